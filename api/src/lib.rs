@@ -1,0 +1,1 @@
+//! The REST control socket: HTTP in, requests to the VMM out. It sees of `vmm` only its `config` and `control` modules.

@@ -1,0 +1,283 @@
+//! Which device claims an address.
+//!
+//! A bus is filled before the guest runs and never changes afterwards, so that looking a device up takes no lock.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::sync::lock;
+
+/// A device that claims a range of addresses.
+///
+/// `offset` counts from the start of the claimed range, and the whole access lies within that range. Data is
+/// little-endian, 1 to 8 bytes long on the memory bus and 1, 2 or 4 on the port bus.
+pub trait BusDevice: Send {
+    /// Fills `data` with what the guest reads at `offset`.
+    fn read(&mut self, offset: u64, data: &mut [u8]);
+
+    /// Takes what the guest writes at `offset`.
+    fn write(&mut self, offset: u64, data: &[u8]);
+}
+
+/// A device whose registers are all one byte wide. An access of more bytes touches as many neighbouring registers, as
+/// an 8-bit device on the ISA bus sees it.
+pub trait ByteRegisters: Send {
+    /// The value of the register at `offset`.
+    fn read_register(&mut self, offset: u64) -> u8;
+
+    /// Writes the register at `offset`.
+    fn write_register(&mut self, offset: u64, value: u8);
+}
+
+impl<T: ByteRegisters> BusDevice for T {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        for (register, byte) in (offset..).zip(data) {
+            *byte = self.read_register(register);
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        for (register, byte) in (offset..).zip(data) {
+            self.write_register(register, *byte);
+        }
+    }
+}
+
+/// A device as buses and the machine share it.
+pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
+
+/// Why a device could not be put on a bus.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The range is empty or goes beyond the last address.
+    #[error("{device} claims {length:#x} addresses from {base:#x}, which is no range")]
+    Range {
+        /// Name of the device.
+        device: &'static str,
+        /// First address.
+        base: u64,
+        /// Number of addresses.
+        length: u64,
+    },
+    /// Another device claims part of the range.
+    #[error("{device} at {base:#x} overlaps {other} at {other_base:#x}")]
+    Overlap {
+        /// Name of the device.
+        device: &'static str,
+        /// First address of its range.
+        base: u64,
+        /// Name of the device that was there first.
+        other: &'static str,
+        /// First address of that device's range.
+        other_base: u64,
+    },
+}
+
+struct Claim {
+    base: u64,
+    last: u64,
+    name: &'static str,
+    device: SharedDevice,
+}
+
+/// A bus that is being filled.
+#[derive(Default)]
+pub struct BusBuilder {
+    claims: Vec<Claim>,
+}
+
+impl BusBuilder {
+    /// A bus without devices.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Lets `device` claim `length` addresses from `base`. A device may claim several ranges.
+    ///
+    /// # Errors
+    /// [`Error::Range`] or [`Error::Overlap`].
+    pub fn claim(
+        &mut self,
+        name: &'static str,
+        base: u64,
+        length: u64,
+        device: SharedDevice,
+    ) -> Result<(), Error> {
+        let last = length
+            .checked_sub(1)
+            .and_then(|distance| base.checked_add(distance))
+            .ok_or(Error::Range {
+                device: name,
+                base,
+                length,
+            })?;
+        let place = self.claims.partition_point(|claim| claim.last < base);
+        if let Some(other) = self.claims.get(place).filter(|claim| claim.base <= last) {
+            return Err(Error::Overlap {
+                device: name,
+                base,
+                other: other.name,
+                other_base: other.base,
+            });
+        }
+        self.claims.insert(
+            place,
+            Claim {
+                base,
+                last,
+                name,
+                device,
+            },
+        );
+        Ok(())
+    }
+
+    /// The finished bus.
+    pub fn build(self) -> Bus {
+        Bus {
+            claims: self.claims.into_boxed_slice(),
+            unclaimed: AtomicU64::new(0),
+        }
+    }
+}
+
+/// A bus as vCPUs use it.
+///
+/// An access that does not lie wholly within one device reads as ones, writes nothing, and is counted.
+pub struct Bus {
+    claims: Box<[Claim]>,
+    unclaimed: AtomicU64,
+}
+
+impl Bus {
+    /// Reads `data.len()` bytes at `address`.
+    pub fn read(&self, address: u64, data: &mut [u8]) {
+        match self.find(address, data.len()) {
+            Some(claim) => lock(&claim.device).read(address - claim.base, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    /// Writes `data` at `address`.
+    pub fn write(&self, address: u64, data: &[u8]) {
+        if let Some(claim) = self.find(address, data.len()) {
+            lock(&claim.device).write(address - claim.base, data);
+        }
+    }
+
+    /// How many accesses no device claimed.
+    pub fn unclaimed(&self) -> u64 {
+        self.unclaimed.load(Ordering::Relaxed)
+    }
+
+    fn find(&self, address: u64, length: usize) -> Option<&Claim> {
+        let last = (length as u64)
+            .checked_sub(1)
+            .and_then(|distance| address.checked_add(distance));
+        let claim = self
+            .claims
+            .get(self.claims.partition_point(|claim| claim.last < address))
+            .filter(|claim| claim.base <= address && last.is_some_and(|last| last <= claim.last));
+        if claim.is_none() {
+            self.unclaimed.fetch_add(1, Ordering::Relaxed);
+        }
+        claim
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::{Bus, BusBuilder, ByteRegisters, Error};
+
+    struct Registers([u8; 8]);
+
+    impl ByteRegisters for Registers {
+        fn read_register(&mut self, offset: u64) -> u8 {
+            self.0[usize::try_from(offset).unwrap()]
+        }
+
+        fn write_register(&mut self, offset: u64, value: u8) {
+            self.0[usize::try_from(offset).unwrap()] = value;
+        }
+    }
+
+    fn registers() -> Arc<Mutex<Registers>> {
+        Arc::new(Mutex::new(Registers([1, 2, 3, 4, 5, 6, 7, 8])))
+    }
+
+    fn bus() -> Bus {
+        let mut builder = BusBuilder::new();
+        builder.claim("second", 0x20, 8, registers()).unwrap();
+        builder.claim("first", 0x10, 8, registers()).unwrap();
+        builder.claim("last", u64::MAX - 7, 8, registers()).unwrap();
+        builder.build()
+    }
+
+    fn read<const N: usize>(bus: &Bus, address: u64) -> [u8; N] {
+        let mut data = [0; N];
+        bus.read(address, &mut data);
+        data
+    }
+
+    #[test]
+    fn an_access_reaches_the_device_that_claims_it() {
+        let bus = bus();
+        bus.write(0x22, &[9, 10]);
+        assert_eq!(read(&bus, 0x21), [2, 9, 10, 5]);
+        assert_eq!(read(&bus, 0x12), [3]);
+        assert_eq!(read(&bus, u64::MAX), [8]);
+        assert_eq!(bus.unclaimed(), 0);
+    }
+
+    #[test]
+    fn what_nobody_claims_reads_as_ones_and_is_counted() {
+        let bus = bus();
+        assert_eq!(read(&bus, 0x18), [0xff; 4]);
+        assert_eq!(read(&bus, 0x16), [0xff; 4], "an access that leaves the device");
+        assert_eq!(
+            read(&bus, 0xe),
+            [0xff; 4],
+            "an access that starts before the device"
+        );
+        assert_eq!(read(&bus, u64::MAX), [0xff; 2], "an access that wraps around");
+        bus.write(0, &[1]);
+        bus.write(0, &[]);
+        assert_eq!(bus.unclaimed(), 6);
+    }
+
+    #[test]
+    fn claims_never_overlap() {
+        let mut builder = BusBuilder::new();
+        builder.claim("a", 0x10, 8, registers()).unwrap();
+        for (base, length) in [(0x10, 8), (0x17, 1), (0xf, 2), (0, 0x100), (0x12, 2)] {
+            let error = builder.claim("b", base, length, registers()).unwrap_err();
+            assert!(
+                matches!(
+                    error,
+                    Error::Overlap {
+                        other: "a",
+                        other_base: 0x10,
+                        ..
+                    }
+                ),
+                "{base:#x}"
+            );
+        }
+        builder.claim("b", 0x18, 1, registers()).unwrap();
+        builder.claim("b", 0xf, 1, registers()).unwrap();
+    }
+
+    #[test]
+    fn a_range_has_addresses_and_an_end() {
+        let mut builder = BusBuilder::new();
+        for (base, length) in [(0, 0), (u64::MAX, 2), (1, u64::MAX)] {
+            let claimed = builder.claim("a", base, length, registers());
+            assert_eq!(
+                matches!(claimed, Err(Error::Range { .. })),
+                (base, length) != (1, u64::MAX)
+            );
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The guest's physical addresses and interrupt lines.
+//!
+//! ```text
+//! 0x0000_0500  GDT
+//! 0x0000_6000  hvm_start_info (PVH) or multiboot information
+//! 0x0000_7000  boot_params (Linux)
+//! 0x0000_8ff0  top of the stack at entry
+//! 0x0000_9000  page tables, up to 0xf000
+//! 0x0002_0000  command line
+//! 0x0009_fc00  extended BIOS data area with the MP table
+//! 0x000e_0000  ACPI tables, RSDP first
+//! 0x0010_0000  memory up to the hole
+//! 0xd000_0000  hole: virtio-mmio windows
+//! 0xfec0_0000  IOAPIC
+//! 0xfee0_0000  local APICs
+//! 0x1_0000_0000  memory that does not fit below the hole
+//! ```
+
+use std::ops::Range;
+
+/// Global descriptor table at entry.
+pub const GDT: u64 = 0x500;
+/// `hvm_start_info` or multiboot information, up to one page with all that it points to but the command line.
+pub const START_INFO: u64 = 0x6000;
+/// Linux `boot_params`, one page.
+pub const BOOT_PARAMS: u64 = 0x7000;
+/// Stack pointer at entry.
+pub const STACK_TOP: u64 = 0x8ff0;
+/// Page tables at entry: PML4, PDPT and four page directories.
+pub const PAGE_TABLES: u64 = 0x9000;
+/// Command line, NUL-terminated.
+pub const COMMAND_LINE: u64 = 0x2_0000;
+/// Bytes that the command line may take, NUL included.
+pub const COMMAND_LINE_CAPACITY: usize = 4096;
+/// End of what this monitor puts below the extended BIOS data area.
+pub const LOW_TABLES_END: u64 = COMMAND_LINE + COMMAND_LINE_CAPACITY as u64;
+/// Extended BIOS data area, up to 0xa_0000. Holds the MP table.
+pub const EBDA: u64 = 0x9_fc00;
+/// End of conventional memory.
+pub const CONVENTIONAL_END: u64 = 0xa_0000;
+/// ACPI tables, up to [`HIGH_MEMORY`]; the RSDP is at the very start.
+pub const ACPI: u64 = 0xe_0000;
+/// First megabyte's end.
+pub const HIGH_MEMORY: u64 = 0x10_0000;
+/// The hole below 4 GiB, in which there is no memory.
+pub const HOLE: Range<u64> = 0xd000_0000..0x1_0000_0000;
+/// First virtio-mmio window.
+pub const VIRTIO_MMIO: u64 = 0xd000_0000;
+/// IOAPIC registers.
+pub const IOAPIC: u64 = 0xfec0_0000;
+/// Local APIC registers.
+pub const LOCAL_APIC: u64 = 0xfee0_0000;
+
+/// Interrupt line of the first serial port.
+pub const SERIAL_IRQ: u32 = 4;
+/// Pins of the IOAPIC.
+pub const IOAPIC_PINS: u8 = 24;
+
+/// Addresses that an image may not load over, because this monitor's tables are there.
+pub const RESERVED: [Range<u64>; 2] = [0..LOW_TABLES_END, EBDA..HIGH_MEMORY];

@@ -1,0 +1,3 @@
+//! x86_64: a machine with local APICs, IOAPIC, PIC and PIT, started in protected or long mode.
+
+pub mod layout;
