@@ -34,6 +34,8 @@ pub const COMMAND_LINE: u64 = 0x2_0000;
 pub const COMMAND_LINE_CAPACITY: usize = 4096;
 /// End of what this monitor puts below the extended BIOS data area.
 pub const LOW_TABLES_END: u64 = COMMAND_LINE + COMMAND_LINE_CAPACITY as u64;
+/// End of the conventional memory that a guest is told of: the page in which the extended BIOS data area begins.
+pub const CONVENTIONAL_RAM_END: u64 = 0x9_f000;
 /// Extended BIOS data area, up to 0xa_0000. Holds the MP table.
 pub const EBDA: u64 = 0x9_fc00;
 /// End of conventional memory.
