@@ -120,5 +120,10 @@ fn windows_are_devices_in_their_order() {
         .iter()
         .map(|name| positions(&dsdt, *name)[0])
         .collect();
+    // Name (_UID, ...): Zero, One, and a byte constant. The first is the serial port's.
+    let uids = positions(&dsdt, b"_UID");
+    let uids: Vec<_> = uids.iter().map(|at| &dsdt[at + 4..at + 6]).collect();
+    assert_eq!(uids[..3], [b"\x00\x08", b"\x00\x08", b"\x01\x08"]);
+    assert_eq!(uids[3], b"\x0a\x02");
     assert!(names[0] < names[1] && names[1] < at[0] && at[0] < names[2]);
 }

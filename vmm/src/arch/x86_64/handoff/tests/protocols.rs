@@ -201,6 +201,21 @@ fn multiboot_finds_its_information() {
 }
 
 #[test]
+fn modules_are_where_they_are_said_to_be_behind_a_short_map() {
+    let memory = memory(2 * MIB);
+    let entry = write(&memory, &with_initrd(Protocol::Pvh), c"", &TABLES).unwrap();
+    let info = entry.regs().rbx;
+    assert_eq!(u32_at(&memory, info + 48), 2, "areas");
+    assert_eq!(u64_at(&memory, u64_at(&memory, info + 16)), INITRD.start);
+
+    let entry = write(&memory, &with_initrd(Protocol::Multiboot), c"", &TABLES).unwrap();
+    let info = entry.regs().rbx;
+    assert_eq!(u32_at(&memory, info + 44), 2 * 24, "bytes of the map");
+    let module = u64::from(u32_at(&memory, info + 24));
+    assert_eq!(u64::from(u32_at(&memory, module)), INITRD.start);
+}
+
+#[test]
 fn thirty_two_bit_protocols_reach_four_gigabytes() {
     let high = 1 << 32;
     for protocol in [Protocol::Pvh, Protocol::Multiboot] {
