@@ -16,7 +16,7 @@ void guest(void)
     u64 chunks = option("kib=", 256) / 4;
     for (unsigned line = 0; line < 64; line++) {
         for (unsigned i = 8; i < 63; i++)
-            page[line][i] = (char)('a' + i % 26);
+            page[line][i] = (char)('a' + (i - 9) % 26);
         page[line][8] = ':';
         page[line][63] = '\n';
     }

@@ -48,7 +48,7 @@ pdpt:
     .fill 508, 8, 0
 pd:
     .set address, 0
-    .rept 2048                  /* 2 MiB pages, written when assembled: a loop would take milliseconds when interpreted */
+    .rept 2048                  /* 2 MiB pages; a loop at run time would take milliseconds when interpreted */
     .quad address + 0x83
     .set address, address + 0x200000
     .endr

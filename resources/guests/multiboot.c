@@ -15,10 +15,10 @@ void guest(void)
     require("memory map", boot->regions > 0);
     say("[%s]\n", boot->cmdline);
     if (boot->modules) {
-        u32 module = AT(u32, boot_argument + 24);
+        u32 string = AT(u32, AT(u32, boot_argument + 24) + 8);
         expect("module on a page", boot->initrd % PAGE, 0);
         require("module after the image", boot->initrd >= (u64)image_end);
-        say("module %lu bytes [%s]\n", boot->initrd_size, AT(u32, module + 8) ? (const char *)(u64)AT(u32, module + 8) : "");
+        say("module %lu bytes [%s]\n", boot->initrd_size, string ? (const char *)(u64)string : "");
     }
     if (!failures)
         say("ok multiboot %u entries\n", boot->regions);

@@ -1,5 +1,6 @@
 /* The PVH entry: 32-bit protected mode, EBX at hvm_start_info. */
     .section .note.pvh, "a", @note
+    .balign 4
     .long 4, 4, 18              /* XEN_ELFNOTE_PHYS32_ENTRY */
     .asciz "Xen"
     .long pvh_start

@@ -44,7 +44,8 @@ static void check_madt(u64 madt, u32 size)
     }
     expect("end of the last MADT entry", entry, end);
     expect("local APIC", AT(u32, madt + 36), 0xfee00000);
-    say("  cpus %u ioapics %u overrides %u pcat %u\n", madt_cpus(madt, ids, COUNT(ids)), ioapics, overrides, AT(u32, madt + 40) & 1);
+    say("  cpus %u ioapics %u overrides %u pcat %u\n",
+        madt_cpus(madt, ids, COUNT(ids)), ioapics, overrides, AT(u32, madt + 40) & 1);
 }
 
 static void check_acpi(void)
@@ -94,7 +95,8 @@ static void check_mp(void)
         entry += type == 0 ? 20 : 8;
     }
     expect("end of the last MP entry", entry, table + AT(u16, table + 4));
-    say("  cpus %u buses %u ioapics %u interrupts %u local %u\n", mp_cpus(pointer, ids, COUNT(ids)), kinds[1], kinds[2], kinds[3], kinds[4]);
+    say("  cpus %u buses %u ioapics %u interrupts %u local %u\n",
+        mp_cpus(pointer, ids, COUNT(ids)), kinds[1], kinds[2], kinds[3], kinds[4]);
 }
 
 void guest(void)
