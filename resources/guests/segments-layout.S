@@ -33,7 +33,7 @@ program_headers:
     load 4, 0, 0, 0, 0, 0, 4096                                            /* empty */
     load 4, shared_low_offset, 0x200000, 0x200000, 0x2345, 0x2345, 4096    /* ends within a page ... */
     load 4, shared_high_offset, 0x202600, 0x202600, 0x1a00, 0x1a00, 4096   /* ... where this one begins */
-    load 4, skewed_offset, 0x300040, 0x300040, 0x1801, 0x1801, 1           /* offset and address differ modulo the page */
+    load 4, skewed_offset, 0x300040, 0x300040, 0x1801, 0x1801, 1           /* offset not congruent */
     load 6, large_offset, 0x500800, 0x500800, 0x20, 0x400333, 4096         /* 4 MiB of BSS */
     load 6, 0, 0xa00000, 0xa00000, 0, 0x1000, 4096                         /* nothing but BSS */
     load 4, high_offset, 0xffffffff80c00000, 0x400000, 0x1000, 0x1000, 0x200000 /* physical address counts */
