@@ -1,0 +1,32 @@
+/* The local APIC and the IOAPIC, by MMIO. */
+#ifndef APIC_H
+#define APIC_H
+
+#include "guest.h"
+
+enum {
+    APIC_ID = 0x20,
+    APIC_VERSION = 0x30,
+    APIC_EOI = 0xb0,
+    APIC_SPURIOUS = 0xf0,
+    APIC_ICR_LOW = 0x300,
+    APIC_ICR_HIGH = 0x310,
+    APIC_LVT_TIMER = 0x320,
+    APIC_INITIAL_COUNT = 0x380,
+    APIC_CURRENT_COUNT = 0x390,
+    APIC_DIVIDE = 0x3e0,
+};
+
+#define APIC(reg) AT(u32, 0xfee00000 + (reg))
+
+/* Software-enables the local APIC, spurious vector 0xff. */
+void apic_start(void);
+static inline u32 apic_id(void) { return APIC(APIC_ID) >> 24; }
+static inline void apic_done(void) { APIC(APIC_EOI) = 0; }
+
+u32 ioapic_read(u32 reg);
+void ioapic_write(u32 reg, u32 value);
+/* An edge-triggered, active-high, unmasked route of a pin to a vector of this CPU. */
+void ioapic_route(unsigned pin, u8 vector);
+
+#endif

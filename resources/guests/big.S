@@ -1,0 +1,34 @@
+/* hello as an ELF file written out by hand, with a second segment of SIZE bytes at 16 MiB that nothing reads.
+   The Makefile grows the file to its size without writing the segment, so that it stays sparse. */
+    .section .text.start, "ax"
+    .set base, 0x100000
+file:
+    .byte 0x7f, 'E', 'L', 'F', 2, 1, 1, 0
+    .quad 0
+    .word 2, 62                 /* ET_EXEC, EM_X86_64 */
+    .long 1
+    .quad _start, 64, 0
+    .long 0
+    .word 64, 56, 2, 0, 0, 0
+    .long 1, 5                  /* PT_LOAD of this page */
+    .quad 0, base, base, 4096, 4096, 4096
+    .long 1, 6                  /* PT_LOAD of the data */
+    .quad 4096, 0x1000000, 0x1000000, SIZE, SIZE, 4096
+
+    .globl _start
+_start:
+    movb $'h', %al
+    movl $0x3f8, %edx
+    outb %al, %dx
+    movl $rest, %esi
+1:  lodsb
+    outb %al, %dx
+    cmpb $'\n', %al
+    jne 1b
+    movb $0xfe, %al
+    outb %al, $0x64
+2:  hlt
+    jmp 2b
+rest:
+    .ascii "ello from mayfly\n"
+    .org 4096

@@ -1,0 +1,14 @@
+/* Prints the command line, taking its length from where the protocol tells it. */
+#include "boot.h"
+
+void guest(void)
+{
+    const struct boot *boot = boot_info();
+    put('[');
+    for (u64 i = 0; i < boot->cmdline_size; i++)
+        put(boot->cmdline[i]);
+    say("]\n");
+    expect("cmd_line_size", boot->cmdline_size, length(boot->cmdline));
+    if (!failures)
+        say("ok cmdline %lu bytes\n", boot->cmdline_size);
+}

@@ -1,0 +1,32 @@
+/* A tour of the machine, told from inside. */
+#include "boot.h"
+#include "cmos.h"
+#include "firmware.h"
+
+static u64 ram(const struct boot *boot)
+{
+    u64 total = 0;
+    for (unsigned i = 0; i < boot->regions; i++)
+        total += boot->map[i].type == RAM ? boot->map[i].size : 0;
+    return total;
+}
+
+void guest(void)
+{
+    static u8 ids[32];
+    const struct boot *boot = boot_info();
+    struct date date = {0};
+    const char *source = "";
+    say("Hello from inside a mayfly: no operating system here, only this program.\n");
+    say("Entry:    %s, 64-bit, image at 0x%lx, %lu KiB of it\n", boot->protocol, (u64)image_start,
+        (u64)(image_end - image_start) / 1024);
+    say("Memory:   %lu MiB in %u map entries\n", ram(boot) >> 20, boot->regions);
+    unsigned cpus = find_cpus(&source, ids, COUNT(ids));
+    say("CPUs:     %u, by %s\n", cpus, source);
+    say("Command:  [%s]\n", boot->cmdline);
+    if (cmos_date(&date))
+        say("Clock:    %04u-%02u-%02u %02u:%02u:%02u UTC\n", date.year, date.month, date.day, date.hour,
+             date.minute, date.second);
+    say("That was all. Pulling the reset line; a new one takes less than a millisecond.\n");
+    reset();
+}

@@ -1,0 +1,90 @@
+#include <stdarg.h>
+
+#include "guest.h"
+
+unsigned failures;
+
+void put(char byte) { outb(COM1, (u8)byte); }
+
+static void number(u64 value, unsigned base, unsigned width)
+{
+    char digits[20];
+    unsigned count = 0;
+    do {
+        digits[count++] = "0123456789abcdef"[value % base];
+        value /= base;
+    } while (value);
+    for (; width > count; width--)
+        put('0');
+    while (count)
+        put(digits[--count]);
+}
+
+void say(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    for (; *format; format++) {
+        if (*format != '%') {
+            put(*format);
+            continue;
+        }
+        unsigned width = 0, is_long = 0;
+        for (format++; *format >= '0' && *format <= '9'; format++)
+            width = width * 10 + (unsigned)(*format - '0');
+        for (; *format == 'l'; format++)
+            is_long = 1;
+        if (*format == 's') {
+            for (const char *text = va_arg(arguments, const char *); *text; text++)
+                put(*text);
+        } else if (*format == 'c') {
+            put((char)va_arg(arguments, int));
+        } else if (*format == '%') {
+            put('%');
+        } else {
+            u64 value = is_long ? va_arg(arguments, u64) : va_arg(arguments, u32);
+            number(value, *format == 'x' ? 16 : 10, width);
+        }
+    }
+    va_end(arguments);
+}
+
+void expect(const char *what, u64 got, u64 want)
+{
+    if (got == want)
+        return;
+    failures++;
+    say("FAIL %s: got %lx want %lx\n", what, got, want);
+}
+
+void require(const char *what, int holds)
+{
+    if (holds)
+        return;
+    failures++;
+    say("FAIL %s\n", what);
+}
+
+static _Noreturn void halt(void)
+{
+    for (;;)
+        __asm__ volatile("cli; hlt");
+}
+
+_Noreturn void finish(u8 status)
+{
+    outb(DEBUG_EXIT, status);
+    halt();
+}
+
+_Noreturn void reset(void)
+{
+    outb(I8042_COMMAND, 0xfe);
+    halt();
+}
+
+_Noreturn void power_off(void)
+{
+    outw(ACPI_CONTROL, 0x2000);
+    halt();
+}

@@ -1,0 +1,45 @@
+/* The serial port's IRQ 4, edge-triggered, through the IOAPIC. */
+#include "apic.h"
+#include "trap.h"
+#include "uart.h"
+
+enum { VECTOR = 0x44, TRANSMITTER_EMPTY = 2 };
+
+static volatile unsigned seen, others;
+
+static INTERRUPT serial(struct frame *frame)
+{
+    (void)frame;
+    if ((inb(UART_IDENTIFY) & 0x0f) == TRANSMITTER_EMPTY)
+        seen++;
+    else
+        others++;
+    apic_done();
+}
+
+void guest(void)
+{
+    traps();
+    gate(VECTOR, serial);
+    pic_start(0x20); /* all masked, so that the line comes one way only */
+    apic_start();
+    u32 version = ioapic_read(1);
+    say("version %x pins %u\n", version & 0xff, (version >> 16 & 0xff) + 1);
+    require("24 pins", (version >> 16 & 0xff) + 1 >= 24);
+    ioapic_write(0x10 + 9 * 2, 0x1a999); /* masked, level, low, lowest priority */
+    expect("redirection entry of pin 9", ioapic_read(0x10 + 9 * 2) & ~0x5000u, 0x1a999);
+    ioapic_route(UART_IRQ, VECTOR);
+    expect("redirection entry of pin 4", ioapic_read(0x10 + UART_IRQ * 2) & ~0x5000u, VECTOR);
+
+    uart_interrupts(TRANSMITTER_EMPTY); /* empty already: comes at once */
+    wait_for(&seen, 1);
+    for (unsigned i = 0; i < 9; i++) {
+        put((char)('0' + i)); /* empty again after every byte */
+        wait_for(&seen, i + 2);
+    }
+    uart_interrupts(0);
+    put('\n');
+    expect("other interrupts", others, 0);
+    if (!failures)
+        say("ok ioapic %u interrupts\n", seen);
+}

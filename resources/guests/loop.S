@@ -1,0 +1,12 @@
+/* Does not end: jumps to itself, interrupts off. */
+    .globl _start
+_start:
+    movl $line, %esi
+    movl $0x3f8, %edx
+1:  lodsb
+    outb %al, %dx
+    cmpb $'\n', %al
+    jne 1b
+2:  jmp 2b
+line:
+    .ascii "looping\n"

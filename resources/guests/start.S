@@ -1,0 +1,28 @@
+/* The 64-bit Linux entry, and the end that all entries share. */
+    .section .text.start, "ax"
+    .globl _start
+_start:
+    pushq %rsi                  /* the stack that the VMM gave must hold a word */
+    popq boot_argument
+    movl $1, boot_protocol
+    movl $stack_top, %esp
+
+    .globl run
+run:
+    call guest
+    xorl %edi, %edi
+    cmpl $0, failures
+    setne %dil
+    call finish
+
+    .bss
+    .globl boot_argument, boot_protocol, boot_magic, stack_top
+    .balign 16
+boot_argument:
+    .skip 8
+boot_protocol:
+    .skip 4
+boot_magic:
+    .skip 4
+    .skip 8192
+stack_top:

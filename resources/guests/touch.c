@@ -1,0 +1,43 @@
+/* Writes to `mib=` MiB (2 without) from 16 MiB on, then checks them whenever a serial byte comes, until `q`. */
+#include "boot.h"
+#include "trap.h"
+#include "uart.h"
+
+enum { VECTOR = 0x24, FROM = 0x1000000 };
+
+static volatile unsigned bytes, over;
+
+static INTERRUPT serial(struct frame *frame)
+{
+    (void)frame;
+    (void)inb(UART_IDENTIFY);
+    while (inb(UART_LINE) & 1) {
+        over |= inb(UART_DATA) == 'q';
+        bytes++;
+    }
+    pic_done(UART_IRQ);
+}
+
+/* What a page holds: its own address, scrambled. */
+static u64 content(u64 address) { return address * 0x9e3779b97f4a7c15; }
+
+void guest(void)
+{
+    u64 end = FROM + (option("mib=", 2) << 20);
+    for (u64 at = FROM; at < end; at += PAGE)
+        AT(u64, at + 8) = content(at);
+    traps();
+    gate(VECTOR, serial);
+    pic_start(0x20);
+    pic_unmask(UART_IRQ);
+    say("touched %lu pages\n", (end - FROM) / PAGE);
+    uart_interrupts(1);
+    for (unsigned next = 1; !over; next = bytes + 1) {
+        wait_for(&bytes, next);
+        u64 wrong = 0;
+        for (u64 at = FROM; at < end; at += PAGE)
+            wrong += AT(u64, at + 8) != content(at);
+        expect("pages that changed", wrong, 0);
+        say("%s touch %lu pages\n", failures ? "bad" : "ok", (end - FROM) / PAGE);
+    }
+}
