@@ -14,11 +14,18 @@
 //! block, or allocate by the guest's say-so.
 
 pub mod bus;
+pub mod clock;
 pub mod interrupt;
+pub mod pic;
 pub mod power;
 mod sync;
+#[cfg(test)]
+mod testing;
+pub mod window;
 
 pub use bus::{Bus, BusBuilder, BusDevice};
+pub use clock::{Clock, MonotonicClock, WallClock};
 pub use interrupt::Interrupt;
 pub use power::{Power, PowerEvent};
 pub use sync::lock;
+pub use window::Window;
