@@ -16,6 +16,8 @@
 pub mod bus;
 pub mod clock;
 pub mod interrupt;
+pub mod ioapic;
+pub mod irqchip;
 pub mod pic;
 pub mod power;
 mod sync;
@@ -26,6 +28,7 @@ pub mod window;
 pub use bus::{Bus, BusBuilder, BusDevice};
 pub use clock::{Clock, MonotonicClock, WallClock};
 pub use interrupt::Interrupt;
+pub use irqchip::{ExternalInterrupt, SplitIrqchip};
 pub use power::{Power, PowerEvent};
 pub use sync::lock;
 pub use window::Window;
