@@ -19,6 +19,7 @@ pub mod interrupt;
 pub mod ioapic;
 pub mod irqchip;
 pub mod pic;
+pub mod pit;
 pub mod power;
 mod sync;
 #[cfg(test)]
@@ -29,6 +30,7 @@ pub use bus::{Bus, BusBuilder, BusDevice};
 pub use clock::{Clock, MonotonicClock, WallClock};
 pub use interrupt::Interrupt;
 pub use irqchip::{ExternalInterrupt, SplitIrqchip};
+pub use pit::Pit;
 pub use power::{Power, PowerEvent};
 pub use sync::lock;
 pub use window::Window;

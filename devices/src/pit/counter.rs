@@ -1,10 +1,4 @@
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
-
-/// Input frequency of all counters, in Hz.
-const FREQUENCY: u128 = 1_193_182;
-const NANOSECONDS: u128 = 1_000_000_000;
 
 /// How bytes of the count are transferred, by the number in the control word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +10,8 @@ pub(super) enum Transfer {
 
 /// One counter of an 8254.
 ///
-/// It is never ticked: its value and its output follow from the ticks since it was started. A mode is 0 to 5.
+/// It is never ticked: its value and its output follow from the ticks since it was started. `now` is in ticks of the
+/// clock that all counters share. A mode is 0 to 5.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Counter {
     mode: u8,
@@ -33,9 +28,9 @@ pub(super) struct Counter {
     latched_status: Option<u8>,
     /// Whether it has been started: by a count, or by the gate in modes 1 and 5.
     started: bool,
-    /// Nanoseconds that it had counted at `since`.
+    /// Ticks that it had counted at `since`.
     counted: u64,
-    /// When it last began to count, in nanoseconds of the clock; `None` while it does not.
+    /// When it last began to count, in ticks of the clock; `None` while it does not.
     since: Option<u64>,
 }
 
@@ -57,8 +52,11 @@ impl Counter {
         }
     }
 
-    /// Which value a guest could not have brought about, if any.
-    pub(super) fn fault(&self) -> Option<String> {
+    /// Which value a guest could not have brought about, if any. `runs` tells whether the saved counter counted.
+    pub(super) fn fault(&self, runs: bool) -> Option<String> {
+        if self.since.is_some() {
+            return Some("a time of another host's clock".to_owned());
+        }
         if self.mode > 5 {
             return Some(format!("mode {}, not 0 to 5", self.mode));
         }
@@ -66,13 +64,13 @@ impl Counter {
         if let Some(count) = self.count.filter(|count| *count == 0 || *count > largest) {
             return Some(format!("count {count}, not 1 to {largest}"));
         }
-        if (self.started || self.since.is_some()) && self.count.is_none() {
-            return Some("a counter that counts without a count".to_owned());
+        if (self.started && self.count.is_none()) || (runs && !self.started) {
+            return Some("a counter that counts without a count or a trigger".to_owned());
         }
         None
     }
 
-    /// The same counter, stopped, with what it has counted until `now`: what is saved knows nothing of this host's clock.
+    /// The same counter, stopped, and whether it was running. What is saved knows nothing of this host's clock.
     pub(super) fn frozen(&self, now: u64) -> (Self, bool) {
         let mut frozen = self.clone();
         frozen.pause(now);
@@ -82,6 +80,11 @@ impl Counter {
     /// Counts on from `now`.
     pub(super) fn run_from(&mut self, now: u64) {
         self.since = Some(now);
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_counted(&mut self, ticks: u64) {
+        self.counted = ticks;
     }
 
     pub(super) fn gate(&self) -> bool {
@@ -210,28 +213,22 @@ impl Counter {
         }
     }
 
-    /// How long after `now` the output rises next, if it does without being told to.
-    pub(super) fn until_edge(&self, now: u64) -> Option<Duration> {
+    /// In how many ticks the output rises next, if it does without being told to.
+    pub(super) fn until_edge(&self, now: u64) -> Option<u64> {
         let count = self.count.filter(|_| self.since.is_some())?;
         let ticks = self.ticks(now);
-        let edge = match self.mode {
-            0 | 1 => u64::from(count),
-            2 | 3 => (ticks / period(count) + 1) * period(count),
-            _ => u64::from(count) + 1,
-        };
-        if edge <= ticks {
-            return None;
+        match self.mode {
+            0 | 1 => u64::from(count).checked_sub(ticks),
+            2 | 3 => Some(period(count) - ticks % period(count)),
+            _ => (u64::from(count) + 1).checked_sub(ticks),
         }
-        let at = (u128::from(edge) * NANOSECONDS).div_ceil(FREQUENCY);
-        let distance = at.saturating_sub(self.nanoseconds(now).into());
-        Some(Duration::from_nanos(u64::try_from(distance).unwrap_or(u64::MAX)))
+        .filter(|distance| *distance != 0)
     }
 
-    /// Time between two rising edges in modes 2 and 3.
-    pub(super) fn period(&self) -> Option<Duration> {
+    /// Ticks between two rising edges in modes 2 and 3.
+    pub(super) fn period(&self) -> Option<u64> {
         let count = self.count.filter(|_| matches!(self.mode, 2 | 3))?;
-        let nanoseconds = u128::from(period(count)) * NANOSECONDS / FREQUENCY;
-        u64::try_from(nanoseconds).ok().map(Duration::from_nanos)
+        Some(period(count))
     }
 
     fn start(&mut self, now: u64) {
@@ -241,18 +238,13 @@ impl Counter {
     }
 
     fn pause(&mut self, now: u64) {
-        self.counted = self.nanoseconds(now);
+        self.counted = self.ticks(now);
         self.since = None;
     }
 
-    fn nanoseconds(&self, now: u64) -> u64 {
+    fn ticks(&self, now: u64) -> u64 {
         let running = self.since.map_or(0, |since| now.saturating_sub(since));
         self.counted.saturating_add(running)
-    }
-
-    fn ticks(&self, now: u64) -> u64 {
-        let ticks = u128::from(self.nanoseconds(now)) * FREQUENCY / NANOSECONDS;
-        u64::try_from(ticks).unwrap_or(u64::MAX)
     }
 
     /// The counting element as it is read.

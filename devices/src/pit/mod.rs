@@ -41,8 +41,12 @@ pub const SHORTEST_PERIOD: Duration = Duration::from_micros(100);
 
 const CONTROL_WORD: u64 = 3;
 
-/// Half a cycle of the memory refresh, in nanoseconds: 18 ticks.
-const REFRESH: u64 = 15_086;
+/// Input frequency of all counters, in Hz.
+const FREQUENCY: u128 = 1_193_182;
+const NANOSECONDS: u128 = 1_000_000_000;
+
+/// Ticks between two memory refreshes: what counter 1 is set to on a PC.
+const REFRESH: u64 = 18;
 
 /// A counter, stopped, as it is saved.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,25 +108,32 @@ impl Pit {
             self.seen = edges;
             self.interrupt.trigger();
         }
-        self.arm(now);
+        self.arm();
+    }
+
+    /// When to look at counter 0 again; never zero, which would disarm the timerfd.
+    fn delay(&self) -> Option<Duration> {
+        let now = self.clock.now();
+        let ticks = ticks_at(now);
+        let counter = &self.counters[0];
+        let shortest = match counter.period() {
+            Some(period) if time_of(period) < SHORTEST_PERIOD => SHORTEST_PERIOD,
+            _ => Duration::from_nanos(1),
+        };
+        if counter.edges(ticks) > self.seen {
+            return Some(shortest);
+        }
+        let edge = ticks.saturating_add(counter.until_edge(ticks)?);
+        Some(time_of(edge).saturating_sub(now).max(shortest))
     }
 
     /// Sets the timerfd for the next edge of counter 0, or for none.
-    fn arm(&mut self, now: u64) {
-        let counter = &self.counters[0];
-        let delay = match counter.edges(now) > self.seen {
-            true => Some(Duration::ZERO),
-            false => counter.until_edge(now),
-        };
-        let shortest = match counter.period() {
-            Some(period) if period < SHORTEST_PERIOD => SHORTEST_PERIOD,
-            // Zero would disarm it.
-            _ => Duration::from_nanos(1),
-        };
-        // Setting a timerfd fails only for what is not a time, which a Duration of this size always is.
+    fn arm(&mut self) {
+        let delay = self.delay();
+        // Setting a timerfd fails only for what is not a time, which no period of a counter is.
         match delay {
             Some(delay) => {
-                let _ = self.timer.reset(delay.max(shortest), None);
+                let _ = self.timer.reset(delay, None);
             }
             None if self.armed => {
                 let _ = self.timer.clear();
@@ -133,13 +144,13 @@ impl Pit {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.clock.now().as_nanos()).unwrap_or(u64::MAX)
+        ticks_at(self.clock.now())
     }
 
     /// Counter 0 has a new mode or count: edges of the old one are past.
-    fn counter_0_changed(&mut self, now: u64) {
+    fn counter_0_changed(&mut self) {
         self.seen = 0;
-        self.arm(now);
+        self.arm();
     }
 
     fn write_control_word(&mut self, value: u8, now: u64) {
@@ -150,7 +161,7 @@ impl Pit {
             Some(counter) => {
                 counter.set_control(value);
                 if selected == 0 {
-                    self.counter_0_changed(now);
+                    self.counter_0_changed();
                 }
             }
             None => self.read_back(value, now),
@@ -181,6 +192,17 @@ impl Pit {
     }
 }
 
+/// Ticks of the counters' clock at `time`.
+fn ticks_at(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos() * FREQUENCY / NANOSECONDS).unwrap_or(u64::MAX)
+}
+
+/// The first time at which `ticks` have passed.
+fn time_of(ticks: u64) -> Duration {
+    let nanoseconds = (u128::from(ticks) * NANOSECONDS).div_ceil(FREQUENCY);
+    Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+}
+
 impl ByteRegisters for Pit {
     fn read_register(&mut self, offset: u64) -> u8 {
         let now = self.now();
@@ -199,7 +221,7 @@ impl ByteRegisters for Pit {
         match offset {
             0 => {
                 if self.counters[0].write(value, now) {
-                    self.counter_0_changed(now);
+                    self.counter_0_changed();
                 }
             }
             1 => _ = self.counters[1].write(value, now),
@@ -265,7 +287,7 @@ impl Persist for Pit {
         self.counters = counters;
         self.seen = state.seen;
         self.speaker = state.speaker;
-        self.arm(now);
+        self.arm();
         Ok(())
     }
 }
