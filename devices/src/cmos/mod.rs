@@ -204,7 +204,7 @@ impl Cmos {
     fn encode(&self, value: u8) -> u8 {
         match self.control(BINARY) {
             true => value,
-            false => value / 10 << 4 | value % 10,
+            false => ((value / 10) << 4) | (value % 10),
         }
     }
 

@@ -219,11 +219,7 @@ impl ByteRegisters for Pit {
     fn write_register(&mut self, offset: u64, value: u8) {
         let now = self.now();
         match offset {
-            0 => {
-                if self.counters[0].write(value, now) {
-                    self.counter_0_changed();
-                }
-            }
+            0 if self.counters[0].write(value, now) => self.counter_0_changed(),
             1 => _ = self.counters[1].write(value, now),
             2 => _ = self.counters[2].write(value, now),
             CONTROL_WORD => self.write_control_word(value, now),
