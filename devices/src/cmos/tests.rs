@@ -1,0 +1,218 @@
+use std::time::Duration;
+
+use proptest::prelude::{any, proptest};
+use snapshot::Persist;
+
+use super::{Cmos, MemorySize};
+use crate::bus::ByteRegisters;
+use crate::clock::{Clock, WallClock};
+use crate::testing::{ManualClock, accesses, comes_back, replay, survives_a_snapshot};
+
+const GIB: u64 = 1 << 30;
+const SIZE: MemorySize = MemorySize {
+    below_4_gib: 128 << 20,
+    above_4_gib: 0,
+};
+
+/// 2024-02-29, a Thursday, 23:59:58.
+const LEAP_DAY: Duration = Duration::from_secs(1_709_251_198);
+
+fn cmos() -> (Cmos, ManualClock) {
+    let clock = ManualClock::default();
+    clock.advance(LEAP_DAY);
+    (Cmos::new(SIZE, Box::new(clock.clone())), clock)
+}
+
+fn read(cmos: &mut Cmos, register: u8) -> u8 {
+    cmos.write_register(0, register);
+    cmos.read_register(1)
+}
+
+fn write(cmos: &mut Cmos, register: u8, value: u8) {
+    cmos.write_register(0, register);
+    cmos.write_register(1, value);
+}
+
+/// Century, year, month, day, day of the week, hours, minutes, seconds.
+fn time(cmos: &mut Cmos) -> [u8; 8] {
+    [0x32, 0x09, 0x08, 0x07, 0x06, 0x04, 0x02, 0x00].map(|register| read(cmos, register))
+}
+
+#[test]
+fn the_time_is_the_hosts_in_the_format_of_register_b() {
+    let (mut cmos, clock) = cmos();
+    assert_eq!(read(&mut cmos, 0x0b), 0x02);
+    assert_eq!(
+        time(&mut cmos),
+        [0x20, 0x24, 0x02, 0x29, 5, 0x23, 0x59, 0x58],
+        "BCD"
+    );
+    write(&mut cmos, 0x0b, 0x06);
+    assert_eq!(time(&mut cmos), [20, 24, 2, 29, 5, 23, 59, 58], "binary");
+    write(&mut cmos, 0x0b, 0x00);
+    assert_eq!(read(&mut cmos, 0x04), 0x91, "11 in the evening");
+    clock.advance(Duration::from_secs(2));
+    assert_eq!(read(&mut cmos, 0x04), 0x12, "midnight");
+    write(&mut cmos, 0x0b, 0x02);
+    assert_eq!(time(&mut cmos), [0x20, 0x24, 0x03, 0x01, 6, 0, 0, 0]);
+    clock.advance(Duration::from_secs(12 * 3600));
+    write(&mut cmos, 0x0b, 0x00);
+    assert_eq!(read(&mut cmos, 0x04), 0x92, "noon");
+}
+
+#[test]
+fn an_update_is_in_progress_only_at_the_end_of_a_second() {
+    let (mut cmos, clock) = cmos();
+    assert_eq!(read(&mut cmos, 0x0a), 0x26);
+    clock.advance(Duration::from_nanos(999_755_999));
+    assert_eq!(read(&mut cmos, 0x0a), 0x26);
+    clock.advance(Duration::from_nanos(1));
+    assert_eq!(read(&mut cmos, 0x0a), 0xa6);
+    write(&mut cmos, 0x0b, 0x82);
+    assert_eq!(read(&mut cmos, 0x0a), 0x26, "a stopped clock is not updated");
+    write(&mut cmos, 0x0b, 0x02);
+    clock.advance(Duration::from_nanos(244_000));
+    write(&mut cmos, 0x0a, 0xff);
+    assert_eq!(read(&mut cmos, 0x0a), 0x7f);
+    assert_eq!(read(&mut cmos, 0x0c), 0);
+    assert_eq!(read(&mut cmos, 0x0d), 0x80);
+}
+
+#[test]
+fn a_time_that_is_set_goes_on_from_there() {
+    let (mut cmos, clock) = cmos();
+    // As Linux sets it: stopped, field by field.
+    write(&mut cmos, 0x0b, 0x82);
+    for (register, value) in [
+        (0x32, 0x19),
+        (0x09, 0x99),
+        (0x08, 0x12),
+        (0x07, 0x31),
+        (0x04, 0x23),
+        (0x02, 0x59),
+        (0x00, 0x30),
+    ] {
+        write(&mut cmos, register, value);
+    }
+    clock.advance(Duration::from_secs(100));
+    assert_eq!(read(&mut cmos, 0x00), 0x30, "it stands still");
+    write(&mut cmos, 0x0b, 0x02);
+    clock.advance(Duration::from_secs(30));
+    assert_eq!(time(&mut cmos), [0x20, 0, 1, 1, 7, 0, 0, 0]);
+    write(&mut cmos, 0x04, 0x15);
+    assert_eq!(read(&mut cmos, 0x04), 0x15, "also without stopping");
+    write(&mut cmos, 0x0b, 0x00);
+    write(&mut cmos, 0x04, 0x12);
+    write(&mut cmos, 0x0b, 0x02);
+    assert_eq!(read(&mut cmos, 0x04), 0, "12 in the morning is midnight");
+}
+
+#[test]
+fn memory_size_is_in_its_places() {
+    let bytes = |size, registers: &[u8]| -> Vec<u8> {
+        let mut cmos = Cmos::new(size, Box::new(ManualClock::default()));
+        registers
+            .iter()
+            .map(|register| read(&mut cmos, *register))
+            .collect()
+    };
+    let registers = [0x15, 0x16, 0x17, 0x18, 0x30, 0x31, 0x34, 0x35, 0x5b, 0x5c, 0x5d];
+    assert_eq!(
+        bytes(SIZE, &registers),
+        [0x80, 0x02, 0xff, 0xff, 0xff, 0xff, 0x00, 0x07, 0, 0, 0]
+    );
+    let small = MemorySize {
+        below_4_gib: 8 << 20,
+        above_4_gib: 0,
+    };
+    assert_eq!(
+        bytes(small, &registers),
+        [0x80, 0x02, 0x00, 0x1c, 0x00, 0x1c, 0, 0, 0, 0, 0]
+    );
+    let large = MemorySize {
+        below_4_gib: 0xd000_0000,
+        above_4_gib: 61 * GIB + (3 << 16),
+    };
+    assert_eq!(bytes(large, &registers[6..]), [0x00, 0xcf, 0x03, 0x40, 0x0f]);
+    let huge = MemorySize {
+        below_4_gib: u64::MAX,
+        above_4_gib: u64::MAX,
+    };
+    assert_eq!(bytes(huge, &registers[6..]), [0xff; 5]);
+}
+
+#[test]
+fn other_bytes_are_memory() {
+    let (mut cmos, _) = cmos();
+    for register in [0x01, 0x0e, 0x33, 0x34, 0x7f] {
+        write(&mut cmos, register | 0x80, 0x5a);
+        assert_eq!(read(&mut cmos, register), 0x5a);
+    }
+    assert_eq!(cmos.read_register(0), 0xff);
+}
+
+#[test]
+fn the_wall_clock_is_the_hosts() {
+    // The hosts that this runs on have their time set; 2020 has passed.
+    assert!(WallClock.now() > Duration::from_secs(1_577_836_800));
+}
+
+#[test]
+fn state_comes_back_and_time_goes_on() {
+    let (mut original, _) = cmos();
+    write(&mut original, 0x02, 0x00);
+    write(&mut original, 0x40, 0x77);
+    survives_a_snapshot(&original, || cmos().0);
+
+    let (mut restored, clock) = cmos();
+    clock.advance(Duration::from_secs(60));
+    restored.restore(original.save().unwrap()).unwrap();
+    assert_eq!(read(&mut restored, 0x40), 0x77);
+    assert_eq!(read(&mut restored, 0x02), 0x01);
+
+    write(&mut original, 0x0b, 0x82);
+    survives_a_snapshot(&original, || cmos().0);
+}
+
+#[test]
+fn impossible_states_are_refused() {
+    let (mut stopped, _) = cmos();
+    write(&mut stopped, 0x0b, 0x82);
+    let good = stopped.save().unwrap();
+    let mut length = good.clone();
+    length.memory.push(0);
+    let mut index = good.clone();
+    index.index = 0x80;
+    let mut running = good.clone();
+    running.stopped = None;
+    let mut month = good;
+    month.stopped.as_mut().unwrap().month = 13;
+    for state in [length, index, running, month] {
+        assert!(cmos().0.restore(state).is_err());
+    }
+}
+
+proptest! {
+    #[test]
+    fn nothing_a_guest_does_breaks_it(
+        steps in proptest::collection::vec(any::<(u8, u8, u32)>(), 0..64),
+        list in accesses(2),
+        ahead in any::<i64>(),
+    ) {
+        let (mut cmos, clock) = cmos();
+        cmos.state.ahead = ahead;
+        for (register, value, time) in steps {
+            write(&mut cmos, register, value);
+            clock.advance(Duration::from_micros(time.into()));
+            time_is_readable(&mut cmos);
+        }
+        replay(&mut cmos, &list);
+        comes_back(&cmos, || self::cmos().0);
+    }
+}
+
+fn time_is_readable(cmos: &mut Cmos) {
+    for register in 0..0x80 {
+        read(cmos, register);
+    }
+}

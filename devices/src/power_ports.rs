@@ -1,0 +1,180 @@
+//! Ports by which guests end the machine: ACPI power-off at 0x604, debug exit at 0x501.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use snapshot::persist::Error;
+use snapshot::{Persist, Schema};
+
+use crate::bus::BusDevice;
+use crate::power::{Power, PowerEvent};
+
+/// ACPI's PM1a control register: 2 ports.
+pub const POWER_OFF_PORT: u64 = 0x604;
+/// Ports of [`PowerOffPort`].
+pub const POWER_OFF_LENGTH: u64 = 2;
+/// Debug exit: 4 ports, so that codes of up to 4 bytes fit.
+pub const EXIT_PORT: u64 = 0x501;
+/// Ports of [`ExitPort`].
+pub const EXIT_LENGTH: u64 = 4;
+
+/// SLP_EN of the PM1a control register: enter the sleep state, of which there is only off.
+const SLEEP_ENABLE: u16 = 1 << 13;
+
+/// Neither port keeps anything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PowerPortState;
+
+impl Schema for PowerPortState {
+    const NAME: &'static str = "power-port";
+    const VERSION: u32 = 1;
+}
+
+/// Powers off at a 16-bit write with bit 13 set, as in 0x2000; ignores all others. Reads as ones.
+#[derive(Debug)]
+pub struct PowerOffPort(Arc<Power>);
+
+impl PowerOffPort {
+    /// A port that asks `power` for the end.
+    pub fn new(power: Arc<Power>) -> Self {
+        Self(power)
+    }
+}
+
+impl BusDevice for PowerOffPort {
+    fn read(&mut self, _: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn write(&mut self, _: u64, data: &[u8]) {
+        let Ok(value) = data.try_into().map(u16::from_le_bytes) else {
+            return;
+        };
+        if value & SLEEP_ENABLE != 0 {
+            self.0.request(PowerEvent::Off);
+        }
+    }
+}
+
+/// Ends the machine with the 1, 2 or 4 bytes that are written to its first port as the code. Reads as ones.
+#[derive(Debug)]
+pub struct ExitPort(Arc<Power>);
+
+impl ExitPort {
+    /// A port that asks `power` for the end.
+    pub fn new(power: Arc<Power>) -> Self {
+        Self(power)
+    }
+}
+
+impl BusDevice for ExitPort {
+    fn read(&mut self, _: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        let code = match *data {
+            [a] => u32::from(a),
+            [a, b] => u32::from_le_bytes([a, b, 0, 0]),
+            [a, b, c, d] => u32::from_le_bytes([a, b, c, d]),
+            _ => return,
+        };
+        if offset == 0 {
+            self.0.request(PowerEvent::Exit(code));
+        }
+    }
+}
+
+impl Persist for PowerOffPort {
+    type State = PowerPortState;
+
+    fn save(&self) -> Result<PowerPortState, Error> {
+        Ok(PowerPortState)
+    }
+
+    fn restore(&mut self, _: PowerPortState) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+impl Persist for ExitPort {
+    type State = PowerPortState;
+
+    fn save(&self) -> Result<PowerPortState, Error> {
+        Ok(PowerPortState)
+    }
+
+    fn restore(&mut self, _: PowerPortState) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::proptest;
+
+    use super::{EXIT_LENGTH, ExitPort, POWER_OFF_LENGTH, PowerOffPort};
+    use crate::bus::BusDevice;
+    use crate::power::{Power, PowerEvent};
+    use crate::testing::{accesses, replay, survives_a_snapshot};
+
+    fn power() -> Arc<Power> {
+        Arc::new(Power::new().unwrap())
+    }
+
+    fn after_power_off_write(offset: u64, data: &[u8]) -> Option<PowerEvent> {
+        let power = power();
+        PowerOffPort::new(power.clone()).write(offset, data);
+        power.requested()
+    }
+
+    fn after_exit_write(offset: u64, data: &[u8]) -> Option<PowerEvent> {
+        let power = power();
+        ExitPort::new(power.clone()).write(offset, data);
+        power.requested()
+    }
+
+    #[test]
+    fn sleep_enable_powers_off() {
+        assert_eq!(after_power_off_write(0, &[0x00, 0x20]), Some(PowerEvent::Off));
+        assert_eq!(after_power_off_write(0, &[0x01, 0x34]), Some(PowerEvent::Off));
+        for data in [&[0x00, 0x1c][..], &[0x20], &[0, 0x20, 0, 0]] {
+            assert_eq!(after_power_off_write(0, data), None, "{data:x?}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_to_the_exit_port_is_the_code() {
+        for (data, code) in [
+            (&[0x85][..], 0x85),
+            (&[0x85, 1], 0x185),
+            (&[1, 2, 3, 4], 0x0403_0201),
+            (&[0], 0),
+        ] {
+            assert_eq!(after_exit_write(0, data), Some(PowerEvent::Exit(code)));
+        }
+        assert_eq!(after_exit_write(1, &[1]), None);
+        assert_eq!(after_exit_write(0, &[1, 2, 3]), None);
+    }
+
+    #[test]
+    fn both_read_as_ones_and_keep_nothing() {
+        let (mut off, mut exit) = (PowerOffPort::new(power()), ExitPort::new(power()));
+        let mut data = [0; 2];
+        off.read(0, &mut data);
+        assert_eq!(data, [0xff; 2]);
+        exit.read(0, &mut data[..1]);
+        survives_a_snapshot(&off, || PowerOffPort::new(power()));
+        survives_a_snapshot(&exit, || ExitPort::new(power()));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_a_guest_does_breaks_them(off in accesses(POWER_OFF_LENGTH), exit in accesses(EXIT_LENGTH)) {
+            replay(&mut PowerOffPort::new(power()), &off);
+            replay(&mut ExitPort::new(power()), &exit);
+        }
+    }
+}

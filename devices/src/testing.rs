@@ -1,0 +1,133 @@
+//! What every model with state is put through.
+
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use proptest::prelude::{Strategy, any};
+use snapshot::{Component, Persist, Reader, Writer};
+
+use crate::bus::BusDevice;
+use crate::clock::Clock;
+use crate::interrupt::Interrupt;
+use crate::sync::lock;
+
+/// Asserts that the state of `device` goes into a fresh one and comes out of it unchanged, directly and as a section.
+///
+/// The device must have been used: a state that a fresh one has anyway would prove nothing.
+pub(crate) fn survives_a_snapshot<T>(device: &T, fresh: impl Fn() -> T)
+where
+    T: Persist,
+    T::State: Debug + PartialEq,
+{
+    assert!(
+        size_of::<T::State>() == 0 || fresh().save().unwrap() != device.save().unwrap(),
+        "the device is as fresh as the one it is restored into"
+    );
+    comes_back(device, fresh);
+}
+
+/// As [`survives_a_snapshot`], for a device that may be as fresh as the other.
+pub(crate) fn comes_back<T>(device: &T, fresh: impl Fn() -> T)
+where
+    T: Persist,
+    T::State: Debug + PartialEq,
+{
+    let state = device.save().unwrap();
+    let mut direct = fresh();
+    direct.restore(device.save().unwrap()).unwrap();
+    assert_eq!(direct.save().unwrap(), state);
+
+    let archive = |component: &dyn Component| {
+        let mut writer = Writer::new();
+        component.put("device", &mut writer).unwrap();
+        writer.into_bytes()
+    };
+    let bytes = archive(device);
+    let mut erased = fresh();
+    let mut reader = Reader::parse(&bytes).unwrap();
+    Component::take(&mut erased, "device", &mut reader).unwrap();
+    reader.finish().unwrap();
+    assert_eq!(archive(&erased), bytes);
+}
+
+/// Something that a guest does to a device.
+#[derive(Clone, Debug)]
+pub(crate) enum Access {
+    Read { offset: u64, length: usize },
+    Write { offset: u64, data: Vec<u8> },
+}
+
+/// Accesses of every width within `length` addresses.
+pub(crate) fn accesses(length: u64) -> impl Strategy<Value = Vec<Access>> {
+    let access = (any::<bool>(), 0..length, 0_u32..4, any::<[u8; 8]>()).prop_map(
+        move |(read, offset, width, data)| {
+            let room = usize::try_from(length - offset).unwrap();
+            let width = (1_usize << width).min(room);
+            match read {
+                true => Access::Read {
+                    offset,
+                    length: width,
+                },
+                false => Access::Write {
+                    offset,
+                    data: data[..width].to_vec(),
+                },
+            }
+        },
+    );
+    proptest::collection::vec(access, 0..64)
+}
+
+/// Does `accesses` to `device`.
+pub(crate) fn replay(device: &mut dyn BusDevice, accesses: &[Access]) {
+    for access in accesses {
+        match access {
+            Access::Read { offset, length } => device.read(*offset, &mut vec![0; *length]),
+            Access::Write { offset, data } => device.write(*offset, data),
+        }
+    }
+}
+
+/// An interrupt input that counts rising edges.
+#[derive(Debug, Default)]
+pub(crate) struct EdgeCounter {
+    level: Mutex<bool>,
+    edges: AtomicU32,
+}
+
+impl EdgeCounter {
+    /// Edges since the last call.
+    pub(crate) fn take(&self) -> u32 {
+        self.edges.swap(0, Ordering::SeqCst)
+    }
+}
+
+impl Interrupt for EdgeCounter {
+    fn set_level(&self, asserted: bool) {
+        let mut level = lock(&self.level);
+        if asserted && !*level {
+            self.edges.fetch_add(1, Ordering::SeqCst);
+        }
+        *level = asserted;
+    }
+}
+
+/// A clock that stands still until it is set. Clones show the same time.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ManualClock(Arc<AtomicU64>);
+
+impl ManualClock {
+    /// Lets `duration` pass.
+    pub(crate) fn advance(&self, duration: Duration) {
+        let nanoseconds = u64::try_from(duration.as_nanos()).unwrap();
+        self.0.fetch_add(nanoseconds, Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::SeqCst))
+    }
+}
