@@ -49,6 +49,13 @@ pub fn read(reader: &mut impl Read, length: usize) -> Vec<u8> {
     bytes
 }
 
+/// All bytes up to the end, which the writer must have reached.
+pub fn rest(mut reader: impl Read) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    reader.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
 /// `length` bytes, none of which equals one that is less than 251 places away.
 pub fn pattern(length: usize) -> Vec<u8> {
     (0..=250).cycle().take(length).collect()
