@@ -15,6 +15,7 @@
 //! | [`power`] | [`Power`]: how a guest says that it has ended |
 //! | [`power_ports`] | [`PowerOffPort`], [`ExitPort`] |
 //! | [`window`] | [`Window`]: further address ranges of one device |
+//! | [`serial`] | [`Serial`]: the serial port, and the buffer behind it |
 //!
 //! Locks: every device is behind one mutex, taken by [`Bus`] for one access. A device may take the lock of the
 //! interrupt controller while it holds its own, never the lock of another device. A [`Window`] takes that of its device.
@@ -33,6 +34,7 @@ pub mod pic;
 pub mod pit;
 pub mod power;
 pub mod power_ports;
+pub mod serial;
 mod sync;
 #[cfg(test)]
 mod testing;
@@ -47,5 +49,6 @@ pub use irqchip::{ExternalInterrupt, SplitIrqchip};
 pub use pit::Pit;
 pub use power::{Power, PowerEvent};
 pub use power_ports::{ExitPort, PowerOffPort};
+pub use serial::Serial;
 pub use sync::lock;
 pub use window::Window;

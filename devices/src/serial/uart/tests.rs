@@ -1,0 +1,340 @@
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use proptest::prelude::{any, proptest};
+use snapshot::persist::{Component, Error as PersistError, Persist};
+use snapshot::{Reader, Writer};
+
+use super::super::testing::{pattern, read, rest, small_pipe};
+use super::{Output, Serial, SerialState};
+use crate::bus::BusDevice;
+use crate::interrupt::Interrupt;
+
+const DATA: u64 = 0;
+const IER: u64 = 1;
+const IIR: u64 = 2;
+const LCR: u64 = 3;
+const MCR: u64 = 4;
+const LSR: u64 = 5;
+const MSR: u64 = 6;
+const SCR: u64 = 7;
+
+#[derive(Default)]
+struct Edges(AtomicUsize);
+
+impl Edges {
+    fn take(&self) -> usize {
+        self.0.swap(0, Ordering::Relaxed)
+    }
+}
+
+impl Interrupt for Edges {
+    fn set_level(&self, asserted: bool) {
+        self.0.fetch_add(usize::from(asserted), Ordering::Relaxed);
+    }
+}
+
+fn serial() -> (Serial, Arc<Edges>, File) {
+    let edges = Arc::new(Edges::default());
+    let (reader, writer) = small_pipe();
+    let output = Output::new(writer).unwrap();
+    (Serial::new(edges.clone(), output).unwrap(), edges, reader)
+}
+
+fn inb(serial: &mut Serial, offset: u64) -> u8 {
+    let mut value = [0];
+    serial.read(offset, &mut value);
+    value[0]
+}
+
+fn outb(serial: &mut Serial, offset: u64, value: u8) {
+    serial.write(offset, &[value]);
+}
+
+#[test]
+fn a_guest_that_polls_prints_and_reads() {
+    let (mut serial, edges, mut reader) = serial();
+    for byte in b"hello\n" {
+        assert_eq!(inb(&mut serial, LSR), 0x60, "ready to send, nothing received");
+        outb(&mut serial, DATA, *byte);
+    }
+    assert_eq!(read(&mut reader, 6), b"hello\n");
+    assert_eq!(serial.enqueue(b"ab"), 2);
+    for byte in b"ab" {
+        assert_eq!(inb(&mut serial, LSR), 0x61);
+        assert_eq!(inb(&mut serial, DATA), *byte);
+    }
+    assert_eq!(inb(&mut serial, LSR), 0x60);
+    assert_eq!(edges.take(), 0, "interrupts were never enabled");
+}
+
+/// The steps by which Linux's 8250 driver finds out what it has before it (autoconfig in 8250_port.c).
+#[test]
+fn linux_recognises_a_16550a() {
+    let (mut serial, _, _reader) = serial();
+    outb(&mut serial, IER, 0);
+    assert_eq!(inb(&mut serial, IER) & 0xf, 0);
+    outb(&mut serial, IER, 0xf);
+    assert_eq!(inb(&mut serial, IER), 0xf);
+    outb(&mut serial, IER, 0);
+    outb(&mut serial, MCR, 0x1a);
+    assert_eq!(inb(&mut serial, MSR) & 0xf0, 0x90, "loopback test");
+    outb(&mut serial, MCR, 0x08);
+    outb(&mut serial, IIR, 1);
+    assert_eq!(inb(&mut serial, IIR) >> 6, 3, "16550A");
+    outb(&mut serial, SCR, 0xa5);
+    assert_eq!(inb(&mut serial, SCR), 0xa5);
+}
+
+#[test]
+fn the_divisor_hides_data_and_interrupt_enable() {
+    let (mut serial, edges, reader) = serial();
+    outb(&mut serial, LCR, 0x83);
+    outb(&mut serial, DATA, 0x01);
+    outb(&mut serial, IER, 0x03);
+    assert_eq!((inb(&mut serial, DATA), inb(&mut serial, IER)), (1, 3));
+    outb(&mut serial, LCR, 0x03);
+    assert_eq!(inb(&mut serial, IER), 0);
+    assert_eq!(edges.take(), 0);
+    drop(serial);
+    assert_eq!(rest(reader), b"", "a divisor is not printed");
+}
+
+#[test]
+fn an_empty_transmitter_interrupts_and_is_acknowledged_by_reading() {
+    let (mut serial, edges, _reader) = serial();
+    outb(&mut serial, IER, 2);
+    assert_eq!(edges.take(), 1, "it is empty from the start");
+    assert_eq!(inb(&mut serial, IIR), 0xc2);
+    assert_eq!(inb(&mut serial, IIR), 0xc1);
+    outb(&mut serial, DATA, b'x');
+    assert_eq!(edges.take(), 1);
+    outb(&mut serial, DATA, b'y');
+    assert_eq!(edges.take(), 0, "the first one was not acknowledged");
+    assert_eq!(inb(&mut serial, IIR), 0xc2);
+}
+
+#[test]
+fn received_data_is_reported_until_it_is_read() {
+    let (mut serial, edges, _reader) = serial();
+    outb(&mut serial, IER, 1);
+    assert_eq!(edges.take(), 0);
+    serial.enqueue(b"abc");
+    assert_eq!(edges.take(), 1);
+    for byte in b"abc" {
+        assert_eq!(inb(&mut serial, IIR), 0xc4);
+        assert_eq!(inb(&mut serial, DATA), *byte);
+    }
+    assert_eq!(inb(&mut serial, IIR), 0xc1);
+    serial.enqueue(b"d");
+    assert_eq!(edges.take(), 1);
+}
+
+#[test]
+fn received_data_that_came_before_its_interrupt_was_enabled_interrupts() {
+    let (mut serial, edges, _reader) = serial();
+    serial.enqueue(b"a");
+    assert_eq!(edges.take(), 0);
+    outb(&mut serial, IER, 1);
+    assert_eq!(edges.take(), 1);
+}
+
+#[test]
+fn received_data_goes_before_an_empty_transmitter_and_neither_is_lost() {
+    let (mut serial, edges, _reader) = serial();
+    outb(&mut serial, IER, 3);
+    serial.enqueue(b"a");
+    assert!(edges.take() > 0);
+    assert_eq!(inb(&mut serial, IIR), 0xc4);
+    let state = serial.save().unwrap();
+    let (mut other, ..) = self::serial();
+    other.restore(state).unwrap();
+    for serial in [&mut serial, &mut other] {
+        assert_eq!(inb(serial, IIR), 0xc4);
+        assert_eq!(inb(serial, DATA), b'a');
+        assert_eq!(inb(serial, IIR), 0xc2);
+        assert_eq!(inb(serial, IIR), 0xc1);
+    }
+}
+
+#[test]
+fn an_interrupt_that_is_disabled_is_not_reported() {
+    let (mut serial, _, _reader) = serial();
+    outb(&mut serial, IER, 3);
+    serial.enqueue(b"a");
+    assert_eq!(inb(&mut serial, IIR), 0xc4);
+    outb(&mut serial, IER, 0);
+    assert_eq!(inb(&mut serial, IIR), 0xc1);
+}
+
+#[test]
+fn resetting_the_fifos_keeps_what_was_typed_ahead() {
+    let (mut serial, _, _reader) = serial();
+    serial.enqueue(b"a");
+    outb(&mut serial, IIR, 7);
+    assert_eq!(inb(&mut serial, LSR), 0x61);
+    assert_eq!(inb(&mut serial, DATA), b'a');
+}
+
+#[test]
+fn input_is_announced_again_when_the_fifo_is_empty() {
+    let (mut serial, _, _reader) = serial();
+    let input = pattern(100);
+    assert_eq!(serial.enqueue(&input), 64);
+    assert_eq!(serial.enqueue(&input[64..]), 0);
+    for byte in &input[..64] {
+        assert!(serial.input_ready().read().is_err(), "not before it is empty");
+        assert_eq!(inb(&mut serial, DATA), *byte);
+    }
+    assert_eq!(serial.input_ready().read().unwrap(), 1);
+    assert_eq!(serial.enqueue(&input[64..]), 36);
+    for byte in &input[64..] {
+        assert_eq!(inb(&mut serial, DATA), *byte);
+    }
+    assert!(serial.input_ready().read().is_err(), "nothing was refused");
+    assert_eq!(serial.enqueue(&[]), 0);
+    inb(&mut serial, DATA);
+    assert!(serial.input_ready().read().is_err(), "nothing was offered");
+}
+
+#[test]
+fn input_waits_for_the_end_of_a_loopback_test() {
+    let (mut serial, _, reader) = serial();
+    outb(&mut serial, MCR, 0x10);
+    assert_eq!(serial.enqueue(b"typed"), 0);
+    outb(&mut serial, DATA, b'x');
+    assert_eq!(inb(&mut serial, DATA), b'x');
+    assert!(serial.input_ready().read().is_err());
+    outb(&mut serial, MCR, 0);
+    assert_eq!(serial.input_ready().read().unwrap(), 1);
+    drop(serial);
+    assert_eq!(rest(reader), b"", "a loop has no other end");
+}
+
+#[test]
+fn a_wide_access_touches_neighbouring_registers() {
+    let (mut serial, _, mut reader) = serial();
+    serial.write(DATA, &[b'a', 0x05]);
+    assert_eq!(read(&mut reader, 1), b"a");
+    assert_eq!(inb(&mut serial, IER), 0x05);
+    let mut all = [0; 4];
+    serial.read(LCR, &mut all);
+    assert_eq!(all, [0x03, 0x08, 0x60, 0xb0]);
+}
+
+#[test]
+fn the_guest_does_not_notice_a_stalled_reader() {
+    let (mut serial, _, mut reader) = serial();
+    for _ in 0..200_000 {
+        assert_eq!(inb(&mut serial, LSR), 0x60);
+        outb(&mut serial, DATA, b'x');
+    }
+    let dropped = 200_000 - 4096 - 65_536;
+    assert_eq!(serial.output().dropped(), dropped);
+    while serial.output_mut().flush() {
+        read(&mut reader, 4096);
+    }
+    assert_eq!(serial.output().dropped(), dropped);
+}
+
+#[test]
+fn impossible_states_are_refused() {
+    let (mut serial, ..) = serial();
+    let good = serial.save().unwrap();
+    let bad = [
+        SerialState {
+            received: vec![0; 65],
+            ..good.clone()
+        },
+        SerialState {
+            interrupt_enable: 0x10,
+            ..good.clone()
+        },
+        SerialState {
+            interrupt_identification: 0,
+            ..good.clone()
+        },
+        SerialState {
+            interrupt_identification: 3,
+            ..good.clone()
+        },
+    ];
+    for state in bad {
+        let refused = serial.restore(state.clone());
+        assert!(matches!(refused, Err(PersistError::Invalid { .. })), "{state:?}");
+    }
+    serial.restore(good).unwrap();
+}
+
+#[test]
+fn a_restored_port_raises_what_was_pending_and_has_no_past() {
+    let (mut before, ..) = serial();
+    outb(&mut before, IER, 1);
+    before.enqueue(b"abc");
+    let (mut after, edges, mut reader) = serial();
+    after.enqueue(b"earlier life");
+    outb(&mut after, SCR, 7);
+    after.restore(before.save().unwrap()).unwrap();
+    assert_eq!(edges.take(), 1);
+    assert_eq!(inb(&mut after, SCR), 0);
+    for byte in b"abc" {
+        assert_eq!(inb(&mut after, LSR), 0x61);
+        assert_eq!(inb(&mut after, DATA), *byte);
+    }
+    assert_eq!(inb(&mut after, LSR), 0x60);
+    outb(&mut after, DATA, b'o');
+    assert_eq!(read(&mut reader, 1), b"o");
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Read(u64),
+    Write(u64, u8),
+    Enqueue(Vec<u8>),
+}
+
+fn step() -> impl proptest::strategy::Strategy<Value = Step> {
+    use proptest::prelude::{Strategy, prop_oneof};
+    prop_oneof![
+        (0_u64..8).prop_map(Step::Read),
+        (0_u64..8, any::<u8>()).prop_map(|(offset, value)| Step::Write(offset, value)),
+        proptest::collection::vec(any::<u8>(), 0..80).prop_map(Step::Enqueue),
+    ]
+}
+
+fn apply(serial: &mut Serial, step: &Step) -> Option<u8> {
+    match step {
+        Step::Read(offset) => return Some(inb(serial, *offset)),
+        Step::Write(offset, value) => outb(serial, *offset, *value),
+        Step::Enqueue(bytes) => {
+            serial.enqueue(bytes);
+        }
+    }
+    None
+}
+
+proptest! {
+    /// A port that was saved and restored, at any point of anything a guest may do, behaves as the original does.
+    #[test]
+    fn a_restored_port_goes_on_as_the_original(
+        past in proptest::collection::vec(step(), 0..50),
+        future in proptest::collection::vec(step(), 0..50),
+    ) {
+        let (mut original, _, _reader) = serial();
+        for step in &past {
+            apply(&mut original, step);
+        }
+        let mut archive = Writer::new();
+        original.put("serial", &mut archive).unwrap();
+        let archive = archive.into_bytes();
+        let mut sections = Reader::parse(&archive).unwrap();
+        let (mut copy, _, _reader) = serial();
+        copy.take("serial", &mut sections).unwrap();
+        sections.finish().unwrap();
+        assert_eq!(copy.save().unwrap(), original.save().unwrap());
+        for step in &future {
+            assert_eq!(apply(&mut copy, step), apply(&mut original, step), "{step:?}");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus, Stdio};
+use std::ptr::null_mut;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::{Source, Terminal, modes};
+
+/// There is one terminal a process, so these tests take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A pseudoterminal: (master, slave).
+fn pty() -> (File, File) {
+    let (mut master, mut slave) = (-1, -1);
+    // SAFETY: both descriptors are valid to write to, and the optional pointers are null.
+    let result = unsafe {
+        libc::openpty(
+            &raw mut master,
+            &raw mut slave,
+            null_mut(),
+            null_mut(),
+            null_mut(),
+        )
+    };
+    assert_eq!(result, 0);
+    // SAFETY: openpty has just made this descriptor for us.
+    let master = unsafe { File::from_raw_fd(master) };
+    // SAFETY: as above.
+    let slave = unsafe { File::from_raw_fd(slave) };
+    (master, slave)
+}
+
+fn flags(terminal: &File) -> [u32; 4] {
+    let modes = modes(terminal.as_raw_fd()).unwrap();
+    [modes.c_iflag, modes.c_oflag, modes.c_cflag, modes.c_lflag]
+}
+
+#[test]
+fn keys_come_as_pressed_and_output_is_processed() {
+    let _turn = turn();
+    let (mut master, mut slave) = pty();
+    let terminal = Terminal::enter(slave.as_fd()).unwrap();
+    master.write_all(b"\x03\x1a\x11\x13\r\x7f\x04").unwrap();
+    let mut keys = [0; 7];
+    slave.read_exact(&mut keys).unwrap();
+    assert_eq!(&keys, b"\x03\x1a\x11\x13\r\x7f\x04");
+    slave.write_all(b"a\n").unwrap();
+    let mut seen = [0; 3];
+    master.read_exact(&mut seen).unwrap();
+    assert_eq!(&seen, b"a\r\n", "and no echo of the keys before it");
+    drop(terminal);
+}
+
+#[test]
+fn the_terminal_comes_back_as_it_was() {
+    let _turn = turn();
+    let (_master, slave) = pty();
+    let before = flags(&slave);
+    for _ in 0..2 {
+        let terminal = Terminal::enter(slave.as_fd()).unwrap();
+        assert_ne!(flags(&slave), before);
+        drop(terminal);
+        assert_eq!(flags(&slave), before);
+    }
+}
+
+#[test]
+fn what_is_no_terminal_is_refused() {
+    let _turn = turn();
+    let (reader, _writer) = std::io::pipe().unwrap();
+    assert!(Terminal::enter(reader.as_fd()).is_err());
+    assert_eq!(Source::of(reader.as_fd()), Source::File);
+    let (_master, slave) = pty();
+    assert_eq!(Source::of(slave.as_fd()), Source::Terminal);
+}
+
+#[test]
+fn a_process_that_continues_goes_back_to_raw_mode() {
+    let _turn = turn();
+    let (_master, slave) = pty();
+    let before = modes(slave.as_raw_fd()).unwrap();
+    let terminal = Terminal::enter(slave.as_fd()).unwrap();
+    let raw = flags(&slave);
+    super::set_modes(slave.as_raw_fd(), &before).unwrap();
+    // SAFETY: the call takes no pointer, and the handler is installed.
+    unsafe { libc::raise(libc::SIGCONT) };
+    assert_eq!(flags(&slave), raw);
+    drop(terminal);
+    let cooked = flags(&slave);
+    // SAFETY: as above.
+    unsafe { libc::raise(libc::SIGCONT) };
+    assert_eq!(flags(&slave), cooked, "nothing is changed any more");
+}
+
+/// Runs `victim` in a process of its own, with a pseudoterminal as its standard input. Returns how it ended, and the
+/// modes of the terminal before and after.
+fn crash(end: &str) -> (ExitStatus, [u32; 4], [u32; 4]) {
+    let (_master, slave) = pty();
+    let before = flags(&slave);
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "terminal::tests::victim",
+            "--include-ignored",
+            "--nocapture",
+        ])
+        .env("MAYFLY_TEST_END", end)
+        .stdin(slave.try_clone().unwrap())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    (status, before, flags(&slave))
+}
+
+/// Not a test: the process that [`crash`] runs.
+#[test]
+#[ignore = "run by the tests below in a process of its own"]
+fn victim() {
+    let Ok(end) = std::env::var("MAYFLY_TEST_END") else {
+        return;
+    };
+    let stdin = std::io::stdin();
+    let before = modes(0).unwrap();
+    // Forgotten, because unwinding out of a test would drop it, which the released program does not do.
+    std::mem::forget(Terminal::enter(stdin.as_fd()).unwrap());
+    assert_ne!(modes(0).unwrap().c_lflag, before.c_lflag);
+    match end.parse() {
+        // SAFETY: the call takes no pointer.
+        Ok(signal) => _ = unsafe { libc::raise(signal) },
+        Err(_) if end == "panic" => panic!("as asked"),
+        Err(_) if end == "fault" => {
+            // SAFETY: not at all, which is the point: the process ends here.
+            unsafe { null_mut::<u8>().wrapping_add(8).write_volatile(1) };
+        }
+        Err(_) => unreachable!("{end}"),
+    }
+}
+
+#[test]
+fn a_crash_gives_the_terminal_back() {
+    for signal in super::FATAL {
+        let (status, before, after) = crash(&signal.to_string());
+        assert_eq!(status.signal(), Some(signal), "ends as it would have");
+        assert_eq!(before, after);
+    }
+}
+
+#[test]
+fn a_panic_gives_the_terminal_back() {
+    let (status, before, after) = crash("panic");
+    assert!(!status.success());
+    assert_eq!(before, after);
+}
+
+#[test]
+fn a_fault_gives_the_terminal_back() {
+    let (status, before, after) = crash("fault");
+    assert_eq!(status.signal(), Some(libc::SIGSEGV));
+    assert_eq!(before, after);
+}
+
+#[test]
+fn the_victim_would_leave_the_terminal_changed() {
+    let (status, before, after) = crash(&libc::SIGKILL.to_string());
+    assert_eq!(status.signal(), Some(libc::SIGKILL));
+    assert_ne!(before, after, "or the tests above prove nothing");
+}
