@@ -1,29 +1,42 @@
 //! Image formats and boot protocols.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`image`] | [`Image`]: a file, what it is, the protocols that it offers, and its way into guest memory |
+//! | [`initrd`] | [`Initrd`]: a file that the guest finds in memory |
+//! | [`protocol`] | [`Protocol`], [`Machine`] and [`Loaded`], what an architecture needs to enter an image |
+//! | [`elf`], [`notes`] | ELF, 32 and 64 bits wide, and its notes |
+//! | [`offer`] | whether a protocol leads into an image, and why |
+//! | [`bzimage`] | Linux's compressed x86 kernel |
+//! | [`multiboot`] | multiboot 1 headers |
+//! | [`foreign`] | what a file is that is no image |
+//! | [`segment`], [`fit`], [`place`] | parts of an image: where they belong, whether they can be there, and how they get there |
+//! | [`file`] | files that are opened without hanging and read without trust |
+//! | [`cmdline`] | the command line |
+//!
+//! Threat model: images and initrds are untrusted. No offset, length or count in them is believed before it has been
+//! compared with what is there, and nothing is allocated by their say-so.
 
-use std::ops::Range;
+pub mod bzimage;
+pub mod cmdline;
+pub mod elf;
+pub mod file;
+pub mod fit;
+pub mod foreign;
+pub mod image;
+pub mod initrd;
+pub mod multiboot;
+pub mod notes;
+pub mod offer;
+pub mod place;
+pub mod protocol;
+pub mod segment;
 
-/// How a guest is entered, and what it is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// 64-bit Linux protocol: long mode, `boot_params` in RSI.
-    Linux,
-    /// PVH: 32-bit protected mode, `hvm_start_info` in EBX.
-    Pvh,
-    /// Multiboot 1: 32-bit protected mode, magic in EAX, information in EBX.
-    Multiboot,
-}
+mod fields;
 
-/// An image that has been loaded, as the architecture needs it to prepare the guest's entry.
-#[derive(Clone, Debug)]
-pub struct Loaded {
-    /// How the guest is entered.
-    pub protocol: Protocol,
-    /// Guest-physical address of the first instruction.
-    pub entry: u64,
-    /// End of the highest segment, BSS included.
-    pub end: u64,
-    /// A bzImage's setup header: the bytes of the file from 0x1f1 to the end of the header.
-    pub setup_header: Option<Vec<u8>>,
-    /// Where the initrd is.
-    pub initrd: Option<Range<u64>>,
-}
+pub use image::Image;
+pub use initrd::Initrd;
+pub use protocol::{Loaded, Machine, Protocol};
+
+#[cfg(test)]
+pub(crate) mod testing;

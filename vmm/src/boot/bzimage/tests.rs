@@ -1,0 +1,70 @@
+use super::{Error, SETUP_HEADER, is_bzimage, parse};
+use crate::boot::file::{Error as FileError, RegularFile};
+use crate::boot::protocol::Machine;
+use crate::boot::testing::{Temporary, bzimage, pattern};
+
+fn parsed(content: &[u8]) -> Result<(super::Setup, crate::boot::segment::Segment), Error> {
+    let file = Temporary::with(content);
+    parse(&RegularFile::open(file.path(), 8192).unwrap(), Machine::X86_64)
+}
+
+/// The error for an image with the bytes at `at` replaced.
+fn refused(at: usize, bytes: &[u8]) -> Error {
+    let mut content = bzimage(&pattern(1600));
+    content[at..at + bytes.len()].copy_from_slice(bytes);
+    parsed(&content).unwrap_err()
+}
+
+#[test]
+fn the_kernel_is_where_it_prefers_with_room_to_unpack() {
+    let content = bzimage(&pattern(1600));
+    assert!(is_bzimage(&content));
+    let (setup, segment) = parsed(&content).unwrap();
+    assert_eq!(segment.file, 2560..4160);
+    assert_eq!(segment.physical, 0x100_0000..0x120_0000);
+    assert_eq!(setup.header, content[SETUP_HEADER..0x202 + 0x6a]);
+    assert_eq!((setup.version, setup.relocatable), (0x020f, true));
+    assert_eq!((setup.alignment, setup.command_line_size), (0x20_0000, 2047));
+    assert_eq!(setup.initrd_addr_max, 0x7fff_ffff);
+}
+
+#[test]
+fn a_signature_behind_the_kernel_is_loaded_with_it() {
+    let mut content = bzimage(&pattern(1600));
+    content.extend(pattern(777));
+    assert_eq!(parsed(&content).unwrap().1.file, 2560..4160 + 777);
+}
+
+#[test]
+fn what_cannot_be_entered_is_refused_by_its_field() {
+    assert_eq!(
+        refused(0x206, &[0x0b, 0x02]).to_string(),
+        "its boot protocol is 2.11; 2.12 (Linux 3.8) is the oldest that can be entered in 64-bit mode"
+    );
+    assert!(matches!(refused(0x211, &[0x80]), Error::Low(0x80)));
+    assert!(matches!(refused(0x236, &[2, 0]), Error::Only32Bit(2)));
+    let error = refused(0x258, &u64::MAX.to_le_bytes());
+    assert!(matches!(
+        error,
+        Error::Wraps {
+            address: u64::MAX,
+            ..
+        }
+    ));
+    let file = Temporary::with(&bzimage(&pattern(16)));
+    let file = RegularFile::open(file.path(), 8192).unwrap();
+    assert!(matches!(
+        parse(&file, Machine::Aarch64),
+        Err(Error::Machine(Machine::Aarch64))
+    ));
+}
+
+#[test]
+fn a_kernel_that_is_cut_short_is_refused() {
+    let content = bzimage(&pattern(1600));
+    for length in [0x206, 0x260, 2559, 2560, 4159] {
+        let error = parsed(&content[..length]).unwrap_err();
+        let short = matches!(error, Error::File(FileError::Truncated { .. }) | Error::Old(_));
+        assert!(short, "{length}: {error}");
+    }
+}

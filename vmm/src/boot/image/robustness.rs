@@ -1,0 +1,135 @@
+//! Files that mean harm.
+
+use proptest::prelude::{Strategy, any, prop_assert, prop_oneof, proptest};
+use vm_memory::GuestAddress;
+
+use super::Image;
+use crate::boot::multiboot::Addresses;
+use crate::boot::protocol::{Machine, Protocol};
+use crate::boot::testing::{ElfFile, Part, Temporary, bzimage, multiboot_header, pattern, pvh_note};
+use crate::memory::allocate;
+
+/// Opens the file, looks at all that there is to see, and loads it by every protocol. Tells whether one worked.
+fn loads(content: &[u8], machine: Machine) -> bool {
+    let file = Temporary::with(content);
+    let Ok(image) = Image::open(file.path(), machine) else {
+        return false;
+    };
+    let held: usize = image
+        .facts()
+        .notes
+        .iter()
+        .map(|note| note.description.len())
+        .sum();
+    assert!(held <= content.len());
+    let _ = format!("{:?} {:?}", image.facts(), image.choose(None));
+    Protocol::ALL.into_iter().any(|protocol| {
+        let memory = allocate(&[(GuestAddress(0), 32 << 20)]).unwrap();
+        image
+            .load(protocol, &memory, &[0..0x1000, 0x9_f000..0x10_0000])
+            .is_ok()
+    })
+}
+
+fn elf(is_64_bit: bool) -> Vec<u8> {
+    let parts = vec![
+        Part::load(0x10_0000, multiboot_header(3, None), 100),
+        Part::notes(pvh_note(0x10_0000)),
+        Part::load(0x20_0123, pattern(70_000), 0x1_0000),
+    ];
+    let wide = ElfFile::new(0x10_0010, parts.clone());
+    if is_64_bit {
+        wide.build()
+    } else {
+        ElfFile::narrow(0x10_0010, parts).build()
+    }
+}
+
+fn flat() -> Vec<u8> {
+    let addresses = Addresses {
+        header: 0x20_0010,
+        load: 0x20_0000,
+        load_end: 0x20_0400,
+        bss_end: 0x20_1000,
+        entry: 0x20_0040,
+    };
+    let mut content = pattern(0x410);
+    content[32..64].copy_from_slice(&multiboot_header(3, Some(addresses)));
+    content
+}
+
+fn images() -> [Vec<u8>; 4] {
+    [elf(true), elf(false), bzimage(&pattern(3200)), flat()]
+}
+
+/// Values that hurt.
+fn word() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        any::<u64>(),
+        0_u64..10,
+        (0_u64..64).prop_map(|bit| 1 << bit),
+        (0_u64..0x2000).prop_map(|distance| u64::MAX - distance),
+        (0_u64..0x2000).prop_map(|distance| 0xffff_ffff - distance),
+        (0_u64..1 << 25),
+    ]
+}
+
+#[test]
+fn every_truncation_is_an_error_or_loads() {
+    for image in images() {
+        assert!(loads(&image, Machine::X86_64));
+        let step = (image.len() / 600).max(1);
+        for length in (0..image.len().min(700)).chain((700..image.len()).step_by(step)) {
+            // All but the padding at the end of an ELF file is needed.
+            let is_whole = image.starts_with(b"\x7fELF") && length + 100 >= image.len();
+            assert_eq!(
+                loads(&image[..length], Machine::X86_64),
+                is_whole,
+                "{length} bytes"
+            );
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2000), magic in 0..5_usize) {
+        let mut content = bytes;
+        let image = images();
+        // With the beginning of something real, random bytes get further.
+        if let Some(real) = image.get(magic) {
+            let length = [20, 20, 0x212, 64][magic];
+            content.resize(content.len().max(length), 0);
+            content[..length].copy_from_slice(&real[..length]);
+        }
+        loads(&content, Machine::X86_64);
+        loads(&content, Machine::Aarch64);
+    }
+
+    #[test]
+    fn no_change_of_headers_makes_it_panic(
+        which in 0..4_usize,
+        changes in proptest::collection::vec((0..0x280_usize, word(), 1..=8_usize), 1..4),
+    ) {
+        let mut content = images()[which].clone();
+        for (at, value, length) in changes {
+            content[at..at + length].copy_from_slice(&value.to_le_bytes()[..length]);
+        }
+        loads(&content, Machine::X86_64);
+    }
+
+    #[test]
+    fn no_segment_is_put_where_it_was_not_checked(
+        offset in word(), address in word(), file_size in word(), memory_size in word(),
+    ) {
+        let mut content = elf(true);
+        let header = 64 + 2 * 56;
+        for (at, value) in [(8, offset), (24, address), (32, file_size), (40, memory_size)] {
+            content[header + at..header + at + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        if loads(&content, Machine::X86_64) && memory_size != 0 {
+            prop_assert!(address.checked_add(memory_size).is_some_and(|end| end <= 32 << 20));
+            prop_assert!(offset.checked_add(file_size).is_some_and(|end| end <= content.len() as u64));
+        }
+    }
+}

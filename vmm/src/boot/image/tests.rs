@@ -1,0 +1,345 @@
+use std::error::Error as _;
+use std::ops::Range;
+use std::path::Path;
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::{Error, Format, Image};
+use crate::GuestMemory;
+use crate::boot::fit::Error as FitError;
+use crate::boot::multiboot::{Addresses, Error as MultibootError};
+use crate::boot::protocol::{Loaded, Machine, Protocol};
+use crate::boot::segment::MAP_THRESHOLD;
+use crate::boot::testing::{ElfFile, Part, Temporary, bzimage, multiboot_header, pattern, pvh_note};
+use crate::memory::{allocate, page_size};
+
+const MEMORY: u64 = 32 << 20;
+const RESERVED: [Range<u64>; 2] = [0..0x2_1000, 0x9_fc00..0x10_0000];
+
+fn open(content: &[u8]) -> Result<Image, Error> {
+    Image::open(Temporary::with(content).path(), Machine::X86_64)
+}
+
+fn memory() -> GuestMemory {
+    allocate(&[(GuestAddress(0), 32 << 20), (GuestAddress(1 << 32), 1 << 20)]).unwrap()
+}
+
+fn load(content: &[u8], protocol: Option<Protocol>) -> Result<(Loaded, GuestMemory), Error> {
+    let image = open(content)?;
+    let memory = memory();
+    let loaded = image.load(image.choose(protocol)?, &memory, &RESERVED)?;
+    Ok((loaded, memory))
+}
+
+fn fit_error(parts: Vec<Part>) -> FitError {
+    match load(&ElfFile::new(parts[0].physical, parts).build(), None) {
+        Err(Error::Fit { source, .. }) => source,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Memory holds each part's content and is zero everywhere else.
+fn assert_holds(memory: &GuestMemory, parts: &[Part], case: &str) {
+    let mut expected = vec![0; usize::try_from(MEMORY).unwrap()];
+    for part in parts {
+        let start = usize::try_from(part.physical).unwrap();
+        expected[start..start + part.content.len()].copy_from_slice(&part.content);
+    }
+    let mut there = vec![0; expected.len()];
+    memory.read_slice(&mut there, GuestAddress(0)).unwrap();
+    if there != expected {
+        let differs = (0..there.len()).find(|at| there[*at] != expected[*at]);
+        panic!("{case}: byte {differs:#x?}");
+    }
+}
+
+#[test]
+fn every_byte_is_where_it_belongs_and_all_else_is_zero() {
+    let page = page_size();
+    let large = usize::try_from(MAP_THRESHOLD + 3 * page).unwrap();
+    for (start, length, skew) in [
+        (0, 100, 0),
+        (0x123, 100, 0),
+        (0, large, 0),
+        (0x123, large, 0),
+        (0x123, large + 17, 0),
+        (page - 1, large + 17, 0),
+        (0, large, 16),
+        (0x123, large, page - 1),
+    ] {
+        let first = 0x10_0000 + start;
+        let second = first + length as u64 + 100;
+        let parts = vec![
+            Part {
+                skew,
+                ..Part::load(first, pattern(length), 100)
+            },
+            // Shares a page with the first one, and its file content is followed by other content.
+            Part {
+                skew,
+                ..Part::load(second, pattern(large + 1), 3 * page)
+            },
+        ];
+        let case = format!("start {start:#x} length {length:#x} skew {skew:#x}");
+        let image = ElfFile::new(first, parts.clone()).build();
+        let opened = open(&image).unwrap();
+        let can_map = skew == 0 && length >= large;
+        assert_eq!(!opened.facts().segments[0].mapped().is_empty(), can_map, "{case}");
+        let (loaded, memory) = load(&image, None).unwrap();
+        assert_holds(&memory, &parts, &case);
+        assert_eq!(loaded.end, second + large as u64 + 1 + 3 * page);
+        assert_eq!((loaded.entry, loaded.protocol), (first, Protocol::Linux));
+    }
+}
+
+#[test]
+fn a_guest_never_writes_to_its_image() {
+    let length = usize::try_from(MAP_THRESHOLD).unwrap();
+    let content = ElfFile::new(0x10_0000, vec![Part::load(0x10_0000, pattern(length), 0)]).build();
+    let file = Temporary::with(&content);
+    let image = Image::open(file.path(), Machine::X86_64).unwrap();
+    let memory = memory();
+    image.load(Protocol::Linux, &memory, &RESERVED).unwrap();
+    memory.write_slice(&[0; 4096], GuestAddress(0x10_0000)).unwrap();
+    assert_eq!(std::fs::read(file.path()).unwrap(), content);
+}
+
+#[test]
+fn the_image_picks_the_protocol() {
+    let code = Part::load(0x10_0000, pattern(100), 0);
+    let marked = Part::load(0x10_0000, multiboot_header(3, None), 0);
+    let pvh = Part::notes(pvh_note(0x10_0004));
+    use Protocol::{Linux, Multiboot, Pvh};
+    for (is_64_bit, parts, expected) in [
+        (true, vec![code.clone()], vec![Linux]),
+        (true, vec![code.clone(), pvh.clone()], vec![Pvh, Linux]),
+        (true, vec![marked.clone()], vec![Linux, Multiboot]),
+        (
+            true,
+            vec![marked.clone(), pvh.clone()],
+            vec![Pvh, Linux, Multiboot],
+        ),
+        (false, vec![marked.clone()], vec![Multiboot]),
+        (false, vec![marked.clone(), pvh.clone()], vec![Pvh, Multiboot]),
+        (false, vec![code.clone(), pvh.clone()], vec![Pvh]),
+    ] {
+        let wide = ElfFile::new(0x10_0008, parts.clone());
+        let narrow = ElfFile::narrow(0x10_0008, parts);
+        let content = if is_64_bit { wide.build() } else { narrow.build() };
+        let image = open(&content).unwrap();
+        assert_eq!(image.choose(None).unwrap(), expected[0], "{expected:?}");
+        for protocol in Protocol::ALL {
+            assert_eq!(
+                image.protocols().contains(&protocol),
+                expected.contains(&protocol)
+            );
+            assert_eq!(image.choose(Some(protocol)).is_ok(), expected.contains(&protocol));
+        }
+        for protocol in expected {
+            let entry = if protocol == Pvh { 0x10_0004 } else { 0x10_0008 };
+            assert_eq!(load(&content, Some(protocol)).unwrap().0.entry, entry);
+        }
+    }
+}
+
+#[test]
+fn a_protocol_that_is_not_offered_says_what_is() {
+    let image = ElfFile::new(0x10_0000, vec![Part::load(0x10_0000, pattern(100), 0)]).build();
+    let error = load(&image, Some(Protocol::Pvh)).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("by pvh: there is no note of a PVH entry"), "{text}");
+    assert!(text.ends_with("it offers linux"), "{text}");
+    let error = open(&image)
+        .unwrap()
+        .load(Protocol::Multiboot, &memory(), &[])
+        .unwrap_err();
+    assert!(matches!(
+        error,
+        Error::NotOffered {
+            protocol: Protocol::Multiboot,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn an_entry_outside_of_every_segment_is_told() {
+    let parts = vec![
+        Part::load(0x10_0000, pattern(100), 0),
+        Part::notes(pvh_note(0x20_0000)),
+    ];
+    let image = open(&ElfFile::new(0x10_0064, parts).build()).unwrap();
+    let text = image.choose(None).unwrap_err().to_string();
+    assert!(
+        text.contains("linux: the entry 0x100064 is in none of its segments"),
+        "{text}"
+    );
+    assert!(text.contains("pvh: the PVH entry 0x200000 is in none"), "{text}");
+    assert!(text.contains("multiboot: there is no multiboot header"), "{text}");
+}
+
+#[test]
+fn x86_protocols_are_of_x86() {
+    let parts = vec![
+        Part::load(0x10_0000, multiboot_header(0, None), 0),
+        Part::notes(pvh_note(0x10_0000)),
+    ];
+    let mut file = ElfFile::new(0x10_0000, parts);
+    file.machine = 183;
+    let file = Temporary::with(&file.build());
+    let image = Image::open(file.path(), Machine::Aarch64).unwrap();
+    assert_eq!(image.protocols(), [Protocol::Linux]);
+}
+
+#[test]
+fn a_multiboot_image_need_not_be_elf() {
+    let addresses = Addresses {
+        header: 0x20_0010,
+        load: 0x20_0000,
+        load_end: 0x20_0000 + 300,
+        bss_end: 0x20_1000,
+        entry: 0x20_0040,
+    };
+    let mut content = pattern(400);
+    content[32..64].copy_from_slice(&multiboot_header(3, Some(addresses)));
+    let (loaded, memory) = load(&content, None).unwrap();
+    assert_eq!((loaded.entry, loaded.end), (0x20_0040, 0x20_1000));
+    assert_eq!(loaded.protocol, Protocol::Multiboot);
+    assert_eq!(open(&content).unwrap().facts().format, Format::Multiboot);
+    let expected = Part::load(0x20_0000, content[16..316].to_vec(), 0);
+    assert_holds(&memory, &[expected], "flat");
+
+    content[32..64].copy_from_slice(&multiboot_header(3, None));
+    let error = open(&content).unwrap_err();
+    assert!(matches!(
+        error,
+        Error::Multiboot {
+            source: MultibootError::Missing,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn a_multiboot_header_with_addresses_goes_before_elf_segments() {
+    let addresses = Addresses {
+        header: 0x40_0000,
+        load: 0x40_0000,
+        load_end: 0x40_0064,
+        bss_end: 0,
+        entry: 0x40_0020,
+    };
+    let header = multiboot_header(0, Some(addresses));
+    let part = Part::load(0x10_0000, [header, pattern(68)].concat(), 0);
+    let image = ElfFile::narrow(0x10_0000, vec![part.clone()]).build();
+    let (loaded, memory) = load(&image, None).unwrap();
+    assert_eq!(loaded.entry, 0x40_0020);
+    assert_holds(
+        &memory,
+        &[Part {
+            physical: 0x40_0000,
+            ..part
+        }],
+        "addresses",
+    );
+}
+
+#[test]
+fn a_bzimage_brings_its_setup_header() {
+    let kernel = pattern(usize::try_from(MAP_THRESHOLD).unwrap());
+    let content = bzimage(&kernel);
+    let (loaded, memory) = load(&content, None).unwrap();
+    assert_eq!((loaded.entry, loaded.end), (0x100_0200, 0x120_0000));
+    assert_eq!(loaded.setup_header.unwrap(), content[0x1f1..0x26c]);
+    assert_holds(&memory, &[Part::load(0x100_0000, kernel, 0)], "bzImage");
+    assert!(load(&content, Some(Protocol::Pvh)).is_err());
+}
+
+#[test]
+fn memory_that_is_too_small_is_told_with_what_is_enough() {
+    let error = fit_error(vec![Part::load(0x10_0000, pattern(10), 1 << 30)]);
+    assert_eq!(
+        error.to_string(),
+        "segment 0 (0x100000..0x4010000a) does not fit into 33 MiB of memory; --memory 1026M is enough"
+    );
+    let parts = vec![
+        Part::load(0x10_0000, pattern(10), 0),
+        Part::load(MEMORY - 5, pattern(10), 0),
+    ];
+    assert!(matches!(
+        fit_error(parts),
+        FitError::Small {
+            number: 1,
+            enough: 34,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn segments_lie_in_free_memory() {
+    let error = fit_error(vec![Part::load(0xffff_ffff_8000_0000, pattern(10), 0)]);
+    assert!(matches!(error, FitError::Nowhere { .. }), "{error}");
+    let error = fit_error(vec![Part::load((1 << 32) - 5, pattern(10), 0)]);
+    assert!(matches!(error, FitError::Nowhere { .. }), "{error}");
+    for start in [0, 0x2_0fff, 0x9_fbff, 0xf_ffff] {
+        let error = fit_error(vec![Part::load(start, pattern(10), 0)]);
+        assert!(
+            matches!(error, FitError::Reserved { free: 0x10_0000, .. }),
+            "{error}"
+        );
+    }
+    let parts = vec![
+        Part::load(0x10_0000, pattern(10), 100),
+        Part::load(0x10_006d, pattern(10), 0),
+    ];
+    let error = fit_error(parts);
+    assert!(
+        matches!(
+            error,
+            FitError::Overlap {
+                first: 0,
+                second: 1,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let above = Part::load(1 << 32, pattern(10), 0);
+    assert!(load(&ElfFile::new(1 << 32, vec![above]).build(), None).is_ok());
+    let between = Part::load(0x2_1000, pattern(10), 0);
+    assert!(load(&ElfFile::new(0x2_1000, vec![between]).build(), None).is_ok());
+}
+
+#[test]
+fn what_is_no_image_is_told_apart() {
+    for (content, expected) in [
+        (&b"\x1f\x8b\x08\0"[..], "gunzip"),
+        (b"#!/bin/sh\n", "script"),
+        (b"nothing in particular", "none of the marks"),
+    ] {
+        let error = open(content).unwrap_err();
+        assert!(matches!(error, Error::Foreign { .. }));
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+    let error = open(b"").unwrap_err();
+    assert_eq!(error.source().unwrap().to_string(), "the file is empty");
+    let error = Image::open(Path::new("/nowhere/kernel"), Machine::X86_64).unwrap_err();
+    assert_eq!(error.to_string(), "cannot open /nowhere/kernel");
+    let error = Image::open(Path::new("/tmp"), Machine::X86_64).unwrap_err();
+    assert!(error.source().unwrap().to_string().contains("folder"));
+}
+
+#[test]
+fn an_image_that_shrinks_is_refused() {
+    let length = usize::try_from(MAP_THRESHOLD + page_size()).unwrap();
+    for bytes in [length, 10_000] {
+        let content = ElfFile::new(0x10_0000, vec![Part::load(0x10_0000, pattern(bytes), 0)]).build();
+        let file = Temporary::with(&content);
+        let image = Image::open(file.path(), Machine::X86_64).unwrap();
+        let writer = std::fs::File::options().write(true).open(file.path()).unwrap();
+        writer.set_len(8192).unwrap();
+        let error = image.load(Protocol::Linux, &memory(), &RESERVED).unwrap_err();
+        assert!(matches!(error, Error::Place { .. }), "{error}");
+    }
+}

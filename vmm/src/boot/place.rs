@@ -1,0 +1,93 @@
+//! How the parts of an image get into guest memory.
+//!
+//! The whole pages of a segment whose offset and address agree modulo the page size are mapped from the file; what is left
+//! over at its ends, and every other segment, is read. What follows a segment's content up to its end in memory is left
+//! alone: the memory is fresh, and fresh memory is zero. A page that two segments share is whole in neither of them, so
+//! that both are read into it.
+
+use std::ops::Range;
+
+use snapshot::GuestMemory;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+
+use super::file::RegularFile;
+use super::segment::Segment;
+use crate::memory::{Error as MemoryError, map_file, read_file_into};
+
+/// Why a segment did not get into memory.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Mapping or reading failed.
+    #[error("segment {number} cannot be put into guest memory")]
+    Segment {
+        /// Which segment.
+        number: usize,
+        /// What failed.
+        #[source]
+        source: MemoryError,
+    },
+    /// Bytes that had been read before could not be written.
+    #[error("segment {number} cannot be written to guest memory")]
+    Write {
+        /// Which segment.
+        number: usize,
+        /// What failed.
+        #[source]
+        source: GuestMemoryError,
+    },
+}
+
+/// Puts a segment of `file` into fresh memory.
+///
+/// # Errors
+/// [`Error::Segment`] or [`Error::Write`] when it does not lie in memory or the kernel refuses.
+pub fn place(file: &RegularFile, segment: &Segment, memory: &GuestMemory) -> Result<(), Error> {
+    let content = segment.physical.start..segment.physical.start + (segment.file.end - segment.file.start);
+    let mapped = segment.mapped();
+    if mapped.is_empty() {
+        return read(file, segment, memory, content);
+    }
+    map(file, segment, memory, &mapped)?;
+    read(file, segment, memory, content.start..mapped.start)?;
+    read(file, segment, memory, mapped.end..content.end)
+}
+
+fn map(file: &RegularFile, segment: &Segment, memory: &GuestMemory, range: &Range<u64>) -> Result<(), Error> {
+    let (offset, length) = part(segment, range)?;
+    match map_file(memory, GuestAddress(range.start), file.file(), offset, length) {
+        // The file system cannot map.
+        Err(MemoryError::Map { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => {
+            read(file, segment, memory, range.clone())
+        }
+        Err(source) => Err(Error::Segment {
+            number: segment.number,
+            source,
+        }),
+        Ok(()) => Ok(()),
+    }
+}
+
+fn read(file: &RegularFile, segment: &Segment, memory: &GuestMemory, range: Range<u64>) -> Result<(), Error> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    let number = segment.number;
+    let (offset, length) = part(segment, &range)?;
+    let address = GuestAddress(range.start);
+    if let Some(bytes) = file.head_part(offset, length) {
+        return memory
+            .write_slice(bytes, address)
+            .map_err(|source| Error::Write { number, source });
+    }
+    read_file_into(memory, address, file.file(), offset, length)
+        .map_err(|source| Error::Segment { number, source })
+}
+
+fn part(segment: &Segment, range: &Range<u64>) -> Result<(u64, usize), Error> {
+    let offset = segment.file.start + (range.start - segment.physical.start);
+    let length = usize::try_from(range.end - range.start).map_err(|_| Error::Segment {
+        number: segment.number,
+        source: MemoryError::Outside(range.clone()),
+    })?;
+    Ok((offset, length))
+}

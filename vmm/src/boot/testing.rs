@@ -1,0 +1,242 @@
+//! Images for tests, made in memory, and files to keep them in for a while.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::multiboot::Addresses;
+use super::notes::Note;
+
+/// A path of its own, whose file goes when this goes.
+pub struct Temporary(PathBuf);
+
+impl Temporary {
+    /// A file with this content.
+    pub fn with(content: &[u8]) -> Self {
+        let temporary = Self::missing();
+        fs::write(&temporary.0, content).unwrap();
+        temporary
+    }
+
+    /// A path at which there is nothing yet.
+    pub fn missing() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("mayfly-boot-{}-{count}", std::process::id());
+        Self(std::env::temp_dir().join(name))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn open(&self) -> File {
+        File::open(&self.0).unwrap()
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Bytes of which no 251 neighbours are alike, and none is zero.
+pub fn pattern(length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|at| u8::try_from(at % 251 + at / 251 % 4 + 1).unwrap())
+        .collect()
+}
+
+/// A note as it is in a file, padded at its end.
+pub fn note(note: &Note, alignment: usize) -> Vec<u8> {
+    let mut name = note.name.as_bytes().to_vec();
+    name.push(0);
+    let mut bytes = Vec::new();
+    for length in [name.len(), note.description.len()] {
+        bytes.extend(u32::try_from(length).unwrap().to_le_bytes());
+    }
+    bytes.extend(note.kind.to_le_bytes());
+    bytes.extend(name);
+    bytes.resize(bytes.len().next_multiple_of(alignment), 0);
+    bytes.extend(&note.description);
+    bytes.resize(bytes.len().next_multiple_of(alignment), 0);
+    bytes
+}
+
+/// A note of a PVH entry.
+pub fn pvh_note(entry: u32) -> Vec<u8> {
+    let entry = Note {
+        name: "Xen".into(),
+        kind: 18,
+        description: entry.to_le_bytes().to_vec(),
+    };
+    note(&entry, 4)
+}
+
+/// 32 bytes that begin with a multiboot header.
+pub fn multiboot_header(flags: u32, addresses: Option<Addresses>) -> Vec<u8> {
+    let flags = flags | if addresses.is_some() { 1 << 16 } else { 0 };
+    let magic = 0x1bad_b002_u32;
+    let mut fields = vec![magic, flags, 0_u32.wrapping_sub(magic).wrapping_sub(flags)];
+    if let Some(given) = addresses {
+        fields.extend([
+            given.header,
+            given.load,
+            given.load_end,
+            given.bss_end,
+            given.entry,
+        ]);
+    }
+    fields.resize(8, 0);
+    fields.into_iter().flat_map(u32::to_le_bytes).collect()
+}
+
+/// A program header with its content.
+#[derive(Clone)]
+pub struct Part {
+    pub kind: u32,
+    pub physical: u64,
+    pub virtual_address: u64,
+    pub content: Vec<u8>,
+    pub memory_size: u64,
+    /// Added to an offset in the file that agrees with the address.
+    pub skew: u64,
+}
+
+impl Part {
+    /// A segment to load, at the same physical and virtual address.
+    pub fn load(address: u64, content: Vec<u8>, bss: u64) -> Self {
+        Self {
+            kind: 1,
+            physical: address,
+            virtual_address: address,
+            memory_size: content.len() as u64 + bss,
+            content,
+            skew: 0,
+        }
+    }
+
+    /// Notes.
+    pub fn notes(content: Vec<u8>) -> Self {
+        Self {
+            kind: 4,
+            ..Self::load(0, content, 0)
+        }
+    }
+}
+
+/// An ELF file.
+#[derive(Clone)]
+pub struct ElfFile {
+    pub is_64_bit: bool,
+    pub machine: u16,
+    pub entry: u64,
+    pub parts: Vec<Part>,
+}
+
+impl ElfFile {
+    /// A file 64 bits wide for x86_64.
+    pub fn new(entry: u64, parts: Vec<Part>) -> Self {
+        Self {
+            is_64_bit: true,
+            machine: 62,
+            entry,
+            parts,
+        }
+    }
+
+    /// The same, 32 bits wide.
+    pub fn narrow(entry: u64, parts: Vec<Part>) -> Self {
+        Self {
+            is_64_bit: false,
+            machine: 3,
+            ..Self::new(entry, parts)
+        }
+    }
+
+    pub fn build(&self) -> Vec<u8> {
+        let page = crate::memory::page_size();
+        let (header_size, part_size) = if self.is_64_bit { (64, 56) } else { (52, 32) };
+        let mut file = self.header(header_size, part_size);
+        let mut contents = vec![0; self.parts.len() * usize::from(part_size)];
+        let start = header_size as u64;
+        for part in &self.parts {
+            let end = start + contents.len() as u64;
+            let offset = end.next_multiple_of(page) + part.physical % page + part.skew;
+            contents.resize(usize::try_from(offset - start).unwrap(), 0xaa);
+            contents.extend(&part.content);
+            file.extend(self.program_header(part, offset));
+        }
+        contents.extend([0xaa; 100]);
+        file.extend(&contents[self.parts.len() * usize::from(part_size)..]);
+        file
+    }
+
+    fn header(&self, header_size: usize, part_size: u16) -> Vec<u8> {
+        let class = if self.is_64_bit { 2 } else { 1 };
+        let mut header = vec![0x7f, b'E', b'L', b'F', class, 1, 1];
+        header.resize(16, 0);
+        header.extend(2_u16.to_le_bytes());
+        header.extend(self.machine.to_le_bytes());
+        header.extend(1_u32.to_le_bytes());
+        for word in [self.entry, header_size as u64, 0] {
+            header.extend(self.word(word));
+        }
+        header.extend(0_u32.to_le_bytes());
+        let own_size = u16::try_from(header_size).unwrap();
+        let count = u16::try_from(self.parts.len()).unwrap();
+        for half in [own_size, part_size, count, 0, 0, 0] {
+            header.extend(half.to_le_bytes());
+        }
+        header
+    }
+
+    fn program_header(&self, part: &Part, offset: u64) -> Vec<u8> {
+        let mut bytes = part.kind.to_le_bytes().to_vec();
+        if self.is_64_bit {
+            bytes.extend(7_u32.to_le_bytes());
+        }
+        let size = part.content.len() as u64;
+        let words = [
+            offset,
+            part.virtual_address,
+            part.physical,
+            size,
+            part.memory_size,
+        ];
+        bytes.extend(words.into_iter().flat_map(|word| self.word(word)));
+        if !self.is_64_bit {
+            bytes.extend(7_u32.to_le_bytes());
+        }
+        bytes.extend(self.word(4));
+        bytes
+    }
+
+    fn word(&self, word: u64) -> Vec<u8> {
+        if self.is_64_bit {
+            return word.to_le_bytes().to_vec();
+        }
+        u32::try_from(word).unwrap().to_le_bytes().to_vec()
+    }
+}
+
+/// A bzImage of protocol 2.15 with 4 setup sectors that prefers 16 MiB and unpacks in 2 MiB.
+pub fn bzimage(kernel: &[u8]) -> Vec<u8> {
+    let mut file = vec![0; 5 * 512];
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    let paragraphs = u32::try_from(kernel.len() / 16).unwrap();
+    put(0x1f1, &[4]);
+    put(0x1f4, &paragraphs.to_le_bytes());
+    put(0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]);
+    put(0x202, b"HdrS\x0f\x02");
+    put(0x211, &[1]);
+    put(0x22c, &0x7fff_ffff_u32.to_le_bytes());
+    put(0x230, &0x20_0000_u32.to_le_bytes());
+    put(0x234, &[1, 21, 1, 0]);
+    put(0x238, &2047_u32.to_le_bytes());
+    put(0x258, &0x100_0000_u64.to_le_bytes());
+    put(0x260, &0x20_0000_u32.to_le_bytes());
+    file.extend(kernel);
+    file
+}

@@ -1,0 +1,20 @@
+//! The guest's memory: one private mapping a region, and files put into it.
+//!
+//! A region starts out anonymous, but whole pages of it may be private mappings of an image file. What is a page's
+//! backing is the kernel's knowledge alone: nothing in this process may rely on guest memory being anonymous. A file that
+//! is mapped must not be cut short while the guest lives, since a page beyond its new end raises SIGBUS when touched.
+
+mod allocate;
+mod bytes;
+mod error;
+mod file;
+mod page;
+
+pub use allocate::allocate;
+pub use bytes::Bytes;
+pub use error::Error;
+pub use file::{map_file, read_file_into};
+pub use page::page_size;
+
+#[cfg(test)]
+mod tests;
