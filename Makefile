@@ -45,7 +45,7 @@ aarch64:
 
 unit: build
 	@echo '== tests'
-	@MAYFLY=$(CURDIR)/dist/mayfly cargo test --workspace
+	@MAYFLY=$(CURDIR)/dist/mayfly cargo test --workspace --no-fail-fast
 
 test: setup format lint docs aarch64 unit ## everything that must hold, real images on an emulated host included
 
