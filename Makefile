@@ -8,18 +8,22 @@ GUESTS := $(CURDIR)/dist/guests/$(ARCH)
 # The compiler with the aarch64 standard library, as setup fetches it; it needs its own target directory.
 ARM_RUSTC := $(CURDIR)/.cache/hosts/rust/rustc
 
-.PHONY: help build demo setup format lint docs aarch64 unit test bench floor clean
+.PHONY: help guests build demo setup format lint docs aarch64 unit test bench floor clean
+# Goals one after the other and in their order, whatever -j says: cargo has all processors already.
 .NOTPARALLEL:
 
 help: ## list the goals
 	@sed -nE 's/^([a-z0-9]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
-build: ## the static release binary in dist/mayfly, the test guests in dist/guests
+guests:
+	@echo '== guests'
+	@mkdir -p $(GUESTS)
+	@$(MAKE) --no-print-directory -C resources/guests OUT=$(GUESTS)
+
+build: guests ## the static release binary in dist/mayfly, the test guests in dist/guests
 	@echo '== build'
 	@cargo build --release --bin mayfly
-	@mkdir -p $(GUESTS)
 	@install -m 755 $(RELEASE)/mayfly dist/mayfly
-	@$(MAKE) --no-print-directory -C resources/guests OUT=$(GUESTS)
 
 demo: build ## boot a guest and explain what is seen; needs /dev/kvm
 	@dist/mayfly demo
@@ -47,7 +51,7 @@ unit: build
 	@echo '== tests'
 	@MAYFLY=$(CURDIR)/dist/mayfly cargo test --workspace --no-fail-fast
 
-test: setup format lint docs aarch64 unit ## everything that must hold, real images on an emulated host included
+test: setup format guests lint docs aarch64 unit ## everything that must hold, real images on an emulated host included
 
 bench: build ## criterion benchmarks
 	@cargo bench

@@ -1,6 +1,7 @@
 //! One guest of mayfly: what it prints, what is typed, how it ends.
 
 use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
@@ -96,14 +97,17 @@ impl Guest {
         mem::take(&mut self.printed)
     }
 
-    /// Sends SIGTERM, at which mayfly must end.
+    /// Sends SIGTERM, by which mayfly must end.
     pub fn terminate(mut self) {
         let process = i32::try_from(self.mayfly.id()).unwrap();
         // SAFETY: kill takes no pointers, and the process is a child that has not been waited for.
         if unsafe { libc::kill(process, libc::SIGTERM) } != 0 {
             self.fail("it cannot be signalled");
         }
-        self.end();
+        let status = self.end();
+        if status.signal() != Some(libc::SIGTERM) {
+            self.fail(&format!("after SIGTERM it ended with {status}"));
+        }
     }
 
     fn end(&mut self) -> ExitStatus {

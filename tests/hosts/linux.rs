@@ -34,7 +34,7 @@ impl Found {
 
 fn prompt(kernel: &str, options: &str, holds: fn(&Found) -> bool) {
     let mut guest = Guest::start(&format!(
-        "{kernel} --initrd /images/initrd {options} -- console=ttyS0 panic=-1"
+        "{kernel} --initrd /images/initrd {options} -- console=ttyS0 quiet panic=-1"
     ));
     guest.expect("linux: ");
     let line = guest.expect(" end");
