@@ -1,0 +1,64 @@
+# mayfly: build, demonstrate, test, measure. `make` lists the goals.
+
+ARCH := $(shell uname -m)
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+RELEASE := $(TARGET)/$(ARCH)-unknown-linux-gnu/release
+GUESTS := $(CURDIR)/dist/guests/$(ARCH)
+
+# The compiler with the aarch64 standard library, as setup fetches it; it needs its own target directory.
+ARM_RUSTC := $(CURDIR)/.cache/hosts/rust/rustc
+
+.PHONY: help guests build demo setup format lint docs aarch64 unit test bench floor clean
+# Goals one after the other and in their order, whatever -j says: cargo has all processors already.
+.NOTPARALLEL:
+
+help: ## list the goals
+	@sed -nE 's/^([a-z0-9]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+guests:
+	@echo '== guests'
+	@mkdir -p $(GUESTS)
+	@$(MAKE) --no-print-directory -C resources/guests OUT=$(GUESTS)
+
+build: guests ## the static release binary in dist/mayfly, the test guests in dist/guests
+	@echo '== build'
+	@cargo build --release --bin mayfly
+	@install -m 755 $(RELEASE)/mayfly dist/mayfly
+
+demo: build ## boot a guest and explain what is seen; needs /dev/kvm
+	@dist/mayfly demo
+
+setup: ## install or name missing Debian packages, fetch what the tests run on
+	@tests/hosts/setup.sh
+
+format:
+	@echo '== format'
+	@cargo fmt --check
+
+lint:
+	@echo '== lint'
+	@cargo clippy --workspace --all-targets -- -D warnings
+
+docs:
+	@echo '== documentation'
+	@RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+
+aarch64:
+	@echo '== aarch64'
+	@RUSTC=$(ARM_RUSTC) cargo check --workspace --target aarch64-unknown-linux-gnu --target-dir $(TARGET)/aarch64-check
+
+unit: build
+	@echo '== tests'
+	@MAYFLY=$(CURDIR)/dist/mayfly cargo test --workspace --no-fail-fast
+
+test: setup format guests lint docs aarch64 unit ## everything that must hold, real images on an emulated host included
+
+bench: build ## criterion benchmarks
+	@cargo bench
+
+floor: build ## mayfly side by side with the least that KVM allows
+	@benches/floor/run.sh
+
+clean: ## remove what was built; the fetched packages in .cache stay
+	@cargo clean
+	@rm -rf dist

@@ -1,0 +1,137 @@
+//! The files in the emulated host, and in Linux when it is the guest.
+
+use std::env;
+use std::fs::{self, File};
+use std::io::{self, BufWriter};
+use std::path::{Path, PathBuf};
+
+use crate::archive::Archive;
+
+/// Kernel, modules and images as `make setup` fetches them.
+const FETCHED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache/hosts/x86_64");
+/// Test guests as `make build` builds them.
+const GUESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/guests/x86_64");
+
+/// The images that run as guests.
+const IMAGES: [&str; 4] = ["vmlinuz", "vmlinux", "memtest86+", "xen"];
+const MODULES: [&str; 4] = ["irqbypass.ko", "kvm.ko", "kvm-amd.ko", "tun.ko"];
+
+/// Why the files could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file that setup fetches cannot be read.
+    #[error("cannot read {path:?}; `make setup` fetches it")]
+    Fetched {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A file that the build makes cannot be read.
+    #[error("cannot read {path:?}; `make build` builds it")]
+    Built {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The archive cannot be written.
+    #[error("cannot write {path:?}")]
+    Write {
+        /// The archive.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// The kernel that the emulated host boots.
+pub fn kernel() -> PathBuf {
+    Path::new(FETCHED).join("vmlinuz")
+}
+
+/// Writes the host's first file system to `path`; the host will run `scenarios`.
+pub fn write(path: &Path, scenarios: &[String]) -> Result<(), Error> {
+    let files = collect(scenarios)?;
+    pack(path, &files).map_err(|source| Error::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+type Files = Vec<(String, Vec<u8>)>;
+
+fn collect(scenarios: &[String]) -> Result<Files, Error> {
+    let mayfly = env::var_os("MAYFLY").unwrap_or_else(|| env!("CARGO_BIN_EXE_mayfly").into());
+    let this_program = env::current_exe().unwrap_or_default();
+    let list: String = scenarios.iter().map(|name| format!("{name}\n")).collect();
+    let busybox = fetched("busybox")?;
+    let mut files = vec![
+        ("init".to_owned(), include_bytes!("host-init.sh").to_vec()),
+        ("scenarios".to_owned(), list.into_bytes()),
+        ("bin/mayfly".to_owned(), built(Path::new(&mayfly))?),
+        ("bin/scenarios".to_owned(), built(&this_program)?),
+        ("images/initrd".to_owned(), guest_initrd(&busybox)),
+        ("bin/busybox".to_owned(), busybox),
+    ];
+    for module in MODULES {
+        files.push((
+            format!("modules/{module}"),
+            fetched(&format!("modules/{module}"))?,
+        ));
+    }
+    for image in IMAGES {
+        files.push((format!("images/{image}"), fetched(image)?));
+    }
+    files.extend(guests()?);
+    Ok(files)
+}
+
+fn guests() -> Result<Files, Error> {
+    let unreadable = |source| Error::Built {
+        path: GUESTS.into(),
+        source,
+    };
+    let mut guests = Files::new();
+    for entry in fs::read_dir(GUESTS).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_file() {
+            guests.push((format!("guests/{name}"), built(&path)?));
+        }
+    }
+    Ok(guests)
+}
+
+fn guest_initrd(busybox: &[u8]) -> Vec<u8> {
+    let mut archive = Archive::new(Vec::new());
+    for directory in ["bin", "dev", "proc", "sys"] {
+        archive.directory(directory).unwrap();
+    }
+    archive.file("init", include_bytes!("guest-init.sh")).unwrap();
+    archive.file("bin/busybox", busybox).unwrap();
+    archive.finish().unwrap()
+}
+
+fn pack(path: &Path, files: &Files) -> io::Result<()> {
+    let mut archive = Archive::new(BufWriter::new(File::create(path)?));
+    for directory in ["bin", "dev", "guests", "images", "modules", "proc", "sys", "tmp"] {
+        archive.directory(directory)?;
+    }
+    for (name, contents) in files {
+        archive.file(name, contents)?;
+    }
+    archive.finish().map(drop)
+}
+
+fn fetched(name: &str) -> Result<Vec<u8>, Error> {
+    let path = Path::new(FETCHED).join(name);
+    fs::read(&path).map_err(|source| Error::Fetched { path, source })
+}
+
+fn built(path: &Path) -> Result<Vec<u8>, Error> {
+    fs::read(path).map_err(|source| Error::Built {
+        path: path.to_owned(),
+        source,
+    })
+}

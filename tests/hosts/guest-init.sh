@@ -1,0 +1,10 @@
+#!/bin/busybox sh
+# The first process of Linux as a guest: says what the kernel found, then gives a prompt.
+/bin/busybox --install -s /bin
+mount -t devtmpfs none /dev
+mount -t proc none /proc
+mount -t sysfs none /sys
+if [ -d /sys/firmware/acpi ]; then acpi=yes; else acpi=no; fi
+echo "linux: cpus=$(nproc) acpi=$acpi memory=$(awk '/^MemTotal:/ { print $2 }' /proc/meminfo) end"
+export PS1='prompt> '
+exec sh -i

@@ -1,0 +1,158 @@
+//! One guest of mayfly: what it prints, what is typed, how it ends.
+
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use std::{env, mem};
+
+/// How long one guest may run. Linux takes some 10 s in the emulated host when nothing else keeps the machine busy.
+pub const LIMIT: Duration = Duration::from_secs(120);
+/// How often the end of a process is looked for: it has closed its output by then, so that this is rarely waited for.
+const GLANCE: Duration = Duration::from_millis(10);
+
+/// A running `mayfly run`. Whatever does not go as expected panics with all that was seen; dropped, the guest is gone.
+pub struct Guest {
+    arguments: String,
+    mayfly: Child,
+    input: Option<ChildStdin>,
+    output: Receiver<Vec<u8>>,
+    messages: Option<JoinHandle<String>>,
+    /// All that the guest has printed.
+    printed: String,
+    /// How much of it was expected before.
+    seen: usize,
+    deadline: Instant,
+}
+
+impl Guest {
+    /// Starts `mayfly run` with `arguments`, separated by blanks.
+    pub fn start(arguments: &str) -> Self {
+        let program = env::var_os("MAYFLY").unwrap_or_else(|| env!("CARGO_BIN_EXE_mayfly").into());
+        let mut mayfly = Command::new(program)
+            .arg("run")
+            .args(arguments.split_whitespace())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (sender, output) = mpsc::channel();
+        let mut stdout = mayfly.stdout.take().unwrap();
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(length @ 1..) = stdout.read(&mut bytes) {
+                let _ = sender.send(bytes[..length].to_vec());
+            }
+        });
+        let mut stderr = mayfly.stderr.take().unwrap();
+        let messages = thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = stderr.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        Self {
+            arguments: arguments.to_owned(),
+            input: mayfly.stdin.take(),
+            mayfly,
+            output,
+            messages: Some(messages),
+            printed: String::new(),
+            seen: 0,
+            deadline: Instant::now() + LIMIT,
+        }
+    }
+
+    /// Waits until the guest prints `text`, after all that was expected before; gives what it printed up to there.
+    pub fn expect(&mut self, text: &str) -> String {
+        loop {
+            let new = &self.printed[self.seen..];
+            if let Some(place) = new.find(text) {
+                let before = new[..place].to_owned();
+                self.seen += place + text.len();
+                return before;
+            }
+            if !self.more() {
+                self.fail(&format!("it did not print {text:?}"));
+            }
+        }
+    }
+
+    /// Types `line` and the return key.
+    pub fn type_line(&mut self, line: &str) {
+        let input = self.input.as_mut().unwrap();
+        if let Err(error) = writeln!(input, "{line}").and_then(|()| input.flush()) {
+            self.fail(&format!("it does not take {line:?}: {error}"));
+        }
+    }
+
+    /// Waits for the end of mayfly, which must be of itself and with `code`; gives all that the guest has printed.
+    pub fn ends_with(mut self, code: i32) -> String {
+        let status = self.end();
+        if status.code() != Some(code) {
+            self.fail(&format!("it ended with {status}, not {code}"));
+        }
+        mem::take(&mut self.printed)
+    }
+
+    /// Sends SIGTERM, by which mayfly must end.
+    pub fn terminate(mut self) {
+        let process = i32::try_from(self.mayfly.id()).unwrap();
+        // SAFETY: kill takes no pointers, and the process is a child that has not been waited for.
+        if unsafe { libc::kill(process, libc::SIGTERM) } != 0 {
+            self.fail("it cannot be signalled");
+        }
+        let status = self.end();
+        if status.signal() != Some(libc::SIGTERM) {
+            self.fail(&format!("after SIGTERM it ended with {status}"));
+        }
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        while self.more() {}
+        while Instant::now() < self.deadline {
+            if let Some(status) = self.mayfly.try_wait().unwrap() {
+                return status;
+            }
+            thread::sleep(GLANCE);
+        }
+        self.fail("it did not end");
+    }
+
+    /// Waits for more output; false when there is none until the end or the deadline.
+    fn more(&mut self) -> bool {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        match self.output.recv_timeout(left) {
+            Ok(bytes) => {
+                self.printed.push_str(&String::from_utf8_lossy(&bytes));
+                true
+            }
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => false,
+        }
+    }
+
+    /// Panics with all that was seen of the guest.
+    pub fn fail(&mut self, why: &str) -> ! {
+        let _ = self.mayfly.kill();
+        let status = self.mayfly.wait();
+        let messages = self
+            .messages
+            .take()
+            .map(|thread| thread.join().unwrap_or_default());
+        panic!(
+            "mayfly run {}: {why}\nits end: {status:?}\n--- serial ---\n{}\n--- stderr ---\n{}",
+            self.arguments,
+            self.printed,
+            messages.unwrap_or_default()
+        );
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.mayfly.kill();
+        let _ = self.mayfly.wait();
+    }
+}

@@ -1,0 +1,14 @@
+//! Real images other than Linux, from Debian's packages, up to their first words.
+
+use crate::guest::Guest;
+
+scenarios! {
+    memtest86_by_the_bzimage_protocol => says("/images/memtest86+ -- console=ttyS0,115200", "Memtest86+");
+    xen_by_multiboot => says("/images/xen --protocol multiboot -- com1=115200,8n1 console=com1", "Xen 4.17");
+}
+
+fn says(arguments: &str, text: &str) {
+    let mut guest = Guest::start(arguments);
+    guest.expect(text);
+    guest.terminate();
+}
