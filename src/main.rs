@@ -1,11 +1,56 @@
-//! The command line of mayfly.
+//! mayfly: a minimal virtual machine monitor for unikernels on KVM.
 
-#[expect(dead_code, reason = "what runs a virtual machine is not there yet")]
+mod args;
+mod demo;
 mod escape;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "what runs a virtual machine is not there yet")
-)]
+mod help;
+mod inspect;
+mod logging;
+mod report;
+mod run;
 mod terminal;
 
-fn main() {}
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use vmm::Chain;
+
+use crate::args::Command;
+
+/// The command line makes no sense.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let origin = Instant::now();
+    let exec = run::process_time();
+    logging::start();
+    let command = match args::parse(std::env::args_os().skip(1)) {
+        Ok(command) => command,
+        Err(error) => {
+            logging::say(&error.to_string());
+            return ExitCode::from(USAGE);
+        }
+    };
+    let result = match command {
+        Command::Run(run) => run::run(*run, origin, exec).map_err(|error| Chain(&error).to_string()),
+        Command::Inspect(path) => inspect::inspect(&path).map_err(|error| Chain(&error).to_string()),
+        Command::Demo => demo::demo(origin, exec).map_err(|error| Chain(&error).to_string()),
+        Command::Help(topic) => print(topic.text()),
+        Command::Version => print(concat!("mayfly ", env!("CARGO_PKG_VERSION"), "\n")),
+    };
+    result.unwrap_or_else(|error| {
+        logging::say(&error);
+        ExitCode::FAILURE
+    })
+}
+
+/// Prints `text` on stdout. A reader that has seen enough is no error.
+fn print(text: &str) -> Result<ExitCode, String> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(format!("cannot write to stdout: {error}"))
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}

@@ -144,6 +144,7 @@ impl BusBuilder {
 /// A bus as vCPUs use it.
 ///
 /// An access that does not lie wholly within one device reads as ones, writes nothing, and is counted.
+#[derive(Default)]
 pub struct Bus {
     claims: Box<[Claim]>,
     unclaimed: AtomicU64,

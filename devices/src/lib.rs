@@ -13,7 +13,7 @@
 //! | [`pic`] | the pair of 8259As |
 //! | [`pit`] | [`Pit`]: interval timer |
 //! | [`power`] | [`Power`]: how a guest says that it has ended |
-//! | [`power_ports`] | [`PowerOffPort`], [`ExitPort`] |
+//! | [`power_ports`] | [`PowerOffPort`], [`SleepPort`], [`ExitPort`] |
 //! | [`window`] | [`Window`]: further address ranges of one device |
 //! | [`serial`] | [`Serial`]: the serial port, and the buffer behind it |
 //!
@@ -48,7 +48,7 @@ pub use interrupt::Interrupt;
 pub use irqchip::{ExternalInterrupt, SplitIrqchip};
 pub use pit::Pit;
 pub use power::{Power, PowerEvent};
-pub use power_ports::{ExitPort, PowerOffPort};
+pub use power_ports::{ExitPort, PowerOffPort, SleepPort};
 pub use serial::Serial;
 pub use sync::lock;
 pub use window::Window;

@@ -1,4 +1,4 @@
-//! Ports by which guests end the machine: ACPI power-off at 0x604, debug exit at 0x501.
+//! Ports by which guests end the machine: ACPI power-off at 0x600 and 0x604, debug exit at 0x501.
 
 use std::sync::Arc;
 
@@ -6,9 +6,11 @@ use serde::{Deserialize, Serialize};
 use snapshot::persist::Error;
 use snapshot::{Persist, Schema};
 
-use crate::bus::BusDevice;
+use crate::bus::{BusDevice, ByteRegisters};
 use crate::power::{Power, PowerEvent};
 
+/// ACPI's sleep control and status register: 1 port, which the FADT names.
+pub const SLEEP_PORT: u64 = 0x600;
 /// ACPI's PM1a control register: 2 ports.
 pub const POWER_OFF_PORT: u64 = 0x604;
 /// Ports of [`PowerOffPort`].
@@ -21,7 +23,10 @@ pub const EXIT_LENGTH: u64 = 4;
 /// SLP_EN of the PM1a control register: enter the sleep state, of which there is only off.
 const SLEEP_ENABLE: u16 = 1 << 13;
 
-/// Neither port keeps anything.
+/// SLP_EN of the sleep control register.
+const SLEEP_CONTROL_ENABLE: u8 = 1 << 5;
+
+/// No port keeps anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PowerPortState;
 
@@ -85,29 +90,47 @@ impl BusDevice for ExitPort {
     }
 }
 
-impl Persist for PowerOffPort {
-    type State = PowerPortState;
+/// ACPI's sleep control register at its only port, and its sleep status register, of a hardware-reduced machine: powers
+/// off at a write with bit 5 set, whatever the type of sleep; ignores all others. Reads as zero: there was no wake-up.
+#[derive(Debug)]
+pub struct SleepPort(Arc<Power>);
 
-    fn save(&self) -> Result<PowerPortState, Error> {
-        Ok(PowerPortState)
+impl SleepPort {
+    /// A port that asks `power` for the end.
+    pub fn new(power: Arc<Power>) -> Self {
+        Self(power)
+    }
+}
+
+impl ByteRegisters for SleepPort {
+    fn read_register(&mut self, _: u64) -> u8 {
+        0
     }
 
-    fn restore(&mut self, _: PowerPortState) -> Result<(), Error> {
-        Ok(())
+    fn write_register(&mut self, _: u64, value: u8) {
+        if value & SLEEP_CONTROL_ENABLE != 0 {
+            self.0.request(PowerEvent::Off);
+        }
     }
 }
 
-impl Persist for ExitPort {
-    type State = PowerPortState;
+macro_rules! keeps_nothing {
+    ($($port:ty),*) => {
+        $(impl Persist for $port {
+            type State = PowerPortState;
 
-    fn save(&self) -> Result<PowerPortState, Error> {
-        Ok(PowerPortState)
-    }
+            fn save(&self) -> Result<PowerPortState, Error> {
+                Ok(PowerPortState)
+            }
 
-    fn restore(&mut self, _: PowerPortState) -> Result<(), Error> {
-        Ok(())
-    }
+            fn restore(&mut self, _: PowerPortState) -> Result<(), Error> {
+                Ok(())
+            }
+        })*
+    };
 }
+
+keeps_nothing!(PowerOffPort, ExitPort, SleepPort);
 
 #[cfg(test)]
 mod tests {
@@ -115,13 +138,13 @@ mod tests {
 
     use proptest::prelude::proptest;
 
-    use super::{EXIT_LENGTH, ExitPort, POWER_OFF_LENGTH, PowerOffPort};
+    use super::{EXIT_LENGTH, ExitPort, POWER_OFF_LENGTH, PowerOffPort, SleepPort};
     use crate::bus::BusDevice;
     use crate::power::{Power, PowerEvent};
     use crate::testing::{accesses, replay, survives_a_snapshot};
 
     fn power() -> Arc<Power> {
-        Arc::new(Power::new().unwrap())
+        Arc::new(Power::new())
     }
 
     fn after_power_off_write(offset: u64, data: &[u8]) -> Option<PowerEvent> {
@@ -157,6 +180,24 @@ mod tests {
         }
         assert_eq!(after_exit_write(1, &[1]), None);
         assert_eq!(after_exit_write(0, &[1, 2, 3]), None);
+    }
+
+    #[test]
+    fn the_sleep_register_powers_off() {
+        for (value, event) in [
+            (0x34, Some(PowerEvent::Off)),
+            (0x20, Some(PowerEvent::Off)),
+            (0x80, None),
+            (0x1c, None),
+        ] {
+            let power = power();
+            SleepPort::new(power.clone()).write(0, &[value]);
+            assert_eq!(power.requested(), event, "{value:#x}");
+        }
+        let mut data = [1];
+        SleepPort::new(power()).read(0, &mut data);
+        assert_eq!(data, [0]);
+        survives_a_snapshot(&SleepPort::new(power()), || SleepPort::new(power()));
     }
 
     #[test]

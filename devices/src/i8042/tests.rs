@@ -17,7 +17,7 @@ struct Board {
 
 impl Board {
     fn new() -> Self {
-        let power = Arc::new(Power::new().unwrap());
+        let power = Arc::new(Power::new());
         let device = Arc::new(Mutex::new(I8042::new(power.clone())));
         let mut builder = BusBuilder::new();
         builder.claim("i8042", DATA_PORT, 1, device.clone()).unwrap();
@@ -124,7 +124,7 @@ fn status_tells_a_command_from_data() {
 }
 
 fn fresh() -> I8042 {
-    I8042::new(Arc::new(Power::new().unwrap()))
+    I8042::new(Arc::new(Power::new()))
 }
 
 #[test]

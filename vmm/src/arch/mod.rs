@@ -1,4 +1,167 @@
-//! All that differs between architectures.
+//! All that differs between architectures, behind two traits: [`Platform`] for the machine, [`Cpu`] for its vCPUs.
+//!
+//! This is the only place that asks for the architecture. The rest of the crate names [`Native`].
 
+use std::ffi::CStr;
+use std::ops::Range;
+use std::os::fd::RawFd;
+use std::sync::{Arc, Mutex};
+
+use devices::{BusBuilder, Interrupt, Power, bus};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use snapshot::GuestMemory;
+use vm_memory::GuestAddress;
+
+use crate::boot::{Loaded, Machine};
+use crate::config::{MemorySize, VmSpec};
+use crate::kvm;
+use crate::vcpu::Kick;
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
+
+#[cfg(target_arch = "aarch64")]
+pub use aarch64::Aarch64 as Native;
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::X86_64 as Native;
+
+/// Why the machine's architecture could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// KVM refused.
+    #[error("cannot set the platform up")]
+    Kvm(#[source] kvm::Error),
+    /// A platform device could not be made.
+    #[error("cannot make the {device}")]
+    Device {
+        /// Name of the device.
+        device: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A platform device could not be put on a bus.
+    #[error("cannot put a device on its bus")]
+    Bus(#[source] bus::Error),
+    /// What the guest is to find in memory at its start could not be written.
+    #[error("cannot write what the guest finds in memory at its start")]
+    Entry(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The architecture cannot run guests.
+    #[error("this build of mayfly cannot run guests on {0} yet")]
+    Unsupported(&'static str),
+}
+
+/// Something that the event loop watches on behalf of a platform device.
+pub trait EventSource: Send {
+    /// The descriptor that becomes readable.
+    fn descriptor(&self) -> RawFd;
+
+    /// Called when it is readable.
+    fn ready(&mut self);
+}
+
+/// A source as the platform and the event loop share it.
+pub type SharedSource = Arc<Mutex<dyn EventSource>>;
+
+/// The two address spaces of a machine while they are being filled.
+#[derive(Default)]
+pub struct Buses {
+    /// Ports; empty where the architecture has none.
+    pub ports: BusBuilder,
+    /// Memory-mapped registers.
+    pub memory: BusBuilder,
+}
+
+/// What the platform connects its devices to.
+pub struct Wiring {
+    /// Where the guest says that it has ended.
+    pub power: Arc<Power>,
+    /// The first serial port.
+    pub serial: bus::SharedDevice,
+}
+
+/// The machine around the vCPUs: memory layout, interrupt controllers, clocks.
+pub trait Platform: Send + Sync + Sized + 'static {
+    /// What the vCPUs are.
+    type Cpu: Cpu;
+
+    /// What KVM must be able to do.
+    const CAPABILITIES: &'static [Cap];
+    /// Machine type of ELF images.
+    const MACHINE: Machine;
+    /// Bytes that the guest's command line may take, NUL included.
+    const COMMAND_LINE_CAPACITY: usize;
+    /// Guest-physical addresses that an image may not load over.
+    const RESERVED: &'static [Range<u64>];
+
+    /// Where memory of `size` is in the guest's address space, lowest first.
+    fn memory_regions(size: MemorySize) -> Vec<(GuestAddress, usize)>;
+
+    /// Makes the interrupt controllers: after the memory slots, before the vCPUs.
+    ///
+    /// `boot_cpu` interrupts the vCPU that takes interrupts of legacy controllers.
+    ///
+    /// # Errors
+    /// [`Error`]
+    fn new(vm: &Arc<VmFd>, spec: &VmSpec, boot_cpu: Kick) -> Result<Self, Error>;
+
+    /// The wire to the interrupt controllers for the first serial port.
+    fn serial_interrupt(&self) -> Arc<dyn Interrupt>;
+
+    /// Puts the platform's devices on the buses; returns what the event loop has to watch for them.
+    ///
+    /// # Errors
+    /// [`Error::Bus`] or [`Error::Device`].
+    fn attach(&self, wiring: &Wiring, spec: &VmSpec, buses: &mut Buses) -> Result<Vec<SharedSource>, Error>;
+
+    /// Writes what the guest finds in memory at its start.
+    ///
+    /// # Errors
+    /// [`Error::Entry`]
+    fn write_entry(
+        memory: &GuestMemory,
+        loaded: &Loaded,
+        cmdline: &CStr,
+        spec: &VmSpec,
+    ) -> Result<<Self::Cpu as Cpu>::Entry, Error>;
+
+    /// Called before each `KVM_RUN` of vCPU `id`: injects what KVM does not inject by itself.
+    ///
+    /// # Errors
+    /// [`kvm::Error::Call`]
+    fn before_run(&self, id: u8, vcpu: &mut VcpuFd) -> Result<(), kvm::Error>;
+
+    /// The guest has acknowledged the interrupt of `vector` at a local interrupt controller.
+    fn end_of_interrupt(&self, vector: u8);
+}
+
+/// What a vCPU is made to look like, and how it enters the guest.
+pub trait Cpu {
+    /// What the guest may know of its processor, without what differs between vCPUs.
+    type Profile: Send + Sync;
+    /// Registers of the boot vCPU at its first instruction.
+    type Entry: Send;
+
+    /// What KVM can offer on this host. Slow, see HOSTS.md: it runs on a vCPU's thread while the machine is made.
+    ///
+    /// # Errors
+    /// [`kvm::Error::Call`]
+    fn profile(kvm: &Kvm) -> Result<Self::Profile, kvm::Error>;
+
+    /// Gives vCPU `id` of `count` its profile and its state at reset.
+    ///
+    /// # Errors
+    /// [`kvm::Error::Call`]
+    fn configure(vcpu: &VcpuFd, id: u8, count: u8, profile: &Self::Profile) -> Result<(), kvm::Error>;
+
+    /// Sets the registers of the boot vCPU.
+    ///
+    /// # Errors
+    /// [`kvm::Error::Call`]
+    fn enter(vcpu: &VcpuFd, entry: &Self::Entry) -> Result<(), kvm::Error>;
+
+    /// The instruction pointer and the bytes there, for reports on a guest that cannot go on.
+    fn instruction(vcpu: &VcpuFd, memory: &GuestMemory) -> (u64, Vec<u8>);
+}

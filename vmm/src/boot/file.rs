@@ -75,6 +75,14 @@ impl RegularFile {
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)
             .map_err(refused)?;
+        Self::from_file(file, head)
+    }
+
+    /// Reads the first `head` bytes of `file`, or all if there are fewer.
+    ///
+    /// # Errors
+    /// As [`RegularFile::open`].
+    pub fn from_file(file: File, head: usize) -> Result<Self, Error> {
         // What was opened counts, not what is at the path by now.
         let metadata = file.metadata().map_err(Error::Metadata)?;
         check(metadata.file_type())?;

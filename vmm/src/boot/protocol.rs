@@ -78,6 +78,8 @@ pub struct Loaded {
     pub entry: u64,
     /// End of the highest segment, BSS included.
     pub end: u64,
+    /// Address below which an initrd must end for the guest to find it.
+    pub initrd_limit: u64,
     /// A bzImage's setup header: the bytes of the file from 0x1f1 to the end of the header.
     pub setup_header: Option<Vec<u8>>,
     /// Where the initrd is.

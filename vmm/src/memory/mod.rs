@@ -8,12 +8,14 @@ mod allocate;
 mod bytes;
 mod error;
 mod file;
+mod memfd;
 mod page;
 
 pub use allocate::allocate;
 pub use bytes::Bytes;
 pub use error::Error;
 pub use file::{map_file, read_file_into};
+pub use memfd::memfd;
 pub use page::page_size;
 
 #[cfg(test)]

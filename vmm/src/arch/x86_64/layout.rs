@@ -53,6 +53,10 @@ pub const IOAPIC: u64 = 0xfec0_0000;
 /// Local APIC registers.
 pub const LOCAL_APIC: u64 = 0xfee0_0000;
 
+/// Registers of the first serial port, on the port bus.
+pub const SERIAL_PORT: u64 = 0x3f8;
+/// Interrupt line of the interval timer.
+pub const PIT_IRQ: u32 = 0;
 /// Interrupt line of the first serial port.
 pub const SERIAL_IRQ: u32 = 4;
 /// Pins of the IOAPIC.

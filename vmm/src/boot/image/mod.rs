@@ -1,5 +1,6 @@
 //! A file, what it is, the protocols that it offers, and its way into guest memory.
 
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::slice;
@@ -21,6 +22,9 @@ use crate::boot::segment::Segment;
 /// Bytes that are read when an image is opened: where a multiboot header is searched, and with them nearly always every
 /// other header.
 const HEAD: usize = multiboot::SEARCHED;
+
+/// What a 32-bit field can point at, as those for an initrd in most protocols are.
+const ADDRESSES_32_BITS: u64 = 1 << 32;
 
 /// Why an image cannot be booted.
 #[derive(Debug, thiserror::Error)]
@@ -163,6 +167,22 @@ impl Image {
             path: path.to_owned(),
             source,
         })?;
+        Self::of(path, file, machine)
+    }
+
+    /// Reads the headers of `file`, which errors call `path`.
+    ///
+    /// # Errors
+    /// As [`Image::open`].
+    pub fn from_file(path: &Path, file: File, machine: Machine) -> Result<Self, Error> {
+        let file = RegularFile::from_file(file, HEAD).map_err(|source| Error::Open {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::of(path, file, machine)
+    }
+
+    fn of(path: &Path, file: RegularFile, machine: Machine) -> Result<Self, Error> {
         let facts = inspect(path, &file, machine)?;
         Ok(Self {
             path: path.to_owned(),
@@ -229,14 +249,16 @@ impl Image {
             })?;
         }
         let end = segments.iter().map(|segment| segment.physical.end).max();
+        let setup = match &self.facts.format {
+            Format::BzImage(setup) => Some(setup),
+            Format::Elf { .. } | Format::Multiboot => None,
+        };
         Ok(Loaded {
             protocol,
             entry,
             end: end.unwrap_or(0),
-            setup_header: match &self.facts.format {
-                Format::BzImage(setup) => Some(setup.header.clone()),
-                Format::Elf { .. } | Format::Multiboot => None,
-            },
+            initrd_limit: setup.map_or(ADDRESSES_32_BITS, |setup| u64::from(setup.initrd_addr_max) + 1),
+            setup_header: setup.map(|setup| setup.header.clone()),
             initrd: None,
         })
     }

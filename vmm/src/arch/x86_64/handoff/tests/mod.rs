@@ -28,6 +28,7 @@ fn loaded(protocol: Protocol) -> Loaded {
         protocol,
         entry: 0x10_0000,
         end: 0x20_0000,
+        initrd_limit: 1 << 32,
         setup_header: None,
         initrd: None,
     }

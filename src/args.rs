@@ -1,0 +1,351 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use lexopt::Arg;
+use vmm::config::VmConfig;
+
+use crate::help::Topic;
+
+/// What the user wants done.
+#[derive(Debug)]
+pub enum Command {
+    /// Boot an image.
+    Run(Box<Run>),
+    /// Say what booting an image would do.
+    Inspect(PathBuf),
+    /// Boot the embedded guest.
+    Demo,
+    /// Print a help text.
+    Help(Topic),
+    /// Print the version.
+    Version,
+}
+
+/// Options of `mayfly run`.
+#[derive(Debug)]
+pub struct Run {
+    /// The machine.
+    pub config: VmConfig,
+    /// Print how long each phase took.
+    pub timings: bool,
+    /// Write the phases as a Chrome trace.
+    pub trace: Option<PathBuf>,
+}
+
+/// Why the command line makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No command.
+    #[error("no command: try mayfly --help")]
+    NoCommand,
+    /// An unknown command.
+    #[error("there is no command {0:?}: try mayfly --help")]
+    Command(String),
+    /// No image.
+    #[error("mayfly {0} needs the path of an image: mayfly {0} KERNEL")]
+    NoKernel(&'static str),
+    /// A second image, or words that were meant for the guest.
+    #[error("{0:?} is one word too many; what is meant for the guest comes after a lone --")]
+    Superfluous(String),
+    /// A value that an option cannot have.
+    #[error("{option} {value:?}: {reason}")]
+    Value {
+        /// The option.
+        option: &'static str,
+        /// What was given.
+        value: String,
+        /// What is wrong with it, and what would be right.
+        reason: String,
+    },
+    /// An option given twice.
+    #[error("{0} is there twice: which one counts?")]
+    Twice(&'static str),
+    /// A guest argument that is not UTF-8.
+    #[error("the guest argument {0:?} is not printable ASCII")]
+    GuestArgument(OsString),
+    /// An unknown option, or one without its value.
+    #[error("{source}: try mayfly {command} --help")]
+    Syntax {
+        /// The command, or nothing.
+        command: &'static str,
+        /// What the parser said.
+        source: lexopt::Error,
+    },
+}
+
+/// Reads the command line, without the name of the program.
+///
+/// # Errors
+/// [`Error`], with the way out in its text.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Error> {
+    let mut parser = lexopt::Parser::from_args(arguments);
+    match parser.next().map_err(syntax(""))? {
+        None => Err(Error::NoCommand),
+        Some(Arg::Short('h') | Arg::Long("help")) => Ok(Command::Help(Topic::Mayfly)),
+        Some(Arg::Short('V') | Arg::Long("version")) => Ok(Command::Version),
+        Some(Arg::Value(command)) => match command.to_str() {
+            Some("run") => run(&mut parser),
+            Some("inspect") => inspect(&mut parser),
+            Some("demo") => demo(&mut parser),
+            Some("help") => help(&mut parser),
+            _ => Err(Error::Command(lossy(&command))),
+        },
+        Some(other) => Err(syntax("")(other.unexpected())),
+    }
+}
+
+fn run(parser: &mut lexopt::Parser) -> Result<Command, Error> {
+    let mut seen = Seen::default();
+    let mut kernel = None;
+    let mut run = Run {
+        config: VmConfig::new(PathBuf::new()),
+        timings: false,
+        trace: None,
+    };
+    loop {
+        // Everything after the first lone -- is the guest's, further ones included.
+        if let Some(raw) = parser.try_raw_args()
+            && raw.peek().is_some_and(|word| word == "--")
+        {
+            let words: Vec<_> = parser.raw_args().map_err(syntax("run"))?.skip(1).collect();
+            run.config.cmdline = guest_arguments(words)?;
+            break;
+        }
+        let Some(argument) = parser.next().map_err(syntax("run"))? else {
+            break;
+        };
+        match argument {
+            Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help(Topic::Run)),
+            Arg::Value(path) if kernel.is_none() => kernel = Some(PathBuf::from(path)),
+            Arg::Value(word) => return Err(Error::Superfluous(lossy(&word))),
+            Arg::Short('m') => option(parser, &mut run, &mut seen, "--memory")?,
+            Arg::Long(name) => {
+                let name = OPTIONS
+                    .iter()
+                    .find(|known| known.trim_start_matches("--") == name);
+                match name {
+                    Some(name) => option(parser, &mut run, &mut seen, name)?,
+                    None => return Err(syntax("run")(argument.unexpected())),
+                }
+            }
+            Arg::Short(_) => return Err(syntax("run")(argument.unexpected())),
+        }
+    }
+    run.config.kernel = kernel.ok_or(Error::NoKernel("run"))?;
+    Ok(Command::Run(Box::new(run)))
+}
+
+const OPTIONS: [&str; 9] = [
+    "--memory",
+    "--cpus",
+    "--initrd",
+    "--protocol",
+    "--irqchip",
+    "--no-acpi",
+    "--no-mptable",
+    "--timings",
+    "--trace",
+];
+
+#[derive(Default)]
+struct Seen(Vec<&'static str>);
+
+impl Seen {
+    fn note(&mut self, option: &'static str) -> Result<(), Error> {
+        if self.0.contains(&option) {
+            return Err(Error::Twice(option));
+        }
+        self.0.push(option);
+        Ok(())
+    }
+}
+
+fn option(
+    parser: &mut lexopt::Parser,
+    run: &mut Run,
+    seen: &mut Seen,
+    name: &'static str,
+) -> Result<(), Error> {
+    seen.note(name)?;
+    let config = &mut run.config;
+    match name {
+        "--memory" => config.memory = value(parser, name)?,
+        "--cpus" => config.vcpus = value(parser, name)?,
+        "--initrd" => config.initrd = Some(path(parser)?),
+        "--protocol" => config.protocol = Some(value(parser, name)?),
+        "--irqchip" => config.irqchip = value(parser, name)?,
+        "--no-acpi" => config.acpi = false,
+        "--no-mptable" => config.mptable = false,
+        "--timings" => run.timings = true,
+        "--trace" => run.trace = Some(path(parser)?),
+        other => unreachable!("{other} is not in OPTIONS"),
+    }
+    Ok(())
+}
+
+fn path(parser: &mut lexopt::Parser) -> Result<PathBuf, Error> {
+    parser.value().map(PathBuf::from).map_err(syntax("run"))
+}
+
+fn value<T: FromStr>(parser: &mut lexopt::Parser, option: &'static str) -> Result<T, Error>
+where
+    T::Err: std::fmt::Display,
+{
+    let text = lossy(&parser.value().map_err(syntax("run"))?);
+    text.parse().map_err(|error: T::Err| Error::Value {
+        option,
+        value: text,
+        reason: error.to_string(),
+    })
+}
+
+/// The command line of the guest: its words with a blank in between, as a shell user would write them.
+fn guest_arguments(words: Vec<OsString>) -> Result<String, Error> {
+    let words: Result<Vec<_>, _> = words.into_iter().map(OsString::into_string).collect();
+    words.map(|words| words.join(" ")).map_err(Error::GuestArgument)
+}
+
+fn inspect(parser: &mut lexopt::Parser) -> Result<Command, Error> {
+    let mut kernel = None;
+    while let Some(argument) = parser.next().map_err(syntax("inspect"))? {
+        match argument {
+            Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help(Topic::Inspect)),
+            Arg::Value(path) if kernel.is_none() => kernel = Some(PathBuf::from(path)),
+            other => return Err(syntax("inspect")(other.unexpected())),
+        }
+    }
+    kernel.map(Command::Inspect).ok_or(Error::NoKernel("inspect"))
+}
+
+fn demo(parser: &mut lexopt::Parser) -> Result<Command, Error> {
+    match parser.next().map_err(syntax("demo"))? {
+        None => Ok(Command::Demo),
+        Some(Arg::Short('h') | Arg::Long("help")) => Ok(Command::Help(Topic::Demo)),
+        Some(other) => Err(syntax("demo")(other.unexpected())),
+    }
+}
+
+fn help(parser: &mut lexopt::Parser) -> Result<Command, Error> {
+    match parser.next().map_err(syntax(""))? {
+        None => Ok(Command::Help(Topic::Mayfly)),
+        Some(Arg::Value(command)) => match command.to_str() {
+            Some("run") => Ok(Command::Help(Topic::Run)),
+            Some("inspect") => Ok(Command::Help(Topic::Inspect)),
+            Some("demo") => Ok(Command::Help(Topic::Demo)),
+            _ => Err(Error::Command(lossy(&command))),
+        },
+        Some(other) => Err(syntax("")(other.unexpected())),
+    }
+}
+
+fn syntax(command: &'static str) -> impl FnOnce(lexopt::Error) -> Error {
+    move |source| Error::Syntax { command, source }
+}
+
+fn lossy(word: &OsString) -> String {
+    word.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Command, Error, Run, parse};
+    use crate::help::Topic;
+
+    fn words(line: &str) -> Result<Command, Error> {
+        parse(line.split_whitespace().map(Into::into))
+    }
+
+    fn run(line: &str) -> Run {
+        match words(line).unwrap() {
+            Command::Run(run) => *run,
+            other => panic!("{line} is {other:?}"),
+        }
+    }
+
+    fn error(line: &str) -> String {
+        words(line).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn options_come_before_or_after_the_image() {
+        for line in [
+            "run --memory 64M --cpus 2 k",
+            "run k --cpus=2 -m64M",
+            "run --cpus 2 k --memory=64M",
+        ] {
+            let config = run(line).config;
+            assert_eq!((config.vcpus, config.memory.bytes()), (2, 64 << 20), "{line}");
+            assert_eq!(config.kernel.to_str(), Some("k"));
+        }
+    }
+
+    #[test]
+    fn the_guest_gets_all_after_the_first_lone_dashes() {
+        let config = run("run k -- netdev.ip=1.2.3.4/24 -- /app --help [ ]").config;
+        assert_eq!(config.cmdline, "netdev.ip=1.2.3.4/24 -- /app --help [ ]");
+        assert_eq!(run("run k --").config.cmdline, "");
+    }
+
+    #[test]
+    fn wrong_words_are_named() {
+        for (line, text) in [
+            ("", "no command: try mayfly --help"),
+            ("start k", "there is no command \"start\": try mayfly --help"),
+            ("run", "mayfly run needs the path of an image: mayfly run KERNEL"),
+            (
+                "run --memory 1M",
+                "mayfly run needs the path of an image: mayfly run KERNEL",
+            ),
+            (
+                "run k l",
+                "\"l\" is one word too many; what is meant for the guest comes after a lone --",
+            ),
+            ("run k --cpus x", "--cpus \"x\": invalid digit found in string"),
+            (
+                "run k --cpus 1 --cpus 2",
+                "--cpus is there twice: which one counts?",
+            ),
+            (
+                "run k --irqchip none",
+                "--irqchip \"none\": \"none\" is no interrupt controller: it is split or kernel",
+            ),
+            ("run k --bogus", "invalid option '--bogus': try mayfly run --help"),
+            (
+                "run k --memory",
+                "missing argument for option '--memory': try mayfly run --help",
+            ),
+            (
+                "inspect",
+                "mayfly inspect needs the path of an image: mayfly inspect KERNEL",
+            ),
+            (
+                "inspect a b",
+                "unexpected argument \"b\": try mayfly inspect --help",
+            ),
+            ("demo x", "unexpected argument \"x\": try mayfly demo --help"),
+        ] {
+            assert_eq!(error(line), text, "{line}");
+        }
+    }
+
+    #[test]
+    fn help_is_everywhere() {
+        for (line, topic) in [
+            ("--help", Topic::Mayfly),
+            ("help", Topic::Mayfly),
+            ("run --help", Topic::Run),
+            ("run k -h", Topic::Run),
+            ("help run", Topic::Run),
+            ("inspect --help", Topic::Inspect),
+            ("demo --help", Topic::Demo),
+        ] {
+            assert!(
+                matches!(words(line), Ok(Command::Help(found)) if found == topic),
+                "{line}"
+            );
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! `mayfly demo`: boots the guest inside mayfly and explains what is seen.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vmm::arch::{Native, Platform};
+use vmm::boot::Image;
+use vmm::config::VmConfig;
+use vmm::memory;
+use vmm::timeline::{Lane, Timeline};
+
+use crate::logging::say;
+use crate::run::{self, Error};
+
+const GUEST: &[u8] = include_bytes!(env!("MAYFLY_DEMO_GUEST"));
+
+const BEFORE: &str = "\
+this boots a guest of its own: a real virtual machine, one process, no files.
+Lines without \"mayfly:\" are the guest's, printed by it to its serial port; these, on stderr, are mayfly's.";
+
+/// Boots the embedded guest. `exec` is the processor time that was used before `origin`.
+///
+/// # Errors
+/// As [`run::boot`].
+pub fn demo(origin: Instant, exec: Duration) -> Result<ExitCode, Error> {
+    say(BEFORE);
+    let timeline = Arc::new(Timeline::new(Instant::now(), true));
+    let before = origin.elapsed();
+    let file = memory::memfd(c"mayfly demo guest", GUEST).map_err(|source| Error::System {
+        operation: "make a file in memory for the guest",
+        source,
+    })?;
+    let image = Image::from_file(Path::new("(the guest inside mayfly)"), file, Native::MACHINE)
+        .map_err(Error::Image)?;
+    let mut config = VmConfig::new("demo".into());
+    config.cmdline = "demo -- hello from the command line".into();
+    let end = run::boot(config, &image, None, &timeline)?;
+    explain(&timeline, before + exec);
+    Ok(run::conclude(&end))
+}
+
+fn explain(timeline: &Timeline, before: Duration) {
+    let spans = timeline.spans();
+    let at = |name: &str| spans.iter().find(|span| span.name == name).map(|span| span.start);
+    let millis = |duration: Duration| duration.as_secs_f64() * 1e3;
+    if let (Some(entered), Some(output)) = (at("enter guest"), at("first output")) {
+        say(&format!(
+            "the guest was entered {:.2} ms after mayfly began to make its machine, and printed its first byte at {:.2} ms;\n\
+             starting the program had taken {:.2} ms of processor time before that. Then the guest reset itself, which ends a\n\
+             machine, and mayfly with it.",
+            millis(entered),
+            millis(output),
+            millis(before),
+        ));
+    }
+    say("what took how long, in microseconds:");
+    for span in spans
+        .iter()
+        .filter(|span| !span.length.is_zero() && span.lane == Lane::Main)
+    {
+        eprintln_quietly(&format!(
+            "  {:>8.1}  {}",
+            span.length.as_secs_f64() * 1e6,
+            span.name
+        ));
+    }
+    say("next: mayfly run KERNEL, mayfly inspect KERNEL, mayfly help run");
+}
+
+fn eprintln_quietly(line: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

@@ -1,0 +1,95 @@
+//! Help texts.
+
+/// What help is wanted on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// The program.
+    Mayfly,
+    /// `mayfly run`
+    Run,
+    /// `mayfly inspect`
+    Inspect,
+    /// `mayfly demo`
+    Demo,
+}
+
+impl Topic {
+    /// The text.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Mayfly => MAYFLY,
+            Self::Run => RUN,
+            Self::Inspect => INSPECT,
+            Self::Demo => DEMO,
+        }
+    }
+}
+
+const MAYFLY: &str = "\
+mayfly - a minimal virtual machine monitor for unikernels on KVM
+
+usage: mayfly run KERNEL [OPTION ...] [-- GUEST ARGUMENTS]
+                           boot an image; its serial console is your terminal
+       mayfly inspect KERNEL
+                           say what booting an image would do, and why
+       mayfly demo         boot the guest inside mayfly and explain what is seen
+       mayfly help [COMMAND]
+       mayfly --version
+
+One process is one virtual machine. What the guest prints goes to stdout, what mayfly has to say goes to stderr.
+
+Try:   mayfly demo
+       mayfly inspect /boot/vmlinuz
+       mayfly run unikernel.elf --memory 64M -- hello
+";
+
+const RUN: &str = "\
+mayfly run - boot an image
+
+usage: mayfly run KERNEL [OPTION ...] [-- GUEST ARGUMENTS]
+
+KERNEL is an ELF image, a Linux bzImage, or a flat multiboot image. Everything after the first lone -- is the guest's
+command line, further -- included.
+
+machine:
+  -m, --memory SIZE     guest memory: 64M, 2G, 65536K; M where no unit is given (default 128M, at least 1M)
+      --cpus N          vCPUs, 1 to 32 (default 1)
+      --initrd FILE     initial RAM disk, or what the image takes in its place (a multiboot module)
+      --protocol NAME   enter the guest by this protocol in place of the one that the image's notes and headers pick:
+                        linux (64-bit, boot_params), pvh, or multiboot (version 1); mayfly inspect shows which are possible
+      --irqchip WHERE   split: IOAPIC, PIC and PIT in mayfly (default, starts and ends quicker); kernel: all in KVM
+      --no-acpi         no ACPI tables for the guest
+      --no-mptable      no MP table for the guest
+
+what mayfly tells, on stderr:
+      --timings         how long each phase took, from exec to the guest's first exit and its first output
+      --trace FILE      the same as a Chrome trace; open it in https://ui.perfetto.dev
+
+On a terminal: Ctrl-A x ends the machine, Ctrl-A h lists the keys.
+
+exit status:
+  0     the guest powered off or reset itself, or you ended it by Ctrl-A x
+  N     the guest wrote N to its debug-exit port 0x501 (N modulo 256)
+  1     mayfly could not boot the image; the message says why
+  2     the command line makes no sense
+  120   the guest's processor shut down (triple fault)
+  121   KVM could not go on with the guest
+SIGTERM, SIGINT, SIGHUP and SIGQUIT end mayfly at once, by that signal.
+";
+
+const INSPECT: &str = "\
+mayfly inspect - say what booting an image would do, and why
+
+usage: mayfly inspect KERNEL
+
+Prints the format, the segments and whether each is mapped from the file or read, the notes, the entry points, and which
+boot protocols are possible and why. Needs no KVM. Exit status 0 when the image can be booted, else 1.
+";
+
+const DEMO: &str = "\
+mayfly demo - boot the guest inside mayfly and explain what is seen
+
+usage: mayfly demo
+
+Needs nothing but /dev/kvm; where that is missing or not permitted, it says what to do.
+";

@@ -1,0 +1,122 @@
+//! How long each phase took, for people and for Perfetto.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::json;
+use vmm::timeline::{Lane, Span};
+
+/// A table of the phases. `exec` is the processor time that the process had used when its first line ran: what the
+/// kernel and the C library need to get there.
+pub fn table(exec: Duration, spans: &[Span]) -> String {
+    let mut text = String::from("mayfly: timings in microseconds\n");
+    text.push_str("      start    length  thread  phase\n");
+    let _ = writeln!(
+        text,
+        "  {:>9} {:>9}  {:<7} exec (processor time before main)",
+        "",
+        micros(exec),
+        "main"
+    );
+    for span in spans {
+        let length = if span.length.is_zero() {
+            String::from("-")
+        } else {
+            micros(span.length)
+        };
+        let (start, lane) = (micros(exec + span.start), lane(span.lane));
+        let _ = writeln!(text, "  {start:>9} {length:>9}  {lane:<7} {}", span.name);
+    }
+    text
+}
+
+fn micros(duration: Duration) -> String {
+    format!("{:.1}", duration.as_secs_f64() * 1e6)
+}
+
+fn lane(lane: Lane) -> String {
+    match lane {
+        Lane::Main => "main".into(),
+        Lane::Vcpu(id) => format!("vcpu {id}"),
+    }
+}
+
+/// Writes the phases to `file` in the Trace Event Format.
+///
+/// # Errors
+/// The kernel's answer when the file cannot be written.
+pub fn write_trace(file: &Path, exec: Duration, spans: &[Span]) -> io::Result<()> {
+    let thread = |lane| match lane {
+        Lane::Main => 0,
+        Lane::Vcpu(id) => u32::from(id) + 1,
+    };
+    let mut events = vec![json!({
+        "name": "exec", "ph": "X", "pid": 1, "tid": 0, "ts": 0, "dur": exec.as_secs_f64() * 1e6,
+    })];
+    let mut lanes: Vec<Lane> = spans.iter().map(|span| span.lane).chain([Lane::Main]).collect();
+    lanes.sort();
+    lanes.dedup();
+    events.extend(lanes.into_iter().map(|one| {
+        json!({"name": "thread_name", "ph": "M", "pid": 1, "tid": thread(one), "args": {"name": lane(one)}})
+    }));
+    events.extend(spans.iter().map(|span| {
+        let start = (exec + span.start).as_secs_f64() * 1e6;
+        let mut event = json!({"name": span.name, "pid": 1, "tid": thread(span.lane), "ts": start});
+        if span.length.is_zero() {
+            (event["ph"], event["s"]) = ("i".into(), "t".into());
+        } else {
+            (event["ph"], event["dur"]) = ("X".into(), (span.length.as_secs_f64() * 1e6).into());
+        }
+        event
+    }));
+    let trace = json!({"displayTimeUnit": "ns", "traceEvents": events});
+    File::create(file)?.write_all(format!("{trace}\n").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use vmm::timeline::{Lane, Span};
+
+    use super::{table, write_trace};
+
+    fn spans() -> [Span; 2] {
+        let span = |name, lane, start, length| Span {
+            name,
+            lane,
+            start: Duration::from_micros(start),
+            length: Duration::from_micros(length),
+        };
+        [
+            span("create VM", Lane::Main, 10, 120),
+            span("first exit", Lane::Vcpu(3), 400, 0),
+        ]
+    }
+
+    #[test]
+    fn the_table_counts_from_exec() {
+        let text = table(Duration::from_micros(100), &spans());
+        let lines: Vec<_> = text.lines().map(str::trim).collect();
+        assert_eq!(lines[3], "110.0     120.0  main    create VM");
+        assert_eq!(lines[4], "500.0         -  vcpu 3  first exit");
+    }
+
+    #[test]
+    fn the_trace_is_what_perfetto_reads() {
+        let path = std::env::temp_dir().join(format!("mayfly-trace-{}.json", std::process::id()));
+        write_trace(&path, Duration::from_micros(100), &spans()).unwrap();
+        let trace: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let events = trace["traceEvents"].as_array().unwrap();
+        let find = |name: &str| events.iter().find(|event| event["name"] == name).unwrap();
+        assert_eq!(find("create VM")["ph"], "X");
+        assert_eq!(find("create VM")["dur"], 120.0);
+        assert_eq!(find("first exit")["ph"], "i");
+        assert_eq!(find("first exit")["tid"], 4);
+        assert_eq!(events.iter().filter(|event| event["ph"] == "M").count(), 2);
+    }
+}

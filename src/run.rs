@@ -1,0 +1,219 @@
+//! `mayfly run`: from an image to its end, in one line.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use devices::PowerEvent;
+use devices::serial::{Output, output};
+use vmm::Chain;
+use vmm::arch::{Native, Platform};
+use vmm::boot::{self, Image, Initrd};
+use vmm::config::{self, Host, VmConfig};
+use vmm::machine::{self, Machine};
+use vmm::timeline::{Lane, Timeline};
+use vmm::vcpu::Ending;
+use vmm::vm::{self, Console, End, Verdict, Vm};
+
+use crate::args::Run;
+use crate::escape::{self, Action, Escape};
+use crate::logging::say;
+use crate::report;
+use crate::terminal::{self, Source, Terminal};
+
+/// The guest's processor shut down.
+const TRIPLE_FAULT: u8 = 120;
+/// KVM could not go on with the guest.
+const FAULT: u8 = 121;
+
+/// Signals that end the VM at once.
+const SIGNALS: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+
+/// Why an image could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The options do not make a machine.
+    #[error("cannot make this machine")]
+    Config(#[source] config::Error),
+    /// The image cannot be used.
+    #[error(transparent)]
+    Image(boot::image::Error),
+    /// The initrd cannot be used.
+    #[error(transparent)]
+    Initrd(boot::initrd::Error),
+    /// stdout cannot take the guest's output.
+    #[error("cannot use stdout for the guest's output")]
+    Output(#[source] output::Error),
+    /// The machine cannot be built or booted.
+    #[error(transparent)]
+    Machine(machine::Error),
+    /// The terminal could not be put into raw mode.
+    #[error("cannot use this terminal")]
+    Terminal(#[source] terminal::Error),
+    /// The VM could not be watched.
+    #[error("cannot run the machine")]
+    Vm(#[source] vm::Error),
+    /// A system call failed.
+    #[error("cannot {operation}")]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The trace could not be written.
+    #[error("cannot write the trace to {}", path.display())]
+    Trace {
+        /// Where to.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Processor time that this process has used.
+pub fn process_time() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is valid for writes.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    Duration::new(
+        time.tv_sec.unsigned_abs(),
+        u32::try_from(time.tv_nsec).unwrap_or(0),
+    )
+}
+
+/// Boots an image and stays until it ends. `exec` is the processor time that was used before `origin`.
+///
+/// # Errors
+/// [`Error`] when the guest did not run at all.
+pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<ExitCode, Error> {
+    let timeline = Arc::new(Timeline::new(origin, run.timings || run.trace.is_some()));
+    let image = timeline
+        .measure(Lane::Main, "open image", || {
+            Image::open(&run.config.kernel, Native::MACHINE)
+        })
+        .map_err(Error::Image)?;
+    let initrd = run
+        .config
+        .initrd
+        .as_deref()
+        .map(Initrd::open)
+        .transpose()
+        .map_err(Error::Initrd)?;
+    let end = boot(run.config, &image, initrd.as_ref(), &timeline)?;
+    let spans = timeline.spans();
+    if run.timings {
+        say(report::table(exec, &spans).trim_end());
+    }
+    if let Some(path) = run.trace {
+        report::write_trace(&path, exec, &spans).map_err(|source| Error::Trace { path, source })?;
+    }
+    Ok(conclude(&end))
+}
+
+/// Boots `image` with this process's stdin and stdout as its serial console, and stays until it ends.
+///
+/// # Errors
+/// [`Error`]
+pub fn boot(
+    config: VmConfig,
+    image: &Image,
+    initrd: Option<&Initrd>,
+    timeline: &Arc<Timeline>,
+) -> Result<End, Error> {
+    let system = |operation| move |source| Error::System { operation, source };
+    // Before any thread starts, so that all of them leave the signals to the event loop.
+    vm::block_signals(&SIGNALS).map_err(system("block signals"))?;
+    let spec = config.check(&Host::this()).map_err(Error::Config)?;
+    let stdout = io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(system("duplicate stdout"))?;
+    let output = Output::new(stdout).map_err(Error::Output)?;
+    let machine = Machine::build(spec, output, timeline.clone()).map_err(Error::Machine)?;
+    let vm = machine.boot(image, initrd).map_err(Error::Machine)?;
+    let stdin = io::stdin();
+    let source = Source::of(stdin.as_fd());
+    let terminal = (source == Source::Terminal)
+        .then(|| Terminal::enter(stdin.as_fd()))
+        .transpose();
+    let terminal = terminal.map_err(Error::Terminal)?;
+    let end = vm.run(console(stdin.as_fd(), source)).map_err(Error::Vm)?;
+    drop(terminal);
+    tell(&vm);
+    // The kernel takes the machine apart when the process ends, quicker than this process could.
+    std::mem::forget(vm);
+    Ok(end)
+}
+
+fn console(stdin: BorrowedFd<'_>, source: Source) -> Console<'_> {
+    let filter = (source == Source::Terminal).then(|| Box::new(Keys::default()) as Box<dyn vm::InputFilter>);
+    Console {
+        input: (source != Source::Background).then_some(stdin),
+        filter,
+        signals: &SIGNALS,
+    }
+}
+
+/// The escape keys, as the event loop asks for them.
+#[derive(Default)]
+struct Keys(Escape);
+
+impl vm::InputFilter for Keys {
+    fn filter(&mut self, input: &[u8], guest: &mut Vec<u8>) -> Verdict {
+        match self.0.feed(input, guest) {
+            None => Verdict::Continue,
+            Some(Action::Quit) => Verdict::End,
+            Some(Action::Help) => {
+                // A stderr that cannot be written is no reason to end.
+                let _ = io::stderr().write_all(escape::HELP.as_bytes());
+                Verdict::Continue
+            }
+        }
+    }
+}
+
+/// Says what the guest's output has lost, if it has.
+fn tell(vm: &Vm) {
+    if let Some(report) = vm.output_report() {
+        say(&format!("warning: {}", Chain(&report)));
+    }
+}
+
+/// The exit status that `end` deserves, with a word on it where it was not the guest's or the user's will.
+pub fn conclude(end: &End) -> ExitCode {
+    match end {
+        End::User | End::Guest(Ending::Power(PowerEvent::Off | PowerEvent::Reset)) => ExitCode::SUCCESS,
+        End::Guest(Ending::Power(PowerEvent::Exit(code))) => ExitCode::from(code.to_le_bytes()[0]),
+        End::Guest(Ending::TripleFault { ip }) => {
+            say(&format!(
+                "the guest's processor shut down at {ip:#x}: a fault in the handling of a fault (triple fault)"
+            ));
+            ExitCode::from(TRIPLE_FAULT)
+        }
+        End::Guest(Ending::Fault(fault)) => {
+            say(&Chain(fault).to_string());
+            ExitCode::from(FAULT)
+        }
+        End::Signal(signal) => die_by(*signal),
+    }
+}
+
+/// Ends this process by `signal`, so that whoever waits for it sees what happened.
+fn die_by(signal: libc::c_int) -> ExitCode {
+    // SAFETY: the default action is a valid one for a signal that was caught by a descriptor only.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+    vm::unblock_signal(signal);
+    // SAFETY: raise has no preconditions.
+    unsafe { libc::raise(signal) };
+    // Reached only when the signal's default action is not to end the process.
+    ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX))
+}

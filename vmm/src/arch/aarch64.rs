@@ -1,0 +1,80 @@
+//! aarch64: so far its memory layout. A machine of it is refused when it is made.
+
+use std::ffi::CStr;
+use std::ops::Range;
+use std::sync::Arc;
+
+use devices::Interrupt;
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use snapshot::GuestMemory;
+use vm_memory::GuestAddress;
+
+use super::{Buses, Cpu, Error, Platform, SharedSource, Wiring};
+use crate::boot::{Loaded, Machine};
+use crate::config::{MemorySize, VmSpec};
+use crate::kvm;
+use crate::vcpu::Kick;
+
+/// Memory starts here; interrupt controller and devices are below.
+const MEMORY: GuestAddress = GuestAddress(0x8000_0000);
+
+/// The aarch64 machine. There is no value of it, because [`Platform::new`] refuses.
+pub enum Aarch64 {}
+
+impl Platform for Aarch64 {
+    type Cpu = Self;
+
+    const CAPABILITIES: &'static [Cap] = &[Cap::UserMemory, Cap::ImmediateExit, Cap::ArmPsci02];
+    const MACHINE: Machine = Machine::Aarch64;
+    const COMMAND_LINE_CAPACITY: usize = 4096;
+    const RESERVED: &'static [Range<u64>] = &[];
+
+    fn memory_regions(size: MemorySize) -> Vec<(GuestAddress, usize)> {
+        vec![(MEMORY, usize::try_from(size.bytes()).unwrap_or(usize::MAX))]
+    }
+
+    fn new(_: &Arc<VmFd>, _: &VmSpec, _: Kick) -> Result<Self, Error> {
+        Err(Error::Unsupported("aarch64"))
+    }
+
+    fn serial_interrupt(&self) -> Arc<dyn Interrupt> {
+        match *self {}
+    }
+
+    fn attach(&self, _: &Wiring, _: &VmSpec, _: &mut Buses) -> Result<Vec<SharedSource>, Error> {
+        match *self {}
+    }
+
+    fn write_entry(_: &GuestMemory, _: &Loaded, _: &CStr, _: &VmSpec) -> Result<(), Error> {
+        Err(Error::Unsupported("aarch64"))
+    }
+
+    fn before_run(&self, _: u8, _: &mut VcpuFd) -> Result<(), kvm::Error> {
+        match *self {}
+    }
+
+    fn end_of_interrupt(&self, _: u8) {
+        match *self {}
+    }
+}
+
+impl Cpu for Aarch64 {
+    type Profile = ();
+    type Entry = ();
+
+    fn profile(_: &Kvm) -> Result<(), kvm::Error> {
+        Ok(())
+    }
+
+    fn configure(_: &VcpuFd, _: u8, _: u8, (): &()) -> Result<(), kvm::Error> {
+        Ok(())
+    }
+
+    fn enter(_: &VcpuFd, (): &()) -> Result<(), kvm::Error> {
+        Ok(())
+    }
+
+    fn instruction(_: &VcpuFd, _: &GuestMemory) -> (u64, Vec<u8>) {
+        (0, Vec::new())
+    }
+}

@@ -1,0 +1,184 @@
+//! The interrupt controllers other than the local APICs, in this process or in the kernel.
+
+use std::sync::Arc;
+
+use devices::ioapic::{Message, MessageSink, Route};
+use devices::{ExternalInterrupt, Interrupt, SplitIrqchip};
+use kvm_bindings::{
+    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_enable_cap,
+    kvm_interrupt, kvm_irq_routing_entry, kvm_msi, kvm_pit_config,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+use vmm_sys_util::ioctl::ioctl_with_ref;
+
+use super::layout;
+use crate::config::IrqchipMode;
+use crate::kvm::{Error, cause, failed};
+use crate::vcpu::{Kick, RunPage};
+
+/// kvm-ioctls does not wrap this one.
+mod request {
+    use kvm_bindings::{KVMIO, kvm_interrupt};
+
+    vmm_sys_util::ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
+}
+
+/// What takes the interrupts of devices.
+pub enum Irqchip {
+    /// PIC and IOAPIC here, local APICs in the kernel.
+    Split(SplitIrqchip),
+    /// All in the kernel, and the PIT with them.
+    Kernel(Arc<VmFd>),
+}
+
+impl Irqchip {
+    /// Makes the controllers. The memory slots are there already and the vCPUs are not.
+    ///
+    /// # Errors
+    /// [`Error::Call`]
+    pub fn new(vm: &Arc<VmFd>, mode: IrqchipMode, boot_cpu: Kick) -> Result<Self, Error> {
+        match mode {
+            IrqchipMode::Split => {
+                let mut split = kvm_enable_cap {
+                    cap: KVM_CAP_SPLIT_IRQCHIP,
+                    ..Default::default()
+                };
+                split.args[0] = layout::IOAPIC_PINS.into();
+                vm.enable_cap(&split)
+                    .map_err(failed("KVM_ENABLE_CAP of KVM_CAP_SPLIT_IRQCHIP"))?;
+                let sink = Arc::new(LocalApics(vm.clone()));
+                Ok(Self::Split(SplitIrqchip::new(sink, Arc::new(Lint0(boot_cpu)))))
+            }
+            IrqchipMode::Kernel => {
+                vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
+                // With it the kernel answers port 0x61 too, whose gate starts the PIT's second channel.
+                let pit = kvm_pit_config {
+                    flags: KVM_PIT_SPEAKER_DUMMY,
+                    ..Default::default()
+                };
+                vm.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"))?;
+                Ok(Self::Kernel(vm.clone()))
+            }
+        }
+    }
+
+    /// The wire of interrupt line `gsi`, which is below 24 and not 2.
+    pub fn wire(&self, gsi: u32) -> Arc<dyn Interrupt> {
+        match self {
+            Self::Split(split) => split
+                .wire(gsi)
+                .unwrap_or_else(|| unreachable!("line {gsi} has no wire")),
+            Self::Kernel(vm) => Arc::new(KernelLine { vm: vm.clone(), gsi }),
+        }
+    }
+
+    /// Injects the interrupt of the PIC, if it has one, into the vCPU that boots. KVM does that by itself for the
+    /// local APIC's interrupts, and for all when the PIC is in the kernel.
+    ///
+    /// # Errors
+    /// [`Error::Call`]
+    pub fn inject(&self, vcpu: &mut VcpuFd) -> Result<(), Error> {
+        let Self::Split(split) = self else { return Ok(()) };
+        if split.intr() {
+            let takes = RunPage::of(vcpu).takes_interrupt();
+            if takes && let Some(vector) = split.acknowledge() {
+                interrupt(vcpu, vector)?;
+            }
+        }
+        // Also after an injection: the PIC may have another, or may have got one meanwhile.
+        RunPage::of(vcpu).request_interrupt_window(split.intr());
+        Ok(())
+    }
+
+    /// A local APIC has seen the end of the interrupt of `vector`.
+    pub fn end_of_interrupt(&self, vector: u8) {
+        if let Self::Split(split) = self {
+            split.end_of_interrupt(vector);
+        }
+    }
+}
+
+fn interrupt(vcpu: &VcpuFd, vector: u8) -> Result<(), Error> {
+    let interrupt = kvm_interrupt { irq: vector.into() };
+    // SAFETY: the kernel reads the structure that the request's number stands for, during the call.
+    let result = unsafe { ioctl_with_ref(vcpu, request::KVM_INTERRUPT(), &interrupt) };
+    if result == 0 {
+        return Ok(());
+    }
+    Err(failed(format!("KVM_INTERRUPT of vector {vector:#x}"))(
+        kvm_ioctls::Error::last(),
+    ))
+}
+
+/// Makes the vCPU that boots look at the PIC: its LINT0 is what the PIC's INTR is wired to.
+struct Lint0(Kick);
+
+impl ExternalInterrupt for Lint0 {
+    fn raise(&self) {
+        self.0.kick();
+    }
+}
+
+/// Carries the IOAPIC's messages to the local APICs in the kernel.
+struct LocalApics(Arc<VmFd>);
+
+impl MessageSink for LocalApics {
+    fn send(&self, message: Message) {
+        let (address_lo, address_hi) = halves(message.address);
+        let msi = kvm_msi {
+            address_lo,
+            address_hi,
+            data: message.data,
+            ..Default::default()
+        };
+        // The guest chose where the message goes; one that no local APIC takes is lost, as on real hardware.
+        if let Err(error) = self.0.signal_msi(msi) {
+            log::debug!("KVM_SIGNAL_MSI of {message:x?}: {}", cause(error));
+        }
+    }
+
+    /// Tells KVM which vectors are level-triggered, so that it exits at their end.
+    fn routes_changed(&self, routes: &[Route]) {
+        let entries: Vec<_> = routes.iter().map(routing_entry).collect();
+        let result = KvmIrqRouting::from_entries(&entries).map(|routing| self.0.set_gsi_routing(&routing));
+        if let Ok(Err(error)) = result {
+            log::warn!(
+                "KVM_SET_GSI_ROUTING of {} routes: {}",
+                entries.len(),
+                cause(error)
+            );
+        }
+    }
+}
+
+fn routing_entry(route: &Route) -> kvm_irq_routing_entry {
+    let mut entry = kvm_irq_routing_entry {
+        gsi: route.pin,
+        type_: KVM_IRQ_ROUTING_MSI,
+        ..Default::default()
+    };
+    (entry.u.msi.address_lo, entry.u.msi.address_hi) = halves(route.message.address);
+    entry.u.msi.data = route.message.data;
+    entry
+}
+
+/// The low and the high half of an address.
+fn halves(address: u64) -> (u32, u32) {
+    let [a, b, c, d, e, f, g, h] = address.to_le_bytes();
+    (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))
+}
+
+/// A line of the controllers in the kernel.
+struct KernelLine {
+    vm: Arc<VmFd>,
+    gsi: u32,
+}
+
+impl Interrupt for KernelLine {
+    fn set_level(&self, asserted: bool) {
+        // It fails only for a line that is not there.
+        if let Err(error) = self.vm.set_irq_line(self.gsi, asserted) {
+            log::debug!("KVM_IRQ_LINE {} {asserted}: {}", self.gsi, cause(error));
+        }
+    }
+}

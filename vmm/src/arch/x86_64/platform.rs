@@ -1,0 +1,275 @@
+//! The x86_64 machine put together.
+
+use std::ffi::CStr;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex};
+
+use devices::bus::SharedDevice;
+use devices::{
+    Cmos, ExitPort, I8042, Interrupt, MonotonicClock, Pit, PowerOffPort, SleepPort, WallClock, Window, bus,
+    cmos, i8042, pit, power_ports,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use snapshot::GuestMemory;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::entry::EntryState;
+use super::handoff::{self, Tables};
+use super::irqchip::Irqchip;
+use super::{cpuid, layout, msr};
+use crate::arch::{Buses, Cpu, Error, EventSource, Platform, SharedSource, Wiring};
+use crate::boot::{Loaded, Machine};
+use crate::config::{MemorySize, VmSpec};
+use crate::kvm::{self, failed};
+use crate::vcpu::Kick;
+
+/// Three pages below the BIOS that processors of Intel without unrestricted guest mode need; nothing else is there.
+const TSS: usize = 0xfffb_d000;
+/// Longest instruction of the architecture.
+const INSTRUCTION: usize = 15;
+
+/// The x86_64 machine.
+pub struct X86_64 {
+    irqchip: Irqchip,
+}
+
+impl Platform for X86_64 {
+    type Cpu = Self;
+
+    const CAPABILITIES: &'static [Cap] = &[
+        Cap::UserMemory,
+        Cap::SplitIrqchip,
+        Cap::ImmediateExit,
+        Cap::SignalMsi,
+        Cap::ExtCpuid,
+        Cap::SetTssAddr,
+    ];
+    const MACHINE: Machine = Machine::X86_64;
+    const COMMAND_LINE_CAPACITY: usize = layout::COMMAND_LINE_CAPACITY;
+    const RESERVED: &'static [Range<u64>] = &layout::RESERVED;
+
+    fn memory_regions(size: MemorySize) -> Vec<(GuestAddress, usize)> {
+        let below = size.bytes().min(layout::HOLE.start);
+        let regions = [(0, below), (layout::HOLE.end, size.bytes() - below)];
+        let present = regions.into_iter().filter(|(_, length)| *length > 0);
+        // A size that the address space cannot hold stays one, so that mapping it says so.
+        present
+            .map(|(base, length)| (GuestAddress(base), usize::try_from(length).unwrap_or(usize::MAX)))
+            .collect()
+    }
+
+    fn new(vm: &Arc<VmFd>, spec: &VmSpec, boot_cpu: Kick) -> Result<Self, Error> {
+        // On Intel the call sets a memory slot of KVM's own, so that it belongs to the slots.
+        vm.set_tss_address(TSS)
+            .map_err(failed("KVM_SET_TSS_ADDR"))
+            .map_err(Error::Kvm)?;
+        let irqchip = Irqchip::new(vm, spec.config().irqchip, boot_cpu).map_err(Error::Kvm)?;
+        Ok(Self { irqchip })
+    }
+
+    fn serial_interrupt(&self) -> Arc<dyn Interrupt> {
+        self.irqchip.wire(layout::SERIAL_IRQ)
+    }
+
+    fn attach(&self, wiring: &Wiring, spec: &VmSpec, buses: &mut Buses) -> Result<Vec<SharedSource>, Error> {
+        let timer = match &self.irqchip {
+            Irqchip::Kernel(_) => None,
+            Irqchip::Split(split) => {
+                split
+                    .attach(&mut buses.ports, &mut buses.memory, layout::IOAPIC)
+                    .map_err(Error::Bus)?;
+                let pit = Pit::new(
+                    self.irqchip.wire(layout::PIT_IRQ),
+                    Box::new(MonotonicClock::new()),
+                );
+                Some(shared(pit.map_err(|source| Error::Device {
+                    device: "PIT",
+                    source,
+                })?))
+            }
+        };
+        attach_ports(&mut buses.ports, wiring, timer.clone(), spec).map_err(Error::Bus)?;
+        Ok(timer
+            .into_iter()
+            .map(|pit| shared(Timer(pit)) as SharedSource)
+            .collect())
+    }
+
+    fn write_entry(
+        memory: &GuestMemory,
+        loaded: &Loaded,
+        cmdline: &CStr,
+        spec: &VmSpec,
+    ) -> Result<EntryState, Error> {
+        let config = spec.config();
+        let tables = Tables {
+            acpi: config.acpi,
+            mptable: config.mptable,
+            vcpus: spec.vcpus(),
+            windows: &[],
+        };
+        handoff::write(memory, loaded, cmdline, &tables).map_err(|error| Error::Entry(Box::new(error)))
+    }
+
+    fn before_run(&self, id: u8, vcpu: &mut VcpuFd) -> Result<(), kvm::Error> {
+        // The PIC is wired to the local APIC of the first vCPU only.
+        if id == 0 {
+            self.irqchip.inject(vcpu)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn end_of_interrupt(&self, vector: u8) {
+        self.irqchip.end_of_interrupt(vector);
+    }
+}
+
+fn shared<T>(device: T) -> Arc<Mutex<T>> {
+    Arc::new(Mutex::new(device))
+}
+
+fn attach_ports(
+    ports: &mut bus::BusBuilder,
+    wiring: &Wiring,
+    pit: Option<Arc<Mutex<Pit>>>,
+    spec: &VmSpec,
+) -> Result<(), bus::Error> {
+    let power = &wiring.power;
+    ports.claim("serial port", layout::SERIAL_PORT, 8, wiring.serial.clone())?;
+    if let Some(pit) = pit {
+        ports.claim("PIT", pit::PORT, 4, pit.clone())?;
+        ports.claim(
+            "speaker port",
+            pit::CONTROL_PORT,
+            1,
+            window(pit, pit::CONTROL_OFFSET),
+        )?;
+    }
+    let keyboard = shared(I8042::new(power.clone()));
+    ports.claim("keyboard data", i8042::DATA_PORT, 1, keyboard.clone())?;
+    ports.claim(
+        "keyboard command",
+        i8042::COMMAND_PORT,
+        1,
+        window(keyboard, i8042::COMMAND_OFFSET),
+    )?;
+    ports.claim(
+        "CMOS clock",
+        cmos::PORT,
+        2,
+        shared(Cmos::new(cmos_memory(spec), Box::new(WallClock))),
+    )?;
+    ports.claim(
+        "debug exit",
+        power_ports::EXIT_PORT,
+        power_ports::EXIT_LENGTH,
+        shared(ExitPort::new(power.clone())),
+    )?;
+    ports.claim(
+        "sleep control",
+        power_ports::SLEEP_PORT,
+        1,
+        shared(SleepPort::new(power.clone())),
+    )?;
+    let power_off = shared(PowerOffPort::new(power.clone()));
+    ports.claim(
+        "power-off",
+        power_ports::POWER_OFF_PORT,
+        power_ports::POWER_OFF_LENGTH,
+        power_off,
+    )
+}
+
+fn window(device: SharedDevice, offset: u64) -> SharedDevice {
+    shared(Window::new(device, offset))
+}
+
+fn cmos_memory(spec: &VmSpec) -> cmos::MemorySize {
+    let bytes = spec.config().memory.bytes();
+    let below_4_gib = bytes.min(layout::HOLE.start);
+    cmos::MemorySize {
+        below_4_gib,
+        above_4_gib: bytes - below_4_gib,
+    }
+}
+
+/// Hands the PIT's expirations from the event loop to it.
+struct Timer(Arc<Mutex<Pit>>);
+
+impl EventSource for Timer {
+    fn descriptor(&self) -> RawFd {
+        devices::lock(&self.0).as_raw_fd()
+    }
+
+    fn ready(&mut self) {
+        devices::lock(&self.0).expired();
+    }
+}
+
+impl Cpu for X86_64 {
+    type Profile = cpuid::Profile;
+    type Entry = EntryState;
+
+    fn profile(kvm: &Kvm) -> Result<cpuid::Profile, kvm::Error> {
+        cpuid::Profile::of_host(kvm)
+    }
+
+    fn configure(vcpu: &VcpuFd, id: u8, count: u8, profile: &cpuid::Profile) -> Result<(), kvm::Error> {
+        let tsc_khz = vcpu.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?;
+        vcpu.set_cpuid2(&profile.for_vcpu(id, count, tsc_khz))
+            .map_err(failed("KVM_SET_CPUID2"))?;
+        msr::set(vcpu)
+    }
+
+    fn enter(vcpu: &VcpuFd, entry: &EntryState) -> Result<(), kvm::Error> {
+        let reset = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+        vcpu.set_sregs(&entry.sregs(reset))
+            .map_err(failed("KVM_SET_SREGS"))?;
+        vcpu.set_regs(&entry.regs()).map_err(failed("KVM_SET_REGS"))
+    }
+
+    fn instruction(vcpu: &VcpuFd, memory: &GuestMemory) -> (u64, Vec<u8>) {
+        let (Ok(regs), Ok(sregs)) = (vcpu.get_regs(), vcpu.get_sregs()) else {
+            return (0, Vec::new());
+        };
+        let linear = regs.rip.wrapping_add(sregs.cs.base);
+        let mut bytes = vec![0; INSTRUCTION];
+        let read = vcpu
+            .translate_gva(linear)
+            .ok()
+            .filter(|translation| translation.valid != 0)
+            .and_then(|translation| {
+                memory
+                    .read(&mut bytes, GuestAddress(translation.physical_address))
+                    .ok()
+            });
+        bytes.truncate(read.unwrap_or(0));
+        (regs.rip, bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::GuestAddress;
+
+    use super::X86_64;
+    use crate::arch::Platform;
+    use crate::config::MemorySize;
+
+    #[test]
+    fn memory_leaves_the_hole_out() {
+        let regions = |mib: u64| X86_64::memory_regions(MemorySize::from_bytes(mib << 20));
+        assert_eq!(regions(1), [(GuestAddress(0), 1 << 20)]);
+        assert_eq!(regions(3328), [(GuestAddress(0), 3328 << 20)]);
+        assert_eq!(
+            regions(3329),
+            [(GuestAddress(0), 3328 << 20), (GuestAddress(1 << 32), 1 << 20)]
+        );
+        assert_eq!(
+            regions(8192),
+            [(GuestAddress(0), 3328 << 20), (GuestAddress(1 << 32), 4864 << 20)]
+        );
+    }
+}

@@ -1,0 +1,212 @@
+//! What a user asks for, and the same after it has been checked.
+
+mod size;
+
+use std::path::PathBuf;
+
+pub use size::{MemorySize, ParseError as SizeError};
+
+use crate::boot::Protocol;
+
+/// Most vCPUs that a machine can have.
+pub const MAX_VCPUS: u8 = 32;
+
+/// Where the interrupt controllers other than the local APICs are emulated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IrqchipMode {
+    /// IOAPIC, PIC and PIT in this process: quicker to make and to end.
+    #[default]
+    Split,
+    /// All of them in the kernel.
+    Kernel,
+}
+
+impl std::str::FromStr for IrqchipMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "split" => Ok(Self::Split),
+            "kernel" => Ok(Self::Kernel),
+            other => Err(format!(
+                "{other:?} is no interrupt controller: it is split or kernel"
+            )),
+        }
+    }
+}
+
+/// What the user asked for.
+#[derive(Clone, Debug)]
+pub struct VmConfig {
+    /// Image to boot.
+    pub kernel: PathBuf,
+    /// Initial RAM disk, or whatever else the image takes in its place.
+    pub initrd: Option<PathBuf>,
+    /// Boot protocol, if the image's own choice is not to count.
+    pub protocol: Option<Protocol>,
+    /// Command line as the user wrote it.
+    pub cmdline: String,
+    /// Guest memory.
+    pub memory: MemorySize,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Where the interrupt controllers are.
+    pub irqchip: IrqchipMode,
+    /// Whether the guest gets ACPI tables.
+    pub acpi: bool,
+    /// Whether the guest gets an MP table.
+    pub mptable: bool,
+}
+
+impl VmConfig {
+    /// The defaults: 128 MiB, one vCPU, all tables.
+    pub fn new(kernel: PathBuf) -> Self {
+        Self {
+            kernel,
+            initrd: None,
+            protocol: None,
+            cmdline: String::new(),
+            memory: MemorySize::DEFAULT,
+            vcpus: 1,
+            irqchip: IrqchipMode::default(),
+            acpi: true,
+            mptable: true,
+        }
+    }
+
+    /// Checks what can be checked without opening anything.
+    ///
+    /// # Errors
+    /// [`Error`], naming the option and the value.
+    pub fn check(self, host: &Host) -> Result<VmSpec, Error> {
+        let vcpus = u8::try_from(self.vcpus)
+            .ok()
+            .filter(|count| (1..=MAX_VCPUS).contains(count))
+            .ok_or(Error::Vcpus(self.vcpus))?;
+        if self.memory < MemorySize::MIN {
+            return Err(Error::MemoryTooSmall(self.memory));
+        }
+        if self.memory.bytes() > host.memory {
+            return Err(Error::MemoryBeyondHost {
+                asked: self.memory,
+                host: MemorySize::from_bytes(host.memory),
+            });
+        }
+        Ok(VmSpec { vcpus, config: self })
+    }
+}
+
+/// What the host has.
+#[derive(Clone, Copy, Debug)]
+pub struct Host {
+    /// Memory and swap, in bytes.
+    pub memory: u64,
+}
+
+impl Host {
+    /// Asks the kernel, by a system call that needs no /proc.
+    pub fn this() -> Self {
+        // SAFETY: all-zero bytes are a valid `sysinfo`, which is a structure of integers.
+        let mut info: libc::sysinfo = unsafe { std::mem::zeroed() };
+        // SAFETY: `info` is valid for writes for the length of the call.
+        let result = unsafe { libc::sysinfo(&raw mut info) };
+        let unit = u64::from(info.mem_unit);
+        let memory = info.totalram.saturating_add(info.totalswap).saturating_mul(unit);
+        // Nothing but a bad pointer makes the call fail; should it, the limit is left to mmap.
+        Self {
+            memory: if result == 0 { memory } else { u64::MAX },
+        }
+    }
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// No vCPU, or too many.
+    #[error("a machine has 1 to {MAX_VCPUS} vCPUs, not {0}: change --cpus")]
+    Vcpus(u32),
+    /// Less memory than the first megabyte.
+    #[error("{0} of memory is too little: --memory is at least {min}", min = MemorySize::MIN)]
+    MemoryTooSmall(MemorySize),
+    /// More memory than the host has.
+    #[error("{asked} of memory is more than this host has, which is {host} with its swap: lower --memory")]
+    MemoryBeyondHost {
+        /// What was asked for.
+        asked: MemorySize,
+        /// Memory and swap of the host.
+        host: MemorySize,
+    },
+}
+
+/// A configuration that has been checked.
+#[derive(Clone, Debug)]
+pub struct VmSpec {
+    vcpus: u8,
+    config: VmConfig,
+}
+
+impl VmSpec {
+    /// Number of vCPUs, 1 to [`MAX_VCPUS`].
+    pub fn vcpus(&self) -> u8 {
+        self.vcpus
+    }
+
+    /// What the user asked for.
+    pub fn config(&self) -> &VmConfig {
+        &self.config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Error, Host, MemorySize, VmConfig};
+
+    const HOST: Host = Host { memory: 8 << 30 };
+
+    fn config() -> VmConfig {
+        VmConfig::new("kernel".into())
+    }
+
+    #[test]
+    fn the_defaults_are_accepted() {
+        let spec = config().check(&HOST).unwrap();
+        assert_eq!((spec.vcpus(), spec.config().memory.bytes()), (1, 128 << 20));
+    }
+
+    #[test]
+    fn vcpus_are_1_to_32() {
+        for vcpus in [0, 33, u32::MAX] {
+            let checked = VmConfig { vcpus, ..config() }.check(&HOST);
+            assert_eq!(checked.unwrap_err(), Error::Vcpus(vcpus));
+        }
+        for vcpus in [1, 32] {
+            assert!(VmConfig { vcpus, ..config() }.check(&HOST).is_ok());
+        }
+    }
+
+    #[test]
+    fn memory_is_1_mib_to_what_the_host_has() {
+        let check = |bytes| {
+            VmConfig {
+                memory: MemorySize::from_bytes(bytes),
+                ..config()
+            }
+            .check(&HOST)
+        };
+        assert!(check(1 << 20).is_ok());
+        assert!(check(8 << 30).is_ok());
+        assert_eq!(
+            check(0).unwrap_err().to_string(),
+            "0B of memory is too little: --memory is at least 1M"
+        );
+        assert_eq!(
+            check(9 << 30).unwrap_err().to_string(),
+            "9G of memory is more than this host has, which is 8G with its swap: lower --memory"
+        );
+    }
+
+    #[test]
+    fn the_host_has_memory() {
+        assert!(Host::this().memory > 1 << 24);
+    }
+}

@@ -1,0 +1,141 @@
+//! Sizes of memory as people write them.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A size of guest memory: whole pages, written `128M`, `2G`, `65536K`, `1T`, or in MiB when there is no unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MemorySize(u64);
+
+const PAGE: u64 = 4096;
+const UNITS: [(char, u64); 4] = [('T', 1 << 40), ('G', 1 << 30), ('M', 1 << 20), ('K', 1 << 10)];
+
+impl MemorySize {
+    /// What a machine gets when nobody says otherwise.
+    pub const DEFAULT: Self = Self(128 << 20);
+    /// The least that a machine can have: the first megabyte is where its tables are.
+    pub const MIN: Self = Self(1 << 20);
+
+    /// A size of `bytes`.
+    pub fn from_bytes(bytes: u64) -> Self {
+        Self(bytes)
+    }
+
+    /// The size in bytes.
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for MemorySize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = UNITS
+            .iter()
+            .find(|(_, unit)| self.0 != 0 && self.0.is_multiple_of(*unit));
+        match unit {
+            Some((name, unit)) => write!(f, "{}{name}", self.0 / unit),
+            None => write!(f, "{}B", self.0),
+        }
+    }
+}
+
+/// Why a text is no size of memory.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    /// Something other than digits and one unit.
+    #[error("{0:?} is no size: write digits and K, M, G or T, for example 128M (no unit means M)")]
+    NotANumber(String),
+    /// More than 64 bits can count.
+    #[error("{0:?} is more than any machine has: write a size such as 128M")]
+    TooLarge(String),
+    /// A size that ends within a page.
+    #[error("{0:?} is not a whole number of 4K pages: round it up")]
+    NotPages(String),
+}
+
+impl FromStr for MemorySize {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        // `MiB`, `MB` and `m` are written by people who mean `M`.
+        let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let suffix = text[number.len()..].to_ascii_uppercase();
+        let unit = match suffix.trim_end_matches("IB").trim_end_matches('B') {
+            "" if suffix.is_empty() => 1 << 20,
+            "" if suffix == "B" => 1,
+            name => UNITS
+                .iter()
+                .find(|(unit, _)| name.chars().eq([*unit]))
+                .map(|(_, bytes)| *bytes)
+                .ok_or_else(|| ParseError::NotANumber(text.to_owned()))?,
+        };
+        if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(ParseError::NotANumber(text.to_owned()));
+        }
+        let too_large = || ParseError::TooLarge(text.to_owned());
+        let count: u64 = number.parse().map_err(|_| too_large())?;
+        let bytes = count.checked_mul(unit).ok_or_else(too_large)?;
+        if !bytes.is_multiple_of(PAGE) {
+            return Err(ParseError::NotPages(text.to_owned()));
+        }
+        Ok(Self(bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{any, prop_assert_eq, proptest};
+
+    use super::{MemorySize, ParseError};
+
+    #[test]
+    fn units_are_powers_of_1024() {
+        for (text, bytes) in [
+            ("128M", 128 << 20),
+            ("128", 128 << 20),
+            ("2G", 2 << 30),
+            ("8k", 8 << 10),
+            ("1MiB", 1 << 20),
+            ("1mb", 1 << 20),
+            ("1T", 1 << 40),
+            ("4096B", 4096),
+            ("0", 0),
+        ] {
+            assert_eq!(text.parse(), Ok(MemorySize(bytes)), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_size_says_so() {
+        for text in [
+            "", "M", "x", "-1", "+1M", "1.5G", "12Q", "1MM", "1 M", "0x10", "１M", "1Mé",
+        ] {
+            assert_eq!(
+                text.parse::<MemorySize>(),
+                Err(ParseError::NotANumber(text.into())),
+                "{text}"
+            );
+        }
+        for text in ["99999999999999999999", "18446744073709551615K"] {
+            assert_eq!(
+                text.parse::<MemorySize>(),
+                Err(ParseError::TooLarge(text.into())),
+                "{text}"
+            );
+        }
+        assert_eq!("5K".parse::<MemorySize>(), Err(ParseError::NotPages("5K".into())));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_is_read_back(pages in 0_u64..1 << 50) {
+            let size = MemorySize(pages * 4096);
+            prop_assert_eq!(size.to_string().parse(), Ok(size));
+        }
+
+        #[test]
+        fn no_text_panics(text in any::<String>()) {
+            let _ = text.parse::<MemorySize>();
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! A machine that has been built and never run.
+//!
+//! The order of the calls on KVM is a feature: the VM, then its memory slots, then the interrupt controllers, then the
+//! vCPUs, and whatever registers with the kernel's I/O buses last. A slot that is set after any of those waits for
+//! grace periods of several milliseconds. Meanwhile the thread of the first vCPU asks KVM for the processor's features.
+
+use std::io;
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use devices::serial::{Output, Serial, uart};
+use devices::{Bus, Power, lock};
+use kvm_ioctls::{Kvm, VmFd};
+use snapshot::GuestMemory;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::arch::{self, Buses, Native, Platform, SharedSource, Wiring};
+use crate::boot::{self, Image, Initrd, Loaded};
+use crate::config::VmSpec;
+use crate::timeline::{Lane, Timeline};
+use crate::vcpu::thread::Shared;
+use crate::vcpu::{Ending, Fault, Kick, Start, VcpuThread, install_kick};
+use crate::vm::Vm;
+use crate::{kvm, memory};
+
+/// Why a machine could not be built or booted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// KVM cannot be used, or refused.
+    #[error("cannot use KVM")]
+    Kvm(#[source] kvm::Error),
+    /// The architecture's part failed.
+    #[error("cannot build the machine")]
+    Platform(#[source] arch::Error),
+    /// There is no memory for the guest.
+    #[error("cannot get {size} of memory for the guest")]
+    Memory {
+        /// What was asked for.
+        size: crate::config::MemorySize,
+        /// Why.
+        #[source]
+        source: memory::Error,
+    },
+    /// A vCPU's thread could not be started.
+    #[error("cannot start a vCPU")]
+    Vcpu(#[source] Fault),
+    /// The serial port could not be made.
+    #[error("cannot make the serial port")]
+    Serial(#[source] uart::Error),
+    /// An event descriptor or a signal handler could not be had.
+    #[error("cannot {operation}")]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The image cannot be loaded.
+    #[error(transparent)]
+    Image(boot::image::Error),
+    /// The initrd cannot be loaded.
+    #[error(transparent)]
+    Initrd(boot::initrd::Error),
+    /// The guest cannot be given its command line.
+    #[error("cannot pass the guest its arguments")]
+    CommandLine(#[source] boot::cmdline::Error),
+}
+
+/// File descriptors, memory, buses, devices, and vCPUs that wait on their threads.
+pub struct Machine {
+    spec: VmSpec,
+    timeline: Arc<Timeline>,
+    // Dropped in this order: the vCPUs stop before what they use goes away, and the VM goes before its memory.
+    vcpus: Vec<VcpuThread>,
+    reports: Receiver<Ending>,
+    shared: Arc<Shared>,
+    sources: Vec<SharedSource>,
+    serial: Arc<Mutex<Serial>>,
+    platform: Arc<Native>,
+    ports: Arc<Bus>,
+    memory_bus: Arc<Bus>,
+    power: Arc<Power>,
+    _vm: Arc<VmFd>,
+    memory: GuestMemory,
+}
+
+impl Machine {
+    /// Builds the machine of `spec`, whose serial port prints to `output`.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing of the machine is left then.
+    pub fn build(spec: VmSpec, output: Output, timeline: Arc<Timeline>) -> Result<Self, Error> {
+        let measure = Measure(&timeline);
+        let kvm = measure
+            .phase("open KVM", || kvm::open(Native::CAPABILITIES))
+            .map_err(Error::Kvm)?;
+        let kvm = Arc::new(kvm);
+        limit_vcpus(&kvm, &spec)?;
+        let kick = Kick::default();
+        let (vcpus, shared, reports) = measure.phase("start vCPU threads", || {
+            start_threads(&kvm, &spec, &kick, &timeline)
+        })?;
+        let memory = measure.phase("map memory", || allocate(&spec))?;
+        let vm = measure
+            .phase("create VM", || kvm::create_vm(&kvm))
+            .map_err(Error::Kvm)?;
+        measure
+            .phase("set memory slots", || kvm::slots::set(&vm, &memory))
+            .map_err(Error::Kvm)?;
+        let platform = measure
+            .phase("create interrupt controllers", || Native::new(&vm, &spec, kick))
+            .map_err(Error::Platform)?;
+        measure
+            .phase("create vCPUs", || create_vcpus(&vm, &vcpus))
+            .map_err(Error::Kvm)?;
+        let power = Arc::new(Power::new());
+        let serial = Serial::new(platform.serial_interrupt(), output).map_err(Error::Serial)?;
+        let serial = Arc::new(Mutex::new(serial));
+        let wiring = Wiring {
+            power: power.clone(),
+            serial: serial.clone(),
+        };
+        let mut buses = Buses::default();
+        let sources = measure
+            .phase("attach devices", || platform.attach(&wiring, &spec, &mut buses))
+            .map_err(Error::Platform)?;
+        Ok(Self {
+            spec,
+            vcpus,
+            reports,
+            shared,
+            sources,
+            serial,
+            platform: Arc::new(platform),
+            ports: Arc::new(buses.ports.build()),
+            memory_bus: Arc::new(buses.memory.build()),
+            power,
+            _vm: vm,
+            memory,
+            timeline,
+        })
+    }
+
+    /// Loads `image` and lets the guest run.
+    ///
+    /// # Errors
+    /// [`Error::Boot`] or [`Error::Platform`].
+    pub fn boot(self, image: &Image, initrd: Option<&Initrd>) -> Result<Vm, Error> {
+        let timeline = self.timeline.clone();
+        let measure = Measure(&timeline);
+        let config = self.spec.config();
+        let cmdline = boot::cmdline::compose(&config.cmdline, &[], Native::COMMAND_LINE_CAPACITY)
+            .map_err(Error::CommandLine)?;
+        let loaded = measure.phase("load image", || self.load(image, initrd))?;
+        let entry = measure
+            .phase("write boot information", || {
+                Native::write_entry(&self.memory, &loaded, &cmdline, &self.spec)
+            })
+            .map_err(Error::Platform)?;
+        let mut entry = Some(entry);
+        for vcpu in &self.vcpus {
+            vcpu.start(self.start(entry.take()));
+        }
+        timeline.mark(Lane::Main, "vCPUs told to run");
+        Ok(Vm::new(self))
+    }
+
+    fn load(&self, image: &Image, initrd: Option<&Initrd>) -> Result<Loaded, Error> {
+        let protocol = image.choose(self.spec.config().protocol).map_err(Error::Image)?;
+        let mut loaded = image
+            .load(protocol, &self.memory, Native::RESERVED)
+            .map_err(Error::Image)?;
+        if let Some(initrd) = initrd {
+            let range = initrd.load(&self.memory, loaded.end, loaded.initrd_limit, Native::RESERVED);
+            loaded.initrd = Some(range.map_err(Error::Initrd)?);
+        }
+        Ok(loaded)
+    }
+
+    fn start(&self, entry: Option<<<Native as Platform>::Cpu as arch::Cpu>::Entry>) -> Start {
+        Start {
+            platform: self.platform.clone(),
+            ports: self.ports.clone(),
+            memory_bus: self.memory_bus.clone(),
+            power: self.power.clone(),
+            memory: self.memory.clone(),
+            entry,
+        }
+    }
+
+    /// What the event loop watches for the platform's devices.
+    pub(crate) fn sources(&self) -> &[SharedSource] {
+        &self.sources
+    }
+
+    /// The first serial port.
+    pub(crate) fn serial(&self) -> &Arc<Mutex<Serial>> {
+        &self.serial
+    }
+
+    /// Signalled when [`Machine::report`] has something.
+    pub(crate) fn reported(&self) -> &EventFd {
+        &self.shared.reported
+    }
+
+    /// Why a vCPU has ended, if one has.
+    pub(crate) fn report(&self) -> Option<Ending> {
+        self.reports.try_recv().ok()
+    }
+
+    /// Prints what the guest's output still holds back, while its reader reads.
+    pub(crate) fn finish_output(&self, patience: Duration) {
+        lock(&self.serial).output_mut().finish(patience);
+    }
+
+    /// Accesses that no device claimed: ports and memory-mapped registers.
+    pub fn unclaimed(&self) -> (u64, u64) {
+        (self.ports.unclaimed(), self.memory_bus.unclaimed())
+    }
+}
+
+struct Measure<'a>(&'a Timeline);
+
+impl Measure<'_> {
+    fn phase<T>(&self, name: &'static str, phase: impl FnOnce() -> T) -> T {
+        self.0.measure(Lane::Main, name, phase)
+    }
+}
+
+fn limit_vcpus(kvm: &Kvm, spec: &VmSpec) -> Result<(), Error> {
+    // One vCPU is always possible, and asking takes a call.
+    if spec.vcpus() == 1 {
+        return Ok(());
+    }
+    let limit = kvm.get_max_vcpus();
+    if usize::from(spec.vcpus()) > limit {
+        return Err(Error::Kvm(kvm::Error::Vcpus {
+            asked: spec.vcpus(),
+            limit,
+        }));
+    }
+    Ok(())
+}
+
+type Threads = (Vec<VcpuThread>, Arc<Shared>, Receiver<Ending>);
+
+fn start_threads(
+    kvm: &Arc<Kvm>,
+    spec: &VmSpec,
+    boot: &Kick,
+    timeline: &Arc<Timeline>,
+) -> Result<Threads, Error> {
+    let system = |operation| move |source| Error::System { operation, source };
+    install_kick().map_err(system("install the handler of the signal that interrupts vCPUs"))?;
+    let reported = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(system("make an eventfd"))?;
+    let (sender, reports) = mpsc::channel();
+    let shared = Arc::new(Shared {
+        kvm: kvm.clone(),
+        count: spec.vcpus(),
+        timeline: timeline.clone(),
+        reports: sender,
+        reported,
+        profile: OnceLock::new(),
+    });
+    let vcpus = (0..spec.vcpus())
+        .map(|id| {
+            let kick = if id == 0 { boot.clone() } else { Kick::default() };
+            VcpuThread::spawn(id, kick, shared.clone()).map_err(Error::Vcpu)
+        })
+        .collect::<Result<_, _>>()?;
+    Ok((vcpus, shared, reports))
+}
+
+fn allocate(spec: &VmSpec) -> Result<GuestMemory, Error> {
+    let size = spec.config().memory;
+    memory::allocate(&Native::memory_regions(size)).map_err(|source| Error::Memory { size, source })
+}
+
+fn create_vcpus(vm: &VmFd, threads: &[VcpuThread]) -> Result<(), kvm::Error> {
+    for (id, thread) in (0..).zip(threads) {
+        let vcpu = vm
+            .create_vcpu(id)
+            .map_err(kvm::failed(format!("KVM_CREATE_VCPU {id}")))?;
+        thread.prepare(vcpu);
+    }
+    Ok(())
+}

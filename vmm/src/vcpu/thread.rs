@@ -1,0 +1,285 @@
+//! The thread of one vCPU.
+//!
+//! ```text
+//! spawn ── profile (first thread asks KVM, the others wait for it)
+//!   │
+//! prepare(VcpuFd) ── KVM_SET_CPUID2, registers at reset
+//!   │
+//! start(entry) ── KVM_RUN until the guest ends or the thread is told to stop
+//! ```
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, OnceLock};
+use std::thread::{Builder, JoinHandle};
+
+use devices::{Bus, Power};
+use kvm_ioctls::{Kvm, VcpuFd};
+use snapshot::GuestMemory;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::exit::{Outcome, Targets, handle};
+use super::{Ending, Fault, Kick, Location, RunPage};
+use crate::arch::{Cpu, Native, Platform};
+use crate::kvm;
+use crate::timeline::{Lane, Timeline};
+
+type NativeCpu = <Native as Platform>::Cpu;
+type Profile = <NativeCpu as Cpu>::Profile;
+type Entry = <NativeCpu as Cpu>::Entry;
+
+/// A vCPU's thread needs little more than the frames of one exit.
+const STACK_SIZE: usize = 128 << 10;
+
+/// What all vCPU threads of a machine share from the beginning.
+pub struct Shared {
+    /// The system file descriptor.
+    pub kvm: Arc<Kvm>,
+    /// Number of vCPUs.
+    pub count: u8,
+    /// Where phases are recorded.
+    pub timeline: Arc<Timeline>,
+    /// Where the threads report that they have ended.
+    pub reports: Sender<Ending>,
+    /// Signalled with every report.
+    pub reported: EventFd,
+    /// The processor that the guest sees; filled by the first thread that needs it.
+    pub profile: OnceLock<Result<Profile, (String, i32)>>,
+}
+
+impl Shared {
+    fn profile(&self, id: u8) -> Result<&Profile, kvm::Error> {
+        let profile = self.profile.get_or_init(|| {
+            self.timeline
+                .measure(Lane::Vcpu(id), "ask for CPUID", || NativeCpu::profile(&self.kvm))
+                .map_err(|error| match error {
+                    kvm::Error::Call { call, source, .. } => (call, source.raw_os_error().unwrap_or(0)),
+                    other => (other.to_string(), 0),
+                })
+        });
+        profile.as_ref().map_err(|(call, errno)| kvm::Error::Call {
+            call: call.clone(),
+            hint: "",
+            source: io::Error::from_raw_os_error(*errno),
+        })
+    }
+
+    fn report(&self, ending: Ending) {
+        // Both fail only when the owner of the VM is gone, and with it everybody who could be told.
+        let _ = self.reports.send(ending);
+        let _ = self.reported.write(1);
+    }
+}
+
+/// What a vCPU needs to enter the guest.
+pub struct Start {
+    /// The machine around it.
+    pub platform: Arc<Native>,
+    /// Ports.
+    pub ports: Arc<Bus>,
+    /// Memory-mapped registers.
+    pub memory_bus: Arc<Bus>,
+    /// Where the guest says that it has ended.
+    pub power: Arc<Power>,
+    /// The guest's memory, for reports.
+    pub memory: GuestMemory,
+    /// Registers, for the vCPU that boots.
+    pub entry: Option<Entry>,
+}
+
+/// The owner's end of a vCPU's thread.
+pub struct VcpuThread {
+    prepare: Sender<VcpuFd>,
+    start: Sender<Start>,
+    stop: Arc<AtomicBool>,
+    kick: Kick,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl VcpuThread {
+    /// Starts the thread of vCPU `id`, which waits for its vCPU.
+    ///
+    /// # Errors
+    /// [`Fault::Thread`]
+    pub fn spawn(id: u8, kick: Kick, shared: Arc<Shared>) -> Result<Self, Fault> {
+        let (prepare, wait_prepare) = mpsc::channel();
+        let (start, wait_start) = mpsc::channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let body = Body {
+            id,
+            kick: kick.clone(),
+            stop: stop.clone(),
+            shared,
+        };
+        let thread = Builder::new()
+            // The name by which orchestrators find the threads of vCPUs, to put them into control groups.
+            .name(format!("fc_vcpu {id}"))
+            .stack_size(STACK_SIZE)
+            .spawn(move || body.run(&wait_prepare, &wait_start))
+            .map_err(|source| Fault::Thread { id, source })?;
+        Ok(Self {
+            prepare,
+            start,
+            stop,
+            kick,
+            thread: Some(thread),
+        })
+    }
+
+    /// Hands the thread its vCPU, which it prepares at once.
+    pub fn prepare(&self, vcpu: VcpuFd) {
+        // A thread that is gone has reported why.
+        let _ = self.prepare.send(vcpu);
+    }
+
+    /// Lets the vCPU enter the guest.
+    pub fn start(&self, start: Start) {
+        let _ = self.start.send(start);
+    }
+}
+
+impl Drop for VcpuThread {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.kick.kick();
+        // Without its senders a thread that still waits for its vCPU ends.
+        (self.prepare, self.start) = (mpsc::channel().0, mpsc::channel().0);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Body {
+    id: u8,
+    kick: Kick,
+    stop: Arc<AtomicBool>,
+    shared: Arc<Shared>,
+}
+
+impl Body {
+    fn run(self, wait_prepare: &Receiver<VcpuFd>, wait_start: &Receiver<Start>) {
+        let lane = Lane::Vcpu(self.id);
+        let profile = self.shared.profile(self.id);
+        let Ok(mut vcpu) = wait_prepare.recv() else { return };
+        let prepared = profile.and_then(|profile| {
+            self.shared.timeline.measure(lane, "prepare vCPU", || {
+                NativeCpu::configure(&vcpu, self.id, self.shared.count, profile)
+            })
+        });
+        let Ok(start) = wait_start.recv() else { return };
+        let entered = prepared.and_then(|()| match &start.entry {
+            Some(entry) => self
+                .shared
+                .timeline
+                .measure(lane, "set registers", || NativeCpu::enter(&vcpu, entry)),
+            None => Ok(()),
+        });
+        let ending = match entered {
+            Ok(()) => self.guest(&mut vcpu, &start),
+            Err(source) => Some(Ending::Fault(Fault::Prepare { id: self.id, source })),
+        };
+        if let Some(ending) = ending {
+            self.shared.report(ending);
+        }
+    }
+
+    /// Runs the guest. Nothing is returned when the thread was told to stop.
+    fn guest(&self, vcpu: &mut VcpuFd, start: &Start) -> Option<Ending> {
+        let bound = self.kick.bind(vcpu.get_kvm_run());
+        self.shared.timeline.mark(Lane::Vcpu(self.id), "enter guest");
+        let mut first = true;
+        let ending = loop {
+            if self.stop.load(Ordering::SeqCst) {
+                break None;
+            }
+            if let Err(ending) = self.enter_once(vcpu, start, &mut first) {
+                break Some(ending);
+            }
+        };
+        drop(bound);
+        ending
+    }
+
+    fn enter_once(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), Ending> {
+        let at = |vcpu: &VcpuFd| self.location(vcpu, start);
+        start
+            .platform
+            .before_run(self.id, vcpu)
+            .map_err(|source| Ending::Fault(Fault::Prepare { id: self.id, source }))?;
+        let width = RunPage::of(vcpu).port_width();
+        let exit = vcpu.run();
+        if std::mem::take(first) {
+            self.shared.timeline.mark(Lane::Vcpu(self.id), "first exit");
+        }
+        let targets = Targets {
+            ports: &start.ports,
+            memory: &start.memory_bus,
+            power: &start.power,
+        };
+        let outcome = match exit {
+            Ok(exit) => handle(exit, &width, &targets),
+            Err(error) => return self.interrupted(vcpu, error.errno(), start),
+        };
+        Err(match outcome {
+            Outcome::Handled => return Ok(()),
+            Outcome::EndOfInterrupt(vector) => {
+                start.platform.end_of_interrupt(vector);
+                return Ok(());
+            }
+            Outcome::Power(event) => Ending::Power(event),
+            Outcome::TripleFault => Ending::TripleFault { ip: at(vcpu).ip },
+            Outcome::InternalError => Ending::Fault(self.internal_error(vcpu, start)),
+            Outcome::EntryRefused(reason) => Ending::Fault(Fault::Entry { at: at(vcpu), reason }),
+            Outcome::MemoryFault => Ending::Fault(Fault::Memory { at: at(vcpu) }),
+            Outcome::Unknown(exit) => Ending::Fault(Fault::Exit { at: at(vcpu), exit }),
+        })
+    }
+
+    fn interrupted(&self, vcpu: &mut VcpuFd, errno: i32, start: &Start) -> Result<(), Ending> {
+        match errno {
+            libc::EINTR | libc::EAGAIN => {
+                RunPage::of(vcpu).clear_immediate_exit();
+                Ok(())
+            }
+            libc::EFAULT => Err(Ending::Fault(Fault::Memory {
+                at: self.location(vcpu, start),
+            })),
+            _ => Err(Ending::Fault(Fault::Run {
+                at: self.location(vcpu, start),
+                source: io::Error::from_raw_os_error(errno),
+            })),
+        }
+    }
+
+    fn location(&self, vcpu: &VcpuFd, start: &Start) -> Location {
+        let (ip, bytes) = NativeCpu::instruction(vcpu, &start.memory);
+        Location {
+            vcpu: self.id,
+            ip,
+            bytes,
+        }
+    }
+
+    fn internal_error(&self, vcpu: &mut VcpuFd, start: &Start) -> Fault {
+        let error = RunPage::of(vcpu).internal_error();
+        let mut at = self.location(vcpu, start);
+        if let Some((bytes, length)) = error.instruction {
+            at.bytes = bytes[..length].to_vec();
+        }
+        let hint = match error.suberror {
+            kvm_bindings::KVM_INTERNAL_ERROR_EMULATION => {
+                ": this host's KVM could not emulate the instruction; hosts without hardware virtualisation interpret the \
+                 guest's kernel and know no SSE, so try a host with VMX, SVM or EL2, or an image built for general \
+                 registers only"
+            }
+            _ => ": the image may need another --protocol or a host with hardware virtualisation",
+        };
+        Fault::Internal {
+            suberror: error.suberror,
+            at,
+            hint,
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! From the host's input to the guest's serial port.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// What becomes of the VM after some input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on.
+    Continue,
+    /// The user wants it to end.
+    End,
+}
+
+/// Sees input before the guest does, for example to find escape keys.
+pub trait InputFilter {
+    /// Takes `input` and appends what is meant for the guest to `out`.
+    fn filter(&mut self, input: &[u8], out: &mut Vec<u8>) -> Verdict;
+}
+
+/// What one read of the input brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Read {
+    /// Bytes, and what becomes of the VM.
+    Bytes(Verdict),
+    /// There is nothing now.
+    Nothing,
+    /// There will never be anything again.
+    Closed,
+}
+
+/// Input on its way to the guest: what was read and has not found room in the serial port yet.
+pub(super) struct Input<'a> {
+    file: BorrowedFd<'a>,
+    filter: Option<Box<dyn InputFilter>>,
+    pending: VecDeque<u8>,
+}
+
+/// As much is read at once, and as much waits at most when the input is read only to find escape keys.
+const PIECE: usize = 1024;
+const MOST_PENDING: usize = 4096;
+
+impl<'a> Input<'a> {
+    pub fn new(file: BorrowedFd<'a>, filter: Option<Box<dyn InputFilter>>) -> Self {
+        Self {
+            file,
+            filter,
+            pending: VecDeque::new(),
+        }
+    }
+
+    pub fn file(&self) -> BorrowedFd<'a> {
+        self.file
+    }
+
+    /// Whether the input is to be read now. A terminal always is, because its escape keys must work whatever the guest
+    /// does; other input waits in its pipe or file until the guest has taken what was read before.
+    pub fn wants_more(&self) -> bool {
+        self.filter.is_some() || self.pending.is_empty()
+    }
+
+    /// Reads once. The caller knows that this does not block.
+    pub fn read(&mut self) -> Read {
+        let mut piece = [0; PIECE];
+        // SAFETY: `piece` is valid for writes of its length.
+        let count = unsafe { libc::read(self.file.as_raw_fd(), piece.as_mut_ptr().cast(), piece.len()) };
+        match usize::try_from(count) {
+            Ok(0) => Read::Closed,
+            Ok(count) => Read::Bytes(self.take(&piece[..count])),
+            Err(_) => match io::Error::last_os_error().kind() {
+                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => Read::Nothing,
+                _ => Read::Closed,
+            },
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Verdict {
+        let Some(filter) = &mut self.filter else {
+            self.pending.extend(bytes);
+            return Verdict::Continue;
+        };
+        let mut kept = Vec::with_capacity(bytes.len() + 1);
+        let verdict = filter.filter(bytes, &mut kept);
+        // As a terminal drops what is typed ahead of a program that does not read.
+        let room = MOST_PENDING.saturating_sub(self.pending.len());
+        self.pending.extend(kept.iter().take(room));
+        verdict
+    }
+
+    /// Offers what is pending to `enqueue`, which says how many bytes it took.
+    pub fn deliver(&mut self, enqueue: impl FnOnce(&[u8]) -> usize) {
+        if !self.pending.is_empty() {
+            let taken = enqueue(self.pending.make_contiguous());
+            self.pending.drain(..taken);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+    use std::os::fd::AsFd;
+
+    use super::{Input, InputFilter, MOST_PENDING, Read, Verdict};
+
+    struct UntilX;
+
+    impl InputFilter for UntilX {
+        fn filter(&mut self, input: &[u8], out: &mut Vec<u8>) -> Verdict {
+            out.extend(input.iter().take_while(|byte| **byte != b'x'));
+            if input.contains(&b'x') {
+                Verdict::End
+            } else {
+                Verdict::Continue
+            }
+        }
+    }
+
+    fn pipe() -> (File, File) {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let owned = |fd: std::os::fd::OwnedFd| File::from(fd);
+        (owned(reader.into()), owned(writer.into()))
+    }
+
+    #[test]
+    fn a_pipe_waits_until_the_guest_has_room() {
+        let (reader, mut writer) = pipe();
+        let mut input = Input::new(reader.as_fd(), None);
+        writer.write_all(b"abc").unwrap();
+        assert_eq!(input.read(), Read::Bytes(Verdict::Continue));
+        assert!(!input.wants_more());
+        input.deliver(|bytes| {
+            assert_eq!(bytes, b"abc");
+            2
+        });
+        assert!(!input.wants_more());
+        input.deliver(|bytes| {
+            assert_eq!(bytes, b"c");
+            1
+        });
+        assert!(input.wants_more());
+        drop(writer);
+        assert_eq!(input.read(), Read::Closed);
+        input.deliver(|_| unreachable!("nothing is pending"));
+    }
+
+    #[test]
+    fn a_terminal_is_read_whatever_the_guest_does() {
+        let (reader, mut writer) = pipe();
+        let mut input = Input::new(reader.as_fd(), Some(Box::new(UntilX)));
+        for _ in 0..20 {
+            writer.write_all(&[b'a'; 1000]).unwrap();
+            assert_eq!(input.read(), Read::Bytes(Verdict::Continue));
+            assert!(input.wants_more());
+        }
+        writer.write_all(b"bx").unwrap();
+        assert_eq!(input.read(), Read::Bytes(Verdict::End));
+        input.deliver(|bytes| {
+            assert_eq!(bytes.len(), MOST_PENDING);
+            bytes.len()
+        });
+    }
+}

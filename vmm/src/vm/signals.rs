@@ -1,0 +1,85 @@
+//! Signals that end the VM, as something to read.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::{mem, ptr};
+
+use vmm_sys_util::signal::create_sigset;
+
+/// Blocks `signals` in this thread and in those that it starts, so that they wait for the event loop.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn block(signals: &[libc::c_int]) -> io::Result<()> {
+    change_mask(libc::SIG_BLOCK, signals)
+}
+
+/// Lets `signal` through to this thread again.
+pub fn unblock(signal: libc::c_int) {
+    // It fails only for a number that is no signal's.
+    let _ = change_mask(libc::SIG_UNBLOCK, &[signal]);
+}
+
+fn change_mask(how: libc::c_int, signals: &[libc::c_int]) -> io::Result<()> {
+    let set = set_of(signals)?;
+    // SAFETY: `set` is a valid signal set, and the old one is not asked for.
+    match unsafe { libc::pthread_sigmask(how, &raw const set, ptr::null_mut()) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+fn set_of(signals: &[libc::c_int]) -> io::Result<libc::sigset_t> {
+    create_sigset(signals).map_err(|error| io::Error::from_raw_os_error(error.errno()))
+}
+
+/// A signalfd.
+pub(super) struct Signals(File);
+
+impl Signals {
+    pub fn new(signals: &[libc::c_int]) -> io::Result<Self> {
+        let set = set_of(signals)?;
+        // SAFETY: `set` is a valid signal set, and -1 asks for a new descriptor.
+        let descriptor =
+            unsafe { libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
+        if descriptor < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just made the descriptor, and nobody else has it.
+        Ok(Self(unsafe { File::from_raw_fd(descriptor) }))
+    }
+
+    /// The next signal, if one has come.
+    pub fn read(&mut self) -> Option<libc::c_int> {
+        let mut info = [0; mem::size_of::<libc::signalfd_siginfo>()];
+        self.0.read_exact(&mut info).ok()?;
+        // The number of the signal is the first field of the structure.
+        let number = u32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
+        libc::c_int::try_from(number).ok()
+    }
+}
+
+impl AsRawFd for Signals {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Signals, block};
+
+    #[test]
+    fn a_blocked_signal_can_be_read() {
+        block(&[libc::SIGUSR2]).unwrap();
+        let mut signals = Signals::new(&[libc::SIGUSR2]).unwrap();
+        assert_eq!(signals.read(), None);
+        // SAFETY: pthread_self has no preconditions.
+        let this = unsafe { libc::pthread_self() };
+        // SAFETY: the calling thread exists and blocks the signal.
+        unsafe { libc::pthread_kill(this, libc::SIGUSR2) };
+        assert_eq!(signals.read(), Some(libc::SIGUSR2));
+        assert_eq!(signals.read(), None);
+    }
+}
