@@ -116,13 +116,17 @@ impl Output {
     /// Writes what waits, and waits for the reader as long as it makes some progress. Gives up, and drops the rest, when
     /// it makes none for as long as `patience`.
     pub fn finish(&mut self, patience: Duration) {
-        let mut progress = Instant::now();
+        self.finish_by(patience, Instant::now);
+    }
+
+    fn finish_by(&mut self, patience: Duration, mut now: impl FnMut() -> Instant) {
+        let mut progress = now();
         while !self.waiting.is_empty() {
             if self.write_waiting() > 0 {
-                progress = Instant::now();
+                progress = now();
                 continue;
             }
-            let left = patience.saturating_sub(progress.elapsed());
+            let left = patience.saturating_sub(now() - progress);
             if left.is_zero() {
                 self.discard();
             } else if let Err(error) = self.sink.wait(left)
