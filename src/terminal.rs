@@ -4,8 +4,8 @@
 //! processed, as with QEMU: many unikernels end their lines with a bare line feed, and so does mayfly itself, while one
 //! carriage return too many does not show.
 //!
-//! However mayfly ends, the user gets the terminal back as it was: when [`Terminal`] is dropped, by a panic hook, and by
-//! a handler of the signals that end a process which has gone wrong. Only SIGKILL cannot be helped.
+//! However mayfly ends, the user gets the terminal back as it was: when [`Terminal`] is dropped, by a panic hook, and
+//! by a handler of the signals that end a process which has gone wrong. Only SIGKILL cannot be helped.
 
 use std::io;
 use std::mem::{MaybeUninit, zeroed};
@@ -26,8 +26,8 @@ const FATAL: [c_int; 6] = [
     libc::SIGSYS,
 ];
 
-/// What the signal handlers have to know. Never freed once it was in [`CHANGED`], because a handler on another thread may
-/// be reading it; there is one a process, or a few.
+/// What the signal handlers have to know. Never freed once it was in [`CHANGED`], because a handler on another thread
+/// may be reading it; there is one a process, or a few.
 struct Change {
     terminal: RawFd,
     before: termios,
@@ -72,8 +72,8 @@ pub enum Source {
     File,
     /// A terminal that belongs to us.
     Terminal,
-    /// A terminal in whose background we run, as after `mayfly ... &` in a shell. To read from it or to change its modes
-    /// would stop us.
+    /// A terminal in whose background we run, as after `mayfly ... &` in a shell. To read from it or to change its
+    /// modes would stop us.
     Background,
 }
 

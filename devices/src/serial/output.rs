@@ -1,8 +1,8 @@
 //! The bounded buffer between the serial port and whoever reads it.
 //!
-//! A byte goes straight to the reader as long as the reader keeps up: one system call on a pipe. What the reader does not
-//! take at once waits here and goes out when the event loop finds the file writable again. The buffer is bounded; when
-//! it is full, the oldest byte in it goes, because the last words of a guest say why it ended.
+//! A byte goes straight to the reader as long as the reader keeps up: one system call on a pipe. What the reader does
+//! not take at once waits here and goes out when the event loop finds the file writable again. The buffer is bounded;
+//! when it is full, the oldest byte in it goes, because the last words of a guest say why it ended.
 
 use std::collections::VecDeque;
 use std::io;
@@ -113,16 +113,20 @@ impl Output {
         !self.waiting.is_empty()
     }
 
-    /// Writes what waits, and waits for the reader as long as it makes some progress. Gives up, and drops the rest, when
-    /// it makes none for as long as `patience`.
+    /// Writes what waits, and waits for the reader as long as it makes some progress. Gives up, and drops the rest,
+    /// when it makes none for as long as `patience`.
     pub fn finish(&mut self, patience: Duration) {
-        let mut progress = Instant::now();
+        self.finish_by(patience, Instant::now);
+    }
+
+    fn finish_by(&mut self, patience: Duration, mut now: impl FnMut() -> Instant) {
+        let mut progress = now();
         while !self.waiting.is_empty() {
             if self.write_waiting() > 0 {
-                progress = Instant::now();
+                progress = now();
                 continue;
             }
-            let left = patience.saturating_sub(progress.elapsed());
+            let left = patience.saturating_sub(now() - progress);
             if left.is_zero() {
                 self.discard();
             } else if let Err(error) = self.sink.wait(left)

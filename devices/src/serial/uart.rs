@@ -1,9 +1,9 @@
 //! The registers of a 16550, and the bytes on their way to the guest.
 //!
-//! The register model is `vm_superio`'s. It ignores the FIFO control register, so that input which comes before the guest's
-//! driver survives the driver's reset of the FIFOs; its transmitter is always empty, so that a guest that polls never
-//! waits. Reading its interrupt identification register forgets all causes at once, and reports two of them as a third
-//! one; [`Serial`] puts the data sheet's order of priorities in front.
+//! The register model is `vm_superio`'s. It ignores the FIFO control register, so that input which comes before the
+//! guest's driver survives the driver's reset of the FIFOs; its transmitter is always empty, so that a guest that polls
+//! never waits. Reading its interrupt identification register forgets all causes at once, and reports two of them as a
+//! third one; [`Serial`] puts the data sheet's order of priorities in front.
 
 use std::convert::Infallible;
 use std::io;
@@ -140,8 +140,8 @@ impl Serial {
         &mut self.output
     }
 
-    /// The interrupt identification register, by the table of priorities in the data sheet: received data is reported as
-    /// long as there is some, and hides the empty transmitter, which is reported once and thereby acknowledged.
+    /// The interrupt identification register, by the table of priorities in the data sheet: received data is reported
+    /// as long as there is some, and hides the empty transmitter, which is reported once and thereby acknowledged.
     fn identify(&mut self) -> u8 {
         let before = self.model.state();
         let latched = self.model.read(INTERRUPT_IDENTIFICATION);

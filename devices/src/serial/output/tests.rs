@@ -1,7 +1,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::{ProptestConfig, any, proptest};
 
@@ -174,6 +174,22 @@ fn the_last_bytes_reach_a_reader_that_reads() {
         drop(output);
         assert!(reading.join().unwrap() == sent);
     }
+}
+
+#[test]
+fn the_end_may_take_longer_than_a_slow_reader_is_waited_for() {
+    let (mut reader, writer) = small_pipe();
+    let mut output = Output::new(writer).unwrap();
+    print(&mut output, &pattern(CAPACITY));
+    let reading = std::thread::spawn(move || read(&mut reader, CAPACITY));
+    // A third of our patience goes by from each look at the clock to the next.
+    let mut clock = Instant::now();
+    output.finish_by(LONG, || {
+        clock += LONG / 3;
+        clock
+    });
+    assert_eq!(output.dropped(), 0);
+    reading.join().unwrap();
 }
 
 #[test]
