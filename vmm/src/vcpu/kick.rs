@@ -15,6 +15,8 @@ use vmm_sys_util::signal::register_signal_handler;
 
 thread_local! {
     static RUN_PAGE: Cell<*mut kvm_run> = const { Cell::new(ptr::null_mut()) };
+    /// Number of this thread, if a kick is bound to it.
+    static THREAD: Cell<i32> = const { Cell::new(0) };
 }
 
 fn signal() -> libc::c_int {
@@ -49,8 +51,13 @@ impl Kick {
     /// Binds the kick to the calling thread until the guard is dropped. `page` is that of the vCPU it is about to run.
     pub(crate) fn bind(&self, page: *mut kvm_run) -> Bound<'_> {
         RUN_PAGE.set(page);
-        // SAFETY: gettid has no preconditions.
-        self.thread.store(unsafe { libc::gettid() }, Ordering::SeqCst);
+        // Not libc::gettid: std refers to that one weakly, and with link-time optimisation the weak reference wins, which
+        // pulls nothing out of a static C library.
+        // SAFETY: the call has no preconditions.
+        let thread = unsafe { libc::syscall(libc::SYS_gettid) };
+        let thread = i32::try_from(thread).unwrap_or(0);
+        THREAD.set(thread);
+        self.thread.store(thread, Ordering::SeqCst);
         Bound(self)
     }
 
@@ -58,8 +65,7 @@ impl Kick {
     /// which is not in the guest, nor before or after its time.
     pub fn kick(&self) {
         let thread = self.thread.load(Ordering::SeqCst);
-        // SAFETY: gettid has no preconditions.
-        if thread == 0 || thread == unsafe { libc::gettid() } {
+        if thread == 0 || thread == THREAD.get() {
             return;
         }
         // The thread may have ended meanwhile, which makes the call fail; there is nobody left to kick then.
@@ -77,6 +83,7 @@ impl Drop for Bound<'_> {
     fn drop(&mut self) {
         self.0.thread.store(0, Ordering::SeqCst);
         RUN_PAGE.set(ptr::null_mut());
+        THREAD.set(0);
     }
 }
 
