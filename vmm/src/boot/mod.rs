@@ -11,7 +11,7 @@
 //! | [`multiboot`] | multiboot 1 headers |
 //! | [`foreign`] | what a file is that is no image |
 //! | [`segment`], [`fit`], [`place`] | parts of an image: where they belong, whether they can be there, and how they get there |
-//! | [`file`] | files that are opened without hanging and read without trust |
+//! | [`mod@file`] | files that are opened without hanging and read without trust |
 //! | [`cmdline`] | the command line |
 //!
 //! Threat model: images and initrds are untrusted. No offset, length or count in them is believed before it has been

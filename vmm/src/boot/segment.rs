@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use crate::memory::page_size;
 
-/// From how many bytes of whole pages on a segment is mapped instead of read.
-pub const MAP_THRESHOLD: u64 = 64 << 10;
+/// From how many bytes of whole pages on a segment is mapped instead of read; measured, see [`super::place`].
+pub const MAP_THRESHOLD: u64 = 16 << 10;
 
 /// What the image allows with a segment. Guests set up their own protection, so that it is told and not enforced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -161,6 +161,7 @@ struct Body {
 impl Body {
     fn run(self, wait_prepare: &Receiver<VcpuFd>, wait_start: &Receiver<Start>) {
         let lane = Lane::Vcpu(self.id);
+        self.shared.timeline.mark(lane, "thread runs");
         let profile = self.shared.profile(self.id);
         let Ok(mut vcpu) = wait_prepare.recv() else { return };
         let prepared = profile.and_then(|profile| {

@@ -305,10 +305,19 @@ fn segments_lie_in_free_memory() {
         ),
         "{error}"
     );
-    let above = Part::load(1 << 32, pattern(10), 0);
-    assert!(load(&ElfFile::new(1 << 32, vec![above]).build(), None).is_ok());
-    let between = Part::load(0x2_1000, pattern(10), 0);
-    assert!(load(&ElfFile::new(0x2_1000, vec![between]).build(), None).is_ok());
+    let one_too_many = Part::load(MEMORY - 9, pattern(10), 0);
+    let error = fit_error(vec![one_too_many]);
+    assert!(matches!(error, FitError::Small { enough: 34, .. }), "{error}");
+    let free = [
+        (1 << 32, 10),
+        ((1 << 32) + (1 << 20) - 10, 10),
+        (MEMORY - 10, 10),
+        (0x2_1000, 10),
+    ];
+    for (start, length) in free {
+        let image = ElfFile::new(start, vec![Part::load(start, pattern(length), 0)]).build();
+        assert!(load(&image, None).is_ok(), "{start:#x}");
+    }
 }
 
 #[test]
