@@ -4,12 +4,13 @@ use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, mem};
 
 /// How long one guest may run. Linux takes some 10 s in the emulated host when nothing else keeps the machine busy.
-pub const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(90);
 /// How often the end of a process is looked for: it has closed its output by then, so that this is rarely waited for.
 const GLANCE: Duration = Duration::from_millis(10);
 
@@ -19,7 +20,8 @@ pub struct Guest {
     mayfly: Child,
     input: Option<ChildStdin>,
     output: Receiver<Vec<u8>>,
-    messages: Option<JoinHandle<String>>,
+    /// What mayfly itself has said.
+    messages: Arc<Mutex<Vec<u8>>>,
     /// All that the guest has printed.
     printed: String,
     /// How much of it was expected before.
@@ -48,17 +50,20 @@ impl Guest {
             }
         });
         let mut stderr = mayfly.stderr.take().unwrap();
-        let messages = thread::spawn(move || {
-            let mut text = Vec::new();
-            let _ = stderr.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
+        let messages = Arc::new(Mutex::new(Vec::new()));
+        let said = Arc::clone(&messages);
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(length @ 1..) = stderr.read(&mut bytes) {
+                said.lock().unwrap().extend_from_slice(&bytes[..length]);
+            }
         });
         Self {
             arguments: arguments.to_owned(),
             input: mayfly.stdin.take(),
             mayfly,
             output,
-            messages: Some(messages),
+            messages,
             printed: String::new(),
             seen: 0,
             deadline: Instant::now() + LIMIT,
@@ -137,15 +142,12 @@ impl Guest {
     pub fn fail(&mut self, why: &str) -> ! {
         let _ = self.mayfly.kill();
         let status = self.mayfly.wait();
-        let messages = self
-            .messages
-            .take()
-            .map(|thread| thread.join().unwrap_or_default());
+        let messages = self.messages.lock().unwrap();
         panic!(
             "mayfly run {}: {why}\nits end: {status:?}\n--- serial ---\n{}\n--- stderr ---\n{}",
             self.arguments,
             self.printed,
-            messages.unwrap_or_default()
+            String::from_utf8_lossy(&messages)
         );
     }
 }

@@ -3,12 +3,17 @@
 use crate::guest::Guest;
 
 scenarios! {
-    memtest86_by_the_bzimage_protocol => says("/images/memtest86+ -- console=ttyS0,115200", "Memtest86+");
-    xen_by_multiboot => says("/images/xen --protocol multiboot -- com1=115200,8n1 console=com1", "Xen 4.17");
+    memtest86_by_the_bzimage_protocol => says("/images/memtest86+ -- console=ttyS0,115200", &["Memtest86+"]);
+    xen_by_multiboot => says(
+        "/images/xen --protocol multiboot -- com1=115200,8n1 console=com1",
+        &["Xen version 4.17", "Command line: com1=115200,8n1 console=com1"],
+    );
 }
 
-fn says(arguments: &str, text: &str) {
+fn says(arguments: &str, texts: &[&str]) {
     let mut guest = Guest::start(arguments);
-    guest.expect(text);
+    for text in texts {
+        guest.expect(text);
+    }
     guest.terminate();
 }

@@ -1,6 +1,7 @@
 //! One boot of the emulated host under QEMU.
 
 use std::io::{self, BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
@@ -42,7 +43,8 @@ pub struct Machine {
 impl Machine {
     /// Starts QEMU with the kernel and the first file system of the host; the kernel's log goes to `console`.
     pub fn boot(kernel: &Path, initramfs: &Path, console: &Path) -> Result<Self, Error> {
-        let mut qemu = Command::new(QEMU)
+        let mut command = Command::new(QEMU);
+        command
             .args(["-M", "q35", "-cpu", "max,+svm,+npt"])
             .args(["-accel", "tcg,thread=multi", "-smp", "2", "-m", "2048"])
             .args(["-nodefaults", "-display", "none", "-no-reboot"])
@@ -55,9 +57,10 @@ impl Machine {
             .arg(format!("file:{}", console.display()))
             .args(["-serial", "stdio"])
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(Error::Start)?;
+            .stdout(Stdio::piped());
+        // SAFETY: what runs between fork and exec makes one system call and touches no memory.
+        unsafe { command.pre_exec(end_with_parent) };
+        let mut qemu = command.spawn().map_err(Error::Start)?;
         let (sender, lines) = mpsc::sync_channel(64);
         if let Some(output) = qemu.stdout.take() {
             thread::spawn(move || read_lines(output, &sender));
@@ -84,6 +87,16 @@ impl Drop for Machine {
     fn drop(&mut self) {
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
+    }
+}
+
+/// A test run that is killed must not leave QEMU behind. The signal comes at the end of the thread that started it, which
+/// is the one that follows it.
+fn end_with_parent() -> io::Result<()> {
+    // SAFETY: this operation takes a signal number and no pointers.
+    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
