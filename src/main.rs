@@ -34,7 +34,10 @@ fn main() -> ExitCode {
     };
     let result = match command {
         Command::Run(run) => run::run(*run, origin, exec).map_err(|error| Chain(&error).to_string()),
-        Command::Inspect(path) => inspect::inspect(&path).map_err(|error| Chain(&error).to_string()),
+        Command::Inspect(path) => match inspect::inspect(&path) {
+            Ok(text) => print(&text),
+            Err(error) => Err(Chain(&error).to_string()),
+        },
         Command::Demo => demo::demo(origin, exec).map_err(|error| Chain(&error).to_string()),
         Command::Help(topic) => print(topic.text()),
         Command::Version => print(concat!("mayfly ", env!("CARGO_PKG_VERSION"), "\n")),

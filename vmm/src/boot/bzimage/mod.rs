@@ -123,8 +123,8 @@ fn segment(file: &RegularFile, fields: Fields<'_>) -> Result<Segment, Error> {
         sectors => u64::from(sectors),
     };
     let start = (sectors + 1) * 512;
-    // In paragraphs of 16 bytes. A signature may follow.
-    let code = (u64::from(fields.u32(0x1f4)) * 16).max(1);
+    // In paragraphs of 16 bytes, the last of which need not be whole. A signature may follow.
+    let code = (u64::from(fields.u32(0x1f4)) * 16).saturating_sub(15).max(1);
     file.check_range("kernel", start, code).map_err(Error::File)?;
     let length = file.size() - start;
     let address = fields.u64(0x258);
