@@ -4,7 +4,6 @@ use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, mem};
@@ -14,6 +13,9 @@ pub const LIMIT: Duration = Duration::from_secs(90);
 /// How often the end of a process is looked for: it has closed its output by then, so that this is rarely waited for.
 const GLANCE: Duration = Duration::from_millis(10);
 
+/// How long the last messages of a mayfly that is gone may take.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// A running `mayfly run`. Whatever does not go as expected panics with all that was seen; dropped, the guest is gone.
 pub struct Guest {
     arguments: String,
@@ -21,7 +23,7 @@ pub struct Guest {
     input: Option<ChildStdin>,
     output: Receiver<Vec<u8>>,
     /// What mayfly itself has said.
-    messages: Arc<Mutex<Vec<u8>>>,
+    messages: Receiver<Vec<u8>>,
     /// All that the guest has printed.
     printed: String,
     /// How much of it was expected before.
@@ -41,23 +43,8 @@ impl Guest {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let (sender, output) = mpsc::channel();
-        let mut stdout = mayfly.stdout.take().unwrap();
-        thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(length @ 1..) = stdout.read(&mut bytes) {
-                let _ = sender.send(bytes[..length].to_vec());
-            }
-        });
-        let mut stderr = mayfly.stderr.take().unwrap();
-        let messages = Arc::new(Mutex::new(Vec::new()));
-        let said = Arc::clone(&messages);
-        thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(length @ 1..) = stderr.read(&mut bytes) {
-                said.lock().unwrap().extend_from_slice(&bytes[..length]);
-            }
-        });
+        let output = received(mayfly.stdout.take().unwrap());
+        let messages = received(mayfly.stderr.take().unwrap());
         Self {
             arguments: arguments.to_owned(),
             input: mayfly.stdin.take(),
@@ -142,7 +129,10 @@ impl Guest {
     pub fn fail(&mut self, why: &str) -> ! {
         let _ = self.mayfly.kill();
         let status = self.mayfly.wait();
-        let messages = self.messages.lock().unwrap();
+        let mut messages = Vec::new();
+        while let Ok(bytes) = self.messages.recv_timeout(LAST_WORDS) {
+            messages.extend(bytes);
+        }
         panic!(
             "mayfly run {}: {why}\nits end: {status:?}\n--- serial ---\n{}\n--- stderr ---\n{}",
             self.arguments,
@@ -150,6 +140,20 @@ impl Guest {
             String::from_utf8_lossy(&messages)
         );
     }
+}
+
+/// All that comes from a pipe, for as long as somebody receives it.
+fn received(mut pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(length @ 1..) = pipe.read(&mut bytes) {
+            if sender.send(bytes[..length].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
 }
 
 impl Drop for Guest {

@@ -12,6 +12,8 @@ use crate::guest;
 use crate::report::Report;
 
 const QEMU: &str = "qemu-system-x86_64";
+/// In MiB: more than any guest gets, since mayfly refuses what its host could never give. Little of it is ever touched.
+const MEMORY: &str = "6144";
 /// From QEMU's start until the host runs scenarios; some 5 s when nothing else keeps the machine busy.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// How long the host may go without a word: twice what a guest may take, so that one that hangs fails by itself.
@@ -46,7 +48,7 @@ impl Machine {
         let mut command = Command::new(QEMU);
         command
             .args(["-M", "q35", "-cpu", "max,+svm,+npt"])
-            .args(["-accel", "tcg,thread=multi", "-smp", "2", "-m", "2048"])
+            .args(["-accel", "tcg,thread=multi", "-smp", "2", "-m", MEMORY])
             .args(["-nodefaults", "-display", "none", "-no-reboot"])
             .arg("-kernel")
             .arg(kernel)
