@@ -173,7 +173,7 @@ fn option(
     let config = &mut run.config;
     match name {
         "--memory" => config.memory = value(parser, name)?,
-        "--cpus" => config.vcpus = value(parser, name)?,
+        "--cpus" => config.vcpus = value::<Count>(parser, name)?.0,
         "--initrd" => config.initrd = Some(path(parser)?),
         "--protocol" => config.protocol = Some(value(parser, name)?),
         "--irqchip" => config.irqchip = value(parser, name)?,
@@ -184,6 +184,17 @@ fn option(
         other => unreachable!("{other} is not in OPTIONS"),
     }
     Ok(())
+}
+
+/// A number, whose error says that one is needed.
+struct Count(u32);
+
+impl FromStr for Count {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        text.parse().map(Self).map_err(|_| "a number is needed")
+    }
 }
 
 fn path(parser: &mut lexopt::Parser) -> Result<PathBuf, Error> {
@@ -303,7 +314,7 @@ mod tests {
                 "run k l",
                 "\"l\" is one word too many; what is meant for the guest comes after a lone --",
             ),
-            ("run k --cpus x", "--cpus \"x\": invalid digit found in string"),
+            ("run k --cpus x", "--cpus \"x\": a number is needed"),
             (
                 "run k --cpus 1 --cpus 2",
                 "--cpus is there twice: which one counts?",

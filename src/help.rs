@@ -55,8 +55,8 @@ machine:
   -m, --memory SIZE     guest memory: 64M, 2G, 65536K; M where no unit is given (default 128M, at least 1M)
       --cpus N          vCPUs, 1 to 32 (default 1)
       --initrd FILE     initial RAM disk, or what the image takes in its place (a multiboot module)
-      --protocol NAME   enter the guest by this protocol in place of the one that the image's notes and headers pick:
-                        linux (64-bit, boot_params), pvh, or multiboot (version 1); mayfly inspect shows which are possible
+      --protocol NAME   enter the guest by this protocol, not by the one that the image's notes and headers pick: linux
+                        (64-bit, boot_params), pvh, or multiboot (version 1); mayfly inspect shows which are possible
       --irqchip WHERE   split: IOAPIC, PIC and PIT in mayfly (default, starts and ends quicker); kernel: all in KVM
       --no-acpi         no ACPI tables for the guest
       --no-mptable      no MP table for the guest

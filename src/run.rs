@@ -139,13 +139,14 @@ pub fn boot(
         .map_err(system("duplicate stdout"))?;
     let output = Output::new(stdout).map_err(Error::Output)?;
     let machine = Machine::build(spec, output, timeline.clone()).map_err(Error::Machine)?;
-    let vm = machine.boot(image, initrd).map_err(Error::Machine)?;
+    // Before the guest can print a prompt, so that no key that answers it is taken in the terminal's own way.
     let stdin = io::stdin();
     let source = Source::of(stdin.as_fd());
     let terminal = (source == Source::Terminal)
         .then(|| Terminal::enter(stdin.as_fd()))
         .transpose();
     let terminal = terminal.map_err(Error::Terminal)?;
+    let vm = machine.boot(image, initrd).map_err(Error::Machine)?;
     let end = vm.run(console(stdin.as_fd(), source)).map_err(Error::Vm)?;
     drop(terminal);
     tell(&vm);
@@ -169,15 +170,18 @@ struct Keys(Escape);
 
 impl vm::InputFilter for Keys {
     fn filter(&mut self, input: &[u8], guest: &mut Vec<u8>) -> Verdict {
-        match self.0.feed(input, guest) {
-            None => Verdict::Continue,
-            Some(Action::Quit) => Verdict::End,
-            Some(Action::Help) => {
-                // A stderr that cannot be written is no reason to end.
-                let _ = io::stderr().write_all(escape::HELP.as_bytes());
-                Verdict::Continue
+        // A byte at a time, so that of several keys in one read each does what it does.
+        for byte in input {
+            match self.0.feed(&[*byte], guest) {
+                None => {}
+                Some(Action::Quit) => return Verdict::End,
+                Some(Action::Help) => {
+                    // A stderr that cannot be written is no reason to end.
+                    let _ = io::stderr().write_all(escape::HELP.as_bytes());
+                }
             }
         }
+        Verdict::Continue
     }
 }
 

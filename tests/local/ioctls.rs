@@ -10,9 +10,16 @@ use std::{mem, ptr};
 pub fn trace(command: &mut Command) -> Vec<u64> {
     // SAFETY: between fork and exec only one system call is made, which allocates nothing.
     unsafe { command.pre_exec(|| request(libc::PTRACE_TRACEME, 0, 0)) };
-    let child = command.stdout(Stdio::null()).stdin(Stdio::null()).spawn().unwrap();
+    let child = command
+        .stdout(Stdio::null())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
     let child = libc::pid_t::try_from(child.id()).unwrap();
-    assert!(libc::WIFSTOPPED(wait().1), "the command did not stop at its start");
+    assert!(
+        libc::WIFSTOPPED(wait().1),
+        "the command did not stop at its start"
+    );
     let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_EXITKILL;
     request(libc::PTRACE_SETOPTIONS, child, options.into()).unwrap();
     request(libc::PTRACE_SYSCALL, child, 0).unwrap();
@@ -38,7 +45,11 @@ fn follow(leader: libc::pid_t) -> Vec<u64> {
         }
         // Events of ptrace, and the stop that a new thread begins with, are not the thread's own signals.
         let own = !is_system_call && signal != libc::SIGTRAP && started.insert(thread, ()).is_some();
-        let deliver = if own || (thread == leader && signal != libc::SIGTRAP && !is_system_call) { signal } else { 0 };
+        let deliver = if own || (thread == leader && signal != libc::SIGTRAP && !is_system_call) {
+            signal
+        } else {
+            0
+        };
         // The thread may be gone already when the process ends.
         let _ = request(libc::PTRACE_SYSCALL, thread, deliver.into());
     }
@@ -61,7 +72,11 @@ fn ioctl_entered(thread: libc::pid_t) -> Option<u64> {
 fn request(what: libc::c_uint, thread: libc::pid_t, data: libc::c_long) -> io::Result<()> {
     // SAFETY: the requests used here take a number as data and no address.
     let result = unsafe { libc::ptrace(what, thread, ptr::null_mut::<libc::c_void>(), data) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 fn wait() -> (libc::pid_t, libc::c_int) {

@@ -58,10 +58,15 @@ impl Timeline {
         result
     }
 
-    /// Records a moment.
+    /// Records this moment.
     pub fn mark(&self, lane: Lane, name: &'static str) {
+        self.mark_at(lane, name, Instant::now());
+    }
+
+    /// Records a moment that was.
+    pub fn mark_at(&self, lane: Lane, name: &'static str, moment: Instant) {
         if let Some(spans) = &self.spans {
-            let start = self.origin.elapsed();
+            let start = moment.saturating_duration_since(self.origin);
             lock(spans).push(Span {
                 name,
                 lane,

@@ -68,6 +68,7 @@ pub struct Output {
     reported: u64,
     broken: bool,
     cause: Option<io::Error>,
+    first: Option<Instant>,
 }
 
 impl Output {
@@ -84,11 +85,15 @@ impl Output {
             reported: 0,
             broken: false,
             cause: None,
+            first: None,
         })
     }
 
     /// Writes or buffers `bytes`, and drops what there is no room for.
     pub fn write(&mut self, bytes: &[u8]) {
+        if self.first.is_none() {
+            self.first = Some(Instant::now());
+        }
         let mut rest = bytes;
         while self.waiting.is_empty() && !self.broken && !rest.is_empty() {
             match self.sink.write(rest) {
@@ -135,6 +140,11 @@ impl Output {
                 self.fail(error);
             }
         }
+    }
+
+    /// When the guest printed for the first time, if it has.
+    pub fn first_write(&self) -> Option<Instant> {
+        self.first
     }
 
     /// How many bytes were dropped in all, for whatever reason.

@@ -210,6 +210,13 @@ impl Machine {
         self.reports.try_recv().ok()
     }
 
+    /// Records when the guest printed for the first time: the boot vCPU's doing, as a rule.
+    pub(crate) fn mark_first_output(&self) {
+        if let Some(moment) = lock(&self.serial).output().first_write() {
+            self.timeline.mark_at(Lane::Vcpu(0), "first output", moment);
+        }
+    }
+
     /// Prints what the guest's output still holds back, while its reader reads.
     pub(crate) fn finish_output(&self, patience: Duration) {
         lock(&self.serial).output_mut().finish(patience);

@@ -75,6 +75,7 @@ impl Vm {
     /// [`Error`]
     pub fn run(&self, console: Console<'_>) -> Result<End, Error> {
         let end = events::run(&self.machine, console)?;
+        self.machine.mark_first_output();
         let patience = if matches!(end, End::Guest(_)) {
             OUTPUT_PATIENCE
         } else {

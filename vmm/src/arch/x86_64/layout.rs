@@ -9,6 +9,7 @@
 //! 0x0002_0000  command line
 //! 0x0009_fc00  extended BIOS data area with the MP table
 //! 0x000e_0000  ACPI tables, RSDP first
+//! 0x000f_fff0  reset vector
 //! 0x0010_0000  memory up to the hole
 //! 0xd000_0000  hole: virtio-mmio windows
 //! 0xfec0_0000  IOAPIC
@@ -40,8 +41,10 @@ pub const CONVENTIONAL_RAM_END: u64 = 0x9_f000;
 pub const EBDA: u64 = 0x9_fc00;
 /// End of conventional memory.
 pub const CONVENTIONAL_END: u64 = 0xa_0000;
-/// ACPI tables, up to [`HIGH_MEMORY`]; the RSDP is at the very start.
+/// ACPI tables, up to the page of [`RESET_VECTOR`]; the RSDP is at the very start.
 pub const ACPI: u64 = 0xe_0000;
+/// Where a guest jumps in real mode to have the BIOS reset the machine, as Linux does when it trusts nothing else.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// First megabyte's end.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 /// The hole below 4 GiB, in which there is no memory.

@@ -76,12 +76,12 @@ fn word() -> impl Strategy<Value = u64> {
 
 #[test]
 fn every_truncation_is_an_error_or_loads() {
-    for image in images() {
+    // The padding at the end of an ELF file, and less than the last paragraph of a bzImage, are not needed.
+    for (image, spare) in images().into_iter().zip([100, 100, 15, 0]) {
         assert!(loads(&image, Machine::X86_64));
         let step = (image.len() / 600).max(1);
         for length in (0..image.len().min(700)).chain((700..image.len()).step_by(step)) {
-            // All but the padding at the end of an ELF file is needed.
-            let is_whole = image.starts_with(b"\x7fELF") && length + 100 >= image.len();
+            let is_whole = length + spare >= image.len();
             assert_eq!(
                 loads(&image[..length], Machine::X86_64),
                 is_whole,

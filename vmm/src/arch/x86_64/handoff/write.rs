@@ -10,6 +10,9 @@ use crate::arch::x86_64::handoff::{acpi, boot_params, mptable, multiboot, pvh};
 use crate::arch::x86_64::layout;
 use crate::boot::{Loaded, Protocol};
 
+/// `mov al, 0xfe; out 0x64, al; hlt; jmp` to the `hlt`, the same in 16, 32 and 64-bit mode.
+const RESET_CODE: [u8; 7] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
+
 /// Most vCPUs for which there is room in the tables.
 pub const MAX_VCPUS: u8 = 32;
 
@@ -161,6 +164,7 @@ pub fn write(
         }
     }
     writer.put("descriptor table", layout::GDT, &segments::table())?;
+    writer.put("reset code", layout::RESET_VECTOR, &RESET_CODE)?;
     if tables.mptable {
         writer.put("BIOS data", mptable::BIOS_DATA, &mptable::bios_data())?;
         writer.fit(

@@ -9,7 +9,7 @@ use crate::arch::x86_64::handoff::acpi::{dsdt, fadt, madt};
 use crate::arch::x86_64::layout;
 
 /// Bytes that the tables may take.
-pub const CAPACITY: u64 = layout::HIGH_MEMORY - layout::ACPI;
+pub const CAPACITY: u64 = (layout::RESET_VECTOR & !0xfff) - layout::ACPI;
 
 /// Who made the tables: six characters.
 pub(super) const OEM: [u8; 6] = *b"MAYFLY";

@@ -1,0 +1,187 @@
+//! The command line without KVM: help, versions, and one wrong input of each kind with its message and exit status.
+
+#![allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
+
+use std::ffi::CString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn mayfly(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_mayfly"))
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+/// What mayfly says when it refuses `arguments` with `status`: one line, on stderr only.
+fn refusal(arguments: &[&str], status: i32) -> String {
+    let output = mayfly(arguments);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{arguments:?}: {said}");
+    assert!(output.stdout.is_empty());
+    assert_eq!(said.lines().count(), 1, "{said}");
+    said.strip_prefix("mayfly: ").unwrap().trim_end().to_owned()
+}
+
+fn place(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli");
+    fs::create_dir_all(&folder).unwrap();
+    folder.join(name)
+}
+
+fn file(name: &str, content: &[u8]) -> String {
+    let path = place(name);
+    fs::write(&path, content).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// The 64-bit program that these tests are, which is an ELF image of this architecture, if no bootable one.
+fn program() -> Vec<u8> {
+    fs::read(std::env::current_exe().unwrap()).unwrap()
+}
+
+#[test]
+fn help_teaches_and_succeeds() {
+    for (arguments, text) in [
+        (
+            &["--help"][..],
+            "usage: mayfly run KERNEL [OPTION ...] [-- GUEST ARGUMENTS]",
+        ),
+        (&["run", "--help"], "exit status:"),
+        (
+            &["help", "inspect"],
+            "mayfly inspect - say what booting an image would do",
+        ),
+        (&["demo", "-h"], "Needs nothing but /dev/kvm"),
+        (
+            &["--version"],
+            concat!("mayfly ", env!("CARGO_PKG_VERSION"), "\n"),
+        ),
+    ] {
+        let output = mayfly(arguments);
+        assert!(output.status.success() && output.stderr.is_empty());
+        let help = String::from_utf8(output.stdout).unwrap();
+        assert!(help.contains(text), "{arguments:?} prints {help}");
+        assert!(help.lines().all(|line| line.len() <= 120), "{help}");
+    }
+}
+
+#[test]
+fn words_that_make_no_sense_are_named() {
+    for (arguments, text) in [
+        (&[][..], "no command: try mayfly --help"),
+        (&["boot"], "there is no command \"boot\": try mayfly --help"),
+        (
+            &["run"],
+            "mayfly run needs the path of an image: mayfly run KERNEL",
+        ),
+        (
+            &["run", "a", "b"],
+            "\"b\" is one word too many; what is meant for the guest comes after a lone --",
+        ),
+        (
+            &["run", "a", "--fast"],
+            "invalid option '--fast': try mayfly run --help",
+        ),
+        (
+            &["run", "a", "--memory", "lots"],
+            "--memory \"lots\": \"lots\" is no size",
+        ),
+        (
+            &["run", "a", "--memory", "-1"],
+            "--memory \"-1\": \"-1\" is no size",
+        ),
+        (
+            &["run", "a", "--cpus", "two"],
+            "--cpus \"two\": a number is needed",
+        ),
+        (
+            &["run", "a", "--protocol", "efi"],
+            "--protocol \"efi\": there is no boot protocol \"efi\"",
+        ),
+        (
+            &["run", "a", "--irqchip", "off"],
+            "--irqchip \"off\": \"off\" is no interrupt controller",
+        ),
+    ] {
+        let said = refusal(arguments, 2);
+        assert!(said.starts_with(text), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn machines_that_cannot_be_are_refused() {
+    let image = file("machines.elf", &program());
+    for (option, value, text) in [
+        (
+            "--memory",
+            "0",
+            "0B of memory is too little: --memory is at least 1M",
+        ),
+        (
+            "--memory",
+            "512K",
+            "512K of memory is too little: --memory is at least 1M",
+        ),
+        ("--memory", "1000T", "1000T of memory is more than this host has"),
+        ("--cpus", "0", "a machine has 1 to 32 vCPUs, not 0: change --cpus"),
+        (
+            "--cpus",
+            "33",
+            "a machine has 1 to 32 vCPUs, not 33: change --cpus",
+        ),
+    ] {
+        let said = refusal(&["run", &image, option, value], 1);
+        assert!(
+            said.starts_with(&format!("cannot make this machine: {text}")),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn files_that_are_no_images_say_what_they_are() {
+    let fifo = place("fifo");
+    let _ = fs::remove_file(&fifo);
+    let name = CString::new(fifo.to_str().unwrap()).unwrap();
+    // SAFETY: `name` is a C string for the length of the call.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    let mut other = program();
+    other[18] = 243; // EM_RISCV
+    for (path, text) in [
+        (
+            place("missing").to_str().unwrap().to_owned(),
+            "there is no such file",
+        ),
+        (place("").to_str().unwrap().to_owned(), "folder"),
+        (fifo.to_str().unwrap().to_owned(), "FIFO"),
+        ("/dev/null".into(), "device"),
+        (file("empty", b""), "empty"),
+        (
+            file("text", b"hello, world\n"),
+            "is no image of a kernel or unikernel",
+        ),
+        (file("script", b"#!/bin/sh\n"), "script"),
+        (file("packed", &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0]), "gzip"),
+        (file("other", &other), "RISC-V"),
+        (file("cut", &program()[..40]), "cut short"),
+    ] {
+        for command in ["run", "inspect"] {
+            let said = refusal(&[command, &path], 1);
+            assert!(
+                said.contains(&path) && said.contains(text),
+                "{said} does not say {text:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_initrd_must_be_a_file() {
+    let image = file("initrd.elf", &program());
+    for (path, text) in [("/nowhere", "there is no such file"), ("/", "folder")] {
+        let said = refusal(&["run", &image, "--initrd", path], 1);
+        assert!(said.contains(path) && said.contains(text), "{said}");
+    }
+}

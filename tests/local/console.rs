@@ -1,0 +1,267 @@
+//! Readers that stall, readers that go, and terminals.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, Stdio};
+use std::{io, mem, ptr};
+
+use crate::file;
+
+fn mayfly(guest: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mayfly"));
+    command
+        .arg("run")
+        .arg(file(guest))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// The other end of a command's stdout, with room for `capacity` bytes.
+fn pipe(command: &mut Command, capacity: libc::c_int) -> File {
+    let (reader, writer) = io::pipe().unwrap();
+    // SAFETY: the call takes no pointer, and the descriptor is open.
+    let set = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, capacity) };
+    assert_eq!(set, capacity, "{}", io::Error::last_os_error());
+    command.stdout(writer);
+    File::from(OwnedFd::from(reader))
+}
+
+fn started(mut command: Command) -> Child {
+    // The command goes, and with it this process's copy of what is the child's stdout.
+    command.spawn().unwrap()
+}
+
+fn signal(child: &Child, signal: libc::c_int) {
+    // SAFETY: kill takes no pointers, and the process is a child that has not been waited for.
+    assert_eq!(
+        unsafe { libc::kill(i32::try_from(child.id()).unwrap(), signal) },
+        0
+    );
+}
+
+/// Bytes that can be read from `file` now.
+fn waiting(file: &File) -> usize {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the request writes one int.
+    assert_eq!(
+        unsafe { libc::ioctl(file.as_raw_fd(), libc::FIONREAD, &raw mut bytes) },
+        0
+    );
+    usize::try_from(bytes).unwrap()
+}
+
+#[test]
+fn a_reader_that_stalls_stalls_nothing() {
+    let mut command = mayfly("flood.elf", &["--", "kib=192"]);
+    let mut reader = pipe(&mut command, 65536);
+    let output = started(command).wait_with_output().unwrap();
+    assert!(output.status.success());
+    let said = String::from_utf8(output.stderr).unwrap();
+    let dropped = said
+        .strip_prefix("mayfly: warning: ")
+        .and_then(|rest| rest.split(' ').next())
+        .unwrap();
+    let dropped: usize = dropped.parse().unwrap_or_else(|_| panic!("{said}"));
+    let mut printed = Vec::new();
+    reader.read_to_end(&mut printed).unwrap();
+    // What is not in the pipe and not reported would be lost in silence.
+    assert_eq!(printed.len() + dropped, 192 << 10, "{said}");
+    assert!(printed.starts_with(b"00000000:abc") && printed.len() >= 60000);
+}
+
+#[test]
+fn a_slow_reader_loses_nothing() {
+    let mut command = mayfly("flood.elf", &["--", "kib=64"]);
+    let mut reader = pipe(&mut command, 4096);
+    let child = started(command);
+    let mut printed = Vec::new();
+    let mut piece = [0; 100];
+    while let Ok(length @ 1..) = reader.read(&mut piece) {
+        printed.extend_from_slice(&piece[..length]);
+    }
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty());
+    assert_eq!(printed.len(), 64 << 10);
+    assert!(printed.ends_with(b"\n") && printed[65536 - 64..].starts_with(b"00001023:"));
+}
+
+#[test]
+fn a_reader_that_goes_does_not_end_the_guest() {
+    let mut command = mayfly("flood.elf", &["--", "kib=16"]);
+    drop(pipe(&mut command, 4096));
+    let output = started(command).wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("serial output cannot be written"), "{said}");
+}
+
+#[test]
+fn a_signal_does_not_wait_for_a_stalled_reader() {
+    let mut command = mayfly("flood.elf", &["--", "kib=4096"]);
+    let reader = pipe(&mut command, 4096);
+    let child = started(command);
+    while waiting(&reader) < 4096 {
+        std::thread::yield_now();
+    }
+    signal(&child, libc::SIGINT);
+    assert_eq!(
+        child.wait_with_output().unwrap().status.signal(),
+        Some(libc::SIGINT)
+    );
+}
+
+/// A terminal with a mayfly in its foreground.
+struct Terminal {
+    keyboard: File,
+    mayfly: Child,
+    seen: String,
+    before: libc::termios,
+}
+
+impl Terminal {
+    fn start(guest: &str) -> Self {
+        let (mut master, mut slave) = (0, 0);
+        // SAFETY: both pointers are valid for writes; name, modes and size are left to the system.
+        let made = unsafe {
+            libc::openpty(
+                &raw mut master,
+                &raw mut slave,
+                ptr::null_mut(),
+                ptr::null(),
+                ptr::null(),
+            )
+        };
+        assert_eq!(made, 0);
+        // SAFETY: openpty has just made the descriptor.
+        let keyboard = unsafe { File::from_raw_fd(master) };
+        // SAFETY: openpty has just made the descriptor.
+        let slave = unsafe { OwnedFd::from_raw_fd(slave) };
+        let before = modes(&keyboard);
+        let mut command = mayfly(guest, &[]);
+        command.stdin(slave.try_clone().unwrap()).stdout(slave);
+        // SAFETY: what runs between fork and exec makes system calls only.
+        unsafe { command.pre_exec(take_terminal) };
+        let mayfly = started(command);
+        Self {
+            keyboard,
+            mayfly,
+            seen: String::new(),
+            before,
+        }
+    }
+
+    fn expect(&mut self, text: &str) {
+        let mut piece = [0; 256];
+        while !self.seen.contains(text) {
+            let length = self
+                .keyboard
+                .read(&mut piece)
+                .unwrap_or_else(|error| panic!("{error} after {:?}", self.seen));
+            self.seen.push_str(&String::from_utf8_lossy(&piece[..length]));
+        }
+        self.seen.clear();
+    }
+
+    fn press(&mut self, keys: &[u8]) {
+        self.keyboard.write_all(keys).unwrap();
+    }
+
+    /// Waits for the end, after which the terminal must be as it was.
+    fn end(self) -> (std::process::ExitStatus, String) {
+        let output = self.mayfly.wait_with_output().unwrap();
+        let after = modes(&self.keyboard);
+        let same = (
+            after.c_iflag,
+            after.c_oflag,
+            after.c_cflag,
+            after.c_lflag,
+            after.c_cc,
+        ) == (
+            self.before.c_iflag,
+            self.before.c_oflag,
+            self.before.c_cflag,
+            self.before.c_lflag,
+            self.before.c_cc,
+        );
+        assert!(same, "the terminal was left in another mode");
+        (output.status, String::from_utf8(output.stderr).unwrap())
+    }
+
+    fn is_raw(&self) -> bool {
+        modes(&self.keyboard).c_lflag & (libc::ICANON | libc::ECHO | libc::ISIG) == 0
+    }
+}
+
+fn take_terminal() -> io::Result<()> {
+    // SAFETY: the calls take no pointers that are used.
+    if unsafe { libc::setsid() } < 0 || unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn modes(terminal: &File) -> libc::termios {
+    // SAFETY: all-zero bytes are a valid value of the structure.
+    let mut modes: libc::termios = unsafe { mem::zeroed() };
+    // SAFETY: `modes` is valid for writes.
+    assert_eq!(
+        unsafe { libc::tcgetattr(terminal.as_raw_fd(), &raw mut modes) },
+        0
+    );
+    modes
+}
+
+#[test]
+fn keys_reach_the_guest_raw() {
+    let mut terminal = Terminal::start("echo.elf");
+    terminal.expect("ready");
+    assert!(terminal.is_raw());
+    // Ctrl-C is a byte like any other, and so is a doubled Ctrl-A.
+    terminal.press(b"<\x03\x01\x01>");
+    terminal.expect("<\x03\x01>");
+    terminal.press(b"q");
+    terminal.expect("bye");
+    assert_eq!(terminal.end().0.code(), Some(0));
+}
+
+#[test]
+fn escape_keys_help_and_end() {
+    let mut terminal = Terminal::start("loop.elf");
+    terminal.expect("looping");
+    // The guest never takes a byte, and still the keys work.
+    terminal.press(&[b'z'; 200]);
+    terminal.press(b"\x01h\x01x");
+    let (status, said) = terminal.end();
+    assert_eq!(status.code(), Some(0));
+    assert!(said.contains("Ctrl-A x"), "{said}");
+}
+
+#[test]
+fn every_way_out_restores_the_terminal() {
+    for way in [
+        libc::SIGTERM,
+        libc::SIGINT,
+        libc::SIGHUP,
+        libc::SIGQUIT,
+        libc::SIGSEGV,
+        libc::SIGBUS,
+        libc::SIGABRT,
+    ] {
+        let mut terminal = Terminal::start("end-hlt.elf");
+        terminal.expect("halting");
+        assert!(terminal.is_raw());
+        signal(&terminal.mayfly, way);
+        assert_eq!(terminal.end().0.signal(), Some(way));
+    }
+    for (guest, status) in [
+        ("end-reset.elf", 0),
+        ("end-triple.elf", 120),
+        ("end-code.elf", 42),
+    ] {
+        assert_eq!(Terminal::start(guest).end().0.code(), Some(status));
+    }
+}

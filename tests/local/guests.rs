@@ -1,0 +1,34 @@
+//! The guests, built once for all tests.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+
+static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests");
+    let made = Command::new("make")
+        .args([
+            "--silent",
+            "--directory",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/resources/guests"),
+            "all",
+        ])
+        .arg(format!("OUT={}", folder.display()))
+        .env_remove("MAKEFLAGS")
+        .status()
+        .unwrap();
+    assert!(
+        made.success(),
+        "the guests cannot be built: make setup installs what that takes"
+    );
+    // What is in the emulated host as /images/initrd is the initrd of its Linux; here any bytes will do.
+    fs::write(folder.join("initrd"), vec![7; 10_000]).unwrap();
+    folder
+});
+
+/// Where `path` of the emulated host, in /guests or /images, is on this machine.
+pub fn file(path: &str) -> String {
+    let name = path.trim_start_matches("/guests/").trim_start_matches("/images/");
+    FOLDER.join(name).to_str().unwrap().to_owned()
+}

@@ -1,0 +1,37 @@
+//! mayfly on this machine's own `/dev/kvm`, with the guests of resources/guests. Where there is no `/dev/kvm` these tests
+//! fail; `make test` then leaves them out and says so.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`programs`] | the scenarios that the emulated host runs too |
+//! | [`command`] | what mayfly prints, and its exit status |
+//! | [`console`] | readers that stall, writers that do not, terminals |
+//! | [`order`] | the order of the calls on KVM |
+//! | [`access`] | a `/dev/kvm` that is missing or forbidden |
+
+#![allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
+
+/// Makes a test of each scenario: a name and the expression that runs it.
+macro_rules! scenarios {
+    ($($name:ident => $scenario:expr;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                $scenario;
+            }
+        )*
+    };
+}
+
+mod access;
+mod command;
+mod console;
+#[path = "../hosts/guest.rs"]
+mod guest;
+mod guests;
+mod ioctls;
+mod order;
+#[path = "../hosts/programs.rs"]
+mod programs;
+
+use guests::file;
