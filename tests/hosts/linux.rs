@@ -1,6 +1,6 @@
 //! Debian's Linux kernel, unmodified, as the guest: to a prompt that answers, by every way to boot it and on every shape
 //! of machine. This kernel reads no MP table (CONFIG_X86_MPPARSE is not set), so that without ACPI it takes the PIC;
-//! the smp and ioapic guests go by the MP table.
+//! the smp guest goes by the MP table.
 
 use crate::guest::Guest;
 
