@@ -4,6 +4,8 @@
 //! vCPUs, and whatever registers with the kernel's I/O buses last. A slot that is set after any of those waits for
 //! grace periods of several milliseconds. Meanwhile the thread of the first vCPU asks KVM for the processor's features.
 
+use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::io;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -16,8 +18,8 @@ use snapshot::GuestMemory;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::{self, Buses, Native, Platform, SharedSource, Wiring};
-use crate::boot::{self, Image, Initrd, Loaded};
-use crate::config::VmSpec;
+use crate::boot::{self, Image, Initrd, Loaded, Protocol};
+use crate::config::{VmConfig, VmSpec};
 use crate::timeline::{Lane, Timeline};
 use crate::vcpu::thread::Shared;
 use crate::vcpu::{Ending, Fault, Kick, Start, VcpuThread, install_kick};
@@ -151,9 +153,13 @@ impl Machine {
         let timeline = self.timeline.clone();
         let measure = Measure(&timeline);
         let config = self.spec.config();
-        let cmdline = boot::cmdline::compose(&config.cmdline, &[], Native::COMMAND_LINE_CAPACITY)
-            .map_err(Error::CommandLine)?;
         let loaded = measure.phase("load image", || self.load(image, initrd))?;
+        let cmdline = boot::cmdline::compose(
+            &command_line(config, loaded.protocol),
+            &[],
+            Native::COMMAND_LINE_CAPACITY,
+        )
+        .map_err(Error::CommandLine)?;
         let entry = measure
             .phase("write boot information", || {
                 Native::write_entry(&self.memory, &loaded, &cmdline, &self.spec)
@@ -249,6 +255,19 @@ fn limit_vcpus(kvm: &Kvm, spec: &VmSpec) -> Result<(), Error> {
         }));
     }
     Ok(())
+}
+
+/// What the guest is given as its command line. Multiboot images expect the image's name as the first word of theirs, and
+/// skip it.
+fn command_line(config: &VmConfig, protocol: Protocol) -> Cow<'_, str> {
+    if protocol != Protocol::Multiboot {
+        return Cow::Borrowed(&config.cmdline);
+    }
+    let name = config.kernel.file_name().and_then(OsStr::to_str);
+    let name = name
+        .filter(|name| name.bytes().all(|byte| byte.is_ascii_graphic()))
+        .unwrap_or("kernel");
+    Cow::Owned([name, &config.cmdline].join(" "))
 }
 
 type Threads = (Vec<VcpuThread>, Arc<Shared>, Receiver<Ending>);

@@ -46,8 +46,11 @@ pub fn build(loaded: &Loaded, length: u32, size: u64, tables: &Tables<'_>) -> Re
     header.type_of_loader = UNDEFINED_LOADER;
     header.loadflags |= LOADED_HIGH;
     header.cmd_line_ptr = low(layout::COMMAND_LINE);
-    // Unikernels take this for the length of the command line; Linux does not look at it any more.
-    header.cmdline_size = length;
+    // In an ELF image nothing says how long a command line may be, and unikernels take the field for the length of theirs.
+    // In a bzImage it stays the limit that it is: memtest86+ looks for the end of its last option within it.
+    if loaded.setup_header.is_none() {
+        header.cmdline_size = length;
+    }
 
     let mut parameters = boot_params::default();
     if let Some(initrd) = &loaded.initrd {

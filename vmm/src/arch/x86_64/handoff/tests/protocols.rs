@@ -90,7 +90,7 @@ fn a_bzimages_own_header_is_kept() {
         }
     }
     assert_eq!(u8_at(&memory, 0x7211), 0x11, "flags are kept, one is set");
-    assert_eq!(u32_at(&memory, 0x7238), 5);
+    assert_eq!(u32_at(&memory, 0x7238), 2047);
 }
 
 #[test]
