@@ -22,6 +22,7 @@ use crate::args::Command;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    run::share_the_heap();
     let origin = Instant::now();
     let exec = run::process_time();
     logging::start();

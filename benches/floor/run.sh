@@ -1,0 +1,7 @@
+#!/bin/bash
+# Builds the floor program and runs it side by side with dist/mayfly; `make floor` builds that and the guests first.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+cc -O2 -Wall -Wextra -Werror -static -o dist/floor benches/floor/floor.c
+make --silent -C resources/guests "OUT=$PWD/dist/guests/$(uname -m)" big
+exec cargo bench --quiet --bench floor
