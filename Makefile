@@ -25,8 +25,11 @@ build: guests ## the static release binary in dist/mayfly, the test guests in di
 	@cargo build --release --bin mayfly
 	@install -m 755 $(RELEASE)/mayfly dist/mayfly
 
-demo: build ## boot a guest and explain what is seen; needs /dev/kvm
+demo: tools build ## boot a guest and explain what is seen; needs /dev/kvm
 	@dist/mayfly demo
+
+tools:
+	@tests/hosts/setup.sh build
 
 setup: ## install or name missing Debian packages, fetch what the tests run on
 	@tests/hosts/setup.sh
@@ -47,14 +50,22 @@ aarch64:
 	@echo '== aarch64'
 	@RUSTC=$(ARM_RUSTC) cargo check --workspace --target aarch64-unknown-linux-gnu --target-dir $(TARGET)/aarch64-check
 
+# Without /dev/kvm the tests of tests/local cannot run; the emulated host runs the same guests in any case.
+ifneq ($(wildcard /dev/kvm),)
+UNIT := --workspace
+else
+UNIT := --workspace --lib --bins --test architecture --test cli --test hosts
+endif
+
 unit: build
-	@echo '== tests'
-	@MAYFLY=$(CURDIR)/dist/mayfly cargo test --workspace --no-fail-fast
+	@echo '== tests$(if $(filter --lib,$(UNIT)), without those of tests/local, because there is no /dev/kvm here)'
+	@MAYFLY=$(CURDIR)/dist/mayfly cargo test --no-fail-fast $(UNIT)
 
 test: setup format guests lint docs aarch64 unit ## everything that must hold, real images on an emulated host included
 
 bench: build ## criterion benchmarks
-	@cargo bench
+	@$(MAKE) --no-print-directory --silent -C resources/guests OUT=$(GUESTS) big
+	@cargo bench --bench boot
 
 floor: build ## mayfly side by side with the least that KVM allows
 	@benches/floor/run.sh

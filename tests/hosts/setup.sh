@@ -1,6 +1,7 @@
 #!/bin/bash
 # Makes a Debian machine with Rust and a C compiler ready for the build and the tests: installs the Debian packages that
 # are missing when it may, names them when it may not, and fetches what the tests run on (fetch.sh).
+# `setup.sh build` sees to the build alone.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -14,9 +15,11 @@ needs() {
 needs 'command -v cc' gcc
 needs 'command -v ld' binutils
 needs '[ -e "$(cc -print-file-name=libc.a)" ]' libc6-dev
-needs 'command -v qemu-system-x86_64' qemu-system-x86
-needs 'command -v flock' util-linux
-needs 'command -v lz4' lz4
+if [ "${1:-all}" = all ]; then
+    needs 'command -v qemu-system-x86_64' qemu-system-x86
+    needs 'command -v flock' util-linux
+    needs 'command -v lz4' lz4
+fi
 
 install_missing() {
     export DEBIAN_FRONTEND=noninteractive
@@ -33,6 +36,8 @@ if [ ${#missing[@]} -gt 0 ]; then
     # Package lists may be absent or name versions that the archive no longer has.
     install_missing || { apt-get update --quiet && install_missing; }
 fi
+
+[ "${1:-all}" = all ] || exit 0
 
 for tool in clippy fmt; do
     if ! command -v "cargo-$tool" >/dev/null || ! "cargo-$tool" --version >/dev/null 2>&1; then

@@ -6,6 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use crate::guests::program;
+
 /// A folder with nothing in it but mayfly, which is static and so runs there.
 fn bare_root(name: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -13,7 +15,7 @@ fn bare_root(name: &str) -> PathBuf {
     fs::create_dir(&root).unwrap();
     fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
     // A link: what is being copied cannot be executed while another test forks.
-    fs::hard_link(env!("CARGO_BIN_EXE_mayfly"), root.join("mayfly")).unwrap();
+    fs::hard_link(program(), root.join("mayfly")).unwrap();
     root
 }
 

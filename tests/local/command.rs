@@ -4,10 +4,10 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use crate::file;
+use crate::guests::{file, program};
 
 fn mayfly(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mayfly"));
+    let mut command = Command::new(program());
     command.args(arguments).stdin(Stdio::null());
     command
 }

@@ -7,10 +7,10 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
 use std::{io, mem, ptr};
 
-use crate::file;
+use crate::guests::{file, program};
 
 fn mayfly(guest: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mayfly"));
+    let mut command = Command::new(program());
     command
         .arg("run")
         .arg(file(guest))
@@ -36,21 +36,18 @@ fn started(mut command: Command) -> Child {
 }
 
 fn signal(child: &Child, signal: libc::c_int) {
+    let process = i32::try_from(child.id()).unwrap();
     // SAFETY: kill takes no pointers, and the process is a child that has not been waited for.
-    assert_eq!(
-        unsafe { libc::kill(i32::try_from(child.id()).unwrap(), signal) },
-        0
-    );
+    let sent = unsafe { libc::kill(process, signal) };
+    assert_eq!(sent, 0);
 }
 
 /// Bytes that can be read from `file` now.
 fn waiting(file: &File) -> usize {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the request writes one int.
-    assert_eq!(
-        unsafe { libc::ioctl(file.as_raw_fd(), libc::FIONREAD, &raw mut bytes) },
-        0
-    );
+    let asked = unsafe { libc::ioctl(file.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    assert_eq!(asked, 0);
     usize::try_from(bytes).unwrap()
 }
 
@@ -208,10 +205,8 @@ fn modes(terminal: &File) -> libc::termios {
     // SAFETY: all-zero bytes are a valid value of the structure.
     let mut modes: libc::termios = unsafe { mem::zeroed() };
     // SAFETY: `modes` is valid for writes.
-    assert_eq!(
-        unsafe { libc::tcgetattr(terminal.as_raw_fd(), &raw mut modes) },
-        0
-    );
+    let read = unsafe { libc::tcgetattr(terminal.as_raw_fd(), &raw mut modes) };
+    assert_eq!(read, 0);
     modes
 }
 

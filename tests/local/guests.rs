@@ -1,9 +1,10 @@
 //! The guests, built once for all tests.
 
-use std::fs;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
+use std::{env, fs};
 
 static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests");
@@ -26,6 +27,11 @@ static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
     fs::write(folder.join("initrd"), vec![7; 10_000]).unwrap();
     folder
 });
+
+/// The mayfly under test: the one that MAYFLY names, as `make test` does with the release binary, or else this build's.
+pub fn program() -> OsString {
+    env::var_os("MAYFLY").unwrap_or_else(|| env!("CARGO_BIN_EXE_mayfly").into())
+}
 
 /// Where `path` of the emulated host, in /guests or /images, is on this machine.
 pub fn file(path: &str) -> String {

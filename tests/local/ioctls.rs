@@ -7,6 +7,10 @@ use std::process::{Command, Stdio};
 use std::{mem, ptr};
 
 /// The request numbers of all ioctls of `command`, over all its threads, in the order in which they began.
+#[allow(
+    clippy::zombie_processes,
+    reason = "follow waits for every thread, the process included"
+)]
 pub fn trace(command: &mut Command) -> Vec<u64> {
     // SAFETY: between fork and exec only one system call is made, which allocates nothing.
     unsafe { command.pre_exec(|| request(libc::PTRACE_TRACEME, 0, 0)) };

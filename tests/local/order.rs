@@ -3,7 +3,8 @@
 
 use std::process::Command;
 
-use crate::{file, ioctls};
+use crate::guests::{file, program};
+use crate::ioctls;
 
 const CREATE_VM: u64 = 0xae01;
 const SET_USER_MEMORY_REGION: u64 = 0x4020_ae46;
@@ -18,7 +19,7 @@ const IRQFD: u64 = 0x4020_ae76;
 const GET_SUPPORTED_CPUID: u64 = 0xc008_ae05;
 
 fn requests(options: &[&str]) -> Vec<u64> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mayfly"));
+    let mut command = Command::new(program());
     command.arg("run").arg(file("/guests/hello.elf")).args(options);
     ioctls::trace(&mut command)
 }
