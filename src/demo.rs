@@ -11,7 +11,7 @@ use vmm::config::VmConfig;
 use vmm::memory;
 use vmm::timeline::{Lane, Timeline};
 
-use crate::logging::say;
+use crate::logging::{put, say};
 use crate::run::{self, Error};
 
 const GUEST: &[u8] = include_bytes!(env!("MAYFLY_DEMO_GUEST"));
@@ -36,7 +36,7 @@ pub fn demo(origin: Instant, exec: Duration) -> Result<ExitCode, Error> {
         .map_err(Error::Image)?;
     let mut config = VmConfig::new("demo".into());
     config.cmdline = "demo -- hello from the command line".into();
-    let end = run::boot(config, &image, None, &timeline)?;
+    let (end, _) = run::boot(config, &image, None, &timeline)?;
     explain(&timeline, before + exec);
     Ok(run::conclude(&end))
 }
@@ -60,16 +60,12 @@ fn explain(timeline: &Timeline, before: Duration) {
         .iter()
         .filter(|span| !span.length.is_zero() && span.lane == Lane::Main)
     {
-        eprintln_quietly(&format!(
-            "  {:>8.1}  {}",
+        put(&format!(
+            "  {:>8.1}  {}
+",
             span.length.as_secs_f64() * 1e6,
             span.name
         ));
     }
     say("next: mayfly run KERNEL, mayfly inspect KERNEL, mayfly help run");
-}
-
-fn eprintln_quietly(line: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -1,9 +1,6 @@
 //! How long each phase took, for people and for Perfetto.
 
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{self, Write as _};
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
@@ -44,11 +41,8 @@ fn lane(lane: Lane) -> String {
     }
 }
 
-/// Writes the phases to `file` in the Trace Event Format.
-///
-/// # Errors
-/// The kernel's answer when the file cannot be written.
-pub fn write_trace(file: &Path, exec: Duration, spans: &[Span]) -> io::Result<()> {
+/// The phases in the Trace Event Format.
+pub fn trace(exec: Duration, spans: &[Span]) -> String {
     let thread = |lane| match lane {
         Lane::Main => 0,
         Lane::Vcpu(id) => u32::from(id) + 1,
@@ -73,7 +67,10 @@ pub fn write_trace(file: &Path, exec: Duration, spans: &[Span]) -> io::Result<()
         event
     }));
     let trace = json!({"displayTimeUnit": "ns", "traceEvents": events});
-    File::create(file)?.write_all(format!("{trace}\n").as_bytes())
+    format!(
+        "{trace}
+"
+    )
 }
 
 #[cfg(test)]
@@ -82,7 +79,7 @@ mod tests {
 
     use vmm::timeline::{Lane, Span};
 
-    use super::{table, write_trace};
+    use super::{table, trace};
 
     fn spans() -> [Span; 2] {
         let span = |name, lane, start, length| Span {
@@ -107,10 +104,8 @@ mod tests {
 
     #[test]
     fn the_trace_is_what_perfetto_reads() {
-        let path = std::env::temp_dir().join(format!("mayfly-trace-{}.json", std::process::id()));
-        write_trace(&path, Duration::from_micros(100), &spans()).unwrap();
-        let trace: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        std::fs::remove_file(&path).unwrap();
+        let trace: serde_json::Value =
+            serde_json::from_str(&trace(Duration::from_micros(100), &spans())).unwrap();
         let events = trace["traceEvents"].as_array().unwrap();
         let find = |name: &str| events.iter().find(|event| event["name"] == name).unwrap();
         assert_eq!(find("create VM")["ph"], "X");

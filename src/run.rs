@@ -1,5 +1,6 @@
 //! `mayfly run`: from an image to its end, in one line.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
@@ -14,13 +15,13 @@ use vmm::arch::{Native, Platform};
 use vmm::boot::{self, Image, Initrd};
 use vmm::config::{self, Host, VmConfig};
 use vmm::machine::{self, Machine};
-use vmm::timeline::{Lane, Timeline};
+use vmm::timeline::{Lane, Span, Timeline};
 use vmm::vcpu::Ending;
 use vmm::vm::{self, Console, End, Verdict, Vm};
 
 use crate::args::Run;
 use crate::escape::{self, Action, Escape};
-use crate::logging::say;
+use crate::logging::{put, say};
 use crate::report;
 use crate::terminal::{self, Source, Terminal};
 
@@ -115,15 +116,50 @@ pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<ExitCode, Error>
         .map(Initrd::open)
         .transpose()
         .map_err(Error::Initrd)?;
-    let end = boot(run.config, &image, initrd.as_ref(), &timeline)?;
+    // Before the guest runs, so that it does not run in vain.
+    let trace = run.trace.map(Trace::create).transpose()?;
+    let (end, unclaimed) = boot(run.config, &image, initrd.as_ref(), &timeline)?;
     let spans = timeline.spans();
     if run.timings {
         say(report::table(exec, &spans).trim_end());
+        let Unclaimed { ports, addresses } = unclaimed;
+        say(&format!(
+            "accesses that no device claimed: {ports} to ports, {addresses} to addresses"
+        ));
     }
-    if let Some(path) = run.trace {
-        report::write_trace(&path, exec, &spans).map_err(|source| Error::Trace { path, source })?;
+    if let Some(trace) = trace {
+        trace.write(exec, &spans)?;
     }
     Ok(conclude(&end))
+}
+
+/// A trace that is to be written.
+struct Trace {
+    path: PathBuf,
+    file: File,
+}
+
+impl Trace {
+    fn create(path: PathBuf) -> Result<Self, Error> {
+        match File::create(&path) {
+            Ok(file) => Ok(Self { path, file }),
+            Err(source) => Err(Error::Trace { path, source }),
+        }
+    }
+
+    fn write(mut self, exec: Duration, spans: &[Span]) -> Result<(), Error> {
+        let written = self.file.write_all(report::trace(exec, spans).as_bytes());
+        written.map_err(|source| Error::Trace {
+            path: self.path,
+            source,
+        })
+    }
+}
+
+/// How often the guest touched what is not there, which is worth knowing when it does not find its devices.
+pub struct Unclaimed {
+    ports: u64,
+    addresses: u64,
 }
 
 /// Boots `image` with this process's stdin and stdout as its serial console, and stays until it ends.
@@ -135,7 +171,7 @@ pub fn boot(
     image: &Image,
     initrd: Option<&Initrd>,
     timeline: &Arc<Timeline>,
-) -> Result<End, Error> {
+) -> Result<(End, Unclaimed), Error> {
     let system = |operation| move |source| Error::System { operation, source };
     // Before any thread starts, so that all of them leave the signals to the event loop.
     vm::block_signals(&SIGNALS).map_err(system("block signals"))?;
@@ -157,9 +193,10 @@ pub fn boot(
     let end = vm.run(console(stdin.as_fd(), source)).map_err(Error::Vm)?;
     drop(terminal);
     tell(&vm);
+    let (ports, addresses) = vm.machine().unclaimed();
     // The kernel takes the machine apart when the process ends, quicker than this process could.
     std::mem::forget(vm);
-    Ok(end)
+    Ok((end, Unclaimed { ports, addresses }))
 }
 
 fn console(stdin: BorrowedFd<'_>, source: Source) -> Console<'_> {
@@ -182,10 +219,7 @@ impl vm::InputFilter for Keys {
             match self.0.feed(&[*byte], guest) {
                 None => {}
                 Some(Action::Quit) => return Verdict::End,
-                Some(Action::Help) => {
-                    // A stderr that cannot be written is no reason to end.
-                    let _ = io::stderr().write_all(escape::HELP.as_bytes());
-                }
+                Some(Action::Help) => put(escape::HELP),
             }
         }
         Verdict::Continue

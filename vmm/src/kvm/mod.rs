@@ -3,7 +3,6 @@
 pub mod slots;
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -123,11 +122,6 @@ pub fn create_vm(kvm: &Kvm) -> Result<Arc<VmFd>, Error> {
             }
         }
     }
-}
-
-/// Whether the device file is there at all, for messages.
-pub fn is_present() -> bool {
-    Path::new("/dev/kvm").exists()
 }
 
 #[cfg(test)]

@@ -148,7 +148,7 @@ impl Machine {
     /// Loads `image` and lets the guest run.
     ///
     /// # Errors
-    /// [`Error::Boot`] or [`Error::Platform`].
+    /// [`Error::Image`], [`Error::Initrd`], [`Error::CommandLine`] or [`Error::Platform`].
     pub fn boot(self, image: &Image, initrd: Option<&Initrd>) -> Result<Vm, Error> {
         let timeline = self.timeline.clone();
         let measure = Measure(&timeline);

@@ -56,7 +56,7 @@ impl<'a> RunPage<'a> {
         self.0.request_interrupt_window = wanted.into();
     }
 
-    /// Lets the next `KVM_RUN` enter the guest. Called before looking for work, see [`super::kick`].
+    /// Lets the next `KVM_RUN` enter the guest. Called before looking for work, so that a later kick is kept.
     pub fn clear_immediate_exit(&mut self) {
         let flag = &raw mut self.0.immediate_exit;
         // SAFETY: the pointer comes from a live reference; the signal handler writes it on this very thread.

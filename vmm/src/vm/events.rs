@@ -49,7 +49,7 @@ pub(super) fn run(machine: &Machine, console: Console<'_>) -> Result<End, Error>
         events.run().map_err(Error::Events)?;
         let owner = events.subscriber_mut(id).map_err(Error::Events)?;
         if let Some(end) = owner.end.take() {
-            return Ok(end);
+            return end;
         }
     }
 }
@@ -63,7 +63,7 @@ struct Owner<'a> {
     output_blocked: EventFd,
     output_watched: bool,
     serial: Arc<Mutex<Serial>>,
-    end: Option<End>,
+    end: Option<Result<End, Error>>,
 }
 
 impl MutEventSubscriber for Owner<'_> {
@@ -88,11 +88,11 @@ impl MutEventSubscriber for Owner<'_> {
         match events.data() {
             VCPU => {
                 let _ = self.machine.reported().read();
-                self.finish(self.machine.report().map(End::Guest));
+                self.finish(self.machine.report().map(|ending| Ok(End::Guest(ending))));
             }
             SIGNAL => {
                 let signal = self.signals.read();
-                self.finish(signal.map(End::Signal));
+                self.finish(signal.map(|signal| Ok(End::Signal(signal))));
             }
             INPUT => self.read_input(ops),
             INPUT_ROOM => {
@@ -115,17 +115,15 @@ impl MutEventSubscriber for Owner<'_> {
 }
 
 impl Owner<'_> {
-    /// Watches one of the machine's own descriptors.
-    fn watch(&self, ops: &mut EventOps<'_>, file: RawFd, data: u32, set: EventSet) {
+    /// Watches one of the machine's own descriptors. Going on deaf would be worse than ending when that fails.
+    fn watch(&mut self, ops: &mut EventOps<'_>, file: RawFd, data: u32, set: EventSet) {
         if let Err(error) = ops.add(Events::with_data_raw(file, data, set)) {
-            // Only a lack of kernel memory can be behind it; going on deaf would be worse than ending.
-            log::error!("cannot watch descriptor {file}: {error}");
-            std::process::abort();
+            self.finish(Some(Err(Error::Events(error))));
         }
     }
 
-    fn finish(&mut self, end: Option<End>) {
-        // What comes first counts.
+    /// What comes first counts.
+    fn finish(&mut self, end: Option<Result<End, Error>>) {
         if self.end.is_none() {
             self.end = end;
         }
@@ -133,7 +131,7 @@ impl Owner<'_> {
 
     fn read_input(&mut self, ops: &mut EventOps<'_>) {
         match self.input.as_mut().map(Input::read) {
-            Some(Read::Bytes(Verdict::End)) => self.finish(Some(End::User)),
+            Some(Read::Bytes(Verdict::End)) => self.finish(Some(Ok(End::User))),
             Some(Read::Closed) => self.close_input(ops),
             _ => {}
         }
@@ -151,10 +149,13 @@ impl Owner<'_> {
                 (true, false) => match ops.add(watched) {
                     Ok(()) => self.input_watched = true,
                     // A regular file cannot be watched, because it is always ready.
-                    Err(_) => match input.read() {
-                        Read::Bytes(_) => continue,
-                        Read::Nothing | Read::Closed => self.input = None,
-                    },
+                    Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EPERM => {
+                        match input.read() {
+                            Read::Bytes(_) => continue,
+                            Read::Nothing | Read::Closed => self.input = None,
+                        }
+                    }
+                    Err(error) => self.finish(Some(Err(Error::Events(error)))),
                 },
                 (false, true) => {
                     let _ = ops.remove(watched);

@@ -9,12 +9,10 @@ use crate::arch::x86_64::entry::{EntryState, paging, segments};
 use crate::arch::x86_64::handoff::{acpi, boot_params, mptable, multiboot, pvh};
 use crate::arch::x86_64::layout;
 use crate::boot::{Loaded, Protocol};
+use crate::config::MAX_VCPUS;
 
 /// `mov al, 0xfe; out 0x64, al; hlt; jmp` to the `hlt`, the same in 16, 32 and 64-bit mode.
 const RESET_CODE: [u8; 7] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
-
-/// Most vCPUs for which there is room in the tables.
-pub const MAX_VCPUS: u8 = 32;
 
 /// Why a guest's tables could not be made or written.
 #[derive(Debug, thiserror::Error)]
