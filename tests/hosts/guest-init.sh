@@ -5,6 +5,8 @@ mount -t devtmpfs none /dev
 mount -t proc none /proc
 mount -t sysfs none /sys
 if [ -d /sys/firmware/acpi ]; then acpi=yes; else acpi=no; fi
-echo "linux: cpus=$(nproc) acpi=$acpi memory=$(awk '/^MemTotal:/ { print $2 }' /proc/meminfo) end"
+clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
+memory=$(awk '/^MemTotal:/ { print $2 }' /proc/meminfo)
+echo "linux: cpus=$(nproc) acpi=$acpi clock=$clock memory=$memory end"
 export PS1='prompt> '
 exec sh -i

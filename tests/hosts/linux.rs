@@ -5,7 +5,7 @@
 use crate::guest::Guest;
 
 scenarios! {
-    bzimage => prompt("/images/vmlinuz", "--memory 256M", |found| found.acpi && found.cpus == 1);
+    bzimage => prompt("/images/vmlinuz", "--memory 256M", |found| found.acpi && found.cpus == 1 && found.kvm_clock);
     elf_by_the_linux_protocol => prompt("/images/vmlinux", "--memory 256M --protocol linux", |found| found.acpi);
     elf_by_pvh => prompt("/images/vmlinux", "--memory 256M --protocol pvh", |found| found.acpi);
     interrupts_by_the_pic => prompt("/images/vmlinuz", "--memory 256M --no-acpi", |found| !found.acpi);
@@ -20,6 +20,8 @@ scenarios! {
 struct Found {
     cpus: u64,
     acpi: bool,
+    /// Whether it tells the time by kvmclock.
+    kvm_clock: bool,
     /// In KiB, what the kernel keeps for itself excluded.
     memory: u64,
 }
@@ -57,6 +59,7 @@ fn parse(line: &str) -> Found {
     Found {
         cpus: field("cpus").parse().unwrap_or_default(),
         acpi: field("acpi") == "yes",
+        kvm_clock: field("clock") == "kvm-clock",
         memory: field("memory").parse().unwrap_or_default(),
     }
 }

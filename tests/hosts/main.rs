@@ -11,7 +11,7 @@
 //! | [`contents`] | the files in the machine, and in Linux when it is the guest |
 //! | [`archive`] | the format they are packed in |
 //! | [`guest`] | one guest of mayfly: what it prints, what is typed, how it ends |
-//! | [`linux`], [`images`], [`programs`] | the scenarios |
+//! | [`linux`], [`images`], [`programs`], [`processor`] | the scenarios |
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
 
@@ -34,6 +34,7 @@ mod host;
 mod images;
 mod linux;
 mod machine;
+mod processor;
 mod programs;
 mod report;
 

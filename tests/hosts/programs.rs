@@ -38,6 +38,7 @@ scenarios! {
     input_by_the_ioapic => echoes("echo-ioapic.elf");
     input_by_the_irqchip_of_the_kernel => echoes("echo.elf --irqchip kernel");
     four_cpus => ends("smp.elf --cpus 4", "ok smp 4 cpus", 0);
+    as_many_cpus_as_there_can_be => ends("smp.elf --cpus 32", "ok smp 32 cpus", 0);
     four_cpus_by_the_mp_table => ends("smp.elf --cpus 4 --no-acpi", "ok smp 4 cpus", 0);
     unclaimed_addresses => ends("poke.elf", "ok poke", 0);
     end_by_reset => ends("end-reset.elf", "", 0);
