@@ -8,7 +8,7 @@ GUESTS := $(CURDIR)/dist/guests/$(ARCH)
 # The compiler with the aarch64 standard library, as setup fetches it; it needs its own target directory.
 ARM_RUSTC := $(CURDIR)/.cache/hosts/rust/rustc
 
-.PHONY: help guests build demo setup format lint docs aarch64 unit test bench floor clean
+.PHONY: help guests build demo tools setup format lint docs aarch64 unit test bench floor clean
 # Goals one after the other and in their order, whatever -j says: cargo has all processors already.
 .NOTPARALLEL:
 

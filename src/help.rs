@@ -69,7 +69,7 @@ On a terminal: Ctrl-A x ends the machine, Ctrl-A h lists the keys.
 
 exit status:
   0     the guest powered off or reset itself, or you ended it by Ctrl-A x
-  N     the guest wrote N to its debug-exit port 0x501 (N modulo 256)
+  N     the guest wrote N to its debug-exit port 0x501 (its low 8 bits, or 255 where those alone would be 0)
   1     mayfly could not boot the image; the message says why
   2     the command line makes no sense
   120   the guest's processor shut down (triple fault)

@@ -1,16 +1,17 @@
 //! What mayfly has to say goes to stderr, a line each, and never makes anybody wait for long.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
-use std::os::fd::AsRawFd;
+use std::io;
+use std::os::fd::AsFd;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use devices::lock;
+use devices::serial::Sink;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 /// How long a stderr that nobody reads may hold mayfly up. It is often the same pipe as stdout.
-const PATIENCE_MILLIS: libc::c_int = 100;
+const PATIENCE: Duration = Duration::from_millis(100);
 /// How many lines of the libraries are said in one period: a guest may be behind them.
 const MOST_LINES: u32 = 20;
 const PERIOD: Duration = Duration::from_secs(1);
@@ -99,16 +100,22 @@ pub fn say(text: &str) {
 
 /// Writes `text` to stderr as it is. A stderr that is closed or not read is no reason to end or to wait.
 pub fn put(text: &str) {
-    let mut stderr = io::stderr();
-    let mut ready = libc::pollfd {
-        fd: stderr.as_raw_fd(),
-        events: libc::POLLOUT,
-        revents: 0,
+    let Ok(mut sink) = io::stderr().as_fd().try_clone_to_owned().and_then(Sink::new) else {
+        return;
     };
-    // SAFETY: `ready` is one entry, valid for reads and writes.
-    let writable = unsafe { libc::poll(&raw mut ready, 1, PATIENCE_MILLIS) } > 0;
-    if writable {
-        let _ = stderr.write_all(text.as_bytes());
+    let mut rest = text.as_bytes();
+    let start = Instant::now();
+    while !rest.is_empty() {
+        match sink.write(rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let left = PATIENCE.saturating_sub(start.elapsed());
+                if left.is_zero() || sink.wait(left).is_err() {
+                    return;
+                }
+            }
+            Err(_) => return,
+        }
     }
 }
 

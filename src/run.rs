@@ -30,6 +30,9 @@ const TRIPLE_FAULT: u8 = 120;
 /// KVM could not go on with the guest.
 const FAULT: u8 = 121;
 
+/// Instruction pointer of a processor after its reset.
+const RESET_IP: u64 = 0xfff0;
+
 /// Signals that end the VM at once.
 const SIGNALS: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
 
@@ -174,7 +177,9 @@ pub fn boot(
 ) -> Result<(End, Unclaimed), Error> {
     let system = |operation| move |source| Error::System { operation, source };
     // Before any thread starts, so that all of them leave the signals to the event loop.
-    vm::block_signals(&SIGNALS).map_err(system("block signals"))?;
+    let signals = vm::heeded_signals(&SIGNALS);
+    vm::block_signals(&signals).map_err(system("block signals"))?;
+    vm::ignore_output_signals();
     let spec = config.check(&Host::this()).map_err(Error::Config)?;
     let stdout = io::stdout()
         .as_fd()
@@ -190,7 +195,9 @@ pub fn boot(
         .transpose();
     let terminal = terminal.map_err(Error::Terminal)?;
     let vm = machine.boot(image, initrd).map_err(Error::Machine)?;
-    let end = vm.run(console(stdin.as_fd(), source)).map_err(Error::Vm)?;
+    let end = vm
+        .run(console(stdin.as_fd(), source, &signals))
+        .map_err(Error::Vm)?;
     drop(terminal);
     tell(&vm);
     let (ports, addresses) = vm.machine().unclaimed();
@@ -200,12 +207,12 @@ pub fn boot(
     Ok((end, Unclaimed { ports, addresses }))
 }
 
-fn console(stdin: BorrowedFd<'_>, source: Source) -> Console<'_> {
+fn console<'a>(stdin: BorrowedFd<'a>, source: Source, signals: &'a [libc::c_int]) -> Console<'a> {
     let filter = (source == Source::Terminal).then(|| Box::new(Keys::default()) as Box<dyn vm::InputFilter>);
     Console {
         input: (source != Source::Background).then_some(stdin),
         filter,
-        signals: &SIGNALS,
+        signals,
     }
 }
 
@@ -238,10 +245,16 @@ fn tell(vm: &Vm) {
 pub fn conclude(end: &End) -> ExitCode {
     match end {
         End::User | End::Guest(Ending::Power(PowerEvent::Off | PowerEvent::Reset)) => ExitCode::SUCCESS,
-        End::Guest(Ending::Power(PowerEvent::Exit(code))) => ExitCode::from(code.to_le_bytes()[0]),
+        End::Guest(Ending::Power(PowerEvent::Exit(code))) => ExitCode::from(status(*code)),
         End::Guest(Ending::TripleFault { ip }) => {
+            // Processors of AMD are reset by then, and this is where they would begin.
+            let place = if *ip == RESET_IP {
+                String::new()
+            } else {
+                format!(" at {ip:#x}")
+            };
             say(&format!(
-                "the guest's processor shut down at {ip:#x}: a fault in the handling of a fault (triple fault)"
+                "the guest's processor shut down{place}: a fault in the handling of a fault (triple fault)"
             ));
             ExitCode::from(TRIPLE_FAULT)
         }
@@ -250,6 +263,14 @@ pub fn conclude(end: &End) -> ExitCode {
             ExitCode::from(FAULT)
         }
         End::Signal(signal) => die_by(*signal),
+    }
+}
+
+/// The guest's code as an exit status, which has 8 bits. No failure becomes a success by that.
+fn status(code: u32) -> u8 {
+    match code.to_le_bytes()[0] {
+        0 if code != 0 => u8::MAX,
+        status => status,
     }
 }
 
@@ -262,4 +283,24 @@ fn die_by(signal: libc::c_int) -> ExitCode {
     unsafe { libc::raise(signal) };
     // Reached only when the signal's default action is not to end the process.
     ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::status;
+
+    #[test]
+    fn no_failure_becomes_a_success() {
+        for (code, expected) in [
+            (0, 0),
+            (1, 1),
+            (255, 255),
+            (256, 255),
+            (0x101, 1),
+            (u32::MAX, 255),
+            (0x8000_0000, 255),
+        ] {
+            assert_eq!(status(code), expected, "{code:#x}");
+        }
+    }
 }

@@ -16,14 +16,24 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{c_int, termios};
 
-/// Signals by which a broken process ends.
-const FATAL: [c_int; 6] = [
+/// Signals that end a process unless it does something about them, but for those that mayfly waits for, ignores, or uses.
+const FATAL: [c_int; 16] = [
     libc::SIGSEGV,
     libc::SIGBUS,
     libc::SIGILL,
     libc::SIGFPE,
     libc::SIGABRT,
     libc::SIGSYS,
+    libc::SIGTRAP,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGXCPU,
+    libc::SIGIO,
+    libc::SIGPWR,
+    libc::SIGSTKFLT,
 ];
 
 /// What the signal handlers have to know. Never freed once it was in [`CHANGED`], because a handler on another thread

@@ -13,6 +13,8 @@ scenarios! {
     entry_by_pvh => ends("pvh.elf", "entered by pvh", 0);
     entry_by_the_linux_protocol_when_forced => ends("pvh.elf --protocol linux", "entered by linux", 0);
     entry_by_multiboot => ends("multiboot.elf", "entered by multiboot", 0);
+    module_by_multiboot =>
+        shows("multiboot.elf --initrd /images/initrd -- a=1", &["multiboot.elf a=1]", "module ", "ok multiboot"]);
     entry_by_multiboot_of_a_flat_file => ends("multiboot-flat.bin", "entered by multiboot", 0);
     command_line => ends("cmdline.elf -- one two=3", "[one two=3]", 0);
     command_line_by_pvh => ends("cmdline-pvh.elf -- one two=3", "[one two=3]", 0);
@@ -24,8 +26,8 @@ scenarios! {
     bss => ends("bss.elf", "ok bss", 0);
     initrd => ends("initrd.elf --initrd /images/initrd", "ok initrd", 0);
     initrd_by_pvh => ends("initrd-pvh.elf --initrd /images/initrd", "ok initrd", 0);
-    tables => ends("tables.elf --cpus 2", "ok tables", 0);
-    no_tables => ends("tables.elf --no-acpi --no-mptable", "no mptable", 0);
+    tables => shows("tables.elf --cpus 2", &["cpus 2 ioapics 1 overrides 1", "cpus 2 buses 1 ioapics 1", "ok tables"]);
+    no_tables => shows("tables.elf --no-acpi --no-mptable", &["no acpi", "no mptable"]);
     cpuid => ends("cpuid.elf", "ok cpuid", 0);
     clock => ends("cmos.elf", "ok cmos", 0);
     timer_by_the_pic => ends("pit-pic.elf", "ok pit-pic", 0);
@@ -33,16 +35,21 @@ scenarios! {
     timer_calibration => ends("pit-calibrate.elf", "ok pit-calibrate", 0);
     timer_of_the_local_apic => ends("apic-timer.elf", "ok apic-timer", 0);
     interrupts_by_the_ioapic => ends("ioapic.elf", "ok ioapic", 0);
+    level_triggered_interrupts_by_the_ioapic => ends("ioapic.elf -- level=1", "ok ioapic 10 interrupts", 0);
     interrupts_by_the_ioapic_of_the_kernel => ends("ioapic.elf --irqchip kernel", "ok ioapic", 0);
     input_by_the_pic => echoes("echo.elf");
     input_by_the_ioapic => echoes("echo-ioapic.elf");
     input_by_the_irqchip_of_the_kernel => echoes("echo.elf --irqchip kernel");
-    four_cpus => ends("smp.elf --cpus 4", "ok smp 4 cpus", 0);
+    four_cpus => shows("smp.elf --cpus 4", &["4 cpus by madt", "ok smp 4 cpus"]);
+    four_cpus_with_the_interrupt_controllers_of_the_kernel =>
+        shows("smp.elf --cpus 4 --irqchip kernel", &["4 cpus by madt", "ok smp 4 cpus"]);
     as_many_cpus_as_there_can_be => ends("smp.elf --cpus 32", "ok smp 32 cpus", 0);
-    four_cpus_by_the_mp_table => ends("smp.elf --cpus 4 --no-acpi", "ok smp 4 cpus", 0);
+    four_cpus_by_the_mp_table => shows("smp.elf --cpus 4 --no-acpi", &["4 cpus by mptable", "ok smp 4 cpus"]);
     unclaimed_addresses => ends("poke.elf", "ok poke", 0);
     end_by_reset => ends("end-reset.elf", "", 0);
     end_by_power_off => ends("end-poweroff.elf", "", 0);
+    end_by_the_sleep_register => ends("end-sleep.elf", "", 0);
+    end_by_the_reset_vector => ends("end-vector.elf", "", 0);
     end_with_a_code => ends("end-code.elf -- code=7", "", 7);
     end_by_a_triple_fault => ends("end-triple.elf", "", TRIPLE_FAULT);
     end_while_halted => terminates("end-hlt.elf", "halting");
@@ -55,6 +62,16 @@ fn ends(arguments: &str, text: &str, code: i32) {
     let mut guest = start(arguments);
     guest.expect(text);
     let printed = guest.ends_with(code);
+    assert!(!printed.contains("FAIL"), "{arguments} printed:\n{printed}");
+}
+
+/// The guest prints each of `texts`, in their order, and ends well.
+fn shows(arguments: &str, texts: &[&str]) {
+    let mut guest = start(arguments);
+    for text in texts {
+        guest.expect(text);
+    }
+    let printed = guest.ends_with(0);
     assert!(!printed.contains("FAIL"), "{arguments} printed:\n{printed}");
 }
 

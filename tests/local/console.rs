@@ -1,9 +1,11 @@
 //! Readers that stall, readers that go, and terminals.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::{io, mem, ptr};
 
@@ -108,6 +110,99 @@ fn a_signal_does_not_wait_for_a_stalled_reader() {
     assert_eq!(
         child.wait_with_output().unwrap().status.signal(),
         Some(libc::SIGINT)
+    );
+}
+
+fn runs_a_vcpu(child: &Child) -> bool {
+    let threads = fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+    let names = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
+    names.into_iter().any(|name| name.starts_with("fc_vcpu"))
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_a_slow_reader() {
+    let mut command = mayfly("flood.elf", &["--", "kib=16"]);
+    let mut reader = pipe(&mut command, 4096);
+    let mut child = started(command);
+    // The guest ends when all it printed is in the pipe or waits for room there; then mayfly waits for the reader.
+    let mut piece = [0; 64];
+    reader.read_exact(&mut piece).unwrap();
+    while runs_a_vcpu(&child) {
+        assert!(child.try_wait().unwrap().is_none(), "mayfly did not wait");
+        std::thread::yield_now();
+    }
+    signal(&child, libc::SIGTERM);
+    assert_eq!(
+        child.wait_with_output().unwrap().status.signal(),
+        Some(libc::SIGTERM)
+    );
+}
+
+#[test]
+fn a_file_at_its_limit_does_not_end_the_guest() {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("limited");
+    let mut command = mayfly("flood.elf", &["--", "kib=8"]);
+    command.stdout(File::create(&path).unwrap());
+    let limit = libc::rlimit {
+        rlim_cur: 4096,
+        rlim_max: 4096,
+    };
+    let limit = move || {
+        // SAFETY: `limit` is valid for reads.
+        match unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: what runs between fork and exec makes one system call.
+    unsafe { command.pre_exec(limit) };
+    let output = started(command).wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(fs::read(&path).unwrap().len(), 4096);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("serial output cannot be written"), "{said}");
+}
+
+/// Runs `command` with `signal` ignored and the signal by which mayfly interrupts vCPUs blocked, as a careless parent may.
+fn with_careless_parent(command: &mut Command, ignored: libc::c_int) {
+    let prepare = move || {
+        let mut set = MaybeUninit::uninit();
+        // SAFETY: `set` is valid for writes.
+        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+        // SAFETY: sigemptyset has initialised `set`.
+        unsafe { libc::sigaddset(set.as_mut_ptr(), libc::SIGRTMIN()) };
+        // SAFETY: `set` is a valid signal set.
+        unsafe { libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut()) };
+        // SAFETY: to ignore a signal takes no handler.
+        unsafe { libc::signal(ignored, libc::SIG_IGN) };
+        Ok(())
+    };
+    // SAFETY: what runs between fork and exec makes system calls only.
+    unsafe { command.pre_exec(prepare) };
+}
+
+#[test]
+fn a_careless_parent_does_not_stop_interrupts() {
+    let mut command = mayfly("pit-pic.elf", &[]);
+    command.stdout(Stdio::piped());
+    with_careless_parent(&mut command, libc::SIGHUP);
+    let output = started(command).wait_with_output().unwrap();
+    assert!(String::from_utf8(output.stdout).unwrap().contains("ok pit-pic"));
+}
+
+#[test]
+fn a_signal_that_the_parent_ignores_stays_ignored() {
+    let mut command = mayfly("loop.elf", &[]);
+    with_careless_parent(&mut command, libc::SIGHUP);
+    let mut reader = pipe(&mut command, 4096);
+    let child = started(command);
+    reader.read_exact(&mut [0; 7]).unwrap();
+    signal(&child, libc::SIGHUP);
+    signal(&child, libc::SIGTERM);
+    // Both are pending at once then, and of two the one with the lower number would come first.
+    assert_eq!(
+        child.wait_with_output().unwrap().status.signal(),
+        Some(libc::SIGTERM)
     );
 }
 
@@ -245,6 +340,8 @@ fn every_way_out_restores_the_terminal() {
         libc::SIGSEGV,
         libc::SIGBUS,
         libc::SIGABRT,
+        libc::SIGUSR1,
+        libc::SIGALRM,
     ] {
         let mut terminal = Terminal::start("end-hlt.elf");
         terminal.expect("halting");

@@ -32,6 +32,8 @@ const EOI: u64 = 0x40;
 
 const ID: u8 = 0x00;
 const VERSION: u8 = 0x01;
+/// What the version register says, and tables that describe the machine: with an end-of-interrupt register.
+pub const MODEL: u8 = 0x20;
 const ARBITRATION: u8 = 0x02;
 const REDIRECTION_TABLE: u8 = 0x10;
 
@@ -142,7 +144,7 @@ impl Ioapic {
     fn register(&self) -> u32 {
         match self.state.select {
             ID | ARBITRATION => u32::from(self.state.id) << 24,
-            VERSION => u32::from(PINS - 1) << 16 | 0x20,
+            VERSION => u32::from(PINS - 1) << 16 | u32::from(MODEL),
             select => self.entry_half(select).unwrap_or(0),
         }
     }

@@ -225,12 +225,6 @@ impl Counter {
         .filter(|distance| *distance != 0)
     }
 
-    /// Ticks between two rising edges in modes 2 and 3.
-    pub(super) fn period(&self) -> Option<u64> {
-        let count = self.count.filter(|_| matches!(self.mode, 2 | 3))?;
-        Some(period(count))
-    }
-
     fn start(&mut self, now: u64) {
         self.started = true;
         self.counted = 0;

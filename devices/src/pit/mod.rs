@@ -8,7 +8,7 @@
 //!   instead of after the current one.
 //! - Counter 0 gives one pulse to its interrupt for each rising edge of its output. Edges that nobody looked at are one
 //!   pulse together, as on hardware, where the interrupt controller latches one.
-//! - Edges of a period below [`SHORTEST_PERIOD`] are looked at that often, so that a guest cannot keep the host busy.
+//! - Edges are looked at no more often than every [`SHORTEST_PERIOD`], so that a guest cannot keep the host busy.
 //! - Bits 2 and 3 of port 0x61 (parity and channel check) read as zero.
 
 mod counter;
@@ -36,7 +36,7 @@ pub const PORT: u64 = 0x40;
 pub const CONTROL_PORT: u64 = 0x61;
 /// Offset of the system control port among the registers of [`Pit`].
 pub const CONTROL_OFFSET: u64 = CONTROL_PORT - PORT;
-/// How often the host wakes up at most for a periodic counter 0.
+/// How often the host wakes up at most for counter 0.
 pub const SHORTEST_PERIOD: Duration = Duration::from_micros(100);
 
 const CONTROL_WORD: u64 = 3;
@@ -73,6 +73,8 @@ pub struct Pit {
     counters: [Counter; 3],
     /// Edges of counter 0 that its interrupt has been given.
     seen: u64,
+    /// When counter 0 was looked at last, if ever.
+    looked: Option<Duration>,
     speaker: bool,
     interrupt: Arc<dyn Interrupt>,
     clock: Box<dyn Clock>,
@@ -89,6 +91,7 @@ impl Pit {
         Ok(Self {
             counters: [true, true, false].map(Counter::new),
             seen: 0,
+            looked: None,
             speaker: false,
             interrupt,
             clock,
@@ -102,8 +105,9 @@ impl Pit {
     /// Calling it too early does nothing. It does not read the timerfd, which would block when a vCPU has reprogrammed
     /// the counter meanwhile: setting a timerfd also makes it unreadable.
     pub fn expired(&mut self) {
-        let now = self.now();
-        let edges = self.counters[0].edges(now);
+        let now = self.clock.now();
+        self.looked = Some(now);
+        let edges = self.counters[0].edges(ticks_at(now));
         if edges > self.seen {
             self.seen = edges;
             self.interrupt.trigger();
@@ -116,10 +120,11 @@ impl Pit {
         let now = self.clock.now();
         let ticks = ticks_at(now);
         let counter = &self.counters[0];
-        let shortest = match counter.period() {
-            Some(period) if time_of(period) < SHORTEST_PERIOD => SHORTEST_PERIOD,
-            _ => Duration::from_nanos(1),
-        };
+        // Since the last look, so that programming the counter anew does not bring the next one nearer.
+        let since = self
+            .looked
+            .map_or(SHORTEST_PERIOD, |looked| now.saturating_sub(looked));
+        let shortest = SHORTEST_PERIOD.saturating_sub(since).max(Duration::from_nanos(1));
         if counter.edges(ticks) > self.seen {
             return Some(shortest);
         }

@@ -147,6 +147,11 @@ impl Output {
         self.first
     }
 
+    /// How many bytes wait for the reader.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// How many bytes were dropped in all, for whatever reason.
     pub fn dropped(&self) -> u64 {
         self.dropped

@@ -68,7 +68,8 @@ pub fn linux(elf: &Elf) -> Offer {
             "it enters in 64-bit mode, and the image is 32 bits wide",
         );
     }
-    match physical_entry(&elf.segments, elf.entry) {
+    // The page tables that it is entered with map the first 4 GiB.
+    match reachable(&elf.segments, elf.entry) {
         Some(entry) => Offer::yes(Protocol::Linux, entry, "a 64-bit image"),
         None => Offer::no(Protocol::Linux, outside("entry", elf.entry)),
     }
@@ -111,7 +112,7 @@ pub fn multiboot_at(entry: u64, segments: &[Segment], header: &Header) -> Offer 
     }
 }
 
-/// The physical entry, if 32-bit code can be there.
+/// The physical entry, if it is within the 4 GiB that 32-bit code and the first page tables reach.
 fn reachable(segments: &[Segment], entry: u64) -> Option<u64> {
     physical_entry(segments, entry).filter(|entry| u32::try_from(*entry).is_ok())
 }

@@ -223,9 +223,14 @@ impl Machine {
         }
     }
 
-    /// Prints what the guest's output still holds back, while its reader reads.
-    pub(crate) fn finish_output(&self, patience: Duration) {
-        lock(&self.serial).output_mut().finish(patience);
+    /// Makes the vCPUs leave the guest for good.
+    pub(crate) fn stop(&self) {
+        self.vcpus.iter().for_each(VcpuThread::stop);
+    }
+
+    /// Counts what the guest's output still holds back as lost.
+    pub(crate) fn discard_output(&self) {
+        lock(&self.serial).output_mut().finish(Duration::ZERO);
     }
 
     /// Accesses that no device claimed: ports and memory-mapped registers.

@@ -10,6 +10,7 @@ mod error;
 mod file;
 mod memfd;
 mod page;
+mod peek;
 
 pub use allocate::allocate;
 pub use bytes::Bytes;
@@ -17,6 +18,7 @@ pub use error::Error;
 pub use file::{map_file, read_file_into};
 pub use memfd::memfd;
 pub use page::page_size;
+pub use peek::peek;
 
 #[cfg(test)]
 mod tests;

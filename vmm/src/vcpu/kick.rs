@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use kvm_bindings::kvm_run;
-use vmm_sys_util::signal::register_signal_handler;
+use vmm_sys_util::signal::{register_signal_handler, unblock_signal};
 
 thread_local! {
     static RUN_PAGE: Cell<*mut kvm_run> = const { Cell::new(ptr::null_mut()) };
@@ -51,6 +51,9 @@ impl Kick {
     /// Binds the kick to the calling thread until the guard is dropped. `page` is that of the vCPU it is about to run.
     pub(crate) fn bind(&self, page: *mut kvm_run) -> Bound<'_> {
         RUN_PAGE.set(page);
+        // Whoever started this process may have left the signal blocked; that survives exec, and no kick would arrive.
+        // It fails only for a number that is no signal's.
+        let _ = unblock_signal(signal());
         // Not libc::gettid: std refers to that one weakly, and with link-time optimisation the weak reference wins, which
         // pulls nothing out of a static C library.
         // SAFETY: the call has no preconditions.

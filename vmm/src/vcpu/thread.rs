@@ -133,6 +133,12 @@ impl VcpuThread {
         let _ = self.prepare.send(vcpu);
     }
 
+    /// Makes the vCPU leave the guest for good, without waiting for it.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.kick.kick();
+    }
+
     /// Lets the vCPU enter the guest.
     pub fn start(&self, start: Start) {
         let _ = self.start.send(start);
@@ -141,8 +147,7 @@ impl VcpuThread {
 
 impl Drop for VcpuThread {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        self.kick.kick();
+        self.stop();
         // Without its senders a thread that still waits for its vCPU ends.
         (self.prepare, self.start) = (mpsc::channel().0, mpsc::channel().0);
         if let Some(thread) = self.thread.take() {

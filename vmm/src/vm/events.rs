@@ -2,14 +2,17 @@
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use devices::lock;
 use devices::serial::Serial;
-use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use event_manager::{
+    EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
+};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::input::{Input, Read, Verdict};
-use super::{Console, End, Error};
+use super::{Console, End, Error, OUTPUT_PATIENCE};
 use crate::machine::Machine;
 
 use super::signals::Signals;
@@ -45,13 +48,57 @@ pub(super) fn run(machine: &Machine, console: Console<'_>) -> Result<End, Error>
     };
     let mut events = EventManager::new().map_err(Error::Events)?;
     let id = events.add_subscriber(owner);
-    loop {
-        events.run().map_err(Error::Events)?;
-        let owner = events.subscriber_mut(id).map_err(Error::Events)?;
-        if let Some(end) = owner.end.take() {
-            return end;
+    let mut watch = |patience| next_end(&mut events, id, patience);
+    let end = loop {
+        if let Some(end) = watch(None)? {
+            break end;
+        }
+    };
+    // What the guest printed last is still waited for, as long as its reader reads; signals and the user end that too.
+    if matches!(end, End::Guest(_)) {
+        machine.stop();
+        if let Some(earlier) = drain(machine, &mut watch)? {
+            return Ok(earlier);
         }
     }
+    Ok(end)
+}
+
+/// Waits for events, at most as long as `patience` in milliseconds, and returns why the VM is over, if it is.
+fn next_end(
+    events: &mut EventManager<Owner<'_>>,
+    id: SubscriberId,
+    patience: Option<i32>,
+) -> Result<Option<End>, Error> {
+    // Minus one waits for ever.
+    events
+        .run_with_timeout(patience.unwrap_or(-1))
+        .map_err(Error::Events)?;
+    let owner = events.subscriber_mut(id).map_err(Error::Events)?;
+    owner.end.take().transpose()
+}
+
+/// Lets the reader of the guest's output take what waits for it, until it makes no progress for [`OUTPUT_PATIENCE`].
+fn drain(
+    machine: &Machine,
+    watch: &mut impl FnMut(Option<i32>) -> Result<Option<End>, Error>,
+) -> Result<Option<End>, Error> {
+    let waiting = || lock(machine.serial()).output().waiting();
+    let mut left = waiting();
+    let mut progress = Instant::now();
+    while left > 0 && progress.elapsed() < OUTPUT_PATIENCE {
+        let patience = OUTPUT_PATIENCE.saturating_sub(progress.elapsed());
+        let end = watch(Some(i32::try_from(patience.as_millis()).unwrap_or(i32::MAX)))?;
+        if let Some(end @ (End::User | End::Signal(_))) = end {
+            return Ok(Some(end));
+        }
+        let now_left = waiting();
+        if now_left < left {
+            progress = Instant::now();
+        }
+        left = now_left;
+    }
+    Ok(None)
 }
 
 struct Owner<'a> {

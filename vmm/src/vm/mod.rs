@@ -15,7 +15,9 @@ use crate::machine::Machine;
 use crate::vcpu::Ending;
 
 pub use input::{InputFilter, Verdict};
-pub use signals::{block as block_signals, unblock as unblock_signal};
+pub use signals::{
+    block as block_signals, heeded as heeded_signals, ignore_output_signals, unblock as unblock_signal,
+};
 
 /// How long a reader of the guest's output may make no progress before the end of the VM no longer waits for it.
 pub const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
@@ -69,19 +71,14 @@ impl Vm {
     }
 
     /// Runs the event loop until the VM is over, and then prints what the guest's output still holds back while its
-    /// reader reads; a signal and the user do not wait for that.
+    /// reader reads; a signal and the user do not wait for that. What nobody has taken by then is counted as lost.
     ///
     /// # Errors
     /// [`Error`]
     pub fn run(&self, console: Console<'_>) -> Result<End, Error> {
         let end = events::run(&self.machine, console)?;
         self.machine.mark_first_output();
-        let patience = if matches!(end, End::Guest(_)) {
-            OUTPUT_PATIENCE
-        } else {
-            Duration::ZERO
-        };
-        self.machine.finish_output(patience);
+        self.machine.discard_output();
         Ok(end)
     }
 

@@ -15,6 +15,33 @@ pub fn block(signals: &[libc::c_int]) -> io::Result<()> {
     change_mask(libc::SIG_BLOCK, signals)
 }
 
+/// Those of `signals` that this process was not started to ignore, as by nohup. A blocked signal would arrive although it is
+/// ignored.
+pub fn heeded(signals: &[libc::c_int]) -> Vec<libc::c_int> {
+    signals
+        .iter()
+        .copied()
+        .filter(|signal| !is_ignored(*signal))
+        .collect()
+}
+
+fn is_ignored(signal: libc::c_int) -> bool {
+    // SAFETY: all-zero bytes are a valid value of the structure.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    // SAFETY: `action` is valid for writes, and nothing is changed.
+    let asked = unsafe { libc::sigaction(signal, ptr::null(), &raw mut action) };
+    asked == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
+/// Ignores the signals by which the kernel would end this process for what the guest prints: nobody reads it any more, or a
+/// file has reached the limit of its size. The write fails instead.
+pub fn ignore_output_signals() {
+    for signal in [libc::SIGPIPE, libc::SIGXFSZ] {
+        // SAFETY: to ignore a signal takes no handler.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
 /// Lets `signal` through to this thread again.
 pub fn unblock(signal: libc::c_int) {
     // It fails only for a number that is no signal's.

@@ -3,13 +3,18 @@
 //! References: Intel SDM volume 2A, CPUID; AMD APM volume 3, appendix E; Documentation/virt/kvm/x86/cpuid.rst for the
 //! leaves from 0x4000_0000.
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::kvm::{Error, failed};
 
 const HYPERVISOR_BASE: u32 = 0x4000_0000;
 const TIMING: u32 = 0x4000_0010;
+/// Leaves with the levels of the processor's topology.
+const TOPOLOGY: [u32; 2] = [0xb, 0x1f];
+/// EBX of leaf 0: the beginning of the vendor's name.
+const AMD: u32 = u32::from_le_bytes(*b"Auth");
+const HYGON: u32 = u32::from_le_bytes(*b"Hygo");
 const APIC_BUS_KHZ: u32 = 1_000_000;
 
 const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
@@ -19,6 +24,7 @@ const LEAF1_EDX_HTT: u32 = 1 << 28;
 /// CPUID entries without what differs between vCPUs.
 pub struct Profile {
     entries: Vec<kvm_cpuid_entry2>,
+    is_amd: bool,
 }
 
 impl Profile {
@@ -49,13 +55,28 @@ impl Profile {
                 _ => {}
             }
         }
-        entries.retain(|entry| entry.function != TIMING && !(is_topology(entry) && entry.index > 1));
+        // KVM since Linux 6.2 reports the first level of the topology only, and that one empty.
+        let has = |leaf: &u32| supported.iter().any(|entry| entry.function == *leaf);
+        let levels = TOPOLOGY.into_iter().filter(has).flat_map(|function| {
+            let flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+            [0, 1].map(|index| kvm_cpuid_entry2 {
+                function,
+                index,
+                flags,
+                ..Default::default()
+            })
+        });
+        entries.retain(|entry| entry.function != TIMING && !TOPOLOGY.contains(&entry.function));
+        entries.extend(levels);
         entries.push(kvm_cpuid_entry2 {
             function: TIMING,
             ebx: APIC_BUS_KHZ,
             ..Default::default()
         });
-        Self { entries }
+        let is_amd = supported
+            .iter()
+            .any(|entry| entry.function == 0 && [AMD, HYGON].contains(&entry.ebx));
+        Self { entries, is_amd }
     }
 
     /// The entries for vCPU `id` of `count`, with a time stamp counter of `tsc_khz` kHz.
@@ -64,6 +85,7 @@ impl Profile {
         let topology = Topology {
             id: id.into(),
             count: count.into(),
+            is_amd: self.is_amd,
         };
         for entry in &mut entries {
             if entry.function == TIMING {
@@ -76,14 +98,11 @@ impl Profile {
     }
 }
 
-fn is_topology(entry: &kvm_cpuid_entry2) -> bool {
-    matches!(entry.function, 0xb | 0x1f)
-}
-
 /// One package, one core a vCPU, one thread a core.
 struct Topology {
     id: u32,
     count: u32,
+    is_amd: bool,
 }
 
 impl Topology {
@@ -104,8 +123,8 @@ impl Topology {
             4 => self.apply_cache(entry, true),
             0x8000_001d => self.apply_cache(entry, false),
             0xb | 0x1f => self.apply_level(entry),
-            // ApicIdSize and the number of cores less one, and one thread a core: AMD only, reserved on Intel.
-            0x8000_0008 if entry.ecx != 0 => entry.ecx = (self.id_bits() << 12) | (self.count - 1),
+            // ApicIdSize and the number of cores less one; reserved on Intel.
+            0x8000_0008 if self.is_amd => entry.ecx = (self.id_bits() << 12) | (self.count - 1),
             0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (self.id, self.id, 0),
             _ => {}
         }
@@ -140,7 +159,7 @@ impl Topology {
 mod tests {
     use kvm_bindings::kvm_cpuid_entry2;
 
-    use super::{HYPERVISOR_BASE, Profile, TIMING};
+    use super::{AMD, HYPERVISOR_BASE, Profile, TIMING};
 
     fn entry(function: u32, index: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
         let [eax, ebx, ecx, edx] = registers;
@@ -169,19 +188,18 @@ mod tests {
     fn profile() -> Profile {
         Profile::from_supported(
             &[
+                entry(0, 0, [0xd, AMD, 0, 0]),
                 entry(1, 0, [0x806f8, 0x0a10_0800, 0, 0]),
                 entry(4, 0, [0xfc00_4121, 1, 2, 3]),
                 entry(4, 3, [0xfc1f_c163, 1, 2, 3]),
                 entry(4, 4, [0; 4]),
-                entry(0xb, 0, [1, 2, 0x100, 0]),
-                entry(0xb, 1, [7, 9, 0x201, 0]),
-                entry(0xb, 2, [0, 0, 2, 0]),
+                entry(0xb, 0, [0; 4]),
                 entry(
                     HYPERVISOR_BASE,
                     0,
                     [HYPERVISOR_BASE + 1, 0x4b4d_564b, 0x564b_4d56, 0x4d],
                 ),
-                entry(0x8000_0008, 0, [0x3030, 0, 0x7007, 0]),
+                entry(0x8000_0008, 0, [0x3030, 0, 0, 0]),
                 entry(0x8000_001e, 0, [9, 9, 9, 0]),
             ],
             true,

@@ -1,9 +1,9 @@
 //! The interrupt controllers other than the local APICs, in this process or in the kernel.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use devices::ioapic::{Message, MessageSink, Route};
-use devices::{ExternalInterrupt, Interrupt, SplitIrqchip};
+use devices::{ExternalInterrupt, Interrupt, SplitIrqchip, lock};
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_enable_cap,
     kvm_interrupt, kvm_irq_routing_entry, kvm_msi, kvm_pit_config,
@@ -22,6 +22,9 @@ mod request {
 
     vmm_sys_util::ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 }
+
+/// Bit 15 of a message's data.
+const LEVEL_TRIGGERED: u32 = 1 << 15;
 
 /// What takes the interrupts of devices.
 pub enum Irqchip {
@@ -46,7 +49,10 @@ impl Irqchip {
                 split.args[0] = layout::IOAPIC_PINS.into();
                 vm.enable_cap(&split)
                     .map_err(failed("KVM_ENABLE_CAP of KVM_CAP_SPLIT_IRQCHIP"))?;
-                let sink = Arc::new(LocalApics(vm.clone()));
+                let sink = Arc::new(LocalApics {
+                    vm: vm.clone(),
+                    known: Mutex::new(Vec::new()),
+                });
                 Ok(Self::Split(SplitIrqchip::new(sink, Arc::new(Lint0(boot_cpu)))))
             }
             IrqchipMode::Kernel => {
@@ -120,7 +126,11 @@ impl ExternalInterrupt for Lint0 {
 }
 
 /// Carries the IOAPIC's messages to the local APICs in the kernel.
-struct LocalApics(Arc<VmFd>);
+struct LocalApics {
+    vm: Arc<VmFd>,
+    /// The routes that KVM knows.
+    known: Mutex<Vec<Route>>,
+}
 
 impl MessageSink for LocalApics {
     fn send(&self, message: Message) {
@@ -132,22 +142,33 @@ impl MessageSink for LocalApics {
             ..Default::default()
         };
         // The guest chose where the message goes; one that no local APIC takes is lost, as on real hardware.
-        if let Err(error) = self.0.signal_msi(msi) {
+        if let Err(error) = self.vm.signal_msi(msi) {
             log::debug!("KVM_SIGNAL_MSI of {message:x?}: {}", cause(error));
         }
     }
 
-    /// Tells KVM which vectors are level-triggered, so that it exits at their end.
+    /// Tells KVM which vectors are level-triggered, so that it exits at their end. Edges need no route, since they go by
+    /// message, and a change of routes waits for a grace period.
     fn routes_changed(&self, routes: &[Route]) {
-        let entries: Vec<_> = routes.iter().map(routing_entry).collect();
-        let result = KvmIrqRouting::from_entries(&entries).map(|routing| self.0.set_gsi_routing(&routing));
-        if let Ok(Err(error)) = result {
+        let level = routes
+            .iter()
+            .filter(|route| route.message.data & LEVEL_TRIGGERED != 0);
+        let level: Vec<Route> = level.copied().collect();
+        let mut known = lock(&self.known);
+        if *known == level {
+            return;
+        }
+        let entries: Vec<_> = level.iter().map(routing_entry).collect();
+        let routing = KvmIrqRouting::from_entries(&entries)
+            .unwrap_or_else(|_| unreachable!("an IOAPIC has few pins, and KVM takes 4096 routes"));
+        if let Err(error) = self.vm.set_gsi_routing(&routing) {
             log::warn!(
                 "KVM_SET_GSI_ROUTING of {} routes: {}",
                 entries.len(),
                 cause(error)
             );
         }
+        *known = level;
     }
 }
 

@@ -6,13 +6,14 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
 
 use devices::bus::SharedDevice;
+use devices::serial::uart;
 use devices::{
     Cmos, ExitPort, I8042, Interrupt, MonotonicClock, Pit, PowerOffPort, SleepPort, WallClock, Window, bus,
     cmos, i8042, pit, power_ports,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use snapshot::GuestMemory;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 use super::entry::EntryState;
 use super::handoff::{self, Tables};
@@ -22,6 +23,7 @@ use crate::arch::{Buses, Cpu, Error, EventSource, Platform, SharedSource, Wiring
 use crate::boot::{Loaded, Machine};
 use crate::config::{MemorySize, VmSpec};
 use crate::kvm::{self, failed};
+use crate::memory::peek;
 use crate::vcpu::Kick;
 
 /// Three pages below the BIOS that processors of Intel without unrestricted guest mode need; nothing else is there.
@@ -137,7 +139,12 @@ fn attach_ports(
     spec: &VmSpec,
 ) -> Result<(), bus::Error> {
     let power = &wiring.power;
-    ports.claim("serial port", layout::SERIAL_PORT, 8, wiring.serial.clone())?;
+    ports.claim(
+        "serial port",
+        layout::SERIAL_PORT,
+        uart::LENGTH,
+        wiring.serial.clone(),
+    )?;
     if let Some(pit) = pit {
         ports.claim("PIT", pit::PORT, 4, pit.clone())?;
         ports.claim(
@@ -240,11 +247,7 @@ impl Cpu for X86_64 {
             .translate_gva(linear)
             .ok()
             .filter(|translation| translation.valid != 0)
-            .and_then(|translation| {
-                memory
-                    .read(&mut bytes, GuestAddress(translation.physical_address))
-                    .ok()
-            });
+            .map(|translation| peek(memory, GuestAddress(translation.physical_address), &mut bytes));
         bytes.truncate(read.unwrap_or(0));
         (regs.rip, bytes)
     }

@@ -1,5 +1,7 @@
 //! The MP table, Intel MultiProcessor Specification 1.4, and the BIOS data that leads to it.
 
+use devices::ioapic;
+
 use crate::arch::x86_64::handoff::Tables;
 use crate::arch::x86_64::handoff::fields::{Fields, low};
 use crate::arch::x86_64::layout;
@@ -15,7 +17,7 @@ const FLOATING_POINTER: usize = 16;
 const CHECKSUM: usize = 7;
 /// The local APICs are those in every processor since the Pentium 4.
 const LOCAL_APIC_VERSION: u8 = 0x14;
-const IOAPIC_VERSION: u8 = 0x11;
+const IOAPIC_VERSION: u8 = ioapic::MODEL;
 const ISA: u8 = 0;
 
 const ENABLED: u8 = 1 << 0;
