@@ -17,6 +17,9 @@ struct Row {
     command: Vec<String>,
 }
 
+/// Index of the row of a small image with as much memory as that of the large one.
+const SMALL_IMAGE: usize = 6;
+
 fn rows() -> Vec<Row> {
     let root = env!("CARGO_MANIFEST_DIR");
     let floor = |memory: &str| vec![format!("{root}/dist/floor"), memory.to_owned()];
@@ -43,7 +46,11 @@ fn rows() -> Vec<Row> {
         row("floor, 2 GiB", 4, floor("2048")),
         row("mayfly, 2 GiB", 4, mayfly("hello", "2G")),
         row("mayfly, 512 MiB, ELF of 100 KiB", 2, mayfly("big-100k", "512M")),
-        row("mayfly, 512 MiB, ELF of 256 MiB", 6, mayfly("big", "512M")),
+        row(
+            "mayfly, 512 MiB, ELF of 256 MiB",
+            SMALL_IMAGE,
+            mayfly("big", "512M"),
+        ),
     ]
 }
 
@@ -72,7 +79,50 @@ fn main() -> ExitCode {
         }
     }
     print(&rows, &runs);
-    ExitCode::SUCCESS
+    let missed = missed(&rows, &runs);
+    missed.iter().for_each(|goal| println!("missed: {goal}"));
+    if missed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// The goals that were not reached.
+fn missed(rows: &[Row], runs: &[Vec<Run>]) -> Vec<String> {
+    let first = |row: usize| median(runs[row].iter().map(|run| run.first_byte)).as_secs_f64();
+    let mut goals = Vec::new();
+    for (index, row) in rows.iter().enumerate() {
+        let ratio = first(index) / first(row.against);
+        // A large image against a small one; everything else against the floor.
+        let most = if row.against == SMALL_IMAGE { 1.1 } else { 1.3 };
+        goals.push((
+            ratio <= most,
+            format!(
+                "{}: {ratio:.2} times what it is compared with, not {most}",
+                row.name
+            ),
+        ));
+        let rss = median(runs[index].iter().map(|run| run.peak_kib));
+        goals.push((rss <= 2048, format!("{}: {rss} KiB resident, not 2048", row.name)));
+        let last = millis(median(runs[index].iter().map(|run| run.end - run.first_byte)));
+        goals.push((
+            last <= 3.0,
+            format!("{}: ends {last:.2} ms after its first byte, not 3", row.name),
+        ));
+    }
+    let size =
+        std::fs::metadata(concat!(env!("CARGO_MANIFEST_DIR"), "/dist/mayfly")).map_or(0, |file| file.len());
+    println!("dist/mayfly has {} KiB", size >> 10);
+    goals.push((
+        size <= 3 << 20,
+        format!("dist/mayfly has {size} bytes, not 3 MiB"),
+    ));
+    goals
+        .into_iter()
+        .filter(|(reached, _)| !reached)
+        .map(|(_, goal)| goal)
+        .collect()
 }
 
 fn print(rows: &[Row], runs: &[Vec<Run>]) {

@@ -17,15 +17,17 @@
 //! all so that the first of them can ask KVM for the processor's features while the main thread makes the VM. There is no other.
 //!
 //! # Locks
-//! A device is behind one mutex ([`devices::bus::SharedDevice`]), taken for one access or one event. The interrupt
-//! controllers in this process are behind one more, which a device may take while it holds its own. No lock is held while
-//! a vCPU is kicked. There are no others.
+//! In the order in which they are taken: that of a further window or event source of a device, that of the device
+//! ([`devices::bus::SharedDevice`]), that of the interrupt controllers in this process, that of the routes that KVM knows. Each is
+//! held for one access or one event. A device kicks a vCPU with its own lock held, the interrupt controllers without theirs; a
+//! kick is a signal and takes none. The timeline and the log have locks of their own, under which no other is taken.
 //!
 //! # Threat model
 //! The guest is hostile: every exit, port, address and byte of memory is its choice. It can end its own VM; it cannot make
-//! this process crash, wait, or grow. Images, initrds and command lines are untrusted too, and are checked before any of
-//! it is mapped. The host's user and its files are trusted not to change an image while it is mapped; if that happens, the VM
-//! ends with an error.
+//! this process crash or grow, nor keep the host busier than the vCPUs that it was given and some ten thousand timer events a
+//! second. Images, initrds and command lines are untrusted too, and are checked before any of it is mapped. The host's user is
+//! trusted not to cut an image short while it is mapped: the guest that touches what is gone ends with an error, and
+//! this process does not touch guest memory after the start but to report on such ends, by a call that cannot fault.
 
 pub mod arch;
 pub mod boot;

@@ -278,7 +278,8 @@ fn memory_that_is_too_small_is_told_with_what_is_enough() {
 
 #[test]
 fn segments_lie_in_free_memory() {
-    let error = fit_error(vec![Part::load(0xffff_ffff_8000_0000, pattern(10), 0)]);
+    let entered = || Part::load(0x20_0000, pattern(10), 0);
+    let error = fit_error(vec![entered(), Part::load(0xffff_ffff_8000_0000, pattern(10), 0)]);
     assert!(matches!(error, FitError::Nowhere { .. }), "{error}");
     let error = fit_error(vec![Part::load((1 << 32) - 5, pattern(10), 0)]);
     assert!(matches!(error, FitError::Nowhere { .. }), "{error}");
@@ -315,7 +316,7 @@ fn segments_lie_in_free_memory() {
         (0x2_1000, 10),
     ];
     for (start, length) in free {
-        let image = ElfFile::new(start, vec![Part::load(start, pattern(length), 0)]).build();
+        let image = ElfFile::new(0x20_0000, vec![entered(), Part::load(start, pattern(length), 0)]).build();
         assert!(load(&image, None).is_ok(), "{start:#x}");
     }
 }
@@ -351,4 +352,16 @@ fn an_image_that_shrinks_is_refused() {
         let error = image.load(Protocol::Linux, &memory(), &RESERVED).unwrap_err();
         assert!(matches!(error, Error::Place { .. }), "{error}");
     }
+}
+
+#[test]
+fn an_entry_beyond_the_first_page_tables_is_refused() {
+    let high = Part::load(1 << 32, pattern(10), 0);
+    let error = load(&ElfFile::new(1 << 32, vec![high]).build(), Some(Protocol::Linux)).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("the entry 0x100000000 is in none of its segments, or beyond"),
+        "{error}"
+    );
 }

@@ -49,7 +49,7 @@ fn processors_bus_and_ioapic_are_listed() {
     assert_eq!(processors[0][1..4], [0, 0x14, 0b11], "the boot processor");
     assert_eq!(processors[1][1..4], [1, 0x14, 0b01]);
     assert_eq!(of_kind(&entries, 1), [b"\x01\x00ISA   "]);
-    assert_eq!(of_kind(&entries, 2), [[2, 2, 0x11, 1, 0, 0, 0xc0, 0xfe]]);
+    assert_eq!(of_kind(&entries, 2), [[2, 2, 0x20, 1, 0, 0, 0xc0, 0xfe]]);
     assert_eq!(
         of_kind(&entries, 4),
         [[4, 3, 0, 0, 0, 0, 0, 0], [4, 1, 0, 0, 0, 0, 0xff, 1]]
