@@ -21,6 +21,8 @@ use crate::power::{Power, PowerEvent};
 pub const DATA_PORT: u64 = 0x60;
 /// Status and command port: 1 port, a [`Window`](crate::Window) from [`COMMAND_OFFSET`].
 pub const COMMAND_PORT: u64 = 0x64;
+/// Command that resets the machine.
+pub const RESET: u8 = 0xfe;
 /// Offset of the command port among the registers of [`I8042`].
 pub const COMMAND_OFFSET: u64 = COMMAND_PORT - DATA_PORT;
 

@@ -26,7 +26,7 @@ use snapshot::{Persist, Schema};
 
 use crate::bus::{self, BusBuilder, SharedDevice};
 use crate::interrupt::Interrupt;
-use crate::ioapic::{self, Ioapic, IoapicState, MessageSink, Route};
+use crate::ioapic::{self, Ioapic, IoapicState, MessageSink};
 use crate::pic::{self, Chip, Pic, PicState};
 use crate::sync::lock;
 use face::{EdgeLevelPorts, IoapicWindow, PicPorts};
@@ -116,11 +116,6 @@ impl SplitIrqchip {
     /// Takes the end of interrupt `vector` from a local APIC (KVM_EXIT_IOAPIC_EOI).
     pub fn end_of_interrupt(&self, vector: u8) {
         self.shared.with(|chips| chips.ioapic.end_of_interrupt(vector));
-    }
-
-    /// The IOAPIC's routes, in the order of pins.
-    pub fn routes(&self) -> Vec<Route> {
-        self.shared.with(|chips| chips.ioapic.routes())
     }
 
     /// Puts the 8259As and their edge/level control registers on the port bus, and the IOAPIC at `ioapic_base` on the

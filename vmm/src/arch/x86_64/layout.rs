@@ -63,7 +63,7 @@ pub const PIT_IRQ: u32 = 0;
 /// Interrupt line of the first serial port.
 pub const SERIAL_IRQ: u32 = 4;
 /// Pins of the IOAPIC.
-pub const IOAPIC_PINS: u8 = 24;
+pub const IOAPIC_PINS: u8 = devices::ioapic::PINS;
 
 /// Addresses that an image may not load over, because this monitor's tables are there.
 pub const RESERVED: [Range<u64>; 2] = [0..LOW_TABLES_END, EBDA..HIGH_MEMORY];

@@ -5,6 +5,8 @@ use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope, ZERO,
 };
 
+use devices::serial::uart;
+
 use crate::arch::x86_64::handoff::Window;
 use crate::arch::x86_64::handoff::fields::low;
 use crate::arch::x86_64::layout;
@@ -12,8 +14,9 @@ use crate::arch::x86_64::layout;
 /// What goes into the sleep control register, as a sleep type, to power off.
 pub const POWER_OFF_TYPE: u8 = 5;
 
-const SERIAL_PORTS: u16 = 0x3f8;
-const SERIAL_PORT_COUNT: u8 = 8;
+// Ports have 16 bits, and an IO descriptor counts up to 255 of them.
+#[allow(clippy::cast_possible_truncation, reason = "checked by the test of the table")]
+const SERIAL_PORTS: (u16, u8) = (layout::SERIAL_PORT as u16, uart::LENGTH as u8);
 
 /// The DSDT's definitions in AML: `\_S5_`, the serial port, and a device `LNRO0005` for each window, numbered from 0 by
 /// `_UID` in the order given. The windows lie below 4 GiB.
@@ -29,7 +32,7 @@ pub fn definitions(windows: &[Window]) -> Vec<u8> {
 }
 
 fn serial(aml: &mut Vec<u8>) {
-    let ports = IO::new(SERIAL_PORTS, SERIAL_PORTS, 1, SERIAL_PORT_COUNT);
+    let ports = IO::new(SERIAL_PORTS.0, SERIAL_PORTS.0, 1, SERIAL_PORTS.1);
     let interrupt = edge(layout::SERIAL_IRQ);
     device(
         "COM1".into(),
