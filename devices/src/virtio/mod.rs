@@ -1,0 +1,12 @@
+//! Virtio devices, version 1.2 of the specification, on the memory-mapped transport.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`device`] | [`VirtioDevice`]: what a device is to its transport; [`Activation`], what it gets from it |
+//! | [`signal`] | [`Signal`]: how a device tells its driver that something has happened |
+
+pub mod device;
+pub mod signal;
+
+pub use device::{Activation, Source, VirtioDevice};
+pub use signal::Signal;
