@@ -5,10 +5,14 @@
 //! | [`chain`] | [`Chain`](chain::Chain): a descriptor chain as checked pieces of guest memory |
 //! | [`device`] | [`VirtioDevice`]: what a device is to its transport; [`Activation`], what it gets from it |
 //! | [`signal`] | [`Signal`]: how a device tells its driver that something has happened |
+//! | `testing` | with the feature `testing`: a driver without a guest |
 
 pub mod chain;
 pub mod device;
 pub mod signal;
+#[cfg(any(test, feature = "testing"))]
+#[allow(clippy::unwrap_used, reason = "for tests, which a failure fails")]
+pub mod testing;
 
 pub use device::{Activation, Source, VirtioDevice};
 pub use signal::Signal;
