@@ -7,8 +7,11 @@ use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::queue::FakeQueue;
+use super::registers::{get, set};
+use crate::bus::BusDevice;
 use crate::interrupt::Interrupt;
 use crate::virtio::device::Activation;
+use crate::virtio::mmio::registers as r;
 use crate::virtio::signal::Signal;
 
 /// Where the rings begin: not at 0, where no driver puts them.
@@ -55,6 +58,45 @@ impl FakeDriver {
             queues: self.queues.iter().map(side).collect(),
             memory: self.memory.clone(),
             signal: Arc::new(Signal::new(line)),
+        }
+    }
+
+    /// Brings a device up through its transport as section 3.1.1 has it: accepts what of `features` is offered, and
+    /// VERSION_1, makes all queues ready, sets DRIVER_OK. Returns the Status register.
+    pub fn start(&self, transport: &mut dyn BusDevice, features: u64) -> u32 {
+        let accepted = features | 1 << VIRTIO_F_VERSION_1;
+        set(transport, r::STATUS, r::ACKNOWLEDGE | r::DRIVER);
+        for select in [0, 1] {
+            set(transport, r::DEVICE_FEATURES_SEL, select);
+            let offered = get(transport, r::DEVICE_FEATURES);
+            let wanted = (accepted >> (32 * select)) & 0xffff_ffff;
+            set(transport, r::DRIVER_FEATURES_SEL, select);
+            set(
+                transport,
+                r::DRIVER_FEATURES,
+                offered & u32::try_from(wanted).unwrap(),
+            );
+        }
+        let status = r::ACKNOWLEDGE | r::DRIVER | r::FEATURES_OK;
+        set(transport, r::STATUS, status);
+        for (index, queue) in (0..).zip(&self.queues) {
+            set(transport, r::QUEUE_SEL, index);
+            queue.register(transport);
+        }
+        set(transport, r::STATUS, status | r::DRIVER_OK);
+        get(transport, r::STATUS)
+    }
+
+    /// Tells the device that there is something in `queue`.
+    pub fn kick(&self, transport: &mut dyn BusDevice, queue: u32) {
+        set(transport, r::QUEUE_NOTIFY, queue);
+    }
+
+    /// Resets the device and clears the queues.
+    pub fn reset(&mut self, transport: &mut dyn BusDevice) {
+        set(transport, r::STATUS, 0);
+        for queue in &mut self.queues {
+            queue.clear();
         }
     }
 

@@ -8,7 +8,9 @@
 mod driver;
 mod interrupt;
 mod queue;
+mod registers;
 
 pub use driver::FakeDriver;
 pub use interrupt::CountingInterrupt;
 pub use queue::{FakeQueue, INDIRECT, NEXT, Piece, RawDescriptor, Used, WRITE};
+pub use registers::{get, set};

@@ -4,6 +4,10 @@ use snapshot::GuestMemory;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::registers::set;
+use crate::bus::BusDevice;
+use crate::virtio::mmio::registers as r;
+
 /// Descriptor flag: another descriptor follows.
 pub const NEXT: u16 = 1;
 /// Descriptor flag: for the device to write.
@@ -146,6 +150,20 @@ impl FakeQueue {
         queue.try_set_used_ring_address(GuestAddress(self.used)).unwrap();
         queue.set_ready(true);
         queue
+    }
+
+    /// Writes the registers of the selected queue of `transport` and makes it ready.
+    pub fn register(&self, transport: &mut dyn BusDevice) {
+        set(transport, r::QUEUE_NUM, self.size.into());
+        for (low, high, address) in [
+            (r::QUEUE_DESC_LOW, r::QUEUE_DESC_HIGH, self.descriptors),
+            (r::QUEUE_DRIVER_LOW, r::QUEUE_DRIVER_HIGH, self.available),
+            (r::QUEUE_DEVICE_LOW, r::QUEUE_DEVICE_HIGH, self.used),
+        ] {
+            set(transport, low, u32::try_from(address & 0xffff_ffff).unwrap());
+            set(transport, high, u32::try_from(address >> 32).unwrap());
+        }
+        set(transport, r::QUEUE_READY, 1);
     }
 
     /// Makes a chain of `pieces` in free descriptors and publishes it. Returns its head.
