@@ -27,26 +27,26 @@ pub(super) struct Registers {
 
 /// State of one queue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct RingState {
-    size: u32,
-    ready: bool,
-    descriptors: u64,
-    available: u64,
-    used: u64,
-    next_available: u16,
-    next_used: u16,
+pub(super) struct RingState {
+    pub(super) size: u32,
+    pub(super) ready: bool,
+    pub(super) descriptors: u64,
+    pub(super) available: u64,
+    pub(super) used: u64,
+    pub(super) next_available: u16,
+    pub(super) next_used: u16,
 }
 
 /// State of a [`Transport`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransportState {
-    device_id: u32,
-    registers: Registers,
-    interrupt_status: u32,
-    needs_reset: bool,
-    configuration: Configuration,
-    active: bool,
-    rings: Vec<RingState>,
+    pub(super) device_id: u32,
+    pub(super) registers: Registers,
+    pub(super) interrupt_status: u32,
+    pub(super) needs_reset: bool,
+    pub(super) configuration: Configuration,
+    pub(super) active: bool,
+    pub(super) rings: Vec<RingState>,
 }
 
 impl Schema for TransportState {
