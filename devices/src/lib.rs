@@ -14,6 +14,7 @@
 //! | [`pit`] | [`Pit`]: interval timer |
 //! | [`power`] | [`Power`]: how a guest says that it has ended |
 //! | [`power_ports`] | [`PowerOffPort`], [`SleepPort`], [`ExitPort`] |
+//! | [`virtio`] | virtio devices and their transport |
 //! | [`window`] | [`Window`]: further address ranges of one device |
 //! | [`serial`] | [`Serial`]: the serial port, and the buffer behind it |
 //!
@@ -38,6 +39,7 @@ pub mod serial;
 mod sync;
 #[cfg(test)]
 mod testing;
+pub mod virtio;
 pub mod window;
 
 pub use bus::{Bus, BusBuilder, BusDevice};
