@@ -2,9 +2,11 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`chain`] | [`Chain`](chain::Chain): a descriptor chain as checked pieces of guest memory |
 //! | [`device`] | [`VirtioDevice`]: what a device is to its transport; [`Activation`], what it gets from it |
 //! | [`signal`] | [`Signal`]: how a device tells its driver that something has happened |
 
+pub mod chain;
 pub mod device;
 pub mod signal;
 
