@@ -8,6 +8,7 @@ use log::warn;
 use snapshot::GuestMemory;
 use virtio_bindings::bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::backend::Backend;
@@ -15,7 +16,6 @@ use super::features::{BASE, MTU, OFFLOADS, STATUS};
 use super::metrics::Metrics;
 use super::ring::{Error, Ring};
 use super::rx::Receiver;
-use super::state::Position;
 use super::turn::{Ended, Turn};
 use super::tx::Transmitter;
 use super::writable::Writable;
@@ -63,8 +63,6 @@ struct Active {
     rings: [Ring; 2],
     memory: GuestMemory,
     signal: Arc<Signal>,
-    /// The driver broke a rule; nothing is done for it before it resets the device.
-    broken: bool,
 }
 
 /// The network device.
@@ -78,8 +76,6 @@ pub struct Net {
     link: bool,
     metrics: Metrics,
     active: Option<Active>,
-    /// Positions that were restored before the activation.
-    positions: Option<[Position; 2]>,
 }
 
 impl Net {
@@ -97,7 +93,6 @@ impl Net {
             again: EventFd::new(EFD_NONBLOCK)?,
             metrics: Metrics::default(),
             active: None,
-            positions: None,
         })
     }
 
@@ -134,35 +129,6 @@ impl Net {
         &mut self.receiver
     }
 
-    /// Indices of the available and of the used ring of `queue`.
-    pub(super) fn position(&self, queue: usize) -> Option<(u16, u16)> {
-        match (&self.active, &self.positions) {
-            (Some(active), _) => active.rings.get(queue).map(Ring::position),
-            (None, Some(positions)) => positions.get(queue).map(|at| (at.available, at.used)),
-            (None, None) => None,
-        }
-    }
-
-    /// Goes on at `positions`, now or when the device is activated.
-    pub(super) fn set_positions(&mut self, positions: Option<[Position; 2]>) {
-        self.positions = positions;
-        self.transmitter = Transmitter::default();
-        self.take_positions();
-    }
-
-    fn take_positions(&mut self) {
-        let Some(active) = &mut self.active else { return };
-        for (ring, at) in active
-            .rings
-            .iter_mut()
-            .zip(self.positions.take().iter().flatten())
-        {
-            ring.set_position(at.available, at.used);
-        }
-        self.receiver.set_readable();
-        self.wake();
-    }
-
     /// Has the event loop serve both queues.
     fn wake(&self) {
         // Fails only when the counter is about to overflow, and then the loop is awake.
@@ -184,7 +150,7 @@ impl Net {
 
     /// One turn of `queue`, and at most one interrupt for it.
     fn serve(&mut self, queue: usize) {
-        let Some(active) = self.active.as_mut().filter(|active| !active.broken) else {
+        let Some(active) = self.active.as_mut().filter(|active| !active.signal.is_broken()) else {
             return;
         };
         let Some(ring) = active.rings.get_mut(queue) else {
@@ -250,10 +216,9 @@ impl Net {
 
     /// The driver has broken a rule.
     fn stop(&mut self, error: &Error) {
-        let Some(active) = &mut self.active else { return };
+        let Some(active) = &self.active else { return };
         let cause = std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"));
         warn!("net: stopped until the guest resets it: {error}{cause}");
-        active.broken = true;
         active.signal.needs_reset();
     }
 
@@ -318,14 +283,14 @@ impl VirtioDevice for Net {
             rings: [Ring::new(receive), Ring::new(transmit)],
             memory: activation.memory,
             signal: activation.signal,
-            broken: false,
         });
-        self.take_positions();
+        // What has come while nobody took it makes no source ready again, and a driver need not kick.
+        self.receiver.set_readable();
+        self.wake();
     }
 
     fn reset(&mut self) {
         self.active = None;
-        self.positions = None;
         self.receiver.hold(&[]);
         self.transmitter = Transmitter::default();
         if let Err(error) = self.setup.backend.use_features(0) {
@@ -339,6 +304,11 @@ impl VirtioDevice for Net {
             TRANSMIT => self.serve_transmit(),
             _ => {}
         }
+    }
+
+    fn queue_states(&self) -> Vec<QueueState> {
+        let rings = self.active.iter().flat_map(|active| &active.rings);
+        rings.map(Ring::state).collect()
     }
 
     fn sources(&self) -> Vec<Source> {

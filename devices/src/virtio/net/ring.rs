@@ -8,7 +8,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use snapshot::GuestMemory;
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::virtio::chain;
@@ -74,16 +74,9 @@ impl Ring {
         usize::from(self.queue.size())
     }
 
-    /// Indices of the available and of the used ring, at which the device goes on.
-    pub(super) fn position(&self) -> (u16, u16) {
-        (self.queue.next_avail(), self.queue.next_used())
-    }
-
-    /// Goes on at these indices.
-    pub(super) fn set_position(&mut self, available: u16, used: u16) {
-        self.queue.set_next_avail(available);
-        self.queue.set_next_used(used);
-        self.told = Wrapping(used);
+    /// The queue as it is.
+    pub(super) fn state(&self) -> QueueState {
+        self.queue.state()
     }
 
     /// Takes the next chain.
