@@ -107,7 +107,7 @@ pub enum Error {
 
 impl Error {
     /// Why the device of all taps cannot be opened.
-    pub(super) fn of_device(source: io::Error) -> Self {
+    pub(in crate::virtio::net) fn of_device(source: io::Error) -> Self {
         match source.raw_os_error() {
             Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => Self::NoDevice(source),
             Some(libc::EACCES | libc::EPERM) => Self::DeviceDenied(source),
