@@ -10,6 +10,7 @@
 //! | [`interrupt`] | [`Interrupt`]: the wire from a device to the interrupt controller |
 //! | [`ioapic`] | the IOAPIC |
 //! | [`irqchip`] | [`SplitIrqchip`]: 8259As and IOAPIC with their wiring |
+//! | [`limiter`] | [`Limiter`]: how much a device may do in a time |
 //! | [`pic`] | the pair of 8259As |
 //! | [`pit`] | [`Pit`]: interval timer |
 //! | [`power`] | [`Power`]: how a guest says that it has ended |
@@ -31,6 +32,7 @@ pub mod i8042;
 pub mod interrupt;
 pub mod ioapic;
 pub mod irqchip;
+pub mod limiter;
 pub mod pic;
 pub mod pit;
 pub mod power;
@@ -48,6 +50,7 @@ pub use cmos::Cmos;
 pub use i8042::I8042;
 pub use interrupt::Interrupt;
 pub use irqchip::{ExternalInterrupt, SplitIrqchip};
+pub use limiter::{Bucket, Limiter};
 pub use pit::Pit;
 pub use power::{Power, PowerEvent};
 pub use power_ports::{ExitPort, PowerOffPort, SleepPort};

@@ -1,0 +1,153 @@
+//! The guest's receive buffers that the next packet goes into.
+
+use std::collections::VecDeque;
+
+use snapshot::GuestMemory;
+
+use super::HEADER;
+use super::ring::{Error, Ring};
+use crate::virtio::chain::{Chain, Limits, MOST_PIECES};
+
+/// One entry of what `readv` takes is left for what has no room in the buffers.
+const LIMITS: Limits = Limits {
+    pieces: MOST_PIECES - 1,
+    ..Limits::WIDEST
+};
+
+/// Offset of the field `num_buffers` in the header.
+const NUM_BUFFERS: u64 = 10;
+
+/// Receive buffers that were taken from their queue and are not used yet.
+#[derive(Default)]
+pub struct Buffers<'m> {
+    chains: VecDeque<Chain<'m>>,
+    /// Used up; their allocations serve again.
+    spent: Vec<Chain<'m>>,
+    length: u64,
+    pieces: usize,
+}
+
+impl<'m> Buffers<'m> {
+    /// Bytes of all of them.
+    pub fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.chains.is_empty()
+    }
+
+    /// The buffers as `readv` takes them, fewer than [`MOST_PIECES`]. The pointers are valid as long as `'m`.
+    pub fn iovec(&self) -> impl Iterator<Item = libc::iovec> {
+        self.chains
+            .iter()
+            .flat_map(|chain| chain.writable.iovec(0..chain.writable.len()))
+    }
+
+    /// Number of buffers, at most the size of the queue.
+    pub(super) fn count(&self) -> u16 {
+        u16::try_from(self.chains.len()).unwrap_or(u16::MAX)
+    }
+
+    /// Whether no packet can ever get more buffers than these from `ring`.
+    pub(super) fn are_all(&self, ring: &Ring) -> bool {
+        self.chains.len() >= ring.size() || self.pieces >= LIMITS.pieces
+    }
+
+    /// Takes buffers until there are `wanted` bytes, or no more.
+    pub(super) fn top_up(
+        &mut self,
+        ring: &mut Ring,
+        memory: &'m GuestMemory,
+        wanted: u64,
+    ) -> Result<(), Error> {
+        while self.length < wanted && !self.are_all(ring) {
+            let Some(descriptors) = ring.pop(memory)? else {
+                break;
+            };
+            let mut chain = self.spent.pop().unwrap_or_default();
+            chain.replace(descriptors, memory, LIMITS).map_err(Error::Chain)?;
+            let (head, length) = (chain.head, chain.writable.len());
+            if !chain.readable.is_empty() {
+                return Err(Error::Direction(head));
+            }
+            if length < HEADER as u64 {
+                return Err(Error::Small { head, length });
+            }
+            if self.pieces + chain.writable.count() > LIMITS.pieces {
+                ring.put_back(1);
+                self.spent.push(chain);
+                self.pieces = LIMITS.pieces;
+                break;
+            }
+            self.length += length;
+            self.pieces += chain.writable.count();
+            self.chains.push_back(chain);
+        }
+        Ok(())
+    }
+
+    /// Copies what of `packet` is in the buffers to its start.
+    pub(super) fn copy_to(&self, packet: &mut [u8]) -> Result<(), Error> {
+        let mut rest = packet;
+        for chain in &self.chains {
+            let length = rest.len().min(in_memory(chain.writable.len()));
+            let (part, after) = rest.split_at_mut(length);
+            chain.writable.read_exact(0, part).map_err(Error::Chain)?;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Copies `packet` into the buffers.
+    pub(super) fn copy_from(&self, packet: &[u8]) -> Result<(), Error> {
+        let mut rest = packet;
+        for chain in &self.chains {
+            let length = rest.len().min(in_memory(chain.writable.len()));
+            let (part, after) = rest.split_at(length);
+            chain.writable.write_all(0, part).map_err(Error::Chain)?;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Gives the buffers with the packet of `length` bytes that is in them to the driver.
+    pub(super) fn publish(
+        &mut self,
+        ring: &mut Ring,
+        memory: &'m GuestMemory,
+        length: usize,
+    ) -> Result<(), Error> {
+        let mut rest = length as u64;
+        let mut used = Vec::with_capacity(1);
+        for chain in &self.chains {
+            let part = rest.min(chain.writable.len());
+            // A packet has fewer than 2^32 bytes.
+            used.push((chain.head, u32::try_from(part).unwrap_or(u32::MAX)));
+            rest -= part;
+            if rest == 0 {
+                break;
+            }
+        }
+        let count = u16::try_from(used.len()).unwrap_or(u16::MAX);
+        if let Some(first) = self.chains.front() {
+            first
+                .writable
+                .write_all(NUM_BUFFERS, &count.to_le_bytes())
+                .map_err(Error::Chain)?;
+        }
+        ring.publish(memory, &used)?;
+        for chain in self.chains.drain(..used.len()) {
+            self.length -= chain.writable.len();
+            self.spent.push(chain);
+        }
+        self.pieces = self.chains.iter().map(|chain| chain.writable.count()).sum();
+        Ok(())
+    }
+}
+
+/// A length of guest memory as one of the host's.
+fn in_memory(length: u64) -> usize {
+    usize::try_from(length).unwrap_or(usize::MAX)
+}

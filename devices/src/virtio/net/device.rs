@@ -1,0 +1,353 @@
+//! The device: its configuration space, its life, and who is served when.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use log::warn;
+use snapshot::GuestMemory;
+use virtio_bindings::bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_queue::QueueState;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::backend::Backend;
+use super::features::{BASE, MTU, OFFLOADS, STATUS};
+use super::metrics::Metrics;
+use super::ring::{Error, Ring};
+use super::rx::Receiver;
+use super::turn::{Ended, Turn};
+use super::tx::Transmitter;
+use super::writable::Writable;
+use crate::clock::Clock;
+use crate::limiter::Limiter;
+use crate::virtio::{Activation, Signal, Source, VirtioDevice};
+
+/// Index of the receive queue.
+pub(super) const RECEIVE: usize = 0;
+/// Index of the transmit queue.
+pub(super) const TRANSMIT: usize = 1;
+
+const QUEUE_SIZES: [u16; 2] = [256; 2];
+
+/// The back end may have packets.
+const READABLE: u32 = 0;
+/// The back end takes packets again.
+const WRITABLE: u32 = 1;
+/// The rate limiter of the receive queue lets packets pass again.
+const RECEIVE_TIMER: u32 = 2;
+/// The rate limiter of the transmit queue lets packets pass again.
+const TRANSMIT_TIMER: u32 = 3;
+/// A turn has left work.
+const AGAIN: u32 = 4;
+
+/// What a network device is made from.
+pub struct Setup {
+    /// Address of the driver's interface.
+    pub mac: [u8; 6],
+    /// MTU that the driver is told, 68 to 65,535; none for the driver's own choice.
+    pub mtu: Option<u16>,
+    /// The host's side.
+    pub backend: Box<dyn Backend>,
+    /// Limits what goes to the guest.
+    pub receive_limiter: Limiter,
+    /// Limits what comes from the guest.
+    pub transmit_limiter: Limiter,
+    /// The limiters' clock.
+    pub clock: Box<dyn Clock>,
+}
+
+/// What the device has between activation and reset.
+struct Active {
+    features: u64,
+    rings: [Ring; 2],
+    memory: GuestMemory,
+    signal: Arc<Signal>,
+}
+
+/// The network device.
+pub struct Net {
+    setup: Setup,
+    receiver: Receiver,
+    transmitter: Transmitter,
+    writable: Writable,
+    again: EventFd,
+    /// Link status as the driver knows it.
+    link: bool,
+    metrics: Metrics,
+    active: Option<Active>,
+}
+
+impl Net {
+    /// A device that is not activated.
+    ///
+    /// # Errors
+    /// The kernel's answer when it has no more descriptors.
+    pub fn new(setup: Setup) -> io::Result<Self> {
+        Ok(Self {
+            link: setup.backend.is_connected(),
+            setup,
+            receiver: Receiver::new(),
+            transmitter: Transmitter::default(),
+            writable: Writable::new()?,
+            again: EventFd::new(EFD_NONBLOCK)?,
+            metrics: Metrics::default(),
+            active: None,
+        })
+    }
+
+    /// What has passed and what was dropped.
+    pub fn metrics(&self) -> Metrics {
+        self.metrics
+    }
+
+    /// Limits what goes to the guest.
+    pub fn receive_limiter(&self) -> &Limiter {
+        &self.setup.receive_limiter
+    }
+
+    /// As [`receive_limiter`](Self::receive_limiter), to be changed while the device runs.
+    pub fn receive_limiter_mut(&mut self) -> &mut Limiter {
+        &mut self.setup.receive_limiter
+    }
+
+    /// Limits what comes from the guest.
+    pub fn transmit_limiter(&self) -> &Limiter {
+        &self.setup.transmit_limiter
+    }
+
+    /// As [`transmit_limiter`](Self::transmit_limiter), to be changed while the device runs.
+    pub fn transmit_limiter_mut(&mut self) -> &mut Limiter {
+        &mut self.setup.transmit_limiter
+    }
+
+    pub(super) fn receiver(&self) -> &Receiver {
+        &self.receiver
+    }
+
+    pub(super) fn receiver_mut(&mut self) -> &mut Receiver {
+        &mut self.receiver
+    }
+
+    /// Has the event loop serve both queues.
+    fn wake(&self) {
+        // Fails only when the counter is about to overflow, and then the loop is awake.
+        let _ = self.again.write(1);
+    }
+
+    fn serve_receive(&mut self) {
+        let idle = !self.receiver.has_work() || self.setup.receive_limiter.is_throttled();
+        if !idle {
+            self.serve(RECEIVE);
+        }
+    }
+
+    fn serve_transmit(&mut self) {
+        if !self.setup.transmit_limiter.is_throttled() && !self.writable.is_watching() {
+            self.serve(TRANSMIT);
+        }
+    }
+
+    /// One turn of `queue`, and at most one interrupt for it.
+    fn serve(&mut self, queue: usize) {
+        let Some(active) = self.active.as_mut().filter(|active| !active.signal.is_broken()) else {
+            return;
+        };
+        let Some(ring) = active.rings.get_mut(queue) else {
+            return;
+        };
+        let (limiter, counters) = match queue {
+            RECEIVE => (&mut self.setup.receive_limiter, &mut self.metrics.receive),
+            _ => (&mut self.setup.transmit_limiter, &mut self.metrics.transmit),
+        };
+        let mut turn = Turn {
+            features: active.features,
+            memory: &active.memory,
+            ring,
+            backend: self.setup.backend.as_mut(),
+            limiter,
+            clock: self.setup.clock.as_ref(),
+            counters,
+        };
+        let ended = match queue {
+            RECEIVE => self.receiver.turn(&mut turn),
+            _ => self.transmitter.turn(&mut turn),
+        };
+        // What was used before something went wrong is the driver's all the same.
+        match turn.ring.wants_interrupt(turn.memory) {
+            Ok(true) => active.signal.used_buffers(),
+            Ok(false) => {}
+            Err(error) => return self.stop(&error),
+        }
+        match ended {
+            Ok(ended) => self.go_on(ended),
+            Err(error) => self.stop(&error),
+        }
+    }
+
+    fn go_on(&mut self, ended: Ended) {
+        match ended {
+            Ended::Idle | Ended::Throttled => {}
+            Ended::Exhausted => self.wake(),
+            Ended::Full => self.watch_writable(),
+        }
+        self.look_at_link();
+    }
+
+    fn watch_writable(&mut self) {
+        if let Err(error) = self.writable.watch(self.setup.backend.descriptor()) {
+            warn!("net: cannot wait for the back end, so that the guest sends no more: {error}");
+        }
+    }
+
+    fn look_at_link(&mut self) {
+        let link = self.setup.backend.is_connected();
+        if std::mem::replace(&mut self.link, link) == link {
+            return;
+        }
+        if let Some(active) = self
+            .active
+            .as_ref()
+            .filter(|active| active.features & STATUS != 0)
+        {
+            active.signal.configuration_changed();
+        }
+    }
+
+    /// The driver has broken a rule.
+    fn stop(&mut self, error: &Error) {
+        let Some(active) = &self.active else { return };
+        let cause = std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"));
+        warn!("net: stopped until the guest resets it: {error}{cause}");
+        active.signal.needs_reset();
+    }
+
+    fn flush(&mut self) {
+        self.writable.take();
+        match self.setup.backend.flush() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.watch_writable(),
+            Ok(()) | Err(_) => self.serve_transmit(),
+        }
+        self.look_at_link();
+    }
+}
+
+impl VirtioDevice for Net {
+    fn device_id(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        let mtu = self.setup.mtu.map_or(0, |_| MTU);
+        BASE | mtu | (self.setup.backend.offloads() & OFFLOADS)
+    }
+
+    /// `struct virtio_net_config` of section 5.1.4 up to the MTU. One pair of queues is what it says even to a driver
+    /// that reads this without having negotiated more.
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let status = match self.link {
+            true => u16::try_from(VIRTIO_NET_S_LINK_UP).unwrap_or_default(),
+            false => 0,
+        };
+        let mut space = [0; 12];
+        space[..6].copy_from_slice(&self.setup.mac);
+        space[6..8].copy_from_slice(&status.to_le_bytes());
+        space[8..10].copy_from_slice(&1_u16.to_le_bytes());
+        space[10..].copy_from_slice(&self.setup.mtu.unwrap_or_default().to_le_bytes());
+        let rest = usize::try_from(offset).ok().and_then(|at| space.get(at..));
+        data.fill(0);
+        for (byte, value) in data.iter_mut().zip(rest.unwrap_or_default()) {
+            *byte = *value;
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) {
+        let mut queues = activation.queues.into_iter();
+        let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
+            warn!("net: activated without both queues");
+            return activation.signal.needs_reset();
+        };
+        if let Err(error) = self.setup.backend.use_features(activation.features) {
+            warn!(
+                "net: the back end does not take the features {:#x}: {error}",
+                activation.features
+            );
+            return activation.signal.needs_reset();
+        }
+        self.active = Some(Active {
+            features: activation.features,
+            rings: [Ring::new(receive), Ring::new(transmit)],
+            memory: activation.memory,
+            signal: activation.signal,
+        });
+        // What has come while nobody took it makes no source ready again, and a driver need not kick.
+        self.receiver.set_readable();
+        self.wake();
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+        self.receiver.hold(&[]);
+        self.transmitter = Transmitter::default();
+        if let Err(error) = self.setup.backend.use_features(0) {
+            warn!("net: the back end does not go back to no features: {error}");
+        }
+    }
+
+    fn notify(&mut self, queue: usize) {
+        match queue {
+            RECEIVE => self.serve_receive(),
+            TRANSMIT => self.serve_transmit(),
+            _ => {}
+        }
+    }
+
+    fn queue_states(&self) -> Vec<QueueState> {
+        let rings = self.active.iter().flat_map(|active| &active.rings);
+        rings.map(Ring::state).collect()
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        let source = |descriptor, token, edge| Source {
+            descriptor,
+            token,
+            edge,
+        };
+        vec![
+            source(self.setup.backend.descriptor(), READABLE, true),
+            source(self.writable.as_raw_fd(), WRITABLE, false),
+            source(self.setup.receive_limiter.as_raw_fd(), RECEIVE_TIMER, false),
+            source(self.setup.transmit_limiter.as_raw_fd(), TRANSMIT_TIMER, false),
+            source(self.again.as_raw_fd(), AGAIN, false),
+        ]
+    }
+
+    fn ready(&mut self, token: u32) {
+        match token {
+            READABLE => {
+                self.receiver.set_readable();
+                self.serve_receive();
+            }
+            WRITABLE => self.flush(),
+            RECEIVE_TIMER => {
+                self.setup.receive_limiter.resume();
+                self.serve_receive();
+            }
+            TRANSMIT_TIMER => {
+                self.setup.transmit_limiter.resume();
+                self.serve_transmit();
+            }
+            AGAIN => {
+                // Fails when another turn has taken the news already.
+                let _ = self.again.read();
+                self.serve_receive();
+                self.serve_transmit();
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! From the back end to the guest.
+
+use std::io;
+
+use super::backend::Received;
+use super::buffers::Buffers;
+use super::features::{GUEST_LARGE, MRG_RXBUF};
+use super::ring::Error;
+use super::turn::{Ended, MOST_PACKETS, Turn};
+use super::{HEADER, LONGEST_PACKET};
+
+/// The longest packet of a driver that takes none longer than an MTU of 1500. Section 5.1.6.3.1, and a VLAN tag. Longer
+/// ones, as on a tap with a larger MTU, are not lost, but take a copy.
+const USUAL_PACKET: u64 = 1530;
+
+/// The receiving half of the device.
+pub(super) struct Receiver {
+    /// The back end may have packets: it has been ready since it last had none.
+    readable: bool,
+    /// A packet that waits for buffers or for the rate limiter, at the start; or what of a packet had no room.
+    spare: Vec<u8>,
+    /// Bytes of the packet that waits; 0 for none.
+    held: usize,
+}
+
+impl Receiver {
+    pub(super) fn new() -> Self {
+        Self {
+            readable: false,
+            // Zeroed memory of this size is not touched by allocating it, and seldom later.
+            spare: vec![0; LONGEST_PACKET],
+            held: 0,
+        }
+    }
+
+    /// The back end has something, or may have.
+    pub(super) fn set_readable(&mut self) {
+        self.readable = true;
+    }
+
+    /// Whether a turn can do anything.
+    pub(super) fn has_work(&self) -> bool {
+        self.readable || self.held != 0
+    }
+
+    /// The packet that waits; empty for none.
+    pub(super) fn held(&self) -> &[u8] {
+        &self.spare[..self.held]
+    }
+
+    /// Makes `packet` the one that waits: at most [`LONGEST_PACKET`] bytes, or it is cut off; empty for none.
+    pub(super) fn hold(&mut self, packet: &[u8]) {
+        self.held = packet.len().min(self.spare.len());
+        self.spare[..self.held].copy_from_slice(&packet[..self.held]);
+    }
+
+    /// Hands packets to the driver until there are none, or something is in the way.
+    pub(super) fn turn(&mut self, turn: &mut Turn<'_>) -> Result<Ended, Error> {
+        let mut buffers = Buffers::default();
+        let ended = self.fill(turn, &mut buffers);
+        turn.ring.put_back(buffers.count());
+        ended
+    }
+
+    fn fill<'m>(&mut self, turn: &mut Turn<'m>, buffers: &mut Buffers<'m>) -> Result<Ended, Error> {
+        turn.ring.mute(turn.memory)?;
+        for _ in 0..MOST_PACKETS {
+            buffers.top_up(turn.ring, turn.memory, self.wanted(turn.features))?;
+            let ended = match buffers.is_empty() {
+                true => lacks_buffers(turn)?,
+                false => self.next(turn, buffers)?,
+            };
+            if let Some(ended) = ended {
+                return Ok(ended);
+            }
+        }
+        Ok(Ended::Exhausted)
+    }
+
+    /// Bytes of buffers that are good to have before a packet is received.
+    fn wanted(&self, features: u64) -> u64 {
+        if features & MRG_RXBUF == 0 {
+            // One buffer has to do.
+            return 1;
+        }
+        let longest = match features & GUEST_LARGE {
+            0 => USUAL_PACKET,
+            _ => LONGEST_PACKET as u64,
+        };
+        longest.max(self.held as u64)
+    }
+
+    fn next<'m>(&mut self, turn: &mut Turn<'m>, buffers: &mut Buffers<'m>) -> Result<Option<Ended>, Error> {
+        if self.held != 0 {
+            return self.deliver(turn, buffers);
+        }
+        let length = match turn.backend.receive(buffers, &mut self.spare) {
+            Ok(Received::Spare(length)) => {
+                self.held = length;
+                return self.deliver(turn, buffers);
+            }
+            Ok(Received::Direct(length)) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
+            Err(error) => {
+                self.readable = false;
+                turn.counters.errors += u64::from(error.kind() != io::ErrorKind::WouldBlock);
+                return Ok(Some(Ended::Idle));
+            }
+        };
+        let fits = length >= HEADER && length as u64 <= buffers.len();
+        if fits && turn.permits(length - HEADER) {
+            buffers.publish(turn.ring, turn.memory, length)?;
+            turn.passed(length - HEADER);
+            return Ok(None);
+        }
+        let filled = usize::try_from(buffers.len()).unwrap_or(usize::MAX).min(length);
+        buffers.copy_to(&mut self.spare[..filled])?;
+        self.held = length;
+        match fits {
+            true => Ok(Some(Ended::Throttled)),
+            false => self.deliver(turn, buffers),
+        }
+    }
+
+    /// Hands over the packet that waits, if it may and can be; drops it if it never can.
+    fn deliver<'m>(
+        &mut self,
+        turn: &mut Turn<'m>,
+        buffers: &mut Buffers<'m>,
+    ) -> Result<Option<Ended>, Error> {
+        let length = self.held;
+        if length as u64 > buffers.len() || length < HEADER {
+            let hopeless = turn.features & MRG_RXBUF == 0 || buffers.are_all(turn.ring) || length < HEADER;
+            if hopeless {
+                self.held = 0;
+                turn.counters.drops += 1;
+                return Ok(None);
+            }
+            return lacks_buffers(turn);
+        }
+        if !turn.permits(length - HEADER) {
+            return Ok(Some(Ended::Throttled));
+        }
+        buffers.copy_from(self.held())?;
+        buffers.publish(turn.ring, turn.memory, length)?;
+        self.held = 0;
+        turn.passed(length - HEADER);
+        Ok(None)
+    }
+}
+
+/// Waits for the driver, unless buffers have come meanwhile.
+fn lacks_buffers(turn: &mut Turn<'_>) -> Result<Option<Ended>, Error> {
+    match turn.ring.listen(turn.memory)? {
+        true => {
+            turn.ring.mute(turn.memory)?;
+            Ok(None)
+        }
+        false => Ok(Some(Ended::Idle)),
+    }
+}

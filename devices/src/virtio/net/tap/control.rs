@@ -1,0 +1,154 @@
+//! The calls that set a tap up.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use super::error::Error;
+use crate::virtio::net::features::{GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_UFO, GUEST_USO4, GUEST_USO6};
+
+/// What a tap is made from.
+pub(super) const DEVICE: &str = "/dev/net/tun";
+
+/// What a tap must be attached with, of `TUNSETIFF`'s flags: 16 bits, of which the highest is not used here.
+const FLAGS: i16 = 0x0002 | 0x1000 | 0x4000;
+/// Also there when the interface was made for several queues, of which one is attached.
+const MULTI_QUEUE: i16 = 0x0100;
+const _: () = assert!(FLAGS as i32 == libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR);
+const _: () = assert!(MULTI_QUEUE as i32 == libc::IFF_MULTI_QUEUE);
+
+/// `struct ifreq` as `TUNSETIFF` and `TUNGETIFF` use it.
+#[repr(C)]
+struct Request {
+    name: [u8; libc::IFNAMSIZ],
+    flags: i16,
+    rest: [u8; 22],
+}
+const _: () = assert!(size_of::<Request>() == size_of::<libc::ifreq>());
+
+impl Request {
+    fn new(name: &str, flags: i16) -> Self {
+        let mut request = Self {
+            name: [0; libc::IFNAMSIZ],
+            flags,
+            rest: [0; 22],
+        };
+        for (byte, value) in request.name.iter_mut().zip(name.bytes()) {
+            *byte = value;
+        }
+        request
+    }
+
+    fn name(&self) -> String {
+        let end = self.name.iter().position(|byte| *byte == 0);
+        String::from_utf8_lossy(&self.name[..end.unwrap_or(libc::IFNAMSIZ)]).into_owned()
+    }
+}
+
+/// Refuses what the kernel would take for something else than the name of one interface: `%` is a pattern to it.
+pub(super) fn check_name(name: &str) -> Result<(), Error> {
+    let forbidden = |byte: u8| !byte.is_ascii_graphic() || matches!(byte, b'/' | b':' | b'%');
+    if name.len() >= libc::IFNAMSIZ || name.bytes().any(forbidden) || matches!(name, "." | "..") {
+        return Err(Error::Name(name.to_owned()));
+    }
+    Ok(())
+}
+
+/// Attaches `file` to the interface `name`, and returns the name that it has.
+pub(super) fn attach(file: &File, name: &str) -> Result<String, Error> {
+    let mut request = Request::new(name, FLAGS);
+    let mut attached = set_interface(file, &mut request);
+    if matches!(&attached, Err(error) if error.raw_os_error() == Some(libc::EINVAL)) {
+        // An interface made for several queues wants to be told so.
+        let mut again = Request::new(name, FLAGS | MULTI_QUEUE);
+        if set_interface(file, &mut again).is_ok() {
+            (request, attached) = (again, Ok(()));
+        }
+    }
+    match attached {
+        Ok(()) => Ok(request.name()),
+        Err(source) => Err(Error::of_attaching(name, exists(name), source)),
+    }
+}
+
+/// The name of the interface that `file` is attached to.
+pub(super) fn attached_name(file: &File) -> Result<String, Error> {
+    let mut request = Request::new("", 0);
+    // SAFETY: the call writes one `struct ifreq`, which `request` is, and is exclusively ours.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
+    answer(result).map_err(|source| Error::Descriptor {
+        descriptor: file.as_raw_fd(),
+        source,
+    })?;
+    match request.flags & FLAGS == FLAGS {
+        true => Ok(request.name()),
+        false => Err(Error::Mode {
+            name: request.name(),
+            flags: request.flags,
+        }),
+    }
+}
+
+/// Sets how many bytes are before each frame.
+pub(super) fn set_header_size(file: &File, bytes: usize) -> io::Result<()> {
+    let bytes = i32::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the call reads one int, which `bytes` is.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) };
+    answer(result)
+}
+
+/// Sets what packets the driver takes, which has accepted `features`.
+pub(super) fn set_offloads(file: &File, features: u64) -> io::Result<()> {
+    let mut offloads = 0;
+    // The kernel refuses all others without the checksum, as section 5.1.3.1 has it for the features.
+    if features & GUEST_CSUM != 0 {
+        offloads = libc::TUN_F_CSUM;
+        for (feature, flag) in [
+            (GUEST_TSO4, libc::TUN_F_TSO4),
+            (GUEST_TSO6, libc::TUN_F_TSO6),
+            (GUEST_UFO, libc::TUN_F_UFO),
+        ] {
+            offloads |= if features & feature != 0 { flag } else { 0 };
+        }
+        // The kernel knows both or none.
+        if features & GUEST_USO4 != 0 && features & GUEST_USO6 != 0 {
+            offloads |= libc::TUN_F_USO4 | libc::TUN_F_USO6;
+        }
+    }
+    // SAFETY: the call takes a number and no pointer.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, u64::from(offloads)) };
+    answer(result)
+}
+
+/// Makes reads and writes of `file` not block.
+pub(super) fn set_nonblocking(file: &File) -> io::Result<()> {
+    // SAFETY: the call takes no pointer.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    answer(flags)?;
+    // SAFETY: the call takes no pointer.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) };
+    answer(result)
+}
+
+fn set_interface(file: &File, request: &mut Request) -> io::Result<()> {
+    // SAFETY: the call reads and writes one `struct ifreq`, which `request` is, and is exclusively ours.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut *request) };
+    answer(result)
+}
+
+/// Whether there is an interface `name`, of any kind.
+fn exists(name: &str) -> bool {
+    let Ok(name) = CString::new(name) else {
+        return false;
+    };
+    // SAFETY: `name` is a string with its end, and outlives the call.
+    unsafe { libc::if_nametoindex(name.as_ptr()) != 0 }
+}
+
+fn answer(result: i32) -> io::Result<()> {
+    match result {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,181 @@
+//! The device with a driver that has no guest, on a back end that has no network.
+
+mod device;
+mod fake;
+mod hostile;
+mod receive;
+mod stream;
+mod tap;
+mod transmit;
+
+use std::os::fd::RawFd;
+use std::sync::{Arc, Mutex};
+
+use self::fake::{FakeBackend, Wire};
+use super::{Backend, HEADER, Net, Setup};
+use crate::limiter::{Bucket, Limiter};
+use crate::sync::lock;
+use crate::testing::ManualClock;
+use crate::virtio::testing::{CountingInterrupt, FakeDriver, Piece};
+use crate::virtio::{Signal, VirtioDevice};
+
+const READABLE: u32 = 0;
+const WRITABLE: u32 = 1;
+const RECEIVE_TIMER: u32 = 2;
+const TRANSMIT_TIMER: u32 = 3;
+const AGAIN: u32 = 4;
+
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
+/// Bytes of guest memory.
+const MEMORY: usize = 4 << 20;
+
+/// A bucket that holds one and takes two weeks to fill again.
+const ONE: Bucket = Bucket {
+    size: 1,
+    refill_time_ms: 1_209_600_000,
+    one_time_burst: 0,
+};
+
+fn unlimited() -> Limiter {
+    Limiter::new(None, None).unwrap()
+}
+
+fn setup(backend: Box<dyn Backend>) -> Setup {
+    Setup {
+        mac: MAC,
+        mtu: Some(1400),
+        backend,
+        receive_limiter: unlimited(),
+        transmit_limiter: unlimited(),
+        clock: Box::new(ManualClock::default()),
+    }
+}
+
+/// A device, its driver and what is between them.
+struct Rig {
+    driver: FakeDriver,
+    net: Net,
+    line: Arc<CountingInterrupt>,
+    signal: Arc<Signal>,
+    features: u64,
+    next_buffer: u64,
+}
+
+impl Rig {
+    fn new(setup: Setup, features: u64, queue_sizes: [u16; 2]) -> Self {
+        let driver = FakeDriver::new(MEMORY, &queue_sizes);
+        let line = Arc::new(CountingInterrupt::default());
+        let mut net = Net::new(setup).unwrap();
+        let activation = driver.activation(features, line.clone());
+        let signal = activation.signal.clone();
+        net.activate(activation);
+        // What the device does by itself after its activation is done here, where there is nothing to do yet.
+        net.ready(AGAIN);
+        line.take();
+        Self {
+            next_buffer: driver.buffers,
+            driver,
+            net,
+            line,
+            signal,
+            features,
+        }
+    }
+
+    fn with_wire(features: u64) -> (Self, Arc<Mutex<Wire>>) {
+        let (backend, wire) = FakeBackend::new();
+        (Self::new(setup(backend), features, [16, 16]), wire)
+    }
+
+    /// Memory for a buffer of `length` bytes; never the same twice.
+    fn memory(&mut self, length: usize) -> u64 {
+        let address = self.next_buffer;
+        self.next_buffer += length as u64;
+        address
+    }
+
+    /// Puts a receive buffer of `length` bytes into its queue, without a kick.
+    fn add_buffer(&mut self, length: usize) -> u64 {
+        let address = self.memory(length);
+        let piece = Piece::writable(address, u32::try_from(length).unwrap());
+        self.driver.queues[0].add(&[piece]);
+        address
+    }
+
+    /// Puts `packet` into the transmit queue in one piece, without a kick.
+    fn add_packet(&mut self, packet: &[u8]) {
+        let address = self.memory(packet.len());
+        self.driver.write(address, packet);
+        let piece = Piece::readable(address, u32::try_from(packet.len()).unwrap());
+        self.driver.queues[1].add(&[piece]);
+    }
+
+    /// Resets the device and takes it up again.
+    fn restart(&mut self) {
+        self.net.reset();
+        for queue in &mut self.driver.queues {
+            queue.clear();
+        }
+        let activation = self.driver.activation(self.features, self.line.clone());
+        self.signal = activation.signal.clone();
+        self.net.activate(activation);
+        self.net.ready(AGAIN);
+        self.line.take();
+    }
+
+    /// Heads and lengths of what was used of `queue`.
+    fn used(&mut self, queue: usize) -> Vec<u32> {
+        let used = self.driver.queues[queue].collect_used();
+        used.iter().map(|used| used.length).collect()
+    }
+
+    /// Whether a source is ready, and if so tells the device.
+    fn serve(&mut self, token: u32) -> bool {
+        let ready = is_readable(self.descriptor(token), 0);
+        if ready {
+            self.net.ready(token);
+        }
+        ready
+    }
+
+    /// Waits, for up to a minute, for a source that will be ready, and tells the device.
+    fn await_source(&mut self, token: u32) {
+        assert!(is_readable(self.descriptor(token), 60_000));
+        self.net.ready(token);
+    }
+
+    fn descriptor(&self, token: u32) -> RawFd {
+        let sources = self.net.sources();
+        let source = sources.iter().find(|source| source.token == token);
+        source.unwrap().descriptor
+    }
+}
+
+fn is_readable(descriptor: RawFd, milliseconds: i32) -> bool {
+    let mut poll = libc::pollfd {
+        fd: descriptor,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: `poll` is one pollfd, valid and exclusively ours during the call.
+    unsafe { libc::poll(&raw mut poll, 1, milliseconds) == 1 }
+}
+
+/// A packet with an empty header and a frame of `length` bytes that differ from those of other seeds.
+fn packet(seed: u8, length: usize) -> Vec<u8> {
+    let mut packet = vec![0; HEADER];
+    packet.extend((0..length).map(|at| u8::try_from((at * 31 + usize::from(seed)) % 251).unwrap()));
+    packet
+}
+
+/// `packet` as the driver gets it, in so many buffers.
+fn received(packet: &[u8], buffers: u8) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    packet[10] = buffers;
+    packet
+}
+
+/// Packets that wait in the wire for the device.
+fn waiting(wire: &Mutex<Wire>) -> usize {
+    lock(wire).inbound.len()
+}

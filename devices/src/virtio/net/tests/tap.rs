@@ -1,0 +1,325 @@
+//! A tap in a network of its own, which ends with the test's thread. It takes root.
+
+use std::fs::File;
+use std::io;
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Command;
+
+use super::{READABLE, Rig, is_readable, packet, setup};
+use crate::virtio::VirtioDevice;
+use crate::virtio::net::features::{
+    CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_USO4, GUEST_USO6, HOST_UFO, HOST_USO, MRG_RXBUF, STATUS,
+};
+use crate::virtio::net::tap::Error;
+use crate::virtio::net::{Backend, HEADER, Tap};
+
+const HOST: [u8; 4] = [10, 9, 0, 1];
+const GUEST: [u8; 4] = [10, 9, 0, 2];
+const GUEST_MAC: [u8; 6] = super::MAC;
+
+/// Does `test` on a thread with an empty network.
+fn in_own_network(test: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // SAFETY: the call takes no pointer, and changes only this thread.
+            let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+            let error = io::Error::last_os_error();
+            assert_eq!(
+                result, 0,
+                "this test makes a network namespace and a tap in it, which takes root (CAP_SYS_ADMIN and \
+                 CAP_NET_ADMIN) and /dev/net/tun: {error}"
+            );
+            test();
+        });
+        thread.join().unwrap();
+    });
+}
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status();
+    let status = status.expect("this test takes `ip`: apt install iproute2");
+    assert!(status.success(), "ip {arguments}");
+}
+
+/// A device on a new tap with the address of the host.
+fn rig(features: u64, mtu: u16) -> Rig {
+    let tap = Tap::open("mayfly0").expect("this test takes root and /dev/net/tun");
+    assert_eq!(tap.name(), "mayfly0");
+    ip("link set lo up");
+    ip(&format!("link set mayfly0 mtu {mtu} addrgenmode none up"));
+    ip("addr add 10.9.0.1/24 dev mayfly0");
+    Rig::new(setup(Box::new(tap)), features, [64, 64])
+}
+
+/// What the kernel sends next that is ARP or IPv4.
+fn next_frame(rig: &mut Rig, buffers: &mut Vec<(u64, u32)>) -> Vec<u8> {
+    for _ in 0..100 {
+        let used = rig.driver.queues[0].collect_used();
+        let Some(first) = used.first() else {
+            assert!(is_readable(rig.descriptor(READABLE), 60_000), "nothing comes");
+            rig.net.ready(READABLE);
+            continue;
+        };
+        let count = used.len();
+        let lengths = used.iter().map(|used| used.length);
+        let mut bytes = Vec::new();
+        for ((address, _), length) in buffers.drain(..count).zip(lengths) {
+            bytes.extend(rig.driver.read(address, usize::try_from(length).unwrap()));
+        }
+        assert!(first.length > 0);
+        let kind = [bytes[HEADER + 12], bytes[HEADER + 13]];
+        if kind == [8, 6] || kind == [8, 0] {
+            assert_eq!(
+                usize::from(bytes[10]),
+                count,
+                "all of one packet, and of one only"
+            );
+            return bytes;
+        }
+    }
+    panic!("only other protocols");
+}
+
+fn add_buffers(rig: &mut Rig, count: usize, length: u32) -> Vec<(u64, u32)> {
+    let length_in_memory = usize::try_from(length).unwrap();
+    (0..count)
+        .map(|_| (rig.add_buffer(length_in_memory), length))
+        .collect()
+}
+
+/// The guest's answer to an ARP request for it.
+fn arp_reply(request: &[u8]) -> Vec<u8> {
+    let asked = &request[HEADER..];
+    assert_eq!(asked[12..22], [8, 6, 0, 1, 8, 0, 6, 4, 0, 1], "an ARP request");
+    assert_eq!((&asked[28..32], &asked[38..42]), (&HOST[..], &GUEST[..]));
+    let mut reply = vec![0; HEADER];
+    reply.extend(&asked[6..12]);
+    reply.extend(GUEST_MAC);
+    reply.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
+    reply.extend(GUEST_MAC);
+    reply.extend(GUEST);
+    reply.extend(&asked[22..32]);
+    reply
+}
+
+/// The sum that checksums of IPv4 are made of.
+fn sum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|pair| match pair {
+        [high, low] => u32::from(u16::from_be_bytes([*high, *low])),
+        [high] => u32::from(*high) << 8,
+        _ => 0,
+    });
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    u16::try_from(sum).unwrap()
+}
+
+/// A UDP datagram of the guest to `port` of the host, with its header. With `segment` it is to be split into such of so
+/// many bytes, and has no checksum yet.
+fn datagram(to_mac: &[u8], port: u16, data: &[u8], segment: Option<u16>) -> Vec<u8> {
+    let udp_length = u16::try_from(8 + data.len()).unwrap();
+    let mut header = vec![0; HEADER];
+    let mut udp = 9999_u16.to_be_bytes().to_vec();
+    udp.extend(port.to_be_bytes());
+    udp.extend(udp_length.to_be_bytes());
+    udp.extend([0, 0]);
+    if let Some(segment) = segment {
+        // NEEDS_CSUM, GSO_UDP_L4, and from where to where.
+        header[..2].copy_from_slice(&[1, 5]);
+        header[2..4].copy_from_slice(&42_u16.to_le_bytes());
+        header[4..6].copy_from_slice(&segment.to_le_bytes());
+        header[6..8].copy_from_slice(&34_u16.to_le_bytes());
+        header[8..10].copy_from_slice(&6_u16.to_le_bytes());
+        let mut pseudo = [GUEST, HOST].concat();
+        pseudo.extend([0, 17]);
+        pseudo.extend(udp_length.to_be_bytes());
+        udp[6..8].copy_from_slice(&sum(&pseudo).to_be_bytes());
+    }
+    let mut ip = vec![0x45, 0];
+    ip.extend((20 + udp_length).to_be_bytes());
+    ip.extend([0, 1, 0, 0, 64, 17, 0, 0]);
+    ip.extend(GUEST);
+    ip.extend(HOST);
+    let checksum = !sum(&ip);
+    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+    let mac = [to_mac, &GUEST_MAC[..], &[8, 0]].concat();
+    [header, mac, ip, udp, data.to_vec()].concat()
+}
+
+#[test]
+fn guest_and_host_talk() {
+    in_own_network(|| {
+        let mut rig = rig(MRG_RXBUF | CSUM | GUEST_CSUM | HOST_USO | STATUS, 9000);
+        let mut buffers = add_buffers(&mut rig, 40, 1000);
+        let socket = UdpSocket::bind("10.9.0.1:4444").unwrap();
+        let data: Vec<u8> = packet(3, 8000)[HEADER..].to_vec();
+        socket.send_to(&data, "10.9.0.2:9999").unwrap();
+        let request = next_frame(&mut rig, &mut buffers);
+        let reply = arp_reply(&request);
+        let host_mac = request[HEADER + 6..HEADER + 12].to_vec();
+        rig.add_packet(&reply);
+        rig.net.notify(1);
+
+        let received = next_frame(&mut rig, &mut buffers);
+        assert_eq!(received[0], 1, "the guest takes packets without a checksum");
+        assert!(received[HEADER + 42..] == data);
+        assert_eq!(received.len(), HEADER + 42 + 8000);
+
+        rig.add_packet(&datagram(&host_mac, 4444, b"hello", None));
+        rig.net.notify(1);
+        let mut answer = [0; 4000];
+        assert_eq!(socket.recv(&mut answer).unwrap(), 5);
+        assert_eq!(answer[..5], *b"hello");
+        assert_eq!(rig.net.metrics().transmit.packets, 2);
+        assert_eq!(rig.net.metrics().transmit.errors, 0);
+
+        if rig.net.features() & HOST_USO != 0 {
+            rig.add_packet(&datagram(&host_mac, 4444, &data[..2500], Some(1000)));
+            rig.net.notify(1);
+            for part in data[..2500].chunks(1000) {
+                assert_eq!(socket.recv(&mut answer).unwrap(), part.len());
+                assert!(answer[..part.len()] == *part);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_frame_longer_than_expected_is_whole() {
+    in_own_network(|| {
+        // The driver expects 1500 bytes, but the host sends 8000: more than the buffers that are taken for a packet.
+        let mut rig = rig(MRG_RXBUF, 9000);
+        let mut buffers = add_buffers(&mut rig, 2, 800);
+        ip("neigh add 10.9.0.2 lladdr 02:00:00:00:00:07 dev mayfly0");
+        let socket = UdpSocket::bind("10.9.0.1:4444").unwrap();
+        let data: Vec<u8> = packet(3, 8000)[HEADER..].to_vec();
+        socket.send_to(&data, "10.9.0.2:9999").unwrap();
+        rig.net.ready(READABLE);
+        buffers.extend(add_buffers(&mut rig, 40, 800));
+        rig.net.notify(0);
+        let received = next_frame(&mut rig, &mut buffers);
+        assert!(received[HEADER + 42..] == data);
+        assert_eq!(received[..10], [0; 10], "no offload was accepted");
+    });
+}
+
+#[test]
+fn an_interface_that_is_deleted_takes_the_link_down() {
+    in_own_network(|| {
+        let mut rig = rig(STATUS, 1500);
+        rig.add_buffer(2000);
+        ip("link del mayfly0");
+        rig.net.ready(READABLE);
+        let mut status = [0xff; 2];
+        rig.net.read_config(6, &mut status);
+        assert_eq!((status, rig.line.take()), ([0, 0], 1));
+        rig.add_packet(&packet(1, 60));
+        rig.net.notify(1);
+        assert_eq!((rig.used(1).len(), rig.net.metrics().transmit.errors), (1, 1));
+    });
+}
+
+#[test]
+fn a_tap_comes_by_its_descriptor() {
+    in_own_network(|| {
+        let first = Tap::open("mayfly0").unwrap();
+        let descriptor = first.as_fd().try_clone_to_owned().unwrap();
+        drop(first);
+        let tap = Tap::from_descriptor(descriptor).unwrap();
+        assert_eq!(tap.name(), "mayfly0");
+
+        let no_tap = OwnedFd::from(File::open("/dev/null").unwrap());
+        assert!(matches!(
+            Tap::from_descriptor(no_tap).unwrap_err(),
+            Error::Descriptor { .. }
+        ));
+        let unattached = OwnedFd::from(File::open("/dev/net/tun").unwrap());
+        assert!(matches!(
+            Tap::from_descriptor(unattached).unwrap_err(),
+            Error::Descriptor { .. }
+        ));
+    });
+}
+
+#[test]
+fn the_kernel_finds_a_name() {
+    in_own_network(|| assert_eq!(Tap::open("").unwrap().name(), "tap0"));
+}
+
+#[test]
+fn an_interface_for_several_queues_will_do() {
+    in_own_network(|| {
+        ip("tuntap add mayfly0 mode tap multi_queue");
+        assert_eq!(Tap::open("mayfly0").unwrap().name(), "mayfly0");
+    });
+}
+
+#[test]
+fn offloads_are_taken_in_every_combination() {
+    in_own_network(|| {
+        let mut tap = Tap::open("mayfly0").unwrap();
+        assert!(tap.offloads() & HOST_UFO != 0);
+        let all = [GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_USO4, GUEST_USO6];
+        for choice in 0_u32..32 {
+            let chosen = (0..).zip(all).filter(|(at, _)| choice >> at & 1 != 0);
+            let features: u64 = chosen.map(|(_, feature)| feature).sum();
+            if features & !tap.offloads() == 0 {
+                tap.use_features(features).unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_wrong_is_said_with_the_way_out() {
+    in_own_network(|| {
+        let _first = Tap::open("mayfly0").unwrap();
+        let busy = Tap::open("mayfly0").unwrap_err();
+        assert!(matches!(busy, Error::Busy { .. }), "{busy:?}");
+        assert!(
+            busy.to_string()
+                .contains("another process uses the interface mayfly0")
+        );
+        let other = Tap::open("lo").unwrap_err();
+        assert!(matches!(other, Error::NotTap { .. }), "{other:?}");
+        for name in ["sixteen-letters-", "a/b", "a b", "tap%d", "a:b", ".."] {
+            assert!(matches!(Tap::open(name).unwrap_err(), Error::Name(_)), "{name}");
+        }
+        ip("tuntap add mayfly1 mode tap user 0");
+        ip("tuntap add mayfly2 mode tap user 65533");
+        without_privileges(|| {
+            let missing = Tap::open("mayfly9").unwrap_err();
+            assert!(matches!(missing, Error::Missing { .. }), "{missing:?}");
+            assert!(
+                missing
+                    .to_string()
+                    .contains("ip tuntap add mayfly9 mode tap user $USER")
+            );
+            let denied = Tap::open("mayfly2").unwrap_err();
+            assert!(matches!(denied, Error::Denied { .. }), "{denied:?}");
+            assert!(Tap::open("mayfly1").is_ok());
+        });
+    });
+}
+
+#[test]
+fn a_missing_device_is_said_with_the_way_out() {
+    let of = |code| Error::of_device(io::Error::from_raw_os_error(code));
+    assert!(of(libc::ENOENT).to_string().contains("modprobe tun"));
+    assert!(of(libc::EACCES).to_string().contains("chmod 666 /dev/net/tun"));
+    assert!(matches!(of(libc::EMFILE), Error::Device(_)));
+}
+
+/// Does `test` without the privileges of root, which this thread does not get back.
+fn without_privileges(test: impl FnOnce()) {
+    // Version 3 of the call, for this thread, and no capability in any of the three sets of twice 32.
+    let header = [0x2008_0522_u32, 0];
+    let none = [0_u32; 6];
+    // SAFETY: the call reads the header and six words, which both outlive it, and changes only this thread.
+    let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    test();
+}

@@ -1,0 +1,58 @@
+//! What one turn of a queue works with, and how it ends.
+
+use std::time::Duration;
+
+use snapshot::GuestMemory;
+
+use super::backend::Backend;
+use super::metrics::Counters;
+use super::ring::Ring;
+use crate::clock::Clock;
+use crate::limiter::Limiter;
+
+/// The most packets that one turn serves.
+pub(super) const MOST_PACKETS: usize = 512;
+
+/// What one queue is served with.
+pub(super) struct Turn<'a> {
+    /// Features that the driver has accepted.
+    pub(super) features: u64,
+    pub(super) memory: &'a GuestMemory,
+    pub(super) ring: &'a mut Ring,
+    pub(super) backend: &'a mut dyn Backend,
+    pub(super) limiter: &'a mut Limiter,
+    pub(super) clock: &'a dyn Clock,
+    pub(super) counters: &'a mut Counters,
+}
+
+/// Why a turn has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// There is nothing to do before the driver or the back end has something.
+    Idle,
+    /// The rate limiter says when to go on.
+    Throttled,
+    /// The back end takes no more before it is writable.
+    Full,
+    /// There is more to do.
+    Exhausted,
+}
+
+impl Turn<'_> {
+    /// Asks the rate limiter whether a frame of `bytes` may pass now.
+    pub(super) fn permits(&mut self, bytes: usize) -> bool {
+        let now = match self.limiter.limits() {
+            true => self.clock.now(),
+            false => Duration::ZERO,
+        };
+        let permitted = self.limiter.consume(bytes as u64, now);
+        self.counters.throttled += u64::from(!permitted);
+        permitted
+    }
+
+    /// Counts a frame of `bytes` that has passed.
+    pub(super) fn passed(&mut self, bytes: usize) {
+        self.counters.packets += 1;
+        self.counters.bytes += bytes as u64;
+    }
+}

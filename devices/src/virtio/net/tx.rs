@@ -1,0 +1,110 @@
+//! From the guest to the back end.
+
+use std::io;
+
+use super::backend::Sent;
+use super::features::header_agrees;
+use super::ring::Error;
+use super::turn::{Ended, MOST_PACKETS, Turn};
+use super::{HEADER, LONGEST_PACKET, SHORTEST_FRAME};
+use crate::virtio::chain::{Chain, Limits, MOST_PIECES, Pieces};
+
+/// One entry of what `sendmsg` takes is left for what a back end puts before the frame.
+const LIMITS: Limits = Limits {
+    pieces: MOST_PIECES - 1,
+    ..Limits::WIDEST
+};
+
+/// What has become of a packet.
+enum Fate {
+    /// It is done with, sent or dropped.
+    Done,
+    /// It is done with, and the back end takes no more.
+    DoneFull,
+    /// It stays in the queue.
+    Kept(Ended),
+}
+
+/// The transmitting half of the device.
+#[derive(Default)]
+pub(super) struct Transmitter {
+    /// The rate limiter has let the next packet pass, but the back end has not taken it yet.
+    permitted: bool,
+}
+
+impl Transmitter {
+    /// Sends the driver's packets until there are none, or something is in the way.
+    pub(super) fn turn(&mut self, turn: &mut Turn<'_>) -> Result<Ended, Error> {
+        let memory = turn.memory;
+        let mut chain = Chain::default();
+        turn.ring.mute(memory)?;
+        for _ in 0..MOST_PACKETS {
+            let Some(descriptors) = turn.ring.pop(memory)? else {
+                if turn.ring.listen(memory)? {
+                    turn.ring.mute(memory)?;
+                    continue;
+                }
+                return Ok(Ended::Idle);
+            };
+            chain.replace(descriptors, memory, LIMITS).map_err(Error::Chain)?;
+            if !chain.writable.is_empty() {
+                return Err(Error::Direction(chain.head));
+            }
+            let fate = self.send(turn, &chain.readable)?;
+            if let Fate::Kept(ended) = fate {
+                turn.ring.put_back(1);
+                return Ok(ended);
+            }
+            turn.ring.publish(memory, &[(chain.head, 0)])?;
+            if let Fate::DoneFull = fate {
+                return Ok(Ended::Full);
+            }
+        }
+        Ok(Ended::Exhausted)
+    }
+
+    fn send(&mut self, turn: &mut Turn<'_>, packet: &Pieces<'_>) -> Result<Fate, Error> {
+        let length = usize::try_from(packet.len()).unwrap_or(usize::MAX);
+        if !(HEADER + SHORTEST_FRAME..=LONGEST_PACKET).contains(&length) {
+            turn.counters.drops += 1;
+            return Ok(Fate::Done);
+        }
+        let mut header = [0; HEADER];
+        packet.read_exact(0, &mut header).map_err(Error::Chain)?;
+        if !header_agrees(&header, turn.features) {
+            turn.counters.drops += 1;
+            return Ok(Fate::Done);
+        }
+        if !self.permitted && !turn.permits(length - HEADER) {
+            return Ok(Fate::Kept(Ended::Throttled));
+        }
+        self.permitted = false;
+        match retried(|| turn.backend.send(packet)) {
+            Ok(sent) => {
+                turn.passed(length - HEADER);
+                Ok(match sent {
+                    Sent::Whole => Fate::Done,
+                    Sent::Partly => Fate::DoneFull,
+                })
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.permitted = true;
+                Ok(Fate::Kept(Ended::Full))
+            }
+            Err(_) => {
+                turn.counters.errors += 1;
+                Ok(Fate::Done)
+            }
+        }
+    }
+}
+
+/// Does `call` again when a signal has interrupted it.
+fn retried<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
