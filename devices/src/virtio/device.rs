@@ -3,8 +3,8 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use snapshot::GuestMemory;
-use virtio_queue::Queue;
+use snapshot::{Component, GuestMemory};
+use virtio_queue::{Queue, QueueState};
 
 use super::signal::Signal;
 
@@ -38,7 +38,11 @@ pub struct Source {
 /// its queues. All methods are called with the lock of the transport held, on a vCPU's thread or on that of the event
 /// loop, and none of them blocks. A malformed chain makes the device stop its queues and call [`Signal::needs_reset`]; it
 /// never is an error for the VMM.
-pub trait VirtioDevice: Send {
+///
+/// A device is a [`Component`]: it keeps what its driver has brought about by its requests, and what its back end needs
+/// to go on. Its transport keeps the rest: features, status and queues. State is saved with no request in flight; it is
+/// restored after `activate` when the saved device was activated, into a device that is not activated otherwise.
+pub trait VirtioDevice: Component + Send {
     /// Device ID, section 5 of the specification.
     fn device_id(&self) -> u32;
 
@@ -60,6 +64,9 @@ pub trait VirtioDevice: Send {
 
     /// The driver has put something into `queue`.
     fn notify(&mut self, queue: usize);
+
+    /// The queues as they are, in their order. Empty when the device is not activated.
+    fn queue_states(&self) -> Vec<QueueState>;
 
     /// What the event loop is to watch from the beginning to the end of the device.
     fn sources(&self) -> Vec<Source>;

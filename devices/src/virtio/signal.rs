@@ -65,6 +65,13 @@ impl Signal {
         self.broken.store(false, Ordering::SeqCst);
     }
 
+    /// Replaces the registers by those of a snapshot. No interrupt is raised: one that was under way is part of the
+    /// interrupt controller's state.
+    pub(super) fn restore(&self, status: u32, broken: bool) {
+        self.status.store(status, Ordering::SeqCst);
+        self.broken.store(broken, Ordering::SeqCst);
+    }
+
     fn raise(&self, bit: u32) {
         // The reason is in the register before the interrupt that makes the driver read it.
         self.status.fetch_or(bit, Ordering::SeqCst);

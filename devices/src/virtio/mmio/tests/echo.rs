@@ -1,0 +1,163 @@
+//! A device that writes what it reads.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Serialize};
+use snapshot::persist::Error;
+use snapshot::{Persist, Schema};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::{QueueOwnedT, QueueState, QueueT};
+
+use crate::sync::lock;
+use crate::virtio::chain::{Chain, Limits};
+use crate::virtio::device::{Activation, Source, VirtioDevice};
+
+pub const ID: u32 = 0x7f;
+pub const SIZES: [u16; 2] = [16, 4];
+/// A feature of the device itself.
+pub const FEATURE: u64 = 1 << 5;
+pub const OFFERED: u64 = FEATURE | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+/// The most chains at one kick. A queue whose rings overlap its buffers may never come to its end.
+const MOST: usize = 256;
+
+/// What the test sees of the device from outside.
+#[derive(Default)]
+pub struct Seen {
+    pub activations: AtomicU32,
+    pub resets: AtomicU32,
+    pub kicks: AtomicU32,
+    pub features: AtomicU64,
+    pub tokens: Mutex<Vec<u32>>,
+    pub configuration: Mutex<Vec<u8>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EchoState {
+    pub echoed: u32,
+}
+
+impl Schema for EchoState {
+    const NAME: &'static str = "echo";
+    const VERSION: u32 = 1;
+}
+
+pub struct Echo {
+    pub seen: Arc<Seen>,
+    activation: Option<Activation>,
+    echoed: u32,
+}
+
+impl Echo {
+    pub fn new(seen: Arc<Seen>) -> Self {
+        Self {
+            seen,
+            activation: None,
+            echoed: 0,
+        }
+    }
+
+    /// `None` at anything malformed.
+    fn serve(&mut self, queue: usize) -> Option<()> {
+        let activation = self.activation.as_mut()?;
+        let queue = &mut activation.queues[queue];
+        let memory = &activation.memory;
+        for _ in 0..MOST {
+            let Some(chain) = queue.iter(memory).ok()?.next() else {
+                break;
+            };
+            let chain = Chain::collect(chain, memory, Limits::WIDEST).ok()?;
+            let length = chain.readable.len().min(chain.writable.len()).min(0x1_0000);
+            let mut data = vec![0; usize::try_from(length).unwrap()];
+            chain.readable.read_exact(0, &mut data).ok()?;
+            chain.writable.write_all(0, &data).ok()?;
+            queue
+                .add_used(memory, chain.head, u32::try_from(length).unwrap())
+                .ok()?;
+            self.echoed += 1;
+        }
+        queue.enable_notification(memory).ok()?;
+        if queue.needs_notification(memory).ok()? {
+            activation.signal.used_buffers();
+        }
+        Some(())
+    }
+}
+
+impl VirtioDevice for Echo {
+    fn device_id(&self) -> u32 {
+        ID
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &SIZES
+    }
+
+    fn features(&self) -> u64 {
+        OFFERED
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let configuration = lock(&self.seen.configuration);
+        for (offset, byte) in (offset..).zip(data) {
+            let offset = usize::try_from(offset).unwrap();
+            *byte = configuration.get(offset).copied().unwrap_or(0);
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) {
+        assert!(self.activation.is_none(), "activated twice");
+        assert!(
+            activation
+                .queues
+                .iter()
+                .all(|queue| queue.is_valid(&activation.memory))
+        );
+        self.seen.activations.fetch_add(1, Ordering::SeqCst);
+        self.seen.features.store(activation.features, Ordering::SeqCst);
+        self.activation = Some(activation);
+    }
+
+    fn reset(&mut self) {
+        assert!(self.activation.take().is_some(), "reset without activation");
+        self.echoed = 0;
+        self.seen.resets.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn notify(&mut self, queue: usize) {
+        self.seen.kicks.fetch_add(1, Ordering::SeqCst);
+        if self.serve(queue).is_none() {
+            self.activation.as_ref().unwrap().signal.needs_reset();
+        }
+    }
+
+    fn queue_states(&self) -> Vec<QueueState> {
+        let queues = self.activation.iter().flat_map(|activation| &activation.queues);
+        queues.map(|queue| queue.state()).collect()
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        vec![Source {
+            descriptor: 0,
+            token: 3,
+            edge: true,
+        }]
+    }
+
+    fn ready(&mut self, token: u32) {
+        lock(&self.seen.tokens).push(token);
+    }
+}
+
+impl Persist for Echo {
+    type State = EchoState;
+
+    fn save(&self) -> Result<EchoState, Error> {
+        Ok(EchoState { echoed: self.echoed })
+    }
+
+    fn restore(&mut self, state: EchoState) -> Result<(), Error> {
+        self.echoed = state.echoed;
+        Ok(())
+    }
+}

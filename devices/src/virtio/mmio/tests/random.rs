@@ -1,0 +1,109 @@
+//! Whatever a guest comes up with.
+
+use proptest::prelude::{Just, Strategy, any, prop_assert, prop_oneof, proptest};
+
+use super::super::registers as r;
+use super::{Bench, READY};
+use crate::testing::{Access, accesses, replay};
+use crate::virtio::testing::{FakeQueue, Piece, RawDescriptor};
+
+/// A change to the rings of a queue.
+#[derive(Clone, Debug)]
+enum Mutation {
+    Descriptor(u16, RawDescriptor),
+    Publish(u16),
+    AvailableIndex(u16),
+    UsedEvent(u16),
+    /// A byte of the rings, counted from the descriptor table on.
+    Byte(u64, u8),
+    Kick,
+}
+
+fn small_or_any() -> impl Strategy<Value = u16> {
+    prop_oneof![0_u16..18, any::<u16>()]
+}
+
+/// Descriptors that are nearly right, so that they get far.
+fn descriptors() -> impl Strategy<Value = RawDescriptor> {
+    let address = prop_oneof![0x1000_u64..0x2_0010, any::<u64>()];
+    let length = prop_oneof![0_u32..64, Just(256), any::<u32>()];
+    let flags = prop_oneof![0_u16..4, 0_u16..8, any::<u16>()];
+    (address, length, flags, small_or_any()).prop_map(|(address, length, flags, next)| RawDescriptor {
+        address,
+        length,
+        flags,
+        next,
+    })
+}
+
+fn mutations() -> impl Strategy<Value = Vec<Mutation>> {
+    let mutation = prop_oneof![
+        (0_u16..16, descriptors()).prop_map(|(index, descriptor)| Mutation::Descriptor(index, descriptor)),
+        small_or_any().prop_map(Mutation::Publish),
+        small_or_any().prop_map(Mutation::AvailableIndex),
+        small_or_any().prop_map(Mutation::UsedEvent),
+        (0_u64..0x200, any::<u8>()).prop_map(|(at, value)| Mutation::Byte(at, value)),
+        Just(Mutation::Kick),
+    ];
+    proptest::collection::vec(mutation, 0..48)
+}
+
+fn mutate(queue: &mut FakeQueue, mutation: &Mutation) {
+    match mutation {
+        Mutation::Descriptor(index, descriptor) => queue.set_descriptor(*index, *descriptor),
+        Mutation::Publish(head) => queue.publish(*head),
+        Mutation::AvailableIndex(index) => queue.set_available_index(*index),
+        Mutation::UsedEvent(index) => queue.set_used_event(*index),
+        Mutation::Byte(..) | Mutation::Kick => {}
+    }
+}
+
+/// Queue configuration and status writes that have a chance to start the device, among others that have none.
+fn near_misses() -> impl Strategy<Value = Vec<Access>> {
+    let offset = prop_oneof![0_u64..0x40, Just(r::STATUS / 4), Just(r::QUEUE_READY / 4)];
+    let value = prop_oneof![0_u32..20, Just(0x1000), Just(READY), any::<u32>()];
+    let write = (offset, value).prop_map(|(offset, value)| Access::Write {
+        offset: offset * 4,
+        data: value.to_le_bytes().to_vec(),
+    });
+    proptest::collection::vec(write, 0..64)
+}
+
+proptest! {
+    #[test]
+    fn no_ring_harms_the_device(mutations in mutations(), event_idx: bool, start in 0_u16..3) {
+        let mut bench = Bench::new();
+        let features = u64::from(event_idx) << 29;
+        prop_assert!(bench.driver.start(&mut bench.transport, features) == READY);
+        let buffers = bench.driver.buffers;
+        for _ in 0..start {
+            bench.driver.queues[0].add(&[Piece::readable(buffers, 16), Piece::writable(buffers, 16)]);
+        }
+        let rings = bench.driver.queues[0].descriptors;
+        for mutation in &mutations {
+            match mutation {
+                Mutation::Kick => bench.kick(0),
+                Mutation::Byte(at, value) => bench.driver.write(rings + at, &[*value]),
+                other => mutate(&mut bench.driver.queues[0], other),
+            }
+        }
+        bench.kick(0);
+        bench.works_after_reset();
+    }
+
+    #[test]
+    fn no_access_harms_the_transport(accesses in accesses(r::WINDOW), started: bool) {
+        let mut bench = if started { Bench::started() } else { Bench::new() };
+        replay(&mut bench.transport, &accesses);
+        bench.works_after_reset();
+    }
+
+    #[test]
+    fn no_order_of_writes_harms_the_transport(writes in near_misses(), more in near_misses()) {
+        let mut bench = Bench::new();
+        replay(&mut bench.transport, &writes);
+        bench.start();
+        replay(&mut bench.transport, &more);
+        bench.works_after_reset();
+    }
+}

@@ -1,0 +1,197 @@
+//! State that leaves and comes back.
+
+use proptest::prelude::{prop_assert, proptest};
+use snapshot::persist::Error;
+use snapshot::{Component, Reader, Writer};
+
+use super::super::registers as r;
+use super::super::state::TransportState;
+use super::echo::FEATURE;
+use super::{Bench, MEMORY, READY, count};
+use crate::sync::lock;
+use crate::testing::{accesses, replay};
+use crate::virtio::testing::{FakeDriver, Piece};
+
+/// What is wrong with a state, and how it becomes so.
+type Change<'a> = (&'a str, &'a dyn Fn(&mut TransportState));
+
+fn save(bench: &Bench) -> Vec<u8> {
+    let mut archive = Writer::new();
+    bench.transport.put("net", &mut archive).unwrap();
+    archive.into_bytes()
+}
+
+fn restore(bench: &mut Bench, bytes: &[u8]) -> Result<(), Error> {
+    let mut archive = Reader::parse(bytes).unwrap();
+    bench.transport.take("net", &mut archive)?;
+    archive.finish().unwrap();
+    Ok(())
+}
+
+/// A bench with the memory and driver of `bench`, and a device that knows nothing yet.
+fn moved(bench: Bench) -> (Bench, Vec<u8>) {
+    let bytes = save(&bench);
+    (Bench::with(bench.driver), bytes)
+}
+
+#[test]
+fn a_running_device_goes_on_where_it_was() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.driver.start(&mut bench.transport, FEATURE | 1 << 29), READY);
+    *lock(&bench.seen.configuration) = vec![1, 2, 3];
+    for _ in 0..21 {
+        bench.driver.queues[0].set_used_event(bench.driver.queues[0].used_index());
+        bench.echoes(0, b"before");
+    }
+    bench.get(r::CONFIG);
+    let status = bench.get(r::INTERRUPT_STATUS);
+    assert_eq!(status, 1);
+    let (mut bench, bytes) = moved(bench);
+    *lock(&bench.seen.configuration) = vec![1, 2, 3];
+    restore(&mut bench, &bytes).unwrap();
+    assert_eq!(save(&bench), bytes);
+    assert_eq!((bench.get(r::STATUS), bench.get(r::INTERRUPT_STATUS)), (READY, 1));
+    assert_eq!(bench.line.take(), 0, "a restore is silent");
+    bench.set(r::INTERRUPT_ACK, 1);
+    bench.transport.resume();
+    assert_eq!((bench.get(r::INTERRUPT_STATUS), count(&bench.seen.kicks)), (1, 2));
+    bench.echoes(0, b"after");
+    bench.echoes(1, b"after");
+    bench.works_after_reset();
+}
+
+#[test]
+fn what_was_published_before_is_served_after() {
+    let mut bench = Bench::started();
+    let buffers = bench.driver.buffers;
+    bench.driver.queues[1].add(&[Piece::readable(buffers, 3), Piece::writable(buffers, 3)]);
+    let (mut bench, bytes) = moved(bench);
+    restore(&mut bench, &bytes).unwrap();
+    assert!(bench.driver.queues[1].pop_used().is_none());
+    bench.transport.resume();
+    assert_eq!(bench.driver.queues[1].collect_used().len(), 1);
+}
+
+#[test]
+fn another_configuration_is_told_of() {
+    let mut bench = Bench::started();
+    *lock(&bench.seen.configuration) = vec![1];
+    let before = bench.get(r::CONFIG_GENERATION);
+    let (mut bench, bytes) = moved(bench);
+    *lock(&bench.seen.configuration) = vec![2];
+    restore(&mut bench, &bytes).unwrap();
+    bench.transport.resume();
+    assert_eq!(bench.get(r::INTERRUPT_STATUS), 3);
+    assert_ne!(bench.get(r::CONFIG_GENERATION), before);
+}
+
+#[test]
+fn every_stage_of_a_device_comes_back() {
+    let broken = |bench: &mut Bench| {
+        bench.start();
+        bench.driver.queues[0].publish(77);
+        bench.kick(0);
+    };
+    let half_way = |bench: &mut Bench| {
+        bench.set(r::STATUS, r::ACKNOWLEDGE | r::DRIVER);
+        bench.set(r::DRIVER_FEATURES, 0xffff);
+        bench.set(r::QUEUE_SEL, 1);
+        bench.set(r::QUEUE_NUM, 3);
+        bench.set(r::QUEUE_DESC_HIGH, 0xfff);
+    };
+    let unready = |bench: &mut Bench| {
+        bench.driver.queues.truncate(1);
+        bench.start();
+    };
+    let stages: [&dyn Fn(&mut Bench); 4] = [&broken, &half_way, &unready, &|_| {}];
+    for (index, stage) in stages.iter().enumerate() {
+        let mut bench = Bench::new();
+        stage(&mut bench);
+        let status = bench.get(r::STATUS);
+        let bytes = save(&bench);
+        // Into one that has lived before, of which nothing must stay.
+        let mut other = Bench::started();
+        other.echoes(1, b"an earlier life");
+        restore(&mut other, &bytes).unwrap();
+        assert_eq!(other.get(r::STATUS), status, "stage {index}");
+        assert_eq!(save(&other), bytes, "stage {index}");
+        other.transport.resume();
+        other.works_after_reset();
+    }
+}
+
+#[test]
+fn state_that_cannot_be_is_refused() {
+    let changes: [Change<'_>; 10] = [
+        ("another device", &|state| state.device_id = 1),
+        ("a queue too few", &|state| state.rings.truncate(1)),
+        ("unknown status", &|state| state.registers.status |= 0x10),
+        ("broken as status", &|state| {
+            state.registers.status |= r::DEVICE_NEEDS_RESET
+        }),
+        ("started without features", &|state| {
+            state.registers.status &= !r::FEATURES_OK
+        }),
+        ("active but not started", &|state| {
+            state.registers.status &= !r::DRIVER_OK
+        }),
+        ("features that are not offered", &|state| {
+            state.registers.driver_features |= 1 << 50
+        }),
+        ("no VERSION_1", &|state| state.registers.driver_features = 0),
+        ("unknown interrupts", &|state| state.interrupt_status = 4),
+        ("active without a ready queue", &|state| {
+            state.rings[1].ready = false
+        }),
+    ];
+    let good = Bench::started().transport.state().unwrap();
+    Bench::new().transport.restore(good.clone()).unwrap();
+    let rings: [Change<'_>; 4] = [
+        ("a size that is no power of two", &|state| state.rings[0].size = 3),
+        ("a size too large", &|state| state.rings[0].size = 32),
+        ("a ring outside memory", &|state| {
+            state.rings[0].used = MEMORY as u64
+        }),
+        ("a misaligned ring", &|state| state.rings[1].descriptors += 8),
+    ];
+    for (what, change) in changes.iter().chain(&rings) {
+        let mut state = good.clone();
+        change(&mut state);
+        let mut bench = Bench::new();
+        let restored = bench.transport.restore(state);
+        assert!(matches!(restored, Err(Error::Invalid { .. })), "{what}");
+        assert_eq!(count(&bench.seen.activations), 0, "{what}");
+    }
+}
+
+#[test]
+fn a_smaller_memory_is_refused() {
+    let bytes = save(&Bench::started());
+    let mut small = Bench::with(FakeDriver::new(0x1000, &[]));
+    assert!(matches!(restore(&mut small, &bytes), Err(Error::Invalid { .. })));
+}
+
+proptest! {
+    #[test]
+    fn every_state_that_a_guest_makes_comes_back(accesses in accesses(r::CONFIG), started: bool) {
+        let mut bench = if started { Bench::started() } else { Bench::new() };
+        replay(&mut bench.transport, &accesses);
+        let (mut bench, bytes) = moved(bench);
+        restore(&mut bench, &bytes).unwrap();
+        prop_assert!(save(&bench) == bytes);
+    }
+
+    #[test]
+    fn no_changed_byte_harms(at in 0..200_usize, value: u8, running: bool) {
+        let bench = if running { Bench::started() } else { Bench::new() };
+        let mut bytes = save(&bench);
+        let at = at % bytes.len();
+        bytes[at] = value;
+        let mut other = Bench::with(bench.driver);
+        let restored = Reader::parse(&bytes).is_ok_and(|mut archive| other.transport.take("net", &mut archive).is_ok());
+        if restored {
+            other.transport.resume();
+            other.works_after_reset();
+        }
+    }
+}

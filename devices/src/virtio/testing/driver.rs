@@ -1,0 +1,114 @@
+use std::sync::Arc;
+
+use snapshot::GuestMemory;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::QueueT;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::queue::FakeQueue;
+use super::registers::{get, set};
+use crate::bus::BusDevice;
+use crate::interrupt::Interrupt;
+use crate::virtio::device::Activation;
+use crate::virtio::mmio::registers as r;
+use crate::virtio::signal::Signal;
+
+/// Where the rings begin: not at 0, where no driver puts them.
+const RINGS: u64 = 0x1000;
+const PAGE: u64 = 0x1000;
+
+/// A driver with its memory and its queues.
+pub struct FakeDriver {
+    /// Guest memory, from address 0.
+    pub memory: GuestMemory,
+    /// One for each queue of the device.
+    pub queues: Vec<FakeQueue>,
+    /// The first address behind the rings, page-aligned: from here on memory is free for buffers.
+    pub buffers: u64,
+}
+
+impl FakeDriver {
+    /// A driver in `memory_size` bytes of memory, with a queue of each of `queue_sizes`.
+    pub fn new(memory_size: usize, queue_sizes: &[u16]) -> Self {
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), memory_size)]).unwrap();
+        let mut buffers = RINGS;
+        let mut queues = Vec::new();
+        for size in queue_sizes {
+            let queue = FakeQueue::new(memory.clone(), buffers, *size);
+            buffers = queue.end().next_multiple_of(PAGE);
+            queues.push(queue);
+        }
+        Self {
+            memory,
+            queues,
+            buffers,
+        }
+    }
+
+    /// What a device gets when this driver has accepted `features`, to which VERSION_1 is added; interrupts go to `line`.
+    pub fn activation(&self, features: u64, line: Arc<dyn Interrupt>) -> Activation {
+        let side = |queue: &FakeQueue| {
+            let mut queue = queue.device_side();
+            queue.set_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
+            queue
+        };
+        Activation {
+            features: features | 1 << VIRTIO_F_VERSION_1,
+            queues: self.queues.iter().map(side).collect(),
+            memory: self.memory.clone(),
+            signal: Arc::new(Signal::new(line)),
+        }
+    }
+
+    /// Brings a device up through its transport as section 3.1.1 has it: accepts what of `features` is offered, and
+    /// VERSION_1, makes all queues ready, sets DRIVER_OK. Returns the Status register.
+    pub fn start(&self, transport: &mut dyn BusDevice, features: u64) -> u32 {
+        let accepted = features | 1 << VIRTIO_F_VERSION_1;
+        set(transport, r::STATUS, r::ACKNOWLEDGE | r::DRIVER);
+        for select in [0, 1] {
+            set(transport, r::DEVICE_FEATURES_SEL, select);
+            let offered = get(transport, r::DEVICE_FEATURES);
+            let wanted = (accepted >> (32 * select)) & 0xffff_ffff;
+            set(transport, r::DRIVER_FEATURES_SEL, select);
+            set(
+                transport,
+                r::DRIVER_FEATURES,
+                offered & u32::try_from(wanted).unwrap(),
+            );
+        }
+        let status = r::ACKNOWLEDGE | r::DRIVER | r::FEATURES_OK;
+        set(transport, r::STATUS, status);
+        for (index, queue) in (0..).zip(&self.queues) {
+            set(transport, r::QUEUE_SEL, index);
+            queue.register(transport);
+        }
+        set(transport, r::STATUS, status | r::DRIVER_OK);
+        get(transport, r::STATUS)
+    }
+
+    /// Tells the device that there is something in `queue`.
+    pub fn kick(&self, transport: &mut dyn BusDevice, queue: u32) {
+        set(transport, r::QUEUE_NOTIFY, queue);
+    }
+
+    /// Resets the device and clears the queues.
+    pub fn reset(&mut self, transport: &mut dyn BusDevice) {
+        set(transport, r::STATUS, 0);
+        for queue in &mut self.queues {
+            queue.clear();
+        }
+    }
+
+    /// Writes `data` into memory.
+    pub fn write(&self, address: u64, data: &[u8]) {
+        self.memory.write_slice(data, GuestAddress(address)).unwrap();
+    }
+
+    /// Reads `length` bytes of memory.
+    pub fn read(&self, address: u64, length: usize) -> Vec<u8> {
+        let mut data = vec![0; length];
+        self.memory.read_slice(&mut data, GuestAddress(address)).unwrap();
+        data
+    }
+}

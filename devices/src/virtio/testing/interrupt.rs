@@ -1,0 +1,20 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::interrupt::Interrupt;
+
+/// An interrupt input that counts how often it was raised.
+#[derive(Debug, Default)]
+pub struct CountingInterrupt(AtomicU32);
+
+impl CountingInterrupt {
+    /// How often it was raised since the last call.
+    pub fn take(&self) -> u32 {
+        self.0.swap(0, Ordering::SeqCst)
+    }
+}
+
+impl Interrupt for CountingInterrupt {
+    fn set_level(&self, asserted: bool) {
+        self.0.fetch_add(asserted.into(), Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,310 @@
+use std::sync::atomic::Ordering;
+
+use snapshot::GuestMemory;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::registers::set;
+use crate::bus::BusDevice;
+use crate::virtio::mmio::registers as r;
+
+/// Descriptor flag: another descriptor follows.
+pub const NEXT: u16 = 1;
+/// Descriptor flag: for the device to write.
+pub const WRITE: u16 = 2;
+/// Descriptor flag: names a table of descriptors.
+pub const INDIRECT: u16 = 4;
+
+/// Bytes of a descriptor.
+const DESCRIPTOR: u64 = 16;
+/// Bytes of an entry of the available ring.
+const AVAILABLE: u64 = 2;
+/// Bytes of an entry of the used ring.
+const USED: u64 = 8;
+/// Offset of the index in either ring, behind the flags.
+const INDEX: u64 = 2;
+/// Offset of the entries in either ring.
+const ENTRIES: u64 = 4;
+
+/// A descriptor as it lies in a table. Any values go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RawDescriptor {
+    /// Guest-physical address of the piece.
+    pub address: u64,
+    /// Bytes of the piece.
+    pub length: u32,
+    /// Of [`NEXT`], [`WRITE`] and [`INDIRECT`].
+    pub flags: u16,
+    /// Index of the next descriptor.
+    pub next: u16,
+}
+
+/// A piece of memory for a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Guest-physical address.
+    pub address: u64,
+    /// Bytes.
+    pub length: u32,
+    /// Whether the device may write it, else it may read it.
+    pub writable: bool,
+}
+
+impl Piece {
+    /// For the device to read.
+    pub fn readable(address: u64, length: u32) -> Self {
+        Self {
+            address,
+            length,
+            writable: false,
+        }
+    }
+
+    /// For the device to write.
+    pub fn writable(address: u64, length: u32) -> Self {
+        Self {
+            address,
+            length,
+            writable: true,
+        }
+    }
+}
+
+/// An entry of the used ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// Index of the first descriptor of the chain.
+    pub head: u32,
+    /// Bytes that the device says it has written.
+    pub length: u32,
+}
+
+/// The driver's side of one split queue.
+pub struct FakeQueue {
+    memory: GuestMemory,
+    size: u16,
+    /// Guest-physical address of the descriptor table.
+    pub descriptors: u64,
+    /// Guest-physical address of the available ring.
+    pub available: u64,
+    /// Guest-physical address of the used ring.
+    pub used: u64,
+    free: Vec<u16>,
+    /// Descriptors of each chain, by its head.
+    chains: Vec<Vec<u16>>,
+    next_available: u16,
+    next_used: u16,
+}
+
+impl FakeQueue {
+    /// A queue of `size` with its rings in `memory` from `base`, a multiple of 16, all of it cleared.
+    pub fn new(memory: GuestMemory, base: u64, size: u16) -> Self {
+        let available = base + DESCRIPTOR * u64::from(size);
+        let used = (available + ENTRIES + AVAILABLE * u64::from(size) + 2).next_multiple_of(4);
+        let mut queue = Self {
+            memory,
+            size,
+            descriptors: base,
+            available,
+            used,
+            free: Vec::new(),
+            chains: Vec::new(),
+            next_available: 0,
+            next_used: 0,
+        };
+        queue.clear();
+        queue
+    }
+
+    /// Clears the rings and forgets all chains, as a driver does before it takes its device up again.
+    pub fn clear(&mut self) {
+        let length = usize::try_from(self.end() - self.descriptors).unwrap();
+        self.memory
+            .write_slice(&vec![0; length], GuestAddress(self.descriptors))
+            .unwrap();
+        self.free = (0..self.size).rev().collect();
+        self.chains = vec![Vec::new(); self.size.into()];
+        self.next_available = 0;
+        self.next_used = 0;
+    }
+
+    /// Size of the queue.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// The first address behind the rings.
+    pub fn end(&self) -> u64 {
+        self.used + ENTRIES + USED * u64::from(self.size) + 2
+    }
+
+    /// The device's side of the queue, ready.
+    pub fn device_side(&self) -> Queue {
+        let mut queue = Queue::new(self.size).unwrap();
+        queue
+            .try_set_desc_table_address(GuestAddress(self.descriptors))
+            .unwrap();
+        queue
+            .try_set_avail_ring_address(GuestAddress(self.available))
+            .unwrap();
+        queue.try_set_used_ring_address(GuestAddress(self.used)).unwrap();
+        queue.set_ready(true);
+        queue
+    }
+
+    /// Writes the registers of the selected queue of `transport` and makes it ready.
+    pub fn register(&self, transport: &mut dyn BusDevice) {
+        set(transport, r::QUEUE_NUM, self.size.into());
+        for (low, high, address) in [
+            (r::QUEUE_DESC_LOW, r::QUEUE_DESC_HIGH, self.descriptors),
+            (r::QUEUE_DRIVER_LOW, r::QUEUE_DRIVER_HIGH, self.available),
+            (r::QUEUE_DEVICE_LOW, r::QUEUE_DEVICE_HIGH, self.used),
+        ] {
+            set(transport, low, u32::try_from(address & 0xffff_ffff).unwrap());
+            set(transport, high, u32::try_from(address >> 32).unwrap());
+        }
+        set(transport, r::QUEUE_READY, 1);
+    }
+
+    /// Makes a chain of `pieces` in free descriptors and publishes it. Returns its head.
+    pub fn add(&mut self, pieces: &[Piece]) -> u16 {
+        let indices = self.take_free(pieces.len());
+        for (descriptor, index) in linked(pieces, &indices).iter().zip(&indices) {
+            self.set_descriptor(*index, *descriptor);
+        }
+        self.publish_chain(indices)
+    }
+
+    /// As [`add`](Self::add), with the descriptors in an indirect table at `table`.
+    pub fn add_indirect(&mut self, table: u64, pieces: &[Piece]) -> u16 {
+        let indices: Vec<u16> = (0..u16::try_from(pieces.len()).unwrap()).collect();
+        for (descriptor, index) in linked(pieces, &indices).iter().zip(&indices) {
+            self.write_descriptor(table + DESCRIPTOR * u64::from(*index), *descriptor);
+        }
+        let descriptor = RawDescriptor {
+            address: table,
+            length: u32::from(u16::try_from(pieces.len()).unwrap()) * 16,
+            flags: INDIRECT,
+            next: 0,
+        };
+        let own = self.take_free(1);
+        self.set_descriptor(own[0], descriptor);
+        self.publish_chain(own)
+    }
+
+    /// Writes descriptor `index` of the table, whatever is in it.
+    pub fn set_descriptor(&self, index: u16, descriptor: RawDescriptor) {
+        self.write_descriptor(self.descriptors + DESCRIPTOR * u64::from(index), descriptor);
+    }
+
+    /// Writes a descriptor at a guest-physical address.
+    pub fn write_descriptor(&self, address: u64, descriptor: RawDescriptor) {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&descriptor.address.to_le_bytes());
+        bytes[8..12].copy_from_slice(&descriptor.length.to_le_bytes());
+        bytes[12..14].copy_from_slice(&descriptor.flags.to_le_bytes());
+        bytes[14..].copy_from_slice(&descriptor.next.to_le_bytes());
+        self.memory.write_slice(&bytes, GuestAddress(address)).unwrap();
+    }
+
+    /// Puts `head`, any number, into the available ring and moves the index on by one. To publish a chain that was used
+    /// once more costs only this.
+    pub fn publish(&mut self, head: u16) {
+        let entry = self.available + ENTRIES + AVAILABLE * u64::from(self.next_available % self.size);
+        self.memory.write_obj(head.to_le(), GuestAddress(entry)).unwrap();
+        self.set_available_index(self.next_available.wrapping_add(1));
+    }
+
+    /// Sets the index of the available ring, to any number.
+    pub fn set_available_index(&mut self, index: u16) {
+        self.next_available = index;
+        let address = GuestAddress(self.available + INDEX);
+        self.memory
+            .store(index.to_le(), address, Ordering::Release)
+            .unwrap();
+    }
+
+    /// Sets the used event, which tells a device with EVENT_IDX when to interrupt: when it moves its index beyond it.
+    pub fn set_used_event(&self, index: u16) {
+        let address = self.available + ENTRIES + AVAILABLE * u64::from(self.size);
+        self.memory
+            .store(index.to_le(), GuestAddress(address), Ordering::SeqCst)
+            .unwrap();
+    }
+
+    /// The available event, by which a device with EVENT_IDX says when it wants a kick.
+    pub fn available_event(&self) -> u16 {
+        let address = self.used + ENTRIES + USED * u64::from(self.size);
+        u16::from_le(self.memory.load(GuestAddress(address), Ordering::SeqCst).unwrap())
+    }
+
+    /// The flags of the used ring: 1 when the device wants no kicks.
+    pub fn used_flags(&self) -> u16 {
+        u16::from_le(
+            self.memory
+                .load(GuestAddress(self.used), Ordering::SeqCst)
+                .unwrap(),
+        )
+    }
+
+    /// The index of the used ring.
+    pub fn used_index(&self) -> u16 {
+        let address = GuestAddress(self.used + INDEX);
+        u16::from_le(self.memory.load(address, Ordering::Acquire).unwrap())
+    }
+
+    /// Takes the next entry out of the used ring. Its descriptors stay as they are, for [`publish`](Self::publish).
+    pub fn pop_used(&mut self) -> Option<Used> {
+        if self.used_index() == self.next_used {
+            return None;
+        }
+        let entry = self.used + ENTRIES + USED * u64::from(self.next_used % self.size);
+        self.next_used = self.next_used.wrapping_add(1);
+        let word = |address| u32::from_le(self.memory.read_obj(GuestAddress(address)).unwrap());
+        Some(Used {
+            head: word(entry),
+            length: word(entry + 4),
+        })
+    }
+
+    /// Takes everything out of the used ring and frees the descriptors.
+    pub fn collect_used(&mut self) -> Vec<Used> {
+        let mut all = Vec::new();
+        while let Some(used) = self.pop_used() {
+            let head = usize::try_from(used.head).unwrap();
+            let descriptors = self.chains.get_mut(head).map(std::mem::take);
+            self.free.extend(descriptors.unwrap_or_default());
+            all.push(used);
+        }
+        all
+    }
+
+    fn take_free(&mut self, count: usize) -> Vec<u16> {
+        assert!(
+            (1..=self.free.len()).contains(&count),
+            "{count} descriptors are wanted, and {} are free",
+            self.free.len()
+        );
+        let rest = self.free.len() - count;
+        self.free.split_off(rest)
+    }
+
+    fn publish_chain(&mut self, indices: Vec<u16>) -> u16 {
+        let head = indices[0];
+        self.chains[usize::from(head)] = indices;
+        self.publish(head);
+        head
+    }
+}
+
+/// Descriptors for `pieces`, each of which goes on at the next of `indices`.
+fn linked(pieces: &[Piece], indices: &[u16]) -> Vec<RawDescriptor> {
+    let following = indices.iter().skip(1).map(Some).chain([None]);
+    let descriptor = |(piece, next): (&Piece, Option<&u16>)| RawDescriptor {
+        address: piece.address,
+        length: piece.length,
+        flags: if piece.writable { WRITE } else { 0 } | next.map_or(0, |_| NEXT),
+        next: next.copied().unwrap_or(0),
+    };
+    pieces.iter().zip(following).map(descriptor).collect()
+}
