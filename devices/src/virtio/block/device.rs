@@ -134,13 +134,10 @@ impl Block {
     }
 
     pub(super) fn new(disk: Disk, config: &Config, clock: Box<dyn Clock>) -> io::Result<Self> {
-        let mut engine = config.engine;
-        if engine == IoEngine::Async
-            && let Err(error) = uring::probe()
-        {
-            log::warn!("drive {:?} does without io_uring: {error}", config.id);
-            engine = IoEngine::Sync;
-        }
+        let engine = match config.engine {
+            IoEngine::Sync => IoEngine::Sync,
+            IoEngine::Async => with_io_uring(&config.id, uring::probe()),
+        };
         let mut id = [0; 20];
         let name = config.id.as_bytes();
         let length = name.len().min(id.len());
@@ -217,6 +214,17 @@ impl Block {
     fn serve(&mut self) {
         if let Some(active) = &mut self.active {
             active.serve(&mut self.backend);
+        }
+    }
+}
+
+/// The engine for the drive `id`, which wants io_uring, after asking for it has come to `probed`.
+pub(super) fn with_io_uring(id: &str, probed: io::Result<()>) -> IoEngine {
+    match probed {
+        Ok(()) => IoEngine::Async,
+        Err(error) => {
+            log::warn!("drive {id:?} does without io_uring: {error}");
+            IoEngine::Sync
         }
     }
 }

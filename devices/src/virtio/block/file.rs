@@ -267,7 +267,7 @@ impl AsRawFd for Disk {
     }
 }
 
-fn opening(path: &Path, read_only: bool, source: io::Error) -> Error {
+pub(super) fn opening(path: &Path, read_only: bool, source: io::Error) -> Error {
     let path = path.to_owned();
     match source.raw_os_error() {
         Some(libc::ENOENT | libc::ENOTDIR) => Error::Missing(path),
