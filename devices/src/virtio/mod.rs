@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`block`] | [`Block`]: a disk |
 //! | [`chain`] | [`Chain`](chain::Chain): a descriptor chain as checked pieces of guest memory |
 //! | [`device`] | [`VirtioDevice`]: what a device is to its transport; [`Activation`], what it gets from it |
 //! | [`mmio`] | [`Transport`](mmio::Transport): the registers, and who may do what when |
@@ -9,6 +10,7 @@
 //! | [`signal`] | [`Signal`]: how a device tells its driver that something has happened |
 //! | `testing` | with the feature `testing`: a driver without a guest |
 
+pub mod block;
 pub mod chain;
 pub mod device;
 pub mod mmio;
@@ -18,5 +20,6 @@ pub mod signal;
 #[allow(clippy::unwrap_used, reason = "for tests, which a failure fails")]
 pub mod testing;
 
+pub use block::Block;
 pub use device::{Activation, Source, VirtioDevice};
 pub use signal::Signal;

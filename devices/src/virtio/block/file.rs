@@ -1,0 +1,361 @@
+//! The file or block device behind a disk.
+//!
+//! It is locked as long as it is open, by an open-file-description lock: against everybody else for writing, against
+//! writers for reading. So a disk that two virtual machines would write to is refused to the second.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, c_int, iovec};
+
+use super::request::Extent;
+
+/// Bytes of a sector, the unit of everything on the disk.
+pub const SECTOR: u64 = 512;
+
+/// `BLKDISCARD` of linux/fs.h, `_IO(0x12, 119)`.
+const BLKDISCARD: libc::Ioctl = 0x1277;
+
+/// What zeros are written from where nothing better is there.
+static ZEROS: [u8; 65536] = [0; 65536];
+
+/// Why a file cannot be a disk.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such file.
+    #[error("there is no disk {0:?}: make it, for example with `truncate -s 1G`, or correct the path")]
+    Missing(PathBuf),
+    /// This user may not open it.
+    #[error(
+        "the disk {path:?} may not be opened for {access}: give this user the right, or make the drive read-only"
+    )]
+    NotPermitted {
+        /// The file.
+        path: PathBuf,
+        /// "reading", or "reading and writing".
+        access: &'static str,
+    },
+    /// It can only be read.
+    #[error("the disk {0:?} is on a read-only file system or device: make the drive read-only")]
+    ReadOnly(PathBuf),
+    /// It is a folder.
+    #[error("{0:?} is a folder: a disk is a raw image file or a block device")]
+    Folder(PathBuf),
+    /// It is a pipe, a socket, a terminal or the like.
+    #[error("{0:?} is neither a file nor a block device")]
+    Kind(PathBuf),
+    /// There is nothing in it.
+    #[error("the disk {0:?} is empty: give it a size, for example with `truncate -s 1G`")]
+    Empty(PathBuf),
+    /// Its end is within a sector.
+    #[error("the disk {path:?} has {size} bytes, which is no multiple of 512: is it a raw image?")]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// Its bytes.
+        size: u64,
+    },
+    /// Somebody else has it open.
+    #[error(
+        "the disk {0:?} is in use by another drive or virtual machine: only read-only drives can share one"
+    )]
+    InUse(PathBuf),
+    /// Anything else.
+    #[error("cannot {operation} the disk {path:?}")]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// An open disk.
+#[derive(Debug)]
+pub struct Disk {
+    pub(super) file: File,
+    pub(super) size: u64,
+    pub(super) read_only: bool,
+    pub(super) block_device: bool,
+}
+
+impl Disk {
+    /// Opens and locks the file at `path`.
+    ///
+    /// # Errors
+    /// Any of this module.
+    pub fn open(path: &Path, read_only: bool) -> Result<Self, Error> {
+        let system = |operation| {
+            let path = path.to_owned();
+            move |source| Error::System {
+                operation,
+                path,
+                source,
+            }
+        };
+        // Looked at before it is opened, since opening a pipe would block.
+        let metadata = path
+            .metadata()
+            .map_err(|source| opening(path, read_only, source))?;
+        check_kind(path, &metadata)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(!read_only)
+            .open(path)
+            .map_err(|source| opening(path, read_only, source))?;
+        let metadata = file.metadata().map_err(system("inspect"))?;
+        check_kind(path, &metadata)?;
+        let size = size_of(path, &file)?;
+        match lock(&file, read_only) {
+            Ok(()) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+                return Err(Error::InUse(path.to_owned()));
+            }
+            // Some network file systems have no locks at all; their disks are still of use.
+            Err(error) => log::warn!(
+                "the disk {path:?} cannot be locked, so that nobody notices a second writer: {error}"
+            ),
+        }
+        Ok(Self {
+            file,
+            size,
+            read_only,
+            block_device: metadata.file_type().is_block_device(),
+        })
+    }
+
+    /// The disk that a drive goes on with: this one with its size as it is now when `path` is the same file, which
+    /// keeps its lock, and otherwise the other file.
+    ///
+    /// # Errors
+    /// As [`Self::open`]. This disk is as it was then.
+    pub(super) fn renew(&mut self, path: &Path) -> Result<(), Error> {
+        if self.is_at(path) {
+            self.size = size_of(path, &self.file)?;
+        } else {
+            *self = Self::open(path, self.read_only)?;
+        }
+        Ok(())
+    }
+
+    fn is_at(&self, path: &Path) -> bool {
+        match (self.file.metadata(), path.metadata()) {
+            (Ok(one), Ok(other)) => one.dev() == other.dev() && one.ino() == other.ino(),
+            _ => false,
+        }
+    }
+
+    /// Bytes of the disk, a multiple of [`SECTOR`], as of its opening.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Whether the disk takes no writes.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Reads from `offset` into `pieces`. Returns the bytes read, which may be fewer than there is room for; zero at the
+    /// end of the file.
+    ///
+    /// # Safety
+    /// `pieces` must name memory that stays mapped during the call and that anybody may write to, as a guest's.
+    pub(super) unsafe fn read(&self, pieces: &[iovec], offset: u64) -> io::Result<u64> {
+        let (count, offset) = (count_of(pieces)?, signed(offset)?);
+        retried(|| {
+            // SAFETY: the descriptor is open, `pieces` has `count` entries, and the caller vouches for what they name.
+            unsafe { libc::preadv(self.file.as_raw_fd(), pieces.as_ptr(), count, offset) }
+        })
+    }
+
+    /// Writes `pieces` at `offset`. Returns the bytes written, which may be fewer than there are. With `through` they
+    /// are on the medium when it returns.
+    ///
+    /// # Safety
+    /// `pieces` must name memory that stays mapped during the call.
+    pub(super) unsafe fn write(&self, pieces: &[iovec], offset: u64, through: bool) -> io::Result<u64> {
+        let (count, offset) = (count_of(pieces)?, signed(offset)?);
+        let flags = if through { libc::RWF_DSYNC } else { 0 };
+        retried(|| {
+            // SAFETY: the descriptor is open, `pieces` has `count` entries, and the caller vouches for what they name.
+            unsafe { libc::pwritev2(self.file.as_raw_fd(), pieces.as_ptr(), count, offset, flags) }
+        })
+    }
+
+    /// Brings everything written to the medium.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Gives the blocks of `extent` back to the host, if the host takes them.
+    pub(super) fn discard(&self, extent: Extent) -> io::Result<()> {
+        if extent.length == 0 {
+            return Ok(());
+        }
+        let result = match self.block_device {
+            true => self.discard_blocks(extent),
+            false => self.fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, extent),
+        };
+        // What a discard leaves behind is undefined, so that nothing is as good as anything.
+        result.or_else(|error| {
+            if is_unsupported(&error) {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        })
+    }
+
+    /// Makes `extent` read as zeros, and gives its blocks back if `unmap`.
+    pub(super) fn zero(&self, extent: Extent, unmap: bool) -> io::Result<()> {
+        if extent.length == 0 {
+            return Ok(());
+        }
+        let mode = if unmap {
+            FALLOC_FL_PUNCH_HOLE
+        } else {
+            FALLOC_FL_ZERO_RANGE
+        };
+        match self.fallocate(mode | FALLOC_FL_KEEP_SIZE, extent) {
+            Err(error) if is_unsupported(&error) => self.write_zeros(extent),
+            result => result,
+        }
+    }
+
+    fn write_zeros(&self, extent: Extent) -> io::Result<()> {
+        let mut done = 0;
+        while done < extent.length {
+            let part = usize::try_from(extent.length - done)
+                .unwrap_or(usize::MAX)
+                .min(ZEROS.len());
+            self.file.write_all_at(&ZEROS[..part], extent.offset + done)?;
+            done += part as u64;
+        }
+        Ok(())
+    }
+
+    fn fallocate(&self, mode: c_int, extent: Extent) -> io::Result<()> {
+        let (offset, length) = (signed(extent.offset)?, signed(extent.length)?);
+        retried(|| {
+            // SAFETY: the descriptor is open; no memory is involved.
+            let result = unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, length) };
+            isize::try_from(result).unwrap_or(-1)
+        })?;
+        Ok(())
+    }
+
+    fn discard_blocks(&self, extent: Extent) -> io::Result<()> {
+        let range = [extent.offset, extent.length];
+        retried(|| {
+            // SAFETY: the descriptor is open, and the call reads two numbers of 64 bits from `range`.
+            let result = unsafe { libc::ioctl(self.file.as_raw_fd(), BLKDISCARD, range.as_ptr()) };
+            isize::try_from(result).unwrap_or(-1)
+        })?;
+        Ok(())
+    }
+}
+
+impl AsRawFd for Disk {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+pub(super) fn opening(path: &Path, read_only: bool, source: io::Error) -> Error {
+    let path = path.to_owned();
+    match source.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) => Error::Missing(path),
+        Some(libc::EACCES | libc::EPERM) => Error::NotPermitted {
+            path,
+            access: if read_only {
+                "reading"
+            } else {
+                "reading and writing"
+            },
+        },
+        Some(libc::EROFS) => Error::ReadOnly(path),
+        _ => Error::System {
+            operation: "open",
+            path,
+            source,
+        },
+    }
+}
+
+fn check_kind(path: &Path, metadata: &Metadata) -> Result<(), Error> {
+    let kind = metadata.file_type();
+    match kind {
+        _ if kind.is_dir() => Err(Error::Folder(path.to_owned())),
+        _ if kind.is_file() || kind.is_block_device() => Ok(()),
+        _ => Err(Error::Kind(path.to_owned())),
+    }
+}
+
+fn size_of(path: &Path, mut file: &File) -> Result<u64, Error> {
+    // The end of a block device is where seeking ends too.
+    let size = file.seek(SeekFrom::End(0)).map_err(|source| Error::System {
+        operation: "find the size of",
+        path: path.to_owned(),
+        source,
+    })?;
+    match size {
+        0 => Err(Error::Empty(path.to_owned())),
+        size if size.is_multiple_of(SECTOR) => Ok(size),
+        size => Err(Error::Size {
+            path: path.to_owned(),
+            size,
+        }),
+    }
+}
+
+fn lock(file: &File, read_only: bool) -> io::Result<()> {
+    let kind = if read_only { libc::F_RDLCK } else { libc::F_WRLCK };
+    let whole = libc::flock {
+        l_type: i16::try_from(kind).unwrap_or_default(),
+        l_whence: i16::try_from(libc::SEEK_SET).unwrap_or_default(),
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: the descriptor is open, and `whole` is the structure that the command reads.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const whole) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Calls until no signal interrupts.
+fn retried(mut call: impl FnMut() -> isize) -> io::Result<u64> {
+    loop {
+        if let Ok(result) = u64::try_from(call()) {
+            return Ok(result);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY)
+    )
+}
+
+fn count_of(pieces: &[iovec]) -> io::Result<c_int> {
+    c_int::try_from(pieces.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+fn signed(offset: u64) -> io::Result<i64> {
+    i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}

@@ -1,0 +1,305 @@
+//! The queue at work.
+//!
+//! A notification is served to the end at once, with one interrupt for all of it. What is put off is put off to the
+//! eventfd: what io_uring has not done yet, and what a driver adds faster than it is served, which is stopped after a
+//! queue's worth of requests so that the lock becomes free.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use snapshot::GuestMemory;
+use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::device::{IoEngine, Metrics};
+use super::file::Disk;
+use super::request::{self, Request, Status, Target};
+use super::serve::{Id, execute, finish};
+use super::space::QUEUE_SIZE;
+use super::uring::{Operation, Ring};
+use crate::clock::Clock;
+use crate::limiter::Limiter;
+use crate::virtio::chain::{self, Chain, Limits};
+use crate::virtio::device::Activation;
+use crate::virtio::signal::Signal;
+
+/// How often what the kernel did only in part is given to it again before others have their turn.
+const ROUNDS: usize = 4;
+
+/// Why the queue is stopped. It is the driver's fault, and only a reset helps.
+#[derive(Debug, thiserror::Error)]
+enum Stop {
+    #[error("the queue is malformed")]
+    Queue(#[source] virtio_queue::Error),
+    #[error("a chain is malformed")]
+    Chain(#[source] chain::Error),
+    #[error("a chain is no request")]
+    Request(#[source] request::Error),
+}
+
+/// What a device has whether it is activated or not.
+pub(super) struct Backend {
+    pub(super) disk: Disk,
+    pub(super) id: Id,
+    pub(super) engine: IoEngine,
+    pub(super) limiter: Limiter,
+    pub(super) clock: Box<dyn Clock>,
+    /// Readable when the queue is to be looked at without its driver saying so.
+    pub(super) wake: EventFd,
+    pub(super) metrics: Metrics,
+}
+
+impl Backend {
+    /// Makes the eventfd unreadable.
+    pub(super) fn quiet(&self) {
+        // Fails when it is unreadable already.
+        let _ = self.wake.read();
+    }
+
+    /// Has the queue looked at again.
+    fn wake_up(&self) {
+        // Fails when the counter is at its end, and then it is readable.
+        let _ = self.wake.write(1);
+    }
+
+    /// Whether the limiter lets `request` pass now.
+    fn allows(&mut self, request: &Request) -> bool {
+        let passes = !self.limiter.limits() || self.limiter.consume(request.bytes(), self.clock.now());
+        if !passes {
+            self.metrics.throttled += 1;
+        }
+        passes
+    }
+
+    fn target(&self) -> Target {
+        Target {
+            size: self.disk.size(),
+            read_only: self.disk.is_read_only(),
+        }
+    }
+}
+
+/// What a device has from its activation to its reset.
+pub(super) struct Active {
+    queue: Queue,
+    memory: GuestMemory,
+    signal: Arc<Signal>,
+    /// Whether a write that is done is on the medium.
+    through: bool,
+    ring: Option<Ring>,
+    /// Something was used since the driver was told.
+    used: bool,
+    stopped: bool,
+}
+
+impl Active {
+    pub(super) fn new(activation: Activation, through: bool) -> Option<Self> {
+        Some(Self {
+            // A device that needed a reset when it was saved still does.
+            stopped: activation.signal.is_broken(),
+            queue: activation.queues.into_iter().next()?,
+            memory: activation.memory,
+            signal: activation.signal,
+            through,
+            ring: None,
+            used: false,
+        })
+    }
+
+    pub(super) fn signal(&self) -> &Signal {
+        &self.signal
+    }
+
+    pub(super) fn queue_state(&self) -> QueueState {
+        self.queue.state()
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.ring.as_ref().map_or(0, Ring::in_flight)
+    }
+
+    /// Serves what is in the queue and gives back what is done.
+    pub(super) fn serve(&mut self, backend: &mut Backend) {
+        let accepted = if self.stopped {
+            Ok(())
+        } else {
+            self.accept(backend)
+        };
+        let collected = self.collect(backend);
+        let told = self.tell();
+        if let Err(stop) = accepted.and(collected).and(told) {
+            self.stop(&stop, backend);
+        }
+    }
+
+    /// Waits for what is in flight and gives it back.
+    pub(super) fn drain(&mut self, backend: &mut Backend) {
+        let mut result = Ok(());
+        while result.is_ok() && self.in_flight() > 0 {
+            // An error that does not pass leaves them in flight, and whoever wants none in flight sees that.
+            let waited = self.ring.as_mut().is_some_and(|ring| ring.wait().is_ok());
+            result = self.collect(backend);
+            if !waited {
+                break;
+            }
+        }
+        if let Err(stop) = result.and(self.tell()) {
+            self.stop(&stop, backend);
+        }
+    }
+
+    fn stop(&mut self, stop: &Stop, backend: &mut Backend) {
+        if self.stopped {
+            return;
+        }
+        self.stopped = true;
+        backend.metrics.malformed += 1;
+        // A guest can do this as often as it likes, and is told of once.
+        if backend.metrics.malformed == 1 {
+            let cause = std::error::Error::source(stop);
+            let cause = cause.map(ToString::to_string).unwrap_or_default();
+            log::warn!("block device stopped until its driver resets it: {stop}: {cause}");
+        }
+        self.signal.needs_reset();
+    }
+
+    /// Takes requests out of the queue until there are none, or until they must wait.
+    fn accept(&mut self, backend: &mut Backend) -> Result<(), Stop> {
+        self.open_ring(backend);
+        let Self { queue, memory, .. } = self;
+        let memory: &GuestMemory = memory;
+        let mut chain = Chain::default();
+        let mut budget = QUEUE_SIZE;
+        loop {
+            queue.disable_notification(memory).map_err(Stop::Queue)?;
+            while let Some(descriptors) = queue.iter(memory).map_err(Stop::Queue)?.next() {
+                // What is full becomes free, and wakes.
+                let full = self.ring.as_ref().is_some_and(Ring::is_full);
+                if full || budget == 0 {
+                    queue.go_to_previous_position();
+                    break;
+                }
+                budget -= 1;
+                chain
+                    .replace(descriptors, memory, Limits::WIDEST)
+                    .map_err(Stop::Chain)?;
+                let request = Request::parse(&chain, backend.target()).map_err(Stop::Request)?;
+                if !backend.allows(&request) {
+                    queue.go_to_previous_position();
+                    return Ok(());
+                }
+                if let Some(length) = begin(&request, &chain, backend, self.ring.as_mut(), self.through) {
+                    queue.add_used(memory, chain.head, length).map_err(Stop::Queue)?;
+                    self.used = true;
+                }
+            }
+            if self.ring.as_ref().is_some_and(Ring::is_full) {
+                return Ok(());
+            }
+            if budget == 0 {
+                backend.wake_up();
+                return Ok(());
+            }
+            // A request added meanwhile counts as one, so that this comes to an end.
+            budget -= 1;
+            if !queue.enable_notification(memory).map_err(Stop::Queue)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Makes the ring at the first request.
+    fn open_ring(&mut self, backend: &mut Backend) {
+        if backend.engine == IoEngine::Sync || self.ring.is_some() {
+            return;
+        }
+        match Ring::new(self.memory.clone(), backend.wake.as_raw_fd()) {
+            Ok(ring) => self.ring = Some(ring),
+            Err(error) => {
+                log::warn!("block device goes on without io_uring: {error}");
+                backend.engine = IoEngine::Sync;
+            }
+        }
+    }
+
+    /// Gives the kernel what was accepted and the driver what is done.
+    fn collect(&mut self, backend: &mut Backend) -> Result<(), Stop> {
+        let Some(ring) = &mut self.ring else {
+            return Ok(());
+        };
+        for _ in 0..ROUNDS {
+            if ring.submit().is_err() {
+                break;
+            }
+            while let Some(done) = ring.reap(&backend.disk) {
+                count(&mut backend.metrics, done.operation, done.status);
+                let added = self.queue.add_used(&self.memory, done.head, done.length);
+                added.map_err(Stop::Queue)?;
+                self.used = true;
+            }
+            if ring.is_submitted() {
+                return Ok(());
+            }
+        }
+        backend.wake_up();
+        Ok(())
+    }
+
+    /// Interrupts the driver if something was used and it wants to know.
+    fn tell(&mut self) -> Result<(), Stop> {
+        if !self.used {
+            return Ok(());
+        }
+        self.used = false;
+        if self.queue.needs_notification(&self.memory).map_err(Stop::Queue)? {
+            self.signal.used_buffers();
+        }
+        Ok(())
+    }
+}
+
+/// Does `request`, and returns the length for the used ring, or puts it into `ring`.
+fn begin(
+    request: &Request,
+    chain: &Chain<'_>,
+    backend: &mut Backend,
+    ring: Option<&mut Ring>,
+    through: bool,
+) -> Option<u32> {
+    let operation = match request {
+        Request::Read(extent) => Some(Operation::Read(*extent)),
+        Request::Write(extent) => Some(Operation::Write(*extent, through)),
+        Request::Flush => Some(Operation::Flush),
+        _ => None,
+    };
+    if let (Some(ring), Some(operation)) = (ring, operation) {
+        ring.push(operation, chain, &backend.disk);
+        return None;
+    }
+    let outcome = execute(request, chain, &backend.disk, &backend.id, through);
+    match operation {
+        Some(operation) => count(&mut backend.metrics, operation, outcome.status),
+        None if outcome.status != Status::Ok => backend.metrics.errors += 1,
+        None if matches!(request, Request::Id) => {}
+        None => backend.metrics.discards += 1,
+    }
+    Some(finish(chain, outcome))
+}
+
+fn count(metrics: &mut Metrics, operation: Operation, status: Status) {
+    if status != Status::Ok {
+        metrics.errors += 1;
+        return;
+    }
+    match operation {
+        Operation::Read(extent) => {
+            metrics.reads += 1;
+            metrics.read_bytes += extent.length;
+        }
+        Operation::Write(extent, _) => {
+            metrics.writes += 1;
+            metrics.written_bytes += extent.length;
+        }
+        Operation::Flush => metrics.flushes += 1,
+    }
+}

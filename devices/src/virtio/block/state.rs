@@ -1,0 +1,41 @@
+//! What is kept of a block device in a snapshot.
+
+use serde::{Deserialize, Serialize};
+use snapshot::persist::Error;
+use snapshot::{Persist, Schema};
+
+use super::device::Block;
+use crate::limiter::LimiterState;
+
+/// State of a [`Block`]. Queue and features are the transport's to keep; the contents of the disk are nobody's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockState {
+    limiter: LimiterState,
+}
+
+impl Schema for BlockState {
+    const NAME: &'static str = "virtio-block";
+    const VERSION: u32 = 1;
+}
+
+impl Persist for Block {
+    type State = BlockState;
+
+    /// [`Block::drain`] comes before: a request in flight cannot be saved.
+    fn save(&self) -> Result<BlockState, Error> {
+        match self.in_flight() {
+            0 => Ok(BlockState {
+                limiter: self.limiter().save()?,
+            }),
+            count => Err(Error::Invalid {
+                component: BlockState::NAME,
+                reason: format!("{count} requests are in flight"),
+            }),
+        }
+    }
+
+    /// A request that was put off is still in the queue, and is looked at with the next notification.
+    fn restore(&mut self, state: BlockState) -> Result<(), Error> {
+        self.limiter_mut().restore(state.limiter)
+    }
+}

@@ -1,0 +1,274 @@
+use super::{
+    Bench, DISCARD, ENGINES, FLUSH, GET_ID, IN, IOERR, NONE, OK, OUT, Piece, SECTORS, Scratch, UNSUPP,
+    WRITE_ZEROES, config, pattern,
+};
+use crate::virtio::device::VirtioDevice;
+use crate::virtio::testing::{NEXT, RawDescriptor, WRITE};
+
+#[test]
+fn sectors_beyond_the_end_are_an_error() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut bench = Bench::on(&scratch, engine);
+        let before = scratch.contents();
+        for sector in [
+            SECTORS,
+            SECTORS - 1,
+            SECTORS + 1,
+            u64::MAX,
+            u64::MAX / 512,
+            u64::MAX / 512 + 1,
+            1 << 55,
+        ] {
+            assert_eq!(bench.read(sector, 1024), (IOERR, vec![NONE; 1024]));
+            assert_eq!(bench.write(sector, &[7; 1024]), IOERR);
+            assert_eq!(bench.segments(DISCARD, &[(sector, 2, 0)]), IOERR);
+            // Nothing is done when one of several is wrong.
+            assert_eq!(bench.segments(WRITE_ZEROES, &[(0, 2, 0), (sector, 2, 0)]), IOERR);
+        }
+        assert!(scratch.contents() == before);
+        assert_eq!(bench.block.metrics().errors, 28);
+        assert_eq!(bench.read(SECTORS - 2, 1024).0, OK);
+    }
+}
+
+#[test]
+fn parts_of_sectors_are_an_error() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut bench = Bench::on(&scratch, engine);
+        for length in [1, 511, 513, 1000] {
+            assert_eq!(bench.read(0, length).0, IOERR);
+            assert_eq!(bench.write(0, &vec![1; usize::try_from(length).unwrap()]), IOERR);
+        }
+        assert_eq!(scratch.contents(), pattern(0, SECTORS * 512));
+    }
+}
+
+#[test]
+fn segments_that_are_none_are_an_error() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut bench = Bench::on(&scratch, engine);
+        for kind in [DISCARD, WRITE_ZEROES] {
+            assert_eq!(bench.segments(kind, &[]), IOERR);
+            assert_eq!(bench.segments(kind, &[(0, 1, 0); 17]), IOERR);
+            assert_eq!(bench.segments(kind, &[(0, u32::MAX, 0)]), IOERR);
+            assert_eq!(bench.segments(kind, &[(0, 1, 1 << 31)]), UNSUPP);
+            let address = bench.place(&[0; 24]);
+            assert_eq!(bench.one(kind, 0, &[Piece::readable(address, 24)]), (IOERR, 1));
+            assert_eq!(bench.segments(kind, &[(0, 1, 0); 16]), OK);
+        }
+    }
+}
+
+#[test]
+fn a_type_that_nobody_knows_is_unsupported() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut bench = Bench::on(&scratch, engine);
+        for kind in [2, 3, 5, 10, 12, 14, 15, u32::MAX] {
+            let address = bench.place(&[NONE; 512]);
+            assert_eq!(bench.one(kind, 0, &[Piece::writable(address, 512)]), (UNSUPP, 0));
+            assert_eq!(bench.one(kind, 0, &[]), (UNSUPP, 1));
+        }
+        assert_eq!(bench.read(0, 512).0, OK);
+    }
+}
+
+#[test]
+fn a_read_only_disk_is_not_written() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut config = config(scratch.path(), engine);
+        config.read_only = true;
+        let mut bench = Bench::new(&config);
+        assert_eq!(bench.write(0, &[1; 512]), IOERR);
+        assert_eq!(bench.segments(DISCARD, &[(0, 8, 0)]), UNSUPP);
+        assert_eq!(bench.segments(WRITE_ZEROES, &[(0, 8, 0)]), UNSUPP);
+        assert_eq!(bench.one(FLUSH, 0, &[]), (OK, 1));
+        assert_eq!(bench.read(0, 512), (OK, pattern(0, 512)));
+        assert_eq!(scratch.contents(), pattern(0, SECTORS * 512));
+    }
+}
+
+#[test]
+fn a_file_truncated_underneath_fails_what_is_gone() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut bench = Bench::on(&scratch, engine);
+        scratch.set_len(10 * 512);
+        let address = bench.place(&[NONE; 2048]);
+        let data = [
+            Piece::writable(address, 700),
+            Piece::writable(address + 700, 1348),
+        ];
+        // Two sectors are there, and the used length says so.
+        assert_eq!(bench.one(IN, 8, &data), (IOERR, 1024));
+        assert_eq!(bench.driver.read(address, 1024), pattern(8 * 512, 1024));
+        assert_eq!(bench.read(10, 512).0, IOERR);
+        assert_eq!(bench.read(9, 512).0, OK);
+        assert_eq!(bench.write(20, &[3; 512]), OK);
+        assert_eq!(bench.read(20, 512), (OK, vec![3; 512]));
+    }
+}
+
+#[test]
+fn a_full_disk_is_an_error_of_the_request() {
+    for engine in ENGINES {
+        let mut bench = Bench::pretending("/dev/full", SECTORS * 512, engine);
+        assert_eq!(bench.write(0, &[1; 4096]), IOERR);
+        // A character device has no medium to flush to, and no holes.
+        assert_eq!(bench.one(FLUSH, 0, &[]), (IOERR, 1));
+        assert_eq!(bench.segments(WRITE_ZEROES, &[(0, 8, 0)]), IOERR);
+        assert_eq!(bench.read(0, 512), (OK, vec![0; 512]));
+        let metrics = bench.block.metrics();
+        assert_eq!(
+            (metrics.errors, metrics.writes, metrics.flushes, metrics.discards),
+            (3, 0, 0, 0)
+        );
+        assert!(!bench.signal.is_broken());
+    }
+}
+
+/// Asserts that `spoil`, which puts something malformed into the queue, stops the device until it is reset.
+fn stops(spoil: impl Fn(&mut Bench)) {
+    for engine in ENGINES {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut bench = Bench::on(&scratch, engine);
+        let address = bench.place(&[NONE; 512]);
+        let (_, status) = bench.add(IN, 1, &[Piece::writable(address, 512)]);
+        spoil(&mut bench);
+        bench.block.notify(0);
+        assert!(bench.signal.is_broken());
+        assert_eq!(bench.block.metrics().malformed, 1);
+        // What came before it is done.
+        assert_eq!(
+            (bench.status(status), bench.driver.queues[0].used_index()),
+            (OK, 1)
+        );
+        let address = bench.place(&[NONE; 512]);
+        let (_, status) = bench.add(IN, 1, &[Piece::writable(address, 512)]);
+        bench.block.notify(0);
+        assert_eq!(bench.status(status), NONE);
+        assert_eq!(bench.block.metrics().malformed, 1);
+        bench.reset();
+        bench.activate(bench.block.features());
+        assert_eq!(bench.read(2, 512), (OK, pattern(1024, 512)));
+        assert!(!bench.signal.is_broken());
+    }
+}
+
+#[test]
+fn a_request_without_a_status_stops_the_queue() {
+    stops(|bench| {
+        let header = bench.header(FLUSH, 0);
+        bench.driver.queues[0].add(&[Piece::readable(header, 16)]);
+    });
+}
+
+#[test]
+fn a_request_without_a_header_stops_the_queue() {
+    stops(|bench| {
+        let status = bench.place(&[NONE]);
+        bench.driver.queues[0].add(&[Piece::writable(status, 1)]);
+    });
+    stops(|bench| {
+        let header = bench.header(IN, 0);
+        let status = bench.place(&[NONE]);
+        bench.driver.queues[0].add(&[Piece::readable(header, 15), Piece::writable(status, 1)]);
+    });
+}
+
+#[test]
+fn a_piece_outside_memory_stops_the_queue() {
+    for address in [u64::MAX - 255, super::MEMORY as u64 - 100, 1 << 40] {
+        stops(|bench| {
+            bench.add(IN, 0, &[Piece::writable(address, 512)]);
+        });
+    }
+}
+
+#[test]
+fn a_chain_that_loops_stops_the_queue() {
+    stops(|bench| {
+        let descriptor = RawDescriptor {
+            address: 0x1000,
+            length: 512,
+            flags: NEXT | WRITE,
+            next: 200,
+        };
+        bench.driver.queues[0].set_descriptor(200, descriptor);
+        bench.driver.queues[0].publish(200);
+    });
+}
+
+#[test]
+fn a_readable_piece_behind_a_writable_one_stops_the_queue() {
+    stops(|bench| {
+        let header = bench.header(IN, 0);
+        bench.driver.queues[0].add(&[Piece::writable(header, 1), Piece::readable(header, 16)]);
+    });
+}
+
+#[test]
+fn a_head_beyond_the_table_stops_the_queue() {
+    stops(|bench| bench.driver.queues[0].publish(256));
+}
+
+#[test]
+fn an_available_index_that_jumps_stops_the_queue() {
+    for engine in ENGINES {
+        for index in [257, 1000, u16::MAX] {
+            let scratch = Scratch::new(SECTORS * 512);
+            let mut bench = Bench::on(&scratch, engine);
+            bench.driver.queues[0].set_available_index(index);
+            bench.block.notify(0);
+            assert!(bench.signal.is_broken());
+        }
+    }
+}
+
+#[test]
+fn one_request_published_a_whole_queue_over_is_served_and_no_more() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut bench = Bench::on(&scratch, engine);
+        let address = bench.place(&[NONE; 512]);
+        let (head, status) = bench.add(IN, 1, &[Piece::writable(address, 512)]);
+        for _ in 1..256 {
+            bench.driver.queues[0].publish(head);
+        }
+        assert_eq!(bench.run(256).len(), 256);
+        assert_eq!(bench.status(status), OK);
+        // The budget of one turn is spent, so that the device asks for another, in which there is nothing.
+        bench.turn(60_000);
+        assert!(bench.is_idle());
+        assert!(!bench.signal.is_broken());
+    }
+}
+
+#[test]
+fn nothing_happens_before_it_is_activated() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut bench = Bench::on(&scratch, engine);
+        bench.reset();
+        let (_, status) = bench.add(GET_ID, 0, &[]);
+        bench.block.notify(0);
+        for token in 0..3 {
+            bench.block.ready(token);
+        }
+        bench.block.drain();
+        assert_eq!(bench.status(status), NONE);
+        assert_eq!(bench.line.take(), 0);
+        assert!(bench.block.queue_states().is_empty());
+        bench.activate(0);
+        bench.block.notify(1);
+        assert_eq!(bench.status(status), NONE);
+        assert_eq!(bench.run(1)[0].length, 1);
+        assert_eq!(bench.status(status), OK);
+        assert_eq!(bench.write(0, &[1; 512]), OK);
+        assert_eq!(bench.one(OUT, 0, &[]), (OK, 1));
+    }
+}

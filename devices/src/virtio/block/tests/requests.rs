@@ -1,0 +1,283 @@
+use std::os::unix::fs::MetadataExt;
+
+use proptest::proptest;
+
+use super::{
+    Bench, DISCARD, ENGINES, FLUSH, GET_ID, IN, NONE, OK, OUT, Piece, SECTORS, Scratch, UNSUPP, WRITE_ZEROES,
+    config, pattern,
+};
+use crate::virtio::block::{CacheType, IoEngine};
+use crate::virtio::device::VirtioDevice;
+
+#[test]
+fn what_is_on_the_disk_is_read() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut bench = Bench::on(&scratch, engine);
+        assert_eq!(bench.read(0, 512), (OK, pattern(0, 512)));
+        assert_eq!(bench.read(3, 8192), (OK, pattern(3 * 512, 8192)));
+        assert_eq!(
+            bench.read(SECTORS - 1, 512),
+            (OK, pattern((SECTORS - 1) * 512, 512))
+        );
+        assert_eq!(bench.read(0, 0), (OK, Vec::new()));
+        let metrics = bench.block.metrics();
+        assert_eq!(
+            (metrics.reads, metrics.read_bytes, metrics.errors),
+            (4, 512 + 8192 + 512, 0)
+        );
+    }
+}
+
+#[test]
+fn what_is_written_is_on_the_disk() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut bench = Bench::on(&scratch, engine);
+        let mut expected = scratch.contents();
+        for (sector, length, byte) in [(0_usize, 512_usize, 1_u8), (5, 12 * 512, 2), (63, 512, 3)] {
+            assert_eq!(bench.write(sector as u64, &vec![byte; length]), OK);
+            expected[sector * 512..sector * 512 + length].fill(byte);
+        }
+        assert_eq!(scratch.contents(), expected);
+        assert_eq!(bench.one(FLUSH, 0, &[]), (OK, 1));
+        let metrics = bench.block.metrics();
+        assert_eq!(
+            (metrics.writes, metrics.written_bytes, metrics.flushes),
+            (3, 14 * 512, 1)
+        );
+    }
+}
+
+#[test]
+fn a_write_goes_through_when_the_driver_does_not_want_to_flush() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut bench = Bench::on(&scratch, engine);
+        bench.reset();
+        bench.activate(0);
+        assert_eq!(bench.write(1, &[9; 1024]), OK);
+        assert_eq!(scratch.contents()[512..1536], [9; 1024]);
+    }
+}
+
+#[test]
+fn a_header_in_single_bytes_and_a_status_behind_data_in_one_piece() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut bench = Bench::on(&scratch, engine);
+        let header = bench.header(IN, 2);
+        let data = bench.place(&[NONE; 513]);
+        let mut pieces: Vec<_> = (0..16).map(|byte| Piece::readable(header + byte, 1)).collect();
+        pieces.insert(7, Piece::readable(header, 0));
+        pieces.push(Piece::writable(data, 513));
+        bench.driver.queues[0].add(&pieces);
+        assert_eq!(bench.run(1)[0].length, 513);
+        assert_eq!(bench.driver.read(data, 512), pattern(1024, 512));
+        assert_eq!(bench.status(data + 512), OK);
+
+        let mut written = vec![1, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0];
+        written.extend([0x77; 512]);
+        let all = bench.place(&written);
+        let status = bench.place(&[NONE]);
+        bench.driver.queues[0].add(&[Piece::readable(all, 528), Piece::writable(status, 1)]);
+        assert_eq!(bench.run(1)[0].length, 1);
+        assert_eq!(bench.status(status), OK);
+        assert_eq!(scratch.contents()[2048..2560], [0x77; 512]);
+    }
+}
+
+#[test]
+fn a_batch_is_one_interrupt() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut bench = Bench::on(&scratch, engine);
+        // As without EVENT_IDX: every interrupt is wanted.
+        bench.reset();
+        bench.activate(bench.block.features() & !super::EVENT_IDX);
+        let mut statuses = Vec::new();
+        for sector in 0..60 {
+            let address = bench.place(&[0; 512]);
+            statuses.push((
+                bench.add(IN, sector, &[Piece::writable(address, 512)]).1,
+                address,
+                sector,
+            ));
+        }
+        // In the page cache, all are done by the end of the notification.
+        bench.block.notify(0);
+        assert_eq!(bench.driver.queues[0].collect_used().len(), 60);
+        assert_eq!(bench.line.take(), 1);
+        for (status, address, sector) in statuses {
+            assert_eq!(bench.status(status), OK);
+            assert_eq!(bench.driver.read(address, 512), pattern(sector * 512, 512));
+        }
+        bench.block.notify(0);
+        assert_eq!(bench.line.take(), 0);
+    }
+}
+
+#[test]
+fn the_id_is_cut_to_the_room_for_it() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut bench = Bench::on(&scratch, engine);
+        for (room, used) in [(20_u32, 21), (5, 6), (0, 1), (30, 20)] {
+            let address = bench.place(&[NONE; 32]);
+            assert_eq!(
+                bench.one(GET_ID, 0, &[Piece::writable(address, room)]),
+                (OK, used)
+            );
+            let mut expected = [NONE; 32];
+            let length = usize::try_from(room.min(20)).unwrap();
+            expected[..length].copy_from_slice(&b"a drive with a long name"[..length]);
+            assert_eq!(bench.driver.read(address, 32), expected);
+        }
+    }
+}
+
+#[test]
+fn a_short_id_is_padded() {
+    let scratch = Scratch::new(512);
+    let mut config = config(scratch.path(), IoEngine::Sync);
+    config.id = "root".to_owned();
+    let mut bench = Bench::new(&config);
+    let address = bench.place(&[NONE; 20]);
+    assert_eq!(bench.one(GET_ID, 0, &[Piece::writable(address, 20)]), (OK, 21));
+    assert_eq!(
+        bench.driver.read(address, 20),
+        *b"root\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
+    );
+}
+
+#[test]
+fn a_discard_makes_a_hole() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(1 << 20);
+        let mut bench = Bench::on(&scratch, engine);
+        assert_eq!(bench.one(FLUSH, 0, &[]).0, OK);
+        let blocks = || scratch.path().metadata().unwrap().blocks();
+        let before = blocks();
+        assert!(before >= 2048);
+        assert_eq!(bench.segments(DISCARD, &[(0, 1024, 0), (1536, 512, 0)]), OK);
+        assert!(blocks() <= before - 1500, "{} blocks of {before}", blocks());
+        assert_eq!(scratch.contents().len(), 1 << 20);
+        assert_eq!(
+            scratch.contents()[512 << 10..768 << 10],
+            pattern(512 << 10, 256 << 10)
+        );
+        assert_eq!(bench.segments(DISCARD, &[(0, 8, 1)]), UNSUPP);
+        assert_eq!(bench.block.metrics().discards, 1);
+    }
+}
+
+#[test]
+fn zeros_are_written() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(1 << 20);
+        let mut bench = Bench::on(&scratch, engine);
+        let mut expected = scratch.contents();
+        for (segments, unmap) in [
+            (&[(1, 3, 0), (100, 900, 0)][..], 0),
+            (&[(1200, 800, 1)], 1),
+            (&[(7, 0, 0)], 0),
+        ] {
+            assert_eq!(bench.segments(WRITE_ZEROES, segments), OK, "unmap {unmap}");
+            for (sector, count, _) in segments {
+                let start = usize::try_from(*sector).unwrap() * 512;
+                expected[start..start + usize::try_from(*count).unwrap() * 512].fill(0);
+            }
+            assert!(scratch.contents() == expected);
+        }
+        assert_eq!(bench.segments(WRITE_ZEROES, &[(0, 8, 2)]), UNSUPP);
+    }
+}
+
+#[test]
+fn a_sparse_file_stays_sparse() {
+    for engine in ENGINES {
+        let scratch = Scratch::empty();
+        scratch.set_len(1 << 40);
+        let mut bench = Bench::on(&scratch, engine);
+        let last = (1 << 31) - 1;
+        assert_eq!(bench.read(last, 512), (OK, vec![0; 512]));
+        assert_eq!(bench.write(last, &[5; 512]), OK);
+        assert_eq!(bench.read(last, 512), (OK, vec![5; 512]));
+        assert!(scratch.path().metadata().unwrap().blocks() < 64);
+    }
+}
+
+#[test]
+fn what_the_driver_is_told() {
+    let scratch = Scratch::new(SECTORS * 512);
+    let mut config = config(scratch.path(), IoEngine::Sync);
+    let word = |bench: &Bench, offset| {
+        let mut data = [0; 4];
+        bench.block.read_config(offset, &mut data);
+        u32::from_le_bytes(data)
+    };
+    let bits = |features: u64| (0..64).filter(|bit| features & 1 << bit != 0).collect::<Vec<_>>();
+    let bench = Bench::new(&config);
+    assert_eq!(bench.block.device_id(), 2);
+    assert_eq!(bits(bench.block.features()), [2, 6, 9, 13, 14, 28, 29]);
+    assert_eq!(
+        [0, 4, 8, 12, 20].map(|offset| word(&bench, offset)),
+        [64, 0, 0, 254, 512]
+    );
+    assert_eq!(
+        [36, 40, 44, 48, 52, 56].map(|offset| word(&bench, offset)),
+        [1 << 22, 16, 8, 1 << 13, 16, 1]
+    );
+    let mut beyond = [1; 8];
+    bench.block.read_config(56, &mut beyond);
+    assert_eq!(beyond, [1, 0, 0, 0, 0, 0, 0, 0]);
+    bench.block.read_config(u64::MAX, &mut beyond);
+    assert_eq!(beyond, [0; 8]);
+    drop(bench);
+    config.cache = CacheType::Unsafe;
+    config.read_only = true;
+    let bench = Bench::new(&config);
+    assert_eq!(bits(bench.block.features()), [2, 5, 6, 28, 29]);
+    assert_eq!(word(&bench, 36), 0);
+}
+
+fn scattered(cuts: &[u32], total: u32) -> Vec<u32> {
+    let mut at: Vec<u32> = cuts.iter().map(|cut| cut % total).chain([0, total]).collect();
+    at.sort_unstable();
+    at.windows(2).map(|pair| pair[1] - pair[0]).collect()
+}
+
+proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(40))]
+    #[test]
+    fn a_pattern_scattered_anyhow_reads_back(
+        sectors in 1_u32..40, first in 0_u64..24, seed in proptest::prelude::any::<u8>(),
+        out in proptest::collection::vec(proptest::prelude::any::<u32>(), 0..40),
+        back in proptest::collection::vec(proptest::prelude::any::<u32>(), 0..40),
+    ) {
+        for engine in ENGINES {
+            let scratch = Scratch::new(SECTORS * 512);
+            let mut bench = Bench::on(&scratch, engine);
+            let total = sectors * 512;
+            let data: Vec<u8> = (0..total).map(|at| u8::try_from(at % 249).unwrap() ^ seed).collect();
+            let mut rest = &data[..];
+            let mut pieces = Vec::new();
+            for length in scattered(&out, total) {
+                let (part, after) = rest.split_at(usize::try_from(length).unwrap());
+                pieces.push(Piece::readable(bench.place(part), length));
+                rest = after;
+            }
+            assert_eq!(bench.one(OUT, first, &pieces), (OK, 1));
+            let mut pieces = Vec::new();
+            for length in scattered(&back, total) {
+                pieces.push(Piece::writable(bench.place(&vec![NONE; usize::try_from(length).unwrap()]), length));
+            }
+            assert_eq!(bench.one(IN, first, &pieces), (OK, total + 1));
+            let read: Vec<u8> = pieces
+                .iter()
+                .flat_map(|piece| bench.driver.read(piece.address, usize::try_from(piece.length).unwrap()))
+                .collect();
+            assert!(read == data);
+        }
+    }
+}
