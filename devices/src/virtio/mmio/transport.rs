@@ -79,9 +79,13 @@ impl Transport {
         }
     }
 
-    /// Lets the device and its driver look at everything once, after a restore: a kick or an interrupt that was under way
-    /// when the state was saved may have been lost, and the configuration may be another one.
+    /// Has everything looked at once, after a restore: a kick or an interrupt that was under way when the state was saved
+    /// may have been lost, and the configuration may be another one.
+    ///
+    /// The driver hears of used buffers only if it has not acknowledged them, or if there are new ones: some take an
+    /// interrupt for nothing as a fault.
     pub fn resume(&mut self) {
+        self.signal.repeat();
         if !self.is_running() {
             return;
         }
@@ -93,7 +97,6 @@ impl Transport {
         for queue in 0..self.rings.len() {
             self.device.notify(queue);
         }
-        self.signal.used_buffers();
     }
 
     /// Features that are offered.
