@@ -94,9 +94,7 @@ impl Transport {
         if self.configuration != before {
             self.signal.configuration_changed();
         }
-        for queue in 0..self.rings.len() {
-            self.device.notify(queue);
-        }
+        self.notify_all();
     }
 
     /// Features that are offered.
@@ -227,8 +225,18 @@ impl Transport {
     fn start(&mut self) {
         self.registers.status |= r::DRIVER_OK;
         match self.queues() {
-            Some(queues) => self.activate(queues),
+            Some(queues) => {
+                self.activate(queues);
+                // Some drivers fill their queues and kick before DRIVER_OK, and not again.
+                self.notify_all();
+            }
             None => self.signal.needs_reset(),
+        }
+    }
+
+    fn notify_all(&mut self) {
+        for queue in 0..self.rings.len() {
+            self.notify(queue);
         }
     }
 
