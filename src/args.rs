@@ -138,7 +138,7 @@ fn run(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     Ok(Command::Run(Box::new(run)))
 }
 
-const OPTIONS: [&str; 9] = [
+const OPTIONS: [&str; 12] = [
     "--memory",
     "--cpus",
     "--initrd",
@@ -146,6 +146,9 @@ const OPTIONS: [&str; 9] = [
     "--irqchip",
     "--no-acpi",
     "--no-mptable",
+    "--no-device-arguments",
+    "--disk",
+    "--net",
     "--timings",
     "--trace",
 ];
@@ -169,8 +172,12 @@ fn option(
     seen: &mut Seen,
     name: &'static str,
 ) -> Result<(), Error> {
-    seen.note(name)?;
     let config = &mut run.config;
+    match name {
+        "--disk" => return value(parser, name).map(|drive| config.drives.push(drive)),
+        "--net" => return value(parser, name).map(|net| config.nets.push(net)),
+        _ => seen.note(name)?,
+    }
     match name {
         "--memory" => config.memory = value(parser, name)?,
         "--cpus" => config.vcpus = value::<Count>(parser, name)?.0,
@@ -179,6 +186,7 @@ fn option(
         "--irqchip" => config.irqchip = value(parser, name)?,
         "--no-acpi" => config.acpi = false,
         "--no-mptable" => config.mptable = false,
+        "--no-device-arguments" => config.device_arguments = false,
         "--timings" => run.timings = true,
         "--trace" => run.trace = Some(path(parser)?),
         other => unreachable!("{other} is not in OPTIONS"),

@@ -60,6 +60,16 @@ machine:
       --irqchip WHERE   split: IOAPIC, PIC and PIT in mayfly (default, starts and ends quicker); kernel: all in KVM
       --no-acpi         no ACPI tables for the guest
       --no-mptable      no MP table for the guest
+      --no-device-arguments
+                        do not name the guest's devices on its command line, before the first --
+
+devices, each as often as you like, up to 18 in all:
+      --disk PATH[,ro][,cache=unsafe|writeback][,engine=sync|async][,id=NAME]
+                        a drive on a raw file or block device; ro: the guest may only read it; writeback: it can flush;
+                        async: by io_uring
+      --net BACKEND[,mac=ADDRESS][,mtu=BYTES]
+                        a network interface on tap:NAME, a tap device; fd:NUMBER, one that mayfly was started with;
+                        unix:PATH, a socket on which passt or another monitor serves; user, a passt of its own
 
 what mayfly tells, on stderr:
       --timings         how long each phase took, from exec to the guest's first exit and its first output

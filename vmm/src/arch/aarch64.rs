@@ -9,7 +9,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use snapshot::GuestMemory;
 use vm_memory::GuestAddress;
 
-use super::{Buses, Cpu, Error, Platform, SharedSource, Wiring};
+use super::{Buses, Cpu, Error, Platform, SharedSource, Window, Wiring};
 use crate::boot::{Loaded, Machine};
 use crate::config::{MemorySize, VmSpec};
 use crate::kvm;
@@ -41,11 +41,15 @@ impl Platform for Aarch64 {
         match *self {}
     }
 
+    fn windows(&self) -> Box<dyn Iterator<Item = (Window, Arc<dyn Interrupt>)> + '_> {
+        match *self {}
+    }
+
     fn attach(&self, _: &Wiring, _: &VmSpec, _: &mut Buses) -> Result<Vec<SharedSource>, Error> {
         match *self {}
     }
 
-    fn write_entry(_: &GuestMemory, _: &Loaded, _: &CStr, _: &VmSpec) -> Result<(), Error> {
+    fn write_entry(_: &GuestMemory, _: &Loaded, _: &CStr, _: &VmSpec, _: &[Window]) -> Result<(), Error> {
         Err(Error::Unsupported("aarch64"))
     }
 

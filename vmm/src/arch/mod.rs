@@ -58,8 +58,22 @@ pub trait EventSource: Send {
     /// The descriptor that becomes readable.
     fn descriptor(&self) -> RawFd;
 
+    /// Whether it is watched for the beginning of its readiness only.
+    fn is_edge(&self) -> bool;
+
     /// Called when it is readable.
     fn ready(&mut self);
+}
+
+/// The registers of a virtio-mmio device, as a guest is told of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// First address, at a page.
+    pub base: u64,
+    /// Length in bytes, whole pages.
+    pub size: u64,
+    /// The interrupt, active high and edge-triggered.
+    pub gsi: u32,
 }
 
 /// A source as the platform and the event loop share it.
@@ -110,6 +124,10 @@ pub trait Platform: Send + Sync + Sized + 'static {
     /// The wire to the interrupt controllers for the first serial port.
     fn serial_interrupt(&self) -> Arc<dyn Interrupt>;
 
+    /// The windows of virtio devices, [`MAX_DEVICES`](crate::config::MAX_DEVICES) of them, each with the wire to the interrupt
+    /// controllers for it.
+    fn windows(&self) -> Box<dyn Iterator<Item = (Window, Arc<dyn Interrupt>)> + '_>;
+
     /// Puts the platform's devices on the buses; returns what the event loop has to watch for them.
     ///
     /// # Errors
@@ -125,6 +143,7 @@ pub trait Platform: Send + Sync + Sized + 'static {
         loaded: &Loaded,
         cmdline: &CStr,
         spec: &VmSpec,
+        windows: &[Window],
     ) -> Result<<Self::Cpu as Cpu>::Entry, Error>;
 
     /// Called before each `KVM_RUN` of vCPU `id`: injects what KVM does not inject by itself.

@@ -1,15 +1,24 @@
 //! What a user asks for, and the same after it has been checked.
 
+mod drive;
+mod net;
+mod options;
 mod size;
 
 use std::path::PathBuf;
 
+pub use drive::DriveConfig;
+pub use net::{MacAddress, NetBackend, NetConfig};
+pub use options::Error as OptionError;
 pub use size::{MemorySize, ParseError as SizeError};
 
 use crate::boot::Protocol;
 
 /// Most vCPUs that a machine can have.
 pub const MAX_VCPUS: u8 = 32;
+
+/// Most virtio devices that a machine can have: as many as there are interrupt lines for them.
+pub const MAX_DEVICES: usize = 18;
 
 /// Where the interrupt controllers other than the local APICs are emulated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +65,12 @@ pub struct VmConfig {
     pub acpi: bool,
     /// Whether the guest gets an MP table.
     pub mptable: bool,
+    /// Whether the guest is told of its virtio devices on the command line.
+    pub device_arguments: bool,
+    /// Drives, in the order in which the guest counts them.
+    pub drives: Vec<DriveConfig>,
+    /// Network interfaces, in the order in which the guest counts them.
+    pub nets: Vec<NetConfig>,
 }
 
 impl VmConfig {
@@ -71,6 +86,9 @@ impl VmConfig {
             irqchip: IrqchipMode::default(),
             acpi: true,
             mptable: true,
+            device_arguments: true,
+            drives: Vec::new(),
+            nets: Vec::new(),
         }
     }
 
@@ -91,6 +109,16 @@ impl VmConfig {
                 asked: self.memory,
                 host: MemorySize::from_bytes(host.memory),
             });
+        }
+        let devices = self.drives.len() + self.nets.len();
+        if devices > MAX_DEVICES {
+            return Err(Error::Devices(devices));
+        }
+        for (index, net) in self.nets.iter().enumerate() {
+            let same = |other: &NetConfig| net.mac.is_some() && other.mac == net.mac;
+            if let (Some(mac), true) = (net.mac, self.nets[..index].iter().any(same)) {
+                return Err(Error::Mac(mac));
+            }
         }
         Ok(VmSpec { vcpus, config: self })
     }
@@ -125,6 +153,12 @@ pub enum Error {
     /// No vCPU, or too many.
     #[error("a machine has 1 to {MAX_VCPUS} vCPUs, not {0}: change --cpus")]
     Vcpus(u32),
+    /// More devices than there are interrupt lines.
+    #[error("a machine has at most {MAX_DEVICES} drives and network interfaces, not {0}: leave some out")]
+    Devices(usize),
+    /// Two interfaces with one address.
+    #[error("two network interfaces have the address {0}: change the mac of one")]
+    Mac(MacAddress),
     /// Less memory than the first megabyte.
     #[error("{0} of memory is too little: --memory is at least {min}", min = MemorySize::MIN)]
     MemoryTooSmall(MemorySize),

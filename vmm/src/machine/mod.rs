@@ -4,6 +4,8 @@
 //! vCPUs, and whatever registers with the kernel's I/O buses last. A slot that is set after any of those waits for
 //! grace periods of several milliseconds. Meanwhile the thread of the first vCPU asks KVM for the processor's features.
 
+mod virtio;
+
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::io;
@@ -17,7 +19,9 @@ use kvm_ioctls::{Kvm, VmFd};
 use snapshot::GuestMemory;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::arch::{self, Buses, Native, Platform, SharedSource, Wiring};
+use devices::virtio::net::Passt;
+
+use crate::arch::{self, Buses, Native, Platform, SharedSource, Window, Wiring};
 use crate::boot::{self, Image, Initrd, Loaded, Protocol};
 use crate::config::{VmConfig, VmSpec};
 use crate::timeline::{Lane, Timeline};
@@ -25,6 +29,7 @@ use crate::vcpu::thread::Shared;
 use crate::vcpu::{Ending, Fault, Kick, Start, VcpuThread, install_kick};
 use crate::vm::Vm;
 use crate::{kvm, memory};
+use virtio::Devices as Virtio;
 
 /// Why a machine could not be built or booted.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +64,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A virtio device could not be made.
+    #[error("cannot make a device")]
+    Virtio(#[source] virtio::Error),
     /// The image cannot be loaded.
     #[error(transparent)]
     Image(boot::image::Error),
@@ -79,6 +87,8 @@ pub struct Machine {
     reports: Receiver<Ending>,
     shared: Arc<Shared>,
     sources: Vec<SharedSource>,
+    windows: Vec<Window>,
+    _passts: Vec<Passt>,
     serial: Arc<Mutex<Serial>>,
     platform: Arc<Native>,
     ports: Arc<Bus>,
@@ -125,8 +135,12 @@ impl Machine {
             serial: serial.clone(),
         };
         let mut buses = Buses::default();
-        let sources = measure
+        let mut sources = measure
             .phase("attach devices", || platform.attach(&wiring, &spec, &mut buses))
+            .map_err(Error::Platform)?;
+        let mut virtio = Virtio::open(&spec).map_err(Error::Virtio)?;
+        let windows = virtio
+            .attach(&platform, &memory, &mut buses, &mut sources)
             .map_err(Error::Platform)?;
         Ok(Self {
             spec,
@@ -134,6 +148,8 @@ impl Machine {
             reports,
             shared,
             sources,
+            windows,
+            _passts: virtio.passts,
             serial,
             platform: Arc::new(platform),
             ports: Arc::new(buses.ports.build()),
@@ -156,13 +172,13 @@ impl Machine {
         let loaded = measure.phase("load image", || self.load(image, initrd))?;
         let cmdline = boot::cmdline::compose(
             &command_line(config, loaded.protocol),
-            &[],
+            &self.device_arguments(),
             Native::COMMAND_LINE_CAPACITY,
         )
         .map_err(Error::CommandLine)?;
         let entry = measure
             .phase("write boot information", || {
-                Native::write_entry(&self.memory, &loaded, &cmdline, &self.spec)
+                Native::write_entry(&self.memory, &loaded, &cmdline, &self.spec, &self.windows)
             })
             .map_err(Error::Platform)?;
         let mut entry = Some(entry);
@@ -171,6 +187,15 @@ impl Machine {
         }
         timeline.mark(Lane::Main, "vCPUs told to run");
         Ok(Vm::new(self))
+    }
+
+    fn device_arguments(&self) -> Vec<String> {
+        let told = self.spec.config().device_arguments;
+        self.windows
+            .iter()
+            .filter(|_| told)
+            .map(virtio::argument)
+            .collect()
     }
 
     fn load(&self, image: &Image, initrd: Option<&Initrd>) -> Result<Loaded, Error> {

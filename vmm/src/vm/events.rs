@@ -125,8 +125,13 @@ impl MutEventSubscriber for Owner<'_> {
             self.watch(ops, file, data, EventSet::IN);
         }
         for (data, source) in (FIRST_SOURCE..).zip(self.machine.sources()) {
-            let file = lock(source).descriptor();
-            self.watch(ops, file, data, EventSet::IN);
+            let source = lock(source);
+            let set = if source.is_edge() {
+                EventSet::IN | EventSet::EDGE_TRIGGERED
+            } else {
+                EventSet::IN
+            };
+            self.watch(ops, source.descriptor(), data, set);
         }
         self.pump_input(ops);
     }

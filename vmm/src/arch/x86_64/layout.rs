@@ -19,6 +19,8 @@
 
 use std::ops::Range;
 
+use crate::config::MAX_DEVICES;
+
 /// Global descriptor table at entry.
 pub const GDT: u64 = 0x500;
 /// `hvm_start_info` or multiboot information, up to one page with all that it points to but the command line.
@@ -51,6 +53,12 @@ pub const HIGH_MEMORY: u64 = 0x10_0000;
 pub const HOLE: Range<u64> = 0xd000_0000..0x1_0000_0000;
 /// First virtio-mmio window.
 pub const VIRTIO_MMIO: u64 = 0xd000_0000;
+/// Bytes of each window.
+pub const VIRTIO_MMIO_SIZE: usize = 0x1000;
+/// Interrupt lines of the windows, in their order. Those below 16 come first, because a PIC has no others; they leave out what
+/// guests believe to be the timer, the keyboard, the cascade, the serial port, the clock and the coprocessor.
+pub const VIRTIO_IRQS: [u32; MAX_DEVICES] =
+    [5, 6, 7, 9, 10, 11, 12, 14, 15, 3, 16, 17, 18, 19, 20, 21, 22, 23];
 /// IOAPIC registers.
 pub const IOAPIC: u64 = 0xfec0_0000;
 /// Local APIC registers.

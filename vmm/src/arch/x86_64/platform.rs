@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use devices::bus::SharedDevice;
 use devices::serial::uart;
 use devices::{
-    Cmos, ExitPort, I8042, Interrupt, MonotonicClock, Pit, PowerOffPort, SleepPort, WallClock, Window, bus,
-    cmos, i8042, pit, power_ports,
+    Cmos, ExitPort, I8042, Interrupt, MonotonicClock, Pit, PowerOffPort, SleepPort, WallClock, bus, cmos,
+    i8042, pit, power_ports,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use snapshot::GuestMemory;
@@ -19,7 +19,7 @@ use super::entry::EntryState;
 use super::handoff::{self, Tables};
 use super::irqchip::Irqchip;
 use super::{cpuid, layout, msr};
-use crate::arch::{Buses, Cpu, Error, EventSource, Platform, SharedSource, Wiring};
+use crate::arch::{Buses, Cpu, Error, EventSource, Platform, SharedSource, Window, Wiring};
 use crate::boot::{Loaded, Machine};
 use crate::config::{MemorySize, VmSpec};
 use crate::kvm::{self, failed};
@@ -74,6 +74,18 @@ impl Platform for X86_64 {
         self.irqchip.wire(layout::SERIAL_IRQ)
     }
 
+    fn windows(&self) -> Box<dyn Iterator<Item = (Window, Arc<dyn Interrupt>)> + '_> {
+        let bases = (layout::VIRTIO_MMIO..).step_by(layout::VIRTIO_MMIO_SIZE);
+        Box::new(bases.zip(layout::VIRTIO_IRQS).map(|(base, gsi)| {
+            let window = Window {
+                base,
+                size: layout::VIRTIO_MMIO_SIZE as u64,
+                gsi,
+            };
+            (window, self.irqchip.wire(gsi))
+        }))
+    }
+
     fn attach(&self, wiring: &Wiring, spec: &VmSpec, buses: &mut Buses) -> Result<Vec<SharedSource>, Error> {
         let timer = match &self.irqchip {
             Irqchip::Kernel(_) => None,
@@ -103,13 +115,14 @@ impl Platform for X86_64 {
         loaded: &Loaded,
         cmdline: &CStr,
         spec: &VmSpec,
+        windows: &[Window],
     ) -> Result<EntryState, Error> {
         let config = spec.config();
         let tables = Tables {
             acpi: config.acpi,
             mptable: config.mptable,
             vcpus: spec.vcpus(),
-            windows: &[],
+            windows,
         };
         handoff::write(memory, loaded, cmdline, &tables).map_err(|error| Error::Entry(Box::new(error)))
     }
@@ -190,7 +203,7 @@ fn attach_ports(
 }
 
 fn window(device: SharedDevice, offset: u64) -> SharedDevice {
-    shared(Window::new(device, offset))
+    shared(devices::Window::new(device, offset))
 }
 
 fn cmos_memory(spec: &VmSpec) -> cmos::MemorySize {
@@ -208,6 +221,10 @@ struct Timer(Arc<Mutex<Pit>>);
 impl EventSource for Timer {
     fn descriptor(&self) -> RawFd {
         devices::lock(&self.0).as_raw_fd()
+    }
+
+    fn is_edge(&self) -> bool {
+        false
     }
 
     fn ready(&mut self) {

@@ -22,7 +22,9 @@ pub mod multiboot;
 pub mod pvh;
 pub mod write;
 
-pub use write::{Error, Tables, Window, write};
+pub use write::{Error, Tables, write};
+
+pub use crate::arch::Window;
 
 #[cfg(test)]
 mod tests;

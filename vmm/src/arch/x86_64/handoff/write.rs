@@ -5,6 +5,7 @@ use std::ffi::CStr;
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
 use crate::GuestMemory;
+use crate::arch::Window;
 use crate::arch::x86_64::entry::{EntryState, paging, segments};
 use crate::arch::x86_64::handoff::{acpi, boot_params, mptable, multiboot, pvh};
 use crate::arch::x86_64::layout;
@@ -75,17 +76,6 @@ pub enum Error {
         #[source]
         source: GuestMemoryError,
     },
-}
-
-/// The registers of a virtio-mmio device, as a guest is told of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
-    /// First guest-physical address, within [`layout::HOLE`].
-    pub base: u64,
-    /// Length in bytes.
-    pub size: u64,
-    /// Interrupt: an input of the IOAPIC, edge-triggered and active high.
-    pub gsi: u32,
 }
 
 /// What the tables say, and which of them there are.

@@ -1,0 +1,187 @@
+//! Network interfaces as people write them: `BACKEND[,mac=ADDRESS][,mtu=BYTES]`, where the back end is `tap:NAME`,
+//! `fd:NUMBER`, `unix:PATH` or `user`.
+
+use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::options::{Error, Options};
+
+/// The address of a network interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MacAddress(pub [u8; 6]);
+
+impl MacAddress {
+    /// An address of nobody's: locally administered, of one station, and else at random.
+    pub fn random() -> Self {
+        let mut bytes = [0; 6];
+        bytes.copy_from_slice(&RandomState::new().build_hasher().finish().to_le_bytes()[..6]);
+        bytes[0] = bytes[0] & 0xfc | 0x02;
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// The host's side of a network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetBackend {
+    /// A tap device by name.
+    Tap(String),
+    /// A tap device that this process was started with, as a descriptor.
+    Descriptor(RawFd),
+    /// A unix socket on which somebody serves the network: passt, or another machine monitor.
+    Stream(PathBuf),
+    /// A passt of this machine's own.
+    User,
+}
+
+/// A network interface that the user asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetConfig {
+    /// The host's side.
+    pub backend: NetBackend,
+    /// Address of the guest's side; at random when there is none.
+    pub mac: Option<MacAddress>,
+    /// MTU that the guest is told, 68 to 65,535.
+    pub mtu: Option<u16>,
+}
+
+impl FromStr for NetConfig {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let mut options = Options::parse(text)?;
+        let backend = backend(options.first())?;
+        let mac = options.take("mac").map(|text| {
+            parse_mac(&text).ok_or_else(|| {
+                Error::value(
+                    "mac",
+                    &text,
+                    "six bytes such as 02:00:00:00:00:01, the first of which is even",
+                )
+            })
+        });
+        let mtu = options.take("mtu").map(|text| {
+            let mtu = text.parse().ok().filter(|mtu| *mtu >= 68);
+            mtu.ok_or_else(|| Error::value("mtu", &text, "a number from 68 to 65535"))
+        });
+        options.finish("mac and mtu")?;
+        Ok(Self {
+            backend,
+            mac: mac.transpose()?,
+            mtu: mtu.transpose()?,
+        })
+    }
+}
+
+fn backend(text: &str) -> Result<NetBackend, Error> {
+    let expected = "tap:NAME, fd:NUMBER, unix:PATH or user";
+    let wrong = || Error::value("--net", text, expected);
+    match text.split_once(':') {
+        None if text == "user" => Ok(NetBackend::User),
+        Some(("tap", name)) if !name.is_empty() => Ok(NetBackend::Tap(name.to_owned())),
+        Some(("unix", path)) if !path.is_empty() => Ok(NetBackend::Stream(path.into())),
+        Some(("fd", number)) => {
+            let number = number.parse().ok().filter(|number| *number > 2);
+            number
+                .map(NetBackend::Descriptor)
+                .ok_or_else(|| Error::value("fd", text, "a descriptor above 2"))
+        }
+        _ => Err(wrong()),
+    }
+}
+
+fn parse_mac(text: &str) -> Option<MacAddress> {
+    let bytes: Option<Vec<u8>> = text
+        .split(':')
+        .map(|byte| {
+            u8::from_str_radix(byte, 16)
+                .ok()
+                .filter(|_| byte.len() == 2 && !byte.starts_with('+'))
+        })
+        .collect();
+    // The lowest bit of the first byte makes the address that of a group, which no interface has.
+    bytes?
+        .try_into()
+        .ok()
+        .filter(|bytes: &[u8; 6]| bytes[0] & 1 == 0)
+        .map(MacAddress)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MacAddress, NetBackend, NetConfig};
+
+    fn net(text: &str) -> Result<NetConfig, String> {
+        text.parse().map_err(|error: super::Error| error.to_string())
+    }
+
+    #[test]
+    fn back_ends_are_named() {
+        for (text, backend) in [
+            ("tap:tap0", NetBackend::Tap("tap0".into())),
+            ("fd:5", NetBackend::Descriptor(5)),
+            ("unix:/run/net:1", NetBackend::Stream("/run/net:1".into())),
+            ("user", NetBackend::User),
+        ] {
+            assert_eq!(
+                net(text),
+                Ok(NetConfig {
+                    backend,
+                    mac: None,
+                    mtu: None
+                })
+            );
+        }
+        for text in ["tap", "tap:", "bridge:br0", "user:x"] {
+            assert!(
+                net(text)
+                    .unwrap_err()
+                    .ends_with("it is tap:NAME, fd:NUMBER, unix:PATH or user"),
+                "{text}"
+            );
+        }
+        assert!(net("fd:1").unwrap_err().contains("a descriptor above 2"));
+    }
+
+    #[test]
+    fn addresses_are_those_of_one_station() {
+        let config = net("user,mac=02:00:00:00:00:fe,mtu=9000").unwrap();
+        assert_eq!(
+            (config.mac, config.mtu),
+            (Some(MacAddress([2, 0, 0, 0, 0, 0xfe])), Some(9000))
+        );
+        assert_eq!(config.mac.unwrap().to_string(), "02:00:00:00:00:fe");
+        for mac in [
+            "",
+            "02:00:00:00:00",
+            "02:00:00:00:00:00:00",
+            "1:2:3:4:5:6",
+            "03:00:00:00:00:01",
+            "0g:00:00:00:00:01",
+        ] {
+            assert!(
+                net(&format!("user,mac={mac}")).unwrap_err().contains("six bytes"),
+                "{mac}"
+            );
+        }
+        for mtu in ["67", "65536", "x"] {
+            assert!(
+                net(&format!("user,mtu={mtu}"))
+                    .unwrap_err()
+                    .contains("68 to 65535"),
+                "{mtu}"
+            );
+        }
+        let random = MacAddress::random().0;
+        assert_eq!((random[0] & 3, random == MacAddress::random().0), (2, false));
+    }
+}

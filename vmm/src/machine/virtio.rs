@@ -1,0 +1,165 @@
+//! The virtio devices of a machine: from their configuration to a window on the bus.
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex};
+
+use devices::limiter::Limiter;
+use devices::virtio::block::{Block, device as block};
+use devices::virtio::mmio::Transport;
+use devices::virtio::net::{Backend, Net, Passt, Setup, Stream, Tap, passt, stream, tap};
+use devices::virtio::{Source, VirtioDevice};
+use devices::{MonotonicClock, lock};
+use snapshot::GuestMemory;
+
+use crate::arch::{self, Buses, EventSource, Native, Platform, SharedSource, Window};
+use crate::config::{DriveConfig, MacAddress, NetBackend, NetConfig, VmConfig, VmSpec};
+
+/// Why a device could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A drive.
+    #[error("cannot attach drive {0}")]
+    Drive(usize, #[source] block::Error),
+    /// The tap behind an interface.
+    #[error("cannot attach network interface {0}")]
+    Tap(usize, #[source] tap::Error),
+    /// The socket behind an interface.
+    #[error("cannot attach network interface {0}")]
+    Stream(usize, #[source] stream::Error),
+    /// The passt behind an interface.
+    #[error("cannot attach network interface {0}")]
+    Passt(usize, #[source] passt::Error),
+    /// The kernel has no more descriptors.
+    #[error("cannot attach network interface {0}")]
+    Descriptors(usize, #[source] std::io::Error),
+}
+
+/// The devices, and what must live as long as they do.
+#[derive(Default)]
+pub struct Devices {
+    /// In the order of their windows: drives first, as guests count them, then interfaces.
+    pub devices: Vec<Box<dyn VirtioDevice>>,
+    /// Programs that serve the network to them.
+    pub passts: Vec<Passt>,
+}
+
+impl Devices {
+    /// Opens what the devices need.
+    ///
+    /// # Errors
+    /// [`Error`], numbering the devices of each kind from 0.
+    pub fn open(spec: &VmSpec) -> Result<Self, Error> {
+        let VmConfig { drives, nets, .. } = spec.config();
+        let mut opened = Self::default();
+        for (index, DriveConfig(config)) in drives.iter().enumerate() {
+            let mut config = config.clone();
+            if config.id.is_empty() {
+                config.id = format!("drive{index}");
+            }
+            let block = Block::open(&config, Box::new(MonotonicClock::new()));
+            opened
+                .devices
+                .push(Box::new(block.map_err(|source| Error::Drive(index, source))?));
+        }
+        for (index, config) in nets.iter().enumerate() {
+            let net = opened.net(index, config)?;
+            opened.devices.push(Box::new(net));
+        }
+        Ok(opened)
+    }
+
+    /// Gives each device a window on the memory bus and adds what the event loop watches for it to `sources`.
+    ///
+    /// # Errors
+    /// [`arch::Error::Bus`]
+    pub fn attach(
+        &mut self,
+        platform: &Native,
+        memory: &GuestMemory,
+        buses: &mut Buses,
+        sources: &mut Vec<SharedSource>,
+    ) -> Result<Vec<Window>, arch::Error> {
+        let mut windows = Vec::with_capacity(self.devices.len());
+        for (device, (window, line)) in self.devices.drain(..).zip(platform.windows()) {
+            let transport = Arc::new(Mutex::new(Transport::new(device, memory.clone(), line)));
+            let claimed = buses
+                .memory
+                .claim("virtio device", window.base, window.size, transport.clone());
+            claimed.map_err(arch::Error::Bus)?;
+            let watched = lock(&transport).sources();
+            sources.extend(watched.into_iter().map(|source| {
+                Arc::new(Mutex::new(Watched {
+                    transport: transport.clone(),
+                    source,
+                })) as SharedSource
+            }));
+            windows.push(window);
+        }
+        Ok(windows)
+    }
+
+    fn net(&mut self, index: usize, config: &NetConfig) -> Result<Net, Error> {
+        let system = |source| Error::Descriptors(index, source);
+        let limiter = || Limiter::new(None, None).map_err(system);
+        let setup = Setup {
+            mac: config.mac.unwrap_or_else(MacAddress::random).0,
+            mtu: config.mtu,
+            backend: self.backend(index, &config.backend)?,
+            receive_limiter: limiter()?,
+            transmit_limiter: limiter()?,
+            clock: Box::new(MonotonicClock::new()),
+        };
+        Net::new(setup).map_err(system)
+    }
+
+    fn backend(&mut self, index: usize, backend: &NetBackend) -> Result<Box<dyn Backend>, Error> {
+        let tap = |source| Error::Tap(index, source);
+        Ok(match backend {
+            NetBackend::Tap(name) => Box::new(Tap::open(name).map_err(tap)?),
+            NetBackend::Descriptor(descriptor) => {
+                // SAFETY: the user says that this descriptor, none of this process's own, was made for this interface. If it
+                // is not open, using it fails.
+                let descriptor = unsafe { OwnedFd::from_raw_fd(*descriptor) };
+                Box::new(Tap::from_descriptor(descriptor).map_err(tap)?)
+            }
+            NetBackend::Stream(path) => {
+                Box::new(Stream::connect(path).map_err(|source| Error::Stream(index, source))?)
+            }
+            NetBackend::User => {
+                let (passt, stream) = Passt::start(&[]).map_err(|source| Error::Passt(index, source))?;
+                self.passts.push(passt);
+                Box::new(stream)
+            }
+        })
+    }
+}
+
+/// One source of one device.
+struct Watched {
+    transport: Arc<Mutex<Transport>>,
+    source: Source,
+}
+
+impl EventSource for Watched {
+    fn descriptor(&self) -> RawFd {
+        self.source.descriptor
+    }
+
+    fn is_edge(&self) -> bool {
+        self.source.edge
+    }
+
+    fn ready(&mut self) {
+        lock(&self.transport).ready(self.source.token);
+    }
+}
+
+/// How a guest is told of `window` on its command line.
+pub fn argument(window: &Window) -> String {
+    format!(
+        "virtio_mmio.device={}K@{:#x}:{}",
+        window.size >> 10,
+        window.base,
+        window.gsi
+    )
+}
