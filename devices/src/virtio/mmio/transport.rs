@@ -79,9 +79,13 @@ impl Transport {
         }
     }
 
-    /// Lets the device and its driver look at everything once, after a restore: a kick or an interrupt that was under way
-    /// when the state was saved may have been lost, and the configuration may be another one.
+    /// Has everything looked at once, after a restore: a kick or an interrupt that was under way when the state was saved
+    /// may have been lost, and the configuration may be another one.
+    ///
+    /// The driver hears of used buffers only if it has not acknowledged them, or if there are new ones: some take an
+    /// interrupt for nothing as a fault.
     pub fn resume(&mut self) {
+        self.signal.repeat();
         if !self.is_running() {
             return;
         }
@@ -90,10 +94,7 @@ impl Transport {
         if self.configuration != before {
             self.signal.configuration_changed();
         }
-        for queue in 0..self.rings.len() {
-            self.device.notify(queue);
-        }
-        self.signal.used_buffers();
+        self.notify_all();
     }
 
     /// Features that are offered.
@@ -224,8 +225,18 @@ impl Transport {
     fn start(&mut self) {
         self.registers.status |= r::DRIVER_OK;
         match self.queues() {
-            Some(queues) => self.activate(queues),
+            Some(queues) => {
+                self.activate(queues);
+                // Some drivers fill their queues and kick before DRIVER_OK, and not again.
+                self.notify_all();
+            }
             None => self.signal.needs_reset(),
+        }
+    }
+
+    fn notify_all(&mut self) {
+        for queue in 0..self.rings.len() {
+            self.notify(queue);
         }
     }
 

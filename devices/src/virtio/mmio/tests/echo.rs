@@ -62,6 +62,7 @@ impl Echo {
         let activation = self.activation.as_mut()?;
         let queue = &mut activation.queues[queue];
         let memory = &activation.memory;
+        let before = self.echoed;
         for _ in 0..MOST {
             let Some(chain) = queue.iter(memory).ok()?.next() else {
                 break;
@@ -77,7 +78,7 @@ impl Echo {
             self.echoed += 1;
         }
         queue.enable_notification(memory).ok()?;
-        if queue.needs_notification(memory).ok()? {
+        if self.echoed != before && queue.needs_notification(memory).ok()? {
             activation.signal.used_buffers();
         }
         Some(())
