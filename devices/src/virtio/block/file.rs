@@ -162,15 +162,16 @@ impl Disk {
     }
 
     /// Reads from `offset` into `pieces`. Returns the bytes read, which may be fewer than there is room for; zero at the
-    /// end of the file.
+    /// end of the file. With `cached`, only what is there without waiting.
     ///
     /// # Safety
     /// `pieces` must name memory that stays mapped during the call and that anybody may write to, as a guest's.
-    pub(super) unsafe fn read(&self, pieces: &[iovec], offset: u64) -> io::Result<u64> {
+    pub(super) unsafe fn read(&self, pieces: &[iovec], offset: u64, cached: bool) -> io::Result<u64> {
         let (count, offset) = (count_of(pieces)?, signed(offset)?);
+        let flags = if cached { libc::RWF_NOWAIT } else { 0 };
         retried(|| {
             // SAFETY: the descriptor is open, `pieces` has `count` entries, and the caller vouches for what they name.
-            unsafe { libc::preadv(self.file.as_raw_fd(), pieces.as_ptr(), count, offset) }
+            unsafe { libc::preadv2(self.file.as_raw_fd(), pieces.as_ptr(), count, offset, flags) }
         })
     }
 
@@ -186,6 +187,11 @@ impl Disk {
             // SAFETY: the descriptor is open, `pieces` has `count` entries, and the caller vouches for what they name.
             unsafe { libc::pwritev2(self.file.as_raw_fd(), pieces.as_ptr(), count, offset, flags) }
         })
+    }
+
+    /// Whether writing waits for a medium, and not only for room in the page cache.
+    pub(super) fn waits_to_write(&self, through: bool) -> bool {
+        through || self.block_device
     }
 
     /// Brings everything written to the medium.

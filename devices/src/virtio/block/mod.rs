@@ -3,7 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`device`] | [`Block`]: the device; [`Config`], what it is made from; [`Metrics`] |
-//! | [`file`] | [`Disk`]: the file or block device behind it |
+//! | [`mod@file`] | [`Disk`]: the file or block device behind it |
 //! | `queue` | the queue at work |
 //! | `request` | what a chain asks for, checked |
 //! | `serve` | doing that on the calling thread |

@@ -3,6 +3,10 @@
 //! A notification is served to the end at once, with one interrupt for all of it. What is put off is put off to the
 //! eventfd: what io_uring has not done yet, and what a driver adds faster than it is served, which is stopped after a
 //! queue's worth of requests so that the lock becomes free.
+//!
+//! With io_uring, only what has to wait goes into the ring. Of 4 KiB requests one at a time on ext4, a read from the page
+//! cache takes a third longer through the ring than by preadv2, and a write, for which the kernel wakes a worker, three
+//! times as long as by pwritev2.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -14,7 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::device::{IoEngine, Metrics};
 use super::file::Disk;
 use super::request::{self, Request, Status, Target};
-use super::serve::{Id, execute, finish};
+use super::serve::{Id, Outcome, execute, finish, read_cached};
 use super::space::QUEUE_SIZE;
 use super::uring::{Operation, Ring};
 use crate::clock::Clock;
@@ -272,11 +276,23 @@ fn begin(
         Request::Flush => Some(Operation::Flush),
         _ => None,
     };
-    if let (Some(ring), Some(operation)) = (ring, operation) {
-        ring.push(operation, chain, &backend.disk);
-        return None;
-    }
-    let outcome = execute(request, chain, &backend.disk, &backend.id, through);
+    let disk = &backend.disk;
+    let outcome = match (ring, operation) {
+        (Some(ring), Some(Operation::Read(extent))) => {
+            let given = read_cached(extent, chain, disk);
+            if given < extent.length {
+                ring.push(Operation::Read(extent), chain, given, disk);
+                return None;
+            }
+            let status = Status::Ok;
+            Outcome { status, given }
+        }
+        (Some(ring), Some(operation)) if operation == Operation::Flush || disk.waits_to_write(through) => {
+            ring.push(operation, chain, 0, disk);
+            return None;
+        }
+        _ => execute(request, chain, disk, &backend.id, through),
+    };
     match operation {
         Some(operation) => count(&mut backend.metrics, operation, outcome.status),
         None if outcome.status != Status::Ok => backend.metrics.errors += 1,

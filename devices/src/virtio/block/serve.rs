@@ -59,13 +59,22 @@ pub(super) fn used_length(place: u64, given: u64) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
 }
 
+/// Reads what of `extent` is in the page cache, up to the first byte that is not. Returns how many bytes.
+pub(super) fn read_cached(extent: Extent, chain: &Chain<'_>, disk: &Disk) -> u64 {
+    let pieces: Vec<iovec> = chain.writable.iovec(0..extent.length).collect();
+    // SAFETY: the pieces are guest memory, which `chain` borrows.
+    let result = unsafe { disk.read(&pieces, extent.offset, true) };
+    // Also when the file system does not say what it has.
+    result.unwrap_or(0)
+}
+
 fn read(extent: Extent, chain: &Chain<'_>, disk: &Disk, given: &mut u64) -> io::Result<()> {
     let mut pieces: Vec<iovec> = Vec::with_capacity(chain.writable.count());
     while *given < extent.length {
         pieces.clear();
         pieces.extend(chain.writable.iovec(*given..extent.length));
         // SAFETY: the pieces are guest memory, which `chain` borrows.
-        let count = unsafe { disk.read(&pieces, extent.offset + *given) }?;
+        let count = unsafe { disk.read(&pieces, extent.offset + *given, false) }?;
         if count == 0 {
             // The file has been truncated underneath.
             return Err(io::ErrorKind::UnexpectedEof.into());

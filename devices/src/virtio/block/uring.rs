@@ -1,7 +1,7 @@
 //! Doing reads, writes and flushes by io_uring.
 //!
-//! Requests are put into the ring one by one and given to the kernel in one call a batch. What is in the page cache is
-//! done by then; for the rest, the kernel makes an eventfd readable. A request owns the list of pieces that it names,
+//! Requests are put into the ring one by one and given to the kernel in one call a batch; when one is done, the kernel
+//! makes an eventfd readable. A request owns the list of pieces that it names,
 //! and the ring owns a share of guest memory, until the kernel is done with it; a ring is not dropped before.
 
 use std::io;
@@ -105,9 +105,9 @@ impl Ring {
         self.in_flight() == usize::from(QUEUE_SIZE)
     }
 
-    /// Puts in `operation`, which was parsed from `chain`. There must be room, and `chain` must lie in the memory of
-    /// this ring. [`Self::submit`] gives it to the kernel.
-    pub(super) fn push(&mut self, operation: Operation, chain: &Chain<'_>, disk: &Disk) {
+    /// Puts in what is left of `operation`, which was parsed from `chain`, after its first `done` bytes. There must be
+    /// room, and `chain` must lie in the memory of this ring. [`Self::submit`] gives it to the kernel.
+    pub(super) fn push(&mut self, operation: Operation, chain: &Chain<'_>, done: u64, disk: &Disk) {
         let place = chain.writable.len().saturating_sub(1);
         let Some(status) = chain.writable.iovec(place..place + 1).next() else {
             // Without a byte for the status, a chain is no request.
@@ -127,15 +127,15 @@ impl Ring {
         let slot = &mut self.slots[index];
         slot.head = chain.head;
         slot.operation = operation;
-        slot.done = 0;
+        slot.done = done;
         slot.place = place;
         slot.status = status.iov_base.cast();
         slot.pieces.clear();
         match operation {
-            Operation::Read(extent) => slot.pieces.extend(chain.writable.iovec(0..extent.length)),
+            Operation::Read(extent) => slot.pieces.extend(chain.writable.iovec(done..extent.length)),
             Operation::Write(extent, _) => {
                 slot.pieces
-                    .extend(chain.readable.iovec(HEADER..HEADER + extent.length));
+                    .extend(chain.readable.iovec(HEADER + done..HEADER + extent.length));
             }
             Operation::Flush => {}
         }

@@ -114,6 +114,17 @@ fn a_file_truncated_underneath_fails_what_is_gone() {
 }
 
 #[test]
+fn a_full_disk_is_an_error_of_a_write_that_goes_through() {
+    for engine in ENGINES {
+        let mut bench = Bench::pretending("/dev/full", SECTORS * 512, engine);
+        bench.reset();
+        bench.activate(0);
+        assert_eq!(bench.write(0, &[1; 4096]), IOERR);
+        assert_eq!(bench.block.metrics().errors, 1);
+    }
+}
+
+#[test]
 fn a_full_disk_is_an_error_of_the_request() {
     for engine in ENGINES {
         let mut bench = Bench::pretending("/dev/full", SECTORS * 512, engine);
