@@ -169,6 +169,12 @@ impl Disk {
     pub(super) unsafe fn read(&self, pieces: &[iovec], offset: u64, cached: bool) -> io::Result<u64> {
         let (count, offset) = (count_of(pieces)?, signed(offset)?);
         let flags = if cached { libc::RWF_NOWAIT } else { 0 };
+        if let ([piece], false) = (pieces, cached) {
+            return retried(|| {
+                // SAFETY: the descriptor is open, and the caller vouches for what the piece names.
+                unsafe { libc::pread(self.file.as_raw_fd(), piece.iov_base, piece.iov_len, offset) }
+            });
+        }
         retried(|| {
             // SAFETY: the descriptor is open, `pieces` has `count` entries, and the caller vouches for what they name.
             unsafe { libc::preadv2(self.file.as_raw_fd(), pieces.as_ptr(), count, offset, flags) }

@@ -278,7 +278,7 @@ impl Slot {
 }
 
 /// Takes `count` bytes off the front of `pieces`.
-fn skip(pieces: &mut Vec<iovec>, count: u64) {
+pub(super) fn skip(pieces: &mut Vec<iovec>, count: u64) {
     let mut left = usize::try_from(count).unwrap_or(usize::MAX);
     let whole = pieces
         .iter()

@@ -5,6 +5,7 @@ mod faults;
 mod file;
 mod lifetime;
 mod requests;
+mod uring;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -14,7 +15,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
-use super::{Block, CacheType, Config, Disk, IoEngine, uring};
+use super::uring::probe;
+use super::{Block, CacheType, Config, Disk, IoEngine};
 use crate::testing::ManualClock;
 use crate::virtio::device::{Activation, VirtioDevice};
 use crate::virtio::signal::Signal;
@@ -121,11 +123,7 @@ impl Bench {
 
     fn on(scratch: &Scratch, engine: IoEngine) -> Self {
         let bench = Self::new(&config(scratch.path(), engine));
-        let expected = if uring::probe().is_ok() {
-            engine
-        } else {
-            IoEngine::Sync
-        };
+        let expected = if probe().is_ok() { engine } else { IoEngine::Sync };
         assert_eq!(bench.block.engine(), expected);
         bench
     }
