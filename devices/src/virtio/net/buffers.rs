@@ -25,6 +25,10 @@ pub struct Buffers<'m> {
     spent: Vec<Chain<'m>>,
     length: u64,
     pieces: usize,
+    /// The next chain has more pieces than are left for it.
+    full: bool,
+    /// Heads and lengths of the buffers of one packet.
+    used: Vec<(u16, u32)>,
 }
 
 impl<'m> Buffers<'m> {
@@ -52,7 +56,7 @@ impl<'m> Buffers<'m> {
 
     /// Whether no packet can ever get more buffers than these from `ring`.
     pub(super) fn are_all(&self, ring: &Ring) -> bool {
-        self.chains.len() >= ring.size() || self.pieces >= LIMITS.pieces
+        self.full || self.chains.len() >= ring.size()
     }
 
     /// Takes buffers until there are `wanted` bytes, or no more.
@@ -78,7 +82,7 @@ impl<'m> Buffers<'m> {
             if self.pieces + chain.writable.count() > LIMITS.pieces {
                 ring.put_back(1);
                 self.spent.push(chain);
-                self.pieces = LIMITS.pieces;
+                self.full = true;
                 break;
             }
             self.length += length;
@@ -120,29 +124,31 @@ impl<'m> Buffers<'m> {
         length: usize,
     ) -> Result<(), Error> {
         let mut rest = length as u64;
-        let mut used = Vec::with_capacity(1);
+        self.used.clear();
         for chain in &self.chains {
             let part = rest.min(chain.writable.len());
             // A packet has fewer than 2^32 bytes.
-            used.push((chain.head, u32::try_from(part).unwrap_or(u32::MAX)));
+            self.used
+                .push((chain.head, u32::try_from(part).unwrap_or(u32::MAX)));
             rest -= part;
             if rest == 0 {
                 break;
             }
         }
-        let count = u16::try_from(used.len()).unwrap_or(u16::MAX);
+        let count = u16::try_from(self.used.len()).unwrap_or(u16::MAX);
         if let Some(first) = self.chains.front() {
             first
                 .writable
                 .write_all(NUM_BUFFERS, &count.to_le_bytes())
                 .map_err(Error::Chain)?;
         }
-        ring.publish(memory, &used)?;
-        for chain in self.chains.drain(..used.len()) {
+        ring.publish(memory, &self.used)?;
+        for chain in self.chains.drain(..self.used.len()) {
             self.length -= chain.writable.len();
+            self.pieces -= chain.writable.count();
             self.spent.push(chain);
         }
-        self.pieces = self.chains.iter().map(|chain| chain.writable.count()).sum();
+        self.full = false;
         Ok(())
     }
 }

@@ -13,6 +13,10 @@ use super::{HEADER, LONGEST_PACKET};
 /// ones, as on a tap with a larger MTU, are not lost, but take a copy.
 const USUAL_PACKET: u64 = 1530;
 
+/// After so many packets in a row that were not longer, no longer one is expected: to have buffers for the longest ready
+/// for each short packet costs as much as the packet. The first long one after that takes a copy.
+const CALM: u32 = 64;
+
 /// The receiving half of the device.
 pub(super) struct Receiver {
     /// The back end may have packets: it has been ready since it last had none.
@@ -21,6 +25,8 @@ pub(super) struct Receiver {
     spare: Vec<u8>,
     /// Bytes of the packet that waits; 0 for none.
     held: usize,
+    /// Packets in a row that were not longer than [`USUAL_PACKET`].
+    short: u32,
 }
 
 impl Receiver {
@@ -30,6 +36,7 @@ impl Receiver {
             // Zeroed memory of this size is not touched by allocating it, and seldom later.
             spare: vec![0; LONGEST_PACKET],
             held: 0,
+            short: 0,
         }
     }
 
@@ -83,9 +90,9 @@ impl Receiver {
             // One buffer has to do.
             return 1;
         }
-        let longest = match features & GUEST_LARGE {
-            0 => USUAL_PACKET,
-            _ => LONGEST_PACKET as u64,
+        let longest = match features & GUEST_LARGE != 0 && self.short < CALM {
+            true => LONGEST_PACKET as u64,
+            false => USUAL_PACKET,
         };
         longest.max(self.held as u64)
     }
@@ -109,9 +116,7 @@ impl Receiver {
         };
         let fits = length >= HEADER && length as u64 <= buffers.len();
         if fits && turn.permits(length - HEADER) {
-            buffers.publish(turn.ring, turn.memory, length)?;
-            turn.passed(length - HEADER);
-            return Ok(None);
+            return self.hand_over(turn, buffers, length);
         }
         let filled = usize::try_from(buffers.len()).unwrap_or(usize::MAX).min(length);
         buffers.copy_to(&mut self.spare[..filled])?;
@@ -142,9 +147,23 @@ impl Receiver {
             return Ok(Some(Ended::Throttled));
         }
         buffers.copy_from(self.held())?;
-        buffers.publish(turn.ring, turn.memory, length)?;
         self.held = 0;
+        self.hand_over(turn, buffers, length)
+    }
+
+    /// Gives the packet that is in the buffers to the driver.
+    fn hand_over<'m>(
+        &mut self,
+        turn: &mut Turn<'m>,
+        buffers: &mut Buffers<'m>,
+        length: usize,
+    ) -> Result<Option<Ended>, Error> {
+        buffers.publish(turn.ring, turn.memory, length)?;
         turn.passed(length - HEADER);
+        self.short = match length as u64 > USUAL_PACKET {
+            true => 0,
+            false => self.short.saturating_add(1),
+        };
         Ok(None)
     }
 }

@@ -4,8 +4,8 @@ use super::{ONE, READABLE, RECEIVE_TIMER, Rig, fake::FakeBackend, packet, receiv
 use crate::limiter::{Bucket, Limiter};
 use crate::sync::lock;
 use crate::virtio::VirtioDevice;
-use crate::virtio::net::LONGEST_FRAME;
 use crate::virtio::net::features::{EVENT_IDX, GUEST_CSUM, GUEST_TSO4, MRG_RXBUF};
+use crate::virtio::net::{HEADER, LONGEST_FRAME};
 use crate::virtio::testing::Piece;
 
 #[test]
@@ -138,6 +138,29 @@ fn the_longest_packet_passes() {
         assert_eq!(rig.used(0).iter().sum::<u32>(), 65_566);
         assert_eq!(rig.driver.read(first, longest.len()), received(&longest, 16));
     }
+}
+
+#[test]
+fn a_long_packet_after_many_short_ones_is_whole() {
+    let (backend, wire) = FakeBackend::new();
+    let features = MRG_RXBUF | GUEST_CSUM | GUEST_TSO4;
+    let mut rig = Rig::new(setup(backend), features, [256, 16]);
+    for _ in 0..100 {
+        rig.add_buffer(1600);
+    }
+    lock(&wire).inbound.extend((0..80).map(|seed| packet(seed, 60)));
+    rig.net.ready(READABLE);
+    assert_eq!(rig.used(0), [72; 80]);
+    for seed in [1, 2] {
+        for _ in 0..50 {
+            rig.add_buffer(1600);
+        }
+        let length = 20 * 1600 - HEADER;
+        lock(&wire).inbound.push_back(packet(seed, length));
+        rig.net.ready(READABLE);
+        assert_eq!(rig.used(0), [1600; 20]);
+    }
+    assert_eq!(rig.net.metrics().receive.drops, 0);
 }
 
 #[test]

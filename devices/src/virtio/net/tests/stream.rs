@@ -154,3 +154,41 @@ fn passt_is_not_installed() {
     assert!(matches!(error, PasstError::Missing(_)));
     assert!(error.to_string().contains("apt install passt"));
 }
+
+#[test]
+fn passt_answers() {
+    let started = Passt::start(&[]);
+    let (passt, stream) = started.expect("this test takes passt: apt install passt");
+    let mut rig = Rig::new(setup(Box::new(stream)), STATUS, [16, 16]);
+    let buffer = rig.add_buffer(2000);
+    // An ARP request for some other address, as which passt always sees itself.
+    let mut request = vec![0; HEADER];
+    request.extend([0xff; 6]);
+    request.extend(super::MAC);
+    request.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    request.extend(super::MAC);
+    request.extend([0; 10]);
+    request.extend([192, 0, 2, 77]);
+    rig.add_packet(&request);
+    rig.net.notify(1);
+    // It may say other things first, about IPv6 for example.
+    let mut frame = Vec::new();
+    for _ in 0..10 {
+        rig.await_source(READABLE);
+        let used = rig.used(0);
+        assert!(is_up(&rig), "passt has ended");
+        if let Some(length) = used.first() {
+            frame = rig.driver.read(buffer, usize::try_from(*length).unwrap());
+            if frame[HEADER + 12..HEADER + 14] == [8, 6] {
+                break;
+            }
+            let piece = Piece::writable(buffer, 2000);
+            rig.driver.queues[0].add(&[piece]);
+        }
+    }
+    assert_eq!(frame[HEADER + 20..HEADER + 22], [0, 2], "an ARP reply");
+    drop(passt);
+    rig.add_buffer(2000);
+    rig.await_source(READABLE);
+    assert!(!is_up(&rig), "passt ends with what it was started by");
+}
