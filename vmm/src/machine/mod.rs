@@ -65,8 +65,8 @@ pub enum Error {
         source: io::Error,
     },
     /// A virtio device could not be made.
-    #[error("cannot make a device")]
-    Virtio(#[source] virtio::Error),
+    #[error(transparent)]
+    Virtio(virtio::Error),
     /// The image cannot be loaded.
     #[error(transparent)]
     Image(boot::image::Error),
