@@ -71,6 +71,9 @@ devices, each as often as you like, up to 18 in all:
                         a network interface on tap:NAME, a tap device; fd:NUMBER, one that mayfly was started with;
                         unix:PATH, a socket on which passt or another monitor serves; user, a passt of its own
 
+  Limits, as further options: bandwidth=BYTES/MILLISECONDS[/BURST] and ops=NUMBER/MILLISECONDS[/BURST] for a drive, the
+  same as rx-bandwidth, rx-ops, tx-bandwidth and tx-ops for what an interface receives and transmits.
+
 what mayfly tells, on stderr:
       --timings         how long each phase took, from exec to the guest's first exit and its first output
       --trace FILE      the same as a Chrome trace; open it in https://ui.perfetto.dev

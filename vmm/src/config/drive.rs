@@ -1,4 +1,5 @@
-//! Drives as people write them: `PATH[,ro][,cache=unsafe|writeback][,engine=sync|async][,id=NAME]`.
+//! Drives as people write them: `PATH[,ro][,cache=unsafe|writeback][,engine=sync|async][,id=NAME]`, and
+//! `,bandwidth=BYTES/MILLISECONDS[/BURST]` and `,ops=NUMBER/MILLISECONDS[/BURST]`.
 
 use std::str::FromStr;
 
@@ -15,6 +16,7 @@ impl FromStr for DriveConfig {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let mut options = Options::parse(text)?;
+        let limits = options.limits("bandwidth", "ops")?;
         let config = Config {
             path: options.first().into(),
             read_only: options.flag("ro"),
@@ -29,16 +31,17 @@ impl FromStr for DriveConfig {
                 Some(other) => return Err(Error::value("engine", other, "sync or async (io_uring)")),
             },
             id: options.take("id").unwrap_or_default(),
-            bandwidth: None,
-            operations: None,
+            bandwidth: limits.bandwidth,
+            operations: limits.operations,
         };
-        options.finish("ro, cache, engine and id")?;
+        options.finish("ro, cache, engine, id, bandwidth and ops")?;
         Ok(Self(config))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use devices::limiter::Bucket;
     use devices::virtio::block::{CacheType, IoEngine};
 
     use super::DriveConfig;
@@ -72,8 +75,33 @@ mod tests {
         );
         assert_eq!(
             drive("x,rw"),
-            Err("there is no option \"rw\": there are ro, cache, engine and id".into())
+            Err("there is no option \"rw\": there are ro, cache, engine, id, bandwidth and ops".into())
         );
+        let limited = drive("x,bandwidth=1000000/100/5,ops=100/1000").unwrap();
+        assert_eq!(
+            limited.bandwidth,
+            Some(Bucket {
+                size: 1_000_000,
+                refill_time_ms: 100,
+                one_time_burst: 5
+            })
+        );
+        assert_eq!(
+            limited.operations,
+            Some(Bucket {
+                size: 100,
+                refill_time_ms: 1000,
+                one_time_burst: 0
+            })
+        );
+        for wrong in ["1", "1/2/3/4", "a/b", "-1/2", "/"] {
+            assert!(
+                drive(&format!("x,ops={wrong}"))
+                    .unwrap_err()
+                    .contains("AMOUNT/MILLISECONDS"),
+                "{wrong}"
+            );
+        }
         assert_eq!(drive("x,ro,ro"), Err("\"ro\" is there twice".into()));
     }
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 pub use drive::DriveConfig;
 pub use net::{MacAddress, NetBackend, NetConfig};
-pub use options::Error as OptionError;
+pub use options::{Error as OptionError, Limits};
 pub use size::{MemorySize, ParseError as SizeError};
 
 use crate::boot::Protocol;

@@ -1,5 +1,6 @@
 //! Network interfaces as people write them: `BACKEND[,mac=ADDRESS][,mtu=BYTES]`, where the back end is `tap:NAME`,
-//! `fd:NUMBER`, `unix:PATH` or `user`.
+//! `fd:NUMBER`, `unix:PATH` or `user`. `,rx-bandwidth=BYTES/MILLISECONDS[/BURST]`, `,rx-ops=PACKETS/MILLISECONDS[/BURST]` and the same
+//! with `tx-` limit what the guest may be sent and send.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -7,7 +8,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::options::{Error, Options};
+use super::options::{Error, Limits, Options};
 
 /// The address of a network interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,10 @@ pub struct NetConfig {
     pub mac: Option<MacAddress>,
     /// MTU that the guest is told, 68 to 65,535.
     pub mtu: Option<u16>,
+    /// What the guest may be sent.
+    pub receive: Limits,
+    /// What the guest may send.
+    pub transmit: Limits,
 }
 
 impl FromStr for NetConfig {
@@ -73,11 +78,15 @@ impl FromStr for NetConfig {
             let mtu = text.parse().ok().filter(|mtu| *mtu >= 68);
             mtu.ok_or_else(|| Error::value("mtu", &text, "a number from 68 to 65535"))
         });
-        options.finish("mac and mtu")?;
+        let receive = options.limits("rx-bandwidth", "rx-ops")?;
+        let transmit = options.limits("tx-bandwidth", "tx-ops")?;
+        options.finish("mac, mtu, rx-bandwidth, rx-ops, tx-bandwidth and tx-ops")?;
         Ok(Self {
             backend,
             mac: mac.transpose()?,
             mtu: mtu.transpose()?,
+            receive,
+            transmit,
         })
     }
 }
@@ -132,14 +141,7 @@ mod tests {
             ("unix:/run/net:1", NetBackend::Stream("/run/net:1".into())),
             ("user", NetBackend::User),
         ] {
-            assert_eq!(
-                net(text),
-                Ok(NetConfig {
-                    backend,
-                    mac: None,
-                    mtu: None
-                })
-            );
+            assert_eq!(net(text).unwrap().backend, backend);
         }
         for text in ["tap", "tap:", "bridge:br0", "user:x"] {
             assert!(
@@ -181,6 +183,8 @@ mod tests {
                 "{mtu}"
             );
         }
+        let limited = net("user,rx-ops=10/1000").unwrap();
+        assert!(limited.receive.operations.is_some() && limited.transmit == super::Limits::default());
         let random = MacAddress::random().0;
         assert_eq!((random[0] & 3, random == MacAddress::random().0), (2, false));
     }

@@ -1,5 +1,16 @@
 //! A thing with options, as people write them: `THING,FLAG,NAME=VALUE`.
 
+use devices::limiter::Bucket;
+
+/// What a device may do in a time, in one direction; nothing stands for as much as it can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes.
+    pub bandwidth: Option<Bucket>,
+    /// Requests or packets.
+    pub operations: Option<Bucket>,
+}
+
 /// Why such a text makes no sense.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -88,6 +99,41 @@ impl Options {
             .iter()
             .position(|(known, value)| known == name && fits(value))?;
         Some(self.rest.remove(place).1)
+    }
+
+    /// Takes the two limits of a direction: `PREFIXbandwidth` in bytes and `PREFIXops` in operations.
+    pub fn limits(&mut self, bandwidth: &'static str, operations: &'static str) -> Result<Limits, Error> {
+        Ok(Limits {
+            bandwidth: self.bucket(bandwidth)?,
+            operations: self.bucket(operations)?,
+        })
+    }
+
+    fn bucket(&mut self, name: &'static str) -> Result<Option<Bucket>, Error> {
+        let Some(text) = self.take(name) else {
+            return Ok(None);
+        };
+        let numbers: Option<Vec<u64>> = text.split('/').map(|number| number.parse().ok()).collect();
+        match numbers.as_deref() {
+            Some([size, refill_time_ms]) => Ok(Some(Bucket {
+                size: *size,
+                refill_time_ms: *refill_time_ms,
+                one_time_burst: 0,
+            })),
+            Some([size, refill_time_ms, one_time_burst]) => {
+                let (size, refill_time_ms, one_time_burst) = (*size, *refill_time_ms, *one_time_burst);
+                Ok(Some(Bucket {
+                    size,
+                    refill_time_ms,
+                    one_time_burst,
+                }))
+            }
+            _ => Err(Error::value(
+                name,
+                &text,
+                "AMOUNT/MILLISECONDS, or AMOUNT/MILLISECONDS/BURST",
+            )),
+        }
     }
 
     /// Ends the reading; `known` is what could have been there.

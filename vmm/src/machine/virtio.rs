@@ -12,7 +12,7 @@ use devices::{MonotonicClock, lock};
 use snapshot::GuestMemory;
 
 use crate::arch::{self, Buses, EventSource, Native, Platform, SharedSource, Window};
-use crate::config::{DriveConfig, MacAddress, NetBackend, NetConfig, VmConfig, VmSpec};
+use crate::config::{DriveConfig, Limits, MacAddress, NetBackend, NetConfig, VmConfig, VmSpec};
 
 /// Why a device could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -100,13 +100,13 @@ impl Devices {
 
     fn net(&mut self, index: usize, config: &NetConfig) -> Result<Net, Error> {
         let system = |source| Error::Descriptors(index, source);
-        let limiter = || Limiter::new(None, None).map_err(system);
+        let limiter = |limits: Limits| Limiter::new(limits.bandwidth, limits.operations).map_err(system);
         let setup = Setup {
             mac: config.mac.unwrap_or_else(MacAddress::random).0,
             mtu: config.mtu,
             backend: self.backend(index, &config.backend)?,
-            receive_limiter: limiter()?,
-            transmit_limiter: limiter()?,
+            receive_limiter: limiter(config.receive)?,
+            transmit_limiter: limiter(config.transmit)?,
             clock: Box::new(MonotonicClock::new()),
         };
         Net::new(setup).map_err(system)
