@@ -1,10 +1,11 @@
 //! Network interfaces: on taps, each test in a network of its own, and on unix sockets. Taps take root.
 
 use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
-use std::{fs, thread};
+use std::{fs, mem, thread};
 
 use crate::file;
 use crate::guest::{Guest, LIMIT};
@@ -54,24 +55,27 @@ fn make_tap() {
 fn serves(options: &str, arguments: &str) {
     in_own_network(|| {
         make_tap();
-        let guest = file("/guests/net.elf");
-        let mut guest = Guest::start(&format!(
-            "{guest} {options} --net tap:tap0,mac={MAC} -- ip=10.0.0.2 {arguments}"
-        ));
-        guest.expect(READY);
-        let pings = output_of("ping -c 3 -i 0.1 -W 30 10.0.0.2");
-        assert!(pings.contains("3 received"), "{pings}");
-        let neighbours = output_of("ip neigh show 10.0.0.2");
-        assert!(neighbours.contains(MAC), "{neighbours}");
-        let page =
-            output_of("curl --silent --show-error --include --noproxy * --max-time 60 http://10.0.0.2/");
-        assert!(
-            page.starts_with("HTTP/1.0 200 OK\r\n") && page.ends_with("\r\n\r\nhello from mayfly\n"),
-            "{page}"
-        );
-        guest.expect(" 3 pings 1 pages\n");
-        guest.ends_with(0);
+        serves_on("tap:tap0", options, arguments);
     });
+}
+
+fn serves_on(net: &str, options: &str, arguments: &str) {
+    let guest = file("/guests/net.elf");
+    let mut guest = Guest::start(&format!(
+        "{guest} {options} --net {net},mac={MAC} -- ip=10.0.0.2 {arguments}"
+    ));
+    guest.expect(READY);
+    let pings = output_of("ping -c 3 -i 0.1 -W 30 10.0.0.2");
+    assert!(pings.contains("3 received"), "{pings}");
+    let neighbours = output_of("ip neigh show 10.0.0.2");
+    assert!(neighbours.contains(MAC), "{neighbours}");
+    let page = output_of("curl --silent --show-error --include --noproxy * --max-time 60 http://10.0.0.2/");
+    assert!(
+        page.starts_with("HTTP/1.0 200 OK\r\n") && page.ends_with("\r\n\r\nhello from mayfly\n"),
+        "{page}"
+    );
+    guest.expect(" 3 pings 1 pages\n");
+    guest.ends_with(0);
 }
 
 #[test]
@@ -87,6 +91,39 @@ fn a_guest_serves_a_page_by_polling() {
 #[test]
 fn a_guest_serves_a_page_with_the_irqchip_of_the_kernel() {
     serves("--irqchip kernel", "");
+}
+
+/// `tap0`, attached, as a descriptor above the usual that children inherit.
+fn attach_tap() -> OwnedFd {
+    let device = fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .unwrap();
+    // SAFETY: all-zero bytes are a valid `ifreq`, which is a structure of integers.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(*b"tap0") {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = flags.try_into().unwrap();
+    // SAFETY: `request` is what TUNSETIFF takes, for the length of the call.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    // SAFETY: the call takes no pointer.
+    let inherited = unsafe { libc::fcntl(device.as_raw_fd(), libc::F_DUPFD, 100) };
+    assert!(inherited >= 100, "{}", io::Error::last_os_error());
+    // SAFETY: the kernel has just made it for this call.
+    unsafe { OwnedFd::from_raw_fd(inherited) }
+}
+
+#[test]
+fn a_guest_serves_a_page_on_a_tap_that_it_is_given() {
+    in_own_network(|| {
+        make_tap();
+        let tap = attach_tap();
+        serves_on(&format!("fd:{}", tap.as_raw_fd()), "", "");
+    });
 }
 
 #[test]
