@@ -116,6 +116,29 @@ fn drives_come_in_their_order() {
     }
 }
 
+/// `count` drives on one file, which the guest may only read.
+fn many(count: usize, arguments: &str) {
+    let path = disk(&format!("drives-{count}"), 0);
+    fs::write(&path, written(0)).unwrap();
+    let drives = format!("--disk {path},ro ").repeat(count);
+    let mut guest = Guest::start(&format!("{} {drives}{arguments}", file("/guests/disk.elf")));
+    for index in 0..count {
+        guest.expect(&format!("disk [drive{index}] ro\nok disk {SECTORS} sectors\n"));
+    }
+    guest.ends_with(0);
+}
+
+#[test]
+fn as_many_drives_work_as_there_can_be() {
+    many(18, "");
+}
+
+/// Both 8259s have some.
+#[test]
+fn as_many_drives_interrupt_as_the_pic_has_lines_for() {
+    many(10, "-- irq=1");
+}
+
 #[test]
 fn drives_survive_a_hostile_guest() {
     let (first, second) = (disk("hostile-sync", 3), disk("hostile-async", 4));
