@@ -200,13 +200,3 @@ fn a_guest_answers_on_a_socket() {
     guest.expect("ok net 4 arps 0 pings 0 pages\n");
     guest.ends_with(0);
 }
-
-#[test]
-fn a_guest_outlives_its_network() {
-    let (listener, path) = listen("gone.sock");
-    let guest = file("/guests/net.elf");
-    let mut guest = Guest::start(&format!("{guest} --net unix:{path},mac={MAC}"));
-    guest.expect(READY);
-    drop(listener.accept().unwrap());
-    guest.terminate();
-}
