@@ -111,6 +111,55 @@ fn words_that_make_no_sense_are_named() {
 }
 
 #[test]
+fn devices_that_make_no_sense_are_named() {
+    for (option, value, text) in [
+        (
+            "--disk",
+            ",ro",
+            "--disk \",ro\": there is nothing before the first comma",
+        ),
+        (
+            "--disk",
+            "d,rw",
+            "--disk \"d,rw\": there is no option \"rw\": there are ro,",
+        ),
+        (
+            "--disk",
+            "d,cache=none",
+            "--disk \"d,cache=none\": cache=\"none\": it is unsafe or writeback",
+        ),
+        (
+            "--disk",
+            "d,engine=aio",
+            "--disk \"d,engine=aio\": engine=\"aio\": it is sync or async",
+        ),
+        (
+            "--net",
+            "tap0",
+            "--net \"tap0\": --net=\"tap0\": it is tap:NAME, fd:NUMBER, unix:PATH or user",
+        ),
+        (
+            "--net",
+            "fd:1",
+            "--net \"fd:1\": fd=\"fd:1\": it is a descriptor above 2",
+        ),
+        (
+            "--net",
+            "user,mac=1",
+            "--net \"user,mac=1\": mac=\"1\": it is six bytes such as 02:00:00:00:00:01",
+        ),
+        (
+            "--net",
+            "user,mtu=9",
+            "--net \"user,mtu=9\": mtu=\"9\": it is a number from 68 to 65535",
+        ),
+    ] {
+        let said = refusal(&["run", "a", option, value], 2);
+        assert!(said.starts_with(text), "{option} {value}: {said}");
+    }
+}
+
+#[test]
 fn machines_that_cannot_be_are_refused() {
     let image = file("machines.elf", &program());
     for (option, value, text) in [
@@ -138,6 +187,30 @@ fn machines_that_cannot_be_are_refused() {
             "{said}"
         );
     }
+}
+
+#[test]
+fn interfaces_that_share_are_refused() {
+    let image = file("interfaces.elf", &program());
+    for (net, text) in [
+        (
+            "user,mac=02:00:00:00:00:01",
+            "two network interfaces have the address 02:00:00:00:00:01: change the mac of one",
+        ),
+        (
+            "fd:5",
+            "two network interfaces are on descriptor 5: give each a tap of its own",
+        ),
+    ] {
+        let said = refusal(&["run", &image, "--net", net, "--net", net], 1);
+        assert_eq!(said, format!("cannot make this machine: {text}"));
+    }
+    let mut arguments = vec!["run", &image];
+    arguments.extend(["--disk", "d"].repeat(19));
+    assert_eq!(
+        refusal(&arguments, 1),
+        "cannot make this machine: a machine has at most 18 drives and network interfaces, not 19: leave some out"
+    );
 }
 
 #[test]

@@ -92,17 +92,25 @@ const struct boot *boot_info(void)
     return &boot;
 }
 
-u64 option(const char *key, u64 otherwise)
+const char *argument(const char *key, unsigned nth)
 {
     for (const char *at = boot_info()->cmdline; *at; at++) {
-        u64 i = 0, value = 0;
+        u64 i = 0;
         while (key[i] && at[i] == key[i])
             i++;
-        if (key[i])
-            continue;
-        for (at += i; *at >= '0' && *at <= '9'; at++)
-            value = value * 10 + (u64)(*at - '0');
-        return value;
+        if (!key[i] && !nth--)
+            return at + i;
     }
-    return otherwise;
+    return NULL;
+}
+
+u64 option(const char *key, u64 otherwise)
+{
+    const char *at = argument(key, 0);
+    if (!at)
+        return otherwise;
+    u64 value = 0;
+    for (; *at >= '0' && *at <= '9'; at++)
+        value = value * 10 + (u64)(*at - '0');
+    return value;
 }

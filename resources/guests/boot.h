@@ -28,6 +28,9 @@ const struct boot *boot_info(void);
 /* The number after `key` (such as "code=") in the command line, decimal; `otherwise` when it is not there. */
 u64 option(const char *key, u64 otherwise);
 
+/* What follows the `nth` (from 0) `key` in the command line, or NULL. */
+const char *argument(const char *key, unsigned nth);
+
 u64 length(const char *text);
 
 #endif

@@ -1,6 +1,9 @@
 //! The test guests of resources/guests on a faithful x86_64 machine; its README says what each does. Where level 0 is
 //! interpreted, CPUID and the timers are not what they are here.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{env, fs, process};
+
 use crate::guest::Guest;
 
 /// mayfly's exit status after a triple fault.
@@ -55,6 +58,10 @@ scenarios! {
     end_while_halted => terminates("end-hlt.elf", "halting");
     end_while_looping => terminates("loop.elf", "looping");
     all_output_arrives => flood(64);
+    drives_by_polling => drives("disk.elf", "", "ok disk 100 sectors");
+    drives_by_the_pic => drives("disk.elf", "-- irq=1", "ok disk 100 sectors");
+    drives_by_the_pic_of_the_kernel => drives("disk.elf", "--irqchip kernel -- irq=1", "ok disk 100 sectors");
+    drives_of_a_hostile_guest => drives("hostile.elf", "", "ok hostile 2 devices");
 }
 
 /// The guest prints `text` and ends with `code`.
@@ -104,6 +111,27 @@ fn flood(kib: usize) {
             "line {number} is {line}"
         );
         assert_eq!(line.len(), 63);
+    }
+}
+
+/// The guest prints `text`, given a drive by each engine, and ends well.
+fn drives(guest: &str, arguments: &str, text: &str) {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let file = || {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = env::temp_dir().join(format!("mayfly-drive-{}-{number}", process::id()));
+        fs::write(&path, vec![0; 100 * 512]).unwrap();
+        path
+    };
+    let (first, second) = (file(), file());
+    let options = format!(
+        "--disk {},cache=writeback --disk {},engine=async",
+        first.display(),
+        second.display()
+    );
+    ends(&format!("{guest} {options} {arguments}"), text, 0);
+    for path in [first, second] {
+        fs::remove_file(path).unwrap();
     }
 }
 

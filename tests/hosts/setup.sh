@@ -19,6 +19,9 @@ if [ "${1:-all}" = all ]; then
     needs 'command -v qemu-system-x86_64' qemu-system-x86
     needs 'command -v flock' util-linux
     needs 'command -v lz4' lz4
+    needs 'command -v ip' iproute2
+    needs 'command -v ping' iputils-ping
+    needs 'command -v curl' curl
 fi
 
 install_missing() {

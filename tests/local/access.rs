@@ -8,8 +8,11 @@ use std::process::{Command, Output};
 
 use crate::guests::program;
 
+/// Major and minor number of `/dev/kvm`.
+pub const KVM: (u32, u32) = (10, 232);
+
 /// A folder with nothing in it but mayfly, which is static and so runs there.
-fn bare_root(name: &str) -> PathBuf {
+pub fn bare_root(name: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _ = fs::remove_dir_all(&root);
     fs::create_dir(&root).unwrap();
@@ -45,11 +48,14 @@ fn refusal(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn make_node(path: &Path, mode: u32) {
-    let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
-    // SAFETY: `path` is a C string for the length of the call.
-    let made = unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR | mode, libc::makedev(10, 232)) };
+/// Makes the device `(major, minor)` at `path`.
+pub fn make_node(path: &Path, mode: u32, (major, minor): (u32, u32)) {
+    let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    // SAFETY: `name` is a C string for the length of the call.
+    let made = unsafe { libc::mknod(name.as_ptr(), libc::S_IFCHR | mode, libc::makedev(major, minor)) };
     assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
+    // mknod heeds the umask.
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
 #[test]
@@ -65,7 +71,7 @@ fn a_missing_device_is_explained() {
 fn a_forbidden_device_is_explained() {
     let root = bare_root("forbidden-kvm");
     fs::create_dir(root.join("dev")).unwrap();
-    make_node(&root.join("dev/kvm"), 0o600);
+    make_node(&root.join("dev/kvm"), 0o600, KVM);
     let said = refusal(&demo(root, Some(65534)));
     assert!(
         said.contains("no permission to open /dev/kvm: join the group"),
@@ -86,7 +92,7 @@ fn something_else_in_its_place_is_explained() {
 fn nothing_but_the_device_is_needed() {
     let root = bare_root("kvm-only");
     fs::create_dir(root.join("dev")).unwrap();
-    make_node(&root.join("dev/kvm"), 0o666);
+    make_node(&root.join("dev/kvm"), 0o666, KVM);
     let output = demo(root, None);
     assert!(
         output.status.success(),

@@ -8,6 +8,9 @@
 //! | [`console`] | readers that stall, writers that do not, terminals |
 //! | [`order`] | the order of the calls on KVM |
 //! | [`access`] | a `/dev/kvm` that is missing or forbidden |
+//! | [`virtio`] | drives, and hostile guests |
+//! | [`network`] | network interfaces |
+//! | [`attach`] | drives and interfaces that cannot be |
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
 
@@ -24,14 +27,17 @@ macro_rules! scenarios {
 }
 
 mod access;
+mod attach;
 mod command;
 mod console;
 #[path = "../hosts/guest.rs"]
 mod guest;
 mod guests;
 mod ioctls;
+mod network;
 mod order;
 #[path = "../hosts/programs.rs"]
 mod programs;
+mod virtio;
 
 use guests::file;

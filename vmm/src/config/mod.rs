@@ -5,6 +5,7 @@ mod net;
 mod options;
 mod size;
 
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 pub use drive::DriveConfig;
@@ -119,6 +120,12 @@ impl VmConfig {
             if let (Some(mac), true) = (net.mac, self.nets[..index].iter().any(same)) {
                 return Err(Error::Mac(mac));
             }
+            let same = |other: &NetConfig| other.backend == net.backend;
+            if let (NetBackend::Descriptor(descriptor), true) =
+                (&net.backend, self.nets[..index].iter().any(same))
+            {
+                return Err(Error::Descriptor(*descriptor));
+            }
         }
         Ok(VmSpec { vcpus, config: self })
     }
@@ -159,6 +166,9 @@ pub enum Error {
     /// Two interfaces with one address.
     #[error("two network interfaces have the address {0}: change the mac of one")]
     Mac(MacAddress),
+    /// Two interfaces on one tap.
+    #[error("two network interfaces are on descriptor {0}: give each a tap of its own")]
+    Descriptor(RawFd),
     /// Less memory than the first megabyte.
     #[error("{0} of memory is too little: --memory is at least {min}", min = MemorySize::MIN)]
     MemoryTooSmall(MemorySize),
@@ -236,6 +246,28 @@ mod tests {
         assert_eq!(
             check(9 << 30).unwrap_err().to_string(),
             "9G of memory is more than this host has, which is 8G with its swap: lower --memory"
+        );
+    }
+
+    #[test]
+    fn interfaces_share_nothing() {
+        let check = |nets: &[&str]| {
+            let nets = nets.iter().map(|net| net.parse().unwrap()).collect();
+            let checked = VmConfig { nets, ..config() }.check(&HOST);
+            checked.map(|_| ()).map_err(|error| error.to_string())
+        };
+        assert_eq!(check(&["user", "user", "fd:5", "fd:6"]), Ok(()));
+        assert_eq!(
+            check(&["user,mac=02:00:00:00:00:01", "user,mac=02:00:00:00:00:02"]),
+            Ok(())
+        );
+        assert_eq!(
+            check(&["user,mac=02:00:00:00:00:01", "user", "fd:5,mac=02:00:00:00:00:01"]),
+            Err("two network interfaces have the address 02:00:00:00:00:01: change the mac of one".into())
+        );
+        assert_eq!(
+            check(&["fd:5", "user", "fd:5"]),
+            Err("two network interfaces are on descriptor 5: give each a tap of its own".into())
         );
     }
 

@@ -1,5 +1,6 @@
 //! The virtio devices of a machine: from their configuration to a window on the bus.
 
+use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 
@@ -31,7 +32,7 @@ pub enum Error {
     Passt(usize, #[source] passt::Error),
     /// The kernel has no more descriptors.
     #[error("cannot attach network interface {0}")]
-    Descriptors(usize, #[source] std::io::Error),
+    Descriptors(usize, #[source] io::Error),
 }
 
 /// The devices, and what must live as long as they do.
@@ -116,12 +117,7 @@ impl Devices {
         let tap = |source| Error::Tap(index, source);
         Ok(match backend {
             NetBackend::Tap(name) => Box::new(Tap::open(name).map_err(tap)?),
-            NetBackend::Descriptor(descriptor) => {
-                // SAFETY: the user says that this descriptor, none of this process's own, was made for this interface. If it
-                // is not open, using it fails.
-                let descriptor = unsafe { OwnedFd::from_raw_fd(*descriptor) };
-                Box::new(Tap::from_descriptor(descriptor).map_err(tap)?)
-            }
+            NetBackend::Descriptor(descriptor) => Box::new(descriptor_tap(*descriptor).map_err(tap)?),
             NetBackend::Stream(path) => {
                 Box::new(Stream::connect(path).map_err(|source| Error::Stream(index, source))?)
             }
@@ -132,6 +128,23 @@ impl Devices {
             }
         })
     }
+}
+
+/// The tap that `descriptor` is open on. It need not be open, and may even be one that this process has opened since:
+/// only a duplicate is used and closed.
+fn descriptor_tap(descriptor: RawFd) -> Result<Tap, tap::Error> {
+    let named = |source| tap::Error::Descriptor { descriptor, source };
+    // SAFETY: the call takes no pointer, and to the kernel any number will do.
+    let own = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 3) };
+    if own < 0 {
+        return Err(named(io::Error::last_os_error()));
+    }
+    // SAFETY: the kernel has just made it for this call.
+    let own = unsafe { OwnedFd::from_raw_fd(own) };
+    Tap::from_descriptor(own).map_err(|error| match error {
+        tap::Error::Descriptor { source, .. } => named(source),
+        other => other,
+    })
 }
 
 /// One source of one device.

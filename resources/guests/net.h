@@ -1,0 +1,48 @@
+/* Frames and what is in them; numbers in them are big-endian. */
+#ifndef NET_H
+#define NET_H
+
+#include "guest.h"
+
+static inline u16 get16(const u8 *at) { return (u16)(at[0] << 8 | at[1]); }
+static inline u32 get32(const u8 *at) { return (u32)get16(at) << 16 | get16(at + 2); }
+
+static inline void put16(u8 *at, u16 value)
+{
+    at[0] = (u8)(value >> 8);
+    at[1] = (u8)value;
+}
+
+static inline void put32(u8 *at, u32 value)
+{
+    put16(at, (u16)(value >> 16));
+    put16(at + 2, (u16)value);
+}
+
+static inline void copy(u8 *to, const u8 *from, u32 length)
+{
+    while (length--)
+        *to++ = *from++;
+}
+
+static inline int same(const u8 *one, const u8 *other, u32 length)
+{
+    while (length && *one == *other)
+        one++, other++, length--;
+    return !length;
+}
+
+/* RFC 1071: the ones' complement sum of `start` and `length` bytes, which is 0xffff over all that a checksum covers. */
+u16 ones_sum(u32 start, const u8 *bytes, u32 length);
+
+/* Sends `length` bytes of `frame`, before which there is room for the device's header. */
+void send(u8 *frame, u32 length);
+/* Sends `length` bytes that are behind the Ethernet and IP headers of `frame` back to where the frame came from. */
+void reply_ip(u8 *frame, u32 length);
+
+/* Takes a TCP segment of `length` bytes behind the headers of `frame`. */
+void tcp(u8 *frame, u32 length);
+/* How many connections were served and closed. */
+extern unsigned tcp_done;
+
+#endif

@@ -1,0 +1,69 @@
+/* As much of TCP (RFC 9293) as one client needs who asks for one page: every answer is in the segment that it answers,
+   so that nothing is kept but where the conversation is. */
+#include "net.h"
+
+enum { FIN = 1, SYN = 2, RST = 4, PSH = 8, ACK = 16 };
+enum { PORT = 80, FIRST = 1000 /* our first sequence number */, HEADER = 20 };
+
+static const char page[] = "HTTP/1.0 200 OK\r\nContent-Length: 18\r\nConnection: close\r\n\r\nhello from mayfly\n";
+enum { PAGE_LENGTH = sizeof page - 1 };
+
+unsigned tcp_done;
+static u16 peer;
+
+u16 ones_sum(u32 start, const u8 *bytes, u32 length)
+{
+    for (; length > 1; length -= 2, bytes += 2)
+        start += get16(bytes);
+    if (length)
+        start += (u32)*bytes << 8;
+    while (start >> 16)
+        start = (start & 0xffff) + (start >> 16);
+    return (u16)start;
+}
+
+/* The sum over a segment and its pseudo-header: the addresses, the protocol, the length. */
+static u16 segment_sum(const u8 *frame, u32 length)
+{
+    return ones_sum(ones_sum(6 + length, frame + 26, 8), frame + 34, length);
+}
+
+static void answer(u8 *frame, u8 flags, u32 sequence, u32 acknowledged, const char *data, u32 length)
+{
+    u8 *segment = frame + 34;
+    put16(segment, PORT);
+    put16(segment + 2, peer);
+    put32(segment + 4, sequence);
+    put32(segment + 8, acknowledged);
+    segment[12] = HEADER / 4 << 4;
+    segment[13] = flags;
+    put16(segment + 14, 1024); /* window */
+    put32(segment + 16, 0);
+    copy(segment + HEADER, (const u8 *)data, length);
+    /* The sum does not ask which address is the sender's. */
+    put16(segment + 16, (u16)~segment_sum(frame, HEADER + length));
+    reply_ip(frame, HEADER + length);
+}
+
+void tcp(u8 *frame, u32 length)
+{
+    u8 *segment = frame + 34, flags = segment[13];
+    u32 header = (u32)segment[12] >> 4 << 2;
+    if (get16(segment + 2) != PORT || header < HEADER || header > length)
+        return;
+    expect("checksum of a segment", segment_sum(frame, length), 0xffff);
+    u32 sequence = get32(segment + 4), end = sequence + length - header, acknowledged = get32(segment + 8);
+    if (flags == SYN || flags == (SYN | 0xc0)) { /* 0xc0: ECN is offered, and not taken */
+        peer = get16(segment);
+        answer(frame, SYN | ACK, FIRST, sequence + 1, "", 0);
+        return;
+    }
+    if (get16(segment) != peer || (flags & (SYN | RST)))
+        return;
+    if (end != sequence) /* the request, all of it in one segment; again, if the answer was lost */
+        answer(frame, ACK | PSH | FIN, FIRST + 1, end, page, PAGE_LENGTH);
+    else if (flags & FIN) {
+        answer(frame, ACK, FIRST + 2 + PAGE_LENGTH, end + 1, "", 0);
+        tcp_done += acknowledged == FIRST + 2 + PAGE_LENGTH;
+    }
+}

@@ -1,0 +1,136 @@
+#include "virtio.h"
+#include "trap.h"
+
+volatile unsigned interrupts;
+static const struct device *listening;
+
+static u64 parse(const char **text, unsigned base)
+{
+    u64 value = 0;
+    for (;; (*text)++) {
+        unsigned digit = (unsigned)(**text - '0');
+        if (digit > 9)
+            digit = (unsigned)(**text - 'a') + 10;
+        if (digit >= base)
+            return value;
+        value = value * base + digit;
+    }
+}
+
+/* 4K@0xd0000000:5 */
+int device_find(unsigned nth, struct device *device)
+{
+    const char *at = argument("virtio_mmio.device=4K@0x", nth);
+    if (!at)
+        return 0;
+    device->base = parse(&at, 16);
+    at++;
+    device->irq = (unsigned)parse(&at, 10);
+    device->kind = get(device, DEVICE_ID);
+    expect("magic", get(device, MAGIC_VALUE), 0x74726976);
+    expect("version", get(device, VERSION), 2);
+    return 1;
+}
+
+void device_reset(const struct device *device)
+{
+    set(device, STATUS, 0);
+    while (get(device, STATUS))
+        ;
+}
+
+/* Section 3.1.1, up to the queues. */
+void device_start(struct device *device, u64 wanted)
+{
+    device_reset(device);
+    set(device, STATUS, ACKNOWLEDGE);
+    set(device, STATUS, ACKNOWLEDGE | DRIVER);
+    u64 offered = 0;
+    for (u32 half = 0; half < 2; half++) {
+        set(device, DEVICE_FEATURES_SEL, half);
+        offered |= (u64)get(device, DEVICE_FEATURES) << (32 * half);
+    }
+    require("VERSION_1 is offered", (offered & VERSION_1) != 0);
+    device->features = offered & (wanted | VERSION_1);
+    for (u32 half = 0; half < 2; half++) {
+        set(device, DRIVER_FEATURES_SEL, half);
+        set(device, DRIVER_FEATURES, (u32)(device->features >> (32 * half)));
+    }
+    set(device, STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
+    expect("status with features", get(device, STATUS), ACKNOWLEDGE | DRIVER | FEATURES_OK);
+}
+
+static INTERRUPT used(struct frame *frame)
+{
+    (void)frame;
+    u32 status = get(listening, INTERRUPT_STATUS);
+    require("an interrupt has a reason", status != 0);
+    set(listening, INTERRUPT_ACK, status);
+    interrupts++;
+    pic_done(listening->irq);
+}
+
+void device_listen(const struct device *device)
+{
+    listening = device;
+    interrupts = 0;
+    gate((u8)(0x20 + device->irq), used);
+    pic_unmask(device->irq);
+}
+
+static void set_address(const struct device *device, u64 offset, volatile void *area)
+{
+    set(device, offset, (u32)(u64)area);
+    set(device, offset + 4, (u32)((u64)area >> 32));
+}
+
+int queue_start(struct queue *queue, const struct device *device, u16 number)
+{
+    for (u64 i = 0; i < sizeof *queue / sizeof(u16); i++)
+        ((volatile u16 *)queue)[i] = 0;
+    queue->device = device;
+    queue->number = number;
+    set(device, QUEUE_SEL, number);
+    require("a queue is large enough", get(device, QUEUE_NUM_MAX) >= QUEUE_SIZE);
+    expect("a queue before it is set up", get(device, QUEUE_READY), 0);
+    set(device, QUEUE_NUM, QUEUE_SIZE);
+    set_address(device, QUEUE_DESC, queue->table);
+    set_address(device, QUEUE_DRIVER, &queue->available);
+    set_address(device, QUEUE_DEVICE, &queue->used);
+    set(device, QUEUE_READY, 1);
+    return get(device, QUEUE_READY) == 1;
+}
+
+void descriptor_set(volatile struct descriptor *at, const void *buffer, u32 length, u16 flags, u16 next)
+{
+    at->address = (u64)buffer;
+    at->length = length;
+    at->flags = flags;
+    at->next = next;
+}
+
+/* The processor does not reorder stores, and the kick is an exit: volatile is all the ordering that is needed. */
+void queue_offer(struct queue *queue, u16 head)
+{
+    queue->available.ring[queue->available.index % QUEUE_SIZE] = head;
+    __asm__ volatile("" ::: "memory");
+    queue->available.index++;
+    set(queue->device, QUEUE_NOTIFY, queue->number);
+}
+
+int queue_has(const struct queue *queue) { return queue->used.index != queue->seen; }
+
+u16 queue_take(struct queue *queue, u32 *length)
+{
+    int listens = listening == queue->device;
+    if (listens) /* lets in what is pending */
+        __asm__ volatile("sti; nop; nop; cli" ::: "memory");
+    /* Interrupts are off outside of the halt, so that none can be missed between the test and the halt. */
+    while (!queue_has(queue))
+        if (listens)
+            __asm__ volatile("sti; hlt; cli" ::: "memory");
+    __asm__ volatile("" ::: "memory");
+    unsigned slot = queue->seen++ % QUEUE_SIZE;
+    *length = queue->used.ring[slot].length;
+    return (u16)queue->used.ring[slot].id;
+}

@@ -1,0 +1,252 @@
+//! Drives and interfaces that cannot be: each is refused with the way out. KVM is asked before they are.
+
+use std::ffi::CString;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chroot};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::access::{KVM, bare_root, make_node};
+use crate::guest::Guest;
+use crate::guests::{file, program};
+use crate::network::{in_own_network, output_of};
+
+/// `CAP_NET_ADMIN` of linux/capability.h.
+const NET_ADMIN: libc::c_ulong = 12;
+
+/// `mayfly run` of a guest that needs no device, with `options`, separated by blanks.
+fn run(options: &str) -> Command {
+    let mut command = Command::new(program());
+    command.arg("run").arg(file("hello.elf"));
+    command.args(options.split(' ')).stdin(Stdio::null());
+    command
+}
+
+/// `command` is refused before the guest runs, in one line that has all of `texts`.
+fn refuses(mut command: Command, texts: &[&str]) {
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{command:?}: {said}");
+    assert!(
+        output.stdout.is_empty() && said.lines().count() == 1,
+        "{command:?}: {said}"
+    );
+    for text in texts {
+        assert!(said.contains(text), "{command:?}: {said} does not say {text:?}");
+    }
+}
+
+fn place(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("attach");
+    fs::create_dir_all(&folder).unwrap();
+    folder.join(name).to_str().unwrap().to_owned()
+}
+
+fn disk(name: &str, length: usize) -> String {
+    let path = place(name);
+    fs::write(&path, vec![0; length]).unwrap();
+    path
+}
+
+#[test]
+fn a_disk_must_be_one() {
+    let fifo = place("fifo");
+    let _ = fs::remove_file(&fifo);
+    let name = CString::new(fifo.clone()).unwrap();
+    // SAFETY: `name` is a C string for the length of the call.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    for (path, text) in [
+        (place("missing"), "there is no disk"),
+        (
+            disk("empty", 0),
+            "is empty: give it a size, for example with `truncate -s 1G`",
+        ),
+        (
+            disk("odd", 700),
+            "has 700 bytes, which is no multiple of 512: is it a raw image?",
+        ),
+        (
+            place(""),
+            "is a folder: a disk is a raw image file or a block device",
+        ),
+        (fifo, "is neither a file nor a block device"),
+    ] {
+        for options in ["", ",ro", ",engine=async"] {
+            let command = run(&format!("--disk {path}{options}"));
+            refuses(
+                command,
+                &["cannot attach drive 0", path.trim_end_matches('/'), text],
+            );
+        }
+    }
+}
+
+#[test]
+fn a_disk_has_one_writer() {
+    let path = disk("shared", 1024);
+    let text = "is in use by another drive or virtual machine: only read-only drives can share one";
+    for (first, second) in [("", ""), (",ro", ""), ("", ",ro")] {
+        let command = run(&format!("--disk {path}{first} --disk {path}{second}"));
+        refuses(command, &["cannot attach drive 1", &path, text]);
+    }
+    let readers = run(&format!("--disk {path},ro --disk {path},ro"))
+        .output()
+        .unwrap();
+    assert!(readers.status.success(), "{readers:?}");
+
+    let mut other = Guest::start(&format!("{} --disk {path}", file("end-hlt.elf")));
+    other.expect("halting");
+    refuses(
+        run(&format!("--disk {path}")),
+        &["cannot attach drive 0", &path, text],
+    );
+    other.terminate();
+}
+
+#[test]
+fn a_tap_must_be_one() {
+    in_own_network(|| {
+        for (net, text) in [
+            (
+                "tap:lo",
+                "lo is not a tap interface; make one with `ip tuntap add",
+            ),
+            (
+                "tap:sixteen-letters-",
+                "cannot be the name of an interface: 1 to 15 bytes",
+            ),
+            ("tap:a/b", "cannot be the name of an interface"),
+            ("fd:99", "descriptor 99 is not that of a tap"),
+        ] {
+            let command = run(&format!("--net {net}"));
+            refuses(command, &["cannot attach network interface 0", text]);
+        }
+    });
+}
+
+#[test]
+fn a_descriptor_of_something_else_is_no_tap() {
+    let null = fs::File::open("/dev/null").unwrap();
+    let mut command = run("--net fd:9");
+    let give = move || {
+        // SAFETY: the call takes no pointer.
+        match unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&null), 9) } {
+            9 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: what runs between fork and exec makes system calls only.
+    unsafe { command.pre_exec(give) };
+    refuses(command, &["descriptor 9 is not that of a tap"]);
+}
+
+#[test]
+fn a_tap_has_one_user() {
+    in_own_network(|| {
+        let text = "another process uses the interface tap0; end it, or make another one";
+        refuses(
+            run("--net tap:tap0 --net tap:tap0"),
+            &["cannot attach network interface 1", text],
+        );
+        let mut other = Guest::start(&format!("{} --net tap:tap0", file("end-hlt.elf")));
+        other.expect("halting");
+        refuses(
+            run("--net tap:tap0"),
+            &["cannot attach network interface 0", text],
+        );
+        other.terminate();
+    });
+}
+
+#[test]
+fn a_tap_takes_rights() {
+    in_own_network(|| {
+        output_of("ip tuntap add theirs mode tap user 12345");
+        for (net, text) in [
+            (
+                "tap:theirs",
+                "the interface theirs is not this user's; make it anew with `ip tuntap del theirs",
+            ),
+            (
+                "tap:none",
+                "there is no interface none, and it takes a privilege to make one; make it with `ip tuntap add none",
+            ),
+        ] {
+            let mut command = run(&format!("--net {net}"));
+            let drop_right = || {
+                // SAFETY: the call takes no pointer.
+                match unsafe { libc::prctl(libc::PR_CAPBSET_DROP, NET_ADMIN, 0, 0, 0) } {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            };
+            // SAFETY: what runs between fork and exec makes system calls only.
+            unsafe { command.pre_exec(drop_right) };
+            refuses(command, &[text]);
+        }
+    });
+}
+
+/// `mayfly run` with a tap, by a user without rights in the folder `root`, which has KVM.
+fn run_in(root: PathBuf) -> Command {
+    fs::copy(file("hello.elf"), root.join("hello.elf")).unwrap();
+    fs::set_permissions(root.join("hello.elf"), fs::Permissions::from_mode(0o644)).unwrap();
+    let mut command = Command::new("/mayfly");
+    command
+        .args(["run", "/hello.elf", "--net", "tap:tap0"])
+        .stdin(Stdio::null());
+    let enter = move || {
+        chroot(&root)?;
+        std::env::set_current_dir("/")?;
+        // SAFETY: setuid takes no pointer.
+        match unsafe { libc::setuid(65534) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: what runs between fork and exec makes system calls only.
+    unsafe { command.pre_exec(enter) };
+    command
+}
+
+#[test]
+fn the_device_of_taps_is_missing_or_forbidden() {
+    for (name, text) in [
+        (
+            "no-tun",
+            "there is no /dev/net/tun; load its module with `modprobe tun`",
+        ),
+        (
+            "forbidden-tun",
+            "/dev/net/tun may not be opened; let this user have it with `chmod 666 /dev/net/tun`",
+        ),
+    ] {
+        let root = bare_root(name);
+        fs::create_dir_all(root.join("dev/net")).unwrap();
+        make_node(&root.join("dev/kvm"), 0o666, KVM);
+        if name == "forbidden-tun" {
+            make_node(&root.join("dev/net/tun"), 0o600, (10, 200));
+        }
+        refuses(run_in(root), &[text]);
+    }
+}
+
+#[test]
+fn somebody_must_serve_the_network() {
+    let path = place("nobody.sock");
+    refuses(
+        run(&format!("--net unix:{path}")),
+        &[
+            "cannot attach network interface 0",
+            &path,
+            "start what serves the network first, for example passt --socket",
+        ],
+    );
+    let mut command = run("--net user");
+    command.env("PATH", "/nowhere");
+    refuses(
+        command,
+        &["passt is not installed; get it with `apt install passt`, or give the guest a tap interface"],
+    );
+}
