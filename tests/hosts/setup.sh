@@ -22,6 +22,7 @@ if [ "${1:-all}" = all ]; then
     needs 'command -v ip' iproute2
     needs 'command -v ping' iputils-ping
     needs 'command -v curl' curl
+    needs 'command -v passt' passt
 fi
 
 install_missing() {

@@ -97,7 +97,7 @@ impl VmConfig {
     ///
     /// # Errors
     /// [`Error`], naming the option and the value.
-    pub fn check(self, host: &Host) -> Result<VmSpec, Error> {
+    pub fn check(mut self, host: &Host) -> Result<VmSpec, Error> {
         let vcpus = u8::try_from(self.vcpus)
             .ok()
             .filter(|count| (1..=MAX_VCPUS).contains(count))
@@ -126,6 +126,10 @@ impl VmConfig {
             {
                 return Err(Error::Descriptor(*descriptor));
             }
+        }
+        // Here, so that the specification has the address, and a machine that is made from it again has the same.
+        for net in &mut self.nets {
+            net.mac.get_or_insert_with(MacAddress::random);
         }
         Ok(VmSpec { vcpus, config: self })
     }
