@@ -8,13 +8,36 @@ use std::path::{Path, PathBuf};
 use crate::archive::Archive;
 
 /// Kernel, modules and images as `make setup` fetches them.
-const FETCHED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache/hosts/x86_64");
+const FETCHED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache/hosts/x86_64-2");
 /// Test guests as `make build` builds them.
 const GUESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/guests/x86_64");
 
 /// The images that run as guests.
 const IMAGES: [&str; 4] = ["vmlinuz", "vmlinux", "memtest86+", "xen"];
 const MODULES: [&str; 4] = ["irqbypass.ko", "kvm.ko", "kvm-amd.ko", "tun.ko"];
+/// Modules of Linux as a guest; guest-init.sh loads them in their order.
+const GUEST_MODULES: [&str; 7] = [
+    "virtio_ring.ko",
+    "virtio.ko",
+    "virtio_mmio.ko",
+    "virtio_blk.ko",
+    "failover.ko",
+    "net_failover.ko",
+    "virtio_net.ko",
+];
+/// What makes, checks and looks into ext4 images.
+const EXT4_TOOLS: [&str; 3] = ["mke2fs", "e2fsck", "debugfs"];
+const LIBRARIES: [&str; 7] = [
+    "libext2fs.so.2",
+    "libe2p.so.2",
+    "libcom_err.so.2",
+    "libss.so.2",
+    "libblkid.so.1",
+    "libuuid.so.1",
+    "libc.so.6",
+];
+/// What the tools name as their interpreter, whatever the distribution.
+const LOADER: &str = "ld-linux-x86-64.so.2";
 
 /// Why the files could not be put together.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +94,7 @@ fn collect(scenarios: &[String]) -> Result<Files, Error> {
         ("scenarios".to_owned(), list.into_bytes()),
         ("bin/mayfly".to_owned(), built(Path::new(&mayfly))?),
         ("bin/scenarios".to_owned(), built(&this_program)?),
-        ("images/initrd".to_owned(), guest_initrd(&busybox)),
+        ("images/initrd".to_owned(), guest_initrd(&busybox)?),
         ("bin/busybox".to_owned(), busybox),
     ];
     for module in MODULES {
@@ -83,6 +106,13 @@ fn collect(scenarios: &[String]) -> Result<Files, Error> {
     for image in IMAGES {
         files.push((format!("images/{image}"), fetched(image)?));
     }
+    for tool in EXT4_TOOLS {
+        files.push((format!("bin/{tool}"), fetched(&format!("ext4/{tool}"))?));
+    }
+    for library in LIBRARIES {
+        files.push((format!("lib/{library}"), fetched(&format!("ext4/lib/{library}"))?));
+    }
+    files.push((format!("lib64/{LOADER}"), fetched(&format!("ext4/lib/{LOADER}"))?));
     files.extend(guests()?);
     Ok(files)
 }
@@ -103,19 +133,28 @@ fn guests() -> Result<Files, Error> {
     Ok(guests)
 }
 
-fn guest_initrd(busybox: &[u8]) -> Vec<u8> {
+fn guest_initrd(busybox: &[u8]) -> Result<Vec<u8>, Error> {
     let mut archive = Archive::new(Vec::new());
-    for directory in ["bin", "dev", "proc", "sys"] {
+    for directory in ["bin", "dev", "mnt", "modules", "proc", "sys"] {
         archive.directory(directory).unwrap();
     }
     archive.file("init", include_bytes!("guest-init.sh")).unwrap();
     archive.file("bin/busybox", busybox).unwrap();
-    archive.finish().unwrap()
+    archive
+        .file("bin/virtio", include_bytes!("guest-virtio.sh"))
+        .unwrap();
+    for module in GUEST_MODULES {
+        let name = format!("modules/{module}");
+        archive.file(&name, &fetched(&name)?).unwrap();
+    }
+    Ok(archive.finish().unwrap())
 }
 
 fn pack(path: &Path, files: &Files) -> io::Result<()> {
     let mut archive = Archive::new(BufWriter::new(File::create(path)?));
-    for directory in ["bin", "dev", "guests", "images", "modules", "proc", "sys", "tmp"] {
+    for directory in [
+        "bin", "dev", "guests", "images", "lib", "lib64", "modules", "proc", "sys", "tmp",
+    ] {
         archive.directory(directory)?;
     }
     for (name, contents) in files {

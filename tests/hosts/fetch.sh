@@ -1,21 +1,24 @@
 #!/bin/bash
 # Fetches from Debian's archive, without installing anything:
 #
-#   .cache/hosts/x86_64/  the emulated host's kernel and modules, busybox, and the images that run as guests
-#   .cache/hosts/rust/    a compiler with the aarch64 standard library, for `cargo check` only
+#   .cache/hosts/x86_64-2/  the emulated host's kernel and modules, busybox, the tools for ext4 with their libraries, and
+#                           the images that run as guests
+#   .cache/hosts/rust/      a compiler with the aarch64 standard library, for `cargo check` only
 #
-# Each directory appears whole or not at all. Delete .cache to fetch anew.
+# Each directory appears whole or not at all. Delete .cache to fetch anew. The number counts the lists of what x86_64
+# holds: a new list takes the next one, here and in contents.rs, and is fetched where an older one was.
 set -Eeuo pipefail
 trap 'echo "setup: fetch.sh failed at line $LINENO; a mirror may be out of reach, so try again" >&2' ERR
 cd "$(dirname "$0")/../.."
 cache=$PWD/.cache/hosts
+x86_64=$cache/x86_64-2
 mkdir -p "$cache"
 
 # One at a time; the lock ends with this process.
 exec 9>"$cache/lock"
 flock 9
 
-if [ -d "$cache/x86_64" ] && [ -d "$cache/rust" ]; then
+if [ -d "$x86_64" ] && [ -d "$cache/rust" ]; then
     exit 0
 fi
 
@@ -81,6 +84,27 @@ unpack_vmlinux() {
     lz4 -dcq "$work/payload"
 }
 
+# What the host loads, and then what Linux as a guest does.
+modules=(
+    virt/lib/irqbypass arch/x86/kvm/kvm arch/x86/kvm/kvm-amd drivers/net/tun
+    drivers/virtio/virtio_ring drivers/virtio/virtio drivers/virtio/virtio_mmio drivers/block/virtio_blk
+    net/core/failover drivers/net/net_failover drivers/net/virtio_net
+)
+
+# fetch_ext4_tools DIRECTORY: mke2fs, e2fsck and debugfs, and in lib/ the libraries that they need and the loader.
+fetch_ext4_tools() {
+    local from=$work/ext4 library
+    unpack "$from" e2fsprogs:amd64 libext2fs2:amd64 libcom-err2:amd64 libss2:amd64 libblkid1:amd64 libuuid1:amd64 \
+        libc6:amd64
+    mkdir -p "$1/lib"
+    cp "$from"/sbin/mke2fs "$from"/sbin/e2fsck "$from"/sbin/debugfs "$1/"
+    for library in libext2fs.so.2 libe2p.so.2 libcom_err.so.2 libss.so.2 libblkid.so.1 libuuid.so.1 libc.so.6 \
+        ld-linux-x86-64.so.2; do
+        cp -L "$(find "$from/lib/x86_64-linux-gnu" "$from/usr/lib/x86_64-linux-gnu" -name "$library" 2>/dev/null)" \
+            "$1/lib/"
+    done
+}
+
 fetch_x86_64() {
     local from=$work/host to=$work/x86_64 kernel module version
     kernel=$(depends linux-image-cloud-amd64:amd64 'linux-image-[0-9].*')
@@ -92,10 +116,12 @@ fetch_x86_64() {
     cp "$from/bin/busybox" "$to/busybox"
     cp "$from/boot/memtest86+x64.bin" "$to/memtest86+"
     gzip -dc "$from"/boot/xen-4.17-amd64.gz >"$to/xen"
-    for module in virt/lib/irqbypass arch/x86/kvm/kvm arch/x86/kvm/kvm-amd drivers/net/tun; do
+    for module in "${modules[@]}"; do
         cp "$from/lib/modules/$version/kernel/$module.ko" "$to/modules/"
     done
-    mv "$to" "$cache/x86_64"
+    fetch_ext4_tools "$to/ext4"
+    rm -rf "$cache"/x86_64 "$cache"/x86_64-*
+    mv "$to" "$x86_64"
 }
 
 # Debian's rustc-web has an arm64 standard library. It is unpacked here and not installed, so that no second rustc gets
@@ -120,5 +146,5 @@ SCRIPT
 }
 
 update_lists
-[ -d "$cache/x86_64" ] || fetch_x86_64
+[ -d "$x86_64" ] || fetch_x86_64
 [ -d "$cache/rust" ] || fetch_rust
