@@ -223,12 +223,10 @@ impl Contest for Pages {
             for (offset, (header, _)) in offsets.iter().zip(&self.places) {
                 self.driver.write(header + 8, &(offset / SECTOR).to_le_bytes());
             }
-            let start = Instant::now();
             for head in &self.heads[..offsets.len()] {
                 self.driver.queues[0].publish(*head);
             }
-            wait(&mut self.transport, &mut self.driver, 0, offsets.len());
-            took += start.elapsed();
+            took += wait(&mut self.transport, &mut self.driver, 0, offsets.len());
         }
         for (header, _) in &self.places {
             assert_eq!(self.driver.read(header + 16, 1), [0], "the status of a request");

@@ -1,6 +1,7 @@
 //! The virtio devices side by side with the system calls that they cannot do without: an in-process driver with real rings in
 //! real memory, and a bare loop over the same file or tap with the same buffers. `make queue` runs it; ROUNDS in the
-//! environment changes the number of rounds. Ends with status 1 when a goal is missed.
+//! environment changes the number of rounds, and ONLY limits it to what has that in its name. Ends with status 1 when a goal is
+//! missed.
 //!
 //! What is timed on the device's side is its own part, from the kick to the last used buffer: what a driver does to fill and
 //! to empty the rings is the guest's.
@@ -29,7 +30,11 @@ fn main() -> ExitCode {
     println!("medians of {rounds} rounds, in operations a second; the ratio is the median of each round's");
     Comparison::print_head();
     let mut missed = Vec::new();
+    let only = std::env::var("ONLY").unwrap_or_default();
     let mut run = |contest: &mut dyn Contest| {
+        if !contest.name().contains(&only) {
+            return;
+        }
         let comparison = measure(contest, rounds);
         comparison.print();
         missed.extend(comparison.missed());
