@@ -4,14 +4,17 @@ use std::io;
 
 use super::backend::Received;
 use super::buffers::Buffers;
+use super::error::Error;
 use super::features::{GUEST_LARGE, MRG_RXBUF};
-use super::ring::Error;
 use super::turn::{Ended, MOST_PACKETS, Turn};
 use super::{HEADER, LONGEST_PACKET};
 
 /// The longest packet of a driver that takes none longer than an MTU of 1500. Section 5.1.6.3.1, and a VLAN tag. Longer
 /// ones, as on a tap with a larger MTU, are not lost, but take a copy.
 const USUAL_PACKET: u64 = 1530;
+
+/// After a packet longer than [`USUAL_PACKET`], so many more are expected to be.
+const LARGE_RUN: u32 = 64;
 
 /// The receiving half of the device.
 pub(super) struct Receiver {
@@ -21,6 +24,9 @@ pub(super) struct Receiver {
     spare: Vec<u8>,
     /// Bytes of the packet that waits; 0 for none.
     held: usize,
+    /// Packets for which there should be room for the longest one. The list of pieces for that, seventeen of a page,
+    /// costs as much as a small packet does; without it, a large one takes a copy.
+    large: u32,
 }
 
 impl Receiver {
@@ -30,6 +36,7 @@ impl Receiver {
             // Zeroed memory of this size is not touched by allocating it, and seldom later.
             spare: vec![0; LONGEST_PACKET],
             held: 0,
+            large: 0,
         }
     }
 
@@ -63,7 +70,7 @@ impl Receiver {
     }
 
     fn fill<'m>(&mut self, turn: &mut Turn<'m>, buffers: &mut Buffers<'m>) -> Result<Ended, Error> {
-        turn.ring.mute(turn.memory)?;
+        turn.ring.mute(turn.memory).map_err(Error::Queue)?;
         for _ in 0..MOST_PACKETS {
             buffers.top_up(turn.ring, turn.memory, self.wanted(turn.features))?;
             let ended = match buffers.is_empty() {
@@ -83,9 +90,9 @@ impl Receiver {
             // One buffer has to do.
             return 1;
         }
-        let longest = match features & GUEST_LARGE {
-            0 => USUAL_PACKET,
-            _ => LONGEST_PACKET as u64,
+        let longest = match features & GUEST_LARGE != 0 && self.large > 0 {
+            true => LONGEST_PACKET as u64,
+            false => USUAL_PACKET,
         };
         longest.max(self.held as u64)
     }
@@ -106,6 +113,10 @@ impl Receiver {
                 turn.counters.errors += u64::from(error.kind() != io::ErrorKind::WouldBlock);
                 return Ok(Some(Ended::Idle));
             }
+        };
+        self.large = match length as u64 > USUAL_PACKET {
+            true => LARGE_RUN,
+            false => self.large.saturating_sub(1),
         };
         let fits = length >= HEADER && length as u64 <= buffers.len();
         if fits && turn.permits(length - HEADER) {
@@ -151,9 +162,9 @@ impl Receiver {
 
 /// Waits for the driver, unless buffers have come meanwhile.
 fn lacks_buffers(turn: &mut Turn<'_>) -> Result<Option<Ended>, Error> {
-    match turn.ring.listen(turn.memory)? {
+    match turn.ring.listen(turn.memory).map_err(Error::Queue)? {
         true => {
-            turn.ring.mute(turn.memory)?;
+            turn.ring.mute(turn.memory).map_err(Error::Queue)?;
             Ok(None)
         }
         false => Ok(Some(Ended::Idle)),
