@@ -40,9 +40,6 @@ pub enum Error {
         #[source]
         source: GuestMemoryError,
     },
-    /// The driver cannot be told whether to notify.
-    #[error("the used ring cannot be written")]
-    Used(#[source] virtio_queue::Error),
 }
 
 /// Offset of the index in both rings.
@@ -53,6 +50,8 @@ const ENTRIES: u64 = 4;
 const USED_ENTRY: u64 = 8;
 /// Bytes of an entry of the available ring.
 const AVAILABLE_ENTRY: u64 = 2;
+/// VIRTQ_USED_F_NO_NOTIFY
+const NO_NOTIFY: u16 = 1;
 /// Bytes of a descriptor.
 const DESCRIPTOR: usize = size_of::<Descriptor>();
 
@@ -131,29 +130,39 @@ impl Split {
             self.queue.set_next_used(next.wrapping_add(1));
         }
         // The entries are there before the index says so.
-        let address = self.queue.used_ring() + INDEX;
-        let index = place(memory, address, size_of::<u16>())?;
-        index
-            .get_atomic_ref::<AtomicU16>(0)
-            .map_err(|source| misplaced(address, source.into()))?
-            .store(self.queue.next_used().to_le(), Ordering::Release);
-        Ok(())
+        let index = self.queue.used_ring() + INDEX;
+        store(memory, index, self.queue.next_used(), Ordering::Release)
     }
 
     /// Asks the driver not to tell of new chains.
     ///
     /// # Errors
-    /// [`Error::Used`]
+    /// [`Error::Place`]
     pub fn mute(&mut self, memory: &GuestMemory) -> Result<(), Error> {
-        self.queue.disable_notification(memory).map_err(Error::Used)
+        // With EVENT_IDX, the event that the index has passed stays where it is, and does.
+        if self.queue.event_idx_enabled() {
+            return Ok(());
+        }
+        store(memory, self.queue.used_ring(), NO_NOTIFY, Ordering::Relaxed)
     }
 
     /// Asks the driver to tell of new chains, and tells whether some came before it could know.
     ///
     /// # Errors
-    /// [`Error::Used`]
+    /// [`Error::Place`]
     pub fn listen(&mut self, memory: &GuestMemory) -> Result<bool, Error> {
-        self.queue.enable_notification(memory).map_err(Error::Used)
+        let next = self.queue.next_avail();
+        let used = self.queue.used_ring();
+        if self.queue.event_idx_enabled() {
+            let end = ENTRIES + USED_ENTRY * u64::from(self.queue.size());
+            store(memory, used + end, next, Ordering::Relaxed)?;
+        } else {
+            store(memory, used, 0, Ordering::Relaxed)?;
+        }
+        // The wish is visible before the index is read; the driver does it the other way round.
+        fence(Ordering::SeqCst);
+        let index = load(memory, self.queue.avail_ring() + INDEX, Ordering::Acquire)?;
+        Ok(index != next)
     }
 
     /// Whether chains were used since the last call of which the driver wants to be told. Section 2.7.7.2.
@@ -261,6 +270,16 @@ fn load(memory: &GuestMemory, address: u64, order: Ordering) -> Result<u16, Erro
         .get_atomic_ref::<AtomicU16>(0)
         .map_err(|source| misplaced(address, source.into()))?;
     Ok(u16::from_le(value.load(order)))
+}
+
+/// Stores 16 bits at `address`.
+fn store(memory: &GuestMemory, address: u64, value: u16, order: Ordering) -> Result<(), Error> {
+    let place = place(memory, address, size_of::<u16>())?;
+    place
+        .get_atomic_ref::<AtomicU16>(0)
+        .map_err(|source| misplaced(address, source.into()))?
+        .store(value.to_le(), order);
+    Ok(())
 }
 
 fn misplaced(address: u64, source: GuestMemoryError) -> Error {
