@@ -138,6 +138,11 @@ impl Pages {
         }
     }
 
+    /// The device.
+    pub fn transport(&mut self) -> &mut Transport {
+        &mut self.transport
+    }
+
     /// Where the requests of the next pass go, the same for both sides when they take turns.
     fn choose(&mut self) {
         let count = DISK / u64::from(self.shape.length);

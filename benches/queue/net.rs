@@ -202,6 +202,13 @@ impl Transmit {
     }
 }
 
+impl Transmit {
+    /// The device.
+    pub fn transport(&mut self) -> &mut Transport {
+        &mut self.interface.transport
+    }
+}
+
 impl Contest for Transmit {
     fn name(&self) -> String {
         format!("net, transmit: {}", self.shape.name)
