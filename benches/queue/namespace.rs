@@ -38,7 +38,7 @@ impl Sender {
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         let name = CString::new(name).unwrap();
         for (to, from) in request.ifr_name.iter_mut().zip(name.as_bytes()) {
-            *to = from.cast_signed().into();
+            *to = libc::c_char::from_ne_bytes([*from]);
         }
         let up = libc::IFF_UP | libc::IFF_RUNNING | libc::IFF_NOARP;
         request.ifr_ifru.ifru_flags = i16::try_from(up).unwrap();

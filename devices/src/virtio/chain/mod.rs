@@ -13,11 +13,12 @@ mod tests;
 
 use std::ops::Range;
 
-use super::split::Walk;
 use snapshot::GuestMemory;
 use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{GuestMemoryBackend, GuestMemoryError, VolatileSlice};
+
+use super::split::Walk;
 
 /// The most pieces that one `readv` or `writev` takes, `UIO_MAXIOV`.
 pub const MOST_PIECES: usize = 1024;
