@@ -8,7 +8,7 @@ GUESTS := $(CURDIR)/dist/guests/$(ARCH)
 # The compiler with the aarch64 standard library, as setup fetches it; it needs its own target directory.
 ARM_RUSTC := $(CURDIR)/.cache/hosts/rust/rustc
 
-.PHONY: help guests build demo tools setup format lint docs aarch64 unit test bench floor clean
+.PHONY: help guests build demo tools setup format lint docs aarch64 unit test bench floor queue clean
 # Goals one after the other and in their order, whatever -j says: cargo has all processors already.
 .NOTPARALLEL:
 
@@ -69,6 +69,9 @@ bench: build ## criterion benchmarks
 
 floor: build ## mayfly side by side with the least that KVM allows
 	@benches/floor/run.sh
+
+queue: ## the virtio devices side by side with bare system calls; needs a network namespace
+	@cargo bench --bench queue
 
 clean: ## remove what was built; the fetched packages in .cache stay
 	@cargo clean

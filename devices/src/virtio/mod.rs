@@ -8,6 +8,7 @@
 //! | [`mmio`] | [`Transport`](mmio::Transport): the registers, and who may do what when |
 //! | [`net`] | the network device |
 //! | [`signal`] | [`Signal`]: how a device tells its driver that something has happened |
+//! | [`split`] | [`Split`](split::Split): a queue at work |
 //! | `testing` | with the feature `testing`: a driver without a guest |
 
 pub mod block;
@@ -16,6 +17,7 @@ pub mod device;
 pub mod mmio;
 pub mod net;
 pub mod signal;
+pub mod split;
 #[cfg(any(test, feature = "testing"))]
 #[allow(clippy::unwrap_used, reason = "for tests, which a failure fails")]
 pub mod testing;

@@ -1,4 +1,17 @@
 //! The virtio devices of a machine: from their configuration to a window on the bus.
+//!
+//! # How a kick is served
+//! On the vCPU's thread, with no ioeventfd. Medians of a guest of a few instructions on one vCPU, on a host of two processors
+//! that is itself a VM, with a 4 KiB read from tmpfs for each kick:
+//!
+//! | | on the vCPU's thread | ioeventfd, event loop |
+//! |---|---|---|
+//! | the guest goes on after a kick, the work done or not | 8.4 us | 5.5 us |
+//! | the guest, which polls, sees what it asked for | 10.2 us | 17.4 us |
+//!
+//! A unikernel with one vCPU most often has nothing to do before the answer is there, which comes 7 us sooner without a second
+//! thread to be woken; and the exit to this process costs 3 us more than one that ends in the kernel. Who sends many packets with
+//! one kick pays that once. A turn is bounded, so that a vCPU that is kept by a long one has the event loop do the rest.
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};

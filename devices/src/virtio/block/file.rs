@@ -5,6 +5,7 @@
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -83,6 +84,8 @@ pub struct Disk {
     pub(super) size: u64,
     pub(super) read_only: bool,
     pub(super) block_device: bool,
+    /// It has no medium other than memory.
+    pub(super) in_memory: bool,
 }
 
 impl Disk {
@@ -123,6 +126,7 @@ impl Disk {
             ),
         }
         Ok(Self {
+            in_memory: is_in_memory(&file),
             file,
             size,
             read_only,
@@ -169,15 +173,13 @@ impl Disk {
     pub(super) unsafe fn read(&self, pieces: &[iovec], offset: u64, cached: bool) -> io::Result<u64> {
         let (count, offset) = (count_of(pieces)?, signed(offset)?);
         let flags = if cached { libc::RWF_NOWAIT } else { 0 };
-        if let ([piece], false) = (pieces, cached) {
-            return retried(|| {
-                // SAFETY: the descriptor is open, and the caller vouches for what the piece names.
-                unsafe { libc::pread(self.file.as_raw_fd(), piece.iov_base, piece.iov_len, offset) }
-            });
-        }
-        retried(|| {
-            // SAFETY: the descriptor is open, `pieces` has `count` entries, and the caller vouches for what they name.
-            unsafe { libc::preadv2(self.file.as_raw_fd(), pieces.as_ptr(), count, offset, flags) }
+        let file = self.file.as_raw_fd();
+        retried(|| match pieces {
+            // The kernel is a tenth quicker with a cached page when there is no list to read.
+            // SAFETY: the descriptor is open, and the caller vouches for what the piece names.
+            [piece] if flags == 0 => unsafe { libc::pread(file, piece.iov_base, piece.iov_len, offset) },
+            // SAFETY: as above, and `pieces` has `count` entries.
+            _ => unsafe { libc::preadv2(file, pieces.as_ptr(), count, offset, flags) },
         })
     }
 
@@ -189,10 +191,19 @@ impl Disk {
     pub(super) unsafe fn write(&self, pieces: &[iovec], offset: u64, through: bool) -> io::Result<u64> {
         let (count, offset) = (count_of(pieces)?, signed(offset)?);
         let flags = if through { libc::RWF_DSYNC } else { 0 };
-        retried(|| {
-            // SAFETY: the descriptor is open, `pieces` has `count` entries, and the caller vouches for what they name.
-            unsafe { libc::pwritev2(self.file.as_raw_fd(), pieces.as_ptr(), count, offset, flags) }
+        let file = self.file.as_raw_fd();
+        retried(|| match pieces {
+            // As for reading.
+            // SAFETY: the descriptor is open, and the caller vouches for what the piece names.
+            [piece] if flags == 0 => unsafe { libc::pwrite(file, piece.iov_base, piece.iov_len, offset) },
+            // SAFETY: as above, and `pieces` has `count` entries.
+            _ => unsafe { libc::pwritev2(file, pieces.as_ptr(), count, offset, flags) },
         })
+    }
+
+    /// Whether reading may wait for a medium.
+    pub(super) fn waits_to_read(&self) -> bool {
+        !self.in_memory
     }
 
     /// Whether writing waits for a medium, and not only for room in the page cache.
@@ -307,6 +318,19 @@ fn check_kind(path: &Path, metadata: &Metadata) -> Result<(), Error> {
         _ if kind.is_file() || kind.is_block_device() => Ok(()),
         _ => Err(Error::Kind(path.to_owned())),
     }
+}
+
+/// Whether `file` is on a file system that is nothing but page cache.
+fn is_in_memory(file: &File) -> bool {
+    let mut about = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the descriptor is open, and there is room for what the kernel says.
+    let result = unsafe { libc::fstatfs(file.as_raw_fd(), about.as_mut_ptr()) };
+    if result != 0 {
+        return false;
+    }
+    // SAFETY: the kernel has filled it in.
+    let about = unsafe { about.assume_init() };
+    about.f_type == libc::TMPFS_MAGIC
 }
 
 fn size_of(path: &Path, mut file: &File) -> Result<u64, Error> {

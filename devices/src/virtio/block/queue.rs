@@ -6,13 +6,13 @@
 //!
 //! With io_uring, only what has to wait goes into the ring. Of 4 KiB requests one at a time on ext4, a read from the page
 //! cache takes a third longer through the ring than by preadv2, and a write, for which the kernel wakes a worker, three
-//! times as long as by pwritev2.
+//! times as long as by pwritev2. On tmpfs, which cannot say what it has and never waits, reads do not go there either.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use snapshot::GuestMemory;
-use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
+use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{IoEngine, Metrics};
@@ -26,6 +26,7 @@ use crate::limiter::Limiter;
 use crate::virtio::chain::{self, Chain, Limits};
 use crate::virtio::device::Activation;
 use crate::virtio::signal::Signal;
+use crate::virtio::split::{self, Split};
 
 /// How often what the kernel did only in part is given to it again before others have their turn.
 const ROUNDS: usize = 4;
@@ -34,7 +35,7 @@ const ROUNDS: usize = 4;
 #[derive(Debug, thiserror::Error)]
 enum Stop {
     #[error("the queue is malformed")]
-    Queue(#[source] virtio_queue::Error),
+    Queue(#[source] split::Error),
     #[error("a chain is malformed")]
     Chain(#[source] chain::Error),
     #[error("a chain is no request")]
@@ -85,14 +86,12 @@ impl Backend {
 
 /// What a device has from its activation to its reset.
 pub(super) struct Active {
-    queue: Queue,
+    queue: Split,
     memory: GuestMemory,
     signal: Arc<Signal>,
     /// Whether a write that is done is on the medium.
     through: bool,
     ring: Option<Ring>,
-    /// Something was used since the driver was told.
-    used: bool,
     stopped: bool,
 }
 
@@ -101,12 +100,11 @@ impl Active {
         Some(Self {
             // A device that needed a reset when it was saved still does.
             stopped: activation.signal.is_broken(),
-            queue: activation.queues.into_iter().next()?,
+            queue: Split::new(activation.queues.into_iter().next()?),
             memory: activation.memory,
             signal: activation.signal,
             through,
             ring: None,
-            used: false,
         })
     }
 
@@ -175,26 +173,27 @@ impl Active {
         let mut chain = Chain::default();
         let mut budget = QUEUE_SIZE;
         loop {
-            queue.disable_notification(memory).map_err(Stop::Queue)?;
-            while let Some(descriptors) = queue.iter(memory).map_err(Stop::Queue)?.next() {
+            queue.mute(memory).map_err(Stop::Queue)?;
+            while let Some(descriptors) = queue.pop(memory).map_err(Stop::Queue)? {
                 // What is full becomes free, and wakes.
                 let full = self.ring.as_ref().is_some_and(Ring::is_full);
                 if full || budget == 0 {
-                    queue.go_to_previous_position();
+                    queue.put_back(1);
                     break;
                 }
                 budget -= 1;
                 chain
-                    .replace(descriptors, memory, Limits::WIDEST)
+                    .take(descriptors, memory, Limits::WIDEST)
                     .map_err(Stop::Chain)?;
                 let request = Request::parse(&chain, backend.target()).map_err(Stop::Request)?;
                 if !backend.allows(&request) {
-                    queue.go_to_previous_position();
+                    queue.put_back(1);
                     return Ok(());
                 }
                 if let Some(length) = begin(&request, &chain, backend, self.ring.as_mut(), self.through) {
-                    queue.add_used(memory, chain.head, length).map_err(Stop::Queue)?;
-                    self.used = true;
+                    queue
+                        .publish(memory, &[(chain.head, length)])
+                        .map_err(Stop::Queue)?;
                 }
             }
             if self.ring.as_ref().is_some_and(Ring::is_full) {
@@ -206,7 +205,7 @@ impl Active {
             }
             // A request added meanwhile counts as one, so that this comes to an end.
             budget -= 1;
-            if !queue.enable_notification(memory).map_err(Stop::Queue)? {
+            if !queue.listen(memory).map_err(Stop::Queue)? {
                 return Ok(());
             }
         }
@@ -237,9 +236,8 @@ impl Active {
             }
             while let Some(done) = ring.reap(&backend.disk) {
                 count(&mut backend.metrics, done.operation, done.status);
-                let added = self.queue.add_used(&self.memory, done.head, done.length);
+                let added = self.queue.publish(&self.memory, &[(done.head, done.length)]);
                 added.map_err(Stop::Queue)?;
-                self.used = true;
             }
             if ring.is_submitted() {
                 return Ok(());
@@ -251,11 +249,7 @@ impl Active {
 
     /// Interrupts the driver if something was used and it wants to know.
     fn tell(&mut self) -> Result<(), Stop> {
-        if !self.used {
-            return Ok(());
-        }
-        self.used = false;
-        if self.queue.needs_notification(&self.memory).map_err(Stop::Queue)? {
+        if self.queue.wants_interrupt(&self.memory).map_err(Stop::Queue)? {
             self.signal.used_buffers();
         }
         Ok(())
@@ -278,7 +272,7 @@ fn begin(
     };
     let disk = &backend.disk;
     let outcome = match (ring, operation) {
-        (Some(ring), Some(Operation::Read(extent))) => {
+        (Some(ring), Some(Operation::Read(extent))) if disk.waits_to_read() => {
             let given = read_cached(extent, chain, disk);
             if given < extent.length {
                 ring.push(Operation::Read(extent), chain, given, disk);
@@ -287,7 +281,11 @@ fn begin(
             let status = Status::Ok;
             Outcome { status, given }
         }
-        (Some(ring), Some(operation)) if operation == Operation::Flush || disk.waits_to_write(through) => {
+        (Some(ring), Some(operation @ Operation::Write(..))) if disk.waits_to_write(through) => {
+            ring.push(operation, chain, 0, disk);
+            return None;
+        }
+        (Some(ring), Some(operation @ Operation::Flush)) => {
             ring.push(operation, chain, 0, disk);
             return None;
         }

@@ -61,20 +61,31 @@ pub(super) fn used_length(place: u64, given: u64) -> u32 {
 
 /// Reads what of `extent` is in the page cache, up to the first byte that is not. Returns how many bytes.
 pub(super) fn read_cached(extent: Extent, chain: &Chain<'_>, disk: &Disk) -> u64 {
-    let pieces: Vec<iovec> = chain.writable.iovec(0..extent.length).collect();
-    // SAFETY: the pieces are guest memory, which `chain` borrows.
-    let result = unsafe { disk.read(&pieces, extent.offset, true) };
+    let result = listed(chain.writable.iovec(0..extent.length), |pieces| {
+        // SAFETY: the pieces are guest memory, which `chain` borrows.
+        unsafe { disk.read(pieces, extent.offset, true) }
+    });
     // Also when the file system does not say what it has.
     result.unwrap_or(0)
 }
 
+/// Calls with the list of `pieces`, which is not allocated when it has only one, as most have.
+fn listed<T>(mut pieces: impl Iterator<Item = iovec>, call: impl FnOnce(&[iovec]) -> T) -> T {
+    let first = pieces.next();
+    let Some(second) = pieces.next() else {
+        return call(first.as_slice());
+    };
+    let all: Vec<iovec> = first.into_iter().chain([second]).chain(pieces).collect();
+    call(&all)
+}
+
 fn read(extent: Extent, chain: &Chain<'_>, disk: &Disk, given: &mut u64) -> io::Result<()> {
-    let mut pieces: Vec<iovec> = Vec::with_capacity(chain.writable.count());
     while *given < extent.length {
-        pieces.clear();
-        pieces.extend(chain.writable.iovec(*given..extent.length));
-        // SAFETY: the pieces are guest memory, which `chain` borrows.
-        let count = unsafe { disk.read(&pieces, extent.offset + *given, false) }?;
+        let offset = extent.offset + *given;
+        let count = listed(chain.writable.iovec(*given..extent.length), |pieces| {
+            // SAFETY: the pieces are guest memory, which `chain` borrows.
+            unsafe { disk.read(pieces, offset, false) }
+        })?;
         if count == 0 {
             // The file has been truncated underneath.
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -85,13 +96,13 @@ fn read(extent: Extent, chain: &Chain<'_>, disk: &Disk, given: &mut u64) -> io::
 }
 
 fn write(extent: Extent, chain: &Chain<'_>, disk: &Disk, through: bool) -> io::Result<()> {
-    let mut pieces: Vec<iovec> = Vec::with_capacity(chain.readable.count());
     let mut done = 0;
     while done < extent.length {
-        pieces.clear();
-        pieces.extend(chain.readable.iovec(HEADER + done..HEADER + extent.length));
-        // SAFETY: the pieces are guest memory, which `chain` borrows.
-        let count = unsafe { disk.write(&pieces, extent.offset + done, through) }?;
+        let range = HEADER + done..HEADER + extent.length;
+        let count = listed(chain.readable.iovec(range), |pieces| {
+            // SAFETY: the pieces are guest memory, which `chain` borrows.
+            unsafe { disk.write(pieces, extent.offset + done, through) }
+        })?;
         if count == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }

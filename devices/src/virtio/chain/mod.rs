@@ -18,6 +18,8 @@ use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{GuestMemoryBackend, GuestMemoryError, VolatileSlice};
 
+use super::split::Walk;
+
 /// The most pieces that one `readv` or `writev` takes, `UIO_MAXIOV`.
 pub const MOST_PIECES: usize = 1024;
 
@@ -133,6 +135,30 @@ impl<'m> Chain<'m> {
         limits: Limits,
     ) -> Result<(), Error> {
         let head = descriptors.head_index();
+        self.fill(head, descriptors, memory, limits)
+    }
+
+    /// As [`replace`](Self::replace), with what a [`Split`](super::split::Split) gives.
+    ///
+    /// # Errors
+    /// As [`collect`](Self::collect). What is in this chain after an error is of no use.
+    pub fn take(
+        &mut self,
+        descriptors: Walk<'m>,
+        memory: &'m GuestMemory,
+        limits: Limits,
+    ) -> Result<(), Error> {
+        let head = descriptors.head();
+        self.fill(head, descriptors, memory, limits)
+    }
+
+    fn fill(
+        &mut self,
+        head: u16,
+        descriptors: impl Iterator<Item = Descriptor>,
+        memory: &'m GuestMemory,
+        limits: Limits,
+    ) -> Result<(), Error> {
         self.head = head;
         self.readable.clear();
         self.writable.clear();
@@ -272,6 +298,15 @@ impl<'m> Pieces<'m> {
     fn push(&mut self, descriptor: &Descriptor, memory: &'m GuestMemory) -> Result<(), GuestMemoryError> {
         // No more than 32 bits, which a 64-bit host's usize holds; a host with less refuses at the memory's border.
         let length = usize::try_from(descriptor.len()).unwrap_or(usize::MAX);
+        if length == 0 {
+            return Ok(());
+        }
+        // All of it is in one region, but for rare exceptions.
+        if let Ok(slice) = memory.get_slice(descriptor.addr(), length) {
+            self.length += slice.len() as u64;
+            self.slices.push(slice);
+            return Ok(());
+        }
         for slice in memory.get_slices(descriptor.addr(), length) {
             let slice = slice?;
             self.length += slice.len() as u64;

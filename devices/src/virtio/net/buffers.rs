@@ -5,8 +5,9 @@ use std::collections::VecDeque;
 use snapshot::GuestMemory;
 
 use super::HEADER;
-use super::ring::{Error, Ring};
+use super::error::Error;
 use crate::virtio::chain::{Chain, Limits, MOST_PIECES};
+use crate::virtio::split::Split;
 
 /// One entry of what `readv` takes is left for what has no room in the buffers.
 const LIMITS: Limits = Limits {
@@ -55,23 +56,23 @@ impl<'m> Buffers<'m> {
     }
 
     /// Whether no packet can ever get more buffers than these from `ring`.
-    pub(super) fn are_all(&self, ring: &Ring) -> bool {
+    pub(super) fn are_all(&self, ring: &Split) -> bool {
         self.full || self.chains.len() >= ring.size()
     }
 
     /// Takes buffers until there are `wanted` bytes, or no more.
     pub(super) fn top_up(
         &mut self,
-        ring: &mut Ring,
+        ring: &mut Split,
         memory: &'m GuestMemory,
         wanted: u64,
     ) -> Result<(), Error> {
         while self.length < wanted && !self.are_all(ring) {
-            let Some(descriptors) = ring.pop(memory)? else {
+            let Some(descriptors) = ring.pop(memory).map_err(Error::Queue)? else {
                 break;
             };
             let mut chain = self.spent.pop().unwrap_or_default();
-            chain.replace(descriptors, memory, LIMITS).map_err(Error::Chain)?;
+            chain.take(descriptors, memory, LIMITS).map_err(Error::Chain)?;
             let (head, length) = (chain.head, chain.writable.len());
             if !chain.readable.is_empty() {
                 return Err(Error::Direction(head));
@@ -119,7 +120,7 @@ impl<'m> Buffers<'m> {
     /// Gives the buffers with the packet of `length` bytes that is in them to the driver.
     pub(super) fn publish(
         &mut self,
-        ring: &mut Ring,
+        ring: &mut Split,
         memory: &'m GuestMemory,
         length: usize,
     ) -> Result<(), Error> {
@@ -142,7 +143,7 @@ impl<'m> Buffers<'m> {
                 .write_all(NUM_BUFFERS, &count.to_le_bytes())
                 .map_err(Error::Chain)?;
         }
-        ring.publish(memory, &self.used)?;
+        ring.publish(memory, &self.used).map_err(Error::Queue)?;
         for chain in self.chains.drain(..self.used.len()) {
             self.length -= chain.writable.len();
             self.pieces -= chain.writable.count();

@@ -12,15 +12,16 @@ use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::backend::Backend;
+use super::error::Error;
 use super::features::{BASE, MTU, OFFLOADS, STATUS};
 use super::metrics::Metrics;
-use super::ring::{Error, Ring};
 use super::rx::Receiver;
 use super::turn::{Ended, Turn};
 use super::tx::Transmitter;
 use super::writable::Writable;
 use crate::clock::Clock;
 use crate::limiter::Limiter;
+use crate::virtio::split::Split;
 use crate::virtio::{Activation, Signal, Source, VirtioDevice};
 
 /// Index of the receive queue.
@@ -60,7 +61,7 @@ pub struct Setup {
 /// What the device has between activation and reset.
 struct Active {
     features: u64,
-    rings: [Ring; 2],
+    rings: [Split; 2],
     memory: GuestMemory,
     signal: Arc<Signal>,
 }
@@ -177,7 +178,7 @@ impl Net {
         match turn.ring.wants_interrupt(turn.memory) {
             Ok(true) => active.signal.used_buffers(),
             Ok(false) => {}
-            Err(error) => return self.stop(&error),
+            Err(error) => return self.stop(&Error::Queue(error)),
         }
         match ended {
             Ok(ended) => self.go_on(ended),
@@ -280,7 +281,7 @@ impl VirtioDevice for Net {
         }
         self.active = Some(Active {
             features: activation.features,
-            rings: [Ring::new(receive), Ring::new(transmit)],
+            rings: [Split::new(receive), Split::new(transmit)],
             memory: activation.memory,
             signal: activation.signal,
         });
@@ -308,7 +309,7 @@ impl VirtioDevice for Net {
 
     fn queue_states(&self) -> Vec<QueueState> {
         let rings = self.active.iter().flat_map(|active| &active.rings);
-        rings.map(Ring::state).collect()
+        rings.map(Split::state).collect()
     }
 
     fn sources(&self) -> Vec<Source> {

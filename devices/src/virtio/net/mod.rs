@@ -24,10 +24,10 @@
 pub mod backend;
 mod buffers;
 pub mod device;
+mod error;
 pub mod features;
 pub mod metrics;
 pub mod passt;
-mod ring;
 mod rx;
 pub mod state;
 pub mod stream;

@@ -4,8 +4,8 @@ use std::io;
 
 use super::backend::Received;
 use super::buffers::Buffers;
+use super::error::Error;
 use super::features::{GUEST_LARGE, MRG_RXBUF};
-use super::ring::Error;
 use super::turn::{Ended, MOST_PACKETS, Turn};
 use super::{HEADER, LONGEST_PACKET};
 
@@ -13,9 +13,8 @@ use super::{HEADER, LONGEST_PACKET};
 /// ones, as on a tap with a larger MTU, are not lost, but take a copy.
 const USUAL_PACKET: u64 = 1530;
 
-/// After so many packets in a row that were not longer, no longer one is expected: to have buffers for the longest ready
-/// for each short packet costs as much as the packet. The first long one after that takes a copy.
-const CALM: u32 = 64;
+/// After a packet longer than [`USUAL_PACKET`], so many more are expected to be.
+const LARGE_RUN: u32 = 64;
 
 /// The receiving half of the device.
 pub(super) struct Receiver {
@@ -25,8 +24,9 @@ pub(super) struct Receiver {
     spare: Vec<u8>,
     /// Bytes of the packet that waits; 0 for none.
     held: usize,
-    /// Packets in a row that were not longer than [`USUAL_PACKET`].
-    short: u32,
+    /// Packets for which there should be room for the longest one. The list of pieces for that, seventeen of a page,
+    /// costs as much as a small packet does; without it, a large one takes a copy.
+    large: u32,
 }
 
 impl Receiver {
@@ -36,7 +36,7 @@ impl Receiver {
             // Zeroed memory of this size is not touched by allocating it, and seldom later.
             spare: vec![0; LONGEST_PACKET],
             held: 0,
-            short: 0,
+            large: 0,
         }
     }
 
@@ -70,7 +70,7 @@ impl Receiver {
     }
 
     fn fill<'m>(&mut self, turn: &mut Turn<'m>, buffers: &mut Buffers<'m>) -> Result<Ended, Error> {
-        turn.ring.mute(turn.memory)?;
+        turn.ring.mute(turn.memory).map_err(Error::Queue)?;
         for _ in 0..MOST_PACKETS {
             buffers.top_up(turn.ring, turn.memory, self.wanted(turn.features))?;
             let ended = match buffers.is_empty() {
@@ -90,7 +90,7 @@ impl Receiver {
             // One buffer has to do.
             return 1;
         }
-        let longest = match features & GUEST_LARGE != 0 && self.short < CALM {
+        let longest = match features & GUEST_LARGE != 0 && self.large > 0 {
             true => LONGEST_PACKET as u64,
             false => USUAL_PACKET,
         };
@@ -114,9 +114,13 @@ impl Receiver {
                 return Ok(Some(Ended::Idle));
             }
         };
+        self.large = match length as u64 > USUAL_PACKET {
+            true => LARGE_RUN,
+            false => self.large.saturating_sub(1),
+        };
         let fits = length >= HEADER && length as u64 <= buffers.len();
         if fits && turn.permits(length - HEADER) {
-            return self.hand_over(turn, buffers, length);
+            return Self::hand_over(turn, buffers, length);
         }
         let filled = usize::try_from(buffers.len()).unwrap_or(usize::MAX).min(length);
         buffers.copy_to(&mut self.spare[..filled])?;
@@ -148,31 +152,26 @@ impl Receiver {
         }
         buffers.copy_from(self.held())?;
         self.held = 0;
-        self.hand_over(turn, buffers, length)
+        Self::hand_over(turn, buffers, length)
     }
 
     /// Gives the packet that is in the buffers to the driver.
     fn hand_over<'m>(
-        &mut self,
         turn: &mut Turn<'m>,
         buffers: &mut Buffers<'m>,
         length: usize,
     ) -> Result<Option<Ended>, Error> {
         buffers.publish(turn.ring, turn.memory, length)?;
         turn.passed(length - HEADER);
-        self.short = match length as u64 > USUAL_PACKET {
-            true => 0,
-            false => self.short.saturating_add(1),
-        };
         Ok(None)
     }
 }
 
 /// Waits for the driver, unless buffers have come meanwhile.
 fn lacks_buffers(turn: &mut Turn<'_>) -> Result<Option<Ended>, Error> {
-    match turn.ring.listen(turn.memory)? {
+    match turn.ring.listen(turn.memory).map_err(Error::Queue)? {
         true => {
-            turn.ring.mute(turn.memory)?;
+            turn.ring.mute(turn.memory).map_err(Error::Queue)?;
             Ok(None)
         }
         false => Ok(Some(Ended::Idle)),

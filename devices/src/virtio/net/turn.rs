@@ -6,9 +6,9 @@ use snapshot::GuestMemory;
 
 use super::backend::Backend;
 use super::metrics::Counters;
-use super::ring::Ring;
 use crate::clock::Clock;
 use crate::limiter::Limiter;
+use crate::virtio::split::Split;
 
 /// The most packets that one turn serves.
 pub(super) const MOST_PACKETS: usize = 512;
@@ -18,7 +18,7 @@ pub(super) struct Turn<'a> {
     /// Features that the driver has accepted.
     pub(super) features: u64,
     pub(super) memory: &'a GuestMemory,
-    pub(super) ring: &'a mut Ring,
+    pub(super) ring: &'a mut Split,
     pub(super) backend: &'a mut dyn Backend,
     pub(super) limiter: &'a mut Limiter,
     pub(super) clock: &'a dyn Clock,

@@ -3,8 +3,8 @@
 use std::io;
 
 use super::backend::Sent;
+use super::error::Error;
 use super::features::header_agrees;
-use super::ring::Error;
 use super::turn::{Ended, MOST_PACKETS, Turn};
 use super::{HEADER, LONGEST_PACKET, SHORTEST_FRAME};
 use crate::virtio::chain::{Chain, Limits, MOST_PIECES, Pieces};
@@ -37,16 +37,16 @@ impl Transmitter {
     pub(super) fn turn(&mut self, turn: &mut Turn<'_>) -> Result<Ended, Error> {
         let memory = turn.memory;
         let mut chain = Chain::default();
-        turn.ring.mute(memory)?;
+        turn.ring.mute(memory).map_err(Error::Queue)?;
         for _ in 0..MOST_PACKETS {
-            let Some(descriptors) = turn.ring.pop(memory)? else {
-                if turn.ring.listen(memory)? {
-                    turn.ring.mute(memory)?;
+            let Some(descriptors) = turn.ring.pop(memory).map_err(Error::Queue)? else {
+                if turn.ring.listen(memory).map_err(Error::Queue)? {
+                    turn.ring.mute(memory).map_err(Error::Queue)?;
                     continue;
                 }
                 return Ok(Ended::Idle);
             };
-            chain.replace(descriptors, memory, LIMITS).map_err(Error::Chain)?;
+            chain.take(descriptors, memory, LIMITS).map_err(Error::Chain)?;
             if !chain.writable.is_empty() {
                 return Err(Error::Direction(chain.head));
             }
@@ -55,7 +55,9 @@ impl Transmitter {
                 turn.ring.put_back(1);
                 return Ok(ended);
             }
-            turn.ring.publish(memory, &[(chain.head, 0)])?;
+            turn.ring
+                .publish(memory, &[(chain.head, 0)])
+                .map_err(Error::Queue)?;
             if let Fate::DoneFull = fate {
                 return Ok(Ended::Full);
             }

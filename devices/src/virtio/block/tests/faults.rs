@@ -1,9 +1,50 @@
+use virtio_queue::QueueT;
+use vm_memory::GuestAddress;
+
 use super::{
     Bench, DISCARD, ENGINES, FLUSH, GET_ID, IN, IOERR, NONE, OK, OUT, Piece, SECTORS, Scratch, UNSUPP,
     WRITE_ZEROES, config, pattern,
 };
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::testing::{NEXT, RawDescriptor, WRITE};
+
+#[test]
+fn a_queue_that_never_empties_leaves_the_lock() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut bench = Bench::on(&scratch, engine);
+        bench.reset();
+        let header = bench.header(IN, SECTORS);
+        let data = bench.place(&[0; 513]);
+        let queue = &bench.driver.queues[0];
+        let piece = |address, length, flags, next| RawDescriptor {
+            address,
+            length,
+            flags,
+            next,
+        };
+        queue.set_descriptor(0, piece(header, 16, NEXT, 1));
+        queue.set_descriptor(1, piece(data, 512, NEXT | WRITE, 2));
+        queue.set_descriptor(2, piece(data + 512, 1, WRITE, 0));
+        // The rings are one, and the used index one ahead: what is given back makes the next one available. A request
+        // that fails has a length of 0, so that all heads are 0.
+        let ring = GuestAddress(queue.available);
+        let mut activation = bench
+            .driver
+            .activation(bench.block.features() & !super::EVENT_IDX, bench.line.clone());
+        activation.queues[0].try_set_used_ring_address(ring).unwrap();
+        activation.queues[0].set_next_used(1);
+        bench.driver.queues[0].set_available_index(1);
+        bench.block.activate(activation);
+        for turn in 1..=3 {
+            let before = bench.block.metrics().errors;
+            bench.block.notify(0);
+            assert!((1..=256).contains(&(bench.block.metrics().errors - before)));
+            assert!(!bench.is_idle(), "turn {turn} goes on in the event loop");
+        }
+        assert_eq!(bench.block.metrics().malformed, 0);
+    }
+}
 
 #[test]
 fn sectors_beyond_the_end_are_an_error() {

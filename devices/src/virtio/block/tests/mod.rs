@@ -135,6 +135,7 @@ impl Bench {
             size,
             read_only: false,
             block_device: false,
+            in_memory: false,
         };
         let clock = ManualClock::default();
         let config = config(Path::new(path), engine);

@@ -118,6 +118,26 @@ fn a_batch_is_one_interrupt() {
 }
 
 #[test]
+fn a_driver_that_polls_is_not_interrupted() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut bench = Bench::on(&scratch, engine);
+        bench.reset();
+        bench.activate(bench.block.features() & !super::EVENT_IDX);
+        let flags = bench.driver.queues[0].available;
+        for (flag, interrupts) in [(1, 0), (0, 1)] {
+            // VIRTQ_AVAIL_F_NO_INTERRUPT, or not.
+            bench.driver.write(flags, &[flag, 0]);
+            let address = bench.place(&[0; 512]);
+            bench.add(IN, 0, &[Piece::writable(address, 512)]);
+            bench.block.notify(0);
+            assert_eq!(bench.driver.queues[0].collect_used().len(), 1);
+            assert_eq!(bench.line.take(), interrupts);
+        }
+    }
+}
+
+#[test]
 fn the_id_is_cut_to_the_room_for_it() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);

@@ -1,0 +1,252 @@
+//! Reads and writes of a file that is in memory: on tmpfs.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use devices::MonotonicClock;
+use devices::virtio::VirtioDevice;
+use devices::virtio::block::{Block, CacheType, Config, IoEngine};
+use devices::virtio::mmio::Transport;
+use devices::virtio::testing::{CountingInterrupt, FakeDriver, Piece};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+use super::comparison::Contest;
+use super::net::wait;
+
+/// Bytes of the file.
+const DISK: u64 = 64 << 20;
+const SECTOR: u64 = 512;
+/// Bytes of the longest piece of a chain.
+const PIECE: u32 = 64 << 10;
+
+/// What is asked for.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    name: &'static str,
+    goal: f64,
+    write: bool,
+    random: bool,
+    length: u32,
+    /// Requests of a pass.
+    requests: u32,
+    /// Requests of a kick.
+    depth: usize,
+}
+
+const PAGE: Shape = Shape {
+    name: "4 KiB random reads, 64 a kick",
+    goal: 0.8,
+    write: false,
+    random: true,
+    length: 4096,
+    requests: 64,
+    depth: 64,
+};
+
+const MEGABYTE: Shape = Shape {
+    name: "1 MiB sequential reads, 4 a kick",
+    goal: 0.9,
+    write: false,
+    random: false,
+    length: 1 << 20,
+    requests: 8,
+    depth: 4,
+};
+
+/// What is measured with each engine.
+pub const SHAPES: [Shape; 6] = [
+    PAGE,
+    Shape {
+        name: "4 KiB random writes, 64 a kick",
+        write: true,
+        ..PAGE
+    },
+    Shape {
+        name: "4 KiB random reads, one a kick",
+        depth: 1,
+        ..PAGE
+    },
+    Shape {
+        name: "4 KiB random writes, one a kick",
+        write: true,
+        depth: 1,
+        ..PAGE
+    },
+    MEGABYTE,
+    Shape {
+        name: "1 MiB sequential writes, 4 a kick",
+        write: true,
+        ..MEGABYTE
+    },
+];
+
+/// Requests over and over the same buffers.
+pub struct Pages {
+    name: String,
+    shape: Shape,
+    path: PathBuf,
+    file: File,
+    transport: Transport,
+    driver: FakeDriver,
+    heads: Vec<u16>,
+    /// Of each request: guest-physical addresses of the header and of the data.
+    places: Vec<(u64, u64)>,
+    offsets: Vec<u64>,
+    seed: u64,
+}
+
+impl Pages {
+    /// A disk of its own behind `engine`.
+    pub fn new(engine: IoEngine, shape: Shape) -> Self {
+        let path = PathBuf::from(format!("/dev/shm/mayfly-queue-{}", std::process::id()));
+        let content: Vec<u8> = (0..=250).cycle().take(usize::try_from(DISK).unwrap()).collect();
+        fs::write(&path, content).unwrap();
+        let config = Config {
+            id: "bench".into(),
+            path: path.clone(),
+            read_only: false,
+            cache: CacheType::Unsafe,
+            engine,
+            bandwidth: None,
+            operations: None,
+        };
+        let block = Block::open(&config, Box::new(MonotonicClock::new())).unwrap();
+        let sort = format!("{:?}", block.engine()).to_lowercase();
+        let sizes = block.queue_sizes().to_vec();
+        let mut driver = FakeDriver::new(64 << 20, &sizes);
+        let line = Arc::new(CountingInterrupt::default());
+        let mut transport = Transport::new(Box::new(block), driver.memory.clone(), line);
+        driver.start(&mut transport, 0);
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let (heads, places) = chains(&mut driver, shape);
+        // Their first turn has an offset of 0, and no meaning.
+        wait(&mut transport, &mut driver, 0, heads.len());
+        Self {
+            name: format!("block, {sort}: {}", shape.name),
+            shape,
+            path,
+            file,
+            transport,
+            driver,
+            heads,
+            places,
+            offsets: vec![0; usize::try_from(shape.requests).unwrap()],
+            seed: 0x2545_f491_4f6c_dd1d,
+        }
+    }
+
+    /// The device.
+    pub fn transport(&mut self) -> &mut Transport {
+        &mut self.transport
+    }
+
+    /// Where the requests of the next pass go, the same for both sides when they take turns.
+    fn choose(&mut self) {
+        let count = DISK / u64::from(self.shape.length);
+        for offset in &mut self.offsets {
+            self.seed = match self.shape.random {
+                true => {
+                    let seed = self.seed ^ (self.seed << 13);
+                    let seed = seed ^ (seed >> 7);
+                    seed ^ (seed << 17)
+                }
+                false => self.seed.wrapping_add(1),
+            };
+            *offset = (self.seed % count) * u64::from(self.shape.length);
+        }
+    }
+
+    fn host_address(&self, index: usize) -> *mut libc::c_void {
+        let (_, data) = self.places[index % self.places.len()];
+        let address = self.driver.memory.get_host_address(GuestAddress(data));
+        address.unwrap().cast()
+    }
+}
+
+/// Makes a chain for each request that is in the queue at once, and publishes it.
+fn chains(driver: &mut FakeDriver, shape: Shape) -> (Vec<u16>, Vec<(u64, u64)>) {
+    let mut at = driver.buffers;
+    let mut made = (Vec::new(), Vec::new());
+    for _ in 0..shape.depth {
+        let (header, status, data) = (at, at + 16, at + 4096);
+        driver.write(header, &[u8::from(shape.write), 0, 0, 0]);
+        let mut pieces = vec![Piece::readable(header, 16)];
+        for start in (0..shape.length).step_by(usize::try_from(PIECE).unwrap()) {
+            pieces.push(Piece {
+                address: data + u64::from(start),
+                length: PIECE.min(shape.length - start),
+                writable: !shape.write,
+            });
+        }
+        pieces.push(Piece::writable(status, 1));
+        made.0.push(driver.queues[0].add(&pieces));
+        made.1.push((header, data));
+        at = data + u64::from(shape.length);
+    }
+    made
+}
+
+impl Contest for Pages {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn goal(&self) -> f64 {
+        self.shape.goal
+    }
+
+    fn operations(&self) -> u32 {
+        self.shape.requests
+    }
+
+    fn floor(&mut self) -> Duration {
+        self.choose();
+        let length = usize::try_from(self.shape.length).unwrap();
+        let file = self.file.as_raw_fd();
+        let mut took = Duration::ZERO;
+        for offsets in self.offsets.chunks(self.heads.len()) {
+            // The clock is looked at as often as for the device.
+            let start = Instant::now();
+            for (index, offset) in offsets.iter().enumerate() {
+                let address = self.host_address(index);
+                let offset = i64::try_from(*offset).unwrap();
+                let moved = match self.shape.write {
+                    // SAFETY: the kernel reads within the driver's memory, where the data of a request is.
+                    true => unsafe { libc::pwrite(file, address, length, offset) },
+                    // SAFETY: as above, and it writes there.
+                    false => unsafe { libc::pread(file, address, length, offset) },
+                };
+                assert_eq!(usize::try_from(moved), Ok(length));
+            }
+            took += start.elapsed();
+        }
+        took
+    }
+
+    fn device(&mut self) -> Duration {
+        self.choose();
+        let mut took = Duration::ZERO;
+        for offsets in self.offsets.chunks(self.heads.len()) {
+            for (offset, (header, _)) in offsets.iter().zip(&self.places) {
+                self.driver.write(header + 8, &(offset / SECTOR).to_le_bytes());
+            }
+            for head in &self.heads[..offsets.len()] {
+                self.driver.queues[0].publish(*head);
+            }
+            took += wait(&mut self.transport, &mut self.driver, 0, offsets.len());
+        }
+        for (header, _) in &self.places {
+            assert_eq!(self.driver.read(header + 16, 1), [0], "the status of a request");
+        }
+        took
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}

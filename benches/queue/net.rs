@@ -1,0 +1,339 @@
+//! Packets to and from a tap.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use devices::MonotonicClock;
+use devices::limiter::Limiter;
+use devices::virtio::mmio::Transport;
+use devices::virtio::net::{HEADER, LONGEST_PACKET, Net, Setup, Tap, features};
+use devices::virtio::testing::{CountingInterrupt, FakeDriver, Piece};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+use super::comparison::Contest;
+use super::namespace::Sender;
+
+const RECEIVE: u32 = 0;
+const TRANSMIT: u32 = 1;
+const QUEUE: u16 = 256;
+/// Bytes of a buffer.
+const PAGE: usize = 4096;
+const ETHERNET: usize = 14;
+/// Features of a driver that does what it can.
+const FEATURES: u64 = features::CSUM
+    | features::GUEST_CSUM
+    | features::HOST_TSO4
+    | features::GUEST_TSO4
+    | features::MRG_RXBUF
+    | features::EVENT_IDX;
+
+/// What is sent.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    name: &'static str,
+    goal: f64,
+    /// Bytes of a frame.
+    frame: usize,
+    /// Packets of a kick.
+    packets: u32,
+}
+
+/// What is measured in each direction. The ratio of packets is that of bits.
+pub const SHAPES: [Shape; 2] = [
+    Shape {
+        name: "frames of 64 bytes, 100 a kick",
+        goal: 0.7,
+        frame: 64,
+        packets: 100,
+    },
+    Shape {
+        name: "GSO frames of 60 kB, 12 a kick",
+        goal: 0.4,
+        frame: 60_000,
+        packets: 12,
+    },
+];
+
+/// Kicks `queue` and has its device go on as the event loop does until `count` chains more are used.
+///
+/// Returns what it took, without what the driver does to look at them.
+pub fn wait(transport: &mut Transport, driver: &mut FakeDriver, queue: u32, count: usize) -> Duration {
+    let index = usize::try_from(queue).unwrap();
+    let before = driver.queues[index].used_index();
+    let all = before.wrapping_add(u16::try_from(count).unwrap());
+    let start = Instant::now();
+    driver.kick(transport, queue);
+    while driver.queues[index].used_index() != all {
+        poll(transport);
+    }
+    let took = start.elapsed();
+    while driver.queues[index].pop_used().is_some() {}
+    took
+}
+
+/// One turn of the event loop.
+fn poll(transport: &mut Transport) {
+    let sources = transport.sources();
+    let mut watched: Vec<libc::pollfd> = sources
+        .iter()
+        .map(|source| libc::pollfd {
+            fd: source.descriptor,
+            events: libc::POLLIN,
+            revents: 0,
+        })
+        .collect();
+    // SAFETY: the kernel reads and writes the entries of `watched`, of which there are so many.
+    let ready = unsafe { libc::poll(watched.as_mut_ptr(), watched.len() as libc::nfds_t, 10_000) };
+    assert!(ready > 0, "nothing happens: {}", io::Error::last_os_error());
+    for (source, watched) in sources.iter().zip(watched) {
+        if watched.revents != 0 {
+            transport.ready(source.token);
+        }
+    }
+}
+
+/// A device on a tap, and the tap.
+struct Interface {
+    tap: OwnedFd,
+    sender: Sender,
+    transport: Transport,
+    driver: FakeDriver,
+}
+
+impl Interface {
+    fn new() -> Self {
+        let tap = Tap::open("").unwrap_or_else(|error| panic!("no tap: {error}"));
+        let sender = Sender::to(tap.name());
+        let own = tap.as_fd().try_clone_to_owned().unwrap();
+        let setup = Setup {
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: None,
+            backend: Box::new(tap),
+            receive_limiter: Limiter::new(None, None).unwrap(),
+            transmit_limiter: Limiter::new(None, None).unwrap(),
+            clock: Box::new(MonotonicClock::new()),
+        };
+        let net = Net::new(setup).unwrap();
+        let driver = FakeDriver::new(16 << 20, &[QUEUE; 2]);
+        let line = Arc::new(CountingInterrupt::default());
+        let mut transport = Transport::new(Box::new(net), driver.memory.clone(), line);
+        driver.start(&mut transport, FEATURES);
+        Self {
+            tap: own,
+            sender,
+            transport,
+            driver,
+        }
+    }
+
+    /// `length` bytes of the driver's memory at `address`, as `readv` and `writev` take them.
+    fn part(&self, address: u64, length: usize) -> libc::iovec {
+        let base = self.driver.memory.get_host_address(GuestAddress(address));
+        libc::iovec {
+            iov_base: base.unwrap().cast(),
+            iov_len: length,
+        }
+    }
+}
+
+/// A packet of `frame` bytes for the interface to send: plain Ethernet of an experimental type, or a TCP segment to be cut
+/// up, which nobody listens to. The address is another host's, so that the kernel drops it soon.
+fn packet(frame: usize, header: usize) -> Vec<u8> {
+    let mut packet = vec![0; header + frame];
+    let body = &mut packet[header..];
+    body[..12].copy_from_slice(&[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]);
+    body[12..14].copy_from_slice(&[0x88, 0xb5]);
+    if frame <= 1514 {
+        return packet;
+    }
+    body[12..14].copy_from_slice(&[8, 0]);
+    let internet = &mut body[ETHERNET..];
+    let length = u16::try_from(internet.len()).unwrap().to_be_bytes();
+    internet[..12].copy_from_slice(&[0x45, 0, length[0], length[1], 0, 0, 0, 0, 64, 6, 0, 0]);
+    internet[12..20].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+    internet[20 + 12] = 5 << 4;
+    // NEEDS_CSUM, TCPV4; length of the headers, size of a segment, start and offset of the checksum.
+    packet[..2].copy_from_slice(&[1, 1]);
+    for (at, value) in [(2, 54_u16), (4, 1448), (6, 34), (8, 16)] {
+        packet[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    }
+    packet
+}
+
+/// From the driver to the tap: a piece for the header, and the frame in pages.
+pub struct Transmit {
+    shape: Shape,
+    interface: Interface,
+    heads: Vec<u16>,
+    parts: Vec<libc::iovec>,
+}
+
+impl Transmit {
+    /// On a tap of its own.
+    pub fn new(shape: Shape) -> Self {
+        let mut interface = Interface::new();
+        let driver = &mut interface.driver;
+        let packet = packet(shape.frame, HEADER);
+        let (header, frame) = (driver.buffers, driver.buffers + 0x1000);
+        driver.write(header, &packet[..HEADER]);
+        driver.write(frame, &packet[HEADER..]);
+        let mut pieces = vec![Piece::readable(header, u32::try_from(HEADER).unwrap())];
+        let mut at = frame;
+        for part in packet[HEADER..].chunks(PAGE) {
+            pieces.push(Piece::readable(at, u32::try_from(part.len()).unwrap()));
+            at += part.len() as u64;
+        }
+        let queue = &mut driver.queues[usize::try_from(TRANSMIT).unwrap()];
+        let heads = (0..shape.packets).map(|_| queue.add(&pieces)).collect();
+        let parts = pieces
+            .iter()
+            .map(|piece| interface.part(piece.address, usize::try_from(piece.length).unwrap()))
+            .collect();
+        let count = usize::try_from(shape.packets).unwrap();
+        wait(&mut interface.transport, &mut interface.driver, TRANSMIT, count);
+        Self {
+            shape,
+            interface,
+            heads,
+            parts,
+        }
+    }
+}
+
+impl Transmit {
+    /// The device.
+    pub fn transport(&mut self) -> &mut Transport {
+        &mut self.interface.transport
+    }
+}
+
+impl Contest for Transmit {
+    fn name(&self) -> String {
+        format!("net, transmit: {}", self.shape.name)
+    }
+
+    fn goal(&self) -> f64 {
+        self.shape.goal
+    }
+
+    fn operations(&self) -> u32 {
+        self.shape.packets
+    }
+
+    fn floor(&mut self) -> Duration {
+        let count = i32::try_from(self.parts.len()).unwrap();
+        let tap = self.interface.tap.as_raw_fd();
+        let start = Instant::now();
+        for _ in 0..self.shape.packets {
+            // SAFETY: `parts` describe the driver's memory.
+            let sent = unsafe { libc::writev(tap, self.parts.as_ptr(), count) };
+            assert!(sent > 0, "writev: {}", io::Error::last_os_error());
+        }
+        start.elapsed()
+    }
+
+    fn device(&mut self) -> Duration {
+        let Interface {
+            transport, driver, ..
+        } = &mut self.interface;
+        for head in &self.heads {
+            driver.queues[usize::try_from(TRANSMIT).unwrap()].publish(*head);
+        }
+        wait(transport, driver, TRANSMIT, self.heads.len())
+    }
+}
+
+/// From the tap to the driver, into buffers of a page; packets are in the tap before it begins.
+pub struct Receive {
+    shape: Shape,
+    interface: Interface,
+    packet: Vec<u8>,
+    /// For the longest packet, in one piece.
+    room: libc::iovec,
+    /// Buffers that a packet takes.
+    each: usize,
+}
+
+impl Receive {
+    /// On a tap of its own.
+    pub fn new(shape: Shape) -> Self {
+        let mut interface = Interface::new();
+        let at = interface.driver.buffers;
+        let addresses: Vec<u64> = (0..u64::from(QUEUE)).map(|index| at + index * 4096).collect();
+        let queue = &mut interface.driver.queues[usize::try_from(RECEIVE).unwrap()];
+        for address in &addresses {
+            queue.add(&[Piece::writable(*address, 4096)]);
+        }
+        let each = (HEADER + shape.frame).div_ceil(PAGE);
+        let room = interface.part(at, LONGEST_PACKET);
+        Self {
+            shape,
+            interface,
+            // The socket's header is without the number of buffers.
+            packet: packet(shape.frame, HEADER - 2),
+            room,
+            each,
+        }
+    }
+
+    fn fill(&self) {
+        for _ in 0..self.shape.packets {
+            self.interface.sender.send(&self.packet);
+        }
+    }
+}
+
+impl Contest for Receive {
+    fn name(&self) -> String {
+        format!("net, receive: {}", self.shape.name)
+    }
+
+    fn goal(&self) -> f64 {
+        self.shape.goal
+    }
+
+    fn operations(&self) -> u32 {
+        self.shape.packets
+    }
+
+    fn floor(&mut self) -> Duration {
+        self.fill();
+        let tap = self.interface.tap.as_raw_fd();
+        let mut received = 0;
+        let start = Instant::now();
+        loop {
+            // SAFETY: `room` is in the driver's memory, where the device has nothing to do now.
+            let length = unsafe { libc::readv(tap, &raw const self.room, 1) };
+            if length < 0 {
+                break;
+            }
+            assert_eq!(usize::try_from(length), Ok(HEADER + self.shape.frame));
+            received += 1;
+        }
+        let took = start.elapsed();
+        assert_eq!(received, self.shape.packets);
+        took
+    }
+
+    fn device(&mut self) -> Duration {
+        self.fill();
+        let count = usize::try_from(self.shape.packets).unwrap() * self.each;
+        let Interface {
+            transport, driver, ..
+        } = &mut self.interface;
+        let queue = usize::try_from(RECEIVE).unwrap();
+        let source = transport.sources()[0].token;
+        let start = Instant::now();
+        transport.ready(source);
+        let took = start.elapsed();
+        let mut used = 0;
+        while let Some(chain) = driver.queues[queue].pop_used() {
+            driver.queues[queue].publish(u16::try_from(chain.head).unwrap());
+            used += 1;
+        }
+        assert_eq!(used, count);
+        took
+    }
+}
