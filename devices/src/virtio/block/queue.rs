@@ -31,6 +31,14 @@ use crate::virtio::split::{self, Split};
 /// How often what the kernel did only in part is given to it again before others have their turn.
 const ROUNDS: usize = 4;
 
+/// How many bytes one turn moves, before others have theirs; the last request of a turn is still done as a whole.
+const TURN: u64 = 16 << 20;
+/// What one request may have, its header and status included: drivers ask for a few MiB at most.
+const LIMITS: Limits = Limits {
+    bytes: (64 << 20) + 4096,
+    ..Limits::WIDEST
+};
+
 /// Why the queue is stopped. It is the driver's fault, and only a reset helps.
 #[derive(Debug, thiserror::Error)]
 enum Stop {
@@ -127,7 +135,12 @@ impl Active {
         } else {
             self.accept(backend)
         };
+        let full = self.ring.as_ref().is_some_and(Ring::is_full);
         let collected = self.collect(backend);
+        if full && self.ring.as_ref().is_some_and(|ring| !ring.is_full()) {
+            // What was not accepted for want of room has room now, and perhaps nothing in flight is left to say so.
+            backend.wake_up();
+        }
         let told = self.tell();
         if let Err(stop) = accepted.and(collected).and(told) {
             self.stop(&stop, backend);
@@ -172,20 +185,20 @@ impl Active {
         let memory: &GuestMemory = memory;
         let mut chain = Chain::default();
         let mut budget = QUEUE_SIZE;
+        let mut bytes = TURN;
         loop {
             queue.mute(memory).map_err(Stop::Queue)?;
             while let Some(descriptors) = queue.pop(memory).map_err(Stop::Queue)? {
                 // What is full becomes free, and wakes.
                 let full = self.ring.as_ref().is_some_and(Ring::is_full);
-                if full || budget == 0 {
+                if full || budget == 0 || bytes == 0 {
                     queue.put_back(1);
                     break;
                 }
                 budget -= 1;
-                chain
-                    .take(descriptors, memory, Limits::WIDEST)
-                    .map_err(Stop::Chain)?;
+                chain.take(descriptors, memory, LIMITS).map_err(Stop::Chain)?;
                 let request = Request::parse(&chain, backend.target()).map_err(Stop::Request)?;
+                bytes = bytes.saturating_sub(request.bytes());
                 if !backend.allows(&request) {
                     queue.put_back(1);
                     return Ok(());
@@ -199,7 +212,7 @@ impl Active {
             if self.ring.as_ref().is_some_and(Ring::is_full) {
                 return Ok(());
             }
-            if budget == 0 {
+            if budget == 0 || bytes == 0 {
                 backend.wake_up();
                 return Ok(());
             }

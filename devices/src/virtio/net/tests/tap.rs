@@ -46,6 +46,8 @@ fn ip(arguments: &str) {
 
 /// A device on a new tap with the address of the host.
 fn rig(features: u64, mtu: u16) -> Rig {
+    // Else the kernel looks for routers and neighbours of its own accord. Where there is no IPv6, it does not.
+    let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
     let tap = Tap::open("mayfly0").expect("this test takes root and /dev/net/tun");
     assert_eq!(tap.name(), "mayfly0");
     ip("link set lo up");
