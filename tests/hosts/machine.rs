@@ -48,7 +48,7 @@ impl Machine {
         let mut command = Command::new(QEMU);
         command
             .args(["-M", "q35", "-cpu", "max,+svm,+npt"])
-            .args(["-accel", "tcg,thread=multi", "-smp", "2", "-m", MEMORY])
+            .args(["-accel", "tcg", "-smp", "1", "-m", MEMORY])
             .args(["-nodefaults", "-display", "none", "-no-reboot"])
             .arg("-kernel")
             .arg(kernel)

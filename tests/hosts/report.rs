@@ -57,6 +57,21 @@ impl Report {
         self.current.take()
     }
 
+    /// Takes the verdicts back that went against a scenario, so that another boot can decide; gives names and output.
+    pub fn appeal(&mut self) -> Vec<(String, String)> {
+        (self.up, self.done) = (false, false);
+        let failed: Vec<String> = self
+            .verdicts
+            .iter()
+            .filter(|(_, verdict)| !verdict.passed)
+            .map(|(name, _)| name.clone())
+            .collect();
+        failed
+            .into_iter()
+            .filter_map(|name| self.verdicts.remove(&name).map(|verdict| (name, verdict.output)))
+            .collect()
+    }
+
     /// Decides against a scenario that could not end.
     pub fn fail(&mut self, name: &str, output: String) {
         self.verdicts.insert(
@@ -111,5 +126,27 @@ mod tests {
         assert_eq!(report.interrupt(), Some(("a".to_owned(), "half".to_owned())));
         report.line(b"\x01end a 0\n");
         assert_eq!(report.verdict("a"), None, "an end without its beginning");
+    }
+
+    #[test]
+    fn an_appeal_takes_back_what_failed_only() {
+        let mut report = Report::default();
+        for line in [
+            "\u{1}up\n",
+            "\u{1}begin a\n",
+            "why\n",
+            "\u{1}end a 101\n",
+            "\u{1}done\n",
+        ] {
+            report.line(line.as_bytes());
+        }
+        report.fail("b", "gone".into());
+        let taken = report.appeal();
+        assert_eq!(
+            taken.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+            ["a", "b"]
+        );
+        assert!(taken[0].1.contains("why") && report.verdict("a").is_none() && !report.done);
+        assert!(report.appeal().is_empty());
     }
 }
