@@ -27,7 +27,8 @@
 //! this process crash or grow, nor keep the host busier than the vCPUs that it was given and some ten thousand timer events a
 //! second. Images, initrds and command lines are untrusted too, and are checked before any of it is mapped. The host's user is
 //! trusted not to cut an image short while it is mapped: the guest that touches what is gone ends with an error, and
-//! this process does not touch guest memory after the start but to report on such ends, by a call that cannot fault.
+//! reports on such ends read by a call that cannot fault; but a device that finds its rings there ends the process by SIGBUS.
+//! The host's disks are trusted to answer: a drive on one that hangs keeps its lock, and the event loop may wait for that.
 
 pub mod arch;
 pub mod boot;

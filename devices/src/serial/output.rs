@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::sink::Sink;
 
@@ -80,7 +80,7 @@ impl Output {
         Ok(Self {
             sink: Sink::new(file).map_err(|source| Error::Inspect { source })?,
             waiting: VecDeque::new(),
-            notify: EventFd::new(EFD_NONBLOCK).map_err(|source| Error::Notify { source })?,
+            notify: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| Error::Notify { source })?,
             dropped: 0,
             reported: 0,
             broken: false,

@@ -13,7 +13,7 @@ use snapshot::Persist;
 use snapshot::persist::Error as PersistError;
 use vm_superio::Trigger;
 use vm_superio::serial::NoEvents;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::output::Output;
 use super::state::{FIFO, SerialState};
@@ -111,7 +111,8 @@ impl Serial {
             output,
             transmitter_empty: false,
             refused: false,
-            input_ready: EventFd::new(EFD_NONBLOCK).map_err(|source| Error::InputReady { source })?,
+            input_ready: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+                .map_err(|source| Error::InputReady { source })?,
         })
     }
 

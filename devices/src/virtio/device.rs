@@ -36,7 +36,8 @@ pub struct Source {
 ///
 /// The transport has negotiated and checked everything before `activate`; between `activate` and `reset` the device owns
 /// its queues. All methods are called with the lock of the transport held, on a vCPU's thread or on that of the event
-/// loop, and none of them blocks. A malformed chain makes the device stop its queues and call [`Signal::needs_reset`]; it
+/// loop. None of them waits for the guest or for a peer on the network; a drive waits for its disk, when it serves requests
+/// one after the other and when it is reset with requests in flight. A malformed chain makes the device stop its queues and call [`Signal::needs_reset`]; it
 /// never is an error for the VMM.
 ///
 /// A device is a [`Component`]: it keeps what its driver has brought about by its requests, and what its back end needs

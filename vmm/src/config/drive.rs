@@ -77,6 +77,11 @@ mod tests {
             drive("x,rw"),
             Err("there is no option \"rw\": there are ro, cache, engine, id, bandwidth and ops".into())
         );
+        assert_eq!(
+            drive("x,ro=1"),
+            Err("ro is a flag: write it without a value".into())
+        );
+        assert_eq!(drive("x,cache"), Err("cache needs a value: cache=VALUE".into()));
         let limited = drive("x,bandwidth=1000000/100/5,ops=100/1000").unwrap();
         assert_eq!(
             limited.bandwidth,

@@ -28,6 +28,12 @@ pub enum Error {
         /// What could have been.
         known: &'static str,
     },
+    /// A flag with a value.
+    #[error("{0} is a flag: write it without a value")]
+    Flag(String),
+    /// An option without its value.
+    #[error("{0} needs a value: {0}=VALUE")]
+    NoValue(String),
     /// A value that an option cannot have.
     #[error("{name}={value:?}: it is {expected}")]
     Value {
@@ -140,6 +146,10 @@ impl Options {
     pub fn finish(self, known: &'static str) -> Result<(), Error> {
         match self.rest.into_iter().next() {
             None => Ok(()),
+            Some((name, value)) if known.split([',', ' ']).any(|word| word == name) => Err(match value {
+                Some(_) => Error::Flag(name),
+                None => Error::NoValue(name),
+            }),
             Some((name, _)) => Err(Error::Unknown { name, known }),
         }
     }

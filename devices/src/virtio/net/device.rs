@@ -9,7 +9,7 @@ use snapshot::GuestMemory;
 use virtio_bindings::bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_queue::QueueState;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::backend::Backend;
 use super::error::Error;
@@ -91,7 +91,7 @@ impl Net {
             receiver: Receiver::new(),
             transmitter: Transmitter::default(),
             writable: Writable::new()?,
-            again: EventFd::new(EFD_NONBLOCK)?,
+            again: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             metrics: Metrics::default(),
             active: None,
         })
