@@ -15,20 +15,5 @@ file:
     .long 1, 6                  /* PT_LOAD of the data */
     .quad 4096, 0x1000000, 0x1000000, SIZE, SIZE, 4096
 
-    .globl _start
-_start:
-    movb $'h', %al
-    movl $0x3f8, %edx
-    outb %al, %dx
-    movl $rest, %esi
-1:  lodsb
-    outb %al, %dx
-    cmpb $'\n', %al
-    jne 1b
-    movb $0xfe, %al
-    outb %al, $0x64
-2:  hlt
-    jmp 2b
-rest:
-    .ascii "ello from mayfly\n"
+#include "hello.S"
     .org 4096
