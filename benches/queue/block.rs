@@ -118,7 +118,7 @@ impl Pages {
         let sizes = block.queue_sizes().to_vec();
         let mut driver = FakeDriver::new(64 << 20, &sizes);
         let line = Arc::new(CountingInterrupt::default());
-        let mut transport = Transport::new(Box::new(block), driver.memory.clone(), line);
+        let mut transport: Transport = Transport::new(Box::new(block), driver.memory.clone(), line);
         driver.start(&mut transport, 0);
         let file = File::options().read(true).write(true).open(&path).unwrap();
         let (heads, places) = chains(&mut driver, shape);

@@ -118,7 +118,7 @@ impl Interface {
         let net = Net::new(setup).unwrap();
         let driver = FakeDriver::new(16 << 20, &[QUEUE; 2]);
         let line = Arc::new(CountingInterrupt::default());
-        let mut transport = Transport::new(Box::new(net), driver.memory.clone(), line);
+        let mut transport: Transport = Transport::new(Box::new(net), driver.memory.clone(), line);
         driver.start(&mut transport, FEATURES);
         Self {
             tap: own,

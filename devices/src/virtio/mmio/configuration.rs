@@ -20,7 +20,7 @@ pub(super) struct Configuration {
 
 impl Configuration {
     /// The generation of what `device` has there now.
-    pub(super) fn generation(&mut self, device: &dyn VirtioDevice) -> u32 {
+    pub(super) fn generation(&mut self, device: &(impl VirtioDevice + ?Sized)) -> u32 {
         let mut bytes = [0; WATCHED];
         device.read_config(0, &mut bytes);
         let length = bytes

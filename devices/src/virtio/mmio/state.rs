@@ -12,6 +12,7 @@ use super::configuration::Configuration;
 use super::registers as r;
 use super::ring::Ring;
 use super::transport::Transport;
+use crate::virtio::device::VirtioDevice;
 use crate::virtio::signal::{CONFIGURATION, USED_BUFFER};
 
 /// Registers that are no queue's.
@@ -54,7 +55,7 @@ impl Schema for TransportState {
     const VERSION: u32 = 1;
 }
 
-impl Component for Transport {
+impl<D: VirtioDevice + ?Sized> Component for Transport<D> {
     fn put(&self, key: &str, archive: &mut Writer) -> Result<(), Error> {
         archive
             .put(key, &self.state()?)
@@ -87,7 +88,7 @@ fn invalid(reason: String) -> Error {
     }
 }
 
-impl Transport {
+impl<D: VirtioDevice + ?Sized> Transport<D> {
     pub(super) fn state(&self) -> Result<TransportState, Error> {
         let progress = match self.active {
             true => self.device.queue_states(),

@@ -24,9 +24,12 @@ use crate::virtio::signal::Signal;
 /// Bits of the Status register that a driver sets without any condition.
 const UNCONDITIONAL: u32 = r::ACKNOWLEDGE | r::DRIVER | r::FAILED;
 
-/// A virtio device on the memory bus.
-pub struct Transport {
-    pub(super) device: Box<dyn VirtioDevice>,
+/// Feature bits of the transport and the rings as version 1.2 of the specification has them, section 6: 28 to 40.
+const RING_FEATURES: u64 = 0x1fff << 28;
+
+/// A virtio device on the memory bus: any, or one of a type that its owner goes on talking to.
+pub struct Transport<D: VirtioDevice + ?Sized = dyn VirtioDevice> {
+    pub(super) device: Box<D>,
     pub(super) memory: GuestMemory,
     pub(super) signal: Arc<Signal>,
     pub(super) registers: Registers,
@@ -44,9 +47,9 @@ struct Complaints {
     queues: bool,
 }
 
-impl Transport {
+impl<D: VirtioDevice + ?Sized> Transport<D> {
     /// `device`, not yet discovered by its driver. Its queues are in `memory`, and its interrupts go to `line`.
-    pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory, line: Arc<dyn Interrupt>) -> Self {
+    pub fn new(device: Box<D>, memory: GuestMemory, line: Arc<dyn Interrupt>) -> Self {
         let rings = device.queue_sizes().iter().copied().map(Ring::new).collect();
         let mut configuration = Configuration::default();
         configuration.generation(device.as_ref());
@@ -60,6 +63,16 @@ impl Transport {
             active: false,
             complaints: Complaints::default(),
         }
+    }
+
+    /// The device, for what its owner wants to know.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// The device, for what its owner wants changed while it runs.
+    pub fn device_mut(&mut self) -> &mut D {
+        &mut self.device
     }
 
     /// What the event loop is to watch from the beginning to the end of the device.
@@ -206,18 +219,20 @@ impl Transport {
         }
     }
 
-    /// FEATURES_OK stays clear when the driver does not know VERSION_1, section 6.2; bits that were never offered are
-    /// taken back without a word to the driver, since several set them out of carelessness.
+    /// FEATURES_OK stays clear when the driver does not know VERSION_1, section 6.2, or accepts a feature that changes its
+    /// rings and was not offered: it would not find its device where it looks. Other bits that were never offered are taken
+    /// back without a word to the driver, since several set them out of carelessness.
     fn settle_features(&mut self) {
         let unknown = self.registers.driver_features & !self.offered();
         self.registers.driver_features &= !unknown;
         if unknown != 0 && !std::mem::replace(&mut self.complaints.features, true) {
             let id = self.device.device_id();
             log::warn!(
-                "virtio device {id}: features {unknown:#x} are ignored, which the driver was not offered"
+                "virtio device {id}: the driver accepts features {unknown:#x}, which it was not offered"
             );
         }
-        if self.registers.driver_features & 1 << VIRTIO_F_VERSION_1 != 0 {
+        let versioned = self.registers.driver_features & 1 << VIRTIO_F_VERSION_1 != 0;
+        if versioned && unknown & RING_FEATURES == 0 {
             self.registers.status |= r::FEATURES_OK;
         }
     }
@@ -295,7 +310,7 @@ fn half(features: u64, select: u32) -> u32 {
     }
 }
 
-impl BusDevice for Transport {
+impl<D: VirtioDevice + ?Sized> BusDevice for Transport<D> {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         match <&mut [u8; 4]>::try_from(&mut *data) {

@@ -20,7 +20,7 @@ const READY: u32 = r::ACKNOWLEDGE | r::DRIVER | r::FEATURES_OK | r::DRIVER_OK;
 /// An echo device behind its transport, with a driver that has not touched it yet.
 struct Bench {
     driver: FakeDriver,
-    transport: Transport,
+    transport: Transport<Echo>,
     seen: Arc<Seen>,
     line: Arc<CountingInterrupt>,
 }

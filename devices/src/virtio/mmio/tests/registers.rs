@@ -125,7 +125,7 @@ fn features_are_settled_by_features_ok() {
         "without VERSION_1"
     );
     // Never offered bits are taken back, and what comes after FEATURES_OK is too late.
-    accept(&mut bench, u32::try_from(FEATURE).unwrap() | 1 << 31, 0xff);
+    accept(&mut bench, u32::try_from(FEATURE).unwrap() | 1 << 20, 1 << 20 | 1);
     bench.set(r::STATUS, settle);
     assert_eq!(bench.get(r::STATUS), settle);
     accept(&mut bench, 0, 0);

@@ -180,3 +180,26 @@ fn sources_and_readiness_pass_through() {
     bench.transport.ready(3);
     assert_eq!(*lock(&bench.seen.tokens), [3]);
 }
+
+#[test]
+fn a_ring_that_was_not_offered_is_refused_and_another_stray_bit_is_not() {
+    for (low, high, accepted) in [
+        (0, 1 << 2, false),  // RING_PACKED
+        (0, 1 << 1, false),  // ACCESS_PLATFORM
+        (1 << 28, 0, true),  // INDIRECT_DESC, which is offered
+        (1 << 20, 0, true),  // no feature of this device
+        (1 << 31, 0, false), // reserved
+    ] {
+        let mut bench = Bench::new();
+        bench.set(r::DRIVER_FEATURES_SEL, 1);
+        bench.set(r::DRIVER_FEATURES, 1 | high);
+        bench.set(r::DRIVER_FEATURES_SEL, 0);
+        bench.set(r::DRIVER_FEATURES, low);
+        bench.set(r::STATUS, r::ACKNOWLEDGE | r::DRIVER | r::FEATURES_OK);
+        assert_eq!(
+            bench.get(r::STATUS) & r::FEATURES_OK != 0,
+            accepted,
+            "{low:#x} {high:#x}"
+        );
+    }
+}
