@@ -1,6 +1,7 @@
 //! mayfly: a minimal virtual machine monitor for unikernels on KVM.
 
 mod args;
+mod console;
 mod demo;
 mod escape;
 mod help;

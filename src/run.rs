@@ -2,28 +2,25 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use devices::PowerEvent;
-use devices::serial::{Output, output};
 use vmm::Chain;
 use vmm::arch::{Native, Platform};
 use vmm::boot::{self, Image, Initrd};
-use vmm::config::{self, Host, VmConfig};
-use vmm::machine::{self, Machine};
+use vmm::config::VmConfig;
+use vmm::control::{self, Control};
 use vmm::timeline::{Lane, Span, Timeline};
 use vmm::vcpu::Ending;
-use vmm::vm::{self, Console, End, Verdict, Vm};
+use vmm::vm::{self, End};
 
 use crate::args::Run;
-use crate::escape::{self, Action, Escape};
-use crate::logging::{put, say};
+use crate::console;
+use crate::logging::say;
 use crate::report;
-use crate::terminal::{self, Source, Terminal};
 
 /// The guest's processor shut down.
 const TRIPLE_FAULT: u8 = 120;
@@ -39,24 +36,15 @@ const SIGNALS: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, li
 /// Why an image could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The options do not make a machine.
-    #[error("cannot make this machine")]
-    Config(#[source] config::Error),
     /// The image cannot be used.
     #[error(transparent)]
     Image(boot::image::Error),
     /// The initrd cannot be used.
     #[error(transparent)]
     Initrd(boot::initrd::Error),
-    /// stdout cannot take the guest's output.
-    #[error("cannot use stdout for the guest's output")]
-    Output(#[source] output::Error),
-    /// The machine cannot be built or booted.
+    /// The machine cannot be made or booted.
     #[error(transparent)]
-    Machine(machine::Error),
-    /// The terminal could not be put into raw mode.
-    #[error("cannot use this terminal")]
-    Terminal(#[source] terminal::Error),
+    Start(control::Error),
     /// The VM could not be watched.
     #[error("cannot run the machine")]
     Vm(#[source] vm::Error),
@@ -121,7 +109,7 @@ pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<ExitCode, Error>
         .map_err(Error::Initrd)?;
     // Before the guest runs, so that it does not run in vain.
     let trace = run.trace.map(Trace::create).transpose()?;
-    let (end, unclaimed) = boot(run.config, &image, initrd.as_ref(), &timeline)?;
+    let (end, unclaimed) = boot(run.config, image, initrd, &timeline)?;
     let spans = timeline.spans();
     if run.timings {
         say(report::table(exec, &spans).trim_end());
@@ -171,74 +159,45 @@ pub struct Unclaimed {
 /// [`Error`]
 pub fn boot(
     config: VmConfig,
-    image: &Image,
-    initrd: Option<&Initrd>,
+    image: Image,
+    initrd: Option<Initrd>,
     timeline: &Arc<Timeline>,
 ) -> Result<(End, Unclaimed), Error> {
-    let system = |operation| move |source| Error::System { operation, source };
     // Before any thread starts, so that all of them leave the signals to the event loop.
-    let signals = vm::heeded_signals(&SIGNALS);
-    vm::block_signals(&signals).map_err(system("block signals"))?;
-    vm::ignore_output_signals();
-    let spec = config.check(&Host::this()).map_err(Error::Config)?;
-    let stdout = io::stdout()
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(system("duplicate stdout"))?;
-    let output = Output::new(stdout).map_err(Error::Output)?;
-    let machine = Machine::build(spec, output, timeline.clone()).map_err(Error::Machine)?;
-    // Before the guest can print a prompt, so that no key that answers it is taken in the terminal's own way.
-    let stdin = io::stdin();
-    let source = Source::of(stdin.as_fd());
-    let terminal = (source == Source::Terminal)
-        .then(|| Terminal::enter(stdin.as_fd()))
-        .transpose();
-    let terminal = terminal.map_err(Error::Terminal)?;
-    let vm = machine.boot(image, initrd).map_err(Error::Machine)?;
-    let end = vm
-        .run(console(stdin.as_fd(), source, &signals))
-        .map_err(Error::Vm)?;
-    drop(terminal);
-    tell(&vm);
-    let (ports, addresses) = vm.machine().unclaimed();
-    // The VM goes while the process is whole. At the end of a process KVM's own thread may be the last that holds the address
-    // space, and then waits some 20 ms for a grace period.
-    drop(vm);
+    let signals = block_signals()?;
+    let mut control = Control::new(Box::new(|| Ok(console::open()?)), timeline.clone());
+    let started = control
+        .configure(config, image, initrd)
+        .and_then(|()| control.start());
+    started.map_err(Error::Start)?;
+    let end = vm::run(&mut control, None, &signals).map_err(Error::Vm)?;
+    let (ports, addresses) = conclude_vm(control);
     Ok((end, Unclaimed { ports, addresses }))
 }
 
-fn console<'a>(stdin: BorrowedFd<'a>, source: Source, signals: &'a [libc::c_int]) -> Console<'a> {
-    let filter = (source == Source::Terminal).then(|| Box::new(Keys::default()) as Box<dyn vm::InputFilter>);
-    Console {
-        input: (source != Source::Background).then_some(stdin),
-        filter,
-        signals,
-    }
+/// Blocks the signals that end a VM, so that they wait for the event loop, and returns them.
+///
+/// # Errors
+/// [`Error::System`]
+pub fn block_signals() -> Result<Vec<libc::c_int>, Error> {
+    let signals = vm::heeded_signals(&SIGNALS);
+    vm::block_signals(&signals).map_err(|source| Error::System {
+        operation: "block signals",
+        source,
+    })?;
+    vm::ignore_output_signals();
+    Ok(signals)
 }
 
-/// The escape keys, as the event loop asks for them.
-#[derive(Default)]
-struct Keys(Escape);
-
-impl vm::InputFilter for Keys {
-    fn filter(&mut self, input: &[u8], guest: &mut Vec<u8>) -> Verdict {
-        // A byte at a time, so that of several keys in one read each does what it does.
-        for byte in input {
-            match self.0.feed(&[*byte], guest) {
-                None => {}
-                Some(Action::Quit) => return Verdict::End,
-                Some(Action::Help) => put(escape::HELP),
-            }
-        }
-        Verdict::Continue
-    }
-}
-
-/// Says what the guest's output has lost, if it has.
-fn tell(vm: &Vm) {
-    if let Some(report) = vm.output_report() {
+/// Says what the guest's output has lost, if it has, and takes the VM apart while the process is whole: at the end of a process
+/// KVM's own thread may be the last that holds the address space, and then waits some 20 ms for a grace period.
+/// Returns the accesses that no device claimed.
+pub fn conclude_vm(mut control: Control) -> (u64, u64) {
+    let Some(vm) = control.vm_mut() else { return (0, 0) };
+    if let Some(report) = vm.conclude() {
         say(&format!("warning: {}", Chain(&report)));
     }
+    vm.machine().unclaimed()
 }
 
 /// The exit status that `end` deserves, with a word on it where it was not the guest's or the user's will.

@@ -76,7 +76,7 @@ fn a_disk_must_be_one() {
             let command = run(&format!("--disk {path}{options}"));
             refuses(
                 command,
-                &["cannot attach drive 0", path.trim_end_matches('/'), text],
+                &["cannot attach drive \"drive0\"", path.trim_end_matches('/'), text],
             );
         }
     }
@@ -88,7 +88,7 @@ fn a_disk_has_one_writer() {
     let text = "is in use by another drive or virtual machine: only read-only drives can share one";
     for (first, second) in [("", ""), (",ro", ""), ("", ",ro")] {
         let command = run(&format!("--disk {path}{first} --disk {path}{second}"));
-        refuses(command, &["cannot attach drive 1", &path, text]);
+        refuses(command, &["cannot attach drive \"drive1\"", &path, text]);
     }
     let readers = run(&format!("--disk {path},ro --disk {path},ro"))
         .output()
@@ -99,7 +99,7 @@ fn a_disk_has_one_writer() {
     other.expect("halting");
     refuses(
         run(&format!("--disk {path}")),
-        &["cannot attach drive 0", &path, text],
+        &["cannot attach drive \"drive0\"", &path, text],
     );
     other.terminate();
 }
@@ -120,7 +120,7 @@ fn a_tap_must_be_one() {
             ("fd:99", "descriptor 99 is not that of a tap"),
         ] {
             let command = run(&format!("--net {net}"));
-            refuses(command, &["cannot attach network interface 0", text]);
+            refuses(command, &["cannot attach network interface \"net0\"", text]);
         }
     });
 }
@@ -147,13 +147,13 @@ fn a_tap_has_one_user() {
         let text = "another process uses the interface tap0; end it, or make another one";
         refuses(
             run("--net tap:tap0 --net tap:tap0"),
-            &["cannot attach network interface 1", text],
+            &["cannot attach network interface \"net1\"", text],
         );
         let mut other = Guest::start(&format!("{} --net tap:tap0", file("end-hlt.elf")));
         other.expect("halting");
         refuses(
             run("--net tap:tap0"),
-            &["cannot attach network interface 0", text],
+            &["cannot attach network interface \"net0\"", text],
         );
         other.terminate();
     });
@@ -238,7 +238,7 @@ fn somebody_must_serve_the_network() {
     refuses(
         run(&format!("--net unix:{path}")),
         &[
-            "cannot attach network interface 0",
+            "cannot attach network interface \"net0\"",
             &path,
             "start what serves the network first, for example passt --socket",
         ],

@@ -9,7 +9,8 @@
 //! | [`arch`] | all that differs between x86_64 and aarch64, behind two traits |
 //! | [`vcpu`] | vCPUs and their threads |
 //! | [`machine`] | [`Machine`](machine::Machine): built and never run |
-//! | [`vm`] | [`Vm`](vm::Vm): runs, and the event loop that owns it |
+//! | [`vm`] | [`Vm`](vm::Vm): runs, and the event loop of the thread that owns it |
+//! | [`control`] | [`Control`](control::Control): what an owner can have done with a VM, before its start and after |
 //! | [`timeline`] | how long each phase took |
 //!
 //! # Threads
@@ -34,6 +35,7 @@ pub mod arch;
 pub mod boot;
 mod chain;
 pub mod config;
+pub mod control;
 pub mod kvm;
 pub mod machine;
 pub mod memory;

@@ -78,6 +78,8 @@ impl Cpu for Aarch64 {
         Ok(())
     }
 
+    fn pausing(_: &VcpuFd) {}
+
     fn instruction(_: &VcpuFd, _: &GuestMemory) -> (u64, Vec<u8>) {
         (0, Vec::new())
     }

@@ -181,6 +181,9 @@ pub trait Cpu {
     /// [`kvm::Error::Call`]
     fn enter(vcpu: &VcpuFd, entry: &Self::Entry) -> Result<(), kvm::Error>;
 
+    /// The vCPU is about to be kept from running for some time, which the guest is not to take for a hang of its own.
+    fn pausing(vcpu: &VcpuFd);
+
     /// The instruction pointer and the bytes there, for reports on a guest that cannot go on.
     fn instruction(vcpu: &VcpuFd, memory: &GuestMemory) -> (u64, Vec<u8>);
 }

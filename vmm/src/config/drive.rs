@@ -9,7 +9,32 @@ use super::options::{Error, Options};
 
 /// A drive that the user asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DriveConfig(pub Config);
+pub struct DriveConfig {
+    /// The disk; its name is one by its number when it is empty.
+    pub disk: Config,
+    /// Whether the guest is told on its command line to take its root file system from it, and how it finds it.
+    pub root: Option<Root>,
+}
+
+/// How a guest finds its root file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Root {
+    /// On the first drive.
+    First,
+    /// On the partition with this UUID.
+    Partition(String),
+}
+
+impl DriveConfig {
+    /// What a guest that is to have its root here is told; Linux knows it.
+    pub fn root_argument(&self) -> Option<String> {
+        let access = if self.disk.read_only { "ro" } else { "rw" };
+        self.root.as_ref().map(|root| match root {
+            Root::First => format!("root=/dev/vda {access}"),
+            Root::Partition(uuid) => format!("root=PARTUUID={uuid} {access}"),
+        })
+    }
+}
 
 impl FromStr for DriveConfig {
     type Err = Error;
@@ -35,7 +60,10 @@ impl FromStr for DriveConfig {
             operations: limits.operations,
         };
         options.finish("ro, cache, engine, id, bandwidth and ops")?;
-        Ok(Self(config))
+        Ok(Self {
+            disk: config,
+            root: None,
+        })
     }
 }
 
@@ -50,7 +78,7 @@ mod tests {
     fn options_follow_the_path() {
         let drive = |text: &str| {
             text.parse::<DriveConfig>()
-                .map(|drive| drive.0)
+                .map(|drive| drive.disk)
                 .map_err(|error| error.to_string())
         };
         let plain = drive("/a b").unwrap();

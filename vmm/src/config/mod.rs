@@ -5,10 +5,11 @@ mod net;
 mod options;
 mod size;
 
+use std::collections::HashSet;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-pub use drive::DriveConfig;
+pub use drive::{DriveConfig, Root};
 pub use net::{MacAddress, NetBackend, NetConfig};
 pub use options::{Error as OptionError, Limits};
 pub use size::{MemorySize, ParseError as SizeError};
@@ -72,6 +73,10 @@ pub struct VmConfig {
     pub drives: Vec<DriveConfig>,
     /// Network interfaces, in the order in which the guest counts them.
     pub nets: Vec<NetConfig>,
+    /// Whether KVM logs which pages the guest writes.
+    pub track_dirty_pages: bool,
+    /// Whether the kernel is asked to back the guest's memory by huge pages where it can.
+    pub huge_pages: bool,
 }
 
 impl VmConfig {
@@ -90,6 +95,8 @@ impl VmConfig {
             device_arguments: true,
             drives: Vec::new(),
             nets: Vec::new(),
+            track_dirty_pages: false,
+            huge_pages: false,
         }
     }
 
@@ -115,6 +122,16 @@ impl VmConfig {
         if devices > MAX_DEVICES {
             return Err(Error::Devices(devices));
         }
+        self.name_devices();
+        if let Some(id) = repeated(self.drives.iter().map(|drive| drive.disk.id.as_str())) {
+            return Err(Error::DriveId(id.into()));
+        }
+        if let Some(id) = repeated(self.nets.iter().map(|net| net.id.as_str())) {
+            return Err(Error::NetId(id.into()));
+        }
+        if self.drives.iter().skip(1).any(|drive| drive.root.is_some()) {
+            return Err(Error::Root);
+        }
         for (index, net) in self.nets.iter().enumerate() {
             let same = |other: &NetConfig| net.mac.is_some() && other.mac == net.mac;
             if let (Some(mac), true) = (net.mac, self.nets[..index].iter().any(same)) {
@@ -127,12 +144,29 @@ impl VmConfig {
                 return Err(Error::Descriptor(*descriptor));
             }
         }
-        // Here, so that the specification has the address, and a machine that is made from it again has the same.
-        for net in &mut self.nets {
-            net.mac.get_or_insert_with(MacAddress::random);
-        }
         Ok(VmSpec { vcpus, config: self })
     }
+
+    /// Gives devices that have none a name and an address, so that a machine that is made from this again has the same.
+    fn name_devices(&mut self) {
+        for (index, drive) in self.drives.iter_mut().enumerate() {
+            if drive.disk.id.is_empty() {
+                drive.disk.id = format!("drive{index}");
+            }
+        }
+        for (index, net) in self.nets.iter_mut().enumerate() {
+            net.mac.get_or_insert_with(MacAddress::random);
+            if net.id.is_empty() {
+                net.id = format!("net{index}");
+            }
+        }
+    }
+}
+
+/// The first of `names` that was there before.
+fn repeated<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let mut seen = HashSet::new();
+    names.into_iter().find(|name| !seen.insert(*name))
 }
 
 /// What the host has.
@@ -167,6 +201,15 @@ pub enum Error {
     /// More devices than there are interrupt lines.
     #[error("a machine has at most {MAX_DEVICES} drives and network interfaces, not {0}: leave some out")]
     Devices(usize),
+    /// Two drives with one name.
+    #[error("two drives are called {0:?}: change the id of one")]
+    DriveId(String),
+    /// Two interfaces with one name.
+    #[error("two network interfaces are called {0:?}: change the id of one")]
+    NetId(String),
+    /// A second drive with the root file system.
+    #[error("only the first drive can hold the guest's root file system")]
+    Root,
     /// Two interfaces with one address.
     #[error("two network interfaces have the address {0}: change the mac of one")]
     Mac(MacAddress),
@@ -202,6 +245,11 @@ impl VmSpec {
     /// What the user asked for.
     pub fn config(&self) -> &VmConfig {
         &self.config
+    }
+
+    /// Follows a device that was changed while its machine runs.
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut VmConfig)) {
+        change(&mut self.config);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Network interfaces as people write them: `BACKEND[,mac=ADDRESS][,mtu=BYTES]`, where the back end is `tap:NAME`,
+//! Network interfaces as people write them: `BACKEND[,id=NAME][,mac=ADDRESS][,mtu=BYTES]`, where the back end is `tap:NAME`,
 //! `fd:NUMBER`, `unix:PATH` or `user`. `,rx-bandwidth=BYTES/MILLISECONDS[/BURST]`, `,rx-ops=PACKETS/MILLISECONDS[/BURST]` and the same
 //! with `tx-` limit what the guest may be sent and send.
 
@@ -47,6 +47,8 @@ pub enum NetBackend {
 /// A network interface that the user asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetConfig {
+    /// Name of the interface, for its owner; one by its number when it is empty.
+    pub id: String,
     /// The host's side.
     pub backend: NetBackend,
     /// Address of the guest's side; at random when there is none.
@@ -80,8 +82,10 @@ impl FromStr for NetConfig {
         });
         let receive = options.limits("rx-bandwidth", "rx-ops")?;
         let transmit = options.limits("tx-bandwidth", "tx-ops")?;
-        options.finish("mac, mtu, rx-bandwidth, rx-ops, tx-bandwidth and tx-ops")?;
+        let id = options.take("id").unwrap_or_default();
+        options.finish("id, mac, mtu, rx-bandwidth, rx-ops, tx-bandwidth and tx-ops")?;
         Ok(Self {
+            id,
             backend,
             mac: mac.transpose()?,
             mtu: mtu.transpose()?,

@@ -4,32 +4,36 @@
 //! vCPUs, and whatever registers with the kernel's I/O buses last. A slot that is set after any of those waits for
 //! grace periods of several milliseconds. Meanwhile the thread of the first vCPU asks KVM for the processor's features.
 
+mod vcpus;
 mod virtio;
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::io;
-use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use devices::serial::{Output, Serial, uart};
 use devices::{Bus, Power, lock};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::VmFd;
 use snapshot::GuestMemory;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
-use devices::virtio::net::Passt;
+use devices::virtio::block::Block;
+use devices::virtio::net::{Net, Passt};
 
 use crate::arch::{self, Buses, Native, Platform, SharedSource, Window, Wiring};
 use crate::boot::{self, Image, Initrd, Loaded, Protocol};
-use crate::config::{VmConfig, VmSpec};
+use crate::config::{DriveConfig, VmConfig, VmSpec};
 use crate::timeline::{Lane, Timeline};
+use crate::vcpu::exits::KINDS;
 use crate::vcpu::thread::Shared;
-use crate::vcpu::{Ending, Fault, Kick, Start, VcpuThread, install_kick};
-use crate::vm::Vm;
+use crate::vcpu::{Ending, Fault, Kick, Start, VcpuThread};
 use crate::{kvm, memory};
-use virtio::Devices as Virtio;
+use vcpus::{create_vcpus, limit_vcpus, start_threads};
+
+pub use virtio::{Devices, Error as DeviceError, Handle, Interface, open_drive, open_interface};
 
 /// Why a machine could not be built or booted.
 #[derive(Debug, thiserror::Error)]
@@ -64,9 +68,6 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// A virtio device could not be made.
-    #[error(transparent)]
-    Virtio(virtio::Error),
     /// The image cannot be loaded.
     #[error(transparent)]
     Image(boot::image::Error),
@@ -88,6 +89,8 @@ pub struct Machine {
     shared: Arc<Shared>,
     sources: Vec<SharedSource>,
     windows: Vec<Window>,
+    drives: Vec<Handle<Block>>,
+    interfaces: Vec<Handle<Net>>,
     _passts: Vec<Passt>,
     serial: Arc<Mutex<Serial>>,
     platform: Arc<Native>,
@@ -99,11 +102,16 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds the machine of `spec`, whose serial port prints to `output`.
+    /// Builds the machine of `spec` with the `devices` that were opened for it. Its serial port prints to `output`.
     ///
     /// # Errors
     /// [`Error`]; nothing of the machine is left then.
-    pub fn build(spec: VmSpec, output: Output, timeline: Arc<Timeline>) -> Result<Self, Error> {
+    pub fn build(
+        spec: VmSpec,
+        devices: Devices,
+        output: Output,
+        timeline: Arc<Timeline>,
+    ) -> Result<Self, Error> {
         let measure = Measure(&timeline);
         let kvm = measure
             .phase("open KVM", || kvm::open(Native::CAPABILITIES))
@@ -119,7 +127,9 @@ impl Machine {
             .phase("create VM", || kvm::create_vm(&kvm))
             .map_err(Error::Kvm)?;
         measure
-            .phase("set memory slots", || kvm::slots::set(&vm, &memory))
+            .phase("set memory slots", || {
+                kvm::slots::set(&vm, &memory, spec.config().track_dirty_pages)
+            })
             .map_err(Error::Kvm)?;
         let platform = measure
             .phase("create interrupt controllers", || Native::new(&vm, &spec, kick))
@@ -138,8 +148,7 @@ impl Machine {
         let mut sources = measure
             .phase("attach devices", || platform.attach(&wiring, &spec, &mut buses))
             .map_err(Error::Platform)?;
-        let mut virtio = Virtio::open(&spec).map_err(Error::Virtio)?;
-        let windows = virtio
+        let virtio = devices
             .attach(&platform, &memory, &mut buses, &mut sources)
             .map_err(Error::Platform)?;
         Ok(Self {
@@ -148,7 +157,9 @@ impl Machine {
             reports,
             shared,
             sources,
-            windows,
+            windows: virtio.windows,
+            drives: virtio.drives,
+            interfaces: virtio.interfaces,
             _passts: virtio.passts,
             serial,
             platform: Arc::new(platform),
@@ -165,14 +176,14 @@ impl Machine {
     ///
     /// # Errors
     /// [`Error::Image`], [`Error::Initrd`], [`Error::CommandLine`] or [`Error::Platform`].
-    pub fn boot(self, image: &Image, initrd: Option<&Initrd>) -> Result<Vm, Error> {
+    pub fn boot(self, image: &Image, initrd: Option<&Initrd>) -> Result<Self, Error> {
         let timeline = self.timeline.clone();
         let measure = Measure(&timeline);
         let config = self.spec.config();
         let loaded = measure.phase("load image", || self.load(image, initrd))?;
         let cmdline = boot::cmdline::compose(
             &command_line(config, loaded.protocol),
-            &self.device_arguments(),
+            &self.arguments(),
             Native::COMMAND_LINE_CAPACITY,
         )
         .map_err(Error::CommandLine)?;
@@ -186,16 +197,16 @@ impl Machine {
             vcpu.start(self.start(entry.take()));
         }
         timeline.mark(Lane::Main, "vCPUs told to run");
-        Ok(Vm::new(self))
+        Ok(self)
     }
 
-    fn device_arguments(&self) -> Vec<String> {
-        let told = self.spec.config().device_arguments;
-        self.windows
-            .iter()
-            .filter(|_| told)
-            .map(virtio::argument)
-            .collect()
+    /// What the guest is told of its devices.
+    fn arguments(&self) -> Vec<String> {
+        let config = self.spec.config();
+        let told = config.device_arguments;
+        let windows = self.windows.iter().filter(|_| told).map(virtio::argument);
+        let root = config.drives.iter().find_map(DriveConfig::root_argument);
+        root.into_iter().chain(windows).collect()
     }
 
     fn load(&self, image: &Image, initrd: Option<&Initrd>) -> Result<Loaded, Error> {
@@ -253,6 +264,47 @@ impl Machine {
         self.vcpus.iter().for_each(VcpuThread::stop);
     }
 
+    /// Keeps the vCPUs out of the guest until [`Machine::unpause`], with all instructions that they were in completed.
+    pub(crate) fn pause(&self) {
+        let kick = || self.vcpus.iter().for_each(VcpuThread::kick);
+        self.shared.gate.close(self.vcpus.len(), kick);
+    }
+
+    /// Lets the vCPUs into the guest again.
+    pub(crate) fn unpause(&self) {
+        self.shared.gate.open();
+    }
+
+    /// What the machine is made from.
+    pub fn spec(&self) -> &VmSpec {
+        &self.spec
+    }
+
+    /// Has the specification say what was changed while the machine runs.
+    pub(crate) fn change_config(&mut self, change: impl FnOnce(&mut VmConfig)) {
+        self.spec.change(change);
+    }
+
+    /// The guest's memory.
+    pub(crate) fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// How often each vCPU has left the guest, by kind.
+    pub(crate) fn exits(&self) -> impl Iterator<Item = [u64; KINDS.len()]> {
+        self.vcpus.iter().map(|vcpu| vcpu.exits().counts())
+    }
+
+    /// Its drives, in the order in which the guest counts them.
+    pub(crate) fn drives(&self) -> &[Handle<Block>] {
+        &self.drives
+    }
+
+    /// Its network interfaces, in the order in which the guest counts them.
+    pub(crate) fn interfaces(&self) -> &[Handle<Net>] {
+        &self.interfaces
+    }
+
     /// Counts what the guest's output still holds back as lost.
     pub(crate) fn discard_output(&self) {
         lock(&self.serial).output_mut().finish(Duration::ZERO);
@@ -272,21 +324,6 @@ impl Measure<'_> {
     }
 }
 
-fn limit_vcpus(kvm: &Kvm, spec: &VmSpec) -> Result<(), Error> {
-    // One vCPU is always possible, and asking takes a call.
-    if spec.vcpus() == 1 {
-        return Ok(());
-    }
-    let limit = kvm.get_max_vcpus();
-    if usize::from(spec.vcpus()) > limit {
-        return Err(Error::Kvm(kvm::Error::Vcpus {
-            asked: spec.vcpus(),
-            limit,
-        }));
-    }
-    Ok(())
-}
-
 /// What the guest is given as its command line. Multiboot images expect the image's name as the first word of theirs, and
 /// skip it.
 fn command_line(config: &VmConfig, protocol: Protocol) -> Cow<'_, str> {
@@ -300,46 +337,13 @@ fn command_line(config: &VmConfig, protocol: Protocol) -> Cow<'_, str> {
     Cow::Owned([name, &config.cmdline].join(" "))
 }
 
-type Threads = (Vec<VcpuThread>, Arc<Shared>, Receiver<Ending>);
-
-fn start_threads(
-    kvm: &Arc<Kvm>,
-    spec: &VmSpec,
-    boot: &Kick,
-    timeline: &Arc<Timeline>,
-) -> Result<Threads, Error> {
-    let system = |operation| move |source| Error::System { operation, source };
-    install_kick().map_err(system("install the handler of the signal that interrupts vCPUs"))?;
-    let reported = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(system("make an eventfd"))?;
-    let (sender, reports) = mpsc::channel();
-    let shared = Arc::new(Shared {
-        kvm: kvm.clone(),
-        count: spec.vcpus(),
-        timeline: timeline.clone(),
-        reports: sender,
-        reported,
-        profile: OnceLock::new(),
-    });
-    let vcpus = (0..spec.vcpus())
-        .map(|id| {
-            let kick = if id == 0 { boot.clone() } else { Kick::default() };
-            VcpuThread::spawn(id, kick, shared.clone()).map_err(Error::Vcpu)
-        })
-        .collect::<Result<_, _>>()?;
-    Ok((vcpus, shared, reports))
-}
-
 fn allocate(spec: &VmSpec) -> Result<GuestMemory, Error> {
-    let size = spec.config().memory;
-    memory::allocate(&Native::memory_regions(size)).map_err(|source| Error::Memory { size, source })
-}
-
-fn create_vcpus(vm: &VmFd, threads: &[VcpuThread]) -> Result<(), kvm::Error> {
-    for (id, thread) in (0..).zip(threads) {
-        let vcpu = vm
-            .create_vcpu(id)
-            .map_err(kvm::failed(format!("KVM_CREATE_VCPU {id}")))?;
-        thread.prepare(vcpu);
+    let config = spec.config();
+    let size = config.memory;
+    let memory = memory::allocate(&Native::memory_regions(size));
+    let memory = memory.map_err(|source| Error::Memory { size, source })?;
+    if config.huge_pages {
+        memory::prefer_huge_pages(&memory);
     }
-    Ok(())
+    Ok(memory)
 }

@@ -22,7 +22,7 @@ use devices::virtio::block::{Block, device as block};
 use devices::virtio::mmio::Transport;
 use devices::virtio::net::{Backend, Net, Passt, Setup, Stream, Tap, passt, stream, tap};
 use devices::virtio::{Source, VirtioDevice};
-use devices::{MonotonicClock, lock};
+use devices::{Interrupt, MonotonicClock, lock};
 use snapshot::GuestMemory;
 
 use crate::arch::{self, Buses, EventSource, Native, Platform, SharedSource, Window};
@@ -32,115 +32,189 @@ use crate::config::{DriveConfig, Limits, MacAddress, NetBackend, NetConfig, VmCo
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A drive.
-    #[error("cannot attach drive {0}")]
-    Drive(usize, #[source] block::Error),
+    #[error("cannot attach drive {0:?}")]
+    Drive(String, #[source] block::Error),
     /// The tap behind an interface.
-    #[error("cannot attach network interface {0}")]
-    Tap(usize, #[source] tap::Error),
+    #[error("cannot attach network interface {0:?}")]
+    Tap(String, #[source] tap::Error),
     /// The socket behind an interface.
-    #[error("cannot attach network interface {0}")]
-    Stream(usize, #[source] stream::Error),
+    #[error("cannot attach network interface {0:?}")]
+    Stream(String, #[source] stream::Error),
     /// The passt behind an interface.
-    #[error("cannot attach network interface {0}")]
-    Passt(usize, #[source] passt::Error),
+    #[error("cannot attach network interface {0:?}")]
+    Passt(String, #[source] passt::Error),
     /// The kernel has no more descriptors.
-    #[error("cannot attach network interface {0}")]
-    Descriptors(usize, #[source] io::Error),
+    #[error("cannot attach network interface {0:?}")]
+    Descriptors(String, #[source] io::Error),
 }
 
-/// The devices, and what must live as long as they do.
+/// A network interface whose host side is open.
+pub struct Interface {
+    net: Net,
+    /// The program that serves the network to it, if it is ours.
+    passt: Option<Passt>,
+}
+
+/// The devices, open and not yet part of a machine.
 #[derive(Default)]
 pub struct Devices {
-    /// In the order of their windows: drives first, as guests count them, then interfaces.
-    pub devices: Vec<Box<dyn VirtioDevice>>,
-    /// Programs that serve the network to them.
-    pub passts: Vec<Passt>,
+    /// In the order in which guests count them.
+    pub drives: Vec<(String, Block)>,
+    /// In the order in which guests count them.
+    pub interfaces: Vec<(String, Interface)>,
 }
 
 impl Devices {
-    /// Opens what the devices need.
+    /// Opens what the devices of `spec` need.
     ///
     /// # Errors
-    /// [`Error`], numbering the devices of each kind from 0.
+    /// [`Error`], naming the device.
     pub fn open(spec: &VmSpec) -> Result<Self, Error> {
         let VmConfig { drives, nets, .. } = spec.config();
-        let mut opened = Self::default();
-        for (index, DriveConfig(config)) in drives.iter().enumerate() {
-            let mut config = config.clone();
-            if config.id.is_empty() {
-                config.id = format!("drive{index}");
-            }
-            let block = Block::open(&config, Box::new(MonotonicClock::new()));
-            opened
-                .devices
-                .push(Box::new(block.map_err(|source| Error::Drive(index, source))?));
-        }
-        for (index, config) in nets.iter().enumerate() {
-            let net = opened.net(index, config)?;
-            opened.devices.push(Box::new(net));
-        }
-        Ok(opened)
+        let drives = drives
+            .iter()
+            .map(|config| Ok((config.disk.id.clone(), open_drive(config)?)));
+        let interfaces = nets
+            .iter()
+            .map(|config| Ok((config.id.clone(), open_interface(config)?)));
+        Ok(Self {
+            drives: drives.collect::<Result<_, _>>()?,
+            interfaces: interfaces.collect::<Result<_, _>>()?,
+        })
     }
 
-    /// Gives each device a window on the memory bus and adds what the event loop watches for it to `sources`.
+    /// Gives each device a window on the memory bus: the drives the first ones. What the event loop watches for them is
+    /// added to `sources`.
     ///
     /// # Errors
     /// [`arch::Error::Bus`]
-    pub fn attach(
-        &mut self,
+    pub(super) fn attach(
+        self,
         platform: &Native,
         memory: &GuestMemory,
         buses: &mut Buses,
         sources: &mut Vec<SharedSource>,
-    ) -> Result<Vec<Window>, arch::Error> {
-        let mut windows = Vec::with_capacity(self.devices.len());
-        for (device, (window, line)) in self.devices.drain(..).zip(platform.windows()) {
-            let transport = Arc::new(Mutex::new(Transport::new(device, memory.clone(), line)));
-            let claimed = buses
-                .memory
-                .claim("virtio device", window.base, window.size, transport.clone());
-            claimed.map_err(arch::Error::Bus)?;
-            let watched = lock(&transport).sources();
-            sources.extend(watched.into_iter().map(|source| {
-                Arc::new(Mutex::new(Watched {
-                    transport: transport.clone(),
-                    source,
-                })) as SharedSource
-            }));
-            windows.push(window);
-        }
-        Ok(windows)
-    }
-
-    fn net(&mut self, index: usize, config: &NetConfig) -> Result<Net, Error> {
-        let system = |source| Error::Descriptors(index, source);
-        let limiter = |limits: Limits| Limiter::new(limits.bandwidth, limits.operations).map_err(system);
-        let setup = Setup {
-            mac: config.mac.unwrap_or_else(MacAddress::random).0,
-            mtu: config.mtu,
-            backend: self.backend(index, &config.backend)?,
-            receive_limiter: limiter(config.receive)?,
-            transmit_limiter: limiter(config.transmit)?,
-            clock: Box::new(MonotonicClock::new()),
+    ) -> Result<Attached, arch::Error> {
+        let mut slots = platform.windows();
+        let mut attached = Attached::default();
+        let mut place = Place {
+            memory,
+            buses,
+            sources,
         };
-        Net::new(setup).map_err(system)
+        for (id, device) in self.drives {
+            let Some(slot) = slots.next() else { break };
+            attached.windows.push(slot.0);
+            attached.drives.push(place.attach(id, device, slot)?);
+        }
+        for (id, interface) in self.interfaces {
+            let Some(slot) = slots.next() else { break };
+            attached.windows.push(slot.0);
+            attached.interfaces.push(place.attach(id, interface.net, slot)?);
+            attached.passts.extend(interface.passt);
+        }
+        Ok(attached)
     }
+}
 
-    fn backend(&mut self, index: usize, backend: &NetBackend) -> Result<Box<dyn Backend>, Error> {
-        let tap = |source| Error::Tap(index, source);
-        Ok(match backend {
-            NetBackend::Tap(name) => Box::new(Tap::open(name).map_err(tap)?),
-            NetBackend::Descriptor(descriptor) => Box::new(descriptor_tap(*descriptor).map_err(tap)?),
-            NetBackend::Stream(path) => {
-                Box::new(Stream::connect(path).map_err(|source| Error::Stream(index, source))?)
-            }
-            NetBackend::User => {
-                let (passt, stream) = Passt::start(&[]).map_err(|source| Error::Passt(index, source))?;
-                self.passts.push(passt);
-                Box::new(stream)
-            }
-        })
+/// The devices of a machine.
+#[derive(Default)]
+pub(super) struct Attached {
+    pub windows: Vec<Window>,
+    pub drives: Vec<Handle<Block>>,
+    pub interfaces: Vec<Handle<Net>>,
+    pub passts: Vec<Passt>,
+}
+
+/// A device of a machine, for its owner.
+pub struct Handle<D: VirtioDevice> {
+    /// Name of the device.
+    pub id: String,
+    transport: Arc<Mutex<Transport<D>>>,
+}
+
+impl<D: VirtioDevice> Handle<D> {
+    /// Lets `work` have the device, and the guest and the event loop wait meanwhile.
+    pub fn with<T>(&self, work: impl FnOnce(&mut D) -> T) -> T {
+        work(lock(&self.transport).device_mut())
     }
+}
+
+/// Where devices are attached.
+struct Place<'a> {
+    memory: &'a GuestMemory,
+    buses: &'a mut Buses,
+    sources: &'a mut Vec<SharedSource>,
+}
+
+impl Place<'_> {
+    fn attach<D: VirtioDevice + 'static>(
+        &mut self,
+        id: String,
+        device: D,
+        (window, line): (Window, Arc<dyn Interrupt>),
+    ) -> Result<Handle<D>, arch::Error> {
+        let transport = Transport::new(Box::new(device), self.memory.clone(), line);
+        let transport = Arc::new(Mutex::new(transport));
+        let bus = &mut self.buses.memory;
+        bus.claim("virtio device", window.base, window.size, transport.clone())
+            .map_err(arch::Error::Bus)?;
+        let watched = lock(&transport).sources();
+        self.sources.extend(watched.into_iter().map(|source| {
+            Arc::new(Mutex::new(Watched {
+                transport: transport.clone(),
+                source,
+            })) as SharedSource
+        }));
+        Ok(Handle { id, transport })
+    }
+}
+
+/// Opens the disk of `config`.
+///
+/// # Errors
+/// [`Error::Drive`]
+pub fn open_drive(config: &DriveConfig) -> Result<Block, Error> {
+    Block::open(&config.disk, Box::new(MonotonicClock::new()))
+        .map_err(|source| Error::Drive(config.disk.id.clone(), source))
+}
+
+/// Opens the host's side of `config`.
+///
+/// # Errors
+/// All of [`Error`] but [`Error::Drive`].
+pub fn open_interface(config: &NetConfig) -> Result<Interface, Error> {
+    let system = |source| Error::Descriptors(config.id.clone(), source);
+    let limiter = |limits: Limits| Limiter::new(limits.bandwidth, limits.operations).map_err(system);
+    let (backend, passt) = open_backend(config)?;
+    let setup = Setup {
+        mac: config.mac.unwrap_or_else(MacAddress::random).0,
+        mtu: config.mtu,
+        backend,
+        receive_limiter: limiter(config.receive)?,
+        transmit_limiter: limiter(config.transmit)?,
+        clock: Box::new(MonotonicClock::new()),
+    };
+    let net = Net::new(setup).map_err(system)?;
+    Ok(Interface { net, passt })
+}
+
+fn open_backend(config: &NetConfig) -> Result<(Box<dyn Backend>, Option<Passt>), Error> {
+    let tap = |source| Error::Tap(config.id.clone(), source);
+    let backend: Box<dyn Backend> = match &config.backend {
+        NetBackend::Tap(name) => Box::new(Tap::open(name).map_err(tap)?),
+        NetBackend::Descriptor(descriptor) => Box::new(descriptor_tap(*descriptor).map_err(tap)?),
+        NetBackend::Stream(path) => {
+            let stream = Stream::connect(path);
+            Box::new(stream.map_err(|source| Error::Stream(config.id.clone(), source))?)
+        }
+        NetBackend::User => {
+            let started = Passt::start(&[]);
+            let (passt, stream) = started.map_err(|source| Error::Passt(config.id.clone(), source))?;
+            return Ok((Box::new(stream), Some(passt)));
+        }
+    };
+    Ok((backend, None))
 }
 
 /// The tap that `descriptor` is open on. It need not be open, and may even be one that this process has opened since:
@@ -161,12 +235,12 @@ fn descriptor_tap(descriptor: RawFd) -> Result<Tap, tap::Error> {
 }
 
 /// One source of one device.
-struct Watched {
-    transport: Arc<Mutex<Transport>>,
+struct Watched<D: VirtioDevice> {
+    transport: Arc<Mutex<Transport<D>>>,
     source: Source,
 }
 
-impl EventSource for Watched {
+impl<D: VirtioDevice> EventSource for Watched<D> {
     fn descriptor(&self) -> RawFd {
         self.source.descriptor
     }

@@ -1,7 +1,7 @@
 //! Fresh memory.
 
 use snapshot::GuestMemory;
-use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 use super::{Bytes, Error, page_size};
 
@@ -36,4 +36,13 @@ fn map(address: GuestAddress, size: usize) -> Result<GuestRegionMmap<()>, Error>
         source,
     })?;
     GuestRegionMmap::new(mapping, address).ok_or_else(impossible)
+}
+
+/// Asks the kernel to back `memory` by huge pages where it can. One that cannot is none the worse.
+pub fn prefer_huge_pages(memory: &GuestMemory) {
+    for region in memory.iter() {
+        let size = usize::try_from(region.len()).unwrap_or(0);
+        // SAFETY: the range is a live mapping; the advice changes no byte of it.
+        unsafe { libc::madvise(region.as_ptr().cast(), size, libc::MADV_HUGEPAGE) };
+    }
 }

@@ -11,14 +11,16 @@ mod file;
 mod memfd;
 mod page;
 mod peek;
+mod touched;
 
-pub use allocate::allocate;
+pub use allocate::{allocate, prefer_huge_pages};
 pub use bytes::Bytes;
 pub use error::Error;
 pub use file::{map_file, read_file_into};
 pub use memfd::memfd;
 pub use page::page_size;
 pub use peek::peek;
+pub use touched::touched;
 
 #[cfg(test)]
 mod tests;

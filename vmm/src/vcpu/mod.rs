@@ -4,6 +4,8 @@
 //! main thread does that meanwhile. See [`thread`].
 
 mod exit;
+pub mod exits;
+mod gate;
 mod kick;
 mod run_page;
 pub mod thread;
@@ -12,6 +14,8 @@ use std::io;
 
 use devices::PowerEvent;
 
+pub use exits::Exits;
+pub use gate::Gate;
 pub use kick::{Kick, install as install_kick};
 pub use run_page::{InternalError, RunPage};
 pub use thread::{Start, VcpuThread};

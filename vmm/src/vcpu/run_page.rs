@@ -64,6 +64,20 @@ impl<'a> RunPage<'a> {
         std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
     }
 
+    /// Has the next `KVM_RUN` return without entering the guest, once it has completed what the last exit began.
+    pub fn set_immediate_exit(&mut self) {
+        let flag = &raw mut self.0.immediate_exit;
+        // SAFETY: the pointer comes from a live reference; the signal handler writes it on this very thread.
+        unsafe { flag.write_volatile(1) };
+    }
+
+    /// Whether the next `KVM_RUN` will not enter the guest.
+    pub fn has_immediate_exit(&self) -> bool {
+        let flag = &raw const self.0.immediate_exit;
+        // SAFETY: as in [`set_immediate_exit`](Self::set_immediate_exit).
+        unsafe { flag.read_volatile() != 0 }
+    }
+
     /// What the kernel says of the internal error that ended the last run.
     pub fn internal_error(&self) -> InternalError {
         // SAFETY: every bit pattern is valid for the integers of this member of the union.

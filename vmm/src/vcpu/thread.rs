@@ -9,7 +9,6 @@
 //! ```
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
 use std::thread::{Builder, JoinHandle};
@@ -20,7 +19,7 @@ use snapshot::GuestMemory;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::exit::{Outcome, Targets, handle};
-use super::{Ending, Fault, Kick, Location, RunPage};
+use super::{Ending, Exits, Fault, Gate, Kick, Location, RunPage};
 use crate::arch::{Cpu, Native, Platform};
 use crate::kvm;
 use crate::timeline::{Lane, Timeline};
@@ -44,6 +43,8 @@ pub struct Shared {
     pub reports: Sender<Ending>,
     /// Signalled with every report.
     pub reported: EventFd,
+    /// Where the threads wait while the VM is paused.
+    pub gate: Gate,
     /// The processor that the guest sees; filled by the first thread that needs it.
     pub profile: OnceLock<Result<Profile, (String, i32)>>,
 }
@@ -92,8 +93,9 @@ pub struct Start {
 pub struct VcpuThread {
     prepare: Sender<VcpuFd>,
     start: Sender<Start>,
-    stop: Arc<AtomicBool>,
     kick: Kick,
+    exits: Arc<Exits>,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -105,12 +107,12 @@ impl VcpuThread {
     pub fn spawn(id: u8, kick: Kick, shared: Arc<Shared>) -> Result<Self, Fault> {
         let (prepare, wait_prepare) = mpsc::channel();
         let (start, wait_start) = mpsc::channel();
-        let stop = Arc::new(AtomicBool::new(false));
+        let exits = Arc::new(Exits::default());
         let body = Body {
             id,
             kick: kick.clone(),
-            stop: stop.clone(),
-            shared,
+            exits: exits.clone(),
+            shared: shared.clone(),
         };
         let thread = Builder::new()
             // The name by which orchestrators find the threads of vCPUs, to put them into control groups.
@@ -121,8 +123,9 @@ impl VcpuThread {
         Ok(Self {
             prepare,
             start,
-            stop,
             kick,
+            exits,
+            shared,
             thread: Some(thread),
         })
     }
@@ -133,10 +136,20 @@ impl VcpuThread {
         let _ = self.prepare.send(vcpu);
     }
 
-    /// Makes the vCPU leave the guest for good, without waiting for it.
+    /// Makes the vCPUs of its machine leave the guest for good, this one at once, without waiting for them.
     pub fn stop(&self) {
-        self.stop.store(true, Ordering::SeqCst);
+        self.shared.gate.stop();
         self.kick.kick();
+    }
+
+    /// Interrupts the vCPU, so that its thread looks at the gate.
+    pub fn kick(&self) {
+        self.kick.kick();
+    }
+
+    /// How often the vCPU has left the guest.
+    pub fn exits(&self) -> &Exits {
+        &self.exits
     }
 
     /// Lets the vCPU enter the guest.
@@ -159,12 +172,17 @@ impl Drop for VcpuThread {
 struct Body {
     id: u8,
     kick: Kick,
-    stop: Arc<AtomicBool>,
+    exits: Arc<Exits>,
     shared: Arc<Shared>,
 }
 
 impl Body {
     fn run(self, wait_prepare: &Receiver<VcpuFd>, wait_start: &Receiver<Start>) {
+        self.work(wait_prepare, wait_start);
+        self.shared.gate.leave();
+    }
+
+    fn work(&self, wait_prepare: &Receiver<VcpuFd>, wait_start: &Receiver<Start>) {
         let lane = Lane::Vcpu(self.id);
         self.shared.timeline.mark(lane, "thread runs");
         let profile = self.shared.profile(self.id);
@@ -197,15 +215,33 @@ impl Body {
         self.shared.timeline.mark(Lane::Vcpu(self.id), "enter guest");
         let mut first = true;
         let ending = loop {
-            if self.stop.load(Ordering::SeqCst) {
-                break None;
-            }
-            if let Err(ending) = self.enter_once(vcpu, start, &mut first) {
+            let gate = &self.shared.gate;
+            let passed = match gate.is_open() {
+                true => self.enter_once(vcpu, start, &mut first),
+                false if gate.is_stopped() => break None,
+                false => self.park(vcpu, start, &mut first),
+            };
+            if let Err(ending) = passed {
                 break Some(ending);
             }
         };
         drop(bound);
         ending
+    }
+
+    /// Waits at the gate. The instruction that the last exit belongs to is completed before, so that the vCPU's state is whole.
+    fn park(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), Ending> {
+        loop {
+            RunPage::of(vcpu).set_immediate_exit();
+            self.enter_once(vcpu, start, first)?;
+            // Cleared by the interruption, which comes when there is nothing more to complete.
+            if !RunPage::of(vcpu).has_immediate_exit() {
+                break;
+            }
+        }
+        NativeCpu::pausing(vcpu);
+        self.shared.gate.wait();
+        Ok(())
     }
 
     fn enter_once(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), Ending> {
@@ -216,6 +252,7 @@ impl Body {
             .map_err(|source| Ending::Fault(Fault::Prepare { id: self.id, source }))?;
         let width = RunPage::of(vcpu).port_width();
         let exit = vcpu.run();
+        self.exits.count(&exit);
         if std::mem::take(first) {
             self.shared.timeline.mark(Lane::Vcpu(self.id), "first exit");
         }

@@ -1,63 +1,67 @@
-//! The event loop: the guest's input and output, its timers, signals, and the ends of vCPUs.
+//! The event loop: the guest's input and output, its timers, its owner's wishes, signals, and the ends of vCPUs.
+//!
+//! ```text
+//! run ── signals and the service are watched
+//!   │
+//! the VM is there ── its sources and its console too, but not while it is paused
+//!   │
+//! a vCPU, a signal or the user ends it ── what the guest printed last is still waited for
+//! ```
 
-use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::sync::{Arc, Mutex};
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Instant;
 
 use devices::lock;
-use devices::serial::Serial;
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
 };
-use vmm_sys_util::eventfd::EventFd;
 
-use super::input::{Input, Read, Verdict};
-use super::{Console, End, Error, OUTPUT_PATIENCE};
-use crate::machine::Machine;
-
+use super::console::{ConsoleIo, INPUT, Look, OUTPUT};
 use super::signals::Signals;
+use super::{End, Error, OUTPUT_PATIENCE};
+use crate::arch::SharedSource;
+use crate::control::{Control, Service};
+use crate::machine::Machine;
 
 const VCPU: u32 = 0;
 const SIGNAL: u32 = 1;
-const INPUT: u32 = 2;
-const INPUT_ROOM: u32 = 3;
-const OUTPUT_BLOCKED: u32 = 4;
-const OUTPUT: u32 = 5;
+const SERVICE: u32 = 2;
 const FIRST_SOURCE: u32 = 16;
 
-/// Runs until the VM is over.
-pub(super) fn run(machine: &Machine, console: Console<'_>) -> Result<End, Error> {
-    let system = |operation| move |source| Error::System { operation, source };
-    let signals = Signals::new(console.signals).map_err(system("make a signalfd"))?;
-    let serial = machine.serial().clone();
-    let (input_room, output_blocked) = {
-        let serial = lock(&serial);
-        let clone = |event: &EventFd| event.try_clone().map_err(system("duplicate an eventfd"));
-        (clone(serial.input_ready())?, clone(serial.output().notify())?)
-    };
+/// Serves `service`, and the VM of `control` once it has been started, until the VM is over. `signals`, which must be blocked in every
+/// thread, end it too.
+///
+/// # Errors
+/// [`Error`]
+pub fn run<'a>(
+    control: &'a mut Control,
+    service: Option<&'a mut dyn Service>,
+    signals: &[libc::c_int],
+) -> Result<End, Error> {
+    let signals = Signals::new(signals).map_err(|source| Error::System {
+        operation: "make a signalfd",
+        source,
+    })?;
     let owner = Owner {
-        machine,
+        control,
+        service,
         signals,
-        input: console.input.map(|file| Input::new(file, console.filter)),
-        input_watched: false,
-        input_room,
-        output_blocked,
-        output_watched: false,
-        serial,
+        console: None,
+        watching: false,
         end: None,
     };
     let mut events = EventManager::new().map_err(Error::Events)?;
     let id = events.add_subscriber(owner);
-    let mut watch = |patience| next_end(&mut events, id, patience);
     let end = loop {
-        if let Some(end) = watch(None)? {
+        if let Some(end) = next_end(&mut events, id, None)? {
             break end;
         }
     };
     // What the guest printed last is still waited for, as long as its reader reads; signals and the user end that too.
     if matches!(end, End::Guest(_)) {
-        machine.stop();
-        if let Some(earlier) = drain(machine, &mut watch)? {
+        let owner = events.subscriber_mut(id).map_err(Error::Events)?;
+        owner.machine().map(Machine::stop);
+        if let Some(earlier) = drain(&mut events, id)? {
             return Ok(earlier);
         }
     }
@@ -79,20 +83,17 @@ fn next_end(
 }
 
 /// Lets the reader of the guest's output take what waits for it, until it makes no progress for [`OUTPUT_PATIENCE`].
-fn drain(
-    machine: &Machine,
-    watch: &mut impl FnMut(Option<i32>) -> Result<Option<End>, Error>,
-) -> Result<Option<End>, Error> {
-    let waiting = || lock(machine.serial()).output().waiting();
-    let mut left = waiting();
+fn drain(events: &mut EventManager<Owner<'_>>, id: SubscriberId) -> Result<Option<End>, Error> {
+    let mut left = waiting(events, id)?;
     let mut progress = Instant::now();
     while left > 0 && progress.elapsed() < OUTPUT_PATIENCE {
         let patience = OUTPUT_PATIENCE.saturating_sub(progress.elapsed());
-        let end = watch(Some(i32::try_from(patience.as_millis()).unwrap_or(i32::MAX)))?;
+        let patience = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
+        let end = next_end(events, id, Some(patience))?;
         if let Some(end @ (End::User | End::Signal(_))) = end {
             return Ok(Some(end));
         }
-        let now_left = waiting();
+        let now_left = waiting(events, id)?;
         if now_left < left {
             progress = Instant::now();
         }
@@ -101,64 +102,57 @@ fn drain(
     Ok(None)
 }
 
+/// Bytes that the guest has printed and nobody has taken.
+fn waiting(events: &mut EventManager<Owner<'_>>, id: SubscriberId) -> Result<usize, Error> {
+    let owner = events.subscriber_mut(id).map_err(Error::Events)?;
+    let serial = owner.machine().map(Machine::serial);
+    Ok(serial.map_or(0, |serial| lock(serial).output().waiting()))
+}
+
 struct Owner<'a> {
-    machine: &'a Machine,
+    control: &'a mut Control,
+    service: Option<&'a mut dyn Service>,
     signals: Signals,
-    input: Option<Input<'a>>,
-    input_watched: bool,
-    input_room: EventFd,
-    output_blocked: EventFd,
-    output_watched: bool,
-    serial: Arc<Mutex<Serial>>,
+    /// There since the VM is.
+    console: Option<ConsoleIo>,
+    /// Whether the VM's sources and its input are watched.
+    watching: bool,
     end: Option<Result<End, Error>>,
 }
 
 impl MutEventSubscriber for Owner<'_> {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        let fixed = [
-            (self.machine.reported().as_raw_fd(), VCPU),
-            (self.signals.as_raw_fd(), SIGNAL),
-            (self.input_room.as_raw_fd(), INPUT_ROOM),
-            (self.output_blocked.as_raw_fd(), OUTPUT_BLOCKED),
-        ];
-        for (file, data) in fixed {
-            self.watch(ops, file, data, EventSet::IN);
+        self.watch(ops, self.signals.as_raw_fd(), SIGNAL, EventSet::IN);
+        if let Some(service) = &self.service {
+            self.watch(ops, service.descriptor(), SERVICE, EventSet::IN);
         }
-        for (data, source) in (FIRST_SOURCE..).zip(self.machine.sources()) {
-            let source = lock(source);
-            let set = if source.is_edge() {
-                EventSet::IN | EventSet::EDGE_TRIGGERED
-            } else {
-                EventSet::IN
-            };
-            self.watch(ops, source.descriptor(), data, set);
-        }
-        self.pump_input(ops);
+        self.follow(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         match events.data() {
             VCPU => {
-                let _ = self.machine.reported().read();
-                self.finish(self.machine.report().map(|ending| Ok(End::Guest(ending))));
+                let ending = self.machine().and_then(|machine| {
+                    let _ = machine.reported().read();
+                    machine.report()
+                });
+                self.finish(ending.map(|ending| Ok(End::Guest(ending))));
             }
-            SIGNAL => {
-                let signal = self.signals.read();
-                self.finish(signal.map(|signal| Ok(End::Signal(signal))));
+            SIGNAL => self.signal(),
+            SERVICE => {
+                if let Some(service) = &mut self.service {
+                    service.ready(self.control);
+                }
+                self.follow(ops);
             }
-            INPUT => self.read_input(ops),
-            INPUT_ROOM => {
-                let _ = self.input_room.read();
-                self.pump_input(ops);
+            token @ INPUT..=OUTPUT => {
+                let look = self.console.as_mut().map(|console| console.ready(token, ops));
+                self.heed(look);
             }
-            OUTPUT_BLOCKED => {
-                let _ = self.output_blocked.read();
-                self.flush_output(ops);
-            }
-            OUTPUT => self.flush_output(ops),
             data => {
                 let index = usize::try_from(data - FIRST_SOURCE).unwrap_or(usize::MAX);
-                if let Some(source) = self.machine.sources().get(index) {
+                let source = self.machine().and_then(|machine| machine.sources().get(index));
+                if let Some(source) = source {
                     lock(source).ready();
                 }
             }
@@ -167,7 +161,67 @@ impl MutEventSubscriber for Owner<'_> {
 }
 
 impl Owner<'_> {
-    /// Watches one of the machine's own descriptors. Going on deaf would be worse than ending when that fails.
+    fn machine(&self) -> Option<&Machine> {
+        self.control.vm().map(super::Vm::machine)
+    }
+
+    /// Watches what the VM's state, which may just have changed, calls for.
+    fn follow(&mut self, ops: &mut EventOps<'_>) {
+        let Some(vm) = self.control.vm_mut() else { return };
+        let running = !vm.is_paused();
+        if self.console.is_none() {
+            match ConsoleIo::new(vm) {
+                Ok(console) => self.attach(console, ops),
+                Err(error) => return self.finish(Some(Err(error))),
+            }
+        }
+        if running == std::mem::replace(&mut self.watching, running) {
+            return;
+        }
+        let sources = self.machine().map(Machine::sources).unwrap_or_default().to_vec();
+        for (data, source) in (FIRST_SOURCE..).zip(&sources) {
+            self.watch_source(ops, source, data, running);
+        }
+        let look = self.console.as_mut().map(|console| match running {
+            true => console.pump_input(ops),
+            false => {
+                console.ignore_input(ops);
+                Look::Continue
+            }
+        });
+        self.heed(look);
+    }
+
+    /// Watches what is watched even while the VM is paused.
+    fn attach(&mut self, console: ConsoleIo, ops: &mut EventOps<'_>) {
+        let reported = self.machine().map(|machine| machine.reported().as_raw_fd());
+        let fixed = reported
+            .map(|file| (file, VCPU))
+            .into_iter()
+            .chain(console.descriptors());
+        for (file, data) in fixed {
+            self.watch(ops, file, data, EventSet::IN);
+        }
+        self.console = Some(console);
+    }
+
+    fn watch_source(&mut self, ops: &mut EventOps<'_>, source: &SharedSource, data: u32, wanted: bool) {
+        let source = lock(source);
+        let set = if source.is_edge() {
+            EventSet::IN | EventSet::EDGE_TRIGGERED
+        } else {
+            EventSet::IN
+        };
+        let file = source.descriptor();
+        drop(source);
+        if wanted {
+            self.watch(ops, file, data, set);
+        } else {
+            let _ = ops.remove(Events::with_data_raw(file, data, set));
+        }
+    }
+
+    /// Watches one of the loop's own descriptors. Going on deaf would be worse than ending when that fails.
     fn watch(&mut self, ops: &mut EventOps<'_>, file: RawFd, data: u32, set: EventSet) {
         if let Err(error) = ops.add(Events::with_data_raw(file, data, set)) {
             self.finish(Some(Err(Error::Events(error))));
@@ -181,73 +235,20 @@ impl Owner<'_> {
         }
     }
 
-    fn read_input(&mut self, ops: &mut EventOps<'_>) {
-        match self.input.as_mut().map(Input::read) {
-            Some(Read::Bytes(Verdict::End)) => self.finish(Some(Ok(End::User))),
-            Some(Read::Closed) => self.close_input(ops),
-            _ => {}
+    fn heed(&mut self, look: Option<Look>) {
+        match look {
+            Some(Look::End) => self.finish(Some(Ok(End::User))),
+            Some(Look::Failed(error)) => self.finish(Some(Err(error))),
+            Some(Look::Continue) | None => {}
         }
-        self.pump_input(ops);
     }
 
-    /// Moves input on towards the guest, and watches the file for more exactly while more is wanted.
-    fn pump_input(&mut self, ops: &mut EventOps<'_>) {
-        loop {
-            let Some(input) = &mut self.input else { return };
-            input.deliver(|bytes| lock(&self.serial).enqueue(bytes));
-            let wanted = input.wants_more();
-            let watched = Events::with_data_raw(input.file().as_raw_fd(), INPUT, EventSet::IN);
-            match (wanted, self.input_watched) {
-                (true, false) => match ops.add(watched) {
-                    Ok(()) => self.input_watched = true,
-                    // A regular file cannot be watched, because it is always ready.
-                    Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EPERM => {
-                        match input.read() {
-                            Read::Bytes(_) => continue,
-                            Read::Nothing | Read::Closed => self.input = None,
-                        }
-                    }
-                    Err(error) => self.finish(Some(Err(Error::Events(error)))),
-                },
-                (false, true) => {
-                    let _ = ops.remove(watched);
-                    self.input_watched = false;
-                }
-                _ => {}
-            }
+    fn signal(&mut self) {
+        let Some(signal) = self.signals.read() else { return };
+        let service = self.service.as_mut();
+        if signal == libc::SIGHUP && service.is_some_and(|service| service.hang_up()) {
             return;
         }
-    }
-
-    fn close_input(&mut self, ops: &mut EventOps<'_>) {
-        if let Some(input) = self.input.take()
-            && self.input_watched
-        {
-            let _ = ops.remove(Events::with_data_raw(
-                input.file().as_raw_fd(),
-                INPUT,
-                EventSet::IN,
-            ));
-            self.input_watched = false;
-        }
-    }
-
-    fn flush_output(&mut self, ops: &mut EventOps<'_>) {
-        let mut serial = lock(&self.serial);
-        let output = serial.output_mut();
-        let more = output.flush();
-        let file = output.as_fd().as_raw_fd();
-        let report = output.report();
-        drop(serial);
-        if let Some(report) = report {
-            log::warn!("{}", crate::Chain(&report));
-        }
-        let watched = Events::with_data_raw(file, OUTPUT, EventSet::OUT);
-        if more && !self.output_watched {
-            self.watch(ops, file, OUTPUT, EventSet::OUT);
-        } else if !more && self.output_watched {
-            let _ = ops.remove(watched);
-        }
-        self.output_watched = more;
+        self.finish(Some(Ok(End::Signal(signal))));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// What becomes of the VM after some input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +31,8 @@ pub(super) enum Read {
 }
 
 /// Input on its way to the guest: what was read and has not found room in the serial port yet.
-pub(super) struct Input<'a> {
-    file: BorrowedFd<'a>,
+pub struct Input {
+    file: OwnedFd,
     filter: Option<Box<dyn InputFilter>>,
     pending: VecDeque<u8>,
 }
@@ -41,8 +41,9 @@ pub(super) struct Input<'a> {
 const PIECE: usize = 1024;
 const MOST_PENDING: usize = 4096;
 
-impl<'a> Input<'a> {
-    pub fn new(file: BorrowedFd<'a>, filter: Option<Box<dyn InputFilter>>) -> Self {
+impl Input {
+    /// Input from `file`, of which `filter` sees all first.
+    pub fn new(file: OwnedFd, filter: Option<Box<dyn InputFilter>>) -> Self {
         Self {
             file,
             filter,
@@ -50,18 +51,18 @@ impl<'a> Input<'a> {
         }
     }
 
-    pub fn file(&self) -> BorrowedFd<'a> {
-        self.file
+    pub(super) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Whether the input is to be read now. A terminal always is, because its escape keys must work whatever the guest
     /// does; other input waits in its pipe or file until the guest has taken what was read before.
-    pub fn wants_more(&self) -> bool {
+    pub(super) fn wants_more(&self) -> bool {
         self.filter.is_some() || self.pending.is_empty()
     }
 
     /// Reads once. The caller knows that this does not block.
-    pub fn read(&mut self) -> Read {
+    pub(super) fn read(&mut self) -> Read {
         let mut piece = [0; PIECE];
         // SAFETY: `piece` is valid for writes of its length.
         let count = unsafe { libc::read(self.file.as_raw_fd(), piece.as_mut_ptr().cast(), piece.len()) };
@@ -89,7 +90,7 @@ impl<'a> Input<'a> {
     }
 
     /// Offers what is pending to `enqueue`, which says how many bytes it took.
-    pub fn deliver(&mut self, enqueue: impl FnOnce(&[u8]) -> usize) {
+    pub(super) fn deliver(&mut self, enqueue: impl FnOnce(&[u8]) -> usize) {
         if !self.pending.is_empty() {
             let taken = enqueue(self.pending.make_contiguous());
             self.pending.drain(..taken);
@@ -101,7 +102,6 @@ impl<'a> Input<'a> {
 mod tests {
     use std::fs::File;
     use std::io::Write;
-    use std::os::fd::AsFd;
 
     use super::{Input, InputFilter, MOST_PENDING, Read, Verdict};
 
@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn a_pipe_waits_until_the_guest_has_room() {
         let (reader, mut writer) = pipe();
-        let mut input = Input::new(reader.as_fd(), None);
+        let mut input = Input::new(reader.into(), None);
         writer.write_all(b"abc").unwrap();
         assert_eq!(input.read(), Read::Bytes(Verdict::Continue));
         assert!(!input.wants_more());
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn a_terminal_is_read_whatever_the_guest_does() {
         let (reader, mut writer) = pipe();
-        let mut input = Input::new(reader.as_fd(), Some(Box::new(UntilX)));
+        let mut input = Input::new(reader.into(), Some(Box::new(UntilX)));
         for _ in 0..20 {
             writer.write_all(&[b'a'; 1000]).unwrap();
             assert_eq!(input.read(), Read::Bytes(Verdict::Continue));

@@ -1,20 +1,23 @@
-//! A machine that runs, and the one thread that owns it.
+//! A machine that runs, and the event loop of the one thread that owns it.
 
+mod console;
 mod events;
 mod input;
 mod signals;
 
+use std::any::Any;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use devices::lock;
-use devices::serial::output;
+use devices::serial::{Output, output};
 
 use crate::machine::Machine;
 use crate::vcpu::Ending;
 
-pub use input::{InputFilter, Verdict};
+pub use events::run;
+pub use input::{Input, InputFilter, Verdict};
 pub use signals::{
     block as block_signals, heeded as heeded_signals, ignore_output_signals, unblock as unblock_signal,
 };
@@ -22,14 +25,16 @@ pub use signals::{
 /// How long a reader of the guest's output may make no progress before the end of the VM no longer waits for it.
 pub const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Where the VM is connected to the process around it.
-pub struct Console<'a> {
+/// Where the guest's serial port is connected to the process around the VM.
+pub struct Console {
+    /// What the guest prints goes here.
+    pub output: Output,
     /// What the guest's serial port receives; nothing when there is none.
-    pub input: Option<BorrowedFd<'a>>,
+    pub input: Option<OwnedFd>,
     /// Sees the input before the guest does.
     pub filter: Option<Box<dyn InputFilter>>,
-    /// Signals that end the VM, blocked in every thread.
-    pub signals: &'a [libc::c_int],
+    /// Dropped when the VM is over: gives the user's terminal back.
+    pub guard: Option<Box<dyn Any>>,
 }
 
 /// Why a VM is over.
@@ -60,35 +65,63 @@ pub enum Error {
     Events(#[source] event_manager::Error),
 }
 
-/// A machine whose vCPUs run. Dropping it stops them.
+/// A machine whose vCPUs run, or wait while it is paused. Dropping it stops them.
 pub struct Vm {
     machine: Machine,
+    paused: bool,
+    input: Option<Input>,
+    guard: Option<Box<dyn Any>>,
 }
 
 impl Vm {
-    pub(crate) fn new(machine: Machine) -> Self {
-        Self { machine }
+    pub(crate) fn new(machine: Machine, input: Option<Input>, guard: Option<Box<dyn Any>>) -> Self {
+        Self {
+            machine,
+            paused: false,
+            input,
+            guard,
+        }
     }
 
-    /// Runs the event loop until the VM is over, and then prints what the guest's output still holds back while its
-    /// reader reads; a signal and the user do not wait for that. What nobody has taken by then is counted as lost.
-    ///
-    /// # Errors
-    /// [`Error`]
-    pub fn run(&self, console: Console<'_>) -> Result<End, Error> {
-        let end = events::run(&self.machine, console)?;
+    /// Keeps the guest from running, with every instruction that it was in completed. Nothing happens if it is paused.
+    pub fn pause(&mut self) {
+        if !std::mem::replace(&mut self.paused, true) {
+            self.machine.pause();
+        }
+    }
+
+    /// Lets the guest run again.
+    pub fn resume(&mut self) {
+        if std::mem::take(&mut self.paused) {
+            self.machine.unpause();
+        }
+    }
+
+    /// Whether the guest is kept from running.
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// What the event loop reads for the guest; once.
+    fn take_input(&mut self) -> Option<Input> {
+        self.input.take()
+    }
+
+    /// Counts what nobody has taken of the guest's output as lost, gives the terminal back, and says what was lost, if
+    /// something was and it was not said yet.
+    pub fn conclude(&mut self) -> Option<output::Error> {
         self.machine.mark_first_output();
         self.machine.discard_output();
-        Ok(end)
-    }
-
-    /// What the guest's output has lost, if it has and it was not said yet.
-    pub fn output_report(&self) -> Option<output::Error> {
+        self.guard = None;
         lock(self.machine.serial()).output_mut().report()
     }
 
     /// The machine.
     pub fn machine(&self) -> &Machine {
         &self.machine
+    }
+
+    pub(crate) fn machine_mut(&mut self) -> &mut Machine {
+        &mut self.machine
     }
 }

@@ -1,7 +1,9 @@
 //! What has passed and what was dropped. Counted since the device was made; not part of a snapshot.
 
+use serde::Serialize;
+
 /// One direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {
     /// Packets that went all the way.
     pub packets: u64,
@@ -17,7 +19,7 @@ pub struct Counters {
 }
 
 /// Both directions, as the guest sees them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Metrics {
     /// Towards the guest.
     pub receive: Counters,

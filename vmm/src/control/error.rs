@@ -1,0 +1,68 @@
+//! Why a VM is not as its owner wishes it.
+
+use std::io;
+use std::path::PathBuf;
+
+use devices::virtio::block::file;
+
+use crate::{boot, config, machine};
+
+/// Why a wish was refused. What was there before the wish goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It would change what the guest was started with.
+    #[error("The requested operation is not supported after starting the microVM.")]
+    AfterStart,
+    /// It needs a guest.
+    #[error("The requested operation is not supported before starting the microVM.")]
+    BeforeStart,
+    /// A guest without an image.
+    #[error("Cannot start microvm without kernel configuration.")]
+    NoKernel,
+    /// The image cannot be used.
+    #[error(transparent)]
+    Image(boot::image::Error),
+    /// The initrd cannot be used.
+    #[error(transparent)]
+    Initrd(boot::initrd::Error),
+    /// The parts do not make a machine.
+    #[error("cannot make this machine")]
+    Config(#[source] config::Error),
+    /// A device cannot be opened.
+    #[error(transparent)]
+    Device(machine::DeviceError),
+    /// There is no console for the guest.
+    #[error(transparent)]
+    Console(Box<dyn std::error::Error + Send + Sync>),
+    /// The machine cannot be built or booted.
+    #[error(transparent)]
+    Machine(machine::Error),
+    /// No drive or interface of that name.
+    #[error("there is no {kind} {id:?}: there are {known}")]
+    Unknown {
+        /// What was looked for.
+        kind: &'static str,
+        /// Its name.
+        id: String,
+        /// The names that there are.
+        known: String,
+    },
+    /// A drive cannot go on with another file.
+    #[error("cannot change drive {id:?}")]
+    Drive {
+        /// Name of the drive.
+        id: String,
+        /// What is wrong with the file.
+        #[source]
+        source: file::Error,
+    },
+    /// The file for the guest's output cannot be used.
+    #[error("cannot open {} for the guest's serial output", path.display())]
+    Serial {
+        /// Where it is.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+}

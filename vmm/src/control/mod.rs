@@ -1,0 +1,306 @@
+//! What the owner of a VM can have done with it: configured, started, paused, changed, looked at.
+//!
+//! ```text
+//! Not started ── start ──> Running <── pause, resume ──> Paused
+//! ```
+//! The guest's image, its disks and taps are opened when they are named, and a wish that cannot be fulfilled changes nothing.
+
+mod draft;
+mod error;
+mod metrics;
+mod serial;
+mod service;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use devices::limiter::Bucket;
+
+use crate::boot::{Image, Initrd};
+use crate::config::{DriveConfig, Host, Limits, MemorySize, NetConfig, VmConfig};
+use crate::timeline::Timeline;
+use crate::vm::Vm;
+
+use draft::Draft;
+pub use draft::OpenConsole;
+pub use error::Error;
+pub use metrics::{DriveMetrics, InterfaceMetrics, Metrics, Phase, VcpuMetrics};
+pub use service::Service;
+
+/// Where a VM is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It is being configured.
+    NotStarted,
+    /// Its guest runs.
+    Running,
+    /// Its guest is kept from running.
+    Paused,
+}
+
+/// The size and kind of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MachineConfig {
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Guest memory.
+    pub memory: MemorySize,
+    /// Whether KVM logs which pages the guest writes.
+    pub track_dirty_pages: bool,
+    /// Whether the kernel is asked for huge pages.
+    pub huge_pages: bool,
+}
+
+/// A VM in the hands of its owner.
+pub struct Control {
+    host: Host,
+    timeline: Arc<Timeline>,
+    open_console: OpenConsole,
+    life: Life,
+}
+
+enum Life {
+    Draft(Box<Draft>),
+    Started(Box<Vm>),
+}
+
+impl Control {
+    /// A VM of which nothing is known yet.
+    pub fn new(open_console: OpenConsole, timeline: Arc<Timeline>) -> Self {
+        Self {
+            host: Host::this(),
+            timeline,
+            open_console,
+            life: Life::Draft(Box::new(Draft::new())),
+        }
+    }
+
+    /// Replaces all that is known of the VM. `image` and `initrd` are those of `config`.
+    ///
+    /// # Errors
+    /// [`Error::AfterStart`]
+    pub fn configure(&mut self, config: VmConfig, image: Image, initrd: Option<Initrd>) -> Result<(), Error> {
+        *self.draft()? = Draft::of(config, image, initrd);
+        Ok(())
+    }
+
+    /// Where the VM is in its life.
+    pub fn state(&self) -> State {
+        match &self.life {
+            Life::Draft(_) => State::NotStarted,
+            Life::Started(vm) if vm.is_paused() => State::Paused,
+            Life::Started(_) => State::Running,
+        }
+    }
+
+    /// What is known of the VM.
+    pub fn config(&self) -> &VmConfig {
+        match &self.life {
+            Life::Draft(draft) => &draft.config,
+            Life::Started(vm) => vm.machine().spec().config(),
+        }
+    }
+
+    /// Whether an image has been named.
+    pub fn has_kernel(&self) -> bool {
+        match &self.life {
+            Life::Draft(draft) => draft.has_kernel(),
+            Life::Started(_) => true,
+        }
+    }
+
+    /// Sets the size and kind of the machine.
+    ///
+    /// # Errors
+    /// [`Error::AfterStart`], and [`Error::Config`] when there can be no such machine.
+    pub fn set_machine(&mut self, machine: MachineConfig) -> Result<(), Error> {
+        let host = self.host;
+        let config = &mut self.draft()?.config;
+        // Alone, so that what is wrong with the devices is not said here.
+        let alone = machine.apply(VmConfig::new(PathBuf::new()));
+        alone.check(&host).map_err(Error::Config)?;
+        *config = machine.apply(std::mem::replace(config, VmConfig::new(PathBuf::new())));
+        Ok(())
+    }
+
+    /// Names the image, what it is to get in the place of an initial RAM disk, and its command line.
+    ///
+    /// # Errors
+    /// [`Error::AfterStart`], [`Error::Image`] and [`Error::Initrd`].
+    pub fn set_boot(
+        &mut self,
+        kernel: PathBuf,
+        initrd: Option<PathBuf>,
+        cmdline: String,
+    ) -> Result<(), Error> {
+        self.draft()?.set_boot(kernel, initrd, cmdline)
+    }
+
+    /// Adds a drive, or replaces the one of the same name, which must not be empty.
+    ///
+    /// # Errors
+    /// [`Error::AfterStart`], [`Error::Config`] and [`Error::Device`].
+    pub fn put_drive(&mut self, config: DriveConfig) -> Result<(), Error> {
+        self.draft()?.put_drive(config)
+    }
+
+    /// Adds a network interface, or replaces the one of the same name, which must not be empty.
+    ///
+    /// # Errors
+    /// As [`Control::put_drive`].
+    pub fn put_interface(&mut self, config: NetConfig) -> Result<(), Error> {
+        self.draft()?.put_interface(config)
+    }
+
+    /// Has the guest's output appended to the file at `path`, which may be a FIFO; the guest then gets no input.
+    ///
+    /// # Errors
+    /// [`Error::AfterStart`] and [`Error::Serial`].
+    pub fn set_serial(&mut self, path: &Path) -> Result<(), Error> {
+        self.draft()?.set_serial(path)
+    }
+
+    /// Builds the machine and lets the guest run. After an error it can be tried again.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn start(&mut self) -> Result<(), Error> {
+        let Life::Draft(draft) = &mut self.life else {
+            return Err(Error::AfterStart);
+        };
+        let vm = draft.start(&self.host, &mut self.open_console, &self.timeline)?;
+        self.life = Life::Started(Box::new(vm));
+        Ok(())
+    }
+
+    /// Keeps the guest from running. Nothing happens if it is paused already.
+    ///
+    /// # Errors
+    /// [`Error::BeforeStart`]
+    pub fn pause(&mut self) -> Result<(), Error> {
+        self.vm_mut().map(Vm::pause).ok_or(Error::BeforeStart)
+    }
+
+    /// Lets a paused guest run again. Nothing happens if it runs.
+    ///
+    /// # Errors
+    /// [`Error::BeforeStart`]
+    pub fn resume(&mut self) -> Result<(), Error> {
+        self.vm_mut().map(Vm::resume).ok_or(Error::BeforeStart)
+    }
+
+    /// Has the drive `id` go on with the file at `path`, if one is given, and replaces the buckets that are given of its
+    /// limiter.
+    ///
+    /// # Errors
+    /// [`Error::BeforeStart`], [`Error::Unknown`] and [`Error::Drive`].
+    pub fn update_drive(&mut self, id: &str, path: Option<&Path>, limits: Limits) -> Result<(), Error> {
+        let machine = self.vm_mut().ok_or(Error::BeforeStart)?.machine_mut();
+        let drives = machine.drives();
+        let Some(index) = drives.iter().position(|drive| drive.id == id) else {
+            return Err(unknown("drive", id, drives.iter().map(|drive| drive.id.as_str())));
+        };
+        let changed = drives[index].with(|block| {
+            path.map_or(Ok(()), |path| block.update(path))?;
+            block.update_limiter(limits.bandwidth, limits.operations);
+            Ok(())
+        });
+        changed.map_err(|source| Error::Drive {
+            id: id.to_owned(),
+            source,
+        })?;
+        machine.change_config(|config| {
+            let disk = &mut config.drives[index].disk;
+            if let Some(path) = path {
+                path.clone_into(&mut disk.path);
+            }
+            merge(&mut disk.bandwidth, limits.bandwidth);
+            merge(&mut disk.operations, limits.operations);
+        });
+        Ok(())
+    }
+
+    /// Replaces the buckets that are given of what the guest may receive and send by the interface `id`.
+    ///
+    /// # Errors
+    /// [`Error::BeforeStart`] and [`Error::Unknown`].
+    pub fn update_interface(&mut self, id: &str, receive: Limits, transmit: Limits) -> Result<(), Error> {
+        let machine = self.vm_mut().ok_or(Error::BeforeStart)?.machine_mut();
+        let interfaces = machine.interfaces();
+        let Some(index) = interfaces.iter().position(|interface| interface.id == id) else {
+            let known = interfaces.iter().map(|interface| interface.id.as_str());
+            return Err(unknown("network interface", id, known));
+        };
+        interfaces[index].with(|net| {
+            net.receive_limiter_mut()
+                .update(receive.bandwidth, receive.operations);
+            net.transmit_limiter_mut()
+                .update(transmit.bandwidth, transmit.operations);
+        });
+        machine.change_config(|config| {
+            let net = &mut config.nets[index];
+            for (limits, new) in [(&mut net.receive, receive), (&mut net.transmit, transmit)] {
+                merge(&mut limits.bandwidth, new.bandwidth);
+                merge(&mut limits.operations, new.operations);
+            }
+        });
+        Ok(())
+    }
+
+    /// What the VM has done so far.
+    pub fn metrics(&self) -> Metrics {
+        Metrics::of(self.vm(), &self.timeline)
+    }
+
+    /// The VM, once it has been started.
+    pub fn vm(&self) -> Option<&Vm> {
+        match &self.life {
+            Life::Draft(_) => None,
+            Life::Started(vm) => Some(vm),
+        }
+    }
+
+    /// As [`Control::vm`].
+    pub fn vm_mut(&mut self) -> Option<&mut Vm> {
+        match &mut self.life {
+            Life::Draft(_) => None,
+            Life::Started(vm) => Some(vm),
+        }
+    }
+
+    fn draft(&mut self) -> Result<&mut Draft, Error> {
+        match &mut self.life {
+            Life::Draft(draft) => Ok(draft),
+            Life::Started(_) => Err(Error::AfterStart),
+        }
+    }
+}
+
+impl MachineConfig {
+    fn apply(self, config: VmConfig) -> VmConfig {
+        VmConfig {
+            vcpus: self.vcpus,
+            memory: self.memory,
+            track_dirty_pages: self.track_dirty_pages,
+            huge_pages: self.huge_pages,
+            ..config
+        }
+    }
+}
+
+fn merge(bucket: &mut Option<Bucket>, new: Option<Bucket>) {
+    if new.is_some() {
+        *bucket = new;
+    }
+}
+
+fn unknown<'a>(kind: &'static str, id: &str, known: impl Iterator<Item = &'a str>) -> Error {
+    let known = known.collect::<Vec<_>>().join(", ");
+    Error::Unknown {
+        kind,
+        id: id.to_owned(),
+        known: if known.is_empty() { "none".into() } else { known },
+    }
+}

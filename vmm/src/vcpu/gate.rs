@@ -1,0 +1,145 @@
+//! Where the vCPUs of a paused VM wait.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use devices::lock;
+
+const OPEN: u8 = 0;
+const CLOSED: u8 = 1;
+const STOPPED: u8 = 2;
+
+/// The gate between the vCPUs' threads and the guest.
+///
+/// A thread looks at it before each entry, and the owner kicks the threads after it has closed it, so that one that is in
+/// the guest comes to look. Stopping is for good.
+#[derive(Debug)]
+pub struct Gate {
+    state: AtomicU8,
+    /// Threads that are certain not to be in the guest: they wait here, or have ended.
+    outside: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self {
+            state: AtomicU8::new(OPEN),
+            outside: Mutex::new(0),
+            changed: Condvar::new(),
+        }
+    }
+}
+
+impl Gate {
+    /// Whether a thread may enter the guest.
+    pub fn is_open(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == OPEN
+    }
+
+    /// Whether the threads are to end.
+    pub fn is_stopped(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == STOPPED
+    }
+
+    /// Waits until the gate is open or stopped.
+    pub fn wait(&self) {
+        let mut outside = lock(&self.outside);
+        *outside += 1;
+        self.changed.notify_all();
+        while self.state.load(Ordering::SeqCst) == CLOSED {
+            outside = self.changed.wait(outside).unwrap_or_else(PoisonError::into_inner);
+        }
+        *outside -= 1;
+    }
+
+    /// The calling thread will not enter the guest any more.
+    pub fn leave(&self) {
+        *lock(&self.outside) += 1;
+        self.changed.notify_all();
+    }
+
+    /// Closes the gate, has `kick` interrupt the threads, and waits until all `count` of them are outside.
+    pub fn close(&self, count: usize, kick: impl FnOnce()) {
+        if self.turn(CLOSED) {
+            kick();
+            let mut outside = lock(&self.outside);
+            while *outside < count {
+                outside = self.changed.wait(outside).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    /// Opens the gate again.
+    pub fn open(&self) {
+        self.turn(OPEN);
+    }
+
+    /// Has the threads end; who is in the guest still has to be kicked.
+    pub fn stop(&self) {
+        self.turn(STOPPED);
+    }
+
+    /// Returns false when it is too late.
+    fn turn(&self, state: u8) -> bool {
+        // With the lock, so that nobody looks just before this and waits just after it.
+        let _outside = lock(&self.outside);
+        if self.is_stopped() {
+            return false;
+        }
+        self.state.store(state, Ordering::SeqCst);
+        self.changed.notify_all();
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::thread;
+
+    use super::Gate;
+
+    #[test]
+    fn a_closed_gate_holds_everybody_until_it_opens_or_stops() {
+        let gate = Arc::new(Gate::default());
+        let rounds = Arc::new(AtomicU64::new(0));
+        let inside = Arc::new(AtomicBool::new(false));
+        let worker = {
+            let (gate, rounds, inside) = (gate.clone(), rounds.clone(), inside.clone());
+            thread::spawn(move || {
+                while !gate.is_stopped() {
+                    if !gate.is_open() {
+                        gate.wait();
+                        continue;
+                    }
+                    inside.store(true, Ordering::SeqCst);
+                    rounds.fetch_add(1, Ordering::SeqCst);
+                    inside.store(false, Ordering::SeqCst);
+                }
+                gate.leave();
+            })
+        };
+        for _ in 0..100 {
+            gate.close(1, || {});
+            let seen = rounds.load(Ordering::SeqCst);
+            thread::yield_now();
+            assert_eq!(
+                (inside.load(Ordering::SeqCst), rounds.load(Ordering::SeqCst)),
+                (false, seen)
+            );
+            gate.open();
+            while rounds.load(Ordering::SeqCst) == seen {
+                thread::yield_now();
+            }
+        }
+        gate.close(1, || {});
+        gate.stop();
+        worker.join().unwrap();
+        // Who has ended is outside, and a stopped gate waits for nobody.
+        gate.close(2, || panic!("there is nobody left"));
+        gate.open();
+        assert!(gate.is_stopped());
+    }
+}
