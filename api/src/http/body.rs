@@ -74,6 +74,9 @@ impl Body {
         match self.at {
             At::Rest(left) | At::Chunk(left) => {
                 let count = left.min(input.len());
+                if content.is_empty() && count > 0 {
+                    content.reserve_exact(left);
+                }
                 content.extend_from_slice(&input[..count]);
                 self.at = match (self.at, left - count) {
                     (At::Rest(_), 0) => At::End,

@@ -120,6 +120,11 @@ impl Parser {
         Ok(None)
     }
 
+    /// Drops what is there.
+    pub(super) fn clear(&mut self) {
+        *self = Self::new(self.limits);
+    }
+
     /// Gives back the room of what was used up.
     fn tidy(&mut self) {
         if self.start == self.buffer.len() && self.buffer.capacity() > KEPT {
