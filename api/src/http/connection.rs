@@ -198,6 +198,7 @@ impl Connection {
     /// Tells the client that nothing more comes.
     fn end_output(&mut self) -> io::Result<()> {
         self.phase = Phase::Draining;
+        self.output = Vec::new();
         self.stream.shutdown(Shutdown::Write)
     }
 

@@ -15,6 +15,8 @@ mod request;
 mod response;
 mod server;
 mod socket;
+#[cfg(test)]
+mod testing;
 
 pub use error::Error;
 pub use limits::Limits;
