@@ -3,13 +3,15 @@
 //! Some clients send their first request the moment the path appears, and never again. bind(2) makes it appear before
 //! listen(2) makes it answer; so both are done under another name, and link(2) gives the socket its own.
 
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process;
+use std::thread;
+use std::time::Duration;
 
 use super::error::Error;
 
@@ -19,8 +21,9 @@ const LONGEST: usize = 107;
 /// Names that are tried before giving up, as each may be taken by what another process left.
 const ATTEMPTS: u32 = 64;
 
-/// Times that a stale socket is taken away before giving up, as another process may be faster to put its own.
-const REPLACEMENTS: u32 = 8;
+/// How often, and how long, a lock that another process has is waited for.
+const LOCK_ATTEMPTS: u32 = 200;
+const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// A socket that listens, and its file, which goes when this goes.
 #[derive(Debug)]
@@ -125,25 +128,54 @@ fn names(path: &Path) -> impl Iterator<Item = PathBuf> {
 
 /// Gives what is at `hidden` the name `path`, which nobody may be listening at.
 fn publish(hidden: &Path, path: &Path) -> Result<(), Error> {
-    for _ in 0..REPLACEMENTS {
-        match fs::hard_link(hidden, path) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => take_away(path)?,
-            // A file system without links: rename(2) is as sudden, but takes the place of what is there.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP)) => {
-                return rename(hidden, path);
-            }
-            Err(error) => return Err(Error::at(path, "give it its name", error)),
-        }
+    let named =
+        |outcome: io::Result<()>| outcome.map_err(|source| Error::at(path, "give it its name", source));
+    match name(hidden, path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        outcome => return named(outcome),
     }
-    Err(Error::InUse(path.to_owned()))
+    // Two processes that both find the same stale socket must not take away each other's new one.
+    let _lock = lock(path);
+    take_away(path)?;
+    match name(hidden, path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(Error::InUse(path.to_owned())),
+        outcome => named(outcome),
+    }
 }
 
-fn rename(hidden: &Path, path: &Path) -> Result<(), Error> {
-    if fs::symlink_metadata(path).is_ok() {
-        take_away(path)?;
+/// Renames what is at `hidden` unless there is something at `path`.
+fn name(hidden: &Path, path: &Path) -> io::Result<()> {
+    match fs::hard_link(hidden, path) {
+        // A file system without links: rename(2) is as sudden, but takes the place of what is there.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP)) => {
+            rename(hidden, path)
+        }
+        outcome => outcome,
     }
-    fs::rename(hidden, path).map_err(|source| Error::at(path, "give it its name", source))
+}
+
+fn rename(hidden: &Path, path: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(path).is_ok() {
+        return Err(ErrorKind::AlreadyExists.into());
+    }
+    fs::rename(hidden, path)
+}
+
+/// Keeps others like this one from taking sockets away in the folder of `path`, as long as what it returns lives.
+///
+/// They hold it for microseconds, so that there is nothing left to wait for if one has it much longer than that; nor if
+/// the file system has no locks, or this user may not read the folder.
+fn lock(path: &Path) -> Option<File> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let file = File::open(folder.unwrap_or(Path::new("."))).ok()?;
+    for _ in 0..LOCK_ATTEMPTS {
+        match file.try_lock() {
+            Ok(()) => return Some(file),
+            Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::Error(_)) => return None,
+        }
+    }
+    None
 }
 
 /// Takes a socket at which nobody listens away from `path`.
@@ -157,25 +189,12 @@ fn take_away(path: &Path) -> Result<(), Error> {
     if is_live(path)? {
         return Err(Error::InUse(path.to_owned()));
     }
-    // Between the two looks another process may have done the same and put its own socket here: what is taken away is
-    // looked at once more under a name that nobody else knows, and put back if it is alive.
-    let Some(aside) = names(path).find(|name| fs::symlink_metadata(name).is_err()) else {
-        return Err(Error::InUse(path.to_owned()));
-    };
-    match fs::rename(path, &aside) {
-        Ok(()) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(Error::at(path, "take the stale socket away", error)),
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(Error::at(path, "take the stale socket away", error))
+        }
+        _ => Ok(()),
     }
-    let live = is_live(&aside)?;
-    if live {
-        let _ = fs::hard_link(&aside, path);
-    }
-    fs::remove_file(&aside).map_err(|source| Error::at(path, "take the stale socket away", source))?;
-    if live {
-        return Err(Error::InUse(path.to_owned()));
-    }
-    Ok(())
 }
 
 /// Whether a process has the socket at `path` open.

@@ -217,16 +217,26 @@ fn a_file_that_is_anothers_by_now_stays() {
 }
 
 #[test]
-fn without_links_the_name_is_taken_by_a_rename() {
+fn without_links_a_rename_takes_nobodys_place() {
     let folder = Folder::new();
     let path = folder.path().join("api.sock");
     let hidden = folder.path().join("hidden");
-    abandon(&path);
-    let listener = UnixListener::bind(&hidden).unwrap();
+    let _listener = UnixListener::bind(&hidden).unwrap();
     rename(&hidden, &path).unwrap();
     connects(&path).unwrap();
     assert_eq!(folder.names(), ["api.sock"]);
     abandon(&hidden);
-    assert!(matches!(rename(&hidden, &path), Err(Error::InUse(_))));
-    drop(listener);
+    let error = rename(&hidden, &path).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    connects(&path).unwrap();
+}
+
+#[test]
+fn a_lock_that_is_never_given_back_holds_up_nobody_for_good() {
+    let folder = Folder::new();
+    let path = folder.path().join("api.sock");
+    let _held = lock(&path).unwrap();
+    assert!(lock(&path).is_none());
+    abandon(&path);
+    let _socket = Socket::bind(&path).unwrap();
 }
