@@ -227,4 +227,28 @@ fn how_many_requests_a_second() {
         house.server.serve(&mut house.handler);
     }
     println!("{:.0} requests a second", asking.join().unwrap());
+    println!(
+        "{:.0} bytes there and back, between two threads",
+        exchanges(REQUESTS)
+    );
+}
+
+/// What the machine itself allows: one byte there and back, so many times, on a pair of sockets; in a second.
+fn exchanges(times: u32) -> f64 {
+    let (mut one, mut other) = UnixStream::pair().unwrap();
+    let back = thread::spawn(move || {
+        let mut byte = [0];
+        while other.read(&mut byte).unwrap() > 0 {
+            other.write_all(&byte).unwrap();
+        }
+    });
+    let start = Instant::now();
+    for _ in 0..times {
+        one.write_all(&[1]).unwrap();
+        one.read_exact(&mut [0]).unwrap();
+    }
+    let rate = f64::from(times) / start.elapsed().as_secs_f64();
+    drop(one);
+    back.join().unwrap();
+    rate
 }
