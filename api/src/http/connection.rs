@@ -9,7 +9,6 @@ use super::Handler;
 use super::limits::Limits;
 use super::parser::{KEPT, Parser, Step};
 use super::refusal::Refusal;
-use super::request::Method;
 use super::response::{CONTINUE, Response, TOO_MANY};
 
 /// Requests of one client that are answered before others get their turn.
@@ -168,7 +167,7 @@ impl Connection {
                 Ok(Step::Continue) => self.output.extend_from_slice(CONTINUE),
                 Ok(Step::Request { request, last }) => {
                     left -= 1;
-                    let head_only = request.method == Method::Other("HEAD".to_owned());
+                    let head_only = request.method.name() == "HEAD";
                     handler.answer(&request).write(&mut self.output, head_only);
                     // Firecracker goes on after `Connection: close`, which harms nobody who closes; who reads until the
                     // end instead, as HTTP/1.0 has it, would wait for ever.

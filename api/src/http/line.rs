@@ -11,7 +11,7 @@ pub(super) const END: usize = 2;
 /// [`Refusal::Long`] for more than `limit` bytes; [`Refusal::LineEnd`] for a line feed on its own, which others take
 /// for the end of a line and others do not, so that the two see different requests.
 pub(super) fn first(input: &[u8], limit: usize) -> Result<Option<&[u8]>, Refusal> {
-    let longest = limit + END;
+    let longest = limit.saturating_add(END);
     let window = &input[..input.len().min(longest)];
     match window.iter().position(|byte| *byte == b'\n') {
         Some(end) => window[..end]
