@@ -1,1 +1,3 @@
 //! The REST control socket: HTTP in, requests to the VMM out. It sees of `vmm` only its `config` and `control` modules.
+
+pub mod http;

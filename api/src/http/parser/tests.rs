@@ -1,0 +1,294 @@
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+use super::*;
+use crate::http::Method;
+
+fn limits() -> Limits {
+    Limits {
+        body: 512,
+        ..Limits::default()
+    }
+}
+
+/// What a client gets from these pieces: requests, words of welcome, and the refusal that ends it.
+fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Result<Step, String>> {
+    let mut parser = Parser::new(limits());
+    let mut seen = Vec::new();
+    for piece in pieces {
+        parser.feed(piece);
+        loop {
+            match parser.next() {
+                Ok(Step::Incomplete) => break,
+                Ok(step) => seen.push(Ok(step)),
+                Err(refusal) => {
+                    seen.push(Err(refusal.text()));
+                    return seen;
+                }
+            }
+        }
+    }
+    seen
+}
+
+fn whole(text: &str) -> Vec<Result<Step, String>> {
+    read([text.as_bytes()])
+}
+
+fn request(method: Method, path: &str, body: &str) -> Result<Step, String> {
+    Ok(Step::Request {
+        request: Request {
+            method,
+            path: path.to_owned(),
+            query: None,
+            body: body.into(),
+        },
+        last: false,
+    })
+}
+
+fn chunks(text: &str) -> Vec<Result<Step, String>> {
+    whole(&format!(
+        "PUT /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{text}"
+    ))
+}
+
+#[test]
+fn requests_that_come_together_are_told_apart() {
+    let seen = whole(
+        "\r\nPUT /a HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}\r\nGET /b HTTP/1.1\r\n\r\nGET /c HTTP/1.1\r\n",
+    );
+    assert_eq!(
+        seen,
+        [request(Method::Put, "/a", "{}"), request(Method::Get, "/b", "")]
+    );
+}
+
+#[test]
+fn a_body_is_welcomed_once_and_before_it_is_waited_for() {
+    let mut parser = Parser::new(limits());
+    parser.feed(b"PUT /a HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n");
+    assert_eq!(parser.next().unwrap(), Step::Continue);
+    assert_eq!(parser.next().unwrap(), Step::Incomplete);
+    assert!(parser.is_partial());
+    parser.feed(b"{");
+    assert_eq!(parser.next().unwrap(), Step::Incomplete);
+    parser.feed(b"}");
+    assert!(matches!(parser.next().unwrap(), Step::Request { request, .. } if request.body == b"{}"));
+    assert!(!parser.is_partial());
+}
+
+#[test]
+fn a_body_that_is_too_long_is_refused_instead_of_welcomed() {
+    let seen = whole("PUT /a HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 513\r\n\r\n");
+    assert_eq!(seen.len(), 1);
+    assert!(
+        seen[0]
+            .as_ref()
+            .unwrap_err()
+            .starts_with("Request payload with size 513")
+    );
+}
+
+#[test]
+fn chunks_are_put_together() {
+    let whole = "3;a=\"b\"\r\n{\"a\r\n0A\r\n\":12345678\r\n1 ;x\r\n}\r\n0\r\n";
+    assert_eq!(
+        chunks(&format!("{whole}\r\n")),
+        [request(Method::Put, "/a", "{\"a\":12345678}")]
+    );
+    assert_eq!(
+        chunks(&format!("{whole}Digest: x\r\ny:\r\n\r\n")),
+        [request(Method::Put, "/a", "{\"a\":12345678}")]
+    );
+    assert_eq!(chunks("0\r\n\r\n"), [request(Method::Put, "/a", "")]);
+}
+
+#[test]
+fn what_are_no_chunks_is_refused() {
+    for wrong in [
+        "\r\n",
+        "g\r\n",
+        "-1\r\n",
+        "+1\r\n",
+        "0x1\r\n",
+        "1 2\r\n",
+        ";\r\n",
+        "1;\x07\r\na\r\n",
+        "10000000000000000\r\n",
+        "1\r\nab\r\n",
+        "1\r\na0\r\n",
+        "0\r\nno colon\r\n\r\n",
+        "0\r\n: x\r\n\r\n",
+        "0\r\na b: x\r\n\r\n",
+    ] {
+        let seen = chunks(wrong);
+        assert!(
+            seen[0].as_ref().unwrap_err().starts_with("Invalid chunk"),
+            "{wrong:?}: {seen:?}"
+        );
+    }
+    assert!(chunks("1\na")[0].is_err());
+}
+
+#[test]
+fn chunks_have_the_limits_of_any_body() {
+    let large = chunks(&format!("100\r\n{}\r\n101\r\n", "x".repeat(256)));
+    assert!(
+        large[0]
+            .as_ref()
+            .unwrap_err()
+            .starts_with("Request payload with size 513")
+    );
+    let huge = chunks("1\r\nx\r\nffffffffffffffff\r\n");
+    assert!(
+        huge[0]
+            .as_ref()
+            .unwrap_err()
+            .contains("size 18446744073709551615")
+    );
+    let fits = chunks(&format!("200\r\n{}\r\n0\r\n\r\n", "x".repeat(512)));
+    assert_eq!(fits, [request(Method::Put, "/a", &"x".repeat(512))]);
+    let trailers = chunks(&format!(
+        "0\r\n{}\r\n",
+        format!("a: {}\r\n", "x".repeat(1000)).repeat(9)
+    ));
+    assert!(trailers[0].as_ref().unwrap_err().starts_with("The trailer"));
+    let extension = chunks(&format!("1;{}\r\n", "x".repeat(1024)));
+    assert!(extension[0].as_ref().unwrap_err().starts_with("The line"));
+}
+
+#[test]
+fn a_head_has_limits_whether_it_ends_or_not() {
+    let line = |length: usize| format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(length - 14));
+    assert!(whole(&line(1024))[0].is_ok());
+    assert!(
+        whole(&line(1025))[0]
+            .as_ref()
+            .unwrap_err()
+            .starts_with("The line")
+    );
+    assert!(whole(&"x".repeat(1026))[0].is_err());
+    let header = format!("a: {}\r\n", "x".repeat(1000));
+    let endless = format!("GET / HTTP/1.1\r\n{}", header.repeat(9));
+    assert!(whole(&endless)[0].as_ref().unwrap_err().starts_with("The head"));
+    assert!(
+        whole("GET / HTTP/1.1\n\n")[0]
+            .as_ref()
+            .unwrap_err()
+            .starts_with("A line")
+    );
+}
+
+#[test]
+fn nothing_is_kept_of_a_request_that_was_taken() {
+    let mut parser = Parser::new(Limits::default());
+    for _ in 0..3 {
+        parser.feed(b"PUT /a HTTP/1.1\r\nContent-Length: 50000\r\n\r\n");
+        parser.feed(&[b'x'; 50000]);
+        assert!(matches!(parser.next(), Ok(Step::Request { .. })));
+        assert_eq!(parser.next().unwrap(), Step::Incomplete);
+        assert!(parser.footprint() <= KEPT);
+    }
+}
+
+/// A request, and the bytes that are it.
+fn any_request() -> impl Strategy<Value = (Result<Step, String>, Vec<u8>)> {
+    let method = select(vec!["GET", "PUT", "PATCH", "DELETE", "POST"]);
+    let path = "(/[a-z0-9_.-]{0,8}){1,3}";
+    let headers = subsequence(vec!["Host: localhost\r\n", "ACCEPT: */*\r\n", "x:\r\n"], 0..=3);
+    let body = vec(any::<u8>(), 0..200);
+    let cuts = proptest::option::of(vec(1_usize..40, 1..10));
+    (method, path, headers, body, cuts).prop_map(|(method, path, headers, body, cuts)| {
+        let mut bytes = format!("{method} {path} HTTP/1.1\r\n{}", headers.concat()).into_bytes();
+        match cuts {
+            None => {
+                bytes.extend(format!("Content-Length: {}\r\n\r\n", body.len()).into_bytes());
+                bytes.extend(&body);
+            }
+            Some(cuts) => {
+                bytes.extend(b"transfer-encoding: chunked\r\n\r\n");
+                let mut rest = &body[..];
+                for cut in cuts.into_iter().cycle() {
+                    if rest.is_empty() {
+                        break;
+                    }
+                    let (chunk, after) = rest.split_at(cut.min(rest.len()));
+                    bytes.extend(format!("{:x}\r\n", chunk.len()).into_bytes());
+                    bytes.extend(chunk);
+                    bytes.extend(b"\r\n");
+                    rest = after;
+                }
+                bytes.extend(b"0\r\n\r\n");
+            }
+        }
+        let request = Request {
+            method: Method::new(method),
+            path,
+            query: None,
+            body,
+        };
+        (Ok(Step::Request { request, last: false }), bytes)
+    })
+}
+
+/// Cuts `bytes` into pieces of these lengths, again and again.
+fn cut<'a>(bytes: &'a [u8], lengths: &'a [usize]) -> impl Iterator<Item = &'a [u8]> {
+    let mut rest = bytes;
+    lengths.iter().cycle().map_while(move |length| {
+        let (piece, after) = rest.split_at((*length).min(rest.len()));
+        rest = after;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+proptest! {
+    #[test]
+    fn requests_are_the_same_wherever_they_are_cut(
+        requests in vec(any_request(), 1..5),
+        lengths in vec(1_usize..60, 1..20),
+    ) {
+        let (wanted, bytes): (Vec<_>, Vec<_>) = requests.into_iter().unzip();
+        prop_assert_eq!(read(cut(&bytes.concat(), &lengths)), wanted);
+    }
+
+    #[test]
+    fn garbage_after_requests_does_not_touch_them(
+        requests in vec(any_request(), 1..5),
+        garbage in vec(any::<u8>(), 1..200),
+        lengths in vec(1_usize..60, 1..20),
+    ) {
+        let (wanted, bytes): (Vec<_>, Vec<_>) = requests.into_iter().unzip();
+        let bytes = [bytes.concat(), garbage, b"\n\n\n".to_vec()].concat();
+        let seen = read(cut(&bytes, &lengths));
+        prop_assert_eq!(&seen[..wanted.len()], &wanted[..]);
+        prop_assert!(seen.last().unwrap().is_err());
+        prop_assert_eq!(seen, read([&bytes[..]]));
+    }
+
+    #[test]
+    fn no_bytes_need_more_memory_than_allowed(
+        parts in vec(
+            prop_oneof![
+                vec(any::<u8>(), 0..300),
+                select(vec![
+                    &b"PUT / HTTP/1.1\r\n"[..], b"Content-Length: 500\r\n", b"Transfer-Encoding: chunked\r\n",
+                    b"\r\n", b"a: b\r\n", b"1ff\r\n", b"1\r\nx\r\n", b"0\r\n", b"Expect: 100-continue\r\n",
+                ]).prop_map(<[u8]>::to_vec),
+            ],
+            0..100,
+        ),
+    ) {
+        let mut parser = Parser::new(limits());
+        for part in parts {
+            parser.feed(&part);
+            while let Ok(Step::Continue | Step::Request { .. }) = parser.next() {}
+            // A vector may have twice what it needs.
+            prop_assert!(parser.footprint() <= 2 * (8192 + 1026 + 512 + 300));
+            if parser.next().is_err() {
+                break;
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! What the tests of this module share.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::{Handler, Request, Response};
+
+/// A folder of its own, which goes when this goes.
+pub(super) struct Folder(PathBuf);
+
+impl Folder {
+    pub(super) fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("mayfly-http-{}-{count}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// A path in it whose length is `length`.
+    pub(super) fn path_of(&self, length: usize) -> PathBuf {
+        let room = length - self.0.as_os_str().len() - 1;
+        self.0.join("s".repeat(room))
+    }
+
+    pub(super) fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.0).unwrap();
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Answers a path with itself, `/none` with nothing and `/big` with much; counts.
+#[derive(Default)]
+pub(super) struct Echo {
+    pub(super) asked: usize,
+}
+
+/// Length of the answer to `/big`.
+pub(super) const BIG: usize = 3_000_000;
+
+impl Handler for Echo {
+    fn answer(&mut self, request: &Request) -> Response {
+        self.asked += 1;
+        match request.path.as_str() {
+            "/none" => Response::no_content(),
+            "/big" => Response::text("text/plain", vec![b'x'; BIG]),
+            path => Response::json(200, format!("\"{path} {}\"", request.body.len())),
+        }
+    }
+}
+
+/// What [`Echo`] answers `path` with.
+pub(super) fn echo(path: &str, body: usize) -> String {
+    let text = format!("\"{path} {body}\"");
+    format!(
+        "HTTP/1.1 200 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{text}",
+        text.len()
+    )
+}
+
+/// An event loop around one descriptor.
+pub(super) struct Loop(Epoll);
+
+impl Loop {
+    pub(super) fn around(file: &impl AsRawFd) -> Self {
+        let epoll = Epoll::new().unwrap();
+        let event = EpollEvent::new(EventSet::IN, 0);
+        epoll.ctl(ControlOperation::Add, file.as_raw_fd(), event).unwrap();
+        Self(epoll)
+    }
+
+    /// Waits until there is work.
+    pub(super) fn wait(&self) {
+        while self.0.wait(-1, &mut [EpollEvent::default()]).unwrap_or(0) == 0 {}
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.0.wait(0, &mut [EpollEvent::default()]).unwrap() > 0
+    }
+}
