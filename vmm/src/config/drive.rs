@@ -20,6 +20,7 @@ impl FromStr for DriveConfig {
         let config = Config {
             path: options.first().into(),
             read_only: options.flag("ro"),
+            allow_empty: false,
             cache: match options.take("cache").as_deref() {
                 None | Some("unsafe") => CacheType::Unsafe,
                 Some("writeback") => CacheType::Writeback,
