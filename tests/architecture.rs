@@ -38,7 +38,7 @@ const UNSAFE: [&str; 18] = [
     "devices/src/serial/sink.rs",
     "devices/src/virtio/block/file/",
     "devices/src/virtio/block/serve.rs",
-    "devices/src/virtio/block/uring.rs",
+    "devices/src/virtio/block/uring/",
     "devices/src/virtio/net/stream.rs",
     "devices/src/virtio/net/tap/",
     "src/run.rs",

@@ -1,5 +1,5 @@
 //! Drives as people write them: `PATH[,ro][,cache=unsafe|writeback][,engine=sync|async][,id=NAME]`, and
-//! `,bandwidth=BYTES/MILLISECONDS[/BURST]` and `,ops=NUMBER/MILLISECONDS[/BURST]`.
+//! `,bandwidth=BYTES/MILLISECONDS[/BURST]` and `,ops=NUMBER/MILLISECONDS[/BURST]`; a comma in PATH or NAME is written twice.
 
 use std::str::FromStr;
 
@@ -10,6 +10,33 @@ use super::options::{Error, Options};
 /// A drive that the user asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DriveConfig(pub Config);
+
+/// Two drives have this name.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("two drives have the id {0:?}: change the id of one")]
+pub struct SameId(pub String);
+
+impl DriveConfig {
+    /// Names the drives that have no name `drive0`, `drive1` and so on by their place.
+    ///
+    /// # Errors
+    /// [`SameId`] when two have one name then. Drives before the second are named all the same.
+    pub fn name_all(drives: &mut [Self]) -> Result<(), SameId> {
+        for index in 0..drives.len() {
+            let (before, rest) = drives.split_at_mut(index);
+            let Some(Self(config)) = rest.first_mut() else {
+                continue;
+            };
+            if config.id.is_empty() {
+                config.id = format!("drive{index}");
+            }
+            if before.iter().any(|Self(other)| other.id == config.id) {
+                return Err(SameId(config.id.clone()));
+            }
+        }
+        Ok(())
+    }
+}
 
 impl FromStr for DriveConfig {
     type Err = Error;
@@ -45,7 +72,25 @@ mod tests {
     use devices::limiter::Bucket;
     use devices::virtio::block::{CacheType, IoEngine};
 
-    use super::DriveConfig;
+    use super::{DriveConfig, SameId};
+
+    #[test]
+    fn drives_have_names_of_their_own() {
+        let named = |texts: &[&str]| {
+            let mut drives: Vec<DriveConfig> = texts.iter().map(|text| text.parse().unwrap()).collect();
+            DriveConfig::name_all(&mut drives)
+                .map(|()| drives.into_iter().map(|drive| drive.0.id).collect::<Vec<_>>())
+        };
+        assert_eq!(named(&[]), Ok(vec![]));
+        assert_eq!(
+            named(&["x", "x,id=a", "x"]),
+            Ok(["drive0", "a", "drive2"].map(str::to_owned).into())
+        );
+        assert_eq!(named(&["x,id=a", "x", "x,id=a"]), Err(SameId("a".into())));
+        // Also when only one of them was given it.
+        assert_eq!(named(&["x,id=drive1", "x"]), Err(SameId("drive1".into())));
+        assert_eq!(named(&["x", "x,id=drive0"]), Err(SameId("drive0".into())));
+    }
 
     #[test]
     fn options_follow_the_path() {
@@ -69,6 +114,11 @@ mod tests {
         assert_eq!(
             drive(",ro"),
             Err("there is nothing before the first comma".into())
+        );
+        let comma = drive("/a,,b,ro,id=c,,d").unwrap();
+        assert_eq!(
+            (comma.path.to_str(), comma.read_only, comma.id.as_str()),
+            (Some("/a,b"), true, "c,d")
         );
         assert_eq!(
             drive("x,cache=none"),
