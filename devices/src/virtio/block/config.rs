@@ -27,7 +27,7 @@ pub enum IoEngine {
     Async,
 }
 
-/// What a [`Block`] is made from.
+/// What a [`Block`](super::Block) is made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Name of the drive. The guest can read the first 20 bytes of it.
