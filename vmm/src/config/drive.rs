@@ -20,7 +20,7 @@ impl DriveConfig {
     /// Names the drives that have no name `drive0`, `drive1` and so on by their place.
     ///
     /// # Errors
-    /// [`SameId`] when two have one name then. Drives before the second are named all the same.
+    /// `SameId` when two have one name then. Drives before the second are named all the same.
     pub fn name_all(drives: &mut [Self]) -> Result<(), SameId> {
         for index in 0..drives.len() {
             let (before, rest) = drives.split_at_mut(index);
