@@ -66,7 +66,7 @@ machine:
 devices, each as often as you like, up to 18 in all:
       --disk PATH[,ro][,cache=unsafe|writeback][,engine=sync|async][,id=NAME]
                         a drive on a raw file or block device; ro: the guest may only read it; writeback: it can flush;
-                        async: by io_uring
+                        async: by io_uring; a comma in PATH is written twice
       --net BACKEND[,mac=ADDRESS][,mtu=BYTES]
                         a network interface on tap:NAME, a tap device; fd:NUMBER, one that mayfly was started with;
                         unix:PATH, a socket on which passt or another monitor serves; user, a passt of its own

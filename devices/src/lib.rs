@@ -6,6 +6,7 @@
 //! | [`bus`] | [`Bus`]: which device claims an address |
 //! | [`clock`] | [`Clock`]: where a device has its time from |
 //! | [`cmos`] | [`Cmos`]: date, time and memory size |
+//! | [`histogram`] | [`Histogram`]: how long things took |
 //! | [`i8042`] | [`I8042`]: keyboard controller, reset |
 //! | [`interrupt`] | [`Interrupt`]: the wire from a device to the interrupt controller |
 //! | [`ioapic`] | the IOAPIC |
@@ -28,6 +29,7 @@
 pub mod bus;
 pub mod clock;
 pub mod cmos;
+pub mod histogram;
 pub mod i8042;
 pub mod interrupt;
 pub mod ioapic;
@@ -47,6 +49,7 @@ pub mod window;
 pub use bus::{Bus, BusBuilder, BusDevice};
 pub use clock::{Clock, MonotonicClock, WallClock};
 pub use cmos::Cmos;
+pub use histogram::Histogram;
 pub use i8042::I8042;
 pub use interrupt::Interrupt;
 pub use irqchip::{ExternalInterrupt, SplitIrqchip};

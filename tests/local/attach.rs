@@ -105,6 +105,19 @@ fn a_disk_has_one_writer() {
 }
 
 #[test]
+fn a_disk_is_one_by_whatever_name() {
+    let path = disk("named", 1024);
+    let other = place("named-otherwise");
+    let _ = fs::remove_file(&other);
+    fs::hard_link(&path, &other).unwrap();
+    let text = "is in use by another drive or virtual machine: only read-only drives can share one";
+    for (first, second) in [("", ""), (",ro", ""), ("", ",ro")] {
+        let command = run(&format!("--disk {path}{first} --disk {other}{second}"));
+        refuses(command, &["cannot attach drive 1", &other, text]);
+    }
+}
+
+#[test]
 fn a_tap_must_be_one() {
     in_own_network(|| {
         for (net, text) in [

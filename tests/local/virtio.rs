@@ -89,6 +89,16 @@ fn a_drive_flushes() {
 }
 
 #[test]
+fn a_drive_has_commas_in_its_path() {
+    let path = disk("drive,with,,commas", 0xa5);
+    let guest = file("/guests/disk.elf");
+    let mut guest = Guest::start(&format!("{guest} --disk {},id=a,,b", path.replace(',', ",,")));
+    guest.expect(&format!("disk [a,b]\nok disk {SECTORS} sectors\n"));
+    guest.ends_with(0);
+    assert!(fs::read(&path).unwrap() == written(0xa5));
+}
+
+#[test]
 fn a_read_only_drive_is_left_alone() {
     for engine in ["sync", "async"] {
         let path = disk(&format!("drive-ro-{engine}"), 0);

@@ -1,4 +1,5 @@
-//! A thing with options, as people write them: `THING,FLAG,NAME=VALUE`.
+//! A thing with options, as people write them: `THING,FLAG,NAME=VALUE`. A comma that is part of the thing or of a value is
+//! written twice.
 
 use devices::limiter::Bucket;
 
@@ -64,17 +65,16 @@ pub(super) struct Options {
 
 impl Options {
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let mut parts = text.split(',');
+        let mut parts = split(text).into_iter();
         let first = parts
             .next()
             .filter(|first| !first.is_empty())
-            .ok_or(Error::Nothing)?
-            .to_owned();
+            .ok_or(Error::Nothing)?;
         let mut rest: Vec<(String, Option<String>)> = Vec::new();
         for part in parts {
             let (name, value) = match part.split_once('=') {
                 Some((name, value)) => (name, Some(value.to_owned())),
-                None => (part, None),
+                None => (part.as_str(), None),
             };
             if rest.iter().any(|(known, _)| known == name) {
                 return Err(Error::Twice(name.to_owned()));
@@ -151,6 +151,47 @@ impl Options {
                 None => Error::NoValue(name),
             }),
             Some((name, _)) => Err(Error::Unknown { name, known }),
+        }
+    }
+}
+
+/// The parts of `text` between single commas, with a comma for each pair of them.
+fn split(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match (letter, parts.last_mut()) {
+            (',', _) if letters.peek() != Some(&',') => parts.push(String::new()),
+            (letter, Some(part)) => {
+                part.push(letter);
+                if letter == ',' {
+                    letters.next();
+                }
+            }
+            (_, None) => {}
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split;
+
+    #[test]
+    fn two_commas_are_one_that_separates_nothing() {
+        for (text, parts) in [
+            ("", &[""][..]),
+            ("a", &["a"]),
+            ("a,b", &["a", "b"]),
+            ("a,,b", &["a,b"]),
+            ("a,,,b", &["a,", "b"]),
+            ("a,,,,b", &["a,,b"]),
+            (",", &["", ""]),
+            (",,", &[","]),
+            ("a,b,", &["a", "b", ""]),
+        ] {
+            assert_eq!(split(text), parts, "{text}");
         }
     }
 }

@@ -2,15 +2,17 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::backend::Backend;
+use super::config::{CacheType, Config, IoEngine};
 use super::file::{self, Disk};
-use super::queue::{Active, Backend};
+use super::metrics::{Meter, Metrics};
+use super::queue::Active;
 use super::{space, uring};
 use crate::clock::Clock;
 use crate::limiter::{Bucket, Limiter};
@@ -44,74 +46,14 @@ pub enum Error {
     },
 }
 
-/// What becomes of what the guest has written, when it wants to be sure of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum CacheType {
-    /// The driver is not told that it can flush, so that it does not.
-    #[default]
-    Unsafe,
-    /// The driver can flush. When it does not want to, every write goes through to the medium.
-    Writeback,
-}
-
-/// How requests are done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum IoEngine {
-    /// One after the other, by whoever notifies.
-    #[default]
-    Sync,
-    /// By io_uring.
-    Async,
-}
-
-/// What a [`Block`] is made from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Name of the drive. The guest can read the first 20 bytes of it.
-    pub id: String,
-    /// The file or block device behind it.
-    pub path: PathBuf,
-    /// Whether the guest may only read it.
-    pub read_only: bool,
-    /// Whether the driver can flush.
-    pub cache: CacheType,
-    /// How requests are done.
-    pub engine: IoEngine,
-    /// Bytes that may be read and written.
-    pub bandwidth: Option<Bucket>,
-    /// Requests that may be done.
-    pub operations: Option<Bucket>,
-}
-
-/// What a device has done since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Metrics {
-    /// Reads done.
-    pub reads: u64,
-    /// Writes done.
-    pub writes: u64,
-    /// Bytes read by reads that were done.
-    pub read_bytes: u64,
-    /// Bytes written by writes that were done.
-    pub written_bytes: u64,
-    /// Flushes done.
-    pub flushes: u64,
-    /// Discard and write-zeroes requests done.
-    pub discards: u64,
-    /// Requests of any kind that did not end well.
-    pub errors: u64,
-    /// Times that a request had to wait for the limiter.
-    pub throttled: u64,
-    /// Times that the driver's queue was malformed, which stopped it.
-    pub malformed: u64,
-}
-
 /// A virtio block device.
 ///
 /// What its limiter or io_uring puts off goes on by its [sources](VirtioDevice::sources).
 pub struct Block {
     backend: Backend,
     flush: bool,
+    /// Bytes of the disk as the driver has been told, as far as there is one.
+    told: u64,
     active: Option<Active>,
 }
 
@@ -123,7 +65,7 @@ impl Block {
     /// # Errors
     /// Any of this module.
     pub fn open(config: &Config, clock: Box<dyn Clock>) -> Result<Self, Error> {
-        let disk = Disk::open(&config.path, config.read_only).map_err(|source| Error::Disk {
+        let disk = Disk::open(&config.path, config.terms()).map_err(|source| Error::Disk {
             id: config.id.clone(),
             source,
         })?;
@@ -143,6 +85,7 @@ impl Block {
         let length = name.len().min(id.len());
         id[..length].copy_from_slice(&name[..length]);
         Ok(Self {
+            told: disk.size(),
             backend: Backend {
                 disk,
                 id,
@@ -150,7 +93,8 @@ impl Block {
                 limiter: Limiter::new(config.bandwidth, config.operations)?,
                 clock,
                 wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
-                metrics: Metrics::default(),
+                meter: Meter::default(),
+                ring: None,
             },
             flush: config.cache == CacheType::Writeback,
             active: None,
@@ -169,24 +113,30 @@ impl Block {
 
     /// What the device has done.
     pub fn metrics(&self) -> Metrics {
-        self.backend.metrics
+        self.backend.meter.metrics
     }
 
-    /// Goes on with the file at `path`, which may be the same one with another size, and tells the driver. It must be
-    /// usable as the first one was; requests in flight are waited for.
+    /// Goes on with the file at `path`, which may be the same one with another size, or, without a path, with the size that
+    /// the file has now, and tells the driver. The file must be usable as the first one was, and is locked like it;
+    /// requests in flight are waited for.
     ///
     /// # Errors
     /// What is wrong with the file; the device goes on with the one it had.
-    pub fn update(&mut self, path: &Path) -> Result<(), file::Error> {
+    pub fn update(&mut self, path: Option<&Path>) -> Result<(), file::Error> {
         self.drain();
-        self.backend.disk.renew(path)?;
-        if let Some(active) = &self.active {
-            active.signal().configuration_changed();
+        if self.in_flight() > 0 {
+            // What the kernel has begun with one file would go on with the other.
+            return Err(file::Error::Busy);
         }
+        match path {
+            Some(path) => self.backend.disk.renew(path)?,
+            None => self.backend.disk.measure()?,
+        }
+        self.announce();
         Ok(())
     }
 
-    /// Replaces buckets of the limiter, as [`Limiter::update`].
+    /// Replaces buckets of the limiter, as [`Limiter::update`]; who waits for it asks again.
     pub fn update_limiter(&mut self, bandwidth: Option<Bucket>, operations: Option<Bucket>) {
         self.backend.limiter.update(bandwidth, operations);
     }
@@ -200,7 +150,31 @@ impl Block {
 
     /// Requests that io_uring has not done yet.
     pub(super) fn in_flight(&self) -> usize {
-        self.active.as_ref().map_or(0, Active::in_flight)
+        self.backend.in_flight()
+    }
+
+    /// The descriptor of the ring, if there is one.
+    #[cfg(test)]
+    pub(super) fn ring_descriptor(&self) -> Option<std::os::fd::RawFd> {
+        self.backend.ring.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Bytes of the disk as the driver has been told.
+    pub(super) fn told(&self) -> u64 {
+        self.told
+    }
+
+    /// As [`told`](Self::told), of a driver that comes with a snapshot.
+    pub(super) fn set_told(&mut self, size: u64) {
+        self.told = size;
+    }
+
+    /// Tells the driver that the configuration space has changed.
+    fn announce(&mut self) {
+        self.told = self.backend.disk.size();
+        if let Some(active) = &self.active {
+            active.signal().configuration_changed();
+        }
     }
 
     pub(super) fn limiter(&self) -> &Limiter {
@@ -251,10 +225,13 @@ impl VirtioDevice for Block {
         // Section 5.2.6.2: with FLUSH offered and not accepted, a write that is done is stable.
         let through = self.flush && activation.features & space::FLUSH == 0;
         self.active = Active::new(activation, through);
+        self.told = self.backend.disk.size();
+        // What was made available while nobody took it, before a snapshot for example, comes with no notification.
+        self.backend.wake_up();
     }
 
     fn reset(&mut self) {
-        // Waits for what is in flight.
+        self.backend.settle();
         self.active = None;
         self.backend.limiter.resume();
         self.backend.quiet();
@@ -285,7 +262,13 @@ impl VirtioDevice for Block {
     fn ready(&mut self, token: u32) {
         match token {
             TIMER => self.backend.limiter.resume(),
-            WAKE => self.backend.quiet(),
+            WAKE => {
+                self.backend.quiet();
+                if self.told != self.backend.disk.size() {
+                    // After a restore: the disk of the snapshot had another size.
+                    self.announce();
+                }
+            }
             _ => return,
         }
         self.serve();

@@ -2,8 +2,11 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`device`] | [`Block`]: the device; [`Config`], what it is made from; [`Metrics`] |
+//! | `backend` | what a device has whether it is activated or not |
+//! | [`config`] | [`Config`]: what it is made from |
+//! | [`device`] | [`Block`]: the device |
 //! | [`mod@file`] | [`Disk`]: the file or block device behind it |
+//! | [`metrics`] | [`Metrics`]: what it has done, and how long it took |
 //! | `queue` | the queue at work |
 //! | `request` | what a chain asks for, checked |
 //! | `serve` | doing that on the calling thread |
@@ -17,8 +20,11 @@
 //! Threat model: everything in a chain is untrusted, and may change while it is looked at; header and segments are
 //! read once. The file may be shortened, filled or unplugged by others at any time.
 
+mod backend;
+pub mod config;
 pub mod device;
 pub mod file;
+pub mod metrics;
 mod queue;
 mod request;
 mod serve;
@@ -28,6 +34,8 @@ mod state;
 mod tests;
 mod uring;
 
-pub use device::{Block, CacheType, Config, IoEngine, Metrics};
-pub use file::Disk;
+pub use config::{CacheType, Config, IoEngine};
+pub use device::Block;
+pub use file::{Disk, Terms};
+pub use metrics::Metrics;
 pub use state::BlockState;

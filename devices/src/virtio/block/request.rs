@@ -14,6 +14,11 @@ pub(super) const HEADER: u64 = 16;
 /// Bytes of one segment of a discard or write-zeroes request: sector, number of sectors, flags.
 const SEGMENT: u64 = 16;
 
+/// What a discarded segment writes at most: a file system block of 4 KiB at each end.
+const ENDS: u64 = 8192;
+/// The bytes that are moved in the time in which a medium answers, about.
+const WAIT: u64 = 1 << 20;
+
 /// Why a chain is no request, so that not even a status can be given.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
@@ -115,12 +120,28 @@ impl Request {
         Ok(request.unwrap_or_else(Self::Refused))
     }
 
-    /// Bytes that the request moves between disk and guest.
+    /// Bytes for the bandwidth limiter: what the request moves between disk and guest; of write-zeroes what the zeros
+    /// would be, since they may have to be written; of a discard, which moves nothing, the parts of file system blocks at
+    /// both ends of each segment.
     pub(super) fn bytes(&self) -> u64 {
         match self {
             Self::Read(extent) | Self::Write(extent) => extent.length,
-            _ => 0,
+            Self::Zero { extents, .. } => extents.iter().map(|extent| extent.length).sum(),
+            Self::Discard(extents) => extents.iter().map(|extent| extent.length.min(ENDS)).sum(),
+            Self::Flush | Self::Id | Self::Refused(_) => 0,
         }
+    }
+
+    /// What the request is of the bytes that a turn may move, where each wait for the medium and each discarded segment
+    /// counts as [`WAIT`]. With `through`, writes wait.
+    pub(super) fn work(&self, through: bool) -> u64 {
+        let waits = match self {
+            Self::Flush => 1,
+            Self::Write(_) | Self::Zero { .. } => u64::from(through),
+            Self::Discard(extents) => extents.len() as u64,
+            Self::Read(_) | Self::Id | Self::Refused(_) => 0,
+        };
+        self.bytes() + waits * WAIT
     }
 }
 

@@ -11,11 +11,13 @@ use crate::limiter::LimiterState;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockState {
     limiter: LimiterState,
+    /// Bytes of the disk as the driver knows them.
+    size: u64,
 }
 
 impl Schema for BlockState {
     const NAME: &'static str = "virtio-block";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 }
 
 impl Persist for Block {
@@ -26,6 +28,7 @@ impl Persist for Block {
         match self.in_flight() {
             0 => Ok(BlockState {
                 limiter: self.limiter().save()?,
+                size: self.told(),
             }),
             count => Err(Error::Invalid {
                 component: BlockState::NAME,
@@ -34,8 +37,11 @@ impl Persist for Block {
         }
     }
 
-    /// A request that was put off is still in the queue, and is looked at with the next notification.
+    /// A request that was put off is still in the queue, which is looked at by the event loop; there, the driver is also told
+    /// when its disk has another size now.
     fn restore(&mut self, state: BlockState) -> Result<(), Error> {
-        self.limiter_mut().restore(state.limiter)
+        self.limiter_mut().restore(state.limiter)?;
+        self.set_told(state.size);
+        Ok(())
     }
 }

@@ -3,13 +3,13 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use super::{Scratch, config};
+use super::{Scratch, config, terms};
 use crate::testing::ManualClock;
-use crate::virtio::block::file::Error;
+use crate::virtio::block::file::{Error, opening};
 use crate::virtio::block::{Block, Disk, IoEngine};
 
 fn refusal(path: &Path, read_only: bool) -> String {
-    Disk::open(path, read_only).unwrap_err().to_string()
+    Disk::open(path, terms(read_only)).unwrap_err().to_string()
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn a_file_that_is_no_disk_says_why() {
     }
     fs::remove_dir(scratch.path()).unwrap();
     symlink(scratch.path(), scratch.path()).unwrap();
-    let error = Disk::open(scratch.path(), true).unwrap_err();
+    let error = Disk::open(scratch.path(), terms(true)).unwrap_err();
     assert!(error.to_string().contains("cannot open the disk"));
     assert!(error.source().unwrap().to_string().contains("symbolic link"));
 }
@@ -50,23 +50,46 @@ fn a_file_that_may_not_be_opened_says_why() {
     fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o400)).unwrap();
     // SAFETY: nothing is passed.
     if unsafe { libc::geteuid() } == 0 {
-        // Nothing is forbidden to root, so that only the words can be looked at.
-        let error = crate::virtio::block::file::opening(
-            scratch.path(),
-            false,
-            std::io::Error::from_raw_os_error(libc::EACCES),
-        );
-        assert!(error.to_string().contains("reading and writing"));
+        // Nothing is forbidden to root. The words are looked at by the next test.
         return;
     }
     assert!(refusal(scratch.path(), false).contains("may not be opened for reading and writing"));
-    assert!(Disk::open(scratch.path(), true).is_ok());
+    assert!(Disk::open(scratch.path(), terms(true)).is_ok());
+}
+
+#[test]
+fn nobody_is_advised_to_do_what_was_done() {
+    let said = |read_only, code| {
+        let source = std::io::Error::from_raw_os_error(code);
+        opening(Path::new("/disk"), read_only, source).to_string()
+    };
+    for code in [libc::EACCES, libc::EPERM, libc::EROFS] {
+        assert!(said(false, code).contains("make the drive read-only"), "{code}");
+        assert!(!said(true, code).contains("make the drive read-only"), "{code}");
+    }
+    assert!(said(true, libc::EACCES).contains("may not be opened for reading: give"));
+}
+
+#[test]
+fn a_disk_is_one_by_whatever_name() {
+    let scratch = Scratch::new(512);
+    let (hard, soft) = (Scratch::empty(), Scratch::empty());
+    for other in [&hard, &soft] {
+        fs::remove_file(other.path()).unwrap();
+    }
+    fs::hard_link(scratch.path(), hard.path()).unwrap();
+    symlink(scratch.path(), soft.path()).unwrap();
+    let _writer = Disk::open(scratch.path(), terms(false)).unwrap();
+    for other in [&hard, &soft] {
+        assert!(refusal(other.path(), true).contains("is in use"));
+        assert!(refusal(other.path(), false).contains("is in use"));
+    }
 }
 
 #[test]
 fn a_disk_has_one_writer_or_many_readers() {
     let scratch = Scratch::new(512);
-    let open = |read_only| Disk::open(scratch.path(), read_only);
+    let open = |read_only| Disk::open(scratch.path(), terms(read_only));
     {
         let _writer = open(false).unwrap();
         for read_only in [false, true] {

@@ -3,8 +3,13 @@
 
 mod faults;
 mod file;
+mod hole;
 mod lifetime;
+mod limits;
+mod metrics;
 mod requests;
+mod snapshot;
+mod update;
 mod uring;
 
 use std::fs::File;
@@ -16,11 +21,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::uring::probe;
-use super::{Block, CacheType, Config, Disk, IoEngine};
+use super::{Block, CacheType, Config, Disk, IoEngine, Terms};
+use crate::limiter::Bucket;
 use crate::testing::ManualClock;
 use crate::virtio::device::{Activation, VirtioDevice};
 use crate::virtio::signal::Signal;
 use crate::virtio::testing::{CountingInterrupt, FakeDriver, Piece, Used};
+
+/// Long enough that it does not come about during a test.
+const HOURS: u64 = 100 * 3_600_000;
 
 const ENGINES: [IoEngine; 2] = [IoEngine::Sync, IoEngine::Async];
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
@@ -98,6 +107,7 @@ fn config(path: &Path, engine: IoEngine) -> Config {
         id: "a drive with a long name".to_owned(),
         path: path.to_owned(),
         read_only: false,
+        allow_empty: false,
         cache: CacheType::Writeback,
         engine,
         bandwidth: None,
@@ -132,9 +142,11 @@ impl Bench {
     fn pretending(path: &str, size: u64, engine: IoEngine) -> Self {
         let disk = Disk {
             file: File::options().read(true).write(true).open(path).unwrap(),
+            path: PathBuf::from(path),
             size,
-            read_only: false,
+            terms: Terms::default(),
             block_device: false,
+            block: 1,
             in_memory: false,
         };
         let clock = ManualClock::default();
@@ -159,7 +171,13 @@ impl Bench {
         bench
     }
 
+    /// Activates the device and lets the event loop look at its queue.
     fn activate(&mut self, features: u64) {
+        self.start(features);
+        self.turn(0);
+    }
+
+    fn start(&mut self, features: u64) {
         let activation = self.driver.activation(features, self.line.clone());
         self.signal = Arc::clone(&activation.signal);
         self.block.activate(Activation { ..activation });
@@ -297,6 +315,23 @@ impl Bench {
             &[Piece::readable(address, u32::try_from(data.len()).unwrap())],
         )
         .0
+    }
+}
+
+/// A bucket of `size` that takes `refill_time_ms` to fill.
+fn bucket(size: u64, refill_time_ms: u64) -> Option<Bucket> {
+    Some(Bucket {
+        size,
+        refill_time_ms,
+        one_time_burst: 0,
+    })
+}
+
+/// On which terms most disks are opened.
+fn terms(read_only: bool) -> Terms {
+    Terms {
+        read_only,
+        allow_empty: false,
     }
 }
 

@@ -1,6 +1,11 @@
+use std::os::fd::AsRawFd;
+
 use libc::iovec;
 
+use super::{Bench, FLUSH, IN, IOERR, NONE, OK, Piece, SECTORS, Scratch, probe};
+use crate::virtio::block::IoEngine;
 use crate::virtio::block::uring::skip;
+use crate::virtio::device::VirtioDevice;
 
 /// Pieces of `lengths`, each at a thousand times its number, where nothing is ever touched.
 fn pieces(lengths: &[usize]) -> Vec<iovec> {
@@ -31,4 +36,57 @@ fn what_was_moved_in_part_goes_on_where_it_stopped() {
             .collect();
         assert_eq!(left, expected, "after {count} bytes");
     }
+}
+
+/// io_uring that takes no requests any more: something else is at its descriptor.
+fn break_ring(bench: &Bench) {
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let ring = bench.block.ring_descriptor().unwrap();
+    // SAFETY: the call takes no pointer.
+    let result = unsafe { libc::dup2(null.as_raw_fd(), ring) };
+    assert_eq!(result, ring);
+}
+
+#[test]
+fn io_uring_that_fails_for_good_is_given_up() {
+    if probe().is_err() {
+        return;
+    }
+    let scratch = Scratch::new(SECTORS * 512);
+    let mut bench = Bench::on(&scratch, IoEngine::Async);
+    assert_eq!(bench.one(FLUSH, 0, &[]).0, OK);
+    assert_eq!(bench.block.engine(), IoEngine::Async);
+    break_ring(&bench);
+    let address = bench.place(&[NONE; 512]);
+    let statuses = [
+        bench.add(FLUSH, 0, &[]).1,
+        bench.add(IN, 0, &[Piece::writable(address, 512)]).1,
+        bench.add(FLUSH, 0, &[]).1,
+    ];
+    assert_eq!(bench.run(3).len(), 3);
+    assert_eq!(statuses.map(|status| bench.status(status)), [IOERR, OK, IOERR]);
+    assert_eq!(bench.block.engine(), IoEngine::Sync);
+    assert_eq!((bench.block.metrics().errors, bench.block.in_flight()), (2, 0));
+    assert!(bench.is_idle(), "it would be tried for ever");
+    assert_eq!(bench.one(FLUSH, 0, &[]).0, OK);
+    bench.reset();
+    bench.activate(bench.block.features());
+    assert_eq!(bench.one(FLUSH, 0, &[]).0, OK);
+}
+
+#[test]
+fn a_ring_outlives_a_reset() {
+    if probe().is_err() {
+        return;
+    }
+    let scratch = Scratch::new(SECTORS * 512);
+    let mut bench = Bench::on(&scratch, IoEngine::Async);
+    assert_eq!(bench.one(FLUSH, 0, &[]).0, OK);
+    let ring = bench.block.ring_descriptor();
+    assert!(ring.is_some());
+    bench.reset();
+    assert_eq!(bench.block.ring_descriptor(), ring);
+    bench.activate(bench.block.features());
+    assert_eq!(bench.one(FLUSH, 0, &[]).0, OK);
+    assert_eq!(bench.block.ring_descriptor(), ring);
 }
