@@ -36,33 +36,6 @@ impl DriveConfig {
     }
 }
 
-/// Two drives have this name.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("two drives have the id {0:?}: change the id of one")]
-pub struct SameId(pub String);
-
-impl DriveConfig {
-    /// Names the drives that have no name `drive0`, `drive1` and so on by their place.
-    ///
-    /// # Errors
-    /// `SameId` when two have one name then. Drives before the second are named all the same.
-    pub fn name_all(drives: &mut [Self]) -> Result<(), SameId> {
-        for index in 0..drives.len() {
-            let (before, rest) = drives.split_at_mut(index);
-            let Some(Self(config)) = rest.first_mut() else {
-                continue;
-            };
-            if config.id.is_empty() {
-                config.id = format!("drive{index}");
-            }
-            if before.iter().any(|Self(other)| other.id == config.id) {
-                return Err(SameId(config.id.clone()));
-            }
-        }
-        Ok(())
-    }
-}
-
 impl FromStr for DriveConfig {
     type Err = Error;
 
@@ -100,29 +73,11 @@ mod tests {
     use devices::limiter::Bucket;
     use devices::virtio::block::{CacheType, IoEngine};
 
-    use super::{DriveConfig, SameId};
-
-    #[test]
-    fn drives_have_names_of_their_own() {
-        let named = |texts: &[&str]| {
-            let mut drives: Vec<DriveConfig> = texts.iter().map(|text| text.parse().unwrap()).collect();
-            DriveConfig::name_all(&mut drives)
-                .map(|()| drives.into_iter().map(|drive| drive.0.id).collect::<Vec<_>>())
-        };
-        assert_eq!(named(&[]), Ok(vec![]));
-        assert_eq!(
-            named(&["x", "x,id=a", "x"]),
-            Ok(["drive0", "a", "drive2"].map(str::to_owned).into())
-        );
-        assert_eq!(named(&["x,id=a", "x", "x,id=a"]), Err(SameId("a".into())));
-        // Also when only one of them was given it.
-        assert_eq!(named(&["x,id=drive1", "x"]), Err(SameId("drive1".into())));
-        assert_eq!(named(&["x", "x,id=drive0"]), Err(SameId("drive0".into())));
-    }
+    use super::DriveConfig;
 
     #[test]
     fn a_path_may_have_commas() {
-        let DriveConfig(config) = "/a,,b,ro,id=c,,d".parse().unwrap();
+        let config = "/a,,b,ro,id=c,,d".parse::<DriveConfig>().unwrap().disk;
         assert_eq!(
             (config.path.to_str(), config.read_only, config.id.as_str()),
             (Some("/a,b"), true, "c,d")

@@ -324,6 +324,35 @@ mod tests {
     }
 
     #[test]
+    fn devices_have_names_of_their_own() {
+        let named = |drives: &[&str], nets: &[&str]| {
+            let config = VmConfig {
+                drives: drives.iter().map(|text| text.parse().unwrap()).collect(),
+                nets: nets.iter().map(|text| text.parse().unwrap()).collect(),
+                ..config()
+            };
+            let config = config.check(&HOST).map_err(|error| error.to_string())?.config;
+            let drives = config.drives.into_iter().map(|drive| drive.disk.id);
+            Ok(drives
+                .chain(config.nets.into_iter().map(|net| net.id))
+                .collect::<Vec<_>>()
+                .join(" "))
+        };
+        let ok = |names: &str| Ok::<_, String>(names.to_owned());
+        assert_eq!(
+            named(&["x", "x,id=a", "x"], &["user,id=b", "user"]),
+            ok("drive0 a drive2 b net1")
+        );
+        let refused =
+            |kind: &str, id: &str| Err(format!("two {kind} are called \"{id}\": change the id of one"));
+        assert_eq!(named(&["x,id=drive1", "x"], &[]), refused("drives", "drive1"));
+        assert_eq!(
+            named(&[], &["user,id=a", "fd:5,id=a"]),
+            refused("network interfaces", "a")
+        );
+    }
+
+    #[test]
     fn the_host_has_memory() {
         assert!(Host::this().memory > 1 << 24);
     }

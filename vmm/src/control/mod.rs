@@ -192,7 +192,7 @@ impl Control {
     }
 
     /// Has the drive `id` go on with the file at `path`, if one is given, and replaces the buckets that are given of its
-    /// limiter.
+    /// limiter. When nothing is given, its file is asked for its size again.
     ///
     /// # Errors
     /// [`Error::BeforeStart`], [`Error::Unknown`] and [`Error::Drive`].
@@ -203,7 +203,9 @@ impl Control {
             return Err(unknown("drive", id, drives.iter().map(|drive| drive.id.as_str())));
         };
         let changed = drives[index].with(|block| {
-            path.map_or(Ok(()), |path| block.update(path))?;
+            if path.is_some() || limits == Limits::default() {
+                block.update(path)?;
+            }
             block.update_limiter(limits.bandwidth, limits.operations);
             Ok(())
         });
