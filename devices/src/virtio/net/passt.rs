@@ -23,7 +23,7 @@ pub enum Error {
     /// It is there, but did not start.
     #[error("cannot start passt")]
     Start(#[source] io::Error),
-    /// There is no pair of sockets to talk to it, or no pipe to hear from it.
+    /// There is no pair of sockets to talk to it, or to hear from it.
     #[error("cannot make the sockets for passt")]
     Pair(#[source] io::Error),
     /// The socket is of no use.
@@ -81,7 +81,7 @@ impl Passt {
         // but for the one in the child.
         let theirs = OwnedFd::from(theirs).try_clone().map_err(Error::Pair)?;
         let descriptor = theirs.as_raw_fd();
-        let (last_words, says) = LastWords::pipe().map_err(Error::Pair)?;
+        let (last_words, says) = LastWords::pair().map_err(Error::Pair)?;
         let mut command = Command::new(program);
         command
             .args(["--foreground", "--quiet", "--fd", &descriptor.to_string()])

@@ -1,8 +1,8 @@
 //! What a process says on its standard error, kept for when it ends.
 
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use crate::sync::lock;
@@ -14,46 +14,39 @@ const LINE: usize = 200;
 /// What passt says in any case.
 const NOTICES: [&str; 2] = ["Don't run as root", "Failed to send"];
 
-/// The reading end of a pipe that is a process's standard error. Clones tell the same.
+/// The reading end of what is a process's standard error. Clones tell the same.
 ///
-/// Nobody reads before the process ends. It does not wait for that: what has no room in the pipe is lost, which never is
+/// Nobody reads before the process ends. It does not wait for that: what has no room is lost, which never is
 /// what came first.
 #[derive(Clone, Debug)]
 pub(super) struct LastWords(Arc<Mutex<Words>>);
 
 #[derive(Debug)]
 struct Words {
-    pipe: File,
+    socket: UnixStream,
     text: Vec<u8>,
 }
 
 impl LastWords {
-    /// A pipe, and its end for the process.
-    pub(super) fn pipe() -> io::Result<(Self, OwnedFd)> {
-        let mut ends = [-1; 2];
-        // SAFETY: the call writes two descriptors, for which there is room.
-        let result = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) };
-        if result < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel has just made it for this call.
-        let ours = unsafe { OwnedFd::from_raw_fd(ends[0]) };
-        // SAFETY: the kernel has just made it for this call.
-        let theirs = unsafe { OwnedFd::from_raw_fd(ends[1]) };
+    /// A pair of sockets, which std can make not to block as it cannot a pipe; the other is for the process.
+    pub(super) fn pair() -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        theirs.set_nonblocking(true)?;
         let words = Words {
-            pipe: ours.into(),
+            socket: ours,
             text: Vec::new(),
         };
-        Ok((Self(Arc::new(Mutex::new(words))), theirs))
+        Ok((Self(Arc::new(Mutex::new(words))), theirs.into()))
     }
 
     /// The first line that says something, of what was said up to now.
     pub(super) fn first_line(&self) -> Option<String> {
         let mut words = lock(&self.0);
-        let Words { pipe, text } = &mut *words;
+        let Words { socket, text } = &mut *words;
         let mut part = [0; MOST];
         while text.len() < MOST {
-            match pipe.read(&mut part[text.len()..]) {
+            match socket.read(&mut part[text.len()..]) {
                 Ok(count) if count > 0 => {
                     let start = text.len();
                     text.extend(&part[start..start + count]);
@@ -83,7 +76,7 @@ mod tests {
 
     #[test]
     fn the_first_line_that_says_something_is_told_to_all() {
-        let (words, theirs) = LastWords::pipe().unwrap();
+        let (words, theirs) = LastWords::pair().unwrap();
         assert_eq!(words.first_line(), None);
         let mut theirs = File::from(theirs);
         let said = "Don't run as root. Changing to nobody...\n\n \x1b[31mno such option\nusage\n";
@@ -96,7 +89,7 @@ mod tests {
 
     #[test]
     fn who_says_too_much_is_neither_stopped_nor_kept() {
-        let (words, theirs) = LastWords::pipe().unwrap();
+        let (words, theirs) = LastWords::pair().unwrap();
         let mut theirs = File::from(theirs);
         let full = loop {
             if let Err(error) = theirs.write(&[b'x'; 1000]) {
