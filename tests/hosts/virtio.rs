@@ -95,6 +95,7 @@ fn killed(engine: &str) {
 
 /// Echoes are answered, and what goes through the interface arrives as it was sent, each way.
 fn packets(options: &str) {
+    run("tunctl", &["-t", "tap0"]);
     let mut guest = start(&format!("{options} --net tap:tap0,mac=02:00:00:00:77:02"));
     run("ip", &["address", "add", &format!("{ADDRESS}/24"), "dev", "tap0"]);
     run("ip", &["link", "set", "tap0", "up"]);
@@ -117,6 +118,7 @@ fn packets(options: &str) {
 
     guest.type_line("poweroff -f");
     guest.ends_with(0);
+    run("tunctl", &["-d", "tap0"]);
 }
 
 /// As many devices as there can be are all found, in their order, and each has an interrupt that arrives.
@@ -129,10 +131,12 @@ fn announced(options: &str, arguments: &str) {
         fs::write(format!("/tmp/{name}"), sector).unwrap();
         drives.push_str(&format!("--disk /tmp/{name},id={name} "));
     }
+    run("tunctl", &["-t", "tap0"]);
     let mut guest = start(&format!("{drives} --net tap:tap0 {options}"));
     let found = task(&mut guest, "devices");
     guest.type_line("poweroff -f");
     guest.ends_with(0);
+    run("tunctl", &["-d", "tap0"]);
     for name in &names {
         fs::remove_file(format!("/tmp/{name}")).unwrap();
     }

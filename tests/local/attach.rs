@@ -120,7 +120,16 @@ fn a_disk_is_one_by_whatever_name() {
 #[test]
 fn a_tap_must_be_one() {
     in_own_network(|| {
+        output_of("ip tuntap add several mode tap multi_queue");
         for (net, text) in [
+            (
+                "tap:none",
+                "there is no interface none; make it with `ip tuntap add none mode tap user $USER`",
+            ),
+            (
+                "tap:several",
+                "the interface several is for several queues, and a guest has one; make it anew with `ip tuntap del",
+            ),
             (
                 "tap:lo",
                 "lo is not a tap interface; make one with `ip tuntap add",
@@ -157,6 +166,7 @@ fn a_descriptor_of_something_else_is_no_tap() {
 #[test]
 fn a_tap_has_one_user() {
     in_own_network(|| {
+        output_of("ip tuntap add tap0 mode tap");
         let text = "another process uses the interface tap0; end it, or make another one";
         refuses(
             run("--net tap:tap0 --net tap:tap0"),
@@ -183,7 +193,7 @@ fn a_tap_takes_rights() {
             ),
             (
                 "tap:none",
-                "there is no interface none, and it takes a privilege to make one; make it with `ip tuntap add none",
+                "there is no interface none; make it with `ip tuntap add none",
             ),
         ] {
             let mut command = run(&format!("--net {net}"));

@@ -34,7 +34,8 @@ impl fmt::Display for MacAddress {
 /// The host's side of a network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetBackend {
-    /// A tap device by name.
+    /// A tap device that is there, by name. With an empty name, which only an API can give, the kernel makes one and names
+    /// it.
     Tap(String),
     /// A tap device that this process was started with, as a descriptor.
     Descriptor(RawFd),

@@ -21,7 +21,7 @@ use snapshot::GuestMemory;
 use vmm_sys_util::eventfd::EventFd;
 
 use devices::virtio::block::Block;
-use devices::virtio::net::{Net, Passt};
+use devices::virtio::net::{Net, Passt, passt};
 
 use crate::arch::{self, Buses, Native, Platform, SharedSource, Window, Wiring};
 use crate::boot::{self, Image, Initrd, Loaded, Protocol};
@@ -68,6 +68,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The program that was to serve the network has ended.
+    #[error("cannot give the guest a network")]
+    Passt(#[source] passt::Error),
     /// The image cannot be loaded.
     #[error(transparent)]
     Image(boot::image::Error),
@@ -91,7 +94,7 @@ pub struct Machine {
     windows: Vec<Window>,
     drives: Vec<Handle<Block>>,
     interfaces: Vec<Handle<Net>>,
-    _passts: Vec<Passt>,
+    passts: Vec<Passt>,
     serial: Arc<Mutex<Serial>>,
     platform: Arc<Native>,
     ports: Arc<Bus>,
@@ -160,7 +163,7 @@ impl Machine {
             windows: virtio.windows,
             drives: virtio.drives,
             interfaces: virtio.interfaces,
-            _passts: virtio.passts,
+            passts: virtio.passts,
             serial,
             platform: Arc::new(platform),
             ports: Arc::new(buses.ports.build()),
@@ -176,7 +179,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`Error::Image`], [`Error::Initrd`], [`Error::CommandLine`] or [`Error::Platform`].
-    pub fn boot(self, image: &Image, initrd: Option<&Initrd>) -> Result<Self, Error> {
+    pub fn boot(mut self, image: &Image, initrd: Option<&Initrd>) -> Result<Self, Error> {
         let timeline = self.timeline.clone();
         let measure = Measure(&timeline);
         let config = self.spec.config();
@@ -192,6 +195,9 @@ impl Machine {
                 Native::write_entry(&self.memory, &loaded, &cmdline, &self.spec, &self.windows)
             })
             .map_err(Error::Platform)?;
+        for passt in &mut self.passts {
+            passt.check().map_err(Error::Passt)?;
+        }
         let mut entry = Some(entry);
         for vcpu in &self.vcpus {
             vcpu.start(self.start(entry.take()));

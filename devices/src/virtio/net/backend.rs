@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::RawFd;
 
+use super::HEADER;
 use super::buffers::Buffers;
 use crate::virtio::chain::Pieces;
 
@@ -25,6 +26,17 @@ pub enum Sent {
     Partly,
 }
 
+/// Whether there is a network behind a back end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// There is.
+    Up,
+    /// There is none for now. The descriptor becomes writable when there is one again, which [`Backend::flush`] notes.
+    Down,
+    /// There is none any more.
+    Lost,
+}
+
 /// The host's side of a network device. No method blocks.
 ///
 /// A packet is a `struct virtio_net_hdr_v1` and a frame, in both directions. What its header may ask for is what
@@ -42,26 +54,31 @@ pub trait Backend: Send {
     /// The kernel's answer.
     fn use_features(&mut self, features: u64) -> io::Result<()>;
 
-    /// Sends one packet, at most [`LONGEST_PACKET`](super::LONGEST_PACKET) bytes, straight from guest memory.
+    /// Sends one packet, at most [`LONGEST_PACKET`](super::LONGEST_PACKET) bytes: `header`, and what of `packet` is behind
+    /// its own, straight from guest memory. The driver may have changed its own header since it was checked.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] when nothing of it was taken and it can be sent later; with any other error it
     /// cannot.
-    fn send(&mut self, packet: &Pieces<'_>) -> io::Result<Sent>;
+    fn send(&mut self, header: &[u8; HEADER], packet: &Pieces<'_>) -> io::Result<Sent>;
 
-    /// Sends what waits since [`Sent::Partly`], if anything.
+    /// Sends what waits since [`Sent::Partly`], if anything, and looks whether a link that is down is up again.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] when something still waits. With any other error nothing does any more.
+    /// [`io::ErrorKind::WouldBlock`] when something waits until the descriptor is writable. With any other error nothing
+    /// waits, or it goes out before the next packet.
     fn flush(&mut self) -> io::Result<()>;
 
     /// Receives one packet into `buffers`, and into `spare`, of [`LONGEST_PACKET`](super::LONGEST_PACKET) bytes, what has
     /// no room there. The field `num_buffers` of its header is left alone.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] when there is none.
+    /// [`io::ErrorKind::WouldBlock`] when there is none. After any other error there may be more of them.
     fn receive(&mut self, buffers: &Buffers<'_>, spare: &mut [u8]) -> io::Result<Received>;
 
     /// Whether there is a network behind it: the link status of the device.
-    fn is_connected(&self) -> bool;
+    fn link(&self) -> Link;
+
+    /// What it is, in a few words for a person, such as `tap tap0`.
+    fn describe(&self) -> String;
 }

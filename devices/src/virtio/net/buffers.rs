@@ -15,6 +15,8 @@ const LIMITS: Limits = Limits {
     ..Limits::WIDEST
 };
 
+/// Offset of the field `flags` in the header.
+const FLAGS: u64 = 0;
 /// Offset of the field `num_buffers` in the header.
 const NUM_BUFFERS: u64 = 10;
 
@@ -115,6 +117,27 @@ impl<'m> Buffers<'m> {
             rest = after;
         }
         Ok(())
+    }
+
+    /// The fields `flags` and `gso_type` of the packet that is in the buffers. The driver can change them at any time, and
+    /// only itself is fooled by that.
+    pub(super) fn start(&self) -> Result<[u8; 2], Error> {
+        let mut start = [0; 2];
+        if let Some(first) = self.chains.front() {
+            first
+                .writable
+                .read_exact(FLAGS, &mut start)
+                .map_err(Error::Chain)?;
+        }
+        Ok(start)
+    }
+
+    /// Sets the field `flags` of the packet that is in the buffers.
+    pub(super) fn set_flags(&self, flags: u8) -> Result<(), Error> {
+        let first = self.chains.front();
+        first.map_or(Ok(()), |first| {
+            first.writable.write_all(FLAGS, &[flags]).map_err(Error::Chain)
+        })
     }
 
     /// Gives the buffers with the packet of `length` bytes that is in them to the driver.

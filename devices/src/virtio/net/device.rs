@@ -11,7 +11,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::backend::Backend;
+use super::backend::{Backend, Link};
 use super::error::Error;
 use super::features::{BASE, MTU, OFFLOADS, STATUS};
 use super::metrics::Metrics;
@@ -19,6 +19,7 @@ use super::rx::Receiver;
 use super::turn::{Ended, Turn};
 use super::tx::Transmitter;
 use super::writable::Writable;
+use super::{ETHERNET, LONGEST_FRAME};
 use crate::clock::Clock;
 use crate::limiter::Limiter;
 use crate::virtio::split::Split;
@@ -61,6 +62,8 @@ pub struct Setup {
 /// What the device has between activation and reset.
 struct Active {
     features: u64,
+    /// Bytes of the longest frame for the driver that is not to be cut up.
+    longest: usize,
     rings: [Split; 2],
     memory: GuestMemory,
     signal: Arc<Signal>,
@@ -73,8 +76,13 @@ pub struct Net {
     transmitter: Transmitter,
     writable: Writable,
     again: EventFd,
+    /// The transmit queue waits for the back end to be writable.
+    stalled: bool,
     /// Link status as the driver knows it.
     link: bool,
+    /// The log has been told of the driver's faults, or of the back end's at a reset; once is enough, as the driver may
+    /// do it again without end.
+    complained: bool,
     metrics: Metrics,
     active: Option<Active>,
 }
@@ -86,7 +94,9 @@ impl Net {
     /// The kernel's answer when it has no more descriptors.
     pub fn new(setup: Setup) -> io::Result<Self> {
         Ok(Self {
-            link: setup.backend.is_connected(),
+            stalled: false,
+            link: setup.backend.link() == Link::Up,
+            complained: false,
             setup,
             receiver: Receiver::new(),
             transmitter: Transmitter::default(),
@@ -100,6 +110,16 @@ impl Net {
     /// What has passed and what was dropped.
     pub fn metrics(&self) -> Metrics {
         self.metrics
+    }
+
+    /// Link status: whether there is a network behind it.
+    pub fn link(&self) -> bool {
+        self.link
+    }
+
+    /// What its back end is, in a few words for a person: `tap tap0`, `stream /run/net.socket`, `passt`.
+    pub fn describe(&self) -> String {
+        self.setup.backend.describe()
     }
 
     /// Limits what goes to the guest.
@@ -144,7 +164,7 @@ impl Net {
     }
 
     fn serve_transmit(&mut self) {
-        if !self.setup.transmit_limiter.is_throttled() && !self.writable.is_watching() {
+        if !self.setup.transmit_limiter.is_throttled() && !self.stalled {
             self.serve(TRANSMIT);
         }
     }
@@ -163,6 +183,7 @@ impl Net {
         };
         let mut turn = Turn {
             features: active.features,
+            longest: active.longest,
             memory: &active.memory,
             ring,
             backend: self.setup.backend.as_mut(),
@@ -190,19 +211,29 @@ impl Net {
         match ended {
             Ended::Idle | Ended::Throttled => {}
             Ended::Exhausted => self.wake(),
-            Ended::Full => self.watch_writable(),
+            Ended::Full => self.stall(),
         }
         self.look_at_link();
     }
 
+    fn stall(&mut self) {
+        self.stalled = true;
+        self.watch_writable();
+    }
+
     fn watch_writable(&mut self) {
         if let Err(error) = self.writable.watch(self.setup.backend.descriptor()) {
-            warn!("net: cannot wait for the back end, so that the guest sends no more: {error}");
+            let name = self.setup.backend.describe();
+            warn!("net: cannot wait for {name}, so that the guest sends no more: {error}");
         }
     }
 
     fn look_at_link(&mut self) {
-        let link = self.setup.backend.is_connected();
+        let link = self.setup.backend.link();
+        if link == Link::Down && !self.writable.is_watching() {
+            self.watch_writable();
+        }
+        let link = link == Link::Up;
         if std::mem::replace(&mut self.link, link) == link {
             return;
         }
@@ -218,6 +249,9 @@ impl Net {
     /// The driver has broken a rule.
     fn stop(&mut self, error: &Error) {
         let Some(active) = &self.active else { return };
+        if std::mem::replace(&mut self.complained, true) {
+            return active.signal.needs_reset();
+        }
         let cause = std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"));
         warn!("net: stopped until the guest resets it: {error}{cause}");
         active.signal.needs_reset();
@@ -225,8 +259,9 @@ impl Net {
 
     fn flush(&mut self) {
         self.writable.take();
+        self.stalled = false;
         match self.setup.backend.flush() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.watch_writable(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.stall(),
             Ok(()) | Err(_) => self.serve_transmit(),
         }
         self.look_at_link();
@@ -272,19 +307,26 @@ impl VirtioDevice for Net {
             warn!("net: activated without both queues");
             return activation.signal.needs_reset();
         };
-        if let Err(error) = self.setup.backend.use_features(activation.features) {
-            warn!(
-                "net: the back end does not take the features {:#x}: {error}",
-                activation.features
-            );
-            return activation.signal.needs_reset();
-        }
-        self.active = Some(Active {
-            features: activation.features,
+        let features = activation.features;
+        let longest = match self.setup.mtu {
+            Some(mtu) if features & MTU != 0 => ETHERNET + usize::from(mtu),
+            _ => LONGEST_FRAME,
+        };
+        // Also when it cannot be served: the transport asks where its queues are.
+        let active = self.active.insert(Active {
+            features,
+            longest,
             rings: [Split::new(receive), Split::new(transmit)],
             memory: activation.memory,
             signal: activation.signal,
         });
+        if let Err(error) = self.setup.backend.use_features(features) {
+            if !std::mem::replace(&mut self.complained, true) {
+                let name = self.setup.backend.describe();
+                warn!("net: {name} does not take the features {features:#x}: {error}");
+            }
+            return active.signal.needs_reset();
+        }
         // What has come while nobody took it makes no source ready again, and a driver need not kick.
         self.receiver.set_readable();
         self.wake();
@@ -294,8 +336,11 @@ impl VirtioDevice for Net {
         self.active = None;
         self.receiver.hold(&[]);
         self.transmitter = Transmitter::default();
-        if let Err(error) = self.setup.backend.use_features(0) {
-            warn!("net: the back end does not go back to no features: {error}");
+        let cleared = self.setup.backend.use_features(0);
+        if let Some(error) = cleared.err().filter(|_| !self.complained) {
+            self.complained = true;
+            let name = self.setup.backend.describe();
+            warn!("net: {name} does not go back to no features: {error}");
         }
     }
 

@@ -48,23 +48,72 @@ pub(super) const OFFLOADS: u64 =
 /// With any of these the driver gets packets longer than the MTU.
 pub(super) const GUEST_LARGE: u64 = GUEST_TSO4 | GUEST_TSO6 | GUEST_UFO | GUEST_USO4 | GUEST_USO6;
 
-/// Whether a driver that has accepted `features` may send a packet with this header. Section 5.1.6.2.1.
+/// Flag of a header: the checksum is to be computed.
+const NEEDS_CSUM: u8 = 1;
+/// Flag of a header: the checksum has been verified.
+const DATA_VALID: u8 = 2;
+const _: () = assert!(NEEDS_CSUM as u32 == net::VIRTIO_NET_HDR_F_NEEDS_CSUM);
+const _: () = assert!(DATA_VALID as u32 == net::VIRTIO_NET_HDR_F_DATA_VALID);
+/// Type of a packet that is not to be cut up.
+const WHOLE: u8 = 0;
+const _: () = assert!(WHOLE as u32 == net::VIRTIO_NET_HDR_GSO_NONE);
+
+/// The header for a frame of `length` bytes that a driver has sent with `header`; none if it may not, having accepted
+/// `features`. Section 5.1.6.2.1.
 ///
-/// Flags other than NEEDS_CSUM are the device's to set, and ignored.
-pub(super) fn header_agrees(header: &[u8; HEADER], features: u64) -> bool {
+/// Flags other than NEEDS_CSUM are the device's to set, and ignored. Fields that mean nothing are zeros in the answer, and
+/// the length of the headers, which section 5.1.6.2.2 takes for a hint, is no longer than the frame: the kernel refuses
+/// packets for that.
+pub(super) fn sent_header(header: &[u8; HEADER], length: usize, features: u64) -> Option<[u8; HEADER]> {
     let [flags, kind, ..] = *header;
-    let checksum = match u32::from(flags) & net::VIRTIO_NET_HDR_F_NEEDS_CSUM {
-        0 => 0,
-        _ => CSUM,
-    };
-    let segmentation = match u32::from(kind) {
+    let checksum = flags & NEEDS_CSUM;
+    let needed = match u32::from(kind) {
         net::VIRTIO_NET_HDR_GSO_NONE => 0,
         net::VIRTIO_NET_HDR_GSO_TCPV4 => HOST_TSO4,
         net::VIRTIO_NET_HDR_GSO_TCPV6 => HOST_TSO6,
         net::VIRTIO_NET_HDR_GSO_UDP => HOST_UFO,
         net::VIRTIO_NET_HDR_GSO_UDP_L4 => HOST_USO,
-        _ => return false,
+        _ => return None,
+    } | if checksum == 0 { 0 } else { CSUM };
+    if features & needed != needed {
+        return None;
+    }
+    let mut clean = [0; HEADER];
+    clean[..2].copy_from_slice(&[checksum, kind]);
+    if kind != WHOLE {
+        let hint = usize::from(u16::from_le_bytes([header[2], header[3]])).min(length);
+        clean[2..4].copy_from_slice(&u16::try_from(hint).unwrap_or(u16::MAX).to_le_bytes());
+        clean[4..6].copy_from_slice(&header[4..6]);
+    }
+    if checksum != 0 {
+        clean[6..10].copy_from_slice(&header[6..10]);
+    }
+    Some(clean)
+}
+
+/// The flags for a packet that starts with the `flags` and the type `kind`, for a driver that has accepted `features`; none
+/// if it must not get the packet. Section 5.1.6.4.1.
+///
+/// Such packets are those that waited in the back end while another driver, or the same one in another life, had accepted
+/// more.
+pub(super) fn received_flags([flags, kind]: [u8; 2], features: u64) -> Option<u8> {
+    let needed = match u32::from(kind) {
+        net::VIRTIO_NET_HDR_GSO_NONE => 0,
+        net::VIRTIO_NET_HDR_GSO_TCPV4 => GUEST_TSO4,
+        net::VIRTIO_NET_HDR_GSO_TCPV6 => GUEST_TSO6,
+        net::VIRTIO_NET_HDR_GSO_UDP => GUEST_UFO,
+        // It does not say of which protocol.
+        net::VIRTIO_NET_HDR_GSO_UDP_L4 => GUEST_USO4 | GUEST_USO6,
+        _ => return None,
+    } | if flags & NEEDS_CSUM == 0 { 0 } else { GUEST_CSUM };
+    let known = match features & GUEST_CSUM {
+        0 => 0,
+        _ => NEEDS_CSUM | DATA_VALID,
     };
-    let needed = checksum | segmentation;
-    features & needed == needed
+    (features & needed == needed).then_some(flags & known)
+}
+
+/// Whether a packet of the type `kind` is not to be cut up.
+pub(super) fn is_whole([_, kind]: [u8; 2]) -> bool {
+    kind == WHOLE
 }

@@ -9,8 +9,8 @@ pub struct Counters {
     pub packets: u64,
     /// Bytes of their frames.
     pub bytes: u64,
-    /// Packets dropped for what they are: too long, too short, more than the driver's buffers hold, or with a header
-    /// that asks for what was not negotiated.
+    /// Packets dropped for what they are: too long, too short, more than the driver's buffers hold, longer than the MTU
+    /// that was negotiated, or with a header that asks for what was not.
     pub drops: u64,
     /// Packets that the back end failed to send or to receive.
     pub errors: u64,

@@ -2,7 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`backend`] | [`Backend`]: where frames go to and come from; [`Received`], [`Sent`] |
+//! | [`backend`] | [`Backend`]: where frames go to and come from; [`Received`], [`Sent`], [`Link`] |
 //! | [`device`] | [`Net`]: the device; [`Setup`], what it is made from |
 //! | [`features`] | what is offered, and what a packet's header may ask for |
 //! | [`metrics`] | [`Metrics`]: what has passed and what was dropped |
@@ -36,9 +36,10 @@ pub mod tap;
 mod tests;
 mod turn;
 mod tx;
+mod words;
 mod writable;
 
-pub use backend::{Backend, Received, Sent};
+pub use backend::{Backend, Link, Received, Sent};
 pub use buffers::Buffers;
 pub use device::{Net, Setup};
 pub use metrics::{Counters, Metrics};
@@ -49,8 +50,10 @@ pub use tap::Tap;
 
 /// Bytes of `struct virtio_net_hdr_v1`, which is before every packet of a driver that has accepted VERSION_1.
 pub const HEADER: usize = 12;
+/// Bytes of a frame that are no part of the MTU: an Ethernet header and one VLAN tag.
+const ETHERNET: usize = 14 + 4;
 /// The longest frame in bytes: 64 KiB, an Ethernet header and one VLAN tag.
-pub const LONGEST_FRAME: usize = 65_536 + 14 + 4;
+pub const LONGEST_FRAME: usize = 65_536 + ETHERNET;
 /// The longest packet in bytes: a frame with its header.
 pub const LONGEST_PACKET: usize = HEADER + LONGEST_FRAME;
 /// The shortest frame in bytes: an Ethernet header.

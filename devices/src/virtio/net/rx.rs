@@ -2,10 +2,10 @@
 
 use std::io;
 
-use super::backend::Received;
+use super::backend::{Link, Received};
 use super::buffers::Buffers;
 use super::error::Error;
-use super::features::{GUEST_LARGE, MRG_RXBUF};
+use super::features::{GUEST_LARGE, MRG_RXBUF, is_whole, received_flags};
 use super::turn::{Ended, MOST_PACKETS, Turn};
 use super::{HEADER, LONGEST_PACKET};
 
@@ -15,6 +15,10 @@ const USUAL_PACKET: u64 = 1530;
 
 /// After a packet longer than [`USUAL_PACKET`], so many more are expected to be.
 const LARGE_RUN: u32 = 64;
+
+/// After so many failures in a row the back end is left alone until it has something new: a failure that lasts would
+/// otherwise keep the event loop.
+const MOST_FAILURES: u32 = 16;
 
 /// The receiving half of the device.
 pub(super) struct Receiver {
@@ -27,6 +31,8 @@ pub(super) struct Receiver {
     /// Packets for which there should be room for the longest one. The list of pieces for that, seventeen of a page,
     /// costs as much as a small packet does; without it, a large one takes a copy.
     large: u32,
+    /// Failures of the back end since it last had a packet, or none.
+    failures: u32,
 }
 
 impl Receiver {
@@ -37,6 +43,7 @@ impl Receiver {
             spare: vec![0; LONGEST_PACKET],
             held: 0,
             large: 0,
+            failures: 0,
         }
     }
 
@@ -103,24 +110,31 @@ impl Receiver {
         }
         let length = match turn.backend.receive(buffers, &mut self.spare) {
             Ok(Received::Spare(length)) => {
+                self.failures = 0;
                 self.held = length;
                 return self.deliver(turn, buffers);
             }
             Ok(Received::Direct(length)) => length,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
-            Err(error) => {
-                self.readable = false;
-                turn.counters.errors += u64::from(error.kind() != io::ErrorKind::WouldBlock);
-                return Ok(Some(Ended::Idle));
-            }
+            Err(error) => return Ok(self.fail(turn, &error)),
         };
+        self.failures = 0;
         self.large = match length as u64 > USUAL_PACKET {
             true => LARGE_RUN,
             false => self.large.saturating_sub(1),
         };
         let fits = length >= HEADER && length as u64 <= buffers.len();
-        if fits && turn.permits(length - HEADER) {
-            return Self::hand_over(turn, buffers, length);
+        if fits {
+            let start = buffers.start()?;
+            let Some(flags) = flags(turn, start, length) else {
+                turn.counters.drops += 1;
+                return Ok(None);
+            };
+            if flags != start[0] {
+                buffers.set_flags(flags)?;
+            }
+            if turn.permits(length - HEADER) {
+                return Self::hand_over(turn, buffers, length);
+            }
         }
         let filled = usize::try_from(buffers.len()).unwrap_or(usize::MAX).min(length);
         buffers.copy_to(&mut self.spare[..filled])?;
@@ -131,6 +145,24 @@ impl Receiver {
         }
     }
 
+    /// The back end has no packet, or fails; a failure need not be the last word on the packets behind.
+    fn fail(&mut self, turn: &mut Turn<'_>, error: &io::Error) -> Option<Ended> {
+        match error.kind() {
+            io::ErrorKind::Interrupted => return None,
+            io::ErrorKind::WouldBlock => self.failures = 0,
+            _ => {
+                turn.counters.errors += 1;
+                self.failures += 1;
+                if turn.backend.link() == Link::Up && self.failures < MOST_FAILURES {
+                    return None;
+                }
+                self.failures = 0;
+            }
+        }
+        self.readable = false;
+        Some(Ended::Idle)
+    }
+
     /// Hands over the packet that waits, if it may and can be; drops it if it never can.
     fn deliver<'m>(
         &mut self,
@@ -138,8 +170,16 @@ impl Receiver {
         buffers: &mut Buffers<'m>,
     ) -> Result<Option<Ended>, Error> {
         let length = self.held;
-        if length as u64 > buffers.len() || length < HEADER {
-            let hopeless = turn.features & MRG_RXBUF == 0 || buffers.are_all(turn.ring) || length < HEADER;
+        let start = [self.spare[0], self.spare[1]];
+        let flags = (length >= HEADER).then(|| flags(turn, start, length)).flatten();
+        let Some(flags) = flags else {
+            self.held = 0;
+            turn.counters.drops += 1;
+            return Ok(None);
+        };
+        self.spare[0] = flags;
+        if length as u64 > buffers.len() {
+            let hopeless = turn.features & MRG_RXBUF == 0 || buffers.are_all(turn.ring);
             if hopeless {
                 self.held = 0;
                 turn.counters.drops += 1;
@@ -165,6 +205,13 @@ impl Receiver {
         turn.passed(length - HEADER);
         Ok(None)
     }
+}
+
+/// The flags for the driver of a packet of `length` bytes that starts with `start`; none if the driver must not get it.
+/// Section 5.1.4.1 has it that one that knows the MTU gets nothing longer that is not to be cut up.
+fn flags(turn: &Turn<'_>, start: [u8; 2], length: usize) -> Option<u8> {
+    let too_long = length > HEADER + turn.longest && is_whole(start);
+    received_flags(start, turn.features).filter(|_| !too_long)
 }
 
 /// Waits for the driver, unless buffers have come meanwhile.

@@ -9,8 +9,9 @@ use std::ptr;
 
 use log::warn;
 
-use super::backend::{Backend, Received, Sent};
+use super::backend::{Backend, Link, Received, Sent};
 use super::buffers::Buffers;
+use super::words::LastWords;
 use super::{HEADER, LONGEST_FRAME};
 use crate::virtio::chain::Pieces;
 
@@ -39,8 +40,16 @@ pub enum Error {
 }
 
 /// The connection to the process that is the network.
+///
+/// The link is up until the other end closes it, or sends what is no frame: a length of 0 or of more than
+/// [`LONGEST_FRAME`]. Then it is down for good, and the part of a frame that came last is dropped. A kernel that is short of
+/// memory costs packets, and not the connection.
 pub struct Stream {
     socket: UnixStream,
+    /// What it is, for a person.
+    name: String,
+    /// What the other end says of its own accord, first of all why it ends.
+    last_words: Option<LastWords>,
     /// Received bytes are at `start..end`.
     inbox: Vec<u8>,
     start: usize,
@@ -49,7 +58,7 @@ pub struct Stream {
     outbox: Vec<u8>,
     /// How much of `outbox` the socket has taken.
     flushed: usize,
-    connected: bool,
+    link: Link,
 }
 
 impl Stream {
@@ -62,7 +71,8 @@ impl Stream {
             path: path.to_owned(),
             source,
         })?;
-        Self::new(socket)
+        let name = format!("stream {}", path.display());
+        Self::named(socket, name, None)
     }
 
     /// Takes a connected socket.
@@ -70,15 +80,26 @@ impl Stream {
     /// # Errors
     /// [`Error::Nonblocking`].
     pub fn new(socket: UnixStream) -> Result<Self, Error> {
+        Self::named(socket, "stream".to_owned(), None)
+    }
+
+    /// As [`new`](Self::new), by the name of `name`, and with what the other end says besides.
+    pub(super) fn named(
+        socket: UnixStream,
+        name: String,
+        last_words: Option<LastWords>,
+    ) -> Result<Self, Error> {
         socket.set_nonblocking(true).map_err(Error::Nonblocking)?;
         Ok(Self {
             socket,
+            name,
+            last_words,
             inbox: vec![0; ROOM],
             start: 0,
             end: 0,
             outbox: Vec::new(),
             flushed: 0,
-            connected: true,
+            link: Link::Up,
         })
     }
 
@@ -110,7 +131,7 @@ impl Stream {
                 self.start = 0;
             }
             match self.socket.read(&mut self.inbox[self.end..])? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                0 => return Err(ended(self.end)),
                 count => self.end += count,
             }
         }
@@ -134,18 +155,17 @@ impl Stream {
     }
 
     /// Notes what `result` says about the connection.
-    fn checked<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
-        if let Err(error) = &result {
-            let passing = matches!(
-                error.kind(),
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-            );
-            if !passing && self.connected {
-                warn!("net: the link is down, as the connection to the network is lost: {error}");
-                self.connected = false;
-                self.outbox.clear();
-                self.flushed = 0;
-            }
+    pub(super) fn checked<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &result
+            && self.link == Link::Up
+            && !is_passing(error)
+        {
+            let words = self.last_words.as_ref().and_then(LastWords::first_line);
+            let words = words.map_or_else(String::new, |words| format!("; it says: {words}"));
+            warn!("net: the link of {} is down: {error}{words}", self.name);
+            self.link = Link::Lost;
+            self.outbox.clear();
+            self.flushed = 0;
         }
         result
     }
@@ -173,7 +193,10 @@ impl Stream {
     fn flush_outbox(&mut self) -> io::Result<()> {
         while self.flushed < self.outbox.len() {
             let mut parts = [part(&self.outbox[self.flushed..])];
-            self.flushed += self.write(&mut parts)?;
+            match self.write(&mut parts) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => self.flushed += result?,
+            }
         }
         self.outbox.clear();
         self.flushed = 0;
@@ -194,8 +217,9 @@ impl Backend for Stream {
         Ok(())
     }
 
-    fn send(&mut self, packet: &Pieces<'_>) -> io::Result<Sent> {
-        if !self.connected {
+    /// There are no offloads, so that there is nothing in the header.
+    fn send(&mut self, _header: &[u8; HEADER], packet: &Pieces<'_>) -> io::Result<Sent> {
+        if self.link != Link::Up {
             return Err(io::ErrorKind::NotConnected.into());
         }
         self.flush()?;
@@ -209,7 +233,7 @@ impl Backend for Stream {
     }
 
     fn receive(&mut self, _buffers: &Buffers<'_>, spare: &mut [u8]) -> io::Result<Received> {
-        if !self.connected {
+        if self.link != Link::Up {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let read = self.read_frame();
@@ -225,9 +249,31 @@ impl Backend for Stream {
         Ok(Received::Spare(HEADER + length))
     }
 
-    fn is_connected(&self) -> bool {
-        self.connected
+    fn link(&self) -> Link {
+        self.link
     }
+
+    fn describe(&self) -> String {
+        self.name.clone()
+    }
+}
+
+/// The other end has closed the connection, after so many bytes of a frame that is not complete.
+fn ended(bytes: usize) -> io::Error {
+    let text = match bytes {
+        0 => "the other end has closed the connection".to_owned(),
+        _ => format!("the other end has closed the connection after {bytes} bytes of a frame"),
+    };
+    io::Error::new(io::ErrorKind::UnexpectedEof, text)
+}
+
+/// Whether the connection is still there after `error`: it is not the moment, or the kernel is short of memory.
+pub(super) fn is_passing(error: &io::Error) -> bool {
+    let waits = matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    );
+    waits || matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM))
 }
 
 fn part(bytes: &[u8]) -> libc::iovec {

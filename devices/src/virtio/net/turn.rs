@@ -17,6 +17,8 @@ pub(super) const MOST_PACKETS: usize = 512;
 pub(super) struct Turn<'a> {
     /// Features that the driver has accepted.
     pub(super) features: u64,
+    /// Bytes of the longest frame for the driver that is not to be cut up.
+    pub(super) longest: usize,
     pub(super) memory: &'a GuestMemory,
     pub(super) ring: &'a mut Split,
     pub(super) backend: &'a mut dyn Backend,

@@ -4,12 +4,12 @@ use std::io;
 
 use super::backend::Sent;
 use super::error::Error;
-use super::features::header_agrees;
+use super::features::sent_header;
 use super::turn::{Ended, MOST_PACKETS, Turn};
 use super::{HEADER, LONGEST_PACKET, SHORTEST_FRAME};
 use crate::virtio::chain::{Chain, Limits, MOST_PIECES, Pieces};
 
-/// One entry of what `sendmsg` takes is left for what a back end puts before the frame.
+/// One entry of what `writev` and `sendmsg` take is left for what a back end puts before the frame.
 const LIMITS: Limits = Limits {
     pieces: MOST_PIECES - 1,
     ..Limits::WIDEST
@@ -73,15 +73,16 @@ impl Transmitter {
         }
         let mut header = [0; HEADER];
         packet.read_exact(0, &mut header).map_err(Error::Chain)?;
-        if !header_agrees(&header, turn.features) {
+        // This copy is all that counts from here on: the driver may change its own at any time.
+        let Some(header) = sent_header(&header, length - HEADER, turn.features) else {
             turn.counters.drops += 1;
             return Ok(Fate::Done);
-        }
+        };
         if !self.permitted && !turn.permits(length - HEADER) {
             return Ok(Fate::Kept(Ended::Throttled));
         }
         self.permitted = false;
-        match retried(|| turn.backend.send(packet)) {
+        match retried(|| turn.backend.send(&header, packet)) {
             Ok(sent) => {
                 turn.passed(length - HEADER);
                 Ok(match sent {

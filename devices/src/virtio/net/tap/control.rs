@@ -13,7 +13,7 @@ pub(super) const DEVICE: &str = "/dev/net/tun";
 
 /// What a tap must be attached with, of `TUNSETIFF`'s flags: 16 bits, of which the highest is not used here.
 const FLAGS: i16 = 0x0002 | 0x1000 | 0x4000;
-/// Also there when the interface was made for several queues, of which one is attached.
+/// With which interfaces for several queues are attached.
 const MULTI_QUEUE: i16 = 0x0100;
 const _: () = assert!(FLAGS as i32 == libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR);
 const _: () = assert!(MULTI_QUEUE as i32 == libc::IFF_MULTI_QUEUE);
@@ -55,21 +55,44 @@ pub(super) fn check_name(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Attaches `file` to the interface `name`, and returns the name that it has.
-pub(super) fn attach(file: &File, name: &str) -> Result<String, Error> {
+/// An interface that is attached.
+pub(super) struct Interface {
+    pub(super) name: String,
+    /// Index in this network namespace, if it is there.
+    pub(super) index: Option<u32>,
+}
+
+/// Attaches `file` to the interface `name`, which must be there, or to a new one when `name` is empty.
+pub(super) fn attach(file: &File, name: &str) -> Result<Interface, Error> {
+    // The kernel would make what is not there, for those who may, and nobody would have set it up.
+    let there = match name {
+        "" => None,
+        _ => Some(index_of(name).map_err(|source| Error::of_missing(name, source))?),
+    };
     let mut request = Request::new(name, FLAGS);
-    let mut attached = set_interface(file, &mut request);
-    if matches!(&attached, Err(error) if error.raw_os_error() == Some(libc::EINVAL)) {
-        // An interface made for several queues wants to be told so.
-        let mut again = Request::new(name, FLAGS | MULTI_QUEUE);
-        if set_interface(file, &mut again).is_ok() {
-            (request, attached) = (again, Ok(()));
-        }
+    if let Err(source) = set_interface(file, &mut request) {
+        let several = source.raw_os_error() == Some(libc::EINVAL) && has_several_queues(file, name);
+        return Err(match several {
+            true => Error::Queues {
+                name: name.to_owned(),
+                source,
+            },
+            false => Error::of_attaching(name, source),
+        });
     }
-    match attached {
-        Ok(()) => Ok(request.name()),
-        Err(source) => Err(Error::of_attaching(name, exists(name), source)),
+    let name = request.name();
+    let index = index_of(&name).ok();
+    // Deleted at this very moment, it was made anew, and goes again with `file`.
+    match there.is_some() && there != index {
+        true => Err(Error::of_missing(&name, io::ErrorKind::NotFound.into())),
+        false => Ok(Interface { name, index }),
     }
+}
+
+/// Whether the interface `name` was made for several queues, to which `file` may get attached if so.
+fn has_several_queues(file: &File, name: &str) -> bool {
+    let attached = set_interface(file, &mut Request::new(name, FLAGS | MULTI_QUEUE));
+    !matches!(attached, Err(error) if error.raw_os_error() == Some(libc::EINVAL))
 }
 
 /// The name of the interface that `file` is attached to.
@@ -137,13 +160,14 @@ fn set_interface(file: &File, request: &mut Request) -> io::Result<()> {
     answer(result)
 }
 
-/// Whether there is an interface `name`, of any kind.
-fn exists(name: &str) -> bool {
-    let Ok(name) = CString::new(name) else {
-        return false;
-    };
+/// The index of the interface `name`, of any kind.
+fn index_of(name: &str) -> io::Result<u32> {
+    let name = CString::new(name)?;
     // SAFETY: `name` is a string with its end, and outlives the call.
-    unsafe { libc::if_nametoindex(name.as_ptr()) != 0 }
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        index => Ok(index),
+    }
 }
 
 fn answer(result: i32) -> io::Result<()> {

@@ -19,11 +19,8 @@ pub enum Error {
     /// The device cannot be opened for another reason.
     #[error("cannot open {DEVICE}")]
     Device(#[source] io::Error),
-    /// There is no such interface, and the process may not make one.
-    #[error(
-        "there is no interface {name}, and it takes a privilege to make one; make it with \
-         `ip tuntap add {name} mode tap user $USER`"
-    )]
+    /// There is no such interface.
+    #[error("there is no interface {name}; make it with `ip tuntap add {name} mode tap user $USER`")]
     Missing {
         /// Name of the interface.
         name: String,
@@ -64,9 +61,13 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The kernel does not attach to the interface for another reason.
-    #[error("cannot attach to the interface {name:?}")]
-    Attach {
+    /// The interface was made for several queues: another process could have the others, and with them a part of the
+    /// packets.
+    #[error(
+        "the interface {name} is for several queues, and a guest has one; make it anew with \
+         `ip tuntap del {name} mode tap multi_queue; ip tuntap add {name} mode tap user $USER`"
+    )]
+    Queues {
         /// Name of the interface.
         name: String,
         /// The kernel's answer.
@@ -93,7 +94,7 @@ pub enum Error {
         flags: i16,
     },
     /// The interface cannot be set up.
-    #[error("cannot set up the interface {name}: {operation} failed")]
+    #[error("cannot set up the interface {name:?}: {operation} failed")]
     Configure {
         /// Name of the interface.
         name: String,
@@ -115,15 +116,32 @@ impl Error {
         }
     }
 
-    /// Why the interface `name`, which is there or is not, cannot be attached.
-    pub(super) fn of_attaching(name: &str, there: bool, source: io::Error) -> Self {
-        let name = name.to_owned();
-        match source.raw_os_error() {
-            Some(libc::EPERM) if there => Self::Denied { name, source },
-            Some(libc::EPERM) => Self::Missing { name, source },
-            Some(libc::EBUSY) => Self::Busy { name, source },
-            Some(libc::EINVAL) if there => Self::NotTap { name, source },
-            _ => Self::Attach { name, source },
+    /// Why there is no index of the interface `name`.
+    pub(super) fn of_missing(name: &str, source: io::Error) -> Self {
+        Self::Missing {
+            name: name.to_owned(),
+            source,
+        }
+    }
+
+    /// Why the interface `name`, which is there or was to be made, cannot be attached.
+    pub(super) fn of_attaching(name: &str, source: io::Error) -> Self {
+        let cause = source.raw_os_error();
+        let owned = name.to_owned();
+        match cause {
+            Some(libc::EPERM) if name.is_empty() => Self::Configure {
+                name: owned,
+                operation: "making it, which takes CAP_NET_ADMIN,",
+                source,
+            },
+            Some(libc::EPERM) => Self::Denied { name: owned, source },
+            Some(libc::EBUSY) => Self::Busy { name: owned, source },
+            Some(libc::EINVAL) => Self::NotTap { name: owned, source },
+            _ => Self::Configure {
+                name: owned,
+                operation: "TUNSETIFF",
+                source,
+            },
         }
     }
 }

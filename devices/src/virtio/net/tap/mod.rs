@@ -5,9 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use log::warn;
+use log::{info, warn};
 
-use super::backend::{Backend, Received, Sent};
+use super::backend::{Backend, Link, Received, Sent};
 use super::buffers::Buffers;
 use super::features::{
     CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_UFO, GUEST_USO4, GUEST_USO6, HOST_TSO4, HOST_TSO6,
@@ -15,6 +15,7 @@ use super::features::{
 };
 use super::{HEADER, LONGEST_PACKET};
 use crate::virtio::chain::Pieces;
+use control::Interface;
 
 mod control;
 mod error;
@@ -28,17 +29,20 @@ const ALWAYS: u64 =
 const SEGMENTED_UDP: u64 = GUEST_USO4 | GUEST_USO6 | HOST_USO;
 
 /// A tap interface, attached.
+///
+/// The link is down while the interface is, which a packet that is sent tells, and is lost when the interface is deleted.
 #[derive(Debug)]
 pub struct Tap {
     file: File,
     name: String,
+    index: Option<u32>,
     offloads: u64,
-    connected: bool,
+    link: Link,
 }
 
 impl Tap {
-    /// Attaches to the interface `name`, or makes it if there is none and the process may. The kernel finds a name when
-    /// `name` is empty.
+    /// Attaches to the interface `name` of this network namespace. With an empty name, a new interface is made, to which
+    /// the kernel gives a name, and which goes with this; that takes CAP_NET_ADMIN.
     ///
     /// # Errors
     /// All variants but [`Error::Descriptor`] and [`Error::Mode`].
@@ -50,8 +54,8 @@ impl Tap {
             .custom_flags(libc::O_NONBLOCK)
             .open(control::DEVICE)
             .map_err(Error::of_device)?;
-        let name = control::attach(&file, name)?;
-        Self::with(file, name)
+        let interface = control::attach(&file, name)?;
+        Self::with(file, interface)
     }
 
     /// Takes the descriptor of a tap that somebody else has attached, with `IFF_NO_PI` and `IFF_VNET_HDR`.
@@ -61,12 +65,13 @@ impl Tap {
     pub fn from_descriptor(descriptor: OwnedFd) -> Result<Self, Error> {
         let file = File::from(descriptor);
         let name = control::attached_name(&file)?;
+        let interface = Interface { name, index: None };
         control::set_nonblocking(&file).map_err(|source| Error::Configure {
-            name: name.clone(),
+            name: interface.name.clone(),
             operation: "O_NONBLOCK",
             source,
         })?;
-        Self::with(file, name)
+        Self::with(file, interface)
     }
 
     /// The name of the interface.
@@ -74,7 +79,13 @@ impl Tap {
         &self.name
     }
 
-    fn with(file: File, name: String) -> Result<Self, Error> {
+    /// The index of the interface in this network namespace; none for a tap that came as a descriptor, whose interface may
+    /// be in another one.
+    pub fn index(&self) -> Option<u32> {
+        self.index
+    }
+
+    fn with(file: File, Interface { name, index }: Interface) -> Result<Self, Error> {
         let failed = |operation| {
             let name = name.clone();
             move |source| Error::Configure {
@@ -94,8 +105,9 @@ impl Tap {
         Ok(Self {
             file,
             name,
+            index,
             offloads: ALWAYS | more,
-            connected: true,
+            link: Link::Up,
         })
     }
 }
@@ -110,22 +122,35 @@ impl Backend for Tap {
     }
 
     fn use_features(&mut self, features: u64) -> io::Result<()> {
-        control::set_offloads(&self.file, features)
-    }
-
-    fn send(&mut self, packet: &Pieces<'_>) -> io::Result<Sent> {
-        let mut parts = Vec::with_capacity(packet.count());
-        parts.extend(packet.iovec(0..packet.len()));
-        let count = i32::try_from(parts.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: `parts` describe guest memory, which lives as long as `packet`; the kernel only reads it.
-        let sent = unsafe { libc::writev(self.file.as_raw_fd(), parts.as_ptr(), count) };
-        match sent {
-            0.. => Ok(Sent::Whole),
-            _ => Err(io::Error::last_os_error()),
+        let set = control::set_offloads(&self.file, features);
+        match self.checked(set) {
+            // Without an interface there are no packets to take the features of.
+            Err(_) if self.link == Link::Lost => Ok(()),
+            result => result,
         }
     }
 
+    fn send(&mut self, header: &[u8; HEADER], packet: &Pieces<'_>) -> io::Result<Sent> {
+        let mut parts = Vec::with_capacity(packet.count() + 1);
+        parts.push(libc::iovec {
+            iov_base: header.as_ptr().cast_mut().cast(),
+            iov_len: header.len(),
+        });
+        parts.extend(packet.iovec(HEADER as u64..packet.len()));
+        let count = i32::try_from(parts.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: `parts` describe `header` and guest memory, which lives as long as `packet`; the kernel only reads them.
+        let sent = unsafe { libc::writev(self.file.as_raw_fd(), parts.as_ptr(), count) };
+        let sent = match sent {
+            0.. => Ok(Sent::Whole),
+            _ => Err(io::Error::last_os_error()),
+        };
+        self.checked(sent)
+    }
+
     fn flush(&mut self) -> io::Result<()> {
+        if self.link == Link::Down {
+            self.look_at_link();
+        }
         Ok(())
     }
 
@@ -145,31 +170,65 @@ impl Backend for Tap {
         // SAFETY: `parts` describe guest memory that the driver has given for this, which lives as long as `buffers`, and
         // `rest`, which is exclusively ours during the call.
         let received = unsafe { libc::readv(self.file.as_raw_fd(), parts.as_ptr(), count) };
-        usize::try_from(received)
-            .map(Received::Direct)
-            .map_err(|_| self.checked(io::Error::last_os_error()))
+        match usize::try_from(received) {
+            Ok(length) => {
+                // It may have waited here since before the interface went down.
+                self.flush()?;
+                Ok(Received::Direct(length))
+            }
+            Err(_) => self.checked(Err(io::Error::last_os_error())),
+        }
     }
 
-    fn is_connected(&self) -> bool {
-        self.connected
+    fn link(&self) -> Link {
+        self.link
+    }
+
+    fn describe(&self) -> String {
+        format!("tap {}", self.name)
     }
 }
 
 impl Tap {
-    /// Notes what the failure to receive says about the interface: it has been deleted, if it is not just empty.
-    fn checked(&mut self, error: io::Error) -> io::Error {
-        let passing = matches!(
-            error.kind(),
-            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-        );
-        if !passing && self.connected {
-            warn!(
-                "net: the link is down, as the interface {} is lost: {error}",
-                self.name
-            );
-            self.connected = false;
+    /// Notes what `result` says about the interface.
+    fn checked<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
+        match result.as_ref().err().and_then(io::Error::raw_os_error) {
+            // What the kernel says of a write to an interface that is there and not up.
+            Some(libc::EIO) => self.set_link(Link::Down),
+            Some(libc::EBADFD | libc::ENODEV) => self.set_link(Link::Lost),
+            _ => {}
         }
-        error
+        result
+    }
+
+    /// Looks whether the interface is up: only then does the kernel call it writable.
+    fn look_at_link(&mut self) {
+        let mut poll = libc::pollfd {
+            fd: self.file.as_raw_fd(),
+            events: libc::POLLOUT,
+            revents: 0,
+        };
+        // SAFETY: `poll` is one pollfd, valid and exclusively ours during the call, which does not wait.
+        unsafe { libc::poll(&raw mut poll, 1, 0) };
+        if poll.revents & libc::POLLERR != 0 {
+            self.set_link(Link::Lost);
+        } else if poll.revents & libc::POLLOUT != 0 {
+            self.set_link(Link::Up);
+        }
+    }
+
+    fn set_link(&mut self, link: Link) {
+        if std::mem::replace(&mut self.link, link) == link {
+            return;
+        }
+        let name = &self.name;
+        match link {
+            Link::Up => info!("net: the link is up, as the interface {name} is"),
+            Link::Down => warn!(
+                "net: the link is down, as the interface {name} is; bring it up with `ip link set {name} up`"
+            ),
+            Link::Lost => warn!("net: the link is down, as the interface {name} is deleted"),
+        }
     }
 }
 

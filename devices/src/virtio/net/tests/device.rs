@@ -6,7 +6,7 @@ use crate::sync::lock;
 use crate::testing::survives_a_snapshot;
 use crate::virtio::VirtioDevice;
 use crate::virtio::net::features::{BASE, CSUM, GUEST_CSUM, HOST_TSO4, MRG_RXBUF, MTU, STATUS};
-use crate::virtio::net::{LONGEST_PACKET, Net, NetState};
+use crate::virtio::net::{LONGEST_PACKET, Link, Net, NetState};
 use crate::virtio::signal::CONFIGURATION;
 
 fn fresh() -> Net {
@@ -46,7 +46,7 @@ fn a_lost_connection_is_a_link_that_goes_down() {
     for (features, interrupts) in [(STATUS, 1), (0, 0)] {
         let (mut rig, wire) = Rig::with_wire(features);
         rig.add_buffer(100);
-        lock(&wire).disconnected = true;
+        lock(&wire).link = Some(Link::Lost);
         rig.net.ready(READABLE);
         rig.net.ready(READABLE);
         let mut status = [0xff; 2];
@@ -175,4 +175,30 @@ fn a_state_that_cannot_be_is_refused() {
     assert!(fresh().restore(state(LONGEST_PACKET)).is_ok());
     let refused = fresh().restore(state(LONGEST_PACKET + 1)).unwrap_err();
     assert!(refused.to_string().contains("65567 bytes"), "{refused}");
+}
+
+#[test]
+fn a_back_end_that_takes_no_features_leaves_a_state_that_is_whole() {
+    let (mut rig, wire) = Rig::with_wire(0);
+    lock(&wire).refuses = true;
+    rig.restart();
+    assert!(rig.signal.is_broken());
+    assert_eq!(rig.net.queue_states().len(), 2);
+    rig.add_packet(&packet(1, 60));
+    rig.net.notify(1);
+    rig.net.ready(AGAIN);
+    assert!(rig.used(1).is_empty());
+    lock(&wire).refuses = false;
+    rig.restart();
+    rig.add_packet(&packet(1, 60));
+    rig.net.notify(1);
+    assert_eq!((rig.signal.is_broken(), rig.used(1).len()), (false, 1));
+}
+
+#[test]
+fn what_is_counted_goes_into_a_report() {
+    fn reported<T: serde::Serialize>(_report: T) {}
+    let net = fresh();
+    reported(net.metrics());
+    assert_eq!((net.describe().as_str(), net.link()), ("fake", true));
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use crate::sync::lock;
 use crate::virtio::chain::Pieces;
 use crate::virtio::net::features::{CSUM, GUEST_CSUM, HOST_TSO4};
-use crate::virtio::net::{Backend, Buffers, Received, Sent};
+use crate::virtio::net::{Backend, Buffers, HEADER, Link, Received, Sent};
 
 /// What the test sees and sets of the back end.
 #[derive(Default)]
@@ -22,9 +22,14 @@ pub(super) struct Wire {
     pub(super) sent: Vec<Vec<u8>>,
     /// What the next calls to send and receive answer.
     pub(super) failure: Option<io::ErrorKind>,
-    /// Bytes of room for packets that cannot be received.
+    /// So many receptions fail before the next packet.
+    pub(super) faults: u32,
+    /// What the device has told that the driver accepts.
     pub(super) features: u64,
-    pub(super) disconnected: bool,
+    /// Whether it does not take features.
+    pub(super) refuses: bool,
+    /// The link is down, or lost.
+    pub(super) link: Option<Link>,
 }
 
 /// Its descriptor is a socket that is always writable and never readable.
@@ -58,17 +63,22 @@ impl Backend for FakeBackend {
     }
 
     fn use_features(&mut self, features: u64) -> io::Result<()> {
-        lock(&self.wire).features = features;
+        let mut wire = lock(&self.wire);
+        if wire.refuses {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        wire.features = features;
         Ok(())
     }
 
-    fn send(&mut self, packet: &Pieces<'_>) -> io::Result<Sent> {
+    fn send(&mut self, header: &[u8; HEADER], packet: &Pieces<'_>) -> io::Result<Sent> {
         let mut wire = lock(&self.wire);
         if let Some(failure) = wire.failure {
             return Err(failure.into());
         }
         let mut bytes = vec![0; usize::try_from(packet.len()).unwrap()];
         packet.read_exact(0, &mut bytes).unwrap();
+        bytes[..HEADER].copy_from_slice(header);
         wire.sent.push(bytes);
         Ok(Sent::Whole)
     }
@@ -81,6 +91,10 @@ impl Backend for FakeBackend {
         let mut wire = lock(&self.wire);
         if let Some(failure) = wire.failure {
             return Err(failure.into());
+        }
+        if wire.faults > 0 {
+            wire.faults -= 1;
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         let packet = wire.inbound.pop_front().ok_or(io::ErrorKind::WouldBlock)?;
         if wire.by_spare {
@@ -96,7 +110,11 @@ impl Backend for FakeBackend {
         Ok(Received::Direct(packet.len()))
     }
 
-    fn is_connected(&self) -> bool {
-        !lock(&self.wire).disconnected
+    fn link(&self) -> Link {
+        lock(&self.wire).link.unwrap_or(Link::Up)
+    }
+
+    fn describe(&self) -> String {
+        "fake".to_owned()
     }
 }

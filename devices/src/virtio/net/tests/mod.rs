@@ -1,8 +1,12 @@
 //! The device with a driver that has no guest, on a back end that has no network.
 
+mod attach;
 mod device;
 mod fake;
 mod hostile;
+mod link;
+mod offloads;
+mod passt;
 mod receive;
 mod stream;
 mod tap;

@@ -1,6 +1,6 @@
 use std::io;
 
-use super::{ONE, READABLE, RECEIVE_TIMER, Rig, fake::FakeBackend, packet, received, setup, waiting};
+use super::{AGAIN, ONE, READABLE, RECEIVE_TIMER, Rig, fake::FakeBackend, packet, received, setup, waiting};
 use crate::limiter::{Bucket, Limiter};
 use crate::sync::lock;
 use crate::virtio::VirtioDevice;
@@ -220,10 +220,49 @@ fn a_failure_is_counted_and_ends_nothing() {
     let (mut rig, wire) = Rig::with_wire(0);
     rig.add_buffer(1000);
     lock(&wire).inbound.push_back(packet(1, 60));
+    lock(&wire).faults = 3;
+    rig.net.ready(READABLE);
+    assert_eq!(rig.used(0), [72], "there may be no other news of this packet");
+    assert_eq!(rig.net.metrics().receive.errors, 3);
+    assert!(rig.net.link());
+}
+
+#[test]
+fn a_failure_that_lasts_does_not_keep_the_event_loop() {
+    let (mut rig, wire) = Rig::with_wire(0);
+    rig.add_buffer(1000);
+    lock(&wire).inbound.push_back(packet(1, 60));
     lock(&wire).failure = Some(io::ErrorKind::PermissionDenied);
     rig.net.ready(READABLE);
-    assert_eq!(rig.net.metrics().receive.errors, 1);
+    assert_eq!(rig.net.metrics().receive.errors, 16);
+    assert!(!rig.serve(AGAIN));
     lock(&wire).failure = None;
     rig.net.ready(READABLE);
     assert_eq!(rig.used(0), [72]);
+}
+
+#[test]
+fn a_limit_that_is_raised_while_a_packet_waits_lets_it_pass() {
+    let (backend, wire) = FakeBackend::new();
+    let mut setup = setup(backend);
+    setup.receive_limiter = Limiter::new(Some(Bucket { size: 100, ..ONE }), None).unwrap();
+    let mut rig = Rig::new(setup, 0, [16, 16]);
+    for _ in 0..5 {
+        rig.add_buffer(1000);
+    }
+    let packets = (1..5).map(|seed| packet(seed, 60));
+    lock(&wire).inbound.extend(packets);
+    rig.net.ready(READABLE);
+    assert_eq!(rig.used(0), [72]);
+    // Still not enough for all, so that it is throttled once more, by the new limit.
+    let more = Bucket { size: 130, ..ONE };
+    rig.net.receive_limiter_mut().update(Some(more), None);
+    rig.await_source(RECEIVE_TIMER);
+    assert_eq!(rig.used(0), [72, 72]);
+    assert!(!rig.serve(RECEIVE_TIMER));
+    let none = Bucket::default();
+    rig.net.receive_limiter_mut().update(Some(none), None);
+    rig.await_source(RECEIVE_TIMER);
+    assert_eq!(rig.used(0), [72]);
+    assert!(!rig.serve(RECEIVE_TIMER));
 }

@@ -1,18 +1,21 @@
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::{AGAIN, READABLE, Rig, WRITABLE, packet, received, setup};
 use crate::virtio::VirtioDevice;
 use crate::virtio::net::features::{OFFLOADS, STATUS};
-use crate::virtio::net::passt::{Error as PasstError, Passt};
 use crate::virtio::net::stream::Error;
-use crate::virtio::net::{HEADER, LONGEST_FRAME, Stream};
+use crate::virtio::net::{Backend, HEADER, LONGEST_FRAME, Link, Stream};
 use crate::virtio::testing::Piece;
 
-fn rig(queue_size: u16) -> (Rig, UnixStream) {
+fn stream() -> (Stream, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let stream = Stream::new(ours).unwrap();
+    (Stream::new(ours).unwrap(), theirs)
+}
+
+fn rig(queue_size: u16) -> (Rig, UnixStream) {
+    let (stream, theirs) = stream();
     let rig = Rig::new(setup(Box::new(stream)), STATUS, [16, queue_size]);
     (rig, theirs)
 }
@@ -25,7 +28,7 @@ fn framed(packet: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn is_up(rig: &Rig) -> bool {
+pub(super) fn is_up(rig: &Rig) -> bool {
     let mut status = [0];
     rig.net.read_config(6, &mut status);
     status == [1]
@@ -149,46 +152,37 @@ fn nobody_listens() {
 }
 
 #[test]
-fn passt_is_not_installed() {
-    let error = Passt::start_program("/nowhere/passt", &[]).err().unwrap();
-    assert!(matches!(error, PasstError::Missing(_)));
-    assert!(error.to_string().contains("apt install passt"));
+fn half_a_frame_is_dropped_with_the_connection() {
+    for length in [1, 4, 5, 63] {
+        let (mut rig, mut theirs) = rig(16);
+        rig.add_buffer(1000);
+        rig.add_buffer(1000);
+        theirs.write_all(&framed(&packet(1, 60))).unwrap();
+        theirs.write_all(&framed(&packet(2, 60))[..length]).unwrap();
+        drop(theirs);
+        rig.net.ready(READABLE);
+        assert_eq!(rig.used(0), [72], "what came whole is the driver's");
+        assert!(!is_up(&rig));
+    }
 }
 
 #[test]
-fn passt_answers() {
-    let started = Passt::start(&[]);
-    let (passt, stream) = started.expect("this test takes passt: apt install passt");
-    let mut rig = Rig::new(setup(Box::new(stream)), STATUS, [16, 16]);
-    let buffer = rig.add_buffer(2000);
-    // An ARP request for some other address, as which passt always sees itself.
-    let mut request = vec![0; HEADER];
-    request.extend([0xff; 6]);
-    request.extend(super::MAC);
-    request.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
-    request.extend(super::MAC);
-    request.extend([0; 10]);
-    request.extend([192, 0, 2, 77]);
-    rig.add_packet(&request);
-    rig.net.notify(1);
-    // It may say other things first, about IPv6 for example.
-    let mut frame = Vec::new();
-    for _ in 0..10 {
-        rig.await_source(READABLE);
-        let used = rig.used(0);
-        assert!(is_up(&rig), "passt has ended");
-        if let Some(length) = used.first() {
-            frame = rig.driver.read(buffer, usize::try_from(*length).unwrap());
-            if frame[HEADER + 12..HEADER + 14] == [8, 6] {
-                break;
-            }
-            let piece = Piece::writable(buffer, 2000);
-            rig.driver.queues[0].add(&[piece]);
-        }
+fn a_kernel_short_of_memory_is_no_lost_connection() {
+    let (mut ours, mut theirs) = stream();
+    for code in [libc::ENOBUFS, libc::ENOMEM, libc::EINTR, libc::EAGAIN] {
+        let failed = ours.checked::<()>(Err(io::Error::from_raw_os_error(code)));
+        assert!(failed.is_err());
+        assert_eq!(ours.link(), Link::Up);
     }
-    assert_eq!(frame[HEADER + 20..HEADER + 22], [0, 2], "an ARP reply");
-    drop(passt);
-    rig.add_buffer(2000);
-    rig.await_source(READABLE);
-    assert!(!is_up(&rig), "passt ends with what it was started by");
+    let mut rig = Rig::new(setup(Box::new(ours)), STATUS, [16, 16]);
+    rig.add_packet(&packet(1, 60));
+    rig.net.notify(1);
+    let mut bytes = [0; 64];
+    theirs.read_exact(&mut bytes).unwrap();
+    assert!(bytes == *framed(&packet(1, 60)));
+
+    let (mut ours, _theirs) = stream();
+    let broken = io::Error::from_raw_os_error(libc::EPIPE);
+    assert!(ours.checked::<()>(Err(broken)).is_err());
+    assert_eq!(ours.link(), Link::Lost);
 }

@@ -1,9 +1,7 @@
 //! A tap in a network of its own, which ends with the test's thread. It takes root.
 
-use std::fs::File;
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 
 use super::{READABLE, Rig, is_readable, packet, setup};
@@ -11,7 +9,6 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::net::features::{
     CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_USO4, GUEST_USO6, HOST_UFO, HOST_USO, MRG_RXBUF, STATUS,
 };
-use crate::virtio::net::tap::Error;
 use crate::virtio::net::{Backend, HEADER, Tap};
 
 const HOST: [u8; 4] = [10, 9, 0, 1];
@@ -21,7 +18,7 @@ const ARP: [u8; 2] = [8, 6];
 const IPV4: [u8; 2] = [8, 0];
 
 /// Does `test` on a thread with an empty network.
-fn in_own_network(test: impl FnOnce() + Send) {
+pub(super) fn in_own_network(test: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             // SAFETY: the call takes no pointer, and changes only this thread.
@@ -38,18 +35,23 @@ fn in_own_network(test: impl FnOnce() + Send) {
     });
 }
 
-fn ip(arguments: &str) {
+pub(super) fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status();
     let status = status.expect("this test takes `ip`: apt install iproute2");
     assert!(status.success(), "ip {arguments}");
 }
 
+/// A new interface, attached.
+pub(super) fn tap(name: &str) -> Tap {
+    ip(&format!("tuntap add {name} mode tap"));
+    Tap::open(name).expect("this test takes root and /dev/net/tun")
+}
+
 /// A device on a new tap with the address of the host.
-fn rig(features: u64, mtu: u16) -> Rig {
+pub(super) fn rig(features: u64, mtu: u16) -> Rig {
     // Else the kernel looks for routers and neighbours of its own accord. Where there is no IPv6, it does not.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
-    let tap = Tap::open("mayfly0").expect("this test takes root and /dev/net/tun");
-    assert_eq!(tap.name(), "mayfly0");
+    let tap = tap("mayfly0");
     ip("link set lo up");
     ip(&format!("link set mayfly0 mtu {mtu} addrgenmode none up"));
     ip("addr add 10.9.0.1/24 dev mayfly0");
@@ -214,60 +216,9 @@ fn a_frame_longer_than_expected_is_whole() {
 }
 
 #[test]
-fn an_interface_that_is_deleted_takes_the_link_down() {
-    in_own_network(|| {
-        let mut rig = rig(STATUS, 1500);
-        rig.add_buffer(2000);
-        ip("link del mayfly0");
-        rig.net.ready(READABLE);
-        let mut status = [0xff; 2];
-        rig.net.read_config(6, &mut status);
-        assert_eq!((status, rig.line.take()), ([0, 0], 1));
-        rig.add_packet(&packet(1, 60));
-        rig.net.notify(1);
-        assert_eq!((rig.used(1).len(), rig.net.metrics().transmit.errors), (1, 1));
-    });
-}
-
-#[test]
-fn a_tap_comes_by_its_descriptor() {
-    in_own_network(|| {
-        let first = Tap::open("mayfly0").unwrap();
-        let descriptor = first.as_fd().try_clone_to_owned().unwrap();
-        drop(first);
-        let tap = Tap::from_descriptor(descriptor).unwrap();
-        assert_eq!(tap.name(), "mayfly0");
-
-        let no_tap = OwnedFd::from(File::open("/dev/null").unwrap());
-        assert!(matches!(
-            Tap::from_descriptor(no_tap).unwrap_err(),
-            Error::Descriptor { .. }
-        ));
-        let unattached = OwnedFd::from(File::open("/dev/net/tun").unwrap());
-        assert!(matches!(
-            Tap::from_descriptor(unattached).unwrap_err(),
-            Error::Descriptor { .. }
-        ));
-    });
-}
-
-#[test]
-fn the_kernel_finds_a_name() {
-    in_own_network(|| assert_eq!(Tap::open("").unwrap().name(), "tap0"));
-}
-
-#[test]
-fn an_interface_for_several_queues_will_do() {
-    in_own_network(|| {
-        ip("tuntap add mayfly0 mode tap multi_queue");
-        assert_eq!(Tap::open("mayfly0").unwrap().name(), "mayfly0");
-    });
-}
-
-#[test]
 fn offloads_are_taken_in_every_combination() {
     in_own_network(|| {
-        let mut tap = Tap::open("mayfly0").unwrap();
+        let mut tap = tap("mayfly0");
         assert!(tap.offloads() & HOST_UFO != 0);
         let all = [GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_USO4, GUEST_USO6];
         for choice in 0_u32..32 {
@@ -278,55 +229,4 @@ fn offloads_are_taken_in_every_combination() {
             }
         }
     });
-}
-
-#[test]
-fn what_is_wrong_is_said_with_the_way_out() {
-    in_own_network(|| {
-        let _first = Tap::open("mayfly0").unwrap();
-        let busy = Tap::open("mayfly0").unwrap_err();
-        assert!(matches!(busy, Error::Busy { .. }), "{busy:?}");
-        assert!(
-            busy.to_string()
-                .contains("another process uses the interface mayfly0")
-        );
-        let other = Tap::open("lo").unwrap_err();
-        assert!(matches!(other, Error::NotTap { .. }), "{other:?}");
-        for name in ["sixteen-letters-", "a/b", "a b", "tap%d", "a:b", ".."] {
-            assert!(matches!(Tap::open(name).unwrap_err(), Error::Name(_)), "{name}");
-        }
-        ip("tuntap add mayfly1 mode tap user 0");
-        ip("tuntap add mayfly2 mode tap user 65533");
-        without_privileges(|| {
-            let missing = Tap::open("mayfly9").unwrap_err();
-            assert!(matches!(missing, Error::Missing { .. }), "{missing:?}");
-            assert!(
-                missing
-                    .to_string()
-                    .contains("ip tuntap add mayfly9 mode tap user $USER")
-            );
-            let denied = Tap::open("mayfly2").unwrap_err();
-            assert!(matches!(denied, Error::Denied { .. }), "{denied:?}");
-            assert!(Tap::open("mayfly1").is_ok());
-        });
-    });
-}
-
-#[test]
-fn a_missing_device_is_said_with_the_way_out() {
-    let of = |code| Error::of_device(io::Error::from_raw_os_error(code));
-    assert!(of(libc::ENOENT).to_string().contains("modprobe tun"));
-    assert!(of(libc::EACCES).to_string().contains("chmod 666 /dev/net/tun"));
-    assert!(matches!(of(libc::EMFILE), Error::Device(_)));
-}
-
-/// Does `test` without the privileges of root, which this thread does not get back.
-fn without_privileges(test: impl FnOnce()) {
-    // Version 3 of the call, for this thread, and no capability in any of the three sets of twice 32.
-    let header = [0x2008_0522_u32, 0];
-    let none = [0_u32; 6];
-    // SAFETY: the call reads the header and six words, which both outlive it, and changes only this thread.
-    let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
-    assert_eq!(result, 0, "{}", io::Error::last_os_error());
-    test();
 }

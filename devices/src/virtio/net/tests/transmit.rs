@@ -175,3 +175,26 @@ fn a_turn_leaves_to_the_next_what_is_too_much() {
     assert_eq!(lock(&wire).sent.len(), 600);
     assert!(!rig.serve(AGAIN));
 }
+
+#[test]
+fn a_limit_that_is_raised_while_packets_wait_lets_them_pass() {
+    let (backend, wire) = FakeBackend::new();
+    let mut setup = setup(backend);
+    setup.transmit_limiter = Limiter::new(Some(Bucket { size: 100, ..ONE }), None).unwrap();
+    let mut rig = Rig::new(setup, 0, [16, 16]);
+    for seed in 1..5 {
+        rig.add_packet(&packet(seed, 60));
+    }
+    rig.net.notify(1);
+    assert_eq!(lock(&wire).sent.len(), 1);
+    // Still not enough for all, so that it is throttled once more, by the new limit.
+    let more = Bucket { size: 130, ..ONE };
+    rig.net.transmit_limiter_mut().update(Some(more), None);
+    rig.await_source(TRANSMIT_TIMER);
+    assert_eq!(lock(&wire).sent.len(), 3);
+    assert!(!rig.serve(TRANSMIT_TIMER));
+    let none = Bucket::default();
+    rig.net.transmit_limiter_mut().update(Some(none), None);
+    rig.await_source(TRANSMIT_TIMER);
+    assert_eq!(lock(&wire).sent.len(), 4);
+}
