@@ -76,7 +76,11 @@ fn a_disk_must_be_one() {
             let command = run(&format!("--disk {path}{options}"));
             refuses(
                 command,
-                &["cannot attach drive \"drive0\"", path.trim_end_matches('/'), text],
+                &[
+                    "cannot use the disk of drive \"drive0\"",
+                    path.trim_end_matches('/'),
+                    text,
+                ],
             );
         }
     }
@@ -88,7 +92,7 @@ fn a_disk_has_one_writer() {
     let text = "is in use by another drive or virtual machine: only read-only drives can share one";
     for (first, second) in [("", ""), (",ro", ""), ("", ",ro")] {
         let command = run(&format!("--disk {path}{first} --disk {path}{second}"));
-        refuses(command, &["cannot attach drive \"drive1\"", &path, text]);
+        refuses(command, &["cannot use the disk of drive \"drive1\"", &path, text]);
     }
     let readers = run(&format!("--disk {path},ro --disk {path},ro"))
         .output()
@@ -99,7 +103,7 @@ fn a_disk_has_one_writer() {
     other.expect("halting");
     refuses(
         run(&format!("--disk {path}")),
-        &["cannot attach drive \"drive0\"", &path, text],
+        &["cannot use the disk of drive \"drive0\"", &path, text],
     );
     other.terminate();
 }
@@ -113,7 +117,10 @@ fn a_disk_is_one_by_whatever_name() {
     let text = "is in use by another drive or virtual machine: only read-only drives can share one";
     for (first, second) in [("", ""), (",ro", ""), ("", ",ro")] {
         let command = run(&format!("--disk {path}{first} --disk {other}{second}"));
-        refuses(command, &["cannot attach drive 1", &other, text]);
+        refuses(
+            command,
+            &["cannot use the disk of drive \"drive1\"", &other, text],
+        );
     }
 }
 

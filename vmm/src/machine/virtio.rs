@@ -32,8 +32,8 @@ use crate::config::{DriveConfig, Limits, MacAddress, NetBackend, NetConfig, VmCo
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A drive.
-    #[error("cannot attach drive {0:?}")]
-    Drive(String, #[source] block::Error),
+    #[error(transparent)]
+    Drive(block::Error),
     /// The tap behind an interface.
     #[error("cannot attach network interface {0:?}")]
     Tap(String, #[source] tap::Error),
@@ -175,8 +175,7 @@ impl Place<'_> {
 /// # Errors
 /// [`Error::Drive`]
 pub fn open_drive(config: &DriveConfig) -> Result<Block, Error> {
-    Block::open(&config.disk, Box::new(MonotonicClock::new()))
-        .map_err(|source| Error::Drive(config.disk.id.clone(), source))
+    Block::open(&config.disk, Box::new(MonotonicClock::new())).map_err(Error::Drive)
 }
 
 /// Opens the host's side of `config`.
