@@ -17,7 +17,7 @@ impl MemorySize {
     pub const MIN: Self = Self(1 << 20);
 
     /// A size of `bytes`.
-    pub fn from_bytes(bytes: u64) -> Self {
+    pub const fn from_bytes(bytes: u64) -> Self {
         Self(bytes)
     }
 

@@ -1,0 +1,368 @@
+//! The command line of Firecracker, which orchestrators write: flags only, no command.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use api::http::Limits;
+use api::logger::LoggerSettings;
+use log::LevelFilter;
+
+/// Where the socket is when nobody says so.
+pub const SOCKET: &str = "/run/firecracker.socket";
+
+/// The release of Firecracker whose API this is. Clients look at the first two numbers.
+pub const VERSION: &str = "1.14.0";
+
+/// Exit status of Firecracker for a command line that makes no sense.
+const BAD_ARGUMENTS: u8 = 153;
+/// Exit status of Firecracker for a log level that does not exist.
+const BAD_LEVEL: u8 = 152;
+
+/// What is to be served, and how.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Path of the control socket; none for none.
+    pub socket: Option<PathBuf>,
+    /// Limits of the control socket.
+    pub limits: Limits,
+    /// Name of the VM, which is in its log.
+    pub id: String,
+    /// File that configures the VM, which then starts at once.
+    pub config_file: Option<PathBuf>,
+    /// The log.
+    pub log: LoggerSettings,
+    /// File or FIFO for metrics.
+    pub metrics: Option<PathBuf>,
+    /// Options that are taken and change nothing, to be told to the log.
+    pub without_effect: Vec<&'static str>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            socket: Some(SOCKET.into()),
+            limits: Limits::default(),
+            id: "anonymous-instance".into(),
+            config_file: None,
+            log: LoggerSettings::default(),
+            metrics: None,
+            without_effect: Vec::new(),
+        }
+    }
+}
+
+/// What is asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Serve a VM.
+    Serve(Box<Options>),
+    /// Print a help text.
+    Help,
+    /// Print the version.
+    Version,
+}
+
+/// Why the flags make no sense.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Nobody knows this flag.
+    #[error("found argument {0:?}, which is no flag: try mayfly help firecracker")]
+    Unknown(String),
+    /// A flag twice.
+    #[error("the flag {0} is there twice: which one counts?")]
+    Twice(&'static str),
+    /// A flag without its value.
+    #[error("the flag {0} needs a value: {0} VALUE")]
+    NoValue(&'static str),
+    /// A value that a flag cannot have.
+    #[error("{flag} {value:?}: {reason}")]
+    Value {
+        /// The flag.
+        flag: &'static str,
+        /// What was given.
+        value: String,
+        /// What would be right.
+        reason: &'static str,
+    },
+    /// A log level that does not exist.
+    #[error("--level {0:?}: it is Off, Error, Warning, Info, Debug or Trace")]
+    Level(String),
+    /// A flag that only makes sense with another one.
+    #[error("the flag {flag} needs the flag {needed}")]
+    Needs {
+        /// The flag.
+        flag: &'static str,
+        /// What is missing.
+        needed: &'static str,
+    },
+    /// A flag that contradicts another one.
+    #[error("the flags {0} and {1} contradict each other")]
+    Contradiction(&'static str, &'static str),
+    /// A part of Firecracker that mayfly does not have.
+    #[error("{flag} is not part of mayfly: {reason}")]
+    Missing {
+        /// The flag.
+        flag: &'static str,
+        /// Why, or what to do.
+        reason: &'static str,
+    },
+}
+
+impl Error {
+    /// The exit status that Firecracker's callers expect.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Level(_) => BAD_LEVEL,
+            _ => BAD_ARGUMENTS,
+        }
+    }
+}
+
+/// Flags that take a value, then those that take none.
+const VALUED: [&str; 15] = [
+    "--api-sock",
+    "--id",
+    "--config-file",
+    "--log-path",
+    "--level",
+    "--module",
+    "--metrics-path",
+    "--http-api-max-payload-size",
+    "--mmds-size-limit",
+    "--metadata",
+    "--seccomp-filter",
+    "--start-time-us",
+    "--start-time-cpu-us",
+    "--parent-cpu-time-us",
+    "--describe-snapshot",
+];
+const PLAIN: [&str; 7] = [
+    "--no-api",
+    "--no-seccomp",
+    "--show-level",
+    "--show-log-origin",
+    "--boot-timer",
+    "--enable-pci",
+    "--snapshot-version",
+];
+
+/// Reads the flags, without the name of the program.
+///
+/// # Errors
+/// [`Error`]
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Error> {
+    let mut options = Options::default();
+    let mut seen: Vec<&'static str> = Vec::new();
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        let known = |flags: &[&'static str]| flags.iter().copied().find(|flag| argument == *flag);
+        if argument == "--help" || argument == "-h" {
+            return Ok(Command::Help);
+        }
+        if argument == "--version" {
+            return Ok(Command::Version);
+        }
+        let (flag, value) = if let Some(flag) = known(&PLAIN) {
+            (flag, None)
+        } else if let Some(flag) = known(&VALUED) {
+            let value = arguments.next().filter(|value| !is_flag(value));
+            (flag, Some(value.ok_or(Error::NoValue(flag))?))
+        } else {
+            return Err(Error::Unknown(argument.to_string_lossy().into_owned()));
+        };
+        if seen.contains(&flag) {
+            return Err(Error::Twice(flag));
+        }
+        seen.push(flag);
+        match value {
+            Some(value) => take_value(&mut options, flag, value)?,
+            None => take_plain(&mut options, flag)?,
+        }
+    }
+    let has = |flag| seen.contains(&flag);
+    if has("--no-api") && !has("--config-file") {
+        return Err(Error::Needs {
+            flag: "--no-api",
+            needed: "--config-file",
+        });
+    }
+    if has("--no-api") && has("--api-sock") {
+        return Err(Error::Contradiction("--no-api", "--api-sock"));
+    }
+    Ok(Command::Serve(Box::new(options)))
+}
+
+fn is_flag(value: &OsStr) -> bool {
+    value.as_encoded_bytes().starts_with(b"--")
+}
+
+fn take_plain(options: &mut Options, flag: &'static str) -> Result<(), Error> {
+    match flag {
+        "--no-api" => options.socket = None,
+        "--show-level" => options.log.show_level = Some(true),
+        "--show-log-origin" => options.log.show_origin = Some(true),
+        // There are no filters to be left out.
+        "--no-seccomp" => {}
+        "--boot-timer" => options.without_effect.push(flag),
+        "--enable-pci" => {
+            return Err(Error::Missing {
+                flag,
+                reason: "its devices are memory-mapped",
+            });
+        }
+        _ => {
+            return Err(Error::Missing {
+                flag,
+                reason: "this release has no snapshots",
+            });
+        }
+    }
+    Ok(())
+}
+
+fn take_value(options: &mut Options, flag: &'static str, value: OsString) -> Result<(), Error> {
+    match flag {
+        "--api-sock" => options.socket = Some(value.into()),
+        "--config-file" => options.config_file = Some(value.into()),
+        "--log-path" => options.log.path = Some(value.into()),
+        "--metrics-path" => options.metrics = Some(value.into()),
+        "--id" => options.id = id(&value)?,
+        "--level" => options.log.level = Some(level(&value)?),
+        "--module" => options.log.module = Some(value.to_string_lossy().into_owned()),
+        "--http-api-max-payload-size" => options.limits.body = number(flag, &value)?,
+        // Without MMDS there is nothing to be limited.
+        "--mmds-size-limit" => drop(number::<usize>(flag, &value)?),
+        // When the jailer began and what it used: mayfly counts from its own start.
+        "--start-time-us" | "--start-time-cpu-us" | "--parent-cpu-time-us" => drop(number::<u64>(flag, &value)?),
+        "--metadata" => {
+            return Err(Error::Missing {
+                flag,
+                reason: "it has no metadata service (MMDS)",
+            });
+        }
+        "--seccomp-filter" => {
+            return Err(Error::Missing {
+                flag,
+                reason: "it does not load filters; leave the flag out, or say --no-seccomp",
+            });
+        }
+        _ => {
+            return Err(Error::Missing {
+                flag,
+                reason: "this release has no snapshots",
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The name of a VM.
+///
+/// # Errors
+/// [`Error::Value`]
+pub fn id(value: &OsStr) -> Result<String, Error> {
+    let text = value.to_string_lossy();
+    let right = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    if (1..=64).contains(&text.len()) && text.bytes().all(right) {
+        return Ok(text.into_owned());
+    }
+    Err(Error::Value {
+        flag: "--id",
+        value: text.into_owned(),
+        reason: "it is 1 to 64 letters, digits and hyphens",
+    })
+}
+
+/// A log level, in any case, by Firecracker's names and by those of the log crate.
+///
+/// # Errors
+/// [`Error::Level`]
+pub fn level(value: &OsStr) -> Result<LevelFilter, Error> {
+    let text = value.to_string_lossy();
+    if text.eq_ignore_ascii_case("warning") {
+        return Ok(LevelFilter::Warn);
+    }
+    text.parse().map_err(|_| Error::Level(text.into_owned()))
+}
+
+fn number<T: FromStr>(flag: &'static str, value: &OsStr) -> Result<T, Error> {
+    let text = value.to_string_lossy();
+    text.parse().map_err(|_| Error::Value {
+        flag,
+        value: text.into_owned(),
+        reason: "a number is needed",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use log::LevelFilter;
+
+    use super::{Command, Options, SOCKET, parse};
+
+    fn words(line: &str) -> Result<Command, (String, u8)> {
+        let parsed = parse(line.split_whitespace().map(Into::into));
+        parsed.map_err(|error| (error.to_string(), error.status()))
+    }
+
+    fn options(line: &str) -> Options {
+        match words(line).unwrap() {
+            Command::Serve(options) => *options,
+            other => panic!("{line} is {other:?}"),
+        }
+    }
+
+    /// As each client of the table in the specification writes it.
+    #[test]
+    fn what_clients_write_is_understood() {
+        for line in [
+            "--api-sock S --id ID --no-seccomp",
+            "--no-api --config-file /tmp/fc.json",
+            "--no-api --config-file /tmp/fc.json --no-seccomp",
+            "--api-sock /tmp/c.sock --no-seccomp --config-file /tmp/fc.json",
+            "--id 1 --start-time-us 1 --start-time-cpu-us 2 --parent-cpu-time-us 3 --api-sock /run/firecracker.socket",
+            "--id UID --boot-timer --no-api --config-file P",
+            "--api-sock P --log-path L --level Debug --show-level --show-log-origin --module m --metrics-path M",
+            "--http-api-max-payload-size 100000 --mmds-size-limit 1",
+        ] {
+            options(line);
+        }
+        let one = options("--api-sock S --id a-1 --level warning --log-path L");
+        assert_eq!(
+            (one.socket, one.id.as_str(), one.log.level, one.log.path),
+            (Some(PathBuf::from("S")), "a-1", Some(LevelFilter::Warn), Some("L".into()))
+        );
+        assert_eq!(options("").socket, Some(SOCKET.into()));
+        assert_eq!(options("--no-api --config-file f").socket, None);
+        assert_eq!(words("--id x --version"), Ok(Command::Version));
+        assert_eq!(words("--id x -h"), Ok(Command::Help));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        for (line, text, status) in [
+            ("--bogus", "found argument \"--bogus\"", 153),
+            ("run", "found argument \"run\"", 153),
+            ("--api-sock=/x", "found argument \"--api-sock=/x\"", 153),
+            ("--id a --id b", "--id is there twice", 153),
+            ("--id", "--id needs a value", 153),
+            ("--id --no-api", "--id needs a value", 153),
+            ("--id a_b", "1 to 64 letters", 153),
+            ("--level loud", "Off, Error, Warning", 152),
+            ("--no-api", "--no-api needs the flag --config-file", 153),
+            ("--no-api --config-file f --api-sock s", "contradict", 153),
+            ("--metadata f", "no metadata service", 153),
+            ("--enable-pci", "memory-mapped", 153),
+            ("--seccomp-filter f", "--no-seccomp", 153),
+            ("--start-time-us x", "a number is needed", 153),
+            ("--snapshot-version", "no snapshots", 153),
+        ] {
+            let (said, code) = words(line).unwrap_err();
+            assert!(said.contains(text), "{line}: {said}");
+            assert_eq!(code, status, "{line}");
+        }
+    }
+}
