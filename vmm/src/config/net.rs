@@ -24,6 +24,30 @@ impl MacAddress {
     }
 }
 
+/// What an address is.
+const MAC: &str = "six bytes such as 02:00:00:00:00:01, the first of which is even";
+
+impl FromStr for MacAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bytes: Option<Vec<u8>> = text
+            .split(':')
+            .map(|byte| {
+                u8::from_str_radix(byte, 16)
+                    .ok()
+                    .filter(|_| byte.len() == 2 && !byte.starts_with('+'))
+            })
+            .collect();
+        // The lowest bit of the first byte makes the address that of a group, which no interface has.
+        bytes
+            .and_then(|bytes| bytes.try_into().ok())
+            .filter(|bytes: &[u8; 6]| bytes[0] & 1 == 0)
+            .map(Self)
+            .ok_or_else(|| format!("{text:?} is no MAC address: it is {MAC}"))
+    }
+}
+
 impl fmt::Display for MacAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;
@@ -69,13 +93,8 @@ impl FromStr for NetConfig {
         let mut options = Options::parse(text)?;
         let backend = backend(options.first())?;
         let mac = options.take("mac").map(|text| {
-            parse_mac(&text).ok_or_else(|| {
-                Error::value(
-                    "mac",
-                    &text,
-                    "six bytes such as 02:00:00:00:00:01, the first of which is even",
-                )
-            })
+            let mac = text.parse::<MacAddress>();
+            mac.map_err(|_| Error::value("mac", &text, MAC))
         });
         let mtu = options.take("mtu").map(|text| {
             let mtu = text.parse().ok().filter(|mtu| *mtu >= 68);
@@ -111,23 +130,6 @@ fn backend(text: &str) -> Result<NetBackend, Error> {
         }
         _ => Err(wrong()),
     }
-}
-
-fn parse_mac(text: &str) -> Option<MacAddress> {
-    let bytes: Option<Vec<u8>> = text
-        .split(':')
-        .map(|byte| {
-            u8::from_str_radix(byte, 16)
-                .ok()
-                .filter(|_| byte.len() == 2 && !byte.starts_with('+'))
-        })
-        .collect();
-    // The lowest bit of the first byte makes the address that of a group, which no interface has.
-    bytes?
-        .try_into()
-        .ok()
-        .filter(|bytes: &[u8; 6]| bytes[0] & 1 == 0)
-        .map(MacAddress)
 }
 
 #[cfg(test)]

@@ -191,6 +191,14 @@ impl Control {
         self.vm_mut().map(Vm::resume).ok_or(Error::BeforeStart)
     }
 
+    /// Presses the keys by which a guest is asked to shut down.
+    ///
+    /// # Errors
+    /// [`Error::BeforeStart`]
+    pub fn send_ctrl_alt_del(&mut self) -> Result<(), Error> {
+        self.vm_mut().map(|_| ()).ok_or(Error::BeforeStart)
+    }
+
     /// Has the drive `id` go on with the file at `path`, if one is given, and replaces the buckets that are given of its
     /// limiter. When nothing is given, its file is asked for its size again.
     ///

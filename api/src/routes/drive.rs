@@ -1,0 +1,32 @@
+//! Drives.
+
+use super::{Call, Error};
+use crate::http::Response;
+use crate::schema::{Drive, DriveUpdate, RateLimiter};
+
+const DRIVE: &str = "Drive config";
+
+pub(crate) fn put_drive(call: &mut Call<'_>) -> Result<Response, Error> {
+    let drive: Drive = call.read()?;
+    call.check_id(&drive.drive_id)?;
+    let done = call.control.put_drive(drive.config());
+    done.map_err(Error::of(DRIVE))?;
+    Ok(Response::no_content())
+}
+
+pub(super) fn patch_drive(call: &mut Call<'_>) -> Result<Response, Error> {
+    let update: DriveUpdate = call.read()?;
+    call.check_id(&update.drive_id)?;
+    let limits = RateLimiter::changes(update.rate_limiter);
+    let path = update.path_on_host.as_deref();
+    let done = call.control.update_drive(&update.drive_id, path, limits);
+    done.map_err(Error::of(DRIVE))?;
+    Ok(Response::no_content())
+}
+
+/// Nothing is taken from a guest that runs.
+pub(super) fn delete_drive(call: &mut Call<'_>) -> Result<Response, Error> {
+    call.after_start()?;
+    call.before_start()?;
+    Ok(Response::no_content())
+}

@@ -1,0 +1,46 @@
+//! Network interfaces, and the vsock that is none.
+
+use super::{Call, Error};
+use crate::http::Response;
+use crate::schema::{NetworkInterface, NetworkInterfaceUpdate, RateLimiter, Vsock};
+
+const NETWORK: &str = "Network config";
+
+pub(crate) fn put_interface(call: &mut Call<'_>) -> Result<Response, Error> {
+    let interface: NetworkInterface = call.read()?;
+    call.check_id(&interface.iface_id)?;
+    let config = interface
+        .config()
+        .map_err(|reason| Error::refused(NETWORK, reason))?;
+    let done = call.control.put_interface(config);
+    done.map_err(Error::of(NETWORK))?;
+    Ok(Response::no_content())
+}
+
+pub(super) fn patch_interface(call: &mut Call<'_>) -> Result<Response, Error> {
+    let update: NetworkInterfaceUpdate = call.read()?;
+    call.check_id(&update.iface_id)?;
+    let receive = RateLimiter::changes(update.rx_rate_limiter);
+    let transmit = RateLimiter::changes(update.tx_rate_limiter);
+    let done = call.control.update_interface(&update.iface_id, receive, transmit);
+    done.map_err(Error::of(NETWORK))?;
+    Ok(Response::no_content())
+}
+
+/// Nothing is taken from a guest that runs.
+pub(super) fn delete_interface(call: &mut Call<'_>) -> Result<Response, Error> {
+    call.after_start()?;
+    call.before_start()?;
+    Ok(Response::no_content())
+}
+
+/// urunc sends an empty vsock for a VM that is to have none.
+pub(crate) fn put_vsock(call: &mut Call<'_>) -> Result<Response, Error> {
+    let vsock: Vsock = call.read()?;
+    call.before_start()?;
+    let response = Response::no_content();
+    Ok(match vsock.vsock_id {
+        Some(_) => response.deprecated(),
+        None => response,
+    })
+}
