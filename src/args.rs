@@ -1,13 +1,17 @@
 //! The command line.
 
-use std::ffi::OsString;
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use lexopt::Arg;
 use vmm::config::VmConfig;
 
+use crate::firecracker;
 use crate::help::Topic;
+
+/// Exit status for a command line that makes no sense.
+const USAGE: u8 = 2;
 
 /// What the user wants done.
 #[derive(Debug)]
@@ -18,10 +22,14 @@ pub enum Command {
     Inspect(PathBuf),
     /// Boot the embedded guest.
     Demo,
+    /// Serve a VM behind a control socket, by the flags of Firecracker.
+    Serve(Box<firecracker::Options>),
     /// Print a help text.
     Help(Topic),
     /// Print the version.
     Version,
+    /// Print the version of Firecracker whose place mayfly takes.
+    FirecrackerVersion,
 }
 
 /// Options of `mayfly run`.
@@ -38,6 +46,9 @@ pub struct Run {
 /// Why the command line makes no sense.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The flags of Firecracker make no sense.
+    #[error(transparent)]
+    Firecracker(firecracker::Error),
     /// No command.
     #[error("no command: try mayfly --help")]
     NoCommand,
@@ -76,11 +87,35 @@ pub enum Error {
     },
 }
 
-/// Reads the command line, without the name of the program.
+impl Error {
+    /// The exit status that it deserves.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Firecracker(error) => error.status(),
+            _ => USAGE,
+        }
+    }
+}
+
+/// Reads the command line of `program`, as which mayfly was called.
 ///
 /// # Errors
 /// [`Error`], with the way out in its text.
-pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Error> {
+pub fn parse(program: &OsStr, arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Error> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let disguised = Path::new(program).file_name() == Some(OsStr::new("firecracker"));
+    if !firecracker::is_meant(disguised, arguments.first().map(OsString::as_os_str)) {
+        return own(arguments);
+    }
+    match firecracker::parse(arguments).map_err(Error::Firecracker)? {
+        firecracker::Command::Serve(options) => Ok(Command::Serve(options)),
+        firecracker::Command::Help => Ok(Command::Help(Topic::Firecracker)),
+        firecracker::Command::Version if disguised => Ok(Command::FirecrackerVersion),
+        firecracker::Command::Version => Ok(Command::Version),
+    }
+}
+
+fn own(arguments: Vec<OsString>) -> Result<Command, Error> {
     let mut parser = lexopt::Parser::from_args(arguments);
     match parser.next().map_err(syntax(""))? {
         None => Err(Error::NoCommand),
@@ -254,6 +289,7 @@ fn help(parser: &mut lexopt::Parser) -> Result<Command, Error> {
             Some("run") => Ok(Command::Help(Topic::Run)),
             Some("inspect") => Ok(Command::Help(Topic::Inspect)),
             Some("demo") => Ok(Command::Help(Topic::Demo)),
+            Some("firecracker") => Ok(Command::Help(Topic::Firecracker)),
             _ => Err(Error::Command(lossy(&command))),
         },
         Some(other) => Err(syntax("")(other.unexpected())),
@@ -274,7 +310,7 @@ mod tests {
     use crate::help::Topic;
 
     fn words(line: &str) -> Result<Command, Error> {
-        parse(line.split_whitespace().map(Into::into))
+        parse("mayfly".as_ref(), line.split_whitespace().map(Into::into))
     }
 
     fn run(line: &str) -> Run {

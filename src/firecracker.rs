@@ -147,6 +147,16 @@ const PLAIN: [&str; 7] = [
     "--snapshot-version",
 ];
 
+/// Whether a command line that begins with `first` is Firecracker's: it has flags and no command. `disguised` is whether mayfly
+/// was called by Firecracker's name.
+pub fn is_meant(disguised: bool, first: Option<&OsStr>) -> bool {
+    match first {
+        None => disguised,
+        Some(first) if disguised => first.as_encoded_bytes().starts_with(b"-"),
+        Some(first) => is_flag(first) && first != "--help" && first != "--version",
+    }
+}
+
 /// Reads the flags, without the name of the program.
 ///
 /// # Errors
@@ -234,7 +244,9 @@ fn take_value(options: &mut Options, flag: &'static str, value: OsString) -> Res
         // Without MMDS there is nothing to be limited.
         "--mmds-size-limit" => drop(number::<usize>(flag, &value)?),
         // When the jailer began and what it used: mayfly counts from its own start.
-        "--start-time-us" | "--start-time-cpu-us" | "--parent-cpu-time-us" => drop(number::<u64>(flag, &value)?),
+        "--start-time-us" | "--start-time-cpu-us" | "--parent-cpu-time-us" => {
+            drop(number::<u64>(flag, &value)?)
+        }
         "--metadata" => {
             return Err(Error::Missing {
                 flag,
@@ -333,7 +345,12 @@ mod tests {
         let one = options("--api-sock S --id a-1 --level warning --log-path L");
         assert_eq!(
             (one.socket, one.id.as_str(), one.log.level, one.log.path),
-            (Some(PathBuf::from("S")), "a-1", Some(LevelFilter::Warn), Some("L".into()))
+            (
+                Some(PathBuf::from("S")),
+                "a-1",
+                Some(LevelFilter::Warn),
+                Some("L".into())
+            )
         );
         assert_eq!(options("").socket, Some(SOCKET.into()));
         assert_eq!(options("--no-api --config-file f").socket, None);

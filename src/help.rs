@@ -11,6 +11,8 @@ pub enum Topic {
     Inspect,
     /// `mayfly demo`
     Demo,
+    /// mayfly in the place of Firecracker
+    Firecracker,
 }
 
 impl Topic {
@@ -21,6 +23,7 @@ impl Topic {
             Self::Run => RUN,
             Self::Inspect => INSPECT,
             Self::Demo => DEMO,
+            Self::Firecracker => FIRECRACKER,
         }
     }
 }
@@ -33,6 +36,8 @@ usage: mayfly run KERNEL [OPTION ...] [-- GUEST ARGUMENTS]
        mayfly inspect KERNEL
                            say what booting an image would do, and why
        mayfly demo         boot the guest inside mayfly and explain what is seen
+       mayfly --api-sock SOCKET [FLAG ...]
+                           serve a VM by Firecracker's REST API: mayfly help firecracker
        mayfly help [COMMAND]
        mayfly --version
 
@@ -105,4 +110,41 @@ mayfly demo - boot the guest inside mayfly and explain what is seen
 usage: mayfly demo
 
 Needs nothing but /dev/kvm; where that is missing or not permitted, it says what to do.
+";
+
+const FIRECRACKER: &str = "\
+mayfly --api-sock - serve a VM by Firecracker's REST API
+
+usage: mayfly [FLAG ...]   with at least one flag, or called by the name firecracker (ln -s mayfly firecracker)
+
+Takes Firecracker's flags, its API on a unix socket, its configuration file, and ends with its exit codes. What of it is not
+part of mayfly is refused, with a message that names it.
+
+      --api-sock PATH      control socket (default /run/firecracker.socket); removed at the end
+      --config-file PATH   configure the VM by this JSON file and start it at once
+      --no-api             no control socket; needs --config-file
+      --id ID              name of the VM, 1 to 64 letters, digits and hyphens (default anonymous-instance)
+      --log-path PATH      write the log to this file or FIFO; SIGHUP opens it again
+      --level LEVEL        Off, Error, Warning, Info, Debug or Trace
+      --show-level, --show-log-origin
+                           have the level, and the line of source code, in each line of the log
+      --module PATH        log only what comes from this module and those in it
+      --metrics-path PATH  write metrics to this file or FIFO, a JSON text a line, every minute and when asked
+      --http-api-max-payload-size BYTES
+                           the longest body of a request (default 51200)
+      --no-seccomp, --boot-timer, --mmds-size-limit N, --start-time-us N, --start-time-cpu-us N, --parent-cpu-time-us N
+                           are taken and change nothing
+      --version            mayfly's version; Firecracker's when called by its name
+
+exit status:
+  0     the guest powered off or reset itself
+  N     the guest wrote N to its debug-exit port 0x501
+  1     something failed, or the guest's processor shut down; the message says which
+  152   there is no such log level
+  153   the flags make no sense
+SIGTERM, SIGINT and SIGQUIT end mayfly at once, by that signal; SIGHUP too, unless there is a log or metrics file to open again.
+
+Try:   mayfly --api-sock /tmp/vm.sock &
+       curl --unix-socket /tmp/vm.sock http://localhost/machine-config
+       mayfly ctl --api-sock /tmp/vm.sock status
 ";

@@ -4,11 +4,14 @@ mod args;
 mod console;
 mod demo;
 mod escape;
+mod firecracker;
 mod help;
 mod inspect;
 mod logging;
+mod process_log;
 mod report;
 mod run;
+mod serve;
 mod terminal;
 
 use std::io::{self, Write};
@@ -19,19 +22,18 @@ use vmm::Chain;
 
 use crate::args::Command;
 
-/// The command line makes no sense.
-const USAGE: u8 = 2;
-
 fn main() -> ExitCode {
     run::share_the_heap();
     let origin = Instant::now();
     let exec = run::process_time();
     logging::start();
-    let command = match args::parse(std::env::args_os().skip(1)) {
+    let mut arguments = std::env::args_os();
+    let program = arguments.next().unwrap_or_default();
+    let command = match args::parse(&program, arguments) {
         Ok(command) => command,
         Err(error) => {
             logging::say(&error.to_string());
-            return ExitCode::from(USAGE);
+            return ExitCode::from(error.status());
         }
     };
     let result = match command {
@@ -41,8 +43,10 @@ fn main() -> ExitCode {
             Err(error) => Err(Chain(&error).to_string()),
         },
         Command::Demo => demo::demo(origin, exec).map_err(|error| Chain(&error).to_string()),
+        Command::Serve(options) => serve::serve(*options, origin).map_err(|error| Chain(&error).to_string()),
         Command::Help(topic) => print(topic.text()),
         Command::Version => print(concat!("mayfly ", env!("CARGO_PKG_VERSION"), "\n")),
+        Command::FirecrackerVersion => print(&format!("Firecracker v{}\n\n", firecracker::VERSION)),
     };
     result.unwrap_or_else(|error| {
         logging::say(&error);

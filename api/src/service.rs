@@ -176,6 +176,14 @@ impl Api {
         config_file::apply(control, &mut self.process, text)
     }
 
+    /// Has the numbers written to `path`, as `PUT /metrics` does.
+    ///
+    /// # Errors
+    /// What a client would be told.
+    pub fn write_metrics_to(&mut self, path: &Path) -> Result<(), String> {
+        self.process.write_metrics_to(path)
+    }
+
     /// Answers one request.
     pub fn answer(&mut self, control: &mut Control, request: &Request) -> Response {
         routes::answer(request, control, &mut self.process)

@@ -1,0 +1,128 @@
+//! A VM behind a control socket: from the flags to its end, in one line.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use api::http::Server;
+use api::logger::Logger as _;
+use api::{Api, Instance};
+use vmm::control::{self, Control};
+use vmm::timeline::Timeline;
+use vmm::vcpu::Ending;
+use vmm::vm::{self, End};
+
+use crate::firecracker::{Options, VERSION};
+use crate::logging::say;
+use crate::process_log::ProcessLog;
+use crate::{console, run};
+
+/// Why a VM could not be served.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The log is not as the flags want it.
+    #[error("cannot log as asked: {0}")]
+    Log(String),
+    /// The metrics are not as the flags want them.
+    #[error("cannot write metrics as asked: {0}")]
+    Metrics(String),
+    /// The control socket could not be made.
+    #[error(transparent)]
+    Socket(api::http::Error),
+    /// The API could not be made.
+    #[error("cannot serve the API")]
+    Api(#[source] api::service::Error),
+    /// The configuration cannot be read.
+    #[error("cannot read the configuration {}", path.display())]
+    ReadConfig {
+        /// Where it is.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The configuration cannot be used.
+    #[error("cannot use the configuration {}", path.display())]
+    Config {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Box<api::ConfigFileError>,
+    },
+    /// The configured VM cannot be started.
+    #[error(transparent)]
+    Start(control::Error),
+    /// The process could not be prepared, or the VM not be watched.
+    #[error(transparent)]
+    Run(run::Error),
+}
+
+/// Serves what `options` say until the VM is over. `origin` is when the process began.
+///
+/// # Errors
+/// [`Error`] when there was nothing to be served.
+pub fn serve(options: Options, origin: Instant) -> Result<ExitCode, Error> {
+    // First of all, so that those who wait for the socket wait as short as can be; who comes now is served a little later.
+    let server = options
+        .socket
+        .as_deref()
+        .map(|path| Server::bind(path, options.limits))
+        .transpose()
+        .map_err(Error::Socket)?;
+    // Before any thread starts, so that all of them leave the signals to the event loop.
+    let signals = run::block_signals().map_err(Error::Run)?;
+    let mut log = ProcessLog::new(&options.id);
+    log.configure(&options.log).map_err(Error::Log)?;
+    for flag in &options.without_effect {
+        log::warn!("{flag} changes nothing: mayfly has no such thing");
+    }
+    let instance = Instance {
+        id: options.id,
+        version: VERSION.into(),
+        app_name: "Firecracker".into(),
+    };
+    let mut api = Api::new(instance, server, Box::new(log)).map_err(Error::Api)?;
+    if let Some(path) = &options.metrics {
+        api.write_metrics_to(path).map_err(Error::Metrics)?;
+    }
+    let timeline = Arc::new(Timeline::new(origin, true));
+    let mut control = Control::new(Box::new(|| Ok(console::open()?)), timeline);
+    if let Some(path) = options.config_file {
+        configure(&mut control, &mut api, path)?;
+        control.start().map_err(Error::Start)?;
+    }
+    let end =
+        vm::run(&mut control, Some(&mut api), &signals).map_err(|error| Error::Run(run::Error::Vm(error)))?;
+    api.finish(&control);
+    run::conclude_vm(control);
+    // The socket goes before the process does.
+    drop(api);
+    Ok(conclude(&end))
+}
+
+fn configure(control: &mut Control, api: &mut Api, path: PathBuf) -> Result<(), Error> {
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(source) => return Err(Error::ReadConfig { path, source }),
+    };
+    api.apply(control, &text).map_err(|source| Error::Config {
+        path,
+        source: Box::new(source),
+    })
+}
+
+/// The exit status that Firecracker would have: 1 for a guest that cannot go on.
+fn conclude(end: &End) -> ExitCode {
+    let status = run::conclude(end);
+    match end {
+        End::Guest(Ending::TripleFault { .. } | Ending::Fault(_)) => {
+            say("the exit status is 1, as Firecracker's is");
+            ExitCode::FAILURE
+        }
+        _ => status,
+    }
+}
