@@ -1,14 +1,16 @@
 //! The command line.
 
+mod run;
+
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use lexopt::Arg;
-use vmm::config::VmConfig;
 
 use crate::firecracker;
 use crate::help::Topic;
+
+pub use run::Run;
 
 /// Exit status for a command line that makes no sense.
 const USAGE: u8 = 2;
@@ -30,17 +32,6 @@ pub enum Command {
     Version,
     /// Print the version of Firecracker whose place mayfly takes.
     FirecrackerVersion,
-}
-
-/// Options of `mayfly run`.
-#[derive(Debug)]
-pub struct Run {
-    /// The machine.
-    pub config: VmConfig,
-    /// Print how long each phase took.
-    pub timings: bool,
-    /// Write the phases as a Chrome trace.
-    pub trace: Option<PathBuf>,
 }
 
 /// Why the command line makes no sense.
@@ -122,7 +113,7 @@ fn own(arguments: Vec<OsString>) -> Result<Command, Error> {
         Some(Arg::Short('h') | Arg::Long("help")) => Ok(Command::Help(Topic::Mayfly)),
         Some(Arg::Short('V') | Arg::Long("version")) => Ok(Command::Version),
         Some(Arg::Value(command)) => match command.to_str() {
-            Some("run") => run(&mut parser),
+            Some("run") => run::run(&mut parser),
             Some("inspect") => inspect(&mut parser),
             Some("demo") => demo(&mut parser),
             Some("help") => help(&mut parser),
@@ -130,136 +121,6 @@ fn own(arguments: Vec<OsString>) -> Result<Command, Error> {
         },
         Some(other) => Err(syntax("")(other.unexpected())),
     }
-}
-
-fn run(parser: &mut lexopt::Parser) -> Result<Command, Error> {
-    let mut seen = Seen::default();
-    let mut kernel = None;
-    let mut run = Run {
-        config: VmConfig::new(PathBuf::new()),
-        timings: false,
-        trace: None,
-    };
-    loop {
-        // Everything after the first lone -- is the guest's, further ones included.
-        if let Some(raw) = parser.try_raw_args()
-            && raw.peek().is_some_and(|word| word == "--")
-        {
-            let words: Vec<_> = parser.raw_args().map_err(syntax("run"))?.skip(1).collect();
-            run.config.cmdline = guest_arguments(words)?;
-            break;
-        }
-        let Some(argument) = parser.next().map_err(syntax("run"))? else {
-            break;
-        };
-        match argument {
-            Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help(Topic::Run)),
-            Arg::Value(path) if kernel.is_none() => kernel = Some(PathBuf::from(path)),
-            Arg::Value(word) => return Err(Error::Superfluous(lossy(&word))),
-            Arg::Short('m') => option(parser, &mut run, &mut seen, "--memory")?,
-            Arg::Long(name) => {
-                let name = OPTIONS
-                    .iter()
-                    .find(|known| known.trim_start_matches("--") == name);
-                match name {
-                    Some(name) => option(parser, &mut run, &mut seen, name)?,
-                    None => return Err(syntax("run")(argument.unexpected())),
-                }
-            }
-            Arg::Short(_) => return Err(syntax("run")(argument.unexpected())),
-        }
-    }
-    run.config.kernel = kernel.ok_or(Error::NoKernel("run"))?;
-    Ok(Command::Run(Box::new(run)))
-}
-
-const OPTIONS: [&str; 12] = [
-    "--memory",
-    "--cpus",
-    "--initrd",
-    "--protocol",
-    "--irqchip",
-    "--no-acpi",
-    "--no-mptable",
-    "--no-device-arguments",
-    "--disk",
-    "--net",
-    "--timings",
-    "--trace",
-];
-
-#[derive(Default)]
-struct Seen(Vec<&'static str>);
-
-impl Seen {
-    fn note(&mut self, option: &'static str) -> Result<(), Error> {
-        if self.0.contains(&option) {
-            return Err(Error::Twice(option));
-        }
-        self.0.push(option);
-        Ok(())
-    }
-}
-
-fn option(
-    parser: &mut lexopt::Parser,
-    run: &mut Run,
-    seen: &mut Seen,
-    name: &'static str,
-) -> Result<(), Error> {
-    let config = &mut run.config;
-    match name {
-        "--disk" => return value(parser, name).map(|drive| config.drives.push(drive)),
-        "--net" => return value(parser, name).map(|net| config.nets.push(net)),
-        _ => seen.note(name)?,
-    }
-    match name {
-        "--memory" => config.memory = value(parser, name)?,
-        "--cpus" => config.vcpus = value::<Count>(parser, name)?.0,
-        "--initrd" => config.initrd = Some(path(parser)?),
-        "--protocol" => config.protocol = Some(value(parser, name)?),
-        "--irqchip" => config.irqchip = value(parser, name)?,
-        "--no-acpi" => config.acpi = false,
-        "--no-mptable" => config.mptable = false,
-        "--no-device-arguments" => config.device_arguments = false,
-        "--timings" => run.timings = true,
-        "--trace" => run.trace = Some(path(parser)?),
-        other => unreachable!("{other} is not in OPTIONS"),
-    }
-    Ok(())
-}
-
-/// A number, whose error says that one is needed.
-struct Count(u32);
-
-impl FromStr for Count {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, &'static str> {
-        text.parse().map(Self).map_err(|_| "a number is needed")
-    }
-}
-
-fn path(parser: &mut lexopt::Parser) -> Result<PathBuf, Error> {
-    parser.value().map(PathBuf::from).map_err(syntax("run"))
-}
-
-fn value<T: FromStr>(parser: &mut lexopt::Parser, option: &'static str) -> Result<T, Error>
-where
-    T::Err: std::fmt::Display,
-{
-    let text = lossy(&parser.value().map_err(syntax("run"))?);
-    text.parse().map_err(|error: T::Err| Error::Value {
-        option,
-        value: text,
-        reason: error.to_string(),
-    })
-}
-
-/// The command line of the guest: its words with a blank in between, as a shell user would write them.
-fn guest_arguments(words: Vec<OsString>) -> Result<String, Error> {
-    let words: Result<Vec<_>, _> = words.into_iter().map(OsString::into_string).collect();
-    words.map(|words| words.join(" ")).map_err(Error::GuestArgument)
 }
 
 fn inspect(parser: &mut lexopt::Parser) -> Result<Command, Error> {
@@ -357,6 +218,14 @@ mod tests {
             (
                 "run k l",
                 "\"l\" is one word too many; what is meant for the guest comes after a lone --",
+            ),
+            (
+                "run k --id a_b",
+                "--id \"a_b\": it is 1 to 64 letters, digits and hyphens",
+            ),
+            (
+                "run k --log-level loud",
+                "--log-level \"loud\": it is Off, Error, Warning, Info, Debug or Trace",
             ),
             ("run k --cpus x", "--cpus \"x\": a number is needed"),
             (

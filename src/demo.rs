@@ -36,7 +36,7 @@ pub fn demo(origin: Instant, exec: Duration) -> Result<ExitCode, Error> {
         .map_err(Error::Image)?;
     let mut config = VmConfig::new("demo".into());
     config.cmdline = "demo -- hello from the command line".into();
-    let (end, _) = run::boot(config, image, None, &timeline)?;
+    let (end, _) = run::boot(config, image, None, &timeline, None)?;
     explain(&timeline, before + exec);
     Ok(run::conclude(&end))
 }

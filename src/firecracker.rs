@@ -237,15 +237,27 @@ fn take_value(options: &mut Options, flag: &'static str, value: OsString) -> Res
         "--config-file" => options.config_file = Some(value.into()),
         "--log-path" => options.log.path = Some(value.into()),
         "--metrics-path" => options.metrics = Some(value.into()),
-        "--id" => options.id = id(&value)?,
-        "--level" => options.log.level = Some(level(&value)?),
+        "--id" => {
+            options.id = id(&value).map_err(|reason| Error::Value {
+                flag,
+                value: value.to_string_lossy().into_owned(),
+                reason,
+            })?;
+        }
+        "--level" => {
+            let level = level(&value);
+            let level = level.map_err(|_| Error::Level(value.to_string_lossy().into_owned()))?;
+            options.log.level = Some(level);
+        }
         "--module" => options.log.module = Some(value.to_string_lossy().into_owned()),
         "--http-api-max-payload-size" => options.limits.body = number(flag, &value)?,
         // Without MMDS there is nothing to be limited.
-        "--mmds-size-limit" => drop(number::<usize>(flag, &value)?),
+        "--mmds-size-limit" => {
+            number::<usize>(flag, &value)?;
+        }
         // When the jailer began and what it used: mayfly counts from its own start.
         "--start-time-us" | "--start-time-cpu-us" | "--parent-cpu-time-us" => {
-            drop(number::<u64>(flag, &value)?)
+            number::<u64>(flag, &value)?;
         }
         "--metadata" => {
             return Err(Error::Missing {
@@ -272,30 +284,28 @@ fn take_value(options: &mut Options, flag: &'static str, value: OsString) -> Res
 /// The name of a VM.
 ///
 /// # Errors
-/// [`Error::Value`]
-pub fn id(value: &OsStr) -> Result<String, Error> {
-    let text = value.to_string_lossy();
-    let right = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-    if (1..=64).contains(&text.len()) && text.bytes().all(right) {
-        return Ok(text.into_owned());
-    }
-    Err(Error::Value {
-        flag: "--id",
-        value: text.into_owned(),
-        reason: "it is 1 to 64 letters, digits and hyphens",
-    })
+/// What is a name.
+pub fn id(value: &OsStr) -> Result<String, &'static str> {
+    let right = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-';
+    let text = value
+        .to_str()
+        .filter(|text| text.bytes().all(|byte| right(&byte)));
+    let text = text.filter(|text| (1..=64).contains(&text.len()));
+    text.map(str::to_owned)
+        .ok_or("it is 1 to 64 letters, digits and hyphens")
 }
 
 /// A log level, in any case, by Firecracker's names and by those of the log crate.
 ///
 /// # Errors
-/// [`Error::Level`]
-pub fn level(value: &OsStr) -> Result<LevelFilter, Error> {
+/// What there is.
+pub fn level(value: &OsStr) -> Result<LevelFilter, &'static str> {
     let text = value.to_string_lossy();
     if text.eq_ignore_ascii_case("warning") {
         return Ok(LevelFilter::Warn);
     }
-    text.parse().map_err(|_| Error::Level(text.into_owned()))
+    text.parse()
+        .map_err(|_| "it is Off, Error, Warning, Info, Debug or Trace")
 }
 
 fn number<T: FromStr>(flag: &'static str, value: &OsStr) -> Result<T, Error> {

@@ -83,6 +83,13 @@ what mayfly tells, on stderr:
       --timings         how long each phase took, from exec to the guest's first exit and its first output
       --trace FILE      the same as a Chrome trace; open it in https://ui.perfetto.dev
 
+      --log-level LEVEL what is logged: off, error, warning (default), info, debug or trace
+      --log-file PATH   log to this file or FIFO instead of stderr; SIGHUP opens it again
+
+to control the machine from outside:
+      --api-sock PATH   serve Firecracker's REST API on this unix socket, and mayfly ctl; see mayfly help firecracker
+      --id NAME         name of the machine, 1 to 64 letters, digits and hyphens
+
 On a terminal: Ctrl-A x ends the machine, Ctrl-A h lists the keys.
 
 exit status:

@@ -7,12 +7,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use api::Api;
 use devices::PowerEvent;
 use vmm::Chain;
 use vmm::arch::{Native, Platform};
 use vmm::boot::{self, Image, Initrd};
 use vmm::config::VmConfig;
-use vmm::control::{self, Control};
+use vmm::control::{self, Control, Service};
 use vmm::timeline::{Lane, Span, Timeline};
 use vmm::vcpu::Ending;
 use vmm::vm::{self, End};
@@ -21,6 +22,7 @@ use crate::args::Run;
 use crate::console;
 use crate::logging::say;
 use crate::report;
+use crate::serve::{self, Front};
 
 /// The guest's processor shut down.
 const TRIPLE_FAULT: u8 = 120;
@@ -42,6 +44,9 @@ pub enum Error {
     /// The initrd cannot be used.
     #[error(transparent)]
     Initrd(boot::initrd::Error),
+    /// The control socket or the log cannot be had.
+    #[error(transparent)]
+    Front(Box<serve::Error>),
     /// The machine cannot be made or booted.
     #[error(transparent)]
     Start(control::Error),
@@ -94,7 +99,10 @@ pub fn process_time() -> Duration {
 /// # Errors
 /// [`Error`] when the guest did not run at all.
 pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<ExitCode, Error> {
-    let timeline = Arc::new(Timeline::new(origin, run.timings || run.trace.is_some()));
+    let front = run.front().map(Front::open).transpose();
+    let api = front.map_err(|error| Error::Front(Box::new(error)))?;
+    let recorded = run.timings || run.trace.is_some() || api.is_some();
+    let timeline = Arc::new(Timeline::new(origin, recorded));
     let image = timeline
         .measure(Lane::Main, "open image", || {
             Image::open(&run.config.kernel, Native::MACHINE)
@@ -109,7 +117,7 @@ pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<ExitCode, Error>
         .map_err(Error::Initrd)?;
     // Before the guest runs, so that it does not run in vain.
     let trace = run.trace.map(Trace::create).transpose()?;
-    let (end, unclaimed) = boot(run.config, image, initrd, &timeline)?;
+    let (end, unclaimed) = boot(run.config, image, initrd, &timeline, api)?;
     let spans = timeline.spans();
     if run.timings {
         say(report::table(exec, &spans).trim_end());
@@ -153,7 +161,8 @@ pub struct Unclaimed {
     addresses: u64,
 }
 
-/// Boots `image` with this process's stdin and stdout as its serial console, and stays until it ends.
+/// Boots `image` with this process's stdin and stdout as its serial console, and stays until it ends. Meanwhile `api` is
+/// served, if there is one.
 ///
 /// # Errors
 /// [`Error`]
@@ -162,6 +171,7 @@ pub fn boot(
     image: Image,
     initrd: Option<Initrd>,
     timeline: &Arc<Timeline>,
+    mut api: Option<Api>,
 ) -> Result<(End, Unclaimed), Error> {
     // Before any thread starts, so that all of them leave the signals to the event loop.
     let signals = block_signals()?;
@@ -170,7 +180,11 @@ pub fn boot(
         .configure(config, image, initrd)
         .and_then(|()| control.start());
     started.map_err(Error::Start)?;
-    let end = vm::run(&mut control, None, &signals).map_err(Error::Vm)?;
+    let service = api.as_mut().map(|api| api as &mut dyn Service);
+    let end = vm::run(&mut control, service, &signals).map_err(Error::Vm)?;
+    if let Some(api) = &mut api {
+        api.finish(&control);
+    }
     let (ports, addresses) = conclude_vm(control);
     Ok((end, Unclaimed { ports, addresses }))
 }

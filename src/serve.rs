@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use api::http::Server;
-use api::logger::Logger as _;
+use api::http::{Limits, Server};
+use api::logger::{Logger as _, LoggerSettings};
 use api::{Api, Instance};
 use vmm::control::{self, Control};
 use vmm::timeline::Timeline;
@@ -61,46 +61,68 @@ pub enum Error {
     Run(run::Error),
 }
 
+/// The way to a VM from outside.
+pub struct Front<'a> {
+    /// Path of the control socket; none for none.
+    pub socket: Option<&'a Path>,
+    /// Limits of the control socket.
+    pub limits: Limits,
+    /// Name of the VM.
+    pub id: &'a str,
+    /// The log.
+    pub log: &'a LoggerSettings,
+}
+
+impl Front<'_> {
+    /// Opens the socket and the log.
+    ///
+    /// # Errors
+    /// [`Error::Socket`], [`Error::Log`] and [`Error::Api`].
+    pub fn open(self) -> Result<Api, Error> {
+        // First of all, so that those who wait for the socket wait as short as can be; who comes now is served a little later.
+        let bound = self.socket.map(|path| Server::bind(path, self.limits));
+        let server = bound.transpose().map_err(Error::Socket)?;
+        let mut log = ProcessLog::new(self.id);
+        log.configure(self.log).map_err(Error::Log)?;
+        let instance = Instance {
+            id: self.id.to_owned(),
+            version: VERSION.into(),
+            app_name: "Firecracker".into(),
+        };
+        Api::new(instance, server, Box::new(log)).map_err(Error::Api)
+    }
+}
+
 /// Serves what `options` say until the VM is over. `origin` is when the process began.
 ///
 /// # Errors
 /// [`Error`] when there was nothing to be served.
 pub fn serve(options: Options, origin: Instant) -> Result<ExitCode, Error> {
-    // First of all, so that those who wait for the socket wait as short as can be; who comes now is served a little later.
-    let server = options
-        .socket
-        .as_deref()
-        .map(|path| Server::bind(path, options.limits))
-        .transpose()
-        .map_err(Error::Socket)?;
-    // Before any thread starts, so that all of them leave the signals to the event loop.
-    let signals = run::block_signals().map_err(Error::Run)?;
-    let mut log = ProcessLog::new(&options.id);
-    log.configure(&options.log).map_err(Error::Log)?;
+    let front = Front {
+        socket: options.socket.as_deref(),
+        limits: options.limits,
+        id: &options.id,
+        log: &options.log,
+    };
+    let mut api = front.open()?;
     for flag in &options.without_effect {
         log::warn!("{flag} changes nothing: mayfly has no such thing");
     }
-    let instance = Instance {
-        id: options.id,
-        version: VERSION.into(),
-        app_name: "Firecracker".into(),
-    };
-    let mut api = Api::new(instance, server, Box::new(log)).map_err(Error::Api)?;
     if let Some(path) = &options.metrics {
         api.write_metrics_to(path).map_err(Error::Metrics)?;
     }
+    // Before any thread starts, so that all of them leave the signals to the event loop.
+    let signals = run::block_signals().map_err(Error::Run)?;
     let timeline = Arc::new(Timeline::new(origin, true));
     let mut control = Control::new(Box::new(|| Ok(console::open()?)), timeline);
     if let Some(path) = options.config_file {
         configure(&mut control, &mut api, path)?;
         control.start().map_err(Error::Start)?;
     }
-    let end =
-        vm::run(&mut control, Some(&mut api), &signals).map_err(|error| Error::Run(run::Error::Vm(error)))?;
+    let end = vm::run(&mut control, Some(&mut api), &signals);
+    let end = end.map_err(|error| Error::Run(run::Error::Vm(error)))?;
     api.finish(&control);
     run::conclude_vm(control);
-    // The socket goes before the process does.
-    drop(api);
     Ok(conclude(&end))
 }
 
