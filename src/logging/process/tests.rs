@@ -89,6 +89,26 @@ fn the_level_is_the_clients() {
 }
 
 #[test]
+fn what_is_not_named_stays() {
+    let folder = Folder::new();
+    let (mut log, shared) = log();
+    log.configure(&LoggerSettings {
+        path: Some(folder.path("log")),
+        level: Some(LevelFilter::Info),
+        show_level: Some(true),
+        show_origin: Some(true),
+        module: Some("api".into()),
+    })
+    .unwrap();
+    log.configure(&LoggerSettings::default()).unwrap();
+    let now = Instant::now();
+    assert_eq!(say_from(shared, "api", Level::Info, "x", now), "");
+    assert_eq!(say_from(shared, "vmm", Level::Info, "y", now), "");
+    let got = lines(fs::read(folder.path("log")).unwrap());
+    assert_eq!(got, [format!("[vm-1:{}:INFO:src/x.rs:7] x", me())]);
+}
+
+#[test]
 fn a_file_gets_what_stderr_had() {
     let folder = Folder::new();
     let path = folder.path("log");

@@ -1,5 +1,6 @@
 use std::collections::{HashMap, HashSet};
 
+use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 use vmm::control::{Metrics, Phase};
 
 use super::prometheus;
@@ -291,4 +292,19 @@ fn a_phase_that_comes_twice_is_one_sample() {
     let of = |name| value(&families, name, &[("phase", "ask"), ("thread", "main")]);
     assert_eq!(of("mayfly_boot_phase_start_seconds"), 1.0);
     assert_eq!(of("mayfly_boot_phase_seconds"), 0.75);
+}
+
+proptest! {
+    #[test]
+    fn a_name_may_have_any_characters(name in any::<String>(), other in "[\\\\\"\n{},= ]*") {
+        let mut metrics = full();
+        metrics.drives[0].id.clone_from(&name);
+        metrics.interfaces[0].id = format!("{name}{other}");
+        let families = parse(&prometheus(&metrics, &counters()));
+        let samples = || families.iter().flat_map(|family| &family.samples);
+        prop_assert!(samples().any(|one| one.label("interface") == Some(&metrics.interfaces[0].id)));
+        let drives = samples().filter(|one| one.label("drive") == Some(&name)).count();
+        // 4 of requests, 2 of bytes, 3 of other counters, 3 histograms of 24 buckets, +Inf, sum and count.
+        prop_assert_eq!(drives, 9 + 3 * 27);
+    }
 }

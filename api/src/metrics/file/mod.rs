@@ -64,21 +64,21 @@ impl MetricsFile {
         Ok(())
     }
 
-    fn put(&mut self, mut line: Vec<u8>) -> Result<(), Error> {
+    fn put(&mut self, line: Vec<u8>) -> Result<(), Error> {
         // A FIFO takes a long line in parts, and nothing may come between them.
-        let taken = self
-            .finish()
-            .and_then(|finished| if finished { self.output.write(&line) } else { Ok(0) });
-        match taken {
-            Ok(0) | Err(_) => self.dropped += 1,
-            Ok(count) => {
-                line.drain(..count);
-                self.rest = line;
-                // A full disk takes a part too, and says why only when it is asked again.
-                return self.finish().map(drop);
-            }
+        let finished = self.finish();
+        if !matches!(finished, Ok(true)) {
+            self.dropped += 1;
+            return finished.map(drop);
         }
-        taken.map(drop)
+        let length = line.len();
+        self.rest = line;
+        let finished = self.finish();
+        if self.rest.len() == length {
+            self.rest.clear();
+            self.dropped += 1;
+        }
+        finished.map(drop)
     }
 
     /// Writes what is left of the last line, and tells whether nothing is left.

@@ -111,6 +111,26 @@ fn a_long_line_is_finished_before_the_next() {
 }
 
 #[test]
+fn a_short_line_does_not_slip_past_the_rest_of_a_long_one() {
+    let folder = Folder::new();
+    let path = folder.fifo("metrics");
+    let mut file = MetricsFile::open(&path).unwrap();
+    let mut reader = Reader::open(&path);
+    let size = reader.shrink();
+    // There is room for a line, and none for the rest.
+    file.output.write(&vec![b'x'; size - 1000]).unwrap();
+    file.rest = vec![b'y'; 1999];
+    file.rest.push(b'\n');
+    write(&mut file, &Metrics::default(), 1);
+    assert_eq!(reader.read(usize::MAX), vec![b'x'; size - 1000]);
+    write(&mut file, &Metrics::default(), 2);
+    let got = reader.read(usize::MAX);
+    let line = got.strip_prefix([b'y'; 1999].as_slice()).unwrap();
+    assert_eq!(missed(&lines(line.strip_prefix(b"\n").unwrap())[0]), (2, 1));
+    assert!(line.len() < 1000, "a line would not have fit");
+}
+
+#[test]
 fn a_file_that_was_moved_away_is_replaced() {
     let folder = Folder::new();
     let path = folder.path("metrics");

@@ -1,7 +1,10 @@
 //! A file or FIFO that is written to, a piece at a time, without ever waiting for whoever reads it.
+//!
+//! SIGPIPE and SIGXFSZ must be ignored by the process, so that a reader that has gone and a file that has reached its
+//! limit do not end it.
 
 use std::error::Error as _;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -65,14 +68,8 @@ impl Output {
             Err(source) => return Err(Error::Open { path, source }),
         };
         match file.metadata() {
-            Ok(metadata) => {
-                let kind = metadata.file_type();
-                if kind.is_file() || kind.is_fifo() || kind.is_char_device() {
-                    Ok(Self { path, file })
-                } else {
-                    Err(Error::Kind(path))
-                }
-            }
+            Ok(metadata) if takes_lines(metadata.file_type()) => Ok(Self { path, file }),
+            Ok(_) => Err(Error::Kind(path)),
             Err(source) => Err(Error::Open { path, source }),
         }
     }
@@ -127,6 +124,10 @@ impl Output {
     }
 }
 
+fn takes_lines(kind: FileType) -> bool {
+    kind.is_file() || kind.is_fifo() || kind.is_char_device()
+}
+
 fn open(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.append(true).create(true);
@@ -143,7 +144,8 @@ fn open(path: &Path) -> io::Result<File> {
     }
     // With a reader in this process there always is one, so that another may come, go and come back. Who may not read
     // it makes do with writing.
-    options.read(true).create(false).open(path).or(opened)
+    let both = options.read(true).create(false).open(path);
+    both.or_else(|error| opened.map_err(|_| error))
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
 
-use super::{ATOMIC, Error, Output};
+use super::{ATOMIC, Error, Output, takes_lines};
 use crate::metrics::testing::{Folder, Reader};
 
 #[test]
@@ -44,6 +45,46 @@ fn a_fifo_needs_no_reader() {
     drop(reader);
     assert_eq!(output.write(b"again\n").unwrap(), 6);
     assert_eq!(Reader::open(&path).read(100), b"again\n");
+}
+
+#[test]
+fn a_reader_that_has_gone_is_a_full_fifo() {
+    let folder = Folder::new();
+    let path = folder.fifo("fifo");
+    let reader = Reader::open(&path);
+    // As it is for a user who may write and not read.
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    let output = Output {
+        path: path.clone(),
+        file,
+    };
+    drop(reader);
+    assert_eq!(output.write(b"early\n").unwrap(), 0);
+    let mut reader = Reader::open(&path);
+    assert_eq!(output.write(b"again\n").unwrap(), 6);
+    assert_eq!(reader.read(100), b"again\n");
+}
+
+#[test]
+fn lines_go_where_they_do_no_harm() {
+    let folder = Folder::new();
+    let socket = folder.path("socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    fs::write(folder.path("file"), "").unwrap();
+    for (path, expected) in [
+        (folder.path("file"), true),
+        (folder.fifo("fifo"), true),
+        ("/dev/null".into(), true),
+        (folder.path(""), false),
+        (socket, false),
+    ] {
+        assert_eq!(
+            takes_lines(fs::metadata(&path).unwrap().file_type()),
+            expected,
+            "{path:?}"
+        );
+        assert_eq!(Output::open(&path).is_ok(), expected, "{path:?}");
+    }
 }
 
 #[test]
