@@ -8,7 +8,6 @@ mod firecracker;
 mod help;
 mod inspect;
 mod logging;
-mod process_log;
 mod report;
 mod run;
 mod serve;

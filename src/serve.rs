@@ -16,8 +16,7 @@ use vmm::vcpu::Ending;
 use vmm::vm::{self, End};
 
 use crate::firecracker::{Options, VERSION};
-use crate::logging::say;
-use crate::process_log::ProcessLog;
+use crate::logging::{ProcessLog, say};
 use crate::{console, run};
 
 /// Why a VM could not be served.
@@ -105,14 +104,14 @@ pub fn serve(options: Options, origin: Instant) -> Result<ExitCode, Error> {
         log: &options.log,
     };
     let mut api = front.open()?;
+    // Before any thread starts, and before anything is written to a FIFO, so that all of them leave the signals to the event loop.
+    let signals = run::block_signals().map_err(Error::Run)?;
     for flag in &options.without_effect {
         log::warn!("{flag} changes nothing: mayfly has no such thing");
     }
     if let Some(path) = &options.metrics {
         api.write_metrics_to(path).map_err(Error::Metrics)?;
     }
-    // Before any thread starts, so that all of them leave the signals to the event loop.
-    let signals = run::block_signals().map_err(Error::Run)?;
     let timeline = Arc::new(Timeline::new(origin, true));
     let mut control = Control::new(Box::new(|| Ok(console::open()?)), timeline);
     if let Some(path) = options.config_file {

@@ -1,0 +1,186 @@
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+use vmm::control::Metrics;
+
+use super::MetricsFile;
+use crate::metrics::Counters;
+use crate::metrics::output::ATOMIC;
+use crate::metrics::testing::{Folder, Reader, full};
+
+/// The lines of `bytes`, each of which must be a JSON text and end.
+fn lines(bytes: &[u8]) -> Vec<Value> {
+    assert_eq!(bytes.last(), Some(&b'\n'), "the last line has no end");
+    let lines = bytes.split(|byte| *byte == b'\n');
+    let mut lines: Vec<_> = lines.map(<[u8]>::to_vec).collect();
+    lines.pop();
+    lines
+        .iter()
+        .map(|line| serde_json::from_slice(line).unwrap_or_else(|error| panic!("{error}: {line:?}")))
+        .collect()
+}
+
+fn accepted(accepted: u64) -> Counters {
+    Counters { accepted, refused: 0 }
+}
+
+fn missed(line: &Value) -> (u64, u64) {
+    let number = |value: &Value| value.as_u64().unwrap();
+    (
+        number(&line["api_server"]["accepted"]),
+        number(&line["logger"]["missed_metrics_count"]),
+    )
+}
+
+fn write(file: &mut MetricsFile, metrics: &Metrics, number: u64) {
+    file.write(metrics, &accepted(number)).unwrap();
+}
+
+#[test]
+fn a_file_gets_a_line_at_a_time() {
+    let folder = Folder::new();
+    let path = folder.path("metrics");
+    let mut file = MetricsFile::open(&path).unwrap();
+    write(&mut file, &full(), 1);
+    write(&mut file, &Metrics::default(), 2);
+    let lines = lines(&fs::read(&path).unwrap());
+    assert_eq!(lines.iter().map(missed).collect::<Vec<_>>(), [(1, 0), (2, 0)]);
+    assert!(lines[0]["utc_timestamp_ms"].as_u64().unwrap() > 1_700_000_000_000);
+}
+
+#[test]
+fn lines_that_nobody_reads_are_dropped_and_counted() {
+    let folder = Folder::new();
+    let path = folder.fifo("metrics");
+    let mut file = MetricsFile::open(&path).unwrap();
+    let mut reader = Reader::open(&path);
+    let size = reader.shrink() as u64;
+    let written = size;
+    // A line has more than one byte, so that these cannot all fit.
+    (0..written).for_each(|number| write(&mut file, &Metrics::default(), number));
+    let before = lines(&reader.read(usize::MAX));
+    assert!(!before.is_empty());
+    let kept = before.len() as u64;
+    let expected: Vec<_> = (0..kept).map(|number| (number, 0)).collect();
+    assert_eq!(before.iter().map(missed).collect::<Vec<_>>(), expected);
+    write(&mut file, &Metrics::default(), 7);
+    let after = lines(&reader.read(usize::MAX));
+    assert_eq!(
+        after.iter().map(missed).collect::<Vec<_>>(),
+        [(7, written - kept)]
+    );
+}
+
+#[test]
+fn a_long_line_is_finished_before_the_next() {
+    let folder = Folder::new();
+    let path = folder.fifo("metrics");
+    let mut file = MetricsFile::open(&path).unwrap();
+    let mut reader = Reader::open(&path);
+    let size = reader.shrink();
+    let mut metrics = full();
+    metrics.drives[0].id = "x".repeat(2 * size.max(ATOMIC));
+    write(&mut file, &metrics, 1);
+    assert!(
+        !file.rest.is_empty(),
+        "a long line fits into a FIFO of {size} bytes"
+    );
+    // Dropped: the one before is not all out yet.
+    write(&mut file, &Metrics::default(), 2);
+    let mut bytes = reader.read(usize::MAX);
+    assert_ne!(bytes.last(), Some(&b'\n'));
+    for number in 3.. {
+        write(&mut file, &Metrics::default(), number);
+        let more = reader.read(usize::MAX);
+        assert!(!more.is_empty());
+        bytes.extend(more);
+        if file.rest.is_empty() {
+            break;
+        }
+    }
+    write(&mut file, &Metrics::default(), 100);
+    bytes.extend(reader.read(usize::MAX));
+    let lines = lines(&bytes);
+    let (last, dropped) = missed(lines.last().unwrap());
+    assert_eq!((missed(&lines[0]), last), ((1, 0), 100));
+    assert!(dropped >= 1);
+    // 2 and those after it up to the first that got out.
+    let got = lines.len() as u64;
+    assert!(got + dropped >= 4, "{got} lines and {dropped} dropped");
+}
+
+#[test]
+fn a_short_line_does_not_slip_past_the_rest_of_a_long_one() {
+    let folder = Folder::new();
+    let path = folder.fifo("metrics");
+    let mut file = MetricsFile::open(&path).unwrap();
+    let mut reader = Reader::open(&path);
+    let size = reader.shrink();
+    // There is room for a line, and none for the rest.
+    file.output.write(&vec![b'x'; size - 1000]).unwrap();
+    file.rest = vec![b'y'; 1999];
+    file.rest.push(b'\n');
+    write(&mut file, &Metrics::default(), 1);
+    assert_eq!(reader.read(usize::MAX), vec![b'x'; size - 1000]);
+    write(&mut file, &Metrics::default(), 2);
+    let got = reader.read(usize::MAX);
+    let line = got.strip_prefix([b'y'; 1999].as_slice()).unwrap();
+    assert_eq!(missed(&lines(line.strip_prefix(b"\n").unwrap())[0]), (2, 1));
+    assert!(line.len() < 1000, "a line would not have fit");
+}
+
+#[test]
+fn a_file_that_was_moved_away_is_replaced() {
+    let folder = Folder::new();
+    let path = folder.path("metrics");
+    let mut file = MetricsFile::open(&path).unwrap();
+    write(&mut file, &Metrics::default(), 1);
+    fs::rename(&path, folder.path("metrics.1")).unwrap();
+    write(&mut file, &Metrics::default(), 2);
+    file.reopen().unwrap();
+    write(&mut file, &Metrics::default(), 3);
+    assert_eq!(lines(&fs::read(folder.path("metrics.1")).unwrap()).len(), 2);
+    assert_eq!(missed(&lines(&fs::read(&path).unwrap())[0]), (3, 0));
+}
+
+#[test]
+fn a_new_fifo_does_not_begin_with_half_a_line() {
+    let folder = Folder::new();
+    let path = folder.fifo("metrics");
+    let mut file = MetricsFile::open(&path).unwrap();
+    let first = Reader::open(&path);
+    let mut metrics = full();
+    metrics.drives[0].id = "x".repeat(2 * first.shrink().max(ATOMIC));
+    write(&mut file, &metrics, 1);
+    file.reopen().unwrap();
+    assert!(
+        !file.rest.is_empty(),
+        "the same FIFO still lacks the end of its line"
+    );
+    fs::rename(&path, folder.path("old")).unwrap();
+    let path = folder.fifo("metrics");
+    file.reopen().unwrap();
+    write(&mut file, &Metrics::default(), 2);
+    let got = lines(&Reader::open(&path).read(usize::MAX));
+    assert_eq!(got.iter().map(missed).collect::<Vec<_>>(), [(2, 1)]);
+}
+
+#[test]
+fn a_full_disk_is_told() {
+    let mut file = MetricsFile::open(Path::new("/dev/full")).unwrap();
+    let error = file.write(&Metrics::default(), &accepted(1)).unwrap_err();
+    assert!(error.starts_with("cannot write to \"/dev/full\": "), "{error}");
+    assert_eq!(file.dropped, 1);
+}
+
+#[test]
+fn what_cannot_be_opened_again_serves_on() {
+    let folder = Folder::new();
+    fs::create_dir(folder.path("logs")).unwrap();
+    let mut file = MetricsFile::open(&folder.path("logs/metrics")).unwrap();
+    fs::rename(folder.path("logs"), folder.path("gone")).unwrap();
+    assert!(file.reopen().unwrap_err().starts_with("cannot open "));
+    write(&mut file, &Metrics::default(), 1);
+    assert_eq!(lines(&fs::read(folder.path("gone/metrics")).unwrap()).len(), 1);
+}

@@ -1,0 +1,24 @@
+//! What mayfly has to say: a line each, to stderr or to a file, never making anybody wait for long.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `process` | the log of the libraries, and [`ProcessLog`], by which it is changed |
+//! | `budget` | how much of it is said |
+//! | `file` | the file that takes it instead of stderr |
+//! | `line` | a line of that file |
+//! | `stamp` | the time in it |
+//! | `stderr` | [`put`]: writes to stderr |
+
+mod budget;
+mod file;
+mod line;
+mod process;
+mod stamp;
+mod stderr;
+#[cfg(test)]
+mod testing;
+
+// The command line that lets a client change the log names it.
+pub use process::ProcessLog;
+pub use process::{say, start};
+pub use stderr::put;
