@@ -7,6 +7,7 @@ use std::str::FromStr;
 use lexopt::Arg;
 use vmm::config::VmConfig;
 
+use crate::ctl::{self, Ctl};
 use crate::help::Topic;
 
 /// What the user wants done.
@@ -18,6 +19,8 @@ pub enum Command {
     Inspect(PathBuf),
     /// Boot the embedded guest.
     Demo,
+    /// Ask a running mayfly.
+    Ctl(Box<Ctl>),
     /// Print a help text.
     Help(Topic),
     /// Print the version.
@@ -66,6 +69,9 @@ pub enum Error {
     /// A guest argument that is not UTF-8.
     #[error("the guest argument {0:?} is not printable ASCII")]
     GuestArgument(OsString),
+    /// The words after `ctl` make no sense.
+    #[error(transparent)]
+    Ctl(ctl::args::Error),
     /// An unknown option, or one without its value.
     #[error("{source}: try mayfly {command} --help")]
     Syntax {
@@ -90,6 +96,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
             Some("run") => run(&mut parser),
             Some("inspect") => inspect(&mut parser),
             Some("demo") => demo(&mut parser),
+            Some("ctl") => ctl(&mut parser),
             Some("help") => help(&mut parser),
             _ => Err(Error::Command(lossy(&command))),
         },
@@ -247,6 +254,11 @@ fn demo(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     }
 }
 
+fn ctl(parser: &mut lexopt::Parser) -> Result<Command, Error> {
+    let ctl = ctl::args::parse(parser).map_err(Error::Ctl)?;
+    Ok(ctl.map_or(Command::Help(Topic::Ctl), |ctl| Command::Ctl(Box::new(ctl))))
+}
+
 fn help(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     match parser.next().map_err(syntax(""))? {
         None => Ok(Command::Help(Topic::Mayfly)),
@@ -254,6 +266,7 @@ fn help(parser: &mut lexopt::Parser) -> Result<Command, Error> {
             Some("run") => Ok(Command::Help(Topic::Run)),
             Some("inspect") => Ok(Command::Help(Topic::Inspect)),
             Some("demo") => Ok(Command::Help(Topic::Demo)),
+            Some("ctl") => Ok(Command::Help(Topic::Ctl)),
             _ => Err(Error::Command(lossy(&command))),
         },
         Some(other) => Err(syntax("")(other.unexpected())),
@@ -360,6 +373,8 @@ mod tests {
             ("help run", Topic::Run),
             ("inspect --help", Topic::Inspect),
             ("demo --help", Topic::Demo),
+            ("ctl drive --help", Topic::Ctl),
+            ("help ctl", Topic::Ctl),
         ] {
             assert!(
                 matches!(words(line), Ok(Command::Help(found)) if found == topic),

@@ -321,7 +321,7 @@ fn without_a_server_the_way_out_is_said() {
 fn a_socket_of_somebody_else_is_told_from_a_missing_one() {
     let folder = Folder::new();
     let _listener = UnixListener::bind(path(&folder)).unwrap();
-    fs::set_permissions(path(&folder), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(path(&folder), fs::Permissions::from_mode(0o000)).unwrap();
     // Permissions do not bind root.
     if let Err(error) = UnixStream::connect(path(&folder)) {
         assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
