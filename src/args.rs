@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use lexopt::Arg;
 
+use crate::ctl::{self, Ctl};
 use crate::firecracker;
 use crate::help::Topic;
 
@@ -26,6 +27,8 @@ pub enum Command {
     Demo,
     /// Serve a VM behind a control socket, by the flags of Firecracker.
     Serve(Box<firecracker::Options>),
+    /// Ask a running mayfly.
+    Ctl(Box<Ctl>),
     /// Print a help text.
     Help(Topic),
     /// Print the version.
@@ -68,6 +71,9 @@ pub enum Error {
     /// A guest argument that is not UTF-8.
     #[error("the guest argument {0:?} is not printable ASCII")]
     GuestArgument(OsString),
+    /// The words after `ctl` make no sense.
+    #[error(transparent)]
+    Ctl(ctl::args::Error),
     /// An unknown option, or one without its value.
     #[error("{source}: try mayfly {command} --help")]
     Syntax {
@@ -116,6 +122,7 @@ fn own(arguments: Vec<OsString>) -> Result<Command, Error> {
             Some("run") => run::run(&mut parser),
             Some("inspect") => inspect(&mut parser),
             Some("demo") => demo(&mut parser),
+            Some("ctl") => ctl(&mut parser),
             Some("help") => help(&mut parser),
             _ => Err(Error::Command(lossy(&command))),
         },
@@ -143,6 +150,11 @@ fn demo(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     }
 }
 
+fn ctl(parser: &mut lexopt::Parser) -> Result<Command, Error> {
+    let ctl = ctl::args::parse(parser).map_err(Error::Ctl)?;
+    Ok(ctl.map_or(Command::Help(Topic::Ctl), |ctl| Command::Ctl(Box::new(ctl))))
+}
+
 fn help(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     match parser.next().map_err(syntax(""))? {
         None => Ok(Command::Help(Topic::Mayfly)),
@@ -151,6 +163,7 @@ fn help(parser: &mut lexopt::Parser) -> Result<Command, Error> {
             Some("inspect") => Ok(Command::Help(Topic::Inspect)),
             Some("demo") => Ok(Command::Help(Topic::Demo)),
             Some("firecracker") => Ok(Command::Help(Topic::Firecracker)),
+            Some("ctl") => Ok(Command::Help(Topic::Ctl)),
             _ => Err(Error::Command(lossy(&command))),
         },
         Some(other) => Err(syntax("")(other.unexpected())),
@@ -265,6 +278,8 @@ mod tests {
             ("help run", Topic::Run),
             ("inspect --help", Topic::Inspect),
             ("demo --help", Topic::Demo),
+            ("ctl drive --help", Topic::Ctl),
+            ("help ctl", Topic::Ctl),
         ] {
             assert!(
                 matches!(words(line), Ok(Command::Help(found)) if found == topic),

@@ -13,6 +13,8 @@ pub enum Topic {
     Demo,
     /// mayfly in the place of Firecracker
     Firecracker,
+    /// `mayfly ctl`
+    Ctl,
 }
 
 impl Topic {
@@ -24,6 +26,7 @@ impl Topic {
             Self::Inspect => INSPECT,
             Self::Demo => DEMO,
             Self::Firecracker => FIRECRACKER,
+            Self::Ctl => CTL,
         }
     }
 }
@@ -38,6 +41,7 @@ usage: mayfly run KERNEL [OPTION ...] [-- GUEST ARGUMENTS]
        mayfly demo         boot the guest inside mayfly and explain what is seen
        mayfly --api-sock SOCKET [FLAG ...]
                            serve a VM by Firecracker's REST API: mayfly help firecracker
+       mayfly ctl COMMAND  ask a running mayfly over its API socket: status, metrics, pause, resume, ...
        mayfly help [COMMAND]
        mayfly --version
 
@@ -154,4 +158,55 @@ SIGTERM, SIGINT and SIGQUIT end mayfly at once, by that signal; SIGHUP too, unle
 Try:   mayfly --api-sock /tmp/vm.sock &
        curl --unix-socket /tmp/vm.sock http://localhost/machine-config
        mayfly ctl --api-sock /tmp/vm.sock status
+";
+
+const CTL: &str = "\
+mayfly ctl - ask a running mayfly, or Firecracker, over its API socket
+
+usage: mayfly ctl [--api-sock PATH] [--json] [--timeout SECONDS] COMMAND
+
+look:
+  status                where the VM is in its life, and its size
+  config                how it is configured, with its drives, interfaces and limits
+  metrics               what it has done: phases of its start, exits, requests, packets; half of all requests took at
+                        most what p50 says and 99 of 100 what p99 says, as far as the server's histograms tell
+
+act:
+  start                 start a VM that is configured
+  pause, resume         keep its guest from running, and let it run again
+  stop                  press Ctrl-Alt-Del on the guest's keyboard (x86_64 only). The guest has to listen for that and to
+                        end by itself: Linux reboots, which ends mayfly; most unikernels do not listen. What always ends
+                        a VM is to end its process: kill PID
+  flush-metrics         write a line to the metrics file that was configured
+
+change, while the guest runs:
+  drive ID [--path PATH] [--bandwidth LIMIT] [--ops LIMIT]
+                        go on with the file at PATH, as the server sees it; limit the drive; with no option, have the
+                        guest told the size that the file has by now
+  net ID [--rx-bandwidth LIMIT] [--rx-ops LIMIT] [--tx-bandwidth LIMIT] [--tx-ops LIMIT]
+                        limit what the guest receives (rx) and transmits (tx)
+  LIMIT is AMOUNT/MILLISECONDS[/BURST], or off: so much in so much time, and BURST more once. Bandwidth is in bytes, with
+  K, M, G or T behind the number if you like; ops are requests or packets. What is not given stays as it is.
+
+anything else:
+  request METHOD PATH [BODY|-]
+                        make any request of the API; BODY is JSON, - reads it from stdin
+
+options:
+      --api-sock PATH   the socket, as given to mayfly --api-sock (default /run/firecracker.socket)
+      --json            print the server's answer as it came, for programs: JSON, or for metrics the text format of
+                        Prometheus; nothing where there is nothing to tell
+      --timeout SECONDS give up on a server that has not answered by then, 1 to 3600 (default 10)
+
+Try:   mayfly ctl --api-sock /tmp/vm.sock status
+       mayfly ctl --api-sock /tmp/vm.sock drive rootfs --bandwidth 10M/1000 --ops 500/1000/2000
+       mayfly ctl --api-sock /tmp/vm.sock net eth0 --rx-bandwidth off
+       mayfly ctl --api-sock /tmp/vm.sock --json config | jq .drives
+       mayfly ctl --api-sock /tmp/vm.sock request PUT /machine-config '{\"vcpu_count\":2,\"mem_size_mib\":256}'
+       mayfly ctl --api-sock /tmp/vm.sock request PUT /boot-source - < boot.json
+
+exit status:
+  0     done
+  1     not done: the server refuses or does not answer, or there is none; the message says why
+  2     the command line makes no sense
 ";

@@ -2,6 +2,7 @@
 
 mod args;
 mod console;
+mod ctl;
 mod demo;
 mod escape;
 mod firecracker;
@@ -38,11 +39,15 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Run(run) => run::run(*run, origin, exec).map_err(|error| Chain(&error).to_string()),
         Command::Inspect(path) => match inspect::inspect(&path) {
-            Ok(text) => print(&text),
+            Ok(text) => print(text),
             Err(error) => Err(Chain(&error).to_string()),
         },
         Command::Demo => demo::demo(origin, exec).map_err(|error| Chain(&error).to_string()),
         Command::Serve(options) => serve::serve(*options, origin).map_err(|error| Chain(&error).to_string()),
+        Command::Ctl(ctl) => match ctl::run(&ctl, &mut io::stdin()) {
+            Ok(answer) => print(answer),
+            Err(error) => Err(Chain(&error).to_string()),
+        },
         Command::Help(topic) => print(topic.text()),
         Command::Version => print(concat!("mayfly ", env!("CARGO_PKG_VERSION"), "\n")),
         Command::FirecrackerVersion => print(&format!("Firecracker v{}\n\n", firecracker::VERSION)),
@@ -54,8 +59,8 @@ fn main() -> ExitCode {
 }
 
 /// Prints `text` on stdout. A reader that has seen enough is no error.
-fn print(text: &str) -> Result<ExitCode, String> {
-    match io::stdout().write_all(text.as_bytes()) {
+fn print(text: impl AsRef<[u8]>) -> Result<ExitCode, String> {
+    match io::stdout().write_all(text.as_ref()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(format!("cannot write to stdout: {error}"))
         }

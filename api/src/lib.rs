@@ -3,12 +3,14 @@
 //! | module | holds |
 //! |---|---|
 //! | [`http`] | the server, which knows of no VM |
+//! | [`client`] | the other side, for `mayfly ctl` |
 //! | [`schema`] | the bodies of requests and answers |
 //! | [`routes`] | what each method and path does |
 //! | [`service`] | [`Api`](service::Api): all of it, for the event loop of a VM |
 //! | [`config_file`] | the same requests from a file |
 //! | [`logger`], [`metrics`] | what a client may have logged and counted |
 
+pub mod client;
 pub mod config_file;
 pub mod http;
 pub mod logger;

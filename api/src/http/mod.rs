@@ -16,7 +16,7 @@ mod response;
 mod server;
 mod socket;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use error::Error;
 pub use limits::Limits;

@@ -10,10 +10,10 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::{Handler, Request, Response};
 
 /// A folder of its own, which goes when this goes.
-pub(super) struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("mayfly-http-{}-{count}", std::process::id()));
@@ -21,17 +21,17 @@ impl Folder {
         Self(path)
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 
     /// A path in it whose length is `length`.
-    pub(super) fn path_of(&self, length: usize) -> PathBuf {
+    pub(crate) fn path_of(&self, length: usize) -> PathBuf {
         let room = length - self.0.as_os_str().len() - 1;
         self.0.join("s".repeat(room))
     }
 
-    pub(super) fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.0).unwrap();
         entries
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -47,12 +47,12 @@ impl Drop for Folder {
 
 /// Answers a path with itself, `/none` with nothing and `/big` with much; counts.
 #[derive(Default)]
-pub(super) struct Echo {
-    pub(super) asked: usize,
+pub(crate) struct Echo {
+    pub(crate) asked: usize,
 }
 
 /// Length of the answer to `/big`.
-pub(super) const BIG: usize = 3_000_000;
+pub(crate) const BIG: usize = 3_000_000;
 
 impl Handler for Echo {
     fn answer(&mut self, request: &Request) -> Response {
@@ -66,7 +66,7 @@ impl Handler for Echo {
 }
 
 /// What [`Echo`] answers `path` with.
-pub(super) fn echo(path: &str, body: usize) -> String {
+pub(crate) fn echo(path: &str, body: usize) -> String {
     let text = format!("\"{path} {body}\"");
     format!(
         "HTTP/1.1 200 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\nContent-Type: application/json\r\n\
@@ -76,10 +76,10 @@ pub(super) fn echo(path: &str, body: usize) -> String {
 }
 
 /// An event loop around one descriptor.
-pub(super) struct Loop(Epoll);
+pub(crate) struct Loop(Epoll);
 
 impl Loop {
-    pub(super) fn around(file: &impl AsRawFd) -> Self {
+    pub(crate) fn around(file: &impl AsRawFd) -> Self {
         let epoll = Epoll::new().unwrap();
         let event = EpollEvent::new(EventSet::IN, 0);
         epoll.ctl(ControlOperation::Add, file.as_raw_fd(), event).unwrap();
@@ -87,11 +87,11 @@ impl Loop {
     }
 
     /// Waits until there is work.
-    pub(super) fn wait(&self) {
+    pub(crate) fn wait(&self) {
         while self.0.wait(-1, &mut [EpollEvent::default()]).unwrap_or(0) == 0 {}
     }
 
-    pub(super) fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.0.wait(0, &mut [EpollEvent::default()]).unwrap() > 0
     }
 }

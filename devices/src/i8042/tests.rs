@@ -3,14 +3,17 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::proptest;
 use snapshot::Persist;
 
+use super::keyboard::Keyboard;
 use super::{COMMAND_OFFSET, COMMAND_PORT, DATA_PORT, I8042};
 use crate::bus::{Bus, BusBuilder};
 use crate::power::{Power, PowerEvent};
-use crate::testing::{accesses, comes_back, replay, survives_a_snapshot};
+use crate::sync::lock;
+use crate::testing::{EdgeCounter, accesses, comes_back, replay, survives_a_snapshot};
 use crate::window::Window;
 
 struct Board {
     power: Arc<Power>,
+    interrupt: Arc<EdgeCounter>,
     device: Arc<Mutex<I8042>>,
     bus: Bus,
 }
@@ -18,7 +21,8 @@ struct Board {
 impl Board {
     fn new() -> Self {
         let power = Arc::new(Power::new());
-        let device = Arc::new(Mutex::new(I8042::new(power.clone())));
+        let interrupt = Arc::new(EdgeCounter::default());
+        let device = Arc::new(Mutex::new(I8042::new(power.clone(), interrupt.clone())));
         let mut builder = BusBuilder::new();
         builder.claim("i8042", DATA_PORT, 1, device.clone()).unwrap();
         let window = Window::new(device.clone(), COMMAND_OFFSET);
@@ -27,6 +31,7 @@ impl Board {
             .unwrap();
         Self {
             power,
+            interrupt,
             device,
             bus: builder.build(),
         }
@@ -54,7 +59,26 @@ impl Board {
         self.bus.read(0x60, &mut data);
         full.then_some(data[0])
     }
+
+    /// All that can be read.
+    fn answers(&self) -> Vec<u8> {
+        std::iter::from_fn(|| self.answer()).collect()
+    }
+
+    fn configure(&self, config: u8) {
+        self.command(0x60);
+        self.data(config);
+    }
+
+    fn press(&self) {
+        lock(&self.device).press_ctrl_alt_del();
+    }
 }
+
+/// Translation and interrupt on, as Linux has it.
+const LINUX: u8 = 0x65;
+const PRESSED_1: [u8; 8] = [0x1d, 0x38, 0xe0, 0x53, 0xe0, 0xd3, 0xb8, 0x9d];
+const PRESSED_2: [u8; 11] = [0x14, 0x11, 0xe0, 0x71, 0xe0, 0xf0, 0x71, 0xf0, 0x11, 0xf0, 0x14];
 
 #[test]
 fn guests_reset_the_machine() {
@@ -105,7 +129,8 @@ fn linux_finds_a_controller_without_a_mouse() {
     board.command(0x20);
     assert_eq!(board.answer(), Some(0x64));
     board.data(0xf2);
-    assert_eq!(board.answer(), None, "there is no keyboard");
+    assert_eq!(board.answers(), [0xfa, 0xab, 0x41]);
+    assert_eq!(board.interrupt.take(), 0, "none was asked for");
 }
 
 #[test]
@@ -123,8 +148,146 @@ fn status_tells_a_command_from_data() {
     assert_eq!(board.answer(), Some(0x03));
 }
 
+#[test]
+fn ctrl_alt_del_is_pressed_and_let_go_of() {
+    for (config, codes) in [
+        (LINUX, &PRESSED_1[..]),
+        (LINUX & !0x40, &PRESSED_2[..]),
+        (LINUX & !0x01, &PRESSED_1[..]),
+    ] {
+        let board = Board::new();
+        board.configure(config);
+        assert_eq!(board.interrupt.take(), 0);
+        board.press();
+        let mut read = Vec::new();
+        loop {
+            // An edge for each byte, when it can be read and not before.
+            let waits = board.status() & 0x01 != 0;
+            assert_eq!(board.interrupt.take(), u32::from(waits && config & 0x01 != 0));
+            match board.answer() {
+                Some(byte) => read.push(byte),
+                None => break,
+            }
+        }
+        assert_eq!(read, codes, "{config:#x}");
+    }
+}
+
+#[test]
+fn a_keyboard_that_is_off_keeps_what_it_has() {
+    let board = Board::new();
+    board.configure(LINUX | 0x10);
+    board.press();
+    assert_eq!((board.status() & 0x01, board.interrupt.take()), (0, 0));
+    assert_eq!(board.answer(), None);
+    board.command(0x20);
+    assert_eq!(
+        board.interrupt.take(),
+        0,
+        "nor is there one for the controller's answers"
+    );
+    assert_eq!(board.answer(), Some(LINUX | 0x10));
+    board.command(0xae);
+    assert_eq!(board.interrupt.take(), 1);
+    assert_eq!(board.answers(), PRESSED_1);
+}
+
+#[test]
+fn the_controllers_answer_goes_first_and_loses_nothing() {
+    let board = Board::new();
+    board.configure(LINUX);
+    board.press();
+    board.command(0x20);
+    assert_eq!(board.interrupt.take(), 1);
+    assert_eq!(board.answer(), Some(LINUX));
+    assert_eq!(board.interrupt.take(), 1);
+    assert_eq!(board.answers(), PRESSED_1);
+    // The interrupt is turned on when there is something already.
+    board.configure(LINUX & !0x01);
+    board.press();
+    assert_eq!(board.interrupt.take(), 7);
+    board.configure(LINUX);
+    assert_eq!(board.interrupt.take(), 1);
+}
+
+#[test]
+fn the_keyboard_answers_as_at_keyboards_do() {
+    for (bytes, translated, plain) in [
+        (&[0xff][..], &[0xfa, 0xaa][..], &[0xfa, 0xaa][..]),
+        (&[0xf2], &[0xfa, 0xab, 0x41], &[0xfa, 0xab, 0x83]),
+        (&[0xed, 0x07], &[0xfa, 0xfa], &[0xfa, 0xfa]),
+        (&[0xf3, 0x00], &[0xfa, 0xfa], &[0xfa, 0xfa]),
+        (&[0xf0, 0x00], &[0xfa, 0xfa, 0x41], &[0xfa, 0xfa, 2]),
+        (
+            &[0xf0, 0x01, 0xf0, 0x00],
+            &[0xfa, 0xfa, 0xfa, 0xfa, 0x43],
+            &[0xfa, 0xfa, 0xfa, 0xfa, 1],
+        ),
+        (&[0xf0, 0x03], &[0xfa, 0xfe], &[0xfa, 0xfe]),
+        // A command in the place of data is a command.
+        (&[0xed, 0xf4], &[0xfa, 0xfa], &[0xfa, 0xfa]),
+        (&[0xf4, 0xf5, 0xf6], &[0xfa], &[0xfa]),
+        (&[0xee], &[0xee], &[0xee]),
+        (&[0x00], &[0xfe], &[0xfe]),
+        (&[0xfe], &[0xfe], &[0xfe]),
+    ] {
+        for (config, answers) in [(LINUX, translated), (LINUX & !0x40, plain)] {
+            let board = Board::new();
+            board.configure(config | 0x10);
+            bytes.iter().for_each(|byte| board.data(*byte));
+            assert_eq!(board.answers(), answers, "{bytes:x?} {config:#x}");
+            assert_eq!(usize::try_from(board.interrupt.take()).unwrap(), answers.len());
+        }
+    }
+}
+
+#[test]
+fn keys_are_sent_as_the_guest_wants_them() {
+    let board = Board::new();
+    board.configure(LINUX & !0x40);
+    for (commands, codes) in [
+        (&[0xf5][..], &[][..]),
+        (&[0xf4], &PRESSED_2),
+        (&[0xf0, 0x01], &PRESSED_1),
+        (&[0xf6], &PRESSED_2),
+        (&[0xf5, 0xff], &PRESSED_2),
+    ] {
+        commands.iter().for_each(|byte| board.data(*byte));
+        board.answers();
+        board.press();
+        assert_eq!(board.answers(), codes, "{commands:x?}");
+    }
+    // A byte for the mouse is none for the keyboard.
+    board.command(0xd4);
+    board.data(0xf5);
+    board.press();
+    assert_eq!(board.answers(), PRESSED_2);
+}
+
+#[test]
+fn a_guest_that_never_reads_fills_nothing() {
+    let board = Board::new();
+    board.configure(LINUX);
+    for _ in 0..1000 {
+        board.press();
+    }
+    assert_eq!(board.answers(), [PRESSED_1, PRESSED_1].concat());
+    board.press();
+    board.press();
+    for _ in 0..1000 {
+        board.data(0xf2);
+    }
+    let answers = board.answers();
+    assert_eq!(
+        answers[16..19],
+        [0xfa, 0xab, 0x41],
+        "answers find room behind keys"
+    );
+    assert_eq!(answers.len(), 24);
+}
+
 fn fresh() -> I8042 {
-    I8042::new(Arc::new(Power::new()))
+    I8042::new(Arc::new(Power::new()), Arc::new(EdgeCounter::default()))
 }
 
 #[test]
@@ -132,18 +295,30 @@ fn state_comes_back_and_is_checked() {
     let board = Board::new();
     board.command(0x20);
     board.command(0x65);
-    let device = crate::sync::lock(&board.device);
+    board.command(0xae);
+    board.data(0xed);
+    board.press();
+    board.command(0x65);
+    let device = lock(&board.device);
     survives_a_snapshot(&*device, fresh);
     let mut state = device.save().unwrap();
     state.awaiting = Some(0xaa);
     assert!(fresh().restore(state).is_err());
+    for (queue, set, awaiting) in [(25, 2, None), (0, 0, None), (0, 3, None), (0, 2, Some(0xf4))] {
+        let mut state = device.save().unwrap();
+        state.keyboard = Keyboard::spoiled(queue, set, awaiting);
+        assert!(fresh().restore(state).is_err(), "{queue} {set} {awaiting:?}");
+    }
 }
 
 proptest! {
     #[test]
     fn nothing_a_guest_does_breaks_it(list in accesses(5)) {
         let mut device = fresh();
-        replay(&mut device, &list);
+        for part in list.chunks(5) {
+            device.press_ctrl_alt_del();
+            replay(&mut device, part);
+        }
         comes_back(&device, fresh);
     }
 }

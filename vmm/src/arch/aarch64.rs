@@ -60,6 +60,10 @@ impl Platform for Aarch64 {
     fn end_of_interrupt(&self, _: u8) {
         match *self {}
     }
+
+    fn press_ctrl_alt_del(&self) -> bool {
+        match *self {}
+    }
 }
 
 impl Cpu for Aarch64 {

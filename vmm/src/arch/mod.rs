@@ -154,6 +154,9 @@ pub trait Platform: Send + Sync + Sized + 'static {
 
     /// The guest has acknowledged the interrupt of `vector` at a local interrupt controller.
     fn end_of_interrupt(&self, vector: u8);
+
+    /// Presses Ctrl-Alt-Del on the guest's keyboard. Returns whether the machine has one.
+    fn press_ctrl_alt_del(&self) -> bool;
 }
 
 /// What a vCPU is made to look like, and how it enters the guest.

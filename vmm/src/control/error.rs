@@ -56,6 +56,9 @@ pub enum Error {
         #[source]
         source: file::Error,
     },
+    /// The machine has no keys to press.
+    #[error("SendCtrlAltDel is not supported on this architecture: its machine has no keyboard.")]
+    NoKeyboard,
     /// The file for the guest's output cannot be used.
     #[error("cannot open {} for the guest's serial output", path.display())]
     Serial {

@@ -191,12 +191,17 @@ impl Control {
         self.vm_mut().map(Vm::resume).ok_or(Error::BeforeStart)
     }
 
-    /// Presses the keys by which a guest is asked to shut down.
+    /// Presses Ctrl-Alt-Del on the guest's keyboard. What the guest makes of it is its own affair; one that has its keyboard
+    /// off, or has not read what was pressed before, does not even notice.
     ///
     /// # Errors
-    /// [`Error::BeforeStart`]
+    /// [`Error::BeforeStart`] and [`Error::NoKeyboard`].
     pub fn send_ctrl_alt_del(&mut self) -> Result<(), Error> {
-        self.vm_mut().map(|_| ()).ok_or(Error::BeforeStart)
+        let vm = self.vm().ok_or(Error::BeforeStart)?;
+        if vm.machine().press_ctrl_alt_del() {
+            return Ok(());
+        }
+        Err(Error::NoKeyboard)
     }
 
     /// Has the drive `id` go on with the file at `path`, if one is given, and replaces the buckets that are given of its

@@ -281,6 +281,11 @@ impl Machine {
         self.shared.gate.open();
     }
 
+    /// Presses Ctrl-Alt-Del on the guest's keyboard. Returns whether the machine has one.
+    pub(crate) fn press_ctrl_alt_del(&self) -> bool {
+        self.platform.press_ctrl_alt_del()
+    }
+
     /// What the machine is made from.
     pub fn spec(&self) -> &VmSpec {
         &self.spec

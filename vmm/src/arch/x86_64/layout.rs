@@ -68,6 +68,8 @@ pub const LOCAL_APIC: u64 = 0xfee0_0000;
 pub const SERIAL_PORT: u64 = 0x3f8;
 /// Interrupt line of the interval timer.
 pub const PIT_IRQ: u32 = 0;
+/// Interrupt line of the keyboard.
+pub const KEYBOARD_IRQ: u32 = 1;
 /// Interrupt line of the first serial port.
 pub const SERIAL_IRQ: u32 = 4;
 /// Pins of the IOAPIC.

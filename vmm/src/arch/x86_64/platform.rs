@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use devices::bus::SharedDevice;
 use devices::serial::uart;
@@ -34,6 +34,8 @@ const INSTRUCTION: usize = 15;
 /// The x86_64 machine.
 pub struct X86_64 {
     irqchip: Irqchip,
+    /// There from [`Platform::attach`] on.
+    keyboard: OnceLock<Arc<Mutex<I8042>>>,
 }
 
 impl Platform for X86_64 {
@@ -67,7 +69,10 @@ impl Platform for X86_64 {
             .map_err(failed("KVM_SET_TSS_ADDR"))
             .map_err(Error::Kvm)?;
         let irqchip = Irqchip::new(vm, spec.config().irqchip, boot_cpu).map_err(Error::Kvm)?;
-        Ok(Self { irqchip })
+        Ok(Self {
+            irqchip,
+            keyboard: OnceLock::new(),
+        })
     }
 
     fn serial_interrupt(&self) -> Arc<dyn Interrupt> {
@@ -104,6 +109,9 @@ impl Platform for X86_64 {
             }
         };
         attach_ports(&mut buses.ports, wiring, timer.clone(), spec).map_err(Error::Bus)?;
+        let keyboard = I8042::new(wiring.power.clone(), self.irqchip.wire(layout::KEYBOARD_IRQ));
+        let keyboard = self.keyboard.get_or_init(|| shared(keyboard));
+        attach_keyboard(&mut buses.ports, keyboard).map_err(Error::Bus)?;
         Ok(timer
             .into_iter()
             .map(|pit| shared(Timer(pit)) as SharedSource)
@@ -139,6 +147,13 @@ impl Platform for X86_64 {
     fn end_of_interrupt(&self, vector: u8) {
         self.irqchip.end_of_interrupt(vector);
     }
+
+    fn press_ctrl_alt_del(&self) -> bool {
+        let keyboard = self.keyboard.get();
+        keyboard
+            .map(|keyboard| devices::lock(keyboard).press_ctrl_alt_del())
+            .is_some()
+    }
 }
 
 fn shared<T>(device: T) -> Arc<Mutex<T>> {
@@ -167,14 +182,6 @@ fn attach_ports(
             window(pit, pit::CONTROL_OFFSET),
         )?;
     }
-    let keyboard = shared(I8042::new(power.clone()));
-    ports.claim("keyboard data", i8042::DATA_PORT, 1, keyboard.clone())?;
-    ports.claim(
-        "keyboard command",
-        i8042::COMMAND_PORT,
-        1,
-        window(keyboard, i8042::COMMAND_OFFSET),
-    )?;
     ports.claim(
         "CMOS clock",
         cmos::PORT,
@@ -199,6 +206,16 @@ fn attach_ports(
         power_ports::POWER_OFF_PORT,
         power_ports::POWER_OFF_LENGTH,
         power_off,
+    )
+}
+
+fn attach_keyboard(ports: &mut bus::BusBuilder, keyboard: &Arc<Mutex<I8042>>) -> Result<(), bus::Error> {
+    ports.claim("keyboard data", i8042::DATA_PORT, 1, keyboard.clone())?;
+    ports.claim(
+        "keyboard command",
+        i8042::COMMAND_PORT,
+        1,
+        window(keyboard.clone(), i8042::COMMAND_OFFSET),
     )
 }
 

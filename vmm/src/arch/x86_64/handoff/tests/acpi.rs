@@ -91,7 +91,7 @@ fn the_madt_has_every_processor_and_the_ioapic() {
 }
 
 #[test]
-fn the_dsdt_has_serial_port_and_power_off() {
+fn the_dsdt_has_serial_port_keyboard_and_power_off() {
     let dsdt = dsdt(&written(&TABLES));
     // Name (_S5_, Package (4) { 5, 0, 0, 0 })
     assert_eq!(
@@ -102,6 +102,10 @@ fn the_dsdt_has_serial_port_and_power_off() {
     // Ports 0x3f8 to 0x3ff, then interrupt 4: consumer, edge, high, exclusive.
     let resources = b"\x47\x01\xf8\x03\xf8\x03\x01\x08\x89\x06\x00\x03\x01\x04\x00\x00\x00\x79";
     assert_eq!(positions(&dsdt, resources).len(), 1);
+    // Ports 0x60 and 0x64, then interrupt 1.
+    let resources = b"\x47\x01\x60\x00\x60\x00\x01\x01\x47\x01\x64\x00\x64\x00\x01\x01\x89\x06\x00\x03\x01\x01\x00\x00\x00\x79";
+    assert_eq!(positions(&dsdt, resources).len(), 1);
+    assert_eq!(positions(&dsdt, b"KBD_").len(), 1);
     assert!(positions(&dsdt, b"LNRO0005").is_empty());
 }
 
@@ -120,10 +124,10 @@ fn windows_are_devices_in_their_order() {
         .iter()
         .map(|name| positions(&dsdt, *name)[0])
         .collect();
-    // Name (_UID, ...): Zero, One, and a byte constant. The first is the serial port's.
+    // Name (_UID, ...): Zero, One, and a byte constant. The first two are the serial port's and the keyboard's.
     let uids = positions(&dsdt, b"_UID");
     let uids: Vec<_> = uids.iter().map(|at| &dsdt[at + 4..at + 6]).collect();
-    assert_eq!(uids[..3], [b"\x00\x08", b"\x00\x08", b"\x01\x08"]);
-    assert_eq!(uids[3], b"\x0a\x02");
+    assert_eq!(uids[..4], [b"\x00\x08", b"\x00\x08", b"\x00\x08", b"\x01\x08"]);
+    assert_eq!(uids[4], b"\x0a\x02");
     assert!(names[0] < names[1] && names[1] < at[0] && at[0] < names[2]);
 }

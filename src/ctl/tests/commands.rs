@@ -1,0 +1,151 @@
+use super::{DONE, answer, ctl, ok};
+
+const INSTANCE: &str = r#"{"id":"vm1","state":"Running","vmm_version":"0.1.0","app_name":"Firecracker"}"#;
+
+const CONFIG: &str = r#"{
+    "balloon": null, "logger": null, "vsock": null,
+    "boot-source": {"kernel_image_path": "/k", "initrd_path": null, "boot_args": "a=b"},
+    "machine-config": {"vcpu_count": 2, "mem_size_mib": 128, "smt": false},
+    "drives": [{"drive_id": "root", "path_on_host": "/disk", "is_root_device": true, "is_read_only": false,
+        "cache_type": "Unsafe", "io_engine": "Sync",
+        "rate_limiter": {"ops": {"size": 50, "refill_time": 1000}}}],
+    "network-interfaces": [],
+    "serial": {"serial_out_path": "/log"}
+}"#;
+
+fn printed(line: &str, answers: &[String]) -> String {
+    ctl(line, "", answers).result.unwrap()
+}
+
+#[test]
+fn status_is_a_short_table() {
+    let outcome = ctl("status", "", &[ok(INSTANCE), ok(CONFIG)]);
+    assert_eq!(outcome.requests, ["GET /", "GET /vm/config"]);
+    assert_eq!(
+        outcome.result.unwrap(),
+        "id          vm1\nstate       Running\nprogram     Firecracker 0.1.0\nkernel      /k\nvCPUs       2\n\
+         memory      128 MiB\ndrives      1\ninterfaces  0\n"
+    );
+}
+
+#[test]
+fn config_has_a_section_for_each_part() {
+    assert_eq!(
+        printed("config", &[ok(CONFIG)]),
+        "\
+machine
+  mem_size    128 MiB
+  smt         no
+  vcpu_count  2
+
+boot
+  boot_args          a=b
+  kernel_image_path  /k
+
+drives
+  id    path   root  read-only  cache   engine  limits
+  root  /disk  yes   no         Unsafe  Sync    50 ops in 1 s
+
+network interfaces
+  none
+
+serial
+  serial_out_path  /log
+"
+    );
+}
+
+#[test]
+fn tables_of_other_answers_have_gaps_and_not_more() {
+    for body in [
+        "null",
+        "[]",
+        "{}",
+        r#"{"drives":3,"machine-config":[1]}"#,
+        r#"{"drives":[null]}"#,
+    ] {
+        printed("config", &[ok(body)]);
+        printed("status", &[ok(body), ok(body)]);
+    }
+}
+
+#[test]
+fn metrics_are_tables() {
+    let outcome = ctl("metrics", "", &[ok("mayfly_memory_bytes 1048576\n")]);
+    assert_eq!(outcome.requests, ["GET /metrics"]);
+    assert_eq!(outcome.result.unwrap(), "machine\n  memory bytes  1 MiB\n");
+}
+
+#[test]
+fn deeds_are_requests_and_a_word() {
+    for (line, request, word) in [
+        (
+            "start",
+            r#"PUT /actions {"action_type":"InstanceStart"}"#,
+            "started",
+        ),
+        ("pause", r#"PATCH /vm {"state":"Paused"}"#, "paused"),
+        ("resume", r#"PATCH /vm {"state":"Resumed"}"#, "resumed"),
+        (
+            "stop",
+            r#"PUT /actions {"action_type":"SendCtrlAltDel"}"#,
+            "Ctrl-Alt-Del was pressed; the guest ends if it listens for that",
+        ),
+        (
+            "flush-metrics",
+            r#"PUT /actions {"action_type":"FlushMetrics"}"#,
+            "a line of metrics was written",
+        ),
+        (
+            "drive root",
+            r#"PATCH /drives/root {"drive_id":"root"}"#,
+            "changed",
+        ),
+        (
+            "drive a/b --path /new --bandwidth 1M/100 --ops off",
+            "PATCH /drives/a%2Fb {\"drive_id\":\"a/b\",\"path_on_host\":\"/new\",\"rate_limiter\":{\"bandwidth\":\
+             {\"refill_time\":100,\"size\":1048576},\"ops\":{\"refill_time\":0,\"size\":0}}}",
+            "changed",
+        ),
+        (
+            "net eth-0 --rx-ops 5/10/7 --tx-bandwidth 1/1",
+            "PATCH /network-interfaces/eth-0 {\"iface_id\":\"eth-0\",\"rx_rate_limiter\":{\"ops\":\
+             {\"one_time_burst\":7,\"refill_time\":10,\"size\":5}},\"tx_rate_limiter\":{\"bandwidth\":\
+             {\"refill_time\":1,\"size\":1}}}",
+            "changed",
+        ),
+    ] {
+        let outcome = ctl(line, "", &[DONE.into()]);
+        assert_eq!(outcome.requests, [request], "{line}");
+        assert_eq!(outcome.result.unwrap(), format!("{word}\n"), "{line}");
+        assert_eq!(printed(&format!("{line} --json"), &[DONE.into()]), "", "{line}");
+    }
+}
+
+#[test]
+fn json_is_what_came() {
+    for (line, body) in [
+        ("--json status", INSTANCE),
+        ("--json config", CONFIG),
+        ("--json metrics", "# TYPE a counter\na 1\n"),
+        ("--json config", "not even JSON"),
+    ] {
+        let text = printed(line, &[ok(body)]);
+        assert_eq!(text.trim_end(), body.trim_end(), "{line}");
+        assert!(text.ends_with('\n') && !text.ends_with("\n\n"), "{line}");
+    }
+}
+
+#[test]
+fn any_request_can_be_made() {
+    for (line, stdin, request) in [
+        ("request get /version", "unread", "GET /version"),
+        ("request PUT /x {\"a\":1}", "unread", "PUT /x {\"a\":1}"),
+        ("request PUT /x?y=z -", "{\"b\":\n2}", "PUT /x?y=z {\"b\":\n2}"),
+    ] {
+        let outcome = ctl(line, stdin, &[ok("openapi: 3.0.0")]);
+        assert_eq!(outcome.requests, [request]);
+        assert_eq!(outcome.result.unwrap(), "openapi: 3.0.0\n");
+    }
+    assert_eq!(printed("request DELETE /x", &[answer(204, "")]), "");
+}
