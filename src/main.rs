@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         },
         Command::Help(topic) => print(topic.text()),
         Command::Version => print(concat!("mayfly ", env!("CARGO_PKG_VERSION"), "\n")),
-        Command::FirecrackerVersion => print(&format!("Firecracker v{}\n\n", firecracker::VERSION)),
+        Command::FirecrackerVersion => print(format!("Firecracker v{}\n\n", firecracker::VERSION)),
     };
     result.unwrap_or_else(|error| {
         logging::say(&error);
