@@ -18,6 +18,8 @@ pub mod metrics;
 pub mod routes;
 pub mod schema;
 pub mod service;
+#[cfg(test)]
+mod testing;
 
 pub use config_file::Error as ConfigFileError;
 pub use service::{Api, Instance};
