@@ -63,13 +63,17 @@ impl Bench {
         };
         let log = Log::default();
         let server = serve(&folder.join("socket"));
-        let timeline = Arc::new(Timeline::new(Instant::now(), false));
         Self {
             api: Api::new(instance, server, Box::new(log.clone())).unwrap(),
-            control: Control::new(Box::new(|| Err("there is no console".into())), timeline),
+            control: control(),
             log,
             folder,
         }
+    }
+
+    /// Puts a VM of which nothing is known in the place of the present one.
+    pub(crate) fn forget(&mut self) {
+        self.control = control();
     }
 
     /// `text` with the folder of the test for each `@`.
@@ -120,6 +124,11 @@ impl Drop for Bench {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+fn control() -> Control {
+    let timeline = Arc::new(Timeline::new(Instant::now(), false));
+    Control::new(Box::new(|| Err("there is no console".into())), timeline)
 }
 
 /// A 64-bit ELF executable for x86_64 with one segment of one byte, `hlt`, at 1 MiB.
