@@ -6,7 +6,7 @@
 //! | [`client`] | the other side, for `mayfly ctl` |
 //! | [`schema`] | the bodies of requests and answers |
 //! | [`routes`] | what each method and path does |
-//! | [`service`] | [`Api`](service::Api): all of it, for the event loop of a VM |
+//! | [`service`] | [`Api`]: all of it, for the event loop of a VM |
 //! | [`config_file`] | the same requests from a file |
 //! | [`logger`], [`metrics`] | what a client may have logged and counted |
 
@@ -18,6 +18,8 @@ pub mod metrics;
 pub mod routes;
 pub mod schema;
 pub mod service;
+#[cfg(test)]
+mod testing;
 
 pub use config_file::Error as ConfigFileError;
 pub use service::{Api, Instance};

@@ -189,6 +189,11 @@ impl Api {
         routes::answer(request, control, &mut self.process)
     }
 
+    /// The process around the VM, as the API sees it.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
     /// Writes the last line of numbers.
     pub fn finish(&mut self, control: &Control) {
         self.process.write_line(control);

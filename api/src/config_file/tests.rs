@@ -1,1 +1,138 @@
+use crate::testing::Bench;
 
+/// What comes of a file; `@` in it is the folder of the test.
+fn apply(bench: &mut Bench, text: &str) -> Result<(), String> {
+    let text = bench.at(text);
+    let applied = bench.api.apply(&mut bench.control, &text);
+    applied.map_err(|error| {
+        let mut text = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    })
+}
+
+fn with_boot(rest: &str) -> String {
+    format!(r#"{{"boot-source": {{"kernel_image_path": "@/kernel"}}, {rest}}}"#)
+}
+
+const URUNC: &str = r#""machine-config":{"vcpu_count":1,"mem_size_mib":64,"smt":false,"track_dirty_pages":false},
+    "drives":[{"drive_id":"rootfs","is_read_only":false,"is_root_device":true,"path_on_host":"@/disk"}]"#;
+
+#[test]
+fn urunc_in_its_three_shapes() {
+    for (rest, interfaces) in [
+        (
+            r#""network-interfaces":[{"iface_id":"net1","host_dev_name":""}]"#,
+            1,
+        ),
+        (
+            r#""network-interfaces":[{"iface_id":"net1","guest_mac":"02:00:00:00:00:01","host_dev_name":""}],
+               "vsock":{"guest_cid":0,"uds_path":"","vsock_id":""}"#,
+            1,
+        ),
+        (r#""network-interfaces":[]"#, 0),
+    ] {
+        let mut bench = Bench::new();
+        let applied = apply(&mut bench, &with_boot(&format!("{URUNC}, {rest}")));
+        // Taps need a right that not everybody has who runs the tests.
+        if let Err(text) = &applied
+            && interfaces == 1
+            && text.contains("Network config error")
+        {
+            continue;
+        }
+        applied.unwrap();
+        let shown = bench.get("/vm/config");
+        assert_eq!(shown["machine-config"]["mem_size_mib"], 64);
+        assert_eq!(shown["drives"][0]["drive_id"], "rootfs");
+        assert_eq!(shown["network-interfaces"].as_array().unwrap().len(), interfaces);
+        assert_eq!(bench.get("/")["state"], "Not started");
+    }
+}
+
+#[test]
+fn ops_and_unikraft() {
+    for rest in [
+        r#""drives":[{"drive_id":"rootfs","path_on_host":"@/disk","is_root_device":true,"is_read_only":false}],
+           "machine-config":{"vcpu_count":1,"mem_size_mib":64,"ht_enabled":false}"#,
+        r#""drives": [], "machine-config": {"vcpu_count": 1, "mem_size_mib": 64, "smt": false, "cpu_template": null}"#,
+        r#""logger": null, "metrics": null, "vsock": null, "balloon": null, "pmem": [], "entropy": {}"#,
+        r#""unknown": {"a": 1}"#,
+    ] {
+        apply(&mut Bench::new(), &with_boot(rest)).unwrap();
+    }
+    let unikraft =
+        r#"{"boot-source": {"kernel_image_path": "@/kernel", "boot_args": "app -- x", "initrd_path": null}}"#;
+    let mut bench = Bench::new();
+    apply(&mut bench, unikraft).unwrap();
+    assert_eq!(bench.get("/vm/config")["machine-config"]["mem_size_mib"], 128);
+}
+
+#[test]
+fn the_log_is_set_before_anything_can_fail() {
+    let mut bench = Bench::new();
+    let text =
+        r#"{"boot-source": {"kernel_image_path": "@/none"}, "logger": {"log_path": "/l", "level": "Debug"}}"#;
+    let wrong = apply(&mut bench, text).unwrap_err();
+    assert!(
+        wrong.starts_with("\"boot-source\" of the configuration file: Boot source error: "),
+        "{wrong}"
+    );
+    assert_eq!(bench.log.0.borrow().len(), 1);
+}
+
+#[test]
+fn what_cannot_be_done_names_its_place() {
+    for (text, expected) in [
+        (
+            with_boot(r#""balloon": {"amount_mib": 1}"#),
+            r#""balloon" of the configuration file: The balloon is not part of mayfly."#,
+        ),
+        (
+            with_boot(r#""mmds-config": {"network_interfaces": ["eth0"]}"#),
+            r#""mmds-config" of the configuration file: MMDS is not part of mayfly."#,
+        ),
+        (
+            with_boot(r#""cpu-config": "/c.json""#),
+            r#""cpu-config" of the configuration file: CPU configuration is not part"#,
+        ),
+        (
+            with_boot(r#""vsock": {"guest_cid": 3, "uds_path": "kata.hvsock"}"#),
+            r#""vsock" of the configuration file: The field guest_cid cannot be 3: vsock is not part of mayfly."#,
+        ),
+        (
+            with_boot(
+                r#""drives": [{"drive_id": "a", "is_root_device": true, "path_on_host": "@/disk"}, {}]"#,
+            ),
+            r#""drives[1]" of the configuration file: An error occurred when deserializing"#,
+        ),
+        (
+            with_boot(r#""machine-config": {"vcpu_count": 0, "mem_size_mib": 1}"#),
+            r#""machine-config" of the configuration file: Invalid vcpu_count: 0"#,
+        ),
+        (
+            with_boot(r#""drives": {}"#),
+            "the configuration file is no JSON object with a list",
+        ),
+        (
+            "[]".into(),
+            "the configuration file is no JSON object with such keys",
+        ),
+        (
+            "".into(),
+            "the configuration file is no JSON object with such keys",
+        ),
+        ("{}".into(), "the configuration file has no \"boot-source\""),
+        (
+            r#"{"boot-source": null}"#.into(),
+            "the configuration file has no \"boot-source\"",
+        ),
+    ] {
+        let wrong = apply(&mut Bench::new(), &text).unwrap_err();
+        assert!(wrong.starts_with(expected), "{text}: {wrong}");
+    }
+}

@@ -27,7 +27,7 @@ pub enum Error {
     Empty(Method),
     /// The body is not what it should be.
     #[error(transparent)]
-    Schema(#[from] schema::Error),
+    Schema(schema::Error),
     /// Two names for one thing.
     #[error("The id from the path does not match the id from the body!")]
     IdMismatch,

@@ -43,7 +43,7 @@ pub struct Call<'a> {
 impl Call<'_> {
     /// The body, read.
     fn read<T: Schema>(&self) -> Result<T, Error> {
-        Ok(schema::read(self.body)?)
+        schema::read(self.body).map_err(Error::Schema)
     }
 
     /// Refuses what must be done before the start, after it.

@@ -1,1 +1,442 @@
+//! What is answered before the start. What comes after needs KVM, and is tested with it.
 
+mod clients;
+mod specification;
+
+use proptest::prelude::{Just, Strategy, any, prop_assert, prop_oneof, proptest};
+use serde_json::{Value, json};
+
+use super::ROUTES;
+use crate::testing::{Bench, specification as yaml};
+
+const BEFORE: &str = "The requested operation is not supported before starting the microVM.";
+const AFTER: &str = "The requested operation is not supported after starting the microVM.";
+
+#[test]
+fn what_cannot_be_asked_for_is_said_in_firecrackers_words() {
+    let mut bench = Bench::new();
+    for (method, path, body, text) in [
+        (
+            "PUT",
+            "/foo",
+            "{}",
+            "Invalid request method and/or path: PUT foo.",
+        ),
+        (
+            "GET",
+            "/foo/bar",
+            "",
+            "Invalid request method and/or path: GET foo/bar.",
+        ),
+        ("HEAD", "/", "", "Invalid request method and/or path: HEAD ."),
+        ("PUT", "/", "{}", "Invalid request method and/or path: PUT ."),
+        (
+            "DELETE",
+            "/vm",
+            "",
+            "Invalid request method and/or path: DELETE vm.",
+        ),
+        (
+            "PUT",
+            "/drives/a/b",
+            "{}",
+            "Invalid request method and/or path: PUT drives/a/b.",
+        ),
+        (
+            "PUT",
+            "/drivesa",
+            "{}",
+            "Invalid request method and/or path: PUT drivesa.",
+        ),
+        (
+            "GET",
+            "/machine-config/",
+            "",
+            "Invalid request method and/or path: GET machine-config/.",
+        ),
+    ] {
+        assert_eq!(bench.fault(method, path, body), text);
+    }
+}
+
+#[test]
+fn a_body_is_there_if_it_should_be() {
+    let mut bench = Bench::new();
+    for (method, path, body, text) in [
+        ("GET", "/", "{}", "GET request cannot have a body."),
+        ("DELETE", "/drives/a", "{}", "DELETE request cannot have a body."),
+        ("PUT", "/machine-config", "", "Empty PUT request."),
+        ("PATCH", "/vm", "", "Empty PATCH request."),
+        ("PATCH", "/machine-config", "{}", "Empty PATCH request."),
+        (
+            "PATCH",
+            "/machine-config",
+            r#"{"smt": null, "x": 1}"#,
+            "Empty PATCH request.",
+        ),
+        ("PUT", "/drives", "{}", "The ID cannot be empty."),
+        ("PUT", "/drives/", "{}", "The ID cannot be empty."),
+        ("DELETE", "/network-interfaces/", "", "The ID cannot be empty."),
+        (
+            "PUT",
+            "/actions",
+            "{}",
+            "An error occurred when deserializing the json body of a request: missing field `action_type` at line 1 \
+             column 2.",
+        ),
+    ] {
+        assert_eq!(bench.fault(method, path, body), text);
+    }
+    assert!(bench.fault("PUT", "/vm", "{}").starts_with("Invalid request"));
+}
+
+#[test]
+fn names_are_the_same_in_path_and_body() {
+    let mut bench = Bench::new();
+    let mut put = |path: &str, id: &str| {
+        let body = format!(r#"{{"drive_id": "{id}", "is_root_device": false, "path_on_host": "@/disk"}}"#);
+        let response = bench.ask("PUT", path, bench.at(&body).as_bytes());
+        String::from_utf8_lossy(response.body()).into_owned()
+    };
+    assert_eq!(put("/drives/a-b_c.1:2", "a-b_c.1:2"), "");
+    assert!(put("/drives/a", "b").contains("The id from the path does not match the id from the body!"));
+    assert!(put("/drives/a", "").contains("The ID cannot be empty."));
+    for wrong in ["a b", "\u{e9}", "a\\u0000", "{}"] {
+        let path = format!("/drives/{}", wrong.replace("\\u0000", "\0"));
+        assert!(
+            put(&path, wrong).contains("API Resource IDs can only contain"),
+            "{wrong}"
+        );
+    }
+}
+
+#[test]
+fn what_is_not_part_of_mayfly_says_so() {
+    let mut bench = Bench::new();
+    for (method, path, text) in [
+        ("PUT", "/balloon", "The balloon is not part of mayfly."),
+        ("GET", "/balloon/statistics", "The balloon is not part of mayfly."),
+        (
+            "PATCH",
+            "/balloon/hinting/start",
+            "The balloon is not part of mayfly.",
+        ),
+        ("PUT", "/entropy", "The entropy device is not part of mayfly."),
+        ("GET", "/mmds", "MMDS is not part of mayfly."),
+        ("PUT", "/mmds/config", "MMDS is not part of mayfly."),
+        ("DELETE", "/pmem/a", "Pmem devices are not part of mayfly."),
+        ("PUT", "/hotplug/memory", "Memory hot-plug is not part of mayfly."),
+        ("PUT", "/cpu-config", "CPU configuration is not part of mayfly."),
+        ("GET", "/vsock", "A vsock is not part of mayfly."),
+        (
+            "PUT",
+            "/snapshot/create",
+            "Snapshots are not part of this release of mayfly.",
+        ),
+        (
+            "PUT",
+            "/snapshot/load",
+            "Snapshots are not part of this release of mayfly.",
+        ),
+    ] {
+        assert_eq!(bench.fault(method, path, "{}"), text, "{method} {path}");
+    }
+    assert_eq!(
+        bench.fault("PUT", "/vsock", r#"{"guest_cid": 3, "uds_path": "/v"}"#),
+        "The field guest_cid cannot be 3: vsock is not part of mayfly."
+    );
+    bench.done(
+        "PUT",
+        "/vsock",
+        r#"{"guest_cid": 0, "uds_path": "", "vsock_id": ""}"#,
+    );
+}
+
+#[test]
+fn what_needs_a_guest_waits_for_it() {
+    let mut bench = Bench::new();
+    for (method, path, body) in [
+        ("PATCH", "/vm", r#"{"state": "Paused"}"#),
+        ("PATCH", "/vm", r#"{"state": "Resumed"}"#),
+        ("PUT", "/actions", r#"{"action_type": "FlushMetrics"}"#),
+        ("PUT", "/actions", r#"{"action_type": "SendCtrlAltDel"}"#),
+        ("PATCH", "/drives/a", r#"{"drive_id": "a"}"#),
+        ("PATCH", "/network-interfaces/a", r#"{"iface_id": "a"}"#),
+        ("DELETE", "/drives/a", ""),
+        ("DELETE", "/network-interfaces/a", ""),
+    ] {
+        assert_eq!(bench.fault(method, path, body), BEFORE, "{method} {path}");
+    }
+    assert_ne!(BEFORE, AFTER);
+    assert_eq!(
+        bench.fault("PUT", "/actions", r#"{"action_type": "InstanceStart"}"#),
+        "Start microvm error: Cannot start microvm without kernel configuration."
+    );
+}
+
+#[test]
+fn failures_have_their_prefix_and_all_their_causes() {
+    let mut bench = Bench::new();
+    let boot = bench.fault("PUT", "/boot-source", r#"{"kernel_image_path": "@/none"}"#);
+    assert!(
+        boot.starts_with("Boot source error: ") && boot.contains("no such file"),
+        "{boot}"
+    );
+    let drive = r#"{"drive_id": "a", "is_root_device": true, "path_on_host": "@/none"}"#;
+    let drive = bench.fault("PUT", "/drives/a", drive);
+    assert!(
+        drive.starts_with("Drive config error: ") && drive.contains("@/none"),
+        "{drive}"
+    );
+    let machine = r#"{"vcpu_count": 1, "mem_size_mib": 17592186044415}"#;
+    let machine = bench.fault("PUT", "/machine-config", machine);
+    assert!(machine.starts_with("Machine config error: "), "{machine}");
+    let interface = r#"{"iface_id": "a", "host_dev_name": "", "guest_mac": "01:00:00:00:00:01"}"#;
+    assert_eq!(
+        bench.fault("PUT", "/network-interfaces/a", interface),
+        "Network config error: \"01:00:00:00:00:01\" is no MAC address: it is six bytes such as 02:00:00:00:00:01, the \
+         first of which is even"
+    );
+    let interface = r#"{"iface_id": "a", "host_dev_name": "mayfly-no-tap"}"#;
+    let interface = bench.fault("PUT", "/network-interfaces/a", interface);
+    assert!(interface.starts_with("Network config error: "), "{interface}");
+    assert_eq!(
+        bench.fault("PUT", "/logger", r#"{"module": "wrong"}"#),
+        "Logger error: there is no such module"
+    );
+    let serial = bench.fault("PUT", "/serial", r#"{"serial_out_path": "@/none/x"}"#);
+    assert!(serial.starts_with("Serial config error: "), "{serial}");
+    for (args, text) in [
+        ("\u{e9}".to_owned(), "printable ASCII"),
+        ("a".repeat(2048), "2047"),
+    ] {
+        let body = json!({"kernel_image_path": "@/kernel", "boot_args": args}).to_string();
+        let fault = bench.fault("PUT", "/boot-source", &body);
+        assert!(
+            fault.starts_with("Boot source error: boot_args") && fault.contains(text),
+            "{fault}"
+        );
+    }
+}
+
+#[test]
+fn a_machine_is_set_and_changed() {
+    let mut bench = Bench::new();
+    let default = json!({"vcpu_count": 1, "mem_size_mib": 128, "smt": false, "track_dirty_pages": false,
+        "huge_pages": "None"});
+    assert_eq!(bench.get("/machine-config"), default);
+    let body = r#"{"vcpu_count": 2, "mem_size_mib": 64, "ht_enabled": false, "track_dirty_pages": true,
+        "huge_pages": "Transparent"}"#;
+    bench.done("PUT", "/machine-config", body);
+    bench.done(
+        "PATCH",
+        "/machine-config",
+        r#"{"mem_size_mib": 32, "vcpu_count": null}"#,
+    );
+    let changed = json!({"vcpu_count": 2, "mem_size_mib": 32, "smt": false, "track_dirty_pages": true,
+        "huge_pages": "Transparent"});
+    assert_eq!(bench.get("/machine-config"), changed);
+    for (field, value) in [
+        ("smt", "true"),
+        ("ht_enabled", "true"),
+        ("huge_pages", r#""2M""#),
+        ("cpu_template", r#""T2""#),
+    ] {
+        let body = format!(r#"{{"vcpu_count": 1, "mem_size_mib": 16, "{field}": {value}}}"#);
+        let fault = bench.fault("PUT", "/machine-config", &body);
+        assert!(
+            fault.starts_with(&format!("The field {field} cannot be {value}: ")),
+            "{fault}"
+        );
+    }
+    assert_eq!(bench.get("/machine-config"), changed);
+    bench.done(
+        "PUT",
+        "/machine-config",
+        r#"{"vcpu_count": 1, "mem_size_mib": 128}"#,
+    );
+    assert_eq!(bench.get("/machine-config"), default);
+}
+
+#[test]
+fn firecrackers_deprecated_fields_are_answered_as_such() {
+    let mut bench = Bench::new();
+    let mut ask = |method, path, body: &str| bench.ask(method, path, body.as_bytes());
+    let deprecated = crate::http::Response::no_content().deprecated();
+    let body = r#"{"vcpu_count": 1, "mem_size_mib": 128, "cpu_template": "None"}"#;
+    assert_eq!(ask("PUT", "/machine-config", body), deprecated);
+    assert_eq!(
+        ask("PATCH", "/machine-config", r#"{"cpu_template": "None"}"#),
+        deprecated
+    );
+    assert_eq!(ask("PUT", "/vsock", r#"{"vsock_id": ""}"#), deprecated);
+    assert_ne!(ask("PUT", "/vsock", "{}"), deprecated);
+}
+
+#[test]
+fn the_instance_tells_who_it_is() {
+    let mut bench = Bench::new();
+    assert_eq!(
+        bench.get("/"),
+        json!({"id": "vm-1", "state": "Not started", "vmm_version": "1.2.3", "app_name": "mayfly"})
+    );
+    assert_eq!(bench.get("/version"), json!({"firecracker_version": "1.2.3"}));
+}
+
+#[test]
+fn the_configuration_has_the_shape_of_a_file() {
+    let mut bench = Bench::new();
+    let empty = bench.get("/vm/config");
+    assert_eq!(
+        (&empty["boot-source"], &empty["drives"]),
+        (&json!(null), &json!([]))
+    );
+    bench.done(
+        "PUT",
+        "/boot-source",
+        r#"{"kernel_image_path": "@/kernel", "initrd_path": "@/initrd"}"#,
+    );
+    let limiter = r#"{"bandwidth": {"size": 9, "refill_time": 8, "one_time_burst": 7}, "ops": {"size": 0, "refill_time": 1}}"#;
+    let drive = format!(
+        r#"{{"drive_id": "data", "is_root_device": false, "path_on_host": "@/empty", "cache_type": "Writeback",
+            "is_read_only": true, "rate_limiter": {limiter}}}"#
+    );
+    bench.done("PUT", "/drives/data", &drive);
+    let root =
+        r#"{"drive_id": "root", "is_root_device": true, "path_on_host": "@/disk", "partuuid": "12-34"}"#;
+    bench.done("PUT", "/drives/root", root);
+    let shown = bench.get("/vm/config");
+    let args = crate::schema::DEFAULT_BOOT_ARGS;
+    let boot = json!({"kernel_image_path": "@/kernel", "initrd_path": "@/initrd", "boot_args": args});
+    assert_eq!(shown["boot-source"], boot);
+    assert_eq!(
+        shown["drives"],
+        json!([
+            {"drive_id": "root", "is_root_device": true, "path_on_host": "@/disk", "is_read_only": false,
+                "partuuid": "12-34", "cache_type": "Unsafe", "io_engine": "Sync", "rate_limiter": null},
+            {"drive_id": "data", "is_root_device": false, "path_on_host": "@/empty", "is_read_only": true,
+                "partuuid": null, "cache_type": "Writeback", "io_engine": "Sync",
+                "rate_limiter": {"bandwidth": {"size": 9, "refill_time": 8, "one_time_burst": 7}, "ops": null}},
+        ])
+    );
+    assert_eq!(shown["machine-config"], bench.get("/machine-config"));
+    // What is shown can be said again.
+    let text = bench.at(&shown.to_string());
+    bench.forget();
+    bench.api.apply(&mut bench.control, &text).unwrap();
+    assert_eq!(bench.get("/vm/config"), shown);
+}
+
+#[test]
+fn the_log_is_asked_for_what_is_given() {
+    let mut bench = Bench::new();
+    bench.done(
+        "PUT",
+        "/logger",
+        r#"{"log_path": "/l", "level": "warning", "show_level": true}"#,
+    );
+    bench.done(
+        "PUT",
+        "/logger",
+        r#"{"show_log_origin": false, "module": "a::b", "level": null}"#,
+    );
+    let asked = bench.log.0.borrow();
+    assert_eq!(asked[0].path.as_deref(), Some("/l".as_ref()));
+    assert_eq!(
+        (asked[0].level, asked[0].show_level),
+        (Some(log::LevelFilter::Warn), Some(true))
+    );
+    assert_eq!((asked[0].show_origin, asked[0].module.as_deref()), (None, None));
+    assert_eq!(
+        (asked[1].show_origin, asked[1].module.as_deref()),
+        (Some(false), Some("a::b"))
+    );
+    assert_eq!((asked[1].level, &asked[1].path), (None, &None));
+}
+
+#[test]
+fn answers_are_counted() {
+    let mut bench = Bench::new();
+    bench.get("/");
+    bench.done("PUT", "/vsock", "{}");
+    bench.fault("GET", "/foo", "");
+    let counters = *bench.api.process().counters();
+    assert_eq!((counters.accepted, counters.refused), (2, 1));
+}
+
+#[test]
+fn numbers_and_specification_are_text() {
+    let mut bench = Bench::new();
+    let metrics = bench.ask("GET", "/metrics", b"");
+    let expected = crate::http::Response::text("text/plain; version=0.0.4", metrics.body().to_vec());
+    assert_eq!(metrics, expected);
+    let specification = bench.ask("GET", "/openapi.yaml", b"");
+    let text = include_str!("../../../resources/openapi.yaml");
+    assert_eq!(
+        specification,
+        crate::http::Response::text("application/yaml", text)
+    );
+}
+
+/// Values for a field, of which none names a file that could be made.
+fn value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(json!(null)),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        (0_u64..70).prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        Just(json!("")),
+        Just(json!("/")),
+        Just(json!("/none/x")),
+        "\\PC{0,20}".prop_map(|text| json!(format!("/none/{text}"))),
+    ];
+    let names = prop_oneof!["[a-z_]{1,12}", Just("bandwidth".into()), Just("size".into())];
+    leaf.prop_recursive(3, 12, 4, move |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            proptest::collection::btree_map(names.clone(), inner, 0..4).prop_map(|map| json!(map)),
+        ]
+    })
+}
+
+fn answers(bench: &mut Bench, index: usize, body: &[u8]) -> u16 {
+    let route = &ROUTES[index % ROUTES.len()];
+    let path = route.path.replace("{drive_id}", "a").replace("{iface_id}", "a");
+    bench.ask(route.method.name(), &path, body).status()
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_get_another_answer(index in any::<usize>(), body in any::<Vec<u8>>()) {
+        let status = answers(&mut Bench::new(), index, &body);
+        prop_assert!([200, 204, 400].contains(&status));
+    }
+
+    #[test]
+    fn no_path_gets_another_answer(method in "(GET|PUT|PATCH|DELETE|HEAD|[A-Z]{1,9})", path in "/?\\PC{0,30}") {
+        let status = Bench::new().ask(&method, &path, b"{}").status();
+        prop_assert!([200, 204, 400].contains(&status));
+    }
+
+    #[test]
+    fn no_value_in_a_field_gets_another_answer(
+        index in any::<usize>(),
+        changes in proptest::collection::vec((any::<usize>(), value()), 1..4),
+    ) {
+        let route = &ROUTES[index % ROUTES.len()];
+        let Some(name) = route.body else { return Ok(()) };
+        let schema = yaml()["components"]["schemas"][name].take();
+        // The example names files that are not there.
+        let mut body = schema["example"].clone();
+        body["metrics_path"] = json!("/none/x");
+        body["serial_out_path"] = json!("/none/x");
+        let names: Vec<&String> = schema["properties"].as_object().unwrap().keys().collect();
+        for (place, value) in changes {
+            body[names[place % names.len()]] = value;
+        }
+        let status = answers(&mut Bench::new(), index, body.to_string().as_bytes());
+        prop_assert!([200, 204, 400].contains(&status));
+    }
+}

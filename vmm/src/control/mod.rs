@@ -20,7 +20,6 @@ use devices::limiter::Bucket;
 
 use crate::boot::{Image, Initrd};
 use crate::config::{DriveConfig, Host, Limits, MemorySize, NetConfig, VmConfig};
-use crate::timeline::Timeline;
 use crate::vm::Vm;
 
 use draft::Draft;
@@ -28,6 +27,8 @@ pub use draft::OpenConsole;
 pub use error::Error;
 pub use metrics::{DriveMetrics, InterfaceMetrics, Metrics, Phase, VcpuMetrics};
 pub use service::Service;
+
+pub use crate::timeline::Timeline;
 
 /// Where a VM is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,121 @@
+//! The table against the specification.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::super::ROUTES;
+use crate::testing::{Bench, resolve, specification};
+
+fn body(operation: &Value) -> Option<String> {
+    let content = &operation.get("requestBody")?["content"]["application/json"];
+    let name = content["schema"]["$ref"].as_str().unwrap();
+    Some(name.rsplit_once('/').unwrap().1.to_owned())
+}
+
+#[test]
+fn the_specification_has_every_route_and_no_other() {
+    let specification = specification();
+    let mut written = BTreeSet::new();
+    for (path, item) in specification["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            if method != "parameters" {
+                written.insert((path.clone(), method.to_uppercase(), body(operation)));
+            }
+        }
+    }
+    let table: BTreeSet<_> = ROUTES
+        .iter()
+        .map(|route| {
+            let method = route.method.name().to_owned();
+            (route.path.to_owned(), method, route.body.map(str::to_owned))
+        })
+        .collect();
+    assert_eq!(table.len(), ROUTES.len());
+    assert_eq!(table, written);
+}
+
+#[test]
+fn operations_have_the_answers_that_there_can_be() {
+    let specification = specification();
+    for route in &ROUTES {
+        let operation = &specification["paths"][route.path][route.method.name().to_lowercase()];
+        let responses = operation["responses"].as_object().unwrap();
+        let statuses: Vec<&str> = responses.keys().map(String::as_str).collect();
+        let expected: &[&str] = match route.method.name() {
+            "GET" => &["200", "400"],
+            "DELETE" => &["400"],
+            _ => &["204", "400"],
+        };
+        assert_eq!(statuses, expected, "{} {}", route.method, route.path);
+    }
+}
+
+/// Whether `value` is what `schema` says, as far as answers need it.
+fn check(specification: &Value, schema: &Value, value: &Value, place: &str) {
+    if value.is_null() {
+        let nullable = schema
+            .get("nullable")
+            .or_else(|| resolve(specification, schema).get("nullable"));
+        assert_eq!(nullable, Some(&json!(true)), "{place} is null");
+        return;
+    }
+    let schema = resolve(specification, schema);
+    match (schema["type"].as_str().unwrap(), value) {
+        ("string", Value::String(_)) | ("boolean", Value::Bool(_)) | ("integer", Value::Number(_)) => {}
+        ("array", Value::Array(list)) => {
+            for element in list {
+                check(specification, &schema["items"], element, place);
+            }
+        }
+        ("object", Value::Object(object)) => {
+            for (name, value) in object {
+                let property = schema["properties"].get(name);
+                let property = property.unwrap_or_else(|| panic!("{place} has {name}"));
+                check(specification, property, value, &format!("{place}.{name}"));
+            }
+            let required = schema.get("required").and_then(Value::as_array);
+            for name in required.into_iter().flatten() {
+                assert!(
+                    object.contains_key(name.as_str().unwrap()),
+                    "{place} has no {name}"
+                );
+            }
+        }
+        (kind, value) => panic!("{place} is {value}, and no {kind}"),
+    }
+    if let Some(values) = schema.get("enum") {
+        assert!(values.as_array().unwrap().contains(value), "{place} is {value}");
+    }
+}
+
+#[test]
+fn answers_are_what_the_specification_says() {
+    let specification = specification();
+    let mut bench = Bench::new();
+    bench.done("PUT", "/boot-source", r#"{"kernel_image_path": "@/kernel"}"#);
+    let limiter = r#"{"ops": {"size": 9, "refill_time": 8, "one_time_burst": 7}}"#;
+    let drive = format!(
+        r#"{{"drive_id": "a", "is_root_device": true, "path_on_host": "@/disk", "rate_limiter": {limiter}}}"#
+    );
+    bench.done("PUT", "/drives/a", &drive);
+    for route in ROUTES.iter().filter(|route| route.method.name() == "GET") {
+        let content = &specification["paths"][route.path]["get"]["responses"]["200"]["content"];
+        if let Some(json) = content.get("application/json") {
+            check(
+                &specification,
+                &json["schema"],
+                &bench.get(route.path),
+                route.path,
+            );
+        }
+    }
+    let fault = bench.ask("GET", "/foo", b"");
+    let fault: Value = serde_json::from_slice(fault.body()).unwrap();
+    check(
+        &specification,
+        &specification["components"]["schemas"]["Fault"],
+        &fault,
+        "fault",
+    );
+}
