@@ -173,3 +173,37 @@ fn a_hang_up_opens_the_files_again() {
     assert_eq!(served.state(), "Running");
     served.terminate();
 }
+
+/// The start is told of as it went, once, however often it was tried and is asked for.
+#[test]
+fn metrics_do_not_grow() {
+    let mut served = Served::start();
+    let path = served.folder.write("metrics", "");
+    served.done("PUT", "/metrics", &format!("{{\"metrics_path\":\"{path}\"}}"));
+    served.boots("segments.elf");
+    served.done("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":2}"#);
+    for _ in 0..3 {
+        let answer = served.ask("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+        assert_eq!(answer.status(), 400);
+    }
+    served.done("PATCH", "/machine-config", r#"{"mem_size_mib":64}"#);
+    served.boots("ticker.elf");
+    served.act("InstanceStart");
+    served.expect("tick 1\n");
+    for _ in 0..3 {
+        served.act("FlushMetrics");
+    }
+    let text = fs::read_to_string(&path).unwrap();
+    let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    let phases = last["boot"].as_array().unwrap();
+    let mut names: Vec<String> = phases
+        .iter()
+        .map(|phase| format!("{}{}", phase["name"], phase["vcpu"]))
+        .collect();
+    let count = names.len();
+    assert!(count > 10, "{last}");
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), count, "{last}");
+    served.terminate();
+}
