@@ -11,6 +11,7 @@
 //! | [`virtio`] | drives, and hostile guests |
 //! | [`network`] | network interfaces |
 //! | [`attach`] | drives and interfaces that cannot be |
+//! | [`api`] | the control socket and those who drive it |
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
 
@@ -27,6 +28,7 @@ macro_rules! scenarios {
 }
 
 mod access;
+mod api;
 mod attach;
 mod command;
 mod console;

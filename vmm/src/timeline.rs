@@ -15,7 +15,7 @@ pub enum Lane {
 }
 
 /// A phase, or, with a length of zero, a moment.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     /// What was done.
     pub name: &'static str,
@@ -63,16 +63,25 @@ impl Timeline {
         self.mark_at(lane, name, Instant::now());
     }
 
-    /// Records a moment that was.
+    /// Records a moment that was; once, however often it is told of it.
     pub fn mark_at(&self, lane: Lane, name: &'static str, moment: Instant) {
+        let Some(spans) = &self.spans else { return };
+        let span = Span {
+            name,
+            lane,
+            start: moment.saturating_duration_since(self.origin),
+            length: Duration::ZERO,
+        };
+        let mut spans = lock(spans);
+        if !spans.contains(&span) {
+            spans.push(span);
+        }
+    }
+
+    /// Forgets all that has been recorded, because it came to nothing and is about to be done again.
+    pub fn clear(&self) {
         if let Some(spans) = &self.spans {
-            let start = moment.saturating_duration_since(self.origin);
-            lock(spans).push(Span {
-                name,
-                lane,
-                start,
-                length: Duration::ZERO,
-            });
+            lock(spans).clear();
         }
     }
 

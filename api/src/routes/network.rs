@@ -1,5 +1,8 @@
 //! Network interfaces, and the vsock that is none.
 
+use vmm::config::NetBackend;
+use vmm::control;
+
 use super::{Call, Error};
 use crate::http::Response;
 use crate::schema::{NetworkInterface, NetworkInterfaceUpdate, RateLimiter, Vsock};
@@ -12,8 +15,16 @@ pub(crate) fn put_interface(call: &mut Call<'_>) -> Result<Response, Error> {
     let config = interface
         .config()
         .map_err(|reason| Error::refused(NETWORK, reason))?;
-    let done = call.control.put_interface(config);
-    done.map_err(Error::of(NETWORK))?;
+    let is_unnamed = config.backend == NetBackend::Tap(String::new());
+    match call.control.put_interface(config) {
+        // urunc names no tap for a container without a network, whose user may not make one.
+        Err(control::Error::Device(error)) if is_unnamed => {
+            log::warn!(
+                "api: no tap was named and none can be made, so that the guest has no interface: {error}"
+            );
+        }
+        done => done.map_err(Error::of(NETWORK))?,
+    }
     Ok(Response::no_content())
 }
 

@@ -171,7 +171,9 @@ impl Control {
         let Life::Draft(draft) = &mut self.life else {
             return Err(Error::AfterStart);
         };
-        let vm = draft.start(&self.host, &mut self.open_console, &self.timeline)?;
+        let started = draft.start(&self.host, &mut self.open_console, &self.timeline);
+        // A client that tries again and again must not fill the memory with what it tried.
+        let vm = started.inspect_err(|_| self.timeline.clear())?;
         self.life = Life::Started(Box::new(vm));
         Ok(())
     }

@@ -1,0 +1,31 @@
+//! The control socket: mayfly in the place of Firecracker, as its clients see it.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`http`] | a client that sees every byte |
+//! | [`served`] | one mayfly behind a socket |
+//! | [`phases`] | what may be asked when |
+//! | [`life`] | start, pause, resume, end |
+//! | [`change`] | drives and interfaces of a guest that runs |
+//! | [`output`] | serial port, log and metrics |
+//! | [`configured`] | configuration files |
+//! | [`process`] | flags, signals, the socket's file |
+//! | [`replay`] | what orchestrators send |
+//! | [`race`] | who asks as soon as the socket is there |
+//! | [`bare`] | nothing but the binary and the devices |
+//! | [`robust`] | clients that do not behave |
+//! | [`clients`] | clients that others wrote |
+
+mod bare;
+mod change;
+mod clients;
+mod configured;
+mod http;
+mod life;
+mod output;
+mod phases;
+mod process;
+mod race;
+mod replay;
+mod robust;
+mod served;

@@ -1,0 +1,437 @@
+//! What orchestrators send, as the specification records it, and the answers that they insist on: a client that expects 204 and
+//! gets 200 panics, and one that is refused has to be told why.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+use super::configured::{URUNC_1, URUNC_2, URUNC_3};
+use super::http::{Client, DONE, fault, go, json};
+use super::served::{Folder, Served};
+use crate::guests::{file, program};
+use crate::network::{in_own_network, output_of};
+
+/// mayfly by Firecracker's name.
+fn firecracker(folder: &Folder) -> Command {
+    let link = folder.path("firecracker");
+    symlink(program(), &link).unwrap();
+    Command::new(link)
+}
+
+/// Sends `body` as Go's encoder writes it, with its end of line; the answer must be `answer`.
+fn go_asks(client: &mut Client, method: &str, path: &str, body: &str, answer: &str) {
+    let body = if body.is_empty() {
+        String::new()
+    } else {
+        format!("{body}\n")
+    };
+    client.send(go(method, path, &body));
+    assert_eq!(client.receive().text, answer, "{method} {path} {body}");
+}
+
+/// The answer to GET /machine-config.
+fn machine(vcpus: u32, memory: u32) -> String {
+    json(
+        200,
+        &format!(
+            "{{\"vcpu_count\":{vcpus},\"mem_size_mib\":{memory},\"smt\":false,\"track_dirty_pages\":false,\
+             \"huge_pages\":\"None\"}}"
+        ),
+    )
+}
+
+const START: &str = r#"{"action_type":"InstanceStart"}"#;
+
+fn make_tap() {
+    output_of("ip tuntap add tap0 mode tap");
+    output_of("ip link set tap0 up");
+}
+
+/// Machine.Start of the SDK, with what its callers add; then Pause, Resume, Shutdown.
+#[test]
+fn firecracker_go_sdk() {
+    in_own_network(|| {
+        make_tap();
+        let folder = Folder::new();
+        let socket = folder.text("api.sock");
+        let mut command = firecracker(&folder);
+        command.args(["--api-sock", &socket, "--id", "c0ffee-1", "--no-seccomp"]);
+        let mut served = Served::called(folder, &mut command);
+        let (kernel, disk) = (file("ticker.elf"), served.folder.write("root", [0; 4096]));
+        let (log, metrics) = (served.folder.fifo("log"), served.folder.fifo("metrics"));
+        let mut client = served.connect();
+        let asks = [
+            // Is it ready?
+            ("GET", "/machine-config", String::new(), machine(1, 128)),
+            (
+                "PUT",
+                "/logger",
+                format!(r#"{{"level":"Info","log_path":"{log}","show_level":true,"show_log_origin":false}}"#),
+                DONE.into(),
+            ),
+            (
+                "PUT",
+                "/metrics",
+                format!(r#"{{"metrics_path":"{metrics}"}}"#),
+                DONE.into(),
+            ),
+            (
+                "PUT",
+                "/machine-config",
+                r#"{"mem_size_mib":256,"smt":false,"track_dirty_pages":false,"vcpu_count":2}"#.into(),
+                DONE.into(),
+            ),
+            ("GET", "/machine-config", String::new(), machine(2, 256)),
+            (
+                "PUT",
+                "/boot-source",
+                format!(r#"{{"boot_args":"reboot=k panic=1","kernel_image_path":"{kernel}"}}"#),
+                DONE.into(),
+            ),
+            (
+                "PUT",
+                "/drives/root",
+                format!(
+                    r#"{{"drive_id":"root","is_read_only":false,"is_root_device":true,"path_on_host":"{disk}"}}"#
+                ),
+                DONE.into(),
+            ),
+            (
+                "PUT",
+                "/network-interfaces/1",
+                r#"{"guest_mac":"AA:FC:00:00:00:01","host_dev_name":"tap0","iface_id":"1"}"#.into(),
+                DONE.into(),
+            ),
+            // Only with an interface that allows it, which the SDK then fails for.
+            (
+                "PUT",
+                "/mmds/config",
+                r#"{"network_interfaces":["1"],"version":"V1"}"#.into(),
+                fault("MMDS is not part of mayfly."),
+            ),
+            ("PUT", "/actions", START.into(), DONE.into()),
+            (
+                "GET",
+                "/",
+                String::new(),
+                json(
+                    200,
+                    r#"{"id":"c0ffee-1","state":"Running","vmm_version":"1.14.0","app_name":"Firecracker"}"#,
+                ),
+            ),
+            ("PATCH", "/vm", r#"{"state":"Paused"}"#.into(), DONE.into()),
+            (
+                "PUT",
+                "/snapshot/create",
+                r#"{"mem_file_path":"m","snapshot_path":"s"}"#.into(),
+                fault("Snapshots are not part of this release of mayfly."),
+            ),
+            ("PATCH", "/vm", r#"{"state":"Resumed"}"#.into(), DONE.into()),
+            (
+                "PATCH",
+                "/drives/root",
+                format!(r#"{{"drive_id":"root","path_on_host":"{disk}"}}"#),
+                DONE.into(),
+            ),
+            (
+                "PUT",
+                "/actions",
+                r#"{"action_type":"SendCtrlAltDel"}"#.into(),
+                DONE.into(),
+            ),
+        ];
+        for (method, path, body, answer) in &asks {
+            go_asks(&mut client, method, path, body, answer);
+        }
+        served.expect("tick 1\n");
+        // StopVMM.
+        served.terminate();
+    });
+}
+
+/// kraftkit makes a connection for each request, sends the first one as soon as it sees the socket, and starts the guest
+/// from another process. Its interface is called as its bridge.
+#[test]
+fn kraftkit() {
+    in_own_network(|| {
+        make_tap();
+        let folder = Folder::new();
+        let socket = folder.text("api.sock");
+        let mut command = firecracker(&folder);
+        command.args([
+            "--api-sock",
+            &socket,
+            "--id",
+            "0b6f1a3c-7d52-4c8e-9a55-8f1f6a1c2d3e",
+        ]);
+        let mut served = Served::called(folder, &mut command);
+        let (kernel, initrd) = (
+            file("ticker.elf"),
+            served.folder.write("initramfs.cpio", [7; 512]),
+        );
+        let log = served.folder.text("firecracker.log");
+        for (method, path, body) in [
+            (
+                "PUT",
+                "/network-interfaces/kraft-br.0",
+                r#"{"guest_mac":"02:b0:b0:00:00:02","host_dev_name":"tap0","iface_id":"kraft-br.0"}"#.into(),
+            ),
+            (
+                "PUT",
+                "/machine-config",
+                r#"{"mem_size_mib":64,"vcpu_count":1}"#.into(),
+            ),
+            (
+                "PUT",
+                "/boot-source",
+                format!(
+                    r#"{{"boot_args":"ticker.elf netdev.ip=172.16.0.2/24:172.16.0.1 env.vars=[ A=b ] vfs.fstab=[ \"initrd0:/:extract:::\" ] -- /app \"it's\" ","initrd_path":"{initrd}","kernel_image_path":"{kernel}"}}"#
+                ),
+            ),
+            (
+                "PUT",
+                "/logger",
+                format!(r#"{{"level":"Debug","log_path":"{log}","show_level":true,"show_log_origin":true}}"#),
+            ),
+            ("PUT", "/actions", START.into()),
+        ] {
+            go_asks(&mut served.connect(), method, path, &body, DONE);
+        }
+        served.expect("tick 1\n");
+        // kraft ps
+        assert_eq!(served.state(), "Running");
+        served.terminate();
+    });
+}
+
+#[test]
+fn urunc_by_file() {
+    in_own_network(|| {
+        for config in [URUNC_1, URUNC_2, URUNC_3] {
+            let folder = Folder::new();
+            let disk = folder.write("disk", [0; 4096]);
+            folder.write("disk-2", [0; 4096]);
+            let config = config
+                .replace("KERNEL", &file("hello.elf"))
+                .replace("DISK", &disk);
+            let config = folder.write("fc.json", config);
+            let mut command = firecracker(&folder);
+            command.args(["--no-api", "--config-file", &config, "--no-seccomp"]);
+            let mut served = Served::called(folder, &mut command);
+            served.expect("hello from mayfly\n");
+            served.ends_with(0);
+        }
+    });
+}
+
+/// It keeps one connection for all that it asks.
+#[test]
+fn urunc_by_socket() {
+    in_own_network(|| {
+        make_tap();
+        let folder = Folder::new();
+        let socket = folder.text("api.sock");
+        let mut command = firecracker(&folder);
+        command.args(["--api-sock", &socket, "--no-seccomp"]);
+        let mut served = Served::called(folder, &mut command);
+        let (kernel, disk) = (file("hello.elf"), served.folder.write("disk", [0; 4096]));
+        let mut client = served.connect();
+        for (path, body) in [
+            (
+                "/machine-config",
+                r#"{"vcpu_count":1,"mem_size_mib":256,"smt":false,"track_dirty_pages":false}"#.into(),
+            ),
+            (
+                "/network-interfaces/net1",
+                r#"{"iface_id":"net1","guest_mac":"02:b0:b0:00:00:02","host_dev_name":"tap0"}"#.into(),
+            ),
+            (
+                "/drives/rootfs",
+                format!(
+                    r#"{{"drive_id":"rootfs","is_read_only":false,"is_root_device":true,"path_on_host":"{disk}"}}"#
+                ),
+            ),
+            (
+                "/boot-source",
+                format!(
+                    r#"{{"kernel_image_path":"{kernel}","boot_args":"Unikraft netdev.ip=10.0.0.2/24 -- /app"}}"#
+                ),
+            ),
+            ("/vsock", r#"{"guest_cid":0,"uds_path":""}"#.into()),
+            ("/actions", START.into()),
+        ] {
+            go_asks(&mut client, "PUT", path, &body, DONE);
+        }
+        served.expect("hello from mayfly\n");
+        served.ends_with(0);
+    });
+}
+
+/// The checkpoints of urunc: snapshots are refused, and the guest goes on.
+#[test]
+fn urunc_by_checkpoint() {
+    let mut served = Served::start();
+    served.boots("ticker.elf");
+    let mut client = served.connect();
+    go_asks(&mut client, "PUT", "/actions", START, DONE);
+    go_asks(&mut client, "PATCH", "/vm", r#"{"state":"Paused"}"#, DONE);
+    let create = r#"{"snapshot_type":"Full","snapshot_path":"/urunc-snapshot/vmstate","mem_file_path":"/urunc-snapshot/memory"}"#;
+    let none = fault("Snapshots are not part of this release of mayfly.");
+    go_asks(&mut client, "PUT", "/snapshot/create", create, &none);
+    go_asks(&mut client, "PATCH", "/vm", r#"{"state":"Resumed"}"#, DONE);
+    served.expect("tick 1\n");
+    served.terminate();
+    let restored = Served::start();
+    let load = r#"{"snapshot_path":"/urunc-snapshot/vmstate","mem_backend":{"backend_type":"File","backend_path":"/urunc-snapshot/memory"},"resume_vm":true,"network_overrides":[{"iface_id":"net1","host_dev_name":"tap1_urunc"}]}"#;
+    go_asks(&mut restored.connect(), "PUT", "/snapshot/load", load, &none);
+    assert_eq!(restored.state(), "Not started");
+}
+
+/// flintlock always gives its guests metadata, which mayfly refuses by design: without MMDS its agent in the guest would wait
+/// for ever. Both places where it asks for it say so.
+#[test]
+fn flintlock() {
+    let folder = Folder::new();
+    let config = |rest: &str| {
+        format!(
+            r#"{{"boot-source":{{"kernel_image_path":"{}"}}{rest}}}"#,
+            file("hello.elf")
+        )
+    };
+    folder.write("metrics", "");
+    let with_all = config(&format!(
+        r#","drives":[],"machine-config":{{"vcpu_count":1,"mem_size_mib":128,"smt":false}},"network-interfaces":[],"mmds-config":{{"version":"V1","network_interfaces":["eth0"]}},"logger":{{"log_path":"{}","level":"Debug","show_level":true,"show_log_origin":true}},"metrics":{{"metrics_path":"{}"}}"#,
+        folder.text("log"),
+        folder.text("metrics")
+    ));
+    let path = folder.write("firecracker.cfg", with_all);
+    let metadata = folder.write("metadata.json", "{}");
+    let flags = [
+        "--id",
+        "01GZTE5S6G",
+        "--boot-timer",
+        "--no-api",
+        "--config-file",
+        &path,
+    ];
+    let mut command = firecracker(&folder);
+    let output = command
+        .args(flags)
+        .args(["--metadata", &metadata])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(153), "{said}");
+    assert!(
+        said.contains("--metadata is not part of mayfly: it has no metadata service (MMDS)"),
+        "{said}"
+    );
+
+    let output = Command::new(program()).args(flags).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("MMDS is not part of mayfly."), "{said}");
+
+    // Everything else of what it sends is taken.
+    fs::write(
+        &path,
+        fs::read_to_string(&path)
+            .unwrap()
+            .replace("mmds-config", "no-mmds-config"),
+    )
+    .unwrap();
+    let output = Command::new(program()).args(flags).output().unwrap();
+    assert_eq!(output.stdout, b"hello from mayfly\n");
+    assert_eq!(output.status.code(), Some(0));
+}
+
+/// kata in Go: a file with nine drives and both FIFOs, then the question whether it runs. Its vsock is what mayfly has not.
+#[test]
+fn kata_go() {
+    let folder = Folder::new();
+    let version = firecracker(&folder).arg("--version").output().unwrap();
+    assert!(version.stdout.starts_with(b"Firecracker v1.14.0\n"));
+    fs::remove_file(folder.path("firecracker")).unwrap();
+    let (socket, kernel) = (folder.text("api.sock"), file("ticker.elf"));
+    let drive = |index: usize| {
+        let stub = folder.write(&format!("drive_{index}"), "");
+        format!(
+            r#"{{"drive_id":"drive_{index}","path_on_host":"{stub}","is_root_device":false,"is_read_only":false}}"#
+        )
+    };
+    let drives: Vec<String> = (0..8).map(drive).collect();
+    let root = folder.write("root", [0; 4096]);
+    let (log, metrics) = (folder.fifo("logs.fifo"), folder.fifo("metrics.fifo"));
+    let config = format!(
+        r#"{{"boot-source":{{"kernel_image_path":"{kernel}","boot_args":"a=b"}},"machine-config":{{"vcpu_count":1,"mem_size_mib":256,"smt":false}},"drives":[{{"drive_id":"rootfs","path_on_host":"{root}","is_root_device":true,"is_read_only":true}},{}],"vsock":{{"guest_cid":3,"uds_path":"{}","vsock_id":"root"}},"network-interfaces":[],"logger":{{"log_path":"{log}","level":"Debug","show_level":true,"show_log_origin":true}},"metrics":{{"metrics_path":"{metrics}"}}}}"#,
+        drives.join(","),
+        folder.text("kata.hvsock")
+    );
+    let path = folder.write("fcConfig.json", &config);
+    let flags = ["--api-sock", &socket, "--config-file", &path];
+    let output = Command::new(program()).args(flags).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("\"vsock\"") && said.contains("not part of mayfly"),
+        "{said}"
+    );
+
+    fs::write(&path, config.replace("\"vsock\"", "\"no-vsock\"")).unwrap();
+    let mut command = firecracker(&folder);
+    command.args(flags);
+    let mut served = Served::called(folder, &mut command);
+    while served.state() != "Running" {
+        std::thread::yield_now();
+    }
+    served.expect("tick 1\n");
+    // It puts the vCPUs' threads, which it knows by their names, into their group.
+    let threads = fs::read_dir(format!("/proc/{}/task", served.id())).unwrap();
+    let names: Vec<_> = threads
+        .map(|thread| fs::read_to_string(thread.unwrap().path().join("comm")).unwrap())
+        .collect();
+    assert!(names.contains(&"fc_vcpu 0\n".to_owned()), "{names:?}");
+    let hot = served.folder.write("hot", [0; 8192]);
+    let body = format!(r#"{{"drive_id":"drive_3","path_on_host":"{hot}"}}"#);
+    go_asks(&mut served.connect(), "PATCH", "/drives/drive_3", &body, DONE);
+    served.terminate();
+}
+
+/// kata in Rust, by hyper: the root and five drives, a vsock that is refused, and a FIFO nowhere.
+#[test]
+fn runtime_rs() {
+    let mut served = Served::start();
+    let (kernel, disk) = (file("hello.elf"), served.folder.write("disk", [0; 4096]));
+    let ask = |method: &str, path: &str, body: &str| {
+        let mut client = served.connect();
+        client.send(format!(
+            "{method} {path} HTTP/1.1\r\naccept: application/json\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\nhost: 2f746d702f782e736f636b\r\n\r\n{body}",
+            body.len()
+        ));
+        client.receive().text
+    };
+    let machine = r#"{"mem_size_mib":256,"vcpu_count":1}"#;
+    assert_eq!(ask("PUT", "/machine-config", machine), DONE);
+    let boot = format!(r#"{{"boot_args":"panic=1","kernel_image_path":"{kernel}"}}"#);
+    assert_eq!(ask("PUT", "/boot-source", &boot), DONE);
+    for (index, id) in ["rootfs", "drive1", "drive2", "drive3", "drive4", "drive5"]
+        .iter()
+        .enumerate()
+    {
+        let body = format!(
+            r#"{{"drive_id":"{id}","is_read_only":true,"is_root_device":{},"path_on_host":"{disk}"}}"#,
+            index == 0
+        );
+        assert_eq!(ask("PUT", &format!("/drives/{id}"), &body), DONE);
+    }
+    let vsock = r#"{"guest_cid":3,"uds_path":"/tmp/kata.hvsock"}"#;
+    let refused = ask("PUT", "/vsock", vsock);
+    assert!(
+        refused.starts_with("HTTP/1.1 400 \r\n") && refused.contains("not part of mayfly"),
+        "{refused}"
+    );
+    assert_eq!(ask("PUT", "/actions", START), DONE);
+    served.expect("hello from mayfly\n");
+    served.ends_with(0);
+}
