@@ -22,7 +22,7 @@ pub(crate) fn put_metrics(call: &mut Call<'_>) -> Result<Response, Error> {
 
 pub(super) fn put_serial(call: &mut Call<'_>) -> Result<Response, Error> {
     let serial: Serial = call.read()?;
-    let done = call.control.set_serial(&serial.serial_out_path);
+    let done = call.control.set_serial(serial.serial_out_path.as_deref());
     done.map_err(Error::of("Serial config"))?;
     Ok(Response::no_content())
 }

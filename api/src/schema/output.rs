@@ -11,7 +11,7 @@ use crate::logger::LoggerSettings;
 /// The log. What is not given stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Logger {
-    /// File or FIFO that takes it.
+    /// File or FIFO that takes it; stdout when there is none.
     pub log_path: Option<PathBuf>,
     /// What is said, from nothing to everything.
     #[serde(default, deserialize_with = "level")]
@@ -34,8 +34,8 @@ pub struct Metrics {
 /// The guest's output on its serial port.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Serial {
-    /// File or FIFO that takes it.
-    pub serial_out_path: PathBuf,
+    /// File or FIFO that takes it; stdout when there is none.
+    pub serial_out_path: Option<PathBuf>,
 }
 
 impl Schema for Logger {

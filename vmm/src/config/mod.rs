@@ -198,7 +198,7 @@ impl Host {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// No vCPU, or too many.
-    #[error("a machine has 1 to {MAX_VCPUS} vCPUs, not {0}: change --cpus")]
+    #[error("a machine has 1 to {MAX_VCPUS} vCPUs, not {0}")]
     Vcpus(u32),
     /// More devices than there are interrupt lines.
     #[error("a machine has at most {MAX_DEVICES} drives and network interfaces, not {0}: leave some out")]
@@ -219,10 +219,10 @@ pub enum Error {
     #[error("two network interfaces are on descriptor {0}: give each a tap of its own")]
     Descriptor(RawFd),
     /// Less memory than the first megabyte.
-    #[error("{0} of memory is too little: --memory is at least {min}", min = MemorySize::MIN)]
+    #[error("{0} of memory is too little: a machine has at least {min}", min = MemorySize::MIN)]
     MemoryTooSmall(MemorySize),
     /// More memory than the host has.
-    #[error("{asked} of memory is more than this host has, which is {host} with its swap: lower --memory")]
+    #[error("{asked} of memory is more than this host has, which is {host} with its swap: ask for less")]
     MemoryBeyondHost {
         /// What was asked for.
         asked: MemorySize,
@@ -295,11 +295,11 @@ mod tests {
         assert!(check(8 << 30).is_ok());
         assert_eq!(
             check(0).unwrap_err().to_string(),
-            "0B of memory is too little: --memory is at least 1M"
+            "0B of memory is too little: a machine has at least 1M"
         );
         assert_eq!(
             check(9 << 30).unwrap_err().to_string(),
-            "9G of memory is more than this host has, which is 8G with its swap: lower --memory"
+            "9G of memory is more than this host has, which is 8G with its swap: ask for less"
         );
     }
 

@@ -66,8 +66,8 @@ impl Draft {
         Ok(())
     }
 
-    pub fn set_serial(&mut self, path: &Path) -> Result<(), Error> {
-        self.serial = Some(SerialFile::open(path)?);
+    pub fn set_serial(&mut self, path: Option<&Path>) -> Result<(), Error> {
+        self.serial = path.map(SerialFile::open).transpose()?;
         Ok(())
     }
 

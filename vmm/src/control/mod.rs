@@ -155,11 +155,12 @@ impl Control {
         self.draft()?.put_interface(config)
     }
 
-    /// Has the guest's output appended to the file at `path`, which may be a FIFO; the guest then gets no input.
+    /// Has the guest's output appended to the file at `path`, which may be a FIFO; the guest then gets no input. Without a
+    /// path, the guest has its usual console again.
     ///
     /// # Errors
     /// [`Error::AfterStart`] and [`Error::Serial`].
-    pub fn set_serial(&mut self, path: &Path) -> Result<(), Error> {
+    pub fn set_serial(&mut self, path: Option<&Path>) -> Result<(), Error> {
         self.draft()?.set_serial(path)
     }
 
