@@ -7,6 +7,7 @@
 //! | [`command`] | what mayfly prints, and its exit status |
 //! | [`console`] | readers that stall, writers that do not, terminals |
 //! | [`order`] | the order of the calls on KVM |
+//! | [`state`] | the state of machines, from one into another |
 //! | [`access`] | a `/dev/kvm` that is missing or forbidden |
 //! | [`virtio`] | drives, and hostile guests |
 //! | [`network`] | network interfaces |
@@ -40,6 +41,7 @@ mod network;
 mod order;
 #[path = "../hosts/programs.rs"]
 mod programs;
+mod state;
 mod virtio;
 
 use guests::file;

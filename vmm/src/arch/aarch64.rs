@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use devices::Interrupt;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use snapshot::GuestMemory;
+use serde::{Deserialize, Serialize};
+use snapshot::persist::Error as StateError;
+use snapshot::{GuestMemory, Reader, Schema, Writer};
 use vm_memory::GuestAddress;
 
 use super::{Buses, Cpu, Error, Platform, SharedSource, Window, Wiring};
@@ -45,7 +47,7 @@ impl Platform for Aarch64 {
         match *self {}
     }
 
-    fn attach(&self, _: &Wiring, _: &VmSpec, _: &mut Buses) -> Result<Vec<SharedSource>, Error> {
+    fn attach(&mut self, _: &Wiring, _: &VmSpec, _: &mut Buses) -> Result<Vec<SharedSource>, Error> {
         match *self {}
     }
 
@@ -64,11 +66,33 @@ impl Platform for Aarch64 {
     fn press_ctrl_alt_del(&self) -> bool {
         match *self {}
     }
+
+    fn put(&self, _: &mut Writer) -> Result<(), StateError> {
+        match *self {}
+    }
+
+    fn take_before_vcpus(&self, _: &mut Reader<'_>) -> Result<(), StateError> {
+        match *self {}
+    }
+
+    fn take_after_vcpus(&self, _: &mut Reader<'_>, _: bool) -> Result<(), StateError> {
+        match *self {}
+    }
+}
+
+/// State of one vCPU: none so far.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct VcpuState;
+
+impl Schema for VcpuState {
+    const NAME: &'static str = "aarch64-vcpu";
+    const VERSION: u32 = 0;
 }
 
 impl Cpu for Aarch64 {
     type Profile = ();
     type Entry = ();
+    type State = VcpuState;
 
     fn profile(_: &Kvm) -> Result<(), kvm::Error> {
         Ok(())
@@ -79,6 +103,14 @@ impl Cpu for Aarch64 {
     }
 
     fn enter(_: &VcpuFd, (): &()) -> Result<(), kvm::Error> {
+        Ok(())
+    }
+
+    fn save(_: &VcpuFd, _: &Kvm) -> Result<VcpuState, StateError> {
+        Ok(VcpuState)
+    }
+
+    fn restore(_: &VcpuFd, _: &Kvm, _: &VcpuState) -> Result<(), StateError> {
         Ok(())
     }
 

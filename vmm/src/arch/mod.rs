@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex};
 
 use devices::{BusBuilder, Interrupt, Power, bus};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use snapshot::GuestMemory;
+use snapshot::persist::Error as StateError;
+use snapshot::{GuestMemory, Reader, Schema, Writer};
 use vm_memory::GuestAddress;
 
 use crate::boot::{Loaded, Machine};
@@ -132,7 +133,12 @@ pub trait Platform: Send + Sync + Sized + 'static {
     ///
     /// # Errors
     /// [`Error::Bus`] or [`Error::Device`].
-    fn attach(&self, wiring: &Wiring, spec: &VmSpec, buses: &mut Buses) -> Result<Vec<SharedSource>, Error>;
+    fn attach(
+        &mut self,
+        wiring: &Wiring,
+        spec: &VmSpec,
+        buses: &mut Buses,
+    ) -> Result<Vec<SharedSource>, Error>;
 
     /// Writes what the guest finds in memory at its start.
     ///
@@ -157,6 +163,26 @@ pub trait Platform: Send + Sync + Sized + 'static {
 
     /// Presses Ctrl-Alt-Del on the guest's keyboard. Returns whether the machine has one.
     fn press_ctrl_alt_del(&self) -> bool;
+
+    /// Adds the state of the platform's devices, interrupt controllers and clock to `archive`. No vCPU runs.
+    ///
+    /// # Errors
+    /// [`StateError`], naming the part.
+    fn put(&self, archive: &mut Writer) -> Result<(), StateError>;
+
+    /// Restores what can be restored while the vCPUs are given their state. Devices that raise their interrupts when they are
+    /// restored have been: what they raised is replaced by what was pending.
+    ///
+    /// # Errors
+    /// [`StateError`], naming the part.
+    fn take_before_vcpus(&self, archive: &mut Reader<'_>) -> Result<(), StateError>;
+
+    /// Restores the rest, once all vCPUs have their state and before one runs. With `realtime` the guest's clock jumps to
+    /// where it would stand had it never stopped.
+    ///
+    /// # Errors
+    /// [`StateError`], naming the part.
+    fn take_after_vcpus(&self, archive: &mut Reader<'_>, realtime: bool) -> Result<(), StateError>;
 }
 
 /// What a vCPU is made to look like, and how it enters the guest.
@@ -165,6 +191,8 @@ pub trait Cpu {
     type Profile: Send + Sync;
     /// Registers of the boot vCPU at its first instruction.
     type Entry: Send;
+    /// All that a vCPU has of its own.
+    type State: Schema + Send;
 
     /// What KVM can offer on this host. Slow, see HOSTS.md: it runs on a vCPU's thread while the machine is made.
     ///
@@ -183,6 +211,18 @@ pub trait Cpu {
     /// # Errors
     /// [`kvm::Error::Call`]
     fn enter(vcpu: &VcpuFd, entry: &Self::Entry) -> Result<(), kvm::Error>;
+
+    /// Reads the state of `vcpu`, whose last exit has been completed.
+    ///
+    /// # Errors
+    /// [`StateError::Kernel`]
+    fn save(vcpu: &VcpuFd, kvm: &Kvm) -> Result<Self::State, StateError>;
+
+    /// Gives `vcpu` a state, in the place of a profile and of registers.
+    ///
+    /// # Errors
+    /// [`StateError::Invalid`] and [`StateError::Kernel`]; the vCPU must not be run then.
+    fn restore(vcpu: &VcpuFd, kvm: &Kvm, state: &Self::State) -> Result<(), StateError>;
 
     /// The vCPU is about to be kept from running for some time, which the guest is not to take for a hang of its own.
     fn pausing(vcpu: &VcpuFd);

@@ -4,10 +4,12 @@
 //! vCPUs, and whatever registers with the kernel's I/O buses last. A slot that is set after any of those waits for
 //! grace periods of several milliseconds. Meanwhile the thread of the first vCPU asks KVM for the processor's features.
 
+pub mod state;
 mod vcpus;
 mod virtio;
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::io;
 use std::sync::mpsc::Receiver;
@@ -29,7 +31,7 @@ use crate::config::{DriveConfig, VmConfig, VmSpec};
 use crate::timeline::{Lane, Timeline};
 use crate::vcpu::exits::KINDS;
 use crate::vcpu::thread::Shared;
-use crate::vcpu::{Ending, Fault, Kick, Start, VcpuThread};
+use crate::vcpu::{Ending, Fault, Kick, Origin, Start, VcpuThread};
 use crate::{kvm, memory};
 use vcpus::{create_vcpus, limit_vcpus, start_threads};
 
@@ -102,6 +104,8 @@ pub struct Machine {
     power: Arc<Power>,
     _vm: Arc<VmFd>,
     memory: GuestMemory,
+    /// The state has been restored, and the devices have not looked at what there is to do since.
+    unattended: Cell<bool>,
 }
 
 impl Machine {
@@ -115,6 +119,31 @@ impl Machine {
         output: Output,
         timeline: Arc<Timeline>,
     ) -> Result<Self, Error> {
+        Self::assemble(spec, None, devices, output, timeline)
+    }
+
+    /// Builds the machine of `spec` around `memory`, which has the spec's [regions](Platform::memory_regions), for a state that
+    /// [`resume_from`](Self::resume_from) gives it. KVM is not asked what the processor can be.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing of the machine is left then.
+    pub fn build_around(
+        spec: VmSpec,
+        memory: GuestMemory,
+        devices: Devices,
+        output: Output,
+        timeline: Arc<Timeline>,
+    ) -> Result<Self, Error> {
+        Self::assemble(spec, Some(memory), devices, output, timeline)
+    }
+
+    fn assemble(
+        spec: VmSpec,
+        memory: Option<GuestMemory>,
+        devices: Devices,
+        output: Output,
+        timeline: Arc<Timeline>,
+    ) -> Result<Self, Error> {
         let measure = Measure(&timeline);
         let kvm = measure
             .phase("open KVM", || kvm::open(Native::CAPABILITIES))
@@ -123,9 +152,9 @@ impl Machine {
         limit_vcpus(&kvm, &spec)?;
         let kick = Kick::default();
         let (vcpus, shared, reports) = measure.phase("start vCPU threads", || {
-            start_threads(&kvm, &spec, &kick, &timeline)
+            start_threads(&kvm, &spec, &kick, &timeline, memory.is_some())
         })?;
-        let memory = measure.phase("map memory", || allocate(&spec))?;
+        let memory = measure.phase("map memory", || memory.map_or_else(|| allocate(&spec), Ok))?;
         let vm = measure
             .phase("create VM", || kvm::create_vm(&kvm))
             .map_err(Error::Kvm)?;
@@ -134,7 +163,7 @@ impl Machine {
                 kvm::slots::set(&vm, &memory, spec.config().track_dirty_pages)
             })
             .map_err(Error::Kvm)?;
-        let platform = measure
+        let mut platform = measure
             .phase("create interrupt controllers", || Native::new(&vm, &spec, kick))
             .map_err(Error::Platform)?;
         measure
@@ -171,6 +200,7 @@ impl Machine {
             power,
             _vm: vm,
             memory,
+            unattended: Cell::new(false),
             timeline,
         })
     }
@@ -200,7 +230,8 @@ impl Machine {
         }
         let mut entry = Some(entry);
         for vcpu in &self.vcpus {
-            vcpu.start(self.start(entry.take()));
+            let origin = entry.take().map_or(Origin::Reset, Origin::Entry);
+            vcpu.start(self.start(origin));
         }
         timeline.mark(Lane::Main, "vCPUs told to run");
         Ok(self)
@@ -227,14 +258,14 @@ impl Machine {
         Ok(loaded)
     }
 
-    fn start(&self, entry: Option<<<Native as Platform>::Cpu as arch::Cpu>::Entry>) -> Start {
+    fn start(&self, origin: Origin) -> Start {
         Start {
             platform: self.platform.clone(),
             ports: self.ports.clone(),
             memory_bus: self.memory_bus.clone(),
             power: self.power.clone(),
             memory: self.memory.clone(),
-            entry,
+            origin,
         }
     }
 
@@ -244,7 +275,7 @@ impl Machine {
     }
 
     /// The first serial port.
-    pub(crate) fn serial(&self) -> &Arc<Mutex<Serial>> {
+    pub fn serial(&self) -> &Arc<Mutex<Serial>> {
         &self.serial
     }
 
@@ -254,7 +285,7 @@ impl Machine {
     }
 
     /// Why a vCPU has ended, if one has.
-    pub(crate) fn report(&self) -> Option<Ending> {
+    pub fn report(&self) -> Option<Ending> {
         self.reports.try_recv().ok()
     }
 
@@ -271,13 +302,14 @@ impl Machine {
     }
 
     /// Keeps the vCPUs out of the guest until [`Machine::unpause`], with all instructions that they were in completed.
-    pub(crate) fn pause(&self) {
+    pub fn pause(&self) {
         let kick = || self.vcpus.iter().for_each(VcpuThread::kick);
         self.shared.gate.close(self.vcpus.len(), kick);
     }
 
     /// Lets the vCPUs into the guest again.
-    pub(crate) fn unpause(&self) {
+    pub fn unpause(&self) {
+        self.attend();
         self.shared.gate.open();
     }
 
@@ -297,7 +329,7 @@ impl Machine {
     }
 
     /// The guest's memory.
-    pub(crate) fn memory(&self) -> &GuestMemory {
+    pub fn memory(&self) -> &GuestMemory {
         &self.memory
     }
 

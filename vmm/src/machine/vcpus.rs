@@ -32,12 +32,13 @@ pub(super) fn limit_vcpus(kvm: &Kvm, spec: &VmSpec) -> Result<(), Error> {
 /// The threads, what they share, and where they report.
 pub(super) type Threads = (Vec<VcpuThread>, Arc<Shared>, Receiver<Ending>);
 
-/// Starts a thread for each vCPU. `boot` kicks the first.
+/// Starts a thread for each vCPU. `boot` kicks the first. With `restores` they will be given a saved state.
 pub(super) fn start_threads(
     kvm: &Arc<Kvm>,
     spec: &VmSpec,
     boot: &Kick,
     timeline: &Arc<Timeline>,
+    restores: bool,
 ) -> Result<Threads, Error> {
     let system = |operation| move |source| Error::System { operation, source };
     install_kick().map_err(system("install the handler of the signal that interrupts vCPUs"))?;
@@ -50,6 +51,7 @@ pub(super) fn start_threads(
         reports: sender,
         reported,
         gate: Gate::default(),
+        restores,
         profile: OnceLock::new(),
     });
     let vcpus = (0..spec.vcpus())

@@ -138,6 +138,11 @@ impl<D: VirtioDevice> Handle<D> {
     pub fn with<T>(&self, work: impl FnOnce(&mut D) -> T) -> T {
         work(lock(&self.transport).device_mut())
     }
+
+    /// As [`with`](Self::with), of the device with its transport.
+    pub(super) fn with_transport<T>(&self, work: impl FnOnce(&mut Transport<D>) -> T) -> T {
+        work(&mut lock(&self.transport))
+    }
 }
 
 /// Where devices are attached.

@@ -16,16 +16,23 @@ const STOPPED: u8 = 2;
 #[derive(Debug)]
 pub struct Gate {
     state: AtomicU8,
-    /// Threads that are certain not to be in the guest: they wait here, or have ended.
-    outside: Mutex<usize>,
+    outside: Mutex<Outside>,
     changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Outside {
+    /// Threads that are certain not to be in the guest: they wait here, or have ended.
+    threads: usize,
+    /// How often those that wait have been called.
+    calls: u64,
 }
 
 impl Default for Gate {
     fn default() -> Self {
         Self {
             state: AtomicU8::new(OPEN),
-            outside: Mutex::new(0),
+            outside: Mutex::default(),
             changed: Condvar::new(),
         }
     }
@@ -42,20 +49,42 @@ impl Gate {
         self.state.load(Ordering::SeqCst) == STOPPED
     }
 
-    /// Waits until the gate is open or stopped.
-    pub fn wait(&self) {
+    /// Whether threads wait here, and are not told to end.
+    pub fn is_closed(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == CLOSED
+    }
+
+    /// Waits until the gate is open or stopped. Meanwhile `answer` is called once in the beginning and whenever somebody
+    /// [calls](Self::call).
+    pub fn wait(&self, mut answer: impl FnMut()) {
         let mut outside = lock(&self.outside);
-        *outside += 1;
+        outside.threads += 1;
         self.changed.notify_all();
-        while self.state.load(Ordering::SeqCst) == CLOSED {
+        // Unlike any number of calls, so that what was asked before this thread came is answered too.
+        let mut answered = None;
+        while self.is_closed() {
+            let calls = outside.calls;
+            if answered != Some(calls) {
+                drop(outside);
+                answer();
+                answered = Some(calls);
+                outside = lock(&self.outside);
+                continue;
+            }
             outside = self.changed.wait(outside).unwrap_or_else(PoisonError::into_inner);
         }
-        *outside -= 1;
+        outside.threads -= 1;
+    }
+
+    /// Has everybody who waits look for what is asked of it.
+    pub fn call(&self) {
+        lock(&self.outside).calls += 1;
+        self.changed.notify_all();
     }
 
     /// The calling thread will not enter the guest any more.
     pub fn leave(&self) {
-        *lock(&self.outside) += 1;
+        lock(&self.outside).threads += 1;
         self.changed.notify_all();
     }
 
@@ -64,7 +93,7 @@ impl Gate {
         if self.turn(CLOSED) {
             kick();
             let mut outside = lock(&self.outside);
-            while *outside < count {
+            while outside.threads < count {
                 outside = self.changed.wait(outside).unwrap_or_else(PoisonError::into_inner);
             }
         }
@@ -95,8 +124,8 @@ impl Gate {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::sync::{Arc, mpsc};
     use std::thread;
 
     use super::Gate;
@@ -111,7 +140,7 @@ mod tests {
             thread::spawn(move || {
                 while !gate.is_stopped() {
                     if !gate.is_open() {
-                        gate.wait();
+                        gate.wait(|| ());
                         continue;
                     }
                     inside.store(true, Ordering::SeqCst);
@@ -141,5 +170,24 @@ mod tests {
         gate.close(2, || panic!("there is nobody left"));
         gate.open();
         assert!(gate.is_stopped());
+    }
+
+    #[test]
+    fn who_waits_answers_calls() {
+        let gate = Arc::new(Gate::default());
+        gate.close(0, || {});
+        let (answer, answers) = mpsc::channel();
+        let worker = {
+            let gate = gate.clone();
+            thread::spawn(move || gate.wait(|| answer.send(()).unwrap()))
+        };
+        answers.recv().unwrap();
+        for _ in 0..100 {
+            gate.call();
+            answers.recv().unwrap();
+        }
+        gate.open();
+        worker.join().unwrap();
+        assert!(answers.recv().is_err(), "nobody was asked any more");
     }
 }

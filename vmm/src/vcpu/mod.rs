@@ -18,7 +18,7 @@ pub use exits::Exits;
 pub use gate::Gate;
 pub use kick::{Kick, install as install_kick};
 pub use run_page::{InternalError, RunPage};
-pub use thread::{Start, VcpuThread};
+pub use thread::{Origin, Start, State, VcpuThread};
 
 use crate::kvm;
 

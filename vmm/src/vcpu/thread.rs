@@ -5,8 +5,9 @@
 //!   │
 //! prepare(VcpuFd) ── KVM_SET_CPUID2, registers at reset
 //!   │
-//! start(entry) ── KVM_RUN until the guest ends or the thread is told to stop
+//! start(origin) ── KVM_RUN until the guest ends or the thread is told to stop
 //! ```
+//! A thread that is given a saved state has no use for the profile and waits for none; see [`Shared::restores`].
 
 use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -16,6 +17,7 @@ use std::thread::{Builder, JoinHandle};
 use devices::{Bus, Power};
 use kvm_ioctls::{Kvm, VcpuFd};
 use snapshot::GuestMemory;
+use snapshot::persist::Error as StateError;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::exit::{Outcome, Targets, handle};
@@ -27,6 +29,8 @@ use crate::timeline::{Lane, Timeline};
 type NativeCpu = <Native as Platform>::Cpu;
 type Profile = <NativeCpu as Cpu>::Profile;
 type Entry = <NativeCpu as Cpu>::Entry;
+/// The saved state of a vCPU.
+pub type State = <NativeCpu as Cpu>::State;
 
 /// A vCPU's thread needs little more than the frames of one exit.
 const STACK_SIZE: usize = 128 << 10;
@@ -45,6 +49,8 @@ pub struct Shared {
     pub reported: EventFd,
     /// Where the threads wait while the VM is paused.
     pub gate: Gate,
+    /// The vCPUs will be given a saved state, so that nobody asks KVM what their processor can be.
+    pub restores: bool,
     /// The processor that the guest sees; filled by the first thread that needs it.
     pub profile: OnceLock<Result<Profile, (String, i32)>>,
 }
@@ -85,14 +91,33 @@ pub struct Start {
     pub power: Arc<Power>,
     /// The guest's memory, for reports.
     pub memory: GuestMemory,
-    /// Registers, for the vCPU that boots.
-    pub entry: Option<Entry>,
+    /// What the vCPU is like when it enters.
+    pub origin: Origin,
 }
+
+/// What a vCPU starts from.
+pub enum Origin {
+    /// Its state at reset: it waits for another vCPU to start it.
+    Reset,
+    /// The registers of the vCPU that boots.
+    Entry(Entry),
+    /// A saved state.
+    State {
+        /// The state.
+        state: Box<State>,
+        /// Told whether the vCPU has taken it; one that has not never enters the guest.
+        restored: Sender<Result<(), StateError>>,
+    },
+}
+
+/// Somebody asks for the state of a vCPU.
+type Asked = Sender<Result<State, StateError>>;
 
 /// The owner's end of a vCPU's thread.
 pub struct VcpuThread {
     prepare: Sender<VcpuFd>,
     start: Sender<Start>,
+    asked: Sender<Asked>,
     kick: Kick,
     exits: Arc<Exits>,
     shared: Arc<Shared>,
@@ -107,12 +132,14 @@ impl VcpuThread {
     pub fn spawn(id: u8, kick: Kick, shared: Arc<Shared>) -> Result<Self, Fault> {
         let (prepare, wait_prepare) = mpsc::channel();
         let (start, wait_start) = mpsc::channel();
+        let (asked, wait_asked) = mpsc::channel();
         let exits = Arc::new(Exits::default());
         let body = Body {
             id,
             kick: kick.clone(),
             exits: exits.clone(),
             shared: shared.clone(),
+            asked: wait_asked,
         };
         let thread = Builder::new()
             // The name by which orchestrators find the threads of vCPUs, to put them into control groups.
@@ -123,6 +150,7 @@ impl VcpuThread {
         Ok(Self {
             prepare,
             start,
+            asked,
             kick,
             exits,
             shared,
@@ -152,7 +180,15 @@ impl VcpuThread {
         &self.exits
     }
 
-    /// Lets the vCPU enter the guest.
+    /// Asks the thread, which waits at the gate or is about to, for its vCPU's state. It answers once the gate
+    /// [calls](Gate::call); one that has ended disconnects.
+    pub fn ask_state(&self) -> Receiver<Result<State, StateError>> {
+        let (asked, answer) = mpsc::channel();
+        let _ = self.asked.send(asked);
+        answer
+    }
+
+    /// Lets the vCPU enter the guest, as far as the gate does.
     pub fn start(&self, start: Start) {
         let _ = self.start.send(start);
     }
@@ -174,6 +210,7 @@ struct Body {
     kick: Kick,
     exits: Arc<Exits>,
     shared: Arc<Shared>,
+    asked: Receiver<Asked>,
 }
 
 impl Body {
@@ -185,27 +222,42 @@ impl Body {
     fn work(&self, wait_prepare: &Receiver<VcpuFd>, wait_start: &Receiver<Start>) {
         let lane = Lane::Vcpu(self.id);
         self.shared.timeline.mark(lane, "thread runs");
-        let profile = self.shared.profile(self.id);
+        let profile = (!self.shared.restores).then(|| self.shared.profile(self.id));
         let Ok(mut vcpu) = wait_prepare.recv() else { return };
-        let prepared = profile.and_then(|profile| {
+        let prepared = profile.map_or(Ok(()), |profile| {
             self.shared.timeline.measure(lane, "prepare vCPU", || {
-                NativeCpu::configure(&vcpu, self.id, self.shared.count, profile)
+                NativeCpu::configure(&vcpu, self.id, self.shared.count, profile?)
             })
         });
         let Ok(start) = wait_start.recv() else { return };
-        let entered = prepared.and_then(|()| match &start.entry {
-            Some(entry) => self
-                .shared
-                .timeline
-                .measure(lane, "set registers", || NativeCpu::enter(&vcpu, entry)),
-            None => Ok(()),
-        });
-        let ending = match entered {
-            Ok(()) => self.guest(&mut vcpu, &start),
+        let ending = match prepared.and_then(|()| self.originate(&vcpu, &start.origin)) {
+            Ok(true) => self.guest(&mut vcpu, &start),
+            Ok(false) => None,
             Err(source) => Some(Ending::Fault(Fault::Prepare { id: self.id, source })),
         };
         if let Some(ending) = ending {
             self.shared.report(ending);
+        }
+    }
+
+    /// Makes the vCPU what it is to be; false when that has failed and whoever asked for it knows.
+    fn originate(&self, vcpu: &VcpuFd, origin: &Origin) -> Result<bool, kvm::Error> {
+        let lane = Lane::Vcpu(self.id);
+        let timeline = &self.shared.timeline;
+        match origin {
+            Origin::Reset => Ok(true),
+            Origin::Entry(entry) => timeline
+                .measure(lane, "set registers", || NativeCpu::enter(vcpu, entry))
+                .map(|()| true),
+            Origin::State { state, restored } => {
+                let done = timeline.measure(lane, "restore vCPU", || {
+                    NativeCpu::restore(vcpu, &self.shared.kvm, state)
+                });
+                let is_done = done.is_ok();
+                // Nobody waits for it when another vCPU has failed.
+                let _ = restored.send(done);
+                Ok(is_done)
+            }
         }
     }
 
@@ -240,8 +292,15 @@ impl Body {
             }
         }
         NativeCpu::pausing(vcpu);
-        self.shared.gate.wait();
+        self.shared.gate.wait(|| self.answer(vcpu));
         Ok(())
+    }
+
+    /// Gives the vCPU's state to whoever has asked for it.
+    fn answer(&self, vcpu: &VcpuFd) {
+        for asked in self.asked.try_iter() {
+            let _ = asked.send(NativeCpu::save(vcpu, &self.shared.kvm));
+        }
     }
 
     fn enter_once(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), Ending> {

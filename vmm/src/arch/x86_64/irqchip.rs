@@ -9,8 +9,11 @@ use kvm_bindings::{
     kvm_interrupt, kvm_irq_routing_entry, kvm_msi, kvm_pit_config,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
+use snapshot::persist::Error as StateError;
+use snapshot::{Component, Reader, Writer};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
+use super::kernel_irqchip::KernelIrqchipState;
 use super::layout;
 use crate::config::IrqchipMode;
 use crate::kvm::{Error, cause, failed};
@@ -22,6 +25,9 @@ mod request {
 
     vmm_sys_util::ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 }
+
+/// Section of a snapshot; its schema says which of the two kinds is in it.
+const SECTION: &str = "irqchip";
 
 /// Bit 15 of a message's data.
 const LEVEL_TRIGGERED: u32 = 1 << 15;
@@ -96,11 +102,57 @@ impl Irqchip {
         Ok(())
     }
 
+    /// Adds the state of the controllers to `archive`.
+    ///
+    /// # Errors
+    /// As [`Component::put`].
+    pub fn put(&self, archive: &mut Writer) -> Result<(), StateError> {
+        match self {
+            Self::Split(split) => split.put(SECTION, archive),
+            Self::Kernel(vm) => archive
+                .put(SECTION, &KernelIrqchipState::save(vm)?)
+                .map_err(at_section),
+        }
+    }
+
+    /// Restores controllers that do not need the local APICs for it; the routes of level-triggered interrupts are set with
+    /// them.
+    ///
+    /// # Errors
+    /// As [`Component::take`].
+    pub fn take_before_vcpus(&self, archive: &mut Reader<'_>) -> Result<(), StateError> {
+        match self {
+            Self::Split(split) => split.clone().take(SECTION, archive),
+            Self::Kernel(_) => Ok(()),
+        }
+    }
+
+    /// Restores the others.
+    ///
+    /// # Errors
+    /// As [`Component::take`].
+    pub fn take_after_vcpus(&self, archive: &mut Reader<'_>) -> Result<(), StateError> {
+        match self {
+            Self::Split(_) => Ok(()),
+            Self::Kernel(vm) => {
+                let state: KernelIrqchipState = archive.take(SECTION).map_err(at_section)?;
+                state.restore(vm)
+            }
+        }
+    }
+
     /// A local APIC has seen the end of the interrupt of `vector`.
     pub fn end_of_interrupt(&self, vector: u8) {
         if let Self::Split(split) = self {
             split.end_of_interrupt(vector);
         }
+    }
+}
+
+fn at_section(source: snapshot::section::Error) -> StateError {
+    StateError::Section {
+        key: SECTION.to_owned(),
+        source,
     }
 }
 

@@ -3,21 +3,24 @@
 use std::ffi::CStr;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
-use devices::bus::SharedDevice;
+use devices::bus::{BusDevice, SharedDevice};
 use devices::serial::uart;
 use devices::{
     Cmos, ExitPort, I8042, Interrupt, MonotonicClock, Pit, PowerOffPort, SleepPort, WallClock, bus, cmos,
     i8042, pit, power_ports,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use snapshot::GuestMemory;
+use snapshot::persist::Error as StateError;
+use snapshot::{Component, GuestMemory, Reader, Writer};
 use vm_memory::GuestAddress;
 
+use super::clock::ClockState;
 use super::entry::EntryState;
 use super::handoff::{self, Tables};
 use super::irqchip::Irqchip;
+use super::vcpu_state::VcpuState;
 use super::{cpuid, layout, msr};
 use crate::arch::{Buses, Cpu, Error, EventSource, Platform, SharedSource, Window, Wiring};
 use crate::boot::{Loaded, Machine};
@@ -28,15 +31,22 @@ use crate::vcpu::Kick;
 
 /// Three pages below the BIOS that processors of Intel without unrestricted guest mode need; nothing else is there.
 const TSS: usize = 0xfffb_d000;
+/// Section of a snapshot with the guest's time.
+const CLOCK_SECTION: &str = "clock";
 /// Longest instruction of the architecture.
 const INSTRUCTION: usize = 15;
 
 /// The x86_64 machine.
 pub struct X86_64 {
+    vm: Arc<VmFd>,
     irqchip: Irqchip,
     /// There from [`Platform::attach`] on.
-    keyboard: OnceLock<Arc<Mutex<I8042>>>,
+    keyboard: Option<Arc<Mutex<I8042>>>,
+    /// Devices with state to keep, each with the key of its section.
+    parts: Vec<(&'static str, SharedComponent)>,
 }
+
+type SharedComponent = Arc<Mutex<dyn Component + Send>>;
 
 impl Platform for X86_64 {
     type Cpu = Self;
@@ -70,8 +80,10 @@ impl Platform for X86_64 {
             .map_err(Error::Kvm)?;
         let irqchip = Irqchip::new(vm, spec.config().irqchip, boot_cpu).map_err(Error::Kvm)?;
         Ok(Self {
+            vm: vm.clone(),
             irqchip,
-            keyboard: OnceLock::new(),
+            keyboard: None,
+            parts: Vec::new(),
         })
     }
 
@@ -91,7 +103,12 @@ impl Platform for X86_64 {
         }))
     }
 
-    fn attach(&self, wiring: &Wiring, spec: &VmSpec, buses: &mut Buses) -> Result<Vec<SharedSource>, Error> {
+    fn attach(
+        &mut self,
+        wiring: &Wiring,
+        spec: &VmSpec,
+        buses: &mut Buses,
+    ) -> Result<Vec<SharedSource>, Error> {
         let timer = match &self.irqchip {
             Irqchip::Kernel(_) => None,
             Irqchip::Split(split) => {
@@ -102,16 +119,15 @@ impl Platform for X86_64 {
                     self.irqchip.wire(layout::PIT_IRQ),
                     Box::new(MonotonicClock::new()),
                 );
-                Some(shared(pit.map_err(|source| Error::Device {
+                Some(pit.map_err(|source| Error::Device {
                     device: "PIT",
                     source,
-                })?))
+                })?)
             }
         };
-        attach_ports(&mut buses.ports, wiring, timer.clone(), spec).map_err(Error::Bus)?;
-        let keyboard = I8042::new(wiring.power.clone(), self.irqchip.wire(layout::KEYBOARD_IRQ));
-        let keyboard = self.keyboard.get_or_init(|| shared(keyboard));
-        attach_keyboard(&mut buses.ports, keyboard).map_err(Error::Bus)?;
+        let timer = self
+            .attach_ports(&mut buses.ports, wiring, timer, spec)
+            .map_err(Error::Bus)?;
         Ok(timer
             .into_iter()
             .map(|pit| shared(Timer(pit)) as SharedSource)
@@ -149,10 +165,41 @@ impl Platform for X86_64 {
     }
 
     fn press_ctrl_alt_del(&self) -> bool {
-        let keyboard = self.keyboard.get();
+        let keyboard = self.keyboard.as_ref();
         keyboard
             .map(|keyboard| devices::lock(keyboard).press_ctrl_alt_del())
             .is_some()
+    }
+
+    fn put(&self, archive: &mut Writer) -> Result<(), StateError> {
+        for (key, part) in &self.parts {
+            devices::lock(part).put(key, archive)?;
+        }
+        self.irqchip.put(archive)?;
+        archive
+            .put(CLOCK_SECTION, &ClockState::save(&self.vm)?)
+            .map_err(at_clock)
+    }
+
+    fn take_before_vcpus(&self, archive: &mut Reader<'_>) -> Result<(), StateError> {
+        for (key, part) in &self.parts {
+            devices::lock(part).take(key, archive)?;
+        }
+        self.irqchip.take_before_vcpus(archive)
+    }
+
+    fn take_after_vcpus(&self, archive: &mut Reader<'_>, realtime: bool) -> Result<(), StateError> {
+        self.irqchip.take_after_vcpus(archive)?;
+        // Last, since it runs from here on.
+        let clock: ClockState = archive.take(CLOCK_SECTION).map_err(at_clock)?;
+        clock.restore(&self.vm, realtime)
+    }
+}
+
+fn at_clock(source: snapshot::section::Error) -> StateError {
+    StateError::Section {
+        key: CLOCK_SECTION.to_owned(),
+        source,
     }
 }
 
@@ -160,63 +207,57 @@ fn shared<T>(device: T) -> Arc<Mutex<T>> {
     Arc::new(Mutex::new(device))
 }
 
-fn attach_ports(
-    ports: &mut bus::BusBuilder,
-    wiring: &Wiring,
-    pit: Option<Arc<Mutex<Pit>>>,
-    spec: &VmSpec,
-) -> Result<(), bus::Error> {
-    let power = &wiring.power;
-    ports.claim(
-        "serial port",
-        layout::SERIAL_PORT,
-        uart::LENGTH,
-        wiring.serial.clone(),
-    )?;
-    if let Some(pit) = pit {
-        ports.claim("PIT", pit::PORT, 4, pit.clone())?;
-        ports.claim(
-            "speaker port",
-            pit::CONTROL_PORT,
-            1,
-            window(pit, pit::CONTROL_OFFSET),
-        )?;
+impl X86_64 {
+    /// Puts `device` on the bus, and its state into snapshots as section `name`.
+    fn add<D: BusDevice + Component + 'static>(
+        &mut self,
+        ports: &mut bus::BusBuilder,
+        name: &'static str,
+        range: Range<u64>,
+        device: D,
+    ) -> Result<Arc<Mutex<D>>, bus::Error> {
+        let device = shared(device);
+        ports.claim(name, range.start, range.end - range.start, device.clone())?;
+        self.parts.push((name, device.clone()));
+        Ok(device)
     }
-    ports.claim(
-        "CMOS clock",
-        cmos::PORT,
-        2,
-        shared(Cmos::new(cmos_memory(spec), Box::new(WallClock))),
-    )?;
-    ports.claim(
-        "debug exit",
-        power_ports::EXIT_PORT,
-        power_ports::EXIT_LENGTH,
-        shared(ExitPort::new(power.clone())),
-    )?;
-    ports.claim(
-        "sleep control",
-        power_ports::SLEEP_PORT,
-        1,
-        shared(SleepPort::new(power.clone())),
-    )?;
-    let power_off = shared(PowerOffPort::new(power.clone()));
-    ports.claim(
-        "power-off",
-        power_ports::POWER_OFF_PORT,
-        power_ports::POWER_OFF_LENGTH,
-        power_off,
-    )
+
+    fn attach_ports(
+        &mut self,
+        ports: &mut bus::BusBuilder,
+        wiring: &Wiring,
+        pit: Option<Pit>,
+        spec: &VmSpec,
+    ) -> Result<Option<Arc<Mutex<Pit>>>, bus::Error> {
+        let power = &wiring.power;
+        let serial = wiring.serial.clone();
+        ports.claim("serial port", layout::SERIAL_PORT, uart::LENGTH, serial)?;
+        let pit = pit
+            .map(|pit| self.add(ports, "pit", at(pit::PORT, 4), pit))
+            .transpose()?;
+        if let Some(pit) = &pit {
+            let speaker = window(pit.clone(), pit::CONTROL_OFFSET);
+            ports.claim("speaker port", pit::CONTROL_PORT, 1, speaker)?;
+        }
+        let keyboard = I8042::new(power.clone(), self.irqchip.wire(layout::KEYBOARD_IRQ));
+        let keyboard = self.add(ports, "i8042", at(i8042::DATA_PORT, 1), keyboard)?;
+        self.keyboard = Some(keyboard.clone());
+        let command = window(keyboard, i8042::COMMAND_OFFSET);
+        ports.claim("keyboard command", i8042::COMMAND_PORT, 1, command)?;
+        let clock = Cmos::new(cmos_memory(spec), Box::new(WallClock));
+        self.add(ports, "cmos", at(cmos::PORT, 2), clock)?;
+        let exit = at(power_ports::EXIT_PORT, power_ports::EXIT_LENGTH);
+        self.add(ports, "debug-exit", exit, ExitPort::new(power.clone()))?;
+        let sleep = at(power_ports::SLEEP_PORT, 1);
+        self.add(ports, "sleep-control", sleep, SleepPort::new(power.clone()))?;
+        let off = at(power_ports::POWER_OFF_PORT, power_ports::POWER_OFF_LENGTH);
+        self.add(ports, "power-off", off, PowerOffPort::new(power.clone()))?;
+        Ok(pit)
+    }
 }
 
-fn attach_keyboard(ports: &mut bus::BusBuilder, keyboard: &Arc<Mutex<I8042>>) -> Result<(), bus::Error> {
-    ports.claim("keyboard data", i8042::DATA_PORT, 1, keyboard.clone())?;
-    ports.claim(
-        "keyboard command",
-        i8042::COMMAND_PORT,
-        1,
-        window(keyboard.clone(), i8042::COMMAND_OFFSET),
-    )
+fn at(first: u64, length: u64) -> Range<u64> {
+    first..first + length
 }
 
 fn window(device: SharedDevice, offset: u64) -> SharedDevice {
@@ -252,6 +293,7 @@ impl EventSource for Timer {
 impl Cpu for X86_64 {
     type Profile = cpuid::Profile;
     type Entry = EntryState;
+    type State = VcpuState;
 
     fn profile(kvm: &Kvm) -> Result<cpuid::Profile, kvm::Error> {
         cpuid::Profile::of_host(kvm)
@@ -269,6 +311,14 @@ impl Cpu for X86_64 {
         vcpu.set_sregs(&entry.sregs(reset))
             .map_err(failed("KVM_SET_SREGS"))?;
         vcpu.set_regs(&entry.regs()).map_err(failed("KVM_SET_REGS"))
+    }
+
+    fn save(vcpu: &VcpuFd, kvm: &Kvm) -> Result<VcpuState, StateError> {
+        VcpuState::save(vcpu, kvm)
+    }
+
+    fn restore(vcpu: &VcpuFd, kvm: &Kvm, state: &VcpuState) -> Result<(), StateError> {
+        state.restore(vcpu, kvm)
     }
 
     fn pausing(vcpu: &VcpuFd) {

@@ -1,0 +1,98 @@
+//! Control, segment and page-directory-pointer registers.
+
+use kvm_bindings::{KVM_CAP_SREGS2, KVM_SREGS2_FLAGS_PDPTRS_VALID, kvm_sregs, kvm_sregs2};
+use kvm_ioctls::{Kvm, VcpuFd};
+use serde::{Deserialize, Serialize};
+use snapshot::persist::Error;
+use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
+
+use super::refused;
+
+/// kvm-ioctls does not wrap these.
+mod request {
+    use kvm_bindings::{KVMIO, kvm_sregs2};
+    vmm_sys_util::ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
+    vmm_sys_util::ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
+}
+
+/// The registers of `KVM_GET_SREGS`, and with PAE paging what the processor has loaded of the page tables.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct SpecialRegisters {
+    registers: kvm_sregs,
+    /// With PAE paging, on a kernel that hands them out. They need not be what memory holds, and without them KVM reads
+    /// guest memory when the registers are set.
+    pdptrs: Option<[u64; 4]>,
+}
+
+impl SpecialRegisters {
+    /// # Errors
+    /// [`Error::Kernel`]
+    pub fn save(vcpu: &VcpuFd, kvm: &Kvm) -> Result<Self, Error> {
+        let registers = vcpu.get_sregs().map_err(refused("KVM_GET_SREGS"))?;
+        let mut with_pdptrs = kvm_sregs2::default();
+        if has_sregs2(kvm) {
+            // SAFETY: the kernel writes the structure that the request's number stands for.
+            let result = unsafe { ioctl_with_mut_ref(vcpu, request::KVM_GET_SREGS2(), &mut with_pdptrs) };
+            answer(result).map_err(refused("KVM_GET_SREGS2"))?;
+        }
+        let valid = with_pdptrs.flags & u64::from(KVM_SREGS2_FLAGS_PDPTRS_VALID) != 0;
+        Ok(Self {
+            registers,
+            pdptrs: valid.then_some(with_pdptrs.pdptrs),
+        })
+    }
+
+    /// # Errors
+    /// [`Error::Kernel`]
+    pub fn restore(&self, vcpu: &VcpuFd, kvm: &Kvm) -> Result<(), Error> {
+        // What is about to be injected comes with the events.
+        let registers = kvm_sregs {
+            interrupt_bitmap: [0; 4],
+            ..self.registers
+        };
+        match self.pdptrs {
+            Some(pdptrs) if has_sregs2(kvm) => {
+                let registers = with_pdptrs(&registers, pdptrs);
+                // SAFETY: the kernel reads the structure that the request's number stands for.
+                let result = unsafe { ioctl_with_ref(vcpu, request::KVM_SET_SREGS2(), &registers) };
+                answer(result).map_err(refused("KVM_SET_SREGS2"))
+            }
+            _ => vcpu.set_sregs(&registers).map_err(refused("KVM_SET_SREGS")),
+        }
+    }
+}
+
+fn has_sregs2(kvm: &Kvm) -> bool {
+    kvm.check_extension_raw(KVM_CAP_SREGS2.into()) > 0
+}
+
+fn answer(result: i32) -> Result<(), kvm_ioctls::Error> {
+    match result {
+        0 => Ok(()),
+        _ => Err(kvm_ioctls::Error::last()),
+    }
+}
+
+fn with_pdptrs(registers: &kvm_sregs, pdptrs: [u64; 4]) -> kvm_sregs2 {
+    kvm_sregs2 {
+        cs: registers.cs,
+        ds: registers.ds,
+        es: registers.es,
+        fs: registers.fs,
+        gs: registers.gs,
+        ss: registers.ss,
+        tr: registers.tr,
+        ldt: registers.ldt,
+        gdt: registers.gdt,
+        idt: registers.idt,
+        cr0: registers.cr0,
+        cr2: registers.cr2,
+        cr3: registers.cr3,
+        cr4: registers.cr4,
+        cr8: registers.cr8,
+        efer: registers.efer,
+        apic_base: registers.apic_base,
+        flags: KVM_SREGS2_FLAGS_PDPTRS_VALID.into(),
+        pdptrs,
+    }
+}

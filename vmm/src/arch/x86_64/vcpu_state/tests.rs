@@ -1,0 +1,87 @@
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_vcpu_events};
+use snapshot::{Reader, Writer};
+
+use super::extended::ExtendedState;
+use super::special::SpecialRegisters;
+use super::{VcpuState, is_near};
+
+fn state() -> VcpuState {
+    VcpuState {
+        tsc_khz: 2_500_000,
+        cpuid: vec![kvm_cpuid_entry2::default(); 3],
+        mp_state: kvm_bindings::kvm_mp_state::default(),
+        registers: kvm_bindings::kvm_regs {
+            rip: 0x10_0000,
+            ..Default::default()
+        },
+        special: SpecialRegisters::default(),
+        extended: ExtendedState::with_rest(vec![7; 5]),
+        xcrs: kvm_bindings::kvm_xcrs::default(),
+        debug_registers: kvm_bindings::kvm_debugregs::default(),
+        lapic: kvm_bindings::kvm_lapic_state::default(),
+        msrs: vec![(0x174, 1), (0x10, u64::MAX)],
+        events: kvm_vcpu_events::default(),
+    }
+}
+
+fn bytes(state: &VcpuState) -> Vec<u8> {
+    let mut archive = Writer::new();
+    archive.put("vcpu/0", state).unwrap();
+    archive.into_bytes()
+}
+
+#[test]
+fn it_comes_back_as_it_went() {
+    let saved = bytes(&state());
+    let back: VcpuState = Reader::parse(&saved).unwrap().take("vcpu/0").unwrap();
+    assert_eq!(bytes(&back), saved);
+    assert_eq!((back.registers.rip, back.msrs[1]), (0x10_0000, (0x10, u64::MAX)));
+}
+
+#[test]
+fn what_is_cut_short_is_an_error() {
+    let whole = bytes(&state());
+    for length in 0..whole.len() {
+        let cut = Reader::parse(&whole[..length]).and_then(|mut archive| archive.take::<VcpuState>("vcpu/0"));
+        assert!(cut.is_err(), "{length} bytes of {} are enough", whole.len());
+    }
+}
+
+#[test]
+fn lengths_are_bounded() {
+    state().check().unwrap();
+    for (entries, ok) in [
+        (0, false),
+        (KVM_MAX_CPUID_ENTRIES, true),
+        (KVM_MAX_CPUID_ENTRIES + 1, false),
+    ] {
+        let mut state = state();
+        state.cpuid = vec![kvm_cpuid_entry2::default(); entries];
+        assert_eq!(state.check().is_ok(), ok, "{entries} entries");
+    }
+    let mut still = state();
+    still.tsc_khz = 0;
+    assert!(still.check().is_err());
+    let mut many = state();
+    many.msrs = vec![(0x174, 1); 1025];
+    assert!(many.check().is_err());
+}
+
+#[test]
+fn registers_that_this_host_does_not_have_are_not_cut_off() {
+    let extended = ExtendedState::with_rest(vec![1; 4]);
+    extended.check(4).unwrap();
+    let error = extended.check(3).unwrap_err().to_string();
+    assert!(
+        error.contains("4112 bytes") && error.contains("have 4108"),
+        "{error}"
+    );
+}
+
+#[test]
+fn frequencies_are_the_same_within_a_tolerance() {
+    assert!(is_near(2_500_000, 2_500_000));
+    assert!(is_near(2_500_624, 2_500_000) && is_near(2_499_376, 2_500_000));
+    assert!(!is_near(2_500_626, 2_500_000) && !is_near(2_499_374, 2_500_000));
+    assert!(!is_near(u32::MAX, 1) && !is_near(1, u32::MAX));
+}

@@ -1,0 +1,167 @@
+//! What a machine has beyond its memory, in and out of a snapshot.
+//!
+//! | section | holds |
+//! |---|---|
+//! | `vcpu/N` | a vCPU |
+//! | `serial` | the serial port |
+//! | `virtio/N`, `virtio/N/device` | a device: first the drives, then the interfaces |
+//! | `irqchip`, `clock` and others | what the [`Platform`] has |
+//!
+//! # Order
+//! Saved: requests in flight are waited for first, since their ends are interrupts in the local APICs. Then each vCPU's thread
+//! reads its vCPU, while this one goes through the devices.
+//!
+//! Restored: each vCPU's thread gives its vCPU its state, while this one does the same with the devices. What a device raises
+//! in doing so goes to interrupt controllers at reset, and is replaced by what was pending when they are restored in their turn.
+//! What would reach into a local APIC comes after the vCPUs; and only when the guest is about to go on do the devices look
+//! for what there is to do.
+
+use std::sync::mpsc;
+
+use devices::lock;
+use devices::virtio::VirtioDevice;
+use devices::virtio::block::Block;
+use devices::virtio::net::passt;
+use snapshot::persist::Error as PartError;
+use snapshot::section::Error as SectionError;
+use snapshot::{Component, Reader, Writer};
+
+use super::Machine;
+use super::virtio::Handle;
+use crate::arch::Platform;
+use crate::timeline::Lane;
+use crate::vcpu::{Origin, State};
+
+const SERIAL: &str = "serial";
+
+/// Why a machine could not give or take its state.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The guest runs, or has ended.
+    #[error("the VM must be paused for its state to be saved")]
+    Running,
+    /// The vCPU has left the guest for good.
+    #[error("vCPU {0} has ended, and there is no state of it any more")]
+    Ended(u8),
+    /// The state of a vCPU.
+    #[error("cannot move the state of vCPU {id}")]
+    Vcpu {
+        /// Which one.
+        id: u8,
+        /// What is wrong.
+        #[source]
+        source: PartError,
+    },
+    /// The state of one of its parts.
+    #[error("cannot move the state of the machine's devices")]
+    Part(#[source] PartError),
+    /// The sections do not fit the machine.
+    #[error("the saved state is not that of this machine")]
+    Sections(#[source] SectionError),
+    /// The program that was to serve the network has ended.
+    #[error("cannot give the guest a network")]
+    Passt(#[source] passt::Error),
+}
+
+impl Machine {
+    /// Adds the state of the machine, which is paused, to `archive`. It can go on, or be saved again.
+    ///
+    /// # Errors
+    /// [`Error::Running`], [`Error::Ended`], [`Error::Vcpu`], [`Error::Part`], and [`Error::Sections`] when `archive` has
+    /// sections of the same names.
+    pub fn save(&self, archive: &mut Writer) -> Result<(), Error> {
+        if !self.shared.gate.is_closed() {
+            return Err(Error::Running);
+        }
+        for drive in &self.drives {
+            drive.with(Block::drain);
+        }
+        let answers: Vec<_> = self.vcpus.iter().map(|vcpu| vcpu.ask_state()).collect();
+        self.shared.gate.call();
+        self.put_devices(archive).map_err(Error::Part)?;
+        for (id, answer) in (0..).zip(answers) {
+            let state = answer.recv().map_err(|_| Error::Ended(id))?;
+            let state = state.map_err(|source| Error::Vcpu { id, source })?;
+            archive.put(&vcpu_key(id), &state).map_err(Error::Sections)?;
+        }
+        Ok(())
+    }
+
+    fn put_devices(&self, archive: &mut Writer) -> Result<(), PartError> {
+        lock(&self.serial).put(SERIAL, archive)?;
+        let mut keys = (0..).map(virtio_key);
+        for (drive, key) in self.drives.iter().zip(keys.by_ref()) {
+            drive.with_transport(|transport| transport.put(&key, archive))?;
+        }
+        for (interface, key) in self.interfaces.iter().zip(keys) {
+            interface.with_transport(|transport| transport.put(&key, archive))?;
+        }
+        self.platform.put(archive)
+    }
+
+    /// Gives the machine, which was [built around](Self::build_around) the memory that belongs to it, the state in `archive`,
+    /// all of which it takes. It is paused then: [`unpause`](Self::unpause) lets the guest go on. With `realtime` the guest's
+    /// clock jumps to where it would stand had it never stopped.
+    ///
+    /// # Errors
+    /// [`Error::Vcpu`], [`Error::Part`], [`Error::Sections`] and [`Error::Passt`]. No vCPU has entered the guest then.
+    pub fn resume_from(mut self, mut archive: Reader<'_>, realtime: bool) -> Result<Self, Error> {
+        // Nobody is in the guest yet, so that there is nobody to wait for; who comes later waits.
+        self.shared.gate.close(0, || ());
+        let (restored, answers) = (0..self.vcpus.len())
+            .map(|_| mpsc::channel())
+            .collect::<(Vec<_>, Vec<_>)>();
+        for ((id, vcpu), restored) in (0..).zip(&self.vcpus).zip(restored) {
+            let state: State = archive.take(&vcpu_key(id)).map_err(Error::Sections)?;
+            let state = Box::new(state);
+            vcpu.start(self.start(Origin::State { state, restored }));
+        }
+        self.take_devices(&mut archive).map_err(Error::Part)?;
+        for passt in &mut self.passts {
+            passt.check().map_err(Error::Passt)?;
+        }
+        for (id, answer) in (0..).zip(answers) {
+            let done = answer.recv().map_err(|_| Error::Ended(id))?;
+            done.map_err(|source| Error::Vcpu { id, source })?;
+        }
+        self.platform
+            .take_after_vcpus(&mut archive, realtime)
+            .map_err(Error::Part)?;
+        archive.finish().map_err(Error::Sections)?;
+        self.unattended.set(true);
+        self.timeline.mark(Lane::Main, "state restored");
+        Ok(self)
+    }
+
+    fn take_devices(&self, archive: &mut Reader<'_>) -> Result<(), PartError> {
+        lock(&self.serial).take(SERIAL, archive)?;
+        let mut keys = (0..).map(virtio_key);
+        for (drive, key) in self.drives.iter().zip(keys.by_ref()) {
+            drive.with_transport(|transport| transport.take(&key, archive))?;
+        }
+        for (interface, key) in self.interfaces.iter().zip(keys) {
+            interface.with_transport(|transport| transport.take(&key, archive))?;
+        }
+        self.platform.take_before_vcpus(archive)
+    }
+
+    /// Has the devices look for what there is to do, once after a restore.
+    pub(super) fn attend(&self) {
+        if self.unattended.take() {
+            self.drives.iter().for_each(look);
+            self.interfaces.iter().for_each(look);
+        }
+    }
+}
+
+fn look<D: VirtioDevice>(device: &Handle<D>) {
+    device.with_transport(|transport| transport.resume());
+}
+
+fn vcpu_key(id: u8) -> String {
+    format!("vcpu/{id}")
+}
+
+fn virtio_key(index: usize) -> String {
+    format!("virtio/{index}")
+}
