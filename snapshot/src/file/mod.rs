@@ -1,0 +1,152 @@
+//! The state file: a header that says what the sections are for and how long they are, and a checksum over all of it.
+//!
+//! All integers are little-endian:
+//!
+//! | offset | size | |
+//! |---|---|---|
+//! | 0 | 8 | `mayflyst` |
+//! | 8 | 4 | version of this format: 1 |
+//! | 12 | 4 | architecture: 1 for x86_64, 2 for aarch64 |
+//! | 16 | 4 | page size of the host in bytes |
+//! | 20 | 2 | length of the processor's identity in bytes |
+//! | 22 | 2 | what the memory file holds: 0 for all pages, 1 for those that differ from a base |
+//! | 24 | 8 | size of guest memory in bytes, which is also the length of the memory file |
+//! | 32 | 8 | length of the sections in bytes |
+//! | 40 | 8 | CRC-64/XZ of all bytes but these |
+//! | 48 | | the processor's identity in UTF-8, then the sections |
+//!
+//! The file is exactly that long. Magic, version, lengths and checksum are compared, in this order, before anything behind
+//! them is looked at; nothing longer than 16 MiB of sections is read. A changed byte is always found: the CRC finds every
+//! change within any 64 bits in a row.
+
+mod error;
+mod header;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+pub use error::{Error, Fault};
+pub use header::{Architecture, Contents, Header, Host};
+
+use crate::replacement::Replacement;
+use crate::section::{self, Reader, Writer};
+use header::{FIXED, Lengths};
+
+/// The sections of a state file may be this long, in bytes.
+pub const LONGEST: u64 = 16 << 20;
+
+/// The processor's identity may be this long, in bytes.
+pub const LONGEST_CPU: u16 = 1024;
+
+/// The content of a state file, whole and with the right checksum.
+#[derive(Debug)]
+pub struct State {
+    header: Header,
+    bytes: Vec<u8>,
+    sections: usize,
+}
+
+impl State {
+    /// What the sections are for.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The sections, as [`Writer::into_bytes`] gave them.
+    pub fn sections(&self) -> &[u8] {
+        self.bytes.get(self.sections..).unwrap_or_default()
+    }
+
+    /// Finds the sections.
+    ///
+    /// # Errors
+    /// As [`Reader::parse`].
+    pub fn reader(&self) -> Result<Reader<'_>, section::Error> {
+        Reader::parse(self.sections())
+    }
+}
+
+/// Writes a state file at `path` in place of what is there. Until the new one is whole and on the disk, the old one stays.
+///
+/// Who replaces a snapshot's memory file as well removes the old state file first and writes the new one last, so that a
+/// state file never stands beside the memory of another time.
+///
+/// # Errors
+/// [`Error::TooLong`], [`Error::Write`] or [`Error::Replace`]; nothing is left behind then.
+pub fn write(path: &Path, header: &Header, sections: Writer) -> Result<(), Error> {
+    let sections = sections.into_bytes();
+    let front = header.encode(&sections).ok_or_else(|| Error::TooLong {
+        path: path.to_owned(),
+        sections: sections.len(),
+        cpu: header.host.cpu.len(),
+    })?;
+    let replace = |source| Error::Replace {
+        path: path.to_owned(),
+        source,
+    };
+    let replacement = Replacement::beside(path).map_err(replace)?;
+    let mut file = replacement.file();
+    [front, sections]
+        .iter()
+        .try_for_each(|part| file.write_all(part))
+        .map_err(|source| Error::Write {
+            path: path.to_owned(),
+            source,
+        })?;
+    replacement.commit().map_err(replace)
+}
+
+/// Reads the state file at `path`, which must fit `host` when that is given.
+///
+/// # Errors
+/// [`Error::Read`] when the file cannot be read, [`Error::Refused`] when it is no state file that can be loaded.
+pub fn read(path: &Path, host: Option<&Host>) -> Result<State, Error> {
+    let refused = |source| Error::Refused {
+        path: path.to_owned(),
+        source,
+    };
+    let failed = |source| Error::Read {
+        path: path.to_owned(),
+        source,
+    };
+    // Asked before it is opened, because to open a pipe is to wait for its writer.
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(refused(Fault::Irregular));
+    }
+    let mut file = File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    let mut fixed = [0; FIXED];
+    if length < fixed.len() as u64 {
+        return Err(refused(Fault::Short { length }));
+    }
+    file.read_exact(&mut fixed).map_err(failed)?;
+    let lengths = Lengths::decode(&fixed, length).map_err(refused)?;
+    let mut bytes = vec![0; lengths.rest];
+    file.read_exact(&mut bytes).map_err(failed)?;
+    let header = Header::decode(&fixed, &bytes, &lengths).map_err(refused)?;
+    if let Some(host) = host {
+        header.host.check(host).map_err(refused)?;
+    }
+    Ok(State {
+        header,
+        bytes,
+        sections: lengths.cpu,
+    })
+}
+
+/// Removes the state file at `path`, if there is one, before the memory that belongs to it is changed.
+///
+/// # Errors
+/// [`Error::Remove`].
+pub fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Remove {
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}

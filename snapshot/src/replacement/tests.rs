@@ -1,0 +1,84 @@
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use super::{Error, NAMES, Replacement};
+use crate::file::tests::Folder;
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_old_file_stays_until_the_new_one_is_whole() {
+    let folder = Folder::new();
+    let path = folder.path("state");
+    fs::write(&path, "old").unwrap();
+    let replacement = Replacement::beside(&path).unwrap();
+    replacement.file().write_all(b"new").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"old");
+    replacement.commit().unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"new");
+    assert_eq!(names(folder.root()), ["state"]);
+}
+
+#[test]
+fn what_is_given_up_leaves_nothing() {
+    let folder = Folder::new();
+    let replacement = Replacement::beside(&folder.path("state")).unwrap();
+    assert_eq!(names(folder.root()), [".state.part0"]);
+    drop(replacement);
+    assert!(names(folder.root()).is_empty());
+}
+
+#[test]
+fn writers_do_not_disturb_each_other() {
+    let folder = Folder::new();
+    let path = folder.path("state");
+    let first = Replacement::beside(&path).unwrap();
+    let second = Replacement::beside(&path).unwrap();
+    first.file().write_all(b"first").unwrap();
+    second.file().write_all(b"second").unwrap();
+    second.commit().unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"second");
+    first.commit().unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"first");
+}
+
+#[test]
+fn what_killed_writers_left_is_neither_used_nor_followed() {
+    let folder = Folder::new();
+    let elsewhere = folder.path("elsewhere");
+    fs::write(&elsewhere, "kept").unwrap();
+    std::os::unix::fs::symlink(&elsewhere, folder.path(".state.part0")).unwrap();
+    let replacement = Replacement::beside(&folder.path("state")).unwrap();
+    replacement.file().write_all(b"new").unwrap();
+    replacement.commit().unwrap();
+    assert_eq!(fs::read(&elsewhere).unwrap(), b"kept");
+    for number in 0..=NAMES {
+        let _ = fs::File::create_new(folder.path(&format!(".state.part{number}")));
+    }
+    let error = Replacement::beside(&folder.path("state")).unwrap_err();
+    assert!(matches!(error, Error::Create { .. }), "{error}");
+}
+
+#[test]
+fn a_folder_is_not_replaced() {
+    let folder = Folder::new();
+    let path = folder.path("state");
+    fs::create_dir(&path).unwrap();
+    let error = Replacement::beside(&path).unwrap().commit().unwrap_err();
+    assert!(matches!(error, Error::Rename { .. }), "{error}");
+    assert_eq!(names(folder.root()), ["state"]);
+    let missing = folder.path("missing/state");
+    assert!(matches!(Replacement::beside(&missing), Err(Error::Create { .. })));
+    assert!(matches!(
+        Replacement::beside(Path::new("/")),
+        Err(Error::Nameless(_))
+    ));
+}
