@@ -7,6 +7,7 @@ use std::sync::Arc;
 use devices::Interrupt;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
+use snapshot::file::Architecture;
 use snapshot::persist::Error as StateError;
 use snapshot::{GuestMemory, Reader, Schema, Writer};
 use vm_memory::GuestAddress;
@@ -27,6 +28,7 @@ impl Platform for Aarch64 {
     type Cpu = Self;
 
     const CAPABILITIES: &'static [Cap] = &[Cap::UserMemory, Cap::ImmediateExit, Cap::ArmPsci02];
+    const ARCHITECTURE: Architecture = Architecture::Aarch64;
     const MACHINE: Machine = Machine::Aarch64;
     const COMMAND_LINE_CAPACITY: usize = 4096;
     const RESERVED: &'static [Range<u64>] = &[];
@@ -57,6 +59,10 @@ impl Platform for Aarch64 {
 
     fn before_run(&self, _: u8, _: &mut VcpuFd) -> Result<(), kvm::Error> {
         match *self {}
+    }
+
+    fn processor() -> String {
+        String::new()
     }
 
     fn end_of_interrupt(&self, _: u8) {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use devices::{BusBuilder, Interrupt, Power, bus};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use snapshot::file::Architecture;
 use snapshot::persist::Error as StateError;
 use snapshot::{GuestMemory, Reader, Schema, Writer};
 use vm_memory::GuestAddress;
@@ -104,6 +105,8 @@ pub trait Platform: Send + Sync + Sized + 'static {
 
     /// What KVM must be able to do.
     const CAPABILITIES: &'static [Cap];
+    /// The architecture, as snapshots name it.
+    const ARCHITECTURE: Architecture;
     /// Machine type of ELF images.
     const MACHINE: Machine;
     /// Bytes that the guest's command line may take, NUL included.
@@ -157,6 +160,9 @@ pub trait Platform: Send + Sync + Sized + 'static {
     /// # Errors
     /// [`kvm::Error::Call`]
     fn before_run(&self, id: u8, vcpu: &mut VcpuFd) -> Result<(), kvm::Error>;
+
+    /// The host's processor, in words that are alike on two hosts exactly when a snapshot can move between them.
+    fn processor() -> String;
 
     /// The guest has acknowledged the interrupt of `vector` at a local interrupt controller.
     fn end_of_interrupt(&self, vector: u8);

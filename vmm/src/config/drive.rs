@@ -4,11 +4,12 @@
 use std::str::FromStr;
 
 use devices::virtio::block::{CacheType, Config, IoEngine};
+use serde::{Deserialize, Serialize};
 
 use super::options::{Error, Options};
 
 /// A drive that the user asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DriveConfig {
     /// The disk; its name is one by its number when it is empty.
     pub disk: Config,
@@ -17,7 +18,7 @@ pub struct DriveConfig {
 }
 
 /// How a guest finds its root file system.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Root {
     /// On the first drive.
     First,

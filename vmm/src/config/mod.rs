@@ -16,6 +16,9 @@ pub use net::{MacAddress, NetBackend, NetConfig};
 pub use options::{Error as OptionError, Limits};
 pub use size::{MemorySize, ParseError as SizeError};
 
+use serde::{Deserialize, Serialize};
+use snapshot::Schema;
+
 use crate::boot::Protocol;
 
 /// Most vCPUs that a machine can have.
@@ -25,7 +28,7 @@ pub const MAX_VCPUS: u8 = 32;
 pub const MAX_DEVICES: usize = 18;
 
 /// Where the interrupt controllers other than the local APICs are emulated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IrqchipMode {
     /// IOAPIC, PIC and PIT in this process: quicker to make and to end.
     #[default]
@@ -49,7 +52,7 @@ impl std::str::FromStr for IrqchipMode {
 }
 
 /// What the user asked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VmConfig {
     /// Image to boot.
     pub kernel: PathBuf,
@@ -79,6 +82,11 @@ pub struct VmConfig {
     pub track_dirty_pages: bool,
     /// Whether the kernel is asked to back the guest's memory by huge pages where it can.
     pub huge_pages: bool,
+}
+
+impl Schema for VmConfig {
+    const NAME: &'static str = "machine";
+    const VERSION: u32 = 1;
 }
 
 impl VmConfig {

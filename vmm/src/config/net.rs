@@ -8,10 +8,12 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use super::options::{Error, Limits, Options};
 
 /// The address of a network interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MacAddress(pub [u8; 6]);
 
 impl MacAddress {
@@ -56,7 +58,7 @@ impl fmt::Display for MacAddress {
 }
 
 /// The host's side of a network interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NetBackend {
     /// A tap device that is there, by name. With an empty name, which only an API can give, the kernel makes one and names
     /// it.
@@ -70,7 +72,7 @@ pub enum NetBackend {
 }
 
 /// A network interface that the user asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetConfig {
     /// Name of the interface, for its owner; one by its number when it is empty.
     pub id: String,

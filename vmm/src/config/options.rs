@@ -2,9 +2,10 @@
 //! written twice.
 
 use devices::limiter::Bucket;
+use serde::{Deserialize, Serialize};
 
 /// What a device may do in a time, in one direction; nothing stands for as much as it can.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes.
     pub bandwidth: Option<Bucket>,

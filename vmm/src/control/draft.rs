@@ -47,6 +47,22 @@ impl Draft {
         }
     }
 
+    /// Whether anything has been said that a snapshot would say otherwise.
+    pub fn is_configured(&self) -> bool {
+        let fresh = VmConfig::new(PathBuf::new());
+        let config = &self.config;
+        let machine = |config: &VmConfig| {
+            (
+                config.vcpus,
+                config.memory,
+                config.track_dirty_pages,
+                config.huge_pages,
+            )
+        };
+        let devices = config.drives.len() + config.nets.len();
+        self.boot.is_some() || devices > 0 || machine(config) != machine(&fresh)
+    }
+
     pub fn has_kernel(&self) -> bool {
         self.boot.is_some()
     }

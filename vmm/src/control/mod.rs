@@ -7,11 +7,13 @@
 
 mod draft;
 mod error;
+pub mod freeze;
 mod metrics;
 mod serial;
 mod service;
 #[cfg(test)]
 mod tests;
+pub mod thaw;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,11 +24,14 @@ use crate::boot::{Image, Initrd};
 use crate::config::{DriveConfig, Host, Limits, MemorySize, NetConfig, VmConfig};
 use crate::vm::Vm;
 
+pub use crate::memory::dump::Written;
 use draft::Draft;
 pub use draft::OpenConsole;
 pub use error::Error;
+pub use freeze::{Freeze, Kind};
 pub use metrics::{DriveMetrics, InterfaceMetrics, Metrics, Phase, VcpuMetrics};
 pub use service::Service;
+pub use thaw::Thaw;
 
 pub use crate::timeline::Timeline;
 
@@ -177,6 +182,27 @@ impl Control {
         let vm = started.inspect_err(|_| self.timeline.clear())?;
         self.life = Life::Started(Box::new(vm));
         Ok(())
+    }
+
+    /// Makes the VM, paused, of a snapshot. After an error there is none, and nobody can be sure what is left of its devices.
+    ///
+    /// # Errors
+    /// [`thaw::Error`]; [`thaw::Error::Configured`] when something is known of the VM already, or it was started.
+    pub fn load(&mut self, thaw: &Thaw) -> Result<(), thaw::Error> {
+        if self.draft().is_ok_and(|draft| draft.is_configured()) || self.vm().is_some() {
+            return Err(thaw::Error::Configured);
+        }
+        let vm = thaw.vm(&self.host, &mut self.open_console, &self.timeline)?;
+        self.life = Life::Started(Box::new(vm));
+        Ok(())
+    }
+
+    /// Writes a snapshot of the VM, which must be paused and stays so. Returns how much memory was written.
+    ///
+    /// # Errors
+    /// [`freeze::Error`]
+    pub fn freeze(&mut self, freeze: &Freeze) -> Result<Written, freeze::Error> {
+        freeze.write(self.vm().ok_or(freeze::Error::Running)?)
     }
 
     /// Keeps the guest from running. Nothing happens if it is paused already.

@@ -6,6 +6,7 @@ mod input;
 mod signals;
 
 use std::any::Any;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use devices::lock;
 use devices::serial::{Output, output};
 
 use crate::machine::Machine;
+use crate::memory::dump::Origin;
 use crate::vcpu::Ending;
 
 pub use events::run;
@@ -69,6 +71,8 @@ pub enum Error {
 pub struct Vm {
     machine: Machine,
     paused: bool,
+    /// The memory file that the VM was restored from.
+    base: Option<File>,
     input: Option<Input>,
     guard: Option<Box<dyn Any>>,
 }
@@ -78,9 +82,29 @@ impl Vm {
         Self {
             machine,
             paused: false,
+            base: None,
             input,
             guard,
         }
+    }
+
+    /// A VM that is paused, whose memory is what `base` holds.
+    pub(crate) fn restored(
+        machine: Machine,
+        base: File,
+        input: Option<Input>,
+        guard: Option<Box<dyn Any>>,
+    ) -> Self {
+        Self {
+            paused: true,
+            base: Some(base),
+            ..Self::new(machine, input, guard)
+        }
+    }
+
+    /// Where the guest's memory came from.
+    pub(crate) fn origin(&self) -> Origin<'_> {
+        self.base.as_ref().map_or(Origin::Fresh, Origin::Mapped)
     }
 
     /// Keeps the guest from running, with every instruction that it was in completed. Nothing happens if it is paused.

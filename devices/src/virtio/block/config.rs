@@ -28,7 +28,7 @@ pub enum IoEngine {
 }
 
 /// What a [`Block`](super::Block) is made from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// Name of the drive. The guest can read the first 20 bytes of it.
     pub id: String,

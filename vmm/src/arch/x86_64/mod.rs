@@ -21,6 +21,7 @@ pub mod kernel_irqchip;
 pub mod layout;
 pub mod msr;
 pub mod platform;
+mod processor;
 pub mod vcpu_state;
 
 pub use platform::X86_64;

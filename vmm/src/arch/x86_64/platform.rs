@@ -12,6 +12,7 @@ use devices::{
     i8042, pit, power_ports,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use snapshot::file::Architecture;
 use snapshot::persist::Error as StateError;
 use snapshot::{Component, GuestMemory, Reader, Writer};
 use vm_memory::GuestAddress;
@@ -20,6 +21,7 @@ use super::clock::ClockState;
 use super::entry::EntryState;
 use super::handoff::{self, Tables};
 use super::irqchip::Irqchip;
+use super::processor::processor;
 use super::vcpu_state::VcpuState;
 use super::{cpuid, layout, msr};
 use crate::arch::{Buses, Cpu, Error, EventSource, Platform, SharedSource, Window, Wiring};
@@ -59,6 +61,7 @@ impl Platform for X86_64 {
         Cap::ExtCpuid,
         Cap::SetTssAddr,
     ];
+    const ARCHITECTURE: Architecture = Architecture::X86_64;
     const MACHINE: Machine = Machine::X86_64;
     const COMMAND_LINE_CAPACITY: usize = layout::COMMAND_LINE_CAPACITY;
     const RESERVED: &'static [Range<u64>] = &layout::RESERVED;
@@ -158,6 +161,10 @@ impl Platform for X86_64 {
         } else {
             Ok(())
         }
+    }
+
+    fn processor() -> String {
+        processor()
     }
 
     fn end_of_interrupt(&self, vector: u8) {

@@ -1,0 +1,121 @@
+//! A paused VM into the files of a snapshot.
+
+use std::path::PathBuf;
+
+use snapshot::file::{self, Contents, Header};
+use snapshot::{Writer, section};
+
+use crate::arch::{Native, Platform};
+use crate::machine::state;
+use crate::memory::{dump, page_size, pagemap};
+use crate::vm::Vm;
+
+/// Section of the configuration.
+pub(super) const MACHINE: &str = "machine";
+
+/// Why a VM could not be frozen. It can go on, and what was there of an earlier snapshot stays, but for the state file of one
+/// whose memory a difference was being written into.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The guest runs, or there is none.
+    #[error("the microVM must be paused: PATCH /vm with the state Paused, or mayfly ctl pause")]
+    Running,
+    /// The machine's parts did not give their state.
+    #[error("cannot save the state of the machine")]
+    Machine(#[source] state::Error),
+    /// The configuration cannot be kept.
+    #[error("cannot keep the configuration of the machine")]
+    Config(#[source] section::Error),
+    /// The kernel does not say which pages changed.
+    #[error("cannot find out which pages changed, which takes /proc: make a Full snapshot")]
+    Pages(#[source] pagemap::Error),
+    /// The memory file cannot be written.
+    #[error("cannot write the memory file")]
+    Memory(#[source] dump::Error),
+    /// The state file cannot be written.
+    #[error("cannot write the state file")]
+    State(#[source] file::Error),
+}
+
+/// Which pages a snapshot holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// All that were ever touched.
+    #[default]
+    Full,
+    /// Those that differ from what the VM was restored from; of one that was not restored, all that were ever touched.
+    Diff,
+}
+
+/// What is to be made of a paused VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Freeze {
+    /// Which pages.
+    pub kind: Kind,
+    /// The state file, which is replaced.
+    pub state: PathBuf,
+    /// The memory file, which is replaced; by a difference that finds a file of the memory's size there, it is changed.
+    pub memory: PathBuf,
+}
+
+/// The host as state files name it.
+pub(super) fn host() -> file::Host {
+    file::Host {
+        architecture: Native::ARCHITECTURE,
+        page_size: u32::try_from(page_size()).unwrap_or(u32::MAX),
+        cpu: Native::processor(),
+    }
+}
+
+impl Freeze {
+    /// Writes both files. The VM stays paused, and can go on or be frozen again.
+    ///
+    /// The state comes first, since requests that are still in flight write into memory until they are done; its file comes
+    /// last, so that it never stands beside the memory of another time.
+    pub(super) fn write(&self, vm: &Vm) -> Result<dump::Written, Error> {
+        if !vm.is_paused() {
+            return Err(Error::Running);
+        }
+        let machine = vm.machine();
+        let config = machine.spec().config();
+        let mut archive = Writer::new();
+        machine.save(&mut archive).map_err(Error::Machine)?;
+        archive.put(MACHINE, config).map_err(Error::Config)?;
+        // Whatever is to become of the old snapshot there, it is not one whose memory is another's.
+        let dump = self.dump(vm)?;
+        file::remove(&self.state).map_err(Error::State)?;
+        let written = dump.commit().map_err(Error::Memory)?;
+        let whole = self.kind == Kind::Full || written.merged;
+        let header = Header {
+            host: host(),
+            memory: config.memory.bytes(),
+            contents: if whole {
+                Contents::Whole
+            } else {
+                Contents::Difference
+            },
+        };
+        file::write(&self.state, &header, archive).map_err(Error::State)?;
+        Ok(written)
+    }
+
+    fn dump(&self, vm: &Vm) -> Result<dump::Dump, Error> {
+        let pagemap = pagemap::Pagemap::open();
+        let source = dump::Source {
+            memory: vm.machine().memory(),
+            origin: vm.origin(),
+            pagemap: pagemap.as_ref().ok(),
+        };
+        if self.kind == Kind::Full {
+            return dump::full(&source, &self.memory).map_err(Error::Memory);
+        }
+        if source.pagemap.is_some() {
+            // Should it be written into a base, that base is not the old snapshot's any more.
+            if self.memory.exists() {
+                file::remove(&self.state).map_err(Error::State)?;
+            }
+            return dump::diff(&source, dump::Changed::Written, &self.memory).map_err(Error::Memory);
+        }
+        pagemap.map_or_else(|error| Err(Error::Pages(error)), |_| unreachable!("it is there"))
+    }
+}

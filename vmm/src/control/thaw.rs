@@ -1,0 +1,217 @@
+//! A VM out of the files of a snapshot.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use snapshot::file;
+use snapshot::file::Contents;
+use snapshot::section;
+
+use super::draft::OpenConsole;
+use super::freeze::{MACHINE, host};
+use crate::arch::{Native, Platform};
+use crate::config::{self, Host, NetBackend, VmConfig, VmSpec};
+use crate::machine::{self, Devices, Machine, state};
+use crate::memory;
+use crate::timeline::{Lane, Timeline};
+use crate::vm::{Console, Input, Vm};
+
+/// Why no VM came out of a snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is a VM, or something is known of it that the snapshot would say otherwise.
+    #[error("Loading a microVM snapshot not allowed after configuring boot-specific resources.")]
+    Configured,
+    /// The state file cannot be used.
+    #[error("cannot use the state file")]
+    State(#[source] file::Error),
+    /// The memory file holds a difference.
+    #[error(
+        "{0:?} belongs to a difference: merge it into the snapshot that it differs from, by mayfly snapshot-merge"
+    )]
+    Difference(PathBuf),
+    /// The configuration is missing or damaged.
+    #[error("the state file does not say what the machine is made of")]
+    Sections(#[source] section::Error),
+    /// The memory sizes do not agree.
+    #[error("the state file is damaged: it is for {header} bytes of memory, and for a machine with {config}")]
+    Size {
+        /// What the header says.
+        header: u64,
+        /// What the configuration says.
+        config: u64,
+    },
+    /// The configuration makes no machine here.
+    #[error("this host cannot have the machine of the snapshot")]
+    Config(#[source] config::Error),
+    /// What is to be replaced is not there.
+    #[error("the snapshot has no {kind} {id:?} to be replaced: there are {known}")]
+    Unknown {
+        /// What was looked for.
+        kind: &'static str,
+        /// Its name.
+        id: String,
+        /// The names that there are.
+        known: String,
+    },
+    /// The memory file cannot be opened.
+    #[error("cannot open the memory file {}", path.display())]
+    Open {
+        /// Where it is.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The memory file cannot be mapped.
+    #[error("cannot use the memory file {}", path.display())]
+    Memory {
+        /// Where it is.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: memory::Error,
+    },
+    /// A device cannot be opened.
+    #[error(transparent)]
+    Device(machine::DeviceError),
+    /// There is no console for the guest.
+    #[error(transparent)]
+    Console(Box<dyn std::error::Error + Send + Sync>),
+    /// The machine cannot be built.
+    #[error(transparent)]
+    Machine(machine::Error),
+    /// The machine did not take its state.
+    #[error("cannot restore the state of the machine")]
+    Restore(#[source] state::Error),
+}
+
+/// What is to be made of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Thaw {
+    /// The state file.
+    pub state: PathBuf,
+    /// The memory file. Nobody may change it as long as the VM lives.
+    pub memory: PathBuf,
+    /// Interfaces that are to be on other taps: names and taps.
+    pub taps: Vec<(String, NetBackend)>,
+    /// Drives that are to be on other files: names and paths.
+    pub disks: Vec<(String, PathBuf)>,
+    /// Whether KVM logs which pages the guest writes.
+    pub track_dirty_pages: bool,
+    /// Whether the guest's clock jumps to where it would stand had it never stopped.
+    pub realtime: bool,
+}
+
+impl Thaw {
+    /// The snapshot in these files, as it was.
+    pub fn new(state: PathBuf, memory: PathBuf) -> Self {
+        Self {
+            state,
+            memory,
+            taps: Vec::new(),
+            disks: Vec::new(),
+            track_dirty_pages: false,
+            realtime: false,
+        }
+    }
+
+    /// Makes the VM, which is paused.
+    pub(super) fn vm(
+        &self,
+        host_memory: &Host,
+        open_console: &mut OpenConsole,
+        timeline: &Arc<Timeline>,
+    ) -> Result<Vm, Error> {
+        let read = timeline.measure(Lane::Main, "read state", || {
+            file::read(&self.state, Some(&host()))
+        });
+        let state = read.map_err(Error::State)?;
+        if state.header().contents == Contents::Difference {
+            return Err(Error::Difference(self.state.clone()));
+        }
+        let mut sections = state.reader().map_err(Error::Sections)?;
+        let config: VmConfig = sections.take(MACHINE).map_err(Error::Sections)?;
+        let spec = self.spec(config, state.header().memory, host_memory)?;
+        let file = File::open(&self.memory).map_err(|source| Error::Open {
+            path: self.memory.clone(),
+            source,
+        })?;
+        let regions = Native::memory_regions(spec.config().memory);
+        let memory = timeline.measure(Lane::Main, "map memory file", || {
+            memory::map_snapshot(&regions, &file)
+        });
+        let memory = memory.map_err(|source| Error::Memory {
+            path: self.memory.clone(),
+            source,
+        })?;
+        let devices = Devices::open(&spec).map_err(Error::Device)?;
+        let Console {
+            output,
+            input,
+            filter,
+            guard,
+        } = open_console().map_err(Error::Console)?;
+        let machine =
+            Machine::build_around(spec, memory, devices, output, timeline.clone()).map_err(Error::Machine)?;
+        let restored = timeline.measure(Lane::Main, "restore state", || {
+            machine.resume_from(sections, self.realtime)
+        });
+        let machine = restored.map_err(Error::Restore)?;
+        let input = input.map(|file| Input::new(file, filter));
+        Ok(Vm::restored(machine, file, input, guard))
+    }
+
+    fn spec(&self, mut config: VmConfig, memory: u64, host: &Host) -> Result<VmSpec, Error> {
+        if config.memory.bytes() != memory {
+            return Err(Error::Size {
+                header: memory,
+                config: config.memory.bytes(),
+            });
+        }
+        for (id, backend) in &self.taps {
+            let mut nets = config.nets.iter_mut();
+            match nets.find(|net| net.id == *id) {
+                Some(net) => net.backend = backend.clone(),
+                None => {
+                    let known = config.nets.iter().map(|net| net.id.as_str());
+                    return Err(unknown("network interface", id, known));
+                }
+            }
+        }
+        for (id, path) in &self.disks {
+            let mut drives = config.drives.iter_mut();
+            match drives.find(|drive| drive.disk.id == *id) {
+                Some(drive) => drive.disk.path.clone_from(path),
+                None => {
+                    let known = config.drives.iter().map(|drive| drive.disk.id.as_str());
+                    return Err(unknown("drive", id, known));
+                }
+            }
+        }
+        config.track_dirty_pages = self.track_dirty_pages;
+        config.check(host).map_err(Error::Config)
+    }
+}
+
+/// What a state file says, for people: nothing of it is used.
+///
+/// # Errors
+/// [`Error::State`] and [`Error::Sections`].
+pub fn describe(path: &Path) -> Result<(file::Header, VmConfig), Error> {
+    let state = file::read(path, None).map_err(Error::State)?;
+    let mut sections = state.reader().map_err(Error::Sections)?;
+    let config = sections.take(MACHINE).map_err(Error::Sections)?;
+    Ok((state.header().clone(), config))
+}
+
+fn unknown<'a>(kind: &'static str, id: &str, known: impl Iterator<Item = &'a str>) -> Error {
+    let known = known.collect::<Vec<_>>().join(", ");
+    Error::Unknown {
+        kind,
+        id: id.to_owned(),
+        known: if known.is_empty() { "none".into() } else { known },
+    }
+}
