@@ -16,6 +16,9 @@ pub enum Error {
     /// The path ends in no file name.
     #[error("{0:?} names no file")]
     Nameless(PathBuf),
+    /// What has the name is no file to be replaced.
+    #[error("{0:?} is a folder, a pipe or a device; name a file")]
+    Irregular(PathBuf),
     /// No file could be made in the folder.
     #[error("cannot make {0:?}; its folder must exist and be writable", .path)]
     Create {
@@ -53,15 +56,21 @@ pub enum Error {
 pub struct Replacement {
     file: File,
     path: PathBuf,
-    temporary: PathBuf,
+    temporary: Option<PathBuf>,
 }
 
 impl Replacement {
-    /// Makes an empty file beside `path`, open for reading and writing.
+    /// Makes an empty file beside `path`, open for reading and writing. If `path` is a link, what it leads to is replaced.
     ///
     /// # Errors
-    /// [`Error::Nameless`], and [`Error::Create`] when the folder takes no file.
+    /// [`Error::Nameless`], [`Error::Irregular`], and [`Error::Create`] when the folder takes no file.
     pub fn beside(path: &Path) -> Result<Self, Error> {
+        // What is not there yet is what it is called.
+        let found = fs::canonicalize(path);
+        let path = found.as_deref().unwrap_or(path);
+        if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(Error::Irregular(path.to_owned()));
+        }
         let nameless = || Error::Nameless(path.to_owned());
         let name = path.file_name().ok_or_else(nameless)?;
         for number in 0.. {
@@ -80,7 +89,7 @@ impl Replacement {
                     return Ok(Self {
                         file,
                         path: path.to_owned(),
-                        temporary,
+                        temporary: Some(temporary),
                     });
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number < NAMES => {}
@@ -110,18 +119,18 @@ impl Replacement {
     /// # Errors
     /// [`Error::Sync`] or [`Error::Rename`]; what was at the path is then still there and whole, unless only the folder
     /// could not be synced: then the new file is there, and may be gone after a loss of power.
-    pub fn commit(self) -> Result<(), Error> {
+    pub fn commit(mut self) -> Result<(), Error> {
         let sync = |path: &Path, source| Error::Sync {
             path: path.to_owned(),
             source,
         };
-        self.file
-            .sync_all()
-            .map_err(|source| sync(&self.temporary, source))?;
-        fs::rename(&self.temporary, &self.path).map_err(|source| Error::Rename {
-            path: self.path.clone(),
-            source,
-        })?;
+        let path = self.path.clone();
+        self.file.sync_all().map_err(|source| sync(&path, source))?;
+        if let Some(temporary) = &self.temporary {
+            fs::rename(temporary, &path).map_err(|source| Error::Rename { path, source })?;
+        }
+        // From here on the temporary name may be another process's.
+        self.temporary = None;
         let folder = match self.path.parent() {
             Some(folder) if folder != Path::new("") => folder,
             _ => Path::new("."),
@@ -133,8 +142,9 @@ impl Replacement {
 }
 
 impl Drop for Replacement {
-    /// Removes what was not committed; after a commit, the temporary name is free and there is nothing to remove.
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.temporary);
+        if let Some(temporary) = &self.temporary {
+            let _ = fs::remove_file(temporary);
+        }
     }
 }

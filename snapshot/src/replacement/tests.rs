@@ -68,17 +68,42 @@ fn what_killed_writers_left_is_neither_used_nor_followed() {
 }
 
 #[test]
-fn a_folder_is_not_replaced() {
+fn only_files_are_replaced() {
     let folder = Folder::new();
     let path = folder.path("state");
     fs::create_dir(&path).unwrap();
-    let error = Replacement::beside(&path).unwrap().commit().unwrap_err();
-    assert!(matches!(error, Error::Rename { .. }), "{error}");
-    assert_eq!(names(folder.root()), ["state"]);
+    for path in [&path, Path::new("/dev/null"), Path::new("/")] {
+        let error = Replacement::beside(path).unwrap_err();
+        assert!(matches!(error, Error::Irregular(_)), "{error}");
+    }
     let missing = folder.path("missing/state");
     assert!(matches!(Replacement::beside(&missing), Err(Error::Create { .. })));
     assert!(matches!(
-        Replacement::beside(Path::new("/")),
+        Replacement::beside(&folder.path("missing/..")),
         Err(Error::Nameless(_))
     ));
+}
+
+#[test]
+fn a_name_that_is_taken_meanwhile_is_an_error() {
+    let folder = Folder::new();
+    let path = folder.path("state");
+    let replacement = Replacement::beside(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    let error = replacement.commit().unwrap_err();
+    assert!(matches!(error, Error::Rename { .. }), "{error}");
+    assert_eq!(names(folder.root()), ["state"]);
+}
+
+#[test]
+fn a_link_stays_a_link() {
+    let folder = Folder::new();
+    let (path, link) = (folder.path("state"), folder.path("link"));
+    fs::write(&path, "old").unwrap();
+    std::os::unix::fs::symlink("state", &link).unwrap();
+    let replacement = Replacement::beside(&link).unwrap();
+    replacement.file().write_all(b"new").unwrap();
+    replacement.commit().unwrap();
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(fs::read(&path).unwrap(), b"new");
 }

@@ -65,6 +65,20 @@ pub enum Error {
         /// Where the file ends.
         size: u64,
     },
+    /// A snapshot's memory is in no folder, pipe or device.
+    #[error("the memory file is no regular file")]
+    Irregular,
+    /// The memory file is of another machine, cut, or a difference without its base.
+    #[error(
+        "the memory file has {found} where the snapshot has {needed} of memory; it must be the one that was written with the \
+         state file"
+    )]
+    Snapshot {
+        /// Length of the file.
+        found: Bytes,
+        /// Size of guest memory.
+        needed: Bytes,
+    },
     /// The kernel refused to map the file.
     #[error("cannot map {length:#x} bytes at {offset:#x} of a file to {address:#x}")]
     Map {

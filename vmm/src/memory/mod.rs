@@ -6,11 +6,14 @@
 
 mod allocate;
 mod bytes;
+pub mod dump;
 mod error;
 mod file;
 mod memfd;
 mod page;
+pub mod pagemap;
 mod peek;
+mod restore;
 mod touched;
 
 pub use allocate::{allocate, prefer_huge_pages};
@@ -19,7 +22,9 @@ pub use error::Error;
 pub use file::{map_file, read_file_into};
 pub use memfd::memfd;
 pub use page::page_size;
+pub use pagemap::Pagemap;
 pub use peek::peek;
+pub use restore::{map_snapshot, remap_snapshot};
 pub use touched::touched;
 
 #[cfg(test)]

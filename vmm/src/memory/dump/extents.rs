@@ -1,0 +1,106 @@
+//! The data between a sparse file's holes.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+use super::Error;
+
+/// Bytes that are copied at a time where the kernel does not copy by itself.
+const PIECE: usize = 64 << 10;
+
+/// Where the next data begins, at `offset` or behind it; none when there is only a hole.
+pub(super) fn data(file: &File, offset: u64) -> Result<Option<u64>, Error> {
+    match seek(file, offset, libc::SEEK_DATA) {
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        found => found.map(Some).map_err(|source| Error::Copy { offset, source }),
+    }
+}
+
+/// Where the data at `offset` ends.
+pub(super) fn hole(file: &File, offset: u64) -> Result<u64, Error> {
+    match seek(file, offset, libc::SEEK_HOLE) {
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(offset),
+        found => found.map_err(|source| Error::Copy { offset, source }),
+    }
+}
+
+/// Copies the data of the first `size` bytes of `from` to the same places of `into`, and returns how many bytes that were.
+pub(super) fn copy(from: &File, into: &File, size: u64) -> Result<u64, Error> {
+    let refused = |offset, source| Error::Copy { offset, source };
+    // Where the file ends would look like a hole.
+    let found = from.metadata().map_err(|source| refused(0, source))?.len();
+    if found < size {
+        return Err(refused(found, io::ErrorKind::UnexpectedEof.into()));
+    }
+    let (mut at, mut copied) = (0, 0);
+    while let Some(start) = data(from, at)?.filter(|start| *start < size) {
+        let end = hole(from, start)?.min(size);
+        at = start;
+        while at < end {
+            let count = copy_some(from, into, at, end - at).map_err(|source| refused(at, source))?;
+            at += count;
+            copied += count;
+        }
+    }
+    Ok(copied)
+}
+
+fn copy_some(from: &File, into: &File, offset: u64, length: u64) -> io::Result<u64> {
+    let ended = || io::Error::from(io::ErrorKind::UnexpectedEof);
+    let most = usize::try_from(length).unwrap_or(usize::MAX);
+    match copy_within_kernel(from, into, offset, most) {
+        Ok(0) => Err(ended()),
+        Ok(count) => Ok(count),
+        Err(error) if other_way(&error) => {
+            let mut bytes = vec![0; most.min(PIECE)];
+            let count = from.read_at(&mut bytes, offset)?;
+            into.write_all_at(&bytes[..count], offset)?;
+            if count == 0 {
+                Err(ended())
+            } else {
+                Ok(count as u64)
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether it is this call that does not work: between two file systems, on one that cannot, or because of a signal.
+fn other_way(error: &io::Error) -> bool {
+    let known = [
+        libc::EXDEV,
+        libc::EINVAL,
+        libc::ENOSYS,
+        libc::EOPNOTSUPP,
+        libc::EPERM,
+        libc::EINTR,
+    ];
+    error.raw_os_error().is_some_and(|number| known.contains(&number))
+}
+
+fn copy_within_kernel(from: &File, into: &File, offset: u64, length: usize) -> io::Result<u64> {
+    let mut read = libc::off64_t::try_from(offset).map_err(io::Error::other)?;
+    let mut written = read;
+    // SAFETY: both offsets are valid for reads and writes; the kernel touches no other memory of ours.
+    let count = unsafe {
+        libc::copy_file_range(
+            from.as_raw_fd(),
+            &raw mut read,
+            into.as_raw_fd(),
+            &raw mut written,
+            length,
+            0,
+        )
+    };
+    u64::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Moves the file's position, which nobody uses: all reads and writes say where.
+fn seek(file: &File, offset: u64, whence: libc::c_int) -> io::Result<u64> {
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    // SAFETY: lseek touches no memory of ours.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), offset, whence) };
+    u64::try_from(found).map_err(|_| io::Error::last_os_error())
+}

@@ -1,0 +1,296 @@
+//! Guest memory into a file: raw, page-aligned, sparse.
+//!
+//! The regions follow each other in the file by address. Two kinds of file are written:
+//!
+//! - [`full`]: all of the memory. Pages that were never touched and pages of zeros are holes.
+//! - [`diff`]: the pages that differ from a base, and nothing else. They are data even when they are zeros, so that a hole
+//!   always means a page of the base; a file system that keeps no holes of single pages is refused. Where a file of the
+//!   memory's size is there already, it is taken for the base and the pages are written into it.
+//!
+//! Guest memory is written from where it is, in runs of pages; what that takes does not grow with the guest. The vCPUs are
+//! parked and the devices quiet from before the first call until it returns; after that the guest may run, while
+//! [`Dump::commit`] brings the file to the disk.
+
+mod error;
+mod extents;
+mod output;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use snapshot::{GuestMemory, Replacement};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use super::pagemap::{Pagemap, Wanted};
+pub use error::Error;
+use output::{Output, Part, Zeros};
+
+/// Where the pages come from that nobody in this process has written.
+#[derive(Clone, Copy, Debug)]
+pub enum Origin<'a> {
+    /// Zeros, and parts of image files that are mapped over them.
+    Fresh,
+    /// This memory file, as [`map_snapshot`](super::map_snapshot) mapped it.
+    Mapped(&'a File),
+    /// A page fault handler in another process.
+    Served,
+}
+
+/// What is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// The guest's memory.
+    pub memory: &'a GuestMemory,
+    /// Where it came from.
+    pub origin: Origin<'a>,
+    /// How to ask for its pages; none where there is no /proc. A full file then takes a look at every page.
+    pub pagemap: Option<&'a Pagemap>,
+}
+
+/// Which pages a difference holds.
+#[derive(Clone, Copy, Debug)]
+pub enum Changed<'a> {
+    /// Those that were written since the memory was mapped; in fresh memory, all that were touched.
+    Written,
+    /// These, as guest-physical addresses of whole pages: what a dirty log says.
+    Listed(&'a [Range<u64>]),
+}
+
+/// How much was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Pages that are in the file as data; a page that was written twice counts twice.
+    pub pages: u64,
+    /// The same in bytes.
+    pub bytes: u64,
+    /// Length of the file in bytes: the size of guest memory.
+    pub size: u64,
+    /// Whether the pages went into a file that was there already.
+    pub merged: bool,
+}
+
+#[derive(Debug)]
+enum Target {
+    New(Replacement),
+    Base(File, PathBuf),
+}
+
+/// A memory file that holds all it should and does not have its name yet. Dropped, it is gone; but what was written into a
+/// base stays.
+#[derive(Debug)]
+#[must_use = "the file gets its name by commit()"]
+pub struct Dump {
+    target: Target,
+    written: Written,
+}
+
+impl Dump {
+    /// How much was written.
+    pub fn written(&self) -> Written {
+        self.written
+    }
+
+    /// Brings the file to the disk and gives it its name.
+    ///
+    /// # Errors
+    /// [`Error::Replace`], or [`Error::Sync`] for a base.
+    pub fn commit(self) -> Result<Written, Error> {
+        match self.target {
+            Target::New(replacement) => replacement.commit().map_err(Error::Replace)?,
+            Target::Base(file, path) => file.sync_all().map_err(|source| Error::Sync { path, source })?,
+        }
+        Ok(self.written)
+    }
+}
+
+/// Writes all of the memory to a new file that will replace what is at `path`. Takes space for the pages that are not zeros.
+///
+/// # Errors
+/// Any [`Error`] but [`Error::Unknown`] and [`Error::Holes`]; nothing is left behind then.
+pub fn full(source: &Source<'_>, path: &Path) -> Result<Dump, Error> {
+    let target = create(source, path)?;
+    let mut output = Output::new(target.file(), path);
+    if let (Origin::Mapped(base), Some(pagemap)) = (source.origin, source.pagemap) {
+        // What the file has is copied by the kernel, which does not bring its holes into memory as a look at them would.
+        output.copied(extents::copy(base, target.file(), size(source))?);
+        for part in parts(source) {
+            private(&part?, pagemap, &mut output)?;
+        }
+    } else {
+        for part in parts(source) {
+            let part = part?;
+            match (source.origin, source.pagemap) {
+                (Origin::Fresh, Some(pagemap)) => fresh(&part, pagemap, Zeros::Holes, &mut output)?,
+                _ => output.put(&part, part.range(), Zeros::Holes)?,
+            }
+        }
+    }
+    let written = output.written(size(source), false);
+    Ok(Dump {
+        target: Target::New(target),
+        written,
+    })
+}
+
+/// Writes the pages that changed: into the file at `path` if it is as long as the memory, else to a new file that will
+/// replace what is there.
+///
+/// To write into a base changes the memory of every VM that maps it, except where that VM has written itself; and a base
+/// that was written in part is neither what it was nor what it should be. So its state file is removed before.
+///
+/// # Errors
+/// Any [`Error`]; nothing of a new file is left behind then. [`Error::Unknown`] when the kernel cannot be asked what changed.
+pub fn diff(source: &Source<'_>, changed: Changed<'_>, path: &Path) -> Result<Dump, Error> {
+    let size = size(source);
+    let target = match base(path, size)? {
+        Some(file) => Target::Base(file, path.to_owned()),
+        None => Target::New(create(source, path)?),
+    };
+    let (file, merged) = match &target {
+        Target::New(replacement) => (replacement.file(), false),
+        Target::Base(file, _) => (file, true),
+    };
+    let mut output = Output::new(file, path);
+    match changed {
+        Changed::Listed(ranges) => listed(source, ranges, &mut output)?,
+        Changed::Written => written(source, &mut output)?,
+    }
+    if !merged {
+        output.check_holes(size)?;
+    }
+    let written = output.written(size, merged);
+    Ok(Dump { target, written })
+}
+
+/// Writes the pages of the difference at `diff` into the file at `base`, and syncs it.
+///
+/// # Errors
+/// [`Error::Open`], [`Error::Length`] when the two are not equally long, and as for writing. The base is then neither what
+/// it was nor what it should be; to merge once more completes it.
+pub fn merge(diff: &Path, base: &Path) -> Result<Written, Error> {
+    let open = |path: &Path, writable| {
+        let opened = File::options().read(true).write(writable).open(path);
+        let checked = opened.and_then(|file| Ok((file.metadata()?.len(), file)));
+        checked.map_err(|source| Error::Open {
+            path: path.to_owned(),
+            source,
+        })
+    };
+    let (size, from) = open(diff, false)?;
+    let (found, into) = open(base, true)?;
+    if found != size {
+        return Err(Error::Length {
+            path: base.to_owned(),
+            found,
+            needed: size,
+        });
+    }
+    let mut output = Output::new(&into, base);
+    output.copied(extents::copy(&from, &into, size)?);
+    let written = output.written(size, true);
+    into.sync_all().map_err(|source| Error::Sync {
+        path: base.to_owned(),
+        source,
+    })?;
+    Ok(written)
+}
+
+fn size(source: &Source<'_>) -> u64 {
+    source.memory.iter().map(GuestMemoryRegion::len).sum()
+}
+
+/// The regions, each with its place in the file.
+fn parts<'a>(source: &Source<'a>) -> impl Iterator<Item = Result<Part<'a>, Error>> {
+    source.memory.iter().scan(0, |offset, region| {
+        let part = Part::new(region, *offset);
+        *offset += region.len();
+        Some(part)
+    })
+}
+
+fn create(source: &Source<'_>, path: &Path) -> Result<Replacement, Error> {
+    let replacement = Replacement::beside(path).map_err(Error::Replace)?;
+    let size = size(source);
+    replacement.file().set_len(size).map_err(|source| Error::Extend {
+        path: path.to_owned(),
+        size,
+        source,
+    })?;
+    Ok(replacement)
+}
+
+/// Opens the regular file at `path` for writing if there is one and it has that size.
+fn base(path: &Path, size: u64) -> Result<Option<File>, Error> {
+    let fits = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size);
+    if !fits {
+        return Ok(None);
+    }
+    let opened = File::options().read(true).write(true).open(path);
+    opened.map(Some).map_err(|source| Error::Open {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// What was touched of memory that began as zeros, and what is mapped over it from files, touched or not.
+fn fresh(part: &Part<'_>, pagemap: &Pagemap, zeros: Zeros, output: &mut Output<'_>) -> Result<(), Error> {
+    let host = part.host();
+    let mut at = host.start;
+    for file in pagemap.mapped_files(&host).map_err(Error::Pages)? {
+        touched(part, pagemap, at..file.start, zeros, output)?;
+        at = file.end;
+        // Not looked at before it is written: if the file was cut short, the kernel says so where we would get SIGBUS.
+        output.put(part, part.offsets(&file), Zeros::Data)?;
+    }
+    touched(part, pagemap, at..host.end, zeros, output)
+}
+
+fn touched(
+    part: &Part<'_>,
+    pagemap: &Pagemap,
+    host: Range<u64>,
+    zeros: Zeros,
+    output: &mut Output<'_>,
+) -> Result<(), Error> {
+    for run in pagemap.runs(host, Wanted::Touched) {
+        let run = run.map_err(Error::Pages)?;
+        output.put(part, part.offsets(&run), zeros)?;
+    }
+    Ok(())
+}
+
+/// What is no longer the file's.
+fn private(part: &Part<'_>, pagemap: &Pagemap, output: &mut Output<'_>) -> Result<(), Error> {
+    for run in pagemap.runs(part.host(), Wanted::Private) {
+        let run = run.map_err(Error::Pages)?;
+        output.put(part, part.offsets(&run), Zeros::Data)?;
+    }
+    Ok(())
+}
+
+fn written(source: &Source<'_>, output: &mut Output<'_>) -> Result<(), Error> {
+    let pagemap = source.pagemap.ok_or(Error::Unknown)?;
+    for part in parts(source) {
+        match source.origin {
+            Origin::Fresh => fresh(&part?, pagemap, Zeros::Data, output)?,
+            // What a handler has not served yet is not there, and is the base's.
+            Origin::Mapped(_) | Origin::Served => private(&part?, pagemap, output)?,
+        }
+    }
+    Ok(())
+}
+
+fn listed(source: &Source<'_>, ranges: &[Range<u64>], output: &mut Output<'_>) -> Result<(), Error> {
+    for range in ranges {
+        let parts = parts(source).collect::<Result<Vec<_>, _>>()?;
+        let part = parts.iter().find(|part| part.guest().contains(&range.start));
+        let part = part.filter(|part| range.end <= part.guest().end);
+        let part = part.ok_or_else(|| Error::Outside(range.clone()))?;
+        let start = part.guest().start;
+        output.put(part, range.start - start..range.end - start, Zeros::Data)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,206 @@
+//! Runs of pages, written from where they are.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use vm_memory::{GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, VolatileSlice};
+
+use super::{Error, Written, extents};
+use crate::memory::page_size;
+
+/// Bytes that are looked at before they are written: about what the processor's cache keeps in between.
+const PIECE: u64 = 256 << 10;
+
+/// What becomes of pages that hold nothing but zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Zeros {
+    /// They are left out.
+    Holes,
+    /// They are written like others.
+    Data,
+}
+
+/// A region of guest memory and its place in the file.
+#[derive(Debug)]
+pub(super) struct Part<'a> {
+    guest: u64,
+    slice: VolatileSlice<'a>,
+    offset: u64,
+}
+
+impl<'a> Part<'a> {
+    pub fn new(region: &'a GuestRegionMmap<()>, offset: u64) -> Result<Self, Error> {
+        let guest = region.start_addr().0;
+        let outside = || Error::Outside(guest..guest.saturating_add(region.len()));
+        let length = usize::try_from(region.len()).map_err(|_| outside())?;
+        let slice = region.get_slice(MemoryRegionAddress(0), length);
+        Ok(Self {
+            guest,
+            slice: slice.map_err(|_| outside())?,
+            offset,
+        })
+    }
+
+    /// Offsets of all its bytes.
+    pub fn range(&self) -> Range<u64> {
+        0..self.slice.len() as u64
+    }
+
+    /// Guest-physical addresses.
+    pub fn guest(&self) -> Range<u64> {
+        self.guest..self.guest + self.range().end
+    }
+
+    /// Addresses in this process.
+    pub fn host(&self) -> Range<u64> {
+        let start = self.slice.ptr_guard().as_ptr().addr() as u64;
+        start..start + self.range().end
+    }
+
+    /// What is at these addresses of this process, as offsets.
+    pub fn offsets(&self, host: &Range<u64>) -> Range<u64> {
+        let start = self.host().start;
+        host.start.saturating_sub(start)..host.end.saturating_sub(start)
+    }
+
+    fn slice(&self, range: &Range<u64>) -> Result<VolatileSlice<'a>, Error> {
+        let outside = || Error::Outside(self.guest + range.start..self.guest + range.end);
+        let start = usize::try_from(range.start).map_err(|_| outside())?;
+        let length = usize::try_from(range.end - range.start).map_err(|_| outside())?;
+        self.slice.subslice(start, length).map_err(|_| outside())
+    }
+}
+
+/// The file, and what has been written to it.
+#[derive(Debug)]
+pub(super) struct Output<'a> {
+    file: &'a File,
+    path: &'a Path,
+    bytes: u64,
+    first: Option<Range<u64>>,
+}
+
+impl<'a> Output<'a> {
+    pub fn new(file: &'a File, path: &'a Path) -> Self {
+        Self {
+            file,
+            path,
+            bytes: 0,
+            first: None,
+        }
+    }
+
+    /// Counts what came from another file.
+    pub fn copied(&mut self, bytes: u64) {
+        self.bytes += bytes;
+    }
+
+    pub fn written(&self, size: u64, merged: bool) -> Written {
+        Written {
+            pages: self.bytes.div_ceil(page_size()),
+            bytes: self.bytes,
+            size,
+            merged,
+        }
+    }
+
+    /// Writes the pages at these offsets of `part`.
+    pub fn put(&mut self, part: &Part<'_>, range: Range<u64>, zeros: Zeros) -> Result<(), Error> {
+        let page = page_size();
+        if zeros == Zeros::Data {
+            return self.write(part, range);
+        }
+        let mut start = range.start;
+        for at in range.clone().step_by(usize::try_from(page).unwrap_or(4096)) {
+            let end = at + page;
+            if is_zero(&part.slice(&(at..end))?) {
+                self.write(part, start..at)?;
+                start = end;
+            } else if end - start >= PIECE {
+                self.write(part, start..end)?;
+                start = end;
+            }
+        }
+        self.write(part, start..range.end)
+    }
+
+    fn write(&mut self, part: &Part<'_>, range: Range<u64>) -> Result<(), Error> {
+        let mut at = range.start;
+        while at < range.end {
+            let slice = part.slice(&(at..range.end))?;
+            let offset = part.offset + at;
+            match write_at(self.file, &slice, offset) {
+                Ok(written) => at += written,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
+                    return Err(Error::Gone {
+                        address: part.guest + at,
+                    });
+                }
+                Err(source) => {
+                    return Err(Error::Write {
+                        path: self.path.to_owned(),
+                        offset,
+                        length: slice.len(),
+                        source,
+                    });
+                }
+            }
+        }
+        self.note(part.offset + range.start..part.offset + range.end);
+        Ok(())
+    }
+
+    fn note(&mut self, range: Range<u64>) {
+        self.bytes += range.end - range.start;
+        match &mut self.first {
+            Some(first) if first.end == range.start => first.end = range.end,
+            Some(_) => {}
+            None => self.first = Some(range),
+        }
+    }
+
+    /// Looks whether the file system has kept what is before and behind the first run as holes.
+    pub fn check_holes(&self, size: u64) -> Result<(), Error> {
+        let first = self.first.clone().unwrap_or(size..size);
+        let (data, hole) = (
+            extents::data(self.file, 0)?,
+            extents::hole(self.file, first.start)?,
+        );
+        if data.unwrap_or(size) == first.start && (first.is_empty() || hole == first.end) {
+            return Ok(());
+        }
+        Err(Error::Holes {
+            path: self.path.to_owned(),
+        })
+    }
+}
+
+fn write_at(file: &File, slice: &VolatileSlice<'_>, offset: u64) -> io::Result<u64> {
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    let host = slice.ptr_guard();
+    // SAFETY: `host` points to `slice.len()` bytes of guest memory, which stay mapped as long as `slice` lives.
+    let written = unsafe { libc::pwrite(file.as_raw_fd(), host.as_ptr().cast(), slice.len(), offset) };
+    match u64::try_from(written) {
+        Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+        Ok(written) => Ok(written),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether all bytes of a page are zero.
+fn is_zero(slice: &VolatileSlice<'_>) -> bool {
+    let host = slice.ptr_guard();
+    let words = host.as_ptr().cast::<u64>();
+    (0..slice.len() / 8).step_by(8).all(|group| {
+        let word = |at| {
+            let address = words.wrapping_add(group + at);
+            // SAFETY: within the page, which is mapped and whose size is a multiple of eight words, and aligned as pages are.
+            unsafe { address.read_volatile() }
+        };
+        (0..8).fold(0, |bits, at| bits | word(at)) == 0
+    })
+}

@@ -1,0 +1,442 @@
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::{Changed, Dump, Error, Origin, Source, diff, extents, full, merge};
+use crate::GuestMemory;
+use crate::memory::{Pagemap, allocate, map_file, map_snapshot, memfd, page_size};
+
+/// Pages of both regions.
+const PAGES: u64 = 96;
+const LOW: u64 = 64;
+const HIGH: u64 = 1 << 32;
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("mayfly-dump-{}-{count}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        fs::create_dir(&folder).unwrap();
+        Self(folder)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn files(&self) -> usize {
+        fs::read_dir(&self.0).unwrap().count()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn page() -> usize {
+    usize::try_from(page_size()).unwrap()
+}
+
+fn regions() -> [(GuestAddress, usize); 2] {
+    let pages = |count| usize::try_from(count).unwrap() * page();
+    [
+        (GuestAddress(0), pages(LOW)),
+        (GuestAddress(HIGH), pages(PAGES - LOW)),
+    ]
+}
+
+/// Where page `number` of the file is in guest memory.
+fn address(number: u64) -> GuestAddress {
+    GuestAddress(match number.checked_sub(LOW) {
+        Some(high) => HIGH + high * page_size(),
+        None => number * page_size(),
+    })
+}
+
+fn fill(memory: &GuestMemory, number: u64, value: u8) {
+    memory.write_slice(&vec![value; page()], address(number)).unwrap();
+}
+
+fn content(memory: &GuestMemory) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(PAGES).unwrap() * page()];
+    for (number, page) in (0..).zip(bytes.chunks_exact_mut(page())) {
+        memory.read_slice(page, address(number)).unwrap();
+    }
+    bytes
+}
+
+fn fresh() -> GuestMemory {
+    let memory = allocate(&regions()).unwrap();
+    for region in memory.iter() {
+        let size = usize::try_from(region.len()).unwrap();
+        // SAFETY: the range is a live mapping; the advice changes no byte of it.
+        unsafe { libc::madvise(region.as_ptr().cast(), size, libc::MADV_NOHUGEPAGE) };
+    }
+    memory
+}
+
+fn source<'a>(memory: &'a GuestMemory, origin: Origin<'a>, pagemap: &'a Pagemap) -> Source<'a> {
+    Source {
+        memory,
+        origin,
+        pagemap: Some(pagemap),
+    }
+}
+
+/// Numbers of the pages that are data in a file.
+fn data(path: &Path) -> Vec<u64> {
+    let file = File::open(path).unwrap();
+    let (mut pages, mut at) = (Vec::new(), 0);
+    while let Some(start) = extents::data(&file, at).unwrap() {
+        at = extents::hole(&file, start).unwrap();
+        pages.extend(start / page_size()..at / page_size());
+    }
+    pages
+}
+
+/// A base of pages that hold their numbers, except each fourth, which is a hole.
+fn base(folder: &Folder) -> (PathBuf, File) {
+    let path = folder.path("base");
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .unwrap();
+    file.set_len(PAGES * page_size()).unwrap();
+    for number in (0..PAGES).filter(|number| !number.is_multiple_of(4)) {
+        let value = u8::try_from(number).unwrap();
+        file.write_all_at(&vec![value; page()], number * page_size())
+            .unwrap();
+    }
+    (path, file)
+}
+
+fn commit(dump: Result<Dump, Error>) -> u64 {
+    dump.unwrap().commit().unwrap().pages
+}
+
+#[test]
+fn a_full_file_has_what_was_touched_and_is_not_zero() {
+    let (folder, pagemap, memory) = (Folder::new(), Pagemap::open().unwrap(), fresh());
+    for number in [0, 1, 40, LOW - 1, LOW, PAGES - 1] {
+        fill(&memory, number, 5);
+    }
+    fill(&memory, 1, 0);
+    // The last byte of a page counts as well.
+    memory.write_obj(1_u8, GuestAddress(8 * page_size() - 1)).unwrap();
+    let path = folder.path("memory");
+    let written = full(&source(&memory, Origin::Fresh, &pagemap), &path)
+        .unwrap()
+        .commit()
+        .unwrap();
+    assert_eq!(data(&path), [0, 7, 40, LOW - 1, LOW, PAGES - 1]);
+    assert_eq!(written.pages, 6);
+    assert_eq!(written.bytes, 6 * page_size());
+    assert_eq!(written.size, PAGES * page_size());
+    assert_eq!(fs::read(&path).unwrap(), content(&memory));
+    assert!(fs::metadata(&path).unwrap().blocks() * 512 <= 7 * page_size());
+    assert_eq!(folder.files(), 1);
+}
+
+#[test]
+fn what_an_image_file_is_mapped_over_is_in_a_full_file() {
+    let (folder, pagemap, memory) = (Folder::new(), Pagemap::open().unwrap(), fresh());
+    let image = memfd(c"image", &vec![9; 3 * page()]).unwrap();
+    map_file(&memory, address(20), &image, 0, 3 * page()).unwrap();
+    map_file(&memory, address(LOW), &image, 0, page()).unwrap();
+    fill(&memory, 21, 0);
+    let path = folder.path("memory");
+    commit(full(&source(&memory, Origin::Fresh, &pagemap), &path));
+    assert_eq!(data(&path), [20, 21, 22, LOW]);
+    assert_eq!(fs::read(&path).unwrap(), content(&memory));
+}
+
+#[test]
+fn a_full_file_of_restored_memory_stands_alone() {
+    let (folder, pagemap) = (Folder::new(), Pagemap::open().unwrap());
+    let (base_path, file) = base(&folder);
+    let memory = map_snapshot(&regions(), &file).unwrap();
+    fill(&memory, 1, 0);
+    fill(&memory, 4, 44);
+    let before = fs::read(&base_path).unwrap();
+    let path = folder.path("memory");
+    commit(full(&source(&memory, Origin::Mapped(&file), &pagemap), &path));
+    let written = fs::read(&path).unwrap();
+    assert_eq!(written, content(&memory));
+    assert_eq!(written[page()], 0);
+    assert_eq!(fs::read(&base_path).unwrap(), before);
+    let holes = |number: &u64| !number.is_multiple_of(4) || *number == 4;
+    assert_eq!(data(&path), (0..PAGES).filter(holes).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_full_file_may_replace_its_own_base() {
+    let (folder, pagemap) = (Folder::new(), Pagemap::open().unwrap());
+    let (path, file) = base(&folder);
+    let memory = map_snapshot(&regions(), &file).unwrap();
+    let clone = map_snapshot(&regions(), &file).unwrap();
+    let before = content(&clone);
+    fill(&memory, 5, 55);
+    commit(full(&source(&memory, Origin::Mapped(&file), &pagemap), &path));
+    assert_eq!(fs::read(&path).unwrap(), content(&memory));
+    assert_eq!(content(&clone), before);
+}
+
+#[test]
+fn a_difference_has_what_was_written_and_zeros_too() {
+    let (folder, pagemap) = (Folder::new(), Pagemap::open().unwrap());
+    let (base_path, file) = base(&folder);
+    let memory = map_snapshot(&regions(), &file).unwrap();
+    let _ = content(&memory);
+    for (number, value) in [(1, 0), (8, 0), (9, 3), (LOW, 7)] {
+        fill(&memory, number, value);
+    }
+    let path = folder.path("diff");
+    let pages = commit(diff(
+        &source(&memory, Origin::Mapped(&file), &pagemap),
+        Changed::Written,
+        &path,
+    ));
+    assert_eq!(data(&path), [1, 8, 9, LOW]);
+    assert_eq!(pages, 4);
+    let written = merge(&path, &base_path).unwrap();
+    assert_eq!((written.pages, written.merged), (4, true));
+    assert_eq!(fs::read(&base_path).unwrap(), content(&memory));
+}
+
+#[test]
+fn a_difference_of_nothing_is_a_hole() {
+    let (folder, pagemap) = (Folder::new(), Pagemap::open().unwrap());
+    let (_, file) = base(&folder);
+    let memory = map_snapshot(&regions(), &file).unwrap();
+    let path = folder.path("diff");
+    assert_eq!(
+        commit(diff(
+            &source(&memory, Origin::Mapped(&file), &pagemap),
+            Changed::Written,
+            &path
+        )),
+        0
+    );
+    assert!(data(&path).is_empty());
+    assert_eq!(fs::metadata(&path).unwrap().len(), PAGES * page_size());
+}
+
+#[test]
+fn a_difference_goes_into_a_base_that_is_there() {
+    let (folder, pagemap) = (Folder::new(), Pagemap::open().unwrap());
+    let (path, file) = base(&folder);
+    let memory = map_snapshot(&regions(), &file).unwrap();
+    fill(&memory, 9, 0);
+    fill(&memory, 12, 12);
+    let inode = fs::metadata(&path).unwrap().ino();
+    let written = diff(
+        &source(&memory, Origin::Mapped(&file), &pagemap),
+        Changed::Written,
+        &path,
+    )
+    .unwrap()
+    .commit()
+    .unwrap();
+    assert!(written.merged);
+    assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
+    assert_eq!(fs::read(&path).unwrap(), content(&memory));
+    // A file of another length is no base, and is replaced.
+    let path = folder.path("short");
+    fs::write(&path, "short").unwrap();
+    commit(diff(
+        &source(&memory, Origin::Mapped(&file), &pagemap),
+        Changed::Written,
+        &path,
+    ));
+    assert_eq!(data(&path), [9, 12]);
+}
+
+#[test]
+fn a_first_difference_of_fresh_memory_is_all_of_it() {
+    let (folder, pagemap, memory) = (Folder::new(), Pagemap::open().unwrap(), fresh());
+    let image = memfd(c"image", &vec![9; page()]).unwrap();
+    map_file(&memory, address(20), &image, 0, page()).unwrap();
+    fill(&memory, 3, 0);
+    let path = folder.path("diff");
+    commit(diff(
+        &source(&memory, Origin::Fresh, &pagemap),
+        Changed::Written,
+        &path,
+    ));
+    assert_eq!(data(&path), [3, 20]);
+    assert_eq!(fs::read(&path).unwrap(), content(&memory));
+}
+
+#[test]
+fn a_dirty_log_may_say_what_changed() {
+    let (folder, memory) = (Folder::new(), fresh());
+    fill(&memory, 2, 2);
+    fill(&memory, LOW + 1, 3);
+    let source = Source {
+        memory: &memory,
+        origin: Origin::Fresh,
+        pagemap: None,
+    };
+    let range = |first: u64, count| address(first).0..address(first).0 + count * page_size();
+    let path = folder.path("diff");
+    let ranges = [range(2, 2), range(LOW, PAGES - LOW)];
+    commit(diff(&source, Changed::Listed(&ranges), &path));
+    let expected: Vec<_> = [2, 3].into_iter().chain(LOW..PAGES).collect();
+    assert_eq!(data(&path), expected);
+    assert_eq!(fs::read(&path).unwrap(), content(&memory));
+    fs::remove_file(&path).unwrap();
+    for wrong in [range(LOW - 1, 2), range(PAGES, 1), range(PAGES - 1, 2)] {
+        let error = diff(&source, Changed::Listed(&[wrong]), &path).unwrap_err();
+        assert!(matches!(error, Error::Outside(_)), "{error}");
+    }
+    assert_eq!(folder.files(), 0);
+}
+
+#[test]
+fn without_proc_a_full_file_is_the_same() {
+    let (folder, memory) = (Folder::new(), fresh());
+    fill(&memory, 3, 1);
+    fill(&memory, 5, 0);
+    fill(&memory, PAGES - 1, 1);
+    let source = Source {
+        memory: &memory,
+        origin: Origin::Fresh,
+        pagemap: None,
+    };
+    let path = folder.path("memory");
+    commit(full(&source, &path));
+    assert_eq!(data(&path), [3, PAGES - 1]);
+    let other = folder.path("diff");
+    assert!(matches!(
+        diff(&source, Changed::Written, &other),
+        Err(Error::Unknown)
+    ));
+    assert_eq!(folder.files(), 1);
+}
+
+#[test]
+fn memory_that_is_gone_is_an_error_and_leaves_nothing() {
+    let (folder, pagemap, memory) = (Folder::new(), Pagemap::open().unwrap(), fresh());
+    let image = memfd(c"image", &vec![9; 4 * page()]).unwrap();
+    map_file(&memory, address(20), &image, 0, 4 * page()).unwrap();
+    image.set_len(2 * page_size()).unwrap();
+    let error = full(&source(&memory, Origin::Fresh, &pagemap), &folder.path("memory")).unwrap_err();
+    assert!(
+        matches!(error, Error::Gone { address: gone } if gone == address(22).0),
+        "{error}"
+    );
+    assert_eq!(folder.files(), 0);
+}
+
+#[test]
+fn a_base_that_was_cut_is_an_error_and_leaves_nothing() {
+    let (folder, pagemap) = (Folder::new(), Pagemap::open().unwrap());
+    let (path, file) = base(&folder);
+    let memory = map_snapshot(&regions(), &file).unwrap();
+    file.set_len(10 * page_size()).unwrap();
+    let target = folder.path("memory");
+    let error = full(&source(&memory, Origin::Mapped(&file), &pagemap), &target).unwrap_err();
+    assert!(
+        matches!(error, Error::Copy { offset, .. } if offset == 10 * page_size()),
+        "{error}"
+    );
+    assert_eq!(folder.files(), 1);
+    let other = folder.path("other");
+    fs::write(&other, "short").unwrap();
+    assert!(matches!(merge(&other, &path), Err(Error::Length { .. })));
+    assert!(matches!(merge(&target, &path), Err(Error::Open { .. })));
+}
+
+#[test]
+fn what_is_not_committed_is_gone() {
+    let (folder, pagemap, memory) = (Folder::new(), Pagemap::open().unwrap(), fresh());
+    let path = folder.path("memory");
+    fs::write(&path, "old").unwrap();
+    drop(full(&source(&memory, Origin::Fresh, &pagemap), &path).unwrap());
+    assert_eq!(fs::read(&path).unwrap(), b"old");
+    assert_eq!(folder.files(), 1);
+}
+
+#[test]
+fn data_is_copied_between_file_systems() {
+    let folder = Folder::new();
+    let (path, file) = base(&folder);
+    let copy = memfd(c"copy", b"").unwrap();
+    copy.set_len(PAGES * page_size()).unwrap();
+    let bytes = extents::copy(&file, &copy, PAGES * page_size()).unwrap();
+    assert_eq!(bytes, PAGES / 4 * 3 * page_size());
+    let mut copied = vec![0; usize::try_from(PAGES).unwrap() * page()];
+    copy.read_exact_at(&mut copied, 0).unwrap();
+    assert_eq!(copied, fs::read(&path).unwrap());
+}
+
+#[test]
+#[ignore = "is run by a_disk_that_fills_up_leaves_the_old_file, in a process of its own"]
+fn write_beyond_the_limit() {
+    let (pagemap, memory) = (Pagemap::open().unwrap(), fresh());
+    (0..PAGES).for_each(|number| fill(&memory, number, 1));
+    let path = PathBuf::from(std::env::var_os("MEMORY").unwrap());
+    let error = full(&source(&memory, Origin::Fresh, &pagemap), &path).unwrap_err();
+    assert!(
+        matches!(error, Error::Write { .. } | Error::Extend { .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_disk_that_fills_up_leaves_the_old_file() {
+    let folder = Folder::new();
+    let path = folder.path("memory");
+    fs::write(&path, "old").unwrap();
+    let limited = "trap '' XFSZ; ulimit -f 64; exec \"$0\" --exact memory::dump::tests::write_beyond_the_limit --ignored";
+    let run = Command::new("sh")
+        .args(["-c", limited])
+        .arg(std::env::current_exe().unwrap())
+        .env("MEMORY", &path)
+        .output()
+        .unwrap();
+    let output = String::from_utf8_lossy(&run.stdout);
+    assert!(output.contains("1 passed"), "{output}");
+    assert_eq!(fs::read(&path).unwrap(), b"old");
+    assert_eq!(folder.files(), 1);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn a_base_and_its_difference_are_the_memory(
+        writes in proptest::collection::vec((0..PAGES, any::<Option<u8>>()), 0..60)
+    ) {
+        let (folder, pagemap) = (Folder::new(), Pagemap::open().unwrap());
+        let (base_path, file) = base(&folder);
+        let memory = map_snapshot(&regions(), &file).unwrap();
+        for (number, value) in &writes {
+            fill(&memory, *number, value.unwrap_or(0));
+        }
+        let source = source(&memory, Origin::Mapped(&file), &pagemap);
+        let expected = content(&memory);
+        let (full_path, diff_path) = (folder.path("full"), folder.path("diff"));
+        commit(full(&source, &full_path));
+        prop_assert_eq!(fs::read(&full_path).unwrap(), &expected[..]);
+        commit(diff(&source, Changed::Written, &diff_path));
+        let mut changed: Vec<_> = writes.iter().map(|(number, _)| *number).collect();
+        changed.sort_unstable();
+        changed.dedup();
+        prop_assert_eq!(data(&diff_path), changed);
+        merge(&diff_path, &base_path).unwrap();
+        prop_assert!(fs::read(&base_path).unwrap() == expected);
+    }
+}
