@@ -236,6 +236,10 @@ pub fn conclude(end: &End) -> ExitCode {
             ExitCode::from(FAULT)
         }
         End::Signal(signal) => die_by(*signal),
+        End::Failed => {
+            say("there is no VM without its snapshot");
+            ExitCode::FAILURE
+        }
     }
 }
 

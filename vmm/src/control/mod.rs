@@ -31,7 +31,7 @@ pub use error::Error;
 pub use freeze::{Freeze, Kind};
 pub use metrics::{DriveMetrics, InterfaceMetrics, Metrics, Phase, VcpuMetrics};
 pub use service::Service;
-pub use thaw::Thaw;
+pub use thaw::{MemorySource, Thaw};
 
 pub use crate::timeline::Timeline;
 
@@ -65,6 +65,7 @@ pub struct Control {
     timeline: Arc<Timeline>,
     open_console: OpenConsole,
     life: Life,
+    failed: bool,
 }
 
 enum Life {
@@ -80,6 +81,7 @@ impl Control {
             timeline,
             open_console,
             life: Life::Draft(Box::new(Draft::new())),
+            failed: false,
         }
     }
 
@@ -184,7 +186,8 @@ impl Control {
         Ok(())
     }
 
-    /// Makes the VM, paused, of a snapshot. After an error there is none, and nobody can be sure what is left of its devices.
+    /// Makes the VM of a snapshot; it is paused. After an error that came of the snapshot, the event loop ends the process: it
+    /// may have touched what the devices are connected to.
     ///
     /// # Errors
     /// [`thaw::Error`]; [`thaw::Error::Configured`] when something is known of the VM already, or it was started.
@@ -192,9 +195,15 @@ impl Control {
         if self.draft().is_ok_and(|draft| draft.is_configured()) || self.vm().is_some() {
             return Err(thaw::Error::Configured);
         }
-        let vm = thaw.vm(&self.host, &mut self.open_console, &self.timeline)?;
-        self.life = Life::Started(Box::new(vm));
+        let vm = thaw.vm(&self.host, &mut self.open_console, &self.timeline);
+        self.failed = vm.is_err();
+        self.life = Life::Started(Box::new(vm?));
         Ok(())
+    }
+
+    /// Whether there is no going on after a [`load`](Self::load).
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed
     }
 
     /// Writes a snapshot of the VM, which must be paused and stays so. Returns how much memory was written.

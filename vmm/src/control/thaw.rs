@@ -5,9 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use snapshot::file;
-use snapshot::file::Contents;
-use snapshot::section;
+use snapshot::file::{self, Contents};
+use snapshot::{GuestMemory, section};
 
 use super::draft::OpenConsole;
 use super::freeze::{MACHINE, host};
@@ -74,6 +73,9 @@ pub enum Error {
         #[source]
         source: memory::Error,
     },
+    /// Nobody serves memory to mayfly.
+    #[error("memory from a userfaultfd handler is not part of this release of mayfly: use the File backend")]
+    Uffd,
     /// A device cannot be opened.
     #[error(transparent)]
     Device(machine::DeviceError),
@@ -88,13 +90,22 @@ pub enum Error {
     Restore(#[source] state::Error),
 }
 
+/// Where the guest's memory comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemorySource {
+    /// The memory file. Nobody may change it as long as the VM lives.
+    File(PathBuf),
+    /// Whoever listens on this unix socket, and is handed a userfaultfd.
+    Uffd(PathBuf),
+}
+
 /// What is to be made of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Thaw {
     /// The state file.
     pub state: PathBuf,
-    /// The memory file. Nobody may change it as long as the VM lives.
-    pub memory: PathBuf,
+    /// Its memory.
+    pub memory: MemorySource,
     /// Interfaces that are to be on other taps: names and taps.
     pub taps: Vec<(String, NetBackend)>,
     /// Drives that are to be on other files: names and paths.
@@ -110,7 +121,7 @@ impl Thaw {
     pub fn new(state: PathBuf, memory: PathBuf) -> Self {
         Self {
             state,
-            memory,
+            memory: MemorySource::File(memory),
             taps: Vec::new(),
             disks: Vec::new(),
             track_dirty_pages: false,
@@ -135,18 +146,7 @@ impl Thaw {
         let mut sections = state.reader().map_err(Error::Sections)?;
         let config: VmConfig = sections.take(MACHINE).map_err(Error::Sections)?;
         let spec = self.spec(config, state.header().memory, host_memory)?;
-        let file = File::open(&self.memory).map_err(|source| Error::Open {
-            path: self.memory.clone(),
-            source,
-        })?;
-        let regions = Native::memory_regions(spec.config().memory);
-        let memory = timeline.measure(Lane::Main, "map memory file", || {
-            memory::map_snapshot(&regions, &file)
-        });
-        let memory = memory.map_err(|source| Error::Memory {
-            path: self.memory.clone(),
-            source,
-        })?;
+        let (memory, base) = self.map(&spec, timeline)?;
         let devices = Devices::open(&spec).map_err(Error::Device)?;
         let Console {
             output,
@@ -161,7 +161,27 @@ impl Thaw {
         });
         let machine = restored.map_err(Error::Restore)?;
         let input = input.map(|file| Input::new(file, filter));
-        Ok(Vm::restored(machine, file, input, guard))
+        Ok(Vm::restored(machine, base, input, guard))
+    }
+
+    /// Maps the guest's memory; nothing of it is read.
+    fn map(&self, spec: &VmSpec, timeline: &Timeline) -> Result<(GuestMemory, File), Error> {
+        let MemorySource::File(path) = &self.memory else {
+            return Err(Error::Uffd);
+        };
+        let path = path.clone();
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(source) => return Err(Error::Open { path, source }),
+        };
+        let regions = Native::memory_regions(spec.config().memory);
+        let memory = timeline.measure(Lane::Main, "map memory file", || {
+            memory::map_snapshot(&regions, &file)
+        });
+        match memory {
+            Ok(memory) => Ok((memory, file)),
+            Err(source) => Err(Error::Memory { path, source }),
+        }
     }
 
     fn spec(&self, mut config: VmConfig, memory: u64, host: &Host) -> Result<VmSpec, Error> {

@@ -143,6 +143,9 @@ impl MutEventSubscriber for Owner<'_> {
                 if let Some(service) = &mut self.service {
                     service.ready(self.control);
                 }
+                if self.control.has_failed() {
+                    return self.finish(Some(Ok(End::Failed)));
+                }
                 self.follow(ops);
             }
             token @ INPUT..=OUTPUT => {

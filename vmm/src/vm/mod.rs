@@ -48,6 +48,8 @@ pub enum End {
     User,
     /// A signal has asked for it.
     Signal(libc::c_int),
+    /// There never was one: the snapshot that it was to come from is of no use.
+    Failed,
 }
 
 /// Why the event loop could not run.
