@@ -15,6 +15,8 @@ use process::{Process, compile, connect, folder, guest, mayfly, pin, put, reques
 
 /// Requests on one connection.
 const REQUESTS: u32 = 10_000;
+/// Bytes of a guest's memory when nobody says otherwise.
+const MEMORY: u64 = 128 << 20;
 /// What is asked before memory is looked at, so that what requests need is there.
 const WARM: usize = 1000;
 
@@ -215,7 +217,7 @@ fn memory(rounds: usize) -> io::Result<Row> {
     for _ in 0..rounds {
         let mut process = Process::start(&mayfly(), &["run", &guest("ticker")])?;
         process.read(20)?;
-        without.push(process.private_kib()?);
+        without.push(process.private_kib(MEMORY)?);
         let (mut process, mut stream) = ready(&path, "ticker")?;
         put(&mut stream, "/actions", START)?;
         for _ in 0..WARM {
@@ -227,7 +229,7 @@ fn memory(rounds: usize) -> io::Result<Row> {
             let _ = stream.read(&mut [0; 1024])?;
         }
         process.read(20)?;
-        with.push(process.private_kib()?);
+        with.push(process.private_kib(MEMORY)?);
     }
     let [own, floor] = [with, without].map(|kib| f64::from(i32::try_from(median(kib)).unwrap_or(i32::MAX)));
     let name = "private memory beyond that without a socket";

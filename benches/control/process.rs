@@ -75,16 +75,42 @@ impl Process {
         input.write_all(b".")
     }
 
-    /// KiB that it has for itself.
+    /// KiB that it has for itself, without its guest's memory of `memory` bytes: how the kernel fills that with pages depends
+    /// on what it was asked for, and not on the socket.
     ///
     /// # Errors
     /// When there is no /proc.
-    pub fn private_kib(&self) -> io::Result<i64> {
-        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.0.id()))?;
-        let private = rollup.lines().filter(|line| line.starts_with("Private_"));
-        let numbers = private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<i64>().ok());
-        Ok(numbers.sum())
+    pub fn private_kib(&self, memory: u64) -> io::Result<i64> {
+        let text = fs::read_to_string(format!("/proc/{}/smaps", self.0.id()))?;
+        let mut mappings: Vec<(u64, u64, i64)> = Vec::new();
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            let first = words.next().unwrap_or_default();
+            let number = words.next().and_then(|word| word.parse::<i64>().ok());
+            if let Some((start, end)) = range(first) {
+                mappings.push((start, end, 0));
+            } else if first.starts_with("Private_")
+                && let Some(mapping) = mappings.last_mut()
+            {
+                mapping.2 += number.unwrap_or(0);
+            }
+        }
+        // The largest is the guest's, from its image to its end.
+        let largest = mappings.iter().max_by_key(|(start, end, _)| end - start);
+        let end = largest.map_or(0, |(_, end, _)| *end);
+        let guest = end.saturating_sub(memory)..end;
+        let own = mappings.iter().filter(|(start, _, _)| !guest.contains(start));
+        Ok(own.map(|(_, _, private)| private).sum())
     }
+}
+
+/// The addresses in the first line of a mapping.
+fn range(word: &str) -> Option<(u64, u64)> {
+    let (start, end) = word.split_once('-')?;
+    Some((
+        u64::from_str_radix(start, 16).ok()?,
+        u64::from_str_radix(end, 16).ok()?,
+    ))
 }
 
 impl Drop for Process {

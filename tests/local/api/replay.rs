@@ -47,7 +47,83 @@ fn make_tap() {
     output_of("ip link set tap0 up");
 }
 
-/// Machine.Start of the SDK, with what its callers add; then Pause, Resume, Shutdown.
+/// A request, and all of its answer.
+type Exchange = (&'static str, &'static str, String, String);
+
+/// What Machine.Start of the SDK sends, with what its callers add.
+fn sdk_starts(folder: &Folder) -> Vec<Exchange> {
+    let (kernel, disk) = (file("ticker.elf"), folder.write("root", [0; 4096]));
+    let (log, metrics) = (folder.fifo("log"), folder.fifo("metrics"));
+    let done = |path, body| ("PUT", path, body, DONE.to_owned());
+    vec![
+        // Is it ready?
+        ("GET", "/machine-config", String::new(), machine(1, 128)),
+        done(
+            "/logger",
+            format!(r#"{{"level":"Info","log_path":"{log}","show_level":true,"show_log_origin":false}}"#),
+        ),
+        done("/metrics", format!(r#"{{"metrics_path":"{metrics}"}}"#)),
+        done(
+            "/machine-config",
+            r#"{"mem_size_mib":256,"smt":false,"track_dirty_pages":false,"vcpu_count":2}"#.into(),
+        ),
+        ("GET", "/machine-config", String::new(), machine(2, 256)),
+        done(
+            "/boot-source",
+            format!(r#"{{"boot_args":"reboot=k panic=1","kernel_image_path":"{kernel}"}}"#),
+        ),
+        done(
+            "/drives/root",
+            format!(
+                r#"{{"drive_id":"root","is_read_only":false,"is_root_device":true,"path_on_host":"{disk}"}}"#
+            ),
+        ),
+        done(
+            "/network-interfaces/1",
+            r#"{"guest_mac":"AA:FC:00:00:00:01","host_dev_name":"tap0","iface_id":"1"}"#.into(),
+        ),
+        // Only with an interface that allows it, which the SDK then fails for.
+        (
+            "PUT",
+            "/mmds/config",
+            r#"{"network_interfaces":["1"],"version":"V1"}"#.into(),
+            fault("MMDS is not part of mayfly."),
+        ),
+        done("/actions", START.into()),
+    ]
+}
+
+/// What it sends when its callers look at the guest, pause it, change a drive, and ask it to shut down.
+fn sdk_goes_on(folder: &Folder) -> Vec<Exchange> {
+    let disk = folder.text("root");
+    let done = |method, path, body: &str| (method, path, body.to_owned(), DONE.to_owned());
+    vec![
+        (
+            "GET",
+            "/",
+            String::new(),
+            json(
+                200,
+                r#"{"id":"c0ffee-1","state":"Running","vmm_version":"1.14.0","app_name":"Firecracker"}"#,
+            ),
+        ),
+        done("PATCH", "/vm", r#"{"state":"Paused"}"#),
+        (
+            "PUT",
+            "/snapshot/create",
+            r#"{"mem_file_path":"m","snapshot_path":"s"}"#.into(),
+            fault("Snapshots are not part of this release of mayfly."),
+        ),
+        done("PATCH", "/vm", r#"{"state":"Resumed"}"#),
+        done(
+            "PATCH",
+            "/drives/root",
+            &format!(r#"{{"drive_id":"root","path_on_host":"{disk}"}}"#),
+        ),
+        done("PUT", "/actions", r#"{"action_type":"SendCtrlAltDel"}"#),
+    ]
+}
+
 #[test]
 fn firecracker_go_sdk() {
     in_own_network(|| {
@@ -57,90 +133,11 @@ fn firecracker_go_sdk() {
         let mut command = firecracker(&folder);
         command.args(["--api-sock", &socket, "--id", "c0ffee-1", "--no-seccomp"]);
         let mut served = Served::called(folder, &mut command);
-        let (kernel, disk) = (file("ticker.elf"), served.folder.write("root", [0; 4096]));
-        let (log, metrics) = (served.folder.fifo("log"), served.folder.fifo("metrics"));
         let mut client = served.connect();
-        let asks = [
-            // Is it ready?
-            ("GET", "/machine-config", String::new(), machine(1, 128)),
-            (
-                "PUT",
-                "/logger",
-                format!(r#"{{"level":"Info","log_path":"{log}","show_level":true,"show_log_origin":false}}"#),
-                DONE.into(),
-            ),
-            (
-                "PUT",
-                "/metrics",
-                format!(r#"{{"metrics_path":"{metrics}"}}"#),
-                DONE.into(),
-            ),
-            (
-                "PUT",
-                "/machine-config",
-                r#"{"mem_size_mib":256,"smt":false,"track_dirty_pages":false,"vcpu_count":2}"#.into(),
-                DONE.into(),
-            ),
-            ("GET", "/machine-config", String::new(), machine(2, 256)),
-            (
-                "PUT",
-                "/boot-source",
-                format!(r#"{{"boot_args":"reboot=k panic=1","kernel_image_path":"{kernel}"}}"#),
-                DONE.into(),
-            ),
-            (
-                "PUT",
-                "/drives/root",
-                format!(
-                    r#"{{"drive_id":"root","is_read_only":false,"is_root_device":true,"path_on_host":"{disk}"}}"#
-                ),
-                DONE.into(),
-            ),
-            (
-                "PUT",
-                "/network-interfaces/1",
-                r#"{"guest_mac":"AA:FC:00:00:00:01","host_dev_name":"tap0","iface_id":"1"}"#.into(),
-                DONE.into(),
-            ),
-            // Only with an interface that allows it, which the SDK then fails for.
-            (
-                "PUT",
-                "/mmds/config",
-                r#"{"network_interfaces":["1"],"version":"V1"}"#.into(),
-                fault("MMDS is not part of mayfly."),
-            ),
-            ("PUT", "/actions", START.into(), DONE.into()),
-            (
-                "GET",
-                "/",
-                String::new(),
-                json(
-                    200,
-                    r#"{"id":"c0ffee-1","state":"Running","vmm_version":"1.14.0","app_name":"Firecracker"}"#,
-                ),
-            ),
-            ("PATCH", "/vm", r#"{"state":"Paused"}"#.into(), DONE.into()),
-            (
-                "PUT",
-                "/snapshot/create",
-                r#"{"mem_file_path":"m","snapshot_path":"s"}"#.into(),
-                fault("Snapshots are not part of this release of mayfly."),
-            ),
-            ("PATCH", "/vm", r#"{"state":"Resumed"}"#.into(), DONE.into()),
-            (
-                "PATCH",
-                "/drives/root",
-                format!(r#"{{"drive_id":"root","path_on_host":"{disk}"}}"#),
-                DONE.into(),
-            ),
-            (
-                "PUT",
-                "/actions",
-                r#"{"action_type":"SendCtrlAltDel"}"#.into(),
-                DONE.into(),
-            ),
-        ];
-        for (method, path, body, answer) in &asks {
+        for (method, path, body, answer) in sdk_starts(&served.folder)
+            .iter()
+            .chain(&sdk_goes_on(&served.folder))
+        {
             go_asks(&mut client, method, path, body, answer);
         }
         served.expect("tick 1\n");
