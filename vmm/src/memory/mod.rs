@@ -15,6 +15,7 @@ pub mod pagemap;
 mod peek;
 mod restore;
 mod touched;
+pub mod uffd;
 
 pub use allocate::{allocate, prefer_huge_pages};
 pub use bytes::Bytes;
@@ -26,6 +27,7 @@ pub use pagemap::Pagemap;
 pub use peek::peek;
 pub use restore::{map_snapshot, remap_snapshot};
 pub use touched::touched;
+pub use uffd::map_served;
 
 #[cfg(test)]
 mod tests;

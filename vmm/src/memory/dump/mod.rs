@@ -15,6 +15,8 @@ mod error;
 mod extents;
 mod output;
 #[cfg(test)]
+mod speed;
+#[cfg(test)]
 mod tests;
 
 use std::fs::File;
