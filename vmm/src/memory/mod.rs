@@ -16,6 +16,7 @@ mod peek;
 mod restore;
 mod touched;
 pub mod uffd;
+pub mod working_set;
 
 pub use allocate::{allocate, prefer_huge_pages};
 pub use bytes::Bytes;
@@ -28,6 +29,7 @@ pub use peek::peek;
 pub use restore::{map_snapshot, remap_snapshot};
 pub use touched::touched;
 pub use uffd::map_served;
+pub use working_set::WorkingSet;
 
 #[cfg(test)]
 mod tests;
