@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use lexopt::Arg;
-use vmm::config::{NetBackend, NetConfig};
+use vmm::config::NetConfig;
 use vmm::control::Thaw;
 
 use super::session::{self, Seen, Session, path, value};
-use super::{Command, Error, lossy, syntax};
+use super::{Command, Error, syntax};
 use crate::firecracker::SOCKET;
 use crate::help::Topic;
 use crate::snapshots::{MEMORY, STATE};
@@ -75,11 +75,13 @@ fn option(
     match name {
         "--net" => {
             let (id, backend) = assignment(parser, name)?;
-            let net: NetConfig = backend.parse().map_err(|error: vmm::config::OptionError| Error::Value {
-                option: name,
-                value: backend,
-                reason: error.to_string(),
-            })?;
+            let net: NetConfig = backend
+                .parse()
+                .map_err(|error: vmm::config::OptionError| Error::Value {
+                    option: name,
+                    value: backend,
+                    reason: error.to_string(),
+                })?;
             thaw.taps.push((id, net.backend));
             return Ok(());
         }
@@ -101,7 +103,9 @@ fn option(
 /// `NAME=VALUE`
 fn assignment(parser: &mut lexopt::Parser, option: &'static str) -> Result<(String, String), Error> {
     let text: String = value(parser, "restore", option)?;
-    let split = text.split_once('=').filter(|(name, value)| !name.is_empty() && !value.is_empty());
+    let split = text
+        .split_once('=')
+        .filter(|(name, value)| !name.is_empty() && !value.is_empty());
     match split {
         Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
         None => Err(Error::Value {
@@ -153,16 +157,10 @@ pub(super) fn folders(
     }
 }
 
-/// The back end in `text`, as `--net` has it.
-#[cfg(test)]
-fn backend(text: &str) -> NetBackend {
-    text.parse::<NetConfig>().unwrap().backend
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::{Command, parse};
-    use super::backend;
+    use vmm::config::NetBackend;
 
     fn words(line: &str) -> Result<Command, String> {
         parse("mayfly".as_ref(), line.split_whitespace().map(Into::into)).map_err(|error| error.to_string())
@@ -176,7 +174,7 @@ mod tests {
             panic!("no restore");
         };
         assert_eq!(restore.thaw.state.to_str(), Some("/s/state"));
-        assert_eq!(restore.thaw.taps, [("eth0".into(), backend("tap:t1"))]);
+        assert_eq!(restore.thaw.taps, [("eth0".into(), NetBackend::Tap("t1".into()))]);
         assert_eq!(restore.thaw.disks, [("root".into(), "/a=b".into())]);
         assert!(restore.paused && !restore.thaw.realtime && restore.session.id == "x");
     }
