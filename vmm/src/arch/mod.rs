@@ -209,11 +209,13 @@ pub trait Cpu {
     /// [`kvm::Error::Call`]
     fn enter(vcpu: &VcpuFd, entry: &Self::Entry) -> Result<(), kvm::Error>;
 
-    /// Reads the state of `vcpu`, whose last exit has been completed.
+    /// Reads the state of `vcpu`, whose last exit has been completed. `settle` has KVM do what it puts off until the vCPU
+    /// enters the guest, without letting it in; it may be called several times.
     ///
     /// # Errors
     /// [`StateError::Kernel`]
-    fn save(vcpu: &VcpuFd, kvm: &Kvm) -> Result<Self::State, StateError>;
+    fn save(vcpu: &mut VcpuFd, kvm: &Kvm, settle: impl FnMut(&mut VcpuFd))
+    -> Result<Self::State, StateError>;
 
     /// Gives `vcpu` a state, in the place of a profile and of registers.
     ///

@@ -9,6 +9,8 @@
 //! ```
 //! A thread that is given a saved state has no use for the profile and waits for none; see [`Shared::restores`].
 
+mod park;
+
 use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
@@ -279,28 +281,6 @@ impl Body {
         };
         drop(bound);
         ending
-    }
-
-    /// Waits at the gate. The instruction that the last exit belongs to is completed before, so that the vCPU's state is whole.
-    fn park(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), Ending> {
-        loop {
-            RunPage::of(vcpu).set_immediate_exit();
-            self.enter_once(vcpu, start, first)?;
-            // Cleared by the interruption, which comes when there is nothing more to complete.
-            if !RunPage::of(vcpu).has_immediate_exit() {
-                break;
-            }
-        }
-        NativeCpu::pausing(vcpu);
-        self.shared.gate.wait(|| self.answer(vcpu));
-        Ok(())
-    }
-
-    /// Gives the vCPU's state to whoever has asked for it.
-    fn answer(&self, vcpu: &VcpuFd) {
-        for asked in self.asked.try_iter() {
-            let _ = asked.send(NativeCpu::save(vcpu, &self.shared.kvm));
-        }
     }
 
     fn enter_once(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), Ending> {
