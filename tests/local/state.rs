@@ -212,10 +212,22 @@ fn echo(name: &'static str, irqchip: IrqchipMode) {
 }
 
 #[test]
-fn pending_interrupts_of_every_controller_come_along() {
+fn pending_interrupts_of_the_pic_come_along() {
     echo("echo.elf", IrqchipMode::Split);
+}
+
+#[test]
+fn pending_interrupts_of_the_ioapic_come_along() {
     echo("echo-ioapic.elf", IrqchipMode::Split);
+}
+
+#[test]
+fn pending_interrupts_of_the_pic_in_the_kernel_come_along() {
     echo("echo.elf", IrqchipMode::Kernel);
+}
+
+#[test]
+fn pending_interrupts_of_the_ioapic_in_the_kernel_come_along() {
     echo("echo-ioapic.elf", IrqchipMode::Kernel);
 }
 

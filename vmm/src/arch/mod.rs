@@ -152,7 +152,7 @@ pub trait Platform: Send + Sync + Sized + 'static {
         windows: &[Window],
     ) -> Result<<Self::Cpu as Cpu>::Entry, Error>;
 
-    /// Called before each `KVM_RUN` of vCPU `id`: injects what KVM does not inject by itself.
+    /// Called before each `KVM_RUN` of vCPU `id` that may enter the guest: injects what KVM does not inject by itself.
     ///
     /// # Errors
     /// [`kvm::Error::Call`]

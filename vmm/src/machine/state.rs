@@ -67,6 +67,8 @@ pub enum Error {
 impl Machine {
     /// Adds the state of the machine, which is paused, to `archive`. It can go on, or be saved again.
     ///
+    /// Memory is to be saved after this: requests in flight are completed, and KVM may write what it had put off.
+    ///
     /// # Errors
     /// [`Error::Running`], [`Error::Ended`], [`Error::Vcpu`], [`Error::Part`], and [`Error::Sections`] when `archive` has
     /// sections of the same names.

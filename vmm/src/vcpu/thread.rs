@@ -271,7 +271,9 @@ impl Body {
         let ending = loop {
             let gate = &self.shared.gate;
             let passed = match gate.is_open() {
-                true => self.enter_once(vcpu, start, &mut first),
+                true => self
+                    .inject(vcpu, start)
+                    .and_then(|()| self.enter_once(vcpu, start, &mut first)),
                 false if gate.is_stopped() => break None,
                 false => self.park(vcpu, start, &mut first),
             };
@@ -283,12 +285,15 @@ impl Body {
         ending
     }
 
+    /// Hands KVM what it does not inject by itself; only before a run that lets the guest take it, since nobody could tell
+    /// whether it has.
+    fn inject(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), Ending> {
+        let injected = start.platform.before_run(self.id, vcpu);
+        injected.map_err(|source| Ending::Fault(Fault::Prepare { id: self.id, source }))
+    }
+
     fn enter_once(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), Ending> {
         let at = |vcpu: &VcpuFd| self.location(vcpu, start);
-        start
-            .platform
-            .before_run(self.id, vcpu)
-            .map_err(|source| Ending::Fault(Fault::Prepare { id: self.id, source }))?;
         let width = RunPage::of(vcpu).port_width();
         let exit = vcpu.run();
         self.exits.count(&exit);

@@ -51,23 +51,31 @@ impl Body {
     /// Has KVM do all that it puts off until the vCPU enters the guest, and does what comes of it.
     fn settle(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), Ending> {
         let passed = up_to_the_guest(vcpu, |vcpu| {
-            for _ in 0..PASSES {
-                // A kick that has come while the vCPU was parked would have KVM_RUN return too early.
-                RunPage::of(vcpu).clear_immediate_exit();
-                self.enter_once(vcpu, start, &mut false)?;
-                if RunPage::of(vcpu).was_interrupted() {
-                    break;
-                }
-            }
-            Ok(())
+            // An interrupt that KVM was handed and that shows nowhere first ends a halt, and is injected only by the second
+            // run.
+            self.pass(vcpu, start)?;
+            self.pass(vcpu, start)
         });
-        match passed {
-            Ok(ending) => ending,
-            Err(error) => {
-                // Only what KVM has put off is missing from the state then.
-                log::warn!("vCPU {}: cannot be settled: {error}", self.id);
-                Ok(())
+        passed.unwrap_or_else(|error| {
+            // Only what KVM has put off is missing from the state then.
+            log::warn!("vCPU {}: cannot be settled: {error}", self.id);
+            Ok(())
+        })
+    }
+
+    /// Runs the vCPU until KVM has nothing more to say before it looks at signals.
+    fn pass(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), Ending> {
+        for _ in 0..PASSES {
+            let mut page = RunPage::of(vcpu);
+            // A kick that has come while the vCPU was parked would have KVM_RUN return too early.
+            page.clear_immediate_exit();
+            // Would come before the signal, and again each time.
+            page.request_interrupt_window(false);
+            self.enter_once(vcpu, start, &mut false)?;
+            if RunPage::of(vcpu).was_interrupted() {
+                break;
             }
         }
+        Ok(())
     }
 }
