@@ -20,13 +20,9 @@ pub(super) fn absent(method: &Method, path: &str) -> Option<Error> {
         return None;
     }
     let first = path.split('/').next().unwrap_or_default();
-    match path {
-        "snapshot/create" | "snapshot/load" if *method == Method::Put => {
-            return Some(Error::Absent("Snapshots are", "this release of mayfly"));
-        }
-        // An empty one is none, and some clients always send it.
-        "vsock" if *method == Method::Put => return None,
-        _ => {}
+    // An empty one is none, and some clients always send it.
+    if path == "vsock" && *method == Method::Put {
+        return None;
     }
     ABSENT
         .iter()

@@ -1,6 +1,5 @@
 //! What a client is told when it does not get its wish, in Firecracker's words where it has some.
 
-use std::error::Error as _;
 use std::fmt::Write as _;
 
 use vmm::control;
@@ -62,17 +61,22 @@ impl Error {
         Self::Refused { part, reason }
     }
 
+    /// What went wrong with `part`: `error`, with all causes.
+    pub fn failed(part: &'static str, error: &dyn std::error::Error) -> Self {
+        Self::refused(part, chain(error))
+    }
+
     /// For `map_err`: what the VMM says of `part`, with all causes.
     pub fn of(part: &'static str) -> impl Fn(control::Error) -> Self {
         move |error| match error {
             control::Error::AfterStart | control::Error::BeforeStart => Self::Phase(error),
-            other => Self::refused(part, chain(&other)),
+            other => Self::failed(part, &other),
         }
     }
 }
 
 /// An error with its causes in one line.
-fn chain(error: &control::Error) -> String {
+fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

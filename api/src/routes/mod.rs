@@ -8,6 +8,7 @@ mod life;
 mod network;
 mod output;
 mod show;
+mod snapshot;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,10 @@
 //! The table.
 
-use super::{Call, Error, boot, drive, life, network, output, show};
+use super::{Call, Error, boot, drive, life, network, output, show, snapshot};
 use crate::http::{Method, Response};
 use crate::schema::{
     Action, BootSource, Drive, DriveUpdate, Logger, Machine, MachineUpdate, Metrics, NetworkInterface,
-    NetworkInterfaceUpdate, Schema, Serial, VmUpdate, Vsock,
+    NetworkInterfaceUpdate, Schema, Serial, SnapshotCreate, SnapshotLoad, VmUpdate, Vsock,
 };
 
 /// What is done by one method with one path.
@@ -62,7 +62,7 @@ impl Route {
 }
 
 /// All that can be asked for.
-pub static ROUTES: [Route; 21] = [
+pub static ROUTES: [Route; 23] = [
     Route::get("/", show::instance),
     Route::get("/version", show::version),
     Route::get("/vm/config", show::configuration),
@@ -84,4 +84,6 @@ pub static ROUTES: [Route; 21] = [
     Route::put::<Serial>("/serial", output::put_serial),
     Route::put::<Action>("/actions", life::put_action),
     Route::patch::<VmUpdate>("/vm", life::patch_vm),
+    Route::put::<SnapshotCreate>("/snapshot/create", snapshot::create),
+    Route::put::<SnapshotLoad>("/snapshot/load", snapshot::load),
 ];

@@ -1,6 +1,7 @@
 //! What is answered before the start. What comes after needs KVM, and is tested with it.
 
 mod clients;
+mod snapshot;
 mod specification;
 
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_oneof, proptest};
@@ -128,16 +129,6 @@ fn what_is_not_part_of_mayfly_says_so() {
         ("PUT", "/hotplug/memory", "Memory hot-plug is not part of mayfly."),
         ("PUT", "/cpu-config", "CPU configuration is not part of mayfly."),
         ("GET", "/vsock", "A vsock is not part of mayfly."),
-        (
-            "PUT",
-            "/snapshot/create",
-            "Snapshots are not part of this release of mayfly.",
-        ),
-        (
-            "PUT",
-            "/snapshot/load",
-            "Snapshots are not part of this release of mayfly.",
-        ),
     ] {
         assert_eq!(bench.fault(method, path, "{}"), text, "{method} {path}");
     }

@@ -29,6 +29,8 @@ pub enum Rule {
     Choice(&'static [&'static str]),
     /// An object with these fields.
     Object(&'static [Field]),
+    /// An array of objects with these fields.
+    List(&'static [Field]),
     /// Only what leaves it off: mayfly does not have it, for this reason.
     Unsupported(Off, &'static str),
     /// Anything, which does nothing, for this reason.
@@ -38,6 +40,8 @@ pub enum Rule {
 /// The value that a field has when its feature is not wanted. Null and nothing at all mean the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Off {
+    /// Only null.
+    Null,
     /// `false`
     False,
     /// `0`
@@ -73,6 +77,12 @@ impl Field {
         Self { name, rule }
     }
 
+    /// A field for an array of objects with `fields`.
+    pub const fn list(name: &'static str, fields: &'static [Self]) -> Self {
+        let rule = Rule::List(fields);
+        Self { name, rule }
+    }
+
     /// A field of Firecracker's that mayfly does not have.
     pub const fn unsupported(name: &'static str, off: Off, why: &'static str) -> Self {
         let rule = Rule::Unsupported(off, why);
@@ -90,6 +100,7 @@ impl Off {
     fn is(self, value: &Value) -> bool {
         match self {
             _ if value.is_null() => true,
+            Self::Null => false,
             Self::False => *value == Value::Bool(false),
             Self::Zero => value.as_u64() == Some(0),
             Self::Text(words) => value.as_str().is_some_and(|text| words.contains(&text)),
@@ -151,6 +162,7 @@ impl Check {
             Rule::Choice(_) if !value.is_string() => Err(wrong(value, "a string")),
             Rule::Choice(_) => Ok(()),
             Rule::Object(fields) => self.object(fields, value, &format!("{path}.")),
+            Rule::List(fields) => self.list(fields, value, path),
             Rule::Unsupported(off, _) if off.is(value) => Ok(()),
             Rule::Unsupported(_, why) => Err(Error::Unsupported {
                 field: path.to_owned(),
@@ -158,12 +170,22 @@ impl Check {
                 why,
             }),
             Rule::Ignored(why) => {
-                if *value == Value::Bool(true) {
+                if *value != Value::Bool(false) {
                     log::warn!("api: {path} does nothing: {why}");
                 }
                 Ok(())
             }
         }
+    }
+
+    fn list(&mut self, fields: &'static [Field], value: &Value, path: &str) -> Result<(), Error> {
+        let Some(list) = value.as_array() else {
+            return Err(wrong(value, "a sequence"));
+        };
+        for element in list {
+            self.object(fields, element, &format!("{path}."))?;
+        }
+        Ok(())
     }
 
     fn unknown(&mut self, name: &str) {

@@ -11,6 +11,7 @@ mod limiter;
 mod machine;
 mod network;
 mod output;
+mod snapshot;
 mod vm_config;
 mod vsock;
 
@@ -28,6 +29,9 @@ pub use limiter::{RateLimiter, TokenBucket};
 pub use machine::{HugePages, Machine, MachineUpdate};
 pub use network::{NetworkInterface, NetworkInterfaceUpdate};
 pub use output::{Logger, Metrics, Serial};
+pub use snapshot::{
+    BackendType, DriveOverride, MemBackend, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType,
+};
 pub use vm_config::{InstanceInfo, Version, VmConfiguration};
 pub use vsock::Vsock;
 

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::{
     Action, BootSource, DEFAULT_BOOT_ARGS, Drive, DriveUpdate, Error, Field, Logger, Machine, MachineUpdate,
-    Metrics, NetworkInterface, NetworkInterfaceUpdate, RateLimiter, Rule, Schema, Serial, VmUpdate, Vsock,
-    field, read,
+    Metrics, NetworkInterface, NetworkInterfaceUpdate, RateLimiter, Rule, Schema, Serial, SnapshotCreate,
+    SnapshotLoad, VmUpdate, Vsock, field, read,
 };
 use crate::testing::{resolve, specification};
 
@@ -25,7 +25,7 @@ fn shape<T: Schema>() -> Shape {
     }
 }
 
-fn shapes() -> [Shape; 13] {
+fn shapes() -> [Shape; 15] {
     [
         shape::<Action>(),
         shape::<BootSource>(),
@@ -38,6 +38,8 @@ fn shapes() -> [Shape; 13] {
         shape::<NetworkInterface>(),
         shape::<NetworkInterfaceUpdate>(),
         shape::<Serial>(),
+        shape::<SnapshotCreate>(),
+        shape::<SnapshotLoad>(),
         shape::<VmUpdate>(),
         shape::<Vsock>(),
     ]
@@ -109,6 +111,7 @@ impl Probe<'_> {
                 "string" => value.is_string(),
                 "integer" => value.is_u64(),
                 "boolean" => value.is_boolean(),
+                "array" => value.is_array(),
                 _ => value.is_object(),
             };
             if !fits {
@@ -118,6 +121,9 @@ impl Probe<'_> {
         self.limits(schema);
         if schema.get("properties").is_some() {
             self.object(schema);
+        }
+        if let Some(items) = schema.get("items") {
+            self.list(resolve(self.specification, items));
         }
     }
 
@@ -138,6 +144,7 @@ impl Probe<'_> {
             for value in values.as_array().unwrap() {
                 self.takes(value.clone());
             }
+            self.refuses(json!({}));
             self.refuses(json!("other"));
             self.refuses(json!({values[0].to_string(): null}));
             self.refuses(json!(true));
@@ -152,17 +159,36 @@ impl Probe<'_> {
         }
     }
 
+    /// Asks for each property of the objects in the list that is at the place.
+    fn list(&self, items: &Value) {
+        self.takes(json!([]));
+        for wrong in [json!(null), json!(1), json!("x"), json!([])] {
+            self.refuses(json!([items["example"], wrong]));
+        }
+        let probe = Probe {
+            body: self.with(Some(json!([items["example"], items["example"]]))),
+            place: format!("{}/1", self.place),
+            ..*self
+        };
+        probe.properties(items, &probe.body);
+    }
+
     /// Asks for each property of the object that is at the place.
     fn object(&self, schema: &Value) {
+        let example = &schema["example"];
+        let body = match self.place.as_str() {
+            "" => example.clone(),
+            _ => self.with(Some(example.clone())),
+        };
+        self.properties(schema, &body);
+    }
+
+    /// Asks for each property of the object that is at the place in `body`.
+    fn properties(&self, schema: &Value, body: &Value) {
         let required = schema.get("required").and_then(Value::as_array);
         for (name, property) in schema["properties"].as_object().unwrap() {
-            let example = &schema["example"];
-            let body = match self.place.as_str() {
-                "" => example.clone(),
-                _ => self.with(Some(example.clone())),
-            };
             let probe = Probe {
-                body,
+                body: body.clone(),
                 place: format!("{}/{name}", self.place),
                 ..*self
             };
@@ -202,6 +228,10 @@ fn same_names(specification: &Value, fields: &[Field], schema: &Value, place: &s
         let property = resolve(specification, &properties[field.name]);
         if let Rule::Object(fields) = field.rule {
             same_names(specification, fields, property, field.name);
+        }
+        if let Rule::List(fields) = field.rule {
+            let items = resolve(specification, &property["items"]);
+            same_names(specification, fields, items, field.name);
         }
         if let Rule::Choice(words) = field.rule {
             assert_eq!(property["enum"], json!(words), "{place}");

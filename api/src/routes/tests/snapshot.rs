@@ -1,0 +1,265 @@
+//! Snapshots, up to what needs KVM.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use vmm::config::NetBackend;
+use vmm::control::{Freeze, Kind, MemorySource, Thaw};
+
+use super::{AFTER, BEFORE};
+use crate::schema::{self, Schema, SnapshotCreate, SnapshotLoad};
+use crate::testing::Bench;
+
+const CREATE: &str = "/snapshot/create";
+const LOAD: &str = "/snapshot/load";
+const CONFIGURED: &str = "Load snapshot error: Loading a microVM snapshot not allowed after configuring boot-specific \
+                          resources.";
+
+fn create(body: &str) -> Freeze {
+    schema::read::<SnapshotCreate>(body.as_bytes()).unwrap().freeze()
+}
+
+fn load(body: &str) -> Thaw {
+    schema::read::<SnapshotLoad>(body.as_bytes())
+        .unwrap()
+        .thaw()
+        .unwrap()
+}
+
+fn why<T: Schema + std::fmt::Debug>(body: &Value) -> String {
+    schema::read::<T>(body.to_string().as_bytes())
+        .unwrap_err()
+        .to_string()
+}
+
+#[test]
+fn there_is_nothing_to_freeze_before_the_start() {
+    let mut bench = Bench::new();
+    for kind in ["Full", "Diff"] {
+        let body = format!(
+            r#"{{"snapshot_type": "{kind}", "snapshot_path": "@/state", "mem_file_path": "@/memory"}}"#
+        );
+        assert_eq!(bench.fault("PUT", CREATE, &body), BEFORE);
+    }
+    assert!(!std::fs::exists(bench.at("@/state")).unwrap());
+    assert_ne!(BEFORE, AFTER);
+}
+
+#[test]
+fn what_is_configured_cannot_be_loaded_over() {
+    let body = r#"{"snapshot_path": "@/none", "mem_file_path": "@/none"}"#;
+    for (path, said) in [
+        ("/boot-source", r#"{"kernel_image_path": "@/kernel"}"#),
+        ("/machine-config", r#"{"vcpu_count": 2, "mem_size_mib": 64}"#),
+        (
+            "/drives/a",
+            r#"{"drive_id": "a", "is_root_device": false, "path_on_host": "@/disk"}"#,
+        ),
+    ] {
+        let mut bench = Bench::new();
+        bench.done("PUT", path, said);
+        assert_eq!(bench.fault("PUT", LOAD, body), CONFIGURED, "{path}");
+    }
+    let mut bench = Bench::new();
+    bench.done("PUT", "/serial", r#"{"serial_out_path": "@/serial"}"#);
+    bench.done("PUT", "/logger", r#"{"level": "Info"}"#);
+    let fault = bench.fault("PUT", LOAD, body);
+    assert!(
+        fault.starts_with("Load snapshot error: cannot use the state file: ") && fault.contains("@/none"),
+        "{fault}"
+    );
+    assert_eq!(bench.get("/")["state"], "Not started");
+}
+
+#[test]
+fn memory_has_one_source() {
+    let mut bench = Bench::new();
+    let json = "An error occurred when deserializing the json body of a request: ";
+    for (body, text) in [
+        (
+            json!({"snapshot_path": "s"}),
+            "missing field: either `mem_backend` or `mem_file_path` is required.",
+        ),
+        (
+            json!({"snapshot_path": "s", "mem_file_path": null, "mem_backend": null}),
+            "missing field: either `mem_backend` or `mem_file_path` is required.",
+        ),
+        (
+            json!({"snapshot_path": "s", "mem_file_path": "m",
+                "mem_backend": {"backend_type": "File", "backend_path": "m"}}),
+            "too many fields: either `mem_backend` or `mem_file_path` exclusively is required.",
+        ),
+    ] {
+        assert_eq!(
+            bench.fault("PUT", LOAD, &body.to_string()),
+            format!("{json}{text}"),
+            "{body}"
+        );
+    }
+}
+
+#[test]
+fn what_mayfly_cannot_load_is_named() {
+    let with = |field: &str, value: Value| {
+        let mut body = json!({"snapshot_path": "s", "mem_file_path": "m"});
+        body[field] = value;
+        body
+    };
+    for (field, value, text) in [
+        ("vsock_override", json!({}), "vsock is not part of mayfly"),
+        (
+            "vsock_override",
+            json!({"uds_path": "/v"}),
+            "vsock is not part of mayfly",
+        ),
+        ("huge_pages", json!("2M"), "choose Snapshot or None"),
+        ("huge_pages", json!("Transparent"), "choose Snapshot or None"),
+    ] {
+        let why = why::<SnapshotLoad>(&with(field, value.clone()));
+        assert!(
+            why.starts_with(&format!("The field {field} cannot be {value}: ")) && why.contains(text),
+            "{why}"
+        );
+    }
+    for (field, value) in [
+        ("vsock_override", json!(null)),
+        ("huge_pages", json!(null)),
+        ("huge_pages", json!("None")),
+        ("huge_pages", json!("Snapshot")),
+        ("network_overrides", json!(null)),
+        ("drive_overrides", json!([])),
+    ] {
+        let body = with(field, value.clone()).to_string();
+        assert_eq!(load(&body), Thaw::new("s".into(), "m".into()), "{field}: {value}");
+    }
+}
+
+#[test]
+fn fields_that_are_wrong_are_refused() {
+    let list =
+        |element: Value| json!({"snapshot_path": "s", "mem_file_path": "m", "network_overrides": element});
+    for (body, text) in [
+        (
+            list(json!({"iface_id": "a", "host_dev_name": "b"})),
+            "invalid type: map, expected a sequence",
+        ),
+        (list(json!(["a"])), "invalid type: string, expected an object"),
+        // serde takes a sequence for the fields in their order.
+        (
+            list(json!([["a", "b"]])),
+            "invalid type: sequence, expected an object",
+        ),
+        (list(json!([{"iface_id": "a"}])), "missing field `host_dev_name`"),
+        (list(json!([{"host_dev_name": "a"}])), "missing field `iface_id`"),
+        (
+            list(json!([{"iface_id": 1, "host_dev_name": "a"}])),
+            "invalid type: integer `1`, expected a string",
+        ),
+        (json!({"mem_file_path": "m"}), "missing field `snapshot_path`"),
+        (
+            json!({"snapshot_path": "s", "mem_backend": {"backend_type": "Disk", "backend_path": "m"}}),
+            "unknown variant `Disk`",
+        ),
+        (
+            json!({"snapshot_path": "s", "mem_backend": {"backend_type": "File"}}),
+            "missing field `backend_path`",
+        ),
+        (
+            json!({"snapshot_path": "s", "mem_backend": {"backend_path": "m"}}),
+            "missing field `backend_type`",
+        ),
+    ] {
+        let why = why::<SnapshotLoad>(&body);
+        assert!(why.contains(text), "{body}: {why}");
+    }
+    for (body, text) in [
+        (json!({"snapshot_path": "s"}), "missing field `mem_file_path`"),
+        (json!({"mem_file_path": "m"}), "missing field `snapshot_path`"),
+        (
+            json!({"snapshot_path": "s", "mem_file_path": "m", "snapshot_type": "Half"}),
+            "unknown variant `Half`",
+        ),
+    ] {
+        let why = why::<SnapshotCreate>(&body);
+        assert!(why.contains(text), "{body}: {why}");
+    }
+}
+
+#[test]
+fn all_that_is_asked_for_gets_to_the_vmm() {
+    let body = r#"{"snapshot_path": "/s", "mem_backend": {"backend_type": "Uffd", "backend_path": "/u"},
+        "track_dirty_pages": true, "resume_vm": false, "clock_realtime": true,
+        "network_overrides": [{"iface_id": "a", "host_dev_name": ""}, {"iface_id": "b", "host_dev_name": "tap1"}],
+        "drive_overrides": [{"drive_id": "c", "path_on_host": "/d"}]}"#;
+    let expected = Thaw {
+        state: "/s".into(),
+        memory: MemorySource::Uffd("/u".into()),
+        taps: vec![
+            ("a".into(), NetBackend::Tap(String::new())),
+            ("b".into(), NetBackend::Tap("tap1".into())),
+        ],
+        disks: vec![("c".into(), PathBuf::from("/d"))],
+        track_dirty_pages: true,
+        realtime: true,
+    };
+    assert_eq!(load(body), expected);
+    let diff = r#"{"snapshot_type": "Diff", "snapshot_path": "/s", "mem_file_path": "/m"}"#;
+    assert_eq!(create(diff).kind, Kind::Diff);
+}
+
+#[test]
+fn old_names_mean_the_same() {
+    let old = r#"{"snapshot_path": "/s", "mem_file_path": "/m", "enable_diff_snapshots": true}"#;
+    let new = r#"{"snapshot_path": "/s", "mem_backend": {"backend_type": "File", "backend_path": "/m"},
+        "track_dirty_pages": true}"#;
+    assert_eq!(load(old), load(new));
+    let deprecated = |body: &str| {
+        schema::read::<SnapshotLoad>(body.as_bytes())
+            .unwrap()
+            .is_deprecated()
+    };
+    assert!(deprecated(old) && !deprecated(new));
+    let versioned = r#"{"snapshot_path": "/s", "mem_file_path": "/m", "version": "1.0.0"}"#;
+    assert_eq!(
+        create(versioned),
+        create(r#"{"snapshot_path": "/s", "mem_file_path": "/m", "snapshot_type": null}"#)
+    );
+}
+
+/// The bodies of urunc's checkpoints, the SDK and flintlock that uses it, and vHive.
+#[test]
+fn clients_are_understood() {
+    let full = |state: &str, memory: &str| Freeze {
+        kind: Kind::Full,
+        state: state.into(),
+        memory: memory.into(),
+    };
+    let urunc = "{\"snapshot_type\":\"Full\",\"snapshot_path\":\"/urunc-snapshot/vmstate\",\
+                 \"mem_file_path\":\"/urunc-snapshot/memory\"}";
+    assert_eq!(
+        create(urunc),
+        full("/urunc-snapshot/vmstate", "/urunc-snapshot/memory")
+    );
+    let flintlock = r#"{"mem_file_path":"/vm/snapshot/memory","snapshot_path":"/vm/snapshot/vmstate"}"#;
+    assert_eq!(
+        create(flintlock),
+        full("/vm/snapshot/vmstate", "/vm/snapshot/memory")
+    );
+
+    let urunc = "{\"snapshot_path\":\"/urunc-snapshot/vmstate\",\"mem_backend\":{\"backend_type\":\"File\",\
+                 \"backend_path\":\"/urunc-snapshot/memory\"},\"resume_vm\":true,\"network_overrides\":[{\
+                 \"iface_id\":\"net1\",\"host_dev_name\":\"tap1_urunc\"}]}";
+    let expected = Thaw {
+        taps: vec![("net1".into(), NetBackend::Tap("tap1_urunc".into()))],
+        ..Thaw::new("/urunc-snapshot/vmstate".into(), "/urunc-snapshot/memory".into())
+    };
+    assert_eq!(load(urunc), expected);
+    let sdk = r#"{"enable_diff_snapshots":false,"mem_file_path":"/m","resume_vm":true,"snapshot_path":"/s"}"#;
+    assert_eq!(load(sdk), Thaw::new("/s".into(), "/m".into()));
+    let vhive = r#"{"mem_backend":{"backend_path":"/u.sock","backend_type":"Uffd"},"snapshot_path":"/s"}"#;
+    let expected = Thaw {
+        memory: MemorySource::Uffd("/u.sock".into()),
+        ..Thaw::new("/s".into(), "".into())
+    };
+    assert_eq!(load(vhive), expected);
+}

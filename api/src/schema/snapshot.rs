@@ -1,0 +1,200 @@
+//! Snapshots.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use vmm::config::NetBackend;
+use vmm::control::{Freeze, Kind, MemorySource, Thaw};
+
+use super::{Error, Field, Off, Schema};
+
+/// Which pages a snapshot holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum SnapshotType {
+    /// All that were ever touched.
+    #[default]
+    Full,
+    /// Those that differ from what the VM was restored from.
+    Diff,
+}
+
+/// A snapshot to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct SnapshotCreate {
+    /// Which pages; all if nothing is said.
+    pub snapshot_type: Option<SnapshotType>,
+    /// The state file.
+    pub snapshot_path: PathBuf,
+    /// The memory file.
+    pub mem_file_path: PathBuf,
+}
+
+/// Who gives the guest its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum BackendType {
+    /// The memory file.
+    File,
+    /// Another process, by userfaultfd.
+    Uffd,
+}
+
+/// Where the guest's memory comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct MemBackend {
+    /// Who gives it.
+    pub backend_type: BackendType,
+    /// The memory file, or the socket on which the other process listens.
+    pub backend_path: PathBuf,
+}
+
+/// An interface that is to be on another tap.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct NetworkOverride {
+    /// Its name.
+    pub iface_id: String,
+    /// The tap; the kernel names one if this is empty.
+    pub host_dev_name: String,
+}
+
+/// A drive that is to be on another file.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct DriveOverride {
+    /// Its name.
+    pub drive_id: String,
+    /// The file or block device.
+    pub path_on_host: PathBuf,
+}
+
+/// A snapshot to be loaded.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct SnapshotLoad {
+    /// The state file.
+    pub snapshot_path: PathBuf,
+    /// Where memory comes from; there must be this or `mem_file_path`.
+    pub mem_backend: Option<MemBackend>,
+    /// The memory file, as it was named before there were backends.
+    pub mem_file_path: Option<PathBuf>,
+    /// Whether KVM logs which pages the guest writes.
+    pub track_dirty_pages: Option<bool>,
+    /// The old name of that.
+    pub enable_diff_snapshots: Option<bool>,
+    /// Whether the guest runs at once.
+    pub resume_vm: Option<bool>,
+    /// Interfaces that are to be on other taps.
+    pub network_overrides: Option<Vec<NetworkOverride>>,
+    /// Drives that are to be on other files.
+    pub drive_overrides: Option<Vec<DriveOverride>>,
+    /// Whether the guest's clock jumps to where it would stand had it never stopped.
+    pub clock_realtime: Option<bool>,
+}
+
+impl Schema for SnapshotCreate {
+    const NAME: &'static str = "SnapshotCreate";
+    const FIELDS: &'static [Field] = &[
+        Field::choice("snapshot_type", &["Full", "Diff"]),
+        Field::any("snapshot_path"),
+        Field::any("mem_file_path"),
+        Field::ignored("version", "mayfly writes the format of its own release"),
+    ];
+}
+
+impl Schema for SnapshotLoad {
+    const NAME: &'static str = "SnapshotLoad";
+    const FIELDS: &'static [Field] = &[
+        Field::any("snapshot_path"),
+        Field::object(
+            "mem_backend",
+            &[
+                Field::choice("backend_type", &["File", "Uffd"]),
+                Field::any("backend_path"),
+            ],
+        ),
+        Field::any("mem_file_path"),
+        Field::any("track_dirty_pages"),
+        Field::any("enable_diff_snapshots"),
+        Field::any("resume_vm"),
+        Field::list(
+            "network_overrides",
+            &[Field::any("iface_id"), Field::any("host_dev_name")],
+        ),
+        Field::list(
+            "drive_overrides",
+            &[Field::any("drive_id"), Field::any("path_on_host")],
+        ),
+        Field::unsupported("vsock_override", Off::Null, "vsock is not part of mayfly"),
+        Field::any("clock_realtime"),
+        Field::unsupported(
+            "huge_pages",
+            Off::Text(&["Snapshot", "None"]),
+            "mayfly maps the memory file with the pages that its file system has; choose Snapshot or None",
+        ),
+    ];
+}
+
+impl SnapshotCreate {
+    /// What the VMM is to make.
+    pub fn freeze(self) -> Freeze {
+        Freeze {
+            kind: match self.snapshot_type.unwrap_or_default() {
+                SnapshotType::Full => Kind::Full,
+                SnapshotType::Diff => Kind::Diff,
+            },
+            state: self.snapshot_path,
+            memory: self.mem_file_path,
+        }
+    }
+}
+
+impl SnapshotLoad {
+    /// Whether a field was given that Firecracker gives up.
+    pub fn is_deprecated(&self) -> bool {
+        self.mem_file_path.is_some() || self.enable_diff_snapshots.is_some()
+    }
+
+    /// What the VMM is to make.
+    ///
+    /// # Errors
+    /// [`Error::Json`] unless there is one place, and only one, from which memory comes.
+    pub fn thaw(self) -> Result<Thaw, Error> {
+        let memory = match (self.mem_backend, self.mem_file_path) {
+            (Some(backend), None) => backend.source(),
+            (None, Some(path)) => MemorySource::File(path),
+            (None, None) => {
+                return Err(either(
+                    "missing field: either `mem_backend` or `mem_file_path` is required",
+                ));
+            }
+            (Some(_), Some(_)) => {
+                return Err(either(
+                    "too many fields: either `mem_backend` or `mem_file_path` exclusively is required",
+                ));
+            }
+        };
+        let taps = self.network_overrides.unwrap_or_default().into_iter();
+        let disks = self.drive_overrides.unwrap_or_default().into_iter();
+        let tracks = [self.track_dirty_pages, self.enable_diff_snapshots];
+        Ok(Thaw {
+            state: self.snapshot_path,
+            memory,
+            taps: taps
+                .map(|tap| (tap.iface_id, NetBackend::Tap(tap.host_dev_name)))
+                .collect(),
+            disks: disks.map(|disk| (disk.drive_id, disk.path_on_host)).collect(),
+            track_dirty_pages: tracks.contains(&Some(true)),
+            realtime: self.clock_realtime.unwrap_or(false),
+        })
+    }
+}
+
+impl MemBackend {
+    fn source(self) -> MemorySource {
+        match self.backend_type {
+            BackendType::File => MemorySource::File(self.backend_path),
+            BackendType::Uffd => MemorySource::Uffd(self.backend_path),
+        }
+    }
+}
+
+fn either(text: &str) -> Error {
+    Error::Json(text.to_owned())
+}
