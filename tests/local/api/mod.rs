@@ -16,8 +16,10 @@
 //! | [`bare`] | nothing but the binary and the devices |
 //! | [`robust`] | clients that do not behave |
 //! | [`clients`] | clients that others wrote |
+//! | [`by_hand`] | snapshots by the commands |
 
 mod bare;
+mod by_hand;
 mod change;
 mod clients;
 mod configured;

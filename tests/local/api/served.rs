@@ -165,6 +165,13 @@ impl Served {
         }
     }
 
+    /// What comes before the end of the line, after all that was expected before.
+    pub fn line(&mut self) -> String {
+        let start = self.seen;
+        self.expect("\n");
+        self.printed[start..self.seen - 1].to_owned()
+    }
+
     pub fn signal(&self, signal: libc::c_int) {
         let process = i32::try_from(self.mayfly.id()).unwrap();
         // SAFETY: kill takes no pointers, and the process is a child that has not been waited for.

@@ -1,0 +1,145 @@
+//! Snapshots by the commands.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use super::served::{Folder, Served};
+use crate::guests::{file, program};
+
+fn mayfly(arguments: &[&str]) -> Output {
+    Command::new(program()).args(arguments).output().unwrap()
+}
+
+/// What mayfly prints when it does what `arguments` say.
+fn does(arguments: &[&str]) -> String {
+    let output = mayfly(arguments);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {said}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What it says when it does not.
+fn refuses(arguments: &[&str]) -> String {
+    let output = mayfly(arguments);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+    assert!(output.stdout.is_empty());
+    said
+}
+
+fn run(guest: &str) -> Served {
+    let folder = Folder::new();
+    let socket = folder.text("api.sock");
+    let kernel = file(guest);
+    Served::called(
+        folder,
+        Command::new(program()).args(["run", &kernel, "--memory", "32M", "--api-sock", &socket]),
+    )
+}
+
+fn restore(snapshot: &str, options: &[&str]) -> Served {
+    let folder = Folder::new();
+    let socket = folder.text("api.sock");
+    let mut command = Command::new(program());
+    command
+        .args(["restore", snapshot, "--api-sock", &socket])
+        .args(options);
+    Served::called(folder, &mut command)
+}
+
+fn take(vm: &Served, folder: &str, options: &[&str]) {
+    let socket = vm.folder.text("api.sock");
+    let command = ["snapshot", folder, "--api-sock", &socket];
+    does(&[&command, options].concat());
+}
+
+/// The number of the first tick, after which `count` follow without one missing or doubled.
+fn ticks(vm: &mut Served, count: u32) -> u32 {
+    vm.expect("tick ");
+    let first: u32 = vm.line().parse().unwrap();
+    for number in first + 1..=first + count {
+        vm.expect("tick ");
+        assert_eq!(vm.line(), number.to_string());
+    }
+    first
+}
+
+#[test]
+fn a_guest_goes_on_from_a_snapshot_as_often_as_one_likes() {
+    let mut vm = run("ticker.elf");
+    vm.expect("tick 7\n");
+    let kept = Folder::new();
+    let folder = kept.text("s");
+    take(&vm, &folder, &[]);
+    // It has gone on, and is over.
+    ticks(&mut vm, 3);
+    vm.terminate();
+    let mut clones = [restore(&folder, &[]), restore(&folder, &[])];
+    let first = clones.each_mut().map(|clone| ticks(clone, 20));
+    assert!(first[0] >= 8 && first[0] == first[1], "{first:?}");
+    let info = does(&["snapshot-info", &folder]);
+    for text in [
+        "all of the memory",
+        "vCPUs        1",
+        "memory       32 MiB",
+        "ticker.elf",
+    ] {
+        assert!(info.contains(text), "{info} has no {text}");
+    }
+    clones.map(Served::terminate);
+}
+
+#[test]
+fn a_difference_is_merged_into_what_it_differs_from() {
+    let mut vm = run("ticker.elf");
+    vm.expect("tick 3\n");
+    let kept = Folder::new();
+    let [whole, part] = ["whole", "part"].map(|name| kept.text(name));
+    take(&vm, &whole, &[]);
+    vm.terminate();
+    let mut vm = restore(&whole, &[]);
+    let start = ticks(&mut vm, 30);
+    take(&vm, &part, &["--diff"]);
+    vm.terminate();
+    assert!(does(&["snapshot-info", &part]).contains("a difference"));
+    assert!(refuses(&["restore", &part]).contains("mayfly snapshot-merge"));
+    assert!(refuses(&["snapshot-merge", &part, &whole]).contains("no difference"));
+    does(&["snapshot-merge", &whole, &part]);
+    let mut vm = restore(&whole, &[]);
+    assert!(ticks(&mut vm, 5) > start + 30);
+    vm.terminate();
+}
+
+#[test]
+fn a_paused_clone_waits_for_its_owner() {
+    let mut vm = run("ticker.elf");
+    vm.expect("tick 2\n");
+    let kept = Folder::new();
+    let folder = kept.text("s");
+    take(&vm, &folder, &[]);
+    vm.terminate();
+    let mut clone = restore(&folder, &["--paused"]);
+    assert_eq!(clone.state(), "Paused");
+    let socket = clone.folder.text("api.sock");
+    does(&["ctl", "--api-sock", &socket, "resume"]);
+    ticks(&mut clone, 3);
+    clone.terminate();
+}
+
+#[test]
+fn what_is_no_snapshot_is_refused() {
+    let kept = Folder::new();
+    let folder = kept.text("s");
+    let socket = kept.text("nobody.sock");
+    assert!(refuses(&["snapshot", &folder, "--api-sock", &socket]).contains(&socket));
+    assert!(refuses(&["restore", &folder]).contains("state"));
+    fs::write(
+        kept.path("s").join("state"),
+        "not a state file, but long enough to have a header, it is hoped",
+    )
+    .unwrap();
+    for command in ["restore", "snapshot-info"] {
+        let said = refuses(&[command, &folder]);
+        assert!(said.contains(&folder), "{said}");
+    }
+}
