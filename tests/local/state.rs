@@ -369,3 +369,27 @@ fn only_a_paused_machine_is_saved() {
     let saved = guest.machine.save(&mut Writer::new());
     assert!(matches!(saved, Err(Error::Running)), "{saved:?}");
 }
+
+/// Whether the local APIC in the state of the first vCPU has the interrupt of `vector` pending.
+fn is_pending(state: &[u8], vector: usize) -> bool {
+    let vcpu = sections(state).into_iter().find(|(key, _)| key == "vcpu/0");
+    let (_, payload) = vcpu.unwrap();
+    // The only run of 1024 bytes: its length comes before it, and at 0x30 the version of all of KVM's local APICs.
+    let at = (0..payload.len() - 1026)
+        .find(|at| payload[*at..at + 2] == [0x80, 8] && payload[at + 0x32] == 0x14)
+        .unwrap();
+    let requests = at + 2 + 0x200;
+    payload[requests + vector / 32 * 0x10 + vector % 32 / 8] & 1 << (vector % 8) != 0
+}
+
+/// KVM makes an interrupt of it only when the guest is entered again.
+#[test]
+fn a_timer_that_expires_while_the_guest_is_paused_is_in_the_state() {
+    let mut guest = Guest::new("ticker.elf", IrqchipMode::Split).boot();
+    guest.tick();
+    guest.machine.pause();
+    let begin = Instant::now();
+    while !is_pending(&save(&guest.machine), 0x40) {
+        assert!(begin.elapsed().as_secs() < 60, "a timer of 10 ms does not expire");
+    }
+}
