@@ -278,7 +278,7 @@ fn differences(first: &[u8], second: &[u8]) -> Vec<(String, usize)> {
             assert_eq!((&key, before.len()), (&same, after.len()));
             let mut places = (0..before.len()).filter(|place| before[*place] != after[*place]);
             let first = places.next();
-            let length = first.map_or(0, |first| places.last().unwrap_or(first) + 1 - first);
+            let length = first.map_or(0, |first| places.next_back().unwrap_or(first) + 1 - first);
             (key, length)
         })
         .collect()
