@@ -267,7 +267,7 @@ fn several_vcpus_continue() {
 /// Sections that are time and little else.
 const CLOCKS: [&str; 3] = ["clock", "cmos", "pit"];
 
-/// Bytes in which two states differ, by section, clocks left out.
+/// Bytes from the first to the last in which two states differ, by section, clocks left out.
 fn differences(first: &[u8], second: &[u8]) -> Vec<(String, usize)> {
     let (first, second) = (sections(first), sections(second));
     assert_eq!(first.len(), second.len());
@@ -276,11 +276,10 @@ fn differences(first: &[u8], second: &[u8]) -> Vec<(String, usize)> {
         .filter(|((key, _), _)| !CLOCKS.contains(&key.as_str()))
         .map(|((key, before), (same, after))| {
             assert_eq!((&key, before.len()), (&same, after.len()));
-            let different = before
-                .iter()
-                .zip(&after)
-                .filter(|(before, after)| before != after);
-            (key, different.count())
+            let mut places = (0..before.len()).filter(|place| before[*place] != after[*place]);
+            let first = places.next();
+            let length = first.map_or(0, |first| places.next_back().unwrap_or(first) + 1 - first);
+            (key, length)
         })
         .collect()
 }
@@ -316,10 +315,10 @@ fn a_state_that_was_restored_is_saved_as_it_was() {
                 // The time stamp counter.
                 "vcpu/0" => 10,
                 // When each counter of the PIT in the kernel was loaded.
-                "irqchip" if irqchip == IrqchipMode::Kernel => 3 * 8,
+                "irqchip" if irqchip == IrqchipMode::Kernel => 3 * 24,
                 _ => 0,
             };
-            assert!(different <= allowed, "{different} bytes of {key} differ");
+            assert!(different <= allowed, "{key} differs within {different} bytes");
         }
     }
 }
@@ -368,4 +367,28 @@ fn only_a_paused_machine_is_saved() {
     let guest = Guest::new("ticker.elf", IrqchipMode::Split).boot();
     let saved = guest.machine.save(&mut Writer::new());
     assert!(matches!(saved, Err(Error::Running)), "{saved:?}");
+}
+
+/// Whether the local APIC in the state of the first vCPU has the interrupt of `vector` pending.
+fn is_pending(state: &[u8], vector: usize) -> bool {
+    let vcpu = sections(state).into_iter().find(|(key, _)| key == "vcpu/0");
+    let (_, payload) = vcpu.unwrap();
+    // The only run of 1024 bytes: its length comes before it, and at 0x30 the version of all of KVM's local APICs.
+    let at = (0..payload.len() - 1026)
+        .find(|at| payload[*at..at + 2] == [0x80, 8] && payload[at + 0x32] == 0x14)
+        .unwrap();
+    let requests = at + 2 + 0x200;
+    payload[requests + vector / 32 * 0x10 + vector % 32 / 8] & 1 << (vector % 8) != 0
+}
+
+/// KVM makes an interrupt of it only when the guest is entered again.
+#[test]
+fn a_timer_that_expires_while_the_guest_is_paused_is_in_the_state() {
+    let mut guest = Guest::new("ticker.elf", IrqchipMode::Split).boot();
+    guest.tick();
+    guest.machine.pause();
+    let begin = Instant::now();
+    while !is_pending(&save(&guest.machine), 0x40) {
+        assert!(begin.elapsed().as_secs() < 60, "a timer of 10 ms does not expire");
+    }
 }

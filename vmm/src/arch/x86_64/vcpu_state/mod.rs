@@ -2,9 +2,9 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`extended`] | FPU and vector registers |
-//! | [`msrs`] | model-specific registers |
-//! | [`special`] | control, segment and page-directory-pointer registers |
+//! | `extended` | FPU and vector registers |
+//! | `msrs` | model-specific registers |
+//! | `special` | control, segment and page-directory-pointer registers |
 //!
 //! What comes out of a snapshot is untrusted. KVM checks the values; what it does not check are lengths, which are bounded
 //! here before anything is made by their say-so.
