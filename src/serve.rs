@@ -121,6 +121,8 @@ pub fn serve(options: Options, origin: Instant) -> Result<ExitCode, Error> {
     let end = vm::run(&mut control, Some(&mut api), &signals);
     let end = end.map_err(|error| Error::Run(run::Error::Vm(error)))?;
     api.finish(&control);
+    // Its socket goes with it, before the signal that may have ended the VM ends this process too.
+    drop(api);
     run::conclude_vm(control);
     Ok(conclude(&end))
 }
