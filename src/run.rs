@@ -99,8 +99,7 @@ pub fn process_time() -> Duration {
 /// # Errors
 /// [`Error`] when the guest did not run at all.
 pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<ExitCode, Error> {
-    let front = run.front().map(Front::open).transpose();
-    let api = front.map_err(|error| Error::Front(Box::new(error)))?;
+    let api = run.front().map(open).transpose()?;
     let recorded = run.timings || run.trace.is_some() || api.is_some();
     let timeline = Arc::new(Timeline::new(origin, recorded));
     let image = timeline
@@ -130,6 +129,12 @@ pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<ExitCode, Error>
         trace.write(exec, &spans)?;
     }
     Ok(conclude(&end))
+}
+
+/// Opens the way to the VM from outside, with the signals blocked that would leave its socket behind.
+fn open(front: Front<'_>) -> Result<Api, Error> {
+    block_signals()?;
+    front.open().map_err(|error| Error::Front(Box::new(error)))
 }
 
 /// A trace that is to be written.
