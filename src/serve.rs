@@ -125,8 +125,6 @@ pub fn serve(options: Options, origin: Instant) -> Result<ExitCode, Error> {
     // Its socket goes with it, before the signal that may have ended the VM ends this process too.
     drop(api);
     run::conclude_vm(control);
-    // The socket goes before the process does, which a signal ends at once.
-    drop(api);
     Ok(conclude(&end))
 }
 
