@@ -96,9 +96,6 @@ pub enum Error {
         /// What is missing.
         needed: &'static str,
     },
-    /// A flag that contradicts another one.
-    #[error("the flags {0} and {1} contradict each other")]
-    Contradiction(&'static str, &'static str),
     /// A part of Firecracker that mayfly does not have.
     #[error("{flag} is not part of mayfly: {reason}")]
     Missing {
@@ -197,8 +194,8 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
             needed: "--config-file",
         });
     }
-    if has("--no-api") && has("--api-sock") {
-        return Err(Error::Contradiction("--no-api", "--api-sock"));
+    if has("--no-api") {
+        options.socket = None;
     }
     Ok(Command::Serve(Box::new(options)))
 }
@@ -209,7 +206,8 @@ fn is_flag(value: &OsStr) -> bool {
 
 fn take_plain(options: &mut Options, flag: &'static str) -> Result<(), Error> {
     match flag {
-        "--no-api" => options.socket = None,
+        // Whatever --api-sock says, before it or behind it.
+        "--no-api" => {}
         "--show-level" => options.log.show_level = Some(true),
         "--show-log-origin" => options.log.show_origin = Some(true),
         // There are no filters to be left out.
@@ -364,6 +362,7 @@ mod tests {
         );
         assert_eq!(options("").socket, Some(SOCKET.into()));
         assert_eq!(options("--no-api --config-file f").socket, None);
+        assert_eq!(options("--no-api --config-file f --api-sock s").socket, None);
         assert_eq!(words("--id x --version"), Ok(Command::Version));
         assert_eq!(words("--id x -h"), Ok(Command::Help));
     }
@@ -380,7 +379,6 @@ mod tests {
             ("--id a_b", "1 to 64 letters", 153),
             ("--level loud", "Off, Error, Warning", 152),
             ("--no-api", "--no-api needs the flag --config-file", 153),
-            ("--no-api --config-file f --api-sock s", "contradict", 153),
             ("--metadata f", "no metadata service", 153),
             ("--enable-pci", "memory-mapped", 153),
             ("--seccomp-filter f", "--no-seccomp", 153),

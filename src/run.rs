@@ -101,7 +101,7 @@ pub fn process_time() -> Duration {
 /// # Errors
 /// [`Error`] when the guest did not run at all.
 pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<ExitCode, Error> {
-    let (api, timeline) = open(&run.session, origin)?;
+    let (api, timeline) = prepare(&run.session, origin)?;
     let image = timeline
         .measure(Lane::Main, "open image", || {
             Image::open(&run.config.kernel, Native::MACHINE)
@@ -127,7 +127,7 @@ pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<ExitCode, Error>
 /// # Errors
 /// [`Error`] when the guest did not run at all.
 pub fn restore(restore: Restore, origin: Instant, exec: Duration) -> Result<ExitCode, Error> {
-    let (api, timeline) = open(&restore.session, origin)?;
+    let (api, timeline) = prepare(&restore.session, origin)?;
     attend(restore.session, exec, &timeline, api, |control| {
         control.load(&restore.thaw).map_err(Failure::Thaw)?;
         if !restore.paused {
@@ -138,9 +138,8 @@ pub fn restore(restore: Restore, origin: Instant, exec: Duration) -> Result<Exit
 }
 
 /// The way to the VM from outside, if one is wanted, and what records its start.
-fn open(session: &Session, origin: Instant) -> Result<(Option<Api>, Arc<Timeline>), Error> {
-    let front = session.front().map(Front::open).transpose();
-    let api = front.map_err(|error| Error::Front(Box::new(error)))?;
+fn prepare(session: &Session, origin: Instant) -> Result<(Option<Api>, Arc<Timeline>), Error> {
+    let api = session.front().map(open).transpose()?;
     let recorded = session.timings || session.trace.is_some() || api.is_some();
     Ok((api, Arc::new(Timeline::new(origin, recorded))))
 }
@@ -182,6 +181,12 @@ impl From<control::Error> for Failure {
     fn from(error: control::Error) -> Self {
         Self::Start(error)
     }
+}
+
+/// Opens the way to the VM from outside, with the signals blocked that would leave its socket behind.
+fn open(front: Front<'_>) -> Result<Api, Error> {
+    block_signals()?;
+    front.open().map_err(|error| Error::Front(Box::new(error)))
 }
 
 /// A trace that is to be written.

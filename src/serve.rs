@@ -103,9 +103,10 @@ pub fn serve(options: Options, origin: Instant) -> Result<ExitCode, Error> {
         id: &options.id,
         log: &options.log,
     };
-    let mut api = front.open()?;
-    // Before any thread starts, and before anything is written to a FIFO, so that all of them leave the signals to the event loop.
+    // Before any thread starts, so that all of them leave the signals to the event loop; before anything is written to a FIFO;
+    // and before there is a socket, whose file must not stay behind.
     let signals = run::block_signals().map_err(Error::Run)?;
+    let mut api = front.open()?;
     for flag in &options.without_effect {
         log::warn!("{flag} changes nothing: mayfly has no such thing");
     }
@@ -121,9 +122,9 @@ pub fn serve(options: Options, origin: Instant) -> Result<ExitCode, Error> {
     let end = vm::run(&mut control, Some(&mut api), &signals);
     let end = end.map_err(|error| Error::Run(run::Error::Vm(error)))?;
     api.finish(&control);
-    run::conclude_vm(control);
-    // The socket goes before the process does, which a signal ends at once.
+    // Its socket goes with it, before the signal that may have ended the VM ends this process too.
     drop(api);
+    run::conclude_vm(control);
     Ok(conclude(&end))
 }
 

@@ -1,6 +1,8 @@
 //! What mayfly prints when the guest runs, and its exit status.
 
 use std::fs::{self, File};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -215,4 +217,32 @@ fn input_comes_from_a_file_as_well() {
         printed.contains("so that it waits") && printed.contains("bye"),
         "{printed}"
     );
+}
+
+/// Both have a socket under another name first, and wait a little for whoever else has the folder locked.
+#[test]
+fn a_signal_leaves_no_socket_behind_however_early_it_comes() {
+    let folder = std::env::temp_dir().join(format!("mayfly-early-{}", std::process::id()));
+    let socket = folder.join("api.sock");
+    let names = || fs::read_dir(&folder).unwrap().count();
+    for command in [vec![], vec!["run".to_owned(), file("loop.elf")]] {
+        fs::create_dir(&folder).unwrap();
+        let held = File::open(&folder).unwrap();
+        held.lock().unwrap();
+        drop(UnixListener::bind(&socket).unwrap());
+        let mut mayfly = Command::new(program());
+        mayfly.args(&command).arg("--api-sock").arg(&socket);
+        let mayfly = mayfly.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        while names() < 2 {
+            std::thread::yield_now();
+        }
+        let process = i32::try_from(mayfly.id()).unwrap();
+        // SAFETY: kill takes no pointers, and the process is a child that has not been waited for.
+        assert_eq!(unsafe { libc::kill(process, libc::SIGTERM) }, 0);
+        drop(held);
+        let status = mayfly.wait_with_output().unwrap().status;
+        assert_eq!(status.signal(), Some(libc::SIGTERM), "{command:?}: {status}");
+        assert_eq!(names(), 0, "{command:?}");
+        fs::remove_dir(&folder).unwrap();
+    }
 }

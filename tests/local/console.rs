@@ -216,6 +216,10 @@ struct Terminal {
 
 impl Terminal {
     fn start(guest: &str) -> Self {
+        Self::with(guest, &[])
+    }
+
+    fn with(guest: &str, arguments: &[&str]) -> Self {
         let (mut master, mut slave) = (0, 0);
         // SAFETY: both pointers are valid for writes; name, modes and size are left to the system.
         let made = unsafe {
@@ -233,7 +237,7 @@ impl Terminal {
         // SAFETY: openpty has just made the descriptor.
         let slave = unsafe { OwnedFd::from_raw_fd(slave) };
         let before = modes(&keyboard);
-        let mut command = mayfly(guest, &[]);
+        let mut command = mayfly(guest, arguments);
         command.stdin(slave.try_clone().unwrap()).stdout(slave);
         // SAFETY: what runs between fork and exec makes system calls only.
         unsafe { command.pre_exec(take_terminal) };
@@ -328,6 +332,22 @@ fn escape_keys_help_and_end() {
     let (status, said) = terminal.end();
     assert_eq!(status.code(), Some(0));
     assert!(said.contains("Ctrl-A x"), "{said}");
+}
+
+#[test]
+fn escape_keys_end_a_paused_guest() {
+    let socket = std::env::temp_dir().join(format!("mayfly-keys-{}.sock", std::process::id()));
+    let socket = socket.to_str().unwrap();
+    let mut terminal = Terminal::with("echo.elf", &["--api-sock", socket]);
+    terminal.expect("ready");
+    let pause = Command::new(program())
+        .args(["ctl", "--api-sock", socket, "pause"])
+        .output()
+        .unwrap();
+    assert!(pause.status.success(), "{pause:?}");
+    // Were it not paused, the guest would end first, and say so.
+    terminal.press(b"q\x01x");
+    assert_eq!(terminal.end().0.code(), Some(0));
 }
 
 #[test]

@@ -86,7 +86,7 @@ impl Server {
         for _ in 0..TURN {
             match self.socket.accept() {
                 Ok(stream) => self.admit(stream),
-                Err(error) if error.raw_os_error() == Some(libc::EMFILE) => self.turn_out(),
+                Err(error) if is_full(&error) => self.turn_out(),
                 Err(error)
                     if matches!(
                         error.kind(),
@@ -175,6 +175,12 @@ impl AsRawFd for Server {
     fn as_raw_fd(&self) -> RawFd {
         self.epoll.as_raw_fd()
     }
+}
+
+/// Whether there is no descriptor or memory for one more client, here or on the whole host.
+fn is_full(error: &std::io::Error) -> bool {
+    let full = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|number| full.contains(&number))
 }
 
 #[cfg(test)]

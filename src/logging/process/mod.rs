@@ -12,7 +12,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use super::budget::Budget;
 use super::file::LogFile;
 use super::line::{Line, printable};
-use super::stderr::put;
+use super::stderr::{put, put_unless_stuck};
 
 /// What is said as long as nobody asks for something else.
 const LEVEL: LevelFilter = LevelFilter::Warn;
@@ -249,7 +249,7 @@ impl Log for Shared {
     }
 
     fn log(&self, record: &Record<'_>) {
-        self.take(record, Instant::now(), put);
+        self.take(record, Instant::now(), put_unless_stuck);
     }
 
     fn flush(&self) {}

@@ -86,7 +86,7 @@ fn a_guest_goes_on_from_a_snapshot_as_often_as_one_likes() {
     ] {
         assert!(info.contains(text), "{info} has no {text}");
     }
-    clones.map(Served::terminate);
+    clones.into_iter().for_each(Served::terminate);
 }
 
 #[test]

@@ -35,6 +35,8 @@ pub enum Look {
 pub struct ConsoleIo {
     input: Option<Input>,
     input_watched: bool,
+    /// Whether the guest gets no input, because it is paused.
+    held: bool,
     input_room: EventFd,
     output_blocked: EventFd,
     output_watched: bool,
@@ -58,6 +60,7 @@ impl ConsoleIo {
         Ok(Self {
             input,
             input_watched: false,
+            held: false,
             input_room,
             output_blocked,
             output_watched: false,
@@ -97,14 +100,22 @@ impl ConsoleIo {
         }
     }
 
+    /// Has input wait while the guest is paused, in its file as far as that can be, or lets it flow again.
+    pub fn hold_input(&mut self, held: bool, ops: &mut EventOps<'_>) -> Look {
+        self.held = held;
+        self.pump_input(ops)
+    }
+
     /// Moves input on towards the guest, and watches the file for more exactly while more is wanted.
-    pub fn pump_input(&mut self, ops: &mut EventOps<'_>) -> Look {
+    fn pump_input(&mut self, ops: &mut EventOps<'_>) -> Look {
         loop {
             let Some(input) = &mut self.input else {
                 return Look::Continue;
             };
-            input.deliver(|bytes| lock(&self.serial).enqueue(bytes));
-            let wanted = input.wants_more();
+            if !self.held {
+                input.deliver(|bytes| lock(&self.serial).enqueue(bytes));
+            }
+            let wanted = input.wants_more(self.held);
             let watched = Events::with_data_raw(input.file().as_raw_fd(), INPUT, EventSet::IN);
             match (wanted, self.input_watched) {
                 (true, false) => match ops.add(watched) {
@@ -125,8 +136,7 @@ impl ConsoleIo {
         }
     }
 
-    /// Leaves input where it is, until [`pump_input`](Self::pump_input).
-    pub fn ignore_input(&mut self, ops: &mut EventOps<'_>) {
+    fn ignore_input(&mut self, ops: &mut EventOps<'_>) {
         if let Some(input) = &self.input
             && std::mem::take(&mut self.input_watched)
         {

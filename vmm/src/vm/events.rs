@@ -3,7 +3,7 @@
 //! ```text
 //! run ── signals and the service are watched
 //!   │
-//! the VM is there ── its sources and its console too, but not while it is paused
+//! the VM is there ── its sources and its console too; while it is paused, of these only the output and a terminal's keys
 //!   │
 //! a vCPU, a signal or the user ends it ── what the guest printed last is still waited for
 //! ```
@@ -115,7 +115,7 @@ struct Owner<'a> {
     signals: Signals,
     /// There since the VM is.
     console: Option<ConsoleIo>,
-    /// Whether the VM's sources and its input are watched.
+    /// Whether the VM's sources are watched.
     watching: bool,
     end: Option<Result<End, Error>>,
 }
@@ -172,27 +172,25 @@ impl Owner<'_> {
     fn follow(&mut self, ops: &mut EventOps<'_>) {
         let Some(vm) = self.control.vm_mut() else { return };
         let running = !vm.is_paused();
-        if self.console.is_none() {
+        let is_new = self.console.is_none();
+        if is_new {
             match ConsoleIo::new(vm) {
                 Ok(console) => self.attach(console, ops),
                 Err(error) => return self.finish(Some(Err(error))),
             }
         }
-        if running == std::mem::replace(&mut self.watching, running) {
-            return;
-        }
-        let sources = self.machine().map(Machine::sources).unwrap_or_default().to_vec();
-        for (data, source) in (FIRST_SOURCE..).zip(&sources) {
-            self.watch_source(ops, source, data, running);
-        }
-        let look = self.console.as_mut().map(|console| match running {
-            true => console.pump_input(ops),
-            false => {
-                console.ignore_input(ops);
-                Look::Continue
+        let changed = running != std::mem::replace(&mut self.watching, running);
+        if changed {
+            let sources = self.machine().map(Machine::sources).unwrap_or_default().to_vec();
+            for (data, source) in (FIRST_SOURCE..).zip(&sources) {
+                self.watch_source(ops, source, data, running);
             }
-        });
-        self.heed(look);
+        }
+        if changed || is_new {
+            let console = self.console.as_mut();
+            let look = console.map(|console| console.hold_input(!running, ops));
+            self.heed(look);
+        }
     }
 
     /// Watches what is watched even while the VM is paused.

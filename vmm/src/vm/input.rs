@@ -56,9 +56,9 @@ impl Input {
     }
 
     /// Whether the input is to be read now. A terminal always is, because its escape keys must work whatever the guest
-    /// does; other input waits in its pipe or file until the guest has taken what was read before.
-    pub(super) fn wants_more(&self) -> bool {
-        self.filter.is_some() || self.pending.is_empty()
+    /// does; other input waits in its pipe or file until the guest has taken what was read before, and is not `held`.
+    pub(super) fn wants_more(&self, held: bool) -> bool {
+        self.filter.is_some() || (!held && self.pending.is_empty())
     }
 
     /// Reads once. The caller knows that this does not block.
@@ -130,17 +130,18 @@ mod tests {
         let mut input = Input::new(reader.into(), None);
         writer.write_all(b"abc").unwrap();
         assert_eq!(input.read(), Read::Bytes(Verdict::Continue));
-        assert!(!input.wants_more());
+        assert!(!input.wants_more(false));
         input.deliver(|bytes| {
             assert_eq!(bytes, b"abc");
             2
         });
-        assert!(!input.wants_more());
+        assert!(!input.wants_more(false));
         input.deliver(|bytes| {
             assert_eq!(bytes, b"c");
             1
         });
-        assert!(input.wants_more());
+        assert!(input.wants_more(false));
+        assert!(!input.wants_more(true));
         drop(writer);
         assert_eq!(input.read(), Read::Closed);
         input.deliver(|_| unreachable!("nothing is pending"));
@@ -153,7 +154,7 @@ mod tests {
         for _ in 0..20 {
             writer.write_all(&[b'a'; 1000]).unwrap();
             assert_eq!(input.read(), Read::Bytes(Verdict::Continue));
-            assert!(input.wants_more());
+            assert!(input.wants_more(false) && input.wants_more(true));
         }
         writer.write_all(b"bx").unwrap();
         assert_eq!(input.read(), Read::Bytes(Verdict::End));
