@@ -80,10 +80,10 @@ pub fn write(path: &Path, header: &Header, sections: Writer) -> Result<(), Error
     write_bytes(path, header, &sections.into_bytes())
 }
 
-/// As [`write`], with sections that were [read](State::sections).
+/// As [`write()`], with sections that were [read](State::sections).
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_bytes(path: &Path, header: &Header, sections: &[u8]) -> Result<(), Error> {
     let front = header.encode(sections).ok_or_else(|| Error::TooLong {
         path: path.to_owned(),
