@@ -1,6 +1,7 @@
 //! A paused VM into the files of a snapshot.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use snapshot::file::{self, Contents, Header};
 use snapshot::{Writer, section};
@@ -20,6 +21,9 @@ pub enum Error {
     /// The guest runs, or there is none.
     #[error("the microVM must be paused: PATCH /vm with the state Paused, or mayfly ctl pause")]
     Running,
+    /// One file cannot hold both.
+    #[error("the state and the memory cannot both go to {0:?}: name two files")]
+    Same(PathBuf),
     /// The machine's parts did not give their state.
     #[error("cannot save the state of the machine")]
     Machine(#[source] state::Error),
@@ -67,6 +71,18 @@ pub(super) fn host() -> file::Host {
     }
 }
 
+/// The file at `path`, however its folder is spelled.
+fn place(path: &Path) -> PathBuf {
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    match (fs::canonicalize(folder), path.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => path.to_owned(),
+    }
+}
+
 impl Freeze {
     /// Writes both files. The VM stays paused, and can go on or be frozen again.
     ///
@@ -75,6 +91,9 @@ impl Freeze {
     pub(super) fn write(&self, vm: &Vm) -> Result<dump::Written, Error> {
         if !vm.is_paused() {
             return Err(Error::Running);
+        }
+        if place(&self.state) == place(&self.memory) {
+            return Err(Error::Same(self.state.clone()));
         }
         let machine = vm.machine();
         let config = machine.spec().config();
