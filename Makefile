@@ -8,7 +8,7 @@ GUESTS := $(CURDIR)/dist/guests/$(ARCH)
 # The compiler with the aarch64 standard library, as setup fetches it; it needs its own target directory.
 ARM_RUSTC := $(CURDIR)/.cache/hosts/rust/rustc
 
-.PHONY: help guests build demo tools setup format lint docs aarch64 unit test bench floor queue clean
+.PHONY: help guests build demo tools setup format lint docs aarch64 unit test bench control floor queue clean
 # Goals one after the other and in their order, whatever -j says: cargo has all processors already.
 .NOTPARALLEL:
 
@@ -66,6 +66,9 @@ test: setup format guests lint docs aarch64 unit ## everything that must hold, r
 bench: build ## criterion benchmarks
 	@$(MAKE) --no-print-directory --silent -C resources/guests OUT=$(GUESTS) big
 	@cargo bench --bench boot
+
+control: build ## the control socket side by side with the least that it could cost
+	@cargo bench --bench control
 
 floor: build ## mayfly side by side with the least that KVM allows
 	@benches/floor/run.sh

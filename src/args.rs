@@ -1,6 +1,8 @@
 //! The command line.
 
 mod run;
+mod session;
+mod snapshot;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -12,6 +14,8 @@ use crate::firecracker;
 use crate::help::Topic;
 
 pub use run::Run;
+pub use session::Session;
+pub use snapshot::{Restore, Take};
 
 /// Exit status for a command line that makes no sense.
 const USAGE: u8 = 2;
@@ -27,6 +31,14 @@ pub enum Command {
     Demo,
     /// Serve a VM behind a control socket, by the flags of Firecracker.
     Serve(Box<firecracker::Options>),
+    /// Make a VM of a snapshot.
+    Restore(Box<Restore>),
+    /// Make a snapshot of a VM.
+    Snapshot(Take),
+    /// Say what is in a snapshot.
+    SnapshotInfo(PathBuf),
+    /// Merge differences into a snapshot.
+    SnapshotMerge(Vec<PathBuf>),
     /// Ask a running mayfly.
     Ctl(Box<Ctl>),
     /// Print a help text.
@@ -52,6 +64,9 @@ pub enum Error {
     /// No image.
     #[error("mayfly {0} needs the path of an image: mayfly {0} KERNEL")]
     NoKernel(&'static str),
+    /// No snapshot, or too few.
+    #[error("mayfly {0} needs the folder of a snapshot: try mayfly {0} --help")]
+    NoFolder(&'static str),
     /// A second image, or words that were meant for the guest.
     #[error("{0:?} is one word too many; what is meant for the guest comes after a lone --")]
     Superfluous(String),
@@ -123,11 +138,29 @@ fn own(arguments: Vec<OsString>) -> Result<Command, Error> {
             Some("inspect") => inspect(&mut parser),
             Some("demo") => demo(&mut parser),
             Some("ctl") => ctl(&mut parser),
+            Some("restore") => snapshot::restore(&mut parser),
+            Some("snapshot") => snapshot::take(&mut parser),
+            Some("snapshot-info") => snapshot_info(&mut parser),
+            Some("snapshot-merge") => snapshot_merge(&mut parser),
             Some("help") => help(&mut parser),
             _ => Err(Error::Command(lossy(&command))),
         },
         Some(other) => Err(syntax("")(other.unexpected())),
     }
+}
+
+fn snapshot_info(parser: &mut lexopt::Parser) -> Result<Command, Error> {
+    let mut folders = snapshot::folders(parser, "snapshot-info", 1)?.unwrap_or_default();
+    match (folders.pop(), folders.first()) {
+        (None, _) => Ok(Command::Help(Topic::Snapshot)),
+        (Some(folder), None) => Ok(Command::SnapshotInfo(folder)),
+        (_, Some(more)) => Err(Error::Superfluous(more.display().to_string())),
+    }
+}
+
+fn snapshot_merge(parser: &mut lexopt::Parser) -> Result<Command, Error> {
+    let folders = snapshot::folders(parser, "snapshot-merge", 2)?;
+    Ok(folders.map_or(Command::Help(Topic::Snapshot), Command::SnapshotMerge))
 }
 
 fn inspect(parser: &mut lexopt::Parser) -> Result<Command, Error> {
@@ -164,6 +197,8 @@ fn help(parser: &mut lexopt::Parser) -> Result<Command, Error> {
             Some("demo") => Ok(Command::Help(Topic::Demo)),
             Some("firecracker") => Ok(Command::Help(Topic::Firecracker)),
             Some("ctl") => Ok(Command::Help(Topic::Ctl)),
+            Some("restore") => Ok(Command::Help(Topic::Restore)),
+            Some("snapshot" | "snapshot-info" | "snapshot-merge") => Ok(Command::Help(Topic::Snapshot)),
             _ => Err(Error::Command(lossy(&command))),
         },
         Some(other) => Err(syntax("")(other.unexpected())),

@@ -36,7 +36,11 @@ pub fn demo(origin: Instant, exec: Duration) -> Result<ExitCode, Error> {
         .map_err(Error::Image)?;
     let mut config = VmConfig::new("demo".into());
     config.cmdline = "demo -- hello from the command line".into();
-    let (end, _) = run::boot(config, image, None, &timeline, None)?;
+    let (end, _) = run::boot(&timeline, None, |control| {
+        control.configure(config, image, None)?;
+        control.start()?;
+        Ok(())
+    })?;
     explain(&timeline, before + exec);
     Ok(run::conclude(&end))
 }

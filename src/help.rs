@@ -15,6 +15,10 @@ pub enum Topic {
     Firecracker,
     /// `mayfly ctl`
     Ctl,
+    /// `mayfly restore`
+    Restore,
+    /// `mayfly snapshot`, `snapshot-info` and `snapshot-merge`
+    Snapshot,
 }
 
 impl Topic {
@@ -27,6 +31,8 @@ impl Topic {
             Self::Demo => DEMO,
             Self::Firecracker => FIRECRACKER,
             Self::Ctl => CTL,
+            Self::Restore => RESTORE,
+            Self::Snapshot => SNAPSHOT,
         }
     }
 }
@@ -42,6 +48,9 @@ usage: mayfly run KERNEL [OPTION ...] [-- GUEST ARGUMENTS]
        mayfly --api-sock SOCKET [FLAG ...]
                            serve a VM by Firecracker's REST API: mayfly help firecracker
        mayfly ctl COMMAND  ask a running mayfly over its API socket: status, metrics, pause, resume, ...
+       mayfly snapshot DIR --api-sock SOCKET
+                           freeze a running machine into a folder: mayfly help snapshot
+       mayfly restore DIR  let the machine in that folder go on
        mayfly help [COMMAND]
        mayfly --version
 
@@ -209,4 +218,42 @@ exit status:
   0     done
   1     not done: the server refuses or does not answer, or there is none; the message says why
   2     the command line makes no sense
+";
+
+const RESTORE: &str = "\
+mayfly restore - let a machine go on from a snapshot
+
+usage: mayfly restore DIR [OPTION ...]
+
+DIR holds the files state and memory, as mayfly snapshot makes them. Memory is mapped, not read: a page is fetched when the
+guest touches it, and what it writes stays with this machine, so that any number of machines can go on from one snapshot. Nobody
+may change the memory file as long as one of them lives.
+
+      --net ID=BACKEND  have the interface ID on another back end, as in mayfly run: eth0=tap:tap1
+      --disk ID=PATH    have the drive ID on another file
+      --paused          leave the guest paused; mayfly ctl resume lets it go on
+      --realtime        have the guest's clock jump to where it would stand had it never stopped
+      --timings, --trace FILE, --api-sock PATH, --id NAME, --log-level LEVEL, --log-file PATH
+                        as in mayfly run
+
+A snapshot goes to hosts of the same architecture and processor: mayfly snapshot-info DIR says which. Its disks and taps must
+be there under their names, or be given other ones. The exit status is that of mayfly run.
+";
+
+const SNAPSHOT: &str = "\
+mayfly snapshot - freeze a running machine into a folder
+
+usage: mayfly snapshot DIR [--api-sock SOCKET] [--diff]
+       mayfly snapshot-info DIR
+       mayfly snapshot-merge DIR DIFFERENCE ...
+
+snapshot pauses the machine behind the socket (default /run/firecracker.socket), has it write the files state and memory into
+DIR, and lets it go on. The memory file is as long as the guest's memory and has holes where the guest never wrote.
+      --diff            write only what differs from the snapshot that the machine was restored from; when DIR is that
+                        snapshot, what changed is written into it
+snapshot-info says what a snapshot is of: host, machine, devices, sizes.
+snapshot-merge merges differences, in their order, into the snapshot that the first of them differs from.
+
+exit status: 0 done, 1 not done, with a message that says why; the machine goes on all the same. 2: the command line makes no
+sense.
 ";

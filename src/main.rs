@@ -12,6 +12,7 @@ mod logging;
 mod report;
 mod run;
 mod serve;
+mod snapshots;
 mod terminal;
 
 use std::io::{self, Write};
@@ -38,6 +39,23 @@ fn main() -> ExitCode {
     };
     let result = match command {
         Command::Run(run) => run::run(*run, origin, exec).map_err(|error| Chain(&error).to_string()),
+        Command::Restore(restore) => {
+            run::restore(*restore, origin, exec).map_err(|error| Chain(&error).to_string())
+        }
+        Command::Snapshot(take) => {
+            let taken = snapshots::take(&take);
+            taken
+                .map(|()| ExitCode::SUCCESS)
+                .map_err(|error| Chain(&error).to_string())
+        }
+        Command::SnapshotInfo(folder) => match snapshots::info(&folder) {
+            Ok(text) => print(text),
+            Err(error) => Err(Chain(&error).to_string()),
+        },
+        Command::SnapshotMerge(folders) => match snapshots::merge(&folders) {
+            Ok(text) => print(text),
+            Err(error) => Err(Chain(&error).to_string()),
+        },
         Command::Inspect(path) => match inspect::inspect(&path) {
             Ok(text) => print(text),
             Err(error) => Err(Chain(&error).to_string()),

@@ -12,13 +12,12 @@ use devices::PowerEvent;
 use vmm::Chain;
 use vmm::arch::{Native, Platform};
 use vmm::boot::{self, Image, Initrd};
-use vmm::config::VmConfig;
-use vmm::control::{self, Control, Service};
+use vmm::control::{self, Control, Service, thaw};
 use vmm::timeline::{Lane, Span, Timeline};
 use vmm::vcpu::Ending;
 use vmm::vm::{self, End};
 
-use crate::args::Run;
+use crate::args::{Restore, Run, Session};
 use crate::console;
 use crate::logging::say;
 use crate::report;
@@ -50,6 +49,9 @@ pub enum Error {
     /// The machine cannot be made or booted.
     #[error(transparent)]
     Start(control::Error),
+    /// The snapshot cannot be restored.
+    #[error(transparent)]
+    Thaw(thaw::Error),
     /// The VM could not be watched.
     #[error("cannot run the machine")]
     Vm(#[source] vm::Error),
@@ -99,10 +101,7 @@ pub fn process_time() -> Duration {
 /// # Errors
 /// [`Error`] when the guest did not run at all.
 pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<ExitCode, Error> {
-    let front = run.front().map(Front::open).transpose();
-    let api = front.map_err(|error| Error::Front(Box::new(error)))?;
-    let recorded = run.timings || run.trace.is_some() || api.is_some();
-    let timeline = Arc::new(Timeline::new(origin, recorded));
+    let (api, timeline) = open(&run.session, origin)?;
     let image = timeline
         .measure(Lane::Main, "open image", || {
             Image::open(&run.config.kernel, Native::MACHINE)
@@ -115,11 +114,50 @@ pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<ExitCode, Error>
         .map(Initrd::open)
         .transpose()
         .map_err(Error::Initrd)?;
+    let config = run.config;
+    attend(run.session, exec, &timeline, api, |control| {
+        control.configure(config, image, initrd)?;
+        control.start()?;
+        Ok(())
+    })
+}
+
+/// Makes a VM of a snapshot and stays until it ends. `exec` is the processor time that was used before `origin`.
+///
+/// # Errors
+/// [`Error`] when the guest did not run at all.
+pub fn restore(restore: Restore, origin: Instant, exec: Duration) -> Result<ExitCode, Error> {
+    let (api, timeline) = open(&restore.session, origin)?;
+    attend(restore.session, exec, &timeline, api, |control| {
+        control.load(&restore.thaw).map_err(Failure::Thaw)?;
+        if !restore.paused {
+            control.resume()?;
+        }
+        Ok(())
+    })
+}
+
+/// The way to the VM from outside, if one is wanted, and what records its start.
+fn open(session: &Session, origin: Instant) -> Result<(Option<Api>, Arc<Timeline>), Error> {
+    let front = session.front().map(Front::open).transpose();
+    let api = front.map_err(|error| Error::Front(Box::new(error)))?;
+    let recorded = session.timings || session.trace.is_some() || api.is_some();
+    Ok((api, Arc::new(Timeline::new(origin, recorded))))
+}
+
+/// Begins a VM, stays until it ends, and tells what the user wants to know.
+fn attend(
+    session: Session,
+    exec: Duration,
+    timeline: &Arc<Timeline>,
+    api: Option<Api>,
+    begin: impl FnOnce(&mut Control) -> Result<(), Failure>,
+) -> Result<ExitCode, Error> {
     // Before the guest runs, so that it does not run in vain.
-    let trace = run.trace.map(Trace::create).transpose()?;
-    let (end, unclaimed) = boot(run.config, image, initrd, &timeline, api)?;
+    let trace = session.trace.map(Trace::create).transpose()?;
+    let (end, unclaimed) = boot(timeline, api, begin)?;
     let spans = timeline.spans();
-    if run.timings {
+    if session.timings {
         say(report::table(exec, &spans).trim_end());
         let Unclaimed { ports, addresses } = unclaimed;
         say(&format!(
@@ -130,6 +168,20 @@ pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<ExitCode, Error>
         trace.write(exec, &spans)?;
     }
     Ok(conclude(&end))
+}
+
+/// Why a VM did not begin.
+pub enum Failure {
+    /// It could not be started, or let go on.
+    Start(control::Error),
+    /// It could not be restored.
+    Thaw(thaw::Error),
+}
+
+impl From<control::Error> for Failure {
+    fn from(error: control::Error) -> Self {
+        Self::Start(error)
+    }
 }
 
 /// A trace that is to be written.
@@ -161,25 +213,23 @@ pub struct Unclaimed {
     addresses: u64,
 }
 
-/// Boots `image` with this process's stdin and stdout as its serial console, and stays until it ends. Meanwhile `api` is
-/// served, if there is one.
+/// Lets `begin` start a VM with this process's stdin and stdout as its serial console, and stays until it ends. Meanwhile
+/// `api` is served, if there is one.
 ///
 /// # Errors
 /// [`Error`]
 pub fn boot(
-    config: VmConfig,
-    image: Image,
-    initrd: Option<Initrd>,
     timeline: &Arc<Timeline>,
     mut api: Option<Api>,
+    begin: impl FnOnce(&mut Control) -> Result<(), Failure>,
 ) -> Result<(End, Unclaimed), Error> {
     // Before any thread starts, so that all of them leave the signals to the event loop.
     let signals = block_signals()?;
     let mut control = Control::new(Box::new(|| Ok(console::open()?)), timeline.clone());
-    let started = control
-        .configure(config, image, initrd)
-        .and_then(|()| control.start());
-    started.map_err(Error::Start)?;
+    begin(&mut control).map_err(|failure| match failure {
+        Failure::Start(error) => Error::Start(error),
+        Failure::Thaw(error) => Error::Thaw(error),
+    })?;
     let service = api.as_mut().map(|api| api as &mut dyn Service);
     let end = vm::run(&mut control, service, &signals).map_err(Error::Vm)?;
     if let Some(api) = &mut api {

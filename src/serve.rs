@@ -122,6 +122,8 @@ pub fn serve(options: Options, origin: Instant) -> Result<ExitCode, Error> {
     let end = end.map_err(|error| Error::Run(run::Error::Vm(error)))?;
     api.finish(&control);
     run::conclude_vm(control);
+    // The socket goes before the process does, which a signal ends at once.
+    drop(api);
     Ok(conclude(&end))
 }
 

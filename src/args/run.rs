@@ -1,47 +1,23 @@
 //! The options of `mayfly run`.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use api::http::Limits;
-use api::logger::LoggerSettings;
 use lexopt::Arg;
 use vmm::config::VmConfig;
 
+use super::session::{self, Seen, Session, path, value};
 use super::{Command, Error, lossy, syntax};
-use crate::firecracker;
 use crate::help::Topic;
-use crate::serve::Front;
 
 /// Options of `mayfly run`.
 #[derive(Debug)]
 pub struct Run {
     /// The machine.
     pub config: VmConfig,
-    /// Print how long each phase took.
-    pub timings: bool,
-    /// Write the phases as a Chrome trace.
-    pub trace: Option<PathBuf>,
-    /// Path of a control socket.
-    pub socket: Option<PathBuf>,
-    /// Name of the VM.
-    pub id: String,
-    /// The log.
-    pub log: LoggerSettings,
-}
-
-impl Run {
-    /// The way to the VM from outside, if one is wanted.
-    pub fn front(&self) -> Option<Front<'_>> {
-        let wanted = self.socket.is_some() || self.log != LoggerSettings::default();
-        wanted.then(|| Front {
-            socket: self.socket.as_deref(),
-            limits: Limits::default(),
-            id: &self.id,
-            log: &self.log,
-        })
-    }
+    /// What is told of it, and to whom.
+    pub session: Session,
 }
 
 /// Reads the options of `mayfly run`.
@@ -50,11 +26,7 @@ pub(super) fn run(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     let mut kernel = None;
     let mut run = Run {
         config: VmConfig::new(PathBuf::new()),
-        timings: false,
-        trace: None,
-        socket: None,
-        id: "anonymous-instance".into(),
-        log: LoggerSettings::default(),
+        session: Session::default(),
     };
     loop {
         // Everything after the first lone -- is the guest's, further ones included.
@@ -76,6 +48,7 @@ pub(super) fn run(parser: &mut lexopt::Parser) -> Result<Command, Error> {
             Arg::Long(name) => {
                 let name = OPTIONS
                     .iter()
+                    .chain(&session::OPTIONS)
                     .find(|known| known.trim_start_matches("--") == name);
                 match name {
                     Some(name) => option(parser, &mut run, &mut seen, name)?,
@@ -89,7 +62,7 @@ pub(super) fn run(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     Ok(Command::Run(Box::new(run)))
 }
 
-const OPTIONS: [&str; 16] = [
+const OPTIONS: [&str; 10] = [
     "--memory",
     "--cpus",
     "--initrd",
@@ -100,26 +73,7 @@ const OPTIONS: [&str; 16] = [
     "--no-device-arguments",
     "--disk",
     "--net",
-    "--timings",
-    "--trace",
-    "--api-sock",
-    "--id",
-    "--log-level",
-    "--log-file",
 ];
-
-#[derive(Default)]
-struct Seen(Vec<&'static str>);
-
-impl Seen {
-    fn note(&mut self, option: &'static str) -> Result<(), Error> {
-        if self.0.contains(&option) {
-            return Err(Error::Twice(option));
-        }
-        self.0.push(option);
-        Ok(())
-    }
-}
 
 fn option(
     parser: &mut lexopt::Parser,
@@ -129,26 +83,20 @@ fn option(
 ) -> Result<(), Error> {
     let config = &mut run.config;
     match name {
-        "--disk" => return value(parser, name).map(|drive| config.drives.push(drive)),
-        "--net" => return value(parser, name).map(|net| config.nets.push(net)),
+        "--disk" => return value(parser, "run", name).map(|drive| config.drives.push(drive)),
+        "--net" => return value(parser, "run", name).map(|net| config.nets.push(net)),
         _ => seen.note(name)?,
     }
     match name {
-        "--memory" => config.memory = value(parser, name)?,
-        "--cpus" => config.vcpus = value::<Count>(parser, name)?.0,
-        "--initrd" => config.initrd = Some(path(parser)?),
-        "--protocol" => config.protocol = Some(value(parser, name)?),
-        "--irqchip" => config.irqchip = value(parser, name)?,
+        "--memory" => config.memory = value(parser, "run", name)?,
+        "--cpus" => config.vcpus = value::<Count>(parser, "run", name)?.0,
+        "--initrd" => config.initrd = Some(path(parser, "run")?),
+        "--protocol" => config.protocol = Some(value(parser, "run", name)?),
+        "--irqchip" => config.irqchip = value(parser, "run", name)?,
         "--no-acpi" => config.acpi = false,
         "--no-mptable" => config.mptable = false,
         "--no-device-arguments" => config.device_arguments = false,
-        "--timings" => run.timings = true,
-        "--trace" => run.trace = Some(path(parser)?),
-        "--api-sock" => run.socket = Some(path(parser)?),
-        "--log-file" => run.log.path = Some(path(parser)?),
-        "--id" => run.id = checked(parser, name, firecracker::id)?,
-        "--log-level" => run.log.level = Some(checked(parser, name, firecracker::level)?),
-        other => unreachable!("{other} is not in OPTIONS"),
+        other => run.session.option(parser, "run", other)?,
     }
     Ok(())
 }
@@ -162,36 +110,6 @@ impl FromStr for Count {
     fn from_str(text: &str) -> Result<Self, &'static str> {
         text.parse().map(Self).map_err(|_| "a number is needed")
     }
-}
-
-fn path(parser: &mut lexopt::Parser) -> Result<PathBuf, Error> {
-    parser.value().map(PathBuf::from).map_err(syntax("run"))
-}
-
-fn value<T: FromStr>(parser: &mut lexopt::Parser, option: &'static str) -> Result<T, Error>
-where
-    T::Err: std::fmt::Display,
-{
-    let text = lossy(&parser.value().map_err(syntax("run"))?);
-    text.parse().map_err(|error: T::Err| Error::Value {
-        option,
-        value: text,
-        reason: error.to_string(),
-    })
-}
-
-/// A value that `check` accepts, for the reason that it gives.
-fn checked<T>(
-    parser: &mut lexopt::Parser,
-    option: &'static str,
-    check: impl FnOnce(&OsStr) -> Result<T, &'static str>,
-) -> Result<T, Error> {
-    let text = parser.value().map_err(syntax("run"))?;
-    check(&text).map_err(|reason| Error::Value {
-        option,
-        value: lossy(&text),
-        reason: reason.into(),
-    })
 }
 
 /// The command line of the guest: its words with a blank in between, as a shell user would write them.

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Makes a Debian machine with Rust and a C compiler ready for the build and the tests: installs the Debian packages that
-# are missing when it may, names them when it may not, and fetches what the tests run on (fetch.sh).
+# are missing when it may, names them when it may not, and fetches what the tests run on (fetch.sh) and the
+# clients that drive mayfly (../clients/setup.sh).
 # `setup.sh build` sees to the build alone.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -23,6 +24,8 @@ if [ "${1:-all}" = all ]; then
     needs 'command -v ping' iputils-ping
     needs 'command -v curl' curl
     needs 'command -v passt' passt
+    needs 'command -v python3' python3
+    needs 'python3 -c "import ensurepip"' python3-venv
 fi
 
 install_missing() {
@@ -50,4 +53,5 @@ for tool in clippy fmt; do
     fi
 done
 
+../clients/setup.sh
 exec ./fetch.sh

@@ -77,8 +77,15 @@ impl State {
 /// # Errors
 /// [`Error::TooLong`], [`Error::Write`] or [`Error::Replace`]; nothing is left behind then.
 pub fn write(path: &Path, header: &Header, sections: Writer) -> Result<(), Error> {
-    let sections = sections.into_bytes();
-    let front = header.encode(&sections).ok_or_else(|| Error::TooLong {
+    write_bytes(path, header, &sections.into_bytes())
+}
+
+/// As [`write`], with sections that were [read](State::sections).
+///
+/// # Errors
+/// As [`write`].
+pub fn write_bytes(path: &Path, header: &Header, sections: &[u8]) -> Result<(), Error> {
+    let front = header.encode(sections).ok_or_else(|| Error::TooLong {
         path: path.to_owned(),
         sections: sections.len(),
         cpu: header.host.cpu.len(),
@@ -89,7 +96,7 @@ pub fn write(path: &Path, header: &Header, sections: Writer) -> Result<(), Error
     };
     let replacement = Replacement::beside(path).map_err(replace)?;
     let mut file = replacement.file();
-    [front, sections]
+    [front.as_slice(), sections]
         .iter()
         .try_for_each(|part| file.write_all(part))
         .map_err(|source| Error::Write {

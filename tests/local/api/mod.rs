@@ -11,6 +11,7 @@
 //! | [`configured`] | configuration files |
 //! | [`process`] | flags, signals, the socket's file |
 //! | [`replay`] | what orchestrators send |
+//! | [`kata`] | the same of kata |
 //! | [`race`] | who asks as soon as the socket is there |
 //! | [`bare`] | nothing but the binary and the devices |
 //! | [`robust`] | clients that do not behave |
@@ -21,6 +22,7 @@ mod change;
 mod clients;
 mod configured;
 mod http;
+mod kata;
 mod life;
 mod output;
 mod phases;

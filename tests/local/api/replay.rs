@@ -12,14 +12,14 @@ use crate::guests::{file, program};
 use crate::network::{in_own_network, output_of};
 
 /// mayfly by Firecracker's name.
-fn firecracker(folder: &Folder) -> Command {
+pub fn firecracker(folder: &Folder) -> Command {
     let link = folder.path("firecracker");
     symlink(program(), &link).unwrap();
     Command::new(link)
 }
 
 /// Sends `body` as Go's encoder writes it, with its end of line; the answer must be `answer`.
-fn go_asks(client: &mut Client, method: &str, path: &str, body: &str, answer: &str) {
+pub fn go_asks(client: &mut Client, method: &str, path: &str, body: &str, answer: &str) {
     let body = if body.is_empty() {
         String::new()
     } else {
@@ -40,14 +40,91 @@ fn machine(vcpus: u32, memory: u32) -> String {
     )
 }
 
-const START: &str = r#"{"action_type":"InstanceStart"}"#;
+/// Starts the guest.
+pub const START: &str = r#"{"action_type":"InstanceStart"}"#;
 
 fn make_tap() {
     output_of("ip tuntap add tap0 mode tap");
     output_of("ip link set tap0 up");
 }
 
-/// Machine.Start of the SDK, with what its callers add; then Pause, Resume, Shutdown.
+/// A request, and all of its answer.
+type Exchange = (&'static str, &'static str, String, String);
+
+/// What Machine.Start of the SDK sends, with what its callers add.
+fn sdk_starts(folder: &Folder) -> Vec<Exchange> {
+    let (kernel, disk) = (file("ticker.elf"), folder.write("root", [0; 4096]));
+    let (log, metrics) = (folder.fifo("log"), folder.fifo("metrics"));
+    let done = |path, body| ("PUT", path, body, DONE.to_owned());
+    vec![
+        // Is it ready?
+        ("GET", "/machine-config", String::new(), machine(1, 128)),
+        done(
+            "/logger",
+            format!(r#"{{"level":"Info","log_path":"{log}","show_level":true,"show_log_origin":false}}"#),
+        ),
+        done("/metrics", format!(r#"{{"metrics_path":"{metrics}"}}"#)),
+        done(
+            "/machine-config",
+            r#"{"mem_size_mib":256,"smt":false,"track_dirty_pages":false,"vcpu_count":2}"#.into(),
+        ),
+        ("GET", "/machine-config", String::new(), machine(2, 256)),
+        done(
+            "/boot-source",
+            format!(r#"{{"boot_args":"reboot=k panic=1","kernel_image_path":"{kernel}"}}"#),
+        ),
+        done(
+            "/drives/root",
+            format!(
+                r#"{{"drive_id":"root","is_read_only":false,"is_root_device":true,"path_on_host":"{disk}"}}"#
+            ),
+        ),
+        done(
+            "/network-interfaces/1",
+            r#"{"guest_mac":"AA:FC:00:00:00:01","host_dev_name":"tap0","iface_id":"1"}"#.into(),
+        ),
+        // Only with an interface that allows it, which the SDK then fails for.
+        (
+            "PUT",
+            "/mmds/config",
+            r#"{"network_interfaces":["1"],"version":"V1"}"#.into(),
+            fault("MMDS is not part of mayfly."),
+        ),
+        done("/actions", START.into()),
+    ]
+}
+
+/// What it sends when its callers look at the guest, pause it, change a drive, and ask it to shut down.
+fn sdk_goes_on(folder: &Folder) -> Vec<Exchange> {
+    let disk = folder.text("root");
+    let done = |method, path, body: &str| (method, path, body.to_owned(), DONE.to_owned());
+    vec![
+        (
+            "GET",
+            "/",
+            String::new(),
+            json(
+                200,
+                r#"{"id":"c0ffee-1","state":"Running","vmm_version":"1.14.0","app_name":"Firecracker"}"#,
+            ),
+        ),
+        done("PATCH", "/vm", r#"{"state":"Paused"}"#),
+        (
+            "PUT",
+            "/snapshot/create",
+            r#"{"mem_file_path":"m","snapshot_path":"s"}"#.into(),
+            fault("Snapshots are not part of this release of mayfly."),
+        ),
+        done("PATCH", "/vm", r#"{"state":"Resumed"}"#),
+        done(
+            "PATCH",
+            "/drives/root",
+            &format!(r#"{{"drive_id":"root","path_on_host":"{disk}"}}"#),
+        ),
+        done("PUT", "/actions", r#"{"action_type":"SendCtrlAltDel"}"#),
+    ]
+}
+
 #[test]
 fn firecracker_go_sdk() {
     in_own_network(|| {
@@ -57,90 +134,11 @@ fn firecracker_go_sdk() {
         let mut command = firecracker(&folder);
         command.args(["--api-sock", &socket, "--id", "c0ffee-1", "--no-seccomp"]);
         let mut served = Served::called(folder, &mut command);
-        let (kernel, disk) = (file("ticker.elf"), served.folder.write("root", [0; 4096]));
-        let (log, metrics) = (served.folder.fifo("log"), served.folder.fifo("metrics"));
         let mut client = served.connect();
-        let asks = [
-            // Is it ready?
-            ("GET", "/machine-config", String::new(), machine(1, 128)),
-            (
-                "PUT",
-                "/logger",
-                format!(r#"{{"level":"Info","log_path":"{log}","show_level":true,"show_log_origin":false}}"#),
-                DONE.into(),
-            ),
-            (
-                "PUT",
-                "/metrics",
-                format!(r#"{{"metrics_path":"{metrics}"}}"#),
-                DONE.into(),
-            ),
-            (
-                "PUT",
-                "/machine-config",
-                r#"{"mem_size_mib":256,"smt":false,"track_dirty_pages":false,"vcpu_count":2}"#.into(),
-                DONE.into(),
-            ),
-            ("GET", "/machine-config", String::new(), machine(2, 256)),
-            (
-                "PUT",
-                "/boot-source",
-                format!(r#"{{"boot_args":"reboot=k panic=1","kernel_image_path":"{kernel}"}}"#),
-                DONE.into(),
-            ),
-            (
-                "PUT",
-                "/drives/root",
-                format!(
-                    r#"{{"drive_id":"root","is_read_only":false,"is_root_device":true,"path_on_host":"{disk}"}}"#
-                ),
-                DONE.into(),
-            ),
-            (
-                "PUT",
-                "/network-interfaces/1",
-                r#"{"guest_mac":"AA:FC:00:00:00:01","host_dev_name":"tap0","iface_id":"1"}"#.into(),
-                DONE.into(),
-            ),
-            // Only with an interface that allows it, which the SDK then fails for.
-            (
-                "PUT",
-                "/mmds/config",
-                r#"{"network_interfaces":["1"],"version":"V1"}"#.into(),
-                fault("MMDS is not part of mayfly."),
-            ),
-            ("PUT", "/actions", START.into(), DONE.into()),
-            (
-                "GET",
-                "/",
-                String::new(),
-                json(
-                    200,
-                    r#"{"id":"c0ffee-1","state":"Running","vmm_version":"1.14.0","app_name":"Firecracker"}"#,
-                ),
-            ),
-            ("PATCH", "/vm", r#"{"state":"Paused"}"#.into(), DONE.into()),
-            (
-                "PUT",
-                "/snapshot/create",
-                r#"{"mem_file_path":"m","snapshot_path":"s"}"#.into(),
-                fault("Snapshots are not part of this release of mayfly."),
-            ),
-            ("PATCH", "/vm", r#"{"state":"Resumed"}"#.into(), DONE.into()),
-            (
-                "PATCH",
-                "/drives/root",
-                format!(r#"{{"drive_id":"root","path_on_host":"{disk}"}}"#),
-                DONE.into(),
-            ),
-            (
-                "PUT",
-                "/actions",
-                r#"{"action_type":"SendCtrlAltDel"}"#.into(),
-                DONE.into(),
-            ),
-        ];
-        for (method, path, body, answer) in &asks {
+        for (method, path, body, answer) in sdk_starts(&served.folder)
+            .iter()
+            .chain(&sdk_goes_on(&served.folder))
+        {
             go_asks(&mut client, method, path, body, answer);
         }
         served.expect("tick 1\n");
@@ -343,95 +341,4 @@ fn flintlock() {
     let output = Command::new(program()).args(flags).output().unwrap();
     assert_eq!(output.stdout, b"hello from mayfly\n");
     assert_eq!(output.status.code(), Some(0));
-}
-
-/// kata in Go: a file with nine drives and both FIFOs, then the question whether it runs. Its vsock is what mayfly has not.
-#[test]
-fn kata_go() {
-    let folder = Folder::new();
-    let version = firecracker(&folder).arg("--version").output().unwrap();
-    assert!(version.stdout.starts_with(b"Firecracker v1.14.0\n"));
-    fs::remove_file(folder.path("firecracker")).unwrap();
-    let (socket, kernel) = (folder.text("api.sock"), file("ticker.elf"));
-    let drive = |index: usize| {
-        let stub = folder.write(&format!("drive_{index}"), "");
-        format!(
-            r#"{{"drive_id":"drive_{index}","path_on_host":"{stub}","is_root_device":false,"is_read_only":false}}"#
-        )
-    };
-    let drives: Vec<String> = (0..8).map(drive).collect();
-    let root = folder.write("root", [0; 4096]);
-    let (log, metrics) = (folder.fifo("logs.fifo"), folder.fifo("metrics.fifo"));
-    let config = format!(
-        r#"{{"boot-source":{{"kernel_image_path":"{kernel}","boot_args":"a=b"}},"machine-config":{{"vcpu_count":1,"mem_size_mib":256,"smt":false}},"drives":[{{"drive_id":"rootfs","path_on_host":"{root}","is_root_device":true,"is_read_only":true}},{}],"vsock":{{"guest_cid":3,"uds_path":"{}","vsock_id":"root"}},"network-interfaces":[],"logger":{{"log_path":"{log}","level":"Debug","show_level":true,"show_log_origin":true}},"metrics":{{"metrics_path":"{metrics}"}}}}"#,
-        drives.join(","),
-        folder.text("kata.hvsock")
-    );
-    let path = folder.write("fcConfig.json", &config);
-    let flags = ["--api-sock", &socket, "--config-file", &path];
-    let output = Command::new(program()).args(flags).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(
-        said.contains("\"vsock\"") && said.contains("not part of mayfly"),
-        "{said}"
-    );
-
-    fs::write(&path, config.replace("\"vsock\"", "\"no-vsock\"")).unwrap();
-    let mut command = firecracker(&folder);
-    command.args(flags);
-    let mut served = Served::called(folder, &mut command);
-    while served.state() != "Running" {
-        std::thread::yield_now();
-    }
-    served.expect("tick 1\n");
-    // It puts the vCPUs' threads, which it knows by their names, into their group.
-    let threads = fs::read_dir(format!("/proc/{}/task", served.id())).unwrap();
-    let names: Vec<_> = threads
-        .map(|thread| fs::read_to_string(thread.unwrap().path().join("comm")).unwrap())
-        .collect();
-    assert!(names.contains(&"fc_vcpu 0\n".to_owned()), "{names:?}");
-    let hot = served.folder.write("hot", [0; 8192]);
-    let body = format!(r#"{{"drive_id":"drive_3","path_on_host":"{hot}"}}"#);
-    go_asks(&mut served.connect(), "PATCH", "/drives/drive_3", &body, DONE);
-    served.terminate();
-}
-
-/// kata in Rust, by hyper: the root and five drives, a vsock that is refused, and a FIFO nowhere.
-#[test]
-fn runtime_rs() {
-    let mut served = Served::start();
-    let (kernel, disk) = (file("hello.elf"), served.folder.write("disk", [0; 4096]));
-    let ask = |method: &str, path: &str, body: &str| {
-        let mut client = served.connect();
-        client.send(format!(
-            "{method} {path} HTTP/1.1\r\naccept: application/json\r\ncontent-type: application/json\r\n\
-             content-length: {}\r\nhost: 2f746d702f782e736f636b\r\n\r\n{body}",
-            body.len()
-        ));
-        client.receive().text
-    };
-    let machine = r#"{"mem_size_mib":256,"vcpu_count":1}"#;
-    assert_eq!(ask("PUT", "/machine-config", machine), DONE);
-    let boot = format!(r#"{{"boot_args":"panic=1","kernel_image_path":"{kernel}"}}"#);
-    assert_eq!(ask("PUT", "/boot-source", &boot), DONE);
-    for (index, id) in ["rootfs", "drive1", "drive2", "drive3", "drive4", "drive5"]
-        .iter()
-        .enumerate()
-    {
-        let body = format!(
-            r#"{{"drive_id":"{id}","is_read_only":true,"is_root_device":{},"path_on_host":"{disk}"}}"#,
-            index == 0
-        );
-        assert_eq!(ask("PUT", &format!("/drives/{id}"), &body), DONE);
-    }
-    let vsock = r#"{"guest_cid":3,"uds_path":"/tmp/kata.hvsock"}"#;
-    let refused = ask("PUT", "/vsock", vsock);
-    assert!(
-        refused.starts_with("HTTP/1.1 400 \r\n") && refused.contains("not part of mayfly"),
-        "{refused}"
-    );
-    assert_eq!(ask("PUT", "/actions", START), DONE);
-    served.expect("hello from mayfly\n");
-    served.ends_with(0);
 }

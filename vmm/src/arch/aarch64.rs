@@ -112,7 +112,7 @@ impl Cpu for Aarch64 {
         Ok(())
     }
 
-    fn save(_: &VcpuFd, _: &Kvm) -> Result<VcpuState, StateError> {
+    fn save(_: &mut VcpuFd, _: &Kvm, _: impl FnMut(&mut VcpuFd)) -> Result<VcpuState, StateError> {
         Ok(VcpuState)
     }
 

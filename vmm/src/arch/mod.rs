@@ -155,7 +155,7 @@ pub trait Platform: Send + Sync + Sized + 'static {
         windows: &[Window],
     ) -> Result<<Self::Cpu as Cpu>::Entry, Error>;
 
-    /// Called before each `KVM_RUN` of vCPU `id`: injects what KVM does not inject by itself.
+    /// Called before each `KVM_RUN` of vCPU `id` that may enter the guest: injects what KVM does not inject by itself.
     ///
     /// # Errors
     /// [`kvm::Error::Call`]
@@ -218,11 +218,13 @@ pub trait Cpu {
     /// [`kvm::Error::Call`]
     fn enter(vcpu: &VcpuFd, entry: &Self::Entry) -> Result<(), kvm::Error>;
 
-    /// Reads the state of `vcpu`, whose last exit has been completed.
+    /// Reads the state of `vcpu`, whose last exit has been completed. `settle` has KVM do what it puts off until the vCPU
+    /// enters the guest, without letting it in; it may be called several times.
     ///
     /// # Errors
     /// [`StateError::Kernel`]
-    fn save(vcpu: &VcpuFd, kvm: &Kvm) -> Result<Self::State, StateError>;
+    fn save(vcpu: &mut VcpuFd, kvm: &Kvm, settle: impl FnMut(&mut VcpuFd))
+    -> Result<Self::State, StateError>;
 
     /// Gives `vcpu` a state, in the place of a profile and of registers.
     ///

@@ -71,6 +71,17 @@ pub enum NetBackend {
     User,
 }
 
+impl fmt::Display for NetBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tap(name) => write!(f, "tap:{name}"),
+            Self::Descriptor(number) => write!(f, "fd:{number}"),
+            Self::Stream(path) => write!(f, "unix:{}", path.display()),
+            Self::User => f.write_str("user"),
+        }
+    }
+}
+
 /// A network interface that the user asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetConfig {

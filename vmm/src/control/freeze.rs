@@ -138,3 +138,45 @@ impl Freeze {
         pagemap.map_or_else(|error| Err(Error::Pages(error)), |_| unreachable!("it is there"))
     }
 }
+
+/// Why a difference could not be merged.
+#[derive(Debug, thiserror::Error)]
+pub enum MergeError {
+    /// A state file cannot be read, removed or written.
+    #[error("cannot use a state file")]
+    State(#[source] file::Error),
+    /// The first holds all of the memory.
+    #[error("{0:?} holds all of the memory and no difference")]
+    Whole(PathBuf),
+    /// The second is a difference itself.
+    #[error("{0:?} holds a difference itself: begin with the Full snapshot")]
+    Difference(PathBuf),
+    /// The memory cannot be merged.
+    #[error("cannot merge the memory")]
+    Memory(#[source] dump::Error),
+}
+
+/// Merges a difference, a state file and a memory file, into the snapshot in `base`, which has the state of the difference
+/// then. A merge that was broken off leaves no state file there; to merge once more, with the state of the difference put
+/// there, completes it.
+///
+/// # Errors
+/// [`MergeError`]
+pub fn merge(difference: (PathBuf, PathBuf), base: (PathBuf, PathBuf)) -> Result<dump::Written, MergeError> {
+    let newer = file::read(&difference.0, None).map_err(MergeError::State)?;
+    if newer.header().contents == Contents::Whole {
+        return Err(MergeError::Whole(difference.0));
+    }
+    let older = file::read(&base.0, None).map_err(MergeError::State)?;
+    if older.header().contents == Contents::Difference {
+        return Err(MergeError::Difference(base.0));
+    }
+    file::remove(&base.0).map_err(MergeError::State)?;
+    let written = dump::merge(&difference.1, &base.1).map_err(MergeError::Memory)?;
+    let header = Header {
+        contents: Contents::Whole,
+        ..newer.header().clone()
+    };
+    file::write_bytes(&base.0, &header, newer.sections()).map_err(MergeError::State)?;
+    Ok(written)
+}

@@ -5,16 +5,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use snapshot::file::{self, Contents};
+use snapshot::file;
+pub use snapshot::file::Contents;
 use snapshot::{GuestMemory, section};
 
 use super::freeze::{MACHINE, host};
 use crate::arch::{Native, Platform};
 use crate::config::{self, Host, NetBackend, VmConfig, VmSpec};
 use crate::machine::{self, Devices, Machine, state};
-use crate::memory;
+use crate::memory::{self, uffd};
 use crate::timeline::{Lane, Timeline};
-use crate::vm::{Console, Input, Vm};
+use crate::vm::{Base, Console, Input, Vm};
 
 /// Why no VM came out of a snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -72,9 +73,15 @@ pub enum Error {
         #[source]
         source: memory::Error,
     },
-    /// Nobody serves memory to mayfly.
-    #[error("memory from a userfaultfd handler is not part of this release of mayfly: use the File backend")]
-    Uffd,
+    /// The memory's handler cannot be had.
+    #[error("cannot have the memory served at {}", path.display())]
+    Uffd {
+        /// Its socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: uffd::Error,
+    },
     /// A device cannot be opened.
     #[error(transparent)]
     Device(machine::DeviceError),
@@ -164,23 +171,24 @@ impl Thaw {
     }
 
     /// Maps the guest's memory; nothing of it is read.
-    fn map(&self, spec: &VmSpec, timeline: &Timeline) -> Result<(GuestMemory, File), Error> {
-        let MemorySource::File(path) = &self.memory else {
-            return Err(Error::Uffd);
-        };
-        let path = path.clone();
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(source) => return Err(Error::Open { path, source }),
-        };
+    fn map(&self, spec: &VmSpec, timeline: &Timeline) -> Result<(GuestMemory, Base), Error> {
         let regions = Native::memory_regions(spec.config().memory);
-        let memory = timeline.measure(Lane::Main, "map memory file", || {
-            memory::map_snapshot(&regions, &file)
-        });
-        match memory {
-            Ok(memory) => Ok((memory, file)),
-            Err(source) => Err(Error::Memory { path, source }),
-        }
+        timeline.measure(Lane::Main, "map memory file", || match self.memory.clone() {
+            MemorySource::File(path) => {
+                let file = match File::open(&path) {
+                    Ok(file) => file,
+                    Err(source) => return Err(Error::Open { path, source }),
+                };
+                match memory::map_snapshot(&regions, &file) {
+                    Ok(memory) => Ok((memory, Base::File(file))),
+                    Err(source) => Err(Error::Memory { path, source }),
+                }
+            }
+            MemorySource::Uffd(path) => match memory::map_served(&regions, &path) {
+                Ok((memory, handler)) => Ok((memory, Base::Served(handler))),
+                Err(source) => Err(Error::Uffd { path, source }),
+            },
+        })
     }
 
     fn spec(&self, mut config: VmConfig, memory: u64, host: &Host) -> Result<VmSpec, Error> {

@@ -9,7 +9,8 @@
 //!
 //! # Order
 //! Saved: requests in flight are waited for first, since their ends are interrupts in the local APICs. Then each vCPU's thread
-//! reads its vCPU, while this one goes through the devices.
+//! reads its vCPU, all at the same time. The devices come last: what KVM has put off, such as the end of a level-triggered
+//! interrupt, reaches the interrupt controllers when a vCPU is read.
 //!
 //! Restored: each vCPU's thread gives its vCPU its state, while this one does the same with the devices. What a device raises
 //! in doing so goes to interrupt controllers at reset, and is replaced by what was pending when they are restored in their turn.
@@ -66,6 +67,8 @@ pub enum Error {
 impl Machine {
     /// Adds the state of the machine, which is paused, to `archive`. It can go on, or be saved again.
     ///
+    /// Memory is to be saved after this: requests in flight are completed, and KVM may write what it had put off.
+    ///
     /// # Errors
     /// [`Error::Running`], [`Error::Ended`], [`Error::Vcpu`], [`Error::Part`], and [`Error::Sections`] when `archive` has
     /// sections of the same names.
@@ -78,13 +81,12 @@ impl Machine {
         }
         let answers: Vec<_> = self.vcpus.iter().map(|vcpu| vcpu.ask_state()).collect();
         self.shared.gate.call();
-        self.put_devices(archive).map_err(Error::Part)?;
         for (id, answer) in (0..).zip(answers) {
             let state = answer.recv().map_err(|_| Error::Ended(id))?;
             let state = state.map_err(|source| Error::Vcpu { id, source })?;
             archive.put(&vcpu_key(id), &state).map_err(Error::Sections)?;
         }
-        Ok(())
+        self.put_devices(archive).map_err(Error::Part)
     }
 
     fn put_devices(&self, archive: &mut Writer) -> Result<(), PartError> {

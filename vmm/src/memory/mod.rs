@@ -2,7 +2,11 @@
 //!
 //! A region starts out anonymous, but whole pages of it may be private mappings of an image file. What is a page's
 //! backing is the kernel's knowledge alone: nothing in this process may rely on guest memory being anonymous. A file that
-//! is mapped must not be cut short while the guest lives, since a page beyond its new end raises SIGBUS when touched.
+//! is mapped must not be cut short while the guest lives, since a page beyond its new end raises SIGBUS when touched, and
+//! the guest's own copies of those pages go with it.
+//!
+//! A snapshot's memory is written by [`dump`], which asks [`pagemap`] what there is to write, and comes back by
+//! [`map_snapshot`] from its file or by [`map_served`] from another process. [`working_set`] has it there in time.
 
 mod allocate;
 mod bytes;
@@ -15,6 +19,8 @@ pub mod pagemap;
 mod peek;
 mod restore;
 mod touched;
+pub mod uffd;
+pub mod working_set;
 
 pub use allocate::{allocate, prefer_huge_pages};
 pub use bytes::Bytes;
@@ -26,6 +32,8 @@ pub use pagemap::Pagemap;
 pub use peek::peek;
 pub use restore::{map_snapshot, remap_snapshot};
 pub use touched::touched;
+pub use uffd::map_served;
+pub use working_set::WorkingSet;
 
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,7 @@ thread_local! {
     static THREAD: Cell<i32> = const { Cell::new(0) };
 }
 
-fn signal() -> libc::c_int {
+pub(super) fn signal() -> libc::c_int {
     libc::SIGRTMIN()
 }
 
@@ -71,12 +71,21 @@ impl Kick {
         if thread == 0 || thread == THREAD.get() {
             return;
         }
-        // The thread may have ended meanwhile, which makes the call fail; there is nobody left to kick then.
-        // SAFETY: getpid has no preconditions.
-        let process = unsafe { libc::getpid() };
-        // SAFETY: the signal has a handler, so that whichever thread of this process gets it goes on.
-        unsafe { libc::syscall(libc::SYS_tgkill, process, thread, signal()) };
+        send(thread);
     }
+}
+
+/// Makes the signal pending for the calling thread, to which a kick is bound and which blocks it.
+pub(super) fn kick_this_thread() {
+    send(THREAD.get());
+}
+
+fn send(thread: i32) {
+    // The thread may have ended meanwhile, which makes the call fail; there is nobody left to kick then.
+    // SAFETY: getpid has no preconditions.
+    let process = unsafe { libc::getpid() };
+    // SAFETY: the signal has a handler, so that whichever thread of this process gets it goes on.
+    unsafe { libc::syscall(libc::SYS_tgkill, process, thread, signal()) };
 }
 
 /// Unbinds a [`Kick`] when dropped.

@@ -7,6 +7,7 @@ mod exit;
 pub mod exits;
 mod gate;
 mod kick;
+mod pass;
 mod run_page;
 pub mod thread;
 

@@ -1,6 +1,6 @@
 //! The page that a vCPU shares with the kernel, for what kvm-ioctls does not hand out.
 
-use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, kvm_run};
+use kvm_bindings::{KVM_EXIT_INTR, KVM_INTERNAL_ERROR_EMULATION, kvm_run};
 use kvm_ioctls::VcpuFd;
 
 /// The shared page of one vCPU.
@@ -76,6 +76,11 @@ impl<'a> RunPage<'a> {
         let flag = &raw const self.0.immediate_exit;
         // SAFETY: as in [`set_immediate_exit`](Self::set_immediate_exit).
         unsafe { flag.read_volatile() != 0 }
+    }
+
+    /// Whether the last run ended because of a signal.
+    pub fn was_interrupted(&self) -> bool {
+        self.0.exit_reason == KVM_EXIT_INTR
     }
 
     /// What the kernel says of the internal error that ended the last run.

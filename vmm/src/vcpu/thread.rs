@@ -9,6 +9,8 @@
 //! ```
 //! A thread that is given a saved state has no use for the profile and waits for none; see [`Shared::restores`].
 
+mod park;
+
 use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
@@ -269,7 +271,9 @@ impl Body {
         let ending = loop {
             let gate = &self.shared.gate;
             let passed = match gate.is_open() {
-                true => self.enter_once(vcpu, start, &mut first),
+                true => self
+                    .inject(vcpu, start)
+                    .and_then(|()| self.enter_once(vcpu, start, &mut first)),
                 false if gate.is_stopped() => break None,
                 false => self.park(vcpu, start, &mut first),
             };
@@ -281,34 +285,15 @@ impl Body {
         ending
     }
 
-    /// Waits at the gate. The instruction that the last exit belongs to is completed before, so that the vCPU's state is whole.
-    fn park(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), Ending> {
-        loop {
-            RunPage::of(vcpu).set_immediate_exit();
-            self.enter_once(vcpu, start, first)?;
-            // Cleared by the interruption, which comes when there is nothing more to complete.
-            if !RunPage::of(vcpu).has_immediate_exit() {
-                break;
-            }
-        }
-        NativeCpu::pausing(vcpu);
-        self.shared.gate.wait(|| self.answer(vcpu));
-        Ok(())
-    }
-
-    /// Gives the vCPU's state to whoever has asked for it.
-    fn answer(&self, vcpu: &VcpuFd) {
-        for asked in self.asked.try_iter() {
-            let _ = asked.send(NativeCpu::save(vcpu, &self.shared.kvm));
-        }
+    /// Hands KVM what it does not inject by itself; only before a run that lets the guest take it, since nobody could tell
+    /// whether it has.
+    fn inject(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), Ending> {
+        let injected = start.platform.before_run(self.id, vcpu);
+        injected.map_err(|source| Ending::Fault(Fault::Prepare { id: self.id, source }))
     }
 
     fn enter_once(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), Ending> {
         let at = |vcpu: &VcpuFd| self.location(vcpu, start);
-        start
-            .platform
-            .before_run(self.id, vcpu)
-            .map_err(|source| Ending::Fault(Fault::Prepare { id: self.id, source }))?;
         let width = RunPage::of(vcpu).port_width();
         let exit = vcpu.run();
         self.exits.count(&exit);

@@ -16,6 +16,7 @@ use devices::serial::{Output, output};
 
 use crate::machine::Machine;
 use crate::memory::dump::Origin;
+use crate::memory::uffd;
 use crate::vcpu::Ending;
 
 pub use events::run;
@@ -37,6 +38,14 @@ pub struct Console {
     pub filter: Option<Box<dyn InputFilter>>,
     /// Dropped when the VM is over: gives the user's terminal back.
     pub guard: Option<Box<dyn Any>>,
+}
+
+/// What the memory of a restored VM is, where the guest has not written.
+pub(crate) enum Base {
+    /// A snapshot's memory file.
+    File(File),
+    /// Served by another process, as long as this is there.
+    Served(#[allow(dead_code, reason = "it is there to be dropped with the VM")] uffd::Handler),
 }
 
 /// Why a VM is over.
@@ -73,8 +82,8 @@ pub enum Error {
 pub struct Vm {
     machine: Machine,
     paused: bool,
-    /// The memory file that the VM was restored from.
-    base: Option<File>,
+    /// What the VM was restored from.
+    base: Option<Base>,
     input: Option<Input>,
     guard: Option<Box<dyn Any>>,
 }
@@ -93,7 +102,7 @@ impl Vm {
     /// A VM that is paused, whose memory is what `base` holds.
     pub(crate) fn restored(
         machine: Machine,
-        base: File,
+        base: Base,
         input: Option<Input>,
         guard: Option<Box<dyn Any>>,
     ) -> Self {
@@ -106,7 +115,11 @@ impl Vm {
 
     /// Where the guest's memory came from.
     pub(crate) fn origin(&self) -> Origin<'_> {
-        self.base.as_ref().map_or(Origin::Fresh, Origin::Mapped)
+        match &self.base {
+            None => Origin::Fresh,
+            Some(Base::File(file)) => Origin::Mapped(file),
+            Some(Base::Served(_)) => Origin::Served,
+        }
     }
 
     /// Keeps the guest from running, with every instruction that it was in completed. Nothing happens if it is paused.

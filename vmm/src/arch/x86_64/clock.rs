@@ -1,5 +1,7 @@
 //! kvmclock: the guest's time since its boot, one for all vCPUs.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use kvm_bindings::{KVM_CLOCK_REALTIME, kvm_clock_data};
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
@@ -13,8 +15,8 @@ use crate::kvm::cause;
 pub struct ClockState {
     /// Nanoseconds since the guest's boot.
     nanoseconds: u64,
-    /// Nanoseconds of the host's real-time clock at the same moment; Linux before 5.16 does not say.
-    realtime: Option<u64>,
+    /// Nanoseconds of the host's real-time clock, since 1970, at the same moment.
+    realtime: u64,
 }
 
 impl Schema for ClockState {
@@ -37,70 +39,60 @@ impl ClockState {
     /// [`Error::Kernel`]
     pub fn save(vm: &VmFd) -> Result<Self, Error> {
         let data = vm.get_clock().map_err(refused("KVM_GET_CLOCK"))?;
+        // KVM says what time it was only if it keeps the clock by the time stamp counter.
         let says = data.flags & KVM_CLOCK_REALTIME != 0;
         Ok(Self {
             nanoseconds: data.clock,
-            realtime: says.then_some(data.realtime),
+            realtime: if says { data.realtime } else { now() },
         })
     }
 
     /// Lets the clock of `vm` go on from where it stood, or, if `realtime`, from where it would stand had it never stopped.
     ///
     /// # Errors
-    /// [`Error::Kernel`], and [`Error::Invalid`] for a clock that cannot jump or has no room to.
+    /// [`Error::Kernel`], and [`Error::Invalid`] for a time beyond the clock's range.
     pub fn restore(&self, vm: &VmFd, realtime: bool) -> Result<(), Error> {
-        vm.set_clock(&self.data(realtime)?)
-            .map_err(refused("KVM_SET_CLOCK"))
-    }
-
-    fn data(&self, realtime: bool) -> Result<kvm_clock_data, Error> {
-        let invalid = |reason: &str| Error::Invalid {
-            component: ClockState::NAME,
-            reason: reason.to_owned(),
-        };
-        // Half of the range, 292 years: KVM counts with signs.
-        if i64::try_from(self.nanoseconds).is_err() {
-            return Err(invalid("the clock stands beyond its range"));
-        }
-        let mut data = kvm_clock_data {
-            clock: self.nanoseconds,
+        let data = kvm_clock_data {
+            clock: self.at(realtime.then(now))?,
             ..Default::default()
         };
-        if realtime {
-            data.flags = KVM_CLOCK_REALTIME;
-            data.realtime = self.realtime.ok_or_else(|| {
-                invalid(
-                    "it was saved on a kernel before Linux 5.16, which does not say what time it was: restore it without a \
-                     jump of the clock",
-                )
-            })?;
-        }
-        Ok(data)
+        vm.set_clock(&data).map_err(refused("KVM_SET_CLOCK"))
     }
+
+    /// What the clock says when the host's says `now`, if that counts. A host's clock that was set back does not turn it back.
+    fn at(&self, now: Option<u64>) -> Result<u64, Error> {
+        let passed = now.map_or(0, |now| now.saturating_sub(self.realtime));
+        let clock = self.nanoseconds.saturating_add(passed);
+        // KVM counts with signs.
+        match i64::try_from(clock) {
+            Ok(_) => Ok(clock),
+            Err(_) => Err(Error::Invalid {
+                component: ClockState::NAME,
+                reason: format!("the clock would stand at {clock} ns, beyond its range of 292 years"),
+            }),
+        }
+    }
+}
+
+/// Nanoseconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
-    use kvm_bindings::KVM_CLOCK_REALTIME;
-
     use super::ClockState;
 
     #[test]
-    fn it_jumps_only_when_asked_and_able() {
-        let mut clock = ClockState {
+    fn it_jumps_forward_when_asked_and_never_back() {
+        let clock = ClockState {
             nanoseconds: 5,
-            realtime: Some(7),
+            realtime: 100,
         };
-        let still = clock.data(false).unwrap();
-        assert_eq!((still.clock, still.flags, still.realtime), (5, 0, 0));
-        let jumping = clock.data(true).unwrap();
-        assert_eq!(
-            (jumping.clock, jumping.flags, jumping.realtime),
-            (5, KVM_CLOCK_REALTIME, 7)
-        );
-        clock.realtime = None;
-        assert!(clock.data(true).unwrap_err().to_string().contains("Linux 5.16"));
-        clock.nanoseconds = u64::MAX;
-        assert!(clock.data(false).is_err());
+        assert_eq!(clock.at(None).unwrap(), 5);
+        assert_eq!(clock.at(Some(107)).unwrap(), 12);
+        assert_eq!(clock.at(Some(93)).unwrap(), 5);
+        assert!(clock.at(Some(u64::MAX)).is_err());
     }
 }

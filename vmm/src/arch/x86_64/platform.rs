@@ -320,8 +320,8 @@ impl Cpu for X86_64 {
         vcpu.set_regs(&entry.regs()).map_err(failed("KVM_SET_REGS"))
     }
 
-    fn save(vcpu: &VcpuFd, kvm: &Kvm) -> Result<VcpuState, StateError> {
-        VcpuState::save(vcpu, kvm)
+    fn save(vcpu: &mut VcpuFd, kvm: &Kvm, settle: impl FnMut(&mut VcpuFd)) -> Result<VcpuState, StateError> {
+        VcpuState::save(vcpu, kvm, settle)
     }
 
     fn restore(vcpu: &VcpuFd, kvm: &Kvm, state: &VcpuState) -> Result<(), StateError> {

@@ -15,6 +15,8 @@ mod error;
 mod extents;
 mod output;
 #[cfg(test)]
+mod speed;
+#[cfg(test)]
 mod tests;
 
 use std::fs::File;
@@ -46,7 +48,8 @@ pub struct Source<'a> {
     pub memory: &'a GuestMemory,
     /// Where it came from.
     pub origin: Origin<'a>,
-    /// How to ask for its pages; none where there is no /proc. A full file then takes a look at every page.
+    /// How to ask for its pages; none where there is no /proc. A full file then takes a look at every page, and one of an image
+    /// file that was cut short raises SIGBUS.
     pub pagemap: Option<&'a Pagemap>,
 }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::output::{Output, Part, Zeros};
 use super::{Changed, Dump, Error, Origin, Source, diff, extents, full, merge};
 use crate::GuestMemory;
 use crate::memory::{Pagemap, allocate, map_file, map_snapshot, memfd, page_size};
@@ -43,15 +44,18 @@ impl Drop for Folder {
     }
 }
 
+fn bytes(pages: u64) -> usize {
+    usize::try_from(pages * page_size()).unwrap()
+}
+
 fn page() -> usize {
-    usize::try_from(page_size()).unwrap()
+    bytes(1)
 }
 
 fn regions() -> [(GuestAddress, usize); 2] {
-    let pages = |count| usize::try_from(count).unwrap() * page();
     [
-        (GuestAddress(0), pages(LOW)),
-        (GuestAddress(HIGH), pages(PAGES - LOW)),
+        (GuestAddress(0), bytes(LOW)),
+        (GuestAddress(HIGH), bytes(PAGES - LOW)),
     ]
 }
 
@@ -68,7 +72,7 @@ fn fill(memory: &GuestMemory, number: u64, value: u8) {
 }
 
 fn content(memory: &GuestMemory) -> Vec<u8> {
-    let mut bytes = vec![0; usize::try_from(PAGES).unwrap() * page()];
+    let mut bytes = vec![0; bytes(PAGES)];
     for (number, page) in (0..).zip(bytes.chunks_exact_mut(page())) {
         memory.read_slice(page, address(number)).unwrap();
     }
@@ -375,11 +379,37 @@ fn data_is_copied_between_file_systems() {
     let (path, file) = base(&folder);
     let copy = memfd(c"copy", b"").unwrap();
     copy.set_len(PAGES * page_size()).unwrap();
-    let bytes = extents::copy(&file, &copy, PAGES * page_size()).unwrap();
-    assert_eq!(bytes, PAGES / 4 * 3 * page_size());
-    let mut copied = vec![0; usize::try_from(PAGES).unwrap() * page()];
+    let count = extents::copy(&file, &copy, PAGES * page_size()).unwrap();
+    assert_eq!(count, PAGES / 4 * 3 * page_size());
+    let mut copied = vec![0; bytes(PAGES)];
     copy.read_exact_at(&mut copied, 0).unwrap();
     assert_eq!(copied, fs::read(&path).unwrap());
+}
+
+#[test]
+fn a_file_system_without_holes_is_found_out() {
+    let memory = fresh();
+    let part = Part::new(memory.iter().next().unwrap(), 0).unwrap();
+    let pages = |range: std::ops::Range<u64>| range.start * page_size()..range.end * page_size();
+    // What the file holds before stands for what a file system fills up by itself.
+    for (filled, good) in [
+        (0..0, true),
+        (2..5, true),
+        (1..5, false),
+        (2..6, false),
+        (0..64, false),
+    ] {
+        let file = memfd(c"holes", b"").unwrap();
+        file.set_len(LOW * page_size()).unwrap();
+        let filling = vec![0; bytes(filled.end - filled.start)];
+        file.write_all_at(&filling, filled.start * page_size()).unwrap();
+        let mut output = Output::new(&file, Path::new("holes"));
+        output.put(&part, pages(2..3), Zeros::Data).unwrap();
+        output.put(&part, pages(3..5), Zeros::Data).unwrap();
+        output.put(&part, pages(9..10), Zeros::Data).unwrap();
+        let found = output.check_holes(LOW * page_size());
+        assert_eq!(found.is_ok(), good, "{filled:?}");
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ const WORD: usize = size_of::<u32>();
 /// The registers that XSAVE knows.
 #[derive(Serialize, Deserialize)]
 pub struct ExtendedState {
-    base: kvm_xsave,
+    base: Box<kvm_xsave>,
     /// What does not fit the first 4096 bytes: the tiles of AMX. Empty where guests have none.
     rest: Vec<u32>,
 }
@@ -37,7 +37,7 @@ impl ExtendedState {
         if words == 0 {
             let base = vcpu.get_xsave().map_err(refused("KVM_GET_XSAVE"))?;
             return Ok(Self {
-                base,
+                base: Box::new(base),
                 rest: Vec::new(),
             });
         }
@@ -46,10 +46,10 @@ impl ExtendedState {
         unsafe { vcpu.get_xsave2(&mut xsave) }.map_err(refused("KVM_GET_XSAVE2"))?;
         let region = xsave.as_fam_struct_ref().xsave.region;
         Ok(Self {
-            base: kvm_xsave {
+            base: Box::new(kvm_xsave {
                 region,
                 ..Default::default()
-            },
+            }),
             rest: xsave.as_slice().to_vec(),
         })
     }
@@ -88,7 +88,7 @@ impl ExtendedState {
     #[cfg(test)]
     pub(super) fn with_rest(rest: Vec<u32>) -> Self {
         Self {
-            base: kvm_xsave::default(),
+            base: Box::default(),
             rest,
         }
     }

@@ -34,7 +34,12 @@ use special::SpecialRegisters;
 /// tolerance.
 const TSC_TOLERANCE_PPM: u64 = 250;
 
-/// State of one vCPU.
+/// How often a vCPU is read whose timer expires meanwhile. One that expires all the time loses one expiration.
+const ATTEMPTS: usize = 8;
+/// The local APIC's register with what is left of the timer's count, which KVM works out when it is asked.
+const CURRENT_COUNT: usize = 0x390;
+
+/// State of one vCPU. What is large is on the heap: the stacks of vCPUs' threads are small.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VcpuState {
     /// Frequency of the time stamp counter as the guest knows it.
@@ -47,7 +52,7 @@ pub struct VcpuState {
     extended: ExtendedState,
     xcrs: kvm_xcrs,
     debug_registers: kvm_debugregs,
-    lapic: kvm_lapic_state,
+    lapic: Box<kvm_lapic_state>,
     /// Index and value, in the order in which they are to be set.
     msrs: Vec<(u32, u64)>,
     events: kvm_vcpu_events,
@@ -76,9 +81,26 @@ fn refused(operation: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
 impl VcpuState {
     /// Reads the state of `vcpu`, which is not in the guest and has completed its last exit.
     ///
+    /// A local APIC's timer that counts down, once or periodically, and has expired is known to KVM alone until `settle` makes
+    /// an interrupt of it. If it expires between that and the reading, all is done again.
+    ///
     /// # Errors
     /// [`Error::Kernel`]
-    pub fn save(vcpu: &VcpuFd, kvm: &Kvm) -> Result<Self, Error> {
+    pub fn save(vcpu: &mut VcpuFd, kvm: &Kvm, mut settle: impl FnMut(&mut VcpuFd)) -> Result<Self, Error> {
+        let mut attempt = 0;
+        loop {
+            let before = vcpu.get_lapic().map_err(refused("KVM_GET_LAPIC"))?;
+            settle(vcpu);
+            let state = Self::read(vcpu, kvm)?;
+            attempt += 1;
+            let expired = has_expired(timer_count(&before), timer_count(&state.lapic));
+            if !expired || attempt == ATTEMPTS {
+                return Ok(state);
+            }
+        }
+    }
+
+    fn read(vcpu: &VcpuFd, kvm: &Kvm) -> Result<Self, Error> {
         // First: KVM takes an INIT or a start-up IPI that waits when it is asked, which changes everything else.
         let mp_state = vcpu.get_mp_state().map_err(refused("KVM_GET_MP_STATE"))?;
         let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES);
@@ -101,7 +123,7 @@ impl VcpuState {
             extended,
             xcrs,
             debug_registers,
-            lapic,
+            lapic: Box::new(lapic),
             msrs,
             // Last, as none of the calls before may leave an exception or a non-maskable interrupt behind.
             events: vcpu.get_vcpu_events().map_err(refused("KVM_GET_VCPU_EVENTS"))?,
@@ -172,6 +194,19 @@ impl VcpuState {
         }
         vcpu.set_tsc_khz(self.tsc_khz).map_err(refused("KVM_SET_TSC_KHZ"))
     }
+}
+
+fn timer_count(lapic: &kvm_lapic_state) -> u32 {
+    let mut bytes = [0; 4];
+    for (byte, register) in bytes.iter_mut().zip(&lapic.regs[CURRENT_COUNT..]) {
+        *byte = register.cast_unsigned();
+    }
+    u32::from_le_bytes(bytes)
+}
+
+/// Whether a timer has expired between two readings of its count: it has begun again, or has stopped.
+fn has_expired(before: u32, after: u32) -> bool {
+    after > before || after == 0 && before > 0
 }
 
 /// Whether no guest can tell `saved` and `own` apart by their clocks' drift.

@@ -1,0 +1,253 @@
+//! What the control socket costs, side by side with the least that it could: `make control`. ROUNDS in the environment changes the
+//! number of rounds.
+
+#![allow(missing_docs, reason = "a program")]
+
+mod process;
+
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use std::{env, fs};
+
+use process::{Process, compile, connect, folder, guest, mayfly, pin, put, request};
+
+/// Requests on one connection.
+const REQUESTS: u32 = 10_000;
+/// Bytes of a guest's memory when nobody says otherwise.
+const MEMORY: u64 = 128 << 20;
+/// What is asked before memory is looked at, so that what requests need is there.
+const WARM: usize = 1000;
+
+/// One line of the table.
+struct Row {
+    name: &'static str,
+    own: f64,
+    floor: f64,
+    unit: &'static str,
+    reached: f64,
+    goal: f64,
+    at_most: bool,
+}
+
+impl Row {
+    fn is_missed(&self) -> bool {
+        if self.at_most {
+            self.reached > self.goal
+        } else {
+            self.reached < self.goal
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let rounds = env::var("ROUNDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(200);
+    let measured = fs::create_dir_all(folder()).and_then(|()| measure(rounds));
+    let _ = fs::remove_dir_all(folder());
+    let rows = match measured {
+        Ok(rows) => rows,
+        Err(error) => {
+            eprintln!("{error}: run make control, which builds what is needed");
+            return ExitCode::FAILURE;
+        }
+    };
+    println!(
+        "medians of {rounds} rounds; load {}",
+        fs::read_to_string("/proc/loadavg").unwrap_or_default().trim()
+    );
+    println!(
+        "{:<46} {:>12} {:>12} {:>12} {:>12}",
+        "", "mayfly", "floor", "result", "goal"
+    );
+    for row in &rows {
+        let relation = if row.at_most { "<=" } else { ">=" };
+        println!(
+            "{:<46} {:>8.1} {:<3} {:>8.1} {:<3} {:>12.2} {relation} {:>9.2}",
+            row.name, row.own, row.unit, row.floor, row.unit, row.reached, row.goal
+        );
+    }
+    let missed: Vec<&Row> = rows.iter().filter(|row| row.is_missed()).collect();
+    missed.iter().for_each(|row| println!("missed: {}", row.name));
+    if missed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn measure(rounds: usize) -> io::Result<Vec<Row>> {
+    Ok(vec![
+        socket(rounds)?,
+        start(rounds)?,
+        rate()?,
+        memory(rounds.div_ceil(20))?,
+    ])
+}
+
+/// A row of two medians, whose ratio has the goal.
+fn ratio(name: &'static str, own: Vec<Duration>, floor: Vec<Duration>, goal: f64) -> Row {
+    let micros = |durations: Vec<Duration>| median(durations).as_secs_f64() * 1e6;
+    let (own, floor) = (micros(own), micros(floor));
+    Row {
+        name,
+        own,
+        floor,
+        unit: "us",
+        reached: own / floor,
+        goal,
+        at_most: true,
+    }
+}
+
+/// From the start of a process until it can be connected to.
+fn socket(rounds: usize) -> io::Result<Row> {
+    let listen = compile("listen", &["control/listen.c"])?;
+    let path = folder().join("s");
+    let text = path.to_string_lossy().into_owned();
+    let once = |program: &Path, arguments: &[&str]| {
+        let _ = fs::remove_file(&path);
+        let start = Instant::now();
+        let process = Process::start(program, arguments)?;
+        let stream = connect(&path);
+        let taken = start.elapsed();
+        drop((process, stream));
+        io::Result::Ok(taken)
+    };
+    let (mut own, mut floor) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        own.push(once(&mayfly(), &["--api-sock", &text])?);
+        floor.push(once(&listen, &[&text])?);
+    }
+    Ok(ratio(
+        "start of the process to a connectable socket",
+        own,
+        floor,
+        1.2,
+    ))
+}
+
+/// mayfly behind the socket `path`, with a guest named and not started.
+fn ready(path: &Path, name: &str) -> io::Result<(Process, std::os::unix::net::UnixStream)> {
+    let _ = fs::remove_file(path);
+    let process = Process::start(&mayfly(), &["--api-sock", &path.to_string_lossy()])?;
+    let mut stream = connect(path);
+    put(
+        &mut stream,
+        "/boot-source",
+        &format!("{{\"kernel_image_path\":\"{}\",\"boot_args\":\"\"}}", guest(name)),
+    )?;
+    Ok((process, stream))
+}
+
+const START: &str = r#"{"action_type":"InstanceStart"}"#;
+
+/// From the request to start a guest to its first byte.
+fn start(rounds: usize) -> io::Result<Row> {
+    let floor_program =
+        compile("floor", &["-Dmain=floor_main", "-c", "floor/floor.c"]).and_then(|object| {
+            let object = object.to_string_lossy().into_owned();
+            compile("waiting-floor", &["control/wait.c", "-x", "none", &object])
+        })?;
+    let path = folder().join("s");
+    let (mut own, mut floor) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let (mut process, mut stream) = ready(&path, "hello")?;
+        let start = Instant::now();
+        stream.write_all(request("PUT", "/actions", START).as_bytes())?;
+        process.read(1)?;
+        own.push(start.elapsed());
+        let mut process = Process::start(&floor_program, &["128"])?;
+        process.read(1)?;
+        let start = Instant::now();
+        process.prod()?;
+        process.read(1)?;
+        floor.push(start.elapsed());
+    }
+    Ok(ratio("InstanceStart to the guest's first byte", own, floor, 1.3))
+}
+
+/// Requests a second on one connection. Both sides are on one processor: on two, they wait for each other's wake-ups.
+fn rate() -> io::Result<Row> {
+    let path = folder().join("s");
+    let _ = fs::remove_file(&path);
+    let process = Process::start(&mayfly(), &["--api-sock", &path.to_string_lossy()])?;
+    pin(process.0.id())?;
+    let asked = std::thread::spawn(move || {
+        pin(0)?;
+        let mut stream = connect(&path);
+        let asked = request("GET", "/", "").replace("Content-Length: 0\r\n", "");
+        let mut answer = [0; 1024];
+        let start = Instant::now();
+        for _ in 0..REQUESTS {
+            stream.write_all(asked.as_bytes())?;
+            let length = stream.read(&mut answer)?;
+            if !answer[..length].starts_with(b"HTTP/1.1 200 ") || !answer[..length].ends_with(b"}") {
+                return Err(io::Error::other(
+                    String::from_utf8_lossy(&answer[..length]).into_owned(),
+                ));
+            }
+        }
+        Ok(start.elapsed())
+    });
+    let taken = asked
+        .join()
+        .map_err(|_| io::Error::other("the client failed"))??;
+    let reached = f64::from(REQUESTS) / taken.as_secs_f64();
+    let micros = taken.as_secs_f64() * 1e6 / f64::from(REQUESTS);
+    let name = "GET / a second, on one connection";
+    Ok(Row {
+        name,
+        own: micros,
+        floor: 0.0,
+        unit: "us",
+        reached,
+        goal: 20_000.0,
+        at_most: false,
+    })
+}
+
+/// KiB that a mayfly with a socket has for itself beyond one without.
+fn memory(rounds: usize) -> io::Result<Row> {
+    let path = folder().join("s");
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let mut process = Process::start(&mayfly(), &["run", &guest("ticker")])?;
+        process.read(20)?;
+        without.push(process.private_kib(MEMORY)?);
+        // Two at once would share the pages of the program, and each would have less for itself.
+        drop(process);
+        let (mut process, mut stream) = ready(&path, "ticker")?;
+        put(&mut stream, "/actions", START)?;
+        for _ in 0..WARM {
+            stream.write_all(
+                request("GET", "/version", "")
+                    .replace("Content-Length: 0\r\n", "")
+                    .as_bytes(),
+            )?;
+            let _ = stream.read(&mut [0; 1024])?;
+        }
+        process.read(20)?;
+        with.push(process.private_kib(MEMORY)?);
+    }
+    let [own, floor] = [with, without].map(|kib| f64::from(i32::try_from(median(kib)).unwrap_or(i32::MAX)));
+    let name = "private memory beyond that without a socket";
+    Ok(Row {
+        name,
+        own,
+        floor,
+        unit: "KiB",
+        reached: own - floor,
+        goal: 200.0,
+        at_most: true,
+    })
+}
+
+/// The value in the middle.
+fn median<T: Ord + Copy>(mut values: Vec<T>) -> T {
+    values.sort();
+    values[values.len() / 2]
+}

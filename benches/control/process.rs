@@ -1,0 +1,171 @@
+//! One process that is measured, and the one connection to it.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::{env, fs, mem};
+
+/// The folder of what is compiled, and of sockets; short, as their addresses have to be.
+pub fn folder() -> PathBuf {
+    env::temp_dir().join(format!("mayfly-control-{}", std::process::id()))
+}
+
+pub fn mayfly() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("dist/mayfly")
+}
+
+pub fn guest(name: &str) -> String {
+    format!("{}/dist/guests/x86_64/{name}.elf", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Compiles `sources` of benches into the static program `name`.
+///
+/// # Errors
+/// When there is no compiler, or it fails.
+pub fn compile(name: &str, arguments: &[&str]) -> io::Result<PathBuf> {
+    let program = folder().join(name);
+    let benches = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
+    let mut compiler = Command::new("cc");
+    compiler
+        .args(["-static", "-O2", "-o"])
+        .arg(&program)
+        .args(arguments);
+    if !compiler.current_dir(benches).status()?.success() {
+        return Err(io::Error::other(format!("{compiler:?} failed")));
+    }
+    Ok(program)
+}
+
+/// A process; dropped, it is gone.
+pub struct Process(pub Child);
+
+impl Process {
+    /// # Errors
+    /// The kernel's.
+    pub fn start(program: &Path, arguments: &[&str]) -> io::Result<Self> {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        command.spawn().map(Self)
+    }
+
+    /// Reads `count` bytes of its output.
+    ///
+    /// # Errors
+    /// When it ends before.
+    pub fn read(&mut self, count: usize) -> io::Result<()> {
+        let output = self
+            .0
+            .stdout
+            .as_mut()
+            .ok_or_else(|| io::Error::other("no pipe"))?;
+        output.read_exact(&mut vec![0; count])
+    }
+
+    /// Sends it a byte.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn prod(&mut self) -> io::Result<()> {
+        let input = self.0.stdin.as_mut().ok_or_else(|| io::Error::other("no pipe"))?;
+        input.write_all(b".")
+    }
+
+    /// KiB that it has for itself, without its guest's memory of `memory` bytes: how the kernel fills that with pages depends
+    /// on what it was asked for, and not on the socket.
+    ///
+    /// # Errors
+    /// When there is no /proc.
+    pub fn private_kib(&self, memory: u64) -> io::Result<i64> {
+        let text = fs::read_to_string(format!("/proc/{}/smaps", self.0.id()))?;
+        let mut mappings: Vec<(u64, u64, i64)> = Vec::new();
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            let first = words.next().unwrap_or_default();
+            let number = words.next().and_then(|word| word.parse::<i64>().ok());
+            if let Some((start, end)) = range(first) {
+                mappings.push((start, end, 0));
+            } else if first.starts_with("Private_")
+                && let Some(mapping) = mappings.last_mut()
+            {
+                mapping.2 += number.unwrap_or(0);
+            }
+        }
+        // The largest is the guest's, from its image to its end.
+        let largest = mappings.iter().max_by_key(|(start, end, _)| end - start);
+        let end = largest.map_or(0, |(_, end, _)| *end);
+        let guest = end.saturating_sub(memory)..end;
+        let own = mappings.iter().filter(|(start, _, _)| !guest.contains(start));
+        Ok(own.map(|(_, _, private)| private).sum())
+    }
+}
+
+/// The addresses in the first line of a mapping.
+fn range(word: &str) -> Option<(u64, u64)> {
+    let (start, end) = word.split_once('-')?;
+    Some((
+        u64::from_str_radix(start, 16).ok()?,
+        u64::from_str_radix(end, 16).ok()?,
+    ))
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Connects as soon as there is somebody, and does not sleep till then.
+pub fn connect(socket: &Path) -> UnixStream {
+    loop {
+        if let Ok(stream) = UnixStream::connect(socket) {
+            return stream;
+        }
+    }
+}
+
+/// The bytes of a request.
+pub fn request(method: &str, path: &str, body: &str) -> String {
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// Has something done, which must be answered with 204.
+///
+/// # Errors
+/// When it is refused.
+pub fn put(stream: &mut UnixStream, path: &str, body: &str) -> io::Result<()> {
+    stream.write_all(request("PUT", path, body).as_bytes())?;
+    let mut answer = [0; 1024];
+    let length = stream.read(&mut answer)?;
+    if answer[..length].starts_with(b"HTTP/1.1 204 ") {
+        return Ok(());
+    }
+    Err(io::Error::other(
+        String::from_utf8_lossy(&answer[..length]).into_owned(),
+    ))
+}
+
+/// Keeps the process `id` on the first processor; 0 is this thread.
+///
+/// # Errors
+/// The kernel's.
+pub fn pin(id: u32) -> io::Result<()> {
+    // SAFETY: all-zero bytes are a valid, empty set.
+    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
+    // SAFETY: the set has room for the first processor.
+    unsafe { libc::CPU_SET(0, &mut set) };
+    let id = libc::pid_t::try_from(id).map_err(io::Error::other)?;
+    // SAFETY: `set` is valid for reads of its size.
+    match unsafe { libc::sched_setaffinity(id, size_of_val(&set), &raw const set) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

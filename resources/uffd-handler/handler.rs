@@ -1,0 +1,173 @@
+//! Serves the page faults of one guest.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+
+use serde::Deserialize;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+// Requests and events of linux/userfaultfd.h.
+const UFFDIO_WAKE: libc::Ioctl = 0x8010_aa02_u32 as libc::Ioctl;
+const UFFDIO_COPY: libc::Ioctl = 0xc028_aa03_u32 as libc::Ioctl;
+const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
+const UFFD_EVENT_REMOVE: u8 = 0x15;
+
+/// The monitor's message is no longer than this.
+const MESSAGE: usize = 64 << 10;
+
+/// A region of guest memory: addresses are the monitor's, all numbers are bytes.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Region {
+    base_host_virt_addr: u64,
+    size: u64,
+    offset: u64,
+    page_size: u64,
+}
+
+/// `struct uffdio_range`.
+#[repr(C)]
+struct Range {
+    start: u64,
+    len: u64,
+}
+
+/// `struct uffdio_copy`.
+#[repr(C)]
+struct Copy {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    copy: i64,
+}
+
+/// Takes the monitor's message from `guest` and fills its pages from `memory` until it is gone.
+///
+/// # Errors
+/// When the message is none, when the file ends before the memory does, or when the kernel refuses.
+pub fn serve(guest: &UnixStream, memory: &File) -> io::Result<()> {
+    let mut message = vec![0; MESSAGE];
+    let (length, descriptor) = guest.recv_with_fd(&mut message)?;
+    let missing = || io::Error::other("the message holds no descriptor");
+    let mut pages = Pages {
+        faults: descriptor.ok_or_else(missing)?,
+        memory,
+        regions: serde_json::from_slice(&message[..length])?,
+        removed: BTreeSet::new(),
+    };
+    while wait(guest, &pages.faults)? {
+        pages.handle()?;
+    }
+    Ok(())
+}
+
+/// Waits for the next event; false when the monitor has gone.
+fn wait(guest: &UnixStream, faults: &File) -> io::Result<bool> {
+    let mut polled = [guest.as_raw_fd(), faults.as_raw_fd()].map(|fd| libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    });
+    // SAFETY: the array has two entries.
+    let ready = unsafe { libc::poll(polled.as_mut_ptr(), 2, -1) };
+    if ready < 0 {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::Interrupted {
+            Ok(true)
+        } else {
+            Err(error)
+        };
+    }
+    // The monitor sends nothing more: the connection can only end.
+    Ok(polled[0].revents == 0)
+}
+
+struct Pages<'a> {
+    faults: File,
+    memory: &'a File,
+    regions: Vec<Region>,
+    /// Addresses of pages that the monitor gave back: they are zeros when they are touched again.
+    removed: BTreeSet<u64>,
+}
+
+impl Pages<'_> {
+    fn handle(&mut self) -> io::Result<()> {
+        // `struct uffd_msg`: an event's number, then 24 bytes of its own from byte 8 on.
+        let mut event = [0; 32];
+        match self.faults.read(&mut event) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            read => read?,
+        };
+        let number = |at: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&event[at..at + 8]);
+            u64::from_ne_bytes(bytes)
+        };
+        match event[0] {
+            UFFD_EVENT_PAGEFAULT => self.fill(number(16)),
+            UFFD_EVENT_REMOVE => {
+                let page = self.region(number(8))?.page_size;
+                let step = usize::try_from(page).map_err(io::Error::other)?;
+                self.removed.extend((number(8)..number(16)).step_by(step));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn region(&self, address: u64) -> io::Result<Region> {
+        let within =
+            |region: &&Region| (0..region.size).contains(&address.wrapping_sub(region.base_host_virt_addr));
+        let region = self.regions.iter().find(within).cloned();
+        region.ok_or_else(|| io::Error::other(format!("{address:#x} is not guest memory")))
+    }
+
+    /// Fills the page at `address` and lets the guest go on.
+    fn fill(&mut self, address: u64) -> io::Result<()> {
+        let region = self.region(address)?;
+        let length = usize::try_from(region.page_size).map_err(io::Error::other)?;
+        let start = address - address % region.page_size;
+        let mut page = vec![0; length];
+        let removed = self.removed.contains(&start);
+        if !removed {
+            let offset = region.offset + (start - region.base_host_virt_addr);
+            self.memory.read_exact_at(&mut page, offset)?;
+        }
+        let mut copy = Copy {
+            dst: start,
+            src: page.as_ptr().expose_provenance() as u64,
+            len: region.page_size,
+            mode: 0,
+            copy: 0,
+        };
+        // SAFETY: `copy` is the structure of this request, and `src` points to `len` bytes; `dst` is another process's.
+        let done = unsafe { libc::ioctl(self.faults.as_raw_fd(), UFFDIO_COPY, &raw mut copy) };
+        if done == 0 {
+            self.removed.remove(&start);
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            // Two vCPUs touched it. Or an event is to be read first; the fault is then raised again.
+            Some(libc::EEXIST | libc::EAGAIN) => self.wake(start, region.page_size),
+            // The monitor is gone, which the connection says as well.
+            Some(libc::ESRCH | libc::ENOENT) => Ok(()),
+            _ => Err(error),
+        }
+    }
+
+    fn wake(&self, start: u64, len: u64) -> io::Result<()> {
+        let mut range = Range { start, len };
+        // SAFETY: `range` is the structure of this request.
+        let done = unsafe { libc::ioctl(self.faults.as_raw_fd(), UFFDIO_WAKE, &raw mut range) };
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! The options of the commands for snapshots.
+
+use std::path::PathBuf;
+
+use lexopt::Arg;
+use vmm::config::NetConfig;
+use vmm::control::Thaw;
+
+use super::session::{self, Seen, Session, path, value};
+use super::{Command, Error, syntax};
+use crate::firecracker::SOCKET;
+use crate::help::Topic;
+use crate::snapshots::{MEMORY, STATE};
+
+/// Options of `mayfly restore`.
+#[derive(Debug)]
+pub struct Restore {
+    /// The snapshot, and what is other than it was.
+    pub thaw: Thaw,
+    /// Leave the guest paused.
+    pub paused: bool,
+    /// What is told of it, and to whom.
+    pub session: Session,
+}
+
+/// Options of `mayfly snapshot`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Take {
+    /// Path of the API socket of the VM.
+    pub socket: PathBuf,
+    /// Where the snapshot goes.
+    pub folder: PathBuf,
+    /// Only what differs from what the VM was restored from.
+    pub diff: bool,
+}
+
+const FLAGS: [&str; 4] = ["--net", "--disk", "--paused", "--realtime"];
+
+/// Reads the options of `mayfly restore`.
+pub(super) fn restore(parser: &mut lexopt::Parser) -> Result<Command, Error> {
+    let mut seen = Seen::default();
+    let mut folder = None;
+    let mut restore = Restore {
+        thaw: Thaw::new(PathBuf::new(), PathBuf::new()),
+        paused: false,
+        session: Session::default(),
+    };
+    while let Some(argument) = parser.next().map_err(syntax("restore"))? {
+        match argument {
+            Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help(Topic::Restore)),
+            Arg::Value(path) if folder.is_none() => folder = Some(PathBuf::from(path)),
+            Arg::Long(name) => {
+                let mut known = FLAGS.iter().chain(&session::OPTIONS);
+                match known.find(|known| known.trim_start_matches("--") == name) {
+                    Some(name) => option(parser, &mut restore, &mut seen, name)?,
+                    None => return Err(syntax("restore")(argument.unexpected())),
+                }
+            }
+            other => return Err(syntax("restore")(other.unexpected())),
+        }
+    }
+    let folder = folder.ok_or(Error::NoFolder("restore"))?;
+    restore.thaw.state = folder.join(STATE);
+    restore.thaw.memory = vmm::control::MemorySource::File(folder.join(MEMORY));
+    Ok(Command::Restore(Box::new(restore)))
+}
+
+fn option(
+    parser: &mut lexopt::Parser,
+    restore: &mut Restore,
+    seen: &mut Seen,
+    name: &'static str,
+) -> Result<(), Error> {
+    let thaw = &mut restore.thaw;
+    match name {
+        "--net" => {
+            let (id, backend) = assignment(parser, name)?;
+            let net: NetConfig = backend
+                .parse()
+                .map_err(|error: vmm::config::OptionError| Error::Value {
+                    option: name,
+                    value: backend,
+                    reason: error.to_string(),
+                })?;
+            thaw.taps.push((id, net.backend));
+            return Ok(());
+        }
+        "--disk" => {
+            let (id, file) = assignment(parser, name)?;
+            thaw.disks.push((id, file.into()));
+            return Ok(());
+        }
+        _ => seen.note(name)?,
+    }
+    match name {
+        "--paused" => restore.paused = true,
+        "--realtime" => thaw.realtime = true,
+        other => restore.session.option(parser, "restore", other)?,
+    }
+    Ok(())
+}
+
+/// `NAME=VALUE`
+fn assignment(parser: &mut lexopt::Parser, option: &'static str) -> Result<(String, String), Error> {
+    let text: String = value(parser, "restore", option)?;
+    let split = text
+        .split_once('=')
+        .filter(|(name, value)| !name.is_empty() && !value.is_empty());
+    match split {
+        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+        None => Err(Error::Value {
+            option,
+            value: text,
+            reason: "it is the name that the device had, =, and what it is to be on now".into(),
+        }),
+    }
+}
+
+/// Reads the options of `mayfly snapshot`.
+pub(super) fn take(parser: &mut lexopt::Parser) -> Result<Command, Error> {
+    let mut folder = None;
+    let mut take = Take {
+        socket: SOCKET.into(),
+        folder: PathBuf::new(),
+        diff: false,
+    };
+    while let Some(argument) = parser.next().map_err(syntax("snapshot"))? {
+        match argument {
+            Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help(Topic::Snapshot)),
+            Arg::Value(path) if folder.is_none() => folder = Some(PathBuf::from(path)),
+            Arg::Long("api-sock") => take.socket = path(parser, "snapshot")?,
+            Arg::Long("diff") => take.diff = true,
+            other => return Err(syntax("snapshot")(other.unexpected())),
+        }
+    }
+    take.folder = folder.ok_or(Error::NoFolder("snapshot"))?;
+    Ok(Command::Snapshot(take))
+}
+
+/// Reads the folders of `mayfly snapshot-info` and `mayfly snapshot-merge`, at least as many as `least`.
+pub(super) fn folders(
+    parser: &mut lexopt::Parser,
+    command: &'static str,
+    least: usize,
+) -> Result<Option<Vec<PathBuf>>, Error> {
+    let mut folders = Vec::new();
+    while let Some(argument) = parser.next().map_err(syntax(command))? {
+        match argument {
+            Arg::Short('h') | Arg::Long("help") => return Ok(None),
+            Arg::Value(path) => folders.push(PathBuf::from(path)),
+            other => return Err(syntax(command)(other.unexpected())),
+        }
+    }
+    match folders.len() >= least {
+        true => Ok(Some(folders)),
+        false => Err(Error::NoFolder(command)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Command, parse};
+    use vmm::config::NetBackend;
+
+    fn words(line: &str) -> Result<Command, String> {
+        parse("mayfly".as_ref(), line.split_whitespace().map(Into::into)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_snapshot_is_a_folder_and_its_devices_have_names() {
+        let Command::Restore(restore) =
+            words("restore /s --net eth0=tap:t1 --disk root=/a=b --paused --id x").unwrap()
+        else {
+            panic!("no restore");
+        };
+        assert_eq!(restore.thaw.state.to_str(), Some("/s/state"));
+        assert_eq!(restore.thaw.taps, [("eth0".into(), NetBackend::Tap("t1".into()))]);
+        assert_eq!(restore.thaw.disks, [("root".into(), "/a=b".into())]);
+        assert!(restore.paused && !restore.thaw.realtime && restore.session.id == "x");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        for (line, text) in [
+            ("restore", "needs the folder of a snapshot"),
+            ("restore a b", "unexpected argument"),
+            ("restore a --net tap0", "the name that the device had"),
+            ("restore a --net n=bridge:b", "tap:NAME"),
+            ("restore a --disk =x", "the name that the device had"),
+            ("restore a --paused --paused", "--paused is there twice"),
+            ("snapshot", "needs the folder of a snapshot"),
+            ("snapshot a --full", "invalid option"),
+            ("snapshot-info", "needs the folder of a snapshot"),
+            ("snapshot-merge a", "needs the folder of a snapshot"),
+        ] {
+            let said = words(line).unwrap_err();
+            assert!(said.contains(text), "{line}: {said}");
+        }
+    }
+}

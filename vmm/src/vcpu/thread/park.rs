@@ -1,0 +1,81 @@
+//! A vCPU's thread while the VM is paused.
+
+use kvm_ioctls::VcpuFd;
+
+use super::{Body, NativeCpu, Start};
+use crate::arch::Cpu;
+use crate::vcpu::pass::up_to_the_guest;
+use crate::vcpu::{Ending, RunPage};
+
+/// How often a vCPU is brought up to the door of the guest before it counts as settled whatever it says: there are no more
+/// vectors than that.
+const PASSES: usize = 256;
+
+impl Body {
+    /// Waits at the gate. The instruction that the last exit belongs to is completed before, so that the vCPU's state is whole.
+    pub(super) fn park(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), Ending> {
+        loop {
+            RunPage::of(vcpu).set_immediate_exit();
+            self.enter_once(vcpu, start, first)?;
+            // Cleared by the interruption, which comes when there is nothing more to complete.
+            if !RunPage::of(vcpu).has_immediate_exit() {
+                break;
+            }
+        }
+        NativeCpu::pausing(vcpu);
+        let mut ending = None;
+        self.shared.gate.wait(|| {
+            if let Err(early) = self.answer(vcpu, start) {
+                ending.get_or_insert(early);
+            }
+        });
+        ending.map_or(Ok(()), Err)
+    }
+
+    /// Gives the vCPU's state to whoever has asked for it.
+    fn answer(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), Ending> {
+        for asked in self.asked.try_iter() {
+            let mut settled = Ok(());
+            let state = NativeCpu::save(vcpu, &self.shared.kvm, |vcpu| {
+                if settled.is_ok() {
+                    settled = self.settle(vcpu, start);
+                }
+            });
+            // Without an answer whoever has asked knows that there is no such vCPU any more.
+            settled?;
+            let _ = asked.send(state);
+        }
+        Ok(())
+    }
+
+    /// Has KVM do all that it puts off until the vCPU enters the guest, and does what comes of it.
+    fn settle(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), Ending> {
+        let passed = up_to_the_guest(vcpu, |vcpu| {
+            // An interrupt that KVM was handed and that shows nowhere first ends a halt, and is injected only by the second
+            // run.
+            self.pass(vcpu, start)?;
+            self.pass(vcpu, start)
+        });
+        passed.unwrap_or_else(|error| {
+            // Only what KVM has put off is missing from the state then.
+            log::warn!("vCPU {}: cannot be settled: {error}", self.id);
+            Ok(())
+        })
+    }
+
+    /// Runs the vCPU until KVM has nothing more to say before it looks at signals.
+    fn pass(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), Ending> {
+        for _ in 0..PASSES {
+            let mut page = RunPage::of(vcpu);
+            // A kick that has come while the vCPU was parked would have KVM_RUN return too early.
+            page.clear_immediate_exit();
+            // Would come before the signal, and again each time.
+            page.request_interrupt_window(false);
+            self.enter_once(vcpu, start, &mut false)?;
+            if RunPage::of(vcpu).was_interrupted() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
