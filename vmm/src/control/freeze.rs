@@ -100,10 +100,10 @@ impl Freeze {
         let mut archive = Writer::new();
         machine.save(&mut archive).map_err(Error::Machine)?;
         archive.put(MACHINE, config).map_err(Error::Config)?;
-        // Whatever is to become of the old snapshot there, it is not one whose memory is another's.
-        let dump = self.dump(vm)?;
-        file::remove(&self.state).map_err(Error::State)?;
-        let written = dump.commit().map_err(Error::Memory)?;
+        // What keeps the state from being written is to be known before anything of an old snapshot is gone.
+        let mut state = file::Pending::beside(&self.state).map_err(Error::State)?;
+        let dump = self.dump(vm, state.path())?;
+        let written = dump.written();
         let whole = self.kind == Kind::Full || written.merged;
         let header = Header {
             host: host(),
@@ -114,11 +114,15 @@ impl Freeze {
                 Contents::Difference
             },
         };
-        file::write(&self.state, &header, archive).map_err(Error::State)?;
+        state.fill(&header, &archive.into_bytes()).map_err(Error::State)?;
+        // Whatever is to become of the old snapshot there, it is not one whose memory is another's.
+        file::remove(state.path()).map_err(Error::State)?;
+        dump.commit().map_err(Error::Memory)?;
+        state.commit().map_err(Error::State)?;
         Ok(written)
     }
 
-    fn dump(&self, vm: &Vm) -> Result<dump::Dump, Error> {
+    fn dump(&self, vm: &Vm, state: &Path) -> Result<dump::Dump, Error> {
         let pagemap = pagemap::Pagemap::open();
         let source = dump::Source {
             memory: vm.machine().memory(),
@@ -131,7 +135,7 @@ impl Freeze {
         if source.pagemap.is_some() {
             // Should it be written into a base, that base is not the old snapshot's any more.
             if self.memory.exists() {
-                file::remove(&self.state).map_err(Error::State)?;
+                file::remove(state).map_err(Error::State)?;
             }
             return dump::diff(&source, dump::Changed::Written, &self.memory).map_err(Error::Memory);
         }
