@@ -26,7 +26,7 @@ pub(crate) mod tests;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use error::{Error, Fault};
 pub use header::{Architecture, Contents, Header, Host};
@@ -69,10 +69,67 @@ impl State {
     }
 }
 
+/// A state file that does not have its name yet. Dropped, it is gone.
+#[derive(Debug)]
+#[must_use = "the file gets its name by commit()"]
+pub struct Pending {
+    path: PathBuf,
+    replacement: Replacement,
+}
+
+impl Pending {
+    /// Begins a state file that will replace what is at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Replace`]
+    pub fn beside(path: &Path) -> Result<Self, Error> {
+        let path = path.to_owned();
+        match Replacement::beside(&path) {
+            Ok(replacement) => Ok(Self { path, replacement }),
+            Err(source) => Err(Error::Replace { path, source }),
+        }
+    }
+
+    /// Where it will be; a link has been followed.
+    pub fn path(&self) -> &Path {
+        self.replacement.path()
+    }
+
+    /// Writes all of it, once.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`] and [`Error::Write`].
+    pub fn fill(&mut self, header: &Header, sections: &[u8]) -> Result<(), Error> {
+        let front = header.encode(sections).ok_or_else(|| Error::TooLong {
+            path: self.path.clone(),
+            sections: sections.len(),
+            cpu: header.host.cpu.len(),
+        })?;
+        let mut file = self.replacement.file();
+        [front.as_slice(), sections]
+            .iter()
+            .try_for_each(|part| file.write_all(part))
+            .map_err(|source| Error::Write {
+                path: self.path.clone(),
+                source,
+            })
+    }
+
+    /// Brings the file to the disk and gives it its name.
+    ///
+    /// # Errors
+    /// [`Error::Replace`]
+    pub fn commit(self) -> Result<(), Error> {
+        let path = self.path;
+        let done = self.replacement.commit();
+        done.map_err(|source| Error::Replace { path, source })
+    }
+}
+
 /// Writes a state file at `path` in place of what is there. Until the new one is whole and on the disk, the old one stays.
 ///
-/// Who replaces a snapshot's memory file as well removes the old state file first and writes the new one last, so that a
-/// state file never stands beside the memory of another time.
+/// Who replaces a snapshot's memory file as well [fills](Pending::fill) the new state file first, then removes the old one, and
+/// gives the new one its name last, so that a state file never stands beside the memory of another time.
 ///
 /// # Errors
 /// [`Error::TooLong`], [`Error::Write`] or [`Error::Replace`]; nothing is left behind then.
@@ -85,25 +142,9 @@ pub fn write(path: &Path, header: &Header, sections: Writer) -> Result<(), Error
 /// # Errors
 /// As [`write()`].
 pub fn write_bytes(path: &Path, header: &Header, sections: &[u8]) -> Result<(), Error> {
-    let front = header.encode(sections).ok_or_else(|| Error::TooLong {
-        path: path.to_owned(),
-        sections: sections.len(),
-        cpu: header.host.cpu.len(),
-    })?;
-    let replace = |source| Error::Replace {
-        path: path.to_owned(),
-        source,
-    };
-    let replacement = Replacement::beside(path).map_err(replace)?;
-    let mut file = replacement.file();
-    [front.as_slice(), sections]
-        .iter()
-        .try_for_each(|part| file.write_all(part))
-        .map_err(|source| Error::Write {
-            path: path.to_owned(),
-            source,
-        })?;
-    replacement.commit().map_err(replace)
+    let mut file = Pending::beside(path)?;
+    file.fill(header, sections)?;
+    file.commit()
 }
 
 /// Reads the state file at `path`, which must fit `host` when that is given.

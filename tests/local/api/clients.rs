@@ -130,6 +130,10 @@ fn explore(served: &Served) {
 #[test]
 fn schemathesis_finds_nothing_before_the_start() {
     let served = confined();
+    // A snapshot that cannot be loaded would be the end, so that there is something that it is refused for.
+    let disk = served.folder.write("disk", [0; 4096]);
+    let drive = format!(r#"{{"drive_id":"d","is_root_device":false,"path_on_host":"{disk}"}}"#);
+    served.done("PUT", "/drives/d", &drive);
     explore(&served);
     assert_eq!(served.state(), "Not started");
     served.terminate();

@@ -12,6 +12,7 @@
 //! | [`process`] | flags, signals, the socket's file |
 //! | [`replay`] | what orchestrators send |
 //! | [`kata`] | the same of kata |
+//! | [`snapshot`] | snapshots, and what is made of them |
 //! | [`race`] | who asks as soon as the socket is there |
 //! | [`bare`] | nothing but the binary and the devices |
 //! | [`robust`] | clients that do not behave |
@@ -33,3 +34,4 @@ mod race;
 mod replay;
 mod robust;
 mod served;
+mod snapshot;

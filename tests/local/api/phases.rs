@@ -26,11 +26,13 @@ enum Answer {
 
 use Answer::{Absent, After, Before, Deprecated, Done, Fault, Shown};
 
+const MISSING: &str = "An error occurred when deserializing the json body of a request: missing field `mem_file_path` at line 1 column 21.";
+
 type Row = (&'static str, &'static str, &'static str, Answer, Answer);
 
 /// Method, path, body, the answer before the start, and that after it, which is the same whether the guest is paused. In bodies,
 /// KERNEL, DISK and FOLDER stand for paths.
-const ROWS: [Row; 45] = [
+const ROWS: [Row; 48] = [
     ("GET", "/", "", Shown, Shown),
     ("GET", "/version", "", Shown, Shown),
     ("GET", "/vm/config", "", Shown, Shown),
@@ -261,6 +263,29 @@ const ROWS: [Row; 45] = [
         r#"{"iface_id":"x"}"#,
         Before,
         Fault("Network config error: there is no network interface \"x\": there are br-0"),
+    ),
+    (
+        "PUT",
+        "/snapshot/create",
+        r#"{"snapshot_path":"s"}"#,
+        Fault(MISSING),
+        Fault(MISSING),
+    ),
+    (
+        "PUT",
+        "/snapshot/load",
+        r#"{"snapshot_path":"s","mem_file_path":"m"}"#,
+        Fault(
+            "Load snapshot error: Loading a microVM snapshot not allowed after configuring boot-specific resources.",
+        ),
+        After,
+    ),
+    (
+        "PUT",
+        "/snapshot/load",
+        r#"{"snapshot_path":"s","mem_file_path":"m","vsock_override":{}}"#,
+        Fault("The field vsock_override cannot be {}: vsock is not part of mayfly."),
+        Fault("The field vsock_override cannot be {}: vsock is not part of mayfly."),
     ),
 ];
 

@@ -197,6 +197,13 @@ impl Served {
         assert!(!self.socket().exists(), "the socket's file is left behind");
     }
 
+    /// Ends it by SIGKILL; what the guest has printed.
+    pub fn kill(mut self) -> String {
+        self.signal(libc::SIGKILL);
+        while self.more() {}
+        std::mem::take(&mut self.printed)
+    }
+
     fn end(&mut self) -> ExitStatus {
         while self.more() {}
         while Instant::now() < self.deadline {

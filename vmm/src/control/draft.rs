@@ -150,16 +150,12 @@ impl Draft {
         let spec = self.config.clone().check(host).map_err(Error::Config)?;
         let devices = timeline.measure(Lane::Main, "open devices", || self.take_devices(&spec));
         let devices = devices.map_err(Error::Device)?;
-        let console = match &self.serial {
-            Some(file) => file.console()?,
-            None => open_console().map_err(Error::Console)?,
-        };
         let Console {
             output,
             input,
             filter,
             guard,
-        } = console;
+        } = self.console(open_console)?;
         let machine = Machine::build(spec, devices, output, timeline.clone()).map_err(Error::Machine)?;
         let Some((image, initrd)) = &self.boot else {
             return Err(Error::NoKernel);
@@ -167,6 +163,14 @@ impl Draft {
         let machine = machine.boot(image, initrd.as_ref()).map_err(Error::Machine)?;
         let input = input.map(|file| Input::new(file, filter));
         Ok(Vm::new(machine, input, guard))
+    }
+
+    /// Where the guest's serial port leads.
+    pub fn console(&self, open_console: &mut OpenConsole) -> Result<Console, Error> {
+        match &self.serial {
+            Some(file) => file.console(),
+            None => open_console().map_err(Error::Console),
+        }
     }
 
     /// What is open already, and what is not yet.

@@ -1,6 +1,7 @@
 //! A paused VM into the files of a snapshot.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use snapshot::file::{self, Contents, Header};
 use snapshot::{Writer, section};
@@ -20,6 +21,9 @@ pub enum Error {
     /// The guest runs, or there is none.
     #[error("the microVM must be paused: PATCH /vm with the state Paused, or mayfly ctl pause")]
     Running,
+    /// One file cannot hold both.
+    #[error("the state and the memory cannot both go to {0:?}: name two files")]
+    Same(PathBuf),
     /// The machine's parts did not give their state.
     #[error("cannot save the state of the machine")]
     Machine(#[source] state::Error),
@@ -67,6 +71,18 @@ pub(super) fn host() -> file::Host {
     }
 }
 
+/// The file at `path`, however its folder is spelled.
+fn place(path: &Path) -> PathBuf {
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    match (fs::canonicalize(folder), path.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => path.to_owned(),
+    }
+}
+
 impl Freeze {
     /// Writes both files. The VM stays paused, and can go on or be frozen again.
     ///
@@ -76,15 +92,18 @@ impl Freeze {
         if !vm.is_paused() {
             return Err(Error::Running);
         }
+        if place(&self.state) == place(&self.memory) {
+            return Err(Error::Same(self.state.clone()));
+        }
         let machine = vm.machine();
         let config = machine.spec().config();
         let mut archive = Writer::new();
         machine.save(&mut archive).map_err(Error::Machine)?;
         archive.put(MACHINE, config).map_err(Error::Config)?;
-        // Whatever is to become of the old snapshot there, it is not one whose memory is another's.
-        let dump = self.dump(vm)?;
-        file::remove(&self.state).map_err(Error::State)?;
-        let written = dump.commit().map_err(Error::Memory)?;
+        // What keeps the state from being written is to be known before anything of an old snapshot is gone.
+        let mut state = file::Pending::beside(&self.state).map_err(Error::State)?;
+        let dump = self.dump(vm, state.path())?;
+        let written = dump.written();
         let whole = self.kind == Kind::Full || written.merged;
         let header = Header {
             host: host(),
@@ -95,11 +114,15 @@ impl Freeze {
                 Contents::Difference
             },
         };
-        file::write(&self.state, &header, archive).map_err(Error::State)?;
+        state.fill(&header, &archive.into_bytes()).map_err(Error::State)?;
+        // Whatever is to become of the old snapshot there, it is not one whose memory is another's.
+        file::remove(state.path()).map_err(Error::State)?;
+        dump.commit().map_err(Error::Memory)?;
+        state.commit().map_err(Error::State)?;
         Ok(written)
     }
 
-    fn dump(&self, vm: &Vm) -> Result<dump::Dump, Error> {
+    fn dump(&self, vm: &Vm, state: &Path) -> Result<dump::Dump, Error> {
         let pagemap = pagemap::Pagemap::open();
         let source = dump::Source {
             memory: vm.machine().memory(),
@@ -112,7 +135,7 @@ impl Freeze {
         if source.pagemap.is_some() {
             // Should it be written into a base, that base is not the old snapshot's any more.
             if self.memory.exists() {
-                file::remove(&self.state).map_err(Error::State)?;
+                file::remove(state).map_err(Error::State)?;
             }
             return dump::diff(&source, dump::Changed::Written, &self.memory).map_err(Error::Memory);
         }

@@ -192,10 +192,12 @@ impl Control {
     /// # Errors
     /// [`thaw::Error`]; [`thaw::Error::Configured`] when something is known of the VM already, or it was started.
     pub fn load(&mut self, thaw: &Thaw) -> Result<(), thaw::Error> {
-        if self.draft().is_ok_and(|draft| draft.is_configured()) || self.vm().is_some() {
-            return Err(thaw::Error::Configured);
-        }
-        let vm = thaw.vm(&self.host, &mut self.open_console, &self.timeline);
+        let draft = match &self.life {
+            Life::Draft(draft) if !draft.is_configured() => draft,
+            _ => return Err(thaw::Error::Configured),
+        };
+        let console = || draft.console(&mut self.open_console);
+        let vm = thaw.vm(&self.host, console, &self.timeline);
         self.failed = vm.is_err();
         self.life = Life::Started(Box::new(vm?));
         Ok(())

@@ -9,7 +9,6 @@ use snapshot::file;
 pub use snapshot::file::Contents;
 use snapshot::{GuestMemory, section};
 
-use super::draft::OpenConsole;
 use super::freeze::{MACHINE, host};
 use crate::arch::{Native, Platform};
 use crate::config::{self, Host, NetBackend, VmConfig, VmSpec};
@@ -88,7 +87,7 @@ pub enum Error {
     Device(machine::DeviceError),
     /// There is no console for the guest.
     #[error(transparent)]
-    Console(Box<dyn std::error::Error + Send + Sync>),
+    Console(super::Error),
     /// The machine cannot be built.
     #[error(transparent)]
     Machine(machine::Error),
@@ -140,7 +139,7 @@ impl Thaw {
     pub(super) fn vm(
         &self,
         host_memory: &Host,
-        open_console: &mut OpenConsole,
+        open_console: impl FnOnce() -> Result<Console, super::Error>,
         timeline: &Arc<Timeline>,
     ) -> Result<Vm, Error> {
         let read = timeline.measure(Lane::Main, "read state", || {
