@@ -137,10 +137,10 @@ pub fn write(path: &Path, header: &Header, sections: Writer) -> Result<(), Error
     write_bytes(path, header, &sections.into_bytes())
 }
 
-/// As [`write`], with sections that were [read](State::sections).
+/// As [`write()`], with sections that were [read](State::sections).
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_bytes(path: &Path, header: &Header, sections: &[u8]) -> Result<(), Error> {
     let mut file = Pending::beside(path)?;
     file.fill(header, sections)?;
