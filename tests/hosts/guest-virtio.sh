@@ -88,6 +88,34 @@ receive() {
     ok "$(sum /received)"
 }
 
+# Until there is a /stop: writes files, each of which must come back from the drive as it was meant, and echoes all that
+# comes from the host's port 5003.
+work() {
+    # The kernel is to complain of nothing from here on.
+    dmesg -c >/dev/null
+    mount -t ext4 /dev/vda /mnt
+    nc 10.77.0.1 5003 -e cat &
+    number=0
+    while [ ! -e /stop ]; do
+        echo "begins $number end"
+        meant=$(dd if=/dev/urandom bs=64k count=8 2>/dev/null | tee "/mnt/$number" | md5sum | cut -d ' ' -f 1)
+        forget_cache
+        [ "$(sum "/mnt/$number")" = "$meant" ]
+        echo "wrote $number $meant $(cut -d ' ' -f 1 /proc/uptime) end"
+        rm -f "/mnt/$((number - 4))"
+        number=$((number + 1))
+    done
+    umount /mnt
+    ok "$(dmesg | grep -E 'stall|lockup|I/O error|EXT4-fs error|unstable|BUG|WARNING|Call Trace|hung' || true)"
+}
+
+# Whether timers run: the time before and after a second.
+clock() {
+    before=$(cut -d ' ' -f 1 /proc/uptime)
+    sleep 1
+    ok "$before $(cut -d ' ' -f 1 /proc/uptime)"
+}
+
 # Names what there is: how each device was announced, and what each drive calls itself.
 devices() {
     forget_cache

@@ -16,7 +16,7 @@ const GLANCE: Duration = Duration::from_millis(10);
 /// How long the last messages of a mayfly that is gone may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// A running `mayfly run`. Whatever does not go as expected panics with all that was seen; dropped, the guest is gone.
+/// A running `mayfly run` or `mayfly restore`. Whatever does not go as expected panics with all that was seen; dropped, the guest is gone.
 pub struct Guest {
     arguments: String,
     mayfly: Child,
@@ -34,9 +34,23 @@ pub struct Guest {
 impl Guest {
     /// Starts `mayfly run` with `arguments`, separated by blanks.
     pub fn start(arguments: &str) -> Self {
-        let program = env::var_os("MAYFLY").unwrap_or_else(|| env!("CARGO_BIN_EXE_mayfly").into());
-        let mut mayfly = Command::new(program)
-            .arg("run")
+        Self::launch(format!("run {arguments}"))
+    }
+
+    /// Sends SIGKILL, and has `mayfly restore` with `arguments` take over, as if there was one guest all along: what it
+    /// prints then continues what it printed before.
+    pub fn restart(mut self, arguments: &str) -> Self {
+        let _ = self.mayfly.kill();
+        let _ = self.mayfly.wait();
+        while self.more() {}
+        let mut next = Self::launch(format!("restore {arguments}"));
+        next.printed = mem::take(&mut self.printed);
+        next.seen = self.seen;
+        next
+    }
+
+    fn launch(arguments: String) -> Self {
+        let mut mayfly = mayfly()
             .args(arguments.split_whitespace())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -46,7 +60,7 @@ impl Guest {
         let output = received(mayfly.stdout.take().unwrap());
         let messages = received(mayfly.stderr.take().unwrap());
         Self {
-            arguments: arguments.to_owned(),
+            arguments,
             input: mayfly.stdin.take(),
             mayfly,
             output,
@@ -78,6 +92,11 @@ impl Guest {
         if let Err(error) = writeln!(input, "{line}").and_then(|()| input.flush()) {
             self.fail(&format!("it does not take {line:?}: {error}"));
         }
+    }
+
+    /// What the guest printed after all that was expected, as far as it is known.
+    pub fn rest(&self) -> &str {
+        &self.printed[self.seen..]
     }
 
     /// Waits for the end of mayfly, which must be of itself and with `code`; gives all that the guest has printed.
@@ -134,12 +153,17 @@ impl Guest {
             messages.extend(bytes);
         }
         panic!(
-            "mayfly run {}: {why}\nits end: {status:?}\n--- serial ---\n{}\n--- stderr ---\n{}",
+            "mayfly {}: {why}\nits end: {status:?}\n--- serial ---\n{}\n--- stderr ---\n{}",
             self.arguments,
             self.printed,
             String::from_utf8_lossy(&messages)
         );
     }
+}
+
+/// The mayfly under test.
+pub fn mayfly() -> Command {
+    Command::new(env::var_os("MAYFLY").unwrap_or_else(|| env!("CARGO_BIN_EXE_mayfly").into()))
 }
 
 /// All that comes from a pipe, for as long as somebody receives it.

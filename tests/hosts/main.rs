@@ -11,7 +11,7 @@
 //! | [`contents`] | the files in the machine, and in Linux when it is the guest |
 //! | [`archive`] | the format they are packed in |
 //! | [`guest`] | one guest of mayfly: what it prints, what is typed, how it ends |
-//! | [`linux`], [`virtio`], [`images`], [`programs`], [`processor`] | the scenarios |
+//! | [`linux`], [`virtio`], [`snapshots`], [`images`], [`programs`], [`processor`] | the scenarios |
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
 
@@ -37,6 +37,7 @@ mod machine;
 mod processor;
 mod programs;
 mod report;
+mod snapshots;
 mod virtio;
 
 /// Where `path` of the emulated host is: there.

@@ -13,9 +13,9 @@ use std::thread;
 use crate::guest::{Guest, LIMIT};
 
 /// The image of the drive, in the file system in memory that the emulated host has.
-const IMAGE: &str = "/tmp/drive";
+pub const IMAGE: &str = "/tmp/drive";
 /// Of the address that guest-virtio.sh gives the guest's end.
-const ADDRESS: &str = "10.77.0.1";
+pub const ADDRESS: &str = "10.77.0.1";
 /// How much goes through the interface in each direction.
 const TRAFFIC: usize = 100;
 /// As many drives as leave room for one interface.
@@ -150,7 +150,7 @@ fn announced(options: &str, arguments: &str) {
 }
 
 /// Linux at its prompt, on a machine with `options`.
-fn start(options: &str) -> Guest {
+pub fn start(options: &str) -> Guest {
     let mut guest = Guest::start(&format!(
         "/images/vmlinuz --initrd /images/initrd --memory 512M {options} -- console=ttyS0 quiet panic=-1"
     ));
@@ -159,7 +159,7 @@ fn start(options: &str) -> Guest {
 }
 
 /// Has the guest do `task` of guest-virtio.sh, which must succeed; gives what it found.
-fn task(guest: &mut Guest, task: &str) -> String {
+pub fn task(guest: &mut Guest, task: &str) -> String {
     guest.type_line(&format!("virtio {task}"));
     guest.expect("virtio: ");
     let said = guest.expect(" end");
@@ -170,7 +170,7 @@ fn task(guest: &mut Guest, task: &str) -> String {
 }
 
 /// Makes an ext4 image that holds `large`, if that is not empty.
-fn make_image(large: &[u8]) {
+pub fn make_image(large: &[u8]) {
     let folder = Path::new("/tmp/content");
     fs::create_dir_all(folder).unwrap();
     let _ = fs::remove_file(IMAGE);
@@ -185,13 +185,13 @@ fn make_image(large: &[u8]) {
 }
 
 /// What e2fsck with `options` says of the image: its exit status, of which 0 is clean and 1 is repaired, and its text.
-fn check(options: &[&str]) -> (i32, String) {
+pub fn check(options: &[&str]) -> (i32, String) {
     let output = Command::new("e2fsck").args(options).arg(IMAGE).output().unwrap();
     (output.status.code().unwrap_or(-1), text(&output))
 }
 
 /// The file at `path` of the image; nothing where there is none.
-fn content(path: &str) -> Vec<u8> {
+pub fn content(path: &str) -> Vec<u8> {
     let command = format!("cat {path}");
     let output = Command::new("debugfs")
         .args(["-R", &command, IMAGE])
@@ -202,7 +202,7 @@ fn content(path: &str) -> Vec<u8> {
 }
 
 /// In the form in which the guest says it.
-fn sum_of(bytes: &[u8]) -> String {
+pub fn sum_of(bytes: &[u8]) -> String {
     fs::write("/tmp/summed", bytes).unwrap();
     let output = Command::new("md5sum").arg("/tmp/summed").output().unwrap();
     fs::remove_file("/tmp/summed").unwrap();
@@ -218,7 +218,7 @@ fn random(mib: usize) -> Vec<u8> {
 }
 
 /// Serves one connection to `port`, which is open by then, in the background; what came of it is received.
-fn connection<T: Send + 'static>(
+pub fn connection<T: Send + 'static>(
     port: u16,
     serve: impl FnOnce(TcpStream) -> io::Result<T> + Send + 'static,
 ) -> Receiver<io::Result<T>> {
@@ -232,7 +232,7 @@ fn connection<T: Send + 'static>(
     receiver
 }
 
-fn run(program: &str, arguments: &[&str]) {
+pub fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output().unwrap();
     assert!(
         output.status.success(),
@@ -242,6 +242,6 @@ fn run(program: &str, arguments: &[&str]) {
 }
 
 /// Both outputs of a program.
-fn text(output: &Output) -> String {
+pub fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }

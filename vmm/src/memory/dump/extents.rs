@@ -83,15 +83,18 @@ fn other_way(error: &io::Error) -> bool {
 fn copy_within_kernel(from: &File, into: &File, offset: u64, length: usize) -> io::Result<u64> {
     let mut read = libc::off64_t::try_from(offset).map_err(io::Error::other)?;
     let mut written = read;
+    // Not by the C library's function: the standard library refers to it weakly, and linked with LTO into a static binary
+    // such a reference is all that stays of ours, so that the function is not there and the call goes to address 0.
     // SAFETY: both offsets are valid for reads and writes; the kernel touches no other memory of ours.
     let count = unsafe {
-        libc::copy_file_range(
+        libc::syscall(
+            libc::SYS_copy_file_range,
             from.as_raw_fd(),
             &raw mut read,
             into.as_raw_fd(),
             &raw mut written,
             length,
-            0,
+            0_u32,
         )
     };
     u64::try_from(count).map_err(|_| io::Error::last_os_error())

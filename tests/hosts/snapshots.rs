@@ -1,0 +1,206 @@
+//! Debian's Linux as the guest, frozen, killed and restored again and again while it writes and hashes files and holds a TCP
+//! connection. What the guest does is `work` of guest-virtio.sh.
+//!
+//! The drive's file is no part of a snapshot. It fits the snapshot that was taken last, as long as nothing ran since: the guest
+//! is paused, frozen and killed without going on.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Instant;
+
+use crate::guest::{self, Guest, LIMIT};
+use crate::virtio::{ADDRESS, IMAGE, check, connection, content, make_image, run, start, sum_of, task, text};
+
+/// How often the guest goes through it, on the machine that most have.
+const TIMES: usize = 50;
+/// And on others.
+const FEWER: usize = 10;
+/// Of the same memory, a difference takes a tenth of the time here that a whole snapshot takes.
+const MIXED: &[&str] = &["Full", "Diff", "Diff", "Diff", "Diff"];
+/// How long it may take to hear from the guest, in seconds: so much may its clock seem to be ahead.
+const SLACK: f64 = 5.0;
+const SOCKET: &str = "/tmp/api";
+const FOLDER: &str = "/tmp/frozen";
+/// What goes to and fro at a time, in bytes: it takes longer than it takes to pause the guest.
+const ECHOED: usize = 512 << 10;
+/// The guest keeps this many of the files that it has written last.
+const KEPT: usize = 4;
+
+scenarios! {
+    restored_while_it_works => works(TIMES, MIXED, "");
+    restored_while_two_cpus_work => works(FEWER, &["Full"], "--cpus 2");
+    restored_with_interrupts_by_the_kernel => works(FEWER, &["Full"], "--irqchip kernel");
+}
+
+/// The guest is frozen so many `times`, into one of `kinds` after the other, and notices nothing.
+fn works(times: usize, kinds: &[&str], options: &str) {
+    make_image(&[]);
+    run("tunctl", &["-t", "tap0"]);
+    run("ip", &["address", "add", &format!("{ADDRESS}/24"), "dev", "tap0"]);
+    run("ip", &["link", "set", "tap0", "up"]);
+    let mut guest = start(&format!(
+        "--disk {IMAGE},cache=writeback --net tap:tap0 --api-sock {SOCKET} {options}"
+    ));
+    task(&mut guest, "interface");
+    let (send, wanted) = channel();
+    let (echo, echoes) = channel();
+    let connection = connection(5003, move |stream| talk(&stream, &wanted, &echo));
+    guest.type_line("virtio work &");
+
+    let mut files = vec![written(&mut guest)];
+    let begun = Instant::now();
+    let (mut writes, mut sends) = (0, 0);
+    for time in 1..=times {
+        let _ = send.send(());
+        guest.expect("begins ");
+        guest.expect(" end");
+        freeze(&mut guest, kinds[(time - 1) % kinds.len()]);
+        let returned = echoes.try_recv().is_ok();
+        guest = guest.restart(&format!("{FOLDER} --api-sock {SOCKET}"));
+        sends += usize::from(!returned);
+        // All that it printed until it was killed is here; of what it prints from now on, nothing needs to be.
+        writes += usize::from(!guest.rest().contains("wrote "));
+        files.push(written(&mut guest));
+        if !returned && echoes.recv_timeout(LIMIT).is_err() {
+            guest.fail("nothing comes back over its connection");
+        }
+        println!("restored {time} of {times} times");
+    }
+    println!("in the middle of writing {writes} times, of sending {sends} times");
+    assert!(writes > 0 && sends > 0, "it was never in the middle");
+
+    drop(send);
+    if let Err(error) = connection.recv_timeout(LIMIT).unwrap() {
+        guest.fail(&format!("the connection is broken: {error}"));
+    }
+    let ran = files[times].time - files[0].time;
+    assert!(
+        ran <= begun.elapsed().as_secs_f64() + SLACK,
+        "its clock went {ran} s ahead"
+    );
+    ends_well(guest, &files);
+    run("tunctl", &["-d", "tap0"]);
+    fs::remove_dir_all(FOLDER).unwrap();
+}
+
+/// The clock has gone on, the kernel has nothing to complain about, and what was written is on the drive.
+fn ends_well(mut guest: Guest, files: &[File]) {
+    for pair in files.windows(2) {
+        assert!(pair[0].time < pair[1].time, "the clock stands still");
+    }
+    guest.type_line("touch /stop");
+    guest.expect("virtio: ");
+    let complaints = guest.expect(" end");
+    if complaints.trim() != "ok" {
+        guest.fail("its kernel complains");
+    }
+    let times = task(&mut guest, "clock");
+    let (before, after) = times.split_once(' ').unwrap();
+    let slept = seconds(after) - seconds(before);
+    assert!(
+        (1.0..LIMIT.as_secs_f64()).contains(&slept),
+        "a second took {slept}"
+    );
+    guest.type_line("poweroff -f");
+    let printed = guest.ends_with(0);
+
+    let (code, said) = check(&["-f", "-n"]);
+    assert_eq!(code, 0, "e2fsck: {said}");
+    let all: Vec<&str> = printed
+        .split("wrote ")
+        .skip(1)
+        .filter_map(|line| line.split_once(" end").map(|(line, _)| line))
+        .collect();
+    for (number, line) in all.iter().enumerate() {
+        let file = File::parse(line);
+        assert_eq!(file.number, number, "a line was lost or doubled");
+        if number + KEPT >= all.len() {
+            assert_eq!(
+                sum_of(&content(&file.number.to_string())),
+                file.sum,
+                "file {number}"
+            );
+        }
+    }
+}
+
+/// What the guest says of a file that it has written and read again.
+struct File {
+    number: usize,
+    sum: String,
+    /// In seconds since the guest's start.
+    time: f64,
+}
+
+impl File {
+    fn parse(line: &str) -> Self {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        Self {
+            number: words[0].parse().unwrap(),
+            sum: words[1].to_owned(),
+            time: seconds(words[2]),
+        }
+    }
+}
+
+fn seconds(text: &str) -> f64 {
+    text.parse().unwrap()
+}
+
+/// The next file that the guest has written.
+fn written(guest: &mut Guest) -> File {
+    guest.expect("wrote ");
+    File::parse(&guest.expect(" end"))
+}
+
+/// Sends something whenever it is `wanted`, and has it come back in its order; says so by `echo`.
+fn talk(mut stream: &TcpStream, wanted: &Receiver<()>, echo: &Sender<()>) -> io::Result<()> {
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_write_timeout(Some(LIMIT))?;
+    let mut received = vec![0; ECHOED];
+    let mut numbers = 0_u32..;
+    while wanted.recv().is_ok() {
+        let sent: Vec<u8> = numbers
+            .by_ref()
+            .take(ECHOED / size_of::<u32>())
+            .flat_map(u32::to_le_bytes)
+            .collect();
+        thread::scope(|scope| {
+            // The guest stops reading as long as nobody takes what comes back.
+            let writing = scope.spawn(|| (&*stream).write_all(&sent));
+            stream.read_exact(&mut received)?;
+            writing.join().unwrap()
+        })?;
+        if received != sent {
+            return Err(io::Error::other("what comes back is not what was sent"));
+        }
+        // Nobody waits for it when the scenario has failed.
+        let _ = echo.send(());
+    }
+    Ok(())
+}
+
+/// Pauses the guest and makes a snapshot of this kind.
+fn freeze(guest: &mut Guest, kind: &str) {
+    fs::create_dir_all(FOLDER).unwrap();
+    ask(guest, "PATCH", "/vm", r#"{"state":"Paused"}"#);
+    let body = format!(
+        r#"{{"snapshot_type":"{kind}","snapshot_path":"{FOLDER}/state","mem_file_path":"{FOLDER}/memory"}}"#
+    );
+    ask(guest, "PUT", "/snapshot/create", &body);
+    // Its owner is about to be killed, and the next one to listen there.
+    fs::remove_file(SOCKET).unwrap();
+}
+
+fn ask(guest: &mut Guest, method: &str, path: &str, body: &str) {
+    let output = guest::mayfly()
+        .args(["ctl", "--api-sock", SOCKET, "request", method, path, body])
+        .output()
+        .unwrap();
+    if !output.status.success() {
+        guest.fail(&format!("{method} {path}: {}", text(&output)));
+    }
+}
