@@ -8,7 +8,7 @@ GUESTS := $(CURDIR)/dist/guests/$(ARCH)
 # The compiler with the aarch64 standard library, as setup fetches it; it needs its own target directory.
 ARM_RUSTC := $(CURDIR)/.cache/hosts/rust/rustc
 
-.PHONY: help guests build demo tools setup format lint docs aarch64 unit test bench control floor queue clean
+.PHONY: help guests build demo tools setup format lint docs aarch64 unit test bench control floor queue restore clones clean
 # Goals one after the other and in their order, whatever -j says: cargo has all processors already.
 .NOTPARALLEL:
 
@@ -75,6 +75,13 @@ floor: build ## mayfly side by side with the least that KVM allows
 
 queue: ## the virtio devices side by side with bare system calls; needs a network namespace
 	@cargo bench --bench queue
+
+restore: build ## snapshots side by side with the least that they could cost
+	@cargo bench --bench restore
+
+N ?= 1000
+clones: build ## N=1000 machines alive at once, restored from one snapshot
+	@N=$(N) benches/clones.sh
 
 clean: ## remove what was built; the fetched packages in .cache stay
 	@cargo clean

@@ -1,0 +1,193 @@
+//! What snapshots cost, side by side with the least that they could: `make restore`. ROUNDS in the environment changes the number of
+//! rounds. All files are in /dev/shm, so that no disk is measured.
+
+#![allow(missing_docs, reason = "a program")]
+
+#[path = "../control/process.rs"]
+#[allow(dead_code, reason = "benchmarks of the control socket use all of it")]
+mod process;
+mod scene;
+mod table;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use process::{Process, folder, mayfly};
+use scene::{Live, Scene, text};
+use table::{Row, median};
+
+/// Sizes of the guests, in MiB.
+const SMALL: u32 = 128;
+const LARGE: u32 = 2048;
+
+fn main() -> ExitCode {
+    let rounds = std::env::var("ROUNDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(50);
+    let measured = Scene::new().and_then(|scene| measure(&scene, rounds));
+    let _ = fs::remove_dir_all(folder());
+    match measured {
+        Ok(rows) => table::print(rounds, &rows),
+        Err(error) => {
+            eprintln!("{error}: run make restore, which builds what is needed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(scene: &Scene, rounds: usize) -> io::Result<Vec<Row>> {
+    let mut rows = spawn(scene, rounds)?;
+    rows.push(resume(scene, rounds)?);
+    rows.extend(full(scene, rounds)?);
+    for mib in [SMALL, LARGE] {
+        rows.push(difference(scene, mib, rounds)?);
+    }
+    Ok(rows)
+}
+
+/// From the start of a process to the guest's next byte.
+fn first_byte(program: &Path, arguments: &[&str]) -> io::Result<Duration> {
+    let start = Instant::now();
+    let mut process = Process::start(program, arguments)?;
+    process.read(1)?;
+    Ok(start.elapsed())
+}
+
+/// Restores of a small and a large guest, by turns with those of the floor, so that whatever else the machine does hits all alike.
+fn spawn(scene: &Scene, rounds: usize) -> io::Result<Vec<Row>> {
+    let mut snapshots = Vec::new();
+    for mib in [SMALL, LARGE] {
+        let own = scene.snapshot("chatter", mib)?;
+        snapshots.push((text(&own), text(&scene.floor_snapshot(mib)?)));
+    }
+    let mut times = [const { Vec::new() }; 4];
+    // The first two rounds fill the page cache and are not counted.
+    for round in 0..rounds + 2 {
+        let mut taken = Vec::new();
+        for (own, floor) in &snapshots {
+            taken.push(first_byte(&mayfly(), &["restore", own])?);
+            taken.push(first_byte(&scene.floor, &["restore", floor])?);
+        }
+        if round >= 2 {
+            times
+                .iter_mut()
+                .zip(taken)
+                .for_each(|(times, time)| times.push(time));
+        }
+    }
+    let [own, floor, own_large, floor_large] =
+        times.map(|times: Vec<Duration>| median(times).as_secs_f64() * 1e6);
+    let of_size = (floor_large - floor).max(0.0);
+    Ok(vec![
+        Row::ratio("restore, 128 MiB: spawn to the next byte", own, floor, 1.4),
+        Row::ratio(
+            "restore, 2 GiB: spawn to the next byte",
+            own_large,
+            floor_large,
+            1.4,
+        ),
+        // The slot's own cost, which the floor has too, is not mayfly's.
+        Row::ratio(
+            "restore, 2 GiB less the floor's more, and 128 MiB",
+            own_large - of_size,
+            own,
+            1.1,
+        ),
+    ])
+}
+
+/// From the request to resume a loaded VM to the guest's next byte.
+fn resume(scene: &Scene, rounds: usize) -> io::Result<Row> {
+    let snapshot = text(&scene.snapshot("chatter", SMALL)?);
+    let mut times = Vec::new();
+    for _ in 0..rounds {
+        let mut live = Live::start(&["restore", &snapshot, "--paused"])?;
+        live.ask("GET", "/", "")?;
+        let start = Instant::now();
+        live.send("PATCH", "/vm", r#"{"state":"Resumed"}"#)?;
+        live.process.read(1)?;
+        times.push(start.elapsed());
+    }
+    let micros = median(times).as_secs_f64() * 1e6;
+    Ok(Row::limit(
+        "PATCH /vm Resumed to the next byte",
+        micros,
+        "us",
+        150.0,
+    ))
+}
+
+/// Full snapshots of a guest that has touched 2 MiB.
+fn full(scene: &Scene, rounds: usize) -> io::Result<[Row; 2]> {
+    let mut live = Live::start(&["run", &process::guest("touch"), "--memory", "128M"])?;
+    live.process.read("touched 512 pages\n".len())?;
+    live.ask("PATCH", "/vm", r#"{"state":"Paused"}"#)?;
+    let folder = scene.new_folder("full")?;
+    let mut times = Vec::new();
+    let mut kib = 0.0;
+    for _ in 0..rounds {
+        times.push(create(&mut live, "Full", &folder)?);
+        kib = f64::from(u32::try_from(on_disk(&folder)? >> 10).unwrap_or(u32::MAX));
+        empty(&folder)?;
+    }
+    let millis = median(times).as_secs_f64() * 1e3;
+    Ok([
+        Row::limit("create Full, 2 MiB of 128 touched", millis, "ms", 5.0),
+        Row::limit("its files on disk", kib, "KiB", 2560.0),
+    ])
+}
+
+/// Differences of a guest that has written to 256 pages.
+fn difference(scene: &Scene, mib: u32, rounds: usize) -> io::Result<Row> {
+    let snapshot = text(&scene.snapshot("writer", mib)?);
+    let floor_snapshot = text(&scene.floor_snapshot(mib)?);
+    let mut live = Live::start(&["restore", &snapshot])?;
+    live.process.prod()?;
+    live.process.read(1)?;
+    live.ask("PATCH", "/vm", r#"{"state":"Paused"}"#)?;
+    let folder = scene.new_folder("difference")?;
+    let (mut own, mut floor) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        own.push(create(&mut live, "Diff", &folder)?);
+        empty(&folder)?;
+        let mut command = Command::new(&scene.floor);
+        let output = command.args(["diff", &floor_snapshot, &text(&folder)]).output()?;
+        let nanos = String::from_utf8_lossy(&output.stdout).trim().parse();
+        floor.push(Duration::from_nanos(nanos.map_err(io::Error::other)?));
+        empty(&folder)?;
+    }
+    let name = match mib {
+        SMALL => "create Diff, 256 pages, 128 MiB",
+        _ => "create Diff, 256 pages, 2 GiB",
+    };
+    let [own, floor] = [own, floor].map(|times| median(times).as_secs_f64() * 1e6);
+    Ok(Row::ratio(name, own, floor, 1.3))
+}
+
+/// Has a paused VM make a snapshot in `folder`.
+fn create(live: &mut Live, kind: &str, folder: &Path) -> io::Result<Duration> {
+    let (state, memory) = (folder.join("state"), folder.join("memory"));
+    let body = format!(
+        r#"{{"snapshot_type":"{kind}","snapshot_path":"{}","mem_file_path":"{}"}}"#,
+        state.display(),
+        memory.display()
+    );
+    let start = Instant::now();
+    live.ask("PUT", "/snapshot/create", &body)?;
+    Ok(start.elapsed())
+}
+
+fn on_disk(folder: &Path) -> io::Result<u64> {
+    fs::read_dir(folder)?
+        .map(|entry| Ok(entry?.metadata()?.blocks() * 512))
+        .sum()
+}
+
+fn empty(folder: &Path) -> io::Result<()> {
+    fs::read_dir(folder)?.try_for_each(|entry| fs::remove_file(entry?.path()))
+}
