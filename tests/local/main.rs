@@ -33,7 +33,10 @@ mod api;
 mod attach;
 mod command;
 mod console;
-#[allow(dead_code, reason = "guests are killed and restored on the emulated host only")]
+#[allow(
+    dead_code,
+    reason = "guests are killed and restored on the emulated host only"
+)]
 #[path = "../hosts/guest.rs"]
 mod guest;
 mod guests;
