@@ -1,6 +1,7 @@
 //! Snapshots by the commands.
 
 use std::fs;
+use std::io::{self, Write};
 use std::process::{Command, Output};
 
 use super::served::{Folder, Served};
@@ -141,5 +142,31 @@ fn what_is_no_snapshot_is_refused() {
     for command in ["restore", "snapshot-info"] {
         let said = refuses(&[command, &folder]);
         assert!(said.contains(&folder), "{said}");
+    }
+}
+
+/// What waits for the guest when it is restored interrupts it although it is halted and has not run since.
+#[test]
+fn input_that_waits_for_a_restored_guest_reaches_it() {
+    let mut vm = run("echo.elf");
+    vm.expect("ready\n");
+    let kept = Folder::new();
+    let folder = kept.text("s");
+    take(&vm, &folder, &[]);
+    vm.terminate();
+    for round in 0..40 {
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(b"xq").unwrap();
+        let mut command = Command::new("timeout");
+        command
+            .arg("60")
+            .arg(program())
+            .args(["restore", &folder])
+            .stdin(reader);
+        let output = command.output().unwrap();
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "round {round}: {printed}");
+        assert!(printed.contains("bye"), "round {round}: {printed}");
+        drop(writer);
     }
 }

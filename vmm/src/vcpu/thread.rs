@@ -268,6 +268,13 @@ impl Body {
         let bound = self.kick.bind(vcpu.get_kvm_run());
         self.shared.timeline.mark(Lane::Vcpu(self.id), "enter guest");
         let mut first = true;
+        // Nobody has told the shared page yet whether a restored vCPU takes interrupts; one that is halted would sleep through
+        // what is pending already.
+        if matches!(start.origin, Origin::State { .. })
+            && let Err(ending) = self.complete(vcpu, start, &mut first)
+        {
+            return Some(ending);
+        }
         let ending = loop {
             let gate = &self.shared.gate;
             let passed = match gate.is_open() {

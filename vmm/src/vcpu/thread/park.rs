@@ -14,14 +14,7 @@ const PASSES: usize = 256;
 impl Body {
     /// Waits at the gate. The instruction that the last exit belongs to is completed before, so that the vCPU's state is whole.
     pub(super) fn park(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), Ending> {
-        loop {
-            RunPage::of(vcpu).set_immediate_exit();
-            self.enter_once(vcpu, start, first)?;
-            // Cleared by the interruption, which comes when there is nothing more to complete.
-            if !RunPage::of(vcpu).has_immediate_exit() {
-                break;
-            }
-        }
+        self.complete(vcpu, start, first)?;
         NativeCpu::pausing(vcpu);
         let mut ending = None;
         self.shared.gate.wait(|| {
@@ -30,6 +23,19 @@ impl Body {
             }
         });
         ending.map_or(Ok(()), Err)
+    }
+
+    /// Runs the vCPU up to the door of the guest, so that nothing of its last exit is left to do and the shared page says how
+    /// the vCPU is.
+    pub(super) fn complete(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), Ending> {
+        loop {
+            RunPage::of(vcpu).set_immediate_exit();
+            self.enter_once(vcpu, start, first)?;
+            // Cleared by the interruption, which comes when there is nothing more to complete.
+            if !RunPage::of(vcpu).has_immediate_exit() {
+                return Ok(());
+            }
+        }
     }
 
     /// Gives the vCPU's state to whoever has asked for it.
