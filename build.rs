@@ -5,6 +5,8 @@ use std::process::Command;
 use std::{env, fs};
 
 fn main() {
+    println!("cargo::rerun-if-changed=resources/cold.ld");
+    println!("cargo::rustc-link-arg-bins=-Wl,-T,resources/cold.ld");
     println!("cargo:rerun-if-changed=resources/guests");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let guest = out.join("demo.elf");
