@@ -1,6 +1,7 @@
 //! The guests, built once for all tests.
 
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
@@ -31,6 +32,17 @@ static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
 /// The mayfly under test: the one that MAYFLY names, as `make test` does with the release binary, or else this build's.
 pub fn program() -> OsString {
     env::var_os("MAYFLY").unwrap_or_else(|| env!("CARGO_BIN_EXE_mayfly").into())
+}
+
+/// Has `command` heed SIGHUP, which a test run by nohup ignores, and with it all that it starts.
+pub fn heed_hang_up(command: &mut Command) {
+    let prepare = || {
+        // SAFETY: the default action takes no handler.
+        unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
+        Ok(())
+    };
+    // SAFETY: what runs between fork and exec makes one system call.
+    unsafe { command.pre_exec(prepare) };
 }
 
 /// Where `path` of the emulated host, in /guests or /images, is on this machine.

@@ -11,7 +11,7 @@ use std::{env, fs, thread};
 
 use super::http::{Answer, Client, DONE};
 use crate::guest::LIMIT;
-use crate::guests::{file, program};
+use crate::guests::{file, heed_hang_up, program};
 
 /// A folder with a short path, as addresses of sockets have to be; it goes when this goes.
 pub struct Folder(PathBuf);
@@ -99,6 +99,7 @@ impl Served {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        heed_hang_up(command);
         let mut mayfly = command
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
