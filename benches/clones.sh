@@ -14,7 +14,6 @@ for _ in $(seq 500); do
     if [[ -s $folder/output ]] && grep -q ready "$folder/output"; then break; fi
     sleep 0.01
 done
-sleep 0.3
 dist/mayfly snapshot "$folder/snapshot" --api-sock "$folder/s"
 kill "$first"
 wait "$first" || true

@@ -3,7 +3,8 @@
 //   clones N MAYFLY SNAPSHOT
 //
 // Starts N processes `MAYFLY restore SNAPSHOT`, one after the other; each is sent a byte, which its guest must echo, before the
-// next one starts. Prints how long that took for the first and the last hundred, and how much less memory the system has for it,
+// next one starts. A process of its own starts them: a parent with the descriptors of them all takes longer to start one the
+// more there are, which says nothing of mayfly. Prints how long that took for the first and the last hundred, and how much less memory the system has for it,
 // per machine: the kernel's share is in it. What each guest wrote is taken off: the private pages of the mapping of its memory.
 // All are asked again at the end whether they live, and then killed. Ends with 1 when a goal is missed: 1 MiB a machine, and
 // the last hundred within 1.3 times the first.
@@ -17,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -54,9 +56,10 @@ static long kib(const char *path, const char *name, const char *within) {
     return sum;
 }
 
-static void end_all(void) {
+static void end_all(int nursery) {
     for (int i = 0; i < started; i++) kill(clones[i].pid, SIGKILL);
-    for (int i = 0; i < started; i++) waitpid(clones[i].pid, NULL, 0);
+    close(nursery);
+    while (wait(NULL) > 0) {}
 }
 
 // Whether the guest answers. What was printed before the snapshot is not printed again.
@@ -67,25 +70,62 @@ static int echoes(struct clone *clone) {
     return read(clone->out, &byte, 1) == 1 && byte == 'x';
 }
 
-static int start(struct clone *clone, char *program, char *snapshot) {
-    int in[2], out[2];
-    if (pipe2(in, O_CLOEXEC) < 0 || pipe2(out, O_CLOEXEC) < 0) return 0;
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_adddup2(&actions, in[0], 0);
-    posix_spawn_file_actions_adddup2(&actions, out[1], 1);
-    char *arguments[] = {program, "restore", snapshot, NULL};
-    double begin = now();
-    errno = posix_spawn(&clone->pid, program, &actions, NULL, arguments, environ);
-    if (errno) return 0;
+// What is told of a machine that was started: 0 for its process when it could not be. Its input and output come along.
+struct birth {
+    pid_t pid;
+    double begin;
+};
+
+union rights {
+    struct cmsghdr header;
+    char bytes[CMSG_SPACE(2 * sizeof(int))];
+};
+
+static int hand_over(int socket, struct birth *birth, const int ends[2]) {
+    union rights rights = {.header = {.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(2 * sizeof(int))}};
+    memcpy(CMSG_DATA(&rights.header), ends, 2 * sizeof(int));
+    struct iovec data = {birth, sizeof *birth};
+    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &rights, .msg_controllen = sizeof rights};
+    return sendmsg(socket, &message, 0) == sizeof *birth;
+}
+
+static int take_over(int socket, struct birth *birth, int ends[2]) {
+    union rights rights;
+    struct iovec data = {birth, sizeof *birth};
+    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &rights, .msg_controllen = sizeof rights};
+    if (recvmsg(socket, &message, MSG_CMSG_CLOEXEC) != sizeof *birth || !CMSG_FIRSTHDR(&message)) return 0;
+    memcpy(ends, CMSG_DATA(&rights.header), 2 * sizeof(int));
+    return birth->pid > 0;
+}
+
+// Starts a machine for each byte that it is sent. Has no descriptors but those of the machine that it starts.
+static void serve(int socket, char *program, char *snapshot) {
+    char *arguments[] = {program, "restore", snapshot, NULL}, wish;
+    while (read(socket, &wish, 1) == 1) {
+        int in[2], out[2];
+        if (pipe2(in, O_CLOEXEC) < 0 || pipe2(out, O_CLOEXEC) < 0) err(1, "pipe");
+        posix_spawn_file_actions_t actions;
+        posix_spawn_file_actions_init(&actions);
+        posix_spawn_file_actions_adddup2(&actions, in[0], 0);
+        posix_spawn_file_actions_adddup2(&actions, out[1], 1);
+        struct birth birth = {.begin = now()};
+        errno = posix_spawn(&birth.pid, program, &actions, NULL, arguments, environ);
+        if (errno) birth.pid = 0, warn("%s", program);
+        if (!hand_over(socket, &birth, (int[]){in[1], out[0]})) err(1, "sendmsg");
+        posix_spawn_file_actions_destroy(&actions);
+        for (int i = 0; i < 2; i++) close(in[i]), close(out[i]);
+    }
+    while (wait(NULL) > 0) {}
+}
+
+static int start(int nursery, struct clone *clone) {
+    struct birth birth;
+    int ends[2];
+    if (write(nursery, "", 1) != 1 || !take_over(nursery, &birth, ends)) return 0;
+    *clone = (struct clone){.pid = birth.pid, .in = ends[0], .out = ends[1]};
     started++;
-    posix_spawn_file_actions_destroy(&actions);
-    close(in[0]);
-    close(out[1]);
-    clone->in = in[1];
-    clone->out = out[0];
     int lives = echoes(clone);
-    clone->micros = now() - begin;
+    clone->micros = now() - birth.begin;
     return lives;
 }
 
@@ -114,8 +154,17 @@ int main(int argc, char **argv) {
     signal(SIGPIPE, SIG_IGN);
     clones = calloc((size_t)count, sizeof *clones);
     if (!clones) err(1, "clones");
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0) err(1, "socketpair");
+    pid_t child = fork();
+    if (child < 0) err(1, "fork");
+    close(pair[child ? 1 : 0]);
+    if (!child) {
+        serve(pair[1], argv[2], argv[3]);
+        return 0;
+    }
     long before = kib("/proc/meminfo", "MemAvailable", NULL), slab = kib("/proc/meminfo", "SUnreclaim", NULL);
-    while (started < count && start(&clones[started], argv[2], argv[3])) {}
+    while (started < count && start(pair[0], &clones[started])) {}
     int alive = 0, refused = started < count;
     if (refused) warn("machine %d does not come up", started);
     long available = kib("/proc/meminfo", "MemAvailable", NULL), guest = 0, own = 0;
@@ -130,7 +179,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < started; i++) alive += echoes(&clones[i]);
     int group = started < 2 * GROUP ? (started + 1) / 2 : GROUP;
     double first = started ? median(clones, group) : 0, last = started ? median(clones + started - group, group) : 0;
-    end_all();
+    end_all(pair[0]);
     double each = started ? (double)(before - available - guest) / started : 0;
     printf("%d machines, %d alive at the end, of %d\n", started, alive, count);
     if (!started) return 1;
