@@ -8,7 +8,7 @@ GUESTS := $(CURDIR)/dist/guests/$(ARCH)
 # The compiler with the aarch64 standard library, as setup fetches it; it needs its own target directory.
 ARM_RUSTC := $(CURDIR)/.cache/hosts/rust/rustc
 
-.PHONY: help guests build demo tools setup format lint docs aarch64 unit test bench control floor queue restore clones clean
+.PHONY: help guests build demo tools setup format lint docs aarch64 unit test bench control floor queue restore clones order clean
 # Goals one after the other and in their order, whatever -j says: cargo has all processors already.
 .NOTPARALLEL:
 
@@ -82,6 +82,12 @@ restore: build ## snapshots side by side with the least that they could cost
 N ?= 1000
 clones: build ## N=1000 machines alive at once, restored from one snapshot
 	@N=$(N) benches/clones.sh
+
+order: guests ## lay the program out by what it executes, into resources/order.ld; needs /dev/kvm
+	@cargo rustc --release --bin mayfly -- -C link-arg=-Wl,-Map=$(abspath $(RELEASE)/order.map)
+	@cp $(RELEASE)/mayfly $(RELEASE)/order.program
+	@cargo bench --bench order -- $(abspath $(RELEASE)/order.program $(RELEASE)/order.map) >$(RELEASE)/order.ld
+	@mv $(RELEASE)/order.ld resources/order.ld
 
 clean: ## remove what was built; the fetched packages in .cache stay
 	@cargo clean

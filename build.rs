@@ -1,12 +1,12 @@
-//! Builds the guest that `mayfly demo` boots.
+//! Builds the guest that `mayfly demo` boots, and has the linker follow resources/order.ld.
 
 use std::path::PathBuf;
 use std::process::Command;
 use std::{env, fs};
 
 fn main() {
-    println!("cargo::rerun-if-changed=resources/cold.ld");
-    println!("cargo::rustc-link-arg-bins=-Wl,-T,resources/cold.ld");
+    println!("cargo::rerun-if-changed=resources/order.ld");
+    println!("cargo::rustc-link-arg-bins=-Wl,-T,resources/order.ld");
     println!("cargo:rerun-if-changed=resources/guests");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let guest = out.join("demo.elf");

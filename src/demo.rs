@@ -1,7 +1,6 @@
 //! `mayfly demo`: boots the guest inside mayfly and explains what is seen.
 
 use std::path::Path;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,7 +23,7 @@ Lines without \"mayfly:\" are the guest's, printed by it to its serial port; the
 ///
 /// # Errors
 /// As [`run::boot`].
-pub fn demo(origin: Instant, exec: Duration) -> Result<ExitCode, Error> {
+pub fn demo(origin: Instant, exec: Duration) -> Result<u8, Error> {
     say(BEFORE);
     let timeline = Arc::new(Timeline::new(Instant::now(), true));
     let before = origin.elapsed();

@@ -1,5 +1,7 @@
 //! mayfly: a minimal virtual machine monitor for unikernels on KVM.
 
+#![cfg_attr(not(test), no_main)]
+
 mod args;
 mod console;
 mod ctl;
@@ -9,6 +11,7 @@ mod firecracker;
 mod help;
 mod inspect;
 mod logging;
+mod process;
 mod report;
 mod run;
 mod serve;
@@ -16,15 +19,15 @@ mod snapshots;
 mod terminal;
 
 use std::io::{self, Write};
-use std::process::ExitCode;
 use std::time::Instant;
 
 use vmm::Chain;
 
 use crate::args::Command;
 
-fn main() -> ExitCode {
-    run::share_the_heap();
+/// Does what the command line says, and returns the exit status.
+#[cfg_attr(test, allow(dead_code, reason = "tests have a main of their own"))]
+fn command() -> u8 {
     let origin = Instant::now();
     let exec = run::process_time();
     logging::start();
@@ -34,7 +37,7 @@ fn main() -> ExitCode {
         Ok(command) => command,
         Err(error) => {
             logging::say(&error.to_string());
-            return ExitCode::from(error.status());
+            return error.status();
         }
     };
     let result = match command {
@@ -45,7 +48,7 @@ fn main() -> ExitCode {
         Command::Snapshot(take) => {
             let taken = snapshots::take(&take);
             taken
-                .map(|()| ExitCode::SUCCESS)
+                .map(|()| process::SUCCESS)
                 .map_err(|error| Chain(&error).to_string())
         }
         Command::SnapshotInfo(folder) => match snapshots::info(&folder) {
@@ -72,16 +75,16 @@ fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         logging::say(&error);
-        ExitCode::FAILURE
+        process::FAILURE
     })
 }
 
 /// Prints `text` on stdout. A reader that has seen enough is no error.
-fn print(text: impl AsRef<[u8]>) -> Result<ExitCode, String> {
+fn print(text: impl AsRef<[u8]>) -> Result<u8, String> {
     match io::stdout().write_all(text.as_ref()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(format!("cannot write to stdout: {error}"))
         }
-        _ => Ok(ExitCode::SUCCESS),
+        _ => Ok(process::SUCCESS),
     }
 }

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +19,7 @@ use vmm::vm::{self, End};
 use crate::args::{Restore, Run, Session};
 use crate::console;
 use crate::logging::say;
+use crate::process;
 use crate::report;
 use crate::serve::{self, Front};
 
@@ -75,13 +75,6 @@ pub enum Error {
     },
 }
 
-/// Keeps the C library from giving each thread a heap of its own: mapping one takes longer than a vCPU's thread could
-/// ever win by it.
-pub fn share_the_heap() {
-    // SAFETY: the call changes a parameter of the allocator, before there is a second thread.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-}
-
 /// Processor time that this process has used.
 pub fn process_time() -> Duration {
     let mut time = libc::timespec {
@@ -100,7 +93,7 @@ pub fn process_time() -> Duration {
 ///
 /// # Errors
 /// [`Error`] when the guest did not run at all.
-pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<ExitCode, Error> {
+pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<u8, Error> {
     let (api, timeline) = prepare(&run.session, origin)?;
     let image = timeline
         .measure(Lane::Main, "open image", || {
@@ -126,7 +119,7 @@ pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<ExitCode, Error>
 ///
 /// # Errors
 /// [`Error`] when the guest did not run at all.
-pub fn restore(restore: Restore, origin: Instant, exec: Duration) -> Result<ExitCode, Error> {
+pub fn restore(restore: Restore, origin: Instant, exec: Duration) -> Result<u8, Error> {
     let (api, timeline) = prepare(&restore.session, origin)?;
     attend(restore.session, exec, &timeline, api, |control| {
         control.load(&restore.thaw).map_err(Failure::Thaw)?;
@@ -151,7 +144,7 @@ fn attend(
     timeline: &Arc<Timeline>,
     api: Option<Api>,
     begin: impl FnOnce(&mut Control) -> Result<(), Failure>,
-) -> Result<ExitCode, Error> {
+) -> Result<u8, Error> {
     // Before the guest runs, so that it does not run in vain.
     let trace = session.trace.map(Trace::create).transpose()?;
     let (end, unclaimed) = boot(timeline, api, begin)?;
@@ -254,7 +247,6 @@ pub fn block_signals() -> Result<Vec<libc::c_int>, Error> {
         operation: "block signals",
         source,
     })?;
-    vm::ignore_output_signals();
     Ok(signals)
 }
 
@@ -270,10 +262,10 @@ pub fn conclude_vm(mut control: Control) -> (u64, u64) {
 }
 
 /// The exit status that `end` deserves, with a word on it where it was not the guest's or the user's will.
-pub fn conclude(end: &End) -> ExitCode {
+pub fn conclude(end: &End) -> u8 {
     match end {
-        End::User | End::Guest(Ending::Power(PowerEvent::Off | PowerEvent::Reset)) => ExitCode::SUCCESS,
-        End::Guest(Ending::Power(PowerEvent::Exit(code))) => ExitCode::from(status(*code)),
+        End::User | End::Guest(Ending::Power(PowerEvent::Off | PowerEvent::Reset)) => process::SUCCESS,
+        End::Guest(Ending::Power(PowerEvent::Exit(code))) => status(*code),
         End::Guest(Ending::TripleFault { ip }) => {
             // Processors of AMD are reset by then, and this is where they would begin.
             let place = if *ip == RESET_IP {
@@ -284,16 +276,16 @@ pub fn conclude(end: &End) -> ExitCode {
             say(&format!(
                 "the guest's processor shut down{place}: a fault in the handling of a fault (triple fault)"
             ));
-            ExitCode::from(TRIPLE_FAULT)
+            TRIPLE_FAULT
         }
         End::Guest(Ending::Fault(fault)) => {
             say(&Chain(fault).to_string());
-            ExitCode::from(FAULT)
+            FAULT
         }
         End::Signal(signal) => die_by(*signal),
         End::Failed => {
             say("there is no VM without its snapshot");
-            ExitCode::FAILURE
+            process::FAILURE
         }
     }
 }
@@ -307,14 +299,14 @@ fn status(code: u32) -> u8 {
 }
 
 /// Ends this process by `signal`, so that whoever waits for it sees what happened.
-fn die_by(signal: libc::c_int) -> ExitCode {
+fn die_by(signal: libc::c_int) -> u8 {
     // SAFETY: the default action is a valid one for a signal that was caught by a descriptor only.
     unsafe { libc::signal(signal, libc::SIG_DFL) };
     vm::unblock_signal(signal);
     // SAFETY: raise has no preconditions.
     unsafe { libc::raise(signal) };
     // Reached only when the signal's default action is not to end the process.
-    ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX))
+    u8::try_from(128 + signal).unwrap_or(u8::MAX)
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,6 +16,7 @@ use vmm::vm::{self, End};
 
 use crate::firecracker::{Options, VERSION};
 use crate::logging::{ProcessLog, say};
+use crate::process;
 use crate::{console, run};
 
 /// Why a VM could not be served.
@@ -96,7 +96,7 @@ impl Front<'_> {
 ///
 /// # Errors
 /// [`Error`] when there was nothing to be served.
-pub fn serve(options: Options, origin: Instant) -> Result<ExitCode, Error> {
+pub fn serve(options: Options, origin: Instant) -> Result<u8, Error> {
     let front = Front {
         socket: options.socket.as_deref(),
         limits: options.limits,
@@ -140,12 +140,12 @@ fn configure(control: &mut Control, api: &mut Api, path: PathBuf) -> Result<(), 
 }
 
 /// The exit status that Firecracker would have: 1 for a guest that cannot go on.
-fn conclude(end: &End) -> ExitCode {
+fn conclude(end: &End) -> u8 {
     let status = run::conclude(end);
     match end {
         End::Guest(Ending::TripleFault { .. } | Ending::Fault(_)) => {
             say("the exit status is 1, as Firecracker's is");
-            ExitCode::FAILURE
+            process::FAILURE
         }
         _ => status,
     }
