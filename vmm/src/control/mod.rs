@@ -33,6 +33,7 @@ pub use metrics::{DriveMetrics, InterfaceMetrics, Metrics, Phase, VcpuMetrics};
 pub use service::Service;
 pub use thaw::{MemorySource, Thaw};
 
+pub use crate::Chain;
 pub use crate::timeline::Timeline;
 
 /// Where a VM is in its life.
@@ -353,10 +354,9 @@ fn merge(bucket: &mut Option<Bucket>, new: Option<Bucket>) {
 }
 
 fn unknown<'a>(kind: &'static str, id: &str, known: impl Iterator<Item = &'a str>) -> Error {
-    let known = known.collect::<Vec<_>>().join(", ");
     Error::Unknown {
         kind,
         id: id.to_owned(),
-        known: if known.is_empty() { "none".into() } else { known },
+        known: error::list(known),
     }
 }
