@@ -22,6 +22,7 @@ use devices::limiter::Bucket;
 
 use crate::boot::{Image, Initrd};
 use crate::config::{DriveConfig, Host, Limits, MemorySize, NetConfig, VmConfig};
+use crate::memory::Touched;
 use crate::vm::Vm;
 
 pub use crate::memory::dump::Written;
@@ -67,6 +68,7 @@ pub struct Control {
     open_console: OpenConsole,
     life: Life,
     failed: bool,
+    touched: Touched,
 }
 
 enum Life {
@@ -83,6 +85,7 @@ impl Control {
             open_console,
             life: Life::Draft(Box::new(Draft::new())),
             failed: false,
+            touched: Touched::default(),
         }
     }
 
@@ -308,7 +311,7 @@ impl Control {
 
     /// What the VM has done so far.
     pub fn metrics(&self) -> Metrics {
-        Metrics::of(self.vm(), &self.timeline)
+        Metrics::of(self.vm(), &self.timeline, &self.touched)
     }
 
     /// The VM, once it has been started.
