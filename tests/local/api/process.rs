@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::process::{Command, Output};
 use std::time::Instant;
 
-use super::served::{Folder, Served};
+use super::served::{Folder, Served, fifo};
 use crate::guest::LIMIT;
 use crate::guests::{file, program};
 
@@ -98,7 +98,7 @@ fn await_call(served: &Served, call: libc::c_long) {
 #[test]
 fn a_signal_ends_it_while_a_fifo_keeps_it_waiting() {
     let folder = Folder::new();
-    let (fifo, image) = (folder.fifo("fifo"), file("hello.elf"));
+    let (fifo, image) = (fifo(&folder, "fifo"), file("hello.elf"));
     let start = |flags: &[&str]| {
         let folder = Folder::new();
         let socket = folder.text("api.sock");

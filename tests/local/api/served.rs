@@ -4,55 +4,20 @@ use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{env, fs, thread};
+
+pub use scratch::Folder;
 
 use super::http::{Answer, Client, DONE};
 use crate::guest::LIMIT;
 use crate::guests::{file, heed_hang_up, program};
 
-/// A folder with a short path, as addresses of sockets have to be; it goes when this goes.
-pub struct Folder(PathBuf);
-
-impl Folder {
-    pub fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = env::temp_dir().join(format!("mayfly-api-{}-{count}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    pub fn text(&self, name: &str) -> String {
-        self.path(name).to_str().unwrap().to_owned()
-    }
-
-    /// The file `name` with `content`.
-    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> String {
-        fs::write(self.path(name), content).unwrap();
-        self.text(name)
-    }
-
-    pub fn fifo(&self, name: &str) -> String {
-        let path = std::ffi::CString::new(self.text(name)).unwrap();
-        // SAFETY: `path` is a C string for the length of the call.
-        let made = unsafe { libc::mkfifo(path.as_ptr(), 0o600) };
-        assert_eq!(made, 0, "{}", io::Error::last_os_error());
-        self.text(name)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+/// A new FIFO; its path.
+pub fn fifo(folder: &Folder, name: &str) -> String {
+    folder.fifo(name);
+    folder.text(name)
 }
 
 /// Connects to the socket as soon as there is one; who listens must then answer.
