@@ -146,7 +146,7 @@ fn the_log_says_who_and_what() {
 
 #[test]
 fn a_hang_up_opens_the_files_again() {
-    let served = Served::start();
+    let mut served = Served::start();
     let (log, metrics) = (served.folder.text("log"), served.folder.text("metrics"));
     served.folder.write("metrics", "");
     served.done(
