@@ -85,7 +85,7 @@ devices, each as often as you like, up to 18 in all:
       --disk PATH[,ro][,cache=unsafe|writeback][,engine=sync|async][,id=NAME]
                         a drive on a raw file or block device; ro: the guest may only read it; writeback: it can flush;
                         async: by io_uring; a comma in PATH is written twice
-      --net BACKEND[,mac=ADDRESS][,mtu=BYTES]
+      --net BACKEND[,id=NAME][,mac=ADDRESS][,mtu=BYTES]
                         a network interface on tap:NAME, a tap device; fd:NUMBER, one that mayfly was started with;
                         unix:PATH, a socket on which passt or another monitor serves; user, a passt of its own
 
@@ -112,7 +112,7 @@ exit status:
   2     the command line makes no sense
   120   the guest's processor shut down (triple fault)
   121   KVM could not go on with the guest
-SIGTERM, SIGINT, SIGHUP and SIGQUIT end mayfly at once, by that signal.
+SIGTERM, SIGINT and SIGQUIT end mayfly at once, by that signal; SIGHUP too, unless there is a log file to open again.
 ";
 
 const INSPECT: &str = "\
@@ -186,7 +186,7 @@ act:
   stop                  press Ctrl-Alt-Del on the guest's keyboard (x86_64 only). The guest has to listen for that and to
                         end by itself: Linux reboots, which ends mayfly; most unikernels do not listen. What always ends
                         a VM is to end its process: kill PID
-  flush-metrics         write a line to the metrics file that was configured
+  flush-metrics         write a line to the metrics file, if one was configured
 
 change, while the guest runs:
   drive ID [--path PATH] [--bandwidth LIMIT] [--ops LIMIT]

@@ -94,8 +94,9 @@ pub fn process_time() -> Duration {
 /// # Errors
 /// [`Error`] when the guest did not run at all.
 pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<u8, Error> {
-    let (api, timeline) = prepare(&run.session, origin)?;
-    let image = timeline
+    let watch = Watch::prepare(run.session, origin)?;
+    let image = watch
+        .timeline
         .measure(Lane::Main, "open image", || {
             Image::open(&run.config.kernel, Native::MACHINE)
         })
@@ -108,7 +109,7 @@ pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<u8, Error> {
         .transpose()
         .map_err(Error::Initrd)?;
     let config = run.config;
-    attend(run.session, exec, &timeline, api, |control| {
+    attend(watch, exec, |control| {
         control.configure(config, image, initrd)?;
         control.start()?;
         Ok(())
@@ -120,8 +121,8 @@ pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<u8, Error> {
 /// # Errors
 /// [`Error`] when the guest did not run at all.
 pub fn restore(restore: Restore, origin: Instant, exec: Duration) -> Result<u8, Error> {
-    let (api, timeline) = prepare(&restore.session, origin)?;
-    attend(restore.session, exec, &timeline, api, |control| {
+    let watch = Watch::prepare(restore.session, origin)?;
+    attend(watch, exec, |control| {
         control.load(&restore.thaw).map_err(Failure::Thaw)?;
         if !restore.paused {
             control.resume()?;
@@ -130,33 +131,47 @@ pub fn restore(restore: Restore, origin: Instant, exec: Duration) -> Result<u8, 
     })
 }
 
-/// The way to the VM from outside, if one is wanted, and what records its start.
-fn prepare(session: &Session, origin: Instant) -> Result<(Option<Api>, Arc<Timeline>), Error> {
-    let api = session.front().map(open).transpose()?;
-    let recorded = session.timings || session.trace.is_some() || api.is_some();
-    Ok((api, Arc::new(Timeline::new(origin, recorded))))
+/// What a VM is watched by: the way to it from outside, if one is wanted, and what records its start.
+struct Watch {
+    api: Option<Api>,
+    timeline: Arc<Timeline>,
+    timings: bool,
+    trace: Option<Trace>,
+}
+
+impl Watch {
+    fn prepare(session: Session, origin: Instant) -> Result<Self, Error> {
+        // Before the guest runs, so that it does not run in vain; and while signals still end the process, for a FIFO may keep
+        // this waiting.
+        let trace = session.trace.clone().map(Trace::create).transpose()?;
+        let api = session.front().map(open).transpose()?;
+        let timings = session.timings;
+        let recorded = timings || trace.is_some() || api.is_some();
+        Ok(Self {
+            api,
+            timeline: Arc::new(Timeline::new(origin, recorded)),
+            timings,
+            trace,
+        })
+    }
 }
 
 /// Begins a VM, stays until it ends, and tells what the user wants to know.
 fn attend(
-    session: Session,
+    watch: Watch,
     exec: Duration,
-    timeline: &Arc<Timeline>,
-    api: Option<Api>,
     begin: impl FnOnce(&mut Control) -> Result<(), Failure>,
 ) -> Result<u8, Error> {
-    // Before the guest runs, so that it does not run in vain.
-    let trace = session.trace.map(Trace::create).transpose()?;
-    let (end, unclaimed) = boot(timeline, api, begin)?;
-    let spans = timeline.spans();
-    if session.timings {
+    let (end, unclaimed) = boot(&watch.timeline, watch.api, begin)?;
+    let spans = watch.timeline.spans();
+    if watch.timings {
         say(report::table(exec, &spans).trim_end());
         let Unclaimed { ports, addresses } = unclaimed;
         say(&format!(
             "accesses that no device claimed: {ports} to ports, {addresses} to addresses"
         ));
     }
-    if let Some(trace) = trace {
+    if let Some(trace) = watch.trace {
         trace.write(exec, &spans)?;
     }
     Ok(conclude(&end))

@@ -103,6 +103,8 @@ pub fn serve(options: Options, origin: Instant) -> Result<u8, Error> {
         id: &options.id,
         log: &options.log,
     };
+    // While signals still end the process, for a FIFO may keep this waiting. A failure is told when there is a log for it.
+    let config = options.config_file.map(read_config);
     // Before any thread starts, so that all of them leave the signals to the event loop; before anything is written to a FIFO;
     // and before there is a socket, whose file must not stay behind.
     let signals = run::block_signals().map_err(Error::Run)?;
@@ -115,8 +117,10 @@ pub fn serve(options: Options, origin: Instant) -> Result<u8, Error> {
     }
     let timeline = Arc::new(Timeline::new(origin, true));
     let mut control = Control::new(Box::new(|| Ok(console::open()?)), timeline);
-    if let Some(path) = options.config_file {
-        configure(&mut control, &mut api, path)?;
+    if let Some(config) = config {
+        let (path, text) = config?;
+        let applied = api.apply(&mut control, &text).map_err(Box::new);
+        applied.map_err(|source| Error::Config { path, source })?;
         control.start().map_err(Error::Start)?;
     }
     let end = vm::run(&mut control, Some(&mut api), &signals);
@@ -128,15 +132,12 @@ pub fn serve(options: Options, origin: Instant) -> Result<u8, Error> {
     Ok(conclude(&end))
 }
 
-fn configure(control: &mut Control, api: &mut Api, path: PathBuf) -> Result<(), Error> {
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(source) => return Err(Error::ReadConfig { path, source }),
-    };
-    api.apply(control, &text).map_err(|source| Error::Config {
-        path,
-        source: Box::new(source),
-    })
+/// The configuration at `path`, with that path.
+fn read_config(path: PathBuf) -> Result<(PathBuf, String), Error> {
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok((path, text)),
+        Err(source) => Err(Error::ReadConfig { path, source }),
+    }
 }
 
 /// The exit status that Firecracker would have: 1 for a guest that cannot go on.

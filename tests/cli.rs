@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
 
-use std::ffi::CString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -213,9 +212,7 @@ fn interfaces_that_share_are_refused() {
 fn files_that_are_no_images_say_what_they_are() {
     let fifo = place("fifo");
     let _ = fs::remove_file(&fifo);
-    let name = CString::new(fifo.to_str().unwrap()).unwrap();
-    // SAFETY: `name` is a C string for the length of the call.
-    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    scratch::make_fifo(&fifo);
     let mut other = program();
     other[18] = 243; // EM_RISCV
     for (path, text) in [

@@ -1,13 +1,12 @@
 //! What the tests of this crate share.
 
 use std::cell::RefCell;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
+use scratch::Folder;
 use serde_json::Value;
 use vmm::control::{Control, Timeline};
 
@@ -38,7 +37,7 @@ pub(crate) struct Bench {
     pub(crate) api: Api,
     pub(crate) control: Control,
     pub(crate) log: Log,
-    folder: PathBuf,
+    folder: Folder,
 }
 
 impl Bench {
@@ -48,21 +47,18 @@ impl Bench {
 
     /// With the server that `serve` makes, given a path for its socket.
     pub(crate) fn with(serve: impl FnOnce(&Path) -> Option<Server>) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("mayfly-api-{}-{count}", std::process::id()));
-        fs::create_dir(&folder).unwrap();
-        fs::write(folder.join("kernel"), kernel()).unwrap();
-        fs::write(folder.join("initrd"), "initrd").unwrap();
-        fs::write(folder.join("disk"), [0; 512]).unwrap();
-        fs::write(folder.join("empty"), "").unwrap();
+        let folder = Folder::new();
+        folder.write("kernel", kernel());
+        folder.write("initrd", "initrd");
+        folder.write("disk", [0; 512]);
+        folder.write("empty", "");
         let instance = Instance {
             id: "vm-1".into(),
             version: "1.2.3".into(),
             app_name: "mayfly".into(),
         };
         let log = Log::default();
-        let server = serve(&folder.join("socket"));
+        let server = serve(&folder.path("socket"));
         Self {
             api: Api::new(instance, server, Box::new(log.clone())).unwrap(),
             control: control(),
@@ -78,7 +74,7 @@ impl Bench {
 
     /// `text` with the folder of the test for each `@`.
     pub(crate) fn at(&self, text: &str) -> String {
-        text.replace('@', self.folder.to_str().unwrap())
+        text.replace('@', self.folder.root().to_str().unwrap())
     }
 
     pub(crate) fn ask(&mut self, method: &str, path: &str, body: &[u8]) -> Response {
@@ -108,21 +104,16 @@ impl Bench {
         assert_eq!(response.status(), 400, "{method} {path} {body}");
         let answer: Value = serde_json::from_slice(response.body()).unwrap();
         let text = answer["fault_message"].as_str().unwrap();
-        text.replace(self.folder.to_str().unwrap(), "@")
+        text.replace(self.folder.root().to_str().unwrap(), "@")
     }
 
     /// Looks at what there must be.
     pub(crate) fn get(&mut self, path: &str) -> Value {
         let response = self.ask("GET", path, b"");
         assert_eq!(response.status(), 200, "{path}");
-        let text = String::from_utf8_lossy(response.body()).replace(self.folder.to_str().unwrap(), "@");
+        let text =
+            String::from_utf8_lossy(response.body()).replace(self.folder.root().to_str().unwrap(), "@");
         serde_json::from_str(&text).unwrap()
-    }
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.folder);
     }
 }
 

@@ -45,7 +45,7 @@ fn measure(scene: &Scene, rounds: usize) -> io::Result<Vec<Row>> {
     rows.push(resume(scene, rounds)?);
     rows.extend(full(scene, rounds)?);
     for mib in [SMALL, LARGE] {
-        rows.push(difference(scene, mib, rounds)?);
+        rows.extend(again(scene, mib, rounds)?);
     }
     Ok(rows)
 }
@@ -142,8 +142,8 @@ fn full(scene: &Scene, rounds: usize) -> io::Result<[Row; 2]> {
     ])
 }
 
-/// Differences of a guest that has written to 256 pages.
-fn difference(scene: &Scene, mib: u32, rounds: usize) -> io::Result<Row> {
+/// Snapshots, of both kinds, of a restored guest that has written to 256 pages.
+fn again(scene: &Scene, mib: u32, rounds: usize) -> io::Result<[Row; 2]> {
     let snapshot = text(&scene.snapshot("writer", mib)?);
     let floor_snapshot = text(&scene.floor_snapshot(mib)?);
     let mut live = Live::start(&["restore", &snapshot])?;
@@ -151,7 +151,7 @@ fn difference(scene: &Scene, mib: u32, rounds: usize) -> io::Result<Row> {
     live.process.read(1)?;
     live.ask("PATCH", "/vm", r#"{"state":"Paused"}"#)?;
     let folder = scene.new_folder("difference")?;
-    let (mut own, mut floor) = (Vec::new(), Vec::new());
+    let (mut full, mut own, mut floor) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         own.push(create(&mut live, "Diff", &folder)?);
         empty(&folder)?;
@@ -161,12 +161,22 @@ fn difference(scene: &Scene, mib: u32, rounds: usize) -> io::Result<Row> {
         floor.push(Duration::from_nanos(nanos.map_err(io::Error::other)?));
         empty(&folder)?;
     }
-    let name = match mib {
-        SMALL => "create Diff, 256 pages, 128 MiB",
-        _ => "create Diff, 256 pages, 2 GiB",
+    for _ in 0..rounds {
+        full.push(create(&mut live, "Full", &folder)?);
+        empty(&folder)?;
+    }
+    let [difference, whole] = match mib {
+        SMALL => [
+            "create Diff, 256 pages, 128 MiB",
+            "create Full of the same, 128 MiB",
+        ],
+        _ => ["create Diff, 256 pages, 2 GiB", "create Full of the same, 2 GiB"],
     };
-    let [own, floor] = [own, floor].map(|times| median(times).as_secs_f64() * 1e6);
-    Ok(Row::ratio(name, own, floor, 1.3))
+    let [full, own, floor] = [full, own, floor].map(|times| median(times).as_secs_f64() * 1e6);
+    Ok([
+        Row::ratio(difference, own, floor, 1.3),
+        Row::limit(whole, full / 1e3, "ms", 5.0),
+    ])
 }
 
 /// Has a paused VM make a snapshot in `folder`.

@@ -67,21 +67,10 @@ impl Session {
         command: &'static str,
         name: &'static str,
     ) -> Result<(), Error> {
-        let mut checked = |check: fn(&OsStr) -> Result<String, &'static str>| {
-            let text = parser.value().map_err(syntax(command))?;
-            check(&text).map_err(|reason| Error::Value {
-                option: name,
-                value: lossy(&text),
-                reason: reason.into(),
-            })
-        };
         match name {
             "--timings" => self.timings = true,
-            "--id" => self.id = checked(firecracker::id)?,
-            "--log-level" => {
-                let text = checked(|text| firecracker::level(text).map(|level| level.to_string()))?;
-                self.log.level = text.parse().ok();
-            }
+            "--id" => self.id = checked(parser, command, name, firecracker::id)?,
+            "--log-level" => self.log.level = Some(checked(parser, command, name, firecracker::level)?),
             "--trace" => self.trace = Some(path(parser, command)?),
             "--api-sock" => self.socket = Some(path(parser, command)?),
             "--log-file" => self.log.path = Some(path(parser, command)?),
@@ -104,6 +93,21 @@ impl Seen {
         self.0.push(option);
         Ok(())
     }
+}
+
+/// The value of `option` of `command` as `check` reads it.
+fn checked<T>(
+    parser: &mut lexopt::Parser,
+    command: &'static str,
+    option: &'static str,
+    check: fn(&OsStr) -> Result<T, &'static str>,
+) -> Result<T, Error> {
+    let text = parser.value().map_err(syntax(command))?;
+    check(&text).map_err(|reason| Error::Value {
+        option,
+        value: lossy(&text),
+        reason: reason.into(),
+    })
 }
 
 /// A path, of any bytes.

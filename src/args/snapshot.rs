@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use lexopt::Arg;
-use vmm::config::NetConfig;
+use vmm::config::{NetBackend, OptionError};
 use vmm::control::Thaw;
 
 use super::session::{self, Seen, Session, path, value};
@@ -74,15 +74,14 @@ fn option(
     let thaw = &mut restore.thaw;
     match name {
         "--net" => {
-            let (id, backend) = assignment(parser, name)?;
-            let net: NetConfig = backend
-                .parse()
-                .map_err(|error: vmm::config::OptionError| Error::Value {
-                    option: name,
-                    value: backend,
-                    reason: error.to_string(),
-                })?;
-            thaw.taps.push((id, net.backend));
+            let (id, text) = assignment(parser, name)?;
+            let backend: Result<NetBackend, OptionError> = text.parse();
+            let backend = backend.map_err(|error| Error::Value {
+                option: name,
+                value: text,
+                reason: error.to_string(),
+            })?;
+            thaw.taps.push((id, backend));
             return Ok(());
         }
         "--disk" => {
@@ -186,6 +185,10 @@ mod tests {
             ("restore a b", "unexpected argument"),
             ("restore a --net tap0", "the name that the device had"),
             ("restore a --net n=bridge:b", "tap:NAME"),
+            (
+                "restore a --net n=user,mac=02:00:00:00:00:01",
+                "no option \"mac\"",
+            ),
             ("restore a --disk =x", "the name that the device had"),
             ("restore a --paused --paused", "--paused is there twice"),
             ("snapshot", "needs the folder of a snapshot"),

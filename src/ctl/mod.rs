@@ -107,7 +107,10 @@ pub fn run(ctl: &Ctl, stdin: &mut dyn Read) -> Result<Vec<u8>, Error> {
             &act("SendCtrlAltDel"),
             "Ctrl-Alt-Del was pressed; the guest ends if it listens for that",
         ),
-        Action::FlushMetrics => server.have_done(&act("FlushMetrics"), "a line of metrics was written"),
+        Action::FlushMetrics => server.have_done(
+            &act("FlushMetrics"),
+            "a line was written to the metrics file, if there is one",
+        ),
         Action::Change { kind, id, body } => {
             let path = format!("/{kind}/{}", request::segment(id));
             server.have_done(&Request::patch(&path, body), "changed")

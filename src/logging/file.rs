@@ -80,8 +80,9 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
+    use scratch::{Folder, Reader};
+
     use super::{Line, LogFile};
-    use crate::logging::testing::{Folder, Reader};
 
     fn line(text: &str) -> Line<'_> {
         Line {

@@ -15,8 +15,6 @@ mod line;
 mod process;
 mod stamp;
 mod stderr;
-#[cfg(test)]
-mod testing;
 
 // The command line that lets a client change the log names it.
 pub use process::ProcessLog;

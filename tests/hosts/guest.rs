@@ -1,4 +1,4 @@
-//! One guest of mayfly: what it prints, what is typed, how it ends.
+//! One mayfly: what it prints, what is typed, how it ends.
 
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -16,11 +16,10 @@ const GLANCE: Duration = Duration::from_millis(10);
 /// How long the last messages of a mayfly that is gone may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// A running `mayfly run` or `mayfly restore`. Whatever does not go as expected panics with all that was seen; dropped, the guest is gone.
-pub struct Guest {
-    arguments: String,
+/// A running mayfly. Whatever does not go as expected panics with all that was seen; dropped, mayfly is gone.
+pub struct Running {
+    name: String,
     mayfly: Child,
-    input: Option<ChildStdin>,
     output: Receiver<Vec<u8>>,
     /// What mayfly itself has said.
     messages: Receiver<Vec<u8>>,
@@ -31,50 +30,36 @@ pub struct Guest {
     deadline: Instant,
 }
 
-impl Guest {
-    /// Starts `mayfly run` with `arguments`, separated by blanks.
-    pub fn start(arguments: &str) -> Self {
-        Self::launch(format!("run {arguments}"))
-    }
-
-    /// Sends SIGKILL, and has `mayfly restore` with `arguments` take over, as if there was one guest all along: what it
-    /// prints then continues what it printed before.
-    pub fn restart(mut self, arguments: &str) -> Self {
-        let _ = self.mayfly.kill();
-        let _ = self.mayfly.wait();
-        while self.more() {}
-        let mut next = Self::launch(format!("restore {arguments}"));
-        next.printed = mem::take(&mut self.printed);
-        next.seen = self.seen;
-        next
-    }
-
-    fn launch(arguments: String) -> Self {
-        let mut mayfly = mayfly()
-            .args(arguments.split_whitespace())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let output = received(mayfly.stdout.take().unwrap());
-        let messages = received(mayfly.stderr.take().unwrap());
+impl Running {
+    /// Starts `command`; its input is the caller's.
+    pub fn start(command: &mut Command) -> Self {
+        let name = format!("{command:?}");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut mayfly = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
         Self {
-            arguments,
-            input: mayfly.stdin.take(),
+            name,
+            output: received(mayfly.stdout.take().unwrap()),
+            messages: received(mayfly.stderr.take().unwrap()),
             mayfly,
-            output,
-            messages,
             printed: String::new(),
             seen: 0,
             deadline: Instant::now() + LIMIT,
         }
     }
 
+    pub fn id(&self) -> u32 {
+        self.mayfly.id()
+    }
+
+    /// The other end of its input, once, if that is a pipe.
+    pub fn input(&mut self) -> Option<ChildStdin> {
+        self.mayfly.stdin.take()
+    }
+
     /// Waits until the guest prints `text`, after all that was expected before; gives what it printed up to there.
     pub fn expect(&mut self, text: &str) -> String {
         loop {
-            let new = &self.printed[self.seen..];
+            let new = self.rest();
             if let Some(place) = new.find(text) {
                 let before = new[..place].to_owned();
                 self.seen += place + text.len();
@@ -86,35 +71,43 @@ impl Guest {
         }
     }
 
-    /// Types `line` and the return key.
-    pub fn type_line(&mut self, line: &str) {
-        let input = self.input.as_mut().unwrap();
-        if let Err(error) = writeln!(input, "{line}").and_then(|()| input.flush()) {
-            self.fail(&format!("it does not take {line:?}: {error}"));
-        }
-    }
-
     /// What the guest printed after all that was expected, as far as it is known.
     pub fn rest(&self) -> &str {
         &self.printed[self.seen..]
     }
 
-    /// Waits for the end of mayfly, which must be of itself and with `code`; gives all that the guest has printed.
-    pub fn ends_with(mut self, code: i32) -> String {
+    /// All that the guest has printed, as far as it is known; nothing is known of it afterwards.
+    pub fn take_printed(&mut self) -> String {
+        self.seen = 0;
+        mem::take(&mut self.printed)
+    }
+
+    pub fn signal(&mut self, signal: libc::c_int) {
+        let process = i32::try_from(self.mayfly.id()).unwrap();
+        // SAFETY: kill takes no pointers, and the process is a child that has not been waited for.
+        if unsafe { libc::kill(process, signal) } != 0 {
+            self.fail("it cannot be signalled");
+        }
+    }
+
+    /// Sends SIGKILL, and waits for its end and that of its output.
+    pub fn kill(&mut self) {
+        let _ = self.mayfly.kill();
+        let _ = self.mayfly.wait();
+        while self.more() {}
+    }
+
+    /// Waits for its end, which must be of itself and with `code`.
+    pub fn ends_with(&mut self, code: i32) {
         let status = self.end();
         if status.code() != Some(code) {
             self.fail(&format!("it ended with {status}, not {code}"));
         }
-        mem::take(&mut self.printed)
     }
 
-    /// Sends SIGTERM, by which mayfly must end.
-    pub fn terminate(mut self) {
-        let process = i32::try_from(self.mayfly.id()).unwrap();
-        // SAFETY: kill takes no pointers, and the process is a child that has not been waited for.
-        if unsafe { libc::kill(process, libc::SIGTERM) } != 0 {
-            self.fail("it cannot be signalled");
-        }
+    /// Sends SIGTERM, by which it must end.
+    pub fn terminate(&mut self) {
+        self.signal(libc::SIGTERM);
         let status = self.end();
         if status.signal() != Some(libc::SIGTERM) {
             self.fail(&format!("after SIGTERM it ended with {status}"));
@@ -134,8 +127,7 @@ impl Guest {
 
     /// Waits for more output; false when there is none until the end or the deadline.
     fn more(&mut self) -> bool {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        match self.output.recv_timeout(left) {
+        match self.output.recv_timeout(self.left()) {
             Ok(bytes) => {
                 self.printed.push_str(&String::from_utf8_lossy(&bytes));
                 true
@@ -144,20 +136,105 @@ impl Guest {
         }
     }
 
-    /// Panics with all that was seen of the guest.
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// What mayfly, of which the end has come, has said.
+    pub fn said(&self) -> String {
+        self.said_within(|| self.left())
+    }
+
+    fn said_within(&self, patience: impl Fn() -> Duration) -> String {
+        let mut bytes = Vec::new();
+        while let Ok(more) = self.messages.recv_timeout(patience()) {
+            bytes.extend(more);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Panics with all that was seen.
     pub fn fail(&mut self, why: &str) -> ! {
         let _ = self.mayfly.kill();
         let status = self.mayfly.wait();
-        let mut messages = Vec::new();
-        while let Ok(bytes) = self.messages.recv_timeout(LAST_WORDS) {
-            messages.extend(bytes);
-        }
         panic!(
-            "mayfly {}: {why}\nits end: {status:?}\n--- serial ---\n{}\n--- stderr ---\n{}",
-            self.arguments,
+            "{}: {why}\nits end: {status:?}\n--- serial ---\n{}\n--- stderr ---\n{}",
+            self.name,
             self.printed,
-            String::from_utf8_lossy(&messages)
+            self.said_within(|| LAST_WORDS)
         );
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.mayfly.kill();
+        let _ = self.mayfly.wait();
+    }
+}
+
+/// A running `mayfly run` or `mayfly restore` that is typed to.
+pub struct Guest {
+    running: Running,
+    input: Option<ChildStdin>,
+}
+
+impl Guest {
+    /// Starts `mayfly run` with `arguments`, separated by blanks.
+    pub fn start(arguments: &str) -> Self {
+        Self::launch(&format!("run {arguments}"))
+    }
+
+    /// Sends SIGKILL, and has `mayfly restore` with `arguments` take over, as if there was one guest all along: what it
+    /// prints then continues what it printed before.
+    pub fn restart(mut self, arguments: &str) -> Self {
+        self.running.kill();
+        let mut next = Self::launch(&format!("restore {arguments}"));
+        next.running.seen = self.running.seen;
+        next.running.printed = self.running.take_printed();
+        next
+    }
+
+    fn launch(arguments: &str) -> Self {
+        let mut command = mayfly();
+        command.args(arguments.split_whitespace()).stdin(Stdio::piped());
+        let mut running = Running::start(&mut command);
+        let input = running.input();
+        Self { running, input }
+    }
+
+    /// As [`Running::expect`].
+    pub fn expect(&mut self, text: &str) -> String {
+        self.running.expect(text)
+    }
+
+    /// Types `line` and the return key.
+    pub fn type_line(&mut self, line: &str) {
+        let input = self.input.as_mut().unwrap();
+        if let Err(error) = writeln!(input, "{line}").and_then(|()| input.flush()) {
+            self.fail(&format!("it does not take {line:?}: {error}"));
+        }
+    }
+
+    /// As [`Running::rest`].
+    pub fn rest(&self) -> &str {
+        self.running.rest()
+    }
+
+    /// As [`Running::ends_with`]; gives all that the guest has printed.
+    pub fn ends_with(mut self, code: i32) -> String {
+        self.running.ends_with(code);
+        self.running.take_printed()
+    }
+
+    /// As [`Running::terminate`].
+    pub fn terminate(mut self) {
+        self.running.terminate();
+    }
+
+    /// As [`Running::fail`].
+    pub fn fail(&mut self, why: &str) -> ! {
+        self.running.fail(why)
     }
 }
 
@@ -178,11 +255,4 @@ fn received(mut pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
         }
     });
     receiver
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let _ = self.mayfly.kill();
-        let _ = self.mayfly.wait();
-    }
 }

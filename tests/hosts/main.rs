@@ -29,6 +29,7 @@ macro_rules! scenarios {
 
 mod archive;
 mod contents;
+#[allow(dead_code, reason = "the tests of the control socket ask for more")]
 mod guest;
 mod host;
 mod images;

@@ -1,6 +1,5 @@
 //! Drives and interfaces that cannot be: each is refused with the way out. KVM is asked before they are.
 
-use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chroot};
 use std::os::unix::process::CommandExt;
@@ -53,9 +52,7 @@ fn disk(name: &str, length: usize) -> String {
 fn a_disk_must_be_one() {
     let fifo = place("fifo");
     let _ = fs::remove_file(&fifo);
-    let name = CString::new(fifo.clone()).unwrap();
-    // SAFETY: `name` is a C string for the length of the call.
-    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    scratch::make_fifo(Path::new(&fifo));
     for (path, text) in [
         (place("missing"), "there is no disk"),
         (

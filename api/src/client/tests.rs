@@ -9,10 +9,11 @@ use std::time::Duration;
 use std::{fs, iter};
 
 use proptest::prelude::{any, proptest};
+use scratch::Folder;
 
 use super::exchange::{MOST_BODY, MOST_HEAD};
 use super::{Answer, Client, Error};
-use crate::http::testing::{BIG, Echo, Folder, Loop};
+use crate::http::testing::{BIG, Echo, Loop};
 use crate::http::{Limits, Server};
 
 /// Longer than any of this takes.
@@ -60,7 +61,7 @@ impl House {
 }
 
 fn path(folder: &Folder) -> PathBuf {
-    folder.path().join("api.sock")
+    folder.path("api.sock")
 }
 
 /// A request whose length is given.
@@ -296,15 +297,12 @@ fn without_a_server_the_way_out_is_said() {
     let missing = failure(&path(&folder));
     assert!(matches!(missing, Error::Missing(_)));
     assert!(text(&missing).contains("is mayfly running"), "{missing}");
-    assert!(matches!(
-        failure(&folder.path().join("no/api.sock")),
-        Error::Missing(_)
-    ));
+    assert!(matches!(failure(&folder.path("no/api.sock")), Error::Missing(_)));
 
     fs::write(path(&folder), "").unwrap();
     assert!(matches!(failure(&path(&folder)), Error::NotSocket(_)));
     assert!(matches!(failure(&path(&folder).join("x")), Error::Missing(_)));
-    assert!(matches!(failure(folder.path()), Error::NotSocket(_)));
+    assert!(matches!(failure(folder.root()), Error::NotSocket(_)));
 
     fs::remove_file(path(&folder)).unwrap();
     drop(UnixListener::bind(path(&folder)).unwrap());

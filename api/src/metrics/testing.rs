@@ -1,12 +1,5 @@
 //! What the tests of this module share.
 
-use std::ffi::CString;
-use std::fs::{self, File, OpenOptions};
-use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -94,75 +87,4 @@ pub(super) fn leaves(value: &Value) -> Vec<(String, f64)> {
     let mut found = Vec::new();
     walk(value, "", &mut found);
     found
-}
-
-/// A folder of its own, which goes when this goes.
-pub(super) struct Folder(PathBuf);
-
-impl Folder {
-    pub(super) fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("mayfly-metrics-{}-{count}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    pub(super) fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    /// A path with a FIFO.
-    pub(super) fn fifo(&self, name: &str) -> PathBuf {
-        let path = self.path(name);
-        let text = CString::new(path.as_os_str().as_bytes()).unwrap();
-        // SAFETY: `text` ends with a zero and outlives the call.
-        assert_eq!(unsafe { libc::mkfifo(text.as_ptr(), 0o600) }, 0);
-        path
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// The reading end of a FIFO.
-pub(super) struct Reader(File);
-
-impl Reader {
-    pub(super) fn open(path: &Path) -> Self {
-        let mut options = OpenOptions::new();
-        Self(
-            options
-                .read(true)
-                .custom_flags(libc::O_NONBLOCK)
-                .open(path)
-                .unwrap(),
-        )
-    }
-
-    /// Makes the FIFO as small as it can be, one page.
-    pub(super) fn shrink(&self) -> usize {
-        // SAFETY: the call takes no pointer.
-        let size = unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_SETPIPE_SZ, 1) };
-        usize::try_from(size).unwrap()
-    }
-
-    /// All that is there, at most `most` bytes.
-    pub(super) fn read(&mut self, most: usize) -> Vec<u8> {
-        use std::io::Read as _;
-        let mut bytes = Vec::new();
-        let mut piece = [0; 512];
-        while bytes.len() < most {
-            let room = piece.len().min(most - bytes.len());
-            match self.0.read(&mut piece[..room]) {
-                Ok(0) => break,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
-                count => bytes.extend(&piece[..count.unwrap()]),
-            }
-        }
-        bytes
-    }
 }

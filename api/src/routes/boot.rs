@@ -1,5 +1,7 @@
 //! The machine and its guest's image.
 
+use vmm::config::DriveConfig;
+
 use super::{Call, Error};
 use crate::http::{Method, Response};
 use crate::schema::{BootSource, DEFAULT_BOOT_ARGS, Machine, MachineUpdate};
@@ -42,7 +44,8 @@ pub(crate) fn put_boot_source(call: &mut Call<'_>) -> Result<Response, Error> {
     let source: BootSource = call.read()?;
     call.before_start()?;
     let args = source.boot_args.unwrap_or_else(|| DEFAULT_BOOT_ARGS.to_owned());
-    check_args(&args)?;
+    let mut drives = call.control.config().drives.iter();
+    check_args(&args, drives.find_map(DriveConfig::root_argument))?;
     let done = call
         .control
         .set_boot(source.kernel_image_path, source.initrd_path, args);
@@ -50,13 +53,27 @@ pub(crate) fn put_boot_source(call: &mut Call<'_>) -> Result<Response, Error> {
     Ok(Response::no_content())
 }
 
-/// The start would fail by it, but then nobody remembers where it came from.
-fn check_args(args: &str) -> Result<(), Error> {
-    let wrong = if args.len() > LONGEST {
+/// Why `args` and `root`, what the guest is told of its root drive, are together too long.
+pub(super) fn too_long(args: &str, root: Option<String>) -> Option<String> {
+    let length = args.len();
+    let Some(root) = root else {
+        let reason = format!("boot_args has {length} bytes, which is more than {LONGEST}: shorten it");
+        return (length > LONGEST).then_some(reason);
+    };
+    // A blank is between the two.
+    let whole = length + 1 + root.len();
+    (whole > LONGEST).then(|| {
         format!(
-            "boot_args has {} bytes, which is more than {LONGEST}: shorten it",
-            args.len()
+            "boot_args has {length} bytes, and {whole} with {root:?} for the root drive, which is more than {LONGEST}: \
+             shorten it"
         )
+    })
+}
+
+/// The start would fail by it, or the guest not see all of it, but then nobody remembers where it came from.
+fn check_args(args: &str, root: Option<String>) -> Result<(), Error> {
+    let wrong = if let Some(reason) = too_long(args, root) {
+        reason
     } else if let Some(letter) = args.chars().find(|letter| !matches!(letter, ' '..='~')) {
         format!("boot_args has {letter:?}: it can only have printable ASCII characters")
     } else {

@@ -1,5 +1,6 @@
 //! Drives.
 
+use super::boot::too_long;
 use super::{Call, Error};
 use crate::http::Response;
 use crate::schema::{Drive, DriveUpdate, RateLimiter};
@@ -9,7 +10,14 @@ const DRIVE: &str = "Drive config";
 pub(crate) fn put_drive(call: &mut Call<'_>) -> Result<Response, Error> {
     let drive: Drive = call.read()?;
     call.check_id(&drive.drive_id)?;
-    let done = call.control.put_drive(drive.config());
+    call.before_start()?;
+    let drive = drive.config();
+    if let Some(root) = drive.root_argument()
+        && let Some(reason) = too_long(&call.control.config().cmdline, Some(root))
+    {
+        return Err(Error::refused(DRIVE, reason));
+    }
+    let done = call.control.put_drive(drive);
     done.map_err(Error::of(DRIVE))?;
     Ok(Response::no_content())
 }

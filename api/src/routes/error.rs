@@ -1,8 +1,6 @@
 //! What a client is told when it does not get its wish, in Firecracker's words where it has some.
 
-use std::fmt::Write as _;
-
-use vmm::control;
+use vmm::control::{self, Chain};
 
 use crate::http::Method;
 use crate::schema;
@@ -63,7 +61,7 @@ impl Error {
 
     /// What went wrong with `part`: `error`, with all causes.
     pub fn failed(part: &'static str, error: &dyn std::error::Error) -> Self {
-        Self::refused(part, chain(error))
+        Self::refused(part, Chain(error).to_string())
     }
 
     /// For `map_err`: what the VMM says of `part`, with all causes.
@@ -73,16 +71,4 @@ impl Error {
             other => Self::failed(part, &other),
         }
     }
-}
-
-/// An error with its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        // Writing to a string cannot fail.
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
 }

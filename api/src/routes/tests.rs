@@ -211,6 +211,39 @@ fn failures_have_their_prefix_and_all_their_causes() {
 }
 
 #[test]
+fn what_is_added_for_the_root_drive_counts_as_boot_args() {
+    let boot =
+        |length: usize| json!({"kernel_image_path": "@/kernel", "boot_args": "a".repeat(length)}).to_string();
+    let drive = |is_root: bool| {
+        json!({"drive_id": "a", "path_on_host": "@/disk", "is_read_only": false, "is_root_device": is_root})
+            .to_string()
+    };
+    let longest = 2047 - " root=/dev/vda rw".len();
+    let text = "and 2048 with \"root=/dev/vda rw\" for the root drive";
+
+    let mut bench = Bench::new();
+    bench.done("PUT", "/drives/a", &drive(true));
+    let fault = bench.fault("PUT", "/boot-source", &boot(longest + 1));
+    assert!(
+        fault.starts_with("Boot source error: boot_args") && fault.contains(text),
+        "{fault}"
+    );
+    bench.done("PUT", "/boot-source", &boot(longest));
+    bench.done("PUT", "/drives/a", &drive(true));
+
+    bench.forget();
+    bench.done("PUT", "/boot-source", &boot(longest + 1));
+    let fault = bench.fault("PUT", "/drives/a", &drive(true));
+    assert!(
+        fault.starts_with("Drive config error: boot_args") && fault.contains(text),
+        "{fault}"
+    );
+    assert_eq!(bench.get("/vm/config")["drives"], json!([]));
+    bench.done("PUT", "/drives/a", &drive(false));
+    bench.done("PUT", "/boot-source", &boot(2047));
+}
+
+#[test]
 fn a_machine_is_set_and_changed() {
     let mut bench = Bench::new();
     let default = json!({"vcpu_count": 1, "mem_size_mib": 128, "smt": false, "track_dirty_pages": false,

@@ -1,3 +1,5 @@
+//! Dates.
+
 use serde::{Deserialize, Serialize};
 
 const DAY: i64 = 86_400;
@@ -10,26 +12,26 @@ const LAST: i64 = 253_402_300_799;
 
 /// A date and a time of day in UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Calendar {
+pub struct Calendar {
     /// 0 to 59.
-    pub(super) second: u8,
+    pub second: u8,
     /// 0 to 59.
-    pub(super) minute: u8,
+    pub minute: u8,
     /// 0 to 23.
-    pub(super) hour: u8,
+    pub hour: u8,
     /// 1 to 31. A day that its month does not have is one of the next month.
-    pub(super) day: u8,
+    pub day: u8,
     /// 1 to 12.
-    pub(super) month: u8,
+    pub month: u8,
     /// 0 to 99.
-    pub(super) year: u8,
+    pub year: u8,
     /// 0 to 99.
-    pub(super) century: u8,
+    pub century: u8,
 }
 
 impl Calendar {
     /// The date `seconds` after 1970-01-01; the years 0 and 9999 are the first and the last.
-    pub(super) fn at(seconds: i64) -> Self {
+    pub fn at(seconds: i64) -> Self {
         let seconds = seconds.clamp(FIRST, LAST);
         let (days, time) = (seconds.div_euclid(DAY), seconds.rem_euclid(DAY));
         // Years are counted from March, so that a leap day is the last of its year.
@@ -133,6 +135,35 @@ mod tests {
             };
             assert_eq!(calendar, expected);
             assert_eq!(calendar.weekday(), weekday, "{calendar:?}");
+        }
+    }
+
+    #[test]
+    fn every_day_is_the_one_after_the_day_before() {
+        let date = |days: i64| {
+            let date = Calendar::at(days * 86_400);
+            (
+                u16::from(date.century) * 100 + u16::from(date.year),
+                date.month,
+                date.day,
+            )
+        };
+        let mut before = date(0);
+        for days in 1..200_000 {
+            let (year, month, day) = before;
+            let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+            let length = match month {
+                2 => 28 + u8::from(leap),
+                4 | 6 | 9 | 11 => 30,
+                _ => 31,
+            };
+            let expected = match (day == length, month == 12) {
+                (false, _) => (year, month, day + 1),
+                (true, false) => (year, month + 1, 1),
+                (true, true) => (year + 1, 1, 1),
+            };
+            before = date(days);
+            assert_eq!(before, expected);
         }
     }
 

@@ -15,7 +15,8 @@ use snapshot::{Persist, Schema};
 
 use crate::bus::ByteRegisters;
 use crate::clock::Clock;
-use calendar::Calendar;
+
+pub use calendar::Calendar;
 
 /// First port: 2 ports.
 pub const PORT: u64 = 0x70;

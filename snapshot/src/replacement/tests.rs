@@ -2,17 +2,9 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-use super::{Error, NAMES, Replacement};
-use crate::file::tests::Folder;
+use scratch::Folder;
 
-fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
-}
+use super::{Error, NAMES, Replacement};
 
 #[test]
 fn the_old_file_stays_until_the_new_one_is_whole() {
@@ -24,16 +16,16 @@ fn the_old_file_stays_until_the_new_one_is_whole() {
     assert_eq!(fs::read(&path).unwrap(), b"old");
     replacement.commit().unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"new");
-    assert_eq!(names(folder.root()), ["state"]);
+    assert_eq!(folder.names(), ["state"]);
 }
 
 #[test]
 fn what_is_given_up_leaves_nothing() {
     let folder = Folder::new();
     let replacement = Replacement::beside(&folder.path("state")).unwrap();
-    assert_eq!(names(folder.root()), [".state.part0"]);
+    assert_eq!(folder.names(), [".state.part0"]);
     drop(replacement);
-    assert!(names(folder.root()).is_empty());
+    assert!(folder.names().is_empty());
 }
 
 #[test]
@@ -92,7 +84,7 @@ fn a_name_that_is_taken_meanwhile_is_an_error() {
     fs::create_dir(&path).unwrap();
     let error = replacement.commit().unwrap_err();
     assert!(matches!(error, Error::Rename { .. }), "{error}");
-    assert_eq!(names(folder.root()), ["state"]);
+    assert_eq!(folder.names(), ["state"]);
 }
 
 #[test]

@@ -73,13 +73,13 @@ fn without_a_server_nothing_is_waited_for() {
     let folder = Folder::new();
     for line in COMMANDS {
         let mut ctl = words(line).unwrap().unwrap();
-        ctl.socket = folder.socket();
+        ctl.socket = folder.path("api.sock");
         let error = run(&ctl, &mut io::empty()).unwrap_err().to_string();
         assert!(error.starts_with("there is no API socket at "), "{line}: {error}");
     }
-    drop(UnixListener::bind(folder.socket()).unwrap());
+    drop(UnixListener::bind(folder.path("api.sock")).unwrap());
     let mut ctl = words("status").unwrap().unwrap();
-    ctl.socket = folder.socket();
+    ctl.socket = folder.path("api.sock");
     let error = run(&ctl, &mut io::empty()).unwrap_err().to_string();
     assert!(error.starts_with("nobody listens on "), "{error}");
 }
@@ -87,10 +87,10 @@ fn without_a_server_nothing_is_waited_for() {
 #[test]
 fn a_server_that_says_nothing_is_left() {
     let folder = Folder::new();
-    let _listener = UnixListener::bind(folder.socket()).unwrap();
+    let _listener = UnixListener::bind(folder.path("api.sock")).unwrap();
     for line in COMMANDS {
         let mut ctl = words(line).unwrap().unwrap();
-        (ctl.socket, ctl.patience) = (folder.socket(), Duration::from_millis(10));
+        (ctl.socket, ctl.patience) = (folder.path("api.sock"), Duration::from_millis(10));
         let error = run(&ctl, &mut io::empty()).unwrap_err().to_string();
         assert!(
             error.contains("within 0.01 s: the server is stopped or busy"),

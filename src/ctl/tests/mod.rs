@@ -4,12 +4,11 @@ mod commands;
 mod failures;
 mod words;
 
-use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
+
+use scratch::Folder;
 
 use super::{Ctl, Error, args, run};
 
@@ -27,29 +26,6 @@ fn answer(status: u16, body: &str) -> String {
     )
 }
 
-/// A folder of its own, which goes when this goes.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("mayfly-ctl-{}-{count}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.0.join("api.sock")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// The command line `line`; words are apart by blanks, of which there are none in them.
 fn words(line: &str) -> Result<Option<Ctl>, args::Error> {
     let words = line.split_whitespace();
@@ -65,7 +41,7 @@ struct Outcome {
 /// Has `line` done against a server that gives `answers`, one each.
 fn ctl(line: &str, stdin: &str, answers: &[String]) -> Outcome {
     let folder = Folder::new();
-    let listener = UnixListener::bind(folder.socket()).unwrap();
+    let listener = UnixListener::bind(folder.path("api.sock")).unwrap();
     let answers = answers.to_vec();
     let serving = thread::spawn(move || {
         let serve = |answer: &String| {
@@ -77,7 +53,7 @@ fn ctl(line: &str, stdin: &str, answers: &[String]) -> Outcome {
         answers.iter().map(serve).collect()
     });
     let mut ctl = words(line).unwrap().unwrap();
-    ctl.socket = folder.socket();
+    ctl.socket = folder.path("api.sock");
     let result = run(&ctl, &mut stdin.as_bytes()).map(|text| String::from_utf8(text).unwrap());
     Outcome {
         result,

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use api::logger::{Logger, LoggerSettings};
 use log::{Level, LevelFilter, Log, Record};
+use scratch::{Folder, Reader};
 
 use super::{ProcessLog, Shared};
-use crate::logging::testing::{Folder, Reader};
 
 /// A log of its own: that of the process belongs to all tests.
 fn log() -> (ProcessLog, &'static Shared) {

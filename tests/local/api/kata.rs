@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::http::DONE;
 use super::replay::{START, firecracker, go_asks};
-use super::served::{Folder, Served};
+use super::served::{Folder, Served, fifo};
 use crate::guests::{file, program};
 
 /// kata in Go: a file with nine drives and both FIFOs, then the question whether it runs. Its vsock is what mayfly has not.
@@ -25,7 +25,7 @@ fn kata_go() {
     };
     let drives: Vec<String> = (0..8).map(drive).collect();
     let root = folder.write("root", [0; 4096]);
-    let (log, metrics) = (folder.fifo("logs.fifo"), folder.fifo("metrics.fifo"));
+    let (log, metrics) = (fifo(&folder, "logs.fifo"), fifo(&folder, "metrics.fifo"));
     let config = format!(
         r#"{{"boot-source":{{"kernel_image_path":"{kernel}","boot_args":"a=b"}},"machine-config":{{"vcpu_count":1,"mem_size_mib":256,"smt":false}},"drives":[{{"drive_id":"rootfs","path_on_host":"{root}","is_root_device":true,"is_read_only":true}},{}],"vsock":{{"guest_cid":3,"uds_path":"{}","vsock_id":"root"}},"network-interfaces":[],"logger":{{"log_path":"{log}","level":"Debug","show_level":true,"show_log_origin":true}},"metrics":{{"metrics_path":"{metrics}"}}}}"#,
         drives.join(","),

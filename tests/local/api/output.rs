@@ -7,7 +7,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
-use super::served::{Folder, Served};
+use super::served::{Folder, Served, fifo};
 use crate::guest::LIMIT;
 
 fn reader(path: &str) -> File {
@@ -51,7 +51,7 @@ fn the_guests_output_goes_to_a_file() {
 #[test]
 fn fifos_without_a_reader_stall_nothing() {
     let mut served = Served::start();
-    let (log, metrics) = (served.folder.fifo("log"), served.folder.fifo("metrics"));
+    let (log, metrics) = (fifo(&served.folder, "log"), fifo(&served.folder, "metrics"));
     served.done(
         "PUT",
         "/logger",
@@ -91,7 +91,7 @@ fn fifos_without_a_reader_stall_nothing() {
 #[test]
 fn metrics_are_written_when_they_are_asked_for() {
     let served = Served::start();
-    let path = served.folder.fifo("metrics");
+    let path = fifo(&served.folder, "metrics");
     served.done("PUT", "/metrics", &format!("{{\"metrics_path\":\"{path}\"}}"));
     let again = served.ask("PUT", "/metrics", &format!("{{\"metrics_path\":\"{path}\"}}"));
     assert!(again.fault().starts_with("Metrics error: "), "{again:?}");
@@ -146,7 +146,7 @@ fn the_log_says_who_and_what() {
 
 #[test]
 fn a_hang_up_opens_the_files_again() {
-    let served = Served::start();
+    let mut served = Served::start();
     let (log, metrics) = (served.folder.text("log"), served.folder.text("metrics"));
     served.folder.write("metrics", "");
     served.done(

@@ -4,9 +4,11 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Output};
+use std::time::Instant;
 
-use super::served::{Folder, Served};
-use crate::guests::program;
+use super::served::{Folder, Served, fifo};
+use crate::guest::LIMIT;
+use crate::guests::{file, program};
 
 fn mayfly(flags: &[&str]) -> Output {
     Command::new(program()).args(flags).output().unwrap()
@@ -77,6 +79,40 @@ fn a_signal_ends_it_in_every_phase() {
         let _client = served.connect();
         served.terminate();
     }
+}
+
+/// Waits until `served` waits in the system call `call`.
+fn await_call(served: &Served, call: libc::c_long) {
+    let deadline = Instant::now() + LIMIT;
+    let wanted = format!("{call} ");
+    while !fs::read_to_string(format!("/proc/{}/syscall", served.id()))
+        .unwrap()
+        .starts_with(&wanted)
+    {
+        assert!(Instant::now() < deadline, "it never waits in system call {call}");
+        std::thread::yield_now();
+    }
+}
+
+/// Who names a FIFO of which nobody has the other end, or says nothing, can still end it.
+#[test]
+fn a_signal_ends_it_while_a_fifo_keeps_it_waiting() {
+    let folder = Folder::new();
+    let (fifo, image) = (fifo(&folder, "fifo"), file("hello.elf"));
+    let start = |flags: &[&str]| {
+        let folder = Folder::new();
+        let socket = folder.text("api.sock");
+        let mut command = Command::new(program());
+        let served = Served::called(folder, command.args(flags).args(["--api-sock", &socket]));
+        await_call(&served, libc::SYS_openat);
+        served
+    };
+    start(&["run", &image, "--trace", &fifo]).terminate();
+    start(&["--config-file", &fifo]).terminate();
+    let served = start(&["--config-file", &fifo]);
+    let _writer = fs::File::options().write(true).open(&fifo).unwrap();
+    await_call(&served, libc::SYS_read);
+    served.terminate();
 }
 
 #[test]

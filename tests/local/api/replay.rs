@@ -7,7 +7,7 @@ use std::process::Command;
 
 use super::configured::{URUNC_1, URUNC_2, URUNC_3};
 use super::http::{Client, DONE, fault, go, json};
-use super::served::{Folder, Served};
+use super::served::{Folder, Served, fifo};
 use crate::guests::{file, program};
 use crate::network::{in_own_network, output_of};
 
@@ -54,7 +54,7 @@ type Exchange = (&'static str, &'static str, String, String);
 /// What Machine.Start of the SDK sends, with what its callers add.
 fn sdk_starts(folder: &Folder) -> Vec<Exchange> {
     let (kernel, disk) = (file("ticker.elf"), folder.write("root", [0; 4096]));
-    let (log, metrics) = (folder.fifo("log"), folder.fifo("metrics"));
+    let (log, metrics) = (fifo(folder, "log"), fifo(folder, "metrics"));
     let done = |path, body| ("PUT", path, body, DONE.to_owned());
     vec![
         // Is it ready?

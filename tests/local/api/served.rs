@@ -1,58 +1,21 @@
 //! One mayfly behind a socket, with all that it prints.
 
-use std::io::{self, Read};
-use std::os::unix::process::ExitStatusExt;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
-use std::{env, fs, thread};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Instant;
+
+pub use scratch::Folder;
 
 use super::http::{Answer, Client, DONE};
-use crate::guest::LIMIT;
+use crate::guest::{LIMIT, Running};
 use crate::guests::{file, heed_hang_up, program};
 
-/// A folder with a short path, as addresses of sockets have to be; it goes when this goes.
-pub struct Folder(PathBuf);
-
-impl Folder {
-    pub fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = env::temp_dir().join(format!("mayfly-api-{}-{count}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    pub fn text(&self, name: &str) -> String {
-        self.path(name).to_str().unwrap().to_owned()
-    }
-
-    /// The file `name` with `content`.
-    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> String {
-        fs::write(self.path(name), content).unwrap();
-        self.text(name)
-    }
-
-    pub fn fifo(&self, name: &str) -> String {
-        let path = std::ffi::CString::new(self.text(name)).unwrap();
-        // SAFETY: `path` is a C string for the length of the call.
-        let made = unsafe { libc::mkfifo(path.as_ptr(), 0o600) };
-        assert_eq!(made, 0, "{}", io::Error::last_os_error());
-        self.text(name)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+/// A new FIFO; its path.
+pub fn fifo(folder: &Folder, name: &str) -> String {
+    folder.fifo(name);
+    folder.text(name)
 }
 
 /// Connects to the socket as soon as there is one; who listens must then answer.
@@ -69,15 +32,10 @@ pub fn connect(socket: &Path) -> Client {
     }
 }
 
-/// A running mayfly. Dropped, it is gone.
+/// A running mayfly with a folder. Dropped, both are gone.
 pub struct Served {
     pub folder: Folder,
-    mayfly: Child,
-    output: Receiver<Vec<u8>>,
-    messages: Receiver<Vec<u8>>,
-    printed: String,
-    seen: usize,
-    deadline: Instant,
+    running: Running,
 }
 
 impl Served {
@@ -95,23 +53,10 @@ impl Served {
 
     /// As `command` calls it.
     pub fn called(folder: Folder, command: &mut Command) -> Self {
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::null());
         heed_hang_up(command);
-        let mut mayfly = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        Self {
-            folder,
-            output: received(mayfly.stdout.take().unwrap()),
-            messages: received(mayfly.stderr.take().unwrap()),
-            mayfly,
-            printed: String::new(),
-            seen: 0,
-            deadline: Instant::now() + LIMIT,
-        }
+        let running = Running::start(command);
+        Self { folder, running }
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -119,7 +64,7 @@ impl Served {
     }
 
     pub fn id(&self) -> u32 {
-        self.mayfly.id()
+        self.running.id()
     }
 
     pub fn connect(&self) -> Client {
@@ -155,117 +100,35 @@ impl Served {
 
     /// Waits until the guest prints `text` after all that was expected before.
     pub fn expect(&mut self, text: &str) {
-        loop {
-            if let Some(place) = self.printed[self.seen..].find(text) {
-                self.seen += place + text.len();
-                return;
-            }
-            if !self.more() {
-                self.fail(&format!("it did not print {text:?}"));
-            }
-        }
+        self.running.expect(text);
     }
 
     /// What comes before the end of the line, after all that was expected before.
     pub fn line(&mut self) -> String {
-        let start = self.seen;
-        self.expect("\n");
-        self.printed[start..self.seen - 1].to_owned()
+        self.running.expect("\n")
     }
 
-    pub fn signal(&self, signal: libc::c_int) {
-        let process = i32::try_from(self.mayfly.id()).unwrap();
-        // SAFETY: kill takes no pointers, and the process is a child that has not been waited for.
-        let sent = unsafe { libc::kill(process, signal) };
-        assert_eq!(sent, 0);
+    pub fn signal(&mut self, signal: libc::c_int) {
+        self.running.signal(signal);
     }
 
     /// Waits for its end, which must be of itself, with `code`, and with its socket gone; what the guest has printed and mayfly
     /// has said.
     pub fn ends_with(mut self, code: i32) -> (String, String) {
-        let status = self.end();
-        let said = self.said();
-        assert_eq!(status.code(), Some(code), "{status}: {}{said}", self.printed);
+        self.running.ends_with(code);
         assert!(!self.socket().exists(), "the socket's file is left behind");
-        (std::mem::take(&mut self.printed), said)
+        (self.running.take_printed(), self.running.said())
     }
 
     /// Ends it by SIGTERM, by which it must end, with its socket gone.
     pub fn terminate(mut self) {
-        self.signal(libc::SIGTERM);
-        let status = self.end();
-        assert_eq!(status.signal(), Some(libc::SIGTERM), "{status}: {}", self.said());
+        self.running.terminate();
         assert!(!self.socket().exists(), "the socket's file is left behind");
     }
 
     /// Ends it by SIGKILL; what the guest has printed.
     pub fn kill(mut self) -> String {
-        self.signal(libc::SIGKILL);
-        while self.more() {}
-        std::mem::take(&mut self.printed)
+        self.running.kill();
+        self.running.take_printed()
     }
-
-    fn end(&mut self) -> ExitStatus {
-        while self.more() {}
-        while Instant::now() < self.deadline {
-            if let Some(status) = self.mayfly.try_wait().unwrap() {
-                return status;
-            }
-            // It has closed its output, so that this is rarely waited for.
-            thread::sleep(Duration::from_millis(1));
-        }
-        self.fail("it did not end");
-    }
-
-    fn more(&mut self) -> bool {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        match self.output.recv_timeout(left) {
-            Ok(bytes) => {
-                self.printed.push_str(&String::from_utf8_lossy(&bytes));
-                true
-            }
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => false,
-        }
-    }
-
-    /// What mayfly says until it is gone.
-    fn said(&self) -> String {
-        let left = || self.deadline.saturating_duration_since(Instant::now());
-        let mut bytes = Vec::new();
-        while let Ok(more) = self.messages.recv_timeout(left()) {
-            bytes.extend(more);
-        }
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    fn fail(&mut self, why: &str) -> ! {
-        let _ = self.mayfly.kill();
-        let status = self.mayfly.wait();
-        panic!(
-            "{why}\nits end: {status:?}\n--- serial ---\n{}\n--- stderr ---\n{}",
-            self.printed,
-            self.said()
-        );
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.mayfly.kill();
-        let _ = self.mayfly.wait();
-    }
-}
-
-/// All that comes from a pipe, for as long as somebody receives it.
-fn received(mut pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        let mut bytes = [0; 4096];
-        while let Ok(length @ 1..) = pipe.read(&mut bytes) {
-            if sender.send(bytes[..length].to_vec()).is_err() {
-                return;
-            }
-        }
-    });
-    receiver
 }

@@ -5,7 +5,7 @@ mod refused;
 mod urunc;
 
 use super::http::{Answer, DONE};
-use super::served::{Folder, Served};
+use super::served::{Folder, Served, fifo};
 
 const PAUSED: &str = r#"{"state":"Paused"}"#;
 const RESUMED: &str = r#"{"state":"Resumed"}"#;
@@ -260,7 +260,7 @@ fn a_loaded_guest_prints_to_the_file_that_was_named_before() {
     freeze(&served, &folder, "Full", "state", "memory");
     let printed = served.kill();
     let restored = Served::start();
-    let fifo = restored.folder.fifo("serial");
+    let fifo = fifo(&restored.folder, "serial");
     restored.done("PUT", "/serial", &format!(r#"{{"serial_out_path":"{fifo}"}}"#));
     let load = body(&folder, "state", "memory", r#","resume_vm":true"#);
     restored.done("PUT", "/snapshot/load", &load);

@@ -253,6 +253,21 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_shrinks_is_refused() {
+        let file = Temporary::with(&pattern(300_000));
+        let initrd = Initrd::open(file.path()).unwrap();
+        let writer = std::fs::File::options().write(true).open(file.path()).unwrap();
+        writer.set_len(page_size()).unwrap();
+        let error = initrd.load(&memory(), 0, u64::MAX, &[]).unwrap_err();
+        let text = crate::Chain(&error).to_string();
+        let named = format!(
+            "cannot load the initrd {}: the file's bytes cannot be ",
+            file.path().display()
+        );
+        assert!(text.starts_with(&named) && !text.contains("segment"), "{text}");
+    }
+
+    #[test]
     fn what_cannot_be_opened_is_named() {
         let error = Initrd::open(Path::new("/nowhere/initrd")).unwrap_err();
         assert_eq!(error.to_string(), "cannot open the initrd /nowhere/initrd");

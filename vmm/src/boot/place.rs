@@ -28,33 +28,21 @@ use super::file::RegularFile;
 use super::segment::Segment;
 use crate::memory::{Error as MemoryError, map_file, read_file_into};
 
-/// Why a segment did not get into memory.
+/// Why a segment, of which the caller knows the name, did not get into memory.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Mapping or reading failed.
-    #[error("segment {number} cannot be put into guest memory")]
-    Segment {
-        /// Which segment.
-        number: usize,
-        /// What failed.
-        #[source]
-        source: MemoryError,
-    },
+    #[error("the file's bytes cannot be put into guest memory")]
+    File(#[source] MemoryError),
     /// Bytes that had been read before could not be written.
-    #[error("segment {number} cannot be written to guest memory")]
-    Write {
-        /// Which segment.
-        number: usize,
-        /// What failed.
-        #[source]
-        source: GuestMemoryError,
-    },
+    #[error("the file's first bytes cannot be written to guest memory")]
+    Write(#[source] GuestMemoryError),
 }
 
 /// Puts a segment of `file` into fresh memory.
 ///
 /// # Errors
-/// [`Error::Segment`] or [`Error::Write`] when it does not lie in memory or the kernel refuses.
+/// [`Error::File`] or [`Error::Write`] when it does not lie in memory or the kernel refuses.
 pub fn place(file: &RegularFile, segment: &Segment, memory: &GuestMemory) -> Result<(), Error> {
     let content = segment.physical.start..segment.physical.start + (segment.file.end - segment.file.start);
     let mapped = segment.mapped();
@@ -73,10 +61,7 @@ fn map(file: &RegularFile, segment: &Segment, memory: &GuestMemory, range: &Rang
         Err(MemoryError::Map { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => {
             read(file, segment, memory, range.clone())
         }
-        Err(source) => Err(Error::Segment {
-            number: segment.number,
-            source,
-        }),
+        Err(source) => Err(Error::File(source)),
         Ok(()) => Ok(()),
     }
 }
@@ -85,23 +70,17 @@ fn read(file: &RegularFile, segment: &Segment, memory: &GuestMemory, range: Rang
     if range.is_empty() {
         return Ok(());
     }
-    let number = segment.number;
     let (offset, length) = part(segment, &range)?;
     let address = GuestAddress(range.start);
     if let Some(bytes) = file.head_part(offset, length) {
-        return memory
-            .write_slice(bytes, address)
-            .map_err(|source| Error::Write { number, source });
+        return memory.write_slice(bytes, address).map_err(Error::Write);
     }
-    read_file_into(memory, address, file.file(), offset, length)
-        .map_err(|source| Error::Segment { number, source })
+    read_file_into(memory, address, file.file(), offset, length).map_err(Error::File)
 }
 
 fn part(segment: &Segment, range: &Range<u64>) -> Result<(u64, usize), Error> {
     let offset = segment.file.start + (range.start - segment.physical.start);
-    let length = usize::try_from(range.end - range.start).map_err(|_| Error::Segment {
-        number: segment.number,
-        source: MemoryError::Outside(range.clone()),
-    })?;
+    let length = usize::try_from(range.end - range.start);
+    let length = length.map_err(|_| Error::File(MemoryError::Outside(range.clone())))?;
     Ok((offset, length))
 }

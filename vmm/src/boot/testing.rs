@@ -1,45 +1,9 @@
 //! Images for tests, made in memory, and files to keep them in for a while.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+pub use scratch::Temporary;
 
 use super::multiboot::Addresses;
 use super::notes::Note;
-
-/// A path of its own, whose file goes when this goes.
-pub struct Temporary(PathBuf);
-
-impl Temporary {
-    /// A file with this content.
-    pub fn with(content: &[u8]) -> Self {
-        let temporary = Self::missing();
-        fs::write(&temporary.0, content).unwrap();
-        temporary
-    }
-
-    /// A path at which there is nothing yet.
-    pub fn missing() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("mayfly-boot-{}-{count}", std::process::id());
-        Self(std::env::temp_dir().join(name))
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
-    pub fn open(&self) -> File {
-        File::open(&self.0).unwrap()
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
 
 /// Bytes of which no 251 neighbours are alike, and none is zero.
 pub fn pattern(length: usize) -> Vec<u8> {

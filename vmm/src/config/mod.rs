@@ -5,7 +5,6 @@ mod net;
 mod options;
 mod size;
 
-use std::collections::HashSet;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -133,10 +132,10 @@ impl VmConfig {
             return Err(Error::Devices(devices));
         }
         self.name_devices();
-        if let Some(id) = repeated(self.drives.iter().map(|drive| drive.disk.id.as_str())) {
+        if let Some(id) = repeated(&self.drives, |drive| &drive.disk.id) {
             return Err(Error::DriveId(id.into()));
         }
-        if let Some(id) = repeated(self.nets.iter().map(|net| net.id.as_str())) {
+        if let Some(id) = repeated(&self.nets, |net| &net.id) {
             return Err(Error::NetId(id.into()));
         }
         if self.drives.iter().skip(1).any(|drive| drive.root.is_some()) {
@@ -173,10 +172,13 @@ impl VmConfig {
     }
 }
 
-/// The first of `names` that was there before.
-fn repeated<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let mut seen = HashSet::new();
-    names.into_iter().find(|name| !seen.insert(*name))
+/// The first `name` of a device that one before it has. Every two are compared: they are few, and a set of hashes would ask
+/// the kernel for random numbers at every start.
+fn repeated<T>(devices: &[T], name: fn(&T) -> &str) -> Option<&str> {
+    let taken = |index: usize, device: &T| devices[..index].iter().any(|other| name(other) == name(device));
+    let mut numbered = devices.iter().enumerate();
+    let (_, device) = numbered.find(|(index, device)| taken(*index, device))?;
+    Some(name(device))
 }
 
 /// What the host has.

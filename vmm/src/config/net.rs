@@ -82,6 +82,40 @@ impl fmt::Display for NetBackend {
     }
 }
 
+impl NetBackend {
+    /// What `text`, in which a comma is one comma, stands for.
+    fn named(text: &str) -> Result<Self, Error> {
+        match text.split_once(':') {
+            None if text == "user" => Ok(Self::User),
+            Some(("tap", name)) if !name.is_empty() => Ok(Self::Tap(name.to_owned())),
+            Some(("unix", path)) if !path.is_empty() => Ok(Self::Stream(path.into())),
+            Some(("fd", number)) => {
+                let number = number.parse().ok().filter(|number| *number > 2);
+                number
+                    .map(Self::Descriptor)
+                    .ok_or_else(|| Error::value("fd", text, "a descriptor above 2"))
+            }
+            _ => Err(Error::value(
+                "--net",
+                text,
+                "tap:NAME, fd:NUMBER, unix:PATH or user",
+            )),
+        }
+    }
+}
+
+impl FromStr for NetBackend {
+    type Err = Error;
+
+    /// As people write it where an interface is there already and only the host's side of it is another.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let options = Options::parse(text)?;
+        let backend = Self::named(options.first())?;
+        options.finish("none here, since all but the host's side stays as it was")?;
+        Ok(backend)
+    }
+}
+
 /// A network interface that the user asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetConfig {
@@ -104,7 +138,7 @@ impl FromStr for NetConfig {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let mut options = Options::parse(text)?;
-        let backend = backend(options.first())?;
+        let backend = NetBackend::named(options.first())?;
         let mac = options.take("mac").map(|text| {
             let mac = text.parse::<MacAddress>();
             mac.map_err(|_| Error::value("mac", &text, MAC))
@@ -125,23 +159,6 @@ impl FromStr for NetConfig {
             receive,
             transmit,
         })
-    }
-}
-
-fn backend(text: &str) -> Result<NetBackend, Error> {
-    let expected = "tap:NAME, fd:NUMBER, unix:PATH or user";
-    let wrong = || Error::value("--net", text, expected);
-    match text.split_once(':') {
-        None if text == "user" => Ok(NetBackend::User),
-        Some(("tap", name)) if !name.is_empty() => Ok(NetBackend::Tap(name.to_owned())),
-        Some(("unix", path)) if !path.is_empty() => Ok(NetBackend::Stream(path.into())),
-        Some(("fd", number)) => {
-            let number = number.parse().ok().filter(|number| *number > 2);
-            number
-                .map(NetBackend::Descriptor)
-                .ok_or_else(|| Error::value("fd", text, "a descriptor above 2"))
-        }
-        _ => Err(wrong()),
     }
 }
 
@@ -172,6 +189,21 @@ mod tests {
             );
         }
         assert!(net("fd:1").unwrap_err().contains("a descriptor above 2"));
+    }
+
+    #[test]
+    fn a_back_end_alone_has_no_options() {
+        let backend = |text: &str| text.parse::<NetBackend>().map_err(|error| error.to_string());
+        assert_eq!(backend("tap:tap0"), Ok(NetBackend::Tap("tap0".into())));
+        assert_eq!(backend("unix:/a,,b"), Ok(NetBackend::Stream("/a,b".into())));
+        assert!(backend("bridge:br0").unwrap_err().contains("tap:NAME"));
+        for option in ["id=x", "mac=02:00:00:00:00:01", "mtu=1500", "rx-ops=1/1", "x"] {
+            let name = option.split('=').next().unwrap();
+            let refused = format!(
+                "there is no option {name:?}: there are none here, since all but the host's side stays as it was"
+            );
+            assert_eq!(backend(&format!("tap:tap0,{option}")), Err(refused));
+        }
     }
 
     #[test]

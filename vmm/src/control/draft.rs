@@ -1,6 +1,6 @@
 //! A VM that is being configured.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,8 +22,8 @@ pub type OpenConsole = Box<dyn FnMut() -> Result<Console, Box<dyn std::error::Er
 pub struct Draft {
     pub config: VmConfig,
     boot: Option<(Image, Option<Initrd>)>,
-    drives: HashMap<String, Block>,
-    interfaces: HashMap<String, Interface>,
+    drives: BTreeMap<String, Block>,
+    interfaces: BTreeMap<String, Interface>,
     serial: Option<SerialFile>,
 }
 
@@ -32,8 +32,8 @@ impl Draft {
         Self {
             config: VmConfig::new(PathBuf::new()),
             boot: None,
-            drives: HashMap::new(),
-            interfaces: HashMap::new(),
+            drives: BTreeMap::new(),
+            interfaces: BTreeMap::new(),
             serial: None,
         }
     }

@@ -69,3 +69,9 @@ pub enum Error {
         source: io::Error,
     },
 }
+
+/// The names of what there is, for an error that says that something is not.
+pub(super) fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names = names.collect::<Vec<_>>().join(", ");
+    if names.is_empty() { "none".into() } else { names }
+}

@@ -22,6 +22,7 @@ use devices::limiter::Bucket;
 
 use crate::boot::{Image, Initrd};
 use crate::config::{DriveConfig, Host, Limits, MemorySize, NetConfig, VmConfig};
+use crate::memory::Touched;
 use crate::vm::Vm;
 
 pub use crate::memory::dump::Written;
@@ -33,6 +34,7 @@ pub use metrics::{DriveMetrics, InterfaceMetrics, Metrics, Phase, VcpuMetrics};
 pub use service::Service;
 pub use thaw::{MemorySource, Thaw};
 
+pub use crate::Chain;
 pub use crate::timeline::Timeline;
 
 /// Where a VM is in its life.
@@ -66,6 +68,7 @@ pub struct Control {
     open_console: OpenConsole,
     life: Life,
     failed: bool,
+    touched: Touched,
 }
 
 enum Life {
@@ -82,6 +85,7 @@ impl Control {
             open_console,
             life: Life::Draft(Box::new(Draft::new())),
             failed: false,
+            touched: Touched::default(),
         }
     }
 
@@ -307,7 +311,7 @@ impl Control {
 
     /// What the VM has done so far.
     pub fn metrics(&self) -> Metrics {
-        Metrics::of(self.vm(), &self.timeline)
+        Metrics::of(self.vm(), &self.timeline, &self.touched)
     }
 
     /// The VM, once it has been started.
@@ -353,10 +357,9 @@ fn merge(bucket: &mut Option<Bucket>, new: Option<Bucket>) {
 }
 
 fn unknown<'a>(kind: &'static str, id: &str, known: impl Iterator<Item = &'a str>) -> Error {
-    let known = known.collect::<Vec<_>>().join(", ");
     Error::Unknown {
         kind,
         id: id.to_owned(),
-        known: if known.is_empty() { "none".into() } else { known },
+        known: error::list(known),
     }
 }

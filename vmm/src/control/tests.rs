@@ -1,9 +1,10 @@
 //! What can be asked for before there is a guest. What comes after needs KVM, and is tested with it.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
+
+use scratch::Temporary;
 
 use super::{Control, Error, MachineConfig, State};
 use crate::config::{DriveConfig, Limits, MemorySize, NetConfig, Root};
@@ -14,27 +15,15 @@ fn control() -> Control {
     Control::new(Box::new(|| unreachable!("nothing is started")), timeline)
 }
 
-struct Disk(PathBuf);
-
-impl Disk {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("mayfly-control-{}-{name}", std::process::id()));
-        File::create(&path).unwrap().set_len(512).unwrap();
-        Self(path)
-    }
-
-    fn drive(&self, id: &str, root: Option<Root>) -> DriveConfig {
-        let text = format!("{},id={id}", self.0.display());
-        DriveConfig {
-            root,
-            ..text.parse().unwrap()
-        }
-    }
+fn disk() -> Temporary {
+    Temporary::with(&[0; 512])
 }
 
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+fn drive(disk: &Temporary, id: &str, root: Option<Root>) -> DriveConfig {
+    let text = format!("{},id={id}", disk.path().display());
+    DriveConfig {
+        root,
+        ..text.parse().unwrap()
     }
 }
 
@@ -76,40 +65,40 @@ fn a_guest_needs_an_image() {
 
 #[test]
 fn a_drive_is_replaced_by_one_of_its_name_and_the_root_is_the_first() {
-    let (one, two, three) = (Disk::new("one"), Disk::new("two"), Disk::new("three"));
+    let (one, two, three) = (disk(), disk(), disk());
     let mut control = control();
-    control.put_drive(one.drive("a", None)).unwrap();
-    control.put_drive(two.drive("b", Some(Root::First))).unwrap();
+    control.put_drive(drive(&one, "a", None)).unwrap();
+    control.put_drive(drive(&two, "b", Some(Root::First))).unwrap();
     // The same file again: it must not be in its own way.
-    control.put_drive(one.drive("a", None)).unwrap();
+    control.put_drive(drive(&one, "a", None)).unwrap();
     // A file that another drive holds is refused, and so is a second root; what was there stays.
     assert!(matches!(
-        control.put_drive(two.drive("c", None)),
+        control.put_drive(drive(&two, "c", None)),
         Err(Error::Device(_))
     ));
     assert!(matches!(
-        control.put_drive(three.drive("c", Some(Root::First))),
+        control.put_drive(drive(&three, "c", Some(Root::First))),
         Err(Error::Config(_))
     ));
-    control.put_drive(three.drive("a", None)).unwrap();
+    control.put_drive(drive(&three, "a", None)).unwrap();
     let drives = &control.config().drives;
     let named: Vec<_> = drives
         .iter()
-        .map(|drive| (drive.disk.id.as_str(), &drive.disk.path))
+        .map(|drive| (drive.disk.id.as_str(), drive.disk.path.as_path()))
         .collect();
-    assert_eq!(named, [("b", &two.0), ("a", &three.0)]);
+    assert_eq!(named, [("b", two.path()), ("a", three.path())]);
     assert_eq!(drives[0].root_argument().as_deref(), Some("root=/dev/vda rw"));
     // What a replaced drive held is free again.
-    control.put_drive(one.drive("c", None)).unwrap();
+    control.put_drive(drive(&one, "c", None)).unwrap();
 }
 
 #[test]
 fn two_interfaces_have_two_addresses() {
     let mut control = control();
-    let listener = std::env::temp_dir().join(format!("mayfly-control-{}-net", std::process::id()));
-    let _served = std::os::unix::net::UnixListener::bind(&listener).unwrap();
+    let socket = Temporary::missing();
+    let _served = std::os::unix::net::UnixListener::bind(socket.path()).unwrap();
     let net = |id: &str, mac: &str| -> NetConfig {
-        format!("unix:{},id={id}{mac}", listener.display())
+        format!("unix:{},id={id}{mac}", socket.path().display())
             .parse()
             .unwrap()
     };
@@ -122,7 +111,6 @@ fn two_interfaces_have_two_addresses() {
     let nets = &control.config().nets;
     assert_eq!(nets.len(), 2);
     assert!(nets[1].mac.is_some() && nets[1].mac != nets[0].mac);
-    std::fs::remove_file(listener).unwrap();
 }
 
 #[test]

@@ -235,10 +235,9 @@ pub fn describe(path: &Path) -> Result<(file::Header, VmConfig), Error> {
 }
 
 fn unknown<'a>(kind: &'static str, id: &str, known: impl Iterator<Item = &'a str>) -> Error {
-    let known = known.collect::<Vec<_>>().join(", ");
     Error::Unknown {
         kind,
         id: id.to_owned(),
-        known: if known.is_empty() { "none".into() } else { known },
+        known: super::error::list(known),
     }
 }

@@ -31,7 +31,7 @@ pub use page::page_size;
 pub use pagemap::Pagemap;
 pub use peek::peek;
 pub use restore::{map_snapshot, remap_snapshot};
-pub use touched::touched;
+pub use touched::Touched;
 pub use uffd::map_served;
 pub use working_set::WorkingSet;
 

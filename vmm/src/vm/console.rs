@@ -122,7 +122,7 @@ impl ConsoleIo {
                     Ok(()) => self.input_watched = true,
                     // A regular file cannot be watched, because it is always ready.
                     Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EPERM => {
-                        match input.read() {
+                        match input.read_regular() {
                             Read::Bytes(_) => continue,
                             Read::Nothing | Read::Closed => self.input = None,
                         }

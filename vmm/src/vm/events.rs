@@ -245,6 +245,10 @@ impl Owner<'_> {
     }
 
     fn signal(&mut self) {
+        // One that came together with the guest's end is left to the wait for what the guest has printed, which it ends.
+        if self.end.is_some() {
+            return;
+        }
         let Some(signal) = self.signals.read() else { return };
         let service = self.service.as_mut();
         if signal == libc::SIGHUP && service.is_some_and(|service| service.hang_up()) {

@@ -35,6 +35,8 @@ pub struct Input {
     file: OwnedFd,
     filter: Option<Box<dyn InputFilter>>,
     pending: VecDeque<u8>,
+    /// Whether the kernel may know how to read the file without waiting.
+    nowait: bool,
 }
 
 /// As much is read at once, and as much waits at most when the input is read only to find escape keys.
@@ -48,6 +50,7 @@ impl Input {
             file,
             filter,
             pending: VecDeque::new(),
+            nowait: true,
         }
     }
 
@@ -61,19 +64,57 @@ impl Input {
         self.filter.is_some() || (!held && self.pending.is_empty())
     }
 
-    /// Reads once. The caller knows that this does not block.
+    /// Reads once. The caller knows that there was something to read; another process that reads the same pipe or socket may
+    /// have been quicker. Terminals and FIFOs, and before Linux 6.4 pipes, are then waited for.
     pub(super) fn read(&mut self) -> Read {
         let mut piece = [0; PIECE];
-        // SAFETY: `piece` is valid for writes of its length.
-        let count = unsafe { libc::read(self.file.as_raw_fd(), piece.as_mut_ptr().cast(), piece.len()) };
-        match usize::try_from(count) {
+        let read = match self.nowait {
+            true => self.read_now(&mut piece),
+            false => self.read_into(&mut piece),
+        };
+        self.taken(&piece, read)
+    }
+
+    /// Reads a regular file once, which may have to come from the disk.
+    pub(super) fn read_regular(&mut self) -> Read {
+        let mut piece = [0; PIECE];
+        let read = self.read_into(&mut piece);
+        self.taken(&piece, read)
+    }
+
+    fn taken(&mut self, piece: &[u8], read: io::Result<usize>) -> Read {
+        match read {
             Ok(0) => Read::Closed,
             Ok(count) => Read::Bytes(self.take(&piece[..count])),
-            Err(_) => match io::Error::last_os_error().kind() {
+            Err(error) => match error.kind() {
                 io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => Read::Nothing,
                 _ => Read::Closed,
             },
         }
+    }
+
+    /// O_NONBLOCK would do for all files, but everybody else who has the file from the same open would have it too.
+    fn read_now(&mut self, piece: &mut [u8]) -> io::Result<usize> {
+        let part = libc::iovec {
+            iov_base: piece.as_mut_ptr().cast(),
+            iov_len: piece.len(),
+        };
+        // Minus one is the file's own position, which a pipe must be read at.
+        // SAFETY: `part` is valid for writes of its length.
+        let count = unsafe { libc::preadv2(self.file.as_raw_fd(), &raw const part, 1, -1, libc::RWF_NOWAIT) };
+        match usize::try_from(count).map_err(|_| io::Error::last_os_error()) {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                self.nowait = false;
+                self.read_into(piece)
+            }
+            read => read,
+        }
+    }
+
+    fn read_into(&self, piece: &mut [u8]) -> io::Result<usize> {
+        // SAFETY: `piece` is valid for writes of its length.
+        let count = unsafe { libc::read(self.file.as_raw_fd(), piece.as_mut_ptr().cast(), piece.len()) };
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
 
     fn take(&mut self, bytes: &[u8]) -> Verdict {
@@ -145,6 +186,37 @@ mod tests {
         drop(writer);
         assert_eq!(input.read(), Read::Closed);
         input.deliver(|_| unreachable!("nothing is pending"));
+    }
+
+    /// Where the pipe would be waited for, this does not end.
+    #[test]
+    fn what_another_reader_has_taken_is_not_waited_for() {
+        let (reader, mut writer) = pipe();
+        let mut input = Input::new(reader.into(), None);
+        writer.write_all(b"a").unwrap();
+        assert_eq!(input.read(), Read::Bytes(Verdict::Continue));
+        if input.nowait {
+            assert_eq!(input.read(), Read::Nothing);
+        } else {
+            eprintln!("this kernel, before Linux 6.4, cannot read a pipe without waiting");
+        }
+        writer.write_all(b"b").unwrap();
+        assert_eq!(input.read(), Read::Bytes(Verdict::Continue));
+        input.deliver(|bytes| {
+            assert_eq!(bytes, b"ab");
+            2
+        });
+        drop(writer);
+        assert_eq!(input.read(), Read::Closed);
+    }
+
+    #[test]
+    fn a_file_that_the_kernel_knows_no_other_way_to_read_is_read() {
+        let zero = File::open("/dev/zero").unwrap();
+        let mut input = Input::new(zero.into(), None);
+        input.nowait = false;
+        assert_eq!(input.read(), Read::Bytes(Verdict::Continue));
+        assert_eq!(input.read_regular(), Read::Bytes(Verdict::Continue));
     }
 
     #[test]

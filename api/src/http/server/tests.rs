@@ -2,13 +2,12 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Instant;
+
+use scratch::Folder;
 
 use super::*;
-use crate::http::testing::{BIG, Echo, Folder, Loop, echo};
+use crate::http::testing::{BIG, Echo, Loop, echo};
 
 /// A server with an event loop around it.
 struct House {
@@ -22,7 +21,7 @@ struct House {
 impl House {
     fn new() -> Self {
         let folder = Folder::new();
-        let path = folder.path().join("api.sock");
+        let path = folder.path("api.sock");
         let server = Server::bind(&path, Limits::default()).unwrap();
         Self {
             events: Loop::around(&server),
@@ -200,55 +199,4 @@ fn many_clients_in_their_own_threads_are_all_served() {
     for client in clients {
         client.join().unwrap();
     }
-}
-
-#[test]
-#[ignore = "a measurement, for release builds"]
-fn how_many_requests_a_second() {
-    const REQUESTS: u32 = 100_000;
-    let mut house = House::new();
-    let done = Arc::new(AtomicBool::new(false));
-    let mut client = house.client();
-    let finished = done.clone();
-    let asking = thread::spawn(move || {
-        let mut answer = [0; 4096];
-        let start = Instant::now();
-        for _ in 0..REQUESTS {
-            ask(&mut client, "/");
-            assert!(client.read(&mut answer).unwrap() > 0);
-        }
-        let rate = f64::from(REQUESTS) / start.elapsed().as_secs_f64();
-        finished.store(true, Ordering::Release);
-        rate
-    });
-    // The last thing to come is that the client has gone.
-    while !done.load(Ordering::Acquire) {
-        house.events.wait();
-        house.server.serve(&mut house.handler);
-    }
-    println!("{:.0} requests a second", asking.join().unwrap());
-    println!(
-        "{:.0} bytes there and back, between two threads",
-        exchanges(REQUESTS)
-    );
-}
-
-/// What the machine itself allows: one byte there and back, so many times, on a pair of sockets; in a second.
-fn exchanges(times: u32) -> f64 {
-    let (mut one, mut other) = UnixStream::pair().unwrap();
-    let back = thread::spawn(move || {
-        let mut byte = [0];
-        while other.read(&mut byte).unwrap() > 0 {
-            other.write_all(&byte).unwrap();
-        }
-    });
-    let start = Instant::now();
-    for _ in 0..times {
-        one.write_all(&[1]).unwrap();
-        one.read_exact(&mut [0]).unwrap();
-    }
-    let rate = f64::from(times) / start.elapsed().as_secs_f64();
-    drop(one);
-    back.join().unwrap();
-    rate
 }

@@ -5,8 +5,9 @@ use std::os::unix::fs::symlink;
 use std::sync::mpsc;
 use std::thread;
 
+use scratch::Folder;
+
 use super::*;
-use crate::http::testing::Folder;
 
 fn connects(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(path)
@@ -20,7 +21,7 @@ fn abandon(path: &Path) {
 #[test]
 fn clients_find_it_under_its_name_and_nothing_else_is_there() {
     let folder = Folder::new();
-    let path = folder.path().join("api.sock");
+    let path = folder.path("api.sock");
     let socket = Socket::bind(&path).unwrap();
     assert_eq!(folder.names(), ["api.sock"]);
     assert_eq!(socket.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
@@ -34,7 +35,7 @@ fn clients_find_it_under_its_name_and_nothing_else_is_there() {
 fn a_client_that_connects_when_the_path_appears_is_never_refused() {
     const TIMES: usize = 1000;
     let folder = Folder::new();
-    let path = folder.path().join("api.sock");
+    let path = folder.path("api.sock");
     let (start, started) = mpsc::channel();
     let (done, finished) = mpsc::channel();
     let client = thread::spawn({
@@ -65,7 +66,7 @@ fn a_client_that_connects_when_the_path_appears_is_never_refused() {
 #[test]
 fn a_stale_socket_is_replaced() {
     let folder = Folder::new();
-    let path = folder.path().join("api.sock");
+    let path = folder.path("api.sock");
     abandon(&path);
     let socket = Socket::bind(&path).unwrap();
     connects(&path).unwrap();
@@ -76,7 +77,7 @@ fn a_stale_socket_is_replaced() {
 #[test]
 fn a_live_socket_stays_and_is_not_disturbed() {
     let folder = Folder::new();
-    let path = folder.path().join("api.sock");
+    let path = folder.path("api.sock");
     let first = Socket::bind(&path).unwrap();
     let error = Socket::bind(&path).unwrap_err();
     assert_eq!(
@@ -88,7 +89,7 @@ fn a_live_socket_stays_and_is_not_disturbed() {
     );
     assert_eq!(first.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
     assert_eq!(folder.names(), ["api.sock"]);
-    let datagrams = folder.path().join("log.sock");
+    let datagrams = folder.path("log.sock");
     let _other = UnixDatagram::bind(&datagrams).unwrap();
     assert!(matches!(Socket::bind(&datagrams), Err(Error::InUse(_))));
 }
@@ -98,7 +99,7 @@ fn only_one_of_many_gets_the_place_of_a_stale_socket() {
     const RIVALS: usize = 4;
     for _ in 0..100 {
         let folder = Folder::new();
-        let path = folder.path().join("api.sock");
+        let path = folder.path("api.sock");
         abandon(&path);
         let rivals: Vec<_> = (0..RIVALS)
             .map(|_| {
@@ -122,32 +123,38 @@ fn only_one_of_many_gets_the_place_of_a_stale_socket() {
 #[test]
 fn what_is_no_socket_stays() {
     let folder = Folder::new();
-    let path = folder.path().join("api.sock");
+    let path = folder.path("api.sock");
     fs::write(&path, "precious").unwrap();
     let error = Socket::bind(&path).unwrap_err();
     assert!(matches!(&error, Error::NotSocket(at) if *at == path), "{error}");
     assert_eq!(fs::read(&path).unwrap(), b"precious");
-    let link = folder.path().join("link");
+    let link = folder.path("link");
     symlink("nowhere", &link).unwrap();
     assert!(matches!(Socket::bind(&link), Err(Error::NotSocket(_))));
-    assert!(matches!(Socket::bind(folder.path()), Err(Error::NotSocket(_))));
+    assert!(matches!(Socket::bind(folder.root()), Err(Error::NotSocket(_))));
     assert_eq!(folder.names().len(), 2);
+}
+
+/// A path in `folder` whose length is `length`.
+fn path_of(folder: &Folder, length: usize) -> PathBuf {
+    let room = length - folder.root().as_os_str().len() - 1;
+    folder.path(&"s".repeat(room))
 }
 
 #[test]
 fn a_path_may_be_as_long_as_an_address_takes() {
     let folder = Folder::new();
-    let longest = folder.path_of(LONGEST);
+    let longest = path_of(&folder, LONGEST);
     let _socket = Socket::bind(&longest).unwrap();
     connects(&longest).unwrap();
-    let error = Socket::bind(&folder.path_of(LONGEST + 1)).unwrap_err();
+    let error = Socket::bind(&path_of(&folder, LONGEST + 1)).unwrap_err();
     assert!(matches!(error, Error::Long { length: 108, .. }), "{error}");
 }
 
 #[test]
 fn a_short_name_in_a_long_folder_leaves_room_for_another() {
     let folder = Folder::new();
-    let long = folder.path_of(LONGEST - 2);
+    let long = path_of(&folder, LONGEST - 2);
     fs::create_dir(&long).unwrap();
     // Every one of the names that are tried is one letter long, and one of them is the path's own.
     for name in ["s", "0", "8", "f"] {
@@ -165,7 +172,7 @@ fn a_short_name_in_a_long_folder_leaves_room_for_another() {
 #[test]
 fn names_that_are_taken_are_passed_by() {
     let folder = Folder::new();
-    let path = folder.path().join("api.sock");
+    let path = folder.path("api.sock");
     let taken: Vec<_> = names(&path).take(3).collect();
     for name in &taken {
         abandon(name);
@@ -179,7 +186,7 @@ fn names_that_are_taken_are_passed_by() {
 #[test]
 fn errors_name_the_path_and_the_way_out() {
     let folder = Folder::new();
-    let path = folder.path().join("no/api.sock");
+    let path = folder.path("no/api.sock");
     let error = Socket::bind(&path).unwrap_err();
     assert!(matches!(error, Error::NoFolder(_)), "{error}");
     assert!(error.to_string().contains(path.to_str().unwrap()));
@@ -194,11 +201,11 @@ fn errors_name_the_path_and_the_way_out() {
     let full = Error::at(&path, "create it", io::Error::from_raw_os_error(libc::ENOSPC));
     assert!(matches!(full, Error::System { .. }));
 
-    fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o555)).unwrap();
-    let probe = fs::write(folder.path().join("probe"), "");
+    fs::set_permissions(folder.root(), PermissionsExt::from_mode(0o555)).unwrap();
+    let probe = fs::write(folder.path("probe"), "");
     // Permissions do not bind root.
     if probe.is_err() {
-        let error = Socket::bind(&folder.path().join("api.sock")).unwrap_err();
+        let error = Socket::bind(&folder.path("api.sock")).unwrap_err();
         assert!(matches!(error, Error::Denied { .. }), "{error}");
     }
 }
@@ -206,7 +213,7 @@ fn errors_name_the_path_and_the_way_out() {
 #[test]
 fn a_file_that_is_anothers_by_now_stays() {
     let folder = Folder::new();
-    let path = folder.path().join("api.sock");
+    let path = folder.path("api.sock");
     let first = Socket::bind(&path).unwrap();
     fs::remove_file(&path).unwrap();
     let second = Socket::bind(&path).unwrap();
@@ -219,8 +226,8 @@ fn a_file_that_is_anothers_by_now_stays() {
 #[test]
 fn without_links_a_rename_takes_nobodys_place() {
     let folder = Folder::new();
-    let path = folder.path().join("api.sock");
-    let hidden = folder.path().join("hidden");
+    let path = folder.path("api.sock");
+    let hidden = folder.path("hidden");
     let _listener = UnixListener::bind(&hidden).unwrap();
     rename(&hidden, &path).unwrap();
     connects(&path).unwrap();
@@ -234,7 +241,7 @@ fn without_links_a_rename_takes_nobodys_place() {
 #[test]
 fn a_lock_that_is_never_given_back_holds_up_nobody_for_good() {
     let folder = Folder::new();
-    let path = folder.path().join("api.sock");
+    let path = folder.path("api.sock");
     let _held = lock(&path).unwrap();
     assert!(lock(&path).is_none());
     abandon(&path);

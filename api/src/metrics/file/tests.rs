@@ -1,13 +1,14 @@
 use std::fs;
 use std::path::Path;
 
+use scratch::{Folder, Reader};
 use serde_json::Value;
 use vmm::control::Metrics;
 
 use super::MetricsFile;
 use crate::metrics::Counters;
 use crate::metrics::output::ATOMIC;
-use crate::metrics::testing::{Folder, Reader, full};
+use crate::metrics::testing::full;
 
 /// The lines of `bytes`, each of which must be a JSON text and end.
 fn lines(bytes: &[u8]) -> Vec<Value> {
@@ -59,13 +60,13 @@ fn lines_that_nobody_reads_are_dropped_and_counted() {
     let written = size;
     // A line has more than one byte, so that these cannot all fit.
     (0..written).for_each(|number| write(&mut file, &Metrics::default(), number));
-    let before = lines(&reader.read(usize::MAX));
+    let before = lines(&reader.read());
     assert!(!before.is_empty());
     let kept = before.len() as u64;
     let expected: Vec<_> = (0..kept).map(|number| (number, 0)).collect();
     assert_eq!(before.iter().map(missed).collect::<Vec<_>>(), expected);
     write(&mut file, &Metrics::default(), 7);
-    let after = lines(&reader.read(usize::MAX));
+    let after = lines(&reader.read());
     assert_eq!(
         after.iter().map(missed).collect::<Vec<_>>(),
         [(7, written - kept)]
@@ -88,11 +89,11 @@ fn a_long_line_is_finished_before_the_next() {
     );
     // Dropped: the one before is not all out yet.
     write(&mut file, &Metrics::default(), 2);
-    let mut bytes = reader.read(usize::MAX);
+    let mut bytes = reader.read();
     assert_ne!(bytes.last(), Some(&b'\n'));
     for number in 3.. {
         write(&mut file, &Metrics::default(), number);
-        let more = reader.read(usize::MAX);
+        let more = reader.read();
         assert!(!more.is_empty());
         bytes.extend(more);
         if file.rest.is_empty() {
@@ -100,7 +101,7 @@ fn a_long_line_is_finished_before_the_next() {
         }
     }
     write(&mut file, &Metrics::default(), 100);
-    bytes.extend(reader.read(usize::MAX));
+    bytes.extend(reader.read());
     let lines = lines(&bytes);
     let (last, dropped) = missed(lines.last().unwrap());
     assert_eq!((missed(&lines[0]), last), ((1, 0), 100));
@@ -122,9 +123,9 @@ fn a_short_line_does_not_slip_past_the_rest_of_a_long_one() {
     file.rest = vec![b'y'; 1999];
     file.rest.push(b'\n');
     write(&mut file, &Metrics::default(), 1);
-    assert_eq!(reader.read(usize::MAX), vec![b'x'; size - 1000]);
+    assert_eq!(reader.read(), vec![b'x'; size - 1000]);
     write(&mut file, &Metrics::default(), 2);
-    let got = reader.read(usize::MAX);
+    let got = reader.read();
     let line = got.strip_prefix([b'y'; 1999].as_slice()).unwrap();
     assert_eq!(missed(&lines(line.strip_prefix(b"\n").unwrap())[0]), (2, 1));
     assert!(line.len() < 1000, "a line would not have fit");
@@ -162,7 +163,7 @@ fn a_new_fifo_does_not_begin_with_half_a_line() {
     let path = folder.fifo("metrics");
     file.reopen().unwrap();
     write(&mut file, &Metrics::default(), 2);
-    let got = lines(&Reader::open(&path).read(usize::MAX));
+    let got = lines(&Reader::open(&path).read());
     assert_eq!(got.iter().map(missed).collect::<Vec<_>>(), [(2, 1)]);
 }
 

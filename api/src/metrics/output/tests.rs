@@ -2,8 +2,9 @@ use std::fs::{self, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 
+use scratch::{Folder, Reader};
+
 use super::{ATOMIC, Error, Output, takes_lines};
-use crate::metrics::testing::{Folder, Reader};
 
 #[test]
 fn a_file_is_made_and_written_at_its_end() {
@@ -41,10 +42,10 @@ fn a_fifo_needs_no_reader() {
     let output = Output::open(&path).unwrap();
     assert_eq!(output.write(b"early\n").unwrap(), 6);
     let mut reader = Reader::open(&path);
-    assert_eq!(reader.read(100), b"early\n");
+    assert_eq!(reader.take(100), b"early\n");
     drop(reader);
     assert_eq!(output.write(b"again\n").unwrap(), 6);
-    assert_eq!(Reader::open(&path).read(100), b"again\n");
+    assert_eq!(Reader::open(&path).take(100), b"again\n");
 }
 
 #[test]
@@ -62,7 +63,7 @@ fn a_reader_that_has_gone_is_a_full_fifo() {
     assert_eq!(output.write(b"early\n").unwrap(), 0);
     let mut reader = Reader::open(&path);
     assert_eq!(output.write(b"again\n").unwrap(), 6);
-    assert_eq!(reader.read(100), b"again\n");
+    assert_eq!(reader.take(100), b"again\n");
 }
 
 #[test]
@@ -104,7 +105,7 @@ fn a_full_fifo_takes_a_piece_whole_or_not_at_all() {
         );
     }
     assert_eq!(output.write(&piece).unwrap(), 0);
-    assert_eq!(reader.read(usize::MAX).len(), count * piece.len());
+    assert_eq!(reader.read().len(), count * piece.len());
     assert_eq!(output.write(&piece).unwrap(), piece.len());
 }
 

@@ -133,6 +133,11 @@ impl Backend {
             _ => None,
         };
         let disk = &self.disk;
+        let waits = |operation| match operation {
+            Operation::Read(_) => false,
+            Operation::Write(..) => disk.waits_to_write(through),
+            Operation::Flush => true,
+        };
         let ring = match self.engine {
             IoEngine::Async => self.ring.as_mut(),
             IoEngine::Sync => None,
@@ -152,28 +157,14 @@ impl Backend {
                 let status = Status::Ok;
                 Outcome { status, given }
             }
-            (Some(ring), Some(operation @ Operation::Write(..))) if disk.waits_to_write(through) => {
-                ring.push(
-                    Todo {
-                        operation,
-                        done: 0,
-                        start,
-                    },
-                    chain,
-                    disk,
-                );
-                return None;
-            }
-            (Some(ring), Some(operation @ Operation::Flush)) => {
-                ring.push(
-                    Todo {
-                        operation,
-                        done: 0,
-                        start,
-                    },
-                    chain,
-                    disk,
-                );
+            (Some(ring), Some(operation)) if waits(operation) => {
+                let done = 0;
+                let todo = Todo {
+                    operation,
+                    done,
+                    start,
+                };
+                ring.push(todo, chain, disk);
                 return None;
             }
             _ => execute(request, chain, disk, &self.id, through),

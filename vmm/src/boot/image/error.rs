@@ -87,10 +87,12 @@ pub enum Error {
         source: FitError,
     },
     /// A segment did not get into memory.
-    #[error("cannot load {path}")]
+    #[error("cannot load segment {number} of {path}")]
     Place {
         /// Path of the image.
         path: PathBuf,
+        /// Which segment.
+        number: usize,
         /// What failed.
         #[source]
         source: PlaceError,

@@ -123,6 +123,7 @@ impl Image {
         for segment in segments {
             place(&self.file, segment, memory).map_err(|source| Error::Place {
                 path: self.path.clone(),
+                number: segment.number,
                 source,
             })?;
         }

@@ -350,7 +350,11 @@ fn an_image_that_shrinks_is_refused() {
         let writer = std::fs::File::options().write(true).open(file.path()).unwrap();
         writer.set_len(8192).unwrap();
         let error = image.load(Protocol::Linux, &memory(), &RESERVED).unwrap_err();
-        assert!(matches!(error, Error::Place { .. }), "{error}");
+        assert!(matches!(error, Error::Place { number: 0, .. }), "{error}");
+        assert!(
+            error.to_string().starts_with("cannot load segment 0 of "),
+            "{error}"
+        );
     }
 }
 

@@ -15,8 +15,6 @@ mod error;
 mod extents;
 mod output;
 #[cfg(test)]
-mod speed;
-#[cfg(test)]
 mod tests;
 
 use std::fs::File;

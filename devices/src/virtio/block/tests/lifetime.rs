@@ -81,18 +81,23 @@ fn what_is_not_in_the_page_cache_comes_by_the_eventfd_or_by_draining() {
     }
 }
 
-#[test]
-fn a_device_dropped_with_requests_in_flight_waits_for_them() {
-    let scratch = cold(4 << 20);
-    let mut bench = Bench::on(&scratch, IoEngine::Async);
+/// A device that has just been asked for sixty pieces of `scratch`.
+pub(super) fn reading(scratch: &Scratch) -> Bench {
+    let mut bench = Bench::on(scratch, IoEngine::Async);
     for sector in (0..60).rev() {
         let address = bench.place(&[NONE; 4096]);
         bench.add(IN, sector * 130, &[Piece::writable(address, 4096)]);
     }
     bench.block.notify(0);
+    bench
+}
+
+#[test]
+fn a_device_dropped_with_requests_in_flight_waits_for_them() {
+    let scratch = cold(4 << 20);
     let Bench {
         block, driver, next, ..
-    } = bench;
+    } = reading(&scratch);
     drop(block);
     let length = usize::try_from(next - driver.buffers).unwrap();
     driver.write(driver.buffers, &vec![0x55; length]);

@@ -1,6 +1,6 @@
 use snapshot::Persist;
 
-use super::lifetime::cold;
+use super::lifetime::{cold, reading};
 use super::update::capacity;
 use super::{Bench, HOURS, IN, NONE, OK, Piece, SECTORS, Scratch, bucket, config};
 use crate::testing::{ManualClock, survives_a_snapshot};
@@ -10,12 +10,7 @@ use crate::virtio::device::VirtioDevice;
 #[test]
 fn requests_in_flight_are_not_saved() {
     let scratch = cold(4 << 20);
-    let mut bench = Bench::on(&scratch, IoEngine::Async);
-    for sector in (0..60).rev() {
-        let address = bench.place(&[NONE; 4096]);
-        bench.add(IN, sector * 130, &[Piece::writable(address, 4096)]);
-    }
-    bench.block.notify(0);
+    let mut bench = reading(&scratch);
     // Some may be done by now, and then there is nothing to refuse.
     if bench.block.in_flight() > 0 {
         let error = bench.block.save().unwrap_err();
