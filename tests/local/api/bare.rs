@@ -2,7 +2,7 @@
 //! /sys, and the user is nobody. Takes root's rights.
 
 use std::ffi::{CStr, CString};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,6 +11,7 @@ use std::{fs, io, thread};
 use super::configured::{URUNC_1, URUNC_2, URUNC_3};
 use super::http::DONE;
 use super::served::{Folder, Served};
+use super::snapshot::{PAUSED, count, goes_on};
 use crate::access::{KVM, make_node};
 use crate::guests::{file, program};
 
@@ -149,5 +150,80 @@ fn a_socket_is_enough() {
         }
         served.terminate();
         assert!(!root.join("tmp/c.sock").exists());
+    });
+}
+
+/// Asks mayfly in `root` for all of it on one connection.
+fn done(root: &Path, requests: &[(&str, &str, &str)]) {
+    let mut client = super::served::connect(&root.join("tmp/c.sock"));
+    for (method, path, body) in requests {
+        let answer = client.ask(method, path, body);
+        assert_eq!(answer.text, DONE, "{method} {path} {body}");
+    }
+}
+
+/// A mayfly that is all there is, restored from /tmp/s and /tmp/m.
+fn restored(root: &Path) -> Served {
+    let flags = ["--api-sock", "/tmp/c.sock", "--no-seccomp"];
+    let served = Served::called(Folder::new(), &mut confined(root, &flags));
+    let load = r#"{"snapshot_path":"/tmp/s","mem_backend":{"backend_type":"File","backend_path":"/tmp/m"},"resume_vm":true}"#;
+    done(root, &[("PUT", "/snapshot/load", load)]);
+    served
+}
+
+/// Ends it, and lets the next one have its socket.
+fn end(root: &Path, served: Served) -> String {
+    let printed = served.kill();
+    fs::remove_file(root.join("tmp/c.sock")).unwrap();
+    printed
+}
+
+/// Pauses the guest and makes a snapshot.
+fn freeze(root: &Path, kind: &str, state: &str, memory: &str) {
+    let create = format!(
+        r#"{{"snapshot_type":"{kind}","snapshot_path":"/tmp/{state}","mem_file_path":"/tmp/{memory}"}}"#
+    );
+    done(
+        root,
+        &[("PATCH", "/vm", PAUSED), ("PUT", "/snapshot/create", &create)],
+    );
+}
+
+#[test]
+fn snapshots_need_no_proc() {
+    in_own_mounts(|root| {
+        furnish(&root, "ticker.elf");
+        let flags = ["--api-sock", "/tmp/c.sock", "--no-seccomp"];
+        let mut served = Served::called(Folder::new(), &mut confined(&root, &flags));
+        done(
+            &root,
+            &[
+                ("PUT", "/boot-source", r#"{"kernel_image_path":"/kernel"}"#),
+                ("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#),
+            ],
+        );
+        served.expect("tick 3\n");
+        let blocks = |name: &str| {
+            let metadata = root.join("tmp").join(name).metadata().unwrap();
+            metadata.blocks()
+        };
+        freeze(&root, "Full", "s", "m");
+        let mut printed = end(&root, served);
+        let whole = blocks("m");
+        // A difference beside its base, one in its place, and a whole one of what was restored.
+        for (kind, state, memory) in [("Diff", "d", "n"), ("Diff", "s", "m"), ("Full", "s", "m")] {
+            let mut served = restored(&root);
+            served.expect(&format!("tick {}\n", count(&printed) + 3));
+            freeze(&root, kind, state, memory);
+            let more = end(&root, served);
+            if state == "s" {
+                printed += &more;
+                count(&printed);
+            } else {
+                assert!(blocks("n") > 0 && blocks("n") < whole, "{} {whole}", blocks("n"));
+            }
+        }
+        let served = restored(&root);
+        goes_on(served, printed);
     });
 }

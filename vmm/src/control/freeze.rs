@@ -8,7 +8,7 @@ use snapshot::{Writer, section};
 
 use crate::arch::{Native, Platform};
 use crate::machine::state;
-use crate::memory::{dump, page_size, pagemap};
+use crate::memory::{Pagemap, dump, page_size};
 use crate::vm::Vm;
 
 /// Section of the configuration.
@@ -30,9 +30,6 @@ pub enum Error {
     /// The configuration cannot be kept.
     #[error("cannot keep the configuration of the machine")]
     Config(#[source] section::Error),
-    /// The kernel does not say which pages changed.
-    #[error("cannot find out which pages changed, which takes /proc: make a Full snapshot")]
-    Pages(#[source] pagemap::Error),
     /// The memory file cannot be written.
     #[error("cannot write the memory file")]
     Memory(#[source] dump::Error),
@@ -104,7 +101,8 @@ impl Freeze {
         let mut state = file::Pending::beside(&self.state).map_err(Error::State)?;
         let dump = self.dump(vm, state.path())?;
         let written = dump.written();
-        let whole = self.kind == Kind::Full || written.merged;
+        let fresh = matches!(vm.origin(), dump::Origin::Fresh);
+        let whole = fresh || self.kind == Kind::Full || written.merged;
         let header = Header {
             host: host(),
             memory: config.memory.bytes(),
@@ -123,23 +121,21 @@ impl Freeze {
     }
 
     fn dump(&self, vm: &Vm, state: &Path) -> Result<dump::Dump, Error> {
-        let pagemap = pagemap::Pagemap::open();
+        let pagemap = Pagemap::open().ok();
         let source = dump::Source {
             memory: vm.machine().memory(),
             origin: vm.origin(),
-            pagemap: pagemap.as_ref().ok(),
+            pagemap: pagemap.as_ref(),
         };
         if self.kind == Kind::Full {
             return dump::full(&source, &self.memory).map_err(Error::Memory);
         }
-        if source.pagemap.is_some() {
-            // Should it be written into a base, that base is not the old snapshot's any more.
-            if self.memory.exists() {
-                file::remove(state).map_err(Error::State)?;
-            }
-            return dump::diff(&source, dump::Changed::Written, &self.memory).map_err(Error::Memory);
+        let difference = dump::Difference::prepare(&source, &self.memory).map_err(Error::Memory)?;
+        if difference.is_merged() {
+            // What it goes into is not the old snapshot's memory any more from its first page on.
+            file::remove(state).map_err(Error::State)?;
         }
-        pagemap.map_or_else(|error| Err(Error::Pages(error)), |_| unreachable!("it is there"))
+        difference.write(&source).map_err(Error::Memory)
     }
 }
 

@@ -53,7 +53,7 @@ pub struct MachineConfig {
     pub vcpus: u32,
     /// Guest memory.
     pub memory: MemorySize,
-    /// Whether KVM logs which pages the guest writes.
+    /// Whether it is to be known which pages change. It always is, at no cost, so that this changes nothing.
     pub track_dirty_pages: bool,
     /// Whether the kernel is asked for huge pages.
     pub huge_pages: bool,

@@ -116,7 +116,7 @@ pub struct Thaw {
     pub taps: Vec<(String, NetBackend)>,
     /// Drives that are to be on other files: names and paths.
     pub disks: Vec<(String, PathBuf)>,
-    /// Whether KVM logs which pages the guest writes.
+    /// Whether it is to be known which pages change. It always is, at no cost, so that this changes nothing.
     pub track_dirty_pages: bool,
     /// Whether the guest's clock jumps to where it would stand had it never stopped.
     pub realtime: bool,

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
@@ -98,6 +99,50 @@ fn copy_within_kernel(from: &File, into: &File, offset: u64, length: usize) -> i
         )
     };
     u64::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Has the file system keep space for `range`, whose content stays what it is. One that cannot does nothing.
+pub(super) fn reserve(file: &File, range: Range<u64>) -> io::Result<()> {
+    match allocate(file, libc::FALLOC_FL_KEEP_SIZE, &range) {
+        Err(error) if other_way(&error) => Ok(()),
+        done => done,
+    }
+}
+
+/// Makes zeros of `range`: a hole, where the file system makes holes.
+pub(super) fn clear(file: &File, range: Range<u64>) -> io::Result<()> {
+    match allocate(
+        file,
+        libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE,
+        &range,
+    ) {
+        Err(error) if other_way(&error) => {}
+        done => return done,
+    }
+    let zeros = vec![0; PIECE];
+    let mut at = range.start;
+    while at < range.end {
+        let left = usize::try_from(range.end - at).map_or(PIECE, |left| left.min(PIECE));
+        file.write_all_at(&zeros[..left], at)?;
+        at += left as u64;
+    }
+    Ok(())
+}
+
+fn allocate(file: &File, mode: libc::c_int, range: &Range<u64>) -> io::Result<()> {
+    let start = libc::off_t::try_from(range.start).map_err(io::Error::other)?;
+    let length = libc::off_t::try_from(range.end - range.start).map_err(io::Error::other)?;
+    loop {
+        // SAFETY: fallocate touches no memory of ours.
+        let done = unsafe { libc::fallocate(file.as_raw_fd(), mode, start, length) };
+        if done == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
 }
 
 /// Moves the file's position, which nobody uses: all reads and writes say where.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend};
 
-use super::{Changed, Origin, Source, diff, full};
+use super::{Difference, Origin, Source, full};
 use crate::GuestMemory;
 use crate::memory::{Pagemap, allocate, map_snapshot, page_size, pagemap};
 
@@ -135,7 +135,10 @@ fn speed_of_a_difference() {
         });
         let time = median(|| {
             let start = Instant::now();
-            let dump = diff(&source, Changed::Written, path).unwrap();
+            let dump = Difference::prepare(&source, path)
+                .unwrap()
+                .write(&source)
+                .unwrap();
             let elapsed = start.elapsed();
             dump.commit().unwrap();
             // The next one shall be no merge.
