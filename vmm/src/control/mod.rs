@@ -125,11 +125,12 @@ impl Control {
     /// [`Error::AfterStart`], and [`Error::Config`] when there can be no such machine.
     pub fn set_machine(&mut self, machine: MachineConfig) -> Result<(), Error> {
         let host = self.host;
-        let config = &mut self.draft()?.config;
+        let draft = self.draft()?;
         // Alone, so that what is wrong with the devices is not said here.
-        let alone = machine.apply(VmConfig::new(PathBuf::new()));
+        let mut alone = VmConfig::new(PathBuf::new());
+        machine.apply(&mut alone);
         alone.check(&host).map_err(Error::Config)?;
-        *config = machine.apply(std::mem::replace(config, VmConfig::new(PathBuf::new())));
+        draft.set_machine(|config| machine.apply(config));
         Ok(())
     }
 
@@ -335,14 +336,11 @@ impl Control {
 }
 
 impl MachineConfig {
-    fn apply(self, config: VmConfig) -> VmConfig {
-        VmConfig {
-            vcpus: self.vcpus,
-            memory: self.memory,
-            track_dirty_pages: self.track_dirty_pages,
-            huge_pages: self.huge_pages,
-            ..config
-        }
+    fn apply(self, config: &mut VmConfig) {
+        config.vcpus = self.vcpus;
+        config.memory = self.memory;
+        config.track_dirty_pages = self.track_dirty_pages;
+        config.huge_pages = self.huge_pages;
     }
 }
 
