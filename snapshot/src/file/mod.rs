@@ -29,7 +29,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 pub use error::{Error, Fault};
-pub use header::{Architecture, Contents, Header, Host};
+pub use header::{Architecture, Contents, Header, Host, VERSION};
 
 use crate::replacement::Replacement;
 use crate::section::{self, Reader, Writer};
@@ -152,28 +152,12 @@ pub fn write_bytes(path: &Path, header: &Header, sections: &[u8]) -> Result<(), 
 /// # Errors
 /// [`Error::Read`] when the file cannot be read, [`Error::Refused`] when it is no state file that can be loaded.
 pub fn read(path: &Path, host: Option<&Host>) -> Result<State, Error> {
-    let refused = |source| Error::Refused {
-        path: path.to_owned(),
-        source,
-    };
-    let failed = |source| Error::Read {
-        path: path.to_owned(),
-        source,
-    };
-    // Asked before it is opened, because to open a pipe is to wait for its writer.
-    if !fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(refused(Fault::Irregular));
-    }
-    let mut file = File::open(path).map_err(failed)?;
-    let length = file.metadata().map_err(failed)?.len();
-    let mut fixed = [0; FIXED];
-    if length < fixed.len() as u64 {
-        return Err(refused(Fault::Short { length }));
-    }
-    file.read_exact(&mut fixed).map_err(failed)?;
+    let (mut file, length, fixed) = open(path)?;
+    let refused = |source| refused(path, source);
     let lengths = Lengths::decode(&fixed, length).map_err(refused)?;
     let mut bytes = vec![0; lengths.rest];
-    file.read_exact(&mut bytes).map_err(failed)?;
+    file.read_exact(&mut bytes)
+        .map_err(|source| failed(path, source))?;
     let header = Header::decode(&fixed, &bytes, &lengths).map_err(refused)?;
     if let Some(host) = host {
         header.host.check(host).map_err(refused)?;
@@ -183,6 +167,43 @@ pub fn read(path: &Path, host: Option<&Host>) -> Result<State, Error> {
         bytes,
         sections: lengths.cpu,
     })
+}
+
+/// The version of the format of the state file at `path`, which may be one that cannot be read here. Of the rest of the file
+/// nothing is checked.
+///
+/// # Errors
+/// [`Error::Read`], and [`Error::Refused`] when it is no state file.
+pub fn version(path: &Path) -> Result<u32, Error> {
+    let (_, _, fixed) = open(path)?;
+    header::version(&fixed).map_err(|source| refused(path, source))
+}
+
+/// The file, its length in bytes and its fixed part.
+fn open(path: &Path) -> Result<(File, u64, [u8; FIXED]), Error> {
+    let failed = |source| failed(path, source);
+    // Asked before it is opened, because to open a pipe is to wait for its writer.
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(refused(path, Fault::Irregular));
+    }
+    let mut file = File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    let mut fixed = [0; FIXED];
+    if length < fixed.len() as u64 {
+        return Err(refused(path, Fault::Short { length }));
+    }
+    file.read_exact(&mut fixed).map_err(failed)?;
+    Ok((file, length, fixed))
+}
+
+fn refused(path: &Path, source: Fault) -> Error {
+    let path = path.to_owned();
+    Error::Refused { path, source }
+}
+
+fn failed(path: &Path, source: io::Error) -> Error {
+    let path = path.to_owned();
+    Error::Read { path, source }
 }
 
 /// Removes the state file at `path`, if there is one, before the memory that belongs to it is changed.
