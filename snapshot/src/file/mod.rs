@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 pub use error::{Error, Fault};
 pub use header::{Architecture, Contents, Header, Host, VERSION};
 
-use crate::replacement::Replacement;
+use crate::replacement::{self, Replacement};
 use crate::section::{self, Reader, Writer};
 use header::{FIXED, Lengths};
 
@@ -115,6 +115,18 @@ impl Pending {
             })
     }
 
+    /// Brings the file to the disk.
+    ///
+    /// # Errors
+    /// [`Error::Replace`]
+    pub fn sync(&mut self) -> Result<(), Error> {
+        let path = &self.path;
+        self.replacement.sync().map_err(|source| Error::Replace {
+            path: path.clone(),
+            source,
+        })
+    }
+
     /// Brings the file to the disk and gives it its name.
     ///
     /// # Errors
@@ -128,8 +140,8 @@ impl Pending {
 
 /// Writes a state file at `path` in place of what is there. Until the new one is whole and on the disk, the old one stays.
 ///
-/// Who replaces a snapshot's memory file as well [fills](Pending::fill) the new state file first, then removes the old one, and
-/// gives the new one its name last, so that a state file never stands beside the memory of another time.
+/// Who replaces a snapshot's memory file as well [fills](Pending::fill) the new state file first, then [removes](remove()) the
+/// old one, and gives the new one its name last, so that a state file never stands beside the memory of another time.
 ///
 /// # Errors
 /// [`Error::TooLong`], [`Error::Write`] or [`Error::Replace`]; nothing is left behind then.
@@ -206,16 +218,22 @@ fn failed(path: &Path, source: io::Error) -> Error {
     Error::Read { path, source }
 }
 
-/// Removes the state file at `path`, if there is one, before the memory that belongs to it is changed.
+/// Removes the state file at `path`, if there is one, before the memory that belongs to it is changed. That it is gone is on
+/// the disk then: a loss of power must not bring it back beside the memory of another time.
 ///
 /// # Errors
-/// [`Error::Remove`].
+/// [`Error::Remove`], and [`Error::Replace`] when only the disk does not know.
 pub fn remove(path: &Path) -> Result<(), Error> {
+    let owned = || path.to_owned();
     match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Remove {
-            path: path.to_owned(),
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(Error::Remove {
+            path: owned(),
             source,
         }),
-        _ => Ok(()),
+        Ok(()) => replacement::sync_names(path).map_err(|source| Error::Replace {
+            path: owned(),
+            source,
+        }),
     }
 }

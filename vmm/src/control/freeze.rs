@@ -83,8 +83,9 @@ fn place(path: &Path) -> PathBuf {
 impl Freeze {
     /// Writes both files. The VM stays paused, and can go on or be frozen again.
     ///
-    /// The state comes first, since requests that are still in flight write into memory until they are done; its file comes
-    /// last, so that it never stands beside the memory of another time.
+    /// The state comes first, since requests that are still in flight write into memory until they are done; its file gets its
+    /// name last, so that it never stands beside the memory of another time. An old snapshot goes when all that can be
+    /// refused has been done: from then on it takes no more space on the disk, and no more time than it must.
     pub(super) fn write(&self, vm: &Vm) -> Result<dump::Written, Error> {
         if !vm.is_paused() {
             return Err(Error::Running);
@@ -97,45 +98,78 @@ impl Freeze {
         let mut archive = Writer::new();
         machine.save(&mut archive).map_err(Error::Machine)?;
         archive.put(MACHINE, config).map_err(Error::Config)?;
-        // What keeps the state from being written is to be known before anything of an old snapshot is gone.
         let mut state = file::Pending::beside(&self.state).map_err(Error::State)?;
-        let dump = self.dump(vm, state.path())?;
-        let written = dump.written();
-        let fresh = matches!(vm.origin(), dump::Origin::Fresh);
-        let whole = fresh || self.kind == Kind::Full || written.merged;
+        let pagemap = Pagemap::open().ok();
+        let source = dump::Source {
+            memory: machine.memory(),
+            origin: vm.origin(),
+            pagemap: pagemap.as_ref(),
+        };
+        let memory = self.memory(&source)?;
         let header = Header {
             host: host(),
             memory: config.memory.bytes(),
-            contents: if whole {
-                Contents::Whole
-            } else {
-                Contents::Difference
-            },
+            contents: memory.contents(&source),
         };
         state.fill(&header, &archive.into_bytes()).map_err(Error::State)?;
-        // Whatever is to become of the old snapshot there, it is not one whose memory is another's.
-        file::remove(state.path()).map_err(Error::State)?;
-        dump.commit().map_err(Error::Memory)?;
+        state.sync().map_err(Error::State)?;
+        let written = memory.replace(&source, state.path())?;
         state.commit().map_err(Error::State)?;
         Ok(written)
     }
 
-    fn dump(&self, vm: &Vm, state: &Path) -> Result<dump::Dump, Error> {
-        let pagemap = Pagemap::open().ok();
-        let source = dump::Source {
-            memory: vm.machine().memory(),
-            origin: vm.origin(),
-            pagemap: pagemap.as_ref(),
+    fn memory(&self, source: &dump::Source<'_>) -> Result<Memory, Error> {
+        let path = &self.memory;
+        let prepared = match self.kind {
+            Kind::Full => dump::full(source, path).map(Memory::New),
+            Kind::Diff => dump::Difference::prepare(source, path).and_then(|difference| {
+                if difference.is_merged() {
+                    Ok(Memory::Base(difference))
+                } else {
+                    difference.write(source).map(Memory::Difference)
+                }
+            }),
         };
-        if self.kind == Kind::Full {
-            return dump::full(&source, &self.memory).map_err(Error::Memory);
+        prepared.map_err(Error::Memory)
+    }
+}
+
+/// A memory file, as far as it is there before the old snapshot goes.
+enum Memory {
+    /// A new file of all pages.
+    New(dump::Dump),
+    /// A new file of those that changed.
+    Difference(dump::Dump),
+    /// An old file, as it was, that those will be written into.
+    Base(dump::Difference),
+}
+
+impl Memory {
+    fn contents(&self, source: &dump::Source<'_>) -> Contents {
+        // What was not restored differs from nothing.
+        let fresh = matches!(source.origin, dump::Origin::Fresh);
+        match self {
+            Self::Difference(_) if !fresh => Contents::Difference,
+            _ => Contents::Whole,
         }
-        let difference = dump::Difference::prepare(&source, &self.memory).map_err(Error::Memory)?;
-        if difference.is_merged() {
-            // What it goes into is not the old snapshot's memory any more from its first page on.
-            file::remove(state).map_err(Error::State)?;
-        }
-        difference.write(&source).map_err(Error::Memory)
+    }
+
+    /// Has the memory file be the new one. The old state file, at `state`, is removed: whatever is to become of it, it is not one
+    /// whose memory is another's.
+    fn replace(self, source: &dump::Source<'_>, state: &Path) -> Result<dump::Written, Error> {
+        let remove = || file::remove(state).map_err(Error::State);
+        let dump = match self {
+            Self::New(mut dump) | Self::Difference(mut dump) => {
+                dump.sync().map_err(Error::Memory)?;
+                remove()?;
+                dump
+            }
+            Self::Base(difference) => {
+                remove()?;
+                difference.write(source).map_err(Error::Memory)?
+            }
+        };
+        dump.commit().map_err(Error::Memory)
     }
 }
 

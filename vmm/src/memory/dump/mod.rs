@@ -94,14 +94,28 @@ impl Dump {
         self.written
     }
 
-    /// Brings the file to the disk and gives it its name.
+    /// Brings the file to the disk.
     ///
     /// # Errors
     /// [`Error::Replace`], or [`Error::Sync`] for a base.
-    pub fn commit(self) -> Result<Written, Error> {
+    pub fn sync(&mut self) -> Result<(), Error> {
+        match &mut self.target {
+            Target::New(replacement) => replacement.sync().map_err(Error::Replace),
+            Target::Base(file, path) => file.sync_all().map_err(|source| Error::Sync {
+                path: path.clone(),
+                source,
+            }),
+        }
+    }
+
+    /// Brings the file to the disk and gives it its name.
+    ///
+    /// # Errors
+    /// As [`sync`](Self::sync).
+    pub fn commit(mut self) -> Result<Written, Error> {
         match self.target {
             Target::New(replacement) => replacement.commit().map_err(Error::Replace)?,
-            Target::Base(file, path) => file.sync_all().map_err(|source| Error::Sync { path, source })?,
+            Target::Base(..) => self.sync()?,
         }
         Ok(self.written)
     }
