@@ -31,6 +31,7 @@ macro_rules! scenarios {
 mod access;
 mod api;
 mod attach;
+mod calls;
 mod command;
 mod console;
 #[allow(
@@ -40,7 +41,6 @@ mod console;
 #[path = "../hosts/guest.rs"]
 mod guest;
 mod guests;
-mod ioctls;
 mod network;
 mod order;
 #[path = "../hosts/programs.rs"]

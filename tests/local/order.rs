@@ -1,10 +1,10 @@
 //! The order of the calls on KVM is a feature: a memory slot that is set after an interrupt controller in the kernel, or
 //! after an ioeventfd, waits for milliseconds.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
+use crate::calls::{self, Call};
 use crate::guests::{file, program};
-use crate::ioctls;
 
 const CREATE_VM: u64 = 0xae01;
 const SET_USER_MEMORY_REGION: u64 = 0x4020_ae46;
@@ -21,7 +21,8 @@ const GET_SUPPORTED_CPUID: u64 = 0xc008_ae05;
 fn requests(options: &[&str]) -> Vec<u64> {
     let mut command = Command::new(program());
     command.arg("run").arg(file("/guests/hello.elf")).args(options);
-    ioctls::trace(&mut command)
+    let calls = calls::trace(&mut command, Stdio::null());
+    calls.iter().filter_map(Call::request).collect()
 }
 
 /// Checks that each of `order` is there, and that all of one come before the first of the next.

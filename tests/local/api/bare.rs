@@ -32,16 +32,25 @@ fn check(result: libc::c_int) -> io::Result<()> {
     }
 }
 
-fn mount(source: &Path, target: &Path, kind: &CStr, flags: libc::c_ulong) {
+/// Mounts with the file system's own `options`.
+pub fn mount(source: &Path, target: &Path, kind: &CStr, flags: libc::c_ulong, options: &CStr) {
     let name = |path: &Path| CString::new(path.to_str().unwrap()).unwrap();
     let (from, to) = (name(source), name(target));
     // SAFETY: all pointers are C strings for the length of the call.
-    let result = unsafe { libc::mount(from.as_ptr(), to.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) };
+    let result = unsafe {
+        libc::mount(
+            from.as_ptr(),
+            to.as_ptr(),
+            kind.as_ptr(),
+            flags,
+            options.as_ptr().cast(),
+        )
+    };
     check(result).unwrap_or_else(|error| panic!("cannot mount {}: {error}", target.display()));
 }
 
 /// Does `test` on a thread with mounts of its own, with the path of an empty tmpfs.
-fn in_own_mounts(test: impl FnOnce(PathBuf) + Send) {
+pub fn in_own_mounts(test: impl FnOnce(PathBuf) + Send) {
     let folder = Folder::new();
     let root = folder.path("root");
     fs::create_dir(&root).unwrap();
@@ -51,8 +60,8 @@ fn in_own_mounts(test: impl FnOnce(PathBuf) + Send) {
             let result = unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWNET) };
             check(result).unwrap_or_else(|error| panic!("this test takes root's rights: {error}"));
             let slash = Path::new("/");
-            mount(slash, slash, c"", libc::MS_REC | libc::MS_PRIVATE);
-            mount(Path::new("tmpfs"), &root, c"tmpfs", 0);
+            mount(slash, slash, c"", libc::MS_REC | libc::MS_PRIVATE, c"");
+            mount(Path::new("tmpfs"), &root, c"tmpfs", 0, c"");
             test(root);
         });
         thread.join().unwrap();
@@ -68,7 +77,7 @@ fn furnish(root: &Path, guest: &str) {
     fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
     let binary = root.join("firecracker");
     fs::write(&binary, "").unwrap();
-    mount(Path::new(&program()), &binary, c"", libc::MS_BIND);
+    mount(Path::new(&program()), &binary, c"", libc::MS_BIND, c"");
     fs::copy(file(guest), root.join("kernel")).unwrap();
     for disk in ["disk", "disk-2"] {
         fs::write(root.join(disk), [0; 4096]).unwrap();

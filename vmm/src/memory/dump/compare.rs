@@ -96,7 +96,7 @@ pub(super) fn compared(
         // Read, and not looked at in the mapping, which would bring holes into memory.
         let offset = part.offset() + run.start;
         base.read_exact_at(&mut theirs, offset)
-            .map_err(|source| Error::Copy { offset, source })?;
+            .map_err(|source| output.not_copied(offset, source))?;
         let address = part.guest().start + run.start;
         let read = peek(memory, GuestAddress(address), &mut ours);
         if read < length {

@@ -54,9 +54,13 @@ pub enum Error {
         /// Guest-physical address.
         address: u64,
     },
-    /// The base could not be copied.
-    #[error("cannot copy what differs or what the memory was restored from, at {offset:#x}")]
+    /// What another file holds could not be brought into the memory file.
+    #[error(
+        "cannot copy to the memory file {path:?}, at {offset:#x}, from the difference or from what the memory was restored from"
+    )]
     Copy {
+        /// The memory file.
+        path: PathBuf,
         /// Offset in both files.
         offset: u64,
         /// The kernel's answer.

@@ -5,6 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use super::Error;
 
@@ -12,32 +13,42 @@ use super::Error;
 const PIECE: usize = 64 << 10;
 
 /// Where the next data begins, at `offset` or behind it; none when there is only a hole.
-pub(super) fn data(file: &File, offset: u64) -> Result<Option<u64>, Error> {
+pub(super) fn data(file: &File, offset: u64) -> io::Result<Option<u64>> {
     match seek(file, offset, libc::SEEK_DATA) {
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-        found => found.map(Some).map_err(|source| Error::Copy { offset, source }),
+        found => found.map(Some),
     }
 }
 
 /// Where the data at `offset` ends.
-pub(super) fn hole(file: &File, offset: u64) -> Result<u64, Error> {
+pub(super) fn hole(file: &File, offset: u64) -> io::Result<u64> {
     match seek(file, offset, libc::SEEK_HOLE) {
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(offset),
-        found => found.map_err(|source| Error::Copy { offset, source }),
+        found => found,
     }
 }
 
-/// Copies the data of the first `size` bytes of `from` to the same places of `into`, and returns how many bytes that were.
-pub(super) fn copy(from: &File, into: &File, size: u64) -> Result<u64, Error> {
-    let refused = |offset, source| Error::Copy { offset, source };
+/// Copies the data of the first `size` bytes of `from` to the same places of `into`, which is at `path`, and returns how many
+/// bytes that were.
+pub(super) fn copy(from: &File, into: &File, size: u64, path: &Path) -> Result<u64, Error> {
+    let refused = |offset, source| Error::Copy {
+        path: path.to_owned(),
+        offset,
+        source,
+    };
     // Where the file ends would look like a hole.
     let found = from.metadata().map_err(|source| refused(0, source))?.len();
     if found < size {
         return Err(refused(found, io::ErrorKind::UnexpectedEof.into()));
     }
     let (mut at, mut copied) = (0, 0);
-    while let Some(start) = data(from, at)?.filter(|start| *start < size) {
-        let end = hole(from, start)?.min(size);
+    loop {
+        let start = data(from, at).map_err(|source| refused(at, source))?;
+        let Some(start) = start.filter(|start| *start < size) else {
+            return Ok(copied);
+        };
+        let end = hole(from, start).map_err(|source| refused(start, source))?;
+        let end = end.min(size);
         at = start;
         while at < end {
             let count = copy_some(from, into, at, end - at).map_err(|source| refused(at, source))?;
@@ -45,7 +56,6 @@ pub(super) fn copy(from: &File, into: &File, size: u64) -> Result<u64, Error> {
             copied += count;
         }
     }
-    Ok(copied)
 }
 
 fn copy_some(from: &File, into: &File, offset: u64, length: u64) -> io::Result<u64> {

@@ -131,7 +131,7 @@ pub fn full(source: &Source<'_>, path: &Path) -> Result<Dump, Error> {
     match source.origin {
         Origin::Mapped(base) => {
             // What the file has is copied by the kernel, which does not bring its holes into memory as a look at them would.
-            output.copied(extents::copy(base, target.file(), size(source))?);
+            output.copied(extents::copy(base, target.file(), size(source), path)?);
             changed(source, &mut output)?;
         }
         Origin::Fresh => changed(source, &mut output)?,
@@ -236,7 +236,7 @@ pub fn merge(diff: &Path, base: &Path) -> Result<Written, Error> {
         });
     }
     let mut output = Output::new(&into, base);
-    output.copied(extents::copy(&from, &into, size)?);
+    output.copied(extents::copy(&from, &into, size, base)?);
     let written = output.written(size, true);
     into.sync_all().map_err(|source| Error::Sync {
         path: base.to_owned(),

@@ -129,6 +129,12 @@ impl<'a> Output<'a> {
         }
     }
 
+    /// What goes wrong with another file.
+    pub fn not_copied(&self, offset: u64, source: io::Error) -> Error {
+        let path = self.path.to_owned();
+        Error::Copy { path, offset, source }
+    }
+
     /// Counts what came from another file.
     pub fn copied(&mut self, bytes: u64) {
         self.bytes += bytes;
@@ -237,10 +243,9 @@ impl<'a> Output<'a> {
     /// Looks whether the file system has kept what is before and behind the first run as holes.
     pub fn check_holes(&self, size: u64) -> Result<(), Error> {
         let first = self.first.clone().unwrap_or(size..size);
-        let (data, hole) = (
-            extents::data(self.file, 0)?,
-            extents::hole(self.file, first.start)?,
-        );
+        let failed = |source| self.not_copied(first.start, source);
+        let data = extents::data(self.file, 0).map_err(failed)?;
+        let hole = extents::hole(self.file, first.start).map_err(failed)?;
         if data.unwrap_or(size) == first.start && (first.is_empty() || hole == first.end) {
             return Ok(());
         }

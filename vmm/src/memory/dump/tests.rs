@@ -457,7 +457,7 @@ fn data_is_copied_between_file_systems() {
     let (path, file) = base(&folder);
     let copy = memfd(c"copy", b"").unwrap();
     copy.set_len(PAGES * page_size()).unwrap();
-    let count = extents::copy(&file, &copy, PAGES * page_size()).unwrap();
+    let count = extents::copy(&file, &copy, PAGES * page_size(), Path::new("copy")).unwrap();
     assert_eq!(count, PAGES / 4 * 3 * page_size());
     let mut copied = vec![0; bytes(PAGES)];
     copy.read_exact_at(&mut copied, 0).unwrap();
