@@ -10,6 +10,8 @@ use std::{fs, mem, ptr};
 /// One system call.
 #[derive(Clone, Debug)]
 pub struct Call {
+    /// Whether it is the first thread's.
+    pub first: bool,
     /// Which one, as `SYS_` of libc.
     pub number: libc::c_long,
     /// What it was given.
@@ -63,7 +65,8 @@ fn follow(leader: libc::pid_t) -> Vec<Call> {
         let signal = libc::WSTOPSIG(status);
         let is_system_call = signal == libc::SIGTRAP | 0x80;
         match is_system_call.then(|| stop(thread)).flatten() {
-            Some(Stop::Entry(call)) => {
+            Some(Stop::Entry(mut call)) => {
+                call.first = thread == leader;
                 open.insert(thread, calls.len());
                 calls.push(call);
             }
@@ -138,6 +141,7 @@ fn stop(thread: libc::pid_t) -> Option<Stop> {
             let entry = unsafe { info.u.entry };
             let number = libc::c_long::try_from(entry.nr).unwrap();
             Some(Stop::Entry(Call {
+                first: false,
                 number,
                 arguments: entry.args,
                 file: file(thread, number, entry.args),

@@ -6,7 +6,8 @@
 //! | [`programs`] | the scenarios that the emulated host runs too |
 //! | [`command`] | what mayfly prints, and its exit status |
 //! | [`console`] | readers that stall, writers that do not, terminals |
-//! | [`order`] | the order of the calls on KVM |
+//! | [`order`] | the order of the calls on KVM, of a start and of a restore |
+//! | [`calls`] | the system calls of a process |
 //! | [`state`] | the state of machines, from one into another |
 //! | [`access`] | a `/dev/kvm` that is missing or forbidden |
 //! | [`virtio`] | drives, and hostile guests |

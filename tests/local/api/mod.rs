@@ -37,5 +37,5 @@ mod process;
 mod race;
 mod replay;
 mod robust;
-mod served;
-mod snapshot;
+pub mod served;
+pub mod snapshot;
