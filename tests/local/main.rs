@@ -9,6 +9,7 @@
 //! | [`order`] | the order of the calls on KVM, of a start and of a restore |
 //! | [`calls`] | the system calls of a process |
 //! | [`state`] | the state of machines, from one into another |
+//! | [`loader`] | state files that are not what was written |
 //! | [`access`] | a `/dev/kvm` that is missing or forbidden |
 //! | [`virtio`] | drives, and hostile guests |
 //! | [`network`] | network interfaces |
@@ -42,6 +43,7 @@ mod console;
 #[path = "../hosts/guest.rs"]
 mod guest;
 mod guests;
+mod loader;
 mod network;
 mod order;
 #[path = "../hosts/programs.rs"]

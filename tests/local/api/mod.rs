@@ -29,7 +29,7 @@ mod configured;
 mod disk;
 mod http;
 mod kata;
-mod killed;
+pub mod killed;
 mod life;
 mod output;
 mod phases;
