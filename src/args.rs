@@ -37,6 +37,10 @@ pub enum Command {
     Snapshot(Take),
     /// Say what is in a snapshot.
     SnapshotInfo(PathBuf),
+    /// Print the version of the format of snapshots.
+    SnapshotVersion,
+    /// Print the version of the format of a state file.
+    DescribeSnapshot(PathBuf),
     /// Merge differences into a snapshot.
     SnapshotMerge(Vec<PathBuf>),
     /// Ask a running mayfly.
@@ -124,6 +128,8 @@ pub fn parse(program: &OsStr, arguments: impl IntoIterator<Item = OsString>) -> 
         firecracker::Command::Help => Ok(Command::Help(Topic::Firecracker)),
         firecracker::Command::Version if disguised => Ok(Command::FirecrackerVersion),
         firecracker::Command::Version => Ok(Command::Version),
+        firecracker::Command::SnapshotVersion => Ok(Command::SnapshotVersion),
+        firecracker::Command::DescribeSnapshot(path) => Ok(Command::DescribeSnapshot(path)),
     }
 }
 

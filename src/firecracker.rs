@@ -61,6 +61,10 @@ pub enum Command {
     Help,
     /// Print the version.
     Version,
+    /// Print the version of the format of snapshots.
+    SnapshotVersion,
+    /// Print the version of the format of the state file at this path.
+    DescribeSnapshot(PathBuf),
 }
 
 /// Why the flags make no sense.
@@ -161,6 +165,7 @@ pub fn is_meant(disguised: bool, first: Option<&OsStr>) -> bool {
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Error> {
     let mut options = Options::default();
     let mut seen: Vec<&'static str> = Vec::new();
+    let mut described = None;
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let known = |flags: &[&'static str]| flags.iter().copied().find(|flag| argument == *flag);
@@ -183,11 +188,18 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
         }
         seen.push(flag);
         match value {
+            Some(value) if flag == "--describe-snapshot" => described = Some(value.into()),
             Some(value) => take_value(&mut options, flag, value)?,
             None => take_plain(&mut options, flag)?,
         }
     }
     let has = |flag| seen.contains(&flag);
+    if has("--snapshot-version") {
+        return Ok(Command::SnapshotVersion);
+    }
+    if let Some(path) = described {
+        return Ok(Command::DescribeSnapshot(path));
+    }
     if has("--no-api") && !has("--config-file") {
         return Err(Error::Needs {
             flag: "--no-api",
@@ -206,23 +218,17 @@ fn is_flag(value: &OsStr) -> bool {
 
 fn take_plain(options: &mut Options, flag: &'static str) -> Result<(), Error> {
     match flag {
-        // Whatever --api-sock says, before it or behind it.
-        "--no-api" => {}
+        // Whatever the others say, before it or behind it.
+        "--no-api" | "--snapshot-version" => {}
         "--show-level" => options.log.show_level = Some(true),
         "--show-log-origin" => options.log.show_origin = Some(true),
         // There are no filters to be left out.
         "--no-seccomp" => {}
         "--boot-timer" => options.without_effect.push(flag),
-        "--enable-pci" => {
-            return Err(Error::Missing {
-                flag,
-                reason: "its devices are memory-mapped",
-            });
-        }
         _ => {
             return Err(Error::Missing {
                 flag,
-                reason: "this release has no snapshots",
+                reason: "its devices are memory-mapped",
             });
         }
     }
@@ -263,16 +269,10 @@ fn take_value(options: &mut Options, flag: &'static str, value: OsString) -> Res
                 reason: "it has no metadata service (MMDS)",
             });
         }
-        "--seccomp-filter" => {
-            return Err(Error::Missing {
-                flag,
-                reason: "it does not load filters; leave the flag out, or say --no-seccomp",
-            });
-        }
         _ => {
             return Err(Error::Missing {
                 flag,
-                reason: "this release has no snapshots",
+                reason: "it does not load filters; leave the flag out, or say --no-seccomp",
             });
         }
     }
@@ -316,78 +316,4 @@ fn number<T: FromStr>(flag: &'static str, value: &OsStr) -> Result<T, Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::PathBuf;
-
-    use log::LevelFilter;
-
-    use super::{Command, Options, SOCKET, parse};
-
-    fn words(line: &str) -> Result<Command, (String, u8)> {
-        let parsed = parse(line.split_whitespace().map(Into::into));
-        parsed.map_err(|error| (error.to_string(), error.status()))
-    }
-
-    fn options(line: &str) -> Options {
-        match words(line).unwrap() {
-            Command::Serve(options) => *options,
-            other => panic!("{line} is {other:?}"),
-        }
-    }
-
-    /// As each client of the table in the specification writes it.
-    #[test]
-    fn what_clients_write_is_understood() {
-        for line in [
-            "--api-sock S --id ID --no-seccomp",
-            "--no-api --config-file /tmp/fc.json",
-            "--no-api --config-file /tmp/fc.json --no-seccomp",
-            "--api-sock /tmp/c.sock --no-seccomp --config-file /tmp/fc.json",
-            "--id 1 --start-time-us 1 --start-time-cpu-us 2 --parent-cpu-time-us 3 --api-sock /run/firecracker.socket",
-            "--id UID --boot-timer --no-api --config-file P",
-            "--api-sock P --log-path L --level Debug --show-level --show-log-origin --module m --metrics-path M",
-            "--http-api-max-payload-size 100000 --mmds-size-limit 1",
-        ] {
-            options(line);
-        }
-        let one = options("--api-sock S --id a-1 --level warning --log-path L");
-        assert_eq!(
-            (one.socket, one.id.as_str(), one.log.level, one.log.path),
-            (
-                Some(PathBuf::from("S")),
-                "a-1",
-                Some(LevelFilter::Warn),
-                Some("L".into())
-            )
-        );
-        assert_eq!(options("").socket, Some(SOCKET.into()));
-        assert_eq!(options("--no-api --config-file f").socket, None);
-        assert_eq!(options("--no-api --config-file f --api-sock s").socket, None);
-        assert_eq!(words("--id x --version"), Ok(Command::Version));
-        assert_eq!(words("--id x -h"), Ok(Command::Help));
-    }
-
-    #[test]
-    fn what_makes_no_sense_is_named() {
-        for (line, text, status) in [
-            ("--bogus", "found argument \"--bogus\"", 153),
-            ("run", "found argument \"run\"", 153),
-            ("--api-sock=/x", "found argument \"--api-sock=/x\"", 153),
-            ("--id a --id b", "--id is there twice", 153),
-            ("--id", "--id needs a value", 153),
-            ("--id --no-api", "--id needs a value", 153),
-            ("--id a_b", "1 to 64 letters", 153),
-            ("--level loud", "Off, Error, Warning", 152),
-            ("--no-api", "--no-api needs the flag --config-file", 153),
-            ("--metadata f", "no metadata service", 153),
-            ("--enable-pci", "memory-mapped", 153),
-            ("--seccomp-filter f", "--no-seccomp", 153),
-            ("--start-time-us x", "a number is needed", 153),
-            ("--snapshot-version", "no snapshots", 153),
-        ] {
-            let (said, code) = words(line).unwrap_err();
-            assert!(said.contains(text), "{line}: {said}");
-            assert_eq!(code, status, "{line}");
-        }
-    }
-}
+mod tests;

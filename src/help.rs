@@ -155,6 +155,9 @@ part of mayfly is refused, with a message that names it.
       --no-seccomp, --boot-timer, --mmds-size-limit N, --start-time-us N, --start-time-cpu-us N, --parent-cpu-time-us N
                            are taken and change nothing
       --version            mayfly's version; Firecracker's when called by its name
+      --snapshot-version   the version of the format of the snapshots that are made
+      --describe-snapshot PATH
+                           the version of the format of this state file, which may be one that cannot be loaded
 
 exit status:
   0     the guest powered off or reset itself

@@ -55,6 +55,11 @@ fn command() -> u8 {
             Ok(text) => print(text),
             Err(error) => Err(Chain(&error).to_string()),
         },
+        Command::SnapshotVersion => print(snapshots::format_version()),
+        Command::DescribeSnapshot(path) => match snapshots::describe_format(&path) {
+            Ok(text) => print(text),
+            Err(error) => Err(Chain(&error).to_string()),
+        },
         Command::SnapshotMerge(folders) => match snapshots::merge(&folders) {
             Ok(text) => print(text),
             Err(error) => Err(Chain(&error).to_string()),

@@ -124,6 +124,24 @@ impl Vm {
     }
 }
 
+/// The version of the format of snapshots, as Firecracker writes its own.
+pub fn format_version() -> String {
+    versioned(thaw::VERSION)
+}
+
+/// The version of the format of the state file at `path`.
+///
+/// # Errors
+/// [`Error::Read`]
+pub fn describe_format(path: &Path) -> Result<String, Error> {
+    thaw::version(path).map(versioned).map_err(Error::Read)
+}
+
+/// The format has a version of one number, and its readers expect three.
+fn versioned(version: u32) -> String {
+    format!("v{version}.0.0\n")
+}
+
 /// What is in the snapshot in `folder`, or in the state file at that path.
 ///
 /// # Errors
@@ -140,7 +158,9 @@ pub fn info(folder: &Path) -> Result<String, Error> {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{name:<12} {value}");
     };
-    line("state", state.display().to_string());
+    let size = fs::metadata(&state).map_or(0, |metadata| metadata.len());
+    line("state", format!("{}: {}", state.display(), Bytes(size)));
+    line("format", format_version().trim_end().into());
     line("architecture", header.host.architecture.to_string());
     line("processor", header.host.cpu.clone());
     line(
@@ -159,8 +179,9 @@ pub fn info(folder: &Path) -> Result<String, Error> {
         line(
             "memory file",
             format!(
-                "{}: {} on disk, {} hole",
+                "{}, {}: {} on disk, {} hole",
                 memory.display(),
+                Bytes(metadata.len()),
                 Bytes(data),
                 Bytes(hole)
             ),

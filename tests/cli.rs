@@ -251,3 +251,29 @@ fn an_initrd_must_be_a_file() {
         assert!(said.contains(path) && said.contains(text), "{said}");
     }
 }
+
+#[test]
+fn formats_of_snapshots_have_versions() {
+    let said = |arguments: &[&str]| {
+        let output = mayfly(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(said(&["--snapshot-version"]), "v1.0.0\n");
+    let mut bytes = b"mayflyst".to_vec();
+    bytes.extend(9_u32.to_le_bytes());
+    bytes.resize(48, 0);
+    assert_eq!(
+        said(&["--describe-snapshot", &file("state-9", &bytes)]),
+        "v9.0.0\n"
+    );
+    let other = file("no-state", &[7; 48]);
+    let why = refusal(&["--describe-snapshot", &other], 1);
+    assert!(
+        why.contains(&other) && why.contains("no state file of mayfly"),
+        "{why}"
+    );
+    let why = refusal(&["--describe-snapshot", "/nowhere/state"], 1);
+    assert!(why.contains("/nowhere/state"), "{why}");
+    refusal(&["--describe-snapshot"], 153);
+}

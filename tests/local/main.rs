@@ -6,8 +6,10 @@
 //! | [`programs`] | the scenarios that the emulated host runs too |
 //! | [`command`] | what mayfly prints, and its exit status |
 //! | [`console`] | readers that stall, writers that do not, terminals |
-//! | [`order`] | the order of the calls on KVM |
+//! | [`order`] | the order of the calls on KVM, of a start and of a restore |
+//! | [`calls`] | the system calls of a process |
 //! | [`state`] | the state of machines, from one into another |
+//! | [`loader`] | state files that are not what was written |
 //! | [`access`] | a `/dev/kvm` that is missing or forbidden |
 //! | [`virtio`] | drives, and hostile guests |
 //! | [`network`] | network interfaces |
@@ -31,6 +33,7 @@ macro_rules! scenarios {
 mod access;
 mod api;
 mod attach;
+mod calls;
 mod command;
 mod console;
 #[allow(
@@ -40,7 +43,7 @@ mod console;
 #[path = "../hosts/guest.rs"]
 mod guest;
 mod guests;
-mod ioctls;
+mod loader;
 mod network;
 mod order;
 #[path = "../hosts/programs.rs"]

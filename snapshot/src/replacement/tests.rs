@@ -1,5 +1,6 @@
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use scratch::Folder;
@@ -47,13 +48,36 @@ fn what_killed_writers_left_is_neither_used_nor_followed() {
     let folder = Folder::new();
     let elsewhere = folder.path("elsewhere");
     fs::write(&elsewhere, "kept").unwrap();
-    std::os::unix::fs::symlink(&elsewhere, folder.path(".state.part0")).unwrap();
+    symlink(&elsewhere, folder.path(".state.part0")).unwrap();
+    // Who still has it open writes to nobody's file.
+    fs::write(folder.path(".state.part1"), "left").unwrap();
+    let mut left = fs::File::options()
+        .write(true)
+        .open(folder.path(".state.part1"))
+        .unwrap();
     let replacement = Replacement::beside(&folder.path("state")).unwrap();
+    left.write_all(b"more").unwrap();
     replacement.file().write_all(b"new").unwrap();
     replacement.commit().unwrap();
     assert_eq!(fs::read(&elsewhere).unwrap(), b"kept");
-    for number in 0..=NAMES {
-        let _ = fs::File::create_new(folder.path(&format!(".state.part{number}")));
+    assert_eq!(fs::read(folder.path("state")).unwrap(), b"new");
+    assert_eq!(folder.names(), [".state.part0", "elsewhere", "state"]);
+}
+
+#[test]
+fn what_killed_writers_left_is_in_nobodys_way() {
+    let folder = Folder::new();
+    for number in 0..NAMES {
+        fs::write(folder.path(&format!(".state.part{number}")), "left").unwrap();
+    }
+    fs::write(folder.path(".memory.part0"), "another's").unwrap();
+    Replacement::beside(&folder.path("state"))
+        .unwrap()
+        .commit()
+        .unwrap();
+    assert_eq!(folder.names(), [".memory.part0", "state"]);
+    for number in 0..NAMES {
+        symlink("state", folder.path(&format!(".state.part{number}"))).unwrap();
     }
     let error = Replacement::beside(&folder.path("state")).unwrap_err();
     assert!(matches!(error, Error::Create { .. }), "{error}");
@@ -92,7 +116,7 @@ fn a_link_stays_a_link() {
     let folder = Folder::new();
     let (path, link) = (folder.path("state"), folder.path("link"));
     fs::write(&path, "old").unwrap();
-    std::os::unix::fs::symlink("state", &link).unwrap();
+    symlink("state", &link).unwrap();
     let replacement = Replacement::beside(&link).unwrap();
     replacement.file().write_all(b"new").unwrap();
     replacement.commit().unwrap();

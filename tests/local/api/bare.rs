@@ -2,7 +2,7 @@
 //! /sys, and the user is nobody. Takes root's rights.
 
 use std::ffi::{CStr, CString};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,6 +11,7 @@ use std::{fs, io, thread};
 use super::configured::{URUNC_1, URUNC_2, URUNC_3};
 use super::http::DONE;
 use super::served::{Folder, Served};
+use super::snapshot::{PAUSED, count, goes_on};
 use crate::access::{KVM, make_node};
 use crate::guests::{file, program};
 
@@ -31,16 +32,25 @@ fn check(result: libc::c_int) -> io::Result<()> {
     }
 }
 
-fn mount(source: &Path, target: &Path, kind: &CStr, flags: libc::c_ulong) {
+/// Mounts with the file system's own `options`.
+pub fn mount(source: &Path, target: &Path, kind: &CStr, flags: libc::c_ulong, options: &CStr) {
     let name = |path: &Path| CString::new(path.to_str().unwrap()).unwrap();
     let (from, to) = (name(source), name(target));
     // SAFETY: all pointers are C strings for the length of the call.
-    let result = unsafe { libc::mount(from.as_ptr(), to.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) };
+    let result = unsafe {
+        libc::mount(
+            from.as_ptr(),
+            to.as_ptr(),
+            kind.as_ptr(),
+            flags,
+            options.as_ptr().cast(),
+        )
+    };
     check(result).unwrap_or_else(|error| panic!("cannot mount {}: {error}", target.display()));
 }
 
 /// Does `test` on a thread with mounts of its own, with the path of an empty tmpfs.
-fn in_own_mounts(test: impl FnOnce(PathBuf) + Send) {
+pub fn in_own_mounts(test: impl FnOnce(PathBuf) + Send) {
     let folder = Folder::new();
     let root = folder.path("root");
     fs::create_dir(&root).unwrap();
@@ -50,8 +60,8 @@ fn in_own_mounts(test: impl FnOnce(PathBuf) + Send) {
             let result = unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWNET) };
             check(result).unwrap_or_else(|error| panic!("this test takes root's rights: {error}"));
             let slash = Path::new("/");
-            mount(slash, slash, c"", libc::MS_REC | libc::MS_PRIVATE);
-            mount(Path::new("tmpfs"), &root, c"tmpfs", 0);
+            mount(slash, slash, c"", libc::MS_REC | libc::MS_PRIVATE, c"");
+            mount(Path::new("tmpfs"), &root, c"tmpfs", 0, c"");
             test(root);
         });
         thread.join().unwrap();
@@ -67,7 +77,7 @@ fn furnish(root: &Path, guest: &str) {
     fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
     let binary = root.join("firecracker");
     fs::write(&binary, "").unwrap();
-    mount(Path::new(&program()), &binary, c"", libc::MS_BIND);
+    mount(Path::new(&program()), &binary, c"", libc::MS_BIND, c"");
     fs::copy(file(guest), root.join("kernel")).unwrap();
     for disk in ["disk", "disk-2"] {
         fs::write(root.join(disk), [0; 4096]).unwrap();
@@ -149,5 +159,80 @@ fn a_socket_is_enough() {
         }
         served.terminate();
         assert!(!root.join("tmp/c.sock").exists());
+    });
+}
+
+/// Asks mayfly in `root` for all of it on one connection.
+fn done(root: &Path, requests: &[(&str, &str, &str)]) {
+    let mut client = super::served::connect(&root.join("tmp/c.sock"));
+    for (method, path, body) in requests {
+        let answer = client.ask(method, path, body);
+        assert_eq!(answer.text, DONE, "{method} {path} {body}");
+    }
+}
+
+/// A mayfly that is all there is, restored from /tmp/s and /tmp/m.
+fn restored(root: &Path) -> Served {
+    let flags = ["--api-sock", "/tmp/c.sock", "--no-seccomp"];
+    let served = Served::called(Folder::new(), &mut confined(root, &flags));
+    let load = r#"{"snapshot_path":"/tmp/s","mem_backend":{"backend_type":"File","backend_path":"/tmp/m"},"resume_vm":true}"#;
+    done(root, &[("PUT", "/snapshot/load", load)]);
+    served
+}
+
+/// Ends it, and lets the next one have its socket.
+fn end(root: &Path, served: Served) -> String {
+    let printed = served.kill();
+    fs::remove_file(root.join("tmp/c.sock")).unwrap();
+    printed
+}
+
+/// Pauses the guest and makes a snapshot.
+fn freeze(root: &Path, kind: &str, state: &str, memory: &str) {
+    let create = format!(
+        r#"{{"snapshot_type":"{kind}","snapshot_path":"/tmp/{state}","mem_file_path":"/tmp/{memory}"}}"#
+    );
+    done(
+        root,
+        &[("PATCH", "/vm", PAUSED), ("PUT", "/snapshot/create", &create)],
+    );
+}
+
+#[test]
+fn snapshots_need_no_proc() {
+    in_own_mounts(|root| {
+        furnish(&root, "ticker.elf");
+        let flags = ["--api-sock", "/tmp/c.sock", "--no-seccomp"];
+        let mut served = Served::called(Folder::new(), &mut confined(&root, &flags));
+        done(
+            &root,
+            &[
+                ("PUT", "/boot-source", r#"{"kernel_image_path":"/kernel"}"#),
+                ("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#),
+            ],
+        );
+        served.expect("tick 3\n");
+        let blocks = |name: &str| {
+            let metadata = root.join("tmp").join(name).metadata().unwrap();
+            metadata.blocks()
+        };
+        freeze(&root, "Full", "s", "m");
+        let mut printed = end(&root, served);
+        let whole = blocks("m");
+        // A difference beside its base, one in its place, and a whole one of what was restored.
+        for (kind, state, memory) in [("Diff", "d", "n"), ("Diff", "s", "m"), ("Full", "s", "m")] {
+            let mut served = restored(&root);
+            served.expect(&format!("tick {}\n", count(&printed) + 3));
+            freeze(&root, kind, state, memory);
+            let more = end(&root, served);
+            if state == "s" {
+                printed += &more;
+                count(&printed);
+            } else {
+                assert!(blocks("n") > 0 && blocks("n") < whole, "{} {whole}", blocks("n"));
+            }
+        }
+        let served = restored(&root);
+        goes_on(served, printed);
     });
 }

@@ -79,10 +79,17 @@ fn a_guest_goes_on_from_a_snapshot_as_often_as_one_likes() {
     let first = clones.each_mut().map(|clone| ticks(clone, 20));
     assert!(first[0] >= 8 && first[0] == first[1], "{first:?}");
     let info = does(&["snapshot-info", &folder]);
+    let state = format!("{folder}/state");
+    assert_eq!(does(&["--describe-snapshot", &state]), "v1.0.0\n");
     for text in [
+        "format       v1.0.0",
+        "architecture ",
+        "processor    ",
         "all of the memory",
         "vCPUs        1",
         "memory       32 MiB",
+        "32 MiB: ",
+        " on disk, ",
         "ticker.elf",
     ] {
         assert!(info.contains(text), "{info} has no {text}");

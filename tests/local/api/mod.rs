@@ -13,6 +13,8 @@
 //! | [`replay`] | what orchestrators send |
 //! | [`kata`] | the same of kata |
 //! | [`snapshot`] | snapshots, and what is made of them |
+//! | [`killed`] | who is killed while it makes a snapshot |
+//! | [`disk`] | snapshots on a disk that does not take them |
 //! | [`race`] | who asks as soon as the socket is there |
 //! | [`bare`] | nothing but the binary and the devices |
 //! | [`robust`] | clients that do not behave |
@@ -24,8 +26,10 @@ mod by_hand;
 mod change;
 mod clients;
 mod configured;
+mod disk;
 mod http;
 mod kata;
+pub mod killed;
 mod life;
 mod output;
 mod phases;
@@ -33,5 +37,5 @@ mod process;
 mod race;
 mod replay;
 mod robust;
-mod served;
-mod snapshot;
+pub mod served;
+pub mod snapshot;

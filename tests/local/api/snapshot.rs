@@ -7,14 +7,14 @@ mod urunc;
 use super::http::{Answer, DONE};
 use super::served::{Folder, Served, fifo};
 
-const PAUSED: &str = r#"{"state":"Paused"}"#;
-const RESUMED: &str = r#"{"state":"Resumed"}"#;
+pub const PAUSED: &str = r#"{"state":"Paused"}"#;
+pub const RESUMED: &str = r#"{"state":"Resumed"}"#;
 /// What is answered to old names.
 const DEPRECATED: &str =
     "HTTP/1.1 204 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\nDeprecation: true\r\n\r\n";
 
 /// The ticker, which has printed three lines at least.
-fn ticking() -> Served {
+pub fn ticking() -> Served {
     let mut served = Served::start();
     served.boots("ticker.elf");
     served.act("InstanceStart");
@@ -23,7 +23,7 @@ fn ticking() -> Served {
 }
 
 /// Asks for a snapshot in the files `state` and `memory` of `folder`.
-fn create(served: &Served, folder: &Folder, kind: &str, state: &str, memory: &str) -> Answer {
+pub fn create(served: &Served, folder: &Folder, kind: &str, state: &str, memory: &str) -> Answer {
     let (state, memory) = (folder.text(state), folder.text(memory));
     let body =
         format!(r#"{{"snapshot_type":"{kind}","snapshot_path":"{state}","mem_file_path":"{memory}"}}"#);
@@ -31,7 +31,7 @@ fn create(served: &Served, folder: &Folder, kind: &str, state: &str, memory: &st
 }
 
 /// Pauses the guest and makes a snapshot in the files `state` and `memory` of `folder`.
-fn freeze(served: &Served, folder: &Folder, kind: &str, state: &str, memory: &str) {
+pub fn freeze(served: &Served, folder: &Folder, kind: &str, state: &str, memory: &str) {
     served.done("PATCH", "/vm", PAUSED);
     let answer = create(served, folder, kind, state, memory);
     assert_eq!(answer.text, DONE, "{kind}");
@@ -39,21 +39,21 @@ fn freeze(served: &Served, folder: &Folder, kind: &str, state: &str, memory: &st
 }
 
 /// The body that loads such a snapshot, with more fields.
-fn body(folder: &Folder, state: &str, memory: &str, fields: &str) -> String {
+pub fn body(folder: &Folder, state: &str, memory: &str, fields: &str) -> String {
     let (state, memory) = (folder.text(state), folder.text(memory));
     let backend = format!(r#"{{"backend_type":"File","backend_path":"{memory}"}}"#);
     format!(r#"{{"snapshot_path":"{state}","mem_backend":{backend}{fields}}}"#)
 }
 
 /// A new mayfly that has loaded it.
-fn thaw(folder: &Folder, state: &str, memory: &str, fields: &str) -> Served {
+pub fn thaw(folder: &Folder, state: &str, memory: &str, fields: &str) -> Served {
     let served = Served::start();
     served.done("PUT", "/snapshot/load", &body(folder, state, memory, fields));
     served
 }
 
 /// Lines in what a ticker has printed, of which none is missing and none there twice; the last may be cut short.
-fn count(printed: &str) -> usize {
+pub fn count(printed: &str) -> usize {
     let (whole, rest) = printed.rsplit_once('\n').unwrap();
     let lines = whole.lines().count();
     for (index, line) in whole.lines().enumerate() {
@@ -64,7 +64,7 @@ fn count(printed: &str) -> usize {
 }
 
 /// Waits for three lines more than `printed` has, and ends mayfly; all that has been printed up to then.
-fn goes_on(mut served: Served, printed: String) -> String {
+pub fn goes_on(mut served: Served, printed: String) -> String {
     served.expect(&format!("tick {}\n", count(&printed) + 3));
     let all = printed + &served.kill();
     count(&all);
@@ -158,6 +158,23 @@ fn a_difference_merges_into_its_base() {
 }
 
 #[test]
+fn a_difference_of_a_guest_that_was_not_restored_is_all_of_it() {
+    let folder = Folder::new();
+    let served = ticking();
+    // What is there already, and as long as the memory, is another guest's.
+    std::fs::write(folder.path("memory"), vec![0xee; 128 << 20]).unwrap();
+    freeze(&served, &folder, "Diff", "state", "memory");
+    freeze(&served, &folder, "Diff", "state-2", "memory-2");
+    let printed = served.kill();
+    for (state, memory) in [("state", "memory"), ("state-2", "memory-2")] {
+        let restored = thaw(&folder, state, memory, r#","resume_vm":true"#);
+        goes_on(restored, printed.clone());
+    }
+    let [first, second] = ["memory", "memory-2"].map(|name| std::fs::read(folder.path(name)).unwrap());
+    assert!(first == second);
+}
+
+#[test]
 fn a_difference_alone_is_merged_by_hand() {
     use std::os::unix::fs::MetadataExt;
     for memory in ["new", "empty"] {
@@ -225,7 +242,7 @@ fn a_loaded_machine_is_shown_as_it_was_said() {
     assert_eq!(paths.map(|path| shown(&restored, path)), before);
     restored.kill();
 
-    // Whether pages are logged is asked for each time, by either name.
+    // Whether changes are to be known is asked for each time, by either name.
     for field in ["track_dirty_pages", "enable_diff_snapshots"] {
         let restored = Served::start();
         let load = body(&folder, "state", "memory", &format!(",\"{field}\":true"));

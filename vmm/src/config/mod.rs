@@ -77,7 +77,7 @@ pub struct VmConfig {
     pub drives: Vec<DriveConfig>,
     /// Network interfaces, in the order in which the guest counts them.
     pub nets: Vec<NetConfig>,
-    /// Whether KVM logs which pages the guest writes.
+    /// Whether it is to be known which pages change. It always is, at no cost, so that this changes nothing.
     pub track_dirty_pages: bool,
     /// Whether the kernel is asked to back the guest's memory by huge pages where it can.
     pub huge_pages: bool,

@@ -21,6 +21,7 @@ pub type OpenConsole = Box<dyn FnMut() -> Result<Console, Box<dyn std::error::Er
 /// What has been said of a VM so far. What was named is open, so that it stays what it was when it was named.
 pub struct Draft {
     pub config: VmConfig,
+    configured: bool,
     boot: Option<(Image, Option<Initrd>)>,
     drives: BTreeMap<String, Block>,
     interfaces: BTreeMap<String, Interface>,
@@ -31,6 +32,7 @@ impl Draft {
     pub fn new() -> Self {
         Self {
             config: VmConfig::new(PathBuf::new()),
+            configured: false,
             boot: None,
             drives: BTreeMap::new(),
             interfaces: BTreeMap::new(),
@@ -42,25 +44,21 @@ impl Draft {
     pub fn of(config: VmConfig, image: Image, initrd: Option<Initrd>) -> Self {
         Self {
             config,
+            configured: true,
             boot: Some((image, initrd)),
             ..Self::new()
         }
     }
 
-    /// Whether anything has been said that a snapshot would say otherwise.
+    /// Whether anything has been said that a snapshot says too, even if both say the same.
     pub fn is_configured(&self) -> bool {
-        let fresh = VmConfig::new(PathBuf::new());
-        let config = &self.config;
-        let machine = |config: &VmConfig| {
-            (
-                config.vcpus,
-                config.memory,
-                config.track_dirty_pages,
-                config.huge_pages,
-            )
-        };
-        let devices = config.drives.len() + config.nets.len();
-        self.boot.is_some() || devices > 0 || machine(config) != machine(&fresh)
+        self.configured
+    }
+
+    /// Sets what the machine is but for its devices.
+    pub fn set_machine(&mut self, change: impl FnOnce(&mut VmConfig)) {
+        self.configured = true;
+        change(&mut self.config);
     }
 
     pub fn has_kernel(&self) -> bool {
@@ -76,6 +74,7 @@ impl Draft {
         let image = Image::open(&kernel, Native::MACHINE).map_err(Error::Image)?;
         let opened = initrd.as_deref().map(Initrd::open);
         self.boot = Some((image, opened.transpose().map_err(Error::Initrd)?));
+        self.configured = true;
         self.config.kernel = kernel;
         self.config.initrd = initrd;
         self.config.cmdline = cmdline;
@@ -104,6 +103,7 @@ impl Draft {
         }
         let block = open_drive(&config).map_err(Error::Device)?;
         self.drives.insert(id, block);
+        self.configured = true;
         match place {
             Some(place) => self.config.drives[place] = config,
             None => self.config.drives.push(config),
@@ -130,6 +130,7 @@ impl Draft {
         }
         let interface = open_interface(&config).map_err(Error::Device)?;
         self.interfaces.insert(config.id.clone(), interface);
+        self.configured = true;
         match place {
             Some(place) => self.config.nets[place] = config,
             None => self.config.nets.push(config),

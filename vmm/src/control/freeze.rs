@@ -8,7 +8,7 @@ use snapshot::{Writer, section};
 
 use crate::arch::{Native, Platform};
 use crate::machine::state;
-use crate::memory::{dump, page_size, pagemap};
+use crate::memory::{Pagemap, dump, page_size};
 use crate::vm::Vm;
 
 /// Section of the configuration.
@@ -30,9 +30,6 @@ pub enum Error {
     /// The configuration cannot be kept.
     #[error("cannot keep the configuration of the machine")]
     Config(#[source] section::Error),
-    /// The kernel does not say which pages changed.
-    #[error("cannot find out which pages changed, which takes /proc: make a Full snapshot")]
-    Pages(#[source] pagemap::Error),
     /// The memory file cannot be written.
     #[error("cannot write the memory file")]
     Memory(#[source] dump::Error),
@@ -86,8 +83,9 @@ fn place(path: &Path) -> PathBuf {
 impl Freeze {
     /// Writes both files. The VM stays paused, and can go on or be frozen again.
     ///
-    /// The state comes first, since requests that are still in flight write into memory until they are done; its file comes
-    /// last, so that it never stands beside the memory of another time.
+    /// The state comes first, since requests that are still in flight write into memory until they are done; its file gets its
+    /// name last, so that it never stands beside the memory of another time. An old snapshot goes when all that can be
+    /// refused has been done: from then on it takes no more space on the disk, and no more time than it must.
     pub(super) fn write(&self, vm: &Vm) -> Result<dump::Written, Error> {
         if !vm.is_paused() {
             return Err(Error::Running);
@@ -100,46 +98,78 @@ impl Freeze {
         let mut archive = Writer::new();
         machine.save(&mut archive).map_err(Error::Machine)?;
         archive.put(MACHINE, config).map_err(Error::Config)?;
-        // What keeps the state from being written is to be known before anything of an old snapshot is gone.
         let mut state = file::Pending::beside(&self.state).map_err(Error::State)?;
-        let dump = self.dump(vm, state.path())?;
-        let written = dump.written();
-        let whole = self.kind == Kind::Full || written.merged;
+        let pagemap = Pagemap::open().ok();
+        let source = dump::Source {
+            memory: machine.memory(),
+            origin: vm.origin(),
+            pagemap: pagemap.as_ref(),
+        };
+        let memory = self.memory(&source)?;
         let header = Header {
             host: host(),
             memory: config.memory.bytes(),
-            contents: if whole {
-                Contents::Whole
-            } else {
-                Contents::Difference
-            },
+            contents: memory.contents(&source),
         };
         state.fill(&header, &archive.into_bytes()).map_err(Error::State)?;
-        // Whatever is to become of the old snapshot there, it is not one whose memory is another's.
-        file::remove(state.path()).map_err(Error::State)?;
-        dump.commit().map_err(Error::Memory)?;
+        state.sync().map_err(Error::State)?;
+        let written = memory.replace(&source, state.path())?;
         state.commit().map_err(Error::State)?;
         Ok(written)
     }
 
-    fn dump(&self, vm: &Vm, state: &Path) -> Result<dump::Dump, Error> {
-        let pagemap = pagemap::Pagemap::open();
-        let source = dump::Source {
-            memory: vm.machine().memory(),
-            origin: vm.origin(),
-            pagemap: pagemap.as_ref().ok(),
+    fn memory(&self, source: &dump::Source<'_>) -> Result<Memory, Error> {
+        let path = &self.memory;
+        let prepared = match self.kind {
+            Kind::Full => dump::full(source, path).map(Memory::New),
+            Kind::Diff => dump::Difference::prepare(source, path).and_then(|difference| {
+                if difference.is_merged() {
+                    Ok(Memory::Base(difference))
+                } else {
+                    difference.write(source).map(Memory::Difference)
+                }
+            }),
         };
-        if self.kind == Kind::Full {
-            return dump::full(&source, &self.memory).map_err(Error::Memory);
+        prepared.map_err(Error::Memory)
+    }
+}
+
+/// A memory file, as far as it is there before the old snapshot goes.
+enum Memory {
+    /// A new file of all pages.
+    New(dump::Dump),
+    /// A new file of those that changed.
+    Difference(dump::Dump),
+    /// An old file, as it was, that those will be written into.
+    Base(dump::Difference),
+}
+
+impl Memory {
+    fn contents(&self, source: &dump::Source<'_>) -> Contents {
+        // What was not restored differs from nothing.
+        let fresh = matches!(source.origin, dump::Origin::Fresh);
+        match self {
+            Self::Difference(_) if !fresh => Contents::Difference,
+            _ => Contents::Whole,
         }
-        if source.pagemap.is_some() {
-            // Should it be written into a base, that base is not the old snapshot's any more.
-            if self.memory.exists() {
-                file::remove(state).map_err(Error::State)?;
+    }
+
+    /// Has the memory file be the new one. The old state file, at `state`, is removed: whatever is to become of it, it is not one
+    /// whose memory is another's.
+    fn replace(self, source: &dump::Source<'_>, state: &Path) -> Result<dump::Written, Error> {
+        let remove = || file::remove(state).map_err(Error::State);
+        let dump = match self {
+            Self::New(mut dump) | Self::Difference(mut dump) => {
+                dump.sync().map_err(Error::Memory)?;
+                remove()?;
+                dump
             }
-            return dump::diff(&source, dump::Changed::Written, &self.memory).map_err(Error::Memory);
-        }
-        pagemap.map_or_else(|error| Err(Error::Pages(error)), |_| unreachable!("it is there"))
+            Self::Base(difference) => {
+                remove()?;
+                difference.write(source).map_err(Error::Memory)?
+            }
+        };
+        dump.commit().map_err(Error::Memory)
     }
 }
 

@@ -55,7 +55,7 @@ pub struct MachineConfig {
     pub vcpus: u32,
     /// Guest memory.
     pub memory: MemorySize,
-    /// Whether KVM logs which pages the guest writes.
+    /// Whether it is to be known which pages change. It always is, at no cost, so that this changes nothing.
     pub track_dirty_pages: bool,
     /// Whether the kernel is asked for huge pages.
     pub huge_pages: bool,
@@ -129,11 +129,12 @@ impl Control {
     /// [`Error::AfterStart`], and [`Error::Config`] when there can be no such machine.
     pub fn set_machine(&mut self, machine: MachineConfig) -> Result<(), Error> {
         let host = self.host;
-        let config = &mut self.draft()?.config;
+        let draft = self.draft()?;
         // Alone, so that what is wrong with the devices is not said here.
-        let alone = machine.apply(VmConfig::new(PathBuf::new()));
+        let mut alone = VmConfig::new(PathBuf::new());
+        machine.apply(&mut alone);
         alone.check(&host).map_err(Error::Config)?;
-        *config = machine.apply(std::mem::replace(config, VmConfig::new(PathBuf::new())));
+        draft.set_machine(|config| machine.apply(config));
         Ok(())
     }
 
@@ -339,14 +340,11 @@ impl Control {
 }
 
 impl MachineConfig {
-    fn apply(self, config: VmConfig) -> VmConfig {
-        VmConfig {
-            vcpus: self.vcpus,
-            memory: self.memory,
-            track_dirty_pages: self.track_dirty_pages,
-            huge_pages: self.huge_pages,
-            ..config
-        }
+    fn apply(self, config: &mut VmConfig) {
+        config.vcpus = self.vcpus;
+        config.memory = self.memory;
+        config.track_dirty_pages = self.track_dirty_pages;
+        config.huge_pages = self.huge_pages;
     }
 }
 

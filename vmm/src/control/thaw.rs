@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use snapshot::file;
-pub use snapshot::file::Contents;
+pub use snapshot::file::{Contents, VERSION};
 use snapshot::{GuestMemory, section};
 
 use super::freeze::{MACHINE, host};
@@ -116,7 +116,7 @@ pub struct Thaw {
     pub taps: Vec<(String, NetBackend)>,
     /// Drives that are to be on other files: names and paths.
     pub disks: Vec<(String, PathBuf)>,
-    /// Whether KVM logs which pages the guest writes.
+    /// Whether it is to be known which pages change. It always is, at no cost, so that this changes nothing.
     pub track_dirty_pages: bool,
     /// Whether the guest's clock jumps to where it would stand had it never stopped.
     pub realtime: bool,
@@ -232,6 +232,14 @@ pub fn describe(path: &Path) -> Result<(file::Header, VmConfig), Error> {
     let mut sections = state.reader().map_err(Error::Sections)?;
     let config = sections.take(MACHINE).map_err(Error::Sections)?;
     Ok((state.header().clone(), config))
+}
+
+/// The version of the format of a state file, which may be one that cannot be loaded here. That which is written is [`VERSION`].
+///
+/// # Errors
+/// [`Error::State`]
+pub fn version(path: &Path) -> Result<u32, Error> {
+    file::version(path).map_err(Error::State)
 }
 
 fn unknown<'a>(kind: &'static str, id: &str, known: impl Iterator<Item = &'a str>) -> Error {

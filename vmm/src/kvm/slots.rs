@@ -3,24 +3,25 @@
 //! Slots are set once, before the interrupt controller, the vCPUs and any ioeventfd exist. Afterwards the same call
 //! waits for grace periods of several milliseconds; memory is replaced by mapping over it, under the live slot.
 
-use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
+use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use snapshot::GuestMemory;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{Error, failed};
 
-/// Gives every region of `memory` a slot of `vm`, in which KVM logs the pages that are written if `logged`.
+/// Gives every region of `memory` a slot of `vm`. KVM does not log which pages are written: it would not see what this process
+/// writes, and cost the guest a fault a page.
 ///
 /// `memory` must outlive `vm`; the machine owns both and drops the VM first.
 ///
 /// # Errors
 /// [`Error::Call`], naming the region.
-pub fn set(vm: &VmFd, memory: &GuestMemory, logged: bool) -> Result<(), Error> {
+pub fn set(vm: &VmFd, memory: &GuestMemory) -> Result<(), Error> {
     for (slot, region) in (0..).zip(memory.iter()) {
         let area = kvm_userspace_memory_region {
             slot,
-            flags: if logged { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
+            flags: 0,
             guest_phys_addr: region.start_addr().0,
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,

@@ -159,9 +159,7 @@ impl Machine {
             .phase("create VM", || kvm::create_vm(&kvm))
             .map_err(Error::Kvm)?;
         measure
-            .phase("set memory slots", || {
-                kvm::slots::set(&vm, &memory, spec.config().track_dirty_pages)
-            })
+            .phase("set memory slots", || kvm::slots::set(&vm, &memory))
             .map_err(Error::Kvm)?;
         let mut platform = measure
             .phase("create interrupt controllers", || Native::new(&vm, &spec, kick))

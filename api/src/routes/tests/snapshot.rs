@@ -51,6 +51,8 @@ fn what_is_configured_cannot_be_loaded_over() {
     for (path, said) in [
         ("/boot-source", r#"{"kernel_image_path": "@/kernel"}"#),
         ("/machine-config", r#"{"vcpu_count": 2, "mem_size_mib": 64}"#),
+        // What it would be anyway.
+        ("/machine-config", r#"{"vcpu_count": 1, "mem_size_mib": 128}"#),
         (
             "/drives/a",
             r#"{"drive_id": "a", "is_root_device": false, "path_on_host": "@/disk"}"#,
@@ -61,6 +63,16 @@ fn what_is_configured_cannot_be_loaded_over() {
         assert_eq!(bench.fault("PUT", LOAD, body), CONFIGURED, "{path}");
     }
     let mut bench = Bench::new();
+    bench.done("PATCH", "/machine-config", r#"{"vcpu_count": 1}"#);
+    assert_eq!(bench.fault("PUT", LOAD, body), CONFIGURED);
+    let mut bench = Bench::new();
+    // What cannot be changes nothing.
+    bench.fault(
+        "PUT",
+        "/machine-config",
+        r#"{"vcpu_count": 33, "mem_size_mib": 128}"#,
+    );
+    bench.fault("PUT", "/boot-source", r#"{"kernel_image_path": "@/none"}"#);
     bench.done("PUT", "/serial", r#"{"serial_out_path": "@/serial"}"#);
     bench.done("PUT", "/logger", r#"{"level": "Info"}"#);
     let fault = bench.fault("PUT", LOAD, body);

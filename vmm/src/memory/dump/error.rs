@@ -40,7 +40,7 @@ pub enum Error {
         /// Offset in the file.
         offset: u64,
         /// Number of bytes.
-        length: usize,
+        length: u64,
         /// The kernel's answer.
         #[source]
         source: io::Error,
@@ -54,9 +54,13 @@ pub enum Error {
         /// Guest-physical address.
         address: u64,
     },
-    /// The base could not be copied.
-    #[error("cannot copy what differs or what the memory was restored from, at {offset:#x}")]
+    /// What another file holds could not be brought into the memory file.
+    #[error(
+        "cannot copy to the memory file {path:?}, at {offset:#x}, from the difference or from what the memory was restored from"
+    )]
     Copy {
+        /// The memory file.
+        path: PathBuf,
         /// Offset in both files.
         offset: u64,
         /// The kernel's answer.
@@ -76,9 +80,10 @@ pub enum Error {
     /// The kernel does not say which pages there are.
     #[error("cannot find out what is in the guest's memory")]
     Pages(#[source] pagemap::Error),
-    /// Without /proc, what the guest has written is not known.
+    /// Without /proc, and with swap, what a handler has served is not known.
     #[error(
-        "which pages the guest has changed is not known without /proc; mount it, turn on track_dirty_pages, or take a Full snapshot"
+        "which pages have been served is not known without /proc where there is swap; mount /proc, turn swap off, or take a Full \
+         snapshot"
     )]
     Unknown,
     /// The file system stores more than the pages that were written.

@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use super::Error;
 
@@ -11,32 +13,42 @@ use super::Error;
 const PIECE: usize = 64 << 10;
 
 /// Where the next data begins, at `offset` or behind it; none when there is only a hole.
-pub(super) fn data(file: &File, offset: u64) -> Result<Option<u64>, Error> {
+pub(super) fn data(file: &File, offset: u64) -> io::Result<Option<u64>> {
     match seek(file, offset, libc::SEEK_DATA) {
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-        found => found.map(Some).map_err(|source| Error::Copy { offset, source }),
+        found => found.map(Some),
     }
 }
 
 /// Where the data at `offset` ends.
-pub(super) fn hole(file: &File, offset: u64) -> Result<u64, Error> {
+pub(super) fn hole(file: &File, offset: u64) -> io::Result<u64> {
     match seek(file, offset, libc::SEEK_HOLE) {
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(offset),
-        found => found.map_err(|source| Error::Copy { offset, source }),
+        found => found,
     }
 }
 
-/// Copies the data of the first `size` bytes of `from` to the same places of `into`, and returns how many bytes that were.
-pub(super) fn copy(from: &File, into: &File, size: u64) -> Result<u64, Error> {
-    let refused = |offset, source| Error::Copy { offset, source };
+/// Copies the data of the first `size` bytes of `from` to the same places of `into`, which is at `path`, and returns how many
+/// bytes that were.
+pub(super) fn copy(from: &File, into: &File, size: u64, path: &Path) -> Result<u64, Error> {
+    let refused = |offset, source| Error::Copy {
+        path: path.to_owned(),
+        offset,
+        source,
+    };
     // Where the file ends would look like a hole.
     let found = from.metadata().map_err(|source| refused(0, source))?.len();
     if found < size {
         return Err(refused(found, io::ErrorKind::UnexpectedEof.into()));
     }
     let (mut at, mut copied) = (0, 0);
-    while let Some(start) = data(from, at)?.filter(|start| *start < size) {
-        let end = hole(from, start)?.min(size);
+    loop {
+        let start = data(from, at).map_err(|source| refused(at, source))?;
+        let Some(start) = start.filter(|start| *start < size) else {
+            return Ok(copied);
+        };
+        let end = hole(from, start).map_err(|source| refused(start, source))?;
+        let end = end.min(size);
         at = start;
         while at < end {
             let count = copy_some(from, into, at, end - at).map_err(|source| refused(at, source))?;
@@ -44,7 +56,6 @@ pub(super) fn copy(from: &File, into: &File, size: u64) -> Result<u64, Error> {
             copied += count;
         }
     }
-    Ok(copied)
 }
 
 fn copy_some(from: &File, into: &File, offset: u64, length: u64) -> io::Result<u64> {
@@ -98,6 +109,50 @@ fn copy_within_kernel(from: &File, into: &File, offset: u64, length: usize) -> i
         )
     };
     u64::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Has the file system keep space for `range`, whose content stays what it is. One that cannot does nothing.
+pub(super) fn reserve(file: &File, range: Range<u64>) -> io::Result<()> {
+    match allocate(file, libc::FALLOC_FL_KEEP_SIZE, &range) {
+        Err(error) if other_way(&error) => Ok(()),
+        done => done,
+    }
+}
+
+/// Makes zeros of `range`: a hole, where the file system makes holes.
+pub(super) fn clear(file: &File, range: Range<u64>) -> io::Result<()> {
+    match allocate(
+        file,
+        libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE,
+        &range,
+    ) {
+        Err(error) if other_way(&error) => {}
+        done => return done,
+    }
+    let zeros = vec![0; PIECE];
+    let mut at = range.start;
+    while at < range.end {
+        let left = usize::try_from(range.end - at).map_or(PIECE, |left| left.min(PIECE));
+        file.write_all_at(&zeros[..left], at)?;
+        at += left as u64;
+    }
+    Ok(())
+}
+
+fn allocate(file: &File, mode: libc::c_int, range: &Range<u64>) -> io::Result<()> {
+    let start = libc::off_t::try_from(range.start).map_err(io::Error::other)?;
+    let length = libc::off_t::try_from(range.end - range.start).map_err(io::Error::other)?;
+    loop {
+        // SAFETY: fallocate touches no memory of ours.
+        let done = unsafe { libc::fallocate(file.as_raw_fd(), mode, start, length) };
+        if done == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
 }
 
 /// Moves the file's position, which nobody uses: all reads and writes say where.

@@ -3,14 +3,16 @@
 //! The regions follow each other in the file by address. Two kinds of file are written:
 //!
 //! - [`full`]: all of the memory. Pages that were never touched and pages of zeros are holes.
-//! - [`diff`]: the pages that differ from a base, and nothing else. They are data even when they are zeros, so that a hole
-//!   always means a page of the base; a file system that keeps no holes of single pages is refused. Where a file of the
-//!   memory's size is there already, it is taken for the base and the pages are written into it.
+//! - [`Difference`]: the pages that differ from a base, and nothing else. They are data even when they are zeros, so that a
+//!   hole always means a page of the base; a file system that keeps no holes of single pages is refused. Where a file of the
+//!   memory's size is there already, it is taken for the base and the pages are written into it. Memory that was not
+//!   restored has no base: the file then holds all of it, like that of [`full`].
 //!
 //! Guest memory is written from where it is, in runs of pages; what that takes does not grow with the guest. The vCPUs are
 //! parked and the devices quiet from before the first call until it returns; after that the guest may run, while
 //! [`Dump::commit`] brings the file to the disk.
 
+mod compare;
 mod error;
 mod extents;
 mod output;
@@ -25,6 +27,7 @@ use snapshot::{GuestMemory, Replacement};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::pagemap::{Pagemap, Wanted};
+use compare::{Resident, compared};
 pub use error::Error;
 use output::{Output, Part, Zeros};
 
@@ -46,18 +49,13 @@ pub struct Source<'a> {
     pub memory: &'a GuestMemory,
     /// Where it came from.
     pub origin: Origin<'a>,
-    /// How to ask for its pages; none where there is no /proc. A full file then takes a look at every page, and one of an image
-    /// file that was cut short raises SIGBUS.
+    /// How to ask for its pages; none where there is no /proc.
+    ///
+    /// Without it, fresh memory is looked at page by page, and a page of an image file that was cut short raises SIGBUS. What a
+    /// memory file was mapped as is compared with that file, but for the pages that mincore(2) says are not there. It does
+    /// not say so where there is swap, nor to who could not write the file: each page is then looked at, which takes page
+    /// cache for the holes of the file, and on tmpfs fills them.
     pub pagemap: Option<&'a Pagemap>,
-}
-
-/// Which pages a difference holds.
-#[derive(Clone, Copy, Debug)]
-pub enum Changed<'a> {
-    /// Those that were written since the memory was mapped; in fresh memory, all that were touched.
-    Written,
-    /// These, as guest-physical addresses of whole pages: what a dirty log says.
-    Listed(&'a [Range<u64>]),
 }
 
 /// How much was written.
@@ -94,14 +92,28 @@ impl Dump {
         self.written
     }
 
-    /// Brings the file to the disk and gives it its name.
+    /// Brings the file to the disk.
     ///
     /// # Errors
     /// [`Error::Replace`], or [`Error::Sync`] for a base.
-    pub fn commit(self) -> Result<Written, Error> {
+    pub fn sync(&mut self) -> Result<(), Error> {
+        match &mut self.target {
+            Target::New(replacement) => replacement.sync().map_err(Error::Replace),
+            Target::Base(file, path) => file.sync_all().map_err(|source| Error::Sync {
+                path: path.clone(),
+                source,
+            }),
+        }
+    }
+
+    /// Brings the file to the disk and gives it its name.
+    ///
+    /// # Errors
+    /// As [`sync`](Self::sync).
+    pub fn commit(mut self) -> Result<Written, Error> {
         match self.target {
             Target::New(replacement) => replacement.commit().map_err(Error::Replace)?,
-            Target::Base(file, path) => file.sync_all().map_err(|source| Error::Sync { path, source })?,
+            Target::Base(..) => self.sync()?,
         }
         Ok(self.written)
     }
@@ -114,18 +126,17 @@ impl Dump {
 pub fn full(source: &Source<'_>, path: &Path) -> Result<Dump, Error> {
     let target = create(source, path)?;
     let mut output = Output::new(target.file(), path);
-    if let (Origin::Mapped(base), Some(pagemap)) = (source.origin, source.pagemap) {
-        // What the file has is copied by the kernel, which does not bring its holes into memory as a look at them would.
-        output.copied(extents::copy(base, target.file(), size(source))?);
-        for part in parts(source) {
-            private(&part?, pagemap, &mut output)?;
+    match source.origin {
+        Origin::Mapped(base) => {
+            // What the file has is copied by the kernel, which does not bring its holes into memory as a look at them would.
+            output.copied(extents::copy(base, target.file(), size(source), path)?);
+            changed(source, &mut output)?;
         }
-    } else {
-        for part in parts(source) {
-            let part = part?;
-            match (source.origin, source.pagemap) {
-                (Origin::Fresh, Some(pagemap)) => fresh(&part, pagemap, Zeros::Holes, &mut output)?,
-                _ => output.put(&part, part.range(), Zeros::Holes)?,
+        Origin::Fresh => changed(source, &mut output)?,
+        Origin::Served => {
+            for part in parts(source) {
+                let part = part?;
+                output.put(&part, part.range(), Zeros::Holes)?;
             }
         }
     }
@@ -136,34 +147,67 @@ pub fn full(source: &Source<'_>, path: &Path) -> Result<Dump, Error> {
     })
 }
 
-/// Writes the pages that changed: into the file at `path` if it is as long as the memory, else to a new file that will
+/// Where the pages that changed will go: into the file at a path if it is as long as the memory, else to a new file that will
 /// replace what is there.
 ///
 /// To write into a base changes the memory of every VM that maps it, except where that VM has written itself; and a base
 /// that was written in part is neither what it was nor what it should be. So its state file is removed before.
-///
-/// # Errors
-/// Any [`Error`]; nothing of a new file is left behind then. [`Error::Unknown`] when the kernel cannot be asked what changed.
-pub fn diff(source: &Source<'_>, changed: Changed<'_>, path: &Path) -> Result<Dump, Error> {
-    let size = size(source);
-    let target = match base(path, size)? {
-        Some(file) => Target::Base(file, path.to_owned()),
-        None => Target::New(create(source, path)?),
-    };
-    let (file, merged) = match &target {
-        Target::New(replacement) => (replacement.file(), false),
-        Target::Base(file, _) => (file, true),
-    };
-    let mut output = Output::new(file, path);
-    match changed {
-        Changed::Listed(ranges) => listed(source, ranges, &mut output)?,
-        Changed::Written => written(source, &mut output)?,
+#[derive(Debug)]
+#[must_use = "the pages are written by write()"]
+pub struct Difference {
+    target: Target,
+    path: PathBuf,
+}
+
+impl Difference {
+    /// Makes the file, or sees to it that the base has the space on the disk. The base's content stays what it is.
+    ///
+    /// # Errors
+    /// Any [`Error`]; nothing of a new file is left behind then. [`Error::Unknown`] when it cannot be found out what changed.
+    pub fn prepare(source: &Source<'_>, path: &Path) -> Result<Self, Error> {
+        let target = match base(path, size(source))? {
+            Some(file) => {
+                let mut reserve = Output::reserving(&file, path);
+                changed(source, &mut reserve)?;
+                Target::Base(file, path.to_owned())
+            }
+            None => Target::New(create(source, path)?),
+        };
+        let path = path.to_owned();
+        Ok(Self { target, path })
     }
-    if !merged {
-        output.check_holes(size)?;
+
+    /// Whether the pages go into a file that is there already.
+    pub fn is_merged(&self) -> bool {
+        matches!(self.target, Target::Base(..))
     }
-    let written = output.written(size, merged);
-    Ok(Dump { target, written })
+
+    /// Writes the pages that were written since the memory was mapped; of fresh memory, all that were touched.
+    ///
+    /// # Errors
+    /// As [`prepare`](Self::prepare).
+    pub fn write(self, source: &Source<'_>) -> Result<Dump, Error> {
+        let Self { target, path } = self;
+        let size = size(source);
+        let (file, merged) = match &target {
+            Target::New(replacement) => (replacement.file(), false),
+            Target::Base(file, _) => (file, true),
+        };
+        let fresh = matches!(source.origin, Origin::Fresh);
+        // Where fresh memory was not touched there are zeros, whatever the file had there.
+        let mut output = if fresh && merged {
+            Output::clearing(file, &path)
+        } else {
+            Output::new(file, &path)
+        };
+        changed(source, &mut output)?;
+        output.finish(size)?;
+        if !fresh && !merged {
+            output.check_holes(size)?;
+        }
+        let written = output.written(size, merged);
+        Ok(Dump { target, written })
+    }
 }
 
 /// Writes the pages of the difference at `diff` into the file at `base`, and syncs it.
@@ -190,7 +234,7 @@ pub fn merge(diff: &Path, base: &Path) -> Result<Written, Error> {
         });
     }
     let mut output = Output::new(&into, base);
-    output.copied(extents::copy(&from, &into, size)?);
+    output.copied(extents::copy(&from, &into, size, base)?);
     let written = output.written(size, true);
     into.sync_all().map_err(|source| Error::Sync {
         path: base.to_owned(),
@@ -236,29 +280,44 @@ fn base(path: &Path, size: u64) -> Result<Option<File>, Error> {
     })
 }
 
+/// What was touched of fresh memory, and what differs of memory that was restored.
+fn changed(source: &Source<'_>, output: &mut Output<'_>) -> Result<(), Error> {
+    for part in parts(source) {
+        let part = part?;
+        match (source.origin, source.pagemap) {
+            (Origin::Fresh, Some(pagemap)) => fresh(&part, pagemap, output)?,
+            (Origin::Fresh, None) => output.put(&part, part.range(), Zeros::Holes)?,
+            // What a handler has not served yet is not there, and is the base's.
+            (Origin::Mapped(_) | Origin::Served, Some(pagemap)) => private(&part, pagemap, output)?,
+            (Origin::Mapped(base), None) => compared(source.memory, &part, base, Resident::here(), output)?,
+            (Origin::Served, None) => served(&part, Resident::here(), output)?,
+        }
+    }
+    Ok(())
+}
+
 /// What was touched of memory that began as zeros, and what is mapped over it from files, touched or not.
-fn fresh(part: &Part<'_>, pagemap: &Pagemap, zeros: Zeros, output: &mut Output<'_>) -> Result<(), Error> {
+fn fresh(part: &Part<'_>, pagemap: &Pagemap, output: &mut Output<'_>) -> Result<(), Error> {
     let host = part.host();
     let mut at = host.start;
     for file in pagemap.mapped_files(&host).map_err(Error::Pages)? {
-        touched(part, pagemap, at..file.start, zeros, output)?;
+        touched(part, pagemap, at..file.start, output)?;
         at = file.end;
         // Not looked at before it is written: if the file was cut short, the kernel says so where we would get SIGBUS.
         output.put(part, part.offsets(&file), Zeros::Data)?;
     }
-    touched(part, pagemap, at..host.end, zeros, output)
+    touched(part, pagemap, at..host.end, output)
 }
 
 fn touched(
     part: &Part<'_>,
     pagemap: &Pagemap,
     host: Range<u64>,
-    zeros: Zeros,
     output: &mut Output<'_>,
 ) -> Result<(), Error> {
     for run in pagemap.runs(host, Wanted::Touched) {
         let run = run.map_err(Error::Pages)?;
-        output.put(part, part.offsets(&run), zeros)?;
+        output.put(part, part.offsets(&run), Zeros::Holes)?;
     }
     Ok(())
 }
@@ -272,26 +331,14 @@ fn private(part: &Part<'_>, pagemap: &Pagemap, output: &mut Output<'_>) -> Resul
     Ok(())
 }
 
-fn written(source: &Source<'_>, output: &mut Output<'_>) -> Result<(), Error> {
-    let pagemap = source.pagemap.ok_or(Error::Unknown)?;
-    for part in parts(source) {
-        match source.origin {
-            Origin::Fresh => fresh(&part?, pagemap, Zeros::Data, output)?,
-            // What a handler has not served yet is not there, and is the base's.
-            Origin::Mapped(_) | Origin::Served => private(&part?, pagemap, output)?,
-        }
+/// What was served or written, as far as the kernel tells without /proc.
+fn served(part: &Part<'_>, resident: Resident, output: &mut Output<'_>) -> Result<(), Error> {
+    // To look at a page that is not there would be to have it served.
+    if resident == Resident::Unknown {
+        return Err(Error::Unknown);
     }
-    Ok(())
-}
-
-fn listed(source: &Source<'_>, ranges: &[Range<u64>], output: &mut Output<'_>) -> Result<(), Error> {
-    for range in ranges {
-        let parts = parts(source).collect::<Result<Vec<_>, _>>()?;
-        let part = parts.iter().find(|part| part.guest().contains(&range.start));
-        let part = part.filter(|part| range.end <= part.guest().end);
-        let part = part.ok_or_else(|| Error::Outside(range.clone()))?;
-        let start = part.guest().start;
-        output.put(part, range.start - start..range.end - start, Zeros::Data)?;
+    for run in resident.runs(part) {
+        output.put(part, run, Zeros::Data)?;
     }
     Ok(())
 }

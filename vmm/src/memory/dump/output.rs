@@ -54,6 +54,11 @@ impl<'a> Part<'a> {
         self.guest..self.guest + self.range().end
     }
 
+    /// Its place in the file.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// Addresses in this process.
     pub fn host(&self) -> Range<u64> {
         let start = self.slice.ptr_guard().as_ptr().addr() as u64;
@@ -66,7 +71,7 @@ impl<'a> Part<'a> {
         host.start.saturating_sub(start)..host.end.saturating_sub(start)
     }
 
-    fn slice(&self, range: &Range<u64>) -> Result<VolatileSlice<'a>, Error> {
+    pub fn slice(&self, range: &Range<u64>) -> Result<VolatileSlice<'a>, Error> {
         let outside = || Error::Outside(self.guest + range.start..self.guest + range.end);
         let start = usize::try_from(range.start).map_err(|_| outside())?;
         let length = usize::try_from(range.end - range.start).map_err(|_| outside())?;
@@ -74,13 +79,26 @@ impl<'a> Part<'a> {
     }
 }
 
+/// What is done with pages and with what is between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Deed {
+    /// Pages are written, and the rest stays as it is.
+    Write,
+    /// Pages are written, and the rest becomes holes.
+    WriteAndClear,
+    /// Nothing changes, but there will be space on the disk for the pages.
+    Reserve,
+}
+
 /// The file, and what has been written to it.
 #[derive(Debug)]
 pub(super) struct Output<'a> {
     file: &'a File,
     path: &'a Path,
+    deed: Deed,
     bytes: u64,
     first: Option<Range<u64>>,
+    end: u64,
 }
 
 impl<'a> Output<'a> {
@@ -88,9 +106,33 @@ impl<'a> Output<'a> {
         Self {
             file,
             path,
+            deed: Deed::Write,
             bytes: 0,
             first: None,
+            end: 0,
         }
+    }
+
+    /// One that makes holes of what it does not write. The pages must come in their order, and [`finish`](Self::finish) last.
+    pub fn clearing(file: &'a File, path: &'a Path) -> Self {
+        Self {
+            deed: Deed::WriteAndClear,
+            ..Self::new(file, path)
+        }
+    }
+
+    /// One that only finds out whether the disk has the space, and takes it.
+    pub fn reserving(file: &'a File, path: &'a Path) -> Self {
+        Self {
+            deed: Deed::Reserve,
+            ..Self::new(file, path)
+        }
+    }
+
+    /// What goes wrong with another file.
+    pub fn not_copied(&self, offset: u64, source: io::Error) -> Error {
+        let path = self.path.to_owned();
+        Error::Copy { path, offset, source }
     }
 
     /// Counts what came from another file.
@@ -127,7 +169,41 @@ impl<'a> Output<'a> {
         self.write(part, start..range.end)
     }
 
+    /// Ends a file of `size` bytes.
+    pub fn finish(&mut self, size: u64) -> Result<(), Error> {
+        self.clear(size)
+    }
+
+    /// Makes a hole from the last page that was written to `until`, if that is to be done.
+    fn clear(&mut self, until: u64) -> Result<(), Error> {
+        if self.deed != Deed::WriteAndClear || until <= self.end {
+            return Ok(());
+        }
+        extents::clear(self.file, self.end..until).map_err(|source| Error::Write {
+            path: self.path.to_owned(),
+            offset: self.end,
+            length: until - self.end,
+            source,
+        })
+    }
+
+    fn reserve(&self, offset: u64, length: u64) -> Result<(), Error> {
+        extents::reserve(self.file, offset..offset + length).map_err(|source| Error::Write {
+            path: self.path.to_owned(),
+            offset,
+            length,
+            source,
+        })
+    }
+
     fn write(&mut self, part: &Part<'_>, range: Range<u64>) -> Result<(), Error> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        if self.deed == Deed::Reserve {
+            return self.reserve(part.offset + range.start, range.end - range.start);
+        }
+        self.clear(part.offset + range.start)?;
         let mut at = range.start;
         while at < range.end {
             let slice = part.slice(&(at..range.end))?;
@@ -144,7 +220,7 @@ impl<'a> Output<'a> {
                     return Err(Error::Write {
                         path: self.path.to_owned(),
                         offset,
-                        length: slice.len(),
+                        length: slice.len() as u64,
                         source,
                     });
                 }
@@ -156,6 +232,7 @@ impl<'a> Output<'a> {
 
     fn note(&mut self, range: Range<u64>) {
         self.bytes += range.end - range.start;
+        self.end = range.end;
         match &mut self.first {
             Some(first) if first.end == range.start => first.end = range.end,
             Some(_) => {}
@@ -166,10 +243,9 @@ impl<'a> Output<'a> {
     /// Looks whether the file system has kept what is before and behind the first run as holes.
     pub fn check_holes(&self, size: u64) -> Result<(), Error> {
         let first = self.first.clone().unwrap_or(size..size);
-        let (data, hole) = (
-            extents::data(self.file, 0)?,
-            extents::hole(self.file, first.start)?,
-        );
+        let failed = |source| self.not_copied(first.start, source);
+        let data = extents::data(self.file, 0).map_err(failed)?;
+        let hole = extents::hole(self.file, first.start).map_err(failed)?;
         if data.unwrap_or(size) == first.start && (first.is_empty() || hole == first.end) {
             return Ok(());
         }

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::compare::Resident;
 use super::output::{Output, Part, Zeros};
-use super::{Changed, Dump, Error, Origin, Source, diff, extents, full, merge};
+use super::{Difference, Dump, Error, Origin, Source, compared, extents, full, merge, parts, served};
 use crate::GuestMemory;
 use crate::memory::{Pagemap, allocate, map_file, map_snapshot, memfd, page_size};
 
@@ -126,6 +127,10 @@ fn base(folder: &Folder) -> (PathBuf, File) {
     (path, file)
 }
 
+fn diff(source: &Source<'_>, path: &Path) -> Result<Dump, Error> {
+    Difference::prepare(source, path)?.write(source)
+}
+
 fn commit(dump: Result<Dump, Error>) -> u64 {
     dump.unwrap().commit().unwrap().pages
 }
@@ -207,11 +212,7 @@ fn a_difference_has_what_was_written_and_zeros_too() {
         fill(&memory, number, value);
     }
     let path = folder.path("diff");
-    let pages = commit(diff(
-        &source(&memory, Origin::Mapped(&file), &pagemap),
-        Changed::Written,
-        &path,
-    ));
+    let pages = commit(diff(&source(&memory, Origin::Mapped(&file), &pagemap), &path));
     assert_eq!(data(&path), [1, 8, 9, LOW]);
     assert_eq!(pages, 4);
     let written = merge(&path, &base_path).unwrap();
@@ -226,11 +227,7 @@ fn a_difference_of_nothing_is_a_hole() {
     let memory = map_snapshot(&regions(), &file).unwrap();
     let path = folder.path("diff");
     assert_eq!(
-        commit(diff(
-            &source(&memory, Origin::Mapped(&file), &pagemap),
-            Changed::Written,
-            &path
-        )),
+        commit(diff(&source(&memory, Origin::Mapped(&file), &pagemap), &path)),
         0
     );
     assert!(data(&path).is_empty());
@@ -245,25 +242,17 @@ fn a_difference_goes_into_a_base_that_is_there() {
     fill(&memory, 9, 0);
     fill(&memory, 12, 12);
     let inode = fs::metadata(&path).unwrap().ino();
-    let written = diff(
-        &source(&memory, Origin::Mapped(&file), &pagemap),
-        Changed::Written,
-        &path,
-    )
-    .unwrap()
-    .commit()
-    .unwrap();
+    let written = diff(&source(&memory, Origin::Mapped(&file), &pagemap), &path)
+        .unwrap()
+        .commit()
+        .unwrap();
     assert!(written.merged);
     assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
     assert_eq!(fs::read(&path).unwrap(), content(&memory));
     // A file of another length is no base, and is replaced.
     let path = folder.path("short");
     fs::write(&path, "short").unwrap();
-    commit(diff(
-        &source(&memory, Origin::Mapped(&file), &pagemap),
-        Changed::Written,
-        &path,
-    ));
+    commit(diff(&source(&memory, Origin::Mapped(&file), &pagemap), &path));
     assert_eq!(data(&path), [9, 12]);
 }
 
@@ -274,38 +263,9 @@ fn a_first_difference_of_fresh_memory_is_all_of_it() {
     map_file(&memory, address(20), &image, 0, page()).unwrap();
     fill(&memory, 3, 0);
     let path = folder.path("diff");
-    commit(diff(
-        &source(&memory, Origin::Fresh, &pagemap),
-        Changed::Written,
-        &path,
-    ));
-    assert_eq!(data(&path), [3, 20]);
+    commit(diff(&source(&memory, Origin::Fresh, &pagemap), &path));
+    assert_eq!(data(&path), [20], "zeros are holes, since there is no base");
     assert_eq!(fs::read(&path).unwrap(), content(&memory));
-}
-
-#[test]
-fn a_dirty_log_may_say_what_changed() {
-    let (folder, memory) = (Folder::new(), fresh());
-    fill(&memory, 2, 2);
-    fill(&memory, LOW + 1, 3);
-    let source = Source {
-        memory: &memory,
-        origin: Origin::Fresh,
-        pagemap: None,
-    };
-    let range = |first: u64, count| address(first).0..address(first).0 + count * page_size();
-    let path = folder.path("diff");
-    let ranges = [range(2, 2), range(LOW, PAGES - LOW)];
-    commit(diff(&source, Changed::Listed(&ranges), &path));
-    let expected: Vec<_> = [2, 3].into_iter().chain(LOW..PAGES).collect();
-    assert_eq!(data(&path), expected);
-    assert_eq!(fs::read(&path).unwrap(), content(&memory));
-    fs::remove_file(&path).unwrap();
-    for wrong in [range(LOW - 1, 2), range(PAGES, 1), range(PAGES - 1, 2)] {
-        let error = diff(&source, Changed::Listed(&[wrong]), &path).unwrap_err();
-        assert!(matches!(error, Error::Outside(_)), "{error}");
-    }
-    assert_eq!(folder.files(), 0);
 }
 
 #[test]
@@ -323,11 +283,129 @@ fn without_proc_a_full_file_is_the_same() {
     commit(full(&source, &path));
     assert_eq!(data(&path), [3, PAGES - 1]);
     let other = folder.path("diff");
-    assert!(matches!(
-        diff(&source, Changed::Written, &other),
-        Err(Error::Unknown)
-    ));
-    assert_eq!(folder.files(), 1);
+    commit(diff(&source, &other));
+    assert_eq!(fs::read(&other).unwrap(), fs::read(&path).unwrap());
+}
+
+/// What `resident` finds to differ from `base`.
+fn compare(memory: &GuestMemory, base: &File, resident: Resident, path: &Path) -> Vec<u64> {
+    let file = File::create_new(path).unwrap();
+    file.set_len(PAGES * page_size()).unwrap();
+    let blind = Source {
+        memory,
+        origin: Origin::Mapped(base),
+        pagemap: None,
+    };
+    let mut output = Output::new(&file, path);
+    for part in parts(&blind) {
+        compared(memory, &part.unwrap(), base, resident, &mut output).unwrap();
+    }
+    data(path)
+}
+
+#[test]
+fn without_proc_what_differs_is_found_by_comparing() {
+    let folder = Folder::new();
+    let (_, file) = base(&folder);
+    let memory = map_snapshot(&regions(), &file).unwrap();
+    for (number, value) in [(1, 0), (4, 44), (9, 3), (LOW - 1, 1), (LOW, 7), (PAGES - 1, 1)] {
+        fill(&memory, number, value);
+    }
+    // Written, and the same: no difference, whatever the kernel would say.
+    fill(&memory, 2, 2);
+    fill(&memory, 8, 0);
+    memory
+        .write_obj(1_u8, GuestAddress(13 * page_size() - 1))
+        .unwrap();
+    let expected = [1, 4, 9, 12, LOW - 1, LOW, PAGES - 1];
+    assert_eq!(
+        compare(&memory, &file, Resident::Known, &folder.path("known")),
+        expected
+    );
+    assert_eq!(
+        compare(&memory, &file, Resident::Unknown, &folder.path("unknown")),
+        expected
+    );
+}
+
+#[test]
+fn without_proc_holes_that_nobody_touched_stay_out_of_memory() {
+    let file = memfd(c"base", b"").unwrap();
+    file.set_len(PAGES * page_size()).unwrap();
+    let memory = map_snapshot(&regions(), &file).unwrap();
+    fill(&memory, 5, 1);
+    let folder = Folder::new();
+    let blocks = || file.metadata().unwrap().blocks();
+    // What is written is first brought into memory as it was.
+    let before = blocks();
+    let found = compare(&memory, &file, Resident::Known, &folder.path("known"));
+    assert_eq!((found, blocks()), (vec![5], before));
+}
+
+#[test]
+fn without_proc_what_a_handler_served_is_known_where_there_is_no_swap() {
+    let (folder, memory) = (Folder::new(), fresh());
+    fill(&memory, 3, 0);
+    fill(&memory, PAGES - 1, 1);
+    let path = folder.path("served");
+    let file = File::create_new(&path).unwrap();
+    file.set_len(PAGES * page_size()).unwrap();
+    let blind = Source {
+        memory: &memory,
+        origin: Origin::Served,
+        pagemap: None,
+    };
+    let mut output = Output::new(&file, &path);
+    for part in parts(&blind) {
+        let part = part.unwrap();
+        served(&part, Resident::Known, &mut output).unwrap();
+        let error = served(&part, Resident::Unknown, &mut output).unwrap_err();
+        assert!(matches!(error, Error::Unknown), "{error}");
+    }
+    assert_eq!(data(&path), [3, PAGES - 1]);
+}
+
+#[test]
+fn a_difference_of_fresh_memory_stands_alone_whatever_was_there() {
+    let (folder, pagemap, memory) = (Folder::new(), Pagemap::open().unwrap(), fresh());
+    let image = memfd(c"image", &vec![9; page()]).unwrap();
+    map_file(&memory, address(20), &image, 0, page()).unwrap();
+    for number in [0, 3, 40, LOW] {
+        fill(&memory, number, 5);
+    }
+    fill(&memory, 40, 0);
+    let path = folder.path("memory");
+    for pagemap in [Some(&pagemap), None] {
+        // Another guest's.
+        fs::write(&path, vec![0xee; bytes(PAGES)]).unwrap();
+        let inode = fs::metadata(&path).unwrap().ino();
+        let source = Source {
+            memory: &memory,
+            origin: Origin::Fresh,
+            pagemap,
+        };
+        let written = diff(&source, &path).unwrap().commit().unwrap();
+        assert_eq!((written.pages, written.merged), (4, true));
+        assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
+        assert_eq!(fs::read(&path).unwrap(), content(&memory));
+        assert_eq!(data(&path), [0, 3, 20, LOW]);
+    }
+}
+
+#[test]
+fn a_base_is_as_it_was_until_its_difference_is_written() {
+    let (folder, pagemap) = (Folder::new(), Pagemap::open().unwrap());
+    let (path, file) = base(&folder);
+    let memory = map_snapshot(&regions(), &file).unwrap();
+    fill(&memory, 4, 44);
+    fill(&memory, 5, 55);
+    let before = fs::read(&path).unwrap();
+    let source = source(&memory, Origin::Mapped(&file), &pagemap);
+    let difference = Difference::prepare(&source, &path).unwrap();
+    assert!(difference.is_merged());
+    assert_eq!(fs::read(&path).unwrap(), before);
+    commit(difference.write(&source));
+    assert_eq!(fs::read(&path).unwrap(), content(&memory));
 }
 
 #[test]
@@ -379,7 +457,7 @@ fn data_is_copied_between_file_systems() {
     let (path, file) = base(&folder);
     let copy = memfd(c"copy", b"").unwrap();
     copy.set_len(PAGES * page_size()).unwrap();
-    let count = extents::copy(&file, &copy, PAGES * page_size()).unwrap();
+    let count = extents::copy(&file, &copy, PAGES * page_size(), Path::new("copy")).unwrap();
     assert_eq!(count, PAGES / 4 * 3 * page_size());
     let mut copied = vec![0; bytes(PAGES)];
     copy.read_exact_at(&mut copied, 0).unwrap();
@@ -461,11 +539,20 @@ proptest! {
         let (full_path, diff_path) = (folder.path("full"), folder.path("diff"));
         commit(full(&source, &full_path));
         prop_assert_eq!(fs::read(&full_path).unwrap(), &expected[..]);
-        commit(diff(&source, Changed::Written, &diff_path));
+        commit(diff(&source, &diff_path));
         let mut changed: Vec<_> = writes.iter().map(|(number, _)| *number).collect();
         changed.sort_unstable();
         changed.dedup();
         prop_assert_eq!(data(&diff_path), changed);
+        let (full_blind, diff_blind) = (folder.path("full-blind"), folder.path("diff-blind"));
+        let blind = Source { pagemap: None, ..source };
+        commit(full(&blind, &full_blind));
+        prop_assert_eq!(fs::read(&full_blind).unwrap(), &expected[..]);
+        commit(diff(&blind, &diff_blind));
+        let copy = folder.path("copy");
+        fs::copy(&base_path, &copy).unwrap();
+        merge(&diff_blind, &copy).unwrap();
+        prop_assert!(fs::read(&copy).unwrap() == expected);
         merge(&diff_path, &base_path).unwrap();
         prop_assert!(fs::read(&base_path).unwrap() == expected);
     }
