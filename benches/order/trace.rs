@@ -23,13 +23,15 @@ impl Traced {
     /// # Errors
     /// The kernel's.
     pub fn start(mut command: Command) -> io::Result<Self> {
-        // SAFETY: between fork and exec there is but this one system call.
-        unsafe {
-            command.pre_exec(|| match libc::ptrace(libc::PTRACE_TRACEME) {
+        let traced = || {
+            // SAFETY: this thread, the only one of a new process, asks to be traced by its parent; no memory is touched.
+            match unsafe { libc::ptrace(libc::PTRACE_TRACEME) } {
                 0 => Ok(()),
                 _ => Err(io::Error::last_os_error()),
-            });
-        }
+            }
+        };
+        // SAFETY: between fork and exec, it makes but that one system call.
+        unsafe { command.pre_exec(traced) };
         let (sender, receiver) = mpsc::channel();
         let thread = thread::spawn(move || {
             let child = command.spawn();
