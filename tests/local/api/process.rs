@@ -3,10 +3,11 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Instant;
 
-use super::served::{Folder, Served, fifo};
+use super::served::{Folder, Served, connect, fifo};
 use crate::guest::LIMIT;
 use crate::guests::{file, program};
 
@@ -167,4 +168,23 @@ fn files_that_clients_named_stay() {
     served.act("InstanceStart");
     served.ends_with(0);
     assert!(fs::exists(log).unwrap() && fs::exists(metrics).unwrap());
+}
+
+#[test]
+fn no_file_becomes_the_console_because_a_standard_descriptor_is_closed() {
+    let folder = Folder::new();
+    let socket = folder.path("s");
+    let mut child = Command::new("sh")
+        .args(["-c", r#"exec "$0" --api-sock "$1" <&- >&- 2>&-"#])
+        .arg(program())
+        .arg(&socket)
+        .spawn()
+        .unwrap();
+    connect(Path::new(&socket));
+    for descriptor in 0..3 {
+        let open = fs::read_link(format!("/proc/{}/fd/{descriptor}", child.id())).unwrap();
+        assert_eq!(open, Path::new("/dev/null"), "descriptor {descriptor}");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
