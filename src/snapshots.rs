@@ -11,7 +11,7 @@ use std::time::Duration;
 use api::client::{self, Client};
 use serde_json::{Value, json};
 use vmm::control::thaw::Contents;
-use vmm::control::{freeze, thaw};
+use vmm::control::{first_touch, freeze, thaw};
 use vmm::memory::Bytes;
 
 use crate::args::Take;
@@ -124,7 +124,7 @@ impl Vm {
     }
 }
 
-/// What is in the snapshot in `folder`, or in the state file at that path.
+/// What is in the snapshot in `folder`, or in the state file or working set at that path.
 ///
 /// # Errors
 /// [`Error::Read`]
@@ -134,6 +134,16 @@ pub fn info(folder: &Path) -> Result<String, Error> {
     } else {
         folder.to_owned()
     };
+    if let Ok((header, touched, written)) = first_touch::describe(&state) {
+        let page = u64::from(header.host.page_size);
+        return Ok(format!(
+            "working set  {}\nmemory       {}\ntouched      {touched} pages, {}\nwritten      {written} of them, {}\n",
+            state.display(),
+            Bytes(header.memory),
+            Bytes(touched * page),
+            Bytes(written * page)
+        ));
+    }
     let (header, config) = thaw::describe(&state).map_err(Error::Read)?;
     let mut text = String::new();
     let mut line = |name: &str, value: String| {

@@ -124,13 +124,8 @@ impl Replacement {
             path: path.to_owned(),
             source,
         };
-        let path = self.path.clone();
-        self.file.sync_all().map_err(|source| sync(&path, source))?;
-        if let Some(temporary) = &self.temporary {
-            fs::rename(temporary, &path).map_err(|source| Error::Rename { path, source })?;
-        }
-        // From here on the temporary name may be another process's.
-        self.temporary = None;
+        self.file.sync_all().map_err(|source| sync(&self.path, source))?;
+        self.rename()?;
         let folder = match self.path.parent() {
             Some(folder) if folder != Path::new("") => folder,
             _ => Path::new("."),
@@ -138,6 +133,27 @@ impl Replacement {
         File::open(folder)
             .and_then(|opened| opened.sync_all())
             .map_err(|source| sync(folder, source))
+    }
+
+    /// As [`commit`](Self::commit), but leaves it to the kernel when the content gets to the disk, and does not wait: for what
+    /// can be made anew. A loss of power soon after may leave a file that is cut short.
+    ///
+    /// # Errors
+    /// [`Error::Rename`]
+    pub fn commit_unsynced(mut self) -> Result<(), Error> {
+        self.rename()
+    }
+
+    fn rename(&mut self) -> Result<(), Error> {
+        if let Some(temporary) = &self.temporary {
+            fs::rename(temporary, &self.path).map_err(|source| Error::Rename {
+                path: self.path.clone(),
+                source,
+            })?;
+        }
+        // From here on the temporary name may be another process's.
+        self.temporary = None;
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 mod console;
 mod events;
 mod input;
+mod recording;
 mod signals;
 
 use std::any::Any;
@@ -16,11 +17,12 @@ use devices::serial::{Output, output};
 
 use crate::machine::Machine;
 use crate::memory::dump::Origin;
-use crate::memory::uffd;
+use crate::memory::{Preparation, uffd};
 use crate::vcpu::Ending;
 
 pub use events::run;
 pub use input::{Input, InputFilter, Verdict};
+pub(crate) use recording::Recording;
 pub use signals::{
     block as block_signals, heeded as heeded_signals, ignore_output_signals, unblock as unblock_signal,
 };
@@ -84,6 +86,9 @@ pub struct Vm {
     paused: bool,
     /// What the VM was restored from.
     base: Option<Base>,
+    /// Pages that are being made ready.
+    preparation: Option<Preparation>,
+    recording: Option<Recording>,
     input: Option<Input>,
     guard: Option<Box<dyn Any>>,
 }
@@ -94,6 +99,8 @@ impl Vm {
             machine,
             paused: false,
             base: None,
+            preparation: None,
+            recording: None,
             input,
             guard,
         }
@@ -113,6 +120,46 @@ impl Vm {
         }
     }
 
+    /// Has pages made ready, or those that the guest touches recorded.
+    pub(crate) fn follow_first_touch(
+        &mut self,
+        preparation: Option<Preparation>,
+        recording: Option<Recording>,
+    ) {
+        self.preparation = preparation;
+        self.recording = recording;
+    }
+
+    /// Makes some more pages ready; whether there are more.
+    fn prepare(&mut self) -> bool {
+        let Some(preparation) = &mut self.preparation else {
+            return false;
+        };
+        let more = preparation.advance(self.machine.memory());
+        if !more {
+            log::info!("pages of the working set that are ready: {}", preparation.ready());
+            self.preparation = None;
+        }
+        more
+    }
+
+    fn recording(&self) -> Option<&Recording> {
+        self.recording.as_ref()
+    }
+
+    /// Ends the recording of what the guest touches, if there is one that has begun.
+    pub(crate) fn record(&mut self) {
+        if self.recording().is_some_and(Recording::has_begun) {
+            self.end_recording();
+        }
+    }
+
+    fn end_recording(&mut self) {
+        if let Some(recording) = &mut self.recording {
+            recording.end(self.machine.memory());
+        }
+    }
+
     /// Where the guest's memory came from.
     pub(crate) fn origin(&self) -> Origin<'_> {
         match &self.base {
@@ -126,6 +173,9 @@ impl Vm {
     pub fn pause(&mut self) {
         if !std::mem::replace(&mut self.paused, true) {
             self.machine.pause();
+            if let Some(recording) = &mut self.recording {
+                recording.pause();
+            }
         }
     }
 
@@ -133,6 +183,9 @@ impl Vm {
     pub fn resume(&mut self) {
         if std::mem::take(&mut self.paused) {
             self.machine.unpause();
+            if let Some(recording) = &mut self.recording {
+                recording.resume();
+            }
         }
     }
 

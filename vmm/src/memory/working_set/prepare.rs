@@ -1,0 +1,177 @@
+//! Pages of a working set made ready for the guest: read where the memory file is cold, else populated.
+//!
+//! What was written is worth populating: the guest's fault on such a page takes three to four times as long as the kernel takes
+//! to populate it. What was only read is not: the kernel maps such pages together anyway, and one that is mapped for reading
+//! makes a later write dearer. Of a cold file nothing is populated, because that waits for the disk; the kernel reads it in large
+//! pieces while the guest runs.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+
+use snapshot::GuestMemory;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use super::WorkingSet;
+use crate::memory::page_size;
+
+/// Pages between two runs that are rather read as well than left out, so that there are few large reads.
+const GAP: u32 = 32;
+/// Pages that are read ahead or populated at most, 64 MiB where they have 4 KiB. A guest that had written all of its memory when
+/// it was recorded would not be quicker by that, and each of its clones as large.
+pub(super) const MOST: u32 = 16 << 10;
+/// Reads of which is found out whether the file is cold.
+const PROBES: usize = 16;
+/// Pages that are populated at a time, some 100 us.
+const PIECE: u32 = 64;
+
+/// Pages that are being made ready, piece by piece.
+#[derive(Debug)]
+pub struct Preparation {
+    rest: VecDeque<Range<u32>>,
+    ready: u32,
+}
+
+impl Preparation {
+    /// Begins with the pages of `set` in the memory `file`: where it is cold, the kernel is asked to read them, and that was all.
+    /// Never waits for the disk.
+    pub fn new(set: WorkingSet, file: &File) -> Self {
+        let rest = if read_ahead(&set.touched, file) {
+            VecDeque::new()
+        } else {
+            // One fault of the guest is often served with the pages around it if these are ready: runs come first.
+            let (runs, single): (Vec<_>, Vec<_>) = set.written.into_iter().partition(|run| run.len() > 1);
+            runs.into_iter().chain(single).collect()
+        };
+        Self { rest, ready: 0 }
+    }
+
+    /// Gives the guest its own copy of some more pages that it will write, before it does; it may run. Returns whether there are
+    /// more.
+    ///
+    /// A kernel that cannot, before Linux 5.14, is no error, nor is memory of which the host has too little: the rest is then
+    /// left to the guest. The pages count as changed from then on: a difference holds them, whether the guest has written them
+    /// or not.
+    pub fn advance(&mut self, memory: &GuestMemory) -> bool {
+        let mut left = PIECE.min(MOST - self.ready);
+        if left == 0 {
+            self.rest.clear();
+        }
+        while let Some(run) = self.rest.front_mut() {
+            let Some((host, room)) = find(memory, run.start) else {
+                self.rest.clear();
+                break;
+            };
+            let length = u32::try_from(run.len()).unwrap_or(u32::MAX).min(left).min(room);
+            if !populate(host, length) {
+                self.rest.clear();
+                break;
+            }
+            run.start += length;
+            left -= length;
+            self.ready += length;
+            if run.start == run.end {
+                self.rest.pop_front();
+            }
+            if left == 0 {
+                break;
+            }
+        }
+        !self.rest.is_empty()
+    }
+
+    /// Pages that are ready.
+    pub fn ready(&self) -> u32 {
+        self.ready
+    }
+}
+
+/// Where the page of that number in the memory file is in this process, and how many pages there are from it to the end of its
+/// region.
+fn find(memory: &GuestMemory, number: u32) -> Option<(*mut u8, u32)> {
+    let mut offset = u64::from(number) * page_size();
+    for region in memory.iter() {
+        if offset < region.len() {
+            let room = (region.len() - offset) / page_size();
+            let host = region.as_ptr().wrapping_add(usize::try_from(offset).ok()?);
+            return Some((host, u32::try_from(room).unwrap_or(u32::MAX)));
+        }
+        offset -= region.len();
+    }
+    None
+}
+
+/// Makes `pages` pages from `host` on writable; false when the kernel does not.
+fn populate(host: *mut u8, pages: u32) -> bool {
+    let Ok(length) = usize::try_from(u64::from(pages) * page_size()) else {
+        return false;
+    };
+    loop {
+        // SAFETY: the pages belong to a live region of guest memory, of which no byte changes.
+        if unsafe { libc::madvise(host.cast(), length, libc::MADV_POPULATE_WRITE) } == 0 {
+            return true;
+        }
+        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return false;
+        }
+    }
+}
+
+/// Has the kernel read the pages of `file` into its cache if they are not there, and does not wait. Returns whether some were not.
+fn read_ahead(touched: &[Range<u32>], file: &File) -> bool {
+    let reads = joined(touched);
+    let step = reads.len().div_ceil(PROBES).max(1);
+    if !reads.iter().step_by(step).any(|run| is_cold(file, run.start)) {
+        return false;
+    }
+    let mut left = MOST;
+    for run in reads {
+        let length = u32::try_from(run.len()).unwrap_or(u32::MAX).min(left);
+        let (start, length_bytes) = (offset(run.start), offset(length));
+        // SAFETY: the call takes numbers and touches no memory of ours.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), start, length_bytes, libc::POSIX_FADV_WILLNEED) };
+        left -= length;
+        if left == 0 {
+            break;
+        }
+    }
+    true
+}
+
+/// Whether the page is known not to be in the kernel's cache. Files that are always in memory are not asked for that.
+fn is_cold(file: &File, page: u32) -> bool {
+    let mut byte = 0_u8;
+    let part = libc::iovec {
+        iov_base: (&raw mut byte).cast(),
+        iov_len: 1,
+    };
+    // SAFETY: the one part is a byte that is valid for writes.
+    let read = unsafe {
+        libc::preadv2(
+            file.as_raw_fd(),
+            &raw const part,
+            1,
+            offset(page),
+            libc::RWF_NOWAIT,
+        )
+    };
+    read < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
+}
+
+fn offset(pages: u32) -> libc::off_t {
+    // 2^32 pages of at most 2^16 bytes fit.
+    libc::off_t::try_from(u64::from(pages) * page_size()).unwrap_or(libc::off_t::MAX)
+}
+
+pub(super) fn joined(runs: &[Range<u32>]) -> Vec<Range<u32>> {
+    let mut joined: Vec<Range<u32>> = Vec::new();
+    for run in runs {
+        match joined.last_mut() {
+            Some(last) if run.start - last.end <= GAP => last.end = run.end,
+            _ => joined.push(run.clone()),
+        }
+    }
+    joined
+}
