@@ -30,6 +30,10 @@ pub use signals::{
 /// How long a reader of the guest's output may make no progress before the end of the VM no longer waits for it.
 pub const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Pieces of a working set, some 100 us each, that are made ready before the guest runs. It need not have asked for them, so that
+/// it waits no longer than that; the event loop goes on while it runs.
+const PIECES_BEFORE: u32 = 8;
+
 /// Where the guest's serial port is connected to the process around the VM.
 pub struct Console {
     /// What the guest prints goes here.
@@ -120,7 +124,8 @@ impl Vm {
         }
     }
 
-    /// Has pages made ready, or those that the guest touches recorded.
+    /// Has pages made ready: some now, as long as [`PIECES_BEFORE`] allow, and the rest by the event loop. Or has those that the
+    /// guest touches recorded.
     pub(crate) fn follow_first_touch(
         &mut self,
         preparation: Option<Preparation>,
@@ -128,6 +133,11 @@ impl Vm {
     ) {
         self.preparation = preparation;
         self.recording = recording;
+        for _ in 0..PIECES_BEFORE {
+            if self.preparation.as_ref().is_some_and(Preparation::has_runs) {
+                self.prepare();
+            }
+        }
     }
 
     /// Makes some more pages ready; whether there are more.
@@ -183,6 +193,9 @@ impl Vm {
     pub fn resume(&mut self) {
         if std::mem::take(&mut self.paused) {
             self.machine.unpause();
+            if let Some(preparation) = &mut self.preparation {
+                preparation.leave_single();
+            }
             if let Some(recording) = &mut self.recording {
                 recording.resume();
             }

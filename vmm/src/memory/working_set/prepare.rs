@@ -1,9 +1,10 @@
 //! Pages of a working set made ready for the guest: read where the memory file is cold, else populated.
 //!
-//! What was written is worth populating: the guest's fault on such a page takes three to four times as long as the kernel takes
-//! to populate it. What was only read is not: the kernel maps such pages together anyway, and one that is mapped for reading
-//! makes a later write dearer. Of a cold file nothing is populated, because that waits for the disk; the kernel reads it in large
-//! pieces while the guest runs.
+//! Runs of written pages are worth populating: the guest's faults take three to four times as long as the kernel takes to
+//! populate them, and what is left of one fault often serves the pages around it. A page alone is worth it only while the guest
+//! waits for something else: it takes as long as the guest's fault. What was only read is not worth it: the kernel maps such
+//! pages together anyway, and one that is mapped for reading makes a later write dearer. Of a cold file nothing is populated,
+//! because that waits for the disk; the kernel reads it in large pieces while the guest runs.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -30,7 +31,8 @@ const PIECE: u32 = 64;
 /// Pages that are being made ready, piece by piece.
 #[derive(Debug)]
 pub struct Preparation {
-    rest: VecDeque<Range<u32>>,
+    runs: VecDeque<Range<u32>>,
+    single: VecDeque<Range<u32>>,
     ready: u32,
 }
 
@@ -38,14 +40,26 @@ impl Preparation {
     /// Begins with the pages of `set` in the memory `file`: where it is cold, the kernel is asked to read them, and that was all.
     /// Never waits for the disk.
     pub fn new(set: WorkingSet, file: &File) -> Self {
-        let rest = if read_ahead(&set.touched, file) {
-            VecDeque::new()
-        } else {
-            // One fault of the guest is often served with the pages around it if these are ready: runs come first.
-            let (runs, single): (Vec<_>, Vec<_>) = set.written.into_iter().partition(|run| run.len() > 1);
-            runs.into_iter().chain(single).collect()
-        };
-        Self { rest, ready: 0 }
+        let mut written = set.written;
+        if read_ahead(&set.touched, file) {
+            written.clear();
+        }
+        let (runs, single): (VecDeque<_>, VecDeque<_>) = written.into_iter().partition(|run| run.len() > 1);
+        Self {
+            runs,
+            single,
+            ready: 0,
+        }
+    }
+
+    /// Whether there are runs of pages that are not ready.
+    pub fn has_runs(&self) -> bool {
+        !self.runs.is_empty()
+    }
+
+    /// Leaves the pages to the guest that stand alone, because it does not wait any more.
+    pub fn leave_single(&mut self) {
+        self.single.clear();
     }
 
     /// Gives the guest its own copy of some more pages that it will write, before it does; it may run. Returns whether there are
@@ -56,30 +70,34 @@ impl Preparation {
     /// or not.
     pub fn advance(&mut self, memory: &GuestMemory) -> bool {
         let mut left = PIECE.min(MOST - self.ready);
-        if left == 0 {
-            self.rest.clear();
-        }
-        while let Some(run) = self.rest.front_mut() {
-            let Some((host, room)) = find(memory, run.start) else {
-                self.rest.clear();
+        while left > 0 {
+            let rest = if self.has_runs() {
+                &mut self.runs
+            } else {
+                &mut self.single
+            };
+            let Some(run) = rest.front_mut() else { break };
+            let length = u32::try_from(run.len()).unwrap_or(u32::MAX).min(left);
+            let Some(length) = populate(memory, run.start, length) else {
+                self.give_up();
                 break;
             };
-            let length = u32::try_from(run.len()).unwrap_or(u32::MAX).min(left).min(room);
-            if !populate(host, length) {
-                self.rest.clear();
-                break;
-            }
             run.start += length;
+            if run.start == run.end {
+                rest.pop_front();
+            }
             left -= length;
             self.ready += length;
-            if run.start == run.end {
-                self.rest.pop_front();
-            }
-            if left == 0 {
-                break;
-            }
         }
-        !self.rest.is_empty()
+        if self.ready == MOST {
+            self.give_up();
+        }
+        self.has_runs() || !self.single.is_empty()
+    }
+
+    fn give_up(&mut self) {
+        self.runs.clear();
+        self.single.clear();
     }
 
     /// Pages that are ready.
@@ -103,18 +121,18 @@ fn find(memory: &GuestMemory, number: u32) -> Option<(*mut u8, u32)> {
     None
 }
 
-/// Makes `pages` pages from `host` on writable; false when the kernel does not.
-fn populate(host: *mut u8, pages: u32) -> bool {
-    let Ok(length) = usize::try_from(u64::from(pages) * page_size()) else {
-        return false;
-    };
+/// Makes up to `length` pages from that number on writable, and returns how many; nothing when the kernel does not.
+fn populate(memory: &GuestMemory, number: u32, length: u32) -> Option<u32> {
+    let (host, room) = find(memory, number)?;
+    let pages = length.min(room);
+    let bytes = usize::try_from(u64::from(pages) * page_size()).ok()?;
     loop {
         // SAFETY: the pages belong to a live region of guest memory, of which no byte changes.
-        if unsafe { libc::madvise(host.cast(), length, libc::MADV_POPULATE_WRITE) } == 0 {
-            return true;
+        if unsafe { libc::madvise(host.cast(), bytes, libc::MADV_POPULATE_WRITE) } == 0 {
+            return Some(pages);
         }
         if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-            return false;
+            return None;
         }
     }
 }

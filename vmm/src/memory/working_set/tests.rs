@@ -109,6 +109,24 @@ fn populated_pages_are_the_guests_and_hold_what_they_held() {
 }
 
 #[test]
+fn single_pages_come_last_or_are_left_to_the_guest() {
+    let file = memory_file();
+    let set = recorded(&file);
+    let memory = memory(&file);
+    let mut preparation = Preparation::new(set.clone(), &file);
+    preparation.leave_single();
+    assert!(preparation.has_runs() && !preparation.advance(&memory));
+    assert_eq!(preparation.ready(), 2);
+    let ready = WorkingSet::record(&memory, &Pagemap::open().unwrap(), SNAPSHOT).unwrap();
+    assert_eq!(ready.written, slice::from_ref(&(255..257)));
+    let mut preparation = Preparation::new(set, &file);
+    while preparation.has_runs() {
+        preparation.advance(&memory);
+    }
+    assert!(preparation.ready() >= 2);
+}
+
+#[test]
 fn memory_that_is_gone_is_not_populated() {
     let file = memory_file();
     let set = recorded(&file);
