@@ -1,5 +1,7 @@
 //! Snapshots by the commands.
 
+mod working_set;
+
 use std::fs;
 use std::io::{self, Write};
 use std::process::{Command, Output};
