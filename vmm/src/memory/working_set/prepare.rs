@@ -158,7 +158,7 @@ fn read_ahead(touched: &[Range<u32>], file: &File) -> bool {
     true
 }
 
-/// Whether the page is known not to be in the kernel's cache. Files that are always in memory are not asked for that.
+/// Whether the page is known not to be in the kernel's cache. File systems whose files are always in memory do not say so.
 fn is_cold(file: &File, page: u32) -> bool {
     let mut byte = 0_u8;
     let part = libc::iovec {

@@ -1,6 +1,8 @@
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::slice;
+use std::time::Instant;
 
 use snapshot::Writer;
 use snapshot::file::{self, Architecture, Contents, Header, Host, Pending};
@@ -11,7 +13,7 @@ use super::prepare::{MOST, joined};
 use super::{Error, LONGEST, Preparation, WorkingSet};
 use crate::GuestMemory;
 use crate::boot::testing::Temporary;
-use crate::memory::{Pagemap, map_snapshot, memfd, page_size};
+use crate::memory::{Pagemap, map_snapshot, memfd, page_size, touched};
 
 const LOW: u64 = 256;
 const PAGES: u64 = 1280;
@@ -232,6 +234,33 @@ fn a_set_is_never_longer_than_what_is_read() {
     set.write(Pending::beside(path.path()).unwrap(), &header).unwrap();
     let error = WorkingSet::describe(path.path()).unwrap_err();
     assert!(matches!(error, Error::Long(_)), "{error}");
+}
+
+#[test]
+fn a_cold_file_is_read_and_nothing_is_populated() {
+    let path = Temporary::missing();
+    fs::write(path.path(), vec![3; bytes(PAGES)]).unwrap();
+    let file = File::open(path.path()).unwrap();
+    file.sync_all().unwrap();
+    // SAFETY: the call takes numbers.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    let memory = memory(&file);
+    if touched(&memory) > 0 {
+        return eprintln!("files of this file system are always in memory: nothing was tested");
+    }
+    let set = WorkingSet {
+        written: vec![0..4],
+        touched: vec![0..1000],
+        ..WorkingSet::default()
+    };
+    let mut preparation = Preparation::new(set.clone(), &file);
+    assert!(!preparation.has_runs() && !preparation.advance(&memory));
+    let start = Instant::now();
+    while touched(&memory) < 1000 * page_size() {
+        assert!(start.elapsed().as_secs() < 60, "it is not read");
+    }
+    // What waits for nothing any more is populated.
+    assert!(Preparation::new(set, &file).has_runs());
 }
 
 #[test]
