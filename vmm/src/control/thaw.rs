@@ -181,7 +181,10 @@ impl Thaw {
         let machine = restored.map_err(Error::Restore)?;
         let input = input.map(|file| Input::new(file, filter));
         let mut vm = Vm::restored(machine, base, input, guard);
-        vm.follow_first_touch(preparation, recording);
+        vm.record_with(recording);
+        if let Some(preparation) = preparation {
+            timeline.measure(Lane::Main, "make pages ready", || vm.prepare_by(preparation));
+        }
         Ok(vm)
     }
 

@@ -124,15 +124,14 @@ impl Vm {
         }
     }
 
-    /// Has pages made ready: some now, as long as [`PIECES_BEFORE`] allow, and the rest by the event loop. Or has those that the
-    /// guest touches recorded.
-    pub(crate) fn follow_first_touch(
-        &mut self,
-        preparation: Option<Preparation>,
-        recording: Option<Recording>,
-    ) {
-        self.preparation = preparation;
+    /// Has what the guest touches recorded, if that is wanted.
+    pub(crate) fn record_with(&mut self, recording: Option<Recording>) {
         self.recording = recording;
+    }
+
+    /// Has pages made ready: some now, and the rest by the event loop.
+    pub(crate) fn prepare_by(&mut self, preparation: Preparation) {
+        self.preparation = Some(preparation);
         for _ in 0..PIECES_BEFORE {
             if self.preparation.as_ref().is_some_and(Preparation::has_runs) {
                 self.prepare();

@@ -218,7 +218,13 @@ fn what_is_no_working_set_is_refused_before_the_guest_runs() {
         let said = refuses(&["restore", &folder, "--working-set", &path]);
         assert!(said.contains(&path) && said.contains(why), "{name}: {said}");
     }
-    // Of another snapshot, and of another memory size.
+}
+
+#[test]
+fn a_set_of_another_snapshot_is_refused() {
+    let (kept, folder) = touched();
+    let set = kept.text("set");
+    restored(&folder, &["--record-working-set", &set], b"q");
     let again = kept.text("again");
     let clone = restore(&folder, &["--paused"]);
     assert_eq!(clone.state(), "Paused");

@@ -249,8 +249,8 @@ fn a_cold_file_is_read_and_nothing_is_populated() {
         return eprintln!("files of this file system are always in memory: nothing was tested");
     }
     let set = WorkingSet {
-        written: vec![0..4],
-        touched: vec![0..1000],
+        written: slice::from_ref(&(0..4)).to_vec(),
+        touched: slice::from_ref(&(0..1000)).to_vec(),
         ..WorkingSet::default()
     };
     let mut preparation = Preparation::new(set.clone(), &file);
