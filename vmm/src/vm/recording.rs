@@ -114,3 +114,69 @@ impl Open {
         Ok(set)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use snapshot::Writer;
+    use snapshot::file::{self, Architecture, Contents, Header, Host};
+
+    use super::Recording;
+    use crate::boot::testing::Temporary;
+    use crate::memory::{WorkingSet, allocate, page_size};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn recording(path: &Temporary, length: Duration) -> Recording {
+        let header = Header {
+            host: Host {
+                architecture: Architecture::X86_64,
+                page_size: u32::try_from(page_size()).unwrap(),
+                cpu: String::new(),
+            },
+            memory: page_size(),
+            contents: Contents::Whole,
+        };
+        let state = Temporary::missing();
+        file::write(state.path(), &header, Writer::new()).unwrap();
+        Recording::new(path.path(), length, &file::read(state.path(), None).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_time_of_a_paused_guest_stands_still() {
+        let path = Temporary::missing();
+        let mut recording = recording(&path, HOUR);
+        assert!(!recording.has_begun() && !recording.timer.is_armed().unwrap());
+        recording.resume();
+        assert!(recording.has_begun() && !recording.is_due());
+        assert!(recording.timer.is_armed().unwrap());
+        recording.pause();
+        assert!(!recording.timer.is_armed().unwrap());
+        let left = recording.left;
+        assert!(left < HOUR, "no time has passed");
+        // Paused for as long as it likes.
+        recording.pause();
+        assert_eq!(recording.left, left);
+        recording.resume();
+        assert!(recording.timer.is_armed().unwrap());
+    }
+
+    #[test]
+    fn a_recording_that_is_due_ends_once() {
+        let path = Temporary::missing();
+        let mut recording = recording(&path, Duration::ZERO);
+        assert!(!recording.is_due());
+        recording.resume();
+        assert!(recording.is_due());
+        let page = usize::try_from(page_size()).unwrap();
+        let memory = allocate(&[(vm_memory::GuestAddress(0), page)]).unwrap();
+        recording.end(&memory);
+        WorkingSet::describe(path.path()).unwrap();
+        std::fs::remove_file(path.path()).unwrap();
+        assert!(!recording.is_due() && !recording.has_begun() && !recording.timer.is_armed().unwrap());
+        recording.resume();
+        recording.end(&memory);
+        assert!(!path.path().exists());
+    }
+}

@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use std::time::Instant;
 
 use super::super::served::{Folder, Served};
-use super::{does, refuses, restore, run, take, ticks};
+use super::{does, refuses, restore, run, take, ticks, within_limit};
 use crate::guest::LIMIT;
 use crate::guests::{file, program};
 
@@ -45,11 +45,8 @@ fn fed(command: &mut Command, input: &[u8]) -> Output {
 }
 
 fn restored(folder: &str, options: &[&str], input: &[u8]) -> String {
-    let mut command = Command::new("timeout");
-    command
-        .args(["60".as_ref(), program().as_os_str()])
-        .args(["restore", folder])
-        .args(options);
+    let mut command = within_limit();
+    command.args(["restore", folder]).args(options);
     let output = fed(&mut command, input);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let printed = String::from_utf8_lossy(&output.stdout);
