@@ -63,7 +63,7 @@ pub struct Record {
 pub struct FirstTouch {
     /// A working set that was recorded with this snapshot: its pages are made ready.
     pub prepare: Option<PathBuf>,
-    /// A working set to be recorded, with the names that the fields of a request have.
+    /// A working set to be recorded; not while one is used.
     pub record: Option<Record>,
 }
 

@@ -53,7 +53,7 @@ impl Recording {
         })
     }
 
-    /// Readable when there may be something to [`end`](Self::is_due); never read.
+    /// Readable when the time may be up, which [`is_due`](Self::is_due) knows; never to be read.
     pub fn descriptor(&self) -> RawFd {
         self.timer.as_raw_fd()
     }
