@@ -87,6 +87,12 @@ pub enum Error {
     /// An option given twice.
     #[error("{0} is there twice: which one counts?")]
     Twice(&'static str),
+    /// An option without the one that it belongs to.
+    #[error("{0} goes with {1}")]
+    Alone(&'static str, &'static str),
+    /// Two options of which one makes the other senseless.
+    #[error("{0} and {1} cannot both be there: what is made ready would be recorded as touched")]
+    Contrary(&'static str, &'static str),
     /// A guest argument that is not UTF-8.
     #[error("the guest argument {0:?} is not printable ASCII")]
     GuestArgument(OsString),

@@ -236,8 +236,18 @@ may change the memory file as long as one of them lives.
       --disk ID=PATH    have the drive ID on another file
       --paused          leave the guest paused; mayfly ctl resume lets it go on
       --realtime        have the guest's clock jump to where it would stand had it never stopped
+      --record-working-set FILE
+                        write down which pages the guest touches, and which of them it writes, in its first 100 ms, or until
+                        it ends or is frozen
+      --record-ms N     record for N milliseconds of the guest's time, 1 to 600000
+      --working-set FILE
+                        have those pages ready before the guest asks for them one by one: what it wrote is copied for it
+                        while it begins to run, up to 64 MiB; when the memory file is not in the host's memory, it is read
+                        in large pieces instead. Pages that are ready count as changed: a difference holds them
       --timings, --trace FILE, --api-sock PATH, --id NAME, --log-level LEVEL, --log-file PATH
                         as in mayfly run
+
+A working set belongs to the snapshot that it was recorded with, and to no other. To record takes /proc.
 
 A snapshot goes to hosts of the same architecture and processor: mayfly snapshot-info DIR says which. Its disks and taps must
 be there under their names, or be given other ones. The exit status is that of mayfly run.
@@ -254,7 +264,7 @@ snapshot pauses the machine behind the socket (default /run/firecracker.socket),
 DIR, and lets it go on. The memory file is as long as the guest's memory and has holes where the guest never wrote.
       --diff            write only what differs from the snapshot that the machine was restored from; when DIR is that
                         snapshot, what changed is written into it
-snapshot-info says what a snapshot is of: host, machine, devices, sizes.
+snapshot-info says what a snapshot is of: host, machine, devices, sizes; of a working set it says how many pages it has.
 snapshot-merge merges differences, in their order, into the snapshot that the first of them differs from.
 
 exit status: 0 done, 1 not done, with a message that says why; the machine goes on all the same. 2: the command line makes no

@@ -11,7 +11,7 @@ use std::time::Duration;
 use api::client::{self, Client};
 use serde_json::{Value, json};
 use vmm::control::thaw::Contents;
-use vmm::control::{freeze, thaw};
+use vmm::control::{first_touch, freeze, thaw};
 use vmm::memory::Bytes;
 
 use crate::args::Take;
@@ -142,7 +142,20 @@ fn versioned(version: u32) -> String {
     format!("v{version}.0.0\n")
 }
 
-/// What is in the snapshot in `folder`, or in the state file at that path.
+/// What is in the working set at `path`, if it is one.
+fn working_set(path: &Path) -> Option<String> {
+    let (header, touched, written) = first_touch::describe(path).ok()?;
+    let page = u64::from(header.host.page_size);
+    Some(format!(
+        "working set  {}\nmemory       {}\ntouched      {touched} pages, {}\nwritten      {written} of them, {}\n",
+        path.display(),
+        Bytes(header.memory),
+        Bytes(touched * page),
+        Bytes(written * page)
+    ))
+}
+
+/// What is in the snapshot in `folder`, or in the state file or working set at that path.
 ///
 /// # Errors
 /// [`Error::Read`]
@@ -152,6 +165,9 @@ pub fn info(folder: &Path) -> Result<String, Error> {
     } else {
         folder.to_owned()
     };
+    if let Some(text) = working_set(&state) {
+        return Ok(text);
+    }
     let (header, config) = thaw::describe(&state).map_err(Error::Read)?;
     let mut text = String::new();
     let mut line = |name: &str, value: String| {

@@ -8,6 +8,7 @@
 mod process;
 mod scene;
 mod table;
+mod touch;
 
 use std::fs;
 use std::io;
@@ -47,6 +48,7 @@ fn measure(scene: &Scene, rounds: usize) -> io::Result<Vec<Row>> {
     for mib in [SMALL, LARGE] {
         rows.extend(again(scene, mib, rounds)?);
     }
+    rows.extend(touch::first(scene, rounds)?);
     Ok(rows)
 }
 

@@ -29,7 +29,7 @@ impl Scene {
         let files = PathBuf::from(format!("/dev/shm/mayfly-restore-{}", std::process::id()));
         fs::create_dir_all(&files)?;
         let floor = compile("floor", &["-Wall", "-Wextra", "-Werror", "restore/floor.c"])?;
-        for guest in ["chatter", "writer"] {
+        for guest in ["chatter", "writer", "toucher"] {
             let options = ["-nostdlib", "-no-pie", "-Wl,-T,../resources/guests/link.ld"];
             let source = format!("restore/{guest}.S");
             let quiet = "-Wl,--build-id=none,-z,noexecstack,-z,max-page-size=4096";
@@ -73,7 +73,7 @@ impl Scene {
         }
         let image = text(&folder().join(format!("{guest}.elf")));
         let mut live = Live::start(&["run", &image, "--memory", &format!("{mib}M")])?;
-        // The writer prints when it is prodded; by its first byte either guest is known to run.
+        // The writer and the toucher print when they are prodded; by its first byte each guest is known to run.
         live.process.prod()?;
         live.process.read(1)?;
         let mut command = Command::new(mayfly());

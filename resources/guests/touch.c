@@ -1,18 +1,21 @@
-/* Writes to `mib=` MiB (2 without) from 16 MiB on, then checks them whenever a serial byte comes, until `q`. */
+/* Writes to `mib=` MiB (2 without) from 16 MiB on, then checks them whenever a serial byte comes, until `q`; after a `w` it
+   has written them anew. */
 #include "boot.h"
 #include "trap.h"
 #include "uart.h"
 
 enum { VECTOR = 0x24, FROM = 0x1000000 };
 
-static volatile unsigned bytes, over;
+static volatile unsigned bytes, anew, over;
 
 static INTERRUPT serial(struct frame *frame)
 {
     (void)frame;
     (void)inb(UART_IDENTIFY);
     while (inb(UART_LINE) & 1) {
-        over |= inb(UART_DATA) == 'q';
+        u8 byte = inb(UART_DATA);
+        anew |= byte == 'w';
+        over |= byte == 'q';
         bytes++;
     }
     pic_done(UART_IRQ);
@@ -21,11 +24,16 @@ static INTERRUPT serial(struct frame *frame)
 /* What a page holds: its own address, scrambled. */
 static u64 content(u64 address) { return address * 0x9e3779b97f4a7c15; }
 
+static void fill(u64 end)
+{
+    for (u64 at = FROM; at < end; at += PAGE)
+        AT(u64, at + 8) = content(at);
+}
+
 void guest(void)
 {
     u64 end = FROM + (option("mib=", 2) << 20);
-    for (u64 at = FROM; at < end; at += PAGE)
-        AT(u64, at + 8) = content(at);
+    fill(end);
     traps();
     gate(VECTOR, serial);
     pic_start(0x20);
@@ -34,6 +42,9 @@ void guest(void)
     uart_interrupts(1);
     for (unsigned next = 1; !over; next = bytes + 1) {
         wait_for(&bytes, next);
+        if (anew)
+            fill(end);
+        anew = 0;
         u64 wrong = 0;
         for (u64 at = FROM; at < end; at += PAGE)
             wrong += AT(u64, at + 8) != content(at);

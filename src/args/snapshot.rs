@@ -1,10 +1,12 @@
 //! The options of the commands for snapshots.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use lexopt::Arg;
 use vmm::config::{NetBackend, OptionError};
-use vmm::control::Thaw;
+use vmm::control::first_touch::{DEFAULT_LENGTH, LONGEST_MS};
+use vmm::control::{Record, Thaw};
 
 use super::session::{self, Seen, Session, path, value};
 use super::{Command, Error, syntax};
@@ -34,12 +36,23 @@ pub struct Take {
     pub diff: bool,
 }
 
-const FLAGS: [&str; 4] = ["--net", "--disk", "--paused", "--realtime"];
+const FLAGS: [&str; 7] = [
+    "--net",
+    "--disk",
+    "--paused",
+    "--realtime",
+    "--working-set",
+    RECORD,
+    LENGTH,
+];
+const RECORD: &str = "--record-working-set";
+const LENGTH: &str = "--record-ms";
 
 /// Reads the options of `mayfly restore`.
 pub(super) fn restore(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     let mut seen = Seen::default();
     let mut folder = None;
+    let mut length = None;
     let mut restore = Restore {
         thaw: Thaw::new(PathBuf::new(), PathBuf::new()),
         paused: false,
@@ -52,6 +65,10 @@ pub(super) fn restore(parser: &mut lexopt::Parser) -> Result<Command, Error> {
             Arg::Long(name) => {
                 let mut known = FLAGS.iter().chain(&session::OPTIONS);
                 match known.find(|known| known.trim_start_matches("--") == name) {
+                    Some(&LENGTH) => {
+                        seen.note(LENGTH)?;
+                        length = Some(milliseconds(parser)?);
+                    }
                     Some(name) => option(parser, &mut restore, &mut seen, name)?,
                     None => return Err(syntax("restore")(argument.unexpected())),
                 }
@@ -62,6 +79,7 @@ pub(super) fn restore(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     let folder = folder.ok_or(Error::NoFolder("restore"))?;
     restore.thaw.state = folder.join(STATE);
     restore.thaw.memory = vmm::control::MemorySource::File(folder.join(MEMORY));
+    record(&mut restore.thaw, length)?;
     Ok(Command::Restore(Box::new(restore)))
 }
 
@@ -94,7 +112,41 @@ fn option(
     match name {
         "--paused" => restore.paused = true,
         "--realtime" => thaw.realtime = true,
+        "--working-set" => thaw.first_touch.prepare = Some(path(parser, "restore")?),
+        RECORD => {
+            thaw.first_touch.record = Some(Record {
+                path: path(parser, "restore")?,
+                length: DEFAULT_LENGTH,
+            });
+        }
         other => restore.session.option(parser, "restore", other)?,
+    }
+    Ok(())
+}
+
+/// How long is recorded.
+fn milliseconds(parser: &mut lexopt::Parser) -> Result<Duration, Error> {
+    let text: String = value(parser, "restore", LENGTH)?;
+    match text.parse() {
+        Ok(number @ 1..=LONGEST_MS) => Ok(Duration::from_millis(number)),
+        _ => Err(Error::Value {
+            option: LENGTH,
+            value: text,
+            reason: format!("it is a number of milliseconds from 1 to {LONGEST_MS}"),
+        }),
+    }
+}
+
+/// Puts the length to the recording, which there must be then, and no set that is used.
+fn record(thaw: &mut Thaw, length: Option<Duration>) -> Result<(), Error> {
+    match (&mut thaw.first_touch.record, length) {
+        (None, Some(_)) => return Err(Error::Alone(LENGTH, RECORD)),
+        (Some(record), Some(length)) => record.length = length,
+        _ => {}
+    }
+    let first = &thaw.first_touch;
+    if first.record.is_some() && first.prepare.is_some() {
+        return Err(Error::Contrary("--working-set", RECORD));
     }
     Ok(())
 }
@@ -160,6 +212,7 @@ pub(super) fn folders(
 mod tests {
     use super::super::{Command, parse};
     use vmm::config::NetBackend;
+    use vmm::control::FirstTouch;
 
     fn words(line: &str) -> Result<Command, String> {
         parse("mayfly".as_ref(), line.split_whitespace().map(Into::into)).map_err(|error| error.to_string())
@@ -179,6 +232,26 @@ mod tests {
     }
 
     #[test]
+    fn first_touches_are_recorded_or_prepared() {
+        let thaw = |line: &str| match words(line).unwrap() {
+            Command::Restore(restore) => restore.thaw.first_touch,
+            other => panic!("{line} is {other:?}"),
+        };
+        assert_eq!(thaw("restore /s"), FirstTouch::default());
+        let set = thaw("restore /s --working-set /w");
+        assert_eq!((set.prepare, set.record), (Some("/w".into()), None));
+        for (line, milliseconds) in [
+            ("restore /s --record-working-set /w", 100),
+            ("restore /s --record-working-set /w --record-ms 7", 7),
+            ("restore /s --record-ms=7 --record-working-set=/w", 7),
+        ] {
+            let record = thaw(line).record.unwrap();
+            assert_eq!(record.path.to_str(), Some("/w"));
+            assert_eq!(record.length.as_millis(), milliseconds, "{line}");
+        }
+    }
+
+    #[test]
     fn what_makes_no_sense_is_named() {
         for (line, text) in [
             ("restore", "needs the folder of a snapshot"),
@@ -191,6 +264,24 @@ mod tests {
             ),
             ("restore a --disk =x", "the name that the device had"),
             ("restore a --paused --paused", "--paused is there twice"),
+            (
+                "restore a --record-ms 5",
+                "--record-ms goes with --record-working-set",
+            ),
+            (
+                "restore a --record-working-set w --working-set w",
+                "--working-set and --record-working-set",
+            ),
+            ("restore a --working-set", "missing argument"),
+            (
+                "restore a --record-working-set w --record-ms 0",
+                "from 1 to 600000",
+            ),
+            (
+                "restore a --record-working-set w --record-ms 600001",
+                "from 1 to 600000",
+            ),
+            ("restore a --record-ms x", "from 1 to 600000"),
             ("snapshot", "needs the folder of a snapshot"),
             ("snapshot a --full", "invalid option"),
             ("snapshot-info", "needs the folder of a snapshot"),

@@ -30,7 +30,8 @@ pub use machine::{HugePages, Machine, MachineUpdate};
 pub use network::{NetworkInterface, NetworkInterfaceUpdate};
 pub use output::{Logger, Metrics, Serial};
 pub use snapshot::{
-    BackendType, DriveOverride, MemBackend, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType,
+    BackendType, DriveOverride, MemBackend, NetworkOverride, RecordWorkingSet, SnapshotCreate, SnapshotLoad,
+    SnapshotType,
 };
 pub use vm_config::{InstanceInfo, Version, VmConfiguration};
 pub use vsock::Vsock;

@@ -1,10 +1,12 @@
 //! Snapshots.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
 use vmm::config::NetBackend;
-use vmm::control::{Freeze, Kind, MemorySource, Thaw};
+use vmm::control::first_touch::{DEFAULT_LENGTH, LONGEST_MS};
+use vmm::control::{FirstTouch, Freeze, Kind, MemorySource, Record, Thaw};
 
 use super::{Error, Field, Off, Schema};
 
@@ -65,6 +67,15 @@ pub struct DriveOverride {
     pub path_on_host: PathBuf,
 }
 
+/// A working set to be recorded.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct RecordWorkingSet {
+    /// Where it goes.
+    pub path: PathBuf,
+    /// For how much of the guest's time.
+    pub milliseconds: Option<u64>,
+}
+
 /// A snapshot to be loaded.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct SnapshotLoad {
@@ -86,6 +97,10 @@ pub struct SnapshotLoad {
     pub drive_overrides: Option<Vec<DriveOverride>>,
     /// Whether the guest's clock jumps to where it would stand had it never stopped.
     pub clock_realtime: Option<bool>,
+    /// A working set, whose pages are made ready.
+    pub working_set: Option<PathBuf>,
+    /// A working set to be recorded.
+    pub record_working_set: Option<RecordWorkingSet>,
 }
 
 impl Schema for SnapshotCreate {
@@ -123,6 +138,11 @@ impl Schema for SnapshotLoad {
         ),
         Field::unsupported("vsock_override", Off::Null, "vsock is not part of mayfly"),
         Field::any("clock_realtime"),
+        Field::any("working_set"),
+        Field::object(
+            "record_working_set",
+            &[Field::any("path"), Field::range("milliseconds", 1, LONGEST_MS)],
+        ),
         Field::unsupported(
             "huge_pages",
             Off::Text(&["Snapshot", "None"]),
@@ -182,7 +202,21 @@ impl SnapshotLoad {
             disks: disks.map(|disk| (disk.drive_id, disk.path_on_host)).collect(),
             track_dirty_pages: tracks.contains(&Some(true)),
             realtime: self.clock_realtime.unwrap_or(false),
+            first_touch: FirstTouch {
+                prepare: self.working_set,
+                record: self.record_working_set.map(RecordWorkingSet::record),
+            },
         })
+    }
+}
+
+impl RecordWorkingSet {
+    fn record(self) -> Record {
+        let length = self.milliseconds.map(Duration::from_millis);
+        Record {
+            path: self.path,
+            length: length.unwrap_or(DEFAULT_LENGTH),
+        }
     }
 }
 

@@ -180,7 +180,7 @@ impl Header {
     /// Takes a header out of the fixed part of a file and of the `rest` that follows it.
     pub(super) fn decode(fixed: &[u8; FIXED], rest: &[u8], lengths: &Lengths) -> Result<Self, Fault> {
         let found = checksum(&[&fixed[..CHECKSUM], rest]);
-        let expected = u64::from_le_bytes(bytes(fixed, CHECKSUM));
+        let expected = checksum_of(fixed);
         if found != expected {
             return Err(Fault::Checksum { found, expected });
         }
@@ -215,6 +215,11 @@ impl Header {
             contents,
         })
     }
+}
+
+/// The checksum that the fixed part of a file has.
+pub(super) fn checksum_of(fixed: &[u8; FIXED]) -> u64 {
+    u64::from_le_bytes(bytes(fixed, CHECKSUM))
 }
 
 fn checksum(parts: &[&[u8]]) -> u64 {

@@ -45,6 +45,7 @@ pub const LONGEST_CPU: u16 = 1024;
 #[derive(Debug)]
 pub struct State {
     header: Header,
+    checksum: u64,
     bytes: Vec<u8>,
     sections: usize,
 }
@@ -53,6 +54,11 @@ impl State {
     /// What the sections are for.
     pub fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// The checksum of the file, by which what belongs to it can name it.
+    pub fn checksum(&self) -> u64 {
+        self.checksum
     }
 
     /// The sections, as [`Writer::into_bytes`] gave them.
@@ -136,6 +142,16 @@ impl Pending {
         let done = self.replacement.commit();
         done.map_err(|source| Error::Replace { path, source })
     }
+
+    /// As [`commit`](Self::commit), but does not wait for the disk: for what can be made anew.
+    ///
+    /// # Errors
+    /// [`Error::Replace`]
+    pub fn commit_unsynced(self) -> Result<(), Error> {
+        let path = self.path;
+        let done = self.replacement.commit_unsynced();
+        done.map_err(|source| Error::Replace { path, source })
+    }
 }
 
 /// Writes a state file at `path` in place of what is there. Until the new one is whole and on the disk, the old one stays.
@@ -171,11 +187,13 @@ pub fn read(path: &Path, host: Option<&Host>) -> Result<State, Error> {
     file.read_exact(&mut bytes)
         .map_err(|source| failed(path, source))?;
     let header = Header::decode(&fixed, &bytes, &lengths).map_err(refused)?;
+    let checksum = header::checksum_of(&fixed);
     if let Some(host) = host {
         header.host.check(host).map_err(refused)?;
     }
     Ok(State {
         header,
+        checksum,
         bytes,
         sections: lengths.cpu,
     })

@@ -138,13 +138,29 @@ impl Replacement {
     /// could not be synced: then the new file is there, and may be gone after a loss of power.
     pub fn commit(mut self) -> Result<(), Error> {
         self.sync()?;
-        let path = self.path.clone();
+        self.rename()?;
+        sync_names(&self.path)
+    }
+
+    /// As [`commit`](Self::commit), but leaves it to the kernel when the content gets to the disk, and does not wait: for what
+    /// can be made anew. A loss of power soon after may leave a file that is cut short.
+    ///
+    /// # Errors
+    /// [`Error::Rename`]
+    pub fn commit_unsynced(mut self) -> Result<(), Error> {
+        self.rename()
+    }
+
+    fn rename(&mut self) -> Result<(), Error> {
         if let Some(temporary) = &self.temporary {
-            fs::rename(temporary, &path).map_err(|source| Error::Rename { path, source })?;
+            fs::rename(temporary, &self.path).map_err(|source| Error::Rename {
+                path: self.path.clone(),
+                source,
+            })?;
         }
         // From here on the temporary name may be another process's.
         self.temporary = None;
-        sync_names(&self.path)
+        Ok(())
     }
 }
 

@@ -1,5 +1,7 @@
 //! Snapshots by the commands.
 
+mod working_set;
+
 use std::fs;
 use std::io::{self, Write};
 use std::process::{Command, Output};
@@ -8,7 +10,14 @@ use super::served::{Folder, Served};
 use crate::guests::{file, program};
 
 fn mayfly(arguments: &[&str]) -> Output {
-    Command::new(program()).args(arguments).output().unwrap()
+    within_limit().args(arguments).output().unwrap()
+}
+
+/// mayfly, to be given arguments; it is ended when it does something else than to end soon.
+fn within_limit() -> Command {
+    let mut command = Command::new("timeout");
+    command.arg("60").arg(program());
+    command
 }
 
 /// What mayfly prints when it does what `arguments` say.
@@ -164,13 +173,8 @@ fn input_that_waits_for_a_restored_guest_reaches_it() {
     for round in 0..40 {
         let (reader, mut writer) = io::pipe().unwrap();
         writer.write_all(b"xq").unwrap();
-        let mut command = Command::new("timeout");
-        command
-            .arg("60")
-            .arg(program())
-            .args(["restore", &folder])
-            .stdin(reader);
-        let output = command.output().unwrap();
+        let mut command = within_limit();
+        let output = command.args(["restore", &folder]).stdin(reader).output().unwrap();
         let printed = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(0), "round {round}: {printed}");
         assert!(printed.contains("bye"), "round {round}: {printed}");

@@ -3,6 +3,7 @@
 mod devices;
 mod refused;
 mod urunc;
+mod working_set;
 
 use super::http::{Answer, DONE};
 use super::served::{Folder, Served, fifo};

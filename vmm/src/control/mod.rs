@@ -7,6 +7,7 @@
 
 mod draft;
 mod error;
+pub mod first_touch;
 pub mod freeze;
 mod metrics;
 mod serial;
@@ -29,6 +30,7 @@ pub use crate::memory::dump::Written;
 use draft::Draft;
 pub use draft::OpenConsole;
 pub use error::Error;
+pub use first_touch::{FirstTouch, Record};
 pub use freeze::{Freeze, Kind};
 pub use metrics::{DriveMetrics, InterfaceMetrics, Metrics, Phase, VcpuMetrics};
 pub use service::Service;
@@ -218,7 +220,12 @@ impl Control {
     /// # Errors
     /// [`freeze::Error`]
     pub fn freeze(&mut self, freeze: &Freeze) -> Result<Written, freeze::Error> {
-        freeze.write(self.vm().ok_or(freeze::Error::Running)?)
+        let vm = self.vm_mut().ok_or(freeze::Error::Running)?;
+        if vm.is_paused() {
+            // What is frozen and goes on later is another beginning.
+            vm.record();
+        }
+        freeze.write(vm)
     }
 
     /// Keeps the guest from running. Nothing happens if it is paused already.

@@ -9,11 +9,12 @@ use snapshot::file;
 pub use snapshot::file::{Contents, VERSION};
 use snapshot::{GuestMemory, section};
 
+use super::first_touch::{self, FirstTouch};
 use super::freeze::{MACHINE, host};
 use crate::arch::{Native, Platform};
 use crate::config::{self, Host, NetBackend, VmConfig, VmSpec};
 use crate::machine::{self, Devices, Machine, state};
-use crate::memory::{self, uffd};
+use crate::memory::{self, Preparation, uffd};
 use crate::timeline::{Lane, Timeline};
 use crate::vm::{Base, Console, Input, Vm};
 
@@ -82,6 +83,9 @@ pub enum Error {
         #[source]
         source: uffd::Error,
     },
+    /// The working set cannot be used or recorded.
+    #[error(transparent)]
+    FirstTouch(first_touch::Error),
     /// A device cannot be opened.
     #[error(transparent)]
     Device(machine::DeviceError),
@@ -120,6 +124,8 @@ pub struct Thaw {
     pub track_dirty_pages: bool,
     /// Whether the guest's clock jumps to where it would stand had it never stopped.
     pub realtime: bool,
+    /// Pages to be made ready, or to be recorded.
+    pub first_touch: FirstTouch,
 }
 
 impl Thaw {
@@ -132,6 +138,7 @@ impl Thaw {
             disks: Vec::new(),
             track_dirty_pages: false,
             realtime: false,
+            first_touch: FirstTouch::default(),
         }
     }
 
@@ -152,7 +159,13 @@ impl Thaw {
         let mut sections = state.reader().map_err(Error::Sections)?;
         let config: VmConfig = sections.take(MACHINE).map_err(Error::Sections)?;
         let spec = self.spec(config, state.header().memory, host_memory)?;
+        let opened = self.first_touch.open(&state, &self.memory);
+        let (set, recording) = opened.map_err(Error::FirstTouch)?;
         let (memory, base) = self.map(&spec, timeline)?;
+        let preparation = match (set, &base) {
+            (Some(set), Base::File(file)) => Some(Preparation::new(set, file)),
+            _ => None,
+        };
         let devices = Devices::open(&spec).map_err(Error::Device)?;
         let Console {
             output,
@@ -167,7 +180,12 @@ impl Thaw {
         });
         let machine = restored.map_err(Error::Restore)?;
         let input = input.map(|file| Input::new(file, filter));
-        Ok(Vm::restored(machine, base, input, guard))
+        let mut vm = Vm::restored(machine, base, input, guard);
+        vm.record_with(recording);
+        if let Some(preparation) = preparation {
+            timeline.measure(Lane::Main, "make pages ready", || vm.prepare_by(preparation));
+        }
+        Ok(vm)
     }
 
     /// Maps the guest's memory; nothing of it is read.

@@ -33,7 +33,7 @@ pub use peek::peek;
 pub use restore::{map_snapshot, remap_snapshot};
 pub use touched::Touched;
 pub use uffd::map_served;
-pub use working_set::WorkingSet;
+pub use working_set::{Preparation, WorkingSet};
 
 #[cfg(test)]
 mod tests;

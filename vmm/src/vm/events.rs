@@ -17,8 +17,9 @@ use event_manager::{
 };
 
 use super::console::{ConsoleIo, INPUT, Look, OUTPUT};
+use super::recording::Recording;
 use super::signals::Signals;
-use super::{End, Error, OUTPUT_PATIENCE};
+use super::{End, Error, OUTPUT_PATIENCE, Vm};
 use crate::arch::SharedSource;
 use crate::control::{Control, Service};
 use crate::machine::Machine;
@@ -26,6 +27,7 @@ use crate::machine::Machine;
 const VCPU: u32 = 0;
 const SIGNAL: u32 = 1;
 const SERVICE: u32 = 2;
+const RECORDING: u32 = 7;
 const FIRST_SOURCE: u32 = 16;
 
 /// Serves `service`, and the VM of `control` once it has been started, until the VM is over. `signals`, which must be blocked in every
@@ -53,10 +55,13 @@ pub fn run<'a>(
     let mut events = EventManager::new().map_err(Error::Events)?;
     let id = events.add_subscriber(owner);
     let end = loop {
-        if let Some(end) = next_end(&mut events, id, None)? {
+        let patience = prepare(&mut events, id)?.then_some(0);
+        if let Some(end) = next_end(&mut events, id, patience)? {
             break end;
         }
     };
+    let owner = events.subscriber_mut(id).map_err(Error::Events)?;
+    owner.end_recording();
     // What the guest printed last is still waited for, as long as its reader reads; signals and the user end that too.
     if matches!(end, End::Guest(_)) {
         let owner = events.subscriber_mut(id).map_err(Error::Events)?;
@@ -66,6 +71,13 @@ pub fn run<'a>(
         }
     }
     Ok(end)
+}
+
+/// Makes a piece of the guest's memory ready, which takes some 100 us, between one look at the events and the next; whether there
+/// is more to be made ready.
+fn prepare(events: &mut EventManager<Owner<'_>>, id: SubscriberId) -> Result<bool, Error> {
+    let owner = events.subscriber_mut(id).map_err(Error::Events)?;
+    Ok(owner.control.vm_mut().is_some_and(Vm::prepare))
 }
 
 /// Waits for events, at most as long as `patience` in milliseconds, and returns why the VM is over, if it is.
@@ -148,6 +160,13 @@ impl MutEventSubscriber for Owner<'_> {
                 }
                 self.follow(ops);
             }
+            RECORDING => {
+                let vm = self.control.vm_mut();
+                // It may have been paused or ended by an event that came with this one.
+                if let Some(vm) = vm.filter(|vm| vm.recording().is_some_and(Recording::is_due)) {
+                    vm.record();
+                }
+            }
             token @ INPUT..=OUTPUT => {
                 let look = self.console.as_mut().map(|console| console.ready(token, ops));
                 self.heed(look);
@@ -165,7 +184,7 @@ impl MutEventSubscriber for Owner<'_> {
 
 impl Owner<'_> {
     fn machine(&self) -> Option<&Machine> {
-        self.control.vm().map(super::Vm::machine)
+        self.control.vm().map(Vm::machine)
     }
 
     /// Watches what the VM's state, which may just have changed, calls for.
@@ -196,9 +215,15 @@ impl Owner<'_> {
     /// Watches what is watched even while the VM is paused.
     fn attach(&mut self, console: ConsoleIo, ops: &mut EventOps<'_>) {
         let reported = self.machine().map(|machine| machine.reported().as_raw_fd());
+        let recording = self
+            .control
+            .vm()
+            .and_then(Vm::recording)
+            .map(Recording::descriptor);
         let fixed = reported
             .map(|file| (file, VCPU))
             .into_iter()
+            .chain(recording.map(|file| (file, RECORDING)))
             .chain(console.descriptors());
         for (file, data) in fixed {
             self.watch(ops, file, data, EventSet::IN);
@@ -226,6 +251,13 @@ impl Owner<'_> {
     fn watch(&mut self, ops: &mut EventOps<'_>, file: RawFd, data: u32, set: EventSet) {
         if let Err(error) = ops.add(Events::with_data_raw(file, data, set)) {
             self.finish(Some(Err(Error::Events(error))));
+        }
+    }
+
+    /// A guest that ends before all of its time is up is recorded until then.
+    fn end_recording(&mut self) {
+        if let Some(vm) = self.control.vm_mut() {
+            vm.end_recording();
         }
     }
 

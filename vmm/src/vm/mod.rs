@@ -3,6 +3,7 @@
 mod console;
 mod events;
 mod input;
+mod recording;
 mod signals;
 
 use std::any::Any;
@@ -16,17 +17,22 @@ use devices::serial::{Output, output};
 
 use crate::machine::Machine;
 use crate::memory::dump::Origin;
-use crate::memory::uffd;
+use crate::memory::{Preparation, uffd};
 use crate::vcpu::Ending;
 
 pub use events::run;
 pub use input::{Input, InputFilter, Verdict};
+pub(crate) use recording::Recording;
 pub use signals::{
     block as block_signals, heeded as heeded_signals, ignore_output_signals, unblock as unblock_signal,
 };
 
 /// How long a reader of the guest's output may make no progress before the end of the VM no longer waits for it.
 pub const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Pieces of a working set, some 100 us each, that are made ready before the guest runs. It need not have asked for them, so that
+/// it waits no longer than that; the event loop goes on while it runs.
+const PIECES_BEFORE: u32 = 8;
 
 /// Where the guest's serial port is connected to the process around the VM.
 pub struct Console {
@@ -84,6 +90,9 @@ pub struct Vm {
     paused: bool,
     /// What the VM was restored from.
     base: Option<Base>,
+    /// Pages that are being made ready.
+    preparation: Option<Preparation>,
+    recording: Option<Recording>,
     input: Option<Input>,
     guard: Option<Box<dyn Any>>,
 }
@@ -94,6 +103,8 @@ impl Vm {
             machine,
             paused: false,
             base: None,
+            preparation: None,
+            recording: None,
             input,
             guard,
         }
@@ -113,6 +124,51 @@ impl Vm {
         }
     }
 
+    /// Has what the guest touches recorded, if that is wanted.
+    pub(crate) fn record_with(&mut self, recording: Option<Recording>) {
+        self.recording = recording;
+    }
+
+    /// Has pages made ready: some now, and the rest by the event loop.
+    pub(crate) fn prepare_by(&mut self, preparation: Preparation) {
+        self.preparation = Some(preparation);
+        for _ in 0..PIECES_BEFORE {
+            if self.preparation.as_ref().is_some_and(Preparation::has_runs) {
+                self.prepare();
+            }
+        }
+    }
+
+    /// Makes some more pages ready; whether there are more.
+    fn prepare(&mut self) -> bool {
+        let Some(preparation) = &mut self.preparation else {
+            return false;
+        };
+        let more = preparation.advance(self.machine.memory());
+        if !more {
+            log::info!("pages of the working set that are ready: {}", preparation.ready());
+            self.preparation = None;
+        }
+        more
+    }
+
+    fn recording(&self) -> Option<&Recording> {
+        self.recording.as_ref()
+    }
+
+    /// Ends the recording of what the guest touches, if there is one that has begun.
+    pub(crate) fn record(&mut self) {
+        if self.recording().is_some_and(Recording::has_begun) {
+            self.end_recording();
+        }
+    }
+
+    fn end_recording(&mut self) {
+        if let Some(recording) = &mut self.recording {
+            recording.end(self.machine.memory());
+        }
+    }
+
     /// Where the guest's memory came from.
     pub(crate) fn origin(&self) -> Origin<'_> {
         match &self.base {
@@ -126,6 +182,9 @@ impl Vm {
     pub fn pause(&mut self) {
         if !std::mem::replace(&mut self.paused, true) {
             self.machine.pause();
+            if let Some(recording) = &mut self.recording {
+                recording.pause();
+            }
         }
     }
 
@@ -133,6 +192,12 @@ impl Vm {
     pub fn resume(&mut self) {
         if std::mem::take(&mut self.paused) {
             self.machine.unpause();
+            if let Some(preparation) = &mut self.preparation {
+                preparation.leave_single();
+            }
+            if let Some(recording) = &mut self.recording {
+                recording.resume();
+            }
         }
     }
 

@@ -1,10 +1,11 @@
 //! Snapshots, up to what needs KVM.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use vmm::config::NetBackend;
-use vmm::control::{Freeze, Kind, MemorySource, Thaw};
+use vmm::control::{FirstTouch, Freeze, Kind, MemorySource, Record, Thaw};
 
 use super::{AFTER, BEFORE};
 use crate::schema::{self, Schema, SnapshotCreate, SnapshotLoad};
@@ -202,7 +203,8 @@ fn all_that_is_asked_for_gets_to_the_vmm() {
     let body = r#"{"snapshot_path": "/s", "mem_backend": {"backend_type": "Uffd", "backend_path": "/u"},
         "track_dirty_pages": true, "resume_vm": false, "clock_realtime": true,
         "network_overrides": [{"iface_id": "a", "host_dev_name": ""}, {"iface_id": "b", "host_dev_name": "tap1"}],
-        "drive_overrides": [{"drive_id": "c", "path_on_host": "/d"}]}"#;
+        "drive_overrides": [{"drive_id": "c", "path_on_host": "/d"}],
+        "working_set": "/w", "record_working_set": {"path": "/r", "milliseconds": 7}}"#;
     let expected = Thaw {
         state: "/s".into(),
         memory: MemorySource::Uffd("/u".into()),
@@ -213,8 +215,18 @@ fn all_that_is_asked_for_gets_to_the_vmm() {
         disks: vec![("c".into(), PathBuf::from("/d"))],
         track_dirty_pages: true,
         realtime: true,
+        first_touch: FirstTouch {
+            prepare: Some("/w".into()),
+            record: Some(Record {
+                path: "/r".into(),
+                length: Duration::from_millis(7),
+            }),
+        },
     };
     assert_eq!(load(body), expected);
+    let short = r#"{"snapshot_path": "/s", "mem_file_path": "/m", "record_working_set": {"path": "/r"}}"#;
+    let record = load(short).first_touch.record.unwrap();
+    assert_eq!(record.length, Duration::from_millis(100));
     let diff = r#"{"snapshot_type": "Diff", "snapshot_path": "/s", "mem_file_path": "/m"}"#;
     assert_eq!(create(diff).kind, Kind::Diff);
 }

@@ -1,15 +1,19 @@
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::slice;
 use std::time::Instant;
 
 use snapshot::Writer;
-use snapshot::file::{self, Architecture, Contents, Header, Host};
+use snapshot::file::{self, Architecture, Contents, Header, Host, Pending};
 use vm_memory::{Bytes as _, GuestAddress};
 
-use super::{Error, KEY, WorkingSet, joined};
+use super::file::KEY;
+use super::prepare::{MOST, joined};
+use super::{Error, LONGEST, Preparation, WorkingSet};
 use crate::GuestMemory;
 use crate::boot::testing::Temporary;
-use crate::memory::{Pagemap, map_snapshot, memfd, page_size};
+use crate::memory::{Pagemap, Touched, map_snapshot, memfd, page_size};
 
 const LOW: u64 = 256;
 const PAGES: u64 = 1280;
@@ -43,7 +47,25 @@ fn header() -> Header {
     }
 }
 
-/// A guest that has written three pages and read a fourth.
+/// Checksum of the snapshot's state file.
+const SNAPSHOT: u64 = 77;
+
+fn keep(set: &WorkingSet, path: &Path) {
+    set.write(Pending::beside(path).unwrap(), &header()).unwrap();
+}
+
+fn read(path: &Path) -> Result<WorkingSet, Error> {
+    WorkingSet::read(path, PAGES * page_size(), SNAPSHOT)
+}
+
+/// Has all of `set` populated; the pages that are.
+fn prepare(set: &WorkingSet, file: &File, memory: &GuestMemory) -> u32 {
+    let mut preparation = Preparation::new(set.clone(), file);
+    while preparation.advance(memory) {}
+    preparation.ready()
+}
+
+/// A guest that has written four pages and read a fifth.
 fn recorded(file: &File) -> WorkingSet {
     let memory = memory(file);
     for address in [
@@ -55,7 +77,7 @@ fn recorded(file: &File) -> WorkingSet {
         memory.write_obj(9_u8, GuestAddress(address)).unwrap();
     }
     let _: u8 = memory.read_obj(GuestAddress(HIGH + 512 * page_size())).unwrap();
-    WorkingSet::record(&memory, &Pagemap::open().unwrap()).unwrap()
+    WorkingSet::record(&memory, &Pagemap::open().unwrap(), SNAPSHOT).unwrap()
 }
 
 #[test]
@@ -71,8 +93,10 @@ fn what_was_touched_is_recorded() {
 fn a_set_survives_its_file() {
     let path = Temporary::missing();
     let set = recorded(&memory_file());
-    set.write(path.path(), &header()).unwrap();
-    assert_eq!(WorkingSet::read(path.path(), PAGES * page_size()).unwrap(), set);
+    keep(&set, path.path());
+    assert_eq!(read(path.path()).unwrap(), set);
+    let (header, described) = WorkingSet::describe(path.path()).unwrap();
+    assert_eq!((header, described), (self::header(), set));
 }
 
 #[test]
@@ -80,14 +104,28 @@ fn populated_pages_are_the_guests_and_hold_what_they_held() {
     let file = memory_file();
     let set = recorded(&file);
     let memory = memory(&file);
-    assert!(set.read_ahead(&file) >= 1);
-    assert_eq!(set.populate(&memory), 4);
-    let again = WorkingSet::record(&memory, &Pagemap::open().unwrap()).unwrap();
+    assert_eq!(prepare(&set, &file, &memory), 4);
+    let again = WorkingSet::record(&memory, &Pagemap::open().unwrap(), SNAPSHOT).unwrap();
     assert_eq!(again.written, set.written);
     assert_eq!(memory.read_obj::<u8>(GuestAddress(HIGH)).unwrap(), 3);
-    file.set_len(0).unwrap();
-    let memory = self::memory(&memory_file());
-    assert_eq!(set.populate(&memory), 4);
+}
+
+#[test]
+fn single_pages_come_last_or_are_left_to_the_guest() {
+    let file = memory_file();
+    let set = recorded(&file);
+    let memory = memory(&file);
+    let mut preparation = Preparation::new(set.clone(), &file);
+    preparation.leave_single();
+    assert!(preparation.has_runs() && !preparation.advance(&memory));
+    assert_eq!(preparation.ready(), 2);
+    let ready = WorkingSet::record(&memory, &Pagemap::open().unwrap(), SNAPSHOT).unwrap();
+    assert_eq!(ready.written, slice::from_ref(&(255..257)));
+    let mut preparation = Preparation::new(set, &file);
+    while preparation.has_runs() {
+        preparation.advance(&memory);
+    }
+    assert!(preparation.ready() >= 2);
 }
 
 #[test]
@@ -96,13 +134,42 @@ fn memory_that_is_gone_is_not_populated() {
     let set = recorded(&file);
     let memory = memory(&file);
     file.set_len(100 * page_size()).unwrap();
-    assert_eq!(set.populate(&memory), 1);
+    // The run of two pages comes first, and lies beyond the end.
+    assert_eq!(prepare(&set, &file, &memory), 0);
+    let memory = map_snapshot(&[(GuestAddress(0), bytes(100))], &file).unwrap();
+    assert_eq!(prepare(&set, &file, &memory), 0);
+}
+
+#[test]
+fn pages_are_populated_in_pieces_and_not_without_end() {
+    let pages = u64::from(MOST) + 1000;
+    let file = memfd(c"memory", &[]).unwrap();
+    file.set_len(pages * page_size()).unwrap();
+    let regions = [
+        (GuestAddress(0), bytes(100)),
+        (GuestAddress(HIGH), bytes(pages - 100)),
+    ];
+    let memory = map_snapshot(&regions, &file).unwrap();
+    let all = 0..u32::try_from(pages).unwrap();
+    let set = WorkingSet {
+        written: vec![all],
+        ..WorkingSet::default()
+    };
+    let mut preparation = Preparation::new(set, &file);
+    let mut before = 0;
+    while preparation.advance(&memory) {
+        let piece = preparation.ready() - before;
+        assert!((1..=64).contains(&piece), "{piece}");
+        before = preparation.ready();
+    }
+    assert_eq!(preparation.ready(), MOST);
+    let set = WorkingSet::record(&memory, &Pagemap::open().unwrap(), SNAPSHOT).unwrap();
+    assert_eq!(set.written, slice::from_ref(&(0..MOST)));
 }
 
 #[test]
 fn a_set_that_cannot_be_is_refused() {
     let path = Temporary::missing();
-    let size = PAGES * page_size();
     let wrong: [&[(u32, u32)]; 6] = [
         &[(3, 3)],
         &[(5, 3)],
@@ -120,23 +187,80 @@ fn a_set_that_cannot_be_is_refused() {
             } else {
                 set.touched = runs.clone();
             }
-            set.write(path.path(), &header()).unwrap();
-            let error = WorkingSet::read(path.path(), size).unwrap_err();
+            keep(&set, path.path());
+            let error = read(path.path()).unwrap_err();
             assert!(matches!(error, Error::Run(_)), "{runs:?}: {error}");
         }
     }
-    recorded(&memory_file()).write(path.path(), &header()).unwrap();
-    let error = WorkingSet::read(path.path(), size + page_size()).unwrap_err();
-    assert!(matches!(error, Error::Memory { .. }));
+}
+
+#[test]
+fn a_set_of_something_else_is_refused() {
+    let path = Temporary::missing();
+    let size = PAGES * page_size();
+    keep(&recorded(&memory_file()), path.path());
+    let error = WorkingSet::read(path.path(), size + page_size(), SNAPSHOT).unwrap_err();
+    assert!(matches!(error, Error::Memory { .. }), "{error}");
+    let error = WorkingSet::read(path.path(), size, SNAPSHOT + 1).unwrap_err();
+    assert!(matches!(error, Error::Snapshot), "{error}");
     file::write(path.path(), &header(), Writer::new()).unwrap();
-    let error = WorkingSet::read(path.path(), size).unwrap_err();
-    assert!(matches!(error, Error::Section(_)));
+    let error = read(path.path()).unwrap_err();
+    assert!(matches!(error, Error::Section(_)), "{error}");
     let mut two = Writer::new();
     two.put(KEY, &WorkingSet::default()).unwrap();
     two.put("more", &WorkingSet::default()).unwrap();
     file::write(path.path(), &header(), two).unwrap();
-    let error = WorkingSet::read(path.path(), size).unwrap_err();
-    assert!(matches!(error, Error::Section(_)));
+    let error = read(path.path()).unwrap_err();
+    assert!(matches!(error, Error::Section(_)), "{error}");
+}
+
+#[test]
+fn a_set_is_never_longer_than_what_is_read() {
+    let path = Temporary::missing();
+    // Numbers whose encoding is as long as any's, as many as are recorded, and one run more than that leaves room for.
+    let runs = |count: usize| {
+        (0..u32::try_from(count).unwrap()).map(|run| u32::MAX - 2 * run - 1..u32::MAX - 2 * run)
+    };
+    let mut set = WorkingSet {
+        snapshot: u64::MAX,
+        written: runs(LONGEST).rev().collect(),
+        touched: runs(LONGEST).rev().collect(),
+    };
+    let mut header = header();
+    header.memory = u64::from(u32::MAX) * page_size();
+    set.write(Pending::beside(path.path()).unwrap(), &header).unwrap();
+    assert_eq!(WorkingSet::describe(path.path()).unwrap().1, set);
+    set.touched = runs(LONGEST + 10).rev().collect();
+    set.write(Pending::beside(path.path()).unwrap(), &header).unwrap();
+    let error = WorkingSet::describe(path.path()).unwrap_err();
+    assert!(matches!(error, Error::Long(_)), "{error}");
+}
+
+#[test]
+fn a_cold_file_is_read_and_nothing_is_populated() {
+    let path = Temporary::missing();
+    fs::write(path.path(), vec![3; bytes(PAGES)]).unwrap();
+    let file = File::open(path.path()).unwrap();
+    file.sync_all().unwrap();
+    // SAFETY: the call takes numbers.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    let memory = memory(&file);
+    if Touched::default().of(&memory) > 0 {
+        return eprintln!("files of this file system are always in memory: nothing was tested");
+    }
+    let set = WorkingSet {
+        written: slice::from_ref(&(0..4)).to_vec(),
+        touched: slice::from_ref(&(0..1000)).to_vec(),
+        ..WorkingSet::default()
+    };
+    let mut preparation = Preparation::new(set.clone(), &file);
+    assert!(!preparation.has_runs() && !preparation.advance(&memory));
+    let start = Instant::now();
+    while Touched::default().of(&memory) < 1000 * page_size() {
+        assert!(start.elapsed().as_secs() < 60, "it is not read");
+    }
+    // What waits for nothing any more is populated.
+    assert!(Preparation::new(set, &file).has_runs());
 }
 
 #[test]
@@ -144,31 +268,4 @@ fn near_runs_are_one_read() {
     assert_eq!(joined(&[1..2, 34..40, 73..75]), [1..40, 73..75]);
     assert_eq!(joined(slice::from_ref(&(7..8))), slice::from_ref(&(7..8)));
     assert!(joined(&[]).is_empty());
-}
-
-#[test]
-#[ignore = "measures"]
-fn speed_of_a_first_touch() {
-    let file = memfd(c"memory", &vec![3; bytes(4096)]).unwrap();
-    let fresh = || map_snapshot(&[(GuestAddress(0), bytes(4096))], &file).unwrap();
-    let touch = |memory: &GuestMemory| {
-        let start = Instant::now();
-        for number in 0..1000 {
-            memory
-                .write_obj(1_u8, GuestAddress(number * 4 * page_size()))
-                .unwrap();
-        }
-        start.elapsed()
-    };
-    let memory = fresh();
-    let without = touch(&memory);
-    let set = WorkingSet::record(&memory, &Pagemap::open().unwrap()).unwrap();
-    let memory = fresh();
-    let start = Instant::now();
-    assert_eq!(set.populate(&memory), 1000);
-    let populating = start.elapsed();
-    let with = touch(&memory);
-    println!(
-        "1,000 scattered pages, written by this process: {without:?}; with the set {with:?} after {populating:?}"
-    );
 }

@@ -1,0 +1,182 @@
+//! A working set that is being recorded while the guest runs.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use snapshot::GuestMemory;
+use snapshot::file::{Header, Pending, State};
+use vmm_sys_util::timerfd::TimerFd;
+
+use crate::memory::working_set::Error;
+use crate::memory::{Pagemap, WorkingSet};
+
+/// Goes on for a while of the guest's time: while the guest is paused, so is this.
+pub(crate) struct Recording {
+    /// What it takes to end it; nothing once it has ended.
+    open: Option<Open>,
+    /// There until the VM is over, so that the event loop never watches a descriptor that has become another one.
+    timer: TimerFd,
+    left: Duration,
+    since: Option<Instant>,
+}
+
+/// All that could fail is had before the guest runs.
+struct Open {
+    pagemap: Pagemap,
+    file: Pending,
+    path: PathBuf,
+    header: Header,
+    snapshot: u64,
+    has_run: bool,
+}
+
+impl Recording {
+    /// Prepares a recording of the first `length` for which the guest of the snapshot with this `state` runs, to the file at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Pages`] without /proc, [`Error::File`] when there can be no such file, [`Error::Timer`].
+    pub fn new(path: &Path, length: Duration, state: &State) -> Result<Self, Error> {
+        let open = Open {
+            pagemap: Pagemap::open().map_err(Error::Pages)?,
+            file: Pending::beside(path).map_err(Error::File)?,
+            path: path.to_owned(),
+            header: state.header().clone(),
+            snapshot: state.checksum(),
+            has_run: false,
+        };
+        Ok(Self {
+            open: Some(open),
+            timer: TimerFd::new().map_err(|error| Error::Timer(error.into()))?,
+            left: length,
+            since: None,
+        })
+    }
+
+    /// Readable when the time may be up, which [`is_due`](Self::is_due) knows; never to be read.
+    pub fn descriptor(&self) -> RawFd {
+        self.timer.as_raw_fd()
+    }
+
+    /// The guest runs from now on.
+    pub fn resume(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.has_run = true;
+            self.since = Some(Instant::now());
+            // Zero would set no timer. What is set here is always a time, so that it cannot fail.
+            let _ = self.timer.reset(self.left.max(Duration::from_nanos(1)), None);
+        }
+    }
+
+    /// The guest is kept from running from now on.
+    pub fn pause(&mut self) {
+        if let Some(since) = self.since.take() {
+            self.left = self.left.saturating_sub(since.elapsed());
+            let _ = self.timer.clear();
+        }
+    }
+
+    /// Whether the guest has run that long.
+    pub fn is_due(&self) -> bool {
+        self.since.is_some_and(|since| since.elapsed() >= self.left)
+    }
+
+    /// Whether the guest has run, so that there is something to be recorded, and it has not been.
+    pub fn has_begun(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.has_run)
+    }
+
+    /// Writes down what the guest with this `memory` has touched until now. What goes wrong is said in the log.
+    pub fn end(&mut self, memory: &GuestMemory) {
+        let Some(open) = self.open.take() else { return };
+        // A timer that is not set is not readable either.
+        self.since = None;
+        let _ = self.timer.clear();
+        let path = open.path.display().to_string();
+        if !open.has_run {
+            return log::warn!("no working set in {path}: the guest has not run");
+        }
+        match open.write(memory) {
+            Ok(set) => log::info!(
+                "the working set is in {path}: {} pages touched, {} of them written",
+                set.touched(),
+                set.written()
+            ),
+            Err(error) => log::warn!("no working set in {path}: {}", crate::Chain(&error)),
+        }
+    }
+}
+
+impl Open {
+    fn write(self, memory: &GuestMemory) -> Result<WorkingSet, Error> {
+        let set = WorkingSet::record(memory, &self.pagemap, self.snapshot)?;
+        set.write(self.file, &self.header)?;
+        Ok(set)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use snapshot::Writer;
+    use snapshot::file::{self, Architecture, Contents, Header, Host};
+
+    use super::Recording;
+    use crate::boot::testing::Temporary;
+    use crate::memory::{WorkingSet, allocate, page_size};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn recording(path: &Temporary, length: Duration) -> Recording {
+        let header = Header {
+            host: Host {
+                architecture: Architecture::X86_64,
+                page_size: u32::try_from(page_size()).unwrap(),
+                cpu: String::new(),
+            },
+            memory: page_size(),
+            contents: Contents::Whole,
+        };
+        let state = Temporary::missing();
+        file::write(state.path(), &header, Writer::new()).unwrap();
+        Recording::new(path.path(), length, &file::read(state.path(), None).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_time_of_a_paused_guest_stands_still() {
+        let path = Temporary::missing();
+        let mut recording = recording(&path, HOUR);
+        assert!(!recording.has_begun() && !recording.timer.is_armed().unwrap());
+        recording.resume();
+        assert!(recording.has_begun() && !recording.is_due());
+        assert!(recording.timer.is_armed().unwrap());
+        recording.pause();
+        assert!(!recording.timer.is_armed().unwrap());
+        let left = recording.left;
+        assert!(left < HOUR, "no time has passed");
+        // Paused for as long as it likes.
+        recording.pause();
+        assert_eq!(recording.left, left);
+        recording.resume();
+        assert!(recording.timer.is_armed().unwrap());
+    }
+
+    #[test]
+    fn a_recording_that_is_due_ends_once() {
+        let path = Temporary::missing();
+        let mut recording = recording(&path, Duration::ZERO);
+        assert!(!recording.is_due());
+        recording.resume();
+        assert!(recording.is_due());
+        let page = usize::try_from(page_size()).unwrap();
+        let memory = allocate(&[(vm_memory::GuestAddress(0), page)]).unwrap();
+        recording.end(&memory);
+        WorkingSet::describe(path.path()).unwrap();
+        std::fs::remove_file(path.path()).unwrap();
+        assert!(!recording.is_due() && !recording.has_begun() && !recording.timer.is_armed().unwrap());
+        recording.resume();
+        recording.end(&memory);
+        assert!(!path.path().exists());
+    }
+}
