@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use devices::serial::Output;
 use vmm::Chain;
-use vmm::control::{Control, Thaw, Timeline, thaw};
+use vmm::control::{Control, Thaw, Timeline};
 use vmm::memory;
 use vmm::vm::Console;
 
