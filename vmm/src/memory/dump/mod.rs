@@ -157,6 +157,8 @@ pub fn full(source: &Source<'_>, path: &Path) -> Result<Dump, Error> {
 pub struct Difference {
     target: Target,
     path: PathBuf,
+    /// Where in the file the pages go, if that is known already.
+    runs: Option<Vec<Range<u64>>>,
 }
 
 impl Difference {
@@ -165,16 +167,21 @@ impl Difference {
     /// # Errors
     /// Any [`Error`]; nothing of a new file is left behind then. [`Error::Unknown`] when it cannot be found out what changed.
     pub fn prepare(source: &Source<'_>, path: &Path) -> Result<Self, Error> {
-        let target = match base(path, size(source))? {
-            Some(file) => {
-                let mut reserve = Output::reserving(&file, path);
-                changed(source, &mut reserve)?;
-                Target::Base(file, path.to_owned())
-            }
-            None => Target::New(create(source, path)?),
-        };
         let path = path.to_owned();
-        Ok(Self { target, path })
+        let Some(file) = base(&path, size(source))? else {
+            return Ok(Self {
+                target: Target::New(create(source, &path)?),
+                path,
+                runs: None,
+            });
+        };
+        let mut reserve = Output::reserving(&file, &path);
+        changed(source, &mut reserve)?;
+        Ok(Self {
+            runs: reserve.into_reserved(),
+            target: Target::Base(file, path.clone()),
+            path,
+        })
     }
 
     /// Whether the pages go into a file that is there already.
@@ -182,12 +189,13 @@ impl Difference {
         matches!(self.target, Target::Base(..))
     }
 
-    /// Writes the pages that were written since the memory was mapped; of fresh memory, all that were touched.
+    /// Writes the pages that were written since the memory was mapped; of fresh memory, all that were touched. Neither has
+    /// changed since [`prepare`](Self::prepare).
     ///
     /// # Errors
     /// As [`prepare`](Self::prepare).
     pub fn write(self, source: &Source<'_>) -> Result<Dump, Error> {
-        let Self { target, path } = self;
+        let Self { target, path, runs } = self;
         let size = size(source);
         let (file, merged) = match &target {
             Target::New(replacement) => (replacement.file(), false),
@@ -200,7 +208,10 @@ impl Difference {
         } else {
             Output::new(file, &path)
         };
-        changed(source, &mut output)?;
+        match runs {
+            Some(runs) => again(source, runs, &mut output)?,
+            None => changed(source, &mut output)?,
+        }
         output.finish(size)?;
         if !fresh && !merged {
             output.check_holes(size)?;
@@ -291,6 +302,19 @@ fn changed(source: &Source<'_>, output: &mut Output<'_>) -> Result<(), Error> {
             (Origin::Mapped(_) | Origin::Served, Some(pagemap)) => private(&part, pagemap, output)?,
             (Origin::Mapped(base), None) => compared(source.memory, &part, base, Resident::here(), output)?,
             (Origin::Served, None) => served(&part, Resident::here(), output)?,
+        }
+    }
+    Ok(())
+}
+
+/// What [`changed`] has found before.
+fn again(source: &Source<'_>, runs: Vec<Range<u64>>, output: &mut Output<'_>) -> Result<(), Error> {
+    let mut runs = runs.into_iter().peekable();
+    for part in parts(source) {
+        let part = part?;
+        let (start, end) = (part.offset(), part.offset() + part.range().end);
+        while let Some(run) = runs.next_if(|run| run.start < end) {
+            output.put(&part, run.start - start..run.end - start, Zeros::Data)?;
         }
     }
     Ok(())

@@ -14,6 +14,9 @@ use crate::memory::page_size;
 /// Bytes that are looked at before they are written: about what the processor's cache keeps in between.
 const PIECE: u64 = 256 << 10;
 
+/// Runs that are remembered, so that they are looked for once: what that takes is not to grow with the guest.
+const REMEMBERED: usize = 4096;
+
 /// What becomes of pages that hold nothing but zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Zeros {
@@ -99,6 +102,7 @@ pub(super) struct Output<'a> {
     bytes: u64,
     first: Option<Range<u64>>,
     end: u64,
+    reserved: Vec<Range<u64>>,
 }
 
 impl<'a> Output<'a> {
@@ -110,6 +114,7 @@ impl<'a> Output<'a> {
             bytes: 0,
             first: None,
             end: 0,
+            reserved: Vec::new(),
         }
     }
 
@@ -187,7 +192,15 @@ impl<'a> Output<'a> {
         })
     }
 
-    fn reserve(&self, offset: u64, length: u64) -> Result<(), Error> {
+    /// What has been reserved, as offsets in the file, none across two parts; none when it is more than is remembered.
+    pub fn into_reserved(self) -> Option<Vec<Range<u64>>> {
+        (self.reserved.len() <= REMEMBERED).then_some(self.reserved)
+    }
+
+    fn reserve(&mut self, offset: u64, length: u64) -> Result<(), Error> {
+        if self.reserved.len() <= REMEMBERED {
+            self.reserved.push(offset..offset + length);
+        }
         extents::reserve(self.file, offset..offset + length).map_err(|source| Error::Write {
             path: self.path.to_owned(),
             offset,
