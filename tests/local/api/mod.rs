@@ -13,6 +13,7 @@
 //! | [`replay`] | what orchestrators send |
 //! | [`kata`] | the same of kata |
 //! | [`snapshot`] | snapshots, and what is made of them |
+//! | [`returns`] | guests that notice what does not return |
 //! | [`race`] | who asks as soon as the socket is there |
 //! | [`bare`] | nothing but the binary and the devices |
 //! | [`robust`] | clients that do not behave |
@@ -32,6 +33,7 @@ mod phases;
 mod process;
 mod race;
 mod replay;
+mod returns;
 mod robust;
 mod served;
 mod snapshot;
