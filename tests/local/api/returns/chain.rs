@@ -74,9 +74,9 @@ impl Peer {
         self.socket.set_nonblocking(false).unwrap();
     }
 
-    /// Waits until all is answered, and for two ticks more. What is wrong, if nothing comes any more.
+    /// Waits until all is answered, and for a tick more. What is wrong, if nothing comes any more.
     fn settles(&mut self) -> Result<(), String> {
-        let ticks = self.ticks + 2;
+        let ticks = self.ticks + 1;
         while self.answered < self.asked || self.ticks < ticks {
             if !self.take() {
                 return Err(format!(
@@ -125,20 +125,21 @@ fn goes_through(restores: u32, options: &str, arguments: &str) {
         "only {under_way} times was anything under way"
     );
     assert_eq!(peer.answered, restores * BURSTS.iter().sum::<u32>());
-    assert!(peer.ticks >= 2 * restores);
+    assert!(peer.ticks >= restores);
 }
 
+/// Ticks are so far apart that the timer has expired at some freezes and counts down at others.
 #[test]
 fn no_tick_and_no_packet_is_lost_or_doubled_in_a_thousand_restores() {
-    in_own_network(|| goes_through(1000, "", ""));
+    in_own_network(|| goes_through(1000, "", "us=4000"));
 }
 
 #[test]
 fn no_deadline_of_a_time_stamp_is_lost_or_doubled() {
-    in_own_network(|| goes_through(50, "", "deadline=1"));
+    in_own_network(|| goes_through(50, "", "deadline=1 us=20000"));
 }
 
 #[test]
 fn nothing_is_lost_or_doubled_with_controllers_in_the_kernel() {
-    in_own_network(|| goes_through(50, "--irqchip kernel", ""));
+    in_own_network(|| goes_through(50, "--irqchip kernel", "us=20000"));
 }
