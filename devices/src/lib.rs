@@ -43,6 +43,8 @@ pub mod serial;
 mod sync;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 pub mod virtio;
 pub mod window;
 

@@ -1,4 +1,4 @@
-//! What every model with state is put through.
+//! What models are put through, and clocks and wires for it.
 
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -14,21 +14,6 @@ use crate::interrupt::Interrupt;
 use crate::sync::lock;
 
 /// Asserts that the state of `device` goes into a fresh one and comes out of it unchanged, directly and as a section.
-///
-/// The device must have been used: a state that a fresh one has anyway would prove nothing.
-pub(crate) fn survives_a_snapshot<T>(device: &T, fresh: impl Fn() -> T)
-where
-    T: Persist,
-    T::State: Debug + PartialEq,
-{
-    assert!(
-        size_of::<T::State>() == 0 || fresh().save().unwrap() != device.save().unwrap(),
-        "the device is as fresh as the one it is restored into"
-    );
-    comes_back(device, fresh);
-}
-
-/// As [`survives_a_snapshot`], for a device that may be as fresh as the other.
 pub(crate) fn comes_back<T>(device: &T, fresh: impl Fn() -> T)
 where
     T: Persist,

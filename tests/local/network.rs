@@ -45,7 +45,7 @@ pub fn output_of(command: &str) -> String {
 }
 
 /// Makes the interface `tap0` with the address of the host.
-fn make_tap() {
+pub fn make_tap() {
     output_of("ip tuntap add tap0 mode tap");
     output_of("ip addr add 10.0.0.1/24 dev tap0");
     output_of("ip link set tap0 up");
@@ -94,7 +94,7 @@ fn a_guest_serves_a_page_with_the_irqchip_of_the_kernel() {
 }
 
 /// `tap0`, attached, as a descriptor above the usual that children inherit.
-fn attach_tap() -> OwnedFd {
+pub fn attach_tap() -> OwnedFd {
     let device = fs::File::options()
         .read(true)
         .write(true)

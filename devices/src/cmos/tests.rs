@@ -6,7 +6,7 @@ use snapshot::Persist;
 use super::{Cmos, MemorySize};
 use crate::bus::ByteRegisters;
 use crate::clock::{Clock, WallClock};
-use crate::testing::{ManualClock, accesses, comes_back, replay, survives_a_snapshot};
+use crate::testing::{ManualClock, accesses, comes_back, replay};
 
 const GIB: u64 = 1 << 30;
 const SIZE: MemorySize = MemorySize {
@@ -162,16 +162,12 @@ fn state_comes_back_and_time_goes_on() {
     let (mut original, _) = cmos();
     write(&mut original, 0x02, 0x00);
     write(&mut original, 0x40, 0x77);
-    survives_a_snapshot(&original, || cmos().0);
 
     let (mut restored, clock) = cmos();
     clock.advance(Duration::from_secs(60));
     restored.restore(original.save().unwrap()).unwrap();
     assert_eq!(read(&mut restored, 0x40), 0x77);
     assert_eq!(read(&mut restored, 0x02), 0x01);
-
-    write(&mut original, 0x0b, 0x82);
-    survives_a_snapshot(&original, || cmos().0);
 }
 
 #[test]

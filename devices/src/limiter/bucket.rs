@@ -62,6 +62,14 @@ impl Tokens {
         }
     }
 
+    /// As they are, at no time in particular.
+    pub(super) fn at_rest(&self) -> Self {
+        Self {
+            seen: None,
+            ..self.clone()
+        }
+    }
+
     /// Adds the tokens that have come up to `now`.
     pub(super) fn fill(&mut self, now: Duration) {
         let before = self.seen.replace(now).unwrap_or(now);

@@ -24,7 +24,7 @@ use vmm_sys_util::timerfd::TimerFd;
 pub use bucket::Bucket;
 use bucket::Tokens;
 
-/// State of a [`Limiter`]: what is in its buckets. No time passes between saving it and its first use after a restore.
+/// State of a [`Limiter`]: what is in its buckets. No time passes between saving it and its restore.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimiterState {
     bandwidth: Option<Tokens>,
@@ -116,6 +116,27 @@ impl Limiter {
         }
     }
 
+    /// Adds the tokens that have come up to `now`, on the clock of [`Self::consume`]; after a restore, has them come from
+    /// then on.
+    pub fn fill(&mut self, now: Duration) {
+        for tokens in [&mut self.bandwidth, &mut self.operations].into_iter().flatten() {
+            tokens.fill(now);
+        }
+    }
+
+    /// The state with the tokens that have come up to `now`, on the clock of [`Self::consume`].
+    pub fn state_at(&self, now: Duration) -> LimiterState {
+        let filled = |tokens: &Option<Tokens>| {
+            let mut tokens = tokens.clone()?;
+            tokens.fill(now);
+            Some(tokens.at_rest())
+        };
+        LimiterState {
+            bandwidth: filled(&self.bandwidth),
+            operations: filled(&self.operations),
+        }
+    }
+
     fn wake_after(&mut self, wait: Duration) {
         self.throttled = true;
         // Fails only for what is not a time: the kernel takes any number of seconds up to 2^63.
@@ -139,14 +160,16 @@ impl AsRawFd for Limiter {
 impl Persist for Limiter {
     type State = LimiterState;
 
+    /// With the tokens that were there at the last look; [`Limiter::state_at`] has those that have come since too.
     fn save(&self) -> Result<LimiterState, Error> {
         Ok(LimiterState {
-            bandwidth: self.bandwidth.clone(),
-            operations: self.operations.clone(),
+            bandwidth: self.bandwidth.as_ref().map(Tokens::at_rest),
+            operations: self.operations.as_ref().map(Tokens::at_rest),
         })
     }
 
-    /// Nobody is throttled afterwards: the device looks at its queue after a restore anyway.
+    /// Nobody is throttled afterwards: the device looks at its queue after a restore anyway. Tokens come from the first look
+    /// on, which [`Limiter::fill`] is.
     fn restore(&mut self, state: LimiterState) -> Result<(), Error> {
         for tokens in [&state.bandwidth, &state.operations].into_iter().flatten() {
             if let Some(reason) = tokens.fault() {

@@ -13,7 +13,7 @@ pub mod state;
 pub mod uart;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use output::Output;
 pub use sink::Sink;

@@ -72,13 +72,6 @@ impl Signal {
         self.broken.store(broken, Ordering::SeqCst);
     }
 
-    /// Raises the interrupt once more if the driver has not acknowledged what it is for.
-    pub(super) fn repeat(&self) {
-        if self.status() != 0 {
-            self.line.trigger();
-        }
-    }
-
     fn raise(&self, bit: u32) {
         // The reason is in the register before the interrupt that makes the driver read it.
         self.status.fetch_or(bit, Ordering::SeqCst);

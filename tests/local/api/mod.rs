@@ -15,6 +15,7 @@
 //! | [`snapshot`] | snapshots, and what is made of them |
 //! | [`killed`] | who is killed while it makes a snapshot |
 //! | [`disk`] | snapshots on a disk that does not take them |
+//! | [`returns`] | guests that notice what does not return |
 //! | [`race`] | who asks as soon as the socket is there |
 //! | [`bare`] | nothing but the binary and the devices |
 //! | [`robust`] | clients that do not behave |
@@ -36,6 +37,7 @@ mod phases;
 mod process;
 mod race;
 mod replay;
+mod returns;
 mod robust;
 pub mod served;
 pub mod snapshot;

@@ -2,9 +2,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use proptest::prelude::{any, proptest};
-use snapshot::persist::{Component, Error as PersistError, Persist};
-use snapshot::{Reader, Writer};
+use snapshot::persist::{Error as PersistError, Persist};
 
 use super::super::testing::{pattern, read, rest, small_pipe};
 use super::{Output, Serial, SerialState};
@@ -285,56 +283,4 @@ fn a_restored_port_raises_what_was_pending_and_has_no_past() {
     assert_eq!(inb(&mut after, LSR), 0x60);
     outb(&mut after, DATA, b'o');
     assert_eq!(read(&mut reader, 1), b"o");
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Read(u64),
-    Write(u64, u8),
-    Enqueue(Vec<u8>),
-}
-
-fn step() -> impl proptest::strategy::Strategy<Value = Step> {
-    use proptest::prelude::{Strategy, prop_oneof};
-    prop_oneof![
-        (0_u64..8).prop_map(Step::Read),
-        (0_u64..8, any::<u8>()).prop_map(|(offset, value)| Step::Write(offset, value)),
-        proptest::collection::vec(any::<u8>(), 0..80).prop_map(Step::Enqueue),
-    ]
-}
-
-fn apply(serial: &mut Serial, step: &Step) -> Option<u8> {
-    match step {
-        Step::Read(offset) => return Some(inb(serial, *offset)),
-        Step::Write(offset, value) => outb(serial, *offset, *value),
-        Step::Enqueue(bytes) => {
-            serial.enqueue(bytes);
-        }
-    }
-    None
-}
-
-proptest! {
-    /// A port that was saved and restored, at any point of anything a guest may do, behaves as the original does.
-    #[test]
-    fn a_restored_port_goes_on_as_the_original(
-        past in proptest::collection::vec(step(), 0..50),
-        future in proptest::collection::vec(step(), 0..50),
-    ) {
-        let (mut original, _, _reader) = serial();
-        for step in &past {
-            apply(&mut original, step);
-        }
-        let mut archive = Writer::new();
-        original.put("serial", &mut archive).unwrap();
-        let archive = archive.into_bytes();
-        let mut sections = Reader::parse(&archive).unwrap();
-        let (mut copy, _, _reader) = serial();
-        copy.take("serial", &mut sections).unwrap();
-        sections.finish().unwrap();
-        assert_eq!(copy.save().unwrap(), original.save().unwrap());
-        for step in &future {
-            assert_eq!(apply(&mut copy, step), apply(&mut original, step), "{step:?}");
-        }
-    }
 }

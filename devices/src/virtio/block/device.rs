@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use snapshot::Persist;
+use snapshot::persist::Error as PersistError;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -15,7 +17,7 @@ use super::metrics::{Meter, Metrics};
 use super::queue::Active;
 use super::{space, uring};
 use crate::clock::Clock;
-use crate::limiter::{Bucket, Limiter};
+use crate::limiter::{Bucket, Limiter, LimiterState};
 use crate::virtio::device::{Activation, Source, VirtioDevice};
 
 /// Token of the limiter's timerfd.
@@ -177,12 +179,18 @@ impl Block {
         }
     }
 
-    pub(super) fn limiter(&self) -> &Limiter {
-        &self.backend.limiter
+    /// State of the limiter, with all that has come in up to now.
+    pub(super) fn limiter_state(&self) -> LimiterState {
+        let now = self.backend.clock.now();
+        self.backend.limiter.state_at(now)
     }
 
-    pub(super) fn limiter_mut(&mut self) -> &mut Limiter {
-        &mut self.backend.limiter
+    /// Gives the limiter its state. Tokens come from now on.
+    pub(super) fn restore_limiter(&mut self, state: LimiterState) -> Result<(), PersistError> {
+        let limiter = &mut self.backend.limiter;
+        limiter.restore(state)?;
+        limiter.fill(self.backend.clock.now());
+        Ok(())
     }
 
     fn serve(&mut self) {

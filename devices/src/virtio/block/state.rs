@@ -27,7 +27,7 @@ impl Persist for Block {
     fn save(&self) -> Result<BlockState, Error> {
         match self.in_flight() {
             0 => Ok(BlockState {
-                limiter: self.limiter().save()?,
+                limiter: self.limiter_state(),
                 size: self.told(),
             }),
             count => Err(Error::Invalid {
@@ -40,7 +40,7 @@ impl Persist for Block {
     /// A request that was put off is still in the queue, which is looked at by the event loop; there, the driver is also told
     /// when its disk has another size now.
     fn restore(&mut self, state: BlockState) -> Result<(), Error> {
-        self.limiter_mut().restore(state.limiter)?;
+        self.restore_limiter(state.limiter)?;
         self.set_told(state.size);
         Ok(())
     }

@@ -92,13 +92,13 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         }
     }
 
-    /// Has everything looked at once, after a restore: a kick or an interrupt that was under way when the state was saved
-    /// may have been lost, and the configuration may be another one.
+    /// Has everything looked at once, after a restore: there may be something for the device that nobody kicks it for, and the
+    /// configuration may be another one.
     ///
-    /// The driver hears of used buffers only if it has not acknowledged them, or if there are new ones: some take an
-    /// interrupt for nothing as a fault.
+    /// The driver hears of what is new only. An interrupt that it has not acknowledged is in the state of the interrupt
+    /// controllers, or of its processor: nobody raises one while the state is saved. Raised again, it would come twice to a
+    /// driver that was just about to acknowledge it, and some take an interrupt for nothing as a fault.
     pub fn resume(&mut self) {
-        self.signal.repeat();
         if !self.is_running() {
             return;
         }

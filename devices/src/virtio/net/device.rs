@@ -71,7 +71,7 @@ struct Active {
 
 /// The network device.
 pub struct Net {
-    setup: Setup,
+    pub(super) setup: Setup,
     receiver: Receiver,
     transmitter: Transmitter,
     writable: Writable,

@@ -29,10 +29,12 @@ impl Persist for Net {
     type State = NetState;
 
     fn save(&self) -> Result<NetState, Error> {
+        // What came in up to now is the guest's; the time until it goes on is not.
+        let now = self.setup.clock.now();
         Ok(NetState {
             held: self.receiver().held().to_vec(),
-            receive_limiter: self.receive_limiter().save()?,
-            transmit_limiter: self.transmit_limiter().save()?,
+            receive_limiter: self.receive_limiter().state_at(now),
+            transmit_limiter: self.transmit_limiter().state_at(now),
         })
     }
 
@@ -46,8 +48,14 @@ impl Persist for Net {
                 ),
             });
         }
-        self.receive_limiter_mut().restore(state.receive_limiter)?;
-        self.transmit_limiter_mut().restore(state.transmit_limiter)?;
+        let now = self.setup.clock.now();
+        for (limiter, state) in [
+            (&mut self.setup.receive_limiter, state.receive_limiter),
+            (&mut self.setup.transmit_limiter, state.transmit_limiter),
+        ] {
+            limiter.restore(state)?;
+            limiter.fill(now);
+        }
         self.receiver_mut().hold(&state.held);
         Ok(())
     }

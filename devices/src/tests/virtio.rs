@@ -1,0 +1,421 @@
+//! Virtio devices behind their transport, with a driver whose memory is part of what returns.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use std::{env, fs, process};
+
+use snapshot::{Component, GuestMemory};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::chips::apart;
+use super::{Bench, Stage};
+use crate::bus::BusDevice;
+use crate::limiter::{Bucket, Limiter};
+use crate::testing::ManualClock;
+use crate::virtio::VirtioDevice;
+use crate::virtio::block::{Block, CacheType, Config, IoEngine};
+use crate::virtio::mmio::{Transport, registers as r};
+use crate::virtio::net::{HEADER, Net, Setup, Stream};
+use crate::virtio::testing::{CountingInterrupt, FakeDriver, Piece, get, set};
+
+const MEMORY: usize = 0x2_0000;
+/// Small enough to be half full soon.
+const QUEUE: u16 = 8;
+/// One, and the next in 100 ms.
+const ONE: Option<Bucket> = Some(Bucket {
+    size: 1,
+    refill_time_ms: 100,
+    one_time_burst: 0,
+});
+
+/// A device behind its transport, and its driver.
+struct Board<D: VirtioDevice> {
+    transport: Transport<D>,
+    driver: FakeDriver,
+    memory: GuestMemory,
+    line: Arc<CountingInterrupt>,
+    clock: ManualClock,
+    next: u64,
+}
+
+impl<D: VirtioDevice> Board<D> {
+    fn new(device: D, clock: ManualClock, queues: usize) -> Self {
+        let driver = FakeDriver::new(MEMORY, &vec![QUEUE; queues]);
+        let line = Arc::new(CountingInterrupt::default());
+        let memory = driver.memory.clone();
+        Self {
+            transport: Transport::new(Box::new(device), memory.clone(), line.clone()),
+            next: driver.buffers,
+            driver,
+            memory,
+            line,
+            clock,
+        }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.driver.read(0, MEMORY)
+    }
+
+    /// With the memory of `other`.
+    fn like(self, other: &Self) -> Self {
+        self.memory.write_slice(&other.bytes(), GuestAddress(0)).unwrap();
+        self
+    }
+
+    fn start(&mut self) {
+        let running = r::ACKNOWLEDGE | r::DRIVER | r::FEATURES_OK | r::DRIVER_OK;
+        assert_eq!(self.driver.start(&mut self.transport, 0), running);
+        self.serve();
+    }
+
+    /// What the event loop does, whichever source is ready.
+    fn serve(&mut self) {
+        for source in self.transport.sources() {
+            self.transport.ready(source.token);
+        }
+    }
+
+    fn place(&mut self, data: &[u8]) -> u64 {
+        let address = self.next;
+        self.next += data.len() as u64;
+        self.driver.write(address, data);
+        address
+    }
+
+    fn kick(&mut self, queue: u32) {
+        self.driver.kick(&mut self.transport, queue);
+    }
+
+    /// What is seen outside when something has happened.
+    fn happens(&mut self, what: u16) -> u64 {
+        match what % 4 {
+            0 => self.serve(),
+            queue @ 1..3 => self.transport.notify(usize::from(queue - 1)),
+            _ => self.clock.advance(Duration::from_micros(what.into())),
+        }
+        self.line.take().into()
+    }
+
+    /// The timers of who was throttled come too, as on a host whose clock goes.
+    fn resume(&mut self) {
+        self.transport.resume();
+        self.serve();
+        self.line.take();
+    }
+
+    /// The driver was told of used buffers and has not acknowledged it.
+    fn has_interrupted(&mut self) -> bool {
+        self.line.take() > 0 && get(&mut self.transport, r::INTERRUPT_STATUS) == 1
+    }
+
+    fn half_way(&mut self) {
+        set(&mut self.transport, r::STATUS, r::ACKNOWLEDGE | r::DRIVER);
+        set(&mut self.transport, r::DRIVER_FEATURES, 0xffff);
+        set(&mut self.transport, r::QUEUE_NUM, 4);
+        set(&mut self.transport, r::QUEUE_DESC_HIGH, 0xfff);
+    }
+
+    fn breaks(&mut self) {
+        self.start();
+        self.driver.queues[0].publish(77);
+        self.kick(0);
+        assert_ne!(get(&mut self.transport, r::STATUS) & r::DEVICE_NEEDS_RESET, 0);
+    }
+}
+
+pub(super) struct NetBench {
+    board: Board<Net>,
+    /// The other end of its wire.
+    peer: UnixStream,
+}
+
+impl NetBench {
+    fn on(clock: ManualClock) -> Self {
+        let (socket, peer) = UnixStream::pair().unwrap();
+        let unlimited = || Limiter::new(None, None).unwrap();
+        let net = Net::new(Setup {
+            mac: [2, 0, 0, 0, 0, 7],
+            mtu: None,
+            backend: Box::new(Stream::new(socket).unwrap()),
+            receive_limiter: unlimited(),
+            transmit_limiter: unlimited(),
+            clock: Box::new(clock.clone()),
+        });
+        Self {
+            board: Board::new(net.unwrap(), clock, 2),
+            peer,
+        }
+    }
+
+    /// So many receive buffers, without a kick.
+    fn buffers(&mut self, count: usize) {
+        for _ in 0..count {
+            let address = self.board.place(&[0; 200]);
+            self.board.driver.queues[0].add(&[Piece::writable(address, 200)]);
+        }
+    }
+
+    /// So many packets to the driver.
+    fn receives(&mut self, count: u8) {
+        for number in 0..count {
+            self.peer.write_all(&60_u32.to_be_bytes()).unwrap();
+            self.peer.write_all(&[number; 60]).unwrap();
+        }
+        self.board.serve();
+    }
+
+    /// So many packets from the driver, in its queue.
+    fn sends(&mut self, count: u8) {
+        for number in 0..count {
+            let packet = [&[0; HEADER][..], &[number; 60]].concat();
+            let address = self.board.place(&packet);
+            self.board.driver.queues[1].add(&[Piece::readable(address, 72)]);
+        }
+    }
+
+    fn used(&self, queue: usize) -> u16 {
+        self.board.driver.queues[queue].used_index()
+    }
+}
+
+impl Bench for NetBench {
+    const OF: &'static [&'static str] = &["Net", "Transport"];
+    const REGISTERS: u64 = 0x110;
+    const STAGES: &'static [Stage<Self>] = &[
+        ("half way", |bench| bench.board.half_way()),
+        ("running", |bench| bench.board.start()),
+        ("broken", |bench| bench.board.breaks()),
+        ("queues half full, interrupt pending", |bench| {
+            bench.buffers(6);
+            bench.board.start();
+            bench.receives(3);
+            bench.sends(4);
+            assert_eq!((bench.used(0), bench.used(1)), (3, 0));
+            assert!(bench.board.has_interrupted());
+        }),
+        ("a packet waits for the limiter", |bench| {
+            bench
+                .board
+                .transport
+                .device_mut()
+                .receive_limiter_mut()
+                .update(None, ONE);
+            bench.buffers(4);
+            bench.board.start();
+            bench.receives(2);
+            bench.board.clock.advance(Duration::from_micros(50_001));
+            assert_eq!(bench.used(0), 1);
+            assert!(bench.board.transport.device().receive_limiter().is_throttled());
+        }),
+        ("a packet of the driver waits for the limiter", |bench| {
+            bench
+                .board
+                .transport
+                .device_mut()
+                .transmit_limiter_mut()
+                .update(None, ONE);
+            bench.board.start();
+            bench.sends(3);
+            bench.board.kick(1);
+            assert_eq!(bench.used(1), 1);
+            assert!(bench.board.transport.device().transmit_limiter().is_throttled());
+        }),
+        ("acknowledged", |bench| {
+            bench.board.start();
+            bench.sends(1);
+            bench.board.kick(1);
+            assert!(bench.board.has_interrupted());
+            set(&mut bench.board.transport, r::INTERRUPT_ACK, 1);
+        }),
+    ];
+
+    fn new() -> Self {
+        Self::on(ManualClock::default())
+    }
+
+    fn another(&self) -> Self {
+        let Self { board, peer } = Self::on(apart(&self.board.clock));
+        let board = board.like(&self.board);
+        Self { board, peer }
+    }
+
+    fn component(&mut self) -> &mut dyn Component {
+        &mut self.board.transport
+    }
+
+    fn registers(&mut self) -> Option<&mut dyn BusDevice> {
+        Some(&mut self.board.transport)
+    }
+
+    fn happens(&mut self, what: u16) -> u64 {
+        self.board.happens(what)
+    }
+
+    fn resume(&mut self) {
+        self.board.resume();
+    }
+
+    fn memory(&self) -> Vec<u8> {
+        self.board.bytes()
+    }
+}
+
+const SECTOR: usize = 512;
+const SECTORS: usize = 16;
+const IN: u32 = 0;
+const OUT: u32 = 1;
+
+/// A file that is gone when the test is over.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn new(content: &[u8]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::SeqCst);
+        let path = env::temp_dir().join(format!("mayfly-returns-{}-{number}", process::id()));
+        fs::write(&path, content).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// On a file of its own, by io_uring if `ASYNC`.
+pub(super) struct DiskBench<const ASYNC: bool> {
+    board: Board<Block>,
+    disk: Disk,
+}
+
+impl<const ASYNC: bool> DiskBench<ASYNC> {
+    fn on(content: &[u8], clock: ManualClock) -> Self {
+        let disk = Disk::new(content);
+        let config = Config {
+            id: "disk".to_owned(),
+            path: disk.0.clone(),
+            read_only: false,
+            allow_empty: false,
+            cache: CacheType::Writeback,
+            engine: if ASYNC { IoEngine::Async } else { IoEngine::Sync },
+            bandwidth: None,
+            operations: None,
+        };
+        let block = Block::open(&config, Box::new(clock.clone())).unwrap();
+        Self {
+            board: Board::new(block, clock, 1),
+            disk,
+        }
+    }
+
+    /// A request for one sector, without a kick.
+    fn add(&mut self, kind: u32, sector: u64) {
+        let mut header = kind.to_le_bytes().to_vec();
+        header.extend([0; 4]);
+        header.extend(sector.to_le_bytes());
+        let header = self.board.place(&header);
+        let data = self.board.place(&[0x5a; SECTOR]);
+        let status = self.board.place(&[0xaa]);
+        let data = Piece {
+            address: data,
+            length: 512,
+            writable: kind == IN,
+        };
+        self.board.driver.queues[0].add(&[Piece::readable(header, 16), data, Piece::writable(status, 1)]);
+    }
+
+    fn used(&self) -> u16 {
+        self.board.driver.queues[0].used_index()
+    }
+}
+
+impl<const ASYNC: bool> Bench for DiskBench<ASYNC> {
+    const OF: &'static [&'static str] = &["Block", "Transport"];
+    const REGISTERS: u64 = 0x140;
+    const STAGES: &'static [Stage<Self>] = &[
+        ("half way", |bench| bench.board.half_way()),
+        ("running", |bench| bench.board.start()),
+        ("broken", |bench| bench.board.breaks()),
+        ("in the queue, not kicked", |bench| {
+            bench.board.start();
+            bench.add(OUT, 3);
+            bench.add(IN, 3);
+        }),
+        ("in flight", |bench| {
+            bench.board.start();
+            bench.add(OUT, 3);
+            bench.add(IN, 4);
+            bench.board.kick(0);
+        }),
+        ("done, interrupt pending", |bench| {
+            bench.board.start();
+            bench.add(IN, 4);
+            bench.board.kick(0);
+            bench.quiet();
+            assert_eq!(bench.used(), 1);
+            assert!(bench.board.has_interrupted());
+        }),
+        ("throttled", |bench| {
+            bench.board.transport.device_mut().update_limiter(None, ONE);
+            bench.board.start();
+            bench.add(OUT, 3);
+            bench.add(IN, 3);
+            bench.board.kick(0);
+            bench.quiet();
+            assert_eq!(bench.used(), 1);
+            bench.board.clock.advance(Duration::from_micros(50_001));
+        }),
+        ("acknowledged", |bench| {
+            bench.board.start();
+            bench.add(IN, 4);
+            bench.board.kick(0);
+            bench.quiet();
+            set(&mut bench.board.transport, r::INTERRUPT_ACK, 1);
+        }),
+    ];
+
+    fn new() -> Self {
+        Self::on(&[0xd5; SECTORS * SECTOR], ManualClock::default())
+    }
+
+    fn another(&self) -> Self {
+        let Self { board, disk } = Self::on(&fs::read(&self.disk.0).unwrap(), apart(&self.board.clock));
+        let board = board.like(&self.board);
+        Self { board, disk }
+    }
+
+    fn component(&mut self) -> &mut dyn Component {
+        &mut self.board.transport
+    }
+
+    fn registers(&mut self) -> Option<&mut dyn BusDevice> {
+        Some(&mut self.board.transport)
+    }
+
+    fn happens(&mut self, what: u16) -> u64 {
+        self.board.happens(what);
+        0
+    }
+
+    fn quiet(&mut self) {
+        self.board.transport.device_mut().drain();
+    }
+
+    fn resume(&mut self) {
+        self.board.resume();
+    }
+
+    /// The disk too.
+    fn memory(&self) -> Vec<u8> {
+        let mut all = self.board.bytes();
+        all.extend(fs::read(&self.disk.0).unwrap());
+        all
+    }
+}

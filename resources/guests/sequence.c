@@ -1,0 +1,141 @@
+/* Numbers of ticks and of packets, by which somebody outside counts whether any is lost or doubled.
+
+   It begins with the first UDP datagram for it. The datagrams to it must be numbered from 0 on, in big-endian 32 bits; it gives
+   each back. Every tick of the local APIC's timer, one-shot for `us=` (1000) microseconds each, by TSC deadline with
+   `deadline=1`, sends a datagram too. What it sends begins with two such numbers: 1 and the number of the tick, from 0 on, or 2
+   and the number that it answers. Under interrupt by the 8259. */
+#include "apic.h"
+#include "net.h"
+#include "trap.h"
+#include "virtio.h"
+
+/* Queues of the device, section 5.1.2, and bytes of the header before each frame, section 5.1.6. */
+enum { RECEIVE = 0, TRANSMIT = 1, HEADER = 12 };
+enum { BUFFER = 256, LENGTH = 42 + 8, PAYLOAD = HEADER + 42 };
+enum { TICK = 1, ANSWER = 2 };
+enum { VECTOR = 0x40, TSC_DEADLINE = 0x6e0 };
+
+static struct queue receive, transmit;
+static u8 inbound[QUEUE_SIZE][BUFFER], outbound[QUEUE_SIZE][BUFFER];
+/* The header of what is sent: the first datagram's, turned around. */
+static u8 letter[PAYLOAD];
+static unsigned sent, answered, expected, started;
+static unsigned armed;
+static volatile unsigned fired;
+static u64 period;
+
+static INTERRUPT tick(struct frame *frame)
+{
+    (void)frame;
+    fired++;
+    apic_done();
+}
+
+static void arm(void)
+{
+    armed++;
+    if (option("deadline=", 0))
+        wrmsr(TSC_DEADLINE, rdtsc() + period);
+    else
+        APIC(APIC_INITIAL_COUNT) = (u32)period;
+}
+
+/* KVM's local APIC counts nanoseconds; leaf 0x40000010 has the kHz of the TSC. */
+static void start_timer(void)
+{
+    u64 us = option("us=", 1000);
+    gate(VECTOR, tick);
+    apic_start();
+    APIC(APIC_DIVIDE) = 0xb; /* by 1 */
+    period = us * 1000;
+    APIC(APIC_LVT_TIMER) = VECTOR;
+    if (option("deadline=", 0)) {
+        u32 leaf[4];
+        cpuid(0x40000010, 0, leaf);
+        require("the rate of the TSC is known", leaf[0] != 0);
+        period = us * leaf[0] / 1000;
+        APIC(APIC_LVT_TIMER) = 0x40000 | VECTOR;
+        __asm__ volatile("mfence" ::: "memory"); /* between the mode and the first deadline: SDM vol. 3, 11.5.4.1 */
+    }
+    arm();
+}
+
+static void say_number(u32 kind, u32 number)
+{
+    u32 used;
+    while (queue_has(&transmit) || sent - answered == QUEUE_SIZE) {
+        expect("order of what was sent", queue_take(&transmit, &used), answered % QUEUE_SIZE);
+        expect("length of a sent packet", used, 0);
+        answered++;
+    }
+    u16 slot = (u16)(sent++ % QUEUE_SIZE);
+    copy(outbound[slot], letter, PAYLOAD);
+    put32(outbound[slot] + PAYLOAD, kind);
+    put32(outbound[slot] + PAYLOAD + 4, number);
+    descriptor_set(&transmit.table[slot], outbound[slot], HEADER + LENGTH, 0, 0);
+    queue_offer(&transmit, slot);
+}
+
+/* RFC 791 and 768, without a checksum of the datagram. */
+static void turn_around(const u8 *frame)
+{
+    u8 *out = letter + HEADER, *ip = out + 14;
+    copy(out, frame, 42);
+    copy(out, frame + 6, 6);
+    copy(out + 6, frame, 6);
+    copy(ip + 12, frame + 30, 4);
+    copy(ip + 16, frame + 26, 4);
+    put16(ip + 2, LENGTH - 14);
+    put16(ip + 10, 0);
+    put16(ip + 10, (u16)~ones_sum(0, ip, 20));
+    copy(out + 34, frame + 36, 2);
+    copy(out + 36, frame + 34, 2);
+    put16(out + 38, 16);
+    put16(out + 40, 0);
+}
+
+static void take(void)
+{
+    u32 length;
+    u16 head = queue_take(&receive, &length);
+    const u8 *frame = inbound[head] + HEADER;
+    if (length >= PAYLOAD + 4 && get16(frame + 12) == 0x800 && frame[14] == 0x45 && frame[23] == 17) {
+        expect("number of a packet", get32(frame + 42), expected);
+        expected++;
+        if (!started++) {
+            turn_around(frame);
+            start_timer();
+        }
+        say_number(ANSWER, get32(frame + 42));
+    }
+    queue_offer(&receive, head);
+}
+
+void guest(void)
+{
+    struct device device;
+    expect("a device", (u64)device_find(0, &device), 1);
+    expect("a network interface", device.kind, NET);
+    traps();
+    pic_start(0x20);
+    device_start(&device, 0);
+    require("the queues are taken", queue_start(&receive, &device, RECEIVE) && queue_start(&transmit, &device, TRANSMIT));
+    set(&device, STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+    device_listen(&device);
+    for (u16 i = 0; i < QUEUE_SIZE; i++) {
+        descriptor_set(&receive.table[i], inbound[i], BUFFER, WRITE, 0);
+        queue_offer(&receive, i);
+    }
+    say("ready\n");
+    while (!failures) {
+        if (queue_has(&receive)) {
+            take();
+        } else if (started && fired == armed) {
+            say_number(TICK, fired - 1);
+            arm();
+        } else {
+            require("ticks are those that were asked for", fired <= armed);
+            __asm__ volatile("sti; hlt; cli" ::: "memory");
+        }
+    }
+}
