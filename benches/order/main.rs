@@ -41,6 +41,8 @@ fn main() -> io::Result<()> {
     let map = Map::parse(&fs::read_to_string(map)?);
     let stage = Stage::new(PathBuf::from(program))?;
     let mut script = String::from(HEADER);
+    // The first begins with a group of pages, and the others go on in the group where the one before ends.
+    let mut alignment = 64 << 10;
     let mut known = BTreeSet::new();
     for (place, scenes) in PLACES {
         let mut here = BTreeSet::new();
@@ -50,7 +52,8 @@ fn main() -> io::Result<()> {
         }
         here.retain(|pattern| known.insert(pattern.clone()));
         eprintln!("{place}: {} functions", here.len());
-        script += &format!("    .text.{place}_parts : ALIGN(4096)\n    {{\n");
+        script += &format!("    .text.{place}_parts : ALIGN({alignment})\n    {{\n");
+        alignment = 64;
         script.extend(here.iter().map(|pattern| format!("        {pattern}\n")));
         script += "    }\n";
     }

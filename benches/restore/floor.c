@@ -5,8 +5,9 @@
 //   floor restore DIR            lets it go on
 //   floor diff DIR NEW           restores it, writes to 256 pages, and times the making of a difference in NEW, in nanoseconds
 //
-// One vCPU, one thread, a split interrupt controller, memory mapped privately from its file. The state has no more than
-// KVM wants for it: no model-specific registers, and the CPUID that was saved instead of one that KVM is asked for.
+// One vCPU, one thread, a split interrupt controller, memory mapped privately from its file. The state that is restored has no
+// more than KVM wants for it: no model-specific registers, and the CPUID that was saved instead of one that KVM is asked for. A
+// difference has all of the vCPU's state, without which nobody could go on from it.
 #define _GNU_SOURCE
 #include <err.h>
 #include <fcntl.h>
@@ -142,6 +143,31 @@ static void go_on(void) {
     }
 }
 
+// What a guest has beyond what go_on() needs of it.
+static struct rest {
+    struct kvm_mp_state mp_state;
+    struct kvm_xcrs xcrs;
+    struct kvm_debugregs debug_registers;
+    struct kvm_clock_data clock;
+    struct kvm_msrs msrs;
+    struct kvm_msr_entry entries[512];
+} rest;
+
+static void save_rest(void) {
+    static struct {
+        struct kvm_msr_list list;
+        uint32_t indices[512];
+    } known = {.list.nmsrs = 512};
+    call(vcpu, KVM_GET_MP_STATE, &rest.mp_state, "KVM_GET_MP_STATE");
+    call(vcpu, KVM_GET_XCRS, &rest.xcrs, "KVM_GET_XCRS");
+    call(vcpu, KVM_GET_DEBUGREGS, &rest.debug_registers, "KVM_GET_DEBUGREGS");
+    call(vm, KVM_GET_CLOCK, &rest.clock, "KVM_GET_CLOCK");
+    call(kvm, KVM_GET_MSR_INDEX_LIST, &known, "KVM_GET_MSR_INDEX_LIST");
+    for (uint32_t i = 0; i < known.list.nmsrs; i++) rest.entries[i].index = known.indices[i];
+    rest.msrs.nmsrs = known.list.nmsrs;
+    call(vcpu, KVM_GET_MSRS, &rest.msrs, "KVM_GET_MSRS");
+}
+
 static void diff(const char *folder) {
     for (uint64_t page = 0; page < PAGES; page++) memory[WRITTEN + page * PAGE] = 1;
     int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
@@ -149,6 +175,7 @@ static void diff(const char *folder) {
     struct timespec start, end;
     clock_gettime(CLOCK_MONOTONIC, &start);
     save();
+    save_rest();
     static struct page_region_ found[PAGES + 1];
     struct pm_scan_arg_ scan = {.size = sizeof scan, .start = (uintptr_t)memory, .end = (uintptr_t)memory + state.size,
                                 .vec = (uintptr_t)found, .vec_len = PAGES + 1, .inverted = IS_FILE, .mask = IS_FILE | IS_PRESENT, .wanted = IS_FILE};
@@ -161,7 +188,7 @@ static void diff(const char *folder) {
         if (pwrite(to, at, length, at - memory) != (ssize_t)length) err(1, "pwrite");
     }
     to = file(folder, "state", O_WRONLY | O_CREAT | O_TRUNC);
-    if (write(to, &state, sizeof state) != sizeof state) err(1, "state");
+    if (write(to, &state, sizeof state) != sizeof state || write(to, &rest, sizeof rest) != sizeof rest) err(1, "state");
     clock_gettime(CLOCK_MONOTONIC, &end);
     if (regions < 1) errx(1, "no page differs");
     printf("%ld\n", (end.tv_sec - start.tv_sec) * 1000000000 + end.tv_nsec - start.tv_nsec);

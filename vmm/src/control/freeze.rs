@@ -95,11 +95,13 @@ impl Freeze {
         }
         let machine = vm.machine();
         let config = machine.spec().config();
-        let mut archive = Writer::new();
-        machine.save(&mut archive).map_err(Error::Machine)?;
-        archive.put(MACHINE, config).map_err(Error::Config)?;
+        let saving = machine.begin_saving().map_err(Error::Machine)?;
+        // Meanwhile, what does not depend on it.
         let mut state = file::Pending::beside(&self.state).map_err(Error::State)?;
         let pagemap = Pagemap::open().ok();
+        let (host, mut archive) = (host(), Writer::new());
+        archive.put(MACHINE, config).map_err(Error::Config)?;
+        saving.finish(&mut archive).map_err(Error::Machine)?;
         let source = dump::Source {
             memory: machine.memory(),
             origin: vm.origin(),
@@ -107,7 +109,7 @@ impl Freeze {
         };
         let memory = self.memory(&source)?;
         let header = Header {
-            host: host(),
+            host,
             memory: config.memory.bytes(),
             contents: memory.contents(&source),
         };

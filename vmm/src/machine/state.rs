@@ -17,7 +17,8 @@
 //! What would reach into a local APIC comes after the vCPUs; and only when the guest is about to go on do the devices look
 //! for what there is to do.
 
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Receiver, RecvError, TryRecvError};
+use std::thread;
 
 use devices::lock;
 use devices::virtio::VirtioDevice;
@@ -64,6 +65,42 @@ pub enum Error {
     Passt(#[source] passt::Error),
 }
 
+/// Times that a vCPU's thread is looked for before this one sleeps: somewhat longer than it takes a vCPU to be read or written.
+const LOOKS: usize = 1000;
+
+/// The answer of a vCPU's thread. To fall asleep and be woken takes a good part of the time that the answer does.
+fn attend<T>(answer: &Receiver<T>) -> Result<T, RecvError> {
+    for _ in 0..LOOKS {
+        match answer.try_recv() {
+            Err(TryRecvError::Empty) => thread::yield_now(),
+            Ok(answer) => return Ok(answer),
+            Err(TryRecvError::Disconnected) => return Err(RecvError),
+        }
+    }
+    answer.recv()
+}
+
+/// A machine whose state is being read. Dropped, nothing is saved, and the machine can go on.
+pub struct Saving<'a> {
+    machine: &'a Machine,
+    vcpus: Vec<Receiver<Result<State, PartError>>>,
+}
+
+impl Saving<'_> {
+    /// As [`Machine::save`].
+    ///
+    /// # Errors
+    /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Part`] and [`Error::Sections`].
+    pub fn finish(self, archive: &mut Writer) -> Result<(), Error> {
+        for (id, answer) in (0..).zip(self.vcpus) {
+            let state = attend(&answer).map_err(|_| Error::Ended(id))?;
+            let state = state.map_err(|source| Error::Vcpu { id, source })?;
+            archive.put(&vcpu_key(id), &state).map_err(Error::Sections)?;
+        }
+        self.machine.put_devices(archive).map_err(Error::Part)
+    }
+}
+
 impl Machine {
     /// Adds the state of the machine, which is paused, to `archive`. It can go on, or be saved again.
     ///
@@ -73,20 +110,24 @@ impl Machine {
     /// [`Error::Running`], [`Error::Ended`], [`Error::Vcpu`], [`Error::Part`], and [`Error::Sections`] when `archive` has
     /// sections of the same names.
     pub fn save(&self, archive: &mut Writer) -> Result<(), Error> {
+        self.begin_saving()?.finish(archive)
+    }
+
+    /// Begins to save the machine: the vCPUs' threads read their vCPUs, while this one may do something else. [`Saving::finish`]
+    /// does the rest.
+    ///
+    /// # Errors
+    /// [`Error::Running`]
+    pub fn begin_saving(&self) -> Result<Saving<'_>, Error> {
         if !self.shared.gate.is_closed() {
             return Err(Error::Running);
         }
         for drive in &self.drives {
             drive.with(Block::drain);
         }
-        let answers: Vec<_> = self.vcpus.iter().map(|vcpu| vcpu.ask_state()).collect();
+        let vcpus = self.vcpus.iter().map(|vcpu| vcpu.ask_state()).collect();
         self.shared.gate.call();
-        for (id, answer) in (0..).zip(answers) {
-            let state = answer.recv().map_err(|_| Error::Ended(id))?;
-            let state = state.map_err(|source| Error::Vcpu { id, source })?;
-            archive.put(&vcpu_key(id), &state).map_err(Error::Sections)?;
-        }
-        self.put_devices(archive).map_err(Error::Part)
+        Ok(Saving { machine: self, vcpus })
     }
 
     fn put_devices(&self, archive: &mut Writer) -> Result<(), PartError> {
@@ -123,7 +164,7 @@ impl Machine {
             passt.check().map_err(Error::Passt)?;
         }
         for (id, answer) in (0..).zip(answers) {
-            let done = answer.recv().map_err(|_| Error::Ended(id))?;
+            let done = attend(&answer).map_err(|_| Error::Ended(id))?;
             done.map_err(|source| Error::Vcpu { id, source })?;
         }
         self.platform
