@@ -79,7 +79,7 @@ impl Stage {
         self.ask(
             "PUT",
             "/boot-source",
-            &format!(r#"{{"kernel_image_path":"{image}"}}"#),
+            &format!(r#"{{"kernel_image_path":"{image}","boot_args":"console=ttyS0"}}"#),
         )?;
         self.ask("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#)?;
         read(&mut vm, 1)?;
