@@ -29,7 +29,7 @@ enum { PATIENCE_MS = 10000, GROUP = 100 };
 
 struct clone {
     pid_t pid;
-    int in, out;
+    int console;
     double micros;
 };
 
@@ -64,13 +64,13 @@ static void end_all(int nursery) {
 
 // Whether the guest answers. What was printed before the snapshot is not printed again.
 static int echoes(struct clone *clone) {
-    struct pollfd answer = {.fd = clone->out, .events = POLLIN};
+    struct pollfd answer = {.fd = clone->console, .events = POLLIN};
     char byte = 'x';
-    if (write(clone->in, &byte, 1) != 1 || poll(&answer, 1, PATIENCE_MS) != 1) return 0;
-    return read(clone->out, &byte, 1) == 1 && byte == 'x';
+    if (write(clone->console, &byte, 1) != 1 || poll(&answer, 1, PATIENCE_MS) != 1) return 0;
+    return read(clone->console, &byte, 1) == 1 && byte == 'x';
 }
 
-// What is told of a machine that was started: 0 for its process when it could not be. Its input and output come along.
+// What is told of a machine that was started: 0 for its process when it could not be. Its console comes along.
 struct birth {
     pid_t pid;
     double begin;
@@ -78,23 +78,23 @@ struct birth {
 
 union rights {
     struct cmsghdr header;
-    char bytes[CMSG_SPACE(2 * sizeof(int))];
+    char bytes[CMSG_SPACE(sizeof(int))];
 };
 
-static int hand_over(int socket, struct birth *birth, const int ends[2]) {
-    union rights rights = {.header = {.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(2 * sizeof(int))}};
-    memcpy(CMSG_DATA(&rights.header), ends, 2 * sizeof(int));
+static int hand_over(int socket, struct birth *birth, int console) {
+    union rights rights = {.header = {.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof(int))}};
+    memcpy(CMSG_DATA(&rights.header), &console, sizeof console);
     struct iovec data = {birth, sizeof *birth};
     struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &rights, .msg_controllen = sizeof rights};
     return sendmsg(socket, &message, 0) == sizeof *birth;
 }
 
-static int take_over(int socket, struct birth *birth, int ends[2]) {
+static int take_over(int socket, struct birth *birth, int *console) {
     union rights rights;
     struct iovec data = {birth, sizeof *birth};
     struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &rights, .msg_controllen = sizeof rights};
     if (recvmsg(socket, &message, MSG_CMSG_CLOEXEC) != sizeof *birth || !CMSG_FIRSTHDR(&message)) return 0;
-    memcpy(ends, CMSG_DATA(&rights.header), 2 * sizeof(int));
+    memcpy(console, CMSG_DATA(&rights.header), sizeof *console);
     return birth->pid > 0;
 }
 
@@ -102,27 +102,27 @@ static int take_over(int socket, struct birth *birth, int ends[2]) {
 static void serve(int socket, char *program, char *snapshot) {
     char *arguments[] = {program, "restore", snapshot, NULL}, wish;
     while (read(socket, &wish, 1) == 1) {
-        int in[2], out[2];
-        if (pipe2(in, O_CLOEXEC) < 0 || pipe2(out, O_CLOEXEC) < 0) err(1, "pipe");
+        int console[2];
+        if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, console) < 0) err(1, "socketpair");
         posix_spawn_file_actions_t actions;
         posix_spawn_file_actions_init(&actions);
-        posix_spawn_file_actions_adddup2(&actions, in[0], 0);
-        posix_spawn_file_actions_adddup2(&actions, out[1], 1);
+        posix_spawn_file_actions_adddup2(&actions, console[1], 0);
+        posix_spawn_file_actions_adddup2(&actions, console[1], 1);
         struct birth birth = {.begin = now()};
         errno = posix_spawn(&birth.pid, program, &actions, NULL, arguments, environ);
         if (errno) birth.pid = 0, warn("%s", program);
-        if (!hand_over(socket, &birth, (int[]){in[1], out[0]})) err(1, "sendmsg");
+        if (!hand_over(socket, &birth, console[0])) err(1, "sendmsg");
         posix_spawn_file_actions_destroy(&actions);
-        for (int i = 0; i < 2; i++) close(in[i]), close(out[i]);
+        for (int i = 0; i < 2; i++) close(console[i]);
     }
     while (wait(NULL) > 0) {}
 }
 
 static int start(int nursery, struct clone *clone) {
     struct birth birth;
-    int ends[2];
-    if (write(nursery, "", 1) != 1 || !take_over(nursery, &birth, ends)) return 0;
-    *clone = (struct clone){.pid = birth.pid, .in = ends[0], .out = ends[1]};
+    int console;
+    if (write(nursery, "", 1) != 1 || !take_over(nursery, &birth, &console)) return 0;
+    *clone = (struct clone){.pid = birth.pid, .console = console};
     started++;
     int lives = echoes(clone);
     clone->micros = now() - birth.begin;
@@ -166,7 +166,7 @@ int main(int argc, char **argv) {
     long before = kib("/proc/meminfo", "MemAvailable", NULL), slab = kib("/proc/meminfo", "SUnreclaim", NULL);
     while (started < count && start(pair[0], &clones[started])) {}
     int alive = 0, refused = started < count;
-    if (refused) warn("machine %d does not come up", started);
+    if (refused) warnx("machine %d does not come up", started);
     long available = kib("/proc/meminfo", "MemAvailable", NULL), guest = 0, own = 0;
     slab = kib("/proc/meminfo", "SUnreclaim", NULL) - slab;
     for (int i = 0; i < started; i++) {
