@@ -51,7 +51,7 @@ pub(crate) enum Base {
     /// A snapshot's memory file.
     File(File),
     /// Served by another process, as long as this is there.
-    Served(#[allow(dead_code, reason = "it is there to be dropped with the VM")] uffd::Handler),
+    Served(uffd::Handler),
 }
 
 /// Why a VM is over.
@@ -117,11 +117,10 @@ impl Vm {
         input: Option<Input>,
         guard: Option<Box<dyn Any>>,
     ) -> Self {
-        Self {
-            paused: true,
-            base: Some(base),
-            ..Self::new(machine, input, guard)
-        }
+        let mut vm = Self::new(machine, input, guard);
+        vm.paused = true;
+        vm.base = Some(base);
+        vm
     }
 
     /// Has what the guest touches recorded, if that is wanted.
@@ -178,6 +177,11 @@ impl Vm {
         }
     }
 
+    /// Whether pages that the guest has not touched are lost, because the handler that has them has ended.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        matches!(&self.base, Some(Base::Served(handler)) if handler.is_gone())
+    }
+
     /// Keeps the guest from running, with every instruction that it was in completed. Nothing happens if it is paused.
     pub fn pause(&mut self) {
         if !std::mem::replace(&mut self.paused, true) {
@@ -227,5 +231,15 @@ impl Vm {
 
     pub(crate) fn machine_mut(&mut self) -> &mut Machine {
         &mut self.machine
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // The threads are waited for, and one of them may itself wait for a page that nobody gives it.
+        if let Some(Base::Served(handler)) = &self.base {
+            self.machine.stop();
+            handler.release();
+        }
     }
 }
