@@ -15,7 +15,7 @@ use std::time::Duration;
 use devices::lock;
 use devices::serial::{Output, output};
 
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use crate::memory::dump::Origin;
 use crate::memory::{Preparation, uffd};
 use crate::vcpu::Ending;
@@ -29,6 +29,9 @@ pub use signals::{
 
 /// How long a reader of the guest's output may make no progress before the end of the VM no longer waits for it.
 pub const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a vCPU that waits for a page of a handler keeps the guest from being paused, and everybody else waiting.
+const PAGE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Pieces of a working set, some 100 us each, that are made ready before the guest runs. It need not have asked for them, so that
 /// it waits no longer than that; the event loop goes on while it runs.
@@ -183,13 +186,21 @@ impl Vm {
     }
 
     /// Keeps the guest from running, with every instruction that it was in completed. Nothing happens if it is paused.
-    pub fn pause(&mut self) {
-        if !std::mem::replace(&mut self.paused, true) {
-            self.machine.pause();
+    ///
+    /// # Errors
+    /// [`machine::Error::Pause`]; the guest then runs as before.
+    pub fn pause(&mut self) -> Result<(), machine::Error> {
+        if !self.paused {
+            match self.base {
+                Some(Base::Served(_)) => self.machine.pause_within(PAGE_PATIENCE)?,
+                _ => self.machine.pause(),
+            }
+            self.paused = true;
             if let Some(recording) = &mut self.recording {
                 recording.pause();
             }
         }
+        Ok(())
     }
 
     /// Lets the guest run again.
