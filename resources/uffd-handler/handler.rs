@@ -45,11 +45,11 @@ struct Copy {
     copy: i64,
 }
 
-/// Takes the monitor's message from `guest` and fills its pages from `memory` until it is gone.
+/// Takes the monitor's message from `guest` and fills its pages from `memory` until it is gone; how many pages that were.
 ///
 /// # Errors
 /// When the message is none, when the file ends before the memory does, or when the kernel refuses.
-pub fn serve(guest: &UnixStream, memory: &File) -> io::Result<()> {
+pub fn serve(guest: &UnixStream, memory: &File) -> io::Result<u64> {
     let mut message = vec![0; MESSAGE];
     let (length, descriptor) = guest.recv_with_fd(&mut message)?;
     let missing = || io::Error::other("the message holds no descriptor");
@@ -58,11 +58,12 @@ pub fn serve(guest: &UnixStream, memory: &File) -> io::Result<()> {
         memory,
         regions: serde_json::from_slice(&message[..length])?,
         removed: BTreeSet::new(),
+        filled: 0,
     };
     while wait(guest, &pages.faults)? {
         pages.handle()?;
     }
-    Ok(())
+    Ok(pages.filled)
 }
 
 /// Waits for the next event; false when the monitor has gone.
@@ -92,6 +93,7 @@ struct Pages<'a> {
     regions: Vec<Region>,
     /// Addresses of pages that the monitor gave back: they are zeros when they are touched again.
     removed: BTreeSet<u64>,
+    filled: u64,
 }
 
 impl Pages<'_> {
@@ -148,6 +150,7 @@ impl Pages<'_> {
         let done = unsafe { libc::ioctl(self.faults.as_raw_fd(), UFFDIO_COPY, &raw mut copy) };
         if done == 0 {
             self.removed.remove(&start);
+            self.filled += 1;
             return Ok(());
         }
         let error = io::Error::last_os_error();

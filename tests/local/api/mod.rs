@@ -16,6 +16,7 @@
 //! | [`killed`] | who is killed while it makes a snapshot |
 //! | [`disk`] | snapshots on a disk that does not take them |
 //! | [`returns`] | guests that notice what does not return |
+//! | [`uffd`] | guests whose memory another process serves |
 //! | [`race`] | who asks as soon as the socket is there |
 //! | [`bare`] | nothing but the binary and the devices |
 //! | [`robust`] | clients that do not behave |
@@ -41,3 +42,4 @@ mod returns;
 mod robust;
 pub mod served;
 pub mod snapshot;
+mod uffd;

@@ -34,7 +34,7 @@ pub enum Error {
     /// There is no console for the guest.
     #[error(transparent)]
     Console(Box<dyn std::error::Error + Send + Sync>),
-    /// The machine cannot be built or booted.
+    /// The machine cannot be built, booted or paused.
     #[error(transparent)]
     Machine(machine::Error),
     /// No drive or interface of that name.

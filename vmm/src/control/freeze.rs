@@ -24,6 +24,12 @@ pub enum Error {
     /// One file cannot hold both.
     #[error("the state and the memory cannot both go to {0:?}: name two files")]
     Same(PathBuf),
+    /// Some pages of all are nowhere any more.
+    #[error(
+        "the page fault handler has ended, and with it the pages that the guest has not touched: make a Diff snapshot, and merge \
+         it into the one that was loaded"
+    )]
+    Abandoned,
     /// The machine's parts did not give their state.
     #[error("cannot save the state of the machine")]
     Machine(#[source] state::Error),
@@ -92,6 +98,10 @@ impl Freeze {
         }
         if place(&self.state) == place(&self.memory) {
             return Err(Error::Same(self.state.clone()));
+        }
+        if self.kind == Kind::Full && vm.is_abandoned() {
+            // To look at such a page would be to wait for ever.
+            return Err(Error::Abandoned);
         }
         let machine = vm.machine();
         let config = machine.spec().config();

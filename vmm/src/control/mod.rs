@@ -231,9 +231,10 @@ impl Control {
     /// Keeps the guest from running. Nothing happens if it is paused already.
     ///
     /// # Errors
-    /// [`Error::BeforeStart`]
+    /// [`Error::BeforeStart`]. [`Error::Machine`] when a page fault handler does not let it.
     pub fn pause(&mut self) -> Result<(), Error> {
-        self.vm_mut().map(Vm::pause).ok_or(Error::BeforeStart)
+        let vm = self.vm_mut().ok_or(Error::BeforeStart)?;
+        vm.pause().map_err(Error::Machine)
     }
 
     /// Lets a paused guest run again. Nothing happens if it runs.

@@ -37,9 +37,14 @@ use vcpus::{create_vcpus, limit_vcpus, start_threads};
 
 pub use virtio::{Devices, Error as DeviceError, Handle, Interface, open_drive, open_interface};
 
-/// Why a machine could not be built or booted.
+/// Why a machine could not be built, booted or paused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A vCPU does not heed its kick.
+    #[error(
+        "a vCPU waits for a page that the page fault handler does not give; the guest goes on when it has it"
+    )]
+    Pause,
     /// KVM cannot be used, or refused.
     #[error("cannot use KVM")]
     Kvm(#[source] kvm::Error),

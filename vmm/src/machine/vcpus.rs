@@ -2,11 +2,12 @@
 
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use kvm_ioctls::{Kvm, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::Error;
+use super::{Error, Machine};
 use crate::config::VmSpec;
 use crate::kvm;
 use crate::timeline::Timeline;
@@ -27,6 +28,18 @@ pub(super) fn limit_vcpus(kvm: &Kvm, spec: &VmSpec) -> Result<(), Error> {
         }));
     }
     Ok(())
+}
+
+impl Machine {
+    /// As [`pause`](Self::pause), where that may take for ever.
+    ///
+    /// # Errors
+    /// [`Error::Pause`] after `patience`; the guest then runs as before.
+    pub(crate) fn pause_within(&self, patience: Duration) -> Result<(), Error> {
+        let kick = || self.vcpus.iter().for_each(VcpuThread::kick);
+        let paused = self.shared.gate.close_within(self.vcpus.len(), kick, patience);
+        paused.then_some(()).ok_or(Error::Pause)
+    }
 }
 
 /// The threads, what they share, and where they report.

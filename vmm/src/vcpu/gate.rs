@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use devices::lock;
 
@@ -99,6 +100,24 @@ impl Gate {
         }
     }
 
+    /// As [`close`](Self::close), but when that takes longer than `patience` the gate opens again; false then.
+    pub fn close_within(&self, count: usize, kick: impl FnOnce(), patience: Duration) -> bool {
+        if self.turn(CLOSED) {
+            kick();
+            let outside = lock(&self.outside);
+            let (outside, waited) = self
+                .changed
+                .wait_timeout_while(outside, patience, |outside| outside.threads < count)
+                .unwrap_or_else(PoisonError::into_inner);
+            drop(outside);
+            if waited.timed_out() {
+                self.open();
+                return false;
+            }
+        }
+        true
+    }
+
     /// Opens the gate again.
     pub fn open(&self) {
         self.turn(OPEN);
@@ -127,6 +146,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     use std::sync::{Arc, mpsc};
     use std::thread;
+    use std::time::Duration;
 
     use super::Gate;
 
@@ -170,6 +190,17 @@ mod tests {
         gate.close(2, || panic!("there is nobody left"));
         gate.open();
         assert!(gate.is_stopped());
+    }
+
+    #[test]
+    fn a_gate_that_somebody_does_not_come_to_opens_again() {
+        let gate = Gate::default();
+        let mut kicked = false;
+        assert!(!gate.close_within(1, || kicked = true, Duration::ZERO));
+        assert!(kicked && gate.is_open());
+        gate.leave();
+        assert!(gate.close_within(1, || {}, Duration::ZERO));
+        assert!(gate.is_closed());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::time::Duration;
 use devices::lock;
 use devices::serial::{Output, output};
 
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use crate::memory::dump::Origin;
 use crate::memory::{Preparation, uffd};
 use crate::vcpu::Ending;
@@ -29,6 +29,9 @@ pub use signals::{
 
 /// How long a reader of the guest's output may make no progress before the end of the VM no longer waits for it.
 pub const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a vCPU that waits for a page of a handler keeps the guest from being paused, and everybody else waiting.
+const PAGE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Pieces of a working set, some 100 us each, that are made ready before the guest runs. It need not have asked for them, so that
 /// it waits no longer than that; the event loop goes on while it runs.
@@ -51,7 +54,7 @@ pub(crate) enum Base {
     /// A snapshot's memory file.
     File(File),
     /// Served by another process, as long as this is there.
-    Served(#[allow(dead_code, reason = "it is there to be dropped with the VM")] uffd::Handler),
+    Served(uffd::Handler),
 }
 
 /// Why a VM is over.
@@ -117,11 +120,10 @@ impl Vm {
         input: Option<Input>,
         guard: Option<Box<dyn Any>>,
     ) -> Self {
-        Self {
-            paused: true,
-            base: Some(base),
-            ..Self::new(machine, input, guard)
-        }
+        let mut vm = Self::new(machine, input, guard);
+        vm.paused = true;
+        vm.base = Some(base);
+        vm
     }
 
     /// Has what the guest touches recorded, if that is wanted.
@@ -178,14 +180,27 @@ impl Vm {
         }
     }
 
+    /// Whether pages that the guest has not touched are lost, because the handler that has them has ended.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        matches!(&self.base, Some(Base::Served(handler)) if handler.is_gone())
+    }
+
     /// Keeps the guest from running, with every instruction that it was in completed. Nothing happens if it is paused.
-    pub fn pause(&mut self) {
-        if !std::mem::replace(&mut self.paused, true) {
-            self.machine.pause();
+    ///
+    /// # Errors
+    /// [`machine::Error::Pause`]; the guest then runs as before.
+    pub fn pause(&mut self) -> Result<(), machine::Error> {
+        if !self.paused {
+            match self.base {
+                Some(Base::Served(_)) => self.machine.pause_within(PAGE_PATIENCE)?,
+                _ => self.machine.pause(),
+            }
+            self.paused = true;
             if let Some(recording) = &mut self.recording {
                 recording.pause();
             }
         }
+        Ok(())
     }
 
     /// Lets the guest run again.
@@ -227,5 +242,15 @@ impl Vm {
 
     pub(crate) fn machine_mut(&mut self) -> &mut Machine {
         &mut self.machine
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // The threads are waited for, and one of them may itself wait for a page that nobody gives it.
+        if let Some(Base::Served(handler)) = &self.base {
+            self.machine.stop();
+            handler.release();
+        }
     }
 }

@@ -11,6 +11,7 @@ use crate::memory::Bytes;
 const USERFAULTFD_IOC_NEW: libc::Ioctl = 0xaa00;
 const UFFDIO_API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
 const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
+const UFFDIO_UNREGISTER: libc::Ioctl = 0x8010_aa01_u32 as libc::Ioctl;
 const UFFD_API: u64 = 0xaa;
 const UFFD_FEATURE_EVENT_REMOVE: u64 = 1 << 3;
 const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
@@ -33,6 +34,13 @@ struct Register {
     len: u64,
     mode: u64,
     ioctls: u64,
+}
+
+/// `struct uffdio_range`.
+#[repr(C)]
+struct Range {
+    start: u64,
+    len: u64,
 }
 
 /// A userfaultfd, ready to register memory with.
@@ -80,6 +88,17 @@ impl Userfaultfd {
             });
         }
         Ok(())
+    }
+
+    /// Has the kernel fill pages of the mapping with zeros from now on, those that are waited for as well.
+    pub fn unregister(&self, address: u64, size: u64) {
+        let mut range = Range {
+            start: address,
+            len: size,
+        };
+        // It fails only for what was never registered.
+        // SAFETY: `range` is the structure that this request reads; no byte of the range that is there changes.
+        let _ = unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_UNREGISTER, &raw mut range) };
     }
 }
 

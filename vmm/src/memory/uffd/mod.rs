@@ -12,7 +12,8 @@
 //! handler answers nothing. An example of one is in resources/uffd-handler.
 //!
 //! A guest whose handler has died waits at its next touch, for ever, which is why both descriptors stay open here: if the
-//! last one went, the kernel would give the guest zeros instead of its memory.
+//! last one went, the kernel would give the guest zeros instead of its memory. A vCPU that waits so may not heed its kick: KVM
+//! lets signals interrupt that since Linux 6.1, and not everywhere. At the end of the VM it is [released](Handler::release).
 
 mod descriptor;
 mod error;
@@ -36,7 +37,30 @@ pub use error::Error;
 #[derive(Debug)]
 pub struct Handler {
     socket: UnixStream,
-    _faults: Userfaultfd,
+    faults: Userfaultfd,
+    /// Address and size of each region in this process.
+    regions: Vec<(u64, u64)>,
+}
+
+impl Handler {
+    /// Whether the handler has ended, or closed the connection.
+    pub fn is_gone(&self) -> bool {
+        let mut polled = libc::pollfd {
+            fd: self.socket.as_raw_fd(),
+            events: 0,
+            revents: 0,
+        };
+        // SAFETY: there is one entry.
+        let ready = unsafe { libc::poll(&raw mut polled, 1, 0) };
+        ready > 0 && polled.revents != 0
+    }
+
+    /// Lets go on whoever waits for a page, with zeros: only for a guest that will not run any more.
+    pub fn release(&self) {
+        for (address, size) in &self.regions {
+            self.faults.unregister(*address, *size);
+        }
+    }
 }
 
 impl AsFd for Handler {
@@ -54,8 +78,12 @@ impl AsFd for Handler {
 pub fn map_served(regions: &[(GuestAddress, usize)], path: &Path) -> Result<(GuestMemory, Handler), Error> {
     let memory = allocate(regions).map_err(Error::Memory)?;
     let faults = Userfaultfd::open()?;
-    for region in memory.iter() {
-        faults.register(region.as_ptr().addr() as u64, region.len())?;
+    let hosts = memory
+        .iter()
+        .map(|region| (region.as_ptr().addr() as u64, region.len()));
+    let regions: Vec<_> = hosts.collect();
+    for (address, size) in &regions {
+        faults.register(*address, *size)?;
     }
     let socket = UnixStream::connect(path).map_err(|source| Error::Connect {
         path: path.to_owned(),
@@ -73,7 +101,8 @@ pub fn map_served(regions: &[(GuestAddress, usize)], path: &Path) -> Result<(Gue
     }
     let handler = Handler {
         socket,
-        _faults: faults,
+        faults,
+        regions,
     };
     Ok((memory, handler))
 }

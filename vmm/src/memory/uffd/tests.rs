@@ -1,8 +1,10 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixListener;
+use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -16,6 +18,8 @@ use crate::memory::{dump, memfd, page_size};
 #[path = "../../../../resources/uffd-handler/handler.rs"]
 mod handler;
 
+/// After this, who waits does so for ever.
+const LIMIT: Duration = Duration::from_secs(60);
 const HIGH: u64 = 1 << 32;
 
 fn page() -> usize {
@@ -130,6 +134,47 @@ fn one_message_says_where_memory_is() {
     let _ = handler.as_fd();
     drop(handler);
     assert_eq!(stream.read(&mut bytes).unwrap(), 0);
+}
+
+#[test]
+fn a_handler_that_has_gone_is_noticed() {
+    let socket = Temporary::missing();
+    let listener = UnixListener::bind(socket.path()).unwrap();
+    let (_, handler) = map_served(&regions(), socket.path()).unwrap();
+    let (stream, _) = listener.accept().unwrap();
+    assert!(!handler.is_gone());
+    drop(stream);
+    assert!(handler.is_gone());
+}
+
+#[test]
+fn who_waits_for_a_page_is_let_go() {
+    let socket = Temporary::missing();
+    let _listener = UnixListener::bind(socket.path()).unwrap();
+    let (memory, handler) = map_served(&regions(), socket.path()).unwrap();
+    let touched = memory.clone();
+    let (sender, byte) = mpsc::channel();
+    thread::spawn(move || {
+        for address in [0, HIGH] {
+            let byte: u8 = touched.read_obj(GuestAddress(address)).unwrap();
+            sender.send(byte).unwrap();
+        }
+    });
+    let mut polled = libc::pollfd {
+        fd: handler.faults.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: there is one entry.
+    let ready = unsafe { libc::poll(&raw mut polled, 1, LIMIT.as_millis().try_into().unwrap()) };
+    assert_eq!(
+        (ready, polled.revents),
+        (1, libc::POLLIN),
+        "no page is waited for"
+    );
+    handler.release();
+    let bytes = [(); 2].map(|()| byte.recv_timeout(LIMIT));
+    assert_eq!(bytes, [Ok(0), Ok(0)]);
 }
 
 #[test]
