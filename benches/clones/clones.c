@@ -25,7 +25,7 @@
 #include <fcntl.h>
 
 extern char **environ;
-enum { PATIENCE_MS = 10000, GROUP = 100 };
+enum { PATIENCE_MS = 10000, SETTLE_S = 60, GROUP = 100 };
 
 struct clone {
     pid_t pid;
@@ -54,6 +54,18 @@ static long kib(const char *path, const char *name, const char *within) {
     }
     fclose(file);
     return sum;
+}
+
+// Memory that is there, in KiB, once there is no more from one second to the next: what processes leave behind when they start and
+// end takes the kernel many seconds to free, a thousand machines' some twenty.
+static long available(void) {
+    long now = kib("/proc/meminfo", "MemAvailable", NULL), last = 0;
+    for (int i = 0; i < SETTLE_S && now > last + 1024; i++) {
+        last = now;
+        sleep(1);
+        now = kib("/proc/meminfo", "MemAvailable", NULL);
+    }
+    return now;
 }
 
 static void end_all(int nursery) {
@@ -163,11 +175,11 @@ int main(int argc, char **argv) {
         serve(pair[1], argv[2], argv[3]);
         return 0;
     }
-    long before = kib("/proc/meminfo", "MemAvailable", NULL), slab = kib("/proc/meminfo", "SUnreclaim", NULL);
+    long before = available(), slab = kib("/proc/meminfo", "SUnreclaim", NULL);
     while (started < count && start(pair[0], &clones[started])) {}
     int alive = 0, refused = started < count;
     if (refused) warnx("machine %d does not come up", started);
-    long available = kib("/proc/meminfo", "MemAvailable", NULL), guest = 0, own = 0;
+    long after = available(), guest = 0, own = 0;
     slab = kib("/proc/meminfo", "SUnreclaim", NULL) - slab;
     for (int i = 0; i < started; i++) {
         char path[64];
@@ -180,7 +192,7 @@ int main(int argc, char **argv) {
     int group = started < 2 * GROUP ? (started + 1) / 2 : GROUP;
     double first = started ? median(clones, group) : 0, last = started ? median(clones + started - group, group) : 0;
     end_all(pair[0]);
-    double each = started ? (double)(before - available - guest) / started : 0;
+    double each = started ? (double)(before - after - guest) / started : 0;
     printf("%d machines, %d alive at the end, of %d\n", started, alive, count);
     if (!started) return 1;
     printf("memory each, without the guest's pages: %.0f KiB (goal: 1024); of it private to the process %.0f, unreclaimable slab %.0f\n",
