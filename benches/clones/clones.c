@@ -25,7 +25,7 @@
 #include <fcntl.h>
 
 extern char **environ;
-enum { PATIENCE_MS = 10000, SETTLE_S = 60, GROUP = 100 };
+enum { PATIENCE_MS = 10000, SETTLE_S = 90, QUIET_S = 4, GROUP = 100 };
 
 struct clone {
     pid_t pid;
@@ -56,16 +56,17 @@ static long kib(const char *path, const char *name, const char *within) {
     return sum;
 }
 
-// Memory that is there, in KiB, once there is no more from one second to the next: what processes leave behind when they start and
-// end takes the kernel many seconds to free, a thousand machines' some twenty.
+// Memory that is there, in KiB, once it has not become more for some seconds: what processes leave behind when they start and end
+// takes the kernel long to free, a thousand machines' most of a minute.
 static long available(void) {
-    long now = kib("/proc/meminfo", "MemAvailable", NULL), last = 0;
-    for (int i = 0; i < SETTLE_S && now > last + 1024; i++) {
-        last = now;
+    long most = 0;
+    for (int i = 0, quiet = 0; i < SETTLE_S && quiet < QUIET_S; i++) {
+        long now = kib("/proc/meminfo", "MemAvailable", NULL);
+        quiet = now > most + 1024 ? 0 : quiet + 1;
+        if (now > most) most = now;
         sleep(1);
-        now = kib("/proc/meminfo", "MemAvailable", NULL);
     }
-    return now;
+    return kib("/proc/meminfo", "MemAvailable", NULL);
 }
 
 static void end_all(int nursery) {
