@@ -69,9 +69,9 @@ pub enum Error {
 /// # Errors
 /// [`Error`]; the VM goes on all the same.
 pub fn take(take: &Take) -> Result<(), Error> {
-    let folder = folder(&take.folder)?;
     let vm = Vm(Client::new(&take.socket, PATIENCE));
     let state = vm.ask("say how it is", "GET", "/", None)?;
+    let folder = folder(&take.folder)?;
     let running = state["state"] == "Running";
     let pause = |state: &str| json!({ "state": state });
     if running {

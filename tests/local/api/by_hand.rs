@@ -149,7 +149,9 @@ fn what_is_no_snapshot_is_refused() {
     let folder = kept.text("s");
     let socket = kept.text("nobody.sock");
     assert!(refuses(&["snapshot", &folder, "--api-sock", &socket]).contains(&socket));
+    assert!(!kept.path("s").exists(), "there is nothing to be put there");
     assert!(refuses(&["restore", &folder]).contains("state"));
+    fs::create_dir(kept.path("s")).unwrap();
     fs::write(
         kept.path("s").join("state"),
         "not a state file, but long enough to have a header, it is hoped",
