@@ -1,6 +1,6 @@
 #!/bin/bash
-# Restores N machines (1000) of MEMORY (128M) from one snapshot, which are all alive at once, and says what each takes. `make clones` builds what is
-# needed. The guest waits halted for a serial byte, so that the machines are there and do nothing.
+# Restores N machines (1000) of MEMORY (128M) from one snapshot, which are all alive at once, and says what each takes. `make
+# clones` builds what is needed. The guest waits halted for a serial byte, so that the machines are there and do nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$(mktemp -d /dev/shm/mayfly-clones-XXXXXX)

@@ -1,8 +1,8 @@
 //! The process around a command: what comes before it and after it.
 //!
 //! It begins here and not in the standard library's `main`, which reads and parses `/proc/self/maps` and gives the thread and
-//! all others a second stack, so that an overflow is told from other faults: a tenth of the time that a guest takes to start.
-//! Of what is left out, the rest is done here: that descriptors 0 to 2 are open, and that what is printed is flushed.
+//! all others a second stack, so that an overflow is told from other faults: some 25 system calls of a start. Of what is left
+//! out, the rest is done here: that descriptors 0 to 2 are open, and that what is printed is flushed.
 
 #[cfg(not(test))]
 use std::io::{self, Write};

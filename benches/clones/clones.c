@@ -4,10 +4,12 @@
 //
 // Starts N processes `MAYFLY restore SNAPSHOT`, one after the other; each is sent a byte, which its guest must echo, before the
 // next one starts. A process of its own starts them: a parent with the descriptors of them all takes longer to start one the
-// more there are, which says nothing of mayfly. Prints how long that took for the first and the last hundred, and how much less memory the system has for it,
-// per machine: the kernel's share is in it. What each guest wrote is taken off: the private pages of the mapping of its memory.
-// All are asked again at the end whether they live, and then killed. Ends with 1 when a goal is missed: 1 MiB a machine, and
-// the last hundred within 1.3 times the first.
+// more there are, which says nothing of mayfly.
+//
+// Prints how long that took for the first and the last hundred, and how much less memory the system has for it, per machine: the
+// kernel's share is in it. What each guest wrote is taken off: the private pages of the mapping of its memory. All are asked
+// again at the end whether they live, and then killed. Ends with 1 when a goal is missed: 1 MiB a machine, and the last hundred
+// within 1.3 times the first.
 #define _GNU_SOURCE
 #include <err.h>
 #include <errno.h>

@@ -26,6 +26,7 @@ pub(crate) mod tests;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 pub use error::{Error, Fault};
@@ -212,12 +213,15 @@ pub fn version(path: &Path) -> Result<u32, Error> {
 /// The file, its length in bytes and its fixed part.
 fn open(path: &Path) -> Result<(File, u64, [u8; FIXED]), Error> {
     let failed = |source| failed(path, source);
-    // Asked before it is opened, because to open a pipe is to wait for its writer.
-    if !fs::metadata(path).map_err(failed)?.is_file() {
+    // O_NONBLOCK: opening a FIFO would wait for a writer. Regular files do not know it.
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let opened = File::options().read(true).custom_flags(flags).open(path);
+    let mut file = opened.map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
         return Err(refused(path, Fault::Irregular));
     }
-    let mut file = File::open(path).map_err(failed)?;
-    let length = file.metadata().map_err(failed)?.len();
+    let length = metadata.len();
     let mut fixed = [0; FIXED];
     if length < fixed.len() as u64 {
         return Err(refused(path, Fault::Short { length }));

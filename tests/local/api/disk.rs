@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::bare::{in_own_mounts, mount};
 use super::http::DONE;
 use super::killed::{CREATE, Content, Moment, Series, interrupt, names};
+use super::served::Served;
 use super::snapshot::RESUMED;
 
 const PAGE: usize = 4096;
@@ -34,12 +35,21 @@ fn fill(disk: &Path, free: usize) {
     file.set_len(length.saturating_sub((free * PAGE) as u64)).unwrap();
 }
 
+/// The guest goes on, and what was made of it can be restored.
+fn go_on(mut served: Served, series: &Series) {
+    served.done("PATCH", "/vm", RESUMED);
+    served.expect("tick ");
+    served.expect("tick ");
+    served.kill();
+    series.restored().kill();
+}
+
 #[test]
 fn a_full_disk_is_said_and_the_old_snapshot_stays() {
     for kind in KINDS {
         with_disk(1 << 10, |disk| {
             let series = Series::new(kind, disk);
-            let mut served = series.restored();
+            let served = series.restored();
             let old = Content::of(disk);
             let mut refused = 0;
             for free in 0.. {
@@ -58,11 +68,7 @@ fn a_full_disk_is_said_and_the_old_snapshot_stays() {
             }
             assert!(refused > 1, "{kind}: {refused}");
             assert!(Content::of(disk) != old);
-            served.done("PATCH", "/vm", RESUMED);
-            served.expect("tick ");
-            served.expect("tick ");
-            served.kill();
-            series.restored().kill();
+            go_on(served, &series);
         });
     }
 }
@@ -123,7 +129,7 @@ fn a_disk_that_is_read_only_meanwhile_keeps_the_old_snapshot() {
     for kind in KINDS {
         with_disk(1 << 10, |disk| {
             let series = Series::new(kind, disk);
-            let mut served = series.restored();
+            let served = series.restored();
             let old = Content::of(disk);
             let remount = |flags| mount(Path::new(""), disk, c"", libc::MS_REMOUNT | flags, c"");
             remount(libc::MS_RDONLY);
@@ -136,11 +142,7 @@ fn a_disk_that_is_read_only_meanwhile_keeps_the_old_snapshot() {
             remount(0);
             served.done("PUT", CREATE, &series.request());
             assert_eq!(names(disk), ["memory", "state"]);
-            served.done("PATCH", "/vm", RESUMED);
-            served.expect("tick ");
-            served.expect("tick ");
-            served.kill();
-            series.restored().kill();
+            go_on(served, &series);
         });
     }
 }
