@@ -144,18 +144,17 @@ fn full(scene: &Scene, rounds: usize) -> io::Result<[Row; 2]> {
     ])
 }
 
-/// Snapshots, of both kinds, of a restored guest that has written to 256 pages.
+/// Snapshots, of both kinds, of a restored guest that has just written to 256 pages, as the floor's has: they are as warm.
 fn again(scene: &Scene, mib: u32, rounds: usize) -> io::Result<[Row; 2]> {
     let snapshot = text(&scene.snapshot("writer", mib)?);
     let floor_snapshot = text(&scene.floor_snapshot(mib)?);
     let mut live = Live::start(&["restore", &snapshot])?;
-    live.process.prod()?;
-    live.process.read(1)?;
-    live.ask("PATCH", "/vm", r#"{"state":"Paused"}"#)?;
     let folder = scene.new_folder("difference")?;
     let (mut full, mut own, mut floor) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
+        write_and_pause(&mut live)?;
         own.push(create(&mut live, "Diff", &folder)?);
+        resume_again(&mut live)?;
         empty(&folder)?;
         let mut command = Command::new(&scene.floor);
         let output = command.args(["diff", &floor_snapshot, &text(&folder)]).output()?;
@@ -164,7 +163,9 @@ fn again(scene: &Scene, mib: u32, rounds: usize) -> io::Result<[Row; 2]> {
         empty(&folder)?;
     }
     for _ in 0..rounds {
+        write_and_pause(&mut live)?;
         full.push(create(&mut live, "Full", &folder)?);
+        resume_again(&mut live)?;
         empty(&folder)?;
     }
     let [difference, whole] = match mib {
@@ -179,6 +180,17 @@ fn again(scene: &Scene, mib: u32, rounds: usize) -> io::Result<[Row; 2]> {
         Row::ratio(difference, own, floor, 1.3),
         Row::limit(whole, full / 1e3, "ms", 5.0),
     ])
+}
+
+/// Has the writer write to its pages.
+fn write_and_pause(live: &mut Live) -> io::Result<()> {
+    live.process.prod()?;
+    live.process.read(1)?;
+    live.ask("PATCH", "/vm", r#"{"state":"Paused"}"#)
+}
+
+fn resume_again(live: &mut Live) -> io::Result<()> {
+    live.ask("PATCH", "/vm", r#"{"state":"Resumed"}"#)
 }
 
 /// Has a paused VM make a snapshot in `folder`.

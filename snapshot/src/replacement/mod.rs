@@ -69,10 +69,15 @@ impl Replacement {
     /// # Errors
     /// [`Error::Nameless`], [`Error::Irregular`], and [`Error::Create`] when the folder takes no file.
     pub fn beside(path: &Path) -> Result<Self, Error> {
-        // What is not there yet is what it is called.
-        let found = fs::canonicalize(path);
-        let path = found.as_deref().unwrap_or(path);
-        if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        let mut found = fs::symlink_metadata(path);
+        let mut followed = None;
+        if found.as_ref().is_ok_and(fs::Metadata::is_symlink) {
+            // A link to what is not there yet is what it is called.
+            followed = fs::canonicalize(path).ok();
+            found = fs::metadata(path);
+        }
+        let path = followed.as_deref().unwrap_or(path);
+        if found.is_ok_and(|metadata| !metadata.is_file()) {
             return Err(Error::Irregular(path.to_owned()));
         }
         let name = path.file_name().ok_or_else(|| Error::Nameless(path.to_owned()))?;

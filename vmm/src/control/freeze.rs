@@ -96,7 +96,9 @@ impl Freeze {
         if !vm.is_paused() {
             return Err(Error::Running);
         }
-        if place(&self.state) == place(&self.memory) {
+        // Files of different names need no look at their folders, which takes time.
+        let namesakes = self.state.file_name() == self.memory.file_name();
+        if namesakes && place(&self.state) == place(&self.memory) {
             return Err(Error::Same(self.state.clone()));
         }
         if self.kind == Kind::Full && vm.is_abandoned() {
@@ -109,15 +111,20 @@ impl Freeze {
         // Meanwhile, what does not depend on it.
         let mut state = file::Pending::beside(&self.state).map_err(Error::State)?;
         let pagemap = Pagemap::open().ok();
-        let (host, mut archive) = (host(), Writer::new());
-        archive.put(MACHINE, config).map_err(Error::Config)?;
-        saving.finish(&mut archive).map_err(Error::Machine)?;
         let source = dump::Source {
             memory: machine.memory(),
             origin: vm.origin(),
             pagemap: pagemap.as_ref(),
         };
-        let memory = self.memory(&source)?;
+        let target = match self.kind {
+            Kind::Full => dump::Target::new(&source, &self.memory),
+            Kind::Diff => dump::Target::base_or_new(&source, &self.memory),
+        };
+        let target = target.map_err(Error::Memory)?;
+        let (host, mut archive) = (host(), Writer::new());
+        archive.put(MACHINE, config).map_err(Error::Config)?;
+        saving.finish(&mut archive).map_err(Error::Machine)?;
+        let memory = Memory::prepare(self.kind, &source, target).map_err(Error::Memory)?;
         let header = Header {
             host,
             memory: config.memory.bytes(),
@@ -128,21 +135,6 @@ impl Freeze {
         let written = memory.replace(&source, state.path())?;
         state.commit().map_err(Error::State)?;
         Ok(written)
-    }
-
-    fn memory(&self, source: &dump::Source<'_>) -> Result<Memory, Error> {
-        let path = &self.memory;
-        let prepared = match self.kind {
-            Kind::Full => dump::full(source, path).map(Memory::New),
-            Kind::Diff => dump::Difference::prepare(source, path).and_then(|difference| {
-                if difference.is_merged() {
-                    Ok(Memory::Base(difference))
-                } else {
-                    difference.write(source).map(Memory::Difference)
-                }
-            }),
-        };
-        prepared.map_err(Error::Memory)
     }
 }
 
@@ -157,6 +149,17 @@ enum Memory {
 }
 
 impl Memory {
+    fn prepare(kind: Kind, source: &dump::Source<'_>, target: dump::Target) -> Result<Self, dump::Error> {
+        if kind == Kind::Full {
+            return dump::full(source, target).map(Self::New);
+        }
+        let difference = dump::Difference::prepare(source, target)?;
+        if difference.is_merged() {
+            return Ok(Self::Base(difference));
+        }
+        difference.write(source).map(Self::Difference)
+    }
+
     fn contents(&self, source: &dump::Source<'_>) -> Contents {
         // What was not restored differs from nothing.
         let fresh = matches!(source.origin, dump::Origin::Fresh);

@@ -71,10 +71,67 @@ pub struct Written {
     pub merged: bool,
 }
 
+/// The file that memory goes to, before anything is written to it.
 #[derive(Debug)]
-enum Target {
+pub enum Target {
+    /// A new one, as long as the memory and one hole. It will replace what is there.
     New(Replacement),
+    /// The base, which is there already and is as long as the memory.
     Base(File, PathBuf),
+}
+
+impl Target {
+    /// A new file that will replace what is at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Replace`] and [`Error::Extend`]; nothing is left behind then.
+    pub fn new(source: &Source<'_>, path: &Path) -> Result<Self, Error> {
+        let replacement = Replacement::beside(path).map_err(Error::Replace)?;
+        let size = size(source);
+        replacement.file().set_len(size).map_err(|source| Error::Extend {
+            path: path.to_owned(),
+            size,
+            source,
+        })?;
+        Ok(Self::New(replacement))
+    }
+
+    /// The file at `path` if it is as long as the memory, else a new one.
+    ///
+    /// # Errors
+    /// [`Error::Open`], and as [`new`](Self::new).
+    pub fn base_or_new(source: &Source<'_>, path: &Path) -> Result<Self, Error> {
+        let size = size(source);
+        let fits = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size);
+        if !fits {
+            return Self::new(source, path);
+        }
+        let opened = File::options().read(true).write(true).open(path);
+        let file = opened.map_err(|source| Error::Open {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self::Base(file, path.to_owned()))
+    }
+
+    /// Whether it is a file that was there before.
+    pub fn is_base(&self) -> bool {
+        matches!(self, Self::Base(..))
+    }
+
+    fn file(&self) -> &File {
+        match self {
+            Self::New(replacement) => replacement.file(),
+            Self::Base(file, _) => file,
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::New(replacement) => replacement.path(),
+            Self::Base(_, path) => path,
+        }
+    }
 }
 
 /// A memory file that holds all it should and does not have its name yet. Dropped, it is gone; but what was written into a
@@ -119,17 +176,18 @@ impl Dump {
     }
 }
 
-/// Writes all of the memory to a new file that will replace what is at `path`. Takes space for the pages that are not zeros.
+/// Writes all of the memory to `target`, which is a new file: what a base has where the memory has zeros would stay. Takes space
+/// for the pages that are not zeros.
 ///
 /// # Errors
 /// Any [`Error`] but [`Error::Unknown`] and [`Error::Holes`]; nothing is left behind then.
-pub fn full(source: &Source<'_>, path: &Path) -> Result<Dump, Error> {
-    let target = create(source, path)?;
-    let mut output = Output::new(target.file(), path);
+pub fn full(source: &Source<'_>, target: Target) -> Result<Dump, Error> {
+    let (file, path) = (target.file(), target.path());
+    let mut output = Output::new(file, path);
     match source.origin {
         Origin::Mapped(base) => {
             // What the file has is copied by the kernel, which does not bring its holes into memory as a look at them would.
-            output.copied(extents::copy(base, target.file(), size(source), path)?);
+            output.copied(extents::copy(base, file, size(source), path)?);
             changed(source, &mut output)?;
         }
         Origin::Fresh => changed(source, &mut output)?,
@@ -141,14 +199,10 @@ pub fn full(source: &Source<'_>, path: &Path) -> Result<Dump, Error> {
         }
     }
     let written = output.written(size(source), false);
-    Ok(Dump {
-        target: Target::New(target),
-        written,
-    })
+    Ok(Dump { target, written })
 }
 
-/// Where the pages that changed will go: into the file at a path if it is as long as the memory, else to a new file that will
-/// replace what is there.
+/// The pages that changed, into a base or a new file.
 ///
 /// To write into a base changes the memory of every VM that maps it, except where that VM has written itself; and a base
 /// that was written in part is neither what it was nor what it should be. So its state file is removed before.
@@ -156,37 +210,29 @@ pub fn full(source: &Source<'_>, path: &Path) -> Result<Dump, Error> {
 #[must_use = "the pages are written by write()"]
 pub struct Difference {
     target: Target,
-    path: PathBuf,
     /// Where in the file the pages go, if that is known already.
     runs: Option<Vec<Range<u64>>>,
 }
 
 impl Difference {
-    /// Makes the file, or sees to it that the base has the space on the disk. The base's content stays what it is.
+    /// Sees to it that a base has the space on the disk. Its content stays what it is.
     ///
     /// # Errors
     /// Any [`Error`]; nothing of a new file is left behind then. [`Error::Unknown`] when it cannot be found out what changed.
-    pub fn prepare(source: &Source<'_>, path: &Path) -> Result<Self, Error> {
-        let path = path.to_owned();
-        let Some(file) = base(&path, size(source))? else {
-            return Ok(Self {
-                target: Target::New(create(source, &path)?),
-                path,
-                runs: None,
-            });
+    pub fn prepare(source: &Source<'_>, target: Target) -> Result<Self, Error> {
+        let runs = if let Target::Base(file, path) = &target {
+            let mut reserve = Output::reserving(file, path);
+            changed(source, &mut reserve)?;
+            reserve.into_reserved()
+        } else {
+            None
         };
-        let mut reserve = Output::reserving(&file, &path);
-        changed(source, &mut reserve)?;
-        Ok(Self {
-            runs: reserve.into_reserved(),
-            target: Target::Base(file, path.clone()),
-            path,
-        })
+        Ok(Self { target, runs })
     }
 
     /// Whether the pages go into a file that is there already.
     pub fn is_merged(&self) -> bool {
-        matches!(self.target, Target::Base(..))
+        self.target.is_base()
     }
 
     /// Writes the pages that were written since the memory was mapped; of fresh memory, all that were touched. Neither has
@@ -195,18 +241,15 @@ impl Difference {
     /// # Errors
     /// As [`prepare`](Self::prepare).
     pub fn write(self, source: &Source<'_>) -> Result<Dump, Error> {
-        let Self { target, path, runs } = self;
+        let Self { target, runs } = self;
         let size = size(source);
-        let (file, merged) = match &target {
-            Target::New(replacement) => (replacement.file(), false),
-            Target::Base(file, _) => (file, true),
-        };
+        let (file, path, merged) = (target.file(), target.path(), target.is_base());
         let fresh = matches!(source.origin, Origin::Fresh);
         // Where fresh memory was not touched there are zeros, whatever the file had there.
         let mut output = if fresh && merged {
-            Output::clearing(file, &path)
+            Output::clearing(file, path)
         } else {
-            Output::new(file, &path)
+            Output::new(file, path)
         };
         match runs {
             Some(runs) => again(source, runs, &mut output)?,
@@ -264,30 +307,6 @@ fn parts<'a>(source: &Source<'a>) -> impl Iterator<Item = Result<Part<'a>, Error
         let part = Part::new(region, *offset);
         *offset += region.len();
         Some(part)
-    })
-}
-
-fn create(source: &Source<'_>, path: &Path) -> Result<Replacement, Error> {
-    let replacement = Replacement::beside(path).map_err(Error::Replace)?;
-    let size = size(source);
-    replacement.file().set_len(size).map_err(|source| Error::Extend {
-        path: path.to_owned(),
-        size,
-        source,
-    })?;
-    Ok(replacement)
-}
-
-/// Opens the regular file at `path` for writing if there is one and it has that size.
-fn base(path: &Path, size: u64) -> Result<Option<File>, Error> {
-    let fits = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size);
-    if !fits {
-        return Ok(None);
-    }
-    let opened = File::options().read(true).write(true).open(path);
-    opened.map(Some).map_err(|source| Error::Open {
-        path: path.to_owned(),
-        source,
     })
 }
 

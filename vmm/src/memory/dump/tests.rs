@@ -9,7 +9,7 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend, GuestMemoryRegion}
 
 use super::compare::Resident;
 use super::output::{Output, Part, Zeros};
-use super::{Difference, Dump, Error, Origin, Source, compared, extents, full, merge, parts, served};
+use super::{Difference, Dump, Error, Origin, Source, Target, compared, extents, merge, parts, served};
 use crate::GuestMemory;
 use crate::memory::{Pagemap, allocate, map_file, map_snapshot, memfd, page_size};
 
@@ -128,7 +128,11 @@ fn base(folder: &Folder) -> (PathBuf, File) {
 }
 
 fn diff(source: &Source<'_>, path: &Path) -> Result<Dump, Error> {
-    Difference::prepare(source, path)?.write(source)
+    Difference::prepare(source, Target::base_or_new(source, path)?)?.write(source)
+}
+
+fn full(source: &Source<'_>, path: &Path) -> Result<Dump, Error> {
+    super::full(source, Target::new(source, path)?)
 }
 
 fn commit(dump: Result<Dump, Error>) -> u64 {
@@ -401,7 +405,7 @@ fn a_base_is_as_it_was_until_its_difference_is_written() {
     fill(&memory, 5, 55);
     let before = fs::read(&path).unwrap();
     let source = source(&memory, Origin::Mapped(&file), &pagemap);
-    let difference = Difference::prepare(&source, &path).unwrap();
+    let difference = Difference::prepare(&source, Target::base_or_new(&source, &path).unwrap()).unwrap();
     assert!(difference.is_merged());
     assert_eq!(fs::read(&path).unwrap(), before);
     commit(difference.write(&source));

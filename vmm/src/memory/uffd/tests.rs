@@ -94,7 +94,8 @@ fn a_full_file_has_what_was_not_served_yet() {
             origin: dump::Origin::Served,
             pagemap: None,
         };
-        dump::full(&source, path.path()).unwrap().commit().unwrap();
+        let target = dump::Target::new(&source, path.path()).unwrap();
+        dump::full(&source, target).unwrap().commit().unwrap();
         let mut expected = Vec::new();
         for number in 1..=10 {
             expected.extend(vec![number; page()]);
