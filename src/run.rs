@@ -123,11 +123,7 @@ pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<u8, Error> {
 pub fn restore(restore: Restore, origin: Instant, exec: Duration) -> Result<u8, Error> {
     let watch = Watch::prepare(restore.session, origin)?;
     attend(watch, exec, |control| {
-        control.load(&restore.thaw).map_err(Failure::Thaw)?;
-        if !restore.paused {
-            control.resume()?;
-        }
-        Ok(())
+        control.load(&restore.thaw).map_err(Failure::Thaw)
     })
 }
 
@@ -179,7 +175,7 @@ fn attend(
 
 /// Why a VM did not begin.
 pub enum Failure {
-    /// It could not be started, or let go on.
+    /// It could not be started.
     Start(control::Error),
     /// It could not be restored.
     Thaw(thaw::Error),

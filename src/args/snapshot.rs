@@ -19,8 +19,6 @@ use crate::snapshots::{MEMORY, STATE};
 pub struct Restore {
     /// The snapshot, and what is other than it was.
     pub thaw: Thaw,
-    /// Leave the guest paused.
-    pub paused: bool,
     /// What is told of it, and to whom.
     pub session: Session,
 }
@@ -55,7 +53,6 @@ pub(super) fn restore(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     let mut length = None;
     let mut restore = Restore {
         thaw: Thaw::new(PathBuf::new(), PathBuf::new()),
-        paused: false,
         session: Session::default(),
     };
     while let Some(argument) = parser.next().map_err(syntax("restore"))? {
@@ -110,7 +107,7 @@ fn option(
         _ => seen.note(name)?,
     }
     match name {
-        "--paused" => restore.paused = true,
+        "--paused" => restore.thaw.resume = false,
         "--realtime" => thaw.realtime = true,
         "--working-set" => thaw.first_touch.prepare = Some(path(parser, "restore")?),
         RECORD => {
@@ -228,7 +225,7 @@ mod tests {
         assert_eq!(restore.thaw.state.to_str(), Some("/s/state"));
         assert_eq!(restore.thaw.taps, [("eth0".into(), NetBackend::Tap("t1".into()))]);
         assert_eq!(restore.thaw.disks, [("root".into(), "/a=b".into())]);
-        assert!(restore.paused && !restore.thaw.realtime && restore.session.id == "x");
+        assert!(!restore.thaw.resume && !restore.thaw.realtime && restore.session.id == "x");
     }
 
     #[test]

@@ -18,15 +18,11 @@ pub(super) fn create(call: &mut Call<'_>) -> Result<Response, Error> {
 /// After a failure that came of the snapshot, the event loop ends the process once the client has its answer.
 pub(super) fn load(call: &mut Call<'_>) -> Result<Response, Error> {
     let load: SnapshotLoad = call.read()?;
-    let resume = load.resume_vm.unwrap_or(false);
     let is_deprecated = load.is_deprecated();
     let thaw = load.thaw().map_err(Error::Schema)?;
     call.before_start()?;
     let done = call.control.load(&thaw);
     done.map_err(|error| Error::failed(LOAD, &error))?;
-    if resume {
-        call.control.resume().map_err(Error::of(LOAD))?;
-    }
     let response = Response::no_content();
     Ok(if is_deprecated {
         response.deprecated()

@@ -201,6 +201,7 @@ impl SnapshotLoad {
                 .collect(),
             disks: disks.map(|disk| (disk.drive_id, disk.path_on_host)).collect(),
             track_dirty_pages: tracks.contains(&Some(true)),
+            resume: self.resume_vm.unwrap_or(false),
             realtime: self.clock_realtime.unwrap_or(false),
             first_touch: FirstTouch {
                 prepare: self.working_set,

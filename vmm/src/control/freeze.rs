@@ -89,8 +89,8 @@ fn place(path: &Path) -> PathBuf {
 impl Freeze {
     /// Writes both files. The VM stays paused, and can go on or be frozen again.
     ///
-    /// The state comes first, since requests that are still in flight write into memory until they are done; its file gets its
-    /// name last, so that it never stands beside the memory of another time. An old snapshot goes when all that can be
+    /// The state comes first, since requests that are still in flight write into memory until they are done, and so may KVM; its
+    /// file gets its name last, so that it never stands beside the memory of another time. An old snapshot goes when all that can be
     /// refused has been done: from then on it takes no more space on the disk, and no more time than it must.
     pub(super) fn write(&self, vm: &Vm) -> Result<dump::Written, Error> {
         if !vm.is_paused() {
@@ -116,15 +116,15 @@ impl Freeze {
             origin: vm.origin(),
             pagemap: pagemap.as_ref(),
         };
-        let target = match self.kind {
-            Kind::Full => dump::Target::new(&source, &self.memory),
-            Kind::Diff => dump::Target::base_or_new(&source, &self.memory),
-        };
-        let target = target.map_err(Error::Memory)?;
+        let target = self.target(&source)?;
         let (host, mut archive) = (host(), Writer::new());
         archive.put(MACHINE, config).map_err(Error::Config)?;
-        saving.finish(&mut archive).map_err(Error::Machine)?;
-        let memory = Memory::prepare(self.kind, &source, target).map_err(Error::Memory)?;
+        saving.settle();
+        let mut memory = self.prepare(&source, target)?;
+        if saving.finish(&mut archive).map_err(Error::Machine)? {
+            drop(memory);
+            memory = self.prepare(&source, self.target(&source)?)?;
+        }
         let header = Header {
             host,
             memory: config.memory.bytes(),
@@ -135,6 +135,29 @@ impl Freeze {
         let written = memory.replace(&source, state.path())?;
         state.commit().map_err(Error::State)?;
         Ok(written)
+    }
+
+    fn target(&self, source: &dump::Source<'_>) -> Result<dump::Target, Error> {
+        let target = match self.kind {
+            Kind::Full => dump::Target::new(source, &self.memory),
+            Kind::Diff => dump::Target::base_or_new(source, &self.memory),
+        };
+        target.map_err(Error::Memory)
+    }
+
+    /// Writes the memory, as far as that can be done before the old snapshot goes.
+    fn prepare(&self, source: &dump::Source<'_>, target: dump::Target) -> Result<Memory, Error> {
+        let prepared = match self.kind {
+            Kind::Full => dump::full(source, target).map(Memory::New),
+            Kind::Diff => dump::Difference::prepare(source, target).and_then(|difference| {
+                if difference.is_merged() {
+                    Ok(Memory::Base(difference))
+                } else {
+                    difference.write(source).map(Memory::Difference)
+                }
+            }),
+        };
+        prepared.map_err(Error::Memory)
     }
 }
 
@@ -149,17 +172,6 @@ enum Memory {
 }
 
 impl Memory {
-    fn prepare(kind: Kind, source: &dump::Source<'_>, target: dump::Target) -> Result<Self, dump::Error> {
-        if kind == Kind::Full {
-            return dump::full(source, target).map(Self::New);
-        }
-        let difference = dump::Difference::prepare(source, target)?;
-        if difference.is_merged() {
-            return Ok(Self::Base(difference));
-        }
-        difference.write(source).map(Self::Difference)
-    }
-
     fn contents(&self, source: &dump::Source<'_>) -> Contents {
         // What was not restored differs from nothing.
         let fresh = matches!(source.origin, dump::Origin::Fresh);

@@ -193,7 +193,7 @@ impl Control {
         Ok(())
     }
 
-    /// Makes the VM of a snapshot; it is paused. After an error that came of the snapshot, the event loop ends the process: it
+    /// Makes the VM of a snapshot. After an error that came of the snapshot, the event loop ends the process: it
     /// may have touched what the devices are connected to.
     ///
     /// # Errors
@@ -206,7 +206,13 @@ impl Control {
         let console = || draft.console(&mut self.open_console);
         let vm = thaw.vm(&self.host, console, &self.timeline);
         self.failed = vm.is_err();
-        self.life = Life::Started(Box::new(vm?));
+        let mut vm = vm?;
+        if thaw.resume {
+            vm.resume();
+        } else {
+            vm.approach();
+        }
+        self.life = Life::Started(Box::new(vm));
         Ok(())
     }
 

@@ -122,6 +122,8 @@ pub struct Thaw {
     pub disks: Vec<(String, PathBuf)>,
     /// Whether it is to be known which pages change. It always is, at no cost, so that this changes nothing.
     pub track_dirty_pages: bool,
+    /// Whether the guest goes on at once, or stays paused.
+    pub resume: bool,
     /// Whether the guest's clock jumps to where it would stand had it never stopped.
     pub realtime: bool,
     /// Pages to be made ready, or to be recorded.
@@ -129,7 +131,7 @@ pub struct Thaw {
 }
 
 impl Thaw {
-    /// The snapshot in these files, as it was.
+    /// The snapshot in these files, as it was, to go on at once.
     pub fn new(state: PathBuf, memory: PathBuf) -> Self {
         Self {
             state,
@@ -137,6 +139,7 @@ impl Thaw {
             taps: Vec::new(),
             disks: Vec::new(),
             track_dirty_pages: false,
+            resume: true,
             realtime: false,
             first_touch: FirstTouch::default(),
         }

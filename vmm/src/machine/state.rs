@@ -9,8 +9,9 @@
 //!
 //! # Order
 //! Saved: requests in flight are waited for first, since their ends are interrupts in the local APICs. Then each vCPU's thread
-//! reads its vCPU, all at the same time. The devices come last: what KVM has put off, such as the end of a level-triggered
-//! interrupt, reaches the interrupt controllers when a vCPU is read.
+//! has KVM do what it has put off, and reads its vCPU, all at the same time. In between, guest memory is what it will be, and can
+//! be saved while the vCPUs are read. The devices come last: what KVM has put off, such as the end of a level-triggered
+//! interrupt, reaches the interrupt controllers.
 //!
 //! Restored: each vCPU's thread gives its vCPU its state, while this one does the same with the devices. What a device raises
 //! in doing so goes to interrupt controllers at reset, and is replaced by what was pending when they are restored in their turn.
@@ -32,7 +33,7 @@ use super::Machine;
 use super::virtio::Handle;
 use crate::arch::Platform;
 use crate::timeline::Lane;
-use crate::vcpu::{Origin, State};
+use crate::vcpu::{Answer, Origin, State, VcpuThread};
 
 const SERIAL: &str = "serial";
 
@@ -83,21 +84,34 @@ fn attend<T>(answer: &Receiver<T>) -> Result<T, RecvError> {
 /// A machine whose state is being read. Dropped, nothing is saved, and the machine can go on.
 pub struct Saving<'a> {
     machine: &'a Machine,
-    vcpus: Vec<Receiver<Result<State, PartError>>>,
+    vcpus: Vec<Answer>,
 }
 
 impl Saving<'_> {
-    /// As [`Machine::save`].
+    /// Waits until KVM has done what it had put off. Memory can be saved then, unless [`finish`](Self::finish) says later that
+    /// there was more.
+    pub fn settle(&self) {
+        for vcpu in &self.vcpus {
+            // The state says why one does not settle.
+            let _ = attend(&vcpu.settled);
+        }
+    }
+
+    /// Adds all of the state to `archive`. True when memory may have changed since [`settle`](Self::settle) returned: rarely, when
+    /// a timer of the guest has expired meanwhile.
     ///
     /// # Errors
     /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Part`] and [`Error::Sections`].
-    pub fn finish(self, archive: &mut Writer) -> Result<(), Error> {
-        for (id, answer) in (0..).zip(self.vcpus) {
-            let state = attend(&answer).map_err(|_| Error::Ended(id))?;
+    pub fn finish(self, archive: &mut Writer) -> Result<bool, Error> {
+        let mut is_changed = false;
+        for (id, vcpu) in (0..).zip(self.vcpus) {
+            let state = attend(&vcpu.state).map_err(|_| Error::Ended(id))?;
             let state = state.map_err(|source| Error::Vcpu { id, source })?;
+            is_changed |= vcpu.settled.try_recv().is_ok();
             archive.put(&vcpu_key(id), &state).map_err(Error::Sections)?;
         }
-        self.machine.put_devices(archive).map_err(Error::Part)
+        self.machine.put_devices(archive).map_err(Error::Part)?;
+        Ok(is_changed)
     }
 }
 
@@ -110,11 +124,11 @@ impl Machine {
     /// [`Error::Running`], [`Error::Ended`], [`Error::Vcpu`], [`Error::Part`], and [`Error::Sections`] when `archive` has
     /// sections of the same names.
     pub fn save(&self, archive: &mut Writer) -> Result<(), Error> {
-        self.begin_saving()?.finish(archive)
+        self.begin_saving()?.finish(archive).map(|_| ())
     }
 
-    /// Begins to save the machine: the vCPUs' threads read their vCPUs, while this one may do something else. [`Saving::finish`]
-    /// does the rest.
+    /// Begins to save the machine: the vCPUs' threads read their vCPUs, while this one may do something else. [`Saving::settle`]
+    /// and [`Saving::finish`] do the rest.
     ///
     /// # Errors
     /// [`Error::Running`]
@@ -128,6 +142,13 @@ impl Machine {
         let vcpus = self.vcpus.iter().map(|vcpu| vcpu.ask_state()).collect();
         self.shared.gate.call();
         Ok(Saving { machine: self, vcpus })
+    }
+
+    /// Has each vCPU's thread take its vCPU as far as the door of the guest and back, and does not wait for it. What KVM does on a
+    /// vCPU's first way there is done then when the machine goes on; it takes longer than to wake the thread.
+    pub fn approach(&self) {
+        self.vcpus.iter().for_each(VcpuThread::ask_to_settle);
+        self.shared.gate.call();
     }
 
     fn put_devices(&self, archive: &mut Writer) -> Result<(), PartError> {

@@ -19,7 +19,7 @@ pub use exits::Exits;
 pub use gate::Gate;
 pub use kick::{Kick, install as install_kick};
 pub use run_page::{InternalError, RunPage};
-pub use thread::{Origin, Start, State, VcpuThread};
+pub use thread::{Answer, Origin, Start, State, VcpuThread};
 
 use crate::kvm;
 

@@ -11,6 +11,8 @@
 
 mod park;
 
+pub use park::Answer;
+
 use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
@@ -22,6 +24,7 @@ use snapshot::GuestMemory;
 use snapshot::persist::Error as StateError;
 use vmm_sys_util::eventfd::EventFd;
 
+use self::park::Asked;
 use super::exit::{Outcome, Targets, handle};
 use super::{Ending, Exits, Fault, Gate, Kick, Location, RunPage};
 use crate::arch::{Cpu, Native, Platform};
@@ -112,9 +115,6 @@ pub enum Origin {
     },
 }
 
-/// Somebody asks for the state of a vCPU.
-type Asked = Sender<Result<State, StateError>>;
-
 /// The owner's end of a vCPU's thread.
 pub struct VcpuThread {
     prepare: Sender<VcpuFd>,
@@ -183,11 +183,17 @@ impl VcpuThread {
     }
 
     /// Asks the thread, which waits at the gate or is about to, for its vCPU's state. It answers once the gate
-    /// [calls](Gate::call); one that has ended disconnects.
-    pub fn ask_state(&self) -> Receiver<Result<State, StateError>> {
-        let (asked, answer) = mpsc::channel();
+    /// [calls](Gate::call).
+    pub fn ask_state(&self) -> Answer {
+        let (asked, answer) = Answer::channels();
         let _ = self.asked.send(asked);
         answer
+    }
+
+    /// Asks the thread to have KVM do all that it puts off until the vCPU enters the guest; otherwise as
+    /// [`ask_state`](Self::ask_state).
+    pub fn ask_to_settle(&self) {
+        let _ = self.asked.send(Asked::Settling);
     }
 
     /// Lets the vCPU enter the guest, as far as the gate does.

@@ -216,6 +216,14 @@ impl Vm {
         }
     }
 
+    /// Does ahead what can be done of [`resume`](Self::resume) while the VM stays paused, and does not wait for it.
+    pub(crate) fn approach(&self) {
+        // KVM may touch guest memory, which a page fault handler is not asked for before the guest runs.
+        if matches!(self.base, Some(Base::File(_))) {
+            self.machine.approach();
+        }
+    }
+
     /// Whether the guest is kept from running.
     pub fn is_paused(&self) -> bool {
         self.paused

@@ -143,7 +143,11 @@ fn what_mayfly_cannot_load_is_named() {
         ("drive_overrides", json!([])),
     ] {
         let body = with(field, value.clone()).to_string();
-        assert_eq!(load(&body), Thaw::new("s".into(), "m".into()), "{field}: {value}");
+        let expected = Thaw {
+            resume: false,
+            ..Thaw::new("s".into(), "m".into())
+        };
+        assert_eq!(load(&body), expected, "{field}: {value}");
     }
 }
 
@@ -201,7 +205,7 @@ fn fields_that_are_wrong_are_refused() {
 #[test]
 fn all_that_is_asked_for_gets_to_the_vmm() {
     let body = r#"{"snapshot_path": "/s", "mem_backend": {"backend_type": "Uffd", "backend_path": "/u"},
-        "track_dirty_pages": true, "resume_vm": false, "clock_realtime": true,
+        "track_dirty_pages": true, "resume_vm": true, "clock_realtime": true,
         "network_overrides": [{"iface_id": "a", "host_dev_name": ""}, {"iface_id": "b", "host_dev_name": "tap1"}],
         "drive_overrides": [{"drive_id": "c", "path_on_host": "/d"}],
         "working_set": "/w", "record_working_set": {"path": "/r", "milliseconds": 7}}"#;
@@ -214,6 +218,7 @@ fn all_that_is_asked_for_gets_to_the_vmm() {
         ],
         disks: vec![("c".into(), PathBuf::from("/d"))],
         track_dirty_pages: true,
+        resume: true,
         realtime: true,
         first_touch: FirstTouch {
             prepare: Some("/w".into()),
@@ -227,6 +232,7 @@ fn all_that_is_asked_for_gets_to_the_vmm() {
     let short = r#"{"snapshot_path": "/s", "mem_file_path": "/m", "record_working_set": {"path": "/r"}}"#;
     let record = load(short).first_touch.record.unwrap();
     assert_eq!(record.length, Duration::from_millis(100));
+    assert!(!load(short).resume);
     let diff = r#"{"snapshot_type": "Diff", "snapshot_path": "/s", "mem_file_path": "/m"}"#;
     assert_eq!(create(diff).kind, Kind::Diff);
 }
@@ -283,6 +289,7 @@ fn clients_are_understood() {
     let vhive = r#"{"mem_backend":{"backend_path":"/u.sock","backend_type":"Uffd"},"snapshot_path":"/s"}"#;
     let expected = Thaw {
         memory: MemorySource::Uffd("/u.sock".into()),
+        resume: false,
         ..Thaw::new("/s".into(), "".into())
     };
     assert_eq!(load(vhive), expected);

@@ -1,8 +1,11 @@
 //! A vCPU's thread while the VM is paused.
 
-use kvm_ioctls::VcpuFd;
+use std::sync::mpsc::{self, Receiver, Sender};
 
-use super::{Body, NativeCpu, Start};
+use kvm_ioctls::VcpuFd;
+use snapshot::persist::Error as StateError;
+
+use super::{Body, NativeCpu, Start, State};
 use crate::arch::Cpu;
 use crate::vcpu::pass::up_to_the_guest;
 use crate::vcpu::{Ending, RunPage};
@@ -10,6 +13,38 @@ use crate::vcpu::{Ending, RunPage};
 /// How often a vCPU is brought up to the door of the guest before it counts as settled whatever it says: there are no more
 /// vectors than that.
 const PASSES: usize = 256;
+
+/// What is asked of a vCPU's thread while it waits.
+pub(super) enum Asked {
+    /// The vCPU's state.
+    State {
+        settled: Sender<()>,
+        state: Sender<Result<State, StateError>>,
+    },
+    /// To have KVM do what it has put off.
+    Settling,
+}
+
+/// What a vCPU's thread answers to who asks for its vCPU's state. Both disconnect when it has ended.
+pub struct Answer {
+    /// KVM has done what it had put off, which may write to guest memory. It comes again if there was more of that before the
+    /// state was read, and never after the state.
+    pub settled: Receiver<()>,
+    /// The state.
+    pub state: Receiver<Result<State, StateError>>,
+}
+
+impl Answer {
+    pub(super) fn channels() -> (Asked, Self) {
+        let (settle, settled) = mpsc::channel();
+        let (give, state) = mpsc::channel();
+        let asked = Asked::State {
+            settled: settle,
+            state: give,
+        };
+        (asked, Self { settled, state })
+    }
+}
 
 impl Body {
     /// Waits at the gate. The instruction that the last exit belongs to is completed before, so that the vCPU's state is whole.
@@ -38,19 +73,34 @@ impl Body {
         }
     }
 
-    /// Gives the vCPU's state to whoever has asked for it.
+    /// Does what somebody has asked for.
     fn answer(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), Ending> {
         for asked in self.asked.try_iter() {
-            let mut settled = Ok(());
-            let state = NativeCpu::save(vcpu, &self.shared.kvm, |vcpu| {
-                if settled.is_ok() {
-                    settled = self.settle(vcpu, start);
-                }
-            });
-            // Without an answer whoever has asked knows that there is no such vCPU any more.
-            settled?;
-            let _ = asked.send(state);
+            match asked {
+                Asked::Settling => self.settle(vcpu, start)?,
+                Asked::State { settled, state } => self.give_state(vcpu, start, &settled, &state)?,
+            }
         }
+        Ok(())
+    }
+
+    fn give_state(
+        &self,
+        vcpu: &mut VcpuFd,
+        start: &Start,
+        settled: &Sender<()>,
+        give: &Sender<Result<State, StateError>>,
+    ) -> Result<(), Ending> {
+        let mut ended = Ok(());
+        let state = NativeCpu::save(vcpu, &self.shared.kvm, |vcpu| {
+            if ended.is_ok() {
+                ended = self.settle(vcpu, start);
+                let _ = settled.send(());
+            }
+        });
+        // Without an answer whoever has asked knows that there is no such vCPU any more.
+        ended?;
+        let _ = give.send(state);
         Ok(())
     }
 
