@@ -185,11 +185,11 @@ impl Guest {
         Self::launch(&format!("run {arguments}"))
     }
 
-    /// Sends SIGKILL, and has `mayfly restore` with `arguments` take over, as if there was one guest all along: what it
-    /// prints then continues what it printed before.
+    /// Sends SIGKILL, and has a mayfly with `arguments` take over, as if there was one guest all along: what it prints then
+    /// continues what it printed before.
     pub fn restart(mut self, arguments: &str) -> Self {
         self.running.kill();
-        let mut next = Self::launch(&format!("restore {arguments}"));
+        let mut next = Self::launch(arguments);
         next.running.seen = self.running.seen;
         next.running.printed = self.running.take_printed();
         next

@@ -7,6 +7,8 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Instant;
@@ -14,35 +16,73 @@ use std::time::Instant;
 use crate::guest::{self, Guest, LIMIT};
 use crate::virtio::{ADDRESS, IMAGE, check, connection, content, make_image, run, start, sum_of, task, text};
 
+#[path = "../../resources/uffd-handler/handler.rs"]
+mod handler;
+
 /// How often the guest goes through it, on the machine that most have.
 const TIMES: usize = 50;
 /// And on others.
 const FEWER: usize = 10;
+/// Once through [`MIXED`].
+const ONCE: usize = MIXED.len();
 /// Of the same memory, a difference takes a tenth of the time here that a whole snapshot takes.
 const MIXED: &[&str] = &["Full", "Diff", "Diff", "Diff", "Diff"];
 /// How long it may take to hear from the guest, in seconds: so much may its clock seem to be ahead.
 const SLACK: f64 = 5.0;
 const SOCKET: &str = "/tmp/api";
 const FOLDER: &str = "/tmp/frozen";
+/// Where the handler of page faults listens.
+const PAGES: &str = "/tmp/pages";
 /// What goes to and fro at a time, in bytes: it takes longer than it takes to pause the guest.
 const ECHOED: usize = 512 << 10;
 /// The guest keeps this many of the files that it has written last.
 const KEPT: usize = 4;
 
 scenarios! {
-    restored_while_it_works => works(TIMES, MIXED, "");
-    restored_while_two_cpus_work => works(FEWER, &["Full"], "--cpus 2");
-    restored_with_interrupts_by_the_kernel => works(FEWER, &["Full"], "--irqchip kernel");
+    restored_while_it_works => works(&Case { times: TIMES, kinds: MIXED, ..USUAL });
+    restored_while_two_cpus_work => works(&Case { options: "--cpus 2", ..USUAL });
+    restored_with_interrupts_by_the_kernel => works(&Case { options: "--irqchip kernel", ..USUAL });
+    restored_with_its_drive_by_io_uring => works(&Case { drive: ",engine=async", times: ONCE, kinds: MIXED, ..USUAL });
+    // Only the first snapshot is whole: one of a guest that is served asks the handler for all pages, each by itself.
+    restored_page_by_page => works(&Case { is_served: true, times: ONCE, kinds: MIXED, ..USUAL });
 }
 
-/// The guest is frozen so many `times`, into one of `kinds` after the other, and notices nothing.
-fn works(times: usize, kinds: &[&str], options: &str) {
+/// A guest and how it is frozen.
+struct Case {
+    times: usize,
+    /// The snapshots, one after the other and then again.
+    kinds: &'static [&'static str],
+    /// What is said of the drive.
+    drive: &'static str,
+    /// What else is said.
+    options: &'static str,
+    /// Whether a handler of page faults has its memory.
+    is_served: bool,
+}
+
+const USUAL: Case = Case {
+    times: FEWER,
+    kinds: &["Full"],
+    drive: "",
+    options: "",
+    is_served: false,
+};
+
+/// The guest is frozen again and again, and notices nothing.
+fn works(case: &Case) {
+    let &Case {
+        times,
+        kinds,
+        drive,
+        options,
+        is_served,
+    } = case;
     make_image(&[]);
     run("tunctl", &["-t", "tap0"]);
     run("ip", &["address", "add", &format!("{ADDRESS}/24"), "dev", "tap0"]);
     run("ip", &["link", "set", "tap0", "up"]);
     let mut guest = start(&format!(
-        "--disk {IMAGE},cache=writeback --net tap:tap0 --api-sock {SOCKET} {options}"
+        "--disk {IMAGE},cache=writeback{drive} --net tap:tap0 --api-sock {SOCKET} {options}"
     ));
     task(&mut guest, "interface");
     let (send, wanted) = channel();
@@ -59,7 +99,11 @@ fn works(times: usize, kinds: &[&str], options: &str) {
         guest.expect(" end");
         freeze(&mut guest, kinds[(time - 1) % kinds.len()]);
         let returned = echoes.try_recv().is_ok();
-        guest = guest.restart(&format!("{FOLDER} --api-sock {SOCKET}"));
+        guest = if is_served {
+            restore_served(guest)
+        } else {
+            restore(guest)
+        };
         sends += usize::from(!returned);
         // All that it printed until it was killed is here; of what it prints from now on, nothing needs to be.
         writes += usize::from(!guest.rest().contains("wrote "));
@@ -193,6 +237,36 @@ fn freeze(guest: &mut Guest, kind: &str) {
     ask(guest, "PUT", "/snapshot/create", &body);
     // Its owner is about to be killed, and the next one to listen there.
     fs::remove_file(SOCKET).unwrap();
+}
+
+fn restore(guest: Guest) -> Guest {
+    guest.restart(&format!("restore {FOLDER} --api-sock {SOCKET}"))
+}
+
+/// Has the guest go on with the pages that a handler gives it.
+fn restore_served(guest: Guest) -> Guest {
+    let _ = fs::remove_file(PAGES);
+    let listener = UnixListener::bind(PAGES).unwrap();
+    // What a difference is written into while the guest is served has what was served already.
+    let memory = fs::File::open(format!("{FOLDER}/memory")).unwrap();
+    thread::spawn(move || {
+        let (monitor, _) = listener.accept()?;
+        // Served until it is killed.
+        handler::serve(&monitor, &memory)
+    });
+    let mut guest = guest.restart(&format!("--api-sock {SOCKET}"));
+    let begin = Instant::now();
+    while !Path::new(SOCKET).exists() {
+        if begin.elapsed() > LIMIT {
+            guest.fail("its socket is not there");
+        }
+        thread::yield_now();
+    }
+    let body = format!(
+        r#"{{"snapshot_path":"{FOLDER}/state","mem_backend":{{"backend_type":"Uffd","backend_path":"{PAGES}"}},"resume_vm":true}}"#
+    );
+    ask(&mut guest, "PUT", "/snapshot/load", &body);
+    guest
 }
 
 fn ask(guest: &mut Guest, method: &str, path: &str, body: &str) {
