@@ -52,7 +52,10 @@ pub(super) fn restore(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     let mut folder = None;
     let mut length = None;
     let mut restore = Restore {
-        thaw: Thaw::new(PathBuf::new(), PathBuf::new()),
+        thaw: Thaw {
+            resume: true,
+            ..Thaw::new(PathBuf::new(), PathBuf::new())
+        },
         session: Session::default(),
     };
     while let Some(argument) = parser.next().map_err(syntax("restore"))? {

@@ -114,7 +114,7 @@ fn a_timer_that_expires_while_the_guest_is_paused_is_in_the_state() {
     }
 }
 
-/// Memory may have been written to then, and is saved again.
+/// Devices and memory may have changed then, and are saved again.
 #[test]
 fn a_timer_that_expires_while_the_state_is_read_is_told() {
     let mut guest = Guest::new("ticker.elf", IrqchipMode::Split).boot();
@@ -128,8 +128,9 @@ fn a_timer_that_expires_while_the_state_is_read_is_told() {
             "whether a timer expired is always told the same: {seen:?}"
         );
         let saving = guest.machine.begin_saving().unwrap();
-        saving.settle();
-        let is_changed = saving.finish(&mut Writer::new()).unwrap();
+        let mut archive = Writer::new();
+        saving.settle(&mut archive).unwrap();
+        let is_changed = saving.finish(&mut archive).unwrap();
         seen[usize::from(is_changed)] = true;
     }
 }

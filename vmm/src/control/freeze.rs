@@ -7,6 +7,7 @@ use snapshot::file::{self, Contents, Header};
 use snapshot::{Writer, section};
 
 use crate::arch::{Native, Platform};
+use crate::config::VmConfig;
 use crate::machine::state;
 use crate::memory::{Pagemap, dump, page_size};
 use crate::vm::Vm;
@@ -74,6 +75,13 @@ pub(super) fn host() -> file::Host {
     }
 }
 
+/// The sections of a state file, with the first of them.
+fn begun(config: &VmConfig) -> Result<Writer, Error> {
+    let mut archive = Writer::new();
+    archive.put(MACHINE, config).map_err(Error::Config)?;
+    Ok(archive)
+}
+
 /// The file at `path`, however its folder is spelled.
 fn place(path: &Path) -> PathBuf {
     let folder = match path.parent() {
@@ -89,9 +97,10 @@ fn place(path: &Path) -> PathBuf {
 impl Freeze {
     /// Writes both files. The VM stays paused, and can go on or be frozen again.
     ///
-    /// The state comes first, since requests that are still in flight write into memory until they are done, and so may KVM; its
-    /// file gets its name last, so that it never stands beside the memory of another time. An old snapshot goes when all that can be
-    /// refused has been done: from then on it takes no more space on the disk, and no more time than it must.
+    /// Memory is written once requests that were in flight are done and KVM has done what it had put off, since both write into
+    /// it; meanwhile the vCPUs are read. If KVM does more of that before they are, all is read anew and written after that. The
+    /// state file gets its name last, so that it never stands beside the memory of another time. An old snapshot goes when all
+    /// that can be refused has been done: from then on it takes no more space on the disk, and no more time than it must.
     pub(super) fn write(&self, vm: &Vm) -> Result<dump::Written, Error> {
         if !vm.is_paused() {
             return Err(Error::Running);
@@ -117,12 +126,14 @@ impl Freeze {
             pagemap: pagemap.as_ref(),
         };
         let target = self.target(&source)?;
-        let (host, mut archive) = (host(), Writer::new());
-        archive.put(MACHINE, config).map_err(Error::Config)?;
-        saving.settle();
+        let (host, mut archive) = (host(), begun(config)?);
+        saving.settle(&mut archive).map_err(Error::Machine)?;
         let mut memory = self.prepare(&source, target)?;
         if saving.finish(&mut archive).map_err(Error::Machine)? {
+            // Once more, and this time one after the other.
             drop(memory);
+            archive = begun(config)?;
+            machine.save(&mut archive).map_err(Error::Machine)?;
             memory = self.prepare(&source, self.target(&source)?)?;
         }
         let header = Header {

@@ -193,8 +193,8 @@ impl Control {
         Ok(())
     }
 
-    /// Makes the VM of a snapshot. After an error that came of the snapshot, the event loop ends the process: it
-    /// may have touched what the devices are connected to.
+    /// Makes the VM of a snapshot, which goes on at once or stays paused, as `thaw` has it. After an error that came of the
+    /// snapshot, the event loop ends the process: it may have touched what the devices are connected to.
     ///
     /// # Errors
     /// [`thaw::Error`]; [`thaw::Error::Configured`] when something is known of the VM already, or it was started.

@@ -131,7 +131,7 @@ pub struct Thaw {
 }
 
 impl Thaw {
-    /// The snapshot in these files, as it was, to go on at once.
+    /// The snapshot in these files, as it was, and paused.
     pub fn new(state: PathBuf, memory: PathBuf) -> Self {
         Self {
             state,
@@ -139,7 +139,7 @@ impl Thaw {
             taps: Vec::new(),
             disks: Vec::new(),
             track_dirty_pages: false,
-            resume: true,
+            resume: false,
             realtime: false,
             first_touch: FirstTouch::default(),
         }

@@ -9,9 +9,9 @@
 //!
 //! # Order
 //! Saved: requests in flight are waited for first, since their ends are interrupts in the local APICs. Then each vCPU's thread
-//! has KVM do what it has put off, and reads its vCPU, all at the same time. In between, guest memory is what it will be, and can
-//! be saved while the vCPUs are read. The devices come last: what KVM has put off, such as the end of a level-triggered
-//! interrupt, reaches the interrupt controllers.
+//! has KVM do what it has put off, such as the end of a level-triggered interrupt, which reaches the interrupt controllers; and
+//! reads its vCPU, all at the same time. Meanwhile the devices are read, so that all clocks stand where they stood at one time.
+//! From then on guest memory is what it will be, and can be saved while vCPUs are still being read.
 //!
 //! Restored: each vCPU's thread gives its vCPU its state, while this one does the same with the devices. What a device raises
 //! in doing so goes to interrupt controllers at reset, and is replaced by what was pending when they are restored in their turn.
@@ -81,6 +81,12 @@ fn attend<T>(answer: &Receiver<T>) -> Result<T, RecvError> {
     answer.recv()
 }
 
+/// Waits for the state of vCPU `id`.
+fn state_of(id: u8, vcpu: &Answer) -> Result<State, Error> {
+    let state = attend(&vcpu.state).map_err(|_| Error::Ended(id))?;
+    state.map_err(|source| Error::Vcpu { id, source })
+}
+
 /// A machine whose state is being read. Dropped, nothing is saved, and the machine can go on.
 pub struct Saving<'a> {
     machine: &'a Machine,
@@ -88,29 +94,32 @@ pub struct Saving<'a> {
 }
 
 impl Saving<'_> {
-    /// Waits until KVM has done what it had put off. Memory can be saved then, unless [`finish`](Self::finish) says later that
-    /// there was more.
-    pub fn settle(&self) {
-        for vcpu in &self.vcpus {
-            // The state says why one does not settle.
-            let _ = attend(&vcpu.settled);
-        }
-    }
-
-    /// Adds all of the state to `archive`. True when memory may have changed since [`settle`](Self::settle) returned: rarely, when
-    /// a timer of the guest has expired meanwhile.
+    /// Waits until KVM has done what it had put off, and adds the devices to `archive`. Memory can be saved then, unless
+    /// [`finish`](Self::finish) says later that there was more.
     ///
     /// # Errors
-    /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Part`] and [`Error::Sections`].
+    /// [`Error::Ended`], [`Error::Vcpu`] and [`Error::Part`].
+    pub fn settle(&self, archive: &mut Writer) -> Result<(), Error> {
+        for (id, vcpu) in (0..).zip(&self.vcpus) {
+            if attend(&vcpu.settled).is_err() {
+                state_of(id, vcpu)?;
+            }
+        }
+        self.machine.put_devices(archive).map_err(Error::Part)
+    }
+
+    /// Adds the vCPUs to `archive`. True when devices and memory may have changed since [`settle`](Self::settle) returned: rarely,
+    /// when a timer of the guest has expired meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Ended`], [`Error::Vcpu`] and [`Error::Sections`].
     pub fn finish(self, archive: &mut Writer) -> Result<bool, Error> {
         let mut is_changed = false;
-        for (id, vcpu) in (0..).zip(self.vcpus) {
-            let state = attend(&vcpu.state).map_err(|_| Error::Ended(id))?;
-            let state = state.map_err(|source| Error::Vcpu { id, source })?;
+        for (id, vcpu) in (0..).zip(&self.vcpus) {
+            let state = state_of(id, vcpu)?;
             is_changed |= vcpu.settled.try_recv().is_ok();
             archive.put(&vcpu_key(id), &state).map_err(Error::Sections)?;
         }
-        self.machine.put_devices(archive).map_err(Error::Part)?;
         Ok(is_changed)
     }
 }
@@ -124,7 +133,8 @@ impl Machine {
     /// [`Error::Running`], [`Error::Ended`], [`Error::Vcpu`], [`Error::Part`], and [`Error::Sections`] when `archive` has
     /// sections of the same names.
     pub fn save(&self, archive: &mut Writer) -> Result<(), Error> {
-        self.begin_saving()?.finish(archive).map(|_| ())
+        self.begin_saving()?.finish(archive)?;
+        self.put_devices(archive).map_err(Error::Part)
     }
 
     /// Begins to save the machine: the vCPUs' threads read their vCPUs, while this one may do something else. [`Saving::settle`]

@@ -143,11 +143,7 @@ fn what_mayfly_cannot_load_is_named() {
         ("drive_overrides", json!([])),
     ] {
         let body = with(field, value.clone()).to_string();
-        let expected = Thaw {
-            resume: false,
-            ..Thaw::new("s".into(), "m".into())
-        };
-        assert_eq!(load(&body), expected, "{field}: {value}");
+        assert_eq!(load(&body), Thaw::new("s".into(), "m".into()), "{field}: {value}");
     }
 }
 
@@ -281,15 +277,19 @@ fn clients_are_understood() {
                  \"iface_id\":\"net1\",\"host_dev_name\":\"tap1_urunc\"}]}";
     let expected = Thaw {
         taps: vec![("net1".into(), NetBackend::Tap("tap1_urunc".into()))],
+        resume: true,
         ..Thaw::new("/urunc-snapshot/vmstate".into(), "/urunc-snapshot/memory".into())
     };
     assert_eq!(load(urunc), expected);
     let sdk = r#"{"enable_diff_snapshots":false,"mem_file_path":"/m","resume_vm":true,"snapshot_path":"/s"}"#;
-    assert_eq!(load(sdk), Thaw::new("/s".into(), "/m".into()));
+    let expected = Thaw {
+        resume: true,
+        ..Thaw::new("/s".into(), "/m".into())
+    };
+    assert_eq!(load(sdk), expected);
     let vhive = r#"{"mem_backend":{"backend_path":"/u.sock","backend_type":"Uffd"},"snapshot_path":"/s"}"#;
     let expected = Thaw {
         memory: MemorySource::Uffd("/u.sock".into()),
-        resume: false,
         ..Thaw::new("/s".into(), "".into())
     };
     assert_eq!(load(vhive), expected);

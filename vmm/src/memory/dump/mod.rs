@@ -9,8 +9,8 @@
 //!   restored has no base: the file then holds all of it, like that of [`full`].
 //!
 //! Guest memory is written from where it is, in runs of pages; what that takes does not grow with the guest. The vCPUs are
-//! parked and the devices quiet from before the first call until it returns; after that the guest may run, while
-//! [`Dump::commit`] brings the file to the disk.
+//! parked and the devices quiet from before the first call until it returns. Where KVM may have written to memory meanwhile, the
+//! file is given up and made anew. After that the guest may run, while [`Dump::commit`] brings the file to the disk.
 
 mod compare;
 mod error;
@@ -115,7 +115,7 @@ impl Target {
     }
 
     /// Whether it is a file that was there before.
-    pub fn is_base(&self) -> bool {
+    fn is_base(&self) -> bool {
         matches!(self, Self::Base(..))
     }
 

@@ -53,8 +53,12 @@ impl Body {
         NativeCpu::pausing(vcpu);
         let mut ending = None;
         self.shared.gate.wait(|| {
-            if let Err(early) = self.answer(vcpu, start) {
-                ending.get_or_insert(early);
+            if ending.is_none() {
+                ending = self.answer(vcpu, start).err();
+            }
+            if ending.is_some() {
+                // Who is not answered knows that there is no such vCPU any more.
+                self.asked.try_iter().for_each(drop);
             }
         });
         ending.map_or(Ok(()), Err)
@@ -94,11 +98,11 @@ impl Body {
         let mut ended = Ok(());
         let state = NativeCpu::save(vcpu, &self.shared.kvm, |vcpu| {
             if ended.is_ok() {
-                ended = self.settle(vcpu, start);
-                let _ = settled.send(());
+                ended = self.settle(vcpu, start).map(|()| {
+                    let _ = settled.send(());
+                });
             }
         });
-        // Without an answer whoever has asked knows that there is no such vCPU any more.
         ended?;
         let _ = give.send(state);
         Ok(())
