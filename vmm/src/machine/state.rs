@@ -183,11 +183,10 @@ impl Machine {
         // Nobody is in the guest yet, so that there is nobody to wait for; who comes later waits.
         self.shared.gate.close(0, || ());
         let (restored, answers) = (0..self.vcpus.len())
-            .map(|_| mpsc::channel())
+            .map(|_| mpsc::sync_channel(1))
             .collect::<(Vec<_>, Vec<_>)>();
         for ((id, vcpu), restored) in (0..).zip(&self.vcpus).zip(restored) {
-            let state: State = archive.take(&vcpu_key(id)).map_err(Error::Sections)?;
-            let state = Box::new(state);
+            let state = take_vcpu(id, &mut archive)?;
             vcpu.start(self.start(Origin::State { state, restored }));
         }
         self.take_devices(&mut archive).map_err(Error::Part)?;
@@ -226,6 +225,13 @@ impl Machine {
             self.interfaces.iter().for_each(look);
         }
     }
+}
+
+/// What is in the making takes several times its size, which the stack of who goes on does not need any more.
+#[inline(never)]
+fn take_vcpu(id: u8, archive: &mut Reader<'_>) -> Result<Box<State>, Error> {
+    let state: State = archive.take(&vcpu_key(id)).map_err(Error::Sections)?;
+    Ok(Box::new(state))
 }
 
 fn look<D: VirtioDevice>(device: &Handle<D>) {

@@ -14,7 +14,7 @@ mod park;
 pub use park::Answer;
 
 use std::io;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::{Arc, OnceLock};
 use std::thread::{Builder, JoinHandle};
 
@@ -111,14 +111,14 @@ pub enum Origin {
         /// The state.
         state: Box<State>,
         /// Told whether the vCPU has taken it; one that has not never enters the guest.
-        restored: Sender<Result<(), StateError>>,
+        restored: SyncSender<Result<(), StateError>>,
     },
 }
 
 /// The owner's end of a vCPU's thread.
 pub struct VcpuThread {
-    prepare: Sender<VcpuFd>,
-    start: Sender<Start>,
+    prepare: SyncSender<VcpuFd>,
+    start: SyncSender<Start>,
     asked: Sender<Asked>,
     kick: Kick,
     exits: Arc<Exits>,
@@ -132,8 +132,9 @@ impl VcpuThread {
     /// # Errors
     /// [`Fault::Thread`]
     pub fn spawn(id: u8, kick: Kick, shared: Arc<Shared>) -> Result<Self, Fault> {
-        let (prepare, wait_prepare) = mpsc::channel();
-        let (start, wait_start) = mpsc::channel();
+        // Each is used once. A channel without a bound has room for some thirty from the first.
+        let (prepare, wait_prepare) = mpsc::sync_channel(1);
+        let (start, wait_start) = mpsc::sync_channel(1);
         let (asked, wait_asked) = mpsc::channel();
         let exits = Arc::new(Exits::default());
         let body = Body {
@@ -206,7 +207,7 @@ impl Drop for VcpuThread {
     fn drop(&mut self) {
         self.stop();
         // Without its senders a thread that still waits for its vCPU ends.
-        (self.prepare, self.start) = (mpsc::channel().0, mpsc::channel().0);
+        (self.prepare, self.start) = (mpsc::sync_channel(0).0, mpsc::sync_channel(0).0);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -221,6 +222,8 @@ struct Body {
     asked: Receiver<Asked>,
 }
 
+/// What is not needed each time that the guest is entered is not inlined: all of a thread's stack is touched by the frame that the
+/// guest runs from, and there are as many stacks as vCPUs.
 impl Body {
     fn run(self, wait_prepare: &Receiver<VcpuFd>, wait_start: &Receiver<Start>) {
         self.work(wait_prepare, wait_start);
@@ -237,9 +240,11 @@ impl Body {
                 NativeCpu::configure(&vcpu, self.id, self.shared.count, profile?)
             })
         });
-        let Ok(start) = wait_start.recv() else { return };
-        let ending = match prepared.and_then(|()| self.originate(&vcpu, &start.origin)) {
-            Ok(true) => self.guest(&mut vcpu, &start),
+        let Ok(mut start) = wait_start.recv() else { return };
+        let origin = std::mem::replace(&mut start.origin, Origin::Reset);
+        let is_restored = matches!(origin, Origin::State { .. });
+        let ending = match prepared.and_then(|()| self.originate(&vcpu, origin)) {
+            Ok(true) => self.guest(&mut vcpu, &start, is_restored),
             Ok(false) => None,
             Err(source) => Some(Ending::Fault(Fault::Prepare { id: self.id, source })),
         };
@@ -249,19 +254,22 @@ impl Body {
     }
 
     /// Makes the vCPU what it is to be; false when that has failed and whoever asked for it knows.
-    fn originate(&self, vcpu: &VcpuFd, origin: &Origin) -> Result<bool, kvm::Error> {
+    #[inline(never)]
+    fn originate(&self, vcpu: &VcpuFd, origin: Origin) -> Result<bool, kvm::Error> {
         let lane = Lane::Vcpu(self.id);
         let timeline = &self.shared.timeline;
         match origin {
             Origin::Reset => Ok(true),
             Origin::Entry(entry) => timeline
-                .measure(lane, "set registers", || NativeCpu::enter(vcpu, entry))
+                .measure(lane, "set registers", || NativeCpu::enter(vcpu, &entry))
                 .map(|()| true),
             Origin::State { state, restored } => {
                 let done = timeline.measure(lane, "restore vCPU", || {
-                    NativeCpu::restore(vcpu, &self.shared.kvm, state)
+                    NativeCpu::restore(vcpu, &self.shared.kvm, &state)
                 });
                 let is_done = done.is_ok();
+                // Before anybody asks the heap for what is not in use.
+                drop(state);
                 // Nobody waits for it when another vCPU has failed.
                 let _ = restored.send(done);
                 Ok(is_done)
@@ -270,15 +278,13 @@ impl Body {
     }
 
     /// Runs the guest. Nothing is returned when the thread was told to stop.
-    fn guest(&self, vcpu: &mut VcpuFd, start: &Start) -> Option<Ending> {
+    fn guest(&self, vcpu: &mut VcpuFd, start: &Start, is_restored: bool) -> Option<Ending> {
         let bound = self.kick.bind(vcpu.get_kvm_run());
         self.shared.timeline.mark(Lane::Vcpu(self.id), "enter guest");
         let mut first = true;
         // Nobody has told the shared page yet whether a restored vCPU takes interrupts; one that is halted would sleep through
         // what is pending already.
-        if matches!(start.origin, Origin::State { .. })
-            && let Err(ending) = self.complete(vcpu, start, &mut first)
-        {
+        if is_restored && let Err(ending) = self.complete(vcpu, start, &mut first) {
             return Some(ending);
         }
         let ending = loop {
@@ -353,6 +359,7 @@ impl Body {
         }
     }
 
+    #[inline(never)]
     fn location(&self, vcpu: &VcpuFd, start: &Start) -> Location {
         let (ip, bytes) = NativeCpu::instruction(vcpu, &start.memory);
         Location {
@@ -362,6 +369,7 @@ impl Body {
         }
     }
 
+    #[inline(never)]
     fn internal_error(&self, vcpu: &mut VcpuFd, start: &Start) -> Fault {
         let error = RunPage::of(vcpu).internal_error();
         let mut at = self.location(vcpu, start);

@@ -88,6 +88,7 @@ impl Body {
         Ok(())
     }
 
+    #[inline(never)]
     fn give_state(
         &self,
         vcpu: &mut VcpuFd,
@@ -109,6 +110,7 @@ impl Body {
     }
 
     /// Has KVM do all that it puts off until the vCPU enters the guest, and does what comes of it.
+    #[inline(never)]
     fn settle(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), Ending> {
         let passed = up_to_the_guest(vcpu, |vcpu| {
             // An interrupt that KVM was handed and that shows nowhere first ends a halt, and is injected only by the second
