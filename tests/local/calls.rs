@@ -103,13 +103,20 @@ impl Stepped {
         Self(process)
     }
 
-    /// Lets it go on to where it enters or leaves a system call.
+    /// Lets it go on to where it enters or leaves a system call. How often a thread yields while it waits for another is not
+    /// twice the same, and counts for nothing.
     pub fn step(&self) {
+        let mut yields = false;
         loop {
             request(libc::PTRACE_SYSCALL, self.0, 0).unwrap();
             let (_, status) = wait(self.0);
             assert!(libc::WIFSTOPPED(status), "it has ended: {status:#x}");
-            if libc::WSTOPSIG(status) == libc::SIGTRAP | 0x80 {
+            if libc::WSTOPSIG(status) != libc::SIGTRAP | 0x80 {
+                continue;
+            }
+            let left = mem::take(&mut yields);
+            yields = matches!(stop(self.0), Some(Stop::Entry(call)) if call.number == libc::SYS_sched_yield);
+            if !left && !yields {
                 return;
             }
         }
