@@ -10,9 +10,6 @@ use std::io::{self, Write};
 #[cfg(not(test))]
 use vmm::vm::ignore_output_signals;
 
-/// More than a start needs of the stack, in bytes.
-const STACK_OF_A_START: usize = 64 << 10;
-
 /// Exit status of a command that did what it was to do.
 pub const SUCCESS: u8 = 0;
 /// Exit status of one that did not.
@@ -49,22 +46,6 @@ fn open_standard_descriptors() {
             unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
         }
     }
-}
-
-/// Gives back what the start took of heap and stack and nobody has any more: there may be thousands of such processes.
-pub fn give_back() {
-    // SAFETY: the call takes no pointer, and touches only what is not in use.
-    unsafe { libc::malloc_trim(0) };
-    let Ok(page) = usize::try_from(vmm::memory::page_size()) else {
-        return;
-    };
-    let frame = 0_u8;
-    let here = &raw const frame;
-    // One page below that of the frame is left for the call itself.
-    let unused = here.wrapping_sub(here.addr() % page + page + STACK_OF_A_START);
-    // SAFETY: the stack grows downwards, so that below the frame of this function there is nothing that anybody has. Where the
-    // stack does not reach so far, the kernel says that there is no memory, and leaves it at that.
-    unsafe { libc::madvise(unused.cast_mut().cast(), STACK_OF_A_START, libc::MADV_DONTNEED) };
 }
 
 /// Keeps the C library from giving each thread a heap of its own: mapping one takes longer than a vCPU's thread could

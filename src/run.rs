@@ -239,7 +239,6 @@ pub fn boot(
         Failure::Start(error) => Error::Start(error),
         Failure::Thaw(error) => Error::Thaw(error),
     })?;
-    process::give_back();
     let service = api.as_mut().map(|api| api as &mut dyn Service);
     let end = vm::run(&mut control, service, &signals).map_err(Error::Vm)?;
     if let Some(api) = &mut api {

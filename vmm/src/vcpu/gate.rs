@@ -93,10 +93,9 @@ impl Gate {
     pub fn close(&self, count: usize, kick: impl FnOnce()) {
         if self.turn(CLOSED) {
             kick();
-            let mut outside = lock(&self.outside);
-            while outside.threads < count {
-                outside = self.changed.wait(outside).unwrap_or_else(PoisonError::into_inner);
-            }
+            let inside = |outside: &mut Outside| outside.threads < count;
+            let closed = self.changed.wait_while(lock(&self.outside), inside);
+            drop(closed.unwrap_or_else(PoisonError::into_inner));
         }
     }
 
@@ -104,11 +103,11 @@ impl Gate {
     pub fn close_within(&self, count: usize, kick: impl FnOnce(), patience: Duration) -> bool {
         if self.turn(CLOSED) {
             kick();
-            let outside = lock(&self.outside);
-            let (outside, waited) = self
+            let inside = |outside: &mut Outside| outside.threads < count;
+            let closed = self
                 .changed
-                .wait_timeout_while(outside, patience, |outside| outside.threads < count)
-                .unwrap_or_else(PoisonError::into_inner);
+                .wait_timeout_while(lock(&self.outside), patience, inside);
+            let (outside, waited) = closed.unwrap_or_else(PoisonError::into_inner);
             drop(outside);
             if waited.timed_out() {
                 self.open();

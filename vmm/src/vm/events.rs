@@ -17,6 +17,7 @@ use event_manager::{
 };
 
 use super::console::{ConsoleIo, INPUT, Look, OUTPUT};
+use super::leftover;
 use super::recording::Recording;
 use super::signals::Signals;
 use super::{End, Error, OUTPUT_PATIENCE, Vm};
@@ -197,6 +198,8 @@ impl Owner<'_> {
                 Ok(console) => self.attach(console, ops),
                 Err(error) => return self.finish(Some(Err(error))),
             }
+            // However it was started, that is over.
+            leftover::give_back();
         }
         let changed = running != std::mem::replace(&mut self.watching, running);
         if changed {

@@ -3,6 +3,7 @@
 mod console;
 mod events;
 mod input;
+mod leftover;
 mod recording;
 mod signals;
 
