@@ -8,8 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, mem};
 
-/// How long one guest may run. Linux takes some 10 s in the emulated host when nothing else keeps the machine busy.
-pub const LIMIT: Duration = Duration::from_secs(90);
+/// How long a guest may take from one thing that is expected of it to the next, many times what any of them takes: only a
+/// guest that hangs waits for it.
+pub const LIMIT: Duration = Duration::from_secs(180);
 /// How often the end of a process is looked for: it has closed its output by then, so that this is rarely waited for.
 const GLANCE: Duration = Duration::from_millis(10);
 
@@ -27,6 +28,7 @@ pub struct Running {
     printed: String,
     /// How much of it was expected before.
     seen: usize,
+    /// By when what is expected next must have come.
     deadline: Instant,
 }
 
@@ -63,6 +65,7 @@ impl Running {
             if let Some(place) = new.find(text) {
                 let before = new[..place].to_owned();
                 self.seen += place + text.len();
+                self.deadline = Instant::now() + LIMIT;
                 return before;
             }
             if !self.more() {

@@ -2,13 +2,13 @@
 
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread;
 use std::time::Duration;
+use std::{fs, mem};
 
-use crate::guest;
 use crate::report::Report;
 
 const QEMU: &str = "qemu-system-x86_64";
@@ -16,8 +16,10 @@ const QEMU: &str = "qemu-system-x86_64";
 const MEMORY: &str = "6144";
 /// From QEMU's start until the host runs scenarios; some 5 s when nothing else keeps the machine busy.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
-/// How long the host may go without a word: twice what a guest may take, so that one that hangs fails by itself.
-const SILENCE_LIMIT: Duration = guest::LIMIT.saturating_mul(2);
+/// How long the host may go without a sign of life on its console, which host-init.sh gives every few seconds.
+const PULSE_LIMIT: Duration = Duration::from_secs(60);
+/// How many times as long a scenario may go without a word: some that a guest may take, so that one that hangs fails by itself.
+const SILENCE_LIMIT: u32 = 10;
 
 /// Why the machine did not run to its end.
 #[derive(Debug, thiserror::Error)]
@@ -28,9 +30,12 @@ pub enum Error {
     /// It came up too slowly, or never.
     #[error("the host was not up after {BOOT_LIMIT:?}")]
     Boot,
-    /// It went silent.
-    #[error("the host said nothing for {SILENCE_LIMIT:?}")]
+    /// The emulation stands still.
+    #[error("the host gave no sign of life for {PULSE_LIMIT:?}")]
     Frozen,
+    /// The scenario under way does not end.
+    #[error("the host said nothing for {SILENCE_LIMIT} times {PULSE_LIMIT:?}")]
+    Silent,
     /// It ended before its scenarios did.
     #[error("the host ended early")]
     Ended,
@@ -40,6 +45,7 @@ pub enum Error {
 pub struct Machine {
     qemu: Child,
     lines: Receiver<Vec<u8>>,
+    console: PathBuf,
 }
 
 impl Machine {
@@ -67,21 +73,43 @@ impl Machine {
         if let Some(output) = qemu.stdout.take() {
             thread::spawn(move || read_lines(output, &sender));
         }
-        Ok(Self { qemu, lines })
+        Ok(Self {
+            qemu,
+            lines,
+            console: console.to_owned(),
+        })
     }
 
     /// Gives all that the host says to `report`, until it ends of itself.
     pub fn follow(&mut self, report: &mut Report) -> Result<(), Error> {
+        let (mut silence, mut pulse) = (0, 0);
         loop {
-            let limit = if report.up { SILENCE_LIMIT } else { BOOT_LIMIT };
+            let limit = if report.up { PULSE_LIMIT } else { BOOT_LIMIT };
             match self.lines.recv_timeout(limit) {
-                Ok(line) => report.line(&line),
-                Err(RecvTimeoutError::Timeout) if report.up => return Err(Error::Frozen),
-                Err(RecvTimeoutError::Timeout) => return Err(Error::Boot),
+                Ok(line) => {
+                    silence = 0;
+                    report.line(&line);
+                }
+                Err(RecvTimeoutError::Timeout) if !report.up => return Err(Error::Boot),
+                Err(RecvTimeoutError::Timeout) => {
+                    let before = mem::replace(&mut pulse, self.pulse());
+                    silence += 1;
+                    if pulse == before {
+                        return Err(Error::Frozen);
+                    }
+                    if silence == SILENCE_LIMIT {
+                        return Err(Error::Silent);
+                    }
+                }
                 Err(RecvTimeoutError::Disconnected) if report.done => return Ok(()),
                 Err(RecvTimeoutError::Disconnected) => return Err(Error::Ended),
             }
         }
+    }
+
+    /// What grows for as long as the emulation runs.
+    fn pulse(&self) -> u64 {
+        fs::metadata(&self.console).map_or(0, |console| console.len())
     }
 }
 
