@@ -82,8 +82,16 @@ fn begun(config: &VmConfig) -> Result<Writer, Error> {
     Ok(archive)
 }
 
-/// The file at `path`, however its folder is spelled.
+/// Whether what is written to `path` goes elsewhere.
+fn is_link(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink())
+}
+
+/// The file that is written for `path`, however that is spelled.
 fn place(path: &Path) -> PathBuf {
+    if let Ok(file) = fs::canonicalize(path) {
+        return file;
+    }
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
@@ -105,9 +113,11 @@ impl Freeze {
         if !vm.is_paused() {
             return Err(Error::Running);
         }
-        // Files of different names need no look at their folders, which takes time.
-        let namesakes = self.state.file_name() == self.memory.file_name();
-        if namesakes && place(&self.state) == place(&self.memory) {
+        // Files of different names that are no links need no look at their folders, which takes time.
+        let alike = self.state.file_name() == self.memory.file_name()
+            || is_link(&self.state)
+            || is_link(&self.memory);
+        if alike && place(&self.state) == place(&self.memory) {
             return Err(Error::Same(self.state.clone()));
         }
         if self.kind == Kind::Full && vm.is_abandoned() {

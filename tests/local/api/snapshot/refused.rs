@@ -75,13 +75,19 @@ fn what_cannot_be_frozen_leaves_the_old_snapshot() {
     let served = ticking();
     freeze(&served, &folder, "Full", "state", "memory");
     let printed = served.kill();
+    symlink("memory", folder.path("link")).unwrap();
     let before = ["state", "memory"].map(|name| fs::read(folder.path(name)).unwrap());
     // Another guest, which must not be half of it.
     let mut other = ticking();
     other.expect("tick 40\n");
     other.done("PATCH", "/vm", PAUSED);
     for kind in ["Full", "Diff"] {
-        for (state, memory) in [("none/state", "memory"), ("state", "none/memory")] {
+        for (state, memory) in [
+            ("none/state", "memory"),
+            ("state", "none/memory"),
+            ("memory", "link"),
+            ("link", "memory"),
+        ] {
             let why = create(&other, &folder, kind, state, memory).fault();
             assert!(why.starts_with("Create snapshot error: "), "{why}");
         }
