@@ -134,3 +134,21 @@ fn a_timer_that_expires_while_the_state_is_read_is_told() {
         seen[usize::from(is_changed)] = true;
     }
 }
+
+/// KVM begins a count that is over anew, and it is over again.
+#[test]
+fn a_timer_that_has_expired_does_not_do_so_again() {
+    let once = Guest::new("once.elf", IrqchipMode::Split);
+    let mut guest = once.boot();
+    guest.wait_for("ready");
+    for _ in 0..3 {
+        guest.machine.pause();
+        guest = once.clone_of(&guest.machine);
+        guest.machine.unpause();
+        // The first answer may be on its way when an interrupt comes.
+        for _ in 0..2 {
+            guest.send(b"?");
+            assert_eq!(guest.line(), "ticks 1");
+        }
+    }
+}

@@ -5,6 +5,7 @@
 //! | `extended` | FPU and vector registers |
 //! | `msrs` | model-specific registers |
 //! | `special` | control, segment and page-directory-pointer registers |
+//! | `timer` | the local APIC's timer |
 //!
 //! What comes out of a snapshot is untrusted. KVM checks the values; what it does not check are lengths, which are bounded
 //! here before anything is made by their say-so.
@@ -16,6 +17,7 @@ mod msrs;
 mod special;
 #[cfg(test)]
 mod tests;
+mod timer;
 
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs,
@@ -36,8 +38,6 @@ const TSC_TOLERANCE_PPM: u64 = 250;
 
 /// How often a vCPU is read whose timer expires meanwhile. One that expires all the time loses one expiration.
 const ATTEMPTS: usize = 8;
-/// The local APIC's register with what is left of the timer's count, which KVM works out when it is asked.
-const CURRENT_COUNT: usize = 0x390;
 
 /// State of one vCPU. What is large is on the heap: the stacks of vCPUs' threads are small.
 #[derive(Debug, Serialize, Deserialize)]
@@ -82,7 +82,8 @@ impl VcpuState {
     /// Reads the state of `vcpu`, which is not in the guest and has completed its last exit.
     ///
     /// A local APIC's timer that counts down, once or periodically, and has expired is known to KVM alone until `settle` makes
-    /// an interrupt of it. If it expires between that and the reading, all is done again.
+    /// an interrupt of it. If it expires between that and the reading, all is done again. One that has expired for good is not
+    /// to begin again with the state.
     ///
     /// # Errors
     /// [`Error::Kernel`]
@@ -90,11 +91,15 @@ impl VcpuState {
         let mut attempt = 0;
         loop {
             let before = vcpu.get_lapic().map_err(refused("KVM_GET_LAPIC"))?;
+            timer::attend(&before);
             settle(vcpu);
-            let state = Self::read(vcpu, kvm)?;
+            let mut state = Self::read(vcpu, kvm)?;
             attempt += 1;
-            let expired = has_expired(timer_count(&before), timer_count(&state.lapic));
-            if !expired || attempt == ATTEMPTS {
+            if !timer::has_expired(&before, &state.lapic) {
+                timer::retire(&mut state.lapic);
+                return Ok(state);
+            }
+            if attempt == ATTEMPTS {
                 return Ok(state);
             }
         }
@@ -194,19 +199,6 @@ impl VcpuState {
         }
         vcpu.set_tsc_khz(self.tsc_khz).map_err(refused("KVM_SET_TSC_KHZ"))
     }
-}
-
-fn timer_count(lapic: &kvm_lapic_state) -> u32 {
-    let mut bytes = [0; 4];
-    for (byte, register) in bytes.iter_mut().zip(&lapic.regs[CURRENT_COUNT..]) {
-        *byte = register.cast_unsigned();
-    }
-    u32::from_le_bytes(bytes)
-}
-
-/// Whether a timer has expired between two readings of its count: it has begun again, or has stopped.
-fn has_expired(before: u32, after: u32) -> bool {
-    after > before || after == 0 && before > 0
 }
 
 /// Whether no guest can tell `saved` and `own` apart by their clocks' drift.
