@@ -14,7 +14,10 @@ use std::thread;
 use std::time::Instant;
 
 use crate::guest::{self, Guest, LIMIT};
-use crate::virtio::{ADDRESS, IMAGE, check, connection, content, make_image, run, start, sum_of, task, text};
+use crate::virtio::{
+    ADDRESS, IMAGE, check, connection, content, make_image, make_tap, remove_tap, run, start, sum_of, task,
+    text,
+};
 
 #[path = "../../resources/uffd-handler/handler.rs"]
 mod handler;
@@ -78,7 +81,7 @@ fn works(case: &Case) {
         is_served,
     } = case;
     make_image(&[]);
-    run("tunctl", &["-t", "tap0"]);
+    make_tap();
     run("ip", &["address", "add", &format!("{ADDRESS}/24"), "dev", "tap0"]);
     run("ip", &["link", "set", "tap0", "up"]);
     let mut guest = start(&format!(
@@ -126,7 +129,7 @@ fn works(case: &Case) {
         "its clock went {ran} s ahead"
     );
     ends_well(guest, &files);
-    run("tunctl", &["-d", "tap0"]);
+    remove_tap();
     fs::remove_dir_all(FOLDER).unwrap();
 }
 
@@ -270,8 +273,10 @@ fn restore_served(guest: Guest) -> Guest {
 }
 
 fn ask(guest: &mut Guest, method: &str, path: &str, body: &str) {
+    let patience = LIMIT.as_secs().to_string();
     let output = guest::mayfly()
-        .args(["ctl", "--api-sock", SOCKET, "request", method, path, body])
+        .args(["ctl", "--api-sock", SOCKET, "--timeout", &patience])
+        .args(["request", method, path, body])
         .output()
         .unwrap();
     if !output.status.success() {

@@ -94,7 +94,7 @@ fn killed(engine: &str) {
 
 /// Echoes are answered, and as many MiB that go through the interface arrive as they were sent, each way.
 fn packets(options: &str, traffic: usize) {
-    run("tunctl", &["-t", "tap0"]);
+    make_tap();
     let mut guest = start(&format!("{options} --net tap:tap0,mac=02:00:00:00:77:02"));
     run("ip", &["address", "add", &format!("{ADDRESS}/24"), "dev", "tap0"]);
     run("ip", &["link", "set", "tap0", "up"]);
@@ -117,7 +117,7 @@ fn packets(options: &str, traffic: usize) {
 
     guest.type_line("poweroff -f");
     guest.ends_with(0);
-    run("tunctl", &["-d", "tap0"]);
+    remove_tap();
 }
 
 /// As many devices as there can be are all found, in their order, and each has an interrupt that arrives.
@@ -130,12 +130,12 @@ fn announced(options: &str, arguments: &str) {
         fs::write(format!("/tmp/{name}"), sector).unwrap();
         drives.push_str(&format!("--disk /tmp/{name},id={name} "));
     }
-    run("tunctl", &["-t", "tap0"]);
+    make_tap();
     let mut guest = start(&format!("{drives} --net tap:tap0 {options}"));
     let found = task(&mut guest, "devices");
     guest.type_line("poweroff -f");
     guest.ends_with(0);
-    run("tunctl", &["-d", "tap0"]);
+    remove_tap();
     for name in &names {
         fs::remove_file(format!("/tmp/{name}")).unwrap();
     }
@@ -146,6 +146,16 @@ fn announced(options: &str, arguments: &str) {
             names.join(" ")
         )
     );
+}
+
+/// A tap that nobody has used: a scenario that failed leaves its own.
+pub fn make_tap() {
+    remove_tap();
+    run("tunctl", &["-t", "tap0"]);
+}
+
+pub fn remove_tap() {
+    run("tunctl", &["-d", "tap0"]);
 }
 
 /// Linux at its prompt, on a machine with `options`.
