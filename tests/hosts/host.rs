@@ -14,8 +14,8 @@ use crate::report::Report;
 
 /// Set inside the emulated host.
 const INSIDE: &str = "MAYFLY_EMULATED_HOST";
-/// QEMU's emulation freezes as a whole now and then, without fault of what runs in it.
-const BOOTS: usize = 2;
+/// QEMU's emulation freezes as a whole now and then, without fault of what runs in it; the last boot is for what has failed.
+const BOOTS: usize = 3;
 
 /// Why there are no verdicts at all.
 #[derive(Debug, thiserror::Error)]
