@@ -1,6 +1,24 @@
 #include "apic.h"
 
+volatile unsigned apic_ticks;
+
+static INTERRUPT tick(struct frame *frame)
+{
+    (void)frame;
+    apic_ticks++;
+    apic_done();
+}
+
 void apic_start(void) { APIC(APIC_SPURIOUS) = 0x1ff; }
+
+void apic_timer(u32 mode, u32 ns)
+{
+    gate(TIMER_VECTOR, tick);
+    apic_start();
+    APIC(APIC_DIVIDE) = 0xb; /* by 1 */
+    APIC(APIC_LVT_TIMER) = mode | TIMER_VECTOR;
+    APIC(APIC_INITIAL_COUNT) = ns;
+}
 
 u32 ioapic_read(u32 reg)
 {

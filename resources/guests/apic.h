@@ -2,7 +2,7 @@
 #ifndef APIC_H
 #define APIC_H
 
-#include "guest.h"
+#include "trap.h"
 
 enum {
     APIC_ID = 0x20,
@@ -19,8 +19,15 @@ enum {
 
 #define APIC(reg) AT(u32, 0xfee00000 + (reg))
 
+/* Modes in APIC_LVT_TIMER, which takes a vector too. */
+enum { ONCE = 0, PERIODIC = 0x20000, DEADLINE = 0x40000, MASKED = 0x10000, TIMER_VECTOR = 0x40 };
+
 /* Software-enables the local APIC, spurious vector 0xff. */
 void apic_start(void);
+/* Starts the local APIC and its timer, which ticks after `ns` nanoseconds ONCE, or PERIODIC; KVM's counts nanoseconds. Ticks come
+   by TIMER_VECTOR and are counted in `apic_ticks`. */
+void apic_timer(u32 mode, u32 ns);
+extern volatile unsigned apic_ticks;
 static inline u32 apic_id(void) { return APIC(APIC_ID) >> 24; }
 static inline void apic_done(void) { APIC(APIC_EOI) = 0; }
 

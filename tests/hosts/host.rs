@@ -66,10 +66,7 @@ fn all_verdicts() -> Result<Report, Error> {
         // The emulation of nested paging also gives a guest a fault that it has no part in, now and then.
         if boot == BOOTS {
             for (name, output) in report.appeal() {
-                say(&format!(
-                    "{name} failed on boot {} and has another try:\n{output}",
-                    boot - 1
-                ));
+                say(&format!("{name} failed and has another try:\n{output}"));
             }
         }
         let left = undecided(&scenarios, &report);

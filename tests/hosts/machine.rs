@@ -18,7 +18,7 @@ const MEMORY: &str = "6144";
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// How long the host may go without a sign of life on its console, which host-init.sh gives every few seconds.
 const PULSE_LIMIT: Duration = Duration::from_secs(60);
-/// How many times as long a scenario may go without a word: some that a guest may take, so that one that hangs fails by itself.
+/// How many times as long a scenario may go without a word: longer than a guest may, so that one that hangs fails by itself.
 const SILENCE_LIMIT: u32 = 10;
 
 /// Why the machine did not run to its end.

@@ -15,8 +15,7 @@ use std::time::Instant;
 
 use crate::guest::{self, Guest, LIMIT};
 use crate::virtio::{
-    ADDRESS, IMAGE, check, connection, content, make_image, make_tap, remove_tap, run, start, sum_of, task,
-    text,
+    IMAGE, check, connection, content, make_image, make_tap, raise_tap, remove_tap, start, sum_of, task, text,
 };
 
 #[path = "../../resources/uffd-handler/handler.rs"]
@@ -82,8 +81,7 @@ fn works(case: &Case) {
     } = case;
     make_image(&[]);
     make_tap();
-    run("ip", &["address", "add", &format!("{ADDRESS}/24"), "dev", "tap0"]);
-    run("ip", &["link", "set", "tap0", "up"]);
+    raise_tap();
     let mut guest = start(&format!(
         "--disk {IMAGE},cache=writeback{drive} --net tap:tap0 --api-sock {SOCKET} {options}"
     ));

@@ -15,7 +15,7 @@ use crate::guest::{Guest, LIMIT};
 /// The image of the drive, in the file system in memory that the emulated host has.
 pub const IMAGE: &str = "/tmp/drive";
 /// Of the address that guest-virtio.sh gives the guest's end.
-pub const ADDRESS: &str = "10.77.0.1";
+const ADDRESS: &str = "10.77.0.1";
 /// As many drives as leave room for one interface.
 const DRIVES: usize = 17;
 
@@ -96,8 +96,7 @@ fn killed(engine: &str) {
 fn packets(options: &str, traffic: usize) {
     make_tap();
     let mut guest = start(&format!("{options} --net tap:tap0,mac=02:00:00:00:77:02"));
-    run("ip", &["address", "add", &format!("{ADDRESS}/24"), "dev", "tap0"]);
-    run("ip", &["link", "set", "tap0", "up"]);
+    raise_tap();
     assert_eq!(task(&mut guest, "interface"), "02:00:00:00:77:02");
 
     let received = connection(5001, |mut stream| {
@@ -152,6 +151,12 @@ fn announced(options: &str, arguments: &str) {
 pub fn make_tap() {
     remove_tap();
     run("tunctl", &["-t", "tap0"]);
+}
+
+/// Gives the host its end of the tap.
+pub fn raise_tap() {
+    run("ip", &["address", "add", &format!("{ADDRESS}/24"), "dev", "tap0"]);
+    run("ip", &["link", "set", "tap0", "up"]);
 }
 
 pub fn remove_tap() {

@@ -19,6 +19,7 @@ pub(super) fn give_back() {
     // One page below that of the frame is left for the call itself.
     let unused = here.wrapping_sub(here.addr() % page + page + STACK_OF_A_START);
     // SAFETY: the stack grows downwards, so that below the frame of this function, which is its own and small because it is not
-    // inlined, there is nothing that anybody has. Where the stack does not reach so far, the kernel says that there is no memory, and leaves it at that.
+    // inlined, there is nothing that anybody has. Where the stack does not reach so far, the kernel says that there is no
+    // memory, and leaves it at that.
     unsafe { libc::madvise(unused.cast_mut().cast(), STACK_OF_A_START, libc::MADV_DONTNEED) };
 }

@@ -95,11 +95,8 @@ impl VcpuState {
             settle(vcpu);
             let mut state = Self::read(vcpu, kvm)?;
             attempt += 1;
-            if !timer::has_expired(&before, &state.lapic) {
+            if !timer::has_expired(&before, &state.lapic) || attempt == ATTEMPTS {
                 timer::retire(&mut state.lapic);
-                return Ok(state);
-            }
-            if attempt == ATTEMPTS {
                 return Ok(state);
             }
         }

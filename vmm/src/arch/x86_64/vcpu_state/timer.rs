@@ -3,6 +3,7 @@
 //! KVM keeps the time at which the count is over. When that has come, a timer of the host has to run, and `KVM_RUN` after it, before
 //! there is an interrupt in the local APIC; until then the count alone, which KVM works out when it is asked, shows it.
 
+use std::array;
 use std::thread;
 use std::time::Duration;
 
@@ -46,11 +47,7 @@ fn is_over(lapic: &kvm_lapic_state) -> bool {
 }
 
 fn register(lapic: &kvm_lapic_state, at: usize) -> u32 {
-    let mut bytes = [0; 4];
-    for (byte, register) in bytes.iter_mut().zip(&lapic.regs[at..]) {
-        *byte = register.cast_unsigned();
-    }
-    u32::from_le_bytes(bytes)
+    u32::from_le_bytes(array::from_fn(|byte| lapic.regs[at + byte].cast_unsigned()))
 }
 
 #[cfg(test)]
