@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use proptest::prelude::{Strategy, any};
-use snapshot::{Component, Persist, Reader, Writer};
+use snapshot::{ArchiveReader, ArchiveWriter, Component, Persist};
 
 use crate::bus::BusDevice;
 use crate::clock::Clock;
@@ -25,14 +25,14 @@ where
     assert_eq!(direct.save().unwrap(), state);
 
     let archive = |component: &dyn Component| {
-        let mut writer = Writer::new();
-        component.put("device", &mut writer).unwrap();
+        let mut writer = ArchiveWriter::new();
+        component.save_section("device", &mut writer).unwrap();
         writer.into_bytes()
     };
     let bytes = archive(device);
     let mut erased = fresh();
-    let mut reader = Reader::parse(&bytes).unwrap();
-    Component::take(&mut erased, "device", &mut reader).unwrap();
+    let mut reader = ArchiveReader::parse(&bytes).unwrap();
+    Component::restore_section(&mut erased, "device", &mut reader).unwrap();
     reader.finish().unwrap();
     assert_eq!(archive(&erased), bytes);
 }

@@ -6,11 +6,11 @@
 //! | module | holds |
 //! |---|---|
 //! | [`persist`] | [`Persist`], [`Schema`] and the object-safe [`Component`] |
-//! | [`section`] | [`Writer`] and [`Reader`]: named, versioned sections, each taken exactly once |
+//! | [`section`] | [`ArchiveWriter`] and [`ArchiveReader`]: named, versioned sections, each taken exactly once |
 //! | [`mod@file`] | the state file: a checked header in front of the sections |
 //! | [`replacement`] | [`Replacement`]: a file that gets its name when it is whole |
 //!
-//! Threat model: the bytes given to [`Reader::parse`] and the files given to [`file::read`] are untrusted. No length in them
+//! Threat model: the bytes given to [`ArchiveReader::parse`] and the files given to [`file::read`] are untrusted. No length in them
 //! is believed before it has been compared with what is there, and nothing is allocated by their say-so. The checksum is
 //! against accidents: who can write the file can also refit it.
 
@@ -21,7 +21,7 @@ pub mod section;
 
 pub use persist::{Component, Persist, Schema};
 pub use replacement::Replacement;
-pub use section::{Reader, Writer};
+pub use section::{ArchiveReader, ArchiveWriter};
 
 /// The memory of a guest: one private mapping a region.
 ///

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::section::{Error as SectionError, Reader, Writer};
+use crate::section::{ArchiveReader, ArchiveWriter, Error as SectionError};
 
 /// Names the layout of a state structure, so that a reader knows what it is about to decode.
 pub trait Schema: Serialize + DeserializeOwned {
@@ -75,26 +75,26 @@ pub trait Component {
     ///
     /// # Errors
     /// As [`Persist::save`], and [`Error::Section`] when the key is taken.
-    fn put(&self, key: &str, archive: &mut Writer) -> Result<(), Error>;
+    fn save_section(&self, key: &str, archive: &mut ArchiveWriter) -> Result<(), Error>;
 
     /// Takes section `key` out of `archive` and restores from it.
     ///
     /// # Errors
     /// As [`Persist::restore`], and [`Error::Section`] when the section is missing or of another schema.
-    fn take(&mut self, key: &str, archive: &mut Reader<'_>) -> Result<(), Error>;
+    fn restore_section(&mut self, key: &str, archive: &mut ArchiveReader<'_>) -> Result<(), Error>;
 }
 
 impl<T: Persist> Component for T {
-    fn put(&self, key: &str, archive: &mut Writer) -> Result<(), Error> {
+    fn save_section(&self, key: &str, archive: &mut ArchiveWriter) -> Result<(), Error> {
         let state = self.save()?;
-        archive.put(key, &state).map_err(|source| Error::Section {
+        archive.write(key, &state).map_err(|source| Error::Section {
             key: key.to_owned(),
             source,
         })
     }
 
-    fn take(&mut self, key: &str, archive: &mut Reader<'_>) -> Result<(), Error> {
-        let state = archive.take(key).map_err(|source| Error::Section {
+    fn restore_section(&mut self, key: &str, archive: &mut ArchiveReader<'_>) -> Result<(), Error> {
+        let state = archive.read(key).map_err(|source| Error::Section {
             key: key.to_owned(),
             source,
         })?;

@@ -78,11 +78,11 @@ pub enum Error {
 
 /// Collects sections.
 #[derive(Debug, Default)]
-pub struct Writer {
+pub struct ArchiveWriter {
     sections: BTreeMap<String, Vec<u8>>,
 }
 
-impl Writer {
+impl ArchiveWriter {
     /// An archive without sections.
     pub fn new() -> Self {
         Self::default()
@@ -93,7 +93,7 @@ impl Writer {
     /// # Errors
     /// [`Error::Doubled`] when the key is taken, [`Error::Encode`] and [`Error::TooLarge`] when the state does not fit
     /// the format.
-    pub fn put<S: Schema>(&mut self, key: &str, state: &S) -> Result<(), Error> {
+    pub fn write<S: Schema>(&mut self, key: &str, state: &S) -> Result<(), Error> {
         if self.sections.contains_key(key) {
             return Err(Error::Doubled(key.to_owned()));
         }
@@ -134,11 +134,11 @@ struct Section<'a> {
 
 /// Hands out sections, each once.
 #[derive(Debug)]
-pub struct Reader<'a> {
+pub struct ArchiveReader<'a> {
     sections: BTreeMap<&'a str, Section<'a>>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ArchiveReader<'a> {
     /// Finds the sections in `bytes`; payloads are decoded when they are taken.
     ///
     /// # Errors
@@ -164,7 +164,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// [`Error::Missing`], [`Error::Schema`], [`Error::Decode`] or [`Error::Trailing`].
-    pub fn take<S: Schema>(&mut self, key: &str) -> Result<S, Error> {
+    pub fn read<S: Schema>(&mut self, key: &str) -> Result<S, Error> {
         let section = self
             .sections
             .remove(key)
@@ -209,7 +209,7 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    fn take(&mut self, length: usize) -> Result<&'a [u8], Error> {
+    fn take_bytes(&mut self, length: usize) -> Result<&'a [u8], Error> {
         let rest = &self.bytes[self.at..];
         let taken = rest.get(..length).ok_or(Error::Truncated {
             at: self.at,
@@ -221,7 +221,7 @@ impl<'a> Cursor<'a> {
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Error> {
         let mut array = [0; N];
-        array.copy_from_slice(self.take(N)?);
+        array.copy_from_slice(self.take_bytes(N)?);
         Ok(array)
     }
 
@@ -232,7 +232,7 @@ impl<'a> Cursor<'a> {
     fn name(&mut self) -> Result<&'a str, Error> {
         let length = u16::from_le_bytes(self.array()?);
         let at = self.at;
-        std::str::from_utf8(self.take(length.into())?).map_err(|_| Error::Name(at))
+        std::str::from_utf8(self.take_bytes(length.into())?).map_err(|_| Error::Name(at))
     }
 
     fn payload(&mut self) -> Result<&'a [u8], Error> {
@@ -241,7 +241,7 @@ impl<'a> Cursor<'a> {
             at: self.at,
             missing: usize::MAX,
         })?;
-        self.take(length)
+        self.take_bytes(length)
     }
 }
 
@@ -250,7 +250,7 @@ mod tests {
     use proptest::prelude::{any, prop_assert, proptest};
     use serde::{Deserialize, Serialize};
 
-    use super::{Error, Reader, Writer};
+    use super::{ArchiveReader, ArchiveWriter, Error};
     use crate::persist::Schema;
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -282,10 +282,10 @@ mod tests {
     }
 
     fn archive() -> Vec<u8> {
-        let mut writer = Writer::new();
-        writer.put("clock/0", &clock()).unwrap();
+        let mut writer = ArchiveWriter::new();
+        writer.write("clock/0", &clock()).unwrap();
         writer
-            .put(
+            .write(
                 "clock/1",
                 &Clock {
                     ticks: 7,
@@ -299,33 +299,33 @@ mod tests {
     #[test]
     fn sections_come_back_as_they_went() {
         let bytes = archive();
-        let mut reader = Reader::parse(&bytes).unwrap();
-        assert_eq!(reader.take::<Clock>("clock/0").unwrap(), clock());
-        assert_eq!(reader.take::<Clock>("clock/1").unwrap().ticks, 7);
+        let mut reader = ArchiveReader::parse(&bytes).unwrap();
+        assert_eq!(reader.read::<Clock>("clock/0").unwrap(), clock());
+        assert_eq!(reader.read::<Clock>("clock/1").unwrap().ticks, 7);
         reader.finish().unwrap();
     }
 
     #[test]
     fn a_section_is_taken_once() {
         let bytes = archive();
-        let mut reader = Reader::parse(&bytes).unwrap();
-        reader.take::<Clock>("clock/0").unwrap();
-        assert!(matches!(reader.take::<Clock>("clock/0"), Err(Error::Missing(key)) if key == "clock/0"));
+        let mut reader = ArchiveReader::parse(&bytes).unwrap();
+        reader.read::<Clock>("clock/0").unwrap();
+        assert!(matches!(reader.read::<Clock>("clock/0"), Err(Error::Missing(key)) if key == "clock/0"));
     }
 
     #[test]
     fn a_section_nobody_takes_is_an_error() {
         let bytes = archive();
-        let mut reader = Reader::parse(&bytes).unwrap();
-        reader.take::<Clock>("clock/0").unwrap();
+        let mut reader = ArchiveReader::parse(&bytes).unwrap();
+        reader.read::<Clock>("clock/0").unwrap();
         assert!(matches!(reader.finish(), Err(Error::Leftover(keys)) if keys == ["clock/1"]));
     }
 
     #[test]
     fn another_version_is_refused_before_it_is_decoded() {
         let bytes = archive();
-        let mut reader = Reader::parse(&bytes).unwrap();
-        let error = reader.take::<NewerClock>("clock/0").err().unwrap();
+        let mut reader = ArchiveReader::parse(&bytes).unwrap();
+        let error = reader.read::<NewerClock>("clock/0").err().unwrap();
         assert_eq!(
             error.to_string(),
             "section \"clock/0\" holds clock version 3 where clock version 4 is needed"
@@ -334,21 +334,21 @@ mod tests {
 
     #[test]
     fn keys_are_unique() {
-        let mut writer = Writer::new();
-        writer.put("clock", &clock()).unwrap();
-        assert!(matches!(writer.put("clock", &clock()), Err(Error::Doubled(_))));
+        let mut writer = ArchiveWriter::new();
+        writer.write("clock", &clock()).unwrap();
+        assert!(matches!(writer.write("clock", &clock()), Err(Error::Doubled(_))));
         let twice = [archive(), archive()].concat();
-        assert!(matches!(Reader::parse(&twice), Err(Error::Doubled(_))));
+        assert!(matches!(ArchiveReader::parse(&twice), Err(Error::Doubled(_))));
     }
 
     #[test]
     fn every_truncation_is_an_error() {
         let bytes = archive();
         for length in 1..bytes.len() {
-            let parsed = Reader::parse(&bytes[..length]);
-            let whole_sections = parsed.is_ok_and(|mut reader| reader.take::<Clock>("clock/1").is_err());
+            let parsed = ArchiveReader::parse(&bytes[..length]);
+            let whole_sections = parsed.is_ok_and(|mut reader| reader.read::<Clock>("clock/1").is_err());
             assert!(
-                whole_sections || Reader::parse(&bytes[..length]).is_err(),
+                whole_sections || ArchiveReader::parse(&bytes[..length]).is_err(),
                 "{length} bytes were accepted"
             );
         }
@@ -357,8 +357,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            if let Ok(mut reader) = Reader::parse(&bytes) {
-                prop_assert!(reader.take::<Clock>("clock/0").is_err());
+            if let Ok(mut reader) = ArchiveReader::parse(&bytes) {
+                prop_assert!(reader.read::<Clock>("clock/0").is_err());
             }
         }
 
@@ -367,9 +367,9 @@ mod tests {
             let mut bytes = archive();
             let at = at % bytes.len();
             bytes[at] = value;
-            if let Ok(mut reader) = Reader::parse(&bytes) {
-                let _ = reader.take::<Clock>("clock/0");
-                let _ = reader.take::<Clock>("clock/1");
+            if let Ok(mut reader) = ArchiveReader::parse(&bytes) {
+                let _ = reader.read::<Clock>("clock/0");
+                let _ = reader.read::<Clock>("clock/1");
             }
         }
     }

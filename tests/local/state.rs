@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use devices::lock;
 use devices::serial::Output;
-use snapshot::{Reader, Writer};
+use snapshot::{ArchiveReader, ArchiveWriter};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::arch::{Native, Platform};
 use vmm::boot::Image;
@@ -95,7 +95,7 @@ impl Guest {
 
     fn resumed(self, source: &Machine, state: &[u8]) -> Running {
         let (machine, printed) = self.empty(source);
-        let machine = machine.resume_from(Reader::parse(state).unwrap(), false);
+        let machine = machine.resume_from(ArchiveReader::parse(state).unwrap(), false);
         Running {
             machine: machine.unwrap(),
             printed,
@@ -180,7 +180,7 @@ fn timeline() -> Arc<Timeline> {
 }
 
 fn save(machine: &Machine) -> Vec<u8> {
-    let mut archive = Writer::new();
+    let mut archive = ArchiveWriter::new();
     machine.save(&mut archive).unwrap();
     archive.into_bytes()
 }
@@ -276,7 +276,7 @@ fn several_vcpus_continue() {
             let mut guest = smp.boot();
             let printed: String = (0..lines).map(|_| guest.line() + "\n").collect();
             guest.machine.pause();
-            let mut archive = Writer::new();
+            let mut archive = ArchiveWriter::new();
             match guest.machine.save(&mut archive) {
                 Ok(()) => Some((guest, printed, archive.into_bytes())),
                 Err(Error::Ended(_)) => None,
@@ -305,7 +305,7 @@ fn what_does_not_fit_is_refused_before_the_guest_runs() {
     let state = save(&guest.machine);
     let refused = |other: Guest, state: &[u8]| {
         let (machine, mut printed) = other.empty(&guest.machine);
-        let error = match machine.resume_from(Reader::parse(state).unwrap(), false) {
+        let error = match machine.resume_from(ArchiveReader::parse(state).unwrap(), false) {
             Err(error) => vmm::Chain(&error).to_string(),
             Ok(_) => panic!("it was taken"),
         };
@@ -338,6 +338,6 @@ fn what_does_not_fit_is_refused_before_the_guest_runs() {
 #[test]
 fn only_a_paused_machine_is_saved() {
     let guest = Guest::new("ticker.elf", IrqchipMode::Split).boot();
-    let saved = guest.machine.save(&mut Writer::new());
+    let saved = guest.machine.save(&mut ArchiveWriter::new());
     assert!(matches!(saved, Err(Error::Running)), "{saved:?}");
 }

@@ -184,8 +184,8 @@ fn serde_bytes_of(tokens: &Option<super::Tokens>) -> Vec<u8> {
         bandwidth: tokens.clone(),
         operations: None,
     };
-    let mut writer = snapshot::Writer::new();
-    writer.put("k", &state).unwrap();
+    let mut writer = snapshot::ArchiveWriter::new();
+    writer.write("k", &state).unwrap();
     let bytes = writer.into_bytes();
     bytes[bytes.len() - payload_length(&bytes)..].to_vec()
 }
@@ -197,20 +197,20 @@ fn payload_length(bytes: &[u8]) -> usize {
 }
 
 fn restored(payload: &[u8]) -> Result<(), String> {
-    let mut writer = snapshot::Writer::new();
+    let mut writer = snapshot::ArchiveWriter::new();
     let placeholder = super::LimiterState {
         bandwidth: None,
         operations: None,
     };
-    writer.put("k", &placeholder).unwrap();
+    writer.write("k", &placeholder).unwrap();
     let mut bytes = writer.into_bytes();
     let header = bytes.len() - payload_length(&bytes);
     bytes.truncate(header);
     bytes[header - 4] = u8::try_from(payload.len()).unwrap();
     bytes.extend_from_slice(payload);
-    let mut reader = snapshot::Reader::parse(&bytes).unwrap();
+    let mut reader = snapshot::ArchiveReader::parse(&bytes).unwrap();
     let mut limiter = Limiter::new(None, None).unwrap();
-    snapshot::Component::take(&mut limiter, "k", &mut reader).map_err(|error| error.to_string())
+    snapshot::Component::restore_section(&mut limiter, "k", &mut reader).map_err(|error| error.to_string())
 }
 
 fn any_bucket() -> impl Strategy<Value = Bucket> {

@@ -19,7 +19,7 @@ use std::path::Path;
 
 use proptest::prelude::{Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, TestRunner};
-use snapshot::{Component, Reader, Writer};
+use snapshot::{ArchiveReader, ArchiveWriter, Component};
 
 use crate::bus::BusDevice;
 
@@ -65,14 +65,14 @@ trait Bench: Sized + 'static {
 
 fn save<B: Bench>(bench: &mut B) -> Vec<u8> {
     bench.quiet();
-    let mut archive = Writer::new();
-    bench.component().put("it", &mut archive).unwrap();
+    let mut archive = ArchiveWriter::new();
+    bench.component().save_section("it", &mut archive).unwrap();
     archive.into_bytes()
 }
 
 fn restore<B: Bench>(bench: &mut B, state: &[u8]) {
-    let mut archive = Reader::parse(state).unwrap();
-    bench.component().take("it", &mut archive).unwrap();
+    let mut archive = ArchiveReader::parse(state).unwrap();
+    bench.component().restore_section("it", &mut archive).unwrap();
     archive.finish().unwrap();
 }
 

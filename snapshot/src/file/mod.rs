@@ -33,7 +33,7 @@ pub use error::{Error, Fault};
 pub use header::{Architecture, Contents, Header, Host, VERSION};
 
 use crate::replacement::{self, Replacement};
-use crate::section::{self, Reader, Writer};
+use crate::section::{self, ArchiveReader, ArchiveWriter};
 use header::{FIXED, Lengths};
 
 /// The sections of a state file may be this long, in bytes.
@@ -62,7 +62,7 @@ impl State {
         self.checksum
     }
 
-    /// The sections, as [`Writer::into_bytes`] gave them.
+    /// The sections, as [`ArchiveWriter::into_bytes`] gave them.
     pub fn sections(&self) -> &[u8] {
         self.bytes.get(self.sections..).unwrap_or_default()
     }
@@ -70,9 +70,9 @@ impl State {
     /// Finds the sections.
     ///
     /// # Errors
-    /// As [`Reader::parse`].
-    pub fn reader(&self) -> Result<Reader<'_>, section::Error> {
-        Reader::parse(self.sections())
+    /// As [`ArchiveReader::parse`].
+    pub fn reader(&self) -> Result<ArchiveReader<'_>, section::Error> {
+        ArchiveReader::parse(self.sections())
     }
 }
 
@@ -162,7 +162,7 @@ impl Pending {
 ///
 /// # Errors
 /// [`Error::TooLong`], [`Error::Write`] or [`Error::Replace`]; nothing is left behind then.
-pub fn write(path: &Path, header: &Header, sections: Writer) -> Result<(), Error> {
+pub fn write(path: &Path, header: &Header, sections: ArchiveWriter) -> Result<(), Error> {
     write_bytes(path, header, &sections.into_bytes())
 }
 

@@ -11,7 +11,7 @@ use super::{
     Architecture, Contents, Error, Fault, Header, Host, LONGEST, LONGEST_CPU, VERSION, read, version, write,
 };
 use crate::persist::Schema;
-use crate::section::Writer;
+use crate::section::ArchiveWriter;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Blob(Vec<u8>);
@@ -33,9 +33,9 @@ fn header() -> Header {
     }
 }
 
-fn sections(length: usize) -> Writer {
-    let mut writer = Writer::new();
-    writer.put("blob", &Blob(vec![7; length])).unwrap();
+fn sections(length: usize) -> ArchiveWriter {
+    let mut writer = ArchiveWriter::new();
+    writer.write("blob", &Blob(vec![7; length])).unwrap();
     writer
 }
 
@@ -62,7 +62,7 @@ fn what_was_written_is_read() {
     assert_eq!(state.header(), &header());
     assert_eq!(state.sections(), sections(20).into_bytes());
     let mut reader = state.reader().unwrap();
-    assert_eq!(reader.take::<Blob>("blob").unwrap(), Blob(vec![7; 20]));
+    assert_eq!(reader.read::<Blob>("blob").unwrap(), Blob(vec![7; 20]));
     reader.finish().unwrap();
 }
 
@@ -140,7 +140,7 @@ fn with_the_checksum_refitted_nothing_breaks() {
             let Ok(state) = read(&path, Some(&header().host)) else {
                 continue;
             };
-            let found = state.reader().and_then(|mut reader| reader.take::<Blob>("blob"));
+            let found = state.reader().and_then(|mut reader| reader.read::<Blob>("blob"));
             let same = found.is_ok_and(|blob| blob == Blob(vec![7; 20]));
             let harmless = (22..32).contains(&at) || (40..48).contains(&at);
             assert_eq!(same, harmless, "byte {at}");

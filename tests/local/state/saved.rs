@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use snapshot::Writer;
+use snapshot::ArchiveWriter;
 use vmm::config::IrqchipMode;
 
 use super::{Guest, save};
@@ -128,7 +128,7 @@ fn a_timer_that_expires_while_the_state_is_read_is_told() {
             "whether a timer expired is always told the same: {seen:?}"
         );
         let saving = guest.machine.begin_saving().unwrap();
-        let mut archive = Writer::new();
+        let mut archive = ArchiveWriter::new();
         saving.settle(&mut archive).unwrap();
         let is_changed = saving.finish(&mut archive).unwrap();
         seen[usize::from(is_changed)] = true;

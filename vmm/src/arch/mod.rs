@@ -11,7 +11,7 @@ use devices::{BusBuilder, Interrupt, Power, bus};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use snapshot::file::Architecture;
 use snapshot::persist::Error as StateError;
-use snapshot::{GuestMemory, Reader, Schema, Writer};
+use snapshot::{ArchiveReader, ArchiveWriter, GuestMemory, Schema};
 use vm_memory::GuestAddress;
 
 use crate::boot::{Loaded, Machine};
@@ -174,21 +174,21 @@ pub trait Platform: Send + Sync + Sized + 'static {
     ///
     /// # Errors
     /// [`StateError`], naming the part.
-    fn put(&self, archive: &mut Writer) -> Result<(), StateError>;
+    fn put(&self, archive: &mut ArchiveWriter) -> Result<(), StateError>;
 
     /// Restores what can be restored while the vCPUs are given their state. Devices that raise their interrupts when they are
     /// restored have been: what they raised is replaced by what was pending.
     ///
     /// # Errors
     /// [`StateError`], naming the part.
-    fn take_before_vcpus(&self, archive: &mut Reader<'_>) -> Result<(), StateError>;
+    fn take_before_vcpus(&self, archive: &mut ArchiveReader<'_>) -> Result<(), StateError>;
 
     /// Restores the rest, once all vCPUs have their state and before one runs. With `realtime` the guest's clock jumps to
     /// where it would stand had it never stopped.
     ///
     /// # Errors
     /// [`StateError`], naming the part.
-    fn take_after_vcpus(&self, archive: &mut Reader<'_>, realtime: bool) -> Result<(), StateError>;
+    fn take_after_vcpus(&self, archive: &mut ArchiveReader<'_>, realtime: bool) -> Result<(), StateError>;
 }
 
 /// What a vCPU is made to look like, and how it enters the guest.

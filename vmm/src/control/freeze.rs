@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use snapshot::file::{self, Contents, Header};
-use snapshot::{Writer, section};
+use snapshot::{ArchiveWriter, section};
 
 use crate::arch::{Native, Platform};
 use crate::config::VmConfig;
@@ -76,9 +76,9 @@ pub(super) fn host() -> file::Host {
 }
 
 /// The sections of a state file, with the first of them.
-fn begun(config: &VmConfig) -> Result<Writer, Error> {
-    let mut archive = Writer::new();
-    archive.put(MACHINE, config).map_err(Error::Config)?;
+fn begun(config: &VmConfig) -> Result<ArchiveWriter, Error> {
+    let mut archive = ArchiveWriter::new();
+    archive.write(MACHINE, config).map_err(Error::Config)?;
     Ok(archive)
 }
 

@@ -160,7 +160,7 @@ impl Thaw {
             return Err(Error::Difference(self.state.clone()));
         }
         let mut sections = state.reader().map_err(Error::Sections)?;
-        let config: VmConfig = sections.take(MACHINE).map_err(Error::Sections)?;
+        let config: VmConfig = sections.read(MACHINE).map_err(Error::Sections)?;
         let spec = self.spec(config, state.header().memory, host_memory)?;
         let opened = self.first_touch.open(&state, &self.memory);
         let (set, recording) = opened.map_err(Error::FirstTouch)?;
@@ -251,7 +251,7 @@ impl Thaw {
 pub fn describe(path: &Path) -> Result<(file::Header, VmConfig), Error> {
     let state = file::read(path, None).map_err(Error::State)?;
     let mut sections = state.reader().map_err(Error::Sections)?;
-    let config = sections.take(MACHINE).map_err(Error::Sections)?;
+    let config = sections.read(MACHINE).map_err(Error::Sections)?;
     Ok((state.header().clone(), config))
 }
 

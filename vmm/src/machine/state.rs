@@ -27,7 +27,7 @@ use devices::virtio::block::Block;
 use devices::virtio::net::passt;
 use snapshot::persist::Error as PartError;
 use snapshot::section::Error as SectionError;
-use snapshot::{Component, Reader, Writer};
+use snapshot::{ArchiveReader, ArchiveWriter, Component};
 
 use super::Machine;
 use super::virtio::Handle;
@@ -99,7 +99,7 @@ impl Saving<'_> {
     ///
     /// # Errors
     /// [`Error::Ended`], [`Error::Vcpu`] and [`Error::Part`].
-    pub fn settle(&self, archive: &mut Writer) -> Result<(), Error> {
+    pub fn settle(&self, archive: &mut ArchiveWriter) -> Result<(), Error> {
         for (id, vcpu) in (0..).zip(&self.vcpus) {
             if attend(&vcpu.settled).is_err() {
                 state_of(id, vcpu)?;
@@ -113,12 +113,12 @@ impl Saving<'_> {
     ///
     /// # Errors
     /// [`Error::Ended`], [`Error::Vcpu`] and [`Error::Sections`].
-    pub fn finish(self, archive: &mut Writer) -> Result<bool, Error> {
+    pub fn finish(self, archive: &mut ArchiveWriter) -> Result<bool, Error> {
         let mut is_changed = false;
         for (id, vcpu) in (0..).zip(&self.vcpus) {
             let state = state_of(id, vcpu)?;
             is_changed |= vcpu.settled.try_recv().is_ok();
-            archive.put(&vcpu_key(id), &state).map_err(Error::Sections)?;
+            archive.write(&vcpu_key(id), &state).map_err(Error::Sections)?;
         }
         Ok(is_changed)
     }
@@ -132,7 +132,7 @@ impl Machine {
     /// # Errors
     /// [`Error::Running`], [`Error::Ended`], [`Error::Vcpu`], [`Error::Part`], and [`Error::Sections`] when `archive` has
     /// sections of the same names.
-    pub fn save(&self, archive: &mut Writer) -> Result<(), Error> {
+    pub fn save(&self, archive: &mut ArchiveWriter) -> Result<(), Error> {
         self.begin_saving()?.finish(archive)?;
         self.put_devices(archive).map_err(Error::Part)
     }
@@ -161,14 +161,14 @@ impl Machine {
         self.shared.gate.call();
     }
 
-    fn put_devices(&self, archive: &mut Writer) -> Result<(), PartError> {
-        lock(&self.serial).put(SERIAL, archive)?;
+    fn put_devices(&self, archive: &mut ArchiveWriter) -> Result<(), PartError> {
+        lock(&self.serial).save_section(SERIAL, archive)?;
         let mut keys = (0..).map(virtio_key);
         for (drive, key) in self.drives.iter().zip(keys.by_ref()) {
-            drive.with_transport(|transport| transport.put(&key, archive))?;
+            drive.with_transport(|transport| transport.save_section(&key, archive))?;
         }
         for (interface, key) in self.interfaces.iter().zip(keys) {
-            interface.with_transport(|transport| transport.put(&key, archive))?;
+            interface.with_transport(|transport| transport.save_section(&key, archive))?;
         }
         self.platform.put(archive)
     }
@@ -179,7 +179,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`Error::Vcpu`], [`Error::Part`], [`Error::Sections`] and [`Error::Passt`]. No vCPU has entered the guest then.
-    pub fn resume_from(mut self, mut archive: Reader<'_>, realtime: bool) -> Result<Self, Error> {
+    pub fn resume_from(mut self, mut archive: ArchiveReader<'_>, realtime: bool) -> Result<Self, Error> {
         // Nobody is in the guest yet, so that there is nobody to wait for; who comes later waits.
         self.shared.gate.close(0, || ());
         let (restored, answers) = (0..self.vcpus.len())
@@ -206,14 +206,14 @@ impl Machine {
         Ok(self)
     }
 
-    fn take_devices(&self, archive: &mut Reader<'_>) -> Result<(), PartError> {
-        lock(&self.serial).take(SERIAL, archive)?;
+    fn take_devices(&self, archive: &mut ArchiveReader<'_>) -> Result<(), PartError> {
+        lock(&self.serial).restore_section(SERIAL, archive)?;
         let mut keys = (0..).map(virtio_key);
         for (drive, key) in self.drives.iter().zip(keys.by_ref()) {
-            drive.with_transport(|transport| transport.take(&key, archive))?;
+            drive.with_transport(|transport| transport.restore_section(&key, archive))?;
         }
         for (interface, key) in self.interfaces.iter().zip(keys) {
-            interface.with_transport(|transport| transport.take(&key, archive))?;
+            interface.with_transport(|transport| transport.restore_section(&key, archive))?;
         }
         self.platform.take_before_vcpus(archive)
     }
@@ -229,8 +229,8 @@ impl Machine {
 
 /// What is in the making takes several times its size, which the stack of who goes on does not need any more.
 #[inline(never)]
-fn take_vcpu(id: u8, archive: &mut Reader<'_>) -> Result<Box<State>, Error> {
-    let state: State = archive.take(&vcpu_key(id)).map_err(Error::Sections)?;
+fn take_vcpu(id: u8, archive: &mut ArchiveReader<'_>) -> Result<Box<State>, Error> {
+    let state: State = archive.read(&vcpu_key(id)).map_err(Error::Sections)?;
     Ok(Box::new(state))
 }
 

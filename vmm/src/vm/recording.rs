@@ -119,7 +119,7 @@ impl Open {
 mod tests {
     use std::time::Duration;
 
-    use snapshot::Writer;
+    use snapshot::ArchiveWriter;
     use snapshot::file::{self, Architecture, Contents, Header, Host};
 
     use super::Recording;
@@ -139,7 +139,7 @@ mod tests {
             contents: Contents::Whole,
         };
         let state = Temporary::missing();
-        file::write(state.path(), &header, Writer::new()).unwrap();
+        file::write(state.path(), &header, ArchiveWriter::new()).unwrap();
         Recording::new(path.path(), length, &file::read(state.path(), None).unwrap()).unwrap()
     }
 

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 use snapshot::persist::Error;
-use snapshot::{Component, Reader, Schema, Writer};
+use snapshot::{ArchiveReader, ArchiveWriter, Component, Schema};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_queue::{QueueState, QueueT};
 
@@ -56,24 +56,24 @@ impl Schema for TransportState {
 }
 
 impl<D: VirtioDevice + ?Sized> Component for Transport<D> {
-    fn put(&self, key: &str, archive: &mut Writer) -> Result<(), Error> {
+    fn save_section(&self, key: &str, archive: &mut ArchiveWriter) -> Result<(), Error> {
         archive
-            .put(key, &self.state()?)
+            .write(key, &self.state()?)
             .map_err(|source| Error::Section {
                 key: key.to_owned(),
                 source,
             })?;
-        self.device.put(&device_key(key), archive)
+        self.device.save_section(&device_key(key), archive)
     }
 
-    fn take(&mut self, key: &str, archive: &mut Reader<'_>) -> Result<(), Error> {
-        let state = archive.take(key).map_err(|source| Error::Section {
+    fn restore_section(&mut self, key: &str, archive: &mut ArchiveReader<'_>) -> Result<(), Error> {
+        let state = archive.read(key).map_err(|source| Error::Section {
             key: key.to_owned(),
             source,
         })?;
         self.restore(state)?;
         // Last, since what it keeps of its driver goes over what its activation sets.
-        self.device.take(&device_key(key), archive)
+        self.device.restore_section(&device_key(key), archive)
     }
 }
 

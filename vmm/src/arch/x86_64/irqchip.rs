@@ -10,7 +10,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use snapshot::persist::Error as StateError;
-use snapshot::{Component, Reader, Writer};
+use snapshot::{ArchiveReader, ArchiveWriter, Component};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
 use super::kernel_irqchip::KernelIrqchipState;
@@ -105,12 +105,12 @@ impl Irqchip {
     /// Adds the state of the controllers to `archive`.
     ///
     /// # Errors
-    /// As [`Component::put`].
-    pub fn put(&self, archive: &mut Writer) -> Result<(), StateError> {
+    /// As [`Component::save_section`].
+    pub fn put(&self, archive: &mut ArchiveWriter) -> Result<(), StateError> {
         match self {
-            Self::Split(split) => split.put(SECTION, archive),
+            Self::Split(split) => split.save_section(SECTION, archive),
             Self::Kernel(vm) => archive
-                .put(SECTION, &KernelIrqchipState::save(vm)?)
+                .write(SECTION, &KernelIrqchipState::save(vm)?)
                 .map_err(at_section),
         }
     }
@@ -119,10 +119,10 @@ impl Irqchip {
     /// them.
     ///
     /// # Errors
-    /// As [`Component::take`].
-    pub fn take_before_vcpus(&self, archive: &mut Reader<'_>) -> Result<(), StateError> {
+    /// As [`Component::restore_section`].
+    pub fn take_before_vcpus(&self, archive: &mut ArchiveReader<'_>) -> Result<(), StateError> {
         match self {
-            Self::Split(split) => split.clone().take(SECTION, archive),
+            Self::Split(split) => split.clone().restore_section(SECTION, archive),
             Self::Kernel(_) => Ok(()),
         }
     }
@@ -130,12 +130,12 @@ impl Irqchip {
     /// Restores the others.
     ///
     /// # Errors
-    /// As [`Component::take`].
-    pub fn take_after_vcpus(&self, archive: &mut Reader<'_>) -> Result<(), StateError> {
+    /// As [`Component::restore_section`].
+    pub fn take_after_vcpus(&self, archive: &mut ArchiveReader<'_>) -> Result<(), StateError> {
         match self {
             Self::Split(_) => Ok(()),
             Self::Kernel(vm) => {
-                let state: KernelIrqchipState = archive.take(SECTION).map_err(at_section)?;
+                let state: KernelIrqchipState = archive.read(SECTION).map_err(at_section)?;
                 state.restore(vm)
             }
         }

@@ -14,7 +14,7 @@ use devices::{
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use snapshot::file::Architecture;
 use snapshot::persist::Error as StateError;
-use snapshot::{Component, GuestMemory, Reader, Writer};
+use snapshot::{ArchiveReader, ArchiveWriter, Component, GuestMemory};
 use vm_memory::GuestAddress;
 
 use super::clock::ClockState;
@@ -178,27 +178,27 @@ impl Platform for X86_64 {
             .is_some()
     }
 
-    fn put(&self, archive: &mut Writer) -> Result<(), StateError> {
+    fn put(&self, archive: &mut ArchiveWriter) -> Result<(), StateError> {
         for (key, part) in &self.parts {
-            devices::lock(part).put(key, archive)?;
+            devices::lock(part).save_section(key, archive)?;
         }
         self.irqchip.put(archive)?;
         archive
-            .put(CLOCK_SECTION, &ClockState::save(&self.vm)?)
+            .write(CLOCK_SECTION, &ClockState::save(&self.vm)?)
             .map_err(at_clock)
     }
 
-    fn take_before_vcpus(&self, archive: &mut Reader<'_>) -> Result<(), StateError> {
+    fn take_before_vcpus(&self, archive: &mut ArchiveReader<'_>) -> Result<(), StateError> {
         for (key, part) in &self.parts {
-            devices::lock(part).take(key, archive)?;
+            devices::lock(part).restore_section(key, archive)?;
         }
         self.irqchip.take_before_vcpus(archive)
     }
 
-    fn take_after_vcpus(&self, archive: &mut Reader<'_>, realtime: bool) -> Result<(), StateError> {
+    fn take_after_vcpus(&self, archive: &mut ArchiveReader<'_>, realtime: bool) -> Result<(), StateError> {
         self.irqchip.take_after_vcpus(archive)?;
         // Last, since it runs from here on.
-        let clock: ClockState = archive.take(CLOCK_SECTION).map_err(at_clock)?;
+        let clock: ClockState = archive.read(CLOCK_SECTION).map_err(at_clock)?;
         clock.restore(&self.vm, realtime)
     }
 }

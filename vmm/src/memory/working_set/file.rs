@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use snapshot::Writer;
+use snapshot::ArchiveWriter;
 use snapshot::file::{self, Header, Pending};
 
 use super::{Error, LONGEST, WorkingSet};
@@ -22,8 +22,8 @@ impl WorkingSet {
     /// # Errors
     /// [`Error::File`] or [`Error::Section`].
     pub fn write(&self, mut file: Pending, header: &Header) -> Result<(), Error> {
-        let mut sections = Writer::new();
-        sections.put(KEY, self).map_err(Error::Section)?;
+        let mut sections = ArchiveWriter::new();
+        sections.write(KEY, self).map_err(Error::Section)?;
         file.fill(header, &sections.into_bytes()).map_err(Error::File)?;
         file.commit_unsynced().map_err(Error::File)
     }
@@ -59,7 +59,7 @@ impl WorkingSet {
             return Err(Error::Long(length));
         }
         let mut sections = state.reader().map_err(Error::Section)?;
-        let set: Self = sections.take(KEY).map_err(Error::Section)?;
+        let set: Self = sections.read(KEY).map_err(Error::Section)?;
         sections.finish().map_err(Error::Section)?;
         let pages = header.memory / u64::from(header.host.page_size);
         check(&set.written, pages)?;

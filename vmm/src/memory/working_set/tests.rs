@@ -4,7 +4,7 @@ use std::path::Path;
 use std::slice;
 use std::time::Instant;
 
-use snapshot::Writer;
+use snapshot::ArchiveWriter;
 use snapshot::file::{self, Architecture, Contents, Header, Host, Pending};
 use vm_memory::{Bytes as _, GuestAddress};
 
@@ -203,12 +203,12 @@ fn a_set_of_something_else_is_refused() {
     assert!(matches!(error, Error::Memory { .. }), "{error}");
     let error = WorkingSet::read(path.path(), size, SNAPSHOT + 1).unwrap_err();
     assert!(matches!(error, Error::Snapshot), "{error}");
-    file::write(path.path(), &header(), Writer::new()).unwrap();
+    file::write(path.path(), &header(), ArchiveWriter::new()).unwrap();
     let error = read(path.path()).unwrap_err();
     assert!(matches!(error, Error::Section(_)), "{error}");
-    let mut two = Writer::new();
-    two.put(KEY, &WorkingSet::default()).unwrap();
-    two.put("more", &WorkingSet::default()).unwrap();
+    let mut two = ArchiveWriter::new();
+    two.write(KEY, &WorkingSet::default()).unwrap();
+    two.write("more", &WorkingSet::default()).unwrap();
     file::write(path.path(), &header(), two).unwrap();
     let error = read(path.path()).unwrap_err();
     assert!(matches!(error, Error::Section(_)), "{error}");

@@ -2,7 +2,7 @@
 
 use proptest::prelude::{prop_assert, proptest};
 use snapshot::persist::Error;
-use snapshot::{Component, Reader, Writer};
+use snapshot::{ArchiveReader, ArchiveWriter, Component};
 
 use super::super::registers as r;
 use super::super::state::TransportState;
@@ -16,14 +16,14 @@ use crate::virtio::testing::{FakeDriver, Piece};
 type Change<'a> = (&'a str, &'a dyn Fn(&mut TransportState));
 
 fn save(bench: &Bench) -> Vec<u8> {
-    let mut archive = Writer::new();
-    bench.transport.put("net", &mut archive).unwrap();
+    let mut archive = ArchiveWriter::new();
+    bench.transport.save_section("net", &mut archive).unwrap();
     archive.into_bytes()
 }
 
 fn restore(bench: &mut Bench, bytes: &[u8]) -> Result<(), Error> {
-    let mut archive = Reader::parse(bytes).unwrap();
-    bench.transport.take("net", &mut archive)?;
+    let mut archive = ArchiveReader::parse(bytes).unwrap();
+    bench.transport.restore_section("net", &mut archive)?;
     archive.finish().unwrap();
     Ok(())
 }
@@ -200,7 +200,7 @@ proptest! {
         let at = at % bytes.len();
         bytes[at] = value;
         let mut other = Bench::with(bench.driver);
-        let restored = Reader::parse(&bytes).is_ok_and(|mut archive| other.transport.take("net", &mut archive).is_ok());
+        let restored = ArchiveReader::parse(&bytes).is_ok_and(|mut archive| other.transport.restore_section("net", &mut archive).is_ok());
         if restored {
             other.transport.resume();
             other.works_after_reset();

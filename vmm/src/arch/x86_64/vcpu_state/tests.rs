@@ -1,5 +1,5 @@
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_vcpu_events};
-use snapshot::{Reader, Writer};
+use snapshot::{ArchiveReader, ArchiveWriter};
 
 use super::extended::ExtendedState;
 use super::special::SpecialRegisters;
@@ -25,15 +25,15 @@ fn state() -> VcpuState {
 }
 
 fn bytes(state: &VcpuState) -> Vec<u8> {
-    let mut archive = Writer::new();
-    archive.put("vcpu/0", state).unwrap();
+    let mut archive = ArchiveWriter::new();
+    archive.write("vcpu/0", state).unwrap();
     archive.into_bytes()
 }
 
 #[test]
 fn it_comes_back_as_it_went() {
     let saved = bytes(&state());
-    let back: VcpuState = Reader::parse(&saved).unwrap().take("vcpu/0").unwrap();
+    let back: VcpuState = ArchiveReader::parse(&saved).unwrap().read("vcpu/0").unwrap();
     assert_eq!(bytes(&back), saved);
     assert_eq!((back.registers.rip, back.msrs[1]), (0x10_0000, (0x10, u64::MAX)));
 }
@@ -42,7 +42,8 @@ fn it_comes_back_as_it_went() {
 fn what_is_cut_short_is_an_error() {
     let whole = bytes(&state());
     for length in 0..whole.len() {
-        let cut = Reader::parse(&whole[..length]).and_then(|mut archive| archive.take::<VcpuState>("vcpu/0"));
+        let cut = ArchiveReader::parse(&whole[..length])
+            .and_then(|mut archive| archive.read::<VcpuState>("vcpu/0"));
         assert!(cut.is_err(), "{length} bytes of {} are enough", whole.len());
     }
 }
