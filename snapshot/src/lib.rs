@@ -8,7 +8,7 @@
 //! | [`persist`] | [`Persist`], [`Schema`] and the object-safe [`Component`] |
 //! | [`section`] | [`ArchiveWriter`] and [`ArchiveReader`]: named, versioned sections, each taken exactly once |
 //! | [`mod@file`] | the state file: a checked header in front of the sections |
-//! | [`replacement`] | [`Replacement`]: a file that gets its name when it is whole |
+//! | [`replacement`] | [`AtomicFile`]: a file that gets its name when it is whole |
 //!
 //! Threat model: the bytes given to [`ArchiveReader::parse`] and the files given to [`file::read`] are untrusted. No length in them
 //! is believed before it has been compared with what is there, and nothing is allocated by their say-so. The checksum is
@@ -20,7 +20,7 @@ pub mod replacement;
 pub mod section;
 
 pub use persist::{Component, Persist, Schema};
-pub use replacement::Replacement;
+pub use replacement::AtomicFile;
 pub use section::{ArchiveReader, ArchiveWriter};
 
 /// The memory of a guest: one private mapping a region.

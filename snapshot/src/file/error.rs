@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::{Architecture, LONGEST, LONGEST_CPU};
+use super::{Architecture, MAX_CPU, MAX_SECTIONS};
 use crate::replacement;
 
 /// Why a state file could not be written or read.
@@ -11,8 +11,8 @@ use crate::replacement;
 pub enum Error {
     /// There is more state than the format takes.
     #[error(
-        "the state for {path:?} is too long: {sections} bytes of sections, of which {LONGEST} fit, and a processor's identity of \
-         {cpu} bytes, of which {LONGEST_CPU} fit"
+        "the state for {path:?} is too long: {sections} bytes of sections, of which {MAX_SECTIONS} fit, and a processor's identity of \
+         {cpu} bytes, of which {MAX_CPU} fit"
     )]
     TooLong {
         /// The file that was to be.
@@ -65,13 +65,13 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         #[source]
-        source: Fault,
+        source: FormatError,
     },
 }
 
 /// Why a state file cannot be loaded.
 #[derive(Debug, PartialEq, thiserror::Error)]
-pub enum Fault {
+pub enum FormatError {
     /// It is a folder, a pipe or a device.
     #[error("it is no regular file")]
     Irregular,
@@ -100,8 +100,8 @@ pub enum Fault {
     },
     /// It says to hold more than a state file can.
     #[error(
-        "its header says {sections} bytes of sections and {cpu} of the processor's identity, and at most {LONGEST} and \
-         {LONGEST_CPU} can be; it is damaged: take the snapshot again"
+        "its header says {sections} bytes of sections and {cpu} of the processor's identity, and at most {MAX_SECTIONS} and \
+         {MAX_CPU} can be; it is damaged: take the snapshot again"
     )]
     TooLong {
         /// Length of the sections in bytes, as the header has it.

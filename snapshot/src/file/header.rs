@@ -4,7 +4,7 @@ use std::fmt;
 
 use crc::{CRC_64_XZ, Crc, Table};
 
-use super::{Fault, LONGEST, LONGEST_CPU};
+use super::{FormatError, MAX_CPU, MAX_SECTIONS};
 
 /// Length of the header's fixed part in bytes.
 pub(super) const FIXED: usize = 48;
@@ -48,36 +48,36 @@ pub enum Contents {
 
 /// What a snapshot needs of its host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Host {
+pub struct HostIdentity {
     /// The architecture.
     pub architecture: Architecture,
     /// Size of a page in bytes.
     pub page_size: u32,
     /// The processor, in words that are alike on two hosts exactly when a snapshot can move between them; at most
-    /// [`LONGEST_CPU`] bytes.
+    /// [`MAX_CPU`] bytes.
     pub cpu: String,
 }
 
-impl Host {
+impl HostIdentity {
     /// Compares with what `host` is.
     ///
     /// # Errors
-    /// [`Fault::Architecture`], [`Fault::PageSize`] or [`Fault::Cpu`].
-    pub fn check(&self, host: &Host) -> Result<(), Fault> {
+    /// [`FormatError::Architecture`], [`FormatError::PageSize`] or [`FormatError::Cpu`].
+    pub fn check(&self, host: &HostIdentity) -> Result<(), FormatError> {
         if self.architecture != host.architecture {
-            return Err(Fault::Architecture {
+            return Err(FormatError::Architecture {
                 found: self.architecture,
                 expected: host.architecture,
             });
         }
         if self.page_size != host.page_size {
-            return Err(Fault::PageSize {
+            return Err(FormatError::PageSize {
                 found: self.page_size,
                 expected: host.page_size,
             });
         }
         if self.cpu != host.cpu {
-            return Err(Fault::Cpu {
+            return Err(FormatError::Cpu {
                 found: self.cpu.clone(),
                 expected: host.cpu.clone(),
             });
@@ -90,7 +90,7 @@ impl Host {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The host that the snapshot was taken on.
-    pub host: Host,
+    pub host: HostIdentity,
     /// Size of guest memory, and so of the memory file, in bytes.
     pub memory: u64,
     /// What the memory file holds.
@@ -108,24 +108,24 @@ pub(super) struct Lengths {
 
 impl Lengths {
     /// Takes the lengths out of the fixed part of a file of `length` bytes.
-    pub fn decode(fixed: &[u8; FIXED], length: u64) -> Result<Self, Fault> {
+    pub fn decode(fixed: &[u8; FIXED], length: u64) -> Result<Self, FormatError> {
         let version = version(fixed)?;
         if version != VERSION {
-            return Err(Fault::Version {
+            return Err(FormatError::Version {
                 found: version,
                 expected: VERSION,
             });
         }
         let cpu = u16::from_le_bytes(bytes(fixed, 20));
         let sections = u64::from_le_bytes(bytes(fixed, 32));
-        let too_long = || Fault::TooLong { sections, cpu };
-        if sections > LONGEST || cpu > LONGEST_CPU {
+        let too_long = || FormatError::TooLong { sections, cpu };
+        if sections > MAX_SECTIONS || cpu > MAX_CPU {
             return Err(too_long());
         }
         let rest = sections + u64::from(cpu);
         let expected = rest + FIXED as u64;
         if length != expected {
-            return Err(Fault::Length {
+            return Err(FormatError::Length {
                 found: length,
                 expected,
             });
@@ -138,11 +138,11 @@ impl Lengths {
 }
 
 /// The version of the format, of a file that begins with the fixed part.
-pub(super) fn version(fixed: &[u8; FIXED]) -> Result<u32, Fault> {
+pub(super) fn version(fixed: &[u8; FIXED]) -> Result<u32, FormatError> {
     if bytes(fixed, 0) == MAGIC {
         Ok(u32::from_le_bytes(bytes(fixed, 8)))
     } else {
-        Err(Fault::Magic)
+        Err(FormatError::Magic)
     }
 }
 
@@ -151,7 +151,7 @@ impl Header {
     pub(super) fn encode(&self, sections: &[u8]) -> Option<Vec<u8>> {
         let length = sections.len() as u64;
         let cpu = u16::try_from(self.host.cpu.len()).ok()?;
-        if length > LONGEST || cpu > LONGEST_CPU {
+        if length > MAX_SECTIONS || cpu > MAX_CPU {
             return None;
         }
         let architecture: u32 = match self.host.architecture {
@@ -178,13 +178,13 @@ impl Header {
     }
 
     /// Takes a header out of the fixed part of a file and of the `rest` that follows it.
-    pub(super) fn decode(fixed: &[u8; FIXED], rest: &[u8], lengths: &Lengths) -> Result<Self, Fault> {
+    pub(super) fn decode(fixed: &[u8; FIXED], rest: &[u8], lengths: &Lengths) -> Result<Self, FormatError> {
         let found = checksum(&[&fixed[..CHECKSUM], rest]);
         let expected = checksum_of(fixed);
         if found != expected {
-            return Err(Fault::Checksum { found, expected });
+            return Err(FormatError::Checksum { found, expected });
         }
-        let field = |field, value| Fault::Field { field, value };
+        let field = |field, value| FormatError::Field { field, value };
         let architecture = match u32::from_le_bytes(bytes(fixed, 12)) {
             1 => Architecture::X86_64,
             2 => Architecture::Aarch64,
@@ -204,10 +204,10 @@ impl Header {
             return Err(field("memory", memory));
         }
         let cpu = std::str::from_utf8(rest.get(..lengths.cpu).unwrap_or_default());
-        let host = Host {
+        let host = HostIdentity {
             architecture,
             page_size,
-            cpu: cpu.map_err(|_| Fault::Name)?.to_owned(),
+            cpu: cpu.map_err(|_| FormatError::Name)?.to_owned(),
         };
         Ok(Self {
             host,

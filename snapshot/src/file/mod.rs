@@ -29,29 +29,29 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-pub use error::{Error, Fault};
-pub use header::{Architecture, Contents, Header, Host, VERSION};
+pub use error::{Error, FormatError};
+pub use header::{Architecture, Contents, Header, HostIdentity, VERSION};
 
-use crate::replacement::{self, Replacement};
+use crate::replacement::{self, AtomicFile};
 use crate::section::{self, ArchiveReader, ArchiveWriter};
 use header::{FIXED, Lengths};
 
 /// The sections of a state file may be this long, in bytes.
-pub const LONGEST: u64 = 16 << 20;
+pub const MAX_SECTIONS: u64 = 16 << 20;
 
 /// The processor's identity may be this long, in bytes.
-pub const LONGEST_CPU: u16 = 1024;
+pub const MAX_CPU: u16 = 1024;
 
 /// The content of a state file, whole and with the right checksum.
 #[derive(Debug)]
-pub struct State {
+pub struct StateFile {
     header: Header,
     checksum: u64,
     bytes: Vec<u8>,
     sections: usize,
 }
 
-impl State {
+impl StateFile {
     /// What the sections are for.
     pub fn header(&self) -> &Header {
         &self.header
@@ -79,19 +79,19 @@ impl State {
 /// A state file that does not have its name yet. Dropped, it is gone.
 #[derive(Debug)]
 #[must_use = "the file gets its name by commit()"]
-pub struct Pending {
+pub struct PendingStateFile {
     path: PathBuf,
-    replacement: Replacement,
+    replacement: AtomicFile,
 }
 
-impl Pending {
+impl PendingStateFile {
     /// Begins a state file that will replace what is at `path`.
     ///
     /// # Errors
     /// [`Error::Replace`]
-    pub fn beside(path: &Path) -> Result<Self, Error> {
+    pub fn create(path: &Path) -> Result<Self, Error> {
         let path = path.to_owned();
-        match Replacement::beside(&path) {
+        match AtomicFile::create(&path) {
             Ok(replacement) => Ok(Self { path, replacement }),
             Err(source) => Err(Error::Replace { path, source }),
         }
@@ -157,7 +157,7 @@ impl Pending {
 
 /// Writes a state file at `path` in place of what is there. Until the new one is whole and on the disk, the old one stays.
 ///
-/// Who replaces a snapshot's memory file as well [fills](Pending::fill) the new state file first, then [removes](remove()) the
+/// Who replaces a snapshot's memory file as well [fills](PendingStateFile::fill) the new state file first, then [removes](remove()) the
 /// old one, and gives the new one its name last, so that a state file never stands beside the memory of another time.
 ///
 /// # Errors
@@ -166,12 +166,12 @@ pub fn write(path: &Path, header: &Header, sections: ArchiveWriter) -> Result<()
     write_bytes(path, header, &sections.into_bytes())
 }
 
-/// As [`write()`], with sections that were [read](State::sections).
+/// As [`write()`], with sections that were [read](StateFile::sections).
 ///
 /// # Errors
 /// As [`write()`].
 pub fn write_bytes(path: &Path, header: &Header, sections: &[u8]) -> Result<(), Error> {
-    let mut file = Pending::beside(path)?;
+    let mut file = PendingStateFile::create(path)?;
     file.fill(header, sections)?;
     file.commit()
 }
@@ -180,7 +180,7 @@ pub fn write_bytes(path: &Path, header: &Header, sections: &[u8]) -> Result<(), 
 ///
 /// # Errors
 /// [`Error::Read`] when the file cannot be read, [`Error::Refused`] when it is no state file that can be loaded.
-pub fn read(path: &Path, host: Option<&Host>) -> Result<State, Error> {
+pub fn read(path: &Path, host: Option<&HostIdentity>) -> Result<StateFile, Error> {
     let (mut file, length, fixed) = open(path)?;
     let refused = |source| refused(path, source);
     let lengths = Lengths::decode(&fixed, length).map_err(refused)?;
@@ -192,7 +192,7 @@ pub fn read(path: &Path, host: Option<&Host>) -> Result<State, Error> {
     if let Some(host) = host {
         header.host.check(host).map_err(refused)?;
     }
-    Ok(State {
+    Ok(StateFile {
         header,
         checksum,
         bytes,
@@ -219,18 +219,18 @@ fn open(path: &Path) -> Result<(File, u64, [u8; FIXED]), Error> {
     let mut file = opened.map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() {
-        return Err(refused(path, Fault::Irregular));
+        return Err(refused(path, FormatError::Irregular));
     }
     let length = metadata.len();
     let mut fixed = [0; FIXED];
     if length < fixed.len() as u64 {
-        return Err(refused(path, Fault::Short { length }));
+        return Err(refused(path, FormatError::Short { length }));
     }
     file.read_exact(&mut fixed).map_err(failed)?;
     Ok((file, length, fixed))
 }
 
-fn refused(path: &Path, source: Fault) -> Error {
+fn refused(path: &Path, source: FormatError) -> Error {
     let path = path.to_owned();
     Error::Refused { path, source }
 }

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::header::refit;
 use super::{
-    Architecture, Contents, Error, Fault, Header, Host, LONGEST, LONGEST_CPU, VERSION, read, version, write,
+    Architecture, Contents, Error, FormatError, Header, HostIdentity, MAX_CPU, MAX_SECTIONS, VERSION, read,
+    version, write,
 };
 use crate::persist::Schema;
 use crate::section::ArchiveWriter;
@@ -23,7 +24,7 @@ impl Schema for Blob {
 
 fn header() -> Header {
     Header {
-        host: Host {
+        host: HostIdentity {
             architecture: Architecture::Aarch64,
             page_size: 16384,
             cpu: "Grünkern 3000".into(),
@@ -46,7 +47,7 @@ fn written(folder: &Folder) -> (PathBuf, Vec<u8>) {
     (path, bytes)
 }
 
-fn fault(path: &Path, bytes: &[u8], host: Option<&Host>) -> Fault {
+fn fault(path: &Path, bytes: &[u8], host: Option<&HostIdentity>) -> FormatError {
     fs::write(path, bytes).unwrap();
     match read(path, host) {
         Err(Error::Refused { source, .. }) => source,
@@ -88,8 +89,8 @@ fn every_truncation_is_refused() {
     for length in 0..bytes.len() {
         let found = fault(&path, &bytes[..length], None);
         let length = length as u64;
-        let short = Fault::Short { length };
-        let cut = Fault::Length {
+        let short = FormatError::Short { length };
+        let cut = FormatError::Length {
             found: length,
             expected: bytes.len() as u64,
         };
@@ -103,7 +104,7 @@ fn a_longer_file_is_refused() {
     let (path, mut bytes) = written(&folder);
     bytes.push(0);
     refit(&mut bytes);
-    assert!(matches!(fault(&path, &bytes, None), Fault::Length { .. }));
+    assert!(matches!(fault(&path, &bytes, None), FormatError::Length { .. }));
     // By the file's own length, too: nothing is read of one that no header can match.
     fs::File::options()
         .write(true)
@@ -149,7 +150,7 @@ fn with_the_checksum_refitted_nothing_breaks() {
 }
 
 /// Changes `at` to `value` in a good file with the checksum refitted and returns what is then said of it.
-fn refitted(at: usize, value: &[u8], host: Option<&Host>) -> Fault {
+fn refitted(at: usize, value: &[u8], host: Option<&HostIdentity>) -> FormatError {
     let folder = Folder::new();
     let (path, mut bytes) = written(&folder);
     bytes[at..at + value.len()].copy_from_slice(value);
@@ -166,11 +167,11 @@ fn fields_that_cannot_be_are_refused() {
     for page_size in [0_u32, 2048, 4097] {
         assert!(said(16, &page_size.to_le_bytes()).contains("page size"));
     }
-    assert!(said(20, &(LONGEST_CPU + 1).to_le_bytes()).contains("1025 of the processor"));
+    assert!(said(20, &(MAX_CPU + 1).to_le_bytes()).contains("1025 of the processor"));
     assert!(said(22, &[2]).contains("\"contents\" is 2"));
     assert!(said(24, &[0; 8]).contains("\"memory\" is 0"));
     assert!(said(24, &[1]).contains("\"memory\""));
-    for length in [LONGEST + 1, u64::MAX] {
+    for length in [MAX_SECTIONS + 1, u64::MAX] {
         assert!(said(32, &length.to_le_bytes()).contains("at most 16777216"));
     }
     assert!(said(48, &[0xff]).contains("not UTF-8"));
@@ -184,7 +185,7 @@ fn the_version_is_told_also_of_what_cannot_be_read() {
     bytes[8..12].copy_from_slice(&[0, 1, 0, 0]);
     assert!(matches!(
         fault(&path, &bytes, None),
-        Fault::Version { found: 256, .. }
+        FormatError::Version { found: 256, .. }
     ));
     assert_eq!(version(&path).unwrap(), 256);
     for (bytes, text) in [
@@ -203,7 +204,7 @@ fn another_host_is_told_apart() {
     let host = header().host;
     let folder = Folder::new();
     let (path, bytes) = written(&folder);
-    let said = |host: &Host| fault(&path, &bytes, Some(host)).to_string();
+    let said = |host: &HostIdentity| fault(&path, &bytes, Some(host)).to_string();
     let mut other = host.clone();
     other.architecture = Architecture::X86_64;
     assert_eq!(
@@ -222,7 +223,7 @@ fn another_host_is_told_apart() {
 fn what_is_too_long_is_not_written() {
     let folder = Folder::new();
     let path = folder.path("state");
-    let fits = usize::try_from(LONGEST).unwrap() - 64;
+    let fits = usize::try_from(MAX_SECTIONS).unwrap() - 64;
     write(&path, &header(), sections(fits)).unwrap();
     read(&path, None).unwrap();
     assert!(matches!(
@@ -230,7 +231,7 @@ fn what_is_too_long_is_not_written() {
         Err(Error::TooLong { .. })
     ));
     let mut long = header();
-    long.host.cpu = "x".repeat(usize::from(LONGEST_CPU) + 1);
+    long.host.cpu = "x".repeat(usize::from(MAX_CPU) + 1);
     assert!(matches!(
         write(&path, &long, sections(1)),
         Err(Error::TooLong { .. })
@@ -248,7 +249,7 @@ fn only_regular_files_are_opened() {
         assert!(matches!(
             error,
             Error::Refused {
-                source: Fault::Irregular,
+                source: FormatError::Irregular,
                 ..
             }
         ));

@@ -56,19 +56,19 @@ pub enum Error {
 /// with a dot, and what was at `path` as it was. The next writer removes what such a process left: a writer's file is
 /// locked, as flock(2) does it, for as long as the writer lives.
 #[derive(Debug)]
-pub struct Replacement {
+pub struct AtomicFile {
     file: File,
     path: PathBuf,
     temporary: Option<PathBuf>,
     synced: bool,
 }
 
-impl Replacement {
+impl AtomicFile {
     /// Makes an empty file beside `path`, open for reading and writing. If `path` is a link, what it leads to is replaced.
     ///
     /// # Errors
     /// [`Error::Nameless`], [`Error::Irregular`], and [`Error::Create`] when the folder takes no file.
-    pub fn beside(path: &Path) -> Result<Self, Error> {
+    pub fn create(path: &Path) -> Result<Self, Error> {
         let mut found = fs::symlink_metadata(path);
         let mut followed = None;
         if found.as_ref().is_ok_and(fs::Metadata::is_symlink) {
@@ -231,7 +231,7 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-impl Drop for Replacement {
+impl Drop for AtomicFile {
     fn drop(&mut self) {
         if let Some(temporary) = &self.temporary {
             let _ = fs::remove_file(temporary);

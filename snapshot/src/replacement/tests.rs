@@ -5,14 +5,14 @@ use std::path::Path;
 
 use scratch::Folder;
 
-use super::{Error, NAMES, Replacement};
+use super::{AtomicFile, Error, NAMES};
 
 #[test]
 fn the_old_file_stays_until_the_new_one_is_whole() {
     let folder = Folder::new();
     let path = folder.path("state");
     fs::write(&path, "old").unwrap();
-    let replacement = Replacement::beside(&path).unwrap();
+    let replacement = AtomicFile::create(&path).unwrap();
     replacement.file().write_all(b"new").unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"old");
     replacement.commit().unwrap();
@@ -23,7 +23,7 @@ fn the_old_file_stays_until_the_new_one_is_whole() {
 #[test]
 fn what_is_given_up_leaves_nothing() {
     let folder = Folder::new();
-    let replacement = Replacement::beside(&folder.path("state")).unwrap();
+    let replacement = AtomicFile::create(&folder.path("state")).unwrap();
     assert_eq!(folder.names(), [".state.part0"]);
     drop(replacement);
     assert!(folder.names().is_empty());
@@ -33,8 +33,8 @@ fn what_is_given_up_leaves_nothing() {
 fn writers_do_not_disturb_each_other() {
     let folder = Folder::new();
     let path = folder.path("state");
-    let first = Replacement::beside(&path).unwrap();
-    let second = Replacement::beside(&path).unwrap();
+    let first = AtomicFile::create(&path).unwrap();
+    let second = AtomicFile::create(&path).unwrap();
     first.file().write_all(b"first").unwrap();
     second.file().write_all(b"second").unwrap();
     second.commit().unwrap();
@@ -55,7 +55,7 @@ fn what_killed_writers_left_is_neither_used_nor_followed() {
         .write(true)
         .open(folder.path(".state.part1"))
         .unwrap();
-    let replacement = Replacement::beside(&folder.path("state")).unwrap();
+    let replacement = AtomicFile::create(&folder.path("state")).unwrap();
     left.write_all(b"more").unwrap();
     replacement.file().write_all(b"new").unwrap();
     replacement.commit().unwrap();
@@ -71,7 +71,7 @@ fn what_killed_writers_left_is_in_nobodys_way() {
         fs::write(folder.path(&format!(".state.part{number}")), "left").unwrap();
     }
     fs::write(folder.path(".memory.part0"), "another's").unwrap();
-    Replacement::beside(&folder.path("state"))
+    AtomicFile::create(&folder.path("state"))
         .unwrap()
         .commit()
         .unwrap();
@@ -79,7 +79,7 @@ fn what_killed_writers_left_is_in_nobodys_way() {
     for number in 0..NAMES {
         symlink("state", folder.path(&format!(".state.part{number}"))).unwrap();
     }
-    let error = Replacement::beside(&folder.path("state")).unwrap_err();
+    let error = AtomicFile::create(&folder.path("state")).unwrap_err();
     assert!(matches!(error, Error::Create { .. }), "{error}");
 }
 
@@ -89,13 +89,13 @@ fn only_files_are_replaced() {
     let path = folder.path("state");
     fs::create_dir(&path).unwrap();
     for path in [&path, Path::new("/dev/null"), Path::new("/")] {
-        let error = Replacement::beside(path).unwrap_err();
+        let error = AtomicFile::create(path).unwrap_err();
         assert!(matches!(error, Error::Irregular(_)), "{error}");
     }
     let missing = folder.path("missing/state");
-    assert!(matches!(Replacement::beside(&missing), Err(Error::Create { .. })));
+    assert!(matches!(AtomicFile::create(&missing), Err(Error::Create { .. })));
     assert!(matches!(
-        Replacement::beside(&folder.path("missing/..")),
+        AtomicFile::create(&folder.path("missing/..")),
         Err(Error::Nameless(_))
     ));
 }
@@ -104,7 +104,7 @@ fn only_files_are_replaced() {
 fn a_name_that_is_taken_meanwhile_is_an_error() {
     let folder = Folder::new();
     let path = folder.path("state");
-    let replacement = Replacement::beside(&path).unwrap();
+    let replacement = AtomicFile::create(&path).unwrap();
     fs::create_dir(&path).unwrap();
     let error = replacement.commit().unwrap_err();
     assert!(matches!(error, Error::Rename { .. }), "{error}");
@@ -117,7 +117,7 @@ fn a_link_stays_a_link() {
     let (path, link) = (folder.path("state"), folder.path("link"));
     fs::write(&path, "old").unwrap();
     symlink("state", &link).unwrap();
-    let replacement = Replacement::beside(&link).unwrap();
+    let replacement = AtomicFile::create(&link).unwrap();
     replacement.file().write_all(b"new").unwrap();
     replacement.commit().unwrap();
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());

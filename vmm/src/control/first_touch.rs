@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use snapshot::file::{Header, State};
+use snapshot::file::{Header, StateFile};
 
 use super::MemorySource;
 use crate::memory::WorkingSet;
@@ -71,7 +71,7 @@ impl FirstTouch {
     /// Opens what is needed for the snapshot with this `state` and that memory.
     pub(super) fn open(
         &self,
-        state: &State,
+        state: &StateFile,
         memory: &MemorySource,
     ) -> Result<(Option<WorkingSet>, Option<Recording>), Error> {
         let asked = [

@@ -67,8 +67,8 @@ pub struct Freeze {
 }
 
 /// The host as state files name it.
-pub(super) fn host() -> file::Host {
-    file::Host {
+pub(super) fn host() -> file::HostIdentity {
+    file::HostIdentity {
         architecture: Native::ARCHITECTURE,
         page_size: u32::try_from(page_size()).unwrap_or(u32::MAX),
         cpu: Native::processor(),
@@ -128,7 +128,7 @@ impl Freeze {
         let config = machine.spec().config();
         let saving = machine.begin_saving().map_err(Error::Machine)?;
         // Meanwhile, what does not depend on it.
-        let mut state = file::Pending::beside(&self.state).map_err(Error::State)?;
+        let mut state = file::PendingStateFile::create(&self.state).map_err(Error::State)?;
         let pagemap = Pagemap::open().ok();
         let source = dump::Source {
             memory: machine.memory(),

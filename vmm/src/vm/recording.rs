@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use snapshot::GuestMemory;
-use snapshot::file::{Header, Pending, State};
+use snapshot::file::{Header, PendingStateFile, StateFile};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::memory::working_set::Error;
@@ -24,7 +24,7 @@ pub(crate) struct Recording {
 /// All that could fail is had before the guest runs.
 struct Open {
     pagemap: Pagemap,
-    file: Pending,
+    file: PendingStateFile,
     path: PathBuf,
     header: Header,
     snapshot: u64,
@@ -36,10 +36,10 @@ impl Recording {
     ///
     /// # Errors
     /// [`Error::Pages`] without /proc, [`Error::File`] when there can be no such file, [`Error::Timer`].
-    pub fn new(path: &Path, length: Duration, state: &State) -> Result<Self, Error> {
+    pub fn new(path: &Path, length: Duration, state: &StateFile) -> Result<Self, Error> {
         let open = Open {
             pagemap: Pagemap::open().map_err(Error::Pages)?,
-            file: Pending::beside(path).map_err(Error::File)?,
+            file: PendingStateFile::create(path).map_err(Error::File)?,
             path: path.to_owned(),
             header: state.header().clone(),
             snapshot: state.checksum(),
@@ -120,7 +120,7 @@ mod tests {
     use std::time::Duration;
 
     use snapshot::ArchiveWriter;
-    use snapshot::file::{self, Architecture, Contents, Header, Host};
+    use snapshot::file::{self, Architecture, Contents, Header, HostIdentity};
 
     use super::Recording;
     use crate::boot::testing::Temporary;
@@ -130,7 +130,7 @@ mod tests {
 
     fn recording(path: &Temporary, length: Duration) -> Recording {
         let header = Header {
-            host: Host {
+            host: HostIdentity {
                 architecture: Architecture::X86_64,
                 page_size: u32::try_from(page_size()).unwrap(),
                 cpu: String::new(),

@@ -23,7 +23,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use snapshot::{GuestMemory, Replacement};
+use snapshot::{AtomicFile, GuestMemory};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::pagemap::{Pagemap, Wanted};
@@ -75,7 +75,7 @@ pub struct Written {
 #[derive(Debug)]
 pub enum Target {
     /// A new one, as long as the memory and one hole. It will replace what is there.
-    New(Replacement),
+    New(AtomicFile),
     /// The base, which is there already and is as long as the memory.
     Base(File, PathBuf),
 }
@@ -86,7 +86,7 @@ impl Target {
     /// # Errors
     /// [`Error::Replace`] and [`Error::Extend`]; nothing is left behind then.
     pub fn new(source: &Source<'_>, path: &Path) -> Result<Self, Error> {
-        let replacement = Replacement::beside(path).map_err(Error::Replace)?;
+        let replacement = AtomicFile::create(path).map_err(Error::Replace)?;
         let size = size(source);
         replacement.file().set_len(size).map_err(|source| Error::Extend {
             path: path.to_owned(),

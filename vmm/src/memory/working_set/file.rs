@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use snapshot::ArchiveWriter;
-use snapshot::file::{self, Header, Pending};
+use snapshot::file::{self, Header, PendingStateFile};
 
 use super::{Error, LONGEST, WorkingSet};
 use crate::memory::page_size;
@@ -21,7 +21,7 @@ impl WorkingSet {
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::Section`].
-    pub fn write(&self, mut file: Pending, header: &Header) -> Result<(), Error> {
+    pub fn write(&self, mut file: PendingStateFile, header: &Header) -> Result<(), Error> {
         let mut sections = ArchiveWriter::new();
         sections.write(KEY, self).map_err(Error::Section)?;
         file.fill(header, &sections.into_bytes()).map_err(Error::File)?;

@@ -5,7 +5,7 @@ use std::slice;
 use std::time::Instant;
 
 use snapshot::ArchiveWriter;
-use snapshot::file::{self, Architecture, Contents, Header, Host, Pending};
+use snapshot::file::{self, Architecture, Contents, Header, HostIdentity, PendingStateFile};
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::file::KEY;
@@ -37,7 +37,7 @@ fn memory(file: &File) -> GuestMemory {
 
 fn header() -> Header {
     Header {
-        host: Host {
+        host: HostIdentity {
             architecture: Architecture::X86_64,
             page_size: u32::try_from(page_size()).unwrap(),
             cpu: String::new(),
@@ -51,7 +51,8 @@ fn header() -> Header {
 const SNAPSHOT: u64 = 77;
 
 fn keep(set: &WorkingSet, path: &Path) {
-    set.write(Pending::beside(path).unwrap(), &header()).unwrap();
+    set.write(PendingStateFile::create(path).unwrap(), &header())
+        .unwrap();
 }
 
 fn read(path: &Path) -> Result<WorkingSet, Error> {
@@ -228,10 +229,12 @@ fn a_set_is_never_longer_than_what_is_read() {
     };
     let mut header = header();
     header.memory = u64::from(u32::MAX) * page_size();
-    set.write(Pending::beside(path.path()).unwrap(), &header).unwrap();
+    set.write(PendingStateFile::create(path.path()).unwrap(), &header)
+        .unwrap();
     assert_eq!(WorkingSet::describe(path.path()).unwrap().1, set);
     set.touched = runs(LONGEST + 10).rev().collect();
-    set.write(Pending::beside(path.path()).unwrap(), &header).unwrap();
+    set.write(PendingStateFile::create(path.path()).unwrap(), &header)
+        .unwrap();
     let error = WorkingSet::describe(path.path()).unwrap_err();
     assert!(matches!(error, Error::Long(_)), "{error}");
 }
