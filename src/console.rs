@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use devices::serial::{Output, output};
+use devices::serial::{SerialOutput, output};
 use vmm::vm::{self, Console, Verdict};
 
 use crate::escape::{self, Action, Escape};
@@ -37,7 +37,7 @@ pub enum Error {
 pub fn open() -> Result<Console, Error> {
     let duplicate = |file| move |source| Error::Duplicate { file, source };
     let stdout = io::stdout().as_fd().try_clone_to_owned();
-    let output = Output::new(stdout.map_err(duplicate("stdout"))?).map_err(Error::Output)?;
+    let output = SerialOutput::new(stdout.map_err(duplicate("stdout"))?).map_err(Error::Output)?;
     let stdin = io::stdin();
     let source = Source::of(stdin.as_fd());
     let input = (source != Source::Background).then(|| stdin.as_fd().try_clone_to_owned());

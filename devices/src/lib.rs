@@ -17,11 +17,11 @@
 //! | [`power`] | [`Power`]: how a guest says that it has ended |
 //! | [`power_ports`] | [`PowerOffPort`], [`SleepPort`], [`ExitPort`] |
 //! | [`virtio`] | virtio devices and their transport |
-//! | [`window`] | [`Window`]: further address ranges of one device |
+//! | [`window`] | [`OffsetDevice`]: further address ranges of one device |
 //! | [`serial`] | [`Serial`]: the serial port, and the buffer behind it |
 //!
 //! Locks: every device is behind one mutex, taken by [`Bus`] for one access. A device may take the lock of the
-//! interrupt controller while it holds its own, never the lock of another device. A [`Window`] takes that of its device.
+//! interrupt controller while it holds its own, never the lock of another device. A [`OffsetDevice`] takes that of its device.
 //!
 //! Threat model: offsets, lengths and data of every access come from the guest and are untrusted. No access may panic,
 //! block, or allocate by the guest's say-so.
@@ -61,4 +61,4 @@ pub use power::{Power, PowerEvent};
 pub use power_ports::{ExitPort, PowerOffPort, SleepPort};
 pub use serial::Serial;
 pub use sync::lock;
-pub use window::Window;
+pub use window::OffsetDevice;

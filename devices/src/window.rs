@@ -7,19 +7,19 @@ use crate::sync::lock;
 ///
 /// A bus counts offsets from the start of each claimed range. A device whose registers are not all neighbours claims
 /// its first range by itself and every further one by a window.
-pub struct Window {
+pub struct OffsetDevice {
     device: SharedDevice,
     start: u64,
 }
 
-impl Window {
+impl OffsetDevice {
     /// The registers of `device` from offset `start`.
     pub fn new(device: SharedDevice, start: u64) -> Self {
         Self { device, start }
     }
 }
 
-impl BusDevice for Window {
+impl BusDevice for OffsetDevice {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         lock(&self.device).read(self.start + offset, data);
     }

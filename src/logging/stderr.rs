@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use devices::serial::Sink;
+use devices::serial::NonblockingWriter;
 
 /// How long a stderr that nobody reads may hold mayfly up. It is often the same pipe as stdout.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -37,7 +37,7 @@ fn write_unless_stuck(file: OwnedFd, text: &str, stuck: &AtomicBool) {
 
 /// Returns whether all of it was taken in time.
 fn write(file: OwnedFd, text: &str, patience: Duration) -> bool {
-    let Ok(mut sink) = Sink::new(file) else {
+    let Ok(mut sink) = NonblockingWriter::new(file) else {
         return false;
     };
     let mut rest = text.as_bytes();

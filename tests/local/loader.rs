@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::Instant;
 
-use devices::serial::Output;
+use devices::serial::SerialOutput;
 use vmm::Chain;
 use vmm::control::{Control, Thaw, Timeline};
 use vmm::memory;
@@ -86,7 +86,7 @@ impl Loader {
 fn console() -> Console {
     let null = fs::File::options().write(true).open("/dev/null").unwrap();
     Console {
-        output: Output::new(null.into()).unwrap(),
+        output: SerialOutput::new(null.into()).unwrap(),
         input: None,
         filter: None,
         guard: None,

@@ -11,7 +11,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use devices::lock;
-use devices::serial::Output;
+use devices::serial::SerialOutput;
 use snapshot::{ArchiveReader, ArchiveWriter};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::arch::{Native, Platform};
@@ -170,9 +170,9 @@ impl Running {
     }
 }
 
-fn console() -> (Output, PipeReader) {
+fn console() -> (SerialOutput, PipeReader) {
     let (reader, writer) = std::io::pipe().unwrap();
-    (Output::new(OwnedFd::from(writer)).unwrap(), reader)
+    (SerialOutput::new(OwnedFd::from(writer)).unwrap(), reader)
 }
 
 fn timeline() -> Arc<Timeline> {

@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 /// Bytes of scan codes that wait to be read; a real keyboard has a buffer of this size.
-const MOST_CODES: usize = 16;
+const MAX_CODES: usize = 16;
 /// Bytes of any kind that wait to be read: answers find room also behind a full buffer of scan codes.
-const MOST: usize = 24;
+const MAX_BYTES: usize = 24;
 
 const ACKNOWLEDGE: u8 = 0xfa;
 const RESEND: u8 = 0xfe;
@@ -120,7 +120,7 @@ impl Keyboard {
 
     /// Queues an answer, or as much of it as there is room for.
     fn answer(&mut self, answer: &[u8]) {
-        let room = MOST - self.queue.len().min(MOST);
+        let room = MAX_BYTES - self.queue.len().min(MAX_BYTES);
         self.queue.extend(answer.iter().take(room));
     }
 
@@ -132,15 +132,15 @@ impl Keyboard {
         } else {
             &CTRL_ALT_DEL_2
         };
-        if self.scanning && self.queue.len() + codes.len() <= MOST_CODES {
+        if self.scanning && self.queue.len() + codes.len() <= MAX_CODES {
             self.queue.extend(codes);
         }
     }
 
     /// What a saved state has wrong, if anything.
-    pub(super) fn fault(&self) -> Option<String> {
-        if self.queue.len() > MOST {
-            return Some(format!("{} bytes wait where {MOST} fit", self.queue.len()));
+    pub(super) fn invalid_reason(&self) -> Option<String> {
+        if self.queue.len() > MAX_BYTES {
+            return Some(format!("{} bytes wait where {MAX_BYTES} fit", self.queue.len()));
         }
         if ![1, 2].contains(&self.set) {
             return Some(format!("there is no scan code set {}", self.set));

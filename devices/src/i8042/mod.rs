@@ -247,7 +247,7 @@ impl Persist for I8042 {
         let takes_data = |command| matches!(command, 0x60..=0x7f | 0xd1..=0xd4);
         let awaiting = state.awaiting.filter(|command| !takes_data(*command));
         let fault = awaiting.map(|command| format!("command {command:#x} takes no data"));
-        if let Some(reason) = fault.or_else(|| state.keyboard.fault()) {
+        if let Some(reason) = fault.or_else(|| state.keyboard.invalid_reason()) {
             return Err(Error::Invalid {
                 component: I8042State::NAME,
                 reason,

@@ -9,7 +9,7 @@ use crate::bus::{Bus, BusBuilder};
 use crate::power::{Power, PowerEvent};
 use crate::sync::lock;
 use crate::testing::{EdgeCounter, accesses, comes_back, replay};
-use crate::window::Window;
+use crate::window::OffsetDevice;
 
 struct Board {
     power: Arc<Power>,
@@ -25,7 +25,7 @@ impl Board {
         let device = Arc::new(Mutex::new(I8042::new(power.clone(), interrupt.clone())));
         let mut builder = BusBuilder::new();
         builder.claim("i8042", DATA_PORT, 1, device.clone()).unwrap();
-        let window = Window::new(device.clone(), COMMAND_OFFSET);
+        let window = OffsetDevice::new(device.clone(), COMMAND_OFFSET);
         builder
             .claim("i8042", COMMAND_PORT, 1, Arc::new(Mutex::new(window)))
             .unwrap();

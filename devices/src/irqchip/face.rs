@@ -1,12 +1,12 @@
 use std::sync::Arc;
 
-use super::Shared;
+use super::SharedChips;
 use crate::bus::{BusDevice, ByteRegisters};
 use crate::pic::Chip;
 
 /// The ports of one 8259A.
 pub(super) struct PicPorts {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<SharedChips>,
     pub(super) chip: Chip,
 }
 
@@ -23,7 +23,7 @@ impl ByteRegisters for PicPorts {
 
 /// The edge/level control registers of both 8259As.
 pub(super) struct EdgeLevelPorts {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<SharedChips>,
 }
 
 impl ByteRegisters for EdgeLevelPorts {
@@ -47,7 +47,7 @@ fn chip_at(offset: u64) -> Chip {
 
 /// The register window of the IOAPIC.
 pub(super) struct IoapicWindow {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<SharedChips>,
 }
 
 impl BusDevice for IoapicWindow {

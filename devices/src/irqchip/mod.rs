@@ -43,13 +43,13 @@ struct Chips {
     ioapic: Ioapic,
 }
 
-struct Shared {
+struct SharedChips {
     chips: Mutex<Chips>,
     intr: AtomicBool,
     external: Arc<dyn ExternalInterrupt>,
 }
 
-impl Shared {
+impl SharedChips {
     fn with<R>(&self, action: impl FnOnce(&mut Chips) -> R) -> R {
         let mut chips = lock(&self.chips);
         let result = action(&mut chips);
@@ -67,7 +67,7 @@ impl Shared {
 /// Both controllers and their wiring. Clones are the same interrupt controller.
 #[derive(Clone)]
 pub struct SplitIrqchip {
-    shared: Arc<Shared>,
+    shared: Arc<SharedChips>,
 }
 
 impl SplitIrqchip {
@@ -78,7 +78,7 @@ impl SplitIrqchip {
             ioapic: Ioapic::new(sink),
         };
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(SharedChips {
                 chips: Mutex::new(chips),
                 intr: AtomicBool::new(false),
                 external,
@@ -88,7 +88,7 @@ impl SplitIrqchip {
 
     /// The wire of line `gsi`; `None` for 2 and from 24 on, which no device can have. Each line is for one device: wires
     /// of the same line do not add up.
-    pub fn wire(&self, gsi: u32) -> Option<Arc<dyn Interrupt>> {
+    pub fn line(&self, gsi: u32) -> Option<Arc<dyn Interrupt>> {
         let line = u8::try_from(gsi).ok().filter(|line| *line < ioapic::PINS)?;
         let (input, pin) = match line {
             0 => (Some(0), 2),
@@ -97,7 +97,7 @@ impl SplitIrqchip {
             _ => (None, line),
         };
         let shared = self.shared.clone();
-        Some(Arc::new(Wire { shared, input, pin }))
+        Some(Arc::new(IrqLine { shared, input, pin }))
     }
 
     /// INTR of the 8259As, without a lock: what the first vCPU checks before it enters the guest. While it is true and
@@ -154,13 +154,13 @@ impl SplitIrqchip {
     }
 }
 
-struct Wire {
-    shared: Arc<Shared>,
+struct IrqLine {
+    shared: Arc<SharedChips>,
     input: Option<u8>,
     pin: u8,
 }
 
-impl Wire {
+impl IrqLine {
     fn drive(&self, chips: &mut Chips, asserted: bool) {
         if let Some(input) = self.input {
             chips.pic.set_level(input, asserted);
@@ -169,7 +169,7 @@ impl Wire {
     }
 }
 
-impl Interrupt for Wire {
+impl Interrupt for IrqLine {
     fn set_level(&self, asserted: bool) {
         self.shared.with(|chips| self.drive(chips, asserted));
     }

@@ -77,7 +77,7 @@ impl Board {
     }
 
     fn wire(&self, gsi: u32) -> Arc<dyn Interrupt> {
-        self.irqchip.wire(gsi).unwrap()
+        self.irqchip.line(gsi).unwrap()
     }
 
     fn sent(&self) -> Vec<u32> {
@@ -102,7 +102,7 @@ fn lines_reach_both_controllers() {
         board.ports.write(0x20, &[0x20]);
     }
     for gsi in [2, 24, u32::MAX] {
-        assert!(board.irqchip.wire(gsi).is_none(), "line {gsi}");
+        assert!(board.irqchip.line(gsi).is_none(), "line {gsi}");
     }
     assert_eq!(board.ports.unclaimed() + board.memory.unclaimed(), 0);
 }
@@ -162,7 +162,7 @@ fn the_lock_is_free_when_intr_rises() {
     let mut irqchip = SplitIrqchip::new(Arc::new(Host::default()), curious.clone());
     irqchip.restore(Board::new().irqchip.save().unwrap()).unwrap();
     *lock(&curious.0) = Some(irqchip.clone());
-    irqchip.wire(4).unwrap().trigger();
+    irqchip.line(4).unwrap().trigger();
     assert!(!irqchip.intr());
 }
 

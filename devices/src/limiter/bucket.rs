@@ -32,7 +32,7 @@ impl Bucket {
 
 /// What is in a [`Bucket`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Tokens {
+pub(super) struct BucketLevel {
     bucket: Bucket,
     /// Tokens there, at most `bucket.size`.
     level: u64,
@@ -49,7 +49,7 @@ pub(super) struct Tokens {
     seen: Option<Duration>,
 }
 
-impl Tokens {
+impl BucketLevel {
     /// A full bucket. `bucket` must be one that [limits](Bucket::limits).
     pub(super) fn full(bucket: Bucket) -> Self {
         Self {
@@ -113,7 +113,7 @@ impl Tokens {
     }
 
     /// What a saved state has wrong, if anything.
-    pub(super) fn fault(&self) -> Option<String> {
+    pub(super) fn invalid_reason(&self) -> Option<String> {
         if !self.bucket.limits() {
             return Some("a bucket without a limit has tokens".to_owned());
         }

@@ -22,13 +22,13 @@ use snapshot::{Persist, Schema};
 use vmm_sys_util::timerfd::TimerFd;
 
 pub use bucket::Bucket;
-use bucket::Tokens;
+use bucket::BucketLevel;
 
 /// State of a [`Limiter`]: what is in its buckets. No time passes between saving it and its restore.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimiterState {
-    bandwidth: Option<Tokens>,
-    operations: Option<Tokens>,
+    bandwidth: Option<BucketLevel>,
+    operations: Option<BucketLevel>,
 }
 
 impl Schema for LimiterState {
@@ -38,11 +38,11 @@ impl Schema for LimiterState {
 
 /// A bucket for bytes, a bucket for operations, and a timerfd, which is its file descriptor.
 ///
-/// The descriptor becomes readable when a request that had to wait may pass; [`Self::resume`] is called then.
+/// The descriptor becomes readable when a request that had to wait may pass; [`Self::clear_timer`] is called then.
 #[derive(Debug)]
 pub struct Limiter {
-    bandwidth: Option<Tokens>,
-    operations: Option<Tokens>,
+    bandwidth: Option<BucketLevel>,
+    operations: Option<BucketLevel>,
     timer: TimerFd,
     throttled: bool,
 }
@@ -94,7 +94,7 @@ impl Limiter {
     }
 
     /// Makes the timerfd unreadable; whoever waited for it asks again.
-    pub fn resume(&mut self) {
+    pub fn clear_timer(&mut self) {
         if self.throttled {
             // It is not read, which would block when it has been set again meanwhile; clearing cannot fail.
             let _ = self.timer.clear();
@@ -126,7 +126,7 @@ impl Limiter {
 
     /// The state with the tokens that have come up to `now`, on the clock of [`Self::consume`].
     pub fn state_at(&self, now: Duration) -> LimiterState {
-        let filled = |tokens: &Option<Tokens>| {
+        let filled = |tokens: &Option<BucketLevel>| {
             let mut tokens = tokens.clone()?;
             tokens.fill(now);
             Some(tokens.at_rest())
@@ -147,8 +147,8 @@ impl Limiter {
 /// The shortest time for which a timerfd can be set; zero would disarm it.
 const SOON: Duration = Duration::from_nanos(1);
 
-fn tokens(bucket: Bucket) -> Option<Tokens> {
-    bucket.limits().then(|| Tokens::full(bucket))
+fn tokens(bucket: Bucket) -> Option<BucketLevel> {
+    bucket.limits().then(|| BucketLevel::full(bucket))
 }
 
 impl AsRawFd for Limiter {
@@ -163,8 +163,8 @@ impl Persist for Limiter {
     /// With the tokens that were there at the last look; [`Limiter::state_at`] has those that have come since too.
     fn save(&self) -> Result<LimiterState, Error> {
         Ok(LimiterState {
-            bandwidth: self.bandwidth.as_ref().map(Tokens::at_rest),
-            operations: self.operations.as_ref().map(Tokens::at_rest),
+            bandwidth: self.bandwidth.as_ref().map(BucketLevel::at_rest),
+            operations: self.operations.as_ref().map(BucketLevel::at_rest),
         })
     }
 
@@ -172,14 +172,14 @@ impl Persist for Limiter {
     /// on, which [`Limiter::fill`] is.
     fn restore(&mut self, state: LimiterState) -> Result<(), Error> {
         for tokens in [&state.bandwidth, &state.operations].into_iter().flatten() {
-            if let Some(reason) = tokens.fault() {
+            if let Some(reason) = tokens.invalid_reason() {
                 return Err(Error::Invalid {
                     component: LimiterState::NAME,
                     reason,
                 });
             }
         }
-        self.resume();
+        self.clear_timer();
         self.bandwidth = state.bandwidth;
         self.operations = state.operations;
         Ok(())

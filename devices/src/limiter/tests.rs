@@ -107,7 +107,7 @@ fn the_timer_says_when_to_ask_again() {
     assert!(!limiter.consume(1000, ms(0)));
     assert!(limiter.is_throttled());
     assert!(becomes_readable(&limiter));
-    limiter.resume();
+    limiter.clear_timer();
     assert!(!limiter.is_throttled());
     assert!(!readable_within(&limiter, 0));
     assert!(limiter.consume(1000, ms(1)));
@@ -121,7 +121,7 @@ fn an_update_wakes_who_is_throttled() {
     assert!(!readable_within(&limiter, 0));
     limiter.update(Some(bucket(2, 1_000_000_000)), None);
     assert!(becomes_readable(&limiter));
-    limiter.resume();
+    limiter.clear_timer();
     assert!(limiter.consume(2, ms(0)));
     assert!(!limiter.consume(1, ms(0)));
     limiter.update(None, None);
@@ -179,7 +179,7 @@ fn a_state_that_cannot_be_is_refused() {
     assert!(restored(&encoded).unwrap_err().contains("without a limit"));
 }
 
-fn serde_bytes_of(tokens: &Option<super::Tokens>) -> Vec<u8> {
+fn serde_bytes_of(tokens: &Option<super::BucketLevel>) -> Vec<u8> {
     let state = super::LimiterState {
         bandwidth: tokens.clone(),
         operations: None,
@@ -249,7 +249,7 @@ proptest! {
         bucket in any_bucket(),
         requests in proptest::collection::vec(0_u64..8000, 1..100),
     ) {
-        let mut tokens = super::Tokens::full(bucket);
+        let mut tokens = super::BucketLevel::full(bucket);
         let mut now = Duration::ZERO;
         for bytes in requests {
             tokens.fill(now);
@@ -277,6 +277,6 @@ proptest! {
             now = now.saturating_add(Duration::from_nanos(pause));
             limiter.consume(bytes, now);
         }
-        prop_assert!(limiter.save().unwrap().bandwidth.is_none_or(|tokens| tokens.fault().is_none()));
+        prop_assert!(limiter.save().unwrap().bandwidth.is_none_or(|tokens| tokens.invalid_reason().is_none()));
     }
 }

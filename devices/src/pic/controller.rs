@@ -69,7 +69,7 @@ impl Controller {
     }
 
     /// Which value cannot be one of `chip`, if any.
-    pub(super) fn fault(&self, chip: Chip) -> Option<String> {
+    pub(super) fn invalid_reason(&self, chip: Chip) -> Option<String> {
         if self.chip != chip {
             return Some(format!("{:?} where {chip:?} is needed", self.chip));
         }

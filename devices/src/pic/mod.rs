@@ -163,8 +163,8 @@ impl Persist for Pic {
     }
 
     fn restore(&mut self, state: PicState) -> Result<(), Error> {
-        let fault = state.master.fault(Chip::Master);
-        if let Some(reason) = fault.or_else(|| state.slave.fault(Chip::Slave)) {
+        let fault = state.master.invalid_reason(Chip::Master);
+        if let Some(reason) = fault.or_else(|| state.slave.invalid_reason(Chip::Slave)) {
             return Err(Error::Invalid {
                 component: PicState::NAME,
                 reason,

@@ -53,7 +53,7 @@ impl Counter {
     }
 
     /// Which value a guest could not have brought about, if any. `runs` tells whether the saved counter counted.
-    pub(super) fn fault(&self, runs: bool) -> Option<String> {
+    pub(super) fn invalid_reason(&self, runs: bool) -> Option<String> {
         if self.since.is_some() {
             return Some("a time of another host's clock".to_owned());
         }

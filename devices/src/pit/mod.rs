@@ -8,7 +8,7 @@
 //!   instead of after the current one.
 //! - Counter 0 gives one pulse to its interrupt for each rising edge of its output. Edges that nobody looked at are one
 //!   pulse together, as on hardware, where the interrupt controller latches one.
-//! - Edges are looked at no more often than every [`SHORTEST_PERIOD`], so that a guest cannot keep the host busy.
+//! - Edges are looked at no more often than every [`MIN_PERIOD`], so that a guest cannot keep the host busy.
 //! - Bits 2 and 3 of port 0x61 (parity and channel check) read as zero.
 
 mod counter;
@@ -37,7 +37,7 @@ pub const CONTROL_PORT: u64 = 0x61;
 /// Offset of the system control port among the registers of [`Pit`].
 pub const CONTROL_OFFSET: u64 = CONTROL_PORT - PORT;
 /// How often the host wakes up at most for counter 0.
-pub const SHORTEST_PERIOD: Duration = Duration::from_micros(100);
+pub const MIN_PERIOD: Duration = Duration::from_micros(100);
 
 const CONTROL_WORD: u64 = 3;
 
@@ -123,8 +123,8 @@ impl Pit {
         // Since the last look, so that programming the counter anew does not bring the next one nearer.
         let since = self
             .looked
-            .map_or(SHORTEST_PERIOD, |looked| now.saturating_sub(looked));
-        let shortest = SHORTEST_PERIOD.saturating_sub(since).max(Duration::from_nanos(1));
+            .map_or(MIN_PERIOD, |looked| now.saturating_sub(looked));
+        let shortest = MIN_PERIOD.saturating_sub(since).max(Duration::from_nanos(1));
         if counter.edges(ticks) > self.seen {
             return Some(shortest);
         }
@@ -270,7 +270,7 @@ impl Persist for Pit {
         let now = self.now();
         let mut counters = state.counters.clone();
         for StoppedCounter { counter, runs } in &mut counters {
-            if let Some(reason) = counter.fault(*runs) {
+            if let Some(reason) = counter.invalid_reason(*runs) {
                 return invalid(reason);
             }
             if *runs {

@@ -3,8 +3,8 @@
 //! | module | holds |
 //! |---|---|
 //! | [`uart`] | [`Serial`]: the registers of a 16550, and the bytes on their way to the guest |
-//! | [`output`] | [`Output`]: the bounded buffer between the port and whoever reads it |
-//! | [`sink`] | [`Sink`]: writes to any file descriptor that never block |
+//! | [`output`] | [`SerialOutput`]: the bounded buffer between the port and whoever reads it |
+//! | [`sink`] | [`NonblockingWriter`]: writes to any file descriptor that never block |
 //! | [`state`] | [`SerialState`]: what is kept of the port in a snapshot |
 
 pub mod output;
@@ -15,7 +15,7 @@ pub mod uart;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use output::Output;
-pub use sink::Sink;
+pub use output::SerialOutput;
+pub use sink::NonblockingWriter;
 pub use state::SerialState;
 pub use uart::Serial;

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::sink::Sink;
+use super::sink::NonblockingWriter;
 
 /// How many bytes wait at most.
 pub const CAPACITY: usize = 64 * 1024;
 
-/// What one [`Output::flush`] writes at most, so that a vCPU that wants to print never waits long for the lock.
+/// What one [`SerialOutput::flush`] writes at most, so that a vCPU that wants to print never waits long for the lock.
 const FLUSH: usize = 4096;
 
 /// What went wrong with the output. The guest never sees any of it.
@@ -60,8 +60,8 @@ pub enum Error {
 ///   and calls it again when there is some;
 /// - says what [`report`](Self::report) returns after each of these calls and after [`finish`](Self::finish).
 #[derive(Debug)]
-pub struct Output {
-    sink: Sink,
+pub struct SerialOutput {
+    sink: NonblockingWriter,
     waiting: VecDeque<u8>,
     notify: EventFd,
     dropped: u64,
@@ -71,14 +71,14 @@ pub struct Output {
     first: Option<Instant>,
 }
 
-impl Output {
+impl SerialOutput {
     /// Output to `file`, of any kind.
     ///
     /// # Errors
     /// [`Error::Inspect`] or [`Error::Notify`].
     pub fn new(file: OwnedFd) -> Result<Self, Error> {
         Ok(Self {
-            sink: Sink::new(file).map_err(|source| Error::Inspect { source })?,
+            sink: NonblockingWriter::new(file).map_err(|source| Error::Inspect { source })?,
             waiting: VecDeque::new(),
             notify: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| Error::Notify { source })?,
             dropped: 0,
@@ -227,7 +227,7 @@ impl Output {
     }
 }
 
-impl AsFd for Output {
+impl AsFd for SerialOutput {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.sink.as_fd()
     }

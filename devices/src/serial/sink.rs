@@ -13,7 +13,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::time::Duration;
 
 /// What a pipe takes as a whole once it reports room: PIPE_BUF, pipe(7). The most that one write carries.
-const PIECE: usize = 4096;
+const CHUNK_SIZE: usize = 4096;
 
 /// Device number of /dev/null, the same on every Linux system.
 const NULL_DEVICE: (u32, u32) = (1, 3);
@@ -36,12 +36,12 @@ enum Method {
 
 /// A file that is written to without ever blocking.
 #[derive(Debug)]
-pub struct Sink {
+pub struct NonblockingWriter {
     file: File,
     method: Method,
 }
 
-impl Sink {
+impl NonblockingWriter {
     /// Takes `file`, of any kind.
     ///
     /// # Errors
@@ -73,7 +73,7 @@ impl Sink {
     /// [`io::ErrorKind::WouldBlock`] when there is no room now; [`wait`](Self::wait) tells when there is. Any other
     /// error means that later writes will not do better.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let piece = &bytes[..bytes.len().min(PIECE)];
+        let piece = &bytes[..bytes.len().min(CHUNK_SIZE)];
         loop {
             let written = match self.method {
                 Method::Discard => return Ok(bytes.len()),
@@ -86,7 +86,7 @@ impl Sink {
                 Ok(0) if !piece.is_empty() => return Err(io::ErrorKind::WriteZero.into()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if self.method == Method::NoWait && lacks_nowait(&error) => {
-                    self.method = Method::Poll(PIECE);
+                    self.method = Method::Poll(CHUNK_SIZE);
                 }
                 written => return written,
             }
@@ -158,7 +158,7 @@ impl Sink {
     }
 }
 
-impl AsFd for Sink {
+impl AsFd for NonblockingWriter {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }

@@ -15,7 +15,7 @@ use vm_superio::Trigger;
 use vm_superio::serial::NoEvents;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::output::Output;
+use super::output::SerialOutput;
 use super::state::{FIFO, SerialState};
 use crate::bus::ByteRegisters;
 use crate::interrupt::Interrupt;
@@ -57,9 +57,9 @@ pub enum Error {
 }
 
 /// The port's interrupt line.
-struct Wire(Arc<dyn Interrupt>);
+struct IrqTrigger(Arc<dyn Interrupt>);
 
-impl Trigger for Wire {
+impl Trigger for IrqTrigger {
     type E = Infallible;
 
     fn trigger(&self) -> Result<(), Infallible> {
@@ -69,7 +69,7 @@ impl Trigger for Wire {
 }
 
 /// Holds the byte that the model sends until the end of the access. The model owns its writer, and is replaced at a
-/// restore, which is nothing that [`Output`] should notice.
+/// restore, which is nothing that [`SerialOutput`] should notice.
 #[derive(Default)]
 struct Latch(Option<u8>);
 
@@ -86,12 +86,12 @@ impl io::Write for Latch {
 
 /// A serial port: eight registers of a 16550.
 ///
-/// Bytes that the guest sends go to an [`Output`] within the access. Bytes for the guest come in by
+/// Bytes that the guest sends go to an [`SerialOutput`] within the access. Bytes for the guest come in by
 /// [`enqueue`](Self::enqueue).
 pub struct Serial {
-    model: vm_superio::Serial<Wire, NoEvents, Latch>,
+    model: vm_superio::Serial<IrqTrigger, NoEvents, Latch>,
     interrupt: Arc<dyn Interrupt>,
-    output: Output,
+    output: SerialOutput,
     /// The cause "transmitter empty", while the guest was told of a more urgent one.
     transmitter_empty: bool,
     /// [`enqueue`](Serial::enqueue) had no room for all that it was given.
@@ -104,9 +104,9 @@ impl Serial {
     ///
     /// # Errors
     /// [`Error::InputReady`].
-    pub fn new(interrupt: Arc<dyn Interrupt>, output: Output) -> Result<Self, Error> {
+    pub fn new(interrupt: Arc<dyn Interrupt>, output: SerialOutput) -> Result<Self, Error> {
         Ok(Self {
-            model: vm_superio::Serial::new(Wire(interrupt.clone()), Latch::default()),
+            model: vm_superio::Serial::new(IrqTrigger(interrupt.clone()), Latch::default()),
             interrupt,
             output,
             transmitter_empty: false,
@@ -132,12 +132,12 @@ impl Serial {
     }
 
     /// Where the bytes of the guest go.
-    pub fn output(&self) -> &Output {
+    pub fn output(&self) -> &SerialOutput {
         &self.output
     }
 
     /// Where the bytes of the guest go, for the event loop to flush.
-    pub fn output_mut(&mut self) -> &mut Output {
+    pub fn output_mut(&mut self) -> &mut SerialOutput {
         &mut self.output
     }
 
@@ -211,7 +211,7 @@ impl Persist for Serial {
     /// still waits for its reader stays.
     fn restore(&mut self, state: SerialState) -> Result<(), PersistError> {
         state.check()?;
-        let wire = Wire(self.interrupt.clone());
+        let wire = IrqTrigger(self.interrupt.clone());
         self.model = vm_superio::Serial::from_state(&state.into(), wire, NoEvents, Latch::default())
             .map_err(|error| PersistError::Invalid {
                 component: "serial",

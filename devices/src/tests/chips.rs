@@ -11,7 +11,7 @@ use crate::bus::BusDevice;
 use crate::clock::Clock;
 use crate::cmos::MemorySize;
 use crate::power_ports::{EXIT_LENGTH, POWER_OFF_LENGTH};
-use crate::serial::Output;
+use crate::serial::SerialOutput;
 use crate::testing::{EdgeCounter, ManualClock};
 use crate::{Cmos, ExitPort, I8042, Pit, Power, PowerOffPort, Serial, SleepPort};
 
@@ -329,7 +329,7 @@ impl Bench for SerialBench {
     fn new() -> Self {
         let edges = Arc::new(EdgeCounter::default());
         let (reader, writer) = crate::serial::testing::small_pipe();
-        let device = Serial::new(edges.clone(), Output::new(writer).unwrap()).unwrap();
+        let device = Serial::new(edges.clone(), SerialOutput::new(writer).unwrap()).unwrap();
         Self {
             device,
             edges,

@@ -214,11 +214,11 @@ impl Bench for IrqchipBench {
         ("initialised", |bench| poke(bench, &INITIALISED)),
         ("pending at the 8259A", |bench| {
             poke(bench, &INITIALISED);
-            bench.0.wire(4).unwrap().trigger();
+            bench.0.line(4).unwrap().trigger();
         }),
         ("in service at the IOAPIC", |bench| {
             program(bench, 6, 0x10 + 2 * 11, 0x8055);
-            bench.0.wire(11).unwrap().set_level(true);
+            bench.0.line(11).unwrap().set_level(true);
         }),
     ];
 
@@ -240,7 +240,7 @@ impl Bench for IrqchipBench {
 
     fn happens(&mut self, what: u16) -> u64 {
         let [line, action] = what.to_le_bytes();
-        match (action & 3, self.0.wire(u32::from(line % 32))) {
+        match (action & 3, self.0.line(u32::from(line % 32))) {
             (0, _) => self.0.acknowledge().map_or(0x100, u64::from),
             (1, Some(wire)) => {
                 wire.set_level(true);

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use devices::serial::Output;
+use devices::serial::SerialOutput;
 
 use super::Error;
 use crate::vm::Console;
@@ -42,7 +42,7 @@ impl SerialFile {
         let output = self
             .file
             .try_clone()
-            .and_then(|file| Output::new(file.into()).map_err(io::Error::other));
+            .and_then(|file| SerialOutput::new(file.into()).map_err(io::Error::other));
         let output = output.map_err(|source| Error::Serial {
             path: self.path.clone(),
             source,

@@ -16,7 +16,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use devices::serial::{Output, Serial, uart};
+use devices::serial::{Serial, SerialOutput, uart};
 use devices::{Bus, Power, lock};
 use kvm_ioctls::VmFd;
 use snapshot::GuestMemory;
@@ -121,7 +121,7 @@ impl Machine {
     pub fn build(
         spec: VmSpec,
         devices: Devices,
-        output: Output,
+        output: SerialOutput,
         timeline: Arc<Timeline>,
     ) -> Result<Self, Error> {
         Self::assemble(spec, None, devices, output, timeline)
@@ -136,7 +136,7 @@ impl Machine {
         spec: VmSpec,
         memory: GuestMemory,
         devices: Devices,
-        output: Output,
+        output: SerialOutput,
         timeline: Arc<Timeline>,
     ) -> Result<Self, Error> {
         Self::assemble(spec, Some(memory), devices, output, timeline)
@@ -146,7 +146,7 @@ impl Machine {
         spec: VmSpec,
         memory: Option<GuestMemory>,
         devices: Devices,
-        output: Output,
+        output: SerialOutput,
         timeline: Arc<Timeline>,
     ) -> Result<Self, Error> {
         let measure = Measure(&timeline);

@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use devices::lock;
-use devices::serial::{Output, output};
+use devices::serial::{SerialOutput, output};
 
 use crate::machine::{self, Machine};
 use crate::memory::dump::Origin;
@@ -41,7 +41,7 @@ const PIECES_BEFORE: u32 = 8;
 /// Where the guest's serial port is connected to the process around the VM.
 pub struct Console {
     /// What the guest prints goes here.
-    pub output: Output,
+    pub output: SerialOutput,
     /// What the guest's serial port receives; nothing when there is none.
     pub input: Option<OwnedFd>,
     /// Sees the input before the guest does.

@@ -4,7 +4,7 @@ use std::time::Duration;
 use super::Bench;
 use crate::bus::{BusBuilder, ByteRegisters};
 use crate::pit::{CONTROL_OFFSET, CONTROL_PORT, PORT, time_of};
-use crate::window::Window;
+use crate::window::OffsetDevice;
 
 #[test]
 fn mode_2_gives_a_pulse_each_period_and_one_for_all_that_were_missed() {
@@ -200,7 +200,7 @@ fn registers_are_at_their_ports() {
     let pit = Arc::new(Mutex::new(bench.pit));
     let mut builder = BusBuilder::new();
     builder.claim("pit", PORT, 4, pit.clone()).unwrap();
-    let window = Arc::new(Mutex::new(Window::new(pit, CONTROL_OFFSET)));
+    let window = Arc::new(Mutex::new(OffsetDevice::new(pit, CONTROL_OFFSET)));
     builder.claim("pit", CONTROL_PORT, 1, window).unwrap();
     let bus = builder.build();
     bus.write(0x61, &[0xff]);

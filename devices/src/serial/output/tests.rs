@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::{ProptestConfig, any, proptest};
 
 use super::super::testing::{named_pipe, pattern, read, small_pipe, terminal};
-use super::{CAPACITY, Error, FLUSH, Output};
+use super::{CAPACITY, Error, FLUSH, SerialOutput};
 
 /// Long enough never to be reached by a test that passes.
 const LONG: Duration = Duration::from_secs(600);
@@ -19,7 +19,7 @@ fn take(reader: &mut File) -> Vec<u8> {
     bytes
 }
 
-fn print(output: &mut Output, bytes: &[u8]) {
+fn print(output: &mut SerialOutput, bytes: &[u8]) {
     for byte in bytes {
         output.write(std::slice::from_ref(byte));
     }
@@ -28,7 +28,7 @@ fn print(output: &mut Output, bytes: &[u8]) {
 #[test]
 fn a_byte_goes_out_at_once() {
     let (mut reader, writer) = small_pipe();
-    let mut output = Output::new(writer).unwrap();
+    let mut output = SerialOutput::new(writer).unwrap();
     output.write(b"a");
     assert_eq!(read(&mut reader, 1), b"a");
     assert!(output.notify().read().is_err(), "there is nothing to flush");
@@ -39,7 +39,7 @@ fn a_byte_goes_out_at_once() {
 #[test]
 fn nothing_is_lost_while_the_reader_reads() {
     let (mut reader, writer) = small_pipe();
-    let mut output = Output::new(writer).unwrap();
+    let mut output = SerialOutput::new(writer).unwrap();
     let sent = pattern(1 << 20);
     let mut received = Vec::new();
     for piece in sent.chunks(20_000) {
@@ -56,7 +56,7 @@ fn nothing_is_lost_while_the_reader_reads() {
 #[test]
 fn a_stalled_reader_costs_the_oldest_bytes_that_wait() {
     let (mut reader, writer) = small_pipe();
-    let mut output = Output::new(writer).unwrap();
+    let mut output = SerialOutput::new(writer).unwrap();
     let sent = pattern(4096 + 1000 + CAPACITY);
     print(&mut output, &sent[..4096]);
     assert!(output.notify().read().is_err());
@@ -86,7 +86,7 @@ fn a_stalled_reader_costs_the_oldest_bytes_that_wait() {
 #[test]
 fn a_second_stall_is_a_second_report() {
     let (mut reader, writer) = small_pipe();
-    let mut output = Output::new(writer).unwrap();
+    let mut output = SerialOutput::new(writer).unwrap();
     for stall in 1..=2 {
         print(&mut output, &pattern(4096 + CAPACITY + stall));
         assert_eq!(output.notify().read().unwrap(), 1);
@@ -103,7 +103,7 @@ fn a_second_stall_is_a_second_report() {
 #[test]
 fn one_flush_is_bounded() {
     let (reader, writer) = UnixStream::pair().unwrap();
-    let mut output = Output::new(writer.into()).unwrap();
+    let mut output = SerialOutput::new(writer.into()).unwrap();
     let mut sent = 0;
     while output.waiting.len() < CAPACITY {
         output.write(&[0; 4096]);
@@ -117,7 +117,7 @@ fn one_flush_is_bounded() {
 #[test]
 fn a_reader_that_goes_away_is_said_once() {
     for (reader, writer) in [small_pipe(), named_pipe(), terminal()] {
-        let mut output = Output::new(writer).unwrap();
+        let mut output = SerialOutput::new(writer).unwrap();
         output.write(b"a");
         drop(reader);
         print(&mut output, b"bcd");
@@ -136,7 +136,7 @@ fn a_reader_that_goes_away_is_said_once() {
 #[test]
 fn a_reader_that_goes_away_while_bytes_wait_takes_them_along() {
     let (reader, writer) = small_pipe();
-    let mut output = Output::new(writer).unwrap();
+    let mut output = SerialOutput::new(writer).unwrap();
     print(&mut output, &pattern(4096 + 10));
     drop(reader);
     output.finish(LONG);
@@ -147,7 +147,7 @@ fn a_reader_that_goes_away_while_bytes_wait_takes_them_along() {
 #[test]
 fn a_full_disk_is_said_once() {
     let full = File::options().write(true).open("/dev/full").unwrap();
-    let mut output = Output::new(full.into()).unwrap();
+    let mut output = SerialOutput::new(full.into()).unwrap();
     print(&mut output, b"abc");
     assert_eq!(output.dropped(), 3);
     let report = output.report().unwrap();
@@ -161,7 +161,7 @@ fn a_full_disk_is_said_once() {
 #[test]
 fn the_last_bytes_reach_a_reader_that_reads() {
     for (mut reader, writer) in [small_pipe(), named_pipe()] {
-        let mut output = Output::new(writer).unwrap();
+        let mut output = SerialOutput::new(writer).unwrap();
         let sent = pattern(CAPACITY);
         print(&mut output, &sent);
         let reading = std::thread::spawn(move || {
@@ -179,7 +179,7 @@ fn the_last_bytes_reach_a_reader_that_reads() {
 #[test]
 fn the_end_may_take_longer_than_a_slow_reader_is_waited_for() {
     let (mut reader, writer) = small_pipe();
-    let mut output = Output::new(writer).unwrap();
+    let mut output = SerialOutput::new(writer).unwrap();
     print(&mut output, &pattern(CAPACITY));
     let reading = std::thread::spawn(move || read(&mut reader, CAPACITY));
     // A third of our patience goes by from each look at the clock to the next.
@@ -195,7 +195,7 @@ fn the_end_may_take_longer_than_a_slow_reader_is_waited_for() {
 #[test]
 fn the_last_bytes_reach_a_terminal() {
     let (mut master, slave) = terminal();
-    let mut output = Output::new(slave).unwrap();
+    let mut output = SerialOutput::new(slave).unwrap();
     let sent = vec![b'x'; CAPACITY];
     print(&mut output, &sent);
     assert!(!output.waiting.is_empty(), "or this tests nothing");
@@ -209,7 +209,7 @@ fn the_last_bytes_reach_a_terminal() {
 fn the_end_does_not_wait_for_a_stalled_reader() {
     let (_reader, writer) = small_pipe();
     for patience in [Duration::ZERO, Duration::from_millis(5)] {
-        let mut output = Output::new(writer.try_clone().unwrap()).unwrap();
+        let mut output = SerialOutput::new(writer.try_clone().unwrap()).unwrap();
         output.write(&[0; 4096 + 7]);
         let waiting = output.waiting.len() as u64;
         assert!(waiting >= 7);
@@ -228,7 +228,7 @@ proptest! {
         steps in proptest::collection::vec((0_u32..10_000, any::<bool>()), 1..30),
     ) {
         let (mut reader, writer) = small_pipe();
-        let mut output = Output::new(writer).unwrap();
+        let mut output = SerialOutput::new(writer).unwrap();
         let (mut sent, mut received) = (0_u32, Vec::new());
         for (count, reads) in steps {
             for number in sent..sent + count {

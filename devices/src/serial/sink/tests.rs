@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::super::testing::{named_pipe, pattern, read, small_pipe, terminal};
-use super::{Method, Sink};
+use super::{Method, NonblockingWriter};
 
 fn status_flags(file: BorrowedFd<'_>) -> i32 {
     // SAFETY: the call takes no pointer.
@@ -13,7 +13,7 @@ fn status_flags(file: BorrowedFd<'_>) -> i32 {
 }
 
 /// Writes in pieces of `piece` until nothing more goes in, and returns how much has.
-fn fill(sink: &mut Sink, piece: usize, most: usize) -> usize {
+fn fill(sink: &mut NonblockingWriter, piece: usize, most: usize) -> usize {
     let bytes = pattern(piece);
     let mut total = 0;
     loop {
@@ -31,7 +31,7 @@ fn fill(sink: &mut Sink, piece: usize, most: usize) -> usize {
 /// Everything that has to hold for a file with a reader that stalls, then reads.
 fn check_stall(reader: &mut impl Read, writer: OwnedFd, piece: usize) {
     let before = status_flags(writer.as_fd());
-    let mut sink = Sink::new(writer).unwrap();
+    let mut sink = NonblockingWriter::new(writer).unwrap();
     let total = fill(&mut sink, piece, 1 << 20);
     assert!(total > 0);
     assert!(!sink.wait(Duration::ZERO).unwrap(), "full, and yet ready");
@@ -62,7 +62,7 @@ fn a_full_named_pipe_does_not_block() {
 #[test]
 fn without_nowait_a_full_pipe_does_not_block() {
     let (mut reader, writer) = small_pipe();
-    let mut sink = Sink::new(writer).unwrap();
+    let mut sink = NonblockingWriter::new(writer).unwrap();
     sink.method = Method::Poll(4096);
     // The kernel reports room by whole pages: the rest of the only page, used or not, counts for nothing.
     assert_eq!(fill(&mut sink, 1, 4096), 1);
@@ -82,7 +82,7 @@ fn a_full_socket_does_not_block() {
 fn a_full_terminal_does_not_block() {
     for bytes in [b"x", b"\n"] {
         let (_master, slave) = terminal();
-        let mut sink = Sink::new(slave).unwrap();
+        let mut sink = NonblockingWriter::new(slave).unwrap();
         assert_eq!(sink.method, Method::Poll(1));
         let mut total = 0;
         while sink.write(bytes).is_ok() {
@@ -97,7 +97,7 @@ fn a_full_terminal_does_not_block() {
 #[test]
 fn a_terminal_gets_one_character_a_write() {
     let (mut master, slave) = terminal();
-    let mut sink = Sink::new(slave).unwrap();
+    let mut sink = NonblockingWriter::new(slave).unwrap();
     assert_eq!(sink.write(b"\nx").unwrap(), 1);
     assert_eq!(sink.write(b"x").unwrap(), 1);
     assert_eq!(read(&mut master, 3), b"\r\nx");
@@ -109,7 +109,7 @@ fn a_regular_file_takes_everything() {
     let file = unsafe { libc::memfd_create(c"sink".as_ptr(), libc::MFD_CLOEXEC) };
     // SAFETY: memfd_create has just made this descriptor for us.
     let file: File = unsafe { std::os::fd::FromRawFd::from_raw_fd(file) };
-    let mut sink = Sink::new(file.try_clone().unwrap().into()).unwrap();
+    let mut sink = NonblockingWriter::new(file.try_clone().unwrap().into()).unwrap();
     assert_eq!(sink.method, Method::Plain);
     assert_eq!(sink.write(&pattern(5000)).unwrap(), 4096);
     assert_eq!(sink.write(b"end").unwrap(), 3);
@@ -121,10 +121,10 @@ fn a_regular_file_takes_everything() {
 #[test]
 fn devices() {
     let open = |name| File::options().write(true).open(name).unwrap();
-    let mut null = Sink::new(open("/dev/null").into()).unwrap();
+    let mut null = NonblockingWriter::new(open("/dev/null").into()).unwrap();
     assert_eq!(null.method, Method::Discard);
     assert_eq!(null.write(&pattern(5000)).unwrap(), 5000);
-    let mut full = Sink::new(open("/dev/full").into()).unwrap();
+    let mut full = NonblockingWriter::new(open("/dev/full").into()).unwrap();
     let error = full.write(b"x").unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
 }
@@ -134,19 +134,19 @@ fn a_reader_that_has_gone_is_an_error() {
     // The test harness ignores SIGPIPE, as main does.
     let (reader, writer) = small_pipe();
     drop(reader);
-    let mut pipe = Sink::new(writer).unwrap();
+    let mut pipe = NonblockingWriter::new(writer).unwrap();
     assert!(pipe.wait(Duration::from_secs(60)).unwrap());
     assert_eq!(pipe.write(b"x").unwrap_err().raw_os_error(), Some(libc::EPIPE));
 
     let (reader, writer) = UnixStream::pair().unwrap();
     drop(reader);
-    let mut socket = Sink::new(writer.into()).unwrap();
+    let mut socket = NonblockingWriter::new(writer.into()).unwrap();
     assert!(socket.wait(Duration::from_secs(60)).unwrap());
     assert_eq!(socket.write(b"x").unwrap_err().raw_os_error(), Some(libc::EPIPE));
 
     let (master, slave) = terminal();
     drop(master);
-    let mut terminal = Sink::new(slave).unwrap();
+    let mut terminal = NonblockingWriter::new(slave).unwrap();
     assert!(terminal.wait(Duration::from_secs(60)).unwrap());
     assert_eq!(terminal.write(b"x").unwrap_err().raw_os_error(), Some(libc::EIO));
 }
@@ -154,6 +154,6 @@ fn a_reader_that_has_gone_is_an_error() {
 #[test]
 fn a_file_that_cannot_be_written_is_an_error() {
     let (reader, _writer) = small_pipe();
-    let mut sink = Sink::new(OwnedFd::from(reader)).unwrap();
+    let mut sink = NonblockingWriter::new(OwnedFd::from(reader)).unwrap();
     assert_eq!(sink.write(b"x").unwrap_err().raw_os_error(), Some(libc::EBADF));
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use snapshot::persist::{Error as PersistError, Persist};
 
 use super::super::testing::{pattern, read, rest, small_pipe};
-use super::{Output, Serial, SerialState};
+use super::{Serial, SerialOutput, SerialState};
 use crate::bus::BusDevice;
 use crate::interrupt::Interrupt;
 
@@ -36,7 +36,7 @@ impl Interrupt for Edges {
 fn serial() -> (Serial, Arc<Edges>, File) {
     let edges = Arc::new(Edges::default());
     let (reader, writer) = small_pipe();
-    let output = Output::new(writer).unwrap();
+    let output = SerialOutput::new(writer).unwrap();
     (Serial::new(edges.clone(), output).unwrap(), edges, reader)
 }
 

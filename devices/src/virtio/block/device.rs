@@ -241,7 +241,7 @@ impl VirtioDevice for Block {
     fn reset(&mut self) {
         self.backend.settle();
         self.active = None;
-        self.backend.limiter.resume();
+        self.backend.limiter.clear_timer();
         self.backend.quiet();
     }
 
@@ -269,7 +269,7 @@ impl VirtioDevice for Block {
 
     fn ready(&mut self, token: u32) {
         match token {
-            TIMER => self.backend.limiter.resume(),
+            TIMER => self.backend.limiter.clear_timer(),
             WAKE => {
                 self.backend.quiet();
                 if self.told != self.backend.disk.size() {

@@ -380,11 +380,11 @@ impl VirtioDevice for Net {
             }
             WRITABLE => self.flush(),
             RECEIVE_TIMER => {
-                self.setup.receive_limiter.resume();
+                self.setup.receive_limiter.clear_timer();
                 self.serve_receive();
             }
             TRANSMIT_TIMER => {
-                self.setup.transmit_limiter.resume();
+                self.setup.transmit_limiter.clear_timer();
                 self.serve_transmit();
             }
             AGAIN => {

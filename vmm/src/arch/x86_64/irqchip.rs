@@ -78,7 +78,7 @@ impl Irqchip {
     pub fn wire(&self, gsi: u32) -> Arc<dyn Interrupt> {
         match self {
             Self::Split(split) => split
-                .wire(gsi)
+                .line(gsi)
                 .unwrap_or_else(|| unreachable!("line {gsi} has no wire")),
             Self::Kernel(vm) => Arc::new(KernelLine { vm: vm.clone(), gsi }),
         }

@@ -268,7 +268,7 @@ fn at(first: u64, length: u64) -> Range<u64> {
 }
 
 fn window(device: SharedDevice, offset: u64) -> SharedDevice {
-    shared(devices::Window::new(device, offset))
+    shared(devices::OffsetDevice::new(device, offset))
 }
 
 fn cmos_memory(spec: &VmSpec) -> cmos::MemorySize {
