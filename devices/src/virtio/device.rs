@@ -6,7 +6,7 @@ use std::sync::Arc;
 use snapshot::{Component, GuestMemory};
 use virtio_queue::{Queue, QueueState};
 
-use super::signal::Signal;
+use super::signal::VirtioInterrupt;
 
 /// What a device gets when its driver sets DRIVER_OK: all of it moves in, so that nothing is there before.
 pub struct Activation {
@@ -17,15 +17,15 @@ pub struct Activation {
     /// The guest's memory.
     pub memory: GuestMemory,
     /// How the driver is told.
-    pub signal: Arc<Signal>,
+    pub signal: Arc<VirtioInterrupt>,
 }
 
 /// Something that the event loop watches for a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Source {
+pub struct WatchedFd {
     /// The descriptor; it stays the same as long as the device lives.
     pub descriptor: RawFd,
-    /// What [`VirtioDevice::ready`] is told.
+    /// What [`VirtioDevice::process_event`] is told.
     pub token: u32,
     /// Whether readiness is told once when it begins, as for a tap that nobody can read from while the driver has no
     /// buffers, and not as long as it lasts.
@@ -37,7 +37,7 @@ pub struct Source {
 /// The transport has negotiated and checked everything before `activate`; between `activate` and `reset` the device owns
 /// its queues. All methods are called with the lock of the transport held, on a vCPU's thread or on that of the event
 /// loop. None of them waits for the guest or for a peer on the network; a drive waits for its disk, when it serves requests
-/// one after the other and when it is reset with requests in flight. A malformed chain makes the device stop its queues and call [`Signal::needs_reset`]; it
+/// one after the other and when it is reset with requests in flight. A malformed chain makes the device stop its queues and call [`VirtioInterrupt::needs_reset`]; it
 /// never is an error for the VMM.
 ///
 /// A device is a [`Component`]: it keeps what its driver has brought about by its requests, and what its back end needs
@@ -70,8 +70,8 @@ pub trait VirtioDevice: Component + Send {
     fn queue_states(&self) -> Vec<QueueState>;
 
     /// What the event loop is to watch from the beginning to the end of the device.
-    fn sources(&self) -> Vec<Source>;
+    fn watched_fds(&self) -> Vec<WatchedFd>;
 
     /// The source of `token` is ready. Also called when the device is not activated.
-    fn ready(&mut self, token: u32);
+    fn process_event(&mut self, token: u32);
 }

@@ -7,7 +7,7 @@
 //! | [`device`] | [`VirtioDevice`]: what a device is to its transport; [`Activation`], what it gets from it |
 //! | [`mmio`] | [`Transport`](mmio::Transport): the registers, and who may do what when |
 //! | [`net`] | the network device |
-//! | [`signal`] | [`Signal`]: how a device tells its driver that something has happened |
+//! | [`signal`] | [`VirtioInterrupt`]: how a device tells its driver that something has happened |
 //! | [`split`] | [`Split`](split::Split): a queue at work |
 //! | `testing` | with the feature `testing`: a driver without a guest |
 
@@ -23,5 +23,5 @@ pub mod split;
 pub mod testing;
 
 pub use block::Block;
-pub use device::{Activation, Source, VirtioDevice};
-pub use signal::Signal;
+pub use device::{Activation, VirtioDevice, WatchedFd};
+pub use signal::VirtioInterrupt;

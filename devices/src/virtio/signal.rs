@@ -11,13 +11,13 @@ pub const USED_BUFFER: u32 = 1;
 pub const CONFIGURATION: u32 = 2;
 
 /// The interrupt of one device with the registers that say what it is for.
-pub struct Signal {
+pub struct VirtioInterrupt {
     status: AtomicU32,
     broken: AtomicBool,
     line: Arc<dyn Interrupt>,
 }
 
-impl Signal {
+impl VirtioInterrupt {
     /// Nothing has happened yet. The interrupt goes to `line`.
     pub fn new(line: Arc<dyn Interrupt>) -> Self {
         Self {
@@ -28,24 +28,24 @@ impl Signal {
     }
 
     /// The device has used buffers, and the driver wants to know.
-    pub fn used_buffers(&self) {
+    pub fn notify_used(&self) {
         self.raise(USED_BUFFER);
     }
 
     /// The configuration has changed.
-    pub fn configuration_changed(&self) {
+    pub fn notify_config(&self) {
         self.raise(CONFIGURATION);
     }
 
     /// The device cannot go on before it is reset: status bit DEVICE_NEEDS_RESET, section 2.1.2, and a configuration
     /// interrupt.
-    pub fn needs_reset(&self) {
+    pub fn set_needs_reset(&self) {
         self.broken.store(true, Ordering::SeqCst);
         self.raise(CONFIGURATION);
     }
 
     /// Whether the device needs a reset.
-    pub fn is_broken(&self) -> bool {
+    pub fn is_reset_needed(&self) -> bool {
         self.broken.load(Ordering::SeqCst)
     }
 

@@ -21,7 +21,7 @@ use devices::limiter::Limiter;
 use devices::virtio::block::{Block, device as block};
 use devices::virtio::mmio::Transport;
 use devices::virtio::net::{Backend, Net, Passt, Setup, Stream, Tap, passt, stream, tap};
-use devices::virtio::{Source, VirtioDevice};
+use devices::virtio::{VirtioDevice, WatchedFd};
 use devices::{Interrupt, MonotonicClock, lock};
 use snapshot::GuestMemory;
 
@@ -241,7 +241,7 @@ fn descriptor_tap(descriptor: RawFd) -> Result<Tap, tap::Error> {
 /// One source of one device.
 struct Watched<D: VirtioDevice> {
     transport: Arc<Mutex<Transport<D>>>,
-    source: Source,
+    source: WatchedFd,
 }
 
 impl<D: VirtioDevice> EventSource for Watched<D> {

@@ -18,7 +18,7 @@ use super::queue::Active;
 use super::{space, uring};
 use crate::clock::Clock;
 use crate::limiter::{Bucket, Limiter, LimiterState};
-use crate::virtio::device::{Activation, Source, VirtioDevice};
+use crate::virtio::device::{Activation, VirtioDevice, WatchedFd};
 
 /// Token of the limiter's timerfd.
 const TIMER: u32 = 0;
@@ -50,7 +50,7 @@ pub enum Error {
 
 /// A virtio block device.
 ///
-/// What its limiter or io_uring puts off goes on by its [sources](VirtioDevice::sources).
+/// What its limiter or io_uring puts off goes on by its [sources](VirtioDevice::watched_fds).
 pub struct Block {
     backend: Backend,
     flush: bool,
@@ -175,7 +175,7 @@ impl Block {
     fn announce(&mut self) {
         self.told = self.backend.disk.size();
         if let Some(active) = &self.active {
-            active.signal().configuration_changed();
+            active.signal().notify_config();
         }
     }
 
@@ -255,8 +255,8 @@ impl VirtioDevice for Block {
         self.active.iter().map(Active::queue_state).collect()
     }
 
-    fn sources(&self) -> Vec<Source> {
-        let source = |descriptor, token| Source {
+    fn watched_fds(&self) -> Vec<WatchedFd> {
+        let source = |descriptor, token| WatchedFd {
             descriptor,
             token,
             edge: false,
@@ -267,7 +267,7 @@ impl VirtioDevice for Block {
         ]
     }
 
-    fn ready(&mut self, token: u32) {
+    fn process_event(&mut self, token: u32) {
         match token {
             TIMER => self.backend.limiter.clear_timer(),
             WAKE => {

@@ -15,7 +15,7 @@ use super::space::QUEUE_SIZE;
 use super::uring::Ring;
 use crate::virtio::chain::{self, Chain, Limits};
 use crate::virtio::device::Activation;
-use crate::virtio::signal::Signal;
+use crate::virtio::signal::VirtioInterrupt;
 use crate::virtio::split::{self, Split};
 
 /// How often what the kernel did only in part is given to it again before others have their turn.
@@ -45,7 +45,7 @@ enum Stop {
 pub(super) struct Active {
     queue: Split,
     memory: GuestMemory,
-    signal: Arc<Signal>,
+    signal: Arc<VirtioInterrupt>,
     /// Whether a write that is done is on the medium.
     through: bool,
     stopped: bool,
@@ -55,7 +55,7 @@ impl Active {
     pub(super) fn new(activation: Activation, through: bool) -> Option<Self> {
         Some(Self {
             // A device that needed a reset when it was saved still does.
-            stopped: activation.signal.is_broken(),
+            stopped: activation.signal.is_reset_needed(),
             queue: Split::new(activation.queues.into_iter().next()?),
             memory: activation.memory,
             signal: activation.signal,
@@ -63,7 +63,7 @@ impl Active {
         })
     }
 
-    pub(super) fn signal(&self) -> &Signal {
+    pub(super) fn signal(&self) -> &VirtioInterrupt {
         &self.signal
     }
 
@@ -117,7 +117,7 @@ impl Active {
             let cause = cause.map(ToString::to_string).unwrap_or_default();
             log::warn!("block device stopped until its driver resets it: {stop}: {cause}");
         }
-        self.signal.needs_reset();
+        self.signal.set_needs_reset();
     }
 
     /// Takes requests out of the queue until there are none, or until they must wait.
@@ -188,7 +188,7 @@ impl Active {
     /// Interrupts the driver if something was used and it wants to know.
     fn tell(&mut self) -> Result<(), Stop> {
         if self.queue.wants_interrupt(&self.memory).map_err(Stop::Queue)? {
-            self.signal.used_buffers();
+            self.signal.notify_used();
         }
         Ok(())
     }

@@ -105,7 +105,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
             device_id: self.device.device_id(),
             registers: self.registers.clone(),
             interrupt_status: self.signal.status(),
-            needs_reset: self.signal.is_broken(),
+            needs_reset: self.signal.is_reset_needed(),
             configuration: self.configuration.clone(),
             active: self.active,
             rings: rings

@@ -18,8 +18,8 @@ use super::ring::{Area, Half, Ring};
 use super::state::Registers;
 use crate::bus::BusDevice;
 use crate::interrupt::Interrupt;
-use crate::virtio::device::{Activation, Source, VirtioDevice};
-use crate::virtio::signal::Signal;
+use crate::virtio::device::{Activation, VirtioDevice, WatchedFd};
+use crate::virtio::signal::VirtioInterrupt;
 
 /// Bits of the Status register that a driver sets without any condition.
 const UNCONDITIONAL: u32 = r::ACKNOWLEDGE | r::DRIVER | r::FAILED;
@@ -31,7 +31,7 @@ const RING_FEATURES: u64 = 0x1fff << 28;
 pub struct Transport<D: VirtioDevice + ?Sized = dyn VirtioDevice> {
     pub(super) device: Box<D>,
     pub(super) memory: GuestMemory,
-    pub(super) signal: Arc<Signal>,
+    pub(super) signal: Arc<VirtioInterrupt>,
     pub(super) registers: Registers,
     pub(super) rings: Vec<Ring>,
     pub(super) configuration: Configuration,
@@ -56,7 +56,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         Self {
             device,
             memory,
-            signal: Arc::new(Signal::new(line)),
+            signal: Arc::new(VirtioInterrupt::new(line)),
             registers: Registers::default(),
             rings,
             configuration,
@@ -76,13 +76,13 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
     }
 
     /// What the event loop is to watch from the beginning to the end of the device.
-    pub fn sources(&self) -> Vec<Source> {
-        self.device.sources()
+    pub fn sources(&self) -> Vec<WatchedFd> {
+        self.device.watched_fds()
     }
 
     /// The source of `token` is ready.
     pub fn ready(&mut self, token: u32) {
-        self.device.ready(token);
+        self.device.process_event(token);
     }
 
     /// The driver has put something into `queue`: a write to QueueNotify, however it got here.
@@ -105,7 +105,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         let before = self.configuration.clone();
         self.configuration.generation(self.device.as_ref());
         if self.configuration != before {
-            self.signal.configuration_changed();
+            self.signal.notify_config();
         }
         self.notify_all();
     }
@@ -146,7 +146,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
     }
 
     fn is_running(&self) -> bool {
-        self.active && !self.signal.is_broken()
+        self.active && !self.signal.is_reset_needed()
     }
 
     fn has(&self, status: u32) -> bool {
@@ -163,7 +163,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
             r::QUEUE_NUM_MAX => self.ring().map_or(0, |ring| ring.max_size.into()),
             r::QUEUE_READY => self.ring().is_some_and(|ring| ring.ready).into(),
             r::INTERRUPT_STATUS => self.signal.status(),
-            r::STATUS if self.signal.is_broken() => self.registers.status | r::DEVICE_NEEDS_RESET,
+            r::STATUS if self.signal.is_reset_needed() => self.registers.status | r::DEVICE_NEEDS_RESET,
             r::STATUS => self.registers.status,
             r::SHM_LEN_LOW | r::SHM_LEN_HIGH | r::SHM_BASE_LOW | r::SHM_BASE_HIGH => u32::MAX,
             r::CONFIG_GENERATION => self.configuration.generation(self.device.as_ref()),
@@ -245,7 +245,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
                 // Some drivers fill their queues and kick before DRIVER_OK, and not again.
                 self.notify_all();
             }
-            None => self.signal.needs_reset(),
+            None => self.signal.set_needs_reset(),
         }
     }
 

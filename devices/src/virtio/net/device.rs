@@ -23,7 +23,7 @@ use super::{ETHERNET, LONGEST_FRAME};
 use crate::clock::Clock;
 use crate::limiter::Limiter;
 use crate::virtio::split::Split;
-use crate::virtio::{Activation, Signal, Source, VirtioDevice};
+use crate::virtio::{Activation, VirtioDevice, VirtioInterrupt, WatchedFd};
 
 /// Index of the receive queue.
 pub(super) const RECEIVE: usize = 0;
@@ -66,7 +66,7 @@ struct Active {
     longest: usize,
     rings: [Split; 2],
     memory: GuestMemory,
-    signal: Arc<Signal>,
+    signal: Arc<VirtioInterrupt>,
 }
 
 /// The network device.
@@ -171,7 +171,11 @@ impl Net {
 
     /// One turn of `queue`, and at most one interrupt for it.
     fn serve(&mut self, queue: usize) {
-        let Some(active) = self.active.as_mut().filter(|active| !active.signal.is_broken()) else {
+        let Some(active) = self
+            .active
+            .as_mut()
+            .filter(|active| !active.signal.is_reset_needed())
+        else {
             return;
         };
         let Some(ring) = active.rings.get_mut(queue) else {
@@ -197,7 +201,7 @@ impl Net {
         };
         // What was used before something went wrong is the driver's all the same.
         match turn.ring.wants_interrupt(turn.memory) {
-            Ok(true) => active.signal.used_buffers(),
+            Ok(true) => active.signal.notify_used(),
             Ok(false) => {}
             Err(error) => return self.stop(&Error::Queue(error)),
         }
@@ -242,7 +246,7 @@ impl Net {
             .as_ref()
             .filter(|active| active.features & STATUS != 0)
         {
-            active.signal.configuration_changed();
+            active.signal.notify_config();
         }
     }
 
@@ -250,11 +254,11 @@ impl Net {
     fn stop(&mut self, error: &Error) {
         let Some(active) = &self.active else { return };
         if std::mem::replace(&mut self.complained, true) {
-            return active.signal.needs_reset();
+            return active.signal.set_needs_reset();
         }
         let cause = std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"));
         warn!("net: stopped until the guest resets it: {error}{cause}");
-        active.signal.needs_reset();
+        active.signal.set_needs_reset();
     }
 
     fn flush(&mut self) {
@@ -305,7 +309,7 @@ impl VirtioDevice for Net {
         let mut queues = activation.queues.into_iter();
         let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
             warn!("net: activated without both queues");
-            return activation.signal.needs_reset();
+            return activation.signal.set_needs_reset();
         };
         let features = activation.features;
         let longest = match self.setup.mtu {
@@ -325,7 +329,7 @@ impl VirtioDevice for Net {
                 let name = self.setup.backend.describe();
                 warn!("net: {name} does not take the features {features:#x}: {error}");
             }
-            return active.signal.needs_reset();
+            return active.signal.set_needs_reset();
         }
         // What has come while nobody took it makes no source ready again, and a driver need not kick.
         self.receiver.set_readable();
@@ -357,8 +361,8 @@ impl VirtioDevice for Net {
         rings.map(Split::state).collect()
     }
 
-    fn sources(&self) -> Vec<Source> {
-        let source = |descriptor, token, edge| Source {
+    fn watched_fds(&self) -> Vec<WatchedFd> {
+        let source = |descriptor, token, edge| WatchedFd {
             descriptor,
             token,
             edge,
@@ -372,7 +376,7 @@ impl VirtioDevice for Net {
         ]
     }
 
-    fn ready(&mut self, token: u32) {
+    fn process_event(&mut self, token: u32) {
         match token {
             READABLE => {
                 self.receiver.set_readable();

@@ -12,7 +12,7 @@ use crate::bus::BusDevice;
 use crate::interrupt::Interrupt;
 use crate::virtio::device::Activation;
 use crate::virtio::mmio::registers as r;
-use crate::virtio::signal::Signal;
+use crate::virtio::signal::VirtioInterrupt;
 
 /// Where the rings begin: not at 0, where no driver puts them.
 const RINGS: u64 = 0x1000;
@@ -57,7 +57,7 @@ impl FakeDriver {
             features: features | 1 << VIRTIO_F_VERSION_1,
             queues: self.queues.iter().map(side).collect(),
             memory: self.memory.clone(),
-            signal: Arc::new(Signal::new(line)),
+            signal: Arc::new(VirtioInterrupt::new(line)),
         }
     }
 

@@ -179,7 +179,7 @@ fn a_full_disk_is_an_error_of_the_request() {
             (metrics.errors, metrics.writes, metrics.flushes, metrics.discards),
             (3, 0, 0, 0)
         );
-        assert!(!bench.signal.is_broken());
+        assert!(!bench.signal.is_reset_needed());
     }
 }
 
@@ -192,7 +192,7 @@ fn stops(spoil: impl Fn(&mut Bench)) {
         let (_, status) = bench.add(IN, 1, &[Piece::writable(address, 512)]);
         spoil(&mut bench);
         bench.block.notify(0);
-        assert!(bench.signal.is_broken());
+        assert!(bench.signal.is_reset_needed());
         assert_eq!(bench.block.metrics().malformed, 1);
         // What came before it is done.
         assert_eq!(
@@ -207,7 +207,7 @@ fn stops(spoil: impl Fn(&mut Bench)) {
         bench.reset();
         bench.activate(bench.block.features());
         assert_eq!(bench.read(2, 512), (OK, pattern(1024, 512)));
-        assert!(!bench.signal.is_broken());
+        assert!(!bench.signal.is_reset_needed());
     }
 }
 
@@ -276,7 +276,7 @@ fn an_available_index_that_jumps_stops_the_queue() {
             let mut bench = Bench::on(&scratch, engine);
             bench.driver.queues[0].set_available_index(index);
             bench.block.notify(0);
-            assert!(bench.signal.is_broken());
+            assert!(bench.signal.is_reset_needed());
         }
     }
 }
@@ -296,7 +296,7 @@ fn one_request_published_a_whole_queue_over_is_served_and_no_more() {
         // The budget of one turn is spent, so that the device asks for another, in which there is nothing.
         bench.turn(60_000);
         assert!(bench.is_idle());
-        assert!(!bench.signal.is_broken());
+        assert!(!bench.signal.is_reset_needed());
     }
 }
 
@@ -309,7 +309,7 @@ fn nothing_happens_before_it_is_activated() {
         let (_, status) = bench.add(GET_ID, 0, &[]);
         bench.block.notify(0);
         for token in 0..3 {
-            bench.block.ready(token);
+            bench.block.process_event(token);
         }
         bench.block.drain();
         assert_eq!(bench.status(status), NONE);

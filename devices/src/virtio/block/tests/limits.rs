@@ -23,12 +23,12 @@ fn a_throttled_request_waits_for_the_timer() {
         assert_eq!(bench.driver.queues[0].collect_used().len(), 2);
         assert_eq!(bench.status(statuses[2]), NONE);
         assert_eq!(bench.block.metrics().throttled, 1);
-        let [timer, _] = bench.block.sources()[..] else {
+        let [timer, _] = bench.block.watched_fds()[..] else {
             panic!("a timer and an eventfd");
         };
         assert!(bench.polled(timer.descriptor, 60_000));
         bench.clock.advance(Duration::from_millis(1));
-        bench.block.ready(timer.token);
+        bench.block.process_event(timer.token);
         assert_eq!(bench.driver.queues[0].collect_used().len(), 1);
         assert_eq!(bench.status(statuses[2]), OK);
         assert!(!bench.polled(timer.descriptor, 0));

@@ -25,7 +25,7 @@ use super::{Block, CacheType, Config, Disk, IoEngine, Terms};
 use crate::limiter::Bucket;
 use crate::testing::ManualClock;
 use crate::virtio::device::{Activation, VirtioDevice};
-use crate::virtio::signal::Signal;
+use crate::virtio::signal::VirtioInterrupt;
 use crate::virtio::testing::{CountingInterrupt, FakeDriver, Piece, Used};
 
 /// Long enough that it does not come about during a test.
@@ -120,7 +120,7 @@ struct Bench {
     block: Block,
     driver: FakeDriver,
     line: Arc<CountingInterrupt>,
-    signal: Arc<Signal>,
+    signal: Arc<VirtioInterrupt>,
     clock: ManualClock,
     next: u64,
 }
@@ -157,7 +157,7 @@ impl Bench {
     fn of(block: Block, clock: ManualClock) -> Self {
         let driver = FakeDriver::new(MEMORY, block.queue_sizes());
         let line = Arc::new(CountingInterrupt::default());
-        let signal = Arc::new(Signal::new(line.clone()));
+        let signal = Arc::new(VirtioInterrupt::new(line.clone()));
         let next = driver.buffers;
         let mut bench = Self {
             block,
@@ -235,7 +235,7 @@ impl Bench {
     /// Waits for a source and serves it. The wait ends at once unless the device has forgotten something.
     fn turn(&mut self, milliseconds: i32) {
         let mut ready = Vec::new();
-        for source in self.block.sources() {
+        for source in self.block.watched_fds() {
             if self.polled(source.descriptor, 0) {
                 ready.push(source.token);
             }
@@ -243,7 +243,7 @@ impl Bench {
         if ready.is_empty() {
             let mut polls: Vec<_> = self
                 .block
-                .sources()
+                .watched_fds()
                 .iter()
                 .map(|source| poll_of(source.descriptor))
                 .collect();
@@ -253,7 +253,7 @@ impl Bench {
             );
         }
         for token in ready {
-            self.block.ready(token);
+            self.block.process_event(token);
         }
     }
 
@@ -264,7 +264,7 @@ impl Bench {
     /// Whether any source is ready now.
     fn is_idle(&self) -> bool {
         self.block
-            .sources()
+            .watched_fds()
             .iter()
             .all(|source| !self.polled(source.descriptor, 0))
     }

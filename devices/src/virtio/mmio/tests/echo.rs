@@ -11,7 +11,7 @@ use virtio_queue::{QueueOwnedT, QueueState, QueueT};
 
 use crate::sync::lock;
 use crate::virtio::chain::{Chain, Limits};
-use crate::virtio::device::{Activation, Source, VirtioDevice};
+use crate::virtio::device::{Activation, VirtioDevice, WatchedFd};
 
 pub const ID: u32 = 0x7f;
 pub const SIZES: [u16; 2] = [16, 4];
@@ -79,7 +79,7 @@ impl Echo {
         }
         queue.enable_notification(memory).ok()?;
         if self.echoed != before && queue.needs_notification(memory).ok()? {
-            activation.signal.used_buffers();
+            activation.signal.notify_used();
         }
         Some(())
     }
@@ -128,7 +128,7 @@ impl VirtioDevice for Echo {
     fn notify(&mut self, queue: usize) {
         self.seen.kicks.fetch_add(1, Ordering::SeqCst);
         if self.serve(queue).is_none() {
-            self.activation.as_ref().unwrap().signal.needs_reset();
+            self.activation.as_ref().unwrap().signal.set_needs_reset();
         }
     }
 
@@ -137,15 +137,15 @@ impl VirtioDevice for Echo {
         queues.map(|queue| queue.state()).collect()
     }
 
-    fn sources(&self) -> Vec<Source> {
-        vec![Source {
+    fn watched_fds(&self) -> Vec<WatchedFd> {
+        vec![WatchedFd {
             descriptor: 0,
             token: 3,
             edge: true,
         }]
     }
 
-    fn ready(&mut self, token: u32) {
+    fn process_event(&mut self, token: u32) {
         lock(&self.seen.tokens).push(token);
     }
 }

@@ -46,8 +46,8 @@ fn a_lost_connection_is_a_link_that_goes_down() {
         let (mut rig, wire) = Rig::with_wire(features);
         rig.add_buffer(100);
         lock(&wire).link = Some(Link::Lost);
-        rig.net.ready(READABLE);
-        rig.net.ready(READABLE);
+        rig.net.process_event(READABLE);
+        rig.net.process_event(READABLE);
         let mut status = [0xff; 2];
         rig.net.read_config(6, &mut status);
         assert_eq!(status, [0, 0]);
@@ -81,11 +81,11 @@ fn nothing_is_done_for_a_driver_that_is_gone() {
     let (mut rig, wire) = Rig::with_wire(MRG_RXBUF);
     rig.add_buffer(20);
     lock(&wire).inbound.extend([packet(1, 60), packet(2, 60)]);
-    rig.net.ready(READABLE);
+    rig.net.process_event(READABLE);
     rig.net.reset();
     rig.add_packet(&packet(1, 60));
     for token in 0..5 {
-        rig.net.ready(token);
+        rig.net.process_event(token);
     }
     rig.net.notify(0);
     rig.net.notify(1);
@@ -125,7 +125,7 @@ fn a_packet_that_waits_survives_a_snapshot() {
     let (mut rig, wire) = Rig::with_wire(MRG_RXBUF);
     rig.add_buffer(100);
     lock(&wire).inbound.push_back(packet(1, 500));
-    rig.net.ready(READABLE);
+    rig.net.process_event(READABLE);
     let states = rig.net.queue_states();
     assert_eq!(
         (states[0].next_avail, states[0].next_used),
@@ -152,12 +152,12 @@ fn a_throttled_packet_survives_a_snapshot() {
     rig.add_buffer(100);
     rig.add_buffer(100);
     lock(&wire).inbound.extend([packet(1, 60), packet(2, 60)]);
-    rig.net.ready(READABLE);
+    rig.net.process_event(READABLE);
     assert_eq!(rig.used(0), [72]);
     let mut clone = fresh();
     clone.restore(rig.net.save().unwrap()).unwrap();
     assert!(!clone.receive_limiter().is_throttled());
-    clone.ready(RECEIVE_TIMER);
+    clone.process_event(RECEIVE_TIMER);
     // All but `num_buffers`, which is set when the packet goes into its buffers.
     let held = clone.save().unwrap().held;
     assert_eq!((&held[..10], &held[12..]), (&[0; 10][..], &packet(2, 60)[12..]));
@@ -179,17 +179,17 @@ fn a_back_end_that_takes_no_features_leaves_a_state_that_is_whole() {
     let (mut rig, wire) = Rig::with_wire(0);
     lock(&wire).refuses = true;
     rig.restart();
-    assert!(rig.signal.is_broken());
+    assert!(rig.signal.is_reset_needed());
     assert_eq!(rig.net.queue_states().len(), 2);
     rig.add_packet(&packet(1, 60));
     rig.net.notify(1);
-    rig.net.ready(AGAIN);
+    rig.net.process_event(AGAIN);
     assert!(rig.used(1).is_empty());
     lock(&wire).refuses = false;
     rig.restart();
     rig.add_packet(&packet(1, 60));
     rig.net.notify(1);
-    assert_eq!((rig.signal.is_broken(), rig.used(1).len()), (false, 1));
+    assert_eq!((rig.signal.is_reset_needed(), rig.used(1).len()), (false, 1));
 }
 
 #[test]

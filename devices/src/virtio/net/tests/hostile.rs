@@ -13,14 +13,14 @@ fn stops(offence: impl Fn(&mut Rig)) {
         let (mut rig, wire) = Rig::with_wire(features);
         lock(&wire).inbound.push_back(packet(1, 60));
         offence(&mut rig);
-        rig.net.ready(READABLE);
+        rig.net.process_event(READABLE);
         rig.net.notify(1);
-        assert!(rig.signal.is_broken());
+        assert!(rig.signal.is_reset_needed());
         assert_eq!(rig.line.take(), 1);
         let (received, sent) = (waiting_and_sent(&wire), rig.driver.queues[1].used_index());
         rig.net.notify(0);
         rig.net.notify(1);
-        rig.net.ready(READABLE);
+        rig.net.process_event(READABLE);
         assert_eq!(
             (waiting_and_sent(&wire), rig.driver.queues[1].used_index()),
             (received, sent)
@@ -33,11 +33,11 @@ fn stops(offence: impl Fn(&mut Rig)) {
         rig.add_buffer(500);
         rig.add_buffer(500);
         rig.add_packet(&packet(2, 60));
-        rig.net.ready(READABLE);
+        rig.net.process_event(READABLE);
         rig.net.notify(1);
         assert!(!rig.used(0).is_empty());
         assert_eq!(lock(&wire).sent, [packet(2, 60)]);
-        assert!(!rig.signal.is_broken());
+        assert!(!rig.signal.is_reset_needed());
     }
 }
 
@@ -175,7 +175,7 @@ proptest! {
                     rig.driver.queues[queue].publish(3);
                 }
                 Act::Notify(queue) => rig.net.notify(queue),
-                Act::Ready(token) => rig.net.ready(token),
+                Act::Ready(token) => rig.net.process_event(token),
                 Act::Arrive(length) => lock(&wire).inbound.push_back(packet(1, length)),
                 Act::Restart => rig.restart(),
             }
@@ -185,7 +185,7 @@ proptest! {
         lock(&wire).sent.clear();
         rig.add_packet(&packet(2, 60));
         rig.net.notify(1);
-        rig.net.ready(AGAIN);
+        rig.net.process_event(AGAIN);
         prop_assert!(lock(&wire).sent == [packet(2, 60)]);
     }
 }

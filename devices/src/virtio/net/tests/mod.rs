@@ -21,7 +21,7 @@ use crate::limiter::{Bucket, Limiter};
 use crate::sync::lock;
 use crate::testing::ManualClock;
 use crate::virtio::testing::{CountingInterrupt, FakeDriver, Piece};
-use crate::virtio::{Signal, VirtioDevice};
+use crate::virtio::{VirtioDevice, VirtioInterrupt};
 
 const READABLE: u32 = 0;
 const WRITABLE: u32 = 1;
@@ -60,7 +60,7 @@ struct Rig {
     driver: FakeDriver,
     net: Net,
     line: Arc<CountingInterrupt>,
-    signal: Arc<Signal>,
+    signal: Arc<VirtioInterrupt>,
     features: u64,
     next_buffer: u64,
 }
@@ -74,7 +74,7 @@ impl Rig {
         let signal = activation.signal.clone();
         net.activate(activation);
         // What the device does by itself after its activation is done here, where there is nothing to do yet.
-        net.ready(AGAIN);
+        net.process_event(AGAIN);
         line.take();
         Self {
             next_buffer: driver.buffers,
@@ -123,7 +123,7 @@ impl Rig {
         let activation = self.driver.activation(self.features, self.line.clone());
         self.signal = activation.signal.clone();
         self.net.activate(activation);
-        self.net.ready(AGAIN);
+        self.net.process_event(AGAIN);
         self.line.take();
     }
 
@@ -137,7 +137,7 @@ impl Rig {
     fn serve(&mut self, token: u32) -> bool {
         let ready = is_readable(self.descriptor(token), 0);
         if ready {
-            self.net.ready(token);
+            self.net.process_event(token);
         }
         ready
     }
@@ -145,11 +145,11 @@ impl Rig {
     /// Waits, for up to a minute, for a source that will be ready, and tells the device.
     fn await_source(&mut self, token: u32) {
         assert!(is_readable(self.descriptor(token), 60_000));
-        self.net.ready(token);
+        self.net.process_event(token);
     }
 
     fn descriptor(&self, token: u32) -> RawFd {
-        let sources = self.net.sources();
+        let sources = self.net.watched_fds();
         let source = sources.iter().find(|source| source.token == token);
         source.unwrap().descriptor
     }

@@ -56,14 +56,14 @@ fn what_an_earlier_driver_had_accepted_is_not_for_the_next() {
         rig.add_buffer(2000);
         rig.add_buffer(2000);
         lock(&wire).inbound.extend(waiting.clone());
-        rig.net.ready(READABLE);
+        rig.net.process_event(READABLE);
         assert_eq!(rig.used(0), [512, 112]);
 
         rig.features = none;
         rig.restart();
         let address = rig.add_buffer(2000);
         lock(&wire).inbound.extend(waiting);
-        rig.net.ready(READABLE);
+        rig.net.process_event(READABLE);
         assert_eq!(rig.used(0), [112]);
         assert_eq!(rig.driver.read(address, 2), [0, 0]);
         let received = rig.net.metrics().receive;
@@ -105,7 +105,7 @@ fn a_driver_that_knows_the_mtu_gets_nothing_longer() {
             let whole = [1418, 1419, 1500].map(|length| with_start(0, 0, length));
             lock(&wire).inbound.extend(whole);
             lock(&wire).inbound.push_back(with_start(1, 1, 1500));
-            rig.net.ready(READABLE);
+            rig.net.process_event(READABLE);
             assert_eq!(rig.used(0), used);
         }
     }

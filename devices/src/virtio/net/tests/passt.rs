@@ -107,7 +107,7 @@ fn why_it_has_ended_is_told() {
         ended.to_string(),
         "passt has ended with exit status: 3: no such option"
     );
-    rig.net.ready(READABLE);
+    rig.net.process_event(READABLE);
     assert_eq!(rig.line.take(), 0, "it is told once");
 }
 

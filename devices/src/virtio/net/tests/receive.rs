@@ -16,7 +16,7 @@ fn a_batch_of_packets_is_one_interrupt() {
         let buffers: Vec<u64> = (0..4).map(|_| rig.add_buffer(2048)).collect();
         let packets: Vec<_> = (1..4).map(|seed| packet(seed, 60 * usize::from(seed))).collect();
         lock(&wire).inbound.extend(packets.clone());
-        rig.net.ready(READABLE);
+        rig.net.process_event(READABLE);
         assert_eq!(rig.line.take(), 1);
         assert_eq!(rig.used(0), [72, 132, 192]);
         for (address, packet) in buffers.iter().zip(&packets) {
@@ -24,7 +24,7 @@ fn a_batch_of_packets_is_one_interrupt() {
         }
         let metrics = rig.net.metrics().receive;
         assert_eq!((metrics.packets, metrics.bytes, metrics.drops), (3, 360, 0));
-        rig.net.ready(READABLE);
+        rig.net.process_event(READABLE);
         assert_eq!(rig.line.take(), 0, "nothing has come");
     }
 }
@@ -39,7 +39,7 @@ fn a_packet_takes_several_buffers_when_they_may_be_merged() {
             rig.add_buffer(600);
         }
         lock(&wire).inbound.extend([packet(1, 1500), packet(2, 100)]);
-        rig.net.ready(READABLE);
+        rig.net.process_event(READABLE);
         assert_eq!(rig.line.take(), 1);
         assert_eq!(rig.used(0), [600, 600, 312, 112]);
         assert_eq!(rig.driver.read(first, 1512), received(&packet(1, 1500), 3));
@@ -55,7 +55,7 @@ fn the_header_may_be_scattered() {
     let pieces = pieces.map(|(offset, length)| Piece::writable(start + offset, length));
     rig.driver.queues[0].add_indirect(start + 3000, &pieces);
     lock(&wire).inbound.push_back(packet(5, 900));
-    rig.net.ready(READABLE);
+    rig.net.process_event(READABLE);
     assert_eq!(rig.used(0), [912]);
     assert_eq!(rig.driver.read(start, 912), received(&packet(5, 900), 1));
 }
@@ -64,7 +64,7 @@ fn the_header_may_be_scattered() {
 fn packets_wait_in_the_back_end_for_buffers() {
     let (mut rig, wire) = Rig::with_wire(MRG_RXBUF);
     lock(&wire).inbound.extend([packet(1, 60), packet(2, 60)]);
-    rig.net.ready(READABLE);
+    rig.net.process_event(READABLE);
     assert_eq!(waiting(&wire), 2);
     assert_eq!(
         rig.driver.queues[0].used_flags(),
@@ -92,7 +92,7 @@ fn a_packet_longer_than_the_buffers_there_is_not_lost() {
     let (mut rig, wire) = Rig::with_wire(MRG_RXBUF);
     let first = rig.add_buffer(1000);
     lock(&wire).inbound.extend([packet(1, 3500), packet(2, 60)]);
-    rig.net.ready(READABLE);
+    rig.net.process_event(READABLE);
     assert!(rig.used(0).is_empty());
     rig.add_buffer(1000);
     rig.net.notify(0);
@@ -116,7 +116,7 @@ fn a_packet_that_never_fits_is_dropped() {
             rig.add_buffer(100);
         }
         lock(&wire).inbound.extend([packet(1, 3000), packet(2, 60)]);
-        rig.net.ready(READABLE);
+        rig.net.process_event(READABLE);
         assert_eq!(rig.used(0), [72]);
         assert_eq!(rig.driver.read(first, 72), received(&packet(2, 60), 1));
         assert_eq!(rig.net.metrics().receive.drops, 1);
@@ -134,7 +134,7 @@ fn the_longest_packet_passes() {
         }
         let longest = packet(9, LONGEST_FRAME);
         lock(&wire).inbound.push_back(longest.clone());
-        rig.net.ready(READABLE);
+        rig.net.process_event(READABLE);
         assert_eq!(rig.used(0).iter().sum::<u32>(), 65_566);
         assert_eq!(rig.driver.read(first, longest.len()), received(&longest, 16));
     }
@@ -149,7 +149,7 @@ fn a_long_packet_after_many_short_ones_is_whole() {
         rig.add_buffer(1600);
     }
     lock(&wire).inbound.extend((0..80).map(|seed| packet(seed, 60)));
-    rig.net.ready(READABLE);
+    rig.net.process_event(READABLE);
     assert_eq!(rig.used(0), [72; 80]);
     for seed in [1, 2] {
         for _ in 0..50 {
@@ -157,7 +157,7 @@ fn a_long_packet_after_many_short_ones_is_whole() {
         }
         let length = 20 * 1600 - HEADER;
         lock(&wire).inbound.push_back(packet(seed, length));
-        rig.net.ready(READABLE);
+        rig.net.process_event(READABLE);
         assert_eq!(rig.used(0), [1600; 20]);
     }
     assert_eq!(rig.net.metrics().receive.drops, 0);
@@ -172,7 +172,7 @@ fn the_driver_is_told_when_its_event_is_among_merged_buffers() {
     let mut told_at = |event: u16| {
         rig.driver.queues[0].set_used_event(event);
         lock(&wire).inbound.push_back(packet(1, 1500));
-        rig.net.ready(READABLE);
+        rig.net.process_event(READABLE);
         rig.line.take()
     };
     assert_eq!(told_at(0), 1, "the first of three");
@@ -181,7 +181,7 @@ fn the_driver_is_told_when_its_event_is_among_merged_buffers() {
     let mut told_at = |event: u16| {
         rig.driver.queues[0].set_used_event(event);
         lock(&wire).inbound.push_back(packet(1, 1500));
-        rig.net.ready(READABLE);
+        rig.net.process_event(READABLE);
         rig.line.take()
     };
     assert_eq!(told_at(7), 1, "the middle one");
@@ -199,11 +199,11 @@ fn the_limiter_holds_a_packet_back_and_loses_none() {
     lock(&wire)
         .inbound
         .extend([packet(1, 60), packet(2, 70), packet(3, 80)]);
-    rig.net.ready(READABLE);
+    rig.net.process_event(READABLE);
     assert_eq!(rig.used(0), [72]);
     assert_eq!(rig.driver.read(first, 72), received(&packet(1, 60), 1));
     rig.net.notify(0);
-    rig.net.ready(READABLE);
+    rig.net.process_event(READABLE);
     assert!(rig.used(0).is_empty());
     assert_eq!(rig.net.metrics().receive.throttled, 1);
     assert!(!rig.serve(RECEIVE_TIMER));
@@ -221,7 +221,7 @@ fn a_failure_is_counted_and_ends_nothing() {
     rig.add_buffer(1000);
     lock(&wire).inbound.push_back(packet(1, 60));
     lock(&wire).faults = 3;
-    rig.net.ready(READABLE);
+    rig.net.process_event(READABLE);
     assert_eq!(rig.used(0), [72], "there may be no other news of this packet");
     assert_eq!(rig.net.metrics().receive.errors, 3);
     assert!(rig.net.link());
@@ -233,11 +233,11 @@ fn a_failure_that_lasts_does_not_keep_the_event_loop() {
     rig.add_buffer(1000);
     lock(&wire).inbound.push_back(packet(1, 60));
     lock(&wire).failure = Some(io::ErrorKind::PermissionDenied);
-    rig.net.ready(READABLE);
+    rig.net.process_event(READABLE);
     assert_eq!(rig.net.metrics().receive.errors, 16);
     assert!(!rig.serve(AGAIN));
     lock(&wire).failure = None;
-    rig.net.ready(READABLE);
+    rig.net.process_event(READABLE);
     assert_eq!(rig.used(0), [72]);
 }
 
@@ -252,7 +252,7 @@ fn a_limit_that_is_raised_while_a_packet_waits_lets_it_pass() {
     }
     let packets = (1..5).map(|seed| packet(seed, 60));
     lock(&wire).inbound.extend(packets);
-    rig.net.ready(READABLE);
+    rig.net.process_event(READABLE);
     assert_eq!(rig.used(0), [72]);
     // Still not enough for all, so that it is throttled once more, by the new limit.
     let more = Bucket { size: 130, ..ONE };

@@ -44,7 +44,7 @@ fn frames_come_in_whatever_pieces() {
         let bytes: Vec<u8> = packets.iter().flat_map(|packet| framed(packet)).collect();
         for piece in bytes.chunks(piece) {
             theirs.write_all(piece).unwrap();
-            rig.net.ready(READABLE);
+            rig.net.process_event(READABLE);
         }
         assert_eq!(rig.used(0), [72, 13, 1512]);
         for (address, packet) in buffers.iter().zip(&packets) {
@@ -106,13 +106,13 @@ fn a_lost_connection_takes_the_link_down_once() {
     let (mut rig, theirs) = rig(16);
     rig.add_buffer(1000);
     drop(theirs);
-    rig.net.ready(READABLE);
+    rig.net.process_event(READABLE);
     assert!(!is_up(&rig));
     assert_eq!(rig.line.take(), 1);
-    rig.net.ready(READABLE);
+    rig.net.process_event(READABLE);
     rig.add_packet(&packet(1, 60));
     rig.net.notify(1);
-    rig.net.ready(AGAIN);
+    rig.net.process_event(AGAIN);
     assert_eq!(rig.used(1).len(), 1, "what cannot be sent is dropped");
     assert_eq!(rig.net.metrics().transmit.errors, 1);
     assert_eq!(rig.line.take(), 1);
@@ -134,7 +134,7 @@ fn a_length_that_cannot_be_takes_the_link_down() {
         let (mut rig, mut theirs) = rig(16);
         rig.add_buffer(1000);
         theirs.write_all(&length.to_be_bytes()).unwrap();
-        rig.net.ready(READABLE);
+        rig.net.process_event(READABLE);
         assert!(!is_up(&rig));
         assert!(rig.used(0).is_empty());
     }
@@ -160,7 +160,7 @@ fn half_a_frame_is_dropped_with_the_connection() {
         theirs.write_all(&framed(&packet(1, 60))).unwrap();
         theirs.write_all(&framed(&packet(2, 60))[..length]).unwrap();
         drop(theirs);
-        rig.net.ready(READABLE);
+        rig.net.process_event(READABLE);
         assert_eq!(rig.used(0), [72], "what came whole is the driver's");
         assert!(!is_up(&rig));
     }

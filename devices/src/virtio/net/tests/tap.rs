@@ -64,7 +64,7 @@ fn next_frame(rig: &mut Rig, buffers: &mut Vec<(u64, u32)>, kind: [u8; 2]) -> Ve
         let used = rig.driver.queues[0].collect_used();
         let Some(first) = used.first() else {
             assert!(is_readable(rig.descriptor(READABLE), 60_000), "nothing comes");
-            rig.net.ready(READABLE);
+            rig.net.process_event(READABLE);
             continue;
         };
         let count = used.len();

@@ -83,7 +83,7 @@ fn what_is_no_packet_is_dropped() {
     assert_eq!(rig.used(1), [0; 7]);
     assert_eq!(rig.net.metrics().transmit.drops, 5);
     assert_eq!(lock(&wire).sent, [longest.clone(), longest[..26].to_vec()]);
-    assert!(!rig.signal.is_broken());
+    assert!(!rig.signal.is_reset_needed());
 }
 
 #[test]
