@@ -235,7 +235,7 @@ impl Contest for Pages {
                 self.driver.write(header + 8, &(offset / SECTOR).to_le_bytes());
             }
             for head in &self.heads[..offsets.len()] {
-                self.driver.queues[0].publish(*head);
+                self.driver.queues[0].make_available(*head);
             }
             took += wait(&mut self.transport, &mut self.driver, 0, offsets.len());
         }

@@ -239,7 +239,7 @@ impl Contest for Transmit {
             transport, driver, ..
         } = &mut self.interface;
         for head in &self.heads {
-            driver.queues[usize::try_from(TRANSMIT).unwrap()].publish(*head);
+            driver.queues[usize::try_from(TRANSMIT).unwrap()].make_available(*head);
         }
         wait(transport, driver, TRANSMIT, self.heads.len())
     }
@@ -330,7 +330,7 @@ impl Contest for Receive {
         let took = start.elapsed();
         let mut used = 0;
         while let Some(chain) = driver.queues[queue].pop_used() {
-            driver.queues[queue].publish(u16::try_from(chain.head).unwrap());
+            driver.queues[queue].make_available(u16::try_from(chain.head).unwrap());
             used += 1;
         }
         assert_eq!(used, count);

@@ -122,7 +122,7 @@ impl<D: VirtioDevice> Board<D> {
 
     fn breaks(&mut self) {
         self.start();
-        self.driver.queues[0].publish(77);
+        self.driver.queues[0].make_available(77);
         self.kick(0);
         assert_ne!(get(&mut self.transport, r::STATUS) & r::DEVICE_NEEDS_RESET, 0);
     }

@@ -56,17 +56,20 @@ const NO_NOTIFY: u16 = 1;
 const DESCRIPTOR: usize = size_of::<Descriptor>();
 
 /// A queue between activation and reset.
-pub struct Split {
+pub struct Virtqueue {
     queue: Queue,
     /// Index of the used ring up to which the driver has been told, or did not want to be.
-    told: Wrapping<u16>,
+    signalled_used: Wrapping<u16>,
 }
 
-impl Split {
+impl Virtqueue {
     /// `queue` as it was activated.
     pub fn new(queue: Queue) -> Self {
         let told = Wrapping(queue.next_used());
-        Self { queue, told }
+        Self {
+            queue,
+            signalled_used: told,
+        }
     }
 
     /// Entries of the queue.
@@ -83,7 +86,7 @@ impl Split {
     ///
     /// # Errors
     /// [`Error::Available`], [`Error::Place`]
-    pub fn pop<'m>(&mut self, memory: &'m GuestMemory) -> Result<Option<Walk<'m>>, Error> {
+    pub fn pop_chain<'m>(&mut self, memory: &'m GuestMemory) -> Result<Option<DescriptorIter<'m>>, Error> {
         let next = self.queue.next_avail();
         let size = self.queue.size();
         let index = load(memory, self.queue.avail_ring() + INDEX, Ordering::Acquire)?;
@@ -97,7 +100,7 @@ impl Split {
         let head = load(memory, entry, Ordering::Relaxed)?;
         let table = place(memory, self.queue.desc_table(), usize::from(size) * DESCRIPTOR)?;
         self.queue.set_next_avail(next.wrapping_add(1));
-        Ok(Some(Walk {
+        Ok(Some(DescriptorIter {
             memory,
             table,
             head,
@@ -109,7 +112,7 @@ impl Split {
     }
 
     /// Puts the last `count` chains back that were taken and not used.
-    pub fn put_back(&mut self, count: u16) {
+    pub fn undo_pop(&mut self, count: u16) {
         let next = Wrapping(self.queue.next_avail()) - Wrapping(count);
         self.queue.set_next_avail(next.0);
     }
@@ -118,7 +121,7 @@ impl Split {
     ///
     /// # Errors
     /// [`Error::Place`]
-    pub fn publish(&mut self, memory: &GuestMemory, chains: &[(u16, u32)]) -> Result<(), Error> {
+    pub fn add_used(&mut self, memory: &GuestMemory, chains: &[(u16, u32)]) -> Result<(), Error> {
         for (head, length) in chains {
             let next = self.queue.next_used();
             let slot = u64::from(next % self.queue.size());
@@ -138,7 +141,7 @@ impl Split {
     ///
     /// # Errors
     /// [`Error::Place`]
-    pub fn mute(&mut self, memory: &GuestMemory) -> Result<(), Error> {
+    pub fn disable_notification(&mut self, memory: &GuestMemory) -> Result<(), Error> {
         // With EVENT_IDX, the event that the index has passed stays where it is, and does.
         if self.queue.event_idx_enabled() {
             return Ok(());
@@ -150,7 +153,7 @@ impl Split {
     ///
     /// # Errors
     /// [`Error::Place`]
-    pub fn listen(&mut self, memory: &GuestMemory) -> Result<bool, Error> {
+    pub fn enable_notification(&mut self, memory: &GuestMemory) -> Result<bool, Error> {
         let next = self.queue.next_avail();
         let used = self.queue.used_ring();
         if self.queue.event_idx_enabled() {
@@ -169,9 +172,9 @@ impl Split {
     ///
     /// # Errors
     /// [`Error::Place`]
-    pub fn wants_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, Error> {
+    pub fn needs_notification(&mut self, memory: &GuestMemory) -> Result<bool, Error> {
         let next = Wrapping(self.queue.next_used());
-        let told = std::mem::replace(&mut self.told, next);
+        let told = std::mem::replace(&mut self.signalled_used, next);
         if told == next {
             return Ok(false);
         }
@@ -190,7 +193,7 @@ impl Split {
 
 /// The descriptors of one chain, in its order. Ends at one that cannot be followed as if the chain were complete.
 #[derive(Clone)]
-pub struct Walk<'m> {
+pub struct DescriptorIter<'m> {
     memory: &'m GuestMemory,
     table: VolatileSlice<'m>,
     head: u16,
@@ -201,7 +204,7 @@ pub struct Walk<'m> {
     indirect: bool,
 }
 
-impl Walk<'_> {
+impl DescriptorIter<'_> {
     /// Index of the first descriptor.
     pub fn head(&self) -> u16 {
         self.head
@@ -226,7 +229,7 @@ impl Walk<'_> {
     }
 }
 
-impl Iterator for Walk<'_> {
+impl Iterator for DescriptorIter<'_> {
     type Item = Descriptor;
 
     fn next(&mut self) -> Option<Descriptor> {

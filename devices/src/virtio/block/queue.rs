@@ -13,10 +13,10 @@ use super::backend::Backend;
 use super::request::{self, Request};
 use super::space::QUEUE_SIZE;
 use super::uring::Ring;
-use crate::virtio::chain::{self, Chain, Limits};
+use crate::virtio::chain::{self, Chain, ChainLimits};
 use crate::virtio::device::Activation;
 use crate::virtio::signal::VirtioInterrupt;
-use crate::virtio::split::{self, Split};
+use crate::virtio::split::{self, Virtqueue};
 
 /// How often what the kernel did only in part is given to it again before others have their turn.
 const ROUNDS: usize = 4;
@@ -25,9 +25,9 @@ const ROUNDS: usize = 4;
 /// of a turn is still done as a whole.
 const TURN: u64 = 16 << 20;
 /// What one request may have, its header and status included: drivers ask for a few MiB at most.
-const LIMITS: Limits = Limits {
+const LIMITS: ChainLimits = ChainLimits {
     bytes: (64 << 20) + 4096,
-    ..Limits::WIDEST
+    ..ChainLimits::WIDEST
 };
 
 /// Why the queue is stopped. It is the driver's fault, and only a reset helps.
@@ -43,7 +43,7 @@ enum Stop {
 
 /// What a device has from its activation to its reset.
 pub(super) struct Active {
-    queue: Split,
+    queue: Virtqueue,
     memory: GuestMemory,
     signal: Arc<VirtioInterrupt>,
     /// Whether a write that is done is on the medium.
@@ -56,7 +56,7 @@ impl Active {
         Some(Self {
             // A device that needed a reset when it was saved still does.
             stopped: activation.signal.is_reset_needed(),
-            queue: Split::new(activation.queues.into_iter().next()?),
+            queue: Virtqueue::new(activation.queues.into_iter().next()?),
             memory: activation.memory,
             signal: activation.signal,
             through,
@@ -130,24 +130,24 @@ impl Active {
         let mut budget = QUEUE_SIZE;
         let mut work = TURN;
         loop {
-            queue.mute(memory).map_err(Stop::Queue)?;
-            while let Some(descriptors) = queue.pop(memory).map_err(Stop::Queue)? {
+            queue.disable_notification(memory).map_err(Stop::Queue)?;
+            while let Some(descriptors) = queue.pop_chain(memory).map_err(Stop::Queue)? {
                 // What is full becomes free, and wakes.
                 if backend.is_full() || budget == 0 || work == 0 {
-                    queue.put_back(1);
+                    queue.undo_pop(1);
                     break;
                 }
                 budget -= 1;
-                chain.take(descriptors, memory, LIMITS).map_err(Stop::Chain)?;
+                chain.refill(descriptors, memory, LIMITS).map_err(Stop::Chain)?;
                 let request = Request::parse(&chain, backend.target()).map_err(Stop::Request)?;
                 if !backend.allows(&request) {
-                    queue.put_back(1);
+                    queue.undo_pop(1);
                     return Ok(());
                 }
                 work = work.saturating_sub(request.work(through));
                 if let Some(length) = backend.begin(&request, &chain, through) {
                     queue
-                        .publish(memory, &[(chain.head, length)])
+                        .add_used(memory, &[(chain.head, length)])
                         .map_err(Stop::Queue)?;
                 }
             }
@@ -160,7 +160,7 @@ impl Active {
             }
             // A request added meanwhile counts as one, so that this comes to an end.
             budget -= 1;
-            if !queue.listen(memory).map_err(Stop::Queue)? {
+            if !queue.enable_notification(memory).map_err(Stop::Queue)? {
                 return Ok(());
             }
         }
@@ -171,7 +171,7 @@ impl Active {
         for _ in 0..ROUNDS {
             backend.submit();
             while let Some(done) = backend.reap() {
-                let added = self.queue.publish(&self.memory, &[(done.head, done.length)]);
+                let added = self.queue.add_used(&self.memory, &[(done.head, done.length)]);
                 added.map_err(Stop::Queue)?;
             }
             if backend.ring.as_ref().is_none_or(Ring::is_submitted) {
@@ -187,7 +187,7 @@ impl Active {
 
     /// Interrupts the driver if something was used and it wants to know.
     fn tell(&mut self) -> Result<(), Stop> {
-        if self.queue.wants_interrupt(&self.memory).map_err(Stop::Queue)? {
+        if self.queue.needs_notification(&self.memory).map_err(Stop::Queue)? {
             self.signal.notify_used();
         }
         Ok(())

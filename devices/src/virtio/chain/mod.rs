@@ -19,10 +19,10 @@ use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{GuestMemoryBackend, GuestMemoryError, VolatileSlice};
 
-use super::split::Walk;
+use super::split::DescriptorIter;
 
 /// The most pieces that one `readv` or `writev` takes, `UIO_MAXIOV`.
-pub const MOST_PIECES: usize = 1024;
+pub const MAX_IOVECS: usize = 1024;
 
 /// Why a chain, or a part of one, cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -84,17 +84,17 @@ pub enum Error {
 
 /// What a device takes. A chain beyond that is malformed in its eyes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// The most descriptors, and the most pieces, of both directions together; at most [`MOST_PIECES`] are believed.
+pub struct ChainLimits {
+    /// The most descriptors, and the most pieces, of both directions together; at most [`MAX_IOVECS`] are believed.
     pub pieces: usize,
     /// The most bytes, of both directions together.
     pub bytes: u64,
 }
 
-impl Limits {
+impl ChainLimits {
     /// As much as the specification and the kernel allow.
     pub const WIDEST: Self = Self {
-        pieces: MOST_PIECES,
+        pieces: MAX_IOVECS,
         bytes: 1 << 32,
     };
 }
@@ -105,9 +105,9 @@ pub struct Chain<'m> {
     /// Index of its first descriptor, by which it is returned to the driver.
     pub head: u16,
     /// What the device may read.
-    pub readable: Pieces<'m>,
+    pub readable: IoVecBuffer<'m>,
     /// What the device may write; behind the readable part in the chain.
-    pub writable: Pieces<'m>,
+    pub writable: IoVecBuffer<'m>,
 }
 
 impl<'m> Chain<'m> {
@@ -118,7 +118,7 @@ impl<'m> Chain<'m> {
     pub fn collect(
         descriptors: DescriptorChain<&'m GuestMemory>,
         memory: &'m GuestMemory,
-        limits: Limits,
+        limits: ChainLimits,
     ) -> Result<Self, Error> {
         let mut chain = Self::default();
         chain.replace(descriptors, memory, limits)?;
@@ -133,7 +133,7 @@ impl<'m> Chain<'m> {
         &mut self,
         descriptors: DescriptorChain<&'m GuestMemory>,
         memory: &'m GuestMemory,
-        limits: Limits,
+        limits: ChainLimits,
     ) -> Result<(), Error> {
         let head = descriptors.head_index();
         self.fill(head, descriptors, memory, limits)
@@ -143,11 +143,11 @@ impl<'m> Chain<'m> {
     ///
     /// # Errors
     /// As [`collect`](Self::collect). What is in this chain after an error is of no use.
-    pub fn take(
+    pub fn refill(
         &mut self,
-        descriptors: Walk<'m>,
+        descriptors: DescriptorIter<'m>,
         memory: &'m GuestMemory,
-        limits: Limits,
+        limits: ChainLimits,
     ) -> Result<(), Error> {
         let head = descriptors.head();
         self.fill(head, descriptors, memory, limits)
@@ -158,12 +158,12 @@ impl<'m> Chain<'m> {
         head: u16,
         descriptors: impl Iterator<Item = Descriptor>,
         memory: &'m GuestMemory,
-        limits: Limits,
+        limits: ChainLimits,
     ) -> Result<(), Error> {
         self.head = head;
         self.readable.clear();
         self.writable.clear();
-        let limit = limits.pieces.min(MOST_PIECES);
+        let limit = limits.pieces.min(MAX_IOVECS);
         let mut count = 0;
         let mut last: Option<Descriptor> = None;
         for descriptor in descriptors {
@@ -213,13 +213,13 @@ const IN_PLACE: usize = 4;
 ///
 /// Offsets count from the start of the first piece as if all pieces were one.
 #[derive(Debug, Default)]
-pub struct Pieces<'m> {
+pub struct IoVecBuffer<'m> {
     /// In place as long as there are few, as there mostly are: a list for each request would cost a twentieth of a cached read.
     slices: SmallVec<[VolatileSlice<'m>; IN_PLACE]>,
     length: u64,
 }
 
-impl<'m> Pieces<'m> {
+impl<'m> IoVecBuffer<'m> {
     /// Bytes of all pieces.
     pub fn len(&self) -> u64 {
         self.length

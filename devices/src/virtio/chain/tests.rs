@@ -2,7 +2,7 @@ use snapshot::GuestMemory;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT};
 use vm_memory::GuestAddress;
 
-use super::{Chain, Error, Limits};
+use super::{Chain, ChainLimits, Error};
 use crate::virtio::testing::{FakeDriver, FakeQueue, INDIRECT, NEXT, Piece, RawDescriptor, WRITE};
 
 const SIZE: u16 = 8;
@@ -15,7 +15,7 @@ fn next<'m>(queue: &mut Queue, memory: &'m GuestMemory) -> DescriptorChain<&'m G
     queue.iter(memory).unwrap().next().unwrap()
 }
 
-fn collect(driver: &FakeDriver, limits: Limits) -> Result<Chain<'_>, Error> {
+fn collect(driver: &FakeDriver, limits: ChainLimits) -> Result<Chain<'_>, Error> {
     let mut queue = driver.queues[0].device_side();
     Chain::collect(next(&mut queue, &driver.memory), &driver.memory, limits)
 }
@@ -26,8 +26,8 @@ fn walk(table: &[RawDescriptor]) -> Result<(u64, u64), Error> {
     for (index, descriptor) in (0..).zip(table) {
         driver.queues[0].set_descriptor(index, *descriptor);
     }
-    driver.queues[0].publish(0);
-    collect(&driver, Limits::WIDEST).map(|chain| (chain.readable.len(), chain.writable.len()))
+    driver.queues[0].make_available(0);
+    collect(&driver, ChainLimits::WIDEST).map(|chain| (chain.readable.len(), chain.writable.len()))
 }
 
 fn piece(length: u32, flags: u16, next: u16) -> RawDescriptor {
@@ -51,7 +51,7 @@ fn a_chain_is_its_pieces_in_order() {
         Piece::writable(0x9100, 2),
     ];
     let direct = driver.queues[0].add(&pieces);
-    let chain = collect(&driver, Limits::WIDEST).unwrap();
+    let chain = collect(&driver, ChainLimits::WIDEST).unwrap();
     assert_eq!(chain.head, direct);
     assert_eq!((chain.readable.len(), chain.readable.count()), (6, 2));
     assert_eq!((chain.writable.len(), chain.writable.count()), (4, 2));
@@ -73,7 +73,7 @@ fn an_indirect_table_is_part_of_the_chain() {
     ];
     // The table needs no alignment.
     driver.queues[0].add_indirect(0x7001, &pieces);
-    let chain = collect(&driver, Limits::WIDEST).unwrap();
+    let chain = collect(&driver, ChainLimits::WIDEST).unwrap();
     assert_eq!((chain.readable.len(), chain.writable.len()), (11, 7));
 }
 
@@ -82,7 +82,7 @@ fn an_iovec_covers_a_range_exactly() {
     let mut driver = driver();
     let pieces = [0x8000, 0x9000, 0xa000].map(|address| Piece::readable(address, 0x10));
     driver.queues[0].add(&pieces);
-    let chain = collect(&driver, Limits::WIDEST).unwrap();
+    let chain = collect(&driver, ChainLimits::WIDEST).unwrap();
     let lengths = |range| -> Vec<usize> { chain.readable.iovec(range).map(|io| io.iov_len).collect() };
     assert_eq!(lengths(0..0x30), [0x10, 0x10, 0x10]);
     assert_eq!(lengths(0..u64::MAX), [0x10, 0x10, 0x10]);
@@ -108,9 +108,9 @@ fn a_piece_is_split_where_regions_meet() {
     queue.add(&[Piece::writable(0x7ffe, 4)]);
     queue.add(&[Piece::writable(0xfffe, 4)]);
     let mut device = queue.device_side();
-    let chain = Chain::collect(next(&mut device, &memory), &memory, Limits::WIDEST).unwrap();
+    let chain = Chain::collect(next(&mut device, &memory), &memory, ChainLimits::WIDEST).unwrap();
     assert_eq!((chain.writable.count(), chain.writable.len()), (2, 4));
-    let hole = Chain::collect(next(&mut device, &memory), &memory, Limits::WIDEST);
+    let hole = Chain::collect(next(&mut device, &memory), &memory, ChainLimits::WIDEST);
     assert!(matches!(
         hole,
         Err(Error::Outside {
@@ -125,7 +125,7 @@ fn a_piece_is_split_where_regions_meet() {
 fn what_is_not_there_is_neither_read_nor_written() {
     let mut driver = driver();
     driver.queues[0].add(&[Piece::readable(0x8000, 4), Piece::writable(0x9000, 4)]);
-    let chain = collect(&driver, Limits::WIDEST).unwrap();
+    let chain = collect(&driver, ChainLimits::WIDEST).unwrap();
     for offset in [1, 4, 5, u64::MAX] {
         let mut data = [7; 4];
         assert!(matches!(
@@ -161,8 +161,8 @@ fn chains_that_loop_or_leave_their_table_are_broken() {
 fn a_head_outside_the_table_is_broken() {
     for head in [SIZE, u16::MAX] {
         let mut driver = driver();
-        driver.queues[0].publish(head);
-        let error = collect(&driver, Limits::WIDEST).unwrap_err();
+        driver.queues[0].make_available(head);
+        let error = collect(&driver, ChainLimits::WIDEST).unwrap_err();
         assert!(matches!(error, Error::Broken { descriptors: 0, head: found } if found == head));
     }
 }
@@ -180,8 +180,8 @@ fn indirect_tables_are_checked() {
         driver.queues[0].write_descriptor(0x7000, descriptor);
         driver.queues[0].set_descriptor(0, piece(1, NEXT, 1));
         driver.queues[0].set_descriptor(1, table(0x7000, 16));
-        driver.queues[0].publish(0);
-        collect(&driver, Limits::WIDEST).map(|chain| chain.readable.len())
+        driver.queues[0].make_available(0);
+        collect(&driver, ChainLimits::WIDEST).map(|chain| chain.readable.len())
     };
     assert_eq!(inside(piece(2, 0, 0)).unwrap(), 3);
     for wrong in [
@@ -258,7 +258,7 @@ fn limits_are_kept() {
     let limited = |count: usize, pieces, bytes| {
         let mut driver = driver();
         driver.queues[0].add(&vec![Piece::readable(0x8000, 10); count]);
-        collect(&driver, Limits { pieces, bytes }).map(|chain| chain.readable.len())
+        collect(&driver, ChainLimits { pieces, bytes }).map(|chain| chain.readable.len())
     };
     assert_eq!(limited(3, 3, 30).unwrap(), 30);
     assert!(matches!(
@@ -270,7 +270,7 @@ fn limits_are_kept() {
     driver.queues[0].add_indirect(0x4000, &vec![Piece::readable(0x8000, 0); 1025]);
     let widest = collect(
         &driver,
-        Limits {
+        ChainLimits {
             pieces: usize::MAX,
             bytes: u64::MAX,
         },
@@ -284,9 +284,18 @@ fn a_chain_takes_the_place_of_another() {
     driver.queues[0].add(&[Piece::readable(0x8000, 4), Piece::writable(0x9000, 4)]);
     let second = driver.queues[0].add(&[Piece::readable(0x8000, 1)]);
     let mut queue = driver.queues[0].device_side();
-    let mut chain = Chain::collect(next(&mut queue, &driver.memory), &driver.memory, Limits::WIDEST).unwrap();
+    let mut chain = Chain::collect(
+        next(&mut queue, &driver.memory),
+        &driver.memory,
+        ChainLimits::WIDEST,
+    )
+    .unwrap();
     chain
-        .replace(next(&mut queue, &driver.memory), &driver.memory, Limits::WIDEST)
+        .replace(
+            next(&mut queue, &driver.memory),
+            &driver.memory,
+            ChainLimits::WIDEST,
+        )
         .unwrap();
     assert_eq!(
         (chain.head, chain.readable.len(), chain.writable.len()),

@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 
 use super::HEADER;
 use super::buffers::Buffers;
-use crate::virtio::chain::Pieces;
+use crate::virtio::chain::IoVecBuffer;
 
 /// Where a received packet is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub trait Backend: Send {
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] when nothing of it was taken and it can be sent later; with any other error it
     /// cannot.
-    fn send(&mut self, header: &[u8; HEADER], packet: &Pieces<'_>) -> io::Result<Sent>;
+    fn send(&mut self, header: &[u8; HEADER], packet: &IoVecBuffer<'_>) -> io::Result<Sent>;
 
     /// Sends what waits since [`Sent::Partly`], if anything, and looks whether a link that is down is up again.
     ///

@@ -6,13 +6,13 @@ use snapshot::GuestMemory;
 
 use super::HEADER;
 use super::error::Error;
-use crate::virtio::chain::{Chain, Limits, MOST_PIECES};
-use crate::virtio::split::Split;
+use crate::virtio::chain::{Chain, ChainLimits, MAX_IOVECS};
+use crate::virtio::split::Virtqueue;
 
 /// One entry of what `readv` takes is left for what has no room in the buffers.
-const LIMITS: Limits = Limits {
-    pieces: MOST_PIECES - 1,
-    ..Limits::WIDEST
+const LIMITS: ChainLimits = ChainLimits {
+    pieces: MAX_IOVECS - 1,
+    ..ChainLimits::WIDEST
 };
 
 /// Offset of the field `flags` in the header.
@@ -45,7 +45,7 @@ impl<'m> Buffers<'m> {
         self.chains.is_empty()
     }
 
-    /// The buffers as `readv` takes them, fewer than [`MOST_PIECES`]. The pointers are valid as long as `'m`.
+    /// The buffers as `readv` takes them, fewer than [`MAX_IOVECS`]. The pointers are valid as long as `'m`.
     pub fn iovec(&self) -> impl Iterator<Item = libc::iovec> {
         self.chains
             .iter()
@@ -58,23 +58,23 @@ impl<'m> Buffers<'m> {
     }
 
     /// Whether no packet can ever get more buffers than these from `ring`.
-    pub(super) fn are_all(&self, ring: &Split) -> bool {
+    pub(super) fn are_all(&self, ring: &Virtqueue) -> bool {
         self.full || self.chains.len() >= ring.size()
     }
 
     /// Takes buffers until there are `wanted` bytes, or no more.
     pub(super) fn top_up(
         &mut self,
-        ring: &mut Split,
+        ring: &mut Virtqueue,
         memory: &'m GuestMemory,
         wanted: u64,
     ) -> Result<(), Error> {
         while self.length < wanted && !self.are_all(ring) {
-            let Some(descriptors) = ring.pop(memory).map_err(Error::Queue)? else {
+            let Some(descriptors) = ring.pop_chain(memory).map_err(Error::Queue)? else {
                 break;
             };
             let mut chain = self.spent.pop().unwrap_or_default();
-            chain.take(descriptors, memory, LIMITS).map_err(Error::Chain)?;
+            chain.refill(descriptors, memory, LIMITS).map_err(Error::Chain)?;
             let (head, length) = (chain.head, chain.writable.len());
             if !chain.readable.is_empty() {
                 return Err(Error::Direction(head));
@@ -83,7 +83,7 @@ impl<'m> Buffers<'m> {
                 return Err(Error::Small { head, length });
             }
             if self.pieces + chain.writable.count() > LIMITS.pieces {
-                ring.put_back(1);
+                ring.undo_pop(1);
                 self.spent.push(chain);
                 self.full = true;
                 break;
@@ -143,7 +143,7 @@ impl<'m> Buffers<'m> {
     /// Gives the buffers with the packet of `length` bytes that is in them to the driver.
     pub(super) fn publish(
         &mut self,
-        ring: &mut Split,
+        ring: &mut Virtqueue,
         memory: &'m GuestMemory,
         length: usize,
     ) -> Result<(), Error> {
@@ -166,7 +166,7 @@ impl<'m> Buffers<'m> {
                 .write_all(NUM_BUFFERS, &count.to_le_bytes())
                 .map_err(Error::Chain)?;
         }
-        ring.publish(memory, &self.used).map_err(Error::Queue)?;
+        ring.add_used(memory, &self.used).map_err(Error::Queue)?;
         for chain in self.chains.drain(..self.used.len()) {
             self.length -= chain.writable.len();
             self.pieces -= chain.writable.count();

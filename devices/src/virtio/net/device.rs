@@ -22,7 +22,7 @@ use super::writable::Writable;
 use super::{ETHERNET, LONGEST_FRAME};
 use crate::clock::Clock;
 use crate::limiter::Limiter;
-use crate::virtio::split::Split;
+use crate::virtio::split::Virtqueue;
 use crate::virtio::{Activation, VirtioDevice, VirtioInterrupt, WatchedFd};
 
 /// Index of the receive queue.
@@ -64,7 +64,7 @@ struct Active {
     features: u64,
     /// Bytes of the longest frame for the driver that is not to be cut up.
     longest: usize,
-    rings: [Split; 2],
+    rings: [Virtqueue; 2],
     memory: GuestMemory,
     signal: Arc<VirtioInterrupt>,
 }
@@ -200,7 +200,7 @@ impl Net {
             _ => self.transmitter.turn(&mut turn),
         };
         // What was used before something went wrong is the driver's all the same.
-        match turn.ring.wants_interrupt(turn.memory) {
+        match turn.ring.needs_notification(turn.memory) {
             Ok(true) => active.signal.notify_used(),
             Ok(false) => {}
             Err(error) => return self.stop(&Error::Queue(error)),
@@ -320,7 +320,7 @@ impl VirtioDevice for Net {
         let active = self.active.insert(Active {
             features,
             longest,
-            rings: [Split::new(receive), Split::new(transmit)],
+            rings: [Virtqueue::new(receive), Virtqueue::new(transmit)],
             memory: activation.memory,
             signal: activation.signal,
         });
@@ -358,7 +358,7 @@ impl VirtioDevice for Net {
 
     fn queue_states(&self) -> Vec<QueueState> {
         let rings = self.active.iter().flat_map(|active| &active.rings);
-        rings.map(Split::state).collect()
+        rings.map(Virtqueue::state).collect()
     }
 
     fn watched_fds(&self) -> Vec<WatchedFd> {

@@ -72,12 +72,14 @@ impl Receiver {
     pub(super) fn turn(&mut self, turn: &mut Turn<'_>) -> Result<Ended, Error> {
         let mut buffers = Buffers::default();
         let ended = self.fill(turn, &mut buffers);
-        turn.ring.put_back(buffers.count());
+        turn.ring.undo_pop(buffers.count());
         ended
     }
 
     fn fill<'m>(&mut self, turn: &mut Turn<'m>, buffers: &mut Buffers<'m>) -> Result<Ended, Error> {
-        turn.ring.mute(turn.memory).map_err(Error::Queue)?;
+        turn.ring
+            .disable_notification(turn.memory)
+            .map_err(Error::Queue)?;
         for _ in 0..MOST_PACKETS {
             buffers.top_up(turn.ring, turn.memory, self.wanted(turn.features))?;
             let ended = match buffers.is_empty() {
@@ -216,9 +218,11 @@ fn flags(turn: &Turn<'_>, start: [u8; 2], length: usize) -> Option<u8> {
 
 /// Waits for the driver, unless buffers have come meanwhile.
 fn lacks_buffers(turn: &mut Turn<'_>) -> Result<Option<Ended>, Error> {
-    match turn.ring.listen(turn.memory).map_err(Error::Queue)? {
+    match turn.ring.enable_notification(turn.memory).map_err(Error::Queue)? {
         true => {
-            turn.ring.mute(turn.memory).map_err(Error::Queue)?;
+            turn.ring
+                .disable_notification(turn.memory)
+                .map_err(Error::Queue)?;
             Ok(None)
         }
         false => Ok(Some(Ended::Idle)),

@@ -13,7 +13,7 @@ use super::backend::{Backend, Link, Received, Sent};
 use super::buffers::Buffers;
 use super::words::LastWords;
 use super::{HEADER, LONGEST_FRAME};
-use crate::virtio::chain::Pieces;
+use crate::virtio::chain::IoVecBuffer;
 
 /// Bytes of the length before a frame.
 const PREFIX: usize = 4;
@@ -170,7 +170,7 @@ impl Stream {
         result
     }
 
-    fn send_frame(&mut self, packet: &Pieces<'_>) -> io::Result<Sent> {
+    fn send_frame(&mut self, packet: &IoVecBuffer<'_>) -> io::Result<Sent> {
         let length = packet.len().saturating_sub(HEADER as u64);
         let frame = u32::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
         let prefix = frame.to_be_bytes();
@@ -218,7 +218,7 @@ impl Backend for Stream {
     }
 
     /// There are no offloads, so that there is nothing in the header.
-    fn send(&mut self, _header: &[u8; HEADER], packet: &Pieces<'_>) -> io::Result<Sent> {
+    fn send(&mut self, _header: &[u8; HEADER], packet: &IoVecBuffer<'_>) -> io::Result<Sent> {
         if self.link != Link::Up {
             return Err(io::ErrorKind::NotConnected.into());
         }

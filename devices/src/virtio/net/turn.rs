@@ -8,7 +8,7 @@ use super::backend::Backend;
 use super::metrics::Counters;
 use crate::clock::Clock;
 use crate::limiter::Limiter;
-use crate::virtio::split::Split;
+use crate::virtio::split::Virtqueue;
 
 /// The most packets that one turn serves.
 pub(super) const MOST_PACKETS: usize = 512;
@@ -20,7 +20,7 @@ pub(super) struct Turn<'a> {
     /// Bytes of the longest frame for the driver that is not to be cut up.
     pub(super) longest: usize,
     pub(super) memory: &'a GuestMemory,
-    pub(super) ring: &'a mut Split,
+    pub(super) ring: &'a mut Virtqueue,
     pub(super) backend: &'a mut dyn Backend,
     pub(super) limiter: &'a mut Limiter,
     pub(super) clock: &'a dyn Clock,

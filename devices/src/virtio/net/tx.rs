@@ -7,12 +7,12 @@ use super::error::Error;
 use super::features::sent_header;
 use super::turn::{Ended, MOST_PACKETS, Turn};
 use super::{HEADER, LONGEST_PACKET, SHORTEST_FRAME};
-use crate::virtio::chain::{Chain, Limits, MOST_PIECES, Pieces};
+use crate::virtio::chain::{Chain, ChainLimits, IoVecBuffer, MAX_IOVECS};
 
 /// One entry of what `writev` and `sendmsg` take is left for what a back end puts before the frame.
-const LIMITS: Limits = Limits {
-    pieces: MOST_PIECES - 1,
-    ..Limits::WIDEST
+const LIMITS: ChainLimits = ChainLimits {
+    pieces: MAX_IOVECS - 1,
+    ..ChainLimits::WIDEST
 };
 
 /// What has become of a packet.
@@ -37,26 +37,26 @@ impl Transmitter {
     pub(super) fn turn(&mut self, turn: &mut Turn<'_>) -> Result<Ended, Error> {
         let memory = turn.memory;
         let mut chain = Chain::default();
-        turn.ring.mute(memory).map_err(Error::Queue)?;
+        turn.ring.disable_notification(memory).map_err(Error::Queue)?;
         for _ in 0..MOST_PACKETS {
-            let Some(descriptors) = turn.ring.pop(memory).map_err(Error::Queue)? else {
-                if turn.ring.listen(memory).map_err(Error::Queue)? {
-                    turn.ring.mute(memory).map_err(Error::Queue)?;
+            let Some(descriptors) = turn.ring.pop_chain(memory).map_err(Error::Queue)? else {
+                if turn.ring.enable_notification(memory).map_err(Error::Queue)? {
+                    turn.ring.disable_notification(memory).map_err(Error::Queue)?;
                     continue;
                 }
                 return Ok(Ended::Idle);
             };
-            chain.take(descriptors, memory, LIMITS).map_err(Error::Chain)?;
+            chain.refill(descriptors, memory, LIMITS).map_err(Error::Chain)?;
             if !chain.writable.is_empty() {
                 return Err(Error::Direction(chain.head));
             }
             let fate = self.send(turn, &chain.readable)?;
             if let Fate::Kept(ended) = fate {
-                turn.ring.put_back(1);
+                turn.ring.undo_pop(1);
                 return Ok(ended);
             }
             turn.ring
-                .publish(memory, &[(chain.head, 0)])
+                .add_used(memory, &[(chain.head, 0)])
                 .map_err(Error::Queue)?;
             if let Fate::DoneFull = fate {
                 return Ok(Ended::Full);
@@ -65,7 +65,7 @@ impl Transmitter {
         Ok(Ended::Exhausted)
     }
 
-    fn send(&mut self, turn: &mut Turn<'_>, packet: &Pieces<'_>) -> Result<Fate, Error> {
+    fn send(&mut self, turn: &mut Turn<'_>, packet: &IoVecBuffer<'_>) -> Result<Fate, Error> {
         let length = usize::try_from(packet.len()).unwrap_or(usize::MAX);
         if !(HEADER + SHORTEST_FRAME..=LONGEST_PACKET).contains(&length) {
             turn.counters.drops += 1;

@@ -209,7 +209,7 @@ impl FakeQueue {
 
     /// Puts `head`, any number, into the available ring and moves the index on by one. To publish a chain that was used
     /// once more costs only this.
-    pub fn publish(&mut self, head: u16) {
+    pub fn make_available(&mut self, head: u16) {
         let entry = self.available + ENTRIES + AVAILABLE * u64::from(self.next_available % self.size);
         self.memory.write_obj(head.to_le(), GuestAddress(entry)).unwrap();
         self.set_available_index(self.next_available.wrapping_add(1));
@@ -253,7 +253,7 @@ impl FakeQueue {
         u16::from_le(self.memory.load(address, Ordering::Acquire).unwrap())
     }
 
-    /// Takes the next entry out of the used ring. Its descriptors stay as they are, for [`publish`](Self::publish).
+    /// Takes the next entry out of the used ring. Its descriptors stay as they are, for [`make_available`](Self::make_available).
     pub fn pop_used(&mut self) -> Option<Used> {
         if self.used_index() == self.next_used {
             return None;
@@ -292,7 +292,7 @@ impl FakeQueue {
     fn publish_chain(&mut self, indices: Vec<u16>) -> u16 {
         let head = indices[0];
         self.chains[usize::from(head)] = indices;
-        self.publish(head);
+        self.make_available(head);
         head
     }
 }

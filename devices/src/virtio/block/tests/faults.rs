@@ -251,7 +251,7 @@ fn a_chain_that_loops_stops_the_queue() {
             next: 200,
         };
         bench.driver.queues[0].set_descriptor(200, descriptor);
-        bench.driver.queues[0].publish(200);
+        bench.driver.queues[0].make_available(200);
     });
 }
 
@@ -265,7 +265,7 @@ fn a_readable_piece_behind_a_writable_one_stops_the_queue() {
 
 #[test]
 fn a_head_beyond_the_table_stops_the_queue() {
-    stops(|bench| bench.driver.queues[0].publish(256));
+    stops(|bench| bench.driver.queues[0].make_available(256));
 }
 
 #[test]
@@ -289,7 +289,7 @@ fn one_request_published_a_whole_queue_over_is_served_and_no_more() {
         let address = bench.place(&[NONE; 512]);
         let (head, status) = bench.add(IN, 1, &[Piece::writable(address, 512)]);
         for _ in 1..256 {
-            bench.driver.queues[0].publish(head);
+            bench.driver.queues[0].make_available(head);
         }
         assert_eq!(bench.run(256).len(), 256);
         assert_eq!(bench.status(status), OK);

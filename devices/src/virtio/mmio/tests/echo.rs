@@ -10,7 +10,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::{QueueOwnedT, QueueState, QueueT};
 
 use crate::sync::lock;
-use crate::virtio::chain::{Chain, Limits};
+use crate::virtio::chain::{Chain, ChainLimits};
 use crate::virtio::device::{Activation, VirtioDevice, WatchedFd};
 
 pub const ID: u32 = 0x7f;
@@ -67,7 +67,7 @@ impl Echo {
             let Some(chain) = queue.iter(memory).ok()?.next() else {
                 break;
             };
-            let chain = Chain::collect(chain, memory, Limits::WIDEST).ok()?;
+            let chain = Chain::collect(chain, memory, ChainLimits::WIDEST).ok()?;
             let length = chain.readable.len().min(chain.writable.len()).min(0x1_0000);
             let mut data = vec![0; usize::try_from(length).unwrap()];
             chain.readable.read_exact(0, &mut data).ok()?;

@@ -134,7 +134,7 @@ fn stopped_by(what: &str, table: &[RawDescriptor]) {
     for (index, descriptor) in (0..).zip(table) {
         queue.set_descriptor(index, *descriptor);
     }
-    queue.publish(0);
+    queue.make_available(0);
     bench.kick(0);
     assert!(
         bench.driver.queues[0].pop_used().is_none(),
@@ -176,7 +176,7 @@ fn malformed_indirect_tables_stop_the_device() {
 fn heads_outside_the_table_stop_the_device() {
     for head in [16, 17, 0x8000, u16::MAX] {
         let mut bench = Bench::started();
-        bench.driver.queues[0].publish(head);
+        bench.driver.queues[0].make_available(head);
         bench.kick(0);
         stopped(&mut bench, &format!("head {head}"));
     }
@@ -205,7 +205,7 @@ fn an_index_that_wraps_around_is_as_good_as_any() {
             bench.echoes(0, b"x");
             continue;
         }
-        bench.driver.queues[0].publish(0);
+        bench.driver.queues[0].make_available(0);
         bench.kick(0);
         assert!(bench.driver.queues[0].pop_used().is_some());
     }

@@ -51,7 +51,7 @@ fn mutations() -> impl Strategy<Value = Vec<Mutation>> {
 fn mutate(queue: &mut FakeQueue, mutation: &Mutation) {
     match mutation {
         Mutation::Descriptor(index, descriptor) => queue.set_descriptor(*index, *descriptor),
-        Mutation::Publish(head) => queue.publish(*head),
+        Mutation::Publish(head) => queue.make_available(*head),
         Mutation::AvailableIndex(index) => queue.set_available_index(*index),
         Mutation::UsedEvent(index) => queue.set_used_event(*index),
         Mutation::Byte(..) | Mutation::Kick => {}

@@ -101,7 +101,7 @@ fn another_configuration_is_told_of() {
 fn every_stage_of_a_device_comes_back() {
     let broken = |bench: &mut Bench| {
         bench.start();
-        bench.driver.queues[0].publish(77);
+        bench.driver.queues[0].make_available(77);
         bench.kick(0);
     };
     let half_way = |bench: &mut Bench| {

@@ -14,7 +14,7 @@ use super::features::{
     HOST_UFO, HOST_USO,
 };
 use super::{HEADER, LONGEST_PACKET};
-use crate::virtio::chain::Pieces;
+use crate::virtio::chain::IoVecBuffer;
 use control::Interface;
 
 mod control;
@@ -130,7 +130,7 @@ impl Backend for Tap {
         }
     }
 
-    fn send(&mut self, header: &[u8; HEADER], packet: &Pieces<'_>) -> io::Result<Sent> {
+    fn send(&mut self, header: &[u8; HEADER], packet: &IoVecBuffer<'_>) -> io::Result<Sent> {
         let mut parts = Vec::with_capacity(packet.count() + 1);
         parts.push(libc::iovec {
             iov_base: header.as_ptr().cast_mut().cast(),

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use crate::sync::lock;
-use crate::virtio::chain::Pieces;
+use crate::virtio::chain::IoVecBuffer;
 use crate::virtio::net::features::{CSUM, GUEST_CSUM, HOST_TSO4};
 use crate::virtio::net::{Backend, Buffers, HEADER, Link, Received, Sent};
 
@@ -71,7 +71,7 @@ impl Backend for FakeBackend {
         Ok(())
     }
 
-    fn send(&mut self, header: &[u8; HEADER], packet: &Pieces<'_>) -> io::Result<Sent> {
+    fn send(&mut self, header: &[u8; HEADER], packet: &IoVecBuffer<'_>) -> io::Result<Sent> {
         let mut wire = lock(&self.wire);
         if let Some(failure) = wire.failure {
             return Err(failure.into());

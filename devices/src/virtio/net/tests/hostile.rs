@@ -97,7 +97,7 @@ fn a_chain_that_loops() {
                 next: 0,
             };
             rig.driver.queues[queue].set_descriptor(0, descriptor);
-            rig.driver.queues[queue].publish(0);
+            rig.driver.queues[queue].make_available(0);
         });
     }
 }
@@ -114,7 +114,7 @@ fn an_index_that_jumps() {
 #[test]
 fn a_head_beyond_the_table() {
     for queue in [0, 1] {
-        stops(|rig| rig.driver.queues[queue].publish(16));
+        stops(|rig| rig.driver.queues[queue].make_available(16));
     }
 }
 
@@ -167,12 +167,12 @@ proptest! {
         for act in acts {
             match act {
                 Act::Describe(queue, at, descriptor) => rig.driver.queues[queue].set_descriptor(at, descriptor),
-                Act::Publish(queue, head) => rig.driver.queues[queue].publish(head),
+                Act::Publish(queue, head) => rig.driver.queues[queue].make_available(head),
                 Act::Index(queue, index) => rig.driver.queues[queue].set_available_index(index),
                 Act::Add(queue, address, length) => {
                     let descriptor = RawDescriptor { address, length, flags: if queue == 0 { WRITE } else { 0 }, next: 0 };
                     rig.driver.queues[queue].set_descriptor(3, descriptor);
-                    rig.driver.queues[queue].publish(3);
+                    rig.driver.queues[queue].make_available(3);
                 }
                 Act::Notify(queue) => rig.net.notify(queue),
                 Act::Ready(token) => rig.net.process_event(token),
