@@ -103,7 +103,7 @@ impl<D: VirtioDevice> Board<D> {
 
     /// The timers of who was throttled come too, as on a host whose clock goes.
     fn resume(&mut self) {
-        self.transport.resume();
+        self.transport.notify_restored();
         self.serve();
         self.line.take();
     }

@@ -235,7 +235,7 @@ fn take_vcpu(id: u8, archive: &mut ArchiveReader<'_>) -> Result<Box<State>, Erro
 }
 
 fn look<D: VirtioDevice>(device: &Handle<D>) {
-    device.with_transport(|transport| transport.resume());
+    device.with_transport(|transport| transport.notify_restored());
 }
 
 fn vcpu_key(id: u8) -> String {

@@ -12,13 +12,13 @@ const WATCHED: usize = 256;
 /// A driver that reads several fields compares the generation before and after, section 4.2.2.1. A device changes its
 /// configuration whenever it likes; what counts is what the driver can see of it, so it is compared at each access.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Configuration {
+pub(super) struct ConfigGeneration {
     generation: u32,
     /// Without the zeros at the end.
     seen: Vec<u8>,
 }
 
-impl Configuration {
+impl ConfigGeneration {
     /// The generation of what `device` has there now.
     pub(super) fn generation(&mut self, device: &(impl VirtioDevice + ?Sized)) -> u32 {
         let mut bytes = [0; WATCHED];

@@ -24,7 +24,7 @@ pub(super) enum Area {
 
 /// The registers of one queue. Nothing in them is checked before the queue is to be ready.
 #[derive(Clone, Debug)]
-pub(super) struct Ring {
+pub(super) struct QueueRegisters {
     pub(super) max_size: u16,
     pub(super) size: u32,
     pub(super) ready: bool,
@@ -33,7 +33,7 @@ pub(super) struct Ring {
     pub(super) used: u64,
 }
 
-impl Ring {
+impl QueueRegisters {
     /// As after a reset.
     pub(super) fn new(max_size: u16) -> Self {
         Self {

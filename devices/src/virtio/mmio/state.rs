@@ -8,9 +8,9 @@ use snapshot::{ArchiveReader, ArchiveWriter, Component, Schema};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_queue::{QueueState, QueueT};
 
-use super::configuration::Configuration;
+use super::configuration::ConfigGeneration;
 use super::registers as r;
-use super::ring::Ring;
+use super::ring::QueueRegisters;
 use super::transport::Transport;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::signal::{CONFIGURATION, USED_BUFFER};
@@ -28,7 +28,7 @@ pub(super) struct Registers {
 
 /// State of one queue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct RingState {
+pub(super) struct MmioQueueState {
     pub(super) size: u32,
     pub(super) ready: bool,
     pub(super) descriptors: u64,
@@ -45,9 +45,9 @@ pub struct TransportState {
     pub(super) registers: Registers,
     pub(super) interrupt_status: u32,
     pub(super) needs_reset: bool,
-    pub(super) configuration: Configuration,
+    pub(super) configuration: ConfigGeneration,
     pub(super) active: bool,
-    pub(super) rings: Vec<RingState>,
+    pub(super) rings: Vec<MmioQueueState>,
 }
 
 impl Schema for TransportState {
@@ -109,7 +109,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
             configuration: self.configuration.clone(),
             active: self.active,
             rings: rings
-                .map(|(ring, progress)| RingState {
+                .map(|(ring, progress)| MmioQueueState {
                     size: ring.size,
                     ready: ring.ready,
                     descriptors: ring.descriptors,
@@ -126,7 +126,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         self.check(&state)?;
         self.reset();
         for (ring, saved) in self.rings.iter_mut().zip(&state.rings) {
-            *ring = Ring {
+            *ring = QueueRegisters {
                 max_size: ring.max_size,
                 size: saved.size,
                 ready: saved.ready,

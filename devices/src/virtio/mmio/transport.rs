@@ -12,9 +12,9 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::Queue;
 
-use super::configuration::Configuration;
+use super::configuration::ConfigGeneration;
 use super::registers as r;
-use super::ring::{Area, Half, Ring};
+use super::ring::{Area, Half, QueueRegisters};
 use super::state::Registers;
 use crate::bus::BusDevice;
 use crate::interrupt::Interrupt;
@@ -33,8 +33,8 @@ pub struct Transport<D: VirtioDevice + ?Sized = dyn VirtioDevice> {
     pub(super) memory: GuestMemory,
     pub(super) signal: Arc<VirtioInterrupt>,
     pub(super) registers: Registers,
-    pub(super) rings: Vec<Ring>,
-    pub(super) configuration: Configuration,
+    pub(super) rings: Vec<QueueRegisters>,
+    pub(super) configuration: ConfigGeneration,
     /// Whether the device has its queues.
     pub(super) active: bool,
     complaints: Complaints,
@@ -50,8 +50,13 @@ struct Complaints {
 impl<D: VirtioDevice + ?Sized> Transport<D> {
     /// `device`, not yet discovered by its driver. Its queues are in `memory`, and its interrupts go to `line`.
     pub fn new(device: Box<D>, memory: GuestMemory, line: Arc<dyn Interrupt>) -> Self {
-        let rings = device.queue_sizes().iter().copied().map(Ring::new).collect();
-        let mut configuration = Configuration::default();
+        let rings = device
+            .queue_sizes()
+            .iter()
+            .copied()
+            .map(QueueRegisters::new)
+            .collect();
+        let mut configuration = ConfigGeneration::default();
         configuration.generation(device.as_ref());
         Self {
             device,
@@ -98,7 +103,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
     /// The driver hears of what is new only. An interrupt that it has not acknowledged is in the state of the interrupt
     /// controllers, or of its processor: nobody raises one while the state is saved. Raised again, it would come twice to a
     /// driver that was just about to acknowledge it, and some take an interrupt for nothing as a fault.
-    pub fn resume(&mut self) {
+    pub fn notify_restored(&mut self) {
         if !self.is_running() {
             return;
         }
@@ -141,7 +146,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         self.signal.clear();
         self.registers = Registers::default();
         for ring in &mut self.rings {
-            *ring = Ring::new(ring.max_size);
+            *ring = QueueRegisters::new(ring.max_size);
         }
     }
 
@@ -255,12 +260,12 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         }
     }
 
-    fn ring(&self) -> Option<&Ring> {
+    fn ring(&self) -> Option<&QueueRegisters> {
         self.rings.get(usize::try_from(self.registers.queue_sel).ok()?)
     }
 
     /// The selected queue, as long as the driver may still say something of it.
-    fn unsettled_ring(&mut self) -> Option<&mut Ring> {
+    fn unsettled_ring(&mut self) -> Option<&mut QueueRegisters> {
         match self.has(r::DRIVER_OK) {
             true => None,
             false => self
@@ -269,7 +274,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         }
     }
 
-    fn configure(&mut self, change: impl FnOnce(&mut Ring)) {
+    fn configure(&mut self, change: impl FnOnce(&mut QueueRegisters)) {
         if let Some(ring) = self.unsettled_ring().filter(|ring| !ring.ready) {
             change(ring);
         }
@@ -292,7 +297,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         }
     }
 
-    fn complain_of(&mut self, refused: &Ring) {
+    fn complain_of(&mut self, refused: &QueueRegisters) {
         if !std::mem::replace(&mut self.complaints.queues, true) {
             let (id, queue) = (self.device.device_id(), self.registers.queue_sel);
             log::warn!("virtio device {id}: queue {queue} cannot be made ready: {refused:x?}");

@@ -52,7 +52,7 @@ fn a_running_device_goes_on_where_it_was() {
     assert_eq!(save(&bench), bytes);
     assert_eq!((bench.get(r::STATUS), bench.get(r::INTERRUPT_STATUS)), (READY, 1));
     assert_eq!(bench.line.take(), 0, "a restore is silent");
-    bench.transport.resume();
+    bench.transport.notify_restored();
     assert_eq!(
         bench.line.take(),
         0,
@@ -60,7 +60,7 @@ fn a_running_device_goes_on_where_it_was() {
     );
     assert_eq!((bench.get(r::INTERRUPT_STATUS), count(&bench.seen.kicks)), (1, 2));
     bench.set(r::INTERRUPT_ACK, 1);
-    bench.transport.resume();
+    bench.transport.notify_restored();
     assert_eq!(
         (bench.line.take(), bench.get(r::INTERRUPT_STATUS)),
         (0, 0),
@@ -79,7 +79,7 @@ fn what_was_published_before_is_served_after() {
     let (mut bench, bytes) = moved(bench);
     restore(&mut bench, &bytes).unwrap();
     assert!(bench.driver.queues[1].pop_used().is_none());
-    bench.transport.resume();
+    bench.transport.notify_restored();
     assert_eq!(bench.driver.queues[1].collect_used().len(), 1);
     assert_eq!((bench.line.take(), bench.get(r::INTERRUPT_STATUS)), (1, 1));
 }
@@ -92,7 +92,7 @@ fn another_configuration_is_told_of() {
     let (mut bench, bytes) = moved(bench);
     *lock(&bench.seen.configuration) = vec![2];
     restore(&mut bench, &bytes).unwrap();
-    bench.transport.resume();
+    bench.transport.notify_restored();
     assert_eq!((bench.line.take(), bench.get(r::INTERRUPT_STATUS)), (1, 2));
     assert_ne!(bench.get(r::CONFIG_GENERATION), before);
 }
@@ -127,7 +127,7 @@ fn every_stage_of_a_device_comes_back() {
         restore(&mut other, &bytes).unwrap();
         assert_eq!(other.get(r::STATUS), status, "stage {index}");
         assert_eq!(save(&other), bytes, "stage {index}");
-        other.transport.resume();
+        other.transport.notify_restored();
         other.works_after_reset();
     }
 }
@@ -202,7 +202,7 @@ proptest! {
         let mut other = Bench::with(bench.driver);
         let restored = ArchiveReader::parse(&bytes).is_ok_and(|mut archive| other.transport.restore_section("net", &mut archive).is_ok());
         if restored {
-            other.transport.resume();
+            other.transport.notify_restored();
             other.works_after_reset();
         }
     }
