@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use devices::MonotonicClock;
 use devices::virtio::VirtioDevice;
-use devices::virtio::block::{Block, CacheType, Config, IoEngine};
+use devices::virtio::block::{Block, CacheType, DiskConfig, IoEngine};
 use devices::virtio::mmio::Transport;
 use devices::virtio::testing::{CountingInterrupt, FakeDriver, Piece};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
@@ -104,7 +104,7 @@ impl Pages {
         let path = PathBuf::from(format!("/dev/shm/mayfly-queue-{}", std::process::id()));
         let content: Vec<u8> = (0..=250).cycle().take(usize::try_from(DISK).unwrap()).collect();
         fs::write(&path, content).unwrap();
-        let config = Config {
+        let config = DiskConfig {
             id: "bench".into(),
             path: path.clone(),
             read_only: false,

@@ -17,7 +17,7 @@ use crate::bus::BusDevice;
 use crate::limiter::{Bucket, Limiter};
 use crate::testing::ManualClock;
 use crate::virtio::VirtioDevice;
-use crate::virtio::block::{Block, CacheType, Config, IoEngine};
+use crate::virtio::block::{Block, CacheType, DiskConfig, IoEngine};
 use crate::virtio::mmio::{Transport, registers as r};
 use crate::virtio::net::{HEADER, Net, Setup, Stream};
 use crate::virtio::testing::{CountingInterrupt, FakeDriver, Piece, get, set};
@@ -298,7 +298,7 @@ pub(super) struct DiskBench<const ASYNC: bool> {
 impl<const ASYNC: bool> DiskBench<ASYNC> {
     fn on(content: &[u8], clock: ManualClock) -> Self {
         let disk = Disk::new(content);
-        let config = Config {
+        let config = DiskConfig {
             id: "disk".to_owned(),
             path: disk.0.clone(),
             read_only: false,

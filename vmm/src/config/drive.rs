@@ -3,7 +3,7 @@
 
 use std::str::FromStr;
 
-use devices::virtio::block::{CacheType, Config, IoEngine};
+use devices::virtio::block::{CacheType, DiskConfig, IoEngine};
 use serde::{Deserialize, Serialize};
 
 use super::options::{Error, Options};
@@ -12,7 +12,7 @@ use super::options::{Error, Options};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DriveConfig {
     /// The disk; its name is one by its number when it is empty.
-    pub disk: Config,
+    pub disk: DiskConfig,
     /// Whether the guest is told on its command line to take its root file system from it, and how it finds it.
     pub root: Option<Root>,
 }
@@ -43,7 +43,7 @@ impl FromStr for DriveConfig {
     fn from_str(text: &str) -> Result<Self, Error> {
         let mut options = Options::parse(text)?;
         let limits = options.limits("bandwidth", "ops")?;
-        let config = Config {
+        let config = DiskConfig {
             path: options.first().into(),
             read_only: options.flag("ro"),
             allow_empty: false,

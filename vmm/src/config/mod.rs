@@ -9,7 +9,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 pub use devices::limiter::Bucket;
-pub use devices::virtio::block::{CacheType, Config as DiskConfig, IoEngine};
+pub use devices::virtio::block::{CacheType, DiskConfig, IoEngine};
 pub use drive::{DriveConfig, Root};
 pub use net::{MacAddress, NetBackend, NetConfig};
 pub use options::{Error as OptionError, Limits};

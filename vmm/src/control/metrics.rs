@@ -38,7 +38,7 @@ pub struct DriveMetrics {
     /// Name of the drive.
     pub id: String,
     /// What it has done.
-    pub metrics: block::Metrics,
+    pub metrics: block::BlockMetrics,
 }
 
 /// One network interface.

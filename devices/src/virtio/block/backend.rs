@@ -13,14 +13,14 @@ use super::config::IoEngine;
 use super::file::Disk;
 use super::metrics::Meter;
 use super::request::{Request, Status, Target};
-use super::serve::{Id, Outcome, execute, finish, read_cached};
-use super::uring::{Completed, Operation, Ring, Todo};
+use super::serve::{Completion, Id, execute, finish, read_cached};
+use super::uring::{Completed, Operation, UringEngine, UringRequest};
 use crate::clock::Clock;
 use crate::limiter::Limiter;
 use crate::virtio::chain::Chain;
 
 /// What a device has whether it is activated or not.
-pub(super) struct Backend {
+pub(super) struct Executor {
     pub(super) disk: Disk,
     pub(super) id: Id,
     pub(super) engine: IoEngine,
@@ -30,10 +30,10 @@ pub(super) struct Backend {
     pub(super) wake: EventFd,
     pub(super) meter: Meter,
     /// There from the first request on, when the engine wants it.
-    pub(super) ring: Option<Ring>,
+    pub(super) ring: Option<UringEngine>,
 }
 
-impl Backend {
+impl Executor {
     /// Makes the eventfd unreadable.
     pub(super) fn quiet(&self) {
         // Fails when it is unreadable already.
@@ -69,12 +69,12 @@ impl Backend {
 
     /// Requests that io_uring has not done yet.
     pub(super) fn in_flight(&self) -> usize {
-        self.ring.as_ref().map_or(0, Ring::in_flight)
+        self.ring.as_ref().map_or(0, UringEngine::in_flight)
     }
 
     /// Whether io_uring has no room for a further request.
     pub(super) fn is_full(&self) -> bool {
-        self.ring.as_ref().is_some_and(Ring::is_full)
+        self.ring.as_ref().is_some_and(UringEngine::is_full)
     }
 
     /// Makes the ring at the first request, or takes the one of another activation, for requests in `memory`.
@@ -84,7 +84,7 @@ impl Backend {
             None if self.engine == IoEngine::Sync => return,
             None => {}
         }
-        match Ring::new(self.wake.as_raw_fd()) {
+        match UringEngine::new(self.wake.as_raw_fd()) {
             Ok(mut ring) => {
                 ring.attach(memory);
                 self.ring = Some(ring);
@@ -97,7 +97,7 @@ impl Backend {
     }
 
     /// Waits for what is in flight, of which nobody is told. The ring is kept for the next activation if it still works.
-    pub(super) fn settle(&mut self) {
+    pub(super) fn drain(&mut self) {
         let released = self.ring.as_mut().is_none_or(|ring| ring.release().is_ok());
         if !released || self.engine == IoEngine::Sync {
             self.ring = None;
@@ -107,7 +107,7 @@ impl Backend {
     /// Gives the kernel what was put into the ring. When it takes nothing any more, there will be no more of that, and what
     /// it has not taken has failed.
     pub(super) fn submit(&mut self) {
-        let Some(Err(error)) = self.ring.as_mut().map(Ring::submit) else {
+        let Some(Err(error)) = self.ring.as_mut().map(UringEngine::submit) else {
             return;
         };
         log::warn!("block device goes on without io_uring, which takes no requests any more: {error}");
@@ -146,7 +146,7 @@ impl Backend {
             (Some(ring), Some(Operation::Read(extent))) if disk.waits_to_read() => {
                 let given = read_cached(extent, chain, disk);
                 if given < extent.length {
-                    let todo = Todo {
+                    let todo = UringRequest {
                         operation: Operation::Read(extent),
                         done: given,
                         start,
@@ -155,11 +155,11 @@ impl Backend {
                     return None;
                 }
                 let status = Status::Ok;
-                Outcome { status, given }
+                Completion { status, given }
             }
             (Some(ring), Some(operation)) if waits(operation) => {
                 let done = 0;
-                let todo = Todo {
+                let todo = UringRequest {
                     operation,
                     done,
                     start,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::file::Terms;
+use super::file::DiskOptions;
 use crate::limiter::Bucket;
 
 /// What becomes of what the guest has written, when it wants to be sure of it.
@@ -29,7 +29,7 @@ pub enum IoEngine {
 
 /// What a [`Block`](super::Block) is made from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Config {
+pub struct DiskConfig {
     /// Name of the drive. The guest can read the first 20 bytes of it.
     pub id: String,
     /// The file or block device behind it.
@@ -49,10 +49,10 @@ pub struct Config {
     pub operations: Option<Bucket>,
 }
 
-impl Config {
+impl DiskConfig {
     /// On what terms the file becomes a disk.
-    pub(super) fn terms(&self) -> Terms {
-        Terms {
+    pub(super) fn terms(&self) -> DiskOptions {
+        DiskOptions {
             read_only: self.read_only,
             allow_empty: self.allow_empty,
         }

@@ -10,11 +10,11 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::backend::Backend;
-use super::config::{CacheType, Config, IoEngine};
+use super::backend::Executor;
+use super::config::{CacheType, DiskConfig, IoEngine};
 use super::file::{self, Disk};
-use super::metrics::{Meter, Metrics};
-use super::queue::Active;
+use super::metrics::{BlockMetrics, Meter};
+use super::queue::ActiveQueue;
 use super::{space, uring};
 use crate::clock::Clock;
 use crate::limiter::{Bucket, Limiter, LimiterState};
@@ -52,11 +52,11 @@ pub enum Error {
 ///
 /// What its limiter or io_uring puts off goes on by its [sources](VirtioDevice::watched_fds).
 pub struct Block {
-    backend: Backend,
+    backend: Executor,
     flush: bool,
     /// Bytes of the disk as the driver has been told, as far as there is one.
     told: u64,
-    active: Option<Active>,
+    active: Option<ActiveQueue>,
 }
 
 impl Block {
@@ -66,7 +66,7 @@ impl Block {
     ///
     /// # Errors
     /// Any of this module.
-    pub fn open(config: &Config, clock: Box<dyn Clock>) -> Result<Self, Error> {
+    pub fn open(config: &DiskConfig, clock: Box<dyn Clock>) -> Result<Self, Error> {
         let disk = Disk::open(&config.path, config.terms()).map_err(|source| Error::Disk {
             id: config.id.clone(),
             source,
@@ -77,7 +77,7 @@ impl Block {
         })
     }
 
-    pub(super) fn new(disk: Disk, config: &Config, clock: Box<dyn Clock>) -> io::Result<Self> {
+    pub(super) fn new(disk: Disk, config: &DiskConfig, clock: Box<dyn Clock>) -> io::Result<Self> {
         let engine = match config.engine {
             IoEngine::Sync => IoEngine::Sync,
             IoEngine::Async => with_io_uring(&config.id, uring::probe()),
@@ -88,7 +88,7 @@ impl Block {
         id[..length].copy_from_slice(&name[..length]);
         Ok(Self {
             told: disk.size(),
-            backend: Backend {
+            backend: Executor {
                 disk,
                 id,
                 engine,
@@ -114,7 +114,7 @@ impl Block {
     }
 
     /// What the device has done.
-    pub fn metrics(&self) -> Metrics {
+    pub fn metrics(&self) -> BlockMetrics {
         self.backend.meter.metrics
     }
 
@@ -131,10 +131,10 @@ impl Block {
             return Err(file::Error::Busy);
         }
         match path {
-            Some(path) => self.backend.disk.renew(path)?,
+            Some(path) => self.backend.disk.replace_file(path)?,
             None => self.backend.disk.measure()?,
         }
-        self.announce();
+        self.report_capacity();
         Ok(())
     }
 
@@ -162,17 +162,17 @@ impl Block {
     }
 
     /// Bytes of the disk as the driver has been told.
-    pub(super) fn told(&self) -> u64 {
+    pub(super) fn reported_capacity(&self) -> u64 {
         self.told
     }
 
-    /// As [`told`](Self::told), of a driver that comes with a snapshot.
+    /// As [`reported_capacity`](Self::reported_capacity), of a driver that comes with a snapshot.
     pub(super) fn set_told(&mut self, size: u64) {
         self.told = size;
     }
 
     /// Tells the driver that the configuration space has changed.
-    fn announce(&mut self) {
+    fn report_capacity(&mut self) {
         self.told = self.backend.disk.size();
         if let Some(active) = &self.active {
             active.signal().notify_config();
@@ -232,14 +232,14 @@ impl VirtioDevice for Block {
     fn activate(&mut self, activation: Activation) {
         // Section 5.2.6.2: with FLUSH offered and not accepted, a write that is done is stable.
         let through = self.flush && activation.features & space::FLUSH == 0;
-        self.active = Active::new(activation, through);
+        self.active = ActiveQueue::new(activation, through);
         self.told = self.backend.disk.size();
         // What was made available while nobody took it, before a snapshot for example, comes with no notification.
         self.backend.wake_up();
     }
 
     fn reset(&mut self) {
-        self.backend.settle();
+        self.backend.drain();
         self.active = None;
         self.backend.limiter.clear_timer();
         self.backend.quiet();
@@ -252,7 +252,7 @@ impl VirtioDevice for Block {
     }
 
     fn queue_states(&self) -> Vec<QueueState> {
-        self.active.iter().map(Active::queue_state).collect()
+        self.active.iter().map(ActiveQueue::queue_state).collect()
     }
 
     fn watched_fds(&self) -> Vec<WatchedFd> {
@@ -274,7 +274,7 @@ impl VirtioDevice for Block {
                 self.backend.quiet();
                 if self.told != self.backend.disk.size() {
                     // After a restore: the disk of the snapshot had another size.
-                    self.announce();
+                    self.report_capacity();
                 }
             }
             _ => return,

@@ -18,7 +18,7 @@ pub const SAMPLE: u32 = 16;
 
 /// What a device has done since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Metrics {
+pub struct BlockMetrics {
     /// Reads done.
     pub reads: u64,
     /// Writes done.
@@ -48,7 +48,7 @@ pub struct Metrics {
 /// The metrics of a device at work.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
-    pub(super) metrics: Metrics,
+    pub(super) metrics: BlockMetrics,
     /// Requests that come before the next one that is timed.
     untimed: u32,
 }

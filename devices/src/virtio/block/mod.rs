@@ -3,10 +3,10 @@
 //! | module | holds |
 //! |---|---|
 //! | `backend` | what a device has whether it is activated or not |
-//! | [`config`] | [`Config`]: what it is made from |
+//! | [`config`] | [`DiskConfig`]: what it is made from |
 //! | [`device`] | [`Block`]: the device |
 //! | [`mod@file`] | [`Disk`]: the file or block device behind it |
-//! | [`metrics`] | [`Metrics`]: what it has done, and how long it took |
+//! | [`metrics`] | [`BlockMetrics`]: what it has done, and how long it took |
 //! | `queue` | the queue at work |
 //! | `request` | what a chain asks for, checked |
 //! | `serve` | doing that on the calling thread |
@@ -34,8 +34,8 @@ mod state;
 mod tests;
 mod uring;
 
-pub use config::{CacheType, Config, IoEngine};
+pub use config::{CacheType, DiskConfig, IoEngine};
 pub use device::Block;
-pub use file::{Disk, Terms};
-pub use metrics::Metrics;
+pub use file::{Disk, DiskOptions};
+pub use metrics::BlockMetrics;
 pub use state::BlockState;

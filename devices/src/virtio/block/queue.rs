@@ -9,10 +9,10 @@ use std::sync::Arc;
 use snapshot::GuestMemory;
 use virtio_queue::QueueState;
 
-use super::backend::Backend;
+use super::backend::Executor;
 use super::request::{self, Request};
 use super::space::QUEUE_SIZE;
-use super::uring::Ring;
+use super::uring::UringEngine;
 use crate::virtio::chain::{self, Chain, ChainLimits};
 use crate::virtio::device::Activation;
 use crate::virtio::signal::VirtioInterrupt;
@@ -23,7 +23,7 @@ const ROUNDS: usize = 4;
 
 /// How many bytes one turn moves before others have theirs, with what counts [as bytes](Request::work); the last request
 /// of a turn is still done as a whole.
-const TURN: u64 = 16 << 20;
+const BATCH_BYTES: u64 = 16 << 20;
 /// What one request may have, its header and status included: drivers ask for a few MiB at most.
 const LIMITS: ChainLimits = ChainLimits {
     bytes: (64 << 20) + 4096,
@@ -32,7 +32,7 @@ const LIMITS: ChainLimits = ChainLimits {
 
 /// Why the queue is stopped. It is the driver's fault, and only a reset helps.
 #[derive(Debug, thiserror::Error)]
-enum Stop {
+enum QueueError {
     #[error("the queue is malformed")]
     Queue(#[source] split::Error),
     #[error("a chain is malformed")]
@@ -42,7 +42,7 @@ enum Stop {
 }
 
 /// What a device has from its activation to its reset.
-pub(super) struct Active {
+pub(super) struct ActiveQueue {
     queue: Virtqueue,
     memory: GuestMemory,
     signal: Arc<VirtioInterrupt>,
@@ -51,7 +51,7 @@ pub(super) struct Active {
     stopped: bool,
 }
 
-impl Active {
+impl ActiveQueue {
     pub(super) fn new(activation: Activation, through: bool) -> Option<Self> {
         Some(Self {
             // A device that needed a reset when it was saved still does.
@@ -72,7 +72,7 @@ impl Active {
     }
 
     /// Serves what is in the queue and gives back what is done.
-    pub(super) fn serve(&mut self, backend: &mut Backend) {
+    pub(super) fn serve(&mut self, backend: &mut Executor) {
         let accepted = if self.stopped {
             Ok(())
         } else {
@@ -91,7 +91,7 @@ impl Active {
     }
 
     /// Waits for what is in flight and gives it back.
-    pub(super) fn drain(&mut self, backend: &mut Backend) {
+    pub(super) fn drain(&mut self, backend: &mut Executor) {
         let mut result = Ok(());
         while result.is_ok() && backend.in_flight() > 0 {
             result = self.collect(backend);
@@ -105,7 +105,7 @@ impl Active {
         }
     }
 
-    fn stop(&mut self, stop: &Stop, backend: &mut Backend) {
+    fn stop(&mut self, stop: &QueueError, backend: &mut Executor) {
         if self.stopped {
             return;
         }
@@ -121,25 +121,27 @@ impl Active {
     }
 
     /// Takes requests out of the queue until there are none, or until they must wait.
-    fn accept(&mut self, backend: &mut Backend) -> Result<(), Stop> {
+    fn accept(&mut self, backend: &mut Executor) -> Result<(), QueueError> {
         backend.open_ring(&self.memory);
         let through = self.through;
         let Self { queue, memory, .. } = self;
         let memory: &GuestMemory = memory;
         let mut chain = Chain::default();
         let mut budget = QUEUE_SIZE;
-        let mut work = TURN;
+        let mut work = BATCH_BYTES;
         loop {
-            queue.disable_notification(memory).map_err(Stop::Queue)?;
-            while let Some(descriptors) = queue.pop_chain(memory).map_err(Stop::Queue)? {
+            queue.disable_notification(memory).map_err(QueueError::Queue)?;
+            while let Some(descriptors) = queue.pop_chain(memory).map_err(QueueError::Queue)? {
                 // What is full becomes free, and wakes.
                 if backend.is_full() || budget == 0 || work == 0 {
                     queue.undo_pop(1);
                     break;
                 }
                 budget -= 1;
-                chain.refill(descriptors, memory, LIMITS).map_err(Stop::Chain)?;
-                let request = Request::parse(&chain, backend.target()).map_err(Stop::Request)?;
+                chain
+                    .refill(descriptors, memory, LIMITS)
+                    .map_err(QueueError::Chain)?;
+                let request = Request::parse(&chain, backend.target()).map_err(QueueError::Request)?;
                 if !backend.allows(&request) {
                     queue.undo_pop(1);
                     return Ok(());
@@ -148,7 +150,7 @@ impl Active {
                 if let Some(length) = backend.begin(&request, &chain, through) {
                     queue
                         .add_used(memory, &[(chain.head, length)])
-                        .map_err(Stop::Queue)?;
+                        .map_err(QueueError::Queue)?;
                 }
             }
             if backend.is_full() {
@@ -160,21 +162,21 @@ impl Active {
             }
             // A request added meanwhile counts as one, so that this comes to an end.
             budget -= 1;
-            if !queue.enable_notification(memory).map_err(Stop::Queue)? {
+            if !queue.enable_notification(memory).map_err(QueueError::Queue)? {
                 return Ok(());
             }
         }
     }
 
     /// Gives the kernel what was accepted and the driver what is done.
-    fn collect(&mut self, backend: &mut Backend) -> Result<(), Stop> {
+    fn collect(&mut self, backend: &mut Executor) -> Result<(), QueueError> {
         for _ in 0..ROUNDS {
             backend.submit();
             while let Some(done) = backend.reap() {
                 let added = self.queue.add_used(&self.memory, &[(done.head, done.length)]);
-                added.map_err(Stop::Queue)?;
+                added.map_err(QueueError::Queue)?;
             }
-            if backend.ring.as_ref().is_none_or(Ring::is_submitted) {
+            if backend.ring.as_ref().is_none_or(UringEngine::is_submitted) {
                 return Ok(());
             }
         }
@@ -186,8 +188,12 @@ impl Active {
     }
 
     /// Interrupts the driver if something was used and it wants to know.
-    fn tell(&mut self) -> Result<(), Stop> {
-        if self.queue.needs_notification(&self.memory).map_err(Stop::Queue)? {
+    fn tell(&mut self) -> Result<(), QueueError> {
+        if self
+            .queue
+            .needs_notification(&self.memory)
+            .map_err(QueueError::Queue)?
+        {
             self.signal.notify_used();
         }
         Ok(())

@@ -14,14 +14,20 @@ pub(super) type Id = [u8; VIRTIO_BLK_ID_BYTES as usize];
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Outcome {
+pub(super) struct Completion {
     pub(super) status: Status,
     /// Bytes that the guest was given, from the beginning of what the device may write.
     pub(super) given: u64,
 }
 
 /// Does `request`, which was parsed from `chain`. With `through`, what it writes is on the medium afterwards.
-pub(super) fn execute(request: &Request, chain: &Chain<'_>, disk: &Disk, id: &Id, through: bool) -> Outcome {
+pub(super) fn execute(
+    request: &Request,
+    chain: &Chain<'_>,
+    disk: &Disk,
+    id: &Id,
+    through: bool,
+) -> Completion {
     let mut given = 0;
     let result = match request {
         Request::Read(extent) => read(*extent, chain, disk, &mut given),
@@ -34,18 +40,18 @@ pub(super) fn execute(request: &Request, chain: &Chain<'_>, disk: &Disk, id: &Id
         Request::Discard(extents) => extents.iter().try_for_each(|extent| disk.discard(*extent)),
         Request::Zero { extents, unmap } => zero(extents, *unmap, disk, through),
         Request::Refused(status) => {
-            return Outcome {
+            return Completion {
                 status: *status,
                 given,
             };
         }
     };
     let status = result.map_or(Status::IoError, |()| Status::Ok);
-    Outcome { status, given }
+    Completion { status, given }
 }
 
 /// Writes the status of `outcome` into `chain`. Returns the length for the used ring.
-pub(super) fn finish(chain: &Chain<'_>, outcome: Outcome) -> u32 {
+pub(super) fn finish(chain: &Chain<'_>, outcome: Completion) -> u32 {
     let place = chain.writable.len().saturating_sub(1);
     // The byte is there: without it, the chain would not have become a request.
     let _ = chain.writable.write_all(place, &[outcome.status.byte()]);

@@ -28,7 +28,7 @@ impl Persist for Block {
         match self.in_flight() {
             0 => Ok(BlockState {
                 limiter: self.limiter_state(),
-                size: self.told(),
+                size: self.reported_capacity(),
             }),
             count => Err(Error::Invalid {
                 component: BlockState::NAME,

@@ -21,7 +21,7 @@ const BLKSSZGET: libc::Ioctl = 0x1268;
 
 /// On what terms a file becomes a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Terms {
+pub struct DiskOptions {
     /// Whether it takes no writes.
     pub read_only: bool,
     /// Whether a file of 0 bytes is a disk, of which every read and write fails.
@@ -35,7 +35,7 @@ pub struct Disk {
     /// Where it was opened.
     pub(in super::super) path: PathBuf,
     pub(in super::super) size: u64,
-    pub(in super::super) terms: Terms,
+    pub(in super::super) terms: DiskOptions,
     pub(in super::super) block_device: bool,
     /// Bytes of the blocks that a block device discards; 1 for a file.
     pub(in super::super) block: u64,
@@ -48,8 +48,8 @@ impl Disk {
     ///
     /// # Errors
     /// Any of this module.
-    pub fn open(path: &Path, terms: Terms) -> Result<Self, Error> {
-        let Terms { read_only, .. } = terms;
+    pub fn open(path: &Path, terms: DiskOptions) -> Result<Self, Error> {
+        let DiskOptions { read_only, .. } = terms;
         // Looked at before it is opened, since opening a pipe would block.
         let metadata = path
             .metadata()
@@ -85,7 +85,7 @@ impl Disk {
     ///
     /// # Errors
     /// As [`Self::open`]. This disk is as it was then.
-    pub(in super::super) fn renew(&mut self, path: &Path) -> Result<(), Error> {
+    pub(in super::super) fn replace_file(&mut self, path: &Path) -> Result<(), Error> {
         if !self.is_at(path) {
             *self = Self::open(path, self.terms)?;
             return Ok(());
@@ -218,7 +218,7 @@ fn block_of(file: &File) -> u64 {
         .unwrap_or(SECTOR)
 }
 
-fn size_of(path: &Path, mut file: &File, terms: Terms) -> Result<u64, Error> {
+fn size_of(path: &Path, mut file: &File, terms: DiskOptions) -> Result<u64, Error> {
     // The end of a block device is where seeking ends too.
     let size = file.seek(SeekFrom::End(0)).map_err(|source| Error::System {
         operation: "find the size of",

@@ -14,7 +14,7 @@ mod error;
 mod hole;
 mod lock;
 
-pub use disk::{Disk, SECTOR, Terms};
+pub use disk::{Disk, DiskOptions, SECTOR};
 pub use error::Error;
 #[cfg(test)]
 pub(super) use error::opening;

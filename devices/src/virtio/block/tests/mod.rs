@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::uring::probe;
-use super::{Block, CacheType, Config, Disk, IoEngine, Terms};
+use super::{Block, CacheType, Disk, DiskConfig, DiskOptions, IoEngine};
 use crate::limiter::Bucket;
 use crate::testing::ManualClock;
 use crate::virtio::device::{Activation, VirtioDevice};
@@ -102,8 +102,8 @@ fn pattern(offset: u64, length: u64) -> Vec<u8> {
         .collect()
 }
 
-fn config(path: &Path, engine: IoEngine) -> Config {
-    Config {
+fn config(path: &Path, engine: IoEngine) -> DiskConfig {
+    DiskConfig {
         id: "a drive with a long name".to_owned(),
         path: path.to_owned(),
         read_only: false,
@@ -126,7 +126,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(config: &Config) -> Self {
+    fn new(config: &DiskConfig) -> Self {
         let clock = ManualClock::default();
         Self::of(Block::open(config, Box::new(clock.clone())).unwrap(), clock)
     }
@@ -144,7 +144,7 @@ impl Bench {
             file: File::options().read(true).write(true).open(path).unwrap(),
             path: PathBuf::from(path),
             size,
-            terms: Terms::default(),
+            terms: DiskOptions::default(),
             block_device: false,
             block: 1,
             in_memory: false,
@@ -328,8 +328,8 @@ fn bucket(size: u64, refill_time_ms: u64) -> Option<Bucket> {
 }
 
 /// On which terms most disks are opened.
-fn terms(read_only: bool) -> Terms {
-    Terms {
+fn terms(read_only: bool) -> DiskOptions {
+    DiskOptions {
         read_only,
         allow_empty: false,
     }

@@ -10,7 +10,7 @@
 mod ring;
 mod slot;
 
-pub(super) use ring::{Ring, probe};
+pub(super) use ring::{UringEngine, probe};
 #[cfg(test)]
 pub(super) use slot::skip;
-pub(super) use slot::{Completed, Operation, Todo};
+pub(super) use slot::{Completed, Operation, UringRequest};

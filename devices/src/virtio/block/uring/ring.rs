@@ -8,7 +8,7 @@ use std::os::fd::RawFd;
 use io_uring::IoUring;
 use snapshot::GuestMemory;
 
-use super::slot::{Completed, Operation, PATIENCE, Slot, Todo, is_passing};
+use super::slot::{Completed, MAX_RETRIES, Operation, Slot, UringRequest, is_transient};
 use crate::virtio::block::file::Disk;
 use crate::virtio::block::request::{HEADER, Status};
 use crate::virtio::block::space::QUEUE_SIZE;
@@ -34,7 +34,7 @@ pub(in super::super) fn probe() -> io::Result<()> {
 }
 
 /// An io_uring, which goes from one activation of a device to the next.
-pub(in super::super) struct Ring {
+pub(in super::super) struct UringEngine {
     ring: IoUring,
     slots: Vec<Slot>,
     free: Vec<usize>,
@@ -49,7 +49,7 @@ pub(in super::super) struct Ring {
     memory: Option<GuestMemory>,
 }
 
-impl Ring {
+impl UringEngine {
     /// A ring that makes `eventfd` readable when requests are done.
     ///
     /// # Errors
@@ -91,7 +91,7 @@ impl Ring {
 
     /// Puts in what is left of `todo`, which was parsed from `chain`. There must be room, the ring must not have failed, and
     /// `chain` must lie in the memory of this ring. [`Self::submit`] gives it to the kernel.
-    pub(in super::super) fn push(&mut self, todo: Todo, chain: &Chain<'_>, disk: &Disk) {
+    pub(in super::super) fn push(&mut self, todo: UringRequest, chain: &Chain<'_>, disk: &Disk) {
         let place = chain.writable.len().saturating_sub(1);
         let Some(status) = chain.writable.iovec(place..place + 1).next() else {
             // Without a byte for the status, a chain is no request.
@@ -151,14 +151,14 @@ impl Ring {
 
     /// Whether the kernel, which has said `error`, is not to be asked again.
     fn is_final(&mut self, error: &io::Error) -> bool {
-        if !is_passing(error) {
+        if !is_transient(error) {
             return true;
         }
         // When it is done with what it has, it may have room again.
         if self.with_kernel() == 0 {
             self.refusals += 1;
         }
-        self.refusals >= PATIENCE
+        self.refusals >= MAX_RETRIES
     }
 
     /// Whether the kernel has been given everything that it is to have.
@@ -198,7 +198,7 @@ impl Ring {
         }
         // SAFETY: nothing is submitted, and the call is given no memory.
         match unsafe { self.ring.submitter().enter::<()>(0, 1, GETEVENTS, None) } {
-            Err(error) if !is_passing(&error) => Err(error),
+            Err(error) if !is_transient(&error) => Err(error),
             _ => Ok(()),
         }
     }
@@ -242,13 +242,13 @@ impl Ring {
 }
 
 #[cfg(test)]
-impl std::os::fd::AsRawFd for Ring {
+impl std::os::fd::AsRawFd for UringEngine {
     fn as_raw_fd(&self) -> RawFd {
         self.ring.as_raw_fd()
     }
 }
 
-impl Drop for Ring {
+impl Drop for UringEngine {
     fn drop(&mut self) {
         if self.settle().is_err() {
             // The kernel may still write to what the requests name, so that it is kept for good.

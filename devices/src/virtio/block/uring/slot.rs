@@ -15,7 +15,7 @@ use crate::virtio::block::serve::used_length;
 
 /// How often in a row the kernel may put off the same requests while it has none to finish, and one request that it has
 /// not begun; then they have failed. It puts off for want of memory.
-pub(super) const PATIENCE: u8 = 16;
+pub(super) const MAX_RETRIES: u8 = 16;
 
 /// What the kernel does for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub(in super::super) struct Completed {
 
 /// What goes into the ring.
 #[derive(Clone, Copy, Debug)]
-pub(in super::super) struct Todo {
+pub(in super::super) struct UringRequest {
     pub(in super::super) operation: Operation,
     /// Bytes of it that are done.
     pub(in super::super) done: u64,
@@ -51,7 +51,7 @@ pub(in super::super) struct Todo {
 /// A request in flight, or what is left of one.
 pub(super) struct Slot {
     pub(super) head: u16,
-    pub(super) todo: Todo,
+    pub(super) todo: UringRequest,
     /// What is still to be moved; the list is the kernel's while the request is in flight.
     pub(super) pieces: Vec<iovec>,
     /// How often in a row the kernel has put it off.
@@ -65,7 +65,7 @@ pub(super) struct Slot {
 unsafe impl Send for Slot {}
 
 impl Slot {
-    pub(super) fn new(todo: Todo) -> Self {
+    pub(super) fn new(todo: UringRequest) -> Self {
         Self {
             head: 0,
             todo,
@@ -103,7 +103,7 @@ impl Slot {
         };
         let done = &mut self.todo.done;
         match u64::try_from(result) {
-            Err(_) if self.refusals < PATIENCE && is_passing(&io::Error::from_raw_os_error(-result)) => {
+            Err(_) if self.refusals < MAX_RETRIES && is_transient(&io::Error::from_raw_os_error(-result)) => {
                 self.refusals += 1;
                 None
             }
@@ -121,7 +121,7 @@ impl Slot {
     }
 
     pub(super) fn complete(&self, status: Status) -> Completed {
-        let Todo {
+        let UringRequest {
             operation,
             done,
             start,
@@ -164,7 +164,7 @@ pub(in super::super) fn skip(pieces: &mut Vec<iovec>, count: u64) {
 }
 
 /// Whether the same call may do better at another time.
-pub(super) fn is_passing(error: &io::Error) -> bool {
+pub(super) fn is_transient(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
