@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use devices::MonotonicClock;
 use devices::limiter::Limiter;
 use devices::virtio::mmio::Transport;
-use devices::virtio::net::{HEADER, LONGEST_PACKET, Net, Setup, Tap, features};
+use devices::virtio::net::{HEADER, MAX_PACKET, Net, NetSetup, Tap, features};
 use devices::virtio::testing::{CountingInterrupt, FakeDriver, Piece};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
@@ -107,7 +107,7 @@ impl Interface {
         let tap = Tap::open("").unwrap_or_else(|error| panic!("no tap: {error}"));
         let sender = Sender::to(tap.name());
         let own = tap.as_fd().try_clone_to_owned().unwrap();
-        let setup = Setup {
+        let setup = NetSetup {
             mac: [2, 0, 0, 0, 0, 1],
             mtu: None,
             backend: Box::new(tap),
@@ -267,7 +267,7 @@ impl Receive {
             queue.add(&[Piece::writable(*address, 4096)]);
         }
         let each = (HEADER + shape.frame).div_ceil(PAGE);
-        let room = interface.part(at, LONGEST_PACKET);
+        let room = interface.part(at, MAX_PACKET);
         Self {
             shape,
             interface,

@@ -19,7 +19,7 @@ use crate::testing::ManualClock;
 use crate::virtio::VirtioDevice;
 use crate::virtio::block::{Block, CacheType, DiskConfig, IoEngine};
 use crate::virtio::mmio::{Transport, registers as r};
-use crate::virtio::net::{HEADER, Net, Setup, Stream};
+use crate::virtio::net::{HEADER, Net, NetSetup, Stream};
 use crate::virtio::testing::{CountingInterrupt, FakeDriver, Piece, get, set};
 
 const MEMORY: usize = 0x2_0000;
@@ -138,7 +138,7 @@ impl NetBench {
     fn on(clock: ManualClock) -> Self {
         let (socket, peer) = UnixStream::pair().unwrap();
         let unlimited = || Limiter::new(None, None).unwrap();
-        let net = Net::new(Setup {
+        let net = Net::new(NetSetup {
             mac: [2, 0, 0, 0, 0, 7],
             mtu: None,
             backend: Box::new(Stream::new(socket).unwrap()),

@@ -47,7 +47,7 @@ pub struct InterfaceMetrics {
     /// Name of the interface.
     pub id: String,
     /// What it has done.
-    pub metrics: net::Metrics,
+    pub metrics: net::NetMetrics,
 }
 
 /// All of a VM. Empty before it is started.

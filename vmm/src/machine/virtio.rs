@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex};
 use devices::limiter::Limiter;
 use devices::virtio::block::{Block, device as block};
 use devices::virtio::mmio::Transport;
-use devices::virtio::net::{Backend, Net, Passt, Setup, Stream, Tap, passt, stream, tap};
+use devices::virtio::net::{Backend, Net, NetSetup, Passt, Stream, Tap, passt, stream, tap};
 use devices::virtio::{VirtioDevice, WatchedFd};
 use devices::{Interrupt, MonotonicClock, lock};
 use snapshot::GuestMemory;
@@ -191,7 +191,7 @@ pub fn open_interface(config: &NetConfig) -> Result<Interface, Error> {
     let system = |source| Error::Descriptors(config.id.clone(), source);
     let limiter = |limits: Limits| Limiter::new(limits.bandwidth, limits.operations).map_err(system);
     let (backend, passt) = open_backend(config)?;
-    let setup = Setup {
+    let setup = NetSetup {
         mac: config.mac.unwrap_or_else(MacAddress::random).0,
         mtu: config.mtu,
         backend,

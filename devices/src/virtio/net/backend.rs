@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 use super::HEADER;
-use super::buffers::Buffers;
+use super::buffers::RxBuffers;
 use crate::virtio::chain::IoVecBuffer;
 
 /// Where a received packet is.
@@ -74,7 +74,7 @@ pub trait Backend: Send {
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] when there is none. After any other error there may be more of them.
-    fn receive(&mut self, buffers: &Buffers<'_>, spare: &mut [u8]) -> io::Result<Received>;
+    fn receive(&mut self, buffers: &RxBuffers<'_>, spare: &mut [u8]) -> io::Result<Received>;
 
     /// Whether there is a network behind it: the link status of the device.
     fn link(&self) -> Link;

@@ -22,7 +22,7 @@ const NUM_BUFFERS: u64 = 10;
 
 /// Receive buffers that were taken from their queue and are not used yet.
 #[derive(Default)]
-pub struct Buffers<'m> {
+pub struct RxBuffers<'m> {
     chains: VecDeque<Chain<'m>>,
     /// Used up; their allocations serve again.
     spent: Vec<Chain<'m>>,
@@ -34,7 +34,7 @@ pub struct Buffers<'m> {
     used: Vec<(u16, u32)>,
 }
 
-impl<'m> Buffers<'m> {
+impl<'m> RxBuffers<'m> {
     /// Bytes of all of them.
     pub fn len(&self) -> u64 {
         self.length
@@ -141,7 +141,7 @@ impl<'m> Buffers<'m> {
     }
 
     /// Gives the buffers with the packet of `length` bytes that is in them to the driver.
-    pub(super) fn publish(
+    pub(super) fn add_used(
         &mut self,
         ring: &mut Virtqueue,
         memory: &'m GuestMemory,

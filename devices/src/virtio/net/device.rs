@@ -14,12 +14,12 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::backend::{Backend, Link};
 use super::error::Error;
 use super::features::{BASE, MTU, OFFLOADS, STATUS};
-use super::metrics::Metrics;
+use super::metrics::NetMetrics;
 use super::rx::Receiver;
-use super::turn::{Ended, Turn};
+use super::turn::{Batch, BatchEnd};
 use super::tx::Transmitter;
 use super::writable::Writable;
-use super::{ETHERNET, LONGEST_FRAME};
+use super::{ETHERNET, MAX_FRAME};
 use crate::clock::Clock;
 use crate::limiter::Limiter;
 use crate::virtio::split::Virtqueue;
@@ -44,7 +44,7 @@ const TRANSMIT_TIMER: u32 = 3;
 const AGAIN: u32 = 4;
 
 /// What a network device is made from.
-pub struct Setup {
+pub struct NetSetup {
     /// Address of the driver's interface.
     pub mac: [u8; 6],
     /// MTU that the driver is told, 68 to 65,535; none for the driver's own choice.
@@ -71,7 +71,7 @@ struct Active {
 
 /// The network device.
 pub struct Net {
-    pub(super) setup: Setup,
+    pub(super) setup: NetSetup,
     receiver: Receiver,
     transmitter: Transmitter,
     writable: Writable,
@@ -83,7 +83,7 @@ pub struct Net {
     /// The log has been told of the driver's faults, or of the back end's at a reset; once is enough, as the driver may
     /// do it again without end.
     complained: bool,
-    metrics: Metrics,
+    metrics: NetMetrics,
     active: Option<Active>,
 }
 
@@ -92,7 +92,7 @@ impl Net {
     ///
     /// # Errors
     /// The kernel's answer when it has no more descriptors.
-    pub fn new(setup: Setup) -> io::Result<Self> {
+    pub fn new(setup: NetSetup) -> io::Result<Self> {
         Ok(Self {
             stalled: false,
             link: setup.backend.link() == Link::Up,
@@ -102,13 +102,13 @@ impl Net {
             transmitter: Transmitter::default(),
             writable: Writable::new()?,
             again: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
-            metrics: Metrics::default(),
+            metrics: NetMetrics::default(),
             active: None,
         })
     }
 
     /// What has passed and what was dropped.
-    pub fn metrics(&self) -> Metrics {
+    pub fn metrics(&self) -> NetMetrics {
         self.metrics
     }
 
@@ -185,7 +185,7 @@ impl Net {
             RECEIVE => (&mut self.setup.receive_limiter, &mut self.metrics.receive),
             _ => (&mut self.setup.transmit_limiter, &mut self.metrics.transmit),
         };
-        let mut turn = Turn {
+        let mut turn = Batch {
             features: active.features,
             longest: active.longest,
             memory: &active.memory,
@@ -196,8 +196,8 @@ impl Net {
             counters,
         };
         let ended = match queue {
-            RECEIVE => self.receiver.turn(&mut turn),
-            _ => self.transmitter.turn(&mut turn),
+            RECEIVE => self.receiver.process(&mut turn),
+            _ => self.transmitter.process(&mut turn),
         };
         // What was used before something went wrong is the driver's all the same.
         match turn.ring.needs_notification(turn.memory) {
@@ -211,11 +211,11 @@ impl Net {
         }
     }
 
-    fn go_on(&mut self, ended: Ended) {
+    fn go_on(&mut self, ended: BatchEnd) {
         match ended {
-            Ended::Idle | Ended::Throttled => {}
-            Ended::Exhausted => self.wake(),
-            Ended::Full => self.stall(),
+            BatchEnd::Idle | BatchEnd::Throttled => {}
+            BatchEnd::Exhausted => self.wake(),
+            BatchEnd::Full => self.stall(),
         }
         self.look_at_link();
     }
@@ -314,7 +314,7 @@ impl VirtioDevice for Net {
         let features = activation.features;
         let longest = match self.setup.mtu {
             Some(mtu) if features & MTU != 0 => ETHERNET + usize::from(mtu),
-            _ => LONGEST_FRAME,
+            _ => MAX_FRAME,
         };
         // Also when it cannot be served: the transport asks where its queues are.
         let active = self.active.insert(Active {

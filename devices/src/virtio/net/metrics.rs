@@ -20,7 +20,7 @@ pub struct Counters {
 
 /// Both directions, as the guest sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Metrics {
+pub struct NetMetrics {
     /// Towards the guest.
     pub receive: Counters,
     /// From the guest.

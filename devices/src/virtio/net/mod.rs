@@ -3,9 +3,9 @@
 //! | module | holds |
 //! |---|---|
 //! | [`backend`] | [`Backend`]: where frames go to and come from; [`Received`], [`Sent`], [`Link`] |
-//! | [`device`] | [`Net`]: the device; [`Setup`], what it is made from |
+//! | [`device`] | [`Net`]: the device; [`NetSetup`], what it is made from |
 //! | [`features`] | what is offered, and what a packet's header may ask for |
-//! | [`metrics`] | [`Metrics`]: what has passed and what was dropped |
+//! | [`metrics`] | [`NetMetrics`]: what has passed and what was dropped |
 //! | [`passt`] | [`Passt`]: a network for a user without privileges |
 //! | [`state`] | [`NetState`]: what is kept of it in a snapshot |
 //! | [`stream`] | [`Stream`]: frames with their lengths on a unix socket, as passt and QEMU speak |
@@ -40,9 +40,9 @@ mod words;
 mod writable;
 
 pub use backend::{Backend, Link, Received, Sent};
-pub use buffers::Buffers;
-pub use device::{Net, Setup};
-pub use metrics::{Counters, Metrics};
+pub use buffers::RxBuffers;
+pub use device::{Net, NetSetup};
+pub use metrics::{Counters, NetMetrics};
 pub use passt::Passt;
 pub use state::NetState;
 pub use stream::Stream;
@@ -53,8 +53,8 @@ pub const HEADER: usize = 12;
 /// Bytes of a frame that are no part of the MTU: an Ethernet header and one VLAN tag.
 const ETHERNET: usize = 14 + 4;
 /// The longest frame in bytes: 64 KiB, an Ethernet header and one VLAN tag.
-pub const LONGEST_FRAME: usize = 65_536 + ETHERNET;
+pub const MAX_FRAME: usize = 65_536 + ETHERNET;
 /// The longest packet in bytes: a frame with its header.
-pub const LONGEST_PACKET: usize = HEADER + LONGEST_FRAME;
+pub const MAX_PACKET: usize = HEADER + MAX_FRAME;
 /// The shortest frame in bytes: an Ethernet header.
-const SHORTEST_FRAME: usize = 14;
+const MIN_FRAME: usize = 14;

@@ -7,12 +7,12 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use super::stream::{self, Stream};
-use super::words::LastWords;
+use super::words::StderrTail;
 
 /// The first descriptor that is not standard input, output or error.
 const FIRST: RawFd = 3;
 /// The most descriptors that are closed one by one, where the kernel does not close them all at once.
-const MOST: u64 = 1 << 16;
+const MAX_DESCRIPTORS: u64 = 1 << 16;
 
 /// Why there is no passt.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +43,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Passt {
     process: Child,
-    last_words: LastWords,
+    last_words: StderrTail,
 }
 
 impl Passt {
@@ -81,7 +81,7 @@ impl Passt {
         // but for the one in the child.
         let theirs = OwnedFd::from(theirs).try_clone().map_err(Error::Pair)?;
         let descriptor = theirs.as_raw_fd();
-        let (last_words, says) = LastWords::pair().map_err(Error::Pair)?;
+        let (last_words, says) = StderrTail::pair().map_err(Error::Pair)?;
         let mut command = Command::new(program);
         command
             .args(["--foreground", "--quiet", "--fd", &descriptor.to_string()])
@@ -137,7 +137,7 @@ fn mark_each() {
     };
     // SAFETY: the call writes one `rlimit`, exclusively ours. It does not fail; there were no descriptors if it did.
     unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    let end = RawFd::try_from(limit.rlim_cur.min(MOST)).unwrap_or(RawFd::MAX);
+    let end = RawFd::try_from(limit.rlim_cur.min(MAX_DESCRIPTORS)).unwrap_or(RawFd::MAX);
     for descriptor in FIRST..end {
         // SAFETY: the call takes no pointer. It fails where nothing is open.
         unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };

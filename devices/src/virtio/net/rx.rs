@@ -3,11 +3,11 @@
 use std::io;
 
 use super::backend::{Link, Received};
-use super::buffers::Buffers;
+use super::buffers::RxBuffers;
 use super::error::Error;
 use super::features::{GUEST_LARGE, MRG_RXBUF, is_whole, received_flags};
-use super::turn::{Ended, MOST_PACKETS, Turn};
-use super::{HEADER, LONGEST_PACKET};
+use super::turn::{Batch, BatchEnd, MAX_PACKETS};
+use super::{HEADER, MAX_PACKET};
 
 /// The longest packet of a driver that takes none longer than an MTU of 1500. Section 5.1.6.3.1, and a VLAN tag. Longer
 /// ones, as on a tap with a larger MTU, are not lost, but take a copy.
@@ -18,7 +18,7 @@ const LARGE_RUN: u32 = 64;
 
 /// After so many failures in a row the back end is left alone until it has something new: a failure that lasts would
 /// otherwise keep the event loop.
-const MOST_FAILURES: u32 = 16;
+const MAX_FAILURES: u32 = 16;
 
 /// The receiving half of the device.
 pub(super) struct Receiver {
@@ -40,7 +40,7 @@ impl Receiver {
         Self {
             readable: false,
             // Zeroed memory of this size is not touched by allocating it, and seldom later.
-            spare: vec![0; LONGEST_PACKET],
+            spare: vec![0; MAX_PACKET],
             held: 0,
             large: 0,
             failures: 0,
@@ -62,25 +62,25 @@ impl Receiver {
         &self.spare[..self.held]
     }
 
-    /// Makes `packet` the one that waits: at most [`LONGEST_PACKET`] bytes, or it is cut off; empty for none.
+    /// Makes `packet` the one that waits: at most [`MAX_PACKET`] bytes, or it is cut off; empty for none.
     pub(super) fn hold(&mut self, packet: &[u8]) {
         self.held = packet.len().min(self.spare.len());
         self.spare[..self.held].copy_from_slice(&packet[..self.held]);
     }
 
     /// Hands packets to the driver until there are none, or something is in the way.
-    pub(super) fn turn(&mut self, turn: &mut Turn<'_>) -> Result<Ended, Error> {
-        let mut buffers = Buffers::default();
+    pub(super) fn process(&mut self, turn: &mut Batch<'_>) -> Result<BatchEnd, Error> {
+        let mut buffers = RxBuffers::default();
         let ended = self.fill(turn, &mut buffers);
         turn.ring.undo_pop(buffers.count());
         ended
     }
 
-    fn fill<'m>(&mut self, turn: &mut Turn<'m>, buffers: &mut Buffers<'m>) -> Result<Ended, Error> {
+    fn fill<'m>(&mut self, turn: &mut Batch<'m>, buffers: &mut RxBuffers<'m>) -> Result<BatchEnd, Error> {
         turn.ring
             .disable_notification(turn.memory)
             .map_err(Error::Queue)?;
-        for _ in 0..MOST_PACKETS {
+        for _ in 0..MAX_PACKETS {
             buffers.top_up(turn.ring, turn.memory, self.wanted(turn.features))?;
             let ended = match buffers.is_empty() {
                 true => lacks_buffers(turn)?,
@@ -90,7 +90,7 @@ impl Receiver {
                 return Ok(ended);
             }
         }
-        Ok(Ended::Exhausted)
+        Ok(BatchEnd::Exhausted)
     }
 
     /// Bytes of buffers that are good to have before a packet is received.
@@ -100,13 +100,17 @@ impl Receiver {
             return 1;
         }
         let longest = match features & GUEST_LARGE != 0 && self.large > 0 {
-            true => LONGEST_PACKET as u64,
+            true => MAX_PACKET as u64,
             false => USUAL_PACKET,
         };
         longest.max(self.held as u64)
     }
 
-    fn next<'m>(&mut self, turn: &mut Turn<'m>, buffers: &mut Buffers<'m>) -> Result<Option<Ended>, Error> {
+    fn next<'m>(
+        &mut self,
+        turn: &mut Batch<'m>,
+        buffers: &mut RxBuffers<'m>,
+    ) -> Result<Option<BatchEnd>, Error> {
         if self.held != 0 {
             return self.deliver(turn, buffers);
         }
@@ -142,35 +146,35 @@ impl Receiver {
         buffers.copy_to(&mut self.spare[..filled])?;
         self.held = length;
         match fits {
-            true => Ok(Some(Ended::Throttled)),
+            true => Ok(Some(BatchEnd::Throttled)),
             false => self.deliver(turn, buffers),
         }
     }
 
     /// The back end has no packet, or fails; a failure need not be the last word on the packets behind.
-    fn fail(&mut self, turn: &mut Turn<'_>, error: &io::Error) -> Option<Ended> {
+    fn fail(&mut self, turn: &mut Batch<'_>, error: &io::Error) -> Option<BatchEnd> {
         match error.kind() {
             io::ErrorKind::Interrupted => return None,
             io::ErrorKind::WouldBlock => self.failures = 0,
             _ => {
                 turn.counters.errors += 1;
                 self.failures += 1;
-                if turn.backend.link() == Link::Up && self.failures < MOST_FAILURES {
+                if turn.backend.link() == Link::Up && self.failures < MAX_FAILURES {
                     return None;
                 }
                 self.failures = 0;
             }
         }
         self.readable = false;
-        Some(Ended::Idle)
+        Some(BatchEnd::Idle)
     }
 
     /// Hands over the packet that waits, if it may and can be; drops it if it never can.
     fn deliver<'m>(
         &mut self,
-        turn: &mut Turn<'m>,
-        buffers: &mut Buffers<'m>,
-    ) -> Result<Option<Ended>, Error> {
+        turn: &mut Batch<'m>,
+        buffers: &mut RxBuffers<'m>,
+    ) -> Result<Option<BatchEnd>, Error> {
         let length = self.held;
         let start = [self.spare[0], self.spare[1]];
         let flags = (length >= HEADER).then(|| flags(turn, start, length)).flatten();
@@ -190,7 +194,7 @@ impl Receiver {
             return lacks_buffers(turn);
         }
         if !turn.permits(length - HEADER) {
-            return Ok(Some(Ended::Throttled));
+            return Ok(Some(BatchEnd::Throttled));
         }
         buffers.copy_from(self.held())?;
         self.held = 0;
@@ -199,11 +203,11 @@ impl Receiver {
 
     /// Gives the packet that is in the buffers to the driver.
     fn hand_over<'m>(
-        turn: &mut Turn<'m>,
-        buffers: &mut Buffers<'m>,
+        turn: &mut Batch<'m>,
+        buffers: &mut RxBuffers<'m>,
         length: usize,
-    ) -> Result<Option<Ended>, Error> {
-        buffers.publish(turn.ring, turn.memory, length)?;
+    ) -> Result<Option<BatchEnd>, Error> {
+        buffers.add_used(turn.ring, turn.memory, length)?;
         turn.passed(length - HEADER);
         Ok(None)
     }
@@ -211,13 +215,13 @@ impl Receiver {
 
 /// The flags for the driver of a packet of `length` bytes that starts with `start`; none if the driver must not get it.
 /// Section 5.1.4.1 has it that one that knows the MTU gets nothing longer that is not to be cut up.
-fn flags(turn: &Turn<'_>, start: [u8; 2], length: usize) -> Option<u8> {
+fn flags(turn: &Batch<'_>, start: [u8; 2], length: usize) -> Option<u8> {
     let too_long = length > HEADER + turn.longest && is_whole(start);
     received_flags(start, turn.features).filter(|_| !too_long)
 }
 
 /// Waits for the driver, unless buffers have come meanwhile.
-fn lacks_buffers(turn: &mut Turn<'_>) -> Result<Option<Ended>, Error> {
+fn lacks_buffers(turn: &mut Batch<'_>) -> Result<Option<BatchEnd>, Error> {
     match turn.ring.enable_notification(turn.memory).map_err(Error::Queue)? {
         true => {
             turn.ring
@@ -225,6 +229,6 @@ fn lacks_buffers(turn: &mut Turn<'_>) -> Result<Option<Ended>, Error> {
                 .map_err(Error::Queue)?;
             Ok(None)
         }
-        false => Ok(Some(Ended::Idle)),
+        false => Ok(Some(BatchEnd::Idle)),
     }
 }

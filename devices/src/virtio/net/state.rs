@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use snapshot::persist::Error;
 use snapshot::{Persist, Schema};
 
-use super::LONGEST_PACKET;
+use super::MAX_PACKET;
 use super::device::Net;
 use crate::limiter::LimiterState;
 
@@ -39,11 +39,11 @@ impl Persist for Net {
     }
 
     fn restore(&mut self, state: NetState) -> Result<(), Error> {
-        if state.held.len() > LONGEST_PACKET {
+        if state.held.len() > MAX_PACKET {
             return Err(Error::Invalid {
                 component: NetState::NAME,
                 reason: format!(
-                    "a packet of {} bytes waits, where {LONGEST_PACKET} have room",
+                    "a packet of {} bytes waits, where {MAX_PACKET} have room",
                     state.held.len()
                 ),
             });

@@ -10,15 +10,15 @@ use std::ptr;
 use log::warn;
 
 use super::backend::{Backend, Link, Received, Sent};
-use super::buffers::Buffers;
-use super::words::LastWords;
-use super::{HEADER, LONGEST_FRAME};
+use super::buffers::RxBuffers;
+use super::words::StderrTail;
+use super::{HEADER, MAX_FRAME};
 use crate::virtio::chain::IoVecBuffer;
 
 /// Bytes of the length before a frame.
 const PREFIX: usize = 4;
 /// Room for received bytes: the longest frame, whatever of it has come.
-const ROOM: usize = PREFIX + LONGEST_FRAME;
+const ROOM: usize = PREFIX + MAX_FRAME;
 
 /// Why a stream cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -42,14 +42,14 @@ pub enum Error {
 /// The connection to the process that is the network.
 ///
 /// The link is up until the other end closes it, or sends what is no frame: a length of 0 or of more than
-/// [`LONGEST_FRAME`]. Then it is down for good, and the part of a frame that came last is dropped. A kernel that is short of
+/// [`MAX_FRAME`]. Then it is down for good, and the part of a frame that came last is dropped. A kernel that is short of
 /// memory costs packets, and not the connection.
 pub struct Stream {
     socket: UnixStream,
     /// What it is, for a person.
     name: String,
     /// What the other end says of its own accord, first of all why it ends.
-    last_words: Option<LastWords>,
+    last_words: Option<StderrTail>,
     /// Received bytes are at `start..end`.
     inbox: Vec<u8>,
     start: usize,
@@ -87,7 +87,7 @@ impl Stream {
     pub(super) fn named(
         socket: UnixStream,
         name: String,
-        last_words: Option<LastWords>,
+        last_words: Option<StderrTail>,
     ) -> Result<Self, Error> {
         socket.set_nonblocking(true).map_err(Error::Nonblocking)?;
         Ok(Self {
@@ -110,7 +110,7 @@ impl Stream {
             return Ok(None);
         };
         let length = usize::try_from(u32::from_be_bytes(*prefix)).unwrap_or(usize::MAX);
-        if length == 0 || length > LONGEST_FRAME {
+        if length == 0 || length > MAX_FRAME {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 format!("the other end announces a frame of {length} bytes"),
@@ -158,9 +158,9 @@ impl Stream {
     pub(super) fn checked<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
         if let Err(error) = &result
             && self.link == Link::Up
-            && !is_passing(error)
+            && !is_transient(error)
         {
-            let words = self.last_words.as_ref().and_then(LastWords::first_line);
+            let words = self.last_words.as_ref().and_then(StderrTail::first_line);
             let words = words.map_or_else(String::new, |words| format!("; it says: {words}"));
             warn!("net: the link of {} is down: {error}{words}", self.name);
             self.link = Link::Lost;
@@ -232,7 +232,7 @@ impl Backend for Stream {
         self.checked(flushed)
     }
 
-    fn receive(&mut self, _buffers: &Buffers<'_>, spare: &mut [u8]) -> io::Result<Received> {
+    fn receive(&mut self, _buffers: &RxBuffers<'_>, spare: &mut [u8]) -> io::Result<Received> {
         if self.link != Link::Up {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -268,7 +268,7 @@ fn ended(bytes: usize) -> io::Error {
 }
 
 /// Whether the connection is still there after `error`: it is not the moment, or the kernel is short of memory.
-pub(super) fn is_passing(error: &io::Error) -> bool {
+pub(super) fn is_transient(error: &io::Error) -> bool {
     let waits = matches!(
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted

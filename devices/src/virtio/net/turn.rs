@@ -11,10 +11,10 @@ use crate::limiter::Limiter;
 use crate::virtio::split::Virtqueue;
 
 /// The most packets that one turn serves.
-pub(super) const MOST_PACKETS: usize = 512;
+pub(super) const MAX_PACKETS: usize = 512;
 
 /// What one queue is served with.
-pub(super) struct Turn<'a> {
+pub(super) struct Batch<'a> {
     /// Features that the driver has accepted.
     pub(super) features: u64,
     /// Bytes of the longest frame for the driver that is not to be cut up.
@@ -29,7 +29,7 @@ pub(super) struct Turn<'a> {
 
 /// Why a turn has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ended {
+pub(super) enum BatchEnd {
     /// There is nothing to do before the driver or the back end has something.
     Idle,
     /// The rate limiter says when to go on.
@@ -40,7 +40,7 @@ pub(super) enum Ended {
     Exhausted,
 }
 
-impl Turn<'_> {
+impl Batch<'_> {
     /// Asks the rate limiter whether a frame of `bytes` may pass now.
     pub(super) fn permits(&mut self, bytes: usize) -> bool {
         let now = match self.limiter.limits() {

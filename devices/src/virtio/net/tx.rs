@@ -5,8 +5,8 @@ use std::io;
 use super::backend::Sent;
 use super::error::Error;
 use super::features::sent_header;
-use super::turn::{Ended, MOST_PACKETS, Turn};
-use super::{HEADER, LONGEST_PACKET, SHORTEST_FRAME};
+use super::turn::{Batch, BatchEnd, MAX_PACKETS};
+use super::{HEADER, MAX_PACKET, MIN_FRAME};
 use crate::virtio::chain::{Chain, ChainLimits, IoVecBuffer, MAX_IOVECS};
 
 /// One entry of what `writev` and `sendmsg` take is left for what a back end puts before the frame.
@@ -22,7 +22,7 @@ enum Fate {
     /// It is done with, and the back end takes no more.
     DoneFull,
     /// It stays in the queue.
-    Kept(Ended),
+    Kept(BatchEnd),
 }
 
 /// The transmitting half of the device.
@@ -34,17 +34,17 @@ pub(super) struct Transmitter {
 
 impl Transmitter {
     /// Sends the driver's packets until there are none, or something is in the way.
-    pub(super) fn turn(&mut self, turn: &mut Turn<'_>) -> Result<Ended, Error> {
+    pub(super) fn process(&mut self, turn: &mut Batch<'_>) -> Result<BatchEnd, Error> {
         let memory = turn.memory;
         let mut chain = Chain::default();
         turn.ring.disable_notification(memory).map_err(Error::Queue)?;
-        for _ in 0..MOST_PACKETS {
+        for _ in 0..MAX_PACKETS {
             let Some(descriptors) = turn.ring.pop_chain(memory).map_err(Error::Queue)? else {
                 if turn.ring.enable_notification(memory).map_err(Error::Queue)? {
                     turn.ring.disable_notification(memory).map_err(Error::Queue)?;
                     continue;
                 }
-                return Ok(Ended::Idle);
+                return Ok(BatchEnd::Idle);
             };
             chain.refill(descriptors, memory, LIMITS).map_err(Error::Chain)?;
             if !chain.writable.is_empty() {
@@ -59,15 +59,15 @@ impl Transmitter {
                 .add_used(memory, &[(chain.head, 0)])
                 .map_err(Error::Queue)?;
             if let Fate::DoneFull = fate {
-                return Ok(Ended::Full);
+                return Ok(BatchEnd::Full);
             }
         }
-        Ok(Ended::Exhausted)
+        Ok(BatchEnd::Exhausted)
     }
 
-    fn send(&mut self, turn: &mut Turn<'_>, packet: &IoVecBuffer<'_>) -> Result<Fate, Error> {
+    fn send(&mut self, turn: &mut Batch<'_>, packet: &IoVecBuffer<'_>) -> Result<Fate, Error> {
         let length = usize::try_from(packet.len()).unwrap_or(usize::MAX);
-        if !(HEADER + SHORTEST_FRAME..=LONGEST_PACKET).contains(&length) {
+        if !(HEADER + MIN_FRAME..=MAX_PACKET).contains(&length) {
             turn.counters.drops += 1;
             return Ok(Fate::Done);
         }
@@ -79,7 +79,7 @@ impl Transmitter {
             return Ok(Fate::Done);
         };
         if !self.permitted && !turn.permits(length - HEADER) {
-            return Ok(Fate::Kept(Ended::Throttled));
+            return Ok(Fate::Kept(BatchEnd::Throttled));
         }
         self.permitted = false;
         match retried(|| turn.backend.send(&header, packet)) {
@@ -92,7 +92,7 @@ impl Transmitter {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.permitted = true;
-                Ok(Fate::Kept(Ended::Full))
+                Ok(Fate::Kept(BatchEnd::Full))
             }
             Err(_) => {
                 turn.counters.errors += 1;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use crate::sync::lock;
 
 /// The most bytes that are looked at.
-const MOST: usize = 4096;
+const MAX_BYTES: usize = 4096;
 /// The most characters of the line that is told.
 const LINE: usize = 200;
 /// What passt says in any case.
@@ -19,7 +19,7 @@ const NOTICES: [&str; 2] = ["Don't run as root", "Failed to send"];
 /// Nobody reads before the process ends. It does not wait for that: what has no room is lost, which never is
 /// what came first.
 #[derive(Clone, Debug)]
-pub(super) struct LastWords(Arc<Mutex<Words>>);
+pub(super) struct StderrTail(Arc<Mutex<Words>>);
 
 #[derive(Debug)]
 struct Words {
@@ -27,7 +27,7 @@ struct Words {
     text: Vec<u8>,
 }
 
-impl LastWords {
+impl StderrTail {
     /// A pair of sockets, which std can make not to block as it cannot a pipe; the other is for the process.
     pub(super) fn pair() -> io::Result<(Self, OwnedFd)> {
         let (ours, theirs) = UnixStream::pair()?;
@@ -44,8 +44,8 @@ impl LastWords {
     pub(super) fn first_line(&self) -> Option<String> {
         let mut words = lock(&self.0);
         let Words { socket, text } = &mut *words;
-        let mut part = [0; MOST];
-        while text.len() < MOST {
+        let mut part = [0; MAX_BYTES];
+        while text.len() < MAX_BYTES {
             match socket.read(&mut part[text.len()..]) {
                 Ok(count) if count > 0 => {
                     let start = text.len();
@@ -72,11 +72,11 @@ mod tests {
     use std::fs::File;
     use std::io::{ErrorKind, Write};
 
-    use super::{LINE, LastWords};
+    use super::{LINE, StderrTail};
 
     #[test]
     fn the_first_line_that_says_something_is_told_to_all() {
-        let (words, theirs) = LastWords::pair().unwrap();
+        let (words, theirs) = StderrTail::pair().unwrap();
         assert_eq!(words.first_line(), None);
         let mut theirs = File::from(theirs);
         let said = "Don't run as root. Changing to nobody...\n\n \x1b[31mno such option\nusage\n";
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn who_says_too_much_is_neither_stopped_nor_kept() {
-        let (words, theirs) = LastWords::pair().unwrap();
+        let (words, theirs) = StderrTail::pair().unwrap();
         let mut theirs = File::from(theirs);
         let full = loop {
             if let Err(error) = theirs.write(&[b'x'; 1000]) {

@@ -20,14 +20,14 @@ const _: () = assert!(MULTI_QUEUE as i32 == libc::IFF_MULTI_QUEUE);
 
 /// `struct ifreq` as `TUNSETIFF` and `TUNGETIFF` use it.
 #[repr(C)]
-struct Request {
+struct IfReq {
     name: [u8; libc::IFNAMSIZ],
     flags: i16,
     rest: [u8; 22],
 }
-const _: () = assert!(size_of::<Request>() == size_of::<libc::ifreq>());
+const _: () = assert!(size_of::<IfReq>() == size_of::<libc::ifreq>());
 
-impl Request {
+impl IfReq {
     fn new(name: &str, flags: i16) -> Self {
         let mut request = Self {
             name: [0; libc::IFNAMSIZ],
@@ -56,20 +56,20 @@ pub(super) fn check_name(name: &str) -> Result<(), Error> {
 }
 
 /// An interface that is attached.
-pub(super) struct Interface {
+pub(super) struct TapInterface {
     pub(super) name: String,
     /// Index in this network namespace, if it is there.
     pub(super) index: Option<u32>,
 }
 
 /// Attaches `file` to the interface `name`, which must be there, or to a new one when `name` is empty.
-pub(super) fn attach(file: &File, name: &str) -> Result<Interface, Error> {
+pub(super) fn attach(file: &File, name: &str) -> Result<TapInterface, Error> {
     // The kernel would make what is not there, for those who may, and nobody would have set it up.
     let there = match name {
         "" => None,
         _ => Some(index_of(name).map_err(|source| Error::of_missing(name, source))?),
     };
-    let mut request = Request::new(name, FLAGS);
+    let mut request = IfReq::new(name, FLAGS);
     if let Err(source) = set_interface(file, &mut request) {
         let several = source.raw_os_error() == Some(libc::EINVAL) && has_several_queues(file, name);
         return Err(match several {
@@ -85,19 +85,19 @@ pub(super) fn attach(file: &File, name: &str) -> Result<Interface, Error> {
     // Deleted at this very moment, it was made anew, and goes again with `file`.
     match there.is_some() && there != index {
         true => Err(Error::of_missing(&name, io::ErrorKind::NotFound.into())),
-        false => Ok(Interface { name, index }),
+        false => Ok(TapInterface { name, index }),
     }
 }
 
 /// Whether the interface `name` was made for several queues, to which `file` may get attached if so.
 fn has_several_queues(file: &File, name: &str) -> bool {
-    let attached = set_interface(file, &mut Request::new(name, FLAGS | MULTI_QUEUE));
+    let attached = set_interface(file, &mut IfReq::new(name, FLAGS | MULTI_QUEUE));
     !matches!(attached, Err(error) if error.raw_os_error() == Some(libc::EINVAL))
 }
 
 /// The name of the interface that `file` is attached to.
 pub(super) fn attached_name(file: &File) -> Result<String, Error> {
-    let mut request = Request::new("", 0);
+    let mut request = IfReq::new("", 0);
     // SAFETY: the call writes one `struct ifreq`, which `request` is, and is exclusively ours.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
     answer(result).map_err(|source| Error::Descriptor {
@@ -154,7 +154,7 @@ pub(super) fn set_nonblocking(file: &File) -> io::Result<()> {
     answer(result)
 }
 
-fn set_interface(file: &File, request: &mut Request) -> io::Result<()> {
+fn set_interface(file: &File, request: &mut IfReq) -> io::Result<()> {
     // SAFETY: the call reads and writes one `struct ifreq`, which `request` is, and is exclusively ours.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut *request) };
     answer(result)

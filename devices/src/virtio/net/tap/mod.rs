@@ -8,14 +8,14 @@ use std::os::unix::fs::OpenOptionsExt;
 use log::{info, warn};
 
 use super::backend::{Backend, Link, Received, Sent};
-use super::buffers::Buffers;
+use super::buffers::RxBuffers;
 use super::features::{
     CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_UFO, GUEST_USO4, GUEST_USO6, HOST_TSO4, HOST_TSO6,
     HOST_UFO, HOST_USO,
 };
-use super::{HEADER, LONGEST_PACKET};
+use super::{HEADER, MAX_PACKET};
 use crate::virtio::chain::IoVecBuffer;
-use control::Interface;
+use control::TapInterface;
 
 mod control;
 mod error;
@@ -65,7 +65,7 @@ impl Tap {
     pub fn from_descriptor(descriptor: OwnedFd) -> Result<Self, Error> {
         let file = File::from(descriptor);
         let name = control::attached_name(&file)?;
-        let interface = Interface { name, index: None };
+        let interface = TapInterface { name, index: None };
         control::set_nonblocking(&file).map_err(|source| Error::Configure {
             name: interface.name.clone(),
             operation: "O_NONBLOCK",
@@ -85,7 +85,7 @@ impl Tap {
         self.index
     }
 
-    fn with(file: File, Interface { name, index }: Interface) -> Result<Self, Error> {
+    fn with(file: File, TapInterface { name, index }: TapInterface) -> Result<Self, Error> {
         let failed = |operation| {
             let name = name.clone();
             move |source| Error::Configure {
@@ -154,11 +154,11 @@ impl Backend for Tap {
         Ok(())
     }
 
-    fn receive(&mut self, buffers: &Buffers<'_>, spare: &mut [u8]) -> io::Result<Received> {
+    fn receive(&mut self, buffers: &RxBuffers<'_>, spare: &mut [u8]) -> io::Result<Received> {
         // The kernel cuts off what does not fit, and does not say so: the longest packet always fits.
         let room = usize::try_from(buffers.len()).unwrap_or(usize::MAX);
         let rest = spare
-            .get_mut(room.min(LONGEST_PACKET)..)
+            .get_mut(room.min(MAX_PACKET)..)
             .ok_or(io::ErrorKind::InvalidInput)?;
         let mut parts = Vec::with_capacity(usize::from(buffers.count()) + 1);
         parts.extend(buffers.iovec());

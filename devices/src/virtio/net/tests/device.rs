@@ -5,7 +5,7 @@ use crate::limiter::Limiter;
 use crate::sync::lock;
 use crate::virtio::VirtioDevice;
 use crate::virtio::net::features::{BASE, CSUM, GUEST_CSUM, HOST_TSO4, MRG_RXBUF, MTU, STATUS};
-use crate::virtio::net::{LONGEST_PACKET, Link, Net, NetState};
+use crate::virtio::net::{Link, MAX_PACKET, Net, NetState};
 use crate::virtio::signal::CONFIGURATION;
 
 fn fresh() -> Net {
@@ -169,8 +169,8 @@ fn a_state_that_cannot_be_is_refused() {
         held: vec![0; length],
         ..fresh().save().unwrap()
     };
-    assert!(fresh().restore(state(LONGEST_PACKET)).is_ok());
-    let refused = fresh().restore(state(LONGEST_PACKET + 1)).unwrap_err();
+    assert!(fresh().restore(state(MAX_PACKET)).is_ok());
+    let refused = fresh().restore(state(MAX_PACKET + 1)).unwrap_err();
     assert!(refused.to_string().contains("65567 bytes"), "{refused}");
 }
 

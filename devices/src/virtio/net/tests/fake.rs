@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use crate::sync::lock;
 use crate::virtio::chain::IoVecBuffer;
 use crate::virtio::net::features::{CSUM, GUEST_CSUM, HOST_TSO4};
-use crate::virtio::net::{Backend, Buffers, HEADER, Link, Received, Sent};
+use crate::virtio::net::{Backend, HEADER, Link, Received, RxBuffers, Sent};
 
 /// What the test sees and sets of the back end.
 #[derive(Default)]
@@ -87,7 +87,7 @@ impl Backend for FakeBackend {
         Ok(())
     }
 
-    fn receive(&mut self, buffers: &Buffers<'_>, spare: &mut [u8]) -> io::Result<Received> {
+    fn receive(&mut self, buffers: &RxBuffers<'_>, spare: &mut [u8]) -> io::Result<Received> {
         let mut wire = lock(&self.wire);
         if let Some(failure) = wire.failure {
             return Err(failure.into());

@@ -16,7 +16,7 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 
 use self::fake::{FakeBackend, Wire};
-use super::{Backend, HEADER, Net, Setup};
+use super::{Backend, HEADER, Net, NetSetup};
 use crate::limiter::{Bucket, Limiter};
 use crate::sync::lock;
 use crate::testing::ManualClock;
@@ -44,8 +44,8 @@ fn unlimited() -> Limiter {
     Limiter::new(None, None).unwrap()
 }
 
-fn setup(backend: Box<dyn Backend>) -> Setup {
-    Setup {
+fn setup(backend: Box<dyn Backend>) -> NetSetup {
+    NetSetup {
         mac: MAC,
         mtu: Some(1400),
         backend,
@@ -66,7 +66,7 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(setup: Setup, features: u64, queue_sizes: [u16; 2]) -> Self {
+    fn new(setup: NetSetup, features: u64, queue_sizes: [u16; 2]) -> Self {
         let driver = FakeDriver::new(MEMORY, &queue_sizes);
         let line = Arc::new(CountingInterrupt::default());
         let mut net = Net::new(setup).unwrap();

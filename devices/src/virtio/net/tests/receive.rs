@@ -5,7 +5,7 @@ use crate::limiter::{Bucket, Limiter};
 use crate::sync::lock;
 use crate::virtio::VirtioDevice;
 use crate::virtio::net::features::{EVENT_IDX, GUEST_CSUM, GUEST_TSO4, MRG_RXBUF};
-use crate::virtio::net::{HEADER, LONGEST_FRAME};
+use crate::virtio::net::{HEADER, MAX_FRAME};
 use crate::virtio::testing::Piece;
 
 #[test]
@@ -132,7 +132,7 @@ fn the_longest_packet_passes() {
         for _ in 0..16 {
             rig.add_buffer(4200);
         }
-        let longest = packet(9, LONGEST_FRAME);
+        let longest = packet(9, MAX_FRAME);
         lock(&wire).inbound.push_back(longest.clone());
         rig.net.process_event(READABLE);
         assert_eq!(rig.used(0).iter().sum::<u32>(), 65_566);

@@ -6,7 +6,7 @@ use super::{AGAIN, READABLE, Rig, WRITABLE, packet, received, setup};
 use crate::virtio::VirtioDevice;
 use crate::virtio::net::features::{OFFLOADS, STATUS};
 use crate::virtio::net::stream::Error;
-use crate::virtio::net::{Backend, HEADER, LONGEST_FRAME, Link, Stream};
+use crate::virtio::net::{Backend, HEADER, Link, MAX_FRAME, Stream};
 use crate::virtio::testing::Piece;
 
 fn stream() -> (Stream, UnixStream) {
@@ -57,7 +57,7 @@ fn frames_come_in_whatever_pieces() {
 #[test]
 fn frames_go_out_with_their_lengths() {
     let (mut rig, mut theirs) = rig(16);
-    let packets = [packet(1, 60), packet(2, 1500), packet(3, LONGEST_FRAME)];
+    let packets = [packet(1, 60), packet(2, 1500), packet(3, MAX_FRAME)];
     for packet in &packets {
         rig.add_packet(packet);
         rig.net.notify(1);
@@ -130,7 +130,7 @@ fn a_connection_lost_while_sending_takes_the_link_down() {
 
 #[test]
 fn a_length_that_cannot_be_takes_the_link_down() {
-    for length in [0, u32::try_from(LONGEST_FRAME).unwrap() + 1, u32::MAX] {
+    for length in [0, u32::try_from(MAX_FRAME).unwrap() + 1, u32::MAX] {
         let (mut rig, mut theirs) = rig(16);
         rig.add_buffer(1000);
         theirs.write_all(&length.to_be_bytes()).unwrap();

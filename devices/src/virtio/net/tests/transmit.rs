@@ -4,7 +4,7 @@ use super::{AGAIN, ONE, Rig, TRANSMIT_TIMER, WRITABLE, fake::FakeBackend, packet
 use crate::limiter::{Bucket, Limiter};
 use crate::sync::lock;
 use crate::virtio::VirtioDevice;
-use crate::virtio::net::LONGEST_FRAME;
+use crate::virtio::net::MAX_FRAME;
 use crate::virtio::net::features::{CSUM, EVENT_IDX, HOST_TSO4};
 use crate::virtio::testing::Piece;
 
@@ -70,7 +70,7 @@ fn a_packet_may_be_scattered() {
 #[test]
 fn what_is_no_packet_is_dropped() {
     let (mut rig, wire) = Rig::with_wire(0);
-    let longest = packet(1, LONGEST_FRAME);
+    let longest = packet(1, MAX_FRAME);
     let mut too_long = longest.clone();
     too_long.push(0);
     let no_packets = [&too_long[..], &longest[..11], &longest[..12], &longest[..25], &[]];
