@@ -21,7 +21,7 @@ mod terminal;
 use std::io::{self, Write};
 use std::time::Instant;
 
-use vmm::Chain;
+use vmm::ErrorChain;
 
 use crate::args::Command;
 
@@ -41,38 +41,40 @@ fn command() -> u8 {
         }
     };
     let result = match command {
-        Command::Run(run) => run::run(*run, origin, exec).map_err(|error| Chain(&error).to_string()),
+        Command::Run(run) => run::run(*run, origin, exec).map_err(|error| ErrorChain(&error).to_string()),
         Command::Restore(restore) => {
-            run::restore(*restore, origin, exec).map_err(|error| Chain(&error).to_string())
+            run::restore(*restore, origin, exec).map_err(|error| ErrorChain(&error).to_string())
         }
         Command::Snapshot(take) => {
             let taken = snapshots::take(&take);
             taken
                 .map(|()| process::SUCCESS)
-                .map_err(|error| Chain(&error).to_string())
+                .map_err(|error| ErrorChain(&error).to_string())
         }
         Command::SnapshotInfo(folder) => match snapshots::info(&folder) {
             Ok(text) => print(text),
-            Err(error) => Err(Chain(&error).to_string()),
+            Err(error) => Err(ErrorChain(&error).to_string()),
         },
         Command::SnapshotVersion => print(snapshots::format_version()),
         Command::DescribeSnapshot(path) => match snapshots::describe_format(&path) {
             Ok(text) => print(text),
-            Err(error) => Err(Chain(&error).to_string()),
+            Err(error) => Err(ErrorChain(&error).to_string()),
         },
         Command::SnapshotMerge(folders) => match snapshots::merge(&folders) {
             Ok(text) => print(text),
-            Err(error) => Err(Chain(&error).to_string()),
+            Err(error) => Err(ErrorChain(&error).to_string()),
         },
         Command::Inspect(path) => match inspect::inspect(&path) {
             Ok(text) => print(text),
-            Err(error) => Err(Chain(&error).to_string()),
+            Err(error) => Err(ErrorChain(&error).to_string()),
         },
-        Command::Demo => demo::demo(origin, exec).map_err(|error| Chain(&error).to_string()),
-        Command::Serve(options) => serve::serve(*options, origin).map_err(|error| Chain(&error).to_string()),
+        Command::Demo => demo::demo(origin, exec).map_err(|error| ErrorChain(&error).to_string()),
+        Command::Serve(options) => {
+            serve::serve(*options, origin).map_err(|error| ErrorChain(&error).to_string())
+        }
         Command::Ctl(ctl) => match ctl::run(&ctl, &mut io::stdin()) {
             Ok(answer) => print(answer),
-            Err(error) => Err(Chain(&error).to_string()),
+            Err(error) => Err(ErrorChain(&error).to_string()),
         },
         Command::Help(topic) => print(topic.text()),
         Command::Version => print(concat!("mayfly ", env!("CARGO_PKG_VERSION"), "\n")),

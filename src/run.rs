@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use api::Api;
 use devices::PowerEvent;
-use vmm::Chain;
+use vmm::ErrorChain;
 use vmm::arch::{Native, Platform};
 use vmm::boot::{self, Image, Initrd};
 use vmm::control::{self, Control, Service, thaw};
@@ -267,7 +267,7 @@ pub fn block_signals() -> Result<Vec<libc::c_int>, Error> {
 pub fn conclude_vm(mut control: Control) -> (u64, u64) {
     let Some(vm) = control.vm_mut() else { return (0, 0) };
     if let Some(report) = vm.conclude() {
-        say(&format!("warning: {}", Chain(&report)));
+        say(&format!("warning: {}", ErrorChain(&report)));
     }
     vm.machine().unclaimed()
 }
@@ -290,7 +290,7 @@ pub fn conclude(end: &End) -> u8 {
             TRIPLE_FAULT
         }
         End::Guest(Ending::Fault(fault)) => {
-            say(&Chain(fault).to_string());
+            say(&ErrorChain(fault).to_string());
             FAULT
         }
         End::Signal(signal) => die_by(*signal),

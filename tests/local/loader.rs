@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Instant;
 
 use devices::serial::SerialOutput;
-use vmm::Chain;
+use vmm::ErrorChain;
 use vmm::control::{Control, Thaw, Timeline};
 use vmm::memory;
 use vmm::vm::Console;
@@ -79,7 +79,9 @@ impl Loader {
         let timeline = Arc::new(Timeline::new(Instant::now(), false));
         let mut control = Control::new(Box::new(|| Ok(console())), timeline);
         let thaw = Thaw::new(state, self.folder.path("memory"));
-        control.load(&thaw).map_err(|error| Chain(&error).to_string())
+        control
+            .load(&thaw)
+            .map_err(|error| ErrorChain(&error).to_string())
     }
 }
 

@@ -16,7 +16,7 @@ use snapshot::{ArchiveReader, ArchiveWriter};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::arch::{Native, Platform};
 use vmm::boot::Image;
-use vmm::config::{Host, IrqchipMode, MemorySize, VmConfig, VmSpec};
+use vmm::config::{HostMemory, IrqchipMode, MemorySize, VmConfig, VmSpec};
 use vmm::machine::state::Error;
 use vmm::machine::{Devices, Machine};
 use vmm::memory;
@@ -61,7 +61,7 @@ impl Guest {
             let net = format!("unix:{peer},mac=02:00:00:00:00:07");
             config.nets.push(net.parse().unwrap());
         }
-        config.check(&Host::this()).unwrap()
+        config.check(&HostMemory::this()).unwrap()
     }
 
     fn boot(self) -> Running {
@@ -280,7 +280,7 @@ fn several_vcpus_continue() {
             match guest.machine.save(&mut archive) {
                 Ok(()) => Some((guest, printed, archive.into_bytes())),
                 Err(Error::Ended(_)) => None,
-                Err(error) => panic!("{}", vmm::Chain(&error)),
+                Err(error) => panic!("{}", vmm::ErrorChain(&error)),
             }
         });
         let (mut guest, mut printed, state) = saved.unwrap();
@@ -306,7 +306,7 @@ fn what_does_not_fit_is_refused_before_the_guest_runs() {
     let refused = |other: Guest, state: &[u8]| {
         let (machine, mut printed) = other.empty(&guest.machine);
         let error = match machine.resume_from(ArchiveReader::parse(state).unwrap(), false) {
-            Err(error) => vmm::Chain(&error).to_string(),
+            Err(error) => vmm::ErrorChain(&error).to_string(),
             Ok(_) => panic!("it was taken"),
         };
         let mut text = String::new();

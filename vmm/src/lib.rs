@@ -43,5 +43,5 @@ pub mod timeline;
 pub mod vcpu;
 pub mod vm;
 
-pub use chain::Chain;
+pub use chain::ErrorChain;
 pub use snapshot::GuestMemory;

@@ -1,6 +1,6 @@
 //! What a client is told when it does not get its wish, in Firecracker's words where it has some.
 
-use vmm::control::{self, Chain};
+use vmm::control::{self, ErrorChain};
 
 use crate::http::Method;
 use crate::schema;
@@ -61,7 +61,7 @@ impl Error {
 
     /// What went wrong with `part`: `error`, with all causes.
     pub fn failed(part: &'static str, error: &dyn std::error::Error) -> Self {
-        Self::refused(part, Chain(error).to_string())
+        Self::refused(part, ErrorChain(error).to_string())
     }
 
     /// For `map_err`: what the VMM says of `part`, with all causes.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use vmm::config::{self, DiskConfig, DriveConfig, Limits, Root};
+use vmm::config::{self, DiskConfig, DriveConfig, RateLimits, Root};
 
 use super::{Field, Off, RateLimiter, Schema, limiter};
 
@@ -134,7 +134,7 @@ impl Drive {
                 config::IoEngine::Sync => IoEngine::Sync,
                 config::IoEngine::Async => IoEngine::Async,
             }),
-            rate_limiter: RateLimiter::of(Limits {
+            rate_limiter: RateLimiter::of(RateLimits {
                 bandwidth: disk.bandwidth,
                 operations: disk.operations,
             }),

@@ -1,7 +1,7 @@
 //! How much a device may do in a time.
 
 use serde::{Deserialize, Serialize};
-use vmm::config::{Bucket, Limits};
+use vmm::config::{Bucket, RateLimits};
 
 use super::Field;
 
@@ -36,31 +36,31 @@ pub(super) const FIELDS: &[Field] = &[Field::object("bandwidth", BUCKET), Field:
 
 impl RateLimiter {
     /// The limits that there are.
-    pub fn limits(limiter: Option<Self>) -> Limits {
+    pub fn limits(limiter: Option<Self>) -> RateLimits {
         let changes = Self::changes(limiter);
         let real = |bucket: &Bucket| bucket.size != 0 && bucket.refill_time_ms != 0;
-        Limits {
+        RateLimits {
             bandwidth: changes.bandwidth.filter(real),
             operations: changes.operations.filter(real),
         }
     }
 
     /// The limits that are to replace others, among them those that are to be no limit any more.
-    pub fn changes(limiter: Option<Self>) -> Limits {
+    pub fn changes(limiter: Option<Self>) -> RateLimits {
         let limiter = limiter.unwrap_or_default();
         let bucket = |bucket: TokenBucket| Bucket {
             size: bucket.size,
             refill_time_ms: bucket.refill_time,
             one_time_burst: bucket.one_time_burst.unwrap_or(0),
         };
-        Limits {
+        RateLimits {
             bandwidth: limiter.bandwidth.map(bucket),
             operations: limiter.ops.map(bucket),
         }
     }
 
     /// What `limits` are in a body.
-    pub fn of(limits: Limits) -> Option<Self> {
+    pub fn of(limits: RateLimits) -> Option<Self> {
         let bucket = |bucket: Bucket| {
             (bucket.size != 0 && bucket.refill_time_ms != 0).then_some(TokenBucket {
                 size: bucket.size,

@@ -2,7 +2,7 @@ use std::io::{self, Read};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use vmm::Chain;
+use vmm::ErrorChain;
 
 use super::{Folder, answer, ctl, ok, words};
 use crate::ctl::request::MOST_STDIN;
@@ -25,7 +25,7 @@ const COMMANDS: [&str; 12] = [
 
 /// What `line` fails with when it is answered so.
 fn failure(line: &str, answer: String) -> String {
-    Chain(&ctl(line, "", &[answer]).result.unwrap_err()).to_string()
+    ErrorChain(&ctl(line, "", &[answer]).result.unwrap_err()).to_string()
 }
 
 #[test]

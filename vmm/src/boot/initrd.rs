@@ -259,7 +259,7 @@ mod tests {
         let writer = std::fs::File::options().write(true).open(file.path()).unwrap();
         writer.set_len(page_size()).unwrap();
         let error = initrd.load(&memory(), 0, u64::MAX, &[]).unwrap_err();
-        let text = crate::Chain(&error).to_string();
+        let text = crate::ErrorChain(&error).to_string();
         let named = format!(
             "cannot load the initrd {}: the file's bytes cannot be ",
             file.path().display()

@@ -12,7 +12,7 @@ pub use devices::limiter::Bucket;
 pub use devices::virtio::block::{CacheType, DiskConfig, IoEngine};
 pub use drive::{DriveConfig, Root};
 pub use net::{MacAddress, NetBackend, NetConfig};
-pub use options::{Error as OptionError, Limits};
+pub use options::{Error as OptionError, RateLimits};
 pub use size::{MemorySize, ParseError as SizeError};
 
 use serde::{Deserialize, Serialize};
@@ -113,7 +113,7 @@ impl VmConfig {
     ///
     /// # Errors
     /// [`Error`], naming the option and the value.
-    pub fn check(mut self, host: &Host) -> Result<VmSpec, Error> {
+    pub fn check(mut self, host: &HostMemory) -> Result<VmSpec, Error> {
         let vcpus = u8::try_from(self.vcpus)
             .ok()
             .filter(|count| (1..=MAX_VCPUS).contains(count))
@@ -183,12 +183,12 @@ fn repeated<T>(devices: &[T], name: fn(&T) -> &str) -> Option<&str> {
 
 /// What the host has.
 #[derive(Clone, Copy, Debug)]
-pub struct Host {
+pub struct HostMemory {
     /// Memory and swap, in bytes.
     pub memory: u64,
 }
 
-impl Host {
+impl HostMemory {
     /// Asks the kernel, by a system call that needs no /proc.
     pub fn this() -> Self {
         // SAFETY: all-zero bytes are a valid `sysinfo`, which is a structure of integers.
@@ -267,9 +267,9 @@ impl VmSpec {
 
 #[cfg(test)]
 mod tests {
-    use super::{Error, Host, MemorySize, VmConfig};
+    use super::{Error, HostMemory, MemorySize, VmConfig};
 
-    const HOST: Host = Host { memory: 8 << 30 };
+    const HOST: HostMemory = HostMemory { memory: 8 << 30 };
 
     fn config() -> VmConfig {
         VmConfig::new("kernel".into())
@@ -366,6 +366,6 @@ mod tests {
 
     #[test]
     fn the_host_has_memory() {
-        assert!(Host::this().memory > 1 << 24);
+        assert!(HostMemory::this().memory > 1 << 24);
     }
 }

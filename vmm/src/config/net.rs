@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::options::{Error, Limits, Options};
+use super::options::{Error, Options, RateLimits};
 
 /// The address of a network interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,9 +128,9 @@ pub struct NetConfig {
     /// MTU that the guest is told, 68 to 65,535.
     pub mtu: Option<u16>,
     /// What the guest may be sent.
-    pub receive: Limits,
+    pub receive: RateLimits,
     /// What the guest may send.
-    pub transmit: Limits,
+    pub transmit: RateLimits,
 }
 
 impl FromStr for NetConfig {
@@ -236,7 +236,7 @@ mod tests {
             );
         }
         let limited = net("user,rx-ops=10/1000").unwrap();
-        assert!(limited.receive.operations.is_some() && limited.transmit == super::Limits::default());
+        assert!(limited.receive.operations.is_some() && limited.transmit == super::RateLimits::default());
         let random = MacAddress::random().0;
         assert_eq!((random[0] & 3, random == MacAddress::random().0), (2, false));
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// What a device may do in a time, in one direction; nothing stands for as much as it can.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limits {
+pub struct RateLimits {
     /// Bytes.
     pub bandwidth: Option<Bucket>,
     /// Requests or packets.
@@ -109,8 +109,8 @@ impl Options {
     }
 
     /// Takes the two limits of a direction: `PREFIXbandwidth` in bytes and `PREFIXops` in operations.
-    pub fn limits(&mut self, bandwidth: &'static str, operations: &'static str) -> Result<Limits, Error> {
-        Ok(Limits {
+    pub fn limits(&mut self, bandwidth: &'static str, operations: &'static str) -> Result<RateLimits, Error> {
+        Ok(RateLimits {
             bandwidth: self.bucket(bandwidth)?,
             operations: self.bucket(operations)?,
         })

@@ -10,7 +10,7 @@ use super::Error;
 use super::serial::SerialFile;
 use crate::arch::{Native, Platform};
 use crate::boot::{Image, Initrd};
-use crate::config::{self, DriveConfig, Host, NetConfig, VmConfig, VmSpec};
+use crate::config::{self, DriveConfig, HostMemory, NetConfig, VmConfig, VmSpec};
 use crate::machine::{DeviceError, Devices, Interface, Machine, open_drive, open_interface};
 use crate::timeline::{Lane, Timeline};
 use crate::vm::{Console, Input, Vm};
@@ -141,7 +141,7 @@ impl Draft {
     /// Builds the machine and lets its guest run. After a failure it can be tried again.
     pub fn start(
         &mut self,
-        host: &Host,
+        host: &HostMemory,
         open_console: &mut OpenConsole,
         timeline: &Arc<Timeline>,
     ) -> Result<Vm, Error> {

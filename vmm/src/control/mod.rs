@@ -22,7 +22,7 @@ use std::sync::Arc;
 use devices::limiter::Bucket;
 
 use crate::boot::{Image, Initrd};
-use crate::config::{DriveConfig, Host, Limits, MemorySize, NetConfig, VmConfig};
+use crate::config::{DriveConfig, HostMemory, MemorySize, NetConfig, RateLimits, VmConfig};
 use crate::memory::Touched;
 use crate::vm::Vm;
 
@@ -36,7 +36,7 @@ pub use metrics::{DriveMetrics, InterfaceMetrics, Metrics, Phase, VcpuMetrics};
 pub use service::Service;
 pub use thaw::{MemorySource, Thaw};
 
-pub use crate::Chain;
+pub use crate::ErrorChain;
 pub use crate::timeline::Timeline;
 
 /// Where a VM is in its life.
@@ -65,7 +65,7 @@ pub struct MachineConfig {
 
 /// A VM in the hands of its owner.
 pub struct Control {
-    host: Host,
+    host: HostMemory,
     timeline: Arc<Timeline>,
     open_console: OpenConsole,
     life: Life,
@@ -82,7 +82,7 @@ impl Control {
     /// A VM of which nothing is known yet.
     pub fn new(open_console: OpenConsole, timeline: Arc<Timeline>) -> Self {
         Self {
-            host: Host::this(),
+            host: HostMemory::this(),
             timeline,
             open_console,
             life: Life::Draft(Box::new(Draft::new())),
@@ -269,14 +269,14 @@ impl Control {
     ///
     /// # Errors
     /// [`Error::BeforeStart`], [`Error::Unknown`] and [`Error::Drive`].
-    pub fn update_drive(&mut self, id: &str, path: Option<&Path>, limits: Limits) -> Result<(), Error> {
+    pub fn update_drive(&mut self, id: &str, path: Option<&Path>, limits: RateLimits) -> Result<(), Error> {
         let machine = self.vm_mut().ok_or(Error::BeforeStart)?.machine_mut();
         let drives = machine.drives();
         let Some(index) = drives.iter().position(|drive| drive.id == id) else {
             return Err(unknown("drive", id, drives.iter().map(|drive| drive.id.as_str())));
         };
         let changed = drives[index].with(|block| {
-            if path.is_some() || limits == Limits::default() {
+            if path.is_some() || limits == RateLimits::default() {
                 block.update(path)?;
             }
             block.update_limiter(limits.bandwidth, limits.operations);
@@ -301,7 +301,12 @@ impl Control {
     ///
     /// # Errors
     /// [`Error::BeforeStart`] and [`Error::Unknown`].
-    pub fn update_interface(&mut self, id: &str, receive: Limits, transmit: Limits) -> Result<(), Error> {
+    pub fn update_interface(
+        &mut self,
+        id: &str,
+        receive: RateLimits,
+        transmit: RateLimits,
+    ) -> Result<(), Error> {
         let machine = self.vm_mut().ok_or(Error::BeforeStart)?.machine_mut();
         let interfaces = machine.interfaces();
         let Some(index) = interfaces.iter().position(|interface| interface.id == id) else {

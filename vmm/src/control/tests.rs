@@ -7,7 +7,7 @@ use std::time::Instant;
 use scratch::Temporary;
 
 use super::{Control, Error, MachineConfig, State};
-use crate::config::{DriveConfig, Limits, MemorySize, NetConfig, Root};
+use crate::config::{DriveConfig, MemorySize, NetConfig, RateLimits, Root};
 use crate::timeline::Timeline;
 
 fn control() -> Control {
@@ -57,7 +57,7 @@ fn a_guest_needs_an_image() {
     let mut control = control();
     assert!(matches!(control.start(), Err(Error::NoKernel)));
     let missing = control.set_boot("/nowhere/kernel".into(), None, String::new());
-    let said = crate::Chain(&missing.unwrap_err()).to_string();
+    let said = crate::ErrorChain(&missing.unwrap_err()).to_string();
     assert!(said.contains("/nowhere/kernel"), "{said}");
     assert!(!control.has_kernel() && control.config().kernel == Path::new(""));
     assert_eq!(control.state(), State::NotStarted);
@@ -116,7 +116,7 @@ fn two_interfaces_have_two_addresses() {
 #[test]
 fn what_needs_a_guest_is_refused_without_one() {
     let mut control = control();
-    let none = Limits::default();
+    let none = RateLimits::default();
     assert!(matches!(control.pause(), Err(Error::BeforeStart)));
     assert!(matches!(control.resume(), Err(Error::BeforeStart)));
     assert!(matches!(

@@ -12,7 +12,7 @@ use snapshot::{GuestMemory, section};
 use super::first_touch::{self, FirstTouch};
 use super::freeze::{MACHINE, host};
 use crate::arch::{Native, Platform};
-use crate::config::{self, Host, NetBackend, VmConfig, VmSpec};
+use crate::config::{self, HostMemory, NetBackend, VmConfig, VmSpec};
 use crate::machine::{self, Devices, Machine, state};
 use crate::memory::{self, Preparation, uffd};
 use crate::timeline::{Lane, Timeline};
@@ -148,7 +148,7 @@ impl Thaw {
     /// Makes the VM, which is paused.
     pub(super) fn vm(
         &self,
-        host_memory: &Host,
+        host_memory: &HostMemory,
         open_console: impl FnOnce() -> Result<Console, super::Error>,
         timeline: &Arc<Timeline>,
     ) -> Result<Vm, Error> {
@@ -212,7 +212,7 @@ impl Thaw {
         })
     }
 
-    fn spec(&self, mut config: VmConfig, memory: u64, host: &Host) -> Result<VmSpec, Error> {
+    fn spec(&self, mut config: VmConfig, memory: u64, host: &HostMemory) -> Result<VmSpec, Error> {
         if config.memory.bytes() != memory {
             return Err(Error::Size {
                 header: memory,

@@ -26,7 +26,7 @@ use devices::{Interrupt, MonotonicClock, lock};
 use snapshot::GuestMemory;
 
 use crate::arch::{self, Buses, EventSource, Native, Platform, SharedSource, Window};
-use crate::config::{DriveConfig, Limits, MacAddress, NetBackend, NetConfig, VmConfig, VmSpec};
+use crate::config::{DriveConfig, MacAddress, NetBackend, NetConfig, RateLimits, VmConfig, VmSpec};
 
 /// Why a device could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -189,7 +189,7 @@ pub fn open_drive(config: &DriveConfig) -> Result<Block, Error> {
 /// All of [`Error`] but [`Error::Drive`].
 pub fn open_interface(config: &NetConfig) -> Result<Interface, Error> {
     let system = |source| Error::Descriptors(config.id.clone(), source);
-    let limiter = |limits: Limits| Limiter::new(limits.bandwidth, limits.operations).map_err(system);
+    let limiter = |limits: RateLimits| Limiter::new(limits.bandwidth, limits.operations).map_err(system);
     let (backend, passt) = open_backend(config)?;
     let setup = NetSetup {
         mac: config.mac.unwrap_or_else(MacAddress::random).0,

@@ -158,7 +158,7 @@ impl ConsoleIo {
         let report = output.report();
         drop(serial);
         if let Some(report) = report {
-            log::warn!("{}", crate::Chain(&report));
+            log::warn!("{}", crate::ErrorChain(&report));
         }
         let watched = Events::with_data_raw(file, OUTPUT, EventSet::OUT);
         if more && !self.output_watched {

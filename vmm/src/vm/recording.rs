@@ -102,7 +102,7 @@ impl Recording {
                 set.touched(),
                 set.written()
             ),
-            Err(error) => log::warn!("no working set in {path}: {}", crate::Chain(&error)),
+            Err(error) => log::warn!("no working set in {path}: {}", crate::ErrorChain(&error)),
         }
     }
 }
