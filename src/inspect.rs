@@ -5,7 +5,7 @@ use std::path::Path;
 
 use vmm::arch::{Native, Platform};
 use vmm::boot::Image;
-use vmm::boot::image::{Error, Facts, Format};
+use vmm::boot::image::{Error, Format, ImageInfo};
 use vmm::boot::segment::Segment;
 use vmm::memory::Bytes;
 
@@ -15,8 +15,8 @@ use vmm::memory::Bytes;
 /// [`Error`] when it is no image, or no protocol leads into it.
 pub fn inspect(path: &Path) -> Result<String, Error> {
     let image = Image::open(path, Native::MACHINE)?;
-    let facts = image.facts();
-    let choice = image.choose(None)?;
+    let facts = image.info();
+    let choice = image.select_protocol(None)?;
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _ = writeln!(
@@ -50,7 +50,7 @@ pub fn inspect(path: &Path) -> Result<String, Error> {
     Ok(text)
 }
 
-fn format(facts: &Facts) -> String {
+fn format(facts: &ImageInfo) -> String {
     match &facts.format {
         Format::Elf { bits } => format!("ELF of {bits} bits for {}", facts.machine),
         Format::BzImage(setup) => format!(
@@ -106,7 +106,7 @@ fn loading(segment: &Segment) -> String {
     }
 }
 
-fn notes(text: &mut String, facts: &Facts) {
+fn notes(text: &mut String, facts: &ImageInfo) {
     if facts.notes.is_empty() {
         return;
     }

@@ -14,7 +14,7 @@ use snapshot::persist::Error as StateError;
 use snapshot::{ArchiveReader, ArchiveWriter, GuestMemory, Schema};
 use vm_memory::GuestAddress;
 
-use crate::boot::{Loaded, Machine};
+use crate::boot::{LoadedImage, Machine};
 use crate::config::{MemorySize, VmSpec};
 use crate::kvm;
 use crate::vcpu::Kick;
@@ -149,7 +149,7 @@ pub trait Platform: Send + Sync + Sized + 'static {
     /// [`Error::Entry`]
     fn write_entry(
         memory: &GuestMemory,
-        loaded: &Loaded,
+        loaded: &LoadedImage,
         cmdline: &CStr,
         spec: &VmSpec,
         windows: &[Window],

@@ -3,9 +3,9 @@
 /// Bytes of a header, read field by field. A field beyond the end reads as zero: headers that grew over time are read like
 /// that, and all others are known to be whole before they are read.
 #[derive(Clone, Copy, Debug)]
-pub struct Fields<'a>(pub &'a [u8]);
+pub struct HeaderFields<'a>(pub &'a [u8]);
 
-impl Fields<'_> {
+impl HeaderFields<'_> {
     fn array<const N: usize>(self, at: usize) -> [u8; N] {
         at.checked_add(N)
             .and_then(|end| self.0.get(at..end))

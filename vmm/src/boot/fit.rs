@@ -82,7 +82,11 @@ pub enum Error {
 ///
 /// # Errors
 /// The first thing that is in the way.
-pub fn check(segments: &[Segment], memory: &GuestMemory, reserved: &[Range<u64>]) -> Result<(), Error> {
+pub fn check_segments(
+    segments: &[Segment],
+    memory: &GuestMemory,
+    reserved: &[Range<u64>],
+) -> Result<(), Error> {
     for segment in segments {
         check_reserved(segment, reserved)?;
     }

@@ -8,7 +8,7 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::file::{Error as FileError, RegularFile};
 use super::fit::{enough, overlap};
-use super::place::{Error as PlaceError, place};
+use super::place::{Error as PlaceError, load_segment};
 use super::segment::{Flags, Segment};
 use crate::memory::{Bytes, page_size};
 
@@ -126,7 +126,7 @@ impl Initrd {
                 execute: false,
             },
         };
-        place(&self.file, &segment, memory).map_err(|source| Error::Place {
+        load_segment(&self.file, &segment, memory).map_err(|source| Error::Place {
             path: self.path.clone(),
             source,
         })?;

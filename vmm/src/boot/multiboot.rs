@@ -1,6 +1,6 @@
 //! Multiboot 1 headers: specification 0.6.96, section 3.1.
 
-use super::fields::Fields;
+use super::fields::HeaderFields;
 use super::segment::{Flags, Segment};
 
 /// Bytes at the beginning of a file within which a header lies as a whole.
@@ -85,7 +85,7 @@ pub fn find(head: &[u8]) -> Result<Header, Error> {
 }
 
 fn header_at(searched: &[u8], offset: usize) -> Option<Header> {
-    let fields = Fields(searched.get(offset..)?);
+    let fields = HeaderFields(searched.get(offset..)?);
     let flags = fields.u32(4);
     if fields.u32(0) != MAGIC || MAGIC.wrapping_add(flags).wrapping_add(fields.u32(8)) != 0 {
         return None;

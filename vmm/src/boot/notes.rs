@@ -1,6 +1,6 @@
 //! Notes of an ELF image.
 
-use super::fields::Fields;
+use super::fields::HeaderFields;
 
 /// Name of the owner of Xen's notes, PVH among them.
 pub const XEN: &str = "Xen";
@@ -25,7 +25,7 @@ impl Note {
         if self.name != XEN || self.kind != PHYS32_ENTRY {
             return None;
         }
-        let fields = Fields(&self.description);
+        let fields = HeaderFields(&self.description);
         match self.description.len() {
             4 => Some(fields.u32(0).into()),
             8 => Some(fields.u64(0)),
@@ -50,7 +50,7 @@ pub fn parse(bytes: &[u8], alignment: u64) -> Vec<Note> {
 
 fn first(bytes: &[u8], alignment: usize) -> Option<(Note, usize)> {
     const HEADER: usize = 12;
-    let fields = Fields(bytes.get(..HEADER)?);
+    let fields = HeaderFields(bytes.get(..HEADER)?);
     let name_length = usize::try_from(fields.u32(0)).ok()?;
     let description_length = usize::try_from(fields.u32(4)).ok()?;
     let name_end = HEADER.checked_add(name_length)?;

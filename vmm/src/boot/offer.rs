@@ -8,7 +8,7 @@ use super::segment::{Segment, physical_entry};
 
 /// A protocol as an image offers it, or why it does not.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Offer {
+pub struct ProtocolSupport {
     /// The protocol.
     pub protocol: Protocol,
     /// Guest-physical address of the first instruction, if the protocol leads into the image.
@@ -17,9 +17,9 @@ pub struct Offer {
     pub reason: String,
 }
 
-impl Offer {
+impl ProtocolSupport {
     /// An offer.
-    pub fn yes(protocol: Protocol, entry: u64, reason: impl Into<String>) -> Self {
+    pub fn supported(protocol: Protocol, entry: u64, reason: impl Into<String>) -> Self {
         Self {
             protocol,
             entry: Some(entry),
@@ -28,7 +28,7 @@ impl Offer {
     }
 
     /// No offer.
-    pub fn no(protocol: Protocol, reason: impl Into<String>) -> Self {
+    pub fn unsupported(protocol: Protocol, reason: impl Into<String>) -> Self {
         Self {
             protocol,
             entry: None,
@@ -38,7 +38,7 @@ impl Offer {
 }
 
 /// The protocols that are offered, as part of a sentence.
-pub fn names(offers: &[Offer]) -> String {
+pub fn names(offers: &[ProtocolSupport]) -> String {
     let names: Vec<_> = offers
         .iter()
         .filter(|offer| offer.entry.is_some())
@@ -51,7 +51,7 @@ pub fn names(offers: &[Offer]) -> String {
 }
 
 /// What each protocol lacks, as part of a sentence.
-pub fn reasons(offers: &[Offer]) -> String {
+pub fn reasons(offers: &[ProtocolSupport]) -> String {
     let reasons: Vec<_> = offers
         .iter()
         .filter(|offer| offer.entry.is_none())
@@ -61,38 +61,38 @@ pub fn reasons(offers: &[Offer]) -> String {
 }
 
 /// The 64-bit Linux protocol, for which an ELF image needs no mark.
-pub fn linux(elf: &Elf) -> Offer {
+pub fn linux(elf: &Elf) -> ProtocolSupport {
     if !elf.is_64_bit {
-        return Offer::no(
+        return ProtocolSupport::unsupported(
             Protocol::Linux,
             "it enters in 64-bit mode, and the image is 32 bits wide",
         );
     }
     // The page tables that it is entered with map the first 4 GiB.
     match reachable(&elf.segments, elf.entry) {
-        Some(entry) => Offer::yes(Protocol::Linux, entry, "a 64-bit image"),
-        None => Offer::no(Protocol::Linux, outside("entry", elf.entry)),
+        Some(entry) => ProtocolSupport::supported(Protocol::Linux, entry, "a 64-bit image"),
+        None => ProtocolSupport::unsupported(Protocol::Linux, outside("entry", elf.entry)),
     }
 }
 
 /// PVH, which takes a note in the image.
-pub fn pvh(elf: &Elf) -> Offer {
+pub fn pvh(elf: &Elf) -> ProtocolSupport {
     let Some(entry) = elf.notes.iter().find_map(Note::pvh_entry) else {
-        return Offer::no(
+        return ProtocolSupport::unsupported(
             Protocol::Pvh,
             "there is no note of a PVH entry (XEN_ELFNOTE_PHYS32_ENTRY)",
         );
     };
     match reachable(&elf.segments, entry) {
-        Some(entry) => Offer::yes(Protocol::Pvh, entry, "a note of a PVH entry"),
-        None => Offer::no(Protocol::Pvh, outside("PVH entry", entry)),
+        Some(entry) => ProtocolSupport::supported(Protocol::Pvh, entry, "a note of a PVH entry"),
+        None => ProtocolSupport::unsupported(Protocol::Pvh, outside("PVH entry", entry)),
     }
 }
 
 /// Multiboot 1 for an ELF image with what has been found out of its multiboot header.
-pub fn multiboot(elf: &Elf, found: &Result<(Header, Option<Segment>), MultibootError>) -> Offer {
+pub fn multiboot(elf: &Elf, found: &Result<(Header, Option<Segment>), MultibootError>) -> ProtocolSupport {
     match found {
-        Err(error) => Offer::no(Protocol::Multiboot, error.to_string()),
+        Err(error) => ProtocolSupport::unsupported(Protocol::Multiboot, error.to_string()),
         Ok((header, Some(segment))) => {
             let entry = header.addresses.map_or(0, |addresses| addresses.entry.into());
             multiboot_at(entry, std::slice::from_ref(segment), header)
@@ -102,13 +102,13 @@ pub fn multiboot(elf: &Elf, found: &Result<(Header, Option<Segment>), MultibootE
 }
 
 /// Multiboot 1 for an image of these segments.
-pub fn multiboot_at(entry: u64, segments: &[Segment], header: &Header) -> Offer {
+pub fn multiboot_at(entry: u64, segments: &[Segment], header: &Header) -> ProtocolSupport {
     match reachable(segments, entry) {
         Some(entry) => {
             let reason = format!("a multiboot header at byte {:#x}", header.offset);
-            Offer::yes(Protocol::Multiboot, entry, reason)
+            ProtocolSupport::supported(Protocol::Multiboot, entry, reason)
         }
-        None => Offer::no(Protocol::Multiboot, outside("entry", entry)),
+        None => ProtocolSupport::unsupported(Protocol::Multiboot, outside("entry", entry)),
     }
 }
 

@@ -43,7 +43,7 @@ pub enum Error {
 ///
 /// # Errors
 /// [`Error::File`] or [`Error::Write`] when it does not lie in memory or the kernel refuses.
-pub fn place(file: &RegularFile, segment: &Segment, memory: &GuestMemory) -> Result<(), Error> {
+pub fn load_segment(file: &RegularFile, segment: &Segment, memory: &GuestMemory) -> Result<(), Error> {
     let content = segment.physical.start..segment.physical.start + (segment.file.end - segment.file.start);
     let mapped = segment.mapped();
     if mapped.is_empty() {

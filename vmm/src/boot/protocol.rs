@@ -73,7 +73,7 @@ impl fmt::Display for Machine {
 
 /// An image that has been loaded, as the architecture needs it to prepare the guest's entry.
 #[derive(Clone, Debug)]
-pub struct Loaded {
+pub struct LoadedImage {
     /// How the guest is entered.
     pub protocol: Protocol,
     /// Guest-physical address of the first instruction.

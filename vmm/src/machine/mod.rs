@@ -26,7 +26,7 @@ use devices::virtio::block::Block;
 use devices::virtio::net::{Net, Passt, passt};
 
 use crate::arch::{self, Buses, Native, Platform, SharedSource, Window, Wiring};
-use crate::boot::{self, Image, Initrd, Loaded, Protocol};
+use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
 use crate::config::{DriveConfig, VmConfig, VmSpec};
 use crate::timeline::{Lane, Timeline};
 use crate::vcpu::exits::KINDS;
@@ -249,8 +249,10 @@ impl Machine {
         root.into_iter().chain(windows).collect()
     }
 
-    fn load(&self, image: &Image, initrd: Option<&Initrd>) -> Result<Loaded, Error> {
-        let protocol = image.choose(self.spec.config().protocol).map_err(Error::Image)?;
+    fn load(&self, image: &Image, initrd: Option<&Initrd>) -> Result<LoadedImage, Error> {
+        let protocol = image
+            .select_protocol(self.spec.config().protocol)
+            .map_err(Error::Image)?;
         let mut loaded = image
             .load(protocol, &self.memory, Native::RESERVED)
             .map_err(Error::Image)?;

@@ -25,7 +25,7 @@ use super::processor::processor;
 use super::vcpu_state::VcpuState;
 use super::{cpuid, layout, msr};
 use crate::arch::{Buses, Cpu, Error, EventSource, Platform, SharedSource, Window, Wiring};
-use crate::boot::{Loaded, Machine};
+use crate::boot::{LoadedImage, Machine};
 use crate::config::{MemorySize, VmSpec};
 use crate::kvm::{self, failed};
 use crate::memory::peek;
@@ -139,7 +139,7 @@ impl Platform for X86_64 {
 
     fn write_entry(
         memory: &GuestMemory,
-        loaded: &Loaded,
+        loaded: &LoadedImage,
         cmdline: &CStr,
         spec: &VmSpec,
         windows: &[Window],

@@ -3,7 +3,7 @@
 //! The kernel is put where it prefers to be, and enough memory for it to unpack itself is demanded there. A relocatable
 //! kernel would start elsewhere too, but lower than it prefers only to move itself up before it unpacks.
 
-use crate::boot::fields::Fields;
+use crate::boot::fields::HeaderFields;
 use crate::boot::file::{Error as FileError, RegularFile};
 use crate::boot::protocol::Machine;
 use crate::boot::segment::{Flags, Segment};
@@ -13,7 +13,7 @@ pub const SETUP_HEADER: usize = 0x1f1;
 /// The 64-bit entry, from the start of the protected-mode code on.
 pub const ENTRY_64: u64 = 0x200;
 
-const OLDEST: u16 = 0x020c;
+const MIN_VERSION: u16 = 0x020c;
 const LOADED_HIGH: u8 = 1;
 const HAS_64_BIT_ENTRY: u16 = 1;
 
@@ -54,7 +54,7 @@ pub enum Error {
 
 /// What a bzImage says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Setup {
+pub struct SetupHeader {
     /// Version of the boot protocol, major number in the high byte.
     pub version: u16,
     /// The bytes of the file from [`SETUP_HEADER`] to the end of the header.
@@ -71,7 +71,7 @@ pub struct Setup {
 
 /// Whether a file that begins with `head` is a Linux kernel for x86, of whatever age.
 pub fn is_bzimage(head: &[u8]) -> bool {
-    let fields = Fields(head);
+    let fields = HeaderFields(head);
     fields.u16(0x1fe) == 0xaa55 && head.get(0x202..0x206) == Some(b"HdrS")
 }
 
@@ -79,13 +79,13 @@ pub fn is_bzimage(head: &[u8]) -> bool {
 ///
 /// # Errors
 /// Whatever makes it impossible to load the file on `machine`, but for what depends on the guest's memory.
-pub fn parse(file: &RegularFile, machine: Machine) -> Result<(Setup, Segment), Error> {
+pub fn parse(file: &RegularFile, machine: Machine) -> Result<(SetupHeader, Segment), Error> {
     if machine != Machine::X86_64 {
         return Err(Error::Machine(machine));
     }
-    let fields = Fields(file.head());
+    let fields = HeaderFields(file.head());
     let version = fields.u16(0x206);
-    if version < OLDEST {
+    if version < MIN_VERSION {
         return Err(Error::Old(version));
     }
     // The jump at 0x200 leads over the header: its distance is the header's length.
@@ -105,7 +105,7 @@ pub fn parse(file: &RegularFile, machine: Machine) -> Result<(Setup, Segment), E
     if extended & HAS_64_BIT_ENTRY == 0 {
         return Err(Error::Only32Bit(extended));
     }
-    let setup = Setup {
+    let setup = SetupHeader {
         version,
         header: header.into_owned(),
         relocatable: fields.u8(0x234) != 0,
@@ -116,7 +116,7 @@ pub fn parse(file: &RegularFile, machine: Machine) -> Result<(Setup, Segment), E
     Ok((setup, segment(file, fields)?))
 }
 
-fn segment(file: &RegularFile, fields: Fields<'_>) -> Result<Segment, Error> {
+fn segment(file: &RegularFile, fields: HeaderFields<'_>) -> Result<Segment, Error> {
     // 0 means 4, for the sake of kernels older than the field.
     let sectors = match fields.u8(SETUP_HEADER) {
         0 => 4,

@@ -3,7 +3,7 @@ use crate::boot::file::{Error as FileError, RegularFile};
 use crate::boot::protocol::Machine;
 use crate::boot::testing::{Temporary, bzimage, pattern};
 
-fn parsed(content: &[u8]) -> Result<(super::Setup, crate::boot::segment::Segment), Error> {
+fn parsed(content: &[u8]) -> Result<(super::SetupHeader, crate::boot::segment::Segment), Error> {
     let file = Temporary::with(content);
     parse(&RegularFile::open(file.path(), 8192).unwrap(), Machine::X86_64)
 }

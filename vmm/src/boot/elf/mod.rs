@@ -1,6 +1,6 @@
 //! ELF images, 32 and 64 bits wide, little-endian.
 
-use crate::boot::fields::Fields;
+use crate::boot::fields::HeaderFields;
 use crate::boot::file::{Error as FileError, RegularFile};
 use crate::boot::notes::{self, Note};
 use crate::boot::protocol::Machine;
@@ -127,7 +127,7 @@ impl ProgramHeader {
     const SIZE_32: u16 = 32;
     const SIZE_64: u16 = 56;
 
-    fn parse(fields: Fields<'_>, is_64_bit: bool) -> Self {
+    fn parse(fields: HeaderFields<'_>, is_64_bit: bool) -> Self {
         if is_64_bit {
             return Self {
                 kind: fields.u32(0),
@@ -198,7 +198,7 @@ pub fn parse(file: &RegularFile, machine: Machine) -> Result<Elf, Error> {
         return Err(Error::ByteOrder(identification[5]));
     }
     let header = file.bytes("ELF header", 0, length).map_err(Error::File)?;
-    let fields = Fields(&header);
+    let fields = HeaderFields(&header);
     let kind = fields.u16(16);
     if kind != 2 && kind != 3 {
         return Err(Error::Kind { kind });
@@ -239,7 +239,7 @@ fn check_machine(found: u16, wanted: Machine) -> Result<(), Error> {
 
 fn program_headers(
     file: &RegularFile,
-    header: Fields<'_>,
+    header: HeaderFields<'_>,
     is_64_bit: bool,
 ) -> Result<Vec<ProgramHeader>, Error> {
     let (offset, found, count, expected) = if is_64_bit {
@@ -269,7 +269,7 @@ fn program_headers(
         .map_err(Error::File)?;
     Ok(table
         .chunks_exact(size)
-        .map(|bytes| ProgramHeader::parse(Fields(bytes), is_64_bit))
+        .map(|bytes| ProgramHeader::parse(HeaderFields(bytes), is_64_bit))
         .collect())
 }
 

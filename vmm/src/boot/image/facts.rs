@@ -4,13 +4,13 @@ use std::path::Path;
 use std::slice;
 
 use super::Error;
-use crate::boot::bzimage::{self, Setup};
+use crate::boot::bzimage::{self, SetupHeader};
 use crate::boot::elf::{self, Elf};
 use crate::boot::file::RegularFile;
 use crate::boot::foreign;
 use crate::boot::multiboot::{self, Error as MultibootError, Header};
 use crate::boot::notes::Note;
-use crate::boot::offer::{self, Offer};
+use crate::boot::offer::{self, ProtocolSupport};
 use crate::boot::protocol::{Machine, Protocol};
 use crate::boot::segment::Segment;
 
@@ -23,14 +23,14 @@ pub enum Format {
         bits: u8,
     },
     /// Linux's compressed x86 kernel.
-    BzImage(Setup),
+    BzImage(SetupHeader),
     /// No ELF, but with a multiboot header that says where it belongs.
     Multiboot,
 }
 
 /// What an image says of itself.
 #[derive(Clone, Debug)]
-pub struct Facts {
+pub struct ImageInfo {
     /// What kind of file it is.
     pub format: Format,
     /// What it is made for.
@@ -46,11 +46,11 @@ pub struct Facts {
     /// ELF notes.
     pub notes: Vec<Note>,
     /// For each protocol, whether it leads into the image and why.
-    pub offers: [Offer; 3],
+    pub offers: [ProtocolSupport; 3],
 }
 
 /// Finds out what the file at `path` is.
-pub(super) fn inspect(path: &Path, file: &RegularFile, machine: Machine) -> Result<Facts, Error> {
+pub(super) fn inspect(path: &Path, file: &RegularFile, machine: Machine) -> Result<ImageInfo, Error> {
     let head = file.head();
     let path_of = || path.to_owned();
     if head.starts_with(&elf::MAGIC) {
@@ -82,7 +82,7 @@ pub(super) fn inspect(path: &Path, file: &RegularFile, machine: Machine) -> Resu
     })
 }
 
-fn elf_facts(elf: Elf, file: &RegularFile, machine: Machine) -> Facts {
+fn elf_facts(elf: Elf, file: &RegularFile, machine: Machine) -> ImageInfo {
     let multiboot = multiboot::find(file.head()).and_then(|header| {
         let segment = header
             .addresses
@@ -98,11 +98,11 @@ fn elf_facts(elf: Elf, file: &RegularFile, machine: Machine) -> Facts {
         ],
         Machine::Aarch64 => [
             offer::linux(&elf),
-            Offer::no(Protocol::Pvh, "it is a protocol of x86"),
-            Offer::no(Protocol::Multiboot, "it is a protocol of x86"),
+            ProtocolSupport::unsupported(Protocol::Pvh, "it is a protocol of x86"),
+            ProtocolSupport::unsupported(Protocol::Multiboot, "it is a protocol of x86"),
         ],
     };
-    Facts {
+    ImageInfo {
         format: Format::Elf {
             bits: if elf.is_64_bit { 64 } else { 32 },
         },
@@ -116,9 +116,9 @@ fn elf_facts(elf: Elf, file: &RegularFile, machine: Machine) -> Facts {
     }
 }
 
-fn bzimage_facts(setup: Setup, segment: Segment, size: u64) -> Facts {
+fn bzimage_facts(setup: SetupHeader, segment: Segment, size: u64) -> ImageInfo {
     let entry = segment.physical.start.saturating_add(bzimage::ENTRY_64);
-    Facts {
+    ImageInfo {
         format: Format::BzImage(setup),
         machine: Machine::X86_64,
         size,
@@ -127,12 +127,12 @@ fn bzimage_facts(setup: Setup, segment: Segment, size: u64) -> Facts {
         multiboot_segment: None,
         notes: Vec::new(),
         offers: [
-            Offer::yes(Protocol::Linux, entry, "a bzImage with a 64-bit entry"),
-            Offer::no(
+            ProtocolSupport::supported(Protocol::Linux, entry, "a bzImage with a 64-bit entry"),
+            ProtocolSupport::unsupported(
                 Protocol::Pvh,
                 "a bzImage has no notes; use the vmlinux of the same build",
             ),
-            Offer::no(Protocol::Multiboot, "a bzImage has no multiboot header"),
+            ProtocolSupport::unsupported(Protocol::Multiboot, "a bzImage has no multiboot header"),
         ],
     }
 }
@@ -141,16 +141,16 @@ fn multiboot_facts(
     header: Result<Header, MultibootError>,
     size: u64,
     machine: Machine,
-) -> Result<Facts, MultibootError> {
+) -> Result<ImageInfo, MultibootError> {
     let header = header?;
     let addresses = header.addresses.ok_or(MultibootError::Missing)?;
     let segment = multiboot::segment(header.offset, addresses, size)?;
     let none = "the image is neither ELF nor a bzImage";
     let offer = match machine {
         Machine::X86_64 => offer::multiboot_at(addresses.entry.into(), slice::from_ref(&segment), &header),
-        Machine::Aarch64 => Offer::no(Protocol::Multiboot, "it is a protocol of x86"),
+        Machine::Aarch64 => ProtocolSupport::unsupported(Protocol::Multiboot, "it is a protocol of x86"),
     };
-    Ok(Facts {
+    Ok(ImageInfo {
         format: Format::Multiboot,
         machine: Machine::X86_64,
         size,
@@ -159,8 +159,8 @@ fn multiboot_facts(
         multiboot_segment: Some(segment),
         notes: Vec::new(),
         offers: [
-            Offer::no(Protocol::Linux, none),
-            Offer::no(Protocol::Pvh, none),
+            ProtocolSupport::unsupported(Protocol::Linux, none),
+            ProtocolSupport::unsupported(Protocol::Pvh, none),
             offer,
         ],
     })

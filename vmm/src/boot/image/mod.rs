@@ -11,11 +11,11 @@ use std::slice;
 use snapshot::GuestMemory;
 
 pub use error::Error;
-pub use facts::{Facts, Format};
+pub use facts::{Format, ImageInfo};
 
 use crate::boot::file::RegularFile;
-use crate::boot::place::place;
-use crate::boot::protocol::{Loaded, Machine, Protocol};
+use crate::boot::place::load_segment;
+use crate::boot::protocol::{LoadedImage, Machine, Protocol};
 use crate::boot::segment::Segment;
 use crate::boot::{fit, multiboot, offer};
 
@@ -31,7 +31,7 @@ const ADDRESSES_32_BITS: u64 = 1 << 32;
 pub struct Image {
     path: PathBuf,
     file: RegularFile,
-    facts: Facts,
+    facts: ImageInfo,
 }
 
 impl Image {
@@ -70,7 +70,7 @@ impl Image {
     }
 
     /// What the image says of itself.
-    pub fn facts(&self) -> &Facts {
+    pub fn info(&self) -> &ImageInfo {
         &self.facts
     }
 
@@ -88,7 +88,7 @@ impl Image {
     ///
     /// # Errors
     /// [`Error::NotOffered`] or [`Error::NoProtocol`].
-    pub fn choose(&self, forced: Option<Protocol>) -> Result<Protocol, Error> {
+    pub fn select_protocol(&self, forced: Option<Protocol>) -> Result<Protocol, Error> {
         if let Some(protocol) = forced {
             return self.entry(protocol).map(|_| protocol);
         }
@@ -113,15 +113,15 @@ impl Image {
         protocol: Protocol,
         memory: &GuestMemory,
         reserved: &[Range<u64>],
-    ) -> Result<Loaded, Error> {
+    ) -> Result<LoadedImage, Error> {
         let entry = self.entry(protocol)?;
         let segments = self.segments(protocol);
-        fit::check(segments, memory, reserved).map_err(|source| Error::Fit {
+        fit::check_segments(segments, memory, reserved).map_err(|source| Error::Fit {
             path: self.path.clone(),
             source,
         })?;
         for segment in segments {
-            place(&self.file, segment, memory).map_err(|source| Error::Place {
+            load_segment(&self.file, segment, memory).map_err(|source| Error::Place {
                 path: self.path.clone(),
                 number: segment.number,
                 source,
@@ -132,7 +132,7 @@ impl Image {
             Format::BzImage(setup) => Some(setup),
             Format::Elf { .. } | Format::Multiboot => None,
         };
-        Ok(Loaded {
+        Ok(LoadedImage {
             protocol,
             entry,
             end: end.unwrap_or(0),

@@ -15,14 +15,9 @@ fn loads(content: &[u8], machine: Machine) -> bool {
     let Ok(image) = Image::open(file.path(), machine) else {
         return false;
     };
-    let held: usize = image
-        .facts()
-        .notes
-        .iter()
-        .map(|note| note.description.len())
-        .sum();
+    let held: usize = image.info().notes.iter().map(|note| note.description.len()).sum();
     assert!(held <= content.len());
-    let _ = format!("{:?} {:?}", image.facts(), image.choose(None));
+    let _ = format!("{:?} {:?}", image.info(), image.select_protocol(None));
     Protocol::ALL.into_iter().any(|protocol| {
         let memory = allocate(&[(GuestAddress(0), 32 << 20)]).unwrap();
         image

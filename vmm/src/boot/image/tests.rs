@@ -8,7 +8,7 @@ use super::{Error, Format, Image};
 use crate::GuestMemory;
 use crate::boot::fit::Error as FitError;
 use crate::boot::multiboot::{Addresses, Error as MultibootError};
-use crate::boot::protocol::{Loaded, Machine, Protocol};
+use crate::boot::protocol::{LoadedImage, Machine, Protocol};
 use crate::boot::segment::MAP_THRESHOLD;
 use crate::boot::testing::{ElfFile, Part, Temporary, bzimage, multiboot_header, pattern, pvh_note};
 use crate::memory::{allocate, page_size};
@@ -24,10 +24,10 @@ fn memory() -> GuestMemory {
     allocate(&[(GuestAddress(0), 32 << 20), (GuestAddress(1 << 32), 1 << 20)]).unwrap()
 }
 
-fn load(content: &[u8], protocol: Option<Protocol>) -> Result<(Loaded, GuestMemory), Error> {
+fn load(content: &[u8], protocol: Option<Protocol>) -> Result<(LoadedImage, GuestMemory), Error> {
     let image = open(content)?;
     let memory = memory();
-    let loaded = image.load(image.choose(protocol)?, &memory, &RESERVED)?;
+    let loaded = image.load(image.select_protocol(protocol)?, &memory, &RESERVED)?;
     Ok((loaded, memory))
 }
 
@@ -84,7 +84,7 @@ fn every_byte_is_where_it_belongs_and_all_else_is_zero() {
         let image = ElfFile::new(first, parts.clone()).build();
         let opened = open(&image).unwrap();
         let can_map = skew == 0 && length >= large;
-        assert_eq!(!opened.facts().segments[0].mapped().is_empty(), can_map, "{case}");
+        assert_eq!(!opened.info().segments[0].mapped().is_empty(), can_map, "{case}");
         let (loaded, memory) = load(&image, None).unwrap();
         assert_holds(&memory, &parts, &case);
         assert_eq!(loaded.end, second + large as u64 + 1 + 3 * page);
@@ -127,13 +127,16 @@ fn the_image_picks_the_protocol() {
         let narrow = ElfFile::narrow(0x10_0008, parts);
         let content = if is_64_bit { wide.build() } else { narrow.build() };
         let image = open(&content).unwrap();
-        assert_eq!(image.choose(None).unwrap(), expected[0], "{expected:?}");
+        assert_eq!(image.select_protocol(None).unwrap(), expected[0], "{expected:?}");
         for protocol in Protocol::ALL {
             assert_eq!(
                 image.protocols().contains(&protocol),
                 expected.contains(&protocol)
             );
-            assert_eq!(image.choose(Some(protocol)).is_ok(), expected.contains(&protocol));
+            assert_eq!(
+                image.select_protocol(Some(protocol)).is_ok(),
+                expected.contains(&protocol)
+            );
         }
         for protocol in expected {
             let entry = if protocol == Pvh { 0x10_0004 } else { 0x10_0008 };
@@ -169,7 +172,7 @@ fn an_entry_outside_of_every_segment_is_told() {
         Part::notes(pvh_note(0x20_0000)),
     ];
     let image = open(&ElfFile::new(0x10_0064, parts).build()).unwrap();
-    let text = image.choose(None).unwrap_err().to_string();
+    let text = image.select_protocol(None).unwrap_err().to_string();
     assert!(
         text.contains("linux: the entry 0x100064 is in none of its segments"),
         "{text}"
@@ -205,7 +208,7 @@ fn a_multiboot_image_need_not_be_elf() {
     let (loaded, memory) = load(&content, None).unwrap();
     assert_eq!((loaded.entry, loaded.end), (0x20_0040, 0x20_1000));
     assert_eq!(loaded.protocol, Protocol::Multiboot);
-    assert_eq!(open(&content).unwrap().facts().format, Format::Multiboot);
+    assert_eq!(open(&content).unwrap().info().format, Format::Multiboot);
     let expected = Part::load(0x20_0000, content[16..316].to_vec(), 0);
     assert_holds(&memory, &[expected], "flat");
 

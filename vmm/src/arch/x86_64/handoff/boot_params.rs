@@ -9,7 +9,7 @@ use crate::arch::x86_64::handoff::fields::low;
 use crate::arch::x86_64::handoff::write::Error;
 use crate::arch::x86_64::handoff::{Tables, e820};
 use crate::arch::x86_64::layout;
-use crate::boot::Loaded;
+use crate::boot::LoadedImage;
 
 const BOOT_FLAG: u16 = 0xaa55;
 /// "HdrS", little-endian.
@@ -33,7 +33,12 @@ const SHORTEST_HEADER: usize = 0x23c - 0x1f1;
 /// # Errors
 /// [`Error::SetupHeader`] when the image's header is cut short, [`Error::CommandLine`] when the kernel does not take a
 /// command line of that length.
-pub fn build(loaded: &Loaded, length: u32, size: u64, tables: &Tables<'_>) -> Result<boot_params, Error> {
+pub fn build(
+    loaded: &LoadedImage,
+    length: u32,
+    size: u64,
+    tables: &Tables<'_>,
+) -> Result<boot_params, Error> {
     let mut header = header(loaded)?;
     let limit = header.cmdline_size;
     // The field is the kernel's limit in an image, and zero in a header made here.
@@ -76,7 +81,7 @@ pub fn build(loaded: &Loaded, length: u32, size: u64, tables: &Tables<'_>) -> Re
 }
 
 /// The image's own header, or one that says what an ELF file cannot.
-fn header(loaded: &Loaded) -> Result<setup_header, Error> {
+fn header(loaded: &LoadedImage) -> Result<setup_header, Error> {
     let Some(bytes) = &loaded.setup_header else {
         return Ok(setup_header {
             boot_flag: BOOT_FLAG,

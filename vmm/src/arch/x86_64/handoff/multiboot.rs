@@ -6,7 +6,7 @@ use crate::arch::x86_64::handoff::e820;
 use crate::arch::x86_64::handoff::fields::{Fields, low};
 use crate::arch::x86_64::handoff::write::Error;
 use crate::arch::x86_64::layout;
-use crate::boot::Loaded;
+use crate::boot::LoadedImage;
 
 /// `mem_lower` and `mem_upper` are valid.
 const MEMORY: u32 = 1 << 0;
@@ -35,7 +35,7 @@ const _: () = assert!(INFO <= NAME_AT && NAME_AT + NAME.len() <= MAP_AT);
 ///
 /// # Errors
 /// [`Error::Above4GiB`] when the initrd does not lie below 4 GiB.
-pub fn build(loaded: &Loaded, size: u64) -> Result<Vec<u8>, Error> {
+pub fn build(loaded: &LoadedImage, size: u64) -> Result<Vec<u8>, Error> {
     let address = |offset: usize| low(layout::START_INFO + offset as u64);
     // In KiB; the upper memory ends with the first gap.
     let upper = (size.min(layout::HOLE.start) - layout::HIGH_MEMORY.min(size)) / 1024;

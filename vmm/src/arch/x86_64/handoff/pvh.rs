@@ -9,7 +9,7 @@ use linux_loader::loader::elf::start_info::{
 use crate::arch::x86_64::handoff::fields::Fields;
 use crate::arch::x86_64::handoff::{Tables, e820};
 use crate::arch::x86_64::layout;
-use crate::boot::Loaded;
+use crate::boot::LoadedImage;
 
 const VERSION: u32 = 1;
 const INFO: usize = size_of::<hvm_start_info>();
@@ -19,7 +19,7 @@ const MODULE: usize = size_of::<hvm_modlist_entry>();
 /// Builds what goes to [`layout::START_INFO`], for a guest with `size` bytes of memory.
 ///
 /// A table that is not there has address 0.
-pub fn build(loaded: &Loaded, size: u64, tables: &Tables<'_>) -> Vec<u8> {
+pub fn build(loaded: &LoadedImage, size: u64, tables: &Tables<'_>) -> Vec<u8> {
     let map = layout::START_INFO + INFO as u64;
     let modules = map + (e820::MAX_AREAS * MAP_ENTRY) as u64;
     let mut fields = Fields::with_capacity(INFO + e820::MAX_AREAS * MAP_ENTRY + MODULE);

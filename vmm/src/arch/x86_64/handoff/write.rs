@@ -9,7 +9,7 @@ use crate::arch::Window;
 use crate::arch::x86_64::entry::{EntryState, paging, segments};
 use crate::arch::x86_64::handoff::{acpi, boot_params, mptable, multiboot, pvh};
 use crate::arch::x86_64::layout;
-use crate::boot::{Loaded, Protocol};
+use crate::boot::{LoadedImage, Protocol};
 use crate::config::MAX_VCPUS;
 
 /// `mov al, 0xfe; out 0x64, al; hlt; jmp` to the `hlt`, the same in 16, 32 and 64-bit mode.
@@ -122,7 +122,7 @@ impl Tables<'_> {
 /// Any [`Error`]; the memory's contents are then undefined.
 pub fn write(
     memory: &GuestMemory,
-    loaded: &Loaded,
+    loaded: &LoadedImage,
     cmdline: &CStr,
     tables: &Tables<'_>,
 ) -> Result<EntryState, Error> {

@@ -8,7 +8,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::{Error, Tables, Window, write};
 use crate::GuestMemory;
-use crate::boot::{Loaded, Protocol};
+use crate::boot::{LoadedImage, Protocol};
 
 const MIB: usize = 1 << 20;
 
@@ -23,8 +23,8 @@ fn memory(size: usize) -> GuestMemory {
     GuestMemory::from_ranges(&[(GuestAddress(0), size)]).unwrap()
 }
 
-fn loaded(protocol: Protocol) -> Loaded {
-    Loaded {
+fn loaded(protocol: Protocol) -> LoadedImage {
+    LoadedImage {
         protocol,
         entry: 0x10_0000,
         end: 0x20_0000,

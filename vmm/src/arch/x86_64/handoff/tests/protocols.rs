@@ -2,13 +2,13 @@ use std::ops::Range;
 
 use super::{Error, MIB, TABLES, Tables, bytes, loaded, memory, u8_at, u16_at, u32_at, u64_at, write};
 use crate::GuestMemory;
-use crate::boot::{Loaded, Protocol};
+use crate::boot::{LoadedImage, Protocol};
 use vm_memory::GuestAddress;
 
 const INITRD: Range<u64> = 0x18_0000..0x18_1234;
 
-fn with_initrd(protocol: Protocol) -> Loaded {
-    Loaded {
+fn with_initrd(protocol: Protocol) -> LoadedImage {
+    LoadedImage {
         initrd: Some(INITRD),
         ..loaded(protocol)
     }
@@ -68,10 +68,10 @@ fn a_small_machine_has_no_memory_above_one_megabyte() {
 }
 
 /// A header as of protocol 2.15, each byte its own offset but for the limit of the command line.
-fn bzimage(limit: u32) -> Loaded {
+fn bzimage(limit: u32) -> LoadedImage {
     let mut header: Vec<u8> = (0xf1u8..=0xff).chain(0..0x6c).collect();
     header[0x238 - 0x1f1..0x23c - 0x1f1].copy_from_slice(&limit.to_le_bytes());
-    Loaded {
+    LoadedImage {
         setup_header: Some(header),
         ..loaded(Protocol::Linux)
     }
@@ -219,14 +219,14 @@ fn modules_are_where_they_are_said_to_be_behind_a_short_map() {
 fn thirty_two_bit_protocols_reach_four_gigabytes() {
     let high = 1 << 32;
     for protocol in [Protocol::Pvh, Protocol::Multiboot] {
-        let image = Loaded {
+        let image = LoadedImage {
             entry: high,
             ..loaded(protocol)
         };
         let error = write(&memory(MIB), &image, c"", &TABLES).unwrap_err();
         assert!(matches!(error, Error::Above4GiB { .. }), "{error}");
     }
-    let with = |protocol| Loaded {
+    let with = |protocol| LoadedImage {
         initrd: Some(high..high + 0x1000),
         ..loaded(protocol)
     };
