@@ -5,7 +5,7 @@ use std::fs;
 use devices::virtio::{block, net};
 use serde::Serialize;
 
-use crate::memory::{self, Touched};
+use crate::memory::{self, ResidencyCounter};
 use crate::timeline::{Lane, Timeline};
 use crate::vcpu::exits::KINDS;
 use crate::vm::Vm;
@@ -74,7 +74,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn of(vm: Option<&Vm>, timeline: &Timeline, touched: &Touched) -> Self {
+    pub(super) fn of(vm: Option<&Vm>, timeline: &Timeline, touched: &ResidencyCounter) -> Self {
         let mut metrics = Self {
             resident: resident(),
             ..Self::default()

@@ -23,7 +23,7 @@ use devices::limiter::Bucket;
 
 use crate::boot::{Image, Initrd};
 use crate::config::{DriveConfig, HostMemory, MemorySize, NetConfig, RateLimits, VmConfig};
-use crate::memory::Touched;
+use crate::memory::ResidencyCounter;
 use crate::vm::Vm;
 
 pub use crate::memory::dump::Written;
@@ -70,7 +70,7 @@ pub struct Control {
     open_console: OpenConsole,
     life: Life,
     failed: bool,
-    touched: Touched,
+    touched: ResidencyCounter,
 }
 
 enum Life {
@@ -87,7 +87,7 @@ impl Control {
             open_console,
             life: Life::Draft(Box::new(Draft::new())),
             failed: false,
-            touched: Touched::default(),
+            touched: ResidencyCounter::default(),
         }
     }
 

@@ -14,7 +14,7 @@ use super::freeze::{MACHINE, host};
 use crate::arch::{Native, Platform};
 use crate::config::{self, HostMemory, NetBackend, VmConfig, VmSpec};
 use crate::machine::{self, Devices, Machine, state};
-use crate::memory::{self, Preparation, uffd};
+use crate::memory::{self, Prefetch, uffd};
 use crate::timeline::{Lane, Timeline};
 use crate::vm::{Base, Console, Input, Vm};
 
@@ -166,7 +166,7 @@ impl Thaw {
         let (set, recording) = opened.map_err(Error::FirstTouch)?;
         let (memory, base) = self.map(&spec, timeline)?;
         let preparation = match (set, &base) {
-            (Some(set), Base::File(file)) => Some(Preparation::new(set, file)),
+            (Some(set), Base::File(file)) => Some(Prefetch::new(set, file)),
             _ => None,
         };
         let devices = Devices::open(&spec).map_err(Error::Device)?;
@@ -205,7 +205,7 @@ impl Thaw {
                     Err(source) => Err(Error::Memory { path, source }),
                 }
             }
-            MemorySource::Uffd(path) => match memory::map_served(&regions, &path) {
+            MemorySource::Uffd(path) => match memory::map_uffd(&regions, &path) {
                 Ok((memory, handler)) => Ok((memory, Base::Served(handler))),
                 Err(source) => Err(Error::Uffd { path, source }),
             },

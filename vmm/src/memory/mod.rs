@@ -6,7 +6,7 @@
 //! the guest's own copies of those pages go with it.
 //!
 //! A snapshot's memory is written by [`dump`], which asks [`pagemap`] what there is to write, and comes back by
-//! [`map_snapshot`] from its file or by [`map_served`] from another process. [`working_set`] has it there in time.
+//! [`map_snapshot`] from its file or by [`map_uffd`] from another process. [`working_set`] has it there in time.
 
 mod allocate;
 mod bytes;
@@ -29,11 +29,11 @@ pub use file::{map_file, read_file_into};
 pub use memfd::memfd;
 pub use page::page_size;
 pub use pagemap::Pagemap;
-pub use peek::peek;
+pub use peek::try_read;
 pub use restore::{map_snapshot, remap_snapshot};
-pub use touched::Touched;
-pub use uffd::map_served;
-pub use working_set::{Preparation, WorkingSet};
+pub use touched::ResidencyCounter;
+pub use uffd::map_uffd;
+pub use working_set::{Prefetch, WorkingSet};
 
 #[cfg(test)]
 mod tests;

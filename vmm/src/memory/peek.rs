@@ -6,7 +6,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 /// Reads up to `bytes.len()` bytes at `address`, within one region, and returns how many could be read.
 ///
 /// A page whose image file has been cut short cannot be read, and touching it would raise SIGBUS. The kernel looks instead.
-pub fn peek(memory: &GuestMemory, address: GuestAddress, bytes: &mut [u8]) -> usize {
+pub fn try_read(memory: &GuestMemory, address: GuestAddress, bytes: &mut [u8]) -> usize {
     let Ok(host) = memory.get_host_address(address) else {
         return 0;
     };
@@ -36,7 +36,7 @@ mod tests {
 
     use vm_memory::GuestAddress;
 
-    use super::peek;
+    use super::try_read;
     use crate::memory::{allocate, map_file, memfd, page_size};
 
     #[test]
@@ -48,16 +48,20 @@ mod tests {
         map_file(&memory, GuestAddress(0), &file, 0, 2 * page).unwrap();
         file.set_len(page as u64).unwrap();
         let mut bytes = [0; 16];
-        assert_eq!(peek(&memory, GuestAddress(16), &mut bytes), 16);
+        assert_eq!(try_read(&memory, GuestAddress(16), &mut bytes), 16);
         assert_eq!(bytes, [7; 16]);
-        assert_eq!(peek(&memory, GuestAddress(page as u64), &mut bytes), 0, "cut off");
         assert_eq!(
-            peek(&memory, GuestAddress(4 * page as u64 - 8), &mut bytes),
+            try_read(&memory, GuestAddress(page as u64), &mut bytes),
+            0,
+            "cut off"
+        );
+        assert_eq!(
+            try_read(&memory, GuestAddress(4 * page as u64 - 8), &mut bytes),
             8,
             "the end of memory"
         );
         assert_eq!(
-            peek(&memory, GuestAddress(4 * page as u64), &mut bytes),
+            try_read(&memory, GuestAddress(4 * page as u64), &mut bytes),
             0,
             "beyond memory"
         );

@@ -18,7 +18,7 @@ const TIMES: u32 = 100;
 /// How much of a guest's memory is there, for those who ask again and again. The last count is the answer for a second, or
 /// for a hundred times as long as the counting took, so that nobody keeps this thread busy by asking.
 #[derive(Debug, Default)]
-pub struct Touched(Cell<Option<Count>>);
+pub struct ResidencyCounter(Cell<Option<Count>>);
 
 #[derive(Clone, Copy, Debug)]
 struct Count {
@@ -26,7 +26,7 @@ struct Count {
     until: Instant,
 }
 
-impl Touched {
+impl ResidencyCounter {
     /// Bytes of `memory`, always the same, that are or lately were in the host's memory.
     pub fn of(&self, memory: &GuestMemory) -> u64 {
         self.counted(Instant::now, || touched(memory))
@@ -76,7 +76,7 @@ mod tests {
 
     use vm_memory::{Bytes, GuestAddress};
 
-    use super::{Touched, touched};
+    use super::{ResidencyCounter, touched};
     use crate::memory::{allocate, page_size};
 
     #[test]
@@ -84,7 +84,7 @@ mod tests {
         for (takes, holds) in [(0, 1000), (9, 1000), (50, 5000)] {
             let now = Cell::new(Instant::now());
             let pass = |ms| now.set(now.get() + Duration::from_millis(ms));
-            let (touched, counts) = (Touched::default(), Cell::new(0));
+            let (touched, counts) = (ResidencyCounter::default(), Cell::new(0));
             let ask = || {
                 touched.counted(
                     || now.get(),

@@ -18,7 +18,7 @@ use devices::serial::{SerialOutput, output};
 
 use crate::machine::{self, Machine};
 use crate::memory::dump::Origin;
-use crate::memory::{Preparation, uffd};
+use crate::memory::{Prefetch, uffd};
 use crate::vcpu::Ending;
 
 pub use events::run;
@@ -55,7 +55,7 @@ pub(crate) enum Base {
     /// A snapshot's memory file.
     File(File),
     /// Served by another process, as long as this is there.
-    Served(uffd::Handler),
+    Served(uffd::FaultHandler),
 }
 
 /// Why a VM is over.
@@ -95,7 +95,7 @@ pub struct Vm {
     /// What the VM was restored from.
     base: Option<Base>,
     /// Pages that are being made ready.
-    preparation: Option<Preparation>,
+    preparation: Option<Prefetch>,
     recording: Option<Recording>,
     input: Option<Input>,
     guard: Option<Box<dyn Any>>,
@@ -133,10 +133,10 @@ impl Vm {
     }
 
     /// Has pages made ready: some now, and the rest by the event loop.
-    pub(crate) fn prepare_by(&mut self, preparation: Preparation) {
+    pub(crate) fn prepare_by(&mut self, preparation: Prefetch) {
         self.preparation = Some(preparation);
         for _ in 0..PIECES_BEFORE {
-            if self.preparation.as_ref().is_some_and(Preparation::has_runs) {
+            if self.preparation.as_ref().is_some_and(Prefetch::has_runs) {
                 self.prepare();
             }
         }
@@ -147,7 +147,7 @@ impl Vm {
         let Some(preparation) = &mut self.preparation else {
             return false;
         };
-        let more = preparation.advance(self.machine.memory());
+        let more = preparation.populate_chunk(self.machine.memory());
         if !more {
             log::info!("pages of the working set that are ready: {}", preparation.ready());
             self.preparation = None;
@@ -183,7 +183,7 @@ impl Vm {
 
     /// Whether pages that the guest has not touched are lost, because the handler that has them has ended.
     pub(crate) fn is_abandoned(&self) -> bool {
-        matches!(&self.base, Some(Base::Served(handler)) if handler.is_gone())
+        matches!(&self.base, Some(Base::Served(handler)) if handler.is_disconnected())
     }
 
     /// Keeps the guest from running, with every instruction that it was in completed. Nothing happens if it is paused.

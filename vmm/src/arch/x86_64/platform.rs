@@ -28,7 +28,7 @@ use crate::arch::{Buses, Cpu, Error, EventSource, Platform, SharedSource, Window
 use crate::boot::{LoadedImage, Machine};
 use crate::config::{MemorySize, VmSpec};
 use crate::kvm::{self, failed};
-use crate::memory::peek;
+use crate::memory::try_read;
 use crate::vcpu::Kick;
 
 /// Three pages below the BIOS that processors of Intel without unrestricted guest mode need; nothing else is there.
@@ -343,7 +343,7 @@ impl Cpu for X86_64 {
             .translate_gva(linear)
             .ok()
             .filter(|translation| translation.valid != 0)
-            .map(|translation| peek(memory, GuestAddress(translation.physical_address), &mut bytes));
+            .map(|translation| try_read(memory, GuestAddress(translation.physical_address), &mut bytes));
         bytes.truncate(read.unwrap_or(0));
         (regs.rip, bytes)
     }

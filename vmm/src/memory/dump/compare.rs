@@ -9,7 +9,7 @@ use vm_memory::GuestAddress;
 
 use super::Error;
 use super::output::{Output, Part, Zeros};
-use crate::memory::{page_size, peek};
+use crate::memory::{page_size, try_read};
 
 /// Bytes that are looked at in one go.
 const PIECE: usize = 1 << 20;
@@ -98,7 +98,7 @@ pub(super) fn compared(
         base.read_exact_at(&mut theirs, offset)
             .map_err(|source| output.not_copied(offset, source))?;
         let address = part.guest().start + run.start;
-        let read = peek(memory, GuestAddress(address), &mut ours);
+        let read = try_read(memory, GuestAddress(address), &mut ours);
         if read < length {
             let address = address + read as u64;
             return Err(Error::Gone { address });

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use snapshot::{AtomicFile, GuestMemory};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use super::pagemap::{Pagemap, Wanted};
+use super::pagemap::{PageFilter, Pagemap};
 use compare::{Resident, compared};
 pub use error::Error;
 use output::{Output, Part, Zeros};
@@ -358,7 +358,7 @@ fn touched(
     host: Range<u64>,
     output: &mut Output<'_>,
 ) -> Result<(), Error> {
-    for run in pagemap.runs(host, Wanted::Touched) {
+    for run in pagemap.runs(host, PageFilter::Touched) {
         let run = run.map_err(Error::Pages)?;
         output.put(part, part.offsets(&run), Zeros::Holes)?;
     }
@@ -367,7 +367,7 @@ fn touched(
 
 /// What is no longer the file's.
 fn private(part: &Part<'_>, pagemap: &Pagemap, output: &mut Output<'_>) -> Result<(), Error> {
-    for run in pagemap.runs(part.host(), Wanted::Private) {
+    for run in pagemap.runs(part.host(), PageFilter::Private) {
         let run = run.map_err(Error::Pages)?;
         output.put(part, part.offsets(&run), Zeros::Data)?;
     }

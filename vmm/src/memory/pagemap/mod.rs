@@ -49,14 +49,14 @@ pub enum Error {
 
 /// Which pages are looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
+pub enum PageFilter {
     /// Those that are in memory or in swap.
     Touched,
     /// Those of them that are no longer, or never were, a file's: in a private mapping, those that were written.
     Private,
 }
 
-impl Wanted {
+impl PageFilter {
     fn wants(self, entry: u64) -> bool {
         entry & (PRESENT | SWAPPED) != 0 && (self == Self::Touched || entry & FILE == 0)
     }
@@ -84,8 +84,8 @@ impl Pagemap {
 
     /// Runs of wanted pages in `range`, which is given and returned as addresses of this process, page-aligned, in order. Two
     /// runs may touch. What changes meanwhile is seen or not.
-    pub fn runs(&self, range: Range<u64>, wanted: Wanted) -> Runs<'_> {
-        Runs {
+    pub fn runs(&self, range: Range<u64>, wanted: PageFilter) -> PageRanges<'_> {
+        PageRanges {
             pages: &self.pages,
             rest: range,
             wanted,
@@ -129,15 +129,15 @@ fn fields(line: &str) -> Option<(Range<u64>, u64)> {
 
 /// Runs of pages, found piece by piece: what it takes does not grow with the range.
 #[derive(Debug)]
-pub struct Runs<'a> {
+pub struct PageRanges<'a> {
     pages: &'a File,
     rest: Range<u64>,
-    wanted: Wanted,
+    wanted: PageFilter,
     scan: Option<Scan>,
     found: VecDeque<Range<u64>>,
 }
 
-impl Runs<'_> {
+impl PageRanges<'_> {
     /// Finds runs in the first part of the rest.
     fn advance(&mut self) -> io::Result<()> {
         if let Some(scan) = &mut self.scan {
@@ -179,7 +179,7 @@ impl Runs<'_> {
     }
 }
 
-impl Iterator for Runs<'_> {
+impl Iterator for PageRanges<'_> {
     type Item = Result<Range<u64>, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {

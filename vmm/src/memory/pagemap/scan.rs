@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 
-use super::Wanted;
+use super::PageFilter;
 
 /// Runs that one call returns.
 const RUNS: usize = 512;
@@ -49,12 +49,12 @@ struct Argument {
 /// Asks by the ioctl.
 #[derive(Debug)]
 pub(super) struct Scan {
-    wanted: Wanted,
+    wanted: PageFilter,
     regions: Vec<Region>,
 }
 
 impl Scan {
-    pub fn new(wanted: Wanted) -> Self {
+    pub fn new(wanted: PageFilter) -> Self {
         Self {
             wanted,
             regions: vec![Region::default(); RUNS],
@@ -69,8 +69,8 @@ impl Scan {
         found: &mut VecDeque<Range<u64>>,
     ) -> io::Result<()> {
         let not_file = match self.wanted {
-            Wanted::Touched => 0,
-            Wanted::Private => FILE,
+            PageFilter::Touched => 0,
+            PageFilter::Private => FILE,
         };
         let mut argument = Argument {
             size: size_of::<Argument>() as u64,

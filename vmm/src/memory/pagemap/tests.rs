@@ -3,7 +3,7 @@ use std::slice;
 
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend};
 
-use super::{Error, FILE, PRESENT, Pagemap, SWAPPED, Wanted};
+use super::{Error, FILE, PRESENT, PageFilter, Pagemap, SWAPPED};
 use crate::GuestMemory;
 use crate::memory::{allocate, map_file, memfd, page_size};
 
@@ -32,7 +32,7 @@ fn host(memory: &GuestMemory) -> Range<u64> {
 }
 
 /// Runs in pages, joined where they touch; by the ioctl or without it.
-fn runs(memory: &GuestMemory, wanted: Wanted, scan: bool) -> Vec<Range<u64>> {
+fn runs(memory: &GuestMemory, wanted: PageFilter, scan: bool) -> Vec<Range<u64>> {
     let pagemap = Pagemap::open().unwrap();
     let host = host(memory);
     let mut runs = pagemap.runs(host.clone(), wanted);
@@ -65,7 +65,7 @@ fn what_was_written_is_found_by_either_way() {
     write(&memory, [0, 3, 4, 9, PAGES - 1]);
     let expected = [0..1, 3..5, 9..10, PAGES - 1..PAGES];
     for scan in [true, false] {
-        assert_eq!(runs(&memory, Wanted::Private, scan), expected, "{scan}");
+        assert_eq!(runs(&memory, PageFilter::Private, scan), expected, "{scan}");
     }
 }
 
@@ -78,12 +78,12 @@ fn pages_that_were_only_read_stay_the_files() {
     write(&memory, [9]);
     for scan in [true, false] {
         assert_eq!(
-            runs(&memory, Wanted::Private, scan),
+            runs(&memory, PageFilter::Private, scan),
             slice::from_ref(&(9..10)),
             "{scan}"
         );
         // Its neighbours in the page cache may come with the page that was read.
-        let touched = runs(&memory, Wanted::Touched, scan);
+        let touched = runs(&memory, PageFilter::Touched, scan);
         for number in [8, 9, 12] {
             assert!(
                 touched.iter().any(|run| run.contains(&number)),
@@ -99,7 +99,7 @@ fn more_runs_are_found_than_one_call_returns() {
     write(&memory, (0..PAGES).step_by(2));
     let expected: Vec<_> = (0..PAGES).step_by(2).map(|number| number..number + 1).collect();
     for scan in [true, false] {
-        assert_eq!(runs(&memory, Wanted::Private, scan), expected, "{scan}");
+        assert_eq!(runs(&memory, PageFilter::Private, scan), expected, "{scan}");
     }
 }
 
@@ -108,7 +108,7 @@ fn this_kernel_has_the_ioctl_or_says_so() {
     let memory = memory();
     write(&memory, [1]);
     let pagemap = Pagemap::open().unwrap();
-    let mut runs = pagemap.runs(host(&memory), Wanted::Private);
+    let mut runs = pagemap.runs(host(&memory), PageFilter::Private);
     assert!(runs.next().unwrap().is_ok());
     if runs.scan.is_none() {
         eprintln!("this kernel has no PAGEMAP_SCAN: only the other way was tested");
@@ -135,8 +135,8 @@ fn entries_mean_what_the_kernel_says() {
         (SWAPPED | 1, true, true),
         (PRESENT | FILE, true, false),
     ] {
-        assert_eq!(Wanted::Touched.wants(entry), touched, "{entry:#x}");
-        assert_eq!(Wanted::Private.wants(entry), private, "{entry:#x}");
+        assert_eq!(PageFilter::Touched.wants(entry), touched, "{entry:#x}");
+        assert_eq!(PageFilter::Private.wants(entry), private, "{entry:#x}");
     }
 }
 
@@ -145,7 +145,7 @@ fn what_cannot_be_asked_is_an_error_once() {
     let mut pagemap = Pagemap::open().unwrap();
     pagemap.pages = memfd(c"empty", b"").unwrap();
     let host = host(&memory());
-    let mut runs = pagemap.runs(host.clone(), Wanted::Touched);
+    let mut runs = pagemap.runs(host.clone(), PageFilter::Touched);
     assert!(matches!(runs.next(), Some(Err(Error::Pages { range, .. })) if range == host));
     assert!(runs.next().is_none());
     pagemap.mappings = memfd(c"maps", b"nonsense\n").unwrap();

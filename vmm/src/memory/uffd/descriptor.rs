@@ -21,7 +21,7 @@ const FLAGS: libc::c_int = libc::O_CLOEXEC | libc::O_NONBLOCK;
 
 /// `struct uffdio_api`.
 #[repr(C)]
-struct Api {
+struct UffdioApi {
     api: u64,
     features: u64,
     ioctls: u64,
@@ -29,7 +29,7 @@ struct Api {
 
 /// `struct uffdio_register`.
 #[repr(C)]
-struct Register {
+struct UffdioRegister {
     start: u64,
     len: u64,
     mode: u64,
@@ -38,7 +38,7 @@ struct Register {
 
 /// `struct uffdio_range`.
 #[repr(C)]
-struct Range {
+struct UffdioRange {
     start: u64,
     len: u64,
 }
@@ -57,7 +57,7 @@ impl Userfaultfd {
                     Some(libc::EPERM) => Error::NotPermitted(source),
                     _ => Error::Create(source),
                 })?;
-        let mut api = Api {
+        let mut api = UffdioApi {
             api: UFFD_API,
             // The handler must learn of pages that were given back, or it would fill them with what they were.
             features: UFFD_FEATURE_EVENT_REMOVE,
@@ -73,7 +73,7 @@ impl Userfaultfd {
 
     /// Has touches of pages that are not there reported, for the whole mapping of `size` bytes at `address`.
     pub fn register(&self, address: u64, size: u64) -> Result<(), Error> {
-        let mut register = Register {
+        let mut register = UffdioRegister {
             start: address,
             len: size,
             mode: UFFDIO_REGISTER_MODE_MISSING,
@@ -92,7 +92,7 @@ impl Userfaultfd {
 
     /// Has the kernel fill pages of the mapping with zeros from now on, those that are waited for as well.
     pub fn unregister(&self, address: u64, size: u64) {
-        let mut range = Range {
+        let mut range = UffdioRange {
             start: address,
             len: size,
         };

@@ -13,7 +13,7 @@
 //!
 //! A guest whose handler has died waits at its next touch, for ever, which is why both descriptors stay open here: if the
 //! last one went, the kernel would give the guest zeros instead of its memory. A vCPU that waits so may not heed its kick: KVM
-//! lets signals interrupt that since Linux 6.1, and not everywhere. At the end of the VM it is [released](Handler::release).
+//! lets signals interrupt that since Linux 6.1, and not everywhere. At the end of the VM it is [released](FaultHandler::release).
 
 mod descriptor;
 mod error;
@@ -35,16 +35,16 @@ pub use error::Error;
 
 /// The handler of a guest's page faults. Lives as long as the guest's memory.
 #[derive(Debug)]
-pub struct Handler {
+pub struct FaultHandler {
     socket: UnixStream,
     faults: Userfaultfd,
     /// Address and size of each region in this process.
     regions: Vec<(u64, u64)>,
 }
 
-impl Handler {
+impl FaultHandler {
     /// Whether the handler has ended, or closed the connection.
-    pub fn is_gone(&self) -> bool {
+    pub fn is_disconnected(&self) -> bool {
         let mut polled = libc::pollfd {
             fd: self.socket.as_raw_fd(),
             events: 0,
@@ -63,7 +63,7 @@ impl Handler {
     }
 }
 
-impl AsFd for Handler {
+impl AsFd for FaultHandler {
     /// The connection, which hangs up when the handler ends.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -75,7 +75,10 @@ impl AsFd for Handler {
 ///
 /// # Errors
 /// Any [`Error`].
-pub fn map_served(regions: &[(GuestAddress, usize)], path: &Path) -> Result<(GuestMemory, Handler), Error> {
+pub fn map_uffd(
+    regions: &[(GuestAddress, usize)],
+    path: &Path,
+) -> Result<(GuestMemory, FaultHandler), Error> {
     let memory = allocate(regions).map_err(Error::Memory)?;
     let faults = Userfaultfd::open()?;
     let hosts = memory
@@ -99,7 +102,7 @@ pub fn map_served(regions: &[(GuestAddress, usize)], path: &Path) -> Result<(Gue
     if sent < text.len() {
         return Err(send(std::io::ErrorKind::WriteZero.into()));
     }
-    let handler = Handler {
+    let handler = FaultHandler {
         socket,
         faults,
         regions,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::{Error, Handler, describe, map_served};
+use super::{Error, FaultHandler, describe, map_uffd};
 use crate::GuestMemory;
 use crate::boot::testing::Temporary;
 use crate::memory::{dump, memfd, page_size};
@@ -40,7 +40,7 @@ fn memory_file() -> File {
 }
 
 /// Runs `guest` with memory that the example serves, and waits until both have ended.
-fn with_handler(guest: impl FnOnce(&GuestMemory, &Handler)) {
+fn with_handler(guest: impl FnOnce(&GuestMemory, &FaultHandler)) {
     let socket = Temporary::missing();
     let listener = UnixListener::bind(socket.path()).unwrap();
     let file = memory_file();
@@ -52,7 +52,7 @@ fn with_handler(guest: impl FnOnce(&GuestMemory, &Handler)) {
             std::process::abort();
         }
     });
-    let (memory, handler) = map_served(&regions(), socket.path()).unwrap();
+    let (memory, handler) = map_uffd(&regions(), socket.path()).unwrap();
     guest(&memory, &handler);
     drop(handler);
     serving.join().unwrap();
@@ -109,7 +109,7 @@ fn a_full_file_has_what_was_not_served_yet() {
 fn one_message_says_where_memory_is() {
     let socket = Temporary::missing();
     let listener = UnixListener::bind(socket.path()).unwrap();
-    let (memory, handler) = map_served(&regions(), socket.path()).unwrap();
+    let (memory, handler) = map_uffd(&regions(), socket.path()).unwrap();
     let (mut stream, _) = listener.accept().unwrap();
     let mut bytes = [0; 1024];
     let (length, descriptor) = stream.recv_with_fd(&mut bytes).unwrap();
@@ -141,18 +141,18 @@ fn one_message_says_where_memory_is() {
 fn a_handler_that_has_gone_is_noticed() {
     let socket = Temporary::missing();
     let listener = UnixListener::bind(socket.path()).unwrap();
-    let (_, handler) = map_served(&regions(), socket.path()).unwrap();
+    let (_, handler) = map_uffd(&regions(), socket.path()).unwrap();
     let (stream, _) = listener.accept().unwrap();
-    assert!(!handler.is_gone());
+    assert!(!handler.is_disconnected());
     drop(stream);
-    assert!(handler.is_gone());
+    assert!(handler.is_disconnected());
 }
 
 #[test]
 fn who_waits_for_a_page_is_let_go() {
     let socket = Temporary::missing();
     let _listener = UnixListener::bind(socket.path()).unwrap();
-    let (memory, handler) = map_served(&regions(), socket.path()).unwrap();
+    let (memory, handler) = map_uffd(&regions(), socket.path()).unwrap();
     let touched = memory.clone();
     let (sender, byte) = mpsc::channel();
     thread::spawn(move || {
@@ -181,7 +181,7 @@ fn who_waits_for_a_page_is_let_go() {
 #[test]
 fn a_handler_that_is_not_there_is_named() {
     let socket = Temporary::missing();
-    let error = map_served(&regions(), socket.path()).unwrap_err();
+    let error = map_uffd(&regions(), socket.path()).unwrap_err();
     assert!(matches!(error, Error::Connect { .. }));
     assert!(
         error.to_string().contains(socket.path().to_str().unwrap()),

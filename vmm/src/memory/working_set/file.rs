@@ -6,7 +6,7 @@ use std::path::Path;
 use snapshot::ArchiveWriter;
 use snapshot::file::{self, Header, PendingStateFile};
 
-use super::{Error, LONGEST, WorkingSet};
+use super::{Error, MAX_RANGES, WorkingSet};
 use crate::memory::page_size;
 
 /// The one section.
@@ -14,7 +14,7 @@ pub(super) const KEY: &str = "working-set";
 
 /// Bytes that the longest recording takes: two numbers of up to five bytes for each run of each kind, and the names around
 /// them. It keeps a file that lies from having more memory than that filled with runs.
-const LONGEST_SECTION: usize = 2 * 2 * 5 * LONGEST + 100;
+const MAX_SECTION: usize = 2 * 2 * 5 * MAX_RANGES + 100;
 
 impl WorkingSet {
     /// Fills `file` with the set and gives it its name, without waiting for the disk. The `header` is that of the snapshot.
@@ -55,7 +55,7 @@ impl WorkingSet {
         let state = file::read(path, None).map_err(Error::File)?;
         let header = state.header();
         let length = state.sections().len();
-        if length > LONGEST_SECTION {
+        if length > MAX_SECTION {
             return Err(Error::Long(length));
         }
         let mut sections = state.reader().map_err(Error::Section)?;

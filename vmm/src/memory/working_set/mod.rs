@@ -18,11 +18,11 @@ use snapshot::{GuestMemory, Schema, section};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::page_size;
-use super::pagemap::{self, Pagemap, Wanted};
-pub use prepare::Preparation;
+use super::pagemap::{self, PageFilter, Pagemap};
+pub use prepare::Prefetch;
 
 /// Runs that are kept of each kind. A guest that touched more is restored without the rest.
-const LONGEST: usize = 64 << 10;
+const MAX_RANGES: usize = 64 << 10;
 
 /// Why a working set could not be recorded, written or read.
 #[derive(Debug, thiserror::Error)]
@@ -85,8 +85,8 @@ impl WorkingSet {
     pub fn record(memory: &GuestMemory, pagemap: &Pagemap, snapshot: u64) -> Result<Self, Error> {
         Ok(Self {
             snapshot,
-            written: runs(memory, pagemap, Wanted::Private)?,
-            touched: runs(memory, pagemap, Wanted::Touched)?,
+            written: runs(memory, pagemap, PageFilter::Private)?,
+            touched: runs(memory, pagemap, PageFilter::Touched)?,
         })
     }
 
@@ -101,7 +101,7 @@ impl WorkingSet {
     }
 }
 
-fn runs(memory: &GuestMemory, pagemap: &Pagemap, wanted: Wanted) -> Result<Vec<Range<u32>>, Error> {
+fn runs(memory: &GuestMemory, pagemap: &Pagemap, wanted: PageFilter) -> Result<Vec<Range<u32>>, Error> {
     let page = page_size();
     let mut runs: Vec<Range<u32>> = Vec::new();
     let mut first = 0;
@@ -113,7 +113,7 @@ fn runs(memory: &GuestMemory, pagemap: &Pagemap, wanted: Wanted) -> Result<Vec<R
             let (Ok(start), Ok(end)) = (number(found.start), number(found.end)) else {
                 return Ok(runs);
             };
-            let full = runs.len() == LONGEST;
+            let full = runs.len() == MAX_RANGES;
             match runs.last_mut() {
                 Some(last) if last.end == start => last.end = end,
                 _ if full => return Ok(runs),

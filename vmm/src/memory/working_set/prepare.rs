@@ -22,21 +22,21 @@ use crate::memory::page_size;
 const GAP: u32 = 32;
 /// Pages that are read ahead or populated at most, 64 MiB where they have 4 KiB. A guest that had written all of its memory when
 /// it was recorded would not be quicker by that, and each of its clones as large.
-pub(super) const MOST: u32 = 16 << 10;
+pub(super) const MAX_PAGES: u32 = 16 << 10;
 /// Reads of which is found out whether the file is cold.
 const PROBES: usize = 16;
 /// Pages that are populated at a time, some 100 us.
-const PIECE: u32 = 64;
+const CHUNK_PAGES: u32 = 64;
 
 /// Pages that are being made ready, piece by piece.
 #[derive(Debug)]
-pub struct Preparation {
+pub struct Prefetch {
     runs: VecDeque<Range<u32>>,
     single: VecDeque<Range<u32>>,
     ready: u32,
 }
 
-impl Preparation {
+impl Prefetch {
     /// Begins with the pages of `set` in the memory `file`: where it is cold, the kernel is asked to read them, and that was all.
     /// Never waits for the disk.
     pub fn new(set: WorkingSet, file: &File) -> Self {
@@ -68,8 +68,8 @@ impl Preparation {
     /// A kernel that cannot, before Linux 5.14, is no error, nor is memory of which the host has too little: the rest is then
     /// left to the guest. The pages count as changed from then on: a difference holds them, whether the guest has written them
     /// or not.
-    pub fn advance(&mut self, memory: &GuestMemory) -> bool {
-        let mut left = PIECE.min(MOST - self.ready);
+    pub fn populate_chunk(&mut self, memory: &GuestMemory) -> bool {
+        let mut left = CHUNK_PAGES.min(MAX_PAGES - self.ready);
         while left > 0 {
             let rest = if self.has_runs() {
                 &mut self.runs
@@ -89,7 +89,7 @@ impl Preparation {
             left -= length;
             self.ready += length;
         }
-        if self.ready == MOST {
+        if self.ready == MAX_PAGES {
             self.give_up();
         }
         self.has_runs() || !self.single.is_empty()
@@ -144,7 +144,7 @@ fn read_ahead(touched: &[Range<u32>], file: &File) -> bool {
     if !reads.iter().step_by(step).any(|run| is_cold(file, run.start)) {
         return false;
     }
-    let mut left = MOST;
+    let mut left = MAX_PAGES;
     for run in reads {
         let length = u32::try_from(run.len()).unwrap_or(u32::MAX).min(left);
         let (start, length_bytes) = (offset(run.start), offset(length));

@@ -9,11 +9,11 @@ use snapshot::file::{self, Architecture, Contents, Header, HostIdentity, Pending
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::file::KEY;
-use super::prepare::{MOST, joined};
-use super::{Error, LONGEST, Preparation, WorkingSet};
+use super::prepare::{MAX_PAGES, joined};
+use super::{Error, MAX_RANGES, Prefetch, WorkingSet};
 use crate::GuestMemory;
 use crate::boot::testing::Temporary;
-use crate::memory::{Pagemap, Touched, map_snapshot, memfd, page_size};
+use crate::memory::{Pagemap, ResidencyCounter, map_snapshot, memfd, page_size};
 
 const LOW: u64 = 256;
 const PAGES: u64 = 1280;
@@ -61,8 +61,8 @@ fn read(path: &Path) -> Result<WorkingSet, Error> {
 
 /// Has all of `set` populated; the pages that are.
 fn prepare(set: &WorkingSet, file: &File, memory: &GuestMemory) -> u32 {
-    let mut preparation = Preparation::new(set.clone(), file);
-    while preparation.advance(memory) {}
+    let mut preparation = Prefetch::new(set.clone(), file);
+    while preparation.populate_chunk(memory) {}
     preparation.ready()
 }
 
@@ -116,15 +116,15 @@ fn single_pages_come_last_or_are_left_to_the_guest() {
     let file = memory_file();
     let set = recorded(&file);
     let memory = memory(&file);
-    let mut preparation = Preparation::new(set.clone(), &file);
+    let mut preparation = Prefetch::new(set.clone(), &file);
     preparation.leave_single();
-    assert!(preparation.has_runs() && !preparation.advance(&memory));
+    assert!(preparation.has_runs() && !preparation.populate_chunk(&memory));
     assert_eq!(preparation.ready(), 2);
     let ready = WorkingSet::record(&memory, &Pagemap::open().unwrap(), SNAPSHOT).unwrap();
     assert_eq!(ready.written, slice::from_ref(&(255..257)));
-    let mut preparation = Preparation::new(set, &file);
+    let mut preparation = Prefetch::new(set, &file);
     while preparation.has_runs() {
-        preparation.advance(&memory);
+        preparation.populate_chunk(&memory);
     }
     assert!(preparation.ready() >= 2);
 }
@@ -143,7 +143,7 @@ fn memory_that_is_gone_is_not_populated() {
 
 #[test]
 fn pages_are_populated_in_pieces_and_not_without_end() {
-    let pages = u64::from(MOST) + 1000;
+    let pages = u64::from(MAX_PAGES) + 1000;
     let file = memfd(c"memory", &[]).unwrap();
     file.set_len(pages * page_size()).unwrap();
     let regions = [
@@ -156,16 +156,16 @@ fn pages_are_populated_in_pieces_and_not_without_end() {
         written: vec![all],
         ..WorkingSet::default()
     };
-    let mut preparation = Preparation::new(set, &file);
+    let mut preparation = Prefetch::new(set, &file);
     let mut before = 0;
-    while preparation.advance(&memory) {
+    while preparation.populate_chunk(&memory) {
         let piece = preparation.ready() - before;
         assert!((1..=64).contains(&piece), "{piece}");
         before = preparation.ready();
     }
-    assert_eq!(preparation.ready(), MOST);
+    assert_eq!(preparation.ready(), MAX_PAGES);
     let set = WorkingSet::record(&memory, &Pagemap::open().unwrap(), SNAPSHOT).unwrap();
-    assert_eq!(set.written, slice::from_ref(&(0..MOST)));
+    assert_eq!(set.written, slice::from_ref(&(0..MAX_PAGES)));
 }
 
 #[test]
@@ -224,15 +224,15 @@ fn a_set_is_never_longer_than_what_is_read() {
     };
     let mut set = WorkingSet {
         snapshot: u64::MAX,
-        written: runs(LONGEST).rev().collect(),
-        touched: runs(LONGEST).rev().collect(),
+        written: runs(MAX_RANGES).rev().collect(),
+        touched: runs(MAX_RANGES).rev().collect(),
     };
     let mut header = header();
     header.memory = u64::from(u32::MAX) * page_size();
     set.write(PendingStateFile::create(path.path()).unwrap(), &header)
         .unwrap();
     assert_eq!(WorkingSet::describe(path.path()).unwrap().1, set);
-    set.touched = runs(LONGEST + 10).rev().collect();
+    set.touched = runs(MAX_RANGES + 10).rev().collect();
     set.write(PendingStateFile::create(path.path()).unwrap(), &header)
         .unwrap();
     let error = WorkingSet::describe(path.path()).unwrap_err();
@@ -248,7 +248,7 @@ fn a_cold_file_is_read_and_nothing_is_populated() {
     // SAFETY: the call takes numbers.
     unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
     let memory = memory(&file);
-    if Touched::default().of(&memory) > 0 {
+    if ResidencyCounter::default().of(&memory) > 0 {
         return eprintln!("files of this file system are always in memory: nothing was tested");
     }
     let set = WorkingSet {
@@ -256,14 +256,14 @@ fn a_cold_file_is_read_and_nothing_is_populated() {
         touched: slice::from_ref(&(0..1000)).to_vec(),
         ..WorkingSet::default()
     };
-    let mut preparation = Preparation::new(set.clone(), &file);
-    assert!(!preparation.has_runs() && !preparation.advance(&memory));
+    let mut preparation = Prefetch::new(set.clone(), &file);
+    assert!(!preparation.has_runs() && !preparation.populate_chunk(&memory));
     let start = Instant::now();
-    while Touched::default().of(&memory) < 1000 * page_size() {
+    while ResidencyCounter::default().of(&memory) < 1000 * page_size() {
         assert!(start.elapsed().as_secs() < 60, "it is not read");
     }
     // What waits for nothing any more is populated.
-    assert!(Preparation::new(set, &file).has_runs());
+    assert!(Prefetch::new(set, &file).has_runs());
 }
 
 #[test]
