@@ -109,7 +109,7 @@ impl Freeze {
     /// it; meanwhile the vCPUs are read. If KVM does more of that before they are, all is read anew and written after that. The
     /// state file gets its name last, so that it never stands beside the memory of another time. An old snapshot goes when all
     /// that can be refused has been done: from then on it takes no more space on the disk, and no more time than it must.
-    pub(super) fn write(&self, vm: &Vm) -> Result<dump::Written, Error> {
+    pub(super) fn write(&self, vm: &Vm) -> Result<dump::DumpStats, Error> {
         if !vm.is_paused() {
             return Err(Error::Running);
         }
@@ -130,7 +130,7 @@ impl Freeze {
         // Meanwhile, what does not depend on it.
         let mut state = file::PendingStateFile::create(&self.state).map_err(Error::State)?;
         let pagemap = Pagemap::open().ok();
-        let source = dump::Source {
+        let source = dump::DumpSource {
             memory: machine.memory(),
             origin: vm.origin(),
             pagemap: pagemap.as_ref(),
@@ -158,19 +158,19 @@ impl Freeze {
         Ok(written)
     }
 
-    fn target(&self, source: &dump::Source<'_>) -> Result<dump::Target, Error> {
+    fn target(&self, source: &dump::DumpSource<'_>) -> Result<dump::DumpTarget, Error> {
         let target = match self.kind {
-            Kind::Full => dump::Target::new(source, &self.memory),
-            Kind::Diff => dump::Target::base_or_new(source, &self.memory),
+            Kind::Full => dump::DumpTarget::new(source, &self.memory),
+            Kind::Diff => dump::DumpTarget::base_or_new(source, &self.memory),
         };
         target.map_err(Error::Memory)
     }
 
     /// Writes the memory, as far as that can be done before the old snapshot goes.
-    fn prepare(&self, source: &dump::Source<'_>, target: dump::Target) -> Result<Memory, Error> {
+    fn prepare(&self, source: &dump::DumpSource<'_>, target: dump::DumpTarget) -> Result<Memory, Error> {
         let prepared = match self.kind {
-            Kind::Full => dump::full(source, target).map(Memory::New),
-            Kind::Diff => dump::Difference::prepare(source, target).and_then(|difference| {
+            Kind::Full => dump::dump_full(source, target).map(Memory::New),
+            Kind::Diff => dump::DiffDump::prepare(source, target).and_then(|difference| {
                 if difference.is_merged() {
                     Ok(Memory::Base(difference))
                 } else {
@@ -185,17 +185,17 @@ impl Freeze {
 /// A memory file, as far as it is there before the old snapshot goes.
 enum Memory {
     /// A new file of all pages.
-    New(dump::Dump),
+    New(dump::PendingDump),
     /// A new file of those that changed.
-    Difference(dump::Dump),
+    Difference(dump::PendingDump),
     /// An old file, as it was, that those will be written into.
-    Base(dump::Difference),
+    Base(dump::DiffDump),
 }
 
 impl Memory {
-    fn contents(&self, source: &dump::Source<'_>) -> Contents {
+    fn contents(&self, source: &dump::DumpSource<'_>) -> Contents {
         // What was not restored differs from nothing.
-        let fresh = matches!(source.origin, dump::Origin::Fresh);
+        let fresh = matches!(source.origin, dump::PageOrigin::Fresh);
         match self {
             Self::Difference(_) if !fresh => Contents::Difference,
             _ => Contents::Whole,
@@ -204,7 +204,7 @@ impl Memory {
 
     /// Has the memory file be the new one. The old state file, at `state`, is removed: whatever is to become of it, it is not one
     /// whose memory is another's.
-    fn replace(self, source: &dump::Source<'_>, state: &Path) -> Result<dump::Written, Error> {
+    fn replace(self, source: &dump::DumpSource<'_>, state: &Path) -> Result<dump::DumpStats, Error> {
         let remove = || file::remove(state).map_err(Error::State);
         let dump = match self {
             Self::New(mut dump) | Self::Difference(mut dump) => {
@@ -244,7 +244,10 @@ pub enum MergeError {
 ///
 /// # Errors
 /// [`MergeError`]
-pub fn merge(difference: (PathBuf, PathBuf), base: (PathBuf, PathBuf)) -> Result<dump::Written, MergeError> {
+pub fn merge(
+    difference: (PathBuf, PathBuf),
+    base: (PathBuf, PathBuf),
+) -> Result<dump::DumpStats, MergeError> {
     let newer = file::read(&difference.0, None).map_err(MergeError::State)?;
     if newer.header().contents == Contents::Whole {
         return Err(MergeError::Whole(difference.0));
@@ -254,7 +257,7 @@ pub fn merge(difference: (PathBuf, PathBuf), base: (PathBuf, PathBuf)) -> Result
         return Err(MergeError::Difference(base.0));
     }
     file::remove(&base.0).map_err(MergeError::State)?;
-    let written = dump::merge(&difference.1, &base.1).map_err(MergeError::Memory)?;
+    let written = dump::merge_diff(&difference.1, &base.1).map_err(MergeError::Memory)?;
     let header = Header {
         contents: Contents::Whole,
         ..newer.header().clone()

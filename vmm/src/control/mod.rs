@@ -26,7 +26,7 @@ use crate::config::{DriveConfig, HostMemory, MemorySize, NetConfig, RateLimits, 
 use crate::memory::ResidencyCounter;
 use crate::vm::Vm;
 
-pub use crate::memory::dump::Written;
+pub use crate::memory::dump::DumpStats;
 use draft::Draft;
 pub use draft::OpenConsole;
 pub use error::Error;
@@ -225,7 +225,7 @@ impl Control {
     ///
     /// # Errors
     /// [`freeze::Error`]
-    pub fn freeze(&mut self, freeze: &Freeze) -> Result<Written, freeze::Error> {
+    pub fn freeze(&mut self, freeze: &Freeze) -> Result<DumpStats, freeze::Error> {
         let vm = self.vm_mut().ok_or(freeze::Error::Running)?;
         if vm.is_paused() {
             // What is frozen and goes on later is another beginning.

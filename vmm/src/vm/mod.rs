@@ -17,7 +17,7 @@ use devices::lock;
 use devices::serial::{SerialOutput, output};
 
 use crate::machine::{self, Machine};
-use crate::memory::dump::Origin;
+use crate::memory::dump::PageOrigin;
 use crate::memory::{Prefetch, uffd};
 use crate::vcpu::Ending;
 
@@ -173,11 +173,11 @@ impl Vm {
     }
 
     /// Where the guest's memory came from.
-    pub(crate) fn origin(&self) -> Origin<'_> {
+    pub(crate) fn origin(&self) -> PageOrigin<'_> {
         match &self.base {
-            None => Origin::Fresh,
-            Some(Base::File(file)) => Origin::Mapped(file),
-            Some(Base::Served(_)) => Origin::Served,
+            None => PageOrigin::Fresh,
+            Some(Base::File(file)) => PageOrigin::Mapped(file),
+            Some(Base::Served(_)) => PageOrigin::Served,
         }
     }
 

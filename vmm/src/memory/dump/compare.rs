@@ -8,11 +8,11 @@ use snapshot::GuestMemory;
 use vm_memory::GuestAddress;
 
 use super::Error;
-use super::output::{Output, Part, Zeros};
+use super::output::{PageWriter, RegionExtent, Zeros};
 use crate::memory::{page_size, try_read};
 
 /// Bytes that are looked at in one go.
-const PIECE: usize = 1 << 20;
+const CHUNK_SIZE: usize = 1 << 20;
 
 /// What mincore(2) is worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,10 +39,10 @@ impl Resident {
     }
 
     /// Runs of pages that may be in memory, as offsets in `part`, in their order, none longer than a piece.
-    pub fn runs<'a>(self, part: &'a Part<'_>) -> impl Iterator<Item = Range<u64>> + 'a {
+    pub fn runs<'a>(self, part: &'a RegionExtent<'_>) -> impl Iterator<Item = Range<u64>> + 'a {
         let range = part.range();
-        let starts = range.clone().step_by(PIECE);
-        let pieces = starts.map(move |start| start..range.end.min(start + PIECE as u64));
+        let starts = range.clone().step_by(CHUNK_SIZE);
+        let pieces = starts.map(move |start| start..range.end.min(start + CHUNK_SIZE as u64));
         pieces.flat_map(move |piece| {
             let known = self == Self::Known;
             let pages = known.then(|| resident(part, &piece)).flatten();
@@ -53,7 +53,7 @@ impl Resident {
 
 /// Whether each page of `piece` is in memory; none when the kernel does not say. Of a file's pages, it says so of all of them
 /// to who could not write the file.
-fn resident(part: &Part<'_>, piece: &Range<u64>) -> Option<impl Iterator<Item = bool> + use<>> {
+fn resident(part: &RegionExtent<'_>, piece: &Range<u64>) -> Option<impl Iterator<Item = bool> + use<>> {
     let slice = part.slice(piece).ok()?;
     let mut pages = vec![0; slice.len().div_ceil(page())];
     let host = slice.ptr_guard();
@@ -83,14 +83,14 @@ fn runs(start: u64, wanted: impl Iterator<Item = bool>) -> Vec<Range<u64>> {
 /// Writes the pages of `part`, of `memory`, that are not as they are in `base`, which they were mapped from.
 pub(super) fn compared(
     memory: &GuestMemory,
-    part: &Part<'_>,
+    part: &RegionExtent<'_>,
     base: &File,
     resident: Resident,
-    output: &mut Output<'_>,
+    output: &mut PageWriter<'_>,
 ) -> Result<(), Error> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for run in resident.runs(part) {
-        let length = usize::try_from(run.end - run.start).unwrap_or(PIECE);
+        let length = usize::try_from(run.end - run.start).unwrap_or(CHUNK_SIZE);
         ours.resize(length, 0);
         theirs.resize(length, 0);
         // Read, and not looked at in the mapping, which would bring holes into memory.

@@ -10,7 +10,7 @@ use std::path::Path;
 use super::Error;
 
 /// Bytes that are copied at a time where the kernel does not copy by itself.
-const PIECE: usize = 64 << 10;
+const CHUNK_SIZE: usize = 64 << 10;
 
 /// Where the next data begins, at `offset` or behind it; none when there is only a hole.
 pub(super) fn data(file: &File, offset: u64) -> io::Result<Option<u64>> {
@@ -65,7 +65,7 @@ fn copy_some(from: &File, into: &File, offset: u64, length: u64) -> io::Result<u
         Ok(0) => Err(ended()),
         Ok(count) => Ok(count),
         Err(error) if other_way(&error) => {
-            let mut bytes = vec![0; most.min(PIECE)];
+            let mut bytes = vec![0; most.min(CHUNK_SIZE)];
             let count = from.read_at(&mut bytes, offset)?;
             into.write_all_at(&bytes[..count], offset)?;
             if count == 0 {
@@ -129,10 +129,10 @@ pub(super) fn clear(file: &File, range: Range<u64>) -> io::Result<()> {
         Err(error) if other_way(&error) => {}
         done => return done,
     }
-    let zeros = vec![0; PIECE];
+    let zeros = vec![0; CHUNK_SIZE];
     let mut at = range.start;
     while at < range.end {
-        let left = usize::try_from(range.end - at).map_or(PIECE, |left| left.min(PIECE));
+        let left = usize::try_from(range.end - at).map_or(CHUNK_SIZE, |left| left.min(CHUNK_SIZE));
         file.write_all_at(&zeros[..left], at)?;
         at += left as u64;
     }

@@ -2,15 +2,15 @@
 //!
 //! The regions follow each other in the file by address. Two kinds of file are written:
 //!
-//! - [`full`]: all of the memory. Pages that were never touched and pages of zeros are holes.
-//! - [`Difference`]: the pages that differ from a base, and nothing else. They are data even when they are zeros, so that a
+//! - [`dump_full`]: all of the memory. Pages that were never touched and pages of zeros are holes.
+//! - [`DiffDump`]: the pages that differ from a base, and nothing else. They are data even when they are zeros, so that a
 //!   hole always means a page of the base; a file system that keeps no holes of single pages is refused. Where a file of the
 //!   memory's size is there already, it is taken for the base and the pages are written into it. Memory that was not
-//!   restored has no base: the file then holds all of it, like that of [`full`].
+//!   restored has no base: the file then holds all of it, like that of [`dump_full`].
 //!
 //! Guest memory is written from where it is, in runs of pages; what that takes does not grow with the guest. The vCPUs are
 //! parked and the devices quiet from before the first call until it returns. Where KVM may have written to memory meanwhile, the
-//! file is given up and made anew. After that the guest may run, while [`Dump::commit`] brings the file to the disk.
+//! file is given up and made anew. After that the guest may run, while [`PendingDump::commit`] brings the file to the disk.
 
 mod compare;
 mod error;
@@ -29,11 +29,11 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use super::pagemap::{PageFilter, Pagemap};
 use compare::{Resident, compared};
 pub use error::Error;
-use output::{Output, Part, Zeros};
+use output::{PageWriter, RegionExtent, Zeros};
 
 /// Where the pages come from that nobody in this process has written.
 #[derive(Clone, Copy, Debug)]
-pub enum Origin<'a> {
+pub enum PageOrigin<'a> {
     /// Zeros, and parts of image files that are mapped over them.
     Fresh,
     /// This memory file, as [`map_snapshot`](super::map_snapshot) mapped it.
@@ -44,11 +44,11 @@ pub enum Origin<'a> {
 
 /// What is written.
 #[derive(Clone, Copy, Debug)]
-pub struct Source<'a> {
+pub struct DumpSource<'a> {
     /// The guest's memory.
     pub memory: &'a GuestMemory,
     /// Where it came from.
-    pub origin: Origin<'a>,
+    pub origin: PageOrigin<'a>,
     /// How to ask for its pages; none where there is no /proc.
     ///
     /// Without it, fresh memory is looked at page by page, and a page of an image file that was cut short raises SIGBUS. What a
@@ -60,7 +60,7 @@ pub struct Source<'a> {
 
 /// How much was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Written {
+pub struct DumpStats {
     /// Pages that are in the file as data; a page that was written twice counts twice.
     pub pages: u64,
     /// The same in bytes.
@@ -73,19 +73,19 @@ pub struct Written {
 
 /// The file that memory goes to, before anything is written to it.
 #[derive(Debug)]
-pub enum Target {
+pub enum DumpTarget {
     /// A new one, as long as the memory and one hole. It will replace what is there.
     New(AtomicFile),
     /// The base, which is there already and is as long as the memory.
     Base(File, PathBuf),
 }
 
-impl Target {
+impl DumpTarget {
     /// A new file that will replace what is at `path`.
     ///
     /// # Errors
     /// [`Error::Replace`] and [`Error::Extend`]; nothing is left behind then.
-    pub fn new(source: &Source<'_>, path: &Path) -> Result<Self, Error> {
+    pub fn new(source: &DumpSource<'_>, path: &Path) -> Result<Self, Error> {
         let replacement = AtomicFile::create(path).map_err(Error::Replace)?;
         let size = size(source);
         replacement.file().set_len(size).map_err(|source| Error::Extend {
@@ -100,7 +100,7 @@ impl Target {
     ///
     /// # Errors
     /// [`Error::Open`], and as [`new`](Self::new).
-    pub fn base_or_new(source: &Source<'_>, path: &Path) -> Result<Self, Error> {
+    pub fn base_or_new(source: &DumpSource<'_>, path: &Path) -> Result<Self, Error> {
         let size = size(source);
         let fits = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size);
         if !fits {
@@ -138,14 +138,14 @@ impl Target {
 /// base stays.
 #[derive(Debug)]
 #[must_use = "the file gets its name by commit()"]
-pub struct Dump {
-    target: Target,
-    written: Written,
+pub struct PendingDump {
+    target: DumpTarget,
+    written: DumpStats,
 }
 
-impl Dump {
+impl PendingDump {
     /// How much was written.
-    pub fn written(&self) -> Written {
+    pub fn written(&self) -> DumpStats {
         self.written
     }
 
@@ -155,8 +155,8 @@ impl Dump {
     /// [`Error::Replace`], or [`Error::Sync`] for a base.
     pub fn sync(&mut self) -> Result<(), Error> {
         match &mut self.target {
-            Target::New(replacement) => replacement.sync().map_err(Error::Replace),
-            Target::Base(file, path) => file.sync_all().map_err(|source| Error::Sync {
+            DumpTarget::New(replacement) => replacement.sync().map_err(Error::Replace),
+            DumpTarget::Base(file, path) => file.sync_all().map_err(|source| Error::Sync {
                 path: path.clone(),
                 source,
             }),
@@ -167,10 +167,10 @@ impl Dump {
     ///
     /// # Errors
     /// As [`sync`](Self::sync).
-    pub fn commit(mut self) -> Result<Written, Error> {
+    pub fn commit(mut self) -> Result<DumpStats, Error> {
         match self.target {
-            Target::New(replacement) => replacement.commit().map_err(Error::Replace)?,
-            Target::Base(..) => self.sync()?,
+            DumpTarget::New(replacement) => replacement.commit().map_err(Error::Replace)?,
+            DumpTarget::Base(..) => self.sync()?,
         }
         Ok(self.written)
     }
@@ -181,17 +181,17 @@ impl Dump {
 ///
 /// # Errors
 /// Any [`Error`] but [`Error::Unknown`] and [`Error::Holes`]; nothing is left behind then.
-pub fn full(source: &Source<'_>, target: Target) -> Result<Dump, Error> {
+pub fn dump_full(source: &DumpSource<'_>, target: DumpTarget) -> Result<PendingDump, Error> {
     let (file, path) = (target.file(), target.path());
-    let mut output = Output::new(file, path);
+    let mut output = PageWriter::new(file, path);
     match source.origin {
-        Origin::Mapped(base) => {
+        PageOrigin::Mapped(base) => {
             // What the file has is copied by the kernel, which does not bring its holes into memory as a look at them would.
             output.copied(extents::copy(base, file, size(source), path)?);
-            changed(source, &mut output)?;
+            write_changed(source, &mut output)?;
         }
-        Origin::Fresh => changed(source, &mut output)?,
-        Origin::Served => {
+        PageOrigin::Fresh => write_changed(source, &mut output)?,
+        PageOrigin::Served => {
             for part in parts(source) {
                 let part = part?;
                 output.put(&part, part.range(), Zeros::Holes)?;
@@ -199,7 +199,7 @@ pub fn full(source: &Source<'_>, target: Target) -> Result<Dump, Error> {
         }
     }
     let written = output.written(size(source), false);
-    Ok(Dump { target, written })
+    Ok(PendingDump { target, written })
 }
 
 /// The pages that changed, into a base or a new file.
@@ -208,21 +208,21 @@ pub fn full(source: &Source<'_>, target: Target) -> Result<Dump, Error> {
 /// that was written in part is neither what it was nor what it should be. So its state file is removed before.
 #[derive(Debug)]
 #[must_use = "the pages are written by write()"]
-pub struct Difference {
-    target: Target,
+pub struct DiffDump {
+    target: DumpTarget,
     /// Where in the file the pages go, if that is known already.
     runs: Option<Vec<Range<u64>>>,
 }
 
-impl Difference {
+impl DiffDump {
     /// Sees to it that a base has the space on the disk. Its content stays what it is.
     ///
     /// # Errors
     /// Any [`Error`]; nothing of a new file is left behind then. [`Error::Unknown`] when it cannot be found out what changed.
-    pub fn prepare(source: &Source<'_>, target: Target) -> Result<Self, Error> {
-        let runs = if let Target::Base(file, path) = &target {
-            let mut reserve = Output::reserving(file, path);
-            changed(source, &mut reserve)?;
+    pub fn prepare(source: &DumpSource<'_>, target: DumpTarget) -> Result<Self, Error> {
+        let runs = if let DumpTarget::Base(file, path) = &target {
+            let mut reserve = PageWriter::reserving(file, path);
+            write_changed(source, &mut reserve)?;
             reserve.into_reserved()
         } else {
             None
@@ -240,27 +240,27 @@ impl Difference {
     ///
     /// # Errors
     /// As [`prepare`](Self::prepare).
-    pub fn write(self, source: &Source<'_>) -> Result<Dump, Error> {
+    pub fn write(self, source: &DumpSource<'_>) -> Result<PendingDump, Error> {
         let Self { target, runs } = self;
         let size = size(source);
         let (file, path, merged) = (target.file(), target.path(), target.is_base());
-        let fresh = matches!(source.origin, Origin::Fresh);
+        let fresh = matches!(source.origin, PageOrigin::Fresh);
         // Where fresh memory was not touched there are zeros, whatever the file had there.
         let mut output = if fresh && merged {
-            Output::clearing(file, path)
+            PageWriter::clearing(file, path)
         } else {
-            Output::new(file, path)
+            PageWriter::new(file, path)
         };
         match runs {
-            Some(runs) => again(source, runs, &mut output)?,
-            None => changed(source, &mut output)?,
+            Some(runs) => write_reserved(source, runs, &mut output)?,
+            None => write_changed(source, &mut output)?,
         }
         output.finish(size)?;
         if !fresh && !merged {
             output.check_holes(size)?;
         }
         let written = output.written(size, merged);
-        Ok(Dump { target, written })
+        Ok(PendingDump { target, written })
     }
 }
 
@@ -269,7 +269,7 @@ impl Difference {
 /// # Errors
 /// [`Error::Open`], [`Error::Length`] when the two are not equally long, and as for writing. The base is then neither what
 /// it was nor what it should be; to merge once more completes it.
-pub fn merge(diff: &Path, base: &Path) -> Result<Written, Error> {
+pub fn merge_diff(diff: &Path, base: &Path) -> Result<DumpStats, Error> {
     let open = |path: &Path, writable| {
         let opened = File::options().read(true).write(writable).open(path);
         let checked = opened.and_then(|file| Ok((file.metadata()?.len(), file)));
@@ -287,7 +287,7 @@ pub fn merge(diff: &Path, base: &Path) -> Result<Written, Error> {
             needed: size,
         });
     }
-    let mut output = Output::new(&into, base);
+    let mut output = PageWriter::new(&into, base);
     output.copied(extents::copy(&from, &into, size, base)?);
     let written = output.written(size, true);
     into.sync_all().map_err(|source| Error::Sync {
@@ -297,37 +297,45 @@ pub fn merge(diff: &Path, base: &Path) -> Result<Written, Error> {
     Ok(written)
 }
 
-fn size(source: &Source<'_>) -> u64 {
+fn size(source: &DumpSource<'_>) -> u64 {
     source.memory.iter().map(GuestMemoryRegion::len).sum()
 }
 
 /// The regions, each with its place in the file.
-fn parts<'a>(source: &Source<'a>) -> impl Iterator<Item = Result<Part<'a>, Error>> {
+fn parts<'a>(source: &DumpSource<'a>) -> impl Iterator<Item = Result<RegionExtent<'a>, Error>> {
     source.memory.iter().scan(0, |offset, region| {
-        let part = Part::new(region, *offset);
+        let part = RegionExtent::new(region, *offset);
         *offset += region.len();
         Some(part)
     })
 }
 
 /// What was touched of fresh memory, and what differs of memory that was restored.
-fn changed(source: &Source<'_>, output: &mut Output<'_>) -> Result<(), Error> {
+fn write_changed(source: &DumpSource<'_>, output: &mut PageWriter<'_>) -> Result<(), Error> {
     for part in parts(source) {
         let part = part?;
         match (source.origin, source.pagemap) {
-            (Origin::Fresh, Some(pagemap)) => fresh(&part, pagemap, output)?,
-            (Origin::Fresh, None) => output.put(&part, part.range(), Zeros::Holes)?,
+            (PageOrigin::Fresh, Some(pagemap)) => write_fresh(&part, pagemap, output)?,
+            (PageOrigin::Fresh, None) => output.put(&part, part.range(), Zeros::Holes)?,
             // What a handler has not served yet is not there, and is the base's.
-            (Origin::Mapped(_) | Origin::Served, Some(pagemap)) => private(&part, pagemap, output)?,
-            (Origin::Mapped(base), None) => compared(source.memory, &part, base, Resident::here(), output)?,
-            (Origin::Served, None) => served(&part, Resident::here(), output)?,
+            (PageOrigin::Mapped(_) | PageOrigin::Served, Some(pagemap)) => {
+                write_private(&part, pagemap, output)?
+            }
+            (PageOrigin::Mapped(base), None) => {
+                compared(source.memory, &part, base, Resident::here(), output)?
+            }
+            (PageOrigin::Served, None) => write_served(&part, Resident::here(), output)?,
         }
     }
     Ok(())
 }
 
-/// What [`changed`] has found before.
-fn again(source: &Source<'_>, runs: Vec<Range<u64>>, output: &mut Output<'_>) -> Result<(), Error> {
+/// What [`write_changed`] has found before.
+fn write_reserved(
+    source: &DumpSource<'_>,
+    runs: Vec<Range<u64>>,
+    output: &mut PageWriter<'_>,
+) -> Result<(), Error> {
     let mut runs = runs.into_iter().peekable();
     for part in parts(source) {
         let part = part?;
@@ -340,7 +348,7 @@ fn again(source: &Source<'_>, runs: Vec<Range<u64>>, output: &mut Output<'_>) ->
 }
 
 /// What was touched of memory that began as zeros, and what is mapped over it from files, touched or not.
-fn fresh(part: &Part<'_>, pagemap: &Pagemap, output: &mut Output<'_>) -> Result<(), Error> {
+fn write_fresh(part: &RegionExtent<'_>, pagemap: &Pagemap, output: &mut PageWriter<'_>) -> Result<(), Error> {
     let host = part.host();
     let mut at = host.start;
     for file in pagemap.mapped_files(&host).map_err(Error::Pages)? {
@@ -353,10 +361,10 @@ fn fresh(part: &Part<'_>, pagemap: &Pagemap, output: &mut Output<'_>) -> Result<
 }
 
 fn touched(
-    part: &Part<'_>,
+    part: &RegionExtent<'_>,
     pagemap: &Pagemap,
     host: Range<u64>,
-    output: &mut Output<'_>,
+    output: &mut PageWriter<'_>,
 ) -> Result<(), Error> {
     for run in pagemap.runs(host, PageFilter::Touched) {
         let run = run.map_err(Error::Pages)?;
@@ -366,7 +374,11 @@ fn touched(
 }
 
 /// What is no longer the file's.
-fn private(part: &Part<'_>, pagemap: &Pagemap, output: &mut Output<'_>) -> Result<(), Error> {
+fn write_private(
+    part: &RegionExtent<'_>,
+    pagemap: &Pagemap,
+    output: &mut PageWriter<'_>,
+) -> Result<(), Error> {
     for run in pagemap.runs(part.host(), PageFilter::Private) {
         let run = run.map_err(Error::Pages)?;
         output.put(part, part.offsets(&run), Zeros::Data)?;
@@ -375,7 +387,11 @@ fn private(part: &Part<'_>, pagemap: &Pagemap, output: &mut Output<'_>) -> Resul
 }
 
 /// What was served or written, as far as the kernel tells without /proc.
-fn served(part: &Part<'_>, resident: Resident, output: &mut Output<'_>) -> Result<(), Error> {
+fn write_served(
+    part: &RegionExtent<'_>,
+    resident: Resident,
+    output: &mut PageWriter<'_>,
+) -> Result<(), Error> {
     // To look at a page that is not there would be to have it served.
     if resident == Resident::Unknown {
         return Err(Error::Unknown);

@@ -8,11 +8,11 @@ use std::path::Path;
 
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, VolatileSlice};
 
-use super::{Error, Written, extents};
+use super::{DumpStats, Error, extents};
 use crate::memory::page_size;
 
 /// Bytes that are looked at before they are written: about what the processor's cache keeps in between.
-const PIECE: u64 = 256 << 10;
+const CHUNK_SIZE: u64 = 256 << 10;
 
 /// Runs that are remembered, so that they are looked for once: what that takes is not to grow with the guest.
 const REMEMBERED: usize = 4096;
@@ -28,13 +28,13 @@ pub(super) enum Zeros {
 
 /// A region of guest memory and its place in the file.
 #[derive(Debug)]
-pub(super) struct Part<'a> {
+pub(super) struct RegionExtent<'a> {
     guest: u64,
     slice: VolatileSlice<'a>,
     offset: u64,
 }
 
-impl<'a> Part<'a> {
+impl<'a> RegionExtent<'a> {
     pub fn new(region: &'a GuestRegionMmap<()>, offset: u64) -> Result<Self, Error> {
         let guest = region.start_addr().0;
         let outside = || Error::Outside(guest..guest.saturating_add(region.len()));
@@ -84,7 +84,7 @@ impl<'a> Part<'a> {
 
 /// What is done with pages and with what is between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Deed {
+enum PageAction {
     /// Pages are written, and the rest stays as it is.
     Write,
     /// Pages are written, and the rest becomes holes.
@@ -95,22 +95,22 @@ enum Deed {
 
 /// The file, and what has been written to it.
 #[derive(Debug)]
-pub(super) struct Output<'a> {
+pub(super) struct PageWriter<'a> {
     file: &'a File,
     path: &'a Path,
-    deed: Deed,
+    deed: PageAction,
     bytes: u64,
     first: Option<Range<u64>>,
     end: u64,
     reserved: Vec<Range<u64>>,
 }
 
-impl<'a> Output<'a> {
+impl<'a> PageWriter<'a> {
     pub fn new(file: &'a File, path: &'a Path) -> Self {
         Self {
             file,
             path,
-            deed: Deed::Write,
+            deed: PageAction::Write,
             bytes: 0,
             first: None,
             end: 0,
@@ -121,7 +121,7 @@ impl<'a> Output<'a> {
     /// One that makes holes of what it does not write. The pages must come in their order, and [`finish`](Self::finish) last.
     pub fn clearing(file: &'a File, path: &'a Path) -> Self {
         Self {
-            deed: Deed::WriteAndClear,
+            deed: PageAction::WriteAndClear,
             ..Self::new(file, path)
         }
     }
@@ -129,7 +129,7 @@ impl<'a> Output<'a> {
     /// One that only finds out whether the disk has the space, and takes it.
     pub fn reserving(file: &'a File, path: &'a Path) -> Self {
         Self {
-            deed: Deed::Reserve,
+            deed: PageAction::Reserve,
             ..Self::new(file, path)
         }
     }
@@ -145,8 +145,8 @@ impl<'a> Output<'a> {
         self.bytes += bytes;
     }
 
-    pub fn written(&self, size: u64, merged: bool) -> Written {
-        Written {
+    pub fn written(&self, size: u64, merged: bool) -> DumpStats {
+        DumpStats {
             pages: self.bytes.div_ceil(page_size()),
             bytes: self.bytes,
             size,
@@ -155,7 +155,7 @@ impl<'a> Output<'a> {
     }
 
     /// Writes the pages at these offsets of `part`.
-    pub fn put(&mut self, part: &Part<'_>, range: Range<u64>, zeros: Zeros) -> Result<(), Error> {
+    pub fn put(&mut self, part: &RegionExtent<'_>, range: Range<u64>, zeros: Zeros) -> Result<(), Error> {
         let page = page_size();
         if zeros == Zeros::Data {
             return self.write(part, range);
@@ -166,7 +166,7 @@ impl<'a> Output<'a> {
             if is_zero(&part.slice(&(at..end))?) {
                 self.write(part, start..at)?;
                 start = end;
-            } else if end - start >= PIECE {
+            } else if end - start >= CHUNK_SIZE {
                 self.write(part, start..end)?;
                 start = end;
             }
@@ -181,7 +181,7 @@ impl<'a> Output<'a> {
 
     /// Makes a hole from the last page that was written to `until`, if that is to be done.
     fn clear(&mut self, until: u64) -> Result<(), Error> {
-        if self.deed != Deed::WriteAndClear || until <= self.end {
+        if self.deed != PageAction::WriteAndClear || until <= self.end {
             return Ok(());
         }
         extents::clear(self.file, self.end..until).map_err(|source| Error::Write {
@@ -209,11 +209,11 @@ impl<'a> Output<'a> {
         })
     }
 
-    fn write(&mut self, part: &Part<'_>, range: Range<u64>) -> Result<(), Error> {
+    fn write(&mut self, part: &RegionExtent<'_>, range: Range<u64>) -> Result<(), Error> {
         if range.is_empty() {
             return Ok(());
         }
-        if self.deed == Deed::Reserve {
+        if self.deed == PageAction::Reserve {
             return self.reserve(part.offset + range.start, range.end - range.start);
         }
         self.clear(part.offset + range.start)?;

@@ -8,8 +8,11 @@ use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, propte
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::compare::Resident;
-use super::output::{Output, Part, Zeros};
-use super::{Difference, Dump, Error, Origin, Source, Target, compared, extents, merge, parts, served};
+use super::output::{PageWriter, RegionExtent, Zeros};
+use super::{
+    DiffDump, DumpSource, DumpTarget, Error, PageOrigin, PendingDump, compared, extents, merge_diff, parts,
+    write_served,
+};
 use crate::GuestMemory;
 use crate::memory::{Pagemap, allocate, map_file, map_snapshot, memfd, page_size};
 
@@ -90,8 +93,8 @@ fn fresh() -> GuestMemory {
     memory
 }
 
-fn source<'a>(memory: &'a GuestMemory, origin: Origin<'a>, pagemap: &'a Pagemap) -> Source<'a> {
-    Source {
+fn source<'a>(memory: &'a GuestMemory, origin: PageOrigin<'a>, pagemap: &'a Pagemap) -> DumpSource<'a> {
+    DumpSource {
         memory,
         origin,
         pagemap: Some(pagemap),
@@ -127,15 +130,15 @@ fn base(folder: &Folder) -> (PathBuf, File) {
     (path, file)
 }
 
-fn diff(source: &Source<'_>, path: &Path) -> Result<Dump, Error> {
-    Difference::prepare(source, Target::base_or_new(source, path)?)?.write(source)
+fn diff(source: &DumpSource<'_>, path: &Path) -> Result<PendingDump, Error> {
+    DiffDump::prepare(source, DumpTarget::base_or_new(source, path)?)?.write(source)
 }
 
-fn full(source: &Source<'_>, path: &Path) -> Result<Dump, Error> {
-    super::full(source, Target::new(source, path)?)
+fn full(source: &DumpSource<'_>, path: &Path) -> Result<PendingDump, Error> {
+    super::dump_full(source, DumpTarget::new(source, path)?)
 }
 
-fn commit(dump: Result<Dump, Error>) -> u64 {
+fn commit(dump: Result<PendingDump, Error>) -> u64 {
     dump.unwrap().commit().unwrap().pages
 }
 
@@ -149,7 +152,7 @@ fn a_full_file_has_what_was_touched_and_is_not_zero() {
     // The last byte of a page counts as well.
     memory.write_obj(1_u8, GuestAddress(8 * page_size() - 1)).unwrap();
     let path = folder.path("memory");
-    let written = full(&source(&memory, Origin::Fresh, &pagemap), &path)
+    let written = full(&source(&memory, PageOrigin::Fresh, &pagemap), &path)
         .unwrap()
         .commit()
         .unwrap();
@@ -170,7 +173,7 @@ fn what_an_image_file_is_mapped_over_is_in_a_full_file() {
     map_file(&memory, address(LOW), &image, 0, page()).unwrap();
     fill(&memory, 21, 0);
     let path = folder.path("memory");
-    commit(full(&source(&memory, Origin::Fresh, &pagemap), &path));
+    commit(full(&source(&memory, PageOrigin::Fresh, &pagemap), &path));
     assert_eq!(data(&path), [20, 21, 22, LOW]);
     assert_eq!(fs::read(&path).unwrap(), content(&memory));
 }
@@ -184,7 +187,7 @@ fn a_full_file_of_restored_memory_stands_alone() {
     fill(&memory, 4, 44);
     let before = fs::read(&base_path).unwrap();
     let path = folder.path("memory");
-    commit(full(&source(&memory, Origin::Mapped(&file), &pagemap), &path));
+    commit(full(&source(&memory, PageOrigin::Mapped(&file), &pagemap), &path));
     let written = fs::read(&path).unwrap();
     assert_eq!(written, content(&memory));
     assert_eq!(written[page()], 0);
@@ -201,7 +204,7 @@ fn a_full_file_may_replace_its_own_base() {
     let clone = map_snapshot(&regions(), &file).unwrap();
     let before = content(&clone);
     fill(&memory, 5, 55);
-    commit(full(&source(&memory, Origin::Mapped(&file), &pagemap), &path));
+    commit(full(&source(&memory, PageOrigin::Mapped(&file), &pagemap), &path));
     assert_eq!(fs::read(&path).unwrap(), content(&memory));
     assert_eq!(content(&clone), before);
 }
@@ -216,10 +219,10 @@ fn a_difference_has_what_was_written_and_zeros_too() {
         fill(&memory, number, value);
     }
     let path = folder.path("diff");
-    let pages = commit(diff(&source(&memory, Origin::Mapped(&file), &pagemap), &path));
+    let pages = commit(diff(&source(&memory, PageOrigin::Mapped(&file), &pagemap), &path));
     assert_eq!(data(&path), [1, 8, 9, LOW]);
     assert_eq!(pages, 4);
-    let written = merge(&path, &base_path).unwrap();
+    let written = merge_diff(&path, &base_path).unwrap();
     assert_eq!((written.pages, written.merged), (4, true));
     assert_eq!(fs::read(&base_path).unwrap(), content(&memory));
 }
@@ -231,7 +234,7 @@ fn a_difference_of_nothing_is_a_hole() {
     let memory = map_snapshot(&regions(), &file).unwrap();
     let path = folder.path("diff");
     assert_eq!(
-        commit(diff(&source(&memory, Origin::Mapped(&file), &pagemap), &path)),
+        commit(diff(&source(&memory, PageOrigin::Mapped(&file), &pagemap), &path)),
         0
     );
     assert!(data(&path).is_empty());
@@ -246,7 +249,7 @@ fn a_difference_goes_into_a_base_that_is_there() {
     fill(&memory, 9, 0);
     fill(&memory, 12, 12);
     let inode = fs::metadata(&path).unwrap().ino();
-    let written = diff(&source(&memory, Origin::Mapped(&file), &pagemap), &path)
+    let written = diff(&source(&memory, PageOrigin::Mapped(&file), &pagemap), &path)
         .unwrap()
         .commit()
         .unwrap();
@@ -256,7 +259,7 @@ fn a_difference_goes_into_a_base_that_is_there() {
     // A file of another length is no base, and is replaced.
     let path = folder.path("short");
     fs::write(&path, "short").unwrap();
-    commit(diff(&source(&memory, Origin::Mapped(&file), &pagemap), &path));
+    commit(diff(&source(&memory, PageOrigin::Mapped(&file), &pagemap), &path));
     assert_eq!(data(&path), [9, 12]);
 }
 
@@ -267,7 +270,7 @@ fn a_first_difference_of_fresh_memory_is_all_of_it() {
     map_file(&memory, address(20), &image, 0, page()).unwrap();
     fill(&memory, 3, 0);
     let path = folder.path("diff");
-    commit(diff(&source(&memory, Origin::Fresh, &pagemap), &path));
+    commit(diff(&source(&memory, PageOrigin::Fresh, &pagemap), &path));
     assert_eq!(data(&path), [20], "zeros are holes, since there is no base");
     assert_eq!(fs::read(&path).unwrap(), content(&memory));
 }
@@ -278,9 +281,9 @@ fn without_proc_a_full_file_is_the_same() {
     fill(&memory, 3, 1);
     fill(&memory, 5, 0);
     fill(&memory, PAGES - 1, 1);
-    let source = Source {
+    let source = DumpSource {
         memory: &memory,
-        origin: Origin::Fresh,
+        origin: PageOrigin::Fresh,
         pagemap: None,
     };
     let path = folder.path("memory");
@@ -295,12 +298,12 @@ fn without_proc_a_full_file_is_the_same() {
 fn compare(memory: &GuestMemory, base: &File, resident: Resident, path: &Path) -> Vec<u64> {
     let file = File::create_new(path).unwrap();
     file.set_len(PAGES * page_size()).unwrap();
-    let blind = Source {
+    let blind = DumpSource {
         memory,
-        origin: Origin::Mapped(base),
+        origin: PageOrigin::Mapped(base),
         pagemap: None,
     };
-    let mut output = Output::new(&file, path);
+    let mut output = PageWriter::new(&file, path);
     for part in parts(&blind) {
         compared(memory, &part.unwrap(), base, resident, &mut output).unwrap();
     }
@@ -354,16 +357,16 @@ fn without_proc_what_a_handler_served_is_known_where_there_is_no_swap() {
     let path = folder.path("served");
     let file = File::create_new(&path).unwrap();
     file.set_len(PAGES * page_size()).unwrap();
-    let blind = Source {
+    let blind = DumpSource {
         memory: &memory,
-        origin: Origin::Served,
+        origin: PageOrigin::Served,
         pagemap: None,
     };
-    let mut output = Output::new(&file, &path);
+    let mut output = PageWriter::new(&file, &path);
     for part in parts(&blind) {
         let part = part.unwrap();
-        served(&part, Resident::Known, &mut output).unwrap();
-        let error = served(&part, Resident::Unknown, &mut output).unwrap_err();
+        write_served(&part, Resident::Known, &mut output).unwrap();
+        let error = write_served(&part, Resident::Unknown, &mut output).unwrap_err();
         assert!(matches!(error, Error::Unknown), "{error}");
     }
     assert_eq!(data(&path), [3, PAGES - 1]);
@@ -383,9 +386,9 @@ fn a_difference_of_fresh_memory_stands_alone_whatever_was_there() {
         // Another guest's.
         fs::write(&path, vec![0xee; bytes(PAGES)]).unwrap();
         let inode = fs::metadata(&path).unwrap().ino();
-        let source = Source {
+        let source = DumpSource {
             memory: &memory,
-            origin: Origin::Fresh,
+            origin: PageOrigin::Fresh,
             pagemap,
         };
         let written = diff(&source, &path).unwrap().commit().unwrap();
@@ -404,8 +407,8 @@ fn a_base_is_as_it_was_until_its_difference_is_written() {
     fill(&memory, 4, 44);
     fill(&memory, 5, 55);
     let before = fs::read(&path).unwrap();
-    let source = source(&memory, Origin::Mapped(&file), &pagemap);
-    let difference = Difference::prepare(&source, Target::base_or_new(&source, &path).unwrap()).unwrap();
+    let source = source(&memory, PageOrigin::Mapped(&file), &pagemap);
+    let difference = DiffDump::prepare(&source, DumpTarget::base_or_new(&source, &path).unwrap()).unwrap();
     assert!(difference.is_merged());
     assert_eq!(fs::read(&path).unwrap(), before);
     commit(difference.write(&source));
@@ -418,7 +421,11 @@ fn memory_that_is_gone_is_an_error_and_leaves_nothing() {
     let image = memfd(c"image", &vec![9; 4 * page()]).unwrap();
     map_file(&memory, address(20), &image, 0, 4 * page()).unwrap();
     image.set_len(2 * page_size()).unwrap();
-    let error = full(&source(&memory, Origin::Fresh, &pagemap), &folder.path("memory")).unwrap_err();
+    let error = full(
+        &source(&memory, PageOrigin::Fresh, &pagemap),
+        &folder.path("memory"),
+    )
+    .unwrap_err();
     assert!(
         matches!(error, Error::Gone { address: gone } if gone == address(22).0),
         "{error}"
@@ -433,7 +440,7 @@ fn a_base_that_was_cut_is_an_error_and_leaves_nothing() {
     let memory = map_snapshot(&regions(), &file).unwrap();
     file.set_len(10 * page_size()).unwrap();
     let target = folder.path("memory");
-    let error = full(&source(&memory, Origin::Mapped(&file), &pagemap), &target).unwrap_err();
+    let error = full(&source(&memory, PageOrigin::Mapped(&file), &pagemap), &target).unwrap_err();
     assert!(
         matches!(error, Error::Copy { offset, .. } if offset == 10 * page_size()),
         "{error}"
@@ -441,8 +448,8 @@ fn a_base_that_was_cut_is_an_error_and_leaves_nothing() {
     assert_eq!(folder.files(), 1);
     let other = folder.path("other");
     fs::write(&other, "short").unwrap();
-    assert!(matches!(merge(&other, &path), Err(Error::Length { .. })));
-    assert!(matches!(merge(&target, &path), Err(Error::Open { .. })));
+    assert!(matches!(merge_diff(&other, &path), Err(Error::Length { .. })));
+    assert!(matches!(merge_diff(&target, &path), Err(Error::Open { .. })));
 }
 
 #[test]
@@ -450,7 +457,7 @@ fn what_is_not_committed_is_gone() {
     let (folder, pagemap, memory) = (Folder::new(), Pagemap::open().unwrap(), fresh());
     let path = folder.path("memory");
     fs::write(&path, "old").unwrap();
-    drop(full(&source(&memory, Origin::Fresh, &pagemap), &path).unwrap());
+    drop(full(&source(&memory, PageOrigin::Fresh, &pagemap), &path).unwrap());
     assert_eq!(fs::read(&path).unwrap(), b"old");
     assert_eq!(folder.files(), 1);
 }
@@ -471,7 +478,7 @@ fn data_is_copied_between_file_systems() {
 #[test]
 fn a_file_system_without_holes_is_found_out() {
     let memory = fresh();
-    let part = Part::new(memory.iter().next().unwrap(), 0).unwrap();
+    let part = RegionExtent::new(memory.iter().next().unwrap(), 0).unwrap();
     let pages = |range: std::ops::Range<u64>| range.start * page_size()..range.end * page_size();
     // What the file holds before stands for what a file system fills up by itself.
     for (filled, good) in [
@@ -485,7 +492,7 @@ fn a_file_system_without_holes_is_found_out() {
         file.set_len(LOW * page_size()).unwrap();
         let filling = vec![0; bytes(filled.end - filled.start)];
         file.write_all_at(&filling, filled.start * page_size()).unwrap();
-        let mut output = Output::new(&file, Path::new("holes"));
+        let mut output = PageWriter::new(&file, Path::new("holes"));
         output.put(&part, pages(2..3), Zeros::Data).unwrap();
         output.put(&part, pages(3..5), Zeros::Data).unwrap();
         output.put(&part, pages(9..10), Zeros::Data).unwrap();
@@ -500,7 +507,7 @@ fn write_beyond_the_limit() {
     let (pagemap, memory) = (Pagemap::open().unwrap(), fresh());
     (0..PAGES).for_each(|number| fill(&memory, number, 1));
     let path = PathBuf::from(std::env::var_os("MEMORY").unwrap());
-    let error = full(&source(&memory, Origin::Fresh, &pagemap), &path).unwrap_err();
+    let error = full(&source(&memory, PageOrigin::Fresh, &pagemap), &path).unwrap_err();
     assert!(
         matches!(error, Error::Write { .. } | Error::Extend { .. }),
         "{error}"
@@ -538,7 +545,7 @@ proptest! {
         for (number, value) in &writes {
             fill(&memory, *number, value.unwrap_or(0));
         }
-        let source = source(&memory, Origin::Mapped(&file), &pagemap);
+        let source = source(&memory, PageOrigin::Mapped(&file), &pagemap);
         let expected = content(&memory);
         let (full_path, diff_path) = (folder.path("full"), folder.path("diff"));
         commit(full(&source, &full_path));
@@ -549,15 +556,15 @@ proptest! {
         changed.dedup();
         prop_assert_eq!(data(&diff_path), changed);
         let (full_blind, diff_blind) = (folder.path("full-blind"), folder.path("diff-blind"));
-        let blind = Source { pagemap: None, ..source };
+        let blind = DumpSource { pagemap: None, ..source };
         commit(full(&blind, &full_blind));
         prop_assert_eq!(fs::read(&full_blind).unwrap(), &expected[..]);
         commit(diff(&blind, &diff_blind));
         let copy = folder.path("copy");
         fs::copy(&base_path, &copy).unwrap();
-        merge(&diff_blind, &copy).unwrap();
+        merge_diff(&diff_blind, &copy).unwrap();
         prop_assert!(fs::read(&copy).unwrap() == expected);
-        merge(&diff_path, &base_path).unwrap();
+        merge_diff(&diff_path, &base_path).unwrap();
         prop_assert!(fs::read(&base_path).unwrap() == expected);
     }
 }

@@ -89,13 +89,13 @@ fn a_full_file_has_what_was_not_served_yet() {
     with_handler(|memory, _| {
         memory.write_obj(77_u8, GuestAddress(0)).unwrap();
         let path = Temporary::missing();
-        let source = dump::Source {
+        let source = dump::DumpSource {
             memory,
-            origin: dump::Origin::Served,
+            origin: dump::PageOrigin::Served,
             pagemap: None,
         };
-        let target = dump::Target::new(&source, path.path()).unwrap();
-        dump::full(&source, target).unwrap().commit().unwrap();
+        let target = dump::DumpTarget::new(&source, path.path()).unwrap();
+        dump::dump_full(&source, target).unwrap().commit().unwrap();
         let mut expected = Vec::new();
         for number in 1..=10 {
             expected.extend(vec![number; page()]);
