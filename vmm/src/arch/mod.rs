@@ -69,7 +69,7 @@ pub trait EventSource: Send {
 
 /// The registers of a virtio-mmio device, as a guest is told of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
+pub struct MmioDeviceInfo {
     /// First address, at a page.
     pub base: u64,
     /// Length in bytes, whole pages.
@@ -91,7 +91,7 @@ pub struct Buses {
 }
 
 /// What the platform connects its devices to.
-pub struct Wiring {
+pub struct AttachContext {
     /// Where the guest says that it has ended.
     pub power: Arc<Power>,
     /// The first serial port.
@@ -130,7 +130,7 @@ pub trait Platform: Send + Sync + Sized + 'static {
 
     /// The windows of virtio devices, [`MAX_DEVICES`](crate::config::MAX_DEVICES) of them, each with the wire to the interrupt
     /// controllers for it.
-    fn windows(&self) -> Box<dyn Iterator<Item = (Window, Arc<dyn Interrupt>)> + '_>;
+    fn mmio_devices(&self) -> Box<dyn Iterator<Item = (MmioDeviceInfo, Arc<dyn Interrupt>)> + '_>;
 
     /// Puts the platform's devices on the buses; returns what the event loop has to watch for them.
     ///
@@ -138,7 +138,7 @@ pub trait Platform: Send + Sync + Sized + 'static {
     /// [`Error::Bus`] or [`Error::Device`].
     fn attach(
         &mut self,
-        wiring: &Wiring,
+        wiring: &AttachContext,
         spec: &VmSpec,
         buses: &mut Buses,
     ) -> Result<Vec<SharedSource>, Error>;
@@ -147,22 +147,22 @@ pub trait Platform: Send + Sync + Sized + 'static {
     ///
     /// # Errors
     /// [`Error::Entry`]
-    fn write_entry(
+    fn write_boot_data(
         memory: &GuestMemory,
         loaded: &LoadedImage,
         cmdline: &CStr,
         spec: &VmSpec,
-        windows: &[Window],
+        windows: &[MmioDeviceInfo],
     ) -> Result<<Self::Cpu as Cpu>::Entry, Error>;
 
     /// Called before each `KVM_RUN` of vCPU `id` that may enter the guest: injects what KVM does not inject by itself.
     ///
     /// # Errors
     /// [`kvm::Error::Call`]
-    fn before_run(&self, id: u8, vcpu: &mut VcpuFd) -> Result<(), kvm::Error>;
+    fn inject_interrupts(&self, id: u8, vcpu: &mut VcpuFd) -> Result<(), kvm::Error>;
 
     /// The host's processor, in words that are alike on two hosts exactly when a snapshot can move between them.
-    fn processor() -> String;
+    fn cpu_identity() -> String;
 
     /// The guest has acknowledged the interrupt of `vector` at a local interrupt controller.
     fn end_of_interrupt(&self, vector: u8);
@@ -174,21 +174,21 @@ pub trait Platform: Send + Sync + Sized + 'static {
     ///
     /// # Errors
     /// [`StateError`], naming the part.
-    fn put(&self, archive: &mut ArchiveWriter) -> Result<(), StateError>;
+    fn save_state(&self, archive: &mut ArchiveWriter) -> Result<(), StateError>;
 
     /// Restores what can be restored while the vCPUs are given their state. Devices that raise their interrupts when they are
     /// restored have been: what they raised is replaced by what was pending.
     ///
     /// # Errors
     /// [`StateError`], naming the part.
-    fn take_before_vcpus(&self, archive: &mut ArchiveReader<'_>) -> Result<(), StateError>;
+    fn restore_before_vcpus(&self, archive: &mut ArchiveReader<'_>) -> Result<(), StateError>;
 
     /// Restores the rest, once all vCPUs have their state and before one runs. With `realtime` the guest's clock jumps to
     /// where it would stand had it never stopped.
     ///
     /// # Errors
     /// [`StateError`], naming the part.
-    fn take_after_vcpus(&self, archive: &mut ArchiveReader<'_>, realtime: bool) -> Result<(), StateError>;
+    fn restore_after_vcpus(&self, archive: &mut ArchiveReader<'_>, realtime: bool) -> Result<(), StateError>;
 }
 
 /// What a vCPU is made to look like, and how it enters the guest.
@@ -216,7 +216,7 @@ pub trait Cpu {
     ///
     /// # Errors
     /// [`kvm::Error::Call`]
-    fn enter(vcpu: &VcpuFd, entry: &Self::Entry) -> Result<(), kvm::Error>;
+    fn set_boot_registers(vcpu: &VcpuFd, entry: &Self::Entry) -> Result<(), kvm::Error>;
 
     /// Reads the state of `vcpu`, whose last exit has been completed. `settle` has KVM do what it puts off until the vCPU
     /// enters the guest, without letting it in; it may be called several times.
@@ -233,7 +233,7 @@ pub trait Cpu {
     fn restore(vcpu: &VcpuFd, kvm: &Kvm, state: &Self::State) -> Result<(), StateError>;
 
     /// The vCPU is about to be kept from running for some time, which the guest is not to take for a hang of its own.
-    fn pausing(vcpu: &VcpuFd);
+    fn notify_pause(vcpu: &VcpuFd);
 
     /// The instruction pointer and the bytes there, for reports on a guest that cannot go on.
     fn instruction(vcpu: &VcpuFd, memory: &GuestMemory) -> (u64, Vec<u8>);

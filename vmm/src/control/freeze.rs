@@ -71,7 +71,7 @@ pub(super) fn host() -> file::HostIdentity {
     file::HostIdentity {
         architecture: Native::ARCHITECTURE,
         page_size: u32::try_from(page_size()).unwrap_or(u32::MAX),
-        cpu: Native::processor(),
+        cpu: Native::cpu_identity(),
     }
 }
 

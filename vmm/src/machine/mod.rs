@@ -25,7 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 use devices::virtio::block::Block;
 use devices::virtio::net::{Net, Passt, passt};
 
-use crate::arch::{self, Buses, Native, Platform, SharedSource, Window, Wiring};
+use crate::arch::{self, AttachContext, Buses, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
 use crate::config::{DriveConfig, VmConfig, VmSpec};
 use crate::timeline::{Lane, Timeline};
@@ -98,7 +98,7 @@ pub struct Machine {
     reports: Receiver<Ending>,
     shared: Arc<Shared>,
     sources: Vec<SharedSource>,
-    windows: Vec<Window>,
+    windows: Vec<MmioDeviceInfo>,
     drives: Vec<Handle<Block>>,
     interfaces: Vec<Handle<Net>>,
     passts: Vec<Passt>,
@@ -175,7 +175,7 @@ impl Machine {
         let power = Arc::new(Power::new());
         let serial = Serial::new(platform.serial_interrupt(), output).map_err(Error::Serial)?;
         let serial = Arc::new(Mutex::new(serial));
-        let wiring = Wiring {
+        let wiring = AttachContext {
             power: power.clone(),
             serial: serial.clone(),
         };
@@ -225,7 +225,7 @@ impl Machine {
         .map_err(Error::CommandLine)?;
         let entry = measure
             .phase("write boot information", || {
-                Native::write_entry(&self.memory, &loaded, &cmdline, &self.spec, &self.windows)
+                Native::write_boot_data(&self.memory, &loaded, &cmdline, &self.spec, &self.windows)
             })
             .map_err(Error::Platform)?;
         for passt in &mut self.passts {

@@ -170,7 +170,7 @@ impl Machine {
         for (interface, key) in self.interfaces.iter().zip(keys) {
             interface.with_transport(|transport| transport.save_section(&key, archive))?;
         }
-        self.platform.put(archive)
+        self.platform.save_state(archive)
     }
 
     /// Gives the machine, which was [built around](Self::build_around) the memory that belongs to it, the state in `archive`,
@@ -198,7 +198,7 @@ impl Machine {
             done.map_err(|source| Error::Vcpu { id, source })?;
         }
         self.platform
-            .take_after_vcpus(&mut archive, realtime)
+            .restore_after_vcpus(&mut archive, realtime)
             .map_err(Error::Part)?;
         archive.finish().map_err(Error::Sections)?;
         self.unattended.set(true);
@@ -215,7 +215,7 @@ impl Machine {
         for (interface, key) in self.interfaces.iter().zip(keys) {
             interface.with_transport(|transport| transport.restore_section(&key, archive))?;
         }
-        self.platform.take_before_vcpus(archive)
+        self.platform.restore_before_vcpus(archive)
     }
 
     /// Has the devices look for what there is to do, once after a restore.

@@ -25,7 +25,7 @@ use devices::virtio::{VirtioDevice, WatchedFd};
 use devices::{Interrupt, MonotonicClock, lock};
 use snapshot::GuestMemory;
 
-use crate::arch::{self, Buses, EventSource, Native, Platform, SharedSource, Window};
+use crate::arch::{self, Buses, EventSource, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::config::{DriveConfig, MacAddress, NetBackend, NetConfig, RateLimits, VmConfig, VmSpec};
 
 /// Why a device could not be made.
@@ -95,7 +95,7 @@ impl Devices {
         buses: &mut Buses,
         sources: &mut Vec<SharedSource>,
     ) -> Result<Attached, arch::Error> {
-        let mut slots = platform.windows();
+        let mut slots = platform.mmio_devices();
         let mut attached = Attached::default();
         let mut place = Place {
             memory,
@@ -120,7 +120,7 @@ impl Devices {
 /// The devices of a machine.
 #[derive(Default)]
 pub(super) struct Attached {
-    pub windows: Vec<Window>,
+    pub windows: Vec<MmioDeviceInfo>,
     pub drives: Vec<Handle<Block>>,
     pub interfaces: Vec<Handle<Net>>,
     pub passts: Vec<Passt>,
@@ -157,7 +157,7 @@ impl Place<'_> {
         &mut self,
         id: String,
         device: D,
-        (window, line): (Window, Arc<dyn Interrupt>),
+        (window, line): (MmioDeviceInfo, Arc<dyn Interrupt>),
     ) -> Result<Handle<D>, arch::Error> {
         let transport = Transport::new(Box::new(device), self.memory.clone(), line);
         let transport = Arc::new(Mutex::new(transport));
@@ -259,7 +259,7 @@ impl<D: VirtioDevice> EventSource for Watched<D> {
 }
 
 /// How a guest is told of `window` on its command line.
-pub fn argument(window: &Window) -> String {
+pub fn argument(window: &MmioDeviceInfo) -> String {
     format!(
         "virtio_mmio.device={}K@{:#x}:{}",
         window.size >> 10,

@@ -261,7 +261,9 @@ impl Body {
         match origin {
             Origin::Reset => Ok(true),
             Origin::Entry(entry) => timeline
-                .measure(lane, "set registers", || NativeCpu::enter(vcpu, &entry))
+                .measure(lane, "set registers", || {
+                    NativeCpu::set_boot_registers(vcpu, &entry)
+                })
                 .map(|()| true),
             Origin::State { state, restored } => {
                 let done = timeline.measure(lane, "restore vCPU", || {
@@ -307,7 +309,7 @@ impl Body {
     /// Hands KVM what it does not inject by itself; only before a run that lets the guest take it, since nobody could tell
     /// whether it has.
     fn inject(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), Ending> {
-        let injected = start.platform.before_run(self.id, vcpu);
+        let injected = start.platform.inject_interrupts(self.id, vcpu);
         injected.map_err(|source| Ending::Fault(Fault::Prepare { id: self.id, source }))
     }
 

@@ -24,7 +24,7 @@ use super::irqchip::Irqchip;
 use super::processor::processor;
 use super::vcpu_state::VcpuState;
 use super::{cpuid, layout, msr};
-use crate::arch::{Buses, Cpu, Error, EventSource, Platform, SharedSource, Window, Wiring};
+use crate::arch::{AttachContext, Buses, Cpu, Error, EventSource, MmioDeviceInfo, Platform, SharedSource};
 use crate::boot::{LoadedImage, Machine};
 use crate::config::{MemorySize, VmSpec};
 use crate::kvm::{self, failed};
@@ -94,10 +94,10 @@ impl Platform for X86_64 {
         self.irqchip.wire(layout::SERIAL_IRQ)
     }
 
-    fn windows(&self) -> Box<dyn Iterator<Item = (Window, Arc<dyn Interrupt>)> + '_> {
+    fn mmio_devices(&self) -> Box<dyn Iterator<Item = (MmioDeviceInfo, Arc<dyn Interrupt>)> + '_> {
         let bases = (layout::VIRTIO_MMIO..).step_by(layout::VIRTIO_MMIO_SIZE);
         Box::new(bases.zip(layout::VIRTIO_IRQS).map(|(base, gsi)| {
-            let window = Window {
+            let window = MmioDeviceInfo {
                 base,
                 size: layout::VIRTIO_MMIO_SIZE as u64,
                 gsi,
@@ -108,7 +108,7 @@ impl Platform for X86_64 {
 
     fn attach(
         &mut self,
-        wiring: &Wiring,
+        wiring: &AttachContext,
         spec: &VmSpec,
         buses: &mut Buses,
     ) -> Result<Vec<SharedSource>, Error> {
@@ -137,12 +137,12 @@ impl Platform for X86_64 {
             .collect())
     }
 
-    fn write_entry(
+    fn write_boot_data(
         memory: &GuestMemory,
         loaded: &LoadedImage,
         cmdline: &CStr,
         spec: &VmSpec,
-        windows: &[Window],
+        windows: &[MmioDeviceInfo],
     ) -> Result<EntryState, Error> {
         let config = spec.config();
         let tables = Tables {
@@ -154,7 +154,7 @@ impl Platform for X86_64 {
         handoff::write(memory, loaded, cmdline, &tables).map_err(|error| Error::Entry(Box::new(error)))
     }
 
-    fn before_run(&self, id: u8, vcpu: &mut VcpuFd) -> Result<(), kvm::Error> {
+    fn inject_interrupts(&self, id: u8, vcpu: &mut VcpuFd) -> Result<(), kvm::Error> {
         // The PIC is wired to the local APIC of the first vCPU only.
         if id == 0 {
             self.irqchip.inject(vcpu)
@@ -163,7 +163,7 @@ impl Platform for X86_64 {
         }
     }
 
-    fn processor() -> String {
+    fn cpu_identity() -> String {
         processor()
     }
 
@@ -178,7 +178,7 @@ impl Platform for X86_64 {
             .is_some()
     }
 
-    fn put(&self, archive: &mut ArchiveWriter) -> Result<(), StateError> {
+    fn save_state(&self, archive: &mut ArchiveWriter) -> Result<(), StateError> {
         for (key, part) in &self.parts {
             devices::lock(part).save_section(key, archive)?;
         }
@@ -188,14 +188,14 @@ impl Platform for X86_64 {
             .map_err(at_clock)
     }
 
-    fn take_before_vcpus(&self, archive: &mut ArchiveReader<'_>) -> Result<(), StateError> {
+    fn restore_before_vcpus(&self, archive: &mut ArchiveReader<'_>) -> Result<(), StateError> {
         for (key, part) in &self.parts {
             devices::lock(part).restore_section(key, archive)?;
         }
         self.irqchip.take_before_vcpus(archive)
     }
 
-    fn take_after_vcpus(&self, archive: &mut ArchiveReader<'_>, realtime: bool) -> Result<(), StateError> {
+    fn restore_after_vcpus(&self, archive: &mut ArchiveReader<'_>, realtime: bool) -> Result<(), StateError> {
         self.irqchip.take_after_vcpus(archive)?;
         // Last, since it runs from here on.
         let clock: ClockState = archive.read(CLOCK_SECTION).map_err(at_clock)?;
@@ -232,7 +232,7 @@ impl X86_64 {
     fn attach_ports(
         &mut self,
         ports: &mut bus::BusBuilder,
-        wiring: &Wiring,
+        wiring: &AttachContext,
         pit: Option<Pit>,
         spec: &VmSpec,
     ) -> Result<Option<Arc<Mutex<Pit>>>, bus::Error> {
@@ -313,7 +313,7 @@ impl Cpu for X86_64 {
         msr::set(vcpu)
     }
 
-    fn enter(vcpu: &VcpuFd, entry: &EntryState) -> Result<(), kvm::Error> {
+    fn set_boot_registers(vcpu: &VcpuFd, entry: &EntryState) -> Result<(), kvm::Error> {
         let reset = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
         vcpu.set_sregs(&entry.sregs(reset))
             .map_err(failed("KVM_SET_SREGS"))?;
@@ -328,7 +328,7 @@ impl Cpu for X86_64 {
         state.restore(vcpu, kvm)
     }
 
-    fn pausing(vcpu: &VcpuFd) {
+    fn notify_pause(vcpu: &VcpuFd) {
         // Fails for a guest that has no kvmclock, and so no watchdog that goes by it.
         let _ = vcpu.kvmclock_ctrl();
     }

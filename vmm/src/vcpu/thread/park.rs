@@ -50,7 +50,7 @@ impl Body {
     /// Waits at the gate. The instruction that the last exit belongs to is completed before, so that the vCPU's state is whole.
     pub(super) fn park(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), Ending> {
         self.complete(vcpu, start, first)?;
-        NativeCpu::pausing(vcpu);
+        NativeCpu::notify_pause(vcpu);
         let mut ending = None;
         self.shared.gate.wait(|| {
             if ending.is_none() {

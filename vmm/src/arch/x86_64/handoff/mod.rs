@@ -24,7 +24,7 @@ pub mod write;
 
 pub use write::{Error, Tables, write};
 
-pub use crate::arch::Window;
+pub use crate::arch::MmioDeviceInfo;
 
 #[cfg(test)]
 mod tests;

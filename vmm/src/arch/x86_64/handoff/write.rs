@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
 use crate::GuestMemory;
-use crate::arch::Window;
+use crate::arch::MmioDeviceInfo;
 use crate::arch::x86_64::entry::{EntryState, paging, segments};
 use crate::arch::x86_64::handoff::{acpi, boot_params, mptable, multiboot, pvh};
 use crate::arch::x86_64::layout;
@@ -88,7 +88,7 @@ pub struct Tables<'a> {
     /// How many vCPUs the machine has, 1 to [`MAX_VCPUS`]. Their local APIC IDs count from 0.
     pub vcpus: u8,
     /// Devices to announce, in the order in which guests number them.
-    pub windows: &'a [Window],
+    pub windows: &'a [MmioDeviceInfo],
 }
 
 impl Tables<'_> {
@@ -101,7 +101,7 @@ impl Tables<'_> {
         if !(1..=MAX_VCPUS).contains(&self.vcpus) {
             return Err(Error::Vcpus(self.vcpus));
         }
-        for Window { base, size, gsi } in self.windows.iter().copied() {
+        for MmioDeviceInfo { base, size, gsi } in self.windows.iter().copied() {
             let end = base.checked_add(size).filter(|_| size > 0);
             let placed = base >= layout::HOLE.start && end.is_some_and(|end| end <= layout::IOAPIC);
             if !placed || gsi >= u32::from(layout::IOAPIC_PINS) {

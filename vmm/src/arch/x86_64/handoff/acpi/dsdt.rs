@@ -8,7 +8,7 @@ use acpi_tables::aml::{
 use devices::i8042;
 use devices::serial::uart;
 
-use crate::arch::x86_64::handoff::Window;
+use crate::arch::x86_64::handoff::MmioDeviceInfo;
 use crate::arch::x86_64::handoff::fields::low;
 use crate::arch::x86_64::layout;
 
@@ -23,7 +23,7 @@ const KEYBOARD_PORTS: [u16; 2] = [i8042::DATA_PORT as u16, i8042::COMMAND_PORT a
 
 /// The DSDT's definitions in AML: `\_S5_`, the serial port, the keyboard, and a device `LNRO0005` for each window, numbered from 0 by
 /// `_UID` in the order given. The windows lie below 4 GiB.
-pub fn definitions(windows: &[Window]) -> Vec<u8> {
+pub fn definitions(windows: &[MmioDeviceInfo]) -> Vec<u8> {
     let mut aml = Vec::with_capacity(128 + windows.len() * 80);
     let sleep = Package::new(vec![&POWER_OFF_TYPE, &ZERO, &ZERO, &ZERO]);
     Name::new("_S5_".into(), &sleep).to_aml_bytes(&mut aml);
@@ -61,7 +61,7 @@ fn keyboard(aml: &mut Vec<u8>) {
     );
 }
 
-fn virtio(number: usize, window: &Window, aml: &mut Vec<u8>) {
+fn virtio(number: usize, window: &MmioDeviceInfo, aml: &mut Vec<u8>) {
     let registers = Memory32Fixed::new(true, low(window.base), low(window.size));
     let interrupt = edge(window.gsi);
     // Three digits are plenty for the windows that fit in the hole, and in the tables.

@@ -6,7 +6,7 @@ mod protocols;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Error, Tables, Window, write};
+use super::{Error, MmioDeviceInfo, Tables, write};
 use crate::GuestMemory;
 use crate::boot::{LoadedImage, Protocol};
 
@@ -61,9 +61,9 @@ fn sum(bytes: &[u8]) -> u8 {
 }
 
 /// As many windows as `count`, as the machine places them.
-fn windows(count: u64, gsi: impl Fn(u32) -> u32) -> Vec<Window> {
+fn windows(count: u64, gsi: impl Fn(u32) -> u32) -> Vec<MmioDeviceInfo> {
     (0..count)
-        .map(|number| Window {
+        .map(|number| MmioDeviceInfo {
             base: 0xd000_0000 + number * 0x1000,
             size: 0x1000,
             gsi: gsi(u32::try_from(number).unwrap()),
@@ -159,7 +159,7 @@ fn machines_that_cannot_be_described_are_refused() {
         (0xfebf_f000, 0x2000, 5),
         (u64::MAX, 0x1000, 5),
     ] {
-        let windows = [Window { base, size, gsi }];
+        let windows = [MmioDeviceInfo { base, size, gsi }];
         let error = try_with(Tables {
             windows: &windows,
             ..TABLES
