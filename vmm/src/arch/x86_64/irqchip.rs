@@ -75,7 +75,7 @@ impl Irqchip {
     }
 
     /// The wire of interrupt line `gsi`, which is below 24 and not 2.
-    pub fn wire(&self, gsi: u32) -> Arc<dyn Interrupt> {
+    pub fn line(&self, gsi: u32) -> Arc<dyn Interrupt> {
         match self {
             Self::Split(split) => split
                 .line(gsi)

@@ -91,7 +91,7 @@ impl Platform for X86_64 {
     }
 
     fn serial_interrupt(&self) -> Arc<dyn Interrupt> {
-        self.irqchip.wire(layout::SERIAL_IRQ)
+        self.irqchip.line(layout::SERIAL_IRQ)
     }
 
     fn mmio_devices(&self) -> Box<dyn Iterator<Item = (MmioDeviceInfo, Arc<dyn Interrupt>)> + '_> {
@@ -102,7 +102,7 @@ impl Platform for X86_64 {
                 size: layout::VIRTIO_MMIO_SIZE as u64,
                 gsi,
             };
-            (window, self.irqchip.wire(gsi))
+            (window, self.irqchip.line(gsi))
         }))
     }
 
@@ -119,7 +119,7 @@ impl Platform for X86_64 {
                     .attach(&mut buses.ports, &mut buses.memory, layout::IOAPIC)
                     .map_err(Error::Bus)?;
                 let pit = Pit::new(
-                    self.irqchip.wire(layout::PIT_IRQ),
+                    self.irqchip.line(layout::PIT_IRQ),
                     Box::new(MonotonicClock::new()),
                 );
                 Some(pit.map_err(|source| Error::Device {
@@ -133,7 +133,7 @@ impl Platform for X86_64 {
             .map_err(Error::Bus)?;
         Ok(timer
             .into_iter()
-            .map(|pit| shared(Timer(pit)) as SharedSource)
+            .map(|pit| shared(PitTimer(pit)) as SharedSource)
             .collect())
     }
 
@@ -246,7 +246,7 @@ impl X86_64 {
             let speaker = window(pit.clone(), pit::CONTROL_OFFSET);
             ports.claim("speaker port", pit::CONTROL_PORT, 1, speaker)?;
         }
-        let keyboard = I8042::new(power.clone(), self.irqchip.wire(layout::KEYBOARD_IRQ));
+        let keyboard = I8042::new(power.clone(), self.irqchip.line(layout::KEYBOARD_IRQ));
         let keyboard = self.add(ports, "i8042", at(i8042::DATA_PORT, 1), keyboard)?;
         self.keyboard = Some(keyboard.clone());
         let command = window(keyboard, i8042::COMMAND_OFFSET);
@@ -281,9 +281,9 @@ fn cmos_memory(spec: &VmSpec) -> cmos::MemorySize {
 }
 
 /// Hands the PIT's expirations from the event loop to it.
-struct Timer(Arc<Mutex<Pit>>);
+struct PitTimer(Arc<Mutex<Pit>>);
 
-impl EventSource for Timer {
+impl EventSource for PitTimer {
     fn descriptor(&self) -> RawFd {
         devices::lock(&self.0).as_raw_fd()
     }

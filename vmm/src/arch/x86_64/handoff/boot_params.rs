@@ -24,7 +24,7 @@ const LOADED_HIGH: u8 = 1 << 0;
 const KERNEL_64: u16 = 1 << 0;
 const KERNEL_ALIGNMENT: u32 = 0x20_0000;
 /// The shortest header that has the fields set here: version 2.06 ends with the length of the command line.
-const SHORTEST_HEADER: usize = 0x23c - 0x1f1;
+const MIN_HEADER: usize = 0x23c - 0x1f1;
 
 /// Builds the page.
 ///
@@ -92,10 +92,10 @@ fn header(loaded: &LoadedImage) -> Result<setup_header, Error> {
             ..Default::default()
         });
     };
-    if bytes.len() < SHORTEST_HEADER {
+    if bytes.len() < MIN_HEADER {
         return Err(Error::SetupHeader {
             length: bytes.len(),
-            shortest: SHORTEST_HEADER,
+            shortest: MIN_HEADER,
         });
     }
     let mut header = setup_header::default();

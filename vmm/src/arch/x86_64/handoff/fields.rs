@@ -2,9 +2,9 @@
 
 /// A table that is written field by field.
 #[derive(Debug, Default)]
-pub(super) struct Fields(Vec<u8>);
+pub(super) struct TableBuilder(Vec<u8>);
 
-impl Fields {
+impl TableBuilder {
     /// An empty table with room for `capacity` bytes.
     pub(super) fn with_capacity(capacity: usize) -> Self {
         Self(Vec::with_capacity(capacity))

@@ -3,7 +3,7 @@
 use devices::ioapic;
 
 use crate::arch::x86_64::handoff::Tables;
-use crate::arch::x86_64::handoff::fields::{Fields, low};
+use crate::arch::x86_64::handoff::fields::{TableBuilder, low};
 use crate::arch::x86_64::layout;
 
 /// Address of the first word of the BIOS data that is written: the segment of the extended BIOS data area.
@@ -40,7 +40,7 @@ const TIMER_PIN: u8 = 2;
 pub fn bios_data() -> Vec<u8> {
     const SEGMENT: u16 = (layout::EBDA >> 4 & 0xffff) as u16;
     const BASE_KIB: u16 = (layout::EBDA >> 10 & 0xffff) as u16;
-    let mut fields = Fields::with_capacity(7);
+    let mut fields = TableBuilder::with_capacity(7);
     fields.u16(SEGMENT).pad_to(0x413 - 0x40e).u16(BASE_KIB);
     fields.finish()
 }
@@ -50,7 +50,7 @@ pub fn bios_data() -> Vec<u8> {
 /// ISA interrupts go to the input of the same number, but for the timer. Windows whose interrupt is none of ISA's are
 /// listed as if they were on that bus: edge-triggered and active high, at the input with the GSI's number.
 pub fn build(tables: &Tables<'_>) -> Vec<u8> {
-    let mut entries = Fields::with_capacity(1024);
+    let mut entries = TableBuilder::with_capacity(1024);
     let mut count = 0;
     for processor in 0..tables.vcpus {
         let boot = if processor == 0 { BOOT_PROCESSOR } else { 0 };
@@ -94,7 +94,7 @@ fn wired(irq: u8, tables: &Tables<'_>) -> bool {
 }
 
 /// Appends an interrupt assignment: entry type 3 for an input of the IOAPIC, 4 for one of local APICs.
-fn interrupt(entries: &mut Fields, entry: u8, kind: u8, irq: u8, to: [u8; 2]) {
+fn interrupt(entries: &mut TableBuilder, entry: u8, kind: u8, irq: u8, to: [u8; 2]) {
     // Polarity and trigger mode conform to the bus: for ISA, edge-triggered and active high.
     entries.u8(entry).u8(kind).u16(0).u8(ISA).u8(irq).bytes(&to);
 }
@@ -102,7 +102,7 @@ fn interrupt(entries: &mut Fields, entry: u8, kind: u8, irq: u8, to: [u8; 2]) {
 fn assemble(entries: &[u8], count: u16) -> Vec<u8> {
     const HEADER: u16 = 44;
     let length = HEADER.saturating_add(u16::try_from(entries.len()).unwrap_or(u16::MAX));
-    let mut fields = Fields::with_capacity(FLOATING_POINTER + usize::from(length));
+    let mut fields = TableBuilder::with_capacity(FLOATING_POINTER + usize::from(length));
     // The feature byte of zero says that there is a table, the next one that the processors start in virtual wire mode.
     fields
         .bytes(b"_MP_")

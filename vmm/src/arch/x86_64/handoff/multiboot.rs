@@ -3,7 +3,7 @@
 //! Layout of the Multiboot Specification 0.6.96, section 3.3.
 
 use crate::arch::x86_64::handoff::e820;
-use crate::arch::x86_64::handoff::fields::{Fields, low};
+use crate::arch::x86_64::handoff::fields::{TableBuilder, low};
 use crate::arch::x86_64::handoff::write::Error;
 use crate::arch::x86_64::layout;
 use crate::boot::LoadedImage;
@@ -40,7 +40,7 @@ pub fn build(loaded: &LoadedImage, size: u64) -> Result<Vec<u8>, Error> {
     // In KiB; the upper memory ends with the first gap.
     let upper = (size.min(layout::HOLE.start) - layout::HIGH_MEMORY.min(size)) / 1024;
     let entries: u32 = e820::ram(size).map(|_| MAP_ENTRY_SIZE + 4).sum();
-    let mut fields = Fields::with_capacity(MODULES_AT + 16);
+    let mut fields = TableBuilder::with_capacity(MODULES_AT + 16);
     fields
         .u32(MEMORY | COMMAND_LINE | MODULES | MEMORY_MAP | LOADER_NAME)
         .u32(low(layout::CONVENTIONAL_RAM_END / 1024))

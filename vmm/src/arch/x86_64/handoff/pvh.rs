@@ -6,7 +6,7 @@ use linux_loader::loader::elf::start_info::{
     XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
 
-use crate::arch::x86_64::handoff::fields::Fields;
+use crate::arch::x86_64::handoff::fields::TableBuilder;
 use crate::arch::x86_64::handoff::{Tables, e820};
 use crate::arch::x86_64::layout;
 use crate::boot::LoadedImage;
@@ -22,7 +22,7 @@ const MODULE: usize = size_of::<hvm_modlist_entry>();
 pub fn build(loaded: &LoadedImage, size: u64, tables: &Tables<'_>) -> Vec<u8> {
     let map = layout::START_INFO + INFO as u64;
     let modules = map + (e820::MAX_AREAS * MAP_ENTRY) as u64;
-    let mut fields = Fields::with_capacity(INFO + e820::MAX_AREAS * MAP_ENTRY + MODULE);
+    let mut fields = TableBuilder::with_capacity(INFO + e820::MAX_AREAS * MAP_ENTRY + MODULE);
     fields
         .u32(XEN_HVM_START_MAGIC_VALUE)
         .u32(VERSION)

@@ -127,7 +127,7 @@ pub fn write(
     tables: &Tables<'_>,
 ) -> Result<EntryState, Error> {
     tables.check()?;
-    let writer = Writer { memory };
+    let writer = TableWriter { memory };
     let length = command_line(&writer, cmdline)?;
     let size = memory.iter().map(GuestMemoryRegion::len).sum();
     match loaded.protocol {
@@ -172,7 +172,7 @@ pub fn write(
 }
 
 /// Writes the command line and returns its length without the NUL.
-fn command_line(writer: &Writer<'_>, cmdline: &CStr) -> Result<u32, Error> {
+fn command_line(writer: &TableWriter<'_>, cmdline: &CStr) -> Result<u32, Error> {
     let bytes = cmdline.to_bytes_with_nul();
     let too_long = || Error::CommandLine {
         length: cmdline.count_bytes() as u64,
@@ -195,11 +195,11 @@ fn below_4_gib(entry: u64) -> Result<(), Error> {
     }
 }
 
-struct Writer<'a> {
+struct TableWriter<'a> {
     memory: &'a GuestMemory,
 }
 
-impl Writer<'_> {
+impl TableWriter<'_> {
     fn put(&self, what: &'static str, address: u64, bytes: &[u8]) -> Result<(), Error> {
         self.memory
             .write_slice(bytes, GuestAddress(address))

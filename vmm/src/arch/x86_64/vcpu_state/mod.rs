@@ -91,12 +91,12 @@ impl VcpuState {
         let mut attempt = 0;
         loop {
             let before = vcpu.get_lapic().map_err(refused("KVM_GET_LAPIC"))?;
-            timer::attend(&before);
+            timer::wait_for_expiry(&before);
             settle(vcpu);
             let mut state = Self::read(vcpu, kvm)?;
             attempt += 1;
             if !timer::has_expired(&before, &state.lapic) || attempt == ATTEMPTS {
-                timer::retire(&mut state.lapic);
+                timer::disarm_expired(&mut state.lapic);
                 return Ok(state);
             }
         }

@@ -26,7 +26,7 @@ const WALL_CLOCKS: [u32; 2] = [0x4b56_4d00, 0x11];
 const HYPER_V: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4000_01ff;
 
 /// More than any kernel lists.
-const MOST: usize = 1024;
+const MAX_MSRS: usize = 1024;
 
 /// Bounds what [`restore`] is given.
 ///
@@ -34,9 +34,9 @@ const MOST: usize = 1024;
 /// [`Error::Invalid`]
 pub fn check(msrs: &[(u32, u64)]) -> Result<(), Error> {
     match msrs.len() {
-        0..=MOST => Ok(()),
+        0..=MAX_MSRS => Ok(()),
         count => Err(invalid(format!(
-            "{count} model-specific registers, where {MOST} can be"
+            "{count} model-specific registers, where {MAX_MSRS} can be"
         ))),
     }
 }
@@ -124,7 +124,7 @@ fn entries(msrs: impl Iterator<Item = (u32, u64)>) -> Result<Msrs, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{MOST, TSC, TSC_ADJUST, TSC_DEADLINE, check, order};
+    use super::{MAX_MSRS, TSC, TSC_ADJUST, TSC_DEADLINE, check, order};
 
     #[test]
     fn counters_come_last_and_nothing_twice() {
@@ -149,8 +149,8 @@ mod tests {
 
     #[test]
     fn their_number_is_bounded() {
-        check(&vec![(0, 0); MOST]).unwrap();
-        let error = check(&vec![(0, 0); MOST + 1]).unwrap_err().to_string();
+        check(&vec![(0, 0); MAX_MSRS]).unwrap();
+        let error = check(&vec![(0, 0); MAX_MSRS + 1]).unwrap_err().to_string();
         assert!(error.contains("1025 model-specific registers"), "{error}");
     }
 }

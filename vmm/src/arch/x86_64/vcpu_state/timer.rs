@@ -22,7 +22,7 @@ const WAIT: Duration = Duration::from_micros(50);
 
 /// Waits until the host has done its part if the count in `lapic` is over. Its part comes late where the host's processors are in
 /// demand.
-pub fn attend(lapic: &kvm_lapic_state) {
+pub fn wait_for_expiry(lapic: &kvm_lapic_state) {
     if is_over(lapic) {
         thread::sleep(WAIT);
     }
@@ -36,7 +36,7 @@ pub fn has_expired(before: &kvm_lapic_state, after: &kvm_lapic_state) -> bool {
 
 /// Has a count that is over, and whose interrupt has been made, not begin anew when it is restored, as KVM would have it: it would be
 /// over once more. The guest reads an initial count of 0 then, of a timer that it has to load before it can use it again.
-pub fn retire(lapic: &mut kvm_lapic_state) {
+pub fn disarm_expired(lapic: &mut kvm_lapic_state) {
     if is_over(lapic) && register(lapic, LVT_TIMER) & MODE == 0 {
         lapic.regs[INITIAL_COUNT..INITIAL_COUNT + 4].fill(0);
     }
@@ -54,7 +54,7 @@ fn register(lapic: &kvm_lapic_state, at: usize) -> u32 {
 mod tests {
     use kvm_bindings::kvm_lapic_state;
 
-    use super::{CURRENT_COUNT, INITIAL_COUNT, LVT_TIMER, has_expired, register, retire};
+    use super::{CURRENT_COUNT, INITIAL_COUNT, LVT_TIMER, disarm_expired, has_expired, register};
 
     fn lapic(mode: u8, initial: u8, current: u8) -> kvm_lapic_state {
         let mut lapic = kvm_lapic_state::default();
@@ -100,7 +100,7 @@ mod tests {
             (2, 0, 0, 0),
         ] {
             let mut lapic = lapic(mode, initial, current);
-            retire(&mut lapic);
+            disarm_expired(&mut lapic);
             assert_eq!(
                 register(&lapic, INITIAL_COUNT),
                 left,

@@ -1,7 +1,7 @@
 //! Local APICs and IOAPIC.
 
 use crate::arch::x86_64::handoff::Tables;
-use crate::arch::x86_64::handoff::fields::{Fields, low};
+use crate::arch::x86_64::handoff::fields::{TableBuilder, low};
 use crate::arch::x86_64::layout;
 
 /// There are two 8259s as well, which must be masked when the APICs are used.
@@ -22,7 +22,7 @@ const TIMER_GSI: u32 = 2;
 
 /// The MADT's contents behind its header.
 pub fn structures(tables: &Tables<'_>) -> Vec<u8> {
-    let mut fields = Fields::with_capacity(36 + usize::from(tables.vcpus) * 8);
+    let mut fields = TableBuilder::with_capacity(36 + usize::from(tables.vcpus) * 8);
     fields.u32(low(layout::LOCAL_APIC)).u32(PCAT_COMPATIBLE);
     for processor in 0..tables.vcpus {
         fields
