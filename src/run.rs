@@ -13,7 +13,7 @@ use vmm::arch::{Native, Platform};
 use vmm::boot::{self, Image, Initrd};
 use vmm::control::{self, Control, Service, thaw};
 use vmm::timeline::{Lane, Span, Timeline};
-use vmm::vcpu::Ending;
+use vmm::vcpu::StopReason;
 use vmm::vm::{self, End};
 
 use crate::args::{Restore, Run, Session};
@@ -275,9 +275,9 @@ pub fn conclude_vm(mut control: Control) -> (u64, u64) {
 /// The exit status that `end` deserves, with a word on it where it was not the guest's or the user's will.
 pub fn conclude(end: &End) -> u8 {
     match end {
-        End::User | End::Guest(Ending::Power(PowerEvent::Off | PowerEvent::Reset)) => process::SUCCESS,
-        End::Guest(Ending::Power(PowerEvent::Exit(code))) => status(*code),
-        End::Guest(Ending::TripleFault { ip }) => {
+        End::User | End::Guest(StopReason::Power(PowerEvent::Off | PowerEvent::Reset)) => process::SUCCESS,
+        End::Guest(StopReason::Power(PowerEvent::Exit(code))) => status(*code),
+        End::Guest(StopReason::TripleFault { ip }) => {
             // Processors of AMD are reset by then, and this is where they would begin.
             let place = if *ip == RESET_IP {
                 String::new()
@@ -289,7 +289,7 @@ pub fn conclude(end: &End) -> u8 {
             ));
             TRIPLE_FAULT
         }
-        End::Guest(Ending::Fault(fault)) => {
+        End::Guest(StopReason::Fault(fault)) => {
             say(&ErrorChain(fault).to_string());
             FAULT
         }

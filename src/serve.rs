@@ -11,7 +11,7 @@ use api::logger::{Logger as _, LoggerSettings};
 use api::{Api, Instance};
 use vmm::control::{self, Control};
 use vmm::timeline::Timeline;
-use vmm::vcpu::Ending;
+use vmm::vcpu::StopReason;
 use vmm::vm::{self, End};
 
 use crate::firecracker::{Options, VERSION};
@@ -144,7 +144,7 @@ fn read_config(path: PathBuf) -> Result<(PathBuf, String), Error> {
 fn conclude(end: &End) -> u8 {
     let status = run::conclude(end);
     match end {
-        End::Guest(Ending::TripleFault { .. } | Ending::Fault(_)) => {
+        End::Guest(StopReason::TripleFault { .. } | StopReason::Fault(_)) => {
             say("the exit status is 1, as Firecracker's is");
             process::FAILURE
         }

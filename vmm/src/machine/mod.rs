@@ -30,8 +30,8 @@ use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
 use crate::config::{DriveConfig, VmConfig, VmSpec};
 use crate::timeline::{Lane, Timeline};
 use crate::vcpu::exits::KINDS;
-use crate::vcpu::thread::Shared;
-use crate::vcpu::{Ending, Fault, Kick, Origin, Start, VcpuThread};
+use crate::vcpu::thread::VcpuShared;
+use crate::vcpu::{Kick, Start, StopReason, VcpuError, VcpuInit, VcpuThread};
 use crate::{kvm, memory};
 use vcpus::{create_vcpus, limit_vcpus, start_threads};
 
@@ -62,7 +62,7 @@ pub enum Error {
     },
     /// A vCPU's thread could not be started.
     #[error("cannot start a vCPU")]
-    Vcpu(#[source] Fault),
+    Vcpu(#[source] VcpuError),
     /// The serial port could not be made.
     #[error("cannot make the serial port")]
     Serial(#[source] uart::Error),
@@ -95,8 +95,8 @@ pub struct Machine {
     timeline: Arc<Timeline>,
     // Dropped in this order: the vCPUs stop before what they use goes away, and the VM goes before its memory.
     vcpus: Vec<VcpuThread>,
-    reports: Receiver<Ending>,
-    shared: Arc<Shared>,
+    reports: Receiver<StopReason>,
+    shared: Arc<VcpuShared>,
     sources: Vec<SharedSource>,
     windows: Vec<MmioDeviceInfo>,
     drives: Vec<Handle<Block>>,
@@ -233,7 +233,7 @@ impl Machine {
         }
         let mut entry = Some(entry);
         for vcpu in &self.vcpus {
-            let origin = entry.take().map_or(Origin::Reset, Origin::Entry);
+            let origin = entry.take().map_or(VcpuInit::Reset, VcpuInit::Entry);
             vcpu.start(self.start(origin));
         }
         timeline.mark(Lane::Main, "vCPUs told to run");
@@ -263,7 +263,7 @@ impl Machine {
         Ok(loaded)
     }
 
-    fn start(&self, origin: Origin) -> Start {
+    fn start(&self, origin: VcpuInit) -> Start {
         Start {
             platform: self.platform.clone(),
             ports: self.ports.clone(),
@@ -290,7 +290,7 @@ impl Machine {
     }
 
     /// Why a vCPU has ended, if one has.
-    pub fn report(&self) -> Option<Ending> {
+    pub fn report(&self) -> Option<StopReason> {
         self.reports.try_recv().ok()
     }
 

@@ -33,7 +33,7 @@ use super::Machine;
 use super::virtio::Handle;
 use crate::arch::Platform;
 use crate::timeline::Lane;
-use crate::vcpu::{Answer, Origin, State, VcpuThread};
+use crate::vcpu::{NativeVcpuState, StateReply, VcpuInit, VcpuThread};
 
 const SERIAL: &str = "serial";
 
@@ -82,7 +82,7 @@ fn attend<T>(answer: &Receiver<T>) -> Result<T, RecvError> {
 }
 
 /// Waits for the state of vCPU `id`.
-fn state_of(id: u8, vcpu: &Answer) -> Result<State, Error> {
+fn state_of(id: u8, vcpu: &StateReply) -> Result<NativeVcpuState, Error> {
     let state = attend(&vcpu.state).map_err(|_| Error::Ended(id))?;
     state.map_err(|source| Error::Vcpu { id, source })
 }
@@ -90,7 +90,7 @@ fn state_of(id: u8, vcpu: &Answer) -> Result<State, Error> {
 /// A machine whose state is being read. Dropped, nothing is saved, and the machine can go on.
 pub struct Saving<'a> {
     machine: &'a Machine,
-    vcpus: Vec<Answer>,
+    vcpus: Vec<StateReply>,
 }
 
 impl Saving<'_> {
@@ -149,16 +149,16 @@ impl Machine {
         for drive in &self.drives {
             drive.with(Block::drain);
         }
-        let vcpus = self.vcpus.iter().map(|vcpu| vcpu.ask_state()).collect();
-        self.shared.gate.call();
+        let vcpus = self.vcpus.iter().map(|vcpu| vcpu.request_state()).collect();
+        self.shared.gate.notify_waiters();
         Ok(Saving { machine: self, vcpus })
     }
 
     /// Has each vCPU's thread take its vCPU as far as the door of the guest and back, and does not wait for it. What KVM does on a
     /// vCPU's first way there is done then when the machine goes on; it takes longer than to wake the thread.
     pub fn approach(&self) {
-        self.vcpus.iter().for_each(VcpuThread::ask_to_settle);
-        self.shared.gate.call();
+        self.vcpus.iter().for_each(VcpuThread::request_flush);
+        self.shared.gate.notify_waiters();
     }
 
     fn put_devices(&self, archive: &mut ArchiveWriter) -> Result<(), PartError> {
@@ -187,7 +187,7 @@ impl Machine {
             .collect::<(Vec<_>, Vec<_>)>();
         for ((id, vcpu), restored) in (0..).zip(&self.vcpus).zip(restored) {
             let state = take_vcpu(id, &mut archive)?;
-            vcpu.start(self.start(Origin::State { state, restored }));
+            vcpu.start(self.start(VcpuInit::State { state, restored }));
         }
         self.take_devices(&mut archive).map_err(Error::Part)?;
         for passt in &mut self.passts {
@@ -229,8 +229,8 @@ impl Machine {
 
 /// What is in the making takes several times its size, which the stack of who goes on does not need any more.
 #[inline(never)]
-fn take_vcpu(id: u8, archive: &mut ArchiveReader<'_>) -> Result<Box<State>, Error> {
-    let state: State = archive.read(&vcpu_key(id)).map_err(Error::Sections)?;
+fn take_vcpu(id: u8, archive: &mut ArchiveReader<'_>) -> Result<Box<NativeVcpuState>, Error> {
+    let state: NativeVcpuState = archive.read(&vcpu_key(id)).map_err(Error::Sections)?;
     Ok(Box::new(state))
 }
 

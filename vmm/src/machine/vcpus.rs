@@ -11,8 +11,8 @@ use super::{Error, Machine};
 use crate::config::VmSpec;
 use crate::kvm;
 use crate::timeline::Timeline;
-use crate::vcpu::thread::Shared;
-use crate::vcpu::{Ending, Gate, Kick, VcpuThread, install_kick};
+use crate::vcpu::thread::VcpuShared;
+use crate::vcpu::{Kick, PauseGate, StopReason, VcpuThread, install_kick};
 
 /// Asks KVM whether a machine can have as many.
 pub(super) fn limit_vcpus(kvm: &Kvm, spec: &VmSpec) -> Result<(), Error> {
@@ -43,7 +43,7 @@ impl Machine {
 }
 
 /// The threads, what they share, and where they report.
-pub(super) type Threads = (Vec<VcpuThread>, Arc<Shared>, Receiver<Ending>);
+pub(super) type Threads = (Vec<VcpuThread>, Arc<VcpuShared>, Receiver<StopReason>);
 
 /// Starts a thread for each vCPU. `boot` kicks the first. With `restores` they will be given a saved state.
 pub(super) fn start_threads(
@@ -57,13 +57,13 @@ pub(super) fn start_threads(
     install_kick().map_err(system("install the handler of the signal that interrupts vCPUs"))?;
     let reported = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(system("make an eventfd"))?;
     let (sender, reports) = mpsc::channel();
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(VcpuShared {
         kvm: kvm.clone(),
         count: spec.vcpus(),
         timeline: timeline.clone(),
         reports: sender,
         reported,
-        gate: Gate::default(),
+        gate: PauseGate::default(),
         restores,
         profile: OnceLock::new(),
     });

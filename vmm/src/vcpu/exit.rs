@@ -17,7 +17,7 @@ pub(crate) struct Targets<'a> {
 
 /// What has to be done after an exit.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum ExitAction {
     /// Enter the guest again.
     Handled,
     /// A local interrupt controller has seen the end of an interrupt.
@@ -37,7 +37,7 @@ pub(crate) enum Outcome {
 }
 
 /// Carries `exit` out. `width` is that of the port access, if it is one: a string instruction moves several units at once.
-pub(crate) fn handle(exit: VcpuExit<'_>, width: &PortWidth, targets: &Targets<'_>) -> Outcome {
+pub(crate) fn handle(exit: VcpuExit<'_>, width: &PortWidth, targets: &Targets<'_>) -> ExitAction {
     match exit {
         VcpuExit::IoOut(port, data) => {
             data.chunks(width.get())
@@ -47,29 +47,29 @@ pub(crate) fn handle(exit: VcpuExit<'_>, width: &PortWidth, targets: &Targets<'_
         VcpuExit::IoIn(port, data) => {
             data.chunks_mut(width.get())
                 .for_each(|unit| targets.ports.read(port.into(), unit));
-            Outcome::Handled
+            ExitAction::Handled
         }
         VcpuExit::MmioRead(address, data) => {
             targets.memory.read(address, data);
-            Outcome::Handled
+            ExitAction::Handled
         }
         VcpuExit::MmioWrite(address, data) => {
             targets.memory.write(address, data);
             wish(targets.power)
         }
         // A halted vCPU waits in the kernel; the exits that it makes in between only want to be entered again.
-        VcpuExit::Hlt | VcpuExit::IrqWindowOpen | VcpuExit::Intr => Outcome::Handled,
-        VcpuExit::IoapicEoi(vector) => Outcome::EndOfInterrupt(vector),
-        VcpuExit::Shutdown => Outcome::TripleFault,
-        VcpuExit::InternalError => Outcome::InternalError,
-        VcpuExit::FailEntry(reason, _) => Outcome::EntryRefused(reason),
-        VcpuExit::MemoryFault { .. } => Outcome::MemoryFault,
-        other => Outcome::Unknown(format!("{other:?}")),
+        VcpuExit::Hlt | VcpuExit::IrqWindowOpen | VcpuExit::Intr => ExitAction::Handled,
+        VcpuExit::IoapicEoi(vector) => ExitAction::EndOfInterrupt(vector),
+        VcpuExit::Shutdown => ExitAction::TripleFault,
+        VcpuExit::InternalError => ExitAction::InternalError,
+        VcpuExit::FailEntry(reason, _) => ExitAction::EntryRefused(reason),
+        VcpuExit::MemoryFault { .. } => ExitAction::MemoryFault,
+        other => ExitAction::Unknown(format!("{other:?}")),
     }
 }
 
-fn wish(power: &Power) -> Outcome {
-    power.requested().map_or(Outcome::Handled, Outcome::Power)
+fn wish(power: &Power) -> ExitAction {
+    power.requested().map_or(ExitAction::Handled, ExitAction::Power)
 }
 
 #[cfg(test)]
@@ -79,7 +79,7 @@ mod tests {
     use devices::{Bus, BusBuilder, BusDevice, Power, PowerEvent};
     use kvm_ioctls::VcpuExit;
 
-    use super::{Outcome, PortWidth, Targets, handle};
+    use super::{ExitAction, PortWidth, Targets, handle};
 
     #[derive(Default)]
     struct Log(Vec<Vec<u8>>);
@@ -124,9 +124,9 @@ mod tests {
     fn a_wish_to_end_is_seen_after_the_write() {
         with(|targets| {
             let write = || handle(VcpuExit::IoOut(0x10, &[1]), &PortWidth::fixed(1), targets);
-            assert_eq!(write(), Outcome::Handled);
+            assert_eq!(write(), ExitAction::Handled);
             targets.power.request(PowerEvent::Exit(3));
-            assert_eq!(write(), Outcome::Power(PowerEvent::Exit(3)));
+            assert_eq!(write(), ExitAction::Power(PowerEvent::Exit(3)));
         });
     }
 
@@ -134,7 +134,7 @@ mod tests {
     fn what_nobody_asked_for_is_named() {
         with(|targets| {
             let outcome = handle(VcpuExit::Nmi, &PortWidth::fixed(1), targets);
-            assert_eq!(outcome, Outcome::Unknown("Nmi".into()));
+            assert_eq!(outcome, ExitAction::Unknown("Nmi".into()));
         });
     }
 }

@@ -30,9 +30,9 @@ pub const KINDS: [&str; 7] = [
 
 /// Counts the exits of one vCPU. Only its own thread writes.
 #[derive(Debug, Default)]
-pub struct Exits([AtomicU64; KINDS.len()]);
+pub struct ExitCounters([AtomicU64; KINDS.len()]);
 
-impl Exits {
+impl ExitCounters {
     /// The counts so far, in the order of [`KINDS`].
     pub fn counts(&self) -> [u64; KINDS.len()] {
         std::array::from_fn(|kind| self.0[kind].load(Ordering::Relaxed))
@@ -58,11 +58,11 @@ impl Exits {
 mod tests {
     use kvm_ioctls::VcpuExit;
 
-    use super::{Exits, KINDS};
+    use super::{ExitCounters, KINDS};
 
     #[test]
     fn each_kind_has_its_counter() {
-        let exits = Exits::default();
+        let exits = ExitCounters::default();
         exits.count(&Ok(VcpuExit::IoOut(1, &[0])));
         exits.count(&Ok(VcpuExit::Hlt));
         exits.count(&Ok(VcpuExit::Hlt));

@@ -15,7 +15,7 @@ const STOPPED: u8 = 2;
 /// A thread looks at it before each entry, and the owner kicks the threads after it has closed it, so that one that is in
 /// the guest comes to look. Stopping is for good.
 #[derive(Debug)]
-pub struct Gate {
+pub struct PauseGate {
     state: AtomicU8,
     outside: Mutex<Outside>,
     changed: Condvar,
@@ -29,7 +29,7 @@ struct Outside {
     calls: u64,
 }
 
-impl Default for Gate {
+impl Default for PauseGate {
     fn default() -> Self {
         Self {
             state: AtomicU8::new(OPEN),
@@ -39,7 +39,7 @@ impl Default for Gate {
     }
 }
 
-impl Gate {
+impl PauseGate {
     /// Whether a thread may enter the guest.
     pub fn is_open(&self) -> bool {
         self.state.load(Ordering::SeqCst) == OPEN
@@ -56,7 +56,7 @@ impl Gate {
     }
 
     /// Waits until the gate is open or stopped. Meanwhile `answer` is called once in the beginning and whenever somebody
-    /// [calls](Self::call).
+    /// [calls](Self::notify_waiters).
     pub fn wait(&self, mut answer: impl FnMut()) {
         let mut outside = lock(&self.outside);
         outside.threads += 1;
@@ -78,7 +78,7 @@ impl Gate {
     }
 
     /// Has everybody who waits look for what is asked of it.
-    pub fn call(&self) {
+    pub fn notify_waiters(&self) {
         lock(&self.outside).calls += 1;
         self.changed.notify_all();
     }
@@ -147,11 +147,11 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
-    use super::Gate;
+    use super::PauseGate;
 
     #[test]
     fn a_closed_gate_holds_everybody_until_it_opens_or_stops() {
-        let gate = Arc::new(Gate::default());
+        let gate = Arc::new(PauseGate::default());
         let rounds = Arc::new(AtomicU64::new(0));
         let inside = Arc::new(AtomicBool::new(false));
         let worker = {
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_gate_that_somebody_does_not_come_to_opens_again() {
-        let gate = Gate::default();
+        let gate = PauseGate::default();
         let mut kicked = false;
         assert!(!gate.close_within(1, || kicked = true, Duration::ZERO));
         assert!(kicked && gate.is_open());
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn who_waits_answers_calls() {
-        let gate = Arc::new(Gate::default());
+        let gate = Arc::new(PauseGate::default());
         gate.close(0, || {});
         let (answer, answers) = mpsc::channel();
         let worker = {
@@ -213,7 +213,7 @@ mod tests {
         };
         answers.recv().unwrap();
         for _ in 0..100 {
-            gate.call();
+            gate.notify_waiters();
             answers.recv().unwrap();
         }
         gate.open();

@@ -15,17 +15,17 @@ use std::io;
 
 use devices::PowerEvent;
 
-pub use exits::Exits;
-pub use gate::Gate;
+pub use exits::ExitCounters;
+pub use gate::PauseGate;
 pub use kick::{Kick, install as install_kick};
 pub use run_page::{InternalError, RunPage};
-pub use thread::{Answer, Origin, Start, State, VcpuThread};
+pub use thread::{NativeVcpuState, Start, StateReply, VcpuInit, VcpuThread};
 
 use crate::kvm;
 
 /// Why a vCPU has left the guest for good.
 #[derive(Debug)]
-pub enum Ending {
+pub enum StopReason {
     /// The guest asked for it.
     Power(PowerEvent),
     /// The guest faulted while a double fault was being delivered, and the processor shut down.
@@ -34,12 +34,12 @@ pub enum Ending {
         ip: u64,
     },
     /// The guest cannot be run any further.
-    Fault(Fault),
+    Fault(VcpuError),
 }
 
 /// What makes it impossible to run a guest.
 #[derive(Debug, thiserror::Error)]
-pub enum Fault {
+pub enum VcpuError {
     /// The vCPU could not be prepared.
     #[error("cannot prepare vCPU {id}")]
     Prepare {

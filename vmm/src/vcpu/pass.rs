@@ -30,7 +30,7 @@ struct SignalMask {
 ///
 /// # Errors
 /// The kernel's answer to what failed.
-pub(super) fn up_to_the_guest<T>(vcpu: &mut VcpuFd, work: impl FnOnce(&mut VcpuFd) -> T) -> io::Result<T> {
+pub(super) fn run_until_entry<T>(vcpu: &mut VcpuFd, work: impl FnOnce(&mut VcpuFd) -> T) -> io::Result<T> {
     let other = |error: vmm_sys_util::signal::Error| io::Error::other(error.to_string());
     let blocked = get_blocked_signals().map_err(other)?;
     block_signal(signal()).map_err(other)?;

@@ -47,7 +47,7 @@ impl<'a> RunPage<'a> {
     }
 
     /// Whether an interrupt of an external controller can be injected now.
-    pub fn takes_interrupt(&self) -> bool {
+    pub fn is_interrupt_ready(&self) -> bool {
         self.0.ready_for_interrupt_injection != 0 && self.0.if_flag != 0
     }
 

@@ -7,11 +7,11 @@
 //!   │
 //! start(origin) ── KVM_RUN until the guest ends or the thread is told to stop
 //! ```
-//! A thread that is given a saved state has no use for the profile and waits for none; see [`Shared::restores`].
+//! A thread that is given a saved state has no use for the profile and waits for none; see [`VcpuShared::restores`].
 
 mod park;
 
-pub use park::Answer;
+pub use park::StateReply;
 
 use std::io;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
@@ -24,9 +24,9 @@ use snapshot::GuestMemory;
 use snapshot::persist::Error as StateError;
 use vmm_sys_util::eventfd::EventFd;
 
-use self::park::Asked;
-use super::exit::{Outcome, Targets, handle};
-use super::{Ending, Exits, Fault, Gate, Kick, Location, RunPage};
+use self::park::ParkRequest;
+use super::exit::{ExitAction, Targets, handle};
+use super::{ExitCounters, Kick, Location, PauseGate, RunPage, StopReason, VcpuError};
 use crate::arch::{Cpu, Native, Platform};
 use crate::kvm;
 use crate::timeline::{Lane, Timeline};
@@ -35,13 +35,13 @@ type NativeCpu = <Native as Platform>::Cpu;
 type Profile = <NativeCpu as Cpu>::Profile;
 type Entry = <NativeCpu as Cpu>::Entry;
 /// The saved state of a vCPU.
-pub type State = <NativeCpu as Cpu>::State;
+pub type NativeVcpuState = <NativeCpu as Cpu>::State;
 
 /// A vCPU's thread needs little more than the frames of one exit.
 const STACK_SIZE: usize = 128 << 10;
 
 /// What all vCPU threads of a machine share from the beginning.
-pub struct Shared {
+pub struct VcpuShared {
     /// The system file descriptor.
     pub kvm: Arc<Kvm>,
     /// Number of vCPUs.
@@ -49,18 +49,18 @@ pub struct Shared {
     /// Where phases are recorded.
     pub timeline: Arc<Timeline>,
     /// Where the threads report that they have ended.
-    pub reports: Sender<Ending>,
+    pub reports: Sender<StopReason>,
     /// Signalled with every report.
     pub reported: EventFd,
     /// Where the threads wait while the VM is paused.
-    pub gate: Gate,
+    pub gate: PauseGate,
     /// The vCPUs will be given a saved state, so that nobody asks KVM what their processor can be.
     pub restores: bool,
     /// The processor that the guest sees; filled by the first thread that needs it.
     pub profile: OnceLock<Result<Profile, (String, i32)>>,
 }
 
-impl Shared {
+impl VcpuShared {
     fn profile(&self, id: u8) -> Result<&Profile, kvm::Error> {
         let profile = self.profile.get_or_init(|| {
             self.timeline
@@ -77,7 +77,7 @@ impl Shared {
         })
     }
 
-    fn report(&self, ending: Ending) {
+    fn report(&self, ending: StopReason) {
         // Both fail only when the owner of the VM is gone, and with it everybody who could be told.
         let _ = self.reports.send(ending);
         let _ = self.reported.write(1);
@@ -97,11 +97,11 @@ pub struct Start {
     /// The guest's memory, for reports.
     pub memory: GuestMemory,
     /// What the vCPU is like when it enters.
-    pub origin: Origin,
+    pub origin: VcpuInit,
 }
 
 /// What a vCPU starts from.
-pub enum Origin {
+pub enum VcpuInit {
     /// Its state at reset: it waits for another vCPU to start it.
     Reset,
     /// The registers of the vCPU that boots.
@@ -109,7 +109,7 @@ pub enum Origin {
     /// A saved state.
     State {
         /// The state.
-        state: Box<State>,
+        state: Box<NativeVcpuState>,
         /// Told whether the vCPU has taken it; one that has not never enters the guest.
         restored: SyncSender<Result<(), StateError>>,
     },
@@ -119,10 +119,10 @@ pub enum Origin {
 pub struct VcpuThread {
     prepare: SyncSender<VcpuFd>,
     start: SyncSender<Start>,
-    asked: Sender<Asked>,
+    asked: Sender<ParkRequest>,
     kick: Kick,
-    exits: Arc<Exits>,
-    shared: Arc<Shared>,
+    exits: Arc<ExitCounters>,
+    shared: Arc<VcpuShared>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -130,14 +130,14 @@ impl VcpuThread {
     /// Starts the thread of vCPU `id`, which waits for its vCPU.
     ///
     /// # Errors
-    /// [`Fault::Thread`]
-    pub fn spawn(id: u8, kick: Kick, shared: Arc<Shared>) -> Result<Self, Fault> {
+    /// [`VcpuError::Thread`]
+    pub fn spawn(id: u8, kick: Kick, shared: Arc<VcpuShared>) -> Result<Self, VcpuError> {
         // Each is used once. A channel without a bound has room for some thirty from the first.
         let (prepare, wait_prepare) = mpsc::sync_channel(1);
         let (start, wait_start) = mpsc::sync_channel(1);
         let (asked, wait_asked) = mpsc::channel();
-        let exits = Arc::new(Exits::default());
-        let body = Body {
+        let exits = Arc::new(ExitCounters::default());
+        let body = VcpuRunner {
             id,
             kick: kick.clone(),
             exits: exits.clone(),
@@ -149,7 +149,7 @@ impl VcpuThread {
             .name(format!("fc_vcpu {id}"))
             .stack_size(STACK_SIZE)
             .spawn(move || body.run(&wait_prepare, &wait_start))
-            .map_err(|source| Fault::Thread { id, source })?;
+            .map_err(|source| VcpuError::Thread { id, source })?;
         Ok(Self {
             prepare,
             start,
@@ -179,22 +179,22 @@ impl VcpuThread {
     }
 
     /// How often the vCPU has left the guest.
-    pub fn exits(&self) -> &Exits {
+    pub fn exits(&self) -> &ExitCounters {
         &self.exits
     }
 
     /// Asks the thread, which waits at the gate or is about to, for its vCPU's state. It answers once the gate
-    /// [calls](Gate::call).
-    pub fn ask_state(&self) -> Answer {
-        let (asked, answer) = Answer::channels();
+    /// [calls](PauseGate::call).
+    pub fn request_state(&self) -> StateReply {
+        let (asked, answer) = StateReply::channels();
         let _ = self.asked.send(asked);
         answer
     }
 
     /// Asks the thread to have KVM do all that it puts off until the vCPU enters the guest; otherwise as
-    /// [`ask_state`](Self::ask_state).
-    pub fn ask_to_settle(&self) {
-        let _ = self.asked.send(Asked::Settling);
+    /// [`request_state`](Self::request_state).
+    pub fn request_flush(&self) {
+        let _ = self.asked.send(ParkRequest::Settling);
     }
 
     /// Lets the vCPU enter the guest, as far as the gate does.
@@ -214,17 +214,17 @@ impl Drop for VcpuThread {
     }
 }
 
-struct Body {
+struct VcpuRunner {
     id: u8,
     kick: Kick,
-    exits: Arc<Exits>,
-    shared: Arc<Shared>,
-    asked: Receiver<Asked>,
+    exits: Arc<ExitCounters>,
+    shared: Arc<VcpuShared>,
+    asked: Receiver<ParkRequest>,
 }
 
 /// What is not needed each time that the guest is entered is not inlined: all of a thread's stack is touched by the frame that the
 /// guest runs from, and there are as many stacks as vCPUs.
-impl Body {
+impl VcpuRunner {
     fn run(self, wait_prepare: &Receiver<VcpuFd>, wait_start: &Receiver<Start>) {
         self.work(wait_prepare, wait_start);
         self.shared.gate.leave();
@@ -241,12 +241,12 @@ impl Body {
             })
         });
         let Ok(mut start) = wait_start.recv() else { return };
-        let origin = std::mem::replace(&mut start.origin, Origin::Reset);
-        let is_restored = matches!(origin, Origin::State { .. });
-        let ending = match prepared.and_then(|()| self.originate(&vcpu, origin)) {
+        let origin = std::mem::replace(&mut start.origin, VcpuInit::Reset);
+        let is_restored = matches!(origin, VcpuInit::State { .. });
+        let ending = match prepared.and_then(|()| self.init_vcpu(&vcpu, origin)) {
             Ok(true) => self.guest(&mut vcpu, &start, is_restored),
             Ok(false) => None,
-            Err(source) => Some(Ending::Fault(Fault::Prepare { id: self.id, source })),
+            Err(source) => Some(StopReason::Fault(VcpuError::Prepare { id: self.id, source })),
         };
         if let Some(ending) = ending {
             self.shared.report(ending);
@@ -255,17 +255,17 @@ impl Body {
 
     /// Makes the vCPU what it is to be; false when that has failed and whoever asked for it knows.
     #[inline(never)]
-    fn originate(&self, vcpu: &VcpuFd, origin: Origin) -> Result<bool, kvm::Error> {
+    fn init_vcpu(&self, vcpu: &VcpuFd, origin: VcpuInit) -> Result<bool, kvm::Error> {
         let lane = Lane::Vcpu(self.id);
         let timeline = &self.shared.timeline;
         match origin {
-            Origin::Reset => Ok(true),
-            Origin::Entry(entry) => timeline
+            VcpuInit::Reset => Ok(true),
+            VcpuInit::Entry(entry) => timeline
                 .measure(lane, "set registers", || {
                     NativeCpu::set_boot_registers(vcpu, &entry)
                 })
                 .map(|()| true),
-            Origin::State { state, restored } => {
+            VcpuInit::State { state, restored } => {
                 let done = timeline.measure(lane, "restore vCPU", || {
                     NativeCpu::restore(vcpu, &self.shared.kvm, &state)
                 });
@@ -280,7 +280,7 @@ impl Body {
     }
 
     /// Runs the guest. Nothing is returned when the thread was told to stop.
-    fn guest(&self, vcpu: &mut VcpuFd, start: &Start, is_restored: bool) -> Option<Ending> {
+    fn guest(&self, vcpu: &mut VcpuFd, start: &Start, is_restored: bool) -> Option<StopReason> {
         let bound = self.kick.bind(vcpu.get_kvm_run());
         self.shared.timeline.mark(Lane::Vcpu(self.id), "enter guest");
         let mut first = true;
@@ -308,12 +308,12 @@ impl Body {
 
     /// Hands KVM what it does not inject by itself; only before a run that lets the guest take it, since nobody could tell
     /// whether it has.
-    fn inject(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), Ending> {
+    fn inject(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), StopReason> {
         let injected = start.platform.inject_interrupts(self.id, vcpu);
-        injected.map_err(|source| Ending::Fault(Fault::Prepare { id: self.id, source }))
+        injected.map_err(|source| StopReason::Fault(VcpuError::Prepare { id: self.id, source }))
     }
 
-    fn enter_once(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), Ending> {
+    fn enter_once(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), StopReason> {
         let at = |vcpu: &VcpuFd| self.location(vcpu, start);
         let width = RunPage::of(vcpu).port_width();
         let exit = vcpu.run();
@@ -331,30 +331,30 @@ impl Body {
             Err(error) => return self.interrupted(vcpu, error.errno(), start),
         };
         Err(match outcome {
-            Outcome::Handled => return Ok(()),
-            Outcome::EndOfInterrupt(vector) => {
+            ExitAction::Handled => return Ok(()),
+            ExitAction::EndOfInterrupt(vector) => {
                 start.platform.end_of_interrupt(vector);
                 return Ok(());
             }
-            Outcome::Power(event) => Ending::Power(event),
-            Outcome::TripleFault => Ending::TripleFault { ip: at(vcpu).ip },
-            Outcome::InternalError => Ending::Fault(self.internal_error(vcpu, start)),
-            Outcome::EntryRefused(reason) => Ending::Fault(Fault::Entry { at: at(vcpu), reason }),
-            Outcome::MemoryFault => Ending::Fault(Fault::Memory { at: at(vcpu) }),
-            Outcome::Unknown(exit) => Ending::Fault(Fault::Exit { at: at(vcpu), exit }),
+            ExitAction::Power(event) => StopReason::Power(event),
+            ExitAction::TripleFault => StopReason::TripleFault { ip: at(vcpu).ip },
+            ExitAction::InternalError => StopReason::Fault(self.internal_error(vcpu, start)),
+            ExitAction::EntryRefused(reason) => StopReason::Fault(VcpuError::Entry { at: at(vcpu), reason }),
+            ExitAction::MemoryFault => StopReason::Fault(VcpuError::Memory { at: at(vcpu) }),
+            ExitAction::Unknown(exit) => StopReason::Fault(VcpuError::Exit { at: at(vcpu), exit }),
         })
     }
 
-    fn interrupted(&self, vcpu: &mut VcpuFd, errno: i32, start: &Start) -> Result<(), Ending> {
+    fn interrupted(&self, vcpu: &mut VcpuFd, errno: i32, start: &Start) -> Result<(), StopReason> {
         match errno {
             libc::EINTR | libc::EAGAIN => {
                 RunPage::of(vcpu).clear_immediate_exit();
                 Ok(())
             }
-            libc::EFAULT => Err(Ending::Fault(Fault::Memory {
+            libc::EFAULT => Err(StopReason::Fault(VcpuError::Memory {
                 at: self.location(vcpu, start),
             })),
-            _ => Err(Ending::Fault(Fault::Run {
+            _ => Err(StopReason::Fault(VcpuError::Run {
                 at: self.location(vcpu, start),
                 source: io::Error::from_raw_os_error(errno),
             })),
@@ -372,7 +372,7 @@ impl Body {
     }
 
     #[inline(never)]
-    fn internal_error(&self, vcpu: &mut VcpuFd, start: &Start) -> Fault {
+    fn internal_error(&self, vcpu: &mut VcpuFd, start: &Start) -> VcpuError {
         let error = RunPage::of(vcpu).internal_error();
         let mut at = self.location(vcpu, start);
         if let Some((bytes, length)) = error.instruction {
@@ -386,7 +386,7 @@ impl Body {
             }
             _ => ": the image may need another --protocol or a host with hardware virtualisation",
         };
-        Fault::Internal {
+        VcpuError::Internal {
             suberror: error.suberror,
             at,
             hint,

@@ -19,7 +19,7 @@ use devices::serial::{SerialOutput, output};
 use crate::machine::{self, Machine};
 use crate::memory::dump::PageOrigin;
 use crate::memory::{Prefetch, uffd};
-use crate::vcpu::Ending;
+use crate::vcpu::StopReason;
 
 pub use events::run;
 pub use input::{Input, InputFilter, Verdict};
@@ -62,7 +62,7 @@ pub(crate) enum Base {
 #[derive(Debug)]
 pub enum End {
     /// A vCPU has left the guest for good.
-    Guest(Ending),
+    Guest(StopReason),
     /// The user has asked for it at the console.
     User,
     /// A signal has asked for it.

@@ -92,7 +92,7 @@ impl Irqchip {
     pub fn inject(&self, vcpu: &mut VcpuFd) -> Result<(), Error> {
         let Self::Split(split) = self else { return Ok(()) };
         if split.intr() {
-            let takes = RunPage::of(vcpu).takes_interrupt();
+            let takes = RunPage::of(vcpu).is_interrupt_ready();
             if takes && let Some(vector) = split.acknowledge() {
                 interrupt(vcpu, vector)?;
             }

@@ -5,40 +5,40 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use kvm_ioctls::VcpuFd;
 use snapshot::persist::Error as StateError;
 
-use super::{Body, NativeCpu, Start, State};
+use super::{NativeCpu, NativeVcpuState, Start, VcpuRunner};
 use crate::arch::Cpu;
-use crate::vcpu::pass::up_to_the_guest;
-use crate::vcpu::{Ending, RunPage};
+use crate::vcpu::pass::run_until_entry;
+use crate::vcpu::{RunPage, StopReason};
 
 /// How often a vCPU is brought up to the door of the guest before it counts as settled whatever it says: there are no more
 /// vectors than that.
 const PASSES: usize = 256;
 
 /// What is asked of a vCPU's thread while it waits.
-pub(super) enum Asked {
+pub(super) enum ParkRequest {
     /// The vCPU's state.
     State {
         settled: Sender<()>,
-        state: Sender<Result<State, StateError>>,
+        state: Sender<Result<NativeVcpuState, StateError>>,
     },
     /// To have KVM do what it has put off.
     Settling,
 }
 
 /// What a vCPU's thread answers to who asks for its vCPU's state. Both disconnect when it has ended.
-pub struct Answer {
+pub struct StateReply {
     /// KVM has done what it had put off, which may write to guest memory. It comes again if there was more of that before the
     /// state was read, and never after the state.
     pub settled: Receiver<()>,
     /// The state.
-    pub state: Receiver<Result<State, StateError>>,
+    pub state: Receiver<Result<NativeVcpuState, StateError>>,
 }
 
-impl Answer {
-    pub(super) fn channels() -> (Asked, Self) {
+impl StateReply {
+    pub(super) fn channels() -> (ParkRequest, Self) {
         let (settle, settled) = mpsc::channel();
         let (give, state) = mpsc::channel();
-        let asked = Asked::State {
+        let asked = ParkRequest::State {
             settled: settle,
             state: give,
         };
@@ -46,9 +46,9 @@ impl Answer {
     }
 }
 
-impl Body {
+impl VcpuRunner {
     /// Waits at the gate. The instruction that the last exit belongs to is completed before, so that the vCPU's state is whole.
-    pub(super) fn park(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), Ending> {
+    pub(super) fn park(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), StopReason> {
         self.complete(vcpu, start, first)?;
         NativeCpu::notify_pause(vcpu);
         let mut ending = None;
@@ -66,7 +66,12 @@ impl Body {
 
     /// Runs the vCPU up to the door of the guest, so that nothing of its last exit is left to do and the shared page says how
     /// the vCPU is.
-    pub(super) fn complete(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), Ending> {
+    pub(super) fn complete(
+        &self,
+        vcpu: &mut VcpuFd,
+        start: &Start,
+        first: &mut bool,
+    ) -> Result<(), StopReason> {
         loop {
             RunPage::of(vcpu).set_immediate_exit();
             self.enter_once(vcpu, start, first)?;
@@ -78,11 +83,11 @@ impl Body {
     }
 
     /// Does what somebody has asked for.
-    fn answer(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), Ending> {
+    fn answer(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), StopReason> {
         for asked in self.asked.try_iter() {
             match asked {
-                Asked::Settling => self.settle(vcpu, start)?,
-                Asked::State { settled, state } => self.give_state(vcpu, start, &settled, &state)?,
+                ParkRequest::Settling => self.flush_pending(vcpu, start)?,
+                ParkRequest::State { settled, state } => self.give_state(vcpu, start, &settled, &state)?,
             }
         }
         Ok(())
@@ -94,12 +99,12 @@ impl Body {
         vcpu: &mut VcpuFd,
         start: &Start,
         settled: &Sender<()>,
-        give: &Sender<Result<State, StateError>>,
-    ) -> Result<(), Ending> {
+        give: &Sender<Result<NativeVcpuState, StateError>>,
+    ) -> Result<(), StopReason> {
         let mut ended = Ok(());
         let state = NativeCpu::save(vcpu, &self.shared.kvm, |vcpu| {
             if ended.is_ok() {
-                ended = self.settle(vcpu, start).map(|()| {
+                ended = self.flush_pending(vcpu, start).map(|()| {
                     let _ = settled.send(());
                 });
             }
@@ -111,8 +116,8 @@ impl Body {
 
     /// Has KVM do all that it puts off until the vCPU enters the guest, and does what comes of it.
     #[inline(never)]
-    fn settle(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), Ending> {
-        let passed = up_to_the_guest(vcpu, |vcpu| {
+    fn flush_pending(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), StopReason> {
+        let passed = run_until_entry(vcpu, |vcpu| {
             // An interrupt that KVM was handed and that shows nowhere first ends a halt, and is injected only by the second
             // run.
             self.pass(vcpu, start)?;
@@ -126,7 +131,7 @@ impl Body {
     }
 
     /// Runs the vCPU until KVM has nothing more to say before it looks at signals.
-    fn pass(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), Ending> {
+    fn pass(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), StopReason> {
         for _ in 0..PASSES {
             let mut page = RunPage::of(vcpu);
             // A kick that has come while the vCPU was parked would have KVM_RUN return too early.
