@@ -84,7 +84,7 @@ impl Guest {
         let (output, printed) = console();
         let spec = self.spec();
         let devices = Devices::open(&spec).unwrap();
-        let built = Machine::build_around(spec, copy, devices, output, timeline());
+        let built = Machine::build_with_memory(spec, copy, devices, output, timeline());
         (built.unwrap(), printed)
     }
 
@@ -95,7 +95,7 @@ impl Guest {
 
     fn resumed(self, source: &Machine, state: &[u8]) -> Running {
         let (machine, printed) = self.empty(source);
-        let machine = machine.resume_from(ArchiveReader::parse(state).unwrap(), false);
+        let machine = machine.restore(ArchiveReader::parse(state).unwrap(), false);
         Running {
             machine: machine.unwrap(),
             printed,
@@ -150,7 +150,7 @@ impl Running {
                 return;
             }
             // What it has printed before is read first.
-            let end = self.machine.report();
+            let end = self.machine.take_stop_reason();
             assert!(end.is_none(), "the guest has ended: {end:?}");
         }
         panic!("nothing comes after {:?}", String::from_utf8_lossy(line));
@@ -206,7 +206,7 @@ fn count(irqchip: IrqchipMode) {
             assert_eq!(line, format!("tick {next}"));
             next += 1;
         }
-        clone.machine.unpause();
+        clone.machine.resume();
         if !begun.is_empty() {
             assert_eq!(format!("{begun}{}", clone.line()), format!("tick {next}"));
             next += 1;
@@ -237,7 +237,7 @@ fn echo(name: &'static str, irqchip: IrqchipMode) {
     guest.send(b"two\n");
     let mut clone = echo.clone_of(&guest.machine);
     drop(guest);
-    clone.machine.unpause();
+    clone.machine.resume();
     assert_eq!(clone.line(), "two");
     clone.send(b"three\n");
     assert_eq!(clone.line(), "three");
@@ -287,7 +287,7 @@ fn several_vcpus_continue() {
         let mut clone = smp.resumed(&guest.machine, &state);
         drop(guest.machine);
         guest.printed.read_to_string(&mut printed).unwrap();
-        clone.machine.unpause();
+        clone.machine.resume();
         while !printed.contains("ok smp 2 cpus") {
             printed += &clone.line();
             printed.push('\n');
@@ -305,7 +305,7 @@ fn what_does_not_fit_is_refused_before_the_guest_runs() {
     let state = save(&guest.machine);
     let refused = |other: Guest, state: &[u8]| {
         let (machine, mut printed) = other.empty(&guest.machine);
-        let error = match machine.resume_from(ArchiveReader::parse(state).unwrap(), false) {
+        let error = match machine.restore(ArchiveReader::parse(state).unwrap(), false) {
             Err(error) => vmm::ErrorChain(&error).to_string(),
             Ok(_) => panic!("it was taken"),
         };

@@ -75,7 +75,7 @@ fn a_state_that_was_restored_is_saved_as_it_was() {
         let first = save(&guest.machine);
         let clone = echo.resumed(&guest.machine, &first);
         // What can be done ahead of going on changes nothing.
-        clone.machine.approach();
+        clone.machine.prepare_resume();
         let second = save(&clone.machine);
         for (key, different) in differences(&first, &second) {
             let allowed = match key.as_str() {
@@ -127,9 +127,9 @@ fn a_timer_that_expires_while_the_state_is_read_is_told() {
             begin.elapsed().as_secs() < 60,
             "whether a timer expired is always told the same: {seen:?}"
         );
-        let saving = guest.machine.begin_saving().unwrap();
+        let saving = guest.machine.begin_save().unwrap();
         let mut archive = ArchiveWriter::new();
-        saving.settle(&mut archive).unwrap();
+        saving.save_devices(&mut archive).unwrap();
         let is_changed = saving.finish(&mut archive).unwrap();
         seen[usize::from(is_changed)] = true;
     }
@@ -144,7 +144,7 @@ fn a_timer_that_has_expired_does_not_do_so_again() {
     for _ in 0..3 {
         guest.machine.pause();
         guest = once.clone_of(&guest.machine);
-        guest.machine.unpause();
+        guest.machine.resume();
         // The first answer may be on its way when an interrupt comes.
         for _ in 0..2 {
             guest.send(b"?");

@@ -11,7 +11,7 @@ use super::serial::SerialFile;
 use crate::arch::{Native, Platform};
 use crate::boot::{Image, Initrd};
 use crate::config::{self, DriveConfig, HostMemory, NetConfig, VmConfig, VmSpec};
-use crate::machine::{DeviceError, Devices, Interface, Machine, open_drive, open_interface};
+use crate::machine::{DeviceError, Devices, Machine, OpenInterface, open_drive, open_interface};
 use crate::timeline::{Lane, Timeline};
 use crate::vm::{Console, Input, Vm};
 
@@ -24,7 +24,7 @@ pub struct Draft {
     configured: bool,
     boot: Option<(Image, Option<Initrd>)>,
     drives: BTreeMap<String, Block>,
-    interfaces: BTreeMap<String, Interface>,
+    interfaces: BTreeMap<String, OpenInterface>,
     serial: Option<SerialFile>,
 }
 

@@ -126,7 +126,7 @@ impl Freeze {
         }
         let machine = vm.machine();
         let config = machine.spec().config();
-        let saving = machine.begin_saving().map_err(Error::Machine)?;
+        let saving = machine.begin_save().map_err(Error::Machine)?;
         // Meanwhile, what does not depend on it.
         let mut state = file::PendingStateFile::create(&self.state).map_err(Error::State)?;
         let pagemap = Pagemap::open().ok();
@@ -137,7 +137,7 @@ impl Freeze {
         };
         let target = self.target(&source)?;
         let (host, mut archive) = (host(), begun(config)?);
-        saving.settle(&mut archive).map_err(Error::Machine)?;
+        saving.save_devices(&mut archive).map_err(Error::Machine)?;
         let mut memory = self.prepare(&source, target)?;
         if saving.finish(&mut archive).map_err(Error::Machine)? {
             // Once more, and this time one after the other.

@@ -176,10 +176,10 @@ impl Thaw {
             filter,
             guard,
         } = open_console().map_err(Error::Console)?;
-        let machine =
-            Machine::build_around(spec, memory, devices, output, timeline.clone()).map_err(Error::Machine)?;
+        let machine = Machine::build_with_memory(spec, memory, devices, output, timeline.clone())
+            .map_err(Error::Machine)?;
         let restored = timeline.measure(Lane::Main, "restore state", || {
-            machine.resume_from(sections, self.realtime)
+            machine.restore(sections, self.realtime)
         });
         let machine = restored.map_err(Error::Restore)?;
         let input = input.map(|file| Input::new(file, filter));

@@ -35,7 +35,7 @@ use crate::vcpu::{Kick, Start, StopReason, VcpuError, VcpuInit, VcpuThread};
 use crate::{kvm, memory};
 use vcpus::{create_vcpus, limit_vcpus, start_threads};
 
-pub use virtio::{Devices, Error as DeviceError, Handle, Interface, open_drive, open_interface};
+pub use virtio::{Devices, Error as DeviceError, OpenInterface, VirtioHandle, open_drive, open_interface};
 
 /// Why a machine could not be built, booted or paused.
 #[derive(Debug, thiserror::Error)]
@@ -99,8 +99,8 @@ pub struct Machine {
     shared: Arc<VcpuShared>,
     sources: Vec<SharedSource>,
     windows: Vec<MmioDeviceInfo>,
-    drives: Vec<Handle<Block>>,
-    interfaces: Vec<Handle<Net>>,
+    drives: Vec<VirtioHandle<Block>>,
+    interfaces: Vec<VirtioHandle<Net>>,
     passts: Vec<Passt>,
     serial: Arc<Mutex<Serial>>,
     platform: Arc<Native>,
@@ -110,7 +110,7 @@ pub struct Machine {
     _vm: Arc<VmFd>,
     memory: GuestMemory,
     /// The state has been restored, and the devices have not looked at what there is to do since.
-    unattended: Cell<bool>,
+    needs_notify: Cell<bool>,
 }
 
 impl Machine {
@@ -132,7 +132,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`Error`]; nothing of the machine is left then.
-    pub fn build_around(
+    pub fn build_with_memory(
         spec: VmSpec,
         memory: GuestMemory,
         devices: Devices,
@@ -203,7 +203,7 @@ impl Machine {
             power,
             _vm: vm,
             memory,
-            unattended: Cell::new(false),
+            needs_notify: Cell::new(false),
             timeline,
         })
     }
@@ -275,7 +275,7 @@ impl Machine {
     }
 
     /// What the event loop watches for the platform's devices.
-    pub(crate) fn sources(&self) -> &[SharedSource] {
+    pub(crate) fn event_sources(&self) -> &[SharedSource] {
         &self.sources
     }
 
@@ -284,13 +284,13 @@ impl Machine {
         &self.serial
     }
 
-    /// Signalled when [`Machine::report`] has something.
-    pub(crate) fn reported(&self) -> &EventFd {
+    /// Signalled when [`Machine::take_stop_reason`] has something.
+    pub(crate) fn stop_event(&self) -> &EventFd {
         &self.shared.reported
     }
 
     /// Why a vCPU has ended, if one has.
-    pub fn report(&self) -> Option<StopReason> {
+    pub fn take_stop_reason(&self) -> Option<StopReason> {
         self.reports.try_recv().ok()
     }
 
@@ -306,15 +306,15 @@ impl Machine {
         self.vcpus.iter().for_each(VcpuThread::stop);
     }
 
-    /// Keeps the vCPUs out of the guest until [`Machine::unpause`], with all instructions that they were in completed.
+    /// Keeps the vCPUs out of the guest until [`Machine::resume`], with all instructions that they were in completed.
     pub fn pause(&self) {
         let kick = || self.vcpus.iter().for_each(VcpuThread::kick);
         self.shared.gate.close(self.vcpus.len(), kick);
     }
 
     /// Lets the vCPUs into the guest again.
-    pub fn unpause(&self) {
-        self.attend();
+    pub fn resume(&self) {
+        self.notify_devices();
         self.shared.gate.open();
     }
 
@@ -344,12 +344,12 @@ impl Machine {
     }
 
     /// Its drives, in the order in which the guest counts them.
-    pub(crate) fn drives(&self) -> &[Handle<Block>] {
+    pub(crate) fn drives(&self) -> &[VirtioHandle<Block>] {
         &self.drives
     }
 
     /// Its network interfaces, in the order in which the guest counts them.
-    pub(crate) fn interfaces(&self) -> &[Handle<Net>] {
+    pub(crate) fn interfaces(&self) -> &[VirtioHandle<Net>] {
         &self.interfaces
     }
 

@@ -30,7 +30,7 @@ use snapshot::section::Error as SectionError;
 use snapshot::{ArchiveReader, ArchiveWriter, Component};
 
 use super::Machine;
-use super::virtio::Handle;
+use super::virtio::VirtioHandle;
 use crate::arch::Platform;
 use crate::timeline::Lane;
 use crate::vcpu::{NativeVcpuState, StateReply, VcpuInit, VcpuThread};
@@ -70,7 +70,7 @@ pub enum Error {
 const LOOKS: usize = 1000;
 
 /// The answer of a vCPU's thread. To fall asleep and be woken takes a good part of the time that the answer does.
-fn attend<T>(answer: &Receiver<T>) -> Result<T, RecvError> {
+fn receive_spinning<T>(answer: &Receiver<T>) -> Result<T, RecvError> {
     for _ in 0..LOOKS {
         match answer.try_recv() {
             Err(TryRecvError::Empty) => thread::yield_now(),
@@ -83,32 +83,32 @@ fn attend<T>(answer: &Receiver<T>) -> Result<T, RecvError> {
 
 /// Waits for the state of vCPU `id`.
 fn state_of(id: u8, vcpu: &StateReply) -> Result<NativeVcpuState, Error> {
-    let state = attend(&vcpu.state).map_err(|_| Error::Ended(id))?;
+    let state = receive_spinning(&vcpu.state).map_err(|_| Error::Ended(id))?;
     state.map_err(|source| Error::Vcpu { id, source })
 }
 
 /// A machine whose state is being read. Dropped, nothing is saved, and the machine can go on.
-pub struct Saving<'a> {
+pub struct StateSave<'a> {
     machine: &'a Machine,
     vcpus: Vec<StateReply>,
 }
 
-impl Saving<'_> {
+impl StateSave<'_> {
     /// Waits until KVM has done what it had put off, and adds the devices to `archive`. Memory can be saved then, unless
     /// [`finish`](Self::finish) says later that there was more.
     ///
     /// # Errors
     /// [`Error::Ended`], [`Error::Vcpu`] and [`Error::Part`].
-    pub fn settle(&self, archive: &mut ArchiveWriter) -> Result<(), Error> {
+    pub fn save_devices(&self, archive: &mut ArchiveWriter) -> Result<(), Error> {
         for (id, vcpu) in (0..).zip(&self.vcpus) {
-            if attend(&vcpu.settled).is_err() {
+            if receive_spinning(&vcpu.settled).is_err() {
                 state_of(id, vcpu)?;
             }
         }
         self.machine.put_devices(archive).map_err(Error::Part)
     }
 
-    /// Adds the vCPUs to `archive`. True when devices and memory may have changed since [`settle`](Self::settle) returned: rarely,
+    /// Adds the vCPUs to `archive`. True when devices and memory may have changed since [`save_devices`](Self::save_devices) returned: rarely,
     /// when a timer of the guest has expired meanwhile.
     ///
     /// # Errors
@@ -133,16 +133,16 @@ impl Machine {
     /// [`Error::Running`], [`Error::Ended`], [`Error::Vcpu`], [`Error::Part`], and [`Error::Sections`] when `archive` has
     /// sections of the same names.
     pub fn save(&self, archive: &mut ArchiveWriter) -> Result<(), Error> {
-        self.begin_saving()?.finish(archive)?;
+        self.begin_save()?.finish(archive)?;
         self.put_devices(archive).map_err(Error::Part)
     }
 
-    /// Begins to save the machine: the vCPUs' threads read their vCPUs, while this one may do something else. [`Saving::settle`]
-    /// and [`Saving::finish`] do the rest.
+    /// Begins to save the machine: the vCPUs' threads read their vCPUs, while this one may do something else. [`StateSave::save_devices`]
+    /// and [`StateSave::finish`] do the rest.
     ///
     /// # Errors
     /// [`Error::Running`]
-    pub fn begin_saving(&self) -> Result<Saving<'_>, Error> {
+    pub fn begin_save(&self) -> Result<StateSave<'_>, Error> {
         if !self.shared.gate.is_closed() {
             return Err(Error::Running);
         }
@@ -151,12 +151,12 @@ impl Machine {
         }
         let vcpus = self.vcpus.iter().map(|vcpu| vcpu.request_state()).collect();
         self.shared.gate.notify_waiters();
-        Ok(Saving { machine: self, vcpus })
+        Ok(StateSave { machine: self, vcpus })
     }
 
     /// Has each vCPU's thread take its vCPU as far as the door of the guest and back, and does not wait for it. What KVM does on a
     /// vCPU's first way there is done then when the machine goes on; it takes longer than to wake the thread.
-    pub fn approach(&self) {
+    pub fn prepare_resume(&self) {
         self.vcpus.iter().for_each(VcpuThread::request_flush);
         self.shared.gate.notify_waiters();
     }
@@ -179,34 +179,34 @@ impl Machine {
     ///
     /// # Errors
     /// [`Error::Vcpu`], [`Error::Part`], [`Error::Sections`] and [`Error::Passt`]. No vCPU has entered the guest then.
-    pub fn resume_from(mut self, mut archive: ArchiveReader<'_>, realtime: bool) -> Result<Self, Error> {
+    pub fn restore(mut self, mut archive: ArchiveReader<'_>, realtime: bool) -> Result<Self, Error> {
         // Nobody is in the guest yet, so that there is nobody to wait for; who comes later waits.
         self.shared.gate.close(0, || ());
         let (restored, answers) = (0..self.vcpus.len())
             .map(|_| mpsc::sync_channel(1))
             .collect::<(Vec<_>, Vec<_>)>();
         for ((id, vcpu), restored) in (0..).zip(&self.vcpus).zip(restored) {
-            let state = take_vcpu(id, &mut archive)?;
+            let state = read_vcpu(id, &mut archive)?;
             vcpu.start(self.start(VcpuInit::State { state, restored }));
         }
-        self.take_devices(&mut archive).map_err(Error::Part)?;
+        self.restore_devices(&mut archive).map_err(Error::Part)?;
         for passt in &mut self.passts {
             passt.check().map_err(Error::Passt)?;
         }
         for (id, answer) in (0..).zip(answers) {
-            let done = attend(&answer).map_err(|_| Error::Ended(id))?;
+            let done = receive_spinning(&answer).map_err(|_| Error::Ended(id))?;
             done.map_err(|source| Error::Vcpu { id, source })?;
         }
         self.platform
             .restore_after_vcpus(&mut archive, realtime)
             .map_err(Error::Part)?;
         archive.finish().map_err(Error::Sections)?;
-        self.unattended.set(true);
+        self.needs_notify.set(true);
         self.timeline.mark(Lane::Main, "state restored");
         Ok(self)
     }
 
-    fn take_devices(&self, archive: &mut ArchiveReader<'_>) -> Result<(), PartError> {
+    fn restore_devices(&self, archive: &mut ArchiveReader<'_>) -> Result<(), PartError> {
         lock(&self.serial).restore_section(SERIAL, archive)?;
         let mut keys = (0..).map(virtio_key);
         for (drive, key) in self.drives.iter().zip(keys.by_ref()) {
@@ -219,8 +219,8 @@ impl Machine {
     }
 
     /// Has the devices look for what there is to do, once after a restore.
-    pub(super) fn attend(&self) {
-        if self.unattended.take() {
+    pub(super) fn notify_devices(&self) {
+        if self.needs_notify.take() {
             self.drives.iter().for_each(look);
             self.interfaces.iter().for_each(look);
         }
@@ -229,12 +229,12 @@ impl Machine {
 
 /// What is in the making takes several times its size, which the stack of who goes on does not need any more.
 #[inline(never)]
-fn take_vcpu(id: u8, archive: &mut ArchiveReader<'_>) -> Result<Box<NativeVcpuState>, Error> {
+fn read_vcpu(id: u8, archive: &mut ArchiveReader<'_>) -> Result<Box<NativeVcpuState>, Error> {
     let state: NativeVcpuState = archive.read(&vcpu_key(id)).map_err(Error::Sections)?;
     Ok(Box::new(state))
 }
 
-fn look<D: VirtioDevice>(device: &Handle<D>) {
+fn look<D: VirtioDevice>(device: &VirtioHandle<D>) {
     device.with_transport(|transport| transport.notify_restored());
 }
 

@@ -35,7 +35,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`Error::Pause`] after `patience`; the guest then runs as before.
-    pub(crate) fn pause_within(&self, patience: Duration) -> Result<(), Error> {
+    pub(crate) fn pause_timeout(&self, patience: Duration) -> Result<(), Error> {
         let kick = || self.vcpus.iter().for_each(VcpuThread::kick);
         let paused = self.shared.gate.close_within(self.vcpus.len(), kick, patience);
         paused.then_some(()).ok_or(Error::Pause)

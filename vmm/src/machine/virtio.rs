@@ -49,7 +49,7 @@ pub enum Error {
 }
 
 /// A network interface whose host side is open.
-pub struct Interface {
+pub struct OpenInterface {
     net: Net,
     /// The program that serves the network to it, if it is ours.
     passt: Option<Passt>,
@@ -61,7 +61,7 @@ pub struct Devices {
     /// In the order in which guests count them.
     pub drives: Vec<(String, Block)>,
     /// In the order in which guests count them.
-    pub interfaces: Vec<(String, Interface)>,
+    pub interfaces: Vec<(String, OpenInterface)>,
 }
 
 impl Devices {
@@ -121,19 +121,19 @@ impl Devices {
 #[derive(Default)]
 pub(super) struct Attached {
     pub windows: Vec<MmioDeviceInfo>,
-    pub drives: Vec<Handle<Block>>,
-    pub interfaces: Vec<Handle<Net>>,
+    pub drives: Vec<VirtioHandle<Block>>,
+    pub interfaces: Vec<VirtioHandle<Net>>,
     pub passts: Vec<Passt>,
 }
 
 /// A device of a machine, for its owner.
-pub struct Handle<D: VirtioDevice> {
+pub struct VirtioHandle<D: VirtioDevice> {
     /// Name of the device.
     pub id: String,
     transport: Arc<Mutex<Transport<D>>>,
 }
 
-impl<D: VirtioDevice> Handle<D> {
+impl<D: VirtioDevice> VirtioHandle<D> {
     /// Lets `work` have the device, and the guest and the event loop wait meanwhile.
     pub fn with<T>(&self, work: impl FnOnce(&mut D) -> T) -> T {
         work(lock(&self.transport).device_mut())
@@ -158,7 +158,7 @@ impl Place<'_> {
         id: String,
         device: D,
         (window, line): (MmioDeviceInfo, Arc<dyn Interrupt>),
-    ) -> Result<Handle<D>, arch::Error> {
+    ) -> Result<VirtioHandle<D>, arch::Error> {
         let transport = Transport::new(Box::new(device), self.memory.clone(), line);
         let transport = Arc::new(Mutex::new(transport));
         let bus = &mut self.buses.memory;
@@ -171,7 +171,7 @@ impl Place<'_> {
                 source,
             })) as SharedSource
         }));
-        Ok(Handle { id, transport })
+        Ok(VirtioHandle { id, transport })
     }
 }
 
@@ -187,7 +187,7 @@ pub fn open_drive(config: &DriveConfig) -> Result<Block, Error> {
 ///
 /// # Errors
 /// All of [`Error`] but [`Error::Drive`].
-pub fn open_interface(config: &NetConfig) -> Result<Interface, Error> {
+pub fn open_interface(config: &NetConfig) -> Result<OpenInterface, Error> {
     let system = |source| Error::Descriptors(config.id.clone(), source);
     let limiter = |limits: RateLimits| Limiter::new(limits.bandwidth, limits.operations).map_err(system);
     let (backend, passt) = open_backend(config)?;
@@ -200,7 +200,7 @@ pub fn open_interface(config: &NetConfig) -> Result<Interface, Error> {
         clock: Box::new(MonotonicClock::new()),
     };
     let net = Net::new(setup).map_err(system)?;
-    Ok(Interface { net, passt })
+    Ok(OpenInterface { net, passt })
 }
 
 fn open_backend(config: &NetConfig) -> Result<(Box<dyn Backend>, Option<Passt>), Error> {

@@ -146,8 +146,8 @@ impl MutEventSubscriber for Owner<'_> {
         match events.data() {
             VCPU => {
                 let ending = self.machine().and_then(|machine| {
-                    let _ = machine.reported().read();
-                    machine.report()
+                    let _ = machine.stop_event().read();
+                    machine.take_stop_reason()
                 });
                 self.finish(ending.map(|ending| Ok(End::Guest(ending))));
             }
@@ -174,7 +174,9 @@ impl MutEventSubscriber for Owner<'_> {
             }
             data => {
                 let index = usize::try_from(data - FIRST_SOURCE).unwrap_or(usize::MAX);
-                let source = self.machine().and_then(|machine| machine.sources().get(index));
+                let source = self
+                    .machine()
+                    .and_then(|machine| machine.event_sources().get(index));
                 if let Some(source) = source {
                     lock(source).ready();
                 }
@@ -203,7 +205,11 @@ impl Owner<'_> {
         }
         let changed = running != std::mem::replace(&mut self.watching, running);
         if changed {
-            let sources = self.machine().map(Machine::sources).unwrap_or_default().to_vec();
+            let sources = self
+                .machine()
+                .map(Machine::event_sources)
+                .unwrap_or_default()
+                .to_vec();
             for (data, source) in (FIRST_SOURCE..).zip(&sources) {
                 self.watch_source(ops, source, data, running);
             }
@@ -217,7 +223,7 @@ impl Owner<'_> {
 
     /// Watches what is watched even while the VM is paused.
     fn attach(&mut self, console: ConsoleIo, ops: &mut EventOps<'_>) {
-        let reported = self.machine().map(|machine| machine.reported().as_raw_fd());
+        let reported = self.machine().map(|machine| machine.stop_event().as_raw_fd());
         let recording = self
             .control
             .vm()

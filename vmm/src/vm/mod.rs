@@ -193,7 +193,7 @@ impl Vm {
     pub fn pause(&mut self) -> Result<(), machine::Error> {
         if !self.paused {
             match self.base {
-                Some(Base::Served(_)) => self.machine.pause_within(PAGE_PATIENCE)?,
+                Some(Base::Served(_)) => self.machine.pause_timeout(PAGE_PATIENCE)?,
                 _ => self.machine.pause(),
             }
             self.paused = true;
@@ -207,7 +207,7 @@ impl Vm {
     /// Lets the guest run again.
     pub fn resume(&mut self) {
         if std::mem::take(&mut self.paused) {
-            self.machine.unpause();
+            self.machine.resume();
             if let Some(preparation) = &mut self.preparation {
                 preparation.leave_single();
             }
@@ -221,7 +221,7 @@ impl Vm {
     pub(crate) fn approach(&self) {
         // KVM may touch guest memory, which a page fault handler is not asked for before the guest runs.
         if matches!(self.base, Some(Base::File(_))) {
-            self.machine.approach();
+            self.machine.prepare_resume();
         }
     }
 
