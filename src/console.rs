@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use devices::serial::{SerialOutput, output};
-use vmm::vm::{self, Console, Verdict};
+use vmm::vm::{self, Console, InputAction};
 
 use crate::escape::{self, Action, Escape};
 use crate::logging::put;
@@ -63,15 +63,15 @@ pub fn open() -> Result<Console, Error> {
 struct Keys(Escape);
 
 impl vm::InputFilter for Keys {
-    fn filter(&mut self, input: &[u8], guest: &mut Vec<u8>) -> Verdict {
+    fn filter(&mut self, input: &[u8], guest: &mut Vec<u8>) -> InputAction {
         // A byte at a time, so that of several keys in one read each does what it does.
         for byte in input {
             match self.0.feed(&[*byte], guest) {
                 None => {}
-                Some(Action::Quit) => return Verdict::End,
+                Some(Action::Quit) => return InputAction::End,
                 Some(Action::Help) => put(escape::HELP),
             }
         }
-        Verdict::Continue
+        InputAction::Continue
     }
 }

@@ -14,7 +14,7 @@ use vmm::boot::{self, Image, Initrd};
 use vmm::control::{self, Control, Service, thaw};
 use vmm::timeline::{Lane, Span, Timeline};
 use vmm::vcpu::StopReason;
-use vmm::vm::{self, End};
+use vmm::vm::{self, ExitReason};
 
 use crate::args::{Restore, Run, Session};
 use crate::console;
@@ -231,7 +231,7 @@ pub fn boot(
     timeline: &Arc<Timeline>,
     mut api: Option<Api>,
     begin: impl FnOnce(&mut Control) -> Result<(), Failure>,
-) -> Result<(End, Unclaimed), Error> {
+) -> Result<(ExitReason, Unclaimed), Error> {
     // Before any thread starts, so that all of them leave the signals to the event loop.
     let signals = block_signals()?;
     let mut control = Control::new(Box::new(|| Ok(console::open()?)), timeline.clone());
@@ -266,18 +266,20 @@ pub fn block_signals() -> Result<Vec<libc::c_int>, Error> {
 /// Returns the accesses that no device claimed.
 pub fn conclude_vm(mut control: Control) -> (u64, u64) {
     let Some(vm) = control.vm_mut() else { return (0, 0) };
-    if let Some(report) = vm.conclude() {
+    if let Some(report) = vm.finish_output() {
         say(&format!("warning: {}", ErrorChain(&report)));
     }
     vm.machine().unclaimed()
 }
 
 /// The exit status that `end` deserves, with a word on it where it was not the guest's or the user's will.
-pub fn conclude(end: &End) -> u8 {
+pub fn conclude(end: &ExitReason) -> u8 {
     match end {
-        End::User | End::Guest(StopReason::Power(PowerEvent::Off | PowerEvent::Reset)) => process::SUCCESS,
-        End::Guest(StopReason::Power(PowerEvent::Exit(code))) => status(*code),
-        End::Guest(StopReason::TripleFault { ip }) => {
+        ExitReason::User | ExitReason::Guest(StopReason::Power(PowerEvent::Off | PowerEvent::Reset)) => {
+            process::SUCCESS
+        }
+        ExitReason::Guest(StopReason::Power(PowerEvent::Exit(code))) => status(*code),
+        ExitReason::Guest(StopReason::TripleFault { ip }) => {
             // Processors of AMD are reset by then, and this is where they would begin.
             let place = if *ip == RESET_IP {
                 String::new()
@@ -289,12 +291,12 @@ pub fn conclude(end: &End) -> u8 {
             ));
             TRIPLE_FAULT
         }
-        End::Guest(StopReason::Fault(fault)) => {
+        ExitReason::Guest(StopReason::Fault(fault)) => {
             say(&ErrorChain(fault).to_string());
             FAULT
         }
-        End::Signal(signal) => die_by(*signal),
-        End::Failed => {
+        ExitReason::Signal(signal) => die_by(*signal),
+        ExitReason::Failed => {
             say("there is no VM without its snapshot");
             process::FAILURE
         }

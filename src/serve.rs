@@ -12,7 +12,7 @@ use api::{Api, Instance};
 use vmm::control::{self, Control};
 use vmm::timeline::Timeline;
 use vmm::vcpu::StopReason;
-use vmm::vm::{self, End};
+use vmm::vm::{self, ExitReason};
 
 use crate::firecracker::{Options, VERSION};
 use crate::logging::{ProcessLog, say};
@@ -141,10 +141,10 @@ fn read_config(path: PathBuf) -> Result<(PathBuf, String), Error> {
 }
 
 /// The exit status that Firecracker would have: 1 for a guest that cannot go on.
-fn conclude(end: &End) -> u8 {
+fn conclude(end: &ExitReason) -> u8 {
     let status = run::conclude(end);
     match end {
-        End::Guest(StopReason::TripleFault { .. } | StopReason::Fault(_)) => {
+        ExitReason::Guest(StopReason::TripleFault { .. } | StopReason::Fault(_)) => {
             say("the exit status is 1, as Firecracker's is");
             process::FAILURE
         }

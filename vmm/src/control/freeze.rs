@@ -120,7 +120,7 @@ impl Freeze {
         if alike && place(&self.state) == place(&self.memory) {
             return Err(Error::Same(self.state.clone()));
         }
-        if self.kind == Kind::Full && vm.is_abandoned() {
+        if self.kind == Kind::Full && vm.is_fault_handler_gone() {
             // To look at such a page would be to wait for ever.
             return Err(Error::Abandoned);
         }
@@ -132,7 +132,7 @@ impl Freeze {
         let pagemap = Pagemap::open().ok();
         let source = dump::DumpSource {
             memory: machine.memory(),
-            origin: vm.origin(),
+            origin: vm.page_origin(),
             pagemap: pagemap.as_ref(),
         };
         let target = self.target(&source)?;

@@ -210,7 +210,7 @@ impl Control {
         if thaw.resume {
             vm.resume();
         } else {
-            vm.approach();
+            vm.prepare_resume();
         }
         self.life = Life::Started(Box::new(vm));
         Ok(())
@@ -229,7 +229,7 @@ impl Control {
         let vm = self.vm_mut().ok_or(freeze::Error::Running)?;
         if vm.is_paused() {
             // What is frozen and goes on later is another beginning.
-            vm.record();
+            vm.stop_recording();
         }
         freeze.write(vm)
     }

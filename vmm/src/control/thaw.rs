@@ -16,7 +16,7 @@ use crate::config::{self, HostMemory, NetBackend, VmConfig, VmSpec};
 use crate::machine::{self, Devices, Machine, state};
 use crate::memory::{self, Prefetch, uffd};
 use crate::timeline::{Lane, Timeline};
-use crate::vm::{Base, Console, Input, Vm};
+use crate::vm::{Console, Input, MemoryBacking, Vm};
 
 /// Why no VM came out of a snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -166,7 +166,7 @@ impl Thaw {
         let (set, recording) = opened.map_err(Error::FirstTouch)?;
         let (memory, base) = self.map(&spec, timeline)?;
         let preparation = match (set, &base) {
-            (Some(set), Base::File(file)) => Some(Prefetch::new(set, file)),
+            (Some(set), MemoryBacking::File(file)) => Some(Prefetch::new(set, file)),
             _ => None,
         };
         let devices = Devices::open(&spec).map_err(Error::Device)?;
@@ -186,13 +186,13 @@ impl Thaw {
         let mut vm = Vm::restored(machine, base, input, guard);
         vm.record_with(recording);
         if let Some(preparation) = preparation {
-            timeline.measure(Lane::Main, "make pages ready", || vm.prepare_by(preparation));
+            timeline.measure(Lane::Main, "make pages ready", || vm.start_prefetch(preparation));
         }
         Ok(vm)
     }
 
     /// Maps the guest's memory; nothing of it is read.
-    fn map(&self, spec: &VmSpec, timeline: &Timeline) -> Result<(GuestMemory, Base), Error> {
+    fn map(&self, spec: &VmSpec, timeline: &Timeline) -> Result<(GuestMemory, MemoryBacking), Error> {
         let regions = Native::memory_regions(spec.config().memory);
         timeline.measure(Lane::Main, "map memory file", || match self.memory.clone() {
             MemorySource::File(path) => {
@@ -201,12 +201,12 @@ impl Thaw {
                     Err(source) => return Err(Error::Open { path, source }),
                 };
                 match memory::map_snapshot(&regions, &file) {
-                    Ok(memory) => Ok((memory, Base::File(file))),
+                    Ok(memory) => Ok((memory, MemoryBacking::File(file))),
                     Err(source) => Err(Error::Memory { path, source }),
                 }
             }
             MemorySource::Uffd(path) => match memory::map_uffd(&regions, &path) {
-                Ok((memory, handler)) => Ok((memory, Base::Served(handler))),
+                Ok((memory, handler)) => Ok((memory, MemoryBacking::Served(handler))),
                 Err(source) => Err(Error::Uffd { path, source }),
             },
         })

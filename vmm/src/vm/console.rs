@@ -8,7 +8,7 @@ use devices::serial::Serial;
 use event_manager::{EventOps, EventSet, Events};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::input::{Input, Read, Verdict};
+use super::input::{Input, InputAction, Read};
 use super::{Error, Vm};
 
 /// The input has something to read.
@@ -22,7 +22,7 @@ pub const OUTPUT: u32 = 6;
 
 /// What a look at the console has come to.
 #[derive(Debug)]
-pub enum Look {
+pub enum ConsoleStatus {
     /// The VM goes on.
     Continue,
     /// The user wants it to end.
@@ -77,12 +77,12 @@ impl ConsoleIo {
     }
 
     /// Serves what `token` stands for.
-    pub fn ready(&mut self, token: u32, ops: &mut EventOps<'_>) -> Look {
+    pub fn ready(&mut self, token: u32, ops: &mut EventOps<'_>) -> ConsoleStatus {
         match token {
             INPUT => {
                 let read = self.input.as_mut().map(Input::read);
                 match read {
-                    Some(Read::Bytes(Verdict::End)) => return Look::End,
+                    Some(Read::Bytes(InputAction::End)) => return ConsoleStatus::End,
                     Some(Read::Closed) => self.close_input(ops),
                     _ => {}
                 }
@@ -101,16 +101,16 @@ impl ConsoleIo {
     }
 
     /// Has input wait while the guest is paused, in its file as far as that can be, or lets it flow again.
-    pub fn hold_input(&mut self, held: bool, ops: &mut EventOps<'_>) -> Look {
+    pub fn hold_input(&mut self, held: bool, ops: &mut EventOps<'_>) -> ConsoleStatus {
         self.held = held;
         self.pump_input(ops)
     }
 
     /// Moves input on towards the guest, and watches the file for more exactly while more is wanted.
-    fn pump_input(&mut self, ops: &mut EventOps<'_>) -> Look {
+    fn pump_input(&mut self, ops: &mut EventOps<'_>) -> ConsoleStatus {
         loop {
             let Some(input) = &mut self.input else {
-                return Look::Continue;
+                return ConsoleStatus::Continue;
             };
             if !self.held {
                 input.deliver(|bytes| lock(&self.serial).enqueue(bytes));
@@ -127,12 +127,12 @@ impl ConsoleIo {
                             Read::Nothing | Read::Closed => self.input = None,
                         }
                     }
-                    Err(error) => return Look::Failed(Error::Events(error)),
+                    Err(error) => return ConsoleStatus::Failed(Error::Events(error)),
                 },
                 (false, true) => self.ignore_input(ops),
                 _ => {}
             }
-            return Look::Continue;
+            return ConsoleStatus::Continue;
         }
     }
 
@@ -150,7 +150,7 @@ impl ConsoleIo {
         self.input = None;
     }
 
-    fn flush_output(&mut self, ops: &mut EventOps<'_>) -> Look {
+    fn flush_output(&mut self, ops: &mut EventOps<'_>) -> ConsoleStatus {
         let mut serial = lock(&self.serial);
         let output = serial.output_mut();
         let more = output.flush();
@@ -163,12 +163,12 @@ impl ConsoleIo {
         let watched = Events::with_data_raw(file, OUTPUT, EventSet::OUT);
         if more && !self.output_watched {
             if let Err(error) = ops.add(watched) {
-                return Look::Failed(Error::Events(error));
+                return ConsoleStatus::Failed(Error::Events(error));
             }
         } else if !more && self.output_watched {
             let _ = ops.remove(watched);
         }
         self.output_watched = more;
-        Look::Continue
+        ConsoleStatus::Continue
     }
 }

@@ -16,11 +16,11 @@ use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
 };
 
-use super::console::{ConsoleIo, INPUT, Look, OUTPUT};
+use super::console::{ConsoleIo, ConsoleStatus, INPUT, OUTPUT};
 use super::leftover;
 use super::recording::Recording;
-use super::signals::Signals;
-use super::{End, Error, OUTPUT_PATIENCE, Vm};
+use super::signals::SignalFd;
+use super::{Error, ExitReason, OUTPUT_TIMEOUT, Vm};
 use crate::arch::SharedSource;
 use crate::control::{Control, Service};
 use crate::machine::Machine;
@@ -40,12 +40,12 @@ pub fn run<'a>(
     control: &'a mut Control,
     service: Option<&'a mut dyn Service>,
     signals: &[libc::c_int],
-) -> Result<End, Error> {
-    let signals = Signals::new(signals).map_err(|source| Error::System {
+) -> Result<ExitReason, Error> {
+    let signals = SignalFd::new(signals).map_err(|source| Error::System {
         operation: "make a signalfd",
         source,
     })?;
-    let owner = Owner {
+    let owner = EventLoop {
         control,
         service,
         signals,
@@ -64,7 +64,7 @@ pub fn run<'a>(
     let owner = events.subscriber_mut(id).map_err(Error::Events)?;
     owner.end_recording();
     // What the guest printed last is still waited for, as long as its reader reads; signals and the user end that too.
-    if matches!(end, End::Guest(_)) {
+    if matches!(end, ExitReason::Guest(_)) {
         let owner = events.subscriber_mut(id).map_err(Error::Events)?;
         owner.machine().map(Machine::stop);
         if let Some(earlier) = drain(&mut events, id)? {
@@ -76,17 +76,17 @@ pub fn run<'a>(
 
 /// Makes a piece of the guest's memory ready, which takes some 100 us, between one look at the events and the next; whether there
 /// is more to be made ready.
-fn prepare(events: &mut EventManager<Owner<'_>>, id: SubscriberId) -> Result<bool, Error> {
+fn prepare(events: &mut EventManager<EventLoop<'_>>, id: SubscriberId) -> Result<bool, Error> {
     let owner = events.subscriber_mut(id).map_err(Error::Events)?;
-    Ok(owner.control.vm_mut().is_some_and(Vm::prepare))
+    Ok(owner.control.vm_mut().is_some_and(Vm::prefetch_chunk))
 }
 
 /// Waits for events, at most as long as `patience` in milliseconds, and returns why the VM is over, if it is.
 fn next_end(
-    events: &mut EventManager<Owner<'_>>,
+    events: &mut EventManager<EventLoop<'_>>,
     id: SubscriberId,
     patience: Option<i32>,
-) -> Result<Option<End>, Error> {
+) -> Result<Option<ExitReason>, Error> {
     // Minus one waits for ever.
     events
         .run_with_timeout(patience.unwrap_or(-1))
@@ -95,15 +95,15 @@ fn next_end(
     owner.end.take().transpose()
 }
 
-/// Lets the reader of the guest's output take what waits for it, until it makes no progress for [`OUTPUT_PATIENCE`].
-fn drain(events: &mut EventManager<Owner<'_>>, id: SubscriberId) -> Result<Option<End>, Error> {
+/// Lets the reader of the guest's output take what waits for it, until it makes no progress for [`OUTPUT_TIMEOUT`].
+fn drain(events: &mut EventManager<EventLoop<'_>>, id: SubscriberId) -> Result<Option<ExitReason>, Error> {
     let mut left = waiting(events, id)?;
     let mut progress = Instant::now();
-    while left > 0 && progress.elapsed() < OUTPUT_PATIENCE {
-        let patience = OUTPUT_PATIENCE.saturating_sub(progress.elapsed());
+    while left > 0 && progress.elapsed() < OUTPUT_TIMEOUT {
+        let patience = OUTPUT_TIMEOUT.saturating_sub(progress.elapsed());
         let patience = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
         let end = next_end(events, id, Some(patience))?;
-        if let Some(end @ (End::User | End::Signal(_))) = end {
+        if let Some(end @ (ExitReason::User | ExitReason::Signal(_))) = end {
             return Ok(Some(end));
         }
         let now_left = waiting(events, id)?;
@@ -116,24 +116,24 @@ fn drain(events: &mut EventManager<Owner<'_>>, id: SubscriberId) -> Result<Optio
 }
 
 /// Bytes that the guest has printed and nobody has taken.
-fn waiting(events: &mut EventManager<Owner<'_>>, id: SubscriberId) -> Result<usize, Error> {
+fn waiting(events: &mut EventManager<EventLoop<'_>>, id: SubscriberId) -> Result<usize, Error> {
     let owner = events.subscriber_mut(id).map_err(Error::Events)?;
     let serial = owner.machine().map(Machine::serial);
     Ok(serial.map_or(0, |serial| lock(serial).output().waiting()))
 }
 
-struct Owner<'a> {
+struct EventLoop<'a> {
     control: &'a mut Control,
     service: Option<&'a mut dyn Service>,
-    signals: Signals,
+    signals: SignalFd,
     /// There since the VM is.
     console: Option<ConsoleIo>,
     /// Whether the VM's sources are watched.
     watching: bool,
-    end: Option<Result<End, Error>>,
+    end: Option<Result<ExitReason, Error>>,
 }
 
-impl MutEventSubscriber for Owner<'_> {
+impl MutEventSubscriber for EventLoop<'_> {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         self.watch(ops, self.signals.as_raw_fd(), SIGNAL, EventSet::IN);
         if let Some(service) = &self.service {
@@ -149,7 +149,7 @@ impl MutEventSubscriber for Owner<'_> {
                     let _ = machine.stop_event().read();
                     machine.take_stop_reason()
                 });
-                self.finish(ending.map(|ending| Ok(End::Guest(ending))));
+                self.finish(ending.map(|ending| Ok(ExitReason::Guest(ending))));
             }
             SIGNAL => self.signal(),
             SERVICE => {
@@ -157,7 +157,7 @@ impl MutEventSubscriber for Owner<'_> {
                     service.ready(self.control);
                 }
                 if self.control.has_failed() {
-                    return self.finish(Some(Ok(End::Failed)));
+                    return self.finish(Some(Ok(ExitReason::Failed)));
                 }
                 self.follow(ops);
             }
@@ -165,12 +165,12 @@ impl MutEventSubscriber for Owner<'_> {
                 let vm = self.control.vm_mut();
                 // It may have been paused or ended by an event that came with this one.
                 if let Some(vm) = vm.filter(|vm| vm.recording().is_some_and(Recording::is_due)) {
-                    vm.record();
+                    vm.stop_recording();
                 }
             }
             token @ INPUT..=OUTPUT => {
                 let look = self.console.as_mut().map(|console| console.ready(token, ops));
-                self.heed(look);
+                self.handle_console(look);
             }
             data => {
                 let index = usize::try_from(data - FIRST_SOURCE).unwrap_or(usize::MAX);
@@ -185,7 +185,7 @@ impl MutEventSubscriber for Owner<'_> {
     }
 }
 
-impl Owner<'_> {
+impl EventLoop<'_> {
     fn machine(&self) -> Option<&Machine> {
         self.control.vm().map(Vm::machine)
     }
@@ -201,7 +201,7 @@ impl Owner<'_> {
                 Err(error) => return self.finish(Some(Err(error))),
             }
             // However it was started, that is over.
-            leftover::give_back();
+            leftover::release_startup_memory();
         }
         let changed = running != std::mem::replace(&mut self.watching, running);
         if changed {
@@ -217,7 +217,7 @@ impl Owner<'_> {
         if changed || is_new {
             let console = self.console.as_mut();
             let look = console.map(|console| console.hold_input(!running, ops));
-            self.heed(look);
+            self.handle_console(look);
         }
     }
 
@@ -271,17 +271,17 @@ impl Owner<'_> {
     }
 
     /// What comes first counts.
-    fn finish(&mut self, end: Option<Result<End, Error>>) {
+    fn finish(&mut self, end: Option<Result<ExitReason, Error>>) {
         if self.end.is_none() {
             self.end = end;
         }
     }
 
-    fn heed(&mut self, look: Option<Look>) {
+    fn handle_console(&mut self, look: Option<ConsoleStatus>) {
         match look {
-            Some(Look::End) => self.finish(Some(Ok(End::User))),
-            Some(Look::Failed(error)) => self.finish(Some(Err(error))),
-            Some(Look::Continue) | None => {}
+            Some(ConsoleStatus::End) => self.finish(Some(Ok(ExitReason::User))),
+            Some(ConsoleStatus::Failed(error)) => self.finish(Some(Err(error))),
+            Some(ConsoleStatus::Continue) | None => {}
         }
     }
 
@@ -295,6 +295,6 @@ impl Owner<'_> {
         if signal == libc::SIGHUP && service.is_some_and(|service| service.hang_up()) {
             return;
         }
-        self.finish(Some(Ok(End::Signal(signal))));
+        self.finish(Some(Ok(ExitReason::Signal(signal))));
     }
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// What becomes of the VM after some input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum InputAction {
     /// It goes on.
     Continue,
     /// The user wants it to end.
@@ -16,14 +16,14 @@ pub enum Verdict {
 /// Sees input before the guest does, for example to find escape keys.
 pub trait InputFilter {
     /// Takes `input` and appends what is meant for the guest to `out`.
-    fn filter(&mut self, input: &[u8], out: &mut Vec<u8>) -> Verdict;
+    fn filter(&mut self, input: &[u8], out: &mut Vec<u8>) -> InputAction;
 }
 
 /// What one read of the input brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Read {
     /// Bytes, and what becomes of the VM.
-    Bytes(Verdict),
+    Bytes(InputAction),
     /// There is nothing now.
     Nothing,
     /// There will never be anything again.
@@ -40,8 +40,8 @@ pub struct Input {
 }
 
 /// As much is read at once, and as much waits at most when the input is read only to find escape keys.
-const PIECE: usize = 1024;
-const MOST_PENDING: usize = 4096;
+const CHUNK_SIZE: usize = 1024;
+const MAX_PENDING: usize = 4096;
 
 impl Input {
     /// Input from `file`, of which `filter` sees all first.
@@ -67,7 +67,7 @@ impl Input {
     /// Reads once. The caller knows that there was something to read; another process that reads the same pipe or socket may
     /// have been quicker. Terminals and FIFOs, and before Linux 6.4 pipes, are then waited for.
     pub(super) fn read(&mut self) -> Read {
-        let mut piece = [0; PIECE];
+        let mut piece = [0; CHUNK_SIZE];
         let read = match self.nowait {
             true => self.read_now(&mut piece),
             false => self.read_into(&mut piece),
@@ -77,7 +77,7 @@ impl Input {
 
     /// Reads a regular file once, which may have to come from the disk.
     pub(super) fn read_regular(&mut self) -> Read {
-        let mut piece = [0; PIECE];
+        let mut piece = [0; CHUNK_SIZE];
         let read = self.read_into(&mut piece);
         self.taken(&piece, read)
     }
@@ -117,15 +117,15 @@ impl Input {
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
 
-    fn take(&mut self, bytes: &[u8]) -> Verdict {
+    fn take(&mut self, bytes: &[u8]) -> InputAction {
         let Some(filter) = &mut self.filter else {
             self.pending.extend(bytes);
-            return Verdict::Continue;
+            return InputAction::Continue;
         };
         let mut kept = Vec::with_capacity(bytes.len() + 1);
         let verdict = filter.filter(bytes, &mut kept);
         // As a terminal drops what is typed ahead of a program that does not read.
-        let room = MOST_PENDING.saturating_sub(self.pending.len());
+        let room = MAX_PENDING.saturating_sub(self.pending.len());
         self.pending.extend(kept.iter().take(room));
         verdict
     }
@@ -144,17 +144,17 @@ mod tests {
     use std::fs::File;
     use std::io::Write;
 
-    use super::{Input, InputFilter, MOST_PENDING, Read, Verdict};
+    use super::{Input, InputAction, InputFilter, MAX_PENDING, Read};
 
     struct UntilX;
 
     impl InputFilter for UntilX {
-        fn filter(&mut self, input: &[u8], out: &mut Vec<u8>) -> Verdict {
+        fn filter(&mut self, input: &[u8], out: &mut Vec<u8>) -> InputAction {
             out.extend(input.iter().take_while(|byte| **byte != b'x'));
             if input.contains(&b'x') {
-                Verdict::End
+                InputAction::End
             } else {
-                Verdict::Continue
+                InputAction::Continue
             }
         }
     }
@@ -170,7 +170,7 @@ mod tests {
         let (reader, mut writer) = pipe();
         let mut input = Input::new(reader.into(), None);
         writer.write_all(b"abc").unwrap();
-        assert_eq!(input.read(), Read::Bytes(Verdict::Continue));
+        assert_eq!(input.read(), Read::Bytes(InputAction::Continue));
         assert!(!input.wants_more(false));
         input.deliver(|bytes| {
             assert_eq!(bytes, b"abc");
@@ -194,14 +194,14 @@ mod tests {
         let (reader, mut writer) = pipe();
         let mut input = Input::new(reader.into(), None);
         writer.write_all(b"a").unwrap();
-        assert_eq!(input.read(), Read::Bytes(Verdict::Continue));
+        assert_eq!(input.read(), Read::Bytes(InputAction::Continue));
         if input.nowait {
             assert_eq!(input.read(), Read::Nothing);
         } else {
             eprintln!("this kernel, before Linux 6.4, cannot read a pipe without waiting");
         }
         writer.write_all(b"b").unwrap();
-        assert_eq!(input.read(), Read::Bytes(Verdict::Continue));
+        assert_eq!(input.read(), Read::Bytes(InputAction::Continue));
         input.deliver(|bytes| {
             assert_eq!(bytes, b"ab");
             2
@@ -215,8 +215,8 @@ mod tests {
         let zero = File::open("/dev/zero").unwrap();
         let mut input = Input::new(zero.into(), None);
         input.nowait = false;
-        assert_eq!(input.read(), Read::Bytes(Verdict::Continue));
-        assert_eq!(input.read_regular(), Read::Bytes(Verdict::Continue));
+        assert_eq!(input.read(), Read::Bytes(InputAction::Continue));
+        assert_eq!(input.read_regular(), Read::Bytes(InputAction::Continue));
     }
 
     #[test]
@@ -225,13 +225,13 @@ mod tests {
         let mut input = Input::new(reader.into(), Some(Box::new(UntilX)));
         for _ in 0..20 {
             writer.write_all(&[b'a'; 1000]).unwrap();
-            assert_eq!(input.read(), Read::Bytes(Verdict::Continue));
+            assert_eq!(input.read(), Read::Bytes(InputAction::Continue));
             assert!(input.wants_more(false) && input.wants_more(true));
         }
         writer.write_all(b"bx").unwrap();
-        assert_eq!(input.read(), Read::Bytes(Verdict::End));
+        assert_eq!(input.read(), Read::Bytes(InputAction::End));
         input.deliver(|bytes| {
-            assert_eq!(bytes.len(), MOST_PENDING);
+            assert_eq!(bytes.len(), MAX_PENDING);
             bytes.len()
         });
     }

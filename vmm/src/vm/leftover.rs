@@ -8,7 +8,7 @@ const STACK_OF_A_START: usize = 64 << 10;
 /// Gives back what the start of a VM took of the heap and of the calling thread's stack: there may be thousands of such
 /// processes on a host.
 #[inline(never)]
-pub(super) fn give_back() {
+pub(super) fn release_startup_memory() {
     // SAFETY: the call takes no pointer, and touches only what is not in use.
     unsafe { libc::malloc_trim(0) };
     let Ok(page) = usize::try_from(page_size()) else {

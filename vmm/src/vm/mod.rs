@@ -22,21 +22,21 @@ use crate::memory::{Prefetch, uffd};
 use crate::vcpu::StopReason;
 
 pub use events::run;
-pub use input::{Input, InputFilter, Verdict};
+pub use input::{Input, InputAction, InputFilter};
 pub(crate) use recording::Recording;
 pub use signals::{
-    block as block_signals, heeded as heeded_signals, ignore_output_signals, unblock as unblock_signal,
+    block as block_signals, ignore_output_signals, not_ignored as heeded_signals, unblock as unblock_signal,
 };
 
 /// How long a reader of the guest's output may make no progress before the end of the VM no longer waits for it.
-pub const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
+pub const OUTPUT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a vCPU that waits for a page of a handler keeps the guest from being paused, and everybody else waiting.
-const PAGE_PATIENCE: Duration = Duration::from_secs(2);
+const PAGE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Pieces of a working set, some 100 us each, that are made ready before the guest runs. It need not have asked for them, so that
 /// it waits no longer than that; the event loop goes on while it runs.
-const PIECES_BEFORE: u32 = 8;
+const CHUNKS_BEFORE_RESUME: u32 = 8;
 
 /// Where the guest's serial port is connected to the process around the VM.
 pub struct Console {
@@ -51,7 +51,7 @@ pub struct Console {
 }
 
 /// What the memory of a restored VM is, where the guest has not written.
-pub(crate) enum Base {
+pub(crate) enum MemoryBacking {
     /// A snapshot's memory file.
     File(File),
     /// Served by another process, as long as this is there.
@@ -60,7 +60,7 @@ pub(crate) enum Base {
 
 /// Why a VM is over.
 #[derive(Debug)]
-pub enum End {
+pub enum ExitReason {
     /// A vCPU has left the guest for good.
     Guest(StopReason),
     /// The user has asked for it at the console.
@@ -93,7 +93,7 @@ pub struct Vm {
     machine: Machine,
     paused: bool,
     /// What the VM was restored from.
-    base: Option<Base>,
+    base: Option<MemoryBacking>,
     /// Pages that are being made ready.
     preparation: Option<Prefetch>,
     recording: Option<Recording>,
@@ -117,7 +117,7 @@ impl Vm {
     /// A VM that is paused, whose memory is what `base` holds.
     pub(crate) fn restored(
         machine: Machine,
-        base: Base,
+        base: MemoryBacking,
         input: Option<Input>,
         guard: Option<Box<dyn Any>>,
     ) -> Self {
@@ -133,17 +133,17 @@ impl Vm {
     }
 
     /// Has pages made ready: some now, and the rest by the event loop.
-    pub(crate) fn prepare_by(&mut self, preparation: Prefetch) {
+    pub(crate) fn start_prefetch(&mut self, preparation: Prefetch) {
         self.preparation = Some(preparation);
-        for _ in 0..PIECES_BEFORE {
+        for _ in 0..CHUNKS_BEFORE_RESUME {
             if self.preparation.as_ref().is_some_and(Prefetch::has_runs) {
-                self.prepare();
+                self.prefetch_chunk();
             }
         }
     }
 
     /// Makes some more pages ready; whether there are more.
-    fn prepare(&mut self) -> bool {
+    fn prefetch_chunk(&mut self) -> bool {
         let Some(preparation) = &mut self.preparation else {
             return false;
         };
@@ -160,7 +160,7 @@ impl Vm {
     }
 
     /// Ends the recording of what the guest touches, if there is one that has begun.
-    pub(crate) fn record(&mut self) {
+    pub(crate) fn stop_recording(&mut self) {
         if self.recording().is_some_and(Recording::has_begun) {
             self.end_recording();
         }
@@ -173,17 +173,17 @@ impl Vm {
     }
 
     /// Where the guest's memory came from.
-    pub(crate) fn origin(&self) -> PageOrigin<'_> {
+    pub(crate) fn page_origin(&self) -> PageOrigin<'_> {
         match &self.base {
             None => PageOrigin::Fresh,
-            Some(Base::File(file)) => PageOrigin::Mapped(file),
-            Some(Base::Served(_)) => PageOrigin::Served,
+            Some(MemoryBacking::File(file)) => PageOrigin::Mapped(file),
+            Some(MemoryBacking::Served(_)) => PageOrigin::Served,
         }
     }
 
     /// Whether pages that the guest has not touched are lost, because the handler that has them has ended.
-    pub(crate) fn is_abandoned(&self) -> bool {
-        matches!(&self.base, Some(Base::Served(handler)) if handler.is_disconnected())
+    pub(crate) fn is_fault_handler_gone(&self) -> bool {
+        matches!(&self.base, Some(MemoryBacking::Served(handler)) if handler.is_disconnected())
     }
 
     /// Keeps the guest from running, with every instruction that it was in completed. Nothing happens if it is paused.
@@ -193,7 +193,7 @@ impl Vm {
     pub fn pause(&mut self) -> Result<(), machine::Error> {
         if !self.paused {
             match self.base {
-                Some(Base::Served(_)) => self.machine.pause_timeout(PAGE_PATIENCE)?,
+                Some(MemoryBacking::Served(_)) => self.machine.pause_timeout(PAGE_TIMEOUT)?,
                 _ => self.machine.pause(),
             }
             self.paused = true;
@@ -218,9 +218,9 @@ impl Vm {
     }
 
     /// Does ahead what can be done of [`resume`](Self::resume) while the VM stays paused, and does not wait for it.
-    pub(crate) fn approach(&self) {
+    pub(crate) fn prepare_resume(&self) {
         // KVM may touch guest memory, which a page fault handler is not asked for before the guest runs.
-        if matches!(self.base, Some(Base::File(_))) {
+        if matches!(self.base, Some(MemoryBacking::File(_))) {
             self.machine.prepare_resume();
         }
     }
@@ -237,7 +237,7 @@ impl Vm {
 
     /// Counts what nobody has taken of the guest's output as lost, gives the terminal back, and says what was lost, if
     /// something was and it was not said yet.
-    pub fn conclude(&mut self) -> Option<output::Error> {
+    pub fn finish_output(&mut self) -> Option<output::Error> {
         self.machine.mark_first_output();
         self.machine.discard_output();
         self.guard = None;
@@ -257,7 +257,7 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         // The threads are waited for, and one of them may itself wait for a page that nobody gives it.
-        if let Some(Base::Served(handler)) = &self.base {
+        if let Some(MemoryBacking::Served(handler)) = &self.base {
             self.machine.stop();
             handler.release();
         }

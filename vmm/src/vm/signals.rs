@@ -17,7 +17,7 @@ pub fn block(signals: &[libc::c_int]) -> io::Result<()> {
 
 /// Those of `signals` that this process was not started to ignore, as by nohup. A blocked signal would arrive although it is
 /// ignored.
-pub fn heeded(signals: &[libc::c_int]) -> Vec<libc::c_int> {
+pub fn not_ignored(signals: &[libc::c_int]) -> Vec<libc::c_int> {
     signals
         .iter()
         .copied()
@@ -62,9 +62,9 @@ fn set_of(signals: &[libc::c_int]) -> io::Result<libc::sigset_t> {
 }
 
 /// A signalfd.
-pub(super) struct Signals(File);
+pub(super) struct SignalFd(File);
 
-impl Signals {
+impl SignalFd {
     pub fn new(signals: &[libc::c_int]) -> io::Result<Self> {
         let set = set_of(signals)?;
         // SAFETY: `set` is a valid signal set, and -1 asks for a new descriptor.
@@ -87,7 +87,7 @@ impl Signals {
     }
 }
 
-impl AsRawFd for Signals {
+impl AsRawFd for SignalFd {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
@@ -95,12 +95,12 @@ impl AsRawFd for Signals {
 
 #[cfg(test)]
 mod tests {
-    use super::{Signals, block};
+    use super::{SignalFd, block};
 
     #[test]
     fn a_blocked_signal_can_be_read() {
         block(&[libc::SIGUSR2]).unwrap();
-        let mut signals = Signals::new(&[libc::SIGUSR2]).unwrap();
+        let mut signals = SignalFd::new(&[libc::SIGUSR2]).unwrap();
         assert_eq!(signals.read(), None);
         // SAFETY: pthread_self has no preconditions.
         let this = unsafe { libc::pthread_self() };
