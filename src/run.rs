@@ -123,7 +123,7 @@ pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<u8, Error> {
 pub fn restore(restore: Restore, origin: Instant, exec: Duration) -> Result<u8, Error> {
     let watch = Watch::prepare(restore.session, origin)?;
     attend(watch, exec, |control| {
-        control.load(&restore.thaw).map_err(Failure::Thaw)
+        control.load_snapshot(&restore.thaw).map_err(Failure::Thaw)
     })
 }
 

@@ -225,7 +225,7 @@ impl Service for Api {
         }
     }
 
-    fn hang_up(&mut self) -> bool {
+    fn reopen_logs(&mut self) -> bool {
         let has_log = self.process.logger.reopen();
         let Some(numbers) = &mut self.process.numbers else {
             return has_log;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use lexopt::Arg;
 use vmm::config::{NetBackend, OptionError};
-use vmm::control::first_touch::{DEFAULT_LENGTH, LONGEST_MS};
-use vmm::control::{Record, Thaw};
+use vmm::control::first_touch::{DEFAULT_LENGTH, MAX_RECORD_MS};
+use vmm::control::{LoadSnapshotParams, RecordOptions};
 
 use super::session::{self, Seen, Session, path, value};
 use super::{Command, Error, syntax};
@@ -18,7 +18,7 @@ use crate::snapshots::{MEMORY, STATE};
 #[derive(Debug)]
 pub struct Restore {
     /// The snapshot, and what is other than it was.
-    pub thaw: Thaw,
+    pub thaw: LoadSnapshotParams,
     /// What is told of it, and to whom.
     pub session: Session,
 }
@@ -52,9 +52,9 @@ pub(super) fn restore(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     let mut folder = None;
     let mut length = None;
     let mut restore = Restore {
-        thaw: Thaw {
+        thaw: LoadSnapshotParams {
             resume: true,
-            ..Thaw::new(PathBuf::new(), PathBuf::new())
+            ..LoadSnapshotParams::new(PathBuf::new(), PathBuf::new())
         },
         session: Session::default(),
     };
@@ -114,7 +114,7 @@ fn option(
         "--realtime" => thaw.realtime = true,
         "--working-set" => thaw.first_touch.prepare = Some(path(parser, "restore")?),
         RECORD => {
-            thaw.first_touch.record = Some(Record {
+            thaw.first_touch.record = Some(RecordOptions {
                 path: path(parser, "restore")?,
                 length: DEFAULT_LENGTH,
             });
@@ -128,17 +128,17 @@ fn option(
 fn milliseconds(parser: &mut lexopt::Parser) -> Result<Duration, Error> {
     let text: String = value(parser, "restore", LENGTH)?;
     match text.parse() {
-        Ok(number @ 1..=LONGEST_MS) => Ok(Duration::from_millis(number)),
+        Ok(number @ 1..=MAX_RECORD_MS) => Ok(Duration::from_millis(number)),
         _ => Err(Error::Value {
             option: LENGTH,
             value: text,
-            reason: format!("it is a number of milliseconds from 1 to {LONGEST_MS}"),
+            reason: format!("it is a number of milliseconds from 1 to {MAX_RECORD_MS}"),
         }),
     }
 }
 
 /// Puts the length to the recording, which there must be then, and no set that is used.
-fn record(thaw: &mut Thaw, length: Option<Duration>) -> Result<(), Error> {
+fn record(thaw: &mut LoadSnapshotParams, length: Option<Duration>) -> Result<(), Error> {
     match (&mut thaw.first_touch.record, length) {
         (None, Some(_)) => return Err(Error::Alone(LENGTH, RECORD)),
         (Some(record), Some(length)) => record.length = length,
@@ -212,7 +212,7 @@ pub(super) fn folders(
 mod tests {
     use super::super::{Command, parse};
     use vmm::config::NetBackend;
-    use vmm::control::FirstTouch;
+    use vmm::control::WorkingSetOptions;
 
     fn words(line: &str) -> Result<Command, String> {
         parse("mayfly".as_ref(), line.split_whitespace().map(Into::into)).map_err(|error| error.to_string())
@@ -237,7 +237,7 @@ mod tests {
             Command::Restore(restore) => restore.thaw.first_touch,
             other => panic!("{line} is {other:?}"),
         };
-        assert_eq!(thaw("restore /s"), FirstTouch::default());
+        assert_eq!(thaw("restore /s"), WorkingSetOptions::default());
         let set = thaw("restore /s --working-set /w");
         assert_eq!((set.prepare, set.record), (Some("/w".into()), None));
         for (line, milliseconds) in [

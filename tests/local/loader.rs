@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use devices::serial::SerialOutput;
 use vmm::ErrorChain;
-use vmm::control::{Control, Thaw, Timeline};
+use vmm::control::{Control, LoadSnapshotParams, Timeline};
 use vmm::memory;
 use vmm::vm::Console;
 
@@ -78,9 +78,9 @@ impl Loader {
         let state = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
         let timeline = Arc::new(Timeline::new(Instant::now(), false));
         let mut control = Control::new(Box::new(|| Ok(console())), timeline);
-        let thaw = Thaw::new(state, self.folder.path("memory"));
+        let thaw = LoadSnapshotParams::new(state, self.folder.path("memory"));
         control
-            .load(&thaw)
+            .load_snapshot(&thaw)
             .map_err(|error| ErrorChain(&error).to_string())
     }
 }

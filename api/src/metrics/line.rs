@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
-use vmm::control::{Metrics, VcpuMetrics};
+use vmm::control::{VcpuMetrics, VmMetrics};
 
 use super::Counters;
 
@@ -14,7 +14,7 @@ use super::Counters;
 pub(super) struct Line<'a> {
     /// When, counted from 1970-01-01 in UTC.
     pub(super) time: Duration,
-    pub(super) metrics: &'a Metrics,
+    pub(super) metrics: &'a VmMetrics,
     pub(super) counters: &'a Counters,
     /// Texts before this one that nobody has got.
     pub(super) dropped: u64,
@@ -103,13 +103,13 @@ mod tests {
     use std::time::Duration;
 
     use serde_json::Value;
-    use vmm::control::Metrics;
+    use vmm::control::VmMetrics;
 
     use super::Line;
     use crate::metrics::Counters;
     use crate::metrics::testing::{full, leaves};
 
-    fn value(metrics: &Metrics) -> Value {
+    fn value(metrics: &VmMetrics) -> Value {
         let line = Line {
             time: Duration::from_micros(1_700_000_000_123_999),
             metrics,
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_vm_that_was_not_started_has_a_line_too() {
-        let value = value(&Metrics::default());
+        let value = value(&VmMetrics::default());
         assert_eq!(value["memory"]["size_bytes"], 0);
         assert!(value["memory"]["resident_bytes"].is_null());
     }

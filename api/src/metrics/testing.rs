@@ -3,26 +3,26 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use vmm::control::{DriveMetrics, InterfaceMetrics, Metrics, Phase, VcpuMetrics};
+use vmm::control::{DriveMetrics, InterfaceMetrics, StartPhase, VcpuMetrics, VmMetrics};
 
 /// Of each kind two or more, and every number another.
-pub(super) fn full() -> Metrics {
+pub(super) fn full() -> VmMetrics {
     let mut next: u32 = 100;
     let mut number = || {
         next += 1;
         next
     };
-    let mut metrics = Metrics {
+    let mut metrics = VmMetrics {
         phases: [("open image", None), ("create VM", None), ("first exit", Some(3))]
             .into_iter()
-            .map(|(name, vcpu)| Phase {
+            .map(|(name, vcpu)| StartPhase {
                 name,
                 vcpu,
                 start: f64::from(number()) / 1e5,
                 length: f64::from(number()) / 1e5,
             })
             .collect(),
-        ..Metrics::default()
+        ..VmMetrics::default()
     };
     let mut number = || u64::from(number());
     for id in 0..2 {

@@ -14,7 +14,7 @@ mod table;
 mod tests;
 
 use serde::Serialize;
-use vmm::control::{self, Control, State};
+use vmm::control::{self, Control, InstanceState};
 
 use crate::http::{Method, Request, Response};
 use crate::schema::{self, Schema};
@@ -50,16 +50,16 @@ impl Call<'_> {
     /// Refuses what must be done before the start, after it.
     fn before_start(&self) -> Result<(), Error> {
         match self.control.state() {
-            State::NotStarted => Ok(()),
-            State::Running | State::Paused => Err(Error::Phase(control::Error::AfterStart)),
+            InstanceState::NotStarted => Ok(()),
+            InstanceState::Running | InstanceState::Paused => Err(Error::Phase(control::Error::AfterStart)),
         }
     }
 
     /// Refuses what must be done after the start, before it.
     fn after_start(&self) -> Result<(), Error> {
         match self.control.state() {
-            State::NotStarted => Err(Error::Phase(control::Error::BeforeStart)),
-            State::Running | State::Paused => Ok(()),
+            InstanceState::NotStarted => Err(Error::Phase(control::Error::BeforeStart)),
+            InstanceState::Running | InstanceState::Paused => Ok(()),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What can be looked at.
 
-use vmm::control::State;
+use vmm::control::InstanceState;
 
 use super::{Call, Error, json};
 use crate::http::Response;
@@ -15,9 +15,9 @@ pub(super) fn instance(call: &mut Call<'_>) -> Result<Response, Error> {
     json(&InstanceInfo {
         id: &instance.id,
         state: match call.control.state() {
-            State::NotStarted => "Not started",
-            State::Running => "Running",
-            State::Paused => "Paused",
+            InstanceState::NotStarted => "Not started",
+            InstanceState::Running => "Running",
+            InstanceState::Paused => "Paused",
         },
         vmm_version: &instance.version,
         app_name: &instance.app_name,

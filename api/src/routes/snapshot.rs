@@ -10,7 +10,7 @@ const LOAD: &str = "Load snapshot";
 pub(super) fn create(call: &mut Call<'_>) -> Result<Response, Error> {
     let create: SnapshotCreate = call.read()?;
     call.after_start()?;
-    let done = call.control.freeze(&create.freeze());
+    let done = call.control.create_snapshot(&create.freeze());
     done.map_err(|error| Error::failed(CREATE, &error))?;
     Ok(Response::no_content())
 }
@@ -21,7 +21,7 @@ pub(super) fn load(call: &mut Call<'_>) -> Result<Response, Error> {
     let is_deprecated = load.is_deprecated();
     let thaw = load.thaw().map_err(Error::Schema)?;
     call.before_start()?;
-    let done = call.control.load(&thaw);
+    let done = call.control.load_snapshot(&thaw);
     done.map_err(|error| Error::failed(LOAD, &error))?;
     let response = Response::no_content();
     Ok(if is_deprecated {

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use vmm::config::NetBackend;
-use vmm::control::first_touch::{DEFAULT_LENGTH, LONGEST_MS};
-use vmm::control::{FirstTouch, Freeze, Kind, MemorySource, Record, Thaw};
+use vmm::control::first_touch::{DEFAULT_LENGTH, MAX_RECORD_MS};
+use vmm::control::{
+    CreateSnapshotParams, LoadSnapshotParams, MemorySource, RecordOptions, SnapshotKind, WorkingSetOptions,
+};
 
 use super::{Error, Field, Off, Schema};
 
@@ -141,7 +143,7 @@ impl Schema for SnapshotLoad {
         Field::any("working_set"),
         Field::object(
             "record_working_set",
-            &[Field::any("path"), Field::range("milliseconds", 1, LONGEST_MS)],
+            &[Field::any("path"), Field::range("milliseconds", 1, MAX_RECORD_MS)],
         ),
         Field::unsupported(
             "huge_pages",
@@ -153,11 +155,11 @@ impl Schema for SnapshotLoad {
 
 impl SnapshotCreate {
     /// What the VMM is to make.
-    pub fn freeze(self) -> Freeze {
-        Freeze {
+    pub fn freeze(self) -> CreateSnapshotParams {
+        CreateSnapshotParams {
             kind: match self.snapshot_type.unwrap_or_default() {
-                SnapshotType::Full => Kind::Full,
-                SnapshotType::Diff => Kind::Diff,
+                SnapshotType::Full => SnapshotKind::Full,
+                SnapshotType::Diff => SnapshotKind::Diff,
             },
             state: self.snapshot_path,
             memory: self.mem_file_path,
@@ -175,7 +177,7 @@ impl SnapshotLoad {
     ///
     /// # Errors
     /// [`Error::Json`] unless there is one place, and only one, from which memory comes.
-    pub fn thaw(self) -> Result<Thaw, Error> {
+    pub fn thaw(self) -> Result<LoadSnapshotParams, Error> {
         let memory = match (self.mem_backend, self.mem_file_path) {
             (Some(backend), None) => backend.source(),
             (None, Some(path)) => MemorySource::File(path),
@@ -193,7 +195,7 @@ impl SnapshotLoad {
         let taps = self.network_overrides.unwrap_or_default().into_iter();
         let disks = self.drive_overrides.unwrap_or_default().into_iter();
         let tracks = [self.track_dirty_pages, self.enable_diff_snapshots];
-        Ok(Thaw {
+        Ok(LoadSnapshotParams {
             state: self.snapshot_path,
             memory,
             taps: taps
@@ -203,7 +205,7 @@ impl SnapshotLoad {
             track_dirty_pages: tracks.contains(&Some(true)),
             resume: self.resume_vm.unwrap_or(false),
             realtime: self.clock_realtime.unwrap_or(false),
-            first_touch: FirstTouch {
+            first_touch: WorkingSetOptions {
                 prepare: self.working_set,
                 record: self.record_working_set.map(RecordWorkingSet::record),
             },
@@ -212,9 +214,9 @@ impl SnapshotLoad {
 }
 
 impl RecordWorkingSet {
-    fn record(self) -> Record {
+    fn record(self) -> RecordOptions {
         let length = self.milliseconds.map(Duration::from_millis);
-        Record {
+        RecordOptions {
             path: self.path,
             length: length.unwrap_or(DEFAULT_LENGTH),
         }

@@ -55,15 +55,15 @@ fn metrics_are_set_once() {
 #[test]
 fn a_hang_up_means_those_who_have_something_to_open_again() {
     let mut bench = Bench::new();
-    assert!(!bench.api.hang_up());
+    assert!(!bench.api.reopen_logs());
     bench.done("PUT", "/logger", r#"{"level": "Info"}"#);
-    assert!(!bench.api.hang_up());
+    assert!(!bench.api.reopen_logs());
     bench.done("PUT", "/logger", r#"{"log_path": "/l"}"#);
-    assert!(bench.api.hang_up());
+    assert!(bench.api.reopen_logs());
     let mut bench = Bench::new();
     std::fs::write(bench.at("@/metrics"), "").unwrap();
     bench.done("PUT", "/metrics", r#"{"metrics_path": "@/metrics"}"#);
-    assert!(bench.api.hang_up());
+    assert!(bench.api.reopen_logs());
 }
 
 #[test]

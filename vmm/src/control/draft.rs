@@ -19,7 +19,7 @@ use crate::vm::{Console, Input, Vm};
 pub type OpenConsole = Box<dyn FnMut() -> Result<Console, Box<dyn std::error::Error + Send + Sync>>>;
 
 /// What has been said of a VM so far. What was named is open, so that it stays what it was when it was named.
-pub struct Draft {
+pub struct VmBuilder {
     pub config: VmConfig,
     configured: bool,
     boot: Option<(Image, Option<Initrd>)>,
@@ -28,7 +28,7 @@ pub struct Draft {
     serial: Option<SerialFile>,
 }
 
-impl Draft {
+impl VmBuilder {
     pub fn new() -> Self {
         Self {
             config: VmConfig::new(PathBuf::new()),

@@ -13,7 +13,7 @@ use crate::vm::Recording;
 /// How long is recorded if nothing is said.
 pub const DEFAULT_LENGTH: Duration = Duration::from_millis(100);
 /// The longest recording, in milliseconds. The shortest is 1.
-pub const LONGEST_MS: u64 = 600_000;
+pub const MAX_RECORD_MS: u64 = 600_000;
 
 /// Why no working set can be used or recorded.
 #[derive(Debug, thiserror::Error)]
@@ -50,24 +50,24 @@ pub enum Error {
 
 /// A working set to be recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct RecordOptions {
     /// Where it goes, in place of what is there.
     pub path: PathBuf,
-    /// For how much of the guest's time: 1 to [`LONGEST_MS`] milliseconds. A guest that ends or is frozen before is recorded
+    /// For how much of the guest's time: 1 to [`MAX_RECORD_MS`] milliseconds. A guest that ends or is frozen before is recorded
     /// until then.
     pub length: Duration,
 }
 
 /// What is done about the pages that a restored guest touches first. Nothing, if nothing is said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FirstTouch {
+pub struct WorkingSetOptions {
     /// A working set that was recorded with this snapshot: its pages are made ready.
     pub prepare: Option<PathBuf>,
     /// A working set to be recorded; not while one is used.
-    pub record: Option<Record>,
+    pub record: Option<RecordOptions>,
 }
 
-impl FirstTouch {
+impl WorkingSetOptions {
     /// Opens what is needed for the snapshot with this `state` and that memory.
     pub(super) fn open(
         &self,

@@ -47,7 +47,7 @@ pub enum Error {
 
 /// Which pages a snapshot holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Kind {
+pub enum SnapshotKind {
     /// All that were ever touched.
     #[default]
     Full,
@@ -57,9 +57,9 @@ pub enum Kind {
 
 /// What is to be made of a paused VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Freeze {
+pub struct CreateSnapshotParams {
     /// Which pages.
-    pub kind: Kind,
+    pub kind: SnapshotKind,
     /// The state file, which is replaced.
     pub state: PathBuf,
     /// The memory file, which is replaced; by a difference that finds a file of the memory's size there, it is changed.
@@ -102,14 +102,14 @@ fn place(path: &Path) -> PathBuf {
     }
 }
 
-impl Freeze {
+impl CreateSnapshotParams {
     /// Writes both files. The VM stays paused, and can go on or be frozen again.
     ///
     /// Memory is written once requests that were in flight are done and KVM has done what it had put off, since both write into
     /// it; meanwhile the vCPUs are read. If KVM does more of that before they are, all is read anew and written after that. The
     /// state file gets its name last, so that it never stands beside the memory of another time. An old snapshot goes when all
     /// that can be refused has been done: from then on it takes no more space on the disk, and no more time than it must.
-    pub(super) fn write(&self, vm: &Vm) -> Result<dump::DumpStats, Error> {
+    pub(super) fn create(&self, vm: &Vm) -> Result<dump::DumpStats, Error> {
         if !vm.is_paused() {
             return Err(Error::Running);
         }
@@ -120,7 +120,7 @@ impl Freeze {
         if alike && place(&self.state) == place(&self.memory) {
             return Err(Error::Same(self.state.clone()));
         }
-        if self.kind == Kind::Full && vm.is_fault_handler_gone() {
+        if self.kind == SnapshotKind::Full && vm.is_fault_handler_gone() {
             // To look at such a page would be to wait for ever.
             return Err(Error::Abandoned);
         }
@@ -160,8 +160,8 @@ impl Freeze {
 
     fn target(&self, source: &dump::DumpSource<'_>) -> Result<dump::DumpTarget, Error> {
         let target = match self.kind {
-            Kind::Full => dump::DumpTarget::new(source, &self.memory),
-            Kind::Diff => dump::DumpTarget::base_or_new(source, &self.memory),
+            SnapshotKind::Full => dump::DumpTarget::new(source, &self.memory),
+            SnapshotKind::Diff => dump::DumpTarget::base_or_new(source, &self.memory),
         };
         target.map_err(Error::Memory)
     }
@@ -169,8 +169,8 @@ impl Freeze {
     /// Writes the memory, as far as that can be done before the old snapshot goes.
     fn prepare(&self, source: &dump::DumpSource<'_>, target: dump::DumpTarget) -> Result<Memory, Error> {
         let prepared = match self.kind {
-            Kind::Full => dump::dump_full(source, target).map(Memory::New),
-            Kind::Diff => dump::DiffDump::prepare(source, target).and_then(|difference| {
+            SnapshotKind::Full => dump::dump_full(source, target).map(Memory::New),
+            SnapshotKind::Diff => dump::DiffDump::prepare(source, target).and_then(|difference| {
                 if difference.is_merged() {
                     Ok(Memory::Base(difference))
                 } else {

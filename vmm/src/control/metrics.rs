@@ -12,7 +12,7 @@ use crate::vm::Vm;
 
 /// A phase of the start, or, with a length of zero, a moment of it.
 #[derive(Clone, Debug, Serialize)]
-pub struct Phase {
+pub struct StartPhase {
     /// What was done.
     pub name: &'static str,
     /// The vCPU on whose thread it was done; none for the main thread.
@@ -52,9 +52,9 @@ pub struct InterfaceMetrics {
 
 /// All of a VM. Empty before it is started.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Metrics {
+pub struct VmMetrics {
     /// Phases of the start, in the order of their beginnings.
-    pub phases: Vec<Phase>,
+    pub phases: Vec<StartPhase>,
     /// vCPUs.
     pub vcpus: Vec<VcpuMetrics>,
     /// Drives.
@@ -73,7 +73,7 @@ pub struct Metrics {
     pub resident: Option<u64>,
 }
 
-impl Metrics {
+impl VmMetrics {
     pub(super) fn of(vm: Option<&Vm>, timeline: &Timeline, touched: &ResidencyCounter) -> Self {
         let mut metrics = Self {
             resident: resident(),
@@ -113,10 +113,10 @@ impl Metrics {
     }
 }
 
-fn phases(timeline: &Timeline) -> Vec<Phase> {
+fn phases(timeline: &Timeline) -> Vec<StartPhase> {
     let spans = timeline.spans().into_iter();
     spans
-        .map(|span| Phase {
+        .map(|span| StartPhase {
             name: span.name,
             vcpu: match span.lane {
                 Lane::Main => None,

@@ -27,21 +27,21 @@ use crate::memory::ResidencyCounter;
 use crate::vm::Vm;
 
 pub use crate::memory::dump::DumpStats;
-use draft::Draft;
 pub use draft::OpenConsole;
+use draft::VmBuilder;
 pub use error::Error;
-pub use first_touch::{FirstTouch, Record};
-pub use freeze::{Freeze, Kind};
-pub use metrics::{DriveMetrics, InterfaceMetrics, Metrics, Phase, VcpuMetrics};
+pub use first_touch::{RecordOptions, WorkingSetOptions};
+pub use freeze::{CreateSnapshotParams, SnapshotKind};
+pub use metrics::{DriveMetrics, InterfaceMetrics, StartPhase, VcpuMetrics, VmMetrics};
 pub use service::Service;
-pub use thaw::{MemorySource, Thaw};
+pub use thaw::{LoadSnapshotParams, MemorySource};
 
 pub use crate::ErrorChain;
 pub use crate::timeline::Timeline;
 
 /// Where a VM is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum InstanceState {
     /// It is being configured.
     NotStarted,
     /// Its guest runs.
@@ -74,7 +74,7 @@ pub struct Control {
 }
 
 enum Life {
-    Draft(Box<Draft>),
+    Draft(Box<VmBuilder>),
     Started(Box<Vm>),
 }
 
@@ -85,7 +85,7 @@ impl Control {
             host: HostMemory::this(),
             timeline,
             open_console,
-            life: Life::Draft(Box::new(Draft::new())),
+            life: Life::Draft(Box::new(VmBuilder::new())),
             failed: false,
             touched: ResidencyCounter::default(),
         }
@@ -96,16 +96,16 @@ impl Control {
     /// # Errors
     /// [`Error::AfterStart`]
     pub fn configure(&mut self, config: VmConfig, image: Image, initrd: Option<Initrd>) -> Result<(), Error> {
-        *self.draft()? = Draft::of(config, image, initrd);
+        *self.draft()? = VmBuilder::of(config, image, initrd);
         Ok(())
     }
 
     /// Where the VM is in its life.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> InstanceState {
         match &self.life {
-            Life::Draft(_) => State::NotStarted,
-            Life::Started(vm) if vm.is_paused() => State::Paused,
-            Life::Started(_) => State::Running,
+            Life::Draft(_) => InstanceState::NotStarted,
+            Life::Started(vm) if vm.is_paused() => InstanceState::Paused,
+            Life::Started(_) => InstanceState::Running,
         }
     }
 
@@ -198,13 +198,13 @@ impl Control {
     ///
     /// # Errors
     /// [`thaw::Error`]; [`thaw::Error::Configured`] when something is known of the VM already, or it was started.
-    pub fn load(&mut self, thaw: &Thaw) -> Result<(), thaw::Error> {
+    pub fn load_snapshot(&mut self, thaw: &LoadSnapshotParams) -> Result<(), thaw::Error> {
         let draft = match &self.life {
             Life::Draft(draft) if !draft.is_configured() => draft,
             _ => return Err(thaw::Error::Configured),
         };
         let console = || draft.console(&mut self.open_console);
-        let vm = thaw.vm(&self.host, console, &self.timeline);
+        let vm = thaw.load(&self.host, console, &self.timeline);
         self.failed = vm.is_err();
         let mut vm = vm?;
         if thaw.resume {
@@ -216,7 +216,7 @@ impl Control {
         Ok(())
     }
 
-    /// Whether there is no going on after a [`load`](Self::load).
+    /// Whether there is no going on after a [`load_snapshot`](Self::load_snapshot).
     pub(crate) fn has_failed(&self) -> bool {
         self.failed
     }
@@ -225,13 +225,13 @@ impl Control {
     ///
     /// # Errors
     /// [`freeze::Error`]
-    pub fn freeze(&mut self, freeze: &Freeze) -> Result<DumpStats, freeze::Error> {
+    pub fn create_snapshot(&mut self, freeze: &CreateSnapshotParams) -> Result<DumpStats, freeze::Error> {
         let vm = self.vm_mut().ok_or(freeze::Error::Running)?;
         if vm.is_paused() {
             // What is frozen and goes on later is another beginning.
             vm.stop_recording();
         }
-        freeze.write(vm)
+        freeze.create(vm)
     }
 
     /// Keeps the guest from running. Nothing happens if it is paused already.
@@ -330,8 +330,8 @@ impl Control {
     }
 
     /// What the VM has done so far.
-    pub fn metrics(&self) -> Metrics {
-        Metrics::of(self.vm(), &self.timeline, &self.touched)
+    pub fn metrics(&self) -> VmMetrics {
+        VmMetrics::of(self.vm(), &self.timeline, &self.touched)
     }
 
     /// The VM, once it has been started.
@@ -342,7 +342,7 @@ impl Control {
         }
     }
 
-    /// As [`Control::vm`].
+    /// As [`Control::load`].
     pub fn vm_mut(&mut self) -> Option<&mut Vm> {
         match &mut self.life {
             Life::Draft(_) => None,
@@ -350,7 +350,7 @@ impl Control {
         }
     }
 
-    fn draft(&mut self) -> Result<&mut Draft, Error> {
+    fn draft(&mut self) -> Result<&mut VmBuilder, Error> {
         match &mut self.life {
             Life::Draft(draft) => Ok(draft),
             Life::Started(_) => Err(Error::AfterStart),

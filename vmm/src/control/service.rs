@@ -13,7 +13,7 @@ pub trait Service {
     fn ready(&mut self, control: &mut Control);
 
     /// A SIGHUP has come. Returns whether it meant this: there are logs to be opened again. Otherwise it ends the VM.
-    fn hang_up(&mut self) -> bool {
+    fn reopen_logs(&mut self) -> bool {
         false
     }
 }

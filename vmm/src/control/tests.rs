@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use scratch::Temporary;
 
-use super::{Control, Error, MachineConfig, State};
+use super::{Control, Error, InstanceState, MachineConfig};
 use crate::config::{DriveConfig, MemorySize, NetConfig, RateLimits, Root};
 use crate::timeline::Timeline;
 
@@ -60,7 +60,7 @@ fn a_guest_needs_an_image() {
     let said = crate::ErrorChain(&missing.unwrap_err()).to_string();
     assert!(said.contains("/nowhere/kernel"), "{said}");
     assert!(!control.has_kernel() && control.config().kernel == Path::new(""));
-    assert_eq!(control.state(), State::NotStarted);
+    assert_eq!(control.state(), InstanceState::NotStarted);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use snapshot::file;
 pub use snapshot::file::{Contents, VERSION};
 use snapshot::{GuestMemory, section};
 
-use super::first_touch::{self, FirstTouch};
+use super::first_touch::{self, WorkingSetOptions};
 use super::freeze::{MACHINE, host};
 use crate::arch::{Native, Platform};
 use crate::config::{self, HostMemory, NetBackend, VmConfig, VmSpec};
@@ -111,7 +111,7 @@ pub enum MemorySource {
 
 /// What is to be made of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Thaw {
+pub struct LoadSnapshotParams {
     /// The state file.
     pub state: PathBuf,
     /// Its memory.
@@ -127,10 +127,10 @@ pub struct Thaw {
     /// Whether the guest's clock jumps to where it would stand had it never stopped.
     pub realtime: bool,
     /// Pages to be made ready, or to be recorded.
-    pub first_touch: FirstTouch,
+    pub first_touch: WorkingSetOptions,
 }
 
-impl Thaw {
+impl LoadSnapshotParams {
     /// The snapshot in these files, as it was, and paused.
     pub fn new(state: PathBuf, memory: PathBuf) -> Self {
         Self {
@@ -141,12 +141,12 @@ impl Thaw {
             track_dirty_pages: false,
             resume: false,
             realtime: false,
-            first_touch: FirstTouch::default(),
+            first_touch: WorkingSetOptions::default(),
         }
     }
 
     /// Makes the VM, which is paused.
-    pub(super) fn vm(
+    pub(super) fn load(
         &self,
         host_memory: &HostMemory,
         open_console: impl FnOnce() -> Result<Console, super::Error>,
@@ -161,7 +161,7 @@ impl Thaw {
         }
         let mut sections = state.reader().map_err(Error::Sections)?;
         let config: VmConfig = sections.read(MACHINE).map_err(Error::Sections)?;
-        let spec = self.spec(config, state.header().memory, host_memory)?;
+        let spec = self.apply_overrides(config, state.header().memory, host_memory)?;
         let opened = self.first_touch.open(&state, &self.memory);
         let (set, recording) = opened.map_err(Error::FirstTouch)?;
         let (memory, base) = self.map(&spec, timeline)?;
@@ -212,7 +212,7 @@ impl Thaw {
         })
     }
 
-    fn spec(&self, mut config: VmConfig, memory: u64, host: &HostMemory) -> Result<VmSpec, Error> {
+    fn apply_overrides(&self, mut config: VmConfig, memory: u64, host: &HostMemory) -> Result<VmSpec, Error> {
         if config.memory.bytes() != memory {
             return Err(Error::Size {
                 header: memory,

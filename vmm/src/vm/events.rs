@@ -292,7 +292,7 @@ impl EventLoop<'_> {
         }
         let Some(signal) = self.signals.read() else { return };
         let service = self.service.as_mut();
-        if signal == libc::SIGHUP && service.is_some_and(|service| service.hang_up()) {
+        if signal == libc::SIGHUP && service.is_some_and(|service| service.reopen_logs()) {
             return;
         }
         self.finish(Some(Ok(ExitReason::Signal(signal))));

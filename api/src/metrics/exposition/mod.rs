@@ -1,6 +1,6 @@
 //! Which number has which name in Prometheus.
 
-use vmm::control::{DriveMetrics, InterfaceMetrics, Metrics, Phase, VcpuMetrics};
+use vmm::control::{DriveMetrics, InterfaceMetrics, StartPhase, VcpuMetrics, VmMetrics};
 
 use super::Counters;
 use super::text::{Kind, Text};
@@ -61,7 +61,7 @@ const DRIVES: [Drive; 3] = [
 ];
 
 /// The numbers in the text format of Prometheus, version 0.0.4.
-pub fn prometheus(metrics: &Metrics, counters: &Counters) -> String {
+pub fn prometheus(metrics: &VmMetrics, counters: &Counters) -> String {
     let mut text = Text::default();
     phases(&mut text, &metrics.phases);
     vcpus(&mut text, &metrics.vcpus);
@@ -79,7 +79,7 @@ pub fn prometheus(metrics: &Metrics, counters: &Counters) -> String {
     text.into_string()
 }
 
-fn phases(text: &mut Text, phases: &[Phase]) {
+fn phases(text: &mut Text, phases: &[StartPhase]) {
     // A phase that a thread goes through twice is one: it begins with the first and is as long as both.
     let mut lanes: Vec<(&str, String, f64, f64)> = Vec::new();
     for phase in phases {
@@ -187,7 +187,7 @@ fn latencies(text: &mut Text, drives: &[DriveMetrics]) {
     }
 }
 
-fn memory(text: &mut Text, metrics: &Metrics) {
+fn memory(text: &mut Text, metrics: &VmMetrics) {
     let mut family = text.family(
         "mayfly_memory_bytes",
         Kind::Gauge,

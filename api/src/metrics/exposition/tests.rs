@@ -1,7 +1,7 @@
 use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
-use vmm::control::{Metrics, Phase};
+use vmm::control::{StartPhase, VmMetrics};
 
 use super::prometheus;
 use crate::metrics::Counters;
@@ -265,7 +265,7 @@ fn numbers_have_their_labels() {
 
 #[test]
 fn a_vm_that_was_not_started_has_numbers_too() {
-    let families = parse(&prometheus(&Metrics::default(), &counters()));
+    let families = parse(&prometheus(&VmMetrics::default(), &counters()));
     let names: Vec<_> = families.iter().map(|family| family.name.as_str()).collect();
     let expected = [
         "mayfly_memory_bytes",
@@ -278,15 +278,15 @@ fn a_vm_that_was_not_started_has_numbers_too() {
 
 #[test]
 fn a_phase_that_comes_twice_is_one_sample() {
-    let phase = |start, length| Phase {
+    let phase = |start, length| StartPhase {
         name: "ask",
         vcpu: None,
         start,
         length,
     };
-    let metrics = Metrics {
+    let metrics = VmMetrics {
         phases: vec![phase(1.0, 0.5), phase(2.0, 0.25)],
-        ..Metrics::default()
+        ..VmMetrics::default()
     };
     let families = parse(&prometheus(&metrics, &counters()));
     let of = |name| value(&families, name, &[("phase", "ask"), ("thread", "main")]);

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use vmm::control::Metrics;
+use vmm::control::VmMetrics;
 
 use super::Counters;
 use super::line::Line;
@@ -36,7 +36,7 @@ impl MetricsFile {
     ///
     /// # Errors
     /// What a client is told, when the file cannot take it.
-    pub fn write(&mut self, metrics: &Metrics, counters: &Counters) -> Result<(), String> {
+    pub fn write(&mut self, metrics: &VmMetrics, counters: &Counters) -> Result<(), String> {
         let line = Line {
             time: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
             metrics,

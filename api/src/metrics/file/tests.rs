@@ -3,7 +3,7 @@ use std::path::Path;
 
 use scratch::{Folder, Reader};
 use serde_json::Value;
-use vmm::control::Metrics;
+use vmm::control::VmMetrics;
 
 use super::MetricsFile;
 use crate::metrics::Counters;
@@ -34,7 +34,7 @@ fn missed(line: &Value) -> (u64, u64) {
     )
 }
 
-fn write(file: &mut MetricsFile, metrics: &Metrics, number: u64) {
+fn write(file: &mut MetricsFile, metrics: &VmMetrics, number: u64) {
     file.write(metrics, &accepted(number)).unwrap();
 }
 
@@ -44,7 +44,7 @@ fn a_file_gets_a_line_at_a_time() {
     let path = folder.path("metrics");
     let mut file = MetricsFile::open(&path).unwrap();
     write(&mut file, &full(), 1);
-    write(&mut file, &Metrics::default(), 2);
+    write(&mut file, &VmMetrics::default(), 2);
     let lines = lines(&fs::read(&path).unwrap());
     assert_eq!(lines.iter().map(missed).collect::<Vec<_>>(), [(1, 0), (2, 0)]);
     assert!(lines[0]["utc_timestamp_ms"].as_u64().unwrap() > 1_700_000_000_000);
@@ -59,13 +59,13 @@ fn lines_that_nobody_reads_are_dropped_and_counted() {
     let size = reader.shrink() as u64;
     let written = size;
     // A line has more than one byte, so that these cannot all fit.
-    (0..written).for_each(|number| write(&mut file, &Metrics::default(), number));
+    (0..written).for_each(|number| write(&mut file, &VmMetrics::default(), number));
     let before = lines(&reader.read());
     assert!(!before.is_empty());
     let kept = before.len() as u64;
     let expected: Vec<_> = (0..kept).map(|number| (number, 0)).collect();
     assert_eq!(before.iter().map(missed).collect::<Vec<_>>(), expected);
-    write(&mut file, &Metrics::default(), 7);
+    write(&mut file, &VmMetrics::default(), 7);
     let after = lines(&reader.read());
     assert_eq!(
         after.iter().map(missed).collect::<Vec<_>>(),
@@ -88,11 +88,11 @@ fn a_long_line_is_finished_before_the_next() {
         "a long line fits into a FIFO of {size} bytes"
     );
     // Dropped: the one before is not all out yet.
-    write(&mut file, &Metrics::default(), 2);
+    write(&mut file, &VmMetrics::default(), 2);
     let mut bytes = reader.read();
     assert_ne!(bytes.last(), Some(&b'\n'));
     for number in 3.. {
-        write(&mut file, &Metrics::default(), number);
+        write(&mut file, &VmMetrics::default(), number);
         let more = reader.read();
         assert!(!more.is_empty());
         bytes.extend(more);
@@ -100,7 +100,7 @@ fn a_long_line_is_finished_before_the_next() {
             break;
         }
     }
-    write(&mut file, &Metrics::default(), 100);
+    write(&mut file, &VmMetrics::default(), 100);
     bytes.extend(reader.read());
     let lines = lines(&bytes);
     let (last, dropped) = missed(lines.last().unwrap());
@@ -122,9 +122,9 @@ fn a_short_line_does_not_slip_past_the_rest_of_a_long_one() {
     file.output.write(&vec![b'x'; size - 1000]).unwrap();
     file.rest = vec![b'y'; 1999];
     file.rest.push(b'\n');
-    write(&mut file, &Metrics::default(), 1);
+    write(&mut file, &VmMetrics::default(), 1);
     assert_eq!(reader.read(), vec![b'x'; size - 1000]);
-    write(&mut file, &Metrics::default(), 2);
+    write(&mut file, &VmMetrics::default(), 2);
     let got = reader.read();
     let line = got.strip_prefix([b'y'; 1999].as_slice()).unwrap();
     assert_eq!(missed(&lines(line.strip_prefix(b"\n").unwrap())[0]), (2, 1));
@@ -136,11 +136,11 @@ fn a_file_that_was_moved_away_is_replaced() {
     let folder = Folder::new();
     let path = folder.path("metrics");
     let mut file = MetricsFile::open(&path).unwrap();
-    write(&mut file, &Metrics::default(), 1);
+    write(&mut file, &VmMetrics::default(), 1);
     fs::rename(&path, folder.path("metrics.1")).unwrap();
-    write(&mut file, &Metrics::default(), 2);
+    write(&mut file, &VmMetrics::default(), 2);
     file.reopen().unwrap();
-    write(&mut file, &Metrics::default(), 3);
+    write(&mut file, &VmMetrics::default(), 3);
     assert_eq!(lines(&fs::read(folder.path("metrics.1")).unwrap()).len(), 2);
     assert_eq!(missed(&lines(&fs::read(&path).unwrap())[0]), (3, 0));
 }
@@ -162,7 +162,7 @@ fn a_new_fifo_does_not_begin_with_half_a_line() {
     fs::rename(&path, folder.path("old")).unwrap();
     let path = folder.fifo("metrics");
     file.reopen().unwrap();
-    write(&mut file, &Metrics::default(), 2);
+    write(&mut file, &VmMetrics::default(), 2);
     let got = lines(&Reader::open(&path).read());
     assert_eq!(got.iter().map(missed).collect::<Vec<_>>(), [(2, 1)]);
 }
@@ -170,7 +170,7 @@ fn a_new_fifo_does_not_begin_with_half_a_line() {
 #[test]
 fn a_full_disk_is_told() {
     let mut file = MetricsFile::open(Path::new("/dev/full")).unwrap();
-    let error = file.write(&Metrics::default(), &accepted(1)).unwrap_err();
+    let error = file.write(&VmMetrics::default(), &accepted(1)).unwrap_err();
     assert!(error.starts_with("cannot write to \"/dev/full\": "), "{error}");
     assert_eq!(file.dropped, 1);
 }
@@ -182,6 +182,6 @@ fn what_cannot_be_opened_again_serves_on() {
     let mut file = MetricsFile::open(&folder.path("logs/metrics")).unwrap();
     fs::rename(folder.path("logs"), folder.path("gone")).unwrap();
     assert!(file.reopen().unwrap_err().starts_with("cannot open "));
-    write(&mut file, &Metrics::default(), 1);
+    write(&mut file, &VmMetrics::default(), 1);
     assert_eq!(lines(&fs::read(folder.path("gone/metrics")).unwrap()).len(), 1);
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use vmm::config::NetBackend;
-use vmm::control::{FirstTouch, Freeze, Kind, MemorySource, Record, Thaw};
+use vmm::control::{
+    CreateSnapshotParams, LoadSnapshotParams, MemorySource, RecordOptions, SnapshotKind, WorkingSetOptions,
+};
 
 use super::{AFTER, BEFORE};
 use crate::schema::{self, Schema, SnapshotCreate, SnapshotLoad};
@@ -16,11 +18,11 @@ const LOAD: &str = "/snapshot/load";
 const CONFIGURED: &str = "Load snapshot error: Loading a microVM snapshot not allowed after configuring boot-specific \
                           resources.";
 
-fn create(body: &str) -> Freeze {
+fn create(body: &str) -> CreateSnapshotParams {
     schema::read::<SnapshotCreate>(body.as_bytes()).unwrap().freeze()
 }
 
-fn load(body: &str) -> Thaw {
+fn load(body: &str) -> LoadSnapshotParams {
     schema::read::<SnapshotLoad>(body.as_bytes())
         .unwrap()
         .thaw()
@@ -143,7 +145,11 @@ fn what_mayfly_cannot_load_is_named() {
         ("drive_overrides", json!([])),
     ] {
         let body = with(field, value.clone()).to_string();
-        assert_eq!(load(&body), Thaw::new("s".into(), "m".into()), "{field}: {value}");
+        assert_eq!(
+            load(&body),
+            LoadSnapshotParams::new("s".into(), "m".into()),
+            "{field}: {value}"
+        );
     }
 }
 
@@ -205,7 +211,7 @@ fn all_that_is_asked_for_gets_to_the_vmm() {
         "network_overrides": [{"iface_id": "a", "host_dev_name": ""}, {"iface_id": "b", "host_dev_name": "tap1"}],
         "drive_overrides": [{"drive_id": "c", "path_on_host": "/d"}],
         "working_set": "/w", "record_working_set": {"path": "/r", "milliseconds": 7}}"#;
-    let expected = Thaw {
+    let expected = LoadSnapshotParams {
         state: "/s".into(),
         memory: MemorySource::Uffd("/u".into()),
         taps: vec![
@@ -216,9 +222,9 @@ fn all_that_is_asked_for_gets_to_the_vmm() {
         track_dirty_pages: true,
         resume: true,
         realtime: true,
-        first_touch: FirstTouch {
+        first_touch: WorkingSetOptions {
             prepare: Some("/w".into()),
-            record: Some(Record {
+            record: Some(RecordOptions {
                 path: "/r".into(),
                 length: Duration::from_millis(7),
             }),
@@ -230,7 +236,7 @@ fn all_that_is_asked_for_gets_to_the_vmm() {
     assert_eq!(record.length, Duration::from_millis(100));
     assert!(!load(short).resume);
     let diff = r#"{"snapshot_type": "Diff", "snapshot_path": "/s", "mem_file_path": "/m"}"#;
-    assert_eq!(create(diff).kind, Kind::Diff);
+    assert_eq!(create(diff).kind, SnapshotKind::Diff);
 }
 
 #[test]
@@ -255,8 +261,8 @@ fn old_names_mean_the_same() {
 /// The bodies of urunc's checkpoints, the SDK and flintlock that uses it, and vHive.
 #[test]
 fn clients_are_understood() {
-    let full = |state: &str, memory: &str| Freeze {
-        kind: Kind::Full,
+    let full = |state: &str, memory: &str| CreateSnapshotParams {
+        kind: SnapshotKind::Full,
         state: state.into(),
         memory: memory.into(),
     };
@@ -275,22 +281,22 @@ fn clients_are_understood() {
     let urunc = "{\"snapshot_path\":\"/urunc-snapshot/vmstate\",\"mem_backend\":{\"backend_type\":\"File\",\
                  \"backend_path\":\"/urunc-snapshot/memory\"},\"resume_vm\":true,\"network_overrides\":[{\
                  \"iface_id\":\"net1\",\"host_dev_name\":\"tap1_urunc\"}]}";
-    let expected = Thaw {
+    let expected = LoadSnapshotParams {
         taps: vec![("net1".into(), NetBackend::Tap("tap1_urunc".into()))],
         resume: true,
-        ..Thaw::new("/urunc-snapshot/vmstate".into(), "/urunc-snapshot/memory".into())
+        ..LoadSnapshotParams::new("/urunc-snapshot/vmstate".into(), "/urunc-snapshot/memory".into())
     };
     assert_eq!(load(urunc), expected);
     let sdk = r#"{"enable_diff_snapshots":false,"mem_file_path":"/m","resume_vm":true,"snapshot_path":"/s"}"#;
-    let expected = Thaw {
+    let expected = LoadSnapshotParams {
         resume: true,
-        ..Thaw::new("/s".into(), "/m".into())
+        ..LoadSnapshotParams::new("/s".into(), "/m".into())
     };
     assert_eq!(load(sdk), expected);
     let vhive = r#"{"mem_backend":{"backend_path":"/u.sock","backend_type":"Uffd"},"snapshot_path":"/s"}"#;
-    let expected = Thaw {
+    let expected = LoadSnapshotParams {
         memory: MemorySource::Uffd("/u.sock".into()),
-        ..Thaw::new("/s".into(), "".into())
+        ..LoadSnapshotParams::new("/s".into(), "".into())
     };
     assert_eq!(load(vhive), expected);
 }
