@@ -112,7 +112,7 @@ struct Vm(Client);
 impl Vm {
     fn ask(&self, wish: &'static str, method: &str, path: &str, body: Option<Value>) -> Result<Value, Error> {
         let body = body.map(|body| body.to_string());
-        let answer = self.0.ask(method, path, body.as_deref().map(str::as_bytes));
+        let answer = self.0.request(method, path, body.as_deref().map(str::as_bytes));
         let answer = answer.map_err(Error::Client)?;
         let said: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
         if answer.is_success() {

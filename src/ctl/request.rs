@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Read;
 
-use api::client::{Answer, Client};
+use api::client::{Client, ClientResponse};
 use serde_json::Value;
 
 use super::{Body, Error, table};
@@ -41,7 +41,7 @@ impl Request {
 
     /// Sends it and returns the body of the answer, if the server did what it was asked for.
     pub(super) fn send(&self, client: &Client) -> Result<Vec<u8>, Error> {
-        let answer = client.ask(&self.method, &self.path, self.body.as_deref());
+        let answer = client.request(&self.method, &self.path, self.body.as_deref());
         let answer = answer.map_err(Error::Client)?;
         if answer.is_success() {
             return Ok(answer.body);
@@ -69,7 +69,7 @@ impl Request {
 }
 
 /// Where servers say why they refuse. Firecracker has the errors of its HTTP under the second key.
-fn fault(answer: &Answer) -> Option<String> {
+fn fault(answer: &ClientResponse) -> Option<String> {
     let body: Value = serde_json::from_slice(&answer.body).ok()?;
     let text = ["fault_message", "error"]
         .iter()

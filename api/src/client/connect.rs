@@ -10,15 +10,15 @@ use std::sync::mpsc;
 use std::thread;
 
 use super::Error;
-use super::exchange::Timer;
+use super::exchange::Deadline;
 
 /// Bytes of a path in the address of a socket: `sun_path`, unix(7), without the zero at its end.
-const LONGEST: usize = 107;
+const MAX_SOCKET_PATH: usize = 107;
 
 /// Connects to the socket at `path`, in the time that `timer` leaves.
-pub(super) fn connect(path: &Path, timer: &Timer<'_>) -> Result<UnixStream, Error> {
+pub(super) fn connect(path: &Path, timer: &Deadline<'_>) -> Result<UnixStream, Error> {
     let length = path.as_os_str().as_bytes().len();
-    if length > LONGEST {
+    if length > MAX_SOCKET_PATH {
         return Err(Error::Long {
             path: path.to_owned(),
             length,

@@ -7,25 +7,25 @@ use std::time::{Duration, Instant};
 
 use httparse::Status;
 
-use super::{Answer, Error};
+use super::{ClientResponse, Error};
 
 /// The longest head of an answer, in bytes.
-pub(super) const MOST_HEAD: usize = 16 << 10;
+pub(super) const MAX_HEAD: usize = 16 << 10;
 /// The longest body of an answer, in bytes.
-pub(super) const MOST_BODY: usize = 16 << 20;
+pub(super) const MAX_BODY: usize = 16 << 20;
 /// Headers in one head. Servers send about five.
 const HEADERS: usize = 64;
 /// Read in one go, in bytes.
-const PIECE: usize = 16 << 10;
+const CHUNK_SIZE: usize = 16 << 10;
 
 /// How long the server has had.
-pub(super) struct Timer<'a> {
+pub(super) struct Deadline<'a> {
     path: &'a Path,
     patience: Duration,
     start: Instant,
 }
 
-impl<'a> Timer<'a> {
+impl<'a> Deadline<'a> {
     pub(super) fn start(path: &'a Path, patience: Duration) -> Self {
         Self {
             path,
@@ -88,7 +88,7 @@ pub(super) fn request(method: &str, target: &str, body: Option<&[u8]>) -> Result
 }
 
 /// How the end of a body is found, RFC 9112 section 6.3.
-enum Framing {
+enum ResponseFraming {
     Length(usize),
     UntilEnd,
 }
@@ -96,13 +96,13 @@ enum Framing {
 /// A connection with a request on its way.
 pub(super) struct Exchange<'a> {
     stream: UnixStream,
-    timer: Timer<'a>,
+    timer: Deadline<'a>,
     /// What has come and is not used yet.
     received: Vec<u8>,
 }
 
 impl<'a> Exchange<'a> {
-    pub(super) fn new(stream: UnixStream, timer: Timer<'a>) -> Self {
+    pub(super) fn new(stream: UnixStream, timer: Deadline<'a>) -> Self {
         Self {
             stream,
             timer,
@@ -111,7 +111,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// Sends `request` and reads the answer, which has no body where there was only asked for the head.
-    pub(super) fn run(mut self, request: &[u8], head_only: bool) -> Result<Answer, Error> {
+    pub(super) fn run(mut self, request: &[u8], head_only: bool) -> Result<ClientResponse, Error> {
         self.send(request)?;
         loop {
             let (status, framing) = self.head()?;
@@ -121,10 +121,10 @@ impl<'a> Exchange<'a> {
             }
             let body = match framing {
                 _ if head_only || status == 204 || status == 304 => Vec::new(),
-                Framing::Length(length) => self.body(length)?,
-                Framing::UntilEnd => self.rest()?,
+                ResponseFraming::Length(length) => self.body(length)?,
+                ResponseFraming::UntilEnd => self.rest()?,
             };
-            return Ok(Answer { status, body });
+            return Ok(ClientResponse { status, body });
         }
     }
 
@@ -148,7 +148,7 @@ impl<'a> Exchange<'a> {
 
     /// Waits for more bytes and returns how many there were; none at the end.
     fn receive(&mut self) -> Result<usize, Error> {
-        let mut piece = [0; PIECE];
+        let mut piece = [0; CHUNK_SIZE];
         loop {
             let left = Some(self.timer.left()?);
             let read = self
@@ -175,7 +175,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// Takes one head.
-    fn head(&mut self) -> Result<(u16, Framing), Error> {
+    fn head(&mut self) -> Result<(u16, ResponseFraming), Error> {
         loop {
             let mut headers = [httparse::EMPTY_HEADER; HEADERS];
             let mut response = httparse::Response::new(&mut headers);
@@ -185,8 +185,8 @@ impl<'a> Exchange<'a> {
                 self.received.drain(..length);
                 return Ok((status, framing));
             }
-            if self.received.len() > MOST_HEAD {
-                return Err(Error::Large(MOST_HEAD));
+            if self.received.len() > MAX_HEAD {
+                return Err(Error::Large(MAX_HEAD));
             }
             self.receive_more()?;
         }
@@ -202,16 +202,16 @@ impl<'a> Exchange<'a> {
 
     fn rest(&mut self) -> Result<Vec<u8>, Error> {
         while self.receive()? > 0 {
-            if self.received.len() > MOST_BODY {
-                return Err(Error::Large(MOST_BODY));
+            if self.received.len() > MAX_BODY {
+                return Err(Error::Large(MAX_BODY));
             }
         }
         Ok(std::mem::take(&mut self.received))
     }
 }
 
-fn framing(headers: &[httparse::Header<'_>]) -> Result<Framing, Error> {
-    let mut framing = Framing::UntilEnd;
+fn framing(headers: &[httparse::Header<'_>]) -> Result<ResponseFraming, Error> {
+    let mut framing = ResponseFraming::UntilEnd;
     for header in headers {
         let value = String::from_utf8_lossy(header.value);
         if header.name.eq_ignore_ascii_case("transfer-encoding") {
@@ -224,11 +224,11 @@ fn framing(headers: &[httparse::Header<'_>]) -> Result<Framing, Error> {
         let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
         let length: Option<usize> = plain.then(|| digits.parse().ok()).flatten();
         framing = match (length, &framing) {
-            (Some(length), Framing::Length(other)) if length != *other => {
+            (Some(length), ResponseFraming::Length(other)) if length != *other => {
                 return Err(Error::Framing(format!("{other} and of {length} bytes")));
             }
-            (Some(length), _) if length > MOST_BODY => return Err(Error::Large(MOST_BODY)),
-            (Some(length), _) => Framing::Length(length),
+            (Some(length), _) if length > MAX_BODY => return Err(Error::Large(MAX_BODY)),
+            (Some(length), _) => ResponseFraming::Length(length),
             (None, _) => return Err(Error::Framing(format!("{digits:?} bytes"))),
         };
     }

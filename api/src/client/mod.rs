@@ -13,7 +13,7 @@ mod tests;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use answer::Answer;
+pub use answer::ClientResponse;
 pub use error::Error;
 
 /// Whoever asks the server on one socket.
@@ -38,9 +38,9 @@ impl Client {
     ///
     /// # Errors
     /// [`Error`]; after [`Error::Silent`] and [`Error::Closed`] the request may have been done or not.
-    pub fn ask(&self, method: &str, target: &str, body: Option<&[u8]>) -> Result<Answer, Error> {
+    pub fn request(&self, method: &str, target: &str, body: Option<&[u8]>) -> Result<ClientResponse, Error> {
         let request = exchange::request(method, target, body)?;
-        let timer = exchange::Timer::start(&self.path, self.patience);
+        let timer = exchange::Deadline::start(&self.path, self.patience);
         let stream = connect::connect(&self.path, &timer)?;
         exchange::Exchange::new(stream, timer).run(&request, method == "HEAD")
     }

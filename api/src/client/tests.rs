@@ -11,8 +11,8 @@ use std::{fs, iter};
 use proptest::prelude::{any, proptest};
 use scratch::Folder;
 
-use super::exchange::{MOST_BODY, MOST_HEAD};
-use super::{Answer, Client, Error};
+use super::exchange::{MAX_BODY, MAX_HEAD};
+use super::{Client, ClientResponse, Error};
 use crate::http::testing::{BIG, Echo, Loop};
 use crate::http::{Limits, Server};
 
@@ -22,11 +22,11 @@ const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(20);
 
 /// Asks a server that reads the request and then says `answer` and goes.
-fn answered(answer: impl AsRef<[u8]> + Send + 'static) -> Result<Answer, Error> {
+fn answered(answer: impl AsRef<[u8]> + Send + 'static) -> Result<ClientResponse, Error> {
     let house = House::new(move |stream| {
         let _ = stream.write_all(answer.as_ref());
     });
-    let answer = house.client(LONG).ask("GET", "/x", None);
+    let answer = house.client(LONG).request("GET", "/x", None);
     house.end();
     answer
 }
@@ -89,7 +89,9 @@ fn text(error: &Error) -> String {
 fn a_request_is_what_servers_expect() {
     let house = House::new(|stream| stream.write_all(b"HTTP/1.1 204 \r\n\r\n").unwrap());
     let client = house.client(LONG);
-    let answer = client.ask("PUT", "/actions?x=1", Some(br#"{"a":1}"#)).unwrap();
+    let answer = client
+        .request("PUT", "/actions?x=1", Some(br#"{"a":1}"#))
+        .unwrap();
     assert_eq!(
         house.end(),
         "PUT /actions?x=1 HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nConnection: close\r\n\
@@ -111,7 +113,7 @@ fn our_own_server_is_understood() {
             ("GET", "/big", None),
             ("HEAD", "/big", None),
         ];
-        requests.map(|(method, target, body)| client.ask(method, target, body).unwrap())
+        requests.map(|(method, target, body)| client.request(method, target, body).unwrap())
     });
     let mut echo = Echo::default();
     let events = Loop::around(&server);
@@ -146,7 +148,7 @@ fn answers_come_in_pieces_and_in_several_shapes() {
         ),
         ("HTTP/1.1 204 \r\nContent-Length: 9\r\n\r\n", 204, ""),
     ] {
-        let expected = Answer {
+        let expected = ClientResponse {
             status,
             body: body.into(),
         };
@@ -158,7 +160,7 @@ fn answers_come_in_pieces_and_in_several_shapes() {
             }
         });
         assert_eq!(
-            house.client(LONG).ask("GET", "/", None).unwrap(),
+            house.client(LONG).request("GET", "/", None).unwrap(),
             expected,
             "{answer}"
         );
@@ -172,7 +174,7 @@ fn a_refusal_counts_though_the_request_was_not_read() {
     let listener = UnixListener::bind(path(&folder)).unwrap();
     let client = Client::new(path(&folder), LONG);
     // More than a socket holds, so that the server goes while it is written.
-    let asking = thread::spawn(move || client.ask("PUT", "/x", Some(&vec![b' '; 8 << 20])));
+    let asking = thread::spawn(move || client.request("PUT", "/x", Some(&vec![b' '; 8 << 20])));
     let (mut stream, _) = listener.accept().unwrap();
     stream.read_exact(&mut [0]).unwrap();
     stream
@@ -218,8 +220,8 @@ fn an_answer_that_breaks_off_is_none() {
 
 #[test]
 fn no_answer_takes_more_memory_than_it_may() {
-    let length = format!("HTTP/1.1 200 \r\nContent-Length: {}\r\n\r\n", MOST_BODY + 1);
-    assert!(matches!(answered(length), Err(Error::Large(MOST_BODY))));
+    let length = format!("HTTP/1.1 200 \r\nContent-Length: {}\r\n\r\n", MAX_BODY + 1);
+    assert!(matches!(answered(length), Err(Error::Large(MAX_BODY))));
     let endless = |start: &'static str, piece: &'static [u8]| {
         let house = House::new(move |stream| {
             let mut sent = stream.write_all(start.as_bytes());
@@ -227,14 +229,14 @@ fn no_answer_takes_more_memory_than_it_may() {
                 sent = stream.write_all(piece);
             }
         });
-        let error = house.client(LONG).ask("GET", "/", None).unwrap_err();
+        let error = house.client(LONG).request("GET", "/", None).unwrap_err();
         house.end();
         error
     };
     let body = endless("HTTP/1.1 200 \r\n\r\n", &[b'x'; 65536]);
-    assert!(matches!(body, Error::Large(MOST_BODY)), "{body}");
+    assert!(matches!(body, Error::Large(MAX_BODY)), "{body}");
     let head = endless("HTTP/1.1 200 \r\nName: ", &[b'x'; 100]);
-    assert!(matches!(head, Error::Large(MOST_HEAD)), "{head}");
+    assert!(matches!(head, Error::Large(MAX_HEAD)), "{head}");
 }
 
 #[test]
@@ -254,7 +256,7 @@ fn a_server_that_keeps_silent_is_not_waited_for() {
             let _ = over.recv();
         });
         let error = Client::new(path(&folder), SHORT)
-            .ask("GET", "/", None)
+            .request("GET", "/", None)
             .unwrap_err();
         drop(done);
         serving.join().unwrap();
@@ -271,7 +273,7 @@ fn a_server_that_reads_nothing_is_not_waited_for() {
     let folder = Folder::new();
     let _listener = UnixListener::bind(path(&folder)).unwrap();
     let body = vec![b' '; 8 << 20];
-    let error = Client::new(path(&folder), SHORT).ask("PUT", "/", Some(&body));
+    let error = Client::new(path(&folder), SHORT).request("PUT", "/", Some(&body));
     assert!(matches!(error, Err(Error::Silent { .. })));
 }
 
@@ -283,12 +285,12 @@ fn a_server_that_accepts_nobody_is_not_waited_for() {
     assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
     // With no queue the kernel still keeps one connection.
     let _first = UnixStream::connect(path(&folder)).unwrap();
-    let error = Client::new(path(&folder), SHORT).ask("GET", "/", None);
+    let error = Client::new(path(&folder), SHORT).request("GET", "/", None);
     assert!(matches!(error, Err(Error::Silent { .. })));
 }
 
 fn failure(path: &Path) -> Error {
-    Client::new(path, LONG).ask("GET", "/", None).unwrap_err()
+    Client::new(path, LONG).request("GET", "/", None).unwrap_err()
 }
 
 #[test]
@@ -343,7 +345,7 @@ fn what_cannot_be_a_request_is_not_sent() {
         ("GET", "/a b"),
         ("GET", "/a\r\nX: y"),
     ] {
-        let error = client.ask(method, target, None).unwrap_err();
+        let error = client.request(method, target, None).unwrap_err();
         assert!(
             matches!(error, Error::Request(_)),
             "{method:?} {target:?}: {error}"
