@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use api::http::Limits;
+use api::http::HttpLimits;
 use api::logger::LoggerSettings;
 use log::LevelFilter;
 
@@ -25,7 +25,7 @@ pub struct Options {
     /// Path of the control socket; none for none.
     pub socket: Option<PathBuf>,
     /// Limits of the control socket.
-    pub limits: Limits,
+    pub limits: HttpLimits,
     /// Name of the VM, which is in its log.
     pub id: String,
     /// File that configures the VM, which then starts at once.
@@ -42,7 +42,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             socket: Some(SOCKET.into()),
-            limits: Limits::default(),
+            limits: HttpLimits::default(),
             id: "anonymous-instance".into(),
             config_file: None,
             log: LoggerSettings::default(),

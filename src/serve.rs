@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use api::http::{Limits, Server};
+use api::http::{HttpLimits, Server};
 use api::logger::{Logger as _, LoggerSettings};
 use api::{Api, Instance};
 use vmm::control::{self, Control};
@@ -65,7 +65,7 @@ pub struct Front<'a> {
     /// Path of the control socket; none for none.
     pub socket: Option<&'a Path>,
     /// Limits of the control socket.
-    pub limits: Limits,
+    pub limits: HttpLimits,
     /// Name of the VM.
     pub id: &'a str,
     /// The log.

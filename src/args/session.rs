@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use api::http::Limits;
+use api::http::HttpLimits;
 use api::logger::LoggerSettings;
 
 use super::{Error, lossy, syntax};
@@ -54,7 +54,7 @@ impl Session {
         let wanted = self.socket.is_some() || self.log != LoggerSettings::default();
         wanted.then(|| Front {
             socket: self.socket.as_deref(),
-            limits: Limits::default(),
+            limits: HttpLimits::default(),
             id: &self.id,
             log: &self.log,
         })

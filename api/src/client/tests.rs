@@ -14,7 +14,7 @@ use scratch::Folder;
 use super::exchange::{MAX_BODY, MAX_HEAD};
 use super::{Client, ClientResponse, Error};
 use crate::http::testing::{BIG, Echo, Loop};
-use crate::http::{Limits, Server};
+use crate::http::{HttpLimits, Server};
 
 /// Longer than any of this takes.
 const LONG: Duration = Duration::from_secs(60);
@@ -104,7 +104,7 @@ fn a_request_is_what_servers_expect() {
 #[test]
 fn our_own_server_is_understood() {
     let folder = Folder::new();
-    let mut server = Server::bind(&path(&folder), Limits::default()).unwrap();
+    let mut server = Server::bind(&path(&folder), HttpLimits::default()).unwrap();
     let client = Client::new(path(&folder), LONG);
     let asking = thread::spawn(move || {
         let requests = [

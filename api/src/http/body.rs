@@ -3,9 +3,9 @@
 use std::str;
 
 use super::head::Framing;
-use super::limits::Limits;
+use super::limits::HttpLimits;
 use super::line;
-use super::refusal::Refusal;
+use super::refusal::RequestError;
 
 /// Where in its body a request is.
 #[derive(Debug)]
@@ -49,14 +49,14 @@ impl Body {
     /// Moves from `input` to `content` what there is, and returns how many bytes of `input` that used up.
     ///
     /// # Errors
-    /// [`Refusal::Large`] as soon as the body is announced to be longer than allowed; [`Refusal::Chunk`],
-    /// [`Refusal::Long`] and [`Refusal::LineEnd`] for what are no chunks.
+    /// [`RequestError::Large`] as soon as the body is announced to be longer than allowed; [`RequestError::Chunk`],
+    /// [`RequestError::Long`] and [`RequestError::LineEnd`] for what are no chunks.
     pub(super) fn take(
         &mut self,
         input: &[u8],
         content: &mut Vec<u8>,
-        limits: &Limits,
-    ) -> Result<usize, Refusal> {
+        limits: &HttpLimits,
+    ) -> Result<usize, RequestError> {
         let mut used = 0;
         while let Some(step) = self.step(&input[used..], content, limits)? {
             used += step;
@@ -69,8 +69,8 @@ impl Body {
         &mut self,
         input: &[u8],
         content: &mut Vec<u8>,
-        limits: &Limits,
-    ) -> Result<Option<usize>, Refusal> {
+        limits: &HttpLimits,
+    ) -> Result<Option<usize>, RequestError> {
         match self.at {
             At::Rest(left) | At::Chunk(left) => {
                 let count = left.min(input.len());
@@ -98,8 +98,8 @@ impl Body {
     }
 
     /// What comes after a line that is between the chunks.
-    fn after(&mut self, line: &[u8], length: usize, limits: &Limits) -> Result<At, Refusal> {
-        let wrong = || Refusal::Chunk(String::from_utf8_lossy(line).into_owned());
+    fn after(&mut self, line: &[u8], length: usize, limits: &HttpLimits) -> Result<At, RequestError> {
+        let wrong = || RequestError::Chunk(String::from_utf8_lossy(line).into_owned());
         match self.at {
             At::Size => {
                 let size = chunk_size(line).ok_or_else(wrong)?;
@@ -110,7 +110,7 @@ impl Body {
                     Ok(size) if size <= room => Ok(At::Chunk(size)),
                     _ => {
                         let size = size.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
-                        Err(Refusal::Large { size, limit })
+                        Err(RequestError::Large { size, limit })
                     }
                 }
             }
@@ -119,7 +119,7 @@ impl Body {
                 self.trailers += line.len() + line::END;
                 if self.trailers > limits.head {
                     let (part, limit) = ("trailer", limits.head);
-                    return Err(Refusal::Long { part, limit });
+                    return Err(RequestError::Long { part, limit });
                 }
                 is_field(line).then_some(At::Trailers).ok_or_else(wrong)
             }

@@ -6,9 +6,9 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use super::Handler;
-use super::limits::Limits;
+use super::limits::HttpLimits;
 use super::parser::{KEPT, Parser, Step};
-use super::refusal::Refusal;
+use super::refusal::RequestError;
 use super::response::{CONTINUE, Response, TOO_MANY};
 
 /// Requests of one client that are answered before others get their turn.
@@ -59,7 +59,7 @@ impl Connection {
     ///
     /// # Errors
     /// The kernel's, when the socket cannot be made non-blocking.
-    pub(super) fn new(stream: UnixStream, limits: Limits) -> io::Result<Self> {
+    pub(super) fn new(stream: UnixStream, limits: HttpLimits) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
@@ -75,7 +75,7 @@ impl Connection {
     ///
     /// # Errors
     /// The kernel's, when the socket cannot be made non-blocking or the client has gone already.
-    pub(super) fn turn_away(stream: UnixStream, limits: Limits) -> io::Result<Self> {
+    pub(super) fn turn_away(stream: UnixStream, limits: HttpLimits) -> io::Result<Self> {
         let mut connection = Self::new(stream, limits)?;
         connection.output.extend_from_slice(TOO_MANY);
         // A new socket has room for it.
@@ -90,7 +90,7 @@ impl Connection {
     }
 
     /// Does one bounded piece of work without blocking: at most one read, into `scratch`, and the requests in it.
-    pub(super) fn turn(&mut self, scratch: &mut [u8], handler: &mut dyn Handler) -> Wait {
+    pub(super) fn process(&mut self, scratch: &mut [u8], handler: &mut dyn Handler) -> Wait {
         match self.advance(scratch, handler) {
             Ok(wait) => wait,
             Err(error) if error.kind() == ErrorKind::WouldBlock => Wait::Input,
@@ -137,7 +137,7 @@ impl Connection {
             return Ok(());
         }
         if self.parser.is_partial() {
-            self.refuse(&Refusal::Cut);
+            self.refuse(&RequestError::Cut);
         }
         self.phase = Phase::Ended;
         Ok(())
@@ -181,7 +181,7 @@ impl Connection {
     }
 
     /// Says why, and gives the connection up, because where the next request would start is not known.
-    fn refuse(&mut self, refusal: &Refusal) {
+    fn refuse(&mut self, refusal: &RequestError) {
         let text = refusal.text();
         log::debug!("api: refused a request: {text}");
         Response::refusal(&text).write(&mut self.output, false);

@@ -2,8 +2,8 @@
 
 use std::str;
 
-use super::limits::Limits;
-use super::refusal::Refusal;
+use super::limits::HttpLimits;
+use super::refusal::RequestError;
 use super::request::{Method, Request};
 
 /// Headers in one head. Clients send about five.
@@ -31,13 +31,13 @@ pub(super) struct Head {
 }
 
 /// Reads a complete head, its empty last line included.
-pub(super) fn parse(bytes: &[u8], limits: &Limits) -> Result<Head, Refusal> {
-    str::from_utf8(bytes).map_err(|_| Refusal::NotText)?;
+pub(super) fn parse(bytes: &[u8], limits: &HttpLimits) -> Result<Head, RequestError> {
+    str::from_utf8(bytes).map_err(|_| RequestError::NotText)?;
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];
     let mut parsed = httparse::Request::new(&mut headers);
-    parsed.parse(bytes).map_err(Refusal::Head)?;
+    parsed.parse(bytes).map_err(RequestError::Head)?;
     let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
-        return Err(Refusal::Head(httparse::Error::Token));
+        return Err(RequestError::Head(httparse::Error::Token));
     };
     let (path, query) = split(target)?;
     let fields = Fields::read(parsed.headers)?;
@@ -67,27 +67,27 @@ struct Fields {
 }
 
 impl Fields {
-    fn read(headers: &[httparse::Header<'_>]) -> Result<Self, Refusal> {
+    fn read(headers: &[httparse::Header<'_>]) -> Result<Self, RequestError> {
         let mut fields = Self::default();
         for header in headers {
             let value = str::from_utf8(header.value)
-                .map_err(|_| Refusal::NotText)?
+                .map_err(|_| RequestError::NotText)?
                 .trim_matches([' ', '\t']);
             fields.note(header.name, value)?;
         }
         Ok(fields)
     }
 
-    fn note(&mut self, name: &str, value: &str) -> Result<(), Refusal> {
+    fn note(&mut self, name: &str, value: &str) -> Result<(), RequestError> {
         let is = |other| name.eq_ignore_ascii_case(other);
         if is("content-length") {
-            let length = number(value).ok_or_else(|| Refusal::ContentLength(value.to_owned()))?;
+            let length = number(value).ok_or_else(|| RequestError::ContentLength(value.to_owned()))?;
             if self.length.replace(length).is_some_and(|other| other != length) {
-                return Err(Refusal::Conflict);
+                return Err(RequestError::Conflict);
             }
         } else if is("transfer-encoding") {
             if self.chunked || !value.eq_ignore_ascii_case("chunked") {
-                return Err(Refusal::TransferEncoding(value.to_owned()));
+                return Err(RequestError::TransferEncoding(value.to_owned()));
             }
             self.chunked = true;
         } else if is("expect") {
@@ -101,16 +101,16 @@ impl Fields {
         Ok(())
     }
 
-    fn framing(&self, limits: &Limits) -> Result<Framing, Refusal> {
+    fn framing(&self, limits: &HttpLimits) -> Result<Framing, RequestError> {
         match (self.chunked, self.length) {
-            (true, Some(_)) => Err(Refusal::Conflict),
+            (true, Some(_)) => Err(RequestError::Conflict),
             (true, None) => Ok(Framing::Chunked),
             (false, length) => {
                 let size = length.unwrap_or(0);
                 let limit = limits.body;
                 match usize::try_from(size) {
                     Ok(length) if length <= limit => Ok(Framing::Length(length)),
-                    _ => Err(Refusal::Large { size, limit }),
+                    _ => Err(RequestError::Large { size, limit }),
                 }
             }
         }
@@ -124,7 +124,7 @@ fn number(digits: &str) -> Option<u64> {
 }
 
 /// Splits the target of a request into its path, decoded, and its query.
-fn split(target: &str) -> Result<(String, Option<String>), Refusal> {
+fn split(target: &str) -> Result<(String, Option<String>), RequestError> {
     let (address, query) = match target.split_once('?') {
         Some((address, query)) => (address, Some(query.to_owned())),
         None => (target, None),
@@ -134,7 +134,7 @@ fn split(target: &str) -> Result<(String, Option<String>), Refusal> {
         Some((_, rest)) if !address.starts_with('/') => rest.find('/').map_or("/", |at| &rest[at..]),
         _ => address,
     };
-    let decoded = decode(path).ok_or_else(|| Refusal::Path(path.to_owned()))?;
+    let decoded = decode(path).ok_or_else(|| RequestError::Path(path.to_owned()))?;
     Ok((decoded, query))
 }
 

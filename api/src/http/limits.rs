@@ -2,7 +2,7 @@
 
 /// How much the server accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct HttpLimits {
     /// The longest body, in bytes.
     pub body: usize,
     /// The longest head, which is the request line and the headers, in bytes.
@@ -13,7 +13,7 @@ pub struct Limits {
     pub connections: usize,
 }
 
-impl Default for Limits {
+impl Default for HttpLimits {
     /// Firecracker's, which has none for a head.
     fn default() -> Self {
         Self {

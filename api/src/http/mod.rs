@@ -19,7 +19,7 @@ mod socket;
 pub(crate) mod testing;
 
 pub use error::Error;
-pub use limits::Limits;
+pub use limits::HttpLimits;
 pub use request::{Method, Request};
 pub use response::Response;
 pub use server::Server;

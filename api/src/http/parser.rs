@@ -4,9 +4,9 @@ use std::mem;
 
 use super::body::Body;
 use super::head::{self, Head};
-use super::limits::Limits;
+use super::limits::HttpLimits;
 use super::line;
-use super::refusal::Refusal;
+use super::refusal::RequestError;
 use super::request::Request;
 
 /// Memory that is kept while nothing is in it: enough for the requests that clients send again and again.
@@ -30,7 +30,7 @@ pub(super) enum Step {
 /// The bytes of a client that are no request yet.
 #[derive(Debug)]
 pub(super) struct Parser {
-    limits: Limits,
+    limits: HttpLimits,
     buffer: Vec<u8>,
     /// Where in `buffer` the next request, or the rest of its body, starts.
     start: usize,
@@ -41,7 +41,7 @@ pub(super) struct Parser {
 }
 
 impl Parser {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: HttpLimits) -> Self {
         Self {
             limits,
             buffer: Vec::new(),
@@ -67,7 +67,7 @@ impl Parser {
     ///
     /// # Errors
     /// The bytes are no request. Nothing is known about those that follow.
-    pub(super) fn next(&mut self) -> Result<Step, Refusal> {
+    pub(super) fn next(&mut self) -> Result<Step, RequestError> {
         let mut announced = false;
         if self.pending.is_none() {
             let Some(head) = self.head()? else {
@@ -99,7 +99,7 @@ impl Parser {
     }
 
     /// Takes a head out of what was fed, if all of it is there.
-    fn head(&mut self) -> Result<Option<Head>, Refusal> {
+    fn head(&mut self) -> Result<Option<Head>, RequestError> {
         while let Some(line) = line::first(&self.buffer[self.line..], self.limits.line)? {
             let empty = line.is_empty();
             let first = self.line == self.start;
@@ -110,7 +110,7 @@ impl Parser {
                 self.start = self.line;
             } else if head.len() > self.limits.head {
                 let (part, limit) = ("head", self.limits.head);
-                return Err(Refusal::Long { part, limit });
+                return Err(RequestError::Long { part, limit });
             } else if empty {
                 let head = head::parse(&self.buffer[head], &self.limits)?;
                 self.start = self.line;

@@ -4,7 +4,7 @@ use std::error::Error as _;
 
 /// What is wrong. The client reads these texts.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Refusal {
+pub(super) enum RequestError {
     #[error("The {part} of the request is longer than the {limit} bytes allowed by server.")]
     Long { part: &'static str, limit: usize },
     #[error("A line of the request does not end with a carriage return and a line feed.")]
@@ -37,7 +37,7 @@ pub(super) enum Refusal {
     Cut,
 }
 
-impl Refusal {
+impl RequestError {
     /// All that is known of it, in one text.
     pub(super) fn text(&self) -> String {
         match self.source() {

@@ -10,14 +10,14 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::Handler;
 use super::connection::{Connection, Wait};
 use super::error::Error;
-use super::limits::Limits;
+use super::limits::HttpLimits;
 use super::socket::Socket;
 
 /// What the listening socket is called among the watched descriptors; the others are called by their place.
 const LISTENER: u64 = u64::MAX;
 
 /// Clients that are let in, and descriptors that are looked after, in one turn.
-const TURN: usize = 16;
+const BATCH: usize = 16;
 
 /// Bytes that are read at once, of whichever client.
 const SCRATCH: usize = 16384;
@@ -29,7 +29,7 @@ pub struct Server {
     socket: Socket,
     epoll: Epoll,
     connections: Vec<Option<Watched>>,
-    limits: Limits,
+    limits: HttpLimits,
     scratch: Box<[u8]>,
     /// Given up for a moment when the process has no descriptor left, or a client that nobody can let in would make the
     /// event loop spin.
@@ -49,7 +49,7 @@ impl Server {
     ///
     /// # Errors
     /// All variants.
-    pub fn bind(path: &Path, limits: Limits) -> Result<Self, Error> {
+    pub fn bind(path: &Path, limits: HttpLimits) -> Result<Self, Error> {
         let epoll = Epoll::new().map_err(Error::Events)?;
         let socket = Socket::bind(path)?;
         let event = EpollEvent::new(EventSet::IN, LISTENER);
@@ -70,20 +70,20 @@ impl Server {
     ///
     /// Answers are on their way when this returns, but for clients that do not read.
     pub fn serve(&mut self, handler: &mut dyn Handler) {
-        let mut events = [EpollEvent::default(); TURN];
+        let mut events = [EpollEvent::default(); BATCH];
         // Interrupted by a signal, there is another turn at once.
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
         for event in &events[..count] {
             match event.data() {
                 LISTENER => self.accept(),
-                place => self.turn(usize::try_from(place).unwrap_or(usize::MAX), handler),
+                place => self.process(usize::try_from(place).unwrap_or(usize::MAX), handler),
             }
         }
     }
 
     /// Lets clients in that wait at the door.
     fn accept(&mut self) {
-        for _ in 0..TURN {
+        for _ in 0..BATCH {
             match self.socket.accept() {
                 Ok(stream) => self.admit(stream),
                 Err(error) if is_full(&error) => self.turn_out(),
@@ -144,11 +144,11 @@ impl Server {
     }
 
     /// Gives the connection at `place` its turn, and watches it for what it then waits for.
-    fn turn(&mut self, place: usize, handler: &mut dyn Handler) {
+    fn process(&mut self, place: usize, handler: &mut dyn Handler) {
         let Some(Some(watched)) = self.connections.get_mut(place) else {
             return;
         };
-        let wait = watched.connection.turn(&mut self.scratch, handler);
+        let wait = watched.connection.process(&mut self.scratch, handler);
         if wait == watched.wait {
             return;
         }

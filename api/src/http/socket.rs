@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::error::Error;
 
 /// Bytes of a path in `sockaddr_un`, its final zero not counted.
-const LONGEST: usize = 107;
+const MAX_SOCKET_PATH: usize = 107;
 
 /// Names that are tried before giving up, as each may be taken by what another process left.
 const ATTEMPTS: u32 = 64;
@@ -41,7 +41,7 @@ impl Socket {
     /// All but [`Error::Events`].
     pub(super) fn bind(path: &Path) -> Result<Self, Error> {
         let length = path.as_os_str().len();
-        if length > LONGEST {
+        if length > MAX_SOCKET_PATH {
             return Err(Error::Long {
                 path: path.to_owned(),
                 length,
@@ -50,7 +50,7 @@ impl Socket {
         let (listener, hidden) = listen(path)?;
         let published = fs::symlink_metadata(&hidden)
             .map_err(|source| Error::at(path, "look at its file", source))
-            .and_then(|metadata| publish(&hidden, path).map(|()| identity(&metadata)));
+            .and_then(|metadata| link_socket(&hidden, path).map(|()| identity(&metadata)));
         // After a rename it is gone already; one that stays is an empty name that the next process passes by.
         let _ = fs::remove_file(&hidden);
         let socket = Self {
@@ -115,7 +115,7 @@ fn listen(path: &Path) -> Result<(UnixListener, PathBuf), Error> {
 fn names(path: &Path) -> impl Iterator<Item = PathBuf> {
     let folder = path.parent().unwrap_or(Path::new(""));
     // What the folder leaves of an address; as `path` fits into one, that is at least one letter.
-    let room = (LONGEST + 1).saturating_sub(folder.join("x").as_os_str().len());
+    let room = (MAX_SOCKET_PATH + 1).saturating_sub(folder.join("x").as_os_str().len());
     let first = process::id().wrapping_mul(ATTEMPTS);
     let names = (0..ATTEMPTS).map(move |attempt| {
         // The bits that differ come first, so that names cut short differ as well.
@@ -127,7 +127,7 @@ fn names(path: &Path) -> impl Iterator<Item = PathBuf> {
 }
 
 /// Gives what is at `hidden` the name `path`, which nobody may be listening at.
-fn publish(hidden: &Path, path: &Path) -> Result<(), Error> {
+fn link_socket(hidden: &Path, path: &Path) -> Result<(), Error> {
     let named =
         |outcome: io::Result<()>| outcome.map_err(|source| Error::at(path, "give it its name", source));
     match name(hidden, path) {
@@ -136,7 +136,7 @@ fn publish(hidden: &Path, path: &Path) -> Result<(), Error> {
     }
     // Two processes that both find the same stale socket must not take away each other's new one.
     let _lock = lock(path);
-    take_away(path)?;
+    remove_stale(path)?;
     match name(hidden, path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(Error::InUse(path.to_owned())),
         outcome => named(outcome),
@@ -179,7 +179,7 @@ fn lock(path: &Path) -> Option<File> {
 }
 
 /// Takes a socket at which nobody listens away from `path`.
-fn take_away(path: &Path) -> Result<(), Error> {
+fn remove_stale(path: &Path) -> Result<(), Error> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.file_type().is_socket() => {}
         Ok(_) => return Err(Error::NotSocket(path.to_owned())),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use vmm::control::Service;
 
-use crate::http::{Limits, Server};
+use crate::http::{HttpLimits, Server};
 use crate::testing::Bench;
 
 #[test]
@@ -12,7 +12,7 @@ fn a_client_is_answered_through_the_one_descriptor() {
     let mut path = PathBuf::new();
     let mut bench = Bench::with(|socket| {
         path = socket.to_owned();
-        Some(Server::bind(socket, Limits::default()).unwrap())
+        Some(Server::bind(socket, HttpLimits::default()).unwrap())
     });
     let mut client = UnixStream::connect(&path).unwrap();
     client.write_all(b"GET /version HTTP/1.1\r\n\r\n").unwrap();

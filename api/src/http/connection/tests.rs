@@ -14,12 +14,12 @@ impl Pair {
         Self::with(Connection::new)
     }
 
-    fn with(start: fn(UnixStream, Limits) -> io::Result<Connection>) -> Self {
+    fn with(start: fn(UnixStream, HttpLimits) -> io::Result<Connection>) -> Self {
         let (client, server) = UnixStream::pair().unwrap();
         client.set_nonblocking(true).unwrap();
         Self {
             client,
-            connection: start(server, Limits::default()).unwrap(),
+            connection: start(server, HttpLimits::default()).unwrap(),
             handler: Echo::default(),
             scratch: vec![0; 16384],
         }
@@ -31,7 +31,7 @@ impl Pair {
     }
 
     fn turn(&mut self) -> Wait {
-        self.connection.turn(&mut self.scratch, &mut self.handler)
+        self.connection.process(&mut self.scratch, &mut self.handler)
     }
 
     /// What has come to the client.
@@ -167,7 +167,7 @@ fn a_client_that_has_gone_is_forgotten() {
     pair.send("GET /big HTTP/1.1\r\n\r\n");
     assert_eq!(pair.turn(), Wait::Output);
     drop(pair.client);
-    let wait = pair.connection.turn(&mut pair.scratch, &mut pair.handler);
+    let wait = pair.connection.process(&mut pair.scratch, &mut pair.handler);
     assert_eq!(wait, Wait::Nothing);
 }
 

@@ -1,10 +1,10 @@
 use super::*;
 
-fn read(head: &str) -> Result<Head, Refusal> {
-    parse(head.as_bytes(), &Limits::default())
+fn read(head: &str) -> Result<Head, RequestError> {
+    parse(head.as_bytes(), &HttpLimits::default())
 }
 
-fn with(headers: &str) -> Result<Head, Refusal> {
+fn with(headers: &str) -> Result<Head, RequestError> {
     read(&format!("PUT /a HTTP/1.1\r\n{headers}\r\n"))
 }
 
@@ -46,7 +46,7 @@ fn percent_signs_are_decoded_or_refused() {
     assert_eq!(path("/a%20b%c3%A9").unwrap().0, "/a b\u{e9}");
     for wrong in ["/%", "/%2", "/%zz", "/%+1", "/%ff", "/a%00", "/a%0d%0a"] {
         let refused = read(&format!("GET {wrong} HTTP/1.1\r\n\r\n"));
-        assert!(matches!(refused, Err(Refusal::Path(_))), "{wrong}");
+        assert!(matches!(refused, Err(RequestError::Path(_))), "{wrong}");
     }
 }
 
@@ -62,14 +62,17 @@ fn the_length_of_a_body_is_one_number() {
     assert_eq!(framing("transfer-encoding:\tChunked\r\n"), Framing::Chunked);
     for wrong in ["", "x", "+1", "-1", "1 2", "1,1", "0x1", "99999999999999999999"] {
         let refused = with(&format!("Content-Length: {wrong}\r\n"));
-        assert!(matches!(refused, Err(Refusal::ContentLength(_))), "{wrong:?}");
+        assert!(
+            matches!(refused, Err(RequestError::ContentLength(_))),
+            "{wrong:?}"
+        );
     }
     for wrong in [
         "Content-Length: 1\r\nContent-Length: 2\r\n",
         "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
         "Transfer-Encoding: chunked\r\nContent-Length: 0\r\n",
     ] {
-        assert!(matches!(with(wrong), Err(Refusal::Conflict)), "{wrong:?}");
+        assert!(matches!(with(wrong), Err(RequestError::Conflict)), "{wrong:?}");
     }
     for wrong in [
         "gzip",
@@ -78,7 +81,10 @@ fn the_length_of_a_body_is_one_number() {
         "chunked\r\nTransfer-Encoding: chunked",
     ] {
         let refused = with(&format!("Transfer-Encoding: {wrong}\r\n"));
-        assert!(matches!(refused, Err(Refusal::TransferEncoding(_))), "{wrong:?}");
+        assert!(
+            matches!(refused, Err(RequestError::TransferEncoding(_))),
+            "{wrong:?}"
+        );
     }
 }
 
@@ -131,19 +137,19 @@ fn what_is_not_http_is_refused() {
         "GET / HTTP/1.1\r\na: b\rc\r\n\r\n",
     ] {
         let refusal = read(wrong).unwrap_err();
-        assert!(matches!(refusal, Refusal::Head(_)), "{wrong:?}");
+        assert!(matches!(refusal, RequestError::Head(_)), "{wrong:?}");
         assert!(
             refusal
                 .text()
                 .starts_with("The head of the request is not HTTP/1.1: ")
         );
     }
-    let latin = parse(b"GET / HTTP/1.1\r\na: \xe9\r\n\r\n", &Limits::default());
-    assert!(matches!(latin, Err(Refusal::NotText)));
+    let latin = parse(b"GET / HTTP/1.1\r\na: \xe9\r\n\r\n", &HttpLimits::default());
+    assert!(matches!(latin, Err(RequestError::NotText)));
     let crowd = "a:b\r\n".repeat(HEADERS + 1);
     assert!(matches!(
         with(&crowd),
-        Err(Refusal::Head(httparse::Error::TooManyHeaders))
+        Err(RequestError::Head(httparse::Error::TooManyHeaders))
     ));
     assert!(with(&"a:b\r\n".repeat(HEADERS)).is_ok());
 }

@@ -5,10 +5,10 @@ use proptest::sample::{select, subsequence};
 use super::*;
 use crate::http::Method;
 
-fn limits() -> Limits {
-    Limits {
+fn limits() -> HttpLimits {
+    HttpLimits {
         body: 512,
-        ..Limits::default()
+        ..HttpLimits::default()
     }
 }
 
@@ -183,7 +183,7 @@ fn a_head_has_limits_whether_it_ends_or_not() {
 
 #[test]
 fn nothing_is_kept_of_a_request_that_was_taken() {
-    let mut parser = Parser::new(Limits::default());
+    let mut parser = Parser::new(HttpLimits::default());
     for _ in 0..3 {
         parser.feed(b"PUT /a HTTP/1.1\r\nContent-Length: 50000\r\n\r\n");
         parser.feed(&[b'x'; 50000]);

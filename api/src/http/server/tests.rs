@@ -22,7 +22,7 @@ impl House {
     fn new() -> Self {
         let folder = Folder::new();
         let path = folder.path("api.sock");
-        let server = Server::bind(&path, Limits::default()).unwrap();
+        let server = Server::bind(&path, HttpLimits::default()).unwrap();
         Self {
             events: Loop::around(&server),
             server,

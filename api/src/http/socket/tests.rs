@@ -144,23 +144,23 @@ fn path_of(folder: &Folder, length: usize) -> PathBuf {
 #[test]
 fn a_path_may_be_as_long_as_an_address_takes() {
     let folder = Folder::new();
-    let longest = path_of(&folder, LONGEST);
+    let longest = path_of(&folder, MAX_SOCKET_PATH);
     let _socket = Socket::bind(&longest).unwrap();
     connects(&longest).unwrap();
-    let error = Socket::bind(&path_of(&folder, LONGEST + 1)).unwrap_err();
+    let error = Socket::bind(&path_of(&folder, MAX_SOCKET_PATH + 1)).unwrap_err();
     assert!(matches!(error, Error::Long { length: 108, .. }), "{error}");
 }
 
 #[test]
 fn a_short_name_in_a_long_folder_leaves_room_for_another() {
     let folder = Folder::new();
-    let long = path_of(&folder, LONGEST - 2);
+    let long = path_of(&folder, MAX_SOCKET_PATH - 2);
     fs::create_dir(&long).unwrap();
     // Every one of the names that are tried is one letter long, and one of them is the path's own.
     for name in ["s", "0", "8", "f"] {
         let path = long.join(name);
-        assert_eq!(path.as_os_str().len(), LONGEST);
-        assert!(names(&path).all(|other| other != path && other.as_os_str().len() == LONGEST));
+        assert_eq!(path.as_os_str().len(), MAX_SOCKET_PATH);
+        assert!(names(&path).all(|other| other != path && other.as_os_str().len() == MAX_SOCKET_PATH));
         let _socket = Socket::bind(&path).unwrap();
         abandon(&long.join("x"));
         connects(&path).unwrap();
