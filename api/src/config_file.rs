@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use vmm::control::Control;
 
 use crate::http::Response;
-use crate::routes::{self, Call};
+use crate::routes::{self, RequestContext};
 use crate::service::Process;
 
 /// Why a file was refused.
@@ -34,10 +34,10 @@ pub enum Error {
 
 /// The parts of a file.
 type Parts<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
-type Handle = fn(&mut Call<'_>) -> Result<Response, routes::Error>;
+type SectionHandler = fn(&mut RequestContext<'_>) -> Result<Response, routes::Error>;
 
 /// What is done, in this order, and whether it is done for each element of a list.
-const PARTS: [(&str, bool, Handle); 7] = [
+const PARTS: [(&str, bool, SectionHandler); 7] = [
     ("logger", false, routes::put_logger),
     ("metrics", false, routes::put_metrics),
     ("machine-config", false, routes::put_machine),
@@ -60,7 +60,7 @@ pub(crate) fn apply(control: &mut Control, process: &mut Process, text: &str) ->
         };
         let bodies = if is_list { elements(value)? } else { vec![*value] };
         for (index, body) in bodies.into_iter().enumerate() {
-            let mut call = Call {
+            let mut call = RequestContext {
                 control,
                 process,
                 id: None,
@@ -86,7 +86,7 @@ fn check(parts: &Parts<'_>) -> Result<(), Error> {
         if PARTS.iter().any(|(known, _, _)| known == key) {
             continue;
         }
-        match routes::sentence(key) {
+        match routes::check_key(key) {
             Some(source) if !is_empty(value) => {
                 let key = key.clone().into_owned();
                 return Err(Error::Part { key, source });

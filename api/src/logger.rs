@@ -20,7 +20,7 @@ pub struct LoggerSettings {
 }
 
 /// The log of the process.
-pub trait Logger {
+pub trait LogControl {
     /// Changes the log as `settings` have it, all or nothing.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::http::{Handler, Request, Response, Server};
-use crate::logger::{Logger, LoggerSettings};
+use crate::logger::{LogControl, LoggerSettings};
 use crate::metrics::{Counters, MetricsFile};
 use crate::{config_file, routes};
 
@@ -42,15 +42,15 @@ pub enum Error {
 /// The process around a VM, as far as a client can look at it and change it.
 pub struct Process {
     instance: Instance,
-    logger: Box<dyn Logger>,
+    logger: Box<dyn LogControl>,
     counters: Counters,
-    numbers: Option<Numbers>,
+    numbers: Option<MetricsSchedule>,
     /// Of the server and of the timer.
     epoll: Epoll,
 }
 
 /// Where the numbers go, and when.
-struct Numbers {
+struct MetricsSchedule {
     file: MetricsFile,
     timer: TimerFd,
 }
@@ -94,7 +94,7 @@ impl Process {
         let timer = self
             .timer()
             .map_err(|error| format!("cannot set a timer: {error}"))?;
-        self.numbers = Some(Numbers { file, timer });
+        self.numbers = Some(MetricsSchedule { file, timer });
         Ok(())
     }
 
@@ -150,7 +150,11 @@ impl Api {
     ///
     /// # Errors
     /// [`Error::Events`]
-    pub fn new(instance: Instance, server: Option<Server>, logger: Box<dyn Logger>) -> Result<Self, Error> {
+    pub fn new(
+        instance: Instance,
+        server: Option<Server>,
+        logger: Box<dyn LogControl>,
+    ) -> Result<Self, Error> {
         let epoll = Epoll::new().map_err(Error::Events)?;
         if let Some(server) = &server {
             let event = EpollEvent::new(EventSet::IN, SERVER);
@@ -201,12 +205,12 @@ impl Api {
 }
 
 /// Answers for one turn of the server.
-struct Desk<'a> {
+struct RequestHandler<'a> {
     control: &'a mut Control,
     process: &'a mut Process,
 }
 
-impl Handler for Desk<'_> {
+impl Handler for RequestHandler<'_> {
     fn answer(&mut self, request: &Request) -> Response {
         routes::answer(request, self.control, self.process)
     }
@@ -221,7 +225,7 @@ impl Service for Api {
         let process = &mut self.process;
         process.tick(control);
         if let Some(server) = &mut self.server {
-            server.serve(&mut Desk { control, process });
+            server.serve(&mut RequestHandler { control, process });
         }
     }
 

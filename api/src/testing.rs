@@ -11,14 +11,14 @@ use serde_json::Value;
 use vmm::control::{Control, Timeline};
 
 use crate::http::{Method, Request, Response, Server};
-use crate::logger::{Logger, LoggerSettings};
+use crate::logger::{LogControl, LoggerSettings};
 use crate::service::{Api, Instance};
 
 /// A log that only remembers what it was asked for; it refuses the module `wrong`.
 #[derive(Clone, Default)]
 pub(crate) struct Log(pub(crate) Rc<RefCell<Vec<LoggerSettings>>>);
 
-impl Logger for Log {
+impl LogControl for Log {
     fn configure(&mut self, settings: &LoggerSettings) -> Result<(), String> {
         if settings.module.as_deref() == Some("wrong") {
             return Err("there is no such module".into());

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use api::metrics::Output;
+use api::metrics::OutputFile;
 use api::metrics::output::Error;
 
 use super::line::Line;
@@ -12,7 +12,7 @@ use super::line::Line;
 /// at the file's end.
 #[derive(Debug)]
 pub struct LogFile {
-    output: Output,
+    output: OutputFile,
     /// Lines that did not get into the file since the last that did.
     lost: AtomicU64,
     /// Whether the file ends within a line, because the disk was full.
@@ -23,9 +23,9 @@ impl LogFile {
     /// Opens `path`, and makes a file if there is nothing.
     ///
     /// # Errors
-    /// Those of [`Output::open`].
+    /// Those of [`OutputFile::open`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Output::open(path).map(Self::around)
+        OutputFile::open(path).map(Self::around)
     }
 
     /// Opens the same path again, with what was lost so far.
@@ -65,7 +65,7 @@ impl LogFile {
         }
     }
 
-    fn around(output: Output) -> Self {
+    fn around(output: OutputFile) -> Self {
         Self {
             output,
             lost: AtomicU64::new(0),

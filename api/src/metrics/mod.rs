@@ -6,7 +6,7 @@
 //! | `text` | the text format of Prometheus |
 //! | `file` | [`MetricsFile`]: takes all numbers at a time, a line of JSON |
 //! | `line` | what is in such a line |
-//! | [`output`] | [`Output`]: a file or FIFO that is written to without ever waiting; the log has one too |
+//! | [`output`] | [`OutputFile`]: a file or FIFO that is written to without ever waiting; the log has one too |
 
 mod exposition;
 mod file;
@@ -20,7 +20,7 @@ use serde::Serialize;
 
 pub use exposition::prometheus;
 pub use file::MetricsFile;
-pub use output::Output;
+pub use output::OutputFile;
 
 /// What the API has done since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

@@ -15,7 +15,7 @@ const ABSENT: [(&str, &str, &str); 7] = [
 ];
 
 /// Says so, if `path` is that of something that is not there, and `method` one that Firecracker might take.
-pub(super) fn absent(method: &Method, path: &str) -> Option<Error> {
+pub(super) fn check_path(method: &Method, path: &str) -> Option<Error> {
     if matches!(method, Method::Other(_)) {
         return None;
     }
@@ -31,7 +31,7 @@ pub(super) fn absent(method: &Method, path: &str) -> Option<Error> {
 }
 
 /// What is said of the key `key` of a configuration file if it is that of something that is not there.
-pub(crate) fn sentence(key: &str) -> Option<Error> {
+pub(crate) fn check_key(key: &str) -> Option<Error> {
     ABSENT
         .iter()
         .find(|(_, name, _)| *name == key)

@@ -2,25 +2,25 @@
 
 use vmm::config::DriveConfig;
 
-use super::{Call, Error};
+use super::{Error, RequestContext};
 use crate::http::{Method, Response};
-use crate::schema::{BootSource, DEFAULT_BOOT_ARGS, Machine, MachineUpdate};
+use crate::schema::{BootSource, DEFAULT_BOOT_ARGS, MachineConfiguration, MachineConfigurationUpdate};
 
 const MACHINE: &str = "Machine config";
 const BOOT: &str = "Boot source";
 
 /// Longest command line, in bytes: with its terminating NUL it has the 2048 of Linux.
-const LONGEST: usize = 2047;
+const MAX_BOOT_ARGS: usize = 2047;
 
-pub(crate) fn put_machine(call: &mut Call<'_>) -> Result<Response, Error> {
-    let machine: Machine = call.read()?;
+pub(crate) fn put_machine(call: &mut RequestContext<'_>) -> Result<Response, Error> {
+    let machine: MachineConfiguration = call.read()?;
     let done = call.control.set_machine(machine.config());
     done.map_err(Error::of(MACHINE))?;
     Ok(templated(machine.cpu_template.is_some()))
 }
 
-pub(super) fn patch_machine(call: &mut Call<'_>) -> Result<Response, Error> {
-    let update: MachineUpdate = call.read()?;
+pub(super) fn patch_machine(call: &mut RequestContext<'_>) -> Result<Response, Error> {
+    let update: MachineConfigurationUpdate = call.read()?;
     if update.is_empty() {
         return Err(Error::Empty(Method::Patch));
     }
@@ -40,7 +40,7 @@ fn templated(has_template: bool) -> Response {
     }
 }
 
-pub(crate) fn put_boot_source(call: &mut Call<'_>) -> Result<Response, Error> {
+pub(crate) fn put_boot_source(call: &mut RequestContext<'_>) -> Result<Response, Error> {
     let source: BootSource = call.read()?;
     call.before_start()?;
     let args = source.boot_args.unwrap_or_else(|| DEFAULT_BOOT_ARGS.to_owned());
@@ -57,14 +57,14 @@ pub(crate) fn put_boot_source(call: &mut Call<'_>) -> Result<Response, Error> {
 pub(super) fn too_long(args: &str, root: Option<String>) -> Option<String> {
     let length = args.len();
     let Some(root) = root else {
-        let reason = format!("boot_args has {length} bytes, which is more than {LONGEST}: shorten it");
-        return (length > LONGEST).then_some(reason);
+        let reason = format!("boot_args has {length} bytes, which is more than {MAX_BOOT_ARGS}: shorten it");
+        return (length > MAX_BOOT_ARGS).then_some(reason);
     };
     // A blank is between the two.
     let whole = length + 1 + root.len();
-    (whole > LONGEST).then(|| {
+    (whole > MAX_BOOT_ARGS).then(|| {
         format!(
-            "boot_args has {length} bytes, and {whole} with {root:?} for the root drive, which is more than {LONGEST}: \
+            "boot_args has {length} bytes, and {whole} with {root:?} for the root drive, which is more than {MAX_BOOT_ARGS}: \
              shorten it"
         )
     })

@@ -1,13 +1,13 @@
 //! Drives.
 
 use super::boot::too_long;
-use super::{Call, Error};
+use super::{Error, RequestContext};
 use crate::http::Response;
 use crate::schema::{Drive, DriveUpdate, RateLimiter};
 
 const DRIVE: &str = "Drive config";
 
-pub(crate) fn put_drive(call: &mut Call<'_>) -> Result<Response, Error> {
+pub(crate) fn put_drive(call: &mut RequestContext<'_>) -> Result<Response, Error> {
     let drive: Drive = call.read()?;
     call.check_id(&drive.drive_id)?;
     call.before_start()?;
@@ -22,7 +22,7 @@ pub(crate) fn put_drive(call: &mut Call<'_>) -> Result<Response, Error> {
     Ok(Response::no_content())
 }
 
-pub(super) fn patch_drive(call: &mut Call<'_>) -> Result<Response, Error> {
+pub(super) fn patch_drive(call: &mut RequestContext<'_>) -> Result<Response, Error> {
     let update: DriveUpdate = call.read()?;
     call.check_id(&update.drive_id)?;
     let limits = RateLimiter::changes(update.rate_limiter);
@@ -33,7 +33,7 @@ pub(super) fn patch_drive(call: &mut Call<'_>) -> Result<Response, Error> {
 }
 
 /// Nothing is taken from a guest that runs.
-pub(super) fn delete_drive(call: &mut Call<'_>) -> Result<Response, Error> {
+pub(super) fn delete_drive(call: &mut RequestContext<'_>) -> Result<Response, Error> {
     call.after_start()?;
     call.before_start()?;
     Ok(Response::no_content())

@@ -1,12 +1,12 @@
 //! Start, pause, resume, and the end that a guest is asked for.
 
-use super::{Call, Error};
+use super::{Error, RequestContext};
 use crate::http::Response;
 use crate::schema::{Action, ActionType, VmState, VmUpdate};
 
 const INTERNAL: &str = "Internal VMM";
 
-pub(super) fn put_action(call: &mut Call<'_>) -> Result<Response, Error> {
+pub(super) fn put_action(call: &mut RequestContext<'_>) -> Result<Response, Error> {
     let action: Action = call.read()?;
     match action.action_type {
         ActionType::InstanceStart => {
@@ -26,7 +26,7 @@ pub(super) fn put_action(call: &mut Call<'_>) -> Result<Response, Error> {
     Ok(Response::no_content())
 }
 
-pub(super) fn patch_vm(call: &mut Call<'_>) -> Result<Response, Error> {
+pub(super) fn patch_vm(call: &mut RequestContext<'_>) -> Result<Response, Error> {
     let update: VmUpdate = call.read()?;
     let done = match update.state {
         VmState::Paused => call.control.pause(),

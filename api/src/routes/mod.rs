@@ -23,14 +23,14 @@ use crate::service::Process;
 pub use error::Error;
 pub use table::{ROUTES, Route};
 
-pub(crate) use absent::sentence;
+pub(crate) use absent::check_key;
 pub(crate) use boot::{put_boot_source, put_machine};
 pub(crate) use drive::put_drive;
 pub(crate) use network::{put_interface, put_vsock};
 pub(crate) use output::{put_logger, put_metrics};
 
 /// A request on its way.
-pub struct Call<'a> {
+pub struct RequestContext<'a> {
     /// The VM.
     pub control: &'a mut Control,
     /// The process around it.
@@ -41,7 +41,7 @@ pub struct Call<'a> {
     pub body: &'a [u8],
 }
 
-impl Call<'_> {
+impl RequestContext<'_> {
     /// The body, read.
     fn read<T: Schema>(&self) -> Result<T, Error> {
         schema::read(self.body).map_err(Error::Schema)
@@ -91,7 +91,7 @@ pub fn answer(request: &Request, control: &mut Control, process: &mut Process) -
 fn respond(request: &Request, control: &mut Control, process: &mut Process) -> Result<Response, Error> {
     let method = &request.method;
     let path = request.path.strip_prefix('/').unwrap_or(&request.path);
-    if let Some(why) = absent::absent(method, path) {
+    if let Some(why) = absent::check_path(method, path) {
         return Err(why);
     }
     match method {
@@ -112,7 +112,7 @@ fn respond(request: &Request, control: &mut Control, process: &mut Process) -> R
             return Err(Error::IdEmpty);
         }
         let body = &request.body;
-        return (route.handle)(&mut Call {
+        return (route.handle)(&mut RequestContext {
             control,
             process,
             id,

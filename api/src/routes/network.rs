@@ -3,13 +3,13 @@
 use vmm::config::NetBackend;
 use vmm::control;
 
-use super::{Call, Error};
+use super::{Error, RequestContext};
 use crate::http::Response;
 use crate::schema::{NetworkInterface, NetworkInterfaceUpdate, RateLimiter, Vsock};
 
 const NETWORK: &str = "Network config";
 
-pub(crate) fn put_interface(call: &mut Call<'_>) -> Result<Response, Error> {
+pub(crate) fn put_interface(call: &mut RequestContext<'_>) -> Result<Response, Error> {
     let interface: NetworkInterface = call.read()?;
     call.check_id(&interface.iface_id)?;
     let config = interface
@@ -28,7 +28,7 @@ pub(crate) fn put_interface(call: &mut Call<'_>) -> Result<Response, Error> {
     Ok(Response::no_content())
 }
 
-pub(super) fn patch_interface(call: &mut Call<'_>) -> Result<Response, Error> {
+pub(super) fn patch_interface(call: &mut RequestContext<'_>) -> Result<Response, Error> {
     let update: NetworkInterfaceUpdate = call.read()?;
     call.check_id(&update.iface_id)?;
     let receive = RateLimiter::changes(update.rx_rate_limiter);
@@ -39,14 +39,14 @@ pub(super) fn patch_interface(call: &mut Call<'_>) -> Result<Response, Error> {
 }
 
 /// Nothing is taken from a guest that runs.
-pub(super) fn delete_interface(call: &mut Call<'_>) -> Result<Response, Error> {
+pub(super) fn delete_interface(call: &mut RequestContext<'_>) -> Result<Response, Error> {
     call.after_start()?;
     call.before_start()?;
     Ok(Response::no_content())
 }
 
 /// urunc sends an empty vsock for a VM that is to have none.
-pub(crate) fn put_vsock(call: &mut Call<'_>) -> Result<Response, Error> {
+pub(crate) fn put_vsock(call: &mut RequestContext<'_>) -> Result<Response, Error> {
     let vsock: Vsock = call.read()?;
     call.before_start()?;
     let response = Response::no_content();

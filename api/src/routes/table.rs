@@ -1,10 +1,11 @@
 //! The table.
 
-use super::{Call, Error, boot, drive, life, network, output, show, snapshot};
+use super::{Error, RequestContext, boot, drive, life, network, output, show, snapshot};
 use crate::http::{Method, Response};
 use crate::schema::{
-    Action, BootSource, Drive, DriveUpdate, Logger, Machine, MachineUpdate, Metrics, NetworkInterface,
-    NetworkInterfaceUpdate, Schema, Serial, SnapshotCreate, SnapshotLoad, VmUpdate, Vsock,
+    Action, BootSource, Drive, DriveUpdate, Logger, MachineConfiguration, MachineConfigurationUpdate,
+    Metrics, NetworkInterface, NetworkInterfaceUpdate, Schema, Serial, SnapshotCreate, SnapshotLoad,
+    VmUpdate, Vsock,
 };
 
 /// What is done by one method with one path.
@@ -15,29 +16,34 @@ pub struct Route {
     pub path: &'static str,
     /// What the specification calls the body; none for a route without one.
     pub body: Option<&'static str>,
-    pub(super) handle: Handle,
+    pub(super) handle: RouteHandler,
 }
 
-type Handle = fn(&mut Call<'_>) -> Result<Response, Error>;
+type RouteHandler = fn(&mut RequestContext<'_>) -> Result<Response, Error>;
 
 impl Route {
-    const fn get(path: &'static str, handle: Handle) -> Self {
+    const fn get(path: &'static str, handle: RouteHandler) -> Self {
         Self::new(Method::Get, path, None, handle)
     }
 
-    const fn delete(path: &'static str, handle: Handle) -> Self {
+    const fn delete(path: &'static str, handle: RouteHandler) -> Self {
         Self::new(Method::Delete, path, None, handle)
     }
 
-    const fn put<T: Schema>(path: &'static str, handle: Handle) -> Self {
+    const fn put<T: Schema>(path: &'static str, handle: RouteHandler) -> Self {
         Self::new(Method::Put, path, Some(T::NAME), handle)
     }
 
-    const fn patch<T: Schema>(path: &'static str, handle: Handle) -> Self {
+    const fn patch<T: Schema>(path: &'static str, handle: RouteHandler) -> Self {
         Self::new(Method::Patch, path, Some(T::NAME), handle)
     }
 
-    const fn new(method: Method, path: &'static str, body: Option<&'static str>, handle: Handle) -> Self {
+    const fn new(
+        method: Method,
+        path: &'static str,
+        body: Option<&'static str>,
+        handle: RouteHandler,
+    ) -> Self {
         Self {
             method,
             path,
@@ -69,8 +75,8 @@ pub static ROUTES: [Route; 23] = [
     Route::get("/metrics", show::metrics),
     Route::get("/openapi.yaml", show::specification),
     Route::get("/machine-config", show::machine),
-    Route::put::<Machine>("/machine-config", boot::put_machine),
-    Route::patch::<MachineUpdate>("/machine-config", boot::patch_machine),
+    Route::put::<MachineConfiguration>("/machine-config", boot::put_machine),
+    Route::patch::<MachineConfigurationUpdate>("/machine-config", boot::patch_machine),
     Route::put::<BootSource>("/boot-source", boot::put_boot_source),
     Route::put::<Drive>("/drives/{drive_id}", drive::put_drive),
     Route::patch::<DriveUpdate>("/drives/{drive_id}", drive::patch_drive),

@@ -21,7 +21,7 @@ pub enum HugePages {
 
 /// A machine: `PUT` and the answer of `GET`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Machine {
+pub struct MachineConfiguration {
     /// Number of vCPUs, 1 to 32.
     pub vcpu_count: u8,
     /// Guest memory in MiB.
@@ -40,7 +40,7 @@ pub struct Machine {
 
 /// Changes of a machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct MachineUpdate {
+pub struct MachineConfigurationUpdate {
     /// Number of vCPUs, 1 to 32.
     pub vcpu_count: Option<u8>,
     /// Guest memory in MiB.
@@ -76,17 +76,17 @@ const FIELDS: &[Field] = &[
     ),
 ];
 
-impl Schema for Machine {
+impl Schema for MachineConfiguration {
     const NAME: &'static str = "MachineConfiguration";
     const FIELDS: &'static [Field] = FIELDS;
 }
 
-impl Schema for MachineUpdate {
+impl Schema for MachineConfigurationUpdate {
     const NAME: &'static str = "MachineConfigurationUpdate";
     const FIELDS: &'static [Field] = FIELDS;
 }
 
-impl Machine {
+impl MachineConfiguration {
     /// The machine of `config`.
     pub fn of(config: &VmConfig) -> Self {
         Self {
@@ -114,7 +114,7 @@ impl Machine {
     }
 }
 
-impl MachineUpdate {
+impl MachineConfigurationUpdate {
     /// Whether it changes nothing.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

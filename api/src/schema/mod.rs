@@ -26,7 +26,7 @@ pub use boot::{BootSource, DEFAULT_BOOT_ARGS};
 pub use drive::{CacheType, Drive, DriveUpdate, IoEngine};
 pub use field::{Field, Off, Rule};
 pub use limiter::{RateLimiter, TokenBucket};
-pub use machine::{HugePages, Machine, MachineUpdate};
+pub use machine::{HugePages, MachineConfiguration, MachineConfigurationUpdate};
 pub use network::{NetworkInterface, NetworkInterfaceUpdate};
 pub use output::{Logger, Metrics, Serial};
 pub use snapshot::{

@@ -155,7 +155,7 @@ impl Schema for SnapshotLoad {
 
 impl SnapshotCreate {
     /// What the VMM is to make.
-    pub fn freeze(self) -> CreateSnapshotParams {
+    pub fn into_params(self) -> CreateSnapshotParams {
         CreateSnapshotParams {
             kind: match self.snapshot_type.unwrap_or_default() {
                 SnapshotType::Full => SnapshotKind::Full,
@@ -177,7 +177,7 @@ impl SnapshotLoad {
     ///
     /// # Errors
     /// [`Error::Json`] unless there is one place, and only one, from which memory comes.
-    pub fn thaw(self) -> Result<LoadSnapshotParams, Error> {
+    pub fn into_params(self) -> Result<LoadSnapshotParams, Error> {
         let memory = match (self.mem_backend, self.mem_file_path) {
             (Some(backend), None) => backend.source(),
             (None, Some(path)) => MemorySource::File(path),

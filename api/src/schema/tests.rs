@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::{
-    Action, BootSource, DEFAULT_BOOT_ARGS, Drive, DriveUpdate, Error, Field, Logger, Machine, MachineUpdate,
-    Metrics, NetworkInterface, NetworkInterfaceUpdate, RateLimiter, Rule, Schema, Serial, SnapshotCreate,
-    SnapshotLoad, VmUpdate, Vsock, field, read,
+    Action, BootSource, DEFAULT_BOOT_ARGS, Drive, DriveUpdate, Error, Field, Logger, MachineConfiguration,
+    MachineConfigurationUpdate, Metrics, NetworkInterface, NetworkInterfaceUpdate, RateLimiter, Rule, Schema,
+    Serial, SnapshotCreate, SnapshotLoad, VmUpdate, Vsock, field, read,
 };
 use crate::testing::{resolve, specification};
 
@@ -32,8 +32,8 @@ fn shapes() -> [Shape; 15] {
         shape::<Drive>(),
         shape::<DriveUpdate>(),
         shape::<Logger>(),
-        shape::<Machine>(),
-        shape::<MachineUpdate>(),
+        shape::<MachineConfiguration>(),
+        shape::<MachineConfigurationUpdate>(),
         shape::<Metrics>(),
         shape::<NetworkInterface>(),
         shape::<NetworkInterfaceUpdate>(),
@@ -291,7 +291,7 @@ fn what_is_refused_is_named() {
          column 17."
     );
     assert!(refused("{").contains("EOF while parsing"));
-    let machine = read::<Machine>(br#"{"vcpu_count": 33, "mem_size_mib": 1}"#);
+    let machine = read::<MachineConfiguration>(br#"{"vcpu_count": 33, "mem_size_mib": 1}"#);
     assert_eq!(
         machine.unwrap_err().to_string(),
         "Invalid vcpu_count: 33 is not in the range from 1 to 32."
@@ -326,6 +326,6 @@ fn a_bucket_of_nothing_is_no_limit_but_a_change() {
 fn more_memory_than_bytes_can_count_is_refused() {
     for mib in ["17592186044416", "18446744073709551615", "1e19"] {
         let text = format!(r#"{{"vcpu_count": 1, "mem_size_mib": {mib}}}"#);
-        assert!(read::<Machine>(text.as_bytes()).is_err(), "{mib}");
+        assert!(read::<MachineConfiguration>(text.as_bytes()).is_err(), "{mib}");
     }
 }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use vmm::config::VmConfig;
 
-use super::{BootSource, Drive, Machine, NetworkInterface};
+use super::{BootSource, Drive, MachineConfiguration, NetworkInterface};
 
 /// Answer of `GET /`.
 #[derive(Clone, Debug, Serialize)]
@@ -38,7 +38,7 @@ pub struct VmConfiguration {
     drives: Vec<Drive>,
     entropy: Nothing,
     logger: Nothing,
-    machine_config: Machine,
+    machine_config: MachineConfiguration,
     memory_hotplug: Nothing,
     metrics: Nothing,
     mmds_config: Nothing,
@@ -61,7 +61,7 @@ impl VmConfiguration {
             drives: config.drives.iter().map(Drive::of).collect(),
             entropy: None,
             logger: None,
-            machine_config: Machine::of(config),
+            machine_config: MachineConfiguration::of(config),
             memory_hotplug: None,
             metrics: None,
             mmds_config: None,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use api::logger::{Logger, LoggerSettings};
+use api::logger::{LogControl, LoggerSettings};
 use devices::lock;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
@@ -52,13 +52,13 @@ impl ProcessLog {
     }
 }
 
-impl Logger for ProcessLog {
+impl LogControl for ProcessLog {
     fn configure(&mut self, settings: &LoggerSettings) -> Result<(), String> {
         let file = match &settings.path {
             Some(path) => {
                 let opened = LogFile::open(path);
                 Some(Arc::new(
-                    opened.map_err(|error| format!("the log: {}", error.told()))?,
+                    opened.map_err(|error| format!("the log: {}", error.one_line()))?,
                 ))
             }
             None => None,
@@ -87,7 +87,7 @@ impl Logger for ProcessLog {
             }
             Err(error) => self.shared.say(&format!(
                 "warning: the log goes on where it was: {}",
-                error.told()
+                error.one_line()
             )),
         }
         true

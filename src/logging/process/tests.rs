@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use api::logger::{Logger, LoggerSettings};
+use api::logger::{LogControl, LoggerSettings};
 use log::{Level, LevelFilter, Log, Record};
 use scratch::{Folder, Reader};
 

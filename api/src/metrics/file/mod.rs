@@ -7,12 +7,12 @@ use vmm::control::VmMetrics;
 
 use super::Counters;
 use super::line::Line;
-use super::output::{Error, Output};
+use super::output::{Error, OutputFile};
 
 /// The file or FIFO that takes the numbers, a JSON text a line.
 #[derive(Debug)]
 pub struct MetricsFile {
-    output: Output,
+    output: OutputFile,
     /// The end of a line whose start was taken. It is at most a line long.
     rest: Vec<u8>,
     /// Lines that nobody has got.
@@ -26,7 +26,7 @@ impl MetricsFile {
     /// What a client is told.
     pub fn open(path: &Path) -> Result<Self, String> {
         Ok(Self {
-            output: Output::open(path).map_err(|error| error.told())?,
+            output: OutputFile::open(path).map_err(|error| error.one_line())?,
             rest: Vec::new(),
             dropped: 0,
         })
@@ -46,7 +46,7 @@ impl MetricsFile {
         let mut text =
             serde_json::to_vec(&line).map_err(|error| format!("cannot write the metrics: {error}"))?;
         text.push(b'\n');
-        self.put(text).map_err(|error| error.told())
+        self.put(text).map_err(|error| error.one_line())
     }
 
     /// Opens the file again, because it may have been moved away. When that fails the old one serves on.
@@ -54,7 +54,7 @@ impl MetricsFile {
     /// # Errors
     /// What the log is told.
     pub fn reopen(&mut self) -> Result<(), String> {
-        let output = self.output.reopen().map_err(|error| error.told())?;
+        let output = self.output.reopen().map_err(|error| error.one_line())?;
         if !self.rest.is_empty() && !self.output.is_same(&output) {
             // The new file begins with a whole line.
             self.rest.clear();

@@ -40,7 +40,7 @@ pub enum Error {
 
 impl Error {
     /// The error and its cause in one line.
-    pub fn told(&self) -> String {
+    pub fn one_line(&self) -> String {
         match self.source() {
             Some(source) => format!("{self}: {source}"),
             None => self.to_string(),
@@ -50,12 +50,12 @@ impl Error {
 
 /// A file or FIFO, written to at its end.
 #[derive(Debug)]
-pub struct Output {
+pub struct OutputFile {
     path: PathBuf,
     file: File,
 }
 
-impl Output {
+impl OutputFile {
     /// Opens `path`, and makes a file if there is nothing. A FIFO need not have a reader; what is written before one comes,
     /// up to the FIFO's size, waits for it.
     ///
@@ -77,7 +77,7 @@ impl Output {
     /// Opens the same path again.
     ///
     /// # Errors
-    /// As [`Output::open`].
+    /// As [`OutputFile::open`].
     pub fn reopen(&self) -> Result<Self, Error> {
         Self::open(&self.path)
     }

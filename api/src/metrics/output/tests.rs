@@ -4,14 +4,14 @@ use std::os::unix::net::UnixListener;
 
 use scratch::{Folder, Reader};
 
-use super::{ATOMIC, Error, Output, takes_lines};
+use super::{ATOMIC, Error, OutputFile, takes_lines};
 
 #[test]
 fn a_file_is_made_and_written_at_its_end() {
     let folder = Folder::new();
     let path = folder.path("log");
-    assert_eq!(Output::open(&path).unwrap().write(b"one\n").unwrap(), 4);
-    let output = Output::open(&path).unwrap();
+    assert_eq!(OutputFile::open(&path).unwrap().write(b"one\n").unwrap(), 4);
+    let output = OutputFile::open(&path).unwrap();
     assert_eq!(output.write(b"two\n").unwrap(), 4);
     fs::write(&path, "").unwrap();
     // Not at the old offset: a log that is cut short by its owner does not get a hole.
@@ -24,7 +24,7 @@ fn a_file_is_made_and_written_at_its_end() {
 fn nothing_is_inherited_and_nothing_waits() {
     let folder = Folder::new();
     for path in [folder.path("file"), folder.fifo("fifo")] {
-        let output = Output::open(&path).unwrap();
+        let output = OutputFile::open(&path).unwrap();
         // SAFETY: the call takes no pointer.
         let flags = unsafe { libc::fcntl(output.file.as_raw_fd(), libc::F_GETFL) };
         // SAFETY: the call takes no pointer.
@@ -39,7 +39,7 @@ fn nothing_is_inherited_and_nothing_waits() {
 fn a_fifo_needs_no_reader() {
     let folder = Folder::new();
     let path = folder.fifo("fifo");
-    let output = Output::open(&path).unwrap();
+    let output = OutputFile::open(&path).unwrap();
     assert_eq!(output.write(b"early\n").unwrap(), 6);
     let mut reader = Reader::open(&path);
     assert_eq!(reader.take(100), b"early\n");
@@ -55,7 +55,7 @@ fn a_reader_that_has_gone_is_a_full_fifo() {
     let reader = Reader::open(&path);
     // As it is for a user who may write and not read.
     let file = OpenOptions::new().write(true).open(&path).unwrap();
-    let output = Output {
+    let output = OutputFile {
         path: path.clone(),
         file,
     };
@@ -84,7 +84,7 @@ fn lines_go_where_they_do_no_harm() {
             expected,
             "{path:?}"
         );
-        assert_eq!(Output::open(&path).is_ok(), expected, "{path:?}");
+        assert_eq!(OutputFile::open(&path).is_ok(), expected, "{path:?}");
     }
 }
 
@@ -94,7 +94,7 @@ fn a_full_fifo_takes_a_piece_whole_or_not_at_all() {
     let path = folder.fifo("fifo");
     let mut reader = Reader::open(&path);
     let size = reader.shrink();
-    let output = Output::open(&path).unwrap();
+    let output = OutputFile::open(&path).unwrap();
     let piece = [b'x'; ATOMIC - 96];
     let mut count = 0;
     while output.write(&piece).unwrap() == piece.len() {
@@ -113,9 +113,9 @@ fn a_full_fifo_takes_a_piece_whole_or_not_at_all() {
 fn what_cannot_be_opened_is_named() {
     let folder = Folder::new();
     for path in [folder.path("nowhere/log"), folder.path("")] {
-        let error = Output::open(&path).unwrap_err();
+        let error = OutputFile::open(&path).unwrap_err();
         assert!(matches!(error, Error::Open { .. }), "{error:?}");
-        let told = error.told();
+        let told = error.one_line();
         assert!(told.contains(&format!("{path:?}")), "{told}");
         assert!(told.contains("os error"), "{told}");
     }
@@ -123,10 +123,10 @@ fn what_cannot_be_opened_is_named() {
 
 #[test]
 fn a_full_disk_is_an_error() {
-    let output = Output::open("/dev/full".as_ref()).unwrap();
+    let output = OutputFile::open("/dev/full".as_ref()).unwrap();
     let error = output.write(b"x").unwrap_err();
     assert!(
-        error.told().starts_with("cannot write to \"/dev/full\": "),
+        error.one_line().starts_with("cannot write to \"/dev/full\": "),
         "{error:?}"
     );
 }
@@ -135,7 +135,7 @@ fn a_full_disk_is_an_error() {
 fn a_file_that_was_moved_away_is_left_alone() {
     let folder = Folder::new();
     let path = folder.path("log");
-    let old = Output::open(&path).unwrap();
+    let old = OutputFile::open(&path).unwrap();
     assert!(old.is_same(&old.reopen().unwrap()));
     fs::rename(&path, folder.path("log.1")).unwrap();
     let new = old.reopen().unwrap();

@@ -19,13 +19,15 @@ const CONFIGURED: &str = "Load snapshot error: Loading a microVM snapshot not al
                           resources.";
 
 fn create(body: &str) -> CreateSnapshotParams {
-    schema::read::<SnapshotCreate>(body.as_bytes()).unwrap().freeze()
+    schema::read::<SnapshotCreate>(body.as_bytes())
+        .unwrap()
+        .into_params()
 }
 
 fn load(body: &str) -> LoadSnapshotParams {
     schema::read::<SnapshotLoad>(body.as_bytes())
         .unwrap()
-        .thaw()
+        .into_params()
         .unwrap()
 }
 
