@@ -13,9 +13,9 @@ use crate::ctl::{self, Ctl};
 use crate::firecracker;
 use crate::help::Topic;
 
-pub use run::Run;
-pub use session::Session;
-pub use snapshot::{Restore, Take};
+pub use run::RunArgs;
+pub use session::SessionArgs;
+pub use snapshot::{RestoreArgs, SnapshotArgs};
 
 /// Exit status for a command line that makes no sense.
 const USAGE: u8 = 2;
@@ -24,17 +24,17 @@ const USAGE: u8 = 2;
 #[derive(Debug)]
 pub enum Command {
     /// Boot an image.
-    Run(Box<Run>),
+    Run(Box<RunArgs>),
     /// Say what booting an image would do.
     Inspect(PathBuf),
     /// Boot the embedded guest.
     Demo,
     /// Serve a VM behind a control socket, by the flags of Firecracker.
-    Serve(Box<firecracker::Options>),
+    Serve(Box<firecracker::FirecrackerArgs>),
     /// Make a VM of a snapshot.
-    Restore(Box<Restore>),
+    Restore(Box<RestoreArgs>),
     /// Make a snapshot of a VM.
-    Snapshot(Take),
+    Snapshot(SnapshotArgs),
     /// Say what is in a snapshot.
     SnapshotInfo(PathBuf),
     /// Print the version of the format of snapshots.
@@ -126,16 +126,16 @@ impl Error {
 pub fn parse(program: &OsStr, arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Error> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let disguised = Path::new(program).file_name() == Some(OsStr::new("firecracker"));
-    if !firecracker::is_meant(disguised, arguments.first().map(OsString::as_os_str)) {
+    if !firecracker::is_firecracker_command(disguised, arguments.first().map(OsString::as_os_str)) {
         return own(arguments);
     }
     match firecracker::parse(arguments).map_err(Error::Firecracker)? {
-        firecracker::Command::Serve(options) => Ok(Command::Serve(options)),
-        firecracker::Command::Help => Ok(Command::Help(Topic::Firecracker)),
-        firecracker::Command::Version if disguised => Ok(Command::FirecrackerVersion),
-        firecracker::Command::Version => Ok(Command::Version),
-        firecracker::Command::SnapshotVersion => Ok(Command::SnapshotVersion),
-        firecracker::Command::DescribeSnapshot(path) => Ok(Command::DescribeSnapshot(path)),
+        firecracker::FirecrackerCommand::Serve(options) => Ok(Command::Serve(options)),
+        firecracker::FirecrackerCommand::Help => Ok(Command::Help(Topic::Firecracker)),
+        firecracker::FirecrackerCommand::Version if disguised => Ok(Command::FirecrackerVersion),
+        firecracker::FirecrackerCommand::Version => Ok(Command::Version),
+        firecracker::FirecrackerCommand::SnapshotVersion => Ok(Command::SnapshotVersion),
+        firecracker::FirecrackerCommand::DescribeSnapshot(path) => Ok(Command::DescribeSnapshot(path)),
     }
 }
 
@@ -227,14 +227,14 @@ fn lossy(word: &OsString) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Command, Error, Run, parse};
+    use super::{Command, Error, RunArgs, parse};
     use crate::help::Topic;
 
     fn words(line: &str) -> Result<Command, Error> {
         parse("mayfly".as_ref(), line.split_whitespace().map(Into::into))
     }
 
-    fn run(line: &str) -> Run {
+    fn run(line: &str) -> RunArgs {
         match words(line).unwrap() {
             Command::Run(run) => *run,
             other => panic!("{line} is {other:?}"),

@@ -6,9 +6,9 @@ use std::os::fd::AsFd;
 use devices::serial::{SerialOutput, output};
 use vmm::vm::{self, Console, InputAction};
 
-use crate::escape::{self, Action, Escape};
-use crate::logging::put;
-use crate::terminal::{self, Source, Terminal};
+use crate::escape::{self, EscapeAction, EscapeFilter};
+use crate::logging::print;
+use crate::terminal::{self, InputKind, Terminal};
 
 /// Why there is no console.
 #[derive(Debug, thiserror::Error)]
@@ -39,15 +39,15 @@ pub fn open() -> Result<Console, Error> {
     let stdout = io::stdout().as_fd().try_clone_to_owned();
     let output = SerialOutput::new(stdout.map_err(duplicate("stdout"))?).map_err(Error::Output)?;
     let stdin = io::stdin();
-    let source = Source::of(stdin.as_fd());
-    let input = (source != Source::Background).then(|| stdin.as_fd().try_clone_to_owned());
+    let source = InputKind::of(stdin.as_fd());
+    let input = (source != InputKind::Background).then(|| stdin.as_fd().try_clone_to_owned());
     let console = Console {
         output,
         input: input.transpose().map_err(duplicate("stdin"))?,
         filter: None,
         guard: None,
     };
-    if source != Source::Terminal {
+    if source != InputKind::Terminal {
         return Ok(console);
     }
     let terminal = Terminal::enter(stdin.as_fd()).map_err(Error::Terminal)?;
@@ -60,7 +60,7 @@ pub fn open() -> Result<Console, Error> {
 
 /// The escape keys, as the event loop asks for them.
 #[derive(Default)]
-struct Keys(Escape);
+struct Keys(EscapeFilter);
 
 impl vm::InputFilter for Keys {
     fn filter(&mut self, input: &[u8], guest: &mut Vec<u8>) -> InputAction {
@@ -68,8 +68,8 @@ impl vm::InputFilter for Keys {
         for byte in input {
             match self.0.feed(&[*byte], guest) {
                 None => {}
-                Some(Action::Quit) => return InputAction::End,
-                Some(Action::Help) => put(escape::HELP),
+                Some(EscapeAction::Quit) => return InputAction::End,
+                Some(EscapeAction::Help) => print(escape::HELP),
             }
         }
         InputAction::Continue

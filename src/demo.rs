@@ -10,7 +10,7 @@ use vmm::config::VmConfig;
 use vmm::memory;
 use vmm::timeline::{Lane, Timeline};
 
-use crate::logging::{put, say};
+use crate::logging::{print, print_message};
 use crate::run::{self, Error};
 
 const GUEST: &[u8] = include_bytes!(env!("MAYFLY_DEMO_GUEST"));
@@ -22,9 +22,9 @@ Lines without \"mayfly:\" are the guest's, printed by it to its serial port; the
 /// Boots the embedded guest. `exec` is the processor time that was used before `origin`.
 ///
 /// # Errors
-/// As [`run::boot`].
+/// As [`run::start_and_wait`].
 pub fn demo(origin: Instant, exec: Duration) -> Result<u8, Error> {
-    say(BEFORE);
+    print_message(BEFORE);
     let timeline = Arc::new(Timeline::new(Instant::now(), true));
     let before = origin.elapsed();
     let file = memory::memfd(c"mayfly demo guest", GUEST).map_err(|source| Error::System {
@@ -35,13 +35,13 @@ pub fn demo(origin: Instant, exec: Duration) -> Result<u8, Error> {
         .map_err(Error::Image)?;
     let mut config = VmConfig::new("demo".into());
     config.cmdline = "demo -- hello from the command line".into();
-    let (end, _) = run::boot(&timeline, None, |control| {
+    let (end, _) = run::start_and_wait(&timeline, None, |control| {
         control.configure(config, image, None)?;
         control.start()?;
         Ok(())
     })?;
     explain(&timeline, before + exec);
-    Ok(run::conclude(&end))
+    Ok(run::exit_status(&end))
 }
 
 fn explain(timeline: &Timeline, before: Duration) {
@@ -49,7 +49,7 @@ fn explain(timeline: &Timeline, before: Duration) {
     let at = |name: &str| spans.iter().find(|span| span.name == name).map(|span| span.start);
     let millis = |duration: Duration| duration.as_secs_f64() * 1e3;
     if let (Some(entered), Some(output)) = (at("enter guest"), at("first output")) {
-        say(&format!(
+        print_message(&format!(
             "the guest was entered {:.2} ms after mayfly began to make its machine, and printed its first byte at {:.2} ms;\n\
              starting the program had taken {:.2} ms of processor time before that. Then the guest reset itself, which ends a\n\
              machine, and mayfly with it.",
@@ -58,17 +58,17 @@ fn explain(timeline: &Timeline, before: Duration) {
             millis(before),
         ));
     }
-    say("what took how long, in microseconds:");
+    print_message("what took how long, in microseconds:");
     for span in spans
         .iter()
         .filter(|span| !span.length.is_zero() && span.lane == Lane::Main)
     {
-        put(&format!(
+        print(&format!(
             "  {:>8.1}  {}
 ",
             span.length.as_secs_f64() * 1e6,
             span.name
         ));
     }
-    say("next: mayfly run KERNEL, mayfly inspect KERNEL, mayfly help run");
+    print_message("next: mayfly run KERNEL, mayfly inspect KERNEL, mayfly help run");
 }

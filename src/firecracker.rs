@@ -21,7 +21,7 @@ const BAD_LEVEL: u8 = 152;
 
 /// What is to be served, and how.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Options {
+pub struct FirecrackerArgs {
     /// Path of the control socket; none for none.
     pub socket: Option<PathBuf>,
     /// Limits of the control socket.
@@ -38,7 +38,7 @@ pub struct Options {
     pub without_effect: Vec<&'static str>,
 }
 
-impl Default for Options {
+impl Default for FirecrackerArgs {
     fn default() -> Self {
         Self {
             socket: Some(SOCKET.into()),
@@ -54,9 +54,9 @@ impl Default for Options {
 
 /// What is asked for.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Command {
+pub enum FirecrackerCommand {
     /// Serve a VM.
-    Serve(Box<Options>),
+    Serve(Box<FirecrackerArgs>),
     /// Print a help text.
     Help,
     /// Print the version.
@@ -150,7 +150,7 @@ const PLAIN: [&str; 7] = [
 
 /// Whether a command line that begins with `first` is Firecracker's: it has flags and no command. `disguised` is whether mayfly
 /// was called by Firecracker's name.
-pub fn is_meant(disguised: bool, first: Option<&OsStr>) -> bool {
+pub fn is_firecracker_command(disguised: bool, first: Option<&OsStr>) -> bool {
     match first {
         None => disguised,
         Some(first) if disguised => first.as_encoded_bytes().starts_with(b"-"),
@@ -162,18 +162,18 @@ pub fn is_meant(disguised: bool, first: Option<&OsStr>) -> bool {
 ///
 /// # Errors
 /// [`Error`]
-pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Error> {
-    let mut options = Options::default();
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<FirecrackerCommand, Error> {
+    let mut options = FirecrackerArgs::default();
     let mut seen: Vec<&'static str> = Vec::new();
     let mut described = None;
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let known = |flags: &[&'static str]| flags.iter().copied().find(|flag| argument == *flag);
         if argument == "--help" || argument == "-h" {
-            return Ok(Command::Help);
+            return Ok(FirecrackerCommand::Help);
         }
         if argument == "--version" {
-            return Ok(Command::Version);
+            return Ok(FirecrackerCommand::Version);
         }
         let (flag, value) = if let Some(flag) = known(&PLAIN) {
             (flag, None)
@@ -195,10 +195,10 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
     }
     let has = |flag| seen.contains(&flag);
     if has("--snapshot-version") {
-        return Ok(Command::SnapshotVersion);
+        return Ok(FirecrackerCommand::SnapshotVersion);
     }
     if let Some(path) = described {
-        return Ok(Command::DescribeSnapshot(path));
+        return Ok(FirecrackerCommand::DescribeSnapshot(path));
     }
     if has("--no-api") && !has("--config-file") {
         return Err(Error::Needs {
@@ -209,14 +209,14 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
     if has("--no-api") {
         options.socket = None;
     }
-    Ok(Command::Serve(Box::new(options)))
+    Ok(FirecrackerCommand::Serve(Box::new(options)))
 }
 
 fn is_flag(value: &OsStr) -> bool {
     value.as_encoded_bytes().starts_with(b"--")
 }
 
-fn take_plain(options: &mut Options, flag: &'static str) -> Result<(), Error> {
+fn take_plain(options: &mut FirecrackerArgs, flag: &'static str) -> Result<(), Error> {
     match flag {
         // Whatever the others say, before it or behind it.
         "--no-api" | "--snapshot-version" => {}
@@ -235,7 +235,7 @@ fn take_plain(options: &mut Options, flag: &'static str) -> Result<(), Error> {
     Ok(())
 }
 
-fn take_value(options: &mut Options, flag: &'static str, value: OsString) -> Result<(), Error> {
+fn take_value(options: &mut FirecrackerArgs, flag: &'static str, value: OsString) -> Result<(), Error> {
     match flag {
         "--api-sock" => options.socket = Some(value.into()),
         "--config-file" => options.config_file = Some(value.into()),

@@ -36,7 +36,7 @@ fn command() -> u8 {
     let command = match args::parse(&program, arguments) {
         Ok(command) => command,
         Err(error) => {
-            logging::say(&error.to_string());
+            logging::print_message(&error.to_string());
             return error.status();
         }
     };
@@ -46,7 +46,7 @@ fn command() -> u8 {
             run::restore(*restore, origin, exec).map_err(|error| ErrorChain(&error).to_string())
         }
         Command::Snapshot(take) => {
-            let taken = snapshots::take(&take);
+            let taken = snapshots::create(&take);
             taken
                 .map(|()| process::SUCCESS)
                 .map_err(|error| ErrorChain(&error).to_string())
@@ -81,7 +81,7 @@ fn command() -> u8 {
         Command::FirecrackerVersion => print(format!("Firecracker v{}\n\n", firecracker::VERSION)),
     };
     result.unwrap_or_else(|error| {
-        logging::say(&error);
+        logging::print_message(&error);
         process::FAILURE
     })
 }

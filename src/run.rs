@@ -16,12 +16,12 @@ use vmm::timeline::{Lane, Span, Timeline};
 use vmm::vcpu::StopReason;
 use vmm::vm::{self, ExitReason};
 
-use crate::args::{Restore, Run, Session};
+use crate::args::{RestoreArgs, RunArgs, SessionArgs};
 use crate::console;
-use crate::logging::say;
+use crate::logging::print_message;
 use crate::process;
 use crate::report;
-use crate::serve::{self, Front};
+use crate::serve::{self, ApiOptions};
 
 /// The guest's processor shut down.
 const TRIPLE_FAULT: u8 = 120;
@@ -93,8 +93,8 @@ pub fn process_time() -> Duration {
 ///
 /// # Errors
 /// [`Error`] when the guest did not run at all.
-pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<u8, Error> {
-    let watch = Watch::prepare(run.session, origin)?;
+pub fn run(run: RunArgs, origin: Instant, exec: Duration) -> Result<u8, Error> {
+    let watch = SessionSetup::prepare(run.session, origin)?;
     let image = watch
         .timeline
         .measure(Lane::Main, "open image", || {
@@ -109,7 +109,7 @@ pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<u8, Error> {
         .transpose()
         .map_err(Error::Initrd)?;
     let config = run.config;
-    attend(watch, exec, |control| {
+    run_vm(watch, exec, |control| {
         control.configure(config, image, initrd)?;
         control.start()?;
         Ok(())
@@ -120,23 +120,23 @@ pub fn run(run: Run, origin: Instant, exec: Duration) -> Result<u8, Error> {
 ///
 /// # Errors
 /// [`Error`] when the guest did not run at all.
-pub fn restore(restore: Restore, origin: Instant, exec: Duration) -> Result<u8, Error> {
-    let watch = Watch::prepare(restore.session, origin)?;
-    attend(watch, exec, |control| {
-        control.load_snapshot(&restore.thaw).map_err(Failure::Thaw)
+pub fn restore(restore: RestoreArgs, origin: Instant, exec: Duration) -> Result<u8, Error> {
+    let watch = SessionSetup::prepare(restore.session, origin)?;
+    run_vm(watch, exec, |control| {
+        control.load_snapshot(&restore.thaw).map_err(StartError::Thaw)
     })
 }
 
 /// What a VM is watched by: the way to it from outside, if one is wanted, and what records its start.
-struct Watch {
+struct SessionSetup {
     api: Option<Api>,
     timeline: Arc<Timeline>,
     timings: bool,
     trace: Option<Trace>,
 }
 
-impl Watch {
-    fn prepare(session: Session, origin: Instant) -> Result<Self, Error> {
+impl SessionSetup {
+    fn prepare(session: SessionArgs, origin: Instant) -> Result<Self, Error> {
         // Before the guest runs, so that it does not run in vain; and while signals still end the process, for a FIFO may keep
         // this waiting.
         let trace = session.trace.clone().map(Trace::create).transpose()?;
@@ -153,42 +153,42 @@ impl Watch {
 }
 
 /// Begins a VM, stays until it ends, and tells what the user wants to know.
-fn attend(
-    watch: Watch,
+fn run_vm(
+    watch: SessionSetup,
     exec: Duration,
-    begin: impl FnOnce(&mut Control) -> Result<(), Failure>,
+    begin: impl FnOnce(&mut Control) -> Result<(), StartError>,
 ) -> Result<u8, Error> {
-    let (end, unclaimed) = boot(&watch.timeline, watch.api, begin)?;
+    let (end, unclaimed) = start_and_wait(&watch.timeline, watch.api, begin)?;
     let spans = watch.timeline.spans();
     if watch.timings {
-        say(report::table(exec, &spans).trim_end());
+        print_message(report::table(exec, &spans).trim_end());
         let Unclaimed { ports, addresses } = unclaimed;
-        say(&format!(
+        print_message(&format!(
             "accesses that no device claimed: {ports} to ports, {addresses} to addresses"
         ));
     }
     if let Some(trace) = watch.trace {
         trace.write(exec, &spans)?;
     }
-    Ok(conclude(&end))
+    Ok(exit_status(&end))
 }
 
 /// Why a VM did not begin.
-pub enum Failure {
+pub enum StartError {
     /// It could not be started.
     Start(control::Error),
     /// It could not be restored.
     Thaw(thaw::Error),
 }
 
-impl From<control::Error> for Failure {
+impl From<control::Error> for StartError {
     fn from(error: control::Error) -> Self {
         Self::Start(error)
     }
 }
 
 /// Opens the way to the VM from outside, with the signals blocked that would leave its socket behind.
-fn open(front: Front<'_>) -> Result<Api, Error> {
+fn open(front: ApiOptions<'_>) -> Result<Api, Error> {
     block_signals()?;
     front.open().map_err(|error| Error::Front(Box::new(error)))
 }
@@ -227,24 +227,24 @@ pub struct Unclaimed {
 ///
 /// # Errors
 /// [`Error`]
-pub fn boot(
+pub fn start_and_wait(
     timeline: &Arc<Timeline>,
     mut api: Option<Api>,
-    begin: impl FnOnce(&mut Control) -> Result<(), Failure>,
+    begin: impl FnOnce(&mut Control) -> Result<(), StartError>,
 ) -> Result<(ExitReason, Unclaimed), Error> {
     // Before any thread starts, so that all of them leave the signals to the event loop.
     let signals = block_signals()?;
     let mut control = Control::new(Box::new(|| Ok(console::open()?)), timeline.clone());
     begin(&mut control).map_err(|failure| match failure {
-        Failure::Start(error) => Error::Start(error),
-        Failure::Thaw(error) => Error::Thaw(error),
+        StartError::Start(error) => Error::Start(error),
+        StartError::Thaw(error) => Error::Thaw(error),
     })?;
     let service = api.as_mut().map(|api| api as &mut dyn Service);
     let end = vm::run(&mut control, service, &signals).map_err(Error::Vm)?;
     if let Some(api) = &mut api {
         api.finish(&control);
     }
-    let (ports, addresses) = conclude_vm(control);
+    let (ports, addresses) = shut_down(control);
     Ok((end, Unclaimed { ports, addresses }))
 }
 
@@ -264,16 +264,16 @@ pub fn block_signals() -> Result<Vec<libc::c_int>, Error> {
 /// Says what the guest's output has lost, if it has, and takes the VM apart while the process is whole: at the end of a process
 /// KVM's own thread may be the last that holds the address space, and then waits some 20 ms for a grace period.
 /// Returns the accesses that no device claimed.
-pub fn conclude_vm(mut control: Control) -> (u64, u64) {
+pub fn shut_down(mut control: Control) -> (u64, u64) {
     let Some(vm) = control.vm_mut() else { return (0, 0) };
     if let Some(report) = vm.finish_output() {
-        say(&format!("warning: {}", ErrorChain(&report)));
+        print_message(&format!("warning: {}", ErrorChain(&report)));
     }
     vm.machine().unclaimed()
 }
 
 /// The exit status that `end` deserves, with a word on it where it was not the guest's or the user's will.
-pub fn conclude(end: &ExitReason) -> u8 {
+pub fn exit_status(end: &ExitReason) -> u8 {
     match end {
         ExitReason::User | ExitReason::Guest(StopReason::Power(PowerEvent::Off | PowerEvent::Reset)) => {
             process::SUCCESS
@@ -286,18 +286,18 @@ pub fn conclude(end: &ExitReason) -> u8 {
             } else {
                 format!(" at {ip:#x}")
             };
-            say(&format!(
+            print_message(&format!(
                 "the guest's processor shut down{place}: a fault in the handling of a fault (triple fault)"
             ));
             TRIPLE_FAULT
         }
         ExitReason::Guest(StopReason::Fault(fault)) => {
-            say(&ErrorChain(fault).to_string());
+            print_message(&ErrorChain(fault).to_string());
             FAULT
         }
-        ExitReason::Signal(signal) => die_by(*signal),
+        ExitReason::Signal(signal) => exit_by_signal(*signal),
         ExitReason::Failed => {
-            say("there is no VM without its snapshot");
+            print_message("there is no VM without its snapshot");
             process::FAILURE
         }
     }
@@ -312,7 +312,7 @@ fn status(code: u32) -> u8 {
 }
 
 /// Ends this process by `signal`, so that whoever waits for it sees what happened.
-fn die_by(signal: libc::c_int) -> u8 {
+fn exit_by_signal(signal: libc::c_int) -> u8 {
     // SAFETY: the default action is a valid one for a signal that was caught by a descriptor only.
     unsafe { libc::signal(signal, libc::SIG_DFL) };
     vm::unblock_signal(signal);

@@ -14,8 +14,8 @@ use vmm::timeline::Timeline;
 use vmm::vcpu::StopReason;
 use vmm::vm::{self, ExitReason};
 
-use crate::firecracker::{Options, VERSION};
-use crate::logging::{ProcessLog, say};
+use crate::firecracker::{FirecrackerArgs, VERSION};
+use crate::logging::{ProcessLog, print_message};
 use crate::process;
 use crate::{console, run};
 
@@ -61,7 +61,7 @@ pub enum Error {
 }
 
 /// The way to a VM from outside.
-pub struct Front<'a> {
+pub struct ApiOptions<'a> {
     /// Path of the control socket; none for none.
     pub socket: Option<&'a Path>,
     /// Limits of the control socket.
@@ -72,7 +72,7 @@ pub struct Front<'a> {
     pub log: &'a LoggerSettings,
 }
 
-impl Front<'_> {
+impl ApiOptions<'_> {
     /// Opens the socket and the log.
     ///
     /// # Errors
@@ -96,8 +96,8 @@ impl Front<'_> {
 ///
 /// # Errors
 /// [`Error`] when there was nothing to be served.
-pub fn serve(options: Options, origin: Instant) -> Result<u8, Error> {
-    let front = Front {
+pub fn serve(options: FirecrackerArgs, origin: Instant) -> Result<u8, Error> {
+    let front = ApiOptions {
         socket: options.socket.as_deref(),
         limits: options.limits,
         id: &options.id,
@@ -128,8 +128,8 @@ pub fn serve(options: Options, origin: Instant) -> Result<u8, Error> {
     api.finish(&control);
     // Its socket goes with it, before the signal that may have ended the VM ends this process too.
     drop(api);
-    run::conclude_vm(control);
-    Ok(conclude(&end))
+    run::shut_down(control);
+    Ok(exit_status(&end))
 }
 
 /// The configuration at `path`, with that path.
@@ -141,11 +141,11 @@ fn read_config(path: PathBuf) -> Result<(PathBuf, String), Error> {
 }
 
 /// The exit status that Firecracker would have: 1 for a guest that cannot go on.
-fn conclude(end: &ExitReason) -> u8 {
-    let status = run::conclude(end);
+fn exit_status(end: &ExitReason) -> u8 {
+    let status = run::exit_status(end);
     match end {
         ExitReason::Guest(StopReason::TripleFault { .. } | StopReason::Fault(_)) => {
-            say("the exit status is 1, as Firecracker's is");
+            print_message("the exit status is 1, as Firecracker's is");
             process::FAILURE
         }
         _ => status,

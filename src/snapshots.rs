@@ -14,8 +14,8 @@ use vmm::control::thaw::Contents;
 use vmm::control::{first_touch, freeze, thaw};
 use vmm::memory::Bytes;
 
-use crate::args::Take;
-use crate::logging::say;
+use crate::args::SnapshotArgs;
+use crate::logging::print_message;
 
 /// Name of the state file.
 pub const STATE: &str = "state";
@@ -23,7 +23,7 @@ pub const STATE: &str = "state";
 pub const MEMORY: &str = "memory";
 
 /// A snapshot takes as long as its memory takes to be written.
-const PATIENCE: Duration = Duration::from_secs(600);
+const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Why nothing came of it.
 #[derive(Debug, thiserror::Error)]
@@ -68,10 +68,10 @@ pub enum Error {
 ///
 /// # Errors
 /// [`Error`]; the VM goes on all the same.
-pub fn take(take: &Take) -> Result<(), Error> {
-    let vm = Vm(Client::new(&take.socket, PATIENCE));
+pub fn create(take: &SnapshotArgs) -> Result<(), Error> {
+    let vm = VmClient(Client::new(&take.socket, TIMEOUT));
     let state = vm.ask("say how it is", "GET", "/", None)?;
-    let folder = folder(&take.folder)?;
+    let folder = directory(&take.folder)?;
     let running = state["state"] == "Running";
     let pause = |state: &str| json!({ "state": state });
     if running {
@@ -90,7 +90,7 @@ pub fn take(take: &Take) -> Result<(), Error> {
     taken?;
     let file = folder.join(MEMORY);
     let size = fs::metadata(&file).map_or(0, |metadata| metadata.blocks() * 512);
-    say(&format!(
+    print_message(&format!(
         "the snapshot is in {}, {} on disk",
         folder.display(),
         Bytes(size)
@@ -99,7 +99,7 @@ pub fn take(take: &Take) -> Result<(), Error> {
 }
 
 /// The folder, made if it is not there, as an absolute path: the VM may be in another one.
-fn folder(path: &Path) -> Result<PathBuf, Error> {
+fn directory(path: &Path) -> Result<PathBuf, Error> {
     let made = fs::create_dir_all(path).and_then(|()| fs::canonicalize(path));
     made.map_err(|source| Error::Folder {
         path: path.to_owned(),
@@ -107,9 +107,9 @@ fn folder(path: &Path) -> Result<PathBuf, Error> {
     })
 }
 
-struct Vm(Client);
+struct VmClient(Client);
 
-impl Vm {
+impl VmClient {
     fn ask(&self, wish: &'static str, method: &str, path: &str, body: Option<Value>) -> Result<Value, Error> {
         let body = body.map(|body| body.to_string());
         let answer = self.0.request(method, path, body.as_deref().map(str::as_bytes));

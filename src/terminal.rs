@@ -77,7 +77,7 @@ pub enum Error {
 
 /// What a file is to mayfly as a source of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum InputKind {
     /// No terminal: a pipe, a file, or the like, to be read as it is.
     File,
     /// A terminal that belongs to us.
@@ -87,7 +87,7 @@ pub enum Source {
     Background,
 }
 
-impl Source {
+impl InputKind {
     /// What `file` is now.
     pub fn of(file: BorrowedFd<'_>) -> Self {
         // SAFETY: the call takes no pointer.

@@ -7,26 +7,26 @@ use std::str::FromStr;
 use lexopt::Arg;
 use vmm::config::VmConfig;
 
-use super::session::{self, Seen, Session, path, value};
+use super::session::{self, Seen, SessionArgs, path, value};
 use super::{Command, Error, lossy, syntax};
 use crate::help::Topic;
 
 /// Options of `mayfly run`.
 #[derive(Debug)]
-pub struct Run {
+pub struct RunArgs {
     /// The machine.
     pub config: VmConfig,
     /// What is told of it, and to whom.
-    pub session: Session,
+    pub session: SessionArgs,
 }
 
 /// Reads the options of `mayfly run`.
 pub(super) fn run(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     let mut seen = Seen::default();
     let mut kernel = None;
-    let mut run = Run {
+    let mut run = RunArgs {
         config: VmConfig::new(PathBuf::new()),
-        session: Session::default(),
+        session: SessionArgs::default(),
     };
     loop {
         // Everything after the first lone -- is the guest's, further ones included.
@@ -77,7 +77,7 @@ const OPTIONS: [&str; 10] = [
 
 fn option(
     parser: &mut lexopt::Parser,
-    run: &mut Run,
+    run: &mut RunArgs,
     seen: &mut Seen,
     name: &'static str,
 ) -> Result<(), Error> {

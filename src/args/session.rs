@@ -9,11 +9,11 @@ use api::logger::LoggerSettings;
 
 use super::{Error, lossy, syntax};
 use crate::firecracker;
-use crate::serve::Front;
+use crate::serve::ApiOptions;
 
 /// What is told of a VM, and who may ask for more.
 #[derive(Debug)]
-pub struct Session {
+pub struct SessionArgs {
     /// Print how long each phase took.
     pub timings: bool,
     /// Write the phases as a Chrome trace.
@@ -26,7 +26,7 @@ pub struct Session {
     pub log: LoggerSettings,
 }
 
-impl Default for Session {
+impl Default for SessionArgs {
     fn default() -> Self {
         Self {
             timings: false,
@@ -48,11 +48,11 @@ pub const OPTIONS: [&str; 6] = [
     "--log-file",
 ];
 
-impl Session {
+impl SessionArgs {
     /// The way to the VM from outside, if one is wanted.
-    pub fn front(&self) -> Option<Front<'_>> {
+    pub fn front(&self) -> Option<ApiOptions<'_>> {
         let wanted = self.socket.is_some() || self.log != LoggerSettings::default();
-        wanted.then(|| Front {
+        wanted.then(|| ApiOptions {
             socket: self.socket.as_deref(),
             limits: HttpLimits::default(),
             id: &self.id,

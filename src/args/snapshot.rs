@@ -8,7 +8,7 @@ use vmm::config::{NetBackend, OptionError};
 use vmm::control::first_touch::{DEFAULT_LENGTH, MAX_RECORD_MS};
 use vmm::control::{LoadSnapshotParams, RecordOptions};
 
-use super::session::{self, Seen, Session, path, value};
+use super::session::{self, Seen, SessionArgs, path, value};
 use super::{Command, Error, syntax};
 use crate::firecracker::SOCKET;
 use crate::help::Topic;
@@ -16,16 +16,16 @@ use crate::snapshots::{MEMORY, STATE};
 
 /// Options of `mayfly restore`.
 #[derive(Debug)]
-pub struct Restore {
+pub struct RestoreArgs {
     /// The snapshot, and what is other than it was.
     pub thaw: LoadSnapshotParams,
     /// What is told of it, and to whom.
-    pub session: Session,
+    pub session: SessionArgs,
 }
 
 /// Options of `mayfly snapshot`.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Take {
+pub struct SnapshotArgs {
     /// Path of the API socket of the VM.
     pub socket: PathBuf,
     /// Where the snapshot goes.
@@ -51,12 +51,12 @@ pub(super) fn restore(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     let mut seen = Seen::default();
     let mut folder = None;
     let mut length = None;
-    let mut restore = Restore {
+    let mut restore = RestoreArgs {
         thaw: LoadSnapshotParams {
             resume: true,
             ..LoadSnapshotParams::new(PathBuf::new(), PathBuf::new())
         },
-        session: Session::default(),
+        session: SessionArgs::default(),
     };
     while let Some(argument) = parser.next().map_err(syntax("restore"))? {
         match argument {
@@ -85,7 +85,7 @@ pub(super) fn restore(parser: &mut lexopt::Parser) -> Result<Command, Error> {
 
 fn option(
     parser: &mut lexopt::Parser,
-    restore: &mut Restore,
+    restore: &mut RestoreArgs,
     seen: &mut Seen,
     name: &'static str,
 ) -> Result<(), Error> {
@@ -170,7 +170,7 @@ fn assignment(parser: &mut lexopt::Parser, option: &'static str) -> Result<(Stri
 /// Reads the options of `mayfly snapshot`.
 pub(super) fn take(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     let mut folder = None;
-    let mut take = Take {
+    let mut take = SnapshotArgs {
         socket: SOCKET.into(),
         folder: PathBuf::new(),
         diff: false,

@@ -7,15 +7,15 @@ use std::time::Duration;
 use lexopt::Arg;
 use serde_json::{Value, json};
 
-use super::limits::{self, Tokens};
-use super::{Action, Body, Ctl, units};
+use super::limits::{self, TokenUnit};
+use super::{Ctl, CtlCommand, RequestBody, units};
 
 /// Where Firecracker has its socket unless it is told otherwise.
 const SOCKET: &str = "/run/firecracker.socket";
 /// How long a request may take unless the user has more patience.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest that can be waited for, in seconds.
-const MOST_PATIENCE: u64 = 3600;
+const MAX_TIMEOUT: u64 = 3600;
 
 /// Why the command line makes no sense.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +118,7 @@ pub fn parse(parser: &mut lexopt::Parser) -> Result<Option<Ctl>, Error> {
     }
     Ok(Some(Ctl {
         socket: socket.unwrap_or_else(|| SOCKET.into()),
-        patience: patience.unwrap_or(PATIENCE),
+        patience: patience.unwrap_or(TIMEOUT),
         json,
         action,
     }))
@@ -128,7 +128,7 @@ fn action(
     command: &str,
     words: &mut impl Iterator<Item = String>,
     options: &mut Options,
-) -> Result<Action, Error> {
+) -> Result<CtlCommand, Error> {
     options.belong_to(command)?;
     let mut next = |what| {
         words
@@ -140,30 +140,30 @@ fn action(
             })
     };
     Ok(match command {
-        "status" => Action::Status,
-        "config" => Action::Config,
-        "metrics" => Action::Metrics,
-        "start" => Action::Start,
-        "pause" => Action::Pause,
-        "resume" => Action::Resume,
-        "stop" => Action::Stop,
-        "flush-metrics" => Action::FlushMetrics,
+        "status" => CtlCommand::Status,
+        "config" => CtlCommand::Config,
+        "metrics" => CtlCommand::Metrics,
+        "start" => CtlCommand::Start,
+        "pause" => CtlCommand::Pause,
+        "resume" => CtlCommand::Resume,
+        "stop" => CtlCommand::Stop,
+        "flush-metrics" => CtlCommand::FlushMetrics,
         "drive" => drive(next("the name of a drive")?, options)?,
         "net" => net(next("the name of a network interface")?, options)?,
-        "request" => Action::Request {
+        "request" => CtlCommand::Request {
             method: next("a method, such as GET")?.to_ascii_uppercase(),
             path: next("a path, such as /machine-config")?,
             body: match words.next() {
-                None => Body::None,
-                Some(body) if body == "-" => Body::Stdin,
-                Some(body) => Body::Text(body),
+                None => RequestBody::None,
+                Some(body) if body == "-" => RequestBody::Stdin,
+                Some(body) => RequestBody::Text(body),
             },
         },
         other => return Err(Error::Command(other.to_owned())),
     })
 }
 
-fn drive(id: String, options: &mut Options) -> Result<Action, Error> {
+fn drive(id: String, options: &mut Options) -> Result<CtlCommand, Error> {
     let mut body = json!({ "drive_id": id });
     if let Some(path) = options.take("--path") {
         body["path_on_host"] = path.into();
@@ -172,10 +172,10 @@ fn drive(id: String, options: &mut Options) -> Result<Action, Error> {
         body["rate_limiter"] = limiter;
     }
     let kind = "drives";
-    Ok(Action::Change { kind, id, body })
+    Ok(CtlCommand::Change { kind, id, body })
 }
 
-fn net(id: String, options: &mut Options) -> Result<Action, Error> {
+fn net(id: String, options: &mut Options) -> Result<CtlCommand, Error> {
     let mut body = json!({ "iface_id": id });
     for (key, bandwidth, operations) in [
         ("rx_rate_limiter", "--rx-bandwidth", "--rx-ops"),
@@ -192,7 +192,7 @@ fn net(id: String, options: &mut Options) -> Result<Action, Error> {
         });
     }
     let kind = "network-interfaces";
-    Ok(Action::Change { kind, id, body })
+    Ok(CtlCommand::Change { kind, id, body })
 }
 
 /// Options with their values, of which each is taken once.
@@ -226,16 +226,16 @@ impl Options {
 
     fn limiter(&mut self, bandwidth: &'static str, operations: &'static str) -> Result<Option<Value>, Error> {
         let expected = "SIZE/MILLISECONDS, SIZE/MILLISECONDS/BURST or off, with sizes such as 10M";
-        let bytes = self.bucket(bandwidth, Tokens::Bytes, expected)?;
+        let bytes = self.bucket(bandwidth, TokenUnit::Bytes, expected)?;
         let expected = "NUMBER/MILLISECONDS, NUMBER/MILLISECONDS/BURST or off";
-        let operations = self.bucket(operations, Tokens::Operations, expected)?;
+        let operations = self.bucket(operations, TokenUnit::Operations, expected)?;
         Ok(limits::limiter(bytes, operations))
     }
 
     fn bucket(
         &mut self,
         option: &'static str,
-        tokens: Tokens,
+        tokens: TokenUnit,
         expected: &'static str,
     ) -> Result<Option<Value>, Error> {
         let Some(value) = self.take(option) else {
@@ -265,7 +265,7 @@ fn text(parser: &mut lexopt::Parser) -> Result<String, Error> {
 }
 
 fn seconds(text: &str) -> Result<Duration, Error> {
-    let seconds = units::count(text).filter(|seconds| (1..=MOST_PATIENCE).contains(seconds));
+    let seconds = units::count(text).filter(|seconds| (1..=MAX_TIMEOUT).contains(seconds));
     seconds.map(Duration::from_secs).ok_or_else(|| Error::Value {
         option: "--timeout",
         value: text.to_owned(),

@@ -7,20 +7,20 @@ use super::units;
 
 /// What the tokens of a bucket are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tokens {
+pub(super) enum TokenUnit {
     Bytes,
     Operations,
 }
 
 /// Reads `AMOUNT/MILLISECONDS[/BURST]` or `off` into what the API takes for a bucket.
-pub(super) fn bucket(text: &str, tokens: Tokens) -> Option<Value> {
+pub(super) fn bucket(text: &str, tokens: TokenUnit) -> Option<Value> {
     // Zeros are no limit.
     if text == "off" {
         return Some(json!({"size": 0, "refill_time": 0}));
     }
     let amount = match tokens {
-        Tokens::Bytes => units::amount,
-        Tokens::Operations => units::count,
+        TokenUnit::Bytes => units::amount,
+        TokenUnit::Operations => units::count,
     };
     let mut parts = text.split('/');
     let size = amount(parts.next()?)?;
@@ -43,7 +43,7 @@ pub(super) fn limiter(bandwidth: Option<Value>, operations: Option<Value>) -> Op
 
 /// A limiter for people: `10 MiB/100 ms + 1 MiB, 50/1000 ms`.
 pub(super) fn show(limiter: &Value) -> String {
-    let buckets = [("bandwidth", Tokens::Bytes), ("ops", Tokens::Operations)];
+    let buckets = [("bandwidth", TokenUnit::Bytes), ("ops", TokenUnit::Operations)];
     let shown: Vec<_> = buckets
         .iter()
         .filter_map(|(key, tokens)| show_bucket(&limiter[key], *tokens))
@@ -54,12 +54,12 @@ pub(super) fn show(limiter: &Value) -> String {
     shown.join(", ")
 }
 
-fn show_bucket(bucket: &Value, tokens: Tokens) -> Option<String> {
+fn show_bucket(bucket: &Value, tokens: TokenUnit) -> Option<String> {
     let amount = |key: &str| {
         let count = bucket[key].as_f64().filter(|count| *count != 0.0)?;
         Some(match tokens {
-            Tokens::Bytes => units::bytes(count),
-            Tokens::Operations => format!("{} ops", units::number(count)),
+            TokenUnit::Bytes => units::bytes(count),
+            TokenUnit::Operations => format!("{} ops", units::number(count)),
         })
     };
     let size = amount("size")?;
@@ -82,12 +82,12 @@ pub(super) fn mebibytes(value: &Value) -> String {
 mod tests {
     use serde_json::json;
 
-    use super::{Tokens, bucket, limiter, show};
+    use super::{TokenUnit, bucket, limiter, show};
 
     #[test]
     fn buckets_are_read() {
-        let bytes = |text| bucket(text, Tokens::Bytes);
-        let operations = |text| bucket(text, Tokens::Operations);
+        let bytes = |text| bucket(text, TokenUnit::Bytes);
+        let operations = |text| bucket(text, TokenUnit::Operations);
         assert_eq!(
             bytes("10M/100"),
             Some(json!({"size": 10 << 20, "refill_time": 100}))

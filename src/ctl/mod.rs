@@ -32,12 +32,12 @@ pub struct Ctl {
     /// Print what the server says as it came.
     pub json: bool,
     /// What is wanted.
-    pub action: Action,
+    pub action: CtlCommand,
 }
 
 /// What is wanted.
 #[derive(Debug, PartialEq)]
-pub enum Action {
+pub enum CtlCommand {
     /// Where the VM is in its life.
     Status,
     /// How it is configured.
@@ -70,13 +70,13 @@ pub enum Action {
         /// Path, with a query where there is one.
         path: String,
         /// What goes with it.
-        body: Body,
+        body: RequestBody,
     },
 }
 
 /// What goes with a request.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Body {
+pub enum RequestBody {
     /// Nothing.
     None,
     /// This JSON text.
@@ -97,25 +97,25 @@ pub fn run(ctl: &Ctl, stdin: &mut dyn Read) -> Result<Vec<u8>, Error> {
     let act = |kind: &str| Request::put("/actions", &json!({ "action_type": kind }));
     let state = |state: &str| Request::patch("/vm", &json!({ "state": state }));
     match &ctl.action {
-        Action::Status => server.status(),
-        Action::Config => server.show(&Request::get("/vm/config"), config::table),
-        Action::Metrics => server.metrics(),
-        Action::Start => server.have_done(&act("InstanceStart"), "started"),
-        Action::Pause => server.have_done(&state("Paused"), "paused"),
-        Action::Resume => server.have_done(&state("Resumed"), "resumed"),
-        Action::Stop => server.have_done(
+        CtlCommand::Status => server.status(),
+        CtlCommand::Config => server.show(&Request::get("/vm/config"), config::table),
+        CtlCommand::Metrics => server.metrics(),
+        CtlCommand::Start => server.have_done(&act("InstanceStart"), "started"),
+        CtlCommand::Pause => server.have_done(&state("Paused"), "paused"),
+        CtlCommand::Resume => server.have_done(&state("Resumed"), "resumed"),
+        CtlCommand::Stop => server.have_done(
             &act("SendCtrlAltDel"),
             "Ctrl-Alt-Del was pressed; the guest ends if it listens for that",
         ),
-        Action::FlushMetrics => server.have_done(
+        CtlCommand::FlushMetrics => server.have_done(
             &act("FlushMetrics"),
             "a line was written to the metrics file, if there is one",
         ),
-        Action::Change { kind, id, body } => {
+        CtlCommand::Change { kind, id, body } => {
             let path = format!("/{kind}/{}", request::segment(id));
             server.have_done(&Request::patch(&path, body), "changed")
         }
-        Action::Request { method, path, body } => {
+        CtlCommand::Request { method, path, body } => {
             let body = request::read(body, stdin)?;
             server.forward(&Request::new(method, path, body))
         }

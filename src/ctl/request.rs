@@ -6,10 +6,10 @@ use std::io::Read;
 use api::client::{Client, ClientResponse};
 use serde_json::Value;
 
-use super::{Body, Error, table};
+use super::{Error, RequestBody, table};
 
 /// The longest body that is read from stdin, in bytes.
-pub(super) const MOST_STDIN: u64 = 16 << 20;
+pub(super) const MAX_STDIN: u64 = 16 << 20;
 
 /// A request to the API.
 pub(super) struct Request {
@@ -92,15 +92,15 @@ pub(super) fn segment(id: &str) -> String {
 }
 
 /// The bytes that `body` stands for.
-pub(super) fn read(body: &Body, stdin: &mut dyn Read) -> Result<Option<Vec<u8>>, Error> {
+pub(super) fn read(body: &RequestBody, stdin: &mut dyn Read) -> Result<Option<Vec<u8>>, Error> {
     match body {
-        Body::None => Ok(None),
-        Body::Text(text) => Ok(Some(text.as_bytes().to_vec())),
-        Body::Stdin => {
+        RequestBody::None => Ok(None),
+        RequestBody::Text(text) => Ok(Some(text.as_bytes().to_vec())),
+        RequestBody::Stdin => {
             let mut bytes = Vec::new();
-            let read = stdin.take(MOST_STDIN + 1).read_to_end(&mut bytes);
-            if read.map_err(Error::Stdin)? as u64 > MOST_STDIN {
-                return Err(Error::Large(MOST_STDIN));
+            let read = stdin.take(MAX_STDIN + 1).read_to_end(&mut bytes);
+            if read.map_err(Error::Stdin)? as u64 > MAX_STDIN {
+                return Err(Error::Large(MAX_STDIN));
             }
             Ok(Some(bytes))
         }

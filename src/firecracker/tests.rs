@@ -2,16 +2,16 @@ use std::path::PathBuf;
 
 use log::LevelFilter;
 
-use super::{Command, Options, SOCKET, parse};
+use super::{FirecrackerArgs, FirecrackerCommand, SOCKET, parse};
 
-fn words(line: &str) -> Result<Command, (String, u8)> {
+fn words(line: &str) -> Result<FirecrackerCommand, (String, u8)> {
     let parsed = parse(line.split_whitespace().map(Into::into));
     parsed.map_err(|error| (error.to_string(), error.status()))
 }
 
-fn options(line: &str) -> Options {
+fn options(line: &str) -> FirecrackerArgs {
     match words(line).unwrap() {
-        Command::Serve(options) => *options,
+        FirecrackerCommand::Serve(options) => *options,
         other => panic!("{line} is {other:?}"),
     }
 }
@@ -44,8 +44,8 @@ fn what_clients_write_is_understood() {
     assert_eq!(options("").socket, Some(SOCKET.into()));
     assert_eq!(options("--no-api --config-file f").socket, None);
     assert_eq!(options("--no-api --config-file f --api-sock s").socket, None);
-    assert_eq!(words("--id x --version"), Ok(Command::Version));
-    assert_eq!(words("--id x -h"), Ok(Command::Help));
+    assert_eq!(words("--id x --version"), Ok(FirecrackerCommand::Version));
+    assert_eq!(words("--id x -h"), Ok(FirecrackerCommand::Help));
 }
 
 #[test]
@@ -75,13 +75,16 @@ fn what_makes_no_sense_is_named() {
 
 #[test]
 fn versions_of_snapshots_are_asked_for() {
-    assert_eq!(words("--snapshot-version"), Ok(Command::SnapshotVersion));
+    assert_eq!(
+        words("--snapshot-version"),
+        Ok(FirecrackerCommand::SnapshotVersion)
+    );
     for line in ["--describe-snapshot /s", "--id x --describe-snapshot /s --no-api"] {
-        assert_eq!(words(line), Ok(Command::DescribeSnapshot("/s".into())));
+        assert_eq!(words(line), Ok(FirecrackerCommand::DescribeSnapshot("/s".into())));
     }
     // Of two questions, Firecracker answers the first.
     assert_eq!(
         words("--describe-snapshot /s --snapshot-version"),
-        Ok(Command::SnapshotVersion)
+        Ok(FirecrackerCommand::SnapshotVersion)
     );
 }

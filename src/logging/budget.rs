@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// How many lines are said in one period.
-const MOST_LINES: u32 = 20;
+const MAX_LINES: u32 = 20;
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// What may be said until the end of a period.
@@ -31,7 +31,7 @@ impl Budget {
             withheld = self.withheld;
             *self = Self::new(now);
         }
-        if self.said == MOST_LINES {
+        if self.said == MAX_LINES {
             self.withheld += 1;
             return None;
         }
@@ -44,15 +44,15 @@ impl Budget {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{Budget, MOST_LINES, PERIOD};
+    use super::{Budget, MAX_LINES, PERIOD};
 
     #[test]
     fn a_flood_is_cut_and_counted() {
         let start = Instant::now();
         let mut budget = Budget::new(start);
         let allowed = (0..100).filter(|_| budget.spend(start).is_some()).count();
-        assert_eq!(allowed, usize::try_from(MOST_LINES).unwrap());
-        assert_eq!(budget.spend(start + PERIOD), Some(100 - u64::from(MOST_LINES)));
+        assert_eq!(allowed, usize::try_from(MAX_LINES).unwrap());
+        assert_eq!(budget.spend(start + PERIOD), Some(100 - u64::from(MAX_LINES)));
         assert_eq!(budget.spend(start + PERIOD + Duration::from_millis(1)), Some(0));
     }
 }

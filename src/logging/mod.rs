@@ -7,7 +7,7 @@
 //! | `file` | the file that takes it instead of stderr |
 //! | `line` | a line of that file |
 //! | `stamp` | the time in it |
-//! | `stderr` | [`put`]: writes to stderr |
+//! | `stderr` | [`print`]: writes to stderr |
 
 mod budget;
 mod file;
@@ -18,5 +18,5 @@ mod stderr;
 
 // The command line that lets a client change the log names it.
 pub use process::ProcessLog;
-pub use process::{say, start};
-pub use stderr::put;
+pub use process::{print_message, start};
+pub use stderr::print;

@@ -8,18 +8,18 @@ use std::time::{Duration, Instant};
 use devices::serial::NonblockingWriter;
 
 /// How long a stderr that nobody reads may hold mayfly up. It is often the same pipe as stdout.
-const PATIENCE: Duration = Duration::from_millis(100);
+const TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Writes `text` to stderr as it is. A stderr that is closed or not read is no reason to end or to wait.
-pub fn put(text: &str) {
+pub fn print(text: &str) {
     if let Ok(file) = io::stderr().as_fd().try_clone_to_owned() {
-        write(file, text, PATIENCE);
+        write(file, text, TIMEOUT);
     }
 }
 
-/// As [`put`], for what a guest or a client can have said again and again: once nobody has read it in time, none of it is
+/// As [`print`], for what a guest or a client can have said again and again: once nobody has read it in time, none of it is
 /// waited for until it is read again.
-pub fn put_unless_stuck(text: &str) {
+pub fn print_unless_blocked(text: &str) {
     static STUCK: AtomicBool = AtomicBool::new(false);
     if let Ok(file) = io::stderr().as_fd().try_clone_to_owned() {
         write_unless_stuck(file, text, &STUCK);
@@ -30,7 +30,7 @@ fn write_unless_stuck(file: OwnedFd, text: &str, stuck: &AtomicBool) {
     let patience = if stuck.load(Ordering::Relaxed) {
         Duration::ZERO
     } else {
-        PATIENCE
+        TIMEOUT
     };
     stuck.store(!write(file, text, patience), Ordering::Relaxed);
 }
@@ -65,7 +65,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Instant;
 
-    use super::{PATIENCE, write_unless_stuck};
+    use super::{TIMEOUT, write_unless_stuck};
 
     #[test]
     fn a_reader_that_does_not_read_is_waited_for_once() {
@@ -78,7 +78,7 @@ mod tests {
         assert!(stuck.load(Ordering::Relaxed));
         let start = Instant::now();
         (0..100).for_each(|_| put("again\n"));
-        assert!(start.elapsed() < 10 * PATIENCE, "{:?}", start.elapsed());
+        assert!(start.elapsed() < 10 * TIMEOUT, "{:?}", start.elapsed());
         // Somebody reads again.
         reader.read_exact(&mut [0; 16384]).unwrap();
         put("last\n");

@@ -6,7 +6,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::ptr::null_mut;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Source, Terminal, modes};
+use super::{InputKind, Terminal, modes};
 
 /// There is one terminal a process, so these tests take turns.
 static TURN: Mutex<()> = Mutex::new(());
@@ -75,9 +75,9 @@ fn what_is_no_terminal_is_refused() {
     let _turn = turn();
     let (reader, _writer) = std::io::pipe().unwrap();
     assert!(Terminal::enter(reader.as_fd()).is_err());
-    assert_eq!(Source::of(reader.as_fd()), Source::File);
+    assert_eq!(InputKind::of(reader.as_fd()), InputKind::File);
     let (_master, slave) = pty();
-    assert_eq!(Source::of(slave.as_fd()), Source::Terminal);
+    assert_eq!(InputKind::of(slave.as_fd()), InputKind::Terminal);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use vmm::ErrorChain;
 
 use super::{Folder, answer, ctl, ok, words};
-use crate::ctl::request::MOST_STDIN;
+use crate::ctl::request::MAX_STDIN;
 use crate::ctl::{Error, run};
 
 const COMMANDS: [&str; 12] = [
@@ -112,7 +112,7 @@ fn stdin_has_its_limit_and_its_errors() {
     let ctl = words("request PUT /x -").unwrap().unwrap();
     assert!(matches!(
         run(&ctl, &mut io::repeat(b'x')),
-        Err(Error::Large(MOST_STDIN))
+        Err(Error::Large(MAX_STDIN))
     ));
     assert!(matches!(run(&ctl, &mut Broken), Err(Error::Stdin(_))));
 }

@@ -2,7 +2,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::words;
-use crate::ctl::Action;
+use crate::ctl::CtlCommand;
 
 fn error(line: &str) -> String {
     words(line).unwrap_err().to_string()
@@ -17,7 +17,7 @@ fn options_come_before_or_after_the_command() {
         let ctl = words(line).unwrap().unwrap();
         assert_eq!(ctl.socket, Path::new("/s"));
         assert_eq!((ctl.patience, ctl.json), (Duration::from_secs(3), true));
-        assert_eq!(ctl.action, Action::Pause);
+        assert_eq!(ctl.action, CtlCommand::Pause);
     }
     let ctl = words("status").unwrap().unwrap();
     assert_eq!(ctl.socket, Path::new("/run/firecracker.socket"));

@@ -12,12 +12,12 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use super::budget::Budget;
 use super::file::LogFile;
 use super::line::{Line, printable};
-use super::stderr::{put, put_unless_stuck};
+use super::stderr::{print, print_unless_blocked};
 
 /// What is said as long as nobody asks for something else.
 const LEVEL: LevelFilter = LevelFilter::Warn;
 
-static LOG: Shared = Shared::new();
+static LOG: SharedLog = SharedLog::new();
 
 /// Starts the log: warnings and errors, to stderr.
 pub fn start() {
@@ -28,14 +28,14 @@ pub fn start() {
 }
 
 /// Says `text` on stderr, in one write, and in the log's file if there is one, unless the log is off.
-pub fn say(text: &str) {
-    LOG.say(text);
+pub fn print_message(text: &str) {
+    LOG.print_message(text);
 }
 
 /// The log of this process, in the hands of whoever may change it.
 pub struct ProcessLog {
     id: String,
-    shared: &'static Shared,
+    shared: &'static SharedLog,
 }
 
 impl ProcessLog {
@@ -44,7 +44,7 @@ impl ProcessLog {
         Self::of(id, &LOG)
     }
 
-    fn of(id: &str, shared: &'static Shared) -> Self {
+    fn of(id: &str, shared: &'static SharedLog) -> Self {
         Self {
             id: id.to_owned(),
             shared,
@@ -85,7 +85,7 @@ impl LogControl for ProcessLog {
             Ok(new) => {
                 self.shared.change(|rules| rules.file = Some(Arc::new(new)));
             }
-            Err(error) => self.shared.say(&format!(
+            Err(error) => self.shared.print_message(&format!(
                 "warning: the log goes on where it was: {}",
                 error.one_line()
             )),
@@ -170,13 +170,13 @@ impl Rules {
 
 /// The log as all threads see it. Its locks are held for no longer than it takes to look: what may block is written without.
 #[derive(Debug)]
-struct Shared {
+struct SharedLog {
     /// None as long as nobody has changed them.
     rules: Mutex<Option<Arc<Rules>>>,
     budget: Mutex<Option<Budget>>,
 }
 
-impl Shared {
+impl SharedLog {
     const fn new() -> Self {
         Self {
             rules: Mutex::new(None),
@@ -202,12 +202,12 @@ impl Shared {
     }
 
     /// Says what the process itself has to say, which may be several lines.
-    fn say(&self, text: &str) {
-        put(&format!("mayfly: {text}\n"));
-        self.say_to_file(text);
+    fn print_message(&self, text: &str) {
+        print(&format!("mayfly: {text}\n"));
+        self.write_to_file(text);
     }
 
-    fn say_to_file(&self, text: &str) {
+    fn write_to_file(&self, text: &str) {
         let Some(rules) = self.rules() else { return };
         let Some(file) = &rules.file else { return };
         if rules.level == LevelFilter::Off {
@@ -242,14 +242,14 @@ impl Shared {
     }
 }
 
-impl Log for Shared {
+impl Log for SharedLog {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         self.rules()
             .map_or(metadata.level() <= LEVEL, |rules| rules.allow(metadata, None))
     }
 
     fn log(&self, record: &Record<'_>) {
-        self.take(record, Instant::now(), put_unless_stuck);
+        self.take(record, Instant::now(), print_unless_blocked);
     }
 
     fn flush(&self) {}

@@ -7,11 +7,11 @@ use api::logger::{LogControl, LoggerSettings};
 use log::{Level, LevelFilter, Log, Record};
 use scratch::{Folder, Reader};
 
-use super::{ProcessLog, Shared};
+use super::{ProcessLog, SharedLog};
 
 /// A log of its own: that of the process belongs to all tests.
-fn log() -> (ProcessLog, &'static Shared) {
-    let shared = Box::leak(Box::new(Shared::new()));
+fn log() -> (ProcessLog, &'static SharedLog) {
+    let shared = Box::leak(Box::new(SharedLog::new()));
     (ProcessLog::of("vm-1", shared), shared)
 }
 
@@ -23,15 +23,15 @@ fn to(path: PathBuf) -> LoggerSettings {
 }
 
 /// Says `text` from the module `api::http`, and returns what stderr gets.
-fn say(shared: &Shared, level: Level, text: &str) -> String {
+fn say(shared: &SharedLog, level: Level, text: &str) -> String {
     say_at(shared, level, text, Instant::now())
 }
 
-fn say_at(shared: &Shared, level: Level, text: &str, now: Instant) -> String {
+fn say_at(shared: &SharedLog, level: Level, text: &str, now: Instant) -> String {
     say_from(shared, "api::http", level, text, now)
 }
 
-fn say_from(shared: &Shared, module: &str, level: Level, text: &str, now: Instant) -> String {
+fn say_from(shared: &SharedLog, module: &str, level: Level, text: &str, now: Instant) -> String {
     let mut got = String::new();
     let mut record = Record::builder();
     record.level(level).target(module).module_path(Some(module));
@@ -128,7 +128,7 @@ fn a_file_gets_what_stderr_had() {
     })
     .unwrap();
     say(shared, Level::Warn, "three");
-    shared.say_to_file("a table\nof two lines");
+    shared.write_to_file("a table\nof two lines");
     let (me, got) = (me(), lines(fs::read(path).unwrap()));
     let expected = [
         format!("[vm-1:{me}] one"),
@@ -162,7 +162,7 @@ fn nothing_is_said_when_the_log_is_off() {
     };
     log.configure(&settings).unwrap();
     say(shared, Level::Error, "x");
-    shared.say_to_file("y");
+    shared.write_to_file("y");
     assert!(fs::read(folder.path("log")).unwrap().is_empty());
 }
 
