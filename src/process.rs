@@ -21,7 +21,7 @@ pub const FAILURE: u8 = 1;
 #[unsafe(no_mangle)]
 extern "C" fn main(_count: libc::c_int, _arguments: *const *const libc::c_char) -> libc::c_int {
     open_standard_descriptors();
-    share_the_heap();
+    limit_malloc_arenas();
     ignore_output_signals();
     let status = crate::command();
     // Nobody is left to be told.
@@ -51,7 +51,7 @@ fn open_standard_descriptors() {
 /// Keeps the C library from giving each thread a heap of its own: mapping one takes longer than a vCPU's thread could
 /// ever win by it.
 #[cfg(not(test))]
-fn share_the_heap() {
+fn limit_malloc_arenas() {
     // SAFETY: the call changes a parameter of the allocator, before there is a second thread.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }

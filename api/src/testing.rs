@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use scratch::Folder;
+use scratch::Directory;
 use serde_json::Value;
 use vmm::control::{Control, Timeline};
 
@@ -37,7 +37,7 @@ pub(crate) struct Bench {
     pub(crate) api: Api,
     pub(crate) control: Control,
     pub(crate) log: Log,
-    folder: Folder,
+    folder: Directory,
 }
 
 impl Bench {
@@ -47,7 +47,7 @@ impl Bench {
 
     /// With the server that `serve` makes, given a path for its socket.
     pub(crate) fn with(serve: impl FnOnce(&Path) -> Option<Server>) -> Self {
-        let folder = Folder::new();
+        let folder = Directory::new();
         folder.write("kernel", kernel());
         folder.write("initrd", "initrd");
         folder.write("disk", [0; 512]);

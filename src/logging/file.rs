@@ -80,7 +80,7 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
-    use scratch::{Folder, Reader};
+    use scratch::{Directory, Reader};
 
     use super::{Line, LogFile};
 
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_fifo_that_nobody_reads_costs_lines_but_no_time() {
-        let folder = Folder::new();
+        let folder = Directory::new();
         let path = folder.fifo("log");
         let mut reader = Reader::open(&path);
         let size = reader.shrink();
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn what_is_lost_is_known_to_the_file_that_is_opened_again() {
-        let folder = Folder::new();
+        let folder = Directory::new();
         let path = folder.path("log");
         let file = LogFile::open("/dev/full".as_ref()).unwrap();
         file.write(&line("one"));
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_torn_line_does_not_spoil_the_next() {
-        let folder = Folder::new();
+        let folder = Directory::new();
         let path = folder.path("log");
         fs::write(&path, "to").unwrap();
         let file = LogFile::open(&path).unwrap();
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn lines_of_several_threads_do_not_mix() {
-        let folder = Folder::new();
+        let folder = Directory::new();
         let path = folder.path("log");
         let file = LogFile::open(&path).unwrap();
         thread::scope(|scope| {

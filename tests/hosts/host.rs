@@ -9,7 +9,7 @@ use std::time::Instant;
 use std::{env, fs};
 
 use crate::contents;
-use crate::machine::{self, Machine};
+use crate::machine::{self, Qemu};
 use crate::report::Report;
 
 /// Set inside the emulated host.
@@ -91,7 +91,7 @@ fn run_in_machine(left: &[String], boot: usize, report: &mut Report) -> Result<(
     let console = directory.join("console.log");
     contents::write(&files, left).map_err(Error::Contents)?;
 
-    let mut machine = Machine::boot(&contents::kernel(), &files, &console).map_err(Error::Machine)?;
+    let mut machine = Qemu::boot(&contents::kernel(), &files, &console).map_err(Error::Machine)?;
     let Err(why) = machine.follow(report) else {
         return Ok(());
     };

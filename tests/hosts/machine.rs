@@ -42,13 +42,13 @@ pub enum Error {
 }
 
 /// A running emulated host; dropped, it is gone.
-pub struct Machine {
+pub struct Qemu {
     qemu: Child,
     lines: Receiver<Vec<u8>>,
     console: PathBuf,
 }
 
-impl Machine {
+impl Qemu {
     /// Starts QEMU with the kernel and the first file system of the host; the kernel's log goes to `console`.
     pub fn boot(kernel: &Path, initramfs: &Path, console: &Path) -> Result<Self, Error> {
         let mut command = Command::new(QEMU);
@@ -113,7 +113,7 @@ impl Machine {
     }
 }
 
-impl Drop for Machine {
+impl Drop for Qemu {
     fn drop(&mut self) {
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();

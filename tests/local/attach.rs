@@ -23,7 +23,7 @@ fn run(options: &str) -> Command {
 }
 
 /// `command` is refused before the guest runs, in one line that has all of `texts`.
-fn refuses(mut command: Command, texts: &[&str]) {
+fn expect_error(mut command: Command, texts: &[&str]) {
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{command:?}: {said}");
@@ -71,7 +71,7 @@ fn a_disk_must_be_one() {
     ] {
         for options in ["", ",ro", ",engine=async"] {
             let command = run(&format!("--disk {path}{options}"));
-            refuses(
+            expect_error(
                 command,
                 &[
                     "cannot use the disk of drive \"drive0\"",
@@ -89,7 +89,7 @@ fn a_disk_has_one_writer() {
     let text = "is in use by another drive or virtual machine: only read-only drives can share one";
     for (first, second) in [("", ""), (",ro", ""), ("", ",ro")] {
         let command = run(&format!("--disk {path}{first} --disk {path}{second}"));
-        refuses(command, &["cannot use the disk of drive \"drive1\"", &path, text]);
+        expect_error(command, &["cannot use the disk of drive \"drive1\"", &path, text]);
     }
     let readers = run(&format!("--disk {path},ro --disk {path},ro"))
         .output()
@@ -98,7 +98,7 @@ fn a_disk_has_one_writer() {
 
     let mut other = Guest::start(&format!("{} --disk {path}", file("end-hlt.elf")));
     other.expect("halting");
-    refuses(
+    expect_error(
         run(&format!("--disk {path}")),
         &["cannot use the disk of drive \"drive0\"", &path, text],
     );
@@ -114,7 +114,7 @@ fn a_disk_is_one_by_whatever_name() {
     let text = "is in use by another drive or virtual machine: only read-only drives can share one";
     for (first, second) in [("", ""), (",ro", ""), ("", ",ro")] {
         let command = run(&format!("--disk {path}{first} --disk {other}{second}"));
-        refuses(
+        expect_error(
             command,
             &["cannot use the disk of drive \"drive1\"", &other, text],
         );
@@ -146,7 +146,7 @@ fn a_tap_must_be_one() {
             ("fd:99", "descriptor 99 is not that of a tap"),
         ] {
             let command = run(&format!("--net {net}"));
-            refuses(command, &["cannot attach network interface \"net0\"", text]);
+            expect_error(command, &["cannot attach network interface \"net0\"", text]);
         }
     });
 }
@@ -164,7 +164,7 @@ fn a_descriptor_of_something_else_is_no_tap() {
     };
     // SAFETY: what runs between fork and exec makes system calls only.
     unsafe { command.pre_exec(give) };
-    refuses(command, &["descriptor 9 is not that of a tap"]);
+    expect_error(command, &["descriptor 9 is not that of a tap"]);
 }
 
 #[test]
@@ -172,13 +172,13 @@ fn a_tap_has_one_user() {
     in_own_network(|| {
         output_of("ip tuntap add tap0 mode tap");
         let text = "another process uses the interface tap0; end it, or make another one";
-        refuses(
+        expect_error(
             run("--net tap:tap0 --net tap:tap0"),
             &["cannot attach network interface \"net1\"", text],
         );
         let mut other = Guest::start(&format!("{} --net tap:tap0", file("end-hlt.elf")));
         other.expect("halting");
-        refuses(
+        expect_error(
             run("--net tap:tap0"),
             &["cannot attach network interface \"net0\"", text],
         );
@@ -210,7 +210,7 @@ fn a_tap_takes_rights() {
             };
             // SAFETY: what runs between fork and exec makes system calls only.
             unsafe { command.pre_exec(drop_right) };
-            refuses(command, &[text]);
+            expect_error(command, &[text]);
         }
     });
 }
@@ -255,14 +255,14 @@ fn the_device_of_taps_is_missing_or_forbidden() {
         if name == "forbidden-tun" {
             make_node(&root.join("dev/net/tun"), 0o600, (10, 200));
         }
-        refuses(run_in(root), &[text]);
+        expect_error(run_in(root), &[text]);
     }
 }
 
 #[test]
 fn somebody_must_serve_the_network() {
     let path = place("nobody.sock");
-    refuses(
+    expect_error(
         run(&format!("--net unix:{path}")),
         &[
             "cannot attach network interface \"net0\"",
@@ -272,7 +272,7 @@ fn somebody_must_serve_the_network() {
     );
     let mut command = run("--net user");
     command.env("PATH", "/nowhere");
-    refuses(
+    expect_error(
         command,
         &["passt is not installed; get it with `apt install passt`, or give the guest a tap interface"],
     );

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::{io, mem, ptr};
 
-use crate::guests::{file, heed_hang_up, program};
+use crate::guests::{file, program, reset_sighup};
 
 fn mayfly(guest: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(program());
@@ -241,7 +241,7 @@ impl Terminal {
         command.stdin(slave.try_clone().unwrap()).stdout(slave);
         // SAFETY: what runs between fork and exec makes system calls only.
         unsafe { command.pre_exec(take_terminal) };
-        heed_hang_up(&mut command);
+        reset_sighup(&mut command);
         let mayfly = started(command);
         Self {
             keyboard,

@@ -35,7 +35,7 @@ pub fn program() -> OsString {
 }
 
 /// Has `command` heed SIGHUP, which a test run by nohup ignores, and with it all that it starts.
-pub fn heed_hang_up(command: &mut Command) {
+pub fn reset_sighup(command: &mut Command) {
     let prepare = || {
         // SAFETY: the default action takes no handler.
         unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };

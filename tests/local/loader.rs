@@ -14,8 +14,8 @@ use vmm::memory;
 use vmm::vm::Console;
 
 use crate::api::killed::small;
-use crate::api::served::Folder;
-use crate::api::snapshot::freeze;
+use crate::api::served::Directory;
+use crate::api::snapshot::pause_and_create;
 
 /// Threads that load: most of the time of a machine goes by waiting for its end.
 const WORKERS: usize = 16;
@@ -57,15 +57,15 @@ fn refit_checksum(bytes: &mut [u8]) {
 
 /// A snapshot whose state file is replaced again and again.
 struct Loader {
-    folder: Folder,
+    folder: Directory,
     good: Vec<u8>,
 }
 
 impl Loader {
     fn new() -> Self {
-        let folder = Folder::new();
+        let folder = Directory::new();
         let served = small();
-        freeze(&served, &folder, "Full", "state", "memory");
+        pause_and_create(&served, &folder, "Full", "state", "memory");
         served.kill();
         let good = fs::read(folder.path("state")).unwrap();
         Self { folder, good }

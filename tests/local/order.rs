@@ -4,8 +4,8 @@
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 
-use crate::api::served::{Folder, Served};
-use crate::api::snapshot::freeze;
+use crate::api::served::{ApiProcess, Directory};
+use crate::api::snapshot::pause_and_create;
 use crate::calls::{self, Call};
 use crate::guests::{file, program};
 
@@ -113,19 +113,19 @@ fn nothing_that_delays_the_end_is_registered() {
 }
 
 /// A snapshot of a guest with so many MiB that ends when it reads `q`.
-fn snapshot(folder: &Folder, memory: u32) {
-    let mut served = Served::start();
+fn snapshot(folder: &Directory, memory: u32) {
+    let mut served = ApiProcess::start();
     let machine = format!(r#"{{"vcpu_count":1,"mem_size_mib":{memory}}}"#);
-    served.done("PUT", "/machine-config", &machine);
+    served.expect_no_content("PUT", "/machine-config", &machine);
     served.boots("echo.elf");
     served.act("InstanceStart");
     served.expect("ready\n");
-    freeze(&served, folder, "Full", "state", "memory");
+    pause_and_create(&served, folder, "Full", "state", "memory");
     served.kill();
 }
 
 /// The calls of a restore of that, up to the first time that the guest runs.
-fn restore(folder: &Folder) -> Vec<Call> {
+fn restore(folder: &Directory) -> Vec<Call> {
     let (reader, mut writer) = io::pipe().unwrap();
     writer.write_all(b"q").unwrap();
     let mut command = Command::new(program());
@@ -141,7 +141,7 @@ fn restore(folder: &Folder) -> Vec<Call> {
 
 #[test]
 fn a_restored_vcpu_has_its_state_before_it_runs() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     snapshot(&folder, 64);
     let made: Vec<_> = restore(&folder).iter().filter_map(Call::request).collect();
     check(
@@ -172,7 +172,7 @@ fn a_restored_vcpu_has_its_state_before_it_runs() {
 #[test]
 fn a_restore_does_not_look_at_the_memory() {
     const LARGE: u64 = 16 << 20;
-    let folder = Folder::new();
+    let folder = Directory::new();
     snapshot(&folder, 256);
     let calls = restore(&folder);
     let memory = folder.path("memory");
@@ -220,7 +220,7 @@ const PREPARING: [libc::c_long; 5] = [
 #[test]
 fn a_restore_does_as_much_for_much_memory() {
     let [little, much] = [32, 1024].map(|memory| {
-        let folder = Folder::new();
+        let folder = Directory::new();
         snapshot(&folder, memory);
         let calls = restore(&folder);
         // What is done from then on is in no order.

@@ -27,7 +27,7 @@ use crate::guests::file;
 /// Guest memory in MiB.
 const MEMORY: u64 = 8;
 /// Tenths of a second after which a guest that prints nothing counts as dead.
-const PATIENCE: i32 = 600;
+const TIMEOUT_MS: i32 = 600;
 
 /// A guest to be saved: its image, vCPUs, interrupt controllers.
 #[derive(Clone, Copy)]
@@ -144,7 +144,7 @@ impl Running {
             events: libc::POLLIN,
             revents: 0,
         };
-        for _ in 0..PATIENCE {
+        for _ in 0..TIMEOUT_MS {
             // SAFETY: there is one structure, valid for reads and writes.
             if unsafe { libc::poll(&raw mut poll, 1, 100) } == 1 {
                 return;

@@ -21,9 +21,9 @@ fn unique() -> PathBuf {
 
 /// A folder of its own. Dropped, it is gone with all that is in it.
 #[derive(Debug)]
-pub struct Folder(PathBuf);
+pub struct Directory(PathBuf);
 
-impl Folder {
+impl Directory {
     /// An empty folder.
     ///
     /// # Panics
@@ -94,7 +94,7 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for Directory {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }

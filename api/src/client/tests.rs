@@ -9,7 +9,7 @@ use std::time::Duration;
 use std::{fs, iter};
 
 use proptest::prelude::{any, proptest};
-use scratch::Folder;
+use scratch::Directory;
 
 use super::exchange::{MAX_BODY, MAX_HEAD};
 use super::{Client, ClientResponse, Error};
@@ -33,13 +33,13 @@ fn answered(answer: impl AsRef<[u8]> + Send + 'static) -> Result<ClientResponse,
 
 /// A server for one request.
 struct House {
-    folder: Folder,
+    folder: Directory,
     serving: JoinHandle<String>,
 }
 
 impl House {
     fn new(serve: impl FnOnce(&mut UnixStream) + Send + 'static) -> Self {
-        let folder = Folder::new();
+        let folder = Directory::new();
         let listener = UnixListener::bind(path(&folder)).unwrap();
         let serving = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
@@ -60,7 +60,7 @@ impl House {
     }
 }
 
-fn path(folder: &Folder) -> PathBuf {
+fn path(folder: &Directory) -> PathBuf {
     folder.path("api.sock")
 }
 
@@ -103,7 +103,7 @@ fn a_request_is_what_servers_expect() {
 
 #[test]
 fn our_own_server_is_understood() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let mut server = Server::bind(&path(&folder), HttpLimits::default()).unwrap();
     let client = Client::new(path(&folder), LONG);
     let asking = thread::spawn(move || {
@@ -170,7 +170,7 @@ fn answers_come_in_pieces_and_in_several_shapes() {
 
 #[test]
 fn a_refusal_counts_though_the_request_was_not_read() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let listener = UnixListener::bind(path(&folder)).unwrap();
     let client = Client::new(path(&folder), LONG);
     // More than a socket holds, so that the server goes while it is written.
@@ -246,7 +246,7 @@ fn a_server_that_keeps_silent_is_not_waited_for() {
         "HTTP/1.1 200 \r\n",
         "HTTP/1.1 200 \r\nContent-Length: 2\r\n\r\nx",
     ] {
-        let folder = Folder::new();
+        let folder = Directory::new();
         let listener = UnixListener::bind(path(&folder)).unwrap();
         let (done, over) = mpsc::channel::<()>();
         let serving = thread::spawn(move || {
@@ -270,7 +270,7 @@ fn a_server_that_keeps_silent_is_not_waited_for() {
 
 #[test]
 fn a_server_that_reads_nothing_is_not_waited_for() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let _listener = UnixListener::bind(path(&folder)).unwrap();
     let body = vec![b' '; 8 << 20];
     let error = Client::new(path(&folder), SHORT).request("PUT", "/", Some(&body));
@@ -279,7 +279,7 @@ fn a_server_that_reads_nothing_is_not_waited_for() {
 
 #[test]
 fn a_server_that_accepts_nobody_is_not_waited_for() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let listener = UnixListener::bind(path(&folder)).unwrap();
     // SAFETY: the call takes no pointer; a listening socket may be asked to listen again.
     assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
@@ -295,7 +295,7 @@ fn failure(path: &Path) -> Error {
 
 #[test]
 fn without_a_server_the_way_out_is_said() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let missing = failure(&path(&folder));
     assert!(matches!(missing, Error::Missing(_)));
     assert!(text(&missing).contains("is mayfly running"), "{missing}");
@@ -319,7 +319,7 @@ fn without_a_server_the_way_out_is_said() {
 
 #[test]
 fn a_socket_of_somebody_else_is_told_from_a_missing_one() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let _listener = UnixListener::bind(path(&folder)).unwrap();
     fs::set_permissions(path(&folder), fs::Permissions::from_mode(0o000)).unwrap();
     // Permissions do not bind root.

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use proptest::prelude::{any, prop_assert, proptest};
-use scratch::Folder;
+use scratch::Directory;
 use serde::{Deserialize, Serialize};
 
 use super::header::refit;
@@ -40,7 +40,7 @@ fn sections(length: usize) -> ArchiveWriter {
     writer
 }
 
-fn written(folder: &Folder) -> (PathBuf, Vec<u8>) {
+fn written(folder: &Directory) -> (PathBuf, Vec<u8>) {
     let path = folder.path("state");
     write(&path, &header(), sections(20)).unwrap();
     let bytes = fs::read(&path).unwrap();
@@ -57,7 +57,7 @@ fn fault(path: &Path, bytes: &[u8], host: Option<&HostIdentity>) -> FormatError 
 
 #[test]
 fn what_was_written_is_read() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let (path, _) = written(&folder);
     let state = read(&path, Some(&header().host)).unwrap();
     assert_eq!(state.header(), &header());
@@ -69,7 +69,7 @@ fn what_was_written_is_read() {
 
 #[test]
 fn the_checksum_is_the_one_that_is_named() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let (_, bytes) = written(&folder);
     let covered = [&bytes[..40], &bytes[48..]].concat();
     let mut crc = !0_u64;
@@ -84,7 +84,7 @@ fn the_checksum_is_the_one_that_is_named() {
 
 #[test]
 fn every_truncation_is_refused() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let (path, bytes) = written(&folder);
     for length in 0..bytes.len() {
         let found = fault(&path, &bytes[..length], None);
@@ -100,7 +100,7 @@ fn every_truncation_is_refused() {
 
 #[test]
 fn a_longer_file_is_refused() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let (path, mut bytes) = written(&folder);
     bytes.push(0);
     refit(&mut bytes);
@@ -117,7 +117,7 @@ fn a_longer_file_is_refused() {
 
 #[test]
 fn every_changed_byte_is_refused() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let (path, good) = written(&folder);
     for at in 0..good.len() {
         for change in [1, 0x80, 0xff] {
@@ -130,7 +130,7 @@ fn every_changed_byte_is_refused() {
 
 #[test]
 fn with_the_checksum_refitted_nothing_breaks() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let (path, good) = written(&folder);
     for at in 0..good.len() {
         for change in [1, 0x80, 0xff] {
@@ -151,7 +151,7 @@ fn with_the_checksum_refitted_nothing_breaks() {
 
 /// Changes `at` to `value` in a good file with the checksum refitted and returns what is then said of it.
 fn refitted(at: usize, value: &[u8], host: Option<&HostIdentity>) -> FormatError {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let (path, mut bytes) = written(&folder);
     bytes[at..at + value.len()].copy_from_slice(value);
     refit(&mut bytes);
@@ -179,7 +179,7 @@ fn fields_that_cannot_be_are_refused() {
 
 #[test]
 fn the_version_is_told_also_of_what_cannot_be_read() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let (path, mut bytes) = written(&folder);
     assert_eq!(version(&path).unwrap(), VERSION);
     bytes[8..12].copy_from_slice(&[0, 1, 0, 0]);
@@ -202,7 +202,7 @@ fn the_version_is_told_also_of_what_cannot_be_read() {
 #[test]
 fn another_host_is_told_apart() {
     let host = header().host;
-    let folder = Folder::new();
+    let folder = Directory::new();
     let (path, bytes) = written(&folder);
     let said = |host: &HostIdentity| fault(&path, &bytes, Some(host)).to_string();
     let mut other = host.clone();
@@ -221,7 +221,7 @@ fn another_host_is_told_apart() {
 
 #[test]
 fn what_is_too_long_is_not_written() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("state");
     let fits = usize::try_from(MAX_SECTIONS).unwrap() - 64;
     write(&path, &header(), sections(fits)).unwrap();
@@ -241,7 +241,7 @@ fn what_is_too_long_is_not_written() {
 
 #[test]
 fn only_regular_files_are_opened() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let pipe = folder.path("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     for path in [pipe.as_path(), folder.root(), Path::new("/dev/zero")] {
@@ -274,7 +274,7 @@ fn write_beyond_the_limit() {
 
 #[test]
 fn a_disk_that_fills_up_leaves_the_old_file() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let (path, before) = written(&folder);
     let limited =
         "trap '' XFSZ; ulimit -f 8; exec \"$0\" --exact file::tests::write_beyond_the_limit --ignored";
@@ -293,7 +293,7 @@ fn a_disk_that_fills_up_leaves_the_old_file() {
 proptest! {
     #[test]
     fn no_file_makes_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..120), magic: bool) {
-        let folder = Folder::new();
+        let folder = Directory::new();
         let path = folder.path("state");
         let mut bytes = bytes;
         if magic && bytes.len() >= 48 {

@@ -3,13 +3,13 @@ use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use scratch::Folder;
+use scratch::Directory;
 
 use super::{AtomicFile, Error, NAMES};
 
 #[test]
 fn the_old_file_stays_until_the_new_one_is_whole() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("state");
     fs::write(&path, "old").unwrap();
     let replacement = AtomicFile::create(&path).unwrap();
@@ -22,7 +22,7 @@ fn the_old_file_stays_until_the_new_one_is_whole() {
 
 #[test]
 fn what_is_given_up_leaves_nothing() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let replacement = AtomicFile::create(&folder.path("state")).unwrap();
     assert_eq!(folder.names(), [".state.part0"]);
     drop(replacement);
@@ -31,7 +31,7 @@ fn what_is_given_up_leaves_nothing() {
 
 #[test]
 fn writers_do_not_disturb_each_other() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("state");
     let first = AtomicFile::create(&path).unwrap();
     let second = AtomicFile::create(&path).unwrap();
@@ -45,7 +45,7 @@ fn writers_do_not_disturb_each_other() {
 
 #[test]
 fn what_killed_writers_left_is_neither_used_nor_followed() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let elsewhere = folder.path("elsewhere");
     fs::write(&elsewhere, "kept").unwrap();
     symlink(&elsewhere, folder.path(".state.part0")).unwrap();
@@ -66,7 +66,7 @@ fn what_killed_writers_left_is_neither_used_nor_followed() {
 
 #[test]
 fn what_killed_writers_left_is_in_nobodys_way() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     for number in 0..NAMES {
         fs::write(folder.path(&format!(".state.part{number}")), "left").unwrap();
     }
@@ -85,7 +85,7 @@ fn what_killed_writers_left_is_in_nobodys_way() {
 
 #[test]
 fn only_files_are_replaced() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("state");
     fs::create_dir(&path).unwrap();
     for path in [&path, Path::new("/dev/null"), Path::new("/")] {
@@ -102,7 +102,7 @@ fn only_files_are_replaced() {
 
 #[test]
 fn a_name_that_is_taken_meanwhile_is_an_error() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("state");
     let replacement = AtomicFile::create(&path).unwrap();
     fs::create_dir(&path).unwrap();
@@ -113,7 +113,7 @@ fn a_name_that_is_taken_meanwhile_is_an_error() {
 
 #[test]
 fn a_link_stays_a_link() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let (path, link) = (folder.path("state"), folder.path("link"));
     fs::write(&path, "old").unwrap();
     symlink("state", &link).unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vmm::ErrorChain;
 
-use super::{Folder, answer, ctl, ok, words};
+use super::{Directory, answer, ctl, ok, words};
 use crate::ctl::request::MAX_STDIN;
 use crate::ctl::{Error, run};
 
@@ -70,7 +70,7 @@ fn an_answer_that_cannot_be_shown_is_an_error() {
 
 #[test]
 fn without_a_server_nothing_is_waited_for() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     for line in COMMANDS {
         let mut ctl = words(line).unwrap().unwrap();
         ctl.socket = folder.path("api.sock");
@@ -86,7 +86,7 @@ fn without_a_server_nothing_is_waited_for() {
 
 #[test]
 fn a_server_that_says_nothing_is_left() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let _listener = UnixListener::bind(folder.path("api.sock")).unwrap();
     for line in COMMANDS {
         let mut ctl = words(line).unwrap().unwrap();

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 
-use scratch::Folder;
+use scratch::Directory;
 
 use super::{Ctl, Error, args, run};
 
@@ -40,7 +40,7 @@ struct Outcome {
 
 /// Has `line` done against a server that gives `answers`, one each.
 fn ctl(line: &str, stdin: &str, answers: &[String]) -> Outcome {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let listener = UnixListener::bind(folder.path("api.sock")).unwrap();
     let answers = answers.to_vec();
     let serving = thread::spawn(move || {

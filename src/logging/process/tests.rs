@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use api::logger::{LogControl, LoggerSettings};
 use log::{Level, LevelFilter, Log, Record};
-use scratch::{Folder, Reader};
+use scratch::{Directory, Reader};
 
 use super::{ProcessLog, SharedLog};
 
@@ -90,7 +90,7 @@ fn the_level_is_the_clients() {
 
 #[test]
 fn what_is_not_named_stays() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let (mut log, shared) = log();
     log.configure(&LoggerSettings {
         path: Some(folder.path("log")),
@@ -110,7 +110,7 @@ fn what_is_not_named_stays() {
 
 #[test]
 fn a_file_gets_what_stderr_had() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("log");
     let (mut log, shared) = log();
     log.configure(&to(path.clone())).unwrap();
@@ -154,7 +154,7 @@ fn stderr_shows_the_origin_too() {
 
 #[test]
 fn nothing_is_said_when_the_log_is_off() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let (mut log, shared) = log();
     let settings = LoggerSettings {
         level: Some(LevelFilter::Off),
@@ -190,7 +190,7 @@ fn a_module_has_those_below_it() {
 
 #[test]
 fn a_flood_is_cut_in_a_file_too() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let (mut log, shared) = log();
     log.configure(&to(folder.path("log"))).unwrap();
     let start = Instant::now();
@@ -209,7 +209,7 @@ fn a_flood_is_cut_in_a_file_too() {
 
 #[test]
 fn what_cannot_be_opened_changes_nothing() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let (mut log, shared) = log();
     let settings = LoggerSettings {
         level: Some(LevelFilter::Trace),
@@ -227,7 +227,7 @@ fn what_cannot_be_opened_changes_nothing() {
 
 #[test]
 fn a_file_that_was_moved_away_is_replaced() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("log");
     let (mut log, shared) = log();
     assert!(!log.reopen(), "there is no file");
@@ -243,7 +243,7 @@ fn a_file_that_was_moved_away_is_replaced() {
 
 #[test]
 fn a_file_that_cannot_be_opened_again_serves_on() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     fs::create_dir(folder.path("logs")).unwrap();
     let (mut log, shared) = log();
     log.configure(&to(folder.path("logs/log"))).unwrap();
@@ -257,7 +257,7 @@ fn a_file_that_cannot_be_opened_again_serves_on() {
 
 #[test]
 fn a_fifo_needs_no_reader() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.fifo("log");
     let (mut log, shared) = log();
     log.configure(&to(path.clone())).unwrap();
@@ -268,7 +268,7 @@ fn a_fifo_needs_no_reader() {
 
 #[test]
 fn a_line_has_the_name_of_its_thread() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let (mut log, shared) = log();
     log.configure(&to(folder.path("log"))).unwrap();
     for name in [Some("fc_vcpu 0"), None] {

@@ -10,7 +10,7 @@ use std::{fs, io, thread};
 
 use super::configured::{URUNC_1, URUNC_2, URUNC_3};
 use super::http::DONE;
-use super::served::{Folder, Served};
+use super::served::{ApiProcess, Directory};
 use super::snapshot::{PAUSED, count, goes_on};
 use crate::access::{KVM, make_node};
 use crate::guests::{file, program};
@@ -51,7 +51,7 @@ pub fn mount(source: &Path, target: &Path, kind: &CStr, flags: libc::c_ulong, op
 
 /// Does `test` on a thread with mounts of its own, with the path of an empty tmpfs.
 pub fn in_own_mounts(test: impl FnOnce(PathBuf) + Send) {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let root = folder.path("root");
     fs::create_dir(&root).unwrap();
     thread::scope(|scope| {
@@ -125,7 +125,7 @@ fn a_file_is_enough() {
             let config = config.replace("KERNEL", "/kernel").replace("DISK", "/disk");
             fs::write(root.join("tmp/fc.json"), config).unwrap();
             let flags = ["--no-api", "--config-file", "/tmp/fc.json"];
-            let mut served = Served::called(Folder::new(), &mut confined(&root, &flags));
+            let mut served = ApiProcess::called(Directory::new(), &mut confined(&root, &flags));
             served.expect("hello from mayfly\n");
             served.ends_with(0);
         });
@@ -136,8 +136,8 @@ fn a_file_is_enough() {
 fn a_socket_is_enough() {
     in_own_mounts(|root| {
         furnish(&root, "ticker.elf");
-        let served = Served::called(
-            Folder::new(),
+        let served = ApiProcess::called(
+            Directory::new(),
             &mut confined(&root, &["--api-sock", "/tmp/c.sock", "--no-seccomp"]),
         );
         let mut client = super::served::connect(&root.join("tmp/c.sock"));
@@ -172,16 +172,16 @@ fn done(root: &Path, requests: &[(&str, &str, &str)]) {
 }
 
 /// A mayfly that is all there is, restored from /tmp/s and /tmp/m.
-fn restored(root: &Path) -> Served {
+fn restored(root: &Path) -> ApiProcess {
     let flags = ["--api-sock", "/tmp/c.sock", "--no-seccomp"];
-    let served = Served::called(Folder::new(), &mut confined(root, &flags));
+    let served = ApiProcess::called(Directory::new(), &mut confined(root, &flags));
     let load = r#"{"snapshot_path":"/tmp/s","mem_backend":{"backend_type":"File","backend_path":"/tmp/m"},"resume_vm":true}"#;
     done(root, &[("PUT", "/snapshot/load", load)]);
     served
 }
 
 /// Ends it, and lets the next one have its socket.
-fn end(root: &Path, served: Served) -> String {
+fn end(root: &Path, served: ApiProcess) -> String {
     let printed = served.kill();
     fs::remove_file(root.join("tmp/c.sock")).unwrap();
     printed
@@ -203,7 +203,7 @@ fn snapshots_need_no_proc() {
     in_own_mounts(|root| {
         furnish(&root, "ticker.elf");
         let flags = ["--api-sock", "/tmp/c.sock", "--no-seccomp"];
-        let mut served = Served::called(Folder::new(), &mut confined(&root, &flags));
+        let mut served = ApiProcess::called(Directory::new(), &mut confined(&root, &flags));
         done(
             &root,
             &[

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::process::{Command, Output};
 
-use super::served::{Folder, Served};
+use super::served::{ApiProcess, Directory};
 use crate::guests::{file, program};
 
 fn mayfly(arguments: &[&str]) -> Output {
@@ -21,7 +21,7 @@ fn within_limit() -> Command {
 }
 
 /// What mayfly prints when it does what `arguments` say.
-fn does(arguments: &[&str]) -> String {
+fn run_ok(arguments: &[&str]) -> String {
     let output = mayfly(arguments);
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{arguments:?}: {said}");
@@ -29,7 +29,7 @@ fn does(arguments: &[&str]) -> String {
 }
 
 /// What it says when it does not.
-fn refuses(arguments: &[&str]) -> String {
+fn run_err(arguments: &[&str]) -> String {
     let output = mayfly(arguments);
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
@@ -37,34 +37,34 @@ fn refuses(arguments: &[&str]) -> String {
     said
 }
 
-fn run(guest: &str) -> Served {
-    let folder = Folder::new();
+fn run(guest: &str) -> ApiProcess {
+    let folder = Directory::new();
     let socket = folder.text("api.sock");
     let kernel = file(guest);
-    Served::called(
+    ApiProcess::called(
         folder,
         Command::new(program()).args(["run", &kernel, "--memory", "32M", "--api-sock", &socket]),
     )
 }
 
-fn restore(snapshot: &str, options: &[&str]) -> Served {
-    let folder = Folder::new();
+fn restore(snapshot: &str, options: &[&str]) -> ApiProcess {
+    let folder = Directory::new();
     let socket = folder.text("api.sock");
     let mut command = Command::new(program());
     command
         .args(["restore", snapshot, "--api-sock", &socket])
         .args(options);
-    Served::called(folder, &mut command)
+    ApiProcess::called(folder, &mut command)
 }
 
-fn take(vm: &Served, folder: &str, options: &[&str]) {
+fn create_snapshot(vm: &ApiProcess, folder: &str, options: &[&str]) {
     let socket = vm.folder.text("api.sock");
     let command = ["snapshot", folder, "--api-sock", &socket];
-    does(&[&command, options].concat());
+    run_ok(&[&command, options].concat());
 }
 
 /// The number of the first tick, after which `count` follow without one missing or doubled.
-fn ticks(vm: &mut Served, count: u32) -> u32 {
+fn ticks(vm: &mut ApiProcess, count: u32) -> u32 {
     vm.expect("tick ");
     let first: u32 = vm.line().parse().unwrap();
     for number in first + 1..=first + count {
@@ -78,18 +78,18 @@ fn ticks(vm: &mut Served, count: u32) -> u32 {
 fn a_guest_goes_on_from_a_snapshot_as_often_as_one_likes() {
     let mut vm = run("ticker.elf");
     vm.expect("tick 7\n");
-    let kept = Folder::new();
+    let kept = Directory::new();
     let folder = kept.text("s");
-    take(&vm, &folder, &[]);
+    create_snapshot(&vm, &folder, &[]);
     // It has gone on, and is over.
     ticks(&mut vm, 3);
     vm.terminate();
     let mut clones = [restore(&folder, &[]), restore(&folder, &[])];
     let first = clones.each_mut().map(|clone| ticks(clone, 20));
     assert!(first[0] >= 8 && first[0] == first[1], "{first:?}");
-    let info = does(&["snapshot-info", &folder]);
+    let info = run_ok(&["snapshot-info", &folder]);
     let state = format!("{folder}/state");
-    assert_eq!(does(&["--describe-snapshot", &state]), "v1.0.0\n");
+    assert_eq!(run_ok(&["--describe-snapshot", &state]), "v1.0.0\n");
     for text in [
         "format       v1.0.0",
         "architecture ",
@@ -103,25 +103,25 @@ fn a_guest_goes_on_from_a_snapshot_as_often_as_one_likes() {
     ] {
         assert!(info.contains(text), "{info} has no {text}");
     }
-    clones.into_iter().for_each(Served::terminate);
+    clones.into_iter().for_each(ApiProcess::terminate);
 }
 
 #[test]
 fn a_difference_is_merged_into_what_it_differs_from() {
     let mut vm = run("ticker.elf");
     vm.expect("tick 3\n");
-    let kept = Folder::new();
+    let kept = Directory::new();
     let [whole, part] = ["whole", "part"].map(|name| kept.text(name));
-    take(&vm, &whole, &[]);
+    create_snapshot(&vm, &whole, &[]);
     vm.terminate();
     let mut vm = restore(&whole, &[]);
     let start = ticks(&mut vm, 30);
-    take(&vm, &part, &["--diff"]);
+    create_snapshot(&vm, &part, &["--diff"]);
     vm.terminate();
-    assert!(does(&["snapshot-info", &part]).contains("a difference"));
-    assert!(refuses(&["restore", &part]).contains("mayfly snapshot-merge"));
-    assert!(refuses(&["snapshot-merge", &part, &whole]).contains("no difference"));
-    does(&["snapshot-merge", &whole, &part]);
+    assert!(run_ok(&["snapshot-info", &part]).contains("a difference"));
+    assert!(run_err(&["restore", &part]).contains("mayfly snapshot-merge"));
+    assert!(run_err(&["snapshot-merge", &part, &whole]).contains("no difference"));
+    run_ok(&["snapshot-merge", &whole, &part]);
     let mut vm = restore(&whole, &[]);
     assert!(ticks(&mut vm, 5) > start + 30);
     vm.terminate();
@@ -131,26 +131,26 @@ fn a_difference_is_merged_into_what_it_differs_from() {
 fn a_paused_clone_waits_for_its_owner() {
     let mut vm = run("ticker.elf");
     vm.expect("tick 2\n");
-    let kept = Folder::new();
+    let kept = Directory::new();
     let folder = kept.text("s");
-    take(&vm, &folder, &[]);
+    create_snapshot(&vm, &folder, &[]);
     vm.terminate();
     let mut clone = restore(&folder, &["--paused"]);
     assert_eq!(clone.state(), "Paused");
     let socket = clone.folder.text("api.sock");
-    does(&["ctl", "--api-sock", &socket, "resume"]);
+    run_ok(&["ctl", "--api-sock", &socket, "resume"]);
     ticks(&mut clone, 3);
     clone.terminate();
 }
 
 #[test]
 fn what_is_no_snapshot_is_refused() {
-    let kept = Folder::new();
+    let kept = Directory::new();
     let folder = kept.text("s");
     let socket = kept.text("nobody.sock");
-    assert!(refuses(&["snapshot", &folder, "--api-sock", &socket]).contains(&socket));
+    assert!(run_err(&["snapshot", &folder, "--api-sock", &socket]).contains(&socket));
     assert!(!kept.path("s").exists(), "there is nothing to be put there");
-    assert!(refuses(&["restore", &folder]).contains("state"));
+    assert!(run_err(&["restore", &folder]).contains("state"));
     fs::create_dir(kept.path("s")).unwrap();
     fs::write(
         kept.path("s").join("state"),
@@ -158,7 +158,7 @@ fn what_is_no_snapshot_is_refused() {
     )
     .unwrap();
     for command in ["restore", "snapshot-info"] {
-        let said = refuses(&[command, &folder]);
+        let said = run_err(&[command, &folder]);
         assert!(said.contains(&folder), "{said}");
     }
 }
@@ -168,9 +168,9 @@ fn what_is_no_snapshot_is_refused() {
 fn input_that_waits_for_a_restored_guest_reaches_it() {
     let mut vm = run("echo.elf");
     vm.expect("ready\n");
-    let kept = Folder::new();
+    let kept = Directory::new();
     let folder = kept.text("s");
-    take(&vm, &folder, &[]);
+    create_snapshot(&vm, &folder, &[]);
     vm.terminate();
     for round in 0..40 {
         let (reader, mut writer) = io::pipe().unwrap();

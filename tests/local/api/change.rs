@@ -4,7 +4,7 @@
 use std::fs;
 use std::process::Command;
 
-use super::served::Served;
+use super::served::ApiProcess;
 use crate::guests::file;
 use crate::network::{in_own_network, output_of};
 
@@ -14,21 +14,21 @@ const ONE: &str = r#"{"ops":{"size":1,"refill_time":2592000000}}"#;
 /// What takes it away.
 const NONE: &str = r#"{"ops":{"size":0,"refill_time":0}}"#;
 
-fn put_drive(served: &Served, id: &str, path: &str, limiter: &str) {
+fn put_drive(served: &ApiProcess, id: &str, path: &str, limiter: &str) {
     let body = format!(
         r#"{{"drive_id":"{id}","is_root_device":false,"path_on_host":"{path}","is_read_only":false,"rate_limiter":{limiter}}}"#
     );
-    served.done("PUT", &format!("/drives/{id}"), &body);
+    served.expect_no_content("PUT", &format!("/drives/{id}"), &body);
 }
 
-fn patch_drive(served: &Served, id: &str, change: &str) {
+fn patch_drive(served: &ApiProcess, id: &str, change: &str) {
     let body = format!("{{\"drive_id\":\"{id}\"{change}}}");
-    served.done("PATCH", &format!("/drives/{id}"), &body);
+    served.expect_no_content("PATCH", &format!("/drives/{id}"), &body);
 }
 
 /// The disk guest with the drives `a`, which is throttled after its first request, and `b`.
-fn throttled() -> Served {
-    let served = Served::start();
+fn throttled() -> ApiProcess {
+    let served = ApiProcess::start();
     for name in ["a", "b"] {
         let path = served.folder.write(name, vec![0xa5; 100 * SECTOR]);
         put_drive(&served, name, &path, if name == "a" { ONE } else { NONE });
@@ -105,14 +105,14 @@ fn an_interface_gets_other_limits() {
         output_of("ip tuntap add tap0 mode tap");
         output_of("ip addr add 10.0.0.1/24 dev tap0");
         output_of("ip link set tap0 up");
-        let mut served = Served::start();
+        let mut served = ApiProcess::start();
         let body = format!(
             r#"{{"iface_id":"1","host_dev_name":"tap0","guest_mac":"02:00:00:00:00:07","tx_rate_limiter":{ONE}}}"#
         );
-        served.done("PUT", "/network-interfaces/1", &body);
+        served.expect_no_content("PUT", "/network-interfaces/1", &body);
         let kernel = file("net.elf");
         let body = format!(r#"{{"kernel_image_path":"{kernel}","boot_args":"ip=10.0.0.2"}}"#);
-        served.done("PUT", "/boot-source", &body);
+        served.expect_no_content("PUT", "/boot-source", &body);
         served.act("InstanceStart");
         served.expect("net 02:00:00:00:00:07 at 10.0.0.2\n");
         // It may send the answer to ARP, and nothing else.
@@ -122,7 +122,7 @@ fn an_interface_gets_other_limits() {
             .unwrap();
         assert!(!ping.status.success(), "{ping:?}");
         let body = format!(r#"{{"iface_id":"1","tx_rate_limiter":{NONE}}}"#);
-        served.done("PATCH", "/network-interfaces/1", &body);
+        served.expect_no_content("PATCH", "/network-interfaces/1", &body);
         let pings = output_of("ping -c 2 -i 0.1 -W 30 10.0.0.2");
         assert!(pings.contains("2 received"), "{pings}");
         served.terminate();

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 use super::http::DONE;
-use super::served::{Folder, Served};
+use super::served::{ApiProcess, Directory};
 use crate::guests::{file, program};
 
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
@@ -23,7 +23,7 @@ static PYTHON: LazyLock<PathBuf> = LazyLock::new(|| {
 });
 
 /// Runs a script of tests/clients in `folder`; what it prints.
-fn python(script: &str, folder: &Folder, arguments: &[&str]) -> String {
+fn python(script: &str, folder: &Directory, arguments: &[&str]) -> String {
     let mut command = Command::new(PYTHON.as_path());
     command.arg(format!("{SCRIPTS}/{script}")).args(arguments);
     let output = command.current_dir(folder.path("")).output().unwrap();
@@ -38,7 +38,7 @@ fn python(script: &str, folder: &Folder, arguments: &[&str]) -> String {
 }
 
 /// What curl prints of the answer, with its head.
-fn curl(served: &Served, method: &str, path: &str, body: &str) -> String {
+fn curl(served: &ApiProcess, method: &str, path: &str, body: &str) -> String {
     let mut command = Command::new("curl");
     command.args([
         "--silent",
@@ -65,7 +65,7 @@ fn curl(served: &Served, method: &str, path: &str, body: &str) -> String {
 
 #[test]
 fn curl_does_all_methods() {
-    let mut served = Served::start();
+    let mut served = ApiProcess::start();
     let boot = format!("{{\"kernel_image_path\":\"{}\"}}", file("ticker.elf"));
     let shown = curl(&served, "GET", "/", "");
     assert!(
@@ -96,7 +96,7 @@ fn curl_does_all_methods() {
 
 #[test]
 fn firecracker_python_drives_a_guest() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let home = folder.text("");
     let mayfly = program();
     let arguments = [
@@ -112,16 +112,16 @@ fn firecracker_python_drives_a_guest() {
 }
 
 /// Files that it names are made where mayfly runs.
-fn confined() -> Served {
-    let folder = Folder::new();
+fn confined() -> ApiProcess {
+    let folder = Directory::new();
     let mut command = Command::new(program());
     command
         .args(["--api-sock", &folder.text("api.sock")])
         .current_dir(folder.path(""));
-    Served::called(folder, &mut command)
+    ApiProcess::called(folder, &mut command)
 }
 
-fn explore(served: &Served) {
+fn explore(served: &ApiProcess) {
     // There is a socket before the script looks for it.
     assert_eq!(served.ask("GET", "/version", "").status(), 200);
     python("explore.py", &served.folder, &[served.socket().to_str().unwrap()]);
@@ -133,7 +133,7 @@ fn schemathesis_finds_nothing_before_the_start() {
     // A snapshot that cannot be loaded would be the end, so that there is something that it is refused for.
     let disk = served.folder.write("disk", [0; 4096]);
     let drive = format!(r#"{{"drive_id":"d","is_root_device":false,"path_on_host":"{disk}"}}"#);
-    served.done("PUT", "/drives/d", &drive);
+    served.expect_no_content("PUT", "/drives/d", &drive);
     explore(&served);
     assert_eq!(served.state(), "Not started");
     served.terminate();
@@ -145,7 +145,7 @@ fn schemathesis_finds_nothing_while_a_guest_runs() {
     served.boots("ticker.elf");
     served.act("InstanceStart");
     explore(&served);
-    served.done("PATCH", "/vm", r#"{"state":"Resumed"}"#);
+    served.expect_no_content("PATCH", "/vm", r#"{"state":"Resumed"}"#);
     served.expect("tick ");
     served.expect("\ntick ");
     served.terminate();

@@ -3,20 +3,20 @@
 use std::fs;
 use std::process::{Command, Output};
 
-use super::served::{Folder, Served};
+use super::served::{ApiProcess, Directory};
 use crate::guests::{file, program};
 use crate::network::in_own_network;
 
 /// mayfly with `config`, in which KERNEL, DISK and FOLDER stand for paths, and no socket.
 fn run(config: &str, flags: &[&str]) -> Output {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = write(&folder, config);
     let mut command = Command::new(program());
     command.args(["--no-api", "--config-file", &path]).args(flags);
     command.output().unwrap()
 }
 
-fn write(folder: &Folder, config: &str) -> String {
+fn write(folder: &Directory, config: &str) -> String {
     folder.write("disk", vec![0; 8192]);
     folder.write("disk-2", vec![0; 8192]);
     let config = config
@@ -78,18 +78,18 @@ fn other_files_boot() {
 /// The way that `GET /vm/config` shows a VM makes the same VM.
 #[test]
 fn what_is_shown_can_be_read_again() {
-    let served = Served::start();
+    let served = ApiProcess::start();
     let disk = served.folder.write("disk", [0; 4096]);
     served.boots("hello.elf");
     let body = format!(r#"{{"drive_id":"rootfs","is_root_device":true,"path_on_host":"{disk}"}}"#);
-    served.done("PUT", "/drives/rootfs", &body);
+    served.expect_no_content("PUT", "/drives/rootfs", &body);
     let shown = served.ask("GET", "/vm/config", "").body().to_owned();
     // A disk has one VM at a time.
-    let folder = Folder::new();
+    let folder = Directory::new();
     let config = folder.write("fc.json", shown);
     fs::rename(disk, folder.path("moved")).unwrap();
     served.folder.write("disk", [0; 4096]);
-    let mut again = Served::with(folder, &["--config-file", &config]);
+    let mut again = ApiProcess::with(folder, &["--config-file", &config]);
     again.expect("hello from mayfly\n");
     again.ends_with(0);
     served.terminate();
@@ -150,9 +150,9 @@ fn files_that_make_no_vm_are_refused() {
 
 #[test]
 fn a_file_and_a_socket_go_together() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let config = write(&folder, &URUNC_3.replace("KERNEL", &file("ticker.elf")));
-    let mut served = Served::with(folder, &["--config-file", &config]);
+    let mut served = ApiProcess::with(folder, &["--config-file", &config]);
     served.expect("tick 1\n");
     assert_eq!(served.state(), "Running");
     let shown = served.ask("GET", "/vm/config", "").json();
@@ -163,8 +163,8 @@ fn a_file_and_a_socket_go_together() {
 
 #[test]
 fn a_file_that_cannot_be_used_leaves_no_socket() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let config = write(&folder, "{}");
-    let served = Served::with(Folder::new(), &["--config-file", &config]);
+    let served = ApiProcess::with(Directory::new(), &["--config-file", &config]);
     served.ends_with(1);
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::bare::{in_own_mounts, mount};
 use super::http::DONE;
 use super::killed::{CREATE, Content, Moment, Series, interrupt, names};
-use super::served::Served;
+use super::served::ApiProcess;
 use super::snapshot::RESUMED;
 
 const PAGE: usize = 4096;
@@ -36,8 +36,8 @@ fn fill(disk: &Path, free: usize) {
 }
 
 /// The guest goes on, and what was made of it can be restored.
-fn go_on(mut served: Served, series: &Series) {
-    served.done("PATCH", "/vm", RESUMED);
+fn go_on(mut served: ApiProcess, series: &Series) {
+    served.expect_no_content("PATCH", "/vm", RESUMED);
     served.expect("tick ");
     served.expect("tick ");
     served.kill();
@@ -116,7 +116,7 @@ fn killed_on_a_full_disk() {
             assert!(series.found[0] > 10, "{kind}: {:?}", series.found);
             fs::remove_file(disk.join("filler")).unwrap();
             let served = series.restored();
-            served.done("PUT", CREATE, &series.request().replace("Diff", "Full"));
+            served.expect_no_content("PUT", CREATE, &series.request().replace("Diff", "Full"));
             assert_eq!(names(disk), ["memory", "state"]);
             served.kill();
             series.restored().kill();
@@ -140,7 +140,7 @@ fn a_disk_that_is_read_only_meanwhile_keeps_the_old_snapshot() {
             );
             assert!(Content::of(disk) == old);
             remount(0);
-            served.done("PUT", CREATE, &series.request());
+            served.expect_no_content("PUT", CREATE, &series.request());
             assert_eq!(names(disk), ["memory", "state"]);
             go_on(served, &series);
         });
@@ -178,7 +178,7 @@ fn a_folder_that_vanishes_meanwhile_is_said() {
                 fs::rename(disk.join("gone"), &folder).unwrap();
             }
             assert!(refused > 3, "{refused} of {stops}");
-            served.done("PUT", CREATE, &request.replace("Diff", "Full"));
+            served.expect_no_content("PUT", CREATE, &request.replace("Diff", "Full"));
             assert_eq!(names(&folder), ["memory", "state"]);
             served.kill();
             series.restored().kill();

@@ -5,14 +5,14 @@ use std::fs;
 use std::process::Command;
 
 use super::http::DONE;
-use super::replay::{START, firecracker, go_asks};
-use super::served::{Folder, Served, fifo};
+use super::replay::{START, firecracker, send_as_go};
+use super::served::{ApiProcess, Directory, fifo};
 use crate::guests::{file, program};
 
 /// kata in Go: a file with nine drives and both FIFOs, then the question whether it runs. Its vsock is what mayfly has not.
 #[test]
 fn kata_go() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let version = firecracker(&folder).arg("--version").output().unwrap();
     assert!(version.stdout.starts_with(b"Firecracker v1.14.0\n"));
     fs::remove_file(folder.path("firecracker")).unwrap();
@@ -44,7 +44,7 @@ fn kata_go() {
     fs::write(&path, config.replace("\"vsock\"", "\"no-vsock\"")).unwrap();
     let mut command = firecracker(&folder);
     command.args(flags);
-    let mut served = Served::called(folder, &mut command);
+    let mut served = ApiProcess::called(folder, &mut command);
     while served.state() != "Running" {
         std::thread::yield_now();
     }
@@ -57,14 +57,14 @@ fn kata_go() {
     assert!(names.contains(&"fc_vcpu 0\n".to_owned()), "{names:?}");
     let hot = served.folder.write("hot", [0; 8192]);
     let body = format!(r#"{{"drive_id":"drive_3","path_on_host":"{hot}"}}"#);
-    go_asks(&mut served.connect(), "PATCH", "/drives/drive_3", &body, DONE);
+    send_as_go(&mut served.connect(), "PATCH", "/drives/drive_3", &body, DONE);
     served.terminate();
 }
 
 /// kata in Rust, by hyper: the root and five drives, a vsock that is refused, and a FIFO nowhere.
 #[test]
 fn runtime_rs() {
-    let mut served = Served::start();
+    let mut served = ApiProcess::start();
     let (kernel, disk) = (file("hello.elf"), served.folder.write("disk", [0; 4096]));
     let ask = |method: &str, path: &str, body: &str| {
         let mut client = served.connect();

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::http::{self, Client};
-use super::served::{Folder, Served};
-use super::snapshot::{PAUSED, create, freeze, thaw};
+use super::served::{ApiProcess, Directory};
+use super::snapshot::{PAUSED, create, load_snapshot, pause_and_create};
 use crate::calls::Stepped;
 
 pub const CREATE: &str = "/snapshot/create";
@@ -49,10 +49,10 @@ impl Content {
 }
 
 /// A guest of little memory that has counted for a while.
-pub fn small() -> Served {
-    let mut served = Served::start();
+pub fn small() -> ApiProcess {
+    let mut served = ApiProcess::start();
     let machine = format!(r#"{{"vcpu_count":1,"mem_size_mib":{MEMORY}}}"#);
-    served.done("PUT", "/machine-config", &machine);
+    served.expect_no_content("PUT", "/machine-config", &machine);
     served.boots("ticker.elf");
     served.act("InstanceStart");
     served.expect("tick 3\n");
@@ -104,7 +104,7 @@ impl Moment {
 
 /// Has `served` do what is `asked` of the path until `stops` stops have been made, or it has answered. How many there were, where
 /// it is held, and where the answer comes.
-pub fn interrupt(served: &Served, path: &str, asked: &str, stops: usize) -> (usize, Stepped, Client) {
+pub fn interrupt(served: &ApiProcess, path: &str, asked: &str, stops: usize) -> (usize, Stepped, Client) {
     let mut client = served.connect();
     // Once it has answered, the connection is its own.
     assert_eq!(client.ask("GET", "/", "").status(), 200);
@@ -134,16 +134,16 @@ pub struct Series {
     /// Has the snapshot.
     folder: PathBuf,
     /// Has what each would have written.
-    other: Folder,
+    other: Directory,
     /// Of old, of new and of no snapshots.
     pub found: [usize; 3],
 }
 
 impl Series {
     pub fn new(kind: &'static str, folder: &Path) -> Self {
-        let other = Folder::new();
+        let other = Directory::new();
         let served = small();
-        freeze(&served, &other, "Full", "state", "memory");
+        pause_and_create(&served, &other, "Full", "state", "memory");
         served.kill();
         Content::of(&other.path("")).put(folder);
         Self {
@@ -164,15 +164,15 @@ impl Series {
     }
 
     /// One that has gone on from the snapshot for a while, and is paused.
-    pub fn restored(&self) -> Served {
+    pub fn restored(&self) -> ApiProcess {
         let (state, memory) = (self.path("state"), self.path("memory"));
         let backend = format!(r#"{{"backend_type":"File","backend_path":"{memory}"}}"#);
         let load = format!(r#"{{"snapshot_path":"{state}","mem_backend":{backend},"resume_vm":true}}"#);
-        let mut served = Served::start();
-        served.done("PUT", "/snapshot/load", &load);
+        let mut served = ApiProcess::start();
+        served.expect_no_content("PUT", "/snapshot/load", &load);
         served.expect("tick ");
         served.expect("tick ");
-        served.done("PATCH", "/vm", PAUSED);
+        served.expect_no_content("PATCH", "/vm", PAUSED);
         served
     }
 
@@ -231,14 +231,14 @@ pub fn names(folder: &Path) -> Vec<String> {
 
 /// Kills `count` of them; after that, one that is not killed leaves nothing behind.
 fn series(kind: &'static str, count: usize) {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let mut series = Series::new(kind, &folder.path(""));
     series.run(count);
     let served = series.restored();
-    freeze(&served, &folder, "Full", "state", "memory");
+    pause_and_create(&served, &folder, "Full", "state", "memory");
     assert_eq!(names(&folder.path("")), ["memory", "state"]);
     served.kill();
-    let mut last = thaw(&folder, "state", "memory", r#","resume_vm":true"#);
+    let mut last = load_snapshot(&folder, "state", "memory", r#","resume_vm":true"#);
     last.expect("tick ");
 }
 

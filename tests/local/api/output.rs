@@ -7,7 +7,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
-use super::served::{Folder, Served, fifo};
+use super::served::{ApiProcess, Directory, fifo};
 use crate::guest::LIMIT;
 
 fn reader(path: &str) -> File {
@@ -34,12 +34,12 @@ fn wait_for(path: &Path, text: &str) {
 
 #[test]
 fn the_guests_output_goes_to_a_file() {
-    let served = Served::start();
+    let served = ApiProcess::start();
     let path = served.folder.write("serial", "before\n");
-    served.done("PUT", "/serial", &format!("{{\"serial_out_path\":\"{path}\"}}"));
+    served.expect_no_content("PUT", "/serial", &format!("{{\"serial_out_path\":\"{path}\"}}"));
     served.boots("hello.elf");
     served.act("InstanceStart");
-    let folder = Folder::new();
+    let folder = Directory::new();
     let kept = folder.path("kept");
     fs::hard_link(&path, &kept).unwrap();
     let (printed, _) = served.ends_with(0);
@@ -50,14 +50,14 @@ fn the_guests_output_goes_to_a_file() {
 /// More than fits into a FIFO is said, and nobody reads it.
 #[test]
 fn fifos_without_a_reader_stall_nothing() {
-    let mut served = Served::start();
+    let mut served = ApiProcess::start();
     let (log, metrics) = (fifo(&served.folder, "log"), fifo(&served.folder, "metrics"));
-    served.done(
+    served.expect_no_content(
         "PUT",
         "/logger",
         &format!("{{\"log_path\":\"{log}\",\"level\":\"Trace\"}}"),
     );
-    served.done("PUT", "/metrics", &format!("{{\"metrics_path\":\"{metrics}\"}}"));
+    served.expect_no_content("PUT", "/metrics", &format!("{{\"metrics_path\":\"{metrics}\"}}"));
     served.boots("ticker.elf");
     served.act("InstanceStart");
     served.expect("tick 1\n");
@@ -90,9 +90,9 @@ fn fifos_without_a_reader_stall_nothing() {
 
 #[test]
 fn metrics_are_written_when_they_are_asked_for() {
-    let served = Served::start();
+    let served = ApiProcess::start();
     let path = fifo(&served.folder, "metrics");
-    served.done("PUT", "/metrics", &format!("{{\"metrics_path\":\"{path}\"}}"));
+    served.expect_no_content("PUT", "/metrics", &format!("{{\"metrics_path\":\"{path}\"}}"));
     let again = served.ask("PUT", "/metrics", &format!("{{\"metrics_path\":\"{path}\"}}"));
     assert!(again.fault().starts_with("Metrics error: "), "{again:?}");
     let mut lines = BufReader::new(reader(&path)).lines();
@@ -120,9 +120,9 @@ fn metrics_are_written_when_they_are_asked_for() {
 
 #[test]
 fn the_log_says_who_and_what() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.text("log");
-    let served = Served::with(
+    let served = ApiProcess::with(
         folder,
         &[
             "--id",
@@ -146,15 +146,15 @@ fn the_log_says_who_and_what() {
 
 #[test]
 fn a_hang_up_opens_the_files_again() {
-    let mut served = Served::start();
+    let mut served = ApiProcess::start();
     let (log, metrics) = (served.folder.text("log"), served.folder.text("metrics"));
     served.folder.write("metrics", "");
-    served.done(
+    served.expect_no_content(
         "PUT",
         "/logger",
         &format!("{{\"log_path\":\"{log}\",\"level\":\"Info\"}}"),
     );
-    served.done("PUT", "/metrics", &format!("{{\"metrics_path\":\"{metrics}\"}}"));
+    served.expect_no_content("PUT", "/metrics", &format!("{{\"metrics_path\":\"{metrics}\"}}"));
     served.boots("loop.elf");
     served.act("InstanceStart");
     for file in [&log, &metrics] {
@@ -177,16 +177,16 @@ fn a_hang_up_opens_the_files_again() {
 /// The start is told of as it went, once, however often it was tried and is asked for.
 #[test]
 fn metrics_do_not_grow() {
-    let mut served = Served::start();
+    let mut served = ApiProcess::start();
     let path = served.folder.write("metrics", "");
-    served.done("PUT", "/metrics", &format!("{{\"metrics_path\":\"{path}\"}}"));
+    served.expect_no_content("PUT", "/metrics", &format!("{{\"metrics_path\":\"{path}\"}}"));
     served.boots("segments.elf");
-    served.done("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":2}"#);
+    served.expect_no_content("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":2}"#);
     for _ in 0..3 {
         let answer = served.ask("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
         assert_eq!(answer.status(), 400);
     }
-    served.done("PATCH", "/machine-config", r#"{"mem_size_mib":64}"#);
+    served.expect_no_content("PATCH", "/machine-config", r#"{"mem_size_mib":64}"#);
     served.boots("ticker.elf");
     served.act("InstanceStart");
     served.expect("tick 1\n");

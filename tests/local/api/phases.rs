@@ -1,7 +1,7 @@
 //! What may be asked before the start, while the guest runs, and while it is paused.
 
 use super::http::{DONE, fault};
-use super::served::Served;
+use super::served::ApiProcess;
 use crate::guests::file;
 use crate::network::in_own_network;
 
@@ -289,7 +289,7 @@ const ROWS: [Row; 48] = [
     ),
 ];
 
-fn check(served: &Served, is_started: bool) {
+fn check(served: &ApiProcess, is_started: bool) {
     let mut client = served.connect();
     for (method, path, body, before, after) in ROWS {
         let body = body
@@ -318,7 +318,7 @@ fn check(served: &Served, is_started: bool) {
 #[test]
 fn each_phase_has_its_requests() {
     in_own_network(|| {
-        let served = Served::start();
+        let served = ApiProcess::start();
         served.folder.write("disk", [0; 4096]);
         check(&served, false);
         assert_eq!(served.state(), "Not started");
@@ -333,7 +333,7 @@ fn each_phase_has_its_requests() {
             again.text,
             fault("The requested operation is not supported after starting the microVM.")
         );
-        served.done("PATCH", "/vm", r#"{"state":"Resumed"}"#);
+        served.expect_no_content("PATCH", "/vm", r#"{"state":"Resumed"}"#);
         assert_eq!(served.state(), "Running");
         served.terminate();
     });
@@ -341,7 +341,7 @@ fn each_phase_has_its_requests() {
 
 #[test]
 fn what_is_shown_is_what_was_said() {
-    let served = Served::with(super::served::Folder::new(), &["--id", "vm-1"]);
+    let served = ApiProcess::with(super::served::Directory::new(), &["--id", "vm-1"]);
     let shown = served.ask("GET", "/", "");
     let body = r#"{"id":"vm-1","state":"Not started","vmm_version":"1.14.0","app_name":"Firecracker"}"#;
     assert_eq!(shown.text, super::http::json(200, body));
@@ -358,12 +358,12 @@ fn what_is_shown_is_what_was_said() {
         super::http::json(200, &body)
     };
     assert_eq!(served.ask("GET", "/machine-config", "").text, machine(1, 128));
-    served.done(
+    served.expect_no_content(
         "PUT",
         "/machine-config",
         r#"{"vcpu_count":2,"mem_size_mib":256,"ht_enabled":false}"#,
     );
-    served.done("PATCH", "/machine-config", r#"{"mem_size_mib":64}"#);
+    served.expect_no_content("PATCH", "/machine-config", r#"{"mem_size_mib":64}"#);
     assert_eq!(served.ask("GET", "/machine-config", "").text, machine(2, 64));
     served.terminate();
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Instant;
 
-use super::served::{Folder, Served, connect, fifo};
+use super::served::{ApiProcess, Directory, connect, fifo};
 use crate::guest::LIMIT;
 use crate::guests::{file, program};
 
@@ -51,7 +51,7 @@ fn flags_that_make_no_sense_have_firecrackers_status() {
 
 #[test]
 fn the_version_is_firecrackers_under_its_name() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let link = folder.path("firecracker");
     symlink(program(), &link).unwrap();
     let version = Command::new(link).arg("--version").output().unwrap();
@@ -67,14 +67,14 @@ fn the_version_is_firecrackers_under_its_name() {
 #[test]
 fn a_signal_ends_it_in_every_phase() {
     for steps in 0..3 {
-        let mut served = Served::start();
+        let mut served = ApiProcess::start();
         served.boots("ticker.elf");
         if steps > 0 {
             served.act("InstanceStart");
             served.expect("tick 1\n");
         }
         if steps > 1 {
-            served.done("PATCH", "/vm", r#"{"state":"Paused"}"#);
+            served.expect_no_content("PATCH", "/vm", r#"{"state":"Paused"}"#);
         }
         // A client that stays changes nothing.
         let _client = served.connect();
@@ -83,7 +83,7 @@ fn a_signal_ends_it_in_every_phase() {
 }
 
 /// Waits until `served` waits in the system call `call`.
-fn await_call(served: &Served, call: libc::c_long) {
+fn await_call(served: &ApiProcess, call: libc::c_long) {
     let deadline = Instant::now() + LIMIT;
     let wanted = format!("{call} ");
     while !fs::read_to_string(format!("/proc/{}/syscall", served.id()))
@@ -98,13 +98,13 @@ fn await_call(served: &Served, call: libc::c_long) {
 /// Who names a FIFO of which nobody has the other end, or says nothing, can still end it.
 #[test]
 fn a_signal_ends_it_while_a_fifo_keeps_it_waiting() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let (fifo, image) = (fifo(&folder, "fifo"), file("hello.elf"));
     let start = |flags: &[&str]| {
-        let folder = Folder::new();
+        let folder = Directory::new();
         let socket = folder.text("api.sock");
         let mut command = Command::new(program());
-        let served = Served::called(folder, command.args(flags).args(["--api-sock", &socket]));
+        let served = ApiProcess::called(folder, command.args(flags).args(["--api-sock", &socket]));
         await_call(&served, libc::SYS_openat);
         served
     };
@@ -118,7 +118,7 @@ fn a_signal_ends_it_while_a_fifo_keeps_it_waiting() {
 
 #[test]
 fn a_stale_socket_is_replaced() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     drop(UnixListener::bind(folder.path("api.sock")).unwrap());
     assert!(folder.path("api.sock").exists());
     let served = wait_until_listening(folder);
@@ -127,8 +127,8 @@ fn a_stale_socket_is_replaced() {
 }
 
 /// The file is there before mayfly is, so that its appearance says nothing.
-fn wait_until_listening(folder: Folder) -> Served {
-    let served = Served::with(folder, &[]);
+fn wait_until_listening(folder: Directory) -> ApiProcess {
+    let served = ApiProcess::with(folder, &[]);
     while super::http::Client::connect(&served.socket()).is_err() {
         assert!(fs::exists(format!("/proc/{}", served.id())).unwrap());
         std::thread::yield_now();
@@ -138,7 +138,7 @@ fn wait_until_listening(folder: Folder) -> Served {
 
 #[test]
 fn a_socket_that_is_in_use_is_left_alone() {
-    let served = Served::start();
+    let served = ApiProcess::start();
     assert_eq!(served.state(), "Not started");
     let output = mayfly(&["--api-sock", served.socket().to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
@@ -149,7 +149,7 @@ fn a_socket_that_is_in_use_is_left_alone() {
 
 #[test]
 fn a_file_that_is_no_socket_is_left_alone() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.write("api.sock", "precious");
     let output = mayfly(&["--api-sock", &path]);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
@@ -159,11 +159,11 @@ fn a_file_that_is_no_socket_is_left_alone() {
 /// kraftkit removes them itself, and fails when they are gone.
 #[test]
 fn files_that_clients_named_stay() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let (log, metrics) = (folder.text("machine.log"), folder.write("metrics", ""));
     let flags = ["--log-path", &log, "--metrics-path", &metrics];
-    let other = Folder::new();
-    let served = Served::with(other, &flags);
+    let other = Directory::new();
+    let served = ApiProcess::with(other, &flags);
     served.boots("hello.elf");
     served.act("InstanceStart");
     served.ends_with(0);
@@ -172,7 +172,7 @@ fn files_that_clients_named_stay() {
 
 #[test]
 fn no_file_becomes_the_console_because_a_standard_descriptor_is_closed() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let socket = folder.path("s");
     let mut child = Command::new("sh")
         .args(["-c", r#"exec "$0" --api-sock "$1" <&- >&- 2>&-"#])

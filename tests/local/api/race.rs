@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use super::http::{Client, json};
-use super::served::Folder;
+use super::served::Directory;
 use crate::guests::program;
 
 /// Starts of each way to see the socket.
@@ -70,7 +70,7 @@ fn wait_for(inotify: &OwnedFd, name: &str) {
 fn who_sees_the_socket_is_served() {
     thread::scope(|scope| {
         scope.spawn(|| {
-            let folder = Folder::new();
+            let folder = Directory::new();
             let socket = folder.path("fc.sock");
             let inotify = watch(&folder.path(""));
             for round in 0..ROUNDS {
@@ -83,7 +83,7 @@ fn who_sees_the_socket_is_served() {
             }
         });
         scope.spawn(|| {
-            let folder = Folder::new();
+            let folder = Directory::new();
             for round in 0..ROUNDS {
                 let socket = folder.path(&format!("{round}.sock"));
                 let _started = start(&socket);

@@ -7,19 +7,19 @@ use std::process::Command;
 
 use super::configured::{URUNC_1, URUNC_2, URUNC_3};
 use super::http::{Client, DONE, fault, go, json};
-use super::served::{Folder, Served, fifo};
+use super::served::{ApiProcess, Directory, fifo};
 use crate::guests::{file, program};
 use crate::network::{in_own_network, output_of};
 
 /// mayfly by Firecracker's name.
-pub fn firecracker(folder: &Folder) -> Command {
+pub fn firecracker(folder: &Directory) -> Command {
     let link = folder.path("firecracker");
     symlink(program(), &link).unwrap();
     Command::new(link)
 }
 
 /// Sends `body` as Go's encoder writes it, with its end of line; the answer must be `answer`.
-pub fn go_asks(client: &mut Client, method: &str, path: &str, body: &str, answer: &str) {
+pub fn send_as_go(client: &mut Client, method: &str, path: &str, body: &str, answer: &str) {
     let body = if body.is_empty() {
         String::new()
     } else {
@@ -52,7 +52,7 @@ fn make_tap() {
 type Exchange = (&'static str, &'static str, String, String);
 
 /// What Machine.Start of the SDK sends, with what its callers add.
-fn sdk_starts(folder: &Folder) -> Vec<Exchange> {
+fn sdk_starts(folder: &Directory) -> Vec<Exchange> {
     let (kernel, disk) = (file("ticker.elf"), folder.write("root", [0; 4096]));
     let (log, metrics) = (fifo(folder, "log"), fifo(folder, "metrics"));
     let done = |path, body| ("PUT", path, body, DONE.to_owned());
@@ -95,7 +95,7 @@ fn sdk_starts(folder: &Folder) -> Vec<Exchange> {
 }
 
 /// What it sends when its callers look at the guest, pause it, change a drive, and ask it to shut down.
-fn sdk_goes_on(folder: &Folder) -> Vec<Exchange> {
+fn sdk_goes_on(folder: &Directory) -> Vec<Exchange> {
     let disk = folder.text("root");
     let done = |method, path, body: &str| (method, path, body.to_owned(), DONE.to_owned());
     vec![
@@ -128,17 +128,17 @@ fn sdk_goes_on(folder: &Folder) -> Vec<Exchange> {
 fn firecracker_go_sdk() {
     in_own_network(|| {
         make_tap();
-        let folder = Folder::new();
+        let folder = Directory::new();
         let socket = folder.text("api.sock");
         let mut command = firecracker(&folder);
         command.args(["--api-sock", &socket, "--id", "c0ffee-1", "--no-seccomp"]);
-        let mut served = Served::called(folder, &mut command);
+        let mut served = ApiProcess::called(folder, &mut command);
         let mut client = served.connect();
         for (method, path, body, answer) in sdk_starts(&served.folder)
             .iter()
             .chain(&sdk_goes_on(&served.folder))
         {
-            go_asks(&mut client, method, path, body, answer);
+            send_as_go(&mut client, method, path, body, answer);
         }
         served.expect("tick 1\n");
         // StopVMM.
@@ -152,7 +152,7 @@ fn firecracker_go_sdk() {
 fn kraftkit() {
     in_own_network(|| {
         make_tap();
-        let folder = Folder::new();
+        let folder = Directory::new();
         let socket = folder.text("api.sock");
         let mut command = firecracker(&folder);
         command.args([
@@ -161,7 +161,7 @@ fn kraftkit() {
             "--id",
             "0b6f1a3c-7d52-4c8e-9a55-8f1f6a1c2d3e",
         ]);
-        let mut served = Served::called(folder, &mut command);
+        let mut served = ApiProcess::called(folder, &mut command);
         let (kernel, initrd) = (
             file("ticker.elf"),
             served.folder.write("initramfs.cpio", [7; 512]),
@@ -192,7 +192,7 @@ fn kraftkit() {
             ),
             ("PUT", "/actions", START.into()),
         ] {
-            go_asks(&mut served.connect(), method, path, &body, DONE);
+            send_as_go(&mut served.connect(), method, path, &body, DONE);
         }
         served.expect("tick 1\n");
         // kraft ps
@@ -205,7 +205,7 @@ fn kraftkit() {
 fn urunc_by_file() {
     in_own_network(|| {
         for config in [URUNC_1, URUNC_2, URUNC_3] {
-            let folder = Folder::new();
+            let folder = Directory::new();
             let disk = folder.write("disk", [0; 4096]);
             folder.write("disk-2", [0; 4096]);
             let config = config
@@ -214,7 +214,7 @@ fn urunc_by_file() {
             let config = folder.write("fc.json", config);
             let mut command = firecracker(&folder);
             command.args(["--no-api", "--config-file", &config, "--no-seccomp"]);
-            let mut served = Served::called(folder, &mut command);
+            let mut served = ApiProcess::called(folder, &mut command);
             served.expect("hello from mayfly\n");
             served.ends_with(0);
         }
@@ -226,11 +226,11 @@ fn urunc_by_file() {
 fn urunc_by_socket() {
     in_own_network(|| {
         make_tap();
-        let folder = Folder::new();
+        let folder = Directory::new();
         let socket = folder.text("api.sock");
         let mut command = firecracker(&folder);
         command.args(["--api-sock", &socket, "--no-seccomp"]);
-        let mut served = Served::called(folder, &mut command);
+        let mut served = ApiProcess::called(folder, &mut command);
         let (kernel, disk) = (file("hello.elf"), served.folder.write("disk", [0; 4096]));
         let mut client = served.connect();
         for (path, body) in [
@@ -257,7 +257,7 @@ fn urunc_by_socket() {
             ("/vsock", r#"{"guest_cid":0,"uds_path":""}"#.into()),
             ("/actions", START.into()),
         ] {
-            go_asks(&mut client, "PUT", path, &body, DONE);
+            send_as_go(&mut client, "PUT", path, &body, DONE);
         }
         served.expect("hello from mayfly\n");
         served.ends_with(0);
@@ -268,7 +268,7 @@ fn urunc_by_socket() {
 /// for ever. Both places where it asks for it say so.
 #[test]
 fn flintlock() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let config = |rest: &str| {
         format!(
             r#"{{"boot-source":{{"kernel_image_path":"{}"}}{rest}}}"#,

@@ -5,11 +5,11 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 
 use super::http::{Client, DONE, go};
-use super::served::Served;
+use super::served::ApiProcess;
 
 /// A guest that prints for ever.
-fn ticking() -> Served {
-    let mut served = Served::start();
+fn ticking() -> ApiProcess {
+    let mut served = ApiProcess::start();
     served.boots("ticker.elf");
     served.act("InstanceStart");
     served.expect("tick 1\n");
@@ -17,7 +17,7 @@ fn ticking() -> Served {
 }
 
 /// The guest prints two lines more than it has till now, at least.
-fn goes_on(served: &mut Served) {
+fn expect_progress(served: &mut ApiProcess) {
     served.expect("tick ");
     served.expect("\ntick ");
     assert_eq!(served.state(), "Running");
@@ -42,7 +42,7 @@ fn ten_clients_at_once_are_served() {
             });
         }
     });
-    goes_on(&mut served);
+    expect_progress(&mut served);
     served.terminate();
 }
 
@@ -60,7 +60,7 @@ fn one_client_too_many_is_told_so() {
          { \"error\": \"Too many open connections\" }"
     );
     drop(clients);
-    goes_on(&mut served);
+    expect_progress(&mut served);
     served.terminate();
 }
 
@@ -79,7 +79,7 @@ fn slow_clients_stall_nobody() {
     }
     assert_eq!(slowest.receive().text, DONE);
     drop(slowest);
-    goes_on(&mut served);
+    expect_progress(&mut served);
     for (number, mut client) in slow.into_iter().enumerate() {
         client.send(&request[(number + 1) * request.len() / 10..]);
         assert_eq!(client.receive().text, DONE);
@@ -102,7 +102,7 @@ fn half_closed_connections_end() {
     for _ in 0..100 {
         served.connect().send(&request);
     }
-    goes_on(&mut served);
+    expect_progress(&mut served);
     served.terminate();
 }
 
@@ -122,7 +122,7 @@ fn a_client_that_does_not_read_stalls_nobody() {
         }
     }
     assert!(sent < 64 << 20, "all requests were read, and no answer");
-    goes_on(&mut served);
+    expect_progress(&mut served);
     served.terminate();
 }
 
@@ -145,7 +145,7 @@ fn several_requests_in_one_write_are_all_answered() {
     assert_eq!(client.receive().text, DONE);
     client.send("GET http://localhost/version HTTP/1.0\r\nConnection: close\r\n\r\n");
     assert_eq!(client.receive().status(), 200);
-    goes_on(&mut served);
+    expect_progress(&mut served);
     served.terminate();
 }
 
@@ -206,7 +206,7 @@ fn garbage_is_refused() {
             "round {round}: {answer}"
         );
     }
-    goes_on(&mut served);
+    expect_progress(&mut served);
     served.terminate();
 }
 
@@ -232,6 +232,6 @@ fn damaged_requests_are_answered() {
             );
         }
     }
-    goes_on(&mut served);
+    expect_progress(&mut served);
     served.terminate();
 }

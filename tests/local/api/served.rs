@@ -6,14 +6,14 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Instant;
 
-pub use scratch::Folder;
+pub use scratch::Directory;
 
 use super::http::{Answer, Client, DONE};
 use crate::guest::{LIMIT, Running};
-use crate::guests::{file, heed_hang_up, program};
+use crate::guests::{file, program, reset_sighup};
 
 /// A new FIFO; its path.
-pub fn fifo(folder: &Folder, name: &str) -> String {
+pub fn fifo(folder: &Directory, name: &str) -> String {
     folder.fifo(name);
     folder.text(name)
 }
@@ -33,28 +33,28 @@ pub fn connect(socket: &Path) -> Client {
 }
 
 /// A running mayfly with a folder. Dropped, both are gone.
-pub struct Served {
-    pub folder: Folder,
+pub struct ApiProcess {
+    pub folder: Directory,
     running: Running,
 }
 
-impl Served {
+impl ApiProcess {
     /// mayfly with nothing but a socket.
     pub fn start() -> Self {
-        Self::with(Folder::new(), &[])
+        Self::with(Directory::new(), &[])
     }
 
     /// mayfly with a socket in `folder` and more `flags`.
-    pub fn with(folder: Folder, flags: &[&str]) -> Self {
+    pub fn with(folder: Directory, flags: &[&str]) -> Self {
         let socket = folder.text("api.sock");
         let flags = [&["--api-sock", &socket], flags].concat();
         Self::called(folder, Command::new(program()).args(flags))
     }
 
     /// As `command` calls it.
-    pub fn called(folder: Folder, command: &mut Command) -> Self {
+    pub fn called(folder: Directory, command: &mut Command) -> Self {
         command.stdin(Stdio::null());
-        heed_hang_up(command);
+        reset_sighup(command);
         let running = Running::start(command);
         Self { folder, running }
     }
@@ -77,18 +77,18 @@ impl Served {
     }
 
     /// Has it done, which is answered byte for byte.
-    pub fn done(&self, method: &str, path: &str, body: &str) {
+    pub fn expect_no_content(&self, method: &str, path: &str, body: &str) {
         assert_eq!(self.ask(method, path, body).text, DONE, "{method} {path} {body}");
     }
 
     /// Names the guest `name` as what is to boot.
     pub fn boots(&self, name: &str) {
         let body = format!("{{\"kernel_image_path\":\"{}\"}}", file(name));
-        self.done("PUT", "/boot-source", &body);
+        self.expect_no_content("PUT", "/boot-source", &body);
     }
 
     pub fn act(&self, action: &str) {
-        self.done("PUT", "/actions", &format!("{{\"action_type\":\"{action}\"}}"));
+        self.expect_no_content("PUT", "/actions", &format!("{{\"action_type\":\"{action}\"}}"));
     }
 
     pub fn state(&self) -> String {

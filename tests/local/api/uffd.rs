@@ -12,8 +12,8 @@ use std::thread::{self, JoinHandle};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::http::DONE;
-use super::served::{Folder, Served};
-use super::snapshot::{PAUSED, RESUMED, count, create, freeze, goes_on, thaw, ticking};
+use super::served::{ApiProcess, Directory};
+use super::snapshot::{PAUSED, RESUMED, count, create, goes_on, load_snapshot, pause_and_create, ticking};
 use crate::guest::LIMIT;
 
 #[path = "../../../resources/uffd-handler/handler.rs"]
@@ -35,7 +35,7 @@ struct Handler {
 
 impl Handler {
     /// Listens in `folder`, and has the pages of the file `memory` there.
-    fn of(folder: &Folder, memory: &str) -> Self {
+    fn of(folder: &Directory, memory: &str) -> Self {
         let listener = listen(folder);
         let memory = File::open(folder.path(memory)).unwrap();
         let (sender, guest) = mpsc::channel();
@@ -67,35 +67,35 @@ impl Handler {
 }
 
 /// Listens in `folder`, where others may have listened before.
-fn listen(folder: &Folder) -> UnixListener {
+fn listen(folder: &Directory) -> UnixListener {
     let _ = fs::remove_file(folder.path(SOCKET));
     UnixListener::bind(folder.path(SOCKET)).unwrap()
 }
 
 /// The body that loads a snapshot by the handler that listens at `socket`.
-fn body(folder: &Folder, state: &str, socket: &str, fields: &str) -> String {
+fn body(folder: &Directory, state: &str, socket: &str, fields: &str) -> String {
     let (state, socket) = (folder.text(state), folder.text(socket));
     let backend = format!(r#"{{"backend_type":"Uffd","backend_path":"{socket}"}}"#);
     format!(r#"{{"snapshot_path":"{state}","mem_backend":{backend}{fields}}}"#)
 }
 
 /// A new mayfly that has loaded the state file `state`.
-fn load(folder: &Folder, state: &str, fields: &str) -> Served {
-    let served = Served::start();
-    served.done("PUT", "/snapshot/load", &body(folder, state, SOCKET, fields));
+fn load(folder: &Directory, state: &str, fields: &str) -> ApiProcess {
+    let served = ApiProcess::start();
+    served.expect_no_content("PUT", "/snapshot/load", &body(folder, state, SOCKET, fields));
     served
 }
 
 /// A ticker in the files `state` and `memory`, and what it has printed.
-fn frozen() -> (Folder, String) {
-    let folder = Folder::new();
+fn frozen() -> (Directory, String) {
+    let folder = Directory::new();
     let served = ticking();
-    freeze(&served, &folder, "Full", "state", "memory");
+    pause_and_create(&served, &folder, "Full", "state", "memory");
     (folder, served.kill())
 }
 
 /// Waits until the guest prints `lines` more than `printed` has.
-fn advance(served: &mut Served, printed: &str, lines: usize) {
+fn advance(served: &mut ApiProcess, printed: &str, lines: usize) {
     served.expect(&format!("tick {}\n", count(printed) + lines));
 }
 
@@ -121,7 +121,7 @@ fn a_served_guest_that_waits_is_given_next_to_nothing() {
 
     let handler = Handler::of(&folder, "memory");
     let restored = load(&folder, "state", "");
-    restored.done("PATCH", "/vm", RESUMED);
+    restored.expect_no_content("PATCH", "/vm", RESUMED);
     assert_eq!(restored.state(), "Running");
     goes_on(restored, printed);
     let touched = handler.pages();
@@ -139,9 +139,9 @@ fn snapshots_of_a_served_guest_need_no_handler() {
         let handler = Handler::of(&folder, "memory");
         let mut restored = load(&folder, "state", RUNNING);
         advance(&mut restored, &printed, 3);
-        freeze(&restored, &folder, kind, state, memory);
+        pause_and_create(&restored, &folder, kind, state, memory);
         // The handler's file may just have been written to; the pages that are still to come have not changed.
-        restored.done("PATCH", "/vm", RESUMED);
+        restored.expect_no_content("PATCH", "/vm", RESUMED);
         advance(&mut restored, &printed, 20);
         let all = printed.clone() + &restored.kill();
         let pages = handler.pages();
@@ -150,7 +150,7 @@ fn snapshots_of_a_served_guest_need_no_handler() {
         } else {
             assert!(pages < ALL / 100, "{pages}");
         }
-        let mut again = thaw(&folder, state, memory, RUNNING);
+        let mut again = load_snapshot(&folder, state, memory, RUNNING);
         advance(&mut again, &all, 3);
         let more = again.kill();
         // What it was frozen in the middle of is what the other printed from there on.
@@ -166,7 +166,7 @@ fn a_difference_holds_what_was_served() {
     let handler = Handler::of(&folder, "memory");
     let mut restored = load(&folder, "state", RUNNING);
     advance(&mut restored, &printed, 3);
-    freeze(&restored, &folder, "Diff", "difference", "pages");
+    pause_and_create(&restored, &folder, "Diff", "difference", "pages");
     restored.kill();
     let pages = handler.pages();
     let metadata = folder.path("pages").metadata().unwrap();
@@ -184,7 +184,7 @@ fn a_handler_that_cannot_be_reached_ends_mayfly() {
     fs::create_dir(folder.path("folder")).unwrap();
     let long = "x".repeat(120);
     for socket in [SOCKET, "none", "file", "folder", "memory", &long] {
-        let served = Served::start();
+        let served = ApiProcess::start();
         let why = served
             .ask("PUT", "/snapshot/load", &body(&folder, "state", socket, RUNNING))
             .fault();
@@ -201,7 +201,7 @@ fn nobody_serves_a_state_that_is_missing() {
     let (folder, _) = frozen();
     let listener = listen(&folder);
     listener.set_nonblocking(true).unwrap();
-    let served = Served::start();
+    let served = ApiProcess::start();
     let why = served
         .ask("PUT", "/snapshot/load", &body(&folder, "none", SOCKET, ""))
         .fault();
@@ -264,14 +264,14 @@ fn a_guest_that_has_its_pages_goes_on_without_its_handler() {
     handler.leave();
     // What it has is all that it needs to go on, and to be saved by.
     advance(&mut restored, &printed, 100);
-    restored.done("PATCH", "/vm", PAUSED);
+    restored.expect_no_content("PATCH", "/vm", PAUSED);
     let why = create(&restored, &folder, "Full", "state", "memory").fault();
     assert!(why.contains("the page fault handler has ended"), "{why}");
-    freeze(&restored, &folder, "Diff", "state", "memory");
-    restored.done("PATCH", "/vm", RESUMED);
+    pause_and_create(&restored, &folder, "Diff", "state", "memory");
+    restored.expect_no_content("PATCH", "/vm", RESUMED);
     assert_eq!(restored.state(), "Running");
     restored.terminate();
-    let mut again = thaw(&folder, "state", "memory", RUNNING);
+    let mut again = load_snapshot(&folder, "state", "memory", RUNNING);
     again.expect("tick ");
     again.terminate();
 }

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::thread;
 
-use scratch::Folder;
+use scratch::Directory;
 
 use super::*;
 use crate::http::testing::{BIG, Echo, Loop, echo};
@@ -15,12 +15,12 @@ struct House {
     events: Loop,
     handler: Echo,
     path: PathBuf,
-    _folder: Folder,
+    _folder: Directory,
 }
 
 impl House {
     fn new() -> Self {
-        let folder = Folder::new();
+        let folder = Directory::new();
         let path = folder.path("api.sock");
         let server = Server::bind(&path, HttpLimits::default()).unwrap();
         Self {

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::sync::mpsc;
 use std::thread;
 
-use scratch::Folder;
+use scratch::Directory;
 
 use super::*;
 
@@ -20,7 +20,7 @@ fn abandon(path: &Path) {
 
 #[test]
 fn clients_find_it_under_its_name_and_nothing_else_is_there() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("api.sock");
     let socket = Socket::bind(&path).unwrap();
     assert_eq!(folder.names(), ["api.sock"]);
@@ -34,7 +34,7 @@ fn clients_find_it_under_its_name_and_nothing_else_is_there() {
 #[test]
 fn a_client_that_connects_when_the_path_appears_is_never_refused() {
     const TIMES: usize = 1000;
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("api.sock");
     let (start, started) = mpsc::channel();
     let (done, finished) = mpsc::channel();
@@ -65,7 +65,7 @@ fn a_client_that_connects_when_the_path_appears_is_never_refused() {
 
 #[test]
 fn a_stale_socket_is_replaced() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("api.sock");
     abandon(&path);
     let socket = Socket::bind(&path).unwrap();
@@ -76,7 +76,7 @@ fn a_stale_socket_is_replaced() {
 
 #[test]
 fn a_live_socket_stays_and_is_not_disturbed() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("api.sock");
     let first = Socket::bind(&path).unwrap();
     let error = Socket::bind(&path).unwrap_err();
@@ -98,7 +98,7 @@ fn a_live_socket_stays_and_is_not_disturbed() {
 fn only_one_of_many_gets_the_place_of_a_stale_socket() {
     const RIVALS: usize = 4;
     for _ in 0..100 {
-        let folder = Folder::new();
+        let folder = Directory::new();
         let path = folder.path("api.sock");
         abandon(&path);
         let rivals: Vec<_> = (0..RIVALS)
@@ -122,7 +122,7 @@ fn only_one_of_many_gets_the_place_of_a_stale_socket() {
 
 #[test]
 fn what_is_no_socket_stays() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("api.sock");
     fs::write(&path, "precious").unwrap();
     let error = Socket::bind(&path).unwrap_err();
@@ -136,14 +136,14 @@ fn what_is_no_socket_stays() {
 }
 
 /// A path in `folder` whose length is `length`.
-fn path_of(folder: &Folder, length: usize) -> PathBuf {
+fn path_of(folder: &Directory, length: usize) -> PathBuf {
     let room = length - folder.root().as_os_str().len() - 1;
     folder.path(&"s".repeat(room))
 }
 
 #[test]
 fn a_path_may_be_as_long_as_an_address_takes() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let longest = path_of(&folder, MAX_SOCKET_PATH);
     let _socket = Socket::bind(&longest).unwrap();
     connects(&longest).unwrap();
@@ -153,7 +153,7 @@ fn a_path_may_be_as_long_as_an_address_takes() {
 
 #[test]
 fn a_short_name_in_a_long_folder_leaves_room_for_another() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let long = path_of(&folder, MAX_SOCKET_PATH - 2);
     fs::create_dir(&long).unwrap();
     // Every one of the names that are tried is one letter long, and one of them is the path's own.
@@ -171,7 +171,7 @@ fn a_short_name_in_a_long_folder_leaves_room_for_another() {
 
 #[test]
 fn names_that_are_taken_are_passed_by() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("api.sock");
     let taken: Vec<_> = names(&path).take(3).collect();
     for name in &taken {
@@ -185,7 +185,7 @@ fn names_that_are_taken_are_passed_by() {
 
 #[test]
 fn errors_name_the_path_and_the_way_out() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("no/api.sock");
     let error = Socket::bind(&path).unwrap_err();
     assert!(matches!(error, Error::NoFolder(_)), "{error}");
@@ -212,7 +212,7 @@ fn errors_name_the_path_and_the_way_out() {
 
 #[test]
 fn a_file_that_is_anothers_by_now_stays() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("api.sock");
     let first = Socket::bind(&path).unwrap();
     fs::remove_file(&path).unwrap();
@@ -225,7 +225,7 @@ fn a_file_that_is_anothers_by_now_stays() {
 
 #[test]
 fn without_links_a_rename_takes_nobodys_place() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("api.sock");
     let hidden = folder.path("hidden");
     let _listener = UnixListener::bind(&hidden).unwrap();
@@ -240,7 +240,7 @@ fn without_links_a_rename_takes_nobodys_place() {
 
 #[test]
 fn a_lock_that_is_never_given_back_holds_up_nobody_for_good() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("api.sock");
     let _held = lock(&path).unwrap();
     assert!(lock(&path).is_none());

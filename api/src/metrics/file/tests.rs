@@ -1,7 +1,7 @@
 use std::fs;
 use std::path::Path;
 
-use scratch::{Folder, Reader};
+use scratch::{Directory, Reader};
 use serde_json::Value;
 use vmm::control::VmMetrics;
 
@@ -40,7 +40,7 @@ fn write(file: &mut MetricsFile, metrics: &VmMetrics, number: u64) {
 
 #[test]
 fn a_file_gets_a_line_at_a_time() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("metrics");
     let mut file = MetricsFile::open(&path).unwrap();
     write(&mut file, &full(), 1);
@@ -52,7 +52,7 @@ fn a_file_gets_a_line_at_a_time() {
 
 #[test]
 fn lines_that_nobody_reads_are_dropped_and_counted() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.fifo("metrics");
     let mut file = MetricsFile::open(&path).unwrap();
     let mut reader = Reader::open(&path);
@@ -75,7 +75,7 @@ fn lines_that_nobody_reads_are_dropped_and_counted() {
 
 #[test]
 fn a_long_line_is_finished_before_the_next() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.fifo("metrics");
     let mut file = MetricsFile::open(&path).unwrap();
     let mut reader = Reader::open(&path);
@@ -113,7 +113,7 @@ fn a_long_line_is_finished_before_the_next() {
 
 #[test]
 fn a_short_line_does_not_slip_past_the_rest_of_a_long_one() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.fifo("metrics");
     let mut file = MetricsFile::open(&path).unwrap();
     let mut reader = Reader::open(&path);
@@ -133,7 +133,7 @@ fn a_short_line_does_not_slip_past_the_rest_of_a_long_one() {
 
 #[test]
 fn a_file_that_was_moved_away_is_replaced() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("metrics");
     let mut file = MetricsFile::open(&path).unwrap();
     write(&mut file, &VmMetrics::default(), 1);
@@ -147,7 +147,7 @@ fn a_file_that_was_moved_away_is_replaced() {
 
 #[test]
 fn a_new_fifo_does_not_begin_with_half_a_line() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.fifo("metrics");
     let mut file = MetricsFile::open(&path).unwrap();
     let first = Reader::open(&path);
@@ -177,7 +177,7 @@ fn a_full_disk_is_told() {
 
 #[test]
 fn what_cannot_be_opened_again_serves_on() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     fs::create_dir(folder.path("logs")).unwrap();
     let mut file = MetricsFile::open(&folder.path("logs/metrics")).unwrap();
     fs::rename(folder.path("logs"), folder.path("gone")).unwrap();

@@ -2,13 +2,13 @@ use std::fs::{self, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 
-use scratch::{Folder, Reader};
+use scratch::{Directory, Reader};
 
 use super::{ATOMIC, Error, OutputFile, takes_lines};
 
 #[test]
 fn a_file_is_made_and_written_at_its_end() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("log");
     assert_eq!(OutputFile::open(&path).unwrap().write(b"one\n").unwrap(), 4);
     let output = OutputFile::open(&path).unwrap();
@@ -22,7 +22,7 @@ fn a_file_is_made_and_written_at_its_end() {
 
 #[test]
 fn nothing_is_inherited_and_nothing_waits() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     for path in [folder.path("file"), folder.fifo("fifo")] {
         let output = OutputFile::open(&path).unwrap();
         // SAFETY: the call takes no pointer.
@@ -37,7 +37,7 @@ fn nothing_is_inherited_and_nothing_waits() {
 
 #[test]
 fn a_fifo_needs_no_reader() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.fifo("fifo");
     let output = OutputFile::open(&path).unwrap();
     assert_eq!(output.write(b"early\n").unwrap(), 6);
@@ -50,7 +50,7 @@ fn a_fifo_needs_no_reader() {
 
 #[test]
 fn a_reader_that_has_gone_is_a_full_fifo() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.fifo("fifo");
     let reader = Reader::open(&path);
     // As it is for a user who may write and not read.
@@ -68,7 +68,7 @@ fn a_reader_that_has_gone_is_a_full_fifo() {
 
 #[test]
 fn lines_go_where_they_do_no_harm() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let socket = folder.path("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
     fs::write(folder.path("file"), "").unwrap();
@@ -90,7 +90,7 @@ fn lines_go_where_they_do_no_harm() {
 
 #[test]
 fn a_full_fifo_takes_a_piece_whole_or_not_at_all() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.fifo("fifo");
     let mut reader = Reader::open(&path);
     let size = reader.shrink();
@@ -111,7 +111,7 @@ fn a_full_fifo_takes_a_piece_whole_or_not_at_all() {
 
 #[test]
 fn what_cannot_be_opened_is_named() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     for path in [folder.path("nowhere/log"), folder.path("")] {
         let error = OutputFile::open(&path).unwrap_err();
         assert!(matches!(error, Error::Open { .. }), "{error:?}");
@@ -133,7 +133,7 @@ fn a_full_disk_is_an_error() {
 
 #[test]
 fn a_file_that_was_moved_away_is_left_alone() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let path = folder.path("log");
     let old = OutputFile::open(&path).unwrap();
     assert!(old.is_same(&old.reopen().unwrap()));

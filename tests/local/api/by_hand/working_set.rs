@@ -8,29 +8,29 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Instant;
 
-use super::super::served::{Folder, Served};
-use super::{does, refuses, restore, run, take, ticks, within_limit};
+use super::super::served::{ApiProcess, Directory};
+use super::{create_snapshot, restore, run, run_err, run_ok, ticks, within_limit};
 use crate::guest::LIMIT;
 use crate::guests::{file, program};
 
 /// A snapshot of the guest that has written to 512 pages and waits for input, in the folder `s`.
-fn touched() -> (Folder, String) {
+fn touched() -> (Directory, String) {
     let mut vm = run("touch.elf");
     vm.expect("touched 512 pages\n");
-    let kept = Folder::new();
+    let kept = Directory::new();
     let folder = kept.text("s");
-    take(&vm, &folder, &[]);
+    create_snapshot(&vm, &folder, &[]);
     vm.terminate();
     (kept, folder)
 }
 
 /// A snapshot of the ticker.
-fn ticking() -> (Folder, String) {
+fn ticking() -> (Directory, String) {
     let mut vm = run("ticker.elf");
     vm.expect("tick 2\n");
-    let kept = Folder::new();
+    let kept = Directory::new();
     let folder = kept.text("s");
-    take(&vm, &folder, &[]);
+    create_snapshot(&vm, &folder, &[]);
     vm.terminate();
     (kept, folder)
 }
@@ -57,7 +57,7 @@ fn restored(folder: &str, options: &[&str], input: &[u8]) -> String {
 
 /// Pages touched and written, as snapshot-info has them.
 fn pages(set: &str) -> [u64; 2] {
-    let info = does(&["snapshot-info", set]);
+    let info = run_ok(&["snapshot-info", set]);
     ["touched", "written"].map(|name| {
         let line = info.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.split_whitespace().next().unwrap().parse().unwrap()
@@ -65,16 +65,16 @@ fn pages(set: &str) -> [u64; 2] {
 }
 
 /// Names in the folder, but for the snapshot's.
-fn names(kept: &Folder) -> Vec<String> {
+fn names(kept: &Directory) -> Vec<String> {
     let entries = fs::read_dir(kept.path("")).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.filter(|name| name != "s").collect()
 }
 
 /// Pages on disk of a difference of the paused clone.
-fn difference(clone: &Served, kept: &Folder, name: &str) -> u64 {
+fn difference(clone: &ApiProcess, kept: &Directory, name: &str) -> u64 {
     assert_eq!(clone.state(), "Paused");
-    take(clone, &kept.text(name), &["--diff"]);
+    create_snapshot(clone, &kept.text(name), &["--diff"]);
     fs::metadata(kept.path(name).join("memory")).unwrap().blocks() / 8
 }
 
@@ -119,10 +119,10 @@ fn pages_that_are_ready_count_as_changed() {
     with.terminate();
     assert!(before < 100 && after >= 500, "{before} {after}");
     // They hold what they held.
-    does(&["snapshot-merge", &folder, &kept.text("with")]);
+    run_ok(&["snapshot-merge", &folder, &kept.text("with")]);
     restored(&folder, &[], b"q");
     // By that it is another snapshot.
-    let said = refuses(&["restore", &folder, "--working-set", &set]);
+    let said = run_err(&["restore", &folder, "--working-set", &set]);
     assert!(
         said.contains(&set) && said.contains("belongs to another snapshot"),
         "{said}"
@@ -155,7 +155,7 @@ fn what_ends_a_recording_early_completes_it() {
     let mut clone = record(&frozen);
     ticks(&mut clone, 2);
     assert!(!Path::new(&frozen).exists(), "it has ended before its time");
-    take(&clone, &kept.text("again"), &[]);
+    create_snapshot(&clone, &kept.text("again"), &[]);
     assert!(pages(&frozen)[1] >= 1);
     ticks(&mut clone, 2);
     clone.terminate();
@@ -173,7 +173,7 @@ fn of_a_guest_that_does_not_run_nothing_is_recorded() {
     let clone = restore(&folder, &[&options[..], &["--paused"]].concat());
     assert_eq!(clone.state(), "Paused");
     // What is frozen before it has run is recorded later, when it does.
-    take(&clone, &kept.text("again"), &[]);
+    create_snapshot(&clone, &kept.text("again"), &[]);
     assert!(!Path::new(&set).exists());
     clone.terminate();
     assert_eq!(names(&kept), ["again"]);
@@ -212,7 +212,7 @@ fn what_is_no_working_set_is_refused_before_the_guest_runs() {
         ("s/memory", "cannot use the working set"),
     ] {
         let path = kept.text(name);
-        let said = refuses(&["restore", &folder, "--working-set", &path]);
+        let said = run_err(&["restore", &folder, "--working-set", &path]);
         assert!(said.contains(&path) && said.contains(why), "{name}: {said}");
     }
 }
@@ -225,16 +225,16 @@ fn a_set_of_another_snapshot_is_refused() {
     let again = kept.text("again");
     let clone = restore(&folder, &["--paused"]);
     assert_eq!(clone.state(), "Paused");
-    take(&clone, &again, &[]);
+    create_snapshot(&clone, &again, &[]);
     clone.terminate();
-    let said = refuses(&["restore", &again, "--working-set", &set]);
+    let said = run_err(&["restore", &again, "--working-set", &set]);
     assert!(
         said.contains(&set) && said.contains("belongs to another snapshot"),
         "{said}"
     );
     let socket = kept.text("large.sock");
-    let mut large = Served::called(
-        Folder::new(),
+    let mut large = ApiProcess::called(
+        Directory::new(),
         Command::new(program()).args([
             "run",
             &file("touch.elf"),
@@ -246,9 +246,9 @@ fn a_set_of_another_snapshot_is_refused() {
     );
     large.expect("touched 512 pages\n");
     let other = kept.text("large");
-    does(&["snapshot", &other, "--api-sock", &socket]);
+    run_ok(&["snapshot", &other, "--api-sock", &socket]);
     drop(large);
-    let said = refuses(&["restore", &other, "--working-set", &set]);
+    let said = run_err(&["restore", &other, "--working-set", &set]);
     assert!(said.contains("bytes of memory, and this one has"), "{said}");
 }
 
@@ -260,7 +260,7 @@ fn where_nothing_can_be_recorded_the_guest_does_not_run() {
         ("s", "a folder, a pipe or a device"),
     ] {
         let path = kept.text(name);
-        let said = refuses(&["restore", &folder, "--record-working-set", &path]);
+        let said = run_err(&["restore", &folder, "--record-working-set", &path]);
         assert!(
             said.contains("cannot record a working set") && said.contains(why),
             "{said}"

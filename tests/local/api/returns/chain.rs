@@ -104,7 +104,7 @@ fn goes_through(restores: u32, options: &str, arguments: &str) {
     let mut under_way = 0;
     for restore in 0..restores {
         peer.ask(BURSTS[0]);
-        served.done("PATCH", "/vm", PAUSED);
+        served.expect_no_content("PATCH", "/vm", PAUSED);
         peer.take_all();
         under_way += u32::from(peer.answered < peer.asked);
         peer.ask(BURSTS[1]);

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use super::super::served::{Folder, Served};
+use super::super::served::{ApiProcess, Directory};
 use super::{Snapshot, run};
 use crate::guests::program;
 
@@ -19,7 +19,7 @@ fn host() -> Duration {
 }
 
 /// The guest's clock.
-fn guest(served: &mut Served) -> Duration {
+fn guest(served: &mut ApiProcess) -> Duration {
     served.act("SendCtrlAltDel");
     served.expect("time ");
     Duration::from_nanos(served.line().parse().unwrap())
@@ -27,7 +27,7 @@ fn guest(served: &mut Served) -> Duration {
 
 /// By how much the guest's clock has gone on, how long the guest was frozen, and how long it may have run, all from before it was
 /// frozen until after it was restored as `restore` does.
-fn passes(restore: impl FnOnce(&Snapshot) -> Served) -> [Duration; 3] {
+fn passes(restore: impl FnOnce(&Snapshot) -> ApiProcess) -> [Duration; 3] {
     let snapshot = Snapshot::new();
     let mut served = run("kvmclock.elf", "", "");
     served.expect("ready\n");
@@ -52,7 +52,7 @@ fn passes(restore: impl FnOnce(&Snapshot) -> Served) -> [Duration; 3] {
 }
 
 /// As if it had not been frozen.
-fn goes_on(restore: impl FnOnce(&Snapshot) -> Served) {
+fn goes_on(restore: impl FnOnce(&Snapshot) -> ApiProcess) {
     let [passed, frozen, ran] = passes(restore);
     assert!(
         passed <= ran + DRIFT,
@@ -61,7 +61,7 @@ fn goes_on(restore: impl FnOnce(&Snapshot) -> Served) {
 }
 
 /// As on the host.
-fn jumps(restore: impl FnOnce(&Snapshot) -> Served) {
+fn jumps(restore: impl FnOnce(&Snapshot) -> ApiProcess) {
     let [passed, frozen, ran] = passes(restore);
     assert!(passed + DRIFT >= frozen, "{passed:?} of {frozen:?} passed");
     assert!(
@@ -70,14 +70,14 @@ fn jumps(restore: impl FnOnce(&Snapshot) -> Served) {
     );
 }
 
-fn command(snapshot: &Snapshot, options: &[&str]) -> Served {
-    let folder = Folder::new();
+fn command(snapshot: &Snapshot, options: &[&str]) -> ApiProcess {
+    let folder = Directory::new();
     let socket = folder.text("api.sock");
     let mut command = Command::new(program());
     command
         .args(["restore", &snapshot.folder(), "--api-sock", &socket])
         .args(options);
-    Served::called(folder, &mut command)
+    ApiProcess::called(folder, &mut command)
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::super::served::Served;
+use super::super::served::ApiProcess;
 use super::{PAUSED, Snapshot, run};
 use crate::guest::LIMIT;
 
@@ -61,7 +61,7 @@ fn is_whole(path: &str) {
 }
 
 /// The guest, which has written all of the disk at `path` by `engine`.
-fn writing(path: &str, options: &str) -> Served {
+fn writing(path: &str, options: &str) -> ApiProcess {
     let mut served = run("blocks.elf", &format!("--disk {path},id=d{options}"), "");
     served.expect("round 1\n");
     served
@@ -73,7 +73,7 @@ fn goes_through(engine: &str) {
     let mut path = disk(&snapshot, "disk");
     let mut served = writing(&path, &format!(",engine={engine}"));
     for clone in 0..20 {
-        served.done("PATCH", "/vm", PAUSED);
+        served.expect_no_content("PATCH", "/vm", PAUSED);
         snapshot.create(&served, if clone % 3 == 0 { "Full" } else { "Diff" });
         is_whole(&path);
         served.kill();
@@ -96,7 +96,7 @@ fn goes_through(engine: &str) {
             served.expect("round ");
         }
     }
-    served.done("PATCH", "/vm", PAUSED);
+    served.expect_no_content("PATCH", "/vm", PAUSED);
     assert_eq!(served.kill().matches("FAIL").count(), 0);
 }
 
@@ -130,7 +130,7 @@ fn stays_throttled(engine: &str) {
     let begin = Instant::now();
     let served = run("blocks.elf", &options, "");
     await_blocks(&path, u64::from(SIZE) + 2);
-    served.done("PATCH", "/vm", PAUSED);
+    served.expect_no_content("PATCH", "/vm", PAUSED);
     snapshot.create(&served, "Full");
     served.kill();
     let ran = begin.elapsed();

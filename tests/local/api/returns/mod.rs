@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{fs, process};
 
-use super::served::{Folder, Served};
+use super::served::{ApiProcess, Directory};
 use crate::guests::{file, program};
 
 const PAUSED: &str = r#"{"state":"Paused"}"#;
@@ -36,26 +36,26 @@ impl Snapshot {
     }
 
     /// Pauses the guest and freezes it.
-    fn take(&self, served: &Served, kind: &str) {
-        served.done("PATCH", "/vm", PAUSED);
+    fn take(&self, served: &ApiProcess, kind: &str) {
+        served.expect_no_content("PATCH", "/vm", PAUSED);
         self.create(served, kind);
     }
 
     /// Freezes a guest that is paused.
-    fn create(&self, served: &Served, kind: &str) {
+    fn create(&self, served: &ApiProcess, kind: &str) {
         let (state, memory) = (self.text("state"), self.text("memory"));
         let body =
             format!(r#"{{"snapshot_type":"{kind}","snapshot_path":"{state}","mem_file_path":"{memory}"}}"#);
-        served.done("PUT", "/snapshot/create", &body);
+        served.expect_no_content("PUT", "/snapshot/create", &body);
     }
 
     /// Another mayfly has it, as more `fields` say.
-    fn load(&self, fields: &str) -> Served {
-        let served = Served::start();
+    fn load(&self, fields: &str) -> ApiProcess {
+        let served = ApiProcess::start();
         let (state, memory) = (self.text("state"), self.text("memory"));
         let backend = format!(r#"{{"backend_type":"File","backend_path":"{memory}"}}"#);
         let body = format!(r#"{{"snapshot_path":"{state}","mem_backend":{backend}{fields}}}"#);
-        served.done("PUT", "/snapshot/load", &body);
+        served.expect_no_content("PUT", "/snapshot/load", &body);
         served
     }
 }
@@ -67,8 +67,8 @@ impl Drop for Snapshot {
 }
 
 /// The guest `name` in 8 MiB, with more `options` and behind `--` its `arguments`, all of them separated by blanks.
-fn run(name: &str, options: &str, arguments: &str) -> Served {
-    let folder = Folder::new();
+fn run(name: &str, options: &str, arguments: &str) -> ApiProcess {
+    let folder = Directory::new();
     let socket = folder.text("api.sock");
     let mut command = Command::new(program());
     command
@@ -76,5 +76,5 @@ fn run(name: &str, options: &str, arguments: &str) -> Served {
         .args(options.split_whitespace())
         .arg("--")
         .args(arguments.split_whitespace());
-    Served::called(folder, &mut command)
+    ApiProcess::called(folder, &mut command)
 }

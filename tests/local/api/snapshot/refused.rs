@@ -4,15 +4,15 @@ use std::fs;
 use std::os::unix::fs::{FileExt, symlink};
 
 use super::super::http::fault;
-use super::super::served::{Folder, Served};
-use super::{PAUSED, RESUMED, body, count, create, freeze, goes_on, thaw, ticking};
+use super::super::served::{ApiProcess, Directory};
+use super::{PAUSED, RESUMED, body, count, create, goes_on, load_snapshot, pause_and_create, ticking};
 
 const AFTER: &str = "The requested operation is not supported after starting the microVM.";
 const BEFORE: &str = "The requested operation is not supported before starting the microVM.";
 
 #[test]
 fn a_guest_that_runs_is_not_frozen() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let mut served = ticking();
     let why = create(&served, &folder, "Full", "state", "memory").fault();
     assert!(
@@ -27,8 +27,8 @@ fn a_guest_that_runs_is_not_frozen() {
 
 #[test]
 fn nothing_is_frozen_before_the_start() {
-    let folder = Folder::new();
-    let served = Served::start();
+    let folder = Directory::new();
+    let served = ApiProcess::start();
     assert_eq!(
         create(&served, &folder, "Full", "state", "memory").text,
         fault(BEFORE)
@@ -38,10 +38,10 @@ fn nothing_is_frozen_before_the_start() {
 
 #[test]
 fn a_guest_whose_files_cannot_be_goes_on() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     fs::create_dir(folder.path("folder")).unwrap();
     let mut served = ticking();
-    served.done("PATCH", "/vm", PAUSED);
+    served.expect_no_content("PATCH", "/vm", PAUSED);
     for kind in ["Full", "Diff"] {
         for (state, memory) in [
             ("none/state", "memory"),
@@ -59,28 +59,28 @@ fn a_guest_whose_files_cannot_be_goes_on() {
     let left: Vec<_> = fs::read_dir(folder.path("")).unwrap().collect();
     assert_eq!(left.len(), 1, "more than the folder: {left:?}");
     // All the same, it can be frozen where it can.
-    freeze(&served, &folder, "Full", "state", "memory");
-    served.done("PATCH", "/vm", RESUMED);
+    pause_and_create(&served, &folder, "Full", "state", "memory");
+    served.expect_no_content("PATCH", "/vm", RESUMED);
     served.expect("tick 20\n");
     let all = served.kill();
     count(&all);
-    let mut clone = thaw(&folder, "state", "memory", r#","resume_vm":true"#);
+    let mut clone = load_snapshot(&folder, "state", "memory", r#","resume_vm":true"#);
     clone.expect("tick 20\n");
     clone.terminate();
 }
 
 #[test]
 fn what_cannot_be_frozen_leaves_the_old_snapshot() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let served = ticking();
-    freeze(&served, &folder, "Full", "state", "memory");
+    pause_and_create(&served, &folder, "Full", "state", "memory");
     let printed = served.kill();
     symlink("memory", folder.path("link")).unwrap();
     let before = ["state", "memory"].map(|name| fs::read(folder.path(name)).unwrap());
     // Another guest, which must not be half of it.
     let mut other = ticking();
     other.expect("tick 40\n");
-    other.done("PATCH", "/vm", PAUSED);
+    other.expect_no_content("PATCH", "/vm", PAUSED);
     for kind in ["Full", "Diff"] {
         for (state, memory) in [
             ("none/state", "memory"),
@@ -95,21 +95,27 @@ fn what_cannot_be_frozen_leaves_the_old_snapshot() {
     other.kill();
     let after = ["state", "memory"].map(|name| fs::read(folder.path(name)).unwrap());
     assert!(before == after, "the old snapshot has changed");
-    goes_on(thaw(&folder, "state", "memory", r#","resume_vm":true"#), printed);
+    goes_on(
+        load_snapshot(&folder, "state", "memory", r#","resume_vm":true"#),
+        printed,
+    );
 }
 
 #[test]
 fn files_behind_links_are_replaced() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let served = ticking();
     for name in ["state", "memory"] {
         folder.write(&format!("old {name}"), "old");
         symlink(folder.path(&format!("old {name}")), folder.path(name)).unwrap();
     }
-    freeze(&served, &folder, "Full", "state", "memory");
+    pause_and_create(&served, &folder, "Full", "state", "memory");
     let printed = served.kill();
     assert!(folder.path("state").is_symlink() && folder.path("memory").is_symlink());
-    goes_on(thaw(&folder, "state", "memory", r#","resume_vm":true"#), printed);
+    goes_on(
+        load_snapshot(&folder, "state", "memory", r#","resume_vm":true"#),
+        printed,
+    );
 }
 
 /// What is loaded, and what is said then.
@@ -117,9 +123,9 @@ type Case = (&'static str, &'static str, &'static str, &'static str);
 
 #[test]
 fn what_cannot_be_loaded_ends_mayfly() {
-    let folder = Folder::new();
+    let folder = Directory::new();
     let served = ticking();
-    freeze(&served, &folder, "Full", "state", "memory");
+    pause_and_create(&served, &folder, "Full", "state", "memory");
     served.kill();
     let state = fs::read(folder.path("state")).unwrap();
     let mut flipped = state.clone();
@@ -162,7 +168,7 @@ fn what_cannot_be_loaded_ends_mayfly() {
         ),
     ];
     for (state, memory, fields, text) in cases {
-        let served = Served::start();
+        let served = ApiProcess::start();
         let why = served
             .ask("PUT", "/snapshot/load", &body(&folder, state, memory, fields))
             .fault();
@@ -176,8 +182,8 @@ fn what_cannot_be_loaded_ends_mayfly() {
 
 #[test]
 fn nothing_is_loaded_over_a_machine() {
-    let folder = Folder::new();
-    let mut served = Served::start();
+    let folder = Directory::new();
+    let mut served = ApiProcess::start();
     served.boots("ticker.elf");
     let load = body(&folder, "state", "memory", "");
     let answer = served.ask("PUT", "/snapshot/load", &load);
@@ -191,15 +197,15 @@ fn nothing_is_loaded_over_a_machine() {
     served.act("InstanceStart");
     served.expect("tick 3\n");
     for state in [RESUMED, PAUSED] {
-        served.done("PATCH", "/vm", state);
+        served.expect_no_content("PATCH", "/vm", state);
         assert_eq!(served.ask("PUT", "/snapshot/load", &load).text, fault(AFTER));
     }
-    freeze(&served, &folder, "Full", "state", "memory");
-    served.done("PATCH", "/vm", RESUMED);
+    pause_and_create(&served, &folder, "Full", "state", "memory");
+    served.expect_no_content("PATCH", "/vm", RESUMED);
     served.expect("tick 6\n");
     served.terminate();
 
-    let restored = thaw(&folder, "state", "memory", "");
+    let restored = load_snapshot(&folder, "state", "memory", "");
     for (path, body) in [
         ("/snapshot/load", load.as_str()),
         ("/machine-config", r#"{"vcpu_count":1,"mem_size_mib":128}"#),

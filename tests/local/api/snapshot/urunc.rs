@@ -5,16 +5,16 @@ use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use super::super::http::{Client, DONE, go};
-use super::super::served::{Folder, Served};
+use super::super::served::{ApiProcess, Directory};
 use super::count;
 use crate::guests::{file, program};
 use crate::network::{in_own_network, output_of};
 
-fn firecracker() -> Served {
-    let folder = Folder::new();
+fn firecracker() -> ApiProcess {
+    let folder = Directory::new();
     let (link, socket) = (folder.path("firecracker"), folder.text("api.sock"));
     symlink(program(), &link).unwrap();
-    Served::called(folder, Command::new(link).args(["--api-sock", &socket]))
+    ApiProcess::called(folder, Command::new(link).args(["--api-sock", &socket]))
 }
 
 fn go_asks(client: &mut Client, method: &str, path: &str, body: &str) {
@@ -31,7 +31,7 @@ fn make_tap(name: &str) {
 fn a_container_is_checkpointed_and_restored() {
     in_own_network(|| {
         make_tap("tap0_urunc");
-        let folder = Folder::new();
+        let folder = Directory::new();
         let at = |text: &str| {
             text.replace(
                 "/urunc-snapshot",
