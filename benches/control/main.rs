@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use process::{Process, compile, connect, folder, guest, mayfly, pin, put, request};
+use process::{Process, compile, connect, directory, guest, mayfly, pin, put, request};
 
 /// Requests on one connection.
 const REQUESTS: u32 = 10_000;
@@ -46,8 +46,8 @@ fn main() -> ExitCode {
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or(200);
-    let measured = fs::create_dir_all(folder()).and_then(|()| measure(rounds));
-    let _ = fs::remove_dir_all(folder());
+    let measured = fs::create_dir_all(directory()).and_then(|()| measure(rounds));
+    let _ = fs::remove_dir_all(directory());
     let rows = match measured {
         Ok(rows) => rows,
         Err(error) => {
@@ -106,7 +106,7 @@ fn ratio(name: &'static str, own: Vec<Duration>, floor: Vec<Duration>, goal: f64
 /// From the start of a process until it can be connected to.
 fn socket(rounds: usize) -> io::Result<Row> {
     let listen = compile("listen", &["control/listen.c"])?;
-    let path = folder().join("s");
+    let path = directory().join("s");
     let text = path.to_string_lossy().into_owned();
     let once = |program: &Path, arguments: &[&str]| {
         let _ = fs::remove_file(&path);
@@ -152,7 +152,7 @@ fn start(rounds: usize) -> io::Result<Row> {
             let object = object.to_string_lossy().into_owned();
             compile("waiting-floor", &["control/wait.c", "-x", "none", &object])
         })?;
-    let path = folder().join("s");
+    let path = directory().join("s");
     let (mut own, mut floor) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let (mut process, mut stream) = ready(&path, "hello")?;
@@ -172,7 +172,7 @@ fn start(rounds: usize) -> io::Result<Row> {
 
 /// Requests a second on one connection. Both sides are on one processor: on two, they wait for each other's wake-ups.
 fn rate() -> io::Result<Row> {
-    let path = folder().join("s");
+    let path = directory().join("s");
     let _ = fs::remove_file(&path);
     let process = Process::start(&mayfly(), &["--api-sock", &path.to_string_lossy()])?;
     pin(process.0.id())?;
@@ -212,7 +212,7 @@ fn rate() -> io::Result<Row> {
 
 /// KiB that a mayfly with a socket has for itself beyond one without.
 fn memory(rounds: usize) -> io::Result<Row> {
-    let path = folder().join("s");
+    let path = directory().join("s");
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let mut process = Process::start(&mayfly(), &["run", &guest("ticker")])?;

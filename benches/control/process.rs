@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::{env, fs, mem};
 
 /// The folder of what is compiled, and of sockets; short, as their addresses have to be.
-pub fn folder() -> PathBuf {
+pub fn directory() -> PathBuf {
     env::temp_dir().join(format!("mayfly-control-{}", std::process::id()))
 }
 
@@ -24,7 +24,7 @@ pub fn guest(name: &str) -> String {
 /// # Errors
 /// When there is no compiler, or it fails.
 pub fn compile(name: &str, arguments: &[&str]) -> io::Result<PathBuf> {
-    let program = folder().join(name);
+    let program = directory().join(name);
     let benches = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
     let mut compiler = Command::new("cc");
     compiler

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::{env, fs};
 
 use map::Map;
-use scenes::Stage;
+use scenes::Fixture;
 
 const HEADER: &str = "\
 /* The functions of a start, and then those of other things that are mostly done, each in a place of their own: see benches/order.
@@ -39,7 +39,7 @@ fn main() -> io::Result<()> {
         return Err(io::Error::other("order PROGRAM MAP: see `make order`"));
     };
     let map = Map::parse(&fs::read_to_string(map)?);
-    let stage = Stage::new(PathBuf::from(program))?;
+    let stage = Fixture::new(PathBuf::from(program))?;
     let mut script = String::from(HEADER);
     // The first begins with a group of pages, and the others go on in the group where the one before ends.
     let mut alignment = 64 << 10;

@@ -10,23 +10,23 @@ use std::{env, fs, thread};
 use crate::trace::{Executed, Traced};
 
 /// One of them.
-pub type Scene = fn(&Stage) -> io::Result<Executed>;
+pub type Scene = fn(&Fixture) -> io::Result<Executed>;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The program, and a folder for its files.
-pub struct Stage {
+pub struct Fixture {
     program: PathBuf,
     folder: PathBuf,
 }
 
-impl Drop for Stage {
+impl Drop for Fixture {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
-impl Stage {
+impl Fixture {
     /// # Errors
     /// The kernel's.
     pub fn new(program: PathBuf) -> io::Result<Self> {
@@ -53,7 +53,7 @@ impl Stage {
         let mut stream = loop {
             match UnixStream::connect(self.path("socket")) {
                 Ok(stream) => break stream,
-                Err(error) if begin.elapsed() > PATIENCE => return Err(error),
+                Err(error) if begin.elapsed() > TIMEOUT => return Err(error),
                 Err(_) => thread::yield_now(),
             }
         };
@@ -99,7 +99,7 @@ fn read(vm: &mut Traced, count: usize) -> io::Result<()> {
 }
 
 /// Sends a byte, and waits for what comes of it.
-fn prod(vm: &mut Traced) -> io::Result<()> {
+fn exchange_byte(vm: &mut Traced) -> io::Result<()> {
     let input = vm.child.stdin.as_mut();
     input
         .ok_or_else(|| io::Error::other("no pipe"))?
@@ -115,39 +115,39 @@ fn end(vm: Traced) -> io::Result<Executed> {
 }
 
 /// An image is booted, prints and ends.
-pub fn boot(stage: &Stage) -> io::Result<Executed> {
+pub fn boot(stage: &Fixture) -> io::Result<Executed> {
     let mut vm = stage.start(&["run", &guest("hello")])?;
     read(&mut vm, 1)?;
     vm.executed()
 }
 
 /// A snapshot is restored and answers.
-pub fn restore(stage: &Stage) -> io::Result<Executed> {
+pub fn restore(stage: &Fixture) -> io::Result<Executed> {
     let (snapshot, socket) = (stage.path("snapshot"), stage.path("socket"));
     let mut vm = stage.start(&["run", &guest("echo"), "--memory", "64M", "--api-sock", &socket])?;
-    prod(&mut vm)?;
+    exchange_byte(&mut vm)?;
     let mut command = Command::new(&stage.program);
     command
         .args(["snapshot", &snapshot, "--api-sock", &socket])
         .status()?;
     end(vm)?;
     let mut vm = stage.start(&["restore", &snapshot])?;
-    prod(&mut vm)?;
+    exchange_byte(&mut vm)?;
     end(vm)
 }
 
 /// A VM is set up, started and asked how it is, by the API.
-pub fn serve(stage: &Stage) -> io::Result<Executed> {
+pub fn serve(stage: &Fixture) -> io::Result<Executed> {
     let mut vm = stage.boot_by_api("echo")?;
     for path in ["/", "/version", "/machine-config", "/vm/config"] {
         stage.ask("GET", path, "")?;
     }
-    prod(&mut vm)?;
+    exchange_byte(&mut vm)?;
     end(vm)
 }
 
 /// A snapshot is made by the API.
-pub fn freeze(stage: &Stage) -> io::Result<Executed> {
+pub fn freeze(stage: &Fixture) -> io::Result<Executed> {
     let vm = stage.boot_by_api("echo")?;
     stage.ask("PATCH", "/vm", r#"{"state":"Paused"}"#)?;
     let body = format!(
@@ -161,7 +161,7 @@ pub fn freeze(stage: &Stage) -> io::Result<Executed> {
 }
 
 /// It is loaded by the API.
-pub fn load(stage: &Stage) -> io::Result<Executed> {
+pub fn load(stage: &Fixture) -> io::Result<Executed> {
     let mut vm = stage.start(&["--api-sock", &stage.path("socket")])?;
     let body = format!(
         r#"{{"snapshot_path":"{}","mem_backend":{{"backend_type":"File","backend_path":"{}"}},"resume_vm":true}}"#,
@@ -169,12 +169,12 @@ pub fn load(stage: &Stage) -> io::Result<Executed> {
         stage.path("memory")
     );
     stage.ask("PUT", "/snapshot/load", &body)?;
-    prod(&mut vm)?;
+    exchange_byte(&mut vm)?;
     end(vm)
 }
 
 /// A guest writes to its drive, and reads from it.
-pub fn disk(stage: &Stage) -> io::Result<Executed> {
+pub fn disk(stage: &Fixture) -> io::Result<Executed> {
     let path = stage.path("disk");
     fs::write(&path, vec![0; 16 << 20])?;
     let mut vm = stage.start(&[

@@ -13,14 +13,14 @@ use devices::virtio::mmio::Transport;
 use devices::virtio::testing::{CountingInterrupt, FakeDriver, Piece};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-use super::comparison::Contest;
+use super::comparison::Benchmark;
 use super::net::wait;
 
 /// Bytes of the file.
 const DISK: u64 = 64 << 20;
 const SECTOR: u64 = 512;
 /// Bytes of the longest piece of a chain.
-const PIECE: u32 = 64 << 10;
+const CHUNK_SIZE: u32 = 64 << 10;
 
 /// What is asked for.
 #[derive(Clone, Copy)]
@@ -175,10 +175,10 @@ fn chains(driver: &mut FakeDriver, shape: Shape) -> (Vec<u16>, Vec<(u64, u64)>) 
         let (header, status, data) = (at, at + 16, at + 4096);
         driver.write(header, &[u8::from(shape.write), 0, 0, 0]);
         let mut pieces = vec![Piece::readable(header, 16)];
-        for start in (0..shape.length).step_by(usize::try_from(PIECE).unwrap()) {
+        for start in (0..shape.length).step_by(usize::try_from(CHUNK_SIZE).unwrap()) {
             pieces.push(Piece {
                 address: data + u64::from(start),
-                length: PIECE.min(shape.length - start),
+                length: CHUNK_SIZE.min(shape.length - start),
                 writable: !shape.write,
             });
         }
@@ -190,7 +190,7 @@ fn chains(driver: &mut FakeDriver, shape: Shape) -> (Vec<u16>, Vec<(u64, u64)>) 
     made
 }
 
-impl Contest for Pages {
+impl Benchmark for Pages {
     fn name(&self) -> String {
         self.name.clone()
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 const ROUND: Duration = Duration::from_millis(4);
 
 /// A device and its floor.
-pub trait Contest {
+pub trait Benchmark {
     /// What is measured.
     fn name(&self) -> String;
 
@@ -24,7 +24,7 @@ pub trait Contest {
 }
 
 /// What came out.
-pub struct Comparison {
+pub struct BenchmarkResult {
     name: String,
     goal: f64,
     floor: f64,
@@ -32,7 +32,7 @@ pub struct Comparison {
     ratio: f64,
 }
 
-impl Comparison {
+impl BenchmarkResult {
     /// Prints what the columns are.
     pub fn print_head() {
         println!(
@@ -59,7 +59,7 @@ impl Comparison {
 }
 
 /// Has both sides take turns.
-pub fn measure(contest: &mut dyn Contest, rounds: usize) -> Comparison {
+pub fn measure(contest: &mut dyn Benchmark, rounds: usize) -> BenchmarkResult {
     // The first passes touch all memory, and say how many make a round.
     contest.device();
     let once = contest.floor().max(Duration::from_nanos(1));
@@ -76,7 +76,7 @@ pub fn measure(contest: &mut dyn Contest, rounds: usize) -> Comparison {
         device.push(operations / device_took.as_secs_f64());
         ratio.push(floor_took.as_secs_f64() / device_took.as_secs_f64());
     }
-    Comparison {
+    BenchmarkResult {
         name: contest.name(),
         goal: contest.goal(),
         floor: median(floor),

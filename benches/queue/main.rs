@@ -20,7 +20,7 @@ mod net;
 
 use std::process::ExitCode;
 
-use comparison::{Comparison, Contest, measure};
+use comparison::{Benchmark, BenchmarkResult, measure};
 use devices::virtio::block::IoEngine;
 
 fn main() -> ExitCode {
@@ -29,10 +29,10 @@ fn main() -> ExitCode {
         .and_then(|text| text.parse().ok())
         .unwrap_or(60);
     println!("medians of {rounds} rounds, in operations a second; the ratio is the median of each round's");
-    Comparison::print_head();
+    BenchmarkResult::print_head();
     let mut missed = Vec::new();
     let only = std::env::var("ONLY").unwrap_or_default();
-    let mut run = |contest: &mut dyn Contest| {
+    let mut run = |contest: &mut dyn Benchmark| {
         if !contest.name().contains(only.as_str()) {
             return;
         }

@@ -12,7 +12,7 @@ use devices::virtio::net::{HEADER, MAX_PACKET, Net, NetSetup, Tap, features};
 use devices::virtio::testing::{CountingInterrupt, FakeDriver, Piece};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-use super::comparison::Contest;
+use super::comparison::Benchmark;
 use super::namespace::Sender;
 
 const RECEIVE: u32 = 0;
@@ -209,7 +209,7 @@ impl Transmit {
     }
 }
 
-impl Contest for Transmit {
+impl Benchmark for Transmit {
     fn name(&self) -> String {
         format!("net, transmit: {}", self.shape.name)
     }
@@ -285,7 +285,7 @@ impl Receive {
     }
 }
 
-impl Contest for Receive {
+impl Benchmark for Receive {
     fn name(&self) -> String {
         format!("net, receive: {}", self.shape.name)
     }

@@ -17,8 +17,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use process::{Process, folder, mayfly};
-use scene::{Live, Scene, text};
+use process::{Process, directory, mayfly};
+use scene::{ApiProcess, Fixture, text};
 use table::{Row, median};
 
 /// Sizes of the guests, in MiB.
@@ -30,8 +30,8 @@ fn main() -> ExitCode {
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or(50);
-    let measured = Scene::new().and_then(|scene| measure(&scene, rounds));
-    let _ = fs::remove_dir_all(folder());
+    let measured = Fixture::new().and_then(|scene| measure(&scene, rounds));
+    let _ = fs::remove_dir_all(directory());
     match measured {
         Ok(rows) => table::print(rounds, &rows),
         Err(error) => {
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(scene: &Scene, rounds: usize) -> io::Result<Vec<Row>> {
+fn measure(scene: &Fixture, rounds: usize) -> io::Result<Vec<Row>> {
     let mut rows = spawn(scene, rounds)?;
     rows.push(resume(scene, rounds)?);
     rows.extend(full(scene, rounds)?);
@@ -61,7 +61,7 @@ fn first_byte(program: &Path, arguments: &[&str]) -> io::Result<Duration> {
 }
 
 /// Restores of a small and a large guest, by turns with those of the floor, so that whatever else the machine does hits all alike.
-fn spawn(scene: &Scene, rounds: usize) -> io::Result<Vec<Row>> {
+fn spawn(scene: &Fixture, rounds: usize) -> io::Result<Vec<Row>> {
     let mut snapshots = Vec::new();
     for mib in [SMALL, LARGE] {
         let own = scene.snapshot("chatter", mib)?;
@@ -104,11 +104,11 @@ fn spawn(scene: &Scene, rounds: usize) -> io::Result<Vec<Row>> {
 }
 
 /// From the request to resume a loaded VM to the guest's next byte.
-fn resume(scene: &Scene, rounds: usize) -> io::Result<Row> {
+fn resume(scene: &Fixture, rounds: usize) -> io::Result<Row> {
     let snapshot = text(&scene.snapshot("chatter", SMALL)?);
     let mut times = Vec::new();
     for _ in 0..rounds {
-        let mut live = Live::start(&["restore", &snapshot, "--paused"])?;
+        let mut live = ApiProcess::start(&["restore", &snapshot, "--paused"])?;
         live.ask("GET", "/", "")?;
         let start = Instant::now();
         live.send("PATCH", "/vm", r#"{"state":"Resumed"}"#)?;
@@ -125,11 +125,11 @@ fn resume(scene: &Scene, rounds: usize) -> io::Result<Row> {
 }
 
 /// Full snapshots of a guest that has touched 2 MiB.
-fn full(scene: &Scene, rounds: usize) -> io::Result<[Row; 2]> {
-    let mut live = Live::start(&["run", &process::guest("touch"), "--memory", "128M"])?;
+fn full(scene: &Fixture, rounds: usize) -> io::Result<[Row; 2]> {
+    let mut live = ApiProcess::start(&["run", &process::guest("touch"), "--memory", "128M"])?;
     live.process.read("touched 512 pages\n".len())?;
     live.ask("PATCH", "/vm", r#"{"state":"Paused"}"#)?;
-    let folder = scene.new_folder("full")?;
+    let folder = scene.new_directory("full")?;
     let mut times = Vec::new();
     let mut kib = 0.0;
     for _ in 0..rounds {
@@ -145,11 +145,11 @@ fn full(scene: &Scene, rounds: usize) -> io::Result<[Row; 2]> {
 }
 
 /// Snapshots, of both kinds, of a restored guest that has just written to 256 pages, as the floor's has: they are as warm.
-fn again(scene: &Scene, mib: u32, rounds: usize) -> io::Result<[Row; 2]> {
+fn again(scene: &Fixture, mib: u32, rounds: usize) -> io::Result<[Row; 2]> {
     let snapshot = text(&scene.snapshot("writer", mib)?);
     let floor_snapshot = text(&scene.floor_snapshot(mib)?);
-    let mut live = Live::start(&["restore", &snapshot])?;
-    let folder = scene.new_folder("difference")?;
+    let mut live = ApiProcess::start(&["restore", &snapshot])?;
+    let folder = scene.new_directory("difference")?;
     let (mut full, mut own, mut floor) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         write_and_pause(&mut live)?;
@@ -180,7 +180,7 @@ fn again(scene: &Scene, mib: u32, rounds: usize) -> io::Result<[Row; 2]> {
 }
 
 /// Has the floor make a difference: it waits to be asked and answers, as mayfly does.
-fn least_difference(scene: &Scene, snapshot: &str, folder: &Path) -> io::Result<Duration> {
+fn least_difference(scene: &Fixture, snapshot: &str, folder: &Path) -> io::Result<Duration> {
     let mut process = Process::start(&scene.floor, &["diff", snapshot, &text(folder)])?;
     process.read(1)?;
     let start = Instant::now();
@@ -190,18 +190,18 @@ fn least_difference(scene: &Scene, snapshot: &str, folder: &Path) -> io::Result<
 }
 
 /// Has the writer write to its pages.
-fn write_and_pause(live: &mut Live) -> io::Result<()> {
+fn write_and_pause(live: &mut ApiProcess) -> io::Result<()> {
     live.process.prod()?;
     live.process.read(1)?;
     live.ask("PATCH", "/vm", r#"{"state":"Paused"}"#)
 }
 
-fn resume_again(live: &mut Live) -> io::Result<()> {
+fn resume_again(live: &mut ApiProcess) -> io::Result<()> {
     live.ask("PATCH", "/vm", r#"{"state":"Resumed"}"#)
 }
 
 /// Has a paused VM make a snapshot in `folder`.
-fn create(live: &mut Live, kind: &str, folder: &Path) -> io::Result<Duration> {
+fn create(live: &mut ApiProcess, kind: &str, folder: &Path) -> io::Result<Duration> {
     let (state, memory) = (folder.join("state"), folder.join("memory"));
     let body = format!(
         r#"{{"snapshot_type":"{kind}","snapshot_path":"{}","mem_file_path":"{}"}}"#,

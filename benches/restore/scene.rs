@@ -6,26 +6,26 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::process::{Process, compile, connect, folder, mayfly, request};
+use crate::process::{Process, compile, connect, directory, mayfly, request};
 
 /// What is compiled, and the folder of the snapshots, which goes with it.
-pub struct Scene {
+pub struct Fixture {
     /// The floor program.
     pub floor: PathBuf,
     files: PathBuf,
 }
 
-impl Drop for Scene {
+impl Drop for Fixture {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.files);
     }
 }
 
-impl Scene {
+impl Fixture {
     /// # Errors
     /// When there is no compiler, or no /dev/shm.
     pub fn new() -> io::Result<Self> {
-        fs::create_dir_all(folder())?;
+        fs::create_dir_all(directory())?;
         let files = PathBuf::from(format!("/dev/shm/mayfly-restore-{}", std::process::id()));
         fs::create_dir_all(&files)?;
         let floor = compile("floor", &["-Wall", "-Wextra", "-Werror", "restore/floor.c"])?;
@@ -45,7 +45,7 @@ impl Scene {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn new_folder(&self, name: &str) -> io::Result<PathBuf> {
+    pub fn new_directory(&self, name: &str) -> io::Result<PathBuf> {
         let path = self.files.join(name);
         fs::create_dir_all(&path)?;
         Ok(path)
@@ -56,7 +56,7 @@ impl Scene {
     /// # Errors
     /// When the program fails.
     pub fn floor_snapshot(&self, mib: u32) -> io::Result<PathBuf> {
-        let path = self.new_folder(&format!("floor-{mib}"))?;
+        let path = self.new_directory(&format!("floor-{mib}"))?;
         let mut command = Command::new(&self.floor);
         succeed(command.args(["make", &text(&path), &mib.to_string()]))?;
         Ok(path)
@@ -71,8 +71,8 @@ impl Scene {
         if path.exists() {
             return Ok(path);
         }
-        let image = text(&folder().join(format!("{guest}.elf")));
-        let mut live = Live::start(&["run", &image, "--memory", &format!("{mib}M")])?;
+        let image = text(&directory().join(format!("{guest}.elf")));
+        let mut live = ApiProcess::start(&["run", &image, "--memory", &format!("{mib}M")])?;
         // The writer and the toucher print when they are prodded; by its first byte each guest is known to run.
         live.process.prod()?;
         live.process.read(1)?;
@@ -83,7 +83,7 @@ impl Scene {
 }
 
 fn socket() -> PathBuf {
-    folder().join("s")
+    directory().join("s")
 }
 
 /// The path as an argument.
@@ -101,13 +101,13 @@ fn succeed(command: &mut Command) -> io::Result<()> {
 }
 
 /// A mayfly with a control socket, and the connection to it.
-pub struct Live {
+pub struct ApiProcess {
     /// The process.
     pub process: Process,
     stream: UnixStream,
 }
 
-impl Live {
+impl ApiProcess {
     /// # Errors
     /// The kernel's.
     pub fn start(arguments: &[&str]) -> io::Result<Self> {

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use super::SMALL;
 use crate::process::{Process, mayfly};
-use crate::scene::{Live, Scene, text};
+use crate::scene::{ApiProcess, Fixture, text};
 use crate::table::{Row, median};
 
 /// Turns of the event loop that a paused VM is given to make pages ready, of which it makes 64 in a turn.
-const TURNS: usize = 50;
+const ROUNDS: usize = 50;
 
 /// Of every eight pages, so many are written to.
 #[derive(Clone, Copy)]
@@ -44,9 +44,9 @@ const PATTERNS: [Pattern; 3] = [
 ];
 
 /// Guests that touch pages, by turns with a set and without.
-pub fn first(scene: &Scene, rounds: usize) -> io::Result<Vec<Row>> {
+pub fn first(scene: &Fixture, rounds: usize) -> io::Result<Vec<Row>> {
     let snapshot = text(&scene.snapshot("toucher", SMALL)?);
-    let set = text(&scene.new_folder("sets")?.join("set"));
+    let set = text(&scene.new_directory("sets")?.join("set"));
     let mut rows = Vec::new();
     for pattern in PATTERNS {
         record(&snapshot, &set, pattern.byte)?;
@@ -94,8 +94,8 @@ fn record(snapshot: &str, set: &str, byte: u8) -> io::Result<()> {
 
 /// From the byte that a restored guest waits for to the one that it answers when it has touched all pages.
 fn loaded(snapshot: &str, options: &[&str], byte: u8) -> io::Result<Duration> {
-    let mut live = Live::start(&[&["restore", snapshot, "--paused"], options].concat())?;
-    for _ in 0..TURNS {
+    let mut live = ApiProcess::start(&[&["restore", snapshot, "--paused"], options].concat())?;
+    for _ in 0..ROUNDS {
         live.ask("GET", "/", "")?;
     }
     live.ask("PATCH", "/vm", r#"{"state":"Resumed"}"#)?;
