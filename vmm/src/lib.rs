@@ -33,9 +33,9 @@
 
 pub mod arch;
 pub mod boot;
-mod chain;
 pub mod config;
 pub mod control;
+mod error_chain;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
@@ -43,5 +43,5 @@ pub mod timeline;
 pub mod vcpu;
 pub mod vm;
 
-pub use chain::ErrorChain;
+pub use error_chain::ErrorChain;
 pub use snapshot::GuestMemory;

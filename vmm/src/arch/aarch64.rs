@@ -9,14 +9,13 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 use snapshot::file::Architecture;
 use snapshot::persist::Error as StateError;
-use snapshot::{GuestMemory, Reader, Schema, Writer};
+use snapshot::{ArchiveReader, ArchiveWriter, GuestMemory, Schema};
 use vm_memory::GuestAddress;
 
-use super::{Buses, Cpu, Error, Platform, SharedSource, Window, Wiring};
-use crate::boot::{Loaded, Machine};
+use super::{AttachContext, Buses, Cpu, Error, MmioDeviceInfo, Platform, SharedSource};
+use crate::boot::{LoadedImage, Machine};
 use crate::config::{MemorySize, VmSpec};
-use crate::kvm;
-use crate::vcpu::Kick;
+use crate::kvm::{self, Kick};
 
 /// Memory starts here; interrupt controller and devices are below.
 const MEMORY: GuestAddress = GuestAddress(0x8000_0000);
@@ -45,23 +44,29 @@ impl Platform for Aarch64 {
         match *self {}
     }
 
-    fn windows(&self) -> Box<dyn Iterator<Item = (Window, Arc<dyn Interrupt>)> + '_> {
+    fn mmio_devices(&self) -> Box<dyn Iterator<Item = (MmioDeviceInfo, Arc<dyn Interrupt>)> + '_> {
         match *self {}
     }
 
-    fn attach(&mut self, _: &Wiring, _: &VmSpec, _: &mut Buses) -> Result<Vec<SharedSource>, Error> {
+    fn attach(&mut self, _: &AttachContext, _: &VmSpec, _: &mut Buses) -> Result<Vec<SharedSource>, Error> {
         match *self {}
     }
 
-    fn write_entry(_: &GuestMemory, _: &Loaded, _: &CStr, _: &VmSpec, _: &[Window]) -> Result<(), Error> {
+    fn write_boot_data(
+        _: &GuestMemory,
+        _: &LoadedImage,
+        _: &CStr,
+        _: &VmSpec,
+        _: &[MmioDeviceInfo],
+    ) -> Result<(), Error> {
         Err(Error::Unsupported("aarch64"))
     }
 
-    fn before_run(&self, _: u8, _: &mut VcpuFd) -> Result<(), kvm::Error> {
+    fn inject_interrupts(&self, _: u8, _: &mut VcpuFd) -> Result<(), kvm::Error> {
         match *self {}
     }
 
-    fn processor() -> String {
+    fn cpu_identity() -> String {
         String::new()
     }
 
@@ -73,15 +78,15 @@ impl Platform for Aarch64 {
         match *self {}
     }
 
-    fn put(&self, _: &mut Writer) -> Result<(), StateError> {
+    fn save_state(&self, _: &mut ArchiveWriter) -> Result<(), StateError> {
         match *self {}
     }
 
-    fn take_before_vcpus(&self, _: &mut Reader<'_>) -> Result<(), StateError> {
+    fn restore_before_vcpus(&self, _: &mut ArchiveReader<'_>) -> Result<(), StateError> {
         match *self {}
     }
 
-    fn take_after_vcpus(&self, _: &mut Reader<'_>, _: bool) -> Result<(), StateError> {
+    fn restore_after_vcpus(&self, _: &mut ArchiveReader<'_>, _: bool) -> Result<(), StateError> {
         match *self {}
     }
 }
@@ -108,7 +113,7 @@ impl Cpu for Aarch64 {
         Ok(())
     }
 
-    fn enter(_: &VcpuFd, (): &()) -> Result<(), kvm::Error> {
+    fn set_boot_registers(_: &VcpuFd, (): &()) -> Result<(), kvm::Error> {
         Ok(())
     }
 
@@ -120,7 +125,7 @@ impl Cpu for Aarch64 {
         Ok(())
     }
 
-    fn pausing(_: &VcpuFd) {}
+    fn notify_pause(_: &VcpuFd) {}
 
     fn instruction(_: &VcpuFd, _: &GuestMemory) -> (u64, Vec<u8>) {
         (0, Vec::new())

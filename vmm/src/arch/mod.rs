@@ -17,7 +17,7 @@ use vm_memory::GuestAddress;
 use crate::boot::{LoadedImage, Machine};
 use crate::config::{MemorySize, VmSpec};
 use crate::kvm;
-use crate::vcpu::Kick;
+use crate::kvm::Kick;
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;

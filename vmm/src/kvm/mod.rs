@@ -1,11 +1,16 @@
 //! The way into KVM: what is opened, what is asked for, and what a refusal means to a user.
 
+pub mod kick;
+pub mod run_page;
 pub mod slots;
 
 use std::io;
 use std::sync::Arc;
 
 use kvm_ioctls::{Cap, Kvm, VmFd};
+
+pub use kick::{Kick, install as install_kick};
+pub use run_page::{InternalError, RunPage};
 
 /// The version of the API since Linux 2.6.22; it will never change.
 const API_VERSION: i32 = 12;

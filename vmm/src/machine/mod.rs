@@ -28,10 +28,11 @@ use devices::virtio::net::{Net, Passt, passt};
 use crate::arch::{self, AttachContext, Buses, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
 use crate::config::{DriveConfig, VmConfig, VmSpec};
+use crate::kvm::Kick;
 use crate::timeline::{Lane, Timeline};
 use crate::vcpu::exits::KINDS;
 use crate::vcpu::thread::VcpuShared;
-use crate::vcpu::{Kick, Start, StopReason, VcpuError, VcpuInit, VcpuThread};
+use crate::vcpu::{Start, StopReason, VcpuError, VcpuInit, VcpuThread};
 use crate::{kvm, memory};
 use vcpus::{create_vcpus, limit_vcpus, start_threads};
 

@@ -9,10 +9,10 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Error, Machine};
 use crate::config::VmSpec;
-use crate::kvm;
+use crate::kvm::{self, Kick, install_kick};
 use crate::timeline::Timeline;
 use crate::vcpu::thread::VcpuShared;
-use crate::vcpu::{Kick, PauseGate, StopReason, VcpuThread, install_kick};
+use crate::vcpu::{PauseGate, StopReason, VcpuThread};
 
 /// Asks KVM whether a machine can have as many.
 pub(super) fn limit_vcpus(kvm: &Kvm, spec: &VmSpec) -> Result<(), Error> {

@@ -3,7 +3,7 @@
 use devices::{Bus, Power};
 use kvm_ioctls::VcpuExit;
 
-use super::run_page::PortWidth;
+use crate::kvm::run_page::PortWidth;
 
 /// Where a guest's accesses go.
 pub(crate) struct Targets<'a> {

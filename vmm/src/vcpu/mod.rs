@@ -6,9 +6,7 @@
 mod exit;
 pub mod exits;
 mod gate;
-mod kick;
 mod pass;
-mod run_page;
 pub mod thread;
 
 use std::io;
@@ -17,8 +15,6 @@ use devices::PowerEvent;
 
 pub use exits::ExitCounters;
 pub use gate::PauseGate;
-pub use kick::{Kick, install as install_kick};
-pub use run_page::{InternalError, RunPage};
 pub use thread::{NativeVcpuState, Start, StateReply, VcpuInit, VcpuThread};
 
 use crate::kvm;

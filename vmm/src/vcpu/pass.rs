@@ -11,7 +11,7 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
 use vmm_sys_util::signal::{block_signal, clear_signal, get_blocked_signals, unblock_signal};
 
-use super::kick::{kick_this_thread, signal};
+use crate::kvm::kick::{kick_this_thread, signal};
 
 vmm_sys_util::ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, u32);
 

@@ -26,9 +26,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::park::ParkRequest;
 use super::exit::{ExitAction, Targets, handle};
-use super::{ExitCounters, Kick, Location, PauseGate, RunPage, StopReason, VcpuError};
+use super::{ExitCounters, Location, PauseGate, StopReason, VcpuError};
 use crate::arch::{Cpu, Native, Platform};
-use crate::kvm;
+use crate::kvm::{self, Kick, RunPage};
 use crate::timeline::{Lane, Timeline};
 
 type NativeCpu = <Native as Platform>::Cpu;

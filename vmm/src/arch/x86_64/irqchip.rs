@@ -17,7 +17,7 @@ use super::kernel_irqchip::KernelIrqchipState;
 use super::layout;
 use crate::config::IrqchipMode;
 use crate::kvm::{Error, cause, failed};
-use crate::vcpu::{Kick, RunPage};
+use crate::kvm::{Kick, RunPage};
 
 /// kvm-ioctls does not wrap this one.
 mod request {

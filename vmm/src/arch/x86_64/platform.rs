@@ -27,9 +27,9 @@ use super::{cpuid, layout, msr};
 use crate::arch::{AttachContext, Buses, Cpu, Error, EventSource, MmioDeviceInfo, Platform, SharedSource};
 use crate::boot::{LoadedImage, Machine};
 use crate::config::{MemorySize, VmSpec};
+use crate::kvm::Kick;
 use crate::kvm::{self, failed};
 use crate::memory::try_read;
-use crate::vcpu::Kick;
 
 /// Three pages below the BIOS that processors of Intel without unrestricted guest mode need; nothing else is there.
 const TSS: usize = 0xfffb_d000;

@@ -7,8 +7,9 @@ use snapshot::persist::Error as StateError;
 
 use super::{NativeCpu, NativeVcpuState, Start, VcpuRunner};
 use crate::arch::Cpu;
+use crate::kvm::RunPage;
+use crate::vcpu::StopReason;
 use crate::vcpu::pass::run_until_entry;
-use crate::vcpu::{RunPage, StopReason};
 
 /// How often a vCPU is brought up to the door of the guest before it counts as settled whatever it says: there are no more
 /// vectors than that.

@@ -19,7 +19,7 @@ thread_local! {
     static THREAD: Cell<i32> = const { Cell::new(0) };
 }
 
-pub(super) fn signal() -> libc::c_int {
+pub(crate) fn signal() -> libc::c_int {
     libc::SIGRTMIN()
 }
 
@@ -76,7 +76,7 @@ impl Kick {
 }
 
 /// Makes the signal pending for the calling thread, to which a kick is bound and which blocks it.
-pub(super) fn kick_this_thread() {
+pub(crate) fn kick_this_thread() {
     send(THREAD.get());
 }
 
