@@ -8,7 +8,7 @@
 use std::io::{self, Write};
 
 #[cfg(not(test))]
-use vmm::vm::ignore_output_signals;
+use vmm::event_loop::ignore_output_signals;
 
 /// Exit status of a command that did what it was to do.
 pub const SUCCESS: u8 = 0;

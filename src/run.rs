@@ -11,10 +11,10 @@ use devices::PowerEvent;
 use vmm::ErrorChain;
 use vmm::arch::{Native, Platform};
 use vmm::boot::{self, Image, Initrd};
-use vmm::control::{self, Control, Service, thaw};
+use vmm::control::{self, Control, LoadSnapshotError, Service};
+use vmm::event_loop::{self, ExitReason};
 use vmm::timeline::{Lane, Span, Timeline};
 use vmm::vcpu::StopReason;
-use vmm::vm::{self, ExitReason};
 
 use crate::args::{RestoreArgs, RunArgs, SessionArgs};
 use crate::console;
@@ -51,10 +51,10 @@ pub enum Error {
     Start(control::Error),
     /// The snapshot cannot be restored.
     #[error(transparent)]
-    Thaw(thaw::Error),
+    Thaw(LoadSnapshotError),
     /// The VM could not be watched.
     #[error("cannot run the machine")]
-    Vm(#[source] vm::Error),
+    Vm(#[source] event_loop::Error),
     /// A system call failed.
     #[error("cannot {operation}")]
     System {
@@ -178,7 +178,7 @@ pub enum StartError {
     /// It could not be started.
     Start(control::Error),
     /// It could not be restored.
-    Thaw(thaw::Error),
+    Thaw(LoadSnapshotError),
 }
 
 impl From<control::Error> for StartError {
@@ -240,7 +240,7 @@ pub fn start_and_wait(
         StartError::Thaw(error) => Error::Thaw(error),
     })?;
     let service = api.as_mut().map(|api| api as &mut dyn Service);
-    let end = vm::run(&mut control, service, &signals).map_err(Error::Vm)?;
+    let end = event_loop::run(&mut control, service, &signals).map_err(Error::Vm)?;
     if let Some(api) = &mut api {
         api.finish(&control);
     }
@@ -253,8 +253,8 @@ pub fn start_and_wait(
 /// # Errors
 /// [`Error::System`]
 pub fn block_signals() -> Result<Vec<libc::c_int>, Error> {
-    let signals = vm::heeded_signals(&SIGNALS);
-    vm::block_signals(&signals).map_err(|source| Error::System {
+    let signals = event_loop::not_ignored(&SIGNALS);
+    event_loop::block_signals(&signals).map_err(|source| Error::System {
         operation: "block signals",
         source,
     })?;
@@ -315,7 +315,7 @@ fn status(code: u32) -> u8 {
 fn exit_by_signal(signal: libc::c_int) -> u8 {
     // SAFETY: the default action is a valid one for a signal that was caught by a descriptor only.
     unsafe { libc::signal(signal, libc::SIG_DFL) };
-    vm::unblock_signal(signal);
+    event_loop::unblock_signal(signal);
     // SAFETY: raise has no preconditions.
     unsafe { libc::raise(signal) };
     // Reached only when the signal's default action is not to end the process.

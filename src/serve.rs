@@ -10,9 +10,9 @@ use api::http::{HttpLimits, Server};
 use api::logger::{LogControl as _, LoggerSettings};
 use api::{Api, Instance};
 use vmm::control::{self, Control};
+use vmm::event_loop::{self, ExitReason};
 use vmm::timeline::Timeline;
 use vmm::vcpu::StopReason;
-use vmm::vm::{self, ExitReason};
 
 use crate::firecracker::{FirecrackerArgs, VERSION};
 use crate::logging::{ProcessLog, print_message};
@@ -123,7 +123,7 @@ pub fn serve(options: FirecrackerArgs, origin: Instant) -> Result<u8, Error> {
         applied.map_err(|source| Error::Config { path, source })?;
         control.start().map_err(Error::Start)?;
     }
-    let end = vm::run(&mut control, Some(&mut api), &signals);
+    let end = event_loop::run(&mut control, Some(&mut api), &signals);
     let end = end.map_err(|error| Error::Run(run::Error::Vm(error)))?;
     api.finish(&control);
     // Its socket goes with it, before the signal that may have ended the VM ends this process too.

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use api::client::{self, Client};
 use serde_json::{Value, json};
-use vmm::control::thaw::Contents;
-use vmm::control::{first_touch, freeze, thaw};
+use vmm::control::{
+    Contents, LoadSnapshotError, MergeError, STATE_VERSION, describe_snapshot, describe_working_set,
+    merge_snapshots, state_version,
+};
 use vmm::memory::Bytes;
 
 use crate::args::SnapshotArgs;
@@ -50,7 +52,7 @@ pub enum Error {
     },
     /// The snapshot cannot be read.
     #[error(transparent)]
-    Read(thaw::Error),
+    Read(LoadSnapshotError),
     /// The difference cannot be merged.
     #[error("cannot merge {} into {}", difference.display(), base.display())]
     Merge {
@@ -60,7 +62,7 @@ pub enum Error {
         base: PathBuf,
         /// Why.
         #[source]
-        source: freeze::MergeError,
+        source: MergeError,
     },
 }
 
@@ -126,7 +128,7 @@ impl VmClient {
 
 /// The version of the format of snapshots, as Firecracker writes its own.
 pub fn format_version() -> String {
-    versioned(thaw::VERSION)
+    versioned(STATE_VERSION)
 }
 
 /// The version of the format of the state file at `path`.
@@ -134,7 +136,7 @@ pub fn format_version() -> String {
 /// # Errors
 /// [`Error::Read`]
 pub fn describe_format(path: &Path) -> Result<String, Error> {
-    thaw::version(path).map(versioned).map_err(Error::Read)
+    state_version(path).map(versioned).map_err(Error::Read)
 }
 
 /// The format has a version of one number, and its readers expect three.
@@ -144,7 +146,7 @@ fn versioned(version: u32) -> String {
 
 /// What is in the working set at `path`, if it is one.
 fn working_set(path: &Path) -> Option<String> {
-    let (header, touched, written) = first_touch::describe(path).ok()?;
+    let (header, touched, written) = describe_working_set(path).ok()?;
     let page = u64::from(header.host.page_size);
     Some(format!(
         "working set  {}\nmemory       {}\ntouched      {touched} pages, {}\nwritten      {written} of them, {}\n",
@@ -168,7 +170,7 @@ pub fn info(folder: &Path) -> Result<String, Error> {
     if let Some(text) = working_set(&state) {
         return Ok(text);
     }
-    let (header, config) = thaw::describe(&state).map_err(Error::Read)?;
+    let (header, config) = describe_snapshot(&state).map_err(Error::Read)?;
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
         // Writing to a String cannot fail.
@@ -204,14 +206,14 @@ pub fn info(folder: &Path) -> Result<String, Error> {
         );
     }
     line("kernel", config.kernel.display().to_string());
-    for drive in &config.drives {
+    for drive in config.drives() {
         let access = if drive.disk.read_only { ", read-only" } else { "" };
         line(
             "drive",
             format!("{}: {}{access}", drive.disk.id, drive.disk.path.display()),
         );
     }
-    for net in &config.nets {
+    for net in config.interfaces() {
         let mac = net.mac.map(|mac| format!(", {mac}")).unwrap_or_default();
         line("interface", format!("{}: {}{mac}", net.id, net.backend));
     }
@@ -229,7 +231,7 @@ pub fn merge(folders: &[PathBuf]) -> Result<String, Error> {
     let mut text = String::new();
     for difference in differences {
         let files = |folder: &Path| (folder.join(STATE), folder.join(MEMORY));
-        let written = freeze::merge(files(difference), files(base)).map_err(|source| Error::Merge {
+        let written = merge_snapshots(files(difference), files(base)).map_err(|source| Error::Merge {
             difference: difference.clone(),
             base: base.clone(),
             source,

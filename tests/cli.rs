@@ -165,16 +165,20 @@ fn machines_that_cannot_be_are_refused() {
         (
             "--memory",
             "0",
-            "0B of memory is too little: a machine has at least 1M",
+            "cannot use 0B of guest memory: a VM has at least 1M",
         ),
         (
             "--memory",
             "512K",
-            "512K of memory is too little: a machine has at least 1M",
+            "cannot use 512K of guest memory: a VM has at least 1M",
         ),
-        ("--memory", "1000T", "1000T of memory is more than this host has"),
-        ("--cpus", "0", "a machine has 1 to 32 vCPUs, not 0"),
-        ("--cpus", "33", "a machine has 1 to 32 vCPUs, not 33"),
+        (
+            "--memory",
+            "1000T",
+            "cannot use 1000T of guest memory: this host has ",
+        ),
+        ("--cpus", "0", "cannot create 0 vCPUs: a VM has 1 to 32"),
+        ("--cpus", "33", "cannot create 33 vCPUs: a VM has 1 to 32"),
     ] {
         let said = refusal(&["run", &image, option, value], 1);
         assert!(
@@ -190,11 +194,11 @@ fn interfaces_that_share_are_refused() {
     for (net, text) in [
         (
             "user,mac=02:00:00:00:00:01",
-            "two network interfaces have the address 02:00:00:00:00:01: change the mac of one",
+            "cannot attach two network interfaces with the MAC address 02:00:00:00:00:01: change the address of one",
         ),
         (
             "fd:5",
-            "two network interfaces are on descriptor 5: give each a tap of its own",
+            "cannot attach two network interfaces to descriptor 5: give each its own tap",
         ),
     ] {
         let said = refusal(&["run", &image, "--net", net, "--net", net], 1);
@@ -204,7 +208,7 @@ fn interfaces_that_share_are_refused() {
     arguments.extend(["--disk", "d"].repeat(19));
     assert_eq!(
         refusal(&arguments, 1),
-        "cannot make this machine: a machine has at most 18 drives and network interfaces, not 19: leave some out"
+        "cannot make this machine: cannot attach 19 devices: a VM has at most 18 drives and network interfaces; remove some"
     );
 }
 

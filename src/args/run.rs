@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use lexopt::Arg;
-use vmm::config::VmConfig;
+use vmm::config::{DeviceConfig, VmConfig};
 
 use super::session::{self, Seen, SessionArgs, path, value};
 use super::{Command, Error, lossy, syntax};
@@ -83,8 +83,12 @@ fn option(
 ) -> Result<(), Error> {
     let config = &mut run.config;
     match name {
-        "--disk" => return value(parser, "run", name).map(|drive| config.drives.push(drive)),
-        "--net" => return value(parser, "run", name).map(|net| config.nets.push(net)),
+        "--disk" => {
+            return value(parser, "run", name).map(|drive| config.devices.push(DeviceConfig::Drive(drive)));
+        }
+        "--net" => {
+            return value(parser, "run", name).map(|net| config.devices.push(DeviceConfig::Interface(net)));
+        }
         _ => seen.note(name)?,
     }
     match name {

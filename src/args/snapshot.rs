@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use lexopt::Arg;
 use vmm::config::{NetBackend, OptionError};
-use vmm::control::first_touch::{DEFAULT_LENGTH, MAX_RECORD_MS};
-use vmm::control::{LoadSnapshotParams, RecordOptions};
+use vmm::control::{DEFAULT_RECORD_LENGTH, LoadSnapshotParams, MAX_RECORD_MS, RecordOptions};
 
 use super::session::{self, Seen, SessionArgs, path, value};
 use super::{Command, Error, syntax};
@@ -99,12 +98,12 @@ fn option(
                 value: text,
                 reason: error.to_string(),
             })?;
-            thaw.taps.push((id, backend));
+            thaw.overrides.push((id, backend.into()));
             return Ok(());
         }
         "--disk" => {
             let (id, file) = assignment(parser, name)?;
-            thaw.disks.push((id, file.into()));
+            thaw.overrides.push((id, PathBuf::from(file).into()));
             return Ok(());
         }
         _ => seen.note(name)?,
@@ -112,11 +111,11 @@ fn option(
     match name {
         "--paused" => restore.thaw.resume = false,
         "--realtime" => thaw.realtime = true,
-        "--working-set" => thaw.first_touch.prepare = Some(path(parser, "restore")?),
+        "--working-set" => thaw.working_set.prefetch = Some(path(parser, "restore")?),
         RECORD => {
-            thaw.first_touch.record = Some(RecordOptions {
+            thaw.working_set.record = Some(RecordOptions {
                 path: path(parser, "restore")?,
-                length: DEFAULT_LENGTH,
+                length: DEFAULT_RECORD_LENGTH,
             });
         }
         other => restore.session.option(parser, "restore", other)?,
@@ -139,13 +138,13 @@ fn milliseconds(parser: &mut lexopt::Parser) -> Result<Duration, Error> {
 
 /// Puts the length to the recording, which there must be then, and no set that is used.
 fn record(thaw: &mut LoadSnapshotParams, length: Option<Duration>) -> Result<(), Error> {
-    match (&mut thaw.first_touch.record, length) {
+    match (&mut thaw.working_set.record, length) {
         (None, Some(_)) => return Err(Error::Alone(LENGTH, RECORD)),
         (Some(record), Some(length)) => record.length = length,
         _ => {}
     }
-    let first = &thaw.first_touch;
-    if first.record.is_some() && first.prepare.is_some() {
+    let first = &thaw.working_set;
+    if first.record.is_some() && first.prefetch.is_some() {
         return Err(Error::Contrary("--working-set", RECORD));
     }
     Ok(())
@@ -211,6 +210,8 @@ pub(super) fn folders(
 #[cfg(test)]
 mod tests {
     use super::super::{Command, parse};
+    use std::path::PathBuf;
+
     use vmm::config::NetBackend;
     use vmm::control::WorkingSetOptions;
 
@@ -226,20 +227,23 @@ mod tests {
             panic!("no restore");
         };
         assert_eq!(restore.thaw.state.to_str(), Some("/s/state"));
-        assert_eq!(restore.thaw.taps, [("eth0".into(), NetBackend::Tap("t1".into()))]);
-        assert_eq!(restore.thaw.disks, [("root".into(), "/a=b".into())]);
+        let overrides = [
+            ("eth0".into(), NetBackend::Tap("t1".into()).into()),
+            ("root".into(), PathBuf::from("/a=b").into()),
+        ];
+        assert_eq!(restore.thaw.overrides, overrides);
         assert!(!restore.thaw.resume && !restore.thaw.realtime && restore.session.id == "x");
     }
 
     #[test]
     fn first_touches_are_recorded_or_prepared() {
         let thaw = |line: &str| match words(line).unwrap() {
-            Command::Restore(restore) => restore.thaw.first_touch,
+            Command::Restore(restore) => restore.thaw.working_set,
             other => panic!("{line} is {other:?}"),
         };
         assert_eq!(thaw("restore /s"), WorkingSetOptions::default());
         let set = thaw("restore /s --working-set /w");
-        assert_eq!((set.prepare, set.record), (Some("/w".into()), None));
+        assert_eq!((set.prefetch, set.record), (Some("/w".into()), None));
         for (line, milliseconds) in [
             ("restore /s --record-working-set /w", 100),
             ("restore /s --record-working-set /w --record-ms 7", 7),

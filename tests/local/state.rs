@@ -16,9 +16,9 @@ use snapshot::{ArchiveReader, ArchiveWriter};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::arch::{Native, Platform};
 use vmm::boot::Image;
-use vmm::config::{HostMemory, IrqchipMode, MemorySize, VmConfig, VmSpec};
+use vmm::config::{DriveConfig, HostMemory, IrqchipMode, MemorySize, NetConfig, VmConfig, VmSpec};
 use vmm::machine::state::Error;
-use vmm::machine::{Devices, Machine};
+use vmm::machine::{Machine, open_devices};
 use vmm::memory;
 use vmm::timeline::Timeline;
 
@@ -57,9 +57,11 @@ impl Guest {
         if self.devices {
             let (disk, peer) = surroundings();
             // Two machines have it at a time, as only a disk that is read allows.
-            config.drives.push(format!("{disk},ro").parse().unwrap());
+            let drive: DriveConfig = format!("{disk},ro").parse().unwrap();
+            config.devices.push(drive.into());
             let net = format!("unix:{peer},mac=02:00:00:00:00:07");
-            config.nets.push(net.parse().unwrap());
+            let net: NetConfig = net.parse().unwrap();
+            config.devices.push(net.into());
         }
         config.check(&HostMemory::this()).unwrap()
     }
@@ -67,7 +69,7 @@ impl Guest {
     fn boot(self) -> Running {
         let (output, printed) = console();
         let spec = self.spec();
-        let devices = Devices::open(&spec).unwrap();
+        let devices = open_devices(&spec).unwrap();
         let machine = Machine::build(spec, devices, output, timeline()).unwrap();
         let image = Image::open(Path::new(&file(self.name)), Native::MACHINE).unwrap();
         let machine = machine.boot(&image, None).unwrap();
@@ -83,7 +85,7 @@ impl Guest {
         copy.write_slice(&bytes, GuestAddress(0)).unwrap();
         let (output, printed) = console();
         let spec = self.spec();
-        let devices = Devices::open(&spec).unwrap();
+        let devices = open_devices(&spec).unwrap();
         let built = Machine::build_with_memory(spec, copy, devices, output, timeline());
         (built.unwrap(), printed)
     }

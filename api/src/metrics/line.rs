@@ -73,11 +73,11 @@ impl Serialize for Line<'_> {
         for vcpu in &metrics.vcpus {
             map.serialize_entry(&format!("vcpu_{}", vcpu.id), &Exits(vcpu.exits.clone()))?;
         }
-        for drive in &metrics.drives {
-            map.serialize_entry(&format!("block_{}", drive.id), &drive.metrics)?;
+        for drive in metrics.drives() {
+            map.serialize_entry(&format!("block_{}", drive.id), drive.metrics)?;
         }
-        for interface in &metrics.interfaces {
-            map.serialize_entry(&format!("net_{}", interface.id), &interface.metrics)?;
+        for interface in metrics.interfaces() {
+            map.serialize_entry(&format!("net_{}", interface.id), interface.metrics)?;
         }
         let memory = Memory {
             size_bytes: metrics.memory,
@@ -141,9 +141,9 @@ mod tests {
         assert_eq!(value["api_server"]["accepted"], 4001);
         assert_eq!(value["api_server"]["refused"], 4002);
         assert_eq!(value["logger"]["missed_metrics_count"], 4003);
-        let drive = &metrics.drives[0];
+        let drive = metrics.drives()[0];
         assert_eq!(value[format!("block_{}", drive.id)]["reads"], drive.metrics.reads);
-        let net = &metrics.interfaces[1];
+        let net = metrics.interfaces()[1];
         assert_eq!(
             value[format!("net_{}", net.id)]["transmit"]["bytes"],
             net.metrics.transmit.bytes

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use vmm::control::{DriveMetrics, InterfaceMetrics, StartPhase, VcpuMetrics, VmMetrics};
+use vmm::control::{
+    BlockMetrics, DeviceCounters, DeviceMetrics, NetMetrics, StartPhase, VcpuMetrics, VmMetrics,
+};
 
 /// Of each kind two or more, and every number another.
 pub(super) fn full() -> VmMetrics {
@@ -32,11 +34,7 @@ pub(super) fn full() -> VmMetrics {
         });
     }
     for id in ["rootfs", "a\"b\\c\nd"] {
-        let mut drive = DriveMetrics {
-            id: id.into(),
-            metrics: Default::default(),
-        };
-        let one = &mut drive.metrics;
+        let mut one = BlockMetrics::default();
         (one.reads, one.writes) = (number(), number());
         (one.read_bytes, one.written_bytes) = (number(), number());
         (one.flushes, one.discards, one.errors) = (number(), number(), number());
@@ -50,18 +48,21 @@ pub(super) fn full() -> VmMetrics {
             (0..number()).for_each(|_| latency.record(Duration::from_micros(us)));
             latency.record(Duration::from_secs(20));
         }
-        metrics.drives.push(drive);
+        metrics.devices.push(DeviceMetrics {
+            id: id.into(),
+            counters: DeviceCounters::Drive(one),
+        });
     }
     for id in ["net1", "br-0"] {
-        let mut interface = InterfaceMetrics {
-            id: id.into(),
-            metrics: Default::default(),
-        };
-        for one in [&mut interface.metrics.receive, &mut interface.metrics.transmit] {
+        let mut net = NetMetrics::default();
+        for one in [&mut net.receive, &mut net.transmit] {
             (one.packets, one.bytes, one.drops) = (number(), number(), number());
             (one.errors, one.throttled) = (number(), number());
         }
-        metrics.interfaces.push(interface);
+        metrics.devices.push(DeviceMetrics {
+            id: id.into(),
+            counters: DeviceCounters::Interface(net),
+        });
     }
     (metrics.unclaimed_ports, metrics.unclaimed_addresses) = (number(), number());
     (metrics.memory, metrics.memory_touched) = (number(), number());

@@ -44,8 +44,12 @@ pub(crate) fn put_boot_source(call: &mut RequestContext<'_>) -> Result<Response,
     let source: BootSource = call.read()?;
     call.before_start()?;
     let args = source.boot_args.unwrap_or_else(|| DEFAULT_BOOT_ARGS.to_owned());
-    let mut drives = call.control.config().drives.iter();
-    check_args(&args, drives.find_map(DriveConfig::root_argument))?;
+    let root = call
+        .control
+        .config()
+        .drives()
+        .find_map(DriveConfig::root_argument);
+    check_args(&args, root)?;
     let done = call
         .control
         .set_boot(source.kernel_image_path, source.initrd_path, args);

@@ -1,5 +1,7 @@
 //! Drives.
 
+use vmm::config;
+
 use super::boot::too_long;
 use super::{Error, RequestContext};
 use crate::http::Response;
@@ -17,7 +19,7 @@ pub(crate) fn put_drive(call: &mut RequestContext<'_>) -> Result<Response, Error
     {
         return Err(Error::refused(DRIVE, reason));
     }
-    let done = call.control.put_drive(drive);
+    let done = call.control.put_device(drive);
     done.map_err(Error::of(DRIVE))?;
     Ok(Response::no_content())
 }
@@ -26,8 +28,11 @@ pub(super) fn patch_drive(call: &mut RequestContext<'_>) -> Result<Response, Err
     let update: DriveUpdate = call.read()?;
     call.check_id(&update.drive_id)?;
     let limits = RateLimiter::changes(update.rate_limiter);
-    let path = update.path_on_host.as_deref();
-    let done = call.control.update_drive(&update.drive_id, path, limits);
+    let change = config::DriveUpdate {
+        path: update.path_on_host,
+        limits,
+    };
+    let done = call.control.update_device(&update.drive_id, &change.into());
     done.map_err(Error::of(DRIVE))?;
     Ok(Response::no_content())
 }

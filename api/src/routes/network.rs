@@ -1,6 +1,6 @@
 //! Network interfaces, and the vsock that is none.
 
-use vmm::config::NetBackend;
+use vmm::config::{InterfaceUpdate, NetBackend};
 use vmm::control;
 
 use super::{Error, RequestContext};
@@ -16,7 +16,7 @@ pub(crate) fn put_interface(call: &mut RequestContext<'_>) -> Result<Response, E
         .config()
         .map_err(|reason| Error::refused(NETWORK, reason))?;
     let is_unnamed = config.backend == NetBackend::Tap(String::new());
-    match call.control.put_interface(config) {
+    match call.control.put_device(config) {
         // urunc names no tap for a container without a network, whose user may not make one.
         Err(control::Error::Device(error)) if is_unnamed => {
             log::warn!(
@@ -31,9 +31,11 @@ pub(crate) fn put_interface(call: &mut RequestContext<'_>) -> Result<Response, E
 pub(super) fn patch_interface(call: &mut RequestContext<'_>) -> Result<Response, Error> {
     let update: NetworkInterfaceUpdate = call.read()?;
     call.check_id(&update.iface_id)?;
-    let receive = RateLimiter::changes(update.rx_rate_limiter);
-    let transmit = RateLimiter::changes(update.tx_rate_limiter);
-    let done = call.control.update_interface(&update.iface_id, receive, transmit);
+    let change = InterfaceUpdate {
+        receive: RateLimiter::changes(update.rx_rate_limiter),
+        transmit: RateLimiter::changes(update.tx_rate_limiter),
+    };
+    let done = call.control.update_device(&update.iface_id, &change.into());
     done.map_err(Error::of(NETWORK))?;
     Ok(Response::no_content())
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use vmm::config::NetBackend;
-use vmm::control::first_touch::{DEFAULT_LENGTH, MAX_RECORD_MS};
 use vmm::control::{
-    CreateSnapshotParams, LoadSnapshotParams, MemorySource, RecordOptions, SnapshotKind, WorkingSetOptions,
+    CreateSnapshotParams, DEFAULT_RECORD_LENGTH, LoadSnapshotParams, MAX_RECORD_MS, MemorySource,
+    RecordOptions, SnapshotKind, WorkingSetOptions,
 };
 
 use super::{Error, Field, Off, Schema};
@@ -193,20 +193,19 @@ impl SnapshotLoad {
             }
         };
         let taps = self.network_overrides.unwrap_or_default().into_iter();
+        let taps = taps.map(|tap| (tap.iface_id, NetBackend::Tap(tap.host_dev_name).into()));
         let disks = self.drive_overrides.unwrap_or_default().into_iter();
+        let disks = disks.map(|disk| (disk.drive_id, disk.path_on_host.into()));
         let tracks = [self.track_dirty_pages, self.enable_diff_snapshots];
         Ok(LoadSnapshotParams {
             state: self.snapshot_path,
             memory,
-            taps: taps
-                .map(|tap| (tap.iface_id, NetBackend::Tap(tap.host_dev_name)))
-                .collect(),
-            disks: disks.map(|disk| (disk.drive_id, disk.path_on_host)).collect(),
+            overrides: taps.chain(disks).collect(),
             track_dirty_pages: tracks.contains(&Some(true)),
             resume: self.resume_vm.unwrap_or(false),
             realtime: self.clock_realtime.unwrap_or(false),
-            first_touch: WorkingSetOptions {
-                prepare: self.working_set,
+            working_set: WorkingSetOptions {
+                prefetch: self.working_set,
                 record: self.record_working_set.map(RecordWorkingSet::record),
             },
         })
@@ -218,7 +217,7 @@ impl RecordWorkingSet {
         let length = self.milliseconds.map(Duration::from_millis);
         RecordOptions {
             path: self.path,
-            length: length.unwrap_or(DEFAULT_LENGTH),
+            length: length.unwrap_or(DEFAULT_RECORD_LENGTH),
         }
     }
 }

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use vmm::control::thaw;
+use vmm::control::{describe_snapshot, state_version};
 use vmm::memory::memfd;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -11,6 +11,6 @@ fuzz_target!(|bytes: &[u8]| {
     fuzz::refit(&mut bytes);
     let file = memfd(c"state", &bytes).expect("a file in memory");
     let path = fuzz::path(&file);
-    let _ = thaw::version(&path);
-    let _ = thaw::describe(&path);
+    let _ = state_version(&path);
+    let _ = describe_snapshot(&path);
 });

@@ -1,39 +1,98 @@
-//! Drives as people write them: `PATH[,ro][,cache=unsafe|writeback][,engine=sync|async][,id=NAME]`, and
-//! `,bandwidth=BYTES/MILLISECONDS[/BURST]` and `,ops=NUMBER/MILLISECONDS[/BURST]`; a comma in PATH or NAME is written twice.
+//! Drives, written as `PATH[,ro][,cache=unsafe|writeback][,engine=sync|async][,id=NAME]`, with
+//! `,bandwidth=BYTES/MILLISECONDS[/BURST]` and `,ops=NUMBER/MILLISECONDS[/BURST]`. A comma in PATH or NAME is doubled.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use devices::virtio::block::{CacheType, DiskConfig, IoEngine};
 use serde::{Deserialize, Serialize};
 
-use super::options::{Error, Options};
+use super::device::DeviceSettings;
+use super::error::Error as ConfigError;
+use super::options::{Error, Options, RateLimits};
 
-/// A drive that the user asks for.
+/// Configuration of a drive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DriveConfig {
-    /// The disk; its name is one by its number when it is empty.
+    /// Disk behind the drive. An empty ID is replaced by one with the number of the drive.
     pub disk: DiskConfig,
-    /// Whether the guest is told on its command line to take its root file system from it, and how it finds it.
+    /// Root file system on the drive, announced on the command line of the guest.
     pub root: Option<Root>,
 }
 
-/// How a guest finds its root file system.
+/// Location of the root file system.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Root {
-    /// On the first drive.
+    /// The whole drive, which is the first.
     First,
-    /// On the partition with this UUID.
+    /// The partition with this UUID.
     Partition(String),
 }
 
+/// Change of an attached drive. Without a path and without limits the drive reads the size of its file again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DriveUpdate {
+    /// File or block device that replaces the present one.
+    pub path: Option<PathBuf>,
+    /// Token buckets that replace the present ones; none keeps the present one.
+    pub limits: RateLimits,
+}
+
 impl DriveConfig {
-    /// What a guest that is to have its root here is told; Linux knows it.
+    /// Returns the arguments by which Linux mounts its root file system from this drive.
     pub fn root_argument(&self) -> Option<String> {
         let access = if self.disk.read_only { "ro" } else { "rw" };
         self.root.as_ref().map(|root| match root {
             Root::First => format!("root=/dev/vda {access}"),
             Root::Partition(uuid) => format!("root=PARTUUID={uuid} {access}"),
         })
+    }
+}
+
+impl DeviceSettings for DriveConfig {
+    type Update = DriveUpdate;
+    type Backend = PathBuf;
+
+    fn id(&self) -> &str {
+        &self.disk.id
+    }
+
+    fn set_defaults(&mut self, index: usize) {
+        if self.disk.id.is_empty() {
+            self.disk.id = format!("drive{index}");
+        }
+    }
+
+    fn check_after(&self, _: &Self) -> Result<(), ConfigError> {
+        // Linux counts drives in the order of their interrupt lines: /dev/vda is the first.
+        if self.root.is_some() {
+            return Err(ConfigError::Root);
+        }
+        Ok(())
+    }
+
+    fn has_backend_of(&self, other: &Self) -> bool {
+        self.disk.path == other.disk.path
+    }
+
+    fn is_first(&self) -> bool {
+        self.root.is_some()
+    }
+
+    fn apply(&mut self, update: &DriveUpdate) {
+        if let Some(path) = &update.path {
+            path.clone_into(&mut self.disk.path);
+        }
+        let mut limits = RateLimits {
+            bandwidth: self.disk.bandwidth,
+            operations: self.disk.operations,
+        };
+        limits.merge(update.limits);
+        (self.disk.bandwidth, self.disk.operations) = (limits.bandwidth, limits.operations);
+    }
+
+    fn set_backend(&mut self, backend: &PathBuf) {
+        self.disk.path.clone_from(backend);
     }
 }
 

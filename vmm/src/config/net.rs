@@ -10,6 +10,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::device::DeviceSettings;
+use super::error::Error as ConfigError;
 use super::options::{Error, Options, RateLimits};
 
 /// The address of a network interface.
@@ -131,6 +133,54 @@ pub struct NetConfig {
     pub receive: RateLimits,
     /// What the guest may send.
     pub transmit: RateLimits,
+}
+
+/// Change of an attached network interface. A bucket of none keeps the present one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InterfaceUpdate {
+    /// Token buckets for frames to the guest.
+    pub receive: RateLimits,
+    /// Token buckets for frames from the guest.
+    pub transmit: RateLimits,
+}
+
+impl DeviceSettings for NetConfig {
+    type Update = InterfaceUpdate;
+    type Backend = NetBackend;
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn set_defaults(&mut self, index: usize) {
+        self.mac.get_or_insert_with(MacAddress::random);
+        if self.id.is_empty() {
+            self.id = format!("net{index}");
+        }
+    }
+
+    fn check_after(&self, earlier: &Self) -> Result<(), ConfigError> {
+        match (self.mac, &self.backend) {
+            (Some(mac), _) if earlier.mac == Some(mac) => Err(ConfigError::Mac(mac)),
+            (_, NetBackend::Descriptor(descriptor)) if self.backend == earlier.backend => {
+                Err(ConfigError::Descriptor(*descriptor))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn has_backend_of(&self, other: &Self) -> bool {
+        self.backend == other.backend
+    }
+
+    fn apply(&mut self, update: &InterfaceUpdate) {
+        self.receive.merge(update.receive);
+        self.transmit.merge(update.transmit);
+    }
+
+    fn set_backend(&mut self, backend: &NetBackend) {
+        self.backend.clone_from(backend);
+    }
 }
 
 impl FromStr for NetConfig {

@@ -13,6 +13,14 @@ pub struct RateLimits {
     pub operations: Option<Bucket>,
 }
 
+impl RateLimits {
+    /// Replaces the buckets that `new` has.
+    pub(super) fn merge(&mut self, new: Self) {
+        self.bandwidth = new.bandwidth.or(self.bandwidth);
+        self.operations = new.operations.or(self.operations);
+    }
+}
+
 /// Why such a text makes no sense.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {

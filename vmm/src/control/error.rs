@@ -3,8 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
-use devices::virtio::block::file;
-
+use crate::config::DeviceKind;
+use crate::machine::UpdateError;
+use crate::vm::ConsoleError;
 use crate::{boot, config, machine};
 
 /// Why a wish was refused. What was there before the wish goes on.
@@ -33,28 +34,30 @@ pub enum Error {
     Device(machine::DeviceError),
     /// There is no console for the guest.
     #[error(transparent)]
-    Console(Box<dyn std::error::Error + Send + Sync>),
+    Console(ConsoleError),
     /// The machine cannot be built, booted or paused.
     #[error(transparent)]
     Machine(machine::Error),
     /// No drive or interface of that name.
     #[error("there is no {kind} {id:?}: there are {known}")]
     Unknown {
-        /// What was looked for.
-        kind: &'static str,
+        /// Kind of the device.
+        kind: DeviceKind,
         /// Its name.
         id: String,
         /// The names that there are.
         known: String,
     },
-    /// A drive cannot go on with another file.
-    #[error("cannot change drive {id:?}")]
-    Drive {
-        /// Name of the drive.
+    /// A device cannot be changed.
+    #[error("cannot change {kind} {id:?}")]
+    Update {
+        /// Kind of the device.
+        kind: DeviceKind,
+        /// ID of the device.
         id: String,
-        /// What is wrong with the file.
+        /// Cause.
         #[source]
-        source: file::Error,
+        source: UpdateError,
     },
     /// The machine has no keys to press.
     #[error("SendCtrlAltDel is not supported on this architecture: its machine has no keyboard.")]

@@ -1,29 +1,31 @@
-//! What a VM has done, in numbers.
+//! Metrics of a VM.
 
 use std::fs;
 
-use devices::virtio::{block, net};
+use devices::virtio::block::BlockMetrics;
+use devices::virtio::net::NetMetrics;
 use serde::Serialize;
 
+use crate::machine::{AttachedDevice, DeviceCounters};
 use crate::memory::{self, ResidencyCounter};
 use crate::timeline::{Lane, Timeline};
 use crate::vcpu::exits::KINDS;
 use crate::vm::Vm;
 
-/// A phase of the start, or, with a length of zero, a moment of it.
+/// Phase of the start or, with a length of zero, an event of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct StartPhase {
-    /// What was done.
+    /// Name of the phase.
     pub name: &'static str,
-    /// The vCPU on whose thread it was done; none for the main thread.
+    /// vCPU on whose thread the phase ran; none for the main thread.
     pub vcpu: Option<u8>,
-    /// Start in seconds since the process began to count.
+    /// Start in seconds since the start of the process.
     pub start: f64,
     /// Length in seconds.
     pub length: f64,
 }
 
-/// One vCPU.
+/// Metrics of a vCPU.
 #[derive(Clone, Debug, Serialize)]
 pub struct VcpuMetrics {
     /// Number of the vCPU.
@@ -32,49 +34,77 @@ pub struct VcpuMetrics {
     pub exits: Vec<(&'static str, u64)>,
 }
 
-/// One drive.
+/// Metrics of a device.
 #[derive(Clone, Debug, Serialize)]
-pub struct DriveMetrics {
-    /// Name of the drive.
+pub struct DeviceMetrics {
+    /// ID of the device, unique in its kind.
     pub id: String,
-    /// What it has done.
-    pub metrics: block::BlockMetrics,
+    /// Counters of the device.
+    pub counters: DeviceCounters,
 }
 
-/// One network interface.
-#[derive(Clone, Debug, Serialize)]
-pub struct InterfaceMetrics {
-    /// Name of the interface.
-    pub id: String,
-    /// What it has done.
-    pub metrics: net::NetMetrics,
+/// Metrics of a device of a known kind.
+#[derive(Clone, Copy, Debug)]
+pub struct KindMetrics<'a, M> {
+    /// ID of the device.
+    pub id: &'a str,
+    /// Counters of the device.
+    pub metrics: &'a M,
 }
 
-/// All of a VM. Empty before it is started.
+/// Metrics of a drive.
+pub type DriveMetrics<'a> = KindMetrics<'a, BlockMetrics>;
+
+/// Metrics of a network interface.
+pub type InterfaceMetrics<'a> = KindMetrics<'a, NetMetrics>;
+
+/// Metrics of a VM. Empty before the start.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct VmMetrics {
-    /// Phases of the start, in the order of their beginnings.
+    /// Phases of the start, sorted by their start.
     pub phases: Vec<StartPhase>,
     /// vCPUs.
     pub vcpus: Vec<VcpuMetrics>,
-    /// Drives.
-    pub drives: Vec<DriveMetrics>,
-    /// Network interfaces.
-    pub interfaces: Vec<InterfaceMetrics>,
+    /// Devices, in the order in which the guest counts them.
+    pub devices: Vec<DeviceMetrics>,
     /// Accesses to ports that no device claimed.
     pub unclaimed_ports: u64,
     /// Accesses to addresses that no device claimed.
     pub unclaimed_addresses: u64,
-    /// Bytes of memory that the guest has.
+    /// Guest memory in bytes.
     pub memory: u64,
-    /// Bytes of it that are in the host's memory, or were a second ago; longer ago where counting them takes long.
+    /// Resident guest memory in bytes, at most one second old; older where counting takes long.
     pub memory_touched: u64,
-    /// Bytes of this process that are in the host's memory, the guest's included; none where there is no /proc.
+    /// Resident memory of this process in bytes, the guest's included; none without /proc.
     pub resident: Option<u64>,
 }
 
 impl VmMetrics {
-    pub(super) fn of(vm: Option<&Vm>, timeline: &Timeline, touched: &ResidencyCounter) -> Self {
+    /// Returns the metrics of the drives.
+    pub fn drives(&self) -> Vec<DriveMetrics<'_>> {
+        let drives = self.devices.iter().filter_map(|device| match &device.counters {
+            DeviceCounters::Drive(metrics) => Some(DriveMetrics {
+                id: &device.id,
+                metrics,
+            }),
+            DeviceCounters::Interface(_) => None,
+        });
+        drives.collect()
+    }
+
+    /// Returns the metrics of the network interfaces.
+    pub fn interfaces(&self) -> Vec<InterfaceMetrics<'_>> {
+        let interfaces = self.devices.iter().filter_map(|device| match &device.counters {
+            DeviceCounters::Interface(metrics) => Some(InterfaceMetrics {
+                id: &device.id,
+                metrics,
+            }),
+            DeviceCounters::Drive(_) => None,
+        });
+        interfaces.collect()
+    }
+
+    pub(super) fn collect(vm: Option<&Vm>, timeline: &Timeline, residency: &ResidencyCounter) -> Self {
         let mut metrics = Self {
             resident: resident(),
             ..Self::default()
@@ -92,24 +122,18 @@ impl VmMetrics {
                 exits: KINDS.into_iter().zip(counts).collect(),
             })
             .collect();
-        let drives = machine.drives().iter();
-        metrics.drives = drives
-            .map(|drive| DriveMetrics {
-                id: drive.id.clone(),
-                metrics: drive.with(|block| block.metrics()),
-            })
-            .collect();
-        let interfaces = machine.interfaces().iter();
-        metrics.interfaces = interfaces
-            .map(|interface| InterfaceMetrics {
-                id: interface.id.clone(),
-                metrics: interface.with(|net| net.metrics()),
-            })
-            .collect();
+        metrics.devices = machine.devices().iter().map(device).collect();
         (metrics.unclaimed_ports, metrics.unclaimed_addresses) = machine.unclaimed();
         metrics.memory = machine.spec().config().memory.bytes();
-        metrics.memory_touched = touched.of(machine.memory());
+        metrics.memory_touched = residency.of(machine.memory());
         metrics
+    }
+}
+
+fn device(device: &AttachedDevice) -> DeviceMetrics {
+    DeviceMetrics {
+        id: device.id().to_owned(),
+        counters: device.counters(),
     }
 }
 

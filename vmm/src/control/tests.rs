@@ -1,4 +1,4 @@
-//! What can be asked for before there is a guest. What comes after needs KVM, and is tested with it.
+//! Tests of the requests before the start. The requests after it need KVM.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Instant;
 use scratch::Temporary;
 
 use super::{Control, Error, InstanceState, MachineConfig};
-use crate::config::{DriveConfig, MemorySize, NetConfig, RateLimits, Root};
+use crate::config::{DeviceUpdate, DriveConfig, DriveUpdate, InterfaceUpdate, MemorySize, NetConfig, Root};
 use crate::timeline::Timeline;
 
 fn control() -> Control {
@@ -35,7 +35,7 @@ const MACHINE: MachineConfig = MachineConfig {
 };
 
 #[test]
-fn a_machine_that_cannot_be_changes_nothing() {
+fn invalid_machine_config_changes_nothing() {
     let mut control = control();
     control.set_machine(MACHINE).unwrap();
     let memory = MemorySize::from_bytes(1 << 60);
@@ -53,80 +53,78 @@ fn a_machine_that_cannot_be_changes_nothing() {
 }
 
 #[test]
-fn a_guest_needs_an_image() {
+fn start_without_image_fails() {
     let mut control = control();
     assert!(matches!(control.start(), Err(Error::NoKernel)));
     let missing = control.set_boot("/nowhere/kernel".into(), None, String::new());
-    let said = crate::ErrorChain(&missing.unwrap_err()).to_string();
-    assert!(said.contains("/nowhere/kernel"), "{said}");
+    let message = crate::ErrorChain(&missing.unwrap_err()).to_string();
+    assert!(message.contains("/nowhere/kernel"), "{message}");
     assert!(!control.has_kernel() && control.config().kernel == Path::new(""));
     assert_eq!(control.state(), InstanceState::NotStarted);
 }
 
 #[test]
-fn a_drive_is_replaced_by_one_of_its_name_and_the_root_is_the_first() {
+fn drive_with_known_id_is_replaced_and_root_is_first() {
     let (one, two, three) = (disk(), disk(), disk());
     let mut control = control();
-    control.put_drive(drive(&one, "a", None)).unwrap();
-    control.put_drive(drive(&two, "b", Some(Root::First))).unwrap();
-    // The same file again: it must not be in its own way.
-    control.put_drive(drive(&one, "a", None)).unwrap();
-    // A file that another drive holds is refused, and so is a second root; what was there stays.
+    control.put_device(drive(&one, "a", None)).unwrap();
+    control.put_device(drive(&two, "b", Some(Root::First))).unwrap();
+    // The same file again: the lock of the replaced drive must be released first.
+    control.put_device(drive(&one, "a", None)).unwrap();
+    // A file locked by another drive and a second root are rejected, and the drives stay.
     assert!(matches!(
-        control.put_drive(drive(&two, "c", None)),
+        control.put_device(drive(&two, "c", None)),
         Err(Error::Device(_))
     ));
     assert!(matches!(
-        control.put_drive(drive(&three, "c", Some(Root::First))),
+        control.put_device(drive(&three, "c", Some(Root::First))),
         Err(Error::Config(_))
     ));
-    control.put_drive(drive(&three, "a", None)).unwrap();
-    let drives = &control.config().drives;
+    control.put_device(drive(&three, "a", None)).unwrap();
+    let drives: Vec<_> = control.config().drives().collect();
     let named: Vec<_> = drives
         .iter()
         .map(|drive| (drive.disk.id.as_str(), drive.disk.path.as_path()))
         .collect();
     assert_eq!(named, [("b", two.path()), ("a", three.path())]);
     assert_eq!(drives[0].root_argument().as_deref(), Some("root=/dev/vda rw"));
-    // What a replaced drive held is free again.
-    control.put_drive(drive(&one, "c", None)).unwrap();
+    // The lock of a replaced drive is released.
+    control.put_device(drive(&one, "c", None)).unwrap();
 }
 
 #[test]
-fn two_interfaces_have_two_addresses() {
+fn interfaces_have_different_addresses() {
     let mut control = control();
     let socket = Temporary::missing();
-    let _served = std::os::unix::net::UnixListener::bind(socket.path()).unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind(socket.path()).unwrap();
     let net = |id: &str, mac: &str| -> NetConfig {
         format!("unix:{},id={id}{mac}", socket.path().display())
             .parse()
             .unwrap()
     };
-    control.put_interface(net("a", ",mac=02:00:00:00:00:01")).unwrap();
-    let twice = control.put_interface(net("b", ",mac=02:00:00:00:00:01"));
+    control.put_device(net("a", ",mac=02:00:00:00:00:01")).unwrap();
+    let twice = control.put_device(net("b", ",mac=02:00:00:00:00:01"));
     assert!(matches!(twice, Err(Error::Config(_))));
-    control.put_interface(net("b", "")).unwrap();
-    // The same one again with its own address is no second one.
-    control.put_interface(net("a", ",mac=02:00:00:00:00:01")).unwrap();
-    let nets = &control.config().nets;
+    control.put_device(net("b", "")).unwrap();
+    // The address of a replaced interface is not a duplicate.
+    control.put_device(net("a", ",mac=02:00:00:00:00:01")).unwrap();
+    let nets: Vec<_> = control.config().interfaces().collect();
     assert_eq!(nets.len(), 2);
     assert!(nets[1].mac.is_some() && nets[1].mac != nets[0].mac);
 }
 
 #[test]
-fn what_needs_a_guest_is_refused_without_one() {
+fn requests_for_a_guest_fail_before_start() {
     let mut control = control();
-    let none = RateLimits::default();
     assert!(matches!(control.pause(), Err(Error::BeforeStart)));
     assert!(matches!(control.resume(), Err(Error::BeforeStart)));
-    assert!(matches!(
-        control.update_drive("a", None, none),
-        Err(Error::BeforeStart)
-    ));
-    assert!(matches!(
-        control.update_interface("a", none, none),
-        Err(Error::BeforeStart)
-    ));
+    for update in [
+        DeviceUpdate::Drive(DriveUpdate::default()),
+        DeviceUpdate::Interface(InterfaceUpdate::default()),
+    ] {
+        let updated = control.update_device("a", &update);
+        assert!(matches!(updated, Err(Error::BeforeStart)));
+    }
     let metrics = control.metrics();
     assert!(metrics.vcpus.is_empty() && metrics.resident.is_some_and(|bytes| bytes > 0));
 }

@@ -4,9 +4,9 @@
 //! vCPUs, and whatever registers with the kernel's I/O buses last. A slot that is set after any of those waits for
 //! grace periods of several milliseconds. Meanwhile the thread of the first vCPU asks KVM for the processor's features.
 
+mod attachments;
 pub mod state;
 mod vcpus;
-mod virtio;
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -22,8 +22,7 @@ use kvm_ioctls::VmFd;
 use snapshot::GuestMemory;
 use vmm_sys_util::eventfd::EventFd;
 
-use devices::virtio::block::Block;
-use devices::virtio::net::{Net, Passt, passt};
+use devices::virtio::net::passt;
 
 use crate::arch::{self, AttachContext, Buses, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
@@ -36,7 +35,12 @@ use crate::vcpu::{Start, StopReason, VcpuError, VcpuInit, VcpuThread};
 use crate::{kvm, memory};
 use vcpus::{create_vcpus, limit_vcpus, start_threads};
 
-pub use virtio::{Devices, Error as DeviceError, OpenInterface, VirtioHandle, open_drive, open_interface};
+pub(crate) use attachments::AttachedDevice;
+use attachments::Place;
+pub use attachments::{
+    DeviceCounters, Error as DeviceError, OpenDevice, UpdateError, open as open_device,
+    open_all as open_devices,
+};
 
 /// Why a machine could not be built, booted or paused.
 #[derive(Debug, thiserror::Error)]
@@ -99,10 +103,7 @@ pub struct Machine {
     reports: Receiver<StopReason>,
     shared: Arc<VcpuShared>,
     sources: Vec<SharedSource>,
-    windows: Vec<MmioDeviceInfo>,
-    drives: Vec<VirtioHandle<Block>>,
-    interfaces: Vec<VirtioHandle<Net>>,
-    passts: Vec<Passt>,
+    devices: Vec<AttachedDevice>,
     serial: Arc<Mutex<Serial>>,
     platform: Arc<Native>,
     ports: Arc<Bus>,
@@ -121,7 +122,7 @@ impl Machine {
     /// [`Error`]; nothing of the machine is left then.
     pub fn build(
         spec: VmSpec,
-        devices: Devices,
+        devices: Vec<OpenDevice>,
         output: SerialOutput,
         timeline: Arc<Timeline>,
     ) -> Result<Self, Error> {
@@ -136,7 +137,7 @@ impl Machine {
     pub fn build_with_memory(
         spec: VmSpec,
         memory: GuestMemory,
-        devices: Devices,
+        devices: Vec<OpenDevice>,
         output: SerialOutput,
         timeline: Arc<Timeline>,
     ) -> Result<Self, Error> {
@@ -146,7 +147,7 @@ impl Machine {
     fn assemble(
         spec: VmSpec,
         memory: Option<GuestMemory>,
-        devices: Devices,
+        devices: Vec<OpenDevice>,
         output: SerialOutput,
         timeline: Arc<Timeline>,
     ) -> Result<Self, Error> {
@@ -184,19 +185,19 @@ impl Machine {
         let mut sources = measure
             .phase("attach devices", || platform.attach(&wiring, &spec, &mut buses))
             .map_err(Error::Platform)?;
-        let virtio = devices
-            .attach(&platform, &memory, &mut buses, &mut sources)
-            .map_err(Error::Platform)?;
+        let place = Place {
+            memory: &memory,
+            buses: &mut buses,
+            sources: &mut sources,
+        };
+        let devices = attachments::attach(devices, &spec, &platform, place).map_err(Error::Platform)?;
         Ok(Self {
             spec,
             vcpus,
             reports,
             shared,
             sources,
-            windows: virtio.windows,
-            drives: virtio.drives,
-            interfaces: virtio.interfaces,
-            passts: virtio.passts,
+            devices,
             serial,
             platform: Arc::new(platform),
             ports: Arc::new(buses.ports.build()),
@@ -224,13 +225,14 @@ impl Machine {
             Native::COMMAND_LINE_CAPACITY,
         )
         .map_err(Error::CommandLine)?;
+        let infos: Vec<MmioDeviceInfo> = self.devices.iter().map(|device| *device.info()).collect();
         let entry = measure
             .phase("write boot information", || {
-                Native::write_boot_data(&self.memory, &loaded, &cmdline, &self.spec, &self.windows)
+                Native::write_boot_data(&self.memory, &loaded, &cmdline, &self.spec, &infos)
             })
             .map_err(Error::Platform)?;
-        for passt in &mut self.passts {
-            passt.check().map_err(Error::Passt)?;
+        for device in &mut self.devices {
+            device.check_process().map_err(Error::Passt)?;
         }
         let mut entry = Some(entry);
         for vcpu in &self.vcpus {
@@ -245,8 +247,9 @@ impl Machine {
     fn arguments(&self) -> Vec<String> {
         let config = self.spec.config();
         let told = config.device_arguments;
-        let windows = self.windows.iter().filter(|_| told).map(virtio::argument);
-        let root = config.drives.iter().find_map(DriveConfig::root_argument);
+        let windows = self.devices.iter().filter(|_| told);
+        let windows = windows.map(|device| attachments::argument(device.info()));
+        let root = config.drives().find_map(DriveConfig::root_argument);
         root.into_iter().chain(windows).collect()
     }
 
@@ -344,14 +347,9 @@ impl Machine {
         self.vcpus.iter().map(|vcpu| vcpu.exits().counts())
     }
 
-    /// Its drives, in the order in which the guest counts them.
-    pub(crate) fn drives(&self) -> &[VirtioHandle<Block>] {
-        &self.drives
-    }
-
-    /// Its network interfaces, in the order in which the guest counts them.
-    pub(crate) fn interfaces(&self) -> &[VirtioHandle<Net>] {
-        &self.interfaces
+    /// Returns the virtio devices, in the order in which the guest counts them.
+    pub(crate) fn devices(&self) -> &[AttachedDevice] {
+        &self.devices
     }
 
     /// Counts what the guest's output still holds back as lost.

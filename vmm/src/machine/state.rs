@@ -22,15 +22,13 @@ use std::sync::mpsc::{self, Receiver, RecvError, TryRecvError};
 use std::thread;
 
 use devices::lock;
-use devices::virtio::VirtioDevice;
-use devices::virtio::block::Block;
 use devices::virtio::net::passt;
 use snapshot::persist::Error as PartError;
 use snapshot::section::Error as SectionError;
 use snapshot::{ArchiveReader, ArchiveWriter, Component};
 
 use super::Machine;
-use super::virtio::VirtioHandle;
+use super::attachments::AttachedDevice;
 use crate::arch::Platform;
 use crate::timeline::Lane;
 use crate::vcpu::{NativeVcpuState, StateReply, VcpuInit, VcpuThread};
@@ -146,9 +144,7 @@ impl Machine {
         if !self.shared.gate.is_closed() {
             return Err(Error::Running);
         }
-        for drive in &self.drives {
-            drive.with(Block::drain);
-        }
+        self.devices.iter().for_each(AttachedDevice::drain);
         let vcpus = self.vcpus.iter().map(|vcpu| vcpu.request_state()).collect();
         self.shared.gate.notify_waiters();
         Ok(StateSave { machine: self, vcpus })
@@ -163,12 +159,8 @@ impl Machine {
 
     fn put_devices(&self, archive: &mut ArchiveWriter) -> Result<(), PartError> {
         lock(&self.serial).save_section(SERIAL, archive)?;
-        let mut keys = (0..).map(virtio_key);
-        for (drive, key) in self.drives.iter().zip(keys.by_ref()) {
-            drive.with_transport(|transport| transport.save_section(&key, archive))?;
-        }
-        for (interface, key) in self.interfaces.iter().zip(keys) {
-            interface.with_transport(|transport| transport.save_section(&key, archive))?;
+        for (index, device) in self.devices.iter().enumerate() {
+            device.save(&virtio_key(index), archive)?;
         }
         self.platform.save_state(archive)
     }
@@ -190,8 +182,8 @@ impl Machine {
             vcpu.start(self.start(VcpuInit::State { state, restored }));
         }
         self.restore_devices(&mut archive).map_err(Error::Part)?;
-        for passt in &mut self.passts {
-            passt.check().map_err(Error::Passt)?;
+        for device in &mut self.devices {
+            device.check_process().map_err(Error::Passt)?;
         }
         for (id, answer) in (0..).zip(answers) {
             let done = receive_spinning(&answer).map_err(|_| Error::Ended(id))?;
@@ -208,12 +200,8 @@ impl Machine {
 
     fn restore_devices(&self, archive: &mut ArchiveReader<'_>) -> Result<(), PartError> {
         lock(&self.serial).restore_section(SERIAL, archive)?;
-        let mut keys = (0..).map(virtio_key);
-        for (drive, key) in self.drives.iter().zip(keys.by_ref()) {
-            drive.with_transport(|transport| transport.restore_section(&key, archive))?;
-        }
-        for (interface, key) in self.interfaces.iter().zip(keys) {
-            interface.with_transport(|transport| transport.restore_section(&key, archive))?;
+        for (index, device) in self.devices.iter().enumerate() {
+            device.restore(&virtio_key(index), archive)?;
         }
         self.platform.restore_before_vcpus(archive)
     }
@@ -221,8 +209,7 @@ impl Machine {
     /// Has the devices look for what there is to do, once after a restore.
     pub(super) fn notify_devices(&self) {
         if self.needs_notify.take() {
-            self.drives.iter().for_each(look);
-            self.interfaces.iter().for_each(look);
+            self.devices.iter().for_each(AttachedDevice::notify_restored);
         }
     }
 }
@@ -232,10 +219,6 @@ impl Machine {
 fn read_vcpu(id: u8, archive: &mut ArchiveReader<'_>) -> Result<Box<NativeVcpuState>, Error> {
     let state: NativeVcpuState = archive.read(&vcpu_key(id)).map_err(Error::Sections)?;
     Ok(Box::new(state))
-}
-
-fn look<D: VirtioDevice>(device: &VirtioHandle<D>) {
-    device.with_transport(|transport| transport.notify_restored());
 }
 
 fn vcpu_key(id: u8) -> String {

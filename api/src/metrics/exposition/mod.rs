@@ -6,7 +6,7 @@ use super::Counters;
 use super::text::{Kind, Text};
 
 /// Name, help and values of a family, one value for each direction.
-type Direction = (&'static str, &'static str, fn(&InterfaceMetrics) -> [u64; 2]);
+type Direction = (&'static str, &'static str, fn(&InterfaceMetrics<'_>) -> [u64; 2]);
 
 /// As [`InterfaceMetrics`] has them: towards the guest, from the guest.
 const DIRECTIONS: [&str; 2] = ["receive", "transmit"];
@@ -40,7 +40,7 @@ const INTERFACES: [Direction; 5] = [
 ];
 
 /// Name, help and value of a family.
-type Drive = (&'static str, &'static str, fn(&DriveMetrics) -> u64);
+type Drive = (&'static str, &'static str, fn(&DriveMetrics<'_>) -> u64);
 
 const DRIVES: [Drive; 3] = [
     (
@@ -65,9 +65,9 @@ pub fn prometheus(metrics: &VmMetrics, counters: &Counters) -> String {
     let mut text = Text::default();
     phases(&mut text, &metrics.phases);
     vcpus(&mut text, &metrics.vcpus);
-    interfaces(&mut text, &metrics.interfaces);
-    requests(&mut text, &metrics.drives);
-    latencies(&mut text, &metrics.drives);
+    interfaces(&mut text, &metrics.interfaces());
+    requests(&mut text, &metrics.drives());
+    latencies(&mut text, &metrics.drives());
     memory(&mut text, metrics);
     let mut family = text.family(
         "mayfly_api_requests_total",
@@ -124,7 +124,7 @@ fn vcpus(text: &mut Text, vcpus: &[VcpuMetrics]) {
     }
 }
 
-fn interfaces(text: &mut Text, interfaces: &[InterfaceMetrics]) {
+fn interfaces(text: &mut Text, interfaces: &[InterfaceMetrics<'_>]) {
     for (name, help, values) in INTERFACES {
         let mut family = text.family(name, Kind::Counter, help);
         for interface in interfaces {
@@ -135,7 +135,7 @@ fn interfaces(text: &mut Text, interfaces: &[InterfaceMetrics]) {
     }
 }
 
-fn requests(text: &mut Text, drives: &[DriveMetrics]) {
+fn requests(text: &mut Text, drives: &[DriveMetrics<'_>]) {
     let mut family = text.family(
         "mayfly_drive_requests_total",
         Kind::Counter,
@@ -169,7 +169,7 @@ fn requests(text: &mut Text, drives: &[DriveMetrics]) {
     }
 }
 
-fn latencies(text: &mut Text, drives: &[DriveMetrics]) {
+fn latencies(text: &mut Text, drives: &[DriveMetrics<'_>]) {
     let mut family = text.family(
         "mayfly_drive_latency_seconds",
         Kind::Histogram,
@@ -181,7 +181,7 @@ fn latencies(text: &mut Text, drives: &[DriveMetrics]) {
             ("write", &metrics.write_latency),
             ("flush", &metrics.flush_latency),
         ] {
-            let labels = [("drive", id.as_str()), ("operation", operation)];
+            let labels = [("drive", *id), ("operation", operation)];
             family.histogram(&labels, latency.buckets(), latency.sum_us(), latency.count());
         }
     }

@@ -244,16 +244,17 @@ fn numbers_have_their_labels() {
         of("mayfly_boot_phase_start_seconds", &phase),
         metrics.phases[2].start
     );
-    let (drive, one) = (&metrics.drives[1].id, &metrics.drives[1].metrics);
-    let write = [("drive", drive.as_str()), ("operation", "write")];
+    let drives = metrics.drives();
+    let (drive, one) = (drives[1].id, drives[1].metrics);
+    let write = [("drive", drive), ("operation", "write")];
     assert_eq!(of("mayfly_drive_requests_total", &write), exact(one.writes));
     assert_eq!(of("mayfly_drive_bytes_total", &write), exact(one.written_bytes));
     assert_eq!(
         of("mayfly_drive_latency_seconds_count", &write),
         exact(one.write_latency.count())
     );
-    let net = &metrics.interfaces[0];
-    let transmit = [("interface", net.id.as_str()), ("direction", "transmit")];
+    let net = metrics.interfaces()[0];
+    let transmit = [("interface", net.id), ("direction", "transmit")];
     assert_eq!(
         of("mayfly_net_drops_total", &transmit),
         exact(net.metrics.transmit.drops)
@@ -298,11 +299,11 @@ proptest! {
     #[test]
     fn a_name_may_have_any_characters(name in any::<String>(), other in "[\\\\\"\n{},= ]*") {
         let mut metrics = full();
-        metrics.drives[0].id.clone_from(&name);
-        metrics.interfaces[0].id = format!("{name}{other}");
+        metrics.devices[0].id.clone_from(&name);
+        metrics.devices[2].id = format!("{name}{other}");
         let families = parse(&prometheus(&metrics, &counters()));
         let samples = || families.iter().flat_map(|family| &family.samples);
-        prop_assert!(samples().any(|one| one.label("interface") == Some(&metrics.interfaces[0].id)));
+        prop_assert!(samples().any(|one| one.label("interface") == Some(metrics.interfaces()[0].id)));
         let drives = samples().filter(|one| one.label("drive") == Some(&name)).count();
         // 4 of requests, 2 of bytes, 3 of other counters, 3 histograms of 24 buckets, +Inf, sum and count.
         prop_assert_eq!(drives, 9 + 3 * 27);

@@ -81,7 +81,7 @@ fn a_long_line_is_finished_before_the_next() {
     let mut reader = Reader::open(&path);
     let size = reader.shrink();
     let mut metrics = full();
-    metrics.drives[0].id = "x".repeat(2 * size.max(ATOMIC));
+    metrics.devices[0].id = "x".repeat(2 * size.max(ATOMIC));
     write(&mut file, &metrics, 1);
     assert!(
         !file.rest.is_empty(),
@@ -152,7 +152,7 @@ fn a_new_fifo_does_not_begin_with_half_a_line() {
     let mut file = MetricsFile::open(&path).unwrap();
     let first = Reader::open(&path);
     let mut metrics = full();
-    metrics.drives[0].id = "x".repeat(2 * first.shrink().max(ATOMIC));
+    metrics.devices[0].id = "x".repeat(2 * first.shrink().max(ATOMIC));
     write(&mut file, &metrics, 1);
     file.reopen().unwrap();
     assert!(

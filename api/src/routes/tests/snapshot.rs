@@ -216,16 +216,16 @@ fn all_that_is_asked_for_gets_to_the_vmm() {
     let expected = LoadSnapshotParams {
         state: "/s".into(),
         memory: MemorySource::Uffd("/u".into()),
-        taps: vec![
-            ("a".into(), NetBackend::Tap(String::new())),
-            ("b".into(), NetBackend::Tap("tap1".into())),
+        overrides: vec![
+            ("a".into(), NetBackend::Tap(String::new()).into()),
+            ("b".into(), NetBackend::Tap("tap1".into()).into()),
+            ("c".into(), PathBuf::from("/d").into()),
         ],
-        disks: vec![("c".into(), PathBuf::from("/d"))],
         track_dirty_pages: true,
         resume: true,
         realtime: true,
-        first_touch: WorkingSetOptions {
-            prepare: Some("/w".into()),
+        working_set: WorkingSetOptions {
+            prefetch: Some("/w".into()),
             record: Some(RecordOptions {
                 path: "/r".into(),
                 length: Duration::from_millis(7),
@@ -234,7 +234,7 @@ fn all_that_is_asked_for_gets_to_the_vmm() {
     };
     assert_eq!(load(body), expected);
     let short = r#"{"snapshot_path": "/s", "mem_file_path": "/m", "record_working_set": {"path": "/r"}}"#;
-    let record = load(short).first_touch.record.unwrap();
+    let record = load(short).working_set.record.unwrap();
     assert_eq!(record.length, Duration::from_millis(100));
     assert!(!load(short).resume);
     let diff = r#"{"snapshot_type": "Diff", "snapshot_path": "/s", "mem_file_path": "/m"}"#;
@@ -284,7 +284,7 @@ fn clients_are_understood() {
                  \"backend_path\":\"/urunc-snapshot/memory\"},\"resume_vm\":true,\"network_overrides\":[{\
                  \"iface_id\":\"net1\",\"host_dev_name\":\"tap1_urunc\"}]}";
     let expected = LoadSnapshotParams {
-        taps: vec![("net1".into(), NetBackend::Tap("tap1_urunc".into()))],
+        overrides: vec![("net1".into(), NetBackend::Tap("tap1_urunc".into()).into())],
         resume: true,
         ..LoadSnapshotParams::new("/urunc-snapshot/vmstate".into(), "/urunc-snapshot/memory".into())
     };

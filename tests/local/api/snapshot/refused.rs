@@ -16,7 +16,7 @@ fn a_guest_that_runs_is_not_frozen() {
     let mut served = ticking();
     let why = create(&served, &folder, "Full", "state", "memory").fault();
     assert!(
-        why.starts_with("Create snapshot error: the microVM must be paused: "),
+        why.starts_with("Create snapshot error: cannot create a snapshot: the VM is not paused"),
         "{why}"
     );
     assert_eq!(served.state(), "Running");

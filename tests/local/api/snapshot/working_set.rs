@@ -60,11 +60,11 @@ fn what_makes_no_sense_is_refused() {
     for (load, why) in [
         (
             by_uffd(used(&folder)),
-            "Load snapshot error: working_set goes with a memory file only",
+            "Load snapshot error: cannot use a working set: a fault handler",
         ),
         (
             by_uffd(recorded(&folder, 5)),
-            "Load snapshot error: record_working_set goes with a memory file only",
+            "Load snapshot error: cannot record a working set: a fault handler",
         ),
         (
             body(

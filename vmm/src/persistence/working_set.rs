@@ -1,91 +1,87 @@
-//! Working sets: what a restored guest touches first, recorded, and made ready in later restores.
+//! Working sets: the pages that a restored guest touches first are recorded once and prefetched in later loads.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use snapshot::file::{Header, StateFile};
 
-use super::MemorySource;
+use super::source::MemorySource;
 use crate::memory::WorkingSet;
 use crate::memory::working_set;
 use crate::vm::Recording;
 
-/// How long is recorded if nothing is said.
+/// Default length of a recording.
 pub const DEFAULT_LENGTH: Duration = Duration::from_millis(100);
-/// The longest recording, in milliseconds. The shortest is 1.
+/// Maximum length of a recording in milliseconds. The minimum is 1.
 pub const MAX_RECORD_MS: u64 = 600_000;
 
-/// Why no working set can be used or recorded.
+/// Reason why a working set cannot be used or recorded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no memory file.
-    #[error(
-        "{0} goes with a memory file only: another process serves this memory, and may have its pages ready itself"
-    )]
-    Served(&'static str),
-    /// What was made ready would be recorded as if the guest had touched it.
-    #[error(
-        "a working set cannot be used while one is recorded: leave out working_set or record_working_set"
-    )]
+    /// A fault handler serves the memory.
+    #[error("cannot {0} a working set: a fault handler serves the memory; use a memory file")]
+    Uffd(&'static str),
+    /// Prefetched pages would be recorded as if the guest had touched them.
+    #[error("cannot use a working set and record one in the same load: leave out one of them")]
     Both,
     /// The set cannot be used.
     #[error("cannot use the working set {}", path.display())]
     Use {
-        /// Where it is.
+        /// Path of the set.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: working_set::Error,
     },
-    /// None can be recorded.
+    /// The set cannot be recorded.
     #[error("cannot record a working set in {}", path.display())]
     Record {
-        /// Where it was to be.
+        /// Path of the set.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: working_set::Error,
     },
 }
 
-/// A working set to be recorded.
+/// Parameters of a recording.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordOptions {
-    /// Where it goes, in place of what is there.
+    /// File for the set, which is replaced.
     pub path: PathBuf,
-    /// For how much of the guest's time: 1 to [`MAX_RECORD_MS`] milliseconds. A guest that ends or is frozen before is recorded
-    /// until then.
+    /// Length in time during which the guest runs: 1 to [`MAX_RECORD_MS`] milliseconds. A recording ends early with the guest, or
+    /// with the creation of a snapshot.
     pub length: Duration,
 }
 
-/// What is done about the pages that a restored guest touches first. Nothing, if nothing is said.
+/// Working set to prefetch or to record; none by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkingSetOptions {
-    /// A working set that was recorded with this snapshot: its pages are made ready.
-    pub prepare: Option<PathBuf>,
-    /// A working set to be recorded; not while one is used.
+    /// Working set that was recorded with this snapshot, to prefetch.
+    pub prefetch: Option<PathBuf>,
+    /// Working set to record; excludes `prefetch`.
     pub record: Option<RecordOptions>,
 }
 
 impl WorkingSetOptions {
-    /// Opens what is needed for the snapshot with this `state` and that memory.
+    /// Opens the files for a load of the snapshot with this `state` and `memory`.
     pub(super) fn open(
         &self,
         state: &StateFile,
         memory: &MemorySource,
     ) -> Result<(Option<WorkingSet>, Option<Recording>), Error> {
-        let asked = [
-            (self.prepare.is_some(), "working_set"),
-            (self.record.is_some(), "record_working_set"),
+        let requests = [
+            (self.prefetch.is_some(), "use"),
+            (self.record.is_some(), "record"),
         ];
-        let served = matches!(memory, MemorySource::Uffd(_));
-        if let Some((_, name)) = asked.iter().find(|(asked, _)| *asked && served) {
-            return Err(Error::Served(name));
+        let is_uffd = matches!(memory, MemorySource::Uffd(_));
+        if let Some((_, operation)) = requests.iter().find(|(requested, _)| *requested && is_uffd) {
+            return Err(Error::Uffd(operation));
         }
-        if asked.iter().all(|(asked, _)| *asked) {
+        if requests.iter().all(|(requested, _)| *requested) {
             return Err(Error::Both);
         }
-        let set = self.prepare.as_ref().map(|path| {
+        let set = self.prefetch.as_ref().map(|path| {
             let read = WorkingSet::read(path, state.header().memory, state.checksum());
             read.map_err(|source| Error::Use {
                 path: path.clone(),
@@ -103,8 +99,8 @@ impl WorkingSetOptions {
     }
 }
 
-/// What the working set at `path` holds, for people: the header of its snapshot, and how many pages were touched, and how many of
-/// them written.
+/// Returns the header of the snapshot that the working set at `path` belongs to, the number of touched pages, and how many of them
+/// were written.
 ///
 /// # Errors
 /// [`working_set::Error`]

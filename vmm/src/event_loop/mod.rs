@@ -1,29 +1,53 @@
-//! The event loop: the guest's input and output, its timers, its owner's wishes, signals, and the ends of vCPUs.
+//! The event loop of the thread that owns the VM: console, device events, API requests, signals, and the ends of vCPUs.
 //!
 //! ```text
-//! run ── signals and the service are watched
+//! run ── watches signals and the service
 //!   │
-//! the VM is there ── its sources and its console too; while it is paused, of these only the output and a terminal's keys
+//! the VM exists ── watches its devices and console too; while it is paused, only its output and the keys of a terminal
 //!   │
-//! a vCPU, a signal or the user ends it ── what the guest printed last is still waited for
+//! a vCPU, a signal or the user ends the VM ── waits for the reader of the output
 //! ```
 
+mod console;
+mod error;
+mod input;
+mod leftover;
+mod signals;
+
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use devices::lock;
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
 };
 
-use super::console::{ConsoleIo, ConsoleStatus, INPUT, OUTPUT};
-use super::leftover;
-use super::recording::Recording;
-use super::signals::SignalFd;
-use super::{Error, ExitReason, OUTPUT_TIMEOUT, Vm};
 use crate::arch::SharedSource;
 use crate::control::{Control, Service};
 use crate::machine::Machine;
+use crate::vcpu::StopReason;
+use crate::vm::{Recording, Vm};
+use console::{ConsoleIo, ConsoleStatus, INPUT, OUTPUT};
+use signals::SignalFd;
+
+pub use error::Error;
+pub use signals::{block as block_signals, ignore_output_signals, not_ignored, unblock as unblock_signal};
+
+/// Time without progress of the output's reader after which the end of the VM no longer waits for it.
+pub const OUTPUT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Reason for the end of a VM.
+#[derive(Debug)]
+pub enum ExitReason {
+    /// A vCPU stopped.
+    Guest(StopReason),
+    /// The user ended the VM at the console.
+    User,
+    /// A signal ended the VM.
+    Signal(libc::c_int),
+    /// A snapshot could not be loaded.
+    Failed,
+}
 
 const VCPU: u32 = 0;
 const SIGNAL: u32 = 1;
@@ -31,8 +55,8 @@ const SERVICE: u32 = 2;
 const RECORDING: u32 = 7;
 const FIRST_SOURCE: u32 = 16;
 
-/// Serves `service`, and the VM of `control` once it has been started, until the VM is over. `signals`, which must be blocked in every
-/// thread, end it too.
+/// Runs the event loop for `service`, and for the VM of `control` once it has been started, until the VM ends. `signals`, which must
+/// be blocked in every thread, end it too.
 ///
 /// # Errors
 /// [`Error`]
@@ -42,31 +66,31 @@ pub fn run<'a>(
     signals: &[libc::c_int],
 ) -> Result<ExitReason, Error> {
     let signals = SignalFd::new(signals).map_err(|source| Error::System {
-        operation: "make a signalfd",
+        operation: "create a signalfd",
         source,
     })?;
-    let owner = EventLoop {
+    let event_loop = EventLoop {
         control,
         service,
         signals,
         console: None,
         watching: false,
-        end: None,
+        exit: None,
     };
     let mut events = EventManager::new().map_err(Error::Events)?;
-    let id = events.add_subscriber(owner);
+    let id = events.add_subscriber(event_loop);
     let end = loop {
-        let patience = prepare(&mut events, id)?.then_some(0);
-        if let Some(end) = next_end(&mut events, id, patience)? {
-            break end;
+        let timeout_ms = prefetch(&mut events, id)?.then_some(0);
+        if let Some(reason) = poll(&mut events, id, timeout_ms)? {
+            break reason;
         }
     };
-    let owner = events.subscriber_mut(id).map_err(Error::Events)?;
-    owner.end_recording();
-    // What the guest printed last is still waited for, as long as its reader reads; signals and the user end that too.
+    let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
+    event_loop.end_recording();
+    // The last output reaches its reader as long as it reads; signals and the user end the wait.
     if matches!(end, ExitReason::Guest(_)) {
-        let owner = events.subscriber_mut(id).map_err(Error::Events)?;
-        owner.machine().map(Machine::stop);
+        let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
+        event_loop.machine().map(Machine::stop);
         if let Some(earlier) = drain(&mut events, id)? {
             return Ok(earlier);
         }
@@ -74,39 +98,38 @@ pub fn run<'a>(
     Ok(end)
 }
 
-/// Makes a piece of the guest's memory ready, which takes some 100 us, between one look at the events and the next; whether there
-/// is more to be made ready.
-fn prepare(events: &mut EventManager<EventLoop<'_>>, id: SubscriberId) -> Result<bool, Error> {
-    let owner = events.subscriber_mut(id).map_err(Error::Events)?;
-    Ok(owner.control.vm_mut().is_some_and(Vm::prefetch_chunk))
+/// Prefetches one chunk of the working set, about 100 us, between two polls. Returns true while chunks remain.
+fn prefetch(events: &mut EventManager<EventLoop<'_>>, id: SubscriberId) -> Result<bool, Error> {
+    let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
+    Ok(event_loop.control.vm_mut().is_some_and(Vm::prefetch_chunk))
 }
 
-/// Waits for events, at most as long as `patience` in milliseconds, and returns why the VM is over, if it is.
-fn next_end(
+/// Waits for events, at most `timeout_ms`, and returns the exit reason once the VM has ended.
+fn poll(
     events: &mut EventManager<EventLoop<'_>>,
     id: SubscriberId,
-    patience: Option<i32>,
+    timeout_ms: Option<i32>,
 ) -> Result<Option<ExitReason>, Error> {
-    // Minus one waits for ever.
+    // -1 disables the timeout.
     events
-        .run_with_timeout(patience.unwrap_or(-1))
+        .run_with_timeout(timeout_ms.unwrap_or(-1))
         .map_err(Error::Events)?;
-    let owner = events.subscriber_mut(id).map_err(Error::Events)?;
-    owner.end.take().transpose()
+    let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
+    event_loop.exit.take().transpose()
 }
 
-/// Lets the reader of the guest's output take what waits for it, until it makes no progress for [`OUTPUT_TIMEOUT`].
+/// Waits until the reader has taken the guest's output, or has made no progress for [`OUTPUT_TIMEOUT`].
 fn drain(events: &mut EventManager<EventLoop<'_>>, id: SubscriberId) -> Result<Option<ExitReason>, Error> {
-    let mut left = waiting(events, id)?;
+    let mut left = pending_output(events, id)?;
     let mut progress = Instant::now();
     while left > 0 && progress.elapsed() < OUTPUT_TIMEOUT {
-        let patience = OUTPUT_TIMEOUT.saturating_sub(progress.elapsed());
-        let patience = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
-        let end = next_end(events, id, Some(patience))?;
+        let timeout = OUTPUT_TIMEOUT.saturating_sub(progress.elapsed());
+        let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+        let end = poll(events, id, Some(timeout_ms))?;
         if let Some(end @ (ExitReason::User | ExitReason::Signal(_))) = end {
             return Ok(Some(end));
         }
-        let now_left = waiting(events, id)?;
+        let now_left = pending_output(events, id)?;
         if now_left < left {
             progress = Instant::now();
         }
@@ -115,10 +138,10 @@ fn drain(events: &mut EventManager<EventLoop<'_>>, id: SubscriberId) -> Result<O
     Ok(None)
 }
 
-/// Bytes that the guest has printed and nobody has taken.
-fn waiting(events: &mut EventManager<EventLoop<'_>>, id: SubscriberId) -> Result<usize, Error> {
-    let owner = events.subscriber_mut(id).map_err(Error::Events)?;
-    let serial = owner.machine().map(Machine::serial);
+/// Returns the bytes of output that the reader has not taken.
+fn pending_output(events: &mut EventManager<EventLoop<'_>>, id: SubscriberId) -> Result<usize, Error> {
+    let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
+    let serial = event_loop.machine().map(Machine::serial);
     Ok(serial.map_or(0, |serial| lock(serial).output().waiting()))
 }
 
@@ -126,11 +149,11 @@ struct EventLoop<'a> {
     control: &'a mut Control,
     service: Option<&'a mut dyn Service>,
     signals: SignalFd,
-    /// There since the VM is.
+    /// Set once the VM exists.
     console: Option<ConsoleIo>,
-    /// Whether the VM's sources are watched.
+    /// The events of the VM's devices are watched.
     watching: bool,
-    end: Option<Result<ExitReason, Error>>,
+    exit: Option<Result<ExitReason, Error>>,
 }
 
 impl MutEventSubscriber for EventLoop<'_> {
@@ -139,38 +162,38 @@ impl MutEventSubscriber for EventLoop<'_> {
         if let Some(service) = &self.service {
             self.watch(ops, service.descriptor(), SERVICE, EventSet::IN);
         }
-        self.follow(ops);
+        self.update_watches(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         match events.data() {
             VCPU => {
-                let ending = self.machine().and_then(|machine| {
+                let reason = self.machine().and_then(|machine| {
                     let _ = machine.stop_event().read();
                     machine.take_stop_reason()
                 });
-                self.finish(ending.map(|ending| Ok(ExitReason::Guest(ending))));
+                self.set_exit(reason.map(|reason| Ok(ExitReason::Guest(reason))));
             }
-            SIGNAL => self.signal(),
+            SIGNAL => self.handle_signal(),
             SERVICE => {
                 if let Some(service) = &mut self.service {
                     service.ready(self.control);
                 }
                 if self.control.has_failed() {
-                    return self.finish(Some(Ok(ExitReason::Failed)));
+                    return self.set_exit(Some(Ok(ExitReason::Failed)));
                 }
-                self.follow(ops);
+                self.update_watches(ops);
             }
             RECORDING => {
                 let vm = self.control.vm_mut();
-                // It may have been paused or ended by an event that came with this one.
+                // An event of the same poll may have paused or ended the recording.
                 if let Some(vm) = vm.filter(|vm| vm.recording().is_some_and(Recording::is_due)) {
                     vm.stop_recording();
                 }
             }
             token @ INPUT..=OUTPUT => {
-                let look = self.console.as_mut().map(|console| console.ready(token, ops));
-                self.handle_console(look);
+                let status = self.console.as_mut().map(|console| console.ready(token, ops));
+                self.handle_console(status);
             }
             data => {
                 let index = usize::try_from(data - FIRST_SOURCE).unwrap_or(usize::MAX);
@@ -190,17 +213,17 @@ impl EventLoop<'_> {
         self.control.vm().map(Vm::machine)
     }
 
-    /// Watches what the VM's state, which may just have changed, calls for.
-    fn follow(&mut self, ops: &mut EventOps<'_>) {
+    /// Watches the descriptors that the state of the VM requires, after a possible change.
+    fn update_watches(&mut self, ops: &mut EventOps<'_>) {
         let Some(vm) = self.control.vm_mut() else { return };
         let running = !vm.is_paused();
         let is_new = self.console.is_none();
         if is_new {
             match ConsoleIo::new(vm) {
                 Ok(console) => self.attach(console, ops),
-                Err(error) => return self.finish(Some(Err(error))),
+                Err(error) => return self.set_exit(Some(Err(error))),
             }
-            // However it was started, that is over.
+            // Every kind of start has finished here.
             leftover::release_startup_memory();
         }
         let changed = running != std::mem::replace(&mut self.watching, running);
@@ -216,20 +239,20 @@ impl EventLoop<'_> {
         }
         if changed || is_new {
             let console = self.console.as_mut();
-            let look = console.map(|console| console.hold_input(!running, ops));
-            self.handle_console(look);
+            let status = console.map(|console| console.hold_input(!running, ops));
+            self.handle_console(status);
         }
     }
 
-    /// Watches what is watched even while the VM is paused.
+    /// Watches the descriptors that stay watched while the VM is paused.
     fn attach(&mut self, console: ConsoleIo, ops: &mut EventOps<'_>) {
-        let reported = self.machine().map(|machine| machine.stop_event().as_raw_fd());
+        let stop_event = self.machine().map(|machine| machine.stop_event().as_raw_fd());
         let recording = self
             .control
             .vm()
             .and_then(Vm::recording)
             .map(Recording::descriptor);
-        let fixed = reported
+        let fixed = stop_event
             .map(|file| (file, VCPU))
             .into_iter()
             .chain(recording.map(|file| (file, RECORDING)))
@@ -256,38 +279,38 @@ impl EventLoop<'_> {
         }
     }
 
-    /// Watches one of the loop's own descriptors. Going on deaf would be worse than ending when that fails.
+    /// Watches a descriptor. The VM ends if that fails: it would never react to the descriptor.
     fn watch(&mut self, ops: &mut EventOps<'_>, file: RawFd, data: u32, set: EventSet) {
         if let Err(error) = ops.add(Events::with_data_raw(file, data, set)) {
-            self.finish(Some(Err(Error::Events(error))));
+            self.set_exit(Some(Err(Error::Events(error))));
         }
     }
 
-    /// A guest that ends before all of its time is up is recorded until then.
+    /// Ends the recording of a working set with the guest.
     fn end_recording(&mut self) {
         if let Some(vm) = self.control.vm_mut() {
             vm.end_recording();
         }
     }
 
-    /// What comes first counts.
-    fn finish(&mut self, end: Option<Result<ExitReason, Error>>) {
-        if self.end.is_none() {
-            self.end = end;
+    /// Sets the exit reason. The first one counts.
+    fn set_exit(&mut self, exit: Option<Result<ExitReason, Error>>) {
+        if self.exit.is_none() {
+            self.exit = exit;
         }
     }
 
-    fn handle_console(&mut self, look: Option<ConsoleStatus>) {
-        match look {
-            Some(ConsoleStatus::End) => self.finish(Some(Ok(ExitReason::User))),
-            Some(ConsoleStatus::Failed(error)) => self.finish(Some(Err(error))),
+    fn handle_console(&mut self, status: Option<ConsoleStatus>) {
+        match status {
+            Some(ConsoleStatus::End) => self.set_exit(Some(Ok(ExitReason::User))),
+            Some(ConsoleStatus::Failed(error)) => self.set_exit(Some(Err(error))),
             Some(ConsoleStatus::Continue) | None => {}
         }
     }
 
-    fn signal(&mut self) {
-        // One that came together with the guest's end is left to the wait for what the guest has printed, which it ends.
-        if self.end.is_some() {
+    fn handle_signal(&mut self) {
+        // A signal that arrives with the guest's exit stays unread; it ends the output drain.
+        if self.exit.is_some() {
             return;
         }
         let Some(signal) = self.signals.read() else { return };
@@ -295,6 +318,6 @@ impl EventLoop<'_> {
         if signal == libc::SIGHUP && service.is_some_and(|service| service.reopen_logs()) {
             return;
         }
-        self.finish(Some(Ok(ExitReason::Signal(signal))));
+        self.set_exit(Some(Ok(ExitReason::Signal(signal))));
     }
 }

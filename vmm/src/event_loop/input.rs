@@ -1,54 +1,41 @@
-//! From the host's input to the guest's serial port.
+//! Input of the console on its way to the guest's serial port.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-/// What becomes of the VM after some input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InputAction {
-    /// It goes on.
-    Continue,
-    /// The user wants it to end.
-    End,
-}
+use crate::vm::{ConsoleInput, InputAction, InputFilter};
 
-/// Sees input before the guest does, for example to find escape keys.
-pub trait InputFilter {
-    /// Takes `input` and appends what is meant for the guest to `out`.
-    fn filter(&mut self, input: &[u8], out: &mut Vec<u8>) -> InputAction;
-}
-
-/// What one read of the input brought.
+/// Result of one read of the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Read {
-    /// Bytes, and what becomes of the VM.
+    /// Bytes were read; their effect on the VM.
     Bytes(InputAction),
-    /// There is nothing now.
+    /// Nothing is available now.
     Nothing,
-    /// There will never be anything again.
+    /// End of file, or an error.
     Closed,
 }
 
-/// Input on its way to the guest: what was read and has not found room in the serial port yet.
+/// Input that was read and has no room in the serial port yet, and the file that it comes from.
 pub struct Input {
     file: OwnedFd,
     filter: Option<Box<dyn InputFilter>>,
     pending: VecDeque<u8>,
-    /// Whether the kernel may know how to read the file without waiting.
+    /// The kernel may support RWF_NOWAIT for the file.
     nowait: bool,
 }
 
-/// As much is read at once, and as much waits at most when the input is read only to find escape keys.
+/// Bytes in one read.
 const CHUNK_SIZE: usize = 1024;
+/// Maximum of pending bytes where input is read only to find escape keys.
 const MAX_PENDING: usize = 4096;
 
 impl Input {
-    /// Input from `file`, of which `filter` sees all first.
-    pub fn new(file: OwnedFd, filter: Option<Box<dyn InputFilter>>) -> Self {
+    pub fn new(input: ConsoleInput) -> Self {
         Self {
-            file,
-            filter,
+            file: input.file,
+            filter: input.filter,
             pending: VecDeque::new(),
             nowait: true,
         }
@@ -58,34 +45,34 @@ impl Input {
         self.file.as_fd()
     }
 
-    /// Whether the input is to be read now. A terminal always is, because its escape keys must work whatever the guest
-    /// does; other input waits in its pipe or file until the guest has taken what was read before, and is not `held`.
+    /// Returns true if the input must be read now. Input with a filter always is, because the escape keys of a terminal must work at
+    /// any time; other input waits in its file until the guest has taken the pending bytes and is not `held`.
     pub(super) fn wants_more(&self, held: bool) -> bool {
         self.filter.is_some() || (!held && self.pending.is_empty())
     }
 
-    /// Reads once. The caller knows that there was something to read; another process that reads the same pipe or socket may
-    /// have been quicker. Terminals and FIFOs, and before Linux 6.4 pipes, are then waited for.
+    /// Reads once, after the file was reported readable. Another process that reads the same file may have been faster; the read
+    /// then returns nothing, but blocks for terminals and FIFOs, and for pipes before Linux 6.4.
     pub(super) fn read(&mut self) -> Read {
-        let mut piece = [0; CHUNK_SIZE];
+        let mut chunk = [0; CHUNK_SIZE];
         let read = match self.nowait {
-            true => self.read_now(&mut piece),
-            false => self.read_into(&mut piece),
+            true => self.read_now(&mut chunk),
+            false => self.read_into(&mut chunk),
         };
-        self.taken(&piece, read)
+        self.handle_read(&chunk, read)
     }
 
-    /// Reads a regular file once, which may have to come from the disk.
+    /// Reads a regular file once, which may wait for the disk.
     pub(super) fn read_regular(&mut self) -> Read {
-        let mut piece = [0; CHUNK_SIZE];
-        let read = self.read_into(&mut piece);
-        self.taken(&piece, read)
+        let mut chunk = [0; CHUNK_SIZE];
+        let read = self.read_into(&mut chunk);
+        self.handle_read(&chunk, read)
     }
 
-    fn taken(&mut self, piece: &[u8], read: io::Result<usize>) -> Read {
+    fn handle_read(&mut self, chunk: &[u8], read: io::Result<usize>) -> Read {
         match read {
             Ok(0) => Read::Closed,
-            Ok(count) => Read::Bytes(self.take(&piece[..count])),
+            Ok(count) => Read::Bytes(self.push(&chunk[..count])),
             Err(error) => match error.kind() {
                 io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => Read::Nothing,
                 _ => Read::Closed,
@@ -93,44 +80,45 @@ impl Input {
         }
     }
 
-    /// O_NONBLOCK would do for all files, but everybody else who has the file from the same open would have it too.
-    fn read_now(&mut self, piece: &mut [u8]) -> io::Result<usize> {
-        let part = libc::iovec {
-            iov_base: piece.as_mut_ptr().cast(),
-            iov_len: piece.len(),
+    /// Reads without blocking. O_NONBLOCK would work for every file, but also affect other processes with the same open file.
+    fn read_now(&mut self, chunk: &mut [u8]) -> io::Result<usize> {
+        let iovec = libc::iovec {
+            iov_base: chunk.as_mut_ptr().cast(),
+            iov_len: chunk.len(),
         };
-        // Minus one is the file's own position, which a pipe must be read at.
-        // SAFETY: `part` is valid for writes of its length.
-        let count = unsafe { libc::preadv2(self.file.as_raw_fd(), &raw const part, 1, -1, libc::RWF_NOWAIT) };
+        // Offset -1 is the file position, which pipes require.
+        // SAFETY: `iovec` is valid for writes of its length.
+        let count =
+            unsafe { libc::preadv2(self.file.as_raw_fd(), &raw const iovec, 1, -1, libc::RWF_NOWAIT) };
         match usize::try_from(count).map_err(|_| io::Error::last_os_error()) {
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
                 self.nowait = false;
-                self.read_into(piece)
+                self.read_into(chunk)
             }
             read => read,
         }
     }
 
-    fn read_into(&self, piece: &mut [u8]) -> io::Result<usize> {
-        // SAFETY: `piece` is valid for writes of its length.
-        let count = unsafe { libc::read(self.file.as_raw_fd(), piece.as_mut_ptr().cast(), piece.len()) };
+    fn read_into(&self, chunk: &mut [u8]) -> io::Result<usize> {
+        // SAFETY: `chunk` is valid for writes of its length.
+        let count = unsafe { libc::read(self.file.as_raw_fd(), chunk.as_mut_ptr().cast(), chunk.len()) };
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
 
-    fn take(&mut self, bytes: &[u8]) -> InputAction {
+    fn push(&mut self, bytes: &[u8]) -> InputAction {
         let Some(filter) = &mut self.filter else {
             self.pending.extend(bytes);
             return InputAction::Continue;
         };
         let mut kept = Vec::with_capacity(bytes.len() + 1);
-        let verdict = filter.filter(bytes, &mut kept);
-        // As a terminal drops what is typed ahead of a program that does not read.
+        let action = filter.filter(bytes, &mut kept);
+        // Excess input is dropped, as a terminal drops it for a program that does not read.
         let room = MAX_PENDING.saturating_sub(self.pending.len());
         self.pending.extend(kept.iter().take(room));
-        verdict
+        action
     }
 
-    /// Offers what is pending to `enqueue`, which says how many bytes it took.
+    /// Passes the pending bytes to `enqueue`, which returns the number of bytes taken.
     pub(super) fn deliver(&mut self, enqueue: impl FnOnce(&[u8]) -> usize) {
         if !self.pending.is_empty() {
             let taken = enqueue(self.pending.make_contiguous());
@@ -144,7 +132,7 @@ mod tests {
     use std::fs::File;
     use std::io::Write;
 
-    use super::{Input, InputAction, InputFilter, MAX_PENDING, Read};
+    use super::{ConsoleInput, Input, InputAction, InputFilter, MAX_PENDING, Read};
 
     struct UntilX;
 
@@ -165,10 +153,15 @@ mod tests {
         (owned(reader.into()), owned(writer.into()))
     }
 
+    fn input(file: File, filter: Option<Box<dyn InputFilter>>) -> Input {
+        let file = file.into();
+        Input::new(ConsoleInput { file, filter })
+    }
+
     #[test]
-    fn a_pipe_waits_until_the_guest_has_room() {
+    fn pipe_is_read_when_guest_has_room() {
         let (reader, mut writer) = pipe();
-        let mut input = Input::new(reader.into(), None);
+        let mut input = input(reader, None);
         writer.write_all(b"abc").unwrap();
         assert_eq!(input.read(), Read::Bytes(InputAction::Continue));
         assert!(!input.wants_more(false));
@@ -188,17 +181,17 @@ mod tests {
         input.deliver(|_| unreachable!("nothing is pending"));
     }
 
-    /// Where the pipe would be waited for, this does not end.
+    /// Hangs if the read blocks.
     #[test]
-    fn what_another_reader_has_taken_is_not_waited_for() {
+    fn emptied_pipe_does_not_block() {
         let (reader, mut writer) = pipe();
-        let mut input = Input::new(reader.into(), None);
+        let mut input = input(reader, None);
         writer.write_all(b"a").unwrap();
         assert_eq!(input.read(), Read::Bytes(InputAction::Continue));
         if input.nowait {
             assert_eq!(input.read(), Read::Nothing);
         } else {
-            eprintln!("this kernel, before Linux 6.4, cannot read a pipe without waiting");
+            eprintln!("not tested: kernels before Linux 6.4 cannot read a pipe without blocking");
         }
         writer.write_all(b"b").unwrap();
         assert_eq!(input.read(), Read::Bytes(InputAction::Continue));
@@ -211,18 +204,18 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_the_kernel_knows_no_other_way_to_read_is_read() {
+    fn file_without_nowait_is_read() {
         let zero = File::open("/dev/zero").unwrap();
-        let mut input = Input::new(zero.into(), None);
+        let mut input = input(zero, None);
         input.nowait = false;
         assert_eq!(input.read(), Read::Bytes(InputAction::Continue));
         assert_eq!(input.read_regular(), Read::Bytes(InputAction::Continue));
     }
 
     #[test]
-    fn a_terminal_is_read_whatever_the_guest_does() {
+    fn filtered_input_is_always_read() {
         let (reader, mut writer) = pipe();
-        let mut input = Input::new(reader.into(), Some(Box::new(UntilX)));
+        let mut input = input(reader, Some(Box::new(UntilX)));
         for _ in 0..20 {
             writer.write_all(&[b'a'; 1000]).unwrap();
             assert_eq!(input.read(), Read::Bytes(InputAction::Continue));

@@ -1,4 +1,4 @@
-//! Signals that end the VM, as something to read.
+//! Signals that end the VM, read from a signalfd.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -7,16 +7,15 @@ use std::{mem, ptr};
 
 use vmm_sys_util::signal::create_sigset;
 
-/// Blocks `signals` in this thread and in those that it starts, so that they wait for the event loop.
+/// Blocks `signals` in this thread and in the threads that it starts, so that the event loop receives them.
 ///
 /// # Errors
-/// The kernel's answer.
+/// Fails if `pthread_sigmask` fails.
 pub fn block(signals: &[libc::c_int]) -> io::Result<()> {
     change_mask(libc::SIG_BLOCK, signals)
 }
 
-/// Those of `signals` that this process was not started to ignore, as by nohup. A blocked signal would arrive although it is
-/// ignored.
+/// Returns the `signals` that the parent has not set to be ignored, as nohup does. A signalfd would receive ignored ones too.
 pub fn not_ignored(signals: &[libc::c_int]) -> Vec<libc::c_int> {
     signals
         .iter()
@@ -29,28 +28,28 @@ fn is_ignored(signal: libc::c_int) -> bool {
     // SAFETY: all-zero bytes are a valid value of the structure.
     let mut action: libc::sigaction = unsafe { mem::zeroed() };
     // SAFETY: `action` is valid for writes, and nothing is changed.
-    let asked = unsafe { libc::sigaction(signal, ptr::null(), &raw mut action) };
-    asked == 0 && action.sa_sigaction == libc::SIG_IGN
+    let result = unsafe { libc::sigaction(signal, ptr::null(), &raw mut action) };
+    result == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
-/// Ignores the signals by which the kernel would end this process for what the guest prints: nobody reads it any more, or a
-/// file has reached the limit of its size. The write fails instead.
+/// Ignores SIGPIPE and SIGXFSZ, which would end this process when the output has no reader or its file reaches a size limit. The write
+/// fails instead.
 pub fn ignore_output_signals() {
     for signal in [libc::SIGPIPE, libc::SIGXFSZ] {
-        // SAFETY: to ignore a signal takes no handler.
+        // SAFETY: SIG_IGN is no handler that could run.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
 }
 
-/// Lets `signal` through to this thread again.
+/// Unblocks `signal` in this thread.
 pub fn unblock(signal: libc::c_int) {
-    // It fails only for a number that is no signal's.
+    // Fails only for an invalid signal number.
     let _ = change_mask(libc::SIG_UNBLOCK, &[signal]);
 }
 
 fn change_mask(how: libc::c_int, signals: &[libc::c_int]) -> io::Result<()> {
     let set = set_of(signals)?;
-    // SAFETY: `set` is a valid signal set, and the old one is not asked for.
+    // SAFETY: `set` is a valid signal set; a null pointer for the old one is allowed.
     match unsafe { libc::pthread_sigmask(how, &raw const set, ptr::null_mut()) } {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),
@@ -67,21 +66,21 @@ pub(super) struct SignalFd(File);
 impl SignalFd {
     pub fn new(signals: &[libc::c_int]) -> io::Result<Self> {
         let set = set_of(signals)?;
-        // SAFETY: `set` is a valid signal set, and -1 asks for a new descriptor.
+        // SAFETY: `set` is a valid signal set, and -1 requests a new descriptor.
         let descriptor =
             unsafe { libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
         if descriptor < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the kernel has just made the descriptor, and nobody else has it.
+        // SAFETY: the kernel has just returned the descriptor; nothing else owns it.
         Ok(Self(unsafe { File::from_raw_fd(descriptor) }))
     }
 
-    /// The next signal, if one has come.
+    /// Returns the next pending signal.
     pub fn read(&mut self) -> Option<libc::c_int> {
         let mut info = [0; mem::size_of::<libc::signalfd_siginfo>()];
         self.0.read_exact(&mut info).ok()?;
-        // The number of the signal is the first field of the structure.
+        // `ssi_signo` is the first field of the structure.
         let number = u32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
         libc::c_int::try_from(number).ok()
     }
@@ -98,7 +97,7 @@ mod tests {
     use super::{SignalFd, block};
 
     #[test]
-    fn a_blocked_signal_can_be_read() {
+    fn blocked_signal_is_read() {
         block(&[libc::SIGUSR2]).unwrap();
         let mut signals = SignalFd::new(&[libc::SIGUSR2]).unwrap();
         assert_eq!(signals.read(), None);

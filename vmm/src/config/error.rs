@@ -1,0 +1,54 @@
+//! Reasons to reject a configuration.
+
+use std::os::fd::RawFd;
+
+use super::device::DeviceKind;
+use super::net::MacAddress;
+use super::size::MemorySize;
+
+/// Maximum number of vCPUs of a VM.
+pub const MAX_VCPUS: u8 = 32;
+
+/// Maximum number of virtio devices of a VM: each has an interrupt line of its own.
+pub const MAX_DEVICES: usize = 18;
+
+/// Reason to reject a configuration.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The number of vCPUs is 0 or above [`MAX_VCPUS`].
+    #[error("cannot create {0} vCPUs: a VM has 1 to {MAX_VCPUS}")]
+    Vcpus(u32),
+    /// There are more devices than interrupt lines.
+    #[error(
+        "cannot attach {0} devices: a VM has at most {MAX_DEVICES} drives and network interfaces; remove some"
+    )]
+    Devices(usize),
+    /// Two devices of one kind have the same ID.
+    #[error("cannot attach two {kind}s with the ID {id:?}: change the ID of one")]
+    DuplicateId {
+        /// Kind of both devices.
+        kind: DeviceKind,
+        /// Their ID.
+        id: String,
+    },
+    /// A second drive holds the root file system.
+    #[error("cannot use two root drives: only the first drive can hold the guest's root file system")]
+    Root,
+    /// Two interfaces have the same MAC address.
+    #[error("cannot attach two network interfaces with the MAC address {0}: change the address of one")]
+    Mac(MacAddress),
+    /// Two interfaces use the same tap.
+    #[error("cannot attach two network interfaces to descriptor {0}: give each its own tap")]
+    Descriptor(RawFd),
+    /// The guest memory is below [`MemorySize::MIN`].
+    #[error("cannot use {0} of guest memory: a VM has at least {min}", min = MemorySize::MIN)]
+    MemoryTooSmall(MemorySize),
+    /// The guest memory exceeds the memory of the host.
+    #[error("cannot use {requested} of guest memory: this host has {host}, swap included; request less")]
+    MemoryBeyondHost {
+        /// Requested guest memory.
+        requested: MemorySize,
+        /// Memory and swap of the host.
+        host: MemorySize,
+    },
+}

@@ -1,0 +1,404 @@
+//! Configuration of a whole VM.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use snapshot::Schema;
+
+use super::device::{DeviceConfig, DeviceKind};
+use super::drive::DriveConfig;
+use super::error::{Error, MAX_DEVICES, MAX_VCPUS};
+use super::host::HostMemory;
+use super::net::NetConfig;
+use super::size::MemorySize;
+use crate::boot::Protocol;
+
+/// Emulator of the interrupt controllers other than the local APICs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IrqchipMode {
+    /// IOAPIC, PIC and PIT in this process: quicker to create and to destroy.
+    #[default]
+    Split,
+    /// All of them in the kernel.
+    Kernel,
+}
+
+impl std::str::FromStr for IrqchipMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "split" => Ok(Self::Split),
+            "kernel" => Ok(Self::Kernel),
+            other => Err(format!(
+                "{other:?} is not an interrupt controller mode: use split or kernel"
+            )),
+        }
+    }
+}
+
+/// Configuration of a VM as the user requests it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(from = "SavedVmConfig", into = "SavedVmConfig")]
+pub struct VmConfig {
+    /// Image to boot.
+    pub kernel: PathBuf,
+    /// Initial RAM disk, or any other file that the boot protocol passes in its place.
+    pub initrd: Option<PathBuf>,
+    /// Boot protocol; none selects the one that the image prefers.
+    pub protocol: Option<Protocol>,
+    /// Command line as the user wrote it.
+    pub cmdline: String,
+    /// Guest memory.
+    pub memory: MemorySize,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Emulator of the interrupt controllers.
+    pub irqchip: IrqchipMode,
+    /// The guest gets ACPI tables.
+    pub acpi: bool,
+    /// The guest gets an MP table.
+    pub mptable: bool,
+    /// The command line announces the virtio devices.
+    pub device_arguments: bool,
+    /// Virtio devices. [`check`](Self::check) sorts them into the order of the guest.
+    pub devices: Vec<DeviceConfig>,
+    /// The client requests dirty page tracking. Changed pages are known at no cost in any case, so that this has no effect.
+    pub track_dirty_pages: bool,
+    /// The kernel is advised to back guest memory with huge pages.
+    pub huge_pages: bool,
+}
+
+/// [`VmConfig`] as state files hold it. postcard encodes by position: the order of the fields is part of the format.
+#[derive(Serialize, Deserialize)]
+struct SavedVmConfig {
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+    protocol: Option<Protocol>,
+    cmdline: String,
+    memory: MemorySize,
+    vcpus: u32,
+    irqchip: IrqchipMode,
+    acpi: bool,
+    mptable: bool,
+    device_arguments: bool,
+    drives: Vec<DriveConfig>,
+    nets: Vec<NetConfig>,
+    track_dirty_pages: bool,
+    huge_pages: bool,
+}
+
+impl From<VmConfig> for SavedVmConfig {
+    fn from(config: VmConfig) -> Self {
+        let (mut drives, mut nets) = (Vec::new(), Vec::new());
+        for device in config.devices {
+            match device {
+                DeviceConfig::Drive(drive) => drives.push(drive),
+                DeviceConfig::Interface(net) => nets.push(net),
+            }
+        }
+        Self {
+            kernel: config.kernel,
+            initrd: config.initrd,
+            protocol: config.protocol,
+            cmdline: config.cmdline,
+            memory: config.memory,
+            vcpus: config.vcpus,
+            irqchip: config.irqchip,
+            acpi: config.acpi,
+            mptable: config.mptable,
+            device_arguments: config.device_arguments,
+            drives,
+            nets,
+            track_dirty_pages: config.track_dirty_pages,
+            huge_pages: config.huge_pages,
+        }
+    }
+}
+
+impl From<SavedVmConfig> for VmConfig {
+    fn from(saved: SavedVmConfig) -> Self {
+        let drives = saved.drives.into_iter().map(DeviceConfig::Drive);
+        let nets = saved.nets.into_iter().map(DeviceConfig::Interface);
+        Self {
+            kernel: saved.kernel,
+            initrd: saved.initrd,
+            protocol: saved.protocol,
+            cmdline: saved.cmdline,
+            memory: saved.memory,
+            vcpus: saved.vcpus,
+            irqchip: saved.irqchip,
+            acpi: saved.acpi,
+            mptable: saved.mptable,
+            device_arguments: saved.device_arguments,
+            devices: drives.chain(nets).collect(),
+            track_dirty_pages: saved.track_dirty_pages,
+            huge_pages: saved.huge_pages,
+        }
+    }
+}
+
+impl Schema for VmConfig {
+    const NAME: &'static str = "machine";
+    const VERSION: u32 = 1;
+}
+
+impl VmConfig {
+    /// Returns the defaults: 128 MiB, one vCPU, all tables, no device.
+    pub fn new(kernel: PathBuf) -> Self {
+        Self {
+            kernel,
+            initrd: None,
+            protocol: None,
+            cmdline: String::new(),
+            memory: MemorySize::DEFAULT,
+            vcpus: 1,
+            irqchip: IrqchipMode::default(),
+            acpi: true,
+            mptable: true,
+            device_arguments: true,
+            devices: Vec::new(),
+            track_dirty_pages: false,
+            huge_pages: false,
+        }
+    }
+
+    /// Returns the drives, in the order in which the guest counts them.
+    pub fn drives(&self) -> impl Iterator<Item = &DriveConfig> {
+        self.devices.iter().filter_map(|device| match device {
+            DeviceConfig::Drive(drive) => Some(drive),
+            DeviceConfig::Interface(_) => None,
+        })
+    }
+
+    /// Returns the network interfaces, in the order in which the guest counts them.
+    pub fn interfaces(&self) -> impl Iterator<Item = &NetConfig> {
+        self.devices.iter().filter_map(|device| match device {
+            DeviceConfig::Interface(net) => Some(net),
+            DeviceConfig::Drive(_) => None,
+        })
+    }
+
+    /// Returns the place of the device `id` of that kind in the list.
+    pub(crate) fn position(&self, kind: DeviceKind, id: &str) -> Option<usize> {
+        let is_wanted = |device: &DeviceConfig| device.kind() == kind && device.id() == id;
+        self.devices.iter().position(is_wanted)
+    }
+
+    /// Checks all that needs no open file, and fills in the names and addresses that the user left out.
+    ///
+    /// # Errors
+    /// [`Error`], with the value that is out of range or in conflict.
+    pub fn check(mut self, host: &HostMemory) -> Result<VmSpec, Error> {
+        let vcpus = u8::try_from(self.vcpus)
+            .ok()
+            .filter(|count| (1..=MAX_VCPUS).contains(count))
+            .ok_or(Error::Vcpus(self.vcpus))?;
+        if self.memory < MemorySize::MIN {
+            return Err(Error::MemoryTooSmall(self.memory));
+        }
+        if self.memory.bytes() > host.memory {
+            return Err(Error::MemoryBeyondHost {
+                requested: self.memory,
+                host: MemorySize::from_bytes(host.memory),
+            });
+        }
+        self.devices.sort_by_key(DeviceConfig::kind);
+        self.set_device_defaults();
+        check_devices(&self.devices)?;
+        Ok(VmSpec { vcpus, config: self })
+    }
+
+    /// Adds `device`, or replaces the device of the same kind and ID. The list keeps the order of the guest.
+    ///
+    /// # Errors
+    /// [`Error`]; the list is unchanged then.
+    pub(crate) fn put_device(&mut self, mut device: DeviceConfig) -> Result<(), Error> {
+        let mut devices = self.devices.clone();
+        let is_alike = |other: &&DeviceConfig| other.kind() == device.kind();
+        device.set_defaults(devices.iter().filter(is_alike).count());
+        match self.position(device.kind(), device.id()) {
+            Some(place) => devices[place] = device,
+            None => devices.push(device),
+        }
+        devices.sort_by_key(DeviceConfig::guest_order);
+        check_devices(&devices)?;
+        self.devices = devices;
+        Ok(())
+    }
+
+    /// Gives devices without one an ID and an address, so that a VM that is built from this configuration again has the same.
+    fn set_device_defaults(&mut self) {
+        let mut previous = None;
+        let mut index = 0;
+        for device in &mut self.devices {
+            index = if previous == Some(device.kind()) {
+                index + 1
+            } else {
+                0
+            };
+            previous = Some(device.kind());
+            device.set_defaults(index);
+        }
+    }
+}
+
+/// Compares every two devices. They are few, and a hash set would request random numbers from the kernel at every start.
+fn check_devices(devices: &[DeviceConfig]) -> Result<(), Error> {
+    if devices.len() > MAX_DEVICES {
+        return Err(Error::Devices(devices.len()));
+    }
+    for (index, device) in devices.iter().enumerate() {
+        for earlier in &devices[..index] {
+            let (kind, id) = (device.kind(), device.id());
+            if earlier.kind() == kind && earlier.id() == id {
+                let id = id.to_owned();
+                return Err(Error::DuplicateId { kind, id });
+            }
+            device.check_after(earlier)?;
+        }
+    }
+    Ok(())
+}
+
+/// Checked configuration.
+#[derive(Clone, Debug)]
+pub struct VmSpec {
+    vcpus: u8,
+    config: VmConfig,
+}
+
+impl VmSpec {
+    /// Returns the number of vCPUs, 1 to [`MAX_VCPUS`].
+    pub fn vcpus(&self) -> u8 {
+        self.vcpus
+    }
+
+    /// Returns the configuration. Every device has an ID, and the list has the order of the guest.
+    pub fn config(&self) -> &VmConfig {
+        &self.config
+    }
+
+    /// Records the change of an attached device.
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut VmConfig)) {
+        change(&mut self.config);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{DeviceConfig, DriveConfig, NetConfig};
+    use super::{Error, HostMemory, MemorySize, SavedVmConfig, VmConfig};
+
+    const HOST: HostMemory = HostMemory { memory: 8 << 30 };
+
+    fn config() -> VmConfig {
+        VmConfig::new("kernel".into())
+    }
+
+    fn drive(text: &str) -> DeviceConfig {
+        text.parse::<DriveConfig>().unwrap().into()
+    }
+
+    fn interface(text: &str) -> DeviceConfig {
+        text.parse::<NetConfig>().unwrap().into()
+    }
+
+    #[test]
+    fn defaults_are_accepted() {
+        let spec = config().check(&HOST).unwrap();
+        assert_eq!((spec.vcpus(), spec.config().memory.bytes()), (1, 128 << 20));
+    }
+
+    #[test]
+    fn vcpus_outside_1_to_32_are_rejected() {
+        for vcpus in [0, 33, u32::MAX] {
+            let checked = VmConfig { vcpus, ..config() }.check(&HOST);
+            assert_eq!(checked.unwrap_err(), Error::Vcpus(vcpus));
+        }
+        for vcpus in [1, 32] {
+            assert!(VmConfig { vcpus, ..config() }.check(&HOST).is_ok());
+        }
+    }
+
+    #[test]
+    fn memory_outside_1_mib_to_host_is_rejected() {
+        let check = |bytes| {
+            VmConfig {
+                memory: MemorySize::from_bytes(bytes),
+                ..config()
+            }
+            .check(&HOST)
+        };
+        assert!(check(1 << 20).is_ok());
+        assert!(check(8 << 30).is_ok());
+        assert_eq!(
+            check(0).unwrap_err().to_string(),
+            "cannot use 0B of guest memory: a VM has at least 1M"
+        );
+        assert_eq!(
+            check(9 << 30).unwrap_err().to_string(),
+            "cannot use 9G of guest memory: this host has 8G, swap included; request less"
+        );
+    }
+
+    #[test]
+    fn interfaces_with_shared_values_are_rejected() {
+        let check = |nets: &[&str]| {
+            let devices = nets.iter().map(|net| interface(net)).collect();
+            let checked = VmConfig { devices, ..config() }.check(&HOST);
+            checked.map(|_| ()).map_err(|error| error.to_string())
+        };
+        assert_eq!(check(&["user", "user", "fd:5", "fd:6"]), Ok(()));
+        assert_eq!(
+            check(&["user,mac=02:00:00:00:00:01", "user,mac=02:00:00:00:00:02"]),
+            Ok(())
+        );
+        assert_eq!(
+            check(&["user,mac=02:00:00:00:00:01", "user", "fd:5,mac=02:00:00:00:00:01"]),
+            Err("cannot attach two network interfaces with the MAC address 02:00:00:00:00:01: change the address of one".into())
+        );
+        assert_eq!(
+            check(&["fd:5", "user", "fd:5"]),
+            Err("cannot attach two network interfaces to descriptor 5: give each its own tap".into())
+        );
+    }
+
+    #[test]
+    fn device_ids_are_filled_in_and_unique() {
+        let named = |drives: &[&str], nets: &[&str]| {
+            let interfaces = nets.iter().map(|text| interface(text));
+            let devices = interfaces.chain(drives.iter().map(|text| drive(text))).collect();
+            let checked = VmConfig { devices, ..config() }.check(&HOST);
+            let config = checked.map_err(|error| error.to_string())?.config;
+            let ids: Vec<_> = config.devices.iter().map(DeviceConfig::id).collect();
+            Ok(ids.join(" "))
+        };
+        let ok = |names: &str| Ok::<_, String>(names.to_owned());
+        assert_eq!(
+            named(&["x", "x,id=a", "x"], &["user,id=b", "user"]),
+            ok("drive0 a drive2 b net1")
+        );
+        let rejected = |kind: &str, id: &str| {
+            Err(format!(
+                "cannot attach two {kind} with the ID \"{id}\": change the ID of one"
+            ))
+        };
+        assert_eq!(named(&["x,id=drive1", "x"], &[]), rejected("drives", "drive1"));
+        assert_eq!(
+            named(&[], &["user,id=a", "fd:5,id=a"]),
+            rejected("network interfaces", "a")
+        );
+    }
+
+    #[test]
+    fn saved_form_keeps_devices() {
+        let devices = vec![drive("a,id=x"), drive("b,id=y"), interface("user,id=z")];
+        let saved = SavedVmConfig::from(VmConfig {
+            devices: devices.clone(),
+            ..config()
+        });
+        assert_eq!((saved.drives.len(), saved.nets.len()), (2, 1));
+        assert_eq!(VmConfig::from(saved).devices, devices);
+    }
+}

@@ -1,0 +1,204 @@
+//! A VM before its start.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use devices::serial::SerialOutput;
+
+use super::error::Error;
+use crate::arch::{Native, Platform};
+use crate::boot::{Image, Initrd};
+use crate::config::{DeviceConfig, DeviceKind, HostMemory, VmConfig, VmSpec};
+use crate::machine::{DeviceError, Machine, OpenDevice, open_device};
+use crate::timeline::{Lane, Timeline};
+use crate::vm::{Console, ConsoleError, ConsoleInput, Vm};
+
+/// Opens the console that the guest's serial port is connected to, when the VM starts.
+pub type OpenConsole = Box<dyn FnMut() -> Result<Console, ConsoleError>>;
+
+/// Configuration of a VM before its start. Files, disks and taps are opened when they are named, so that a later change of a path
+/// has no effect.
+pub struct VmBuilder {
+    pub config: VmConfig,
+    configured: bool,
+    boot: Option<(Image, Option<Initrd>)>,
+    devices: BTreeMap<(DeviceKind, String), OpenDevice>,
+    serial: Option<SerialFile>,
+}
+
+impl VmBuilder {
+    pub fn new() -> Self {
+        Self {
+            config: VmConfig::new(PathBuf::new()),
+            configured: false,
+            boot: None,
+            devices: BTreeMap::new(),
+            serial: None,
+        }
+    }
+
+    /// Returns a builder with a complete configuration and its open image.
+    pub fn with_image(config: VmConfig, image: Image, initrd: Option<Initrd>) -> Self {
+        Self {
+            config,
+            configured: true,
+            boot: Some((image, initrd)),
+            ..Self::new()
+        }
+    }
+
+    /// Returns true if a value was set that a snapshot would replace, even by the same value.
+    pub fn is_configured(&self) -> bool {
+        self.configured
+    }
+
+    /// Sets the values of the machine other than its devices.
+    pub fn set_machine(&mut self, change: impl FnOnce(&mut VmConfig)) {
+        self.configured = true;
+        change(&mut self.config);
+    }
+
+    pub fn has_kernel(&self) -> bool {
+        self.boot.is_some()
+    }
+
+    pub fn set_boot(
+        &mut self,
+        kernel: PathBuf,
+        initrd: Option<PathBuf>,
+        cmdline: String,
+    ) -> Result<(), Error> {
+        let image = Image::open(&kernel, Native::MACHINE).map_err(Error::Image)?;
+        let opened = initrd.as_deref().map(Initrd::open);
+        self.boot = Some((image, opened.transpose().map_err(Error::Initrd)?));
+        self.configured = true;
+        self.config.kernel = kernel;
+        self.config.initrd = initrd;
+        self.config.cmdline = cmdline;
+        Ok(())
+    }
+
+    pub fn set_serial(&mut self, path: Option<&Path>) -> Result<(), Error> {
+        self.serial = path.map(SerialFile::open).transpose()?;
+        Ok(())
+    }
+
+    /// Adds a device, or replaces the device of the same kind and ID.
+    pub fn put_device(&mut self, device: DeviceConfig) -> Result<(), Error> {
+        let (kind, id) = (device.kind(), device.id().to_owned());
+        let mut config = self.config.clone();
+        config.put_device(device).map_err(Error::Config)?;
+        let find = |config: &VmConfig| Some(config.devices[config.position(kind, &id)?].clone());
+        let Some(device) = find(&config) else {
+            return Ok(());
+        };
+        let key = (kind, id.clone());
+        if find(&self.config).is_some_and(|old| old.has_backend_of(&device)) {
+            // The old device must release its lock on the same file first. If the new one cannot be opened, the start opens the
+            // old one again.
+            self.devices.remove(&key);
+        }
+        let opened = open_device(&device).map_err(Error::Device)?;
+        self.devices.insert(key, opened);
+        self.configured = true;
+        self.config = config;
+        Ok(())
+    }
+
+    /// Builds the machine and runs its guest. After an error it can be called again.
+    pub fn start(
+        &mut self,
+        host: &HostMemory,
+        open_console: &mut OpenConsole,
+        timeline: &Arc<Timeline>,
+    ) -> Result<Vm, Error> {
+        if self.boot.is_none() {
+            return Err(Error::NoKernel);
+        }
+        let spec = self.config.clone().check(host).map_err(Error::Config)?;
+        let devices = timeline.measure(Lane::Main, "open devices", || self.take_devices(&spec));
+        let devices = devices.map_err(Error::Device)?;
+        let Console {
+            output,
+            input,
+            filter,
+            guard,
+        } = self.console(open_console)?;
+        let machine = Machine::build(spec, devices, output, timeline.clone()).map_err(Error::Machine)?;
+        let Some((image, initrd)) = &self.boot else {
+            return Err(Error::NoKernel);
+        };
+        let machine = machine.boot(image, initrd.as_ref()).map_err(Error::Machine)?;
+        let input = input.map(|file| ConsoleInput { file, filter });
+        Ok(Vm::new(machine, input, guard))
+    }
+
+    /// Opens the console of the guest: the file of [`set_serial`](Self::set_serial), else the usual one.
+    pub fn console(&self, open_console: &mut OpenConsole) -> Result<Console, Error> {
+        match &self.serial {
+            Some(file) => file.console(),
+            None => open_console().map_err(Error::Console),
+        }
+    }
+
+    /// Returns the open devices of `spec`, and opens those that are not open yet.
+    fn take_devices(&mut self, spec: &VmSpec) -> Result<Vec<OpenDevice>, DeviceError> {
+        let configs = spec.config().devices.iter();
+        configs
+            .map(|config| {
+                let key = (config.kind(), config.id().to_owned());
+                self.devices.remove(&key).map_or_else(|| open_device(config), Ok)
+            })
+            .collect()
+    }
+}
+
+/// File or FIFO that takes the guest's serial output instead of stdout. It is created if it is missing, and appended to.
+struct SerialFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl SerialFile {
+    fn open(path: &Path) -> Result<Self, Error> {
+        // Opening a FIFO only for writing fails with ENXIO while it has no reader; opening it for both directions succeeds.
+        let open = |read| {
+            let mut options = OpenOptions::new();
+            options.append(true).create(true).read(read);
+            options
+                .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+                .open(path)
+        };
+        let opened = match open(false) {
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => open(true),
+            other => other,
+        };
+        let path = path.to_owned();
+        match opened {
+            Ok(file) => Ok(Self { path, file }),
+            Err(source) => Err(Error::Serial { path, source }),
+        }
+    }
+
+    /// Returns a console that prints to the file and has no input.
+    fn console(&self) -> Result<Console, Error> {
+        let output = self
+            .file
+            .try_clone()
+            .and_then(|file| SerialOutput::new(file.into()).map_err(io::Error::other));
+        let output = output.map_err(|source| Error::Serial {
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok(Console {
+            output,
+            input: None,
+            filter: None,
+            guard: None,
+        })
+    }
+}

@@ -1,0 +1,175 @@
+//! Transfer between the guest's serial port and the console.
+
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::{Arc, Mutex};
+
+use devices::lock;
+use devices::serial::Serial;
+use event_manager::{EventOps, EventSet, Events};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::error::Error;
+use super::input::{Input, Read};
+use crate::vm::{InputAction, Vm};
+
+/// Token: the input is readable.
+pub const INPUT: u32 = 3;
+/// Token: the serial port has room for input.
+pub const INPUT_ROOM: u32 = 4;
+/// Token: the output has begun to buffer.
+pub const OUTPUT_BLOCKED: u32 = 5;
+/// Token: the output is writable.
+pub const OUTPUT: u32 = 6;
+
+/// Result of a console event.
+#[derive(Debug)]
+pub enum ConsoleStatus {
+    /// The VM continues.
+    Continue,
+    /// The user ends the VM.
+    End,
+    /// The console cannot be watched.
+    Failed(Error),
+}
+
+/// Console of a VM, with its descriptors in the event loop.
+pub struct ConsoleIo {
+    input: Option<Input>,
+    input_watched: bool,
+    /// The guest gets no input while it is paused.
+    held: bool,
+    input_room: EventFd,
+    output_blocked: EventFd,
+    output_watched: bool,
+    serial: Arc<Mutex<Serial>>,
+}
+
+impl ConsoleIo {
+    pub fn new(vm: &mut Vm) -> Result<Self, Error> {
+        let input = vm.take_input().map(Input::new);
+        let serial = vm.machine().serial().clone();
+        let (input_room, output_blocked) = {
+            let serial = lock(&serial);
+            let clone = |event: &EventFd| {
+                event.try_clone().map_err(|source| Error::System {
+                    operation: "duplicate an eventfd",
+                    source,
+                })
+            };
+            (clone(serial.input_ready())?, clone(serial.output().notify())?)
+        };
+        Ok(Self {
+            input,
+            input_watched: false,
+            held: false,
+            input_room,
+            output_blocked,
+            output_watched: false,
+            serial,
+        })
+    }
+
+    /// Returns the descriptors that are always watched, with their tokens.
+    pub fn descriptors(&self) -> [(RawFd, u32); 2] {
+        [
+            (self.input_room.as_raw_fd(), INPUT_ROOM),
+            (self.output_blocked.as_raw_fd(), OUTPUT_BLOCKED),
+        ]
+    }
+
+    /// Handles the event of `token`.
+    pub fn ready(&mut self, token: u32, ops: &mut EventOps<'_>) -> ConsoleStatus {
+        match token {
+            INPUT => {
+                let read = self.input.as_mut().map(Input::read);
+                match read {
+                    Some(Read::Bytes(InputAction::End)) => return ConsoleStatus::End,
+                    Some(Read::Closed) => self.close_input(ops),
+                    _ => {}
+                }
+                self.pump_input(ops)
+            }
+            INPUT_ROOM => {
+                let _ = self.input_room.read();
+                self.pump_input(ops)
+            }
+            OUTPUT_BLOCKED => {
+                let _ = self.output_blocked.read();
+                self.flush_output(ops)
+            }
+            _ => self.flush_output(ops),
+        }
+    }
+
+    /// Stops or continues the input. While stopped it waits in its file, except for a terminal, which is read for escape keys.
+    pub fn hold_input(&mut self, held: bool, ops: &mut EventOps<'_>) -> ConsoleStatus {
+        self.held = held;
+        self.pump_input(ops)
+    }
+
+    /// Passes pending input to the serial port, and watches the file exactly while more input is wanted.
+    fn pump_input(&mut self, ops: &mut EventOps<'_>) -> ConsoleStatus {
+        loop {
+            let Some(input) = &mut self.input else {
+                return ConsoleStatus::Continue;
+            };
+            if !self.held {
+                input.deliver(|bytes| lock(&self.serial).enqueue(bytes));
+            }
+            let wanted = input.wants_more(self.held);
+            let watched = Events::with_data_raw(input.file().as_raw_fd(), INPUT, EventSet::IN);
+            match (wanted, self.input_watched) {
+                (true, false) => match ops.add(watched) {
+                    Ok(()) => self.input_watched = true,
+                    // epoll rejects regular files, which are always readable.
+                    Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EPERM => {
+                        match input.read_regular() {
+                            Read::Bytes(_) => continue,
+                            Read::Nothing | Read::Closed => self.input = None,
+                        }
+                    }
+                    Err(error) => return ConsoleStatus::Failed(Error::Events(error)),
+                },
+                (false, true) => self.ignore_input(ops),
+                _ => {}
+            }
+            return ConsoleStatus::Continue;
+        }
+    }
+
+    fn ignore_input(&mut self, ops: &mut EventOps<'_>) {
+        if let Some(input) = &self.input
+            && std::mem::take(&mut self.input_watched)
+        {
+            let file = input.file().as_raw_fd();
+            let _ = ops.remove(Events::with_data_raw(file, INPUT, EventSet::IN));
+        }
+    }
+
+    fn close_input(&mut self, ops: &mut EventOps<'_>) {
+        self.ignore_input(ops);
+        self.input = None;
+    }
+
+    fn flush_output(&mut self, ops: &mut EventOps<'_>) -> ConsoleStatus {
+        let mut serial = lock(&self.serial);
+        let output = serial.output_mut();
+        let more = output.flush();
+        let file = output.as_fd().as_raw_fd();
+        let report = output.report();
+        drop(serial);
+        if let Some(report) = report {
+            log::warn!("{}", crate::ErrorChain(&report));
+        }
+        let watched = Events::with_data_raw(file, OUTPUT, EventSet::OUT);
+        if more && !self.output_watched {
+            if let Err(error) = ops.add(watched) {
+                return ConsoleStatus::Failed(Error::Events(error));
+            }
+        } else if !more && self.output_watched {
+            let _ = ops.remove(watched);
+        }
+        self.output_watched = more;
+        ConsoleStatus::Continue
+    }
+}

@@ -1,0 +1,404 @@
+//! The virtio devices of a machine: one list, from configuration to MMIO transport.
+//!
+//! # Available buffer notifications
+//! The vCPU thread serves them, without an ioeventfd. Medians of a guest of a few instructions on one vCPU, on a host of two
+//! processors that is itself a VM, with a 4 KiB read from tmpfs for each notification:
+//!
+//! | | vCPU thread | ioeventfd, event loop |
+//! |---|---|---|
+//! | guest continues after a notification | 8.4 us | 5.5 us |
+//! | polling guest sees the used buffer | 10.2 us | 17.4 us |
+//!
+//! A unikernel with one vCPU mostly waits for the used buffer, which arrives 7 us sooner without waking a second thread. The exit
+//! to this process costs 3 us more than one that ends in the kernel; a driver that batches packets pays it once. A batch is
+//! bounded: the event loop processes what a long batch leaves.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex};
+
+use devices::limiter::Limiter;
+use devices::virtio::block::{Block, BlockMetrics, device as block, file};
+use devices::virtio::mmio::Transport;
+use devices::virtio::net::{Backend, Net, NetMetrics, NetSetup, Passt, Stream, Tap, passt, stream, tap};
+use devices::virtio::{VirtioDevice, WatchedFd};
+use devices::{Interrupt, MonotonicClock, lock};
+use serde::Serialize;
+use snapshot::persist::Error as PersistError;
+use snapshot::{ArchiveReader, ArchiveWriter, Component, GuestMemory};
+
+use crate::arch::{self, Buses, EventSource, MmioDeviceInfo, Native, Platform, SharedSource};
+use crate::config::{
+    DeviceConfig, DeviceKind, DeviceUpdate, DriveConfig, MacAddress, NetBackend, NetConfig, RateLimits,
+    VmSpec,
+};
+
+/// Reason why the host side of a device cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The disk of a drive.
+    #[error(transparent)]
+    Drive(block::Error),
+    /// The tap of an interface.
+    #[error("cannot attach network interface {0:?}")]
+    Tap(String, #[source] tap::Error),
+    /// The socket of an interface.
+    #[error("cannot attach network interface {0:?}")]
+    Stream(String, #[source] stream::Error),
+    /// The passt process of an interface.
+    #[error("cannot attach network interface {0:?}")]
+    Passt(String, #[source] passt::Error),
+    /// The kernel has no more file descriptors.
+    #[error("cannot attach network interface {0:?}")]
+    Descriptors(String, #[source] io::Error),
+}
+
+/// Reason why an attached device cannot be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateError {
+    /// The new file of a drive.
+    #[error(transparent)]
+    Drive(file::Error),
+}
+
+/// Counters of an attached device.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum DeviceCounters {
+    /// Counters of a drive.
+    Drive(BlockMetrics),
+    /// Counters of a network interface.
+    Interface(NetMetrics),
+}
+
+/// Operations of the machine on one kind of device. With [`open`], all that a new kind adds to this file.
+trait Attachable: VirtioDevice {
+    /// Waits until no request is in flight.
+    fn drain(&mut self) {}
+
+    /// Applies `update`, which is of this kind.
+    fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError>;
+
+    /// Returns the counters.
+    fn counters(&self) -> DeviceCounters;
+}
+
+impl Attachable for Block {
+    fn drain(&mut self) {
+        Block::drain(self);
+    }
+
+    fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError> {
+        let DeviceUpdate::Drive(update) = update else {
+            return Ok(());
+        };
+        if update.path.is_some() || update.limits == RateLimits::default() {
+            Block::update(self, update.path.as_deref()).map_err(UpdateError::Drive)?;
+        }
+        self.update_limiter(update.limits.bandwidth, update.limits.operations);
+        Ok(())
+    }
+
+    fn counters(&self) -> DeviceCounters {
+        DeviceCounters::Drive(self.metrics())
+    }
+}
+
+impl Attachable for Net {
+    fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError> {
+        let DeviceUpdate::Interface(update) = update else {
+            return Ok(());
+        };
+        self.receive_limiter_mut()
+            .update(update.receive.bandwidth, update.receive.operations);
+        self.transmit_limiter_mut()
+            .update(update.transmit.bandwidth, update.transmit.operations);
+        Ok(())
+    }
+
+    fn counters(&self) -> DeviceCounters {
+        DeviceCounters::Interface(self.metrics())
+    }
+}
+
+/// Device whose host side is open, before it is attached to a machine.
+pub struct OpenDevice {
+    device: Box<dyn Attach>,
+    /// Process that serves the host side, if it is a child of this one.
+    process: Option<Passt>,
+}
+
+/// Opens the host side of `config`, which has an ID.
+///
+/// # Errors
+/// [`Error`], with the ID or the path of the device.
+pub fn open(config: &DeviceConfig) -> Result<OpenDevice, Error> {
+    match config {
+        DeviceConfig::Drive(config) => Ok(OpenDevice::new(open_drive(config)?, None)),
+        DeviceConfig::Interface(config) => {
+            let (net, process) = open_interface(config)?;
+            Ok(OpenDevice::new(net, process))
+        }
+    }
+}
+
+/// Opens the host side of all devices of `spec`, in their order.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_all(spec: &VmSpec) -> Result<Vec<OpenDevice>, Error> {
+    spec.config().devices.iter().map(open).collect()
+}
+
+impl OpenDevice {
+    fn new<D: Attachable + 'static>(device: D, process: Option<Passt>) -> Self {
+        Self {
+            device: Box::new(device),
+            process,
+        }
+    }
+}
+
+/// [`Attachable`] with the type of the device erased, until the device has a transport.
+trait Attach {
+    fn attach(
+        self: Box<Self>,
+        info: &MmioDeviceInfo,
+        line: Arc<dyn Interrupt>,
+        place: &mut Place<'_>,
+    ) -> Result<Arc<Mutex<dyn AttachedTransport>>, arch::Error>;
+}
+
+impl<D: Attachable + 'static> Attach for D {
+    fn attach(
+        self: Box<Self>,
+        info: &MmioDeviceInfo,
+        line: Arc<dyn Interrupt>,
+        place: &mut Place<'_>,
+    ) -> Result<Arc<Mutex<dyn AttachedTransport>>, arch::Error> {
+        let transport = Transport::new(self, place.memory.clone(), line);
+        let transport = Arc::new(Mutex::new(transport));
+        let bus = &mut place.buses.memory;
+        bus.claim("virtio device", info.base, info.size, transport.clone())
+            .map_err(arch::Error::Bus)?;
+        let watched = lock(&transport).sources();
+        place.sources.extend(watched.into_iter().map(|source| {
+            Arc::new(Mutex::new(Watched {
+                transport: transport.clone(),
+                source,
+            })) as SharedSource
+        }));
+        Ok(transport)
+    }
+}
+
+/// Operations of the machine on a transport, with the type of its device erased.
+trait AttachedTransport: Component + Send {
+    fn drain(&mut self);
+    fn notify_restored(&mut self);
+    fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError>;
+    fn counters(&mut self) -> DeviceCounters;
+}
+
+impl<D: Attachable> AttachedTransport for Transport<D> {
+    fn drain(&mut self) {
+        self.device_mut().drain();
+    }
+
+    fn notify_restored(&mut self) {
+        Self::notify_restored(self);
+    }
+
+    fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError> {
+        self.device_mut().update(update)
+    }
+
+    fn counters(&mut self) -> DeviceCounters {
+        self.device_mut().counters()
+    }
+}
+
+/// Device of a machine.
+pub(crate) struct AttachedDevice {
+    kind: DeviceKind,
+    id: String,
+    info: MmioDeviceInfo,
+    transport: Arc<Mutex<dyn AttachedTransport>>,
+    process: Option<Passt>,
+}
+
+impl AttachedDevice {
+    /// Returns the kind.
+    pub fn kind(&self) -> DeviceKind {
+        self.kind
+    }
+
+    /// Returns the ID, unique among the devices of the kind.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Returns address, length and GSI.
+    pub fn info(&self) -> &MmioDeviceInfo {
+        &self.info
+    }
+
+    /// Checks that the child process that serves the host side has not ended.
+    ///
+    /// # Errors
+    /// [`passt::Error`] if it has ended.
+    pub fn check_process(&mut self) -> Result<(), passt::Error> {
+        self.process.as_mut().map_or(Ok(()), Passt::check)
+    }
+
+    /// Waits until no request is in flight.
+    pub fn drain(&self) {
+        lock(&self.transport).drain();
+    }
+
+    /// Saves transport and device as section `key` and sections below it.
+    pub fn save(&self, key: &str, archive: &mut ArchiveWriter) -> Result<(), PersistError> {
+        lock(&self.transport).save_section(key, archive)
+    }
+
+    /// Restores transport and device from section `key` and sections below it.
+    pub fn restore(&self, key: &str, archive: &mut ArchiveReader<'_>) -> Result<(), PersistError> {
+        lock(&self.transport).restore_section(key, archive)
+    }
+
+    /// Processes the buffers that were available when the state was saved.
+    pub fn notify_restored(&self) {
+        lock(&self.transport).notify_restored();
+    }
+
+    /// Changes the device while the guest runs.
+    ///
+    /// # Errors
+    /// [`UpdateError`]; the device is unchanged then.
+    pub fn update(&self, update: &DeviceUpdate) -> Result<(), UpdateError> {
+        lock(&self.transport).update(update)
+    }
+
+    /// Returns the counters.
+    pub fn counters(&self) -> DeviceCounters {
+        lock(&self.transport).counters()
+    }
+}
+
+/// Memory, buses and event sources of the machine to which devices are attached.
+pub(super) struct Place<'a> {
+    pub memory: &'a GuestMemory,
+    pub buses: &'a mut Buses,
+    pub sources: &'a mut Vec<SharedSource>,
+}
+
+/// Attaches `devices`, which belong to the configurations of `spec` one by one, to the memory bus in the order of the guest.
+/// Their watched descriptors are added to the event sources.
+///
+/// # Errors
+/// [`arch::Error::Bus`]
+pub(super) fn attach(
+    devices: Vec<OpenDevice>,
+    spec: &VmSpec,
+    platform: &Native,
+    mut place: Place<'_>,
+) -> Result<Vec<AttachedDevice>, arch::Error> {
+    let configs = spec.config().devices.iter();
+    let slots = configs.zip(devices).zip(platform.mmio_devices());
+    slots
+        .map(|((config, device), (info, line))| {
+            Ok(AttachedDevice {
+                kind: config.kind(),
+                id: config.id().to_owned(),
+                transport: device.device.attach(&info, line, &mut place)?,
+                process: device.process,
+                info,
+            })
+        })
+        .collect()
+}
+
+fn open_drive(config: &DriveConfig) -> Result<Block, Error> {
+    Block::open(&config.disk, Box::new(MonotonicClock::new())).map_err(Error::Drive)
+}
+
+fn open_interface(config: &NetConfig) -> Result<(Net, Option<Passt>), Error> {
+    let system = |source| Error::Descriptors(config.id.clone(), source);
+    let limiter = |limits: RateLimits| Limiter::new(limits.bandwidth, limits.operations).map_err(system);
+    let (backend, process) = open_backend(config)?;
+    let setup = NetSetup {
+        mac: config.mac.unwrap_or_else(MacAddress::random).0,
+        mtu: config.mtu,
+        backend,
+        receive_limiter: limiter(config.receive)?,
+        transmit_limiter: limiter(config.transmit)?,
+        clock: Box::new(MonotonicClock::new()),
+    };
+    let net = Net::new(setup).map_err(system)?;
+    Ok((net, process))
+}
+
+fn open_backend(config: &NetConfig) -> Result<(Box<dyn Backend>, Option<Passt>), Error> {
+    let tap = |source| Error::Tap(config.id.clone(), source);
+    let backend: Box<dyn Backend> = match &config.backend {
+        NetBackend::Tap(name) => Box::new(Tap::open(name).map_err(tap)?),
+        NetBackend::Descriptor(descriptor) => Box::new(descriptor_tap(*descriptor).map_err(tap)?),
+        NetBackend::Stream(path) => {
+            let stream = Stream::connect(path);
+            Box::new(stream.map_err(|source| Error::Stream(config.id.clone(), source))?)
+        }
+        NetBackend::User => {
+            let started = Passt::start(&[]);
+            let (passt, stream) = started.map_err(|source| Error::Passt(config.id.clone(), source))?;
+            return Ok((Box::new(stream), Some(passt)));
+        }
+    };
+    Ok((backend, None))
+}
+
+/// Opens the tap of `descriptor` through a duplicate. The number comes from the user: it may be closed, or belong to a file that
+/// this process has opened since, so that the original is never closed.
+fn descriptor_tap(descriptor: RawFd) -> Result<Tap, tap::Error> {
+    let named = |source| tap::Error::Descriptor { descriptor, source };
+    // SAFETY: the call takes no pointer; the kernel checks the number.
+    let own = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 3) };
+    if own < 0 {
+        return Err(named(io::Error::last_os_error()));
+    }
+    // SAFETY: the kernel has just returned this descriptor; nothing else owns it.
+    let own = unsafe { OwnedFd::from_raw_fd(own) };
+    Tap::from_descriptor(own).map_err(|error| match error {
+        tap::Error::Descriptor { source, .. } => named(source),
+        other => other,
+    })
+}
+
+/// Watched descriptor of a device.
+struct Watched<D: VirtioDevice> {
+    transport: Arc<Mutex<Transport<D>>>,
+    source: WatchedFd,
+}
+
+impl<D: VirtioDevice> EventSource for Watched<D> {
+    fn descriptor(&self) -> RawFd {
+        self.source.descriptor
+    }
+
+    fn is_edge(&self) -> bool {
+        self.source.edge
+    }
+
+    fn ready(&mut self) {
+        lock(&self.transport).ready(self.source.token);
+    }
+}
+
+/// Returns the argument by which Linux and Unikraft find the device at `info`.
+pub(super) fn argument(info: &MmioDeviceInfo) -> String {
+    format!(
+        "virtio_mmio.device={}K@{:#x}:{}",
+        info.size >> 10,
+        info.base,
+        info.gsi
+    )
+}

@@ -1,0 +1,209 @@
+//! Creation of a snapshot from a paused VM.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use snapshot::file::{self, Contents, Header};
+use snapshot::{ArchiveWriter, section};
+
+use super::source::{MACHINE, host_identity};
+use crate::config::VmConfig;
+use crate::machine::state;
+use crate::memory::{Pagemap, dump};
+use crate::vm::Vm;
+
+/// Reason why a snapshot cannot be created. The VM can be resumed. An older snapshot at the same paths stays, except for the state
+/// file of one whose memory file a difference was being merged into.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The guest runs, or has not been started.
+    #[error("cannot create a snapshot: the VM is not paused; pause it first")]
+    Running,
+    /// State and memory have the same path.
+    #[error("cannot write state and memory both to {0:?}: name two files")]
+    SamePath(PathBuf),
+    /// The pages that the guest has not touched are lost.
+    #[error(
+        "cannot create a Full snapshot: the fault handler has ended, and with it the pages that the guest has not touched; create \
+         a Diff snapshot, and merge it into the snapshot that was loaded"
+    )]
+    HandlerGone,
+    /// The state of the machine.
+    #[error("cannot save the state of the machine")]
+    Machine(#[source] state::Error),
+    /// The configuration.
+    #[error("cannot save the configuration of the machine")]
+    Config(#[source] section::Error),
+    /// The memory file.
+    #[error("cannot write the memory file")]
+    Memory(#[source] dump::Error),
+    /// The state file.
+    #[error("cannot write the state file")]
+    State(#[source] file::Error),
+}
+
+/// Kind of a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SnapshotKind {
+    /// All pages that were ever touched.
+    #[default]
+    Full,
+    /// Pages that differ from the snapshot that was loaded; without one, all pages that were ever touched.
+    Diff,
+}
+
+/// Parameters of the creation of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateSnapshotParams {
+    /// Kind of the snapshot.
+    pub kind: SnapshotKind,
+    /// State file, which is replaced.
+    pub state: PathBuf,
+    /// Memory file, which is replaced. A Diff that finds a file of the size of guest memory here is merged into it.
+    pub memory: PathBuf,
+}
+
+/// Returns an archive that begins with the configuration.
+fn begin_archive(config: &VmConfig) -> Result<ArchiveWriter, Error> {
+    let mut archive = ArchiveWriter::new();
+    archive.write(MACHINE, config).map_err(Error::Config)?;
+    Ok(archive)
+}
+
+fn is_link(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink())
+}
+
+/// Returns the canonical path of the file that a write to `path` replaces; the file need not exist.
+fn resolve(path: &Path) -> PathBuf {
+    if let Ok(file) = fs::canonicalize(path) {
+        return file;
+    }
+    let directory = match path.parent() {
+        Some(directory) if directory != Path::new("") => directory,
+        _ => Path::new("."),
+    };
+    match (fs::canonicalize(directory), path.file_name()) {
+        (Ok(directory), Some(name)) => directory.join(name),
+        _ => path.to_owned(),
+    }
+}
+
+impl CreateSnapshotParams {
+    /// Writes both files. The VM stays paused.
+    ///
+    /// Memory is written after all requests in flight have completed and KVM has flushed its pending work, because both write guest
+    /// memory. Meanwhile the vCPU threads read their state. If KVM defers more work in between, state and memory are written once
+    /// more, one after the other. The state file is renamed last, so that it never belongs to the memory of another time. The old
+    /// snapshot is removed after everything that can fail.
+    pub(crate) fn create(&self, vm: &Vm) -> Result<dump::DumpStats, Error> {
+        if !vm.is_paused() {
+            return Err(Error::Running);
+        }
+        // Two names without links are two files: the directories, which take time, need no look.
+        let may_be_same = self.state.file_name() == self.memory.file_name()
+            || is_link(&self.state)
+            || is_link(&self.memory);
+        if may_be_same && resolve(&self.state) == resolve(&self.memory) {
+            return Err(Error::SamePath(self.state.clone()));
+        }
+        if self.kind == SnapshotKind::Full && vm.is_fault_handler_gone() {
+            // Reading an absent page would wait for a handler that has ended.
+            return Err(Error::HandlerGone);
+        }
+        let machine = vm.machine();
+        let config = machine.spec().config();
+        let save = machine.begin_save().map_err(Error::Machine)?;
+        // The vCPU threads read their state meanwhile.
+        let mut state = file::PendingStateFile::create(&self.state).map_err(Error::State)?;
+        let pagemap = Pagemap::open().ok();
+        let source = dump::DumpSource {
+            memory: machine.memory(),
+            origin: vm.page_origin(),
+            pagemap: pagemap.as_ref(),
+        };
+        let target = self.target(&source)?;
+        let (host, mut archive) = (host_identity(), begin_archive(config)?);
+        save.save_devices(&mut archive).map_err(Error::Machine)?;
+        let mut memory = self.dump(&source, target)?;
+        if save.finish(&mut archive).map_err(Error::Machine)? {
+            // KVM wrote guest memory after it was dumped.
+            drop(memory);
+            archive = begin_archive(config)?;
+            machine.save(&mut archive).map_err(Error::Machine)?;
+            memory = self.dump(&source, self.target(&source)?)?;
+        }
+        let header = Header {
+            host,
+            memory: config.memory.bytes(),
+            contents: memory.contents(&source),
+        };
+        state.fill(&header, &archive.into_bytes()).map_err(Error::State)?;
+        state.sync().map_err(Error::State)?;
+        let written = memory.replace(&source, state.path())?;
+        state.commit().map_err(Error::State)?;
+        Ok(written)
+    }
+
+    fn target(&self, source: &dump::DumpSource<'_>) -> Result<dump::DumpTarget, Error> {
+        let target = match self.kind {
+            SnapshotKind::Full => dump::DumpTarget::new(source, &self.memory),
+            SnapshotKind::Diff => dump::DumpTarget::base_or_new(source, &self.memory),
+        };
+        target.map_err(Error::Memory)
+    }
+
+    /// Writes the memory, as far as possible while the old snapshot exists.
+    fn dump(&self, source: &dump::DumpSource<'_>, target: dump::DumpTarget) -> Result<MemoryDump, Error> {
+        let prepared = match self.kind {
+            SnapshotKind::Full => dump::dump_full(source, target).map(MemoryDump::New),
+            SnapshotKind::Diff => dump::DiffDump::prepare(source, target).and_then(|difference| {
+                if difference.is_merged() {
+                    Ok(MemoryDump::Base(difference))
+                } else {
+                    difference.write(source).map(MemoryDump::Difference)
+                }
+            }),
+        };
+        prepared.map_err(Error::Memory)
+    }
+}
+
+/// Memory file before the old snapshot is removed.
+enum MemoryDump {
+    /// New file with all pages.
+    New(dump::PendingDump),
+    /// New file with the changed pages.
+    Difference(dump::PendingDump),
+    /// Unchanged old file, and the pages to merge into it.
+    Base(dump::DiffDump),
+}
+
+impl MemoryDump {
+    fn contents(&self, source: &dump::DumpSource<'_>) -> Contents {
+        // Without a loaded snapshot a Diff holds all touched pages, and is complete.
+        let fresh = matches!(source.origin, dump::PageOrigin::Fresh);
+        match self {
+            Self::Difference(_) if !fresh => Contents::Difference,
+            _ => Contents::Whole,
+        }
+    }
+
+    /// Puts the memory file in place. The old state file, at `state`, is removed first, so that an interruption never leaves it with
+    /// the memory of another snapshot.
+    fn replace(self, source: &dump::DumpSource<'_>, state: &Path) -> Result<dump::DumpStats, Error> {
+        let remove = || file::remove(state).map_err(Error::State);
+        let dump = match self {
+            Self::New(mut dump) | Self::Difference(mut dump) => {
+                dump.sync().map_err(Error::Memory)?;
+                remove()?;
+                dump
+            }
+            Self::Base(difference) => {
+                remove()?;
+                difference.write(source).map_err(Error::Memory)?
+            }
+        };
+        dump.commit().map_err(Error::Memory)
+    }
+}

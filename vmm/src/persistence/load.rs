@@ -1,0 +1,189 @@
+//! Load of a snapshot into a paused VM.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use snapshot::file;
+use snapshot::file::Contents;
+use snapshot::section;
+
+use super::source::{self, MACHINE, MemorySource, host_identity};
+use super::working_set::{self, WorkingSetOptions};
+use crate::config::{self, DeviceBackend, DeviceConfig, DeviceKind, HostMemory, VmConfig, VmSpec};
+use crate::machine::{self, Machine, open_devices, state};
+use crate::memory::Prefetch;
+use crate::timeline::{Lane, Timeline};
+use crate::vm::{Console, ConsoleError, ConsoleInput, MemoryBacking, Vm};
+
+/// Reason why a snapshot cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The VM was started, or configured with values that the snapshot replaces.
+    #[error("Loading a microVM snapshot not allowed after configuring boot-specific resources.")]
+    Configured,
+    /// The state file cannot be read.
+    #[error("cannot use the state file")]
+    State(#[source] file::Error),
+    /// The memory file holds a difference.
+    #[error(
+        "cannot load {0:?}: it belongs to a Diff snapshot; merge it into the snapshot that it differs from"
+    )]
+    Difference(PathBuf),
+    /// The configuration is missing or damaged.
+    #[error("cannot read the configuration of the machine from the state file")]
+    Sections(#[source] section::Error),
+    /// Header and configuration disagree on the size of guest memory.
+    #[error("the state file is damaged: its header has {header} bytes of memory, its configuration {config}")]
+    Size {
+        /// Bytes in the header.
+        header: u64,
+        /// Bytes in the configuration.
+        config: u64,
+    },
+    /// The configuration is not possible on this host.
+    #[error("cannot build the machine of the snapshot on this host")]
+    Config(#[source] config::Error),
+    /// An override names a device that the snapshot does not have.
+    #[error("cannot override {kind} {id:?}: the snapshot has {known}")]
+    Unknown {
+        /// Kind of the device.
+        kind: DeviceKind,
+        /// ID in the override.
+        id: String,
+        /// IDs of the devices of this kind, separated by commas.
+        known: String,
+    },
+    /// The memory cannot be mapped.
+    #[error(transparent)]
+    Memory(source::Error),
+    /// The working set cannot be used or recorded.
+    #[error(transparent)]
+    WorkingSet(working_set::Error),
+    /// A device cannot be opened.
+    #[error(transparent)]
+    Device(machine::DeviceError),
+    /// The console cannot be opened.
+    #[error(transparent)]
+    Console(ConsoleError),
+    /// The machine cannot be built.
+    #[error(transparent)]
+    Machine(machine::Error),
+    /// The machine rejects the state.
+    #[error("cannot restore the state of the machine")]
+    Restore(#[source] state::Error),
+}
+
+/// Parameters of the load of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadSnapshotParams {
+    /// State file.
+    pub state: PathBuf,
+    /// Source of guest memory.
+    pub memory: MemorySource,
+    /// Devices with another host side: their IDs and host sides.
+    pub overrides: Vec<(String, DeviceBackend)>,
+    /// The client requests dirty page tracking, which has no effect: changed pages are known at no cost in any case.
+    pub track_dirty_pages: bool,
+    /// The guest is resumed at once.
+    pub resume: bool,
+    /// The guest's clock is set to the time that it would have without the snapshot.
+    pub realtime: bool,
+    /// Working set to prefetch or to record.
+    pub working_set: WorkingSetOptions,
+}
+
+impl LoadSnapshotParams {
+    /// Returns the parameters to load these files, unchanged and paused.
+    pub fn new(state: PathBuf, memory: PathBuf) -> Self {
+        Self {
+            state,
+            memory: MemorySource::File(memory),
+            overrides: Vec::new(),
+            track_dirty_pages: false,
+            resume: false,
+            realtime: false,
+            working_set: WorkingSetOptions::default(),
+        }
+    }
+
+    /// Loads the snapshot into a VM that is paused. The console is opened after everything of the snapshot that can be checked.
+    pub(crate) fn load(
+        &self,
+        host_memory: &HostMemory,
+        open_console: impl FnOnce() -> Result<Console, ConsoleError>,
+        timeline: &Arc<Timeline>,
+    ) -> Result<Vm, Error> {
+        let read = timeline.measure(Lane::Main, "read state", || {
+            file::read(&self.state, Some(&host_identity()))
+        });
+        let state = read.map_err(Error::State)?;
+        if state.header().contents == Contents::Difference {
+            return Err(Error::Difference(self.state.clone()));
+        }
+        let mut sections = state.reader().map_err(Error::Sections)?;
+        let config: VmConfig = sections.read(MACHINE).map_err(Error::Sections)?;
+        let spec = self.apply_overrides(config, state.header().memory, host_memory)?;
+        let opened = self.working_set.open(&state, &self.memory);
+        let (set, recording) = opened.map_err(Error::WorkingSet)?;
+        let mapped = timeline.measure(Lane::Main, "map memory file", || {
+            self.memory.map(spec.config().memory)
+        });
+        let (memory, backing) = mapped.map_err(Error::Memory)?;
+        let prefetch = match (set, &backing) {
+            (Some(set), MemoryBacking::File(file)) => Some(Prefetch::new(set, file)),
+            _ => None,
+        };
+        let devices = open_devices(&spec).map_err(Error::Device)?;
+        let Console {
+            output,
+            input,
+            filter,
+            guard,
+        } = open_console().map_err(Error::Console)?;
+        let machine = Machine::build_with_memory(spec, memory, devices, output, timeline.clone())
+            .map_err(Error::Machine)?;
+        let restored = timeline.measure(Lane::Main, "restore state", || {
+            machine.restore(sections, self.realtime)
+        });
+        let machine = restored.map_err(Error::Restore)?;
+        let input = input.map(|file| ConsoleInput { file, filter });
+        let mut vm = Vm::restored(machine, backing, input, guard);
+        vm.set_recording(recording);
+        if let Some(prefetch) = prefetch {
+            timeline.measure(Lane::Main, "make pages ready", || vm.start_prefetch(prefetch));
+        }
+        Ok(vm)
+    }
+
+    fn apply_overrides(&self, mut config: VmConfig, memory: u64, host: &HostMemory) -> Result<VmSpec, Error> {
+        if config.memory.bytes() != memory {
+            return Err(Error::Size {
+                header: memory,
+                config: config.memory.bytes(),
+            });
+        }
+        for (id, backend) in &self.overrides {
+            let kind = backend.kind();
+            let Some(place) = config.position(kind, id) else {
+                return Err(unknown(kind, id, &config.devices));
+            };
+            config.devices[place].set_backend(backend);
+        }
+        config.track_dirty_pages = self.track_dirty_pages;
+        config.check(host).map_err(Error::Config)
+    }
+}
+
+fn unknown(kind: DeviceKind, id: &str, devices: &[DeviceConfig]) -> Error {
+    let alike = devices.iter().filter(|device| device.kind() == kind);
+    let known: Vec<_> = alike.map(DeviceConfig::id).collect();
+    Error::Unknown {
+        kind,
+        id: id.to_owned(),
+        known: if known.is_empty() {
+            "none".into()
+        } else {
+            known.join(", ")
+        },
+    }
+}

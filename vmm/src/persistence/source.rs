@@ -1,0 +1,89 @@
+//! Source of a snapshot's memory, and identity of the host.
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+
+use snapshot::GuestMemory;
+use snapshot::file::HostIdentity;
+
+use crate::arch::{Native, Platform};
+use crate::config::MemorySize;
+use crate::memory::{self, page_size, uffd};
+use crate::vm::MemoryBacking;
+
+/// Section of the configuration in state files.
+pub(super) const MACHINE: &str = "machine";
+
+/// Reason why the memory of a snapshot cannot be mapped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The memory file cannot be opened.
+    #[error("cannot open the memory file {}", path.display())]
+    Open {
+        /// Path of the file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The memory file cannot be mapped.
+    #[error("cannot use the memory file {}", path.display())]
+    File {
+        /// Path of the file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: memory::Error,
+    },
+    /// The fault handler does not take the memory.
+    #[error("cannot use the fault handler at {}", path.display())]
+    Uffd {
+        /// Path of its socket.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: uffd::Error,
+    },
+}
+
+/// Source of guest memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemorySource {
+    /// Memory file. It must not change while the VM exists.
+    File(PathBuf),
+    /// Unix socket of a fault handler, which gets a userfaultfd.
+    Uffd(PathBuf),
+}
+
+impl MemorySource {
+    /// Maps `size` of guest memory without reading it.
+    pub(super) fn map(&self, size: MemorySize) -> Result<(GuestMemory, MemoryBacking), Error> {
+        let regions = Native::memory_regions(size);
+        match self.clone() {
+            Self::File(path) => {
+                let file = match File::open(&path) {
+                    Ok(file) => file,
+                    Err(source) => return Err(Error::Open { path, source }),
+                };
+                match memory::map_snapshot(&regions, &file) {
+                    Ok(memory) => Ok((memory, MemoryBacking::File(file))),
+                    Err(source) => Err(Error::File { path, source }),
+                }
+            }
+            Self::Uffd(path) => match memory::map_uffd(&regions, &path) {
+                Ok((memory, handler)) => Ok((memory, MemoryBacking::Uffd(handler))),
+                Err(source) => Err(Error::Uffd { path, source }),
+            },
+        }
+    }
+}
+
+/// Returns the identity of this host as state files hold it.
+pub(super) fn host_identity() -> HostIdentity {
+    HostIdentity {
+        architecture: Native::ARCHITECTURE,
+        page_size: u32::try_from(page_size()).unwrap_or(u32::MAX),
+        cpu: Native::cpu_identity(),
+    }
+}
