@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::machine::{AttachedDevice, DeviceCounters};
 use crate::memory::{self, ResidencyCounter};
 use crate::timeline::{Lane, Timeline};
-use crate::vcpu::exits::KINDS;
+use crate::vcpu::KINDS;
 use crate::vm::Vm;
 
 /// Phase of the start or, with a length of zero, an event of it.

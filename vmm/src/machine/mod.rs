@@ -29,9 +29,9 @@ use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
 use crate::config::{DriveConfig, VmConfig, VmSpec};
 use crate::kvm::Kick;
 use crate::timeline::{Lane, Timeline};
-use crate::vcpu::exits::KINDS;
-use crate::vcpu::thread::VcpuShared;
-use crate::vcpu::{Start, StopReason, VcpuError, VcpuInit, VcpuThread};
+use crate::vcpu::KINDS;
+
+use crate::vcpu::{Start, StopReason, VcpuError, VcpuInit, VcpuShared, VcpuThread};
 use crate::{kvm, memory};
 use vcpus::{create_vcpus, limit_vcpus, start_threads};
 
@@ -267,14 +267,14 @@ impl Machine {
         Ok(loaded)
     }
 
-    fn start(&self, origin: VcpuInit) -> Start {
+    fn start(&self, init: VcpuInit) -> Start {
         Start {
             platform: self.platform.clone(),
             ports: self.ports.clone(),
             memory_bus: self.memory_bus.clone(),
             power: self.power.clone(),
             memory: self.memory.clone(),
-            origin,
+            init,
         }
     }
 
@@ -290,7 +290,7 @@ impl Machine {
 
     /// Signalled when [`Machine::take_stop_reason`] has something.
     pub(crate) fn stop_event(&self) -> &EventFd {
-        &self.shared.reported
+        &self.shared.stop_event
     }
 
     /// Why a vCPU has ended, if one has.

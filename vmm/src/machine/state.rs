@@ -99,7 +99,7 @@ impl StateSave<'_> {
     /// [`Error::Ended`], [`Error::Vcpu`] and [`Error::Part`].
     pub fn save_devices(&self, archive: &mut ArchiveWriter) -> Result<(), Error> {
         for (id, vcpu) in (0..).zip(&self.vcpus) {
-            if receive_spinning(&vcpu.settled).is_err() {
+            if receive_spinning(&vcpu.flushed).is_err() {
                 state_of(id, vcpu)?;
             }
         }
@@ -115,7 +115,7 @@ impl StateSave<'_> {
         let mut is_changed = false;
         for (id, vcpu) in (0..).zip(&self.vcpus) {
             let state = state_of(id, vcpu)?;
-            is_changed |= vcpu.settled.try_recv().is_ok();
+            is_changed |= vcpu.flushed.try_recv().is_ok();
             archive.write(&vcpu_key(id), &state).map_err(Error::Sections)?;
         }
         Ok(is_changed)

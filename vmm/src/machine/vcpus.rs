@@ -11,8 +11,8 @@ use super::{Error, Machine};
 use crate::config::VmSpec;
 use crate::kvm::{self, Kick, install_kick};
 use crate::timeline::Timeline;
-use crate::vcpu::thread::VcpuShared;
-use crate::vcpu::{PauseGate, StopReason, VcpuThread};
+
+use crate::vcpu::{PauseGate, StopReason, VcpuShared, VcpuThread};
 
 /// Asks KVM whether a machine can have as many.
 pub(super) fn limit_vcpus(kvm: &Kvm, spec: &VmSpec) -> Result<(), Error> {
@@ -37,7 +37,7 @@ impl Machine {
     /// [`Error::Pause`] after `patience`; the guest then runs as before.
     pub(crate) fn pause_timeout(&self, patience: Duration) -> Result<(), Error> {
         let kick = || self.vcpus.iter().for_each(VcpuThread::kick);
-        let paused = self.shared.gate.close_within(self.vcpus.len(), kick, patience);
+        let paused = self.shared.gate.close_timeout(self.vcpus.len(), kick, patience);
         paused.then_some(()).ok_or(Error::Pause)
     }
 }
@@ -55,14 +55,14 @@ pub(super) fn start_threads(
 ) -> Result<Threads, Error> {
     let system = |operation| move |source| Error::System { operation, source };
     install_kick().map_err(system("install the handler of the signal that interrupts vCPUs"))?;
-    let reported = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(system("make an eventfd"))?;
+    let stop_event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(system("make an eventfd"))?;
     let (sender, reports) = mpsc::channel();
     let shared = Arc::new(VcpuShared {
         kvm: kvm.clone(),
         count: spec.vcpus(),
         timeline: timeline.clone(),
         reports: sender,
-        reported,
+        stop_event,
         gate: PauseGate::default(),
         restores,
         profile: OnceLock::new(),

@@ -1,48 +1,51 @@
-//! What an exit from the guest asks for.
+//! Exits from the guest: handling, counters, and the final exit.
 
-use devices::{Bus, Power};
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use devices::{Bus, Power, PowerEvent};
 use kvm_ioctls::VcpuExit;
 
-use crate::kvm::run_page::PortWidth;
+use crate::kvm::{self, run_page::PortWidth};
 
-/// Where a guest's accesses go.
+/// Targets of the guest's accesses.
 pub(crate) struct Targets<'a> {
     /// Ports.
     pub ports: &'a Bus,
     /// Memory-mapped registers.
     pub memory: &'a Bus,
-    /// Where the guest says that it has ended.
+    /// Power-off and reset.
     pub power: &'a Power,
 }
 
-/// What has to be done after an exit.
+/// Action after an exit.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum ExitAction {
-    /// Enter the guest again.
+    /// The guest is entered again.
     Handled,
-    /// A local interrupt controller has seen the end of an interrupt.
+    /// A local APIC broadcasts the end of a level-triggered interrupt.
     EndOfInterrupt(u8),
-    /// The guest wants to end.
-    Power(devices::PowerEvent),
-    /// The processor shut down.
+    /// The guest requests its end.
+    Power(PowerEvent),
+    /// Triple fault.
     TripleFault,
-    /// KVM cannot emulate what the guest did.
+    /// KVM_EXIT_INTERNAL_ERROR.
     InternalError,
-    /// The processor refused to enter the guest.
+    /// KVM_EXIT_FAIL_ENTRY, with the reason.
     EntryRefused(u64),
-    /// Guest memory could not be reached.
+    /// KVM_EXIT_MEMORY_FAULT.
     MemoryFault,
-    /// None of those that this monitor has asked for.
+    /// Exit that this VMM does not enable.
     Unknown(String),
 }
 
-/// Carries `exit` out. `width` is that of the port access, if it is one: a string instruction moves several units at once.
+/// Handles `exit`. `width` is that of a port access: a string instruction moves several units in one exit.
 pub(crate) fn handle(exit: VcpuExit<'_>, width: &PortWidth, targets: &Targets<'_>) -> ExitAction {
     match exit {
         VcpuExit::IoOut(port, data) => {
             data.chunks(width.get())
                 .for_each(|unit| targets.ports.write(port.into(), unit));
-            wish(targets.power)
+            power_action(targets.power)
         }
         VcpuExit::IoIn(port, data) => {
             data.chunks_mut(width.get())
@@ -55,9 +58,9 @@ pub(crate) fn handle(exit: VcpuExit<'_>, width: &PortWidth, targets: &Targets<'_
         }
         VcpuExit::MmioWrite(address, data) => {
             targets.memory.write(address, data);
-            wish(targets.power)
+            power_action(targets.power)
         }
-        // A halted vCPU waits in the kernel; the exits that it makes in between only want to be entered again.
+        // A halted vCPU waits in the kernel. These exits require only another KVM_RUN.
         VcpuExit::Hlt | VcpuExit::IrqWindowOpen | VcpuExit::Intr => ExitAction::Handled,
         VcpuExit::IoapicEoi(vector) => ExitAction::EndOfInterrupt(vector),
         VcpuExit::Shutdown => ExitAction::TripleFault,
@@ -68,8 +71,161 @@ pub(crate) fn handle(exit: VcpuExit<'_>, width: &PortWidth, targets: &Targets<'_
     }
 }
 
-fn wish(power: &Power) -> ExitAction {
+fn power_action(power: &Power) -> ExitAction {
     power.requested().map_or(ExitAction::Handled, ExitAction::Power)
+}
+
+/// Kind of an exit, for the counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+enum Kind {
+    IoIn,
+    IoOut,
+    MmioRead,
+    MmioWrite,
+    Halt,
+    Interrupt,
+    Other,
+}
+
+/// Names of the kinds of exits, in the order of the counters.
+pub const KINDS: [&str; 7] = [
+    "io_in",
+    "io_out",
+    "mmio_read",
+    "mmio_write",
+    "halt",
+    "interrupt",
+    "other",
+];
+
+/// Counters of the exits of one vCPU. Only its own thread writes them.
+#[derive(Debug, Default)]
+pub struct ExitCounters([AtomicU64; KINDS.len()]);
+
+impl ExitCounters {
+    /// Returns the counts, in the order of [`KINDS`].
+    pub fn counts(&self) -> [u64; KINDS.len()] {
+        std::array::from_fn(|kind| self.0[kind].load(Ordering::Relaxed))
+    }
+
+    pub(super) fn count(&self, exit: &Result<VcpuExit<'_>, kvm_ioctls::Error>) {
+        let kind = match exit {
+            Ok(VcpuExit::IoIn(..)) => Kind::IoIn,
+            Ok(VcpuExit::IoOut(..)) => Kind::IoOut,
+            Ok(VcpuExit::MmioRead(..)) => Kind::MmioRead,
+            Ok(VcpuExit::MmioWrite(..)) => Kind::MmioWrite,
+            Ok(VcpuExit::Hlt) => Kind::Halt,
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) | Err(_) => Kind::Interrupt,
+            Ok(_) => Kind::Other,
+        };
+        let counter = &self.0[kind as usize];
+        // A single writer needs no locked instruction.
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+}
+
+/// Final exit of a vCPU.
+#[derive(Debug)]
+pub enum StopReason {
+    /// The guest requested the end, by reset or power-off.
+    Power(PowerEvent),
+    /// Triple fault: the guest faulted during the delivery of a double fault.
+    TripleFault {
+        /// Instruction pointer.
+        ip: u64,
+    },
+    /// The guest cannot continue.
+    Fault(VcpuError),
+}
+
+/// Reason why a vCPU cannot run the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// The vCPU cannot be prepared.
+    #[error("cannot prepare vCPU {id}")]
+    Prepare {
+        /// Number of the vCPU.
+        id: u8,
+        /// Failed call.
+        #[source]
+        source: kvm::Error,
+    },
+    /// The thread cannot be started.
+    #[error("cannot start the thread of vCPU {id}")]
+    Thread {
+        /// Number of the vCPU.
+        id: u8,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// KVM_EXIT_INTERNAL_ERROR.
+    #[error("KVM cannot continue: internal error {suberror} at {at}{hint}")]
+    Internal {
+        /// `KVM_INTERNAL_ERROR_*`
+        suberror: u32,
+        /// Location of the guest.
+        at: Location,
+        /// Way out.
+        hint: &'static str,
+    },
+    /// KVM_EXIT_FAIL_ENTRY.
+    #[error(
+        "cannot enter the guest at {at}: the processor rejects its state, reason {reason:#x}; another boot protocol may help"
+    )]
+    Entry {
+        /// Location of the guest.
+        at: Location,
+        /// `hardware_entry_failure_reason`.
+        reason: u64,
+    },
+    /// KVM_EXIT_MEMORY_FAULT, or EFAULT.
+    #[error(
+        "cannot access guest memory at {at}: the image or memory file may have been changed or truncated while the guest ran"
+    )]
+    Memory {
+        /// Location of the guest.
+        at: Location,
+    },
+    /// `KVM_RUN` failed.
+    #[error("cannot run the guest at {at}: KVM_RUN failed")]
+    Run {
+        /// Location of the guest.
+        at: Location,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Exit of an unsupported kind.
+    #[error("cannot handle the exit at {at}: {exit} is unsupported")]
+    Exit {
+        /// Location of the guest.
+        at: Location,
+        /// Kind of the exit.
+        exit: String,
+    },
+}
+
+/// Instruction of the guest at an exit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Number of the vCPU.
+    pub vcpu: u8,
+    /// Instruction pointer.
+    pub ip: u64,
+    /// Bytes of the instruction, as many as could be read.
+    pub bytes: Vec<u8>,
+}
+
+impl std::fmt::Display for Location {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "address {:#x} of vCPU {}", self.ip, self.vcpu)?;
+        if !self.bytes.is_empty() {
+            f.write_str(", instruction bytes")?;
+        }
+        self.bytes.iter().try_for_each(|byte| write!(f, " {byte:02x}"))
+    }
 }
 
 #[cfg(test)]
@@ -79,7 +235,7 @@ mod tests {
     use devices::{Bus, BusBuilder, BusDevice, Power, PowerEvent};
     use kvm_ioctls::VcpuExit;
 
-    use super::{ExitAction, PortWidth, Targets, handle};
+    use super::{ExitAction, ExitCounters, KINDS, PortWidth, Targets, handle};
 
     #[derive(Default)]
     struct Log(Vec<Vec<u8>>);
@@ -109,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn string_instructions_are_as_many_accesses() {
+    fn string_instruction_is_split_by_width() {
         let log = with(|targets| {
             let width = PortWidth::fixed(2);
             handle(VcpuExit::IoOut(0x10, &[1, 2, 3, 4]), &width, targets);
@@ -121,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wish_to_end_is_seen_after_the_write() {
+    fn power_event_follows_write() {
         with(|targets| {
             let write = || handle(VcpuExit::IoOut(0x10, &[1]), &PortWidth::fixed(1), targets);
             assert_eq!(write(), ExitAction::Handled);
@@ -131,10 +287,29 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_asked_for_is_named() {
+    fn unknown_exit_is_named() {
         with(|targets| {
-            let outcome = handle(VcpuExit::Nmi, &PortWidth::fixed(1), targets);
-            assert_eq!(outcome, ExitAction::Unknown("Nmi".into()));
+            let action = handle(VcpuExit::Nmi, &PortWidth::fixed(1), targets);
+            assert_eq!(action, ExitAction::Unknown("Nmi".into()));
         });
+    }
+
+    #[test]
+    fn exits_are_counted_by_kind() {
+        let exits = ExitCounters::default();
+        exits.count(&Ok(VcpuExit::IoOut(1, &[0])));
+        exits.count(&Ok(VcpuExit::Hlt));
+        exits.count(&Ok(VcpuExit::Hlt));
+        exits.count(&Ok(VcpuExit::Shutdown));
+        exits.count(&Err(kvm_ioctls::Error::new(libc::EINTR)));
+        let named: Vec<_> = KINDS
+            .into_iter()
+            .zip(exits.counts())
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        assert_eq!(
+            named,
+            [("io_out", 1), ("halt", 2), ("interrupt", 1), ("other", 1)]
+        );
     }
 }

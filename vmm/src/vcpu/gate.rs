@@ -1,4 +1,4 @@
-//! Where the vCPUs of a paused VM wait.
+//! Gate at which the vCPU threads of a paused VM wait.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -10,10 +10,10 @@ const OPEN: u8 = 0;
 const CLOSED: u8 = 1;
 const STOPPED: u8 = 2;
 
-/// The gate between the vCPUs' threads and the guest.
+/// Gate between the vCPU threads and the guest.
 ///
-/// A thread looks at it before each entry, and the owner kicks the threads after it has closed it, so that one that is in
-/// the guest comes to look. Stopping is for good.
+/// A thread checks it before each guest entry. The event loop closes it and then kicks the threads, so that a thread inside the guest
+/// checks it too. A stopped gate never opens again.
 #[derive(Debug)]
 pub struct PauseGate {
     state: AtomicU8,
@@ -23,10 +23,10 @@ pub struct PauseGate {
 
 #[derive(Debug, Default)]
 struct Outside {
-    /// Threads that are certain not to be in the guest: they wait here, or have ended.
+    /// Threads that wait at the gate or have ended, and so are outside the guest.
     threads: usize,
-    /// How often those that wait have been called.
-    calls: u64,
+    /// Number of calls of `notify_waiters`.
+    notifications: u64,
 }
 
 impl Default for PauseGate {
@@ -40,35 +40,35 @@ impl Default for PauseGate {
 }
 
 impl PauseGate {
-    /// Whether a thread may enter the guest.
+    /// Returns true if a thread may enter the guest.
     pub fn is_open(&self) -> bool {
         self.state.load(Ordering::SeqCst) == OPEN
     }
 
-    /// Whether the threads are to end.
+    /// Returns true if the threads must end.
     pub fn is_stopped(&self) -> bool {
         self.state.load(Ordering::SeqCst) == STOPPED
     }
 
-    /// Whether threads wait here, and are not told to end.
+    /// Returns true if threads must wait.
     pub fn is_closed(&self) -> bool {
         self.state.load(Ordering::SeqCst) == CLOSED
     }
 
-    /// Waits until the gate is open or stopped. Meanwhile `answer` is called once in the beginning and whenever somebody
-    /// [calls](Self::notify_waiters).
-    pub fn wait(&self, mut answer: impl FnMut()) {
+    /// Waits until the gate is open or stopped. Calls `handle` once at the beginning, and after each
+    /// [`notify_waiters`](Self::notify_waiters).
+    pub fn wait(&self, mut handle: impl FnMut()) {
         let mut outside = lock(&self.outside);
         outside.threads += 1;
         self.changed.notify_all();
-        // Unlike any number of calls, so that what was asked before this thread came is answered too.
-        let mut answered = None;
+        // None, so that requests from before this call are handled too.
+        let mut handled = None;
         while self.is_closed() {
-            let calls = outside.calls;
-            if answered != Some(calls) {
+            let notifications = outside.notifications;
+            if handled != Some(notifications) {
                 drop(outside);
-                answer();
-                answered = Some(calls);
+                handle();
+                handled = Some(notifications);
                 outside = lock(&self.outside);
                 continue;
             }
@@ -77,21 +77,21 @@ impl PauseGate {
         outside.threads -= 1;
     }
 
-    /// Has everybody who waits look for what is asked of it.
+    /// Wakes the waiting threads to handle requests.
     pub fn notify_waiters(&self) {
-        lock(&self.outside).calls += 1;
+        lock(&self.outside).notifications += 1;
         self.changed.notify_all();
     }
 
-    /// The calling thread will not enter the guest any more.
+    /// Counts the calling thread, which ends, as outside the guest for good.
     pub fn leave(&self) {
         lock(&self.outside).threads += 1;
         self.changed.notify_all();
     }
 
-    /// Closes the gate, has `kick` interrupt the threads, and waits until all `count` of them are outside.
+    /// Closes the gate, calls `kick` to interrupt the threads, and waits until all `count` of them are outside the guest.
     pub fn close(&self, count: usize, kick: impl FnOnce()) {
-        if self.turn(CLOSED) {
+        if self.set_state(CLOSED) {
             kick();
             let inside = |outside: &mut Outside| outside.threads < count;
             let closed = self.changed.wait_while(lock(&self.outside), inside);
@@ -99,14 +99,14 @@ impl PauseGate {
         }
     }
 
-    /// As [`close`](Self::close), but when that takes longer than `patience` the gate opens again; false then.
-    pub fn close_within(&self, count: usize, kick: impl FnOnce(), patience: Duration) -> bool {
-        if self.turn(CLOSED) {
+    /// As [`close`](Self::close), but opens the gate again and returns false after `timeout`.
+    pub fn close_timeout(&self, count: usize, kick: impl FnOnce(), timeout: Duration) -> bool {
+        if self.set_state(CLOSED) {
             kick();
             let inside = |outside: &mut Outside| outside.threads < count;
             let closed = self
                 .changed
-                .wait_timeout_while(lock(&self.outside), patience, inside);
+                .wait_timeout_while(lock(&self.outside), timeout, inside);
             let (outside, waited) = closed.unwrap_or_else(PoisonError::into_inner);
             drop(outside);
             if waited.timed_out() {
@@ -119,17 +119,17 @@ impl PauseGate {
 
     /// Opens the gate again.
     pub fn open(&self) {
-        self.turn(OPEN);
+        self.set_state(OPEN);
     }
 
-    /// Has the threads end; who is in the guest still has to be kicked.
+    /// Stops the gate. Threads inside the guest must be kicked afterwards.
     pub fn stop(&self) {
-        self.turn(STOPPED);
+        self.set_state(STOPPED);
     }
 
-    /// Returns false when it is too late.
-    fn turn(&self, state: u8) -> bool {
-        // With the lock, so that nobody looks just before this and waits just after it.
+    /// Returns false if the gate is stopped.
+    fn set_state(&self, state: u8) -> bool {
+        // Under the lock, so that no thread checks the state just before the change and waits just after it.
         let _outside = lock(&self.outside);
         if self.is_stopped() {
             return false;
@@ -150,7 +150,7 @@ mod tests {
     use super::PauseGate;
 
     #[test]
-    fn a_closed_gate_holds_everybody_until_it_opens_or_stops() {
+    fn closed_gate_holds_threads() {
         let gate = Arc::new(PauseGate::default());
         let rounds = Arc::new(AtomicU64::new(0));
         let inside = Arc::new(AtomicBool::new(false));
@@ -185,39 +185,39 @@ mod tests {
         gate.close(1, || {});
         gate.stop();
         worker.join().unwrap();
-        // Who has ended is outside, and a stopped gate waits for nobody.
-        gate.close(2, || panic!("there is nobody left"));
+        // A stopped gate does not wait for a second thread.
+        gate.close(2, || panic!("a stopped gate was closed"));
         gate.open();
         assert!(gate.is_stopped());
     }
 
     #[test]
-    fn a_gate_that_somebody_does_not_come_to_opens_again() {
+    fn gate_opens_after_timeout() {
         let gate = PauseGate::default();
         let mut kicked = false;
-        assert!(!gate.close_within(1, || kicked = true, Duration::ZERO));
+        assert!(!gate.close_timeout(1, || kicked = true, Duration::ZERO));
         assert!(kicked && gate.is_open());
         gate.leave();
-        assert!(gate.close_within(1, || {}, Duration::ZERO));
+        assert!(gate.close_timeout(1, || {}, Duration::ZERO));
         assert!(gate.is_closed());
     }
 
     #[test]
-    fn who_waits_answers_calls() {
+    fn waiting_thread_handles_notifications() {
         let gate = Arc::new(PauseGate::default());
         gate.close(0, || {});
-        let (answer, answers) = mpsc::channel();
+        let (handled, calls) = mpsc::channel();
         let worker = {
             let gate = gate.clone();
-            thread::spawn(move || gate.wait(|| answer.send(()).unwrap()))
+            thread::spawn(move || gate.wait(|| handled.send(()).unwrap()))
         };
-        answers.recv().unwrap();
+        calls.recv().unwrap();
         for _ in 0..100 {
             gate.notify_waiters();
-            answers.recv().unwrap();
+            calls.recv().unwrap();
         }
         gate.open();
         worker.join().unwrap();
-        assert!(answers.recv().is_err(), "nobody was asked any more");
+        assert!(calls.recv().is_err(), "handled after the gate opened");
     }
 }

@@ -1,8 +1,8 @@
-//! `KVM_RUN` up to the door of the guest and back.
+//! `KVM_RUN` up to guest entry.
 //!
-//! KVM puts some of what has happened to a vCPU off until it is about to enter the guest: a local APIC's timer that has
-//! expired becomes an interrupt there, and the end of a level-triggered interrupt becomes an exit. `immediate_exit` returns
-//! before that. A signal that is pending while `KVM_RUN` looks returns after it, and still before the first instruction.
+//! KVM defers some work to guest entry: an expired timer of a local APIC becomes an interrupt there, and the end of a level-triggered
+//! interrupt becomes an exit. With `immediate_exit` KVM_RUN returns before this work. With a pending signal it returns after the
+//! work and before the first instruction of the guest.
 
 use std::io;
 
@@ -15,37 +15,37 @@ use crate::kvm::kick::{kick_this_thread, signal};
 
 vmm_sys_util::ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, u32);
 
-/// `struct kvm_signal_mask` with the kernel's set of 64 signals behind it, which is not aligned.
+/// `struct kvm_signal_mask`, followed without alignment by the kernel's set of 64 signals.
 #[repr(C)]
 struct SignalMask {
-    /// Bytes of the set.
+    /// Length of the set in bytes.
     length: u32,
     /// Signal 1 is bit 0.
     blocked: [u8; 8],
 }
 
-/// Lets `work` run the vCPU, which does not enter the guest meanwhile. The calling thread is one that is kicked.
+/// Calls `work`, in which KVM_RUN returns before guest entry. The calling thread must be bound to a [`Kick`](crate::kvm::Kick).
 ///
-/// A kick that comes meanwhile is lost on it, so that it has to look for work afterwards.
+/// A kick during `work` is lost: the caller must check the gate afterwards.
 ///
 /// # Errors
-/// The kernel's answer to what failed.
+/// Fails if a signal mask cannot be changed; `work` has not run then.
 pub(super) fn run_until_entry<T>(vcpu: &mut VcpuFd, work: impl FnOnce(&mut VcpuFd) -> T) -> io::Result<T> {
     let other = |error: vmm_sys_util::signal::Error| io::Error::other(error.to_string());
     let blocked = get_blocked_signals().map_err(other)?;
     block_signal(signal()).map_err(other)?;
-    let done = set_mask(vcpu, Some(&blocked)).map(|()| {
+    let result = set_mask(vcpu, Some(&blocked)).map(|()| {
         kick_this_thread();
         work(vcpu)
     });
-    // All three are undone whatever happened. None fails for arguments that were good before.
+    // Undone in any case. None of the three fails for arguments that were valid before.
     let _ = set_mask(vcpu, None);
     let _ = clear_signal(signal());
     let _ = unblock_signal(signal());
-    done
+    result
 }
 
-/// Has `KVM_RUN` block these signals, and no others; or those that its caller does.
+/// Sets the signals that KVM_RUN blocks; none keeps the mask of the caller.
 fn set_mask(vcpu: &VcpuFd, signals: Option<&[libc::c_int]>) -> io::Result<()> {
     let result = match signals {
         Some(signals) => {
@@ -55,10 +55,10 @@ fn set_mask(vcpu: &VcpuFd, signals: Option<&[libc::c_int]>) -> io::Result<()> {
                 length: 8,
                 blocked: blocked.to_le_bytes(),
             };
-            // SAFETY: the kernel reads the length and as many bytes behind it.
+            // SAFETY: the kernel reads the length and that many bytes after it.
             unsafe { ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK(), &mask) }
         }
-        // SAFETY: without an address the kernel reads nothing.
+        // SAFETY: with a null address the kernel reads nothing.
         None => unsafe { ioctl(vcpu, KVM_SET_SIGNAL_MASK()) },
     };
     match result {

@@ -1,0 +1,43 @@
+//! Requests to a vCPU thread that waits at the gate.
+
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use snapshot::persist::Error as StateError;
+
+use crate::arch::{Cpu, Native, Platform};
+
+pub(super) type NativeCpu = <Native as Platform>::Cpu;
+/// Saved state of a vCPU.
+pub type NativeVcpuState = <NativeCpu as Cpu>::State;
+
+/// Request to a vCPU thread that waits at the gate.
+pub(super) enum ParkRequest {
+    /// Send the state of the vCPU.
+    State {
+        flushed: Sender<()>,
+        state: Sender<Result<NativeVcpuState, StateError>>,
+    },
+    /// Flush KVM's pending work.
+    Flush,
+}
+
+/// Reply to a request for the state of a vCPU. Both channels disconnect when the vCPU has stopped.
+pub struct StateReply {
+    /// Receives a message when KVM's pending work is flushed, which may write guest memory. A second message means that more was
+    /// flushed before the state was read. None follows the state.
+    pub flushed: Receiver<()>,
+    /// Receives the state.
+    pub state: Receiver<Result<NativeVcpuState, StateError>>,
+}
+
+impl StateReply {
+    pub(super) fn channels() -> (ParkRequest, Self) {
+        let (send_flushed, flushed) = mpsc::channel();
+        let (send_state, state) = mpsc::channel();
+        let request = ParkRequest::State {
+            flushed: send_flushed,
+            state: send_state,
+        };
+        (request, Self { flushed, state })
+    }
+}

@@ -1,0 +1,371 @@
+//! Body of a vCPU thread: entry, exits, and the wait while the VM is paused.
+
+use std::io;
+use std::sync::mpsc::{Receiver, Sender, SyncSender};
+use std::sync::{Arc, OnceLock};
+
+use devices::{Bus, Power};
+use kvm_ioctls::{Kvm, VcpuFd};
+use snapshot::GuestMemory;
+use snapshot::persist::Error as StateError;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::exit::{ExitAction, ExitCounters, Location, StopReason, Targets, VcpuError, handle};
+use super::gate::PauseGate;
+use super::park::{NativeCpu, NativeVcpuState, ParkRequest};
+use super::pre_entry::run_until_entry;
+use crate::arch::{Cpu, Native, Platform};
+use crate::kvm::{self, Kick, RunPage};
+use crate::timeline::{Lane, Timeline};
+
+type Profile = <NativeCpu as Cpu>::Profile;
+type Entry = <NativeCpu as Cpu>::Entry;
+
+/// Times that a vCPU is run for its pending work before it counts as flushed: each interrupt vector can cause one exit.
+const MAX_FLUSH_RUNS: usize = 256;
+
+/// Data that all vCPU threads of a machine share.
+pub struct VcpuShared {
+    /// `/dev/kvm`.
+    pub kvm: Arc<Kvm>,
+    /// Number of vCPUs.
+    pub count: u8,
+    /// Record of the phases of the start.
+    pub timeline: Arc<Timeline>,
+    /// Receives the stop reasons.
+    pub reports: Sender<StopReason>,
+    /// Signalled with every stop reason.
+    pub stop_event: EventFd,
+    /// Gate at which the threads wait while the VM is paused.
+    pub gate: PauseGate,
+    /// The vCPUs get a saved state, so that no thread queries the supported CPUID.
+    pub restores: bool,
+    /// CPU of the guest; the first thread that needs it fills it in.
+    pub profile: OnceLock<Result<Profile, (String, i32)>>,
+}
+
+impl VcpuShared {
+    fn profile(&self, id: u8) -> Result<&Profile, kvm::Error> {
+        let profile = self.profile.get_or_init(|| {
+            self.timeline
+                .measure(Lane::Vcpu(id), "ask for CPUID", || NativeCpu::profile(&self.kvm))
+                .map_err(|error| match error {
+                    kvm::Error::Call { call, source, .. } => (call, source.raw_os_error().unwrap_or(0)),
+                    other => (other.to_string(), 0),
+                })
+        });
+        profile.as_ref().map_err(|(call, errno)| kvm::Error::Call {
+            call: call.clone(),
+            hint: "",
+            source: io::Error::from_raw_os_error(*errno),
+        })
+    }
+
+    fn report(&self, reason: StopReason) {
+        // Both fail only after the machine, their receiver, has been dropped.
+        let _ = self.reports.send(reason);
+        let _ = self.stop_event.write(1);
+    }
+}
+
+/// Parts of the machine that a vCPU needs to enter the guest.
+pub struct Start {
+    /// Platform of the machine.
+    pub platform: Arc<Native>,
+    /// Ports.
+    pub ports: Arc<Bus>,
+    /// Memory-mapped registers.
+    pub memory_bus: Arc<Bus>,
+    /// Power-off and reset.
+    pub power: Arc<Power>,
+    /// Guest memory, for error messages.
+    pub memory: GuestMemory,
+    /// Initial state of the vCPU.
+    pub init: VcpuInit,
+}
+
+/// Initial state of a vCPU.
+pub enum VcpuInit {
+    /// State at reset: the vCPU waits until another one starts it.
+    Reset,
+    /// Boot registers.
+    Entry(Entry),
+    /// Saved state.
+    State {
+        /// The state.
+        state: Box<NativeVcpuState>,
+        /// Receives the result. After an error the vCPU never enters the guest.
+        restored: SyncSender<Result<(), StateError>>,
+    },
+}
+
+/// Body of a vCPU thread.
+pub(super) struct VcpuRunner {
+    pub id: u8,
+    pub kick: Kick,
+    pub exits: Arc<ExitCounters>,
+    pub shared: Arc<VcpuShared>,
+    pub requests: Receiver<ParkRequest>,
+}
+
+// Functions that not every entry needs are not inlined: the frame of the loop stays resident for each vCPU.
+impl VcpuRunner {
+    /// Runs the thread until the guest ends or the thread is stopped.
+    pub fn run(self, wait_prepare: &Receiver<VcpuFd>, wait_start: &Receiver<Start>) {
+        self.run_vcpu(wait_prepare, wait_start);
+        self.shared.gate.leave();
+    }
+
+    fn run_vcpu(&self, wait_prepare: &Receiver<VcpuFd>, wait_start: &Receiver<Start>) {
+        let lane = Lane::Vcpu(self.id);
+        self.shared.timeline.mark(lane, "thread runs");
+        let profile = (!self.shared.restores).then(|| self.shared.profile(self.id));
+        let Ok(mut vcpu) = wait_prepare.recv() else { return };
+        let prepared = profile.map_or(Ok(()), |profile| {
+            self.shared.timeline.measure(lane, "prepare vCPU", || {
+                NativeCpu::configure(&vcpu, self.id, self.shared.count, profile?)
+            })
+        });
+        let Ok(mut start) = wait_start.recv() else { return };
+        let init = std::mem::replace(&mut start.init, VcpuInit::Reset);
+        let is_restored = matches!(init, VcpuInit::State { .. });
+        let reason = match prepared.and_then(|()| self.init_vcpu(&vcpu, init)) {
+            Ok(true) => self.run_guest(&mut vcpu, &start, is_restored),
+            Ok(false) => None,
+            Err(source) => Some(StopReason::Fault(VcpuError::Prepare { id: self.id, source })),
+        };
+        if let Some(reason) = reason {
+            self.shared.report(reason);
+        }
+    }
+
+    /// Sets the initial state. Returns false after an error that was sent to the restoring thread.
+    #[inline(never)]
+    fn init_vcpu(&self, vcpu: &VcpuFd, init: VcpuInit) -> Result<bool, kvm::Error> {
+        let lane = Lane::Vcpu(self.id);
+        let timeline = &self.shared.timeline;
+        match init {
+            VcpuInit::Reset => Ok(true),
+            VcpuInit::Entry(entry) => timeline
+                .measure(lane, "set registers", || {
+                    NativeCpu::set_boot_registers(vcpu, &entry)
+                })
+                .map(|()| true),
+            VcpuInit::State { state, restored } => {
+                let result = timeline.measure(lane, "restore vCPU", || {
+                    NativeCpu::restore(vcpu, &self.shared.kvm, &state)
+                });
+                let is_ok = result.is_ok();
+                // Freed before the main thread trims the heap.
+                drop(state);
+                // Without a receiver after another vCPU has failed.
+                let _ = restored.send(result);
+                Ok(is_ok)
+            }
+        }
+    }
+
+    /// Runs the guest. Returns none when the thread was stopped.
+    fn run_guest(&self, vcpu: &mut VcpuFd, start: &Start, is_restored: bool) -> Option<StopReason> {
+        let bound = self.kick.bind(vcpu.get_kvm_run());
+        self.shared.timeline.mark(Lane::Vcpu(self.id), "enter guest");
+        let mut first = true;
+        // The run page of a restored vCPU has no `ready_for_interrupt_injection` before the first KVM_RUN: a halted vCPU would
+        // sleep through a pending interrupt.
+        if is_restored && let Err(reason) = self.complete_exit(vcpu, start, &mut first) {
+            return Some(reason);
+        }
+        let reason = loop {
+            let gate = &self.shared.gate;
+            let result = match gate.is_open() {
+                true => self
+                    .inject(vcpu, start)
+                    .and_then(|()| self.enter_once(vcpu, start, &mut first)),
+                false if gate.is_stopped() => break None,
+                false => self.park(vcpu, start, &mut first),
+            };
+            if let Err(reason) = result {
+                break Some(reason);
+            }
+        };
+        drop(bound);
+        reason
+    }
+
+    /// Injects the interrupts that KVM does not inject by itself. Called only before a KVM_RUN that enters the guest: otherwise KVM
+    /// does not report whether the guest took the interrupt.
+    fn inject(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), StopReason> {
+        let injected = start.platform.inject_interrupts(self.id, vcpu);
+        injected.map_err(|source| StopReason::Fault(VcpuError::Prepare { id: self.id, source }))
+    }
+
+    fn enter_once(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), StopReason> {
+        let at = |vcpu: &VcpuFd| self.location(vcpu, start);
+        let width = RunPage::of(vcpu).port_width();
+        let exit = vcpu.run();
+        self.exits.count(&exit);
+        if std::mem::take(first) {
+            self.shared.timeline.mark(Lane::Vcpu(self.id), "first exit");
+        }
+        let targets = Targets {
+            ports: &start.ports,
+            memory: &start.memory_bus,
+            power: &start.power,
+        };
+        let action = match exit {
+            Ok(exit) => handle(exit, &width, &targets),
+            Err(error) => return self.interrupted(vcpu, error.errno(), start),
+        };
+        Err(match action {
+            ExitAction::Handled => return Ok(()),
+            ExitAction::EndOfInterrupt(vector) => {
+                start.platform.end_of_interrupt(vector);
+                return Ok(());
+            }
+            ExitAction::Power(event) => StopReason::Power(event),
+            ExitAction::TripleFault => StopReason::TripleFault { ip: at(vcpu).ip },
+            ExitAction::InternalError => StopReason::Fault(self.internal_error(vcpu, start)),
+            ExitAction::EntryRefused(reason) => StopReason::Fault(VcpuError::Entry { at: at(vcpu), reason }),
+            ExitAction::MemoryFault => StopReason::Fault(VcpuError::Memory { at: at(vcpu) }),
+            ExitAction::Unknown(exit) => StopReason::Fault(VcpuError::Exit { at: at(vcpu), exit }),
+        })
+    }
+
+    fn interrupted(&self, vcpu: &mut VcpuFd, errno: i32, start: &Start) -> Result<(), StopReason> {
+        match errno {
+            libc::EINTR | libc::EAGAIN => {
+                RunPage::of(vcpu).clear_immediate_exit();
+                Ok(())
+            }
+            libc::EFAULT => Err(StopReason::Fault(VcpuError::Memory {
+                at: self.location(vcpu, start),
+            })),
+            _ => Err(StopReason::Fault(VcpuError::Run {
+                at: self.location(vcpu, start),
+                source: io::Error::from_raw_os_error(errno),
+            })),
+        }
+    }
+
+    #[inline(never)]
+    fn location(&self, vcpu: &VcpuFd, start: &Start) -> Location {
+        let (ip, bytes) = NativeCpu::instruction(vcpu, &start.memory);
+        Location {
+            vcpu: self.id,
+            ip,
+            bytes,
+        }
+    }
+
+    #[inline(never)]
+    fn internal_error(&self, vcpu: &mut VcpuFd, start: &Start) -> VcpuError {
+        let error = RunPage::of(vcpu).internal_error();
+        let mut at = self.location(vcpu, start);
+        if let Some((bytes, length)) = error.instruction {
+            at.bytes = bytes[..length].to_vec();
+        }
+        let hint = match error.suberror {
+            kvm_bindings::KVM_INTERNAL_ERROR_EMULATION => {
+                ": KVM on this host cannot emulate the instruction; without hardware virtualisation it interprets the guest's \
+                 kernel and has no SSE; use a host with VMX, SVM or EL2, or an image built for general registers only"
+            }
+            _ => ": the image may need another boot protocol, or a host with hardware virtualisation",
+        };
+        VcpuError::Internal {
+            suberror: error.suberror,
+            at,
+            hint,
+        }
+    }
+
+    /// Waits at the gate. KVM completes the instruction of the last exit first, so that the state is consistent.
+    fn park(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), StopReason> {
+        self.complete_exit(vcpu, start, first)?;
+        NativeCpu::notify_pause(vcpu);
+        let mut reason = None;
+        self.shared.gate.wait(|| {
+            if reason.is_none() {
+                reason = self.handle_requests(vcpu, start).err();
+            }
+            if reason.is_some() {
+                // A dropped request disconnects its reply: the vCPU has stopped.
+                self.requests.try_iter().for_each(drop);
+            }
+        });
+        reason.map_or(Ok(()), Err)
+    }
+
+    /// Calls KVM_RUN without entering the guest, so that KVM completes the last exit and fills in the run page.
+    fn complete_exit(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), StopReason> {
+        loop {
+            RunPage::of(vcpu).set_immediate_exit();
+            self.enter_once(vcpu, start, first)?;
+            // EINTR clears the flag; KVM returns it when nothing is left to complete.
+            if !RunPage::of(vcpu).has_immediate_exit() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn handle_requests(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), StopReason> {
+        for request in self.requests.try_iter() {
+            match request {
+                ParkRequest::Flush => self.flush_pending(vcpu, start)?,
+                ParkRequest::State { flushed, state } => self.send_state(vcpu, start, &flushed, &state)?,
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn send_state(
+        &self,
+        vcpu: &mut VcpuFd,
+        start: &Start,
+        flushed: &Sender<()>,
+        reply: &Sender<Result<NativeVcpuState, StateError>>,
+    ) -> Result<(), StopReason> {
+        let mut result = Ok(());
+        let state = NativeCpu::save(vcpu, &self.shared.kvm, |vcpu| {
+            if result.is_ok() {
+                result = self.flush_pending(vcpu, start).map(|()| {
+                    let _ = flushed.send(());
+                });
+            }
+        });
+        result?;
+        let _ = reply.send(state);
+        Ok(())
+    }
+
+    /// Flushes the work that KVM defers to guest entry, and handles the exits that it causes.
+    #[inline(never)]
+    fn flush_pending(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), StopReason> {
+        let result = run_until_entry(vcpu, |vcpu| {
+            // A queued external interrupt is in no register yet: the first run only ends a halt, the second injects it.
+            self.run_until_signal(vcpu, start)?;
+            self.run_until_signal(vcpu, start)
+        });
+        result.unwrap_or_else(|error| {
+            // The state then lacks only the pending work.
+            log::warn!("vCPU {}: cannot flush pending work: {error}", self.id);
+            Ok(())
+        })
+    }
+
+    /// Calls KVM_RUN until it returns for the pending signal and for nothing else.
+    fn run_until_signal(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), StopReason> {
+        for _ in 0..MAX_FLUSH_RUNS {
+            let mut page = RunPage::of(vcpu);
+            // Set by a kick that arrived at the gate; KVM_RUN would return before the pending work.
+            page.clear_immediate_exit();
+            // The exit for an interrupt window would precede the signal in every run.
+            page.request_interrupt_window(false);
+            self.enter_once(vcpu, start, &mut false)?;
+            if RunPage::of(vcpu).was_interrupted() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
