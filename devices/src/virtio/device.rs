@@ -6,7 +6,7 @@ use std::sync::Arc;
 use snapshot::{Component, GuestMemory};
 use virtio_queue::{Queue, QueueState};
 
-use super::signal::VirtioInterrupt;
+use super::interrupt::VirtioInterrupt;
 
 /// What a device gets when its driver sets DRIVER_OK: all of it moves in, so that nothing is there before.
 pub struct Activation {

@@ -17,7 +17,7 @@ use super::serve::{Completion, Id, execute, finish, read_cached};
 use super::uring::{Completed, Operation, UringEngine, UringRequest};
 use crate::clock::Clock;
 use crate::limiter::Limiter;
-use crate::virtio::chain::Chain;
+use crate::virtio::queue::chain::Chain;
 
 /// What a device has whether it is activated or not.
 pub(super) struct Executor {

@@ -13,10 +13,10 @@ use super::backend::Executor;
 use super::request::{self, Request};
 use super::space::QUEUE_SIZE;
 use super::uring::UringEngine;
-use crate::virtio::chain::{self, Chain, ChainLimits};
 use crate::virtio::device::Activation;
-use crate::virtio::signal::VirtioInterrupt;
-use crate::virtio::split::{self, Virtqueue};
+use crate::virtio::interrupt::VirtioInterrupt;
+use crate::virtio::queue::chain::{self, Chain, ChainLimits};
+use crate::virtio::queue::{self, Virtqueue};
 
 /// How often what the kernel did only in part is given to it again before others have their turn.
 const ROUNDS: usize = 4;
@@ -34,7 +34,7 @@ const LIMITS: ChainLimits = ChainLimits {
 #[derive(Debug, thiserror::Error)]
 enum QueueError {
     #[error("the queue is malformed")]
-    Queue(#[source] split::Error),
+    Queue(#[source] queue::Error),
     #[error("a chain is malformed")]
     Chain(#[source] chain::Error),
     #[error("a chain is no request")]

@@ -7,7 +7,7 @@ use virtio_bindings::virtio_blk::{
 
 use super::file::SECTOR;
 use super::space;
-use crate::virtio::chain::{self, Chain};
+use crate::virtio::queue::chain::{self, Chain};
 
 /// Bytes of the header: type, reserved, sector.
 pub(super) const HEADER: u64 = 16;

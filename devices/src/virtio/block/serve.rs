@@ -7,7 +7,7 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
 use super::file::Disk;
 use super::request::{Extent, HEADER, Request, Status};
-use crate::virtio::chain::Chain;
+use crate::virtio::queue::chain::Chain;
 
 /// What GET_ID answers: text, padded with zeros.
 pub(super) type Id = [u8; VIRTIO_BLK_ID_BYTES as usize];

@@ -13,7 +13,7 @@ use super::registers as r;
 use super::ring::QueueRegisters;
 use super::transport::Transport;
 use crate::virtio::device::VirtioDevice;
-use crate::virtio::signal::{CONFIGURATION, USED_BUFFER};
+use crate::virtio::interrupt::{CONFIGURATION, USED_BUFFER};
 
 /// Registers that are no queue's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

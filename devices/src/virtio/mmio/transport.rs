@@ -19,7 +19,7 @@ use super::state::Registers;
 use crate::bus::BusDevice;
 use crate::interrupt::Interrupt;
 use crate::virtio::device::{Activation, VirtioDevice, WatchedFd};
-use crate::virtio::signal::VirtioInterrupt;
+use crate::virtio::interrupt::VirtioInterrupt;
 
 /// Bits of the Status register that a driver sets without any condition.
 const UNCONDITIONAL: u32 = r::ACKNOWLEDGE | r::DRIVER | r::FAILED;

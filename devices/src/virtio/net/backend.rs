@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 
 use super::HEADER;
 use super::buffers::RxBuffers;
-use crate::virtio::chain::IoVecBuffer;
+use crate::virtio::queue::chain::IoVecBuffer;
 
 /// Where a received packet is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,8 +6,8 @@ use snapshot::GuestMemory;
 
 use super::HEADER;
 use super::error::Error;
-use crate::virtio::chain::{Chain, ChainLimits, MAX_IOVECS};
-use crate::virtio::split::Virtqueue;
+use crate::virtio::queue::Virtqueue;
+use crate::virtio::queue::chain::{Chain, ChainLimits, MAX_IOVECS};
 
 /// One entry of what `readv` takes is left for what has no room in the buffers.
 const LIMITS: ChainLimits = ChainLimits {

@@ -22,7 +22,7 @@ use super::writable::Writable;
 use super::{ETHERNET, MAX_FRAME};
 use crate::clock::Clock;
 use crate::limiter::Limiter;
-use crate::virtio::split::Virtqueue;
+use crate::virtio::queue::Virtqueue;
 use crate::virtio::{Activation, VirtioDevice, VirtioInterrupt, WatchedFd};
 
 /// Index of the receive queue.

@@ -1,13 +1,13 @@
 //! What of the driver's made the device stop.
 
-use crate::virtio::{chain, split};
+use crate::virtio::queue::{self, chain};
 
 /// What of the driver's made the device stop.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     /// The queue itself.
     #[error("the queue cannot be followed")]
-    Queue(#[source] split::Error),
+    Queue(#[source] queue::Error),
     /// A chain is malformed.
     #[error("the chain cannot be used")]
     Chain(#[source] chain::Error),

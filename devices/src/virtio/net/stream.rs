@@ -13,7 +13,7 @@ use super::backend::{Backend, Link, Received, Sent};
 use super::buffers::RxBuffers;
 use super::words::StderrTail;
 use super::{HEADER, MAX_FRAME};
-use crate::virtio::chain::IoVecBuffer;
+use crate::virtio::queue::chain::IoVecBuffer;
 
 /// Bytes of the length before a frame.
 const PREFIX: usize = 4;

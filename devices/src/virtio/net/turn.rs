@@ -8,7 +8,7 @@ use super::backend::Backend;
 use super::metrics::Counters;
 use crate::clock::Clock;
 use crate::limiter::Limiter;
-use crate::virtio::split::Virtqueue;
+use crate::virtio::queue::Virtqueue;
 
 /// The most packets that one turn serves.
 pub(super) const MAX_PACKETS: usize = 512;

@@ -7,7 +7,7 @@ use super::error::Error;
 use super::features::sent_header;
 use super::turn::{Batch, BatchEnd, MAX_PACKETS};
 use super::{HEADER, MAX_PACKET, MIN_FRAME};
-use crate::virtio::chain::{Chain, ChainLimits, IoVecBuffer, MAX_IOVECS};
+use crate::virtio::queue::chain::{Chain, ChainLimits, IoVecBuffer, MAX_IOVECS};
 
 /// One entry of what `writev` and `sendmsg` take is left for what a back end puts before the frame.
 const LIMITS: ChainLimits = ChainLimits {

@@ -11,8 +11,8 @@ use super::registers::{get, set};
 use crate::bus::BusDevice;
 use crate::interrupt::Interrupt;
 use crate::virtio::device::Activation;
+use crate::virtio::interrupt::VirtioInterrupt;
 use crate::virtio::mmio::registers as r;
-use crate::virtio::signal::VirtioInterrupt;
 
 /// Where the rings begin: not at 0, where no driver puts them.
 const RINGS: u64 = 0x1000;

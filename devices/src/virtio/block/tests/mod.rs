@@ -25,7 +25,7 @@ use super::{Block, CacheType, Disk, DiskConfig, DiskOptions, IoEngine};
 use crate::limiter::Bucket;
 use crate::testing::ManualClock;
 use crate::virtio::device::{Activation, VirtioDevice};
-use crate::virtio::signal::VirtioInterrupt;
+use crate::virtio::interrupt::VirtioInterrupt;
 use crate::virtio::testing::{CountingInterrupt, FakeDriver, Piece, Used};
 
 /// Long enough that it does not come about during a test.

@@ -12,7 +12,7 @@ use super::slot::{Completed, MAX_RETRIES, Operation, Slot, UringRequest, is_tran
 use crate::virtio::block::file::Disk;
 use crate::virtio::block::request::{HEADER, Status};
 use crate::virtio::block::space::QUEUE_SIZE;
-use crate::virtio::chain::Chain;
+use crate::virtio::queue::chain::Chain;
 
 /// `IORING_ENTER_GETEVENTS` of linux/io_uring.h: wait for what is done.
 const GETEVENTS: u32 = 1;

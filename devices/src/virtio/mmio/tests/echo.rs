@@ -10,8 +10,8 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::{QueueOwnedT, QueueState, QueueT};
 
 use crate::sync::lock;
-use crate::virtio::chain::{Chain, ChainLimits};
 use crate::virtio::device::{Activation, VirtioDevice, WatchedFd};
+use crate::virtio::queue::chain::{Chain, ChainLimits};
 
 pub const ID: u32 = 0x7f;
 pub const SIZES: [u16; 2] = [16, 4];

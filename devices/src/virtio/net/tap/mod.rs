@@ -14,7 +14,7 @@ use super::features::{
     HOST_UFO, HOST_USO,
 };
 use super::{HEADER, MAX_PACKET};
-use crate::virtio::chain::IoVecBuffer;
+use crate::virtio::queue::chain::IoVecBuffer;
 use control::TapInterface;
 
 mod control;

@@ -4,9 +4,9 @@ use super::{AGAIN, MAC, ONE, READABLE, RECEIVE_TIMER, Rig, fake::FakeBackend, pa
 use crate::limiter::Limiter;
 use crate::sync::lock;
 use crate::virtio::VirtioDevice;
+use crate::virtio::interrupt::CONFIGURATION;
 use crate::virtio::net::features::{BASE, CSUM, GUEST_CSUM, HOST_TSO4, MRG_RXBUF, MTU, STATUS};
 use crate::virtio::net::{Link, MAX_PACKET, Net, NetState};
-use crate::virtio::signal::CONFIGURATION;
 
 fn fresh() -> Net {
     Net::new(setup(FakeBackend::new().0)).unwrap()

@@ -7,9 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use crate::sync::lock;
-use crate::virtio::chain::IoVecBuffer;
 use crate::virtio::net::features::{CSUM, GUEST_CSUM, HOST_TSO4};
 use crate::virtio::net::{Backend, HEADER, Link, Received, RxBuffers, Sent};
+use crate::virtio::queue::chain::IoVecBuffer;
 
 /// What the test sees and sets of the back end.
 #[derive(Default)]

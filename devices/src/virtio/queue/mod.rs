@@ -7,6 +7,10 @@
 //! that continue in the next region, an access costs some 30 ns, and there are a dozen of them for each request: as much as
 //! a third of a cached read of 4 KiB.
 
+pub mod chain;
+#[cfg(test)]
+mod tests;
+
 use std::num::Wrapping;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 

@@ -2,7 +2,7 @@ use snapshot::GuestMemory;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT};
 use vm_memory::GuestAddress;
 
-use super::{Chain, ChainLimits, Error};
+use super::chain::{Chain, ChainLimits, Error};
 use crate::virtio::testing::{FakeDriver, FakeQueue, INDIRECT, NEXT, Piece, RawDescriptor, WRITE};
 
 const SIZE: u16 = 8;

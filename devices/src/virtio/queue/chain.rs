@@ -8,9 +8,6 @@
 //! Descriptors of length zero name nothing, so there is no piece for them; they count as descriptors. A piece may be
 //! part of a ring: the driver harms nobody but itself.
 
-#[cfg(test)]
-mod tests;
-
 use std::ops::Range;
 
 use smallvec::SmallVec;
@@ -19,7 +16,7 @@ use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{GuestMemoryBackend, GuestMemoryError, VolatileSlice};
 
-use super::split::DescriptorIter;
+use super::DescriptorIter;
 
 /// The most pieces that one `readv` or `writev` takes, `UIO_MAXIOV`.
 pub const MAX_IOVECS: usize = 1024;
@@ -139,7 +136,7 @@ impl<'m> Chain<'m> {
         self.fill(head, descriptors, memory, limits)
     }
 
-    /// As [`replace`](Self::replace), with what a [`Split`](super::split::Split) gives.
+    /// As [`replace`](Self::replace), with what a [`Virtqueue`](super::Virtqueue) gives.
     ///
     /// # Errors
     /// As [`collect`](Self::collect). What is in this chain after an error is of no use.
