@@ -18,7 +18,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 
 use devices::limiter::Limiter;
-use devices::virtio::block::{Block, BlockMetrics, device as block, file};
+use devices::virtio::block::{self, Block, BlockMetrics, disk};
 use devices::virtio::mmio::Transport;
 use devices::virtio::net::{Backend, Net, NetMetrics, NetSetup, Passt, Stream, Tap, passt, stream, tap};
 use devices::virtio::{VirtioDevice, WatchedFd};
@@ -58,7 +58,7 @@ pub enum Error {
 pub enum UpdateError {
     /// The new file of a drive.
     #[error(transparent)]
-    Drive(file::Error),
+    Drive(disk::Error),
 }
 
 /// Counters of an attached device.

@@ -9,9 +9,8 @@ use std::sync::Arc;
 use snapshot::GuestMemory;
 use virtio_queue::QueueState;
 
-use super::backend::Executor;
-use super::request::{self, Request};
-use super::space::QUEUE_SIZE;
+use super::executor::Executor;
+use super::request::{self, QUEUE_SIZE, Request};
 use super::uring::UringEngine;
 use crate::virtio::device::Activation;
 use crate::virtio::interrupt::VirtioInterrupt;

@@ -1,13 +1,30 @@
 //! What a chain asks for, checked.
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
-    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::file::SECTOR;
-use super::space;
+use super::disk::{Extent, SECTOR};
 use crate::virtio::queue::chain::{self, Chain};
+
+/// Descriptors of the queue.
+pub(super) const QUEUE_SIZE: u16 = 256;
+/// The most segments of data in one request: what a queue has room for, with header and status around it.
+const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// The most segments of one discard or write-zeroes request.
+const SEGMENTS: u32 = 16;
+/// The most sectors of one segment of a discard: 2 GiB, which takes a file system little time.
+const DISCARD_SECTORS: u32 = 1 << 22;
+/// The most sectors of one segment of write-zeroes: 4 MiB, as they are written where the file system cannot do better.
+const ZERO_SECTORS: u32 = 1 << 13;
+/// File systems free blocks of 4 KiB.
+const DISCARD_ALIGNMENT: u32 = 8;
+
+/// The feature bit that lets a driver flush.
+pub(super) const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
 
 /// Bytes of the header: type, reserved, sector.
 pub(super) const HEADER: u64 = 16;
@@ -56,15 +73,6 @@ impl Status {
             Self::Unsupported => 2,
         }
     }
-}
-
-/// Bytes of the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Extent {
-    /// First byte.
-    pub(super) offset: u64,
-    /// Bytes; the end is within the disk.
-    pub(super) length: u64,
 }
 
 /// What is asked for. Extents are within the disk and data is there for all of them.
@@ -163,14 +171,14 @@ impl Target {
     fn discard(self, chain: &Chain<'_>) -> Result<Request, Status> {
         self.writable(Status::Unsupported)?;
         // Section 5.2.6.2: a discard with the unmap flag, or any flag not known, is unsupported.
-        let (extents, _) = self.segments(chain, space::DISCARD_SECTORS, 0)?;
+        let (extents, _) = self.segments(chain, DISCARD_SECTORS, 0)?;
         Ok(Request::Discard(extents))
     }
 
     fn zero(self, chain: &Chain<'_>) -> Result<Request, Status> {
         self.writable(Status::Unsupported)?;
         let known = VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
-        let (extents, flags) = self.segments(chain, space::ZERO_SECTORS, known)?;
+        let (extents, flags) = self.segments(chain, ZERO_SECTORS, known)?;
         // Unmapping is allowed, never demanded: when only some segments allow it, none is unmapped.
         let unmap = flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
         Ok(Request::Zero { extents, unmap })
@@ -180,7 +188,7 @@ impl Target {
     fn segments(self, chain: &Chain<'_>, most: u32, known: u32) -> Result<(Vec<Extent>, u32), Status> {
         let length = chain.readable.len() - HEADER;
         let count = length / SEGMENT;
-        if count == 0 || count > u64::from(space::SEGMENTS) || !length.is_multiple_of(SEGMENT) {
+        if count == 0 || count > u64::from(SEGMENTS) || !length.is_multiple_of(SEGMENT) {
             return Err(Status::IoError);
         }
         let mut common = u32::MAX;
@@ -216,4 +224,49 @@ fn u64_at(bytes: &[u8; 16], at: usize) -> u64 {
     let mut value = [0; 8];
     value.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(value)
+}
+
+/// What is offered, VERSION_1 excluded.
+pub(super) fn features(read_only: bool, flush: bool) -> u64 {
+    let mut features = 1 << VIRTIO_BLK_F_SEG_MAX
+        | 1 << VIRTIO_BLK_F_BLK_SIZE
+        | 1 << VIRTIO_RING_F_INDIRECT_DESC
+        | 1 << VIRTIO_RING_F_EVENT_IDX;
+    features |= match read_only {
+        true => 1 << VIRTIO_BLK_F_RO,
+        false => 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES,
+    };
+    if flush {
+        features |= FLUSH;
+    }
+    features
+}
+
+/// Fills `data` from the configuration space of a disk of `size` bytes, zeros beyond its end.
+pub(super) fn read_config(size: u64, read_only: bool, offset: u64, data: &mut [u8]) {
+    let space = layout(size, read_only);
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(space.len());
+    let count = data.len().min(space.len() - start);
+    data[..count].copy_from_slice(&space[start..start + count]);
+    data[count..].fill(0);
+}
+
+/// `struct virtio_blk_config`, section 5.2.4. Fields whose feature is not offered are zero.
+fn layout(size: u64, read_only: bool) -> [u8; 60] {
+    let mut space = [0; 60];
+    space[..8].copy_from_slice(&(size / SECTOR).to_le_bytes());
+    let sector = 512_u32;
+    let mut put = |offset: usize, value: u32| space[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
+    put(12, SEG_MAX);
+    put(20, sector);
+    if !read_only {
+        put(36, DISCARD_SECTORS);
+        put(40, SEGMENTS);
+        put(44, DISCARD_ALIGNMENT);
+        put(48, ZERO_SECTORS);
+        put(52, SEGMENTS);
+        // A segment of write-zeroes may unmap.
+        put(56, 1);
+    }
+    space
 }

@@ -2,8 +2,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use super::{Bench, DISCARD, ENGINES, IoEngine, OK, SECTORS, Scratch, WRITE_ZEROES, config, pattern};
-use crate::virtio::block::file::inward;
-use crate::virtio::block::request::Extent;
+use crate::virtio::block::disk::Extent;
+use crate::virtio::block::disk::inward;
 
 #[test]
 fn only_whole_blocks_are_discarded() {

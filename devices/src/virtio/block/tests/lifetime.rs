@@ -3,7 +3,7 @@ use std::os::unix::fs::FileExt;
 
 use super::{Bench, ENGINES, IN, NONE, OK, Piece, Scratch, pattern, terms};
 use crate::virtio::block::IoEngine;
-use crate::virtio::block::device::with_io_uring;
+use crate::virtio::block::with_io_uring;
 use crate::virtio::device::VirtioDevice;
 
 #[test]

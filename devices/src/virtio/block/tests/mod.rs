@@ -1,8 +1,8 @@
 //! Every test of requests is run on both engines, and asserts that it is on the one that it wants, unless this kernel
 //! has no io_uring for us.
 
+mod disk;
 mod faults;
-mod file;
 mod hole;
 mod lifetime;
 mod limits;

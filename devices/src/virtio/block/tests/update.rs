@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::{Bench, ENGINES, IOERR, OK, SECTORS, Scratch, config, pattern, terms};
-use crate::virtio::block::file::Error;
+use crate::virtio::block::disk::Error;
 use crate::virtio::block::{Disk, IoEngine};
 use crate::virtio::device::VirtioDevice;
 

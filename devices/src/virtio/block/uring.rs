@@ -1,17 +1,27 @@
-//! The rings, and who is in them.
+//! Doing reads, writes and flushes by io_uring.
+//!
+//! Requests are put into the ring one by one and given to the kernel in one call a batch; when one is done, the kernel
+//! makes an eventfd readable. A request owns the list of pieces that it names,
+//! and the ring owns a share of guest memory, until the kernel is done with it; a ring is not dropped before.
+//!
+//! A ring of which the kernel takes nothing any more is given up: what it has not taken has failed, and the device does
+//! without from there on.
 
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
 
-use io_uring::IoUring;
+use io_uring::squeue::Entry;
+use io_uring::{IoUring, opcode, types};
+use libc::iovec;
 use snapshot::GuestMemory;
 
-use super::slot::{Completed, MAX_RETRIES, Operation, Slot, UringRequest, is_transient};
-use crate::virtio::block::file::Disk;
-use crate::virtio::block::request::{HEADER, Status};
-use crate::virtio::block::space::QUEUE_SIZE;
+use super::disk::{Disk, Extent};
+use super::execute::used_length;
+use super::request::{HEADER, QUEUE_SIZE, Status};
 use crate::virtio::queue::chain::Chain;
 
 /// `IORING_ENTER_GETEVENTS` of linux/io_uring.h: wait for what is done.
@@ -21,7 +31,7 @@ const GETEVENTS: u32 = 1;
 ///
 /// # Errors
 /// What is in the way.
-pub(in super::super) fn probe() -> io::Result<()> {
+pub(super) fn probe() -> io::Result<()> {
     // SAFETY: the kernel reads its parameters from address 0, where nothing is, and makes no ring.
     unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, 0) };
     let error = io::Error::last_os_error();
@@ -34,7 +44,7 @@ pub(in super::super) fn probe() -> io::Result<()> {
 }
 
 /// An io_uring, which goes from one activation of a device to the next.
-pub(in super::super) struct UringEngine {
+pub(super) struct UringEngine {
     ring: IoUring,
     slots: Vec<Slot>,
     free: Vec<usize>,
@@ -54,7 +64,7 @@ impl UringEngine {
     ///
     /// # Errors
     /// The kernel's answer.
-    pub(in super::super) fn new(eventfd: RawFd) -> io::Result<Self> {
+    pub(super) fn new(eventfd: RawFd) -> io::Result<Self> {
         let ring = IoUring::new(QUEUE_SIZE.into())?;
         ring.submitter().register_eventfd(eventfd)?;
         Ok(Self {
@@ -70,28 +80,28 @@ impl UringEngine {
     }
 
     /// Takes a share of `memory`, in which the requests from now on are, if it has none.
-    pub(in super::super) fn attach(&mut self, memory: &GuestMemory) {
+    pub(super) fn attach(&mut self, memory: &GuestMemory) {
         self.memory.get_or_insert_with(|| memory.clone());
     }
 
     /// Requests in flight.
-    pub(in super::super) fn in_flight(&self) -> usize {
+    pub(super) fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
     /// Requests that the kernel has taken and not done.
-    pub(in super::super) fn with_kernel(&self) -> usize {
+    pub(super) fn with_kernel(&self) -> usize {
         self.in_flight() - self.waiting.len() - self.refused.len()
     }
 
     /// Whether no further request has room.
-    pub(in super::super) fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.in_flight() == usize::from(QUEUE_SIZE)
     }
 
     /// Puts in what is left of `todo`, which was parsed from `chain`. There must be room, the ring must not have failed, and
     /// `chain` must lie in the memory of this ring. [`Self::submit`] gives it to the kernel.
-    pub(in super::super) fn push(&mut self, todo: UringRequest, chain: &Chain<'_>, disk: &Disk) {
+    pub(super) fn push(&mut self, todo: UringRequest, chain: &Chain<'_>, disk: &Disk) {
         let place = chain.writable.len().saturating_sub(1);
         let Some(status) = chain.writable.iovec(place..place + 1).next() else {
             // Without a byte for the status, a chain is no request.
@@ -124,7 +134,7 @@ impl UringEngine {
     ///
     /// # Errors
     /// The kernel's answer when it will not take anything any more; what it has not taken comes out by [`Self::reap`].
-    pub(in super::super) fn submit(&mut self) -> io::Result<()> {
+    pub(super) fn submit(&mut self) -> io::Result<()> {
         while !self.waiting.is_empty() {
             let result = self.ring.submit();
             let left = self.ring.submission().len();
@@ -162,12 +172,12 @@ impl UringEngine {
     }
 
     /// Whether the kernel has been given everything that it is to have.
-    pub(in super::super) fn is_submitted(&self) -> bool {
+    pub(super) fn is_submitted(&self) -> bool {
         self.waiting.is_empty()
     }
 
     /// The next request that is done. One of which the kernel did only a part goes in again.
-    pub(in super::super) fn reap(&mut self, disk: &Disk) -> Option<Completed> {
+    pub(super) fn reap(&mut self, disk: &Disk) -> Option<Completed> {
         if let Some(index) = self.refused.pop() {
             self.free.push(index);
             return Some(self.slots[index].complete(Status::IoError));
@@ -192,7 +202,7 @@ impl UringEngine {
     ///
     /// # Errors
     /// The kernel's answer when waiting is of no use.
-    pub(in super::super) fn wait(&self) -> io::Result<()> {
+    pub(super) fn wait(&self) -> io::Result<()> {
         if self.with_kernel() == 0 {
             return Ok(());
         }
@@ -207,7 +217,7 @@ impl UringEngine {
     ///
     /// # Errors
     /// The kernel's answer when the ring is of no use any more.
-    pub(in super::super) fn release(&mut self) -> io::Result<()> {
+    pub(super) fn release(&mut self) -> io::Result<()> {
         self.settle()?;
         self.memory = None;
         match self.failed {
@@ -242,7 +252,7 @@ impl UringEngine {
 }
 
 #[cfg(test)]
-impl std::os::fd::AsRawFd for UringEngine {
+impl AsRawFd for UringEngine {
     fn as_raw_fd(&self) -> RawFd {
         self.ring.as_raw_fd()
     }
@@ -256,4 +266,162 @@ impl Drop for UringEngine {
             mem::forget(self.memory.take());
         }
     }
+}
+
+/// How often in a row the kernel may put off the same requests while it has none to finish, and one request that it has
+/// not begun; then they have failed. It puts off for want of memory.
+const MAX_RETRIES: u8 = 16;
+
+/// What the kernel does for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Operation {
+    Read(Extent),
+    /// With whether it is to be on the medium afterwards.
+    Write(Extent, bool),
+    Flush,
+}
+
+/// A request that the kernel is done with, its status written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Completed {
+    pub(super) head: u16,
+    pub(super) operation: Operation,
+    pub(super) status: Status,
+    /// For the used ring.
+    pub(super) length: u32,
+    /// When it began, if it is timed.
+    pub(super) start: Option<Duration>,
+}
+
+/// What goes into the ring.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct UringRequest {
+    pub(super) operation: Operation,
+    /// Bytes of it that are done.
+    pub(super) done: u64,
+    /// When it began, if it is timed.
+    pub(super) start: Option<Duration>,
+}
+
+/// A request in flight, or what is left of one.
+struct Slot {
+    head: u16,
+    todo: UringRequest,
+    /// What is still to be moved; the list is the kernel's while the request is in flight.
+    pieces: Vec<iovec>,
+    /// How often in a row the kernel has put it off.
+    refusals: u8,
+    /// Bytes for data in what the device may write.
+    place: u64,
+    status: *mut u8,
+}
+
+// SAFETY: the pointers name guest memory, of which the ring has a share, and which is nobody's thread's.
+unsafe impl Send for Slot {}
+
+impl Slot {
+    fn new(todo: UringRequest) -> Self {
+        Self {
+            head: 0,
+            todo,
+            pieces: Vec::new(),
+            refusals: 0,
+            place: 0,
+            status: std::ptr::null_mut(),
+        }
+    }
+
+    fn entry(&self, disk: &Disk) -> Entry {
+        let file = types::Fd(disk.as_raw_fd());
+        // A chain has no more than 1024 pieces.
+        let count = u32::try_from(self.pieces.len()).unwrap_or_default();
+        let pieces = self.pieces.as_ptr();
+        match self.todo.operation {
+            Operation::Read(extent) => opcode::Readv::new(file, pieces, count)
+                .offset(extent.offset + self.todo.done)
+                .build(),
+            Operation::Write(extent, through) => opcode::Writev::new(file, pieces, count)
+                .offset(extent.offset + self.todo.done)
+                .rw_flags(if through { libc::RWF_DSYNC } else { 0 })
+                .build(),
+            Operation::Flush => opcode::Fsync::new(file)
+                .flags(types::FsyncFlags::DATASYNC)
+                .build(),
+        }
+    }
+
+    /// Takes the kernel's `result`. Returns how the request ended, or nothing when it is to go on.
+    fn advance(&mut self, result: i32) -> Option<Status> {
+        let length = match self.todo.operation {
+            Operation::Read(extent) | Operation::Write(extent, _) => extent.length,
+            Operation::Flush => 0,
+        };
+        let done = &mut self.todo.done;
+        match u64::try_from(result) {
+            Err(_) if self.refusals < MAX_RETRIES && is_transient(&io::Error::from_raw_os_error(-result)) => {
+                self.refusals += 1;
+                None
+            }
+            Err(_) => Some(Status::IoError),
+            Ok(_) if *done == length => Some(Status::Ok),
+            // The file has been truncated underneath.
+            Ok(0) => Some(Status::IoError),
+            Ok(count) => {
+                *done += count;
+                self.refusals = 0;
+                skip(&mut self.pieces, count);
+                (*done >= length).then_some(Status::Ok)
+            }
+        }
+    }
+
+    fn complete(&self, status: Status) -> Completed {
+        let UringRequest {
+            operation,
+            done,
+            start,
+        } = self.todo;
+        let given = if matches!(operation, Operation::Read(_)) {
+            done
+        } else {
+            0
+        };
+        // SAFETY: the byte is in guest memory, which the ring keeps; the driver leaves it alone until it is told.
+        unsafe { self.status.write_volatile(status.byte()) };
+        // The status is there before the used ring says so.
+        fence(Ordering::Release);
+        Completed {
+            head: self.head,
+            operation,
+            status,
+            length: used_length(self.place, given),
+            start,
+        }
+    }
+}
+
+/// Takes `count` bytes off the front of `pieces`.
+pub(super) fn skip(pieces: &mut Vec<iovec>, count: u64) {
+    let mut left = usize::try_from(count).unwrap_or(usize::MAX);
+    let whole = pieces
+        .iter()
+        .take_while(|piece| {
+            let passed = piece.iov_len <= left;
+            left -= if passed { piece.iov_len } else { 0 };
+            passed
+        })
+        .count();
+    pieces.drain(..whole);
+    if let Some(piece) = pieces.first_mut() {
+        piece.iov_base = piece.iov_base.wrapping_byte_add(left);
+        piece.iov_len -= left;
+    }
+}
+
+/// Whether the same call may do better at another time.
+fn is_transient(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
+    )
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{Scratch, config, terms};
 use crate::testing::ManualClock;
-use crate::virtio::block::file::{Error, opening};
+use crate::virtio::block::disk::{Error, opening};
 use crate::virtio::block::{Block, Disk, IoEngine};
 
 fn refusal(path: &Path, read_only: bool) -> String {

@@ -6,18 +6,28 @@
 
 use std::os::fd::AsRawFd;
 
+use serde::{Deserialize, Serialize};
 use snapshot::GuestMemory;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::config::IoEngine;
-use super::file::Disk;
+use super::disk::Disk;
+use super::execute::{Completion, Id, execute, finish, read_cached};
 use super::metrics::Meter;
 use super::request::{Request, Status, Target};
-use super::serve::{Completion, Id, execute, finish, read_cached};
 use super::uring::{Completed, Operation, UringEngine, UringRequest};
 use crate::clock::Clock;
 use crate::limiter::Limiter;
 use crate::virtio::queue::chain::Chain;
+
+/// How requests are done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IoEngine {
+    /// One after the other, by whoever notifies.
+    #[default]
+    Sync,
+    /// By io_uring.
+    Async,
+}
 
 /// What a device has whether it is activated or not.
 pub(super) struct Executor {

@@ -5,8 +5,8 @@ use std::io;
 use libc::iovec;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
-use super::file::Disk;
-use super::request::{Extent, HEADER, Request, Status};
+use super::disk::{Disk, Extent};
+use super::request::{HEADER, Request, Status};
 use crate::virtio::queue::chain::Chain;
 
 /// What GET_ID answers: text, padded with zeros.
