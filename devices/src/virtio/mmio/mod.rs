@@ -7,9 +7,8 @@
 //! | [`state`] | [`TransportState`]: what is kept in a snapshot |
 //! | [`transport`] | [`Transport`]: the register window and the life of the device behind it |
 
-mod configuration;
+mod queue;
 pub mod registers;
-mod ring;
 pub mod state;
 #[cfg(test)]
 mod tests;

@@ -8,23 +8,11 @@ use snapshot::{ArchiveReader, ArchiveWriter, Component, Schema};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_queue::{QueueState, QueueT};
 
-use super::configuration::ConfigGeneration;
+use super::queue::QueueRegisters;
 use super::registers as r;
-use super::ring::QueueRegisters;
-use super::transport::Transport;
+use super::transport::{ConfigGeneration, Registers, Transport};
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::interrupt::{CONFIGURATION, USED_BUFFER};
-
-/// Registers that are no queue's.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Registers {
-    pub(super) device_features_sel: u32,
-    pub(super) driver_features_sel: u32,
-    pub(super) driver_features: u64,
-    pub(super) queue_sel: u32,
-    /// Without DEVICE_NEEDS_RESET.
-    pub(super) status: u32,
-}
 
 /// State of one queue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

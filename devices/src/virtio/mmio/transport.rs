@@ -7,15 +7,14 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use snapshot::GuestMemory;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::Queue;
 
-use super::configuration::ConfigGeneration;
+use super::queue::{Area, Half, QueueRegisters};
 use super::registers as r;
-use super::ring::{Area, Half, QueueRegisters};
-use super::state::Registers;
 use crate::bus::BusDevice;
 use crate::interrupt::Interrupt;
 use crate::virtio::device::{Activation, VirtioDevice, WatchedFd};
@@ -38,6 +37,50 @@ pub struct Transport<D: VirtioDevice + ?Sized = dyn VirtioDevice> {
     /// Whether the device has its queues.
     pub(super) active: bool,
     complaints: Complaints,
+}
+
+/// Registers that are no queue's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Registers {
+    pub(super) device_features_sel: u32,
+    pub(super) driver_features_sel: u32,
+    pub(super) driver_features: u64,
+    pub(super) queue_sel: u32,
+    /// Without DEVICE_NEEDS_RESET.
+    pub(super) status: u32,
+}
+
+/// As many bytes of the configuration space as are watched: more than any device has.
+const WATCHED: usize = 256;
+
+/// The generation of the configuration space, with what it is the generation of.
+///
+/// A driver that reads several fields compares the generation before and after, section 4.2.2.1. A device changes its
+/// configuration whenever it likes; what counts is what the driver can see of it, so it is compared at each access.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ConfigGeneration {
+    generation: u32,
+    /// Without the zeros at the end.
+    seen: Vec<u8>,
+}
+
+impl ConfigGeneration {
+    /// The generation of what `device` has there now.
+    pub(super) fn generation(&mut self, device: &(impl VirtioDevice + ?Sized)) -> u32 {
+        let mut bytes = [0; WATCHED];
+        device.read_config(0, &mut bytes);
+        let length = bytes
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |last| last + 1);
+        let now = &bytes[..length];
+        if self.seen != now {
+            self.seen.clear();
+            self.seen.extend_from_slice(now);
+            self.generation = self.generation.wrapping_add(1);
+        }
+        self.generation
+    }
 }
 
 /// What the log has been told already; once is enough, as the guest may do it again without end.
