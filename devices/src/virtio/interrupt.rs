@@ -1,79 +1,77 @@
-//! How a device tells its driver that something has happened.
+//! Interrupt of a virtio device and its cause.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::interrupt::Interrupt;
 
-/// InterruptStatus bit 0: the device has used a buffer. Section 4.2.2 of the specification.
+/// InterruptStatus bit 0: used buffer notification, virtio 1.2 §4.2.2.
 pub const USED_BUFFER: u32 = 1;
-/// InterruptStatus bit 1: the configuration has changed.
+/// InterruptStatus bit 1: configuration change notification, virtio 1.2 §4.2.2.
 pub const CONFIGURATION: u32 = 2;
 
-/// The interrupt of one device with the registers that say what it is for.
+/// Interrupt line of one device with its InterruptStatus register and DEVICE_NEEDS_RESET bit.
 pub struct VirtioInterrupt {
     status: AtomicU32,
-    broken: AtomicBool,
+    needs_reset: AtomicBool,
     line: Arc<dyn Interrupt>,
 }
 
 impl VirtioInterrupt {
-    /// Nothing has happened yet. The interrupt goes to `line`.
+    /// Creates an interrupt without a pending cause, connected to `line`.
     pub fn new(line: Arc<dyn Interrupt>) -> Self {
         Self {
             status: AtomicU32::new(0),
-            broken: AtomicBool::new(false),
+            needs_reset: AtomicBool::new(false),
             line,
         }
     }
 
-    /// The device has used buffers, and the driver wants to know.
+    /// Sends a used buffer notification.
     pub fn notify_used(&self) {
         self.raise(USED_BUFFER);
     }
 
-    /// The configuration has changed.
+    /// Sends a configuration change notification.
     pub fn notify_config(&self) {
         self.raise(CONFIGURATION);
     }
 
-    /// The device cannot go on before it is reset: status bit DEVICE_NEEDS_RESET, section 2.1.2, and a configuration
-    /// interrupt.
+    /// Sets DEVICE_NEEDS_RESET and sends a configuration change notification, virtio 1.2 §2.1.2.
     pub fn set_needs_reset(&self) {
-        self.broken.store(true, Ordering::SeqCst);
+        self.needs_reset.store(true, Ordering::SeqCst);
         self.raise(CONFIGURATION);
     }
 
-    /// Whether the device needs a reset.
+    /// Returns true from [`set_needs_reset`](Self::set_needs_reset) to the reset of the device.
     pub fn is_reset_needed(&self) -> bool {
-        self.broken.load(Ordering::SeqCst)
+        self.needs_reset.load(Ordering::SeqCst)
     }
 
-    /// The InterruptStatus register.
+    /// Returns the InterruptStatus register.
     pub fn status(&self) -> u32 {
         self.status.load(Ordering::SeqCst)
     }
 
-    /// The driver has written `bits` to InterruptACK.
+    /// Clears `bits` of InterruptStatus: a write to InterruptACK.
     pub fn acknowledge(&self, bits: u32) {
         self.status.fetch_and(!bits, Ordering::SeqCst);
     }
 
-    /// As after the reset of the device.
+    /// Clears both registers: a reset of the device.
     pub fn clear(&self) {
         self.status.store(0, Ordering::SeqCst);
-        self.broken.store(false, Ordering::SeqCst);
+        self.needs_reset.store(false, Ordering::SeqCst);
     }
 
-    /// Replaces the registers by those of a snapshot. No interrupt is raised: one that was under way is part of the
-    /// interrupt controller's state.
-    pub(super) fn restore(&self, status: u32, broken: bool) {
+    /// Restores both registers from a snapshot. Raises no interrupt: a pending one is state of the interrupt controller.
+    pub(super) fn restore(&self, status: u32, needs_reset: bool) {
         self.status.store(status, Ordering::SeqCst);
-        self.broken.store(broken, Ordering::SeqCst);
+        self.needs_reset.store(needs_reset, Ordering::SeqCst);
     }
 
     fn raise(&self, bit: u32) {
-        // The reason is in the register before the interrupt that makes the driver read it.
+        // The interrupt handler of the driver reads InterruptStatus: the bit must be set first.
         self.status.fetch_or(bit, Ordering::SeqCst);
         self.line.trigger();
     }

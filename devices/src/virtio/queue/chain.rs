@@ -1,12 +1,17 @@
-//! A descriptor chain as the pieces of guest memory that it names, checked.
+//! A validated descriptor chain as iovecs of guest memory.
 //!
-//! `virtio_queue` ends a malformed chain where it breaks, as if it were complete; here it is an error, and a device that
-//! sees one stops its queue. What is refused: a chain that loops or is longer than the queue, one with an index beyond
-//! its table, indirect tables inside indirect tables, tables and pieces outside guest memory, more than 2^32 bytes, and
-//! device-readable pieces after device-writable ones.
+//! `virtio_queue` silently ends a malformed chain at its first invalid descriptor. This module returns an error, and the
+//! device stops its queue. These chains are malformed:
 //!
-//! Descriptors of length zero name nothing, so there is no piece for them; they count as descriptors. A piece may be
-//! part of a ring: the driver harms nobody but itself.
+//! - a loop, or more descriptors than the queue or table has
+//! - a descriptor index beyond the table
+//! - nested indirect tables
+//! - a table or buffer outside guest memory
+//! - more than 2^32 bytes in total
+//! - a device-readable buffer after a device-writable one
+//!
+//! A descriptor of length zero counts as a descriptor but yields no iovec. A buffer may overlap a ring: the driver damages
+//! only its own device.
 
 use std::ops::Range;
 
@@ -18,100 +23,103 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryError, VolatileSlice};
 
 use super::DescriptorIter;
 
-/// The most pieces that one `readv` or `writev` takes, `UIO_MAXIOV`.
+/// Maximum number of iovecs of one `readv` or `writev`, `UIO_MAXIOV` of Linux.
 pub const MAX_IOVECS: usize = 1024;
 
-/// Why a chain, or a part of one, cannot be used.
+/// Malformed chain, or access beyond its end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It loops, leaves its table, nests indirect tables, has a table outside guest memory, or is longer than 2^32 bytes.
-    #[error("chain {head} breaks off after {descriptors} descriptors")]
-    Broken {
+    /// The chain loops, leaves its table, nests indirect tables, has a table outside guest memory, or is longer than 2^32
+    /// bytes.
+    #[error("cannot parse chain {head}: no valid descriptor follows the first {descriptors}")]
+    Malformed {
         /// Index of its first descriptor.
         head: u16,
-        /// Descriptors that were there.
+        /// Number of descriptors before the fault.
         descriptors: usize,
     },
-    /// It has more descriptors than the device takes.
-    #[error("chain {head} has more than {limit} pieces")]
-    TooManyPieces {
+    /// The chain has more descriptors or iovecs than the device supports.
+    #[error("cannot parse chain {head}: it has more than {limit} buffers")]
+    TooManyBuffers {
         /// Index of its first descriptor.
         head: u16,
-        /// The most that the device takes.
+        /// Maximum of the device.
         limit: usize,
     },
-    /// It is longer than the device takes.
-    #[error("chain {head} has more than {limit} bytes")]
+    /// The chain has more bytes than the device supports.
+    #[error("cannot parse chain {head}: it has more than {limit} bytes")]
     TooLong {
         /// Index of its first descriptor.
         head: u16,
-        /// The most that the device takes.
+        /// Maximum of the device.
         limit: u64,
     },
-    /// A device-readable piece follows a device-writable one. Section 2.7.4.2.
-    #[error("chain {head} has a readable piece after a writable one")]
+    /// A device-readable buffer follows a device-writable one, against virtio 1.2 §2.7.4.2.
+    #[error("cannot parse chain {head}: a device-readable buffer follows a device-writable one")]
     Order {
         /// Index of its first descriptor.
         head: u16,
     },
-    /// A piece is not wholly in guest memory.
-    #[error("chain {head} names {length:#x} bytes at {address:#x}, which are not all memory")]
+    /// A buffer is not completely in guest memory.
+    #[error(
+        "cannot map {length:#x} bytes at {address:#x} of chain {head}"
+    )]
     Outside {
         /// Index of its first descriptor.
         head: u16,
-        /// Guest-physical address of the piece.
+        /// Guest-physical address of the buffer.
         address: u64,
-        /// Bytes of the piece.
+        /// Bytes of the buffer.
         length: u32,
-        /// What the memory says.
+        /// Error of the guest memory.
         #[source]
         source: GuestMemoryError,
     },
-    /// Fewer bytes are there than are to be read or written.
-    #[error("bytes {start} to {end} are wanted of a chain with {length}")]
+    /// An access reaches beyond the end of the buffers.
+    #[error("cannot access bytes {start} to {end} of a chain: it has {length} bytes")]
     Short {
         /// Offset of the first byte.
         start: u64,
         /// Offset behind the last byte.
         end: u64,
-        /// Bytes that are there.
+        /// Bytes of the buffers.
         length: u64,
     },
 }
 
-/// What a device takes. A chain beyond that is malformed in its eyes.
+/// Limits of a device. A longer chain is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChainLimits {
-    /// The most descriptors, and the most pieces, of both directions together; at most [`MAX_IOVECS`] are believed.
+    /// Maximum number of descriptors, and of iovecs, of both directions together; at most [`MAX_IOVECS`].
     pub pieces: usize,
-    /// The most bytes, of both directions together.
+    /// Maximum number of bytes of both directions together.
     pub bytes: u64,
 }
 
 impl ChainLimits {
-    /// As much as the specification and the kernel allow.
+    /// Limits of virtio 1.2 (2^32 bytes, §2.7.5.2) and of the kernel ([`MAX_IOVECS`]).
     pub const WIDEST: Self = Self {
         pieces: MAX_IOVECS,
         bytes: 1 << 32,
     };
 }
 
-/// A descriptor chain, checked.
+/// A validated descriptor chain.
 #[derive(Debug, Default)]
 pub struct Chain<'m> {
-    /// Index of its first descriptor, by which it is returned to the driver.
+    /// Index of its first descriptor, which identifies the chain in the used ring.
     pub head: u16,
-    /// What the device may read.
+    /// Device-readable buffers.
     pub readable: IoVecBuffer<'m>,
-    /// What the device may write; behind the readable part in the chain.
+    /// Device-writable buffers.
     pub writable: IoVecBuffer<'m>,
 }
 
 impl<'m> Chain<'m> {
-    /// Walks `descriptors`, which lie in `memory`.
+    /// Collects `descriptors`, whose buffers are in `memory`.
     ///
     /// # Errors
-    /// All but [`Error::Short`].
+    /// Fails if the chain is malformed, with any variant except [`Error::Short`].
     pub fn collect(
         descriptors: DescriptorChain<&'m GuestMemory>,
         memory: &'m GuestMemory,
@@ -122,10 +130,10 @@ impl<'m> Chain<'m> {
         Ok(chain)
     }
 
-    /// As [`collect`](Self::collect), in the place of a chain that is done with, so that nothing is allocated.
+    /// Overwrites this chain like [`collect`](Self::collect), without a new allocation.
     ///
     /// # Errors
-    /// As [`collect`](Self::collect). What is in this chain after an error is of no use.
+    /// Fails like [`collect`](Self::collect). The contents of this chain are then unspecified.
     pub fn replace(
         &mut self,
         descriptors: DescriptorChain<&'m GuestMemory>,
@@ -136,10 +144,10 @@ impl<'m> Chain<'m> {
         self.fill(head, descriptors, memory, limits)
     }
 
-    /// As [`replace`](Self::replace), with what a [`Virtqueue`](super::Virtqueue) gives.
+    /// Overwrites this chain like [`replace`](Self::replace), with a chain of a [`Virtqueue`](super::Virtqueue).
     ///
     /// # Errors
-    /// As [`collect`](Self::collect). What is in this chain after an error is of no use.
+    /// Fails like [`collect`](Self::collect). The contents of this chain are then unspecified.
     pub fn refill(
         &mut self,
         descriptors: DescriptorIter<'m>,
@@ -170,7 +178,7 @@ impl<'m> Chain<'m> {
             }
             self.push(&descriptor, memory)?;
             if count > limit || self.readable.count() + self.writable.count() > limit {
-                return Err(Error::TooManyPieces { head, limit });
+                return Err(Error::TooManyBuffers { head, limit });
             }
             if self.readable.len() + self.writable.len() > limits.bytes {
                 let limit = limits.bytes;
@@ -178,10 +186,10 @@ impl<'m> Chain<'m> {
             }
             last = Some(descriptor);
         }
-        // The iterator ends at what it cannot follow; a chain that is complete ends at a descriptor without a next.
+        // The iterator also ends at an invalid descriptor. Only a complete chain ends without the NEXT flag.
         match last.is_some_and(|descriptor| !descriptor.has_next()) {
             true => Ok(()),
-            false => Err(Error::Broken {
+            false => Err(Error::Malformed {
                 head,
                 descriptors: count,
             }),
@@ -190,11 +198,11 @@ impl<'m> Chain<'m> {
 
     fn push(&mut self, descriptor: &Descriptor, memory: &'m GuestMemory) -> Result<(), Error> {
         let head = self.head;
-        let pieces = match descriptor.is_write_only() {
+        let buffer = match descriptor.is_write_only() {
             true => &mut self.writable,
             false => &mut self.readable,
         };
-        pieces.push(descriptor, memory).map_err(|source| Error::Outside {
+        buffer.push(descriptor, memory).map_err(|source| Error::Outside {
             head,
             address: descriptor.addr().0,
             length: descriptor.len(),
@@ -203,39 +211,38 @@ impl<'m> Chain<'m> {
     }
 }
 
-/// Pieces that take no allocation.
-const IN_PLACE: usize = 4;
+/// Number of slices without an allocation.
+const INLINE_SLICES: usize = 4;
 
-/// Pieces of guest memory, in the order of the chain, each in one mapping of the host.
+/// Buffers of one direction in the order of the chain. Each slice is in one host mapping.
 ///
-/// Offsets count from the start of the first piece as if all pieces were one.
+/// Offsets count from the start of the first buffer, as if the buffers were contiguous.
 #[derive(Debug, Default)]
 pub struct IoVecBuffer<'m> {
-    /// In place as long as there are few, as there mostly are: a list for each request would cost a twentieth of a cached read.
-    slices: SmallVec<[VolatileSlice<'m>; IN_PLACE]>,
+    // Inline for the usual few slices: a `Vec` for each request would cost a twentieth of a cached read.
+    slices: SmallVec<[VolatileSlice<'m>; INLINE_SLICES]>,
     length: u64,
 }
 
 impl<'m> IoVecBuffer<'m> {
-    /// Bytes of all pieces.
+    /// Returns the total number of bytes.
     pub fn len(&self) -> u64 {
         self.length
     }
 
-    /// Whether there are no bytes.
+    /// Returns true if there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
 
-    /// Number of pieces.
+    /// Returns the number of slices.
     pub fn count(&self) -> usize {
         self.slices.len()
     }
 
-    /// The pieces that make up the bytes in `range`, as `readv` and `writev` take them. What is beyond the end is left
-    /// out.
+    /// Returns iovecs for the bytes in `range`, cut at the end of the buffers.
     ///
-    /// The pointers are valid as long as the memory, which is `'m`, and the guest may change what they point at at any time.
+    /// The pointers are valid as long as the memory, `'m`. The guest may change the bytes behind them at any time.
     pub fn iovec(&self, range: Range<u64>) -> impl Iterator<Item = libc::iovec> {
         self.slices(range).map(|slice| libc::iovec {
             iov_base: slice.ptr_guard_mut().as_ptr().cast(),
@@ -243,35 +250,35 @@ impl<'m> IoVecBuffer<'m> {
         })
     }
 
-    /// Fills `data` with the bytes from `offset`.
+    /// Reads `data.len()` bytes at `offset`.
     ///
     /// # Errors
-    /// [`Error::Short`], and then nothing was read.
+    /// Fails with [`Error::Short`] if the buffers are too short, and then reads nothing.
     pub fn read_exact(&self, offset: u64, data: &mut [u8]) -> Result<(), Error> {
         let mut rest = data;
         for slice in self.slices(self.range(offset, rest.len())?) {
-            let (part, after) = rest.split_at_mut(slice.len());
-            slice.copy_to(part);
+            let (chunk, after) = rest.split_at_mut(slice.len());
+            slice.copy_to(chunk);
             rest = after;
         }
         Ok(())
     }
 
-    /// Writes all of `data` at `offset`. Only for pieces that the device may write.
+    /// Writes all of `data` at `offset`. The buffers must be device-writable.
     ///
     /// # Errors
-    /// [`Error::Short`], and then nothing was written.
+    /// Fails with [`Error::Short`] if the buffers are too short, and then writes nothing.
     pub fn write_all(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
         let mut rest = data;
         for slice in self.slices(self.range(offset, rest.len())?) {
-            let (part, after) = rest.split_at(slice.len());
-            slice.copy_from(part);
+            let (chunk, after) = rest.split_at(slice.len());
+            slice.copy_from(chunk);
             rest = after;
         }
         Ok(())
     }
 
-    /// The offsets of `length` bytes from `start`, all of which are there.
+    /// Returns the range of `length` bytes at `start`, or fails if it reaches beyond the end.
     fn range(&self, start: u64, length: usize) -> Result<Range<u64>, Error> {
         let end = start.saturating_add(length as u64);
         match end <= self.length {
@@ -287,10 +294,10 @@ impl<'m> IoVecBuffer<'m> {
     fn slices(&self, range: Range<u64>) -> impl Iterator<Item = VolatileSlice<'m>> {
         let mut at = 0;
         self.slices.iter().filter_map(move |slice| {
-            let piece = at..at + slice.len() as u64;
-            at = piece.end;
-            let start = range.start.max(piece.start) - piece.start;
-            let end = range.end.clamp(piece.start, piece.end) - piece.start;
+            let covered = at..at + slice.len() as u64;
+            at = covered.end;
+            let start = range.start.max(covered.start) - covered.start;
+            let end = range.end.clamp(covered.start, covered.end) - covered.start;
             let length = end.checked_sub(start).filter(|length| *length > 0)?;
             let (start, length) = (usize::try_from(start).ok()?, usize::try_from(length).ok()?);
             slice.subslice(start, length).ok()
@@ -298,12 +305,12 @@ impl<'m> IoVecBuffer<'m> {
     }
 
     fn push(&mut self, descriptor: &Descriptor, memory: &'m GuestMemory) -> Result<(), GuestMemoryError> {
-        // No more than 32 bits, which a 64-bit host's usize holds; a host with less refuses at the memory's border.
+        // Lossless on a 64-bit host. A smaller host fails in the lookup below.
         let length = usize::try_from(descriptor.len()).unwrap_or(usize::MAX);
         if length == 0 {
             return Ok(());
         }
-        // All of it is in one region, but for rare exceptions.
+        // Fast path: a buffer rarely crosses two regions.
         if let Ok(slice) = memory.get_slice(descriptor.addr(), length) {
             self.length += slice.len() as u64;
             self.slices.push(slice);

@@ -1,11 +1,11 @@
-//! One split queue at work, section 2.7 of the specification: what `virtio_queue` leaves out, and what it is slow at.
+//! A split virtqueue of an active device, virtio 1.2 §2.7.
 //!
-//! Chains that belong together become visible to the driver all at once, as section 5.1.6.4.1 wants it of merged receive
-//! buffers: a driver that polls would otherwise see a part of them and drop the packet. And VIRTQ_AVAIL_F_NO_INTERRUPT is heeded.
+//! In contrast to `virtio_queue`, several chains become used at once, as virtio 1.2 §5.1.6.4.1 requires of mergeable
+//! receive buffers: a polling driver that sees only some of them drops the packet. VIRTQ_AVAIL_F_NO_INTERRUPT is also
+//! supported.
 //!
-//! Each access finds the place in guest memory with one lookup. By the crate's own way through `Bytes`, which allows for areas
-//! that continue in the next region, an access costs some 30 ns, and there are a dozen of them for each request: as much as
-//! a third of a cached read of 4 KiB.
+//! Each access needs one lookup in guest memory. `virtio_queue` uses `Bytes`, which supports an access across two regions
+//! and costs about 30 ns. A request needs a dozen accesses; they would take up to a third of a cached read of 4 KiB.
 
 pub mod chain;
 #[cfg(test)]
@@ -20,89 +20,93 @@ use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, VolatileMemory, VolatileSlice};
 
-/// What of the driver's made the device stop.
+/// Malformed virtqueue. The device stops until the driver resets it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The available ring has more entries than the queue, or has gone backwards.
-    #[error("the available index {index} is not within {size} entries of {next}")]
-    Available {
-        /// What the driver has written.
+    /// The available index is more than the queue size ahead of the device, or moved backwards.
+    #[error("cannot pop a chain: available index {index} is more than {size} entries ahead of {next}")]
+    AvailableIndex {
+        /// Available index of the driver.
         index: u16,
-        /// The entry that the device takes next.
+        /// Next available index of the device.
         next: u16,
-        /// Entries of the queue.
+        /// Queue size.
         size: u16,
     },
-    /// A part of the queue is not in guest memory, or lies across two regions of it.
-    #[error("{length} bytes of a queue at {address:#x} are not memory")]
-    Place {
+    /// A part of the virtqueue is outside guest memory or crosses two regions.
+    #[error("cannot access {length} bytes of a virtqueue at {address:#x}")]
+    Access {
         /// Guest-physical address.
         address: u64,
-        /// Bytes there.
+        /// Number of bytes.
         length: usize,
-        /// What the memory says.
+        /// Error of the guest memory.
         #[source]
         source: GuestMemoryError,
     },
 }
 
-/// Offset of the index in both rings.
-const INDEX: u64 = 2;
-/// Offset of the entries in both rings.
-const ENTRIES: u64 = 4;
+/// Offset of `idx` in both rings, virtio 1.2 §2.7.6 and §2.7.8.
+const INDEX_OFFSET: u64 = 2;
+/// Offset of the entries in both rings, virtio 1.2 §2.7.6 and §2.7.8.
+const ENTRIES_OFFSET: u64 = 4;
 /// Bytes of an entry of the used ring.
-const USED_ENTRY: u64 = 8;
+const USED_ENTRY_SIZE: u64 = 8;
 /// Bytes of an entry of the available ring.
-const AVAILABLE_ENTRY: u64 = 2;
-/// VIRTQ_USED_F_NO_NOTIFY
+const AVAILABLE_ENTRY_SIZE: u64 = 2;
+/// VIRTQ_USED_F_NO_NOTIFY, virtio 1.2 §2.7.8.
 const NO_NOTIFY: u16 = 1;
 /// Bytes of a descriptor.
-const DESCRIPTOR: usize = size_of::<Descriptor>();
+const DESCRIPTOR_SIZE: usize = size_of::<Descriptor>();
 
-/// A queue between activation and reset.
+/// A virtqueue from activation to reset.
 pub struct Virtqueue {
     queue: Queue,
-    /// Index of the used ring up to which the driver has been told, or did not want to be.
+    /// Used index at the last call of [`needs_notification`](Self::needs_notification).
     signalled_used: Wrapping<u16>,
 }
 
 impl Virtqueue {
-    /// `queue` as it was activated.
+    /// Wraps an activated `queue`.
     pub fn new(queue: Queue) -> Self {
-        let told = Wrapping(queue.next_used());
+        let signalled_used = Wrapping(queue.next_used());
         Self {
             queue,
-            signalled_used: told,
+            signalled_used,
         }
     }
 
-    /// Entries of the queue.
+    /// Returns the queue size.
     pub fn size(&self) -> usize {
         usize::from(self.queue.size())
     }
 
-    /// The queue as it is.
+    /// Returns the current state, for a snapshot.
     pub fn state(&self) -> QueueState {
         self.queue.state()
     }
 
-    /// Takes the next chain.
+    /// Pops the next available chain, or returns `None` if the available ring is empty.
     ///
     /// # Errors
-    /// [`Error::Available`], [`Error::Place`]
+    /// Fails if the driver made the virtqueue malformed, with any variant of [`Error`].
     pub fn pop_chain<'m>(&mut self, memory: &'m GuestMemory) -> Result<Option<DescriptorIter<'m>>, Error> {
         let next = self.queue.next_avail();
         let size = self.queue.size();
-        let index = load(memory, self.queue.avail_ring() + INDEX, Ordering::Acquire)?;
+        let index = load(memory, self.queue.avail_ring() + INDEX_OFFSET, Ordering::Acquire)?;
         if index == next {
             return Ok(None);
         }
         if index.wrapping_sub(next) > size {
-            return Err(Error::Available { index, next, size });
+            return Err(Error::AvailableIndex { index, next, size });
         }
-        let entry = self.queue.avail_ring() + ENTRIES + AVAILABLE_ENTRY * u64::from(next % size);
+        let entry = self.queue.avail_ring() + ENTRIES_OFFSET + AVAILABLE_ENTRY_SIZE * u64::from(next % size);
         let head = load(memory, entry, Ordering::Relaxed)?;
-        let table = place(memory, self.queue.desc_table(), usize::from(size) * DESCRIPTOR)?;
+        let table = slice_at(
+            memory,
+            self.queue.desc_table(),
+            usize::from(size) * DESCRIPTOR_SIZE,
+        )?;
         self.queue.set_next_avail(next.wrapping_add(1));
         Ok(Some(DescriptorIter {
             memory,
@@ -115,112 +119,115 @@ impl Virtqueue {
         }))
     }
 
-    /// Puts the last `count` chains back that were taken and not used.
+    /// Undoes the pop of the last `count` chains. None of them may be used yet.
     pub fn undo_pop(&mut self, count: u16) {
         let next = Wrapping(self.queue.next_avail()) - Wrapping(count);
         self.queue.set_next_avail(next.0);
     }
 
-    /// Gives chains, each with the bytes written to it, back to the driver, which sees all of them or none.
+    /// Adds `chains`, pairs of head and written length, to the used ring. The driver sees all of them or none.
     ///
     /// # Errors
-    /// [`Error::Place`]
+    /// Fails with [`Error::Access`] if a ring is not in one region of guest memory.
     pub fn add_used(&mut self, memory: &GuestMemory, chains: &[(u16, u32)]) -> Result<(), Error> {
         for (head, length) in chains {
             let next = self.queue.next_used();
             let slot = u64::from(next % self.queue.size());
-            let address = self.queue.used_ring() + ENTRIES + slot * USED_ENTRY;
+            let address = self.queue.used_ring() + ENTRIES_OFFSET + slot * USED_ENTRY_SIZE;
             let mut entry = [0; 8];
             entry[..4].copy_from_slice(&u32::from(*head).to_le_bytes());
             entry[4..].copy_from_slice(&length.to_le_bytes());
-            place(memory, address, entry.len())?.copy_from(&entry);
+            slice_at(memory, address, entry.len())?.copy_from(&entry);
             self.queue.set_next_used(next.wrapping_add(1));
         }
-        // The entries are there before the index says so.
-        let index = self.queue.used_ring() + INDEX;
+        // Release: the driver must see the entries before the index, virtio 1.2 §2.7.8.
+        let index = self.queue.used_ring() + INDEX_OFFSET;
         store(memory, index, self.queue.next_used(), Ordering::Release)
     }
 
-    /// Asks the driver not to tell of new chains.
+    /// Disables available buffer notifications, as far as the driver supports it.
     ///
     /// # Errors
-    /// [`Error::Place`]
+    /// Fails with [`Error::Access`] if a ring is not in one region of guest memory.
     pub fn disable_notification(&mut self, memory: &GuestMemory) -> Result<(), Error> {
-        // With EVENT_IDX, the event that the index has passed stays where it is, and does.
+        // With EVENT_IDX, an `avail_event` that the available index has passed suppresses notifications already.
         if self.queue.event_idx_enabled() {
             return Ok(());
         }
         store(memory, self.queue.used_ring(), NO_NOTIFY, Ordering::Relaxed)
     }
 
-    /// Asks the driver to tell of new chains, and tells whether some came before it could know.
+    /// Enables available buffer notifications. Returns true if chains became available before that: the driver may send
+    /// no notification for them.
     ///
     /// # Errors
-    /// [`Error::Place`]
+    /// Fails with [`Error::Access`] if a ring is not in one region of guest memory.
     pub fn enable_notification(&mut self, memory: &GuestMemory) -> Result<bool, Error> {
         let next = self.queue.next_avail();
         let used = self.queue.used_ring();
         if self.queue.event_idx_enabled() {
-            let end = ENTRIES + USED_ENTRY * u64::from(self.queue.size());
+            let end = ENTRIES_OFFSET + USED_ENTRY_SIZE * u64::from(self.queue.size());
             store(memory, used + end, next, Ordering::Relaxed)?;
         } else {
             store(memory, used, 0, Ordering::Relaxed)?;
         }
-        // The wish is visible before the index is read; the driver does it the other way round.
+        // Full barrier: the driver stores the index, then loads the event or flags; one of both sides sees the other.
         fence(Ordering::SeqCst);
-        let index = load(memory, self.queue.avail_ring() + INDEX, Ordering::Acquire)?;
+        let index = load(memory, self.queue.avail_ring() + INDEX_OFFSET, Ordering::Acquire)?;
         Ok(index != next)
     }
 
-    /// Whether chains were used since the last call of which the driver wants to be told. Section 2.7.7.2.
+    /// Returns true if the driver expects a used buffer notification for the chains added since the last call, virtio 1.2
+    /// §2.7.7.2.
     ///
     /// # Errors
-    /// [`Error::Place`]
+    /// Fails with [`Error::Access`] if a ring is not in one region of guest memory.
     pub fn needs_notification(&mut self, memory: &GuestMemory) -> Result<bool, Error> {
         let next = Wrapping(self.queue.next_used());
-        let told = std::mem::replace(&mut self.signalled_used, next);
-        if told == next {
+        let old = std::mem::replace(&mut self.signalled_used, next);
+        if old == next {
             return Ok(false);
         }
-        // What was used is visible before the driver's wish is read; the driver does it the other way round.
+        // Full barrier: the driver stores its event or flags, then loads the used index; one of both sides sees the other.
         fence(Ordering::SeqCst);
         let available = self.queue.avail_ring();
         if self.queue.event_idx_enabled() {
-            let end = ENTRIES + AVAILABLE_ENTRY * u64::from(self.queue.size());
+            let end = ENTRIES_OFFSET + AVAILABLE_ENTRY_SIZE * u64::from(self.queue.size());
             let event = Wrapping(load(memory, available + end, Ordering::Relaxed)?);
-            return Ok(next - event - Wrapping(1) < next - told);
+            return Ok(next - event - Wrapping(1) < next - old);
         }
         let flags = load(memory, available, Ordering::Relaxed)?;
         Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 }
 
-/// The descriptors of one chain, in its order. Ends at one that cannot be followed as if the chain were complete.
+/// Iterator over the descriptors of one chain. It ends at a descriptor that cannot be followed; the consumer detects that
+/// by the NEXT flag of the last descriptor.
 #[derive(Clone)]
 pub struct DescriptorIter<'m> {
     memory: &'m GuestMemory,
     table: VolatileSlice<'m>,
     head: u16,
     next: u16,
-    /// Descriptors that may still come: no more than there are in the table.
+    /// Descriptors that may follow, at most the size of the table: bounds a loop.
     left: u16,
     bytes: u32,
     indirect: bool,
 }
 
 impl DescriptorIter<'_> {
-    /// Index of the first descriptor.
+    /// Returns the index of the first descriptor.
     pub fn head(&self) -> u16 {
         self.head
     }
 
-    /// Goes on in the table that `descriptor` names. Section 2.7.5.3: there is none inside another.
-    fn enter(&mut self, descriptor: Descriptor) -> Option<()> {
+    /// Continues in the indirect table of `descriptor`. Indirect tables do not nest, virtio 1.2 §2.7.5.3.1.
+    fn enter_indirect(&mut self, descriptor: Descriptor) -> Option<()> {
         let length = usize::try_from(descriptor.len()).ok()?;
-        if self.indirect || !length.is_multiple_of(DESCRIPTOR) {
+        if self.indirect || !length.is_multiple_of(DESCRIPTOR_SIZE) {
             return None;
         }
-        self.left = u16::try_from(length / DESCRIPTOR).ok()?;
+        self.left = u16::try_from(length / DESCRIPTOR_SIZE).ok()?;
         self.table = self.memory.get_slice(descriptor.addr(), length).ok()?;
         self.next = 0;
         self.indirect = true;
@@ -228,8 +235,8 @@ impl DescriptorIter<'_> {
     }
 
     fn read(&self) -> Option<Descriptor> {
-        let offset = usize::from(self.next) * DESCRIPTOR;
-        self.table.get_ref(offset).ok().map(|place| place.load())
+        let offset = usize::from(self.next) * DESCRIPTOR_SIZE;
+        self.table.get_ref(offset).ok().map(|slot| slot.load())
     }
 }
 
@@ -242,13 +249,13 @@ impl Iterator for DescriptorIter<'_> {
         }
         let mut descriptor = self.read()?;
         if descriptor.refers_to_indirect_table() {
-            self.enter(descriptor)?;
+            self.enter_indirect(descriptor)?;
             descriptor = (self.left > 0).then(|| self.read()).flatten()?;
             if descriptor.refers_to_indirect_table() {
                 return None;
             }
         }
-        // Section 2.7.5.2: no more than 2^32 bytes.
+        // A chain has at most 2^32 bytes in total, virtio 1.2 §2.7.5.2.
         self.bytes = self.bytes.checked_add(descriptor.len())?;
         self.left = match descriptor.has_next() {
             true => self.left - 1,
@@ -259,38 +266,38 @@ impl Iterator for DescriptorIter<'_> {
     }
 }
 
-/// `length` bytes of a queue at `address`.
-fn place(memory: &GuestMemory, address: u64, length: usize) -> Result<VolatileSlice<'_>, Error> {
+/// Returns `length` bytes of a virtqueue at `address`.
+fn slice_at(memory: &GuestMemory, address: u64, length: usize) -> Result<VolatileSlice<'_>, Error> {
     memory
         .get_slice(GuestAddress(address), length)
-        .map_err(|source| Error::Place {
+        .map_err(|source| Error::Access {
             address,
             length,
             source,
         })
 }
 
-/// The 16 bits at `address`.
+/// Loads the 16-bit value at `address`.
 fn load(memory: &GuestMemory, address: u64, order: Ordering) -> Result<u16, Error> {
-    let place = place(memory, address, size_of::<u16>())?;
-    let value = place
+    let slice = slice_at(memory, address, size_of::<u16>())?;
+    let value = slice
         .get_atomic_ref::<AtomicU16>(0)
-        .map_err(|source| misplaced(address, source.into()))?;
+        .map_err(|source| access_error(address, source.into()))?;
     Ok(u16::from_le(value.load(order)))
 }
 
-/// Stores 16 bits at `address`.
+/// Stores a 16-bit `value` at `address`.
 fn store(memory: &GuestMemory, address: u64, value: u16, order: Ordering) -> Result<(), Error> {
-    let place = place(memory, address, size_of::<u16>())?;
-    place
+    let slice = slice_at(memory, address, size_of::<u16>())?;
+    slice
         .get_atomic_ref::<AtomicU16>(0)
-        .map_err(|source| misplaced(address, source.into()))?
+        .map_err(|source| access_error(address, source.into()))?
         .store(value.to_le(), order);
     Ok(())
 }
 
-fn misplaced(address: u64, source: GuestMemoryError) -> Error {
-    Error::Place {
+fn access_error(address: u64, source: GuestMemoryError) -> Error {
+    Error::Access {
         address,
         length: size_of::<u16>(),
         source,

@@ -20,8 +20,8 @@ fn collect(driver: &FakeDriver, limits: ChainLimits) -> Result<Chain<'_>, Error>
     Chain::collect(next(&mut queue, &driver.memory), &driver.memory, limits)
 }
 
-/// Publishes `table`, from descriptor 0 on, and collects it.
-fn walk(table: &[RawDescriptor]) -> Result<(u64, u64), Error> {
+/// Makes `table`, at descriptor 0, available and collects it. Returns readable and writable length.
+fn collect_table(table: &[RawDescriptor]) -> Result<(u64, u64), Error> {
     let mut driver = driver();
     for (index, descriptor) in (0..).zip(table) {
         driver.queues[0].set_descriptor(index, *descriptor);
@@ -30,7 +30,7 @@ fn walk(table: &[RawDescriptor]) -> Result<(u64, u64), Error> {
     collect(&driver, ChainLimits::WIDEST).map(|chain| (chain.readable.len(), chain.writable.len()))
 }
 
-fn piece(length: u32, flags: u16, next: u16) -> RawDescriptor {
+fn descriptor(length: u32, flags: u16, next: u16) -> RawDescriptor {
     RawDescriptor {
         address: 0x8000,
         length,
@@ -40,17 +40,17 @@ fn piece(length: u32, flags: u16, next: u16) -> RawDescriptor {
 }
 
 #[test]
-fn a_chain_is_its_pieces_in_order() {
+fn chain_keeps_buffer_order() {
     let mut driver = driver();
     driver.write(0x8000, b"abcdef");
-    let pieces = [
+    let buffers = [
         Piece::readable(0x8003, 3),
         Piece::readable(0x8001, 0),
         Piece::readable(0x8000, 3),
         Piece::writable(0x9000, 2),
         Piece::writable(0x9100, 2),
     ];
-    let direct = driver.queues[0].add(&pieces);
+    let direct = driver.queues[0].add(&buffers);
     let chain = collect(&driver, ChainLimits::WIDEST).unwrap();
     assert_eq!(chain.head, direct);
     assert_eq!((chain.readable.len(), chain.readable.count()), (6, 2));
@@ -64,24 +64,24 @@ fn a_chain_is_its_pieces_in_order() {
 }
 
 #[test]
-fn an_indirect_table_is_part_of_the_chain() {
+fn indirect_table_extends_chain() {
     let mut driver = driver();
-    let pieces = [
+    let buffers = [
         Piece::readable(0x8000, 5),
         Piece::readable(0x9000, 6),
         Piece::writable(0xa000, 7),
     ];
-    // The table needs no alignment.
-    driver.queues[0].add_indirect(0x7001, &pieces);
+    // An odd address: an indirect table has no required alignment.
+    driver.queues[0].add_indirect(0x7001, &buffers);
     let chain = collect(&driver, ChainLimits::WIDEST).unwrap();
     assert_eq!((chain.readable.len(), chain.writable.len()), (11, 7));
 }
 
 #[test]
-fn an_iovec_covers_a_range_exactly() {
+fn iovec_covers_exact_range() {
     let mut driver = driver();
-    let pieces = [0x8000, 0x9000, 0xa000].map(|address| Piece::readable(address, 0x10));
-    driver.queues[0].add(&pieces);
+    let buffers = [0x8000, 0x9000, 0xa000].map(|address| Piece::readable(address, 0x10));
+    driver.queues[0].add(&buffers);
     let chain = collect(&driver, ChainLimits::WIDEST).unwrap();
     let lengths = |range| -> Vec<usize> { chain.readable.iovec(range).map(|io| io.iov_len).collect() };
     assert_eq!(lengths(0..0x30), [0x10, 0x10, 0x10]);
@@ -97,7 +97,7 @@ fn an_iovec_covers_a_range_exactly() {
 }
 
 #[test]
-fn a_piece_is_split_where_regions_meet() {
+fn buffer_splits_between_regions() {
     let memory = GuestMemory::from_ranges(&[
         (GuestAddress(0), 0x8000),
         (GuestAddress(0x8000), 0x8000),
@@ -122,7 +122,7 @@ fn a_piece_is_split_where_regions_meet() {
 }
 
 #[test]
-fn what_is_not_there_is_neither_read_nor_written() {
+fn access_beyond_end_fails() {
     let mut driver = driver();
     driver.queues[0].add(&[Piece::readable(0x8000, 4), Piece::writable(0x9000, 4)]);
     let chain = collect(&driver, ChainLimits::WIDEST).unwrap();
@@ -143,54 +143,57 @@ fn what_is_not_there_is_neither_read_nor_written() {
 }
 
 #[test]
-fn chains_that_loop_or_leave_their_table_are_broken() {
-    let broken = |table: &[RawDescriptor], there| match walk(table) {
-        Err(Error::Broken { head: 0, descriptors }) => assert_eq!(descriptors, there),
+fn looping_or_escaping_chain_is_malformed() {
+    let expect_malformed = |table: &[RawDescriptor], expected| match collect_table(table) {
+        Err(Error::Malformed { head: 0, descriptors }) => assert_eq!(descriptors, expected),
         other => panic!("{other:?}"),
     };
-    broken(&[piece(1, NEXT, 0)], SIZE.into());
-    broken(&[piece(1, NEXT, 1), piece(1, NEXT, 0)], SIZE.into());
-    broken(&[piece(0, NEXT, 0)], SIZE.into());
-    broken(&[piece(1, NEXT, SIZE)], 1);
-    broken(&[piece(1, NEXT, u16::MAX)], 1);
-    let all: Vec<_> = (1..=SIZE).map(|next| piece(1, NEXT, next % SIZE)).collect();
-    broken(&all, SIZE.into());
+    expect_malformed(&[descriptor(1, NEXT, 0)], SIZE.into());
+    expect_malformed(&[descriptor(1, NEXT, 1), descriptor(1, NEXT, 0)], SIZE.into());
+    expect_malformed(&[descriptor(0, NEXT, 0)], SIZE.into());
+    expect_malformed(&[descriptor(1, NEXT, SIZE)], 1);
+    expect_malformed(&[descriptor(1, NEXT, u16::MAX)], 1);
+    let all: Vec<_> = (1..=SIZE).map(|next| descriptor(1, NEXT, next % SIZE)).collect();
+    expect_malformed(&all, SIZE.into());
 }
 
 #[test]
-fn a_head_outside_the_table_is_broken() {
+fn head_outside_table_is_malformed() {
     for head in [SIZE, u16::MAX] {
         let mut driver = driver();
         driver.queues[0].make_available(head);
         let error = collect(&driver, ChainLimits::WIDEST).unwrap_err();
-        assert!(matches!(error, Error::Broken { descriptors: 0, head: found } if found == head));
+        assert!(matches!(error, Error::Malformed { descriptors: 0, head: found } if found == head));
     }
 }
 
 #[test]
-fn indirect_tables_are_checked() {
+fn invalid_indirect_table_is_malformed() {
     let table = |address, length| RawDescriptor {
         address,
         length,
         flags: INDIRECT,
         next: 0,
     };
-    let inside = |descriptor| {
+    let collect_indirect = |inner| {
         let mut driver = driver();
-        driver.queues[0].write_descriptor(0x7000, descriptor);
-        driver.queues[0].set_descriptor(0, piece(1, NEXT, 1));
+        driver.queues[0].write_descriptor(0x7000, inner);
+        driver.queues[0].set_descriptor(0, descriptor(1, NEXT, 1));
         driver.queues[0].set_descriptor(1, table(0x7000, 16));
         driver.queues[0].make_available(0);
         collect(&driver, ChainLimits::WIDEST).map(|chain| chain.readable.len())
     };
-    assert_eq!(inside(piece(2, 0, 0)).unwrap(), 3);
-    for wrong in [
+    assert_eq!(collect_indirect(descriptor(2, 0, 0)).unwrap(), 3);
+    for invalid in [
         table(0x7000, 16),
-        piece(2, NEXT, 1),
-        piece(2, NEXT, 0),
-        piece(2, NEXT | INDIRECT, 0),
+        descriptor(2, NEXT, 1),
+        descriptor(2, NEXT, 0),
+        descriptor(2, NEXT | INDIRECT, 0),
     ] {
-        assert!(matches!(inside(wrong), Err(Error::Broken { .. })), "{wrong:?}");
+        assert!(
+            matches!(collect_indirect(invalid), Err(Error::Malformed { .. })),
+            "{invalid:?}"
+        );
     }
     for (address, length) in [
         (0x7000, 0),
@@ -203,16 +206,16 @@ fn indirect_tables_are_checked() {
         (u64::MAX, 16),
         (u64::MAX - 15, 16),
     ] {
-        let walked = walk(&[table(address, length)]);
+        let collected = collect_table(&[table(address, length)]);
         assert!(
-            matches!(walked, Err(Error::Broken { .. })),
+            matches!(collected, Err(Error::Malformed { .. })),
             "{address:#x} {length:#x}"
         );
     }
 }
 
 #[test]
-fn pieces_outside_memory_are_refused() {
+fn buffer_outside_memory_fails() {
     for (address, length) in [
         (0x1_0000, 1),
         (0xffff, 2),
@@ -222,14 +225,14 @@ fn pieces_outside_memory_are_refused() {
         (u64::MAX - 3, 8),
     ] {
         for flags in [0, WRITE] {
-            let walked = walk(&[RawDescriptor {
+            let collected = collect_table(&[RawDescriptor {
                 address,
                 length,
                 flags,
                 next: 0,
             }]);
             assert!(
-                matches!(walked, Err(Error::Outside { .. })),
+                matches!(collected, Err(Error::Outside { .. })),
                 "{address:#x} {length:#x}"
             );
         }
@@ -239,22 +242,22 @@ fn pieces_outside_memory_are_refused() {
         ..RawDescriptor::default()
     };
     assert_eq!(
-        walk(&[nothing]).unwrap(),
+        collect_table(&[nothing]).unwrap(),
         (0, 0),
-        "a piece of no bytes is nowhere"
+        "an empty buffer has no address"
     );
 }
 
 #[test]
-fn readable_pieces_come_first() {
+fn readable_after_writable_fails() {
     for length in [0, 1] {
-        let walked = walk(&[piece(length, WRITE | NEXT, 1), piece(1, 0, 0)]);
-        assert!(matches!(walked, Err(Error::Order { head: 0 })));
+        let collected = collect_table(&[descriptor(length, WRITE | NEXT, 1), descriptor(1, 0, 0)]);
+        assert!(matches!(collected, Err(Error::Order { head: 0 })));
     }
 }
 
 #[test]
-fn limits_are_kept() {
+fn chain_above_limit_fails() {
     let limited = |count: usize, pieces, bytes| {
         let mut driver = driver();
         driver.queues[0].add(&vec![Piece::readable(0x8000, 10); count]);
@@ -263,7 +266,7 @@ fn limits_are_kept() {
     assert_eq!(limited(3, 3, 30).unwrap(), 30);
     assert!(matches!(
         limited(3, 2, 30),
-        Err(Error::TooManyPieces { limit: 2, .. })
+        Err(Error::TooManyBuffers { limit: 2, .. })
     ));
     assert!(matches!(limited(3, 3, 29), Err(Error::TooLong { limit: 29, .. })));
     let mut driver = driver();
@@ -275,11 +278,11 @@ fn limits_are_kept() {
             bytes: u64::MAX,
         },
     );
-    assert!(matches!(widest, Err(Error::TooManyPieces { limit: 1024, .. })));
+    assert!(matches!(widest, Err(Error::TooManyBuffers { limit: 1024, .. })));
 }
 
 #[test]
-fn a_chain_takes_the_place_of_another() {
+fn replace_overwrites_chain() {
     let mut driver = driver();
     driver.queues[0].add(&[Piece::readable(0x8000, 4), Piece::writable(0x9000, 4)]);
     let second = driver.queues[0].add(&[Piece::readable(0x8000, 1)]);
