@@ -1,11 +1,11 @@
-//! The memory-mapped transport, version 2. Section 4.2 of the specification.
+//! The MMIO transport, version 2, virtio 1.2 §4.2.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`registers`] | offsets and values of the registers |
-//! | `ring` | what a driver says of one queue |
-//! | [`state`] | [`TransportState`]: what is kept in a snapshot |
-//! | [`transport`] | [`Transport`]: the register window and the life of the device behind it |
+//! | `queue` | registers of one queue |
+//! | [`registers`] | register offsets and values |
+//! | [`state`] | [`TransportState`]: saved state |
+//! | [`transport`] | [`Transport`]: register accesses and device lifecycle |
 
 mod queue;
 pub mod registers;

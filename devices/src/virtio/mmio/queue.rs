@@ -1,20 +1,20 @@
-//! What a driver says of one queue before the device has it.
+//! Registers of one queue.
 
 use snapshot::GuestMemory;
 use virtio_queue::{Queue, QueueState};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-/// The largest size of a queue. Section 2.7 of the specification.
-const LARGEST: u32 = 32_768;
+/// Maximum size of a split virtqueue, virtio 1.2 §2.7.
+const MAX_SIZE: u32 = 32_768;
 
-/// An address that is written in two halves.
+/// Half of a 64-bit address register.
 #[derive(Clone, Copy)]
 pub(super) enum Half {
     Low,
     High,
 }
 
-/// The part of a queue that an address is of.
+/// Part of a virtqueue.
 #[derive(Clone, Copy)]
 pub(super) enum Area {
     Descriptors,
@@ -22,7 +22,7 @@ pub(super) enum Area {
     Used,
 }
 
-/// The registers of one queue. Nothing in them is checked before the queue is to be ready.
+/// Registers of one queue. Their values are unchecked until the driver sets QueueReady.
 #[derive(Clone, Debug)]
 pub(super) struct QueueRegisters {
     pub(super) max_size: u16,
@@ -34,7 +34,7 @@ pub(super) struct QueueRegisters {
 }
 
 impl QueueRegisters {
-    /// As after a reset.
+    /// Returns the registers after a reset.
     pub(super) fn new(max_size: u16) -> Self {
         Self {
             max_size,
@@ -60,8 +60,8 @@ impl QueueRegisters {
         *address = *address & keep | u64::from(value) << shift;
     }
 
-    /// Whether a device can work with it. `virtio_queue` has the same check, but with an error in the log for each time
-    /// that a guest likes to have one.
+    /// Returns true if size, alignment and addresses are valid. `Queue::is_valid` of `virtio_queue` checks the same, but a
+    /// guest could use it to flood the log.
     pub(super) fn is_usable(&self, memory: &GuestMemory) -> bool {
         let size = u64::from(self.size);
         let within = |address: u64, align: u64, length: u64| {
@@ -70,18 +70,18 @@ impl QueueRegisters {
                     .is_ok_and(|length| memory.check_range(GuestAddress(address), length))
         };
         self.size <= self.max_size.into()
-            && self.size <= LARGEST
+            && self.size <= MAX_SIZE
             && self.size.is_power_of_two()
-            // Alignments and sizes are those of section 2.7, the event fields included.
+            // Alignments and sizes of virtio 1.2 §2.7, with the event fields.
             && within(self.descriptors, 16, 16 * size)
-            // `virtio_queue` takes an available ring at 0 for one that was never set.
+            // `virtio_queue` treats address 0 as an unset available ring.
             && self.available != 0
             && within(self.available, 2, 6 + 2 * size)
             && within(self.used, 4, 6 + 8 * size)
     }
 
-    /// The queue for the device, from the beginning; `None` if it is not ready.
-    pub(super) fn queue(&self, event_idx: bool) -> Option<Queue> {
+    /// Returns the queue at its start, or `None` if it is not ready.
+    pub(super) fn build(&self, event_idx: bool) -> Option<Queue> {
         let state = QueueState {
             event_idx_enabled: event_idx,
             ..self.state()?
@@ -89,7 +89,7 @@ impl QueueRegisters {
         Queue::try_from(state).ok().filter(|_| self.ready)
     }
 
-    /// The registers as `virtio_queue` has them; `None` if the size is larger than it knows.
+    /// Returns the registers for `virtio_queue`, or `None` if the size exceeds 16 bits.
     fn state(&self) -> Option<QueueState> {
         Some(QueueState {
             max_size: self.max_size,

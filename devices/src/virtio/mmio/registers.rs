@@ -1,84 +1,84 @@
-//! Offsets and values of the registers. Section 4.2.2 of the specification.
+//! Register offsets and values, virtio 1.2 §4.2.2.
 //!
-//! All registers are 32 bits wide, little-endian, and a driver uses them by aligned accesses of 32 bits. Only the
-//! configuration space takes other widths.
+//! All registers are 32 bits wide and little-endian. A driver uses aligned 32-bit accesses, except to the configuration
+//! space.
 
-/// Bytes of the window.
+/// Bytes of the MMIO range of a device.
 pub const WINDOW: u64 = 0x1000;
 
 /// MagicValue: reads as [`MAGIC`].
 pub const MAGIC_VALUE: u64 = 0x000;
 /// Version: reads as [`VERSION_2`].
 pub const VERSION: u64 = 0x004;
-/// DeviceID: what kind of device it is.
+/// DeviceID: device type, virtio 1.2 §5.
 pub const DEVICE_ID: u64 = 0x008;
 /// VendorID: reads as [`VENDOR`].
 pub const VENDOR_ID: u64 = 0x00c;
-/// DeviceFeatures: 32 of the bits that are offered.
+/// DeviceFeatures: 32 bits of the offered features.
 pub const DEVICE_FEATURES: u64 = 0x010;
-/// DeviceFeaturesSel: which 32.
+/// DeviceFeaturesSel: half that DeviceFeatures shows.
 pub const DEVICE_FEATURES_SEL: u64 = 0x014;
-/// DriverFeatures: 32 of the bits that the driver accepts.
+/// DriverFeatures: 32 bits of the features that the driver accepts.
 pub const DRIVER_FEATURES: u64 = 0x020;
-/// DriverFeaturesSel: which 32.
+/// DriverFeaturesSel: half that DriverFeatures sets.
 pub const DRIVER_FEATURES_SEL: u64 = 0x024;
-/// QueueSel: which queue the following registers are about.
+/// QueueSel: queue that the queue registers select.
 pub const QUEUE_SEL: u64 = 0x030;
-/// QueueNumMax: its largest size, or 0 if there is no such queue.
+/// QueueNumMax: maximum queue size, or 0 if the queue does not exist.
 pub const QUEUE_NUM_MAX: u64 = 0x034;
-/// QueueNum: its size.
+/// QueueNum: queue size.
 pub const QUEUE_NUM: u64 = 0x038;
-/// QueueReady: whether the device may use it.
+/// QueueReady: 1 if the device may use the queue.
 pub const QUEUE_READY: u64 = 0x044;
-/// QueueNotify: there is something in the queue of this number.
+/// QueueNotify: available buffer notification for the written queue index.
 pub const QUEUE_NOTIFY: u64 = 0x050;
-/// InterruptStatus: what the interrupt is for.
+/// InterruptStatus: pending causes of the interrupt.
 pub const INTERRUPT_STATUS: u64 = 0x060;
-/// InterruptACK: what of it has been seen to.
+/// InterruptACK: causes that the driver has handled.
 pub const INTERRUPT_ACK: u64 = 0x064;
-/// Status: how far the driver and the device are.
+/// Status: device status, virtio 1.2 §2.1.
 pub const STATUS: u64 = 0x070;
 /// QueueDescLow: address of the descriptor table.
 pub const QUEUE_DESC_LOW: u64 = 0x080;
-/// QueueDescHigh: its upper half.
+/// QueueDescHigh: upper half of that address.
 pub const QUEUE_DESC_HIGH: u64 = 0x084;
 /// QueueDriverLow: address of the available ring.
 pub const QUEUE_DRIVER_LOW: u64 = 0x090;
-/// QueueDriverHigh: its upper half.
+/// QueueDriverHigh: upper half of that address.
 pub const QUEUE_DRIVER_HIGH: u64 = 0x094;
 /// QueueDeviceLow: address of the used ring.
 pub const QUEUE_DEVICE_LOW: u64 = 0x0a0;
-/// QueueDeviceHigh: its upper half.
+/// QueueDeviceHigh: upper half of that address.
 pub const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
-/// SHMLenLow: length of the selected shared memory region; all ones when there is no such region, and there is none.
+/// SHMLenLow: length of the selected shared memory region; all ones, since no device has one.
 pub const SHM_LEN_LOW: u64 = 0x0b0;
-/// SHMLenHigh: its upper half.
+/// SHMLenHigh: upper half of that length.
 pub const SHM_LEN_HIGH: u64 = 0x0b4;
-/// SHMBaseLow: address of that region; all ones likewise.
+/// SHMBaseLow: address of that region; all ones.
 pub const SHM_BASE_LOW: u64 = 0x0b8;
-/// SHMBaseHigh: its upper half.
+/// SHMBaseHigh: upper half of that address.
 pub const SHM_BASE_HIGH: u64 = 0x0bc;
-/// ConfigGeneration: another number whenever the configuration space has changed.
+/// ConfigGeneration: changes with the configuration space.
 pub const CONFIG_GENERATION: u64 = 0x0fc;
-/// Where the configuration space begins; it goes on to the end of the window.
+/// Start of the configuration space, which ends with the MMIO range.
 pub const CONFIG: u64 = 0x100;
 
 /// Value of MagicValue: "virt".
 pub const MAGIC: u32 = u32::from_le_bytes(*b"virt");
-/// Value of Version: not the legacy interface.
+/// Value of Version: the non-legacy interface.
 pub const VERSION_2: u32 = 2;
 /// Value of VendorID: "MAYF".
 pub const VENDOR: u32 = u32::from_le_bytes(*b"MAYF");
 
-/// Status: the driver has noticed the device.
+/// Status: the driver has found the device.
 pub const ACKNOWLEDGE: u32 = 1;
-/// Status: the driver knows how to drive it.
+/// Status: the driver supports the device.
 pub const DRIVER: u32 = 2;
-/// Status: the driver is ready, the device is live.
+/// Status: the driver is ready; the device is active.
 pub const DRIVER_OK: u32 = 4;
-/// Status: both agree on the features.
+/// Status: features are negotiated.
 pub const FEATURES_OK: u32 = 8;
-/// Status: the device cannot go on.
+/// Status: the device has stopped until its reset.
 pub const DEVICE_NEEDS_RESET: u32 = 64;
 /// Status: the driver has given up.
 pub const FAILED: u32 = 128;

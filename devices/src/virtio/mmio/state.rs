@@ -1,6 +1,6 @@
-//! What is kept of a transport in a snapshot.
+//! Saved state of a transport.
 //!
-//! The state of the device behind it is a section of its own, with `/device` behind the key of the transport's.
+//! The device has a section of its own; its key is the key of the transport with the suffix `/device`.
 
 use serde::{Deserialize, Serialize};
 use snapshot::persist::Error;
@@ -33,9 +33,9 @@ pub struct TransportState {
     pub(super) registers: Registers,
     pub(super) interrupt_status: u32,
     pub(super) needs_reset: bool,
-    pub(super) configuration: ConfigGeneration,
+    pub(super) config_generation: ConfigGeneration,
     pub(super) active: bool,
-    pub(super) rings: Vec<MmioQueueState>,
+    pub(super) queues: Vec<MmioQueueState>,
 }
 
 impl Schema for TransportState {
@@ -60,7 +60,7 @@ impl<D: VirtioDevice + ?Sized> Component for Transport<D> {
             source,
         })?;
         self.restore(state)?;
-        // Last, since what it keeps of its driver goes over what its activation sets.
+        // Last: the activation above sets state that the section of the device must overwrite.
         self.device.restore_section(&device_key(key), archive)
     }
 }
@@ -80,29 +80,29 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
     pub(super) fn state(&self) -> Result<TransportState, Error> {
         let progress = match self.active {
             true => self.device.queue_states(),
-            false => vec![QueueState::default(); self.rings.len()],
+            false => vec![QueueState::default(); self.queues.len()],
         };
-        if progress.len() != self.rings.len() {
-            let (given, there) = (progress.len(), self.rings.len());
+        if progress.len() != self.queues.len() {
+            let (states, queues) = (progress.len(), self.queues.len());
             return Err(invalid(format!(
-                "the device says where {given} of its {there} queues are"
+                "the device returned {states} queue states for {queues} queues"
             )));
         }
-        let rings = self.rings.iter().zip(progress);
+        let queues = self.queues.iter().zip(progress);
         Ok(TransportState {
             device_id: self.device.device_id(),
             registers: self.registers.clone(),
             interrupt_status: self.signal.status(),
             needs_reset: self.signal.is_reset_needed(),
-            configuration: self.configuration.clone(),
+            config_generation: self.config_generation.clone(),
             active: self.active,
-            rings: rings
-                .map(|(ring, progress)| MmioQueueState {
-                    size: ring.size,
-                    ready: ring.ready,
-                    descriptors: ring.descriptors,
-                    available: ring.available,
-                    used: ring.used,
+            queues: queues
+                .map(|(queue, progress)| MmioQueueState {
+                    size: queue.size,
+                    ready: queue.ready,
+                    descriptors: queue.descriptors,
+                    available: queue.available,
+                    used: queue.used,
                     next_available: progress.next_avail,
                     next_used: progress.next_used,
                 })
@@ -113,29 +113,29 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
     pub(super) fn restore(&mut self, state: TransportState) -> Result<(), Error> {
         self.check(&state)?;
         self.reset();
-        for (ring, saved) in self.rings.iter_mut().zip(&state.rings) {
-            *ring = QueueRegisters {
-                max_size: ring.max_size,
+        for (queue, saved) in self.queues.iter_mut().zip(&state.queues) {
+            *queue = QueueRegisters {
+                max_size: queue.max_size,
                 size: saved.size,
                 ready: saved.ready,
                 descriptors: saved.descriptors,
                 available: saved.available,
                 used: saved.used,
             };
-            if ring.ready && !ring.is_usable(&self.memory) {
+            if queue.ready && !queue.is_usable(&self.memory) {
                 return Err(invalid(format!(
-                    "a queue is ready that cannot be used: {ring:x?}"
+                    "a queue is ready, but its registers are invalid: {queue:x?}"
                 )));
             }
         }
         self.registers = state.registers;
-        self.configuration = state.configuration;
+        self.config_generation = state.config_generation;
         self.signal.restore(state.interrupt_status, state.needs_reset);
         if state.active {
             let mut queues = self
-                .queues()
-                .ok_or_else(|| invalid("the device is active, but not all of its queues are ready".into()))?;
-            for (queue, saved) in queues.iter_mut().zip(&state.rings) {
+                .build_queues()
+                .ok_or_else(|| invalid("the device is active, but a queue is not ready".into()))?;
+            for (queue, saved) in queues.iter_mut().zip(&state.queues) {
                 queue.set_next_avail(saved.next_available);
                 queue.set_next_used(saved.next_used);
             }
@@ -144,30 +144,33 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         Ok(())
     }
 
-    /// Checks all that does not need the queues.
+    /// Checks everything except the queue registers.
     fn check(&self, state: &TransportState) -> Result<(), Error> {
         let registers = &state.registers;
         let status = registers.status;
-        let known = r::ACKNOWLEDGE | r::DRIVER | r::DRIVER_OK | r::FEATURES_OK | r::FAILED;
-        let settled = status & r::FEATURES_OK != 0;
+        let defined = r::ACKNOWLEDGE | r::DRIVER | r::DRIVER_OK | r::FEATURES_OK | r::FAILED;
+        let negotiated = status & r::FEATURES_OK != 0;
         let started = status & r::DRIVER_OK != 0;
         let unknown = registers.driver_features & !self.offered();
         let versioned = registers.driver_features & 1 << VIRTIO_F_VERSION_1 != 0;
         let reason = if state.device_id != self.device.device_id() {
             let (saved, own) = (state.device_id, self.device.device_id());
-            format!("it is of device type {saved}, and this device is of type {own}")
-        } else if state.rings.len() != self.rings.len() {
-            let (saved, own) = (state.rings.len(), self.rings.len());
-            format!("it has {saved} queues, and this device has {own}")
-        } else if status & !known != 0 || started && !settled || state.active && !started {
-            format!("status {status:#x} cannot be, active or not")
-        } else if settled && (unknown != 0 || !versioned) {
+            format!("device type is {saved}; this device has type {own}")
+        } else if state.queues.len() != self.queues.len() {
+            let (saved, own) = (state.queues.len(), self.queues.len());
+            format!("queue count is {saved}; this device has {own}")
+        } else if status & !defined != 0 || started && !negotiated || state.active && !started {
+            format!("status {status:#x} contradicts itself or the activation")
+        } else if negotiated && (unknown != 0 || !versioned) {
             let features = registers.driver_features;
             format!(
-                "the driver uses features {features:#x}, of which this device does not offer {unknown:#x}"
+                "features {features:#x} need VERSION_1 and only offered bits; {unknown:#x} are not offered"
             )
         } else if state.interrupt_status & !(USED_BUFFER | CONFIGURATION) != 0 {
-            format!("interrupt status {:#x}", state.interrupt_status)
+            format!(
+                "interrupt status {:#x} has undefined bits",
+                state.interrupt_status
+            )
         } else {
             return Ok(());
         };

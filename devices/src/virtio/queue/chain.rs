@@ -61,9 +61,7 @@ pub enum Error {
         head: u16,
     },
     /// A buffer is not completely in guest memory.
-    #[error(
-        "cannot map {length:#x} bytes at {address:#x} of chain {head}"
-    )]
+    #[error("cannot map {length:#x} bytes at {address:#x} of chain {head}")]
     Outside {
         /// Index of its first descriptor.
         head: u16,

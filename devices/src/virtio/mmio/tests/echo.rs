@@ -1,4 +1,4 @@
-//! A device that writes what it reads.
+//! A device that echoes device-readable buffers into device-writable ones.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,21 +15,21 @@ use crate::virtio::queue::chain::{Chain, ChainLimits};
 
 pub const ID: u32 = 0x7f;
 pub const SIZES: [u16; 2] = [16, 4];
-/// A feature of the device itself.
+/// Feature of the device type, not of the transport.
 pub const FEATURE: u64 = 1 << 5;
 pub const OFFERED: u64 = FEATURE | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
-/// The most chains at one kick. A queue whose rings overlap its buffers may never come to its end.
-const MOST: usize = 256;
+/// Maximum number of chains for one notification. A queue whose rings overlap its buffers may never become empty.
+const MAX_CHAINS: usize = 256;
 
-/// What the test sees of the device from outside.
+/// Observations of the device for the test.
 #[derive(Default)]
 pub struct Seen {
     pub activations: AtomicU32,
     pub resets: AtomicU32,
-    pub kicks: AtomicU32,
+    pub notifications: AtomicU32,
     pub features: AtomicU64,
     pub tokens: Mutex<Vec<u32>>,
-    pub configuration: Mutex<Vec<u8>>,
+    pub config_space: Mutex<Vec<u8>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,13 +57,13 @@ impl Echo {
         }
     }
 
-    /// `None` at anything malformed.
-    fn serve(&mut self, queue: usize) -> Option<()> {
+    /// Processes available chains. Returns `None` if one is malformed.
+    fn process(&mut self, queue: usize) -> Option<()> {
         let activation = self.activation.as_mut()?;
         let queue = &mut activation.queues[queue];
         let memory = &activation.memory;
         let before = self.echoed;
-        for _ in 0..MOST {
+        for _ in 0..MAX_CHAINS {
             let Some(chain) = queue.iter(memory).ok()?.next() else {
                 break;
             };
@@ -99,10 +99,10 @@ impl VirtioDevice for Echo {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let configuration = lock(&self.seen.configuration);
+        let config_space = lock(&self.seen.config_space);
         for (offset, byte) in (offset..).zip(data) {
             let offset = usize::try_from(offset).unwrap();
-            *byte = configuration.get(offset).copied().unwrap_or(0);
+            *byte = config_space.get(offset).copied().unwrap_or(0);
         }
     }
 
@@ -126,8 +126,8 @@ impl VirtioDevice for Echo {
     }
 
     fn notify(&mut self, queue: usize) {
-        self.seen.kicks.fetch_add(1, Ordering::SeqCst);
-        if self.serve(queue).is_none() {
+        self.seen.notifications.fetch_add(1, Ordering::SeqCst);
+        if self.process(queue).is_none() {
             self.activation.as_ref().unwrap().signal.set_needs_reset();
         }
     }

@@ -1,4 +1,4 @@
-//! Drivers that mean harm, or know no better.
+//! Hostile and faulty drivers.
 
 use super::super::registers as r;
 use super::{Bench, MEMORY, READY, count};
@@ -7,21 +7,25 @@ use crate::virtio::testing::{FakeDriver, INDIRECT, NEXT, Piece, RawDescriptor, W
 const BUFFER: u64 = 0x1_0000;
 const TABLE: u64 = 0x1_8000;
 const OUTSIDE: u64 = MEMORY as u64;
-const BROKEN: u32 = READY | r::DEVICE_NEEDS_RESET;
+const NEEDS_RESET: u32 = READY | r::DEVICE_NEEDS_RESET;
 
-/// Asserts that the device has stopped, has said so, and can be had again.
-fn stopped(bench: &mut Bench, what: &str) {
-    assert_eq!(bench.get(r::STATUS), BROKEN, "{what}");
+/// Asserts that the device has stopped, has notified its driver, and works after a reset.
+fn expect_stopped(bench: &mut Bench, what: &str) {
+    assert_eq!(bench.get(r::STATUS), NEEDS_RESET, "{what}");
     assert_eq!(bench.get(r::INTERRUPT_STATUS) & 2, 2, "{what}");
     assert!(bench.line.take() > 0, "{what}");
-    let kicks = count(&bench.seen.kicks);
-    bench.kick(0);
-    bench.kick(1);
-    assert_eq!(count(&bench.seen.kicks), kicks, "{what}: a kick was handed on");
-    bench.works_after_reset();
+    let notifications = count(&bench.seen.notifications);
+    bench.notify(0);
+    bench.notify(1);
+    assert_eq!(
+        count(&bench.seen.notifications),
+        notifications,
+        "{what}: the device was notified"
+    );
+    bench.expect_recovery();
 }
 
-/// Brings the device up, with `registers` written over those of queue 0 before it is made ready.
+/// Starts the device, with `registers` of queue 0 overwritten before QueueReady.
 fn start_with(registers: &[(u64, u32)]) -> Bench {
     let mut bench = Bench::new();
     bench.driver.queues[0].register(&mut bench.transport);
@@ -41,10 +45,10 @@ fn start_with(registers: &[(u64, u32)]) -> Bench {
 }
 
 #[test]
-fn queues_of_impossible_sizes_are_never_ready() {
+fn queue_with_invalid_size_is_not_ready() {
     for size in [0, 3, 5, 15, 17, 32, 0x8000, 0x1_0000, 0x1_0010, u32::MAX] {
         let mut bench = start_with(&[(r::QUEUE_NUM, size)]);
-        stopped(&mut bench, &format!("size {size}"));
+        expect_stopped(&mut bench, &format!("size {size}"));
     }
     for size in [1, 2, 4, 8, 16] {
         let mut bench = start_with(&[(r::QUEUE_NUM, size)]);
@@ -53,20 +57,20 @@ fn queues_of_impossible_sizes_are_never_ready() {
 }
 
 #[test]
-fn a_queue_of_one_works() {
+fn queue_of_size_one_works() {
     let mut bench = Bench::with(FakeDriver::new(MEMORY, &[1, 1]));
     assert_eq!(bench.start(), READY);
     let (buffers, table) = (bench.driver.buffers, bench.driver.buffers + 0x1000);
     for _ in 0..3 {
-        let pieces = [Piece::readable(buffers, 4), Piece::writable(buffers, 4)];
-        bench.driver.queues[0].add_indirect(table, &pieces);
-        bench.kick(0);
+        let buffers_of_chain = [Piece::readable(buffers, 4), Piece::writable(buffers, 4)];
+        bench.driver.queues[0].add_indirect(table, &buffers_of_chain);
+        bench.notify(0);
         assert_eq!(bench.driver.queues[0].collect_used().len(), 1);
     }
 }
 
 #[test]
-fn rings_that_are_not_memory_are_never_ready() {
+fn queue_outside_memory_is_not_ready() {
     let end = u32::try_from(MEMORY).unwrap();
     for (offset, value) in [
         (r::QUEUE_DESC_LOW, 0x1008),
@@ -84,9 +88,9 @@ fn rings_that_are_not_memory_are_never_ready() {
         (r::QUEUE_DEVICE_HIGH, 0x8000_0000),
     ] {
         let mut bench = start_with(&[(offset, value)]);
-        stopped(&mut bench, &format!("register {offset:#x} with {value:#x}"));
+        expect_stopped(&mut bench, &format!("register {offset:#x} with {value:#x}"));
     }
-    // To the last byte, with the event fields.
+    // Up to the last byte, event fields included.
     for (offset, value) in [
         (r::QUEUE_DESC_LOW, end - 0x100),
         (r::QUEUE_DRIVER_LOW, end - 38),
@@ -99,19 +103,19 @@ fn rings_that_are_not_memory_are_never_ready() {
             "register {offset:#x} with {value:#x}"
         );
     }
-    // Wraps to the beginning.
+    // The table wraps around the address space.
     let wrapping = [(r::QUEUE_DESC_LOW, 0xffff_fff0), (r::QUEUE_DESC_HIGH, u32::MAX)];
-    stopped(
+    expect_stopped(
         &mut start_with(&wrapping),
         "a table at the end of the address space",
     );
 }
 
 #[test]
-fn all_queues_have_to_be_ready() {
+fn start_without_ready_queue_needs_reset() {
     let mut bench = Bench::new();
     bench.driver.queues.pop();
-    assert_eq!(bench.start(), BROKEN);
+    assert_eq!(bench.start(), NEEDS_RESET);
     assert_eq!(count(&bench.seen.activations), 0);
     assert_eq!(bench.line.take(), 1);
 }
@@ -125,9 +129,9 @@ fn descriptor(address: u64, length: u32, flags: u16, next: u16) -> RawDescriptor
     }
 }
 
-/// Starts the device with `table` as its first descriptors, and a descriptor that names itself as an indirect table at
-/// [`TABLE`], and kicks it.
-fn stopped_by(what: &str, table: &[RawDescriptor]) {
+/// Starts the device with `table` as its first descriptors and, at [`TABLE`], an indirect descriptor that refers to itself.
+/// Expects the device to stop at a notification.
+fn expect_stopped_by(what: &str, table: &[RawDescriptor]) {
     let mut bench = Bench::started();
     let queue = &mut bench.driver.queues[0];
     queue.write_descriptor(TABLE, descriptor(TABLE, 16, INDIRECT, 0));
@@ -135,88 +139,88 @@ fn stopped_by(what: &str, table: &[RawDescriptor]) {
         queue.set_descriptor(index, *descriptor);
     }
     queue.make_available(0);
-    bench.kick(0);
+    bench.notify(0);
     assert!(
         bench.driver.queues[0].pop_used().is_none(),
         "a chain that {what} was used"
     );
-    stopped(&mut bench, what);
+    expect_stopped(&mut bench, what);
 }
 
 #[test]
-fn malformed_chains_stop_the_device() {
+fn malformed_chain_stops_device() {
     let one = |flags, next| descriptor(BUFFER, 1, flags, next);
-    stopped_by("loops", &[one(NEXT, 1), one(NEXT, 0)]);
-    stopped_by("loops on nothing", &[descriptor(BUFFER, 0, NEXT, 0)]);
-    stopped_by("leaves the table", &[one(NEXT, 16)]);
-    stopped_by("is readable behind writable", &[one(NEXT | WRITE, 1), one(0, 0)]);
+    expect_stopped_by("loops", &[one(NEXT, 1), one(NEXT, 0)]);
+    expect_stopped_by("loops on nothing", &[descriptor(BUFFER, 0, NEXT, 0)]);
+    expect_stopped_by("leaves the table", &[one(NEXT, 16)]);
+    expect_stopped_by("is readable behind writable", &[one(NEXT | WRITE, 1), one(0, 0)]);
     for (address, length) in [(OUTSIDE, 1), (OUTSIDE - 1, 2), (u64::MAX, 2), (BUFFER, u32::MAX)] {
         for flags in [0, WRITE] {
-            stopped_by("is outside memory", &[descriptor(address, length, flags, 0)]);
+            expect_stopped_by("is outside memory", &[descriptor(address, length, flags, 0)]);
         }
     }
 }
 
 #[test]
-fn malformed_indirect_tables_stop_the_device() {
+fn malformed_indirect_table_stops_device() {
     for (what, address, length) in [
         ("has a table in a table", TABLE, 16),
         ("has an empty table", TABLE, 0),
-        ("has a table with a part", TABLE, 24),
+        ("has a table with half a descriptor", TABLE, 24),
         ("has a table outside memory", OUTSIDE, 16),
         ("has a table that wraps", u64::MAX - 7, 16),
     ] {
         let table = descriptor(address, length, INDIRECT, 0);
-        stopped_by(what, &[table]);
-        stopped_by(what, &[descriptor(BUFFER, 1, NEXT, 1), table]);
+        expect_stopped_by(what, &[table]);
+        expect_stopped_by(what, &[descriptor(BUFFER, 1, NEXT, 1), table]);
     }
 }
 
 #[test]
-fn heads_outside_the_table_stop_the_device() {
+fn head_outside_table_stops_device() {
     for head in [16, 17, 0x8000, u16::MAX] {
         let mut bench = Bench::started();
         bench.driver.queues[0].make_available(head);
-        bench.kick(0);
-        stopped(&mut bench, &format!("head {head}"));
+        bench.notify(0);
+        expect_stopped(&mut bench, &format!("head {head}"));
     }
 }
 
 #[test]
-fn an_available_index_that_jumps_stops_the_device() {
+fn available_index_jump_stops_device() {
     for served in [0, 1, 20] {
         for jump in [17, 0x7fff, 0x8000, u16::MAX - 1, u16::MAX] {
             let mut bench = Bench::started();
             for _ in 0..served {
-                bench.echoes(0, b"x");
+                bench.expect_echo(0, b"x");
             }
             bench.driver.queues[0].set_available_index(jump.wrapping_add(served));
-            bench.kick(0);
-            stopped(&mut bench, &format!("from {served} by {jump}"));
+            bench.notify(0);
+            expect_stopped(&mut bench, &format!("from {served} by {jump}"));
         }
     }
 }
 
 #[test]
-fn an_index_that_wraps_around_is_as_good_as_any() {
+fn available_index_wraps_around() {
     let mut bench = Bench::started();
     for round in 0..70_000_u32 {
         if round % 1000 == 0 {
-            bench.echoes(0, b"x");
+            bench.expect_echo(0, b"x");
             continue;
         }
         bench.driver.queues[0].make_available(0);
-        bench.kick(0);
+        bench.notify(0);
         assert!(bench.driver.queues[0].pop_used().is_some());
     }
     assert_eq!(bench.get(r::STATUS), READY);
 }
 
 #[test]
-fn pieces_of_nothing_are_used_like_others() {
+fn empty_buffers_are_used() {
     let mut bench = Bench::started();
     let buffers = bench.driver.buffers;
-    for pieces in [
+    for chain in [
         vec![Piece::readable(u64::MAX, 0)],
         vec![Piece::writable(0, 0)],
         vec![Piece::writable(buffers, 8)],
@@ -227,15 +231,15 @@ fn pieces_of_nothing_are_used_like_others() {
             Piece::writable(buffers, 0),
         ],
     ] {
-        bench.driver.queues[0].add(&pieces);
-        bench.kick(0);
-        assert_eq!(bench.driver.queues[0].collect_used().len(), 1, "{pieces:?}");
+        bench.driver.queues[0].add(&chain);
+        bench.notify(0);
+        assert_eq!(bench.driver.queues[0].collect_used().len(), 1, "{chain:?}");
     }
-    bench.echoes(0, b"and on it goes");
+    bench.expect_echo(0, b"still works");
 }
 
 #[test]
-fn rings_as_buffers_harm_nobody() {
+fn rings_as_buffers_are_harmless() {
     for area in 0..3 {
         for offset in (0..0x100).step_by(2) {
             let mut bench = Bench::started();
@@ -245,15 +249,15 @@ fn rings_as_buffers_harm_nobody() {
                 queue.add(&[Piece::readable(0x1_0000, 8), Piece::writable(target, 8)]);
             }
             bench.driver.write(0x1_0000, &[0xff, 3, 0, 1, 0, 7, 0, 0xff]);
-            bench.kick(0);
-            bench.kick(0);
-            bench.works_after_reset();
+            bench.notify(0);
+            bench.notify(0);
+            bench.expect_recovery();
         }
     }
 }
 
 #[test]
-fn rings_on_top_of_each_other_harm_nobody() {
+fn overlapping_rings_are_harmless() {
     let at = 0x8000;
     let areas = [r::QUEUE_DESC_LOW, r::QUEUE_DRIVER_LOW, r::QUEUE_DEVICE_LOW];
     for shift in (0..0x120).step_by(16) {
@@ -263,21 +267,21 @@ fn rings_on_top_of_each_other_harm_nobody() {
         for index in 0..20 {
             let index: u16 = index;
             bench.driver.write((at + shift + 2).into(), &index.to_le_bytes());
-            bench.kick(0);
+            bench.notify(0);
         }
-        bench.works_after_reset();
+        bench.expect_recovery();
     }
 }
 
 #[test]
-fn more_is_never_served_at_a_kick_than_was_published() {
+fn notification_uses_only_available_chains() {
     let mut bench = Bench::started();
     let buffers = bench.driver.buffers;
     for _ in 0..8 {
         bench.driver.queues[0].add(&[Piece::readable(buffers, 1), Piece::writable(buffers, 1)]);
     }
-    bench.kick(0);
-    bench.kick(0);
+    bench.notify(0);
+    bench.notify(0);
     assert_eq!(bench.driver.queues[0].collect_used().len(), 8);
     assert_eq!(bench.driver.queues[0].used_index(), 8);
 }

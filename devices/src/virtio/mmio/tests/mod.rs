@@ -17,7 +17,7 @@ use crate::virtio::testing::{CountingInterrupt, FakeDriver, Piece, Used, get, se
 const MEMORY: usize = 0x2_0000;
 const READY: u32 = r::ACKNOWLEDGE | r::DRIVER | r::FEATURES_OK | r::DRIVER_OK;
 
-/// An echo device behind its transport, with a driver that has not touched it yet.
+/// An echo device behind its transport, in its reset state, with a driver.
 struct Bench {
     driver: FakeDriver,
     transport: Transport<Echo>,
@@ -30,7 +30,7 @@ impl Bench {
         Self::with(FakeDriver::new(MEMORY, &SIZES))
     }
 
-    /// Another device on the memory of `driver`.
+    /// Creates another device on the memory of `driver`.
     fn with(driver: FakeDriver) -> Self {
         let seen = Arc::new(Seen::default());
         let line = Arc::new(CountingInterrupt::default());
@@ -66,12 +66,12 @@ impl Bench {
         set(&mut self.transport, offset, value);
     }
 
-    fn kick(&mut self, queue: u32) {
+    fn notify(&mut self, queue: u32) {
         self.driver.kick(&mut self.transport, queue);
     }
 
-    /// Sends `text` through `queue` and expects it to come back.
-    fn echoes(&mut self, queue: u32, text: &[u8]) {
+    /// Sends `text` through `queue` and expects its echo.
+    fn expect_echo(&mut self, queue: u32, text: &[u8]) {
         let (from, to) = (self.driver.buffers, self.driver.buffers + 0x100);
         let length = u32::try_from(text.len()).unwrap();
         self.driver.write(from, text);
@@ -79,7 +79,7 @@ impl Bench {
         let index = usize::try_from(queue).unwrap();
         let head =
             self.driver.queues[index].add(&[Piece::readable(from, length), Piece::writable(to, length)]);
-        self.kick(queue);
+        self.notify(queue);
         let used = self.driver.queues[index].collect_used();
         assert_eq!(
             used,
@@ -91,14 +91,14 @@ impl Bench {
         assert_eq!(self.driver.read(to, text.len()), text);
     }
 
-    /// Resets the device, takes it up again and uses it, as a driver does that finds it broken.
-    fn works_after_reset(&mut self) {
+    /// Resets, starts and uses the device, like a driver after DEVICE_NEEDS_RESET.
+    fn expect_recovery(&mut self) {
         self.driver.reset(&mut self.transport);
         assert_eq!((self.get(r::STATUS), self.get(r::INTERRUPT_STATUS)), (0, 0));
         assert_eq!(self.start(), READY);
         self.line.take();
         for queue in [0, 1] {
-            self.echoes(queue, b"after the reset");
+            self.expect_echo(queue, b"after the reset");
         }
         assert_eq!(self.line.take(), 2);
     }

@@ -1,4 +1,4 @@
-//! Whatever a guest comes up with.
+//! Random guest behaviour.
 
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_oneof, proptest};
 
@@ -7,23 +7,23 @@ use super::{Bench, READY};
 use crate::testing::{Access, accesses, replay};
 use crate::virtio::testing::{FakeQueue, Piece, RawDescriptor};
 
-/// A change to the rings of a queue.
+/// A change to a virtqueue.
 #[derive(Clone, Debug)]
 enum Mutation {
     Descriptor(u16, RawDescriptor),
-    Publish(u16),
+    MakeAvailable(u16),
     AvailableIndex(u16),
     UsedEvent(u16),
-    /// A byte of the rings, counted from the descriptor table on.
+    /// Offset from the descriptor table, and value of a byte.
     Byte(u64, u8),
-    Kick,
+    Notify,
 }
 
 fn small_or_any() -> impl Strategy<Value = u16> {
     prop_oneof![0_u16..18, any::<u16>()]
 }
 
-/// Descriptors that are nearly right, so that they get far.
+/// Returns nearly valid descriptors, which pass the first checks.
 fn descriptors() -> impl Strategy<Value = RawDescriptor> {
     let address = prop_oneof![0x1000_u64..0x2_0010, any::<u64>()];
     let length = prop_oneof![0_u32..64, Just(256), any::<u32>()];
@@ -39,11 +39,11 @@ fn descriptors() -> impl Strategy<Value = RawDescriptor> {
 fn mutations() -> impl Strategy<Value = Vec<Mutation>> {
     let mutation = prop_oneof![
         (0_u16..16, descriptors()).prop_map(|(index, descriptor)| Mutation::Descriptor(index, descriptor)),
-        small_or_any().prop_map(Mutation::Publish),
+        small_or_any().prop_map(Mutation::MakeAvailable),
         small_or_any().prop_map(Mutation::AvailableIndex),
         small_or_any().prop_map(Mutation::UsedEvent),
         (0_u64..0x200, any::<u8>()).prop_map(|(at, value)| Mutation::Byte(at, value)),
-        Just(Mutation::Kick),
+        Just(Mutation::Notify),
     ];
     proptest::collection::vec(mutation, 0..48)
 }
@@ -51,14 +51,14 @@ fn mutations() -> impl Strategy<Value = Vec<Mutation>> {
 fn mutate(queue: &mut FakeQueue, mutation: &Mutation) {
     match mutation {
         Mutation::Descriptor(index, descriptor) => queue.set_descriptor(*index, *descriptor),
-        Mutation::Publish(head) => queue.make_available(*head),
+        Mutation::MakeAvailable(head) => queue.make_available(*head),
         Mutation::AvailableIndex(index) => queue.set_available_index(*index),
         Mutation::UsedEvent(index) => queue.set_used_event(*index),
-        Mutation::Byte(..) | Mutation::Kick => {}
+        Mutation::Byte(..) | Mutation::Notify => {}
     }
 }
 
-/// Queue configuration and status writes that have a chance to start the device, among others that have none.
+/// Returns writes to queue and status registers, some of which may start the device.
 fn near_misses() -> impl Strategy<Value = Vec<Access>> {
     let offset = prop_oneof![0_u64..0x40, Just(r::STATUS / 4), Just(r::QUEUE_READY / 4)];
     let value = prop_oneof![0_u32..20, Just(0x1000), Just(READY), any::<u32>()];
@@ -71,7 +71,7 @@ fn near_misses() -> impl Strategy<Value = Vec<Access>> {
 
 proptest! {
     #[test]
-    fn no_ring_harms_the_device(mutations in mutations(), event_idx: bool, start in 0_u16..3) {
+    fn random_virtqueue_is_harmless(mutations in mutations(), event_idx: bool, start in 0_u16..3) {
         let mut bench = Bench::new();
         let features = u64::from(event_idx) << 29;
         prop_assert!(bench.driver.start(&mut bench.transport, features) == READY);
@@ -82,28 +82,28 @@ proptest! {
         let rings = bench.driver.queues[0].descriptors;
         for mutation in &mutations {
             match mutation {
-                Mutation::Kick => bench.kick(0),
+                Mutation::Notify => bench.notify(0),
                 Mutation::Byte(at, value) => bench.driver.write(rings + at, &[*value]),
                 other => mutate(&mut bench.driver.queues[0], other),
             }
         }
-        bench.kick(0);
-        bench.works_after_reset();
+        bench.notify(0);
+        bench.expect_recovery();
     }
 
     #[test]
-    fn no_access_harms_the_transport(accesses in accesses(r::WINDOW), started: bool) {
+    fn random_accesses_are_harmless(accesses in accesses(r::WINDOW), started: bool) {
         let mut bench = if started { Bench::started() } else { Bench::new() };
         replay(&mut bench.transport, &accesses);
-        bench.works_after_reset();
+        bench.expect_recovery();
     }
 
     #[test]
-    fn no_order_of_writes_harms_the_transport(writes in near_misses(), more in near_misses()) {
+    fn random_write_order_is_harmless(writes in near_misses(), more in near_misses()) {
         let mut bench = Bench::new();
         replay(&mut bench.transport, &writes);
         bench.start();
         replay(&mut bench.transport, &more);
-        bench.works_after_reset();
+        bench.expect_recovery();
     }
 }

@@ -1,4 +1,4 @@
-//! What the registers say, and accesses of every kind.
+//! Register values and access widths.
 
 use super::super::registers as r;
 use super::echo::{FEATURE, ID, OFFERED};
@@ -7,7 +7,7 @@ use crate::bus::BusDevice;
 use crate::sync::lock;
 
 #[test]
-fn the_window_says_what_is_behind_it() {
+fn registers_describe_device() {
     let mut bench = Bench::new();
     assert_eq!(bench.get(r::MAGIC_VALUE), 0x7472_6976);
     assert_eq!(bench.get(r::VERSION), 2);
@@ -30,7 +30,7 @@ fn the_window_says_what_is_behind_it() {
     for offset in [r::SHM_LEN_LOW, r::SHM_LEN_HIGH, r::SHM_BASE_LOW, r::SHM_BASE_HIGH] {
         assert_eq!(bench.get(offset), u32::MAX);
     }
-    // Reserved, write-only, and QueueReset, which is not offered.
+    // Reserved, write-only, and QueueReset (0xc0): RING_RESET is not offered.
     for offset in [
         0x18,
         0x1c,
@@ -46,7 +46,7 @@ fn the_window_says_what_is_behind_it() {
 }
 
 #[test]
-fn registers_take_aligned_accesses_of_their_width_only() {
+fn registers_ignore_other_widths() {
     let mut bench = Bench::started();
     for offset in 0..r::CONFIG {
         for width in [1, 2, 3, 4, 8] {
@@ -64,15 +64,15 @@ fn registers_take_aligned_accesses_of_their_width_only() {
     assert_eq!(
         bench.get(r::STATUS),
         READY,
-        "a write of another width has no effect"
+        "a write of another width was not ignored"
     );
     assert_eq!(count(&bench.seen.resets), 0);
 }
 
 #[test]
-fn the_configuration_space_takes_every_width() {
+fn config_space_supports_all_widths() {
     let mut bench = Bench::new();
-    *lock(&bench.seen.configuration) = (1..=12).collect();
+    *lock(&bench.seen.config_space) = (1..=12).collect();
     for offset in 0..16_u8 {
         for width in [1, 2, 4, 8] {
             let mut data = vec![0xa5; width];
@@ -88,16 +88,16 @@ fn the_configuration_space_takes_every_width() {
 }
 
 #[test]
-fn the_generation_changes_with_the_configuration() {
+fn generation_changes_with_configuration() {
     let mut bench = Bench::new();
-    let change = |bench: &Bench, bytes: &[u8]| *lock(&bench.seen.configuration) = bytes.to_vec();
+    let change = |bench: &Bench, bytes: &[u8]| *lock(&bench.seen.config_space) = bytes.to_vec();
     let first = bench.get(r::CONFIG_GENERATION);
     assert_eq!(bench.get(r::CONFIG_GENERATION), first);
     change(&bench, &[1, 2]);
     let second = bench.get(r::CONFIG_GENERATION);
     assert_ne!(second, first);
     assert_eq!(bench.get(r::CONFIG_GENERATION), second);
-    // Changed for the time of one field only, and back.
+    // A change and its undo, with an access between them.
     change(&bench, &[3, 4]);
     bench.get(r::CONFIG);
     change(&bench, &[1, 2]);
@@ -108,7 +108,7 @@ fn the_generation_changes_with_the_configuration() {
 }
 
 #[test]
-fn features_are_settled_by_features_ok() {
+fn features_ok_fixes_features() {
     let mut bench = Bench::new();
     let accept = |bench: &mut Bench, low: u32, high: u32| {
         for (select, value) in [(0, low), (1, high), (2, u32::MAX)] {
@@ -116,18 +116,18 @@ fn features_are_settled_by_features_ok() {
             bench.set(r::DRIVER_FEATURES, value);
         }
     };
-    let settle = r::ACKNOWLEDGE | r::DRIVER | r::FEATURES_OK;
+    let negotiate = r::ACKNOWLEDGE | r::DRIVER | r::FEATURES_OK;
     accept(&mut bench, u32::MAX, 0);
-    bench.set(r::STATUS, settle);
+    bench.set(r::STATUS, negotiate);
     assert_eq!(
         bench.get(r::STATUS),
-        settle & !r::FEATURES_OK,
+        negotiate & !r::FEATURES_OK,
         "without VERSION_1"
     );
-    // Never offered bits are taken back, and what comes after FEATURES_OK is too late.
+    // Bits that were not offered are cleared; writes after FEATURES_OK have no effect.
     accept(&mut bench, u32::try_from(FEATURE).unwrap() | 1 << 20, 1 << 20 | 1);
-    bench.set(r::STATUS, settle);
-    assert_eq!(bench.get(r::STATUS), settle);
+    bench.set(r::STATUS, negotiate);
+    assert_eq!(bench.get(r::STATUS), negotiate);
     accept(&mut bench, 0, 0);
     for (index, queue) in (0..).zip(&bench.driver.queues) {
         crate::virtio::testing::set(&mut bench.transport, r::QUEUE_SEL, index);

@@ -1,4 +1,4 @@
-//! State that leaves and comes back.
+//! Save and restore.
 
 use proptest::prelude::{prop_assert, proptest};
 use snapshot::persist::Error;
@@ -12,7 +12,7 @@ use crate::sync::lock;
 use crate::testing::{accesses, replay};
 use crate::virtio::testing::{FakeDriver, Piece};
 
-/// What is wrong with a state, and how it becomes so.
+/// Name and effect of a change to a valid state.
 type Change<'a> = (&'a str, &'a dyn Fn(&mut TransportState));
 
 fn save(bench: &Bench) -> Vec<u8> {
@@ -28,55 +28,58 @@ fn restore(bench: &mut Bench, bytes: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-/// A bench with the memory and driver of `bench`, and a device that knows nothing yet.
-fn moved(bench: Bench) -> (Bench, Vec<u8>) {
+/// Saves `bench`. Returns a bench with its memory and driver and a new device, and the saved bytes.
+fn save_and_replace(bench: Bench) -> (Bench, Vec<u8>) {
     let bytes = save(&bench);
     (Bench::with(bench.driver), bytes)
 }
 
 #[test]
-fn a_running_device_goes_on_where_it_was() {
+fn running_device_roundtrips() {
     let mut bench = Bench::new();
     assert_eq!(bench.driver.start(&mut bench.transport, FEATURE | 1 << 29), READY);
-    *lock(&bench.seen.configuration) = vec![1, 2, 3];
+    *lock(&bench.seen.config_space) = vec![1, 2, 3];
     for _ in 0..21 {
         bench.driver.queues[0].set_used_event(bench.driver.queues[0].used_index());
-        bench.echoes(0, b"before");
+        bench.expect_echo(0, b"before");
     }
     bench.get(r::CONFIG);
     let status = bench.get(r::INTERRUPT_STATUS);
     assert_eq!(status, 1);
-    let (mut bench, bytes) = moved(bench);
-    *lock(&bench.seen.configuration) = vec![1, 2, 3];
+    let (mut bench, bytes) = save_and_replace(bench);
+    *lock(&bench.seen.config_space) = vec![1, 2, 3];
     restore(&mut bench, &bytes).unwrap();
     assert_eq!(save(&bench), bytes);
     assert_eq!((bench.get(r::STATUS), bench.get(r::INTERRUPT_STATUS)), (READY, 1));
-    assert_eq!(bench.line.take(), 0, "a restore is silent");
+    assert_eq!(bench.line.take(), 0, "restore raised an interrupt");
     bench.transport.notify_restored();
     assert_eq!(
         bench.line.take(),
         0,
-        "the interrupt controller has the one that was not acknowledged"
+        "an unacknowledged interrupt was raised again"
     );
-    assert_eq!((bench.get(r::INTERRUPT_STATUS), count(&bench.seen.kicks)), (1, 2));
+    assert_eq!(
+        (bench.get(r::INTERRUPT_STATUS), count(&bench.seen.notifications)),
+        (1, 2)
+    );
     bench.set(r::INTERRUPT_ACK, 1);
     bench.transport.notify_restored();
     assert_eq!(
         (bench.line.take(), bench.get(r::INTERRUPT_STATUS)),
         (0, 0),
-        "there is nothing to say"
+        "an interrupt without a cause was raised"
     );
-    bench.echoes(0, b"after");
-    bench.echoes(1, b"after");
-    bench.works_after_reset();
+    bench.expect_echo(0, b"after");
+    bench.expect_echo(1, b"after");
+    bench.expect_recovery();
 }
 
 #[test]
-fn what_was_published_before_is_served_after() {
+fn available_chain_is_used_after_restore() {
     let mut bench = Bench::started();
     let buffers = bench.driver.buffers;
     bench.driver.queues[1].add(&[Piece::readable(buffers, 3), Piece::writable(buffers, 3)]);
-    let (mut bench, bytes) = moved(bench);
+    let (mut bench, bytes) = save_and_replace(bench);
     restore(&mut bench, &bytes).unwrap();
     assert!(bench.driver.queues[1].pop_used().is_none());
     bench.transport.notify_restored();
@@ -85,12 +88,12 @@ fn what_was_published_before_is_served_after() {
 }
 
 #[test]
-fn another_configuration_is_told_of() {
+fn changed_configuration_is_notified() {
     let mut bench = Bench::started();
-    *lock(&bench.seen.configuration) = vec![1];
+    *lock(&bench.seen.config_space) = vec![1];
     let before = bench.get(r::CONFIG_GENERATION);
-    let (mut bench, bytes) = moved(bench);
-    *lock(&bench.seen.configuration) = vec![2];
+    let (mut bench, bytes) = save_and_replace(bench);
+    *lock(&bench.seen.config_space) = vec![2];
     restore(&mut bench, &bytes).unwrap();
     bench.transport.notify_restored();
     assert_eq!((bench.line.take(), bench.get(r::INTERRUPT_STATUS)), (1, 2));
@@ -98,11 +101,11 @@ fn another_configuration_is_told_of() {
 }
 
 #[test]
-fn every_stage_of_a_device_comes_back() {
-    let broken = |bench: &mut Bench| {
+fn every_device_status_roundtrips() {
+    let needs_reset = |bench: &mut Bench| {
         bench.start();
         bench.driver.queues[0].make_available(77);
-        bench.kick(0);
+        bench.notify(0);
     };
     let half_way = |bench: &mut Bench| {
         bench.set(r::STATUS, r::ACKNOWLEDGE | r::DRIVER);
@@ -115,30 +118,30 @@ fn every_stage_of_a_device_comes_back() {
         bench.driver.queues.truncate(1);
         bench.start();
     };
-    let stages: [&dyn Fn(&mut Bench); 4] = [&broken, &half_way, &unready, &|_| {}];
+    let stages: [&dyn Fn(&mut Bench); 4] = [&needs_reset, &half_way, &unready, &|_| {}];
     for (index, stage) in stages.iter().enumerate() {
         let mut bench = Bench::new();
         stage(&mut bench);
         let status = bench.get(r::STATUS);
         let bytes = save(&bench);
-        // Into one that has lived before, of which nothing must stay.
+        // Into a device that was active: none of its state may remain.
         let mut other = Bench::started();
-        other.echoes(1, b"an earlier life");
+        other.expect_echo(1, b"before the restore");
         restore(&mut other, &bytes).unwrap();
         assert_eq!(other.get(r::STATUS), status, "stage {index}");
         assert_eq!(save(&other), bytes, "stage {index}");
         other.transport.notify_restored();
-        other.works_after_reset();
+        other.expect_recovery();
     }
 }
 
 #[test]
-fn state_that_cannot_be_is_refused() {
+fn invalid_state_is_rejected() {
     let changes: [Change<'_>; 10] = [
         ("another device", &|state| state.device_id = 1),
-        ("a queue too few", &|state| state.rings.truncate(1)),
+        ("a queue too few", &|state| state.queues.truncate(1)),
         ("unknown status", &|state| state.registers.status |= 0x10),
-        ("broken as status", &|state| {
+        ("DEVICE_NEEDS_RESET in status", &|state| {
             state.registers.status |= r::DEVICE_NEEDS_RESET
         }),
         ("started without features", &|state| {
@@ -153,20 +156,22 @@ fn state_that_cannot_be_is_refused() {
         ("no VERSION_1", &|state| state.registers.driver_features = 0),
         ("unknown interrupts", &|state| state.interrupt_status = 4),
         ("active without a ready queue", &|state| {
-            state.rings[1].ready = false
+            state.queues[1].ready = false
         }),
     ];
     let good = Bench::started().transport.state().unwrap();
     Bench::new().transport.restore(good.clone()).unwrap();
-    let rings: [Change<'_>; 4] = [
-        ("a size that is no power of two", &|state| state.rings[0].size = 3),
-        ("a size too large", &|state| state.rings[0].size = 32),
-        ("a ring outside memory", &|state| {
-            state.rings[0].used = MEMORY as u64
+    let queue_changes: [Change<'_>; 4] = [
+        ("a size that is no power of two", &|state| {
+            state.queues[0].size = 3
         }),
-        ("a misaligned ring", &|state| state.rings[1].descriptors += 8),
+        ("a size too large", &|state| state.queues[0].size = 32),
+        ("a ring outside memory", &|state| {
+            state.queues[0].used = MEMORY as u64
+        }),
+        ("a misaligned ring", &|state| state.queues[1].descriptors += 8),
     ];
-    for (what, change) in changes.iter().chain(&rings) {
+    for (what, change) in changes.iter().chain(&queue_changes) {
         let mut state = good.clone();
         change(&mut state);
         let mut bench = Bench::new();
@@ -177,7 +182,7 @@ fn state_that_cannot_be_is_refused() {
 }
 
 #[test]
-fn a_smaller_memory_is_refused() {
+fn smaller_memory_is_rejected() {
     let bytes = save(&Bench::started());
     let mut small = Bench::with(FakeDriver::new(0x1000, &[]));
     assert!(matches!(restore(&mut small, &bytes), Err(Error::Invalid { .. })));
@@ -185,16 +190,16 @@ fn a_smaller_memory_is_refused() {
 
 proptest! {
     #[test]
-    fn every_state_that_a_guest_makes_comes_back(accesses in accesses(r::CONFIG), started: bool) {
+    fn random_state_roundtrips(accesses in accesses(r::CONFIG), started: bool) {
         let mut bench = if started { Bench::started() } else { Bench::new() };
         replay(&mut bench.transport, &accesses);
-        let (mut bench, bytes) = moved(bench);
+        let (mut bench, bytes) = save_and_replace(bench);
         restore(&mut bench, &bytes).unwrap();
         prop_assert!(save(&bench) == bytes);
     }
 
     #[test]
-    fn no_changed_byte_harms(at in 0..200_usize, value: u8, running: bool) {
+    fn corrupt_byte_is_harmless(at in 0..200_usize, value: u8, running: bool) {
         let bench = if running { Bench::started() } else { Bench::new() };
         let mut bytes = save(&bench);
         let at = at % bytes.len();
@@ -203,7 +208,7 @@ proptest! {
         let restored = ArchiveReader::parse(&bytes).is_ok_and(|mut archive| other.transport.restore_section("net", &mut archive).is_ok());
         if restored {
             other.transport.notify_restored();
-            other.works_after_reset();
+            other.expect_recovery();
         }
     }
 }

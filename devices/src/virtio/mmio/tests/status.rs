@@ -1,4 +1,4 @@
-//! The life of a device: who may do what when.
+//! Device status and the order of operations.
 
 use super::super::registers as r;
 use super::{Bench, READY, count};
@@ -8,11 +8,11 @@ use crate::virtio::testing::{Piece, set};
 const EVENT_IDX: u64 = 1 << 29;
 
 #[test]
-fn a_started_device_serves_its_queues() {
+fn started_device_processes_queues() {
     let mut bench = Bench::started();
     assert_eq!(count(&bench.seen.activations), 1);
     for round in 0..100 {
-        bench.echoes(round % 2, format!("round {round}").as_bytes());
+        bench.expect_echo(round % 2, format!("round {round}").as_bytes());
         assert_eq!(bench.get(r::INTERRUPT_STATUS), 1);
         bench.set(r::INTERRUPT_ACK, 1);
         assert_eq!(bench.get(r::INTERRUPT_STATUS), 0);
@@ -21,13 +21,13 @@ fn a_started_device_serves_its_queues() {
 }
 
 #[test]
-fn event_idx_spares_interrupts() {
+fn event_idx_suppresses_interrupts() {
     let mut bench = Bench::new();
     assert_eq!(bench.driver.start(&mut bench.transport, EVENT_IDX), READY);
     bench.driver.queues[0].set_used_event(2);
     let interrupts: Vec<u32> = (0..5)
         .map(|_| {
-            bench.echoes(0, b"x");
+            bench.expect_echo(0, b"x");
             bench.line.take()
         })
         .collect();
@@ -36,7 +36,7 @@ fn event_idx_spares_interrupts() {
 }
 
 #[test]
-fn nothing_is_served_before_driver_ok() {
+fn chains_wait_for_driver_ok() {
     let mut bench = Bench::new();
     let buffers = bench.driver.buffers;
     bench.driver.queues[0].add(&[Piece::writable(buffers, 1)]);
@@ -49,25 +49,28 @@ fn nothing_is_served_before_driver_ok() {
         r::DRIVER_OK | r::FAILED,
     ] {
         bench.set(r::STATUS, status);
-        bench.kick(0);
+        bench.notify(0);
     }
-    assert_eq!((count(&bench.seen.activations), count(&bench.seen.kicks)), (0, 0));
+    assert_eq!(
+        (count(&bench.seen.activations), count(&bench.seen.notifications)),
+        (0, 0)
+    );
     assert!(bench.driver.queues[0].pop_used().is_none());
 }
 
 #[test]
-fn what_was_kicked_too_early_is_served_at_driver_ok() {
+fn driver_ok_processes_early_chains() {
     let mut bench = Bench::new();
     let buffers = bench.driver.buffers;
     bench.driver.queues[1].add(&[Piece::readable(buffers, 1), Piece::writable(buffers, 1)]);
-    bench.kick(1);
+    bench.notify(1);
     assert_eq!(bench.start(), READY);
     assert_eq!(bench.driver.queues[1].collect_used().len(), 1);
     assert_eq!(bench.line.take(), 1);
 }
 
 #[test]
-fn features_and_driver_may_be_ok_at_once() {
+fn features_ok_and_driver_ok_in_one_write() {
     let mut bench = Bench::new();
     for (index, queue) in (0..).zip(&bench.driver.queues) {
         set(&mut bench.transport, r::QUEUE_SEL, index);
@@ -77,11 +80,11 @@ fn features_and_driver_may_be_ok_at_once() {
     bench.set(r::DRIVER_FEATURES, 1);
     bench.set(r::STATUS, READY);
     assert_eq!(bench.get(r::STATUS), READY);
-    bench.echoes(0, b"as Unikraft does it");
+    bench.expect_echo(0, b"like Unikraft");
 }
 
 #[test]
-fn driver_ok_needs_features_ok_and_activates_once() {
+fn driver_ok_activates_once_after_features_ok() {
     let mut bench = Bench::new();
     bench.set(r::STATUS, r::ACKNOWLEDGE | r::DRIVER | r::DRIVER_OK);
     assert_eq!(bench.get(r::STATUS), r::ACKNOWLEDGE | r::DRIVER);
@@ -91,33 +94,33 @@ fn driver_ok_needs_features_ok_and_activates_once() {
         assert_eq!(bench.get(r::STATUS), READY, "{status:#x}");
     }
     assert_eq!(count(&bench.seen.activations), 1);
-    bench.echoes(0, b"still there");
+    bench.expect_echo(0, b"still there");
 }
 
 #[test]
-fn a_driver_that_failed_starts_nothing() {
+fn failed_driver_does_not_start_device() {
     let mut bench = Bench::new();
     bench.set(r::STATUS, r::FAILED);
     assert_eq!(bench.start() & (r::FAILED | r::DRIVER_OK), r::FAILED);
     assert_eq!(count(&bench.seen.activations), 0);
-    bench.works_after_reset();
+    bench.expect_recovery();
 }
 
 #[test]
-fn a_kick_goes_to_a_queue_that_is_there() {
+fn notification_of_missing_queue_is_ignored() {
     let mut bench = Bench::started();
-    let before = count(&bench.seen.kicks);
+    let before = count(&bench.seen.notifications);
     for queue in [2, 3, 0x1_0000, u32::MAX] {
-        bench.kick(queue);
+        bench.notify(queue);
     }
     bench.transport.notify(usize::MAX);
-    assert_eq!(count(&bench.seen.kicks), before);
+    assert_eq!(count(&bench.seen.notifications), before);
     bench.transport.notify(1);
-    assert_eq!(count(&bench.seen.kicks), before + 1);
+    assert_eq!(count(&bench.seen.notifications), before + 1);
 }
 
 #[test]
-fn a_ready_queue_stays_as_it_is() {
+fn ready_queue_is_fixed() {
     let mut bench = Bench::started();
     for queue in 0..3 {
         bench.set(r::QUEUE_SEL, queue);
@@ -132,49 +135,44 @@ fn a_ready_queue_stays_as_it_is() {
         bench.set(r::QUEUE_READY, 0);
         assert_eq!(bench.get(r::QUEUE_READY), u32::from(queue < 2));
     }
-    bench.echoes(1, b"as it was");
+    bench.expect_echo(1, b"unchanged");
 
     let mut bench = Bench::new();
     bench.driver.queues[0].register(&mut bench.transport);
     bench.set(r::QUEUE_NUM, 3);
     bench.set(r::QUEUE_READY, 1);
-    assert_eq!(
-        bench.get(r::QUEUE_READY),
-        1,
-        "its size is the one it became ready with"
-    );
+    assert_eq!(bench.get(r::QUEUE_READY), 1, "a ready queue has changed its size");
     bench.set(r::QUEUE_READY, 0);
     assert_eq!(
         bench.get(r::QUEUE_READY),
         0,
-        "before DRIVER_OK it can be taken back"
+        "QueueReady was not cleared before DRIVER_OK"
     );
 }
 
 #[test]
-fn a_reset_takes_everything_back_at_any_time() {
+fn reset_clears_everything() {
     let mut bench = Bench::started();
     let buffers = bench.driver.buffers;
     bench.driver.queues[0].add(&[Piece::readable(buffers, 1), Piece::writable(buffers, 1)]);
-    let before = count(&bench.seen.kicks);
+    let before = count(&bench.seen.notifications);
     bench.set(r::STATUS, 0);
-    bench.kick(0);
-    assert_eq!((count(&bench.seen.resets), count(&bench.seen.kicks)), (1, before));
+    bench.notify(0);
+    assert_eq!(
+        (count(&bench.seen.resets), count(&bench.seen.notifications)),
+        (1, before)
+    );
     for queue in [0, 1] {
         bench.set(r::QUEUE_SEL, queue);
         assert_eq!(bench.get(r::QUEUE_READY), 0);
     }
     bench.set(r::STATUS, 0);
-    assert_eq!(
-        count(&bench.seen.resets),
-        1,
-        "a device that is not active is not reset"
-    );
-    bench.works_after_reset();
+    assert_eq!(count(&bench.seen.resets), 1, "an inactive device was reset");
+    bench.expect_recovery();
 }
 
 #[test]
-fn sources_and_readiness_pass_through() {
+fn transport_forwards_events() {
     let mut bench = Bench::new();
     assert_eq!(bench.transport.sources().len(), 1);
     bench.transport.ready(3);
@@ -182,12 +180,12 @@ fn sources_and_readiness_pass_through() {
 }
 
 #[test]
-fn a_ring_that_was_not_offered_is_refused_and_another_stray_bit_is_not() {
+fn unoffered_ring_feature_prevents_features_ok() {
     for (low, high, accepted) in [
         (0, 1 << 2, false),  // RING_PACKED
         (0, 1 << 1, false),  // ACCESS_PLATFORM
-        (1 << 28, 0, true),  // INDIRECT_DESC, which is offered
-        (1 << 20, 0, true),  // no feature of this device
+        (1 << 28, 0, true),  // INDIRECT_DESC, offered
+        (1 << 20, 0, true),  // not offered, ignored
         (1 << 31, 0, false), // reserved
     ] {
         let mut bench = Bench::new();
