@@ -54,20 +54,20 @@ fn a_disk_must_be_one() {
     let _ = fs::remove_file(&fifo);
     scratch::make_fifo(Path::new(&fifo));
     for (path, text) in [
-        (place("missing"), "there is no disk"),
+        (place("missing"), "it does not exist; create it"),
         (
             disk("empty", 0),
-            "is empty: give it a size, for example with `truncate -s 1G`",
+            "it is empty; set its size, for example with `truncate -s 1G`",
         ),
         (
             disk("odd", 700),
-            "has 700 bytes, which is no multiple of 512: is it a raw image?",
+            "its size of 700 bytes is not a multiple of 512; use a raw image",
         ),
         (
             place(""),
-            "is a folder: a disk is a raw image file or a block device",
+            "it is a directory; use a raw image file or a block device",
         ),
-        (fifo, "is neither a file nor a block device"),
+        (fifo, "it is neither a file nor a block device"),
     ] {
         for options in ["", ",ro", ",engine=async"] {
             let command = run(&format!("--disk {path}{options}"));
@@ -86,7 +86,7 @@ fn a_disk_must_be_one() {
 #[test]
 fn a_disk_has_one_writer() {
     let path = disk("shared", 1024);
-    let text = "is in use by another drive or virtual machine: only read-only drives can share one";
+    let text = "another drive or VM uses it; only read-only drives can share a disk";
     for (first, second) in [("", ""), (",ro", ""), ("", ",ro")] {
         let command = run(&format!("--disk {path}{first} --disk {path}{second}"));
         expect_error(command, &["cannot use the disk of drive \"drive1\"", &path, text]);
@@ -111,7 +111,7 @@ fn a_disk_is_one_by_whatever_name() {
     let other = place("named-otherwise");
     let _ = fs::remove_file(&other);
     fs::hard_link(&path, &other).unwrap();
-    let text = "is in use by another drive or virtual machine: only read-only drives can share one";
+    let text = "another drive or VM uses it; only read-only drives can share a disk";
     for (first, second) in [("", ""), (",ro", ""), ("", ",ro")] {
         let command = run(&format!("--disk {path}{first} --disk {other}{second}"));
         expect_error(

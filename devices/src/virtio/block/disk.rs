@@ -1,4 +1,12 @@
-//! The file or block device behind a disk.
+//! The file or block device behind a drive.
+//!
+//! An open file description lock protects an open disk: a writable disk against all other users, a read-only disk against
+//! writers. The second of two drives or VMs that would write to one disk fails, under any name of the file. The lock
+//! belongs to the inode: two nodes of one block device have independent locks.
+//!
+//! A block device discards and zeroes its own logical blocks, which may be larger than a sector of the driver (4Kn: 4096
+//! bytes), and rejects other ranges with EINVAL. Discard is advisory, so its range shrinks to complete blocks. Zeros are
+//! guaranteed, so they are written if the kernel cannot produce them otherwise.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -9,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, c_int, iovec};
 
-/// Bytes of a sector, the unit of everything on the disk.
+/// Bytes of a sector, the unit of all offsets and lengths of the driver.
 pub const SECTOR: u64 = 512;
 
 /// `BLKSSZGET` of linux/fs.h, `_IO(0x12, 104)`.
@@ -18,157 +26,161 @@ const BLKSSZGET: libc::Ioctl = 0x1268;
 /// `BLKDISCARD` of linux/fs.h, `_IO(0x12, 119)`.
 const BLKDISCARD: libc::Ioctl = 0x1277;
 
-/// What zeros are written from where nothing better is there.
+/// Source of written zeros.
 static ZEROS: [u8; 65536] = [0; 65536];
 
-/// Why a file cannot be a disk.
+/// Failure to use a file as a disk.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no such file.
-    #[error("there is no disk {0:?}: make it, for example with `truncate -s 1G`, or correct the path")]
+    /// The path does not exist.
+    #[error("cannot open disk {0:?}: it does not exist; create it, for example with `truncate -s 1G`")]
     Missing(PathBuf),
-    /// This user may not open it.
-    #[error("the disk {0:?} may not be opened for reading: give this user the right")]
+    /// The user has no permission to read it.
+    #[error("cannot open disk {0:?} for reading: permission denied; grant it to this user")]
     NotReadable(PathBuf),
-    /// This user may not open it for writing too.
+    /// The user has no permission to read and write it.
     #[error(
-        "the disk {0:?} may not be opened for reading and writing: give this user the right, or make the drive read-only"
+        "cannot open disk {0:?} for reading and writing: permission denied; grant it to this user, or make the drive read-only"
     )]
     NotWritable(PathBuf),
-    /// It can only be read.
-    #[error("the disk {0:?} is on a read-only file system or device: make the drive read-only")]
+    /// The file system or device is read-only.
+    #[error(
+        "cannot open disk {0:?} for writing: its file system or device is read-only; make the drive read-only"
+    )]
     ReadOnly(PathBuf),
-    /// It is a folder.
-    #[error("{0:?} is a folder: a disk is a raw image file or a block device")]
-    Folder(PathBuf),
-    /// It is a pipe, a socket, a terminal or the like.
-    #[error("{0:?} is neither a file nor a block device")]
+    /// The path is a directory.
+    #[error("cannot use {0:?} as a disk: it is a directory; use a raw image file or a block device")]
+    Directory(PathBuf),
+    /// The path is a pipe, a socket or a character device.
+    #[error(
+        "cannot use {0:?} as a disk: it is neither a file nor a block device; use a raw image file or a block device"
+    )]
     Kind(PathBuf),
-    /// There is nothing in it.
-    #[error("the disk {0:?} is empty: give it a size, for example with `truncate -s 1G`")]
+    /// The file has no bytes.
+    #[error("cannot use disk {0:?}: it is empty; set its size, for example with `truncate -s 1G`")]
     Empty(PathBuf),
-    /// Its end is within a sector.
-    #[error("the disk {path:?} has {size} bytes, which is no multiple of 512: is it a raw image?")]
+    /// The file ends within a sector.
+    #[error("cannot use disk {path:?}: its size of {size} bytes is not a multiple of 512; use a raw image")]
     Size {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its bytes.
+        /// Its size in bytes.
         size: u64,
     },
-    /// Somebody else has it open.
-    #[error(
-        "the disk {0:?} is in use by another drive or virtual machine: only read-only drives can share one"
-    )]
+    /// Another drive or VM holds a conflicting lock.
+    #[error("cannot lock disk {0:?}: another drive or VM uses it; only read-only drives can share a disk")]
     InUse(PathBuf),
-    /// Requests are with the kernel that it does not finish.
-    #[error(
-        "the drive has requests in flight that do not end, so that it stays with its disk: try again later"
-    )]
+    /// The kernel does not complete requests in flight.
+    #[error("cannot change the disk: requests in flight do not complete; retry later")]
     Busy,
-    /// Anything else.
-    #[error("cannot {operation} the disk {path:?}")]
+    /// Another system call failed.
+    #[error("cannot {operation} disk {path:?}")]
     System {
-        /// What was tried.
+        /// Failed operation.
         operation: &'static str,
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The kernel's answer.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
 }
 
-/// On what terms a file becomes a disk.
+/// Options for opening a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskOptions {
-    /// Whether it takes no writes.
+    /// Opens the disk for reading only.
     pub read_only: bool,
-    /// Whether a file of 0 bytes is a disk, of which every read and write fails.
+    /// Accepts an empty file. Every read and write of such a disk fails.
     pub allow_empty: bool,
 }
 
-/// Bytes of the disk.
+/// Byte range of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
     /// First byte.
     pub(super) offset: u64,
-    /// Bytes; the end is within the disk.
+    /// Number of bytes. The end is within the disk.
     pub(super) length: u64,
 }
 
-/// An open disk.
+/// An open and locked disk.
 #[derive(Debug)]
 pub struct Disk {
     pub(super) file: File,
-    /// Where it was opened.
+    /// Path at the last opening.
     pub(super) path: PathBuf,
     pub(super) size: u64,
-    pub(super) terms: DiskOptions,
-    pub(super) block_device: bool,
-    /// Bytes of the blocks that a block device discards; 1 for a file.
+    pub(super) options: DiskOptions,
+    pub(super) is_block_device: bool,
+    /// Bytes of a logical block, the unit of discards, of a block device; 1 for a file.
     pub(super) block: u64,
-    /// It has no medium other than memory.
-    pub(super) in_memory: bool,
+    /// True if the page cache is the only storage.
+    pub(super) is_in_memory: bool,
 }
 
 impl Disk {
     /// Opens and locks the file at `path`.
     ///
     /// # Errors
-    /// Any of this module.
-    pub fn open(path: &Path, terms: DiskOptions) -> Result<Self, Error> {
-        let DiskOptions { read_only, .. } = terms;
-        // Looked at before it is opened, since opening a pipe would block.
+    /// Fails if the file is not a usable disk, or another user has locked it, with any variant except [`Error::Busy`].
+    pub fn open(path: &Path, options: DiskOptions) -> Result<Self, Error> {
+        let DiskOptions { read_only, .. } = options;
+        // Before the open, which would block on a pipe.
         let metadata = path
             .metadata()
-            .map_err(|source| opening(path, read_only, source))?;
+            .map_err(|source| open_error(path, read_only, source))?;
         check_kind(path, &metadata)?;
         let file = OpenOptions::new()
             .read(true)
             .write(!read_only)
             .open(path)
-            .map_err(|source| opening(path, read_only, source))?;
+            .map_err(|source| open_error(path, read_only, source))?;
         let metadata = file.metadata().map_err(|source| Error::System {
             operation: "inspect",
             path: path.to_owned(),
             source,
         })?;
         check_kind(path, &metadata)?;
-        let size = size_of(path, &file, terms)?;
-        hold(path, &file, read_only)?;
-        let block_device = metadata.file_type().is_block_device();
+        let size = measure(path, &file, options)?;
+        lock(path, &file, read_only)?;
+        let is_block_device = metadata.file_type().is_block_device();
         Ok(Self {
-            in_memory: is_in_memory(&file),
-            block: if block_device { block_of(&file) } else { 1 },
+            is_in_memory: is_in_memory(&file),
+            block: if is_block_device {
+                logical_block_size(&file)
+            } else {
+                1
+            },
             file,
             path: path.to_owned(),
             size,
-            terms,
-            block_device,
+            options,
+            is_block_device,
         })
     }
 
-    /// Goes on with the file at `path`: when it is the same file, which keeps its lock, with its size as it is now, and
-    /// otherwise with the other file on the same terms, which is locked before this one is let go.
+    /// Replaces the file by the one at `path`, with the same options. The same file keeps its lock and updates its size;
+    /// another file is locked before the old one is unlocked.
     ///
     /// # Errors
-    /// As [`Self::open`]. This disk is as it was then.
+    /// Fails like [`Self::open`], and then does not change this disk.
     pub(super) fn replace_file(&mut self, path: &Path) -> Result<(), Error> {
         if !self.is_at(path) {
-            *self = Self::open(path, self.terms)?;
+            *self = Self::open(path, self.options)?;
             return Ok(());
         }
-        self.measure()?;
+        self.update_size()?;
         self.path = path.to_owned();
         Ok(())
     }
 
-    /// Takes the size that the file has now.
+    /// Updates the size to the current size of the file.
     ///
     /// # Errors
-    /// [`Error::Empty`], [`Error::Size`], [`Error::System`]. This disk is as it was then.
-    pub(super) fn measure(&mut self) -> Result<(), Error> {
-        self.size = size_of(&self.path, &self.file, self.terms)?;
+    /// Fails with [`Error::Empty`], [`Error::Size`] or [`Error::System`], and then does not change this disk.
+    pub(super) fn update_size(&mut self) -> Result<(), Error> {
+        self.size = measure(&self.path, &self.file, self.options)?;
         Ok(())
     }
 
@@ -179,89 +191,94 @@ impl Disk {
         }
     }
 
-    /// Where the file was found.
+    /// Returns the path at the last opening.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Bytes of the disk, a multiple of [`SECTOR`], as of its opening or the last look.
+    /// Returns the size in bytes, a multiple of [`SECTOR`], at the last opening or update.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Whether the disk takes no writes.
+    /// Returns true if the disk rejects writes.
     pub fn is_read_only(&self) -> bool {
-        self.terms.read_only
+        self.options.read_only
     }
 
-    /// Reads from `offset` into `pieces`. Returns the bytes read, which may be fewer than there is room for; zero at the
-    /// end of the file. With `cached`, only what is there without waiting.
+    /// Reads from `offset` into `iovecs`. Returns the number of bytes, possibly fewer than requested, and zero at the end
+    /// of the file. With `cached`, reads only bytes in the page cache, and does not wait.
     ///
     /// # Safety
-    /// `pieces` must name memory that stays mapped during the call and that anybody may write to, as a guest's.
-    pub(super) unsafe fn read(&self, pieces: &[iovec], offset: u64, cached: bool) -> io::Result<u64> {
-        let (count, offset) = (count_of(pieces)?, signed(offset)?);
+    /// `iovecs` must refer to memory that stays mapped during the call, and that other threads may modify, like guest
+    /// memory.
+    pub(super) unsafe fn read(&self, iovecs: &[iovec], offset: u64, cached: bool) -> io::Result<u64> {
+        let (count, offset) = (iovec_count(iovecs)?, signed(offset)?);
         let flags = if cached { libc::RWF_NOWAIT } else { 0 };
         let file = self.file.as_raw_fd();
-        retried(|| match pieces {
-            // The kernel is a tenth quicker with a cached page when there is no list to read.
-            // SAFETY: the descriptor is open, and the caller vouches for what the piece names.
-            [piece] if flags == 0 => unsafe { libc::pread(file, piece.iov_base, piece.iov_len, offset) },
-            // SAFETY: as above, and `pieces` has `count` entries.
-            _ => unsafe { libc::preadv2(file, pieces.as_ptr(), count, offset, flags) },
+        retry_interrupted(|| match iovecs {
+            // A cached page takes a tenth less time without an iovec array.
+            // SAFETY: the descriptor is open, and the caller guarantees the memory of the iovec.
+            [iovec] if flags == 0 => unsafe { libc::pread(file, iovec.iov_base, iovec.iov_len, offset) },
+            // SAFETY: as above, and `iovecs` has `count` entries.
+            _ => unsafe { libc::preadv2(file, iovecs.as_ptr(), count, offset, flags) },
         })
     }
 
-    /// Writes `pieces` at `offset`. Returns the bytes written, which may be fewer than there are. With `through` they
-    /// are on the medium when it returns.
+    /// Writes `iovecs` at `offset`. Returns the number of bytes, possibly fewer than requested. With `write_through`, the
+    /// bytes are on the medium when the call returns.
     ///
     /// # Safety
-    /// `pieces` must name memory that stays mapped during the call.
-    pub(super) unsafe fn write(&self, pieces: &[iovec], offset: u64, through: bool) -> io::Result<u64> {
-        let (count, offset) = (count_of(pieces)?, signed(offset)?);
-        let flags = if through { libc::RWF_DSYNC } else { 0 };
+    /// `iovecs` must refer to memory that stays mapped during the call.
+    pub(super) unsafe fn write(&self, iovecs: &[iovec], offset: u64, write_through: bool) -> io::Result<u64> {
+        let (count, offset) = (iovec_count(iovecs)?, signed(offset)?);
+        let flags = if write_through { libc::RWF_DSYNC } else { 0 };
         let file = self.file.as_raw_fd();
-        retried(|| match pieces {
-            // As for reading.
-            // SAFETY: the descriptor is open, and the caller vouches for what the piece names.
-            [piece] if flags == 0 => unsafe { libc::pwrite(file, piece.iov_base, piece.iov_len, offset) },
-            // SAFETY: as above, and `pieces` has `count` entries.
-            _ => unsafe { libc::pwritev2(file, pieces.as_ptr(), count, offset, flags) },
+        retry_interrupted(|| match iovecs {
+            // Faster without an iovec array, like a read.
+            // SAFETY: the descriptor is open, and the caller guarantees the memory of the iovec.
+            [iovec] if flags == 0 => unsafe { libc::pwrite(file, iovec.iov_base, iovec.iov_len, offset) },
+            // SAFETY: as above, and `iovecs` has `count` entries.
+            _ => unsafe { libc::pwritev2(file, iovecs.as_ptr(), count, offset, flags) },
         })
     }
 
-    /// Whether reading may wait for a medium.
+    /// Returns true if a read may wait for a medium.
     pub(super) fn waits_to_read(&self) -> bool {
-        !self.in_memory
+        !self.is_in_memory
     }
 
-    /// Whether writing waits for a medium, and not only for room in the page cache.
-    pub(super) fn waits_to_write(&self, through: bool) -> bool {
-        through || self.block_device
+    /// Returns true if a write waits for a medium, not only for free page cache.
+    pub(super) fn waits_to_write(&self, write_through: bool) -> bool {
+        write_through || self.is_block_device
     }
 
-    /// Brings everything written to the medium.
+    /// Flushes all written data to the medium.
     pub(super) fn flush(&self) -> io::Result<()> {
         self.file.sync_data()
     }
-}
 
-impl Disk {
-    /// Gives the blocks that lie wholly in `extent` back to the host, if the host takes them.
+    /// Discards the complete blocks in `extent`, if the host supports it.
     pub(super) fn discard(&self, extent: Extent) -> io::Result<()> {
-        let Extent { offset, length } = inward(extent, self.block);
+        let Extent { offset, length } = shrink_to_blocks(extent, self.block);
         if length == 0 {
             return Ok(());
         }
-        let result = match self.block_device {
+        let result = match self.is_block_device {
             true => self.discard_blocks(offset, length),
             false => self.fallocate(FALLOC_FL_PUNCH_HOLE, extent),
         };
-        // What a discard leaves behind is undefined, so that nothing is as good as anything.
-        result.or_else(|error| if is_refused(&error) { Ok(()) } else { Err(error) })
+        // The contents after a discard are undefined, virtio 1.2 §5.2.6.2: an ignored discard is valid.
+        result.or_else(|error| {
+            if is_unsupported(&error) {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        })
     }
 
-    /// Makes `extent` read as zeros, and gives its blocks back if `unmap`.
+    /// Zeroes `extent`, and deallocates its blocks if `unmap` is set.
     pub(super) fn zero(&self, extent: Extent, unmap: bool) -> io::Result<()> {
         if extent.length == 0 {
             return Ok(());
@@ -272,7 +289,7 @@ impl Disk {
             FALLOC_FL_ZERO_RANGE
         };
         match self.fallocate(mode, extent) {
-            Err(error) if is_refused(&error) => self.write_zeros(extent),
+            Err(error) if is_unsupported(&error) => self.write_zeros(extent),
             result => result,
         }
     }
@@ -280,11 +297,11 @@ impl Disk {
     fn write_zeros(&self, extent: Extent) -> io::Result<()> {
         let mut done = 0;
         while done < extent.length {
-            let part = usize::try_from(extent.length - done)
+            let length = usize::try_from(extent.length - done)
                 .unwrap_or(usize::MAX)
                 .min(ZEROS.len());
-            self.file.write_all_at(&ZEROS[..part], extent.offset + done)?;
-            done += part as u64;
+            self.file.write_all_at(&ZEROS[..length], extent.offset + done)?;
+            done += length as u64;
         }
         Ok(())
     }
@@ -292,8 +309,8 @@ impl Disk {
     fn fallocate(&self, mode: c_int, extent: Extent) -> io::Result<()> {
         let mode = mode | FALLOC_FL_KEEP_SIZE;
         let (offset, length) = (signed(extent.offset)?, signed(extent.length)?);
-        retried(|| {
-            // SAFETY: the descriptor is open; no memory is involved.
+        retry_interrupted(|| {
+            // SAFETY: the descriptor is open; the call accesses no memory.
             let result = unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, length) };
             isize::try_from(result).unwrap_or(-1)
         })?;
@@ -302,8 +319,8 @@ impl Disk {
 
     fn discard_blocks(&self, offset: u64, length: u64) -> io::Result<()> {
         let range = [offset, length];
-        retried(|| {
-            // SAFETY: the descriptor is open, and the call reads two numbers of 64 bits from `range`.
+        retry_interrupted(|| {
+            // SAFETY: the descriptor is open, and the call reads two 64-bit values from `range`.
             let result = unsafe { libc::ioctl(self.file.as_raw_fd(), BLKDISCARD, range.as_ptr()) };
             isize::try_from(result).unwrap_or(-1)
         })?;
@@ -317,23 +334,23 @@ impl AsRawFd for Disk {
     }
 }
 
-/// Whether `file` is on a file system that is nothing but page cache.
+/// Returns true if the file system of `file` has no medium except memory.
 fn is_in_memory(file: &File) -> bool {
-    let mut about = MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: the descriptor is open, and there is room for what the kernel says.
-    let result = unsafe { libc::fstatfs(file.as_raw_fd(), about.as_mut_ptr()) };
+    let mut statfs = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the descriptor is open, and the kernel writes one `statfs`.
+    let result = unsafe { libc::fstatfs(file.as_raw_fd(), statfs.as_mut_ptr()) };
     if result != 0 {
         return false;
     }
-    // SAFETY: the kernel has filled it in.
-    let about = unsafe { about.assume_init() };
-    about.f_type == libc::TMPFS_MAGIC
+    // SAFETY: the successful call has initialized it.
+    let statfs = unsafe { statfs.assume_init() };
+    statfs.f_type == libc::TMPFS_MAGIC
 }
 
-/// Bytes of a block of the block device `file`.
-fn block_of(file: &File) -> u64 {
+/// Returns the logical block size of the block device `file` in bytes.
+fn logical_block_size(file: &File) -> u64 {
     let mut block: c_int = 0;
-    // SAFETY: the descriptor is open, and the call writes one number to `block`.
+    // SAFETY: the descriptor is open, and the call writes one `int` to `block`.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKSSZGET, &raw mut block) };
     u64::try_from(block)
         .ok()
@@ -341,15 +358,16 @@ fn block_of(file: &File) -> u64 {
         .unwrap_or(SECTOR)
 }
 
-fn size_of(path: &Path, mut file: &File, terms: DiskOptions) -> Result<u64, Error> {
-    // The end of a block device is where seeking ends too.
+/// Returns the size of `file` in bytes, checked against `options`.
+fn measure(path: &Path, mut file: &File, options: DiskOptions) -> Result<u64, Error> {
+    // The metadata of a block device has no size.
     let size = file.seek(SeekFrom::End(0)).map_err(|source| Error::System {
         operation: "find the size of",
         path: path.to_owned(),
         source,
     })?;
     match size {
-        0 if !terms.allow_empty => Err(Error::Empty(path.to_owned())),
+        0 if !options.allow_empty => Err(Error::Empty(path.to_owned())),
         size if size.is_multiple_of(SECTOR) => Ok(size),
         size => Err(Error::Size {
             path: path.to_owned(),
@@ -358,11 +376,11 @@ fn size_of(path: &Path, mut file: &File, terms: DiskOptions) -> Result<u64, Erro
     }
 }
 
-/// The blocks of `block` bytes that lie wholly in `extent`.
-pub(super) fn inward(extent: Extent, block: u64) -> Extent {
+/// Shrinks `extent` to complete blocks of `block` bytes.
+pub(super) fn shrink_to_blocks(extent: Extent, block: u64) -> Extent {
     let block = block.max(1);
     let end = (extent.offset + extent.length) / block * block;
-    // Not beyond the end of the disk, so that nothing overflows.
+    // No overflow: the extent is within the disk.
     let offset = extent.offset.div_ceil(block) * block;
     Extent {
         offset,
@@ -370,43 +388,44 @@ pub(super) fn inward(extent: Extent, block: u64) -> Extent {
     }
 }
 
-/// Whether the kernel does not do this at all, or not here: a device without the function, or parts of its blocks.
-fn is_refused(error: &io::Error) -> bool {
+/// Returns true if the file does not support the operation, or not for this range.
+fn is_unsupported(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY | libc::EINVAL)
     )
 }
 
-/// Locks `file`, which was opened at `path`, until it is closed.
+/// Locks `file`, opened at `path`, until it is closed.
 ///
 /// # Errors
-/// [`Error::InUse`]
-fn hold(path: &Path, file: &File, read_only: bool) -> Result<(), Error> {
-    match lock(file, read_only) {
+/// Fails with [`Error::InUse`] if another open file description holds a conflicting lock.
+fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), Error> {
+    match set_lock(file, read_only) {
         Ok(()) => Ok(()),
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
             Err(Error::InUse(path.to_owned()))
         }
-        // Some network file systems have no locks at all; their disks are still of use.
+        // Some network file systems have no locks, but their disks are usable.
         Err(error) => {
-            log::warn!("the disk {path:?} cannot be locked, so that nobody notices a second writer: {error}");
+            log::warn!("cannot lock disk {path:?}: a second writer is not detected: {error}");
             Ok(())
         }
     }
 }
 
-fn lock(file: &File, read_only: bool) -> io::Result<()> {
+fn set_lock(file: &File, read_only: bool) -> io::Result<()> {
     let kind = if read_only { libc::F_RDLCK } else { libc::F_WRLCK };
-    let whole = libc::flock {
+    // A length of 0 extends to the end of the file.
+    let lock = libc::flock {
         l_type: i16::try_from(kind).unwrap_or_default(),
         l_whence: i16::try_from(libc::SEEK_SET).unwrap_or_default(),
         l_start: 0,
         l_len: 0,
         l_pid: 0,
     };
-    // SAFETY: the descriptor is open, and `whole` is the structure that the command reads.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const whole) };
+    // SAFETY: the descriptor is open, and `lock` is the structure that the command reads.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
     if result == 0 {
         Ok(())
     } else {
@@ -414,8 +433,8 @@ fn lock(file: &File, read_only: bool) -> io::Result<()> {
     }
 }
 
-/// What is wrong when opening the disk at `path` has failed with `source`.
-pub(super) fn opening(path: &Path, read_only: bool, source: io::Error) -> Error {
+/// Returns the error for a failed open of the disk at `path`.
+pub(super) fn open_error(path: &Path, read_only: bool, source: io::Error) -> Error {
     let path = path.to_owned();
     match source.raw_os_error() {
         Some(libc::ENOENT | libc::ENOTDIR) => Error::Missing(path),
@@ -430,18 +449,18 @@ pub(super) fn opening(path: &Path, read_only: bool, source: io::Error) -> Error 
     }
 }
 
-/// Whether something with `metadata` can be a disk.
+/// Fails if `metadata` is neither of a file nor of a block device.
 fn check_kind(path: &Path, metadata: &Metadata) -> Result<(), Error> {
     let kind = metadata.file_type();
     match kind {
-        _ if kind.is_dir() => Err(Error::Folder(path.to_owned())),
+        _ if kind.is_dir() => Err(Error::Directory(path.to_owned())),
         _ if kind.is_file() || kind.is_block_device() => Ok(()),
         _ => Err(Error::Kind(path.to_owned())),
     }
 }
 
-/// Calls until no signal interrupts.
-fn retried(mut call: impl FnMut() -> isize) -> io::Result<u64> {
+/// Repeats `call` while a signal interrupts it.
+fn retry_interrupted(mut call: impl FnMut() -> isize) -> io::Result<u64> {
     loop {
         if let Ok(result) = u64::try_from(call()) {
             return Ok(result);
@@ -453,12 +472,12 @@ fn retried(mut call: impl FnMut() -> isize) -> io::Result<u64> {
     }
 }
 
-/// The number of `pieces` as the kernel takes it.
-fn count_of(pieces: &[iovec]) -> io::Result<c_int> {
-    c_int::try_from(pieces.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+/// Returns the length of `iovecs` as a kernel argument.
+fn iovec_count(iovecs: &[iovec]) -> io::Result<c_int> {
+    c_int::try_from(iovecs.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
-/// A place or a length as the kernel takes it.
+/// Returns an offset or length as a kernel argument.
 fn signed(offset: u64) -> io::Result<i64> {
     i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }

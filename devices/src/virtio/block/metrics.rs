@@ -1,8 +1,8 @@
-//! What a device has done, and how long it took.
+//! Metrics of a block device.
 //!
-//! A request takes the time from its being taken out of the queue to its being given back; with io_uring, the wait in the
-//! ring is part of it. Looking at the clock twice takes a twentieth of a cached read of 4 KiB (0.82 of the rate of bare
-//! pread, and 0.87 without), so that of reads and writes only one of [`SAMPLE`] is timed. Flushes are slow and rare, and are timed all.
+//! The latency of a request is the time from its pop to its completion, with the wait in io_uring. Two clock reads cost a
+//! twentieth of a cached read of 4 KiB (0.82 of the rate of bare pread; 0.87 without them). So one of [`SAMPLE`] reads and
+//! writes is timed. Every flush is timed: flushes are slow and rare.
 
 use std::time::Duration;
 
@@ -13,48 +13,48 @@ use super::uring::Operation;
 use crate::clock::Clock;
 use crate::histogram::Histogram;
 
-/// Of so many reads and writes, one is timed.
+/// Number of reads and writes for each timed one.
 pub const SAMPLE: u32 = 16;
 
-/// What a device has done since it was made.
+/// Counters and latencies since the creation of the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct BlockMetrics {
-    /// Reads done.
+    /// Completed reads.
     pub reads: u64,
-    /// Writes done.
+    /// Completed writes.
     pub writes: u64,
-    /// Bytes read by reads that were done.
+    /// Bytes of completed reads.
     pub read_bytes: u64,
-    /// Bytes written by writes that were done.
+    /// Bytes of completed writes.
     pub written_bytes: u64,
-    /// Flushes done.
+    /// Completed flushes.
     pub flushes: u64,
-    /// Discard and write-zeroes requests done.
+    /// Completed discard and write zeroes requests.
     pub discards: u64,
-    /// Requests of any kind that did not end well.
+    /// Failed requests of any type.
     pub errors: u64,
-    /// How long reads took, a [sample](SAMPLE) of those that ended well.
+    /// Latency of completed reads, a [sample](SAMPLE).
     pub read_latency: Histogram,
-    /// How long writes took, a [sample](SAMPLE) of those that ended well.
+    /// Latency of completed writes, a [sample](SAMPLE).
     pub write_latency: Histogram,
-    /// How long flushes took, all that ended well.
+    /// Latency of all completed flushes.
     pub flush_latency: Histogram,
-    /// Times that a request had to wait for the limiter.
+    /// Number of waits for the rate limiter.
     pub throttled: u64,
-    /// Times that the driver's queue was malformed, which stopped it.
+    /// Number of stops because of a malformed queue.
     pub malformed: u64,
 }
 
-/// The metrics of a device at work.
+/// Recorder of the metrics.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
     pub(super) metrics: BlockMetrics,
-    /// Requests that come before the next one that is timed.
+    /// Number of reads and writes before the next timed one.
     untimed: u32,
 }
 
 impl Meter {
-    /// When `request` begins, if it is to be timed.
+    /// Returns the start time of `request` if it is timed.
     pub(super) fn start(&mut self, request: &Request, clock: &dyn Clock) -> Option<Duration> {
         match request {
             Request::Flush => return Some(clock.now()),
@@ -73,7 +73,7 @@ impl Meter {
         }
     }
 
-    /// `operation`, which has begun at `start` if it is timed, has ended with `status`.
+    /// Records the end of `operation` with `status`. `start` is its start time if it is timed.
     pub(super) fn count(
         &mut self,
         operation: Operation,

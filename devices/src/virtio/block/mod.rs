@@ -1,24 +1,20 @@
-//! The virtio block device, section 5.2 of the specification.
+//! The virtio block device, virtio 1.2 §5.2.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | `backend` | what a device has whether it is activated or not |
-//! | [`config`] | [`DiskConfig`]: what it is made from |
-//! | [`device`] | [`Block`]: the device |
-//! | [`mod@file`] | [`Disk`]: the file or block device behind it |
-//! | [`metrics`] | [`BlockMetrics`]: what it has done, and how long it took |
-//! | `queue` | the queue at work |
-//! | `request` | what a chain asks for, checked |
-//! | `serve` | doing that on the calling thread |
-//! | `space` | features and configuration space |
-//! | `state` | what is kept in a snapshot |
-//! | `uring` | doing reads, writes and flushes by io_uring |
+//! | [`mod@disk`] | [`Disk`]: file or block device behind a drive |
+//! | `execute` | synchronous execution of a request |
+//! | `executor` | [`IoEngine`]: choice between synchronous execution and io_uring |
+//! | [`metrics`] | [`BlockMetrics`]: counters and latencies |
+//! | `queue` | queue of an active device |
+//! | `request` | requests, features and configuration space |
+//! | `uring` | execution with io_uring |
 //!
-//! Data moves between the file and guest memory with no copy in between. A request that fails on the host fails for the
-//! guest, by its status; only a chain that is no request at all stops the queue.
+//! Data moves between disk and guest memory without a copy. A request that fails on the host completes with an error status.
+//! Only a chain that is not a request stops the queue.
 //!
-//! Threat model: everything in a chain is untrusted, and may change while it is looked at; header and segments are
-//! read once. The file may be shortened, filled or unplugged by others at any time.
+//! Threat model: the contents of a chain are untrusted and may change during the parse, so header and segments are read once.
+//! Other processes may truncate, extend or unplug the disk at any time.
 
 pub mod disk;
 mod execute;
@@ -51,46 +47,46 @@ pub use metrics::BlockMetrics;
 use metrics::Meter;
 use queue::ActiveQueue;
 
-/// Token of the limiter's timerfd.
+/// Token of the timerfd of the rate limiter.
 const TIMER: u32 = 0;
 /// Token of the eventfd.
 const WAKE: u32 = 1;
 
-/// What becomes of what the guest has written, when it wants to be sure of it.
+/// Durability of writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CacheType {
-    /// The driver is not told that it can flush, so that it does not.
+    /// FLUSH is not offered: the driver cannot flush, and writes stay in the page cache.
     #[default]
     Unsafe,
-    /// The driver can flush. When it does not want to, every write goes through to the medium.
+    /// FLUSH is offered. If the driver does not accept it, every write is write-through.
     Writeback,
 }
 
-/// What a [`Block`](Block) is made from.
+/// Configuration of a [`Block`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskConfig {
-    /// Name of the drive. The guest can read the first 20 bytes of it.
+    /// Name of the drive. GET_ID returns its first 20 bytes to the guest.
     pub id: String,
-    /// The file or block device behind it.
+    /// Path of the file or block device.
     pub path: PathBuf,
-    /// Whether the guest may only read it.
+    /// The guest cannot write.
     pub read_only: bool,
-    /// Whether a file of 0 bytes will do, to be replaced by [`Block::update`](Block::update) when there is
-    /// something to put there. Until then the disk has no sectors, and every read and write is answered with an error.
+    /// Accepts an empty file as a placeholder for [`Block::update`]. Until then the disk has no sectors, and every read and
+    /// write fails.
     pub allow_empty: bool,
-    /// Whether the driver can flush.
+    /// Durability of writes.
     pub cache: CacheType,
-    /// How requests are done.
+    /// Execution of requests.
     pub engine: IoEngine,
-    /// Bytes that may be read and written.
+    /// Token bucket for bytes.
     pub bandwidth: Option<Bucket>,
-    /// Requests that may be done.
+    /// Token bucket for requests.
     pub operations: Option<Bucket>,
 }
 
 impl DiskConfig {
-    /// On what terms the file becomes a disk.
-    fn terms(&self) -> DiskOptions {
+    /// Returns the options for opening the disk.
+    fn disk_options(&self) -> DiskOptions {
         DiskOptions {
             read_only: self.read_only,
             allow_empty: self.allow_empty,
@@ -98,24 +94,24 @@ impl DiskConfig {
     }
 }
 
-/// Why there is no device.
+/// Failure to create a block device.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Its file cannot be used.
+    /// The file is not a usable disk.
     #[error("cannot use the disk of drive {id:?}")]
     Disk {
         /// Name of the drive.
         id: String,
-        /// What is in the way.
+        /// Error of the disk.
         #[source]
         source: disk::Error,
     },
-    /// There is no eventfd or timerfd to be had.
-    #[error("cannot make the descriptors of drive {id:?}")]
+    /// The kernel does not create an eventfd or timerfd.
+    #[error("cannot create the event descriptors of drive {id:?}")]
     Descriptors {
         /// Name of the drive.
         id: String,
-        /// The kernel's answer.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
@@ -123,24 +119,24 @@ pub enum Error {
 
 /// A virtio block device.
 ///
-/// What its limiter or io_uring puts off goes on by its [sources](VirtioDevice::watched_fds).
+/// Events of its [descriptors](VirtioDevice::watched_fds) resume requests that wait for the rate limiter or io_uring.
 pub struct Block {
-    backend: Executor,
-    flush: bool,
-    /// Bytes of the disk as the driver has been told, as far as there is one.
-    told: u64,
+    executor: Executor,
+    offers_flush: bool,
+    /// Capacity in bytes at the activation or the last configuration change notification.
+    reported_capacity: u64,
     active: Option<ActiveQueue>,
 }
 
 impl Block {
-    /// Opens the disk of `config`. `clock` is the limiter's.
+    /// Opens the disk of `config` and creates the device. `clock` is for rate limiter and metrics.
     ///
-    /// When `config` wants io_uring and there is none, a warning says why and the device does without.
+    /// If `config` selects io_uring and the kernel does not allow it, logs a warning and uses synchronous I/O.
     ///
     /// # Errors
-    /// Any of this module.
+    /// Fails if the disk is not usable, or the kernel does not create the event descriptors.
     pub fn open(config: &DiskConfig, clock: Box<dyn Clock>) -> Result<Self, Error> {
-        let disk = Disk::open(&config.path, config.terms()).map_err(|source| Error::Disk {
+        let disk = Disk::open(&config.path, config.disk_options()).map_err(|source| Error::Disk {
             id: config.id.clone(),
             source,
         })?;
@@ -153,15 +149,15 @@ impl Block {
     fn new(disk: Disk, config: &DiskConfig, clock: Box<dyn Clock>) -> io::Result<Self> {
         let engine = match config.engine {
             IoEngine::Sync => IoEngine::Sync,
-            IoEngine::Async => with_io_uring(&config.id, uring::probe()),
+            IoEngine::Async => select_engine(&config.id, uring::probe()),
         };
         let mut id = [0; 20];
         let name = config.id.as_bytes();
         let length = name.len().min(id.len());
         id[..length].copy_from_slice(&name[..length]);
         Ok(Self {
-            told: disk.size(),
-            backend: Executor {
+            reported_capacity: disk.size(),
+            executor: Executor {
                 disk,
                 id,
                 engine,
@@ -169,116 +165,105 @@ impl Block {
                 clock,
                 wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
                 meter: Meter::default(),
-                ring: None,
+                uring: None,
             },
-            flush: config.cache == CacheType::Writeback,
+            offers_flush: config.cache == CacheType::Writeback,
             active: None,
         })
     }
 
-    /// The disk.
+    /// Returns the disk.
     pub fn disk(&self) -> &Disk {
-        &self.backend.disk
+        &self.executor.disk
     }
 
-    /// How requests are really done.
+    /// Returns the engine in use. It may differ from the configuration.
     pub fn engine(&self) -> IoEngine {
-        self.backend.engine
+        self.executor.engine
     }
 
-    /// What the device has done.
+    /// Returns the metrics.
     pub fn metrics(&self) -> BlockMetrics {
-        self.backend.meter.metrics
+        self.executor.meter.metrics
     }
 
-    /// Goes on with the file at `path`, which may be the same one with another size, or, without a path, with the size that
-    /// the file has now, and tells the driver. The file must be usable as the first one was, and is locked like it;
-    /// requests in flight are waited for.
+    /// Replaces the disk by the file at `path`, possibly the same file with another size. Without a path, updates the size of
+    /// the disk. Waits for requests in flight first, and then sends a configuration change notification.
     ///
     /// # Errors
-    /// What is wrong with the file; the device goes on with the one it had.
+    /// Fails if the file is not a usable disk, or requests in flight do not complete. The device then keeps its disk.
     pub fn update(&mut self, path: Option<&Path>) -> Result<(), disk::Error> {
         self.drain();
         if self.in_flight() > 0 {
-            // What the kernel has begun with one file would go on with the other.
+            // The rest of a partially completed request would go to the other file.
             return Err(disk::Error::Busy);
         }
         match path {
-            Some(path) => self.backend.disk.replace_file(path)?,
-            None => self.backend.disk.measure()?,
+            Some(path) => self.executor.disk.replace_file(path)?,
+            None => self.executor.disk.update_size()?,
         }
         self.report_capacity();
         Ok(())
     }
 
-    /// Replaces buckets of the limiter, as [`Limiter::update`]; who waits for it asks again.
+    /// Replaces buckets of the rate limiter like [`Limiter::update`]. A waiting request is retried.
     pub fn update_limiter(&mut self, bandwidth: Option<Bucket>, operations: Option<Bucket>) {
-        self.backend.limiter.update(bandwidth, operations);
+        self.executor.limiter.update(bandwidth, operations);
     }
 
-    /// Waits for all requests in flight and gives them to the driver. To be called before the state is saved.
+    /// Waits for all requests in flight and completes them. The caller must do this before it saves the state.
     pub fn drain(&mut self) {
         if let Some(active) = &mut self.active {
-            active.drain(&mut self.backend);
+            active.drain(&mut self.executor);
         }
     }
 
-    /// Requests that io_uring has not done yet.
+    /// Returns the number of requests in flight.
     fn in_flight(&self) -> usize {
-        self.backend.in_flight()
+        self.executor.in_flight()
     }
 
-    /// The descriptor of the ring, if there is one.
+    /// Returns the descriptor of the io_uring, if it exists.
     #[cfg(test)]
-    fn ring_descriptor(&self) -> Option<std::os::fd::RawFd> {
-        self.backend.ring.as_ref().map(AsRawFd::as_raw_fd)
+    fn uring_descriptor(&self) -> Option<std::os::fd::RawFd> {
+        self.executor.uring.as_ref().map(AsRawFd::as_raw_fd)
     }
 
-    /// Bytes of the disk as the driver has been told.
-    fn reported_capacity(&self) -> u64 {
-        self.told
-    }
-
-    /// As [`reported_capacity`](Self::reported_capacity), of a driver that comes with a snapshot.
-    fn set_told(&mut self, size: u64) {
-        self.told = size;
-    }
-
-    /// Tells the driver that the configuration space has changed.
+    /// Sends a configuration change notification for the current capacity.
     fn report_capacity(&mut self) {
-        self.told = self.backend.disk.size();
+        self.reported_capacity = self.executor.disk.size();
         if let Some(active) = &self.active {
             active.signal().notify_config();
         }
     }
 
-    /// State of the limiter, with all that has come in up to now.
+    /// Returns the state of the rate limiter, refilled up to now.
     fn limiter_state(&self) -> LimiterState {
-        let now = self.backend.clock.now();
-        self.backend.limiter.state_at(now)
+        let now = self.executor.clock.now();
+        self.executor.limiter.state_at(now)
     }
 
-    /// Gives the limiter its state. Tokens come from now on.
+    /// Restores the rate limiter, which refills from now on.
     fn restore_limiter(&mut self, state: LimiterState) -> Result<(), PersistError> {
-        let limiter = &mut self.backend.limiter;
+        let limiter = &mut self.executor.limiter;
         limiter.restore(state)?;
-        limiter.fill(self.backend.clock.now());
+        limiter.fill(self.executor.clock.now());
         Ok(())
     }
 
-    fn serve(&mut self) {
+    fn process(&mut self) {
         if let Some(active) = &mut self.active {
-            active.serve(&mut self.backend);
+            active.process(&mut self.executor);
         }
     }
 }
 
-/// The engine for the drive `id`, which wants io_uring, after asking for it has come to `probed`.
-fn with_io_uring(id: &str, probed: io::Result<()>) -> IoEngine {
+/// Returns the engine for drive `id`, configured for io_uring, given the result of [`uring::probe`].
+fn select_engine(id: &str, probed: io::Result<()>) -> IoEngine {
     match probed {
         Ok(()) => IoEngine::Async,
         Err(error) => {
-            log::warn!("drive {id:?} does without io_uring: {error}");
+            log::warn!("drive {id:?} uses synchronous I/O: cannot create an io_uring: {error}");
             IoEngine::Sync
         }
     }
@@ -294,33 +279,33 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        request::features(self.backend.disk.is_read_only(), self.flush)
+        request::features(self.executor.disk.is_read_only(), self.offers_flush)
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let disk = &self.backend.disk;
+        let disk = &self.executor.disk;
         request::read_config(disk.size(), disk.is_read_only(), offset, data);
     }
 
     fn activate(&mut self, activation: Activation) {
-        // Section 5.2.6.2: with FLUSH offered and not accepted, a write that is done is stable.
-        let through = self.flush && activation.features & request::FLUSH == 0;
-        self.active = ActiveQueue::new(activation, through);
-        self.told = self.backend.disk.size();
-        // What was made available while nobody took it, before a snapshot for example, comes with no notification.
-        self.backend.wake_up();
+        // Without an accepted FLUSH, a completed write must be stable, virtio 1.2 §5.2.6.2.
+        let write_through = self.offers_flush && activation.features & request::FLUSH == 0;
+        self.active = ActiveQueue::new(activation, write_through);
+        self.reported_capacity = self.executor.disk.size();
+        // Chains may be available already, for example from before a snapshot: no notification follows for them.
+        self.executor.wake_up();
     }
 
     fn reset(&mut self) {
-        self.backend.drain();
+        self.executor.drain();
         self.active = None;
-        self.backend.limiter.clear_timer();
-        self.backend.quiet();
+        self.executor.limiter.clear_timer();
+        self.executor.clear_wake();
     }
 
     fn notify(&mut self, queue: usize) {
         if queue == 0 {
-            self.serve();
+            self.process();
         }
     }
 
@@ -329,39 +314,39 @@ impl VirtioDevice for Block {
     }
 
     fn watched_fds(&self) -> Vec<WatchedFd> {
-        let source = |descriptor, token| WatchedFd {
+        let watched = |descriptor, token| WatchedFd {
             descriptor,
             token,
             edge: false,
         };
         vec![
-            source(self.backend.limiter.as_raw_fd(), TIMER),
-            source(self.backend.wake.as_raw_fd(), WAKE),
+            watched(self.executor.limiter.as_raw_fd(), TIMER),
+            watched(self.executor.wake.as_raw_fd(), WAKE),
         ]
     }
 
     fn process_event(&mut self, token: u32) {
         match token {
-            TIMER => self.backend.limiter.clear_timer(),
+            TIMER => self.executor.limiter.clear_timer(),
             WAKE => {
-                self.backend.quiet();
-                if self.told != self.backend.disk.size() {
-                    // After a restore: the disk of the snapshot had another size.
+                self.executor.clear_wake();
+                if self.reported_capacity != self.executor.disk.size() {
+                    // Restored from a snapshot with a disk of another size.
                     self.report_capacity();
                 }
             }
             _ => return,
         }
-        self.serve();
+        self.process();
     }
 }
 
-/// State of a [`Block`]. Queue and features are the transport's to keep; the contents of the disk are nobody's.
+/// Saved state of a [`Block`]. The transport saves queue and features; a snapshot does not contain the disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockState {
     limiter: LimiterState,
-    /// Bytes of the disk as the driver knows them.
-    size: u64,
+    /// Capacity in bytes that the driver knows.
+    reported_capacity: u64,
 }
 
 impl Schema for BlockState {
@@ -372,12 +357,12 @@ impl Schema for BlockState {
 impl Persist for Block {
     type State = BlockState;
 
-    /// [`Block::drain`] comes before: a request in flight cannot be saved.
+    /// Fails if requests are in flight; see [`Block::drain`].
     fn save(&self) -> Result<BlockState, PersistError> {
         match self.in_flight() {
             0 => Ok(BlockState {
                 limiter: self.limiter_state(),
-                size: self.reported_capacity(),
+                reported_capacity: self.reported_capacity,
             }),
             count => Err(PersistError::Invalid {
                 component: BlockState::NAME,
@@ -386,11 +371,10 @@ impl Persist for Block {
         }
     }
 
-    /// A request that was put off is still in the queue, which is looked at by the event loop; there, the driver is also told
-    /// when its disk has another size now.
+    /// The event loop processes the queue after the restore. It also notifies the driver if the disk has another size now.
     fn restore(&mut self, state: BlockState) -> Result<(), PersistError> {
         self.restore_limiter(state.limiter)?;
-        self.set_told(state.size);
+        self.reported_capacity = state.reported_capacity;
         Ok(())
     }
 }

@@ -1,8 +1,8 @@
-//! The queue at work.
+//! The queue of an active device.
 //!
-//! A notification is served to the end at once, with one interrupt for all of it. What is put off is put off to the
-//! eventfd: what io_uring has not done yet, and what a driver adds faster than it is served, which is stopped after a
-//! queue's worth of requests so that the lock becomes free.
+//! A notification processes all available chains at once, with one interrupt at its end. The eventfd resumes the rest on
+//! the event loop: requests that io_uring completes later, and chains beyond one batch. A batch has at most as many requests
+//! as the queue has entries, so that a driver cannot hold the lock of the device.
 
 use std::sync::Arc;
 
@@ -17,48 +17,47 @@ use crate::virtio::interrupt::VirtioInterrupt;
 use crate::virtio::queue::chain::{self, Chain, ChainLimits};
 use crate::virtio::queue::{self, Virtqueue};
 
-/// How often what the kernel did only in part is given to it again before others have their turn.
-const ROUNDS: usize = 4;
+/// Maximum number of submissions in one batch: the kernel may complete a request partially, again and again.
+const MAX_ROUNDS: usize = 4;
 
-/// How many bytes one turn moves before others have theirs, with what counts [as bytes](Request::work); the last request
-/// of a turn is still done as a whole.
+/// Cost limit of one batch in [bytes](Request::work). The request that reaches the limit is still executed.
 const BATCH_BYTES: u64 = 16 << 20;
-/// What one request may have, its header and status included: drivers ask for a few MiB at most.
+/// Limits of one request, header and status included. Drivers use a few MiB at most.
 const LIMITS: ChainLimits = ChainLimits {
     bytes: (64 << 20) + 4096,
     ..ChainLimits::WIDEST
 };
 
-/// Why the queue is stopped. It is the driver's fault, and only a reset helps.
+/// Fault of the driver that stops the queue until a reset.
 #[derive(Debug, thiserror::Error)]
 enum QueueError {
-    #[error("the queue is malformed")]
+    #[error("malformed queue")]
     Queue(#[source] queue::Error),
-    #[error("a chain is malformed")]
+    #[error("malformed chain")]
     Chain(#[source] chain::Error),
-    #[error("a chain is no request")]
+    #[error("malformed request")]
     Request(#[source] request::Error),
 }
 
-/// What a device has from its activation to its reset.
+/// State of a device from activation to reset.
 pub(super) struct ActiveQueue {
     queue: Virtqueue,
     memory: GuestMemory,
     signal: Arc<VirtioInterrupt>,
-    /// Whether a write that is done is on the medium.
-    through: bool,
-    stopped: bool,
+    /// A completed write is on the medium.
+    write_through: bool,
+    is_stopped: bool,
 }
 
 impl ActiveQueue {
-    pub(super) fn new(activation: Activation, through: bool) -> Option<Self> {
+    pub(super) fn new(activation: Activation, write_through: bool) -> Option<Self> {
         Some(Self {
-            // A device that needed a reset when it was saved still does.
-            stopped: activation.signal.is_reset_needed(),
+            // A restored device may still need a reset.
+            is_stopped: activation.signal.is_reset_needed(),
             queue: Virtqueue::new(activation.queues.into_iter().next()?),
             memory: activation.memory,
             signal: activation.signal,
-            through,
+            write_through,
         })
     }
 
@@ -70,59 +69,59 @@ impl ActiveQueue {
         self.queue.state()
     }
 
-    /// Serves what is in the queue and gives back what is done.
-    pub(super) fn serve(&mut self, backend: &mut Executor) {
-        let accepted = if self.stopped {
+    /// Executes available requests and completes those that are done.
+    pub(super) fn process(&mut self, executor: &mut Executor) {
+        let accepted = if self.is_stopped {
             Ok(())
         } else {
-            self.accept(backend)
+            self.accept(executor)
         };
-        let full = backend.is_full();
-        let collected = self.collect(backend);
-        if full && !backend.is_full() {
-            // What was not accepted for want of room has room now, and perhaps nothing in flight is left to say so.
-            backend.wake_up();
+        let full = executor.is_full();
+        let collected = self.collect(executor);
+        if full && !executor.is_full() {
+            // Requests that were left in the queue fit now, but possibly no completion remains to make the eventfd readable.
+            executor.wake_up();
         }
-        let told = self.tell();
-        if let Err(stop) = accepted.and(collected).and(told) {
-            self.stop(&stop, backend);
+        let notified = self.notify_driver();
+        if let Err(error) = accepted.and(collected).and(notified) {
+            self.stop(&error, executor);
         }
     }
 
-    /// Waits for what is in flight and gives it back.
-    pub(super) fn drain(&mut self, backend: &mut Executor) {
+    /// Waits for requests in flight and completes them.
+    pub(super) fn drain(&mut self, executor: &mut Executor) {
         let mut result = Ok(());
-        while result.is_ok() && backend.in_flight() > 0 {
-            result = self.collect(backend);
-            // An error that does not pass leaves them in flight, and whoever wants none in flight sees that.
-            if backend.ring.as_mut().is_some_and(|ring| ring.wait().is_err()) {
+        while result.is_ok() && executor.in_flight() > 0 {
+            result = self.collect(executor);
+            // A permanent error leaves requests in flight; the caller checks their number.
+            if executor.uring.as_mut().is_some_and(|uring| uring.wait().is_err()) {
                 break;
             }
         }
-        if let Err(stop) = result.and(self.tell()) {
-            self.stop(&stop, backend);
+        if let Err(error) = result.and(self.notify_driver()) {
+            self.stop(&error, executor);
         }
     }
 
-    fn stop(&mut self, stop: &QueueError, backend: &mut Executor) {
-        if self.stopped {
+    fn stop(&mut self, error: &QueueError, executor: &mut Executor) {
+        if self.is_stopped {
             return;
         }
-        self.stopped = true;
-        backend.meter.metrics.malformed += 1;
-        // A guest can do this as often as it likes, and is told of once.
-        if backend.meter.metrics.malformed == 1 {
-            let cause = std::error::Error::source(stop);
+        self.is_stopped = true;
+        executor.meter.metrics.malformed += 1;
+        // Once: the guest could otherwise flood the log.
+        if executor.meter.metrics.malformed == 1 {
+            let cause = std::error::Error::source(error);
             let cause = cause.map(ToString::to_string).unwrap_or_default();
-            log::warn!("block device stopped until its driver resets it: {stop}: {cause}");
+            log::warn!("block device stops until its reset: {error}: {cause}");
         }
         self.signal.set_needs_reset();
     }
 
-    /// Takes requests out of the queue until there are none, or until they must wait.
-    fn accept(&mut self, backend: &mut Executor) -> Result<(), QueueError> {
-        backend.open_ring(&self.memory);
-        let through = self.through;
+    /// Pops and starts requests, until the queue is empty, the batch is full, or a request must wait.
+    fn accept(&mut self, executor: &mut Executor) -> Result<(), QueueError> {
+        executor.open_uring(&self.memory);
+        let write_through = self.write_through;
         let Self { queue, memory, .. } = self;
         let memory: &GuestMemory = memory;
         let mut chain = Chain::default();
@@ -131,8 +130,8 @@ impl ActiveQueue {
         loop {
             queue.disable_notification(memory).map_err(QueueError::Queue)?;
             while let Some(descriptors) = queue.pop_chain(memory).map_err(QueueError::Queue)? {
-                // What is full becomes free, and wakes.
-                if backend.is_full() || budget == 0 || work == 0 {
+                // A full io_uring makes the eventfd readable at its next completion.
+                if executor.is_full() || budget == 0 || work == 0 {
                     queue.undo_pop(1);
                     break;
                 }
@@ -140,26 +139,26 @@ impl ActiveQueue {
                 chain
                     .refill(descriptors, memory, LIMITS)
                     .map_err(QueueError::Chain)?;
-                let request = Request::parse(&chain, backend.target()).map_err(QueueError::Request)?;
-                if !backend.allows(&request) {
+                let request = Request::parse(&chain, executor.target()).map_err(QueueError::Request)?;
+                if !executor.admit(&request) {
                     queue.undo_pop(1);
                     return Ok(());
                 }
-                work = work.saturating_sub(request.work(through));
-                if let Some(length) = backend.begin(&request, &chain, through) {
+                work = work.saturating_sub(request.work(write_through));
+                if let Some(length) = executor.begin(&request, &chain, write_through) {
                     queue
                         .add_used(memory, &[(chain.head, length)])
                         .map_err(QueueError::Queue)?;
                 }
             }
-            if backend.is_full() {
+            if executor.is_full() {
                 return Ok(());
             }
             if budget == 0 || work == 0 {
-                backend.wake_up();
+                executor.wake_up();
                 return Ok(());
             }
-            // A request added meanwhile counts as one, so that this comes to an end.
+            // Bounds the loop: a driver may make chains available all the time.
             budget -= 1;
             if !queue.enable_notification(memory).map_err(QueueError::Queue)? {
                 return Ok(());
@@ -167,27 +166,31 @@ impl ActiveQueue {
         }
     }
 
-    /// Gives the kernel what was accepted and the driver what is done.
-    fn collect(&mut self, backend: &mut Executor) -> Result<(), QueueError> {
-        for _ in 0..ROUNDS {
-            backend.submit();
-            while let Some(done) = backend.reap() {
+    /// Submits started requests to the kernel and adds completed ones to the used ring.
+    fn collect(&mut self, executor: &mut Executor) -> Result<(), QueueError> {
+        for _ in 0..MAX_ROUNDS {
+            executor.submit();
+            while let Some(done) = executor.reap() {
                 let added = self.queue.add_used(&self.memory, &[(done.head, done.length)]);
                 added.map_err(QueueError::Queue)?;
             }
-            if backend.ring.as_ref().is_none_or(UringEngine::is_submitted) {
+            if executor.uring.as_ref().is_none_or(UringEngine::is_submitted) {
                 return Ok(());
             }
         }
-        // What is with the kernel wakes when it is done.
-        if backend.ring.as_ref().is_some_and(|ring| ring.with_kernel() == 0) {
-            backend.wake_up();
+        // Any request in the kernel makes the eventfd readable at its completion.
+        if executor
+            .uring
+            .as_ref()
+            .is_some_and(|uring| uring.submitted() == 0)
+        {
+            executor.wake_up();
         }
         Ok(())
     }
 
-    /// Interrupts the driver if something was used and it wants to know.
-    fn tell(&mut self) -> Result<(), QueueError> {
+    /// Sends a used buffer notification if the driver expects one.
+    fn notify_driver(&mut self) -> Result<(), QueueError> {
         if self
             .queue
             .needs_notification(&self.memory)

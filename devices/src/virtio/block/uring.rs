@@ -1,11 +1,11 @@
-//! Doing reads, writes and flushes by io_uring.
+//! Reads, writes and flushes with io_uring.
 //!
-//! Requests are put into the ring one by one and given to the kernel in one call a batch; when one is done, the kernel
-//! makes an eventfd readable. A request owns the list of pieces that it names,
-//! and the ring owns a share of guest memory, until the kernel is done with it; a ring is not dropped before.
+//! One call submits a batch of requests. The kernel makes an eventfd readable at each completion. Until the completion, the
+//! slot of a request owns the iovecs, and the engine owns a reference to guest memory. Dropping the engine waits for all
+//! completions.
 //!
-//! A ring of which the kernel takes nothing any more is given up: what it has not taken has failed, and the device does
-//! without from there on.
+//! If the kernel permanently rejects submissions, the requests that it has not accepted fail, and the device continues with
+//! synchronous I/O.
 
 use std::collections::VecDeque;
 use std::io;
@@ -24,18 +24,18 @@ use super::execute::used_length;
 use super::request::{HEADER, QUEUE_SIZE, Status};
 use crate::virtio::queue::chain::Chain;
 
-/// `IORING_ENTER_GETEVENTS` of linux/io_uring.h: wait for what is done.
+/// `IORING_ENTER_GETEVENTS` of linux/io_uring.h: wait for a completion.
 const GETEVENTS: u32 = 1;
 
-/// Whether this kernel lets this process have a ring; costs one system call that makes nothing.
+/// Checks that this process may create an io_uring, without creating one.
 ///
 /// # Errors
-/// What is in the way.
+/// Fails with the error of `io_uring_setup`, for example ENOSYS or EPERM.
 pub(super) fn probe() -> io::Result<()> {
-    // SAFETY: the kernel reads its parameters from address 0, where nothing is, and makes no ring.
+    // SAFETY: the kernel fails to read its parameters from address 0, and creates nothing.
     unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, 0) };
     let error = io::Error::last_os_error();
-    // A ring that is allowed fails only at the address.
+    // The permission check precedes the read: a permitted call fails with EFAULT.
     if error.raw_os_error() == Some(libc::EFAULT) {
         Ok(())
     } else {
@@ -43,27 +43,27 @@ pub(super) fn probe() -> io::Result<()> {
     }
 }
 
-/// An io_uring, which goes from one activation of a device to the next.
+/// An io_uring of one device. It survives resets of the device.
 pub(super) struct UringEngine {
     ring: IoUring,
     slots: Vec<Slot>,
     free: Vec<usize>,
-    /// Slots that were put in and that the kernel has not taken, in their order.
-    waiting: VecDeque<usize>,
-    /// Slots that the kernel will not take.
-    refused: Vec<usize>,
-    /// How often in a row the kernel has taken nothing.
-    refusals: u8,
-    /// Whether nothing is to be given to the kernel any more; what is in its queue stays there for good.
-    failed: bool,
+    /// Slots in the submission queue that the kernel has not accepted, in their order.
+    unsubmitted: VecDeque<usize>,
+    /// Slots that the kernel has permanently rejected.
+    rejected: Vec<usize>,
+    /// Number of submissions in a row that the kernel has rejected while it had no request.
+    retries: u8,
+    /// The kernel has permanently rejected submissions: entries in the submission queue are never submitted.
+    has_failed: bool,
     memory: Option<GuestMemory>,
 }
 
 impl UringEngine {
-    /// A ring that makes `eventfd` readable when requests are done.
+    /// Creates an io_uring that makes `eventfd` readable at each completion.
     ///
     /// # Errors
-    /// The kernel's answer.
+    /// Fails if the kernel does not create the io_uring or does not register the eventfd.
     pub(super) fn new(eventfd: RawFd) -> io::Result<Self> {
         let ring = IoUring::new(QUEUE_SIZE.into())?;
         ring.submitter().register_eventfd(eventfd)?;
@@ -71,77 +71,77 @@ impl UringEngine {
             ring,
             slots: Vec::new(),
             free: Vec::new(),
-            waiting: VecDeque::new(),
-            refused: Vec::new(),
-            refusals: 0,
-            failed: false,
+            unsubmitted: VecDeque::new(),
+            rejected: Vec::new(),
+            retries: 0,
+            has_failed: false,
             memory: None,
         })
     }
 
-    /// Takes a share of `memory`, in which the requests from now on are, if it has none.
+    /// Holds a reference to `memory` for the requests of this activation.
     pub(super) fn attach(&mut self, memory: &GuestMemory) {
         self.memory.get_or_insert_with(|| memory.clone());
     }
 
-    /// Requests in flight.
+    /// Returns the number of requests in flight.
     pub(super) fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
-    /// Requests that the kernel has taken and not done.
-    pub(super) fn with_kernel(&self) -> usize {
-        self.in_flight() - self.waiting.len() - self.refused.len()
+    /// Returns the number of requests that the kernel has accepted and not completed.
+    pub(super) fn submitted(&self) -> usize {
+        self.in_flight() - self.unsubmitted.len() - self.rejected.len()
     }
 
-    /// Whether no further request has room.
+    /// Returns true if no further request fits.
     pub(super) fn is_full(&self) -> bool {
         self.in_flight() == usize::from(QUEUE_SIZE)
     }
 
-    /// Puts in what is left of `todo`, which was parsed from `chain`. There must be room, the ring must not have failed, and
-    /// `chain` must lie in the memory of this ring. [`Self::submit`] gives it to the kernel.
-    pub(super) fn push(&mut self, todo: UringRequest, chain: &Chain<'_>, disk: &Disk) {
-        let place = chain.writable.len().saturating_sub(1);
-        let Some(status) = chain.writable.iovec(place..place + 1).next() else {
-            // Without a byte for the status, a chain is no request.
+    /// Queues the rest of `request`, parsed from `chain`, for [`Self::submit`]. The engine must be neither full nor failed,
+    /// and `chain` must be in its memory.
+    pub(super) fn push(&mut self, request: UringRequest, chain: &Chain<'_>, disk: &Disk) {
+        let data_length = chain.writable.len().saturating_sub(1);
+        let Some(status) = chain.writable.iovec(data_length..data_length + 1).next() else {
+            // Unreachable: a chain without a status byte is not parsed as a request.
             return;
         };
         let index = self.free.pop().unwrap_or(self.slots.len());
         if index == self.slots.len() {
-            self.slots.push(Slot::new(todo));
+            self.slots.push(Slot::new(request));
         }
         let slot = &mut self.slots[index];
         slot.head = chain.head;
-        slot.todo = todo;
-        slot.refusals = 0;
-        slot.place = place;
+        slot.request = request;
+        slot.retries = 0;
+        slot.data_length = data_length;
         slot.status = status.iov_base.cast();
-        slot.pieces.clear();
-        let done = todo.done;
-        match todo.operation {
-            Operation::Read(extent) => slot.pieces.extend(chain.writable.iovec(done..extent.length)),
+        slot.iovecs.clear();
+        let done = request.done;
+        match request.operation {
+            Operation::Read(extent) => slot.iovecs.extend(chain.writable.iovec(done..extent.length)),
             Operation::Write(extent, _) => {
-                slot.pieces
+                slot.iovecs
                     .extend(chain.readable.iovec(HEADER + done..HEADER + extent.length));
             }
             Operation::Flush => {}
         }
-        self.enter(index, disk);
+        self.enqueue(index, disk);
     }
 
-    /// Gives what was put in to the kernel. What it does not take now stays in.
+    /// Submits queued requests to the kernel. Requests that it rejects temporarily stay queued.
     ///
     /// # Errors
-    /// The kernel's answer when it will not take anything any more; what it has not taken comes out by [`Self::reap`].
+    /// Fails if the kernel rejects submissions permanently. [`Self::reap`] then returns the queued requests as failed.
     pub(super) fn submit(&mut self) -> io::Result<()> {
-        while !self.waiting.is_empty() {
+        while !self.unsubmitted.is_empty() {
             let result = self.ring.submit();
             let left = self.ring.submission().len();
-            let taken = self.waiting.len().saturating_sub(left);
-            self.waiting.drain(..taken);
-            if taken > 0 {
-                self.refusals = 0;
+            let accepted = self.unsubmitted.len().saturating_sub(left);
+            self.unsubmitted.drain(..accepted);
+            if accepted > 0 {
+                self.retries = 0;
                 continue;
             }
             let error = match result {
@@ -149,9 +149,9 @@ impl UringEngine {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => error,
             };
-            if self.is_final(&error) {
-                self.failed = true;
-                self.refused.extend(self.waiting.drain(..));
+            if self.is_permanent(&error) {
+                self.has_failed = true;
+                self.rejected.extend(self.unsubmitted.drain(..));
                 return Err(error);
             }
             return Ok(());
@@ -159,26 +159,26 @@ impl UringEngine {
         Ok(())
     }
 
-    /// Whether the kernel, which has said `error`, is not to be asked again.
-    fn is_final(&mut self, error: &io::Error) -> bool {
+    /// Returns true if no further submission may follow `error`.
+    fn is_permanent(&mut self, error: &io::Error) -> bool {
         if !is_transient(error) {
             return true;
         }
-        // When it is done with what it has, it may have room again.
-        if self.with_kernel() == 0 {
-            self.refusals += 1;
+        // A request that completes may free the memory that a submission needs.
+        if self.submitted() == 0 {
+            self.retries += 1;
         }
-        self.refusals >= MAX_RETRIES
+        self.retries >= MAX_RETRIES
     }
 
-    /// Whether the kernel has been given everything that it is to have.
+    /// Returns true if no request is queued for submission.
     pub(super) fn is_submitted(&self) -> bool {
-        self.waiting.is_empty()
+        self.unsubmitted.is_empty()
     }
 
-    /// The next request that is done. One of which the kernel did only a part goes in again.
+    /// Returns the next completed request. Queues the rest of a partially completed one again.
     pub(super) fn reap(&mut self, disk: &Disk) -> Option<Completed> {
-        if let Some(index) = self.refused.pop() {
+        if let Some(index) = self.rejected.pop() {
             self.free.push(index);
             return Some(self.slots[index].complete(Status::IoError));
         }
@@ -186,9 +186,9 @@ impl UringEngine {
             let entry = self.ring.completion().next()?;
             let index = usize::try_from(entry.user_data()).ok()?;
             let status = match self.slots.get_mut(index)?.advance(entry.result()) {
-                None if self.failed => Status::IoError,
+                None if self.has_failed => Status::IoError,
                 None => {
-                    self.enter(index, disk);
+                    self.enqueue(index, disk);
                     continue;
                 }
                 Some(status) => status,
@@ -198,49 +198,50 @@ impl UringEngine {
         }
     }
 
-    /// Waits until one of the requests that the kernel has is done; returns at once when it has none.
+    /// Waits for the next completion. Returns at once if the kernel has no request.
     ///
     /// # Errors
-    /// The kernel's answer when waiting is of no use.
+    /// Fails if waiting fails permanently.
     pub(super) fn wait(&self) -> io::Result<()> {
-        if self.with_kernel() == 0 {
+        if self.submitted() == 0 {
             return Ok(());
         }
-        // SAFETY: nothing is submitted, and the call is given no memory.
+        // SAFETY: the call submits nothing and receives no pointer.
         match unsafe { self.ring.submitter().enter::<()>(0, 1, GETEVENTS, None) } {
             Err(error) if !is_transient(&error) => Err(error),
             _ => Ok(()),
         }
     }
 
-    /// Waits for everything in flight, forgets it, and lets the memory go.
+    /// Waits for all requests in flight without completing them, and drops the reference to guest memory.
     ///
     /// # Errors
-    /// The kernel's answer when the ring is of no use any more.
+    /// Fails if the io_uring is unusable.
     pub(super) fn release(&mut self) -> io::Result<()> {
-        self.settle()?;
+        self.drain()?;
         self.memory = None;
-        match self.failed {
+        match self.has_failed {
             true => Err(io::ErrorKind::BrokenPipe.into()),
             false => Ok(()),
         }
     }
 
-    fn enter(&mut self, index: usize, disk: &Disk) {
+    fn enqueue(&mut self, index: usize, disk: &Disk) {
         let entry = self.slots[index].entry(disk).user_data(index as u64);
-        // SAFETY: what the entry names is the slot's, which is not touched before the kernel is done, and guest memory.
+        // SAFETY: the entry refers to the iovecs of the slot, unchanged until the completion, and to guest memory, which
+        // `self.memory` holds.
         let pushed = unsafe { self.ring.submission().push(&entry) };
-        // There are as many entries as there can be slots, and each is in once at most.
-        debug_assert!(pushed.is_ok(), "more entries than slots");
-        self.waiting.push_back(index);
+        // The submission queue has an entry for each slot, and each slot is queued at most once.
+        debug_assert!(pushed.is_ok(), "submission queue is full");
+        self.unsubmitted.push_back(index);
     }
 
-    /// Waits for everything that the kernel has, and forgets what is in flight.
-    fn settle(&mut self) -> io::Result<()> {
-        // What the kernel has not taken yet it must not take later, when its slot is somebody else's.
-        self.failed |= !self.waiting.is_empty();
-        self.free.extend(self.waiting.drain(..));
-        self.free.append(&mut self.refused);
+    /// Waits for all requests in the kernel and frees all slots.
+    fn drain(&mut self) -> io::Result<()> {
+        // The kernel must not accept a queued entry later, when its slot belongs to another request.
+        self.has_failed |= !self.unsubmitted.is_empty();
+        self.free.extend(self.unsubmitted.drain(..));
+        self.free.append(&mut self.rejected);
         while self.in_flight() > 0 {
             self.wait()?;
             while let Some(entry) = self.ring.completion().next() {
@@ -260,89 +261,89 @@ impl AsRawFd for UringEngine {
 
 impl Drop for UringEngine {
     fn drop(&mut self) {
-        if self.settle().is_err() {
-            // The kernel may still write to what the requests name, so that it is kept for good.
+        if self.drain().is_err() {
+            // The kernel may still access iovecs and guest memory: leak them.
             mem::forget(mem::take(&mut self.slots));
             mem::forget(self.memory.take());
         }
     }
 }
 
-/// How often in a row the kernel may put off the same requests while it has none to finish, and one request that it has
-/// not begun; then they have failed. It puts off for want of memory.
+/// Maximum number of temporary errors in a row: of submissions while the kernel has no request, and of one request. The
+/// kernel returns them if it lacks memory.
 const MAX_RETRIES: u8 = 16;
 
-/// What the kernel does for a request.
+/// Operation of the kernel for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
     Read(Extent),
-    /// With whether it is to be on the medium afterwards.
+    /// Extent, and true for write-through.
     Write(Extent, bool),
     Flush,
 }
 
-/// A request that the kernel is done with, its status written.
+/// A completed request. Its status byte is written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Completed {
     pub(super) head: u16,
     pub(super) operation: Operation,
     pub(super) status: Status,
-    /// For the used ring.
+    /// Length for the used ring.
     pub(super) length: u32,
-    /// When it began, if it is timed.
+    /// Start time, if it is timed.
     pub(super) start: Option<Duration>,
 }
 
-/// What goes into the ring.
+/// A request to push.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct UringRequest {
     pub(super) operation: Operation,
-    /// Bytes of it that are done.
+    /// Bytes that are done already.
     pub(super) done: u64,
-    /// When it began, if it is timed.
+    /// Start time, if it is timed.
     pub(super) start: Option<Duration>,
 }
 
-/// A request in flight, or what is left of one.
+/// A request in flight.
 struct Slot {
     head: u16,
-    todo: UringRequest,
-    /// What is still to be moved; the list is the kernel's while the request is in flight.
-    pieces: Vec<iovec>,
-    /// How often in a row the kernel has put it off.
-    refusals: u8,
-    /// Bytes for data in what the device may write.
-    place: u64,
+    request: UringRequest,
+    /// Buffers of the remaining data. The kernel reads this array while the request is in flight.
+    iovecs: Vec<iovec>,
+    /// Number of temporary errors in a row.
+    retries: u8,
+    /// Length of the device-writable buffers without the status byte.
+    data_length: u64,
     status: *mut u8,
 }
 
-// SAFETY: the pointers name guest memory, of which the ring has a share, and which is nobody's thread's.
+// SAFETY: the pointers refer to guest memory, which the engine holds and which belongs to no thread.
 unsafe impl Send for Slot {}
 
 impl Slot {
-    fn new(todo: UringRequest) -> Self {
+    fn new(request: UringRequest) -> Self {
         Self {
             head: 0,
-            todo,
-            pieces: Vec::new(),
-            refusals: 0,
-            place: 0,
+            request,
+            iovecs: Vec::new(),
+            retries: 0,
+            data_length: 0,
             status: std::ptr::null_mut(),
         }
     }
 
     fn entry(&self, disk: &Disk) -> Entry {
         let file = types::Fd(disk.as_raw_fd());
-        // A chain has no more than 1024 pieces.
-        let count = u32::try_from(self.pieces.len()).unwrap_or_default();
-        let pieces = self.pieces.as_ptr();
-        match self.todo.operation {
-            Operation::Read(extent) => opcode::Readv::new(file, pieces, count)
-                .offset(extent.offset + self.todo.done)
+        // Lossless: a chain has at most MAX_IOVECS buffers.
+        let count = u32::try_from(self.iovecs.len()).unwrap_or_default();
+        let iovecs = self.iovecs.as_ptr();
+        match self.request.operation {
+            Operation::Read(extent) => opcode::Readv::new(file, iovecs, count)
+                .offset(extent.offset + self.request.done)
                 .build(),
-            Operation::Write(extent, through) => opcode::Writev::new(file, pieces, count)
-                .offset(extent.offset + self.todo.done)
-                .rw_flags(if through { libc::RWF_DSYNC } else { 0 })
+            Operation::Write(extent, write_through) => opcode::Writev::new(file, iovecs, count)
+                .offset(extent.offset + self.request.done)
+                .rw_flags(if write_through { libc::RWF_DSYNC } else { 0 })
                 .build(),
             Operation::Flush => opcode::Fsync::new(file)
                 .flags(types::FsyncFlags::DATASYNC)
@@ -350,26 +351,26 @@ impl Slot {
         }
     }
 
-    /// Takes the kernel's `result`. Returns how the request ended, or nothing when it is to go on.
+    /// Applies the `result` of the kernel. Returns the final status, or `None` if a part of the request remains.
     fn advance(&mut self, result: i32) -> Option<Status> {
-        let length = match self.todo.operation {
+        let length = match self.request.operation {
             Operation::Read(extent) | Operation::Write(extent, _) => extent.length,
             Operation::Flush => 0,
         };
-        let done = &mut self.todo.done;
+        let done = &mut self.request.done;
         match u64::try_from(result) {
-            Err(_) if self.refusals < MAX_RETRIES && is_transient(&io::Error::from_raw_os_error(-result)) => {
-                self.refusals += 1;
+            Err(_) if self.retries < MAX_RETRIES && is_transient(&io::Error::from_raw_os_error(-result)) => {
+                self.retries += 1;
                 None
             }
             Err(_) => Some(Status::IoError),
             Ok(_) if *done == length => Some(Status::Ok),
-            // The file has been truncated underneath.
+            // The file has been truncated since the last size update.
             Ok(0) => Some(Status::IoError),
             Ok(count) => {
                 *done += count;
-                self.refusals = 0;
-                skip(&mut self.pieces, count);
+                self.retries = 0;
+                skip(&mut self.iovecs, count);
                 (*done >= length).then_some(Status::Ok)
             }
         }
@@ -380,45 +381,45 @@ impl Slot {
             operation,
             done,
             start,
-        } = self.todo;
-        let given = if matches!(operation, Operation::Read(_)) {
+        } = self.request;
+        let written = if matches!(operation, Operation::Read(_)) {
             done
         } else {
             0
         };
-        // SAFETY: the byte is in guest memory, which the ring keeps; the driver leaves it alone until it is told.
+        // SAFETY: the byte is in guest memory, which the engine holds; the driver does not access it before the completion.
         unsafe { self.status.write_volatile(status.byte()) };
-        // The status is there before the used ring says so.
+        // The driver must see the status before the entry of the used ring.
         fence(Ordering::Release);
         Completed {
             head: self.head,
             operation,
             status,
-            length: used_length(self.place, given),
+            length: used_length(self.data_length, written),
             start,
         }
     }
 }
 
-/// Takes `count` bytes off the front of `pieces`.
-pub(super) fn skip(pieces: &mut Vec<iovec>, count: u64) {
+/// Removes the first `count` bytes of `iovecs`.
+pub(super) fn skip(iovecs: &mut Vec<iovec>, count: u64) {
     let mut left = usize::try_from(count).unwrap_or(usize::MAX);
-    let whole = pieces
+    let complete = iovecs
         .iter()
-        .take_while(|piece| {
-            let passed = piece.iov_len <= left;
-            left -= if passed { piece.iov_len } else { 0 };
+        .take_while(|iovec| {
+            let passed = iovec.iov_len <= left;
+            left -= if passed { iovec.iov_len } else { 0 };
             passed
         })
         .count();
-    pieces.drain(..whole);
-    if let Some(piece) = pieces.first_mut() {
-        piece.iov_base = piece.iov_base.wrapping_byte_add(left);
-        piece.iov_len -= left;
+    iovecs.drain(..complete);
+    if let Some(iovec) = iovecs.first_mut() {
+        iovec.iov_base = iovec.iov_base.wrapping_byte_add(left);
+        iovec.iov_len -= left;
     }
 }
 
-/// Whether the same call may do better at another time.
+/// Returns true if the same call may succeed later.
 fn is_transient(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

@@ -3,75 +3,82 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use super::{Scratch, config, terms};
+use super::{Scratch, config, options};
 use crate::testing::ManualClock;
-use crate::virtio::block::disk::{Error, opening};
+use crate::virtio::block::disk::{Error, open_error};
 use crate::virtio::block::{Block, Disk, IoEngine};
 
-fn refusal(path: &Path, read_only: bool) -> String {
-    Disk::open(path, terms(read_only)).unwrap_err().to_string()
+fn open_failure(path: &Path, read_only: bool) -> String {
+    Disk::open(path, options(read_only)).unwrap_err().to_string()
 }
 
 #[test]
-fn a_file_that_is_no_disk_says_why() {
+fn unusable_file_fails_with_reason() {
     assert!(
-        refusal(Path::new("/nowhere/disk"), false).contains("there is no disk \"/nowhere/disk\": make it")
+        open_failure(Path::new("/nowhere/disk"), false)
+            .contains("cannot open disk \"/nowhere/disk\": it does not exist; create it")
     );
     let scratch = Scratch::empty();
-    assert!(refusal(scratch.path(), false).contains("is empty: give it a size"));
+    assert!(open_failure(scratch.path(), false).contains("it is empty; set its size"));
     scratch.set_len(1000);
-    assert!(refusal(scratch.path(), false).contains("has 1000 bytes, which is no multiple of 512"));
-    assert!(refusal(Path::new("/dev/null"), false).contains("neither a file nor a block device"));
+    assert!(open_failure(scratch.path(), false).contains("its size of 1000 bytes is not a multiple of 512"));
+    assert!(open_failure(Path::new("/dev/null"), false).contains("neither a file nor a block device"));
     fs::remove_file(scratch.path()).unwrap();
     fs::create_dir(scratch.path()).unwrap();
     for read_only in [false, true] {
-        assert!(refusal(scratch.path(), read_only).contains("is a folder"));
+        assert!(open_failure(scratch.path(), read_only).contains("it is a directory"));
     }
     fs::remove_dir(scratch.path()).unwrap();
     symlink(scratch.path(), scratch.path()).unwrap();
-    let error = Disk::open(scratch.path(), terms(true)).unwrap_err();
-    assert!(error.to_string().contains("cannot open the disk"));
+    let error = Disk::open(scratch.path(), options(true)).unwrap_err();
+    assert!(error.to_string().contains("cannot open disk"));
     assert!(error.source().unwrap().to_string().contains("symbolic link"));
 }
 
 #[test]
-fn a_pipe_does_not_block() {
+fn pipe_does_not_block() {
     let scratch = Scratch::empty();
     fs::remove_file(scratch.path()).unwrap();
     let path = std::ffi::CString::new(scratch.path().to_str().unwrap()).unwrap();
-    // SAFETY: the path ends with a zero byte and lives until the call is over.
+    // SAFETY: the path is a C string and outlives the call.
     assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
-    assert!(refusal(scratch.path(), true).contains("neither a file"));
+    assert!(open_failure(scratch.path(), true).contains("neither a file"));
 }
 
 #[test]
-fn a_file_that_may_not_be_opened_says_why() {
+fn forbidden_file_fails_with_reason() {
     let scratch = Scratch::new(512);
     fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o400)).unwrap();
-    // SAFETY: nothing is passed.
+    // SAFETY: the call has no arguments.
     if unsafe { libc::geteuid() } == 0 {
-        // Nothing is forbidden to root. The words are looked at by the next test.
+        // Root has all permissions. The next test checks the messages.
         return;
     }
-    assert!(refusal(scratch.path(), false).contains("may not be opened for reading and writing"));
-    assert!(Disk::open(scratch.path(), terms(true)).is_ok());
+    assert!(open_failure(scratch.path(), false).contains("for reading and writing: permission denied"));
+    assert!(Disk::open(scratch.path(), options(true)).is_ok());
 }
 
 #[test]
-fn nobody_is_advised_to_do_what_was_done() {
-    let said = |read_only, code| {
+fn read_only_drive_is_not_advised_to_be_read_only() {
+    let message = |read_only, code| {
         let source = std::io::Error::from_raw_os_error(code);
-        opening(Path::new("/disk"), read_only, source).to_string()
+        open_error(Path::new("/disk"), read_only, source).to_string()
     };
     for code in [libc::EACCES, libc::EPERM, libc::EROFS] {
-        assert!(said(false, code).contains("make the drive read-only"), "{code}");
-        assert!(!said(true, code).contains("make the drive read-only"), "{code}");
+        assert!(
+            message(false, code).contains("make the drive read-only"),
+            "{code}"
+        );
+        assert!(
+            !message(true, code).contains("make the drive read-only"),
+            "{code}"
+        );
     }
-    assert!(said(true, libc::EACCES).contains("may not be opened for reading: give"));
+    assert!(message(true, libc::EACCES).contains("for reading: permission denied; grant"));
 }
 
 #[test]
-fn a_disk_is_one_by_whatever_name() {
+fn lock_covers_all_names_of_a_file() {
     let scratch = Scratch::new(512);
     let (hard, soft) = (Scratch::empty(), Scratch::empty());
     for other in [&hard, &soft] {
@@ -79,17 +86,17 @@ fn a_disk_is_one_by_whatever_name() {
     }
     fs::hard_link(scratch.path(), hard.path()).unwrap();
     symlink(scratch.path(), soft.path()).unwrap();
-    let _writer = Disk::open(scratch.path(), terms(false)).unwrap();
+    let _writer = Disk::open(scratch.path(), options(false)).unwrap();
     for other in [&hard, &soft] {
-        assert!(refusal(other.path(), true).contains("is in use"));
-        assert!(refusal(other.path(), false).contains("is in use"));
+        assert!(open_failure(other.path(), true).contains("another drive or VM uses it"));
+        assert!(open_failure(other.path(), false).contains("another drive or VM uses it"));
     }
 }
 
 #[test]
-fn a_disk_has_one_writer_or_many_readers() {
+fn disk_has_one_writer_or_many_readers() {
     let scratch = Scratch::new(512);
-    let open = |read_only| Disk::open(scratch.path(), terms(read_only));
+    let open = |read_only| Disk::open(scratch.path(), options(read_only));
     {
         let _writer = open(false).unwrap();
         for read_only in [false, true] {
@@ -97,16 +104,16 @@ fn a_disk_has_one_writer_or_many_readers() {
         }
     }
     let readers = [open(true).unwrap(), open(true).unwrap()];
-    assert!(refusal(scratch.path(), false).contains("only read-only drives can share one"));
+    assert!(open_failure(scratch.path(), false).contains("only read-only drives can share a disk"));
     drop(readers);
     assert!(open(false).is_ok());
 }
 
 #[test]
-fn the_drive_is_named() {
+fn open_error_names_drive() {
     let config = config(Path::new("/nowhere"), IoEngine::Sync);
     let Err(error) = Block::open(&config, Box::new(ManualClock::default())) else {
-        panic!("there is no such file");
+        panic!("a missing file was opened");
     };
     assert!(error.to_string().contains("a drive with a long name"));
     assert!(error.source().unwrap().to_string().contains("/nowhere"));

@@ -9,7 +9,7 @@ use crate::virtio::device::VirtioDevice;
 use crate::virtio::testing::{NEXT, RawDescriptor, WRITE};
 
 #[test]
-fn a_queue_that_never_empties_leaves_the_lock() {
+fn endless_queue_releases_lock() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let mut bench = Bench::on(&scratch, engine);
@@ -17,17 +17,17 @@ fn a_queue_that_never_empties_leaves_the_lock() {
         let header = bench.header(IN, SECTORS);
         let data = bench.place(&[0; 513]);
         let queue = &bench.driver.queues[0];
-        let piece = |address, length, flags, next| RawDescriptor {
+        let descriptor = |address, length, flags, next| RawDescriptor {
             address,
             length,
             flags,
             next,
         };
-        queue.set_descriptor(0, piece(header, 16, NEXT, 1));
-        queue.set_descriptor(1, piece(data, 512, NEXT | WRITE, 2));
-        queue.set_descriptor(2, piece(data + 512, 1, WRITE, 0));
-        // The rings are one, and the used index one ahead: what is given back makes the next one available. A request
-        // that fails has a length of 0, so that all heads are 0.
+        queue.set_descriptor(0, descriptor(header, 16, NEXT, 1));
+        queue.set_descriptor(1, descriptor(data, 512, NEXT | WRITE, 2));
+        queue.set_descriptor(2, descriptor(data + 512, 1, WRITE, 0));
+        // Both rings share memory, and the used index is one ahead: each used chain makes the next one available. The
+        // request fails, so its used length, the next head, is 0.
         let ring = GuestAddress(queue.available);
         let mut activation = bench
             .driver
@@ -36,18 +36,21 @@ fn a_queue_that_never_empties_leaves_the_lock() {
         activation.queues[0].set_next_used(1);
         bench.driver.queues[0].set_available_index(1);
         bench.block.activate(activation);
-        for turn in 1..=3 {
+        for batch in 1..=3 {
             let before = bench.block.metrics().errors;
             bench.block.notify(0);
             assert!((1..=256).contains(&(bench.block.metrics().errors - before)));
-            assert!(!bench.is_idle(), "turn {turn} goes on in the event loop");
+            assert!(
+                !bench.is_idle(),
+                "batch {batch} does not continue on the event loop"
+            );
         }
         assert_eq!(bench.block.metrics().malformed, 0);
     }
 }
 
 #[test]
-fn sectors_beyond_the_end_are_an_error() {
+fn sectors_beyond_end_fail() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let mut bench = Bench::on(&scratch, engine);
@@ -63,9 +66,12 @@ fn sectors_beyond_the_end_are_an_error() {
         ] {
             assert_eq!(bench.read(sector, 1024), (IOERR, vec![NONE; 1024]));
             assert_eq!(bench.write(sector, &[7; 1024]), IOERR);
-            assert_eq!(bench.segments(DISCARD, &[(sector, 2, 0)]), IOERR);
-            // Nothing is done when one of several is wrong.
-            assert_eq!(bench.segments(WRITE_ZEROES, &[(0, 2, 0), (sector, 2, 0)]), IOERR);
+            assert_eq!(bench.run_segments(DISCARD, &[(sector, 2, 0)]), IOERR);
+            // One invalid segment rejects the complete request.
+            assert_eq!(
+                bench.run_segments(WRITE_ZEROES, &[(0, 2, 0), (sector, 2, 0)]),
+                IOERR
+            );
         }
         assert!(scratch.contents() == before);
         assert_eq!(bench.block.metrics().errors, 28);
@@ -74,7 +80,7 @@ fn sectors_beyond_the_end_are_an_error() {
 }
 
 #[test]
-fn parts_of_sectors_are_an_error() {
+fn partial_sectors_fail() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let mut bench = Bench::on(&scratch, engine);
@@ -87,54 +93,60 @@ fn parts_of_sectors_are_an_error() {
 }
 
 #[test]
-fn segments_that_are_none_are_an_error() {
+fn invalid_segments_fail() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let mut bench = Bench::on(&scratch, engine);
         for kind in [DISCARD, WRITE_ZEROES] {
-            assert_eq!(bench.segments(kind, &[]), IOERR);
-            assert_eq!(bench.segments(kind, &[(0, 1, 0); 17]), IOERR);
-            assert_eq!(bench.segments(kind, &[(0, u32::MAX, 0)]), IOERR);
-            assert_eq!(bench.segments(kind, &[(0, 1, 1 << 31)]), UNSUPP);
+            assert_eq!(bench.run_segments(kind, &[]), IOERR);
+            assert_eq!(bench.run_segments(kind, &[(0, 1, 0); 17]), IOERR);
+            assert_eq!(bench.run_segments(kind, &[(0, u32::MAX, 0)]), IOERR);
+            assert_eq!(bench.run_segments(kind, &[(0, 1, 1 << 31)]), UNSUPP);
             let address = bench.place(&[0; 24]);
-            assert_eq!(bench.one(kind, 0, &[Piece::readable(address, 24)]), (IOERR, 1));
-            assert_eq!(bench.segments(kind, &[(0, 1, 0); 16]), OK);
+            assert_eq!(
+                bench.run_one(kind, 0, &[Piece::readable(address, 24)]),
+                (IOERR, 1)
+            );
+            assert_eq!(bench.run_segments(kind, &[(0, 1, 0); 16]), OK);
         }
     }
 }
 
 #[test]
-fn a_type_that_nobody_knows_is_unsupported() {
+fn unknown_type_is_unsupported() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let mut bench = Bench::on(&scratch, engine);
         for kind in [2, 3, 5, 10, 12, 14, 15, u32::MAX] {
             let address = bench.place(&[NONE; 512]);
-            assert_eq!(bench.one(kind, 0, &[Piece::writable(address, 512)]), (UNSUPP, 0));
-            assert_eq!(bench.one(kind, 0, &[]), (UNSUPP, 1));
+            assert_eq!(
+                bench.run_one(kind, 0, &[Piece::writable(address, 512)]),
+                (UNSUPP, 0)
+            );
+            assert_eq!(bench.run_one(kind, 0, &[]), (UNSUPP, 1));
         }
         assert_eq!(bench.read(0, 512).0, OK);
     }
 }
 
 #[test]
-fn a_read_only_disk_is_not_written() {
+fn read_only_disk_rejects_writes() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let mut config = config(scratch.path(), engine);
         config.read_only = true;
         let mut bench = Bench::new(&config);
         assert_eq!(bench.write(0, &[1; 512]), IOERR);
-        assert_eq!(bench.segments(DISCARD, &[(0, 8, 0)]), UNSUPP);
-        assert_eq!(bench.segments(WRITE_ZEROES, &[(0, 8, 0)]), UNSUPP);
-        assert_eq!(bench.one(FLUSH, 0, &[]), (OK, 1));
+        assert_eq!(bench.run_segments(DISCARD, &[(0, 8, 0)]), UNSUPP);
+        assert_eq!(bench.run_segments(WRITE_ZEROES, &[(0, 8, 0)]), UNSUPP);
+        assert_eq!(bench.run_one(FLUSH, 0, &[]), (OK, 1));
         assert_eq!(bench.read(0, 512), (OK, pattern(0, 512)));
         assert_eq!(scratch.contents(), pattern(0, SECTORS * 512));
     }
 }
 
 #[test]
-fn a_file_truncated_underneath_fails_what_is_gone() {
+fn truncated_file_fails_missing_sectors() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let mut bench = Bench::on(&scratch, engine);
@@ -144,8 +156,8 @@ fn a_file_truncated_underneath_fails_what_is_gone() {
             Piece::writable(address, 700),
             Piece::writable(address + 700, 1348),
         ];
-        // Two sectors are there, and the used length says so.
-        assert_eq!(bench.one(IN, 8, &data), (IOERR, 1024));
+        // The used length covers the two remaining sectors.
+        assert_eq!(bench.run_one(IN, 8, &data), (IOERR, 1024));
         assert_eq!(bench.driver.read(address, 1024), pattern(8 * 512, 1024));
         assert_eq!(bench.read(10, 512).0, IOERR);
         assert_eq!(bench.read(9, 512).0, OK);
@@ -155,9 +167,9 @@ fn a_file_truncated_underneath_fails_what_is_gone() {
 }
 
 #[test]
-fn a_full_disk_is_an_error_of_a_write_that_goes_through() {
+fn full_disk_fails_write_through() {
     for engine in ENGINES {
-        let mut bench = Bench::pretending("/dev/full", SECTORS * 512, engine);
+        let mut bench = Bench::with_fake_disk("/dev/full", SECTORS * 512, engine);
         bench.reset();
         bench.activate(0);
         assert_eq!(bench.write(0, &[1; 4096]), IOERR);
@@ -166,13 +178,13 @@ fn a_full_disk_is_an_error_of_a_write_that_goes_through() {
 }
 
 #[test]
-fn a_full_disk_is_an_error_of_the_request() {
+fn full_disk_fails_request() {
     for engine in ENGINES {
-        let mut bench = Bench::pretending("/dev/full", SECTORS * 512, engine);
+        let mut bench = Bench::with_fake_disk("/dev/full", SECTORS * 512, engine);
         assert_eq!(bench.write(0, &[1; 4096]), IOERR);
-        // A character device has no medium to flush to, and no holes.
-        assert_eq!(bench.one(FLUSH, 0, &[]), (IOERR, 1));
-        assert_eq!(bench.segments(WRITE_ZEROES, &[(0, 8, 0)]), IOERR);
+        // A character device supports neither fdatasync nor fallocate.
+        assert_eq!(bench.run_one(FLUSH, 0, &[]), (IOERR, 1));
+        assert_eq!(bench.run_segments(WRITE_ZEROES, &[(0, 8, 0)]), IOERR);
         assert_eq!(bench.read(0, 512), (OK, vec![0; 512]));
         let metrics = bench.block.metrics();
         assert_eq!(
@@ -183,18 +195,18 @@ fn a_full_disk_is_an_error_of_the_request() {
     }
 }
 
-/// Asserts that `spoil`, which puts something malformed into the queue, stops the device until it is reset.
-fn stops(spoil: impl Fn(&mut Bench)) {
+/// Asserts that a malformed chain, added by `add_malformed`, stops the device until its reset.
+fn expect_stop(add_malformed: impl Fn(&mut Bench)) {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let mut bench = Bench::on(&scratch, engine);
         let address = bench.place(&[NONE; 512]);
         let (_, status) = bench.add(IN, 1, &[Piece::writable(address, 512)]);
-        spoil(&mut bench);
+        add_malformed(&mut bench);
         bench.block.notify(0);
         assert!(bench.signal.is_reset_needed());
         assert_eq!(bench.block.metrics().malformed, 1);
-        // What came before it is done.
+        // The request before the malformed chain is completed.
         assert_eq!(
             (bench.status(status), bench.driver.queues[0].used_index()),
             (OK, 1)
@@ -212,20 +224,20 @@ fn stops(spoil: impl Fn(&mut Bench)) {
 }
 
 #[test]
-fn a_request_without_a_status_stops_the_queue() {
-    stops(|bench| {
+fn request_without_status_stops_queue() {
+    expect_stop(|bench| {
         let header = bench.header(FLUSH, 0);
         bench.driver.queues[0].add(&[Piece::readable(header, 16)]);
     });
 }
 
 #[test]
-fn a_request_without_a_header_stops_the_queue() {
-    stops(|bench| {
+fn request_without_header_stops_queue() {
+    expect_stop(|bench| {
         let status = bench.place(&[NONE]);
         bench.driver.queues[0].add(&[Piece::writable(status, 1)]);
     });
-    stops(|bench| {
+    expect_stop(|bench| {
         let header = bench.header(IN, 0);
         let status = bench.place(&[NONE]);
         bench.driver.queues[0].add(&[Piece::readable(header, 15), Piece::writable(status, 1)]);
@@ -233,17 +245,17 @@ fn a_request_without_a_header_stops_the_queue() {
 }
 
 #[test]
-fn a_piece_outside_memory_stops_the_queue() {
+fn buffer_outside_memory_stops_queue() {
     for address in [u64::MAX - 255, super::MEMORY as u64 - 100, 1 << 40] {
-        stops(|bench| {
+        expect_stop(|bench| {
             bench.add(IN, 0, &[Piece::writable(address, 512)]);
         });
     }
 }
 
 #[test]
-fn a_chain_that_loops_stops_the_queue() {
-    stops(|bench| {
+fn looping_chain_stops_queue() {
+    expect_stop(|bench| {
         let descriptor = RawDescriptor {
             address: 0x1000,
             length: 512,
@@ -256,20 +268,20 @@ fn a_chain_that_loops_stops_the_queue() {
 }
 
 #[test]
-fn a_readable_piece_behind_a_writable_one_stops_the_queue() {
-    stops(|bench| {
+fn readable_after_writable_stops_queue() {
+    expect_stop(|bench| {
         let header = bench.header(IN, 0);
         bench.driver.queues[0].add(&[Piece::writable(header, 1), Piece::readable(header, 16)]);
     });
 }
 
 #[test]
-fn a_head_beyond_the_table_stops_the_queue() {
-    stops(|bench| bench.driver.queues[0].make_available(256));
+fn head_outside_table_stops_queue() {
+    expect_stop(|bench| bench.driver.queues[0].make_available(256));
 }
 
 #[test]
-fn an_available_index_that_jumps_stops_the_queue() {
+fn available_index_jump_stops_queue() {
     for engine in ENGINES {
         for index in [257, 1000, u16::MAX] {
             let scratch = Scratch::new(SECTORS * 512);
@@ -282,7 +294,7 @@ fn an_available_index_that_jumps_stops_the_queue() {
 }
 
 #[test]
-fn one_request_published_a_whole_queue_over_is_served_and_no_more() {
+fn repeated_head_runs_once_per_entry() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let mut bench = Bench::on(&scratch, engine);
@@ -293,15 +305,15 @@ fn one_request_published_a_whole_queue_over_is_served_and_no_more() {
         }
         assert_eq!(bench.run(256).len(), 256);
         assert_eq!(bench.status(status), OK);
-        // The budget of one turn is spent, so that the device asks for another, in which there is nothing.
-        bench.turn(60_000);
+        // The batch was full, so the device requests another one. It is empty.
+        bench.process_events(60_000);
         assert!(bench.is_idle());
         assert!(!bench.signal.is_reset_needed());
     }
 }
 
 #[test]
-fn nothing_happens_before_it_is_activated() {
+fn inactive_device_ignores_requests() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let mut bench = Bench::on(&scratch, engine);
@@ -318,11 +330,11 @@ fn nothing_happens_before_it_is_activated() {
         bench.start(0);
         bench.block.notify(1);
         assert_eq!(bench.status(status), NONE);
-        // What was there before DRIVER_OK needs no further notification.
-        bench.turn(0);
+        // Chains from before DRIVER_OK need no notification.
+        bench.process_events(0);
         assert_eq!(bench.driver.queues[0].collect_used().len(), 1);
         assert_eq!(bench.status(status), OK);
         assert_eq!(bench.write(0, &[1; 512]), OK);
-        assert_eq!(bench.one(OUT, 0, &[]), (OK, 1));
+        assert_eq!(bench.run_one(OUT, 0, &[]), (OK, 1));
     }
 }

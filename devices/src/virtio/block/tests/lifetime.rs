@@ -1,13 +1,13 @@
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use super::{Bench, ENGINES, IN, NONE, OK, Piece, Scratch, pattern, terms};
+use super::{Bench, ENGINES, IN, NONE, OK, Piece, Scratch, options, pattern};
 use crate::virtio::block::IoEngine;
-use crate::virtio::block::with_io_uring;
+use crate::virtio::block::select_engine;
 use crate::virtio::device::VirtioDevice;
 
 #[test]
-fn nothing_is_touched_after_a_reset() {
+fn reset_ends_memory_accesses() {
     for engine in ENGINES {
         let scratch = Scratch::new(1 << 20);
         let mut bench = Bench::on(&scratch, engine);
@@ -35,27 +35,27 @@ fn nothing_is_touched_after_a_reset() {
     }
 }
 
-/// A file of which nothing is in the page cache, so that io_uring cannot do reads while they are put in.
-pub(super) fn cold(length: u64) -> Scratch {
+/// Creates a file outside the page cache, so that io_uring cannot complete a read at its submission.
+pub(super) fn uncached(length: u64) -> Scratch {
     let scratch = Scratch::new(length);
     let file = std::fs::File::open(scratch.path()).unwrap();
     file.sync_all().unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, 0).unwrap();
-    // SAFETY: the descriptor is open; no memory is involved.
+    // SAFETY: the descriptor is open; the call accesses no memory.
     let result = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
     assert_eq!(result, 0);
     scratch
 }
 
 #[test]
-fn what_is_not_in_the_page_cache_comes_by_the_eventfd_or_by_draining() {
+fn uncached_reads_complete_by_event_or_drain() {
     let length = 4 << 20;
     for drains in [false, true] {
-        let scratch = cold(length);
+        let scratch = uncached(length);
         let mut bench = Bench::on(&scratch, IoEngine::Async);
         let mut placed = Vec::new();
-        // Far apart and backwards, where nothing is read ahead.
+        // Distant sectors in descending order prevent read-ahead.
         for step in (0..60).rev() {
             let sector = step * 130;
             let address = bench.place(&[NONE; 4096]);
@@ -81,8 +81,8 @@ fn what_is_not_in_the_page_cache_comes_by_the_eventfd_or_by_draining() {
     }
 }
 
-/// A device that has just been asked for sixty pieces of `scratch`.
-pub(super) fn reading(scratch: &Scratch) -> Bench {
+/// Creates a device with sixty notified reads of `scratch`.
+pub(super) fn start_reads(scratch: &Scratch) -> Bench {
     let mut bench = Bench::on(scratch, IoEngine::Async);
     for sector in (0..60).rev() {
         let address = bench.place(&[NONE; 4096]);
@@ -93,16 +93,16 @@ pub(super) fn reading(scratch: &Scratch) -> Bench {
 }
 
 #[test]
-fn a_device_dropped_with_requests_in_flight_waits_for_them() {
-    let scratch = cold(4 << 20);
+fn drop_waits_for_requests_in_flight() {
+    let scratch = uncached(4 << 20);
     let Bench {
         block, driver, next, ..
-    } = reading(&scratch);
+    } = start_reads(&scratch);
     drop(block);
     let length = usize::try_from(next - driver.buffers).unwrap();
     driver.write(driver.buffers, &vec![0x55; length]);
-    // Whoever opens the disk now has it alone, and what is in memory stays.
-    assert!(super::Disk::open(scratch.path(), terms(false)).is_ok());
+    // The disk is unlocked, and guest memory does not change any more.
+    assert!(super::Disk::open(scratch.path(), options(false)).is_ok());
     assert!(
         driver
             .read(driver.buffers, length)
@@ -112,8 +112,8 @@ fn a_device_dropped_with_requests_in_flight_waits_for_them() {
 }
 
 #[test]
-fn without_io_uring_a_drive_is_served_all_the_same() {
-    assert_eq!(with_io_uring("a", Ok(())), IoEngine::Async);
+fn missing_io_uring_selects_sync() {
+    assert_eq!(select_engine("a", Ok(())), IoEngine::Async);
     let refused = std::io::Error::from_raw_os_error(libc::EPERM);
-    assert_eq!(with_io_uring("a", Err(refused)), IoEngine::Sync);
+    assert_eq!(select_engine("a", Err(refused)), IoEngine::Sync);
 }

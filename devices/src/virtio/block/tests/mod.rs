@@ -1,9 +1,8 @@
-//! Every test of requests is run on both engines, and asserts that it is on the one that it wants, unless this kernel
-//! has no io_uring for us.
+//! Each test of requests runs on both engines and asserts the engine in use, unless this kernel does not allow io_uring.
 
+mod discard;
 mod disk;
 mod faults;
-mod hole;
 mod lifetime;
 mod limits;
 mod metrics;
@@ -28,7 +27,7 @@ use crate::virtio::device::{Activation, VirtioDevice};
 use crate::virtio::interrupt::VirtioInterrupt;
 use crate::virtio::testing::{CountingInterrupt, FakeDriver, Piece, Used};
 
-/// Long enough that it does not come about during a test.
+/// Milliseconds that do not pass during a test.
 const HOURS: u64 = 100 * 3_600_000;
 
 const ENGINES: [IoEngine; 2] = [IoEngine::Sync, IoEngine::Async];
@@ -46,14 +45,14 @@ const WRITE_ZEROES: u32 = 13;
 const OK: u8 = 0;
 const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
-/// What a status is before the device has written it.
+/// Value of a status byte that the device has not written.
 const NONE: u8 = 0xaa;
 
-/// A file that is gone when the test is over.
+/// A temporary file, removed on drop.
 struct Scratch(PathBuf);
 
 impl Scratch {
-    /// `length` bytes of a pattern that differs from sector to sector.
+    /// Creates a file with `length` bytes of [`pattern`].
     fn new(length: u64) -> Self {
         let scratch = Self::empty();
         let file = File::create(&scratch.0).unwrap();
@@ -95,7 +94,7 @@ impl Drop for Scratch {
     }
 }
 
-/// What [`Scratch::new`] has from byte `offset`.
+/// Returns bytes that differ from sector to sector, for a file of [`Scratch::new`] at `offset`.
 fn pattern(offset: u64, length: u64) -> Vec<u8> {
     (offset..offset + length)
         .map(|at| u8::try_from((at / 512 * 7 + at % 251) % 256).unwrap())
@@ -115,7 +114,7 @@ fn config(path: &Path, engine: IoEngine) -> DiskConfig {
     }
 }
 
-/// A device, activated, with its driver.
+/// An active device with its driver.
 struct Bench {
     block: Block,
     driver: FakeDriver,
@@ -138,16 +137,16 @@ impl Bench {
         bench
     }
 
-    /// On a disk of `size` bytes that is really `path`, whatever that is.
-    fn pretending(path: &str, size: u64, engine: IoEngine) -> Self {
+    /// Creates a device on `path`, of any kind, as a disk of `size` bytes.
+    fn with_fake_disk(path: &str, size: u64, engine: IoEngine) -> Self {
         let disk = Disk {
             file: File::options().read(true).write(true).open(path).unwrap(),
             path: PathBuf::from(path),
             size,
-            terms: DiskOptions::default(),
-            block_device: false,
+            options: DiskOptions::default(),
+            is_block_device: false,
             block: 1,
-            in_memory: false,
+            is_in_memory: false,
         };
         let clock = ManualClock::default();
         let config = config(Path::new(path), engine);
@@ -171,10 +170,10 @@ impl Bench {
         bench
     }
 
-    /// Activates the device and lets the event loop look at its queue.
+    /// Activates the device and processes its events.
     fn activate(&mut self, features: u64) {
         self.start(features);
-        self.turn(0);
+        self.process_events(0);
     }
 
     fn start(&mut self, features: u64) {
@@ -189,10 +188,10 @@ impl Bench {
         self.next = self.driver.buffers;
     }
 
-    /// Fresh memory with `data` in it.
+    /// Writes `data` into unused memory. Returns its address.
     fn place(&mut self, data: &[u8]) -> u64 {
         let address = self.next;
-        // Odd addresses, as no driver is bound to even ones.
+        // Odd addresses: buffers have no alignment.
         self.next += (data.len() as u64 + 1) | 1;
         self.driver.write(address, data);
         address
@@ -206,38 +205,38 @@ impl Bench {
         self.place(&header)
     }
 
-    /// Adds a request whose data is in `data`. Returns its head and the address of its status.
+    /// Adds a request with the buffers `data`. Returns its head and the address of its status.
     fn add(&mut self, kind: u32, sector: u64, data: &[Piece]) -> (u16, u64) {
         let header = self.header(kind, sector);
         let status = self.place(&[NONE]);
-        let mut pieces = vec![Piece::readable(header, 16)];
-        pieces.extend(data);
-        pieces.push(Piece::writable(status, 1));
-        (self.driver.queues[0].add(&pieces), status)
+        let mut buffers = vec![Piece::readable(header, 16)];
+        buffers.extend(data);
+        buffers.push(Piece::writable(status, 1));
+        (self.driver.queues[0].add(&buffers), status)
     }
 
     fn status(&self, address: u64) -> u8 {
         self.driver.read(address, 1)[0]
     }
 
-    /// Notifies the device, and does what an event loop does until `count` requests are used.
+    /// Notifies the device, and processes its events until `count` chains are used.
     fn run(&mut self, count: usize) -> Vec<Used> {
         self.block.notify(0);
         let mut used = self.driver.queues[0].collect_used();
         while used.len() < count {
-            self.turn(60_000);
+            self.process_events(60_000);
             used.extend(self.driver.queues[0].collect_used());
         }
         assert_eq!(used.len(), count);
         used
     }
 
-    /// Waits for a source and serves it. The wait ends at once unless the device has forgotten something.
-    fn turn(&mut self, milliseconds: i32) {
+    /// Waits for an event and processes all. Panics after `milliseconds` without an event.
+    fn process_events(&mut self, milliseconds: i32) {
         let mut ready = Vec::new();
-        for source in self.block.watched_fds() {
-            if self.polled(source.descriptor, 0) {
-                ready.push(source.token);
+        for watched in self.block.watched_fds() {
+            if self.is_readable(watched.descriptor, 0) {
+                ready.push(watched.token);
             }
         }
         if ready.is_empty() {
@@ -245,32 +244,29 @@ impl Bench {
                 .block
                 .watched_fds()
                 .iter()
-                .map(|source| poll_of(source.descriptor))
+                .map(|watched| poll_of(watched.descriptor))
                 .collect();
-            assert!(
-                poll(&mut polls, milliseconds) > 0,
-                "nothing comes from any source"
-            );
+            assert!(poll(&mut polls, milliseconds) > 0, "no descriptor is ready");
         }
         for token in ready {
             self.block.process_event(token);
         }
     }
 
-    fn polled(&self, descriptor: i32, milliseconds: i32) -> bool {
+    fn is_readable(&self, descriptor: i32, milliseconds: i32) -> bool {
         poll(&mut [poll_of(descriptor)], milliseconds) > 0
     }
 
-    /// Whether any source is ready now.
+    /// Returns true if no descriptor is ready.
     fn is_idle(&self) -> bool {
         self.block
             .watched_fds()
             .iter()
-            .all(|source| !self.polled(source.descriptor, 0))
+            .all(|watched| !self.is_readable(watched.descriptor, 0))
     }
 
-    /// Does one request. Returns status and used length.
-    fn one(&mut self, kind: u32, sector: u64, data: &[Piece]) -> (u8, u32) {
+    /// Runs one request. Returns status and used length.
+    fn run_one(&mut self, kind: u32, sector: u64, data: &[Piece]) -> (u8, u32) {
         let (head, status) = self.add(kind, sector, data);
         let used = self.run(1);
         assert_eq!(used[0].head, u32::from(head));
@@ -279,7 +275,7 @@ impl Bench {
 
     fn read(&mut self, sector: u64, length: u32) -> (u8, Vec<u8>) {
         let address = self.place(&vec![NONE; usize::try_from(length).unwrap()]);
-        let (status, used) = self.one(IN, sector, &[Piece::writable(address, length)]);
+        let (status, used) = self.run_one(IN, sector, &[Piece::writable(address, length)]);
         if status == OK {
             assert_eq!(used, length + 1);
         }
@@ -291,7 +287,7 @@ impl Bench {
 
     fn write(&mut self, sector: u64, data: &[u8]) -> u8 {
         let address = self.place(data);
-        let (status, used) = self.one(
+        let (status, used) = self.run_one(
             OUT,
             sector,
             &[Piece::readable(address, u32::try_from(data.len()).unwrap())],
@@ -300,8 +296,8 @@ impl Bench {
         status
     }
 
-    /// A discard or write-zeroes request with `segments` of sector, number and flags.
-    fn segments(&mut self, kind: u32, segments: &[(u64, u32, u32)]) -> u8 {
+    /// Runs a discard or write zeroes request with `segments` of sector, number and flags. Returns its status.
+    fn run_segments(&mut self, kind: u32, segments: &[(u64, u32, u32)]) -> u8 {
         let mut data = Vec::new();
         for (sector, count, flags) in segments {
             data.extend(sector.to_le_bytes());
@@ -309,7 +305,7 @@ impl Bench {
             data.extend(flags.to_le_bytes());
         }
         let address = self.place(&data);
-        self.one(
+        self.run_one(
             kind,
             0,
             &[Piece::readable(address, u32::try_from(data.len()).unwrap())],
@@ -318,7 +314,7 @@ impl Bench {
     }
 }
 
-/// A bucket of `size` that takes `refill_time_ms` to fill.
+/// Returns a bucket of `size` that refills in `refill_time_ms`.
 fn bucket(size: u64, refill_time_ms: u64) -> Option<Bucket> {
     Some(Bucket {
         size,
@@ -327,8 +323,8 @@ fn bucket(size: u64, refill_time_ms: u64) -> Option<Bucket> {
     })
 }
 
-/// On which terms most disks are opened.
-fn terms(read_only: bool) -> DiskOptions {
+/// Returns options for a disk that is not empty.
+fn options(read_only: bool) -> DiskOptions {
     DiskOptions {
         read_only,
         allow_empty: false,
@@ -345,6 +341,6 @@ fn poll_of(descriptor: i32) -> libc::pollfd {
 
 fn poll(polls: &mut [libc::pollfd], milliseconds: i32) -> i32 {
     let count = polls.len() as libc::nfds_t;
-    // SAFETY: `polls` has `count` entries and lives until the call is over.
+    // SAFETY: `polls` has `count` entries and outlives the call.
     unsafe { libc::poll(polls.as_mut_ptr(), count, milliseconds) }
 }

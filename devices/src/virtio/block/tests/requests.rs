@@ -10,7 +10,7 @@ use crate::virtio::block::{CacheType, IoEngine};
 use crate::virtio::device::VirtioDevice;
 
 #[test]
-fn what_is_on_the_disk_is_read() {
+fn read_returns_disk_contents() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let mut bench = Bench::on(&scratch, engine);
@@ -30,7 +30,7 @@ fn what_is_on_the_disk_is_read() {
 }
 
 #[test]
-fn what_is_written_is_on_the_disk() {
+fn write_changes_disk_contents() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let mut bench = Bench::on(&scratch, engine);
@@ -40,7 +40,7 @@ fn what_is_written_is_on_the_disk() {
             expected[sector * 512..sector * 512 + length].fill(byte);
         }
         assert_eq!(scratch.contents(), expected);
-        assert_eq!(bench.one(FLUSH, 0, &[]), (OK, 1));
+        assert_eq!(bench.run_one(FLUSH, 0, &[]), (OK, 1));
         let metrics = bench.block.metrics();
         assert_eq!(
             (metrics.writes, metrics.written_bytes, metrics.flushes),
@@ -50,7 +50,7 @@ fn what_is_written_is_on_the_disk() {
 }
 
 #[test]
-fn a_write_goes_through_when_the_driver_does_not_want_to_flush() {
+fn write_without_flush_feature_is_write_through() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let mut bench = Bench::on(&scratch, engine);
@@ -62,16 +62,16 @@ fn a_write_goes_through_when_the_driver_does_not_want_to_flush() {
 }
 
 #[test]
-fn a_header_in_single_bytes_and_a_status_behind_data_in_one_piece() {
+fn request_has_any_buffer_layout() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let mut bench = Bench::on(&scratch, engine);
         let header = bench.header(IN, 2);
         let data = bench.place(&[NONE; 513]);
-        let mut pieces: Vec<_> = (0..16).map(|byte| Piece::readable(header + byte, 1)).collect();
-        pieces.insert(7, Piece::readable(header, 0));
-        pieces.push(Piece::writable(data, 513));
-        bench.driver.queues[0].add(&pieces);
+        let mut buffers: Vec<_> = (0..16).map(|byte| Piece::readable(header + byte, 1)).collect();
+        buffers.insert(7, Piece::readable(header, 0));
+        buffers.push(Piece::writable(data, 513));
+        bench.driver.queues[0].add(&buffers);
         assert_eq!(bench.run(1)[0].length, 513);
         assert_eq!(bench.driver.read(data, 512), pattern(1024, 512));
         assert_eq!(bench.status(data + 512), OK);
@@ -88,11 +88,11 @@ fn a_header_in_single_bytes_and_a_status_behind_data_in_one_piece() {
 }
 
 #[test]
-fn a_batch_is_one_interrupt() {
+fn batch_raises_one_interrupt() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let mut bench = Bench::on(&scratch, engine);
-        // As without EVENT_IDX: every interrupt is wanted.
+        // Without EVENT_IDX, the driver expects every notification.
         bench.reset();
         bench.activate(bench.block.features() & !super::EVENT_IDX);
         let mut statuses = Vec::new();
@@ -104,7 +104,7 @@ fn a_batch_is_one_interrupt() {
                 sector,
             ));
         }
-        // In the page cache, all are done by the end of the notification.
+        // All sectors are in the page cache: the notification completes all requests.
         bench.block.notify(0);
         assert_eq!(bench.driver.queues[0].collect_used().len(), 60);
         assert_eq!(bench.line.take(), 1);
@@ -118,7 +118,7 @@ fn a_batch_is_one_interrupt() {
 }
 
 #[test]
-fn a_driver_that_polls_is_not_interrupted() {
+fn polling_driver_gets_no_interrupt() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let mut bench = Bench::on(&scratch, engine);
@@ -126,7 +126,7 @@ fn a_driver_that_polls_is_not_interrupted() {
         bench.activate(bench.block.features() & !super::EVENT_IDX);
         let flags = bench.driver.queues[0].available;
         for (flag, interrupts) in [(1, 0), (0, 1)] {
-            // VIRTQ_AVAIL_F_NO_INTERRUPT, or not.
+            // VIRTQ_AVAIL_F_NO_INTERRUPT set or clear.
             bench.driver.write(flags, &[flag, 0]);
             let address = bench.place(&[0; 512]);
             bench.add(IN, 0, &[Piece::writable(address, 512)]);
@@ -138,18 +138,18 @@ fn a_driver_that_polls_is_not_interrupted() {
 }
 
 #[test]
-fn the_id_is_cut_to_the_room_for_it() {
+fn id_is_truncated_to_buffer() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let mut bench = Bench::on(&scratch, engine);
-        for (room, used) in [(20_u32, 21), (5, 6), (0, 1), (30, 20)] {
+        for (length, used) in [(20_u32, 21), (5, 6), (0, 1), (30, 20)] {
             let address = bench.place(&[NONE; 32]);
             assert_eq!(
-                bench.one(GET_ID, 0, &[Piece::writable(address, room)]),
+                bench.run_one(GET_ID, 0, &[Piece::writable(address, length)]),
                 (OK, used)
             );
             let mut expected = [NONE; 32];
-            let length = usize::try_from(room.min(20)).unwrap();
+            let length = usize::try_from(length.min(20)).unwrap();
             expected[..length].copy_from_slice(&b"a drive with a long name"[..length]);
             assert_eq!(bench.driver.read(address, 32), expected);
         }
@@ -157,13 +157,16 @@ fn the_id_is_cut_to_the_room_for_it() {
 }
 
 #[test]
-fn a_short_id_is_padded() {
+fn short_id_is_padded() {
     let scratch = Scratch::new(512);
     let mut config = config(scratch.path(), IoEngine::Sync);
     config.id = "root".to_owned();
     let mut bench = Bench::new(&config);
     let address = bench.place(&[NONE; 20]);
-    assert_eq!(bench.one(GET_ID, 0, &[Piece::writable(address, 20)]), (OK, 21));
+    assert_eq!(
+        bench.run_one(GET_ID, 0, &[Piece::writable(address, 20)]),
+        (OK, 21)
+    );
     assert_eq!(
         bench.driver.read(address, 20),
         *b"root\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
@@ -171,28 +174,28 @@ fn a_short_id_is_padded() {
 }
 
 #[test]
-fn a_discard_makes_a_hole() {
+fn discard_deallocates_blocks() {
     for engine in ENGINES {
         let scratch = Scratch::new(1 << 20);
         let mut bench = Bench::on(&scratch, engine);
-        assert_eq!(bench.one(FLUSH, 0, &[]).0, OK);
+        assert_eq!(bench.run_one(FLUSH, 0, &[]).0, OK);
         let blocks = || scratch.path().metadata().unwrap().blocks();
         let before = blocks();
         assert!(before >= 2048);
-        assert_eq!(bench.segments(DISCARD, &[(0, 1024, 0), (1536, 512, 0)]), OK);
+        assert_eq!(bench.run_segments(DISCARD, &[(0, 1024, 0), (1536, 512, 0)]), OK);
         assert!(blocks() <= before - 1500, "{} blocks of {before}", blocks());
         assert_eq!(scratch.contents().len(), 1 << 20);
         assert_eq!(
             scratch.contents()[512 << 10..768 << 10],
             pattern(512 << 10, 256 << 10)
         );
-        assert_eq!(bench.segments(DISCARD, &[(0, 8, 1)]), UNSUPP);
+        assert_eq!(bench.run_segments(DISCARD, &[(0, 8, 1)]), UNSUPP);
         assert_eq!(bench.block.metrics().discards, 1);
     }
 }
 
 #[test]
-fn zeros_are_written() {
+fn write_zeroes_zeroes_sectors() {
     for engine in ENGINES {
         let scratch = Scratch::new(1 << 20);
         let mut bench = Bench::on(&scratch, engine);
@@ -202,19 +205,19 @@ fn zeros_are_written() {
             (&[(1200, 800, 1)], 1),
             (&[(7, 0, 0)], 0),
         ] {
-            assert_eq!(bench.segments(WRITE_ZEROES, segments), OK, "unmap {unmap}");
+            assert_eq!(bench.run_segments(WRITE_ZEROES, segments), OK, "unmap {unmap}");
             for (sector, count, _) in segments {
                 let start = usize::try_from(*sector).unwrap() * 512;
                 expected[start..start + usize::try_from(*count).unwrap() * 512].fill(0);
             }
             assert!(scratch.contents() == expected);
         }
-        assert_eq!(bench.segments(WRITE_ZEROES, &[(0, 8, 2)]), UNSUPP);
+        assert_eq!(bench.run_segments(WRITE_ZEROES, &[(0, 8, 2)]), UNSUPP);
     }
 }
 
 #[test]
-fn a_sparse_file_stays_sparse() {
+fn sparse_file_stays_sparse() {
     for engine in ENGINES {
         let scratch = Scratch::empty();
         scratch.set_len(1 << 40);
@@ -228,7 +231,7 @@ fn a_sparse_file_stays_sparse() {
 }
 
 #[test]
-fn what_the_driver_is_told() {
+fn features_and_config_space_match_config() {
     let scratch = Scratch::new(SECTORS * 512);
     let mut config = config(scratch.path(), IoEngine::Sync);
     let word = |bench: &Bench, offset| {
@@ -261,16 +264,17 @@ fn what_the_driver_is_told() {
     assert_eq!(word(&bench, 36), 0);
 }
 
-fn scattered(cuts: &[u32], total: u32) -> Vec<u32> {
-    let mut at: Vec<u32> = cuts.iter().map(|cut| cut % total).chain([0, total]).collect();
-    at.sort_unstable();
-    at.windows(2).map(|pair| pair[1] - pair[0]).collect()
+/// Returns the lengths of buffers that split `total` bytes at `cuts`.
+fn split_lengths(cuts: &[u32], total: u32) -> Vec<u32> {
+    let mut offsets: Vec<u32> = cuts.iter().map(|cut| cut % total).chain([0, total]).collect();
+    offsets.sort_unstable();
+    offsets.windows(2).map(|pair| pair[1] - pair[0]).collect()
 }
 
 proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(40))]
     #[test]
-    fn a_pattern_scattered_anyhow_reads_back(
+    fn scattered_write_reads_back(
         sectors in 1_u32..40, first in 0_u64..24, seed in proptest::prelude::any::<u8>(),
         out in proptest::collection::vec(proptest::prelude::any::<u32>(), 0..40),
         back in proptest::collection::vec(proptest::prelude::any::<u32>(), 0..40),
@@ -281,21 +285,21 @@ proptest! {
             let total = sectors * 512;
             let data: Vec<u8> = (0..total).map(|at| u8::try_from(at % 249).unwrap() ^ seed).collect();
             let mut rest = &data[..];
-            let mut pieces = Vec::new();
-            for length in scattered(&out, total) {
-                let (part, after) = rest.split_at(usize::try_from(length).unwrap());
-                pieces.push(Piece::readable(bench.place(part), length));
+            let mut buffers = Vec::new();
+            for length in split_lengths(&out, total) {
+                let (chunk, after) = rest.split_at(usize::try_from(length).unwrap());
+                buffers.push(Piece::readable(bench.place(chunk), length));
                 rest = after;
             }
-            assert_eq!(bench.one(OUT, first, &pieces), (OK, 1));
-            let mut pieces = Vec::new();
-            for length in scattered(&back, total) {
-                pieces.push(Piece::writable(bench.place(&vec![NONE; usize::try_from(length).unwrap()]), length));
+            assert_eq!(bench.run_one(OUT, first, &buffers), (OK, 1));
+            let mut buffers = Vec::new();
+            for length in split_lengths(&back, total) {
+                buffers.push(Piece::writable(bench.place(&vec![NONE; usize::try_from(length).unwrap()]), length));
             }
-            assert_eq!(bench.one(IN, first, &pieces), (OK, total + 1));
-            let read: Vec<u8> = pieces
+            assert_eq!(bench.run_one(IN, first, &buffers), (OK, total + 1));
+            let read: Vec<u8> = buffers
                 .iter()
-                .flat_map(|piece| bench.driver.read(piece.address, usize::try_from(piece.length).unwrap()))
+                .flat_map(|buffer| bench.driver.read(buffer.address, usize::try_from(buffer.length).unwrap()))
                 .collect();
             assert!(read == data);
         }

@@ -1,6 +1,6 @@
 use snapshot::Persist;
 
-use super::lifetime::{cold, reading};
+use super::lifetime::{start_reads, uncached};
 use super::update::capacity;
 use super::{Bench, HOURS, IN, NONE, OK, Piece, SECTORS, Scratch, bucket, config};
 use crate::testing::ManualClock;
@@ -8,10 +8,10 @@ use crate::virtio::block::{Block, IoEngine};
 use crate::virtio::device::VirtioDevice;
 
 #[test]
-fn requests_in_flight_are_not_saved() {
-    let scratch = cold(4 << 20);
-    let mut bench = reading(&scratch);
-    // Some may be done by now, and then there is nothing to refuse.
+fn save_with_requests_in_flight_fails() {
+    let scratch = uncached(4 << 20);
+    let mut bench = start_reads(&scratch);
+    // All reads may be complete already, and then the save succeeds.
     if bench.block.in_flight() > 0 {
         let error = bench.block.save().unwrap_err();
         assert!(error.to_string().contains("in flight"));
@@ -21,7 +21,7 @@ fn requests_in_flight_are_not_saved() {
 }
 
 #[test]
-fn the_limiter_survives_a_snapshot() {
+fn rate_limiter_roundtrips() {
     let scratch = Scratch::new(SECTORS * 512);
     let mut config = config(scratch.path(), IoEngine::Sync);
     config.read_only = true;
@@ -42,7 +42,7 @@ fn the_limiter_survives_a_snapshot() {
 }
 
 #[test]
-fn what_was_put_off_before_a_snapshot_is_done_after_it() {
+fn available_request_runs_after_restore() {
     let scratch = Scratch::new(SECTORS * 512);
     let mut bench = Bench::on(&scratch, IoEngine::Sync);
     let state = bench.block.save().unwrap();
@@ -51,13 +51,13 @@ fn what_was_put_off_before_a_snapshot_is_done_after_it() {
     let (_, status) = bench.add(IN, 0, &[Piece::writable(address, 512)]);
     bench.start(bench.block.features());
     bench.block.restore(state).unwrap();
-    // No notification, and no interrupt for a configuration that is as it was.
-    bench.turn(0);
+    // No notification, and no interrupt for an unchanged configuration.
+    bench.process_events(0);
     assert_eq!((bench.status(status), bench.signal.status()), (OK, 1));
 }
 
 #[test]
-fn a_disk_of_another_size_is_announced_after_a_restore() {
+fn restore_notifies_changed_capacity() {
     let scratch = Scratch::new(SECTORS * 512);
     let mut bench = Bench::on(&scratch, IoEngine::Sync);
     let state = bench.block.save().unwrap();
@@ -67,10 +67,10 @@ fn a_disk_of_another_size_is_announced_after_a_restore() {
     bench.signal.clear();
     bench.start(bench.block.features());
     bench.block.restore(state.clone()).unwrap();
-    // Saved again before the driver knows, it is told after the next restore.
+    // The saved state keeps the capacity that the driver knows, for the next restore.
     assert_eq!(bench.block.save().unwrap(), state);
     assert_eq!(bench.signal.status(), 0);
-    bench.turn(0);
+    bench.process_events(0);
     assert_eq!((bench.signal.status(), capacity(&bench)), (2, 2 * SECTORS));
     assert_ne!(bench.block.save().unwrap(), state);
 }

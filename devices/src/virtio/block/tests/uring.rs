@@ -7,17 +7,17 @@ use crate::virtio::block::IoEngine;
 use crate::virtio::block::uring::skip;
 use crate::virtio::device::VirtioDevice;
 
-/// Pieces of `lengths`, each at a thousand times its number, where nothing is ever touched.
-fn pieces(lengths: &[usize]) -> Vec<iovec> {
-    let piece = |(number, length): (usize, &usize)| iovec {
-        iov_base: std::ptr::without_provenance_mut(number * 1000),
+/// Returns iovecs of `lengths` at 1000 times their index. Nothing accesses these addresses.
+fn iovecs(lengths: &[usize]) -> Vec<iovec> {
+    let iovec = |(index, length): (usize, &usize)| iovec {
+        iov_base: std::ptr::without_provenance_mut(index * 1000),
         iov_len: *length,
     };
-    lengths.iter().enumerate().map(piece).collect()
+    lengths.iter().enumerate().map(iovec).collect()
 }
 
 #[test]
-fn what_was_moved_in_part_goes_on_where_it_stopped() {
+fn skip_removes_leading_bytes() {
     let cases: [(u64, &[(usize, usize)]); 7] = [
         (0, &[(0, 10), (1000, 20), (2000, 30)]),
         (3, &[(3, 7), (1000, 20), (2000, 30)]),
@@ -28,35 +28,35 @@ fn what_was_moved_in_part_goes_on_where_it_stopped() {
         (60, &[]),
     ];
     for (count, expected) in cases {
-        let mut pieces = pieces(&[10, 20, 30]);
-        skip(&mut pieces, count);
-        let left: Vec<_> = pieces
+        let mut iovecs = iovecs(&[10, 20, 30]);
+        skip(&mut iovecs, count);
+        let left: Vec<_> = iovecs
             .iter()
-            .map(|piece| (piece.iov_base.addr(), piece.iov_len))
+            .map(|iovec| (iovec.iov_base.addr(), iovec.iov_len))
             .collect();
         assert_eq!(left, expected, "after {count} bytes");
     }
 }
 
-/// io_uring that takes no requests any more: something else is at its descriptor.
-fn break_ring(bench: &Bench) {
+/// Breaks the io_uring for good: replaces its descriptor.
+fn break_uring(bench: &Bench) {
     let null = std::fs::File::open("/dev/null").unwrap();
-    let ring = bench.block.ring_descriptor().unwrap();
-    // SAFETY: the call takes no pointer.
+    let ring = bench.block.uring_descriptor().unwrap();
+    // SAFETY: the call receives no pointer.
     let result = unsafe { libc::dup2(null.as_raw_fd(), ring) };
     assert_eq!(result, ring);
 }
 
 #[test]
-fn io_uring_that_fails_for_good_is_given_up() {
+fn permanent_failure_selects_sync() {
     if probe().is_err() {
         return;
     }
     let scratch = Scratch::new(SECTORS * 512);
     let mut bench = Bench::on(&scratch, IoEngine::Async);
-    assert_eq!(bench.one(FLUSH, 0, &[]).0, OK);
+    assert_eq!(bench.run_one(FLUSH, 0, &[]).0, OK);
     assert_eq!(bench.block.engine(), IoEngine::Async);
-    break_ring(&bench);
+    break_uring(&bench);
     let address = bench.place(&[NONE; 512]);
     let statuses = [
         bench.add(FLUSH, 0, &[]).1,
@@ -67,26 +67,26 @@ fn io_uring_that_fails_for_good_is_given_up() {
     assert_eq!(statuses.map(|status| bench.status(status)), [IOERR, OK, IOERR]);
     assert_eq!(bench.block.engine(), IoEngine::Sync);
     assert_eq!((bench.block.metrics().errors, bench.block.in_flight()), (2, 0));
-    assert!(bench.is_idle(), "it would be tried for ever");
-    assert_eq!(bench.one(FLUSH, 0, &[]).0, OK);
+    assert!(bench.is_idle(), "the device retries for ever");
+    assert_eq!(bench.run_one(FLUSH, 0, &[]).0, OK);
     bench.reset();
     bench.activate(bench.block.features());
-    assert_eq!(bench.one(FLUSH, 0, &[]).0, OK);
+    assert_eq!(bench.run_one(FLUSH, 0, &[]).0, OK);
 }
 
 #[test]
-fn a_ring_outlives_a_reset() {
+fn uring_outlives_reset() {
     if probe().is_err() {
         return;
     }
     let scratch = Scratch::new(SECTORS * 512);
     let mut bench = Bench::on(&scratch, IoEngine::Async);
-    assert_eq!(bench.one(FLUSH, 0, &[]).0, OK);
-    let ring = bench.block.ring_descriptor();
+    assert_eq!(bench.run_one(FLUSH, 0, &[]).0, OK);
+    let ring = bench.block.uring_descriptor();
     assert!(ring.is_some());
     bench.reset();
-    assert_eq!(bench.block.ring_descriptor(), ring);
+    assert_eq!(bench.block.uring_descriptor(), ring);
     bench.activate(bench.block.features());
-    assert_eq!(bench.one(FLUSH, 0, &[]).0, OK);
-    assert_eq!(bench.block.ring_descriptor(), ring);
+    assert_eq!(bench.run_one(FLUSH, 0, &[]).0, OK);
+    assert_eq!(bench.block.uring_descriptor(), ring);
 }

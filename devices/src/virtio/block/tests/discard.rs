@@ -3,10 +3,10 @@ use std::process::Command;
 
 use super::{Bench, DISCARD, ENGINES, IoEngine, OK, SECTORS, Scratch, WRITE_ZEROES, config, pattern};
 use crate::virtio::block::disk::Extent;
-use crate::virtio::block::disk::inward;
+use crate::virtio::block::disk::shrink_to_blocks;
 
 #[test]
-fn only_whole_blocks_are_discarded() {
+fn discard_shrinks_to_complete_blocks() {
     let cases = [
         ((0, 8192), (0, 8192)),
         ((512, 8192), (4096, 4096)),
@@ -21,45 +21,48 @@ fn only_whole_blocks_are_discarded() {
             length: count,
         };
         assert_eq!(
-            inward(Extent { offset, length }, 4096),
+            shrink_to_blocks(Extent { offset, length }, 4096),
             expected,
             "{offset}+{length}"
         );
-        assert_eq!(inward(Extent { offset, length }, 1), Extent { offset, length });
+        assert_eq!(
+            shrink_to_blocks(Extent { offset, length }, 1),
+            Extent { offset, length }
+        );
     }
 }
 
-/// A block device with sectors of 4096 bytes, on a file.
-struct Loop {
+/// A loop device with sectors of 4096 bytes.
+struct LoopDevice {
     path: PathBuf,
     _file: Scratch,
 }
 
-impl Loop {
-    /// None when this user or machine has no such devices.
+impl LoopDevice {
+    /// Returns `None` if the user or the host cannot create loop devices.
     fn new() -> Option<Self> {
         let file = Scratch::new(1 << 20);
-        let made = Command::new("losetup")
+        let output = Command::new("losetup")
             .args(["--find", "--show", "--sector-size", "4096"])
             .arg(file.path())
             .output()
             .ok()
             .filter(|output| output.status.success())?;
-        let path = PathBuf::from(String::from_utf8(made.stdout).unwrap().trim());
+        let path = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
         Some(Self { path, _file: file })
     }
 }
 
-impl Drop for Loop {
+impl Drop for LoopDevice {
     fn drop(&mut self) {
         let _ = Command::new("losetup").arg("--detach").arg(&self.path).status();
     }
 }
 
 #[test]
-fn a_block_device_with_large_sectors_takes_small_ones() {
+fn large_sector_device_supports_small_requests() {
     for engine in ENGINES {
-        let Some(device) = Loop::new() else { return };
+        let Some(device) = LoopDevice::new() else { return };
         let mut bench = Bench::new(&config(&device.path, engine));
         assert_eq!(bench.block.disk().block, 4096);
         assert_eq!(bench.read(3, 1024), (OK, pattern(3 * 512, 1024)));
@@ -67,7 +70,7 @@ fn a_block_device_with_large_sectors_takes_small_ones() {
         assert_eq!(bench.read(8, 1024).1[512..], [7; 512]);
         for unmap in [0, 1] {
             assert_eq!(
-                bench.segments(WRITE_ZEROES, &[(17, 3, unmap), (24, 9, unmap)]),
+                bench.run_segments(WRITE_ZEROES, &[(17, 3, unmap), (24, 9, unmap)]),
                 OK
             );
         }
@@ -75,8 +78,8 @@ fn a_block_device_with_large_sectors_takes_small_ones() {
         assert_eq!(bench.read(17, 1536), (OK, vec![0; 1536]));
         assert_eq!(bench.read(20, 2048), (OK, pattern(20 * 512, 2048)));
         assert_eq!(bench.read(24, 9 * 512), (OK, vec![0; 9 * 512]));
-        // Of 41 to 81, 48 to 79 are whole blocks; of 101 to 102 there is none.
-        assert_eq!(bench.segments(DISCARD, &[(41, 40, 0), (101, 2, 0)]), OK);
+        // Complete blocks: sectors 48 to 79 of 41 to 80, and none of 101 to 102.
+        assert_eq!(bench.run_segments(DISCARD, &[(41, 40, 0), (101, 2, 0)]), OK);
         assert_eq!(bench.read(41, 7 * 512), (OK, pattern(41 * 512, 7 * 512)));
         assert_eq!(bench.read(48, 32 * 512), (OK, vec![0; 32 * 512]));
         assert_eq!(bench.read(80, 512), (OK, pattern(80 * 512, 512)));
@@ -86,10 +89,10 @@ fn a_block_device_with_large_sectors_takes_small_ones() {
 }
 
 #[test]
-fn a_file_refuses_no_part_of_its_blocks() {
+fn file_discards_partial_blocks() {
     let scratch = Scratch::new(SECTORS * 512);
     let mut bench = Bench::on(&scratch, IoEngine::Sync);
-    assert_eq!(bench.segments(DISCARD, &[(1, 9, 0)]), OK);
+    assert_eq!(bench.run_segments(DISCARD, &[(1, 9, 0)]), OK);
     assert_eq!(bench.read(0, 512), (OK, pattern(0, 512)));
     assert_eq!(bench.read(10, 512), (OK, pattern(5120, 512)));
 }
