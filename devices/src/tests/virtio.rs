@@ -1,4 +1,4 @@
-//! Virtio devices behind their transport, with a driver whose memory is part of what returns.
+//! Round trips of virtio devices with transport, driver and guest memory.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -23,10 +23,10 @@ use crate::virtio::net::{HEADER, Net, NetSetup, Stream};
 use crate::virtio::testing::{CountingInterrupt, FakeDriver, Piece, get, set};
 
 const MEMORY: usize = 0x2_0000;
-/// Small enough to be half full soon.
-const QUEUE: u16 = 8;
-/// One, and the next in 100 ms.
-const ONE: Option<Bucket> = Some(Bucket {
+/// Small, so that few chains fill half of the queue.
+const QUEUE_SIZE: u16 = 8;
+/// One token, and the next after 100 ms.
+const ONE_TOKEN: Option<Bucket> = Some(Bucket {
     size: 1,
     refill_time_ms: 100,
     one_time_burst: 0,
@@ -44,7 +44,7 @@ struct Board<D: VirtioDevice> {
 
 impl<D: VirtioDevice> Board<D> {
     fn new(device: D, clock: ManualClock, queues: usize) -> Self {
-        let driver = FakeDriver::new(MEMORY, &vec![QUEUE; queues]);
+        let driver = FakeDriver::new(MEMORY, &vec![QUEUE_SIZE; queues]);
         let line = Arc::new(CountingInterrupt::default());
         let memory = driver.memory.clone();
         Self {
@@ -61,8 +61,8 @@ impl<D: VirtioDevice> Board<D> {
         self.driver.read(0, MEMORY)
     }
 
-    /// With the memory of `other`.
-    fn like(self, other: &Self) -> Self {
+    /// Copies guest memory from `other`.
+    fn with_memory_of(self, other: &Self) -> Self {
         self.memory.write_slice(&other.bytes(), GuestAddress(0)).unwrap();
         self
     }
@@ -70,13 +70,13 @@ impl<D: VirtioDevice> Board<D> {
     fn start(&mut self) {
         let running = r::ACKNOWLEDGE | r::DRIVER | r::FEATURES_OK | r::DRIVER_OK;
         assert_eq!(self.driver.start(&mut self.transport, 0), running);
-        self.serve();
+        self.process_events();
     }
 
-    /// What the event loop does, whichever source is ready.
-    fn serve(&mut self) {
-        for source in self.transport.sources() {
-            self.transport.ready(source.token);
+    /// Processes all descriptors like the event loop, ready or not.
+    fn process_events(&mut self) {
+        for watched in self.transport.sources() {
+            self.transport.ready(watched.token);
         }
     }
 
@@ -87,29 +87,29 @@ impl<D: VirtioDevice> Board<D> {
         address
     }
 
-    fn kick(&mut self, queue: u32) {
+    fn notify(&mut self, queue: u32) {
         self.driver.kick(&mut self.transport, queue);
     }
 
-    /// What is seen outside when something has happened.
+    /// Applies event `what` and returns the number of interrupts.
     fn happens(&mut self, what: u16) -> u64 {
         match what % 4 {
-            0 => self.serve(),
+            0 => self.process_events(),
             queue @ 1..3 => self.transport.notify(usize::from(queue - 1)),
             _ => self.clock.advance(Duration::from_micros(what.into())),
         }
         self.line.take().into()
     }
 
-    /// The timers of who was throttled come too, as on a host whose clock goes.
+    /// Processes the timers of the rate limiters too, as if their time had passed.
     fn resume(&mut self) {
         self.transport.notify_restored();
-        self.serve();
+        self.process_events();
         self.line.take();
     }
 
-    /// The driver was told of used buffers and has not acknowledged it.
-    fn has_interrupted(&mut self) -> bool {
+    /// Returns true if a used buffer notification is not acknowledged.
+    fn has_pending_interrupt(&mut self) -> bool {
         self.line.take() > 0 && get(&mut self.transport, r::INTERRUPT_STATUS) == 1
     }
 
@@ -120,17 +120,17 @@ impl<D: VirtioDevice> Board<D> {
         set(&mut self.transport, r::QUEUE_DESC_HIGH, 0xfff);
     }
 
-    fn breaks(&mut self) {
+    fn break_device(&mut self) {
         self.start();
         self.driver.queues[0].make_available(77);
-        self.kick(0);
+        self.notify(0);
         assert_ne!(get(&mut self.transport, r::STATUS) & r::DEVICE_NEEDS_RESET, 0);
     }
 }
 
 pub(super) struct NetBench {
     board: Board<Net>,
-    /// The other end of its wire.
+    /// Other end of the socket.
     peer: UnixStream,
 }
 
@@ -152,25 +152,25 @@ impl NetBench {
         }
     }
 
-    /// So many receive buffers, without a kick.
-    fn buffers(&mut self, count: usize) {
+    /// Adds receive buffers without a notification.
+    fn add_buffers(&mut self, count: usize) {
         for _ in 0..count {
             let address = self.board.place(&[0; 200]);
             self.board.driver.queues[0].add(&[Piece::writable(address, 200)]);
         }
     }
 
-    /// So many packets to the driver.
-    fn receives(&mut self, count: u8) {
+    /// Sends packets to the driver.
+    fn receive(&mut self, count: u8) {
         for number in 0..count {
             self.peer.write_all(&60_u32.to_be_bytes()).unwrap();
             self.peer.write_all(&[number; 60]).unwrap();
         }
-        self.board.serve();
+        self.board.process_events();
     }
 
-    /// So many packets from the driver, in its queue.
-    fn sends(&mut self, count: u8) {
+    /// Adds packets to the transmit queue without a notification.
+    fn send(&mut self, count: u8) {
         for number in 0..count {
             let packet = [&[0; HEADER][..], &[number; 60]].concat();
             let address = self.board.place(&packet);
@@ -189,47 +189,47 @@ impl Bench for NetBench {
     const STAGES: &'static [Stage<Self>] = &[
         ("half way", |bench| bench.board.half_way()),
         ("running", |bench| bench.board.start()),
-        ("broken", |bench| bench.board.breaks()),
+        ("needs reset", |bench| bench.board.break_device()),
         ("queues half full, interrupt pending", |bench| {
-            bench.buffers(6);
+            bench.add_buffers(6);
             bench.board.start();
-            bench.receives(3);
-            bench.sends(4);
+            bench.receive(3);
+            bench.send(4);
             assert_eq!((bench.used(0), bench.used(1)), (3, 0));
-            assert!(bench.board.has_interrupted());
+            assert!(bench.board.has_pending_interrupt());
         }),
-        ("a packet waits for the limiter", |bench| {
+        ("rx packet throttled", |bench| {
             bench
                 .board
                 .transport
                 .device_mut()
                 .receive_limiter_mut()
-                .update(None, ONE);
-            bench.buffers(4);
+                .update(None, ONE_TOKEN);
+            bench.add_buffers(4);
             bench.board.start();
-            bench.receives(2);
+            bench.receive(2);
             bench.board.clock.advance(Duration::from_micros(50_001));
             assert_eq!(bench.used(0), 1);
             assert!(bench.board.transport.device().receive_limiter().is_throttled());
         }),
-        ("a packet of the driver waits for the limiter", |bench| {
+        ("tx packet throttled", |bench| {
             bench
                 .board
                 .transport
                 .device_mut()
                 .transmit_limiter_mut()
-                .update(None, ONE);
+                .update(None, ONE_TOKEN);
             bench.board.start();
-            bench.sends(3);
-            bench.board.kick(1);
+            bench.send(3);
+            bench.board.notify(1);
             assert_eq!(bench.used(1), 1);
             assert!(bench.board.transport.device().transmit_limiter().is_throttled());
         }),
         ("acknowledged", |bench| {
             bench.board.start();
-            bench.sends(1);
-            bench.board.kick(1);
-            assert!(bench.board.has_interrupted());
+            bench.send(1);
+            bench.board.notify(1);
+            assert!(bench.board.has_pending_interrupt());
             set(&mut bench.board.transport, r::INTERRUPT_ACK, 1);
         }),
     ];
@@ -240,7 +240,7 @@ impl Bench for NetBench {
 
     fn another(&self) -> Self {
         let Self { board, peer } = Self::on(apart(&self.board.clock));
-        let board = board.like(&self.board);
+        let board = board.with_memory_of(&self.board);
         Self { board, peer }
     }
 
@@ -270,14 +270,14 @@ const SECTORS: usize = 16;
 const IN: u32 = 0;
 const OUT: u32 = 1;
 
-/// A file that is gone when the test is over.
+/// A temporary file, removed on drop.
 struct Disk(PathBuf);
 
 impl Disk {
     fn new(content: &[u8]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::SeqCst);
-        let path = env::temp_dir().join(format!("mayfly-returns-{}-{number}", process::id()));
+        let path = env::temp_dir().join(format!("mayfly-roundtrip-{}-{number}", process::id()));
         fs::write(&path, content).unwrap();
         Self(path)
     }
@@ -289,7 +289,7 @@ impl Drop for Disk {
     }
 }
 
-/// On a file of its own, by io_uring if `ASYNC`.
+/// A disk on a temporary file, with io_uring if `ASYNC`.
 pub(super) struct DiskBench<const ASYNC: bool> {
     board: Board<Block>,
     disk: Disk,
@@ -315,7 +315,7 @@ impl<const ASYNC: bool> DiskBench<ASYNC> {
         }
     }
 
-    /// A request for one sector, without a kick.
+    /// Adds a request for one sector without a notification.
     fn add(&mut self, kind: u32, sector: u64) {
         let mut header = kind.to_le_bytes().to_vec();
         header.extend([0; 4]);
@@ -342,8 +342,8 @@ impl<const ASYNC: bool> Bench for DiskBench<ASYNC> {
     const STAGES: &'static [Stage<Self>] = &[
         ("half way", |bench| bench.board.half_way()),
         ("running", |bench| bench.board.start()),
-        ("broken", |bench| bench.board.breaks()),
-        ("in the queue, not kicked", |bench| {
+        ("needs reset", |bench| bench.board.break_device()),
+        ("in the queue, not notified", |bench| {
             bench.board.start();
             bench.add(OUT, 3);
             bench.add(IN, 3);
@@ -352,22 +352,22 @@ impl<const ASYNC: bool> Bench for DiskBench<ASYNC> {
             bench.board.start();
             bench.add(OUT, 3);
             bench.add(IN, 4);
-            bench.board.kick(0);
+            bench.board.notify(0);
         }),
         ("done, interrupt pending", |bench| {
             bench.board.start();
             bench.add(IN, 4);
-            bench.board.kick(0);
+            bench.board.notify(0);
             bench.quiet();
             assert_eq!(bench.used(), 1);
-            assert!(bench.board.has_interrupted());
+            assert!(bench.board.has_pending_interrupt());
         }),
         ("throttled", |bench| {
-            bench.board.transport.device_mut().update_limiter(None, ONE);
+            bench.board.transport.device_mut().update_limiter(None, ONE_TOKEN);
             bench.board.start();
             bench.add(OUT, 3);
             bench.add(IN, 3);
-            bench.board.kick(0);
+            bench.board.notify(0);
             bench.quiet();
             assert_eq!(bench.used(), 1);
             bench.board.clock.advance(Duration::from_micros(50_001));
@@ -375,7 +375,7 @@ impl<const ASYNC: bool> Bench for DiskBench<ASYNC> {
         ("acknowledged", |bench| {
             bench.board.start();
             bench.add(IN, 4);
-            bench.board.kick(0);
+            bench.board.notify(0);
             bench.quiet();
             set(&mut bench.board.transport, r::INTERRUPT_ACK, 1);
         }),
@@ -387,7 +387,7 @@ impl<const ASYNC: bool> Bench for DiskBench<ASYNC> {
 
     fn another(&self) -> Self {
         let Self { board, disk } = Self::on(&fs::read(&self.disk.0).unwrap(), apart(&self.board.clock));
-        let board = board.like(&self.board);
+        let board = board.with_memory_of(&self.board);
         Self { board, disk }
     }
 
@@ -412,7 +412,7 @@ impl<const ASYNC: bool> Bench for DiskBench<ASYNC> {
         self.board.resume();
     }
 
-    /// The disk too.
+    /// Includes the contents of the disk.
     fn memory(&self) -> Vec<u8> {
         let mut all = self.board.bytes();
         all.extend(fs::read(&self.disk.0).unwrap());

@@ -17,7 +17,7 @@ pub mod mmio;
 pub mod net;
 pub mod queue;
 #[cfg(any(test, feature = "testing"))]
-#[allow(clippy::unwrap_used, reason = "for tests, which a failure fails")]
+#[allow(clippy::unwrap_used, reason = "a failure is a fault of the test")]
 pub mod testing;
 
 pub use block::Block;

@@ -14,7 +14,7 @@ use crate::virtio::device::Activation;
 use crate::virtio::interrupt::VirtioInterrupt;
 use crate::virtio::mmio::registers as r;
 
-/// Where the rings begin: not at 0, where no driver puts them.
+/// Address of the first queue: not 0, which marks an unset ring.
 const RINGS: u64 = 0x1000;
 const PAGE: u64 = 0x1000;
 
@@ -22,14 +22,14 @@ const PAGE: u64 = 0x1000;
 pub struct FakeDriver {
     /// Guest memory, from address 0.
     pub memory: GuestMemory,
-    /// One for each queue of the device.
+    /// Queues of the device.
     pub queues: Vec<FakeQueue>,
-    /// The first address behind the rings, page-aligned: from here on memory is free for buffers.
+    /// First page behind the queues; memory from here on is free for buffers.
     pub buffers: u64,
 }
 
 impl FakeDriver {
-    /// A driver in `memory_size` bytes of memory, with a queue of each of `queue_sizes`.
+    /// Creates a driver in `memory_size` bytes of guest memory, with one queue for each of `queue_sizes`.
     pub fn new(memory_size: usize, queue_sizes: &[u16]) -> Self {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), memory_size)]).unwrap();
         let mut buffers = RINGS;
@@ -46,23 +46,23 @@ impl FakeDriver {
         }
     }
 
-    /// What a device gets when this driver has accepted `features`, to which VERSION_1 is added; interrupts go to `line`.
+    /// Returns the activation for negotiated `features` and VERSION_1; interrupts go to `line`.
     pub fn activation(&self, features: u64, line: Arc<dyn Interrupt>) -> Activation {
-        let side = |queue: &FakeQueue| {
+        let device_side = |queue: &FakeQueue| {
             let mut queue = queue.device_side();
             queue.set_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
             queue
         };
         Activation {
             features: features | 1 << VIRTIO_F_VERSION_1,
-            queues: self.queues.iter().map(side).collect(),
+            queues: self.queues.iter().map(device_side).collect(),
             memory: self.memory.clone(),
             signal: Arc::new(VirtioInterrupt::new(line)),
         }
     }
 
-    /// Brings a device up through its transport as section 3.1.1 has it: accepts what of `features` is offered, and
-    /// VERSION_1, makes all queues ready, sets DRIVER_OK. Returns the Status register.
+    /// Starts a device through its transport, virtio 1.2 §3.1.1: accepts VERSION_1 and the offered bits of `features`, makes
+    /// all queues ready and sets DRIVER_OK. Returns the Status register.
     pub fn start(&self, transport: &mut dyn BusDevice, features: u64) -> u32 {
         let accepted = features | 1 << VIRTIO_F_VERSION_1;
         set(transport, r::STATUS, r::ACKNOWLEDGE | r::DRIVER);
@@ -87,7 +87,7 @@ impl FakeDriver {
         get(transport, r::STATUS)
     }
 
-    /// Tells the device that there is something in `queue`.
+    /// Sends an available buffer notification for `queue`.
     pub fn kick(&self, transport: &mut dyn BusDevice, queue: u32) {
         set(transport, r::QUEUE_NOTIFY, queue);
     }
@@ -100,12 +100,12 @@ impl FakeDriver {
         }
     }
 
-    /// Writes `data` into memory.
+    /// Writes `data` into guest memory.
     pub fn write(&self, address: u64, data: &[u8]) {
         self.memory.write_slice(data, GuestAddress(address)).unwrap();
     }
 
-    /// Reads `length` bytes of memory.
+    /// Reads `length` bytes of guest memory.
     pub fn read(&self, address: u64, length: usize) -> Vec<u8> {
         let mut data = vec![0; length];
         self.memory.read_slice(&mut data, GuestAddress(address)).unwrap();

@@ -2,12 +2,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::interrupt::Interrupt;
 
-/// An interrupt input that counts how often it was raised.
+/// An interrupt line that counts its assertions.
 #[derive(Debug, Default)]
 pub struct CountingInterrupt(AtomicU32);
 
 impl CountingInterrupt {
-    /// How often it was raised since the last call.
+    /// Returns the number of assertions since the last call.
     pub fn take(&self) -> u32 {
         self.0.swap(0, Ordering::SeqCst)
     }

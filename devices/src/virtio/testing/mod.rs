@@ -1,9 +1,8 @@
-//! A driver without a guest, for tests and benches: real rings in real guest memory, at the device's mercy and the
-//! other way round.
+//! A driver without a guest, for tests and benches, with virtqueues in real guest memory.
 //!
-//! [`FakeQueue`] is the driver's side of one queue, well-behaved by [`FakeQueue::add`] and hostile by the raw accesses.
-//! [`FakeDriver`] lays several of them out in one memory, and either makes the [`Activation`](super::Activation) for a
-//! device alone or brings one up through its transport. Whatever goes wrong in here is a mistake of the test, and panics.
+//! [`FakeQueue`] is the driver's side of one virtqueue: valid chains with [`FakeQueue::add`], malformed ones with the raw
+//! accesses. [`FakeDriver`] holds the queues of a device in one memory. It creates the [`Activation`](super::Activation) of a
+//! single device, or starts a device through its transport. Errors are faults of the test and panic.
 
 mod driver;
 mod interrupt;

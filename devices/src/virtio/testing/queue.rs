@@ -10,48 +10,48 @@ use crate::virtio::mmio::registers as r;
 
 /// Descriptor flag: another descriptor follows.
 pub const NEXT: u16 = 1;
-/// Descriptor flag: for the device to write.
+/// Descriptor flag: the buffer is device-writable.
 pub const WRITE: u16 = 2;
-/// Descriptor flag: names a table of descriptors.
+/// Descriptor flag: the buffer is an indirect table.
 pub const INDIRECT: u16 = 4;
 
 /// Bytes of a descriptor.
-const DESCRIPTOR: u64 = 16;
+const DESCRIPTOR_SIZE: u64 = 16;
 /// Bytes of an entry of the available ring.
-const AVAILABLE: u64 = 2;
+const AVAILABLE_ENTRY_SIZE: u64 = 2;
 /// Bytes of an entry of the used ring.
-const USED: u64 = 8;
-/// Offset of the index in either ring, behind the flags.
-const INDEX: u64 = 2;
-/// Offset of the entries in either ring.
-const ENTRIES: u64 = 4;
+const USED_ENTRY_SIZE: u64 = 8;
+/// Offset of the index in both rings.
+const INDEX_OFFSET: u64 = 2;
+/// Offset of the entries in both rings.
+const ENTRIES_OFFSET: u64 = 4;
 
-/// A descriptor as it lies in a table. Any values go.
+/// A descriptor with any values, valid or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RawDescriptor {
-    /// Guest-physical address of the piece.
+    /// Guest-physical address of the buffer.
     pub address: u64,
-    /// Bytes of the piece.
+    /// Bytes of the buffer.
     pub length: u32,
-    /// Of [`NEXT`], [`WRITE`] and [`INDIRECT`].
+    /// [`NEXT`], [`WRITE`] and [`INDIRECT`].
     pub flags: u16,
     /// Index of the next descriptor.
     pub next: u16,
 }
 
-/// A piece of memory for a chain.
+/// A buffer of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// Guest-physical address.
     pub address: u64,
     /// Bytes.
     pub length: u32,
-    /// Whether the device may write it, else it may read it.
+    /// True if device-writable, false if device-readable.
     pub writable: bool,
 }
 
 impl Piece {
-    /// For the device to read.
+    /// Returns a device-readable buffer.
     pub fn readable(address: u64, length: u32) -> Self {
         Self {
             address,
@@ -60,7 +60,7 @@ impl Piece {
         }
     }
 
-    /// For the device to write.
+    /// Returns a device-writable buffer.
     pub fn writable(address: u64, length: u32) -> Self {
         Self {
             address,
@@ -75,11 +75,11 @@ impl Piece {
 pub struct Used {
     /// Index of the first descriptor of the chain.
     pub head: u32,
-    /// Bytes that the device says it has written.
+    /// Bytes that the device reports as written.
     pub length: u32,
 }
 
-/// The driver's side of one split queue.
+/// The driver's side of one split virtqueue.
 pub struct FakeQueue {
     memory: GuestMemory,
     size: u16,
@@ -97,10 +97,11 @@ pub struct FakeQueue {
 }
 
 impl FakeQueue {
-    /// A queue of `size` with its rings in `memory` from `base`, a multiple of 16, all of it cleared.
+    /// Creates an empty queue of `size` in `memory` from `base`, a multiple of 16.
     pub fn new(memory: GuestMemory, base: u64, size: u16) -> Self {
-        let available = base + DESCRIPTOR * u64::from(size);
-        let used = (available + ENTRIES + AVAILABLE * u64::from(size) + 2).next_multiple_of(4);
+        let available = base + DESCRIPTOR_SIZE * u64::from(size);
+        let used =
+            (available + ENTRIES_OFFSET + AVAILABLE_ENTRY_SIZE * u64::from(size) + 2).next_multiple_of(4);
         let mut queue = Self {
             memory,
             size,
@@ -116,7 +117,7 @@ impl FakeQueue {
         queue
     }
 
-    /// Clears the rings and forgets all chains, as a driver does before it takes its device up again.
+    /// Clears the queue and frees all chains, like a driver before it starts its device again.
     pub fn clear(&mut self) {
         let length = usize::try_from(self.end() - self.descriptors).unwrap();
         self.memory
@@ -128,17 +129,17 @@ impl FakeQueue {
         self.next_used = 0;
     }
 
-    /// Size of the queue.
+    /// Returns the queue size.
     pub fn size(&self) -> u16 {
         self.size
     }
 
-    /// The first address behind the rings.
+    /// Returns the first address behind the queue.
     pub fn end(&self) -> u64 {
-        self.used + ENTRIES + USED * u64::from(self.size) + 2
+        self.used + ENTRIES_OFFSET + USED_ENTRY_SIZE * u64::from(self.size) + 2
     }
 
-    /// The device's side of the queue, ready.
+    /// Returns the device's side of the queue, ready.
     pub fn device_side(&self) -> Queue {
         let mut queue = Queue::new(self.size).unwrap();
         queue
@@ -166,35 +167,35 @@ impl FakeQueue {
         set(transport, r::QUEUE_READY, 1);
     }
 
-    /// Makes a chain of `pieces` in free descriptors and publishes it. Returns its head.
-    pub fn add(&mut self, pieces: &[Piece]) -> u16 {
-        let indices = self.take_free(pieces.len());
-        for (descriptor, index) in linked(pieces, &indices).iter().zip(&indices) {
+    /// Makes a chain of `buffers` available. Returns its head.
+    pub fn add(&mut self, buffers: &[Piece]) -> u16 {
+        let indices = self.take_free(buffers.len());
+        for (descriptor, index) in link(buffers, &indices).iter().zip(&indices) {
             self.set_descriptor(*index, *descriptor);
         }
-        self.publish_chain(indices)
+        self.make_chain_available(indices)
     }
 
-    /// As [`add`](Self::add), with the descriptors in an indirect table at `table`.
-    pub fn add_indirect(&mut self, table: u64, pieces: &[Piece]) -> u16 {
-        let indices: Vec<u16> = (0..u16::try_from(pieces.len()).unwrap()).collect();
-        for (descriptor, index) in linked(pieces, &indices).iter().zip(&indices) {
-            self.write_descriptor(table + DESCRIPTOR * u64::from(*index), *descriptor);
+    /// Adds a chain like [`add`](Self::add), with its descriptors in an indirect table at `table`.
+    pub fn add_indirect(&mut self, table: u64, buffers: &[Piece]) -> u16 {
+        let indices: Vec<u16> = (0..u16::try_from(buffers.len()).unwrap()).collect();
+        for (descriptor, index) in link(buffers, &indices).iter().zip(&indices) {
+            self.write_descriptor(table + DESCRIPTOR_SIZE * u64::from(*index), *descriptor);
         }
         let descriptor = RawDescriptor {
             address: table,
-            length: u32::from(u16::try_from(pieces.len()).unwrap()) * 16,
+            length: u32::from(u16::try_from(buffers.len()).unwrap()) * 16,
             flags: INDIRECT,
             next: 0,
         };
         let own = self.take_free(1);
         self.set_descriptor(own[0], descriptor);
-        self.publish_chain(own)
+        self.make_chain_available(own)
     }
 
-    /// Writes descriptor `index` of the table, whatever is in it.
+    /// Writes descriptor `index` of the table, in use or not.
     pub fn set_descriptor(&self, index: u16, descriptor: RawDescriptor) {
-        self.write_descriptor(self.descriptors + DESCRIPTOR * u64::from(index), descriptor);
+        self.write_descriptor(self.descriptors + DESCRIPTOR_SIZE * u64::from(index), descriptor);
     }
 
     /// Writes a descriptor at a guest-physical address.
@@ -207,38 +208,39 @@ impl FakeQueue {
         self.memory.write_slice(&bytes, GuestAddress(address)).unwrap();
     }
 
-    /// Puts `head`, any number, into the available ring and moves the index on by one. To publish a chain that was used
-    /// once more costs only this.
+    /// Makes the chain at `head`, valid or not, available. Works for a used chain again.
     pub fn make_available(&mut self, head: u16) {
-        let entry = self.available + ENTRIES + AVAILABLE * u64::from(self.next_available % self.size);
+        let entry = self.available
+            + ENTRIES_OFFSET
+            + AVAILABLE_ENTRY_SIZE * u64::from(self.next_available % self.size);
         self.memory.write_obj(head.to_le(), GuestAddress(entry)).unwrap();
         self.set_available_index(self.next_available.wrapping_add(1));
     }
 
-    /// Sets the index of the available ring, to any number.
+    /// Sets the available index, to a valid value or not.
     pub fn set_available_index(&mut self, index: u16) {
         self.next_available = index;
-        let address = GuestAddress(self.available + INDEX);
+        let address = GuestAddress(self.available + INDEX_OFFSET);
         self.memory
             .store(index.to_le(), address, Ordering::Release)
             .unwrap();
     }
 
-    /// Sets the used event, which tells a device with EVENT_IDX when to interrupt: when it moves its index beyond it.
+    /// Sets `used_event`. With EVENT_IDX, the device interrupts when its used index passes it.
     pub fn set_used_event(&self, index: u16) {
-        let address = self.available + ENTRIES + AVAILABLE * u64::from(self.size);
+        let address = self.available + ENTRIES_OFFSET + AVAILABLE_ENTRY_SIZE * u64::from(self.size);
         self.memory
             .store(index.to_le(), GuestAddress(address), Ordering::SeqCst)
             .unwrap();
     }
 
-    /// The available event, by which a device with EVENT_IDX says when it wants a kick.
+    /// Returns `avail_event`. With EVENT_IDX, the device expects a notification when the available index passes it.
     pub fn available_event(&self) -> u16 {
-        let address = self.used + ENTRIES + USED * u64::from(self.size);
+        let address = self.used + ENTRIES_OFFSET + USED_ENTRY_SIZE * u64::from(self.size);
         u16::from_le(self.memory.load(GuestAddress(address), Ordering::SeqCst).unwrap())
     }
 
-    /// The flags of the used ring: 1 when the device wants no kicks.
+    /// Returns the flags of the used ring: 1 if the device disables available buffer notifications.
     pub fn used_flags(&self) -> u16 {
         u16::from_le(
             self.memory
@@ -247,27 +249,27 @@ impl FakeQueue {
         )
     }
 
-    /// The index of the used ring.
+    /// Returns the used index.
     pub fn used_index(&self) -> u16 {
-        let address = GuestAddress(self.used + INDEX);
+        let address = GuestAddress(self.used + INDEX_OFFSET);
         u16::from_le(self.memory.load(address, Ordering::Acquire).unwrap())
     }
 
-    /// Takes the next entry out of the used ring. Its descriptors stay as they are, for [`make_available`](Self::make_available).
+    /// Pops the next entry of the used ring. Its descriptors stay allocated, for [`make_available`](Self::make_available).
     pub fn pop_used(&mut self) -> Option<Used> {
         if self.used_index() == self.next_used {
             return None;
         }
-        let entry = self.used + ENTRIES + USED * u64::from(self.next_used % self.size);
+        let entry = self.used + ENTRIES_OFFSET + USED_ENTRY_SIZE * u64::from(self.next_used % self.size);
         self.next_used = self.next_used.wrapping_add(1);
-        let word = |address| u32::from_le(self.memory.read_obj(GuestAddress(address)).unwrap());
+        let read_u32 = |address| u32::from_le(self.memory.read_obj(GuestAddress(address)).unwrap());
         Some(Used {
-            head: word(entry),
-            length: word(entry + 4),
+            head: read_u32(entry),
+            length: read_u32(entry + 4),
         })
     }
 
-    /// Takes everything out of the used ring and frees the descriptors.
+    /// Pops all entries of the used ring and frees their descriptors.
     pub fn collect_used(&mut self) -> Vec<Used> {
         let mut all = Vec::new();
         while let Some(used) = self.pop_used() {
@@ -282,14 +284,14 @@ impl FakeQueue {
     fn take_free(&mut self, count: usize) -> Vec<u16> {
         assert!(
             (1..=self.free.len()).contains(&count),
-            "{count} descriptors are wanted, and {} are free",
+            "cannot allocate {count} descriptors: {} are free",
             self.free.len()
         );
         let rest = self.free.len() - count;
         self.free.split_off(rest)
     }
 
-    fn publish_chain(&mut self, indices: Vec<u16>) -> u16 {
+    fn make_chain_available(&mut self, indices: Vec<u16>) -> u16 {
         let head = indices[0];
         self.chains[usize::from(head)] = indices;
         self.make_available(head);
@@ -297,14 +299,14 @@ impl FakeQueue {
     }
 }
 
-/// Descriptors for `pieces`, each of which goes on at the next of `indices`.
-fn linked(pieces: &[Piece], indices: &[u16]) -> Vec<RawDescriptor> {
+/// Returns descriptors for `buffers`, linked by `indices`.
+fn link(buffers: &[Piece], indices: &[u16]) -> Vec<RawDescriptor> {
     let following = indices.iter().skip(1).map(Some).chain([None]);
-    let descriptor = |(piece, next): (&Piece, Option<&u16>)| RawDescriptor {
-        address: piece.address,
-        length: piece.length,
-        flags: if piece.writable { WRITE } else { 0 } | next.map_or(0, |_| NEXT),
+    let descriptor = |(buffer, next): (&Piece, Option<&u16>)| RawDescriptor {
+        address: buffer.address,
+        length: buffer.length,
+        flags: if buffer.writable { WRITE } else { 0 } | next.map_or(0, |_| NEXT),
         next: next.copied().unwrap_or(0),
     };
-    pieces.iter().zip(following).map(descriptor).collect()
+    buffers.iter().zip(following).map(descriptor).collect()
 }
