@@ -20,7 +20,7 @@ use crate::virtio::queue::{self, Virtqueue};
 /// Maximum number of submissions in one batch: the kernel may complete a request partially, again and again.
 const MAX_ROUNDS: usize = 4;
 
-/// Cost limit of one batch in [bytes](Request::work). The request that reaches the limit is still executed.
+/// Cost limit of one batch in [bytes](Request::cost). The request that reaches the limit is still executed.
 const BATCH_BYTES: u64 = 16 << 20;
 /// Limits of one request, header and status included. Drivers use a few MiB at most.
 const LIMITS: ChainLimits = ChainLimits {
@@ -126,12 +126,12 @@ impl ActiveQueue {
         let memory: &GuestMemory = memory;
         let mut chain = Chain::default();
         let mut budget = QUEUE_SIZE;
-        let mut work = BATCH_BYTES;
+        let mut cost_left = BATCH_BYTES;
         loop {
             queue.disable_notification(memory).map_err(QueueError::Queue)?;
             while let Some(descriptors) = queue.pop_chain(memory).map_err(QueueError::Queue)? {
                 // A full io_uring makes the eventfd readable at its next completion.
-                if executor.is_full() || budget == 0 || work == 0 {
+                if executor.is_full() || budget == 0 || cost_left == 0 {
                     queue.undo_pop(1);
                     break;
                 }
@@ -144,7 +144,7 @@ impl ActiveQueue {
                     queue.undo_pop(1);
                     return Ok(());
                 }
-                work = work.saturating_sub(request.work(write_through));
+                cost_left = cost_left.saturating_sub(request.cost(write_through));
                 if let Some(length) = executor.begin(&request, &chain, write_through) {
                     queue
                         .add_used(memory, &[(chain.head, length)])
@@ -154,7 +154,7 @@ impl ActiveQueue {
             if executor.is_full() {
                 return Ok(());
             }
-            if budget == 0 || work == 0 {
+            if budget == 0 || cost_left == 0 {
                 executor.wake_up();
                 return Ok(());
             }

@@ -148,7 +148,7 @@ impl Request {
 
     /// Returns the cost of the request for a batch, in bytes. Each wait for the medium and each discarded segment counts
     /// as [`WAIT_BYTES`]. With `write_through`, writes wait.
-    pub(super) fn work(&self, write_through: bool) -> u64 {
+    pub(super) fn cost(&self, write_through: bool) -> u64 {
         let waits = match self {
             Self::Flush => 1,
             Self::Write(_) | Self::Zero { .. } => u64::from(write_through),
