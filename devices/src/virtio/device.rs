@@ -40,12 +40,12 @@ pub struct WatchedFd {
 /// No method waits for the guest or for a network peer. A block device waits for its disk: when it executes requests
 /// synchronously, and when it is reset with requests in flight.
 ///
-/// On a malformed chain, the device stops its queues and calls [`VirtioInterrupt::set_needs_reset`]. A malformed chain is
-/// never an error of the VMM.
+/// On a malformed chain, the device stops its queues and calls [`VirtioInterrupt::set_needs_reset`]. A malformed
+/// chain is never an error of the VMM.
 ///
-/// As a [`Component`], a device saves the effects of its driver's requests and the state of its backend. The transport
-/// saves features, status and queues. No request is in flight while state is saved. If the saved device was active,
-/// `activate` precedes the restore; otherwise the device is inactive.
+/// As a [`Component`], a device saves the effects of its driver's requests and the state of its backend. The
+/// transport saves features, status and queues. No request is in flight while state is saved. If the saved device was
+/// active, `activate` precedes the restore; otherwise the device is inactive.
 pub trait VirtioDevice: Component + Send {
     /// Returns the device ID, virtio 1.2 §5.
     fn device_id(&self) -> u32;
@@ -62,8 +62,8 @@ pub trait VirtioDevice: Component + Send {
     /// Starts the device, after the driver has set DRIVER_OK.
     fn activate(&mut self, activation: Activation);
 
-    /// Stops the device and drops its activation. Waits for requests in flight or cancels them; nothing accesses guest
-    /// memory afterwards.
+    /// Stops the device and drops its activation. Waits for requests in flight or cancels them; nothing accesses
+    /// guest memory afterwards.
     fn reset(&mut self);
 
     /// Handles an available buffer notification for `queue`.

@@ -64,7 +64,8 @@ impl VirtioInterrupt {
         self.needs_reset.store(false, Ordering::SeqCst);
     }
 
-    /// Restores both registers from a snapshot. Raises no interrupt: a pending one is state of the interrupt controller.
+    /// Restores both registers from a snapshot. Raises no interrupt: a pending one is state of the interrupt
+    /// controller.
     pub(super) fn restore(&self, status: u32, needs_reset: bool) {
         self.status.store(status, Ordering::SeqCst);
         self.needs_reset.store(needs_reset, Ordering::SeqCst);

@@ -1,12 +1,12 @@
 //! The file or block device behind a drive.
 //!
-//! An open file description lock protects an open disk: a writable disk against all other users, a read-only disk against
-//! writers. The second of two drives or VMs that would write to one disk fails, under any name of the file. The lock
-//! belongs to the inode: two nodes of one block device have independent locks.
+//! An open file description lock protects an open disk: a writable disk against all other users, a read-only disk
+//! against writers. The second of two drives or VMs that would write to one disk fails, under any name of the file.
+//! The lock belongs to the inode: two nodes of one block device have independent locks.
 //!
-//! A block device discards and zeroes its own logical blocks, which may be larger than a sector of the driver (4Kn: 4096
-//! bytes), and rejects other ranges with EINVAL. Discard is advisory, so its range shrinks to complete blocks. Zeros are
-//! guaranteed, so they are written if the kernel cannot produce them otherwise.
+//! A block device discards and zeroes its own logical blocks, which may be larger than a sector of the driver (4Kn:
+//! 4096 bytes), and rejects other ranges with EINVAL. Discard is advisory, so its range shrinks to complete blocks.
+//! Zeros are guaranteed, so they are written if the kernel cannot produce them otherwise.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -123,7 +123,8 @@ impl Disk {
     /// Opens and locks the file at `path`.
     ///
     /// # Errors
-    /// Fails if the file is not a usable disk, or another user has locked it, with any variant except [`Error::Busy`].
+    /// Fails if the file is not a usable disk, or another user has locked it, with any variant except
+    /// [`Error::Busy`].
     pub fn open(path: &Path, options: DiskOptions) -> Result<Self, Error> {
         let DiskOptions { read_only, .. } = options;
         // Before the open, which would block on a pipe.
@@ -160,8 +161,8 @@ impl Disk {
         })
     }
 
-    /// Replaces the file by the one at `path`, with the same options. The same file keeps its lock and updates its size;
-    /// another file is locked before the old one is unlocked.
+    /// Replaces the file by the one at `path`, with the same options. The same file keeps its lock and updates its
+    /// size; another file is locked before the old one is unlocked.
     ///
     /// # Errors
     /// Fails like [`Self::open`], and then does not change this disk.
@@ -206,8 +207,8 @@ impl Disk {
         self.options.read_only
     }
 
-    /// Reads from `offset` into `iovecs`. Returns the number of bytes, possibly fewer than requested, and zero at the end
-    /// of the file. With `cached`, reads only bytes in the page cache, and does not wait.
+    /// Reads from `offset` into `iovecs`. Returns the number of bytes, possibly fewer than requested, and zero at the
+    /// end of the file. With `cached`, reads only bytes in the page cache, and does not wait.
     ///
     /// # Safety
     /// `iovecs` must refer to memory that stays mapped during the call, and that other threads may modify, like guest
@@ -225,8 +226,8 @@ impl Disk {
         })
     }
 
-    /// Writes `iovecs` at `offset`. Returns the number of bytes, possibly fewer than requested. With `write_through`, the
-    /// bytes are on the medium when the call returns.
+    /// Writes `iovecs` at `offset`. Returns the number of bytes, possibly fewer than requested. With `write_through`,
+    /// the bytes are on the medium when the call returns.
     ///
     /// # Safety
     /// `iovecs` must refer to memory that stays mapped during the call.

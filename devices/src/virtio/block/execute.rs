@@ -58,8 +58,8 @@ pub(super) fn complete(chain: &Chain<'_>, completion: Completion) -> u32 {
     used_length(data_length, completion.written)
 }
 
-/// Returns the length for the used ring: bytes written without a gap from the start, virtio 1.2 §2.7.8.2. The status byte
-/// counts only if the `data_length` bytes before it are all written.
+/// Returns the length for the used ring: bytes written without a gap from the start, virtio 1.2 §2.7.8.2. The status
+/// byte counts only if the `data_length` bytes before it are all written.
 pub(super) fn used_length(data_length: u64, written: u64) -> u32 {
     let length = if written == data_length {
         written + 1

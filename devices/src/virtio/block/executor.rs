@@ -1,8 +1,8 @@
 //! State that outlives an activation, and the choice between synchronous execution and io_uring.
 //!
-//! io_uring executes only requests that wait. For single 4 KiB requests on ext4, a cached read takes a third longer by
-//! io_uring than by preadv2. A write takes three times as long as by pwritev2, since the kernel wakes a worker. tmpfs never
-//! waits and does not support RWF_NOWAIT, so its reads are synchronous.
+//! io_uring executes only requests that wait. For single 4 KiB requests on ext4, a cached read takes a third longer
+//! by io_uring than by preadv2. A write takes three times as long as by pwritev2, since the kernel wakes a worker.
+//! tmpfs never waits and does not support RWF_NOWAIT, so its reads are synchronous.
 
 use std::os::fd::AsRawFd;
 
@@ -133,8 +133,8 @@ impl Executor {
         Some(done)
     }
 
-    /// Executes `request`, parsed from `chain`, and returns its length for the used ring; or queues it for io_uring and
-    /// returns `None`. With `write_through`, written data is on the medium at completion.
+    /// Executes `request`, parsed from `chain`, and returns its length for the used ring; or queues it for io_uring
+    /// and returns `None`. With `write_through`, written data is on the medium at completion.
     pub(super) fn begin(&mut self, request: &Request, chain: &Chain<'_>, write_through: bool) -> Option<u32> {
         let start = self.meter.start(request, &*self.clock);
         let operation = match request {

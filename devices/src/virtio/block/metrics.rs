@@ -1,8 +1,8 @@
 //! Metrics of a block device.
 //!
-//! The latency of a request is the time from its pop to its completion, with the wait in io_uring. Two clock reads cost a
-//! twentieth of a cached read of 4 KiB (0.82 of the rate of bare pread; 0.87 without them). So one of [`SAMPLE`] reads and
-//! writes is timed. Every flush is timed: flushes are slow and rare.
+//! The latency of a request is the time from its pop to its completion, with the wait in io_uring. Two clock reads
+//! cost a twentieth of a cached read of 4 KiB (0.82 of the rate of bare pread; 0.87 without them). So one of
+//! [`SAMPLE`] reads and writes is timed. Every flush is timed: flushes are slow and rare.
 
 use std::time::Duration;
 

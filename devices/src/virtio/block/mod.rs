@@ -10,11 +10,11 @@
 //! | `request` | requests, features and configuration space |
 //! | `uring` | execution with io_uring |
 //!
-//! Data moves between disk and guest memory without a copy. A request that fails on the host completes with an error status.
-//! Only a chain that is not a request stops the queue.
+//! Data moves between disk and guest memory without a copy. A request that fails on the host completes with an error
+//! status. Only a chain that is not a request stops the queue.
 //!
-//! Threat model: the contents of a chain are untrusted and may change during the parse, so header and segments are read once.
-//! Other processes may truncate, extend or unplug the disk at any time.
+//! Threat model: the contents of a chain are untrusted and may change during the parse, so header and segments are
+//! read once. Other processes may truncate, extend or unplug the disk at any time.
 
 pub mod disk;
 mod execute;
@@ -71,8 +71,8 @@ pub struct DiskConfig {
     pub path: PathBuf,
     /// The guest cannot write.
     pub read_only: bool,
-    /// Accepts an empty file as a placeholder for [`Block::update`]. Until then the disk has no sectors, and every read and
-    /// write fails.
+    /// Accepts an empty file as a placeholder for [`Block::update`]. Until then the disk has no sectors, and every
+    /// read and write fails.
     pub allow_empty: bool,
     /// Durability of writes.
     pub cache: CacheType,
@@ -187,8 +187,8 @@ impl Block {
         self.executor.meter.metrics
     }
 
-    /// Replaces the disk by the file at `path`, possibly the same file with another size. Without a path, updates the size of
-    /// the disk. Waits for requests in flight first, and then sends a configuration change notification.
+    /// Replaces the disk by the file at `path`, possibly the same file with another size. Without a path, updates the
+    /// size of the disk. Waits for requests in flight first, and then sends a configuration change notification.
     ///
     /// # Errors
     /// Fails if the file is not a usable disk, or requests in flight do not complete. The device then keeps its disk.
@@ -371,7 +371,8 @@ impl Persist for Block {
         }
     }
 
-    /// The event loop processes the queue after the restore. It also notifies the driver if the disk has another size now.
+    /// The event loop processes the queue after the restore. It also notifies the driver if the disk has another size
+    /// now.
     fn restore(&mut self, state: BlockState) -> Result<(), PersistError> {
         self.restore_limiter(state.limiter)?;
         self.reported_capacity = state.reported_capacity;

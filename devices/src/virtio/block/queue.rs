@@ -1,8 +1,8 @@
 //! The queue of an active device.
 //!
-//! A notification processes all available chains at once, with one interrupt at its end. The eventfd resumes the rest on
-//! the event loop: requests that io_uring completes later, and chains beyond one batch. A batch has at most as many requests
-//! as the queue has entries, so that a driver cannot hold the lock of the device.
+//! A notification processes all available chains at once, with one interrupt at its end. The eventfd resumes the rest
+//! on the event loop: requests that io_uring completes later, and chains beyond one batch. A batch has at most as
+//! many requests as the queue has entries, so that a driver cannot hold the lock of the device.
 
 use std::sync::Arc;
 
@@ -79,7 +79,8 @@ impl ActiveQueue {
         let full = executor.is_full();
         let collected = self.collect(executor);
         if full && !executor.is_full() {
-            // Requests that were left in the queue fit now, but possibly no completion remains to make the eventfd readable.
+            // Requests that were left in the queue fit now, but possibly no completion remains to make the eventfd
+            // readable.
             executor.wake_up();
         }
         let notified = self.notify_driver();

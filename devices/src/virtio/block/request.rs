@@ -132,8 +132,9 @@ impl Request {
         Ok(request.unwrap_or_else(Self::Rejected))
     }
 
-    /// Returns the bytes for the bandwidth bucket of the rate limiter: data between disk and guest; for write zeroes all
-    /// zeros, since they may be written; for a discard the partial file system blocks at both ends of each segment.
+    /// Returns the bytes for the bandwidth bucket of the rate limiter: data between disk and guest; for write zeroes
+    /// all zeros, since they may be written; for a discard the partial file system blocks at both ends of each
+    /// segment.
     pub(super) fn bytes(&self) -> u64 {
         match self {
             Self::Read(extent) | Self::Write(extent) => extent.length,
@@ -146,8 +147,8 @@ impl Request {
         }
     }
 
-    /// Returns the cost of the request for a batch, in bytes. Each wait for the medium and each discarded segment counts
-    /// as [`WAIT_BYTES`]. With `write_through`, writes wait.
+    /// Returns the cost of the request for a batch, in bytes. Each wait for the medium and each discarded segment
+    /// counts as [`WAIT_BYTES`]. With `write_through`, writes wait.
     pub(super) fn cost(&self, write_through: bool) -> u64 {
         let waits = match self {
             Self::Flush => 1,

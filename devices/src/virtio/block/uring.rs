@@ -1,11 +1,11 @@
 //! Reads, writes and flushes with io_uring.
 //!
-//! One call submits a batch of requests. The kernel makes an eventfd readable at each completion. Until the completion, the
-//! slot of a request owns the iovecs, and the engine owns a reference to guest memory. Dropping the engine waits for all
-//! completions.
+//! One call submits a batch of requests. The kernel makes an eventfd readable at each completion. Until the
+//! completion, the slot of a request owns the iovecs, and the engine owns a reference to guest memory. Dropping the
+//! engine waits for all completions.
 //!
-//! If the kernel permanently rejects submissions, the requests that it has not accepted fail, and the device continues with
-//! synchronous I/O.
+//! If the kernel permanently rejects submissions, the requests that it has not accepted fail, and the device
+//! continues with synchronous I/O.
 
 use std::collections::VecDeque;
 use std::io;
@@ -99,8 +99,8 @@ impl UringEngine {
         self.in_flight() == usize::from(QUEUE_SIZE)
     }
 
-    /// Queues the rest of `request`, parsed from `chain`, for [`Self::submit`]. The engine must be neither full nor failed,
-    /// and `chain` must be in its memory.
+    /// Queues the rest of `request`, parsed from `chain`, for [`Self::submit`]. The engine must be neither full nor
+    /// failed, and `chain` must be in its memory.
     pub(super) fn push(&mut self, request: UringRequest, chain: &Chain<'_>, disk: &Disk) {
         let data_length = chain.writable.len().saturating_sub(1);
         let Some(status) = chain.writable.iovec(data_length..data_length + 1).next() else {
@@ -133,7 +133,8 @@ impl UringEngine {
     /// Submits queued requests to the kernel. Requests that it rejects temporarily stay queued.
     ///
     /// # Errors
-    /// Fails if the kernel rejects submissions permanently. [`Self::reap`] then returns the queued requests as failed.
+    /// Fails if the kernel rejects submissions permanently. [`Self::reap`] then returns the queued requests as
+    /// failed.
     pub(super) fn submit(&mut self) -> io::Result<()> {
         while !self.unsubmitted.is_empty() {
             let result = self.ring.submit();
@@ -228,8 +229,8 @@ impl UringEngine {
 
     fn enqueue(&mut self, index: usize, disk: &Disk) {
         let entry = self.slots[index].entry(disk).user_data(index as u64);
-        // SAFETY: the entry refers to the iovecs of the slot, unchanged until the completion, and to guest memory, which
-        // `self.memory` holds.
+        // SAFETY: the entry refers to the iovecs of the slot, unchanged until the completion, and to guest memory,
+        // which `self.memory` holds.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         // The submission queue has an entry for each slot, and each slot is queued at most once.
         debug_assert!(pushed.is_ok(), "submission queue is full");
@@ -269,8 +270,8 @@ impl Drop for UringEngine {
     }
 }
 
-/// Maximum number of temporary errors in a row: of submissions while the kernel has no request, and of one request. The
-/// kernel returns them if it lacks memory.
+/// Maximum number of temporary errors in a row: of submissions while the kernel has no request, and of one request.
+/// The kernel returns them if it lacks memory.
 const MAX_RETRIES: u8 = 16;
 
 /// Operation of the kernel for a request.
@@ -387,7 +388,8 @@ impl Slot {
         } else {
             0
         };
-        // SAFETY: the byte is in guest memory, which the engine holds; the driver does not access it before the completion.
+        // SAFETY: the byte is in guest memory, which the engine holds; the driver does not access it before the
+        // completion.
         unsafe { self.status.write_volatile(status.byte()) };
         // The driver must see the status before the entry of the used ring.
         fence(Ordering::Release);

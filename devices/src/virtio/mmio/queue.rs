@@ -60,8 +60,8 @@ impl QueueRegisters {
         *address = *address & keep | u64::from(value) << shift;
     }
 
-    /// Returns true if size, alignment and addresses are valid. `Queue::is_valid` of `virtio_queue` checks the same, but a
-    /// guest could use it to flood the log.
+    /// Returns true if size, alignment and addresses are valid. `Queue::is_valid` of `virtio_queue` checks the same,
+    /// but a guest could use it to flood the log.
     pub(super) fn is_usable(&self, memory: &GuestMemory) -> bool {
         let size = u64::from(self.size);
         let within = |address: u64, align: u64, length: u64| {

@@ -1,7 +1,7 @@
 //! Register offsets and values, virtio 1.2 §4.2.2.
 //!
-//! All registers are 32 bits wide and little-endian. A driver uses aligned 32-bit accesses, except to the configuration
-//! space.
+//! All registers are 32 bits wide and little-endian. A driver uses aligned 32-bit accesses, except to the
+//! configuration space.
 
 /// Bytes of the MMIO range of a device.
 pub const WINDOW: u64 = 0x1000;

@@ -1,8 +1,8 @@
 //! Register accesses and the lifecycle of the device.
 //!
-//! Operations out of order have no effect, virtio 1.2 §3.1.1 and §4.2.3: FEATURES_OK fixes the features, QueueReady the
-//! registers of a queue, DRIVER_OK everything. Only a reset undoes that. If a queue is not ready at DRIVER_OK, the device
-//! needs a reset. Register accesses that are not 32 bits wide read as zeros and write nothing.
+//! Operations out of order have no effect, virtio 1.2 §3.1.1 and §4.2.3: FEATURES_OK fixes the features, QueueReady
+//! the registers of a queue, DRIVER_OK everything. Only a reset undoes that. If a queue is not ready at DRIVER_OK,
+//! the device needs a reset. Register accesses that are not 32 bits wide read as zeros and write nothing.
 
 use std::sync::Arc;
 
@@ -54,8 +54,9 @@ const COMPARED_BYTES: usize = 256;
 
 /// Generation of the configuration space, with the contents that it belongs to.
 ///
-/// A driver that reads several fields compares the generation before and after, virtio 1.2 §4.2.2.1. A device may change
-/// its configuration at any time. Only changes that the driver can see count, so each access compares the contents.
+/// A driver that reads several fields compares the generation before and after, virtio 1.2 §4.2.2.1. A device may
+/// change its configuration at any time. Only changes that the driver can see count, so each access compares the
+/// contents.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ConfigGeneration {
     generation: u32,
@@ -132,19 +133,19 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         self.device.process_event(token);
     }
 
-    /// Handles an available buffer notification for `queue`: a write to QueueNotify.
+    /// Handles an available buffer notification for `queue`, like a write to QueueNotify.
     pub fn notify(&mut self, queue: usize) {
         if self.is_running() && queue < self.queues.len() {
             self.device.notify(queue);
         }
     }
 
-    /// Processes all queues once after a restore, and sends a configuration change notification if the configuration space
-    /// differs from the saved one. The driver sends no notification for chains from before the snapshot.
+    /// Processes all queues once after a restore, and sends a configuration change notification if the configuration
+    /// space differs from the saved one. The driver sends no notification for chains from before the snapshot.
     ///
-    /// Interrupts that the driver has not acknowledged are not raised again: they are state of the interrupt controller or
-    /// the vCPU. A second one could reach a driver that is about to acknowledge the first, and some drivers treat an
-    /// interrupt without a cause as a fault.
+    /// Interrupts that the driver has not acknowledged are not raised again: they are state of the interrupt
+    /// controller or the vCPU. A second one could reach a driver that is about to acknowledge the first, and some
+    /// drivers treat an interrupt without a cause as a fault.
     pub fn notify_restored(&mut self) {
         if !self.is_running() {
             return;
@@ -266,9 +267,9 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         }
     }
 
-    /// Sets FEATURES_OK unless the driver does not accept VERSION_1, virtio 1.2 §6.2, or accepts a virtqueue or transport
-    /// feature that was not offered: driver and device would disagree on the layout of the queues. Other bits that were not
-    /// offered are cleared silently, since several drivers set them by mistake.
+    /// Sets FEATURES_OK unless the driver does not accept VERSION_1, virtio 1.2 §6.2, or accepts a virtqueue or
+    /// transport feature that was not offered: driver and device would disagree on the layout of the queues. Other
+    /// bits that were not offered are cleared silently, since several drivers set them by mistake.
     fn negotiate_features(&mut self) {
         let unknown = self.registers.driver_features & !self.offered();
         self.registers.driver_features &= !unknown;

@@ -1,7 +1,7 @@
 //! A validated descriptor chain as iovecs of guest memory.
 //!
-//! `virtio_queue` silently ends a malformed chain at its first invalid descriptor. This module returns an error, and the
-//! device stops its queue. These chains are malformed:
+//! `virtio_queue` silently ends a malformed chain at its first invalid descriptor. This module returns an error, and
+//! the device stops its queue. These chains are malformed:
 //!
 //! - a loop, or more descriptors than the queue or table has
 //! - a descriptor index beyond the table
@@ -10,8 +10,8 @@
 //! - more than 2^32 bytes in total
 //! - a device-readable buffer after a device-writable one
 //!
-//! A descriptor of length zero counts as a descriptor but yields no iovec. A buffer may overlap a ring: the driver damages
-//! only its own device.
+//! A descriptor of length zero counts as a descriptor but yields no iovec. A buffer may overlap a ring: the driver
+//! damages only its own device.
 
 use std::ops::Range;
 
@@ -29,8 +29,8 @@ pub const MAX_IOVECS: usize = 1024;
 /// Malformed chain, or access beyond its end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The chain loops, leaves its table, nests indirect tables, has a table outside guest memory, or is longer than 2^32
-    /// bytes.
+    /// The chain loops, leaves its table, nests indirect tables, has a table outside guest memory, or is longer than
+    /// 2^32 bytes.
     #[error("cannot parse chain {head}: no valid descriptor follows the first {descriptors}")]
     Malformed {
         /// Index of its first descriptor.

@@ -4,8 +4,9 @@
 //! receive buffers: a polling driver that sees only some of them drops the packet. VIRTQ_AVAIL_F_NO_INTERRUPT is also
 //! supported.
 //!
-//! Each access needs one lookup in guest memory. `virtio_queue` uses `Bytes`, which supports an access across two regions
-//! and costs about 30 ns. A request needs a dozen accesses; they would take up to a third of a cached read of 4 KiB.
+//! Each access needs one lookup in guest memory. `virtio_queue` uses `Bytes`, which supports an access across two
+//! regions and costs about 30 ns. A request needs a dozen accesses; they would take up to a third of a cached read of
+//! 4 KiB.
 
 pub mod chain;
 #[cfg(test)]
@@ -157,8 +158,8 @@ impl Virtqueue {
         store(memory, self.queue.used_ring(), NO_NOTIFY, Ordering::Relaxed)
     }
 
-    /// Enables available buffer notifications. Returns true if chains became available before that: the driver may send
-    /// no notification for them.
+    /// Enables available buffer notifications. Returns true if chains became available before that: the driver may
+    /// send no notification for them.
     ///
     /// # Errors
     /// Fails with [`Error::Access`] if a ring is not in one region of guest memory.
@@ -177,8 +178,8 @@ impl Virtqueue {
         Ok(index != next)
     }
 
-    /// Returns true if the driver expects a used buffer notification for the chains added since the last call, virtio 1.2
-    /// §2.7.7.2.
+    /// Returns true if the driver expects a used buffer notification for the chains added since the last call, virtio
+    /// 1.2 §2.7.7.2.
     ///
     /// # Errors
     /// Fails with [`Error::Access`] if a ring is not in one region of guest memory.
@@ -188,7 +189,8 @@ impl Virtqueue {
         if old == next {
             return Ok(false);
         }
-        // Full barrier: the driver stores its event or flags, then loads the used index; one of both sides sees the other.
+        // Full barrier: the driver stores its event or flags, then loads the used index; one of both sides sees the
+        // other.
         fence(Ordering::SeqCst);
         let available = self.queue.avail_ring();
         if self.queue.event_idx_enabled() {
@@ -201,8 +203,8 @@ impl Virtqueue {
     }
 }
 
-/// Iterator over the descriptors of one chain. It ends at a descriptor that cannot be followed; the consumer detects that
-/// by the NEXT flag of the last descriptor.
+/// Iterator over the descriptors of one chain. It ends at a descriptor that cannot be followed; the consumer detects
+/// that by the NEXT flag of the last descriptor.
 #[derive(Clone)]
 pub struct DescriptorIter<'m> {
     memory: &'m GuestMemory,

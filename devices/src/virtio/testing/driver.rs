@@ -61,8 +61,8 @@ impl FakeDriver {
         }
     }
 
-    /// Starts a device through its transport, virtio 1.2 §3.1.1: accepts VERSION_1 and the offered bits of `features`, makes
-    /// all queues ready and sets DRIVER_OK. Returns the Status register.
+    /// Starts a device through its transport, virtio 1.2 §3.1.1: accepts VERSION_1 and the offered bits of
+    /// `features`, makes all queues ready and sets DRIVER_OK. Returns the Status register.
     pub fn start(&self, transport: &mut dyn BusDevice, features: u64) -> u32 {
         let accepted = features | 1 << VIRTIO_F_VERSION_1;
         set(transport, r::STATUS, r::ACKNOWLEDGE | r::DRIVER);

@@ -1,8 +1,9 @@
 //! A driver without a guest, for tests and benches, with virtqueues in real guest memory.
 //!
-//! [`FakeQueue`] is the driver's side of one virtqueue: valid chains with [`FakeQueue::add`], malformed ones with the raw
-//! accesses. [`FakeDriver`] holds the queues of a device in one memory. It creates the [`Activation`](super::Activation) of a
-//! single device, or starts a device through its transport. Errors are faults of the test and panic.
+//! [`FakeQueue`] is the driver's side of one virtqueue: valid chains with [`FakeQueue::add`], malformed ones with the
+//! raw accesses. [`FakeDriver`] holds the queues of a device in one memory. It creates the
+//! [`Activation`](super::Activation) of a single device, or starts a device through its transport. Errors are faults
+//! of the test and panic.
 
 mod driver;
 mod interrupt;

@@ -255,7 +255,8 @@ impl FakeQueue {
         u16::from_le(self.memory.load(address, Ordering::Acquire).unwrap())
     }
 
-    /// Pops the next entry of the used ring. Its descriptors stay allocated, for [`make_available`](Self::make_available).
+    /// Pops the next entry of the used ring. Its descriptors stay allocated, for
+    /// [`make_available`](Self::make_available).
     pub fn pop_used(&mut self) -> Option<Used> {
         if self.used_index() == self.next_used {
             return None;

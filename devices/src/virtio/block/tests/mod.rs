@@ -1,4 +1,5 @@
-//! Each test of requests runs on both engines and asserts the engine in use, unless this kernel does not allow io_uring.
+//! Each test of requests runs on both engines and asserts the engine in use, unless this kernel does not allow
+//! io_uring.
 
 mod discard;
 mod disk;

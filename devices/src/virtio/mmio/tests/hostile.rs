@@ -129,8 +129,8 @@ fn descriptor(address: u64, length: u32, flags: u16, next: u16) -> RawDescriptor
     }
 }
 
-/// Starts the device with `table` as its first descriptors and, at [`TABLE`], an indirect descriptor that refers to itself.
-/// Expects the device to stop at a notification.
+/// Starts the device with `table` as its first descriptors and, at [`TABLE`], an indirect descriptor that refers to
+/// itself. Expects the device to stop at a notification.
 fn expect_stopped_by(what: &str, table: &[RawDescriptor]) {
     let mut bench = Bench::started();
     let queue = &mut bench.driver.queues[0];
