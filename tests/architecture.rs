@@ -44,7 +44,7 @@ const UNSAFE: [&str; 24] = [
     "devices/src/virtio/block/uring.rs",
     "devices/src/virtio/net/passt.rs",
     "devices/src/virtio/net/stream.rs",
-    "devices/src/virtio/net/tap/",
+    "devices/src/virtio/net/tap.rs",
     "src/process.rs",
     "src/run.rs",
     "src/terminal.rs",

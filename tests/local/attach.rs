@@ -128,22 +128,19 @@ fn a_tap_must_be_one() {
         for (net, text) in [
             (
                 "tap:none",
-                "there is no interface none; make it with `ip tuntap add none mode tap user $USER`",
+                "cannot open tap interface none: it does not exist; create it with `ip tuntap add none mode tap user $USER`",
             ),
             (
                 "tap:several",
-                "the interface several is for several queues, and a guest has one; make it anew with `ip tuntap del",
+                "cannot open tap interface several: it has several queues, and the device supports one; recreate it with `ip tuntap del",
             ),
             (
                 "tap:lo",
-                "lo is not a tap interface; make one with `ip tuntap add",
+                "cannot open tap interface lo: it is not a tap; create one with `ip tuntap add",
             ),
-            (
-                "tap:sixteen-letters-",
-                "cannot be the name of an interface: 1 to 15 bytes",
-            ),
-            ("tap:a/b", "cannot be the name of an interface"),
-            ("fd:99", "descriptor 99 is not that of a tap"),
+            ("tap:sixteen-letters-", "is not an interface name: 1 to 15 bytes"),
+            ("tap:a/b", "is not an interface name"),
+            ("fd:99", "cannot use descriptor 99: it is not a tap"),
         ] {
             let command = run(&format!("--net {net}"));
             expect_error(command, &["cannot attach network interface \"net0\"", text]);
@@ -164,14 +161,14 @@ fn a_descriptor_of_something_else_is_no_tap() {
     };
     // SAFETY: what runs between fork and exec makes system calls only.
     unsafe { command.pre_exec(give) };
-    expect_error(command, &["descriptor 9 is not that of a tap"]);
+    expect_error(command, &["cannot use descriptor 9: it is not a tap"]);
 }
 
 #[test]
 fn a_tap_has_one_user() {
     in_own_network(|| {
         output_of("ip tuntap add tap0 mode tap");
-        let text = "another process uses the interface tap0; end it, or make another one";
+        let text = "cannot open tap interface tap0: another process uses it; stop that process, or create another interface";
         expect_error(
             run("--net tap:tap0 --net tap:tap0"),
             &["cannot attach network interface \"net1\"", text],
@@ -193,11 +190,11 @@ fn a_tap_takes_rights() {
         for (net, text) in [
             (
                 "tap:theirs",
-                "the interface theirs is not this user's; make it anew with `ip tuntap del theirs",
+                "cannot open tap interface theirs: it belongs to another user; recreate it with `ip tuntap del theirs",
             ),
             (
                 "tap:none",
-                "there is no interface none; make it with `ip tuntap add none",
+                "cannot open tap interface none: it does not exist; create it with `ip tuntap add none",
             ),
         ] {
             let mut command = run(&format!("--net {net}"));
@@ -242,11 +239,11 @@ fn the_device_of_taps_is_missing_or_forbidden() {
     for (name, text) in [
         (
             "no-tun",
-            "there is no /dev/net/tun; load its module with `modprobe tun`",
+            "cannot open /dev/net/tun: it does not exist; load its module with `modprobe tun`",
         ),
         (
             "forbidden-tun",
-            "/dev/net/tun may not be opened; let this user have it with `chmod 666 /dev/net/tun`",
+            "cannot open /dev/net/tun: permission denied; allow access with `chmod 666 /dev/net/tun`",
         ),
     ] {
         let root = bare_root(name);
@@ -267,13 +264,15 @@ fn somebody_must_serve_the_network() {
         &[
             "cannot attach network interface \"net0\"",
             &path,
-            "start what serves the network first, for example passt --socket",
+            "start the network process first, for example `passt --socket",
         ],
     );
     let mut command = run("--net user");
     command.env("PATH", "/nowhere");
     expect_error(
         command,
-        &["passt is not installed; get it with `apt install passt`, or give the guest a tap interface"],
+        &[
+            "cannot start passt: it is not installed; install it with `apt install passt`, or use a tap interface",
+        ],
     );
 }

@@ -1,84 +1,142 @@
-//! Where frames go to and come from.
+//! Host side of a network device.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
-use super::HEADER;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
 use super::buffers::RxBuffers;
+use super::features::HEADER;
 use crate::virtio::queue::chain::IoVecBuffer;
 
-/// Where a received packet is.
+/// Location of a received packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received {
-    /// So many bytes are in the buffers. What had no room there is in the spare room, at the offset that it has in the
-    /// packet.
+    /// Length in bytes of a packet in the buffers. The bytes beyond the buffers are in the spare buffer, at
+    /// their offset in the packet.
     Direct(usize),
-    /// So many bytes are at the start of the spare room, and nothing is in the buffers.
+    /// Length in bytes of a packet at the start of the spare buffer. The receive buffers hold none of it.
     Spare(usize),
 }
 
-/// How much of a packet has been sent.
+/// Extent of a sent packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// All of it.
-    Whole,
-    /// It is taken, but its end waits in the back end for [`Backend::flush`].
-    Partly,
+    /// The backend has sent the packet.
+    Complete,
+    /// The backend has accepted the packet; its end waits for [`Backend::flush`].
+    Partial,
 }
 
-/// Whether there is a network behind a back end.
+/// Link state of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
-    /// There is.
+    /// The network is reachable.
     Up,
-    /// There is none for now. The descriptor becomes writable when there is one again, which [`Backend::flush`] notes.
+    /// The network is unreachable for now. The descriptor becomes writable when it returns;
+    /// [`Backend::flush`] detects that.
     Down,
-    /// There is none any more.
+    /// The network is gone for good.
     Lost,
 }
 
-/// The host's side of a network device. No method blocks.
+/// Host side of a network device. No method blocks.
 ///
-/// A packet is a `struct virtio_net_hdr_v1` and a frame, in both directions. What its header may ask for is what
-/// [`Backend::use_features`] was told last.
+/// A packet is a `struct virtio_net_hdr_v1` and a frame, in both directions. The last call of
+/// [`Backend::use_features`] limits the offloads in its header.
 pub trait Backend: Send {
-    /// What becomes readable when packets are there, and writable when packets can be sent. It never changes.
+    /// Returns the descriptor that becomes readable when packets arrive, and writable when packets can be
+    /// sent. It never changes.
     fn descriptor(&self) -> RawFd;
 
-    /// Features that the device can offer thanks to this back end: checksums and segmentation.
+    /// Returns the feature bits for checksum and segmentation offloads that this backend supports.
     fn offloads(&self) -> u64;
 
-    /// The driver has accepted `features`; 0 after a reset.
+    /// Applies the negotiated `features`; 0 after a reset.
     ///
     /// # Errors
-    /// The kernel's answer.
+    /// If the kernel rejects the features.
     fn use_features(&mut self, features: u64) -> io::Result<()>;
 
-    /// Sends one packet, at most [`LONGEST_PACKET`](super::LONGEST_PACKET) bytes: `header`, and what of `packet` is behind
-    /// its own, straight from guest memory. The driver may have changed its own header since it was checked.
+    /// Sends one packet of at most [`MAX_PACKET`](super::features::MAX_PACKET) bytes: `header`, and the frame
+    /// of `packet` without a copy. The header in `packet` is not used, because the driver may change it after
+    /// the check.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] when nothing of it was taken and it can be sent later; with any other error it
-    /// cannot.
+    /// [`io::ErrorKind::WouldBlock`] if nothing was sent and a later call can succeed. Any other error is
+    /// final for the packet.
     fn send(&mut self, header: &[u8; HEADER], packet: &IoVecBuffer<'_>) -> io::Result<Sent>;
 
-    /// Sends what waits since [`Sent::Partly`], if anything, and looks whether a link that is down is up again.
+    /// Sends the data that waits since [`Sent::Partial`], and updates the state of a link that is down.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] when something waits until the descriptor is writable. With any other error nothing
-    /// waits, or it goes out before the next packet.
+    /// [`io::ErrorKind::WouldBlock`] if data waits until the descriptor is writable. After any other error
+    /// nothing waits, or the data precedes the next packet.
     fn flush(&mut self) -> io::Result<()>;
 
-    /// Receives one packet into `buffers`, and into `spare`, of [`LONGEST_PACKET`](super::LONGEST_PACKET) bytes, what has
-    /// no room there. The field `num_buffers` of its header is left alone.
+    /// Receives one packet into `buffers`. The bytes beyond them go to `spare`, which has
+    /// [`MAX_PACKET`](super::features::MAX_PACKET) bytes. The field `num_buffers` of the header stays unset.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] when there is none. After any other error there may be more of them.
+    /// [`io::ErrorKind::WouldBlock`] if there is no packet. After any other error there may be more packets.
     fn receive(&mut self, buffers: &RxBuffers<'_>, spare: &mut [u8]) -> io::Result<Received>;
 
-    /// Whether there is a network behind it: the link status of the device.
+    /// Returns the link state of the backend.
     fn link(&self) -> Link;
 
-    /// What it is, in a few words for a person, such as `tap tap0`.
+    /// Returns a short description for log messages, such as `tap tap0`.
     fn describe(&self) -> String;
+}
+
+/// Epoll instance that becomes readable when the watched descriptor becomes writable, once for each
+/// [`Writable::watch`].
+///
+/// The event loop watches descriptors for input only. An epoll instance is readable when a descriptor in it
+/// is ready, so this one reports a writable backend as input, and only while the device waits for it.
+pub(super) struct Writable {
+    epoll: Epoll,
+    registered: bool,
+    watching: bool,
+}
+
+impl Writable {
+    /// Creates an instance that watches no descriptor.
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            epoll: Epoll::new()?,
+            registered: false,
+            watching: false,
+        })
+    }
+
+    /// Returns true if a wait is pending.
+    pub(super) fn is_watching(&self) -> bool {
+        self.watching
+    }
+
+    /// Starts a wait for `descriptor` to become writable or fail. All calls pass the same descriptor.
+    pub(super) fn watch(&mut self, descriptor: RawFd) -> io::Result<()> {
+        let operation = match self.registered {
+            true => ControlOperation::Modify,
+            false => ControlOperation::Add,
+        };
+        let event = EpollEvent::new(EventSet::OUT | EventSet::ONE_SHOT, 0);
+        self.epoll.ctl(operation, descriptor, event)?;
+        self.registered = true;
+        self.watching = true;
+        Ok(())
+    }
+
+    /// Consumes the event and ends the wait.
+    pub(super) fn clear(&mut self) {
+        self.watching = false;
+        // A timeout of 0 fetches a pending event only; without one there is nothing to consume.
+        let _ = self.epoll.wait(0, &mut [EpollEvent::default()]);
+    }
+}
+
+impl AsRawFd for Writable {
+    fn as_raw_fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
 }

@@ -1,15 +1,39 @@
-//! The guest's receive buffers that the next packet goes into.
+//! Receive buffers of the guest, and errors in the driver's buffers.
 
 use std::collections::VecDeque;
 
 use snapshot::GuestMemory;
 
-use super::HEADER;
-use super::error::Error;
-use crate::virtio::queue::Virtqueue;
-use crate::virtio::queue::chain::{Chain, ChainLimits, MAX_IOVECS};
+use super::features::HEADER;
+use crate::virtio::queue::chain::{self, Chain, ChainLimits, MAX_IOVECS};
+use crate::virtio::queue::{self, Virtqueue};
 
-/// One entry of what `readv` takes is left for what has no room in the buffers.
+/// Violation of the specification by the driver. The device stops until the driver resets it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// The rings of a virtqueue are invalid.
+    #[error("cannot process the virtqueue")]
+    Queue(#[source] queue::Error),
+    /// A descriptor chain is malformed.
+    #[error("cannot use a descriptor chain")]
+    Chain(#[source] chain::Error),
+    /// A chain has a device-writable buffer in the transmit queue, or a device-readable one in the receive
+    /// queue.
+    #[error("cannot use chain {0}: it has a buffer of the wrong direction")]
+    Direction(u16),
+    /// A receive buffer is shorter than a packet header. Virtio 1.2 §5.1.6.3.1 requires the full header in
+    /// it.
+    #[error("cannot use chain {head}: its receive buffer of {length} bytes is shorter than a packet header")]
+    Small {
+        /// Index of the first descriptor of the chain.
+        head: u16,
+        /// Length of the buffer in bytes.
+        length: u64,
+    },
+}
+
+/// `readv` takes at most [`MAX_IOVECS`] entries; one is reserved for the spare buffer, which takes the rest
+/// of a packet.
 const LIMITS: ChainLimits = ChainLimits {
     pieces: MAX_IOVECS - 1,
     ..ChainLimits::WIDEST
@@ -20,57 +44,57 @@ const FLAGS: u64 = 0;
 /// Offset of the field `num_buffers` in the header.
 const NUM_BUFFERS: u64 = 10;
 
-/// Receive buffers that were taken from their queue and are not used yet.
+/// Receive buffers that are popped from their queue and not used yet.
 #[derive(Default)]
 pub struct RxBuffers<'m> {
     chains: VecDeque<Chain<'m>>,
-    /// Used up; their allocations serve again.
+    /// Used chains, kept to reuse their allocations.
     spent: Vec<Chain<'m>>,
     length: u64,
-    pieces: usize,
-    /// The next chain has more pieces than are left for it.
+    iovecs: usize,
+    /// The next chain has more iovecs than remain below the limit.
     full: bool,
     /// Heads and lengths of the buffers of one packet.
     used: Vec<(u16, u32)>,
 }
 
 impl<'m> RxBuffers<'m> {
-    /// Bytes of all of them.
+    /// Returns the total length in bytes.
     pub fn len(&self) -> u64 {
         self.length
     }
 
-    /// Whether there are none.
+    /// Returns true if there are no buffers.
     pub fn is_empty(&self) -> bool {
         self.chains.is_empty()
     }
 
-    /// The buffers as `readv` takes them, fewer than [`MAX_IOVECS`]. The pointers are valid as long as `'m`.
+    /// Returns the buffers as iovecs, fewer than [`MAX_IOVECS`]. The pointers are valid for `'m`.
     pub fn iovec(&self) -> impl Iterator<Item = libc::iovec> {
         self.chains
             .iter()
             .flat_map(|chain| chain.writable.iovec(0..chain.writable.len()))
     }
 
-    /// Number of buffers, at most the size of the queue.
+    /// Returns the number of buffers, at most the queue size.
     pub(super) fn count(&self) -> u16 {
         u16::try_from(self.chains.len()).unwrap_or(u16::MAX)
     }
 
-    /// Whether no packet can ever get more buffers than these from `ring`.
-    pub(super) fn are_all(&self, ring: &Virtqueue) -> bool {
-        self.full || self.chains.len() >= ring.size()
+    /// Returns true if `queue` cannot provide more buffers for one packet.
+    pub(super) fn is_exhausted(&self, queue: &Virtqueue) -> bool {
+        self.full || self.chains.len() >= queue.size()
     }
 
-    /// Takes buffers until there are `wanted` bytes, or no more.
+    /// Pops buffers from `queue` until they have `wanted` bytes or the queue has no more.
     pub(super) fn top_up(
         &mut self,
-        ring: &mut Virtqueue,
+        queue: &mut Virtqueue,
         memory: &'m GuestMemory,
         wanted: u64,
     ) -> Result<(), Error> {
-        while self.length < wanted && !self.are_all(ring) {
-            let Some(descriptors) = ring.pop_chain(memory).map_err(Error::Queue)? else {
+        while self.length < wanted && !self.is_exhausted(queue) {
+            let Some(descriptors) = queue.pop_chain(memory).map_err(Error::Queue)? else {
                 break;
             };
             let mut chain = self.spent.pop().unwrap_or_default();
@@ -82,26 +106,26 @@ impl<'m> RxBuffers<'m> {
             if length < HEADER as u64 {
                 return Err(Error::Small { head, length });
             }
-            if self.pieces + chain.writable.count() > LIMITS.pieces {
-                ring.undo_pop(1);
+            if self.iovecs + chain.writable.count() > LIMITS.pieces {
+                queue.undo_pop(1);
                 self.spent.push(chain);
                 self.full = true;
                 break;
             }
             self.length += length;
-            self.pieces += chain.writable.count();
+            self.iovecs += chain.writable.count();
             self.chains.push_back(chain);
         }
         Ok(())
     }
 
-    /// Copies what of `packet` is in the buffers to its start.
+    /// Copies the start of the packet from the buffers into `packet`.
     pub(super) fn copy_to(&self, packet: &mut [u8]) -> Result<(), Error> {
         let mut rest = packet;
         for chain in &self.chains {
-            let length = rest.len().min(in_memory(chain.writable.len()));
-            let (part, after) = rest.split_at_mut(length);
-            chain.writable.read_exact(0, part).map_err(Error::Chain)?;
+            let length = rest.len().min(to_host_length(chain.writable.len()));
+            let (chunk, after) = rest.split_at_mut(length);
+            chain.writable.read_exact(0, chunk).map_err(Error::Chain)?;
             rest = after;
         }
         Ok(())
@@ -111,28 +135,28 @@ impl<'m> RxBuffers<'m> {
     pub(super) fn copy_from(&self, packet: &[u8]) -> Result<(), Error> {
         let mut rest = packet;
         for chain in &self.chains {
-            let length = rest.len().min(in_memory(chain.writable.len()));
-            let (part, after) = rest.split_at(length);
-            chain.writable.write_all(0, part).map_err(Error::Chain)?;
+            let length = rest.len().min(to_host_length(chain.writable.len()));
+            let (chunk, after) = rest.split_at(length);
+            chain.writable.write_all(0, chunk).map_err(Error::Chain)?;
             rest = after;
         }
         Ok(())
     }
 
-    /// The fields `flags` and `gso_type` of the packet that is in the buffers. The driver can change them at any time, and
-    /// only itself is fooled by that.
-    pub(super) fn start(&self) -> Result<[u8; 2], Error> {
-        let mut start = [0; 2];
+    /// Reads the fields `flags` and `gso_type` of the packet in the buffers. The driver can change them at
+    /// any time; a false value misleads only the guest itself.
+    pub(super) fn flags_and_type(&self) -> Result<[u8; 2], Error> {
+        let mut fields = [0; 2];
         if let Some(first) = self.chains.front() {
             first
                 .writable
-                .read_exact(FLAGS, &mut start)
+                .read_exact(FLAGS, &mut fields)
                 .map_err(Error::Chain)?;
         }
-        Ok(start)
+        Ok(fields)
     }
 
-    /// Sets the field `flags` of the packet that is in the buffers.
+    /// Sets the field `flags` of the packet in the buffers.
     pub(super) fn set_flags(&self, flags: u8) -> Result<(), Error> {
         let first = self.chains.front();
         first.map_or(Ok(()), |first| {
@@ -140,21 +164,22 @@ impl<'m> RxBuffers<'m> {
         })
     }
 
-    /// Gives the buffers with the packet of `length` bytes that is in them to the driver.
+    /// Adds the buffers that hold the packet of `length` bytes to the used ring, and sets `num_buffers` in
+    /// its header.
     pub(super) fn add_used(
         &mut self,
-        ring: &mut Virtqueue,
+        queue: &mut Virtqueue,
         memory: &'m GuestMemory,
         length: usize,
     ) -> Result<(), Error> {
         let mut rest = length as u64;
         self.used.clear();
         for chain in &self.chains {
-            let part = rest.min(chain.writable.len());
-            // A packet has fewer than 2^32 bytes.
+            let chunk = rest.min(chain.writable.len());
+            // Never saturates: a packet has fewer than 2^32 bytes.
             self.used
-                .push((chain.head, u32::try_from(part).unwrap_or(u32::MAX)));
-            rest -= part;
+                .push((chain.head, u32::try_from(chunk).unwrap_or(u32::MAX)));
+            rest -= chunk;
             if rest == 0 {
                 break;
             }
@@ -166,10 +191,10 @@ impl<'m> RxBuffers<'m> {
                 .write_all(NUM_BUFFERS, &count.to_le_bytes())
                 .map_err(Error::Chain)?;
         }
-        ring.add_used(memory, &self.used).map_err(Error::Queue)?;
+        queue.add_used(memory, &self.used).map_err(Error::Queue)?;
         for chain in self.chains.drain(..self.used.len()) {
             self.length -= chain.writable.len();
-            self.pieces -= chain.writable.count();
+            self.iovecs -= chain.writable.count();
             self.spent.push(chain);
         }
         self.full = false;
@@ -177,7 +202,7 @@ impl<'m> RxBuffers<'m> {
     }
 }
 
-/// A length of guest memory as one of the host's.
-fn in_memory(length: u64) -> usize {
+/// Converts a length in guest memory to a host length.
+fn to_host_length(length: u64) -> usize {
     usize::try_from(length).unwrap_or(usize::MAX)
 }

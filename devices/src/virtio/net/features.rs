@@ -1,23 +1,32 @@
-//! What is offered, and what a packet's header may ask for.
+//! Feature bits, packet header and sizes.
 
 use virtio_bindings::bindings::virtio_net as net;
 use virtio_bindings::bindings::virtio_ring as ring;
 
-use super::HEADER;
+/// Bytes of `struct virtio_net_hdr_v1`, the header of a packet when VERSION_1 is negotiated.
+pub const HEADER: usize = 12;
+/// Bytes of a frame beyond the MTU: an Ethernet header and one VLAN tag.
+pub(super) const ETHERNET: usize = 14 + 4;
+/// Maximum frame length in bytes: 64 KiB, an Ethernet header and one VLAN tag.
+pub const MAX_FRAME: usize = 65_536 + ETHERNET;
+/// Maximum packet length in bytes: a frame with its header.
+pub const MAX_PACKET: usize = HEADER + MAX_FRAME;
+/// Minimum frame length in bytes: an Ethernet header.
+pub(super) const MIN_FRAME: usize = 14;
 
 /// The device computes checksums for the driver.
 pub const CSUM: u64 = 1 << net::VIRTIO_NET_F_CSUM;
-/// The driver takes packets without a checksum.
+/// The driver accepts packets without a checksum.
 pub const GUEST_CSUM: u64 = 1 << net::VIRTIO_NET_F_GUEST_CSUM;
-/// The configuration space has the MTU.
+/// The configuration space contains the MTU.
 pub const MTU: u64 = 1 << net::VIRTIO_NET_F_MTU;
-/// The configuration space has the address.
+/// The configuration space contains the MAC address.
 pub const MAC: u64 = 1 << net::VIRTIO_NET_F_MAC;
-/// The driver takes large TCP segments over IPv4.
+/// The driver accepts large TCP segments over IPv4.
 pub const GUEST_TSO4: u64 = 1 << net::VIRTIO_NET_F_GUEST_TSO4;
-/// The driver takes large TCP segments over IPv6.
+/// The driver accepts large TCP segments over IPv6.
 pub const GUEST_TSO6: u64 = 1 << net::VIRTIO_NET_F_GUEST_TSO6;
-/// The driver takes UDP datagrams that are to be fragmented.
+/// The driver accepts UDP datagrams that need fragmentation.
 pub const GUEST_UFO: u64 = 1 << net::VIRTIO_NET_F_GUEST_UFO;
 /// The device segments TCP over IPv4.
 pub const HOST_TSO4: u64 = 1 << net::VIRTIO_NET_F_HOST_TSO4;
@@ -25,46 +34,45 @@ pub const HOST_TSO4: u64 = 1 << net::VIRTIO_NET_F_HOST_TSO4;
 pub const HOST_TSO6: u64 = 1 << net::VIRTIO_NET_F_HOST_TSO6;
 /// The device fragments UDP datagrams.
 pub const HOST_UFO: u64 = 1 << net::VIRTIO_NET_F_HOST_UFO;
-/// A packet may take several receive buffers.
+/// A packet may span several receive buffers.
 pub const MRG_RXBUF: u64 = 1 << net::VIRTIO_NET_F_MRG_RXBUF;
-/// The configuration space has the link status.
+/// The configuration space contains the link status.
 pub const STATUS: u64 = 1 << net::VIRTIO_NET_F_STATUS;
-/// The driver takes batches of UDP datagrams over IPv4.
+/// The driver accepts batches of UDP datagrams over IPv4.
 pub const GUEST_USO4: u64 = 1 << net::VIRTIO_NET_F_GUEST_USO4;
-/// The driver takes batches of UDP datagrams over IPv6.
+/// The driver accepts batches of UDP datagrams over IPv6.
 pub const GUEST_USO6: u64 = 1 << net::VIRTIO_NET_F_GUEST_USO6;
 /// The device splits batches of UDP datagrams.
 pub const HOST_USO: u64 = 1 << net::VIRTIO_NET_F_HOST_USO;
-/// Both sides say at which index they want to be told.
+/// Both sides suppress notifications by ring index.
 pub const EVENT_IDX: u64 = 1 << ring::VIRTIO_RING_F_EVENT_IDX;
 /// Descriptor tables may be indirect.
 pub const INDIRECT_DESC: u64 = 1 << ring::VIRTIO_RING_F_INDIRECT_DESC;
 
-/// What every device offers.
+/// Features that every device offers.
 pub(super) const BASE: u64 = MAC | STATUS | MRG_RXBUF | EVENT_IDX | INDIRECT_DESC;
-/// What depends on the back end.
+/// Features that depend on the backend.
 pub(super) const OFFLOADS: u64 =
     CSUM | GUEST_CSUM | GUEST_LARGE | HOST_TSO4 | HOST_TSO6 | HOST_UFO | HOST_USO;
-/// With any of these the driver gets packets longer than the MTU.
+/// Features that allow packets to the driver longer than the MTU.
 pub(super) const GUEST_LARGE: u64 = GUEST_TSO4 | GUEST_TSO6 | GUEST_UFO | GUEST_USO4 | GUEST_USO6;
 
-/// Flag of a header: the checksum is to be computed.
+/// Header flag: the receiver of the packet must compute the checksum.
 const NEEDS_CSUM: u8 = 1;
-/// Flag of a header: the checksum has been verified.
+/// Header flag: the checksum is verified.
 const DATA_VALID: u8 = 2;
 const _: () = assert!(NEEDS_CSUM as u32 == net::VIRTIO_NET_HDR_F_NEEDS_CSUM);
 const _: () = assert!(DATA_VALID as u32 == net::VIRTIO_NET_HDR_F_DATA_VALID);
-/// Type of a packet that is not to be cut up.
-const WHOLE: u8 = 0;
-const _: () = assert!(WHOLE as u32 == net::VIRTIO_NET_HDR_GSO_NONE);
+/// Type of a packet that needs no segmentation.
+const GSO_NONE: u8 = 0;
+const _: () = assert!(GSO_NONE as u32 == net::VIRTIO_NET_HDR_GSO_NONE);
 
-/// The header for a frame of `length` bytes that a driver has sent with `header`; none if it may not, having accepted
-/// `features`. Section 5.1.6.2.1.
+/// Returns the header to send for a frame of `length` bytes with the driver's `header`. None if the header
+/// requests an offload that is not in the negotiated `features`. Virtio 1.2 §5.1.6.2.1.
 ///
-/// Flags other than NEEDS_CSUM are the device's to set, and ignored. Fields that mean nothing are zeros in the answer, and
-/// the length of the headers, which section 5.1.6.2.2 takes for a hint, is no longer than the frame: the kernel refuses
-/// packets for that.
-pub(super) fn sent_header(header: &[u8; HEADER], length: usize, features: u64) -> Option<[u8; HEADER]> {
+/// The device ignores flags other than NEEDS_CSUM. Fields without a meaning become zero. The header length, a
+/// hint by virtio 1.2 §5.1.6.2.2, is limited to the frame length: the kernel rejects longer ones.
+pub(super) fn tx_header(header: &[u8; HEADER], length: usize, features: u64) -> Option<[u8; HEADER]> {
     let [flags, kind, ..] = *header;
     let checksum = flags & NEEDS_CSUM;
     let needed = match u32::from(kind) {
@@ -80,7 +88,7 @@ pub(super) fn sent_header(header: &[u8; HEADER], length: usize, features: u64) -
     }
     let mut clean = [0; HEADER];
     clean[..2].copy_from_slice(&[checksum, kind]);
-    if kind != WHOLE {
+    if kind != GSO_NONE {
         let hint = usize::from(u16::from_le_bytes([header[2], header[3]])).min(length);
         clean[2..4].copy_from_slice(&u16::try_from(hint).unwrap_or(u16::MAX).to_le_bytes());
         clean[4..6].copy_from_slice(&header[4..6]);
@@ -91,18 +99,17 @@ pub(super) fn sent_header(header: &[u8; HEADER], length: usize, features: u64) -
     Some(clean)
 }
 
-/// The flags for a packet that starts with the `flags` and the type `kind`, for a driver that has accepted `features`; none
-/// if it must not get the packet. Section 5.1.6.4.1.
+/// Returns the flags of a received packet for a driver with the negotiated `features`. None if the driver
+/// must not receive the packet. Virtio 1.2 §5.1.6.4.1.
 ///
-/// Such packets are those that waited in the back end while another driver, or the same one in another life, had accepted
-/// more.
-pub(super) fn received_flags([flags, kind]: [u8; 2], features: u64) -> Option<u8> {
+/// A backend can hold such packets from before a reset, when the driver had negotiated more.
+pub(super) fn rx_flags([flags, kind]: [u8; 2], features: u64) -> Option<u8> {
     let needed = match u32::from(kind) {
         net::VIRTIO_NET_HDR_GSO_NONE => 0,
         net::VIRTIO_NET_HDR_GSO_TCPV4 => GUEST_TSO4,
         net::VIRTIO_NET_HDR_GSO_TCPV6 => GUEST_TSO6,
         net::VIRTIO_NET_HDR_GSO_UDP => GUEST_UFO,
-        // It does not say of which protocol.
+        // The type covers both IP versions.
         net::VIRTIO_NET_HDR_GSO_UDP_L4 => GUEST_USO4 | GUEST_USO6,
         _ => return None,
     } | if flags & NEEDS_CSUM == 0 { 0 } else { GUEST_CSUM };
@@ -113,7 +120,7 @@ pub(super) fn received_flags([flags, kind]: [u8; 2], features: u64) -> Option<u8
     (features & needed == needed).then_some(flags & known)
 }
 
-/// Whether a packet of the type `kind` is not to be cut up.
-pub(super) fn is_whole([_, kind]: [u8; 2]) -> bool {
-    kind == WHOLE
+/// Returns true if a packet with these first header bytes needs no segmentation.
+pub(super) fn is_unsegmented([_, kind]: [u8; 2]) -> bool {
+    kind == GSO_NONE
 }

@@ -1,62 +1,63 @@
-//! Frames on a unix stream socket, each after its length in 32 bits, big-endian: what passt and QEMU's `-netdev stream`
-//! speak. There is no header, so that nothing is offloaded.
+//! Frames on a unix stream socket, each after its length as a big-endian 32-bit number: the protocol of passt
+//! and of QEMU's `-netdev stream`. There is no packet header and thus no offload.
 
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::ptr;
+use std::sync::{Arc, Mutex};
 
 use log::warn;
 
 use super::backend::{Backend, Link, Received, Sent};
 use super::buffers::RxBuffers;
-use super::words::StderrTail;
-use super::{HEADER, MAX_FRAME};
+use super::features::{HEADER, MAX_FRAME};
+use crate::sync::lock;
 use crate::virtio::queue::chain::IoVecBuffer;
 
 /// Bytes of the length before a frame.
 const PREFIX: usize = 4;
-/// Room for received bytes: the longest frame, whatever of it has come.
-const ROOM: usize = PREFIX + MAX_FRAME;
+/// Bytes of the receive buffer: a frame of maximum length and its prefix.
+const INBOX_SIZE: usize = PREFIX + MAX_FRAME;
 
-/// Why a stream cannot be used.
+/// Error of a stream.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody listens at the path.
+    /// No process listens at the path.
     #[error(
-        "cannot connect to {path:?}; start what serves the network first, for example passt --socket {path:?}"
+        "cannot connect to {path:?}; start the network process first, for example `passt --socket {path:?}`"
     )]
     Connect {
         /// Path of the socket.
         path: PathBuf,
-        /// The kernel's answer.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
     /// The socket cannot be made non-blocking.
-    #[error("cannot make the network's socket non-blocking")]
+    #[error("cannot make the network socket non-blocking")]
     Nonblocking(#[source] io::Error),
 }
 
-/// The connection to the process that is the network.
+/// Connection to the process that provides the network.
 ///
-/// The link is up until the other end closes it, or sends what is no frame: a length of 0 or of more than
-/// [`MAX_FRAME`]. Then it is down for good, and the part of a frame that came last is dropped. A kernel that is short of
-/// memory costs packets, and not the connection.
+/// The link is up until the other end closes the connection or announces an invalid length: 0, or more than
+/// [`MAX_FRAME`]. Then it is down for good, and an incomplete frame is dropped. A kernel that is short of
+/// memory loses packets but not the connection.
 pub struct Stream {
     socket: UnixStream,
-    /// What it is, for a person.
+    /// Description for log messages.
     name: String,
-    /// What the other end says of its own accord, first of all why it ends.
-    last_words: Option<StderrTail>,
+    /// Standard error of the other end, for the reason of its exit.
+    stderr: Option<StderrTail>,
     /// Received bytes are at `start..end`.
     inbox: Vec<u8>,
     start: usize,
     end: usize,
-    /// The end of a frame that the socket has not taken yet: at most one frame.
+    /// Bytes of one frame that the socket has not accepted yet.
     outbox: Vec<u8>,
-    /// How much of `outbox` the socket has taken.
+    /// Bytes of `outbox` that the socket has accepted.
     flushed: usize,
     link: Link,
 }
@@ -72,29 +73,29 @@ impl Stream {
             source,
         })?;
         let name = format!("stream {}", path.display());
-        Self::named(socket, name, None)
+        Self::with_name(socket, name, None)
     }
 
-    /// Takes a connected socket.
+    /// Uses a connected socket.
     ///
     /// # Errors
     /// [`Error::Nonblocking`].
     pub fn new(socket: UnixStream) -> Result<Self, Error> {
-        Self::named(socket, "stream".to_owned(), None)
+        Self::with_name(socket, "stream".to_owned(), None)
     }
 
-    /// As [`new`](Self::new), by the name of `name`, and with what the other end says besides.
-    pub(super) fn named(
+    /// Uses a connected socket with a description and, optionally, the standard error of the other end.
+    pub(super) fn with_name(
         socket: UnixStream,
         name: String,
-        last_words: Option<StderrTail>,
+        stderr: Option<StderrTail>,
     ) -> Result<Self, Error> {
         socket.set_nonblocking(true).map_err(Error::Nonblocking)?;
         Ok(Self {
             socket,
             name,
-            last_words,
-            inbox: vec![0; ROOM],
+            stderr,
+            inbox: vec![0; INBOX_SIZE],
             start: 0,
             end: 0,
             outbox: Vec::new(),
@@ -103,8 +104,8 @@ impl Stream {
         })
     }
 
-    /// The length of the frame at the start of what was received, if all of it is there.
-    fn frame(&self) -> io::Result<Option<usize>> {
+    /// Returns the length of the first received frame if it is complete.
+    fn frame_length(&self) -> io::Result<Option<usize>> {
         let received = &self.inbox[self.start..self.end];
         let Some((prefix, rest)) = received.split_first_chunk::<PREFIX>() else {
             return Ok(None);
@@ -113,16 +114,16 @@ impl Stream {
         if length == 0 || length > MAX_FRAME {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("the other end announces a frame of {length} bytes"),
+                format!("the frame length {length} is invalid"),
             ));
         }
         Ok((rest.len() >= length).then_some(length))
     }
 
-    /// Reads until a frame is there, and returns its length.
+    /// Reads until a frame is complete, and returns its length.
     fn read_frame(&mut self) -> io::Result<usize> {
         loop {
-            if let Some(length) = self.frame()? {
+            if let Some(length) = self.frame_length()? {
                 return Ok(length);
             }
             if self.start != 0 {
@@ -131,38 +132,39 @@ impl Stream {
                 self.start = 0;
             }
             match self.socket.read(&mut self.inbox[self.end..])? {
-                0 => return Err(ended(self.end)),
+                0 => return Err(closed_error(self.end)),
                 count => self.end += count,
             }
         }
     }
 
-    /// Sends what `parts` describe, or the start of it.
-    fn write(&self, parts: &mut [libc::iovec]) -> io::Result<usize> {
+    /// Sends the bytes of `iovecs`, or a prefix of them. Returns their number.
+    fn write(&self, iovecs: &mut [libc::iovec]) -> io::Result<usize> {
         let message = libc::msghdr {
             msg_name: ptr::null_mut(),
             msg_namelen: 0,
-            msg_iov: parts.as_mut_ptr(),
-            msg_iovlen: parts.len(),
+            msg_iov: iovecs.as_mut_ptr(),
+            msg_iovlen: iovecs.len(),
             msg_control: ptr::null_mut(),
             msg_controllen: 0,
             msg_flags: 0,
         };
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        // SAFETY: `parts` describe memory that outlives the call, as both callers see to, and the kernel only reads it.
+        // SAFETY: `iovecs` describe memory that outlives the call, as both callers ensure, and the kernel
+        // only reads it.
         let sent = unsafe { libc::sendmsg(self.socket.as_raw_fd(), &raw const message, flags) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Notes what `result` says about the connection.
-    pub(super) fn checked<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
+    /// Updates the link from `result`.
+    pub(super) fn update_link<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
         if let Err(error) = &result
             && self.link == Link::Up
             && !is_transient(error)
         {
-            let words = self.last_words.as_ref().and_then(StderrTail::first_line);
-            let words = words.map_or_else(String::new, |words| format!("; it says: {words}"));
-            warn!("net: the link of {} is down: {error}{words}", self.name);
+            let line = self.stderr.as_ref().and_then(StderrTail::first_line);
+            let line = line.map_or_else(String::new, |line| format!("; its standard error: {line}"));
+            warn!("net: link of {} is down: {error}{line}", self.name);
             self.link = Link::Lost;
             self.outbox.clear();
             self.flushed = 0;
@@ -174,26 +176,26 @@ impl Stream {
         let length = packet.len().saturating_sub(HEADER as u64);
         let frame = u32::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
         let prefix = frame.to_be_bytes();
-        let mut parts = Vec::with_capacity(1 + packet.count());
-        parts.push(part(&prefix));
-        parts.extend(packet.iovec(HEADER as u64..packet.len()));
-        let sent = self.write(&mut parts)?;
-        let whole = PREFIX + usize::try_from(length).unwrap_or(usize::MAX);
-        if sent == whole {
-            return Ok(Sent::Whole);
+        let mut iovecs = Vec::with_capacity(1 + packet.count());
+        iovecs.push(iovec(&prefix));
+        iovecs.extend(packet.iovec(HEADER as u64..packet.len()));
+        let sent = self.write(&mut iovecs)?;
+        let total = PREFIX + usize::try_from(length).unwrap_or(usize::MAX);
+        if sent == total {
+            return Ok(Sent::Complete);
         }
-        self.outbox.resize(whole - sent, 0);
+        self.outbox.resize(total - sent, 0);
         let (rest_of_prefix, rest) = self.outbox.split_at_mut(PREFIX.saturating_sub(sent));
         rest_of_prefix.copy_from_slice(&prefix[PREFIX - rest_of_prefix.len()..]);
         let offset = HEADER + sent.saturating_sub(PREFIX);
         packet.read_exact(offset as u64, rest).map_err(io::Error::other)?;
-        Ok(Sent::Partly)
+        Ok(Sent::Partial)
     }
 
     fn flush_outbox(&mut self) -> io::Result<()> {
         while self.flushed < self.outbox.len() {
-            let mut parts = [part(&self.outbox[self.flushed..])];
-            match self.write(&mut parts) {
+            let mut iovecs = [iovec(&self.outbox[self.flushed..])];
+            match self.write(&mut iovecs) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => self.flushed += result?,
             }
@@ -217,19 +219,19 @@ impl Backend for Stream {
         Ok(())
     }
 
-    /// There are no offloads, so that there is nothing in the header.
+    /// Ignores the header: without offloads it is empty.
     fn send(&mut self, _header: &[u8; HEADER], packet: &IoVecBuffer<'_>) -> io::Result<Sent> {
         if self.link != Link::Up {
             return Err(io::ErrorKind::NotConnected.into());
         }
         self.flush()?;
         let sent = self.send_frame(packet);
-        self.checked(sent)
+        self.update_link(sent)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         let flushed = self.flush_outbox();
-        self.checked(flushed)
+        self.update_link(flushed)
     }
 
     fn receive(&mut self, _buffers: &RxBuffers<'_>, spare: &mut [u8]) -> io::Result<Received> {
@@ -237,7 +239,7 @@ impl Backend for Stream {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let read = self.read_frame();
-        let length = self.checked(read)?;
+        let length = self.update_link(read)?;
         let first = self.start + PREFIX;
         let frame = &self.inbox[first..first + length];
         let packet = spare
@@ -258,16 +260,16 @@ impl Backend for Stream {
     }
 }
 
-/// The other end has closed the connection, after so many bytes of a frame that is not complete.
-fn ended(bytes: usize) -> io::Error {
+/// Returns the error for a connection that ends after `bytes` of an incomplete frame.
+fn closed_error(bytes: usize) -> io::Error {
     let text = match bytes {
-        0 => "the other end has closed the connection".to_owned(),
-        _ => format!("the other end has closed the connection after {bytes} bytes of a frame"),
+        0 => "the other end closed the connection".to_owned(),
+        _ => format!("the other end closed the connection after {bytes} bytes of a frame"),
     };
     io::Error::new(io::ErrorKind::UnexpectedEof, text)
 }
 
-/// Whether the connection is still there after `error`: it is not the moment, or the kernel is short of memory.
+/// Returns true if the connection survives `error`: the call would block, or the kernel is short of memory.
 pub(super) fn is_transient(error: &io::Error) -> bool {
     let waits = matches!(
         error.kind(),
@@ -276,9 +278,105 @@ pub(super) fn is_transient(error: &io::Error) -> bool {
     waits || matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM))
 }
 
-fn part(bytes: &[u8]) -> libc::iovec {
+fn iovec(bytes: &[u8]) -> libc::iovec {
     libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
         iov_len: bytes.len(),
+    }
+}
+
+/// Maximum number of bytes kept.
+const MAX_BYTES: usize = 4096;
+/// Maximum number of characters of the returned line.
+const MAX_LINE: usize = 200;
+/// Lines that passt prints in any case.
+const NOTICES: [&str; 2] = ["Don't run as root", "Failed to send"];
+
+/// Receiving end of the standard error of a process. Clones share the content.
+///
+/// It is read only after the process exits. The process never blocks: a full socket rejects further bytes,
+/// and then it already holds the first line.
+#[derive(Clone, Debug)]
+pub(super) struct StderrTail(Arc<Mutex<StderrBuffer>>);
+
+#[derive(Debug)]
+struct StderrBuffer {
+    socket: UnixStream,
+    text: Vec<u8>,
+}
+
+impl StderrTail {
+    /// Creates a socket pair; the second end is for the process. Sockets, because std cannot create
+    /// non-blocking pipes.
+    pub(super) fn pair() -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        theirs.set_nonblocking(true)?;
+        let buffer = StderrBuffer {
+            socket: ours,
+            text: Vec::new(),
+        };
+        Ok((Self(Arc::new(Mutex::new(buffer))), theirs.into()))
+    }
+
+    /// Returns the first informative line printed so far.
+    pub(super) fn first_line(&self) -> Option<String> {
+        let mut buffer = lock(&self.0);
+        let StderrBuffer { socket, text } = &mut *buffer;
+        let mut chunk = [0; MAX_BYTES];
+        while text.len() < MAX_BYTES {
+            match socket.read(&mut chunk[text.len()..]) {
+                Ok(count) if count > 0 => {
+                    let start = text.len();
+                    text.extend(&chunk[start..start + count]);
+                }
+                // The process has closed the socket, or is silent so far.
+                _ => break,
+            }
+        }
+        first_line(&String::from_utf8_lossy(text))
+    }
+}
+
+fn first_line(text: &str) -> Option<String> {
+    let is_informative =
+        |line: &&str| !line.is_empty() && !NOTICES.iter().any(|notice| line.starts_with(notice));
+    let line = text.lines().map(str::trim).find(is_informative)?;
+    // Control characters, as of colours, must not enter the log.
+    let visible = line.chars().filter(|character| !character.is_control());
+    Some(visible.take(MAX_LINE).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{ErrorKind, Write};
+
+    use super::{MAX_LINE, StderrTail};
+
+    #[test]
+    fn stderr_first_line_is_shared() {
+        let (tail, theirs) = StderrTail::pair().unwrap();
+        assert_eq!(tail.first_line(), None);
+        let mut theirs = File::from(theirs);
+        let output = "Don't run as root. Changing to nobody...\n\n \x1b[31mno such option\nusage\n";
+        theirs.write_all(output.as_bytes()).unwrap();
+        drop(theirs);
+        let expected = Some("[31mno such option".to_owned());
+        assert_eq!(tail.clone().first_line(), expected);
+        assert_eq!(tail.first_line(), expected);
+    }
+
+    #[test]
+    fn stderr_overflow_is_dropped() {
+        let (tail, theirs) = StderrTail::pair().unwrap();
+        let mut theirs = File::from(theirs);
+        let full = loop {
+            if let Err(error) = theirs.write(&[b'x'; 1000]) {
+                break error;
+            }
+        };
+        assert_eq!(full.kind(), ErrorKind::WouldBlock);
+        assert_eq!(tail.first_line().unwrap(), "x".repeat(MAX_LINE));
     }
 }

@@ -1,47 +1,118 @@
-//! From the guest to the back end.
+//! Transmit queue: packets from the guest to the backend; and the batch, which both queues use.
 
 use std::io;
+use std::time::Duration;
 
-use super::backend::Sent;
-use super::error::Error;
-use super::features::sent_header;
-use super::turn::{Batch, BatchEnd, MAX_PACKETS};
-use super::{HEADER, MAX_PACKET, MIN_FRAME};
+use serde::Serialize;
+use snapshot::GuestMemory;
+
+use super::backend::{Backend, Sent};
+use super::buffers::Error;
+use super::features::{HEADER, MAX_PACKET, MIN_FRAME, tx_header};
+use crate::clock::Clock;
+use crate::limiter::Limiter;
+use crate::virtio::queue::Virtqueue;
 use crate::virtio::queue::chain::{Chain, ChainLimits, IoVecBuffer, MAX_IOVECS};
 
-/// One entry of what `writev` and `sendmsg` take is left for what a back end puts before the frame.
+/// Maximum number of packets in one batch.
+pub(super) const MAX_PACKETS: usize = 512;
+
+/// Context of one batch of packets of one queue.
+pub(super) struct Batch<'a> {
+    /// Negotiated features.
+    pub(super) features: u64,
+    /// Maximum length in bytes of an unsegmented frame to the driver.
+    pub(super) max_frame: usize,
+    pub(super) memory: &'a GuestMemory,
+    pub(super) queue: &'a mut Virtqueue,
+    pub(super) backend: &'a mut dyn Backend,
+    pub(super) limiter: &'a mut Limiter,
+    pub(super) clock: &'a dyn Clock,
+    pub(super) counters: &'a mut Counters,
+}
+
+/// Reason for the end of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BatchEnd {
+    /// No work remains until the driver or the backend signals more.
+    Idle,
+    /// The rate limiter throttles the queue; its timer continues it.
+    Throttled,
+    /// The backend accepts no more packets until it is writable.
+    Full,
+    /// The batch limit is reached and packets may remain.
+    Exhausted,
+}
+
+impl Batch<'_> {
+    /// Consumes tokens for a frame of `bytes`. Returns false if the rate limiter throttles the queue.
+    pub(super) fn try_consume(&mut self, bytes: usize) -> bool {
+        let now = match self.limiter.limits() {
+            true => self.clock.now(),
+            false => Duration::ZERO,
+        };
+        let has_tokens = self.limiter.consume(bytes as u64, now);
+        self.counters.throttled += u64::from(!has_tokens);
+        has_tokens
+    }
+
+    /// Counts a transferred frame of `bytes`.
+    pub(super) fn count_packet(&mut self, bytes: usize) {
+        self.counters.packets += 1;
+        self.counters.bytes += bytes as u64;
+    }
+}
+
+/// Counters of one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    /// Transferred packets.
+    pub packets: u64,
+    /// Bytes of the frames of the transferred packets.
+    pub bytes: u64,
+    /// Dropped packets: too long, too short, longer than the driver's buffers or the negotiated MTU, or with
+    /// a header that requests an offload that was not negotiated.
+    pub drops: u64,
+    /// Failures of the backend to send or receive a packet.
+    pub errors: u64,
+    /// Number of times that the rate limiter throttled the queue.
+    pub throttled: u64,
+}
+
+/// `writev` and `sendmsg` take at most [`MAX_IOVECS`] entries; one is reserved for data of the backend before
+/// the frame.
 const LIMITS: ChainLimits = ChainLimits {
     pieces: MAX_IOVECS - 1,
     ..ChainLimits::WIDEST
 };
 
-/// What has become of a packet.
-enum Fate {
-    /// It is done with, sent or dropped.
+/// Outcome for one packet.
+enum PacketOutcome {
+    /// The packet was sent or dropped.
     Done,
-    /// It is done with, and the back end takes no more.
+    /// The packet was sent, and the backend accepts no more.
     DoneFull,
-    /// It stays in the queue.
+    /// The packet stays in the queue.
     Kept(BatchEnd),
 }
 
-/// The transmitting half of the device.
+/// Transmit side of the device.
 #[derive(Default)]
 pub(super) struct Transmitter {
-    /// The rate limiter has let the next packet pass, but the back end has not taken it yet.
-    permitted: bool,
+    /// The next packet has consumed its tokens, but the backend has not accepted it yet.
+    has_tokens: bool,
 }
 
 impl Transmitter {
-    /// Sends the driver's packets until there are none, or something is in the way.
-    pub(super) fn process(&mut self, turn: &mut Batch<'_>) -> Result<BatchEnd, Error> {
-        let memory = turn.memory;
+    /// Sends the driver's packets until there are none, or a limit ends the batch.
+    pub(super) fn process(&mut self, batch: &mut Batch<'_>) -> Result<BatchEnd, Error> {
+        let memory = batch.memory;
         let mut chain = Chain::default();
-        turn.ring.disable_notification(memory).map_err(Error::Queue)?;
+        batch.queue.disable_notification(memory).map_err(Error::Queue)?;
         for _ in 0..MAX_PACKETS {
-            let Some(descriptors) = turn.ring.pop_chain(memory).map_err(Error::Queue)? else {
-                if turn.ring.enable_notification(memory).map_err(Error::Queue)? {
-                    turn.ring.disable_notification(memory).map_err(Error::Queue)?;
+            let Some(descriptors) = batch.queue.pop_chain(memory).map_err(Error::Queue)? else {
+                if batch.queue.enable_notification(memory).map_err(Error::Queue)? {
+                    batch.queue.disable_notification(memory).map_err(Error::Queue)?;
                     continue;
                 }
                 return Ok(BatchEnd::Idle);
@@ -50,60 +121,61 @@ impl Transmitter {
             if !chain.writable.is_empty() {
                 return Err(Error::Direction(chain.head));
             }
-            let fate = self.send(turn, &chain.readable)?;
-            if let Fate::Kept(ended) = fate {
-                turn.ring.undo_pop(1);
-                return Ok(ended);
+            let outcome = self.send(batch, &chain.readable)?;
+            if let PacketOutcome::Kept(end) = outcome {
+                batch.queue.undo_pop(1);
+                return Ok(end);
             }
-            turn.ring
+            batch
+                .queue
                 .add_used(memory, &[(chain.head, 0)])
                 .map_err(Error::Queue)?;
-            if let Fate::DoneFull = fate {
+            if let PacketOutcome::DoneFull = outcome {
                 return Ok(BatchEnd::Full);
             }
         }
         Ok(BatchEnd::Exhausted)
     }
 
-    fn send(&mut self, turn: &mut Batch<'_>, packet: &IoVecBuffer<'_>) -> Result<Fate, Error> {
+    fn send(&mut self, batch: &mut Batch<'_>, packet: &IoVecBuffer<'_>) -> Result<PacketOutcome, Error> {
         let length = usize::try_from(packet.len()).unwrap_or(usize::MAX);
         if !(HEADER + MIN_FRAME..=MAX_PACKET).contains(&length) {
-            turn.counters.drops += 1;
-            return Ok(Fate::Done);
+            batch.counters.drops += 1;
+            return Ok(PacketOutcome::Done);
         }
         let mut header = [0; HEADER];
         packet.read_exact(0, &mut header).map_err(Error::Chain)?;
-        // This copy is all that counts from here on: the driver may change its own at any time.
-        let Some(header) = sent_header(&header, length - HEADER, turn.features) else {
-            turn.counters.drops += 1;
-            return Ok(Fate::Done);
+        // Only this copy is used from here on: the driver may change its own header at any time.
+        let Some(header) = tx_header(&header, length - HEADER, batch.features) else {
+            batch.counters.drops += 1;
+            return Ok(PacketOutcome::Done);
         };
-        if !self.permitted && !turn.permits(length - HEADER) {
-            return Ok(Fate::Kept(BatchEnd::Throttled));
+        if !self.has_tokens && !batch.try_consume(length - HEADER) {
+            return Ok(PacketOutcome::Kept(BatchEnd::Throttled));
         }
-        self.permitted = false;
-        match retried(|| turn.backend.send(&header, packet)) {
+        self.has_tokens = false;
+        match retry_interrupted(|| batch.backend.send(&header, packet)) {
             Ok(sent) => {
-                turn.passed(length - HEADER);
+                batch.count_packet(length - HEADER);
                 Ok(match sent {
-                    Sent::Whole => Fate::Done,
-                    Sent::Partly => Fate::DoneFull,
+                    Sent::Complete => PacketOutcome::Done,
+                    Sent::Partial => PacketOutcome::DoneFull,
                 })
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.permitted = true;
-                Ok(Fate::Kept(BatchEnd::Full))
+                self.has_tokens = true;
+                Ok(PacketOutcome::Kept(BatchEnd::Full))
             }
             Err(_) => {
-                turn.counters.errors += 1;
-                Ok(Fate::Done)
+                batch.counters.errors += 1;
+                Ok(PacketOutcome::Done)
             }
         }
     }
 }
 
-/// Does `call` again when a signal has interrupted it.
-fn retried<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+/// Repeats `call` while a signal interrupts it.
+fn retry_interrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

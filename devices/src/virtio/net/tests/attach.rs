@@ -1,4 +1,4 @@
-//! What a tap is attached to, and what is refused. It takes root.
+//! Tests of attaching to taps. They require root.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,7 @@ use crate::virtio::net::tap::Error;
 use crate::virtio::net::{Backend, Tap};
 
 #[test]
-fn a_tap_comes_by_its_descriptor() {
+fn tap_opens_from_descriptor() {
     in_own_network(|| {
         let first = tap("mayfly0");
         assert!(first.index().is_some());
@@ -33,7 +33,7 @@ fn a_tap_comes_by_its_descriptor() {
 }
 
 #[test]
-fn the_kernel_finds_a_name() {
+fn empty_name_creates_tap() {
     in_own_network(|| {
         let tap = Tap::open("").unwrap();
         assert_eq!((tap.name(), tap.describe().as_str()), ("tap0", "tap tap0"));
@@ -41,7 +41,7 @@ fn the_kernel_finds_a_name() {
         without_privileges(|| {
             let denied = Tap::open("").unwrap_err();
             assert!(
-                denied.to_string().contains("which takes CAP_NET_ADMIN"),
+                denied.to_string().contains("which requires CAP_NET_ADMIN"),
                 "{denied}"
             );
         });
@@ -49,21 +49,21 @@ fn the_kernel_finds_a_name() {
 }
 
 #[test]
-fn an_interface_for_several_queues_is_refused() {
+fn multi_queue_interface_is_rejected() {
     in_own_network(|| {
         ip("tuntap add mayfly0 mode tap multi_queue");
         ip("tuntap add mayfly1 mode tap multi_queue user 65533");
         for name in ["mayfly0", "mayfly1"] {
-            let several = Tap::open(name).unwrap_err();
-            assert!(matches!(several, Error::Queues { .. }), "{several:?}");
+            let error = Tap::open(name).unwrap_err();
+            assert!(matches!(error, Error::Queues { .. }), "{error:?}");
             let way_out = format!("ip tuntap del {name} mode tap multi_queue; ip tuntap add {name} mode tap");
-            assert!(several.to_string().contains(&way_out), "{several}");
+            assert!(error.to_string().contains(&way_out), "{error}");
         }
     });
 }
 
 #[test]
-fn an_interface_that_is_missing_is_not_made() {
+fn missing_interface_is_not_created() {
     in_own_network(|| {
         let missing = Tap::open("mayfly9").unwrap_err();
         assert!(matches!(missing, Error::Missing { .. }), "{missing:?}");
@@ -73,19 +73,19 @@ fn an_interface_that_is_missing_is_not_made() {
                 .contains("`ip tuntap add mayfly9 mode tap user $USER`")
         );
         let shown = Command::new("ip").args(["link", "show", "mayfly9"]).output();
-        assert!(!shown.unwrap().status.success(), "it is there now");
+        assert!(!shown.unwrap().status.success(), "the interface exists now");
     });
 }
 
 #[test]
-fn what_is_wrong_is_said_with_the_way_out() {
+fn open_error_names_cause() {
     in_own_network(|| {
         let _first = tap("mayfly0");
         let busy = Tap::open("mayfly0").unwrap_err();
         assert!(matches!(busy, Error::Busy { .. }), "{busy:?}");
         assert!(
             busy.to_string()
-                .contains("another process uses the interface mayfly0")
+                .contains("cannot open tap interface mayfly0: another process uses it")
         );
         ip("tuntap add mayfly3 mode tun");
         for name in ["lo", "mayfly3"] {
@@ -108,16 +108,16 @@ fn what_is_wrong_is_said_with_the_way_out() {
 }
 
 #[test]
-fn a_missing_device_is_said_with_the_way_out() {
-    let of = |code| Error::of_device(io::Error::from_raw_os_error(code));
-    assert!(of(libc::ENOENT).to_string().contains("modprobe tun"));
-    assert!(of(libc::EACCES).to_string().contains("chmod 666 /dev/net/tun"));
-    assert!(matches!(of(libc::EMFILE), Error::Device(_)));
+fn device_error_names_way_out() {
+    let error = |code| Error::from_open(io::Error::from_raw_os_error(code));
+    assert!(error(libc::ENOENT).to_string().contains("modprobe tun"));
+    assert!(error(libc::EACCES).to_string().contains("chmod 666 /dev/net/tun"));
+    assert!(matches!(error(libc::EMFILE), Error::Device(_)));
 }
 
-/// Does `test` without the privileges of root, which this thread does not get back.
+/// Runs `test` without the privileges of root, which this thread cannot regain.
 fn without_privileges(test: impl FnOnce()) {
-    // Version 3 of the call, for this thread, and no capability in any of the three sets of twice 32.
+    // Version 3 of the call, for this thread, and an empty set for each of the three sets of 64 bits.
     let header = [0x2008_0522_u32, 0];
     let none = [0_u32; 6];
     // SAFETY: the call reads the header and six words, which both outlive it, and changes only this thread.

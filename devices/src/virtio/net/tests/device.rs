@@ -1,6 +1,6 @@
 use snapshot::Persist;
 
-use super::{AGAIN, MAC, ONE, READABLE, RECEIVE_TIMER, Rig, fake::FakeBackend, packet, received, setup};
+use super::{BACKLOG, MAC, ONE, READABLE, RECEIVE_TIMER, Rig, fake::FakeBackend, packet, received, setup};
 use crate::limiter::Limiter;
 use crate::sync::lock;
 use crate::virtio::VirtioDevice;
@@ -13,7 +13,7 @@ fn fresh() -> Net {
 }
 
 #[test]
-fn what_is_offered_depends_on_the_back_end() {
+fn offered_features_depend_on_backend() {
     let net = fresh();
     assert_eq!(net.device_id(), 1);
     assert_eq!(net.queue_sizes(), [256, 256]);
@@ -24,16 +24,16 @@ fn what_is_offered_depends_on_the_back_end() {
 }
 
 #[test]
-fn the_configuration_space_reads_at_every_offset() {
+fn configuration_reads_at_every_offset() {
     let net = fresh();
-    let mut whole = [0xff; 16];
-    net.read_config(0, &mut whole);
-    assert_eq!(whole[..6], MAC);
-    assert_eq!(whole[6..], [1, 0, 1, 0, 120, 5, 0, 0, 0, 0]);
+    let mut all = [0xff; 16];
+    net.read_config(0, &mut all);
+    assert_eq!(all[..6], MAC);
+    assert_eq!(all[6..], [1, 0, 1, 0, 120, 5, 0, 0, 0, 0]);
     for offset in 0..16 {
         let mut byte = [0xff];
         net.read_config(offset, &mut byte);
-        assert_eq!(byte[0], whole[usize::try_from(offset).unwrap()]);
+        assert_eq!(byte[0], all[usize::try_from(offset).unwrap()]);
     }
     let mut beyond = [0xff; 4];
     net.read_config(u64::MAX, &mut beyond);
@@ -41,11 +41,11 @@ fn the_configuration_space_reads_at_every_offset() {
 }
 
 #[test]
-fn a_lost_connection_is_a_link_that_goes_down() {
+fn lost_backend_clears_link_status() {
     for (features, interrupts) in [(STATUS, 1), (0, 0)] {
-        let (mut rig, wire) = Rig::with_wire(features);
+        let (mut rig, network) = Rig::with_network(features);
         rig.add_buffer(100);
-        lock(&wire).link = Some(Link::Lost);
+        lock(&network).link = Some(Link::Lost);
         rig.net.process_event(READABLE);
         rig.net.process_event(READABLE);
         let mut status = [0xff; 2];
@@ -57,8 +57,8 @@ fn a_lost_connection_is_a_link_that_goes_down() {
 }
 
 #[test]
-fn an_idle_device_wakes_nobody() {
-    let (mut rig, _wire) = Rig::with_wire(0);
+fn idle_device_raises_no_event() {
+    let (mut rig, _network) = Rig::with_network(0);
     rig.add_buffer(100);
     rig.net.notify(0);
     rig.net.notify(1);
@@ -69,18 +69,18 @@ fn an_idle_device_wakes_nobody() {
 }
 
 #[test]
-fn the_back_end_is_told_what_was_accepted() {
-    let (mut rig, wire) = Rig::with_wire(GUEST_CSUM | STATUS);
-    assert_eq!(lock(&wire).features & !(1 << 32), GUEST_CSUM | STATUS);
+fn backend_receives_negotiated_features() {
+    let (mut rig, network) = Rig::with_network(GUEST_CSUM | STATUS);
+    assert_eq!(lock(&network).features & !(1 << 32), GUEST_CSUM | STATUS);
     rig.net.reset();
-    assert_eq!(lock(&wire).features, 0);
+    assert_eq!(lock(&network).features, 0);
 }
 
 #[test]
-fn nothing_is_done_for_a_driver_that_is_gone() {
-    let (mut rig, wire) = Rig::with_wire(MRG_RXBUF);
+fn reset_device_ignores_events() {
+    let (mut rig, network) = Rig::with_network(MRG_RXBUF);
     rig.add_buffer(20);
-    lock(&wire).inbound.extend([packet(1, 60), packet(2, 60)]);
+    lock(&network).inbound.extend([packet(1, 60), packet(2, 60)]);
     rig.net.process_event(READABLE);
     rig.net.reset();
     rig.add_packet(&packet(1, 60));
@@ -91,21 +91,21 @@ fn nothing_is_done_for_a_driver_that_is_gone() {
     rig.net.notify(1);
     assert!(rig.net.queue_states().is_empty());
     assert_eq!((rig.used(0).len(), rig.used(1).len()), (0, 0));
-    assert!(lock(&wire).sent.is_empty());
+    assert!(lock(&network).sent.is_empty());
     rig.restart();
     let address = rig.add_buffer(100);
     rig.net.notify(0);
     assert_eq!(
         rig.driver.read(address, 72),
         received(&packet(2, 60), 1),
-        "the packet that was held was the old driver's"
+        "the held packet of the old driver is dropped"
     );
 }
 
 #[test]
-fn buffers_before_the_activation_need_no_kick() {
-    let (mut rig, wire) = Rig::with_wire(0);
-    lock(&wire).inbound.push_back(packet(1, 60));
+fn activation_processes_earlier_buffers() {
+    let (mut rig, network) = Rig::with_network(0);
+    lock(&network).inbound.push_back(packet(1, 60));
     rig.net.reset();
     for queue in &mut rig.driver.queues {
         queue.clear();
@@ -114,17 +114,17 @@ fn buffers_before_the_activation_need_no_kick() {
     rig.net.activate(rig.driver.activation(0, rig.line.clone()));
     assert!(
         rig.used(0).is_empty(),
-        "the driver does not expect anything before its write is done"
+        "the driver expects no used buffer before its status write returns"
     );
-    assert!(rig.serve(AGAIN));
+    assert!(rig.serve(BACKLOG));
     assert_eq!(rig.used(0), [72]);
 }
 
 #[test]
-fn a_packet_that_waits_survives_a_snapshot() {
-    let (mut rig, wire) = Rig::with_wire(MRG_RXBUF);
+fn held_packet_survives_snapshot() {
+    let (mut rig, network) = Rig::with_network(MRG_RXBUF);
     rig.add_buffer(100);
-    lock(&wire).inbound.push_back(packet(1, 500));
+    lock(&network).inbound.push_back(packet(1, 500));
     rig.net.process_event(READABLE);
     let states = rig.net.queue_states();
     assert_eq!(
@@ -144,48 +144,48 @@ fn a_packet_that_waits_survives_a_snapshot() {
 }
 
 #[test]
-fn a_throttled_packet_survives_a_snapshot() {
-    let (backend, wire) = FakeBackend::new();
+fn throttled_packet_survives_snapshot() {
+    let (backend, network) = FakeBackend::new();
     let mut limited = setup(backend);
     limited.receive_limiter = Limiter::new(None, Some(ONE)).unwrap();
     let mut rig = Rig::new(limited, 0, [16, 16]);
     rig.add_buffer(100);
     rig.add_buffer(100);
-    lock(&wire).inbound.extend([packet(1, 60), packet(2, 60)]);
+    lock(&network).inbound.extend([packet(1, 60), packet(2, 60)]);
     rig.net.process_event(READABLE);
     assert_eq!(rig.used(0), [72]);
     let mut clone = fresh();
     clone.restore(rig.net.save().unwrap()).unwrap();
     assert!(!clone.receive_limiter().is_throttled());
     clone.process_event(RECEIVE_TIMER);
-    // All but `num_buffers`, which is set when the packet goes into its buffers.
+    // Except `num_buffers`, which is set when the packet enters its buffers.
     let held = clone.save().unwrap().held;
     assert_eq!((&held[..10], &held[12..]), (&[0; 10][..], &packet(2, 60)[12..]));
 }
 
 #[test]
-fn a_state_that_cannot_be_is_refused() {
+fn oversized_held_packet_is_rejected() {
     let state = |length| NetState {
         held: vec![0; length],
         ..fresh().save().unwrap()
     };
     assert!(fresh().restore(state(MAX_PACKET)).is_ok());
-    let refused = fresh().restore(state(MAX_PACKET + 1)).unwrap_err();
-    assert!(refused.to_string().contains("65567 bytes"), "{refused}");
+    let error = fresh().restore(state(MAX_PACKET + 1)).unwrap_err();
+    assert!(error.to_string().contains("65567 bytes"), "{error}");
 }
 
 #[test]
-fn a_back_end_that_takes_no_features_leaves_a_state_that_is_whole() {
-    let (mut rig, wire) = Rig::with_wire(0);
-    lock(&wire).refuses = true;
+fn failed_activation_keeps_queue_states() {
+    let (mut rig, network) = Rig::with_network(0);
+    lock(&network).rejects_features = true;
     rig.restart();
     assert!(rig.signal.is_reset_needed());
     assert_eq!(rig.net.queue_states().len(), 2);
     rig.add_packet(&packet(1, 60));
     rig.net.notify(1);
-    rig.net.process_event(AGAIN);
+    rig.net.process_event(BACKLOG);
     assert!(rig.used(1).is_empty());
-    lock(&wire).refuses = false;
+    lock(&network).rejects_features = false;
     rig.restart();
     rig.add_packet(&packet(1, 60));
     rig.net.notify(1);
@@ -193,9 +193,9 @@ fn a_back_end_that_takes_no_features_leaves_a_state_that_is_whole() {
 }
 
 #[test]
-fn what_is_counted_goes_into_a_report() {
-    fn reported<T: serde::Serialize>(_report: T) {}
+fn metrics_serialize() {
+    fn assert_serializes<T: serde::Serialize>(_value: T) {}
     let net = fresh();
-    reported(net.metrics());
+    assert_serializes(net.metrics());
     assert_eq!((net.describe().as_str(), net.link()), ("fake", true));
 }

@@ -1,4 +1,4 @@
-//! A back end that is two lists.
+//! Backend on two lists of packets.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,45 +11,45 @@ use crate::virtio::net::features::{CSUM, GUEST_CSUM, HOST_TSO4};
 use crate::virtio::net::{Backend, HEADER, Link, Received, RxBuffers, Sent};
 use crate::virtio::queue::chain::IoVecBuffer;
 
-/// What the test sees and sets of the back end.
+/// State of the fake backend, shared with the test.
 #[derive(Default)]
-pub(super) struct Wire {
-    /// Packets for the driver.
+pub(super) struct FakeNetwork {
+    /// Packets to the driver.
     pub(super) inbound: VecDeque<Vec<u8>>,
-    /// Packets are handed over in the spare room, not in the buffers.
-    pub(super) by_spare: bool,
-    /// What the driver has sent.
+    /// The backend returns packets in the spare buffer, not in the receive buffers.
+    pub(super) uses_spare: bool,
+    /// Packets from the driver.
     pub(super) sent: Vec<Vec<u8>>,
-    /// What the next calls to send and receive answer.
-    pub(super) failure: Option<io::ErrorKind>,
-    /// So many receptions fail before the next packet.
-    pub(super) faults: u32,
-    /// What the device has told that the driver accepts.
+    /// Error of all calls of `send` and `receive`.
+    pub(super) error: Option<io::ErrorKind>,
+    /// Number of calls of `receive` that fail before the next packet.
+    pub(super) failures: u32,
+    /// Features of the last call of `use_features`.
     pub(super) features: u64,
-    /// Whether it does not take features.
-    pub(super) refuses: bool,
-    /// The link is down, or lost.
+    /// Makes `use_features` fail.
+    pub(super) rejects_features: bool,
+    /// State of the link; none for up.
     pub(super) link: Option<Link>,
 }
 
-/// Its descriptor is a socket that is always writable and never readable.
+/// Backend whose descriptor is a socket that is always writable and never readable.
 pub(super) struct FakeBackend {
-    wire: Arc<Mutex<Wire>>,
+    network: Arc<Mutex<FakeNetwork>>,
     socket: UnixStream,
     _other: UnixStream,
 }
 
 impl FakeBackend {
-    #[allow(clippy::new_ret_no_self, reason = "the test needs the other end")]
-    pub(super) fn new() -> (Box<dyn Backend>, Arc<Mutex<Wire>>) {
-        let wire = Arc::new(Mutex::new(Wire::default()));
+    #[allow(clippy::new_ret_no_self, reason = "the test needs the shared state")]
+    pub(super) fn new() -> (Box<dyn Backend>, Arc<Mutex<FakeNetwork>>) {
+        let network = Arc::new(Mutex::new(FakeNetwork::default()));
         let (socket, other) = UnixStream::pair().unwrap();
         let backend = Box::new(Self {
-            wire: wire.clone(),
+            network: network.clone(),
             socket,
             _other: other,
         });
-        (backend, wire)
+        (backend, network)
     }
 }
 
@@ -63,24 +63,24 @@ impl Backend for FakeBackend {
     }
 
     fn use_features(&mut self, features: u64) -> io::Result<()> {
-        let mut wire = lock(&self.wire);
-        if wire.refuses {
+        let mut network = lock(&self.network);
+        if network.rejects_features {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        wire.features = features;
+        network.features = features;
         Ok(())
     }
 
     fn send(&mut self, header: &[u8; HEADER], packet: &IoVecBuffer<'_>) -> io::Result<Sent> {
-        let mut wire = lock(&self.wire);
-        if let Some(failure) = wire.failure {
-            return Err(failure.into());
+        let mut network = lock(&self.network);
+        if let Some(error) = network.error {
+            return Err(error.into());
         }
         let mut bytes = vec![0; usize::try_from(packet.len()).unwrap()];
         packet.read_exact(0, &mut bytes).unwrap();
         bytes[..HEADER].copy_from_slice(header);
-        wire.sent.push(bytes);
-        Ok(Sent::Whole)
+        network.sent.push(bytes);
+        Ok(Sent::Complete)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -88,30 +88,30 @@ impl Backend for FakeBackend {
     }
 
     fn receive(&mut self, buffers: &RxBuffers<'_>, spare: &mut [u8]) -> io::Result<Received> {
-        let mut wire = lock(&self.wire);
-        if let Some(failure) = wire.failure {
-            return Err(failure.into());
+        let mut network = lock(&self.network);
+        if let Some(error) = network.error {
+            return Err(error.into());
         }
-        if wire.faults > 0 {
-            wire.faults -= 1;
+        if network.failures > 0 {
+            network.failures -= 1;
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        let packet = wire.inbound.pop_front().ok_or(io::ErrorKind::WouldBlock)?;
-        if wire.by_spare {
+        let packet = network.inbound.pop_front().ok_or(io::ErrorKind::WouldBlock)?;
+        if network.uses_spare {
             spare[..packet.len()].copy_from_slice(&packet);
             return Ok(Received::Spare(packet.len()));
         }
-        let fitting = packet.len().min(usize::try_from(buffers.len()).unwrap());
-        // As the kernel leaves `num_buffers` alone, what it was before has to be overwritten by somebody else.
+        let direct_length = packet.len().min(usize::try_from(buffers.len()).unwrap());
+        // The kernel does not set `num_buffers`; the pattern shows if the device does not either.
         let mut direct = packet.clone();
         direct[10..12].fill(0xee);
-        buffers.copy_from(&direct[..fitting]).unwrap();
-        spare[fitting..packet.len()].copy_from_slice(&packet[fitting..]);
+        buffers.copy_from(&direct[..direct_length]).unwrap();
+        spare[direct_length..packet.len()].copy_from_slice(&packet[direct_length..]);
         Ok(Received::Direct(packet.len()))
     }
 
     fn link(&self) -> Link {
-        lock(&self.wire).link.unwrap_or(Link::Up)
+        lock(&self.network).link.unwrap_or(Link::Up)
     }
 
     fn describe(&self) -> String {

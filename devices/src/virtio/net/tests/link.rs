@@ -1,4 +1,4 @@
-//! The link of a tap, in a network of its own. It takes root.
+//! Tests of the link of a tap in a network namespace. They require root.
 
 use super::tap::{in_own_network, ip, rig, tap};
 use super::{READABLE, Rig, WRITABLE, is_readable, packet, setup};
@@ -16,11 +16,11 @@ fn is_up(rig: &Rig) -> bool {
 fn send(rig: &mut Rig) {
     rig.add_packet(&packet(1, 60));
     rig.net.notify(1);
-    assert_eq!(rig.used(1), [0], "sent or dropped, and not kept");
+    assert_eq!(rig.used(1), [0], "the packet is sent or dropped");
 }
 
 #[test]
-fn an_interface_that_is_down_is_a_link_that_is_down_as_long_as_it_lasts() {
+fn link_follows_interface_state() {
     in_own_network(|| {
         let mut rig = rig(STATUS, 1500);
         for times in 1..4 {
@@ -30,17 +30,11 @@ fn an_interface_that_is_down_is_a_link_that_is_down_as_long_as_it_lasts() {
             send(&mut rig);
             assert!(!is_up(&rig));
             assert_eq!(rig.net.metrics().transmit.errors, 2 * times);
-            assert!(
-                !is_readable(rig.descriptor(WRITABLE), 0),
-                "the event loop may sleep"
-            );
+            assert!(!is_readable(rig.descriptor(WRITABLE), 0), "no event is pending");
             ip("link set mayfly0 up");
             rig.await_source(WRITABLE);
             assert!(is_up(&rig));
-            assert!(
-                !is_readable(rig.descriptor(WRITABLE), 0),
-                "the event loop may sleep"
-            );
+            assert!(!is_readable(rig.descriptor(WRITABLE), 0), "no event is pending");
             send(&mut rig);
             assert_eq!(rig.net.metrics().transmit.packets, times);
             rig.line.take();
@@ -49,7 +43,7 @@ fn an_interface_that_is_down_is_a_link_that_is_down_as_long_as_it_lasts() {
 }
 
 #[test]
-fn an_interface_that_is_deleted_while_it_is_down_takes_the_link_down_for_good() {
+fn interface_deleted_while_down_loses_link() {
     in_own_network(|| {
         let mut rig = rig(STATUS, 1500);
         ip("link set mayfly0 down");
@@ -60,21 +54,18 @@ fn an_interface_that_is_deleted_while_it_is_down_takes_the_link_down_for_good() 
         assert!(!is_up(&rig));
         rig.serve(WRITABLE);
         send(&mut rig);
-        assert!(
-            !is_readable(rig.descriptor(WRITABLE), 0),
-            "the event loop may sleep"
-        );
+        assert!(!is_readable(rig.descriptor(WRITABLE), 0), "no event is pending");
         rig.restart();
         assert!(
             !rig.signal.is_reset_needed(),
-            "a driver that comes later finds a link that is down"
+            "a later driver finds the link down"
         );
         assert!(!is_up(&rig));
     });
 }
 
 #[test]
-fn an_interface_that_is_deleted_takes_the_link_down() {
+fn deleted_interface_loses_link() {
     in_own_network(|| {
         let mut rig = rig(STATUS, 1500);
         rig.add_buffer(2000);
@@ -90,7 +81,7 @@ fn an_interface_that_is_deleted_takes_the_link_down() {
 }
 
 #[test]
-fn a_length_of_headers_that_cannot_be_harms_no_packet() {
+fn invalid_header_length_is_corrected() {
     in_own_network(|| {
         let tap = tap("mayfly0");
         ip("link set mayfly0 up");
@@ -104,7 +95,7 @@ fn a_length_of_headers_that_cannot_be_harms_no_packet() {
         assert_eq!(
             (sent.packets, sent.errors),
             (1, 0),
-            "the kernel gets the checked copy"
+            "the kernel receives the checked copy"
         );
     });
 }

@@ -1,4 +1,4 @@
-//! The device with a driver that has no guest, on a back end that has no network.
+//! Tests of the device with a driver without a guest, mostly on a backend without a network.
 
 mod attach;
 mod device;
@@ -15,7 +15,7 @@ mod transmit;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 
-use self::fake::{FakeBackend, Wire};
+use self::fake::{FakeBackend, FakeNetwork};
 use super::{Backend, HEADER, Net, NetSetup};
 use crate::limiter::{Bucket, Limiter};
 use crate::sync::lock;
@@ -27,13 +27,13 @@ const READABLE: u32 = 0;
 const WRITABLE: u32 = 1;
 const RECEIVE_TIMER: u32 = 2;
 const TRANSMIT_TIMER: u32 = 3;
-const AGAIN: u32 = 4;
+const BACKLOG: u32 = 4;
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 /// Bytes of guest memory.
 const MEMORY: usize = 4 << 20;
 
-/// A bucket that holds one and takes two weeks to fill again.
+/// Bucket with one token and a refill time of two weeks.
 const ONE: Bucket = Bucket {
     size: 1,
     refill_time_ms: 1_209_600_000,
@@ -55,7 +55,7 @@ fn setup(backend: Box<dyn Backend>) -> NetSetup {
     }
 }
 
-/// A device, its driver and what is between them.
+/// Device, driver and their connection.
 struct Rig {
     driver: FakeDriver,
     net: Net,
@@ -73,8 +73,8 @@ impl Rig {
         let activation = driver.activation(features, line.clone());
         let signal = activation.signal.clone();
         net.activate(activation);
-        // What the device does by itself after its activation is done here, where there is nothing to do yet.
-        net.process_event(AGAIN);
+        // The first batch after the activation has no work; it runs here so that tests see only later ones.
+        net.process_event(BACKLOG);
         line.take();
         Self {
             next_buffer: driver.buffers,
@@ -86,35 +86,35 @@ impl Rig {
         }
     }
 
-    fn with_wire(features: u64) -> (Self, Arc<Mutex<Wire>>) {
-        let (backend, wire) = FakeBackend::new();
-        (Self::new(setup(backend), features, [16, 16]), wire)
+    fn with_network(features: u64) -> (Self, Arc<Mutex<FakeNetwork>>) {
+        let (backend, network) = FakeBackend::new();
+        (Self::new(setup(backend), features, [16, 16]), network)
     }
 
-    /// Memory for a buffer of `length` bytes; never the same twice.
+    /// Allocates `length` bytes for a buffer, never the same twice.
     fn memory(&mut self, length: usize) -> u64 {
         let address = self.next_buffer;
         self.next_buffer += length as u64;
         address
     }
 
-    /// Puts a receive buffer of `length` bytes into its queue, without a kick.
+    /// Makes a receive buffer of `length` bytes available without a notification.
     fn add_buffer(&mut self, length: usize) -> u64 {
         let address = self.memory(length);
-        let piece = Piece::writable(address, u32::try_from(length).unwrap());
-        self.driver.queues[0].add(&[piece]);
+        let buffer = Piece::writable(address, u32::try_from(length).unwrap());
+        self.driver.queues[0].add(&[buffer]);
         address
     }
 
-    /// Puts `packet` into the transmit queue in one piece, without a kick.
+    /// Makes `packet` available in the transmit queue as one buffer, without a notification.
     fn add_packet(&mut self, packet: &[u8]) {
         let address = self.memory(packet.len());
         self.driver.write(address, packet);
-        let piece = Piece::readable(address, u32::try_from(packet.len()).unwrap());
-        self.driver.queues[1].add(&[piece]);
+        let buffer = Piece::readable(address, u32::try_from(packet.len()).unwrap());
+        self.driver.queues[1].add(&[buffer]);
     }
 
-    /// Resets the device and takes it up again.
+    /// Resets and activates the device.
     fn restart(&mut self) {
         self.net.reset();
         for queue in &mut self.driver.queues {
@@ -123,17 +123,17 @@ impl Rig {
         let activation = self.driver.activation(self.features, self.line.clone());
         self.signal = activation.signal.clone();
         self.net.activate(activation);
-        self.net.process_event(AGAIN);
+        self.net.process_event(BACKLOG);
         self.line.take();
     }
 
-    /// Heads and lengths of what was used of `queue`.
+    /// Returns the lengths of the used chains of `queue`.
     fn used(&mut self, queue: usize) -> Vec<u32> {
         let used = self.driver.queues[queue].collect_used();
         used.iter().map(|used| used.length).collect()
     }
 
-    /// Whether a source is ready, and if so tells the device.
+    /// Processes the event `token` if it is pending. Returns true if it was.
     fn serve(&mut self, token: u32) -> bool {
         let ready = is_readable(self.descriptor(token), 0);
         if ready {
@@ -142,7 +142,7 @@ impl Rig {
         ready
     }
 
-    /// Waits, for up to a minute, for a source that will be ready, and tells the device.
+    /// Waits up to a minute for the event `token`, and processes it.
     fn await_source(&mut self, token: u32) {
         assert!(is_readable(self.descriptor(token), 60_000));
         self.net.process_event(token);
@@ -165,21 +165,21 @@ fn is_readable(descriptor: RawFd, milliseconds: i32) -> bool {
     unsafe { libc::poll(&raw mut poll, 1, milliseconds) == 1 }
 }
 
-/// A packet with an empty header and a frame of `length` bytes that differ from those of other seeds.
+/// Returns a packet with an empty header and a frame of `length` bytes that depend on `seed`.
 fn packet(seed: u8, length: usize) -> Vec<u8> {
     let mut packet = vec![0; HEADER];
     packet.extend((0..length).map(|at| u8::try_from((at * 31 + usize::from(seed)) % 251).unwrap()));
     packet
 }
 
-/// `packet` as the driver gets it, in so many buffers.
+/// Returns `packet` as the driver receives it in `buffers` buffers.
 fn received(packet: &[u8], buffers: u8) -> Vec<u8> {
     let mut packet = packet.to_vec();
     packet[10] = buffers;
     packet
 }
 
-/// Packets that wait in the wire for the device.
-fn waiting(wire: &Mutex<Wire>) -> usize {
-    lock(wire).inbound.len()
+/// Returns the number of packets that wait in the fake network.
+fn waiting(network: &Mutex<FakeNetwork>) -> usize {
+    lock(network).inbound.len()
 }

@@ -1,4 +1,4 @@
-//! Headers that ask for what was not negotiated, or for too much.
+//! Tests of headers that request offloads beyond the negotiated features.
 
 use snapshot::Persist;
 
@@ -8,11 +8,11 @@ use crate::sync::lock;
 use crate::virtio::VirtioDevice;
 use crate::virtio::net::features::{
     CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_UFO, GUEST_USO4, GUEST_USO6, HOST_TSO4, MRG_RXBUF, MTU,
-    received_flags, sent_header,
+    rx_flags, tx_header,
 };
 use crate::virtio::net::{HEADER, NetState};
 
-/// A packet with these flags and of this type.
+/// Returns a packet with these flags and this type.
 fn with_start(flags: u8, kind: u8, length: usize) -> Vec<u8> {
     let mut packet = packet(1, length);
     packet[..2].copy_from_slice(&[flags, kind]);
@@ -20,11 +20,11 @@ fn with_start(flags: u8, kind: u8, length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn a_driver_gets_what_it_has_accepted() {
-    let users = GUEST_USO4 | GUEST_USO6;
+fn rx_flags_follow_features() {
+    let both = GUEST_USO4 | GUEST_USO6;
     for (start, features, flags) in [
         ([0, 0], 0, Some(0)),
-        // A checksum that has been verified is no news for who does not know of it.
+        // Without GUEST_CSUM, the driver does not know the flag of a verified checksum.
         ([2, 0], 0, Some(0)),
         ([2, 0], GUEST_CSUM, Some(2)),
         ([1, 0], 0, None),
@@ -37,32 +37,32 @@ fn a_driver_gets_what_it_has_accepted() {
         ([0, 3], GUEST_TSO4, None),
         ([0, 3], GUEST_UFO, Some(0)),
         ([0, 5], GUEST_USO4, None),
-        ([0, 5], users, Some(0)),
-        // Congestion that is told, VIRTIO_NET_F_GUEST_ECN, is not offered.
+        ([0, 5], both, Some(0)),
+        // The device does not offer VIRTIO_NET_F_GUEST_ECN.
         ([1, 0x81], u64::MAX, None),
         ([0, 2], u64::MAX, None),
     ] {
-        assert_eq!(received_flags(start, features), flags, "{start:?} {features:#x}");
+        assert_eq!(rx_flags(start, features), flags, "{start:?} {features:#x}");
     }
 }
 
 #[test]
-fn what_an_earlier_driver_had_accepted_is_not_for_the_next() {
+fn packets_after_reset_follow_new_features() {
     let (large, none) = (MRG_RXBUF | GUEST_CSUM | GUEST_TSO4, MRG_RXBUF);
-    for by_spare in [false, true] {
-        let (mut rig, wire) = Rig::with_wire(large);
-        lock(&wire).by_spare = by_spare;
+    for uses_spare in [false, true] {
+        let (mut rig, network) = Rig::with_network(large);
+        lock(&network).uses_spare = uses_spare;
         let waiting = [with_start(1, 1, 500), with_start(2, 0, 100)];
         rig.add_buffer(2000);
         rig.add_buffer(2000);
-        lock(&wire).inbound.extend(waiting.clone());
+        lock(&network).inbound.extend(waiting.clone());
         rig.net.process_event(READABLE);
         assert_eq!(rig.used(0), [512, 112]);
 
         rig.features = none;
         rig.restart();
         let address = rig.add_buffer(2000);
-        lock(&wire).inbound.extend(waiting);
+        lock(&network).inbound.extend(waiting);
         rig.net.process_event(READABLE);
         assert_eq!(rig.used(0), [112]);
         assert_eq!(rig.driver.read(address, 2), [0, 0]);
@@ -72,9 +72,9 @@ fn what_an_earlier_driver_had_accepted_is_not_for_the_next() {
 }
 
 #[test]
-fn a_packet_from_a_snapshot_is_checked_like_any_other() {
+fn restored_packet_is_checked() {
     for (flags, used) in [(0, vec![112]), (1, vec![])] {
-        let (mut rig, _wire) = Rig::with_wire(MRG_RXBUF);
+        let (mut rig, _network) = Rig::with_network(MRG_RXBUF);
         let state = NetState {
             held: with_start(flags, 0, 100),
             ..rig.net.save().unwrap()
@@ -88,23 +88,23 @@ fn a_packet_from_a_snapshot_is_checked_like_any_other() {
 }
 
 #[test]
-fn a_driver_that_knows_the_mtu_gets_nothing_longer() {
+fn frame_above_mtu_is_dropped() {
     let large = MRG_RXBUF | GUEST_CSUM | GUEST_TSO4;
     for (features, used) in [
         (large | MTU, vec![1430, 1512]),
         (large, vec![1430, 1431, 1512, 1512]),
     ] {
-        for by_spare in [false, true] {
-            let (backend, wire) = FakeBackend::new();
+        for uses_spare in [false, true] {
+            let (backend, network) = FakeBackend::new();
             let mut rig = Rig::new(setup(backend), features, [16, 16]);
-            lock(&wire).by_spare = by_spare;
+            lock(&network).uses_spare = uses_spare;
             for _ in 0..8 {
                 rig.add_buffer(2000);
             }
-            // The MTU is 1400; an Ethernet header and a VLAN tag are not a part of it.
-            let whole = [1418, 1419, 1500].map(|length| with_start(0, 0, length));
-            lock(&wire).inbound.extend(whole);
-            lock(&wire).inbound.push_back(with_start(1, 1, 1500));
+            // The MTU is 1400 without the Ethernet header and a VLAN tag.
+            let unsegmented = [1418, 1419, 1500].map(|length| with_start(0, 0, length));
+            lock(&network).inbound.extend(unsegmented);
+            lock(&network).inbound.push_back(with_start(1, 1, 1500));
             rig.net.process_event(READABLE);
             assert_eq!(rig.used(0), used);
         }
@@ -112,18 +112,18 @@ fn a_driver_that_knows_the_mtu_gets_nothing_longer() {
 }
 
 #[test]
-fn what_is_sent_is_the_header_that_was_checked() {
+fn sent_header_is_checked_copy() {
     let segmented = CSUM | HOST_TSO4;
     let all_ones = [0xff; 10];
     for (start, features, clean) in [
-        // Flags that are the device's, and fields that mean nothing.
+        // Flags that only the device may set, and fields without a meaning.
         ([0xfe, 0], segmented, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
         (
             [1, 0],
             segmented,
             [1, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0],
         ),
-        // Headers longer than the frame of 60 bytes.
+        // Header length beyond the frame of 60 bytes.
         (
             [1, 1],
             segmented,
@@ -134,14 +134,14 @@ fn what_is_sent_is_the_header_that_was_checked() {
         let mut header = [0; HEADER];
         header[..2].copy_from_slice(&start);
         header[2..].copy_from_slice(&all_ones);
-        assert_eq!(sent_header(&header, 60, features), Some(clean), "{start:?}");
+        assert_eq!(tx_header(&header, 60, features), Some(clean), "{start:?}");
 
-        let (mut rig, wire) = Rig::with_wire(features);
+        let (mut rig, network) = Rig::with_network(features);
         let mut packet = packet(1, 60);
         packet[..HEADER].copy_from_slice(&header);
         rig.add_packet(&packet);
         rig.net.notify(1);
-        assert_eq!(lock(&wire).sent[0][..HEADER], clean);
-        assert_eq!(lock(&wire).sent[0][HEADER..], packet[HEADER..]);
+        assert_eq!(lock(&network).sent[0][..HEADER], clean);
+        assert_eq!(lock(&network).sent[0][HEADER..], packet[HEADER..]);
     }
 }

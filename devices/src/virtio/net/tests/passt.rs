@@ -12,23 +12,23 @@ use crate::virtio::net::passt::{Error, Passt};
 use crate::virtio::net::{Backend, HEADER};
 use crate::virtio::testing::Piece;
 
-/// A program that does what `lines` of a shell's say, in a folder of its own, which goes with this.
+/// Executable shell script in a directory of its own, which is removed on drop.
 struct Program(PathBuf);
 
 impl Program {
     fn new(name: &str, lines: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("mayfly-{name}-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        let path = folder.join("passt");
+        let directory = std::env::temp_dir().join(format!("mayfly-{name}-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("passt");
         fs::write(&path, format!("#!/bin/sh\n{lines}\n")).unwrap();
         fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
-        Self(folder)
+        Self(directory)
     }
 
     fn start(&self) -> (Passt, Rig) {
         let path = self.0.join("passt");
-        // A test on another thread that forks while the program is written has it open until its exec.
-        let started = (0..1000).find_map(|_| {
+        // A concurrent fork holds the script open for writing until its exec (ETXTBSY).
+        let result = (0..1000).find_map(|_| {
             let started = Passt::start_program(path.to_str().unwrap(), &[]);
             match started {
                 Err(Error::Start(error)) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
@@ -38,7 +38,7 @@ impl Program {
                 started => Some(started.unwrap()),
             }
         });
-        let (passt, stream) = started.expect("the program is still being written");
+        let (passt, stream) = result.expect("the script stays busy");
         assert_eq!(stream.describe(), "passt");
         (passt, Rig::new(setup(Box::new(stream)), STATUS, [16, 16]))
     }
@@ -50,7 +50,7 @@ impl Drop for Program {
     }
 }
 
-/// Serves until the link is down.
+/// Processes events until the link is down.
 fn await_end(rig: &mut Rig) {
     rig.add_buffer(2000);
     while is_up(rig) {
@@ -59,22 +59,22 @@ fn await_end(rig: &mut Rig) {
 }
 
 #[test]
-fn it_gets_its_socket_and_no_other_descriptor() {
-    // Open, and not closed by an exec, as what this process was started with is.
+fn passt_inherits_only_its_socket() {
+    // Open without close-on-exec, like an inherited descriptor.
     let null = File::open("/dev/null").unwrap();
     // SAFETY: the call takes no pointer.
     let leak = unsafe { libc::fcntl(null.as_raw_fd(), libc::F_DUPFD, 50) };
     assert!(leak >= 50);
-    let folder = Program::new(
+    let program = Program::new(
         "passt-descriptors",
         "ls -l /proc/$$/fd > $(dirname $0)/list; echo $* >> $(dirname $0)/list",
     );
-    let (passt, mut rig) = folder.start();
+    let (passt, mut rig) = program.start();
     await_end(&mut rig);
     drop(passt);
-    // SAFETY: it is this test's, and nobody uses it any more.
+    // SAFETY: the descriptor belongs to this test, and no other code uses it any more.
     unsafe { libc::close(leak) };
-    let list = fs::read_to_string(folder.0.join("list")).unwrap();
+    let list = fs::read_to_string(program.0.join("list")).unwrap();
     let (arguments, files) = {
         let mut lines: Vec<&str> = list.lines().collect();
         (lines.pop().unwrap(), lines)
@@ -82,21 +82,21 @@ fn it_gets_its_socket_and_no_other_descriptor() {
     let socket = arguments.strip_prefix("--foreground --quiet --fd ").unwrap();
     assert!(socket.parse::<u32>().unwrap() > 2, "{arguments}");
     assert!(!list.contains(&format!(" {leak} -> ")), "{list}");
-    // The three standard ones and the socket, two of the shell's own, and a line with the sum.
+    // The three standard ones and the socket, two of the shell, and a line with the total.
     assert!(files.len() <= 7, "{list}");
     assert!(list.contains(&format!(" {socket} -> socket:")), "{list}");
 }
 
 #[test]
-fn why_it_has_ended_is_told() {
-    let folder = Program::new(
+fn exit_of_passt_reports_cause() {
+    let program = Program::new(
         "passt-ends",
         "echo \"Don't run as root\" >&2; echo 'no such option' >&2; exit 3",
     );
-    let (mut passt, mut rig) = folder.start();
+    let (mut passt, mut rig) = program.start();
     await_end(&mut rig);
     assert_eq!(rig.line.take(), 1);
-    // Its descriptors are closed before it can be waited for.
+    // The kernel closes the descriptors before the process can be waited for.
     let ended = loop {
         if let Err(ended) = passt.check() {
             break ended;
@@ -105,32 +105,32 @@ fn why_it_has_ended_is_told() {
     };
     assert_eq!(
         ended.to_string(),
-        "passt has ended with exit status: 3: no such option"
+        "passt exited with exit status: 3: no such option"
     );
     rig.net.process_event(READABLE);
-    assert_eq!(rig.line.take(), 0, "it is told once");
+    assert_eq!(rig.line.take(), 0, "the link change is notified once");
 }
 
 #[test]
-fn it_may_not_be_started() {
+fn start_of_non_executable_fails() {
     let error = Passt::start_program("/dev/null", &[]).err().unwrap();
     assert!(matches!(error, Error::Start(_)), "{error:?}");
 }
 
 #[test]
-fn passt_is_not_installed() {
+fn missing_passt_names_package() {
     let error = Passt::start_program("/nowhere/passt", &[]).err().unwrap();
     assert!(matches!(error, Error::Missing(_)));
     assert!(error.to_string().contains("apt install passt"));
 }
 
 #[test]
-fn passt_answers() {
+fn passt_replies_to_arp() {
     let started = Passt::start(&[]);
-    let (passt, stream) = started.expect("this test takes passt: apt install passt");
+    let (passt, stream) = started.expect("this test requires passt: apt install passt");
     let mut rig = Rig::new(setup(Box::new(stream)), STATUS, [16, 16]);
     let buffer = rig.add_buffer(2000);
-    // An ARP request for some other address, as which passt always sees itself.
+    // ARP request for another address: passt replies for every address.
     let mut request = vec![0; HEADER];
     request.extend([0xff; 6]);
     request.extend(super::MAC);
@@ -140,24 +140,23 @@ fn passt_answers() {
     request.extend([192, 0, 2, 77]);
     rig.add_packet(&request);
     rig.net.notify(1);
-    // It may say other things first, about IPv6 for example.
+    // passt can send other frames first, for example of IPv6.
     let mut frame = Vec::new();
     for _ in 0..10 {
         rig.await_source(READABLE);
         let used = rig.used(0);
-        assert!(is_up(&rig), "passt has ended");
+        assert!(is_up(&rig), "passt has exited");
         if let Some(length) = used.first() {
             frame = rig.driver.read(buffer, usize::try_from(*length).unwrap());
             if frame[HEADER + 12..HEADER + 14] == [8, 6] {
                 break;
             }
-            let piece = Piece::writable(buffer, 2000);
-            rig.driver.queues[0].add(&[piece]);
+            rig.driver.queues[0].add(&[Piece::writable(buffer, 2000)]);
         }
     }
     assert_eq!(frame[HEADER + 20..HEADER + 22], [0, 2], "an ARP reply");
     drop(passt);
     rig.add_buffer(2000);
     rig.await_source(READABLE);
-    assert!(!is_up(&rig), "passt ends with what it was started by");
+    assert!(!is_up(&rig), "passt exits when it is dropped");
 }

@@ -2,7 +2,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use super::{AGAIN, READABLE, Rig, WRITABLE, packet, received, setup};
+use super::{BACKLOG, READABLE, Rig, WRITABLE, packet, received, setup};
 use crate::virtio::VirtioDevice;
 use crate::virtio::net::features::{OFFLOADS, STATUS};
 use crate::virtio::net::stream::Error;
@@ -20,7 +20,7 @@ fn rig(queue_size: u16) -> (Rig, UnixStream) {
     (rig, theirs)
 }
 
-/// The frame of `packet` as it is on the socket.
+/// Returns the frame of `packet` with its length prefix.
 fn framed(packet: &[u8]) -> Vec<u8> {
     let frame = &packet[HEADER..];
     let mut bytes = u32::try_from(frame.len()).unwrap().to_be_bytes().to_vec();
@@ -35,15 +35,15 @@ pub(super) fn is_up(rig: &Rig) -> bool {
 }
 
 #[test]
-fn frames_come_in_whatever_pieces() {
-    for piece in [1, 3, 4, 5, 100, 1 << 20] {
+fn frames_in_chunks_are_received() {
+    for chunk_size in [1, 3, 4, 5, 100, 1 << 20] {
         let (mut rig, mut theirs) = rig(16);
         assert_eq!(rig.net.features() & OFFLOADS, 0);
         let packets = [packet(1, 60), packet(2, 1), packet(3, 1500)];
         let buffers: Vec<u64> = packets.iter().map(|_| rig.add_buffer(2000)).collect();
         let bytes: Vec<u8> = packets.iter().flat_map(|packet| framed(packet)).collect();
-        for piece in bytes.chunks(piece) {
-            theirs.write_all(piece).unwrap();
+        for chunk in bytes.chunks(chunk_size) {
+            theirs.write_all(chunk).unwrap();
             rig.net.process_event(READABLE);
         }
         assert_eq!(rig.used(0), [72, 13, 1512]);
@@ -55,7 +55,7 @@ fn frames_come_in_whatever_pieces() {
 }
 
 #[test]
-fn frames_go_out_with_their_lengths() {
+fn sent_frames_have_length_prefix() {
     let (mut rig, mut theirs) = rig(16);
     let packets = [packet(1, 60), packet(2, 1500), packet(3, MAX_FRAME)];
     for packet in &packets {
@@ -69,8 +69,8 @@ fn frames_go_out_with_their_lengths() {
 }
 
 #[test]
-fn a_full_socket_loses_nothing() {
-    // Lengths that do not divide the socket's buffer, so that it takes parts of frames.
+fn full_socket_loses_no_frame() {
+    // Lengths that do not divide the socket buffer, so that it accepts parts of frames.
     for length in [14, 999, 40_001] {
         let (mut rig, mut theirs) = rig(16);
         theirs.set_nonblocking(true).unwrap();
@@ -80,14 +80,14 @@ fn a_full_socket_loses_nothing() {
             let packet = packet(seed, length);
             expected.extend(framed(&packet));
             rig.driver.write(address, &packet);
-            let piece = Piece::readable(address, u32::try_from(packet.len()).unwrap());
-            rig.driver.queues[1].add(&[piece]);
+            let buffer = Piece::readable(address, u32::try_from(packet.len()).unwrap());
+            rig.driver.queues[1].add(&[buffer]);
             rig.net.notify(1);
-            // The memory is used again, as a driver does once its packet is used.
+            // Reuses the memory, as a driver does after its packet is used.
             while rig.used(1).is_empty() {
                 assert!(
                     theirs.read_to_end(&mut read).is_err(),
-                    "the socket was full, and is empty now"
+                    "the drained socket is open"
                 );
                 rig.await_source(WRITABLE);
             }
@@ -102,7 +102,7 @@ fn a_full_socket_loses_nothing() {
 }
 
 #[test]
-fn a_lost_connection_takes_the_link_down_once() {
+fn closed_connection_loses_link_once() {
     let (mut rig, theirs) = rig(16);
     rig.add_buffer(1000);
     drop(theirs);
@@ -112,14 +112,14 @@ fn a_lost_connection_takes_the_link_down_once() {
     rig.net.process_event(READABLE);
     rig.add_packet(&packet(1, 60));
     rig.net.notify(1);
-    rig.net.process_event(AGAIN);
-    assert_eq!(rig.used(1).len(), 1, "what cannot be sent is dropped");
+    rig.net.process_event(BACKLOG);
+    assert_eq!(rig.used(1).len(), 1, "a packet that cannot be sent is dropped");
     assert_eq!(rig.net.metrics().transmit.errors, 1);
     assert_eq!(rig.line.take(), 1);
 }
 
 #[test]
-fn a_connection_lost_while_sending_takes_the_link_down() {
+fn send_error_loses_link() {
     let (mut rig, theirs) = rig(16);
     drop(theirs);
     rig.add_packet(&packet(1, 60));
@@ -129,7 +129,7 @@ fn a_connection_lost_while_sending_takes_the_link_down() {
 }
 
 #[test]
-fn a_length_that_cannot_be_takes_the_link_down() {
+fn invalid_length_loses_link() {
     for length in [0, u32::try_from(MAX_FRAME).unwrap() + 1, u32::MAX] {
         let (mut rig, mut theirs) = rig(16);
         rig.add_buffer(1000);
@@ -141,7 +141,7 @@ fn a_length_that_cannot_be_takes_the_link_down() {
 }
 
 #[test]
-fn nobody_listens() {
+fn connect_without_listener_fails() {
     let error = Stream::connect(Path::new("/nowhere/net.socket")).err().unwrap();
     assert!(matches!(error, Error::Connect { .. }));
     assert!(
@@ -152,7 +152,7 @@ fn nobody_listens() {
 }
 
 #[test]
-fn half_a_frame_is_dropped_with_the_connection() {
+fn incomplete_frame_is_dropped() {
     for length in [1, 4, 5, 63] {
         let (mut rig, mut theirs) = rig(16);
         rig.add_buffer(1000);
@@ -161,16 +161,16 @@ fn half_a_frame_is_dropped_with_the_connection() {
         theirs.write_all(&framed(&packet(2, 60))[..length]).unwrap();
         drop(theirs);
         rig.net.process_event(READABLE);
-        assert_eq!(rig.used(0), [72], "what came whole is the driver's");
+        assert_eq!(rig.used(0), [72], "the complete frame is delivered");
         assert!(!is_up(&rig));
     }
 }
 
 #[test]
-fn a_kernel_short_of_memory_is_no_lost_connection() {
+fn transient_error_keeps_link() {
     let (mut ours, mut theirs) = stream();
     for code in [libc::ENOBUFS, libc::ENOMEM, libc::EINTR, libc::EAGAIN] {
-        let failed = ours.checked::<()>(Err(io::Error::from_raw_os_error(code)));
+        let failed = ours.update_link::<()>(Err(io::Error::from_raw_os_error(code)));
         assert!(failed.is_err());
         assert_eq!(ours.link(), Link::Up);
     }
@@ -183,6 +183,6 @@ fn a_kernel_short_of_memory_is_no_lost_connection() {
 
     let (mut ours, _theirs) = stream();
     let broken = io::Error::from_raw_os_error(libc::EPIPE);
-    assert!(ours.checked::<()>(Err(broken)).is_err());
+    assert!(ours.update_link::<()>(Err(broken)).is_err());
     assert_eq!(ours.link(), Link::Lost);
 }

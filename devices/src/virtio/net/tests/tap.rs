@@ -1,4 +1,4 @@
-//! A tap in a network of its own, which ends with the test's thread. It takes root.
+//! Tests with a tap in a network namespace of the test's thread. They require root.
 
 use std::io;
 use std::net::UdpSocket;
@@ -17,7 +17,7 @@ const GUEST_MAC: [u8; 6] = super::MAC;
 const ARP: [u8; 2] = [8, 6];
 const IPV4: [u8; 2] = [8, 0];
 
-/// Does `test` on a thread with an empty network.
+/// Runs `test` on a thread with an empty network namespace.
 pub(super) fn in_own_network(test: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -26,7 +26,7 @@ pub(super) fn in_own_network(test: impl FnOnce() + Send) {
             let error = io::Error::last_os_error();
             assert_eq!(
                 result, 0,
-                "this test makes a network namespace and a tap in it, which takes root (CAP_SYS_ADMIN and \
+                "this test creates a network namespace and a tap in it, which requires root (CAP_SYS_ADMIN and \
                  CAP_NET_ADMIN) and /dev/net/tun: {error}"
             );
             test();
@@ -37,19 +37,19 @@ pub(super) fn in_own_network(test: impl FnOnce() + Send) {
 
 pub(super) fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status();
-    let status = status.expect("this test takes `ip`: apt install iproute2");
+    let status = status.expect("this test requires `ip`: apt install iproute2");
     assert!(status.success(), "ip {arguments}");
 }
 
-/// A new interface, attached.
+/// Creates an interface and attaches to it.
 pub(super) fn tap(name: &str) -> Tap {
     ip(&format!("tuntap add {name} mode tap"));
-    Tap::open(name).expect("this test takes root and /dev/net/tun")
+    Tap::open(name).expect("this test requires root and /dev/net/tun")
 }
 
-/// A device on a new tap with the address of the host.
+/// Creates a device on a new tap with the host's address.
 pub(super) fn rig(features: u64, mtu: u16) -> Rig {
-    // Else the kernel looks for routers and neighbours of its own accord. Where there is no IPv6, it does not.
+    // With IPv6, the kernel sends router and neighbour solicitations. Without IPv6 the file does not exist.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
     let tap = tap("mayfly0");
     ip("link set lo up");
@@ -58,12 +58,12 @@ pub(super) fn rig(features: u64, mtu: u16) -> Rig {
     Rig::new(setup(Box::new(tap)), features, [64, 64])
 }
 
-/// What the kernel sends next that is of `kind`.
+/// Returns the next frame from the kernel of type `kind`.
 fn next_frame(rig: &mut Rig, buffers: &mut Vec<(u64, u32)>, kind: [u8; 2]) -> Vec<u8> {
     for _ in 0..100 {
         let used = rig.driver.queues[0].collect_used();
         let Some(first) = used.first() else {
-            assert!(is_readable(rig.descriptor(READABLE), 60_000), "nothing comes");
+            assert!(is_readable(rig.descriptor(READABLE), 60_000), "no frame arrives");
             rig.net.process_event(READABLE);
             continue;
         };
@@ -75,15 +75,11 @@ fn next_frame(rig: &mut Rig, buffers: &mut Vec<(u64, u32)>, kind: [u8; 2]) -> Ve
         }
         assert!(first.length > 0);
         if bytes[HEADER + 12..HEADER + 14] == kind {
-            assert_eq!(
-                usize::from(bytes[10]),
-                count,
-                "all of one packet, and of one only"
-            );
+            assert_eq!(usize::from(bytes[10]), count, "the used buffers hold one packet");
             return bytes;
         }
     }
-    panic!("only other protocols");
+    panic!("only frames of other types arrive");
 }
 
 fn add_buffers(rig: &mut Rig, count: usize, length: u32) -> Vec<(u64, u32)> {
@@ -93,37 +89,37 @@ fn add_buffers(rig: &mut Rig, count: usize, length: u32) -> Vec<(u64, u32)> {
         .collect()
 }
 
-/// The guest's answer to an ARP request for it.
+/// Returns the guest's reply to an ARP request for its address.
 fn arp_reply(request: &[u8]) -> Vec<u8> {
-    let asked = &request[HEADER..];
-    assert_eq!(asked[12..22], [8, 6, 0, 1, 8, 0, 6, 4, 0, 1], "an ARP request");
-    assert_eq!((&asked[28..32], &asked[38..42]), (&HOST[..], &GUEST[..]));
+    let arp = &request[HEADER..];
+    assert_eq!(arp[12..22], [8, 6, 0, 1, 8, 0, 6, 4, 0, 1], "an ARP request");
+    assert_eq!((&arp[28..32], &arp[38..42]), (&HOST[..], &GUEST[..]));
     let mut reply = vec![0; HEADER];
-    reply.extend(&asked[6..12]);
+    reply.extend(&arp[6..12]);
     reply.extend(GUEST_MAC);
     reply.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
     reply.extend(GUEST_MAC);
     reply.extend(GUEST);
-    reply.extend(&asked[22..32]);
+    reply.extend(&arp[22..32]);
     reply
 }
 
-/// The sum that checksums of IPv4 are made of.
+/// Returns the one's complement sum of `bytes`, the base of IPv4 checksums.
 fn sum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|pair| match pair {
+    let units = bytes.chunks(2).map(|pair| match pair {
         [high, low] => u32::from(u16::from_be_bytes([*high, *low])),
         [high] => u32::from(*high) << 8,
         _ => 0,
     });
-    let mut sum: u32 = words.sum();
+    let mut sum: u32 = units.sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     u16::try_from(sum).unwrap()
 }
 
-/// A UDP datagram of the guest to `port` of the host, with its header. With `segment` it is to be split into such of so
-/// many bytes, and has no checksum yet.
+/// Returns a UDP datagram from the guest to `port` of the host, with its header. With `segment`, it requests
+/// segments of that length and has no checksum.
 fn datagram(to_mac: &[u8], port: u16, data: &[u8], segment: Option<u16>) -> Vec<u8> {
     let udp_length = u16::try_from(8 + data.len()).unwrap();
     let mut header = vec![0; HEADER];
@@ -132,7 +128,7 @@ fn datagram(to_mac: &[u8], port: u16, data: &[u8], segment: Option<u16>) -> Vec<
     udp.extend(udp_length.to_be_bytes());
     udp.extend([0, 0]);
     if let Some(segment) = segment {
-        // NEEDS_CSUM, GSO_UDP_L4, and from where to where.
+        // NEEDS_CSUM, GSO_UDP_L4; then start and offset of the checksum.
         header[..2].copy_from_slice(&[1, 5]);
         header[2..4].copy_from_slice(&42_u16.to_le_bytes());
         header[4..6].copy_from_slice(&segment.to_le_bytes());
@@ -155,7 +151,7 @@ fn datagram(to_mac: &[u8], port: u16, data: &[u8], segment: Option<u16>) -> Vec<
 }
 
 #[test]
-fn guest_and_host_talk() {
+fn guest_and_host_exchange_packets() {
     in_own_network(|| {
         let mut rig = rig(MRG_RXBUF | CSUM | GUEST_CSUM | HOST_USO | STATUS, 9000);
         let mut buffers = add_buffers(&mut rig, 40, 1000);
@@ -169,39 +165,40 @@ fn guest_and_host_talk() {
         rig.net.notify(1);
 
         let received = next_frame(&mut rig, &mut buffers, IPV4);
-        assert_eq!(received[0], 1, "the guest takes packets without a checksum");
+        assert_eq!(received[0], 1, "the packet needs a checksum");
         assert!(received[HEADER + 42..] == data);
         assert_eq!(received.len(), HEADER + 42 + 8000);
 
         rig.add_packet(&datagram(&host_mac, 4444, b"hello", None));
         rig.net.notify(1);
-        let mut answer = [0; 4000];
-        assert_eq!(socket.recv(&mut answer).unwrap(), 5);
-        assert_eq!(answer[..5], *b"hello");
+        let mut response = [0; 4000];
+        assert_eq!(socket.recv(&mut response).unwrap(), 5);
+        assert_eq!(response[..5], *b"hello");
         assert_eq!(rig.net.metrics().transmit.packets, 2);
         assert_eq!(rig.net.metrics().transmit.errors, 0);
 
         if rig.net.features() & HOST_USO != 0 {
             rig.add_packet(&datagram(&host_mac, 4444, &data[..2500], Some(1000)));
             rig.net.notify(1);
-            for part in data[..2500].chunks(1000) {
-                assert_eq!(socket.recv(&mut answer).unwrap(), part.len());
-                assert!(answer[..part.len()] == *part);
+            for segment in data[..2500].chunks(1000) {
+                assert_eq!(socket.recv(&mut response).unwrap(), segment.len());
+                assert!(response[..segment.len()] == *segment);
             }
         }
     });
 }
 
 #[test]
-fn a_frame_longer_than_expected_is_whole() {
+fn frame_longer_than_expected_is_received() {
     in_own_network(|| {
-        // The driver expects 1500 bytes, but the host sends 8000: more than the buffers that are taken for a packet.
+        // The driver expects 1500 bytes, but the host sends 8000, which exceeds the buffers popped for a
+        // packet.
         let mut rig = rig(MRG_RXBUF, 9000);
         let mut buffers = add_buffers(&mut rig, 2, 800);
         let socket = UdpSocket::bind("10.9.0.1:4444").unwrap();
         let data: Vec<u8> = packet(3, 8000)[HEADER..].to_vec();
         socket.send_to(&data, "10.9.0.2:9999").unwrap();
-        // The kernel asks again until it has an answer; a new interface loses what is sent before it is really up.
+        // The kernel repeats the request until it receives a reply; a new interface loses earlier packets.
         let request = next_frame(&mut rig, &mut buffers, ARP);
         buffers.extend(add_buffers(&mut rig, 1, 800));
         rig.add_packet(&arp_reply(&request));
@@ -211,12 +208,12 @@ fn a_frame_longer_than_expected_is_whole() {
         rig.net.notify(0);
         let received = next_frame(&mut rig, &mut buffers, IPV4);
         assert!(received[HEADER + 42..] == data);
-        assert_eq!(received[..10], [0; 10], "no offload was accepted");
+        assert_eq!(received[..10], [0; 10], "no offload is negotiated");
     });
 }
 
 #[test]
-fn offloads_are_taken_in_every_combination() {
+fn offload_combinations_are_accepted() {
     in_own_network(|| {
         let mut tap = tap("mayfly0");
         assert!(tap.offloads() & HOST_UFO != 0);
