@@ -1,10 +1,7 @@
-//! Criterion benchmarks of starting a guest: from spawn to the guest's first byte, and to the end of the process.
+//! Criterion benchmarks of the start of a guest: from spawn to the guest's first byte and to the exit of the
+//! process.
 
-#![allow(
-    missing_docs,
-    clippy::unwrap_used,
-    reason = "a program; what cannot be run cannot be measured"
-)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a program; an error ends it")]
 
 mod spawn;
 
@@ -25,11 +22,11 @@ fn boot(criterion: &mut Criterion) {
         ("hello", "hello", &["--memory", "128M"][..]),
         ("hello without tables", "hello", &["--no-acpi", "--no-mptable"]),
         (
-            "hello with the interrupt controllers in the kernel",
+            "hello with the in-kernel irqchip",
             "hello",
             &["--irqchip", "kernel"],
         ),
-        ("hello with 2 GiB", "hello", &["--memory", "2G"]),
+        ("hello with 2 GiB of memory", "hello", &["--memory", "2G"]),
         ("an ELF of 100 KiB", "big-100k", &["--memory", "512M"]),
         ("an ELF of 256 MiB", "big", &["--memory", "512M"]),
     ] {
@@ -41,7 +38,7 @@ fn boot(criterion: &mut Criterion) {
         group.bench_function(format!("{name}: first byte"), |bencher| {
             bencher.iter_custom(|times| (0..times).map(|_| run(&command).unwrap().first_byte).sum());
         });
-        group.bench_function(format!("{name}: end"), |bencher| {
+        group.bench_function(format!("{name}: exit"), |bencher| {
             bencher.iter_custom(|times| (0..times).map(|_| run(&command).unwrap().end).sum());
         });
     }

@@ -1,5 +1,5 @@
-//! mayfly side by side with the floor program: each round runs every command once, so that whatever else the machine does
-//! hits all of them alike. `make floor` runs it; ROUNDS in the environment changes the number of rounds.
+//! Compares mayfly with the floor program. Each round runs every command once, so that other load of the host
+//! affects all commands alike. `make floor` runs it; ROUNDS in the environment sets the number of rounds.
 
 #![allow(missing_docs, reason = "a program")]
 
@@ -12,12 +12,12 @@ use spawn::{Run, run};
 
 struct Row {
     name: &'static str,
-    /// Index of the row that this one is compared with.
-    against: usize,
+    /// Index of the baseline row for the ratio.
+    baseline: usize,
     command: Vec<String>,
 }
 
-/// Index of the row of a small image with as much memory as that of the large one.
+/// Index of the row for a small image with the memory size of the row for the large image.
 const SMALL_IMAGE: usize = 6;
 
 fn rows() -> Vec<Row> {
@@ -33,9 +33,9 @@ fn rows() -> Vec<Row> {
             memory.to_owned(),
         ]
     };
-    let row = |name, against, command| Row {
+    let row = |name, baseline, command| Row {
         name,
-        against,
+        baseline,
         command,
     };
     vec![
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         .unwrap_or(200);
     let rows = rows();
     let mut runs: Vec<Vec<Run>> = vec![Vec::with_capacity(rounds); rows.len()];
-    // The first two rounds fill the page cache and are not counted.
+    // The first two rounds fill the page cache and do not count.
     for round in 0..rounds + 2 {
         for (row, runs) in rows.iter().zip(&mut runs) {
             let command: Vec<&str> = row.command.iter().map(String::as_str).collect();
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
                 Ok(_) => {}
                 Err(error) => {
                     eprintln!(
-                        "{}: {error}: run make floor, which builds what is needed",
+                        "{}: {error}; run `make floor`, which builds the programs",
                         row.name
                     );
                     return ExitCode::FAILURE;
@@ -80,7 +80,7 @@ fn main() -> ExitCode {
     }
     print(&rows, &runs);
     let missed = missed(&rows, &runs);
-    missed.iter().for_each(|goal| println!("missed: {goal}"));
+    missed.iter().for_each(|goal| println!("missed goal: {goal}"));
     if missed.is_empty() {
         ExitCode::SUCCESS
     } else {
@@ -88,56 +88,56 @@ fn main() -> ExitCode {
     }
 }
 
-/// The goals that were not reached.
+/// Returns the missed goals.
 fn missed(rows: &[Row], runs: &[Vec<Run>]) -> Vec<String> {
     let first = |row: usize| median(runs[row].iter().map(|run| run.first_byte)).as_secs_f64();
     let mut goals = Vec::new();
     for (index, row) in rows.iter().enumerate() {
-        let ratio = first(index) / first(row.against);
-        // The same guest against the floor, and a large image against a small one.
-        let most = match index {
+        let ratio = first(index) / first(row.baseline);
+        // 1.3 applies to the same guest on the floor, 1.1 to a large image against a small one.
+        let limit = match index {
             SMALL_IMAGE => f64::INFINITY,
-            _ if row.against == SMALL_IMAGE => 1.1,
+            _ if row.baseline == SMALL_IMAGE => 1.1,
             _ => 1.3,
         };
         goals.push((
-            ratio <= most,
-            format!(
-                "{}: {ratio:.2} times what it is compared with, not {most}",
-                row.name
-            ),
+            ratio <= limit,
+            format!("{}: ratio {ratio:.2}, goal {limit}", row.name),
         ));
         let rss = median(runs[index].iter().map(|run| run.peak_kib));
-        goals.push((rss <= 2048, format!("{}: {rss} KiB resident, not 2048", row.name)));
+        goals.push((
+            rss <= 2048,
+            format!("{}: peak RSS {rss} KiB, goal 2048", row.name),
+        ));
         let last = millis(median(runs[index].iter().map(|run| run.end - run.first_byte)));
         goals.push((
             last <= 3.0,
-            format!("{}: ends {last:.2} ms after its first byte, not 3", row.name),
+            format!("{}: exit {last:.2} ms after the first byte, goal 3", row.name),
         ));
     }
     let size =
         std::fs::metadata(concat!(env!("CARGO_MANIFEST_DIR"), "/dist/mayfly")).map_or(0, |file| file.len());
-    println!("dist/mayfly has {} KiB", size >> 10);
+    println!("size of dist/mayfly: {} KiB", size >> 10);
     goals.push((
         size <= 3 << 20,
-        format!("dist/mayfly has {size} bytes, not 3 MiB"),
+        format!("size of dist/mayfly: {size} bytes, goal 3 MiB"),
     ));
     goals
         .into_iter()
-        .filter(|(reached, _)| !reached)
+        .filter(|(is_reached, _)| !is_reached)
         .map(|(_, goal)| goal)
         .collect()
 }
 
 fn print(rows: &[Row], runs: &[Vec<Run>]) {
-    println!("medians of {} rounds, spawn to:", runs[0].len());
+    println!("medians of {} rounds, time from spawn to:", runs[0].len());
     println!(
         "{:<34} {:>12} {:>8} {:>9} {:>12} {:>10}",
-        "", "first byte", "ratio", "fastest", "end", "peak RSS"
+        "", "first byte", "ratio", "minimum", "exit", "peak RSS"
     );
     for (row, own) in rows.iter().zip(runs) {
         let first = |runs: &[Run]| median(runs.iter().map(|run| run.first_byte));
-        let ratio = first(own).as_secs_f64() / first(&runs[row.against]).as_secs_f64();
+        let ratio = first(own).as_secs_f64() / first(&runs[row.baseline]).as_secs_f64();
         println!(
             "{:<34} {:>9.3} ms {:>8.2} {:>6.3} ms {:>9.3} ms {:>6} KiB",
             row.name,
@@ -154,7 +154,7 @@ fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// The value in the middle.
+/// Returns the median.
 fn median<T: Ord + Copy>(values: impl Iterator<Item = T>) -> T {
     let mut values: Vec<T> = values.collect();
     values.sort();

@@ -1,15 +1,15 @@
-// Many machines from one snapshot, alive at once.
+// Many VMs from one snapshot, alive at once.
 //
 //   clones N MAYFLY SNAPSHOT
 //
-// Starts N processes `MAYFLY restore SNAPSHOT`, one after the other; each is sent a byte, which its guest must echo, before the
-// next one starts. A process of its own starts them: a parent with the descriptors of them all takes longer to start one the
-// more there are, which says nothing of mayfly.
+// Starts N processes `MAYFLY restore SNAPSHOT` one after the other. Each guest must echo a byte before the
+// next process starts. A separate spawner process starts them: with the descriptors of all VMs open, a spawn
+// takes longer the more there are, which is not mayfly's cost.
 //
-// Prints how long that took for the first and the last hundred, and how much less memory the system has for it, per machine: the
-// kernel's share is in it. What each guest wrote is taken off: the private pages of the mapping of its memory. All are asked
-// again at the end whether they live, and then killed. Ends with 1 when a goal is missed: 1 MiB a machine, and the last hundred
-// within 1.3 times the first.
+// Prints the start time of the first and last hundred VMs, and the memory of the system per VM, with the
+// kernel's share. It excludes the guest's own writes: the private pages of the mapping of its memory. At the
+// end it checks that all VMs are alive and kills them. The exit status is 1 if a goal is missed: 1 MiB per
+// VM, and a ratio of 1.3 of the last hundred to the first.
 #define _GNU_SOURCE
 #include <err.h>
 #include <errno.h>
@@ -27,7 +27,7 @@
 #include <fcntl.h>
 
 extern char **environ;
-enum { PATIENCE_MS = 10000, SETTLE_S = 90, QUIET_S = 4, GROUP = 100 };
+enum { TIMEOUT_MS = 10000, SETTLE_S = 90, QUIET_S = 4, GROUP = 100 };
 
 struct clone {
     pid_t pid;
@@ -44,7 +44,8 @@ static double now(void) {
     return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
 }
 
-// A number of KiB in a file of /proc: the sum of all lines that begin with `name`, after one that contains `within`, if any.
+// Returns KiB from a file in /proc: the sum of all lines that start with `name`, after a line that contains
+// `within`, if given.
 static long kib(const char *path, const char *name, const char *within) {
     FILE *file = fopen(path, "re");
     if (!file) return 0;
@@ -58,35 +59,35 @@ static long kib(const char *path, const char *name, const char *within) {
     return sum;
 }
 
-// Memory that is there, in KiB, once it has not become more for some seconds: what processes leave behind when they start and end
-// takes the kernel long to free, a thousand machines' most of a minute.
+// Returns the available memory in KiB once it has stopped growing for some seconds. The kernel frees the
+// memory of started and exited processes late: for a thousand VMs it needs most of a minute.
 static long available(void) {
-    long most = 0;
+    long maximum = 0;
     for (int i = 0, quiet = 0; i < SETTLE_S && quiet < QUIET_S; i++) {
         long now = kib("/proc/meminfo", "MemAvailable", NULL);
-        quiet = now > most + 1024 ? 0 : quiet + 1;
-        if (now > most) most = now;
+        quiet = now > maximum + 1024 ? 0 : quiet + 1;
+        if (now > maximum) maximum = now;
         sleep(1);
     }
     return kib("/proc/meminfo", "MemAvailable", NULL);
 }
 
-static void end_all(int nursery) {
+static void kill_all(int spawner) {
     for (int i = 0; i < started; i++) kill(clones[i].pid, SIGKILL);
-    close(nursery);
+    close(spawner);
     while (wait(NULL) > 0) {}
 }
 
-// Whether the guest answers. What was printed before the snapshot is not printed again.
+// Returns 1 if the guest echoes a byte. A restored guest does not repeat earlier output.
 static int echoes(struct clone *clone) {
-    struct pollfd answer = {.fd = clone->console, .events = POLLIN};
+    struct pollfd poll_fd = {.fd = clone->console, .events = POLLIN};
     char byte = 'x';
-    if (write(clone->console, &byte, 1) != 1 || poll(&answer, 1, PATIENCE_MS) != 1) return 0;
+    if (write(clone->console, &byte, 1) != 1 || poll(&poll_fd, 1, TIMEOUT_MS) != 1) return 0;
     return read(clone->console, &byte, 1) == 1 && byte == 'x';
 }
 
-// What is told of a machine that was started: 0 for its process when it could not be. Its console comes along.
-struct birth {
+// Message about a started VM: pid 0 if the spawn failed. The descriptor of its console is attached.
+struct launch {
     pid_t pid;
     double begin;
 };
@@ -96,52 +97,52 @@ union rights {
     char bytes[CMSG_SPACE(sizeof(int))];
 };
 
-static int hand_over(int socket, struct birth *birth, int console) {
+static int send_launch(int socket, struct launch *launch, int console) {
     union rights rights = {.header = {.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof(int))}};
     memcpy(CMSG_DATA(&rights.header), &console, sizeof console);
-    struct iovec data = {birth, sizeof *birth};
+    struct iovec data = {launch, sizeof *launch};
     struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &rights, .msg_controllen = sizeof rights};
-    return sendmsg(socket, &message, 0) == sizeof *birth;
+    return sendmsg(socket, &message, 0) == sizeof *launch;
 }
 
-static int take_over(int socket, struct birth *birth, int *console) {
+static int receive_launch(int socket, struct launch *launch, int *console) {
     union rights rights;
-    struct iovec data = {birth, sizeof *birth};
+    struct iovec data = {launch, sizeof *launch};
     struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &rights, .msg_controllen = sizeof rights};
-    if (recvmsg(socket, &message, MSG_CMSG_CLOEXEC) != sizeof *birth || !CMSG_FIRSTHDR(&message)) return 0;
+    if (recvmsg(socket, &message, MSG_CMSG_CLOEXEC) != sizeof *launch || !CMSG_FIRSTHDR(&message)) return 0;
     memcpy(console, CMSG_DATA(&rights.header), sizeof *console);
-    return birth->pid > 0;
+    return launch->pid > 0;
 }
 
-// Starts a machine for each byte that it is sent. Has no descriptors but those of the machine that it starts.
-static void serve(int socket, char *program, char *snapshot) {
-    char *arguments[] = {program, "restore", snapshot, NULL}, wish;
-    while (read(socket, &wish, 1) == 1) {
+// Starts a VM for each byte received. Holds only the descriptors of the VM that it starts.
+static void run_spawner(int socket, char *program, char *snapshot) {
+    char *arguments[] = {program, "restore", snapshot, NULL}, byte;
+    while (read(socket, &byte, 1) == 1) {
         int console[2];
         if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, console) < 0) err(1, "socketpair");
         posix_spawn_file_actions_t actions;
         posix_spawn_file_actions_init(&actions);
         posix_spawn_file_actions_adddup2(&actions, console[1], 0);
         posix_spawn_file_actions_adddup2(&actions, console[1], 1);
-        struct birth birth = {.begin = now()};
-        errno = posix_spawn(&birth.pid, program, &actions, NULL, arguments, environ);
-        if (errno) birth.pid = 0, warn("%s", program);
-        if (!hand_over(socket, &birth, console[0])) err(1, "sendmsg");
+        struct launch launch = {.begin = now()};
+        errno = posix_spawn(&launch.pid, program, &actions, NULL, arguments, environ);
+        if (errno) launch.pid = 0, warn("%s", program);
+        if (!send_launch(socket, &launch, console[0])) err(1, "sendmsg");
         posix_spawn_file_actions_destroy(&actions);
         for (int i = 0; i < 2; i++) close(console[i]);
     }
     while (wait(NULL) > 0) {}
 }
 
-static int start(int nursery, struct clone *clone) {
-    struct birth birth;
+static int start(int spawner, struct clone *clone) {
+    struct launch launch;
     int console;
-    if (write(nursery, "", 1) != 1 || !take_over(nursery, &birth, &console)) return 0;
-    *clone = (struct clone){.pid = birth.pid, .console = console};
+    if (write(spawner, "", 1) != 1 || !receive_launch(spawner, &launch, &console)) return 0;
+    *clone = (struct clone){.pid = launch.pid, .console = console};
     started++;
-    int lives = echoes(clone);
-    clone->micros = now() - birth.begin;
-    return lives;
+    int is_alive = echoes(clone);
+    clone->micros = now() - launch.begin;
+    return is_alive;
 }
 
 static int by_time(const void *a, const void *b) {
@@ -161,7 +162,7 @@ static double median(const struct clone *from, int count) {
 
 int main(int argc, char **argv) {
     int count = argc == 4 ? atoi(argv[1]) : 0;
-    if (count < 1) errx(2, "N MAYFLY SNAPSHOT");
+    if (count < 1) errx(2, "usage: clones N MAYFLY SNAPSHOT");
     struct rlimit files;
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
@@ -175,13 +176,13 @@ int main(int argc, char **argv) {
     if (child < 0) err(1, "fork");
     close(pair[child ? 1 : 0]);
     if (!child) {
-        serve(pair[1], argv[2], argv[3]);
+        run_spawner(pair[1], argv[2], argv[3]);
         return 0;
     }
     long before = available(), slab = kib("/proc/meminfo", "SUnreclaim", NULL);
     while (started < count && start(pair[0], &clones[started])) {}
-    int alive = 0, refused = started < count;
-    if (refused) warnx("machine %d does not come up", started);
+    int alive = 0, failed = started < count;
+    if (failed) warnx("cannot start VM %d: its guest does not echo", started);
     long after = available(), guest = 0, own = 0;
     slab = kib("/proc/meminfo", "SUnreclaim", NULL) - slab;
     for (int i = 0; i < started; i++) {
@@ -194,13 +195,13 @@ int main(int argc, char **argv) {
     for (int i = 0; i < started; i++) alive += echoes(&clones[i]);
     int group = started < 2 * GROUP ? (started + 1) / 2 : GROUP;
     double first = started ? median(clones, group) : 0, last = started ? median(clones + started - group, group) : 0;
-    end_all(pair[0]);
+    kill_all(pair[0]);
     double each = started ? (double)(before - after - guest) / started : 0;
-    printf("%d machines, %d alive at the end, of %d\n", started, alive, count);
+    printf("%d VMs of %d started, %d alive at the end\n", started, count, alive);
     if (!started) return 1;
-    printf("memory each, without the guest's pages: %.0f KiB (goal: 1024); of it private to the process %.0f, unreclaimable slab %.0f\n",
+    printf("memory per VM without guest pages: %.0f KiB (goal: 1024), of that private %.0f KiB, unreclaimable slab %.0f KiB\n",
            each, (double)own / started, (double)slab / started);
-    printf("the guest's own pages: %.0f KiB each\n", (double)guest / started);
-    printf("spawn to the guest's echo, median: first %d %.0f us, last %d %.0f us, ratio %.2f (goal: 1.3)\n", group, first, group, last, last / first);
-    return refused || alive < count || each > 1024 || last > 1.3 * first;
+    printf("guest pages per VM: %.0f KiB\n", (double)guest / started);
+    printf("median from spawn to echo: first %d VMs %.0f us, last %d VMs %.0f us, ratio %.2f (goal: 1.3)\n", group, first, group, last, last / first);
+    return failed || alive < count || each > 1024 || last > 1.3 * first;
 }

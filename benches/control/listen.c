@@ -1,4 +1,4 @@
-// The least that a process can do to be connected to: binds a unix socket at its argument, listens, and stays.
+// Floor of the API socket: binds a unix socket at its argument, listens, and stays.
 #include <err.h>
 #include <string.h>
 #include <sys/socket.h>

@@ -1,4 +1,4 @@
-//! What the control socket costs, side by side with the least that it could: `make control`. ROUNDS in the environment changes the
+//! Measures the cost of the API socket against the floor: `make control`. ROUNDS in the environment sets the
 //! number of rounds.
 
 #![allow(missing_docs, reason = "a program")]
@@ -11,16 +11,16 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use process::{Process, compile, connect, directory, guest, mayfly, pin, put, request};
+use process::{Process, compile, connect, directory, guest, mayfly, pin, put, request_text};
 
 /// Requests on one connection.
 const REQUESTS: u32 = 10_000;
-/// Bytes of a guest's memory when nobody says otherwise.
+/// Default guest memory in bytes.
 const MEMORY: u64 = 128 << 20;
-/// What is asked before memory is looked at, so that what requests need is there.
+/// Requests before memory is measured, so that their allocations exist.
 const WARM: usize = 1000;
 
-/// One line of the table.
+/// Row of the table.
 struct Row {
     name: &'static str,
     own: f64,
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     let rows = match measured {
         Ok(rows) => rows,
         Err(error) => {
-            eprintln!("{error}: run make control, which builds what is needed");
+            eprintln!("{error}; run `make control`, which builds the programs");
             return ExitCode::FAILURE;
         }
     };
@@ -71,7 +71,9 @@ fn main() -> ExitCode {
         );
     }
     let missed: Vec<&Row> = rows.iter().filter(|row| row.is_missed()).collect();
-    missed.iter().for_each(|row| println!("missed: {}", row.name));
+    missed
+        .iter()
+        .for_each(|row| println!("missed goal: {}", row.name));
     if missed.is_empty() {
         ExitCode::SUCCESS
     } else {
@@ -88,7 +90,7 @@ fn measure(rounds: usize) -> io::Result<Vec<Row>> {
     ])
 }
 
-/// A row of two medians, whose ratio has the goal.
+/// Creates a row of two medians, whose ratio has the goal.
 fn ratio(name: &'static str, own: Vec<Duration>, floor: Vec<Duration>, goal: f64) -> Row {
     let micros = |durations: Vec<Duration>| median(durations).as_secs_f64() * 1e6;
     let (own, floor) = (micros(own), micros(floor));
@@ -103,7 +105,7 @@ fn ratio(name: &'static str, own: Vec<Duration>, floor: Vec<Duration>, goal: f64
     }
 }
 
-/// From the start of a process until it can be connected to.
+/// Measures the time from the start of a process until its socket accepts a connection.
 fn socket(rounds: usize) -> io::Result<Row> {
     let listen = compile("listen", &["control/listen.c"])?;
     let path = directory().join("s");
@@ -113,24 +115,19 @@ fn socket(rounds: usize) -> io::Result<Row> {
         let start = Instant::now();
         let process = Process::start(program, arguments)?;
         let stream = connect(&path);
-        let taken = start.elapsed();
+        let elapsed = start.elapsed();
         drop((process, stream));
-        io::Result::Ok(taken)
+        io::Result::Ok(elapsed)
     };
     let (mut own, mut floor) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         own.push(once(&mayfly(), &["--api-sock", &text])?);
         floor.push(once(&listen, &[&text])?);
     }
-    Ok(ratio(
-        "start of the process to a connectable socket",
-        own,
-        floor,
-        1.2,
-    ))
+    Ok(ratio("process start to a connectable socket", own, floor, 1.2))
 }
 
-/// mayfly behind the socket `path`, with a guest named and not started.
+/// Starts mayfly with the socket `path` and configures a guest, which is not started.
 fn ready(path: &Path, name: &str) -> io::Result<(Process, std::os::unix::net::UnixStream)> {
     let _ = fs::remove_file(path);
     let process = Process::start(&mayfly(), &["--api-sock", &path.to_string_lossy()])?;
@@ -145,7 +142,7 @@ fn ready(path: &Path, name: &str) -> io::Result<(Process, std::os::unix::net::Un
 
 const START: &str = r#"{"action_type":"InstanceStart"}"#;
 
-/// From the request to start a guest to its first byte.
+/// Measures the time from the request to start a guest to its first byte.
 fn start(rounds: usize) -> io::Result<Row> {
     let floor_program =
         compile("floor", &["-Dmain=floor_main", "-c", "floor/floor.c"]).and_then(|object| {
@@ -157,48 +154,49 @@ fn start(rounds: usize) -> io::Result<Row> {
     for _ in 0..rounds {
         let (mut process, mut stream) = ready(&path, "hello")?;
         let start = Instant::now();
-        stream.write_all(request("PUT", "/actions", START).as_bytes())?;
+        stream.write_all(request_text("PUT", "/actions", START).as_bytes())?;
         process.read(1)?;
         own.push(start.elapsed());
         let mut process = Process::start(&floor_program, &["128"])?;
         process.read(1)?;
         let start = Instant::now();
-        process.prod()?;
+        process.send_byte()?;
         process.read(1)?;
         floor.push(start.elapsed());
     }
     Ok(ratio("InstanceStart to the guest's first byte", own, floor, 1.3))
 }
 
-/// Requests a second on one connection. Both sides are on one processor: on two, they wait for each other's wake-ups.
+/// Measures the rate of requests on one connection. Both sides are pinned to one processor: on two, they wait
+/// for each other's wake-ups.
 fn rate() -> io::Result<Row> {
     let path = directory().join("s");
     let _ = fs::remove_file(&path);
     let process = Process::start(&mayfly(), &["--api-sock", &path.to_string_lossy()])?;
     pin(process.0.id())?;
-    let asked = std::thread::spawn(move || {
+    let client = std::thread::spawn(move || {
         pin(0)?;
         let mut stream = connect(&path);
-        let asked = request("GET", "/", "").replace("Content-Length: 0\r\n", "");
-        let mut answer = [0; 1024];
+        let request = request_text("GET", "/", "").replace("Content-Length: 0\r\n", "");
+        let mut response = [0; 1024];
         let start = Instant::now();
         for _ in 0..REQUESTS {
-            stream.write_all(asked.as_bytes())?;
-            let length = stream.read(&mut answer)?;
-            if !answer[..length].starts_with(b"HTTP/1.1 200 ") || !answer[..length].ends_with(b"}") {
+            stream.write_all(request.as_bytes())?;
+            let length = stream.read(&mut response)?;
+            if !response[..length].starts_with(b"HTTP/1.1 200 ") || !response[..length].ends_with(b"}") {
                 return Err(io::Error::other(
-                    String::from_utf8_lossy(&answer[..length]).into_owned(),
+                    String::from_utf8_lossy(&response[..length]).into_owned(),
                 ));
             }
         }
         Ok(start.elapsed())
     });
-    let taken = asked
+    let elapsed = client
         .join()
-        .map_err(|_| io::Error::other("the client failed"))??;
-    let reached = f64::from(REQUESTS) / taken.as_secs_f64();
-    let micros = taken.as_secs_f64() * 1e6 / f64::from(REQUESTS);
-    let name = "GET / a second, on one connection";
+        .map_err(|_| io::Error::other("the client panicked"))??;
+    let reached = f64::from(REQUESTS) / elapsed.as_secs_f64();
+    let micros = elapsed.as_secs_f64() * 1e6 / f64::from(REQUESTS);
+    let name = "GET / requests per second, one connection";
     Ok(Row {
         name,
         own: micros,
@@ -210,7 +208,7 @@ fn rate() -> io::Result<Row> {
     })
 }
 
-/// KiB that a mayfly with a socket has for itself beyond one without.
+/// Measures the private memory of mayfly in KiB with an API socket and without.
 fn memory(rounds: usize) -> io::Result<Row> {
     let path = directory().join("s");
     let (mut with, mut without) = (Vec::new(), Vec::new());
@@ -218,13 +216,14 @@ fn memory(rounds: usize) -> io::Result<Row> {
         let mut process = Process::start(&mayfly(), &["run", &guest("ticker")])?;
         process.read(20)?;
         without.push(process.private_kib(MEMORY)?);
-        // Two at once would share the pages of the program, and each would have less for itself.
+        // Two processes at once would share the pages of the program, which makes the private memory of each
+        // smaller.
         drop(process);
         let (mut process, mut stream) = ready(&path, "ticker")?;
         put(&mut stream, "/actions", START)?;
         for _ in 0..WARM {
             stream.write_all(
-                request("GET", "/version", "")
+                request_text("GET", "/version", "")
                     .replace("Content-Length: 0\r\n", "")
                     .as_bytes(),
             )?;
@@ -234,7 +233,7 @@ fn memory(rounds: usize) -> io::Result<Row> {
         with.push(process.private_kib(MEMORY)?);
     }
     let [own, floor] = [with, without].map(|kib| f64::from(i32::try_from(median(kib)).unwrap_or(i32::MAX)));
-    let name = "private memory beyond that without a socket";
+    let name = "extra private memory with an API socket";
     Ok(Row {
         name,
         own,
@@ -246,7 +245,7 @@ fn memory(rounds: usize) -> io::Result<Row> {
     })
 }
 
-/// The value in the middle.
+/// Returns the median.
 fn median<T: Ord + Copy>(mut values: Vec<T>) -> T {
     values.sort();
     values[values.len() / 2]

@@ -1,4 +1,4 @@
-//! One process that is measured, and the one connection to it.
+//! Measured process and the connection to it.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::{env, fs, mem};
 
-/// The folder of what is compiled, and of sockets; short, as their addresses have to be.
+/// Returns the directory of compiled programs and sockets. Its path is short, because socket addresses are
+/// limited.
 pub fn directory() -> PathBuf {
     env::temp_dir().join(format!("mayfly-control-{}", std::process::id()))
 }
@@ -19,10 +20,10 @@ pub fn guest(name: &str) -> String {
     format!("{}/dist/guests/x86_64/{name}.elf", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Compiles `sources` of benches into the static program `name`.
+/// Compiles a static program `name` from sources in `benches`.
 ///
 /// # Errors
-/// When there is no compiler, or it fails.
+/// If there is no compiler, or it fails.
 pub fn compile(name: &str, arguments: &[&str]) -> io::Result<PathBuf> {
     let program = directory().join(name);
     let benches = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
@@ -37,12 +38,14 @@ pub fn compile(name: &str, arguments: &[&str]) -> io::Result<PathBuf> {
     Ok(program)
 }
 
-/// A process; dropped, it is gone.
+/// Process that is killed on drop.
 pub struct Process(pub Child);
 
 impl Process {
+    /// Starts `program` with pipes for its input and output.
+    ///
     /// # Errors
-    /// The kernel's.
+    /// If the process cannot be started.
     pub fn start(program: &Path, arguments: &[&str]) -> io::Result<Self> {
         let mut command = Command::new(program);
         command
@@ -56,7 +59,7 @@ impl Process {
     /// Reads `count` bytes of its output.
     ///
     /// # Errors
-    /// When it ends before.
+    /// If it exits first.
     pub fn read(&mut self, count: usize) -> io::Result<()> {
         let output = self
             .0
@@ -66,27 +69,27 @@ impl Process {
         output.read_exact(&mut vec![0; count])
     }
 
-    /// Sends it a byte.
+    /// Sends a byte to its input.
     ///
     /// # Errors
-    /// When it is gone.
-    pub fn prod(&mut self) -> io::Result<()> {
+    /// If it has exited.
+    pub fn send_byte(&mut self) -> io::Result<()> {
         let input = self.0.stdin.as_mut().ok_or_else(|| io::Error::other("no pipe"))?;
         input.write_all(b".")
     }
 
-    /// KiB that it has for itself, without its guest's memory of `memory` bytes: how the kernel fills that with pages depends
-    /// on what it was asked for, and not on the socket.
+    /// Returns the private memory of the process in KiB, without its guest's memory of `memory` bytes. The
+    /// kernel's placement of pages there depends on the guest, not on the socket.
     ///
     /// # Errors
-    /// When there is no /proc.
+    /// If /proc is missing.
     pub fn private_kib(&self, memory: u64) -> io::Result<i64> {
         let text = fs::read_to_string(format!("/proc/{}/smaps", self.0.id()))?;
         let mut mappings: Vec<(u64, u64, i64)> = Vec::new();
         for line in text.lines() {
-            let mut words = line.split_whitespace();
-            let first = words.next().unwrap_or_default();
-            let number = words.next().and_then(|word| word.parse::<i64>().ok());
+            let mut columns = line.split_whitespace();
+            let first = columns.next().unwrap_or_default();
+            let number = columns.next().and_then(|column| column.parse::<i64>().ok());
             if let Some((start, end)) = range(first) {
                 mappings.push((start, end, 0));
             } else if first.starts_with("Private_")
@@ -95,7 +98,7 @@ impl Process {
                 mapping.2 += number.unwrap_or(0);
             }
         }
-        // The largest is the guest's, from its image to its end.
+        // The largest mapping ends with the guest's memory.
         let largest = mappings.iter().max_by_key(|(start, end, _)| end - start);
         let end = largest.map_or(0, |(_, end, _)| *end);
         let guest = end.saturating_sub(memory)..end;
@@ -104,7 +107,7 @@ impl Process {
     }
 }
 
-/// The addresses in the first line of a mapping.
+/// Parses the addresses in the first line of a mapping.
 fn range(word: &str) -> Option<(u64, u64)> {
     let (start, end) = word.split_once('-')?;
     Some((
@@ -120,7 +123,7 @@ impl Drop for Process {
     }
 }
 
-/// Connects as soon as there is somebody, and does not sleep till then.
+/// Connects as soon as the socket accepts connections. Polls without sleep, for precision.
 pub fn connect(socket: &Path) -> UnixStream {
     loop {
         if let Ok(stream) = UnixStream::connect(socket) {
@@ -129,34 +132,34 @@ pub fn connect(socket: &Path) -> UnixStream {
     }
 }
 
-/// The bytes of a request.
-pub fn request(method: &str, path: &str, body: &str) -> String {
+/// Returns the text of a request.
+pub fn request_text(method: &str, path: &str, body: &str) -> String {
     format!(
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )
 }
 
-/// Has something done, which must be answered with 204.
+/// Sends a PUT request, whose response must have status 204.
 ///
 /// # Errors
-/// When it is refused.
+/// If the request is rejected.
 pub fn put(stream: &mut UnixStream, path: &str, body: &str) -> io::Result<()> {
-    stream.write_all(request("PUT", path, body).as_bytes())?;
-    let mut answer = [0; 1024];
-    let length = stream.read(&mut answer)?;
-    if answer[..length].starts_with(b"HTTP/1.1 204 ") {
+    stream.write_all(request_text("PUT", path, body).as_bytes())?;
+    let mut response = [0; 1024];
+    let length = stream.read(&mut response)?;
+    if response[..length].starts_with(b"HTTP/1.1 204 ") {
         return Ok(());
     }
     Err(io::Error::other(
-        String::from_utf8_lossy(&answer[..length]).into_owned(),
+        String::from_utf8_lossy(&response[..length]).into_owned(),
     ))
 }
 
-/// Keeps the process `id` on the first processor; 0 is this thread.
+/// Pins the process `id` to the first processor; 0 is this thread.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel rejects the affinity.
 pub fn pin(id: u32) -> io::Result<()> {
     // SAFETY: all-zero bytes are a valid, empty set.
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };

@@ -1,5 +1,5 @@
-// The floor as a process that is there already: it says so by a byte, and begins when it is sent one. Linked with floor.c, whose
-// main is called floor_main then.
+// The floor as a waiting process: it prints a byte when it is ready, and starts after an input byte. Linked
+// with floor.c, whose main is renamed to floor_main.
 #include <unistd.h>
 
 int floor_main(int argc, char **argv);

@@ -1,10 +1,12 @@
-// The floor: the least that KVM asks for between a process's first instruction and a guest's first output.
+// Floor: the KVM calls that are necessary between the first instruction of a process and the first output of
+// a guest.
 //
 //   floor [MEMORY_MIB]
 //
-// One vCPU in long mode with fresh anonymous memory, a split interrupt controller, the host's CPUID, and a guest of a few
-// bytes that prints a line to the serial port and ends by a keyboard-controller reset. Every call is made with the raw
-// ioctl, in the cheapest order, in one thread. What a monitor takes beyond this is its own.
+// One vCPU in long mode with fresh anonymous memory, the split interrupt controller, the host's CPUID, and a
+// guest of a few bytes. The guest prints a line to the serial port and ends with a keyboard-controller reset.
+// The program makes each call as a raw ioctl, in the cheapest order, in one thread. The time of a VMM beyond
+// this is its own.
 #include <err.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
@@ -28,64 +30,64 @@ static struct {
     struct kvm_cpuid_entry2 entries[256];
 } cpuid = {.head = {.nent = 256}};
 
-static int call(int fd, unsigned long request, const void *argument, const char *name) {
+static int checked_ioctl(int fd, unsigned long request, const void *argument, const char *name) {
     int result = ioctl(fd, request, argument);
     if (result < 0) err(1, "%s", name);
     return result;
 }
 
-static struct kvm_segment flat(uint16_t selector, uint8_t type, uint8_t wide) {
+static struct kvm_segment flat_segment(uint16_t selector, uint8_t type, uint8_t wide) {
     return (struct kvm_segment){.limit = 0xffffffff, .selector = selector, .type = type, .present = 1, .s = 1, .g = 1, .l = wide, .db = !wide};
 }
 
 static void enter_long_mode(int vcpu) {
     struct kvm_sregs sregs;
-    call(vcpu, KVM_GET_SREGS, &sregs, "KVM_GET_SREGS");
-    sregs.cs = flat(0x10, 11, 1);
-    sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = flat(0x18, 3, 0);
+    checked_ioctl(vcpu, KVM_GET_SREGS, &sregs, "KVM_GET_SREGS");
+    sregs.cs = flat_segment(0x10, 11, 1);
+    sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = flat_segment(0x18, 3, 0);
     sregs.gdt = (struct kvm_dtable){.base = GDT, .limit = 31};
     sregs.cr0 = 0x80050033;
     sregs.cr3 = PML4;
     sregs.cr4 = 0x20;
     sregs.efer = 0x500;
-    call(vcpu, KVM_SET_SREGS, &sregs, "KVM_SET_SREGS");
+    checked_ioctl(vcpu, KVM_SET_SREGS, &sregs, "KVM_SET_SREGS");
     struct kvm_regs regs = {.rip = CODE, .rsp = STACK, .rflags = 2};
-    call(vcpu, KVM_SET_REGS, &regs, "KVM_SET_REGS");
+    checked_ioctl(vcpu, KVM_SET_REGS, &regs, "KVM_SET_REGS");
 }
 
-static void fill(uint8_t *memory) {
+static void write_guest(uint8_t *memory) {
     memcpy(memory + CODE, code, sizeof code);
     memcpy(memory + TEXT, text, sizeof text);
     uint64_t gdt[4] = {0, 0, 0x00af9b000000ffff, 0x00cf93000000ffff};
     memcpy(memory + GDT, gdt, sizeof gdt);
     *(uint64_t *)(memory + PML4) = PDPT | PRESENT_WRITABLE;
     *(uint64_t *)(memory + PDPT) = DIRECTORY | PRESENT_WRITABLE;
-    uint64_t *directory = (uint64_t *)(memory + DIRECTORY);
-    for (uint64_t i = 0; i < 512; i++) directory[i] = i << 21 | LARGE;
+    uint64_t *page_directory = (uint64_t *)(memory + DIRECTORY);
+    for (uint64_t i = 0; i < 512; i++) page_directory[i] = i << 21 | LARGE;
 }
 
 int main(int argc, char **argv) {
     uint64_t size = (argc > 1 ? strtoull(argv[1], NULL, 10) : 128) << 20;
     int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
     if (kvm < 0) err(1, "/dev/kvm");
-    int vm = call(kvm, KVM_CREATE_VM, NULL, "KVM_CREATE_VM");
+    int vm = checked_ioctl(kvm, KVM_CREATE_VM, NULL, "KVM_CREATE_VM");
     uint8_t *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) err(1, "mmap");
     struct kvm_userspace_memory_region slot = {.memory_size = size, .userspace_addr = (uintptr_t)memory};
-    call(vm, KVM_SET_USER_MEMORY_REGION, &slot, "KVM_SET_USER_MEMORY_REGION");
+    checked_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot, "KVM_SET_USER_MEMORY_REGION");
     if (ioctl(vm, KVM_SET_TSS_ADDR, 0xfffbd000) < 0) err(1, "KVM_SET_TSS_ADDR");
     struct kvm_enable_cap split = {.cap = KVM_CAP_SPLIT_IRQCHIP, .args = {24}};
-    call(vm, KVM_ENABLE_CAP, &split, "KVM_CAP_SPLIT_IRQCHIP");
-    int vcpu = call(vm, KVM_CREATE_VCPU, NULL, "KVM_CREATE_VCPU");
-    size_t run_size = (size_t)call(kvm, KVM_GET_VCPU_MMAP_SIZE, NULL, "KVM_GET_VCPU_MMAP_SIZE");
+    checked_ioctl(vm, KVM_ENABLE_CAP, &split, "KVM_CAP_SPLIT_IRQCHIP");
+    int vcpu = checked_ioctl(vm, KVM_CREATE_VCPU, NULL, "KVM_CREATE_VCPU");
+    size_t run_size = (size_t)checked_ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, NULL, "KVM_GET_VCPU_MMAP_SIZE");
     struct kvm_run *run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
     if (run == MAP_FAILED) err(1, "mmap of kvm_run");
-    call(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid, "KVM_GET_SUPPORTED_CPUID");
-    call(vcpu, KVM_SET_CPUID2, &cpuid, "KVM_SET_CPUID2");
-    fill(memory);
+    checked_ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid, "KVM_GET_SUPPORTED_CPUID");
+    checked_ioctl(vcpu, KVM_SET_CPUID2, &cpuid, "KVM_SET_CPUID2");
+    write_guest(memory);
     enter_long_mode(vcpu);
     for (;;) {
-        call(vcpu, KVM_RUN, NULL, "KVM_RUN");
+        checked_ioctl(vcpu, KVM_RUN, NULL, "KVM_RUN");
         if (run->exit_reason != KVM_EXIT_IO) errx(1, "exit %u", run->exit_reason);
         if (run->io.port == KEYBOARD) _exit(0);
         if (write(1, (char *)run + run->io.data_offset, 1) != 1) err(1, "stdout");

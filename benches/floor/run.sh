@@ -1,5 +1,6 @@
 #!/bin/bash
-# Builds the floor program and runs it side by side with dist/mayfly; `make floor` builds that and the guests first.
+# Builds the floor program and measures dist/mayfly against it. `make floor` first builds dist/mayfly and the
+# guests.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cc -O2 -Wall -Wextra -Werror -static -o dist/floor benches/floor/floor.c

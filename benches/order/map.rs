@@ -1,53 +1,54 @@
-//! The linker's map.
+//! Map file of the linker.
 
-/// A piece of an object file, at an address.
-struct Piece {
+/// Input section at an address.
+struct InputSection {
     start: u64,
     size: u64,
     pattern: String,
 }
 
-/// All of them, by address.
-pub struct Map(Vec<Piece>);
+/// Input sections in the order of their addresses.
+pub struct Map(Vec<InputSection>);
 
 impl Map {
-    /// Reads the map of lld: lines of an address, the address where it is loaded, a size, an alignment, and then, indented by
-    /// eight columns, a file and in brackets its section.
+    /// Parses the map of lld: each line has an address, a load address, a size, an alignment, and, indented
+    /// by eight columns, a file and its section in brackets.
     pub fn parse(text: &str) -> Self {
-        let mut pieces: Vec<Piece> = text.lines().filter_map(piece).collect();
-        pieces.sort_by_key(|piece| piece.start);
-        Self(pieces)
+        let mut sections: Vec<InputSection> = text.lines().filter_map(parse_line).collect();
+        sections.sort_by_key(|section| section.start);
+        Self(sections)
     }
 
-    /// How the linker is told of what holds the instruction at `address`, if it can be.
+    /// Returns the linker script pattern of the section that contains the instruction at `address`. None if
+    /// no pattern matches only that section.
     pub fn pattern(&self, address: u64) -> Option<String> {
-        let after = self.0.partition_point(|piece| piece.start <= address);
-        let piece = self.0[..after].last()?;
-        (address - piece.start < piece.size).then(|| piece.pattern.clone())
+        let after = self.0.partition_point(|section| section.start <= address);
+        let section = self.0[..after].last()?;
+        (address - section.start < section.size).then(|| section.pattern.clone())
     }
 }
 
-fn piece(line: &str) -> Option<Piece> {
-    let mut words = line.split_whitespace();
-    let start = u64::from_str_radix(words.next()?, 16).ok()?;
-    let size = u64::from_str_radix(words.nth(1)?, 16).ok()?;
+fn parse_line(line: &str) -> Option<InputSection> {
+    let mut columns = line.split_whitespace();
+    let start = u64::from_str_radix(columns.next()?, 16).ok()?;
+    let size = u64::from_str_radix(columns.nth(1)?, 16).ok()?;
     let (file, section) = line.strip_suffix(')')?.rsplit_once(":(")?;
     if !section.starts_with(".text") || size == 0 {
         return None;
     }
     let file = file.rsplit('/').next()?;
     let pattern = match file.strip_suffix(')').and_then(|file| file.split_once('(')) {
-        // Of the C library, whose sections all have the same names, the member of the archive is what is meant.
+        // All sections of the C library share their names, so the pattern matches the archive member.
         Some((archive, member)) if archive.ends_with(".a") => format!("*{archive}:{member}({section})"),
         _ if section == ".text" => return None,
-        _ => format!("*({})", lasting(section)),
+        _ => format!("*({})", stable_name(section)),
     };
-    Some(Piece { start, size, pattern })
+    Some(InputSection { start, size, pattern })
 }
 
-/// A section's name without what is another in each build: the hash at the end of a name in the old way, and in the new way
-/// that of a crate.
-fn lasting(section: &str) -> String {
+/// Returns the section name without the parts that differ between builds: the hash at the end of a legacy
+/// mangled name, and the crate hash of a v0 one.
+fn stable_name(section: &str) -> String {
     let mut name = String::new();
     let mut rest = section;
     while let Some(at) = rest.find("Cs") {

@@ -1,4 +1,4 @@
-//! A program, instruction by instruction.
+//! Single-stepping of a program.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -9,10 +9,11 @@ use std::ptr;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
-/// Addresses of instructions that were executed.
+/// Addresses of executed instructions.
 pub type Executed = BTreeSet<u64>;
 
-/// A program that is stepped through by a thread of its own, which alone the kernel lets do that.
+/// Traced program. A thread of its own steps it, because the kernel accepts ptrace requests only from the
+/// tracing thread.
 pub struct Traced {
     thread: JoinHandle<Executed>,
     /// The process, with its pipes.
@@ -20,17 +21,20 @@ pub struct Traced {
 }
 
 impl Traced {
+    /// Starts `command` and steps it in a new thread.
+    ///
     /// # Errors
-    /// The kernel's.
+    /// If the process cannot be started or traced.
     pub fn start(mut command: Command) -> io::Result<Self> {
         let traced = || {
-            // SAFETY: this thread, the only one of a new process, asks to be traced by its parent; no memory is touched.
+            // SAFETY: this thread, the only one of a new process, requests to be traced by its parent; the
+            // call accesses no memory.
             match unsafe { libc::ptrace(libc::PTRACE_TRACEME) } {
                 0 => Ok(()),
                 _ => Err(io::Error::last_os_error()),
             }
         };
-        // SAFETY: between fork and exec, it makes but that one system call.
+        // SAFETY: between fork and exec, the closure makes one system call only.
         unsafe { command.pre_exec(traced) };
         let (sender, receiver) = mpsc::channel();
         let thread = thread::spawn(move || {
@@ -39,9 +43,9 @@ impl Traced {
                 .as_ref()
                 .ok()
                 .and_then(|child| libc::pid_t::try_from(child.id()).ok());
-            let told = sender.send(child);
-            match (pid, told) {
-                (Some(pid), Ok(())) => follow(pid),
+            let sent = sender.send(child);
+            match (pid, sent) {
+                (Some(pid), Ok(())) => step_until_exit(pid),
                 _ => Executed::new(),
             }
         });
@@ -49,31 +53,34 @@ impl Traced {
         Ok(Self { thread, child })
     }
 
-    /// Waits for its end.
+    /// Waits for the exit of the program and returns the executed addresses.
     ///
     /// # Errors
-    /// When nothing was seen of it.
+    /// If no instruction was traced.
     pub fn executed(self) -> io::Result<Executed> {
         match self.thread.join() {
             Ok(executed) if !executed.is_empty() => Ok(executed),
-            _ => Err(io::Error::other("nothing was seen of the program")),
+            _ => Err(io::Error::other(
+                "cannot trace the program: no instruction was executed",
+            )),
         }
     }
 }
 
-/// Steps through the process and all of its threads, until it ends. Children of other threads are waited for by them.
-fn follow(pid: libc::pid_t) -> Executed {
+/// Steps all threads of the process until it exits. With `__WNOTHREAD`, each tracing thread waits only for
+/// its own children.
+fn step_until_exit(pid: libc::pid_t) -> Executed {
     let mut executed = Executed::new();
     let mut options = libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_EXITKILL;
     loop {
         let mut status = 0;
         // SAFETY: `status` is valid for writes.
         let thread = unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL | libc::__WNOTHREAD) };
-        let ended = libc::WIFEXITED(status) || libc::WIFSIGNALED(status);
-        if thread < 0 || (ended && thread == pid) {
+        let has_exited = libc::WIFEXITED(status) || libc::WIFSIGNALED(status);
+        if thread < 0 || (has_exited && thread == pid) {
             return executed;
         }
-        if ended {
+        if has_exited {
             continue;
         }
         if options != 0 {
@@ -89,10 +96,10 @@ fn follow(pid: libc::pid_t) -> Executed {
         }
         let signal = match libc::WSTOPSIG(status) {
             libc::SIGTRAP => {
-                executed.insert(instruction(thread));
+                executed.insert(instruction_pointer(thread));
                 0
             }
-            // New threads begin with it.
+            // A new thread starts with SIGSTOP.
             libc::SIGSTOP => 0,
             signal => signal,
         };
@@ -101,8 +108,8 @@ fn follow(pid: libc::pid_t) -> Executed {
     }
 }
 
-/// Where a thread that has stopped goes on.
-fn instruction(thread: libc::pid_t) -> u64 {
+/// Returns the address of the next instruction of a stopped thread.
+fn instruction_pointer(thread: libc::pid_t) -> u64 {
     // SAFETY: all-zero bytes are valid registers.
     let mut registers: libc::user_regs_struct = unsafe { mem::zeroed() };
     // SAFETY: `registers` is valid for writes, and outlives the call.

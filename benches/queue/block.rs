@@ -1,4 +1,4 @@
-//! Reads and writes of a file that is in memory: on tmpfs.
+//! Reads and writes of a file on tmpfs.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -14,15 +14,15 @@ use devices::virtio::testing::{CountingInterrupt, FakeDriver, Piece};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::comparison::Benchmark;
-use super::net::wait;
+use super::net::notify_and_wait;
 
 /// Bytes of the file.
 const DISK: u64 = 64 << 20;
 const SECTOR: u64 = 512;
-/// Bytes of the longest piece of a chain.
+/// Maximum bytes of one buffer of a chain.
 const CHUNK_SIZE: u32 = 64 << 10;
 
-/// What is asked for.
+/// Requests of a benchmark.
 #[derive(Clone, Copy)]
 pub struct Shape {
     name: &'static str,
@@ -30,14 +30,14 @@ pub struct Shape {
     write: bool,
     random: bool,
     length: u32,
-    /// Requests of a pass.
+    /// Requests of one pass.
     requests: u32,
-    /// Requests of a kick.
+    /// Requests of one notification.
     depth: usize,
 }
 
 const PAGE: Shape = Shape {
-    name: "4 KiB random reads, 64 a kick",
+    name: "4 KiB random reads, depth 64",
     goal: 0.8,
     write: false,
     random: true,
@@ -47,7 +47,7 @@ const PAGE: Shape = Shape {
 };
 
 const MEGABYTE: Shape = Shape {
-    name: "1 MiB sequential reads, 4 a kick",
+    name: "1 MiB sequential reads, depth 4",
     goal: 0.9,
     write: false,
     random: false,
@@ -56,34 +56,34 @@ const MEGABYTE: Shape = Shape {
     depth: 4,
 };
 
-/// What is measured with each engine.
+/// Benchmarks of each I/O engine.
 pub const SHAPES: [Shape; 6] = [
     PAGE,
     Shape {
-        name: "4 KiB random writes, 64 a kick",
+        name: "4 KiB random writes, depth 64",
         write: true,
         ..PAGE
     },
     Shape {
-        name: "4 KiB random reads, one a kick",
+        name: "4 KiB random reads, depth 1",
         depth: 1,
         ..PAGE
     },
     Shape {
-        name: "4 KiB random writes, one a kick",
+        name: "4 KiB random writes, depth 1",
         write: true,
         depth: 1,
         ..PAGE
     },
     MEGABYTE,
     Shape {
-        name: "1 MiB sequential writes, 4 a kick",
+        name: "1 MiB sequential writes, depth 4",
         write: true,
         ..MEGABYTE
     },
 ];
 
-/// Requests over and over the same buffers.
+/// Repeated requests with the same buffers.
 pub struct Pages {
     name: String,
     shape: Shape,
@@ -92,14 +92,14 @@ pub struct Pages {
     transport: Transport,
     driver: FakeDriver,
     heads: Vec<u16>,
-    /// Of each request: guest-physical addresses of the header and of the data.
-    places: Vec<(u64, u64)>,
+    /// Guest-physical addresses of the header and the data of each request.
+    addresses: Vec<(u64, u64)>,
     offsets: Vec<u64>,
     seed: u64,
 }
 
 impl Pages {
-    /// A disk of its own behind `engine`.
+    /// Creates a disk with `engine`.
     pub fn new(engine: IoEngine, shape: Shape) -> Self {
         let path = PathBuf::from(format!("/dev/shm/mayfly-queue-{}", std::process::id()));
         let content: Vec<u8> = (0..=250).cycle().take(usize::try_from(DISK).unwrap()).collect();
@@ -115,36 +115,36 @@ impl Pages {
             operations: None,
         };
         let block = Block::open(&config, Box::new(MonotonicClock::new())).unwrap();
-        let sort = format!("{:?}", block.engine()).to_lowercase();
+        let engine = format!("{:?}", block.engine()).to_lowercase();
         let sizes = block.queue_sizes().to_vec();
         let mut driver = FakeDriver::new(64 << 20, &sizes);
         let line = Arc::new(CountingInterrupt::default());
         let mut transport: Transport = Transport::new(Box::new(block), driver.memory.clone(), line);
         driver.start(&mut transport, 0);
         let file = File::options().read(true).write(true).open(&path).unwrap();
-        let (heads, places) = chains(&mut driver, shape);
-        // Their first turn has an offset of 0, and no meaning.
-        wait(&mut transport, &mut driver, 0, heads.len());
+        let (heads, addresses) = chains(&mut driver, shape);
+        // The first requests warm up at offset 0.
+        notify_and_wait(&mut transport, &mut driver, 0, heads.len());
         Self {
-            name: format!("block, {sort}: {}", shape.name),
+            name: format!("block, {engine}: {}", shape.name),
             shape,
             path,
             file,
             transport,
             driver,
             heads,
-            places,
+            addresses,
             offsets: vec![0; usize::try_from(shape.requests).unwrap()],
             seed: 0x2545_f491_4f6c_dd1d,
         }
     }
 
-    /// The device.
+    /// Returns the transport of the device.
     pub fn transport(&mut self) -> &mut Transport {
         &mut self.transport
     }
 
-    /// Where the requests of the next pass go, the same for both sides when they take turns.
+    /// Chooses the offsets of the next pass, in the same sequence for both sides.
     fn choose(&mut self) {
         let count = DISK / u64::from(self.shape.length);
         for offset in &mut self.offsets {
@@ -161,33 +161,33 @@ impl Pages {
     }
 
     fn host_address(&self, index: usize) -> *mut libc::c_void {
-        let (_, data) = self.places[index % self.places.len()];
+        let (_, data) = self.addresses[index % self.addresses.len()];
         let address = self.driver.memory.get_host_address(GuestAddress(data));
         address.unwrap().cast()
     }
 }
 
-/// Makes a chain for each request that is in the queue at once, and publishes it.
+/// Creates and makes available a chain for each request of one notification.
 fn chains(driver: &mut FakeDriver, shape: Shape) -> (Vec<u16>, Vec<(u64, u64)>) {
     let mut at = driver.buffers;
-    let mut made = (Vec::new(), Vec::new());
+    let mut chains = (Vec::new(), Vec::new());
     for _ in 0..shape.depth {
         let (header, status, data) = (at, at + 16, at + 4096);
         driver.write(header, &[u8::from(shape.write), 0, 0, 0]);
-        let mut pieces = vec![Piece::readable(header, 16)];
+        let mut buffers = vec![Piece::readable(header, 16)];
         for start in (0..shape.length).step_by(usize::try_from(CHUNK_SIZE).unwrap()) {
-            pieces.push(Piece {
+            buffers.push(Piece {
                 address: data + u64::from(start),
                 length: CHUNK_SIZE.min(shape.length - start),
                 writable: !shape.write,
             });
         }
-        pieces.push(Piece::writable(status, 1));
-        made.0.push(driver.queues[0].add(&pieces));
-        made.1.push((header, data));
+        buffers.push(Piece::writable(status, 1));
+        chains.0.push(driver.queues[0].add(&buffers));
+        chains.1.push((header, data));
         at = data + u64::from(shape.length);
     }
-    made
+    chains
 }
 
 impl Benchmark for Pages {
@@ -207,42 +207,42 @@ impl Benchmark for Pages {
         self.choose();
         let length = usize::try_from(self.shape.length).unwrap();
         let file = self.file.as_raw_fd();
-        let mut took = Duration::ZERO;
+        let mut elapsed = Duration::ZERO;
         for offsets in self.offsets.chunks(self.heads.len()) {
-            // The clock is looked at as often as for the device.
+            // Reads the clock as often as the device side does.
             let start = Instant::now();
             for (index, offset) in offsets.iter().enumerate() {
                 let address = self.host_address(index);
                 let offset = i64::try_from(*offset).unwrap();
-                let moved = match self.shape.write {
-                    // SAFETY: the kernel reads within the driver's memory, where the data of a request is.
+                let count = match self.shape.write {
+                    // SAFETY: the kernel reads within the data of a request in the driver's memory.
                     true => unsafe { libc::pwrite(file, address, length, offset) },
-                    // SAFETY: as above, and it writes there.
+                    // SAFETY: as above, and the kernel writes there.
                     false => unsafe { libc::pread(file, address, length, offset) },
                 };
-                assert_eq!(usize::try_from(moved), Ok(length));
+                assert_eq!(usize::try_from(count), Ok(length));
             }
-            took += start.elapsed();
+            elapsed += start.elapsed();
         }
-        took
+        elapsed
     }
 
     fn device(&mut self) -> Duration {
         self.choose();
-        let mut took = Duration::ZERO;
+        let mut elapsed = Duration::ZERO;
         for offsets in self.offsets.chunks(self.heads.len()) {
-            for (offset, (header, _)) in offsets.iter().zip(&self.places) {
+            for (offset, (header, _)) in offsets.iter().zip(&self.addresses) {
                 self.driver.write(header + 8, &(offset / SECTOR).to_le_bytes());
             }
             for head in &self.heads[..offsets.len()] {
                 self.driver.queues[0].make_available(*head);
             }
-            took += wait(&mut self.transport, &mut self.driver, 0, offsets.len());
+            elapsed += notify_and_wait(&mut self.transport, &mut self.driver, 0, offsets.len());
         }
-        for (header, _) in &self.places {
-            assert_eq!(self.driver.read(header + 16, 1), [0], "the status of a request");
+        for (header, _) in &self.addresses {
+            assert_eq!(self.driver.read(header + 16, 1), [0], "status of a request");
         }
-        took
+        elapsed
     }
 }
 

@@ -1,4 +1,4 @@
-//! What devices cost that are started and have nothing to do.
+//! Wake-ups by active devices without work.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{block, net};
 
-/// How long nothing may happen.
+/// Duration of the measurement.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Counts how often the event loop would be woken, after each device has worked. The goal if it was missed.
+/// Counts the wake-ups of the event loop after each device has worked. Returns the goal if it is missed.
 pub fn missed() -> Option<String> {
     let mut disk = block::Pages::new(IoEngine::Async, block::SHAPES[0]);
     let mut interface = net::Transmit::new(net::SHAPES[0]);
@@ -21,7 +21,7 @@ pub fn missed() -> Option<String> {
         "idle drive and interface: {wakeups} wake-ups in {} s",
         IDLE.as_secs()
     );
-    (wakeups > 0).then(|| format!("idle: {wakeups} wake-ups, not 0"))
+    (wakeups > 0).then(|| format!("idle: {wakeups} wake-ups, goal 0"))
 }
 
 fn count(transports: &mut [&mut Transport]) -> usize {
@@ -41,21 +41,26 @@ fn count(transports: &mut [&mut Transport]) -> usize {
             tokens.push((index, source.token));
         }
     }
-    // What is still to be done is done, before it counts.
-    while serve(&epoll, Duration::ZERO, &tokens, transports) > 0 {}
+    // Processes pending events first, which do not count.
+    while process_events(&epoll, Duration::ZERO, &tokens, transports) > 0 {}
     let end = Instant::now() + IDLE;
     let mut wakeups = 0;
     loop {
-        let left = end.saturating_duration_since(Instant::now());
-        wakeups += serve(&epoll, left, &tokens, transports);
-        if left.is_zero() {
+        let remaining = end.saturating_duration_since(Instant::now());
+        wakeups += process_events(&epoll, remaining, &tokens, transports);
+        if remaining.is_zero() {
             return wakeups;
         }
     }
 }
 
-/// One turn of the event loop. Returns 1 if it was woken.
-fn serve(epoll: &Epoll, wait: Duration, tokens: &[(usize, u32)], transports: &mut [&mut Transport]) -> usize {
+/// Waits once for events and processes them. Returns 1 if the event loop woke up.
+fn process_events(
+    epoll: &Epoll,
+    wait: Duration,
+    tokens: &[(usize, u32)],
+    transports: &mut [&mut Transport],
+) -> usize {
     let mut events = [EpollEvent::default(); 16];
     let milliseconds = i32::try_from(wait.as_millis()).unwrap();
     let ready = match epoll.wait(milliseconds, &mut events) {

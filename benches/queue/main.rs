@@ -1,16 +1,13 @@
-//! The virtio devices side by side with the system calls that they cannot do without: an in-process driver with real rings in
-//! real memory, and a bare loop over the same file or tap with the same buffers. `make queue` runs it; ROUNDS in the
-//! environment changes the number of rounds, and ONLY limits it to what has that in its name. Ends with status 1 when a goal is
-//! missed.
+//! Compares the virtio devices with the bare system calls that their work requires. The device side is an
+//! in-process driver with real rings in real memory. The floor is a loop over the same file or tap with the
+//! same buffers. `make queue` runs it; ROUNDS in the environment sets the number of rounds, and ONLY selects
+//! benchmarks by a part of their name. The exit status is 1 if a goal is missed.
 //!
-//! What is timed on the device's side is its own part, from the kick to the last used buffer: what a driver does to fill and
-//! to empty the rings is the guest's.
+//! The measured time of the device starts at the notification and ends at the last used buffer. It excludes
+//! the work of a driver on the rings, which belongs to the guest.
 
 #![allow(missing_docs, reason = "a program")]
-#![allow(
-    clippy::unwrap_used,
-    reason = "a measurement that cannot be made ends the program"
-)]
+#![allow(clippy::unwrap_used, reason = "a program; an error ends it")]
 
 mod block;
 mod comparison;
@@ -28,17 +25,19 @@ fn main() -> ExitCode {
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or(60);
-    println!("medians of {rounds} rounds, in operations a second; the ratio is the median of each round's");
+    println!(
+        "medians of {rounds} rounds, in operations per second; the ratio is the median of the ratios per round"
+    );
     BenchmarkResult::print_head();
     let mut missed = Vec::new();
     let only = std::env::var("ONLY").unwrap_or_default();
-    let mut run = |contest: &mut dyn Benchmark| {
-        if !contest.name().contains(only.as_str()) {
+    let mut run = |benchmark: &mut dyn Benchmark| {
+        if !benchmark.name().contains(only.as_str()) {
             return;
         }
-        let comparison = measure(contest, rounds);
-        comparison.print();
-        missed.extend(comparison.missed());
+        let result = measure(benchmark, rounds);
+        result.print();
+        missed.extend(result.missed());
     };
     for engine in [IoEngine::Sync, IoEngine::Async] {
         for shape in block::SHAPES {
@@ -46,7 +45,7 @@ fn main() -> ExitCode {
         }
     }
     if let Err(error) = namespace::enter() {
-        eprintln!("no network namespace of our own: {error}: run this as root, or allow user namespaces");
+        eprintln!("cannot create a network namespace: {error}; run as root, or allow user namespaces");
         return ExitCode::FAILURE;
     }
     for shape in net::SHAPES {
@@ -56,7 +55,7 @@ fn main() -> ExitCode {
     if only.is_empty() || only == "idle" {
         missed.extend(idle::missed());
     }
-    missed.iter().for_each(|goal| println!("missed: {goal}"));
+    missed.iter().for_each(|goal| println!("missed goal: {goal}"));
     match missed.is_empty() {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,

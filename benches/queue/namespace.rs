@@ -1,4 +1,4 @@
-//! A network of our own, in which nobody else sends anything.
+//! Network namespace without other senders.
 
 use std::ffi::CString;
 use std::io;
@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use libc::{c_int, c_ulong};
 
-/// Moves this thread, which must be the only one, into a fresh network namespace; into a user namespace too if it takes
-/// that.
+/// Moves this thread, which must be the only one, into a new network namespace; without privileges also into
+/// a new user namespace.
 pub fn enter() -> io::Result<()> {
     // SAFETY: the call takes no pointer.
     let mut result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
@@ -18,21 +18,22 @@ pub fn enter() -> io::Result<()> {
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    // Else the kernel looks for neighbours on every new interface. Without IPv6 there is no such file, nor that.
+    // With IPv6, the kernel sends neighbour solicitations on each new interface. Without IPv6 the file does
+    // not exist.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
     Ok(())
 }
 
-/// Sends frames to an interface, as the kernel's own stack does.
+/// Sender of frames through an interface, as from the kernel's network stack.
 pub struct Sender(OwnedFd);
 
 impl Sender {
-    /// Brings the interface `name` up. A frame is sent with a `struct virtio_net_hdr` before it.
+    /// Brings the interface `name` up. Each frame has a `struct virtio_net_hdr` before it.
     pub fn to(name: &str) -> Self {
         // SAFETY: the call takes no pointer.
         let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
         assert!(socket >= 0, "socket: {}", io::Error::last_os_error());
-        // SAFETY: the kernel has just made this descriptor for us.
+        // SAFETY: the kernel has just created this descriptor, and no other code owns it.
         let sender = Self(unsafe { OwnedFd::from_raw_fd(socket) });
         // SAFETY: all zeros is a valid value of this plain structure.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -42,15 +43,15 @@ impl Sender {
         }
         let up = libc::IFF_UP | libc::IFF_RUNNING | libc::IFF_NOARP;
         request.ifr_ifru.ifru_flags = i16::try_from(up).unwrap();
-        sender.control(libc::SIOCSIFFLAGS, &mut request);
-        sender.control(libc::SIOCGIFINDEX, &mut request);
+        sender.ifreq_ioctl(libc::SIOCSIFFLAGS, &mut request);
+        sender.ifreq_ioctl(libc::SIOCGIFINDEX, &mut request);
         // SAFETY: the kernel has just filled in this member.
         sender.bind(unsafe { request.ifr_ifru.ifru_ifindex });
-        sender.expect_header();
+        sender.enable_header();
         sender
     }
 
-    /// Sends `packet`, which begins with the header.
+    /// Sends `packet`, which starts with the header.
     pub fn send(&self, packet: &[u8]) {
         // SAFETY: the kernel reads within `packet`.
         let sent = unsafe { libc::send(self.0.as_raw_fd(), packet.as_ptr().cast(), packet.len(), 0) };
@@ -61,8 +62,8 @@ impl Sender {
         );
     }
 
-    fn control(&self, operation: c_ulong, request: &mut libc::ifreq) {
-        // SAFETY: both operations read and write a whole `ifreq`.
+    fn ifreq_ioctl(&self, operation: c_ulong, request: &mut libc::ifreq) {
+        // SAFETY: both operations read and write one `ifreq`.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), operation, &raw mut *request) };
         assert!(result == 0, "ioctl: {}", io::Error::last_os_error());
     }
@@ -78,7 +79,7 @@ impl Sender {
         assert!(result == 0, "bind: {}", io::Error::last_os_error());
     }
 
-    fn expect_header(&self) {
+    fn enable_header(&self) {
         const PACKET_VNET_HDR: c_int = 15;
         let on: c_int = 1;
         let size = u32::try_from(size_of_val(&on)).unwrap();

@@ -21,7 +21,7 @@ const QUEUE: u16 = 256;
 /// Bytes of a buffer.
 const PAGE: usize = 4096;
 const ETHERNET: usize = 14;
-/// Features of a driver that does what it can.
+/// Features of a driver that uses all offloads.
 const FEATURES: u64 = features::CSUM
     | features::GUEST_CSUM
     | features::HOST_TSO4
@@ -29,52 +29,57 @@ const FEATURES: u64 = features::CSUM
     | features::MRG_RXBUF
     | features::EVENT_IDX;
 
-/// What is sent.
+/// Packets of a benchmark.
 #[derive(Clone, Copy)]
 pub struct Shape {
     name: &'static str,
     goal: f64,
     /// Bytes of a frame.
     frame: usize,
-    /// Packets of a kick.
+    /// Packets of one notification.
     packets: u32,
 }
 
-/// What is measured in each direction. The ratio of packets is that of bits.
+/// Benchmarks of each direction. The ratio of packets equals the ratio of bits.
 pub const SHAPES: [Shape; 2] = [
     Shape {
-        name: "frames of 64 bytes, 100 a kick",
+        name: "64-byte frames, batches of 100",
         goal: 0.7,
         frame: 64,
         packets: 100,
     },
     Shape {
-        name: "GSO frames of 60 kB, 12 a kick",
+        name: "60 kB GSO frames, batches of 12",
         goal: 0.4,
         frame: 60_000,
         packets: 12,
     },
 ];
 
-/// Kicks `queue` and has its device go on as the event loop does until `count` chains more are used.
+/// Notifies `queue` and runs the event loop of its device until `count` more chains are used.
 ///
-/// Returns what it took, without what the driver does to look at them.
-pub fn wait(transport: &mut Transport, driver: &mut FakeDriver, queue: u32, count: usize) -> Duration {
+/// Returns the duration without the work of the driver on the used chains.
+pub fn notify_and_wait(
+    transport: &mut Transport,
+    driver: &mut FakeDriver,
+    queue: u32,
+    count: usize,
+) -> Duration {
     let index = usize::try_from(queue).unwrap();
     let before = driver.queues[index].used_index();
     let all = before.wrapping_add(u16::try_from(count).unwrap());
     let start = Instant::now();
     driver.kick(transport, queue);
     while driver.queues[index].used_index() != all {
-        poll(transport);
+        process_events(transport);
     }
-    let took = start.elapsed();
+    let elapsed = start.elapsed();
     while driver.queues[index].pop_used().is_some() {}
-    took
+    elapsed
 }
 
-/// One turn of the event loop.
-fn poll(transport: &mut Transport) {
+/// Waits once for events and processes them.
+fn process_events(transport: &mut Transport) {
     let sources = transport.sources();
     let mut watched: Vec<libc::pollfd> = sources
         .iter()
@@ -84,9 +89,9 @@ fn poll(transport: &mut Transport) {
             revents: 0,
         })
         .collect();
-    // SAFETY: the kernel reads and writes the entries of `watched`, of which there are so many.
+    // SAFETY: the kernel reads and writes the entries of `watched`; the length is theirs.
     let ready = unsafe { libc::poll(watched.as_mut_ptr(), watched.len() as libc::nfds_t, 10_000) };
-    assert!(ready > 0, "nothing happens: {}", io::Error::last_os_error());
+    assert!(ready > 0, "no event within 10 s: {}", io::Error::last_os_error());
     for (source, watched) in sources.iter().zip(watched) {
         if watched.revents != 0 {
             transport.ready(source.token);
@@ -94,7 +99,7 @@ fn poll(transport: &mut Transport) {
     }
 }
 
-/// A device on a tap, and the tap.
+/// Device on a tap, and the tap.
 struct Interface {
     tap: OwnedFd,
     sender: Sender,
@@ -104,9 +109,9 @@ struct Interface {
 
 impl Interface {
     fn new() -> Self {
-        let tap = Tap::open("").unwrap_or_else(|error| panic!("no tap: {error}"));
+        let tap = Tap::open("").unwrap_or_else(|error| panic!("cannot create a tap: {error}"));
         let sender = Sender::to(tap.name());
-        let own = tap.as_fd().try_clone_to_owned().unwrap();
+        let tap_fd = tap.as_fd().try_clone_to_owned().unwrap();
         let setup = NetSetup {
             mac: [2, 0, 0, 0, 0, 1],
             mtu: None,
@@ -121,15 +126,15 @@ impl Interface {
         let mut transport: Transport = Transport::new(Box::new(net), driver.memory.clone(), line);
         driver.start(&mut transport, FEATURES);
         Self {
-            tap: own,
+            tap: tap_fd,
             sender,
             transport,
             driver,
         }
     }
 
-    /// `length` bytes of the driver's memory at `address`, as `readv` and `writev` take them.
-    fn part(&self, address: u64, length: usize) -> libc::iovec {
+    /// Returns the iovec of `length` bytes of the driver's memory at `address`.
+    fn iovec(&self, address: u64, length: usize) -> libc::iovec {
         let base = self.driver.memory.get_host_address(GuestAddress(address));
         libc::iovec {
             iov_base: base.unwrap().cast(),
@@ -138,8 +143,8 @@ impl Interface {
     }
 }
 
-/// A packet of `frame` bytes for the interface to send: plain Ethernet of an experimental type, or a TCP segment to be cut
-/// up, which nobody listens to. The address is another host's, so that the kernel drops it soon.
+/// Returns a packet of `frame` bytes for the interface: plain Ethernet of an experimental type, or a TCP
+/// segment to segment further. Its address is another host's, so the kernel drops it early.
 fn packet(frame: usize, header: usize) -> Vec<u8> {
     let mut packet = vec![0; header + frame];
     let body = &mut packet[header..];
@@ -154,7 +159,7 @@ fn packet(frame: usize, header: usize) -> Vec<u8> {
     internet[..12].copy_from_slice(&[0x45, 0, length[0], length[1], 0, 0, 0, 0, 64, 6, 0, 0]);
     internet[12..20].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
     internet[20 + 12] = 5 << 4;
-    // NEEDS_CSUM, TCPV4; length of the headers, size of a segment, start and offset of the checksum.
+    // NEEDS_CSUM, TCPV4; length of the headers, segment size, start and offset of the checksum.
     packet[..2].copy_from_slice(&[1, 1]);
     for (at, value) in [(2, 54_u16), (4, 1448), (6, 34), (8, 16)] {
         packet[at..at + 2].copy_from_slice(&value.to_le_bytes());
@@ -162,16 +167,16 @@ fn packet(frame: usize, header: usize) -> Vec<u8> {
     packet
 }
 
-/// From the driver to the tap: a piece for the header, and the frame in pages.
+/// Packets from the driver to the tap: a buffer for the header, and the frame in pages.
 pub struct Transmit {
     shape: Shape,
     interface: Interface,
     heads: Vec<u16>,
-    parts: Vec<libc::iovec>,
+    iovecs: Vec<libc::iovec>,
 }
 
 impl Transmit {
-    /// On a tap of its own.
+    /// Creates a device on a new tap.
     pub fn new(shape: Shape) -> Self {
         let mut interface = Interface::new();
         let driver = &mut interface.driver;
@@ -179,31 +184,31 @@ impl Transmit {
         let (header, frame) = (driver.buffers, driver.buffers + 0x1000);
         driver.write(header, &packet[..HEADER]);
         driver.write(frame, &packet[HEADER..]);
-        let mut pieces = vec![Piece::readable(header, u32::try_from(HEADER).unwrap())];
+        let mut buffers = vec![Piece::readable(header, u32::try_from(HEADER).unwrap())];
         let mut at = frame;
-        for part in packet[HEADER..].chunks(PAGE) {
-            pieces.push(Piece::readable(at, u32::try_from(part.len()).unwrap()));
-            at += part.len() as u64;
+        for chunk in packet[HEADER..].chunks(PAGE) {
+            buffers.push(Piece::readable(at, u32::try_from(chunk.len()).unwrap()));
+            at += chunk.len() as u64;
         }
         let queue = &mut driver.queues[usize::try_from(TRANSMIT).unwrap()];
-        let heads = (0..shape.packets).map(|_| queue.add(&pieces)).collect();
-        let parts = pieces
+        let heads = (0..shape.packets).map(|_| queue.add(&buffers)).collect();
+        let iovecs = buffers
             .iter()
-            .map(|piece| interface.part(piece.address, usize::try_from(piece.length).unwrap()))
+            .map(|buffer| interface.iovec(buffer.address, usize::try_from(buffer.length).unwrap()))
             .collect();
         let count = usize::try_from(shape.packets).unwrap();
-        wait(&mut interface.transport, &mut interface.driver, TRANSMIT, count);
+        notify_and_wait(&mut interface.transport, &mut interface.driver, TRANSMIT, count);
         Self {
             shape,
             interface,
             heads,
-            parts,
+            iovecs,
         }
     }
 }
 
 impl Transmit {
-    /// The device.
+    /// Returns the transport of the device.
     pub fn transport(&mut self) -> &mut Transport {
         &mut self.interface.transport
     }
@@ -223,12 +228,12 @@ impl Benchmark for Transmit {
     }
 
     fn floor(&mut self) -> Duration {
-        let count = i32::try_from(self.parts.len()).unwrap();
+        let count = i32::try_from(self.iovecs.len()).unwrap();
         let tap = self.interface.tap.as_raw_fd();
         let start = Instant::now();
         for _ in 0..self.shape.packets {
-            // SAFETY: `parts` describe the driver's memory.
-            let sent = unsafe { libc::writev(tap, self.parts.as_ptr(), count) };
+            // SAFETY: `iovecs` describe the driver's memory.
+            let sent = unsafe { libc::writev(tap, self.iovecs.as_ptr(), count) };
             assert!(sent > 0, "writev: {}", io::Error::last_os_error());
         }
         start.elapsed()
@@ -241,23 +246,24 @@ impl Benchmark for Transmit {
         for head in &self.heads {
             driver.queues[usize::try_from(TRANSMIT).unwrap()].make_available(*head);
         }
-        wait(transport, driver, TRANSMIT, self.heads.len())
+        notify_and_wait(transport, driver, TRANSMIT, self.heads.len())
     }
 }
 
-/// From the tap to the driver, into buffers of a page; packets are in the tap before it begins.
+/// Packets from the tap to the driver, in buffers of one page. The packets are in the tap before the
+/// measurement.
 pub struct Receive {
     shape: Shape,
     interface: Interface,
     packet: Vec<u8>,
-    /// For the longest packet, in one piece.
-    room: libc::iovec,
-    /// Buffers that a packet takes.
-    each: usize,
+    /// Buffer for a packet of maximum length.
+    buffer: libc::iovec,
+    /// Number of buffers per packet.
+    buffers_per_packet: usize,
 }
 
 impl Receive {
-    /// On a tap of its own.
+    /// Creates a device on a new tap.
     pub fn new(shape: Shape) -> Self {
         let mut interface = Interface::new();
         let at = interface.driver.buffers;
@@ -266,15 +272,15 @@ impl Receive {
         for address in &addresses {
             queue.add(&[Piece::writable(*address, 4096)]);
         }
-        let each = (HEADER + shape.frame).div_ceil(PAGE);
-        let room = interface.part(at, MAX_PACKET);
+        let buffers_per_packet = (HEADER + shape.frame).div_ceil(PAGE);
+        let buffer = interface.iovec(at, MAX_PACKET);
         Self {
             shape,
             interface,
-            // The socket's header is without the number of buffers.
+            // The header of the socket has no `num_buffers`.
             packet: packet(shape.frame, HEADER - 2),
-            room,
-            each,
+            buffer,
+            buffers_per_packet,
         }
     }
 
@@ -304,22 +310,22 @@ impl Benchmark for Receive {
         let mut received = 0;
         let start = Instant::now();
         loop {
-            // SAFETY: `room` is in the driver's memory, where the device has nothing to do now.
-            let length = unsafe { libc::readv(tap, &raw const self.room, 1) };
+            // SAFETY: `buffer` is in the driver's memory, and the device does not access it now.
+            let length = unsafe { libc::readv(tap, &raw const self.buffer, 1) };
             if length < 0 {
                 break;
             }
             assert_eq!(usize::try_from(length), Ok(HEADER + self.shape.frame));
             received += 1;
         }
-        let took = start.elapsed();
+        let elapsed = start.elapsed();
         assert_eq!(received, self.shape.packets);
-        took
+        elapsed
     }
 
     fn device(&mut self) -> Duration {
         self.fill();
-        let count = usize::try_from(self.shape.packets).unwrap() * self.each;
+        let count = usize::try_from(self.shape.packets).unwrap() * self.buffers_per_packet;
         let Interface {
             transport, driver, ..
         } = &mut self.interface;
@@ -327,13 +333,13 @@ impl Benchmark for Receive {
         let source = transport.sources()[0].token;
         let start = Instant::now();
         transport.ready(source);
-        let took = start.elapsed();
+        let elapsed = start.elapsed();
         let mut used = 0;
         while let Some(chain) = driver.queues[queue].pop_used() {
             driver.queues[queue].make_available(u16::try_from(chain.head).unwrap());
             used += 1;
         }
         assert_eq!(used, count);
-        took
+        elapsed
     }
 }

@@ -1,4 +1,4 @@
-/* Prints dots for ever: whenever it is resumed, the next byte comes at once. */
+/* Prints dots endlessly, so that a byte follows each resume at once. */
     .globl _start
 _start:
     movl $0x3f8, %edx

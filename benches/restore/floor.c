@@ -1,14 +1,14 @@
-// The floor of snapshots: the least that KVM asks for between a process's first instruction and the next output of a guest
-// that was there before, and between the files of a snapshot and those of its difference.
+// Floor of snapshots: the KVM calls that are necessary between the first instruction of a process and the
+// next output of a restored guest, and between the files of a snapshot and those of its diff.
 //
-//   floor make DIR MEMORY_MIB    writes DIR/memory and DIR/state of a guest that prints dots for ever
-//   floor restore DIR            lets it go on
-//   floor diff DIR NEW           restores it, writes to 256 pages, and makes a difference in NEW when it is asked to: prints a byte,
-//                                waits for one, and prints another when it is done
+//     floor make DIR MEMORY_MIB    writes DIR/memory and DIR/state of a guest that prints dots endlessly
+//     floor restore DIR            restores and resumes that guest
+//     floor diff DIR NEW           restores it, writes to 256 pages, and prints a byte; creates a diff in NEW
+//                                  after an input byte, and prints another byte
 //
-// One vCPU, one thread, a split interrupt controller, memory mapped privately from its file. The state that is restored has no
-// more than KVM wants for it: no model-specific registers, and the CPUID that was saved instead of one that KVM is asked for. A
-// difference has all of the vCPU's state, without which nobody could go on from it.
+// One vCPU, one thread, the split interrupt controller, memory mapped privately from its file. The restored
+// state is the minimum that KVM requires: no model-specific registers, and the saved CPUID instead of a new
+// one from KVM. A diff contains the full vCPU state, which a restore requires.
 #define _GNU_SOURCE
 #include <err.h>
 #include <fcntl.h>
@@ -38,7 +38,7 @@ static struct state {
     struct kvm_cpuid_entry2 entries[256];
 } state;
 
-// Of linux/fs.h since Linux 6.7.
+// From linux/fs.h since Linux 6.7.
 struct pm_scan_arg_ {
     uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, anyof, wanted;
 };
@@ -52,15 +52,15 @@ static int kvm, vm, vcpu;
 static uint8_t *memory;
 static struct kvm_run *run;
 
-static int call(int fd, unsigned long request, const void *argument, const char *name) {
+static int checked_ioctl(int fd, unsigned long request, const void *argument, const char *name) {
     int result = ioctl(fd, request, argument);
     if (result < 0) err(1, "%s", name);
     return result;
 }
 
-static int file(const char *folder, const char *name, int flags) {
+static int open_file(const char *directory, const char *name, int flags) {
     char path[4096];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
+    snprintf(path, sizeof path, "%s/%s", directory, name);
     int fd = open(path, flags | O_CLOEXEC, 0600);
     if (fd < 0) err(1, "%s", path);
     return fd;
@@ -69,35 +69,35 @@ static int file(const char *folder, const char *name, int flags) {
 static void build(int fd, int shared) {
     kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
     if (kvm < 0) err(1, "/dev/kvm");
-    vm = call(kvm, KVM_CREATE_VM, NULL, "KVM_CREATE_VM");
+    vm = checked_ioctl(kvm, KVM_CREATE_VM, NULL, "KVM_CREATE_VM");
     memory = mmap(NULL, state.size, PROT_READ | PROT_WRITE, (shared ? MAP_SHARED : MAP_PRIVATE) | MAP_NORESERVE, fd, 0);
     if (memory == MAP_FAILED) err(1, "mmap");
     struct kvm_userspace_memory_region slot = {.memory_size = state.size, .userspace_addr = (uintptr_t)memory};
-    call(vm, KVM_SET_USER_MEMORY_REGION, &slot, "KVM_SET_USER_MEMORY_REGION");
+    checked_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot, "KVM_SET_USER_MEMORY_REGION");
     if (ioctl(vm, KVM_SET_TSS_ADDR, 0xfffbd000) < 0) err(1, "KVM_SET_TSS_ADDR");
     struct kvm_enable_cap split = {.cap = KVM_CAP_SPLIT_IRQCHIP, .args = {24}};
-    call(vm, KVM_ENABLE_CAP, &split, "KVM_CAP_SPLIT_IRQCHIP");
-    vcpu = call(vm, KVM_CREATE_VCPU, NULL, "KVM_CREATE_VCPU");
-    size_t run_size = (size_t)call(kvm, KVM_GET_VCPU_MMAP_SIZE, NULL, "KVM_GET_VCPU_MMAP_SIZE");
+    checked_ioctl(vm, KVM_ENABLE_CAP, &split, "KVM_CAP_SPLIT_IRQCHIP");
+    vcpu = checked_ioctl(vm, KVM_CREATE_VCPU, NULL, "KVM_CREATE_VCPU");
+    size_t run_size = (size_t)checked_ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, NULL, "KVM_GET_VCPU_MMAP_SIZE");
     run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
     if (run == MAP_FAILED) err(1, "mmap of kvm_run");
 }
 
 static void save(void) {
-    call(vcpu, KVM_GET_SREGS, &state.sregs, "KVM_GET_SREGS");
-    call(vcpu, KVM_GET_REGS, &state.regs, "KVM_GET_REGS");
-    call(vcpu, KVM_GET_XSAVE, &state.xsave, "KVM_GET_XSAVE");
-    call(vcpu, KVM_GET_LAPIC, &state.lapic, "KVM_GET_LAPIC");
-    call(vcpu, KVM_GET_VCPU_EVENTS, &state.events, "KVM_GET_VCPU_EVENTS");
+    checked_ioctl(vcpu, KVM_GET_SREGS, &state.sregs, "KVM_GET_SREGS");
+    checked_ioctl(vcpu, KVM_GET_REGS, &state.regs, "KVM_GET_REGS");
+    checked_ioctl(vcpu, KVM_GET_XSAVE, &state.xsave, "KVM_GET_XSAVE");
+    checked_ioctl(vcpu, KVM_GET_LAPIC, &state.lapic, "KVM_GET_LAPIC");
+    checked_ioctl(vcpu, KVM_GET_VCPU_EVENTS, &state.events, "KVM_GET_VCPU_EVENTS");
 }
 
-static struct kvm_segment flat(uint16_t selector, uint8_t type, uint8_t wide) {
+static struct kvm_segment flat_segment(uint16_t selector, uint8_t type, uint8_t wide) {
     return (struct kvm_segment){.limit = 0xffffffff, .selector = selector, .type = type, .present = 1, .s = 1, .g = 1, .l = wide, .db = !wide};
 }
 
-static void make(const char *folder, uint64_t mib) {
+static void make(const char *directory, uint64_t mib) {
     state.size = mib << 20;
-    int fd = file(folder, "memory", O_RDWR | O_CREAT);
+    int fd = open_file(directory, "memory", O_RDWR | O_CREAT);
     if (ftruncate(fd, (off_t)state.size) < 0) err(1, "memory");
     build(fd, 1);
     memcpy(memory + CODE, code, sizeof code);
@@ -105,97 +105,97 @@ static void make(const char *folder, uint64_t mib) {
     memcpy(memory + GDT, gdt, sizeof gdt);
     *(uint64_t *)(memory + PML4) = PDPT | PRESENT_WRITABLE;
     *(uint64_t *)(memory + PDPT) = DIRECTORY | PRESENT_WRITABLE;
-    uint64_t *directory = (uint64_t *)(memory + DIRECTORY);
-    for (uint64_t i = 0; i < 512; i++) directory[i] = i << 21 | LARGE;
+    uint64_t *page_directory = (uint64_t *)(memory + DIRECTORY);
+    for (uint64_t i = 0; i < 512; i++) page_directory[i] = i << 21 | LARGE;
     state.cpuid.nent = 256;
-    call(kvm, KVM_GET_SUPPORTED_CPUID, &state.cpuid, "KVM_GET_SUPPORTED_CPUID");
-    call(vcpu, KVM_SET_CPUID2, &state.cpuid, "KVM_SET_CPUID2");
+    checked_ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &state.cpuid, "KVM_GET_SUPPORTED_CPUID");
+    checked_ioctl(vcpu, KVM_SET_CPUID2, &state.cpuid, "KVM_SET_CPUID2");
     save();
-    state.sregs.cs = flat(0x10, 11, 1);
-    state.sregs.ds = state.sregs.es = state.sregs.fs = state.sregs.gs = state.sregs.ss = flat(0x18, 3, 0);
+    state.sregs.cs = flat_segment(0x10, 11, 1);
+    state.sregs.ds = state.sregs.es = state.sregs.fs = state.sregs.gs = state.sregs.ss = flat_segment(0x18, 3, 0);
     state.sregs.gdt = (struct kvm_dtable){.base = GDT, .limit = 31};
     state.sregs.cr0 = 0x80050033;
     state.sregs.cr3 = PML4;
     state.sregs.cr4 = 0x20;
     state.sregs.efer = 0x500;
     state.regs = (struct kvm_regs){.rip = CODE, .rsp = STACK, .rflags = 2};
-    int to = file(folder, "state", O_WRONLY | O_CREAT | O_TRUNC);
+    int to = open_file(directory, "state", O_WRONLY | O_CREAT | O_TRUNC);
     if (write(to, &state, sizeof state) != sizeof state) err(1, "state");
 }
 
-static void restore(const char *folder) {
-    int from = file(folder, "state", O_RDONLY);
+static void restore(const char *directory) {
+    int from = open_file(directory, "state", O_RDONLY);
     if (read(from, &state, sizeof state) != sizeof state) err(1, "state");
-    build(file(folder, "memory", O_RDONLY), 0);
-    call(vcpu, KVM_SET_CPUID2, &state.cpuid, "KVM_SET_CPUID2");
-    call(vcpu, KVM_SET_SREGS, &state.sregs, "KVM_SET_SREGS");
-    call(vcpu, KVM_SET_REGS, &state.regs, "KVM_SET_REGS");
-    call(vcpu, KVM_SET_XSAVE, &state.xsave, "KVM_SET_XSAVE");
-    call(vcpu, KVM_SET_LAPIC, &state.lapic, "KVM_SET_LAPIC");
-    call(vcpu, KVM_SET_VCPU_EVENTS, &state.events, "KVM_SET_VCPU_EVENTS");
+    build(open_file(directory, "memory", O_RDONLY), 0);
+    checked_ioctl(vcpu, KVM_SET_CPUID2, &state.cpuid, "KVM_SET_CPUID2");
+    checked_ioctl(vcpu, KVM_SET_SREGS, &state.sregs, "KVM_SET_SREGS");
+    checked_ioctl(vcpu, KVM_SET_REGS, &state.regs, "KVM_SET_REGS");
+    checked_ioctl(vcpu, KVM_SET_XSAVE, &state.xsave, "KVM_SET_XSAVE");
+    checked_ioctl(vcpu, KVM_SET_LAPIC, &state.lapic, "KVM_SET_LAPIC");
+    checked_ioctl(vcpu, KVM_SET_VCPU_EVENTS, &state.events, "KVM_SET_VCPU_EVENTS");
 }
 
-static void go_on(void) {
+static void resume(void) {
     for (;;) {
-        call(vcpu, KVM_RUN, NULL, "KVM_RUN");
+        checked_ioctl(vcpu, KVM_RUN, NULL, "KVM_RUN");
         if (run->exit_reason != KVM_EXIT_IO) errx(1, "exit %u", run->exit_reason);
         if (write(1, (char *)run + run->io.data_offset, 1) != 1) _exit(0);
     }
 }
 
-// What a guest has beyond what go_on() needs of it.
-static struct rest {
+// State of a guest that resume() does not need.
+static struct extra_state {
     struct kvm_mp_state mp_state;
     struct kvm_xcrs xcrs;
     struct kvm_debugregs debug_registers;
     struct kvm_clock_data clock;
     struct kvm_msrs msrs;
     struct kvm_msr_entry entries[512];
-} rest;
+} extra;
 
-static void save_rest(void) {
+static void save_extra(void) {
     static struct {
         struct kvm_msr_list list;
         uint32_t indices[512];
     } known = {.list.nmsrs = 512};
-    call(vcpu, KVM_GET_MP_STATE, &rest.mp_state, "KVM_GET_MP_STATE");
-    call(vcpu, KVM_GET_XCRS, &rest.xcrs, "KVM_GET_XCRS");
-    call(vcpu, KVM_GET_DEBUGREGS, &rest.debug_registers, "KVM_GET_DEBUGREGS");
-    call(vm, KVM_GET_CLOCK, &rest.clock, "KVM_GET_CLOCK");
-    call(kvm, KVM_GET_MSR_INDEX_LIST, &known, "KVM_GET_MSR_INDEX_LIST");
-    for (uint32_t i = 0; i < known.list.nmsrs; i++) rest.entries[i].index = known.indices[i];
-    rest.msrs.nmsrs = known.list.nmsrs;
-    call(vcpu, KVM_GET_MSRS, &rest.msrs, "KVM_GET_MSRS");
+    checked_ioctl(vcpu, KVM_GET_MP_STATE, &extra.mp_state, "KVM_GET_MP_STATE");
+    checked_ioctl(vcpu, KVM_GET_XCRS, &extra.xcrs, "KVM_GET_XCRS");
+    checked_ioctl(vcpu, KVM_GET_DEBUGREGS, &extra.debug_registers, "KVM_GET_DEBUGREGS");
+    checked_ioctl(vm, KVM_GET_CLOCK, &extra.clock, "KVM_GET_CLOCK");
+    checked_ioctl(kvm, KVM_GET_MSR_INDEX_LIST, &known, "KVM_GET_MSR_INDEX_LIST");
+    for (uint32_t i = 0; i < known.list.nmsrs; i++) extra.entries[i].index = known.indices[i];
+    extra.msrs.nmsrs = known.list.nmsrs;
+    checked_ioctl(vcpu, KVM_GET_MSRS, &extra.msrs, "KVM_GET_MSRS");
 }
 
-static void say(char byte) {
+static void print_byte(char byte) {
     if (write(1, &byte, 1) != 1) err(1, "standard output");
 }
 
-static void diff(const char *folder) {
+static void diff(const char *directory) {
     for (uint64_t page = 0; page < PAGES; page++) memory[WRITTEN + page * PAGE] = 1;
     int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
     if (pagemap < 0) err(1, "pagemap");
     char byte = 'r';
-    say(byte);
+    print_byte(byte);
     if (read(0, &byte, 1) != 1) err(1, "standard input");
     save();
-    save_rest();
+    save_extra();
     static struct page_region_ found[PAGES + 1];
     struct pm_scan_arg_ scan = {.size = sizeof scan, .start = (uintptr_t)memory, .end = (uintptr_t)memory + state.size,
                                 .vec = (uintptr_t)found, .vec_len = PAGES + 1, .inverted = IS_FILE, .mask = IS_FILE | IS_PRESENT, .wanted = IS_FILE};
-    int regions = call(pagemap, SCAN, &scan, "PAGEMAP_SCAN");
-    int to = file(folder, "memory", O_WRONLY | O_CREAT | O_TRUNC);
+    int regions = checked_ioctl(pagemap, SCAN, &scan, "PAGEMAP_SCAN");
+    int to = open_file(directory, "memory", O_WRONLY | O_CREAT | O_TRUNC);
     if (ftruncate(to, (off_t)state.size) < 0) err(1, "memory");
     for (int i = 0; i < regions; i++) {
         uint8_t *at = (uint8_t *)found[i].start;
         size_t length = found[i].end - found[i].start;
         if (pwrite(to, at, length, at - memory) != (ssize_t)length) err(1, "pwrite");
     }
-    to = file(folder, "state", O_WRONLY | O_CREAT | O_TRUNC);
-    if (write(to, &state, sizeof state) != sizeof state || write(to, &rest, sizeof rest) != sizeof rest) err(1, "state");
+    to = open_file(directory, "state", O_WRONLY | O_CREAT | O_TRUNC);
+    if (write(to, &state, sizeof state) != sizeof state || write(to, &extra, sizeof extra) != sizeof extra) err(1, "state");
     if (regions < 1) errx(1, "no page differs");
-    say(byte);
+    print_byte(byte);
 }
 
 int main(int argc, char **argv) {
@@ -203,12 +203,12 @@ int main(int argc, char **argv) {
         make(argv[2], strtoull(argv[3], NULL, 10));
     } else if (argc == 3 && !strcmp(argv[1], "restore")) {
         restore(argv[2]);
-        go_on();
+        resume();
     } else if (argc == 4 && !strcmp(argv[1], "diff")) {
         restore(argv[2]);
         diff(argv[3]);
     } else {
-        errx(2, "make DIR MEMORY_MIB, restore DIR, or diff DIR NEW");
+        errx(2, "usage: floor make DIR MEMORY_MIB | restore DIR | diff DIR NEW");
     }
     return 0;
 }

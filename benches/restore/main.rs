@@ -1,12 +1,12 @@
-//! What snapshots cost, side by side with the least that they could: `make restore`. ROUNDS in the environment changes the number of
-//! rounds. All files are in /dev/shm, so that no disk is measured.
+//! Measures the cost of snapshots against the floor: `make restore`. ROUNDS in the environment sets the
+//! number of rounds. All files are in /dev/shm, so that no disk affects the results.
 
 #![allow(missing_docs, reason = "a program")]
 
+mod fixture;
 #[path = "../control/process.rs"]
-#[allow(dead_code, reason = "benchmarks of the control socket use all of it")]
+#[allow(dead_code, reason = "only the benchmark of the API socket uses all of it")]
 mod process;
-mod scene;
 mod table;
 mod touch;
 
@@ -17,11 +17,11 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use fixture::{ApiProcess, Fixture, text};
 use process::{Process, directory, mayfly};
-use scene::{ApiProcess, Fixture, text};
 use table::{Row, median};
 
-/// Sizes of the guests, in MiB.
+/// Memory sizes of the guests in MiB.
 const SMALL: u32 = 128;
 const LARGE: u32 = 2048;
 
@@ -30,29 +30,29 @@ fn main() -> ExitCode {
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or(50);
-    let measured = Fixture::new().and_then(|scene| measure(&scene, rounds));
+    let measured = Fixture::new().and_then(|fixture| measure(&fixture, rounds));
     let _ = fs::remove_dir_all(directory());
     match measured {
         Ok(rows) => table::print(rounds, &rows),
         Err(error) => {
-            eprintln!("{error}: run make restore, which builds what is needed");
+            eprintln!("{error}; run `make restore`, which builds the programs");
             ExitCode::FAILURE
         }
     }
 }
 
-fn measure(scene: &Fixture, rounds: usize) -> io::Result<Vec<Row>> {
-    let mut rows = spawn(scene, rounds)?;
-    rows.push(resume(scene, rounds)?);
-    rows.extend(full(scene, rounds)?);
+fn measure(fixture: &Fixture, rounds: usize) -> io::Result<Vec<Row>> {
+    let mut rows = spawn(fixture, rounds)?;
+    rows.push(resume(fixture, rounds)?);
+    rows.extend(full(fixture, rounds)?);
     for mib in [SMALL, LARGE] {
-        rows.extend(again(scene, mib, rounds)?);
+        rows.extend(repeated(fixture, mib, rounds)?);
     }
-    rows.extend(touch::first(scene, rounds)?);
+    rows.extend(touch::first(fixture, rounds)?);
     Ok(rows)
 }
 
-/// From the start of a process to the guest's next byte.
+/// Measures the time from the start of a process to the guest's next byte.
 fn first_byte(program: &Path, arguments: &[&str]) -> io::Result<Duration> {
     let start = Instant::now();
     let mut process = Process::start(program, arguments)?;
@@ -60,31 +60,32 @@ fn first_byte(program: &Path, arguments: &[&str]) -> io::Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// Restores of a small and a large guest, by turns with those of the floor, so that whatever else the machine does hits all alike.
-fn spawn(scene: &Fixture, rounds: usize) -> io::Result<Vec<Row>> {
+/// Alternates restores of a small and a large guest with those of the floor, so that other load of the host
+/// affects all alike.
+fn spawn(fixture: &Fixture, rounds: usize) -> io::Result<Vec<Row>> {
     let mut snapshots = Vec::new();
     for mib in [SMALL, LARGE] {
-        let own = scene.snapshot("chatter", mib)?;
-        snapshots.push((text(&own), text(&scene.floor_snapshot(mib)?)));
+        let own = fixture.snapshot("chatter", mib)?;
+        snapshots.push((text(&own), text(&fixture.floor_snapshot(mib)?)));
     }
     let mut times = [const { Vec::new() }; 4];
-    // The first two rounds fill the page cache and are not counted.
+    // The first two rounds fill the page cache and do not count.
     for round in 0..rounds + 2 {
-        let mut taken = Vec::new();
+        let mut durations = Vec::new();
         for (own, floor) in &snapshots {
-            taken.push(first_byte(&mayfly(), &["restore", own])?);
-            taken.push(first_byte(&scene.floor, &["restore", floor])?);
+            durations.push(first_byte(&mayfly(), &["restore", own])?);
+            durations.push(first_byte(&fixture.floor, &["restore", floor])?);
         }
         if round >= 2 {
             times
                 .iter_mut()
-                .zip(taken)
+                .zip(durations)
                 .for_each(|(times, time)| times.push(time));
         }
     }
     let [own, floor, own_large, floor_large] =
         times.map(|times: Vec<Duration>| median(times).as_secs_f64() * 1e6);
-    let of_size = (floor_large - floor).max(0.0);
+    let size_cost = (floor_large - floor).max(0.0);
     Ok(vec![
         Row::ratio("restore, 128 MiB: spawn to the next byte", own, floor, 1.4),
         Row::ratio(
@@ -93,26 +94,26 @@ fn spawn(scene: &Fixture, rounds: usize) -> io::Result<Vec<Row>> {
             floor_large,
             1.4,
         ),
-        // The slot's own cost, which the floor has too, is not mayfly's.
+        // The cost of a larger memory slot, which the floor has too, is not mayfly's.
         Row::ratio(
-            "restore, 2 GiB less the floor's more, and 128 MiB",
-            own_large - of_size,
+            "restore, 2 GiB less the floor's extra, to 128 MiB",
+            own_large - size_cost,
             own,
             1.1,
         ),
     ])
 }
 
-/// From the request to resume a loaded VM to the guest's next byte.
-fn resume(scene: &Fixture, rounds: usize) -> io::Result<Row> {
-    let snapshot = text(&scene.snapshot("chatter", SMALL)?);
+/// Measures the time from the request to resume a loaded VM to the guest's next byte.
+fn resume(fixture: &Fixture, rounds: usize) -> io::Result<Row> {
+    let snapshot = text(&fixture.snapshot("chatter", SMALL)?);
     let mut times = Vec::new();
     for _ in 0..rounds {
-        let mut live = ApiProcess::start(&["restore", &snapshot, "--paused"])?;
-        live.ask("GET", "/", "")?;
+        let mut vm = ApiProcess::start(&["restore", &snapshot, "--paused"])?;
+        vm.request("GET", "/", "")?;
         let start = Instant::now();
-        live.send("PATCH", "/vm", r#"{"state":"Resumed"}"#)?;
-        live.process.read(1)?;
+        vm.send("PATCH", "/vm", r#"{"state":"Resumed"}"#)?;
+        vm.process.read(1)?;
         times.push(start.elapsed());
     }
     let micros = median(times).as_secs_f64() * 1e6;
@@ -124,48 +125,49 @@ fn resume(scene: &Fixture, rounds: usize) -> io::Result<Row> {
     ))
 }
 
-/// Full snapshots of a guest that has touched 2 MiB.
-fn full(scene: &Fixture, rounds: usize) -> io::Result<[Row; 2]> {
-    let mut live = ApiProcess::start(&["run", &process::guest("touch"), "--memory", "128M"])?;
-    live.process.read("touched 512 pages\n".len())?;
-    live.ask("PATCH", "/vm", r#"{"state":"Paused"}"#)?;
-    let folder = scene.new_directory("full")?;
+/// Measures full snapshots of a guest that has touched 2 MiB.
+fn full(fixture: &Fixture, rounds: usize) -> io::Result<[Row; 2]> {
+    let mut vm = ApiProcess::start(&["run", &process::guest("touch"), "--memory", "128M"])?;
+    vm.process.read("touched 512 pages\n".len())?;
+    vm.request("PATCH", "/vm", r#"{"state":"Paused"}"#)?;
+    let directory_path = fixture.new_directory("full")?;
     let mut times = Vec::new();
     let mut kib = 0.0;
     for _ in 0..rounds {
-        times.push(create(&mut live, "Full", &folder)?);
-        kib = f64::from(u32::try_from(on_disk(&folder)? >> 10).unwrap_or(u32::MAX));
-        empty(&folder)?;
+        times.push(create(&mut vm, "Full", &directory_path)?);
+        kib = f64::from(u32::try_from(disk_usage(&directory_path)? >> 10).unwrap_or(u32::MAX));
+        clear(&directory_path)?;
     }
     let millis = median(times).as_secs_f64() * 1e3;
     Ok([
         Row::limit("create Full, 2 MiB of 128 touched", millis, "ms", 5.0),
-        Row::limit("its files on disk", kib, "KiB", 2560.0),
+        Row::limit("size of its files on disk", kib, "KiB", 2560.0),
     ])
 }
 
-/// Snapshots, of both kinds, of a restored guest that has just written to 256 pages, as the floor's has: they are as warm.
-fn again(scene: &Fixture, mib: u32, rounds: usize) -> io::Result<[Row; 2]> {
-    let snapshot = text(&scene.snapshot("writer", mib)?);
-    let floor_snapshot = text(&scene.floor_snapshot(mib)?);
-    let mut live = ApiProcess::start(&["restore", &snapshot])?;
-    let folder = scene.new_directory("difference")?;
+/// Measures full and diff snapshots of a restored guest that has just written to 256 pages. The floor's guest
+/// does the same before its snapshot, so both have warm caches.
+fn repeated(fixture: &Fixture, mib: u32, rounds: usize) -> io::Result<[Row; 2]> {
+    let snapshot = text(&fixture.snapshot("writer", mib)?);
+    let floor_snapshot = text(&fixture.floor_snapshot(mib)?);
+    let mut vm = ApiProcess::start(&["restore", &snapshot])?;
+    let directory_path = fixture.new_directory("diff")?;
     let (mut full, mut own, mut floor) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
-        write_and_pause(&mut live)?;
-        own.push(create(&mut live, "Diff", &folder)?);
-        resume_again(&mut live)?;
-        empty(&folder)?;
-        floor.push(least_difference(scene, &floor_snapshot, &folder)?);
-        empty(&folder)?;
+        write_and_pause(&mut vm)?;
+        own.push(create(&mut vm, "Diff", &directory_path)?);
+        resume_vm(&mut vm)?;
+        clear(&directory_path)?;
+        floor.push(floor_diff(fixture, &floor_snapshot, &directory_path)?);
+        clear(&directory_path)?;
     }
     for _ in 0..rounds {
-        write_and_pause(&mut live)?;
-        full.push(create(&mut live, "Full", &folder)?);
-        resume_again(&mut live)?;
-        empty(&folder)?;
+        write_and_pause(&mut vm)?;
+        full.push(create(&mut vm, "Full", &directory_path)?);
+        resume_vm(&mut vm)?;
+        clear(&directory_path)?;
     }
-    let [difference, whole] = match mib {
+    let [diff_name, full_name] = match mib {
         SMALL => [
             "create Diff, 256 pages, 128 MiB",
             "create Full of the same, 128 MiB",
@@ -174,51 +176,51 @@ fn again(scene: &Fixture, mib: u32, rounds: usize) -> io::Result<[Row; 2]> {
     };
     let [full, own, floor] = [full, own, floor].map(|times| median(times).as_secs_f64() * 1e6);
     Ok([
-        Row::ratio(difference, own, floor, 1.3),
-        Row::limit(whole, full / 1e3, "ms", 5.0),
+        Row::ratio(diff_name, own, floor, 1.3),
+        Row::limit(full_name, full / 1e3, "ms", 5.0),
     ])
 }
 
-/// Has the floor make a difference: it waits to be asked and answers, as mayfly does.
-fn least_difference(scene: &Fixture, snapshot: &str, folder: &Path) -> io::Result<Duration> {
-    let mut process = Process::start(&scene.floor, &["diff", snapshot, &text(folder)])?;
+/// Measures a diff snapshot of the floor, which waits for a request and responds, like mayfly.
+fn floor_diff(fixture: &Fixture, snapshot: &str, directory_path: &Path) -> io::Result<Duration> {
+    let mut process = Process::start(&fixture.floor, &["diff", snapshot, &text(directory_path)])?;
     process.read(1)?;
     let start = Instant::now();
-    process.prod()?;
+    process.send_byte()?;
     process.read(1)?;
     Ok(start.elapsed())
 }
 
-/// Has the writer write to its pages.
-fn write_and_pause(live: &mut ApiProcess) -> io::Result<()> {
-    live.process.prod()?;
-    live.process.read(1)?;
-    live.ask("PATCH", "/vm", r#"{"state":"Paused"}"#)
+/// Makes the writer guest write to its pages, then pauses the VM.
+fn write_and_pause(vm: &mut ApiProcess) -> io::Result<()> {
+    vm.process.send_byte()?;
+    vm.process.read(1)?;
+    vm.request("PATCH", "/vm", r#"{"state":"Paused"}"#)
 }
 
-fn resume_again(live: &mut ApiProcess) -> io::Result<()> {
-    live.ask("PATCH", "/vm", r#"{"state":"Resumed"}"#)
+fn resume_vm(vm: &mut ApiProcess) -> io::Result<()> {
+    vm.request("PATCH", "/vm", r#"{"state":"Resumed"}"#)
 }
 
-/// Has a paused VM make a snapshot in `folder`.
-fn create(live: &mut ApiProcess, kind: &str, folder: &Path) -> io::Result<Duration> {
-    let (state, memory) = (folder.join("state"), folder.join("memory"));
+/// Creates a snapshot of a paused VM in `directory_path`. Returns the duration.
+fn create(vm: &mut ApiProcess, kind: &str, directory_path: &Path) -> io::Result<Duration> {
+    let (state, memory) = (directory_path.join("state"), directory_path.join("memory"));
     let body = format!(
         r#"{{"snapshot_type":"{kind}","snapshot_path":"{}","mem_file_path":"{}"}}"#,
         state.display(),
         memory.display()
     );
     let start = Instant::now();
-    live.ask("PUT", "/snapshot/create", &body)?;
+    vm.request("PUT", "/snapshot/create", &body)?;
     Ok(start.elapsed())
 }
 
-fn on_disk(folder: &Path) -> io::Result<u64> {
-    fs::read_dir(folder)?
+fn disk_usage(directory_path: &Path) -> io::Result<u64> {
+    fs::read_dir(directory_path)?
         .map(|entry| Ok(entry?.metadata()?.blocks() * 512))
         .sum()
 }
 
-fn empty(folder: &Path) -> io::Result<()> {
-    fs::read_dir(folder)?.try_for_each(|entry| fs::remove_file(entry?.path()))
+fn clear(directory_path: &Path) -> io::Result<()> {
+    fs::read_dir(directory_path)?.try_for_each(|entry| fs::remove_file(entry?.path()))
 }

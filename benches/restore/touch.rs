@@ -1,4 +1,4 @@
-//! What it takes a restored guest to write to 1,000 pages, with a working set and without.
+//! Time of a restored guest to write to 1,000 pages, with and without a working set.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -6,54 +6,54 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use super::SMALL;
+use crate::fixture::{ApiProcess, Fixture, text};
 use crate::process::{Process, mayfly};
-use crate::scene::{ApiProcess, Fixture, text};
 use crate::table::{Row, median};
 
-/// Turns of the event loop that a paused VM is given to make pages ready, of which it makes 64 in a turn.
-const ROUNDS: usize = 50;
+/// Iterations of the event loop in which a paused VM prefetches pages, 64 in each.
+const ITERATIONS: usize = 50;
 
-/// Of every eight pages, so many are written to.
+/// Number of written pages of every eight.
 #[derive(Clone, Copy)]
 struct Pattern {
     byte: u8,
-    /// What a guest that is loaded and resumed later needs, against one without a set.
+    /// Name and goal for a guest that is resumed some time after its load; the baseline has no set.
     loaded: (&'static str, f64),
     /// The same from the start of the process.
     spawned: (&'static str, f64),
 }
 
-/// The goal is that runs are touched 2.5 times as quickly, and that a set never costs time: not where each page stands alone and
-/// is left to the guest. A twentieth is what two medians of the same differ by.
+/// With a set, page ranges are touched 2.5 times as fast, and a set never costs time: single pages are not
+/// prefetched. Two medians of the same measurement differ by up to a twentieth.
 const PATTERNS: [Pattern; 3] = [
     Pattern {
         byte: b'8',
-        loaded: ("first touch of 1,000 pages in a row: with a set", 0.4),
+        loaded: ("first touch, range of 1,000 pages, working set", 0.4),
         spawned: ("the same from spawn", 1.0),
     },
     Pattern {
         byte: b'4',
-        loaded: ("first touch of 1,000 pages in runs of 4: with a set", 0.4),
+        loaded: ("first touch, 1,000 pages in ranges of 4, working set", 0.4),
         spawned: ("the same from spawn", 1.0),
     },
     Pattern {
         byte: b'1',
-        loaded: ("first touch of 1,000 single pages: with a set", 1.05),
+        loaded: ("first touch, 1,000 single pages, working set", 1.05),
         spawned: ("the same from spawn", 1.05),
     },
 ];
 
-/// Guests that touch pages, by turns with a set and without.
-pub fn first(scene: &Fixture, rounds: usize) -> io::Result<Vec<Row>> {
-    let snapshot = text(&scene.snapshot("toucher", SMALL)?);
-    let set = text(&scene.new_directory("sets")?.join("set"));
+/// Measures first touches, alternating with and without a set.
+pub fn first(fixture: &Fixture, rounds: usize) -> io::Result<Vec<Row>> {
+    let snapshot = text(&fixture.snapshot("toucher", SMALL)?);
+    let set = text(&fixture.new_directory("sets")?.join("set"));
     let mut rows = Vec::new();
     for pattern in PATTERNS {
         record(&snapshot, &set, pattern.byte)?;
         let options = ["--working-set", &set];
         let mut times = [const { Vec::new() }; 4];
         for _ in 0..rounds {
-            let taken = [
+            let durations = [
                 loaded(&snapshot, &options, pattern.byte)?,
                 loaded(&snapshot, &[], pattern.byte)?,
                 spawned(&snapshot, &options, pattern.byte)?,
@@ -61,7 +61,7 @@ pub fn first(scene: &Fixture, rounds: usize) -> io::Result<Vec<Row>> {
             ];
             times
                 .iter_mut()
-                .zip(taken)
+                .zip(durations)
                 .for_each(|(times, time)| times.push(time));
         }
         let [with, without, spawn_with, spawn_without] =
@@ -74,7 +74,7 @@ pub fn first(scene: &Fixture, rounds: usize) -> io::Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Has a working set recorded in which the pages of the pattern are.
+/// Records a working set with the pages of the pattern.
 fn record(snapshot: &str, set: &str, byte: u8) -> io::Result<()> {
     let options = ["--record-working-set", set, "--record-ms", "600000"];
     let mut process = Process::start(&mayfly(), &[&["restore", snapshot], &options[..]].concat())?;
@@ -88,24 +88,24 @@ fn record(snapshot: &str, set: &str, byte: u8) -> io::Result<()> {
     process.0.wait()?;
     match Path::new(set).exists() {
         true => Ok(()),
-        false => Err(io::Error::other("no working set was recorded")),
+        false => Err(io::Error::other("mayfly has not recorded a working set")),
     }
 }
 
-/// From the byte that a restored guest waits for to the one that it answers when it has touched all pages.
+/// Measures the time from the byte sent to a restored guest to its response, when it has touched all pages.
 fn loaded(snapshot: &str, options: &[&str], byte: u8) -> io::Result<Duration> {
-    let mut live = ApiProcess::start(&[&["restore", snapshot, "--paused"], options].concat())?;
-    for _ in 0..ROUNDS {
-        live.ask("GET", "/", "")?;
+    let mut vm = ApiProcess::start(&[&["restore", snapshot, "--paused"], options].concat())?;
+    for _ in 0..ITERATIONS {
+        vm.request("GET", "/", "")?;
     }
-    live.ask("PATCH", "/vm", r#"{"state":"Resumed"}"#)?;
+    vm.request("PATCH", "/vm", r#"{"state":"Resumed"}"#)?;
     let start = Instant::now();
-    send(&mut live.process, byte)?;
-    live.process.read(1)?;
+    send(&mut vm.process, byte)?;
+    vm.process.read(1)?;
     Ok(start.elapsed())
 }
 
-/// The same from the start of the process, which finds the byte in its input.
+/// The same from the start of the process, with the byte already in its input.
 fn spawned(snapshot: &str, options: &[&str], byte: u8) -> io::Result<Duration> {
     let (reader, mut writer) = io::pipe()?;
     writer.write_all(&[byte])?;

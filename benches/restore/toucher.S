@@ -1,6 +1,6 @@
-/* For every byte from '1' to '8' that comes on the serial port it writes to 1,000 pages from 16 MiB on, so many of every
-   eight, and prints a dot. It does the writing at level 3, where no KVM interprets its instructions one by one, and comes
-   back by an undefined instruction. */
+/* Writes to 1,000 pages from 16 MiB on for each byte from '1' to '8' on the serial port, then prints a dot. The byte is the
+   number of written pages of every eight. The writes run at level 3, where KVM does not emulate instructions, and an
+   undefined instruction returns to level 0. */
     .globl _start
     .equ KERNEL_CODE, 0x10
     .equ USER_DATA, 0x1b
@@ -21,14 +21,14 @@ _start:
     movq %rax, %cr3
 
     lgdt gdt_descriptor
-    movl $task, %eax                /* the base of the task state segment, all of it below 16 MiB */
+    movl $task, %eax                /* base of the task state segment, which is below 16 MiB */
     movw %ax, gdt + TASK + 2
     shrl $16, %eax
     movb %al, gdt + TASK + 4
-    movl $stack, task + 4           /* the stack of level 0 */
+    movl $stack, task + 4           /* stack of level 0 */
     movl $TASK, %eax
     ltr %ax
-    movl $ready, %eax               /* vector 6 is that of undefined instructions */
+    movl $ready, %eax               /* vector 6: undefined instruction */
     movw %ax, idt + 6 * 16
     movl $KERNEL_CODE, idt + 6 * 16 + 2
     movw $0x8e00, idt + 6 * 16 + 4

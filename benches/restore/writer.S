@@ -1,4 +1,4 @@
-/* For every byte that comes on the serial port it writes to 256 pages from 16 MiB on, and prints a dot. */
+/* Writes to 256 pages from 16 MiB on for each byte on the serial port, then prints a dot. */
     .globl _start
 _start:
     movl $0x3fd, %edx

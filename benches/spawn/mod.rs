@@ -1,29 +1,29 @@
-//! Times a command from just before it is spawned to its first byte on stdout and to its end.
+//! Measures a command from its spawn to its first byte on stdout and to its exit.
 
 use std::io::{self, Read};
 use std::mem;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// What one run of a command took.
+/// Result of one run of a command.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
-    /// To the first byte on stdout.
+    /// Time to the first byte on stdout.
     pub first_byte: Duration,
-    /// To the end of the process, as its parent sees it.
+    /// Time to the exit of the process, as its parent observes it.
     pub end: Duration,
-    /// Largest resident set in KiB.
-    #[allow(dead_code, reason = "benchmarks of time alone do not read it")]
+    /// Peak resident set in KiB.
+    #[allow(dead_code, reason = "only some benchmarks read it")]
     pub peak_kib: i64,
 }
 
 /// Runs `command` once.
 ///
 /// # Errors
-/// When it cannot be spawned, prints nothing, or fails.
+/// If the command cannot be spawned, prints nothing or fails.
 #[allow(
     clippy::zombie_processes,
-    reason = "wait4 is what waits, because it also tells the resident set"
+    reason = "wait4 waits for the child, because it also returns the resident set"
 )]
 pub fn run(command: &[&str]) -> io::Result<Run> {
     let mut spawned = Command::new(command[0]);
@@ -43,12 +43,12 @@ pub fn run(command: &[&str]) -> io::Result<Run> {
     // SAFETY: all-zero bytes are a valid `rusage`.
     let mut usage: libc::rusage = unsafe { mem::zeroed() };
     let mut status = 0;
-    // SAFETY: both pointers are valid for writes, and nobody else waits for the child.
+    // SAFETY: both pointers are valid for writes, and no other code waits for the child.
     let waited = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
     let end = start.elapsed();
     if waited != pid || status != 0 {
         return Err(io::Error::other(format!(
-            "{command:?} ended with wait status {status:#x}"
+            "{command:?} failed: wait status {status:#x}"
         )));
     }
     Ok(Run {

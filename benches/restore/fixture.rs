@@ -1,4 +1,4 @@
-//! The guests, their snapshots, and processes that have been asked for something.
+//! Compiled guests, their snapshots, and mayfly processes with an API socket.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -6,9 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::process::{Process, compile, connect, directory, mayfly, request};
+use crate::process::{Process, compile, connect, directory, mayfly, request_text};
 
-/// What is compiled, and the folder of the snapshots, which goes with it.
+/// Compiled programs and a directory for snapshots, which is removed on drop.
 pub struct Fixture {
     /// The floor program.
     pub floor: PathBuf,
@@ -22,8 +22,10 @@ impl Drop for Fixture {
 }
 
 impl Fixture {
+    /// Compiles the programs and creates the directory.
+    ///
     /// # Errors
-    /// When there is no compiler, or no /dev/shm.
+    /// If there is no compiler, or no /dev/shm.
     pub fn new() -> io::Result<Self> {
         fs::create_dir_all(directory())?;
         let files = PathBuf::from(format!("/dev/shm/mayfly-restore-{}", std::process::id()));
@@ -41,43 +43,44 @@ impl Fixture {
         Ok(Self { floor, files })
     }
 
-    /// An empty folder.
+    /// Creates an empty directory.
     ///
     /// # Errors
-    /// The kernel's.
+    /// If the directory cannot be created.
     pub fn new_directory(&self, name: &str) -> io::Result<PathBuf> {
         let path = self.files.join(name);
         fs::create_dir_all(&path)?;
         Ok(path)
     }
 
-    /// A snapshot of the floor's guest with `mib` MiB.
+    /// Creates a snapshot of the floor's guest with `mib` MiB.
     ///
     /// # Errors
-    /// When the program fails.
+    /// If the program fails.
     pub fn floor_snapshot(&self, mib: u32) -> io::Result<PathBuf> {
         let path = self.new_directory(&format!("floor-{mib}"))?;
         let mut command = Command::new(&self.floor);
-        succeed(command.args(["make", &text(&path), &mib.to_string()]))?;
+        run_ok(command.args(["make", &text(&path), &mib.to_string()]))?;
         Ok(path)
     }
 
-    /// A snapshot of `guest` with `mib` MiB.
+    /// Creates a snapshot of `guest` with `mib` MiB, unless it exists.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// If it cannot be created.
     pub fn snapshot(&self, guest: &str, mib: u32) -> io::Result<PathBuf> {
         let path = self.files.join(format!("{guest}-{mib}"));
         if path.exists() {
             return Ok(path);
         }
         let image = text(&directory().join(format!("{guest}.elf")));
-        let mut live = ApiProcess::start(&["run", &image, "--memory", &format!("{mib}M")])?;
-        // The writer and the toucher print when they are prodded; by its first byte each guest is known to run.
-        live.process.prod()?;
-        live.process.read(1)?;
+        let mut vm = ApiProcess::start(&["run", &image, "--memory", &format!("{mib}M")])?;
+        // The writer and the toucher print only after an input byte. The first output byte of each guest
+        // proves that it runs.
+        vm.process.send_byte()?;
+        vm.process.read(1)?;
         let mut command = Command::new(mayfly());
-        succeed(command.args(["snapshot", &text(&path), "--api-sock", &text(&socket())]))?;
+        run_ok(command.args(["snapshot", &text(&path), "--api-sock", &text(&socket())]))?;
         Ok(path)
     }
 }
@@ -86,21 +89,21 @@ fn socket() -> PathBuf {
     directory().join("s")
 }
 
-/// The path as an argument.
+/// Returns the path as an argument.
 pub fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-fn succeed(command: &mut Command) -> io::Result<()> {
+fn run_ok(command: &mut Command) -> io::Result<()> {
     let output = command.output()?;
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!("{command:?}: {said}")))
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("{command:?} failed: {stderr}")))
 }
 
-/// A mayfly with a control socket, and the connection to it.
+/// mayfly process with an API socket, and the connection to it.
 pub struct ApiProcess {
     /// The process.
     pub process: Process,
@@ -108,8 +111,10 @@ pub struct ApiProcess {
 }
 
 impl ApiProcess {
+    /// Starts mayfly and connects to its API socket.
+    ///
     /// # Errors
-    /// The kernel's.
+    /// If the process cannot be started.
     pub fn start(arguments: &[&str]) -> io::Result<Self> {
         let path = socket();
         let _ = fs::remove_file(&path);
@@ -120,27 +125,27 @@ impl ApiProcess {
         Ok(Self { process, stream })
     }
 
-    /// Sends a request and waits for no answer.
+    /// Sends a request without waiting for the response.
     ///
     /// # Errors
-    /// The kernel's.
+    /// If the connection fails.
     pub fn send(&mut self, method: &str, path: &str, body: &str) -> io::Result<()> {
-        self.stream.write_all(request(method, path, body).as_bytes())
+        self.stream.write_all(request_text(method, path, body).as_bytes())
     }
 
-    /// Has something done.
+    /// Sends a request and waits for its response.
     ///
     /// # Errors
-    /// When it is refused.
-    pub fn ask(&mut self, method: &str, path: &str, body: &str) -> io::Result<()> {
+    /// If the request is rejected.
+    pub fn request(&mut self, method: &str, path: &str, body: &str) -> io::Result<()> {
         self.send(method, path, body)?;
-        let mut answer = [0; 4096];
-        let length = self.stream.read(&mut answer)?;
-        if answer[..length].starts_with(b"HTTP/1.1 20") {
+        let mut response = [0; 4096];
+        let length = self.stream.read(&mut response)?;
+        if response[..length].starts_with(b"HTTP/1.1 20") {
             return Ok(());
         }
         Err(io::Error::other(
-            String::from_utf8_lossy(&answer[..length]).into_owned(),
+            String::from_utf8_lossy(&response[..length]).into_owned(),
         ))
     }
 }
