@@ -1,6 +1,6 @@
-//! Which device claims an address.
+//! Dispatch of a guest's access to the device that claims the address.
 //!
-//! A bus is filled before the guest runs and never changes afterwards, so that looking a device up takes no lock.
+//! Devices are attached before the guest runs, and the bus is immutable afterwards: a lookup takes no lock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,17 +12,18 @@ use crate::sync::lock;
 /// `offset` counts from the start of the claimed range, and the whole access lies within that range. Data is
 /// little-endian, 1 to 8 bytes long on the memory bus and 1, 2 or 4 on the port bus.
 pub trait BusDevice: Send {
-    /// Fills `data` with what the guest reads at `offset`.
+    /// Reads `data.len()` bytes at `offset` into `data`.
     fn read(&mut self, offset: u64, data: &mut [u8]);
 
-    /// Takes what the guest writes at `offset`.
+    /// Writes `data` at `offset`.
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
-/// A device whose registers are all one byte wide. An access of more bytes touches as many neighbouring registers, as
-/// an 8-bit device on the ISA bus sees it.
+/// A device whose registers are all one byte wide.
+///
+/// An access of more bytes reaches as many adjacent registers, as with an 8-bit device on the ISA bus.
 pub trait ByteRegisters: Send {
-    /// The value of the register at `offset`.
+    /// Reads the register at `offset`.
     fn read_register(&mut self, offset: u64) -> u8;
 
     /// Writes the register at `offset`.
@@ -46,11 +47,37 @@ impl<T: ByteRegisters> BusDevice for T {
 /// A device as buses and the machine share it.
 pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
 
-/// Why a device could not be put on a bus.
+/// View of a device that starts at one of its later registers.
+///
+/// A bus counts offsets from the start of each claimed range. A device with gaps between its registers claims its
+/// first range directly and every further range through an `OffsetDevice`.
+pub struct OffsetDevice {
+    device: SharedDevice,
+    start: u64,
+}
+
+impl OffsetDevice {
+    /// Creates a view of the registers of `device` from offset `start`.
+    pub fn new(device: SharedDevice, start: u64) -> Self {
+        Self { device, start }
+    }
+}
+
+impl BusDevice for OffsetDevice {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        lock(&self.device).read(self.start + offset, data);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        lock(&self.device).write(self.start + offset, data);
+    }
+}
+
+/// Failure to attach a device to a bus.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The range is empty or goes beyond the last address.
-    #[error("{device} claims {length:#x} addresses from {base:#x}, which is no range")]
+    /// The range is empty or ends beyond the last address.
+    #[error("cannot attach {device} at {base:#x}: {length:#x} addresses from there are not a valid range")]
     Range {
         /// Name of the device.
         device: &'static str,
@@ -60,13 +87,13 @@ pub enum Error {
         length: u64,
     },
     /// Another device claims part of the range.
-    #[error("{device} at {base:#x} overlaps {other} at {other_base:#x}")]
+    #[error("cannot attach {device} at {base:#x}: the range overlaps {other} at {other_base:#x}")]
     Overlap {
         /// Name of the device.
         device: &'static str,
         /// First address of its range.
         base: u64,
-        /// Name of the device that was there first.
+        /// Name of the device that is already attached.
         other: &'static str,
         /// First address of that device's range.
         other_base: u64,
@@ -80,22 +107,23 @@ struct Claim {
     device: SharedDevice,
 }
 
-/// A bus that is being filled.
+/// A bus to which devices can be attached.
 #[derive(Default)]
 pub struct BusBuilder {
     claims: Vec<Claim>,
 }
 
 impl BusBuilder {
-    /// A bus without devices.
+    /// Creates a bus without devices.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Lets `device` claim `length` addresses from `base`. A device may claim several ranges.
+    /// Claims `length` addresses from `base` for `device`. A device may claim several ranges.
     ///
     /// # Errors
-    /// [`Error::Range`] or [`Error::Overlap`].
+    /// [`Error::Range`] if the range is empty or ends beyond the last address; [`Error::Overlap`] if another device
+    /// claims part of it.
     pub fn claim(
         &mut self,
         name: &'static str,
@@ -111,8 +139,8 @@ impl BusBuilder {
                 base,
                 length,
             })?;
-        let place = self.claims.partition_point(|claim| claim.last < base);
-        if let Some(other) = self.claims.get(place).filter(|claim| claim.base <= last) {
+        let index = self.claims.partition_point(|claim| claim.last < base);
+        if let Some(other) = self.claims.get(index).filter(|claim| claim.base <= last) {
             return Err(Error::Overlap {
                 device: name,
                 base,
@@ -121,7 +149,7 @@ impl BusBuilder {
             });
         }
         self.claims.insert(
-            place,
+            index,
             Claim {
                 base,
                 last,
@@ -132,7 +160,7 @@ impl BusBuilder {
         Ok(())
     }
 
-    /// The finished bus.
+    /// Builds the bus.
     pub fn build(self) -> Bus {
         Bus {
             claims: self.claims.into_boxed_slice(),
@@ -141,9 +169,10 @@ impl BusBuilder {
     }
 }
 
-/// A bus as vCPUs use it.
+/// A bus as vCPU threads use it.
 ///
-/// An access that does not lie wholly within one device reads as ones, writes nothing, and is counted.
+/// An access that does not lie entirely within one device is unclaimed: a read returns all ones, a write has no
+/// effect, and the bus counts it.
 #[derive(Default)]
 pub struct Bus {
     claims: Box<[Claim]>,
@@ -166,7 +195,7 @@ impl Bus {
         }
     }
 
-    /// How many accesses no device claimed.
+    /// Returns the number of unclaimed accesses.
     pub fn unclaimed(&self) -> u64 {
         self.unclaimed.load(Ordering::Relaxed)
     }
@@ -223,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn an_access_reaches_the_device_that_claims_it() {
+    fn access_reaches_claiming_device() {
         let bus = bus();
         bus.write(0x22, &[9, 10]);
         assert_eq!(read(&bus, 0x21), [2, 9, 10, 5]);
@@ -233,23 +262,19 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_claims_reads_as_ones_and_is_counted() {
+    fn unclaimed_access_reads_ones_and_is_counted() {
         let bus = bus();
         assert_eq!(read(&bus, 0x18), [0xff; 4]);
-        assert_eq!(read(&bus, 0x16), [0xff; 4], "an access that leaves the device");
-        assert_eq!(
-            read(&bus, 0xe),
-            [0xff; 4],
-            "an access that starts before the device"
-        );
-        assert_eq!(read(&bus, u64::MAX), [0xff; 2], "an access that wraps around");
+        assert_eq!(read(&bus, 0x16), [0xff; 4], "access ends beyond the device");
+        assert_eq!(read(&bus, 0xe), [0xff; 4], "access starts before the device");
+        assert_eq!(read(&bus, u64::MAX), [0xff; 2], "access wraps around");
         bus.write(0, &[1]);
         bus.write(0, &[]);
         assert_eq!(bus.unclaimed(), 6);
     }
 
     #[test]
-    fn claims_never_overlap() {
+    fn overlapping_claim_is_rejected() {
         let mut builder = BusBuilder::new();
         builder.claim("a", 0x10, 8, registers()).unwrap();
         for (base, length) in [(0x10, 8), (0x17, 1), (0xf, 2), (0, 0x100), (0x12, 2)] {
@@ -271,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_has_addresses_and_an_end() {
+    fn invalid_range_is_rejected() {
         let mut builder = BusBuilder::new();
         for (base, length) in [(0, 0), (u64::MAX, 2), (1, u64::MAX)] {
             let claimed = builder.claim("a", base, length, registers());

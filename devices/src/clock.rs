@@ -1,19 +1,19 @@
-//! Where a device has its time from.
+//! Time sources of devices.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// A clock that a device reads; tests set their own.
+/// Time source of a device. Tests replace it.
 pub trait Clock: Send {
-    /// Time since the clock's origin.
+    /// Returns the time since the clock's origin.
     fn now(&self) -> Duration;
 }
 
-/// A clock that never goes back. Its origin is the time it was made.
+/// A clock that never goes back. Its origin is the time of its creation.
 #[derive(Debug)]
 pub struct MonotonicClock(Instant);
 
 impl MonotonicClock {
-    /// A clock that starts at zero.
+    /// Creates a clock that starts at zero.
     pub fn new() -> Self {
         Self(Instant::now())
     }
@@ -31,7 +31,7 @@ impl Clock for MonotonicClock {
     }
 }
 
-/// The host's time of day in UTC. Its origin is 1970-01-01; a host set to an earlier time reads as that.
+/// The host's wall-clock time in UTC. Its origin is 1970-01-01; an earlier host time reads as zero.
 #[derive(Debug, Default)]
 pub struct WallClock;
 

@@ -1,30 +1,29 @@
-//! How long things took, counted in buckets of a fixed size.
+//! Distribution of durations in a fixed set of buckets.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// Buckets with an upper bound: 1 us, 2 us, 4 us and so on, up to 2^23 us, which is 8.4 s.
+/// Number of buckets with an upper bound: 1 us, 2 us, 4 us and so on, up to 2^23 us, which is 8.4 s.
 pub const BUCKETS: usize = 24;
 
-/// Durations by the power of two of their microseconds, with their number and their sum. It takes no memory as it fills.
+/// Number of durations per power of two of their microseconds, with total number and sum. The size is fixed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Histogram {
     count: u64,
     sum_us: u64,
-    /// Of each bucket, the durations that none before it holds. What no bucket holds is in `count` alone.
+    /// Durations in each bucket alone, not cumulative. `count` includes the durations beyond the last bound.
     buckets: [u64; BUCKETS],
 }
 
 impl Histogram {
-    /// Counts one duration. A bucket holds durations up to and with its bound; the part of a microsecond counts as a whole
-    /// one, in the sum too.
+    /// Records one duration, rounded up to microseconds, also in the sum. Bounds are inclusive.
     pub fn record(&mut self, duration: Duration) {
         let us = duration.as_nanos().div_ceil(1000);
         let us = u64::try_from(us).unwrap_or(u64::MAX);
         self.count += 1;
         self.sum_us = self.sum_us.saturating_add(us);
-        // The number of bits of the last that is below the bound.
+        // The index of the smallest power of two that is at least `us`.
         let bits = u64::BITS - us.saturating_sub(1).leading_zeros();
         let bucket = usize::try_from(bits).unwrap_or(BUCKETS);
         if let Some(bucket) = self.buckets.get_mut(bucket) {
@@ -32,18 +31,18 @@ impl Histogram {
         }
     }
 
-    /// Durations recorded, those beyond the last bound included.
+    /// Returns the number of recorded durations, including those beyond the last bound.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// Microseconds of all of them together.
+    /// Returns the sum of all durations in microseconds.
     pub fn sum_us(&self) -> u64 {
         self.sum_us
     }
 
-    /// Of each bucket its bound in microseconds and the durations up to it, those of the buckets before it included, as
-    /// Prometheus has them; [`count`](Self::count) is the bucket without a bound.
+    /// Returns each bucket as its bound in microseconds and its cumulative count, as in Prometheus.
+    /// [`count`](Self::count) is the bucket without a bound.
     pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> {
         let mut sum = 0;
         self.buckets.iter().enumerate().map(move |(index, count)| {
@@ -59,7 +58,7 @@ mod tests {
 
     use super::{BUCKETS, Histogram};
 
-    /// The bound of the bucket that `duration` is in, or none when it is beyond all.
+    /// Returns the bound of the bucket of `duration`, or `None` beyond the last bound.
     fn bound(duration: Duration) -> Option<u64> {
         let mut histogram = Histogram::default();
         histogram.record(duration);
@@ -70,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_ends_with_its_bound() {
+    fn bucket_bound_is_inclusive() {
         for (ns, us) in [
             (0, 1),
             (1, 1),
@@ -91,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn buckets_add_up() {
+    fn buckets_are_cumulative() {
         let mut histogram = Histogram::default();
         for us in [1, 3, 3, 500, 9_000_000] {
             histogram.record(Duration::from_micros(us));
@@ -107,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sum_does_not_overflow() {
+    fn sum_saturates() {
         let mut histogram = Histogram::default();
         histogram.record(Duration::MAX);
         histogram.record(Duration::MAX);

@@ -282,7 +282,7 @@ fn keepers(text: &str) -> Vec<String> {
         .map(|(_, rest)| word(rest))
         .filter(|name| !name.is_empty())
         .collect();
-    for list in text.split("keeps_nothing!(").skip(1) {
+    for list in text.split("persist_nothing!(").skip(1) {
         let list = list.split(')').next().unwrap();
         found.extend(list.split(',').map(|name| name.trim().to_owned()));
     }

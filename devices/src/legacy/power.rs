@@ -1,32 +1,67 @@
-//! Ports by which guests end the machine: ACPI power-off at 0x600 and 0x604, debug exit at 0x501.
+//! Ports by which a guest requests the end of its virtual machine: ACPI power-off at 0x600 and 0x604, debug exit at 0x501.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use snapshot::persist::Error;
 use snapshot::{Persist, Schema};
 
 use crate::bus::{BusDevice, ByteRegisters};
-use crate::power::{Power, PowerEvent};
 
-/// ACPI's sleep control and status register: 1 port, which the FADT names.
+/// ACPI sleep control and status register: 1 port, reported in the FADT.
 pub const SLEEP_PORT: u64 = 0x600;
-/// ACPI's PM1a control register: 2 ports.
+/// ACPI PM1a control register: 2 ports.
 pub const POWER_OFF_PORT: u64 = 0x604;
-/// Ports of [`PowerOffPort`].
+/// Number of ports of [`PowerOffPort`].
 pub const POWER_OFF_LENGTH: u64 = 2;
-/// Debug exit: 4 ports, so that codes of up to 4 bytes fit.
+/// Debug exit: 4 ports, for exit codes of up to 4 bytes.
 pub const EXIT_PORT: u64 = 0x501;
-/// Ports of [`ExitPort`].
+/// Number of ports of [`ExitPort`].
 pub const EXIT_LENGTH: u64 = 4;
 
-/// SLP_EN of the PM1a control register: enter the sleep state, of which there is only off.
+/// SLP_EN of the PM1a control register: enter the sleep state. Off is the only one.
 const SLEEP_ENABLE: u16 = 1 << 13;
 
 /// SLP_EN of the sleep control register.
 const SLEEP_CONTROL_ENABLE: u8 = 1 << 5;
 
-/// No port keeps anything.
+/// Request of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PowerEvent {
+    /// Power off.
+    Off,
+    /// Reset. It ends the VM too: mayfly never restarts a machine.
+    Reset,
+    /// Exit with this code, as written to the debug exit port.
+    Exit(u32),
+}
+
+/// Request of the guest to end, as devices record it; the first one wins. A vCPU thread checks it after each write of
+/// the guest.
+#[derive(Debug, Default)]
+pub struct Power {
+    event: OnceLock<PowerEvent>,
+}
+
+impl Power {
+    /// Creates a record without a request.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Records the request `event`. Ignores it if there is an earlier one.
+    pub fn request(&self, event: PowerEvent) {
+        // The only error is an earlier request.
+        let _ = self.event.set(event);
+    }
+
+    /// Returns the guest's request, if there is one.
+    pub fn requested(&self) -> Option<PowerEvent> {
+        self.event.get().copied()
+    }
+}
+
+/// State of a port: empty, because no port has registers that keep a value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PowerPortState;
 
@@ -35,12 +70,13 @@ impl Schema for PowerPortState {
     const VERSION: u32 = 1;
 }
 
-/// Powers off at a 16-bit write with bit 13 set, as in 0x2000; ignores all others. Reads as ones.
+/// ACPI PM1a control register. A 16-bit write with bit 13 set, as in 0x2000, powers off; other writes have no effect.
+/// Reads return all ones.
 #[derive(Debug)]
 pub struct PowerOffPort(Arc<Power>);
 
 impl PowerOffPort {
-    /// A port that asks `power` for the end.
+    /// Creates a port that requests power-off from `power`.
     pub fn new(power: Arc<Power>) -> Self {
         Self(power)
     }
@@ -61,12 +97,13 @@ impl BusDevice for PowerOffPort {
     }
 }
 
-/// Ends the machine with the 1, 2 or 4 bytes that are written to its first port as the code. Reads as ones.
+/// Debug exit port. A write of 1, 2 or 4 bytes to its first port is a request to exit with that code. Reads return all
+/// ones.
 #[derive(Debug)]
 pub struct ExitPort(Arc<Power>);
 
 impl ExitPort {
-    /// A port that asks `power` for the end.
+    /// Creates a port that requests the exit from `power`.
     pub fn new(power: Arc<Power>) -> Self {
         Self(power)
     }
@@ -90,13 +127,15 @@ impl BusDevice for ExitPort {
     }
 }
 
-/// ACPI's sleep control register at its only port, and its sleep status register, of a hardware-reduced machine: powers
-/// off at a write with bit 5 set, whatever the type of sleep; ignores all others. Reads as zero: there was no wake-up.
+/// ACPI sleep control and sleep status register of a hardware-reduced machine, at the same port (ACPI 6.5, 4.8.3.7).
+///
+/// A write with bit 5 set powers off, whatever the sleep type; other writes have no effect. Reads return zero: no
+/// wake-up.
 #[derive(Debug)]
 pub struct SleepPort(Arc<Power>);
 
 impl SleepPort {
-    /// A port that asks `power` for the end.
+    /// Creates a port that requests power-off from `power`.
     pub fn new(power: Arc<Power>) -> Self {
         Self(power)
     }
@@ -114,7 +153,7 @@ impl ByteRegisters for SleepPort {
     }
 }
 
-macro_rules! keeps_nothing {
+macro_rules! persist_nothing {
     ($($port:ty),*) => {
         $(impl Persist for $port {
             type State = PowerPortState;
@@ -130,7 +169,7 @@ macro_rules! keeps_nothing {
     };
 }
 
-keeps_nothing!(PowerOffPort, ExitPort, SleepPort);
+persist_nothing!(PowerOffPort, ExitPort, SleepPort);
 
 #[cfg(test)]
 mod tests {
@@ -138,9 +177,8 @@ mod tests {
 
     use proptest::prelude::proptest;
 
-    use super::{EXIT_LENGTH, ExitPort, POWER_OFF_LENGTH, PowerOffPort, SleepPort};
+    use super::{EXIT_LENGTH, ExitPort, POWER_OFF_LENGTH, Power, PowerEvent, PowerOffPort, SleepPort};
     use crate::bus::BusDevice;
-    use crate::power::{Power, PowerEvent};
     use crate::testing::{accesses, replay};
 
     fn power() -> Arc<Power> {
@@ -160,7 +198,16 @@ mod tests {
     }
 
     #[test]
-    fn sleep_enable_powers_off() {
+    fn first_request_wins() {
+        let power = Power::new();
+        assert_eq!(power.requested(), None);
+        power.request(PowerEvent::Exit(7));
+        power.request(PowerEvent::Off);
+        assert_eq!(power.requested(), Some(PowerEvent::Exit(7)));
+    }
+
+    #[test]
+    fn power_off_port_sleep_enable_powers_off() {
         assert_eq!(after_power_off_write(0, &[0x00, 0x20]), Some(PowerEvent::Off));
         assert_eq!(after_power_off_write(0, &[0x01, 0x34]), Some(PowerEvent::Off));
         for data in [&[0x00, 0x1c][..], &[0x20], &[0, 0x20, 0, 0]] {
@@ -169,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_to_the_exit_port_is_the_code() {
+    fn exit_port_write_requests_exit_code() {
         for (data, code) in [
             (&[0x85][..], 0x85),
             (&[0x85, 1], 0x185),
@@ -183,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sleep_register_powers_off() {
+    fn sleep_port_sleep_enable_powers_off() {
         for (value, event) in [
             (0x34, Some(PowerEvent::Off)),
             (0x20, Some(PowerEvent::Off)),
@@ -200,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn both_read_as_ones_and_keep_nothing() {
+    fn power_off_and_exit_port_read_as_ones() {
         let (mut off, mut exit) = (PowerOffPort::new(power()), ExitPort::new(power()));
         let mut data = [0; 2];
         off.read(0, &mut data);
@@ -210,7 +257,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_a_guest_does_breaks_them(off in accesses(POWER_OFF_LENGTH), exit in accesses(EXIT_LENGTH)) {
+        fn any_access_is_safe(off in accesses(POWER_OFF_LENGTH), exit in accesses(EXIT_LENGTH)) {
             replay(&mut PowerOffPort::new(power()), &off);
             replay(&mut ExitPort::new(power()), &exit);
         }

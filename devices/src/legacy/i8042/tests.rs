@@ -5,11 +5,11 @@ use snapshot::Persist;
 
 use super::keyboard::Keyboard;
 use super::{COMMAND_OFFSET, COMMAND_PORT, DATA_PORT, I8042};
+use crate::bus::OffsetDevice;
 use crate::bus::{Bus, BusBuilder};
 use crate::power::{Power, PowerEvent};
 use crate::sync::lock;
 use crate::testing::{EdgeCounter, accesses, comes_back, replay};
-use crate::window::OffsetDevice;
 
 struct Board {
     power: Arc<Power>,

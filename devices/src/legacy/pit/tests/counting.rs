@@ -2,9 +2,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::Bench;
+use crate::bus::OffsetDevice;
 use crate::bus::{BusBuilder, ByteRegisters};
 use crate::pit::{CONTROL_OFFSET, CONTROL_PORT, PORT, time_of};
-use crate::window::OffsetDevice;
 
 #[test]
 fn mode_2_gives_a_pulse_each_period_and_one_for_all_that_were_missed() {
