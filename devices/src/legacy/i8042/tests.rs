@@ -3,8 +3,7 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::proptest;
 use snapshot::Persist;
 
-use super::keyboard::Keyboard;
-use super::{COMMAND_OFFSET, COMMAND_PORT, DATA_PORT, I8042};
+use super::{COMMAND_OFFSET, COMMAND_PORT, DATA_PORT, I8042, Keyboard};
 use crate::bus::OffsetDevice;
 use crate::bus::{Bus, BusBuilder};
 use crate::power::{Power, PowerEvent};

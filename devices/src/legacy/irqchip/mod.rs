@@ -13,7 +13,6 @@
 //! Locks: lines may be set from several threads; one mutex guards both controllers. [`MessageSink`] is called with it
 //! held, [`ExternalInterrupt`] never.
 
-mod face;
 #[cfg(test)]
 mod tests;
 
@@ -24,12 +23,11 @@ use serde::{Deserialize, Serialize};
 use snapshot::persist::Error;
 use snapshot::{Persist, Schema};
 
-use crate::bus::{self, BusBuilder, SharedDevice};
+use crate::bus::{self, BusBuilder, BusDevice, ByteRegisters, SharedDevice};
 use crate::interrupt::Interrupt;
 use crate::ioapic::{self, Ioapic, IoapicState, MessageSink};
 use crate::pic::{self, Chip, Pic, PicState};
 use crate::sync::lock;
-use face::{EdgeLevelPorts, IoapicWindow, PicPorts};
 
 /// Where INTR of the 8259As leads.
 pub trait ExternalInterrupt: Send + Sync {
@@ -179,6 +177,62 @@ impl Interrupt for IrqLine {
             self.drive(chips, true);
             self.drive(chips, false);
         });
+    }
+}
+
+/// The ports of one 8259A.
+struct PicPorts {
+    shared: Arc<SharedChips>,
+    chip: Chip,
+}
+
+impl ByteRegisters for PicPorts {
+    fn read_register(&mut self, offset: u64) -> u8 {
+        self.shared.with(|chips| chips.pic.read(self.chip, offset))
+    }
+
+    fn write_register(&mut self, offset: u64, value: u8) {
+        self.shared
+            .with(|chips| chips.pic.write(self.chip, offset, value));
+    }
+}
+
+/// The edge/level control registers of both 8259As.
+struct EdgeLevelPorts {
+    shared: Arc<SharedChips>,
+}
+
+impl ByteRegisters for EdgeLevelPorts {
+    fn read_register(&mut self, offset: u64) -> u8 {
+        self.shared
+            .with(|chips| chips.pic.level_triggered(chip_at(offset)))
+    }
+
+    fn write_register(&mut self, offset: u64, value: u8) {
+        self.shared
+            .with(|chips| chips.pic.set_level_triggered(chip_at(offset), value));
+    }
+}
+
+fn chip_at(offset: u64) -> Chip {
+    match offset {
+        0 => Chip::Master,
+        _ => Chip::Slave,
+    }
+}
+
+/// The register window of the IOAPIC.
+struct IoapicWindow {
+    shared: Arc<SharedChips>,
+}
+
+impl BusDevice for IoapicWindow {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        self.shared.with(|chips| chips.ioapic.read(offset, data));
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        self.shared.with(|chips| chips.ioapic.write(offset, data));
     }
 }
 

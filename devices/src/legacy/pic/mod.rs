@@ -9,15 +9,12 @@
 //!   ICW1 and the wiring in ICW3 are ignored, and so are buffered mode and the MCS-80 mode of ICW4.
 //! - All inputs are masked before the first initialisation, as firmware leaves them.
 
-mod controller;
 #[cfg(test)]
 mod tests;
 
 use serde::{Deserialize, Serialize};
 use snapshot::persist::Error;
 use snapshot::{Persist, Schema};
-
-use controller::{CASCADE, Controller};
 
 /// First port of the master: 2 ports.
 pub const MASTER_PORT: u64 = 0x20;
@@ -28,6 +25,13 @@ pub const EDGE_LEVEL_PORT: u64 = 0x4d0;
 
 /// Input that an acknowledge cycle answers for when its request has gone.
 const SPURIOUS: u8 = 7;
+
+/// Input of the master that the slave's INT output is wired to.
+const CASCADE: u8 = 2;
+
+// ICW1 and OCW3 are told from the other words written to the even address by these bits.
+const ICW1: u8 = 0x10;
+const OCW3: u8 = 0x08;
 
 /// One of the pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +48,262 @@ impl Chip {
         match self {
             Self::Master => 0xf8,
             Self::Slave => 0xde,
+        }
+    }
+}
+
+/// Which initialisation command word is next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Awaiting {
+    Nothing,
+    Icw2,
+    Icw3,
+    Icw4,
+}
+
+/// One 8259A. Inputs are numbered 0 to 7.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Controller {
+    chip: Chip,
+    /// Inputs whose line is asserted.
+    lines: u8,
+    /// Edge-triggered inputs that have seen a rising edge since they were last acknowledged.
+    latched: u8,
+    /// The edge/level control register of the chipset.
+    level_triggered: u8,
+    mask: u8,
+    in_service: u8,
+    vector_base: u8,
+    /// Input of the lowest priority; the next one, in a circle, has the highest.
+    lowest: u8,
+    awaiting: Awaiting,
+    single: bool,
+    icw4_needed: bool,
+    special_fully_nested: bool,
+    auto_eoi: bool,
+    rotate_on_auto_eoi: bool,
+    special_mask: bool,
+    read_in_service: bool,
+    poll: bool,
+}
+
+impl Controller {
+    /// All inputs masked, which is how firmware leaves the pair for an operating system.
+    fn new(chip: Chip) -> Self {
+        Self {
+            chip,
+            lines: 0,
+            latched: 0,
+            level_triggered: 0,
+            mask: 0xff,
+            in_service: 0,
+            vector_base: 0,
+            lowest: 7,
+            awaiting: Awaiting::Nothing,
+            single: false,
+            icw4_needed: false,
+            special_fully_nested: false,
+            auto_eoi: false,
+            rotate_on_auto_eoi: false,
+            special_mask: false,
+            read_in_service: false,
+            poll: false,
+        }
+    }
+
+    /// Which value cannot be one of `chip`, if any.
+    fn invalid_reason(&self, chip: Chip) -> Option<String> {
+        if self.chip != chip {
+            return Some(format!("{:?} where {chip:?} is needed", self.chip));
+        }
+        if self.lowest > 7 {
+            return Some(format!("lowest priority is input {}, not 0 to 7", self.lowest));
+        }
+        if self.vector_base & 7 != 0 {
+            return Some(format!("vector base {:#x} is no multiple of 8", self.vector_base));
+        }
+        if self.level_triggered & !chip.level_capable() != 0 {
+            return Some(format!("level-triggered inputs {:#x}", self.level_triggered));
+        }
+        if self.latched & self.level_inputs() != 0 {
+            return Some(format!("edges {:#x} of level-triggered inputs", self.latched));
+        }
+        None
+    }
+
+    fn set_line(&mut self, input: u8, asserted: bool) {
+        let bit = 1 << (input & 7);
+        if !asserted {
+            self.lines &= !bit;
+        } else if self.lines & bit == 0 {
+            self.lines |= bit;
+            self.latched |= bit & !self.level_inputs();
+        }
+    }
+
+    /// The input that INT is raised for.
+    fn pending(&self) -> Option<u8> {
+        if self.awaiting != Awaiting::Nothing {
+            return None;
+        }
+        let rank = self.highest_rank(self.requests() & !self.mask)?;
+        let input = self.input_of(rank);
+        let Some(serving) = self.highest_rank(self.inhibiting()) else {
+            return Some(input);
+        };
+        // Special fully nested mode: the slave being served may interrupt itself with one of its higher inputs.
+        let nested = self.special_fully_nested && self.chip == Chip::Master && input == CASCADE;
+        (rank < serving || (rank == serving && nested)).then_some(input)
+    }
+
+    /// The interrupt acknowledge cycle: takes the pending input into service.
+    fn acknowledge(&mut self) -> Option<u8> {
+        let input = self.pending()?;
+        self.latched &= !(1 << input);
+        if !self.auto_eoi {
+            self.in_service |= 1 << input;
+        } else if self.rotate_on_auto_eoi {
+            self.lowest = input;
+        }
+        Some(input)
+    }
+
+    fn vector(&self, input: u8) -> u8 {
+        self.vector_base | input
+    }
+
+    fn read(&mut self, offset: u64) -> u8 {
+        if std::mem::take(&mut self.poll) {
+            return self.acknowledge().map_or(0, |input| 0x80 | input);
+        }
+        match (offset, self.read_in_service) {
+            (0, false) => self.requests(),
+            (0, true) => self.in_service,
+            _ => self.mask,
+        }
+    }
+
+    fn write(&mut self, offset: u64, value: u8) {
+        match (offset, self.awaiting) {
+            (0, _) if value & ICW1 != 0 => self.initialise(value),
+            (0, _) if value & OCW3 != 0 => self.operate(value),
+            (0, _) => self.end(value),
+            (_, Awaiting::Nothing) => self.mask = value,
+            (_, Awaiting::Icw2) => {
+                self.vector_base = value & 0xf8;
+                self.awaiting = match (self.single, self.icw4_needed) {
+                    (false, _) => Awaiting::Icw3,
+                    (true, true) => Awaiting::Icw4,
+                    (true, false) => Awaiting::Nothing,
+                };
+            }
+            // ICW3 tells where the slave is; on a PC that is a matter of wires.
+            (_, Awaiting::Icw3) => {
+                self.awaiting = match self.icw4_needed {
+                    true => Awaiting::Icw4,
+                    false => Awaiting::Nothing,
+                };
+            }
+            (_, Awaiting::Icw4) => {
+                self.special_fully_nested = value & 0x10 != 0;
+                self.auto_eoi = value & 0x02 != 0;
+                self.awaiting = Awaiting::Nothing;
+            }
+        }
+    }
+
+    fn level_triggered(&self) -> u8 {
+        self.level_triggered
+    }
+
+    fn set_level_triggered(&mut self, value: u8) {
+        self.level_triggered = value & self.chip.level_capable();
+        self.latched &= !self.level_inputs();
+    }
+
+    /// The master follows the slave's INT by its level, whatever it is told of its other inputs: INT falls and rises
+    /// between two acknowledge cycles on the bus, which are one step here, so that an edge would be missed.
+    fn level_inputs(&self) -> u8 {
+        match self.chip {
+            Chip::Master => self.level_triggered | 1 << CASCADE,
+            Chip::Slave => self.level_triggered,
+        }
+    }
+
+    /// The interrupt request register.
+    fn requests(&self) -> u8 {
+        self.latched | (self.lines & self.level_inputs())
+    }
+
+    /// Inputs in service that hold back those of lower priority. In special mask mode a masked one does not.
+    fn inhibiting(&self) -> u8 {
+        match self.special_mask {
+            true => self.in_service & !self.mask,
+            false => self.in_service,
+        }
+    }
+
+    /// Rank of the input of highest priority among `inputs`; 0 is the highest rank.
+    fn highest_rank(&self, inputs: u8) -> Option<u8> {
+        let ranks = inputs.rotate_right(u32::from(self.lowest) + 1);
+        (0..8).find(|rank| ranks & 1 << rank != 0)
+    }
+
+    fn input_of(&self, rank: u8) -> u8 {
+        (self.lowest + 1 + rank) & 7
+    }
+
+    /// ICW1. LTIM (bit 3) is ignored, as on chipsets that have the edge/level control registers.
+    fn initialise(&mut self, value: u8) {
+        *self = Self {
+            lines: self.lines,
+            level_triggered: self.level_triggered,
+            vector_base: self.vector_base,
+            mask: 0,
+            single: value & 0x02 != 0,
+            icw4_needed: value & 0x01 != 0,
+            awaiting: Awaiting::Icw2,
+            ..Self::new(self.chip)
+        };
+    }
+
+    /// OCW3.
+    fn operate(&mut self, value: u8) {
+        match value & 0x60 {
+            0x40 => self.special_mask = false,
+            0x60 => self.special_mask = true,
+            _ => {}
+        }
+        match value & 0x07 {
+            0x04..=0x07 => self.poll = true,
+            0x02 => self.read_in_service = false,
+            0x03 => self.read_in_service = true,
+            _ => {}
+        }
+    }
+
+    /// OCW2.
+    fn end(&mut self, value: u8) {
+        let rotate = value & 0x80 != 0;
+        let level = value & 0x07;
+        match value & 0x60 {
+            0x00 => self.rotate_on_auto_eoi = rotate,
+            0x20 => {
+                let Some(rank) = self.highest_rank(self.inhibiting()) else {
+                    return;
+                };
+                self.retire(self.input_of(rank), rotate);
+            }
+            0x60 => self.retire(level, rotate),
+            _ if rotate => self.lowest = level,
+            _ => {}
+        }
+    }
+
+    fn retire(&mut self, input: u8, rotate: bool) {
+        self.in_service &= !(1 << input);
+        if rotate {
+            self.lowest = input;
         }
     }
 }

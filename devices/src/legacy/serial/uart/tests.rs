@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use snapshot::persist::{Error as PersistError, Persist};
 
-use super::super::testing::{pattern, read, rest, small_pipe};
 use super::{Serial, SerialOutput, SerialState};
 use crate::bus::BusDevice;
 use crate::interrupt::Interrupt;
+use crate::legacy::serial::testing::{pattern, read, rest, small_pipe};
 
 const DATA: u64 = 0;
 const IER: u64 = 1;

@@ -1,3 +1,5 @@
+mod writer;
+
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
@@ -5,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::{ProptestConfig, any, proptest};
 
-use super::super::testing::{named_pipe, pattern, read, small_pipe, terminal};
 use super::{CAPACITY, Error, FLUSH, SerialOutput};
+use crate::legacy::serial::testing::{named_pipe, pattern, read, small_pipe, terminal};
 
 /// Long enough never to be reached by a test that passes.
 const LONG: Duration = Duration::from_secs(600);

@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use super::super::testing::{named_pipe, pattern, read, small_pipe, terminal};
-use super::{Method, NonblockingWriter};
+use super::super::{Method, NonblockingWriter};
+use crate::legacy::serial::testing::{named_pipe, pattern, read, small_pipe, terminal};
 
 fn status_flags(file: BorrowedFd<'_>) -> i32 {
     // SAFETY: the call takes no pointer.
