@@ -1,12 +1,11 @@
-//! How much a device may do in a time: token buckets for bytes and for operations, as Firecracker's API has them.
+//! Rate limiter of a device: a token bucket for bytes and one for operations, as in Firecracker's API.
 //!
-//! A device asks [`Limiter::consume`] before each request. When it may not go on it leaves the request where it is and
-//! goes away; the limiter has set its timerfd to the very moment at which the request will pass, so that a throttled
-//! queue costs no CPU.
+//! A device calls [`Limiter::consume`] before each request. If it returns false, the device leaves the request in its
+//! queue: the limiter has armed its timerfd for the time at which the request can pass. A throttled queue costs no CPU.
 //!
-//! A request larger than the whole bucket passes as soon as nothing is owed, and what it took too much is owed: until it
-//! has come in, nothing else passes. Over any time no more passes than the buckets held plus what came in, but for the
-//! overdraft of the last request.
+//! A request larger than the size of the bucket passes once there is no debt, and its overdraft becomes the debt. No
+//! other request passes until refills have paid the debt. Over any period, the requests that pass consume at most the
+//! initial tokens plus the refill, apart from the overdraft of the last request.
 
 #[cfg(test)]
 mod tests;
@@ -22,21 +21,21 @@ use vmm_sys_util::timerfd::TimerFd;
 
 const NANOSECONDS_PER_MILLISECOND: u128 = 1_000_000;
 
-/// How much may pass: a bucket that holds `size` tokens and goes from empty to full in `refill_time_ms`.
+/// Configuration of a token bucket that holds `size` tokens and refills from empty in `refill_time_ms`.
 ///
-/// With `size` or `refill_time_ms` zero there is no limit.
+/// There is no limit if `size` or `refill_time_ms` is zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bucket {
-    /// Tokens that the bucket holds when it is full: bytes, or operations.
+    /// Tokens in a full bucket: bytes or operations.
     pub size: u64,
-    /// Time that an empty bucket takes to fill, in milliseconds.
+    /// Time to refill an empty bucket, in milliseconds.
     pub refill_time_ms: u64,
-    /// Tokens on top of `size` that are there at the beginning, are spent first and never come back.
+    /// Initial tokens in addition to `size`. They are consumed first and never refilled.
     pub one_time_burst: u64,
 }
 
 impl Bucket {
-    /// Whether there is a limit at all.
+    /// Returns true if the bucket has a limit.
     fn limits(&self) -> bool {
         self.size != 0 && self.refill_time_ms != 0
     }
@@ -46,27 +45,27 @@ impl Bucket {
     }
 }
 
-/// What is in a [`Bucket`].
+/// Fill level of a [`Bucket`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct BucketLevel {
     bucket: Bucket,
-    /// Tokens there, at most `bucket.size`.
+    /// Available tokens, at most `bucket.size`.
     level: u64,
-    /// Tokens owed, as a request larger than the bucket was let pass. Not zero only when `level` is zero.
+    /// Overdraft of a request larger than the bucket. Zero unless `level` is zero.
     debt: u64,
-    /// Left of the initial burst.
+    /// Tokens left of the initial burst.
     burst: u64,
-    /// The part of the next token that has come already, in nanoseconds times `bucket.size` of `refill_time`, so that no
-    /// rounding adds up.
+    /// Accumulated part of the next token, in nanoseconds times `bucket.size`; `refill_time` is one token. Exact, so
+    /// that rounding errors do not add up.
     fraction: u128,
-    /// Up to when tokens have come; none before the first look, which is also the first after a restore: what passes
-    /// between a save and its restore is no time for the guest.
+    /// Time of the last [`fill`](Self::fill); `None` before the first and after a restore: the time between save and
+    /// restore does not count for the guest.
     #[serde(skip)]
-    seen: Option<Duration>,
+    filled_at: Option<Duration>,
 }
 
 impl BucketLevel {
-    /// A full bucket. `bucket` must be one that [limits](Bucket::limits).
+    /// Creates a full bucket. `bucket` must have a [limit](Bucket::limits).
     fn full(bucket: Bucket) -> Self {
         Self {
             bucket,
@@ -74,38 +73,38 @@ impl BucketLevel {
             debt: 0,
             burst: bucket.one_time_burst,
             fraction: 0,
-            seen: None,
+            filled_at: None,
         }
     }
 
-    /// As they are, at no time in particular.
-    fn at_rest(&self) -> Self {
+    /// Returns a copy without the time of the last fill.
+    fn without_time(&self) -> Self {
         Self {
-            seen: None,
+            filled_at: None,
             ..self.clone()
         }
     }
 
-    /// Adds the tokens that have come up to `now`.
+    /// Adds the tokens of the time up to `now`.
     fn fill(&mut self, now: Duration) {
-        let before = self.seen.replace(now).unwrap_or(now);
+        let before = self.filled_at.replace(now).unwrap_or(now);
         let elapsed = u64::try_from(now.saturating_sub(before).as_nanos()).unwrap_or(u64::MAX);
         let parts = (u128::from(elapsed) * u128::from(self.bucket.size)).saturating_add(self.fraction);
-        let came = u64::try_from(parts / self.bucket.refill_time()).unwrap_or(u64::MAX);
+        let refill = u64::try_from(parts / self.bucket.refill_time()).unwrap_or(u64::MAX);
         self.fraction = parts % self.bucket.refill_time();
-        let paid = came.min(self.debt);
+        let paid = refill.min(self.debt);
         self.debt -= paid;
         let room = self.bucket.size - self.level;
-        if came - paid >= room {
-            // What does not fit is lost, the beginning of the next token with it.
+        if refill - paid >= room {
+            // A full bucket drops excess tokens, including the part of the next one.
             self.fraction = 0;
         }
-        self.level += (came - paid).min(room);
+        self.level += (refill - paid).min(room);
     }
 
-    /// How long it takes from the last [`Self::fill`] until `tokens` may pass; zero when they may at once.
+    /// Returns the time from the last [`Self::fill`] until a request of `tokens` can pass; zero if it can pass now.
     ///
-    /// More tokens than the bucket ever holds pass as soon as nothing is owed, and are owed then.
+    /// A request of more tokens than the size of the bucket can pass once there is no debt.
     fn wait(&self, tokens: u64) -> Duration {
         let needed = tokens.saturating_sub(self.burst);
         let level = if needed > self.bucket.size { 0 } else { needed };
@@ -118,8 +117,8 @@ impl BucketLevel {
         Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
     }
 
-    /// Takes `tokens`, whether they are there or not.
-    fn take(&mut self, tokens: u64) {
+    /// Consumes `tokens`. Tokens that are not available become debt.
+    fn consume(&mut self, tokens: u64) {
         let from_burst = tokens.min(self.burst);
         self.burst -= from_burst;
         let rest = tokens - from_burst;
@@ -128,35 +127,35 @@ impl BucketLevel {
         self.debt = self.debt.saturating_add(rest - from_level);
     }
 
-    /// What a saved state has wrong, if anything.
+    /// Returns the reason why a saved state is invalid, or `None` if it is valid.
     fn invalid_reason(&self) -> Option<String> {
         if !self.bucket.limits() {
-            return Some("a bucket without a limit has tokens".to_owned());
+            return Some("a bucket without a limit has a level".to_owned());
         }
         if self.level > self.bucket.size {
             return Some(format!(
-                "{} tokens in a bucket of {}",
+                "a bucket of size {1} has {0} tokens",
                 self.level, self.bucket.size
             ));
         }
         if self.debt != 0 && self.level != 0 {
             return Some(format!(
-                "{} tokens there while {} are owed",
+                "a bucket has {} tokens and a debt of {}",
                 self.level, self.debt
             ));
         }
         if self.burst > self.bucket.one_time_burst {
             return Some(format!(
-                "{} tokens left of {}",
+                "{} tokens are left of a burst of {}",
                 self.burst, self.bucket.one_time_burst
             ));
         }
         (self.fraction >= self.bucket.refill_time())
-            .then(|| "more than one token is still to come".to_owned())
+            .then(|| "the fraction is a whole token or more".to_owned())
     }
 }
 
-/// State of a [`Limiter`]: what is in its buckets. No time passes between saving it and its restore.
+/// State of a [`Limiter`]: the levels of its buckets. The time between save and restore does not count.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimiterState {
     bandwidth: Option<BucketLevel>,
@@ -168,9 +167,9 @@ impl Schema for LimiterState {
     const VERSION: u32 = 1;
 }
 
-/// A bucket for bytes, a bucket for operations, and a timerfd, which is its file descriptor.
+/// A bucket for bytes, a bucket for operations, and a timerfd, which is the limiter's file descriptor.
 ///
-/// The descriptor becomes readable when a request that had to wait may pass; [`Self::clear_timer`] is called then.
+/// The descriptor becomes readable when a throttled request can pass. The device then calls [`Self::clear_timer`].
 #[derive(Debug)]
 pub struct Limiter {
     bandwidth: Option<BucketLevel>,
@@ -180,88 +179,91 @@ pub struct Limiter {
 }
 
 impl Limiter {
-    /// A limiter with full buckets; none, or one that has no limit, lets everything pass.
+    /// Creates a limiter with full buckets. `None`, or a bucket without a limit, passes all requests.
     ///
     /// # Errors
-    /// The kernel's answer when no timerfd can be made.
+    /// Fails if `timerfd_create` fails.
     pub fn new(bandwidth: Option<Bucket>, operations: Option<Bucket>) -> io::Result<Self> {
         Ok(Self {
-            bandwidth: bandwidth.and_then(tokens),
-            operations: operations.and_then(tokens),
+            bandwidth: bandwidth.and_then(full_level),
+            operations: operations.and_then(full_level),
             timer: TimerFd::new()?,
             throttled: false,
         })
     }
 
-    /// Whether there is any limit. Without one, [`Self::consume`] needs no true time.
+    /// Returns true if there is a limit. Without one, [`Self::consume`] ignores the time.
     pub fn limits(&self) -> bool {
         self.bandwidth.is_some() || self.operations.is_some()
     }
 
-    /// Asks whether one operation with `bytes` may pass at `now`, on any clock that does not go back. When it may, its
-    /// tokens are taken. When it may not, none are, and the timerfd is set for when it may.
+    /// Consumes the tokens of one operation of `bytes` at `now`, on any clock that does not go back.
+    ///
+    /// Returns false if tokens are missing: consumes none then, and arms the timerfd for the time at which the operation
+    /// can pass.
     pub fn consume(&mut self, bytes: u64, now: Duration) -> bool {
         let mut wait = Duration::ZERO;
-        for (tokens, count) in [(&mut self.bandwidth, bytes), (&mut self.operations, 1)] {
-            if let Some(tokens) = tokens {
-                tokens.fill(now);
-                wait = wait.max(tokens.wait(count));
+        for (bucket, count) in [(&mut self.bandwidth, bytes), (&mut self.operations, 1)] {
+            if let Some(bucket) = bucket {
+                bucket.fill(now);
+                wait = wait.max(bucket.wait(count));
             }
         }
         if !wait.is_zero() {
             self.wake_after(wait);
             return false;
         }
-        for (tokens, count) in [(&mut self.bandwidth, bytes), (&mut self.operations, 1)] {
-            if let Some(tokens) = tokens {
-                tokens.take(count);
+        for (bucket, count) in [(&mut self.bandwidth, bytes), (&mut self.operations, 1)] {
+            if let Some(bucket) = bucket {
+                bucket.consume(count);
             }
         }
         true
     }
 
-    /// Whether a request waits for the timerfd.
+    /// Returns true while a request waits for the timerfd.
     pub fn is_throttled(&self) -> bool {
         self.throttled
     }
 
-    /// Makes the timerfd unreadable; whoever waited for it asks again.
+    /// Makes the timerfd unreadable. The device must call [`Self::consume`] again for its throttled request.
     pub fn clear_timer(&mut self) {
         if self.throttled {
-            // It is not read, which would block when it has been set again meanwhile; clearing cannot fail.
+            // A read would block if the timer was armed again in the meantime. Disarming cannot fail.
             let _ = self.timer.clear();
             self.throttled = false;
         }
     }
 
-    /// Replaces buckets by new, full ones: none keeps what is there, one without a limit takes the limit away. Who is
-    /// throttled is woken to ask again.
+    /// Replaces buckets by new, full ones. `None` keeps a bucket; a bucket without a limit removes the limit.
+    ///
+    /// If a request is throttled, the timerfd becomes readable.
     pub fn update(&mut self, bandwidth: Option<Bucket>, operations: Option<Bucket>) {
         if let Some(bucket) = bandwidth {
-            self.bandwidth = tokens(bucket);
+            self.bandwidth = full_level(bucket);
         }
         if let Some(bucket) = operations {
-            self.operations = tokens(bucket);
+            self.operations = full_level(bucket);
         }
         if self.throttled {
-            self.wake_after(SOON);
+            self.wake_after(MIN_TIMER);
         }
     }
 
-    /// Adds the tokens that have come up to `now`, on the clock of [`Self::consume`]; after a restore, has them come from
-    /// then on.
+    /// Adds the tokens of the time up to `now`, on the clock of [`Self::consume`]. The first call after a restore only
+    /// starts the time.
     pub fn fill(&mut self, now: Duration) {
-        for tokens in [&mut self.bandwidth, &mut self.operations].into_iter().flatten() {
-            tokens.fill(now);
+        for bucket in [&mut self.bandwidth, &mut self.operations].into_iter().flatten() {
+            bucket.fill(now);
         }
     }
 
-    /// The state with the tokens that have come up to `now`, on the clock of [`Self::consume`].
+    /// Returns the state with the tokens of the time up to `now`, on the clock of [`Self::consume`].
     pub fn state_at(&self, now: Duration) -> LimiterState {
-        let filled = |tokens: &Option<BucketLevel>| {
-            let mut tokens = tokens.clone()?;
-            tokens.fill(now);
-            Some(tokens.at_rest())
+        let filled = |bucket: &Option<BucketLevel>| {
+            let mut bucket = bucket.clone()?;
+            bucket.fill(now);
+            Some(bucket.without_time())
         };
         LimiterState {
             bandwidth: filled(&self.bandwidth),
@@ -271,15 +273,15 @@ impl Limiter {
 
     fn wake_after(&mut self, wait: Duration) {
         self.throttled = true;
-        // Fails only for what is not a time: the kernel takes any number of seconds up to 2^63.
+        // `timerfd_settime` fails only for an invalid time; the kernel accepts up to 2^63 seconds.
         let _ = self.timer.reset(wait, None);
     }
 }
 
-/// The shortest time for which a timerfd can be set; zero would disarm it.
-const SOON: Duration = Duration::from_nanos(1);
+/// Minimum time for which a timerfd can be armed; zero would disarm it.
+const MIN_TIMER: Duration = Duration::from_nanos(1);
 
-fn tokens(bucket: Bucket) -> Option<BucketLevel> {
+fn full_level(bucket: Bucket) -> Option<BucketLevel> {
     bucket.limits().then(|| BucketLevel::full(bucket))
 }
 
@@ -292,19 +294,19 @@ impl AsRawFd for Limiter {
 impl Persist for Limiter {
     type State = LimiterState;
 
-    /// With the tokens that were there at the last look; [`Limiter::state_at`] has those that have come since too.
+    /// Saves the levels of the last fill. [`Limiter::state_at`] includes the tokens since then.
     fn save(&self) -> Result<LimiterState, Error> {
         Ok(LimiterState {
-            bandwidth: self.bandwidth.as_ref().map(BucketLevel::at_rest),
-            operations: self.operations.as_ref().map(BucketLevel::at_rest),
+            bandwidth: self.bandwidth.as_ref().map(BucketLevel::without_time),
+            operations: self.operations.as_ref().map(BucketLevel::without_time),
         })
     }
 
-    /// Nobody is throttled afterwards: the device looks at its queue after a restore anyway. Tokens come from the first look
-    /// on, which [`Limiter::fill`] is.
+    /// Restores the levels. No request is throttled afterwards: the device processes its queue after a restore in any
+    /// case. Refill starts with the first [`Limiter::fill`] or [`Limiter::consume`].
     fn restore(&mut self, state: LimiterState) -> Result<(), Error> {
-        for tokens in [&state.bandwidth, &state.operations].into_iter().flatten() {
-            if let Some(reason) = tokens.invalid_reason() {
+        for bucket in [&state.bandwidth, &state.operations].into_iter().flatten() {
+            if let Some(reason) = bucket.invalid_reason() {
                 return Err(Error::Invalid {
                     component: LimiterState::NAME,
                     reason,

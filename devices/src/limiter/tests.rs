@@ -23,7 +23,7 @@ const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// Waits up to a minute, which only a limiter that forgot its timer takes.
+/// Waits up to a minute, which only a failed test needs.
 fn becomes_readable(limiter: &Limiter) -> bool {
     readable_within(limiter, 60_000)
 }
@@ -34,12 +34,12 @@ fn readable_within(limiter: &Limiter, milliseconds: i32) -> bool {
         events: libc::POLLIN,
         revents: 0,
     };
-    // SAFETY: `poll` is one pollfd, and lives until the call is over.
+    // SAFETY: `poll` is one pollfd that outlives the call.
     unsafe { libc::poll(&raw mut poll, 1, milliseconds) == 1 }
 }
 
 #[test]
-fn nothing_is_limited_without_a_bucket() {
+fn no_limit_passes_everything() {
     for none in [None, Some(bucket(0, 100)), Some(bucket(100, 0))] {
         let mut limiter = Limiter::new(none, none).unwrap();
         assert!(!limiter.limits());
@@ -50,7 +50,7 @@ fn nothing_is_limited_without_a_bucket() {
 }
 
 #[test]
-fn a_bucket_empties_and_fills() {
+fn bucket_empties_and_refills() {
     let mut limiter = bandwidth(bucket(1000, 100));
     assert!(limiter.consume(600, ms(5)));
     assert!(limiter.consume(400, ms(5)));
@@ -63,7 +63,7 @@ fn a_bucket_empties_and_fills() {
 }
 
 #[test]
-fn nothing_is_taken_of_one_bucket_when_the_other_refuses() {
+fn rejection_by_one_bucket_consumes_nothing_of_other() {
     let mut limiter = Limiter::new(Some(bucket(1000, 1000)), Some(bucket(1, 100))).unwrap();
     assert!(limiter.consume(0, ms(0)));
     assert!(!limiter.consume(1000, ms(50)));
@@ -73,7 +73,7 @@ fn nothing_is_taken_of_one_bucket_when_the_other_refuses() {
 }
 
 #[test]
-fn the_burst_is_spent_first_and_once() {
+fn burst_is_consumed_first_and_once() {
     let mut limiter = bandwidth(Bucket {
         one_time_burst: 500,
         ..bucket(1000, 100)
@@ -87,7 +87,7 @@ fn the_burst_is_spent_first_and_once() {
 }
 
 #[test]
-fn a_request_larger_than_the_bucket_passes_and_is_owed() {
+fn oversized_request_passes_and_leaves_debt() {
     let mut limiter = bandwidth(bucket(1000, 100));
     assert!(limiter.consume(3000, ms(0)));
     assert!(!limiter.consume(0, ms(199)));
@@ -99,7 +99,7 @@ fn a_request_larger_than_the_bucket_passes_and_is_owed() {
 }
 
 #[test]
-fn the_timer_says_when_to_ask_again() {
+fn timer_expires_when_request_can_pass() {
     let mut limiter = bandwidth(bucket(1000, 1));
     assert!(limiter.consume(1000, ms(0)));
     assert!(!limiter.is_throttled());
@@ -114,7 +114,7 @@ fn the_timer_says_when_to_ask_again() {
 }
 
 #[test]
-fn an_update_wakes_who_is_throttled() {
+fn update_wakes_throttled_device() {
     let mut limiter = bandwidth(bucket(1, 1_000_000_000));
     assert!(limiter.consume(1, ms(0)));
     assert!(!limiter.consume(1, ms(0)));
@@ -132,14 +132,14 @@ fn an_update_wakes_who_is_throttled() {
 }
 
 #[test]
-fn an_update_that_nobody_waits_for_wakes_nobody() {
+fn update_without_throttled_request_leaves_timer() {
     let mut limiter = bandwidth(bucket(1, 1));
     limiter.update(Some(bucket(2, 1)), Some(bucket(1, 1)));
     assert!(!readable_within(&limiter, 0));
 }
 
 #[test]
-fn the_tokens_survive_a_snapshot_and_its_time_does_not_count() {
+fn levels_survive_snapshot_without_time_in_between() {
     let mut limiter = Limiter::new(Some(bucket(1000, 100)), Some(bucket(50, 100))).unwrap();
     assert!(limiter.consume(1000, ms(1_000_000)));
     let mut fresh = Limiter::new(None, None).unwrap();
@@ -151,37 +151,37 @@ fn the_tokens_survive_a_snapshot_and_its_time_does_not_count() {
 }
 
 #[test]
-fn a_state_that_cannot_be_is_refused() {
+fn invalid_state_is_rejected() {
     let state = |change: fn(&mut super::LimiterState)| {
         let mut state = bandwidth(bucket(10, 10)).save().unwrap();
         change(&mut state);
         state
     };
-    let tokens = |size, used| {
+    let level = |size, used| {
         let mut limiter = bandwidth(bucket(size, 10));
         assert!(limiter.consume(used, ms(0)));
         limiter.save().unwrap().bandwidth
     };
     assert!(bandwidth(bucket(1, 1)).restore(state(|_| ())).is_ok());
-    let mut encoded = serde_bytes_of(&tokens(10, 5));
-    // The level follows the bucket, whose three numbers are one byte each here.
+    let mut encoded = payload_of(&level(10, 5));
+    // postcard encodes the three numbers of the bucket in one byte each; the level follows them.
     assert_eq!(encoded[..5], [1, 10, 10, 0, 5]);
     encoded[4] = 11;
-    assert!(restored(&encoded).unwrap_err().contains("11 tokens"));
+    assert!(restore_payload(&encoded).unwrap_err().contains("11 tokens"));
     encoded[4] = 5;
     encoded[5] = 3;
-    assert!(restored(&encoded).unwrap_err().contains("owed"));
+    assert!(restore_payload(&encoded).unwrap_err().contains("debt"));
     encoded[5] = 0;
     encoded[6] = 1;
-    assert!(restored(&encoded).unwrap_err().contains("left of"));
+    assert!(restore_payload(&encoded).unwrap_err().contains("left of a burst"));
     encoded[6] = 0;
     encoded[1] = 0;
-    assert!(restored(&encoded).unwrap_err().contains("without a limit"));
+    assert!(restore_payload(&encoded).unwrap_err().contains("without a limit"));
 }
 
-fn serde_bytes_of(tokens: &Option<super::BucketLevel>) -> Vec<u8> {
+fn payload_of(level: &Option<super::BucketLevel>) -> Vec<u8> {
     let state = super::LimiterState {
-        bandwidth: tokens.clone(),
+        bandwidth: level.clone(),
         operations: None,
     };
     let mut writer = snapshot::ArchiveWriter::new();
@@ -191,12 +191,12 @@ fn serde_bytes_of(tokens: &Option<super::BucketLevel>) -> Vec<u8> {
 }
 
 fn payload_length(bytes: &[u8]) -> usize {
-    // One-letter key, the name of the schema and its version are before the length.
+    // The length follows the one-letter key, the schema name and its version.
     let at = 2 + 1 + 2 + "limiter".len() + 4;
     usize::from(bytes[at])
 }
 
-fn restored(payload: &[u8]) -> Result<(), String> {
+fn restore_payload(payload: &[u8]) -> Result<(), String> {
     let mut writer = snapshot::ArchiveWriter::new();
     let placeholder = super::LimiterState {
         bandwidth: None,
@@ -223,7 +223,7 @@ fn any_bucket() -> impl Strategy<Value = Bucket> {
 
 proptest! {
     #[test]
-    fn never_more_than_burst_and_rate(
+    fn passed_tokens_never_exceed_burst_and_refill(
         bucket in any_bucket(),
         requests in proptest::collection::vec((0_u64..8000, 0_u64..50_000_000), 1..200),
     ) {
@@ -235,9 +235,9 @@ proptest! {
             if !limiter.consume(bytes, now) {
                 continue;
             }
-            let came = now.as_nanos() * u128::from(bucket.size) / (u128::from(bucket.refill_time_ms) * 1_000_000);
-            let allowed = u128::from(bucket.size) + u128::from(bucket.one_time_burst) + came;
-            // Before the overdraft of this request, and with it when it has none.
+            let refill = now.as_nanos() * u128::from(bucket.size) / (u128::from(bucket.refill_time_ms) * 1_000_000);
+            let allowed = u128::from(bucket.size) + u128::from(bucket.one_time_burst) + refill;
+            // An oversized request may exceed the limit, but only by its own overdraft.
             prop_assert!(passed <= allowed);
             passed += u128::from(bytes);
             prop_assert!(passed <= allowed || bytes > bucket.size);
@@ -245,29 +245,29 @@ proptest! {
     }
 
     #[test]
-    fn what_waits_as_long_as_it_is_told_passes(
+    fn request_passes_after_wait_and_not_before(
         bucket in any_bucket(),
         requests in proptest::collection::vec(0_u64..8000, 1..100),
     ) {
-        let mut tokens = super::BucketLevel::full(bucket);
+        let mut level = super::BucketLevel::full(bucket);
         let mut now = Duration::ZERO;
         for bytes in requests {
-            tokens.fill(now);
-            let wait = tokens.wait(bytes);
+            level.fill(now);
+            let wait = level.wait(bytes);
             if !wait.is_zero() {
-                let mut early = tokens.clone();
+                let mut early = level.clone();
                 early.fill(now + wait.saturating_sub(Duration::from_nanos(1)));
                 prop_assert!(!early.wait(bytes).is_zero());
             }
             now += wait;
-            tokens.fill(now);
-            prop_assert_eq!(tokens.wait(bytes), Duration::ZERO);
-            tokens.take(bytes);
+            level.fill(now);
+            prop_assert_eq!(level.wait(bytes), Duration::ZERO);
+            level.consume(bytes);
         }
     }
 
     #[test]
-    fn no_number_is_too_large(
+    fn extreme_numbers_keep_state_valid(
         size in any::<u64>(), refill_time_ms in any::<u64>(), one_time_burst in any::<u64>(),
         requests in proptest::collection::vec((any::<u64>(), any::<u64>()), 1..20),
     ) {
@@ -277,6 +277,6 @@ proptest! {
             now = now.saturating_add(Duration::from_nanos(pause));
             limiter.consume(bytes, now);
         }
-        prop_assert!(limiter.save().unwrap().bandwidth.is_none_or(|tokens| tokens.invalid_reason().is_none()));
+        prop_assert!(limiter.save().unwrap().bandwidth.is_none_or(|level| level.invalid_reason().is_none()));
     }
 }
