@@ -1,9 +1,9 @@
-//! The serial port, and what carries its output to the host without ever making the guest wait.
+//! The serial port, and its output to the host, which never blocks the guest.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`uart`] | [`Serial`]: the registers of a 16550, and the bytes on their way to the guest |
-//! | [`output`] | [`SerialOutput`]: the bounded buffer between the port and whoever reads it |
+//! | [`uart`] | [`Serial`]: registers of a 16550 and the queue of received bytes |
+//! | [`output`] | [`SerialOutput`]: bounded buffer between the port and its reader; [`NonblockingWriter`] |
 
 pub mod output;
 pub mod uart;

@@ -1,8 +1,12 @@
-//! The bounded buffer between the serial port and whoever reads it.
+//! The bounded buffer between the serial port and its reader, and nonblocking writes to any kind of file.
 //!
-//! A byte goes straight to the reader as long as the reader keeps up: one system call on a pipe. What the reader does
-//! not take at once waits here and goes out when the event loop finds the file writable again. The buffer is bounded;
-//! when it is full, the oldest byte in it goes, because the last words of a guest say why it ended.
+//! While the reader keeps up, a byte reaches it with one system call. Bytes that the file does not accept are buffered,
+//! and the event loop writes them when the file is writable again. A full buffer drops its oldest byte: the last output
+//! of a guest explains its exit.
+//!
+//! `O_NONBLOCK` is a flag of the open file description, which standard output shares with the shell and other
+//! processes; their writes would fail. Each kind of file therefore has its own nonblocking [`Method`]. The process must
+//! ignore SIGPIPE and SIGXFSZ, so that a closed reader and a file at its size limit are errors.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -14,90 +18,90 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// How many bytes wait at most.
+/// Size of the buffer in bytes.
 pub const CAPACITY: usize = 64 * 1024;
 
-/// What one [`SerialOutput::flush`] writes at most, so that a vCPU that wants to print never waits long for the lock.
-const FLUSH: usize = 4096;
+/// Maximum number of bytes per [`SerialOutput::flush`]: it bounds the time that a vCPU thread waits for the lock.
+const MAX_FLUSH: usize = 4096;
 
-/// What went wrong with the output. The guest never sees any of it.
+/// Failure of the output. It is invisible to the guest.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel does not say what kind of file the output is.
-    #[error("cannot use this file for the serial output")]
+    /// `fstat` failed.
+    #[error("cannot determine the file type of the serial output")]
     Inspect {
-        /// The kernel's answer.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// There is no eventfd to be had.
-    #[error("cannot make the eventfd of the serial output")]
+    /// `eventfd` failed.
+    #[error("cannot create the eventfd of the serial output")]
     Notify {
-        /// The kernel's answer.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
     /// The reader was too slow.
-    #[error("{bytes} bytes of serial output were dropped, because their reader stalled")]
+    #[error("dropped {bytes} bytes of serial output: the reader stalled")]
     Overflow {
-        /// How many bytes were dropped since the last report.
+        /// Number of bytes dropped since the last report.
         bytes: u64,
     },
-    /// A write failed in a way that will not pass, for example because the reader has gone or the disk is full.
-    #[error("serial output cannot be written and is dropped from here on")]
+    /// A write failed permanently, for example because the reader is closed or the disk is full.
+    #[error("cannot write the serial output; further output is dropped")]
     Broken {
-        /// The kernel's answer.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
 }
 
-/// Where the bytes of a serial port go.
+/// Output of a serial port.
 ///
-/// Nothing in here blocks, [`finish`](Self::finish) excepted, and nothing here logs: standard error is often the very
-/// pipe that is stalled. The event loop
+/// No method blocks except [`finish`](Self::finish), and none logs: standard error is often the same stalled pipe. The
+/// event loop
 /// - watches [`notify`](Self::notify) and calls [`flush`](Self::flush) when it becomes readable;
-/// - watches the file itself ([`AsFd`]) for room, level-triggered, as long as [`flush`](Self::flush) returns true,
-///   and calls it again when there is some;
-/// - says what [`report`](Self::report) returns after each of these calls and after [`finish`](Self::finish).
+/// - while [`flush`](Self::flush) returns true, watches the file itself ([`AsFd`]) for writability, level-triggered,
+///   and calls it again;
+/// - logs the result of [`report`](Self::report) after each of these calls and after [`finish`](Self::finish).
 #[derive(Debug)]
 pub struct SerialOutput {
-    sink: NonblockingWriter,
-    waiting: VecDeque<u8>,
+    writer: NonblockingWriter,
+    buffer: VecDeque<u8>,
     notify: EventFd,
     dropped: u64,
     reported: u64,
     broken: bool,
     cause: Option<io::Error>,
-    first: Option<Instant>,
+    first_write: Option<Instant>,
 }
 
 impl SerialOutput {
-    /// Output to `file`, of any kind.
+    /// Creates an output to `file`, which may be of any kind.
     ///
     /// # Errors
-    /// [`Error::Inspect`] or [`Error::Notify`].
+    /// [`Error::Inspect`] if `fstat` fails, [`Error::Notify`] if `eventfd` fails.
     pub fn new(file: OwnedFd) -> Result<Self, Error> {
         Ok(Self {
-            sink: NonblockingWriter::new(file).map_err(|source| Error::Inspect { source })?,
-            waiting: VecDeque::new(),
+            writer: NonblockingWriter::new(file).map_err(|source| Error::Inspect { source })?,
+            buffer: VecDeque::new(),
             notify: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| Error::Notify { source })?,
             dropped: 0,
             reported: 0,
             broken: false,
             cause: None,
-            first: None,
+            first_write: None,
         })
     }
 
-    /// Writes or buffers `bytes`, and drops what there is no room for.
+    /// Writes or buffers `bytes`. A full buffer drops its oldest bytes.
     pub fn write(&mut self, bytes: &[u8]) {
-        if self.first.is_none() {
-            self.first = Some(Instant::now());
+        if self.first_write.is_none() {
+            self.first_write = Some(Instant::now());
         }
         let mut rest = bytes;
-        while self.waiting.is_empty() && !self.broken && !rest.is_empty() {
-            match self.sink.write(rest) {
+        while self.buffer.is_empty() && !self.broken && !rest.is_empty() {
+            match self.writer.write(rest) {
                 Ok(written) => rest = &rest[written..],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => self.fail(error),
@@ -106,36 +110,36 @@ impl SerialOutput {
         if self.broken {
             self.dropped += rest.len() as u64;
         } else if !rest.is_empty() {
-            self.hold(rest);
+            self.buffer_bytes(rest);
         }
     }
 
-    /// Writes what waits, as far as there is room, some 4 KiB at a time. Returns whether there is more: then the file
-    /// is to be watched for room.
+    /// Writes buffered bytes without blocking, at most about 4 KiB. Returns true while bytes remain: the caller then
+    /// watches the file for writability.
     pub fn flush(&mut self) -> bool {
-        // Fails when nothing was announced, which does not matter.
+        // Fails with `EAGAIN` if there is no notification, which is harmless.
         let _ = self.notify.read();
-        self.write_waiting();
-        !self.waiting.is_empty()
+        self.write_buffered();
+        !self.buffer.is_empty()
     }
 
-    /// Writes what waits, and waits for the reader as long as it makes some progress. Gives up, and drops the rest,
-    /// when it makes none for as long as `patience`.
-    pub fn finish(&mut self, patience: Duration) {
-        self.finish_by(patience, Instant::now);
+    /// Writes all buffered bytes, and blocks while the reader makes progress. Drops the rest if the reader makes none
+    /// within `timeout`.
+    pub fn finish(&mut self, timeout: Duration) {
+        self.finish_by(timeout, Instant::now);
     }
 
-    fn finish_by(&mut self, patience: Duration, mut now: impl FnMut() -> Instant) {
+    fn finish_by(&mut self, timeout: Duration, mut now: impl FnMut() -> Instant) {
         let mut progress = now();
-        while !self.waiting.is_empty() {
-            if self.write_waiting() > 0 {
+        while !self.buffer.is_empty() {
+            if self.write_buffered() > 0 {
                 progress = now();
                 continue;
             }
-            let left = patience.saturating_sub(now() - progress);
+            let left = timeout.saturating_sub(now() - progress);
             if left.is_zero() {
-                self.discard();
-            } else if let Err(error) = self.sink.wait(left)
+                self.drop_buffered();
+            } else if let Err(error) = self.writer.wait(left)
                 && error.kind() != io::ErrorKind::Interrupted
             {
                 self.fail(error);
@@ -143,49 +147,50 @@ impl SerialOutput {
         }
     }
 
-    /// When the guest printed for the first time, if it has.
+    /// Returns the time of the first write of the guest, if there was one.
     pub fn first_write(&self) -> Option<Instant> {
-        self.first
+        self.first_write
     }
 
-    /// How many bytes wait for the reader.
+    /// Returns the number of buffered bytes.
     pub fn waiting(&self) -> usize {
-        self.waiting.len()
+        self.buffer.len()
     }
 
-    /// How many bytes were dropped in all, for whatever reason.
+    /// Returns the number of bytes dropped so far, for any reason.
     pub fn dropped(&self) -> u64 {
         self.dropped
     }
 
-    /// What is to be said on standard error and has not been said yet. A failed write is said at once and is the last
-    /// that is said; bytes dropped because of a stalled reader are said in one number when the reader has taken what
-    /// waited, or when [`finish`](Self::finish) has given it up.
+    /// Returns the failure that the caller has to log, once.
+    ///
+    /// A failed write is reported at once, and no report follows it. Bytes dropped because of a stalled reader are
+    /// reported as one number when the buffer is empty again or [`finish`](Self::finish) has timed out.
     pub fn report(&mut self) -> Option<Error> {
         if let Some(source) = self.cause.take() {
             return Some(Error::Broken { source });
         }
         let bytes = self.dropped - self.reported;
-        if self.broken || !self.waiting.is_empty() || bytes == 0 {
+        if self.broken || !self.buffer.is_empty() || bytes == 0 {
             return None;
         }
         self.reported = self.dropped;
         Some(Error::Overflow { bytes })
     }
 
-    /// Becomes readable when [`flush`](Self::flush) is to be called.
+    /// Returns the eventfd that becomes readable when the caller has to call [`flush`](Self::flush).
     pub fn notify(&self) -> &EventFd {
         &self.notify
     }
 
-    /// Returns how many bytes were written, [`FLUSH`] at most.
-    fn write_waiting(&mut self) -> usize {
+    /// Writes at most [`MAX_FLUSH`] buffered bytes and returns their number.
+    fn write_buffered(&mut self) -> usize {
         let mut written = 0;
-        while written < FLUSH && !self.waiting.is_empty() {
-            let (front, _) = self.waiting.as_slices();
-            match self.sink.write(&front[..front.len().min(FLUSH - written)]) {
+        while written < MAX_FLUSH && !self.buffer.is_empty() {
+            let (front, _) = self.buffer.as_slices();
+            match self.writer.write(&front[..front.len().min(MAX_FLUSH - written)]) {
                 Ok(count) => {
-                    self.waiting.drain(..count);
+                    self.buffer.drain(..count);
                     written += count;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -195,68 +200,68 @@ impl SerialOutput {
         written
     }
 
-    fn hold(&mut self, bytes: &[u8]) {
-        if self.waiting.is_empty() {
-            // Only a guest whose reader ever stalls pays for the buffer.
-            self.waiting.reserve_exact(CAPACITY);
-            self.announce();
+    fn buffer_bytes(&mut self, bytes: &[u8]) {
+        if self.buffer.is_empty() {
+            // Allocated on the first stall: most guests never need the buffer.
+            self.buffer.reserve_exact(CAPACITY);
+            self.notify_event_loop();
         }
         for byte in bytes {
-            if self.waiting.len() == CAPACITY {
-                self.waiting.pop_front();
+            if self.buffer.len() == CAPACITY {
+                self.buffer.pop_front();
                 self.dropped += 1;
             }
-            self.waiting.push_back(*byte);
+            self.buffer.push_back(*byte);
         }
     }
 
     fn fail(&mut self, cause: io::Error) {
         self.broken = true;
         self.cause = Some(cause);
-        self.discard();
-        self.announce();
+        self.drop_buffered();
+        self.notify_event_loop();
     }
 
-    fn discard(&mut self) {
-        self.dropped += self.waiting.len() as u64;
-        self.waiting.clear();
+    fn drop_buffered(&mut self) {
+        self.dropped += self.buffer.len() as u64;
+        self.buffer.clear();
     }
 
-    fn announce(&self) {
-        // The counter is far from its limit, so that the write cannot fail.
+    fn notify_event_loop(&self) {
+        // The counter stays far below its limit, so that the write cannot fail.
         let _ = self.notify.write(1);
     }
 }
 
 impl AsFd for SerialOutput {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.sink.as_fd()
+        self.writer.as_fd()
     }
 }
 
-/// What a pipe takes as a whole once it reports room: PIPE_BUF, pipe(7). The most that one write carries.
+/// Maximum size of one write: PIPE_BUF, which a writable pipe accepts at once (pipe(7)).
 const CHUNK_SIZE: usize = 4096;
 
 /// Device number of /dev/null, the same on every Linux system.
 const NULL_DEVICE: (u32, u32) = (1, 3);
 
-/// How a write is kept from blocking.
+/// Way to write without blocking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Method {
-    /// Nothing is written: the file is /dev/null.
+    /// No write: the file is /dev/null.
     Discard,
-    /// A plain write: regular files and block devices do not make their writers wait for a reader.
+    /// write(2): regular files and block devices have no reader to wait for.
     Plain,
     /// send(2) with `MSG_DONTWAIT`.
     Send,
-    /// pwritev2(2) with `RWF_NOWAIT`. Pipes know it from Linux 6.4 on, named ones not yet.
+    /// pwritev2(2) with `RWF_NOWAIT`. Pipes support it since Linux 6.4, FIFOs do not.
     NoWait,
-    /// poll(2) for room, then at most so many bytes. Between the two calls another writer can take the room, which
-    /// is why this is the last resort.
+    /// poll(2) for room, then write(2) of at most this number of bytes. The last resort: another writer can use the
+    /// room between the two calls.
     Poll(usize),
 }
 
-/// A file that is written to without ever blocking.
+/// Writer to a file of any kind that never blocks.
 #[derive(Debug)]
 pub struct NonblockingWriter {
     file: File,
@@ -264,10 +269,10 @@ pub struct NonblockingWriter {
 }
 
 impl NonblockingWriter {
-    /// Takes `file`, of any kind.
+    /// Creates a writer to `file`, which may be of any kind.
     ///
     /// # Errors
-    /// The kernel's answer when it does not say what `file` is.
+    /// Fails if `fstat` fails.
     pub fn new(file: OwnedFd) -> io::Result<Self> {
         let file = File::from(file);
         let metadata = file.metadata()?;
@@ -280,8 +285,8 @@ impl NonblockingWriter {
         } else if kind.is_char_device() && device == NULL_DEVICE {
             Method::Discard
         } else if kind.is_char_device() {
-            // A terminal that reports room takes one character, a line end and its carriage return included, but
-            // waits in the middle of a longer write.
+            // A writable terminal accepts one character, also a line feed with its carriage return, but blocks within
+            // a longer write.
             Method::Poll(1)
         } else {
             Method::Plain
@@ -289,25 +294,25 @@ impl NonblockingWriter {
         Ok(Self { file, method })
     }
 
-    /// Writes the start of `bytes` and returns how many it took, at least one.
+    /// Writes the first of `bytes` and returns their number, at least one.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] when there is no room now; [`wait`](Self::wait) tells when there is. Any other
-    /// error means that later writes will not do better.
+    /// [`io::ErrorKind::WouldBlock`] if the file has no room; [`wait`](Self::wait) waits for it. Any other error is
+    /// permanent.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let piece = &bytes[..bytes.len().min(CHUNK_SIZE)];
+        let chunk = &bytes[..bytes.len().min(CHUNK_SIZE)];
         loop {
             let written = match self.method {
                 Method::Discard => return Ok(bytes.len()),
-                Method::Plain => (&self.file).write(piece),
-                Method::Send => self.send(piece),
-                Method::NoWait => self.write_nowait(piece),
-                Method::Poll(most) => self.write_with_room(&piece[..piece.len().min(most)]),
+                Method::Plain => (&self.file).write(chunk),
+                Method::Send => self.send(chunk),
+                Method::NoWait => self.write_nowait(chunk),
+                Method::Poll(max) => self.write_with_room(&chunk[..chunk.len().min(max)]),
             };
             match written {
-                Ok(0) if !piece.is_empty() => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(0) if !chunk.is_empty() => return Err(io::ErrorKind::WriteZero.into()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if self.method == Method::NoWait && lacks_nowait(&error) => {
+                Err(error) if self.method == Method::NoWait && is_nowait_unsupported(&error) => {
                     self.method = Method::Poll(CHUNK_SIZE);
                 }
                 written => return written,
@@ -315,20 +320,19 @@ impl NonblockingWriter {
         }
     }
 
-    /// Waits at most `timeout` for a write to be worth a try, and tells whether it is. A reader that has gone makes
-    /// it so.
+    /// Waits at most `timeout` until the file is writable, and returns true if it is. A closed reader counts as writable.
     ///
     /// # Errors
-    /// The kernel's answer; [`io::ErrorKind::Interrupted`] when a signal came first.
+    /// Fails if `poll` fails; [`io::ErrorKind::Interrupted`] if a signal interrupts it.
     pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
-        // Rounded up, so that a short rest of a timeout does not become a busy loop.
+        // Rounded up: zero for a rest below 1 ms would become a busy loop.
         let milliseconds = timeout.as_micros().div_ceil(1000);
         let mut poll = libc::pollfd {
             fd: self.file.as_raw_fd(),
             events: libc::POLLOUT,
             revents: 0,
         };
-        // SAFETY: `poll` is one pollfd, valid and exclusively ours during the call.
+        // SAFETY: `poll` is one pollfd, valid and exclusively borrowed during the call.
         let ready = unsafe { libc::poll(&raw mut poll, 1, i32::try_from(milliseconds).unwrap_or(i32::MAX)) };
         if ready < 0 {
             return Err(io::Error::last_os_error());
@@ -337,7 +341,7 @@ impl NonblockingWriter {
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<usize> {
-        // SAFETY: pointer and length are those of `bytes`, which outlives the call.
+        // SAFETY: pointer and length describe `bytes`, which outlives the call.
         let sent = unsafe {
             libc::send(
                 self.file.as_raw_fd(),
@@ -350,18 +354,18 @@ impl NonblockingWriter {
     }
 
     fn write_nowait(&self, bytes: &[u8]) -> io::Result<usize> {
-        let part = libc::iovec {
+        let iovec = libc::iovec {
             iov_base: bytes.as_ptr().cast_mut().cast(),
             iov_len: bytes.len(),
         };
-        // The system call itself, because older C libraries do not have the function. The offset goes in two halves,
-        // of which 64-bit kernels read the first only; -1 stands for the file's own position.
-        // SAFETY: `part` describes `bytes`, which outlives the call, and the kernel only reads from it.
+        // A raw system call, because older C libraries lack the function. It takes the offset in two halves, and 64-bit
+        // kernels ignore the second; -1 is the current file position.
+        // SAFETY: `iovec` describes `bytes`, which outlives the call, and the kernel only reads from it.
         let written = unsafe {
             libc::syscall(
                 libc::SYS_pwritev2,
                 self.file.as_raw_fd(),
-                &raw const part,
+                &raw const iovec,
                 1_usize,
                 -1_isize,
                 -1_isize,
@@ -386,15 +390,15 @@ impl AsFd for NonblockingWriter {
     }
 }
 
-/// Whether `error` says that the file or the kernel does not know `RWF_NOWAIT`.
-fn lacks_nowait(error: &io::Error) -> bool {
+/// Returns true if `error` means that the file or the kernel does not support `RWF_NOWAIT`.
+fn is_nowait_unsupported(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)
     )
 }
 
-/// `RWF_NOWAIT` and the two halves of an offset as passed above are those of 64-bit kernels.
+// `write_nowait` passes the offset as 64-bit kernels expect it.
 const _: () = assert!(size_of::<usize>() == 8);
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
-//! Files of every kind, for the tests.
+//! Files of several kinds for tests.
 
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-/// A pipe with room for one page: (reader, writer).
+/// Creates a pipe with a capacity of one page. Returns reader and writer.
 pub fn small_pipe() -> (File, OwnedFd) {
     let (reader, writer) = std::io::pipe().unwrap();
     // SAFETY: the call takes no pointer.
@@ -13,7 +13,7 @@ pub fn small_pipe() -> (File, OwnedFd) {
     (OwnedFd::from(reader).into(), writer.into())
 }
 
-/// A pipe that was opened again by its name in /proc, which makes it a named one: (reader, writer).
+/// Creates a FIFO: a pipe whose writer is opened again by its name in /proc. Returns reader and writer.
 pub fn named_pipe() -> (File, OwnedFd) {
     let (reader, writer) = small_pipe();
     let name = format!("/proc/self/fd/{}", writer.as_raw_fd());
@@ -21,10 +21,10 @@ pub fn named_pipe() -> (File, OwnedFd) {
     (reader, file.into())
 }
 
-/// A pseudoterminal: (master, slave). The slave is as a shell finds it: it turns line ends into two characters.
+/// Creates a pseudoterminal with default settings: a line feed becomes two characters. Returns master and slave.
 pub fn terminal() -> (File, OwnedFd) {
     let (mut master, mut slave) = (-1, -1);
-    // SAFETY: both descriptors are valid to write to, and the optional pointers are null.
+    // SAFETY: both descriptors are writable, and null is valid for the other pointers.
     let result = unsafe {
         libc::openpty(
             &raw mut master,
@@ -35,28 +35,28 @@ pub fn terminal() -> (File, OwnedFd) {
         )
     };
     assert_eq!(result, 0);
-    // SAFETY: openpty has just made this descriptor for us.
+    // SAFETY: openpty has just returned this descriptor, which has no other owner.
     let master = unsafe { File::from_raw_fd(master) };
     // SAFETY: as above.
     let slave = unsafe { OwnedFd::from_raw_fd(slave) };
     (master, slave)
 }
 
-/// Exactly `length` bytes.
+/// Reads exactly `length` bytes.
 pub fn read(reader: &mut impl Read, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     reader.read_exact(&mut bytes).unwrap();
     bytes
 }
 
-/// All bytes up to the end, which the writer must have reached.
-pub fn rest(mut reader: impl Read) -> Vec<u8> {
+/// Reads all bytes up to the end of the file. The writer must be closed.
+pub fn read_to_end(mut reader: impl Read) -> Vec<u8> {
     let mut bytes = Vec::new();
     reader.read_to_end(&mut bytes).unwrap();
     bytes
 }
 
-/// `length` bytes, none of which equals one that is less than 251 places away.
+/// Returns `length` bytes with a period of 251.
 pub fn pattern(length: usize) -> Vec<u8> {
     (0..=250).cycle().take(length).collect()
 }

@@ -1,9 +1,11 @@
-//! The registers of a 16550, and the bytes on their way to the guest.
+//! The registers of a 16550 and its queue of received bytes.
 //!
-//! The register model is `vm_superio`'s. It ignores the FIFO control register, so that input which comes before the
-//! guest's driver survives the driver's reset of the FIFOs; its transmitter is always empty, so that a guest that polls
-//! never waits. Reading its interrupt identification register forgets all causes at once, and reports two of them as a
-//! third one; [`Serial`] puts the data sheet's order of priorities in front.
+//! The register model is `vm_superio::Serial`. It ignores the FIFO control register: input that arrives before the
+//! guest's driver survives the driver's reset of the FIFOs. Its transmitter is always empty, so that a polling guest
+//! never waits.
+//!
+//! A read of the model's interrupt identification register clears all causes, and the model reports two causes as a
+//! third one. [`Serial`] implements the priorities of the data sheet in front of it.
 
 use std::convert::Infallible;
 use std::io;
@@ -20,14 +22,15 @@ use super::output::SerialOutput;
 use crate::bus::ByteRegisters;
 use crate::interrupt::Interrupt;
 
-/// How many ports the registers take.
+/// Number of ports.
 pub const LENGTH: u64 = 8;
 
-/// Register offsets.
+/// Offset of the interrupt identification register.
 const INTERRUPT_IDENTIFICATION: u8 = 2;
+/// Offset of the modem control register.
 const MODEM_CONTROL: u8 = 4;
 
-/// Interrupt identification: the FIFOs are there and enabled.
+/// Interrupt identification: FIFOs present and enabled.
 const FIFOS: u8 = 0b1100_0000;
 /// Interrupt identification: no cause.
 const NONE: u8 = 0b001;
@@ -41,35 +44,37 @@ const ENABLE_RECEIVED: u8 = 0b01;
 /// Interrupt enable: the transmitter is empty.
 const ENABLE_TRANSMITTER_EMPTY: u8 = 0b10;
 
-/// Modem control: what the port sends comes back in, and nothing else does.
+/// Modem control: the port receives its own output and nothing else.
 const LOOPBACK: u8 = 0b1_0000;
 
-/// Room for received bytes, of the model in `vm_superio`.
-const FIFO: usize = 64;
+/// Capacity of the receive FIFO of `vm_superio::Serial`.
+const FIFO_SIZE: usize = 64;
 
 /// Bits of the interrupt enable register that a 16550 has.
 const ENABLE_BITS: u8 = 0b1111;
-/// Line status: a received byte is there.
+/// Line status: a received byte is available.
 const DATA_READY: u8 = 0b1;
-/// Line status: the transmitter is empty, which it always is, because every byte is taken at once.
+/// Line status: the transmitter is empty. Always, because the port sends every byte at once.
 const LINE_TRANSMITTER_EMPTY: u8 = 0b110_0000;
-/// Modem status: the other end is there, ready, and lets us send. Always.
+/// Modem status: carrier detect, data set ready and clear to send. Always.
 const MODEM_STATUS: u8 = 0b1011_0000;
 
-/// Why there is no serial port.
+/// Failure to create a serial port.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no eventfd to be had.
-    #[error("cannot make the eventfd of the serial input")]
+    /// `eventfd` failed.
+    #[error("cannot create the eventfd of the serial input")]
     InputReady {
-        /// The kernel's answer.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
 }
 
-/// The registers of the serial port, in the terms of the 16550 data sheet. Line and modem status are not among them, as
-/// they follow from the rest. Output that waits for its reader belongs to the host and is not part of it either.
+/// State of a [`Serial`]: its registers, by their names in the 16550 data sheet.
+///
+/// Line and modem status follow from the other registers. Buffered output belongs to the host and is not part of the
+/// state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SerialState {
     /// Divisor latch, least significant byte.
@@ -78,7 +83,7 @@ pub struct SerialState {
     pub divisor_high: u8,
     /// Interrupt enable register.
     pub interrupt_enable: u8,
-    /// Causes that are latched: 1 for none, or the sum of 2 (transmitter empty) and 4 (data received).
+    /// Latched causes: 1 for none, or the sum of 2 (transmitter empty) and 4 (data received).
     pub interrupt_identification: u8,
     /// Line control register.
     pub line_control: u8,
@@ -86,7 +91,7 @@ pub struct SerialState {
     pub modem_control: u8,
     /// Scratch register.
     pub scratch: u8,
-    /// Received bytes that the guest has not read yet, oldest first, 64 at most.
+    /// Received bytes that the guest has not read, oldest first, at most 64.
     pub received: Vec<u8>,
 }
 
@@ -97,21 +102,21 @@ impl Schema for SerialState {
 
 impl SerialState {
     fn check(&self) -> Result<(), PersistError> {
-        if self.received.len() > FIFO {
+        if self.received.len() > FIFO_SIZE {
             return Err(invalid(format!(
-                "{} received bytes, where {FIFO} have room",
+                "{} received bytes exceed the FIFO of {FIFO_SIZE}",
                 self.received.len()
             )));
         }
         if self.interrupt_enable & !ENABLE_BITS != 0 {
             return Err(invalid(format!(
-                "interrupt enable register {:#x}",
+                "interrupt enable register {:#x} has bits outside {ENABLE_BITS:#x}",
                 self.interrupt_enable
             )));
         }
         if !matches!(self.interrupt_identification, 1 | 2 | 4 | 6) {
             return Err(invalid(format!(
-                "interrupt identification {:#x}",
+                "interrupt identification {:#x} is not 1, 2, 4 or 6",
                 self.interrupt_identification
             )));
         }
@@ -171,8 +176,9 @@ impl Trigger for IrqTrigger {
     }
 }
 
-/// Holds the byte that the model sends until the end of the access. The model owns its writer, and is replaced at a
-/// restore, which is nothing that [`SerialOutput`] should notice.
+/// Byte that the model has sent during the access.
+///
+/// The model owns its writer, and a restore replaces the model: [`SerialOutput`] must outlive it.
 #[derive(Default)]
 struct Latch(Option<u8>);
 
@@ -189,64 +195,67 @@ impl io::Write for Latch {
 
 /// A serial port: eight registers of a 16550.
 ///
-/// Bytes that the guest sends go to an [`SerialOutput`] within the access. Bytes for the guest come in by
-/// [`enqueue`](Self::enqueue).
+/// The port writes bytes that the guest sends to a [`SerialOutput`] within the access. [`enqueue`](Self::enqueue)
+/// adds bytes for the guest.
 pub struct Serial {
     model: vm_superio::Serial<IrqTrigger, NoEvents, Latch>,
     interrupt: Arc<dyn Interrupt>,
     output: SerialOutput,
-    /// The cause "transmitter empty", while the guest was told of a more urgent one.
+    /// The cause "transmitter empty" is pending behind a cause of higher priority.
     transmitter_empty: bool,
-    /// [`enqueue`](Serial::enqueue) had no room for all that it was given.
-    refused: bool,
+    /// [`enqueue`](Serial::enqueue) has not accepted all bytes since the last notification.
+    rejected: bool,
     input_ready: EventFd,
 }
 
 impl Serial {
-    /// A port as after power-on.
+    /// Creates a port with the registers as after power-on.
     ///
     /// # Errors
-    /// [`Error::InputReady`].
+    /// [`Error::InputReady`] if `eventfd` fails.
     pub fn new(interrupt: Arc<dyn Interrupt>, output: SerialOutput) -> Result<Self, Error> {
         Ok(Self {
             model: vm_superio::Serial::new(IrqTrigger(interrupt.clone()), Latch::default()),
             interrupt,
             output,
             transmitter_empty: false,
-            refused: false,
+            rejected: false,
             input_ready: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
                 .map_err(|source| Error::InputReady { source })?,
         })
     }
 
-    /// Offers `bytes` to the guest and returns how many of them, from the start, have gone in: the FIFO has room for
-    /// 64. When not all have, [`input_ready`](Self::input_ready) tells when to come back with the others; until then
-    /// there is no use in reading more input, unless for the sake of what it means to the VMM itself.
+    /// Adds `bytes` to the receive FIFO, which holds 64, and returns the number of accepted bytes.
+    ///
+    /// If the FIFO does not accept all bytes, [`input_ready`](Self::input_ready) becomes readable when the caller can
+    /// add the others. Until then the caller needs no more input for the guest.
     pub fn enqueue(&mut self, bytes: &[u8]) -> usize {
-        let taken = self.model.enqueue_raw_bytes(bytes).unwrap_or(0);
-        self.refused |= taken < bytes.len();
-        taken
+        let accepted = self.model.enqueue_raw_bytes(bytes).unwrap_or(0);
+        self.rejected |= accepted < bytes.len();
+        accepted
     }
 
-    /// Becomes readable once the guest has read all that waited, if [`enqueue`](Self::enqueue) has refused anything
-    /// since the last time. The event loop reads it and calls [`enqueue`](Self::enqueue) again.
+    /// Returns the eventfd that becomes readable when the guest has emptied the FIFO after [`enqueue`](Self::enqueue)
+    /// rejected bytes. The event loop reads it and calls [`enqueue`](Self::enqueue) again.
     pub fn input_ready(&self) -> &EventFd {
         &self.input_ready
     }
 
-    /// Where the bytes of the guest go.
+    /// Returns the output of the port.
     pub fn output(&self) -> &SerialOutput {
         &self.output
     }
 
-    /// Where the bytes of the guest go, for the event loop to flush.
+    /// Returns the output of the port, mutable for the event loop, which flushes it.
     pub fn output_mut(&mut self) -> &mut SerialOutput {
         &mut self.output
     }
 
-    /// The interrupt identification register, by the table of priorities in the data sheet: received data is reported
-    /// as long as there is some, and hides the empty transmitter, which is reported once and thereby acknowledged.
-    fn identify(&mut self) -> u8 {
+    /// Reads the interrupt identification register by the priorities of the data sheet ("Interrupt Control Functions").
+    ///
+    /// Received data is pending until the guest has read it, and hides the empty transmitter. A report of the empty
+    /// transmitter acknowledges it.
+    fn read_interrupt_identification(&mut self) -> u8 {
         let before = self.model.state();
         let latched = self.model.read(INTERRUPT_IDENTIFICATION);
         self.transmitter_empty |= latched & TRANSMITTER_EMPTY != 0;
@@ -260,15 +269,15 @@ impl Serial {
         }
     }
 
-    /// Tells the event loop that there is room again. Not before the FIFO is empty, so that a guest that reads byte by
-    /// byte does not wake it for each.
-    fn announce_room(&mut self) {
-        if self.refused
-            && self.model.fifo_capacity() == FIFO
+    /// Notifies the event loop that the FIFO has room again. Waits for an empty FIFO: a guest that reads byte by byte
+    /// would otherwise wake the event loop for each.
+    fn notify_room(&mut self) {
+        if self.rejected
+            && self.model.fifo_capacity() == FIFO_SIZE
             && self.model.read(MODEM_CONTROL) & LOOPBACK == 0
         {
-            self.refused = false;
-            // At most one count for each refusal, so that the counter is far from its limit and the write cannot fail.
+            self.rejected = false;
+            // At most one count per rejection: the counter stays far below its limit, so that the write cannot fail.
             let _ = self.input_ready.write(1);
         }
     }
@@ -277,11 +286,11 @@ impl Serial {
 impl ByteRegisters for Serial {
     fn read_register(&mut self, offset: u64) -> u8 {
         let value = match u8::try_from(offset) {
-            Ok(INTERRUPT_IDENTIFICATION) => self.identify(),
+            Ok(INTERRUPT_IDENTIFICATION) => self.read_interrupt_identification(),
             Ok(register) => self.model.read(register),
             Err(_) => 0xff,
         };
-        self.announce_room();
+        self.notify_room();
         value
     }
 
@@ -289,12 +298,12 @@ impl ByteRegisters for Serial {
         let Ok(register) = u8::try_from(offset) else {
             return;
         };
-        // Neither the wire nor the latch can fail.
+        // Neither the interrupt line nor the latch can fail.
         let _ = self.model.write(register, value);
         if let Some(byte) = self.model.writer_mut().0.take() {
             self.output.write(&[byte]);
         }
-        self.announce_room();
+        self.notify_room();
     }
 }
 
@@ -310,18 +319,18 @@ impl Persist for Serial {
         Ok(state)
     }
 
-    /// Raises the interrupt at once when the state has one pending, so the wire must lead somewhere by now. Output that
-    /// still waits for its reader stays.
+    /// Restores the registers and triggers a pending interrupt at once: the interrupt controller must already exist.
+    /// Keeps buffered output.
     fn restore(&mut self, state: SerialState) -> Result<(), PersistError> {
         state.check()?;
-        let wire = IrqTrigger(self.interrupt.clone());
-        self.model = vm_superio::Serial::from_state(&state.into(), wire, NoEvents, Latch::default())
+        let line = IrqTrigger(self.interrupt.clone());
+        self.model = vm_superio::Serial::from_state(&state.into(), line, NoEvents, Latch::default())
             .map_err(|error| PersistError::Invalid {
                 component: "serial",
                 reason: error.to_string(),
             })?;
         self.transmitter_empty = false;
-        self.announce_room();
+        self.notify_room();
         Ok(())
     }
 }

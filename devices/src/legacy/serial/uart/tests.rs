@@ -7,7 +7,7 @@ use snapshot::persist::{Error as PersistError, Persist};
 use super::{Serial, SerialOutput, SerialState};
 use crate::bus::BusDevice;
 use crate::interrupt::Interrupt;
-use crate::legacy::serial::testing::{pattern, read, rest, small_pipe};
+use crate::legacy::serial::testing::{pattern, read, read_to_end, small_pipe};
 
 const DATA: u64 = 0;
 const IER: u64 = 1;
@@ -19,22 +19,22 @@ const MSR: u64 = 6;
 const SCR: u64 = 7;
 
 #[derive(Default)]
-struct Edges(AtomicUsize);
+struct EdgeCount(AtomicUsize);
 
-impl Edges {
+impl EdgeCount {
     fn take(&self) -> usize {
         self.0.swap(0, Ordering::Relaxed)
     }
 }
 
-impl Interrupt for Edges {
+impl Interrupt for EdgeCount {
     fn set_level(&self, asserted: bool) {
         self.0.fetch_add(usize::from(asserted), Ordering::Relaxed);
     }
 }
 
-fn serial() -> (Serial, Arc<Edges>, File) {
-    let edges = Arc::new(Edges::default());
+fn serial() -> (Serial, Arc<EdgeCount>, File) {
+    let edges = Arc::new(EdgeCount::default());
     let (reader, writer) = small_pipe();
     let output = SerialOutput::new(writer).unwrap();
     (Serial::new(edges.clone(), output).unwrap(), edges, reader)
@@ -51,10 +51,10 @@ fn outb(serial: &mut Serial, offset: u64, value: u8) {
 }
 
 #[test]
-fn a_guest_that_polls_prints_and_reads() {
+fn polled_input_and_output_need_no_interrupt() {
     let (mut serial, edges, mut reader) = serial();
     for byte in b"hello\n" {
-        assert_eq!(inb(&mut serial, LSR), 0x60, "ready to send, nothing received");
+        assert_eq!(inb(&mut serial, LSR), 0x60, "transmitter empty, no data");
         outb(&mut serial, DATA, *byte);
     }
     assert_eq!(read(&mut reader, 6), b"hello\n");
@@ -64,12 +64,12 @@ fn a_guest_that_polls_prints_and_reads() {
         assert_eq!(inb(&mut serial, DATA), *byte);
     }
     assert_eq!(inb(&mut serial, LSR), 0x60);
-    assert_eq!(edges.take(), 0, "interrupts were never enabled");
+    assert_eq!(edges.take(), 0, "interrupts are disabled");
 }
 
-/// The steps by which Linux's 8250 driver finds out what it has before it (autoconfig in 8250_port.c).
+/// Follows the probe of Linux's 8250 driver (autoconfig in 8250_port.c).
 #[test]
-fn linux_recognises_a_16550a() {
+fn linux_probe_detects_16550a() {
     let (mut serial, _, _reader) = serial();
     outb(&mut serial, IER, 0);
     assert_eq!(inb(&mut serial, IER) & 0xf, 0);
@@ -86,7 +86,7 @@ fn linux_recognises_a_16550a() {
 }
 
 #[test]
-fn the_divisor_hides_data_and_interrupt_enable() {
+fn divisor_latch_hides_data_and_interrupt_enable() {
     let (mut serial, edges, reader) = serial();
     outb(&mut serial, LCR, 0x83);
     outb(&mut serial, DATA, 0x01);
@@ -96,25 +96,25 @@ fn the_divisor_hides_data_and_interrupt_enable() {
     assert_eq!(inb(&mut serial, IER), 0);
     assert_eq!(edges.take(), 0);
     drop(serial);
-    assert_eq!(rest(reader), b"", "a divisor is not printed");
+    assert_eq!(read_to_end(reader), b"", "a divisor is no output");
 }
 
 #[test]
-fn an_empty_transmitter_interrupts_and_is_acknowledged_by_reading() {
+fn transmitter_interrupt_is_acknowledged_by_read() {
     let (mut serial, edges, _reader) = serial();
     outb(&mut serial, IER, 2);
-    assert_eq!(edges.take(), 1, "it is empty from the start");
+    assert_eq!(edges.take(), 1, "the transmitter is empty after power-on");
     assert_eq!(inb(&mut serial, IIR), 0xc2);
     assert_eq!(inb(&mut serial, IIR), 0xc1);
     outb(&mut serial, DATA, b'x');
     assert_eq!(edges.take(), 1);
     outb(&mut serial, DATA, b'y');
-    assert_eq!(edges.take(), 0, "the first one was not acknowledged");
+    assert_eq!(edges.take(), 0, "the first interrupt is not acknowledged");
     assert_eq!(inb(&mut serial, IIR), 0xc2);
 }
 
 #[test]
-fn received_data_is_reported_until_it_is_read() {
+fn received_data_stays_pending_until_read() {
     let (mut serial, edges, _reader) = serial();
     outb(&mut serial, IER, 1);
     assert_eq!(edges.take(), 0);
@@ -130,7 +130,7 @@ fn received_data_is_reported_until_it_is_read() {
 }
 
 #[test]
-fn received_data_that_came_before_its_interrupt_was_enabled_interrupts() {
+fn enabling_interrupt_triggers_for_earlier_data() {
     let (mut serial, edges, _reader) = serial();
     serial.enqueue(b"a");
     assert_eq!(edges.take(), 0);
@@ -139,7 +139,7 @@ fn received_data_that_came_before_its_interrupt_was_enabled_interrupts() {
 }
 
 #[test]
-fn received_data_goes_before_an_empty_transmitter_and_neither_is_lost() {
+fn received_data_precedes_empty_transmitter() {
     let (mut serial, edges, _reader) = serial();
     outb(&mut serial, IER, 3);
     serial.enqueue(b"a");
@@ -157,7 +157,7 @@ fn received_data_goes_before_an_empty_transmitter_and_neither_is_lost() {
 }
 
 #[test]
-fn an_interrupt_that_is_disabled_is_not_reported() {
+fn disabled_interrupt_is_not_identified() {
     let (mut serial, _, _reader) = serial();
     outb(&mut serial, IER, 3);
     serial.enqueue(b"a");
@@ -167,7 +167,7 @@ fn an_interrupt_that_is_disabled_is_not_reported() {
 }
 
 #[test]
-fn resetting_the_fifos_keeps_what_was_typed_ahead() {
+fn fifo_reset_keeps_received_data() {
     let (mut serial, _, _reader) = serial();
     serial.enqueue(b"a");
     outb(&mut serial, IIR, 7);
@@ -176,13 +176,13 @@ fn resetting_the_fifos_keeps_what_was_typed_ahead() {
 }
 
 #[test]
-fn input_is_announced_again_when_the_fifo_is_empty() {
+fn empty_fifo_notifies_after_rejected_input() {
     let (mut serial, _, _reader) = serial();
     let input = pattern(100);
     assert_eq!(serial.enqueue(&input), 64);
     assert_eq!(serial.enqueue(&input[64..]), 0);
     for byte in &input[..64] {
-        assert!(serial.input_ready().read().is_err(), "not before it is empty");
+        assert!(serial.input_ready().read().is_err(), "the FIFO is not empty");
         assert_eq!(inb(&mut serial, DATA), *byte);
     }
     assert_eq!(serial.input_ready().read().unwrap(), 1);
@@ -190,14 +190,14 @@ fn input_is_announced_again_when_the_fifo_is_empty() {
     for byte in &input[64..] {
         assert_eq!(inb(&mut serial, DATA), *byte);
     }
-    assert!(serial.input_ready().read().is_err(), "nothing was refused");
+    assert!(serial.input_ready().read().is_err(), "no byte was rejected");
     assert_eq!(serial.enqueue(&[]), 0);
     inb(&mut serial, DATA);
-    assert!(serial.input_ready().read().is_err(), "nothing was offered");
+    assert!(serial.input_ready().read().is_err(), "no byte was enqueued");
 }
 
 #[test]
-fn input_waits_for_the_end_of_a_loopback_test() {
+fn loopback_delays_input() {
     let (mut serial, _, reader) = serial();
     outb(&mut serial, MCR, 0x10);
     assert_eq!(serial.enqueue(b"typed"), 0);
@@ -207,11 +207,11 @@ fn input_waits_for_the_end_of_a_loopback_test() {
     outb(&mut serial, MCR, 0);
     assert_eq!(serial.input_ready().read().unwrap(), 1);
     drop(serial);
-    assert_eq!(rest(reader), b"", "a loop has no other end");
+    assert_eq!(read_to_end(reader), b"", "loopback prints nothing");
 }
 
 #[test]
-fn a_wide_access_touches_neighbouring_registers() {
+fn wide_access_reaches_adjacent_registers() {
     let (mut serial, _, mut reader) = serial();
     serial.write(DATA, &[b'a', 0x05]);
     assert_eq!(read(&mut reader, 1), b"a");
@@ -222,7 +222,7 @@ fn a_wide_access_touches_neighbouring_registers() {
 }
 
 #[test]
-fn the_guest_does_not_notice_a_stalled_reader() {
+fn stalled_reader_is_invisible_to_guest() {
     let (mut serial, _, mut reader) = serial();
     for _ in 0..200_000 {
         assert_eq!(inb(&mut serial, LSR), 0x60);
@@ -237,7 +237,7 @@ fn the_guest_does_not_notice_a_stalled_reader() {
 }
 
 #[test]
-fn impossible_states_are_refused() {
+fn invalid_state_is_rejected() {
     let (mut serial, ..) = serial();
     let good = serial.save().unwrap();
     let bad = [
@@ -259,19 +259,19 @@ fn impossible_states_are_refused() {
         },
     ];
     for state in bad {
-        let refused = serial.restore(state.clone());
-        assert!(matches!(refused, Err(PersistError::Invalid { .. })), "{state:?}");
+        let result = serial.restore(state.clone());
+        assert!(matches!(result, Err(PersistError::Invalid { .. })), "{state:?}");
     }
     serial.restore(good).unwrap();
 }
 
 #[test]
-fn a_restored_port_raises_what_was_pending_and_has_no_past() {
+fn restore_triggers_pending_interrupt_and_replaces_state() {
     let (mut before, ..) = serial();
     outb(&mut before, IER, 1);
     before.enqueue(b"abc");
     let (mut after, edges, mut reader) = serial();
-    after.enqueue(b"earlier life");
+    after.enqueue(b"earlier input");
     outb(&mut after, SCR, 7);
     after.restore(before.save().unwrap()).unwrap();
     assert_eq!(edges.take(), 1);

@@ -1,3 +1,5 @@
+//! Tests of the output; those of its writer are in [`writer`].
+
 mod writer;
 
 use std::fs::File;
@@ -7,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::{ProptestConfig, any, proptest};
 
-use super::{CAPACITY, Error, FLUSH, SerialOutput};
+use super::{CAPACITY, Error, MAX_FLUSH, SerialOutput};
 use crate::legacy::serial::testing::{named_pipe, pattern, read, small_pipe, terminal};
 
-/// Long enough never to be reached by a test that passes.
+/// Timeout that only a failed test reaches.
 const LONG: Duration = Duration::from_secs(600);
 
-/// Reads what is in the pipe, which must be of [`small_pipe`]'s size or less.
-fn take(reader: &mut File) -> Vec<u8> {
+/// Reads the bytes in a pipe of [`small_pipe`]'s capacity or less.
+fn read_available(reader: &mut File) -> Vec<u8> {
     let mut bytes = vec![0; 4096];
     let length = reader.read(&mut bytes).unwrap();
     bytes.truncate(length);
@@ -28,26 +30,26 @@ fn print(output: &mut SerialOutput, bytes: &[u8]) {
 }
 
 #[test]
-fn a_byte_goes_out_at_once() {
+fn byte_is_written_at_once() {
     let (mut reader, writer) = small_pipe();
     let mut output = SerialOutput::new(writer).unwrap();
     output.write(b"a");
     assert_eq!(read(&mut reader, 1), b"a");
-    assert!(output.notify().read().is_err(), "there is nothing to flush");
-    assert_eq!(output.waiting.capacity(), 0, "no buffer before it is needed");
+    assert!(output.notify().read().is_err(), "no byte is buffered");
+    assert_eq!(output.buffer.capacity(), 0, "no buffer before the first stall");
     assert!(!output.flush());
 }
 
 #[test]
-fn nothing_is_lost_while_the_reader_reads() {
+fn active_reader_receives_everything() {
     let (mut reader, writer) = small_pipe();
     let mut output = SerialOutput::new(writer).unwrap();
     let sent = pattern(1 << 20);
     let mut received = Vec::new();
-    for piece in sent.chunks(20_000) {
-        print(&mut output, piece);
+    for chunk in sent.chunks(20_000) {
+        print(&mut output, chunk);
         while output.flush() {
-            received.extend(take(&mut reader));
+            received.extend(read_available(&mut reader));
         }
     }
     drop(output);
@@ -56,27 +58,31 @@ fn nothing_is_lost_while_the_reader_reads() {
 }
 
 #[test]
-fn a_stalled_reader_costs_the_oldest_bytes_that_wait() {
+fn stalled_reader_drops_oldest_buffered_bytes() {
     let (mut reader, writer) = small_pipe();
     let mut output = SerialOutput::new(writer).unwrap();
     let sent = pattern(4096 + 1000 + CAPACITY);
     print(&mut output, &sent[..4096]);
     assert!(output.notify().read().is_err());
     print(&mut output, &sent[4096..]);
-    assert_eq!(output.notify().read().unwrap(), 1, "once, not for every byte");
+    assert_eq!(
+        output.notify().read().unwrap(),
+        1,
+        "one notification, not one per byte"
+    );
     assert_eq!(output.dropped(), 1000);
-    assert_eq!(output.waiting.len(), CAPACITY);
-    assert!(output.report().is_none(), "not while the reader stalls");
+    assert_eq!(output.buffer.len(), CAPACITY);
+    assert!(output.report().is_none(), "no report while the reader stalls");
 
-    assert!(output.flush(), "no room yet");
+    assert!(output.flush(), "the pipe is full");
     let mut received = Vec::new();
     while output.flush() {
-        received.extend(take(&mut reader));
+        received.extend(read_available(&mut reader));
     }
     let report = output.report().unwrap();
     assert!(matches!(report, Error::Overflow { bytes: 1000 }), "{report}");
-    assert!(output.report().is_none(), "once");
-    received.extend(take(&mut reader));
+    assert!(output.report().is_none(), "one report");
+    received.extend(read_available(&mut reader));
     output.write(b"!");
     drop(output);
     reader.read_to_end(&mut received).unwrap();
@@ -86,38 +92,38 @@ fn a_stalled_reader_costs_the_oldest_bytes_that_wait() {
 }
 
 #[test]
-fn a_second_stall_is_a_second_report() {
+fn each_stall_is_reported() {
     let (mut reader, writer) = small_pipe();
     let mut output = SerialOutput::new(writer).unwrap();
     for stall in 1..=2 {
         print(&mut output, &pattern(4096 + CAPACITY + stall));
         assert_eq!(output.notify().read().unwrap(), 1);
         while output.flush() {
-            take(&mut reader);
+            read_available(&mut reader);
         }
         let report = output.report().unwrap();
         assert!(matches!(report, Error::Overflow { bytes } if bytes == stall as u64));
-        take(&mut reader);
+        read_available(&mut reader);
     }
     assert_eq!(output.dropped(), 3);
 }
 
 #[test]
-fn one_flush_is_bounded() {
+fn flush_size_is_bounded() {
     let (reader, writer) = UnixStream::pair().unwrap();
     let mut output = SerialOutput::new(writer.into()).unwrap();
     let mut sent = 0;
-    while output.waiting.len() < CAPACITY {
+    while output.buffer.len() < CAPACITY {
         output.write(&[0; 4096]);
         sent += 4096;
     }
     read(&mut &reader, sent - CAPACITY);
     assert!(output.flush());
-    assert_eq!(output.waiting.len(), CAPACITY - FLUSH);
+    assert_eq!(output.buffer.len(), CAPACITY - MAX_FLUSH);
 }
 
 #[test]
-fn a_reader_that_goes_away_is_said_once() {
+fn closed_reader_is_reported_once() {
     for (reader, writer) in [small_pipe(), named_pipe(), terminal()] {
         let mut output = SerialOutput::new(writer).unwrap();
         output.write(b"a");
@@ -136,7 +142,7 @@ fn a_reader_that_goes_away_is_said_once() {
 }
 
 #[test]
-fn a_reader_that_goes_away_while_bytes_wait_takes_them_along() {
+fn closed_reader_drops_buffered_bytes() {
     let (reader, writer) = small_pipe();
     let mut output = SerialOutput::new(writer).unwrap();
     print(&mut output, &pattern(4096 + 10));
@@ -147,7 +153,7 @@ fn a_reader_that_goes_away_while_bytes_wait_takes_them_along() {
 }
 
 #[test]
-fn a_full_disk_is_said_once() {
+fn full_disk_is_reported_once() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let mut output = SerialOutput::new(full.into()).unwrap();
     print(&mut output, b"abc");
@@ -161,7 +167,7 @@ fn a_full_disk_is_said_once() {
 }
 
 #[test]
-fn the_last_bytes_reach_a_reader_that_reads() {
+fn finish_writes_everything_to_active_reader() {
     for (mut reader, writer) in [small_pipe(), named_pipe()] {
         let mut output = SerialOutput::new(writer).unwrap();
         let sent = pattern(CAPACITY);
@@ -179,12 +185,12 @@ fn the_last_bytes_reach_a_reader_that_reads() {
 }
 
 #[test]
-fn the_end_may_take_longer_than_a_slow_reader_is_waited_for() {
+fn finish_exceeds_timeout_while_reader_progresses() {
     let (mut reader, writer) = small_pipe();
     let mut output = SerialOutput::new(writer).unwrap();
     print(&mut output, &pattern(CAPACITY));
     let reading = std::thread::spawn(move || read(&mut reader, CAPACITY));
-    // A third of our patience goes by from each look at the clock to the next.
+    // A third of the timeout passes between two reads of the clock.
     let mut clock = Instant::now();
     output.finish_by(LONG, || {
         clock += LONG / 3;
@@ -195,12 +201,12 @@ fn the_end_may_take_longer_than_a_slow_reader_is_waited_for() {
 }
 
 #[test]
-fn the_last_bytes_reach_a_terminal() {
+fn finish_writes_everything_to_terminal() {
     let (mut master, slave) = terminal();
     let mut output = SerialOutput::new(slave).unwrap();
     let sent = vec![b'x'; CAPACITY];
     print(&mut output, &sent);
-    assert!(!output.waiting.is_empty(), "or this tests nothing");
+    assert!(!output.buffer.is_empty(), "the test needs buffered bytes");
     let reading = std::thread::spawn(move || read(&mut master, CAPACITY));
     output.finish(LONG);
     assert!(reading.join().unwrap() == sent);
@@ -208,25 +214,25 @@ fn the_last_bytes_reach_a_terminal() {
 }
 
 #[test]
-fn the_end_does_not_wait_for_a_stalled_reader() {
+fn finish_times_out_for_stalled_reader() {
     let (_reader, writer) = small_pipe();
-    for patience in [Duration::ZERO, Duration::from_millis(5)] {
+    for timeout in [Duration::ZERO, Duration::from_millis(5)] {
         let mut output = SerialOutput::new(writer.try_clone().unwrap()).unwrap();
         output.write(&[0; 4096 + 7]);
-        let waiting = output.waiting.len() as u64;
-        assert!(waiting >= 7);
-        output.finish(patience);
-        assert_eq!(output.dropped(), waiting);
-        assert!(matches!(output.report(), Some(Error::Overflow { bytes }) if bytes == waiting));
+        let buffered = output.buffer.len() as u64;
+        assert!(buffered >= 7);
+        output.finish(timeout);
+        assert_eq!(output.dropped(), buffered);
+        assert!(matches!(output.report(), Some(Error::Overflow { bytes }) if bytes == buffered));
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
-    /// Whatever is printed and read in whatever order, the reader gets all but what was counted as dropped, in order.
+    /// In any order of writes and reads, the reader receives all bytes except the dropped ones, in order.
     #[test]
-    fn what_is_read_and_what_was_dropped_is_all(
+    fn read_and_dropped_bytes_add_up(
         steps in proptest::collection::vec((0_u32..10_000, any::<bool>()), 1..30),
     ) {
         let (mut reader, writer) = small_pipe();
@@ -237,13 +243,13 @@ proptest! {
                 output.write(&number.to_le_bytes());
             }
             sent += count;
-            // What waits does so because the pipe is full.
+            // Bytes are buffered only while the pipe is full.
             if reads && output.flush() {
-                received.extend(take(&mut reader));
+                received.extend(read_available(&mut reader));
             }
         }
         while output.flush() {
-            received.extend(take(&mut reader));
+            received.extend(read_available(&mut reader));
         }
         let dropped = output.dropped();
         drop(output);

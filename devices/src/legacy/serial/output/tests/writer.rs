@@ -1,3 +1,5 @@
+//! Tests of [`NonblockingWriter`].
+
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -12,114 +14,121 @@ fn status_flags(file: BorrowedFd<'_>) -> i32 {
     unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) }
 }
 
-/// Writes in pieces of `piece` until nothing more goes in, and returns how much has.
-fn fill(sink: &mut NonblockingWriter, piece: usize, most: usize) -> usize {
-    let bytes = pattern(piece);
+/// Writes chunks of `chunk` bytes until the file is full, and returns the number of written bytes.
+fn fill(writer: &mut NonblockingWriter, chunk: usize, max: usize) -> usize {
+    let bytes = pattern(chunk);
     let mut total = 0;
     loop {
-        match sink.write(&bytes) {
+        match writer.write(&bytes) {
             Ok(count) => total += count,
             Err(error) => {
                 assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
                 return total;
             }
         }
-        assert!(total <= most, "nobody reads, and yet {total} bytes went in");
+        assert!(total <= max, "{total} bytes were written without a reader");
     }
 }
 
-/// Everything that has to hold for a file with a reader that stalls, then reads.
-fn check_stall(reader: &mut impl Read, writer: OwnedFd, piece: usize) {
-    let before = status_flags(writer.as_fd());
-    let mut sink = NonblockingWriter::new(writer).unwrap();
-    let total = fill(&mut sink, piece, 1 << 20);
+/// Checks writes to a file whose reader stalls, then reads.
+fn check_stall(reader: &mut impl Read, file: OwnedFd, chunk: usize) {
+    let before = status_flags(file.as_fd());
+    let mut writer = NonblockingWriter::new(file).unwrap();
+    let total = fill(&mut writer, chunk, 1 << 20);
     assert!(total > 0);
-    assert!(!sink.wait(Duration::ZERO).unwrap(), "full, and yet ready");
+    assert!(!writer.wait(Duration::ZERO).unwrap(), "a full file is writable");
     read(reader, total);
-    assert!(sink.wait(Duration::ZERO).unwrap(), "empty, and yet not ready");
-    assert_eq!(sink.write(b"x").unwrap(), 1);
+    assert!(
+        writer.wait(Duration::ZERO).unwrap(),
+        "an empty file is not writable"
+    );
+    assert_eq!(writer.write(b"x").unwrap(), 1);
     assert_eq!(read(reader, 1), b"x");
-    assert_eq!(status_flags(sink.as_fd()), before, "others share these flags");
+    assert_eq!(
+        status_flags(writer.as_fd()),
+        before,
+        "the file description is shared"
+    );
     assert_eq!(before & libc::O_NONBLOCK, 0);
 }
 
 #[test]
-fn a_full_pipe_does_not_block() {
-    for piece in [1, 1000, 4096, 5000] {
+fn full_pipe_does_not_block() {
+    for chunk in [1, 1000, 4096, 5000] {
         let (mut reader, writer) = small_pipe();
-        check_stall(&mut reader, writer, piece);
+        check_stall(&mut reader, writer, chunk);
     }
 }
 
 #[test]
-fn a_full_named_pipe_does_not_block() {
-    for piece in [1, 1000, 4096, 5000] {
+fn full_fifo_does_not_block() {
+    for chunk in [1, 1000, 4096, 5000] {
         let (mut reader, writer) = named_pipe();
-        check_stall(&mut reader, writer, piece);
+        check_stall(&mut reader, writer, chunk);
     }
 }
 
 #[test]
-fn without_nowait_a_full_pipe_does_not_block() {
+fn full_pipe_does_not_block_without_nowait() {
     let (mut reader, writer) = small_pipe();
-    let mut sink = NonblockingWriter::new(writer).unwrap();
-    sink.method = Method::Poll(4096);
-    // The kernel reports room by whole pages: the rest of the only page, used or not, counts for nothing.
-    assert_eq!(fill(&mut sink, 1, 4096), 1);
+    let mut writer = NonblockingWriter::new(writer).unwrap();
+    writer.method = Method::Poll(4096);
+    // The kernel reports room in whole pages: a page in use has none.
+    assert_eq!(fill(&mut writer, 1, 4096), 1);
     read(&mut reader, 1);
-    assert_eq!(fill(&mut sink, 5000, 4096), 4096);
+    assert_eq!(fill(&mut writer, 5000, 4096), 4096);
 }
 
 #[test]
-fn a_full_socket_does_not_block() {
-    for piece in [1, 4096] {
+fn full_socket_does_not_block() {
+    for chunk in [1, 4096] {
         let (mut reader, writer) = UnixStream::pair().unwrap();
-        check_stall(&mut reader, writer.into(), piece);
+        check_stall(&mut reader, writer.into(), chunk);
     }
 }
 
 #[test]
-fn a_full_terminal_does_not_block() {
+fn full_terminal_does_not_block() {
     for bytes in [b"x", b"\n"] {
         let (_master, slave) = terminal();
-        let mut sink = NonblockingWriter::new(slave).unwrap();
-        assert_eq!(sink.method, Method::Poll(1));
+        let mut writer = NonblockingWriter::new(slave).unwrap();
+        assert_eq!(writer.method, Method::Poll(1));
         let mut total = 0;
-        while sink.write(bytes).is_ok() {
+        while writer.write(bytes).is_ok() {
             total += 1;
-            assert!(total <= 1 << 20, "nobody reads");
+            assert!(total <= 1 << 20, "the terminal never fills");
         }
         assert!(total > 0);
-        assert!(!sink.wait(Duration::ZERO).unwrap(), "full, and yet ready");
+        assert!(!writer.wait(Duration::ZERO).unwrap(), "a full file is writable");
     }
 }
 
 #[test]
-fn a_terminal_gets_one_character_a_write() {
+fn terminal_accepts_one_character_per_write() {
     let (mut master, slave) = terminal();
-    let mut sink = NonblockingWriter::new(slave).unwrap();
-    assert_eq!(sink.write(b"\nx").unwrap(), 1);
-    assert_eq!(sink.write(b"x").unwrap(), 1);
+    let mut writer = NonblockingWriter::new(slave).unwrap();
+    assert_eq!(writer.write(b"\nx").unwrap(), 1);
+    assert_eq!(writer.write(b"x").unwrap(), 1);
     assert_eq!(read(&mut master, 3), b"\r\nx");
 }
 
 #[test]
-fn a_regular_file_takes_everything() {
+fn regular_file_accepts_full_chunks() {
     // SAFETY: the name is a valid C string.
-    let file = unsafe { libc::memfd_create(c"sink".as_ptr(), libc::MFD_CLOEXEC) };
-    // SAFETY: memfd_create has just made this descriptor for us.
+    let file = unsafe { libc::memfd_create(c"output".as_ptr(), libc::MFD_CLOEXEC) };
+    // SAFETY: memfd_create has just returned this descriptor, which has no other owner.
     let file: File = unsafe { std::os::fd::FromRawFd::from_raw_fd(file) };
-    let mut sink = NonblockingWriter::new(file.try_clone().unwrap().into()).unwrap();
-    assert_eq!(sink.method, Method::Plain);
-    assert_eq!(sink.write(&pattern(5000)).unwrap(), 4096);
-    assert_eq!(sink.write(b"end").unwrap(), 3);
+    let mut writer = NonblockingWriter::new(file.try_clone().unwrap().into()).unwrap();
+    assert_eq!(writer.method, Method::Plain);
+    assert_eq!(writer.write(&pattern(5000)).unwrap(), 4096);
+    assert_eq!(writer.write(b"end").unwrap(), 3);
     let mut bytes = [0; 3];
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 4096).unwrap();
     assert_eq!(&bytes, b"end");
 }
 
 #[test]
-fn devices() {
+fn null_discards_and_full_device_fails() {
     let open = |name| File::options().write(true).open(name).unwrap();
     let mut null = NonblockingWriter::new(open("/dev/null").into()).unwrap();
     assert_eq!(null.method, Method::Discard);
@@ -130,8 +139,8 @@ fn devices() {
 }
 
 #[test]
-fn a_reader_that_has_gone_is_an_error() {
-    // The test harness ignores SIGPIPE, as main does.
+fn closed_reader_is_error() {
+    // The test harness ignores SIGPIPE.
     let (reader, writer) = small_pipe();
     drop(reader);
     let mut pipe = NonblockingWriter::new(writer).unwrap();
@@ -152,8 +161,8 @@ fn a_reader_that_has_gone_is_an_error() {
 }
 
 #[test]
-fn a_file_that_cannot_be_written_is_an_error() {
+fn read_only_file_is_error() {
     let (reader, _writer) = small_pipe();
-    let mut sink = NonblockingWriter::new(OwnedFd::from(reader)).unwrap();
-    assert_eq!(sink.write(b"x").unwrap_err().raw_os_error(), Some(libc::EBADF));
+    let mut writer = NonblockingWriter::new(OwnedFd::from(reader)).unwrap();
+    assert_eq!(writer.write(b"x").unwrap_err().raw_os_error(), Some(libc::EBADF));
 }
