@@ -5,6 +5,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`bus`] | [`Bus`]: dispatch of an access to the device that claims the address |
+//! | [`civil_time`] | [`CivilTime`](civil_time::CivilTime): date and time of day in UTC |
 //! | [`clock`] | [`Clock`]: time source of a device |
 //! | [`cmos`] | [`Cmos`]: date, time and memory size |
 //! | [`histogram`] | [`Histogram`]: distribution of durations |
@@ -27,6 +28,7 @@
 //! an amount of memory that the guest chooses.
 
 pub mod bus;
+pub mod civil_time;
 pub mod clock;
 pub mod histogram;
 pub mod interrupt;

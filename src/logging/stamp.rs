@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use devices::cmos::Calendar;
+use devices::civil_time::CivilTime;
 
 /// Prints a time since 1970-01-01 as `2026-11-22T01:02:03.123456789`, in UTC; after the year 9999, the end of that.
 #[derive(Clone, Copy, Debug)]
@@ -11,19 +11,18 @@ pub struct Stamp(pub Duration);
 
 impl fmt::Display for Stamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Calendar {
-            second,
-            minute,
-            hour,
-            day,
-            month,
+        let CivilTime {
             year,
-            century,
-        } = Calendar::at(i64::try_from(self.0.as_secs()).unwrap_or(i64::MAX));
+            month,
+            day,
+            hour,
+            minute,
+            second,
+        } = CivilTime::from_unix(i64::try_from(self.0.as_secs()).unwrap_or(i64::MAX));
         let nanosecond = self.0.subsec_nanos();
         write!(
             f,
-            "{century:02}{year:02}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanosecond:09}"
+            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanosecond:09}"
         )
     }
 }

@@ -1,9 +1,9 @@
 use std::time::Duration;
 
-use proptest::prelude::{any, proptest};
+use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 use snapshot::Persist;
 
-use super::{Cmos, MemorySize};
+use super::{Cmos, MemorySize, TimeRegisters};
 use crate::bus::ByteRegisters;
 use crate::clock::{Clock, WallClock};
 use crate::testing::{ManualClock, accesses, comes_back, replay};
@@ -33,13 +33,13 @@ fn write(cmos: &mut Cmos, register: u8, value: u8) {
     cmos.write_register(1, value);
 }
 
-/// Century, year, month, day, day of the week, hours, minutes, seconds.
+/// Reads century, year, month, day, day of the week, hours, minutes and seconds.
 fn time(cmos: &mut Cmos) -> [u8; 8] {
     [0x32, 0x09, 0x08, 0x07, 0x06, 0x04, 0x02, 0x00].map(|register| read(cmos, register))
 }
 
 #[test]
-fn the_time_is_the_hosts_in_the_format_of_register_b() {
+fn time_follows_host_in_format_of_register_b() {
     let (mut cmos, clock) = cmos();
     assert_eq!(read(&mut cmos, 0x0b), 0x02);
     assert_eq!(
@@ -61,7 +61,7 @@ fn the_time_is_the_hosts_in_the_format_of_register_b() {
 }
 
 #[test]
-fn an_update_is_in_progress_only_at_the_end_of_a_second() {
+fn update_in_progress_only_at_end_of_second() {
     let (mut cmos, clock) = cmos();
     assert_eq!(read(&mut cmos, 0x0a), 0x26);
     clock.advance(Duration::from_nanos(999_755_999));
@@ -79,9 +79,9 @@ fn an_update_is_in_progress_only_at_the_end_of_a_second() {
 }
 
 #[test]
-fn a_time_that_is_set_goes_on_from_there() {
+fn set_time_continues() {
     let (mut cmos, clock) = cmos();
-    // As Linux sets it: stopped, field by field.
+    // Linux stops the clock and writes register by register.
     write(&mut cmos, 0x0b, 0x82);
     for (register, value) in [
         (0x32, 0x19),
@@ -95,12 +95,12 @@ fn a_time_that_is_set_goes_on_from_there() {
         write(&mut cmos, register, value);
     }
     clock.advance(Duration::from_secs(100));
-    assert_eq!(read(&mut cmos, 0x00), 0x30, "it stands still");
+    assert_eq!(read(&mut cmos, 0x00), 0x30, "the clock is stopped");
     write(&mut cmos, 0x0b, 0x02);
     clock.advance(Duration::from_secs(30));
     assert_eq!(time(&mut cmos), [0x20, 0, 1, 1, 7, 0, 0, 0]);
     write(&mut cmos, 0x04, 0x15);
-    assert_eq!(read(&mut cmos, 0x04), 0x15, "also without stopping");
+    assert_eq!(read(&mut cmos, 0x04), 0x15, "a running clock can be set");
     write(&mut cmos, 0x0b, 0x00);
     write(&mut cmos, 0x04, 0x12);
     write(&mut cmos, 0x0b, 0x02);
@@ -108,7 +108,7 @@ fn a_time_that_is_set_goes_on_from_there() {
 }
 
 #[test]
-fn memory_size_is_in_its_places() {
+fn memory_size_is_in_cmos_registers() {
     let bytes = |size, registers: &[u8]| -> Vec<u8> {
         let mut cmos = Cmos::new(size, Box::new(ManualClock::default()));
         registers
@@ -142,7 +142,7 @@ fn memory_size_is_in_its_places() {
 }
 
 #[test]
-fn other_bytes_are_memory() {
+fn other_registers_store_writes() {
     let (mut cmos, _) = cmos();
     for register in [0x01, 0x0e, 0x33, 0x34, 0x7f] {
         write(&mut cmos, register | 0x80, 0x5a);
@@ -152,13 +152,13 @@ fn other_bytes_are_memory() {
 }
 
 #[test]
-fn the_wall_clock_is_the_hosts() {
-    // The hosts that this runs on have their time set; 2020 has passed.
+fn wall_clock_is_after_2020() {
+    // Requires a host with a set clock.
     assert!(WallClock.now() > Duration::from_secs(1_577_836_800));
 }
 
 #[test]
-fn state_comes_back_and_time_goes_on() {
+fn state_round_trips_and_time_continues() {
     let (mut original, _) = cmos();
     write(&mut original, 0x02, 0x00);
     write(&mut original, 0x40, 0x77);
@@ -171,7 +171,7 @@ fn state_comes_back_and_time_goes_on() {
 }
 
 #[test]
-fn impossible_states_are_refused() {
+fn invalid_state_is_rejected() {
     let (mut stopped, _) = cmos();
     write(&mut stopped, 0x0b, 0x82);
     let good = stopped.save().unwrap();
@@ -190,24 +190,39 @@ fn impossible_states_are_refused() {
 
 proptest! {
     #[test]
-    fn nothing_a_guest_does_breaks_it(
+    fn seconds_give_registers_in_range(seconds in any::<i64>()) {
+        let time = TimeRegisters::from_unix(seconds);
+        prop_assert_eq!(time, time.clamped());
+        prop_assert_eq!(TimeRegisters::from_unix(time.civil_time().to_unix()), time);
+    }
+
+    #[test]
+    fn clamped_registers_are_a_date(bytes in any::<[u8; 7]>()) {
+        let [second, minute, hour, day, month, year, century] = bytes;
+        let time = TimeRegisters { second, minute, hour, day, month, year, century }.clamped();
+        let (first, last) = (-62_167_219_200, 253_402_300_799);
+        prop_assert!((first..=last + 86_400).contains(&time.civil_time().to_unix()));
+    }
+
+    #[test]
+    fn any_access_is_safe(
         steps in proptest::collection::vec(any::<(u8, u8, u32)>(), 0..64),
         list in accesses(2),
-        ahead in any::<i64>(),
+        offset in any::<i64>(),
     ) {
         let (mut cmos, clock) = cmos();
-        cmos.state.ahead = ahead;
+        cmos.state.offset = offset;
         for (register, value, time) in steps {
             write(&mut cmos, register, value);
             clock.advance(Duration::from_micros(time.into()));
-            time_is_readable(&mut cmos);
+            read_all_registers(&mut cmos);
         }
         replay(&mut cmos, &list);
         comes_back(&cmos, || self::cmos().0);
     }
 }
 
-fn time_is_readable(cmos: &mut Cmos) {
+fn read_all_registers(cmos: &mut Cmos) {
     for register in 0..0x80 {
         read(cmos, register);
     }

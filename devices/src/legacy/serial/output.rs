@@ -5,7 +5,7 @@
 //! of a guest explains its exit.
 //!
 //! `O_NONBLOCK` is a flag of the open file description, which standard output shares with the shell and other
-//! processes; their writes would fail. Each kind of file therefore has its own nonblocking [`Method`]. The process must
+//! processes; their writes would fail. Each kind of file therefore has its own way to write without blocking. The process must
 //! ignore SIGPIPE and SIGXFSZ, so that a closed reader and a file at its size limit are errors.
 
 use std::collections::VecDeque;
