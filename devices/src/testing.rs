@@ -1,4 +1,4 @@
-//! What models are put through, and clocks and wires for it.
+//! Checks for device models, and test doubles of clocks and interrupt lines.
 
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -13,8 +13,8 @@ use crate::clock::Clock;
 use crate::interrupt::Interrupt;
 use crate::sync::lock;
 
-/// Asserts that the state of `device` goes into a fresh one and comes out of it unchanged, directly and as a section.
-pub(crate) fn comes_back<T>(device: &T, fresh: impl Fn() -> T)
+/// Asserts that a fresh device restores the state of `device` and saves it unchanged, directly and as a section.
+pub(crate) fn check_round_trip<T>(device: &T, fresh: impl Fn() -> T)
 where
     T: Persist,
     T::State: Debug + PartialEq,
@@ -37,14 +37,14 @@ where
     assert_eq!(archive(&erased), bytes);
 }
 
-/// Something that a guest does to a device.
+/// One access of a guest.
 #[derive(Clone, Debug)]
 pub(crate) enum Access {
     Read { offset: u64, length: usize },
     Write { offset: u64, data: Vec<u8> },
 }
 
-/// Accesses of every width within `length` addresses.
+/// Generates accesses of every width within `length` addresses.
 pub(crate) fn accesses(length: u64) -> impl Strategy<Value = Vec<Access>> {
     let access = (any::<bool>(), 0..length, 0_u32..4, any::<[u8; 8]>()).prop_map(
         move |(read, offset, width, data)| {
@@ -65,7 +65,7 @@ pub(crate) fn accesses(length: u64) -> impl Strategy<Value = Vec<Access>> {
     proptest::collection::vec(access, 0..64)
 }
 
-/// Does `accesses` to `device`.
+/// Applies `accesses` to `device`.
 pub(crate) fn replay(device: &mut dyn BusDevice, accesses: &[Access]) {
     for access in accesses {
         match access {
@@ -75,7 +75,7 @@ pub(crate) fn replay(device: &mut dyn BusDevice, accesses: &[Access]) {
     }
 }
 
-/// An interrupt input that counts rising edges.
+/// An interrupt line that counts rising edges.
 #[derive(Debug, Default)]
 pub(crate) struct EdgeCounter {
     level: Mutex<bool>,
@@ -83,7 +83,7 @@ pub(crate) struct EdgeCounter {
 }
 
 impl EdgeCounter {
-    /// Edges since the last call.
+    /// Returns the number of edges since the last call.
     pub(crate) fn take(&self) -> u32 {
         self.edges.swap(0, Ordering::SeqCst)
     }
@@ -99,12 +99,12 @@ impl Interrupt for EdgeCounter {
     }
 }
 
-/// A clock that stands still until it is set. Clones show the same time.
+/// A clock that only [`advance`](Self::advance) moves. Clones share the time.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ManualClock(Arc<AtomicU64>);
 
 impl ManualClock {
-    /// Lets `duration` pass.
+    /// Advances the time by `duration`.
     pub(crate) fn advance(&self, duration: Duration) {
         let nanoseconds = u64::try_from(duration.as_nanos()).unwrap();
         self.0.fetch_add(nanoseconds, Ordering::SeqCst);

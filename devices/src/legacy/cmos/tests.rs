@@ -6,7 +6,7 @@ use snapshot::Persist;
 use super::{Cmos, MemorySize, TimeRegisters};
 use crate::bus::ByteRegisters;
 use crate::clock::{Clock, WallClock};
-use crate::testing::{ManualClock, accesses, comes_back, replay};
+use crate::testing::{ManualClock, accesses, check_round_trip, replay};
 
 const GIB: u64 = 1 << 30;
 const SIZE: MemorySize = MemorySize {
@@ -218,7 +218,7 @@ proptest! {
             read_all_registers(&mut cmos);
         }
         replay(&mut cmos, &list);
-        comes_back(&cmos, || self::cmos().0);
+        check_round_trip(&cmos, || self::cmos().0);
     }
 }
 

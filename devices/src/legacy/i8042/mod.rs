@@ -1,10 +1,11 @@
-//! The keyboard controller, an i8042 at ports 0x60 (data) and 0x64 (status and commands), by which guests reset the
-//! machine, and the keyboard behind it, by which they are asked to end.
+//! The keyboard controller, an i8042 at ports 0x60 (data) and 0x64 (status and commands), and its keyboard.
 //!
-//! The keyboard answers its commands and has three keys, Ctrl, Alt and Delete; there is no mouse. The controller answers as
-//! far as operating systems probe it: self test, port tests, configuration byte, output port. Its input buffer is never
-//! full, so that nobody waits for it. There is an edge of the interrupt for each byte that can be read, if the
-//! configuration byte has it so.
+//! Guests reset the machine through the controller. The VMM presses Ctrl+Alt+Del on the keyboard to request a shutdown.
+//!
+//! The keyboard implements its commands and has three keys: Ctrl, Alt and Delete. There is no mouse. The controller
+//! implements the commands that operating systems probe: self-test, port tests, configuration byte, output port. Its
+//! input buffer is never full, so that no guest waits for it. If the configuration byte enables the interrupt, each
+//! readable byte triggers it once.
 
 #[cfg(test)]
 mod tests;
@@ -20,9 +21,9 @@ use crate::bus::ByteRegisters;
 use crate::interrupt::Interrupt;
 use crate::power::{Power, PowerEvent};
 
-/// Data port: 1 port.
+/// Data port (1 port).
 pub const DATA_PORT: u64 = 0x60;
-/// Status and command port: 1 port, a [`Window`](crate::Window) from [`COMMAND_OFFSET`].
+/// Status and command port (1 port), an [`OffsetDevice`](crate::OffsetDevice) from [`COMMAND_OFFSET`].
 pub const COMMAND_PORT: u64 = 0x64;
 /// Command that resets the machine.
 pub const RESET: u8 = 0xfe;
@@ -43,52 +44,53 @@ const CONFIG_MOUSE_OFF: u8 = 0x20;
 const CONFIG_TRANSLATE: u8 = 0x40;
 
 const SELF_TEST_PASSED: u8 = 0x55;
-const KEYBOARD_PORT_WORKS: u8 = 0x00;
-/// Clock line stuck high: how a controller without a mouse port answers its test.
-const MOUSE_PORT_FAILS: u8 = 0x02;
+const KEYBOARD_PORT_OK: u8 = 0x00;
+/// Clock line stuck high: test result of a controller without a mouse port.
+const MOUSE_PORT_FAILED: u8 = 0x02;
 /// Input port: keyboard not locked.
 const INPUT_PORT: u8 = 0x80;
 /// Output port: reset line high, address line 20 on.
 const OUTPUT_PORT: u8 = 0x03;
-/// The bit of the output port that is the processor's reset line; it is active low.
+/// Output port: the processor's reset line, active low.
 const RESET_LINE: u8 = 0x01;
 
-/// Bytes of scan codes that wait to be read; a real keyboard has a buffer of this size.
+/// Maximum number of unread scan code bytes, as in a real keyboard.
 const MAX_CODES: usize = 16;
-/// Bytes of any kind that wait to be read: answers find room also behind a full buffer of scan codes.
+/// Maximum number of unread bytes of any kind: responses fit behind a full buffer of scan codes.
 const MAX_BYTES: usize = 24;
 
 const ACKNOWLEDGE: u8 = 0xfa;
 const RESEND: u8 = 0xfe;
 const TEST_PASSED: u8 = 0xaa;
 const ECHO: u8 = 0xee;
-/// What an AT keyboard says that it is. Translation makes 0x41 of the second byte.
+/// Identity of an AT keyboard. Translation turns the second byte into 0x41.
 const IDENTITY: [u8; 2] = [0xab, 0x83];
 const TRANSLATED_IDENTITY: [u8; 2] = [0xab, 0x41];
-/// Translation makes 0x43, 0x41 and 0x3f of the numbers of the scan code sets.
+/// Numbers of the scan code sets after translation.
 const TRANSLATED_SETS: [u8; 3] = [0x43, 0x41, 0x3f];
-/// The lowest command; bytes below are data.
-const FIRST_COMMAND: u8 = 0xed;
+/// Lowest command; lower bytes are data.
+const MIN_COMMAND: u8 = 0xed;
 
-/// Make codes of Ctrl, Alt and Delete, which is an extended key, and their break codes in the reverse order.
+/// Scan codes of set 1: make codes of Ctrl, Alt and Delete (an extended key), then break codes in reverse order.
 const CTRL_ALT_DEL_1: [u8; 8] = [0x1d, 0x38, 0xe0, 0x53, 0xe0, 0xd3, 0xb8, 0x9d];
+/// The same in set 2.
 const CTRL_ALT_DEL_2: [u8; 11] = [0x14, 0x11, 0xe0, 0x71, 0xe0, 0xf0, 0x71, 0xf0, 0x11, 0xf0, 0x14];
 
-/// State of a keyboard.
+/// The AT keyboard behind the controller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Keyboard {
-    /// What it has sent and nobody has read.
+    /// Sent bytes that the guest has not read.
     queue: VecDeque<u8>,
-    /// The command that the next byte belongs to.
+    /// Command whose data byte is next.
     awaiting: Option<u8>,
-    /// Whether keys are sent.
+    /// Scanning is enabled: the keyboard sends keys.
     scanning: bool,
     /// Number of the scan code set, 1 or 2.
     set: u8,
 }
 
 impl Keyboard {
-    /// A keyboard that was just switched on: it sends keys, in set 2.
+    /// Creates a keyboard as after power-on: scanning, in set 2.
     fn new() -> Self {
         Self {
             queue: VecDeque::new(),
@@ -98,83 +100,84 @@ impl Keyboard {
         }
     }
 
-    /// Whether something is to be read.
-    fn has_sent(&self) -> bool {
+    /// Returns true if there are unread bytes.
+    fn has_output(&self) -> bool {
         !self.queue.is_empty()
     }
 
-    /// Takes the next byte to be read.
-    fn take(&mut self) -> Option<u8> {
+    /// Removes and returns the next unread byte.
+    fn pop(&mut self) -> Option<u8> {
         self.queue.pop_front()
     }
 
-    /// Takes a byte from the controller, which translates what is answered if `translated`.
+    /// Handles a byte from the controller. `translated` means that the controller translates the response.
     fn receive(&mut self, byte: u8, translated: bool) {
         match self.awaiting.take() {
-            Some(command) if byte < FIRST_COMMAND => self.data(command, byte, translated),
-            _ => self.command(byte, translated),
+            Some(command) if byte < MIN_COMMAND => self.handle_data(command, byte, translated),
+            _ => self.handle_command(byte, translated),
         }
     }
 
-    fn command(&mut self, command: u8, translated: bool) {
+    fn handle_command(&mut self, command: u8, translated: bool) {
         match command {
-            // Reset: what was not read is lost.
+            // Reset: drops unread bytes.
             0xff => {
                 *self = Self::new();
-                self.answer(&[ACKNOWLEDGE, TEST_PASSED]);
+                self.respond(&[ACKNOWLEDGE, TEST_PASSED]);
             }
-            // Defaults, with and without keys.
+            // Set defaults; 0xf5 also disables scanning.
             0xf6 | 0xf5 => {
                 *self = Self::new();
                 self.scanning = command == 0xf6;
-                self.answer(&[ACKNOWLEDGE]);
+                self.respond(&[ACKNOWLEDGE]);
             }
             0xf4 => {
                 self.scanning = true;
-                self.answer(&[ACKNOWLEDGE]);
+                self.respond(&[ACKNOWLEDGE]);
             }
             0xf2 => {
                 let identity = if translated { TRANSLATED_IDENTITY } else { IDENTITY };
-                self.answer(&[ACKNOWLEDGE, identity[0], identity[1]]);
+                self.respond(&[ACKNOWLEDGE, identity[0], identity[1]]);
             }
-            // LEDs, scan code set, rate: with a byte of data.
+            // Set LEDs, scan code set, rate: a data byte follows.
             0xed | 0xf0 | 0xf3 => {
                 self.awaiting = Some(command);
-                self.answer(&[ACKNOWLEDGE]);
+                self.respond(&[ACKNOWLEDGE]);
             }
-            // All keys repeat, or make, or break: of set 3 only, and no key of it is held for long.
-            0xf7..=0xfa => self.answer(&[ACKNOWLEDGE]),
-            0xee => self.answer(&[ECHO]),
-            _ => self.answer(&[RESEND]),
+            // Key types of set 3: no effect, because this keyboard never holds a key.
+            0xf7..=0xfa => self.respond(&[ACKNOWLEDGE]),
+            0xee => self.respond(&[ECHO]),
+            _ => self.respond(&[RESEND]),
         }
     }
 
-    fn data(&mut self, command: u8, byte: u8, translated: bool) {
+    fn handle_data(&mut self, command: u8, byte: u8, translated: bool) {
         match (command, byte) {
             (0xf0, 0) => {
                 let set = match translated {
                     true => TRANSLATED_SETS[usize::from(self.set - 1)],
                     false => self.set,
                 };
-                self.answer(&[ACKNOWLEDGE, set]);
+                self.respond(&[ACKNOWLEDGE, set]);
             }
             (0xf0, 1 | 2) => {
                 self.set = byte;
-                self.answer(&[ACKNOWLEDGE]);
+                self.respond(&[ACKNOWLEDGE]);
             }
-            (0xf0, _) => self.answer(&[RESEND]),
-            _ => self.answer(&[ACKNOWLEDGE]),
+            (0xf0, _) => self.respond(&[RESEND]),
+            _ => self.respond(&[ACKNOWLEDGE]),
         }
     }
 
-    /// Queues an answer, or as much of it as there is room for.
-    fn answer(&mut self, answer: &[u8]) {
+    /// Queues `response`, truncated to the room in the queue.
+    fn respond(&mut self, response: &[u8]) {
         let room = MAX_BYTES - self.queue.len().min(MAX_BYTES);
-        self.queue.extend(answer.iter().take(room));
+        self.queue.extend(response.iter().take(room));
     }
 
-    /// Presses Ctrl, Alt and Delete, and lets go of them. It is all or nothing, so that no key stays down: nothing when
-    /// there is no room, or when keys are not to be sent.
+    /// Presses and releases Ctrl+Alt+Del.
+    ///
+    /// Has no effect if scanning is disabled or the queue has no room for all codes: no key may stay down.
     fn press_ctrl_alt_del(&mut self, translated: bool) {
         let codes: &[u8] = if translated || self.set == 1 {
             &CTRL_ALT_DEL_1
@@ -186,23 +189,26 @@ impl Keyboard {
         }
     }
 
-    /// What a saved state has wrong, if anything.
+    /// Returns the reason why a saved state is invalid, or `None` if it is valid.
     fn invalid_reason(&self) -> Option<String> {
         if self.queue.len() > MAX_BYTES {
-            return Some(format!("{} bytes wait where {MAX_BYTES} fit", self.queue.len()));
+            return Some(format!(
+                "{} unread bytes of the keyboard exceed its buffer of {MAX_BYTES}",
+                self.queue.len()
+            ));
         }
         if ![1, 2].contains(&self.set) {
-            return Some(format!("there is no scan code set {}", self.set));
+            return Some(format!("scan code set {} is not 1 or 2", self.set));
         }
         let command = self
             .awaiting
             .filter(|command| ![0xed, 0xf0, 0xf3].contains(command))?;
-        Some(format!("the keyboard's command {command:#x} takes no data"))
+        Some(format!("keyboard command {command:#x} has no data byte"))
     }
 
-    /// For a state that no keyboard has.
+    /// Creates a keyboard with possibly invalid state.
     #[cfg(test)]
-    fn spoiled(queue: usize, set: u8, awaiting: Option<u8>) -> Self {
+    fn with_state(queue: usize, set: u8, awaiting: Option<u8>) -> Self {
         Self {
             queue: vec![0; queue].into(),
             awaiting,
@@ -217,9 +223,9 @@ impl Keyboard {
 pub struct I8042State {
     /// Byte 0 is the configuration byte.
     memory: [u8; 32],
-    /// The controller's own answer, which goes before what the keyboard sends.
+    /// The controller's own response, which precedes the keyboard's bytes.
     output: Option<u8>,
-    /// The command that the next byte on the data port belongs to.
+    /// Command whose data byte is next.
     awaiting: Option<u8>,
     last_was_command: bool,
     keyboard: Keyboard,
@@ -230,7 +236,7 @@ impl Schema for I8042State {
     const VERSION: u32 = 2;
 }
 
-/// The model.
+/// Keyboard controller with keyboard.
 pub struct I8042 {
     power: Arc<Power>,
     interrupt: Arc<dyn Interrupt>,
@@ -238,7 +244,7 @@ pub struct I8042 {
 }
 
 impl I8042 {
-    /// A controller as firmware leaves it, which asks `power` for the reset. `interrupt` is edge-triggered.
+    /// Creates a controller as firmware leaves it. It requests resets from `power`; `interrupt` is edge-triggered.
     pub fn new(power: Arc<Power>, interrupt: Arc<dyn Interrupt>) -> Self {
         let mut memory = [0; 32];
         memory[0] = CONFIG_SYSTEM | CONFIG_TRANSLATE | CONFIG_MOUSE_OFF;
@@ -256,45 +262,44 @@ impl I8042 {
         }
     }
 
-    /// Presses Ctrl, Alt and Delete and lets go of them. Nothing happens when the guest has turned the keyboard's keys off,
-    /// or has not read what was pressed before.
+    /// Presses and releases Ctrl+Alt+Del. Has no effect if the guest has disabled scanning or has not read earlier keys.
     pub fn press_ctrl_alt_del(&mut self) {
-        let translated = self.translates();
-        self.change(|device| device.state.keyboard.press_ctrl_alt_del(translated));
+        let translated = self.is_translated();
+        self.update(|device| device.state.keyboard.press_ctrl_alt_del(translated));
     }
 
-    fn translates(&self) -> bool {
+    fn is_translated(&self) -> bool {
         self.state.memory[0] & CONFIG_TRANSLATE != 0
     }
 
-    /// Whether a byte can be read. What the keyboard has sent waits while it is off.
+    /// Returns true if a byte can be read. Bytes of a disabled keyboard stay in its queue.
     fn is_full(&self) -> bool {
-        let off = self.state.memory[0] & CONFIG_KEYBOARD_OFF != 0;
-        self.state.output.is_some() || !off && self.state.keyboard.has_sent()
+        let disabled = self.state.memory[0] & CONFIG_KEYBOARD_OFF != 0;
+        self.state.output.is_some() || !disabled && self.state.keyboard.has_output()
     }
 
-    fn interrupts(&self) -> bool {
-        let wanted = CONFIG_KEYBOARD_INTERRUPT;
-        self.is_full() && self.state.memory[0] & (wanted | CONFIG_KEYBOARD_OFF) == wanted
+    fn is_interrupt_asserted(&self) -> bool {
+        let enabled = CONFIG_KEYBOARD_INTERRUPT;
+        self.is_full() && self.state.memory[0] & (enabled | CONFIG_KEYBOARD_OFF) == enabled
     }
 
-    /// Does what may give the guest something to read, or let it know of that.
-    fn change(&mut self, change: impl FnOnce(&mut Self)) {
-        let before = self.interrupts();
-        change(self);
-        if !before && self.interrupts() {
+    /// Applies `action`, and triggers the interrupt if it makes a byte readable or enables the interrupt.
+    fn update(&mut self, action: impl FnOnce(&mut Self)) {
+        let before = self.is_interrupt_asserted();
+        action(self);
+        if !before && self.is_interrupt_asserted() {
             self.interrupt.trigger();
         }
     }
 
-    fn take(&mut self) -> u8 {
+    fn read_output(&mut self) -> u8 {
         let full = self.is_full();
         let byte = match self.state.output.take() {
-            None if full => self.state.keyboard.take(),
+            None if full => self.state.keyboard.pop(),
             output => output,
         };
-        // The next one takes its place, with an edge of its own.
-        if full && self.interrupts() {
+        // Each byte triggers the interrupt: the next one is readable now.
+        if full && self.is_interrupt_asserted() {
             self.interrupt.trigger();
         }
         // An empty buffer reads as zero.
@@ -311,23 +316,23 @@ impl I8042 {
         output | command | self.state.memory[0] & STATUS_SYSTEM | STATUS_UNLOCKED
     }
 
-    fn command(&mut self, command: u8) {
+    fn handle_command(&mut self, command: u8) {
         self.state.last_was_command = true;
         self.state.awaiting = None;
         let config = &mut self.state.memory[0];
-        let answer = match command {
+        let response = match command {
             0x20..=0x3f => Some(self.state.memory[usize::from(command & 0x1f)]),
-            // Commands with a byte of data: memory, output port, output buffers, mouse.
+            // Commands with a data byte: memory, output port, output buffers, mouse.
             0x60..=0x7f | 0xd1..=0xd4 => {
                 self.state.awaiting = Some(command);
                 None
             }
-            0xa9 => Some(MOUSE_PORT_FAILS),
+            0xa9 => Some(MOUSE_PORT_FAILED),
             0xaa => {
                 *config |= CONFIG_SYSTEM;
                 Some(SELF_TEST_PASSED)
             }
-            0xab => Some(KEYBOARD_PORT_WORKS),
+            0xab => Some(KEYBOARD_PORT_OK),
             0xad => {
                 *config |= CONFIG_KEYBOARD_OFF;
                 None
@@ -338,33 +343,33 @@ impl I8042 {
             }
             0xc0 => Some(INPUT_PORT),
             0xd0 => Some(OUTPUT_PORT),
-            // Pulses the lines of the output port whose bit is clear.
+            // Pulses the lines of the output port whose bits are clear.
             0xf0..=0xff => {
                 self.drive_reset_line(command);
                 None
             }
             _ => None,
         };
-        if answer.is_some() {
-            self.state.output = answer;
+        if response.is_some() {
+            self.state.output = response;
         }
     }
 
-    fn data(&mut self, value: u8) {
+    fn handle_data(&mut self, value: u8) {
         self.state.last_was_command = false;
         match self.state.awaiting.take() {
             Some(0x60) => self.state.memory[0] = value | CONFIG_MOUSE_OFF,
             Some(command @ 0x61..=0x7f) => self.state.memory[usize::from(command & 0x1f)] = value,
             Some(0xd1) => self.drive_reset_line(value),
-            // A controller without a mouse port answers as if the byte came from the keyboard; Linux gives up on the
-            // mouse at once, where no answer would cost it half a second.
+            // Without a mouse port, the byte comes back as a keyboard byte. Linux gives up on the mouse at once then;
+            // no response would delay its boot by half a second.
             Some(0xd2 | 0xd3) => self.state.output = Some(value),
-            // For the mouse, which is not there.
+            // Data for the absent mouse.
             Some(_) => {}
             None => {
-                // To send it, the controller turns the keyboard on.
+                // The controller enables the keyboard before it sends the byte.
                 self.state.memory[0] &= !CONFIG_KEYBOARD_OFF;
-                self.state.keyboard.receive(value, self.translates());
+                self.state.keyboard.receive(value, self.is_translated());
             }
         }
     }
@@ -379,7 +384,7 @@ impl I8042 {
 impl ByteRegisters for I8042 {
     fn read_register(&mut self, offset: u64) -> u8 {
         match offset {
-            DATA_OFFSET => self.take(),
+            DATA_OFFSET => self.read_output(),
             COMMAND_OFFSET => self.status(),
             _ => 0xff,
         }
@@ -387,8 +392,8 @@ impl ByteRegisters for I8042 {
 
     fn write_register(&mut self, offset: u64, value: u8) {
         match offset {
-            DATA_OFFSET => self.change(|device| device.data(value)),
-            COMMAND_OFFSET => self.change(|device| device.command(value)),
+            DATA_OFFSET => self.update(|device| device.handle_data(value)),
+            COMMAND_OFFSET => self.update(|device| device.handle_command(value)),
             _ => {}
         }
     }
@@ -402,16 +407,16 @@ impl Persist for I8042 {
     }
 
     fn restore(&mut self, state: I8042State) -> Result<(), Error> {
-        let takes_data = |command| matches!(command, 0x60..=0x7f | 0xd1..=0xd4);
-        let awaiting = state.awaiting.filter(|command| !takes_data(*command));
-        let fault = awaiting.map(|command| format!("command {command:#x} takes no data"));
-        if let Some(reason) = fault.or_else(|| state.keyboard.invalid_reason()) {
+        let has_data = |command| matches!(command, 0x60..=0x7f | 0xd1..=0xd4);
+        let awaiting = state.awaiting.filter(|command| !has_data(*command));
+        let reason = awaiting.map(|command| format!("controller command {command:#x} has no data byte"));
+        if let Some(reason) = reason.or_else(|| state.keyboard.invalid_reason()) {
             return Err(Error::Invalid {
                 component: I8042State::NAME,
                 reason,
             });
         }
-        // The edge for what can be read has been given; the interrupt controllers have it in their own state.
+        // No edge for readable bytes: the state of the interrupt controllers includes it.
         self.state = state;
         Ok(())
     }

@@ -8,7 +8,7 @@ use crate::bus::OffsetDevice;
 use crate::bus::{Bus, BusBuilder};
 use crate::power::{Power, PowerEvent};
 use crate::sync::lock;
-use crate::testing::{EdgeCounter, accesses, comes_back, replay};
+use crate::testing::{EdgeCounter, accesses, check_round_trip, replay};
 
 struct Board {
     power: Arc<Power>,
@@ -24,9 +24,9 @@ impl Board {
         let device = Arc::new(Mutex::new(I8042::new(power.clone(), interrupt.clone())));
         let mut builder = BusBuilder::new();
         builder.claim("i8042", DATA_PORT, 1, device.clone()).unwrap();
-        let window = OffsetDevice::new(device.clone(), COMMAND_OFFSET);
+        let command = OffsetDevice::new(device.clone(), COMMAND_OFFSET);
         builder
-            .claim("i8042", COMMAND_PORT, 1, Arc::new(Mutex::new(window)))
+            .claim("i8042", COMMAND_PORT, 1, Arc::new(Mutex::new(command)))
             .unwrap();
         Self {
             power,
@@ -51,17 +51,17 @@ impl Board {
         self.bus.write(0x60, &[value]);
     }
 
-    /// The byte in the output buffer, if the status says that there is one.
-    fn answer(&self) -> Option<u8> {
+    /// Reads the output buffer. Returns the byte if the status register reports one.
+    fn response(&self) -> Option<u8> {
         let full = self.status() & 0x01 != 0;
         let mut data = [0xaa];
         self.bus.read(0x60, &mut data);
         full.then_some(data[0])
     }
 
-    /// All that can be read.
-    fn answers(&self) -> Vec<u8> {
-        std::iter::from_fn(|| self.answer()).collect()
+    /// Reads all available bytes.
+    fn responses(&self) -> Vec<u8> {
+        std::iter::from_fn(|| self.response()).collect()
     }
 
     fn configure(&self, config: u8) {
@@ -74,13 +74,13 @@ impl Board {
     }
 }
 
-/// Translation and interrupt on, as Linux has it.
+/// Configuration byte of Linux: translation and interrupt enabled.
 const LINUX: u8 = 0x65;
 const PRESSED_1: [u8; 8] = [0x1d, 0x38, 0xe0, 0x53, 0xe0, 0xd3, 0xb8, 0x9d];
 const PRESSED_2: [u8; 11] = [0x14, 0x11, 0xe0, 0x71, 0xe0, 0xf0, 0x71, 0xf0, 0x11, 0xf0, 0x14];
 
 #[test]
-fn guests_reset_the_machine() {
+fn reset_line_requests_reset() {
     for (command, data) in [(0xfe, None), (0xf0, None), (0xd1, Some(0xfe)), (0xd1, Some(0x02))] {
         let board = Board::new();
         board.command(command);
@@ -99,56 +99,56 @@ fn guests_reset_the_machine() {
 }
 
 #[test]
-fn linux_finds_a_controller_without_a_mouse() {
+fn linux_probe_finds_no_mouse() {
     let board = Board::new();
-    assert_eq!(board.answer(), None, "nothing to flush");
+    assert_eq!(board.response(), None, "the output buffer is empty");
     board.command(0xaa);
-    assert_eq!(board.answer(), Some(0x55));
+    assert_eq!(board.response(), Some(0x55));
     board.command(0x20);
-    let config = board.answer().unwrap();
+    let config = board.response().unwrap();
     assert_eq!(config, 0x64);
     board.command(0x60);
     board.data(config | 0x10);
     board.command(0x20);
-    assert_eq!(board.answer(), Some(0x74));
+    assert_eq!(board.response(), Some(0x74));
     assert_ne!(board.status() & 0x10, 0, "not locked");
-    // The loop through the mouse port comes back as a keyboard's byte.
+    // The loopback byte of the mouse port comes back as a keyboard byte.
     board.command(0xd3);
     board.data(0x5a);
     assert_eq!(board.status() & 0x21, 0x01);
-    assert_eq!(board.answer(), Some(0x5a));
+    assert_eq!(board.response(), Some(0x5a));
     board.command(0xa9);
-    assert_eq!(board.answer(), Some(0x02));
+    assert_eq!(board.response(), Some(0x02));
     board.command(0xa8);
     board.command(0x20);
-    assert_eq!(board.answer().unwrap() & 0x20, 0x20, "the mouse port stays off");
+    assert_eq!(board.response().unwrap() & 0x20, 0x20, "the mouse port stays off");
     board.command(0xab);
-    assert_eq!(board.answer(), Some(0x00));
+    assert_eq!(board.response(), Some(0x00));
     board.command(0xae);
     board.command(0x20);
-    assert_eq!(board.answer(), Some(0x64));
+    assert_eq!(board.response(), Some(0x64));
     board.data(0xf2);
-    assert_eq!(board.answers(), [0xfa, 0xab, 0x41]);
-    assert_eq!(board.interrupt.take(), 0, "none was asked for");
+    assert_eq!(board.responses(), [0xfa, 0xab, 0x41]);
+    assert_eq!(board.interrupt.take(), 0, "the interrupt is disabled");
 }
 
 #[test]
-fn status_tells_a_command_from_data() {
+fn status_distinguishes_command_from_data() {
     let board = Board::new();
     board.command(0x61);
     assert_eq!(board.status(), 0x1c);
     board.data(0x99);
     assert_eq!(board.status(), 0x14);
     board.command(0x21);
-    assert_eq!(board.answer(), Some(0x99));
+    assert_eq!(board.response(), Some(0x99));
     board.command(0xc0);
-    assert_eq!(board.answer(), Some(0x80));
+    assert_eq!(board.response(), Some(0x80));
     board.command(0xd0);
-    assert_eq!(board.answer(), Some(0x03));
+    assert_eq!(board.response(), Some(0x03));
 }
 
 #[test]
-fn ctrl_alt_del_is_pressed_and_let_go_of() {
+fn ctrl_alt_del_sends_make_and_break_codes() {
     for (config, codes) in [
         (LINUX, &PRESSED_1[..]),
         (LINUX & !0x40, &PRESSED_2[..]),
@@ -160,10 +160,10 @@ fn ctrl_alt_del_is_pressed_and_let_go_of() {
         board.press();
         let mut read = Vec::new();
         loop {
-            // An edge for each byte, when it can be read and not before.
-            let waits = board.status() & 0x01 != 0;
-            assert_eq!(board.interrupt.take(), u32::from(waits && config & 0x01 != 0));
-            match board.answer() {
+            // One edge per byte, when it becomes readable.
+            let readable = board.status() & 0x01 != 0;
+            assert_eq!(board.interrupt.take(), u32::from(readable && config & 0x01 != 0));
+            match board.response() {
                 Some(byte) => read.push(byte),
                 None => break,
             }
@@ -173,35 +173,35 @@ fn ctrl_alt_del_is_pressed_and_let_go_of() {
 }
 
 #[test]
-fn a_keyboard_that_is_off_keeps_what_it_has() {
+fn disabled_keyboard_keeps_its_bytes() {
     let board = Board::new();
     board.configure(LINUX | 0x10);
     board.press();
     assert_eq!((board.status() & 0x01, board.interrupt.take()), (0, 0));
-    assert_eq!(board.answer(), None);
+    assert_eq!(board.response(), None);
     board.command(0x20);
     assert_eq!(
         board.interrupt.take(),
         0,
-        "nor is there one for the controller's answers"
+        "a disabled keyboard masks the interrupt of responses"
     );
-    assert_eq!(board.answer(), Some(LINUX | 0x10));
+    assert_eq!(board.response(), Some(LINUX | 0x10));
     board.command(0xae);
     assert_eq!(board.interrupt.take(), 1);
-    assert_eq!(board.answers(), PRESSED_1);
+    assert_eq!(board.responses(), PRESSED_1);
 }
 
 #[test]
-fn the_controllers_answer_goes_first_and_loses_nothing() {
+fn controller_response_precedes_keyboard_bytes() {
     let board = Board::new();
     board.configure(LINUX);
     board.press();
     board.command(0x20);
     assert_eq!(board.interrupt.take(), 1);
-    assert_eq!(board.answer(), Some(LINUX));
+    assert_eq!(board.response(), Some(LINUX));
     assert_eq!(board.interrupt.take(), 1);
-    assert_eq!(board.answers(), PRESSED_1);
-    // The interrupt is turned on when there is something already.
+    assert_eq!(board.responses(), PRESSED_1);
+    // Enabling the interrupt triggers it for a readable byte.
     board.configure(LINUX & !0x01);
     board.press();
     assert_eq!(board.interrupt.take(), 7);
@@ -210,7 +210,7 @@ fn the_controllers_answer_goes_first_and_loses_nothing() {
 }
 
 #[test]
-fn the_keyboard_answers_as_at_keyboards_do() {
+fn keyboard_responds_to_at_commands() {
     for (bytes, translated, plain) in [
         (&[0xff][..], &[0xfa, 0xaa][..], &[0xfa, 0xaa][..]),
         (&[0xf2], &[0xfa, 0xab, 0x41], &[0xfa, 0xab, 0x83]),
@@ -223,25 +223,25 @@ fn the_keyboard_answers_as_at_keyboards_do() {
             &[0xfa, 0xfa, 0xfa, 0xfa, 1],
         ),
         (&[0xf0, 0x03], &[0xfa, 0xfe], &[0xfa, 0xfe]),
-        // A command in the place of data is a command.
+        // A command byte instead of data is a command.
         (&[0xed, 0xf4], &[0xfa, 0xfa], &[0xfa, 0xfa]),
         (&[0xf4, 0xf5, 0xf6], &[0xfa], &[0xfa]),
         (&[0xee], &[0xee], &[0xee]),
         (&[0x00], &[0xfe], &[0xfe]),
         (&[0xfe], &[0xfe], &[0xfe]),
     ] {
-        for (config, answers) in [(LINUX, translated), (LINUX & !0x40, plain)] {
+        for (config, responses) in [(LINUX, translated), (LINUX & !0x40, plain)] {
             let board = Board::new();
             board.configure(config | 0x10);
             bytes.iter().for_each(|byte| board.data(*byte));
-            assert_eq!(board.answers(), answers, "{bytes:x?} {config:#x}");
-            assert_eq!(usize::try_from(board.interrupt.take()).unwrap(), answers.len());
+            assert_eq!(board.responses(), responses, "{bytes:x?} {config:#x}");
+            assert_eq!(usize::try_from(board.interrupt.take()).unwrap(), responses.len());
         }
     }
 }
 
 #[test]
-fn keys_are_sent_as_the_guest_wants_them() {
+fn keys_follow_scanning_and_set() {
     let board = Board::new();
     board.configure(LINUX & !0x40);
     for (commands, codes) in [
@@ -252,37 +252,33 @@ fn keys_are_sent_as_the_guest_wants_them() {
         (&[0xf5, 0xff], &PRESSED_2),
     ] {
         commands.iter().for_each(|byte| board.data(*byte));
-        board.answers();
+        board.responses();
         board.press();
-        assert_eq!(board.answers(), codes, "{commands:x?}");
+        assert_eq!(board.responses(), codes, "{commands:x?}");
     }
-    // A byte for the mouse is none for the keyboard.
+    // A byte for the mouse does not reach the keyboard.
     board.command(0xd4);
     board.data(0xf5);
     board.press();
-    assert_eq!(board.answers(), PRESSED_2);
+    assert_eq!(board.responses(), PRESSED_2);
 }
 
 #[test]
-fn a_guest_that_never_reads_fills_nothing() {
+fn unread_bytes_are_bounded() {
     let board = Board::new();
     board.configure(LINUX);
     for _ in 0..1000 {
         board.press();
     }
-    assert_eq!(board.answers(), [PRESSED_1, PRESSED_1].concat());
+    assert_eq!(board.responses(), [PRESSED_1, PRESSED_1].concat());
     board.press();
     board.press();
     for _ in 0..1000 {
         board.data(0xf2);
     }
-    let answers = board.answers();
-    assert_eq!(
-        answers[16..19],
-        [0xfa, 0xab, 0x41],
-        "answers find room behind keys"
-    );
-    assert_eq!(answers.len(), 24);
+    let responses = board.responses();
+    assert_eq!(responses[16..19], [0xfa, 0xab, 0x41], "responses fit behind keys");
+    assert_eq!(responses.len(), 24);
 }
 
 fn fresh() -> I8042 {
@@ -290,7 +286,7 @@ fn fresh() -> I8042 {
 }
 
 #[test]
-fn state_comes_back_and_is_checked() {
+fn invalid_state_is_rejected() {
     let board = Board::new();
     board.command(0x20);
     board.command(0x65);
@@ -304,19 +300,19 @@ fn state_comes_back_and_is_checked() {
     assert!(fresh().restore(state).is_err());
     for (queue, set, awaiting) in [(25, 2, None), (0, 0, None), (0, 3, None), (0, 2, Some(0xf4))] {
         let mut state = device.save().unwrap();
-        state.keyboard = Keyboard::spoiled(queue, set, awaiting);
+        state.keyboard = Keyboard::with_state(queue, set, awaiting);
         assert!(fresh().restore(state).is_err(), "{queue} {set} {awaiting:?}");
     }
 }
 
 proptest! {
     #[test]
-    fn nothing_a_guest_does_breaks_it(list in accesses(5)) {
+    fn any_access_is_safe(list in accesses(5)) {
         let mut device = fresh();
         for part in list.chunks(5) {
             device.press_ctrl_alt_del();
             replay(&mut device, part);
         }
-        comes_back(&device, fresh);
+        check_round_trip(&device, fresh);
     }
 }

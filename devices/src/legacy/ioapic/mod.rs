@@ -1,10 +1,10 @@
-//! The IOAPIC: an 82093AA with 24 pins, version 0x20, which adds the end-of-interrupt register.
+//! The IOAPIC: an 82093AA with 24 pins and version 0x20, which adds the end-of-interrupt register.
 //!
-//! Its window has IOREGSEL at 0x00, IOWIN at 0x10 and EOI at 0x40, all 32 bits wide. IOREGSEL is also taken as a byte;
-//! other narrow writes and everything else in the window are ignored, and read as zero.
+//! The registers are IOREGSEL at 0x00, IOWIN at 0x10 and EOI at 0x40, all 32 bits wide. IOREGSEL also accepts one-byte
+//! writes. The model ignores other narrow writes and all other offsets, which read as zero.
 //!
-//! A pure model: pins in, messages out. A pin is asserted or not, whatever voltage that may be: the polarity bit is kept
-//! and read back, but inverts nothing. An edge on a masked pin is lost (data sheet, "Interrupt Mask").
+//! A pure model: inputs are pins, outputs are messages. A pin is asserted or deasserted, independent of polarity: the
+//! model stores the polarity bit without effect. An edge on a masked pin is lost (data sheet, "Interrupt Mask").
 
 #[cfg(test)]
 mod tests;
@@ -19,7 +19,7 @@ use crate::bus::BusDevice;
 
 /// Number of pins.
 pub const PINS: u8 = 24;
-/// Length of the register window, in bytes.
+/// Length of the register range in bytes.
 pub const WINDOW_LENGTH: u64 = 0x1000;
 
 const IOREGSEL: u64 = 0x00;
@@ -28,7 +28,7 @@ const EOI: u64 = 0x40;
 
 const ID: u8 = 0x00;
 const VERSION: u8 = 0x01;
-/// What the version register says, and tables that describe the machine: with an end-of-interrupt register.
+/// Version in the version register and in the boot data: an IOAPIC with an end-of-interrupt register.
 pub const MODEL: u8 = 0x20;
 const ARBITRATION: u8 = 0x02;
 const REDIRECTION_TABLE: u8 = 0x10;
@@ -44,53 +44,53 @@ const DESTINATION_SHIFT: u32 = 56;
 /// Delivery status (bit 12) and remote IRR (bit 14) are read-only; bits 17 to 55 are reserved.
 const WRITABLE: u64 = 0xff00_0000_0001_afff;
 
-/// First vector that a local APIC takes as an interrupt.
-const FIRST_VECTOR: u64 = 0x10;
+/// First valid vector; a local APIC rejects lower ones (Intel SDM volume 3, "Valid Interrupt Vectors").
+const MIN_VECTOR: u64 = 0x10;
 
-/// A message-signalled interrupt, as on the bus between IOAPIC and local APICs.
+/// Interrupt message to the local APICs, in the format of an MSI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// 0xfee0_0000, destination in bits 12 to 19, destination mode (1 is logical) in bit 2.
+    /// 0xfee0_0000; destination in bits 12 to 19, destination mode (1 is logical) in bit 2.
     pub address: u64,
-    /// Vector in bits 0 to 7, delivery mode in bits 8 to 10, assert in bit 14 and level-triggered in bit 15.
+    /// Vector in bits 0 to 7, delivery mode in bits 8 to 10, assert in bit 14, level trigger in bit 15.
     pub data: u32,
 }
 
-/// Where the interrupts of one pin go.
+/// Destination of the interrupts of one pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// The pin, which is the global system interrupt of the same number.
+    /// Pin, equal to the GSI.
     pub pin: u32,
-    /// What is sent when the pin is asserted.
+    /// Message for an interrupt of the pin.
     pub message: Message,
 }
 
-/// Takes the IOAPIC's messages to the local APICs.
+/// Connection from the IOAPIC to the local APICs.
 ///
-/// Both methods are called with the lock of the interrupt controller held, so that messages and routes arrive in the
-/// order in which they were made. They must not call back into it.
+/// The IOAPIC calls both methods with the lock of the interrupt controller held, so that messages and routes stay in
+/// order. They must not call the interrupt controller.
 pub trait MessageSink: Send + Sync {
     /// Delivers one interrupt.
     fn send(&self, message: Message);
 
-    /// Replaces all routes. Called before the first message that follows the change, and only when a route differs.
+    /// Replaces all routes. The IOAPIC calls it only if a route changes, before the first message after the change.
     fn routes_changed(&self, routes: &[Route]);
 }
 
-/// One entry of the redirection table, as the guest reads it.
+/// One entry of the redirection table, in register format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry(u64);
 
 impl Entry {
-    /// Masked, as after reset.
+    /// Entry after reset: masked.
     const RESET: Self = Self(MASKED);
 
     fn bits(self) -> u64 {
         self.0
     }
 
-    /// Takes what the guest wrote. Remote IRR stays, but an edge-triggered entry has none: operating systems switch to
-    /// edge and back in order to clear it.
+    /// Writes the entry. Keeps remote IRR of a level-triggered entry; an edge-triggered entry has none. Operating
+    /// systems switch to edge and back to clear it.
     fn set_bits(&mut self, bits: u64) {
         self.0 = (bits & WRITABLE) | (self.0 & REMOTE_IRR);
         if !self.is_level() {
@@ -98,7 +98,7 @@ impl Entry {
         }
     }
 
-    /// Whether a guest could have got the entry to be so.
+    /// Returns true if a guest can produce this entry.
     fn is_valid(self) -> bool {
         self.0 & !(WRITABLE | REMOTE_IRR) == 0 && (self.is_level() || !self.remote_irr())
     }
@@ -111,8 +111,8 @@ impl Entry {
         self.0 & MASKED != 0
     }
 
-    /// Whether the pin waits for an end of interrupt after each message. Only fixed and lowest-priority interrupts have
-    /// one; the trigger mode of all others counts as edge (data sheet, "Delivery Mode").
+    /// Returns true if each message of the pin requires an end of interrupt. Only fixed and lowest-priority interrupts
+    /// have one; all other delivery modes count as edge-triggered (data sheet, "Delivery Mode").
     fn is_level(self) -> bool {
         self.0 & LEVEL != 0 && self.is_vectored()
     }
@@ -128,15 +128,15 @@ impl Entry {
         }
     }
 
-    /// What the pin sends, masked or not; `None` for a vector that no local APIC takes.
+    /// Returns the message of the pin, masked or not; `None` if the vector is invalid.
     fn message(self) -> Option<Message> {
         let vector = u64::from(self.vector());
-        if self.is_vectored() && vector < FIRST_VECTOR {
+        if self.is_vectored() && vector < MIN_VECTOR {
             return None;
         }
         let destination = self.0 >> DESTINATION_SHIFT;
         let mode = u64::from(self.0 & LOGICAL != 0);
-        // Level-triggered messages also carry "assert" in bit 14, where an entry has its remote IRR.
+        // Level-triggered messages also set "assert" in bit 14, the position of remote IRR in an entry.
         let level = match self.is_level() {
             true => LEVEL | 1 << 14,
             false => 0,
@@ -148,10 +148,10 @@ impl Entry {
         })
     }
 
-    /// Where interrupts of the pin go, if they go anywhere.
+    /// Returns the route of the pin, if it has one.
     ///
-    /// A masked edge-triggered pin goes nowhere. A masked level-triggered one keeps its route: its last interrupt may
-    /// still be in service, and KVM reports the end of an interrupt only while a route has its vector.
+    /// A masked edge-triggered pin has none. A masked level-triggered pin keeps its route: its last interrupt may be in
+    /// service, and KVM reports the end of an interrupt only while a route has its vector.
     fn route(self) -> Option<Message> {
         self.message().filter(|_| self.is_level() || !self.is_masked())
     }
@@ -170,7 +170,7 @@ impl Entry {
 pub struct IoapicState {
     id: u8,
     select: u8,
-    /// Bit n is set while pin n is asserted.
+    /// Bit n: pin n is asserted.
     asserted: u32,
     entries: [Entry; PINS as usize],
 }
@@ -180,14 +180,14 @@ impl Schema for IoapicState {
     const VERSION: u32 = 1;
 }
 
-/// The model.
+/// IOAPIC.
 pub struct Ioapic {
     sink: Arc<dyn MessageSink>,
     state: IoapicState,
 }
 
 impl Ioapic {
-    /// An IOAPIC with identifier 0 and all pins masked, which sends to `sink`.
+    /// Creates an IOAPIC with identifier 0 and all pins masked. It sends messages to `sink`.
     pub fn new(sink: Arc<dyn MessageSink>) -> Self {
         let state = IoapicState {
             id: 0,
@@ -198,7 +198,7 @@ impl Ioapic {
         Self { sink, state }
     }
 
-    /// Sets the level of `pin`, 0 to 23; others are ignored.
+    /// Sets the level of `pin`, 0 to 23. Ignores other pins.
     pub fn set_level(&mut self, pin: u8, asserted: bool) {
         let Some(entry) = self.state.entries.get(usize::from(pin)) else {
             return;
@@ -219,8 +219,7 @@ impl Ioapic {
         }
     }
 
-    /// Takes the end of interrupt `vector` from a local APIC: level-triggered pins with that vector that are still
-    /// asserted send it again.
+    /// Handles the end of interrupt `vector` of a local APIC: asserted level-triggered pins with that vector send it again.
     pub fn end_of_interrupt(&mut self, vector: u8) {
         for pin in 0..PINS {
             let entry = &mut self.state.entries[usize::from(pin)];
@@ -231,13 +230,14 @@ impl Ioapic {
         }
     }
 
-    /// Where interrupts of `pin` go: `None` when it is masked or has no valid vector. A masked level-triggered pin keeps
-    /// its route, since the end of its last interrupt may still be to come.
+    /// Returns the message of `pin`, or `None` if it is masked or its vector is invalid.
+    ///
+    /// A masked level-triggered pin keeps its route: the end of its last interrupt may be outstanding.
     pub fn route(&self, pin: u8) -> Option<Message> {
         self.state.entries.get(usize::from(pin))?.route()
     }
 
-    /// The routes of all pins that have one, in the order of pins.
+    /// Returns the routes of all pins that have one, in the order of pins.
     pub fn routes(&self) -> Vec<Route> {
         (0..PINS)
             .filter_map(|pin| {
@@ -256,7 +256,7 @@ impl Ioapic {
         }
     }
 
-    /// Sends the message of a level-triggered pin if it is asserted and none is under way.
+    /// Sends the message of a level-triggered pin if the pin is asserted and has no interrupt in service.
     fn deliver_level(&mut self, pin: u8) {
         let entry = &mut self.state.entries[usize::from(pin)];
         let asserted = self.state.asserted & 1 << pin != 0;
@@ -269,7 +269,7 @@ impl Ioapic {
         self.send(entry);
     }
 
-    fn register(&self) -> u32 {
+    fn read_selected(&self) -> u32 {
         match self.state.select {
             ID | ARBITRATION => u32::from(self.state.id) << 24,
             VERSION => u32::from(PINS - 1) << 16 | u32::from(MODEL),
@@ -277,13 +277,13 @@ impl Ioapic {
         }
     }
 
-    fn set_register(&mut self, value: u32) {
+    fn write_selected(&mut self, value: u32) {
         let select = self.state.select;
         if select == ID {
             self.state.id = value.to_be_bytes()[0] & 0x0f;
             return;
         }
-        let Some((pin, high)) = table_place(select) else {
+        let Some((pin, high)) = entry_position(select) else {
             return;
         };
         let entry = &mut self.state.entries[usize::from(pin)];
@@ -293,7 +293,7 @@ impl Ioapic {
             false => entry.bits() & !0xffff_ffff | u64::from(value),
         };
         entry.set_bits(bits);
-        // KVM must know the vector before it sees the first message with it, or the end of it would go unreported.
+        // KVM must have the route before the first message with its vector: it reports the end of routed vectors only.
         if entry.route() != before {
             self.sink.routes_changed(&self.routes());
         }
@@ -301,24 +301,24 @@ impl Ioapic {
     }
 
     fn entry_half(&self, select: u8) -> Option<u32> {
-        let (pin, high) = table_place(select)?;
+        let (pin, high) = entry_position(select)?;
         let bits = self.state.entries[usize::from(pin)].bits();
         let half = if high { bits >> 32 } else { bits & 0xffff_ffff };
         u32::try_from(half).ok()
     }
 }
 
-/// Pin and half (true is the upper one) of the redirection entry at register `select`.
-fn table_place(select: u8) -> Option<(u8, bool)> {
-    let place = select.checked_sub(REDIRECTION_TABLE)?;
-    (place < PINS * 2).then_some((place / 2, place % 2 == 1))
+/// Returns pin and half (true is the upper one) of the redirection entry at register `select`.
+fn entry_position(select: u8) -> Option<(u8, bool)> {
+    let index = select.checked_sub(REDIRECTION_TABLE)?;
+    (index < PINS * 2).then_some((index / 2, index % 2 == 1))
 }
 
 impl BusDevice for Ioapic {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         let value = match offset {
             IOREGSEL => self.state.select.into(),
-            IOWIN => self.register(),
+            IOWIN => self.read_selected(),
             _ => 0,
         };
         data.fill(0);
@@ -330,7 +330,7 @@ impl BusDevice for Ioapic {
     fn write(&mut self, offset: u64, data: &[u8]) {
         match (offset, data) {
             (IOREGSEL, [select, ..]) => self.state.select = *select,
-            (IOWIN, [a, b, c, d, ..]) => self.set_register(u32::from_le_bytes([*a, *b, *c, *d])),
+            (IOWIN, [a, b, c, d, ..]) => self.write_selected(u32::from_le_bytes([*a, *b, *c, *d])),
             (EOI, [vector, _, _, _, ..]) => self.end_of_interrupt(*vector),
             _ => {}
         }
@@ -344,8 +344,9 @@ impl Persist for Ioapic {
         Ok(self.state.clone())
     }
 
-    /// Sends no message: what was under way when the state was saved is in the local APICs. Tells the sink of routes
-    /// that differ from the present ones.
+    /// Restores the registers and reports changed routes to the sink.
+    ///
+    /// Sends no message: the state of the local APICs includes the messages sent before the save.
     fn restore(&mut self, state: IoapicState) -> Result<(), Error> {
         let invalid = |reason| {
             Err(Error::Invalid {
@@ -358,12 +359,15 @@ impl Persist for Ioapic {
         }
         if state.asserted >> PINS != 0 {
             return invalid(format!(
-                "pins {:#x} are asserted, but there are {PINS}",
+                "asserted pins {:#x} are beyond the {PINS} pins",
                 state.asserted
             ));
         }
         if let Some(entry) = state.entries.iter().find(|entry| !entry.is_valid()) {
-            return invalid(format!("redirection entry {:#x}", entry.bits()));
+            return invalid(format!(
+                "redirection entry {:#x} has reserved bits, or remote IRR without level trigger",
+                entry.bits()
+            ));
         }
         let before = self.routes();
         self.state = state;

@@ -6,7 +6,7 @@ use snapshot::Persist;
 use super::{Entry, Ioapic, Message, MessageSink, Route, WINDOW_LENGTH};
 use crate::bus::BusDevice;
 use crate::sync::lock;
-use crate::testing::{accesses, comes_back, replay};
+use crate::testing::{accesses, check_round_trip, replay};
 
 #[derive(Debug, PartialEq)]
 enum Call {
@@ -22,7 +22,7 @@ impl Recorder {
         std::mem::take(&mut lock(&self.0))
     }
 
-    /// Data words of the messages since the last call.
+    /// Returns the data words of the messages since the last call.
     fn sent(&self) -> Vec<u32> {
         let data = |call| match call {
             Call::Send(message) => Some(message.data),
@@ -59,14 +59,14 @@ fn read(ioapic: &mut Ioapic, register: u8) -> u32 {
     u32::from_le_bytes(data)
 }
 
-/// Programs a pin as Linux does: upper half first.
+/// Writes the entry of a pin in the order of Linux: upper half first.
 fn program(ioapic: &mut Ioapic, pin: u8, low: u32, destination: u8) {
     write(ioapic, 0x11 + 2 * pin, u32::from(destination) << 24);
     write(ioapic, 0x10 + 2 * pin, low);
 }
 
 #[test]
-fn registers_read_as_the_data_sheet_says() {
+fn registers_match_data_sheet() {
     let (mut ioapic, recorder) = ioapic();
     assert_eq!(read(&mut ioapic, 0), 0);
     assert_eq!(read(&mut ioapic, 1), 0x0017_0020);
@@ -95,7 +95,7 @@ fn registers_read_as_the_data_sheet_says() {
 }
 
 #[test]
-fn an_edge_is_sent_once_and_lost_while_masked() {
+fn edge_is_sent_once_and_lost_while_masked() {
     let (mut ioapic, recorder) = ioapic();
     program(&mut ioapic, 4, 0x0001_0034, 2);
     ioapic.set_level(4, true);
@@ -107,7 +107,7 @@ fn an_edge_is_sent_once_and_lost_while_masked() {
     let route = Route { pin: 4, message };
     assert_eq!(recorder.take(), [Call::Routes(vec![route])]);
     ioapic.set_level(4, true);
-    assert_eq!(recorder.take(), [], "the line was high already");
+    assert_eq!(recorder.take(), [], "the line is already high");
     ioapic.set_level(4, false);
     ioapic.set_level(4, true);
     assert_eq!(recorder.take(), [Call::Send(message)]);
@@ -118,7 +118,7 @@ fn an_edge_is_sent_once_and_lost_while_masked() {
 }
 
 #[test]
-fn a_level_is_sent_again_after_each_end_until_the_line_falls() {
+fn level_is_sent_after_each_end_until_line_falls() {
     let (mut ioapic, recorder) = ioapic();
     program(&mut ioapic, 10, 0xa055, 1);
     recorder.take();
@@ -127,13 +127,13 @@ fn a_level_is_sent_again_after_each_end_until_the_line_falls() {
     assert_eq!(read(&mut ioapic, 0x24), 0xe055, "remote IRR");
     ioapic.set_level(10, false);
     ioapic.set_level(10, true);
-    assert_eq!(recorder.sent(), [0_u32; 0], "one is under way");
+    assert_eq!(recorder.sent(), [0_u32; 0], "an interrupt is in service");
     ioapic.end_of_interrupt(0x56);
     assert_eq!(recorder.sent(), [0_u32; 0], "another vector");
     ioapic.end_of_interrupt(0x55);
     assert_eq!(recorder.sent(), [0xc055]);
     ioapic.write(0x40, &0x55_u32.to_le_bytes());
-    assert_eq!(recorder.sent(), [0xc055], "by the EOI register");
+    assert_eq!(recorder.sent(), [0xc055], "the EOI register ends it too");
     ioapic.set_level(10, false);
     ioapic.end_of_interrupt(0x55);
     assert_eq!(recorder.sent(), [0_u32; 0]);
@@ -141,7 +141,7 @@ fn a_level_is_sent_again_after_each_end_until_the_line_falls() {
 }
 
 #[test]
-fn a_level_is_held_while_masked() {
+fn level_is_held_while_masked() {
     let (mut ioapic, recorder) = ioapic();
     program(&mut ioapic, 10, 0x0001_8055, 1);
     ioapic.set_level(10, true);
@@ -156,7 +156,7 @@ fn a_level_is_held_while_masked() {
 }
 
 #[test]
-fn switching_to_edge_and_back_ends_an_interrupt() {
+fn switch_to_edge_and_back_ends_interrupt() {
     let (mut ioapic, recorder) = ioapic();
     program(&mut ioapic, 10, 0x8055, 1);
     ioapic.set_level(10, true);
@@ -168,7 +168,7 @@ fn switching_to_edge_and_back_ends_an_interrupt() {
 }
 
 #[test]
-fn messages_carry_delivery_and_destination_mode() {
+fn message_has_delivery_and_destination_mode() {
     let (mut ioapic, recorder) = ioapic();
     program(&mut ioapic, 1, 0x0931, 0xff);
     program(&mut ioapic, 0, 0x8700, 0x01);
@@ -179,7 +179,7 @@ fn messages_carry_delivery_and_destination_mode() {
         address: 0xfeef_f004,
         data: 0x131,
     };
-    // ExtINT has no end of interrupt, so that it is an edge whatever its trigger mode says.
+    // ExtINT has no end of interrupt, so that it counts as edge-triggered in any trigger mode.
     let external = Message {
         address: 0xfee0_1000,
         data: 0x700,
@@ -191,7 +191,7 @@ fn messages_carry_delivery_and_destination_mode() {
 }
 
 #[test]
-fn routes_are_told_when_they_differ_and_before_the_message() {
+fn changed_routes_precede_message() {
     let (mut ioapic, recorder) = ioapic();
     ioapic.set_level(3, true);
     program(&mut ioapic, 3, 0x8040, 0);
@@ -206,18 +206,18 @@ fn routes_are_told_when_they_differ_and_before_the_message() {
     assert_eq!(
         recorder.take(),
         [],
-        "the end of the last interrupt is still to come"
+        "the end of the last interrupt is outstanding"
     );
     assert_eq!(ioapic.route(3), Some(message));
     program(&mut ioapic, 3, 0x0001_0040, 0);
     assert_eq!(recorder.take(), [Call::Routes(vec![])]);
     program(&mut ioapic, 3, 0x0f, 0);
-    assert_eq!(ioapic.route(3), None, "no local APIC takes vector 15");
+    assert_eq!(ioapic.route(3), None, "vector 15 is invalid");
     assert_eq!(ioapic.route(24), None);
 }
 
 #[test]
-fn state_comes_back_with_its_routes_and_without_messages() {
+fn restore_reports_routes_and_sends_no_message() {
     let (mut original, _) = ioapic();
     program(&mut original, 10, 0x8055, 1);
     original.set_level(10, true);
@@ -232,7 +232,7 @@ fn state_comes_back_with_its_routes_and_without_messages() {
 }
 
 #[test]
-fn impossible_states_are_refused() {
+fn invalid_state_is_rejected() {
     let good = ioapic().0.save().unwrap();
     let mut edge_with_remote_irr = Entry::RESET;
     edge_with_remote_irr.set_remote_irr(true);
@@ -249,19 +249,19 @@ fn impossible_states_are_refused() {
 
 proptest! {
     #[test]
-    fn nothing_a_guest_does_breaks_it(
+    fn any_access_is_safe(
         registers in accesses(0x50),
-        window in accesses(WINDOW_LENGTH),
+        wide in accesses(WINDOW_LENGTH),
         values in proptest::collection::vec((0_u8..0x60, proptest::num::u32::ANY), 0..64),
     ) {
         let (mut ioapic, _) = ioapic();
         replay(&mut ioapic, &registers);
-        replay(&mut ioapic, &window);
+        replay(&mut ioapic, &wide);
         for (register, value) in values {
             write(&mut ioapic, register, value);
             ioapic.set_level(register % 32, value & 1 != 0);
             ioapic.end_of_interrupt(value.to_le_bytes()[0]);
         }
-        comes_back(&ioapic, || self::ioapic().0);
+        check_round_trip(&ioapic, || self::ioapic().0);
     }
 }

@@ -1,17 +1,16 @@
-//! The half of a split interrupt controller that is in user space: the pair of 8259As and the IOAPIC. The local APICs
-//! are in the kernel.
+//! The userspace part of a split irqchip: the pair of 8259As and the IOAPIC. The local APICs are in the kernel.
 //!
-//! | line | 8259A input | IOAPIC pin |
+//! | GSI | 8259A input | IOAPIC pin |
 //! |---|---|---|
-//! | 0 (the timer) | 0 | 2, as the interrupt source override of every PC's ACPI tables says |
+//! | 0 (timer) | 0 | 2, by the interrupt source override of the ACPI tables |
 //! | 1, 3 to 15 | the same | the same |
 //! | 16 to 23 | - | the same |
-//! | 2 | the cascade, no line | taken by line 0 |
+//! | 2 | cascade, no interrupt line | used by GSI 0 |
 //!
-//! INTR of the 8259As goes to the local APICs' LINT0 (the first processor's takes it as ExtINT), not to IOAPIC pin 0.
+//! INTR of the 8259As is connected to LINT0 of the local APICs, not to IOAPIC pin 0. The first vCPU accepts it as ExtINT.
 //!
-//! Locks: lines may be set from several threads; one mutex guards both controllers. [`MessageSink`] is called with it
-//! held, [`ExternalInterrupt`] never.
+//! Locks: any thread can set a line; one mutex guards both controllers. The model calls [`MessageSink`] with the mutex
+//! held and [`ExternalInterrupt`] without it.
 
 #[cfg(test)]
 mod tests;
@@ -29,10 +28,10 @@ use crate::ioapic::{self, Ioapic, IoapicState, MessageSink};
 use crate::pic::{self, Chip, Pic, PicState};
 use crate::sync::lock;
 
-/// Where INTR of the 8259As leads.
+/// Receiver of INTR of the 8259As.
 pub trait ExternalInterrupt: Send + Sync {
-    /// INTR has risen: makes the first vCPU look at [`SplitIrqchip::intr`] soon. Called on whatever thread made it rise,
-    /// with no lock of the interrupt controller held.
+    /// Handles a rising edge of INTR: the first vCPU must check [`SplitIrqchip::intr`] soon. Runs on the thread that
+    /// caused the edge, without the lock of the interrupt controller.
     fn raise(&self);
 }
 
@@ -48,11 +47,11 @@ struct SharedChips {
 }
 
 impl SharedChips {
-    fn with<R>(&self, action: impl FnOnce(&mut Chips) -> R) -> R {
+    fn access<R>(&self, action: impl FnOnce(&mut Chips) -> R) -> R {
         let mut chips = lock(&self.chips);
         let result = action(&mut chips);
         let intr = chips.pic.pending();
-        // Stored under the lock, so that the flag follows INTR in the order of its changes.
+        // Stored under the lock, so that the flag changes in the order of INTR.
         let before = self.intr.swap(intr, Ordering::SeqCst);
         drop(chips);
         if intr && !before {
@@ -62,14 +61,15 @@ impl SharedChips {
     }
 }
 
-/// Both controllers and their wiring. Clones are the same interrupt controller.
+/// 8259As and IOAPIC with their interrupt lines. Clones share the controllers.
 #[derive(Clone)]
 pub struct SplitIrqchip {
     shared: Arc<SharedChips>,
 }
 
 impl SplitIrqchip {
-    /// Controllers as after reset, with every line low. IOAPIC messages go to `sink`; `external` is told when INTR rises.
+    /// Creates controllers as after reset, with every line low. IOAPIC messages go to `sink`, rising edges of INTR to
+    /// `external`.
     pub fn new(sink: Arc<dyn MessageSink>, external: Arc<dyn ExternalInterrupt>) -> Self {
         let chips = Chips {
             pic: Pic::new(),
@@ -84,8 +84,9 @@ impl SplitIrqchip {
         }
     }
 
-    /// The wire of line `gsi`; `None` for 2 and from 24 on, which no device can have. Each line is for one device: wires
-    /// of the same line do not add up.
+    /// Returns the interrupt line `gsi`, or `None` for 2 and from 24 upwards, which have no line.
+    ///
+    /// Devices cannot share a line: the last level wins.
     pub fn line(&self, gsi: u32) -> Option<Arc<dyn Interrupt>> {
         let line = u8::try_from(gsi).ok().filter(|line| *line < ioapic::PINS)?;
         let (input, pin) = match line {
@@ -98,29 +99,32 @@ impl SplitIrqchip {
         Some(Arc::new(IrqLine { shared, input, pin }))
     }
 
-    /// INTR of the 8259As, without a lock: what the first vCPU checks before it enters the guest. While it is true and
-    /// the guest takes interrupts, the vCPU injects the vector of [`Self::acknowledge`].
+    /// Returns the level of INTR of the 8259As, without a lock.
+    ///
+    /// The first vCPU checks it before each guest entry. While it is true and the guest accepts interrupts, the vCPU
+    /// injects the vector of [`Self::acknowledge`].
     pub fn intr(&self) -> bool {
         self.shared.intr.load(Ordering::SeqCst)
     }
 
-    /// The processor's acknowledge cycle: the vector to inject, or `None` when INTR has fallen meanwhile. INTR may be
-    /// high again at once.
+    /// Performs the processor's acknowledge cycle. Returns the vector to inject, or `None` if INTR is low.
+    ///
+    /// INTR may be high again on return.
     pub fn acknowledge(&self) -> Option<u8> {
         self.shared
-            .with(|chips| chips.pic.pending().then(|| chips.pic.acknowledge()))
+            .access(|chips| chips.pic.pending().then(|| chips.pic.acknowledge()))
     }
 
-    /// Takes the end of interrupt `vector` from a local APIC (KVM_EXIT_IOAPIC_EOI).
+    /// Handles the end of interrupt `vector` of a local APIC (KVM_EXIT_IOAPIC_EOI).
     pub fn end_of_interrupt(&self, vector: u8) {
-        self.shared.with(|chips| chips.ioapic.end_of_interrupt(vector));
+        self.shared.access(|chips| chips.ioapic.end_of_interrupt(vector));
     }
 
-    /// Puts the 8259As and their edge/level control registers on the port bus, and the IOAPIC at `ioapic_base` on the
-    /// memory bus.
+    /// Attaches the 8259As with their edge/level control registers to the port bus, and the IOAPIC at `ioapic_base` to
+    /// the memory bus.
     ///
     /// # Errors
-    /// When another device claims one of their addresses.
+    /// Fails if another device claims one of their addresses.
     pub fn attach(
         &self,
         ports: &mut BusBuilder,
@@ -133,25 +137,26 @@ impl SplitIrqchip {
         memory.claim("ioapic", ioapic_base, ioapic::WINDOW_LENGTH, self.ioapic_window())
     }
 
-    /// The two ports of `chip`.
+    /// Returns the device for the two ports of `chip`.
     pub fn pic_ports(&self, chip: Chip) -> SharedDevice {
         let shared = self.shared.clone();
         Arc::new(Mutex::new(PicPorts { shared, chip }))
     }
 
-    /// The two edge/level control registers.
+    /// Returns the device for the two edge/level control registers.
     pub fn edge_level_ports(&self) -> SharedDevice {
         let shared = self.shared.clone();
         Arc::new(Mutex::new(EdgeLevelPorts { shared }))
     }
 
-    /// The register window of the IOAPIC, of [`ioapic::WINDOW_LENGTH`] bytes.
+    /// Returns the device for the registers of the IOAPIC, [`ioapic::WINDOW_LENGTH`] bytes.
     pub fn ioapic_window(&self) -> SharedDevice {
         let shared = self.shared.clone();
-        Arc::new(Mutex::new(IoapicWindow { shared }))
+        Arc::new(Mutex::new(IoapicRegisters { shared }))
     }
 }
 
+/// Interrupt line of one GSI.
 struct IrqLine {
     shared: Arc<SharedChips>,
     input: Option<u8>,
@@ -159,7 +164,7 @@ struct IrqLine {
 }
 
 impl IrqLine {
-    fn drive(&self, chips: &mut Chips, asserted: bool) {
+    fn set_inputs(&self, chips: &mut Chips, asserted: bool) {
         if let Some(input) = self.input {
             chips.pic.set_level(input, asserted);
         }
@@ -169,18 +174,18 @@ impl IrqLine {
 
 impl Interrupt for IrqLine {
     fn set_level(&self, asserted: bool) {
-        self.shared.with(|chips| self.drive(chips, asserted));
+        self.shared.access(|chips| self.set_inputs(chips, asserted));
     }
 
     fn trigger(&self) {
-        self.shared.with(|chips| {
-            self.drive(chips, true);
-            self.drive(chips, false);
+        self.shared.access(|chips| {
+            self.set_inputs(chips, true);
+            self.set_inputs(chips, false);
         });
     }
 }
 
-/// The ports of one 8259A.
+/// Ports of one 8259A.
 struct PicPorts {
     shared: Arc<SharedChips>,
     chip: Chip,
@@ -188,16 +193,16 @@ struct PicPorts {
 
 impl ByteRegisters for PicPorts {
     fn read_register(&mut self, offset: u64) -> u8 {
-        self.shared.with(|chips| chips.pic.read(self.chip, offset))
+        self.shared.access(|chips| chips.pic.read(self.chip, offset))
     }
 
     fn write_register(&mut self, offset: u64, value: u8) {
         self.shared
-            .with(|chips| chips.pic.write(self.chip, offset, value));
+            .access(|chips| chips.pic.write(self.chip, offset, value));
     }
 }
 
-/// The edge/level control registers of both 8259As.
+/// Edge/level control registers of both 8259As.
 struct EdgeLevelPorts {
     shared: Arc<SharedChips>,
 }
@@ -205,12 +210,12 @@ struct EdgeLevelPorts {
 impl ByteRegisters for EdgeLevelPorts {
     fn read_register(&mut self, offset: u64) -> u8 {
         self.shared
-            .with(|chips| chips.pic.level_triggered(chip_at(offset)))
+            .access(|chips| chips.pic.level_triggered(chip_at(offset)))
     }
 
     fn write_register(&mut self, offset: u64, value: u8) {
         self.shared
-            .with(|chips| chips.pic.set_level_triggered(chip_at(offset), value));
+            .access(|chips| chips.pic.set_level_triggered(chip_at(offset), value));
     }
 }
 
@@ -221,18 +226,18 @@ fn chip_at(offset: u64) -> Chip {
     }
 }
 
-/// The register window of the IOAPIC.
-struct IoapicWindow {
+/// Registers of the IOAPIC.
+struct IoapicRegisters {
     shared: Arc<SharedChips>,
 }
 
-impl BusDevice for IoapicWindow {
+impl BusDevice for IoapicRegisters {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        self.shared.with(|chips| chips.ioapic.read(offset, data));
+        self.shared.access(|chips| chips.ioapic.read(offset, data));
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        self.shared.with(|chips| chips.ioapic.write(offset, data));
+        self.shared.access(|chips| chips.ioapic.write(offset, data));
     }
 }
 
@@ -260,7 +265,7 @@ impl Persist for SplitIrqchip {
     }
 
     fn restore(&mut self, state: SplitIrqchipState) -> Result<(), Error> {
-        self.shared.with(|chips| {
+        self.shared.access(|chips| {
             chips.pic.restore(state.pic)?;
             chips.ioapic.restore(state.ioapic)
         })

@@ -10,7 +10,7 @@ use crate::bus::{Bus, BusBuilder};
 use crate::interrupt::Interrupt;
 use crate::ioapic::{Message, MessageSink, Route};
 use crate::sync::lock;
-use crate::testing::{accesses, comes_back, replay};
+use crate::testing::{accesses, check_round_trip, replay};
 
 const IOAPIC: u64 = 0xfec0_0000;
 
@@ -42,7 +42,7 @@ struct Board {
 }
 
 impl Board {
-    /// All lines unmasked: 8259A vectors from 0x20, IOAPIC vectors 0x60 + pin, edge-triggered.
+    /// Creates controllers with all lines unmasked: 8259A vectors from 0x20, IOAPIC vectors 0x60 + pin, edge-triggered.
     fn new() -> Self {
         let board = Self::fresh();
         for (port, base) in [(0x20, 0x20), (0xa0, 0x28)] {
@@ -76,7 +76,7 @@ impl Board {
         self.memory.write(IOAPIC + 0x10, &entry.to_le_bytes());
     }
 
-    fn wire(&self, gsi: u32) -> Arc<dyn Interrupt> {
+    fn line(&self, gsi: u32) -> Arc<dyn Interrupt> {
         self.irqchip.line(gsi).unwrap()
     }
 
@@ -86,7 +86,7 @@ impl Board {
 }
 
 #[test]
-fn lines_reach_both_controllers() {
+fn line_reaches_both_controllers() {
     let board = Board::new();
     for (gsi, pic, ioapic) in [
         (0, Some(0x20), 0x62),
@@ -95,7 +95,7 @@ fn lines_reach_both_controllers() {
         (16, None, 0x70),
         (23, None, 0x77),
     ] {
-        board.wire(gsi).trigger();
+        board.line(gsi).trigger();
         assert_eq!(board.sent(), [ioapic], "line {gsi}");
         assert_eq!(board.irqchip.acknowledge(), pic, "line {gsi}");
         board.ports.write(0xa0, &[0x20]);
@@ -108,19 +108,19 @@ fn lines_reach_both_controllers() {
 }
 
 #[test]
-fn the_vcpu_is_told_of_each_rise_of_intr_and_of_nothing_else() {
+fn each_rising_edge_of_intr_is_reported() {
     let board = Board::new();
     let raised = || board.host.raised.load(Ordering::SeqCst);
     assert!(!board.irqchip.intr());
-    board.wire(3).trigger();
-    board.wire(4).trigger();
+    board.line(3).trigger();
+    board.line(4).trigger();
     assert!(board.irqchip.intr());
-    assert_eq!(raised(), 1, "INTR was high when line 4 came");
+    assert_eq!(raised(), 1, "INTR was already high");
     assert_eq!(board.irqchip.acknowledge(), Some(0x23));
     assert!(!board.irqchip.intr());
     board.ports.write(0x20, &[0x20]);
     assert!(board.irqchip.intr());
-    assert_eq!(raised(), 2, "the end of line 3 let line 4 through");
+    assert_eq!(raised(), 2, "the end of line 3 unblocks line 4");
     board.ports.write(0x21, &[0xff]);
     assert!(!board.irqchip.intr());
     assert_eq!(board.irqchip.acknowledge(), None, "INTR has fallen");
@@ -128,17 +128,17 @@ fn the_vcpu_is_told_of_each_rise_of_intr_and_of_nothing_else() {
 }
 
 #[test]
-fn a_level_wire_stays_until_it_is_lowered() {
+fn level_triggered_line_stays_asserted() {
     let board = Board::new();
     board.ports.write(0x4d0, &[0x00, 0x08]);
     board.program(11, 0x8000 | 0x6b);
-    let wire = board.wire(11);
-    wire.set_level(true);
+    let line = board.line(11);
+    line.set_level(true);
     assert_eq!(board.sent(), [0x6b]);
     board.irqchip.end_of_interrupt(0x6b);
     assert_eq!(board.sent(), [0x6b]);
     assert_eq!(board.irqchip.acknowledge(), Some(0x2b));
-    wire.set_level(false);
+    line.set_level(false);
     board.irqchip.end_of_interrupt(0x6b);
     board.ports.write(0xa0, &[0x20]);
     board.ports.write(0x20, &[0x20]);
@@ -146,10 +146,10 @@ fn a_level_wire_stays_until_it_is_lowered() {
     assert!(!board.irqchip.intr());
 }
 
-/// Whether the mutex is free when INTR rises: it asks the controller from within.
-struct Curious(Mutex<Option<SplitIrqchip>>);
+/// Calls the interrupt controller on a rising edge of INTR, which deadlocks if the mutex is held.
+struct Reentrant(Mutex<Option<SplitIrqchip>>);
 
-impl ExternalInterrupt for Curious {
+impl ExternalInterrupt for Reentrant {
     fn raise(&self) {
         let irqchip = lock(&self.0).clone().unwrap();
         assert_eq!(irqchip.acknowledge(), Some(0x24));
@@ -157,19 +157,19 @@ impl ExternalInterrupt for Curious {
 }
 
 #[test]
-fn the_lock_is_free_when_intr_rises() {
-    let curious = Arc::new(Curious(Mutex::new(None)));
-    let mut irqchip = SplitIrqchip::new(Arc::new(Host::default()), curious.clone());
+fn intr_is_reported_without_lock() {
+    let external = Arc::new(Reentrant(Mutex::new(None)));
+    let mut irqchip = SplitIrqchip::new(Arc::new(Host::default()), external.clone());
     irqchip.restore(Board::new().irqchip.save().unwrap()).unwrap();
-    *lock(&curious.0) = Some(irqchip.clone());
+    *lock(&external.0) = Some(irqchip.clone());
     irqchip.line(4).unwrap().trigger();
     assert!(!irqchip.intr());
 }
 
 #[test]
-fn no_edge_is_lost_between_threads() {
+fn concurrent_edges_are_not_lost() {
     let board = Board::new();
-    // Automatic end of interrupt, so that acknowledging is all there is to do.
+    // Automatic end of interrupt: the test only has to acknowledge.
     for (port, base) in [(0x20, 0x20), (0xa0, 0x28)] {
         board.ports.write(port, &[0x11]);
         for word in [base, 0, 0x03, 0x00] {
@@ -178,25 +178,25 @@ fn no_edge_is_lost_between_threads() {
     }
     thread::scope(|scope| {
         for gsi in [1, 3, 4, 5] {
-            let wire = board.wire(gsi);
-            scope.spawn(move || (0..100).for_each(|_| wire.trigger()));
+            let line = board.line(gsi);
+            scope.spawn(move || (0..100).for_each(|_| line.trigger()));
         }
     });
-    assert_eq!(board.sent().len(), 400, "the IOAPIC sends each");
+    assert_eq!(board.sent().len(), 400, "the IOAPIC sends every edge");
     let mut vectors: Vec<_> = std::iter::from_fn(|| board.irqchip.acknowledge()).collect();
     vectors.sort_unstable();
     assert_eq!(
         vectors,
         [0x21, 0x23, 0x24, 0x25],
-        "the 8259A keeps one of each line"
+        "the 8259A latches one edge per line"
     );
     assert!(!board.irqchip.intr());
 }
 
 #[test]
-fn state_comes_back_with_intr() {
+fn state_round_trips_with_intr() {
     let board = Board::new();
-    board.wire(4).trigger();
+    board.line(4).trigger();
 
     let mut fresh = Board::fresh();
     fresh.irqchip.restore(board.irqchip.save().unwrap()).unwrap();
@@ -207,7 +207,7 @@ fn state_comes_back_with_intr() {
 
 proptest! {
     #[test]
-    fn nothing_a_guest_does_breaks_it(master in accesses(2), slave in accesses(2), elcr in accesses(2)) {
+    fn any_access_is_safe(master in accesses(2), slave in accesses(2), elcr in accesses(2)) {
         let board = Board::new();
         for (device, list) in [
             (board.irqchip.pic_ports(super::Chip::Master), master),
@@ -215,9 +215,9 @@ proptest! {
             (board.irqchip.edge_level_ports(), elcr),
         ] {
             replay(&mut *lock(&device), &list);
-            board.wire(11).set_level(!list.is_empty());
+            board.line(11).set_level(!list.is_empty());
             board.irqchip.acknowledge();
         }
-        comes_back(&board.irqchip, || Board::fresh().irqchip);
+        check_round_trip(&board.irqchip, || Board::fresh().irqchip);
     }
 }

@@ -1,12 +1,12 @@
 //! The pair of 8259A interrupt controllers of a PC: ports 0x20 and 0x21 (master), 0xa0 and 0xa1 (slave), and the
 //! edge/level control registers at 0x4d0 and 0x4d1.
 //!
-//! A pure model: lines in, INTR and vectors out. What differs from the 8259A data sheet:
+//! A pure model: inputs are interrupt lines, outputs are INTR and vectors. Differences from the 8259A data sheet:
 //!
-//! - An edge-triggered request stays until it is acknowledged, also when its line falls first, so that a pulse is never
-//!   lost and never becomes a spurious interrupt.
-//! - Edge or level is chosen by the edge/level control registers alone, as on every chipset since the EISA ones; LTIM in
-//!   ICW1 and the wiring in ICW3 are ignored, and so are buffered mode and the MCS-80 mode of ICW4.
+//! - An edge-triggered request stays until its acknowledgement, even if its line falls first: a pulse is never lost and
+//!   never becomes a spurious interrupt.
+//! - The edge/level control registers alone select the trigger mode, as on every chipset since EISA. The model ignores
+//!   LTIM in ICW1, the wiring in ICW3, and buffered mode and MCS-80 mode in ICW4.
 //! - All inputs are masked before the first initialisation, as firmware leaves them.
 
 #[cfg(test)]
@@ -16,24 +16,25 @@ use serde::{Deserialize, Serialize};
 use snapshot::persist::Error;
 use snapshot::{Persist, Schema};
 
-/// First port of the master: 2 ports.
+/// First of the 2 ports of the master.
 pub const MASTER_PORT: u64 = 0x20;
-/// First port of the slave: 2 ports.
+/// First of the 2 ports of the slave.
 pub const SLAVE_PORT: u64 = 0xa0;
-/// Edge/level control registers of master and slave: 2 ports.
+/// Edge/level control registers of master and slave, 1 port each.
 pub const EDGE_LEVEL_PORT: u64 = 0x4d0;
 
-/// Input that an acknowledge cycle answers for when its request has gone.
+/// Input of a spurious interrupt: an acknowledge cycle without a request.
 const SPURIOUS: u8 = 7;
 
-/// Input of the master that the slave's INT output is wired to.
+/// Input of the master that is connected to the INT output of the slave.
 const CASCADE: u8 = 2;
 
-// ICW1 and OCW3 are told from the other words written to the even address by these bits.
+/// Bit that distinguishes ICW1 from the other words at the even address.
 const ICW1: u8 = 0x10;
+/// Bit that distinguishes OCW3 from OCW2.
 const OCW3: u8 = 0x08;
 
-/// One of the pair.
+/// One controller of the pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Chip {
     /// Lines 0 to 7.
@@ -43,7 +44,7 @@ pub enum Chip {
 }
 
 impl Chip {
-    /// Inputs that may be level-triggered: not those of timer, keyboard and cascade, nor of clock and coprocessor.
+    /// Returns the inputs that can be level-triggered: all except timer, keyboard, cascade, clock and coprocessor.
     fn level_capable(self) -> u8 {
         match self {
             Self::Master => 0xf8,
@@ -52,7 +53,7 @@ impl Chip {
     }
 }
 
-/// Which initialisation command word is next.
+/// Next initialisation command word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Awaiting {
     Nothing,
@@ -61,20 +62,20 @@ enum Awaiting {
     Icw4,
 }
 
-/// One 8259A. Inputs are numbered 0 to 7.
+/// One 8259A, with inputs 0 to 7.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Controller {
     chip: Chip,
-    /// Inputs whose line is asserted.
+    /// Asserted inputs.
     lines: u8,
-    /// Edge-triggered inputs that have seen a rising edge since they were last acknowledged.
+    /// Edge-triggered inputs with a rising edge since their last acknowledgement.
     latched: u8,
     /// The edge/level control register of the chipset.
     level_triggered: u8,
     mask: u8,
     in_service: u8,
     vector_base: u8,
-    /// Input of the lowest priority; the next one, in a circle, has the highest.
+    /// Input of lowest priority. The next input, modulo 8, has the highest.
     lowest: u8,
     awaiting: Awaiting,
     single: bool,
@@ -88,7 +89,7 @@ struct Controller {
 }
 
 impl Controller {
-    /// All inputs masked, which is how firmware leaves the pair for an operating system.
+    /// Creates a controller with all inputs masked, as firmware leaves it for an operating system.
     fn new(chip: Chip) -> Self {
         Self {
             chip,
@@ -111,22 +112,31 @@ impl Controller {
         }
     }
 
-    /// Which value cannot be one of `chip`, if any.
+    /// Returns the reason why the state is invalid for `chip`, or `None` if it is valid.
     fn invalid_reason(&self, chip: Chip) -> Option<String> {
         if self.chip != chip {
-            return Some(format!("{:?} where {chip:?} is needed", self.chip));
+            return Some(format!("controller is {:?} instead of {chip:?}", self.chip));
         }
         if self.lowest > 7 {
-            return Some(format!("lowest priority is input {}, not 0 to 7", self.lowest));
+            return Some(format!("lowest priority {} is not an input, 0 to 7", self.lowest));
         }
         if self.vector_base & 7 != 0 {
-            return Some(format!("vector base {:#x} is no multiple of 8", self.vector_base));
+            return Some(format!(
+                "vector base {:#x} is not a multiple of 8",
+                self.vector_base
+            ));
         }
         if self.level_triggered & !chip.level_capable() != 0 {
-            return Some(format!("level-triggered inputs {:#x}", self.level_triggered));
+            return Some(format!(
+                "level-triggered inputs {:#x} include inputs that are always edge-triggered",
+                self.level_triggered
+            ));
         }
         if self.latched & self.level_inputs() != 0 {
-            return Some(format!("edges {:#x} of level-triggered inputs", self.latched));
+            return Some(format!(
+                "latched edges {:#x} include level-triggered inputs",
+                self.latched
+            ));
         }
         None
     }
@@ -141,22 +151,22 @@ impl Controller {
         }
     }
 
-    /// The input that INT is raised for.
+    /// Returns the input for which INT is asserted.
     fn pending(&self) -> Option<u8> {
         if self.awaiting != Awaiting::Nothing {
             return None;
         }
         let rank = self.highest_rank(self.requests() & !self.mask)?;
-        let input = self.input_of(rank);
-        let Some(serving) = self.highest_rank(self.inhibiting()) else {
+        let input = self.input_at(rank);
+        let Some(serving) = self.highest_rank(self.blocking()) else {
             return Some(input);
         };
-        // Special fully nested mode: the slave being served may interrupt itself with one of its higher inputs.
+        // Special fully nested mode: a higher input of the slave in service may interrupt it.
         let nested = self.special_fully_nested && self.chip == Chip::Master && input == CASCADE;
         (rank < serving || (rank == serving && nested)).then_some(input)
     }
 
-    /// The interrupt acknowledge cycle: takes the pending input into service.
+    /// Performs the acknowledge cycle: moves the pending input into service and returns it.
     fn acknowledge(&mut self) -> Option<u8> {
         let input = self.pending()?;
         self.latched &= !(1 << input);
@@ -185,9 +195,9 @@ impl Controller {
 
     fn write(&mut self, offset: u64, value: u8) {
         match (offset, self.awaiting) {
-            (0, _) if value & ICW1 != 0 => self.initialise(value),
-            (0, _) if value & OCW3 != 0 => self.operate(value),
-            (0, _) => self.end(value),
+            (0, _) if value & ICW1 != 0 => self.write_icw1(value),
+            (0, _) if value & OCW3 != 0 => self.write_ocw3(value),
+            (0, _) => self.write_ocw2(value),
             (_, Awaiting::Nothing) => self.mask = value,
             (_, Awaiting::Icw2) => {
                 self.vector_base = value & 0xf8;
@@ -197,7 +207,7 @@ impl Controller {
                     (true, false) => Awaiting::Nothing,
                 };
             }
-            // ICW3 tells where the slave is; on a PC that is a matter of wires.
+            // ICW3 describes the cascade, which is fixed on a PC.
             (_, Awaiting::Icw3) => {
                 self.awaiting = match self.icw4_needed {
                     true => Awaiting::Icw4,
@@ -221,8 +231,10 @@ impl Controller {
         self.latched &= !self.level_inputs();
     }
 
-    /// The master follows the slave's INT by its level, whatever it is told of its other inputs: INT falls and rises
-    /// between two acknowledge cycles on the bus, which are one step here, so that an edge would be missed.
+    /// Returns the level-triggered inputs.
+    ///
+    /// They always include the cascade: on hardware, INT of the slave falls and rises between the two acknowledge cycles
+    /// of the bus. These are one step here, so that the master would miss the edge.
     fn level_inputs(&self) -> u8 {
         match self.chip {
             Chip::Master => self.level_triggered | 1 << CASCADE,
@@ -230,31 +242,31 @@ impl Controller {
         }
     }
 
-    /// The interrupt request register.
+    /// Returns the interrupt request register.
     fn requests(&self) -> u8 {
         self.latched | (self.lines & self.level_inputs())
     }
 
-    /// Inputs in service that hold back those of lower priority. In special mask mode a masked one does not.
-    fn inhibiting(&self) -> u8 {
+    /// Returns the inputs in service that block inputs of lower priority. In special mask mode, masked inputs do not block.
+    fn blocking(&self) -> u8 {
         match self.special_mask {
             true => self.in_service & !self.mask,
             false => self.in_service,
         }
     }
 
-    /// Rank of the input of highest priority among `inputs`; 0 is the highest rank.
+    /// Returns the rank of the input of highest priority in `inputs`; 0 is the highest rank.
     fn highest_rank(&self, inputs: u8) -> Option<u8> {
         let ranks = inputs.rotate_right(u32::from(self.lowest) + 1);
         (0..8).find(|rank| ranks & 1 << rank != 0)
     }
 
-    fn input_of(&self, rank: u8) -> u8 {
+    fn input_at(&self, rank: u8) -> u8 {
         (self.lowest + 1 + rank) & 7
     }
 
-    /// ICW1. LTIM (bit 3) is ignored, as on chipsets that have the edge/level control registers.
-    fn initialise(&mut self, value: u8) {
+    /// Writes ICW1. Ignores LTIM (bit 3), as chipsets with edge/level control registers do.
+    fn write_icw1(&mut self, value: u8) {
         *self = Self {
             lines: self.lines,
             level_triggered: self.level_triggered,
@@ -267,8 +279,8 @@ impl Controller {
         };
     }
 
-    /// OCW3.
-    fn operate(&mut self, value: u8) {
+    /// Writes OCW3.
+    fn write_ocw3(&mut self, value: u8) {
         match value & 0x60 {
             0x40 => self.special_mask = false,
             0x60 => self.special_mask = true,
@@ -282,25 +294,25 @@ impl Controller {
         }
     }
 
-    /// OCW2.
-    fn end(&mut self, value: u8) {
+    /// Writes OCW2.
+    fn write_ocw2(&mut self, value: u8) {
         let rotate = value & 0x80 != 0;
         let level = value & 0x07;
         match value & 0x60 {
             0x00 => self.rotate_on_auto_eoi = rotate,
             0x20 => {
-                let Some(rank) = self.highest_rank(self.inhibiting()) else {
+                let Some(rank) = self.highest_rank(self.blocking()) else {
                     return;
                 };
-                self.retire(self.input_of(rank), rotate);
+                self.end_interrupt(self.input_at(rank), rotate);
             }
-            0x60 => self.retire(level, rotate),
+            0x60 => self.end_interrupt(level, rotate),
             _ if rotate => self.lowest = level,
             _ => {}
         }
     }
 
-    fn retire(&mut self, input: u8, rotate: bool) {
+    fn end_interrupt(&mut self, input: u8, rotate: bool) {
         self.in_service &= !(1 << input);
         if rotate {
             self.lowest = input;
@@ -320,7 +332,7 @@ impl Schema for PicState {
     const VERSION: u32 = 1;
 }
 
-/// The pair.
+/// Pair of 8259As.
 #[derive(Debug)]
 pub struct Pic {
     state: PicState,
@@ -333,7 +345,7 @@ impl Default for Pic {
 }
 
 impl Pic {
-    /// A pair with all lines masked and low.
+    /// Creates a pair with all lines masked and low.
     pub fn new() -> Self {
         Self {
             state: PicState {
@@ -343,25 +355,25 @@ impl Pic {
         }
     }
 
-    /// Sets the level of `line`, 0 to 15. Line 2 is the cascade, and others do not exist: both are ignored.
+    /// Sets the level of `line`, 0 to 15. Ignores line 2, the cascade, and lines that do not exist.
     pub fn set_level(&mut self, line: u8, asserted: bool) {
         match line {
             CASCADE | 16.. => return,
             0..8 => self.state.master.set_line(line, asserted),
             8..16 => self.state.slave.set_line(line - 8, asserted),
         }
-        self.cascade();
+        self.update_cascade();
     }
 
-    /// INTR: whether an interrupt waits for [`Self::acknowledge`].
+    /// Returns the level of INTR: true if an interrupt is pending for [`Self::acknowledge`].
     pub fn pending(&self) -> bool {
         self.state.master.pending().is_some()
     }
 
-    /// The processor's acknowledge cycle: takes the pending interrupt into service and returns its vector.
+    /// Performs the processor's acknowledge cycle: moves the pending interrupt into service and returns its vector.
     ///
-    /// When its request has gone meanwhile, this is the vector of line 7, or of line 15 when it was the slave's, and
-    /// that line is not in service (data sheet, "Interrupt sequence").
+    /// Without a pending request, returns the spurious vector of line 7, or of line 15 if the slave has lost its request.
+    /// A spurious interrupt is not in service (data sheet, "Interrupt sequence").
     pub fn acknowledge(&mut self) -> u8 {
         let vector = match self.state.master.acknowledge() {
             Some(CASCADE) => {
@@ -370,24 +382,24 @@ impl Pic {
             }
             input => self.state.master.vector(input.unwrap_or(SPURIOUS)),
         };
-        self.cascade();
+        self.update_cascade();
         vector
     }
 
-    /// Reads port `offset` (0 or 1) of `chip`. In poll mode this acknowledges an interrupt.
+    /// Reads port `offset` (0 or 1) of `chip`. In poll mode, the read acknowledges an interrupt.
     pub fn read(&mut self, chip: Chip, offset: u64) -> u8 {
         let value = self.chip(chip).read(offset);
-        self.cascade();
+        self.update_cascade();
         value
     }
 
     /// Writes port `offset` (0 or 1) of `chip`.
     pub fn write(&mut self, chip: Chip, offset: u64, value: u8) {
         self.chip(chip).write(offset, value);
-        self.cascade();
+        self.update_cascade();
     }
 
-    /// The edge/level control register of `chip`: a bit is set where a line is level-triggered.
+    /// Returns the edge/level control register of `chip`. A set bit means level-triggered.
     pub fn level_triggered(&self, chip: Chip) -> u8 {
         match chip {
             Chip::Master => self.state.master.level_triggered(),
@@ -398,7 +410,7 @@ impl Pic {
     /// Writes the edge/level control register of `chip`. Lines 0, 1, 2, 8 and 13 stay edge-triggered.
     pub fn set_level_triggered(&mut self, chip: Chip, value: u8) {
         self.chip(chip).set_level_triggered(value);
-        self.cascade();
+        self.update_cascade();
     }
 
     fn chip(&mut self, chip: Chip) -> &mut Controller {
@@ -408,8 +420,8 @@ impl Pic {
         }
     }
 
-    /// The wire from the slave's INT to the master.
-    fn cascade(&mut self) {
+    /// Propagates INT of the slave to the master.
+    fn update_cascade(&mut self) {
         let asserted = self.state.slave.pending().is_some();
         self.state.master.set_line(CASCADE, asserted);
     }
@@ -423,15 +435,15 @@ impl Persist for Pic {
     }
 
     fn restore(&mut self, state: PicState) -> Result<(), Error> {
-        let fault = state.master.invalid_reason(Chip::Master);
-        if let Some(reason) = fault.or_else(|| state.slave.invalid_reason(Chip::Slave)) {
+        let reason = state.master.invalid_reason(Chip::Master);
+        if let Some(reason) = reason.or_else(|| state.slave.invalid_reason(Chip::Slave)) {
             return Err(Error::Invalid {
                 component: PicState::NAME,
                 reason,
             });
         }
         self.state = state;
-        self.cascade();
+        self.update_cascade();
         Ok(())
     }
 }

@@ -2,12 +2,12 @@ use proptest::prelude::{any, prop_assert_eq, proptest};
 use snapshot::Persist;
 
 use super::{Chip, Pic};
-use crate::testing::comes_back;
+use crate::testing::check_round_trip;
 
 const MASTER: u8 = 0x20;
 const SLAVE: u8 = 0x28;
 
-/// The initialisation that Linux and Unikraft do, with nothing masked.
+/// Initialises the pair as Linux and Unikraft do, without masked lines.
 fn initialised(icw4: u8) -> Pic {
     let mut pic = Pic::new();
     for (chip, base, icw3) in [(Chip::Master, MASTER, 0x04), (Chip::Slave, SLAVE, 0x02)] {
@@ -36,22 +36,22 @@ fn requests(pic: &mut Pic, chip: Chip) -> u8 {
 }
 
 #[test]
-fn before_initialisation_nothing_interrupts_and_the_mask_can_be_probed() {
+fn uninitialised_pair_is_masked_and_can_be_probed() {
     let mut pic = Pic::new();
     pulse(&mut pic, 0);
     assert!(!pic.pending());
-    // Linux looks for the pair this way.
+    // Probe of Linux for the pair.
     pic.write(Chip::Slave, 1, 0xff);
     pic.write(Chip::Master, 1, 0xfb);
     assert_eq!(pic.read(Chip::Master, 1), 0xfb);
 }
 
 #[test]
-fn initialisation_forgets_edges_and_holds_interrupts_back_until_it_is_done() {
+fn initialisation_clears_edges_and_blocks_interrupts() {
     let mut pic = initialised(0x01);
     pulse(&mut pic, 3);
     pic.write(Chip::Master, 0, 0x11);
-    assert!(!pic.pending(), "edge forgotten");
+    assert!(!pic.pending(), "ICW1 clears edges");
     pulse(&mut pic, 4);
     pic.write(Chip::Master, 1, 0x40);
     pic.write(Chip::Master, 1, 0x04);
@@ -61,22 +61,18 @@ fn initialisation_forgets_edges_and_holds_interrupts_back_until_it_is_done() {
 }
 
 #[test]
-fn single_mode_skips_icw3_and_icw4_is_optional() {
+fn single_mode_skips_icw3_and_icw4() {
     let mut pic = Pic::new();
     pic.write(Chip::Master, 0, 0x12);
     pic.write(Chip::Master, 1, 0x37);
     pic.write(Chip::Master, 1, 0xfe);
-    assert_eq!(
-        pic.read(Chip::Master, 1),
-        0xfe,
-        "the second word is a mask already"
-    );
+    assert_eq!(pic.read(Chip::Master, 1), 0xfe, "the second word is the mask");
     pulse(&mut pic, 0);
     assert_eq!(pic.acknowledge(), 0x30);
 }
 
 #[test]
-fn an_edge_is_delivered_once_though_its_line_stays_high() {
+fn edge_is_delivered_once() {
     let mut pic = initialised(0x01);
     pic.set_level(4, true);
     assert!(pic.pending());
@@ -90,7 +86,7 @@ fn an_edge_is_delivered_once_though_its_line_stays_high() {
 }
 
 #[test]
-fn a_level_is_delivered_again_until_its_line_falls() {
+fn level_is_delivered_until_line_falls() {
     let mut pic = initialised(0x01);
     pic.set_level_triggered(Chip::Master, 0xff);
     pic.set_level_triggered(Chip::Slave, 0xff);
@@ -111,7 +107,7 @@ fn a_level_is_delivered_again_until_its_line_falls() {
 }
 
 #[test]
-fn a_request_that_has_gone_is_spurious_and_not_in_service() {
+fn lost_request_is_spurious() {
     let mut pic = initialised(0x01);
     pulse(&mut pic, 3);
     pic.write(Chip::Master, 1, 0xff);
@@ -121,7 +117,7 @@ fn a_request_that_has_gone_is_spurious_and_not_in_service() {
 }
 
 #[test]
-fn the_slave_goes_through_line_2_and_both_need_an_end() {
+fn slave_interrupt_needs_two_ends() {
     let mut pic = initialised(0x01);
     pulse(&mut pic, 14);
     assert_eq!(requests(&mut pic, Chip::Master), 0x04);
@@ -131,19 +127,19 @@ fn the_slave_goes_through_line_2_and_both_need_an_end() {
     assert_eq!(in_service(&mut pic, Chip::Slave), 0x40);
     pulse(&mut pic, 15);
     pulse(&mut pic, 8);
-    assert!(!pic.pending(), "the master serves line 2");
+    assert!(!pic.pending(), "line 2 of the master is in service");
     pic.write(Chip::Master, 0, 0x62);
     assert_eq!(pic.acknowledge(), SLAVE, "line 8 is above line 14");
     pic.write(Chip::Slave, 0, 0x20);
     pic.write(Chip::Master, 0, 0x20);
-    assert_eq!(in_service(&mut pic, Chip::Slave), 0x40, "14 waits for its end");
+    assert_eq!(in_service(&mut pic, Chip::Slave), 0x40, "line 14 is in service");
     assert!(!pic.pending());
     pic.write(Chip::Slave, 0, 0x20);
     assert_eq!(pic.acknowledge(), SLAVE + 7);
 }
 
 #[test]
-fn special_fully_nested_mode_lets_the_slave_interrupt_itself() {
+fn special_fully_nested_mode_nests_slave() {
     let mut pic = initialised(0x11);
     pulse(&mut pic, 14);
     assert_eq!(pic.acknowledge(), SLAVE + 6);
@@ -154,7 +150,7 @@ fn special_fully_nested_mode_lets_the_slave_interrupt_itself() {
 }
 
 #[test]
-fn a_higher_line_interrupts_a_lower_one_and_not_the_other_way_round() {
+fn higher_line_interrupts_lower_line() {
     let mut pic = initialised(0x01);
     pulse(&mut pic, 4);
     pulse(&mut pic, 6);
@@ -166,14 +162,14 @@ fn a_higher_line_interrupts_a_lower_one_and_not_the_other_way_round() {
     assert_eq!(
         in_service(&mut pic, Chip::Master),
         0x10,
-        "the end is that of line 1"
+        "the end applies to line 1"
     );
     pic.write(Chip::Master, 0, 0x64);
     assert_eq!(pic.acknowledge(), MASTER + 6);
 }
 
 #[test]
-fn automatic_end_of_interrupt_leaves_nothing_in_service_and_may_rotate() {
+fn automatic_end_of_interrupt_can_rotate() {
     let mut pic = initialised(0x03);
     pulse(&mut pic, 0);
     pulse(&mut pic, 1);
@@ -183,15 +179,11 @@ fn automatic_end_of_interrupt_leaves_nothing_in_service_and_may_rotate() {
     assert_eq!(pic.acknowledge(), MASTER + 1);
     pulse(&mut pic, 0);
     pulse(&mut pic, 3);
-    assert_eq!(
-        pic.acknowledge(),
-        MASTER + 3,
-        "line 1 became the lowest, 2 the highest"
-    );
+    assert_eq!(pic.acknowledge(), MASTER + 3, "line 1 is lowest, line 2 highest");
 }
 
 #[test]
-fn rotation_makes_the_line_that_ended_the_lowest() {
+fn rotation_makes_ended_line_lowest() {
     let mut pic = initialised(0x01);
     pulse(&mut pic, 4);
     assert_eq!(pic.acknowledge(), MASTER + 4);
@@ -202,23 +194,23 @@ fn rotation_makes_the_line_that_ended_the_lowest() {
     assert_eq!(pic.acknowledge(), MASTER + 5);
     pic.write(Chip::Master, 0, 0xe5);
     pic.write(Chip::Master, 0, 0xc3);
-    assert_eq!(pic.acknowledge(), MASTER + 4, "after line 3 was set lowest");
+    assert_eq!(pic.acknowledge(), MASTER + 4, "line 3 is lowest");
 }
 
 #[test]
-fn poll_mode_acknowledges_by_reading() {
+fn poll_mode_read_acknowledges() {
     let mut pic = initialised(0x01);
     pic.write(Chip::Master, 0, 0x0c);
     assert_eq!(pic.read(Chip::Master, 0), 0);
     pulse(&mut pic, 6);
     pic.write(Chip::Master, 0, 0x0c);
     assert_eq!(pic.read(Chip::Master, 1), 0x86);
-    assert_eq!(pic.read(Chip::Master, 1), 0, "the mask: a poll is one read");
+    assert_eq!(pic.read(Chip::Master, 1), 0, "a poll applies to one read");
     assert_eq!(in_service(&mut pic, Chip::Master), 0x40);
 }
 
 #[test]
-fn special_mask_mode_lets_lower_lines_through() {
+fn special_mask_mode_unblocks_lower_lines() {
     let mut pic = initialised(0x01);
     pulse(&mut pic, 3);
     assert_eq!(pic.acknowledge(), MASTER + 3);
@@ -231,7 +223,7 @@ fn special_mask_mode_lets_lower_lines_through() {
     assert_eq!(
         in_service(&mut pic, Chip::Master),
         0x08,
-        "a masked line is not ended unnamed"
+        "a non-specific end skips masked lines"
     );
     pic.write(Chip::Master, 0, 0x48);
     pulse(&mut pic, 5);
@@ -239,7 +231,7 @@ fn special_mask_mode_lets_lower_lines_through() {
 }
 
 #[test]
-fn state_comes_back_and_is_checked() {
+fn state_round_trips_and_swapped_chips_are_rejected() {
     let mut pic = initialised(0x01);
     pulse(&mut pic, 14);
     pic.acknowledge();
@@ -256,7 +248,7 @@ fn state_comes_back_and_is_checked() {
 
 proptest! {
     #[test]
-    fn nothing_a_guest_does_breaks_it(steps in proptest::collection::vec((0_u8..8, 0_u8..20, any::<u8>()), 0..128)) {
+    fn any_access_is_safe(steps in proptest::collection::vec((0_u8..8, 0_u8..20, any::<u8>()), 0..128)) {
         let mut pic = Pic::new();
         for (action, line, value) in steps {
             let chip = if value & 1 == 0 { Chip::Master } else { Chip::Slave };
@@ -274,6 +266,6 @@ proptest! {
                 _ => pic.write(chip, u64::from(line) & 1, value),
             }
         }
-        comes_back(&pic, Pic::new);
+        check_round_trip(&pic, Pic::new);
     }
 }

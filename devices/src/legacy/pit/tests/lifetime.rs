@@ -9,7 +9,7 @@ use super::Bench;
 use crate::bus::{BusDevice, ByteRegisters};
 use crate::clock::MonotonicClock;
 use crate::pit::{CONTROL_OFFSET, MIN_PERIOD, Pit};
-use crate::testing::{Access, EdgeCounter, accesses, comes_back, replay};
+use crate::testing::{Access, EdgeCounter, accesses, check_round_trip, replay};
 
 #[test]
 fn nothing_is_armed_before_counter_0_has_a_count() {
@@ -117,7 +117,7 @@ proptest! {
             bench.clock.advance(Duration::from_nanos(nanoseconds.into()));
             bench.pit.expired();
         }
-        comes_back(&bench.pit, || Bench::new().pit);
+        check_round_trip(&bench.pit, || Bench::new().pit);
     }
 
     #[test]
