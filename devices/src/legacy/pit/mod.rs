@@ -1,14 +1,13 @@
-//! The interval timer: an 8254 at ports 0x40 to 0x43, and the system control port 0x61 with the gate and the output of
-//! its counter 2.
+//! The interval timer: an 8254 at ports 0x40 to 0x43, and system control port 0x61 with gate and output of counter 2.
 //!
-//! Counting is computed from a clock, never ticked: an idle timer costs nothing, and one that was never programmed has
-//! never armed its timerfd. What differs from the data sheet:
+//! The model computes counts from a clock instead of ticking: an idle timer costs nothing, and an unprogrammed timer
+//! never arms its timerfd. Differences from the data sheet:
 //!
-//! - A count takes effect when it is written, not one tick later, and in modes 2 and 3 it starts a new period at once
-//!   instead of after the current one.
-//! - Counter 0 gives one pulse to its interrupt for each rising edge of its output. Edges that nobody looked at are one
-//!   pulse together, as on hardware, where the interrupt controller latches one.
-//! - Edges are looked at no more often than every [`MIN_PERIOD`], so that a guest cannot keep the host busy.
+//! - A count takes effect when it is written, not one tick later. In modes 2 and 3 it starts a new period at once, not
+//!   after the current one.
+//! - Counter 0 triggers its interrupt for each rising edge of its output. Edges between two checks trigger it once, as
+//!   the interrupt controller of a PC latches only one.
+//! - The host checks for edges at most once per [`MIN_PERIOD`], so that a guest cannot keep the host busy.
 //! - Bits 2 and 3 of port 0x61 (parity and channel check) read as zero.
 
 #[cfg(test)]
@@ -28,13 +27,13 @@ use crate::bus::ByteRegisters;
 use crate::clock::Clock;
 use crate::interrupt::Interrupt;
 
-/// First port of the counters: 4 ports.
+/// First of the 4 ports of the counters.
 pub const PORT: u64 = 0x40;
-/// The system control port: 1 port, a [`Window`](crate::Window) from [`CONTROL_OFFSET`].
+/// System control port (1 port), an [`OffsetDevice`](crate::OffsetDevice) from [`CONTROL_OFFSET`].
 pub const CONTROL_PORT: u64 = 0x61;
 /// Offset of the system control port among the registers of [`Pit`].
 pub const CONTROL_OFFSET: u64 = CONTROL_PORT - PORT;
-/// How often the host wakes up at most for counter 0.
+/// Minimum time between two checks of counter 0.
 pub const MIN_PERIOD: Duration = Duration::from_micros(100);
 
 const CONTROL_WORD: u64 = 3;
@@ -43,10 +42,10 @@ const CONTROL_WORD: u64 = 3;
 const FREQUENCY: u128 = 1_193_182;
 const NANOSECONDS: u128 = 1_000_000_000;
 
-/// Ticks between two memory refreshes: what counter 1 is set to on a PC.
-const REFRESH: u64 = 18;
+/// Ticks between two memory refreshes, by the setting of counter 1 on a PC.
+const REFRESH_TICKS: u64 = 18;
 
-/// How bytes of the count are transferred, by the number in the control word.
+/// Bytes of the count per transfer, by the number in the control word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Transfer {
     Low = 1,
@@ -56,27 +55,27 @@ enum Transfer {
 
 /// One counter of an 8254.
 ///
-/// It is never ticked: its value and its output follow from the ticks since it was started. `now` is in ticks of the
-/// clock that all counters share. A mode is 0 to 5.
+/// Value and output follow from the ticks since its start. `now` is in ticks of the clock that all counters share. A
+/// mode is 0 to 5.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Counter {
     mode: u8,
     transfer: Transfer,
     bcd: bool,
     gate: bool,
-    /// The count, 1 to 65,536, once one has been written since the control word.
+    /// Count, 1 to 65,536, if the guest has written one since the control word.
     count: Option<u32>,
-    /// First byte of a count whose second one is missing.
+    /// First byte of an incomplete count.
     first_byte: Option<u8>,
-    /// Whether the next byte read is the second of two.
+    /// The next read returns the second of two bytes.
     second_byte: bool,
     latched_count: Option<u16>,
     latched_status: Option<u8>,
-    /// Whether it has been started: by a count, or by the gate in modes 1 and 5.
+    /// A count has started it, or the gate in modes 1 and 5.
     started: bool,
-    /// Ticks that it had counted at `since`.
+    /// Ticks counted before `since`.
     counted: u64,
-    /// When it last began to count, in ticks of the clock; `None` while it does not.
+    /// Start or last continuation, in ticks of the clock; `None` while it is stopped.
     since: Option<u64>,
 }
 
@@ -98,33 +97,34 @@ impl Counter {
         }
     }
 
-    /// Which value a guest could not have brought about, if any. `runs` tells whether the saved counter counted.
+    /// Returns the reason why a saved state is invalid, or `None` if it is valid. `runs` means that the saved counter was
+    /// counting.
     fn invalid_reason(&self, runs: bool) -> Option<String> {
         if self.since.is_some() {
-            return Some("a time of another host's clock".to_owned());
+            return Some("counter has a time of another host's clock".to_owned());
         }
         if self.mode > 5 {
-            return Some(format!("mode {}, not 0 to 5", self.mode));
+            return Some(format!("counter mode {} is not 0 to 5", self.mode));
         }
-        let largest = self.modulus();
-        if let Some(count) = self.count.filter(|count| *count == 0 || *count > largest) {
-            return Some(format!("count {count}, not 1 to {largest}"));
+        let max = self.modulus();
+        if let Some(count) = self.count.filter(|count| *count == 0 || *count > max) {
+            return Some(format!("count {count} is not 1 to {max}"));
         }
         if (self.started && self.count.is_none()) || (runs && !self.started) {
-            return Some("a counter that counts without a count or a trigger".to_owned());
+            return Some("counter runs without a count or a trigger".to_owned());
         }
         None
     }
 
-    /// The same counter, stopped, and whether it was running. What is saved knows nothing of this host's clock.
-    fn frozen(&self, now: u64) -> (Self, bool) {
-        let mut frozen = self.clone();
-        frozen.pause(now);
-        (frozen, self.since.is_some())
+    /// Returns a stopped copy, independent of the host's clock, and true if the counter is counting.
+    fn stopped(&self, now: u64) -> (Self, bool) {
+        let mut stopped = self.clone();
+        stopped.pause(now);
+        (stopped, self.since.is_some())
     }
 
-    /// Counts on from `now`.
-    fn run_from(&mut self, now: u64) {
+    /// Continues to count at `now`.
+    fn continue_at(&mut self, now: u64) {
         self.since = Some(now);
     }
 
@@ -150,11 +150,12 @@ impl Counter {
         }
     }
 
-    /// Takes a control word: bits 4 and 5 transfer, 1 to 3 mode, 0 BCD. It stops until a count is written.
+    /// Writes the control word: transfer in bits 4 and 5, mode in bits 1 to 3, BCD in bit 0. Stops the counter until the
+    /// next count.
     fn set_control(&mut self, control: u8) {
         let mode = control >> 1 & 7;
         *self = Self {
-            // Modes 6 and 7 are 2 and 3 with a bit that is not looked at.
+            // Modes 6 and 7 are 2 and 3: the data sheet defines their upper bit as "don't care".
             mode: if mode > 5 { mode - 4 } else { mode },
             transfer: match control >> 4 & 3 {
                 1 => Transfer::Low,
@@ -166,7 +167,7 @@ impl Counter {
         };
     }
 
-    /// Takes a byte of the count. Returns whether the count is complete.
+    /// Writes a byte of the count. Returns true if the count is complete.
     fn write(&mut self, value: u8, now: u64) -> bool {
         let written = match (self.transfer, self.first_byte.take()) {
             (Transfer::Low, _) => u16::from_le_bytes([value, 0]),
@@ -185,7 +186,7 @@ impl Counter {
         if !matches!(self.mode, 1 | 5) {
             self.start(now);
         } else if !self.started {
-            // A count alone does not trigger these modes, and leaves a running one-shot alone but for its length.
+            // A count alone does not trigger these modes. It changes only the length of a running one-shot.
             self.counted = 0;
         }
         true
@@ -212,13 +213,13 @@ impl Counter {
         byte
     }
 
-    /// Keeps the count for reading; one that is kept already stays.
+    /// Latches the count for the next read, unless a count is already latched.
     fn latch_count(&mut self, now: u64) {
         let value = self.value(now);
         self.latched_count.get_or_insert(value);
     }
 
-    /// Keeps the status for reading; one that is kept already stays.
+    /// Latches the status for the next read, unless a status is already latched.
     fn latch_status(&mut self, now: u64) {
         let output = u8::from(self.output(now)) << 7;
         let null_count = u8::from(self.count.is_none()) << 6;
@@ -231,7 +232,7 @@ impl Counter {
         self.latched_status.get_or_insert(status);
     }
 
-    /// The output pin.
+    /// Returns the level of the output pin.
     fn output(&self, now: u64) -> bool {
         let Some(count) = self.count.filter(|_| self.started) else {
             return self.mode != 0;
@@ -246,7 +247,7 @@ impl Counter {
         }
     }
 
-    /// Rising edges of the output since it was started.
+    /// Returns the number of rising edges of the output since the start.
     fn edges(&self, now: u64) -> u64 {
         let Some(count) = self.count.filter(|_| self.started) else {
             return 0;
@@ -259,8 +260,8 @@ impl Counter {
         }
     }
 
-    /// In how many ticks the output rises next, if it does without being told to.
-    fn until_edge(&self, now: u64) -> Option<u64> {
+    /// Returns the ticks to the next rising edge of the output, if there is one without further writes.
+    fn ticks_to_edge(&self, now: u64) -> Option<u64> {
         let count = self.count.filter(|_| self.since.is_some())?;
         let ticks = self.ticks(now);
         match self.mode {
@@ -287,7 +288,7 @@ impl Counter {
         self.counted.saturating_add(running)
     }
 
-    /// The counting element as it is read.
+    /// Returns the counting element in read format.
     fn value(&self, now: u64) -> u16 {
         let Some(count) = self.count else {
             return 0;
@@ -310,12 +311,13 @@ impl Counter {
     }
 }
 
-/// Period in modes 2 and 3, where the data sheet forbids a count of 1.
+/// Returns the period in modes 2 and 3, where the data sheet forbids a count of 1.
 fn period(count: u32) -> u64 {
     u64::from(count.max(2))
 }
 
-/// Mode 3 counts down by two, twice a period; for an odd period the first half is one tick longer.
+/// Returns the value in mode 3, which counts down by two, twice per period. The first half of an odd period is one tick
+/// longer.
 fn square_wave_value(period: u64, ticks: u64) -> u64 {
     let even = period & !1;
     let first_half = period.div_ceil(2);
@@ -325,7 +327,7 @@ fn square_wave_value(period: u64, ticks: u64) -> u64 {
     }
 }
 
-/// Digits above 9 count as what they are.
+/// Decodes BCD. Digits above 9 keep their value.
 fn from_bcd(value: u16) -> u32 {
     [12, 8, 4, 0]
         .iter()
@@ -338,7 +340,7 @@ fn to_bcd(value: u64) -> u16 {
     u16::try_from(packed).unwrap_or(0)
 }
 
-/// A counter, stopped, as it is saved.
+/// Saved counter: stopped, with its running state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct StoppedCounter {
     counter: Counter,
@@ -349,7 +351,7 @@ struct StoppedCounter {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PitState {
     counters: [StoppedCounter; 3],
-    seen: u64,
+    reported_edges: u64,
     speaker: bool,
 }
 
@@ -358,13 +360,13 @@ impl Schema for PitState {
     const VERSION: u32 = 1;
 }
 
-/// The model. Its file descriptor is readable when [`Self::expired`] is to be called.
+/// Interval timer. The event loop calls [`Self::expired`] when its file descriptor is readable.
 pub struct Pit {
     counters: [Counter; 3],
-    /// Edges of counter 0 that its interrupt has been given.
-    seen: u64,
-    /// When counter 0 was looked at last, if ever.
-    looked: Option<Duration>,
+    /// Edges of counter 0 that its interrupt has reported.
+    reported_edges: u64,
+    /// Time of the last check of counter 0, if any.
+    checked_at: Option<Duration>,
     speaker: bool,
     interrupt: Arc<dyn Interrupt>,
     clock: Box<dyn Clock>,
@@ -373,15 +375,15 @@ pub struct Pit {
 }
 
 impl Pit {
-    /// A timer that nobody has programmed, whose counter 0 drives `interrupt`. `clock` must not go back.
+    /// Creates an unprogrammed timer whose counter 0 triggers `interrupt`. `clock` must not go back.
     ///
     /// # Errors
-    /// The kernel's answer when no timerfd can be made.
+    /// Fails if `timerfd_create` fails.
     pub fn new(interrupt: Arc<dyn Interrupt>, clock: Box<dyn Clock>) -> io::Result<Self> {
         Ok(Self {
             counters: [true, true, false].map(Counter::new),
-            seen: 0,
-            looked: None,
+            reported_edges: 0,
+            checked_at: None,
             speaker: false,
             interrupt,
             clock,
@@ -390,42 +392,42 @@ impl Pit {
         })
     }
 
-    /// Looks at counter 0: gives its interrupt a pulse if the output has risen, and sets the timerfd for the next edge.
+    /// Checks counter 0: triggers its interrupt if the output has risen, and arms the timerfd for the next edge.
     ///
-    /// Calling it too early does nothing. It does not read the timerfd, which would block when a vCPU has reprogrammed
-    /// the counter meanwhile: setting a timerfd also makes it unreadable.
+    /// An early call has no effect. The method does not read the timerfd: the read would block if a vCPU has programmed
+    /// the counter in the meantime. Arming a timerfd also makes it unreadable.
     pub fn expired(&mut self) {
         let now = self.clock.now();
-        self.looked = Some(now);
+        self.checked_at = Some(now);
         let edges = self.counters[0].edges(ticks_at(now));
-        if edges > self.seen {
-            self.seen = edges;
+        if edges > self.reported_edges {
+            self.reported_edges = edges;
             self.interrupt.trigger();
         }
         self.arm();
     }
 
-    /// When to look at counter 0 again; never zero, which would disarm the timerfd.
+    /// Returns the time to the next check of counter 0. Never zero, which would disarm the timerfd.
     fn delay(&self) -> Option<Duration> {
         let now = self.clock.now();
         let ticks = ticks_at(now);
         let counter = &self.counters[0];
-        // Since the last look, so that programming the counter anew does not bring the next one nearer.
+        // Relative to the last check: programming the counter must not advance the next check.
         let since = self
-            .looked
-            .map_or(MIN_PERIOD, |looked| now.saturating_sub(looked));
-        let shortest = MIN_PERIOD.saturating_sub(since).max(Duration::from_nanos(1));
-        if counter.edges(ticks) > self.seen {
-            return Some(shortest);
+            .checked_at
+            .map_or(MIN_PERIOD, |checked_at| now.saturating_sub(checked_at));
+        let min = MIN_PERIOD.saturating_sub(since).max(Duration::from_nanos(1));
+        if counter.edges(ticks) > self.reported_edges {
+            return Some(min);
         }
-        let edge = ticks.saturating_add(counter.until_edge(ticks)?);
-        Some(time_of(edge).saturating_sub(now).max(shortest))
+        let edge = ticks.saturating_add(counter.ticks_to_edge(ticks)?);
+        Some(time_of(edge).saturating_sub(now).max(min))
     }
 
-    /// Sets the timerfd for the next edge of counter 0, or for none.
+    /// Arms the timerfd for the next edge of counter 0, or disarms it.
     fn arm(&mut self) {
         let delay = self.delay();
-        // Setting a timerfd fails only for what is not a time, which no period of a counter is.
+        // `timerfd_settime` fails only for an invalid time, and every period of a counter is valid.
         match delay {
             Some(delay) => {
                 let _ = self.timer.reset(delay, None);
@@ -442,9 +444,9 @@ impl Pit {
         ticks_at(self.clock.now())
     }
 
-    /// Counter 0 has a new mode or count: edges of the old one are past.
-    fn counter_0_changed(&mut self) {
-        self.seen = 0;
+    /// Handles a new mode or count of counter 0: discards edges of the old one.
+    fn restart_counter_0(&mut self) {
+        self.reported_edges = 0;
         self.arm();
     }
 
@@ -456,14 +458,14 @@ impl Pit {
             Some(counter) => {
                 counter.set_control(value);
                 if selected == 0 {
-                    self.counter_0_changed();
+                    self.restart_counter_0();
                 }
             }
             None => self.read_back(value, now),
         }
     }
 
-    /// The read-back command: counters in bits 1 to 3, count unless bit 5, status unless bit 4.
+    /// Handles the read-back command: counters in bits 1 to 3; bit 5 clear latches counts, bit 4 clear latches status.
     fn read_back(&mut self, value: u8, now: u64) {
         for (index, counter) in self.counters.iter_mut().enumerate() {
             if value & 2 << index == 0 {
@@ -482,17 +484,17 @@ impl Pit {
         let counter = &self.counters[2];
         u8::from(counter.gate())
             | u8::from(self.speaker) << 1
-            | u8::from(now / REFRESH % 2 == 1) << 4
+            | u8::from(now / REFRESH_TICKS % 2 == 1) << 4
             | u8::from(counter.output(now)) << 5
     }
 }
 
-/// Ticks of the counters' clock at `time`.
+/// Returns the ticks of the counters' clock at `time`.
 fn ticks_at(time: Duration) -> u64 {
     u64::try_from(time.as_nanos() * FREQUENCY / NANOSECONDS).unwrap_or(u64::MAX)
 }
 
-/// The first time at which `ticks` have passed.
+/// Returns the earliest time at which `ticks` have passed.
 fn time_of(ticks: u64) -> Duration {
     let nanoseconds = (u128::from(ticks) * NANOSECONDS).div_ceil(FREQUENCY);
     Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
@@ -506,7 +508,7 @@ impl ByteRegisters for Pit {
             1 => self.counters[1].read(now),
             2 => self.counters[2].read(now),
             CONTROL_OFFSET => self.read_control_port(now),
-            // The control word can only be written.
+            // The control word is write-only.
             _ => 0xff,
         }
     }
@@ -514,7 +516,7 @@ impl ByteRegisters for Pit {
     fn write_register(&mut self, offset: u64, value: u8) {
         let now = self.now();
         match offset {
-            0 if self.counters[0].write(value, now) => self.counter_0_changed(),
+            0 if self.counters[0].write(value, now) => self.restart_counter_0(),
             1 => _ = self.counters[1].write(value, now),
             2 => _ = self.counters[2].write(value, now),
             CONTROL_WORD => self.write_control_word(value, now),
@@ -539,17 +541,17 @@ impl Persist for Pit {
     fn save(&self) -> Result<PitState, Error> {
         let now = self.now();
         let counters = self.counters.each_ref().map(|counter| {
-            let (counter, runs) = counter.frozen(now);
+            let (counter, runs) = counter.stopped(now);
             StoppedCounter { counter, runs }
         });
         Ok(PitState {
             counters,
-            seen: self.seen,
+            reported_edges: self.reported_edges,
             speaker: self.speaker,
         })
     }
 
-    /// Counts on from where the state was saved, and sets the timerfd.
+    /// Restores the counters, which continue from their saved values, and arms the timerfd.
     fn restore(&mut self, state: PitState) -> Result<(), Error> {
         let invalid = |reason| {
             Err(Error::Invalid {
@@ -564,19 +566,22 @@ impl Persist for Pit {
                 return invalid(reason);
             }
             if *runs {
-                counter.run_from(now);
+                counter.continue_at(now);
             }
         }
         let counters = counters.map(|stopped| stopped.counter);
         let edges = counters[0].edges(now);
-        if state.seen > edges {
-            return invalid(format!("{} edges seen of {edges}", state.seen));
+        if state.reported_edges > edges {
+            return invalid(format!(
+                "{} reported edges exceed {edges} edges",
+                state.reported_edges
+            ));
         }
         if !counters[0].gate() || !counters[1].gate() {
-            return invalid("gate 0 or 1 is low, which are wired high".to_owned());
+            return invalid("gate 0 or 1 is low; both are always high".to_owned());
         }
         self.counters = counters;
-        self.seen = state.seen;
+        self.reported_edges = state.reported_edges;
         self.speaker = state.speaker;
         self.arm();
         Ok(())

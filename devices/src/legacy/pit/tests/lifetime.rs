@@ -5,90 +5,90 @@ use proptest::prelude::{any, proptest};
 use snapshot::Persist;
 use vmm_sys_util::poll::PollContext;
 
-use super::Bench;
+use super::Fixture;
 use crate::bus::{BusDevice, ByteRegisters};
 use crate::clock::MonotonicClock;
 use crate::pit::{CONTROL_OFFSET, MIN_PERIOD, Pit};
 use crate::testing::{Access, EdgeCounter, accesses, check_round_trip, replay};
 
 #[test]
-fn nothing_is_armed_before_counter_0_has_a_count() {
-    let mut bench = Bench::new();
-    assert!(!bench.is_armed());
-    bench.program(2, 0x30, 1000);
-    bench.pit.write_register(3, 0x34);
-    assert_eq!(bench.status(0), 0x80 | 0x40 | 0x34, "null count");
-    bench.pit.write_register(0, 1);
-    assert!(!bench.is_armed(), "half a count");
-    bench.pit.write_register(0, 1);
-    assert!(bench.is_armed());
-    bench.pit.write_register(3, 0x30);
-    assert!(!bench.is_armed(), "a control word stops the counter");
+fn timer_is_armed_once_counter_0_has_count() {
+    let mut timer = Fixture::new();
+    assert!(!timer.is_armed());
+    timer.program(2, 0x30, 1000);
+    timer.pit.write_register(3, 0x34);
+    assert_eq!(timer.status(0), 0x80 | 0x40 | 0x34, "null count");
+    timer.pit.write_register(0, 1);
+    assert!(!timer.is_armed(), "the count is incomplete");
+    timer.pit.write_register(0, 1);
+    assert!(timer.is_armed());
+    timer.pit.write_register(3, 0x30);
+    assert!(!timer.is_armed(), "a control word stops the counter");
 }
 
 #[test]
-fn the_time_within_a_period_survives_a_snapshot() {
-    let mut bench = Bench::new();
-    bench.gate(true);
-    bench.program(2, 0x36, 5000);
-    bench.program(0, 0x34, 4773);
-    bench.pass(4773 + 1000);
+fn time_within_period_survives_snapshot() {
+    let mut timer = Fixture::new();
+    timer.gate(true);
+    timer.program(2, 0x36, 5000);
+    timer.program(0, 0x34, 4773);
+    timer.advance(4773 + 1000);
 
-    let mut restored = Bench::new();
-    restored.pass(123_456);
-    restored.pit.restore(bench.pit.save().unwrap()).unwrap();
+    let mut restored = Fixture::new();
+    restored.advance(123_456);
+    restored.pit.restore(timer.pit.save().unwrap()).unwrap();
     assert!(restored.is_armed());
     assert_eq!(restored.count(0), 3773);
-    assert_eq!(restored.pulses(), 1, "the edge that was not looked at");
-    restored.pass(3772);
+    assert_eq!(restored.pulses(), 1, "the unchecked edge");
+    restored.advance(3772);
     assert_eq!(restored.pulses(), 0);
-    restored.pass(1);
+    restored.advance(1);
     assert_eq!(restored.pulses(), 1);
 
-    bench.pit.restore(Bench::new().pit.save().unwrap()).unwrap();
-    assert!(!bench.is_armed(), "an earlier life");
+    timer.pit.restore(Fixture::new().pit.save().unwrap()).unwrap();
+    assert!(!timer.is_armed(), "the restore must disarm the timer");
 }
 
 #[test]
-fn impossible_states_are_refused() {
-    let mut bench = Bench::new();
-    bench.program(0, 0x34, 4773);
-    let good = bench.pit.save().unwrap();
-    let mut seen = good.clone();
-    seen.seen = 1;
+fn invalid_state_is_rejected() {
+    let mut timer = Fixture::new();
+    timer.program(0, 0x34, 4773);
+    let good = timer.pit.save().unwrap();
+    let mut edges = good.clone();
+    edges.reported_edges = 1;
     let mut running = good.clone();
     running.counters[1].runs = true;
     let mut gate = good.clone();
     gate.counters[0].counter.set_gate(false, 0);
     let mut since = good;
-    since.counters[0].counter.run_from(0);
-    for state in [seen, running, gate, since] {
-        assert!(Bench::new().pit.restore(state).is_err());
+    since.counters[0].counter.continue_at(0);
+    for state in [edges, running, gate, since] {
+        assert!(Fixture::new().pit.restore(state).is_err());
     }
 }
 
 #[test]
-fn looks_are_never_closer_than_the_shortest_period() {
-    let mut bench = Bench::new();
+fn checks_are_at_least_min_period_apart() {
+    let mut timer = Fixture::new();
     for control in [0x30, 0x34, 0x36] {
         for count in [1, 2, 118] {
-            bench.program(0, control, count);
-            bench.pass(500);
-            assert_eq!(bench.pulses(), 1, "{control:#x} {count}");
-            // Neither the next edge nor a new count brings the next look nearer.
-            bench.program(0, control, count);
-            assert_eq!(bench.pit.delay(), Some(MIN_PERIOD), "{control:#x} {count}");
-            bench.pass(500);
-            bench.pulses();
+            timer.program(0, control, count);
+            timer.advance(500);
+            assert_eq!(timer.pulses(), 1, "{control:#x} {count}");
+            // Neither the next edge nor a new count advances the next check.
+            timer.program(0, control, count);
+            assert_eq!(timer.pit.delay(), Some(MIN_PERIOD), "{control:#x} {count}");
+            timer.advance(500);
+            timer.pulses();
         }
     }
-    bench.program(0, 0x34, 1193);
-    bench.pass(1192);
-    assert!(bench.pit.delay().unwrap() <= MIN_PERIOD);
+    timer.program(0, 0x34, 1193);
+    timer.advance(1192);
+    assert!(timer.pit.delay().unwrap() <= MIN_PERIOD);
 }
 
 #[test]
-fn the_descriptor_becomes_readable_and_a_look_makes_it_unreadable() {
+fn timerfd_is_readable_until_check() {
     let interrupt = Arc::new(EdgeCounter::default());
     let mut pit = Pit::new(interrupt.clone(), Box::new(MonotonicClock::new())).unwrap();
     let poll = PollContext::new().unwrap();
@@ -108,30 +108,30 @@ fn the_descriptor_becomes_readable_and_a_look_makes_it_unreadable() {
 
 proptest! {
     #[test]
-    fn nothing_a_guest_does_breaks_it(steps in proptest::collection::vec((accesses(4), any::<u8>(), any::<u32>()), 0..8)) {
-        let mut bench = Bench::new();
+    fn any_access_is_safe(steps in proptest::collection::vec((accesses(4), any::<u8>(), any::<u32>()), 0..8)) {
+        let mut timer = Fixture::new();
         for (list, control, nanoseconds) in steps {
-            replay(&mut bench.pit, &list);
-            replay(&mut bench.pit, &[Access::Write { offset: CONTROL_OFFSET, data: vec![control] }]);
-            bench.pit.read(CONTROL_OFFSET, &mut [0]);
-            bench.clock.advance(Duration::from_nanos(nanoseconds.into()));
-            bench.pit.expired();
+            replay(&mut timer.pit, &list);
+            replay(&mut timer.pit, &[Access::Write { offset: CONTROL_OFFSET, data: vec![control] }]);
+            timer.pit.read(CONTROL_OFFSET, &mut [0]);
+            timer.clock.advance(Duration::from_nanos(nanoseconds.into()));
+            timer.pit.expired();
         }
-        check_round_trip(&bench.pit, || Bench::new().pit);
+        check_round_trip(&timer.pit, || Fixture::new().pit);
     }
 
     #[test]
-    fn any_saved_time_can_be_counted_on_from(list in accesses(4), counted in any::<u64>()) {
-        let mut bench = Bench::new();
-        replay(&mut bench.pit, &list);
-        let mut state = bench.pit.save().unwrap();
-        state.seen = 0;
+    fn any_saved_tick_count_is_safe(list in accesses(4), counted in any::<u64>()) {
+        let mut timer = Fixture::new();
+        replay(&mut timer.pit, &list);
+        let mut state = timer.pit.save().unwrap();
+        state.reported_edges = 0;
         for stopped in &mut state.counters {
             stopped.counter.set_counted(counted);
         }
-        bench.pit.restore(state).unwrap();
-        bench.clock.advance(Duration::from_secs(1));
-        bench.pit.expired();
-        replay(&mut bench.pit, &list);
+        timer.pit.restore(state).unwrap();
+        timer.clock.advance(Duration::from_secs(1));
+        timer.pit.expired();
+        replay(&mut timer.pit, &list);
     }
 }

@@ -1,3 +1,10 @@
+//! Tests of the interval timer.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`counting`] | modes, transfers and ports |
+//! | [`lifetime`] | timerfd, snapshots, arbitrary accesses |
+
 mod counting;
 mod lifetime;
 
@@ -8,17 +15,17 @@ use super::{CONTROL_OFFSET, Pit, time_of};
 use crate::bus::ByteRegisters;
 use crate::testing::{EdgeCounter, ManualClock};
 
-/// A timer on a clock that stands still.
-struct Bench {
+/// Timer with a manual clock.
+struct Fixture {
     pit: Pit,
     clock: ManualClock,
     interrupt: Arc<EdgeCounter>,
-    /// Ticks since the start, so that rounding does not add up.
+    /// Ticks since the start. Exact, so that rounding errors do not add up.
     ticks: u64,
-    shown: Duration,
+    time: Duration,
 }
 
-impl Bench {
+impl Fixture {
     fn new() -> Self {
         let (clock, interrupt) = (ManualClock::default(), Arc::new(EdgeCounter::default()));
         Self {
@@ -26,7 +33,7 @@ impl Bench {
             clock,
             interrupt,
             ticks: 0,
-            shown: Duration::ZERO,
+            time: Duration::ZERO,
         }
     }
 
@@ -37,11 +44,11 @@ impl Bench {
         }
     }
 
-    fn pass(&mut self, ticks: u64) {
+    fn advance(&mut self, ticks: u64) {
         self.ticks += ticks;
         let at = time_of(self.ticks);
-        self.clock.advance(at - self.shown);
-        self.shown = at;
+        self.clock.advance(at - self.time);
+        self.time = at;
     }
 
     fn count(&mut self, counter: u8) -> u16 {
@@ -63,14 +70,14 @@ impl Bench {
         self.pit.write_register(CONTROL_OFFSET, gate.into());
     }
 
-    /// Pulses that counter 0 gives when it is looked at now.
+    /// Checks counter 0 and returns the number of interrupts.
     fn pulses(&mut self) -> u32 {
         self.pit.expired();
         self.interrupt.take()
     }
 
     fn is_armed(&self) -> bool {
-        // One that has expired meanwhile counts as disarmed, so that only the other direction says something.
+        // An expired timerfd counts as disarmed, so that only this direction can be checked.
         assert!(self.pit.armed || !self.pit.timer.is_armed().unwrap());
         self.pit.armed
     }
