@@ -1,4 +1,4 @@
-//! The devices of every machine.
+//! Fixtures of the devices of every machine.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use snapshot::Component;
 
-use super::{Bench, Stage};
+use super::{Fixture, StateSetup};
 use crate::bus::BusDevice;
 use crate::clock::Clock;
 use crate::cmos::MemorySize;
@@ -15,8 +15,8 @@ use crate::serial::SerialOutput;
 use crate::testing::{EdgeCounter, ManualClock};
 use crate::{Cmos, ExitPort, I8042, Pit, Power, PowerOffPort, Serial, SleepPort};
 
-/// A clock that shows what `clock` shows now, and goes its own way.
-pub(super) fn apart(clock: &ManualClock) -> ManualClock {
+/// Creates an independent clock with the current time of `clock`.
+pub(super) fn separate(clock: &ManualClock) -> ManualClock {
     let other = ManualClock::default();
     other.advance(clock.now());
     other
@@ -29,13 +29,13 @@ pub(super) fn poke(device: &mut dyn BusDevice, writes: &[(u64, u8)]) {
     }
 }
 
-pub(super) struct CmosBench {
+pub(super) struct CmosFixture {
     device: Cmos,
     clock: ManualClock,
 }
 
-impl CmosBench {
-    fn on(clock: ManualClock) -> Self {
+impl CmosFixture {
+    fn with_clock(clock: ManualClock) -> Self {
         let size = MemorySize {
             below_4_gib: 128 << 20,
             above_4_gib: 0,
@@ -45,31 +45,33 @@ impl CmosBench {
     }
 }
 
-impl Bench for CmosBench {
-    const OF: &'static [&'static str] = &["Cmos"];
+impl Fixture for CmosFixture {
+    const TYPES: &'static [&'static str] = &["Cmos"];
     const REGISTERS: u64 = 2;
-    const STAGES: &'static [Stage<Self>] = &[
-        ("indexed", |bench| poke(&mut bench.device, &[(0, 0x40)])),
-        ("written", |bench| {
-            poke(&mut bench.device, &[(0, 0x40), (1, 0x77)])
+    const STATES: &'static [StateSetup<Self>] = &[
+        ("index written", |fixture| poke(&mut fixture.device, &[(0, 0x40)])),
+        ("memory written", |fixture| {
+            poke(&mut fixture.device, &[(0, 0x40), (1, 0x77)])
         }),
-        ("set", |bench| poke(&mut bench.device, &[(0, 0x02), (1, 0x01)])),
-        ("stopped", |bench| {
-            poke(&mut bench.device, &[(0, 0x0b), (1, 0x82)])
+        ("time set", |fixture| {
+            poke(&mut fixture.device, &[(0, 0x02), (1, 0x01)])
         }),
-        ("binary, 12 hours", |bench| {
-            poke(&mut bench.device, &[(0, 0x0b), (1, 0x04)])
+        ("clock stopped", |fixture| {
+            poke(&mut fixture.device, &[(0, 0x0b), (1, 0x82)])
+        }),
+        ("binary, 12 hours", |fixture| {
+            poke(&mut fixture.device, &[(0, 0x0b), (1, 0x04)])
         }),
     ];
 
     fn new() -> Self {
         let clock = ManualClock::default();
         clock.advance(Duration::from_secs(1_709_251_198));
-        Self::on(clock)
+        Self::with_clock(clock)
     }
 
-    fn another(&self) -> Self {
-        Self::on(apart(&self.clock))
+    fn fresh_copy(&self) -> Self {
+        Self::with_clock(separate(&self.clock))
     }
 
     fn component(&mut self) -> &mut dyn Component {
@@ -80,20 +82,20 @@ impl Bench for CmosBench {
         Some(&mut self.device)
     }
 
-    fn happens(&mut self, what: u16) -> u64 {
-        self.clock.advance(Duration::from_millis(what.into()));
+    fn apply_event(&mut self, event: u16) -> u64 {
+        self.clock.advance(Duration::from_millis(event.into()));
         0
     }
 }
 
-pub(super) struct PitBench {
+pub(super) struct PitFixture {
     device: Pit,
     clock: ManualClock,
     interrupt: Arc<EdgeCounter>,
 }
 
-impl PitBench {
-    fn on(clock: ManualClock) -> Self {
+impl PitFixture {
+    fn with_clock(clock: ManualClock) -> Self {
         let interrupt = Arc::new(EdgeCounter::default());
         let device = Pit::new(interrupt.clone(), Box::new(clock.clone())).unwrap();
         Self {
@@ -103,55 +105,55 @@ impl PitBench {
         }
     }
 
-    fn pass(&mut self, nanoseconds: u64) -> u32 {
+    fn advance(&mut self, nanoseconds: u64) -> u32 {
         self.clock.advance(Duration::from_nanos(nanoseconds));
         self.device.expired();
         self.interrupt.take()
     }
 }
 
-impl Bench for PitBench {
-    const OF: &'static [&'static str] = &["Pit"];
-    /// Those of the counters; port 0x61 is behind them.
+impl Fixture for PitFixture {
+    const TYPES: &'static [&'static str] = &["Pit"];
+    /// From the counters to port 0x61.
     const REGISTERS: u64 = crate::pit::CONTROL_OFFSET + 1;
-    const STAGES: &'static [Stage<Self>] = &[
-        ("control word", |bench| poke(&mut bench.device, &[(3, 0x34)])),
-        ("half a count", |bench| {
-            poke(&mut bench.device, &[(3, 0x34), (0, 0x11)])
+    const STATES: &'static [StateSetup<Self>] = &[
+        ("control word", |fixture| poke(&mut fixture.device, &[(3, 0x34)])),
+        ("incomplete count", |fixture| {
+            poke(&mut fixture.device, &[(3, 0x34), (0, 0x11)])
         }),
-        ("counting", |bench| {
-            poke(&mut bench.device, &[(3, 0x34), (0, 0xa5), (0, 0x12)]);
-            bench.pass(4_500_000);
+        ("counting", |fixture| {
+            poke(&mut fixture.device, &[(3, 0x34), (0, 0xa5), (0, 0x12)]);
+            fixture.advance(4_500_000);
         }),
-        ("an edge that was not looked at", |bench| {
-            poke(&mut bench.device, &[(3, 0x34), (0, 0xa5), (0, 0x12)]);
-            bench.clock.advance(Duration::from_micros(4_500));
+        ("unchecked edge", |fixture| {
+            poke(&mut fixture.device, &[(3, 0x34), (0, 0xa5), (0, 0x12)]);
+            fixture.clock.advance(Duration::from_micros(4_500));
         }),
-        ("one-shot, over", |bench| {
-            poke(&mut bench.device, &[(3, 0x30), (0, 0x10), (0, 0x00)]);
-            bench.pass(1_000_000);
+        ("expired one-shot", |fixture| {
+            poke(&mut fixture.device, &[(3, 0x30), (0, 0x10), (0, 0x00)]);
+            fixture.advance(1_000_000);
         }),
-        ("latched", |bench| {
-            poke(&mut bench.device, &[(3, 0xb6), (2, 0xa5), (2, 0x12), (3, 0x80)]);
+        ("latched", |fixture| {
+            poke(&mut fixture.device, &[(3, 0xb6), (2, 0xa5), (2, 0x12), (3, 0x80)]);
         }),
-        ("status latched", |bench| {
-            poke(&mut bench.device, &[(3, 0xb6), (2, 0xa5), (2, 0x12), (3, 0xe8)]);
+        ("status latched", |fixture| {
+            poke(&mut fixture.device, &[(3, 0xb6), (2, 0xa5), (2, 0x12), (3, 0xe8)]);
         }),
-        ("gate open, speaker on", |bench| {
+        ("gate high, speaker on", |fixture| {
             poke(
-                &mut bench.device,
+                &mut fixture.device,
                 &[(3, 0xb6), (2, 0xa5), (2, 0x12), (Self::REGISTERS - 1, 3)],
             );
-            bench.pass(700_000);
+            fixture.advance(700_000);
         }),
     ];
 
     fn new() -> Self {
-        Self::on(ManualClock::default())
+        Self::with_clock(ManualClock::default())
     }
 
-    fn another(&self) -> Self {
-        Self::on(apart(&self.clock))
+    fn fresh_copy(&self) -> Self {
+        Self::with_clock(separate(&self.clock))
     }
 
     fn component(&mut self) -> &mut dyn Component {
@@ -162,26 +164,26 @@ impl Bench for PitBench {
         Some(&mut self.device)
     }
 
-    fn happens(&mut self, what: u16) -> u64 {
-        self.pass(u64::from(what) * 1_000).into()
+    fn apply_event(&mut self, event: u16) -> u64 {
+        self.advance(u64::from(event) * 1_000).into()
     }
 }
 
-/// A device without anything around it.
-macro_rules! plain {
-    ($bench:ident, $device:ty, $name:literal, $registers:expr, $new:expr) => {
-        pub(super) struct $bench($device);
+/// Defines the fixture of a device without environment.
+macro_rules! plain_fixture {
+    ($fixture:ident, $device:ty, $name:literal, $registers:expr, $new:expr) => {
+        pub(super) struct $fixture($device);
 
-        impl Bench for $bench {
-            const OF: &'static [&'static str] = &[$name];
+        impl Fixture for $fixture {
+            const TYPES: &'static [&'static str] = &[$name];
             const REGISTERS: u64 = $registers;
-            const STAGES: &'static [Stage<Self>] = &[];
+            const STATES: &'static [StateSetup<Self>] = &[];
 
             fn new() -> Self {
                 Self($new)
             }
 
-            fn another(&self) -> Self {
+            fn fresh_copy(&self) -> Self {
                 Self::new()
             }
 
@@ -196,29 +198,29 @@ macro_rules! plain {
     };
 }
 
-plain!(
-    PowerOffBench,
+plain_fixture!(
+    PowerOffFixture,
     PowerOffPort,
     "PowerOffPort",
     POWER_OFF_LENGTH,
     PowerOffPort::new(Arc::new(Power::new()))
 );
-plain!(
-    ExitBench,
+plain_fixture!(
+    ExitFixture,
     ExitPort,
     "ExitPort",
     EXIT_LENGTH,
     ExitPort::new(Arc::new(Power::new()))
 );
-plain!(
-    SleepBench,
+plain_fixture!(
+    SleepFixture,
     SleepPort,
     "SleepPort",
     1,
     SleepPort::new(Arc::new(Power::new()))
 );
 
-pub(super) struct I8042Bench {
+pub(super) struct I8042Fixture {
     device: I8042,
     interrupt: Arc<EdgeCounter>,
 }
@@ -226,41 +228,41 @@ pub(super) struct I8042Bench {
 const DATA: u64 = 0;
 const COMMAND: u64 = 4;
 
-impl Bench for I8042Bench {
-    const OF: &'static [&'static str] = &["I8042"];
+impl Fixture for I8042Fixture {
+    const TYPES: &'static [&'static str] = &["I8042"];
     const REGISTERS: u64 = 5;
-    const STAGES: &'static [Stage<Self>] = &[
-        ("an answer waits", |bench| {
-            poke(&mut bench.device, &[(COMMAND, 0x20)])
+    const STATES: &'static [StateSetup<Self>] = &[
+        ("unread response", |fixture| {
+            poke(&mut fixture.device, &[(COMMAND, 0x20)])
         }),
-        ("data is awaited", |bench| {
-            poke(&mut bench.device, &[(COMMAND, 0x65)])
+        ("data byte missing", |fixture| {
+            poke(&mut fixture.device, &[(COMMAND, 0x65)])
         }),
-        ("memory is written", |bench| {
-            poke(&mut bench.device, &[(COMMAND, 0x65), (DATA, 9)])
+        ("memory written", |fixture| {
+            poke(&mut fixture.device, &[(COMMAND, 0x65), (DATA, 9)])
         }),
-        ("keys wait", |bench| bench.device.press_ctrl_alt_del()),
-        ("keys wait, one was read", |bench| {
-            bench.device.press_ctrl_alt_del();
-            bench.device.read(DATA, &mut [0]);
+        ("unread keys", |fixture| fixture.device.press_ctrl_alt_del()),
+        ("unread keys, one read", |fixture| {
+            fixture.device.press_ctrl_alt_del();
+            fixture.device.read(DATA, &mut [0]);
         }),
-        ("keys wait for the keyboard to be turned on", |bench| {
-            poke(&mut bench.device, &[(COMMAND, 0x60), (DATA, 0x75)]);
-            bench.device.press_ctrl_alt_del();
+        ("unread keys of a disabled keyboard", |fixture| {
+            poke(&mut fixture.device, &[(COMMAND, 0x60), (DATA, 0x75)]);
+            fixture.device.press_ctrl_alt_del();
         }),
-        ("the keyboard waits for its data", |bench| {
-            poke(&mut bench.device, &[(DATA, 0xed)])
+        ("keyboard data byte missing", |fixture| {
+            poke(&mut fixture.device, &[(DATA, 0xed)])
         }),
-        ("another set of codes", |bench| {
-            poke(&mut bench.device, &[(DATA, 0xf0), (DATA, 1)])
+        ("scan code set 1", |fixture| {
+            poke(&mut fixture.device, &[(DATA, 0xf0), (DATA, 1)])
         }),
-        ("all at once", |bench| {
+        ("all combined", |fixture| {
             poke(
-                &mut bench.device,
+                &mut fixture.device,
                 &[(COMMAND, 0x20), (COMMAND, 0x65), (COMMAND, 0xae), (DATA, 0xed)],
             );
-            bench.device.press_ctrl_alt_del();
-            poke(&mut bench.device, &[(COMMAND, 0x65)]);
+            fixture.device.press_ctrl_alt_del();
+            poke(&mut fixture.device, &[(COMMAND, 0x65)]);
         }),
     ];
 
@@ -270,7 +272,7 @@ impl Bench for I8042Bench {
         Self { device, interrupt }
     }
 
-    fn another(&self) -> Self {
+    fn fresh_copy(&self) -> Self {
         Self::new()
     }
 
@@ -282,8 +284,8 @@ impl Bench for I8042Bench {
         Some(&mut self.device)
     }
 
-    fn happens(&mut self, what: u16) -> u64 {
-        if what & 3 == 0 {
+    fn apply_event(&mut self, event: u16) -> u64 {
+        if event & 3 == 0 {
             self.device.press_ctrl_alt_del();
         }
         self.interrupt.take().into()
@@ -294,35 +296,39 @@ impl Bench for I8042Bench {
     }
 }
 
-pub(super) struct SerialBench {
+pub(super) struct SerialFixture {
     device: Serial,
     edges: Arc<EdgeCounter>,
     _reader: File,
 }
 
-impl Bench for SerialBench {
-    const OF: &'static [&'static str] = &["Serial"];
+impl Fixture for SerialFixture {
+    const TYPES: &'static [&'static str] = &["Serial"];
     const REGISTERS: u64 = 8;
-    const STAGES: &'static [Stage<Self>] = &[
-        ("scratched", |bench| poke(&mut bench.device, &[(7, 0x5a)])),
-        ("divisor shown", |bench| {
-            poke(&mut bench.device, &[(3, 0x83), (0, 1)])
+    const STATES: &'static [StateSetup<Self>] = &[
+        ("scratch written", |fixture| {
+            poke(&mut fixture.device, &[(7, 0x5a)])
         }),
-        ("loopback", |bench| {
-            poke(&mut bench.device, &[(4, 0x10), (0, b'x')])
+        ("divisor latch accessible", |fixture| {
+            poke(&mut fixture.device, &[(3, 0x83), (0, 1)])
         }),
-        ("transmitter empty", |bench| poke(&mut bench.device, &[(1, 2)])),
-        ("FIFO full", |bench| {
-            assert_eq!(bench.device.enqueue(&[7; 100]), 64);
+        ("loopback", |fixture| {
+            poke(&mut fixture.device, &[(4, 0x10), (0, b'x')])
         }),
-        ("FIFO full, interrupt pending", |bench| {
-            poke(&mut bench.device, &[(1, 1)]);
-            assert_eq!(bench.device.enqueue(&[7; 100]), 64);
+        ("transmitter empty", |fixture| {
+            poke(&mut fixture.device, &[(1, 2)])
         }),
-        ("both interrupts pending", |bench| {
-            poke(&mut bench.device, &[(1, 3)]);
-            bench.device.enqueue(b"a");
-            bench.device.read(2, &mut [0]);
+        ("FIFO full", |fixture| {
+            assert_eq!(fixture.device.enqueue(&[7; 100]), 64);
+        }),
+        ("FIFO full, interrupt pending", |fixture| {
+            poke(&mut fixture.device, &[(1, 1)]);
+            assert_eq!(fixture.device.enqueue(&[7; 100]), 64);
+        }),
+        ("both interrupts pending", |fixture| {
+            poke(&mut fixture.device, &[(1, 3)]);
+            fixture.device.enqueue(b"a");
+            fixture.device.read(2, &mut [0]);
         }),
     ];
 
@@ -337,7 +343,7 @@ impl Bench for SerialBench {
         }
     }
 
-    fn another(&self) -> Self {
+    fn fresh_copy(&self) -> Self {
         Self::new()
     }
 
@@ -349,8 +355,8 @@ impl Bench for SerialBench {
         Some(&mut self.device)
     }
 
-    fn happens(&mut self, what: u16) -> u64 {
-        let [length, first] = what.to_le_bytes();
+    fn apply_event(&mut self, event: u16) -> u64 {
+        let [length, first] = event.to_le_bytes();
         let bytes: Vec<u8> = (0..length % 80).map(|index| first.wrapping_add(index)).collect();
         self.device.enqueue(&bytes) as u64
     }

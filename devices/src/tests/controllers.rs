@@ -1,65 +1,67 @@
-//! The interrupt controllers, one by one and together.
+//! Fixtures of the interrupt controllers, alone and combined.
 
 use std::sync::Arc;
 
 use snapshot::Component;
 
 use super::chips::poke;
-use super::{Bench, Stage};
+use super::{Fixture, StateSetup};
 use crate::bus::{BusDevice, SharedDevice};
 use crate::ioapic::{Ioapic, Message, MessageSink, Route};
 use crate::pic::{Chip, Pic};
 use crate::sync::lock;
 use crate::{ExternalInterrupt, SplitIrqchip};
 
-/// Where messages and INTR of the interrupt controllers go.
-struct Nowhere;
+/// Receiver that discards messages and INTR.
+struct Discard;
 
-impl MessageSink for Nowhere {
+impl MessageSink for Discard {
     fn send(&self, _: Message) {}
 
     fn routes_changed(&self, _: &[Route]) {}
 }
 
-impl ExternalInterrupt for Nowhere {
+impl ExternalInterrupt for Discard {
     fn raise(&self) {}
 }
 
-pub(super) struct IoapicBench(Ioapic);
+pub(super) struct IoapicFixture(Ioapic);
 
-/// Writes `value` to `register` of an IOAPIC whose registers begin at `base`.
+/// Writes `value` to `register` of the IOAPIC at `base`.
 fn program(device: &mut dyn BusDevice, base: u64, register: u8, value: u32) {
     device.write(base, &u32::from(register).to_le_bytes());
     device.write(base + 0x10, &value.to_le_bytes());
 }
 
-impl Bench for IoapicBench {
-    const OF: &'static [&'static str] = &["Ioapic"];
+impl Fixture for IoapicFixture {
+    const TYPES: &'static [&'static str] = &["Ioapic"];
     const REGISTERS: u64 = 0x50;
-    const STAGES: &'static [Stage<Self>] = &[
-        ("selected", |bench| bench.0.write(0, &[0x12])),
-        ("named", |bench| program(&mut bench.0, 0, 0, 0x0500_0000)),
-        ("routed", |bench| program(&mut bench.0, 0, 0x24, 0x8055)),
-        ("in service", |bench| {
-            program(&mut bench.0, 0, 0x24, 0x8055);
-            bench.0.set_level(10, true);
+    const STATES: &'static [StateSetup<Self>] = &[
+        ("register selected", |fixture| fixture.0.write(0, &[0x12])),
+        ("identifier written", |fixture| {
+            program(&mut fixture.0, 0, 0, 0x0500_0000)
         }),
-        ("in service and low again", |bench| {
-            program(&mut bench.0, 0, 0x24, 0x8055);
-            bench.0.set_level(10, true);
-            bench.0.set_level(10, false);
+        ("routed", |fixture| program(&mut fixture.0, 0, 0x24, 0x8055)),
+        ("in service", |fixture| {
+            program(&mut fixture.0, 0, 0x24, 0x8055);
+            fixture.0.set_level(10, true);
         }),
-        ("high and masked", |bench| {
-            program(&mut bench.0, 0, 0x24, 0x1_0055);
-            bench.0.set_level(10, true);
+        ("in service, deasserted", |fixture| {
+            program(&mut fixture.0, 0, 0x24, 0x8055);
+            fixture.0.set_level(10, true);
+            fixture.0.set_level(10, false);
+        }),
+        ("asserted and masked", |fixture| {
+            program(&mut fixture.0, 0, 0x24, 0x1_0055);
+            fixture.0.set_level(10, true);
         }),
     ];
 
     fn new() -> Self {
-        Self(Ioapic::new(Arc::new(Nowhere)))
+        Self(Ioapic::new(Arc::new(Discard)))
     }
 
-    fn another(&self) -> Self {
+    fn fresh_copy(&self) -> Self {
         Self::new()
     }
 
@@ -71,8 +73,8 @@ impl Bench for IoapicBench {
         Some(&mut self.0)
     }
 
-    fn happens(&mut self, what: u16) -> u64 {
-        let [pin, action] = what.to_le_bytes();
+    fn apply_event(&mut self, event: u16) -> u64 {
+        let [pin, action] = event.to_le_bytes();
         match action & 3 {
             0 => self.0.end_of_interrupt(pin),
             action => self.0.set_level(pin % 32, action == 1),
@@ -81,7 +83,7 @@ impl Bench for IoapicBench {
     }
 }
 
-/// What initialises both 8259As: their first ports are 0 and 2; vectors from 0x20 and 0x28.
+/// Writes that initialise both 8259As, with first ports 0 and 2 and vectors from 0x20 and 0x28.
 const INITIALISED: [(u64, u8); 8] = [
     (0, 0x11),
     (1, 0x20),
@@ -93,9 +95,9 @@ const INITIALISED: [(u64, u8); 8] = [
     (3, 0x01),
 ];
 
-pub(super) struct PicBench(Pic);
+pub(super) struct PicFixture(Pic);
 
-impl BusDevice for PicBench {
+impl BusDevice for PicFixture {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         for (offset, byte) in (offset..).zip(data) {
             *byte = match offset {
@@ -119,32 +121,34 @@ impl BusDevice for PicBench {
     }
 }
 
-impl Bench for PicBench {
-    const OF: &'static [&'static str] = &["Pic"];
+impl Fixture for PicFixture {
+    const TYPES: &'static [&'static str] = &["Pic"];
     const REGISTERS: u64 = 6;
-    const STAGES: &'static [Stage<Self>] = &[
-        ("half initialised", |bench| poke(bench, &INITIALISED[..2])),
-        ("initialised", |bench| poke(bench, &INITIALISED)),
-        ("masked", |bench| {
-            poke(bench, &INITIALISED);
-            poke(bench, &[(1, 0xfb)]);
+    const STATES: &'static [StateSetup<Self>] = &[
+        ("initialisation incomplete", |fixture| {
+            poke(fixture, &INITIALISED[..2])
         }),
-        ("level-triggered", |bench| poke(bench, &[(5, 0x08)])),
-        ("pending", |bench| {
-            poke(bench, &INITIALISED);
-            bench.0.set_level(14, true);
+        ("initialised", |fixture| poke(fixture, &INITIALISED)),
+        ("masked", |fixture| {
+            poke(fixture, &INITIALISED);
+            poke(fixture, &[(1, 0xfb)]);
         }),
-        ("in service, another pending, lines low", |bench| {
-            poke(bench, &INITIALISED);
-            bench.0.set_level(14, true);
-            bench.0.acknowledge();
-            bench.0.set_level(14, false);
-            bench.0.set_level(1, true);
-            bench.0.set_level(1, false);
+        ("level-triggered", |fixture| poke(fixture, &[(5, 0x08)])),
+        ("pending", |fixture| {
+            poke(fixture, &INITIALISED);
+            fixture.0.set_level(14, true);
         }),
-        ("asked for what is in service", |bench| {
-            poke(bench, &INITIALISED);
-            poke(bench, &[(0, 0x0b)]);
+        ("in service, another pending, lines low", |fixture| {
+            poke(fixture, &INITIALISED);
+            fixture.0.set_level(14, true);
+            fixture.0.acknowledge();
+            fixture.0.set_level(14, false);
+            fixture.0.set_level(1, true);
+            fixture.0.set_level(1, false);
+        }),
+        ("in-service register selected", |fixture| {
+            poke(fixture, &INITIALISED);
+            poke(fixture, &[(0, 0x0b)]);
         }),
     ];
 
@@ -152,7 +156,7 @@ impl Bench for PicBench {
         Self(Pic::new())
     }
 
-    fn another(&self) -> Self {
+    fn fresh_copy(&self) -> Self {
         Self::new()
     }
 
@@ -164,8 +168,8 @@ impl Bench for PicBench {
         Some(self)
     }
 
-    fn happens(&mut self, what: u16) -> u64 {
-        let [line, action] = what.to_le_bytes();
+    fn apply_event(&mut self, event: u16) -> u64 {
+        let [line, action] = event.to_le_bytes();
         match action & 3 {
             0 if self.0.pending() => self.0.acknowledge().into(),
             1 => {
@@ -181,11 +185,11 @@ impl Bench for PicBench {
     }
 }
 
-pub(super) struct IrqchipBench(SplitIrqchip);
+pub(super) struct IrqchipFixture(SplitIrqchip);
 
-impl IrqchipBench {
-    /// The device that claims `offset`, and where it begins.
-    fn face(&self, offset: u64) -> (SharedDevice, u64) {
+impl IrqchipFixture {
+    /// Returns the device that claims `offset`, and its first offset.
+    fn device_at(&self, offset: u64) -> (SharedDevice, u64) {
         match offset {
             0..2 => (self.0.pic_ports(Chip::Master), 0),
             2..4 => (self.0.pic_ports(Chip::Slave), 2),
@@ -195,38 +199,38 @@ impl IrqchipBench {
     }
 }
 
-impl BusDevice for IrqchipBench {
+impl BusDevice for IrqchipFixture {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        let (face, base) = self.face(offset);
-        lock(&face).read(offset - base, data);
+        let (device, base) = self.device_at(offset);
+        lock(&device).read(offset - base, data);
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        let (face, base) = self.face(offset);
-        lock(&face).write(offset - base, data);
+        let (device, base) = self.device_at(offset);
+        lock(&device).write(offset - base, data);
     }
 }
 
-impl Bench for IrqchipBench {
-    const OF: &'static [&'static str] = &["SplitIrqchip"];
+impl Fixture for IrqchipFixture {
+    const TYPES: &'static [&'static str] = &["SplitIrqchip"];
     const REGISTERS: u64 = 6 + 0x50;
-    const STAGES: &'static [Stage<Self>] = &[
-        ("initialised", |bench| poke(bench, &INITIALISED)),
-        ("pending at the 8259A", |bench| {
-            poke(bench, &INITIALISED);
-            bench.0.line(4).unwrap().trigger();
+    const STATES: &'static [StateSetup<Self>] = &[
+        ("initialised", |fixture| poke(fixture, &INITIALISED)),
+        ("pending at the 8259A", |fixture| {
+            poke(fixture, &INITIALISED);
+            fixture.0.line(4).unwrap().trigger();
         }),
-        ("in service at the IOAPIC", |bench| {
-            program(bench, 6, 0x10 + 2 * 11, 0x8055);
-            bench.0.line(11).unwrap().set_level(true);
+        ("in service at the IOAPIC", |fixture| {
+            program(fixture, 6, 0x10 + 2 * 11, 0x8055);
+            fixture.0.line(11).unwrap().set_level(true);
         }),
     ];
 
     fn new() -> Self {
-        Self(SplitIrqchip::new(Arc::new(Nowhere), Arc::new(Nowhere)))
+        Self(SplitIrqchip::new(Arc::new(Discard), Arc::new(Discard)))
     }
 
-    fn another(&self) -> Self {
+    fn fresh_copy(&self) -> Self {
         Self::new()
     }
 
@@ -238,20 +242,20 @@ impl Bench for IrqchipBench {
         Some(self)
     }
 
-    fn happens(&mut self, what: u16) -> u64 {
-        let [line, action] = what.to_le_bytes();
-        match (action & 3, self.0.line(u32::from(line % 32))) {
+    fn apply_event(&mut self, event: u16) -> u64 {
+        let [number, action] = event.to_le_bytes();
+        match (action & 3, self.0.line(u32::from(number % 32))) {
             (0, _) => self.0.acknowledge().map_or(0x100, u64::from),
-            (1, Some(wire)) => {
-                wire.set_level(true);
+            (1, Some(line)) => {
+                line.set_level(true);
                 u64::from(self.0.intr())
             }
-            (2, Some(wire)) => {
-                wire.set_level(false);
+            (2, Some(line)) => {
+                line.set_level(false);
                 u64::from(self.0.intr())
             }
             _ => {
-                self.0.end_of_interrupt(line);
+                self.0.end_of_interrupt(number);
                 u64::from(self.0.intr())
             }
         }

@@ -1,18 +1,18 @@
-//! The rate limiter.
+//! Fixture of the rate limiter.
 
 use std::time::Duration;
 
 use snapshot::Component;
 
-use super::chips::apart;
-use super::{Bench, Stage};
+use super::chips::separate;
+use super::{Fixture, StateSetup};
 use crate::bus::BusDevice;
 use crate::clock::Clock;
 use crate::testing::ManualClock;
 use crate::{Bucket, Limiter};
 
-/// What it lets pass is all that there is to see of it.
-pub(super) struct LimiterBench {
+/// Its only visible effect is the result of `consume`.
+pub(super) struct LimiterFixture {
     device: Limiter,
     clock: ManualClock,
 }
@@ -23,30 +23,30 @@ const LIMIT: Option<Bucket> = Some(Bucket {
     one_time_burst: 50,
 });
 
-impl Bench for LimiterBench {
-    const OF: &'static [&'static str] = &["Limiter"];
+impl Fixture for LimiterFixture {
+    const TYPES: &'static [&'static str] = &["Limiter"];
     const REGISTERS: u64 = 0;
-    const STAGES: &'static [Stage<Self>] = &[
-        ("full", |bench| bench.device.update(LIMIT, LIMIT)),
-        ("half full", |bench| {
-            bench.device.update(LIMIT, None);
-            bench.happens(600);
+    const STATES: &'static [StateSetup<Self>] = &[
+        ("full", |fixture| fixture.device.update(LIMIT, LIMIT)),
+        ("half full", |fixture| {
+            fixture.device.update(LIMIT, None);
+            fixture.apply_event(600);
         }),
-        ("throttled", |bench| {
-            bench.device.update(LIMIT, None);
-            bench.happens(900);
-            bench.happens(900);
-            assert!(bench.device.is_throttled());
+        ("throttled", |fixture| {
+            fixture.device.update(LIMIT, None);
+            fixture.apply_event(900);
+            fixture.apply_event(900);
+            assert!(fixture.device.is_throttled());
         }),
-        ("owing", |bench| {
-            bench.device.update(LIMIT, None);
-            bench.happens(10_000);
+        ("in debt", |fixture| {
+            fixture.device.update(LIMIT, None);
+            fixture.apply_event(10_000);
         }),
-        ("between two tokens", |bench| {
-            bench.device.update(LIMIT, None);
-            bench.happens(1000);
-            bench.clock.advance(Duration::from_nanos(150_001));
-            bench.happens(0);
+        ("between two tokens", |fixture| {
+            fixture.device.update(LIMIT, None);
+            fixture.apply_event(1000);
+            fixture.clock.advance(Duration::from_nanos(150_001));
+            fixture.apply_event(0);
         }),
     ];
 
@@ -57,9 +57,9 @@ impl Bench for LimiterBench {
         }
     }
 
-    fn another(&self) -> Self {
+    fn fresh_copy(&self) -> Self {
         Self {
-            clock: apart(&self.clock),
+            clock: separate(&self.clock),
             ..Self::new()
         }
     }
@@ -72,14 +72,15 @@ impl Bench for LimiterBench {
         None
     }
 
-    fn happens(&mut self, what: u16) -> u64 {
-        let passed = self.device.consume(what.into(), self.clock.now());
-        self.clock.advance(Duration::from_micros(u64::from(what) % 7_000));
+    fn apply_event(&mut self, event: u16) -> u64 {
+        let passed = self.device.consume(event.into(), self.clock.now());
+        self.clock
+            .advance(Duration::from_micros(u64::from(event) % 7_000));
         passed.into()
     }
 
-    /// Devices save what is there by then.
-    fn quiet(&mut self) {
+    /// Devices fill the buckets before a save.
+    fn drain(&mut self) {
         self.device.fill(self.clock.now());
     }
 }

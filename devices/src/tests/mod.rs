@@ -1,12 +1,13 @@
-//! Everything with state, in every state that matters: saved, restored into a fresh one and saved again, it is the same, and
-//! it goes on as the one that was saved.
+//! Round trips of every component with state: save, restore into a fresh component, save again, compare.
+//!
+//! A restored component must also continue exactly as the original.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`chips`] | what a machine always has |
-//! | [`controllers`] | the interrupt controllers |
-//! | [`limiter`] | what keeps devices from doing too much |
-//! | [`virtio`] | network and block devices behind their transport |
+//! | [`chips`] | fixtures of the devices of every machine |
+//! | [`controllers`] | fixtures of the interrupt controllers |
+//! | [`limiter`] | fixture of the rate limiter |
+//! | [`virtio`] | fixtures of network and block devices behind their transport |
 
 mod chips;
 mod controllers;
@@ -23,150 +24,154 @@ use snapshot::{ArchiveReader, ArchiveWriter, Component};
 
 use crate::bus::BusDevice;
 
-/// How a component gets into a state: what it is called, and what is done to a fresh one.
-type Stage<B> = (&'static str, fn(&mut B));
+/// Name of a state, and the actions that bring a fresh component into it.
+type StateSetup<F> = (&'static str, fn(&mut F));
 
-/// A component, and all that is around it.
-trait Bench: Sized + 'static {
-    /// The types of which it is the proof.
-    const OF: &'static [&'static str];
-    /// Addresses of the registers, 0 if there are none.
+/// A component and its environment.
+trait Fixture: Sized + 'static {
+    /// Names of the covered types.
+    const TYPES: &'static [&'static str];
+    /// Number of register addresses, 0 without registers.
     const REGISTERS: u64;
-    /// States beyond that of a fresh one. No two of them are equal.
-    const STAGES: &'static [Stage<Self>];
+    /// Distinct states besides the fresh one.
+    const STATES: &'static [StateSetup<Self>];
 
-    /// A fresh one.
+    /// Creates a fresh component.
     fn new() -> Self;
 
-    /// A fresh one like this one, at the same time and with a copy of its memory.
-    fn another(&self) -> Self;
+    /// Creates a fresh component at the same time and with a copy of the memory.
+    fn fresh_copy(&self) -> Self;
 
+    /// Returns the component.
     fn component(&mut self) -> &mut dyn Component;
 
-    /// What its registers are reached by.
+    /// Returns the device that holds its registers.
     fn registers(&mut self) -> Option<&mut dyn BusDevice>;
 
-    /// Something that comes from outside, and what is seen of it there.
-    fn happens(&mut self, _what: u16) -> u64 {
+    /// Applies an external event and returns its visible effect.
+    fn apply_event(&mut self, _event: u16) -> u64 {
         0
     }
 
-    /// What is done before the state is saved.
-    fn quiet(&mut self) {}
+    /// Completes requests in flight before a save.
+    fn drain(&mut self) {}
 
-    /// What is done once before the guest goes on after a restore.
+    /// Resumes the component after a restore.
     fn resume(&mut self) {}
 
-    /// What the guest sees beside registers.
+    /// Returns the memory that the guest sees.
     fn memory(&self) -> Vec<u8> {
         Vec::new()
     }
 }
 
-fn save<B: Bench>(bench: &mut B) -> Vec<u8> {
-    bench.quiet();
+fn save<F: Fixture>(fixture: &mut F) -> Vec<u8> {
+    fixture.drain();
     let mut archive = ArchiveWriter::new();
-    bench.component().save_section("it", &mut archive).unwrap();
+    fixture
+        .component()
+        .save_section("component", &mut archive)
+        .unwrap();
     archive.into_bytes()
 }
 
-fn restore<B: Bench>(bench: &mut B, state: &[u8]) {
+fn restore<F: Fixture>(fixture: &mut F, state: &[u8]) {
     let mut archive = ArchiveReader::parse(state).unwrap();
-    bench.component().restore_section("it", &mut archive).unwrap();
+    fixture
+        .component()
+        .restore_section("component", &mut archive)
+        .unwrap();
     archive.finish().unwrap();
 }
 
-/// A fresh one, `None`, or one at `stage`.
-fn at<B: Bench>(stage: Option<&Stage<B>>) -> B {
-    let mut bench = B::new();
-    if let Some((_, reach)) = stage {
-        reach(&mut bench);
+/// Creates a component in the state of `setup`; fresh if `None`.
+fn in_state<F: Fixture>(setup: Option<&StateSetup<F>>) -> F {
+    let mut fixture = F::new();
+    if let Some((_, apply)) = setup {
+        apply(&mut fixture);
     }
-    bench
+    fixture
 }
 
-/// [`at`] each of its stages, and what that is called.
-fn everywhere<B: Bench>() -> impl Iterator<Item = (&'static str, B)> {
-    let stages = B::STAGES.iter().map(|stage| (stage.0, at(Some(stage))));
-    [("fresh", B::new())].into_iter().chain(stages)
+/// Creates a component in each state, with the name of the state.
+fn all_states<F: Fixture>() -> impl Iterator<Item = (&'static str, F)> {
+    let states = F::STATES.iter().map(|setup| (setup.0, in_state(Some(setup))));
+    [("fresh", F::new())].into_iter().chain(states)
 }
 
-/// The generic test.
-fn returns<B: Bench>() {
+/// Checks the round trip of every state.
+fn check_round_trip<F: Fixture>() {
     let mut seen = Vec::new();
-    for (stage, mut bench) in everywhere::<B>() {
-        let state = save(&mut bench);
-        assert_eq!(save(&mut bench), state, "{stage}: to be saved changes nothing");
-        let mut fresh = bench.another();
+    for (name, mut fixture) in all_states::<F>() {
+        let state = save(&mut fixture);
+        assert_eq!(save(&mut fixture), state, "{name}: a save changes the state");
+        let mut fresh = fixture.fresh_copy();
         restore(&mut fresh, &state);
-        assert!(save(&mut fresh) == state, "{stage}: another one comes out");
-        // Nothing stays of what was before.
-        for (earlier, mut lived) in everywhere::<B>() {
-            restore(&mut lived, &state);
+        assert!(save(&mut fresh) == state, "{name}: the restored state differs");
+        // A restore replaces every earlier state.
+        for (earlier, mut used) in all_states::<F>() {
+            restore(&mut used, &state);
             assert!(
-                save(&mut lived) == state,
-                "{stage}: it is not what it was after {earlier}"
+                save(&mut used) == state,
+                "{name}: the state restored over {earlier} differs"
             );
         }
-        let here = (state, bench.memory());
-        read_alike(&mut bench, &mut fresh, stage);
+        let current = (state, fixture.memory());
+        compare_registers(&mut fixture, &mut fresh, name);
         for (other, same) in &seen {
-            assert!(
-                *same != here,
-                "{stage} is the same as {other}: it was not reached"
-            );
+            assert!(*same != current, "{name} equals {other}: its setup has no effect");
         }
-        seen.push((stage, here));
+        seen.push((name, current));
     }
 }
 
-/// The guest goes on, and reads everything, bytes and words.
-fn read_alike<B: Bench>(original: &mut B, copy: &mut B, stage: &str) {
+/// Resumes both components and compares all registers, read by bytes and by words.
+fn compare_registers<F: Fixture>(original: &mut F, copy: &mut F, state: &str) {
     original.resume();
     copy.resume();
     for width in [1, 4] {
-        for offset in 0..B::REGISTERS {
-            let room = usize::try_from(B::REGISTERS - offset).unwrap();
+        for offset in 0..F::REGISTERS {
+            let room = usize::try_from(F::REGISTERS - offset).unwrap();
             let step = Step::Read(offset, room.min(width));
             assert_eq!(
-                take(copy, &step),
-                take(original, &step),
-                "{stage}: register {offset:#x}"
+                apply_step(copy, &step),
+                apply_step(original, &step),
+                "{state}: register {offset:#x}"
             );
         }
     }
 }
 
-/// Something that is done to a component.
+/// One action on a component.
 #[derive(Clone, Debug)]
 enum Step {
     Read(u64, usize),
     Write(u64, Vec<u8>),
-    Happens(u16),
+    Event(u16),
 }
 
 fn steps(registers: u64) -> impl Strategy<Value = Vec<Step>> {
-    // Addresses are taken modulo the number of registers; without any, all that is left is what happens.
-    let place = (any::<u64>(), 0_u32..4).prop_map(move |(offset, width)| {
+    // Addresses are modulo the number of registers. Without registers, only events have an effect.
+    let range = (any::<u64>(), 0_u32..4).prop_map(move |(offset, width)| {
         let offset = offset % registers.max(1);
         let room = usize::try_from(registers - offset.min(registers)).unwrap();
         (offset, (1_usize << width).min(room))
     });
-    let write = (place.clone(), any::<[u8; 8]>())
+    let write = (range.clone(), any::<[u8; 8]>())
         .prop_map(|((offset, width), data)| Step::Write(offset, data[..width].to_vec()));
     let step = prop_oneof![
-        2 => place.prop_map(|(offset, width)| Step::Read(offset, width)),
+        2 => range.prop_map(|(offset, width)| Step::Read(offset, width)),
         3 => write,
-        2 => any::<u16>().prop_map(Step::Happens),
+        2 => any::<u16>().prop_map(Step::Event),
     ];
     proptest::collection::vec(step, 0..48)
 }
 
-/// Does `step`, and what the guest or somebody else sees of it.
-fn take<B: Bench>(bench: &mut B, step: &Step) -> Vec<u8> {
+/// Applies `step` and returns its visible effect.
+fn apply_step<F: Fixture>(fixture: &mut F, step: &Step) -> Vec<u8> {
     let mut seen = Vec::new();
-    match (step, bench.registers()) {
-        (Step::Happens(what), _) => seen.extend(bench.happens(*what).to_le_bytes()),
+    match (step, fixture.registers()) {
+        (Step::Event(event), _) => seen.extend(fixture.apply_event(*event).to_le_bytes()),
         (Step::Read(offset, width), Some(registers)) => {
             seen.resize(*width, 0);
             registers.read(*offset, &mut seen);
@@ -174,82 +179,92 @@ fn take<B: Bench>(bench: &mut B, step: &Step) -> Vec<u8> {
         (Step::Write(offset, data), Some(registers)) => registers.write(*offset, data),
         (_, None) => {}
     }
-    bench.quiet();
+    fixture.drain();
     seen
 }
 
-/// Wherever one is after anything that a guest may do, another one in its place goes on as it does.
-fn goes_on<B: Bench>() {
-    let past = (0..=B::STAGES.len(), steps(B::REGISTERS));
-    let cases = (past, steps(B::REGISTERS));
+/// Checks that a component restored from any reachable state continues as the original.
+fn check_continuation<F: Fixture>() {
+    let past = (0..=F::STATES.len(), steps(F::REGISTERS));
+    let cases = (past, steps(F::REGISTERS));
     let mut runner = TestRunner::new(Config {
         failure_persistence: None,
         ..Config::default()
     });
-    let done = runner.run(&cases, |((stage, past), future)| {
-        let mut original: B = at(stage.checked_sub(1).and_then(|stage| B::STAGES.get(stage)));
+    let result = runner.run(&cases, |((state, past), future)| {
+        let mut original: F = in_state(state.checked_sub(1).and_then(|state| F::STATES.get(state)));
         for step in &past {
-            take(&mut original, step);
+            apply_step(&mut original, step);
         }
         let state = save(&mut original);
-        let mut copy = original.another();
+        let mut copy = original.fresh_copy();
         restore(&mut copy, &state);
-        assert!(save(&mut copy) == state, "another one comes out");
+        assert!(save(&mut copy) == state, "the restored state differs");
         original.resume();
         copy.resume();
         for step in &future {
-            assert_eq!(take(&mut copy, step), take(&mut original, step), "{step:x?}");
+            assert_eq!(
+                apply_step(&mut copy, step),
+                apply_step(&mut original, step),
+                "{step:x?}"
+            );
         }
-        assert!(save(&mut copy) == save(&mut original), "they went different ways");
-        assert!(copy.memory() == original.memory(), "they left different memory");
+        assert!(
+            save(&mut copy) == save(&mut original),
+            "the states differ after the same steps"
+        );
+        assert!(
+            copy.memory() == original.memory(),
+            "the memories differ after the same steps"
+        );
         Ok(())
     });
-    if let Err(error) = done {
+    if let Err(error) = result {
         panic!("{error}");
     }
 }
 
 macro_rules! table {
-    ($($name:ident: $bench:ty,)*) => {
+    ($($name:ident: $fixture:ty,)*) => {
         $(mod $name {
             use super::*;
 
             #[test]
-            fn every_state_returns() {
-                returns::<$bench>();
+            fn every_state_round_trips() {
+                check_round_trip::<$fixture>();
             }
 
             #[test]
-            fn a_restored_one_goes_on_as_the_original() {
-                goes_on::<$bench>();
+            fn restored_component_continues_as_original() {
+                check_continuation::<$fixture>();
             }
         })*
 
-        /// Types that are in the table.
-        const PROVEN: &[&[&str]] = &[$(<$bench>::OF),*];
+        /// Types in the table.
+        const COVERED: &[&[&str]] = &[$(<$fixture>::TYPES),*];
     };
 }
 
 table! {
-    cmos: chips::CmosBench,
-    exit_port: chips::ExitBench,
-    i8042: chips::I8042Bench,
-    ioapic: controllers::IoapicBench,
-    irqchip: controllers::IrqchipBench,
-    token_buckets: limiter::LimiterBench,
-    pic: controllers::PicBench,
-    pit: chips::PitBench,
-    power_off_port: chips::PowerOffBench,
-    serial: chips::SerialBench,
-    sleep_port: chips::SleepBench,
-    disk_by_io_uring: virtio::DiskBench<true>,
-    disk: virtio::DiskBench<false>,
-    net: virtio::NetBench,
+    cmos: chips::CmosFixture,
+    exit_port: chips::ExitFixture,
+    i8042: chips::I8042Fixture,
+    ioapic: controllers::IoapicFixture,
+    irqchip: controllers::IrqchipFixture,
+    token_buckets: limiter::LimiterFixture,
+    pic: controllers::PicFixture,
+    pit: chips::PitFixture,
+    power_off_port: chips::PowerOffFixture,
+    serial: chips::SerialFixture,
+    sleep_port: chips::SleepFixture,
+    disk_by_io_uring: virtio::DiskFixture<true>,
+    disk: virtio::DiskFixture<false>,
+    net: virtio::NetFixture,
 }
 
-/// Source files of this crate that are no tests, below `folder`.
-fn sources(folder: &Path, found: &mut Vec<String>) {
-    for entry in fs::read_dir(folder).unwrap() {
+/// Collects the source files below `directory`, without tests.
+fn collect_sources(directory: &Path, found: &mut Vec<String>) {
+    for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let is_test = ["tests", "tests.rs", "testing", "testing.rs"]
             .iter()
@@ -258,15 +273,15 @@ fn sources(folder: &Path, found: &mut Vec<String>) {
             continue;
         }
         if path.is_dir() {
-            sources(&path, found);
+            collect_sources(&path, found);
         } else {
             found.push(fs::read_to_string(&path).unwrap());
         }
     }
 }
 
-/// The types in `text` that keep state: by an `impl`, or by the macro for those that have none.
-fn keepers(text: &str) -> Vec<String> {
+/// Returns the types in `text` with state: by an `impl`, or by the macro for empty state.
+fn stateful_types(text: &str) -> Vec<String> {
     let word = |text: &str| {
         let end = text.find(|c: char| !c.is_alphanumeric() && c != '_');
         text[..end.unwrap_or(text.len())].to_owned()
@@ -290,27 +305,21 @@ fn keepers(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn whatever_keeps_state_is_in_the_table() {
+fn every_stateful_type_is_in_table() {
     let mut texts = Vec::new();
-    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut texts);
-    let keepers: Vec<String> = texts.iter().flat_map(|text| keepers(text)).collect();
+    collect_sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut texts);
+    let types: Vec<String> = texts.iter().flat_map(|text| stateful_types(text)).collect();
     assert!(
         ["Cmos", "SleepPort", "Transport"]
             .iter()
-            .all(|name| keepers.iter().any(|keeper| keeper == name)),
-        "sources are not read as they are written: {keepers:?}"
+            .all(|name| types.iter().any(|found| found == name)),
+        "the parser misses types: {types:?}"
     );
-    let proven = PROVEN.concat();
-    for keeper in &keepers {
-        assert!(
-            proven.contains(&keeper.as_str()),
-            "nothing shows that a {keeper} returns"
-        );
+    let covered = COVERED.concat();
+    for name in &types {
+        assert!(covered.contains(&name.as_str()), "no fixture covers {name}");
     }
-    for name in proven {
-        assert!(
-            keepers.iter().any(|keeper| keeper == name),
-            "{name} keeps no state"
-        );
+    for name in covered {
+        assert!(types.iter().any(|found| found == name), "{name} has no state");
     }
 }

@@ -1,4 +1,4 @@
-//! Round trips of virtio devices with transport, driver and guest memory.
+//! Fixtures of virtio devices behind their transport, with a driver. The comparison includes guest memory.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -11,8 +11,8 @@ use std::{env, fs, process};
 use snapshot::{Component, GuestMemory};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::chips::apart;
-use super::{Bench, Stage};
+use super::chips::separate;
+use super::{Fixture, StateSetup};
 use crate::bus::BusDevice;
 use crate::limiter::{Bucket, Limiter};
 use crate::testing::ManualClock;
@@ -23,16 +23,16 @@ use crate::virtio::net::{HEADER, Net, NetSetup, Stream};
 use crate::virtio::testing::{CountingInterrupt, FakeDriver, Piece, get, set};
 
 const MEMORY: usize = 0x2_0000;
-/// Small, so that few chains fill half of the queue.
-const QUEUE_SIZE: u16 = 8;
-/// One token, and the next after 100 ms.
-const ONE_TOKEN: Option<Bucket> = Some(Bucket {
+/// Queue size, small enough to fill half of it quickly.
+const QUEUE: u16 = 8;
+/// One operation per 100 ms.
+const ONE_PER_100_MS: Option<Bucket> = Some(Bucket {
     size: 1,
     refill_time_ms: 100,
     one_time_burst: 0,
 });
 
-/// A device behind its transport, and its driver.
+/// A device behind its transport, with its driver.
 struct Board<D: VirtioDevice> {
     transport: Transport<D>,
     driver: FakeDriver,
@@ -44,7 +44,7 @@ struct Board<D: VirtioDevice> {
 
 impl<D: VirtioDevice> Board<D> {
     fn new(device: D, clock: ManualClock, queues: usize) -> Self {
-        let driver = FakeDriver::new(MEMORY, &vec![QUEUE_SIZE; queues]);
+        let driver = FakeDriver::new(MEMORY, &vec![QUEUE; queues]);
         let line = Arc::new(CountingInterrupt::default());
         let memory = driver.memory.clone();
         Self {
@@ -61,7 +61,7 @@ impl<D: VirtioDevice> Board<D> {
         self.driver.read(0, MEMORY)
     }
 
-    /// Copies guest memory from `other`.
+    /// Copies the guest memory of `other`.
     fn with_memory_of(self, other: &Self) -> Self {
         self.memory.write_slice(&other.bytes(), GuestAddress(0)).unwrap();
         self
@@ -73,10 +73,10 @@ impl<D: VirtioDevice> Board<D> {
         self.process_events();
     }
 
-    /// Processes all descriptors like the event loop, ready or not.
+    /// Processes all event sources, as the event loop does.
     fn process_events(&mut self) {
-        for watched in self.transport.sources() {
-            self.transport.ready(watched.token);
+        for source in self.transport.sources() {
+            self.transport.ready(source.token);
         }
     }
 
@@ -91,36 +91,36 @@ impl<D: VirtioDevice> Board<D> {
         self.driver.kick(&mut self.transport, queue);
     }
 
-    /// Applies event `what` and returns the number of interrupts.
-    fn happens(&mut self, what: u16) -> u64 {
-        match what % 4 {
+    /// Applies an event and returns the number of interrupts.
+    fn apply_event(&mut self, event: u16) -> u64 {
+        match event % 4 {
             0 => self.process_events(),
             queue @ 1..3 => self.transport.notify(usize::from(queue - 1)),
-            _ => self.clock.advance(Duration::from_micros(what.into())),
+            _ => self.clock.advance(Duration::from_micros(event.into())),
         }
         self.line.take().into()
     }
 
-    /// Processes the timers of the rate limiters too, as if their time had passed.
+    /// Also processes the limiter timers, as on a host with a running clock.
     fn resume(&mut self) {
         self.transport.notify_restored();
         self.process_events();
         self.line.take();
     }
 
-    /// Returns true if a used buffer notification is not acknowledged.
-    fn has_pending_interrupt(&mut self) -> bool {
+    /// Returns true if a used buffer notification is pending.
+    fn is_interrupt_pending(&mut self) -> bool {
         self.line.take() > 0 && get(&mut self.transport, r::INTERRUPT_STATUS) == 1
     }
 
-    fn half_way(&mut self) {
+    fn configure_partially(&mut self) {
         set(&mut self.transport, r::STATUS, r::ACKNOWLEDGE | r::DRIVER);
         set(&mut self.transport, r::DRIVER_FEATURES, 0xffff);
         set(&mut self.transport, r::QUEUE_NUM, 4);
         set(&mut self.transport, r::QUEUE_DESC_HIGH, 0xfff);
     }
 
-    fn break_device(&mut self) {
+    fn break_queue(&mut self) {
         self.start();
         self.driver.queues[0].make_available(77);
         self.notify(0);
@@ -128,14 +128,14 @@ impl<D: VirtioDevice> Board<D> {
     }
 }
 
-pub(super) struct NetBench {
+pub(super) struct NetFixture {
     board: Board<Net>,
-    /// Other end of the socket.
+    /// Other end of the stream.
     peer: UnixStream,
 }
 
-impl NetBench {
-    fn on(clock: ManualClock) -> Self {
+impl NetFixture {
+    fn with_clock(clock: ManualClock) -> Self {
         let (socket, peer) = UnixStream::pair().unwrap();
         let unlimited = || Limiter::new(None, None).unwrap();
         let net = Net::new(NetSetup {
@@ -152,7 +152,7 @@ impl NetBench {
         }
     }
 
-    /// Adds receive buffers without a notification.
+    /// Adds `count` receive buffers without notifying the device.
     fn add_buffers(&mut self, count: usize) {
         for _ in 0..count {
             let address = self.board.place(&[0; 200]);
@@ -160,7 +160,7 @@ impl NetBench {
         }
     }
 
-    /// Sends packets to the driver.
+    /// Sends `count` packets to the driver.
     fn receive(&mut self, count: u8) {
         for number in 0..count {
             self.peer.write_all(&60_u32.to_be_bytes()).unwrap();
@@ -169,8 +169,8 @@ impl NetBench {
         self.board.process_events();
     }
 
-    /// Adds packets to the transmit queue without a notification.
-    fn send(&mut self, count: u8) {
+    /// Adds `count` packets of the driver to its queue without notifying the device.
+    fn add_packets(&mut self, count: u8) {
         for number in 0..count {
             let packet = [&[0; HEADER][..], &[number; 60]].concat();
             let address = self.board.place(&packet);
@@ -183,63 +183,65 @@ impl NetBench {
     }
 }
 
-impl Bench for NetBench {
-    const OF: &'static [&'static str] = &["Net", "Transport"];
+impl Fixture for NetFixture {
+    const TYPES: &'static [&'static str] = &["Net", "Transport"];
     const REGISTERS: u64 = 0x110;
-    const STAGES: &'static [Stage<Self>] = &[
-        ("half way", |bench| bench.board.half_way()),
-        ("running", |bench| bench.board.start()),
-        ("needs reset", |bench| bench.board.break_device()),
-        ("queues half full, interrupt pending", |bench| {
-            bench.add_buffers(6);
-            bench.board.start();
-            bench.receive(3);
-            bench.send(4);
-            assert_eq!((bench.used(0), bench.used(1)), (3, 0));
-            assert!(bench.board.has_pending_interrupt());
+    const STATES: &'static [StateSetup<Self>] = &[
+        ("partially configured", |fixture| {
+            fixture.board.configure_partially()
         }),
-        ("rx packet throttled", |bench| {
-            bench
+        ("running", |fixture| fixture.board.start()),
+        ("needs reset", |fixture| fixture.board.break_queue()),
+        ("queues half full, interrupt pending", |fixture| {
+            fixture.add_buffers(6);
+            fixture.board.start();
+            fixture.receive(3);
+            fixture.add_packets(4);
+            assert_eq!((fixture.used(0), fixture.used(1)), (3, 0));
+            assert!(fixture.board.is_interrupt_pending());
+        }),
+        ("rx packet throttled", |fixture| {
+            fixture
                 .board
                 .transport
                 .device_mut()
                 .receive_limiter_mut()
-                .update(None, ONE_TOKEN);
-            bench.add_buffers(4);
-            bench.board.start();
-            bench.receive(2);
-            bench.board.clock.advance(Duration::from_micros(50_001));
-            assert_eq!(bench.used(0), 1);
-            assert!(bench.board.transport.device().receive_limiter().is_throttled());
+                .update(None, ONE_PER_100_MS);
+            fixture.add_buffers(4);
+            fixture.board.start();
+            fixture.receive(2);
+            fixture.board.clock.advance(Duration::from_micros(50_001));
+            assert_eq!(fixture.used(0), 1);
+            assert!(fixture.board.transport.device().receive_limiter().is_throttled());
         }),
-        ("tx packet throttled", |bench| {
-            bench
+        ("tx packet throttled", |fixture| {
+            fixture
                 .board
                 .transport
                 .device_mut()
                 .transmit_limiter_mut()
-                .update(None, ONE_TOKEN);
-            bench.board.start();
-            bench.send(3);
-            bench.board.notify(1);
-            assert_eq!(bench.used(1), 1);
-            assert!(bench.board.transport.device().transmit_limiter().is_throttled());
+                .update(None, ONE_PER_100_MS);
+            fixture.board.start();
+            fixture.add_packets(3);
+            fixture.board.notify(1);
+            assert_eq!(fixture.used(1), 1);
+            assert!(fixture.board.transport.device().transmit_limiter().is_throttled());
         }),
-        ("acknowledged", |bench| {
-            bench.board.start();
-            bench.send(1);
-            bench.board.notify(1);
-            assert!(bench.board.has_pending_interrupt());
-            set(&mut bench.board.transport, r::INTERRUPT_ACK, 1);
+        ("acknowledged", |fixture| {
+            fixture.board.start();
+            fixture.add_packets(1);
+            fixture.board.notify(1);
+            assert!(fixture.board.is_interrupt_pending());
+            set(&mut fixture.board.transport, r::INTERRUPT_ACK, 1);
         }),
     ];
 
     fn new() -> Self {
-        Self::on(ManualClock::default())
+        Self::with_clock(ManualClock::default())
     }
 
-    fn another(&self) -> Self {
-        let Self { board, peer } = Self::on(apart(&self.board.clock));
+    fn fresh_copy(&self) -> Self {
+        let Self { board, peer } = Self::with_clock(separate(&self.board.clock));
         let board = board.with_memory_of(&self.board);
         Self { board, peer }
     }
@@ -252,8 +254,8 @@ impl Bench for NetBench {
         Some(&mut self.board.transport)
     }
 
-    fn happens(&mut self, what: u16) -> u64 {
-        self.board.happens(what)
+    fn apply_event(&mut self, event: u16) -> u64 {
+        self.board.apply_event(event)
     }
 
     fn resume(&mut self) {
@@ -270,14 +272,14 @@ const SECTORS: usize = 16;
 const IN: u32 = 0;
 const OUT: u32 = 1;
 
-/// A temporary file, removed on drop.
+/// A disk file, removed on drop.
 struct Disk(PathBuf);
 
 impl Disk {
     fn new(content: &[u8]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::SeqCst);
-        let path = env::temp_dir().join(format!("mayfly-roundtrip-{}-{number}", process::id()));
+        let path = env::temp_dir().join(format!("mayfly-round-trip-{}-{number}", process::id()));
         fs::write(&path, content).unwrap();
         Self(path)
     }
@@ -289,14 +291,14 @@ impl Drop for Disk {
     }
 }
 
-/// A disk on a temporary file, with io_uring if `ASYNC`.
-pub(super) struct DiskBench<const ASYNC: bool> {
+/// Uses a file of its own; I/O engine async if `ASYNC`, sync otherwise.
+pub(super) struct DiskFixture<const ASYNC: bool> {
     board: Board<Block>,
     disk: Disk,
 }
 
-impl<const ASYNC: bool> DiskBench<ASYNC> {
-    fn on(content: &[u8], clock: ManualClock) -> Self {
+impl<const ASYNC: bool> DiskFixture<ASYNC> {
+    fn with_disk(content: &[u8], clock: ManualClock) -> Self {
         let disk = Disk::new(content);
         let config = DiskConfig {
             id: "disk".to_owned(),
@@ -315,7 +317,7 @@ impl<const ASYNC: bool> DiskBench<ASYNC> {
         }
     }
 
-    /// Adds a request for one sector without a notification.
+    /// Adds a request for one sector without notifying the device.
     fn add(&mut self, kind: u32, sector: u64) {
         let mut header = kind.to_le_bytes().to_vec();
         header.extend([0; 4]);
@@ -336,57 +338,64 @@ impl<const ASYNC: bool> DiskBench<ASYNC> {
     }
 }
 
-impl<const ASYNC: bool> Bench for DiskBench<ASYNC> {
-    const OF: &'static [&'static str] = &["Block", "Transport"];
+impl<const ASYNC: bool> Fixture for DiskFixture<ASYNC> {
+    const TYPES: &'static [&'static str] = &["Block", "Transport"];
     const REGISTERS: u64 = 0x140;
-    const STAGES: &'static [Stage<Self>] = &[
-        ("half way", |bench| bench.board.half_way()),
-        ("running", |bench| bench.board.start()),
-        ("needs reset", |bench| bench.board.break_device()),
-        ("in the queue, not notified", |bench| {
-            bench.board.start();
-            bench.add(OUT, 3);
-            bench.add(IN, 3);
+    const STATES: &'static [StateSetup<Self>] = &[
+        ("partially configured", |fixture| {
+            fixture.board.configure_partially()
         }),
-        ("in flight", |bench| {
-            bench.board.start();
-            bench.add(OUT, 3);
-            bench.add(IN, 4);
-            bench.board.notify(0);
+        ("running", |fixture| fixture.board.start()),
+        ("needs reset", |fixture| fixture.board.break_queue()),
+        ("available, not notified", |fixture| {
+            fixture.board.start();
+            fixture.add(OUT, 3);
+            fixture.add(IN, 3);
         }),
-        ("done, interrupt pending", |bench| {
-            bench.board.start();
-            bench.add(IN, 4);
-            bench.board.notify(0);
-            bench.quiet();
-            assert_eq!(bench.used(), 1);
-            assert!(bench.board.has_pending_interrupt());
+        ("in flight", |fixture| {
+            fixture.board.start();
+            fixture.add(OUT, 3);
+            fixture.add(IN, 4);
+            fixture.board.notify(0);
         }),
-        ("throttled", |bench| {
-            bench.board.transport.device_mut().update_limiter(None, ONE_TOKEN);
-            bench.board.start();
-            bench.add(OUT, 3);
-            bench.add(IN, 3);
-            bench.board.notify(0);
-            bench.quiet();
-            assert_eq!(bench.used(), 1);
-            bench.board.clock.advance(Duration::from_micros(50_001));
+        ("used, interrupt pending", |fixture| {
+            fixture.board.start();
+            fixture.add(IN, 4);
+            fixture.board.notify(0);
+            fixture.drain();
+            assert_eq!(fixture.used(), 1);
+            assert!(fixture.board.is_interrupt_pending());
         }),
-        ("acknowledged", |bench| {
-            bench.board.start();
-            bench.add(IN, 4);
-            bench.board.notify(0);
-            bench.quiet();
-            set(&mut bench.board.transport, r::INTERRUPT_ACK, 1);
+        ("throttled", |fixture| {
+            fixture
+                .board
+                .transport
+                .device_mut()
+                .update_limiter(None, ONE_PER_100_MS);
+            fixture.board.start();
+            fixture.add(OUT, 3);
+            fixture.add(IN, 3);
+            fixture.board.notify(0);
+            fixture.drain();
+            assert_eq!(fixture.used(), 1);
+            fixture.board.clock.advance(Duration::from_micros(50_001));
+        }),
+        ("acknowledged", |fixture| {
+            fixture.board.start();
+            fixture.add(IN, 4);
+            fixture.board.notify(0);
+            fixture.drain();
+            set(&mut fixture.board.transport, r::INTERRUPT_ACK, 1);
         }),
     ];
 
     fn new() -> Self {
-        Self::on(&[0xd5; SECTORS * SECTOR], ManualClock::default())
+        Self::with_disk(&[0xd5; SECTORS * SECTOR], ManualClock::default())
     }
 
-    fn another(&self) -> Self {
-        let Self { board, disk } = Self::on(&fs::read(&self.disk.0).unwrap(), apart(&self.board.clock));
+    fn fresh_copy(&self) -> Self {
+        let Self { board, disk } =
+            Self::with_disk(&fs::read(&self.disk.0).unwrap(), separate(&self.board.clock));
         let board = board.with_memory_of(&self.board);
         Self { board, disk }
     }
@@ -399,12 +408,12 @@ impl<const ASYNC: bool> Bench for DiskBench<ASYNC> {
         Some(&mut self.board.transport)
     }
 
-    fn happens(&mut self, what: u16) -> u64 {
-        self.board.happens(what);
+    fn apply_event(&mut self, event: u16) -> u64 {
+        self.board.apply_event(event);
         0
     }
 
-    fn quiet(&mut self) {
+    fn drain(&mut self) {
         self.board.transport.device_mut().drain();
     }
 
@@ -412,7 +421,7 @@ impl<const ASYNC: bool> Bench for DiskBench<ASYNC> {
         self.board.resume();
     }
 
-    /// Includes the contents of the disk.
+    /// Includes the disk.
     fn memory(&self) -> Vec<u8> {
         let mut all = self.board.bytes();
         all.extend(fs::read(&self.disk.0).unwrap());
