@@ -1,1 +1,3 @@
-//! The jail that a VMM process is started in: chroot, namespaces, cgroups, limits. It depends on no other crate of mayfly.
+//! Jail for a VMM process: chroot, namespaces, cgroups and resource limits.
+//!
+//! This crate depends on no other crate of mayfly.

@@ -1,4 +1,4 @@
-//! FIFOs, and their reading ends.
+//! FIFOs and their read ends.
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -8,18 +8,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Makes a FIFO at `path`.
+/// Creates a FIFO at `path`.
 ///
 /// # Panics
-/// When it cannot be made.
+/// Panics if `mkfifo` fails.
 pub fn make_fifo(path: &Path) {
     let name = CString::new(path.as_os_str().as_bytes()).unwrap();
-    // SAFETY: `name` is a C string for the length of the call.
-    let made = unsafe { libc::mkfifo(name.as_ptr(), 0o600) };
-    assert_eq!(made, 0, "{}: {}", path.display(), io::Error::last_os_error());
+    // SAFETY: `name` is a C string that outlives the call.
+    let result = unsafe { libc::mkfifo(name.as_ptr(), 0o600) };
+    assert_eq!(result, 0, "{}: {}", path.display(), io::Error::last_os_error());
 }
 
-/// The reading end of a FIFO, which never waits.
+/// Read end of a FIFO. It never blocks.
 #[derive(Debug)]
 pub struct Reader(File);
 
@@ -27,40 +27,40 @@ impl Reader {
     /// Opens the FIFO at `path`.
     ///
     /// # Panics
-    /// When it cannot be opened.
+    /// Panics if `open` fails.
     pub fn open(path: impl AsRef<Path>) -> Self {
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(libc::O_NONBLOCK);
         Self(options.open(path).unwrap())
     }
 
-    /// Makes the FIFO as small as it can be, one page, and returns its size.
+    /// Shrinks the FIFO to the minimum, one page, and returns its size in bytes.
     ///
     /// # Panics
-    /// When that cannot be.
+    /// Panics if `fcntl` fails.
     pub fn shrink(&self) -> usize {
         // SAFETY: the call takes no pointer.
         let size = unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_SETPIPE_SZ, 1) };
         usize::try_from(size).unwrap()
     }
 
-    /// All that is there.
+    /// Reads all available bytes.
     ///
     /// # Panics
-    /// When it cannot be read.
+    /// Panics if `read` fails.
     pub fn read(&mut self) -> Vec<u8> {
         self.take(u64::MAX)
     }
 
-    /// What is there, at most `most` bytes.
+    /// Reads the available bytes, at most `max`.
     ///
     /// # Panics
-    /// When it cannot be read.
-    pub fn take(&mut self, most: u64) -> Vec<u8> {
+    /// Panics if `read` fails.
+    pub fn take(&mut self, max: u64) -> Vec<u8> {
         let mut bytes = Vec::new();
-        match (&self.0).take(most).read_to_end(&mut bytes) {
+        match (&self.0).take(max).read_to_end(&mut bytes) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            end => drop(end.unwrap()),
+            result => drop(result.unwrap()),
         }
         bytes
     }

@@ -1,6 +1,6 @@
-//! Files of tests, which go with them.
+//! Temporary files for tests, removed on drop.
 
-#![allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fifo;
 
@@ -12,78 +12,81 @@ use std::{env, process};
 
 pub use fifo::{Reader, make_fifo};
 
-/// A path that no test has had, short enough for the addresses of sockets below it.
-fn unique() -> PathBuf {
+/// Returns an unused path, short enough for socket addresses below it.
+fn unique_path() -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     env::temp_dir().join(format!("mayfly-test-{}-{count}", process::id()))
 }
 
-/// A folder of its own. Dropped, it is gone with all that is in it.
+/// A temporary directory. Drop removes it with its content.
 #[derive(Debug)]
 pub struct Directory(PathBuf);
 
 impl Directory {
-    /// An empty folder.
+    /// Creates an empty directory.
     ///
     /// # Panics
-    /// When it cannot be made.
-    #[allow(clippy::new_without_default, reason = "it is made by making a folder")]
+    /// Panics if `mkdir` fails.
+    #[allow(
+        clippy::new_without_default,
+        reason = "`new` creates a directory, which a default must not"
+    )]
     pub fn new() -> Self {
         loop {
-            let path = unique();
+            let path = unique_path();
             match fs::create_dir(&path) {
-                // A process of the same number was killed before it could remove its own.
+                // A killed process with the same PID has left its directory.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                made => {
-                    made.unwrap();
+                result => {
+                    result.unwrap();
                     return Self(path);
                 }
             }
         }
     }
 
-    /// Where it is.
+    /// Returns the path of the directory.
     pub fn root(&self) -> &Path {
         &self.0
     }
 
-    /// Where `name` is in it.
+    /// Returns the path of `name` in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    /// The same as text.
+    /// Returns the path of `name` in the directory as text.
     ///
     /// # Panics
-    /// When the path is not UTF-8.
+    /// Panics if the path is not UTF-8.
     pub fn text(&self, name: &str) -> String {
         self.path(name).into_os_string().into_string().unwrap()
     }
 
-    /// The file `name` with `content`; where it is.
+    /// Writes `content` to the file `name` and returns its path.
     ///
     /// # Panics
-    /// When it cannot be written.
+    /// Panics if the write fails.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> String {
         fs::write(self.path(name), content).unwrap();
         self.text(name)
     }
 
-    /// The FIFO `name`; where it is.
+    /// Creates the FIFO `name` and returns its path.
     ///
     /// # Panics
-    /// When it cannot be made.
+    /// Panics if `mkfifo` fails.
     pub fn fifo(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         make_fifo(&path);
         path
     }
 
-    /// What is in it, sorted.
+    /// Returns the sorted names of the entries.
     ///
     /// # Panics
-    /// When it cannot be read, or a name is not UTF-8.
+    /// Panics if the directory is unreadable or a name is not UTF-8.
     pub fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.0).unwrap();
         let mut names: Vec<_> = entries
@@ -100,38 +103,38 @@ impl Drop for Directory {
     }
 }
 
-/// A path of its own. Dropped, the file or empty folder that is there is gone.
+/// A temporary path. Drop removes the file or empty directory at it.
 #[derive(Debug)]
 pub struct Temporary(PathBuf);
 
 impl Temporary {
-    /// A file with this content.
+    /// Creates a file with `content`.
     ///
     /// # Panics
-    /// When it cannot be written.
+    /// Panics if the write fails.
     pub fn with(content: &[u8]) -> Self {
         let temporary = Self::missing();
         fs::write(&temporary.0, content).unwrap();
         temporary
     }
 
-    /// A path at which there is nothing yet.
+    /// Returns a path without a file.
     pub fn missing() -> Self {
-        let path = unique();
+        let path = unique_path();
         let _ = fs::remove_file(&path);
         let _ = fs::remove_dir(&path);
         Self(path)
     }
 
-    /// Where it is.
+    /// Returns the path.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// The file, to be read.
+    /// Opens the file for reading.
     ///
     /// # Panics
-    /// When it cannot be opened.
+    /// Panics if `open` fails.
     pub fn open(&self) -> File {
         File::open(&self.0).unwrap()
     }
