@@ -1,4 +1,5 @@
-//! Ports by which a guest requests the end of its virtual machine: ACPI power-off at 0x600 and 0x604, debug exit at 0x501.
+//! Ports by which a guest requests the end of its virtual machine: ACPI power-off at 0x600 and 0x604, debug exit at
+//! 0x501.
 
 use std::sync::{Arc, OnceLock};
 

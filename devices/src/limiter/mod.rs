@@ -199,8 +199,8 @@ impl Limiter {
 
     /// Consumes the tokens of one operation of `bytes` at `now`, on any clock that does not go back.
     ///
-    /// Returns false if tokens are missing: consumes none then, and arms the timerfd for the time at which the operation
-    /// can pass.
+    /// Returns false if tokens are missing: consumes none then, and arms the timerfd for the time at which the
+    /// operation can pass.
     pub fn consume(&mut self, bytes: u64, now: Duration) -> bool {
         let mut wait = Duration::ZERO;
         for (bucket, count) in [(&mut self.bandwidth, bytes), (&mut self.operations, 1)] {

@@ -262,7 +262,8 @@ impl I8042 {
         }
     }
 
-    /// Presses and releases Ctrl+Alt+Del. Has no effect if the guest has disabled scanning or has not read earlier keys.
+    /// Presses and releases Ctrl+Alt+Del. Has no effect if the guest has disabled scanning or has not read earlier
+    /// keys.
     pub fn press_ctrl_alt_del(&mut self) {
         let translated = self.is_translated();
         self.update(|device| device.state.keyboard.press_ctrl_alt_del(translated));

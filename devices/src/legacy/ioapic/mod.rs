@@ -219,7 +219,8 @@ impl Ioapic {
         }
     }
 
-    /// Handles the end of interrupt `vector` of a local APIC: asserted level-triggered pins with that vector send it again.
+    /// Handles the end of interrupt `vector` of a local APIC: asserted level-triggered pins with that vector send it
+    /// again.
     pub fn end_of_interrupt(&mut self, vector: u8) {
         for pin in 0..PINS {
             let entry = &mut self.state.entries[usize::from(pin)];

@@ -7,7 +7,8 @@
 //! | 16 to 23 | - | the same |
 //! | 2 | cascade, no interrupt line | used by GSI 0 |
 //!
-//! INTR of the 8259As is connected to LINT0 of the local APICs, not to IOAPIC pin 0. The first vCPU accepts it as ExtINT.
+//! INTR of the 8259As is connected to LINT0 of the local APICs, not to IOAPIC pin 0. The first vCPU accepts it as
+//! ExtINT.
 //!
 //! Locks: any thread can set a line; one mutex guards both controllers. The model calls [`MessageSink`] with the mutex
 //! held and [`ExternalInterrupt`] without it.

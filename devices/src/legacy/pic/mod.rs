@@ -233,8 +233,8 @@ impl Controller {
 
     /// Returns the level-triggered inputs.
     ///
-    /// They always include the cascade: on hardware, INT of the slave falls and rises between the two acknowledge cycles
-    /// of the bus. These are one step here, so that the master would miss the edge.
+    /// They always include the cascade: on hardware, INT of the slave falls and rises between the two acknowledge
+    /// cycles of the bus. These are one step here, so that the master would miss the edge.
     fn level_inputs(&self) -> u8 {
         match self.chip {
             Chip::Master => self.level_triggered | 1 << CASCADE,
@@ -247,7 +247,8 @@ impl Controller {
         self.latched | (self.lines & self.level_inputs())
     }
 
-    /// Returns the inputs in service that block inputs of lower priority. In special mask mode, masked inputs do not block.
+    /// Returns the inputs in service that block inputs of lower priority. In special mask mode, masked inputs do not
+    /// block.
     fn blocking(&self) -> u8 {
         match self.special_mask {
             true => self.in_service & !self.mask,
@@ -372,8 +373,8 @@ impl Pic {
 
     /// Performs the processor's acknowledge cycle: moves the pending interrupt into service and returns its vector.
     ///
-    /// Without a pending request, returns the spurious vector of line 7, or of line 15 if the slave has lost its request.
-    /// A spurious interrupt is not in service (data sheet, "Interrupt sequence").
+    /// Without a pending request, returns the spurious vector of line 7, or of line 15 if the slave has lost its
+    /// request. A spurious interrupt is not in service (data sheet, "Interrupt sequence").
     pub fn acknowledge(&mut self) -> u8 {
         let vector = match self.state.master.acknowledge() {
             Some(CASCADE) => {

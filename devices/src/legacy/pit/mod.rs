@@ -97,8 +97,8 @@ impl Counter {
         }
     }
 
-    /// Returns the reason why a saved state is invalid, or `None` if it is valid. `runs` means that the saved counter was
-    /// counting.
+    /// Returns the reason why a saved state is invalid, or `None` if it is valid. `runs` means that the saved counter
+    /// was counting.
     fn invalid_reason(&self, runs: bool) -> Option<String> {
         if self.since.is_some() {
             return Some("counter has a time of another host's clock".to_owned());
@@ -150,8 +150,8 @@ impl Counter {
         }
     }
 
-    /// Writes the control word: transfer in bits 4 and 5, mode in bits 1 to 3, BCD in bit 0. Stops the counter until the
-    /// next count.
+    /// Writes the control word: transfer in bits 4 and 5, mode in bits 1 to 3, BCD in bit 0. Stops the counter until
+    /// the next count.
     fn set_control(&mut self, control: u8) {
         let mode = control >> 1 & 7;
         *self = Self {

@@ -5,8 +5,8 @@
 //! of a guest explains its exit.
 //!
 //! `O_NONBLOCK` is a flag of the open file description, which standard output shares with the shell and other
-//! processes; their writes would fail. Each kind of file therefore has its own way to write without blocking. The process must
-//! ignore SIGPIPE and SIGXFSZ, so that a closed reader and a file at its size limit are errors.
+//! processes; their writes would fail. Each kind of file therefore has its own way to write without blocking. The
+//! process must ignore SIGPIPE and SIGXFSZ, so that a closed reader and a file at its size limit are errors.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -320,7 +320,8 @@ impl NonblockingWriter {
         }
     }
 
-    /// Waits at most `timeout` until the file is writable, and returns true if it is. A closed reader counts as writable.
+    /// Waits at most `timeout` until the file is writable, and returns true if it is. A closed reader counts as
+    /// writable.
     ///
     /// # Errors
     /// Fails if `poll` fails; [`io::ErrorKind::Interrupted`] if a signal interrupts it.
