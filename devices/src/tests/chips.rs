@@ -9,9 +9,9 @@ use snapshot::Component;
 use super::{Fixture, StateSetup};
 use crate::bus::BusDevice;
 use crate::clock::Clock;
-use crate::cmos::MemorySize;
-use crate::power_ports::{EXIT_LENGTH, POWER_OFF_LENGTH};
-use crate::serial::SerialOutput;
+use crate::legacy::cmos::MemorySize;
+use crate::legacy::power::{EXIT_LENGTH, POWER_OFF_LENGTH};
+use crate::legacy::serial::SerialOutput;
 use crate::testing::{EdgeCounter, ManualClock};
 use crate::{Cmos, ExitPort, I8042, Pit, Power, PowerOffPort, Serial, SleepPort};
 
@@ -115,7 +115,7 @@ impl PitFixture {
 impl Fixture for PitFixture {
     const TYPES: &'static [&'static str] = &["Pit"];
     /// From the counters to port 0x61.
-    const REGISTERS: u64 = crate::pit::CONTROL_OFFSET + 1;
+    const REGISTERS: u64 = crate::legacy::pit::CONTROL_OFFSET + 1;
     const STATES: &'static [StateSetup<Self>] = &[
         ("control word", |fixture| poke(&mut fixture.device, &[(3, 0x34)])),
         ("incomplete count", |fixture| {
@@ -334,7 +334,7 @@ impl Fixture for SerialFixture {
 
     fn new() -> Self {
         let edges = Arc::new(EdgeCounter::default());
-        let (reader, writer) = crate::serial::testing::small_pipe();
+        let (reader, writer) = crate::legacy::serial::testing::small_pipe();
         let device = Serial::new(edges.clone(), SerialOutput::new(writer).unwrap()).unwrap();
         Self {
             device,

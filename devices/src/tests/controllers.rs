@@ -7,8 +7,8 @@ use snapshot::Component;
 use super::chips::poke;
 use super::{Fixture, StateSetup};
 use crate::bus::{BusDevice, SharedDevice};
-use crate::ioapic::{Ioapic, Message, MessageSink, Route};
-use crate::pic::{Chip, Pic};
+use crate::legacy::ioapic::{Ioapic, Message, MessageSink, Route};
+use crate::legacy::pic::{Chip, Pic};
 use crate::sync::lock;
 use crate::{ExternalInterrupt, SplitIrqchip};
 
@@ -194,7 +194,7 @@ impl IrqchipFixture {
             0..2 => (self.0.pic_ports(Chip::Master), 0),
             2..4 => (self.0.pic_ports(Chip::Slave), 2),
             4..6 => (self.0.edge_level_ports(), 4),
-            _ => (self.0.ioapic_window(), 6),
+            _ => (self.0.ioapic_registers(), 6),
         }
     }
 }

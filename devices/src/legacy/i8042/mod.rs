@@ -19,7 +19,7 @@ use snapshot::{Persist, Schema};
 
 use crate::bus::ByteRegisters;
 use crate::interrupt::Interrupt;
-use crate::power::{Power, PowerEvent};
+use crate::legacy::power::{Power, PowerEvent};
 
 /// Data port (1 port).
 pub const DATA_PORT: u64 = 0x60;

@@ -6,7 +6,7 @@ use snapshot::Persist;
 use super::{COMMAND_OFFSET, COMMAND_PORT, DATA_PORT, I8042, Keyboard};
 use crate::bus::OffsetDevice;
 use crate::bus::{Bus, BusBuilder};
-use crate::power::{Power, PowerEvent};
+use crate::legacy::power::{Power, PowerEvent};
 use crate::sync::lock;
 use crate::testing::{EdgeCounter, accesses, check_round_trip, replay};
 

@@ -20,7 +20,7 @@ use crate::bus::BusDevice;
 /// Number of pins.
 pub const PINS: u8 = 24;
 /// Length of the register range in bytes.
-pub const WINDOW_LENGTH: u64 = 0x1000;
+pub const REGISTERS_LENGTH: u64 = 0x1000;
 
 const IOREGSEL: u64 = 0x00;
 const IOWIN: u64 = 0x10;

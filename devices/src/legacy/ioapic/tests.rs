@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::proptest;
 use snapshot::Persist;
 
-use super::{Entry, Ioapic, Message, MessageSink, Route, WINDOW_LENGTH};
+use super::{Entry, Ioapic, Message, MessageSink, REGISTERS_LENGTH, Route};
 use crate::bus::BusDevice;
 use crate::sync::lock;
 use crate::testing::{accesses, check_round_trip, replay};
@@ -251,7 +251,7 @@ proptest! {
     #[test]
     fn any_access_is_safe(
         registers in accesses(0x50),
-        wide in accesses(WINDOW_LENGTH),
+        wide in accesses(REGISTERS_LENGTH),
         values in proptest::collection::vec((0_u8..0x60, proptest::num::u32::ANY), 0..64),
     ) {
         let (mut ioapic, _) = ioapic();

@@ -25,8 +25,8 @@ use snapshot::{Persist, Schema};
 
 use crate::bus::{self, BusBuilder, BusDevice, ByteRegisters, SharedDevice};
 use crate::interrupt::Interrupt;
-use crate::ioapic::{self, Ioapic, IoapicState, MessageSink};
-use crate::pic::{self, Chip, Pic, PicState};
+use crate::legacy::ioapic::{self, Ioapic, IoapicState, MessageSink};
+use crate::legacy::pic::{self, Chip, Pic, PicState};
 use crate::sync::lock;
 
 /// Receiver of INTR of the 8259As.
@@ -135,7 +135,12 @@ impl SplitIrqchip {
         ports.claim("pic", pic::MASTER_PORT, 2, self.pic_ports(Chip::Master))?;
         ports.claim("pic", pic::SLAVE_PORT, 2, self.pic_ports(Chip::Slave))?;
         ports.claim("elcr", pic::EDGE_LEVEL_PORT, 2, self.edge_level_ports())?;
-        memory.claim("ioapic", ioapic_base, ioapic::WINDOW_LENGTH, self.ioapic_window())
+        memory.claim(
+            "ioapic",
+            ioapic_base,
+            ioapic::REGISTERS_LENGTH,
+            self.ioapic_registers(),
+        )
     }
 
     /// Returns the device for the two ports of `chip`.
@@ -150,8 +155,8 @@ impl SplitIrqchip {
         Arc::new(Mutex::new(EdgeLevelPorts { shared }))
     }
 
-    /// Returns the device for the registers of the IOAPIC, [`ioapic::WINDOW_LENGTH`] bytes.
-    pub fn ioapic_window(&self) -> SharedDevice {
+    /// Returns the device for the registers of the IOAPIC, [`ioapic::REGISTERS_LENGTH`] bytes.
+    pub fn ioapic_registers(&self) -> SharedDevice {
         let shared = self.shared.clone();
         Arc::new(Mutex::new(IoapicRegisters { shared }))
     }

@@ -8,7 +8,7 @@ use snapshot::Persist;
 use super::{ExternalInterrupt, SplitIrqchip};
 use crate::bus::{Bus, BusBuilder};
 use crate::interrupt::Interrupt;
-use crate::ioapic::{Message, MessageSink, Route};
+use crate::legacy::ioapic::{Message, MessageSink, Route};
 use crate::sync::lock;
 use crate::testing::{accesses, check_round_trip, replay};
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 use super::Fixture;
 use crate::bus::OffsetDevice;
 use crate::bus::{BusBuilder, ByteRegisters};
-use crate::pit::{CONTROL_OFFSET, CONTROL_PORT, PORT, time_of};
+use crate::legacy::pit::{CONTROL_OFFSET, CONTROL_PORT, PORT, time_of};
 
 #[test]
 fn mode_2_interrupts_once_per_check() {

@@ -8,7 +8,7 @@ use vmm_sys_util::poll::PollContext;
 use super::Fixture;
 use crate::bus::{BusDevice, ByteRegisters};
 use crate::clock::MonotonicClock;
-use crate::pit::{CONTROL_OFFSET, MIN_PERIOD, Pit};
+use crate::legacy::pit::{CONTROL_OFFSET, MIN_PERIOD, Pit};
 use crate::testing::{Access, EdgeCounter, accesses, check_round_trip, replay};
 
 #[test]
