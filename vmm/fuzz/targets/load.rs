@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
-use devices::serial::Output;
+use devices::serial::SerialOutput;
 use libfuzzer_sys::fuzz_target;
 use snapshot::file::{self, Contents, Header, Host};
 use vmm::arch::{Native, Platform};
@@ -44,7 +44,7 @@ static FRONT: LazyLock<Vec<u8>> = LazyLock::new(|| {
 fn console() -> Console {
     let null = File::options().write(true).open("/dev/null").expect("/dev/null");
     Console {
-        output: Output::new(null.into()).expect("an output"),
+        output: SerialOutput::new(null.into()).expect("an output"),
         input: None,
         filter: None,
         guard: None,
