@@ -10,7 +10,7 @@ use devices::MonotonicClock;
 use devices::virtio::VirtioDevice;
 use devices::virtio::block::{Block, CacheType, DiskConfig, IoEngine};
 use devices::virtio::mmio::Transport;
-use devices::virtio::testing::{CountingInterrupt, FakeDriver, Piece};
+use devices::virtio::testing::{Buffer, CountingInterrupt, FakeDriver};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::comparison::Benchmark;
@@ -174,15 +174,15 @@ fn chains(driver: &mut FakeDriver, shape: Shape) -> (Vec<u16>, Vec<(u64, u64)>) 
     for _ in 0..shape.depth {
         let (header, status, data) = (at, at + 16, at + 4096);
         driver.write(header, &[u8::from(shape.write), 0, 0, 0]);
-        let mut buffers = vec![Piece::readable(header, 16)];
+        let mut buffers = vec![Buffer::readable(header, 16)];
         for start in (0..shape.length).step_by(usize::try_from(CHUNK_SIZE).unwrap()) {
-            buffers.push(Piece {
+            buffers.push(Buffer {
                 address: data + u64::from(start),
                 length: CHUNK_SIZE.min(shape.length - start),
                 writable: !shape.write,
             });
         }
-        buffers.push(Piece::writable(status, 1));
+        buffers.push(Buffer::writable(status, 1));
         chains.0.push(driver.queues[0].add(&buffers));
         chains.1.push((header, data));
         at = data + u64::from(shape.length);

@@ -28,7 +28,7 @@ fn count(transports: &mut [&mut Transport]) -> usize {
     let epoll = Epoll::new().unwrap();
     let mut tokens = Vec::new();
     for (index, transport) in transports.iter().enumerate() {
-        for source in transport.sources() {
+        for source in transport.watched_fds() {
             let edge = if source.edge {
                 EventSet::EDGE_TRIGGERED
             } else {
@@ -69,7 +69,7 @@ fn process_events(
     };
     for event in &events[..ready] {
         let (index, token) = tokens[usize::try_from(event.data()).unwrap()];
-        transports[index].ready(token);
+        transports[index].process_event(token);
     }
     usize::from(ready > 0)
 }

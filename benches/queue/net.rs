@@ -9,7 +9,7 @@ use devices::MonotonicClock;
 use devices::limiter::Limiter;
 use devices::virtio::mmio::Transport;
 use devices::virtio::net::{HEADER, MAX_PACKET, Net, NetSetup, Tap, features};
-use devices::virtio::testing::{CountingInterrupt, FakeDriver, Piece};
+use devices::virtio::testing::{Buffer, CountingInterrupt, FakeDriver};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::comparison::Benchmark;
@@ -69,7 +69,7 @@ pub fn notify_and_wait(
     let before = driver.queues[index].used_index();
     let all = before.wrapping_add(u16::try_from(count).unwrap());
     let start = Instant::now();
-    driver.kick(transport, queue);
+    driver.notify(transport, queue);
     while driver.queues[index].used_index() != all {
         process_events(transport);
     }
@@ -80,7 +80,7 @@ pub fn notify_and_wait(
 
 /// Waits once for events and processes them.
 fn process_events(transport: &mut Transport) {
-    let sources = transport.sources();
+    let sources = transport.watched_fds();
     let mut watched: Vec<libc::pollfd> = sources
         .iter()
         .map(|source| libc::pollfd {
@@ -94,7 +94,7 @@ fn process_events(transport: &mut Transport) {
     assert!(ready > 0, "no event within 10 s: {}", io::Error::last_os_error());
     for (source, watched) in sources.iter().zip(watched) {
         if watched.revents != 0 {
-            transport.ready(source.token);
+            transport.process_event(source.token);
         }
     }
 }
@@ -184,10 +184,10 @@ impl Transmit {
         let (header, frame) = (driver.buffers, driver.buffers + 0x1000);
         driver.write(header, &packet[..HEADER]);
         driver.write(frame, &packet[HEADER..]);
-        let mut buffers = vec![Piece::readable(header, u32::try_from(HEADER).unwrap())];
+        let mut buffers = vec![Buffer::readable(header, u32::try_from(HEADER).unwrap())];
         let mut at = frame;
         for chunk in packet[HEADER..].chunks(PAGE) {
-            buffers.push(Piece::readable(at, u32::try_from(chunk.len()).unwrap()));
+            buffers.push(Buffer::readable(at, u32::try_from(chunk.len()).unwrap()));
             at += chunk.len() as u64;
         }
         let queue = &mut driver.queues[usize::try_from(TRANSMIT).unwrap()];
@@ -270,7 +270,7 @@ impl Receive {
         let addresses: Vec<u64> = (0..u64::from(QUEUE)).map(|index| at + index * 4096).collect();
         let queue = &mut interface.driver.queues[usize::try_from(RECEIVE).unwrap()];
         for address in &addresses {
-            queue.add(&[Piece::writable(*address, 4096)]);
+            queue.add(&[Buffer::writable(*address, 4096)]);
         }
         let buffers_per_packet = (HEADER + shape.frame).div_ceil(PAGE);
         let buffer = interface.iovec(at, MAX_PACKET);
@@ -330,9 +330,9 @@ impl Benchmark for Receive {
             transport, driver, ..
         } = &mut self.interface;
         let queue = usize::try_from(RECEIVE).unwrap();
-        let source = transport.sources()[0].token;
+        let source = transport.watched_fds()[0].token;
         let start = Instant::now();
-        transport.ready(source);
+        transport.process_event(source);
         let elapsed = start.elapsed();
         let mut used = 0;
         while let Some(chain) = driver.queues[queue].pop_used() {

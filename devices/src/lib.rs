@@ -41,7 +41,6 @@ mod testing;
 mod tests;
 pub mod virtio;
 
-pub use legacy::power as power_ports;
 pub use legacy::{cmos, i8042, ioapic, irqchip, pic, pit, power, serial};
 
 pub use bus::{Bus, BusBuilder, BusDevice, OffsetDevice};

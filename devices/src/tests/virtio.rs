@@ -20,7 +20,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::block::{Block, CacheType, DiskConfig, IoEngine};
 use crate::virtio::mmio::{Transport, registers as r};
 use crate::virtio::net::{HEADER, Net, NetSetup, Stream};
-use crate::virtio::testing::{CountingInterrupt, FakeDriver, Piece, get, set};
+use crate::virtio::testing::{Buffer, CountingInterrupt, FakeDriver, get, set};
 
 const MEMORY: usize = 0x2_0000;
 /// Queue size, small enough to fill half of it quickly.
@@ -75,8 +75,8 @@ impl<D: VirtioDevice> Board<D> {
 
     /// Processes all event sources, as the event loop does.
     fn process_events(&mut self) {
-        for source in self.transport.sources() {
-            self.transport.ready(source.token);
+        for source in self.transport.watched_fds() {
+            self.transport.process_event(source.token);
         }
     }
 
@@ -88,7 +88,7 @@ impl<D: VirtioDevice> Board<D> {
     }
 
     fn notify(&mut self, queue: u32) {
-        self.driver.kick(&mut self.transport, queue);
+        self.driver.notify(&mut self.transport, queue);
     }
 
     /// Applies an event and returns the number of interrupts.
@@ -156,7 +156,7 @@ impl NetFixture {
     fn add_buffers(&mut self, count: usize) {
         for _ in 0..count {
             let address = self.board.place(&[0; 200]);
-            self.board.driver.queues[0].add(&[Piece::writable(address, 200)]);
+            self.board.driver.queues[0].add(&[Buffer::writable(address, 200)]);
         }
     }
 
@@ -174,7 +174,7 @@ impl NetFixture {
         for number in 0..count {
             let packet = [&[0; HEADER][..], &[number; 60]].concat();
             let address = self.board.place(&packet);
-            self.board.driver.queues[1].add(&[Piece::readable(address, 72)]);
+            self.board.driver.queues[1].add(&[Buffer::readable(address, 72)]);
         }
     }
 
@@ -325,12 +325,12 @@ impl<const ASYNC: bool> DiskFixture<ASYNC> {
         let header = self.board.place(&header);
         let data = self.board.place(&[0x5a; SECTOR]);
         let status = self.board.place(&[0xaa]);
-        let data = Piece {
+        let data = Buffer {
             address: data,
             length: 512,
             writable: kind == IN,
         };
-        self.board.driver.queues[0].add(&[Piece::readable(header, 16), data, Piece::writable(status, 1)]);
+        self.board.driver.queues[0].add(&[Buffer::readable(header, 16), data, Buffer::writable(status, 1)]);
     }
 
     fn used(&self) -> u16 {

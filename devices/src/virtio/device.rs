@@ -17,7 +17,7 @@ pub struct Activation {
     /// Guest memory.
     pub memory: GuestMemory,
     /// Interrupt of the device.
-    pub signal: Arc<VirtioInterrupt>,
+    pub interrupt: Arc<VirtioInterrupt>,
 }
 
 /// File descriptor that the event loop watches for a device.

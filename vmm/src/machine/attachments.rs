@@ -181,7 +181,7 @@ impl<D: Attachable + 'static> Attach for D {
         let bus = &mut place.buses.memory;
         bus.claim("virtio device", info.base, info.size, transport.clone())
             .map_err(arch::Error::Bus)?;
-        let watched = lock(&transport).sources();
+        let watched = lock(&transport).watched_fds();
         place.sources.extend(watched.into_iter().map(|source| {
             Arc::new(Mutex::new(Watched {
                 transport: transport.clone(),
@@ -389,7 +389,7 @@ impl<D: VirtioDevice> EventSource for Watched<D> {
     }
 
     fn ready(&mut self) {
-        lock(&self.transport).ready(self.source.token);
+        lock(&self.transport).process_event(self.source.token);
     }
 }
 

@@ -53,10 +53,10 @@ impl ActiveQueue {
     pub(super) fn new(activation: Activation, write_through: bool) -> Option<Self> {
         Some(Self {
             // A restored device may still need a reset.
-            is_stopped: activation.signal.is_reset_needed(),
+            is_stopped: activation.interrupt.is_reset_needed(),
             queue: Virtqueue::new(activation.queues.into_iter().next()?),
             memory: activation.memory,
-            signal: activation.signal,
+            signal: activation.interrupt,
             write_through,
         })
     }

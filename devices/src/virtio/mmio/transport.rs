@@ -124,12 +124,12 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
     }
 
     /// Returns the descriptors that the event loop watches during the life of the device.
-    pub fn sources(&self) -> Vec<WatchedFd> {
+    pub fn watched_fds(&self) -> Vec<WatchedFd> {
         self.device.watched_fds()
     }
 
     /// Handles readiness of the descriptor with `token`.
-    pub fn ready(&mut self, token: u32) {
+    pub fn process_event(&mut self, token: u32) {
         self.device.process_event(token);
     }
 
@@ -176,7 +176,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
             features: self.registers.driver_features,
             queues,
             memory: self.memory.clone(),
-            signal: Arc::clone(&self.signal),
+            interrupt: Arc::clone(&self.signal),
         });
     }
 

@@ -35,7 +35,7 @@ pub(super) enum Error {
 /// `readv` takes at most [`MAX_IOVECS`] entries; one is reserved for the spare buffer, which takes the rest
 /// of a packet.
 const LIMITS: ChainLimits = ChainLimits {
-    pieces: MAX_IOVECS - 1,
+    iovecs: MAX_IOVECS - 1,
     ..ChainLimits::WIDEST
 };
 
@@ -106,7 +106,7 @@ impl<'m> RxBuffers<'m> {
             if length < HEADER as u64 {
                 return Err(Error::Small { head, length });
             }
-            if self.iovecs + chain.writable.count() > LIMITS.pieces {
+            if self.iovecs + chain.writable.count() > LIMITS.iovecs {
                 queue.undo_pop(1);
                 self.spent.push(chain);
                 self.full = true;

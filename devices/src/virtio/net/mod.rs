@@ -346,7 +346,7 @@ impl VirtioDevice for Net {
         let mut queues = activation.queues.into_iter();
         let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
             warn!("net: cannot activate the device: a queue is missing");
-            return activation.signal.set_needs_reset();
+            return activation.interrupt.set_needs_reset();
         };
         let features = activation.features;
         let max_frame = match self.setup.mtu {
@@ -359,7 +359,7 @@ impl VirtioDevice for Net {
             max_frame,
             queues: [Virtqueue::new(receive), Virtqueue::new(transmit)],
             memory: activation.memory,
-            signal: activation.signal,
+            signal: activation.interrupt,
         });
         if let Err(error) = self.setup.backend.use_features(features) {
             if !std::mem::replace(&mut self.fault_logged, true) {

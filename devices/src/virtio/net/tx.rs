@@ -82,7 +82,7 @@ pub struct Counters {
 /// `writev` and `sendmsg` take at most [`MAX_IOVECS`] entries; one is reserved for data of the backend before
 /// the frame.
 const LIMITS: ChainLimits = ChainLimits {
-    pieces: MAX_IOVECS - 1,
+    iovecs: MAX_IOVECS - 1,
     ..ChainLimits::WIDEST
 };
 

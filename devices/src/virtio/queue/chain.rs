@@ -89,7 +89,7 @@ pub enum Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChainLimits {
     /// Maximum number of descriptors, and of iovecs, of both directions together; at most [`MAX_IOVECS`].
-    pub pieces: usize,
+    pub iovecs: usize,
     /// Maximum number of bytes of both directions together.
     pub bytes: u64,
 }
@@ -97,7 +97,7 @@ pub struct ChainLimits {
 impl ChainLimits {
     /// Limits of virtio 1.2 (2^32 bytes, §2.7.5.2) and of the kernel ([`MAX_IOVECS`]).
     pub const WIDEST: Self = Self {
-        pieces: MAX_IOVECS,
+        iovecs: MAX_IOVECS,
         bytes: 1 << 32,
     };
 }
@@ -166,7 +166,7 @@ impl<'m> Chain<'m> {
         self.head = head;
         self.readable.clear();
         self.writable.clear();
-        let limit = limits.pieces.min(MAX_IOVECS);
+        let limit = limits.iovecs.min(MAX_IOVECS);
         let mut count = 0;
         let mut last: Option<Descriptor> = None;
         for descriptor in descriptors {

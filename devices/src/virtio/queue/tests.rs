@@ -3,7 +3,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT};
 use vm_memory::GuestAddress;
 
 use super::chain::{Chain, ChainLimits, Error};
-use crate::virtio::testing::{FakeDriver, FakeQueue, INDIRECT, NEXT, Piece, RawDescriptor, WRITE};
+use crate::virtio::testing::{Buffer, FakeDriver, FakeQueue, INDIRECT, NEXT, RawDescriptor, WRITE};
 
 const SIZE: u16 = 8;
 
@@ -44,11 +44,11 @@ fn chain_keeps_buffer_order() {
     let mut driver = driver();
     driver.write(0x8000, b"abcdef");
     let buffers = [
-        Piece::readable(0x8003, 3),
-        Piece::readable(0x8001, 0),
-        Piece::readable(0x8000, 3),
-        Piece::writable(0x9000, 2),
-        Piece::writable(0x9100, 2),
+        Buffer::readable(0x8003, 3),
+        Buffer::readable(0x8001, 0),
+        Buffer::readable(0x8000, 3),
+        Buffer::writable(0x9000, 2),
+        Buffer::writable(0x9100, 2),
     ];
     let direct = driver.queues[0].add(&buffers);
     let chain = collect(&driver, ChainLimits::WIDEST).unwrap();
@@ -67,9 +67,9 @@ fn chain_keeps_buffer_order() {
 fn indirect_table_extends_chain() {
     let mut driver = driver();
     let buffers = [
-        Piece::readable(0x8000, 5),
-        Piece::readable(0x9000, 6),
-        Piece::writable(0xa000, 7),
+        Buffer::readable(0x8000, 5),
+        Buffer::readable(0x9000, 6),
+        Buffer::writable(0xa000, 7),
     ];
     // An odd address: an indirect table has no required alignment.
     driver.queues[0].add_indirect(0x7001, &buffers);
@@ -80,7 +80,7 @@ fn indirect_table_extends_chain() {
 #[test]
 fn iovec_covers_exact_range() {
     let mut driver = driver();
-    let buffers = [0x8000, 0x9000, 0xa000].map(|address| Piece::readable(address, 0x10));
+    let buffers = [0x8000, 0x9000, 0xa000].map(|address| Buffer::readable(address, 0x10));
     driver.queues[0].add(&buffers);
     let chain = collect(&driver, ChainLimits::WIDEST).unwrap();
     let lengths = |range| -> Vec<usize> { chain.readable.iovec(range).map(|io| io.iov_len).collect() };
@@ -105,8 +105,8 @@ fn buffer_splits_between_regions() {
     ])
     .unwrap();
     let mut queue = FakeQueue::new(memory.clone(), 0x1000, SIZE);
-    queue.add(&[Piece::writable(0x7ffe, 4)]);
-    queue.add(&[Piece::writable(0xfffe, 4)]);
+    queue.add(&[Buffer::writable(0x7ffe, 4)]);
+    queue.add(&[Buffer::writable(0xfffe, 4)]);
     let mut device = queue.device_side();
     let chain = Chain::collect(next(&mut device, &memory), &memory, ChainLimits::WIDEST).unwrap();
     assert_eq!((chain.writable.count(), chain.writable.len()), (2, 4));
@@ -124,7 +124,7 @@ fn buffer_splits_between_regions() {
 #[test]
 fn access_beyond_end_fails() {
     let mut driver = driver();
-    driver.queues[0].add(&[Piece::readable(0x8000, 4), Piece::writable(0x9000, 4)]);
+    driver.queues[0].add(&[Buffer::readable(0x8000, 4), Buffer::writable(0x9000, 4)]);
     let chain = collect(&driver, ChainLimits::WIDEST).unwrap();
     for offset in [1, 4, 5, u64::MAX] {
         let mut data = [7; 4];
@@ -258,10 +258,10 @@ fn readable_after_writable_fails() {
 
 #[test]
 fn chain_above_limit_fails() {
-    let limited = |count: usize, pieces, bytes| {
+    let limited = |count: usize, iovecs, bytes| {
         let mut driver = driver();
-        driver.queues[0].add(&vec![Piece::readable(0x8000, 10); count]);
-        collect(&driver, ChainLimits { pieces, bytes }).map(|chain| chain.readable.len())
+        driver.queues[0].add(&vec![Buffer::readable(0x8000, 10); count]);
+        collect(&driver, ChainLimits { iovecs, bytes }).map(|chain| chain.readable.len())
     };
     assert_eq!(limited(3, 3, 30).unwrap(), 30);
     assert!(matches!(
@@ -270,11 +270,11 @@ fn chain_above_limit_fails() {
     ));
     assert!(matches!(limited(3, 3, 29), Err(Error::TooLong { limit: 29, .. })));
     let mut driver = driver();
-    driver.queues[0].add_indirect(0x4000, &vec![Piece::readable(0x8000, 0); 1025]);
+    driver.queues[0].add_indirect(0x4000, &vec![Buffer::readable(0x8000, 0); 1025]);
     let widest = collect(
         &driver,
         ChainLimits {
-            pieces: usize::MAX,
+            iovecs: usize::MAX,
             bytes: u64::MAX,
         },
     );
@@ -284,8 +284,8 @@ fn chain_above_limit_fails() {
 #[test]
 fn replace_overwrites_chain() {
     let mut driver = driver();
-    driver.queues[0].add(&[Piece::readable(0x8000, 4), Piece::writable(0x9000, 4)]);
-    let second = driver.queues[0].add(&[Piece::readable(0x8000, 1)]);
+    driver.queues[0].add(&[Buffer::readable(0x8000, 4), Buffer::writable(0x9000, 4)]);
+    let second = driver.queues[0].add(&[Buffer::readable(0x8000, 1)]);
     let mut queue = driver.queues[0].device_side();
     let mut chain = Chain::collect(
         next(&mut queue, &driver.memory),

@@ -57,7 +57,7 @@ impl FakeDriver {
             features: features | 1 << VIRTIO_F_VERSION_1,
             queues: self.queues.iter().map(device_side).collect(),
             memory: self.memory.clone(),
-            signal: Arc::new(VirtioInterrupt::new(line)),
+            interrupt: Arc::new(VirtioInterrupt::new(line)),
         }
     }
 
@@ -88,7 +88,7 @@ impl FakeDriver {
     }
 
     /// Sends an available buffer notification for `queue`.
-    pub fn kick(&self, transport: &mut dyn BusDevice, queue: u32) {
+    pub fn notify(&self, transport: &mut dyn BusDevice, queue: u32) {
         set(transport, r::QUEUE_NOTIFY, queue);
     }
 

@@ -12,5 +12,5 @@ mod registers;
 
 pub use driver::FakeDriver;
 pub use interrupt::CountingInterrupt;
-pub use queue::{FakeQueue, INDIRECT, NEXT, Piece, RawDescriptor, Used, WRITE};
+pub use queue::{Buffer, FakeQueue, INDIRECT, NEXT, RawDescriptor, Used, WRITE};
 pub use registers::{get, set};

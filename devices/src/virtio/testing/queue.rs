@@ -41,7 +41,7 @@ pub struct RawDescriptor {
 
 /// A buffer of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct Buffer {
     /// Guest-physical address.
     pub address: u64,
     /// Bytes.
@@ -50,7 +50,7 @@ pub struct Piece {
     pub writable: bool,
 }
 
-impl Piece {
+impl Buffer {
     /// Returns a device-readable buffer.
     pub fn readable(address: u64, length: u32) -> Self {
         Self {
@@ -168,7 +168,7 @@ impl FakeQueue {
     }
 
     /// Makes a chain of `buffers` available. Returns its head.
-    pub fn add(&mut self, buffers: &[Piece]) -> u16 {
+    pub fn add(&mut self, buffers: &[Buffer]) -> u16 {
         let indices = self.take_free(buffers.len());
         for (descriptor, index) in link(buffers, &indices).iter().zip(&indices) {
             self.set_descriptor(*index, *descriptor);
@@ -177,7 +177,7 @@ impl FakeQueue {
     }
 
     /// Adds a chain like [`add`](Self::add), with its descriptors in an indirect table at `table`.
-    pub fn add_indirect(&mut self, table: u64, buffers: &[Piece]) -> u16 {
+    pub fn add_indirect(&mut self, table: u64, buffers: &[Buffer]) -> u16 {
         let indices: Vec<u16> = (0..u16::try_from(buffers.len()).unwrap()).collect();
         for (descriptor, index) in link(buffers, &indices).iter().zip(&indices) {
             self.write_descriptor(table + DESCRIPTOR_SIZE * u64::from(*index), *descriptor);
@@ -301,9 +301,9 @@ impl FakeQueue {
 }
 
 /// Returns descriptors for `buffers`, linked by `indices`.
-fn link(buffers: &[Piece], indices: &[u16]) -> Vec<RawDescriptor> {
+fn link(buffers: &[Buffer], indices: &[u16]) -> Vec<RawDescriptor> {
     let following = indices.iter().skip(1).map(Some).chain([None]);
-    let descriptor = |(buffer, next): (&Piece, Option<&u16>)| RawDescriptor {
+    let descriptor = |(buffer, next): (&Buffer, Option<&u16>)| RawDescriptor {
         address: buffer.address,
         length: buffer.length,
         flags: if buffer.writable { WRITE } else { 0 } | next.map_or(0, |_| NEXT),

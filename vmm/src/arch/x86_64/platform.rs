@@ -9,7 +9,7 @@ use devices::bus::{BusDevice, SharedDevice};
 use devices::serial::uart;
 use devices::{
     Cmos, ExitPort, I8042, Interrupt, MonotonicClock, Pit, PowerOffPort, SleepPort, WallClock, bus, cmos,
-    i8042, pit, power_ports,
+    i8042, pit, power,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use snapshot::file::Architecture;
@@ -253,11 +253,11 @@ impl X86_64 {
         ports.claim("keyboard command", i8042::COMMAND_PORT, 1, command)?;
         let clock = Cmos::new(cmos_memory(spec), Box::new(WallClock));
         self.add(ports, "cmos", at(cmos::PORT, 2), clock)?;
-        let exit = at(power_ports::EXIT_PORT, power_ports::EXIT_LENGTH);
+        let exit = at(power::EXIT_PORT, power::EXIT_LENGTH);
         self.add(ports, "debug-exit", exit, ExitPort::new(power.clone()))?;
-        let sleep = at(power_ports::SLEEP_PORT, 1);
+        let sleep = at(power::SLEEP_PORT, 1);
         self.add(ports, "sleep-control", sleep, SleepPort::new(power.clone()))?;
-        let off = at(power_ports::POWER_OFF_PORT, power_ports::POWER_OFF_LENGTH);
+        let off = at(power::POWER_OFF_PORT, power::POWER_OFF_LENGTH);
         self.add(ports, "power-off", off, PowerOffPort::new(power.clone()))?;
         Ok(pit)
     }

@@ -2,7 +2,7 @@ use virtio_queue::QueueT;
 use vm_memory::GuestAddress;
 
 use super::{
-    Bench, DISCARD, ENGINES, FLUSH, GET_ID, IN, IOERR, NONE, OK, OUT, Piece, SECTORS, Scratch, UNSUPP,
+    Bench, Buffer, DISCARD, ENGINES, FLUSH, GET_ID, IN, IOERR, NONE, OK, OUT, SECTORS, Scratch, UNSUPP,
     WRITE_ZEROES, config, pattern,
 };
 use crate::virtio::device::VirtioDevice;
@@ -104,7 +104,7 @@ fn invalid_segments_fail() {
             assert_eq!(bench.run_segments(kind, &[(0, 1, 1 << 31)]), UNSUPP);
             let address = bench.place(&[0; 24]);
             assert_eq!(
-                bench.run_one(kind, 0, &[Piece::readable(address, 24)]),
+                bench.run_one(kind, 0, &[Buffer::readable(address, 24)]),
                 (IOERR, 1)
             );
             assert_eq!(bench.run_segments(kind, &[(0, 1, 0); 16]), OK);
@@ -120,7 +120,7 @@ fn unknown_type_is_unsupported() {
         for kind in [2, 3, 5, 10, 12, 14, 15, u32::MAX] {
             let address = bench.place(&[NONE; 512]);
             assert_eq!(
-                bench.run_one(kind, 0, &[Piece::writable(address, 512)]),
+                bench.run_one(kind, 0, &[Buffer::writable(address, 512)]),
                 (UNSUPP, 0)
             );
             assert_eq!(bench.run_one(kind, 0, &[]), (UNSUPP, 1));
@@ -153,8 +153,8 @@ fn truncated_file_fails_missing_sectors() {
         scratch.set_len(10 * 512);
         let address = bench.place(&[NONE; 2048]);
         let data = [
-            Piece::writable(address, 700),
-            Piece::writable(address + 700, 1348),
+            Buffer::writable(address, 700),
+            Buffer::writable(address + 700, 1348),
         ];
         // The used length covers the two remaining sectors.
         assert_eq!(bench.run_one(IN, 8, &data), (IOERR, 1024));
@@ -201,7 +201,7 @@ fn expect_stop(add_malformed: impl Fn(&mut Bench)) {
         let scratch = Scratch::new(SECTORS * 512);
         let mut bench = Bench::on(&scratch, engine);
         let address = bench.place(&[NONE; 512]);
-        let (_, status) = bench.add(IN, 1, &[Piece::writable(address, 512)]);
+        let (_, status) = bench.add(IN, 1, &[Buffer::writable(address, 512)]);
         add_malformed(&mut bench);
         bench.block.notify(0);
         assert!(bench.signal.is_reset_needed());
@@ -212,7 +212,7 @@ fn expect_stop(add_malformed: impl Fn(&mut Bench)) {
             (OK, 1)
         );
         let address = bench.place(&[NONE; 512]);
-        let (_, status) = bench.add(IN, 1, &[Piece::writable(address, 512)]);
+        let (_, status) = bench.add(IN, 1, &[Buffer::writable(address, 512)]);
         bench.block.notify(0);
         assert_eq!(bench.status(status), NONE);
         assert_eq!(bench.block.metrics().malformed, 1);
@@ -227,7 +227,7 @@ fn expect_stop(add_malformed: impl Fn(&mut Bench)) {
 fn request_without_status_stops_queue() {
     expect_stop(|bench| {
         let header = bench.header(FLUSH, 0);
-        bench.driver.queues[0].add(&[Piece::readable(header, 16)]);
+        bench.driver.queues[0].add(&[Buffer::readable(header, 16)]);
     });
 }
 
@@ -235,12 +235,12 @@ fn request_without_status_stops_queue() {
 fn request_without_header_stops_queue() {
     expect_stop(|bench| {
         let status = bench.place(&[NONE]);
-        bench.driver.queues[0].add(&[Piece::writable(status, 1)]);
+        bench.driver.queues[0].add(&[Buffer::writable(status, 1)]);
     });
     expect_stop(|bench| {
         let header = bench.header(IN, 0);
         let status = bench.place(&[NONE]);
-        bench.driver.queues[0].add(&[Piece::readable(header, 15), Piece::writable(status, 1)]);
+        bench.driver.queues[0].add(&[Buffer::readable(header, 15), Buffer::writable(status, 1)]);
     });
 }
 
@@ -248,7 +248,7 @@ fn request_without_header_stops_queue() {
 fn buffer_outside_memory_stops_queue() {
     for address in [u64::MAX - 255, super::MEMORY as u64 - 100, 1 << 40] {
         expect_stop(|bench| {
-            bench.add(IN, 0, &[Piece::writable(address, 512)]);
+            bench.add(IN, 0, &[Buffer::writable(address, 512)]);
         });
     }
 }
@@ -271,7 +271,7 @@ fn looping_chain_stops_queue() {
 fn readable_after_writable_stops_queue() {
     expect_stop(|bench| {
         let header = bench.header(IN, 0);
-        bench.driver.queues[0].add(&[Piece::writable(header, 1), Piece::readable(header, 16)]);
+        bench.driver.queues[0].add(&[Buffer::writable(header, 1), Buffer::readable(header, 16)]);
     });
 }
 
@@ -299,7 +299,7 @@ fn repeated_head_runs_once_per_entry() {
         let scratch = Scratch::new(SECTORS * 512);
         let mut bench = Bench::on(&scratch, engine);
         let address = bench.place(&[NONE; 512]);
-        let (head, status) = bench.add(IN, 1, &[Piece::writable(address, 512)]);
+        let (head, status) = bench.add(IN, 1, &[Buffer::writable(address, 512)]);
         for _ in 1..256 {
             bench.driver.queues[0].make_available(head);
         }

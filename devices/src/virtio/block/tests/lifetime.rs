@@ -1,7 +1,7 @@
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use super::{Bench, ENGINES, IN, NONE, OK, Piece, Scratch, options, pattern};
+use super::{Bench, Buffer, ENGINES, IN, NONE, OK, Scratch, options, pattern};
 use crate::virtio::block::IoEngine;
 use crate::virtio::block::select_engine;
 use crate::virtio::device::VirtioDevice;
@@ -14,7 +14,7 @@ fn reset_ends_memory_accesses() {
         for _ in 0..20 {
             for sector in 0..60 {
                 let address = bench.place(&[NONE; 512]);
-                bench.add(IN, sector, &[Piece::writable(address, 512)]);
+                bench.add(IN, sector, &[Buffer::writable(address, 512)]);
             }
             bench.block.notify(0);
             bench.reset();
@@ -60,8 +60,8 @@ fn uncached_reads_complete_by_event_or_drain() {
             let sector = step * 130;
             let address = bench.place(&[NONE; 4096]);
             let data = [
-                Piece::writable(address, 1001),
-                Piece::writable(address + 1001, 3095),
+                Buffer::writable(address, 1001),
+                Buffer::writable(address + 1001, 3095),
             ];
             placed.push((bench.add(IN, sector, &data).1, address, sector));
         }
@@ -86,7 +86,7 @@ pub(super) fn start_reads(scratch: &Scratch) -> Bench {
     let mut bench = Bench::on(scratch, IoEngine::Async);
     for sector in (0..60).rev() {
         let address = bench.place(&[NONE; 4096]);
-        bench.add(IN, sector * 130, &[Piece::writable(address, 4096)]);
+        bench.add(IN, sector * 130, &[Buffer::writable(address, 4096)]);
     }
     bench.block.notify(0);
     bench

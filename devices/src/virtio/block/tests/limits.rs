@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::{
-    Bench, DISCARD, ENGINES, FLUSH, GET_ID, HOURS, IN, NONE, OK, OUT, Piece, SECTORS, Scratch, WRITE_ZEROES,
+    Bench, Buffer, DISCARD, ENGINES, FLUSH, GET_ID, HOURS, IN, NONE, OK, OUT, SECTORS, Scratch, WRITE_ZEROES,
     bucket, config,
 };
 use crate::virtio::block::IoEngine;
@@ -17,7 +17,7 @@ fn throttled_request_waits_for_timer() {
         let mut statuses = Vec::new();
         for sector in 0..3 {
             let address = bench.place(&[NONE; 512]);
-            statuses.push(bench.add(IN, sector, &[Piece::writable(address, 512)]).1);
+            statuses.push(bench.add(IN, sector, &[Buffer::writable(address, 512)]).1);
         }
         bench.block.notify(0);
         assert_eq!(bench.driver.queues[0].collect_used().len(), 2);
@@ -57,7 +57,7 @@ impl Bench {
     fn add_write(&mut self, data: &[u8]) -> usize {
         let address = self.place(data);
         let length = u32::try_from(data.len()).unwrap();
-        self.add(OUT, 0, &[Piece::readable(address, length)]);
+        self.add(OUT, 0, &[Buffer::readable(address, length)]);
         self.block.notify(0);
         self.driver.queues[0].collect_used().len()
     }
@@ -122,7 +122,7 @@ fn batch_length(features: u64, kind: u32, data: &[u8]) -> usize {
     bench.reset();
     bench.activate(features);
     let address = bench.place(data);
-    let buffer = Piece::readable(address, u32::try_from(data.len()).unwrap());
+    let buffer = Buffer::readable(address, u32::try_from(data.len()).unwrap());
     for _ in 0..40 {
         bench.add(kind, 0, &[buffer]);
     }

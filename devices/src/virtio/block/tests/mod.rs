@@ -26,7 +26,7 @@ use crate::limiter::Bucket;
 use crate::testing::ManualClock;
 use crate::virtio::device::{Activation, VirtioDevice};
 use crate::virtio::interrupt::VirtioInterrupt;
-use crate::virtio::testing::{CountingInterrupt, FakeDriver, Piece, Used};
+use crate::virtio::testing::{Buffer, CountingInterrupt, FakeDriver, Used};
 
 /// Milliseconds that do not pass during a test.
 const HOURS: u64 = 100 * 3_600_000;
@@ -179,7 +179,7 @@ impl Bench {
 
     fn start(&mut self, features: u64) {
         let activation = self.driver.activation(features, self.line.clone());
-        self.signal = Arc::clone(&activation.signal);
+        self.signal = Arc::clone(&activation.interrupt);
         self.block.activate(Activation { ..activation });
     }
 
@@ -207,12 +207,12 @@ impl Bench {
     }
 
     /// Adds a request with the buffers `data`. Returns its head and the address of its status.
-    fn add(&mut self, kind: u32, sector: u64, data: &[Piece]) -> (u16, u64) {
+    fn add(&mut self, kind: u32, sector: u64, data: &[Buffer]) -> (u16, u64) {
         let header = self.header(kind, sector);
         let status = self.place(&[NONE]);
-        let mut buffers = vec![Piece::readable(header, 16)];
+        let mut buffers = vec![Buffer::readable(header, 16)];
         buffers.extend(data);
-        buffers.push(Piece::writable(status, 1));
+        buffers.push(Buffer::writable(status, 1));
         (self.driver.queues[0].add(&buffers), status)
     }
 
@@ -267,7 +267,7 @@ impl Bench {
     }
 
     /// Runs one request. Returns status and used length.
-    fn run_one(&mut self, kind: u32, sector: u64, data: &[Piece]) -> (u8, u32) {
+    fn run_one(&mut self, kind: u32, sector: u64, data: &[Buffer]) -> (u8, u32) {
         let (head, status) = self.add(kind, sector, data);
         let used = self.run(1);
         assert_eq!(used[0].head, u32::from(head));
@@ -276,7 +276,7 @@ impl Bench {
 
     fn read(&mut self, sector: u64, length: u32) -> (u8, Vec<u8>) {
         let address = self.place(&vec![NONE; usize::try_from(length).unwrap()]);
-        let (status, used) = self.run_one(IN, sector, &[Piece::writable(address, length)]);
+        let (status, used) = self.run_one(IN, sector, &[Buffer::writable(address, length)]);
         if status == OK {
             assert_eq!(used, length + 1);
         }
@@ -291,7 +291,7 @@ impl Bench {
         let (status, used) = self.run_one(
             OUT,
             sector,
-            &[Piece::readable(address, u32::try_from(data.len()).unwrap())],
+            &[Buffer::readable(address, u32::try_from(data.len()).unwrap())],
         );
         assert_eq!(used, 1);
         status
@@ -309,7 +309,7 @@ impl Bench {
         self.run_one(
             kind,
             0,
-            &[Piece::readable(address, u32::try_from(data.len()).unwrap())],
+            &[Buffer::readable(address, u32::try_from(data.len()).unwrap())],
         )
         .0
     }

@@ -3,8 +3,8 @@ use std::os::unix::fs::MetadataExt;
 use proptest::proptest;
 
 use super::{
-    Bench, DISCARD, ENGINES, FLUSH, GET_ID, IN, NONE, OK, OUT, Piece, SECTORS, Scratch, UNSUPP, WRITE_ZEROES,
-    config, pattern,
+    Bench, Buffer, DISCARD, ENGINES, FLUSH, GET_ID, IN, NONE, OK, OUT, SECTORS, Scratch, UNSUPP,
+    WRITE_ZEROES, config, pattern,
 };
 use crate::virtio::block::{CacheType, IoEngine};
 use crate::virtio::device::VirtioDevice;
@@ -68,9 +68,9 @@ fn request_has_any_buffer_layout() {
         let mut bench = Bench::on(&scratch, engine);
         let header = bench.header(IN, 2);
         let data = bench.place(&[NONE; 513]);
-        let mut buffers: Vec<_> = (0..16).map(|byte| Piece::readable(header + byte, 1)).collect();
-        buffers.insert(7, Piece::readable(header, 0));
-        buffers.push(Piece::writable(data, 513));
+        let mut buffers: Vec<_> = (0..16).map(|byte| Buffer::readable(header + byte, 1)).collect();
+        buffers.insert(7, Buffer::readable(header, 0));
+        buffers.push(Buffer::writable(data, 513));
         bench.driver.queues[0].add(&buffers);
         assert_eq!(bench.run(1)[0].length, 513);
         assert_eq!(bench.driver.read(data, 512), pattern(1024, 512));
@@ -80,7 +80,7 @@ fn request_has_any_buffer_layout() {
         written.extend([0x77; 512]);
         let all = bench.place(&written);
         let status = bench.place(&[NONE]);
-        bench.driver.queues[0].add(&[Piece::readable(all, 528), Piece::writable(status, 1)]);
+        bench.driver.queues[0].add(&[Buffer::readable(all, 528), Buffer::writable(status, 1)]);
         assert_eq!(bench.run(1)[0].length, 1);
         assert_eq!(bench.status(status), OK);
         assert_eq!(scratch.contents()[2048..2560], [0x77; 512]);
@@ -99,7 +99,7 @@ fn batch_raises_one_interrupt() {
         for sector in 0..60 {
             let address = bench.place(&[0; 512]);
             statuses.push((
-                bench.add(IN, sector, &[Piece::writable(address, 512)]).1,
+                bench.add(IN, sector, &[Buffer::writable(address, 512)]).1,
                 address,
                 sector,
             ));
@@ -129,7 +129,7 @@ fn polling_driver_gets_no_interrupt() {
             // VIRTQ_AVAIL_F_NO_INTERRUPT set or clear.
             bench.driver.write(flags, &[flag, 0]);
             let address = bench.place(&[0; 512]);
-            bench.add(IN, 0, &[Piece::writable(address, 512)]);
+            bench.add(IN, 0, &[Buffer::writable(address, 512)]);
             bench.block.notify(0);
             assert_eq!(bench.driver.queues[0].collect_used().len(), 1);
             assert_eq!(bench.line.take(), interrupts);
@@ -145,7 +145,7 @@ fn id_is_truncated_to_buffer() {
         for (length, used) in [(20_u32, 21), (5, 6), (0, 1), (30, 20)] {
             let address = bench.place(&[NONE; 32]);
             assert_eq!(
-                bench.run_one(GET_ID, 0, &[Piece::writable(address, length)]),
+                bench.run_one(GET_ID, 0, &[Buffer::writable(address, length)]),
                 (OK, used)
             );
             let mut expected = [NONE; 32];
@@ -164,7 +164,7 @@ fn short_id_is_padded() {
     let mut bench = Bench::new(&config);
     let address = bench.place(&[NONE; 20]);
     assert_eq!(
-        bench.run_one(GET_ID, 0, &[Piece::writable(address, 20)]),
+        bench.run_one(GET_ID, 0, &[Buffer::writable(address, 20)]),
         (OK, 21)
     );
     assert_eq!(
@@ -288,13 +288,13 @@ proptest! {
             let mut buffers = Vec::new();
             for length in split_lengths(&out, total) {
                 let (chunk, after) = rest.split_at(usize::try_from(length).unwrap());
-                buffers.push(Piece::readable(bench.place(chunk), length));
+                buffers.push(Buffer::readable(bench.place(chunk), length));
                 rest = after;
             }
             assert_eq!(bench.run_one(OUT, first, &buffers), (OK, 1));
             let mut buffers = Vec::new();
             for length in split_lengths(&back, total) {
-                buffers.push(Piece::writable(bench.place(&vec![NONE; usize::try_from(length).unwrap()]), length));
+                buffers.push(Buffer::writable(bench.place(&vec![NONE; usize::try_from(length).unwrap()]), length));
             }
             assert_eq!(bench.run_one(IN, first, &buffers), (OK, total + 1));
             let read: Vec<u8> = buffers

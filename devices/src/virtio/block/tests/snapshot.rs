@@ -2,7 +2,7 @@ use snapshot::Persist;
 
 use super::lifetime::{start_reads, uncached};
 use super::update::capacity;
-use super::{Bench, HOURS, IN, NONE, OK, Piece, SECTORS, Scratch, bucket, config};
+use super::{Bench, Buffer, HOURS, IN, NONE, OK, SECTORS, Scratch, bucket, config};
 use crate::testing::ManualClock;
 use crate::virtio::block::{Block, IoEngine};
 use crate::virtio::device::VirtioDevice;
@@ -35,7 +35,7 @@ fn rate_limiter_roundtrips() {
     assert_eq!(bench.read(0, 512).0, OK);
     assert_eq!(bench.read(1, 512).0, OK);
     let address = bench.place(&[NONE; 512]);
-    bench.add(IN, 2, &[Piece::writable(address, 512)]);
+    bench.add(IN, 2, &[Buffer::writable(address, 512)]);
     bench.block.notify(0);
     assert!(bench.driver.queues[0].collect_used().is_empty());
     assert_eq!(bench.block.queue_states()[0].next_avail, 2);
@@ -48,7 +48,7 @@ fn available_request_runs_after_restore() {
     let state = bench.block.save().unwrap();
     bench.reset();
     let address = bench.place(&[NONE; 512]);
-    let (_, status) = bench.add(IN, 0, &[Piece::writable(address, 512)]);
+    let (_, status) = bench.add(IN, 0, &[Buffer::writable(address, 512)]);
     bench.start(bench.block.features());
     bench.block.restore(state).unwrap();
     // No notification, and no interrupt for an unchanged configuration.

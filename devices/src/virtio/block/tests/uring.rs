@@ -2,7 +2,7 @@ use std::os::fd::AsRawFd;
 
 use libc::iovec;
 
-use super::{Bench, FLUSH, IN, IOERR, NONE, OK, Piece, SECTORS, Scratch, probe};
+use super::{Bench, Buffer, FLUSH, IN, IOERR, NONE, OK, SECTORS, Scratch, probe};
 use crate::virtio::block::IoEngine;
 use crate::virtio::block::uring::skip;
 use crate::virtio::device::VirtioDevice;
@@ -60,7 +60,7 @@ fn permanent_failure_selects_sync() {
     let address = bench.place(&[NONE; 512]);
     let statuses = [
         bench.add(FLUSH, 0, &[]).1,
-        bench.add(IN, 0, &[Piece::writable(address, 512)]).1,
+        bench.add(IN, 0, &[Buffer::writable(address, 512)]).1,
         bench.add(FLUSH, 0, &[]).1,
     ];
     assert_eq!(bench.run(3).len(), 3);

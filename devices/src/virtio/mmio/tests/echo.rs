@@ -79,7 +79,7 @@ impl Echo {
         }
         queue.enable_notification(memory).ok()?;
         if self.echoed != before && queue.needs_notification(memory).ok()? {
-            activation.signal.notify_used();
+            activation.interrupt.notify_used();
         }
         Some(())
     }
@@ -128,7 +128,7 @@ impl VirtioDevice for Echo {
     fn notify(&mut self, queue: usize) {
         self.seen.notifications.fetch_add(1, Ordering::SeqCst);
         if self.process(queue).is_none() {
-            self.activation.as_ref().unwrap().signal.set_needs_reset();
+            self.activation.as_ref().unwrap().interrupt.set_needs_reset();
         }
     }
 

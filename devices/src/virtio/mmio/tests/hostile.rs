@@ -2,7 +2,7 @@
 
 use super::super::registers as r;
 use super::{Bench, MEMORY, READY, count};
-use crate::virtio::testing::{FakeDriver, INDIRECT, NEXT, Piece, RawDescriptor, WRITE};
+use crate::virtio::testing::{Buffer, FakeDriver, INDIRECT, NEXT, RawDescriptor, WRITE};
 
 const BUFFER: u64 = 0x1_0000;
 const TABLE: u64 = 0x1_8000;
@@ -62,7 +62,7 @@ fn queue_of_size_one_works() {
     assert_eq!(bench.start(), READY);
     let (buffers, table) = (bench.driver.buffers, bench.driver.buffers + 0x1000);
     for _ in 0..3 {
-        let buffers_of_chain = [Piece::readable(buffers, 4), Piece::writable(buffers, 4)];
+        let buffers_of_chain = [Buffer::readable(buffers, 4), Buffer::writable(buffers, 4)];
         bench.driver.queues[0].add_indirect(table, &buffers_of_chain);
         bench.notify(0);
         assert_eq!(bench.driver.queues[0].collect_used().len(), 1);
@@ -221,14 +221,14 @@ fn empty_buffers_are_used() {
     let mut bench = Bench::started();
     let buffers = bench.driver.buffers;
     for chain in [
-        vec![Piece::readable(u64::MAX, 0)],
-        vec![Piece::writable(0, 0)],
-        vec![Piece::writable(buffers, 8)],
-        vec![Piece::readable(buffers, 8)],
+        vec![Buffer::readable(u64::MAX, 0)],
+        vec![Buffer::writable(0, 0)],
+        vec![Buffer::writable(buffers, 8)],
+        vec![Buffer::readable(buffers, 8)],
         vec![
-            Piece::readable(buffers, 0),
-            Piece::readable(buffers, 2),
-            Piece::writable(buffers, 0),
+            Buffer::readable(buffers, 0),
+            Buffer::readable(buffers, 2),
+            Buffer::writable(buffers, 0),
         ],
     ] {
         bench.driver.queues[0].add(&chain);
@@ -246,7 +246,7 @@ fn rings_as_buffers_are_harmless() {
             let queue = &mut bench.driver.queues[0];
             let target = [queue.descriptors, queue.available, queue.used][area] + offset;
             for _ in 0..7 {
-                queue.add(&[Piece::readable(0x1_0000, 8), Piece::writable(target, 8)]);
+                queue.add(&[Buffer::readable(0x1_0000, 8), Buffer::writable(target, 8)]);
             }
             bench.driver.write(0x1_0000, &[0xff, 3, 0, 1, 0, 7, 0, 0xff]);
             bench.notify(0);
@@ -278,7 +278,7 @@ fn notification_uses_only_available_chains() {
     let mut bench = Bench::started();
     let buffers = bench.driver.buffers;
     for _ in 0..8 {
-        bench.driver.queues[0].add(&[Piece::readable(buffers, 1), Piece::writable(buffers, 1)]);
+        bench.driver.queues[0].add(&[Buffer::readable(buffers, 1), Buffer::writable(buffers, 1)]);
     }
     bench.notify(0);
     bench.notify(0);

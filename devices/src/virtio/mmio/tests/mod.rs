@@ -12,7 +12,7 @@ use echo::{Echo, SIZES, Seen};
 
 use super::Transport;
 use super::registers as r;
-use crate::virtio::testing::{CountingInterrupt, FakeDriver, Piece, Used, get, set};
+use crate::virtio::testing::{Buffer, CountingInterrupt, FakeDriver, Used, get, set};
 
 const MEMORY: usize = 0x2_0000;
 const READY: u32 = r::ACKNOWLEDGE | r::DRIVER | r::FEATURES_OK | r::DRIVER_OK;
@@ -67,7 +67,7 @@ impl Bench {
     }
 
     fn notify(&mut self, queue: u32) {
-        self.driver.kick(&mut self.transport, queue);
+        self.driver.notify(&mut self.transport, queue);
     }
 
     /// Sends `text` through `queue` and expects its echo.
@@ -78,7 +78,7 @@ impl Bench {
         self.driver.write(to, &vec![0; text.len()]);
         let index = usize::try_from(queue).unwrap();
         let head =
-            self.driver.queues[index].add(&[Piece::readable(from, length), Piece::writable(to, length)]);
+            self.driver.queues[index].add(&[Buffer::readable(from, length), Buffer::writable(to, length)]);
         self.notify(queue);
         let used = self.driver.queues[index].collect_used();
         assert_eq!(

@@ -5,7 +5,7 @@ use proptest::prelude::{Just, Strategy, any, prop_assert, prop_oneof, proptest};
 use super::super::registers as r;
 use super::{Bench, READY};
 use crate::testing::{Access, accesses, replay};
-use crate::virtio::testing::{FakeQueue, Piece, RawDescriptor};
+use crate::virtio::testing::{Buffer, FakeQueue, RawDescriptor};
 
 /// A change to a virtqueue.
 #[derive(Clone, Debug)]
@@ -77,7 +77,7 @@ proptest! {
         prop_assert!(bench.driver.start(&mut bench.transport, features) == READY);
         let buffers = bench.driver.buffers;
         for _ in 0..start {
-            bench.driver.queues[0].add(&[Piece::readable(buffers, 16), Piece::writable(buffers, 16)]);
+            bench.driver.queues[0].add(&[Buffer::readable(buffers, 16), Buffer::writable(buffers, 16)]);
         }
         let rings = bench.driver.queues[0].descriptors;
         for mutation in &mutations {

@@ -10,7 +10,7 @@ use super::echo::FEATURE;
 use super::{Bench, MEMORY, READY, count};
 use crate::sync::lock;
 use crate::testing::{accesses, replay};
-use crate::virtio::testing::{FakeDriver, Piece};
+use crate::virtio::testing::{Buffer, FakeDriver};
 
 /// Name and effect of a change to a valid state.
 type Change<'a> = (&'a str, &'a dyn Fn(&mut TransportState));
@@ -78,7 +78,7 @@ fn running_device_roundtrips() {
 fn available_chain_is_used_after_restore() {
     let mut bench = Bench::started();
     let buffers = bench.driver.buffers;
-    bench.driver.queues[1].add(&[Piece::readable(buffers, 3), Piece::writable(buffers, 3)]);
+    bench.driver.queues[1].add(&[Buffer::readable(buffers, 3), Buffer::writable(buffers, 3)]);
     let (mut bench, bytes) = save_and_replace(bench);
     restore(&mut bench, &bytes).unwrap();
     assert!(bench.driver.queues[1].pop_used().is_none());

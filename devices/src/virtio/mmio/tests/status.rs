@@ -3,7 +3,7 @@
 use super::super::registers as r;
 use super::{Bench, READY, count};
 use crate::sync::lock;
-use crate::virtio::testing::{Piece, set};
+use crate::virtio::testing::{Buffer, set};
 
 const EVENT_IDX: u64 = 1 << 29;
 
@@ -39,7 +39,7 @@ fn event_idx_suppresses_interrupts() {
 fn chains_wait_for_driver_ok() {
     let mut bench = Bench::new();
     let buffers = bench.driver.buffers;
-    bench.driver.queues[0].add(&[Piece::writable(buffers, 1)]);
+    bench.driver.queues[0].add(&[Buffer::writable(buffers, 1)]);
     for status in [
         0,
         r::ACKNOWLEDGE,
@@ -62,7 +62,7 @@ fn chains_wait_for_driver_ok() {
 fn driver_ok_processes_early_chains() {
     let mut bench = Bench::new();
     let buffers = bench.driver.buffers;
-    bench.driver.queues[1].add(&[Piece::readable(buffers, 1), Piece::writable(buffers, 1)]);
+    bench.driver.queues[1].add(&[Buffer::readable(buffers, 1), Buffer::writable(buffers, 1)]);
     bench.notify(1);
     assert_eq!(bench.start(), READY);
     assert_eq!(bench.driver.queues[1].collect_used().len(), 1);
@@ -154,7 +154,7 @@ fn ready_queue_is_fixed() {
 fn reset_clears_everything() {
     let mut bench = Bench::started();
     let buffers = bench.driver.buffers;
-    bench.driver.queues[0].add(&[Piece::readable(buffers, 1), Piece::writable(buffers, 1)]);
+    bench.driver.queues[0].add(&[Buffer::readable(buffers, 1), Buffer::writable(buffers, 1)]);
     let before = count(&bench.seen.notifications);
     bench.set(r::STATUS, 0);
     bench.notify(0);
@@ -174,8 +174,8 @@ fn reset_clears_everything() {
 #[test]
 fn transport_forwards_events() {
     let mut bench = Bench::new();
-    assert_eq!(bench.transport.sources().len(), 1);
-    bench.transport.ready(3);
+    assert_eq!(bench.transport.watched_fds().len(), 1);
+    bench.transport.process_event(3);
     assert_eq!(*lock(&bench.seen.tokens), [3]);
 }
 

@@ -5,7 +5,7 @@ use super::{BACKLOG, MEMORY, READABLE, Rig, packet};
 use crate::sync::lock;
 use crate::virtio::VirtioDevice;
 use crate::virtio::net::features::{EVENT_IDX, MRG_RXBUF};
-use crate::virtio::testing::{NEXT, Piece, RawDescriptor, WRITE};
+use crate::virtio::testing::{Buffer, NEXT, RawDescriptor, WRITE};
 
 /// Checks that the device stops after a `violation` by the driver until its reset, and then works.
 fn expect_stop(violation: impl Fn(&mut Rig)) {
@@ -50,7 +50,7 @@ fn waiting_and_sent(network: &std::sync::Mutex<super::FakeNetwork>) -> (usize, u
 fn writable_buffer_in_transmit_queue_stops() {
     expect_stop(|rig| {
         let address = rig.memory(100);
-        rig.driver.queues[1].add(&[Piece::readable(address, 50), Piece::writable(address + 50, 50)]);
+        rig.driver.queues[1].add(&[Buffer::readable(address, 50), Buffer::writable(address + 50, 50)]);
     });
 }
 
@@ -58,7 +58,7 @@ fn writable_buffer_in_transmit_queue_stops() {
 fn readable_buffer_in_receive_queue_stops() {
     expect_stop(|rig| {
         let address = rig.memory(100);
-        rig.driver.queues[0].add(&[Piece::readable(address, 50), Piece::writable(address + 50, 50)]);
+        rig.driver.queues[0].add(&[Buffer::readable(address, 50), Buffer::writable(address + 50, 50)]);
     });
 }
 
@@ -74,7 +74,7 @@ fn buffer_outside_memory_stops() {
     for address in [MEMORY as u64 - 10, 1 << 40, u64::MAX - 5] {
         for queue in [0, 1] {
             expect_stop(|rig| {
-                let buffer = Piece {
+                let buffer = Buffer {
                     address,
                     length: 100,
                     writable: queue == 0,

@@ -20,7 +20,7 @@ use super::{Backend, HEADER, Net, NetSetup};
 use crate::limiter::{Bucket, Limiter};
 use crate::sync::lock;
 use crate::testing::ManualClock;
-use crate::virtio::testing::{CountingInterrupt, FakeDriver, Piece};
+use crate::virtio::testing::{Buffer, CountingInterrupt, FakeDriver};
 use crate::virtio::{VirtioDevice, VirtioInterrupt};
 
 const READABLE: u32 = 0;
@@ -71,7 +71,7 @@ impl Rig {
         let line = Arc::new(CountingInterrupt::default());
         let mut net = Net::new(setup).unwrap();
         let activation = driver.activation(features, line.clone());
-        let signal = activation.signal.clone();
+        let signal = activation.interrupt.clone();
         net.activate(activation);
         // The first batch after the activation has no work; it runs here so that tests see only later ones.
         net.process_event(BACKLOG);
@@ -101,7 +101,7 @@ impl Rig {
     /// Makes a receive buffer of `length` bytes available without a notification.
     fn add_buffer(&mut self, length: usize) -> u64 {
         let address = self.memory(length);
-        let buffer = Piece::writable(address, u32::try_from(length).unwrap());
+        let buffer = Buffer::writable(address, u32::try_from(length).unwrap());
         self.driver.queues[0].add(&[buffer]);
         address
     }
@@ -110,7 +110,7 @@ impl Rig {
     fn add_packet(&mut self, packet: &[u8]) {
         let address = self.memory(packet.len());
         self.driver.write(address, packet);
-        let buffer = Piece::readable(address, u32::try_from(packet.len()).unwrap());
+        let buffer = Buffer::readable(address, u32::try_from(packet.len()).unwrap());
         self.driver.queues[1].add(&[buffer]);
     }
 
@@ -121,7 +121,7 @@ impl Rig {
             queue.clear();
         }
         let activation = self.driver.activation(self.features, self.line.clone());
-        self.signal = activation.signal.clone();
+        self.signal = activation.interrupt.clone();
         self.net.activate(activation);
         self.net.process_event(BACKLOG);
         self.line.take();

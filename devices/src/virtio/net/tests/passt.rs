@@ -10,7 +10,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::net::features::STATUS;
 use crate::virtio::net::passt::{Error, Passt};
 use crate::virtio::net::{Backend, HEADER};
-use crate::virtio::testing::Piece;
+use crate::virtio::testing::Buffer;
 
 /// Executable shell script in a directory of its own, which is removed on drop.
 struct Program(PathBuf);
@@ -151,7 +151,7 @@ fn passt_replies_to_arp() {
             if frame[HEADER + 12..HEADER + 14] == [8, 6] {
                 break;
             }
-            rig.driver.queues[0].add(&[Piece::writable(buffer, 2000)]);
+            rig.driver.queues[0].add(&[Buffer::writable(buffer, 2000)]);
         }
     }
     assert_eq!(frame[HEADER + 20..HEADER + 22], [0, 2], "an ARP reply");

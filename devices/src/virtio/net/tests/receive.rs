@@ -8,7 +8,7 @@ use crate::sync::lock;
 use crate::virtio::VirtioDevice;
 use crate::virtio::net::features::{EVENT_IDX, GUEST_CSUM, GUEST_TSO4, MRG_RXBUF};
 use crate::virtio::net::{HEADER, MAX_FRAME};
-use crate::virtio::testing::Piece;
+use crate::virtio::testing::Buffer;
 
 #[test]
 fn batch_raises_one_interrupt() {
@@ -54,7 +54,7 @@ fn header_in_scattered_buffer_is_written() {
     let (mut rig, network) = Rig::with_network(MRG_RXBUF);
     let start = rig.memory(2000);
     let buffers = [(0, 1), (1, 10), (11, 0), (11, 3), (14, 1900)];
-    let buffers = buffers.map(|(offset, length)| Piece::writable(start + offset, length));
+    let buffers = buffers.map(|(offset, length)| Buffer::writable(start + offset, length));
     rig.driver.queues[0].add_indirect(start + 3000, &buffers);
     lock(&network).inbound.push_back(packet(5, 900));
     rig.net.process_event(READABLE);

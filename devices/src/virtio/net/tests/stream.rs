@@ -7,7 +7,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::net::features::{OFFLOADS, STATUS};
 use crate::virtio::net::stream::Error;
 use crate::virtio::net::{Backend, HEADER, Link, MAX_FRAME, Stream};
-use crate::virtio::testing::Piece;
+use crate::virtio::testing::Buffer;
 
 fn stream() -> (Stream, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -80,7 +80,7 @@ fn full_socket_loses_no_frame() {
             let packet = packet(seed, length);
             expected.extend(framed(&packet));
             rig.driver.write(address, &packet);
-            let buffer = Piece::readable(address, u32::try_from(packet.len()).unwrap());
+            let buffer = Buffer::readable(address, u32::try_from(packet.len()).unwrap());
             rig.driver.queues[1].add(&[buffer]);
             rig.net.notify(1);
             // Reuses the memory, as a driver does after its packet is used.

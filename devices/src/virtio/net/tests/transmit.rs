@@ -6,7 +6,7 @@ use crate::sync::lock;
 use crate::virtio::VirtioDevice;
 use crate::virtio::net::MAX_FRAME;
 use crate::virtio::net::features::{CSUM, EVENT_IDX, HOST_TSO4};
-use crate::virtio::testing::Piece;
+use crate::virtio::testing::Buffer;
 
 #[test]
 fn batch_raises_one_interrupt() {
@@ -56,7 +56,7 @@ fn scattered_packet_is_sent() {
     let start = rig.memory(10_000);
     rig.driver.write(start, &packet);
     let buffers = [(0, 5), (5, 8), (13, 0), (13, 1000), (1013, 1999)];
-    let buffers = buffers.map(|(offset, length)| Piece::readable(start + offset, length));
+    let buffers = buffers.map(|(offset, length)| Buffer::readable(start + offset, length));
     rig.driver.queues[1].add(&buffers);
     rig.driver.queues[1].add_indirect(start + 5000, &buffers);
     rig.net.notify(1);

@@ -2,7 +2,7 @@
 
 use acpi_tables::fadt::{FADT, FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-use devices::{i8042, power_ports};
+use devices::{i8042, power};
 
 use crate::arch::x86_64::handoff::acpi::tables::{OEM, OEM_REVISION, OEM_TABLE};
 use crate::arch::x86_64::handoff::fields::low;
@@ -29,7 +29,7 @@ pub fn build(dsdt: u64) -> FADT {
     fadt.iapc_boot_arch = (LEGACY_DEVICES | I8042 | NO_VGA).into();
     fadt.reset_reg = port(i8042::COMMAND_PORT);
     fadt.reset_value = i8042::RESET;
-    fadt.sleep_control_reg = port(power_ports::SLEEP_PORT);
-    fadt.sleep_status_reg = port(power_ports::SLEEP_PORT);
+    fadt.sleep_control_reg = port(power::SLEEP_PORT);
+    fadt.sleep_status_reg = port(power::SLEEP_PORT);
     fadt.finalize()
 }
