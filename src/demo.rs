@@ -31,7 +31,7 @@ pub fn demo(origin: Instant, exec: Duration) -> Result<u8, Error> {
         operation: "make a file in memory for the guest",
         source,
     })?;
-    let image = Image::from_file(Path::new("(the guest inside mayfly)"), file, Native::MACHINE)
+    let image = Image::from_file(Path::new("(the guest inside mayfly)"), file, Native::ARCHITECTURE)
         .map_err(Error::Image)?;
     let mut config = VmConfig::new("demo".into());
     config.cmdline = "demo -- hello from the command line".into();

@@ -14,7 +14,7 @@ use vmm::memory::Bytes;
 /// # Errors
 /// [`Error`] when it is no image, or no protocol leads into it.
 pub fn inspect(path: &Path) -> Result<String, Error> {
-    let image = Image::open(path, Native::MACHINE)?;
+    let image = Image::open(path, Native::ARCHITECTURE)?;
     let facts = image.info();
     let choice = image.select_protocol(None)?;
     let mut text = String::new();

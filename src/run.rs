@@ -98,7 +98,7 @@ pub fn run(run: RunArgs, origin: Instant, exec: Duration) -> Result<u8, Error> {
     let image = watch
         .timeline
         .measure(Lane::Main, "open image", || {
-            Image::open(&run.config.kernel, Native::MACHINE)
+            Image::open(&run.config.kernel, Native::ARCHITECTURE)
         })
         .map_err(Error::Image)?;
     let initrd = run

@@ -71,7 +71,7 @@ impl Guest {
         let spec = self.spec();
         let devices = open_devices(&spec).unwrap();
         let machine = Machine::build(spec, devices, output, timeline()).unwrap();
-        let image = Image::open(Path::new(&file(self.name)), Native::MACHINE).unwrap();
+        let image = Image::open(Path::new(&file(self.name)), Native::ARCHITECTURE).unwrap();
         let machine = machine.boot(&image, None).unwrap();
         Running { machine, printed }
     }

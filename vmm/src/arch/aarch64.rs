@@ -13,7 +13,7 @@ use snapshot::{ArchiveReader, ArchiveWriter, GuestMemory, Schema};
 use vm_memory::GuestAddress;
 
 use super::{AttachContext, Buses, Cpu, Error, MmioDeviceInfo, Platform, SharedSource};
-use crate::boot::{LoadedImage, Machine};
+use crate::boot::LoadedImage;
 use crate::config::{MemorySize, VmSpec};
 use crate::kvm::{self, Kick};
 
@@ -28,7 +28,6 @@ impl Platform for Aarch64 {
 
     const CAPABILITIES: &'static [Cap] = &[Cap::UserMemory, Cap::ImmediateExit, Cap::ArmPsci02];
     const ARCHITECTURE: Architecture = Architecture::Aarch64;
-    const MACHINE: Machine = Machine::Aarch64;
     const COMMAND_LINE_CAPACITY: usize = 4096;
     const RESERVED: &'static [Range<u64>] = &[];
 

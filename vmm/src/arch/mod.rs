@@ -14,7 +14,7 @@ use snapshot::persist::Error as StateError;
 use snapshot::{ArchiveReader, ArchiveWriter, GuestMemory, Schema};
 use vm_memory::GuestAddress;
 
-use crate::boot::{LoadedImage, Machine};
+use crate::boot::LoadedImage;
 use crate::config::{MemorySize, VmSpec};
 use crate::kvm;
 use crate::kvm::Kick;
@@ -107,8 +107,6 @@ pub trait Platform: Send + Sync + Sized + 'static {
     const CAPABILITIES: &'static [Cap];
     /// The architecture, as snapshots name it.
     const ARCHITECTURE: Architecture;
-    /// Machine type of ELF images.
-    const MACHINE: Machine;
     /// Bytes that the guest's command line may take, NUL included.
     const COMMAND_LINE_CAPACITY: usize;
     /// Guest-physical addresses that an image may not load over.

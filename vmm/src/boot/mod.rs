@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`image`] | [`Image`]: a file, what it is, the protocols that it offers, and its way into guest memory |
 //! | [`initrd`] | [`Initrd`]: a file that the guest finds in memory |
-//! | [`protocol`] | [`Protocol`], [`Machine`] and [`LoadedImage`], what an architecture needs to enter an image |
+//! | [`protocol`] | [`Protocol`] and [`LoadedImage`], what an architecture needs to enter an image |
 //! | [`elf`], [`notes`] | ELF, 32 and 64 bits wide, and its notes |
 //! | [`offer`] | whether a protocol leads into an image, and why |
 //! | [`bzimage`] | Linux's compressed x86 kernel |
@@ -36,7 +36,7 @@ mod fields;
 
 pub use image::Image;
 pub use initrd::Initrd;
-pub use protocol::{LoadedImage, Machine, Protocol};
+pub use protocol::{LoadedImage, Protocol};
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -53,24 +53,6 @@ impl FromStr for Protocol {
     }
 }
 
-/// What an image must be made for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Machine {
-    /// x86_64, which also enters 32-bit x86 images by PVH and multiboot.
-    X86_64,
-    /// 64-bit Arm.
-    Aarch64,
-}
-
-impl fmt::Display for Machine {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.pad(match self {
-            Self::X86_64 => "x86_64",
-            Self::Aarch64 => "aarch64",
-        })
-    }
-}
-
 /// An image that has been loaded, as the architecture needs it to prepare the guest's entry.
 #[derive(Clone, Debug)]
 pub struct LoadedImage {

@@ -72,7 +72,7 @@ impl VmBuilder {
         initrd: Option<PathBuf>,
         cmdline: String,
     ) -> Result<(), Error> {
-        let image = Image::open(&kernel, Native::MACHINE).map_err(Error::Image)?;
+        let image = Image::open(&kernel, Native::ARCHITECTURE).map_err(Error::Image)?;
         let opened = initrd.as_deref().map(Initrd::open);
         self.boot = Some((image, opened.transpose().map_err(Error::Initrd)?));
         self.configured = true;

@@ -25,7 +25,7 @@ use super::processor::processor;
 use super::vcpu_state::VcpuState;
 use super::{cpuid, layout, msr};
 use crate::arch::{AttachContext, Buses, Cpu, Error, EventSource, MmioDeviceInfo, Platform, SharedSource};
-use crate::boot::{LoadedImage, Machine};
+use crate::boot::LoadedImage;
 use crate::config::{MemorySize, VmSpec};
 use crate::kvm::Kick;
 use crate::kvm::{self, failed};
@@ -62,7 +62,6 @@ impl Platform for X86_64 {
         Cap::SetTssAddr,
     ];
     const ARCHITECTURE: Architecture = Architecture::X86_64;
-    const MACHINE: Machine = Machine::X86_64;
     const COMMAND_LINE_CAPACITY: usize = layout::COMMAND_LINE_CAPACITY;
     const RESERVED: &'static [Range<u64>] = &layout::RESERVED;
 

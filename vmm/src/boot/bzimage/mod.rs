@@ -5,8 +5,8 @@
 
 use crate::boot::fields::HeaderFields;
 use crate::boot::file::{Error as FileError, RegularFile};
-use crate::boot::protocol::Machine;
 use crate::boot::segment::{Flags, Segment};
+use snapshot::file::Architecture;
 
 /// Offset of the setup header in the file, and in `boot_params`.
 pub const SETUP_HEADER: usize = 0x1f1;
@@ -25,7 +25,7 @@ pub enum Error {
     File(#[source] FileError),
     /// The kernel is for x86.
     #[error("a bzImage is made for x86_64, but this machine is {0}; build the image for {0}")]
-    Machine(Machine),
+    Machine(Architecture),
     /// Older than the 64-bit entry.
     #[error(
         "its boot protocol is {}.{:02}; 2.12 (Linux 3.8) is the oldest that can be entered in 64-bit mode",
@@ -79,8 +79,8 @@ pub fn is_bzimage(head: &[u8]) -> bool {
 ///
 /// # Errors
 /// Whatever makes it impossible to load the file on `machine`, but for what depends on the guest's memory.
-pub fn parse(file: &RegularFile, machine: Machine) -> Result<(SetupHeader, Segment), Error> {
-    if machine != Machine::X86_64 {
+pub fn parse(file: &RegularFile, machine: Architecture) -> Result<(SetupHeader, Segment), Error> {
+    if machine != Architecture::X86_64 {
         return Err(Error::Machine(machine));
     }
     let fields = HeaderFields(file.head());

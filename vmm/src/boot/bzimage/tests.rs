@@ -1,11 +1,14 @@
 use super::{Error, SETUP_HEADER, is_bzimage, parse};
 use crate::boot::file::{Error as FileError, RegularFile};
-use crate::boot::protocol::Machine;
 use crate::boot::testing::{Temporary, bzimage, pattern};
+use snapshot::file::Architecture;
 
 fn parsed(content: &[u8]) -> Result<(super::SetupHeader, crate::boot::segment::Segment), Error> {
     let file = Temporary::with(content);
-    parse(&RegularFile::open(file.path(), 8192).unwrap(), Machine::X86_64)
+    parse(
+        &RegularFile::open(file.path(), 8192).unwrap(),
+        Architecture::X86_64,
+    )
 }
 
 /// The error for an image with the bytes at `at` replaced.
@@ -54,8 +57,8 @@ fn what_cannot_be_entered_is_refused_by_its_field() {
     let file = Temporary::with(&bzimage(&pattern(16)));
     let file = RegularFile::open(file.path(), 8192).unwrap();
     assert!(matches!(
-        parse(&file, Machine::Aarch64),
-        Err(Error::Machine(Machine::Aarch64))
+        parse(&file, Architecture::Aarch64),
+        Err(Error::Machine(Architecture::Aarch64))
     ));
 }
 

@@ -3,8 +3,8 @@
 use crate::boot::fields::HeaderFields;
 use crate::boot::file::{Error as FileError, RegularFile};
 use crate::boot::notes::{self, Note};
-use crate::boot::protocol::Machine;
 use crate::boot::segment::{Flags, Segment};
+use snapshot::file::Architecture;
 
 /// The first bytes of every ELF file.
 pub const MAGIC: [u8; 4] = *b"\x7fELF";
@@ -42,7 +42,7 @@ pub enum Error {
         /// `e_machine` of the file.
         found: u16,
         /// What this machine is.
-        wanted: Machine,
+        wanted: Architecture,
     },
     /// Program headers of an unknown size.
     #[error("a program header has {found} bytes, not {expected}: the file is damaged")]
@@ -186,7 +186,7 @@ impl ProgramHeader {
 ///
 /// # Errors
 /// Whatever makes it impossible to load the file on `machine`, but for what depends on the guest's memory.
-pub fn parse(file: &RegularFile, machine: Machine) -> Result<Elf, Error> {
+pub fn parse(file: &RegularFile, machine: Architecture) -> Result<Elf, Error> {
     let identification = file.bytes("ELF header", 0, 20).map_err(Error::File)?;
     let is_64_bit = match identification[4] {
         1 => false,
@@ -226,10 +226,10 @@ pub fn parse(file: &RegularFile, machine: Machine) -> Result<Elf, Error> {
     })
 }
 
-fn check_machine(found: u16, wanted: Machine) -> Result<(), Error> {
+fn check_machine(found: u16, wanted: Architecture) -> Result<(), Error> {
     let fits = match wanted {
-        Machine::X86_64 => found == EM_X86_64 || found == EM_386,
-        Machine::Aarch64 => found == EM_AARCH64,
+        Architecture::X86_64 => found == EM_X86_64 || found == EM_386,
+        Architecture::Aarch64 => found == EM_AARCH64,
     };
     if !fits {
         return Err(Error::Machine { found, wanted });

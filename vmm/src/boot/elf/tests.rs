@@ -1,17 +1,17 @@
 use super::{Elf, Error, TABLE_LIMIT, parse};
 use crate::boot::file::{Error as FileError, RegularFile};
 use crate::boot::notes::Note;
-use crate::boot::protocol::Machine;
 use crate::boot::segment::physical_entry;
 use crate::boot::testing::{ElfFile, Part, Temporary, note, pattern, pvh_note};
+use snapshot::file::Architecture;
 
-fn parsed(content: &[u8], machine: Machine) -> Result<Elf, Error> {
+fn parsed(content: &[u8], machine: Architecture) -> Result<Elf, Error> {
     let file = Temporary::with(content);
     parse(&RegularFile::open(file.path(), 8192).unwrap(), machine)
 }
 
 fn refused(content: &[u8]) -> Error {
-    parsed(content, Machine::X86_64).unwrap_err()
+    parsed(content, Architecture::X86_64).unwrap_err()
 }
 
 fn simple() -> ElfFile {
@@ -35,8 +35,12 @@ fn both_widths_say_the_same() {
         Part::load(0x30_0000, Vec::new(), 0),
         virtual_part,
     ];
-    let wide = parsed(&ElfFile::new(0x8000_0200, parts.clone()).build(), Machine::X86_64).unwrap();
-    let narrow = parsed(&ElfFile::narrow(0x8000_0200, parts).build(), Machine::X86_64).unwrap();
+    let wide = parsed(
+        &ElfFile::new(0x8000_0200, parts.clone()).build(),
+        Architecture::X86_64,
+    )
+    .unwrap();
+    let narrow = parsed(&ElfFile::narrow(0x8000_0200, parts).build(), Architecture::X86_64).unwrap();
     assert!(wide.is_64_bit && !narrow.is_64_bit);
     assert_eq!(wide.segments, narrow.segments);
     assert_eq!(wide.notes, narrow.notes);
@@ -59,12 +63,12 @@ fn both_widths_say_the_same() {
 #[test]
 fn the_machine_must_fit() {
     for (machine, wanted, fits) in [
-        (62, Machine::X86_64, true),
-        (3, Machine::X86_64, true),
-        (183, Machine::X86_64, false),
-        (183, Machine::Aarch64, true),
-        (62, Machine::Aarch64, false),
-        (243, Machine::Aarch64, false),
+        (62, Architecture::X86_64, true),
+        (3, Architecture::X86_64, true),
+        (183, Architecture::X86_64, false),
+        (183, Architecture::Aarch64, true),
+        (62, Architecture::Aarch64, false),
+        (243, Architecture::Aarch64, false),
     ] {
         let image = ElfFile { machine, ..simple() }.build();
         assert_eq!(parsed(&image, wanted).is_ok(), fits, "{machine} on {wanted}");
@@ -121,7 +125,7 @@ fn program_headers_need_not_be_at_the_beginning() {
     content.extend(table);
     content[32..40].copy_from_slice(&20_000_u64.to_le_bytes());
     content[64..64 + 56].fill(0);
-    assert_eq!(parsed(&content, Machine::X86_64).unwrap().segments.len(), 1);
+    assert_eq!(parsed(&content, Architecture::X86_64).unwrap().segments.len(), 1);
 }
 
 #[test]
@@ -171,6 +175,6 @@ fn only_so_many_notes_are_read() {
     let many = note(&build_id, 4).repeat(TABLE_LIMIT / 20 + 100);
     let mut image = simple();
     image.parts.extend([Part::notes(many.clone()), Part::notes(many)]);
-    let elf = parsed(&image.build(), Machine::X86_64).unwrap();
+    let elf = parsed(&image.build(), Architecture::X86_64).unwrap();
     assert_eq!(elf.notes.len(), TABLE_LIMIT / 20);
 }

@@ -11,8 +11,9 @@ use crate::boot::foreign;
 use crate::boot::multiboot::{self, Error as MultibootError, Header};
 use crate::boot::notes::Note;
 use crate::boot::offer::{self, ProtocolSupport};
-use crate::boot::protocol::{Machine, Protocol};
+use crate::boot::protocol::Protocol;
 use crate::boot::segment::Segment;
+use snapshot::file::Architecture;
 
 /// What kind of file an image is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +35,7 @@ pub struct ImageInfo {
     /// What kind of file it is.
     pub format: Format,
     /// What it is made for.
-    pub machine: Machine,
+    pub machine: Architecture,
     /// Size of the file in bytes.
     pub size: u64,
     /// Entry as in its header: physical or, in ELF, perhaps virtual.
@@ -50,7 +51,7 @@ pub struct ImageInfo {
 }
 
 /// Finds out what the file at `path` is.
-pub(super) fn inspect(path: &Path, file: &RegularFile, machine: Machine) -> Result<ImageInfo, Error> {
+pub(super) fn inspect(path: &Path, file: &RegularFile, machine: Architecture) -> Result<ImageInfo, Error> {
     let head = file.head();
     let path_of = || path.to_owned();
     if head.starts_with(&elf::MAGIC) {
@@ -82,7 +83,7 @@ pub(super) fn inspect(path: &Path, file: &RegularFile, machine: Machine) -> Resu
     })
 }
 
-fn elf_facts(elf: Elf, file: &RegularFile, machine: Machine) -> ImageInfo {
+fn elf_facts(elf: Elf, file: &RegularFile, machine: Architecture) -> ImageInfo {
     let multiboot = multiboot::find(file.head()).and_then(|header| {
         let segment = header
             .addresses
@@ -91,12 +92,12 @@ fn elf_facts(elf: Elf, file: &RegularFile, machine: Machine) -> ImageInfo {
     });
     let multiboot_segment = multiboot.as_ref().ok().and_then(|(_, segment)| segment.clone());
     let offers = match machine {
-        Machine::X86_64 => [
+        Architecture::X86_64 => [
             offer::linux(&elf),
             offer::pvh(&elf),
             offer::multiboot(&elf, &multiboot),
         ],
-        Machine::Aarch64 => [
+        Architecture::Aarch64 => [
             offer::linux(&elf),
             ProtocolSupport::unsupported(Protocol::Pvh, "it is a protocol of x86"),
             ProtocolSupport::unsupported(Protocol::Multiboot, "it is a protocol of x86"),
@@ -120,7 +121,7 @@ fn bzimage_facts(setup: SetupHeader, segment: Segment, size: u64) -> ImageInfo {
     let entry = segment.physical.start.saturating_add(bzimage::ENTRY_64);
     ImageInfo {
         format: Format::BzImage(setup),
-        machine: Machine::X86_64,
+        machine: Architecture::X86_64,
         size,
         entry,
         segments: vec![segment],
@@ -140,19 +141,21 @@ fn bzimage_facts(setup: SetupHeader, segment: Segment, size: u64) -> ImageInfo {
 fn multiboot_facts(
     header: Result<Header, MultibootError>,
     size: u64,
-    machine: Machine,
+    machine: Architecture,
 ) -> Result<ImageInfo, MultibootError> {
     let header = header?;
     let addresses = header.addresses.ok_or(MultibootError::Missing)?;
     let segment = multiboot::segment(header.offset, addresses, size)?;
     let none = "the image is neither ELF nor a bzImage";
     let offer = match machine {
-        Machine::X86_64 => offer::multiboot_at(addresses.entry.into(), slice::from_ref(&segment), &header),
-        Machine::Aarch64 => ProtocolSupport::unsupported(Protocol::Multiboot, "it is a protocol of x86"),
+        Architecture::X86_64 => {
+            offer::multiboot_at(addresses.entry.into(), slice::from_ref(&segment), &header)
+        }
+        Architecture::Aarch64 => ProtocolSupport::unsupported(Protocol::Multiboot, "it is a protocol of x86"),
     };
     Ok(ImageInfo {
         format: Format::Multiboot,
-        machine: Machine::X86_64,
+        machine: Architecture::X86_64,
         size,
         entry: addresses.entry.into(),
         segments: vec![segment.clone()],

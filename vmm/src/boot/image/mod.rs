@@ -15,9 +15,10 @@ pub use facts::{Format, ImageInfo};
 
 use crate::boot::file::RegularFile;
 use crate::boot::place::load_segment;
-use crate::boot::protocol::{LoadedImage, Machine, Protocol};
+use crate::boot::protocol::{LoadedImage, Protocol};
 use crate::boot::segment::Segment;
 use crate::boot::{fit, multiboot, offer};
+use snapshot::file::Architecture;
 
 /// Bytes that are read when an image is opened: where a multiboot header is searched, and with them nearly always every
 /// other header.
@@ -40,7 +41,7 @@ impl Image {
     /// # Errors
     /// Whatever makes it impossible to load the file on `machine`, but for what depends on the guest's memory and on the
     /// protocol.
-    pub fn open(path: &Path, machine: Machine) -> Result<Self, Error> {
+    pub fn open(path: &Path, machine: Architecture) -> Result<Self, Error> {
         let file = RegularFile::open(path, HEAD).map_err(|source| Error::Open {
             path: path.to_owned(),
             source,
@@ -52,7 +53,7 @@ impl Image {
     ///
     /// # Errors
     /// As [`Image::open`].
-    pub fn from_file(path: &Path, file: File, machine: Machine) -> Result<Self, Error> {
+    pub fn from_file(path: &Path, file: File, machine: Architecture) -> Result<Self, Error> {
         let file = RegularFile::from_file(file, HEAD).map_err(|source| Error::Open {
             path: path.to_owned(),
             source,
@@ -60,7 +61,7 @@ impl Image {
         Self::of(path, file, machine)
     }
 
-    fn of(path: &Path, file: RegularFile, machine: Machine) -> Result<Self, Error> {
+    fn of(path: &Path, file: RegularFile, machine: Architecture) -> Result<Self, Error> {
         let facts = facts::inspect(path, &file, machine)?;
         Ok(Self {
             path: path.to_owned(),

@@ -5,12 +5,13 @@ use vm_memory::GuestAddress;
 
 use super::Image;
 use crate::boot::multiboot::Addresses;
-use crate::boot::protocol::{Machine, Protocol};
+use crate::boot::protocol::Protocol;
 use crate::boot::testing::{ElfFile, Part, Temporary, bzimage, multiboot_header, pattern, pvh_note};
 use crate::memory::allocate;
+use snapshot::file::Architecture;
 
 /// Opens the file, looks at all that there is to see, and loads it by every protocol. Tells whether one worked.
-fn loads(content: &[u8], machine: Machine) -> bool {
+fn loads(content: &[u8], machine: Architecture) -> bool {
     let file = Temporary::with(content);
     let Ok(image) = Image::open(file.path(), machine) else {
         return false;
@@ -73,12 +74,12 @@ fn word() -> impl Strategy<Value = u64> {
 fn every_truncation_is_an_error_or_loads() {
     // The padding at the end of an ELF file, and less than the last paragraph of a bzImage, are not needed.
     for (image, spare) in images().into_iter().zip([100, 100, 15, 0]) {
-        assert!(loads(&image, Machine::X86_64));
+        assert!(loads(&image, Architecture::X86_64));
         let step = (image.len() / 600).max(1);
         for length in (0..image.len().min(700)).chain((700..image.len()).step_by(step)) {
             let is_whole = length + spare >= image.len();
             assert_eq!(
-                loads(&image[..length], Machine::X86_64),
+                loads(&image[..length], Architecture::X86_64),
                 is_whole,
                 "{length} bytes"
             );
@@ -97,8 +98,8 @@ proptest! {
             content.resize(content.len().max(length), 0);
             content[..length].copy_from_slice(&real[..length]);
         }
-        loads(&content, Machine::X86_64);
-        loads(&content, Machine::Aarch64);
+        loads(&content, Architecture::X86_64);
+        loads(&content, Architecture::Aarch64);
     }
 
     #[test]
@@ -110,7 +111,7 @@ proptest! {
         for (at, value, length) in changes {
             content[at..at + length].copy_from_slice(&value.to_le_bytes()[..length]);
         }
-        loads(&content, Machine::X86_64);
+        loads(&content, Architecture::X86_64);
     }
 
     #[test]
@@ -122,7 +123,7 @@ proptest! {
         for (at, value) in [(8, offset), (24, address), (32, file_size), (40, memory_size)] {
             content[header + at..header + at + 8].copy_from_slice(&value.to_le_bytes());
         }
-        if loads(&content, Machine::X86_64) && memory_size != 0 {
+        if loads(&content, Architecture::X86_64) && memory_size != 0 {
             prop_assert!(address.checked_add(memory_size).is_some_and(|end| end <= 32 << 20));
             prop_assert!(offset.checked_add(file_size).is_some_and(|end| end <= content.len() as u64));
         }

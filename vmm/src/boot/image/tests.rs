@@ -8,16 +8,17 @@ use super::{Error, Format, Image};
 use crate::GuestMemory;
 use crate::boot::fit::Error as FitError;
 use crate::boot::multiboot::{Addresses, Error as MultibootError};
-use crate::boot::protocol::{LoadedImage, Machine, Protocol};
+use crate::boot::protocol::{LoadedImage, Protocol};
 use crate::boot::segment::MAP_THRESHOLD;
 use crate::boot::testing::{ElfFile, Part, Temporary, bzimage, multiboot_header, pattern, pvh_note};
 use crate::memory::{allocate, page_size};
+use snapshot::file::Architecture;
 
 const MEMORY: u64 = 32 << 20;
 const RESERVED: [Range<u64>; 2] = [0..0x2_1000, 0x9_fc00..0x10_0000];
 
 fn open(content: &[u8]) -> Result<Image, Error> {
-    Image::open(Temporary::with(content).path(), Machine::X86_64)
+    Image::open(Temporary::with(content).path(), Architecture::X86_64)
 }
 
 fn memory() -> GuestMemory {
@@ -97,7 +98,7 @@ fn a_guest_never_writes_to_its_image() {
     let length = usize::try_from(MAP_THRESHOLD).unwrap();
     let content = ElfFile::new(0x10_0000, vec![Part::load(0x10_0000, pattern(length), 0)]).build();
     let file = Temporary::with(&content);
-    let image = Image::open(file.path(), Machine::X86_64).unwrap();
+    let image = Image::open(file.path(), Architecture::X86_64).unwrap();
     let memory = memory();
     image.load(Protocol::Linux, &memory, &RESERVED).unwrap();
     memory.write_slice(&[0; 4096], GuestAddress(0x10_0000)).unwrap();
@@ -190,7 +191,7 @@ fn x86_protocols_are_of_x86() {
     let mut file = ElfFile::new(0x10_0000, parts);
     file.machine = 183;
     let file = Temporary::with(&file.build());
-    let image = Image::open(file.path(), Machine::Aarch64).unwrap();
+    let image = Image::open(file.path(), Architecture::Aarch64).unwrap();
     assert_eq!(image.protocols(), [Protocol::Linux]);
 }
 
@@ -337,9 +338,9 @@ fn what_is_no_image_is_told_apart() {
     }
     let error = open(b"").unwrap_err();
     assert_eq!(error.source().unwrap().to_string(), "the file is empty");
-    let error = Image::open(Path::new("/nowhere/kernel"), Machine::X86_64).unwrap_err();
+    let error = Image::open(Path::new("/nowhere/kernel"), Architecture::X86_64).unwrap_err();
     assert_eq!(error.to_string(), "cannot open /nowhere/kernel");
-    let error = Image::open(Path::new("/tmp"), Machine::X86_64).unwrap_err();
+    let error = Image::open(Path::new("/tmp"), Architecture::X86_64).unwrap_err();
     assert!(error.source().unwrap().to_string().contains("folder"));
 }
 
@@ -349,7 +350,7 @@ fn an_image_that_shrinks_is_refused() {
     for bytes in [length, 10_000] {
         let content = ElfFile::new(0x10_0000, vec![Part::load(0x10_0000, pattern(bytes), 0)]).build();
         let file = Temporary::with(&content);
-        let image = Image::open(file.path(), Machine::X86_64).unwrap();
+        let image = Image::open(file.path(), Architecture::X86_64).unwrap();
         let writer = std::fs::File::options().write(true).open(file.path()).unwrap();
         writer.set_len(8192).unwrap();
         let error = image.load(Protocol::Linux, &memory(), &RESERVED).unwrap_err();
