@@ -1,4 +1,4 @@
-//! aarch64: so far its memory layout. A machine of it is refused when it is made.
+//! aarch64: memory layout only. Creating a machine fails.
 
 use std::ffi::CStr;
 use std::ops::Range;
@@ -17,10 +17,10 @@ use crate::boot::LoadedImage;
 use crate::config::{MemorySize, VmSpec};
 use crate::kvm::{self, Kick};
 
-/// Memory starts here; interrupt controller and devices are below.
+/// Start of memory, above interrupt controller and devices.
 const MEMORY: GuestAddress = GuestAddress(0x8000_0000);
 
-/// The aarch64 machine. There is no value of it, because [`Platform::new`] refuses.
+/// Platform of aarch64, without values, because [`Platform::new`] fails.
 pub enum Aarch64 {}
 
 impl Platform for Aarch64 {
@@ -90,7 +90,7 @@ impl Platform for Aarch64 {
     }
 }
 
-/// State of one vCPU: none so far.
+/// State of one vCPU, empty.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VcpuState;
 

@@ -1,6 +1,6 @@
-//! All that differs between architectures, behind two traits: [`Platform`] for the machine, [`Cpu`] for its vCPUs.
+//! Architectures, behind two traits: [`Platform`] for the machine, [`Cpu`] for its vCPUs.
 //!
-//! This is the only place that asks for the architecture. The rest of the crate names [`Native`].
+//! Only this file tests the target architecture. The rest of the crate uses [`Native`].
 
 use std::ffi::CStr;
 use std::ops::Range;
@@ -16,8 +16,7 @@ use vm_memory::GuestAddress;
 
 use crate::boot::LoadedImage;
 use crate::config::{MemorySize, VmSpec};
-use crate::kvm;
-use crate::kvm::Kick;
+use crate::kvm::{self, Kick};
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
@@ -29,182 +28,183 @@ pub use aarch64::Aarch64 as Native;
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::X86_64 as Native;
 
-/// Why the machine's architecture could not be set up.
+/// Error of creating the platform.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// KVM refused.
-    #[error("cannot set the platform up")]
+    /// A KVM call failed.
+    #[error("cannot create the platform")]
     Kvm(#[source] kvm::Error),
-    /// A platform device could not be made.
-    #[error("cannot make the {device}")]
+    /// A platform device was not created.
+    #[error("cannot create device {device}")]
     Device {
         /// Name of the device.
         device: &'static str,
-        /// The kernel's answer.
+        /// Error of the kernel.
         #[source]
         source: std::io::Error,
     },
-    /// A platform device could not be put on a bus.
-    #[error("cannot put a device on its bus")]
+    /// A device was not attached to a bus.
+    #[error("cannot attach a device to its bus")]
     Bus(#[source] bus::Error),
-    /// What the guest is to find in memory at its start could not be written.
-    #[error("cannot write what the guest finds in memory at its start")]
-    Entry(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The architecture cannot run guests.
-    #[error("this build of mayfly cannot run guests on {0} yet")]
+    /// Boot data was not written.
+    #[error("cannot write boot data")]
+    BootData(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The architecture is unsupported.
+    #[error("cannot create a machine for {0}: the architecture is not supported yet")]
     Unsupported(&'static str),
 }
 
-/// Something that the event loop watches on behalf of a platform device.
+/// File descriptor of a platform device that the event loop watches.
 pub trait EventSource: Send {
-    /// The descriptor that becomes readable.
+    /// Returns the descriptor to watch for reads.
     fn descriptor(&self) -> RawFd;
 
-    /// Whether it is watched for the beginning of its readiness only.
+    /// Returns true if the descriptor is watched edge-triggered.
     fn is_edge(&self) -> bool;
 
-    /// Called when it is readable.
+    /// Handles a readable descriptor.
     fn ready(&mut self);
 }
 
-/// The registers of a virtio-mmio device, as a guest is told of them.
+/// Registers and interrupt line of a virtio-mmio device, as boot data describes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MmioDeviceInfo {
-    /// First address, at a page.
+    /// First address, page-aligned.
     pub base: u64,
-    /// Length in bytes, whole pages.
+    /// Length in bytes, a multiple of the page size.
     pub size: u64,
-    /// The interrupt, active high and edge-triggered.
+    /// Interrupt line, active high and edge-triggered.
     pub gsi: u32,
 }
 
-/// A source as the platform and the event loop share it.
+/// Event source that the platform and the event loop share.
 pub type SharedSource = Arc<Mutex<dyn EventSource>>;
 
-/// The two address spaces of a machine while they are being filled.
+/// Address spaces of a machine under construction.
 #[derive(Default)]
 pub struct Buses {
-    /// Ports; empty where the architecture has none.
+    /// I/O ports. Empty on architectures without ports.
     pub ports: BusBuilder,
     /// Memory-mapped registers.
     pub memory: BusBuilder,
 }
 
-/// What the platform connects its devices to.
+/// Objects that platform devices connect to.
 pub struct AttachContext {
-    /// Where the guest says that it has ended.
+    /// Power state that the guest controls.
     pub power: Arc<Power>,
-    /// The first serial port.
+    /// First serial port.
     pub serial: bus::SharedDevice,
 }
 
-/// The machine around the vCPUs: memory layout, interrupt controllers, clocks.
+/// Machine without its vCPUs: memory layout, interrupt controllers, clocks.
 pub trait Platform: Send + Sync + Sized + 'static {
-    /// What the vCPUs are.
+    /// Type of the vCPUs.
     type Cpu: Cpu;
 
-    /// What KVM must be able to do.
+    /// KVM capabilities that the platform requires.
     const CAPABILITIES: &'static [Cap];
-    /// The architecture, as snapshots name it.
+    /// Architecture of snapshots and images.
     const ARCHITECTURE: Architecture;
-    /// Bytes that the guest's command line may take, NUL included.
+    /// Capacity of the command line in bytes, NUL included.
     const COMMAND_LINE_CAPACITY: usize;
-    /// Guest-physical addresses that an image may not load over.
+    /// Guest-physical addresses of boot data, where no segment may lie.
     const RESERVED: &'static [Range<u64>];
 
-    /// Where memory of `size` is in the guest's address space, lowest first.
+    /// Returns the regions of memory of `size` in the guest-physical address space, lowest first.
     fn memory_regions(size: MemorySize) -> Vec<(GuestAddress, usize)>;
 
-    /// Makes the interrupt controllers: after the memory slots, before the vCPUs.
+    /// Creates the interrupt controllers: after the memory slots, before the vCPUs.
     ///
-    /// `boot_cpu` interrupts the vCPU that takes interrupts of legacy controllers.
+    /// `boot_cpu` kicks the vCPU that receives interrupts of legacy controllers.
     ///
     /// # Errors
     /// [`Error`]
     fn new(vm: &Arc<VmFd>, spec: &VmSpec, boot_cpu: Kick) -> Result<Self, Error>;
 
-    /// The wire to the interrupt controllers for the first serial port.
+    /// Returns the interrupt line of the first serial port.
     fn serial_interrupt(&self) -> Arc<dyn Interrupt>;
 
-    /// The windows of virtio devices, [`MAX_DEVICES`](crate::config::MAX_DEVICES) of them, each with the wire to the interrupt
-    /// controllers for it.
+    /// Returns [`MAX_DEVICES`](crate::config::MAX_DEVICES) virtio-mmio devices, each with its interrupt line.
     fn mmio_devices(&self) -> Box<dyn Iterator<Item = (MmioDeviceInfo, Arc<dyn Interrupt>)> + '_>;
 
-    /// Puts the platform's devices on the buses; returns what the event loop has to watch for them.
+    /// Attaches the platform devices to the buses. Returns their event sources.
     ///
     /// # Errors
     /// [`Error::Bus`] or [`Error::Device`].
     fn attach(
         &mut self,
-        wiring: &AttachContext,
+        context: &AttachContext,
         spec: &VmSpec,
         buses: &mut Buses,
     ) -> Result<Vec<SharedSource>, Error>;
 
-    /// Writes what the guest finds in memory at its start.
+    /// Writes boot data to guest memory. Returns the entry of the boot vCPU.
     ///
     /// # Errors
-    /// [`Error::Entry`]
+    /// [`Error::BootData`]
     fn write_boot_data(
         memory: &GuestMemory,
         loaded: &LoadedImage,
         cmdline: &CStr,
         spec: &VmSpec,
-        windows: &[MmioDeviceInfo],
+        mmio_devices: &[MmioDeviceInfo],
     ) -> Result<<Self::Cpu as Cpu>::Entry, Error>;
 
-    /// Called before each `KVM_RUN` of vCPU `id` that may enter the guest: injects what KVM does not inject by itself.
+    /// Injects interrupts that KVM does not inject by itself. The vCPU thread calls it before each `KVM_RUN` of vCPU `id` that
+    /// can enter the guest.
     ///
     /// # Errors
     /// [`kvm::Error::Call`]
     fn inject_interrupts(&self, id: u8, vcpu: &mut VcpuFd) -> Result<(), kvm::Error>;
 
-    /// The host's processor, in words that are alike on two hosts exactly when a snapshot can move between them.
+    /// Returns the identity of the host processor. A snapshot can move between two hosts only if the identities are equal.
     fn cpu_identity() -> String;
 
-    /// The guest has acknowledged the interrupt of `vector` at a local interrupt controller.
+    /// Handles an end of interrupt for `vector` at a local interrupt controller.
     fn end_of_interrupt(&self, vector: u8);
 
-    /// Presses Ctrl-Alt-Del on the guest's keyboard. Returns whether the machine has one.
+    /// Presses Ctrl-Alt-Del on the keyboard of the guest. Returns false without a keyboard.
     fn press_ctrl_alt_del(&self) -> bool;
 
-    /// Adds the state of the platform's devices, interrupt controllers and clock to `archive`. No vCPU runs.
+    /// Adds the state of devices, interrupt controllers and clock to `archive`. No vCPU may run.
     ///
     /// # Errors
-    /// [`StateError`], naming the part.
+    /// [`StateError`] with the component.
     fn save_state(&self, archive: &mut ArchiveWriter) -> Result<(), StateError>;
 
-    /// Restores what can be restored while the vCPUs are given their state. Devices that raise their interrupts when they are
-    /// restored have been: what they raised is replaced by what was pending.
+    /// Restores the state that does not depend on vCPUs, in parallel with their restore. Requires that devices which raise
+    /// interrupts at their restore are restored: the saved pending interrupts replace these interrupts.
     ///
     /// # Errors
-    /// [`StateError`], naming the part.
+    /// [`StateError`] with the component.
     fn restore_before_vcpus(&self, archive: &mut ArchiveReader<'_>) -> Result<(), StateError>;
 
-    /// Restores the rest, once all vCPUs have their state and before one runs. With `realtime` the guest's clock jumps to
-    /// where it would stand had it never stopped.
+    /// Restores the remaining state, after the restore of all vCPUs and before one runs. With `realtime` the clock of the guest
+    /// advances by the time since the save.
     ///
     /// # Errors
-    /// [`StateError`], naming the part.
+    /// [`StateError`] with the component.
     fn restore_after_vcpus(&self, archive: &mut ArchiveReader<'_>, realtime: bool) -> Result<(), StateError>;
 }
 
-/// What a vCPU is made to look like, and how it enters the guest.
+/// Features, entry and state of vCPUs.
 pub trait Cpu {
-    /// What the guest may know of its processor, without what differs between vCPUs.
+    /// Processor features common to all vCPUs.
     type Profile: Send + Sync;
     /// Registers of the boot vCPU at its first instruction.
     type Entry: Send;
-    /// All that a vCPU has of its own.
+    /// State of one vCPU.
     type State: Schema + Send;
 
-    /// What KVM can offer on this host. Slow, see HOSTS.md: it runs on a vCPU's thread while the machine is made.
+    /// Reads the features that KVM supports on this host. The call is slow where the host is a virtual machine, because each CPUID
+    /// leaf that KVM reads is an exit. A vCPU thread calls it during the construction of the machine.
     ///
     /// # Errors
     /// [`kvm::Error::Call`]
     fn profile(kvm: &Kvm) -> Result<Self::Profile, kvm::Error>;
 
-    /// Gives vCPU `id` of `count` its profile and its state at reset.
+    /// Sets profile and reset state of vCPU `id` of `count`.
     ///
     /// # Errors
     /// [`kvm::Error::Call`]
@@ -216,23 +216,26 @@ pub trait Cpu {
     /// [`kvm::Error::Call`]
     fn set_boot_registers(vcpu: &VcpuFd, entry: &Self::Entry) -> Result<(), kvm::Error>;
 
-    /// Reads the state of `vcpu`, whose last exit has been completed. `settle` has KVM do what it puts off until the vCPU
-    /// enters the guest, without letting it in; it may be called several times.
+    /// Reads the state of `vcpu`, whose last exit is complete. `flush_pending` flushes pending work of KVM without a guest entry;
+    /// it can be called several times.
     ///
     /// # Errors
     /// [`StateError::Kernel`]
-    fn save(vcpu: &mut VcpuFd, kvm: &Kvm, settle: impl FnMut(&mut VcpuFd))
-    -> Result<Self::State, StateError>;
+    fn save(
+        vcpu: &mut VcpuFd,
+        kvm: &Kvm,
+        flush_pending: impl FnMut(&mut VcpuFd),
+    ) -> Result<Self::State, StateError>;
 
-    /// Gives `vcpu` a state, in the place of a profile and of registers.
+    /// Restores the state of `vcpu`, in place of profile and boot registers.
     ///
     /// # Errors
-    /// [`StateError::Invalid`] and [`StateError::Kernel`]; the vCPU must not be run then.
+    /// [`StateError::Invalid`] and [`StateError::Kernel`]; the vCPU must not run afterwards.
     fn restore(vcpu: &VcpuFd, kvm: &Kvm, state: &Self::State) -> Result<(), StateError>;
 
-    /// The vCPU is about to be kept from running for some time, which the guest is not to take for a hang of its own.
+    /// Notifies the guest of a pause of `vcpu`, so that its watchdog does not report a hang.
     fn notify_pause(vcpu: &VcpuFd);
 
-    /// The instruction pointer and the bytes there, for reports on a guest that cannot go on.
+    /// Returns the instruction pointer and the bytes at that address, for error reports.
     fn instruction(vcpu: &VcpuFd, memory: &GuestMemory) -> (u64, Vec<u8>);
 }

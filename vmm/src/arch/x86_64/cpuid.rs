@@ -1,7 +1,9 @@
-//! What the guest learns from the CPUID instruction: the host's answers, with what a VM must see changed.
+//! CPUID: leaves of the guest, derived from those of the host, and identity of the host processor.
 //!
 //! References: Intel SDM volume 2A, CPUID; AMD APM volume 3, appendix E; Documentation/virt/kvm/x86/cpuid.rst for the
 //! leaves from 0x4000_0000.
+
+use std::arch::x86_64::__cpuid;
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
@@ -9,26 +11,28 @@ use kvm_ioctls::{Cap, Kvm};
 use crate::kvm::{Error, failed};
 
 const HYPERVISOR_BASE: u32 = 0x4000_0000;
+/// Frequencies of TSC (EAX) and APIC bus (EBX) in kHz, a leaf that VMware defined and guests read under KVM too.
 const TIMING: u32 = 0x4000_0010;
-/// Leaves with the levels of the processor's topology.
+/// Leaves of the extended topology enumeration.
 const TOPOLOGY: [u32; 2] = [0xb, 0x1f];
-/// EBX of leaf 0: the beginning of the vendor's name.
+/// EBX of leaf 0: first four bytes of the vendor name.
 const AMD: u32 = u32::from_le_bytes(*b"Auth");
 const HYGON: u32 = u32::from_le_bytes(*b"Hygo");
+/// KVM counts the local APIC timer in nanoseconds.
 const APIC_BUS_KHZ: u32 = 1_000_000;
 
 const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
 
-/// CPUID entries without what differs between vCPUs.
+/// CPUID entries common to all vCPUs.
 pub struct Profile {
     entries: Vec<kvm_cpuid_entry2>,
     is_amd: bool,
 }
 
 impl Profile {
-    /// Asks KVM what this host can offer.
+    /// Reads the CPUID entries that KVM supports on this host.
     ///
     /// # Errors
     /// [`Error::Call`]
@@ -36,7 +40,8 @@ impl Profile {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
-        // KVM never reports the TSC-deadline timer there, because an old monitor would pass it on without a local APIC.
+        // KVM API, KVM_GET_SUPPORTED_CPUID: the TSC-deadline bit is always clear, since it needs an in-kernel local APIC.
+        // KVM reports the timer by a capability.
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
         Ok(Self::from_supported(supported.as_slice(), tsc_deadline))
     }
@@ -55,7 +60,7 @@ impl Profile {
                 _ => {}
             }
         }
-        // KVM since Linux 6.2 reports the first level of the topology only, and that one empty.
+        // Since Linux 6.2 KVM reports only the first level of the topology, with all fields zero.
         let has = |leaf: &u32| supported.iter().any(|entry| entry.function == *leaf);
         let levels = TOPOLOGY.into_iter().filter(has).flat_map(|function| {
             let flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
@@ -79,7 +84,7 @@ impl Profile {
         Self { entries, is_amd }
     }
 
-    /// The entries for vCPU `id` of `count`, with a time stamp counter of `tsc_khz` kHz.
+    /// Returns the entries of vCPU `id` of `count`, with a time stamp counter of `tsc_khz` kHz.
     pub fn for_vcpu(&self, id: u8, count: u8, tsc_khz: u32) -> CpuId {
         let mut entries = self.entries.clone();
         let topology = Topology {
@@ -93,12 +98,13 @@ impl Profile {
             }
             topology.apply(entry);
         }
-        // No more entries than KVM itself reported and one: within the limit of the structure.
-        CpuId::from_entries(&entries).unwrap_or_else(|_| unreachable!("{} CPUID entries", entries.len()))
+        // At most three entries more than KVM reported: within the limit of the structure.
+        CpuId::from_entries(&entries)
+            .unwrap_or_else(|_| unreachable!("{} CPUID entries exceed the limit", entries.len()))
     }
 }
 
-/// One package, one core a vCPU, one thread a core.
+/// Topology of the guest: one package, one core per vCPU, one thread per core.
 struct Topology {
     id: u32,
     count: u32,
@@ -106,7 +112,7 @@ struct Topology {
 }
 
 impl Topology {
-    /// Bits of an APIC id that tell vCPUs apart.
+    /// Returns the number of APIC ID bits that distinguish vCPUs.
     fn id_bits(&self) -> u32 {
         u32::BITS - (self.count - 1).leading_zeros()
     }
@@ -123,14 +129,14 @@ impl Topology {
             4 => self.apply_cache(entry, true),
             0x8000_001d => self.apply_cache(entry, false),
             0xb | 0x1f => self.apply_level(entry),
-            // ApicIdSize and the number of cores less one; reserved on Intel.
+            // AMD: ApicIdSize and the number of cores minus one. Reserved on Intel.
             0x8000_0008 if self.is_amd => entry.ecx = (self.id_bits() << 12) | (self.count - 1),
             0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (self.id, self.id, 0),
             _ => {}
         }
     }
 
-    /// A cache of the third level is shared by all vCPUs, the others by none.
+    /// Sets the sharing of a cache: all vCPUs share a level 3 cache, and no other.
     fn apply_cache(&self, entry: &mut kvm_cpuid_entry2, intel: bool) {
         let level = (entry.eax >> 5) & 7;
         if entry.eax & 0x1f == 0 {
@@ -155,11 +161,39 @@ impl Topology {
     }
 }
 
+/// Returns vendor, family and model of the host processor. A snapshot can move between two hosts only if the texts are equal.
+/// Executes CPUID twice, which costs an exit each where this host is a virtual machine.
+pub fn cpu_identity() -> String {
+    let vendor = __cpuid(0);
+    let name: Vec<u8> = [vendor.ebx, vendor.edx, vendor.ecx]
+        .into_iter()
+        .flat_map(u32::to_le_bytes)
+        .collect();
+    let (family, model) = family_and_model(__cpuid(1).eax);
+    let name = String::from_utf8_lossy(&name);
+    format!("{name} family {family:#x} model {model:#x}")
+}
+
+/// Decodes EAX of leaf 1. The extended family applies to family 15, the extended model to families 6 and 15: Intel SDM
+/// volume 2A, CPUID.
+fn family_and_model(signature: u32) -> (u32, u32) {
+    let field = |low: u32, bits: u32| signature >> low & ((1 << bits) - 1);
+    let family = match field(8, 4) {
+        15 => 15 + field(20, 8),
+        family => family,
+    };
+    let model = match field(8, 4) {
+        6 | 15 => field(16, 4) << 4 | field(4, 4),
+        _ => field(4, 4),
+    };
+    (family, model)
+}
+
 #[cfg(test)]
 mod tests {
     use kvm_bindings::kvm_cpuid_entry2;
 
-    use super::{AMD, HYPERVISOR_BASE, Profile, TIMING};
+    use super::{AMD, HYPERVISOR_BASE, Profile, TIMING, cpu_identity, family_and_model};
 
     fn entry(function: u32, index: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
         let [eax, ebx, ecx, edx] = registers;
@@ -181,7 +215,7 @@ mod tests {
             .iter()
             .filter(|e| (e.function, e.index) == (function, index));
         let entry = *found.next().unwrap();
-        assert!(found.next().is_none(), "leaf {function:#x} is there twice");
+        assert!(found.next().is_none(), "leaf {function:#x} is duplicated");
         [entry.eax, entry.ebx, entry.ecx, entry.edx]
     }
 
@@ -207,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_sees_that_it_is_one() {
+    fn guest_leaves_report_hypervisor_and_timing() {
         let [_, ebx, ecx, edx] = registers(&profile(), 0, 1, 1, 0);
         assert_eq!((ebx, ecx, edx), (0x0001_0800, 1 << 31 | 1 << 24, 0));
         assert_eq!(registers(&profile(), 0, 1, HYPERVISOR_BASE, 0)[0], TIMING);
@@ -218,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn every_vcpu_is_a_core_of_one_package() {
+    fn vcpus_are_cores_of_one_package() {
         let [_, ebx, _, edx] = registers(&profile(), 2, 3, 1, 0);
         assert_eq!((ebx, edx), (0x0204_0800, 1 << 28));
         assert_eq!(registers(&profile(), 2, 3, 0xb, 0), [0, 1, 0x100, 2]);
@@ -228,10 +262,23 @@ mod tests {
     }
 
     #[test]
-    fn only_the_last_cache_is_shared() {
+    fn level_3_cache_is_shared() {
         assert_eq!(registers(&profile(), 0, 4, 4, 0)[0], 0x0c00_0121);
         assert_eq!(registers(&profile(), 0, 4, 4, 3)[0], 0x0c00_c163);
         assert_eq!(registers(&profile(), 0, 4, 4, 4)[0], 0);
         assert_eq!(registers(&profile(), 0, 1, 4, 3)[0], 0x0000_0163);
+    }
+
+    #[test]
+    fn signature_decodes_to_family_and_model() {
+        assert_eq!(family_and_model(0x000c_06f2), (6, 0xcf));
+        assert_eq!(family_and_model(0x00a2_0f12), (0x19, 0x21));
+        assert_eq!(family_and_model(0x0000_0543), (5, 4));
+    }
+
+    #[test]
+    fn host_identity_names_family() {
+        let name = cpu_identity();
+        assert!(name.contains(" family 0x"), "{name}");
     }
 }

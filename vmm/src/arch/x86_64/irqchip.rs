@@ -1,47 +1,47 @@
-//! The interrupt controllers other than the local APICs, in this process or in the kernel.
+//! Interrupt controllers other than the local APICs: split irqchip or in-kernel irqchip.
 
 use std::sync::{Arc, Mutex};
 
 use devices::ioapic::{Message, MessageSink, Route};
 use devices::{ExternalInterrupt, Interrupt, SplitIrqchip, lock};
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_enable_cap,
-    kvm_interrupt, kvm_irq_routing_entry, kvm_msi, kvm_pit_config,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_enable_cap, kvm_interrupt,
+    kvm_irq_routing_entry, kvm_irqchip, kvm_msi, kvm_pit_config, kvm_pit_state2,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
 use snapshot::persist::Error as StateError;
-use snapshot::{ArchiveReader, ArchiveWriter, Component};
+use snapshot::{ArchiveReader, ArchiveWriter, Component, Schema};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
-use super::kernel_irqchip::KernelIrqchipState;
 use super::layout;
 use crate::config::IrqchipMode;
-use crate::kvm::{Error, cause, failed};
-use crate::kvm::{Kick, RunPage};
+use crate::kvm::{Error, Kick, RunPage, cause, failed};
 
-/// kvm-ioctls does not wrap this one.
+/// Request that kvm-ioctls does not wrap.
 mod request {
     use kvm_bindings::{KVMIO, kvm_interrupt};
 
     vmm_sys_util::ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 }
 
-/// Section of a snapshot; its schema says which of the two kinds is in it.
+/// Section of a snapshot. The schema of its content is that of the split or of the in-kernel irqchip.
 const SECTION: &str = "irqchip";
 
-/// Bit 15 of a message's data.
+/// Trigger mode in the data of a message: Intel SDM volume 3A, section 11.11.2.
 const LEVEL_TRIGGERED: u32 = 1 << 15;
 
-/// What takes the interrupts of devices.
+/// Controllers that receive the interrupts of devices.
 pub enum Irqchip {
-    /// PIC and IOAPIC here, local APICs in the kernel.
+    /// Split irqchip: PIC and IOAPIC in this process, local APICs in the kernel.
     Split(SplitIrqchip),
-    /// All in the kernel, and the PIT with them.
+    /// In-kernel irqchip, with the PIT.
     Kernel(Arc<VmFd>),
 }
 
 impl Irqchip {
-    /// Makes the controllers. The memory slots are there already and the vCPUs are not.
+    /// Creates the controllers. Requires the memory slots, and no vCPU.
     ///
     /// # Errors
     /// [`Error::Call`]
@@ -57,13 +57,13 @@ impl Irqchip {
                     .map_err(failed("KVM_ENABLE_CAP of KVM_CAP_SPLIT_IRQCHIP"))?;
                 let sink = Arc::new(LocalApics {
                     vm: vm.clone(),
-                    known: Mutex::new(Vec::new()),
+                    routes: Mutex::new(Vec::new()),
                 });
                 Ok(Self::Split(SplitIrqchip::new(sink, Arc::new(Lint0(boot_cpu)))))
             }
             IrqchipMode::Kernel => {
                 vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
-                // With it the kernel answers port 0x61 too, whose gate starts the PIT's second channel.
+                // KVM emulates port 0x61 with this flag; its gate starts channel 2 of the PIT.
                 let pit = kvm_pit_config {
                     flags: KVM_PIT_SPEAKER_DUMMY,
                     ..Default::default()
@@ -74,30 +74,30 @@ impl Irqchip {
         }
     }
 
-    /// The wire of interrupt line `gsi`, which is below 24 and not 2.
+    /// Returns interrupt line `gsi`, which is below 24 and not 2.
     pub fn line(&self, gsi: u32) -> Arc<dyn Interrupt> {
         match self {
             Self::Split(split) => split
                 .line(gsi)
-                .unwrap_or_else(|| unreachable!("line {gsi} has no wire")),
+                .unwrap_or_else(|| unreachable!("interrupt line {gsi} does not exist")),
             Self::Kernel(vm) => Arc::new(KernelLine { vm: vm.clone(), gsi }),
         }
     }
 
-    /// Injects the interrupt of the PIC, if it has one, into the vCPU that boots. KVM does that by itself for the
-    /// local APIC's interrupts, and for all when the PIC is in the kernel.
+    /// Injects a pending interrupt of the PIC into the boot vCPU. KVM injects interrupts of the local APIC, and those of an
+    /// in-kernel PIC.
     ///
     /// # Errors
     /// [`Error::Call`]
     pub fn inject(&self, vcpu: &mut VcpuFd) -> Result<(), Error> {
         let Self::Split(split) = self else { return Ok(()) };
         if split.intr() {
-            let takes = RunPage::of(vcpu).is_interrupt_ready();
-            if takes && let Some(vector) = split.acknowledge() {
-                interrupt(vcpu, vector)?;
+            let is_ready = RunPage::of(vcpu).is_interrupt_ready();
+            if is_ready && let Some(vector) = split.acknowledge() {
+                inject_vector(vcpu, vector)?;
             }
         }
-        // Also after an injection: the PIC may have another, or may have got one meanwhile.
+        // Also after an injection: the PIC can have another interrupt pending.
         RunPage::of(vcpu).request_interrupt_window(split.intr());
         Ok(())
     }
@@ -106,7 +106,7 @@ impl Irqchip {
     ///
     /// # Errors
     /// As [`Component::save_section`].
-    pub fn put(&self, archive: &mut ArchiveWriter) -> Result<(), StateError> {
+    pub fn save_state(&self, archive: &mut ArchiveWriter) -> Result<(), StateError> {
         match self {
             Self::Split(split) => split.save_section(SECTION, archive),
             Self::Kernel(vm) => archive
@@ -115,23 +115,22 @@ impl Irqchip {
         }
     }
 
-    /// Restores controllers that do not need the local APICs for it; the routes of level-triggered interrupts are set with
-    /// them.
+    /// Restores the split irqchip and the routes of its level-triggered interrupts.
     ///
     /// # Errors
     /// As [`Component::restore_section`].
-    pub fn take_before_vcpus(&self, archive: &mut ArchiveReader<'_>) -> Result<(), StateError> {
+    pub fn restore_before_vcpus(&self, archive: &mut ArchiveReader<'_>) -> Result<(), StateError> {
         match self {
             Self::Split(split) => split.clone().restore_section(SECTION, archive),
             Self::Kernel(_) => Ok(()),
         }
     }
 
-    /// Restores the others.
+    /// Restores the in-kernel irqchip, which needs the restored local APICs.
     ///
     /// # Errors
     /// As [`Component::restore_section`].
-    pub fn take_after_vcpus(&self, archive: &mut ArchiveReader<'_>) -> Result<(), StateError> {
+    pub fn restore_after_vcpus(&self, archive: &mut ArchiveReader<'_>) -> Result<(), StateError> {
         match self {
             Self::Split(_) => Ok(()),
             Self::Kernel(vm) => {
@@ -141,7 +140,7 @@ impl Irqchip {
         }
     }
 
-    /// A local APIC has seen the end of the interrupt of `vector`.
+    /// Handles an end of interrupt for `vector` at a local APIC.
     pub fn end_of_interrupt(&self, vector: u8) {
         if let Self::Split(split) = self {
             split.end_of_interrupt(vector);
@@ -156,9 +155,9 @@ fn at_section(source: snapshot::section::Error) -> StateError {
     }
 }
 
-fn interrupt(vcpu: &VcpuFd, vector: u8) -> Result<(), Error> {
+fn inject_vector(vcpu: &VcpuFd, vector: u8) -> Result<(), Error> {
     let interrupt = kvm_interrupt { irq: vector.into() };
-    // SAFETY: the kernel reads the structure that the request's number stands for, during the call.
+    // SAFETY: the request number encodes the type of `interrupt`; the kernel reads it during the call only.
     let result = unsafe { ioctl_with_ref(vcpu, request::KVM_INTERRUPT(), &interrupt) };
     if result == 0 {
         return Ok(());
@@ -168,7 +167,7 @@ fn interrupt(vcpu: &VcpuFd, vector: u8) -> Result<(), Error> {
     ))
 }
 
-/// Makes the vCPU that boots look at the PIC: its LINT0 is what the PIC's INTR is wired to.
+/// LINT0 of the boot vCPU, the destination of INTR of the PIC. A kick causes an exit, after which the vCPU thread polls INTR.
 struct Lint0(Kick);
 
 impl ExternalInterrupt for Lint0 {
@@ -177,11 +176,11 @@ impl ExternalInterrupt for Lint0 {
     }
 }
 
-/// Carries the IOAPIC's messages to the local APICs in the kernel.
+/// Sends messages of the IOAPIC to the local APICs in the kernel.
 struct LocalApics {
     vm: Arc<VmFd>,
-    /// The routes that KVM knows.
-    known: Mutex<Vec<Route>>,
+    /// Routes set in KVM.
+    routes: Mutex<Vec<Route>>,
 }
 
 impl MessageSink for LocalApics {
@@ -193,34 +192,37 @@ impl MessageSink for LocalApics {
             data: message.data,
             ..Default::default()
         };
-        // The guest chose where the message goes; one that no local APIC takes is lost, as on real hardware.
+        // The guest chose the destination; hardware also drops a message that no local APIC accepts.
         if let Err(error) = self.vm.signal_msi(msi) {
-            log::debug!("KVM_SIGNAL_MSI of {message:x?}: {}", cause(error));
+            log::debug!(
+                "cannot send message {message:x?} with KVM_SIGNAL_MSI: {}",
+                cause(error)
+            );
         }
     }
 
-    /// Tells KVM which vectors are level-triggered, so that it exits at their end. Edges need no route, since they go by
-    /// message, and a change of routes waits for a grace period.
-    fn routes_changed(&self, routes: &[Route]) {
-        let level = routes
+    /// Sets routes for level-triggered interrupts, because KVM exits at the end of interrupts of routed vectors only (KVM API,
+    /// `KVM_EXIT_IOAPIC_EOI`). Edge-triggered interrupts need no route, and a change of routes waits for a grace period.
+    fn routes_changed(&self, new: &[Route]) {
+        let level = new
             .iter()
             .filter(|route| route.message.data & LEVEL_TRIGGERED != 0);
         let level: Vec<Route> = level.copied().collect();
-        let mut known = lock(&self.known);
-        if *known == level {
+        let mut routes = lock(&self.routes);
+        if *routes == level {
             return;
         }
         let entries: Vec<_> = level.iter().map(routing_entry).collect();
         let routing = KvmIrqRouting::from_entries(&entries)
-            .unwrap_or_else(|_| unreachable!("an IOAPIC has few pins, and KVM takes 4096 routes"));
+            .unwrap_or_else(|_| unreachable!("an IOAPIC has 24 pins, and KVM accepts 4096 routes"));
         if let Err(error) = self.vm.set_gsi_routing(&routing) {
             log::warn!(
-                "KVM_SET_GSI_ROUTING of {} routes: {}",
+                "cannot set {} routes with KVM_SET_GSI_ROUTING: {}",
                 entries.len(),
                 cause(error)
             );
         }
-        *known = level;
+        *routes = level;
     }
 }
 
@@ -235,13 +237,13 @@ fn routing_entry(route: &Route) -> kvm_irq_routing_entry {
     entry
 }
 
-/// The low and the high half of an address.
+/// Splits an address into its low and its high half.
 fn halves(address: u64) -> (u32, u32) {
     let [a, b, c, d, e, f, g, h] = address.to_le_bytes();
     (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))
 }
 
-/// A line of the controllers in the kernel.
+/// Interrupt line of the in-kernel irqchip.
 struct KernelLine {
     vm: Arc<VmFd>,
     gsi: u32,
@@ -249,9 +251,66 @@ struct KernelLine {
 
 impl Interrupt for KernelLine {
     fn set_level(&self, asserted: bool) {
-        // It fails only for a line that is not there.
+        // Fails for a line that does not exist only.
         if let Err(error) = self.vm.set_irq_line(self.gsi, asserted) {
-            log::debug!("KVM_IRQ_LINE {} {asserted}: {}", self.gsi, cause(error));
+            log::debug!(
+                "cannot set line {} to {asserted} with KVM_IRQ_LINE: {}",
+                self.gsi,
+                cause(error)
+            );
         }
+    }
+}
+
+/// Controllers in the kernel, in the order of their saved states.
+const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
+
+/// State of the 8259As, the IOAPIC and the PIT in the kernel.
+#[derive(Serialize, Deserialize)]
+pub struct KernelIrqchipState {
+    chips: [kvm_irqchip; 3],
+    pit: kvm_pit_state2,
+}
+
+impl Schema for KernelIrqchipState {
+    const NAME: &'static str = "kernel-irqchip";
+    const VERSION: u32 = 1;
+}
+
+fn kernel_error(operation: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> StateError {
+    move |error| StateError::Kernel {
+        component: KernelIrqchipState::NAME,
+        operation,
+        source: cause(error),
+    }
+}
+
+impl KernelIrqchipState {
+    /// Reads the state of the controllers of `vm`.
+    ///
+    /// # Errors
+    /// [`StateError::Kernel`]
+    pub fn save(vm: &VmFd) -> Result<Self, StateError> {
+        let mut chips = [kvm_irqchip::default(); 3];
+        for (chip, chip_id) in chips.iter_mut().zip(CHIPS) {
+            chip.chip_id = chip_id;
+            vm.get_irqchip(chip).map_err(kernel_error("KVM_GET_IRQCHIP"))?;
+        }
+        let pit = vm.get_pit2().map_err(kernel_error("KVM_GET_PIT2"))?;
+        Ok(Self { chips, pit })
+    }
+
+    /// Restores the controllers of `vm`. The local APICs must be restored, because the IOAPIC sends pending interrupts at
+    /// once.
+    ///
+    /// # Errors
+    /// [`StateError::Kernel`]
+    pub fn restore(mut self, vm: &VmFd) -> Result<(), StateError> {
+        // Before the PIT: setting the controllers discards its expirations.
+        for (chip, chip_id) in self.chips.iter_mut().zip(CHIPS) {
+            chip.chip_id = chip_id;
+            vm.set_irqchip(chip).map_err(kernel_error("KVM_SET_IRQCHIP"))?;
+        }
+        vm.set_pit2(&self.pit).map_err(kernel_error("KVM_SET_PIT2"))
     }
 }

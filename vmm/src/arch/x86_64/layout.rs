@@ -1,4 +1,4 @@
-//! The guest's physical addresses and interrupt lines.
+//! Guest-physical addresses and interrupt lines.
 //!
 //! ```text
 //! 0x0000_0500  GDT
@@ -11,10 +11,10 @@
 //! 0x000e_0000  ACPI tables, RSDP first
 //! 0x000f_fff0  reset vector
 //! 0x0010_0000  memory up to the hole
-//! 0xd000_0000  hole: virtio-mmio windows
+//! 0xd000_0000  hole: virtio-mmio devices
 //! 0xfec0_0000  IOAPIC
 //! 0xfee0_0000  local APICs
-//! 0x1_0000_0000  memory that does not fit below the hole
+//! 0x1_0000_0000  rest of memory
 //! ```
 
 use std::ops::Range;
@@ -23,7 +23,7 @@ use crate::config::MAX_DEVICES;
 
 /// Global descriptor table at entry.
 pub const GDT: u64 = 0x500;
-/// `hvm_start_info` or multiboot information, up to one page with all that it points to but the command line.
+/// `hvm_start_info` or multiboot information with memory map and module list, at most one page.
 pub const START_INFO: u64 = 0x6000;
 /// Linux `boot_params`, one page.
 pub const BOOT_PARAMS: u64 = 0x7000;
@@ -33,30 +33,31 @@ pub const STACK_TOP: u64 = 0x8ff0;
 pub const PAGE_TABLES: u64 = 0x9000;
 /// Command line, NUL-terminated.
 pub const COMMAND_LINE: u64 = 0x2_0000;
-/// Bytes that the command line may take, NUL included.
+/// Capacity of the command line in bytes, NUL included.
 pub const COMMAND_LINE_CAPACITY: usize = 4096;
-/// End of what this monitor puts below the extended BIOS data area.
+/// End of the boot data below the extended BIOS data area.
 pub const LOW_TABLES_END: u64 = COMMAND_LINE + COMMAND_LINE_CAPACITY as u64;
-/// End of the conventional memory that a guest is told of: the page in which the extended BIOS data area begins.
+/// End of conventional memory in the memory map: start of the page with the extended BIOS data area.
 pub const CONVENTIONAL_RAM_END: u64 = 0x9_f000;
-/// Extended BIOS data area, up to 0xa_0000. Holds the MP table.
+/// Extended BIOS data area, up to 0xa_0000. Contains the MP table: MP specification 1.4, section 4.
 pub const EBDA: u64 = 0x9_fc00;
 /// End of conventional memory.
 pub const CONVENTIONAL_END: u64 = 0xa_0000;
-/// ACPI tables, up to the page of [`RESET_VECTOR`]; the RSDP is at the very start.
+/// ACPI tables, RSDP first, up to the page of [`RESET_VECTOR`]. Guests search the RSDP from 0xe_0000 to 1 MiB: ACPI 6.5,
+/// section 5.2.5.1.
 pub const ACPI: u64 = 0xe_0000;
-/// Where a guest jumps in real mode to have the BIOS reset the machine, as Linux does when it trusts nothing else.
+/// Address to which a guest jumps in real mode for a reset by the BIOS, the last resort of Linux.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
-/// First megabyte's end.
+/// End of the first MiB.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
-/// The hole below 4 GiB, in which there is no memory.
+/// Hole below 4 GiB without memory.
 pub const HOLE: Range<u64> = 0xd000_0000..0x1_0000_0000;
-/// First virtio-mmio window.
+/// Registers of the first virtio-mmio device.
 pub const VIRTIO_MMIO: u64 = 0xd000_0000;
-/// Bytes of each window.
+/// Bytes of the registers of each virtio-mmio device.
 pub const VIRTIO_MMIO_SIZE: usize = 0x1000;
-/// Interrupt lines of the windows, in their order. Those below 16 come first, because a PIC has no others; they leave out what
-/// guests believe to be the timer, the keyboard, the cascade, the serial port, the clock and the coprocessor.
+/// Interrupt lines of the virtio-mmio devices, in their order. Lines below 16 come first, because a PIC has no others. The
+/// lines of timer, keyboard, cascade, serial port, real-time clock and coprocessor are left out.
 pub const VIRTIO_IRQS: [u32; MAX_DEVICES] =
     [5, 6, 7, 9, 10, 11, 12, 14, 15, 3, 16, 17, 18, 19, 20, 21, 22, 23];
 /// IOAPIC registers.
@@ -75,5 +76,5 @@ pub const SERIAL_IRQ: u32 = 4;
 /// Pins of the IOAPIC.
 pub const IOAPIC_PINS: u8 = devices::ioapic::PINS;
 
-/// Addresses that an image may not load over, because this monitor's tables are there.
+/// Addresses of boot data, where no segment may lie.
 pub const RESERVED: [Range<u64>; 2] = [0..LOW_TABLES_END, EBDA..HIGH_MEMORY];

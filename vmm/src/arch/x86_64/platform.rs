@@ -1,4 +1,4 @@
-//! The x86_64 machine put together.
+//! Platform of x86_64 and its vCPUs.
 
 use std::ffi::CStr;
 use std::ops::Range;
@@ -17,35 +17,33 @@ use snapshot::persist::Error as StateError;
 use snapshot::{ArchiveReader, ArchiveWriter, Component, GuestMemory};
 use vm_memory::GuestAddress;
 
+use super::boot_data::{self, Tables};
 use super::clock::ClockState;
 use super::entry::EntryState;
-use super::handoff::{self, Tables};
 use super::irqchip::Irqchip;
-use super::processor::processor;
 use super::vcpu_state::VcpuState;
 use super::{cpuid, layout, msr};
 use crate::arch::{AttachContext, Buses, Cpu, Error, EventSource, MmioDeviceInfo, Platform, SharedSource};
 use crate::boot::LoadedImage;
 use crate::config::{MemorySize, VmSpec};
-use crate::kvm::Kick;
-use crate::kvm::{self, failed};
+use crate::kvm::{self, Kick, failed};
 use crate::memory::try_read;
 
-/// Three pages below the BIOS that processors of Intel without unrestricted guest mode need; nothing else is there.
-const TSS: usize = 0xfffb_d000;
-/// Section of a snapshot with the guest's time.
+/// Three pages below the BIOS for Intel processors without unrestricted guest mode: KVM API, `KVM_SET_TSS_ADDR`.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+/// Section of a snapshot with the state of kvmclock.
 const CLOCK_SECTION: &str = "clock";
-/// Longest instruction of the architecture.
-const INSTRUCTION: usize = 15;
+/// Greatest length of an instruction in bytes: Intel SDM volume 2A, section 2.3.11.
+const MAX_INSTRUCTION: usize = 15;
 
-/// The x86_64 machine.
+/// Platform of x86_64.
 pub struct X86_64 {
     vm: Arc<VmFd>,
     irqchip: Irqchip,
-    /// There from [`Platform::attach`] on.
+    /// Set by [`Platform::attach`].
     keyboard: Option<Arc<Mutex<I8042>>>,
-    /// Devices with state to keep, each with the key of its section.
-    parts: Vec<(&'static str, SharedComponent)>,
+    /// Devices with state to save, each with the key of its section.
+    components: Vec<(&'static str, SharedComponent)>,
 }
 
 type SharedComponent = Arc<Mutex<dyn Component + Send>>;
@@ -69,15 +67,15 @@ impl Platform for X86_64 {
         let below = size.bytes().min(layout::HOLE.start);
         let regions = [(0, below), (layout::HOLE.end, size.bytes() - below)];
         let present = regions.into_iter().filter(|(_, length)| *length > 0);
-        // A size that the address space cannot hold stays one, so that mapping it says so.
+        // A size beyond the address space saturates; the mapping then fails with an error.
         present
             .map(|(base, length)| (GuestAddress(base), usize::try_from(length).unwrap_or(usize::MAX)))
             .collect()
     }
 
     fn new(vm: &Arc<VmFd>, spec: &VmSpec, boot_cpu: Kick) -> Result<Self, Error> {
-        // On Intel the call sets a memory slot of KVM's own, so that it belongs to the slots.
-        vm.set_tss_address(TSS)
+        // After the memory slots: on Intel the call adds a private memory slot of KVM.
+        vm.set_tss_address(TSS_ADDRESS)
             .map_err(failed("KVM_SET_TSS_ADDR"))
             .map_err(Error::Kvm)?;
         let irqchip = Irqchip::new(vm, spec.config().irqchip, boot_cpu).map_err(Error::Kvm)?;
@@ -85,7 +83,7 @@ impl Platform for X86_64 {
             vm: vm.clone(),
             irqchip,
             keyboard: None,
-            parts: Vec::new(),
+            components: Vec::new(),
         })
     }
 
@@ -96,18 +94,18 @@ impl Platform for X86_64 {
     fn mmio_devices(&self) -> Box<dyn Iterator<Item = (MmioDeviceInfo, Arc<dyn Interrupt>)> + '_> {
         let bases = (layout::VIRTIO_MMIO..).step_by(layout::VIRTIO_MMIO_SIZE);
         Box::new(bases.zip(layout::VIRTIO_IRQS).map(|(base, gsi)| {
-            let window = MmioDeviceInfo {
+            let info = MmioDeviceInfo {
                 base,
                 size: layout::VIRTIO_MMIO_SIZE as u64,
                 gsi,
             };
-            (window, self.irqchip.line(gsi))
+            (info, self.irqchip.line(gsi))
         }))
     }
 
     fn attach(
         &mut self,
-        wiring: &AttachContext,
+        context: &AttachContext,
         spec: &VmSpec,
         buses: &mut Buses,
     ) -> Result<Vec<SharedSource>, Error> {
@@ -128,7 +126,7 @@ impl Platform for X86_64 {
             }
         };
         let timer = self
-            .attach_ports(&mut buses.ports, wiring, timer, spec)
+            .attach_ports(&mut buses.ports, context, timer, spec)
             .map_err(Error::Bus)?;
         Ok(timer
             .into_iter()
@@ -141,20 +139,20 @@ impl Platform for X86_64 {
         loaded: &LoadedImage,
         cmdline: &CStr,
         spec: &VmSpec,
-        windows: &[MmioDeviceInfo],
+        mmio_devices: &[MmioDeviceInfo],
     ) -> Result<EntryState, Error> {
         let config = spec.config();
         let tables = Tables {
             acpi: config.acpi,
             mptable: config.mptable,
             vcpus: spec.vcpus(),
-            windows,
+            mmio_devices,
         };
-        handoff::write(memory, loaded, cmdline, &tables).map_err(|error| Error::Entry(Box::new(error)))
+        boot_data::write(memory, loaded, cmdline, &tables).map_err(|error| Error::BootData(Box::new(error)))
     }
 
     fn inject_interrupts(&self, id: u8, vcpu: &mut VcpuFd) -> Result<(), kvm::Error> {
-        // The PIC is wired to the local APIC of the first vCPU only.
+        // INTR of the PIC is connected to LINT0 of the first vCPU only.
         if id == 0 {
             self.irqchip.inject(vcpu)
         } else {
@@ -163,7 +161,7 @@ impl Platform for X86_64 {
     }
 
     fn cpu_identity() -> String {
-        processor()
+        cpuid::cpu_identity()
     }
 
     fn end_of_interrupt(&self, vector: u8) {
@@ -178,31 +176,31 @@ impl Platform for X86_64 {
     }
 
     fn save_state(&self, archive: &mut ArchiveWriter) -> Result<(), StateError> {
-        for (key, part) in &self.parts {
-            devices::lock(part).save_section(key, archive)?;
+        for (key, component) in &self.components {
+            devices::lock(component).save_section(key, archive)?;
         }
-        self.irqchip.put(archive)?;
+        self.irqchip.save_state(archive)?;
         archive
             .write(CLOCK_SECTION, &ClockState::save(&self.vm)?)
-            .map_err(at_clock)
+            .map_err(clock_error)
     }
 
     fn restore_before_vcpus(&self, archive: &mut ArchiveReader<'_>) -> Result<(), StateError> {
-        for (key, part) in &self.parts {
-            devices::lock(part).restore_section(key, archive)?;
+        for (key, component) in &self.components {
+            devices::lock(component).restore_section(key, archive)?;
         }
-        self.irqchip.take_before_vcpus(archive)
+        self.irqchip.restore_before_vcpus(archive)
     }
 
     fn restore_after_vcpus(&self, archive: &mut ArchiveReader<'_>, realtime: bool) -> Result<(), StateError> {
-        self.irqchip.take_after_vcpus(archive)?;
-        // Last, since it runs from here on.
-        let clock: ClockState = archive.read(CLOCK_SECTION).map_err(at_clock)?;
+        self.irqchip.restore_after_vcpus(archive)?;
+        // Last: the clock runs from this call on.
+        let clock: ClockState = archive.read(CLOCK_SECTION).map_err(clock_error)?;
         clock.restore(&self.vm, realtime)
     }
 }
 
-fn at_clock(source: snapshot::section::Error) -> StateError {
+fn clock_error(source: snapshot::section::Error) -> StateError {
     StateError::Section {
         key: CLOCK_SECTION.to_owned(),
         source,
@@ -214,8 +212,8 @@ fn shared<T>(device: T) -> Arc<Mutex<T>> {
 }
 
 impl X86_64 {
-    /// Puts `device` on the bus, and its state into snapshots as section `name`.
-    fn add<D: BusDevice + Component + 'static>(
+    /// Attaches `device` to the bus, and adds its state to snapshots as section `name`.
+    fn attach_component<D: BusDevice + Component + 'static>(
         &mut self,
         ports: &mut bus::BusBuilder,
         name: &'static str,
@@ -224,49 +222,49 @@ impl X86_64 {
     ) -> Result<Arc<Mutex<D>>, bus::Error> {
         let device = shared(device);
         ports.claim(name, range.start, range.end - range.start, device.clone())?;
-        self.parts.push((name, device.clone()));
+        self.components.push((name, device.clone()));
         Ok(device)
     }
 
     fn attach_ports(
         &mut self,
         ports: &mut bus::BusBuilder,
-        wiring: &AttachContext,
+        context: &AttachContext,
         pit: Option<Pit>,
         spec: &VmSpec,
     ) -> Result<Option<Arc<Mutex<Pit>>>, bus::Error> {
-        let power = &wiring.power;
-        let serial = wiring.serial.clone();
+        let power = &context.power;
+        let serial = context.serial.clone();
         ports.claim("serial port", layout::SERIAL_PORT, uart::LENGTH, serial)?;
         let pit = pit
-            .map(|pit| self.add(ports, "pit", at(pit::PORT, 4), pit))
+            .map(|pit| self.attach_component(ports, "pit", port_range(pit::PORT, 4), pit))
             .transpose()?;
         if let Some(pit) = &pit {
-            let speaker = window(pit.clone(), pit::CONTROL_OFFSET);
+            let speaker = offset_device(pit.clone(), pit::CONTROL_OFFSET);
             ports.claim("speaker port", pit::CONTROL_PORT, 1, speaker)?;
         }
         let keyboard = I8042::new(power.clone(), self.irqchip.line(layout::KEYBOARD_IRQ));
-        let keyboard = self.add(ports, "i8042", at(i8042::DATA_PORT, 1), keyboard)?;
+        let keyboard = self.attach_component(ports, "i8042", port_range(i8042::DATA_PORT, 1), keyboard)?;
         self.keyboard = Some(keyboard.clone());
-        let command = window(keyboard, i8042::COMMAND_OFFSET);
+        let command = offset_device(keyboard, i8042::COMMAND_OFFSET);
         ports.claim("keyboard command", i8042::COMMAND_PORT, 1, command)?;
         let clock = Cmos::new(cmos_memory(spec), Box::new(WallClock));
-        self.add(ports, "cmos", at(cmos::PORT, 2), clock)?;
-        let exit = at(power::EXIT_PORT, power::EXIT_LENGTH);
-        self.add(ports, "debug-exit", exit, ExitPort::new(power.clone()))?;
-        let sleep = at(power::SLEEP_PORT, 1);
-        self.add(ports, "sleep-control", sleep, SleepPort::new(power.clone()))?;
-        let off = at(power::POWER_OFF_PORT, power::POWER_OFF_LENGTH);
-        self.add(ports, "power-off", off, PowerOffPort::new(power.clone()))?;
+        self.attach_component(ports, "cmos", port_range(cmos::PORT, 2), clock)?;
+        let exit = port_range(power::EXIT_PORT, power::EXIT_LENGTH);
+        self.attach_component(ports, "debug-exit", exit, ExitPort::new(power.clone()))?;
+        let sleep = port_range(power::SLEEP_PORT, 1);
+        self.attach_component(ports, "sleep-control", sleep, SleepPort::new(power.clone()))?;
+        let off = port_range(power::POWER_OFF_PORT, power::POWER_OFF_LENGTH);
+        self.attach_component(ports, "power-off", off, PowerOffPort::new(power.clone()))?;
         Ok(pit)
     }
 }
 
-fn at(first: u64, length: u64) -> Range<u64> {
+fn port_range(first: u64, length: u64) -> Range<u64> {
     first..first + length
 }
 
-fn window(device: SharedDevice, offset: u64) -> SharedDevice {
+fn offset_device(device: SharedDevice, offset: u64) -> SharedDevice {
     shared(devices::OffsetDevice::new(device, offset))
 }
 
@@ -279,7 +277,7 @@ fn cmos_memory(spec: &VmSpec) -> cmos::MemorySize {
     }
 }
 
-/// Hands the PIT's expirations from the event loop to it.
+/// Timer of the PIT as an event source.
 struct PitTimer(Arc<Mutex<Pit>>);
 
 impl EventSource for PitTimer {
@@ -319,8 +317,12 @@ impl Cpu for X86_64 {
         vcpu.set_regs(&entry.regs()).map_err(failed("KVM_SET_REGS"))
     }
 
-    fn save(vcpu: &mut VcpuFd, kvm: &Kvm, settle: impl FnMut(&mut VcpuFd)) -> Result<VcpuState, StateError> {
-        VcpuState::save(vcpu, kvm, settle)
+    fn save(
+        vcpu: &mut VcpuFd,
+        kvm: &Kvm,
+        flush_pending: impl FnMut(&mut VcpuFd),
+    ) -> Result<VcpuState, StateError> {
+        VcpuState::save(vcpu, kvm, flush_pending)
     }
 
     fn restore(vcpu: &VcpuFd, kvm: &Kvm, state: &VcpuState) -> Result<(), StateError> {
@@ -328,7 +330,7 @@ impl Cpu for X86_64 {
     }
 
     fn notify_pause(vcpu: &VcpuFd) {
-        // Fails for a guest that has no kvmclock, and so no watchdog that goes by it.
+        // KVM API, KVM_KVMCLOCK_CTRL: fails for a guest without kvmclock, whose watchdog does not use it.
         let _ = vcpu.kvmclock_ctrl();
     }
 
@@ -337,7 +339,7 @@ impl Cpu for X86_64 {
             return (0, Vec::new());
         };
         let linear = regs.rip.wrapping_add(sregs.cs.base);
-        let mut bytes = vec![0; INSTRUCTION];
+        let mut bytes = vec![0; MAX_INSTRUCTION];
         let read = vcpu
             .translate_gva(linear)
             .ok()
@@ -357,7 +359,7 @@ mod tests {
     use crate::config::MemorySize;
 
     #[test]
-    fn memory_leaves_the_hole_out() {
+    fn memory_regions_omit_hole() {
         let regions = |mib: u64| X86_64::memory_regions(MemorySize::from_bytes(mib << 20));
         assert_eq!(regions(1), [(GuestAddress(0), 1 << 20)]);
         assert_eq!(regions(3328), [(GuestAddress(0), 3328 << 20)]);

@@ -1,23 +1,24 @@
-//! All that a vCPU has of its own, in and out of KVM.
+//! State of one vCPU: save from KVM and restore to KVM.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | `extended` | FPU and vector registers |
+//! | `error` | errors of the vCPU state |
+//! | `lapic_timer` | timer of the local APIC |
 //! | `msrs` | model-specific registers |
-//! | `special` | control, segment and page-directory-pointer registers |
-//! | `timer` | the local APIC's timer |
+//! | `sregs` | control, segment and page-directory-pointer registers |
+//! | `xsave` | FPU and vector registers |
 //!
-//! What comes out of a snapshot is untrusted. KVM checks the values; what it does not check are lengths, which are bounded
-//! here before anything is made by their say-so.
+//! A state from a snapshot is untrusted. KVM checks values; this module checks lengths before it allocates memory for them.
 //!
-//! Nested virtualisation has no place in it: a guest that runs guests of its own must not be saved while one of them runs.
+//! The state of nested virtualisation is not saved: a guest must not be saved while it runs guests of its own.
 
-mod extended;
+mod error;
+mod lapic_timer;
 mod msrs;
-mod special;
+mod sregs;
 #[cfg(test)]
 mod tests;
-mod timer;
+mod xsave;
 
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs,
@@ -28,177 +29,175 @@ use serde::{Deserialize, Serialize};
 use snapshot::Schema;
 use snapshot::persist::Error;
 
-use crate::kvm::cause;
-use extended::ExtendedState;
-use special::SpecialRegisters;
+use error::{COMPONENT, invalid, kernel_error};
+use sregs::SregsState;
+use xsave::XsaveState;
 
-/// How far two time stamp counters may be apart and still count as of the same frequency, in parts of a million: KVM's own
-/// tolerance.
+/// Greatest relative difference of two time stamp counter frequencies that count as equal, in parts per million: the default
+/// of KVM's parameter `tsc_tolerance_ppm`.
 const TSC_TOLERANCE_PPM: u64 = 250;
 
-/// How often a vCPU is read whose timer expires meanwhile. One that expires all the time loses one expiration.
-const ATTEMPTS: usize = 8;
+/// Reads of a vCPU whose timer expires during the read. A timer that expires in each of them loses one expiration.
+const MAX_READS: usize = 8;
 
-/// State of one vCPU. What is large is on the heap: the stacks of vCPUs' threads are small.
+/// State of one vCPU. Large parts are on the heap, because the stacks of vCPU threads are small.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VcpuState {
-    /// Frequency of the time stamp counter as the guest knows it.
+    /// Frequency of the time stamp counter in the guest.
     tsc_khz: u32,
-    /// CPUID as the guest sees it, its own APIC id included.
+    /// CPUID of the guest, including the APIC ID of the vCPU.
     cpuid: Vec<kvm_cpuid_entry2>,
     mp_state: kvm_mp_state,
     registers: kvm_regs,
-    special: SpecialRegisters,
-    extended: ExtendedState,
+    sregs: SregsState,
+    xsave: XsaveState,
     xcrs: kvm_xcrs,
     debug_registers: kvm_debugregs,
     lapic: Box<kvm_lapic_state>,
-    /// Index and value, in the order in which they are to be set.
+    /// Index and value, in the order of the restore.
     msrs: Vec<(u32, u64)>,
     events: kvm_vcpu_events,
 }
 
 impl Schema for VcpuState {
-    const NAME: &'static str = "x86_64-vcpu";
+    const NAME: &'static str = COMPONENT;
     const VERSION: u32 = 1;
 }
 
-fn invalid(reason: String) -> Error {
-    Error::Invalid {
-        component: VcpuState::NAME,
-        reason,
-    }
-}
-
-fn refused(operation: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
-    move |error| Error::Kernel {
-        component: VcpuState::NAME,
-        operation,
-        source: cause(error),
-    }
-}
-
 impl VcpuState {
-    /// Reads the state of `vcpu`, which is not in the guest and has completed its last exit.
+    /// Reads the state of `vcpu`, which is outside the guest and has completed its last exit.
     ///
-    /// A local APIC's timer that counts down, once or periodically, and has expired is known to KVM alone until `settle` makes
-    /// an interrupt of it. If it expires between that and the reading, all is done again. One that has expired for good is not
-    /// to begin again with the state.
+    /// An expired count-down timer of the local APIC is pending work in KVM until `flush_pending` turns it into an interrupt.
+    /// If the timer expires between that call and the read, the read is repeated. An expired one-shot timer is saved disarmed.
     ///
     /// # Errors
     /// [`Error::Kernel`]
-    pub fn save(vcpu: &mut VcpuFd, kvm: &Kvm, mut settle: impl FnMut(&mut VcpuFd)) -> Result<Self, Error> {
+    pub fn save(
+        vcpu: &mut VcpuFd,
+        kvm: &Kvm,
+        mut flush_pending: impl FnMut(&mut VcpuFd),
+    ) -> Result<Self, Error> {
         let mut attempt = 0;
         loop {
-            let before = vcpu.get_lapic().map_err(refused("KVM_GET_LAPIC"))?;
-            timer::wait_for_expiry(&before);
-            settle(vcpu);
+            let before = vcpu.get_lapic().map_err(kernel_error("KVM_GET_LAPIC"))?;
+            lapic_timer::wait_for_expiry(&before);
+            flush_pending(vcpu);
             let mut state = Self::read(vcpu, kvm)?;
             attempt += 1;
-            if !timer::has_expired(&before, &state.lapic) || attempt == ATTEMPTS {
-                timer::disarm_expired(&mut state.lapic);
+            if !lapic_timer::has_expired(&before, &state.lapic) || attempt == MAX_READS {
+                lapic_timer::disarm_expired(&mut state.lapic);
                 return Ok(state);
             }
         }
     }
 
     fn read(vcpu: &VcpuFd, kvm: &Kvm) -> Result<Self, Error> {
-        // First: KVM takes an INIT or a start-up IPI that waits when it is asked, which changes everything else.
-        let mp_state = vcpu.get_mp_state().map_err(refused("KVM_GET_MP_STATE"))?;
+        // First: KVM_GET_MP_STATE processes a pending INIT or start-up IPI, which changes all other state.
+        let mp_state = vcpu.get_mp_state().map_err(kernel_error("KVM_GET_MP_STATE"))?;
         let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES);
-        let cpuid = cpuid.map_err(refused("KVM_GET_CPUID2"))?.as_slice().to_vec();
-        let registers = vcpu.get_regs().map_err(refused("KVM_GET_REGS"))?;
-        let special = SpecialRegisters::save(vcpu, kvm)?;
-        let extended = ExtendedState::save(vcpu, kvm)?;
-        let xcrs = vcpu.get_xcrs().map_err(refused("KVM_GET_XCRS"))?;
-        let debug_registers = vcpu.get_debug_regs().map_err(refused("KVM_GET_DEBUGREGS"))?;
-        // Before the local APIC: on hosts where an expiring timer reaches the APIC without the vCPU's help, one that expires
-        // between the two calls shows as a deadline and as a pending interrupt, where the other way round it would be lost.
+        let cpuid = cpuid.map_err(kernel_error("KVM_GET_CPUID2"))?.as_slice().to_vec();
+        let registers = vcpu.get_regs().map_err(kernel_error("KVM_GET_REGS"))?;
+        let sregs = SregsState::save(vcpu, kvm)?;
+        let xsave = XsaveState::save(vcpu, kvm)?;
+        let xcrs = vcpu.get_xcrs().map_err(kernel_error("KVM_GET_XCRS"))?;
+        let debug_registers = vcpu.get_debug_regs().map_err(kernel_error("KVM_GET_DEBUGREGS"))?;
+        // Before the local APIC: where the host posts timer interrupts to the APIC directly, an expiration between the two
+        // calls is then saved as deadline and as pending interrupt. In the other order it is lost.
         let msrs = msrs::save(vcpu, kvm)?;
-        let lapic = vcpu.get_lapic().map_err(refused("KVM_GET_LAPIC"))?;
+        let lapic = vcpu.get_lapic().map_err(kernel_error("KVM_GET_LAPIC"))?;
         Ok(Self {
-            tsc_khz: vcpu.get_tsc_khz().map_err(refused("KVM_GET_TSC_KHZ"))?,
+            tsc_khz: vcpu.get_tsc_khz().map_err(kernel_error("KVM_GET_TSC_KHZ"))?,
             cpuid,
             mp_state,
             registers,
-            special,
-            extended,
+            sregs,
+            xsave,
             xcrs,
             debug_registers,
             lapic: Box::new(lapic),
             msrs,
-            // Last, as none of the calls before may leave an exception or a non-maskable interrupt behind.
-            events: vcpu.get_vcpu_events().map_err(refused("KVM_GET_VCPU_EVENTS"))?,
+            // Last: the calls before must not leave an exception or a non-maskable interrupt pending.
+            events: vcpu
+                .get_vcpu_events()
+                .map_err(kernel_error("KVM_GET_VCPU_EVENTS"))?,
         })
     }
 
-    /// Gives `vcpu` this state, whatever it was before.
+    /// Restores this state to `vcpu`, whose previous state does not matter.
     ///
     /// # Errors
-    /// [`Error::Invalid`] and [`Error::Kernel`]; the vCPU must not be run then.
+    /// [`Error::Invalid`] and [`Error::Kernel`]; the vCPU must not run afterwards.
     pub fn restore(&self, vcpu: &VcpuFd, kvm: &Kvm) -> Result<(), Error> {
         self.check()?;
-        let cpuid = CpuId::from_entries(&self.cpuid)
-            .map_err(|_| invalid(format!("{} CPUID entries", self.cpuid.len())))?;
-        // First: which bits of CR4, XCR0, the MSRs and the local APIC exist follows from it.
-        vcpu.set_cpuid2(&cpuid).map_err(refused("KVM_SET_CPUID2"))?;
-        // Before the counter itself and the deadline, which are counted in it.
+        let cpuid = CpuId::from_entries(&self.cpuid).map_err(|_| {
+            invalid(format!(
+                "{} CPUID entries exceed {KVM_MAX_CPUID_ENTRIES}",
+                self.cpuid.len()
+            ))
+        })?;
+        // First: CPUID defines the valid bits of CR4, XCR0, MSRs and local APIC.
+        vcpu.set_cpuid2(&cpuid).map_err(kernel_error("KVM_SET_CPUID2"))?;
+        // Before the TSC and the deadline, which KVM converts with the frequency.
         self.restore_frequency(vcpu, kvm)?;
-        // Before the local APIC, since the APIC base is among them; and it cancels exceptions, which come with the events.
-        self.special.restore(vcpu, kvm)?;
-        vcpu.set_regs(&self.registers).map_err(refused("KVM_SET_REGS"))?;
-        // A processor without XSAVE has none, and does not take them either.
+        // Before the local APIC, because sregs contain the APIC base; before the events, because KVM_SET_SREGS clears
+        // pending exceptions.
+        self.sregs.restore(vcpu, kvm)?;
+        vcpu.set_regs(&self.registers)
+            .map_err(kernel_error("KVM_SET_REGS"))?;
+        // A processor without XSAVE has no XCRs, and KVM rejects the call there.
         if self.xcrs.nr_xcrs > 0 {
-            vcpu.set_xcrs(&self.xcrs).map_err(refused("KVM_SET_XCRS"))?;
+            vcpu.set_xcrs(&self.xcrs).map_err(kernel_error("KVM_SET_XCRS"))?;
         }
-        self.extended.restore(vcpu, kvm)?;
+        self.xsave.restore(vcpu, kvm)?;
         vcpu.set_debug_regs(&self.debug_registers)
-            .map_err(refused("KVM_SET_DEBUGREGS"))?;
-        // Before the MSRs: the deadline is taken only by a local APIC whose timer is in the mode for it.
-        vcpu.set_lapic(&self.lapic).map_err(refused("KVM_SET_LAPIC"))?;
+            .map_err(kernel_error("KVM_SET_DEBUGREGS"))?;
+        // Before the MSRs: KVM ignores IA32_TSC_DEADLINE unless the timer is in TSC-deadline mode.
+        vcpu.set_lapic(&self.lapic)
+            .map_err(kernel_error("KVM_SET_LAPIC"))?;
         msrs::restore(vcpu, &self.msrs)?;
-        // After the special registers, which can make a vCPU runnable that is not.
+        // After the special registers, which can change the state to runnable.
         vcpu.set_mp_state(self.mp_state)
-            .map_err(refused("KVM_SET_MP_STATE"))?;
-        // Last, since registers and local APIC forget what is about to be injected.
+            .map_err(kernel_error("KVM_SET_MP_STATE"))?;
+        // Last: setting registers and local APIC discards events to be injected.
         vcpu.set_vcpu_events(&self.events)
-            .map_err(refused("KVM_SET_VCPU_EVENTS"))
+            .map_err(kernel_error("KVM_SET_VCPU_EVENTS"))
     }
 
-    /// Bounds what would otherwise be copied or looped over without end.
+    /// Checks lengths and the frequency.
     fn check(&self) -> Result<(), Error> {
         if self.cpuid.is_empty() || self.cpuid.len() > KVM_MAX_CPUID_ENTRIES {
             return Err(invalid(format!(
-                "{} CPUID entries, where 1 to {KVM_MAX_CPUID_ENTRIES} can be",
+                "{} CPUID entries are outside the range 1 to {KVM_MAX_CPUID_ENTRIES}",
                 self.cpuid.len()
             )));
         }
         if self.tsc_khz == 0 {
-            return Err(invalid("a time stamp counter that stands still".into()));
+            return Err(invalid("time stamp counter frequency is 0".into()));
         }
         msrs::check(&self.msrs)
     }
 
-    /// Has the counter run as the guest knows it.
+    /// Sets the frequency of the time stamp counter.
     fn restore_frequency(&self, vcpu: &VcpuFd, kvm: &Kvm) -> Result<(), Error> {
-        let own = vcpu.get_tsc_khz().map_err(refused("KVM_GET_TSC_KHZ"))?;
+        let own = vcpu.get_tsc_khz().map_err(kernel_error("KVM_GET_TSC_KHZ"))?;
         if own == self.tsc_khz {
             return Ok(());
         }
-        // Without scaling KVM takes a higher frequency too, and then sets the counter right at each exit: it would run
-        // slow and jump.
-        if !is_near(self.tsc_khz, own) && !kvm.check_extension(Cap::TscControl) {
+        // Without hardware scaling KVM accepts a higher frequency too, but corrects the counter at exits only: it runs slow
+        // and jumps.
+        if !is_within_tolerance(self.tsc_khz, own) && !kvm.check_extension(Cap::TscControl) {
             return Err(invalid(format!(
-                "its time stamp counter runs at {} kHz, this host's runs at {own} kHz, and the processor cannot scale it: \
-                 restore it on a host with the same frequency",
+                "time stamp counter frequency {} kHz differs from {own} kHz of this host, whose processor cannot scale it; load \
+                 the snapshot on a host with the same frequency",
                 self.tsc_khz
             )));
         }
-        vcpu.set_tsc_khz(self.tsc_khz).map_err(refused("KVM_SET_TSC_KHZ"))
+        vcpu.set_tsc_khz(self.tsc_khz)
+            .map_err(kernel_error("KVM_SET_TSC_KHZ"))
     }
 }
 
-/// Whether no guest can tell `saved` and `own` apart by their clocks' drift.
-fn is_near(saved: u32, own: u32) -> bool {
+/// Returns true if `saved` and `own` differ by at most [`TSC_TOLERANCE_PPM`].
+fn is_within_tolerance(saved: u32, own: u32) -> bool {
     u64::from(saved.abs_diff(own)) * 1_000_000 <= u64::from(own) * TSC_TOLERANCE_PPM
 }

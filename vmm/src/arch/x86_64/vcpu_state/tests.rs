@@ -1,9 +1,9 @@
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_vcpu_events};
 use snapshot::{ArchiveReader, ArchiveWriter};
 
-use super::extended::ExtendedState;
-use super::special::SpecialRegisters;
-use super::{VcpuState, is_near};
+use super::sregs::SregsState;
+use super::xsave::XsaveState;
+use super::{VcpuState, is_within_tolerance};
 
 fn state() -> VcpuState {
     VcpuState {
@@ -14,8 +14,8 @@ fn state() -> VcpuState {
             rip: 0x10_0000,
             ..Default::default()
         },
-        special: SpecialRegisters::default(),
-        extended: ExtendedState::with_rest(vec![7; 5]),
+        sregs: SregsState::default(),
+        xsave: XsaveState::with_rest(vec![7; 5]),
         xcrs: kvm_bindings::kvm_xcrs::default(),
         debug_registers: kvm_bindings::kvm_debugregs::default(),
         lapic: Box::default(),
@@ -31,7 +31,7 @@ fn bytes(state: &VcpuState) -> Vec<u8> {
 }
 
 #[test]
-fn it_comes_back_as_it_went() {
+fn state_round_trip() {
     let saved = bytes(&state());
     let back: VcpuState = ArchiveReader::parse(&saved).unwrap().read("vcpu/0").unwrap();
     assert_eq!(bytes(&back), saved);
@@ -39,17 +39,17 @@ fn it_comes_back_as_it_went() {
 }
 
 #[test]
-fn what_is_cut_short_is_an_error() {
-    let whole = bytes(&state());
-    for length in 0..whole.len() {
-        let cut = ArchiveReader::parse(&whole[..length])
+fn truncated_state_is_rejected() {
+    let complete = bytes(&state());
+    for length in 0..complete.len() {
+        let cut = ArchiveReader::parse(&complete[..length])
             .and_then(|mut archive| archive.read::<VcpuState>("vcpu/0"));
-        assert!(cut.is_err(), "{length} bytes of {} are enough", whole.len());
+        assert!(cut.is_err(), "{length} bytes of {} are accepted", complete.len());
     }
 }
 
 #[test]
-fn lengths_are_bounded() {
+fn lengths_outside_limits_are_rejected() {
     state().check().unwrap();
     for (entries, ok) in [
         (0, false),
@@ -60,29 +60,29 @@ fn lengths_are_bounded() {
         state.cpuid = vec![kvm_cpuid_entry2::default(); entries];
         assert_eq!(state.check().is_ok(), ok, "{entries} entries");
     }
-    let mut still = state();
-    still.tsc_khz = 0;
-    assert!(still.check().is_err());
+    let mut stopped = state();
+    stopped.tsc_khz = 0;
+    assert!(stopped.check().is_err());
     let mut many = state();
     many.msrs = vec![(0x174, 1); 1025];
     assert!(many.check().is_err());
 }
 
 #[test]
-fn registers_that_this_host_does_not_have_are_not_cut_off() {
-    let extended = ExtendedState::with_rest(vec![1; 4]);
-    extended.check(4).unwrap();
-    let error = extended.check(3).unwrap_err().to_string();
+fn xsave_area_larger_than_host_is_rejected() {
+    let xsave = XsaveState::with_rest(vec![1; 4]);
+    xsave.check(4).unwrap();
+    let error = xsave.check(3).unwrap_err().to_string();
     assert!(
-        error.contains("4112 bytes") && error.contains("have 4108"),
+        error.contains("4112 bytes") && error.contains("exceed 4108"),
         "{error}"
     );
 }
 
 #[test]
-fn frequencies_are_the_same_within_a_tolerance() {
-    assert!(is_near(2_500_000, 2_500_000));
-    assert!(is_near(2_500_624, 2_500_000) && is_near(2_499_376, 2_500_000));
-    assert!(!is_near(2_500_626, 2_500_000) && !is_near(2_499_374, 2_500_000));
-    assert!(!is_near(u32::MAX, 1) && !is_near(1, u32::MAX));
+fn frequencies_within_tolerance_are_equal() {
+    assert!(is_within_tolerance(2_500_000, 2_500_000));
+    assert!(is_within_tolerance(2_500_624, 2_500_000) && is_within_tolerance(2_499_376, 2_500_000));
+    assert!(!is_within_tolerance(2_500_626, 2_500_000) && !is_within_tolerance(2_499_374, 2_500_000));
+    assert!(!is_within_tolerance(u32::MAX, 1) && !is_within_tolerance(1, u32::MAX));
 }

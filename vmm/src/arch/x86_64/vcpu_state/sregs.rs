@@ -6,34 +6,36 @@ use serde::{Deserialize, Serialize};
 use snapshot::persist::Error;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 
-use super::refused;
+use super::error::kernel_error;
 
-/// kvm-ioctls does not wrap these.
+/// Requests that kvm-ioctls does not wrap.
 mod request {
     use kvm_bindings::{KVMIO, kvm_sregs2};
     vmm_sys_util::ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
     vmm_sys_util::ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
 }
 
-/// The registers of `KVM_GET_SREGS`, and with PAE paging what the processor has loaded of the page tables.
+/// Registers of `KVM_GET_SREGS`, and with PAE paging the page-directory-pointer registers.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct SpecialRegisters {
+pub struct SregsState {
     registers: kvm_sregs,
-    /// With PAE paging, on a kernel that hands them out. They need not be what memory holds, and without them KVM reads
-    /// guest memory when the registers are set.
+    /// Set with PAE paging and `KVM_CAP_SREGS2`. The registers can differ from guest memory (Intel SDM volume 3A, section 4.4.1);
+    /// `KVM_SET_SREGS` loads them from guest memory.
     pdptrs: Option<[u64; 4]>,
 }
 
-impl SpecialRegisters {
+impl SregsState {
+    /// Reads the registers of `vcpu`.
+    ///
     /// # Errors
     /// [`Error::Kernel`]
     pub fn save(vcpu: &VcpuFd, kvm: &Kvm) -> Result<Self, Error> {
-        let registers = vcpu.get_sregs().map_err(refused("KVM_GET_SREGS"))?;
+        let registers = vcpu.get_sregs().map_err(kernel_error("KVM_GET_SREGS"))?;
         let mut with_pdptrs = kvm_sregs2::default();
         if has_sregs2(kvm) {
-            // SAFETY: the kernel writes the structure that the request's number stands for.
+            // SAFETY: the request number encodes the type of `with_pdptrs`; the kernel writes no more.
             let result = unsafe { ioctl_with_mut_ref(vcpu, request::KVM_GET_SREGS2(), &mut with_pdptrs) };
-            answer(result).map_err(refused("KVM_GET_SREGS2"))?;
+            check_result(result).map_err(kernel_error("KVM_GET_SREGS2"))?;
         }
         let valid = with_pdptrs.flags & u64::from(KVM_SREGS2_FLAGS_PDPTRS_VALID) != 0;
         Ok(Self {
@@ -42,10 +44,12 @@ impl SpecialRegisters {
         })
     }
 
+    /// Restores the registers of `vcpu`.
+    ///
     /// # Errors
     /// [`Error::Kernel`]
     pub fn restore(&self, vcpu: &VcpuFd, kvm: &Kvm) -> Result<(), Error> {
-        // What is about to be injected comes with the events.
+        // An interrupt to be injected is restored with the events.
         let registers = kvm_sregs {
             interrupt_bitmap: [0; 4],
             ..self.registers
@@ -53,11 +57,11 @@ impl SpecialRegisters {
         match self.pdptrs {
             Some(pdptrs) if has_sregs2(kvm) => {
                 let registers = with_pdptrs(&registers, pdptrs);
-                // SAFETY: the kernel reads the structure that the request's number stands for.
+                // SAFETY: the request number encodes the type of `registers`; the kernel reads no more.
                 let result = unsafe { ioctl_with_ref(vcpu, request::KVM_SET_SREGS2(), &registers) };
-                answer(result).map_err(refused("KVM_SET_SREGS2"))
+                check_result(result).map_err(kernel_error("KVM_SET_SREGS2"))
             }
-            _ => vcpu.set_sregs(&registers).map_err(refused("KVM_SET_SREGS")),
+            _ => vcpu.set_sregs(&registers).map_err(kernel_error("KVM_SET_SREGS")),
         }
     }
 }
@@ -66,7 +70,7 @@ fn has_sregs2(kvm: &Kvm) -> bool {
     kvm.check_extension_raw(KVM_CAP_SREGS2.into()) > 0
 }
 
-fn answer(result: i32) -> Result<(), kvm_ioctls::Error> {
+fn check_result(result: i32) -> Result<(), kvm_ioctls::Error> {
     match result {
         0 => Ok(()),
         _ => Err(kvm_ioctls::Error::last()),

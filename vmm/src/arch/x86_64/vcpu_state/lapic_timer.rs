@@ -1,7 +1,7 @@
-//! The local APIC's timer where it counts down. A deadline of the time stamp counter is an MSR.
+//! Timer of the local APIC in one-shot and periodic mode: Intel SDM volume 3A, section 11.5.4. A TSC deadline is an MSR.
 //!
-//! KVM keeps the time at which the count is over. When that has come, a timer of the host has to run, and `KVM_RUN` after it, before
-//! there is an interrupt in the local APIC; until then the count alone, which KVM works out when it is asked, shows it.
+//! KVM stores the expiration time. The interrupt reaches the local APIC only after a host timer has fired and `KVM_RUN` has
+//! been called. Until then only the current count, which KVM computes on each read, shows the expiration.
 
 use std::array;
 use std::thread;
@@ -9,40 +9,40 @@ use std::time::Duration;
 
 use kvm_bindings::kvm_lapic_state;
 
-/// Registers of the local APIC: Intel's manual, volume 3, table 11-1.
+/// Offsets of local APIC registers: Intel SDM volume 3A, table 11-1.
 const LVT_TIMER: usize = 0x320;
 const INITIAL_COUNT: usize = 0x380;
 const CURRENT_COUNT: usize = 0x390;
-/// The mode in [`LVT_TIMER`], of which 0 is that of a count that ends.
+/// Timer mode in [`LVT_TIMER`]; 0 is one-shot.
 const MODE: u32 = 3 << 17;
 
-/// A sleep that is over only after timers of the host that were due when it began: they are of the same clock, and on the processor
-/// on which the vCPU was last, which is the one that its thread sleeps on.
-const WAIT: Duration = Duration::from_micros(50);
+/// Sleep that ends after host timers that were due at its start: they use the same clock, on the processor on which the vCPU
+/// thread ran last and now sleeps.
+const EXPIRY_WAIT: Duration = Duration::from_micros(50);
 
-/// Waits until the host has done its part if the count in `lapic` is over. Its part comes late where the host's processors are in
-/// demand.
+/// Waits for the host timer if the count in `lapic` has expired. The host timer is late on a loaded host.
 pub fn wait_for_expiry(lapic: &kvm_lapic_state) {
-    if is_over(lapic) {
-        thread::sleep(WAIT);
+    if is_expired(lapic) {
+        thread::sleep(EXPIRY_WAIT);
     }
 }
 
-/// Whether a timer has expired between two readings: it has begun again, or has stopped.
+/// Returns true if the timer expired between two reads: the count restarted or stopped.
 pub fn has_expired(before: &kvm_lapic_state, after: &kvm_lapic_state) -> bool {
     let [before, after] = [before, after].map(|lapic| register(lapic, CURRENT_COUNT));
     after > before || after == 0 && before > 0
 }
 
-/// Has a count that is over, and whose interrupt has been made, not begin anew when it is restored, as KVM would have it: it would be
-/// over once more. The guest reads an initial count of 0 then, of a timer that it has to load before it can use it again.
+/// Clears the initial count of an expired one-shot timer, whose interrupt has been delivered. KVM restarts a nonzero count at
+/// the restore, and the timer expires a second time. The guest then reads an initial count of 0; it must write the count to
+/// use the timer again.
 pub fn disarm_expired(lapic: &mut kvm_lapic_state) {
-    if is_over(lapic) && register(lapic, LVT_TIMER) & MODE == 0 {
+    if is_expired(lapic) && register(lapic, LVT_TIMER) & MODE == 0 {
         lapic.regs[INITIAL_COUNT..INITIAL_COUNT + 4].fill(0);
     }
 }
 
-fn is_over(lapic: &kvm_lapic_state) -> bool {
+fn is_expired(lapic: &kvm_lapic_state) -> bool {
     register(lapic, INITIAL_COUNT) != 0 && register(lapic, CURRENT_COUNT) == 0
 }
 
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn registers_have_four_bytes() {
+    fn register_is_four_bytes() {
         let mut lapic = kvm_lapic_state::default();
         for (register, value) in lapic.regs[CURRENT_COUNT..].iter_mut().zip([1, 2, 3, -1]) {
             *register = value;
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timer_has_expired_when_its_count_is_not_lower() {
+    fn timer_expired_if_count_rose_or_reached_zero() {
         for (before, after, expired) in [
             (0, 0, false),
             (7, 7, false),
@@ -90,12 +90,12 @@ mod tests {
     }
 
     #[test]
-    fn only_a_count_that_ends_and_is_over_is_retired() {
+    fn expired_one_shot_timer_is_disarmed() {
         for (mode, initial, current, left) in [
             (0, 9, 0, 0),
             (0, 9, 3, 9),
             (0, 0, 0, 0),
-            // Periodic, and by deadlines.
+            // Periodic, and TSC deadline.
             (1, 9, 0, 9),
             (2, 0, 0, 0),
         ] {
