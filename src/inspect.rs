@@ -30,7 +30,7 @@ pub fn inspect(path: &Path) -> Result<String, Error> {
     segments(&mut text, image.segments(choice));
     notes(&mut text, facts);
     let _ = writeln!(text, "\nprotocols");
-    for offer in &facts.offers {
+    for offer in &facts.protocol_support {
         let entry = offer
             .entry
             .map_or("no".into(), |entry| format!("yes, at {entry:#x}"));
@@ -52,15 +52,15 @@ pub fn inspect(path: &Path) -> Result<String, Error> {
 
 fn format(facts: &ImageInfo) -> String {
     match &facts.format {
-        Format::Elf { bits } => format!("ELF of {bits} bits for {}", facts.machine),
+        Format::Elf { bits } => format!("ELF of {bits} bits for {}", facts.architecture),
         Format::BzImage(setup) => format!(
             "Linux bzImage for {}, boot protocol {}.{:02}, command line of at most {} bytes",
-            facts.machine,
+            facts.architecture,
             setup.version >> 8,
             setup.version & 0xff,
             setup.command_line_size
         ),
-        Format::Multiboot => format!("flat multiboot image for {}", facts.machine),
+        Format::Multiboot => format!("flat multiboot image for {}", facts.architecture),
     }
 }
 

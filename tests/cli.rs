@@ -97,7 +97,7 @@ fn words_that_make_no_sense_are_named() {
         ),
         (
             &["run", "a", "--protocol", "efi"],
-            "--protocol \"efi\": there is no boot protocol \"efi\"",
+            "--protocol \"efi\": \"efi\" is no boot protocol",
         ),
         (
             &["run", "a", "--irqchip", "off"],
@@ -220,22 +220,19 @@ fn files_that_are_no_images_say_what_they_are() {
     let mut other = program();
     other[18] = 243; // EM_RISCV
     for (path, text) in [
-        (
-            place("missing").to_str().unwrap().to_owned(),
-            "there is no such file",
-        ),
-        (place("").to_str().unwrap().to_owned(), "folder"),
+        (place("missing").to_str().unwrap().to_owned(), "no such file"),
+        (place("").to_str().unwrap().to_owned(), "directory"),
         (fifo.to_str().unwrap().to_owned(), "FIFO"),
         ("/dev/null".into(), "device"),
         (file("empty", b""), "empty"),
         (
             file("text", b"hello, world\n"),
-            "is no image of a kernel or unikernel",
+            "as an image of a kernel or unikernel",
         ),
         (file("script", b"#!/bin/sh\n"), "script"),
         (file("packed", &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0]), "gzip"),
         (file("other", &other), "RISC-V"),
-        (file("cut", &program()[..40]), "cut short"),
+        (file("cut", &program()[..40]), "truncated"),
     ] {
         for command in ["run", "inspect"] {
             let said = refusal(&[command, &path], 1);
@@ -250,7 +247,7 @@ fn files_that_are_no_images_say_what_they_are() {
 #[test]
 fn an_initrd_must_be_a_file() {
     let image = file("initrd.elf", &program());
-    for (path, text) in [("/nowhere", "there is no such file"), ("/", "folder")] {
+    for (path, text) in [("/nowhere", "no such file"), ("/", "directory")] {
         let said = refusal(&["run", &image, "--initrd", path], 1);
         assert!(said.contains(path) && said.contains(text), "{said}");
     }

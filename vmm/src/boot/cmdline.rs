@@ -1,48 +1,47 @@
-//! The command line.
+//! Command line.
 //!
-//! What the machine adds, its devices, goes before the argument `--`, after which a unikernel's arguments are its
-//! application's. Linux and Unikraft take the line apart with regard to quotes: a `--` within quotes is text. Linux knows
-//! `"`, Unikraft `'` too, and in newer releases a backslash that takes a quote its meaning; Unikraft's view holds here. If
-//! that view leaves a quote open to the end of the line (`motd=it's -- run`), quotes cannot have been meant, and the first
-//! `--` between blanks counts.
+//! Device arguments are inserted before the argument `--`, because the arguments after it belong to the application of a
+//! unikernel. In Linux and Unikraft a `--` within quotes is text. Linux supports `"`; Unikraft also supports `'`, and in newer
+//! releases a backslash before a quote. This module follows Unikraft. If a quote then stays open to the end of the line
+//! (`motd=it's -- run`), quotes are ignored, and the first `--` between blanks counts.
 
 use std::ffi::CString;
 
-/// Why there is no command line.
+/// Error of the command line.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Guests take printable ASCII only.
+    /// The text is not printable ASCII, the only text that all guests accept.
     #[error(
-        "the command line has the byte {byte:#04x} at position {position}; only printable ASCII can be passed on"
+        "cannot pass byte {byte:#04x} at position {position} of the command line to the guest: it is not printable ASCII"
     )]
     Byte {
         /// The byte.
         byte: u8,
-        /// Its position in the text, the first being 0.
+        /// Position in the text, from 0.
         position: usize,
     },
-    /// The guest has less room for it.
+    /// The line exceeds the capacity of the guest.
     #[error(
-        "the command line is {length} bytes long, {added} of them for devices, but only {limit} fit; shorten it"
+        "cannot pass a command line of {length} bytes ({added} for devices) to the guest: the limit is {limit}; shorten it"
     )]
     TooLong {
-        /// Length of the whole line.
+        /// Length of the line.
         length: usize,
-        /// What was added to the user's text.
+        /// Length of the device arguments, with separators.
         added: usize,
-        /// The longest that fits.
+        /// Greatest length.
         limit: usize,
     },
 }
 
-/// Puts `device_arguments` into the user's command line, before the argument `--` if there is one, and at the end otherwise.
-/// All else comes out byte for byte. `capacity` is in bytes, with the terminating NUL.
+/// Inserts `device_arguments` into the command line of the user: before the argument `--`, or at the end without one. The text of
+/// the user stays byte for byte. `capacity` is in bytes, with the terminating NUL.
 ///
 /// # Errors
 /// [`Error::Byte`] and [`Error::TooLong`].
 pub fn compose(user: &str, device_arguments: &[String], capacity: usize) -> Result<CString, Error> {
     check_printable(user)?;
-    let line = insert(user, device_arguments);
+    let line = insert_arguments(user, device_arguments);
     check_printable(&line)?;
     if line.len() >= capacity {
         return Err(Error::TooLong {
@@ -65,11 +64,11 @@ fn check_printable(text: &str) -> Result<(), Error> {
     }
 }
 
-fn insert(user: &str, device_arguments: &[String]) -> String {
+fn insert_arguments(user: &str, device_arguments: &[String]) -> String {
     if device_arguments.is_empty() {
         return user.to_owned();
     }
-    let (before, after) = user.split_at(separator(user).unwrap_or(user.len()));
+    let (before, after) = user.split_at(find_separator(user).unwrap_or(user.len()));
     let mut line = before.to_owned();
     if !line.is_empty() && !line.ends_with(' ') {
         line.push(' ');
@@ -81,8 +80,8 @@ fn insert(user: &str, device_arguments: &[String]) -> String {
     line + after
 }
 
-/// Where the argument `--` starts.
-fn separator(line: &str) -> Option<usize> {
+/// Returns the position of the argument `--`.
+fn find_separator(line: &str) -> Option<usize> {
     let mut quote = None;
     let mut found = None;
     let mut previous = b' ';
@@ -120,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_go_before_the_separator() {
+    fn devices_precede_separator() {
         for (user, expected) in [
             ("", "a=1 b=2"),
             ("nginx", "nginx a=1 b=2"),
@@ -141,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_separator_within_quotes_is_text() {
+    fn quoted_separator_is_text() {
         for (user, expected) in [
             (
                 "k env.vars=[ \"A=b -- c\" ] -- d",
@@ -160,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_real_line_of_kraftkit_keeps_its_text() {
+    fn kraftkit_line_keeps_its_text() {
         let user = "nginx netdev.ip=10.0.0.2/24:10.0.0.1 vfs.fstab=[ \"initrd0:/:extract::ramfs=1:\" ] -- -c /n.conf ";
         let line = compose(user, &["virtio_mmio.device=4K@0xd0000000:5".into()], 4096).unwrap();
         let expected = user.replace(" -- ", " virtio_mmio.device=4K@0xd0000000:5 -- ");
@@ -169,19 +168,19 @@ mod tests {
     }
 
     #[test]
-    fn other_bytes_are_named() {
-        let refused = |user: &str| compose(user, &[], 100).unwrap_err();
-        assert_eq!(refused("ab\tc"), Error::Byte { byte: 9, position: 2 });
-        assert_eq!(refused("a\0"), Error::Byte { byte: 0, position: 1 });
+    fn unprintable_byte_is_rejected_with_position() {
+        let error = |user: &str| compose(user, &[], 100).unwrap_err();
+        assert_eq!(error("ab\tc"), Error::Byte { byte: 9, position: 2 });
+        assert_eq!(error("a\0"), Error::Byte { byte: 0, position: 1 });
         assert_eq!(
-            refused("\u{e9}"),
+            error("\u{e9}"),
             Error::Byte {
                 byte: 0xc3,
                 position: 0
             }
         );
         assert_eq!(
-            refused("abc\x7f"),
+            error("abc\x7f"),
             Error::Byte {
                 byte: 0x7f,
                 position: 3
@@ -190,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn the_terminating_byte_counts() {
+    fn capacity_includes_nul() {
         let devices = ["dev".to_owned()];
         assert_eq!(compose("1234", &devices, 9).unwrap().as_bytes_with_nul().len(), 9);
         let error = compose("1234", &devices, 8).unwrap_err();
@@ -208,7 +207,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_users_text_comes_through(user in "[ a\"'\\\\-]{0,24}") {
+        fn user_text_is_preserved(user in "[ a\"'\\\\-]{0,24}") {
             let line = compose(&user, &["DEVICE".into()], 100).unwrap().into_string().unwrap();
             let (before, after) = line.split_once("DEVICE").unwrap();
             let trimmed = after.strip_prefix(' ').unwrap_or(after);

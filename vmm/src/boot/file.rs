@@ -1,4 +1,4 @@
-//! Files that are opened without hanging and read without trust.
+//! Regular files: open without blocking, bounded reads, and fields of headers.
 
 use std::borrow::Cow;
 use std::fs::{File, FileType, OpenOptions};
@@ -6,56 +6,56 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Why a file could not be opened or read. The path is for the caller to name.
+/// Error of opening or reading a file. The caller adds the path.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is nothing at the path.
-    #[error("there is no such file; a relative path starts at the working directory")]
+    /// The file does not exist.
+    #[error("no such file; a relative path starts at the working directory")]
     Missing,
-    /// The file may not be read.
+    /// The file is not readable.
     #[error(
-        "permission denied; read permission on the file and search permission on the folders above it are needed"
+        "permission denied; read permission on the file and search permission on its parent directories are required"
     )]
     Denied,
-    /// The kernel refused to open the file for another reason.
-    #[error("the kernel refused to open it")]
+    /// `open` failed for another reason.
+    #[error("open failed")]
     Open(#[source] io::Error),
-    /// The kernel did not say what was opened.
-    #[error("cannot find out what it is")]
+    /// `fstat` failed.
+    #[error("cannot read the file type")]
     Metadata(#[source] io::Error),
-    /// It is a folder.
-    #[error("it is a folder; name the file in it")]
-    Folder,
-    /// It is neither a file nor a folder.
-    #[error("it is a {0}; only a regular file can be loaded")]
+    /// The path is a directory.
+    #[error("the path is a directory; use a file in it")]
+    Directory,
+    /// The path is neither a file nor a directory.
+    #[error("the path is a {0}; a regular file is required")]
     Special(&'static str),
     /// The file has no content.
     #[error("the file is empty")]
     Empty,
-    /// The kernel did not hand out content.
-    #[error("cannot read the {what} at byte {offset:#x}")]
+    /// A read failed.
+    #[error("cannot read the {object} at byte {offset:#x}")]
     Read {
-        /// What was to be read.
-        what: &'static str,
-        /// Where it starts.
+        /// Object to read.
+        object: &'static str,
+        /// First byte.
         offset: u64,
-        /// The kernel's answer.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
     /// The file ends too early.
-    #[error("the {what} ends at byte {end:#x}, but the file at {size:#x}: it has been cut short")]
+    #[error("cannot read the {object} up to byte {end:#x}: the file is truncated at {size:#x}")]
     Truncated {
-        /// What is not all there.
-        what: &'static str,
-        /// Where it should end.
+        /// Incomplete object.
+        object: &'static str,
+        /// Required end.
         end: u64,
         /// Size of the file.
         size: u64,
     },
 }
 
-/// A regular file with its first bytes.
+/// Open regular file with its first bytes.
 #[derive(Debug)]
 pub struct RegularFile {
     file: File,
@@ -64,28 +64,28 @@ pub struct RegularFile {
 }
 
 impl RegularFile {
-    /// Opens the file at `path` and reads the first `head` bytes of it, or all if there are fewer.
+    /// Opens the file at `path` and reads its first `head` bytes, or all of a shorter file.
     ///
     /// # Errors
-    /// All but [`Error::Truncated`]: what was opened is no regular file, is empty, or could not be read.
+    /// All except [`Error::Truncated`]: the path is no regular file, or the file is empty or not readable.
     pub fn open(path: &Path, head: usize) -> Result<Self, Error> {
-        // O_NONBLOCK: opening a FIFO would wait for a writer. Regular files do not know it.
+        // O_NONBLOCK: `open` of a FIFO otherwise waits for a writer (POSIX). The flag has no effect on regular files.
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)
-            .map_err(refused)?;
+            .map_err(open_error)?;
         Self::from_file(file, head)
     }
 
-    /// Reads the first `head` bytes of `file`, or all if there are fewer.
+    /// Reads the first `head` bytes of `file`, or all of a shorter file.
     ///
     /// # Errors
     /// As [`RegularFile::open`].
     pub fn from_file(file: File, head: usize) -> Result<Self, Error> {
-        // What was opened counts, not what is at the path by now.
+        // `fstat`, not `stat`: the path can refer to another file by now.
         let metadata = file.metadata().map_err(Error::Metadata)?;
-        check(metadata.file_type())?;
+        check_file_type(metadata.file_type())?;
         let size = metadata.len();
         if size == 0 {
             return Err(Error::Empty);
@@ -100,48 +100,48 @@ impl RegularFile {
         Ok(opened)
     }
 
-    /// The file itself.
+    /// Returns the open file.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Size in bytes when it was opened.
+    /// Returns the size in bytes at the open.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// The first bytes.
+    /// Returns the first bytes.
     pub fn head(&self) -> &[u8] {
         &self.head
     }
 
-    /// The `length` bytes at `offset`, which are `what` in errors. The caller bounds the length.
+    /// Returns the `length` bytes at `offset`, which errors call `object`. The caller bounds the length.
     ///
     /// # Errors
     /// [`Error::Truncated`] or [`Error::Read`].
-    pub fn bytes(&self, what: &'static str, offset: u64, length: usize) -> Result<Cow<'_, [u8]>, Error> {
-        self.check_range(what, offset, length as u64)?;
-        match self.head_part(offset, length) {
-            Some(part) => Ok(Cow::Borrowed(part)),
-            None => self.read(what, offset, length).map(Cow::Owned),
+    pub fn bytes(&self, object: &'static str, offset: u64, length: usize) -> Result<Cow<'_, [u8]>, Error> {
+        self.check_range(object, offset, length as u64)?;
+        match self.head_bytes(offset, length) {
+            Some(bytes) => Ok(Cow::Borrowed(bytes)),
+            None => self.read(object, offset, length).map(Cow::Owned),
         }
     }
 
-    /// The `length` bytes at `offset`, if they are among the first bytes.
-    pub fn head_part(&self, offset: u64, length: usize) -> Option<&[u8]> {
+    /// Returns the `length` bytes at `offset` if they are among the first bytes.
+    pub fn head_bytes(&self, offset: u64, length: usize) -> Option<&[u8]> {
         let start = usize::try_from(offset).ok()?;
         self.head.get(start..start.checked_add(length)?)
     }
 
-    /// Checks that the file has `length` bytes at `offset`, which are `what` in errors.
+    /// Checks that the file has `length` bytes at `offset`, which errors call `object`.
     ///
     /// # Errors
     /// [`Error::Truncated`].
-    pub fn check_range(&self, what: &'static str, offset: u64, length: u64) -> Result<(), Error> {
+    pub fn check_range(&self, object: &'static str, offset: u64, length: u64) -> Result<(), Error> {
         let end = offset.saturating_add(length);
         if end > self.size {
             return Err(Error::Truncated {
-                what,
+                object,
                 end,
                 size: self.size,
             });
@@ -149,38 +149,76 @@ impl RegularFile {
         Ok(())
     }
 
-    fn read(&self, what: &'static str, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
+    fn read(&self, object: &'static str, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
         let mut bytes = vec![0; length];
         self.file
             .read_exact_at(&mut bytes, offset)
-            .map_err(|source| Error::Read { what, offset, source })?;
+            .map_err(|source| Error::Read {
+                object,
+                offset,
+                source,
+            })?;
         Ok(bytes)
     }
 }
 
-fn refused(source: io::Error) -> Error {
+fn open_error(source: io::Error) -> Error {
     match source.kind() {
         io::ErrorKind::NotFound => Error::Missing,
         io::ErrorKind::PermissionDenied => Error::Denied,
-        // The kernel's answer for a socket and for a device without a driver.
+        // POSIX, open: ENXIO for a socket and for a device without a driver.
         _ if source.raw_os_error() == Some(libc::ENXIO) => {
-            Error::Special("socket, or a device that is not there")
+            Error::Special("socket, or a device without a driver")
         }
         _ => Error::Open(source),
     }
 }
 
-fn check(kind: FileType) -> Result<(), Error> {
+fn check_file_type(kind: FileType) -> Result<(), Error> {
     if kind.is_file() {
         Ok(())
     } else if kind.is_dir() {
-        Err(Error::Folder)
+        Err(Error::Directory)
     } else if kind.is_fifo() {
         Err(Error::Special("FIFO"))
     } else if kind.is_block_device() {
         Err(Error::Special("block device"))
     } else {
         Err(Error::Special("character device"))
+    }
+}
+
+/// Bytes of a header with little-endian fields. A field beyond the end reads as zero, which suits headers that grew over time;
+/// the length of all other headers is checked before.
+#[derive(Clone, Copy, Debug)]
+pub struct HeaderFields<'a>(pub &'a [u8]);
+
+impl HeaderFields<'_> {
+    fn array<const N: usize>(self, at: usize) -> [u8; N] {
+        at.checked_add(N)
+            .and_then(|end| self.0.get(at..end))
+            .and_then(|bytes| bytes.try_into().ok())
+            .unwrap_or([0; N])
+    }
+
+    /// Returns the byte at offset `at`.
+    pub fn u8(self, at: usize) -> u8 {
+        u8::from_le_bytes(self.array(at))
+    }
+
+    /// Returns the 2 bytes at offset `at`.
+    pub fn u16(self, at: usize) -> u16 {
+        u16::from_le_bytes(self.array(at))
+    }
+
+    /// Returns the 4 bytes at offset `at`.
+    pub fn u32(self, at: usize) -> u32 {
+        u32::from_le_bytes(self.array(at))
+    }
+
+    /// Returns the 8 bytes at offset `at`.
+    pub fn u64(self, at: usize) -> u64 {
+        u64::from_le_bytes(self.array(at))
     }
 }
 
@@ -191,11 +229,11 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::path::Path;
 
-    use super::{Error, RegularFile, refused};
+    use super::{Error, RegularFile, open_error};
     use crate::boot::testing::Temporary;
 
     #[test]
-    fn the_head_and_all_else_can_be_read() {
+    fn head_and_rest_are_readable() {
         let content: Vec<u8> = (0..100).collect();
         let file = Temporary::with(&content);
         let opened = RegularFile::open(file.path(), 10).unwrap();
@@ -207,7 +245,7 @@ mod tests {
         let error = opened.bytes("part", 5, 96).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the part ends at byte 0x65, but the file at 0x64: it has been cut short"
+            "cannot read the part up to byte 0x65: the file is truncated at 0x64"
         );
         assert!(matches!(
             opened.bytes("part", u64::MAX, 1),
@@ -216,10 +254,10 @@ mod tests {
     }
 
     #[test]
-    fn only_regular_files_are_opened() {
+    fn special_files_are_rejected() {
         let open = |path: &Path| RegularFile::open(path, 1).unwrap_err();
         assert!(matches!(open(Path::new("/nowhere/at/all")), Error::Missing));
-        assert!(matches!(open(Path::new("/")), Error::Folder));
+        assert!(matches!(open(Path::new("/")), Error::Directory));
         assert!(matches!(
             open(Path::new("/dev/null")),
             Error::Special("character device")
@@ -229,17 +267,17 @@ mod tests {
     }
 
     #[test]
-    fn a_fifo_without_a_writer_is_refused_at_once() {
+    fn fifo_without_writer_is_rejected_without_blocking() {
         let path = Temporary::missing();
         let name = CString::new(path.path().to_str().unwrap()).unwrap();
-        // SAFETY: `name` is a NUL-terminated text that outlives the call.
+        // SAFETY: `name` is a NUL-terminated string that outlives the call.
         assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
         let error = RegularFile::open(path.path(), 1).unwrap_err();
         assert!(matches!(error, Error::Special("FIFO")));
     }
 
     #[test]
-    fn a_socket_is_refused() {
+    fn socket_is_rejected() {
         let path = Temporary::missing();
         let _listener = UnixListener::bind(path.path()).unwrap();
         let error = RegularFile::open(path.path(), 1).unwrap_err();
@@ -247,18 +285,18 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_may_not_be_read_says_so() {
-        // By the answer alone: who may read every file cannot be denied one.
+    fn permission_errors_are_distinguished() {
+        // Without a file: root is never denied a read.
         assert!(matches!(
-            refused(io::Error::from_raw_os_error(libc::EACCES)),
+            open_error(io::Error::from_raw_os_error(libc::EACCES)),
             Error::Denied
         ));
         assert!(matches!(
-            refused(io::Error::from_raw_os_error(libc::EPERM)),
+            open_error(io::Error::from_raw_os_error(libc::EPERM)),
             Error::Denied
         ));
         assert!(matches!(
-            refused(io::Error::from_raw_os_error(libc::ELOOP)),
+            open_error(io::Error::from_raw_os_error(libc::ELOOP)),
             Error::Open(_)
         ));
     }

@@ -1,4 +1,4 @@
-//! A file that the guest finds in memory.
+//! Initrd: file that the guest finds in memory.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -7,29 +7,27 @@ use snapshot::GuestMemory;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::file::{Error as FileError, RegularFile};
-use super::fit::{enough, overlap};
-use super::place::{Error as PlaceError, load_segment};
-use super::segment::{Flags, Segment};
+use super::segment::{Flags, LoadError, Segment, load_segment, overlaps, sufficient_mib};
 use crate::memory::{Bytes, page_size};
 
-/// Why there is no initrd for the guest.
+/// Error of an initrd.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file could not be opened.
+    /// The file was not opened.
     #[error("cannot open the initrd {path}")]
     Open {
         /// Path of the file.
         path: PathBuf,
-        /// What was in the way.
+        /// Error of the file.
         #[source]
         source: FileError,
     },
-    /// The guest has too little memory.
+    /// Guest memory is too small.
     #[error(
-        "the initrd {path} ({size}) does not fit between the image, which ends at {image_end:#x}, and the end of memory \
-         at {memory_end:#x}; --memory {enough}M is enough"
+        "cannot load the initrd {path} of {size} between the end of the image at {image_end:#x} and the end of memory at \
+         {memory_end:#x}: guest memory is too small; {sufficient_mib} MiB suffice"
     )]
-    Small {
+    MemoryTooSmall {
         /// Path of the file.
         path: PathBuf,
         /// Size of the file.
@@ -38,36 +36,36 @@ pub enum Error {
         image_end: u64,
         /// End of the lowest region of memory.
         memory_end: u64,
-        /// MiB with which it fits.
-        enough: u64,
+        /// Size of memory in MiB that contains image and initrd.
+        sufficient_mib: u64,
     },
-    /// More memory would not help.
+    /// No size of memory contains the initrd.
     #[error(
-        "the initrd {path} ({size}) does not fit between the image, which ends at {image_end:#x}, and {limit:#x}, below \
-         which it must be; a smaller one is needed"
+        "cannot load the initrd {path} of {size} between the end of the image at {image_end:#x} and the limit {limit:#x}: the \
+         file is too large; use a smaller one"
     )]
-    Large {
+    TooLarge {
         /// Path of the file.
         path: PathBuf,
         /// Size of the file.
         size: Bytes,
         /// End of the image.
         image_end: u64,
-        /// What it must be below.
+        /// Upper limit of its end.
         limit: u64,
     },
-    /// The file did not get into memory.
+    /// The file was not loaded.
     #[error("cannot load the initrd {path}")]
-    Place {
+    Load {
         /// Path of the file.
         path: PathBuf,
-        /// What failed.
+        /// Error of the load.
         #[source]
-        source: PlaceError,
+        source: LoadError,
     },
 }
 
-/// An initrd that has been opened.
+/// Open initrd.
 #[derive(Debug)]
 pub struct Initrd {
     path: PathBuf,
@@ -90,16 +88,16 @@ impl Initrd {
         })
     }
 
-    /// Size in bytes.
+    /// Returns the size in bytes.
     pub fn size(&self) -> u64 {
         self.file.size()
     }
 
-    /// Puts the file on page boundaries as high as it can be in the lowest region of fresh memory: at or above `after`,
-    /// with all of it below `limit`, and over none of the `reserved` ranges. Returns where it is.
+    /// Loads the file at the highest page boundary in the lowest region of fresh memory, at or above `after`, with its end at most
+    /// `limit`, and without overlap with a `reserved` range. Returns its guest-physical addresses.
     ///
     /// # Errors
-    /// [`Error::Small`], [`Error::Large`], or [`Error::Place`] when the kernel refuses.
+    /// [`Error::MemoryTooSmall`], [`Error::TooLarge`], or [`Error::Load`] if a call of the kernel fails.
     pub fn load(
         &self,
         memory: &GuestMemory,
@@ -111,9 +109,9 @@ impl Initrd {
             let start = region.start_addr().raw_value();
             start..start.saturating_add(region.len())
         });
-        let room = after.max(region.start)..limit.min(region.end);
-        let start =
-            highest(&room, self.size(), reserved).ok_or_else(|| self.no_room(region, after, limit))?;
+        let space = after.max(region.start)..limit.min(region.end);
+        let start = highest_free_page(&space, self.size(), reserved)
+            .ok_or_else(|| self.no_space_error(region, after, limit))?;
         let range = start..start + self.size();
         let segment = Segment {
             number: 0,
@@ -126,17 +124,17 @@ impl Initrd {
                 execute: false,
             },
         };
-        load_segment(&self.file, &segment, memory).map_err(|source| Error::Place {
+        load_segment(&self.file, &segment, memory).map_err(|source| Error::Load {
             path: self.path.clone(),
             source,
         })?;
         Ok(range)
     }
 
-    fn no_room(&self, region: Range<u64>, image_end: u64, limit: u64) -> Error {
+    fn no_space_error(&self, region: Range<u64>, image_end: u64, limit: u64) -> Error {
         let (path, size) = (self.path.clone(), Bytes(self.size()));
         let page = page_size();
-        // Up to the end of its last page: it starts on a page as high as it can.
+        // Up to the end of the last page: the initrd starts at the highest possible page.
         let end = image_end
             .max(region.start)
             .checked_next_multiple_of(page)
@@ -144,16 +142,16 @@ impl Initrd {
             .and_then(|end| end.checked_next_multiple_of(page));
         match end
             .filter(|end| region.end < *end && *end <= limit)
-            .and_then(|end| enough(region.start, end))
+            .and_then(|end| sufficient_mib(region.start, end))
         {
-            Some(enough) => Error::Small {
+            Some(sufficient_mib) => Error::MemoryTooSmall {
                 path,
                 size,
                 image_end,
                 memory_end: region.end,
-                enough,
+                sufficient_mib,
             },
-            None => Error::Large {
+            None => Error::TooLarge {
                 path,
                 size,
                 image_end,
@@ -163,19 +161,19 @@ impl Initrd {
     }
 }
 
-/// The highest page in `room` at which `size` bytes are free.
-fn highest(room: &Range<u64>, size: u64, reserved: &[Range<u64>]) -> Option<u64> {
-    let mut top = room.end;
+/// Returns the highest page in `space` with `size` free bytes.
+fn highest_free_page(space: &Range<u64>, size: u64, reserved: &[Range<u64>]) -> Option<u64> {
+    let mut top = space.end;
     loop {
         let start = top.checked_sub(size)?;
         let start = start - start % page_size();
-        if start < room.start {
+        if start < space.start {
             return None;
         }
-        // What is in the way starts below `top`, so that this ends.
+        // An overlapping range starts below `top`, so that the loop ends.
         match reserved
             .iter()
-            .find(|range| overlap(range, &(start..start + size)))
+            .find(|range| overlaps(range, &(start..start + size)))
         {
             Some(range) => top = range.start,
             None => return Some(start),
@@ -206,15 +204,15 @@ mod tests {
         let file = Temporary::with(content);
         let memory = memory();
         let range = Initrd::open(file.path())?.load(&memory, after, limit, reserved)?;
-        let mut there = vec![1; usize::try_from(MEMORY - range.start).unwrap()];
-        memory.read_slice(&mut there, GuestAddress(range.start)).unwrap();
-        assert_eq!(&there[..content.len()], content);
-        assert!(there[content.len()..].iter().all(|byte| *byte == 0));
+        let mut found = vec![1; usize::try_from(MEMORY - range.start).unwrap()];
+        memory.read_slice(&mut found, GuestAddress(range.start)).unwrap();
+        assert_eq!(&found[..content.len()], content);
+        assert!(found[content.len()..].iter().all(|byte| *byte == 0));
         Ok(range)
     }
 
     #[test]
-    fn it_is_as_high_as_it_can_be() {
+    fn initrd_loads_at_highest_free_page() {
         let page = page_size();
         assert_eq!(
             load(b"x", 0, u64::MAX, &[]).unwrap(),
@@ -228,47 +226,56 @@ mod tests {
         );
         assert_eq!(load(b"x", 0, MEMORY / 2, &[]).unwrap().start, MEMORY / 2 - page);
         assert_eq!(load(b"x", 0, MEMORY / 2 + 1, &[]).unwrap().start, MEMORY / 2);
-        let taken = [MEMORY / 2..MEMORY, MEMORY / 4 + 1..MEMORY / 2];
-        assert_eq!(load(b"x", 0, u64::MAX, &taken).unwrap().start, MEMORY / 4);
-        let whole = pattern(1 << 20);
-        assert_eq!(load(&whole, 0, u64::MAX, &[]).unwrap(), 0..MEMORY);
+        let reserved = [MEMORY / 2..MEMORY, MEMORY / 4 + 1..MEMORY / 2];
+        assert_eq!(load(b"x", 0, u64::MAX, &reserved).unwrap().start, MEMORY / 4);
+        let full = pattern(1 << 20);
+        assert_eq!(load(&full, 0, u64::MAX, &[]).unwrap(), 0..MEMORY);
     }
 
     #[test]
-    fn what_does_not_fit_is_told_with_its_sizes() {
+    fn missing_space_error_states_sizes() {
         let large = pattern(300_000);
         let error = load(&large, MEMORY - 0x4_0000, u64::MAX, &[]).unwrap_err();
-        assert!(matches!(error, Error::Small { enough: 2, .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                Error::MemoryTooSmall {
+                    sufficient_mib: 2,
+                    ..
+                }
+            ),
+            "{error}"
+        );
         let text = error.to_string();
-        for part in ["300000 bytes", "0xc0000", "0x100000", "--memory 2M is enough"] {
-            assert!(text.contains(part), "{text}");
+        for value in ["300000 bytes", "0xc0000", "0x100000", "2 MiB suffice"] {
+            assert!(text.contains(value), "{text}");
         }
         let error = load(&large, 0, 0x1000, &[]).unwrap_err();
-        assert!(matches!(error, Error::Large { limit: 0x1000, .. }), "{error}");
-        let taken = [0x1000..MEMORY, 0..0];
-        let error = load(&large, 0, u64::MAX, &taken).unwrap_err();
-        assert!(matches!(error, Error::Large { .. }), "{error}");
+        assert!(matches!(error, Error::TooLarge { limit: 0x1000, .. }), "{error}");
+        let reserved = [0x1000..MEMORY, 0..0];
+        let error = load(&large, 0, u64::MAX, &reserved).unwrap_err();
+        assert!(matches!(error, Error::TooLarge { .. }), "{error}");
         let error = load(&large, u64::MAX - 10, u64::MAX, &[]).unwrap_err();
-        assert!(matches!(error, Error::Large { .. }), "{error}");
+        assert!(matches!(error, Error::TooLarge { .. }), "{error}");
     }
 
     #[test]
-    fn a_file_that_shrinks_is_refused() {
+    fn shrunk_file_is_rejected() {
         let file = Temporary::with(&pattern(300_000));
         let initrd = Initrd::open(file.path()).unwrap();
         let writer = std::fs::File::options().write(true).open(file.path()).unwrap();
         writer.set_len(page_size()).unwrap();
         let error = initrd.load(&memory(), 0, u64::MAX, &[]).unwrap_err();
         let text = crate::ErrorChain(&error).to_string();
-        let named = format!(
-            "cannot load the initrd {}: the file's bytes cannot be ",
+        let expected = format!(
+            "cannot load the initrd {}: cannot map or read the file",
             file.path().display()
         );
-        assert!(text.starts_with(&named) && !text.contains("segment"), "{text}");
+        assert!(text.starts_with(&expected) && !text.contains("segment"), "{text}");
     }
 
     #[test]
-    fn what_cannot_be_opened_is_named() {
+    fn missing_file_is_named() {
         let error = Initrd::open(Path::new("/nowhere/initrd")).unwrap_err();
         assert_eq!(error.to_string(), "cannot open the initrd /nowhere/initrd");
         assert!(matches!(

@@ -1,38 +1,29 @@
 //! Image formats and boot protocols.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`image`] | [`Image`]: a file, what it is, the protocols that it offers, and its way into guest memory |
-//! | [`initrd`] | [`Initrd`]: a file that the guest finds in memory |
-//! | [`protocol`] | [`Protocol`] and [`LoadedImage`], what an architecture needs to enter an image |
-//! | [`elf`], [`notes`] | ELF, 32 and 64 bits wide, and its notes |
-//! | [`offer`] | whether a protocol leads into an image, and why |
 //! | [`bzimage`] | Linux's compressed x86 kernel |
+//! | [`cmdline`] | command line |
+//! | [`elf`] | ELF, 32 and 64 bits wide, and its notes |
+//! | [`mod@file`] | regular files and fields of their headers |
+//! | [`image`] | [`Image`]: format, supported protocols, load into guest memory |
+//! | [`initrd`] | [`Initrd`]: file that the guest finds in memory |
 //! | [`multiboot`] | multiboot 1 headers |
-//! | [`foreign`] | what a file is that is no image |
-//! | [`segment`], [`fit`], [`place`] | parts of an image: where they belong, whether they can be there, and how they get there |
-//! | [`mod@file`] | files that are opened without hanging and read without trust |
-//! | [`cmdline`] | the command line |
+//! | [`protocol`] | [`Protocol`], its support by an image, and [`LoadedImage`], the input of an architecture |
+//! | [`segment`] | parts of an image: addresses, checks, load into guest memory |
 //!
-//! Threat model: images and initrds are untrusted. No offset, length or count in them is believed before it has been
-//! compared with what is there, and nothing is allocated by their say-so.
+//! Threat model: images and initrds are untrusted. Each offset, length and count in them is compared with the size of the file
+//! before its use, and none of them determines the size of an allocation.
 
 pub mod bzimage;
 pub mod cmdline;
 pub mod elf;
 pub mod file;
-pub mod fit;
-pub mod foreign;
 pub mod image;
 pub mod initrd;
 pub mod multiboot;
-pub mod notes;
-pub mod offer;
-pub mod place;
 pub mod protocol;
 pub mod segment;
-
-mod fields;
 
 pub use image::Image;
 pub use initrd::Initrd;
@@ -40,3 +31,5 @@ pub use protocol::{LoadedImage, Protocol};
 
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

@@ -1,90 +1,90 @@
 //! Multiboot 1 headers: specification 0.6.96, section 3.1.
 
-use super::fields::HeaderFields;
+use super::file::HeaderFields;
 use super::segment::{Flags, Segment};
 
-/// Bytes at the beginning of a file within which a header lies as a whole.
+/// Bytes at the start of a file that contain the complete header.
 pub const SEARCHED: usize = 8192;
 
 const MAGIC: u32 = 0x1bad_b002;
-/// Modules on page boundaries (bit 0), where they are anyway, and information on memory (bit 1), which is always given.
-const KNOWN_DEMANDS: u32 = 0b11;
-/// Demands are bits 0 to 15: who does not know one must not load the image.
-const DEMANDS: u32 = 0xffff;
-/// The header says where the image belongs.
+/// Page-aligned modules (bit 0) and memory information (bit 1), both always provided.
+const SUPPORTED_REQUIREMENTS: u32 = 0b11;
+/// Requirements, bits 0 to 15: a boot loader must not load an image with an unsupported one.
+const REQUIREMENTS: u32 = 0xffff;
+/// The header contains addresses.
 const HAS_ADDRESSES: u32 = 1 << 16;
 
-/// Why an image offers no multiboot.
+/// Error of a multiboot header.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no header.
-    #[error("there is no multiboot header in the first 8 KiB")]
+    /// The file has no header.
+    #[error("no multiboot header in the first 8 KiB")]
     Missing,
-    /// The header asks for what this monitor does not have.
-    #[error("the multiboot header demands features {0:#x}; only 0x1 and 0x2 are known here")]
-    Demands(u32),
-    /// The header's addresses contradict each other.
+    /// The header has unsupported requirements.
+    #[error("the multiboot header requires features {0:#x}; only 0x1 and 0x2 are supported")]
+    Requirements(u32),
+    /// The addresses in the header contradict each other.
     #[error(
-        "the multiboot header's addresses cannot be: header {:#x}, load {:#x} to {:#x}, bss to {:#x}",
+        "addresses in the multiboot header contradict each other: header {:#x}, load {:#x} to {:#x}, bss to {:#x}",
         .0.header, .0.load, .0.load_end, .0.bss_end
     )]
     Addresses(Addresses),
-    /// The header asks for more bytes than the file has.
-    #[error("the multiboot header asks for bytes {start:#x}..{end:#x}, but the file ends at {size:#x}")]
+    /// The segment exceeds the file.
+    #[error("the multiboot header requires bytes {start:#x}..{end:#x}: the file is truncated at {size:#x}")]
     Truncated {
         /// First byte.
         start: u64,
-        /// Where it should end.
+        /// Required end.
         end: u64,
         /// Size of the file.
         size: u64,
     },
 }
 
-/// Where an image says that it belongs.
+/// Addresses in a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
     /// Guest-physical address of the header itself.
     pub header: u32,
     /// Guest-physical address of the first byte.
     pub load: u32,
-    /// End of what is taken from the file, 0 for all of it.
+    /// End of the content of the file, 0 for the complete file.
     pub load_end: u32,
-    /// End of what is zero after that, 0 for nothing.
+    /// End of the zeros after the content, 0 for none.
     pub bss_end: u32,
     /// Guest-physical address of the first instruction.
     pub entry: u32,
 }
 
-/// A header with a right checksum.
+/// Header with a valid checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Offset in the file.
     pub offset: usize,
-    /// Demands and announcements.
+    /// Flags.
     pub flags: u32,
-    /// Where the image belongs, if it does not leave that to its ELF headers.
+    /// Addresses of the image, or `None` to use those in its ELF headers.
     pub addresses: Option<Addresses>,
 }
 
 /// Finds the header in the first bytes of a file.
 ///
 /// # Errors
-/// [`Error::Missing`], or [`Error::Demands`] when the image wants what there is not.
+/// [`Error::Missing`], or [`Error::Requirements`] for unsupported requirements.
 pub fn find(head: &[u8]) -> Result<Header, Error> {
     let searched = &head[..head.len().min(SEARCHED)];
     let header = (0..searched.len())
         .step_by(4)
-        .find_map(|offset| header_at(searched, offset))
+        .find_map(|offset| parse_at(searched, offset))
         .ok_or(Error::Missing)?;
-    let unknown = header.flags & DEMANDS & !KNOWN_DEMANDS;
-    if unknown != 0 {
-        return Err(Error::Demands(unknown));
+    let unsupported = header.flags & REQUIREMENTS & !SUPPORTED_REQUIREMENTS;
+    if unsupported != 0 {
+        return Err(Error::Requirements(unsupported));
     }
     Ok(header)
 }
 
-fn header_at(searched: &[u8], offset: usize) -> Option<Header> {
+fn parse_at(searched: &[u8], offset: usize) -> Option<Header> {
     let fields = HeaderFields(searched.get(offset..)?);
     let flags = fields.u32(4);
     if fields.u32(0) != MAGIC || MAGIC.wrapping_add(flags).wrapping_add(fields.u32(8)) != 0 {
@@ -108,22 +108,22 @@ fn header_at(searched: &[u8], offset: usize) -> Option<Header> {
     })
 }
 
-/// The one segment of an image of `size` bytes whose header at `offset` gives `addresses`.
+/// Returns the only segment of an image of `size` bytes whose header at `offset` contains `addresses`.
 ///
 /// # Errors
 /// [`Error::Addresses`] or [`Error::Truncated`].
 pub fn segment(offset: usize, addresses: Addresses, size: u64) -> Result<Segment, Error> {
-    let impossible = || Error::Addresses(addresses);
+    let contradiction = || Error::Addresses(addresses);
     let load = u64::from(addresses.load);
     let before_header = u64::from(addresses.header)
         .checked_sub(load)
-        .ok_or_else(impossible)?;
+        .ok_or_else(contradiction)?;
     let start = (offset as u64)
         .checked_sub(before_header)
-        .ok_or_else(impossible)?;
+        .ok_or_else(contradiction)?;
     let length = match addresses.load_end {
         0 => size.saturating_sub(start),
-        end => u64::from(end).checked_sub(load).ok_or_else(impossible)?,
+        end => u64::from(end).checked_sub(load).ok_or_else(contradiction)?,
     };
     let end = start + length;
     if end > size {
@@ -134,7 +134,7 @@ pub fn segment(offset: usize, addresses: Addresses, size: u64) -> Result<Segment
         end => end.into(),
     };
     if length == 0 || memory_end < load + length {
-        return Err(impossible());
+        return Err(contradiction());
     }
     Ok(Segment {
         number: 0,
@@ -165,7 +165,7 @@ mod tests {
     };
 
     #[test]
-    fn a_header_lies_on_4_bytes_within_8_kib() {
+    fn header_is_aligned_within_8_kib() {
         for (offset, found) in [
             (0, true),
             (4, true),
@@ -184,25 +184,25 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_checksum_is_no_header() {
+    fn header_with_invalid_checksum_is_skipped() {
         let mut image = multiboot_header(0, None);
         image[8] ^= 1;
         assert!(matches!(find(&image), Err(Error::Missing)));
         image.extend(multiboot_header(1, None));
-        assert_eq!(find(&image).unwrap().offset, 32, "the search goes on");
+        assert_eq!(find(&image).unwrap().offset, 32, "the search continues");
     }
 
     #[test]
-    fn a_demand_that_is_not_known_is_refused() {
+    fn unsupported_requirements_are_rejected() {
         for flags in [0, 1, 2, 3, 1 << 17, 1 << 31] {
             assert!(find(&multiboot_header(flags, None)).is_ok(), "{flags:#x}");
         }
         let error = find(&multiboot_header(0x107, None)).unwrap_err();
-        assert!(matches!(error, Error::Demands(0x104)), "{error}");
+        assert!(matches!(error, Error::Requirements(0x104)), "{error}");
     }
 
     #[test]
-    fn addresses_give_one_segment() {
+    fn addresses_define_one_segment() {
         let found = segment(0x1100, ADDRESSES, 0x9000).unwrap();
         assert_eq!(
             (found.file, found.physical),
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_contradict_are_refused() {
+    fn contradictory_addresses_are_rejected() {
         let cases = [
             Addresses {
                 header: 0xf_ffff,
@@ -245,16 +245,16 @@ mod tests {
             },
         ];
         for addresses in cases {
-            let refused = segment(0x1100, addresses, 0x9000);
-            assert!(matches!(refused, Err(Error::Addresses(_))), "{addresses:x?}");
+            let result = segment(0x1100, addresses, 0x9000);
+            assert!(matches!(result, Err(Error::Addresses(_))), "{addresses:x?}");
         }
-        let refused = segment(0x1100, ADDRESSES, 0x2fff);
-        assert!(matches!(refused, Err(Error::Truncated { end: 0x3000, .. })));
+        let result = segment(0x1100, ADDRESSES, 0x2fff);
+        assert!(matches!(result, Err(Error::Truncated { end: 0x3000, .. })));
     }
 
     proptest! {
         #[test]
-        fn no_addresses_make_a_segment_beyond_the_file(
+        fn segments_stay_within_file(
             offset in 0_usize..8192, fields in any::<[u32; 5]>(), size in 1_u64..1 << 33,
         ) {
             let [header, load, load_end, bss_end, entry] = fields;

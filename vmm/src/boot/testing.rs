@@ -1,18 +1,18 @@
-//! Images for tests, made in memory, and files to keep them in for a while.
+//! Images for tests, built in memory, and temporary files.
 
 pub use scratch::Temporary;
 
+use super::elf::Note;
 use super::multiboot::Addresses;
-use super::notes::Note;
 
-/// Bytes of which no 251 neighbours are alike, and none is zero.
+/// Returns nonzero bytes that repeat after 1004 bytes only.
 pub fn pattern(length: usize) -> Vec<u8> {
     (0..length)
         .map(|at| u8::try_from(at % 251 + at / 251 % 4 + 1).unwrap())
         .collect()
 }
 
-/// A note as it is in a file, padded at its end.
+/// Returns the bytes of a note in a file, padded at the end.
 pub fn note(note: &Note, alignment: usize) -> Vec<u8> {
     let mut name = note.name.as_bytes().to_vec();
     name.push(0);
@@ -28,7 +28,7 @@ pub fn note(note: &Note, alignment: usize) -> Vec<u8> {
     bytes
 }
 
-/// A note of a PVH entry.
+/// Returns a note of a PVH entry.
 pub fn pvh_note(entry: u32) -> Vec<u8> {
     let entry = Note {
         name: "Xen".into(),
@@ -38,7 +38,7 @@ pub fn pvh_note(entry: u32) -> Vec<u8> {
     note(&entry, 4)
 }
 
-/// 32 bytes that begin with a multiboot header.
+/// Returns 32 bytes that begin with a multiboot header.
 pub fn multiboot_header(flags: u32, addresses: Option<Addresses>) -> Vec<u8> {
     let flags = flags | if addresses.is_some() { 1 << 16 } else { 0 };
     let magic = 0x1bad_b002_u32;
@@ -56,7 +56,7 @@ pub fn multiboot_header(flags: u32, addresses: Option<Addresses>) -> Vec<u8> {
     fields.into_iter().flat_map(u32::to_le_bytes).collect()
 }
 
-/// A program header with its content.
+/// Program header with its content.
 #[derive(Clone)]
 pub struct Part {
     pub kind: u32,
@@ -64,12 +64,12 @@ pub struct Part {
     pub virtual_address: u64,
     pub content: Vec<u8>,
     pub memory_size: u64,
-    /// Added to an offset in the file that agrees with the address.
+    /// Difference of the file offset from one that agrees with the address modulo the page size.
     pub skew: u64,
 }
 
 impl Part {
-    /// A segment to load, at the same physical and virtual address.
+    /// Creates a segment to load, at the same physical and virtual address.
     pub fn load(address: u64, content: Vec<u8>, bss: u64) -> Self {
         Self {
             kind: 1,
@@ -81,7 +81,7 @@ impl Part {
         }
     }
 
-    /// Notes.
+    /// Creates a segment of notes.
     pub fn notes(content: Vec<u8>) -> Self {
         Self {
             kind: 4,
@@ -90,7 +90,7 @@ impl Part {
     }
 }
 
-/// An ELF file.
+/// ELF file.
 #[derive(Clone)]
 pub struct ElfFile {
     pub is_64_bit: bool,
@@ -100,7 +100,7 @@ pub struct ElfFile {
 }
 
 impl ElfFile {
-    /// A file 64 bits wide for x86_64.
+    /// Creates a 64-bit file for x86_64.
     pub fn new(entry: u64, parts: Vec<Part>) -> Self {
         Self {
             is_64_bit: true,
@@ -110,7 +110,7 @@ impl ElfFile {
         }
     }
 
-    /// The same, 32 bits wide.
+    /// Creates a 32-bit file for x86.
     pub fn narrow(entry: u64, parts: Vec<Part>) -> Self {
         Self {
             is_64_bit: false,
@@ -185,7 +185,7 @@ impl ElfFile {
     }
 }
 
-/// A bzImage of protocol 2.15 with 4 setup sectors that prefers 16 MiB and unpacks in 2 MiB.
+/// Returns a bzImage of protocol 2.15 with 4 setup sectors, preferred address 16 MiB and 2 MiB to unpack.
 pub fn bzimage(kernel: &[u8]) -> Vec<u8> {
     let mut file = vec![0; 5 * 512];
     let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);

@@ -4,12 +4,11 @@ use std::path::Path;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Error, Format, Image};
 use crate::GuestMemory;
-use crate::boot::fit::Error as FitError;
+use crate::boot::image::{Error, Format, Image};
 use crate::boot::multiboot::{Addresses, Error as MultibootError};
 use crate::boot::protocol::{LoadedImage, Protocol};
-use crate::boot::segment::MAP_THRESHOLD;
+use crate::boot::segment::{LayoutError, MAP_THRESHOLD};
 use crate::boot::testing::{ElfFile, Part, Temporary, bzimage, multiboot_header, pattern, pvh_note};
 use crate::memory::{allocate, page_size};
 use snapshot::file::Architecture;
@@ -32,30 +31,30 @@ fn load(content: &[u8], protocol: Option<Protocol>) -> Result<(LoadedImage, Gues
     Ok((loaded, memory))
 }
 
-fn fit_error(parts: Vec<Part>) -> FitError {
+fn layout_error(parts: Vec<Part>) -> LayoutError {
     match load(&ElfFile::new(parts[0].physical, parts).build(), None) {
-        Err(Error::Fit { source, .. }) => source,
+        Err(Error::Layout { source, .. }) => source,
         other => panic!("{other:?}"),
     }
 }
 
-/// Memory holds each part's content and is zero everywhere else.
+/// Asserts that memory contains the content of each part and is zero elsewhere.
 fn assert_holds(memory: &GuestMemory, parts: &[Part], case: &str) {
     let mut expected = vec![0; usize::try_from(MEMORY).unwrap()];
     for part in parts {
         let start = usize::try_from(part.physical).unwrap();
         expected[start..start + part.content.len()].copy_from_slice(&part.content);
     }
-    let mut there = vec![0; expected.len()];
-    memory.read_slice(&mut there, GuestAddress(0)).unwrap();
-    if there != expected {
-        let differs = (0..there.len()).find(|at| there[*at] != expected[*at]);
+    let mut found = vec![0; expected.len()];
+    memory.read_slice(&mut found, GuestAddress(0)).unwrap();
+    if found != expected {
+        let differs = (0..found.len()).find(|at| found[*at] != expected[*at]);
         panic!("{case}: byte {differs:#x?}");
     }
 }
 
 #[test]
-fn every_byte_is_where_it_belongs_and_all_else_is_zero() {
+fn segments_are_loaded_and_rest_is_zero() {
     let page = page_size();
     let large = usize::try_from(MAP_THRESHOLD + 3 * page).unwrap();
     for (start, length, skew) in [
@@ -75,7 +74,7 @@ fn every_byte_is_where_it_belongs_and_all_else_is_zero() {
                 skew,
                 ..Part::load(first, pattern(length), 100)
             },
-            // Shares a page with the first one, and its file content is followed by other content.
+            // Shares a page with the first part, and other content follows it in the file.
             Part {
                 skew,
                 ..Part::load(second, pattern(large + 1), 3 * page)
@@ -94,7 +93,7 @@ fn every_byte_is_where_it_belongs_and_all_else_is_zero() {
 }
 
 #[test]
-fn a_guest_never_writes_to_its_image() {
+fn guest_writes_do_not_reach_image() {
     let length = usize::try_from(MAP_THRESHOLD).unwrap();
     let content = ElfFile::new(0x10_0000, vec![Part::load(0x10_0000, pattern(length), 0)]).build();
     let file = Temporary::with(&content);
@@ -106,7 +105,7 @@ fn a_guest_never_writes_to_its_image() {
 }
 
 #[test]
-fn the_image_picks_the_protocol() {
+fn image_selects_protocol() {
     let code = Part::load(0x10_0000, pattern(100), 0);
     let marked = Part::load(0x10_0000, multiboot_header(3, None), 0);
     let pvh = Part::notes(pvh_note(0x10_0004));
@@ -147,19 +146,19 @@ fn the_image_picks_the_protocol() {
 }
 
 #[test]
-fn a_protocol_that_is_not_offered_says_what_is() {
+fn unsupported_protocol_error_lists_supported_ones() {
     let image = ElfFile::new(0x10_0000, vec![Part::load(0x10_0000, pattern(100), 0)]).build();
     let error = load(&image, Some(Protocol::Pvh)).unwrap_err();
     let text = error.to_string();
-    assert!(text.contains("by pvh: there is no note of a PVH entry"), "{text}");
-    assert!(text.ends_with("it offers linux"), "{text}");
+    assert!(text.contains("by pvh: no note of a PVH entry"), "{text}");
+    assert!(text.ends_with("supported: linux"), "{text}");
     let error = open(&image)
         .unwrap()
         .load(Protocol::Multiboot, &memory(), &[])
         .unwrap_err();
     assert!(matches!(
         error,
-        Error::NotOffered {
+        Error::UnsupportedProtocol {
             protocol: Protocol::Multiboot,
             ..
         }
@@ -167,7 +166,7 @@ fn a_protocol_that_is_not_offered_says_what_is() {
 }
 
 #[test]
-fn an_entry_outside_of_every_segment_is_told() {
+fn entry_outside_segments_is_rejected() {
     let parts = vec![
         Part::load(0x10_0000, pattern(100), 0),
         Part::notes(pvh_note(0x20_0000)),
@@ -175,15 +174,15 @@ fn an_entry_outside_of_every_segment_is_told() {
     let image = open(&ElfFile::new(0x10_0064, parts).build()).unwrap();
     let text = image.select_protocol(None).unwrap_err().to_string();
     assert!(
-        text.contains("linux: the entry 0x100064 is in none of its segments"),
+        text.contains("linux: entry 0x100064 is outside all segments"),
         "{text}"
     );
-    assert!(text.contains("pvh: the PVH entry 0x200000 is in none"), "{text}");
-    assert!(text.contains("multiboot: there is no multiboot header"), "{text}");
+    assert!(text.contains("pvh: PVH entry 0x200000 is outside"), "{text}");
+    assert!(text.contains("multiboot: no multiboot header"), "{text}");
 }
 
 #[test]
-fn x86_protocols_are_of_x86() {
+fn x86_protocols_are_unsupported_on_aarch64() {
     let parts = vec![
         Part::load(0x10_0000, multiboot_header(0, None), 0),
         Part::notes(pvh_note(0x10_0000)),
@@ -196,7 +195,7 @@ fn x86_protocols_are_of_x86() {
 }
 
 #[test]
-fn a_multiboot_image_need_not_be_elf() {
+fn flat_multiboot_image_loads() {
     let addresses = Addresses {
         header: 0x20_0010,
         load: 0x20_0000,
@@ -225,7 +224,7 @@ fn a_multiboot_image_need_not_be_elf() {
 }
 
 #[test]
-fn a_multiboot_header_with_addresses_goes_before_elf_segments() {
+fn multiboot_addresses_override_elf_segments() {
     let addresses = Addresses {
         header: 0x40_0000,
         load: 0x40_0000,
@@ -249,7 +248,7 @@ fn a_multiboot_header_with_addresses_goes_before_elf_segments() {
 }
 
 #[test]
-fn a_bzimage_brings_its_setup_header() {
+fn bzimage_load_returns_setup_header() {
     let kernel = pattern(usize::try_from(MAP_THRESHOLD).unwrap());
     let content = bzimage(&kernel);
     let (loaded, memory) = load(&content, None).unwrap();
@@ -260,37 +259,40 @@ fn a_bzimage_brings_its_setup_header() {
 }
 
 #[test]
-fn memory_that_is_too_small_is_told_with_what_is_enough() {
-    let error = fit_error(vec![Part::load(0x10_0000, pattern(10), 1 << 30)]);
+fn small_memory_error_states_sufficient_size() {
+    let error = layout_error(vec![Part::load(0x10_0000, pattern(10), 1 << 30)]);
     assert_eq!(
         error.to_string(),
-        "segment 0 (0x100000..0x4010000a) does not fit into 33 MiB of memory; --memory 1026M is enough"
+        "segment 0 (0x100000..0x4010000a): guest memory of 33 MiB is too small; 1026 MiB suffice"
     );
     let parts = vec![
         Part::load(0x10_0000, pattern(10), 0),
         Part::load(MEMORY - 5, pattern(10), 0),
     ];
     assert!(matches!(
-        fit_error(parts),
-        FitError::Small {
+        layout_error(parts),
+        LayoutError::MemoryTooSmall {
             number: 1,
-            enough: 34,
+            sufficient_mib: 34,
             ..
         }
     ));
 }
 
 #[test]
-fn segments_lie_in_free_memory() {
-    let entered = || Part::load(0x20_0000, pattern(10), 0);
-    let error = fit_error(vec![entered(), Part::load(0xffff_ffff_8000_0000, pattern(10), 0)]);
-    assert!(matches!(error, FitError::Nowhere { .. }), "{error}");
-    let error = fit_error(vec![Part::load((1 << 32) - 5, pattern(10), 0)]);
-    assert!(matches!(error, FitError::Nowhere { .. }), "{error}");
+fn segments_outside_free_memory_are_rejected() {
+    let entry_part = || Part::load(0x20_0000, pattern(10), 0);
+    let error = layout_error(vec![
+        entry_part(),
+        Part::load(0xffff_ffff_8000_0000, pattern(10), 0),
+    ]);
+    assert!(matches!(error, LayoutError::OutsideMemory { .. }), "{error}");
+    let error = layout_error(vec![Part::load((1 << 32) - 5, pattern(10), 0)]);
+    assert!(matches!(error, LayoutError::OutsideMemory { .. }), "{error}");
     for start in [0, 0x2_0fff, 0x9_fbff, 0xf_ffff] {
-        let error = fit_error(vec![Part::load(start, pattern(10), 0)]);
+        let error = layout_error(vec![Part::load(start, pattern(10), 0)]);
         assert!(
-            matches!(error, FitError::Reserved { free: 0x10_0000, .. }),
+            matches!(error, LayoutError::Reserved { free: 0x10_0000, .. }),
             "{error}"
         );
     }
@@ -298,11 +300,11 @@ fn segments_lie_in_free_memory() {
         Part::load(0x10_0000, pattern(10), 100),
         Part::load(0x10_006d, pattern(10), 0),
     ];
-    let error = fit_error(parts);
+    let error = layout_error(parts);
     assert!(
         matches!(
             error,
-            FitError::Overlap {
+            LayoutError::Overlap {
                 first: 0,
                 second: 1,
                 ..
@@ -311,8 +313,17 @@ fn segments_lie_in_free_memory() {
         "{error}"
     );
     let one_too_many = Part::load(MEMORY - 9, pattern(10), 0);
-    let error = fit_error(vec![one_too_many]);
-    assert!(matches!(error, FitError::Small { enough: 34, .. }), "{error}");
+    let error = layout_error(vec![one_too_many]);
+    assert!(
+        matches!(
+            error,
+            LayoutError::MemoryTooSmall {
+                sufficient_mib: 34,
+                ..
+            }
+        ),
+        "{error}"
+    );
     let free = [
         (1 << 32, 10),
         ((1 << 32) + (1 << 20) - 10, 10),
@@ -320,20 +331,24 @@ fn segments_lie_in_free_memory() {
         (0x2_1000, 10),
     ];
     for (start, length) in free {
-        let image = ElfFile::new(0x20_0000, vec![entered(), Part::load(start, pattern(length), 0)]).build();
+        let image = ElfFile::new(
+            0x20_0000,
+            vec![entry_part(), Part::load(start, pattern(length), 0)],
+        )
+        .build();
         assert!(load(&image, None).is_ok(), "{start:#x}");
     }
 }
 
 #[test]
-fn what_is_no_image_is_told_apart() {
+fn foreign_files_are_identified() {
     for (content, expected) in [
         (&b"\x1f\x8b\x08\0"[..], "gunzip"),
         (b"#!/bin/sh\n", "script"),
-        (b"nothing in particular", "none of the marks"),
+        (b"nothing in particular", "no magic of ELF"),
     ] {
         let error = open(content).unwrap_err();
-        assert!(matches!(error, Error::Foreign { .. }));
+        assert!(matches!(error, Error::NotAnImage { .. }));
         assert!(error.to_string().contains(expected), "{error}");
     }
     let error = open(b"").unwrap_err();
@@ -341,11 +356,11 @@ fn what_is_no_image_is_told_apart() {
     let error = Image::open(Path::new("/nowhere/kernel"), Architecture::X86_64).unwrap_err();
     assert_eq!(error.to_string(), "cannot open /nowhere/kernel");
     let error = Image::open(Path::new("/tmp"), Architecture::X86_64).unwrap_err();
-    assert!(error.source().unwrap().to_string().contains("folder"));
+    assert!(error.source().unwrap().to_string().contains("directory"));
 }
 
 #[test]
-fn an_image_that_shrinks_is_refused() {
+fn shrunk_image_is_rejected() {
     let length = usize::try_from(MAP_THRESHOLD + page_size()).unwrap();
     for bytes in [length, 10_000] {
         let content = ElfFile::new(0x10_0000, vec![Part::load(0x10_0000, pattern(bytes), 0)]).build();
@@ -354,7 +369,7 @@ fn an_image_that_shrinks_is_refused() {
         let writer = std::fs::File::options().write(true).open(file.path()).unwrap();
         writer.set_len(8192).unwrap();
         let error = image.load(Protocol::Linux, &memory(), &RESERVED).unwrap_err();
-        assert!(matches!(error, Error::Place { number: 0, .. }), "{error}");
+        assert!(matches!(error, Error::Segment { number: 0, .. }), "{error}");
         assert!(
             error.to_string().starts_with("cannot load segment 0 of "),
             "{error}"
@@ -363,13 +378,13 @@ fn an_image_that_shrinks_is_refused() {
 }
 
 #[test]
-fn an_entry_beyond_the_first_page_tables_is_refused() {
+fn entry_above_4_gib_is_rejected() {
     let high = Part::load(1 << 32, pattern(10), 0);
     let error = load(&ElfFile::new(1 << 32, vec![high]).build(), Some(Protocol::Linux)).unwrap_err();
     assert!(
         error
             .to_string()
-            .contains("the entry 0x100000000 is in none of its segments, or beyond"),
+            .contains("entry 0x100000000 is outside all segments or above 4 GiB"),
         "{error}"
     );
 }

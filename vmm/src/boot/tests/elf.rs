@@ -1,16 +1,16 @@
-use super::{Elf, Error, TABLE_LIMIT, parse};
+use crate::boot::elf::{Elf, Error, MAX_TABLE, Note, PHYS32_ENTRY, parse, parse_notes};
 use crate::boot::file::{Error as FileError, RegularFile};
-use crate::boot::notes::Note;
 use crate::boot::segment::physical_entry;
 use crate::boot::testing::{ElfFile, Part, Temporary, note, pattern, pvh_note};
+use proptest::prelude::{any, prop_assert, proptest};
 use snapshot::file::Architecture;
 
-fn parsed(content: &[u8], machine: Architecture) -> Result<Elf, Error> {
+fn parsed(content: &[u8], architecture: Architecture) -> Result<Elf, Error> {
     let file = Temporary::with(content);
-    parse(&RegularFile::open(file.path(), 8192).unwrap(), machine)
+    parse(&RegularFile::open(file.path(), 8192).unwrap(), architecture)
 }
 
-fn refused(content: &[u8]) -> Error {
+fn parse_error(content: &[u8]) -> Error {
     parsed(content, Architecture::X86_64).unwrap_err()
 }
 
@@ -18,15 +18,15 @@ fn simple() -> ElfFile {
     ElfFile::new(0x10_0010, vec![Part::load(0x10_0000, pattern(100), 50)])
 }
 
-/// The file with the bytes at `at` replaced.
-fn with(at: usize, bytes: &[u8]) -> Vec<u8> {
+/// Returns the file with the bytes at `at` replaced.
+fn simple_with(at: usize, bytes: &[u8]) -> Vec<u8> {
     let mut content = simple().build();
     content[at..at + bytes.len()].copy_from_slice(bytes);
     content
 }
 
 #[test]
-fn both_widths_say_the_same() {
+fn widths_parse_alike() {
     let mut virtual_part = Part::load(0x20_0123, pattern(5000), 0);
     virtual_part.virtual_address = 0x8000_0123;
     let parts = vec![
@@ -45,7 +45,7 @@ fn both_widths_say_the_same() {
     assert_eq!(wide.segments, narrow.segments);
     assert_eq!(wide.notes, narrow.notes);
     let [first, second] = wide.segments.as_slice() else {
-        panic!("a segment without memory is none: {:?}", wide.segments)
+        panic!("an empty segment is ignored: {:?}", wide.segments)
     };
     assert_eq!((first.number, second.number), (0, 3));
     assert_eq!(first.physical, 0x10_0000..0x10_0000 + 150);
@@ -61,8 +61,8 @@ fn both_widths_say_the_same() {
 }
 
 #[test]
-fn the_machine_must_fit() {
-    for (machine, wanted, fits) in [
+fn other_architectures_are_rejected() {
+    for (machine, wanted, matches) in [
         (62, Architecture::X86_64, true),
         (3, Architecture::X86_64, true),
         (183, Architecture::X86_64, false),
@@ -71,9 +71,9 @@ fn the_machine_must_fit() {
         (243, Architecture::Aarch64, false),
     ] {
         let image = ElfFile { machine, ..simple() }.build();
-        assert_eq!(parsed(&image, wanted).is_ok(), fits, "{machine} on {wanted}");
+        assert_eq!(parsed(&image, wanted).is_ok(), matches, "{machine} on {wanted}");
     }
-    let error = refused(
+    let error = parse_error(
         &ElfFile {
             machine: 183,
             ..simple()
@@ -82,16 +82,19 @@ fn the_machine_must_fit() {
     );
     assert_eq!(
         error.to_string(),
-        "it is made for aarch64 (e_machine 183), but this machine is x86_64; build the image for x86_64"
+        "the image is built for aarch64 (e_machine 183), and the machine is x86_64; build it for x86_64"
     );
 }
 
 #[test]
-fn a_wrong_header_is_refused_by_its_field() {
-    assert!(matches!(refused(&with(4, &[3])), Error::Class(3)));
-    assert!(matches!(refused(&with(5, &[2])), Error::ByteOrder(2)));
-    assert!(matches!(refused(&with(16, &[1, 0])), Error::Kind { kind: 1 }));
-    let error = refused(&with(54, &[32, 0]));
+fn invalid_header_fields_are_rejected() {
+    assert!(matches!(parse_error(&simple_with(4, &[3])), Error::Class(3)));
+    assert!(matches!(parse_error(&simple_with(5, &[2])), Error::ByteOrder(2)));
+    assert!(matches!(
+        parse_error(&simple_with(16, &[1, 0])),
+        Error::Kind { kind: 1 }
+    ));
+    let error = parse_error(&simple_with(54, &[32, 0]));
     assert!(matches!(
         error,
         Error::HeaderSize {
@@ -99,26 +102,32 @@ fn a_wrong_header_is_refused_by_its_field() {
             expected: 56
         }
     ));
-    assert!(matches!(refused(&with(56, &[0, 0])), Error::NoSegments(0)));
-    assert!(matches!(refused(&with(64, &[6])), Error::NoSegments(1)));
-    let error = refused(&with(32, &u64::MAX.to_le_bytes()));
+    assert!(matches!(
+        parse_error(&simple_with(56, &[0, 0])),
+        Error::NoSegments(0)
+    ));
+    assert!(matches!(
+        parse_error(&simple_with(64, &[6])),
+        Error::NoSegments(1)
+    ));
+    let error = parse_error(&simple_with(32, &u64::MAX.to_le_bytes()));
     assert!(matches!(error, Error::File(FileError::Truncated { .. })));
 }
 
 #[test]
-fn a_huge_number_of_program_headers_is_refused_by_its_number() {
-    let error = refused(&with(56, &0xffff_u16.to_le_bytes()));
+fn too_many_program_headers_are_rejected() {
+    let error = parse_error(&simple_with(56, &0xffff_u16.to_le_bytes()));
     assert_eq!(
         error.to_string(),
-        "it has 65535 program headers; at most 1170 are read"
+        "65535 program headers exceed the limit of 1170"
     );
-    let most = u16::try_from(TABLE_LIMIT / 56).unwrap();
-    let error = refused(&with(56, &most.to_le_bytes()));
+    let max = u16::try_from(MAX_TABLE / 56).unwrap();
+    let error = parse_error(&simple_with(56, &max.to_le_bytes()));
     assert!(matches!(error, Error::File(FileError::Truncated { .. })));
 }
 
 #[test]
-fn program_headers_need_not_be_at_the_beginning() {
+fn program_headers_parse_at_end_of_file() {
     let mut content = simple().build();
     let table = content[64..64 + 56].to_vec();
     content.resize(20_000, 0);
@@ -129,12 +138,12 @@ fn program_headers_need_not_be_at_the_beginning() {
 }
 
 #[test]
-fn a_wrong_segment_is_refused_by_its_number() {
+fn invalid_segments_are_rejected() {
     let part = |change: fn(&mut Part)| {
         let mut image = simple();
         image.parts.insert(0, Part::notes(pvh_note(1)));
         change(&mut image.parts[1]);
-        refused(&image.build())
+        parse_error(&image.build())
     };
     let error = part(|part| part.memory_size = 99);
     assert!(matches!(
@@ -155,7 +164,7 @@ fn a_wrong_segment_is_refused_by_its_number() {
         }
     ));
     let content = simple().build();
-    let error = refused(&content[..content.len() - 101]);
+    let error = parse_error(&content[..content.len() - 101]);
     assert!(matches!(
         error,
         Error::Segment {
@@ -166,15 +175,78 @@ fn a_wrong_segment_is_refused_by_its_number() {
 }
 
 #[test]
-fn only_so_many_notes_are_read() {
+fn notes_beyond_limit_are_ignored() {
     let build_id = Note {
         name: "GNU".into(),
         kind: 3,
         description: vec![0; 4],
     };
-    let many = note(&build_id, 4).repeat(TABLE_LIMIT / 20 + 100);
+    let many = note(&build_id, 4).repeat(MAX_TABLE / 20 + 100);
     let mut image = simple();
     image.parts.extend([Part::notes(many.clone()), Part::notes(many)]);
     let elf = parsed(&image.build(), Architecture::X86_64).unwrap();
-    assert_eq!(elf.notes.len(), TABLE_LIMIT / 20);
+    assert_eq!(elf.notes.len(), MAX_TABLE / 20);
+}
+
+fn build_id() -> Note {
+    Note {
+        name: "GNU".into(),
+        kind: 3,
+        description: vec![7; 5],
+    }
+}
+
+fn pvh_entry_note(entry: &[u8]) -> Note {
+    Note {
+        name: "Xen".into(),
+        kind: PHYS32_ENTRY,
+        description: entry.to_vec(),
+    }
+}
+
+#[test]
+fn notes_parse_with_either_padding() {
+    for alignment in [4, 8] {
+        let expected = [build_id(), pvh_entry_note(&[1, 2, 3, 0]), build_id()];
+        let bytes: Vec<u8> = expected.iter().flat_map(|each| note(each, alignment)).collect();
+        assert_eq!(
+            parse_notes(&bytes, alignment as u64),
+            expected,
+            "alignment {alignment}"
+        );
+        let unpadded = &bytes[..bytes.len() - 3];
+        assert_eq!(
+            parse_notes(unpadded, alignment as u64),
+            expected,
+            "alignment {alignment}"
+        );
+        assert_eq!(
+            parse_notes(&bytes[..bytes.len() - 8], alignment as u64),
+            expected[..2]
+        );
+    }
+}
+
+#[test]
+fn pvh_entry_is_4_or_8_bytes() {
+    assert_eq!(pvh_entry_note(&[1, 2, 3, 0]).pvh_entry(), Some(0x0003_0201));
+    assert_eq!(
+        pvh_entry_note(&[1, 2, 3, 0, 0, 0, 0, 4]).pvh_entry(),
+        Some(0x0400_0000_0003_0201)
+    );
+    assert_eq!(pvh_entry_note(&[1, 2]).pvh_entry(), None);
+    assert_eq!(build_id().pvh_entry(), None);
+    let other = Note {
+        kind: 17,
+        ..pvh_entry_note(&[0; 4])
+    };
+    assert_eq!(other.pvh_entry(), None);
+}
+
+proptest! {
+    #[test]
+    fn random_notes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100), wide: bool) {
+        let total: usize = parse_notes(&bytes, if wide { 8 } else { 4 }).iter().map(|note| note.description.len()).sum();
+        prop_assert!(total <= bytes.len());
+    }
 }

@@ -1,23 +1,23 @@
-//! Files that mean harm.
+//! Malicious files.
 
 use proptest::prelude::{Strategy, any, prop_assert, prop_oneof, proptest};
 use vm_memory::GuestAddress;
 
-use super::Image;
+use crate::boot::image::Image;
 use crate::boot::multiboot::Addresses;
 use crate::boot::protocol::Protocol;
 use crate::boot::testing::{ElfFile, Part, Temporary, bzimage, multiboot_header, pattern, pvh_note};
 use crate::memory::allocate;
 use snapshot::file::Architecture;
 
-/// Opens the file, looks at all that there is to see, and loads it by every protocol. Tells whether one worked.
-fn loads(content: &[u8], machine: Architecture) -> bool {
+/// Opens the file, reads all information, and loads it by every protocol. Returns true if a load succeeds.
+fn loads(content: &[u8], architecture: Architecture) -> bool {
     let file = Temporary::with(content);
-    let Ok(image) = Image::open(file.path(), machine) else {
+    let Ok(image) = Image::open(file.path(), architecture) else {
         return false;
     };
-    let held: usize = image.info().notes.iter().map(|note| note.description.len()).sum();
-    assert!(held <= content.len());
+    let total: usize = image.info().notes.iter().map(|note| note.description.len()).sum();
+    assert!(total <= content.len());
     let _ = format!("{:?} {:?}", image.info(), image.select_protocol(None));
     Protocol::ALL.into_iter().any(|protocol| {
         let memory = allocate(&[(GuestAddress(0), 32 << 20)]).unwrap();
@@ -58,8 +58,8 @@ fn images() -> [Vec<u8>; 4] {
     [elf(true), elf(false), bzimage(&pattern(3200)), flat()]
 }
 
-/// Values that hurt.
-fn word() -> impl Strategy<Value = u64> {
+/// Returns values at the limits of integers and addresses.
+fn edge_value() -> impl Strategy<Value = u64> {
     prop_oneof![
         any::<u64>(),
         0_u64..10,
@@ -71,16 +71,16 @@ fn word() -> impl Strategy<Value = u64> {
 }
 
 #[test]
-fn every_truncation_is_an_error_or_loads() {
-    // The padding at the end of an ELF file, and less than the last paragraph of a bzImage, are not needed.
+fn truncated_images_are_rejected() {
+    // Optional: the padding at the end of an ELF file, and 15 bytes of the last paragraph of a bzImage.
     for (image, spare) in images().into_iter().zip([100, 100, 15, 0]) {
         assert!(loads(&image, Architecture::X86_64));
         let step = (image.len() / 600).max(1);
         for length in (0..image.len().min(700)).chain((700..image.len()).step_by(step)) {
-            let is_whole = length + spare >= image.len();
+            let is_complete = length + spare >= image.len();
             assert_eq!(
                 loads(&image[..length], Architecture::X86_64),
-                is_whole,
+                is_complete,
                 "{length} bytes"
             );
         }
@@ -89,10 +89,10 @@ fn every_truncation_is_an_error_or_loads() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2000), magic in 0..5_usize) {
+    fn random_files_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2000), magic in 0..5_usize) {
         let mut content = bytes;
         let image = images();
-        // With the beginning of something real, random bytes get further.
+        // Random bytes behind a valid magic reach more code.
         if let Some(real) = image.get(magic) {
             let length = [20, 20, 0x212, 64][magic];
             content.resize(content.len().max(length), 0);
@@ -103,9 +103,9 @@ proptest! {
     }
 
     #[test]
-    fn no_change_of_headers_makes_it_panic(
+    fn random_header_changes_do_not_panic(
         which in 0..4_usize,
-        changes in proptest::collection::vec((0..0x280_usize, word(), 1..=8_usize), 1..4),
+        changes in proptest::collection::vec((0..0x280_usize, edge_value(), 1..=8_usize), 1..4),
     ) {
         let mut content = images()[which].clone();
         for (at, value, length) in changes {
@@ -115,8 +115,8 @@ proptest! {
     }
 
     #[test]
-    fn no_segment_is_put_where_it_was_not_checked(
-        offset in word(), address in word(), file_size in word(), memory_size in word(),
+    fn loaded_segments_stay_within_file_and_memory(
+        offset in edge_value(), address in edge_value(), file_size in edge_value(), memory_size in edge_value(),
     ) {
         let mut content = elf(true);
         let header = 64 + 2 * 56;

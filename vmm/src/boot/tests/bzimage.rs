@@ -1,9 +1,10 @@
-use super::{Error, SETUP_HEADER, is_bzimage, parse};
+use crate::boot::bzimage::{Error, SETUP_HEADER, SetupHeader, is_bzimage, parse};
 use crate::boot::file::{Error as FileError, RegularFile};
+use crate::boot::segment::Segment;
 use crate::boot::testing::{Temporary, bzimage, pattern};
 use snapshot::file::Architecture;
 
-fn parsed(content: &[u8]) -> Result<(super::SetupHeader, crate::boot::segment::Segment), Error> {
+fn parsed(content: &[u8]) -> Result<(SetupHeader, Segment), Error> {
     let file = Temporary::with(content);
     parse(
         &RegularFile::open(file.path(), 8192).unwrap(),
@@ -11,15 +12,15 @@ fn parsed(content: &[u8]) -> Result<(super::SetupHeader, crate::boot::segment::S
     )
 }
 
-/// The error for an image with the bytes at `at` replaced.
-fn refused(at: usize, bytes: &[u8]) -> Error {
+/// Returns the error of an image with the bytes at `at` replaced.
+fn parse_error(at: usize, bytes: &[u8]) -> Error {
     let mut content = bzimage(&pattern(1600));
     content[at..at + bytes.len()].copy_from_slice(bytes);
     parsed(&content).unwrap_err()
 }
 
 #[test]
-fn the_kernel_is_where_it_prefers_with_room_to_unpack() {
+fn segment_is_at_preferred_address_with_memory_to_unpack() {
     let content = bzimage(&pattern(1600));
     assert!(is_bzimage(&content));
     let (setup, segment) = parsed(&content).unwrap();
@@ -32,21 +33,21 @@ fn the_kernel_is_where_it_prefers_with_room_to_unpack() {
 }
 
 #[test]
-fn a_signature_behind_the_kernel_is_loaded_with_it() {
+fn signature_after_kernel_is_loaded() {
     let mut content = bzimage(&pattern(1600));
     content.extend(pattern(777));
     assert_eq!(parsed(&content).unwrap().1.file, 2560..4160 + 777);
 }
 
 #[test]
-fn what_cannot_be_entered_is_refused_by_its_field() {
+fn kernels_without_64_bit_entry_are_rejected() {
     assert_eq!(
-        refused(0x206, &[0x0b, 0x02]).to_string(),
-        "its boot protocol is 2.11; 2.12 (Linux 3.8) is the oldest that can be entered in 64-bit mode"
+        parse_error(0x206, &[0x0b, 0x02]).to_string(),
+        "boot protocol 2.11 has no 64-bit entry; 2.12 (Linux 3.8) or later is required"
     );
-    assert!(matches!(refused(0x211, &[0x80]), Error::Low(0x80)));
-    assert!(matches!(refused(0x236, &[2, 0]), Error::Only32Bit(2)));
-    let error = refused(0x258, &u64::MAX.to_le_bytes());
+    assert!(matches!(parse_error(0x211, &[0x80]), Error::NotLoadedHigh(0x80)));
+    assert!(matches!(parse_error(0x236, &[2, 0]), Error::Only32Bit(2)));
+    let error = parse_error(0x258, &u64::MAX.to_le_bytes());
     assert!(matches!(
         error,
         Error::Wraps {
@@ -63,13 +64,16 @@ fn what_cannot_be_entered_is_refused_by_its_field() {
 }
 
 #[test]
-fn a_kernel_that_is_cut_short_is_refused() {
+fn truncated_kernel_is_rejected() {
     let content = bzimage(&pattern(1600));
     for length in [0x206, 0x260, 2559, 2560, 4144] {
         let error = parsed(&content[..length]).unwrap_err();
-        let short = matches!(error, Error::File(FileError::Truncated { .. }) | Error::Old(_));
-        assert!(short, "{length}: {error}");
+        let is_short = matches!(
+            error,
+            Error::File(FileError::Truncated { .. }) | Error::ProtocolVersion(_)
+        );
+        assert!(is_short, "{length}: {error}");
     }
-    // Its size is told in paragraphs, and memtest86+ ends within one.
+    // syssize counts paragraphs, and memtest86+ ends within one.
     assert_eq!(parsed(&content[..4145]).unwrap().1.file, 2560..4145);
 }

@@ -1,15 +1,13 @@
-//! ELF images, 32 and 64 bits wide, little-endian.
+//! ELF images, 32 and 64 bits wide, little-endian, and their notes: System V ABI, chapters 4 and 5.
 
-use crate::boot::fields::HeaderFields;
-use crate::boot::file::{Error as FileError, RegularFile};
-use crate::boot::notes::{self, Note};
-use crate::boot::segment::{Flags, Segment};
+use super::file::{Error as FileError, HeaderFields, RegularFile};
+use super::segment::{Flags, Segment};
 use snapshot::file::Architecture;
 
-/// The first bytes of every ELF file.
+/// First bytes of every ELF file.
 pub const MAGIC: [u8; 4] = *b"\x7fELF";
-/// Bytes of program headers that are looked at, and of notes too. Kernels have less than a tenth of it.
-pub const TABLE_LIMIT: usize = 64 << 10;
+/// Greatest length of the program header table, and of all notes, in bytes. Kernels have less than a tenth of it.
+pub const MAX_TABLE: usize = 64 << 10;
 
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
@@ -17,101 +15,106 @@ const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;
 const EM_AARCH64: u16 = 183;
 
-/// Why an ELF file cannot be an image.
+/// Name of Xen's notes.
+const XEN_NOTE: &str = "Xen";
+/// Type of the note with the physical address of the PVH entry: Xen, xen/include/public/elfnote.h, `XEN_ELFNOTE_PHYS32_ENTRY`.
+pub const PHYS32_ENTRY: u32 = 18;
+
+/// Error of an ELF file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A header is not all there.
-    #[error("the ELF headers cannot be read")]
+    /// A header is incomplete or not readable.
+    #[error("cannot read the ELF headers")]
     File(#[source] FileError),
-    /// Neither 32 nor 64 bits.
-    #[error("the ELF header's class is {0}, neither 1 (32 bits) nor 2 (64 bits): the file is damaged")]
+    /// The class is neither 32 nor 64 bits.
+    #[error("ELF class {0} is neither 1 (32 bits) nor 2 (64 bits): the file is damaged")]
     Class(u8),
-    /// Not little-endian.
-    #[error("the ELF header's byte order is {0}; only 1 (little-endian) can be run here")]
+    /// The file is not little-endian.
+    #[error("ELF byte order {0} is unsupported; 1 (little-endian) is required")]
     ByteOrder(u8),
-    /// Not linked.
-    #[error("the ELF header's type is {kind}, {}; an image has type 2 (executable) or 3", kind_name(*.kind))]
+    /// The file is not linked.
+    #[error("ELF type {kind} ({}) is no image; 2 (executable) or 3 (shared object) is required", kind_name(*.kind))]
     Kind {
         /// `e_type` of the file.
         kind: u16,
     },
-    /// For another architecture.
-    #[error("it is made for {} (e_machine {found}), but this machine is {wanted}; build the image for {wanted}",
+    /// The image is built for another architecture.
+    #[error("the image is built for {} (e_machine {found}), and the machine is {wanted}; build it for {wanted}",
         machine_name(*.found))]
     Machine {
         /// `e_machine` of the file.
         found: u16,
-        /// What this machine is.
+        /// Architecture of the machine.
         wanted: Architecture,
     },
-    /// Program headers of an unknown size.
-    #[error("a program header has {found} bytes, not {expected}: the file is damaged")]
+    /// Program headers have an invalid size.
+    #[error("a program header has {found} bytes instead of {expected}: the file is damaged")]
     HeaderSize {
         /// `e_phentsize` of the file.
         found: u16,
-        /// What the class demands.
+        /// Size that the class defines.
         expected: u16,
     },
-    /// More program headers than anything real has.
-    #[error("it has {count} program headers; at most {} are read", TABLE_LIMIT / *.size)]
+    /// The file has too many program headers.
+    #[error("{count} program headers exceed the limit of {}", MAX_TABLE / *.size)]
     TooMany {
         /// `e_phnum` of the file.
         count: u16,
         /// Size of a program header.
         size: usize,
     },
-    /// There is nothing to load.
-    #[error("none of its {0} program headers is a segment to load; link it as an executable")]
+    /// The file has no segment to load.
+    #[error("none of the {0} program headers is a loadable segment; link the image as an executable")]
     NoSegments(u16),
-    /// A segment holds more of the file than of memory.
+    /// A segment is larger in the file than in memory.
     #[error(
-        "segment {number} takes {file:#x} bytes of the file and only {memory:#x} of memory: the file is damaged"
+        "segment {number} has {file:#x} bytes in the file and only {memory:#x} in memory: the file is damaged"
     )]
     Sizes {
-        /// Which program header.
+        /// Index of the program header.
         number: usize,
-        /// Bytes of the file.
+        /// Bytes in the file.
         file: u64,
-        /// Bytes of memory.
+        /// Bytes in memory.
         memory: u64,
     },
-    /// A segment goes beyond the last address.
+    /// A segment exceeds the address space.
     #[error(
-        "segment {number} of {size:#x} bytes at {start:#x} goes beyond the last address: the file is damaged"
+        "segment {number} of {size:#x} bytes at {start:#x} exceeds the address space: the file is damaged"
     )]
     Wraps {
-        /// Which program header.
+        /// Index of the program header.
         number: usize,
-        /// Where it starts.
+        /// First address.
         start: u64,
-        /// How long it is.
+        /// Length in bytes.
         size: u64,
     },
-    /// A segment is not all in the file.
-    #[error("segment {number} cannot be read")]
+    /// A segment is incomplete in the file.
+    #[error("cannot read segment {number}")]
     Segment {
-        /// Which program header.
+        /// Index of the program header.
         number: usize,
-        /// What is missing.
+        /// Error of the file.
         #[source]
         source: FileError,
     },
 }
 
-/// What an ELF file says of itself.
+/// Headers and notes of an ELF file.
 #[derive(Debug)]
 pub struct Elf {
-    /// Whether it is 64 bits wide, or 32.
+    /// True for 64 bits, false for 32 bits.
     pub is_64_bit: bool,
-    /// Entry as in the header, physical or virtual.
+    /// Entry in the header, physical or virtual.
     pub entry: u64,
-    /// What is to be loaded, in the order of the program headers.
+    /// Segments to load, in the order of the program headers.
     pub segments: Vec<Segment>,
-    /// Notes in the order in which they are in the file, up to [`TABLE_LIMIT`] bytes of them.
+    /// Notes in the order of the file, at most [`MAX_TABLE`] bytes.
     pub notes: Vec<Note>,
 }
 
-/// A program header of either class.
+/// Program header of either class.
 struct ProgramHeader {
     kind: u32,
     flags: u32,
@@ -185,8 +188,8 @@ impl ProgramHeader {
 /// Reads the headers and notes of an ELF file.
 ///
 /// # Errors
-/// Whatever makes it impossible to load the file on `machine`, but for what depends on the guest's memory.
-pub fn parse(file: &RegularFile, machine: Architecture) -> Result<Elf, Error> {
+/// [`Error`] for a file that `architecture` cannot load into any guest memory.
+pub fn parse(file: &RegularFile, architecture: Architecture) -> Result<Elf, Error> {
     let identification = file.bytes("ELF header", 0, 20).map_err(Error::File)?;
     let is_64_bit = match identification[4] {
         1 => false,
@@ -203,7 +206,7 @@ pub fn parse(file: &RegularFile, machine: Architecture) -> Result<Elf, Error> {
     if kind != 2 && kind != 3 {
         return Err(Error::Kind { kind });
     }
-    check_machine(fields.u16(18), machine)?;
+    check_machine(fields.u16(18), architecture)?;
     let headers = program_headers(file, fields, is_64_bit)?;
     let mut segments = Vec::new();
     for (number, header) in headers.iter().enumerate() {
@@ -227,11 +230,11 @@ pub fn parse(file: &RegularFile, machine: Architecture) -> Result<Elf, Error> {
 }
 
 fn check_machine(found: u16, wanted: Architecture) -> Result<(), Error> {
-    let fits = match wanted {
+    let matches = match wanted {
         Architecture::X86_64 => found == EM_X86_64 || found == EM_386,
         Architecture::Aarch64 => found == EM_AARCH64,
     };
-    if !fits {
+    if !matches {
         return Err(Error::Machine { found, wanted });
     }
     Ok(())
@@ -261,7 +264,7 @@ fn program_headers(
     }
     let size = usize::from(expected);
     let length = usize::from(count) * size;
-    if length > TABLE_LIMIT {
+    if length > MAX_TABLE {
         return Err(Error::TooMany { count, size });
     }
     let table = file
@@ -274,8 +277,8 @@ fn program_headers(
 }
 
 fn read_notes(headers: &[ProgramHeader], file: &RegularFile) -> Result<Vec<Note>, Error> {
-    let mut found = Vec::new();
-    let mut room = TABLE_LIMIT;
+    let mut notes = Vec::new();
+    let mut remaining = MAX_TABLE;
     for (number, header) in headers.iter().enumerate() {
         if header.kind != PT_NOTE || header.file_size == 0 {
             continue;
@@ -283,19 +286,19 @@ fn read_notes(headers: &[ProgramHeader], file: &RegularFile) -> Result<Vec<Note>
         let failed = |source| Error::Segment { number, source };
         file.check_range("note", header.offset, header.file_size)
             .map_err(failed)?;
-        let length = usize::try_from(header.file_size).map_or(room, |size| size.min(room));
+        let length = usize::try_from(header.file_size).map_or(remaining, |size| size.min(remaining));
         let bytes = file.bytes("note", header.offset, length).map_err(failed)?;
-        found.extend(notes::parse(&bytes, header.alignment));
-        room -= length;
+        notes.extend(parse_notes(&bytes, header.alignment));
+        remaining -= length;
     }
-    Ok(found)
+    Ok(notes)
 }
 
 fn kind_name(kind: u16) -> &'static str {
     match kind {
-        1 => "an object file that has not been linked",
-        4 => "a core dump",
-        _ => "which nothing here knows",
+        1 => "unlinked object file",
+        4 => "core dump",
+        _ => "unknown",
     }
 }
 
@@ -315,5 +318,61 @@ fn machine_name(machine: u16) -> &'static str {
     }
 }
 
-#[cfg(test)]
-mod tests;
+/// ELF note.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// Name of the owner, without the terminating NUL.
+    pub name: String,
+    /// Type of the note, defined by the owner.
+    pub kind: u32,
+    /// Descriptor.
+    pub description: Vec<u8>,
+}
+
+impl Note {
+    /// Returns the PVH entry of a note that contains it: 4 bytes, or 8 in images that use an address of their own word size.
+    pub fn pvh_entry(&self) -> Option<u64> {
+        if self.name != XEN_NOTE || self.kind != PHYS32_ENTRY {
+            return None;
+        }
+        let fields = HeaderFields(&self.description);
+        match self.description.len() {
+            4 => Some(fields.u32(0).into()),
+            8 => Some(fields.u64(0)),
+            _ => None,
+        }
+    }
+}
+
+/// Parses the notes in the content of a PT_NOTE segment, up to a note that exceeds the segment. `alignment` is that of the
+/// program header: 8 pads names and descriptors to 8 bytes, any other value to 4, as linkers write them.
+pub fn parse_notes(bytes: &[u8], alignment: u64) -> Vec<Note> {
+    let alignment = if alignment == 8 { 8 } else { 4 };
+    let mut notes = Vec::new();
+    let mut rest = bytes;
+    while let Some((note, length)) = parse_note(rest, alignment) {
+        notes.push(note);
+        // Linkers omit the padding of the last note.
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    notes
+}
+
+/// Parses the first note of `bytes`. Returns it with its padded length.
+fn parse_note(bytes: &[u8], alignment: usize) -> Option<(Note, usize)> {
+    const HEADER: usize = 12;
+    let fields = HeaderFields(bytes.get(..HEADER)?);
+    let name_length = usize::try_from(fields.u32(0)).ok()?;
+    let description_length = usize::try_from(fields.u32(4)).ok()?;
+    let name_end = HEADER.checked_add(name_length)?;
+    let start = name_end.checked_next_multiple_of(alignment)?;
+    let end = start.checked_add(description_length)?;
+    let name = bytes.get(HEADER..name_end)?;
+    let name = name.strip_suffix(&[0]).unwrap_or(name);
+    let note = Note {
+        name: String::from_utf8_lossy(name).into_owned(),
+        kind: fields.u32(8),
+        description: bytes.get(start..end)?.to_vec(),
+    };
+    Some((note, end.checked_next_multiple_of(alignment)?))
+}
