@@ -1,4 +1,4 @@
-//! Any bytes as a state file, with the right lengths and checksum: header, sections, configuration. Takes no KVM.
+//! Parses arbitrary bytes as a state file with valid lengths and checksum: header, sections, configuration. Requires no KVM.
 
 #![no_main]
 
@@ -8,8 +8,8 @@ use vmm::memory::memfd;
 
 fuzz_target!(|bytes: &[u8]| {
     let mut bytes = bytes.to_vec();
-    fuzz::refit(&mut bytes);
-    let file = memfd(c"state", &bytes).expect("a file in memory");
+    fuzz::correct_header(&mut bytes);
+    let file = memfd(c"state", &bytes).expect("cannot create a file in memory");
     let path = fuzz::path(&file);
     let _ = state_version(&path);
     let _ = describe_snapshot(&path);

@@ -1,5 +1,4 @@
-//! Any sections, in a state file of this host, loaded into a machine of 8 MiB: all that each part of it takes or refuses. Takes
-//! `/dev/kvm`. The guest does not run.
+//! Loads arbitrary sections, in a state file of this host, into a machine of 8 MiB. Requires `/dev/kvm`. The guest does not run.
 
 #![no_main]
 
@@ -9,42 +8,46 @@ use std::time::Instant;
 
 use devices::serial::SerialOutput;
 use libfuzzer_sys::fuzz_target;
-use snapshot::file::{self, Contents, Header, Host};
+use snapshot::file::{self, Contents, Header, HostIdentity};
 use vmm::arch::{Native, Platform};
-use vmm::control::{Control, Thaw, Timeline};
+use vmm::control::{Control, LoadSnapshotParams, Timeline};
 use vmm::memory::{memfd, page_size};
 use vmm::vm::Console;
 
 const MEMORY: u64 = 8 << 20;
 
 static MEMORY_FILE: LazyLock<File> = LazyLock::new(|| {
-    let file = memfd(c"memory", b"").expect("a file in memory");
-    file.set_len(MEMORY).expect("a hole");
+    let file = memfd(c"memory", b"").expect("cannot create a file in memory");
+    file.set_len(MEMORY)
+        .expect("cannot set the size of the memory file");
     file
 });
 
-/// A state file without sections.
-static FRONT: LazyLock<Vec<u8>> = LazyLock::new(|| {
+/// Bytes of a state file without sections.
+static HEADER: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let header = Header {
-        host: Host {
+        host: HostIdentity {
             architecture: Native::ARCHITECTURE,
-            page_size: u32::try_from(page_size()).expect("a page"),
-            cpu: Native::processor(),
+            page_size: u32::try_from(page_size()).expect("page size exceeds 32 bits"),
+            cpu: Native::cpu_identity(),
         },
         memory: MEMORY,
         contents: Contents::Whole,
     };
     let path = std::env::temp_dir().join(format!("mayfly-fuzz-{}", std::process::id()));
-    file::write_bytes(&path, &header, &[]).expect("a state file");
-    let bytes = fs::read(&path).expect("the state file");
-    fs::remove_file(&path).expect("the state file");
+    file::write_bytes(&path, &header, &[]).expect("cannot write the state file");
+    let bytes = fs::read(&path).expect("cannot read the state file");
+    fs::remove_file(&path).expect("cannot remove the state file");
     bytes
 });
 
 fn console() -> Console {
-    let null = File::options().write(true).open("/dev/null").expect("/dev/null");
+    let null = File::options()
+        .write(true)
+        .open("/dev/null")
+        .expect("cannot open /dev/null");
     Console {
-        output: SerialOutput::new(null.into()).expect("an output"),
+        output: SerialOutput::new(null.into()).expect("cannot create the serial output"),
         input: None,
         filter: None,
         guard: None,
@@ -52,11 +55,11 @@ fn console() -> Console {
 }
 
 fuzz_target!(|sections: &[u8]| {
-    let mut bytes = [&FRONT, sections].concat();
-    fuzz::refit(&mut bytes);
-    let state = memfd(c"state", &bytes).expect("a file in memory");
+    let mut bytes = [&HEADER, sections].concat();
+    fuzz::correct_header(&mut bytes);
+    let state = memfd(c"state", &bytes).expect("cannot create a file in memory");
     let timeline = Arc::new(Timeline::new(Instant::now(), false));
     let mut control = Control::new(Box::new(|| Ok(console())), timeline);
-    let thaw = Thaw::new(fuzz::path(&state), fuzz::path(&MEMORY_FILE));
-    let _ = control.load(&thaw);
+    let params = LoadSnapshotParams::new(fuzz::path(&state), fuzz::path(&MEMORY_FILE));
+    let _ = control.load_snapshot(&params);
 });
