@@ -173,8 +173,8 @@ pub trait Platform: Send + Sync + Sized + 'static {
     /// [`StateError`] with the component.
     fn save_state(&self, archive: &mut ArchiveWriter) -> Result<(), StateError>;
 
-    /// Restores the state that does not depend on vCPUs, in parallel with their restore. Requires that devices which raise
-    /// interrupts at their restore are restored: the saved pending interrupts replace these interrupts.
+    /// Restores the state that does not depend on vCPUs, in parallel with their restore. Devices that raise interrupts at their
+    /// restore must be restored before: the saved pending interrupts replace these interrupts.
     ///
     /// # Errors
     /// [`StateError`] with the component.
@@ -197,8 +197,8 @@ pub trait Cpu {
     /// State of one vCPU.
     type State: Schema + Send;
 
-    /// Reads the features that KVM supports on this host. The call is slow where the host is a virtual machine, because each CPUID
-    /// leaf that KVM reads is an exit. A vCPU thread calls it during the construction of the machine.
+    /// Reads the features that KVM supports on this host. The call is slow where the host is a virtual machine, because each
+    /// CPUID leaf that KVM reads costs an exit. A vCPU thread calls it while the machine is built.
     ///
     /// # Errors
     /// [`kvm::Error::Call`]

@@ -296,8 +296,8 @@ impl Image {
     /// Loads the image into fresh memory, for an entry by `protocol`. No segment may overlap a `reserved` range.
     ///
     /// # Errors
-    /// [`Error::UnsupportedProtocol`]; [`Error::Layout`], which leaves memory untouched; [`Error::Segment`], which leaves its content
-    /// undefined.
+    /// [`Error::UnsupportedProtocol`]; [`Error::Layout`], which leaves memory untouched; [`Error::Segment`], after which its
+    /// content is undefined.
     pub fn load(
         &self,
         protocol: Protocol,

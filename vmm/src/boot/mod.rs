@@ -13,7 +13,7 @@
 //! | [`segment`] | parts of an image: addresses, checks, load into guest memory |
 //!
 //! Threat model: images and initrds are untrusted. Each offset, length and count in them is compared with the size of the file
-//! before its use, and none of them determines the size of an allocation.
+//! before its use, and allocations have fixed limits.
 
 pub mod bzimage;
 pub mod cmdline;

@@ -36,7 +36,7 @@ impl Profile {
     ///
     /// # Errors
     /// [`Error::Call`]
-    pub fn of_host(kvm: &Kvm) -> Result<Self, Error> {
+    pub fn from_kvm(kvm: &Kvm) -> Result<Self, Error> {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
@@ -136,7 +136,7 @@ impl Topology {
         }
     }
 
-    /// Sets the sharing of a cache: all vCPUs share a level 3 cache, and no other.
+    /// Sets the sharing of a cache: vCPUs share caches from level 3 on.
     fn apply_cache(&self, entry: &mut kvm_cpuid_entry2, intel: bool) {
         let level = (entry.eax >> 5) & 7;
         if entry.eax & 0x1f == 0 {

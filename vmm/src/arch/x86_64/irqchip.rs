@@ -251,7 +251,7 @@ struct KernelLine {
 
 impl Interrupt for KernelLine {
     fn set_level(&self, asserted: bool) {
-        // Fails for a line that does not exist only.
+        // Fails only for a line that does not exist.
         if let Err(error) = self.vm.set_irq_line(self.gsi, asserted) {
             log::debug!(
                 "cannot set line {} to {asserted} with KVM_IRQ_LINE: {}",

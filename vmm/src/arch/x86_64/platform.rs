@@ -300,7 +300,7 @@ impl Cpu for X86_64 {
     type State = VcpuState;
 
     fn profile(kvm: &Kvm) -> Result<cpuid::Profile, kvm::Error> {
-        cpuid::Profile::of_host(kvm)
+        cpuid::Profile::from_kvm(kvm)
     }
 
     fn configure(vcpu: &VcpuFd, id: u8, count: u8, profile: &cpuid::Profile) -> Result<(), kvm::Error> {

@@ -17,13 +17,13 @@ pub mod tables;
 
 use std::ffi::CStr;
 
+use snapshot::GuestMemory;
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 pub use tables::{Error, Tables};
 
 use super::entry::{self, EntryState};
 use super::layout;
-use crate::GuestMemory;
 use crate::boot::{LoadedImage, Protocol};
 
 /// `mov al, 0xfe; out 0x64, al; hlt; jmp` to the `hlt`: the same bytes in 16, 32 and 64-bit mode.
@@ -70,7 +70,7 @@ pub fn write(
     writer.write("descriptor table", layout::GDT, &entry::descriptor_table())?;
     writer.write("reset code", layout::RESET_VECTOR, &RESET_CODE)?;
     if tables.mptable {
-        writer.write("BIOS data", mptable::BIOS_DATA, &mptable::bios_data())?;
+        writer.write("BIOS data", mptable::BIOS_DATA, &mptable::build_bios_data())?;
         writer.write_bounded(
             "MP table",
             layout::EBDA,

@@ -36,7 +36,7 @@ const TIMER_PIN: u8 = 2;
 
 /// Builds the BIOS data at [`BIOS_DATA`]: address of the MP table in paragraphs, and at 0x413 the size of base memory in KiB.
 /// The equipment list between them is zero.
-pub fn bios_data() -> Vec<u8> {
+pub fn build_bios_data() -> Vec<u8> {
     const SEGMENT: u16 = (layout::EBDA >> 4 & 0xffff) as u16;
     const BASE_KIB: u16 = (layout::EBDA >> 10 & 0xffff) as u16;
     let mut fields = TableBuilder::with_capacity(7);

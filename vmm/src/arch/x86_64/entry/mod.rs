@@ -8,10 +8,10 @@
 //! devices, the IOAPIC and the local APIC.
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
+use snapshot::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::layout;
-use crate::GuestMemory;
 use crate::boot::Protocol;
 
 const CR0_PE: u64 = 1 << 0;
