@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use api::http::HttpLimits;
-use api::logger::LoggerSettings;
+use api::process::LoggerSettings;
 use log::LevelFilter;
 
 /// Where the socket is when nobody says so.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use api::http::{HttpLimits, Server};
-use api::logger::{LogControl as _, LoggerSettings};
+use api::process::{LogControl as _, LoggerSettings};
 use api::{Api, Instance};
 use vmm::control::{self, Control};
 use vmm::event_loop::{self, ExitReason};

@@ -1,4 +1,4 @@
-//! Requests from a file, as `--config-file` names one.
+//! Configuration file: request bodies in sections.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,35 +9,35 @@ use serde_json::value::RawValue;
 use vmm::control::Control;
 
 use crate::http::Response;
+use crate::process::Process;
 use crate::routes::{self, RequestContext};
-use crate::service::Process;
 
-/// Why a file was refused.
+/// Rejection of a configuration file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It is not made of JSON as it should be.
-    #[error("the configuration file is no JSON object with {0}")]
+    /// The JSON is invalid, or has another structure.
+    #[error("the configuration file is invalid: it must be a JSON object with {0}")]
     Json(&'static str, #[source] serde_json::Error),
-    /// Nothing to boot.
-    #[error("the configuration file has no \"boot-source\", and there is no guest without an image; add one")]
+    /// The file has no image.
+    #[error("the configuration file has no \"boot-source\": a guest requires an image; add one")]
     NoBootSource,
-    /// A part of it cannot be done.
-    #[error("{key:?} of the configuration file")]
-    Part {
-        /// Where in the file it is.
+    /// A section is rejected.
+    #[error("cannot apply section {key:?} of the configuration file")]
+    Section {
+        /// Key of the section, with the index in a list.
         key: String,
-        /// What a client would be told.
+        /// Cause, as a client receives it.
         #[source]
         source: routes::Error,
     },
 }
 
-/// The parts of a file.
-type Parts<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
+/// Sections of a file by key.
+type Sections<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 type SectionHandler = fn(&mut RequestContext<'_>) -> Result<Response, routes::Error>;
 
-/// What is done, in this order, and whether it is done for each element of a list.
-const PARTS: [(&str, bool, SectionHandler); 7] = [
+/// Keys in the order of their application; true for a list of bodies; handler of each body.
+const SECTIONS: [(&str, bool, SectionHandler); 7] = [
     ("logger", false, routes::put_logger),
     ("metrics", false, routes::put_metrics),
     ("machine-config", false, routes::put_machine),
@@ -47,26 +47,27 @@ const PARTS: [(&str, bool, SectionHandler); 7] = [
     ("vsock", false, routes::put_vsock),
 ];
 
-/// Unknown keys that are named in the log.
-const NAMED: usize = 8;
+/// Maximum number of unknown keys in a log message.
+const MAX_LOGGED_KEYS: usize = 8;
 
+/// Applies the sections of `text`, see [`Api::apply`](crate::Api::apply).
 pub(crate) fn apply(control: &mut Control, process: &mut Process, text: &str) -> Result<(), Error> {
-    let parts: Parts<'_> = serde_json::from_str(text)
-        .map_err(|error| Error::Json("such keys as \"boot-source\" and \"drives\"", error))?;
-    check(&parts)?;
-    for (key, is_list, handle) in PARTS {
-        let Some(value) = parts.get(key).filter(|value| value.get() != "null") else {
+    let sections: Sections<'_> = serde_json::from_str(text)
+        .map_err(|error| Error::Json("keys like \"boot-source\" and \"drives\"", error))?;
+    check_keys(&sections)?;
+    for (key, is_list, handle) in SECTIONS {
+        let Some(value) = sections.get(key).filter(|value| value.get() != "null") else {
             continue;
         };
         let bodies = if is_list { elements(value)? } else { vec![*value] };
         for (index, body) in bodies.into_iter().enumerate() {
-            let mut call = RequestContext {
+            let mut context = RequestContext {
                 control,
                 process,
                 id: None,
                 body: body.get().as_bytes(),
             };
-            handle(&mut call).map_err(|source| Error::Part {
+            handle(&mut context).map_err(|source| Error::Section {
                 key: if is_list {
                     format!("{key}[{index}]")
                 } else {
@@ -79,17 +80,17 @@ pub(crate) fn apply(control: &mut Control, process: &mut Process, text: &str) ->
     Ok(())
 }
 
-/// Looks at the keys before anything is done.
-fn check(parts: &Parts<'_>) -> Result<(), Error> {
+/// Checks the keys before any section is applied.
+fn check_keys(sections: &Sections<'_>) -> Result<(), Error> {
     let mut unknown = Vec::new();
-    for (key, value) in parts {
-        if PARTS.iter().any(|(known, _, _)| known == key) {
+    for (key, value) in sections {
+        if SECTIONS.iter().any(|(known, _, _)| known == key) {
             continue;
         }
         match routes::check_key(key) {
             Some(source) if !is_empty(value) => {
                 let key = key.clone().into_owned();
-                return Err(Error::Part { key, source });
+                return Err(Error::Section { key, source });
             }
             Some(_) => {}
             None => unknown.push(format!("{key:.64?}")),
@@ -97,19 +98,18 @@ fn check(parts: &Parts<'_>) -> Result<(), Error> {
     }
     if !unknown.is_empty() {
         let count = unknown.len();
-        unknown.truncate(NAMED);
+        unknown.truncate(MAX_LOGGED_KEYS);
         let names = unknown.join(", ");
-        log::warn!("ignored in the configuration file, {count} in all: {names}");
+        log::warn!("ignored {count} unknown keys in the configuration file: {names}");
     }
-    match parts.get("boot-source") {
+    match sections.get("boot-source") {
         Some(value) if value.get() != "null" => Ok(()),
         _ => Err(Error::NoBootSource),
     }
 }
 
 fn elements(value: &RawValue) -> Result<Vec<&RawValue>, Error> {
-    Vec::deserialize(value)
-        .map_err(|error| Error::Json("a list of objects for its drives and interfaces", error))
+    Vec::deserialize(value).map_err(|error| Error::Json("a list of objects for drives and interfaces", error))
 }
 
 fn is_empty(value: &RawValue) -> bool {

@@ -1,20 +1,21 @@
-//! The REST control socket: HTTP in, requests to the VMM out. It sees of `vmm` only its `config` and `control` modules.
+//! The REST API: HTTP requests on a Unix socket control the VMM. Of `vmm`, only the modules `config` and `control` are used.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`http`] | the server, which knows of no VM |
-//! | [`client`] | the other side, for `mayfly ctl` |
-//! | [`schema`] | the bodies of requests and answers |
-//! | [`routes`] | what each method and path does |
-//! | [`service`] | [`Api`]: all of it, for the event loop of a VM |
-//! | [`config_file`] | the same requests from a file |
-//! | [`logger`], [`metrics`] | what a client may have logged and counted |
+//! | [`http`] | HTTP server, independent of the VMM |
+//! | [`client`] | HTTP client, for `mayfly ctl` |
+//! | [`schema`] | bodies of requests and responses |
+//! | [`process`] | log, metrics file and identity of the process |
+//! | [`metrics`] | formats and file of the metrics |
+//! | [`routes`] | handler of each method and path |
+//! | [`config_file`] | the same handlers for the sections of a file |
+//! | [`service`] | [`Api`]: server, routes and process, as a service of the event loop |
 
 pub mod client;
 pub mod config_file;
 pub mod http;
-pub mod logger;
 pub mod metrics;
+pub mod process;
 pub mod routes;
 pub mod schema;
 pub mod service;
@@ -22,4 +23,5 @@ pub mod service;
 mod testing;
 
 pub use config_file::Error as ConfigFileError;
-pub use service::{Api, Instance};
+pub use process::Instance;
+pub use service::Api;

@@ -1,4 +1,4 @@
-//! What the tests of this crate share.
+//! Fixtures for the tests of this crate.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -11,10 +11,10 @@ use serde_json::Value;
 use vmm::control::{Control, Timeline};
 
 use crate::http::{Method, Request, Response, Server};
-use crate::logger::{LogControl, LoggerSettings};
-use crate::service::{Api, Instance};
+use crate::process::{Instance, LogControl, LoggerSettings};
+use crate::service::Api;
 
-/// A log that only remembers what it was asked for; it refuses the module `wrong`.
+/// Log that records its settings, and rejects the module `wrong`.
 #[derive(Clone, Default)]
 pub(crate) struct Log(pub(crate) Rc<RefCell<Vec<LoggerSettings>>>);
 
@@ -32,12 +32,12 @@ impl LogControl for Log {
     }
 }
 
-/// A VM with an API, and a folder with what it may need.
+/// VM with an API, and a directory of files for it.
 pub(crate) struct Bench {
     pub(crate) api: Api,
     pub(crate) control: Control,
     pub(crate) log: Log,
-    folder: Directory,
+    directory: Directory,
 }
 
 impl Bench {
@@ -45,51 +45,51 @@ impl Bench {
         Self::with(|_| None)
     }
 
-    /// With the server that `serve` makes, given a path for its socket.
+    /// Creates a bench with the server that `serve` returns, given a path for the socket.
     pub(crate) fn with(serve: impl FnOnce(&Path) -> Option<Server>) -> Self {
-        let folder = Directory::new();
-        folder.write("kernel", kernel());
-        folder.write("initrd", "initrd");
-        folder.write("disk", [0; 512]);
-        folder.write("empty", "");
+        let directory = Directory::new();
+        directory.write("kernel", kernel());
+        directory.write("initrd", "initrd");
+        directory.write("disk", [0; 512]);
+        directory.write("empty", "");
         let instance = Instance {
             id: "vm-1".into(),
             version: "1.2.3".into(),
             app_name: "mayfly".into(),
         };
         let log = Log::default();
-        let server = serve(&folder.path("socket"));
+        let server = serve(&directory.path("socket"));
         Self {
             api: Api::new(instance, server, Box::new(log.clone())).unwrap(),
             control: control(),
             log,
-            folder,
+            directory,
         }
     }
 
-    /// Puts a VM of which nothing is known in the place of the present one.
-    pub(crate) fn forget(&mut self) {
+    /// Replaces the VM by one without configuration.
+    pub(crate) fn reset(&mut self) {
         self.control = control();
     }
 
-    /// `text` with the folder of the test for each `@`.
+    /// Replaces each `@` in `text` by the directory.
     pub(crate) fn at(&self, text: &str) -> String {
-        text.replace('@', self.folder.root().to_str().unwrap())
+        text.replace('@', self.directory.root().to_str().unwrap())
     }
 
-    pub(crate) fn ask(&mut self, method: &str, path: &str, body: &[u8]) -> Response {
+    pub(crate) fn request(&mut self, method: &str, path: &str, body: &[u8]) -> Response {
         let request = Request {
             method: Method::new(method),
             path: path.to_owned(),
             query: None,
             body: body.to_owned(),
         };
-        self.api.answer(&mut self.control, &request)
+        self.api.handle(&mut self.control, &request)
     }
 
-    /// Asks for what must be done; `@` in the body is the folder of the test.
-    pub(crate) fn done(&mut self, method: &str, path: &str, body: &str) {
-        let response = self.ask(method, path, self.at(body).as_bytes());
+    /// Sends a request that must succeed; `@` in the body is the directory.
+    pub(crate) fn expect_no_content(&mut self, method: &str, path: &str, body: &str) {
+        let response = self.request(method, path, self.at(body).as_bytes());
         let text = String::from_utf8_lossy(response.body()).into_owned();
         assert_eq!(
             (response.status(), text.as_str()),
@@ -98,21 +98,21 @@ impl Bench {
         );
     }
 
-    /// Asks for what must be refused, and returns why.
-    pub(crate) fn fault(&mut self, method: &str, path: &str, body: &str) -> String {
-        let response = self.ask(method, path, self.at(body).as_bytes());
+    /// Sends a request that must be rejected, and returns the reason.
+    pub(crate) fn expect_fault(&mut self, method: &str, path: &str, body: &str) -> String {
+        let response = self.request(method, path, self.at(body).as_bytes());
         assert_eq!(response.status(), 400, "{method} {path} {body}");
-        let answer: Value = serde_json::from_slice(response.body()).unwrap();
-        let text = answer["fault_message"].as_str().unwrap();
-        text.replace(self.folder.root().to_str().unwrap(), "@")
+        let fault: Value = serde_json::from_slice(response.body()).unwrap();
+        let text = fault["fault_message"].as_str().unwrap();
+        text.replace(self.directory.root().to_str().unwrap(), "@")
     }
 
-    /// Looks at what there must be.
+    /// Sends `GET`, which must succeed, and returns the body.
     pub(crate) fn get(&mut self, path: &str) -> Value {
-        let response = self.ask("GET", path, b"");
+        let response = self.request("GET", path, b"");
         assert_eq!(response.status(), 200, "{path}");
         let text =
-            String::from_utf8_lossy(response.body()).replace(self.folder.root().to_str().unwrap(), "@");
+            String::from_utf8_lossy(response.body()).replace(self.directory.root().to_str().unwrap(), "@");
         serde_json::from_str(&text).unwrap()
     }
 }
@@ -122,7 +122,7 @@ fn control() -> Control {
     Control::new(Box::new(|| Err("there is no console".into())), timeline)
 }
 
-/// A 64-bit ELF executable for x86_64 with one segment of one byte, `hlt`, at 1 MiB.
+/// Returns an ELF64 executable for x86_64 with one segment of one byte, `hlt`, at 1 MiB.
 fn kernel() -> Vec<u8> {
     let mut file = Vec::new();
     file.extend_from_slice(b"\x7fELF\x02\x01\x01");
@@ -148,12 +148,12 @@ fn kernel() -> Vec<u8> {
     file
 }
 
-/// The specification, references in it not followed.
+/// Reads the OpenAPI specification, with unresolved references.
 pub(crate) fn specification() -> Value {
     serde_yaml_ng::from_str(include_str!("../../resources/openapi.yaml")).unwrap()
 }
 
-/// `schema`, or what it refers to, as a whole or but for being null.
+/// Resolves a reference in `schema`, direct or in `allOf`.
 pub(crate) fn resolve<'a>(specification: &'a Value, schema: &'a Value) -> &'a Value {
     let schema = schema.get("allOf").map_or(schema, |all| &all[0]);
     match schema.get("$ref").and_then(Value::as_str) {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use api::http::HttpLimits;
-use api::logger::LoggerSettings;
+use api::process::LoggerSettings;
 
 use super::{Error, lossy, syntax};
 use crate::firecracker;

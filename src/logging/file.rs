@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use api::metrics::OutputFile;
-use api::metrics::output::Error;
+use api::metrics::file::Error;
 
 use super::line::Line;
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use api::metrics::output::ATOMIC;
+use api::metrics::file::ATOMIC;
 use log::Level;
 
 use super::stamp::Stamp;
@@ -73,7 +73,7 @@ fn cut(line: &mut String, mut length: usize) {
 mod tests {
     use std::time::Duration;
 
-    use api::metrics::output::ATOMIC;
+    use api::metrics::file::ATOMIC;
     use log::Level;
 
     use super::Line;

@@ -11,60 +11,59 @@ use std::{fs, iter};
 use proptest::prelude::{any, proptest};
 use scratch::Directory;
 
-use super::exchange::{MAX_BODY, MAX_HEAD};
-use super::{Client, ClientResponse, Error};
+use super::{Client, ClientResponse, Error, MAX_BODY, MAX_HEAD};
 use crate::http::testing::{BIG, Echo, Loop};
 use crate::http::{HttpLimits, Server};
 
-/// Longer than any of this takes.
+/// Longer than any test takes.
 const LONG: Duration = Duration::from_secs(60);
-/// As long as one waits for what does not come.
+/// Timeout of requests that get no response.
 const SHORT: Duration = Duration::from_millis(20);
 
-/// Asks a server that reads the request and then says `answer` and goes.
-fn answered(answer: impl AsRef<[u8]> + Send + 'static) -> Result<ClientResponse, Error> {
-    let house = House::new(move |stream| {
-        let _ = stream.write_all(answer.as_ref());
+/// Sends a request to a server that reads it, sends `response` and disconnects.
+fn respond(response: impl AsRef<[u8]> + Send + 'static) -> Result<ClientResponse, Error> {
+    let fixture = Fixture::new(move |stream| {
+        let _ = stream.write_all(response.as_ref());
     });
-    let answer = house.client(LONG).request("GET", "/x", None);
-    house.end();
-    answer
+    let response = fixture.client(LONG).request("GET", "/x", None);
+    fixture.end();
+    response
 }
 
-/// A server for one request.
-struct House {
-    folder: Directory,
+/// Server for one request.
+struct Fixture {
+    directory: Directory,
     serving: JoinHandle<String>,
 }
 
-impl House {
+impl Fixture {
     fn new(serve: impl FnOnce(&mut UnixStream) + Send + 'static) -> Self {
-        let folder = Directory::new();
-        let listener = UnixListener::bind(path(&folder)).unwrap();
+        let directory = Directory::new();
+        let listener = UnixListener::bind(path(&directory)).unwrap();
         let serving = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let request = read_request(&mut stream);
             serve(&mut stream);
             request
         });
-        Self { folder, serving }
+        Self { directory, serving }
     }
 
-    fn client(&self, patience: Duration) -> Client {
-        Client::new(path(&self.folder), patience)
+    fn client(&self, timeout: Duration) -> Client {
+        Client::new(path(&self.directory), timeout)
     }
 
-    /// The request that came.
+    /// Returns the received request.
     fn end(self) -> String {
         self.serving.join().unwrap()
     }
 }
 
-fn path(folder: &Directory) -> PathBuf {
-    folder.path("api.sock")
+fn path(directory: &Directory) -> PathBuf {
+    directory.path("api.sock")
 }
 
-/// A request whose length is given.
+/// Reads a request with `Content-Length`.
 fn read_request(stream: &mut UnixStream) -> String {
     let mut text = Vec::new();
     let mut byte = [0];
@@ -86,27 +85,27 @@ fn text(error: &Error) -> String {
 }
 
 #[test]
-fn a_request_is_what_servers_expect() {
-    let house = House::new(|stream| stream.write_all(b"HTTP/1.1 204 \r\n\r\n").unwrap());
-    let client = house.client(LONG);
-    let answer = client
+fn request_bytes_are_exact() {
+    let fixture = Fixture::new(|stream| stream.write_all(b"HTTP/1.1 204 \r\n\r\n").unwrap());
+    let client = fixture.client(LONG);
+    let response = client
         .request("PUT", "/actions?x=1", Some(br#"{"a":1}"#))
         .unwrap();
     assert_eq!(
-        house.end(),
+        fixture.end(),
         "PUT /actions?x=1 HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nConnection: close\r\n\
          Content-Type: application/json\r\nContent-Length: 7\r\n\r\n{\"a\":1}"
     );
-    assert_eq!((answer.status, answer.body.len()), (204, 0));
-    assert!(answer.is_success());
+    assert_eq!((response.status, response.body.len()), (204, 0));
+    assert!(response.is_success());
 }
 
 #[test]
-fn our_own_server_is_understood() {
-    let folder = Directory::new();
-    let mut server = Server::bind(&path(&folder), HttpLimits::default()).unwrap();
-    let client = Client::new(path(&folder), LONG);
-    let asking = thread::spawn(move || {
+fn own_server_is_compatible() {
+    let directory = Directory::new();
+    let mut server = Server::bind(&path(&directory), HttpLimits::default()).unwrap();
+    let client = Client::new(path(&directory), LONG);
+    let requesting = thread::spawn(move || {
         let requests = [
             ("GET", "/none", None),
             ("PUT", "/a", Some(&b"12345"[..])),
@@ -117,22 +116,22 @@ fn our_own_server_is_understood() {
     });
     let mut echo = Echo::default();
     let events = Loop::around(&server);
-    while echo.asked < 4 || !asking.is_finished() {
+    while echo.requests < 4 || !requesting.is_finished() {
         if !events.is_ready() {
             thread::yield_now();
             continue;
         }
         server.serve(&mut echo);
     }
-    let [none, small, big, head] = asking.join().unwrap();
+    let [none, small, big, head] = requesting.join().unwrap();
     assert_eq!((none.status, none.body), (204, Vec::new()));
     assert_eq!(small.body, b"\"/a 5\"");
     assert_eq!((big.body.len(), head.body.len()), (BIG, 0));
 }
 
 #[test]
-fn answers_come_in_pieces_and_in_several_shapes() {
-    for (answer, status, body) in [
+fn response_formats_are_accepted() {
+    for (response, status, body) in [
         ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokrest", 200, "ok"),
         ("HTTP/1.1 200 \r\ncontent-length:  2 \r\n\r\nok", 200, "ok"),
         (
@@ -152,85 +151,85 @@ fn answers_come_in_pieces_and_in_several_shapes() {
             status,
             body: body.into(),
         };
-        assert_eq!(answered(answer).unwrap(), expected, "{answer}");
-        let house = House::new(move |stream| {
-            for byte in answer.as_bytes() {
-                // The client may have gone with what it needs.
+        assert_eq!(respond(response).unwrap(), expected, "{response}");
+        let fixture = Fixture::new(move |stream| {
+            for byte in response.as_bytes() {
+                // The client may have disconnected after a complete response.
                 let _ = stream.write_all(&[*byte]);
             }
         });
         assert_eq!(
-            house.client(LONG).request("GET", "/", None).unwrap(),
+            fixture.client(LONG).request("GET", "/", None).unwrap(),
             expected,
-            "{answer}"
+            "{response}"
         );
-        house.end();
+        fixture.end();
     }
 }
 
 #[test]
-fn a_refusal_counts_though_the_request_was_not_read() {
-    let folder = Directory::new();
-    let listener = UnixListener::bind(path(&folder)).unwrap();
-    let client = Client::new(path(&folder), LONG);
-    // More than a socket holds, so that the server goes while it is written.
-    let asking = thread::spawn(move || client.request("PUT", "/x", Some(&vec![b' '; 8 << 20])));
+fn early_rejection_is_read() {
+    let directory = Directory::new();
+    let listener = UnixListener::bind(path(&directory)).unwrap();
+    let client = Client::new(path(&directory), LONG);
+    // The body is larger than the socket buffer, so the server disconnects during the write.
+    let requesting = thread::spawn(move || client.request("PUT", "/x", Some(&vec![b' '; 8 << 20])));
     let (mut stream, _) = listener.accept().unwrap();
     stream.read_exact(&mut [0]).unwrap();
     stream
         .write_all(b"HTTP/1.1 400 \r\nContent-Length: 5\r\n\r\nlarge")
         .unwrap();
     drop(stream);
-    assert_eq!(asking.join().unwrap().unwrap().body, b"large");
+    assert_eq!(requesting.join().unwrap().unwrap().body, b"large");
 }
 
 #[test]
-fn what_is_no_answer_is_an_error() {
-    for answer in [
+fn invalid_response_fails() {
+    for response in [
         "SSH-2.0-OpenSSH\r\n\r\n",
         "\u{0}\u{1}",
         "HTTP/3 200\r\n\r\n",
         "HTTP/1.1 20 x\r\n\r\n",
     ] {
-        assert!(matches!(answered(answer), Err(Error::Head(_))), "{answer:?}");
+        assert!(matches!(respond(response), Err(Error::Head(_))), "{response:?}");
     }
-    for answer in [
+    for response in [
         "Content-Length: -1",
         "Content-Length: +1",
         "Content-Length: 1x",
         "Content-Length: 1\r\nContent-Length: 2",
         "Transfer-Encoding: chunked",
     ] {
-        let whole = format!("HTTP/1.1 200 \r\n{answer}\r\n\r\n1\r\n");
-        assert!(matches!(answered(whole), Err(Error::Framing(_))), "{answer:?}");
+        let full = format!("HTTP/1.1 200 \r\n{response}\r\n\r\n1\r\n");
+        assert!(matches!(respond(full), Err(Error::Framing(_))), "{response:?}");
     }
 }
 
 #[test]
-fn an_answer_that_breaks_off_is_none() {
-    for answer in [
+fn truncated_response_fails() {
+    for response in [
         "",
         "HTTP/1.1 200",
         "HTTP/1.1 200 \r\nContent-Length: 5\r\n\r\nfour",
     ] {
-        let error = answered(answer).unwrap_err();
-        assert!(matches!(error, Error::Closed(_)), "{answer:?}: {error}");
+        let error = respond(response).unwrap_err();
+        assert!(matches!(error, Error::Closed(_)), "{response:?}: {error}");
     }
 }
 
 #[test]
-fn no_answer_takes_more_memory_than_it_may() {
+fn response_size_is_limited() {
     let length = format!("HTTP/1.1 200 \r\nContent-Length: {}\r\n\r\n", MAX_BODY + 1);
-    assert!(matches!(answered(length), Err(Error::Large(MAX_BODY))));
-    let endless = |start: &'static str, piece: &'static [u8]| {
-        let house = House::new(move |stream| {
+    assert!(matches!(respond(length), Err(Error::Large(MAX_BODY))));
+    let endless = |start: &'static str, part: &'static [u8]| {
+        let fixture = Fixture::new(move |stream| {
             let mut sent = stream.write_all(start.as_bytes());
             while sent.is_ok() {
-                sent = stream.write_all(piece);
+                sent = stream.write_all(part);
             }
         });
-        let error = house.client(LONG).request("GET", "/", None).unwrap_err();
-        house.end();
+        let error = fixture.client(LONG).request("GET", "/", None).unwrap_err();
+        fixture.end();
         error
     };
     let body = endless("HTTP/1.1 200 \r\n\r\n", &[b'x'; 65536]);
@@ -240,22 +239,22 @@ fn no_answer_takes_more_memory_than_it_may() {
 }
 
 #[test]
-fn a_server_that_keeps_silent_is_not_waited_for() {
+fn silent_server_times_out() {
     for start in [
         "",
         "HTTP/1.1 200 \r\n",
         "HTTP/1.1 200 \r\nContent-Length: 2\r\n\r\nx",
     ] {
-        let folder = Directory::new();
-        let listener = UnixListener::bind(path(&folder)).unwrap();
+        let directory = Directory::new();
+        let listener = UnixListener::bind(path(&directory)).unwrap();
         let (done, over) = mpsc::channel::<()>();
         let serving = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            // The client may have lost patience already.
+            // The client may have timed out already.
             let _ = stream.write_all(start.as_bytes());
             let _ = over.recv();
         });
-        let error = Client::new(path(&folder), SHORT)
+        let error = Client::new(path(&directory), SHORT)
             .request("GET", "/", None)
             .unwrap_err();
         drop(done);
@@ -269,23 +268,23 @@ fn a_server_that_keeps_silent_is_not_waited_for() {
 }
 
 #[test]
-fn a_server_that_reads_nothing_is_not_waited_for() {
-    let folder = Directory::new();
-    let _listener = UnixListener::bind(path(&folder)).unwrap();
+fn stalled_server_times_out() {
+    let directory = Directory::new();
+    let _listener = UnixListener::bind(path(&directory)).unwrap();
     let body = vec![b' '; 8 << 20];
-    let error = Client::new(path(&folder), SHORT).request("PUT", "/", Some(&body));
+    let error = Client::new(path(&directory), SHORT).request("PUT", "/", Some(&body));
     assert!(matches!(error, Err(Error::Silent { .. })));
 }
 
 #[test]
-fn a_server_that_accepts_nobody_is_not_waited_for() {
-    let folder = Directory::new();
-    let listener = UnixListener::bind(path(&folder)).unwrap();
+fn full_queue_times_out() {
+    let directory = Directory::new();
+    let listener = UnixListener::bind(path(&directory)).unwrap();
     // SAFETY: the call takes no pointer; a listening socket may be asked to listen again.
     assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
-    // With no queue the kernel still keeps one connection.
-    let _first = UnixStream::connect(path(&folder)).unwrap();
-    let error = Client::new(path(&folder), SHORT).request("GET", "/", None);
+    // With a backlog of 0, the kernel still queues one connection.
+    let _first = UnixStream::connect(path(&directory)).unwrap();
+    let error = Client::new(path(&directory), SHORT).request("GET", "/", None);
     assert!(matches!(error, Err(Error::Silent { .. })));
 }
 
@@ -294,23 +293,29 @@ fn failure(path: &Path) -> Error {
 }
 
 #[test]
-fn without_a_server_the_way_out_is_said() {
-    let folder = Directory::new();
-    let missing = failure(&path(&folder));
+fn connect_errors_name_remedy() {
+    let directory = Directory::new();
+    let missing = failure(&path(&directory));
     assert!(matches!(missing, Error::Missing(_)));
-    assert!(text(&missing).contains("is mayfly running"), "{missing}");
-    assert!(matches!(failure(&folder.path("no/api.sock")), Error::Missing(_)));
+    assert!(
+        text(&missing).contains("start mayfly with this path"),
+        "{missing}"
+    );
+    assert!(matches!(
+        failure(&directory.path("no/api.sock")),
+        Error::Missing(_)
+    ));
 
-    fs::write(path(&folder), "").unwrap();
-    assert!(matches!(failure(&path(&folder)), Error::NotSocket(_)));
-    assert!(matches!(failure(&path(&folder).join("x")), Error::Missing(_)));
-    assert!(matches!(failure(folder.root()), Error::NotSocket(_)));
+    fs::write(path(&directory), "").unwrap();
+    assert!(matches!(failure(&path(&directory)), Error::NotSocket(_)));
+    assert!(matches!(failure(&path(&directory).join("x")), Error::Missing(_)));
+    assert!(matches!(failure(directory.root()), Error::NotSocket(_)));
 
-    fs::remove_file(path(&folder)).unwrap();
-    drop(UnixListener::bind(path(&folder)).unwrap());
-    let left_over = failure(&path(&folder));
-    assert!(matches!(left_over, Error::Refused(_)));
-    assert!(text(&left_over).contains("nobody listens on"), "{left_over}");
+    fs::remove_file(path(&directory)).unwrap();
+    drop(UnixListener::bind(path(&directory)).unwrap());
+    let stale = failure(&path(&directory));
+    assert!(matches!(stale, Error::Refused(_)));
+    assert!(text(&stale).contains("no process listens"), "{stale}");
 
     let long: PathBuf = iter::once("/").chain(iter::repeat_n("x", 107)).collect();
     let long = failure(&long);
@@ -318,23 +323,20 @@ fn without_a_server_the_way_out_is_said() {
 }
 
 #[test]
-fn a_socket_of_somebody_else_is_told_from_a_missing_one() {
-    let folder = Directory::new();
-    let _listener = UnixListener::bind(path(&folder)).unwrap();
-    fs::set_permissions(path(&folder), fs::Permissions::from_mode(0o000)).unwrap();
+fn connect_without_permission_is_denied() {
+    let directory = Directory::new();
+    let _listener = UnixListener::bind(path(&directory)).unwrap();
+    fs::set_permissions(path(&directory), fs::Permissions::from_mode(0o000)).unwrap();
     // Permissions do not bind root.
-    if let Err(error) = UnixStream::connect(path(&folder)) {
+    if let Err(error) = UnixStream::connect(path(&directory)) {
         assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
-        let denied = failure(&path(&folder));
-        assert!(
-            text(&denied).contains("be the user that mayfly runs as"),
-            "{denied}"
-        );
+        let denied = failure(&path(&directory));
+        assert!(text(&denied).contains("run as the user of mayfly"), "{denied}");
     }
 }
 
 #[test]
-fn what_cannot_be_a_request_is_not_sent() {
+fn invalid_request_is_not_sent() {
     let client = Client::new("/nowhere", SHORT);
     for (method, target) in [
         ("", "/"),
@@ -355,11 +357,11 @@ fn what_cannot_be_a_request_is_not_sent() {
 
 proptest! {
     #[test]
-    fn no_answer_panics(bytes in any::<Vec<u8>>(), start in 0_usize..3) {
-        let mut answer = ["", "HTTP/1.1 200 \r\n", "HTTP/1.1 200 \r\nContent-Length: 3\r\n\r\n"][start]
+    fn random_response_does_not_panic(bytes in any::<Vec<u8>>(), start in 0_usize..3) {
+        let mut response = ["", "HTTP/1.1 200 \r\n", "HTTP/1.1 200 \r\nContent-Length: 3\r\n\r\n"][start]
             .as_bytes()
             .to_vec();
-        answer.extend(bytes);
-        let _ = answered(answer);
+        response.extend(bytes);
+        let _ = respond(response);
     }
 }

@@ -1,6 +1,6 @@
 use crate::testing::Bench;
 
-/// What comes of a file; `@` in it is the folder of the test.
+/// Applies `text`, in which `@` is the directory, and returns the error with its causes.
 fn apply(bench: &mut Bench, text: &str) -> Result<(), String> {
     let text = bench.at(text);
     let applied = bench.api.apply(&mut bench.control, &text);
@@ -23,7 +23,7 @@ const URUNC: &str = r#""machine-config":{"vcpu_count":1,"mem_size_mib":64,"smt":
     "drives":[{"drive_id":"rootfs","is_read_only":false,"is_root_device":true,"path_on_host":"@/disk"}]"#;
 
 #[test]
-fn urunc_in_its_three_shapes() {
+fn urunc_files_are_accepted() {
     for (rest, interfaces) in [
         (
             r#""network-interfaces":[{"iface_id":"net1","host_dev_name":""}]"#,
@@ -38,7 +38,7 @@ fn urunc_in_its_three_shapes() {
     ] {
         let mut bench = Bench::new();
         let applied = apply(&mut bench, &with_boot(&format!("{URUNC}, {rest}")));
-        // Taps need a right that not everybody has who runs the tests.
+        // A user without CAP_NET_ADMIN cannot create a tap.
         if let Err(text) = &applied
             && interfaces == 1
             && text.contains("Network config error")
@@ -46,16 +46,16 @@ fn urunc_in_its_three_shapes() {
             continue;
         }
         applied.unwrap();
-        let shown = bench.get("/vm/config");
-        assert_eq!(shown["machine-config"]["mem_size_mib"], 64);
-        assert_eq!(shown["drives"][0]["drive_id"], "rootfs");
-        assert_eq!(shown["network-interfaces"].as_array().unwrap().len(), interfaces);
+        let config = bench.get("/vm/config");
+        assert_eq!(config["machine-config"]["mem_size_mib"], 64);
+        assert_eq!(config["drives"][0]["drive_id"], "rootfs");
+        assert_eq!(config["network-interfaces"].as_array().unwrap().len(), interfaces);
         assert_eq!(bench.get("/")["state"], "Not started");
     }
 }
 
 #[test]
-fn ops_and_unikraft() {
+fn ops_and_unikraft_files_are_accepted() {
     for rest in [
         r#""drives":[{"drive_id":"rootfs","path_on_host":"@/disk","is_root_device":true,"is_read_only":false}],
            "machine-config":{"vcpu_count":1,"mem_size_mib":64,"ht_enabled":false}"#,
@@ -73,58 +73,60 @@ fn ops_and_unikraft() {
 }
 
 #[test]
-fn the_log_is_set_before_anything_can_fail() {
+fn logger_section_is_applied_first() {
     let mut bench = Bench::new();
     let text =
         r#"{"boot-source": {"kernel_image_path": "@/none"}, "logger": {"log_path": "/l", "level": "Debug"}}"#;
     let wrong = apply(&mut bench, text).unwrap_err();
     assert!(
-        wrong.starts_with("\"boot-source\" of the configuration file: Boot source error: "),
+        wrong.starts_with(
+            "cannot apply section \"boot-source\" of the configuration file: Boot source error: "
+        ),
         "{wrong}"
     );
     assert_eq!(bench.log.0.borrow().len(), 1);
 }
 
 #[test]
-fn what_cannot_be_done_names_its_place() {
+fn errors_name_section() {
     for (text, expected) in [
         (
             with_boot(r#""balloon": {"amount_mib": 1}"#),
-            r#""balloon" of the configuration file: The balloon is not part of mayfly."#,
+            r#"cannot apply section "balloon" of the configuration file: The balloon is not part of mayfly."#,
         ),
         (
             with_boot(r#""mmds-config": {"network_interfaces": ["eth0"]}"#),
-            r#""mmds-config" of the configuration file: MMDS is not part of mayfly."#,
+            r#"cannot apply section "mmds-config" of the configuration file: MMDS is not part of mayfly."#,
         ),
         (
             with_boot(r#""cpu-config": "/c.json""#),
-            r#""cpu-config" of the configuration file: CPU configuration is not part"#,
+            r#"cannot apply section "cpu-config" of the configuration file: CPU configuration is not part"#,
         ),
         (
             with_boot(r#""vsock": {"guest_cid": 3, "uds_path": "kata.hvsock"}"#),
-            r#""vsock" of the configuration file: The field guest_cid cannot be 3: vsock is not part of mayfly."#,
+            r#"cannot apply section "vsock" of the configuration file: The field guest_cid cannot be 3: vsock is not part of mayfly."#,
         ),
         (
             with_boot(
                 r#""drives": [{"drive_id": "a", "is_root_device": true, "path_on_host": "@/disk"}, {}]"#,
             ),
-            r#""drives[1]" of the configuration file: An error occurred when deserializing"#,
+            r#"cannot apply section "drives[1]" of the configuration file: An error occurred when deserializing"#,
         ),
         (
             with_boot(r#""machine-config": {"vcpu_count": 0, "mem_size_mib": 1}"#),
-            r#""machine-config" of the configuration file: Invalid vcpu_count: 0"#,
+            r#"cannot apply section "machine-config" of the configuration file: Invalid vcpu_count: 0"#,
         ),
         (
             with_boot(r#""drives": {}"#),
-            "the configuration file is no JSON object with a list",
+            "the configuration file is invalid: it must be a JSON object with a list",
         ),
         (
             "[]".into(),
-            "the configuration file is no JSON object with such keys",
+            "the configuration file is invalid: it must be a JSON object with keys like",
         ),
         (
             "".into(),
-            "the configuration file is no JSON object with such keys",
+            "the configuration file is invalid: it must be a JSON object with keys like",
         ),
         ("{}".into(), "the configuration file has no \"boot-source\""),
         (

@@ -1,51 +1,56 @@
-//! All clients, behind one descriptor.
+//! Server for all clients, with one descriptor for an event loop.
 
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::Handler;
-use super::connection::{Connection, Wait};
-use super::error::Error;
-use super::limits::HttpLimits;
-use super::socket::Socket;
+use super::message::{CONTINUE, Request, Response, TOO_MANY};
+use super::parser::{HttpLimits, KEPT_CAPACITY, Parser, RequestError, Step};
+use super::socket::{Error, Socket};
 
-/// What the listening socket is called among the watched descriptors; the others are called by their place.
+/// Epoll data of the listening socket. For a connection, it is the index in `connections`.
 const LISTENER: u64 = u64::MAX;
 
-/// Clients that are let in, and descriptors that are looked after, in one turn.
+/// Maximum of accepted clients and of served descriptors in one call of [`Server::serve`].
 const BATCH: usize = 16;
 
-/// Bytes that are read at once, of whichever client.
+/// Size of the read buffer in bytes, shared by all clients.
 const SCRATCH: usize = 16384;
 
-/// An HTTP server on a unix socket.
+/// Executes requests, one at a time, in the order of each client.
+pub trait Handler {
+    /// Returns the response to `request`. The event loop is blocked meanwhile.
+    fn handle(&mut self, request: &Request) -> Response;
+}
+
+/// HTTP server on a Unix socket.
 ///
-/// Its descriptor is readable whenever there is work for [`serve`](Self::serve).
+/// The descriptor is readable while there is work for [`serve`](Self::serve).
 pub struct Server {
     socket: Socket,
     epoll: Epoll,
     connections: Vec<Option<Watched>>,
     limits: HttpLimits,
     scratch: Box<[u8]>,
-    /// Given up for a moment when the process has no descriptor left, or a client that nobody can let in would make the
-    /// event loop spin.
+    /// Closed for a moment at the descriptor limit, to accept and close a client; otherwise the pending client would
+    /// make the event loop spin.
     spare: Option<UnixListener>,
 }
 
-/// A connection and what its descriptor is watched for.
+/// Connection, and the event for which its descriptor is watched.
 struct Watched {
     connection: Connection,
     wait: Wait,
 }
 
 impl Server {
-    /// Listens at `path`, and replaces a socket there that nobody listens at. From the moment at which the path appears
-    /// clients can connect; they are answered when [`serve`](Self::serve) is called. The path is removed when the server
-    /// is dropped, unless it is another's by then.
+    /// Listens at `path`, and replaces a socket there without a listener. Clients can connect as soon as the path
+    /// exists; they are served by [`serve`](Self::serve). Dropping the server removes the path, unless the file there
+    /// is another.
     ///
     /// # Errors
     /// All variants.
@@ -66,27 +71,27 @@ impl Server {
         })
     }
 
-    /// Does what can be done now, a bounded piece of it, and never blocks. What is left keeps the descriptor readable.
+    /// Performs a batch of the pending work without blocking. The descriptor stays readable while work remains.
     ///
-    /// Answers are on their way when this returns, but for clients that do not read.
+    /// All responses are sent when this function returns, except to clients that do not read.
     pub fn serve(&mut self, handler: &mut dyn Handler) {
         let mut events = [EpollEvent::default(); BATCH];
-        // Interrupted by a signal, there is another turn at once.
+        // After a signal, the descriptor is still readable, so the event loop calls again.
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
         for event in &events[..count] {
             match event.data() {
                 LISTENER => self.accept(),
-                place => self.process(usize::try_from(place).unwrap_or(usize::MAX), handler),
+                index => self.process(usize::try_from(index).unwrap_or(usize::MAX), handler),
             }
         }
     }
 
-    /// Lets clients in that wait at the door.
+    /// Accepts pending clients.
     fn accept(&mut self) {
         for _ in 0..BATCH {
             match self.socket.accept() {
                 Ok(stream) => self.admit(stream),
-                Err(error) if is_full(&error) => self.turn_out(),
+                Err(error) if is_full(&error) => self.reject_one(),
                 Err(error)
                     if matches!(
                         error.kind(),
@@ -97,55 +102,54 @@ impl Server {
         }
     }
 
-    /// Lets one client in and out again, there being no descriptor for it.
-    fn turn_out(&mut self) {
+    /// Accepts and closes a client at the descriptor limit.
+    fn reject_one(&mut self) {
         drop(self.spare.take());
         drop(self.socket.accept());
         self.spare = self.socket.spare().ok();
     }
 
     fn admit(&mut self, stream: UnixStream) {
-        let is_ending = |place: &Option<Watched>| {
-            place
-                .as_ref()
+        let is_ending = |slot: &Option<Watched>| {
+            slot.as_ref()
                 .is_some_and(|watched| watched.connection.is_ending())
         };
         let open = self.connections.iter().flatten().count();
-        let ending = self.connections.iter().filter(|place| is_ending(place)).count();
+        let ending = self.connections.iter().filter(|slot| is_ending(slot)).count();
         let limit = self.limits.connections;
-        // Clients that take long to go do not add up.
+        // Clients that stay connected after their rejection must not accumulate.
         if ending >= limit
-            && let Some(place) = self.connections.iter_mut().find(|place| is_ending(place))
+            && let Some(slot) = self.connections.iter_mut().find(|slot| is_ending(slot))
         {
-            *place = None;
+            *slot = None;
         }
         let connection = if open - ending < limit {
             Connection::new(stream, self.limits)
         } else {
-            Connection::turn_away(stream, self.limits)
+            Connection::reject(stream, self.limits)
         };
-        // A client that cannot be watched cannot be served.
+        // A connection that cannot be watched is closed.
         let _ = connection.and_then(|connection| self.watch(connection));
     }
 
-    /// Finds a place for a connection.
+    /// Adds a connection at a free index.
     fn watch(&mut self, connection: Connection) -> io::Result<()> {
         let wait = Wait::Input;
-        let place = self.connections.iter().position(Option::is_none);
-        let place = place.unwrap_or(self.connections.len());
-        let event = EpollEvent::new(interest(wait), place as u64);
+        let index = self.connections.iter().position(Option::is_none);
+        let index = index.unwrap_or(self.connections.len());
+        let event = EpollEvent::new(event_set(wait), index as u64);
         self.epoll
             .ctl(ControlOperation::Add, connection.as_raw_fd(), event)?;
-        if place == self.connections.len() {
+        if index == self.connections.len() {
             self.connections.push(None);
         }
-        self.connections[place] = Some(Watched { connection, wait });
+        self.connections[index] = Some(Watched { connection, wait });
         Ok(())
     }
 
-    /// Gives the connection at `place` its turn, and watches it for what it then waits for.
-    fn process(&mut self, place: usize, handler: &mut dyn Handler) {
-        let Some(Some(watched)) = self.connections.get_mut(place) else {
+    /// Serves the connection at `index`, and updates its watch.
+    fn process(&mut self, index: usize, handler: &mut dyn Handler) {
+        let Some(Some(watched)) = self.connections.get_mut(index) else {
             return;
         };
         let wait = watched.connection.process(&mut self.scratch, handler);
@@ -153,17 +157,17 @@ impl Server {
             return;
         }
         watched.wait = wait;
-        let event = EpollEvent::new(interest(wait), place as u64);
+        let event = EpollEvent::new(event_set(wait), index as u64);
         let file = watched.connection.as_raw_fd();
-        // Closing its descriptor ends the watch.
+        // Closing the descriptor also removes its watch.
         if wait == Wait::Nothing || self.epoll.ctl(ControlOperation::Modify, file, event).is_err() {
-            self.connections[place] = None;
+            self.connections[index] = None;
         }
     }
 }
 
-/// What the descriptor of a connection is watched for; that its other end has gone always shows.
-fn interest(wait: Wait) -> EventSet {
+/// Events for which the descriptor of a connection is watched. The kernel always reports a hang-up.
+fn event_set(wait: Wait) -> EventSet {
     match wait {
         Wait::Input => EventSet::IN,
         Wait::Output => EventSet::OUT,
@@ -177,10 +181,224 @@ impl AsRawFd for Server {
     }
 }
 
-/// Whether there is no descriptor or memory for one more client, here or on the whole host.
+/// Returns true if `error` is a lack of descriptors or memory, in the process or on the host.
 fn is_full(error: &std::io::Error) -> bool {
     let full = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
     error.raw_os_error().is_some_and(|number| full.contains(&number))
+}
+
+/// Maximum number of requests that one client executes before other clients.
+const REQUESTS: usize = 16;
+
+/// Maximum length of pending responses in bytes; above it, the requests of the client wait until it reads.
+const MAX_PENDING: usize = 16384;
+
+/// Event for which a connection waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    /// Bytes from the client.
+    Input,
+    /// Room for responses, or the next batch.
+    Output,
+    /// None: the connection has ended.
+    Nothing,
+}
+
+/// Phase of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Requests are accepted.
+    Open,
+    /// The client has sent all requests, and pending responses are sent.
+    Ended,
+    /// No request is accepted. The end is signalled after the pending responses.
+    Closing,
+    /// The end is signalled, and input is discarded. Closing with unread input would reset the connection and drop
+    /// responses that the client has not read.
+    Draining,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: UnixStream,
+    parser: Parser,
+    phase: Phase,
+    /// Pending responses; the first `sent` bytes are sent.
+    output: Vec<u8>,
+    sent: usize,
+    /// True if the parser may hold complete requests.
+    more: bool,
+}
+
+impl Connection {
+    /// Creates the connection of a client.
+    ///
+    /// # Errors
+    /// The error of the kernel if the socket cannot be made non-blocking.
+    fn new(stream: UnixStream, limits: HttpLimits) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self {
+            stream,
+            parser: Parser::new(limits),
+            phase: Phase::Open,
+            output: Vec::new(),
+            sent: 0,
+            more: false,
+        })
+    }
+
+    /// Rejects a client above the limit at once.
+    ///
+    /// # Errors
+    /// The error of the kernel if the socket cannot be made non-blocking, or the client is disconnected.
+    fn reject(stream: UnixStream, limits: HttpLimits) -> io::Result<Self> {
+        let mut connection = Self::new(stream, limits)?;
+        connection.output.extend_from_slice(TOO_MANY);
+        // The buffer of a new socket has enough room.
+        connection.flush()?;
+        connection.end_output()?;
+        Ok(connection)
+    }
+
+    /// Returns true if no more requests are accepted.
+    fn is_ending(&self) -> bool {
+        self.phase != Phase::Open
+    }
+
+    /// Performs a batch of work without blocking: at most one read, into `scratch`, and the requests in it.
+    fn process(&mut self, scratch: &mut [u8], handler: &mut dyn Handler) -> Wait {
+        match self.advance(scratch, handler) {
+            Ok(wait) => wait,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Wait::Input,
+            // The client is disconnected.
+            Err(_) => Wait::Nothing,
+        }
+    }
+
+    fn advance(&mut self, scratch: &mut [u8], handler: &mut dyn Handler) -> io::Result<Wait> {
+        // Requests of a client that does not read responses must not accumulate responses here.
+        if !self.flush()? {
+            return Ok(Wait::Output);
+        }
+        match self.phase {
+            Phase::Open => {
+                if !self.more {
+                    self.read(scratch)?;
+                }
+                self.execute(handler);
+            }
+            Phase::Draining => {
+                let ended = self.receive(scratch)? == 0;
+                return Ok(if ended { Wait::Nothing } else { Wait::Input });
+            }
+            Phase::Ended | Phase::Closing => {}
+        }
+        if !self.flush()? || self.more {
+            return Ok(Wait::Output);
+        }
+        match self.phase {
+            Phase::Open => Ok(Wait::Input),
+            Phase::Closing => {
+                self.end_output()?;
+                Ok(Wait::Input)
+            }
+            Phase::Ended | Phase::Draining => Ok(Wait::Nothing),
+        }
+    }
+
+    fn read(&mut self, scratch: &mut [u8]) -> io::Result<()> {
+        let count = self.receive(scratch)?;
+        if count > 0 {
+            self.parser.feed(&scratch[..count]);
+            return Ok(());
+        }
+        if self.parser.is_partial() {
+            self.reject_request(&RequestError::Cut);
+        }
+        self.phase = Phase::Ended;
+        Ok(())
+    }
+
+    /// Reads once, again after a signal.
+    fn receive(&mut self, scratch: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.stream.read(scratch) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Executes a batch of the pending requests.
+    fn execute(&mut self, handler: &mut dyn Handler) {
+        let mut left = REQUESTS;
+        self.more = false;
+        while self.phase == Phase::Open {
+            if left == 0 || self.output.len() > MAX_PENDING {
+                self.more = true;
+                return;
+            }
+            match self.parser.next() {
+                Ok(Step::Incomplete) => return,
+                Ok(Step::Continue) => self.output.extend_from_slice(CONTINUE),
+                Ok(Step::Request { request, last }) => {
+                    left -= 1;
+                    let head_only = request.method.name() == "HEAD";
+                    handler.handle(&request).write(&mut self.output, head_only);
+                    // Firecracker keeps the connection open after `Connection: close`. A client that reads until the
+                    // end, as in HTTP/1.0, would wait forever.
+                    if last {
+                        self.close();
+                    }
+                }
+                Err(error) => self.reject_request(&error),
+            }
+        }
+    }
+
+    /// Sends the reason and ends the connection, because the start of the next request is unknown.
+    fn reject_request(&mut self, error: &RequestError) {
+        let text = error.text();
+        log::debug!("api: rejected a request: {text}");
+        Response::invalid_request(&text).write(&mut self.output, false);
+        self.close();
+    }
+
+    /// Stops to accept requests, and releases their memory.
+    fn close(&mut self) {
+        self.phase = Phase::Closing;
+        self.parser.clear();
+    }
+
+    /// Signals the end to the client.
+    fn end_output(&mut self) -> io::Result<()> {
+        self.phase = Phase::Draining;
+        self.output = Vec::new();
+        self.stream.shutdown(Shutdown::Write)
+    }
+
+    /// Sends pending responses. Returns true if all are sent.
+    fn flush(&mut self) -> io::Result<bool> {
+        while self.sent < self.output.len() {
+            match self.stream.write(&self.output[self.sent..]) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => self.sent += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.output.clear();
+        self.output.shrink_to(KEPT_CAPACITY);
+        self.sent = 0;
+        Ok(true)
+    }
+}
+
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! The file by which clients find the server.
+//! File of the API socket.
 //!
-//! Some clients send their first request the moment the path appears, and never again. bind(2) makes it appear before
-//! listen(2) makes it answer; so both are done under another name, and link(2) gives the socket its own.
+//! Some clients send one request as soon as the path exists, without a retry. bind(2) creates the path before listen(2)
+//! accepts connections. Therefore the socket is bound under a temporary name, and link(2) gives it the final name.
 
 use std::fs::{self, File, Metadata, TryLockError};
 use std::io::{self, ErrorKind};
@@ -13,19 +13,17 @@ use std::process;
 use std::thread;
 use std::time::Duration;
 
-use super::error::Error;
-
-/// Bytes of a path in `sockaddr_un`, its final zero not counted.
+/// Maximum length of a path in `sockaddr_un` in bytes, without the terminating NUL (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
 
-/// Names that are tried before giving up, as each may be taken by what another process left.
+/// Maximum number of temporary names to try. Left-over files of killed processes may occupy some.
 const ATTEMPTS: u32 = 64;
 
-/// How often, and how long, a lock that another process has is waited for.
+/// Number and interval of attempts to lock the directory.
 const LOCK_ATTEMPTS: u32 = 200;
 const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
-/// A socket that listens, and its file, which goes when this goes.
+/// Listening socket. Dropping it removes its file.
 #[derive(Debug)]
 pub(super) struct Socket {
     listener: UnixListener,
@@ -35,10 +33,10 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    /// Listens at `path`. A client that finds the path is never refused.
+    /// Listens at `path`. A client that finds the path can always connect.
     ///
     /// # Errors
-    /// All but [`Error::Events`].
+    /// All variants but [`Error::Events`].
     pub(super) fn bind(path: &Path) -> Result<Self, Error> {
         let length = path.as_os_str().len();
         if length > MAX_SOCKET_PATH {
@@ -48,32 +46,32 @@ impl Socket {
             });
         }
         let (listener, hidden) = listen(path)?;
-        let published = fs::symlink_metadata(&hidden)
-            .map_err(|source| Error::at(path, "look at its file", source))
+        let linked = fs::symlink_metadata(&hidden)
+            .map_err(|source| Error::at(path, "inspect", source))
             .and_then(|metadata| link_socket(&hidden, path).map(|()| identity(&metadata)));
-        // After a rename it is gone already; one that stays is an empty name that the next process passes by.
+        // After a rename the name is gone. If the removal fails, later processes skip the name.
         let _ = fs::remove_file(&hidden);
         let socket = Self {
             listener,
             path: path.to_owned(),
-            identity: published?,
+            identity: linked?,
         };
         socket
             .listener
             .set_nonblocking(true)
-            .map_err(|source| Error::at(path, "make it non-blocking", source))?;
+            .map_err(|source| Error::at(path, "configure", source))?;
         Ok(socket)
     }
 
-    /// Takes a client, if one waits.
+    /// Accepts a pending client.
     ///
     /// # Errors
-    /// [`ErrorKind::WouldBlock`] if none waits, and the kernel's others.
+    /// [`ErrorKind::WouldBlock`] without a pending client, and other errors of the kernel.
     pub(super) fn accept(&self) -> io::Result<UnixStream> {
         self.listener.accept().map(|(stream, _)| stream)
     }
 
-    /// Another descriptor for the socket.
+    /// Duplicates the descriptor of the socket.
     pub(super) fn spare(&self) -> io::Result<UnixListener> {
         self.listener.try_clone()
     }
@@ -86,7 +84,7 @@ impl AsRawFd for Socket {
 }
 
 impl Drop for Socket {
-    /// Removes the file, unless somebody else has put another in its place.
+    /// Removes the file, unless it was replaced by another.
     fn drop(&mut self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|metadata| identity(&metadata) == self.identity) {
             let _ = fs::remove_file(&self.path);
@@ -98,43 +96,42 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// Listens under a name of its own in the folder of `path`.
+/// Listens under a temporary name in the directory of `path`.
 fn listen(path: &Path) -> Result<(UnixListener, PathBuf), Error> {
     for hidden in names(path) {
         match UnixListener::bind(&hidden) {
             Ok(listener) => return Ok((listener, hidden)),
             Err(error) if error.kind() == ErrorKind::AddrInUse => {}
-            Err(error) => return Err(Error::at(path, "create it", error)),
+            Err(error) => return Err(Error::at(path, "create", error)),
         }
     }
     let error = ErrorKind::AddrInUse.into();
-    Err(Error::at(path, "find a free name in its folder", error))
+    Err(Error::at(path, "find a temporary name for", error))
 }
 
-/// Names in the folder of `path` that no other process is likely to use.
+/// Returns temporary names in the directory of `path` that other processes are unlikely to use.
 fn names(path: &Path) -> impl Iterator<Item = PathBuf> {
-    let folder = path.parent().unwrap_or(Path::new(""));
-    // What the folder leaves of an address; as `path` fits into one, that is at least one letter.
-    let room = (MAX_SOCKET_PATH + 1).saturating_sub(folder.join("x").as_os_str().len());
+    let directory = path.parent().unwrap_or(Path::new(""));
+    // Length that the directory leaves in an address; at least 1, because `path` fits.
+    let room = (MAX_SOCKET_PATH + 1).saturating_sub(directory.join("x").as_os_str().len());
     let first = process::id().wrapping_mul(ATTEMPTS);
     let names = (0..ATTEMPTS).map(move |attempt| {
-        // The bits that differ come first, so that names cut short differ as well.
+        // The bits that differ come first, so that truncated names differ too.
         let mut name = format!("{:08x}-mayfly", first.wrapping_add(attempt).reverse_bits());
         name.truncate(room);
-        folder.join(name)
+        directory.join(name)
     });
     names.filter(move |name| name != path)
 }
 
-/// Gives what is at `hidden` the name `path`, which nobody may be listening at.
+/// Renames `hidden` to `path`, unless a process listens there.
 fn link_socket(hidden: &Path, path: &Path) -> Result<(), Error> {
-    let named =
-        |outcome: io::Result<()>| outcome.map_err(|source| Error::at(path, "give it its name", source));
+    let named = |outcome: io::Result<()>| outcome.map_err(|source| Error::at(path, "link", source));
     match name(hidden, path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         outcome => return named(outcome),
     }
-    // Two processes that both find the same stale socket must not take away each other's new one.
+    // Two processes that find the same stale socket must not remove the new socket of each other.
     let _lock = lock(path);
     remove_stale(path)?;
     match name(hidden, path) {
@@ -143,10 +140,10 @@ fn link_socket(hidden: &Path, path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Renames what is at `hidden` unless there is something at `path`.
+/// Renames `hidden` to `path`, unless that exists.
 fn name(hidden: &Path, path: &Path) -> io::Result<()> {
     match fs::hard_link(hidden, path) {
-        // A file system without links: rename(2) is as sudden, but takes the place of what is there.
+        // Without hard links in the file system: rename(2) is also atomic, but would replace an existing file.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP)) => {
             rename(hidden, path)
         }
@@ -161,13 +158,15 @@ fn rename(hidden: &Path, path: &Path) -> io::Result<()> {
     fs::rename(hidden, path)
 }
 
-/// Keeps others like this one from taking sockets away in the folder of `path`, as long as what it returns lives.
+/// Locks the directory of `path` against other mayfly processes until the result is dropped.
 ///
-/// They hold it for microseconds, so that there is nothing left to wait for if one has it much longer than that; nor if
-/// the file system has no locks, or this user may not read the folder.
+/// Other processes hold the lock for microseconds, so a longer wait is useless. Returns `None` after that time, for a
+/// file system without locks, and for a directory that this user may not read.
 fn lock(path: &Path) -> Option<File> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let file = File::open(folder.unwrap_or(Path::new("."))).ok()?;
+    let directory = path
+        .parent()
+        .filter(|directory| !directory.as_os_str().is_empty());
+    let file = File::open(directory.unwrap_or(Path::new("."))).ok()?;
     for _ in 0..LOCK_ATTEMPTS {
         match file.try_lock() {
             Ok(()) => return Some(file),
@@ -178,36 +177,106 @@ fn lock(path: &Path) -> Option<File> {
     None
 }
 
-/// Takes a socket at which nobody listens away from `path`.
+/// Removes a socket without a listener from `path`.
 fn remove_stale(path: &Path) -> Result<(), Error> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.file_type().is_socket() => {}
         Ok(_) => return Err(Error::NotSocket(path.to_owned())),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(Error::at(path, "look at what is there", error)),
+        Err(error) => return Err(Error::at(path, "inspect", error)),
     }
     if is_live(path)? {
         return Err(Error::InUse(path.to_owned()));
     }
     match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(Error::at(path, "take the stale socket away", error))
-        }
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::at(path, "replace", error)),
         _ => Ok(()),
     }
 }
 
-/// Whether a process has the socket at `path` open.
+/// Returns true if a process listens at `path`.
 ///
-/// Connecting for good would block while its queue is full, and be a connection to serve. A datagram socket is refused
-/// at once, and differently: for its type if there is somebody, as a connection if there is nobody.
+/// A stream connection would block while the queue is full, and would have to be served. A datagram socket is rejected
+/// at once: for the wrong type with a listener (EPROTOTYPE), as a refused connection without.
 fn is_live(path: &Path) -> Result<bool, Error> {
     let connected = UnixDatagram::unbound().and_then(|probe| probe.connect(path));
     match connected {
         Ok(()) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => Ok(true),
         Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => Ok(false),
-        Err(error) => Err(Error::at(path, "find out who listens", error)),
+        Err(error) => Err(Error::at(path, "probe", error)),
+    }
+}
+
+/// Failure to start the server.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A process listens at the path. Firecracker's sentence.
+    #[error("Failed to open the API socket at: {}. Check that it is not already used.", .0.display())]
+    InUse(PathBuf),
+    /// The file at the path is no socket.
+    #[error("cannot create the API socket {0:?}: another file exists; remove it or choose another path")]
+    NotSocket(PathBuf),
+    /// The path does not fit into a socket address.
+    #[error("cannot create the API socket {path:?}: the path has {length} bytes; choose one of at most 107")]
+    Long {
+        /// Path.
+        path: PathBuf,
+        /// Length in bytes.
+        length: usize,
+    },
+    /// The directory does not exist.
+    #[error(
+        "cannot create the API socket {0:?}: the directory does not exist; create it or choose another path"
+    )]
+    NoDirectory(PathBuf),
+    /// This user lacks a permission.
+    #[error(
+        "cannot {operation} the API socket {path:?}: no permission; make the directory writable for this user, or \
+         choose another path"
+    )]
+    Denied {
+        /// Path of the socket.
+        path: PathBuf,
+        /// Operation without permission.
+        operation: &'static str,
+        /// Error of the kernel.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel rejected an operation.
+    #[error("cannot {operation} the API socket {path:?}; choose another path")]
+    System {
+        /// Path of the socket.
+        path: PathBuf,
+        /// Rejected operation.
+        operation: &'static str,
+        /// Error of the kernel.
+        #[source]
+        source: io::Error,
+    },
+    /// The socket cannot be watched.
+    #[error("cannot watch the API socket")]
+    Events(#[source] io::Error),
+}
+
+impl Error {
+    /// Converts `source`, the failure of `operation` on the socket at `path`.
+    pub(super) fn at(path: &Path, operation: &'static str, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::NoDirectory(path),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::Denied {
+                path,
+                operation,
+                source,
+            },
+            _ => Self::System {
+                path,
+                operation,
+                source,
+            },
+        }
     }
 }
 

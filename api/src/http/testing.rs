@@ -1,4 +1,4 @@
-//! What the tests of this module share.
+//! Fixtures for the tests of this module.
 
 use std::os::fd::AsRawFd;
 
@@ -6,18 +6,18 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{Handler, Request, Response};
 
-/// Answers a path with itself, `/none` with nothing and `/big` with much; counts.
+/// Handler that counts requests: `/none` has no content, `/big` a long body, others their path.
 #[derive(Default)]
 pub(crate) struct Echo {
-    pub(crate) asked: usize,
+    pub(crate) requests: usize,
 }
 
-/// Length of the answer to `/big`.
+/// Length of the response to `/big`.
 pub(crate) const BIG: usize = 3_000_000;
 
 impl Handler for Echo {
-    fn answer(&mut self, request: &Request) -> Response {
-        self.asked += 1;
+    fn handle(&mut self, request: &Request) -> Response {
+        self.requests += 1;
         match request.path.as_str() {
             "/none" => Response::no_content(),
             "/big" => Response::text("text/plain", vec![b'x'; BIG]),
@@ -26,7 +26,7 @@ impl Handler for Echo {
     }
 }
 
-/// What [`Echo`] answers `path` with.
+/// Bytes of the response of [`Echo`] to `path`.
 pub(crate) fn echo(path: &str, body: usize) -> String {
     let text = format!("\"{path} {body}\"");
     format!(
@@ -36,7 +36,7 @@ pub(crate) fn echo(path: &str, body: usize) -> String {
     )
 }
 
-/// An event loop around one descriptor.
+/// Event loop with one descriptor.
 pub(crate) struct Loop(Epoll);
 
 impl Loop {
@@ -47,7 +47,7 @@ impl Loop {
         Self(epoll)
     }
 
-    /// Waits until there is work.
+    /// Waits until the descriptor is readable.
     pub(crate) fn wait(&self) {
         while self.0.wait(-1, &mut [EpollEvent::default()]).unwrap_or(0) == 0 {}
     }

@@ -1,32 +1,18 @@
-//! What the VM and its API have done, for those who collect numbers.
+//! Metrics of the VM and the API: formats and file.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | `exposition` | [`prometheus`]: which number has which name in Prometheus |
-//! | `text` | the text format of Prometheus |
-//! | `file` | [`MetricsFile`]: takes all numbers at a time, a line of JSON |
-//! | `line` | what is in such a line |
-//! | [`output`] | [`OutputFile`]: a file or FIFO that is written to without ever waiting; the log has one too |
+//! | `prometheus` | [`prometheus()`]: all metrics in the text format of Prometheus |
+//! | `json` | all metrics in one line of JSON |
+//! | [`mod@file`] | [`MetricsFile`], and [`OutputFile`], which the log uses too |
 
-mod exposition;
-mod file;
-mod line;
-pub mod output;
+mod counters;
+pub mod file;
+mod json;
+mod prometheus;
 #[cfg(test)]
 mod testing;
-mod text;
 
-use serde::Serialize;
-
-pub use exposition::prometheus;
-pub use file::MetricsFile;
-pub use output::OutputFile;
-
-/// What the API has done since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Counters {
-    /// Requests answered with 200 or 204.
-    pub accepted: u64,
-    /// Requests answered with anything else.
-    pub refused: u64,
-}
+pub use counters::Counters;
+pub use file::{MetricsFile, OutputFile};
+pub use prometheus::prometheus;

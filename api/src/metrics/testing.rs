@@ -1,4 +1,4 @@
-//! What the tests of this module share.
+//! Fixtures for the tests of this module.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use vmm::control::{
     BlockMetrics, DeviceCounters, DeviceMetrics, NetMetrics, StartPhase, VcpuMetrics, VmMetrics,
 };
 
-/// Of each kind two or more, and every number another.
+/// Metrics with at least two elements of each kind, and a different number in each field.
 pub(super) fn full() -> VmMetrics {
     let mut next: u32 = 100;
     let mut number = || {
@@ -70,7 +70,7 @@ pub(super) fn full() -> VmMetrics {
     metrics
 }
 
-/// The numbers in `value`, with where they are.
+/// Numbers in `value` with their paths.
 pub(super) fn leaves(value: &Value) -> Vec<(String, f64)> {
     fn walk(value: &Value, path: &str, found: &mut Vec<(String, f64)>) {
         match value {

@@ -1,74 +1,107 @@
-//! What a client is told when it does not get its wish, in Firecracker's words where it has some.
+//! Rejections of requests, with Firecracker's sentence where there is one.
 
-use vmm::control::{self, ErrorChain};
+use vmm::control::{self, CreateSnapshotError, ErrorChain, LoadSnapshotError};
 
 use crate::http::Method;
 use crate::schema;
 
-/// Why a request is answered with 400.
+/// Firecracker's sentence for a request that is valid only before the start.
+pub(super) const AFTER_START: &str = "The requested operation is not supported after starting the microVM.";
+/// Firecracker's sentence for a request that is valid only after the start.
+pub(super) const BEFORE_START: &str = "The requested operation is not supported before starting the microVM.";
+/// Firecracker's sentence for a start without an image.
+const NO_KERNEL: &str = "Cannot start microvm without kernel configuration.";
+/// Firecracker's sentence for a load after other configuration requests.
+const CONFIGURED: &str = "Loading a microVM snapshot not allowed after configuring boot-specific resources.";
+const NO_KEYBOARD: &str =
+    "SendCtrlAltDel is not supported on this architecture: its machine has no keyboard.";
+const NOT_PAUSED: &str = "the microVM must be paused: PATCH /vm with the state Paused";
+
+/// Rejection of a request, with the status 400.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no such thing, or it cannot be done with it.
+    /// No route has this method and path.
     #[error("Invalid request method and/or path: {method} {path}.")]
     Route {
-        /// The method.
+        /// Method.
         method: Method,
-        /// The path, without the slash that it starts with.
+        /// Path without the first slash.
         path: String,
     },
-    /// A body where none belongs.
+    /// The method permits no body.
     #[error("{0} request cannot have a body.")]
     Body(Method),
-    /// Nothing where there should be a body, or a change.
+    /// The method requires a body, or a change in it.
     #[error("Empty {0} request.")]
     Empty(Method),
-    /// The body is not what it should be.
+    /// The body is invalid.
     #[error(transparent)]
     Schema(schema::Error),
-    /// Two names for one thing.
+    /// Path and body have different identifiers.
     #[error("The id from the path does not match the id from the body!")]
     IdMismatch,
-    /// A thing without a name.
+    /// The identifier is empty.
     #[error("The ID cannot be empty.")]
     IdEmpty,
-    /// A name that would be trouble elsewhere.
+    /// The identifier has other characters than the permitted.
     #[error(
         "API Resource IDs can only contain alphanumeric characters, underscores, hyphens, points and colons."
     )]
     IdCharacter,
-    /// Something that Firecracker has.
-    #[error("{0} not part of {1}.")]
-    Absent(&'static str, &'static str),
-    /// The VM is not as far, or too far.
-    #[error(transparent)]
-    Phase(control::Error),
-    /// It was tried.
+    /// The feature of Firecracker is unsupported. Contains subject and verb.
+    #[error("{0} not part of mayfly.")]
+    Unsupported(&'static str),
+    /// The request is invalid in the present state of the VM.
+    #[error("{0}")]
+    Phase(&'static str),
+    /// The operation failed.
     #[error("{part} error: {reason}")]
-    Refused {
-        /// What it was about.
+    Rejected {
+        /// Subject of the request.
         part: &'static str,
-        /// Why it did not work.
+        /// Cause.
         reason: String,
     },
 }
 
 impl Error {
-    /// What went wrong with `part`: `reason`.
-    pub fn refused(part: &'static str, reason: impl Into<String>) -> Self {
+    /// Creates [`Error::Rejected`].
+    pub fn rejected(part: &'static str, reason: impl Into<String>) -> Self {
         let reason = reason.into();
-        Self::Refused { part, reason }
+        Self::Rejected { part, reason }
     }
 
-    /// What went wrong with `part`: `error`, with all causes.
-    pub fn failed(part: &'static str, error: &dyn std::error::Error) -> Self {
-        Self::refused(part, ErrorChain(error).to_string())
-    }
-
-    /// For `map_err`: what the VMM says of `part`, with all causes.
+    /// Returns a conversion for `map_err` from an error of the VMM about `part`.
     pub fn of(part: &'static str) -> impl Fn(control::Error) -> Self {
         move |error| match error {
-            control::Error::AfterStart | control::Error::BeforeStart => Self::Phase(error),
+            control::Error::AfterStart => Self::Phase(AFTER_START),
+            control::Error::BeforeStart => Self::Phase(BEFORE_START),
+            control::Error::NoKernel => Self::rejected(part, NO_KERNEL),
+            control::Error::NoKeyboard => Self::rejected(part, NO_KEYBOARD),
             other => Self::failed(part, &other),
         }
+    }
+
+    /// Converts a failure to create a snapshot.
+    pub(super) fn of_create(error: &CreateSnapshotError) -> Self {
+        const PART: &str = "Create snapshot";
+        match error {
+            CreateSnapshotError::Running => Self::rejected(PART, NOT_PAUSED),
+            other => Self::failed(PART, other),
+        }
+    }
+
+    /// Converts a failure to load a snapshot.
+    pub(super) fn of_load(error: &LoadSnapshotError) -> Self {
+        const PART: &str = "Load snapshot";
+        match error {
+            LoadSnapshotError::Configured => Self::rejected(PART, CONFIGURED),
+            other => Self::failed(PART, other),
+        }
+    }
+
+    /// Creates [`Error::Rejected`] from `error` and all its causes.
+    fn failed(part: &'static str, error: &dyn std::error::Error) -> Self {
+        Self::rejected(part, ErrorChain(error).to_string())
     }
 }

@@ -1,98 +1,139 @@
-//! What each method and path does.
+//! Routes: handler of each method and path.
 
-mod absent;
-mod boot;
+mod actions;
+mod context;
 mod drive;
 mod error;
-mod life;
+mod info;
+mod logging;
+mod machine;
 mod network;
-mod output;
-mod show;
 mod snapshot;
-mod table;
 #[cfg(test)]
 mod tests;
+mod unsupported;
 
-use serde::Serialize;
-use vmm::control::{self, Control, InstanceState};
+use vmm::control::Control;
 
 use crate::http::{Method, Request, Response};
-use crate::schema::{self, Schema};
-use crate::service::Process;
+use crate::process::Process;
+use crate::schema::{
+    Action, BootSource, Drive, DriveUpdate, Logger, MachineConfiguration, MachineConfigurationUpdate,
+    Metrics, NetworkInterface, NetworkInterfaceUpdate, Schema, Serial, SnapshotCreate, SnapshotLoad,
+    VmUpdate, Vsock,
+};
 
+pub use context::RequestContext;
 pub use error::Error;
-pub use table::{ROUTES, Route};
 
-pub(crate) use absent::check_key;
-pub(crate) use boot::{put_boot_source, put_machine};
 pub(crate) use drive::put_drive;
+pub(crate) use logging::{put_logger, put_metrics};
+pub(crate) use machine::{put_boot_source, put_machine};
 pub(crate) use network::{put_interface, put_vsock};
-pub(crate) use output::{put_logger, put_metrics};
+pub(crate) use unsupported::check_key;
 
-/// A request on its way.
-pub struct RequestContext<'a> {
-    /// The VM.
-    pub control: &'a mut Control,
-    /// The process around it.
-    pub process: &'a mut Process,
-    /// The name in the path; none where there is no path.
-    pub id: Option<&'a str>,
-    /// The body.
-    pub body: &'a [u8],
+/// Method and path with its handler.
+pub struct Route {
+    /// Method.
+    pub method: Method,
+    /// Path as in `resources/openapi.yaml`; the last segment may be an identifier in braces.
+    pub path: &'static str,
+    /// Name of the body type in the specification. `None` for a route without a body.
+    pub body: Option<&'static str>,
+    handle: RouteHandler,
 }
 
-impl RequestContext<'_> {
-    /// The body, read.
-    fn read<T: Schema>(&self) -> Result<T, Error> {
-        schema::read(self.body).map_err(Error::Schema)
+type RouteHandler = fn(&mut RequestContext<'_>) -> Result<Response, Error>;
+
+impl Route {
+    const fn get(path: &'static str, handle: RouteHandler) -> Self {
+        Self::new(Method::Get, path, None, handle)
     }
 
-    /// Refuses what must be done before the start, after it.
-    fn before_start(&self) -> Result<(), Error> {
-        match self.control.state() {
-            InstanceState::NotStarted => Ok(()),
-            InstanceState::Running | InstanceState::Paused => Err(Error::Phase(control::Error::AfterStart)),
+    const fn delete(path: &'static str, handle: RouteHandler) -> Self {
+        Self::new(Method::Delete, path, None, handle)
+    }
+
+    const fn put<T: Schema>(path: &'static str, handle: RouteHandler) -> Self {
+        Self::new(Method::Put, path, Some(T::NAME), handle)
+    }
+
+    const fn patch<T: Schema>(path: &'static str, handle: RouteHandler) -> Self {
+        Self::new(Method::Patch, path, Some(T::NAME), handle)
+    }
+
+    const fn new(
+        method: Method,
+        path: &'static str,
+        body: Option<&'static str>,
+        handle: RouteHandler,
+    ) -> Self {
+        Self {
+            method,
+            path,
+            body,
+            handle,
         }
     }
 
-    /// Refuses what must be done after the start, before it.
-    fn after_start(&self) -> Result<(), Error> {
-        match self.control.state() {
-            InstanceState::NotStarted => Err(Error::Phase(control::Error::BeforeStart)),
-            InstanceState::Running | InstanceState::Paused => Ok(()),
+    /// Compares `path`, without the first slash, with the route. Returns the identifier in it, which may be empty.
+    fn matches<'a>(&self, path: &'a str) -> Option<Option<&'a str>> {
+        let own = &self.path[1..];
+        let Some((directory, _)) = own.split_once("/{") else {
+            return (path == own).then_some(None);
+        };
+        let rest = path.strip_prefix(directory)?;
+        let id = rest.strip_prefix('/');
+        match id {
+            None => rest.is_empty().then_some(Some("")),
+            Some(id) => (!id.contains('/')).then_some(Some(id)),
         }
-    }
-
-    /// Checks the name that a thing has in the body.
-    fn check_id(&self, id: &str) -> Result<(), Error> {
-        if id.is_empty() {
-            return Err(Error::IdEmpty);
-        }
-        if self.id.is_some_and(|expected| expected != id) {
-            return Err(Error::IdMismatch);
-        }
-        // Firecracker refuses hyphens, but kraftkit gives an interface the name of its bridge.
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.:".contains(&byte);
-        id.bytes().all(plain).then_some(()).ok_or(Error::IdCharacter)
     }
 }
 
-/// Does what `request` wants, and says so.
-pub fn answer(request: &Request, control: &mut Control, process: &mut Process) -> Response {
-    let response = respond(request, control, process).unwrap_or_else(|error| {
+/// All routes.
+pub static ROUTES: [Route; 23] = [
+    Route::get("/", info::instance),
+    Route::get("/version", info::version),
+    Route::get("/vm/config", info::configuration),
+    Route::get("/metrics", info::metrics),
+    Route::get("/openapi.yaml", info::specification),
+    Route::get("/machine-config", info::machine),
+    Route::put::<MachineConfiguration>("/machine-config", machine::put_machine),
+    Route::patch::<MachineConfigurationUpdate>("/machine-config", machine::patch_machine),
+    Route::put::<BootSource>("/boot-source", machine::put_boot_source),
+    Route::put::<Drive>("/drives/{drive_id}", drive::put_drive),
+    Route::patch::<DriveUpdate>("/drives/{drive_id}", drive::patch_drive),
+    Route::delete("/drives/{drive_id}", drive::delete_drive),
+    Route::put::<NetworkInterface>("/network-interfaces/{iface_id}", network::put_interface),
+    Route::patch::<NetworkInterfaceUpdate>("/network-interfaces/{iface_id}", network::patch_interface),
+    Route::delete("/network-interfaces/{iface_id}", network::delete_interface),
+    Route::put::<Vsock>("/vsock", network::put_vsock),
+    Route::put::<Logger>("/logger", logging::put_logger),
+    Route::put::<Metrics>("/metrics", logging::put_metrics),
+    Route::put::<Serial>("/serial", logging::put_serial),
+    Route::put::<Action>("/actions", actions::put_action),
+    Route::patch::<VmUpdate>("/vm", actions::patch_vm),
+    Route::put::<SnapshotCreate>("/snapshot/create", snapshot::create),
+    Route::put::<SnapshotLoad>("/snapshot/load", snapshot::load),
+];
+
+/// Executes `request` and returns the response.
+pub fn execute(request: &Request, control: &mut Control, process: &mut Process) -> Response {
+    let response = dispatch(request, control, process).unwrap_or_else(|error| {
         let text = error.to_string();
-        log::info!("api: refused {} {}: {text}", request.method, request.path);
+        log::info!("api: rejected {} {}: {text}", request.method, request.path);
         Response::fault(&text)
     });
     process.count(response.status());
     response
 }
 
-fn respond(request: &Request, control: &mut Control, process: &mut Process) -> Result<Response, Error> {
+fn dispatch(request: &Request, control: &mut Control, process: &mut Process) -> Result<Response, Error> {
     let method = &request.method;
     let path = request.path.strip_prefix('/').unwrap_or(&request.path);
-    if let Some(why) = absent::check_path(method, path) {
-        return Err(why);
+    if let Some(error) = unsupported::check_path(method, path) {
+        return Err(error);
     }
     match method {
         Method::Get | Method::Delete if !request.body.is_empty() => {
@@ -121,11 +162,4 @@ fn respond(request: &Request, control: &mut Control, process: &mut Process) -> R
     }
     let (method, path) = (method.clone(), path.to_owned());
     Err(Error::Route { method, path })
-}
-
-/// 200 with `content`.
-fn json(content: &impl Serialize) -> Result<Response, Error> {
-    let body = serde_json::to_vec(content)
-        .map_err(|error| Error::refused("Internal VMM", format!("cannot write the answer: {error}")))?;
-    Ok(Response::json(200, body))
 }

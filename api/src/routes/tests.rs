@@ -1,4 +1,4 @@
-//! What is answered before the start. What comes after needs KVM, and is tested with it.
+//! Requests before the start. Requests after it require KVM, and are tested in `tests/local`.
 
 mod clients;
 mod snapshot;
@@ -14,7 +14,7 @@ const BEFORE: &str = "The requested operation is not supported before starting t
 const AFTER: &str = "The requested operation is not supported after starting the microVM.";
 
 #[test]
-fn what_cannot_be_asked_for_is_said_in_firecrackers_words() {
+fn unknown_routes_are_rejected() {
     let mut bench = Bench::new();
     for (method, path, body, text) in [
         (
@@ -56,12 +56,12 @@ fn what_cannot_be_asked_for_is_said_in_firecrackers_words() {
             "Invalid request method and/or path: GET machine-config/.",
         ),
     ] {
-        assert_eq!(bench.fault(method, path, body), text);
+        assert_eq!(bench.expect_fault(method, path, body), text);
     }
 }
 
 #[test]
-fn a_body_is_there_if_it_should_be() {
+fn body_presence_is_checked() {
     let mut bench = Bench::new();
     for (method, path, body, text) in [
         ("GET", "/", "{}", "GET request cannot have a body."),
@@ -86,17 +86,21 @@ fn a_body_is_there_if_it_should_be() {
              column 2.",
         ),
     ] {
-        assert_eq!(bench.fault(method, path, body), text);
+        assert_eq!(bench.expect_fault(method, path, body), text);
     }
-    assert!(bench.fault("PUT", "/vm", "{}").starts_with("Invalid request"));
+    assert!(
+        bench
+            .expect_fault("PUT", "/vm", "{}")
+            .starts_with("Invalid request")
+    );
 }
 
 #[test]
-fn names_are_the_same_in_path_and_body() {
+fn ids_in_path_and_body_match() {
     let mut bench = Bench::new();
     let mut put = |path: &str, id: &str| {
         let body = format!(r#"{{"drive_id": "{id}", "is_root_device": false, "path_on_host": "@/disk"}}"#);
-        let response = bench.ask("PUT", path, bench.at(&body).as_bytes());
+        let response = bench.request("PUT", path, bench.at(&body).as_bytes());
         String::from_utf8_lossy(response.body()).into_owned()
     };
     assert_eq!(put("/drives/a-b_c.1:2", "a-b_c.1:2"), "");
@@ -112,7 +116,7 @@ fn names_are_the_same_in_path_and_body() {
 }
 
 #[test]
-fn what_is_not_part_of_mayfly_says_so() {
+fn unsupported_features_are_named() {
     let mut bench = Bench::new();
     for (method, path, text) in [
         ("PUT", "/balloon", "The balloon is not part of mayfly."),
@@ -130,13 +134,13 @@ fn what_is_not_part_of_mayfly_says_so() {
         ("PUT", "/cpu-config", "CPU configuration is not part of mayfly."),
         ("GET", "/vsock", "A vsock is not part of mayfly."),
     ] {
-        assert_eq!(bench.fault(method, path, "{}"), text, "{method} {path}");
+        assert_eq!(bench.expect_fault(method, path, "{}"), text, "{method} {path}");
     }
     assert_eq!(
-        bench.fault("PUT", "/vsock", r#"{"guest_cid": 3, "uds_path": "/v"}"#),
+        bench.expect_fault("PUT", "/vsock", r#"{"guest_cid": 3, "uds_path": "/v"}"#),
         "The field guest_cid cannot be 3: vsock is not part of mayfly."
     );
-    bench.done(
+    bench.expect_no_content(
         "PUT",
         "/vsock",
         r#"{"guest_cid": 0, "uds_path": "", "vsock_id": ""}"#,
@@ -144,7 +148,7 @@ fn what_is_not_part_of_mayfly_says_so() {
 }
 
 #[test]
-fn what_needs_a_guest_waits_for_it() {
+fn requests_require_start() {
     let mut bench = Bench::new();
     for (method, path, body) in [
         ("PATCH", "/vm", r#"{"state": "Paused"}"#),
@@ -156,53 +160,53 @@ fn what_needs_a_guest_waits_for_it() {
         ("DELETE", "/drives/a", ""),
         ("DELETE", "/network-interfaces/a", ""),
     ] {
-        assert_eq!(bench.fault(method, path, body), BEFORE, "{method} {path}");
+        assert_eq!(bench.expect_fault(method, path, body), BEFORE, "{method} {path}");
     }
     assert_ne!(BEFORE, AFTER);
     assert_eq!(
-        bench.fault("PUT", "/actions", r#"{"action_type": "InstanceStart"}"#),
+        bench.expect_fault("PUT", "/actions", r#"{"action_type": "InstanceStart"}"#),
         "Start microvm error: Cannot start microvm without kernel configuration."
     );
 }
 
 #[test]
-fn failures_have_their_prefix_and_all_their_causes() {
+fn failures_have_prefix_and_causes() {
     let mut bench = Bench::new();
-    let boot = bench.fault("PUT", "/boot-source", r#"{"kernel_image_path": "@/none"}"#);
+    let boot = bench.expect_fault("PUT", "/boot-source", r#"{"kernel_image_path": "@/none"}"#);
     assert!(
         boot.starts_with("Boot source error: ") && boot.contains("no such file"),
         "{boot}"
     );
     let drive = r#"{"drive_id": "a", "is_root_device": true, "path_on_host": "@/none"}"#;
-    let drive = bench.fault("PUT", "/drives/a", drive);
+    let drive = bench.expect_fault("PUT", "/drives/a", drive);
     assert!(
         drive.starts_with("Drive config error: ") && drive.contains("@/none"),
         "{drive}"
     );
     let machine = r#"{"vcpu_count": 1, "mem_size_mib": 17592186044415}"#;
-    let machine = bench.fault("PUT", "/machine-config", machine);
+    let machine = bench.expect_fault("PUT", "/machine-config", machine);
     assert!(machine.starts_with("Machine config error: "), "{machine}");
     let interface = r#"{"iface_id": "a", "host_dev_name": "", "guest_mac": "01:00:00:00:00:01"}"#;
     assert_eq!(
-        bench.fault("PUT", "/network-interfaces/a", interface),
+        bench.expect_fault("PUT", "/network-interfaces/a", interface),
         "Network config error: \"01:00:00:00:00:01\" is no MAC address: it is six bytes such as 02:00:00:00:00:01, the \
          first of which is even"
     );
     let interface = r#"{"iface_id": "a", "host_dev_name": "mayfly-no-tap"}"#;
-    let interface = bench.fault("PUT", "/network-interfaces/a", interface);
+    let interface = bench.expect_fault("PUT", "/network-interfaces/a", interface);
     assert!(interface.starts_with("Network config error: "), "{interface}");
     assert_eq!(
-        bench.fault("PUT", "/logger", r#"{"module": "wrong"}"#),
+        bench.expect_fault("PUT", "/logger", r#"{"module": "wrong"}"#),
         "Logger error: there is no such module"
     );
-    let serial = bench.fault("PUT", "/serial", r#"{"serial_out_path": "@/none/x"}"#);
+    let serial = bench.expect_fault("PUT", "/serial", r#"{"serial_out_path": "@/none/x"}"#);
     assert!(serial.starts_with("Serial config error: "), "{serial}");
     for (args, text) in [
         ("\u{e9}".to_owned(), "printable ASCII"),
         ("a".repeat(2048), "2047"),
     ] {
         let body = json!({"kernel_image_path": "@/kernel", "boot_args": args}).to_string();
-        let fault = bench.fault("PUT", "/boot-source", &body);
+        let fault = bench.expect_fault("PUT", "/boot-source", &body);
         assert!(
             fault.starts_with("Boot source error: boot_args") && fault.contains(text),
             "{fault}"
@@ -211,7 +215,7 @@ fn failures_have_their_prefix_and_all_their_causes() {
 }
 
 #[test]
-fn what_is_added_for_the_root_drive_counts_as_boot_args() {
+fn root_argument_counts_toward_boot_args() {
     let boot =
         |length: usize| json!({"kernel_image_path": "@/kernel", "boot_args": "a".repeat(length)}).to_string();
     let drive = |is_root: bool| {
@@ -222,37 +226,37 @@ fn what_is_added_for_the_root_drive_counts_as_boot_args() {
     let text = "and 2048 with \"root=/dev/vda rw\" for the root drive";
 
     let mut bench = Bench::new();
-    bench.done("PUT", "/drives/a", &drive(true));
-    let fault = bench.fault("PUT", "/boot-source", &boot(longest + 1));
+    bench.expect_no_content("PUT", "/drives/a", &drive(true));
+    let fault = bench.expect_fault("PUT", "/boot-source", &boot(longest + 1));
     assert!(
         fault.starts_with("Boot source error: boot_args") && fault.contains(text),
         "{fault}"
     );
-    bench.done("PUT", "/boot-source", &boot(longest));
-    bench.done("PUT", "/drives/a", &drive(true));
+    bench.expect_no_content("PUT", "/boot-source", &boot(longest));
+    bench.expect_no_content("PUT", "/drives/a", &drive(true));
 
-    bench.forget();
-    bench.done("PUT", "/boot-source", &boot(longest + 1));
-    let fault = bench.fault("PUT", "/drives/a", &drive(true));
+    bench.reset();
+    bench.expect_no_content("PUT", "/boot-source", &boot(longest + 1));
+    let fault = bench.expect_fault("PUT", "/drives/a", &drive(true));
     assert!(
         fault.starts_with("Drive config error: boot_args") && fault.contains(text),
         "{fault}"
     );
     assert_eq!(bench.get("/vm/config")["drives"], json!([]));
-    bench.done("PUT", "/drives/a", &drive(false));
-    bench.done("PUT", "/boot-source", &boot(2047));
+    bench.expect_no_content("PUT", "/drives/a", &drive(false));
+    bench.expect_no_content("PUT", "/boot-source", &boot(2047));
 }
 
 #[test]
-fn a_machine_is_set_and_changed() {
+fn machine_is_set_and_changed() {
     let mut bench = Bench::new();
     let default = json!({"vcpu_count": 1, "mem_size_mib": 128, "smt": false, "track_dirty_pages": false,
         "huge_pages": "None"});
     assert_eq!(bench.get("/machine-config"), default);
     let body = r#"{"vcpu_count": 2, "mem_size_mib": 64, "ht_enabled": false, "track_dirty_pages": true,
         "huge_pages": "Transparent"}"#;
-    bench.done("PUT", "/machine-config", body);
-    bench.done(
+    bench.expect_no_content("PUT", "/machine-config", body);
+    bench.expect_no_content(
         "PATCH",
         "/machine-config",
         r#"{"mem_size_mib": 32, "vcpu_count": null}"#,
@@ -267,14 +271,14 @@ fn a_machine_is_set_and_changed() {
         ("cpu_template", r#""T2""#),
     ] {
         let body = format!(r#"{{"vcpu_count": 1, "mem_size_mib": 16, "{field}": {value}}}"#);
-        let fault = bench.fault("PUT", "/machine-config", &body);
+        let fault = bench.expect_fault("PUT", "/machine-config", &body);
         assert!(
             fault.starts_with(&format!("The field {field} cannot be {value}: ")),
             "{fault}"
         );
     }
     assert_eq!(bench.get("/machine-config"), changed);
-    bench.done(
+    bench.expect_no_content(
         "PUT",
         "/machine-config",
         r#"{"vcpu_count": 1, "mem_size_mib": 128}"#,
@@ -283,22 +287,22 @@ fn a_machine_is_set_and_changed() {
 }
 
 #[test]
-fn firecrackers_deprecated_fields_are_answered_as_such() {
+fn deprecated_fields_set_header() {
     let mut bench = Bench::new();
-    let mut ask = |method, path, body: &str| bench.ask(method, path, body.as_bytes());
+    let mut request = |method, path, body: &str| bench.request(method, path, body.as_bytes());
     let deprecated = crate::http::Response::no_content().deprecated();
     let body = r#"{"vcpu_count": 1, "mem_size_mib": 128, "cpu_template": "None"}"#;
-    assert_eq!(ask("PUT", "/machine-config", body), deprecated);
+    assert_eq!(request("PUT", "/machine-config", body), deprecated);
     assert_eq!(
-        ask("PATCH", "/machine-config", r#"{"cpu_template": "None"}"#),
+        request("PATCH", "/machine-config", r#"{"cpu_template": "None"}"#),
         deprecated
     );
-    assert_eq!(ask("PUT", "/vsock", r#"{"vsock_id": ""}"#), deprecated);
-    assert_ne!(ask("PUT", "/vsock", "{}"), deprecated);
+    assert_eq!(request("PUT", "/vsock", r#"{"vsock_id": ""}"#), deprecated);
+    assert_ne!(request("PUT", "/vsock", "{}"), deprecated);
 }
 
 #[test]
-fn the_instance_tells_who_it_is() {
+fn instance_info_is_exact() {
     let mut bench = Bench::new();
     assert_eq!(
         bench.get("/"),
@@ -308,14 +312,40 @@ fn the_instance_tells_who_it_is() {
 }
 
 #[test]
-fn the_configuration_has_the_shape_of_a_file() {
+fn response_key_order_is_exact() {
+    let mut bench = Bench::new();
+    let drive = r#"{"drive_id": "a", "is_root_device": true, "path_on_host": "@/disk"}"#;
+    bench.expect_no_content("PUT", "/drives/a", drive);
+    let machine =
+        r#"{"vcpu_count":1,"mem_size_mib":128,"smt":false,"track_dirty_pages":false,"huge_pages":"None"}"#;
+    let drive = bench.at(
+        r#"{"drive_id":"a","is_root_device":true,"path_on_host":"@/disk","is_read_only":false,"partuuid":null,"cache_type":"Unsafe","io_engine":"Sync","rate_limiter":null}"#,
+    );
+    let config = format!(
+        r#"{{"balloon":null,"boot-source":null,"cpu-config":null,"drives":[{drive}],"entropy":null,"logger":null,"machine-config":{machine},"memory-hotplug":null,"metrics":null,"mmds-config":null,"network-interfaces":[],"pmem":[],"vsock":null}}"#
+    );
+    for (path, expected) in [
+        (
+            "/",
+            r#"{"id":"vm-1","state":"Not started","vmm_version":"1.2.3","app_name":"mayfly"}"#,
+        ),
+        ("/machine-config", machine),
+        ("/vm/config", &config),
+    ] {
+        let response = bench.request("GET", path, b"");
+        assert_eq!(String::from_utf8_lossy(response.body()), expected);
+    }
+}
+
+#[test]
+fn vm_config_loads_as_configuration_file() {
     let mut bench = Bench::new();
     let empty = bench.get("/vm/config");
     assert_eq!(
         (&empty["boot-source"], &empty["drives"]),
         (&json!(null), &json!([]))
     );
-    bench.done(
+    bench.expect_no_content(
         "PUT",
         "/boot-source",
         r#"{"kernel_image_path": "@/kernel", "initrd_path": "@/initrd"}"#,
@@ -325,16 +355,16 @@ fn the_configuration_has_the_shape_of_a_file() {
         r#"{{"drive_id": "data", "is_root_device": false, "path_on_host": "@/empty", "cache_type": "Writeback",
             "is_read_only": true, "rate_limiter": {limiter}}}"#
     );
-    bench.done("PUT", "/drives/data", &drive);
+    bench.expect_no_content("PUT", "/drives/data", &drive);
     let root =
         r#"{"drive_id": "root", "is_root_device": true, "path_on_host": "@/disk", "partuuid": "12-34"}"#;
-    bench.done("PUT", "/drives/root", root);
-    let shown = bench.get("/vm/config");
+    bench.expect_no_content("PUT", "/drives/root", root);
+    let config = bench.get("/vm/config");
     let args = crate::schema::DEFAULT_BOOT_ARGS;
     let boot = json!({"kernel_image_path": "@/kernel", "initrd_path": "@/initrd", "boot_args": args});
-    assert_eq!(shown["boot-source"], boot);
+    assert_eq!(config["boot-source"], boot);
     assert_eq!(
-        shown["drives"],
+        config["drives"],
         json!([
             {"drive_id": "root", "is_root_device": true, "path_on_host": "@/disk", "is_read_only": false,
                 "partuuid": "12-34", "cache_type": "Unsafe", "io_engine": "Sync", "rate_limiter": null},
@@ -343,58 +373,61 @@ fn the_configuration_has_the_shape_of_a_file() {
                 "rate_limiter": {"bandwidth": {"size": 9, "refill_time": 8, "one_time_burst": 7}, "ops": null}},
         ])
     );
-    assert_eq!(shown["machine-config"], bench.get("/machine-config"));
-    // What is shown can be said again.
-    let text = bench.at(&shown.to_string());
-    bench.forget();
+    assert_eq!(config["machine-config"], bench.get("/machine-config"));
+    // The response is a valid configuration file.
+    let text = bench.at(&config.to_string());
+    bench.reset();
     bench.api.apply(&mut bench.control, &text).unwrap();
-    assert_eq!(bench.get("/vm/config"), shown);
+    assert_eq!(bench.get("/vm/config"), config);
 }
 
 #[test]
-fn the_log_is_asked_for_what_is_given() {
+fn logger_settings_reach_log() {
     let mut bench = Bench::new();
-    bench.done(
+    bench.expect_no_content(
         "PUT",
         "/logger",
         r#"{"log_path": "/l", "level": "warning", "show_level": true}"#,
     );
-    bench.done(
+    bench.expect_no_content(
         "PUT",
         "/logger",
         r#"{"show_log_origin": false, "module": "a::b", "level": null}"#,
     );
-    let asked = bench.log.0.borrow();
-    assert_eq!(asked[0].path.as_deref(), Some("/l".as_ref()));
+    let settings = bench.log.0.borrow();
+    assert_eq!(settings[0].path.as_deref(), Some("/l".as_ref()));
     assert_eq!(
-        (asked[0].level, asked[0].show_level),
+        (settings[0].level, settings[0].show_level),
         (Some(log::LevelFilter::Warn), Some(true))
     );
-    assert_eq!((asked[0].show_origin, asked[0].module.as_deref()), (None, None));
     assert_eq!(
-        (asked[1].show_origin, asked[1].module.as_deref()),
+        (settings[0].show_origin, settings[0].module.as_deref()),
+        (None, None)
+    );
+    assert_eq!(
+        (settings[1].show_origin, settings[1].module.as_deref()),
         (Some(false), Some("a::b"))
     );
-    assert_eq!((asked[1].level, &asked[1].path), (None, &None));
+    assert_eq!((settings[1].level, &settings[1].path), (None, &None));
 }
 
 #[test]
-fn answers_are_counted() {
+fn responses_are_counted() {
     let mut bench = Bench::new();
     bench.get("/");
-    bench.done("PUT", "/vsock", "{}");
-    bench.fault("GET", "/foo", "");
+    bench.expect_no_content("PUT", "/vsock", "{}");
+    bench.expect_fault("GET", "/foo", "");
     let counters = *bench.api.process().counters();
     assert_eq!((counters.accepted, counters.refused), (2, 1));
 }
 
 #[test]
-fn numbers_and_specification_are_text() {
+fn metrics_and_specification_are_text() {
     let mut bench = Bench::new();
-    let metrics = bench.ask("GET", "/metrics", b"");
+    let metrics = bench.request("GET", "/metrics", b"");
     let expected = crate::http::Response::text("text/plain; version=0.0.4", metrics.body().to_vec());
     assert_eq!(metrics, expected);
-    let specification = bench.ask("GET", "/openapi.yaml", b"");
+    let specification = bench.request("GET", "/openapi.yaml", b"");
     let text = include_str!("../../../resources/openapi.yaml");
     assert_eq!(
         specification,
@@ -402,7 +435,7 @@ fn numbers_and_specification_are_text() {
     );
 }
 
-/// Values for a field, of which none names a file that could be made.
+/// Values for a field; none is the path of a file that could be created.
 fn value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(json!(null)),
@@ -425,34 +458,34 @@ fn value() -> impl Strategy<Value = Value> {
     })
 }
 
-fn answers(bench: &mut Bench, index: usize, body: &[u8]) -> u16 {
+fn status(bench: &mut Bench, index: usize, body: &[u8]) -> u16 {
     let route = &ROUTES[index % ROUTES.len()];
     let path = route.path.replace("{drive_id}", "a").replace("{iface_id}", "a");
-    bench.ask(route.method.name(), &path, body).status()
+    bench.request(route.method.name(), &path, body).status()
 }
 
 proptest! {
     #[test]
-    fn no_bytes_get_another_answer(index in any::<usize>(), body in any::<Vec<u8>>()) {
-        let status = answers(&mut Bench::new(), index, &body);
+    fn random_body_gets_known_status(index in any::<usize>(), body in any::<Vec<u8>>()) {
+        let status = status(&mut Bench::new(), index, &body);
         prop_assert!([200, 204, 400].contains(&status));
     }
 
     #[test]
-    fn no_path_gets_another_answer(method in "(GET|PUT|PATCH|DELETE|HEAD|[A-Z]{1,9})", path in "/?\\PC{0,30}") {
-        let status = Bench::new().ask(&method, &path, b"{}").status();
+    fn random_path_gets_known_status(method in "(GET|PUT|PATCH|DELETE|HEAD|[A-Z]{1,9})", path in "/?\\PC{0,30}") {
+        let status = Bench::new().request(&method, &path, b"{}").status();
         prop_assert!([200, 204, 400].contains(&status));
     }
 
     #[test]
-    fn no_value_in_a_field_gets_another_answer(
+    fn random_field_gets_known_status(
         index in any::<usize>(),
         changes in proptest::collection::vec((any::<usize>(), value()), 1..4),
     ) {
         let route = &ROUTES[index % ROUTES.len()];
         let Some(name) = route.body else { return Ok(()) };
         let schema = yaml()["components"]["schemas"][name].take();
-        // The example names files that are not there.
+                // The example has paths of other files.
         let mut body = schema["example"].clone();
         body["metrics_path"] = json!("/none/x");
         body["serial_out_path"] = json!("/none/x");
@@ -460,7 +493,7 @@ proptest! {
         for (place, value) in changes {
             body[names[place % names.len()]] = value;
         }
-        let status = answers(&mut Bench::new(), index, body.to_string().as_bytes());
+        let status = status(&mut Bench::new(), index, body.to_string().as_bytes());
         prop_assert!([200, 204, 400].contains(&status));
     }
 }

@@ -1,52 +1,47 @@
-//! What is done with a VM.
+//! Actions, and the state of the VM.
 
 use serde::Deserialize;
 
-use super::{Field, Schema};
+use super::macros::{choice, schema};
 
-/// Something to be done once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub enum ActionType {
-    /// The guest is started.
-    InstanceStart,
-    /// A line of numbers is written.
-    FlushMetrics,
-    /// The guest gets these keys pressed, by which Linux shuts down.
-    SendCtrlAltDel,
+choice! {
+    /// Kind of an action.
+    ActionType {
+        /// Start the guest.
+        InstanceStart,
+        /// Write the metrics.
+        FlushMetrics,
+        /// Press Ctrl-Alt-Del on the guest's keyboard, which shuts Linux down.
+        SendCtrlAltDel,
+    }
 }
 
-/// An action.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Action {
-    /// What to do.
-    pub action_type: ActionType,
+schema! {
+    /// Action.
+    #[derive(Deserialize)]
+    body Action {
+        /// Start the guest, write the metrics, or press Ctrl-Alt-Del on the guest's keyboard.
+        action_type: ActionType;
+    }
+    example "{action_type: 'FlushMetrics'}";
 }
 
-/// How a VM is to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub enum VmState {
-    /// Its guest is kept from running.
-    Paused,
-    /// Its guest runs.
-    Resumed,
+choice! {
+    /// State of a VM after the start.
+    VmState {
+        /// The guest does not run.
+        Paused,
+        /// The guest runs.
+        Resumed,
+    }
 }
 
-/// A change of state.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct VmUpdate {
-    /// The state to come.
-    pub state: VmState,
-}
-
-impl Schema for Action {
-    const NAME: &'static str = "Action";
-    const FIELDS: &'static [Field] = &[Field::choice(
-        "action_type",
-        &["InstanceStart", "FlushMetrics", "SendCtrlAltDel"],
-    )];
-}
-
-impl Schema for VmUpdate {
-    const NAME: &'static str = "VmUpdate";
-    const FIELDS: &'static [Field] = &[Field::choice("state", &["Paused", "Resumed"])];
+schema! {
+    /// Change of the state.
+    #[derive(Deserialize)]
+    body VmUpdate {
+        /// New state.
+        state: VmState;
+    }
+    example "{state: 'Paused'}";
 }

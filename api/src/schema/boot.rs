@@ -1,31 +1,30 @@
-//! The guest's image.
+//! Image, initrd and command line of the guest.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Field, Schema};
+use super::macros::schema;
 
-/// The command line of a guest for which nobody gave one: Firecracker's, for Linux.
+/// Command line of a guest without `boot_args`: Firecracker's default, for Linux.
 pub const DEFAULT_BOOT_ARGS: &str = "reboot=k panic=1 nomodule 8250.nr_uarts=0 i8042.noaux i8042.nomux \
      i8042.dumbkbd swiotlb=noforce";
 
-/// What a guest is started from.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct BootSource {
-    /// Its image.
-    pub kernel_image_path: PathBuf,
-    /// Its initial RAM disk, or whatever else it takes in that place.
-    pub initrd_path: Option<PathBuf>,
-    /// Its command line.
-    pub boot_args: Option<String>,
-}
+/// Maximum length of a command line in bytes: 2048 in Linux, less the terminating NUL.
+pub const MAX_BOOT_ARGS: usize = 2047;
 
-impl Schema for BootSource {
-    const NAME: &'static str = "BootSource";
-    const FIELDS: &'static [Field] = &[
-        Field::any("kernel_image_path"),
-        Field::any("initrd_path"),
-        Field::any("boot_args"),
-    ];
+schema! {
+    /// Image, initrd and command line of the guest.
+    #[derive(Deserialize, Serialize)]
+    body BootSource {
+        /// Path of the image.
+        kernel_image_path: PathBuf;
+        /// Path of the initial RAM disk or other module.
+        initrd_path: Option<PathBuf>;
+        /// Command line. Arguments added for the root drive count toward the length.
+        #[max_length(MAX_BOOT_ARGS)]
+        #[pattern("^[ -~]*$")]
+        boot_args: Option<String> = DEFAULT_BOOT_ARGS;
+    }
+    example "{kernel_image_path: /images/guest, initrd_path: /images/initrd, boot_args: guest -- hello}";
 }

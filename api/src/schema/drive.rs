@@ -5,138 +5,131 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use vmm::config::{self, DiskConfig, DriveConfig, RateLimits, Root};
 
-use super::{Field, Off, RateLimiter, Schema, limiter};
+use super::field::{Off, Rule};
+use super::limiter::RateLimiter;
+use super::macros::{choice, schema};
 
-/// What becomes of what the guest has written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-pub enum CacheType {
-    /// It cannot flush.
-    #[default]
-    Unsafe,
-    /// It can flush.
-    Writeback,
+choice! {
+    /// Cache mode of a drive.
+    #[derive(Default)]
+    CacheType mirrors config::CacheType {
+        /// No flush requests.
+        #[default]
+        Unsafe,
+        /// Flush requests write to the medium.
+        Writeback,
+    }
 }
 
-/// How requests are done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-pub enum IoEngine {
-    /// One after the other.
-    #[default]
-    Sync,
-    /// By io_uring.
-    Async,
+choice! {
+    /// I/O engine of a drive.
+    #[derive(Default)]
+    IoEngine mirrors config::IoEngine {
+        /// System calls, one request after the other.
+        #[default]
+        Sync,
+        /// io_uring.
+        Async,
+    }
 }
 
-/// A drive: `PUT`, and what `GET /vm/config` shows.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Drive {
-    /// Its name.
-    pub drive_id: String,
-    /// Whether the guest is told to take its root file system from it.
-    pub is_root_device: bool,
-    /// The file or block device behind it. A file of 0 bytes is a drive that is filled later.
-    pub path_on_host: PathBuf,
-    /// Whether the guest may only read it.
-    pub is_read_only: Option<bool>,
-    /// The partition with the root file system.
-    pub partuuid: Option<String>,
-    /// What becomes of what the guest has written.
-    pub cache_type: Option<CacheType>,
-    /// How requests are done.
-    pub io_engine: Option<IoEngine>,
-    /// What may be read and written.
-    pub rate_limiter: Option<RateLimiter>,
-}
-
-/// Changes of a drive. With no change at all its file is asked for its size again.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct DriveUpdate {
-    /// Its name.
-    pub drive_id: String,
-    /// The file or block device that takes the place of the present one.
-    pub path_on_host: Option<PathBuf>,
-    /// Limits that take the place of the present ones.
-    pub rate_limiter: Option<RateLimiter>,
-}
-
-impl Schema for Drive {
-    const NAME: &'static str = "Drive";
-    const FIELDS: &'static [Field] = &[
-        Field::any("drive_id"),
-        Field::any("is_root_device"),
-        Field::any("path_on_host"),
-        Field::any("is_read_only"),
-        Field::any("partuuid"),
-        Field::choice("cache_type", &["Unsafe", "Writeback"]),
-        Field::choice("io_engine", &["Sync", "Async"]),
-        Field::object("rate_limiter", limiter::FIELDS),
-        Field::unsupported(
-            "socket",
+schema! {
+    /// Drive.
+    #[derive(Deserialize, Serialize)]
+    body Drive {
+        /// Identifier, the same as in the path.
+        #[schema(Id)]
+        drive_id: String, update String;
+        /// Adds arguments for the root file system to the command line. At most one drive can be the root device.
+        is_root_device: bool;
+        /// File or block device. A file of 0 bytes is a placeholder for a later change.
+        path_on_host: PathBuf, update Option<PathBuf>;
+        /// Rejects writes of the guest.
+        is_read_only: Option<bool> = false;
+        /// UUID of the partition with the root file system.
+        partuuid: Option<String>;
+        /// Cache mode; Writeback offers flush requests to the guest.
+        cache_type: Option<CacheType> = CacheType::default();
+        /// I/O engine; Async is io_uring.
+        io_engine: Option<IoEngine> = IoEngine::default();
+        /// Limits of reads and writes.
+        rate_limiter: Option<RateLimiter>, update Option<RateLimiter>;
+    }
+    unsupported {
+        /// Unsupported: vhost-user.
+        socket => Rule::Unsupported(
             Off::Text(&[""]),
             "vhost-user drives are not part of mayfly; name a file in path_on_host",
-        ),
-    ];
-}
-
-impl Schema for DriveUpdate {
-    const NAME: &'static str = "DriveUpdate";
-    const FIELDS: &'static [Field] = &[
-        Field::any("drive_id"),
-        Field::any("path_on_host"),
-        Field::object("rate_limiter", limiter::FIELDS),
-    ];
+        );
+    }
+    example "{drive_id: rootfs, is_root_device: true, path_on_host: /images/disk, is_read_only: false, partuuid: null, cache_type: 'Unsafe', io_engine: 'Sync', rate_limiter: {bandwidth: {size: 1048576, refill_time: 100, one_time_burst: 4194304}, ops: {size: 100, refill_time: 1000}}}";
+    /// Change of a drive. Without a change, the size of the present file is read again.
+    update DriveUpdate;
+    example "{drive_id: rootfs, path_on_host: /images/other}";
 }
 
 impl Drive {
-    /// What the VMM is to make.
-    pub fn config(self) -> DriveConfig {
-        let limits = RateLimiter::limits(self.rate_limiter);
-        let partition = self.partuuid.filter(|uuid| !uuid.is_empty());
+    /// Converts to the configuration of the VMM.
+    pub fn into_config(self) -> DriveConfig {
+        let Self {
+            drive_id,
+            is_root_device,
+            path_on_host,
+            is_read_only,
+            partuuid,
+            cache_type,
+            io_engine,
+            rate_limiter,
+        } = self;
+        let RateLimits {
+            bandwidth,
+            operations,
+        } = RateLimiter::limits(rate_limiter);
+        let partition = partuuid.filter(|uuid| !uuid.is_empty());
         let root = partition.map_or(Root::First, Root::Partition);
         DriveConfig {
-            root: self.is_root_device.then_some(root),
+            root: is_root_device.then_some(root),
             disk: DiskConfig {
-                id: self.drive_id,
-                path: self.path_on_host,
-                read_only: self.is_read_only.unwrap_or(false),
+                id: drive_id,
+                path: path_on_host,
+                read_only: is_read_only.unwrap_or_default(),
                 allow_empty: true,
-                cache: match self.cache_type.unwrap_or_default() {
-                    CacheType::Unsafe => config::CacheType::Unsafe,
-                    CacheType::Writeback => config::CacheType::Writeback,
-                },
-                engine: match self.io_engine.unwrap_or_default() {
-                    IoEngine::Sync => config::IoEngine::Sync,
-                    IoEngine::Async => config::IoEngine::Async,
-                },
-                bandwidth: limits.bandwidth,
-                operations: limits.operations,
+                cache: cache_type.unwrap_or_default().into(),
+                engine: io_engine.unwrap_or_default().into(),
+                bandwidth,
+                operations,
             },
         }
     }
 
-    /// The drive of `config`.
-    pub fn of(config: &DriveConfig) -> Self {
-        let disk = &config.disk;
+    /// Converts from the configuration of the VMM.
+    pub fn from_config(config: &DriveConfig) -> Self {
+        let DriveConfig { root, disk } = config;
+        let DiskConfig {
+            id,
+            path,
+            read_only,
+            // All drives of the API allow it.
+            allow_empty: _,
+            cache,
+            engine,
+            bandwidth,
+            operations,
+        } = disk;
         Self {
-            drive_id: disk.id.clone(),
-            is_root_device: config.root.is_some(),
-            path_on_host: disk.path.clone(),
-            is_read_only: Some(disk.read_only),
-            partuuid: match &config.root {
+            drive_id: id.clone(),
+            is_root_device: root.is_some(),
+            path_on_host: path.clone(),
+            is_read_only: Some(*read_only),
+            partuuid: match root {
                 Some(Root::Partition(uuid)) => Some(uuid.clone()),
                 Some(Root::First) | None => None,
             },
-            cache_type: Some(match disk.cache {
-                config::CacheType::Unsafe => CacheType::Unsafe,
-                config::CacheType::Writeback => CacheType::Writeback,
-            }),
-            io_engine: Some(match disk.engine {
-                config::IoEngine::Sync => IoEngine::Sync,
-                config::IoEngine::Async => IoEngine::Async,
-            }),
-            rate_limiter: RateLimiter::of(RateLimits {
-                bandwidth: disk.bandwidth,
-                operations: disk.operations,
+            cache_type: Some((*cache).into()),
+            io_engine: Some((*engine).into()),
+            rate_limiter: RateLimiter::from_limits(RateLimits {
+                bandwidth: *bandwidth,
+                operations: *operations,
             }),
         }
     }

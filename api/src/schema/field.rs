@@ -1,27 +1,57 @@
-//! What serde does not know of a field.
+//! Rules for the fields of a body, in addition to the types that serde checks.
 
+use std::path::PathBuf;
+
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::Error;
+/// Maximum number of unknown keys in a log message; a client may send thousands.
+const MAX_LOGGED_KEYS: usize = 8;
+/// Maximum number of characters of a key or value in a message.
+const MAX_SHOWN: usize = 64;
 
-/// Unknown keys that are named in the log; a client may send thousands.
-const NAMED: usize = 8;
-/// Characters of a key or a value that are repeated to whoever sent it.
-const SHOWN: usize = 64;
+/// Body of a request, or object in it. `schema!` implements it.
+pub trait Schema: DeserializeOwned {
+    /// Name of the type in the OpenAPI specification.
+    const NAME: &'static str;
+    /// All fields, also those that mayfly rejects or ignores.
+    const FIELDS: &'static [Field];
+}
 
-/// One field of a body.
+/// Type of a field.
+pub trait FieldType {
+    /// Rule of a field without a rule of its own.
+    const RULE: Rule = Rule::Any;
+}
+
+impl FieldType for String {}
+impl FieldType for PathBuf {}
+impl FieldType for bool {}
+impl FieldType for u8 {}
+impl FieldType for u16 {}
+impl FieldType for u64 {}
+
+impl<T: FieldType> FieldType for Option<T> {
+    const RULE: Rule = T::RULE;
+}
+
+impl<T: Schema> FieldType for Vec<T> {
+    const RULE: Rule = Rule::List(T::FIELDS);
+}
+
+/// Field of a body.
 #[derive(Clone, Copy, Debug)]
 pub struct Field {
-    /// Its name.
+    /// Key of the field.
     pub name: &'static str,
-    /// What it may hold.
+    /// Permitted values.
     pub rule: Rule,
 }
 
-/// What a field may hold, besides what its type says.
+/// Permitted values of a field, besides the type.
 #[derive(Clone, Copy, Debug)]
 pub enum Rule {
-    /// Anything.
+    /// Any value.
     Any,
     /// A number from the first to the second, both included.
     Range(u64, u64),
@@ -31,13 +61,13 @@ pub enum Rule {
     Object(&'static [Field]),
     /// An array of objects with these fields.
     List(&'static [Field]),
-    /// Only what leaves it off: mayfly does not have it, for this reason.
+    /// Only the value that disables the feature, which mayfly does not support for this reason.
     Unsupported(Off, &'static str),
-    /// Anything, which does nothing, for this reason.
+    /// Any value, without effect for this reason.
     Ignored(&'static str),
 }
 
-/// The value that a field has when its feature is not wanted. Null and nothing at all mean the same.
+/// Value that disables a feature. Null and an absent field disable it too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Off {
     /// Only null.
@@ -52,52 +82,53 @@ pub enum Off {
     Empty,
 }
 
-impl Field {
-    /// A field that may hold anything of its type.
-    pub const fn any(name: &'static str) -> Self {
-        let rule = Rule::Any;
-        Self { name, rule }
-    }
+/// Rejection of a body.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The body is invalid JSON, or a value has the wrong type. The text is serde's.
+    #[error("An error occurred when deserializing the json body of a request: {0}.")]
+    Json(String),
+    /// A number is out of range.
+    #[error("Invalid {field}: {value} is not in the range from {min} to {max}.")]
+    Range {
+        /// Path of the field, with a point between two keys.
+        field: String,
+        /// Value in the request.
+        value: u64,
+        /// Minimum.
+        min: u64,
+        /// Maximum.
+        max: u64,
+    },
+    /// A field enables a feature that mayfly does not support.
+    #[error("The field {field} cannot be {value}: {why}.")]
+    Unsupported {
+        /// Path of the field, with a point between two keys.
+        field: String,
+        /// Value in the request, truncated.
+        value: String,
+        /// Reason, and the alternative.
+        why: &'static str,
+    },
+}
 
-    /// A field for a number from `min` to `max`.
-    pub const fn range(name: &'static str, min: u64, max: u64) -> Self {
-        let rule = Rule::Range(min, max);
-        Self { name, rule }
+/// Reads a body. Unknown keys are logged and ignored.
+///
+/// # Errors
+/// All variants of [`Error`].
+pub fn read<T: Schema>(body: &[u8]) -> Result<T, Error> {
+    let json = |error: serde_json::Error| Error::Json(error.to_string());
+    let value: Value = serde_json::from_slice(body).map_err(json)?;
+    let unknown = check(T::FIELDS, &value)?;
+    let read = serde_json::from_slice(body).map_err(json)?;
+    if let Some(names) = unknown {
+        log::warn!("api: ignored unknown keys in a {}: {names}", T::NAME);
     }
-
-    /// A field for one of `words`.
-    pub const fn choice(name: &'static str, words: &'static [&'static str]) -> Self {
-        let rule = Rule::Choice(words);
-        Self { name, rule }
-    }
-
-    /// A field for an object with `fields`.
-    pub const fn object(name: &'static str, fields: &'static [Self]) -> Self {
-        let rule = Rule::Object(fields);
-        Self { name, rule }
-    }
-
-    /// A field for an array of objects with `fields`.
-    pub const fn list(name: &'static str, fields: &'static [Self]) -> Self {
-        let rule = Rule::List(fields);
-        Self { name, rule }
-    }
-
-    /// A field of Firecracker's that mayfly does not have.
-    pub const fn unsupported(name: &'static str, off: Off, why: &'static str) -> Self {
-        let rule = Rule::Unsupported(off, why);
-        Self { name, rule }
-    }
-
-    /// A field of an older Firecracker's that can be done without.
-    pub const fn ignored(name: &'static str, why: &'static str) -> Self {
-        let rule = Rule::Ignored(why);
-        Self { name, rule }
-    }
+    Ok(read)
 }
 
 impl Off {
-    fn is(self, value: &Value) -> bool {
+    fn matches(self, value: &Value) -> bool {
         match self {
             _ if value.is_null() => true,
             Self::Null => false,
@@ -109,7 +140,7 @@ impl Off {
     }
 }
 
-/// Holds `value` against `fields`, and returns the names of what is not among them.
+/// Checks `value` against `fields`. Returns the names of unknown keys, or `None` if all are known.
 pub(super) fn check(fields: &'static [Field], value: &Value) -> Result<Option<String>, Error> {
     let mut check = Check::default();
     check.object(fields, value, "")?;
@@ -131,14 +162,14 @@ struct Check {
 
 impl Check {
     fn object(&mut self, fields: &'static [Field], value: &Value, path: &str) -> Result<(), Error> {
-        // serde would take a sequence for the fields in their order.
+        // serde accepts a sequence as the fields in their order; Firecracker's clients never mean that.
         let Some(object) = value.as_object() else {
-            return Err(wrong(value, "an object"));
+            return Err(wrong_type(value, "an object"));
         };
         for (name, value) in object {
             match fields.iter().find(|field| field.name == name) {
                 Some(field) => self.field(field, value, &format!("{path}{}", field.name))?,
-                None => self.unknown(&format!("{path}{}", short(name))),
+                None => self.unknown(&format!("{path}{}", shorten(name))),
             }
         }
         Ok(())
@@ -146,7 +177,7 @@ impl Check {
 
     fn field(&mut self, field: &Field, value: &Value, path: &str) -> Result<(), Error> {
         match field.rule {
-            // What else is wrong with null, and with types, serde says.
+            // Null in a required field, and wrong types, are errors of serde.
             _ if value.is_null() => Ok(()),
             Rule::Any => Ok(()),
             Rule::Range(min, max) => match value.as_u64() {
@@ -158,20 +189,20 @@ impl Check {
                 }),
                 _ => Ok(()),
             },
-            // serde would take an object with the word as its key.
-            Rule::Choice(_) if !value.is_string() => Err(wrong(value, "a string")),
+            // serde also accepts an object with the word as its key.
+            Rule::Choice(_) if !value.is_string() => Err(wrong_type(value, "a string")),
             Rule::Choice(_) => Ok(()),
             Rule::Object(fields) => self.object(fields, value, &format!("{path}.")),
             Rule::List(fields) => self.list(fields, value, path),
-            Rule::Unsupported(off, _) if off.is(value) => Ok(()),
+            Rule::Unsupported(off, _) if off.matches(value) => Ok(()),
             Rule::Unsupported(_, why) => Err(Error::Unsupported {
                 field: path.to_owned(),
-                value: short(&value.to_string()),
+                value: shorten(&value.to_string()),
                 why,
             }),
             Rule::Ignored(why) => {
                 if *value != Value::Bool(false) {
-                    log::warn!("api: {path} does nothing: {why}");
+                    log::warn!("api: {path} has no effect: {why}");
                 }
                 Ok(())
             }
@@ -180,7 +211,7 @@ impl Check {
 
     fn list(&mut self, fields: &'static [Field], value: &Value, path: &str) -> Result<(), Error> {
         let Some(list) = value.as_array() else {
-            return Err(wrong(value, "a sequence"));
+            return Err(wrong_type(value, "a sequence"));
         };
         for element in list {
             self.object(fields, element, &format!("{path}."))?;
@@ -190,13 +221,13 @@ impl Check {
 
     fn unknown(&mut self, name: &str) {
         self.unknown += 1;
-        if self.names.len() < NAMED {
+        if self.names.len() < MAX_LOGGED_KEYS {
             self.names.push(format!("{name:?}"));
         }
     }
 }
 
-fn wrong(value: &Value, expected: &str) -> Error {
+fn wrong_type(value: &Value, expected: &str) -> Error {
     let found = match value {
         Value::Null => "null",
         Value::Bool(_) => "boolean",
@@ -208,8 +239,8 @@ fn wrong(value: &Value, expected: &str) -> Error {
     Error::Json(format!("invalid type: {found}, expected {expected}"))
 }
 
-fn short(text: &str) -> String {
-    match text.char_indices().nth(SHOWN) {
+fn shorten(text: &str) -> String {
+    match text.char_indices().nth(MAX_SHOWN) {
         None => text.to_owned(),
         Some((end, _)) => format!("{}...", &text[..end]),
     }

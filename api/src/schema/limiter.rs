@@ -1,77 +1,101 @@
-//! How much a device may do in a time.
+//! Rate limiters.
 
 use serde::{Deserialize, Serialize};
 use vmm::config::{Bucket, RateLimits};
 
-use super::Field;
+use super::macros::schema;
 
-/// Limits of a device; none is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-pub struct RateLimiter {
-    /// Bytes.
-    pub bandwidth: Option<TokenBucket>,
-    /// Requests or packets.
-    pub ops: Option<TokenBucket>,
+schema! {
+    /// Rate limiter. Without a bucket there is no limit; in a change, the present bucket stays.
+    #[derive(Copy, Default, Deserialize, Serialize)]
+    body RateLimiter {
+        /// Bucket of bytes.
+        bandwidth: Option<TokenBucket>;
+        /// Bucket of operations: requests or packets.
+        ops: Option<TokenBucket>;
+    }
+    example "{bandwidth: {size: 1048576, refill_time: 100}, ops: {size: 100, refill_time: 1000}}";
 }
 
-/// One limit. A size or a refill time of zero is none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct TokenBucket {
-    /// What a full bucket holds.
-    pub size: u64,
-    /// Time in milliseconds in which an empty one fills.
-    pub refill_time: u64,
-    /// What there is on top at the beginning, and only then.
-    pub one_time_burst: Option<u64>,
+schema! {
+    /// Token bucket. A size or refill time of 0 means no limit.
+    #[derive(Copy, Deserialize, Serialize)]
+    body TokenBucket {
+        /// Capacity in tokens.
+        size: u64;
+        /// Time to fill an empty bucket, in milliseconds.
+        refill_time: u64;
+        /// Additional tokens at the start, never refilled.
+        one_time_burst: Option<u64> = 0;
+    }
+    example "{size: 1048576, refill_time: 100, one_time_burst: 4194304}";
 }
-
-const BUCKET: &[Field] = &[
-    Field::any("size"),
-    Field::any("refill_time"),
-    Field::any("one_time_burst"),
-];
-
-/// Fields of a [`RateLimiter`].
-pub(super) const FIELDS: &[Field] = &[Field::object("bandwidth", BUCKET), Field::object("ops", BUCKET)];
 
 impl RateLimiter {
-    /// The limits that there are.
+    /// Returns the limits of a new device: buckets without a limit are absent.
     pub fn limits(limiter: Option<Self>) -> RateLimits {
-        let changes = Self::changes(limiter);
-        let real = |bucket: &Bucket| bucket.size != 0 && bucket.refill_time_ms != 0;
+        let RateLimits {
+            bandwidth,
+            operations,
+        } = Self::changes(limiter);
         RateLimits {
-            bandwidth: changes.bandwidth.filter(real),
-            operations: changes.operations.filter(real),
+            bandwidth: bandwidth.filter(is_limit),
+            operations: operations.filter(is_limit),
         }
     }
 
-    /// The limits that are to replace others, among them those that are to be no limit any more.
+    /// Returns limits that replace present ones: buckets without a limit remove the present bucket.
     pub fn changes(limiter: Option<Self>) -> RateLimits {
-        let limiter = limiter.unwrap_or_default();
-        let bucket = |bucket: TokenBucket| Bucket {
-            size: bucket.size,
-            refill_time_ms: bucket.refill_time,
-            one_time_burst: bucket.one_time_burst.unwrap_or(0),
-        };
+        let Self { bandwidth, ops } = limiter.unwrap_or_default();
         RateLimits {
-            bandwidth: limiter.bandwidth.map(bucket),
-            operations: limiter.ops.map(bucket),
+            bandwidth: bandwidth.map(TokenBucket::into_config),
+            operations: ops.map(TokenBucket::into_config),
         }
     }
 
-    /// What `limits` are in a body.
-    pub fn of(limits: RateLimits) -> Option<Self> {
-        let bucket = |bucket: Bucket| {
-            (bucket.size != 0 && bucket.refill_time_ms != 0).then_some(TokenBucket {
-                size: bucket.size,
-                refill_time: bucket.refill_time_ms,
-                one_time_burst: Some(bucket.one_time_burst).filter(|burst| *burst != 0),
-            })
-        };
+    /// Converts from the configuration of the VMM. Returns `None` without a limit.
+    pub fn from_limits(limits: RateLimits) -> Option<Self> {
+        let RateLimits {
+            bandwidth,
+            operations,
+        } = limits;
+        let bucket = |bucket: Option<Bucket>| bucket.filter(is_limit).map(TokenBucket::from_config);
         let limiter = Self {
-            bandwidth: limits.bandwidth.and_then(bucket),
-            ops: limits.operations.and_then(bucket),
+            bandwidth: bucket(bandwidth),
+            ops: bucket(operations),
         };
         (limiter != Self::default()).then_some(limiter)
     }
+}
+
+impl TokenBucket {
+    fn into_config(self) -> Bucket {
+        let Self {
+            size,
+            refill_time,
+            one_time_burst,
+        } = self;
+        Bucket {
+            size,
+            refill_time_ms: refill_time,
+            one_time_burst: one_time_burst.unwrap_or_default(),
+        }
+    }
+
+    fn from_config(config: Bucket) -> Self {
+        let Bucket {
+            size,
+            refill_time_ms,
+            one_time_burst,
+        } = config;
+        Self {
+            size,
+            refill_time: refill_time_ms,
+            one_time_burst: Some(one_time_burst).filter(|burst| *burst != 0),
+        }
+    }
+}
+
+fn is_limit(bucket: &Bucket) -> bool {
+    bucket.size != 0 && bucket.refill_time_ms != 0
 }

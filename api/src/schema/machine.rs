@@ -1,100 +1,80 @@
-//! The size and kind of a machine.
+//! vCPUs and memory of the machine.
 
 use serde::{Deserialize, Serialize};
 use vmm::config::{MAX_VCPUS, MemorySize, VmConfig};
 use vmm::control::MachineConfig;
 
-use super::{Field, Off, Schema};
+use super::field::{Off, Rule};
+use super::macros::{choice, schema};
 
-/// Bits of a number of bytes that is a number of MiB.
+/// Binary logarithm of a MiB in bytes.
 const MIB: u32 = 20;
 
-/// Pages larger than the processor's smallest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-pub enum HugePages {
-    /// None are asked for.
-    #[default]
-    None,
-    /// The kernel is asked to use them where it can.
-    Transparent,
-}
-
-/// A machine: `PUT` and the answer of `GET`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct MachineConfiguration {
-    /// Number of vCPUs, 1 to 32.
-    pub vcpu_count: u8,
-    /// Guest memory in MiB.
-    pub mem_size_mib: u64,
-    /// Whether two vCPUs are one core.
-    #[serde(alias = "ht_enabled")]
-    pub smt: Option<bool>,
-    /// Whether it is to be known which pages change. It always is, at no cost, so that this changes nothing.
-    pub track_dirty_pages: Option<bool>,
-    /// Whether there are to be huge pages.
-    pub huge_pages: Option<HugePages>,
-    /// What the guest sees of the processor.
-    #[serde(skip_serializing)]
-    pub cpu_template: Option<String>,
-}
-
-/// Changes of a machine.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct MachineConfigurationUpdate {
-    /// Number of vCPUs, 1 to 32.
-    pub vcpu_count: Option<u8>,
-    /// Guest memory in MiB.
-    pub mem_size_mib: Option<u64>,
-    /// Whether two vCPUs are one core.
-    #[serde(alias = "ht_enabled")]
-    pub smt: Option<bool>,
-    /// Whether it is to be known which pages change. It always is, at no cost, so that this changes nothing.
-    pub track_dirty_pages: Option<bool>,
-    /// Whether there are to be huge pages.
-    pub huge_pages: Option<HugePages>,
-    /// What the guest sees of the processor.
-    pub cpu_template: Option<String>,
-}
-
+/// Reason of the unsupported `smt`, and of its old name.
 const SMT: &str = "each vCPU of mayfly is a core";
 
-const FIELDS: &[Field] = &[
-    Field::range("vcpu_count", 1, MAX_VCPUS as u64),
-    Field::range("mem_size_mib", 1, u64::MAX >> MIB),
-    Field::unsupported("smt", Off::False, SMT),
-    Field::unsupported("ht_enabled", Off::False, SMT),
-    Field::any("track_dirty_pages"),
-    Field::unsupported(
-        "huge_pages",
-        Off::Text(&["None", "Transparent"]),
-        "mayfly takes no pages from hugetlbfs; choose None or Transparent",
-    ),
-    Field::unsupported(
-        "cpu_template",
-        Off::Text(&["None"]),
-        "CPU templates are not part of mayfly, whose guests see the processor of the host",
-    ),
-];
-
-impl Schema for MachineConfiguration {
-    const NAME: &'static str = "MachineConfiguration";
-    const FIELDS: &'static [Field] = FIELDS;
+choice! {
+    /// Huge pages for guest memory.
+    #[derive(Default)]
+    HugePages {
+        /// No huge pages.
+        #[default]
+        None,
+        /// Transparent huge pages, at the choice of the kernel.
+        Transparent,
+    }
 }
 
-impl Schema for MachineConfigurationUpdate {
-    const NAME: &'static str = "MachineConfigurationUpdate";
-    const FIELDS: &'static [Field] = FIELDS;
+schema! {
+    /// vCPUs and memory of the machine.
+    #[derive(Deserialize, Serialize)]
+    body MachineConfiguration {
+        /// Number of vCPUs.
+        vcpu_count: u8 => Rule::Range(1, MAX_VCPUS as u64), update Option<u8>;
+        /// Guest memory in MiB, at most the memory and swap of the host.
+        mem_size_mib: u64 => Rule::Range(1, u64::MAX >> MIB), update Option<u64>;
+        /// Unsupported: each vCPU is a core.
+        #[serde(alias = "ht_enabled")]
+        smt: Option<bool> = false => Rule::Unsupported(Off::False, SMT), update Option<bool>;
+        /// No effect: dirty pages are always tracked, at no cost.
+        track_dirty_pages: Option<bool> = false, update Option<bool>;
+        /// Transparent huge pages for guest memory.
+        huge_pages: Option<HugePages> = HugePages::default() => Rule::Unsupported(
+            Off::Text(HugePages::WORDS),
+            "mayfly does not use hugetlbfs; choose None or Transparent",
+        ), update Option<HugePages>;
+        /// Unsupported: CPU templates. Deprecated.
+        #[serde(skip_serializing)]
+        cpu_template: Option<String> => Rule::Unsupported(
+            Off::Text(&["None"]),
+            "CPU templates are not part of mayfly, whose guests have the processor of the host",
+        ), update Option<String>;
+    }
+    unsupported {
+        /// Old name of smt; a body must not have both.
+        ht_enabled = false => Rule::Unsupported(Off::False, SMT), update;
+    }
+    example "{vcpu_count: 2, mem_size_mib: 256, track_dirty_pages: false, huge_pages: 'None'}";
+    /// Change of the machine. At least one field is required.
+    update MachineConfigurationUpdate;
+    example "{mem_size_mib: 512, vcpu_count: 4}";
 }
 
 impl MachineConfiguration {
-    /// The machine of `config`.
-    pub fn of(config: &VmConfig) -> Self {
+    /// Converts from the configuration of the VMM.
+    pub fn from_config(config: &VmConfig) -> Self {
+        let MachineConfig {
+            vcpus,
+            memory,
+            track_dirty_pages,
+            huge_pages,
+        } = machine_config(config);
         Self {
-            vcpu_count: u8::try_from(config.vcpus).unwrap_or(u8::MAX),
-            mem_size_mib: config.memory.bytes() >> MIB,
+            vcpu_count: u8::try_from(vcpus).unwrap_or(u8::MAX),
+            mem_size_mib: memory.bytes() >> MIB,
             smt: Some(false),
-            track_dirty_pages: Some(config.track_dirty_pages),
-            huge_pages: Some(if config.huge_pages {
+            track_dirty_pages: Some(track_dirty_pages),
+            huge_pages: Some(if huge_pages {
                 HugePages::Transparent
             } else {
                 HugePages::None
@@ -103,36 +83,68 @@ impl MachineConfiguration {
         }
     }
 
-    /// What the VMM is to make.
-    pub fn config(&self) -> MachineConfig {
+    /// Converts to the configuration of the VMM.
+    pub fn into_config(self) -> MachineConfig {
+        let Self {
+            vcpu_count,
+            mem_size_mib,
+            smt: _,
+            track_dirty_pages,
+            huge_pages,
+            cpu_template: _,
+        } = self;
         MachineConfig {
-            vcpus: self.vcpu_count.into(),
-            memory: memory(self.mem_size_mib),
-            track_dirty_pages: self.track_dirty_pages.unwrap_or(false),
-            huge_pages: self.huge_pages == Some(HugePages::Transparent),
+            vcpus: vcpu_count.into(),
+            memory: memory_size(mem_size_mib),
+            track_dirty_pages: track_dirty_pages.unwrap_or_default(),
+            huge_pages: is_transparent(huge_pages.unwrap_or_default()),
         }
     }
 }
 
 impl MachineConfigurationUpdate {
-    /// Whether it changes nothing.
+    /// Returns true without any change.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// `config` with the changes.
-    pub fn apply(&self, config: &VmConfig) -> MachineConfig {
+    /// Applies the changes to the machine of `config`.
+    pub fn apply(self, config: &VmConfig) -> MachineConfig {
+        let Self {
+            vcpu_count,
+            mem_size_mib,
+            smt: _,
+            track_dirty_pages,
+            huge_pages,
+            cpu_template: _,
+        } = self;
+        let present = machine_config(config);
         MachineConfig {
-            vcpus: self.vcpu_count.map_or(config.vcpus, u32::from),
-            memory: self.mem_size_mib.map_or(config.memory, memory),
-            track_dirty_pages: self.track_dirty_pages.unwrap_or(config.track_dirty_pages),
-            huge_pages: self
-                .huge_pages
-                .map_or(config.huge_pages, |pages| pages == HugePages::Transparent),
+            vcpus: vcpu_count.map_or(present.vcpus, u32::from),
+            memory: mem_size_mib.map_or(present.memory, memory_size),
+            track_dirty_pages: track_dirty_pages.unwrap_or(present.track_dirty_pages),
+            huge_pages: huge_pages.map_or(present.huge_pages, is_transparent),
         }
     }
 }
 
-fn memory(mib: u64) -> MemorySize {
+/// Selects the part of `config` that `/machine-config` sets.
+fn machine_config(config: &VmConfig) -> MachineConfig {
+    MachineConfig {
+        vcpus: config.vcpus,
+        memory: config.memory,
+        track_dirty_pages: config.track_dirty_pages,
+        huge_pages: config.huge_pages,
+    }
+}
+
+fn is_transparent(pages: HugePages) -> bool {
+    match pages {
+        HugePages::None => false,
+        HugePages::Transparent => true,
+    }
+}
+
+fn memory_size(mib: u64) -> MemorySize {
     MemorySize::from_bytes(mib.saturating_mul(1 << MIB))
 }

@@ -3,90 +3,87 @@
 use serde::{Deserialize, Serialize};
 use vmm::config::{MacAddress, NetBackend, NetConfig};
 
-use super::{Field, RateLimiter, Schema, limiter};
+use super::field::Rule;
+use super::limiter::RateLimiter;
+use super::macros::schema;
 
-/// Least MTU that a guest can be told, and the greatest.
-const MTU: (u64, u64) = (68, u16::MAX as u64);
+/// Minimum of the MTU, virtio 1.2 §5.1.4.1.
+const MIN_MTU: u64 = 68;
 
-/// A network interface: `PUT`, and what `GET /vm/config` shows.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct NetworkInterface {
-    /// Its name.
-    pub iface_id: String,
-    /// The tap on the host's side; the kernel names one if this is empty.
-    pub host_dev_name: String,
-    /// Address of the guest's side.
-    pub guest_mac: Option<String>,
-    /// MTU that the guest is told.
-    pub mtu: Option<u16>,
-    /// What the guest may be sent.
-    pub rx_rate_limiter: Option<RateLimiter>,
-    /// What the guest may send.
-    pub tx_rate_limiter: Option<RateLimiter>,
-}
-
-/// Changes of a network interface.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct NetworkInterfaceUpdate {
-    /// Its name.
-    pub iface_id: String,
-    /// What the guest may be sent.
-    pub rx_rate_limiter: Option<RateLimiter>,
-    /// What the guest may send.
-    pub tx_rate_limiter: Option<RateLimiter>,
-}
-
-impl Schema for NetworkInterface {
-    const NAME: &'static str = "NetworkInterface";
-    const FIELDS: &'static [Field] = &[
-        Field::any("iface_id"),
-        Field::any("host_dev_name"),
-        Field::any("guest_mac"),
-        Field::range("mtu", MTU.0, MTU.1),
-        Field::object("rx_rate_limiter", limiter::FIELDS),
-        Field::object("tx_rate_limiter", limiter::FIELDS),
-        Field::ignored("allow_mmds_requests", "MMDS is not part of mayfly"),
-    ];
-}
-
-impl Schema for NetworkInterfaceUpdate {
-    const NAME: &'static str = "NetworkInterfaceUpdate";
-    const FIELDS: &'static [Field] = &[
-        Field::any("iface_id"),
-        Field::object("rx_rate_limiter", limiter::FIELDS),
-        Field::object("tx_rate_limiter", limiter::FIELDS),
-    ];
+schema! {
+    /// Network interface.
+    #[derive(Deserialize, Serialize)]
+    body NetworkInterface {
+        /// Identifier, the same as in the path.
+        #[schema(Id)]
+        iface_id: String, update String;
+        /// Name of the tap on the host. The kernel chooses a name if it is empty.
+        host_dev_name: String;
+        /// MAC address of the guest; random by default.
+        #[pattern("^[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}$")]
+        guest_mac: Option<String>;
+        /// MTU in the configuration space.
+        mtu: Option<u16> => Rule::Range(MIN_MTU, u16::MAX as u64);
+        /// Limits of packets to the guest.
+        rx_rate_limiter: Option<RateLimiter>, update Option<RateLimiter>;
+        /// Limits of packets from the guest.
+        tx_rate_limiter: Option<RateLimiter>, update Option<RateLimiter>;
+    }
+    unsupported {
+        /// No effect.
+        allow_mmds_requests => Rule::Ignored("MMDS is not part of mayfly");
+    }
+    example "{iface_id: eth0, host_dev_name: tap0, guest_mac: '02:00:00:00:00:01', mtu: 1500, rx_rate_limiter: null, tx_rate_limiter: {bandwidth: {size: 1048576, refill_time: 100}}}";
+    /// Change of a network interface.
+    update NetworkInterfaceUpdate;
+    example "{iface_id: eth0, rx_rate_limiter: {ops: {size: 0, refill_time: 0}}}";
 }
 
 impl NetworkInterface {
-    /// What the VMM is to make.
+    /// Converts to the configuration of the VMM.
     ///
     /// # Errors
-    /// What is wrong with the address.
-    pub fn config(self) -> Result<NetConfig, String> {
-        let mac = self.guest_mac.as_deref().map(str::parse::<MacAddress>);
+    /// A text for the client if the MAC address is invalid.
+    pub fn into_config(self) -> Result<NetConfig, String> {
+        let Self {
+            iface_id,
+            host_dev_name,
+            guest_mac,
+            mtu,
+            rx_rate_limiter,
+            tx_rate_limiter,
+        } = self;
+        let mac = guest_mac.as_deref().map(str::parse::<MacAddress>);
         Ok(NetConfig {
-            id: self.iface_id,
-            backend: NetBackend::Tap(self.host_dev_name),
+            id: iface_id,
+            backend: NetBackend::Tap(host_dev_name),
             mac: mac.transpose()?,
-            mtu: self.mtu,
-            receive: RateLimiter::limits(self.rx_rate_limiter),
-            transmit: RateLimiter::limits(self.tx_rate_limiter),
+            mtu,
+            receive: RateLimiter::limits(rx_rate_limiter),
+            transmit: RateLimiter::limits(tx_rate_limiter),
         })
     }
 
-    /// The interface of `config`. What is no tap has no name on the host.
-    pub fn of(config: &NetConfig) -> Self {
+    /// Converts from the configuration of the VMM. A backend other than a tap has no name on the host.
+    pub fn from_config(config: &NetConfig) -> Self {
+        let NetConfig {
+            id,
+            backend,
+            mac,
+            mtu,
+            receive,
+            transmit,
+        } = config;
         Self {
-            iface_id: config.id.clone(),
-            host_dev_name: match &config.backend {
+            iface_id: id.clone(),
+            host_dev_name: match backend {
                 NetBackend::Tap(name) => name.clone(),
                 _ => String::new(),
             },
-            guest_mac: config.mac.map(|mac| mac.to_string()),
-            mtu: config.mtu,
-            rx_rate_limiter: RateLimiter::of(config.receive),
-            tx_rate_limiter: RateLimiter::of(config.transmit),
+            guest_mac: mac.map(|mac| mac.to_string()),
+            mtu: *mtu,
+            rx_rate_limiter: RateLimiter::from_limits(*receive),
+            tx_rate_limiter: RateLimiter::from_limits(*transmit),
         }
     }
 }

@@ -1,111 +1,133 @@
-//! Where the log, the numbers and the guest's output go.
+//! Destinations of the log, the metrics and the serial output.
 
 use std::path::PathBuf;
 
 use log::LevelFilter;
 use serde::{Deserialize, Deserializer, de};
 
-use super::{Field, Off, Schema};
-use crate::logger::LoggerSettings;
+use super::field::{FieldType, Off, Rule};
+use super::macros::schema;
+use crate::process::LoggerSettings;
 
-/// The log. What is not given stays as it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct Logger {
-    /// File or FIFO that takes it; stdout when there is none.
-    pub log_path: Option<PathBuf>,
-    /// What is said, from nothing to everything.
-    #[serde(default, deserialize_with = "level")]
-    pub level: Option<LevelFilter>,
-    /// Whether each line has its level.
-    pub show_level: Option<bool>,
-    /// Whether each line has the source line that it comes from.
-    pub show_log_origin: Option<bool>,
-    /// Path of the only module that says something.
-    pub module: Option<String>,
+/// Levels of the log with Firecracker's words for them.
+const LEVELS: [(&str, LevelFilter); 6] = [
+    ("Off", LevelFilter::Off),
+    ("Error", LevelFilter::Error),
+    ("Warning", LevelFilter::Warn),
+    ("Info", LevelFilter::Info),
+    ("Debug", LevelFilter::Debug),
+    ("Trace", LevelFilter::Trace),
+];
+
+/// Words of [`LEVELS`].
+const LEVEL_WORDS: &[&str] = &{
+    let mut words = [""; LEVELS.len()];
+    let mut index = 0;
+    while index < words.len() {
+        words[index] = LEVELS[index].0;
+        index += 1;
+    }
+    words
+};
+
+impl FieldType for LevelFilter {
+    const RULE: Rule = Rule::Choice(LEVEL_WORDS);
 }
 
-/// The numbers.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Metrics {
-    /// File or FIFO that takes them, a line a minute.
-    pub metrics_path: PathBuf,
+#[cfg(test)]
+impl super::openapi::ValueType for LevelFilter {
+    const SHAPE: super::openapi::Shape = super::openapi::Shape::Words(LEVEL_WORDS);
 }
 
-/// The guest's output on its serial port.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Serial {
-    /// File or FIFO that takes it; stdout when there is none.
-    pub serial_out_path: Option<PathBuf>,
+schema! {
+    /// Change of the log. A field without a value keeps the present setting.
+    #[derive(Default, Deserialize)]
+    body Logger {
+        /// File or FIFO for log messages, opened at once; stdout before it is set.
+        log_path: Option<PathBuf>;
+        /// Most verbose level to log, in any case. Warn is Warning.
+        #[serde(default, deserialize_with = "read_level")]
+        level: Option<LevelFilter>;
+        /// Adds the level to each message.
+        show_level: Option<bool>;
+        /// Adds the source file and line to each message.
+        show_log_origin: Option<bool>;
+        /// Module path; only messages of this module and its submodules are logged.
+        module: Option<String>;
+    }
+    example "{level: 'Info', show_level: true, show_log_origin: false}";
 }
 
-impl Schema for Logger {
-    const NAME: &'static str = "Logger";
-    const FIELDS: &'static [Field] = &[
-        Field::any("log_path"),
-        Field::choice("level", &["Off", "Error", "Warning", "Info", "Debug", "Trace"]),
-        Field::any("show_level"),
-        Field::any("show_log_origin"),
-        Field::any("module"),
-    ];
-}
-
-impl Schema for Metrics {
-    const NAME: &'static str = "Metrics";
-    const FIELDS: &'static [Field] = &[
-        Field::any("metrics_path"),
-        Field::unsupported(
-            "emit_id",
+schema! {
+    /// Destination of the metrics.
+    #[derive(Deserialize)]
+    body Metrics {
+        /// File or FIFO for the metrics, one line of JSON each minute.
+        metrics_path: PathBuf;
+    }
+    unsupported {
+        /// Unsupported: the lines have no identifier.
+        emit_id = false => Rule::Unsupported(
             Off::False,
-            "the metrics of mayfly do not have the id; have a file for each VM",
-        ),
-        Field::unsupported(
-            "properties",
+            "the metrics of mayfly have no id; use a file for each VM",
+        );
+        /// Unsupported: custom properties.
+        properties => Rule::Unsupported(
             Off::Empty,
-            "the metrics of mayfly have no properties of the client's",
-        ),
-    ];
+            "mayfly adds no custom properties to the metrics",
+        );
+    }
+    example "{metrics_path: /tmp/metrics}";
 }
 
-impl Schema for Serial {
-    const NAME: &'static str = "Serial";
-    const FIELDS: &'static [Field] = &[
-        Field::any("serial_out_path"),
-        Field::unsupported(
-            "rate_limiter",
+schema! {
+    /// Destination of the guest's serial output.
+    #[derive(Deserialize)]
+    body Serial {
+        /// File or FIFO for the output, created if absent; stdout by default.
+        serial_out_path: Option<PathBuf>;
+    }
+    unsupported {
+        /// Unsupported: limits of the output.
+        rate_limiter => Rule::Unsupported(
             Off::Empty,
-            "mayfly drops what the file does not take, and does not limit it before",
-        ),
-    ];
+            "mayfly does not limit the output; it drops output that the file does not take",
+        );
+    }
+    example "{serial_out_path: /tmp/serial}";
 }
 
 impl Logger {
-    /// What the log is asked for.
-    pub fn settings(self) -> LoggerSettings {
+    /// Converts to the settings of the process.
+    pub fn into_settings(self) -> LoggerSettings {
+        let Self {
+            log_path,
+            level,
+            show_level,
+            show_log_origin,
+            module,
+        } = self;
         LoggerSettings {
-            path: self.log_path,
-            level: self.level,
-            show_level: self.show_level,
-            show_origin: self.show_log_origin,
-            module: self.module,
+            path: log_path,
+            level,
+            show_level,
+            show_origin: show_log_origin,
+            module,
         }
     }
 }
 
-/// Firecracker reads levels in any case, and takes the short name of one.
-fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<LevelFilter>, D::Error> {
+/// Reads a level as Firecracker does: in any case, and `warn` for `Warning`.
+fn read_level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<LevelFilter>, D::Error> {
     let Some(text) = Option::<String>::deserialize(deserializer)? else {
         return Ok(None);
     };
-    match text.to_ascii_lowercase().as_str() {
-        "off" => Ok(Some(LevelFilter::Off)),
-        "error" => Ok(Some(LevelFilter::Error)),
-        "warning" | "warn" => Ok(Some(LevelFilter::Warn)),
-        "info" => Ok(Some(LevelFilter::Info)),
-        "debug" => Ok(Some(LevelFilter::Debug)),
-        "trace" => Ok(Some(LevelFilter::Trace)),
-        _ => Err(de::Error::unknown_variant(
-            &text,
-            &["Off", "Error", "Warning", "Info", "Debug", "Trace"],
-        )),
+    if text.eq_ignore_ascii_case("warn") {
+        return Ok(Some(LevelFilter::Warn));
+    }
+    let mut levels = LEVELS.iter();
+    match levels.find(|(word, _)| text.eq_ignore_ascii_case(word)) {
+        Some((_, level)) => Ok(Some(*level)),
+        None => Err(de::Error::unknown_variant(&text, LEVEL_WORDS)),
     }
 }

@@ -4,233 +4,256 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use vmm::config::NetBackend;
+use vmm::config::{DeviceBackend, NetBackend};
 use vmm::control::{
     CreateSnapshotParams, DEFAULT_RECORD_LENGTH, LoadSnapshotParams, MAX_RECORD_MS, MemorySource,
     RecordOptions, SnapshotKind, WorkingSetOptions,
 };
 
-use super::{Error, Field, Off, Schema};
+use super::field::{Error, Off, Rule};
+use super::macros::{choice, schema};
+use super::vsock;
 
-/// Which pages a snapshot holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-pub enum SnapshotType {
-    /// All that were ever touched.
-    #[default]
-    Full,
-    /// Those that differ from what the VM was restored from.
-    Diff,
+choice! {
+    /// Kind of a snapshot.
+    #[derive(Default)]
+    SnapshotType mirrors SnapshotKind {
+        /// All pages that were ever touched.
+        #[default]
+        Full,
+        /// Pages that differ from the loaded snapshot.
+        Diff,
+    }
 }
 
-/// A snapshot to be made.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct SnapshotCreate {
-    /// Which pages; all if nothing is said.
-    pub snapshot_type: Option<SnapshotType>,
-    /// The state file.
-    pub snapshot_path: PathBuf,
-    /// The memory file.
-    pub mem_file_path: PathBuf,
+schema! {
+    /// Snapshot to create.
+    #[derive(Deserialize)]
+    body SnapshotCreate {
+        /// Full: all pages that were ever touched. Diff: pages that differ from the loaded snapshot.
+        snapshot_type: Option<SnapshotType> = SnapshotType::default();
+        /// State file, replaced if it exists.
+        snapshot_path: PathBuf;
+        /// Memory file, replaced if it exists. A Diff is merged into a file of the same size.
+        mem_file_path: PathBuf;
+    }
+    unsupported {
+        /// No effect.
+        version => Rule::Ignored("mayfly writes the format of its own release");
+    }
+    example "{snapshot_type: 'Full', snapshot_path: /snapshot/state, mem_file_path: /snapshot/memory}";
 }
 
-/// Who gives the guest its memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub enum BackendType {
-    /// The memory file.
-    File,
-    /// Another process, by userfaultfd.
-    Uffd,
+choice! {
+    /// Kind of a memory backend.
+    BackendType {
+        /// Memory file.
+        File,
+        /// Fault handler behind a userfaultfd.
+        Uffd,
+    }
 }
 
-/// Where the guest's memory comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct MemBackend {
-    /// Who gives it.
-    pub backend_type: BackendType,
-    /// The memory file, or the socket on which the other process listens.
-    pub backend_path: PathBuf,
+schema! {
+    /// Source of guest memory.
+    #[derive(Deserialize)]
+    body MemBackend {
+        /// Memory file, or a fault handler behind a userfaultfd.
+        backend_type: BackendType;
+        /// Path of the memory file, or of the socket of the fault handler.
+        backend_path: PathBuf;
+    }
+    example "{backend_type: 'File', backend_path: /snapshot/memory}";
 }
 
-/// An interface that is to be on another tap.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct NetworkOverride {
-    /// Its name.
-    pub iface_id: String,
-    /// The tap; the kernel names one if this is empty.
-    pub host_dev_name: String,
+schema! {
+    /// Another tap for a network interface.
+    #[derive(Deserialize)]
+    body NetworkOverride {
+        /// Identifier of the interface.
+        #[schema(Id)]
+        iface_id: String;
+        /// Name of the tap on the host. The kernel chooses a name if it is empty.
+        host_dev_name: String;
+    }
+    example "{iface_id: eth0, host_dev_name: tap1}";
 }
 
-/// A drive that is to be on another file.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct DriveOverride {
-    /// Its name.
-    pub drive_id: String,
-    /// The file or block device.
-    pub path_on_host: PathBuf,
+schema! {
+    /// Another file for a drive.
+    #[derive(Deserialize)]
+    body DriveOverride {
+        /// Identifier of the drive.
+        #[schema(Id)]
+        drive_id: String;
+        /// File or block device.
+        path_on_host: PathBuf;
+    }
+    example "{drive_id: rootfs, path_on_host: /images/clone}";
 }
 
-/// A working set to be recorded.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct RecordWorkingSet {
-    /// Where it goes.
-    pub path: PathBuf,
-    /// For how much of the guest's time.
-    pub milliseconds: Option<u64>,
+schema! {
+    /// Working set to record: the pages that the guest touches first. Requires a memory file; excludes working_set.
+    #[derive(Deserialize)]
+    body RecordWorkingSet {
+        /// File for the working set, replaced if it exists.
+        path: PathBuf;
+        /// Guest time to record, less if the guest exits or a snapshot is created before.
+        milliseconds: Option<u64> = DEFAULT_RECORD_LENGTH.as_millis() => Rule::Range(1, MAX_RECORD_MS);
+    }
+    example "{path: /snapshot/working-set, milliseconds: 100}";
 }
 
-/// A snapshot to be loaded.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct SnapshotLoad {
-    /// The state file.
-    pub snapshot_path: PathBuf,
-    /// Where memory comes from; there must be this or `mem_file_path`.
-    pub mem_backend: Option<MemBackend>,
-    /// The memory file, as it was named before there were backends.
-    pub mem_file_path: Option<PathBuf>,
-    /// Whether it is to be known which pages change. It always is, at no cost, so that this changes nothing.
-    pub track_dirty_pages: Option<bool>,
-    /// The old name of that.
-    pub enable_diff_snapshots: Option<bool>,
-    /// Whether the guest runs at once.
-    pub resume_vm: Option<bool>,
-    /// Interfaces that are to be on other taps.
-    pub network_overrides: Option<Vec<NetworkOverride>>,
-    /// Drives that are to be on other files.
-    pub drive_overrides: Option<Vec<DriveOverride>>,
-    /// Whether the guest's clock jumps to where it would stand had it never stopped.
-    pub clock_realtime: Option<bool>,
-    /// A working set, whose pages are made ready.
-    pub working_set: Option<PathBuf>,
-    /// A working set to be recorded.
-    pub record_working_set: Option<RecordWorkingSet>,
-}
-
-impl Schema for SnapshotCreate {
-    const NAME: &'static str = "SnapshotCreate";
-    const FIELDS: &'static [Field] = &[
-        Field::choice("snapshot_type", &["Full", "Diff"]),
-        Field::any("snapshot_path"),
-        Field::any("mem_file_path"),
-        Field::ignored("version", "mayfly writes the format of its own release"),
-    ];
-}
-
-impl Schema for SnapshotLoad {
-    const NAME: &'static str = "SnapshotLoad";
-    const FIELDS: &'static [Field] = &[
-        Field::any("snapshot_path"),
-        Field::object(
-            "mem_backend",
-            &[
-                Field::choice("backend_type", &["File", "Uffd"]),
-                Field::any("backend_path"),
-            ],
-        ),
-        Field::any("mem_file_path"),
-        Field::any("track_dirty_pages"),
-        Field::any("enable_diff_snapshots"),
-        Field::any("resume_vm"),
-        Field::list(
-            "network_overrides",
-            &[Field::any("iface_id"), Field::any("host_dev_name")],
-        ),
-        Field::list(
-            "drive_overrides",
-            &[Field::any("drive_id"), Field::any("path_on_host")],
-        ),
-        Field::unsupported("vsock_override", Off::Null, "vsock is not part of mayfly"),
-        Field::any("clock_realtime"),
-        Field::any("working_set"),
-        Field::object(
-            "record_working_set",
-            &[Field::any("path"), Field::range("milliseconds", 1, MAX_RECORD_MS)],
-        ),
-        Field::unsupported(
-            "huge_pages",
+schema! {
+    /// Snapshot to load. Exactly one of mem_backend and mem_file_path is required.
+    #[derive(Deserialize)]
+    body SnapshotLoad {
+        /// State file.
+        snapshot_path: PathBuf;
+        /// Source of guest memory.
+        mem_backend: Option<MemBackend>;
+        /// Memory file. Deprecated.
+        mem_file_path: Option<PathBuf>;
+        /// No effect: dirty pages are always tracked, at no cost.
+        track_dirty_pages: Option<bool> = false;
+        /// Old name of track_dirty_pages. Deprecated.
+        enable_diff_snapshots: Option<bool> = false;
+        /// Resumes the VM at once.
+        resume_vm: Option<bool> = false;
+        /// Other taps for network interfaces.
+        network_overrides: Option<Vec<NetworkOverride>>;
+        /// Other files for drives.
+        drive_overrides: Option<Vec<DriveOverride>>;
+        /// Advances the guest's clock by the time since the snapshot.
+        clock_realtime: Option<bool> = false;
+        /// Working set of this snapshot to prefetch. Its pages count as changed.
+        working_set: Option<PathBuf>;
+        /// Working set to record.
+        record_working_set: Option<RecordWorkingSet>;
+    }
+    unsupported {
+        /// Unsupported: vsock.
+        vsock_override => Rule::Unsupported(Off::Null, vsock::UNSUPPORTED);
+        /// No effect: the file system of the memory file decides on huge pages.
+        huge_pages = "Snapshot" => Rule::Unsupported(
             Off::Text(&["Snapshot", "None"]),
-            "mayfly maps the memory file with the pages that its file system has; choose Snapshot or None",
-        ),
-    ];
+            "the file system of the memory file decides on huge pages; choose Snapshot or None",
+        );
+    }
+    example "{snapshot_path: /snapshot/state, mem_backend: {backend_type: 'File', backend_path: /snapshot/memory}, resume_vm: true, network_overrides: [{iface_id: eth0, host_dev_name: tap1}], drive_overrides: [{drive_id: rootfs, path_on_host: /images/clone}]}";
 }
 
 impl SnapshotCreate {
-    /// What the VMM is to make.
+    /// Converts to the parameters of the VMM.
     pub fn into_params(self) -> CreateSnapshotParams {
+        let Self {
+            snapshot_type,
+            snapshot_path,
+            mem_file_path,
+        } = self;
         CreateSnapshotParams {
-            kind: match self.snapshot_type.unwrap_or_default() {
-                SnapshotType::Full => SnapshotKind::Full,
-                SnapshotType::Diff => SnapshotKind::Diff,
-            },
-            state: self.snapshot_path,
-            memory: self.mem_file_path,
+            kind: snapshot_type.unwrap_or_default().into(),
+            state: snapshot_path,
+            memory: mem_file_path,
         }
     }
 }
 
 impl SnapshotLoad {
-    /// Whether a field was given that Firecracker gives up.
+    /// Returns true if a field is set that Firecracker deprecates.
     pub fn is_deprecated(&self) -> bool {
         self.mem_file_path.is_some() || self.enable_diff_snapshots.is_some()
     }
 
-    /// What the VMM is to make.
+    /// Converts to the parameters of the VMM.
     ///
     /// # Errors
-    /// [`Error::Json`] unless there is one place, and only one, from which memory comes.
+    /// [`Error::Json`] without a source of memory, or with two.
     pub fn into_params(self) -> Result<LoadSnapshotParams, Error> {
-        let memory = match (self.mem_backend, self.mem_file_path) {
-            (Some(backend), None) => backend.source(),
-            (None, Some(path)) => MemorySource::File(path),
-            (None, None) => {
-                return Err(either(
-                    "missing field: either `mem_backend` or `mem_file_path` is required",
-                ));
-            }
-            (Some(_), Some(_)) => {
-                return Err(either(
-                    "too many fields: either `mem_backend` or `mem_file_path` exclusively is required",
-                ));
-            }
-        };
-        let taps = self.network_overrides.unwrap_or_default().into_iter();
-        let taps = taps.map(|tap| (tap.iface_id, NetBackend::Tap(tap.host_dev_name).into()));
-        let disks = self.drive_overrides.unwrap_or_default().into_iter();
-        let disks = disks.map(|disk| (disk.drive_id, disk.path_on_host.into()));
-        let tracks = [self.track_dirty_pages, self.enable_diff_snapshots];
+        let Self {
+            snapshot_path,
+            mem_backend,
+            mem_file_path,
+            track_dirty_pages,
+            enable_diff_snapshots,
+            resume_vm,
+            network_overrides,
+            drive_overrides,
+            clock_realtime,
+            working_set,
+            record_working_set,
+        } = self;
+        let taps = network_overrides.unwrap_or_default().into_iter();
+        let taps = taps.map(NetworkOverride::into_params);
+        let disks = drive_overrides.unwrap_or_default().into_iter();
+        let disks = disks.map(DriveOverride::into_params);
         Ok(LoadSnapshotParams {
-            state: self.snapshot_path,
-            memory,
+            state: snapshot_path,
+            memory: memory_source(mem_backend, mem_file_path)?,
             overrides: taps.chain(disks).collect(),
-            track_dirty_pages: tracks.contains(&Some(true)),
-            resume: self.resume_vm.unwrap_or(false),
-            realtime: self.clock_realtime.unwrap_or(false),
+            track_dirty_pages: [track_dirty_pages, enable_diff_snapshots].contains(&Some(true)),
+            resume: resume_vm.unwrap_or_default(),
+            realtime: clock_realtime.unwrap_or_default(),
             working_set: WorkingSetOptions {
-                prefetch: self.working_set,
-                record: self.record_working_set.map(RecordWorkingSet::record),
+                prefetch: working_set,
+                record: record_working_set.map(RecordWorkingSet::into_params),
             },
         })
     }
 }
 
+impl NetworkOverride {
+    fn into_params(self) -> (String, DeviceBackend) {
+        let Self {
+            iface_id,
+            host_dev_name,
+        } = self;
+        (iface_id, NetBackend::Tap(host_dev_name).into())
+    }
+}
+
+impl DriveOverride {
+    fn into_params(self) -> (String, DeviceBackend) {
+        let Self {
+            drive_id,
+            path_on_host,
+        } = self;
+        (drive_id, path_on_host.into())
+    }
+}
+
 impl RecordWorkingSet {
-    fn record(self) -> RecordOptions {
-        let length = self.milliseconds.map(Duration::from_millis);
+    fn into_params(self) -> RecordOptions {
+        let Self { path, milliseconds } = self;
         RecordOptions {
-            path: self.path,
-            length: length.unwrap_or(DEFAULT_RECORD_LENGTH),
+            path,
+            length: milliseconds.map_or(DEFAULT_RECORD_LENGTH, Duration::from_millis),
         }
     }
 }
 
 impl MemBackend {
-    fn source(self) -> MemorySource {
-        match self.backend_type {
-            BackendType::File => MemorySource::File(self.backend_path),
-            BackendType::Uffd => MemorySource::Uffd(self.backend_path),
+    fn into_source(self) -> MemorySource {
+        let Self {
+            backend_type,
+            backend_path,
+        } = self;
+        match backend_type {
+            BackendType::File => MemorySource::File(backend_path),
+            BackendType::Uffd => MemorySource::Uffd(backend_path),
         }
     }
 }
 
-fn either(text: &str) -> Error {
-    Error::Json(text.to_owned())
+/// Returns the source of memory. Firecracker requires exactly one.
+fn memory_source(backend: Option<MemBackend>, file: Option<PathBuf>) -> Result<MemorySource, Error> {
+    let text = match (backend, file) {
+        (Some(backend), None) => return Ok(backend.into_source()),
+        (None, Some(path)) => return Ok(MemorySource::File(path)),
+        (None, None) => "missing field: either `mem_backend` or `mem_file_path` is required",
+        (Some(_), Some(_)) => {
+            "too many fields: either `mem_backend` or `mem_file_path` exclusively is required"
+        }
+    };
+    Err(Error::Json(text.to_owned()))
 }

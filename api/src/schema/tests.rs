@@ -1,4 +1,4 @@
-//! The types against the specification: every field of it is asked with values on both sides of what it says.
+//! Comparison of the types with the specification: each field is probed at and beyond its limits.
 
 use std::collections::BTreeSet;
 
@@ -6,58 +6,59 @@ use serde_json::{Value, json};
 
 use super::{
     Action, BootSource, DEFAULT_BOOT_ARGS, Drive, DriveUpdate, Error, Field, Logger, MachineConfiguration,
-    MachineConfigurationUpdate, Metrics, NetworkInterface, NetworkInterfaceUpdate, RateLimiter, Rule, Schema,
-    Serial, SnapshotCreate, SnapshotLoad, VmUpdate, Vsock, field, read,
+    MachineConfigurationUpdate, Metrics, NetworkInterface, NetworkInterfaceUpdate, RateLimiter,
+    RecordWorkingSet, Rule, Schema, Serial, SnapshotCreate, SnapshotLoad, TokenBucket, VmUpdate, Vsock,
+    field, read,
 };
 use crate::testing::{resolve, specification};
 
-struct Shape {
+struct Body {
     name: &'static str,
     fields: &'static [Field],
     read: fn(&Value) -> Result<(), Error>,
 }
 
-fn shape<T: Schema>() -> Shape {
-    Shape {
+fn body_type<T: Schema>() -> Body {
+    Body {
         name: T::NAME,
         fields: T::FIELDS,
         read: |value| read::<T>(value.to_string().as_bytes()).map(drop),
     }
 }
 
-fn shapes() -> [Shape; 15] {
+fn body_types() -> [Body; 15] {
     [
-        shape::<Action>(),
-        shape::<BootSource>(),
-        shape::<Drive>(),
-        shape::<DriveUpdate>(),
-        shape::<Logger>(),
-        shape::<MachineConfiguration>(),
-        shape::<MachineConfigurationUpdate>(),
-        shape::<Metrics>(),
-        shape::<NetworkInterface>(),
-        shape::<NetworkInterfaceUpdate>(),
-        shape::<Serial>(),
-        shape::<SnapshotCreate>(),
-        shape::<SnapshotLoad>(),
-        shape::<VmUpdate>(),
-        shape::<Vsock>(),
+        body_type::<Action>(),
+        body_type::<BootSource>(),
+        body_type::<Drive>(),
+        body_type::<DriveUpdate>(),
+        body_type::<Logger>(),
+        body_type::<MachineConfiguration>(),
+        body_type::<MachineConfigurationUpdate>(),
+        body_type::<Metrics>(),
+        body_type::<NetworkInterface>(),
+        body_type::<NetworkInterfaceUpdate>(),
+        body_type::<Serial>(),
+        body_type::<SnapshotCreate>(),
+        body_type::<SnapshotLoad>(),
+        body_type::<VmUpdate>(),
+        body_type::<Vsock>(),
     ]
 }
 
-/// A body that is right, in which one value is put at a place.
+/// Valid body with one path for other values.
 struct Probe<'a> {
     specification: &'a Value,
-    shape: &'a Shape,
+    body_type: &'a Body,
     body: Value,
-    place: String,
+    path: String,
 }
 
 impl Probe<'_> {
-    /// The body with `value` at the place, or with nothing there.
+    /// Returns the body with `value` at the path, or without the field.
     fn with(&self, value: Option<Value>) -> Value {
         let mut body = self.body.clone();
-        let (parent, name) = self.place.rsplit_once('/').unwrap();
+        let (parent, name) = self.path.rsplit_once('/').unwrap();
         let object = body.pointer_mut(parent).unwrap().as_object_mut().unwrap();
         match value {
             Some(value) => object.insert(name.to_owned(), value),
@@ -68,35 +69,35 @@ impl Probe<'_> {
 
     fn expect(&self, value: Option<Value>, accepted: bool) {
         let body = self.with(value);
-        let result = (self.shape.read)(&body);
+        let result = (self.body_type.read)(&body);
         assert_eq!(
             result.is_ok(),
             accepted,
             "{}{}: {body}: {result:?}",
-            self.shape.name,
-            self.place
+            self.body_type.name,
+            self.path
         );
     }
 
-    fn takes(&self, value: Value) {
+    fn accepts(&self, value: Value) {
         self.expect(Some(value), true);
     }
 
-    fn refuses(&self, value: Value) {
+    fn rejects(&self, value: Value) {
         self.expect(Some(value), false);
     }
 
-    /// Asks for all that `property` says.
+    /// Probes all constraints of `property`.
     fn property(&self, property: &Value, required: bool) {
         let schema = resolve(self.specification, property);
         let Some(kind) = schema.get("type").and_then(Value::as_str) else {
-            self.takes(json!(1));
+            self.accepts(json!(1));
             return;
         };
         self.expect(None, !required);
         let nullable = property.get("nullable") == Some(&json!(true));
         self.expect(Some(Value::Null), nullable);
-        assert!(!(required && nullable), "{}{}", self.shape.name, self.place);
+        assert!(!(required && nullable), "{}{}", self.body_type.name, self.path);
         for value in [
             json!("x"),
             json!(1),
@@ -115,7 +116,7 @@ impl Probe<'_> {
                 _ => value.is_object(),
             };
             if !fits {
-                self.refuses(value);
+                self.rejects(value);
             }
         }
         self.limits(schema);
@@ -130,66 +131,66 @@ impl Probe<'_> {
     fn limits(&self, schema: &Value) {
         let number = |key: &str| schema.get(key).and_then(Value::as_u64);
         if schema["type"] == "integer" {
-            let (least, greatest) = (number("minimum").unwrap(), number("maximum").unwrap());
-            self.takes(least.into());
-            self.takes(greatest.into());
-            if let Some(below) = least.checked_sub(1) {
-                self.refuses(below.into());
+            let (min, max) = (number("minimum").unwrap(), number("maximum").unwrap());
+            self.accepts(min.into());
+            self.accepts(max.into());
+            if let Some(below) = min.checked_sub(1) {
+                self.rejects(below.into());
             }
-            if let Some(above) = greatest.checked_add(1) {
-                self.refuses(above.into());
+            if let Some(above) = max.checked_add(1) {
+                self.rejects(above.into());
             }
         }
         if let Some(values) = schema.get("enum") {
             for value in values.as_array().unwrap() {
-                self.takes(value.clone());
+                self.accepts(value.clone());
             }
-            self.refuses(json!({}));
-            self.refuses(json!("other"));
-            self.refuses(json!({values[0].to_string(): null}));
-            self.refuses(json!(true));
+            self.rejects(json!({}));
+            self.rejects(json!("other"));
+            self.rejects(json!({values[0].to_string(): null}));
+            self.rejects(json!(true));
         }
         if number("maxLength") == Some(0) {
-            self.takes(json!(""));
-            self.refuses(json!("x"));
+            self.accepts(json!(""));
+            self.rejects(json!("x"));
         }
         if number("maxProperties") == Some(0) {
-            self.takes(json!({}));
-            self.refuses(json!({"x": null}));
+            self.accepts(json!({}));
+            self.rejects(json!({"x": null}));
         }
     }
 
-    /// Asks for each property of the objects in the list that is at the place.
+    /// Probes each property of the objects in the list at the path.
     fn list(&self, items: &Value) {
-        self.takes(json!([]));
+        self.accepts(json!([]));
         for wrong in [json!(null), json!(1), json!("x"), json!([])] {
-            self.refuses(json!([items["example"], wrong]));
+            self.rejects(json!([items["example"], wrong]));
         }
         let probe = Probe {
             body: self.with(Some(json!([items["example"], items["example"]]))),
-            place: format!("{}/1", self.place),
+            path: format!("{}/1", self.path),
             ..*self
         };
         probe.properties(items, &probe.body);
     }
 
-    /// Asks for each property of the object that is at the place.
+    /// Probes each property of the object at the path.
     fn object(&self, schema: &Value) {
         let example = &schema["example"];
-        let body = match self.place.as_str() {
+        let body = match self.path.as_str() {
             "" => example.clone(),
             _ => self.with(Some(example.clone())),
         };
         self.properties(schema, &body);
     }
 
-    /// Asks for each property of the object that is at the place in `body`.
+    /// Probes each property of the object at the path in `body`.
     fn properties(&self, schema: &Value, body: &Value) {
         let required = schema.get("required").and_then(Value::as_array);
         for (name, property) in schema["properties"].as_object().unwrap() {
             let probe = Probe {
                 body: body.clone(),
-                place: format!("{}/{name}", self.place),
+                path: format!("{}/{name}", self.path),
                 ..*self
             };
             probe.property(
@@ -201,55 +202,55 @@ impl Probe<'_> {
 }
 
 #[test]
-fn the_types_take_what_the_specification_says() {
+fn types_match_specification() {
     let specification = specification();
-    for shape in &shapes() {
-        let schema = &specification["components"]["schemas"][shape.name];
+    for body_type in &body_types() {
+        let schema = &specification["components"]["schemas"][body_type.name];
         let probe = Probe {
             specification: &specification,
-            shape,
+            body_type,
             body: Value::Null,
-            place: String::new(),
+            path: String::new(),
         };
-        (shape.read)(&schema["example"]).unwrap();
+        (body_type.read)(&schema["example"]).unwrap();
         probe.object(schema);
         for wrong in [json!(null), json!([]), json!("x"), json!(1)] {
-            assert!((shape.read)(&wrong).is_err(), "{}: {wrong}", shape.name);
+            assert!((body_type.read)(&wrong).is_err(), "{}: {wrong}", body_type.name);
         }
     }
 }
 
-fn same_names(specification: &Value, fields: &[Field], schema: &Value, place: &str) {
+fn assert_same_names(specification: &Value, fields: &[Field], schema: &Value, path: &str) {
     let properties = schema["properties"].as_object().unwrap();
-    let known: BTreeSet<&str> = fields.iter().map(|field| field.name).collect();
-    let written: BTreeSet<&str> = properties.keys().map(String::as_str).collect();
-    assert_eq!(known, written, "{place}");
+    let fields_of_type: BTreeSet<&str> = fields.iter().map(|field| field.name).collect();
+    let fields_of_file: BTreeSet<&str> = properties.keys().map(String::as_str).collect();
+    assert_eq!(fields_of_type, fields_of_file, "{path}");
     for field in fields {
         let property = resolve(specification, &properties[field.name]);
         if let Rule::Object(fields) = field.rule {
-            same_names(specification, fields, property, field.name);
+            assert_same_names(specification, fields, property, field.name);
         }
         if let Rule::List(fields) = field.rule {
             let items = resolve(specification, &property["items"]);
-            same_names(specification, fields, items, field.name);
+            assert_same_names(specification, fields, items, field.name);
         }
         if let Rule::Choice(words) = field.rule {
-            assert_eq!(property["enum"], json!(words), "{place}");
+            assert_eq!(property["enum"], json!(words), "{path}");
         }
     }
 }
 
 #[test]
-fn the_specification_has_every_field_and_no_other() {
+fn specification_has_same_fields() {
     let specification = specification();
-    for shape in &shapes() {
-        let schema = &specification["components"]["schemas"][shape.name];
-        same_names(&specification, shape.fields, schema, shape.name);
+    for body_type in &body_types() {
+        let schema = &specification["components"]["schemas"][body_type.name];
+        assert_same_names(&specification, body_type.fields, schema, body_type.name);
     }
 }
 
 #[test]
-fn defaults_are_those_of_the_specification() {
+fn shown_defaults_match_specification() {
     let specification = specification();
     let properties = |name: &str| specification["components"]["schemas"][name]["properties"].clone();
     assert_eq!(
@@ -257,14 +258,55 @@ fn defaults_are_those_of_the_specification() {
         DEFAULT_BOOT_ARGS
     );
     let drive: Drive = read(br#"{"drive_id": "a", "is_root_device": false, "path_on_host": "/b"}"#).unwrap();
-    let drive = serde_json::to_value(Drive::of(&drive.config())).unwrap();
+    let drive = serde_json::to_value(Drive::from_config(&drive.into_config())).unwrap();
     for name in ["is_read_only", "cache_type", "io_engine"] {
         assert_eq!(drive[name], properties("Drive")[name]["default"], "{name}");
     }
 }
 
+/// Reads `minimal`, and the same with the default of the specification in each other field of `T`.
+fn bodies<T: Schema>(minimal: &Value) -> [T; 2] {
+    let specification = specification();
+    let properties = &specification["components"]["schemas"][T::NAME]["properties"];
+    let mut full = minimal.clone();
+    for (name, property) in properties.as_object().unwrap() {
+        // A body must not have both names of one field.
+        if let Some(default) = property.get("default").filter(|_| name != "ht_enabled") {
+            full[name] = default.clone();
+        }
+    }
+    assert_ne!(full, *minimal);
+    [minimal, &full].map(|body| read(body.to_string().as_bytes()).unwrap())
+}
+
 #[test]
-fn unknown_keys_are_named_and_no_more_than_a_few_of_them() {
+fn absent_fields_have_specified_defaults() {
+    let minimal = json!({"drive_id": "a", "is_root_device": false, "path_on_host": "/b"});
+    let [left, right] = bodies::<Drive>(&minimal).map(|drive| Drive::from_config(&drive.into_config()));
+    assert_eq!(left, right);
+    let minimal = json!({"vcpu_count": 1, "mem_size_mib": 1});
+    let [left, right] = bodies::<MachineConfiguration>(&minimal).map(MachineConfiguration::into_config);
+    assert_eq!(left, right);
+    let minimal = json!({"snapshot_path": "s", "mem_file_path": "m"});
+    let [left, right] = bodies::<SnapshotCreate>(&minimal).map(SnapshotCreate::into_params);
+    assert_eq!(left, right);
+    let minimal = json!({"snapshot_path": "s", "mem_file_path": "m", "record_working_set": {"path": "w"}});
+    let [left, mut right] = bodies::<SnapshotLoad>(&minimal);
+    let [_, record] = bodies::<RecordWorkingSet>(&minimal["record_working_set"]);
+    right.record_working_set = Some(record);
+    assert_eq!(left.into_params(), right.into_params());
+    let [left, right] = bodies::<TokenBucket>(&json!({"size": 1, "refill_time": 1}));
+    let limits = |bucket| {
+        RateLimiter::limits(Some(RateLimiter {
+            bandwidth: Some(bucket),
+            ops: None,
+        }))
+    };
+    assert_eq!(limits(left), limits(right));
+}
+
+#[test]
+fn unknown_keys_are_listed_up_to_limit() {
     let names = |value: Value| field::check(Drive::FIELDS, &value).unwrap();
     assert_eq!(names(json!({"drive_id": "a", "socket": null})), None);
     assert_eq!(
@@ -279,18 +321,18 @@ fn unknown_keys_are_named_and_no_more_than_a_few_of_them() {
 }
 
 #[test]
-fn what_is_refused_is_named() {
-    let refused = |text: &str| read::<Drive>(text.as_bytes()).unwrap_err().to_string();
+fn rejections_name_field_and_reason() {
+    let rejected = |text: &str| read::<Drive>(text.as_bytes()).unwrap_err().to_string();
     assert_eq!(
-        refused(r#"{"drive_id": "a", "socket": "/s"}"#),
+        rejected(r#"{"drive_id": "a", "socket": "/s"}"#),
         "The field socket cannot be \"/s\": vhost-user drives are not part of mayfly; name a file in path_on_host."
     );
     assert_eq!(
-        refused(r#"{"drive_id": "a"}"#),
+        rejected(r#"{"drive_id": "a"}"#),
         "An error occurred when deserializing the json body of a request: missing field `is_root_device` at line 1 \
          column 17."
     );
-    assert!(refused("{").contains("EOF while parsing"));
+    assert!(rejected("{").contains("EOF while parsing"));
     let machine = read::<MachineConfiguration>(br#"{"vcpu_count": 33, "mem_size_mib": 1}"#);
     assert_eq!(
         machine.unwrap_err().to_string(),
@@ -299,7 +341,7 @@ fn what_is_refused_is_named() {
 }
 
 #[test]
-fn levels_are_read_in_any_case() {
+fn log_level_is_case_insensitive() {
     for (text, level) in [
         ("warn", log::LevelFilter::Warn),
         ("WARNING", log::LevelFilter::Warn),
@@ -312,18 +354,18 @@ fn levels_are_read_in_any_case() {
 }
 
 #[test]
-fn a_bucket_of_nothing_is_no_limit_but_a_change() {
+fn zero_bucket_removes_limit() {
     let limiter: RateLimiter =
         serde_json::from_str(r#"{"bandwidth": {"size": 0, "refill_time": 5}, "ops": null}"#).unwrap();
     assert_eq!(RateLimiter::limits(Some(limiter)).bandwidth, None);
     let changes = RateLimiter::changes(Some(limiter));
     assert_eq!(changes.bandwidth.map(|bucket| bucket.size), Some(0));
     assert_eq!(changes.operations, None);
-    assert_eq!(RateLimiter::of(changes), None);
+    assert_eq!(RateLimiter::from_limits(changes), None);
 }
 
 #[test]
-fn more_memory_than_bytes_can_count_is_refused() {
+fn memory_beyond_byte_range_is_rejected() {
     for mib in ["17592186044416", "18446744073709551615", "1e19"] {
         let text = format!(r#"{{"vcpu_count": 1, "mem_size_mib": {mib}}}"#);
         assert!(read::<MachineConfiguration>(text.as_bytes()).is_err(), "{mib}");

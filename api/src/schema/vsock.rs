@@ -1,23 +1,25 @@
-//! A vsock, which mayfly does not have. Some clients always send an empty one.
+//! Vsock, which mayfly does not support. Some clients send an empty one for each VM.
 
 use serde::Deserialize;
 
-use super::{Field, Off, Schema};
+use super::field::{Off, Rule};
+use super::macros::schema;
 
-const WHY: &str = "vsock is not part of mayfly";
+/// Reason of all unsupported vsock fields.
+pub(super) const UNSUPPORTED: &str = "vsock is not part of mayfly";
 
-/// A vsock that is none.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Vsock {
-    /// Name of it that Firecracker does not use any more.
-    pub vsock_id: Option<String>,
-}
-
-impl Schema for Vsock {
-    const NAME: &'static str = "Vsock";
-    const FIELDS: &'static [Field] = &[
-        Field::unsupported("guest_cid", Off::Zero, WHY),
-        Field::unsupported("uds_path", Off::Text(&[""]), WHY),
-        Field::any("vsock_id"),
-    ];
+schema! {
+    /// Empty vsock. Unsupported otherwise.
+    #[derive(Deserialize)]
+    body Vsock {
+        /// No effect. Deprecated.
+        vsock_id: Option<String>;
+    }
+    unsupported {
+        /// Unsupported.
+        guest_cid => Rule::Unsupported(Off::Zero, UNSUPPORTED);
+        /// Unsupported.
+        uds_path => Rule::Unsupported(Off::Text(&[""]), UNSUPPORTED);
+    }
+    example "{guest_cid: 0, uds_path: '', vsock_id: ''}";
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use api::logger::{LogControl, LoggerSettings};
+use api::process::{LogControl, LoggerSettings};
 use devices::lock;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 

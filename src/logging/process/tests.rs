@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use api::logger::{LogControl, LoggerSettings};
+use api::process::{LogControl, LoggerSettings};
 use log::{Level, LevelFilter, Log, Record};
 use scratch::{Directory, Reader};
 

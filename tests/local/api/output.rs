@@ -138,7 +138,7 @@ fn the_log_says_who_and_what() {
     let log = fs::read_to_string(&path).unwrap();
     assert!(log.contains(" [vm-7:") && log.contains("INFO"), "{log}");
     assert!(
-        log.contains("refused GET nothing") || log.contains("refused GET /nothing"),
+        log.contains("rejected GET nothing") || log.contains("rejected GET /nothing"),
         "{log}"
     );
     served.terminate();

@@ -255,14 +255,16 @@ const ROWS: [Row; 48] = [
         "/drives/x",
         r#"{"drive_id":"x"}"#,
         Before,
-        Fault("Drive config error: there is no drive \"x\": there are d"),
+        Fault("Drive config error: cannot change drive \"x\": there is no such drive; choose one of: d"),
     ),
     (
         "PATCH",
         "/network-interfaces/x",
         r#"{"iface_id":"x"}"#,
         Before,
-        Fault("Network config error: there is no network interface \"x\": there are br-0"),
+        Fault(
+            "Network config error: cannot change network interface \"x\": there is no such network interface; choose one of: br-0",
+        ),
     ),
     (
         "PUT",

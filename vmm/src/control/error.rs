@@ -1,4 +1,4 @@
-//! Why a VM is not as its owner wishes it.
+//! Errors of the control of a VM.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,44 +8,44 @@ use crate::machine::UpdateError;
 use crate::vm::ConsoleError;
 use crate::{boot, config, machine};
 
-/// Why a wish was refused. What was there before the wish goes on.
+/// Failure of an operation. The VM is as before the operation.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It would change what the guest was started with.
-    #[error("The requested operation is not supported after starting the microVM.")]
+    /// The operation requires a VM before its start.
+    #[error("cannot change this setting: the VM is started; change it before the start")]
     AfterStart,
-    /// It needs a guest.
-    #[error("The requested operation is not supported before starting the microVM.")]
+    /// The operation requires a started VM.
+    #[error("cannot control the VM: it is not started; start it first")]
     BeforeStart,
-    /// A guest without an image.
-    #[error("Cannot start microvm without kernel configuration.")]
+    /// No image is set.
+    #[error("cannot start the VM: no image is set; set one first")]
     NoKernel,
-    /// The image cannot be used.
+    /// The image is unusable.
     #[error(transparent)]
     Image(boot::image::Error),
-    /// The initrd cannot be used.
+    /// The initrd is unusable.
     #[error(transparent)]
     Initrd(boot::initrd::Error),
-    /// The parts do not make a machine.
+    /// The configuration is invalid.
     #[error("cannot make this machine")]
     Config(#[source] config::Error),
     /// A device cannot be opened.
     #[error(transparent)]
     Device(machine::DeviceError),
-    /// There is no console for the guest.
+    /// The console of the guest cannot be opened.
     #[error(transparent)]
     Console(ConsoleError),
-    /// The machine cannot be built, booted or paused.
+    /// The machine cannot be built, started or paused.
     #[error(transparent)]
     Machine(machine::Error),
-    /// No drive or interface of that name.
-    #[error("there is no {kind} {id:?}: there are {known}")]
+    /// No device has this identifier.
+    #[error("cannot change {kind} {id:?}: there is no such {kind}; choose one of: {known}")]
     Unknown {
         /// Kind of the device.
         kind: DeviceKind,
-        /// Its name.
+        /// Identifier in the request.
         id: String,
-        /// The names that there are.
+        /// Existing identifiers.
         known: String,
     },
     /// A device cannot be changed.
@@ -59,21 +59,21 @@ pub enum Error {
         #[source]
         source: UpdateError,
     },
-    /// The machine has no keys to press.
-    #[error("SendCtrlAltDel is not supported on this architecture: its machine has no keyboard.")]
+    /// The machine has no keyboard.
+    #[error("cannot press Ctrl-Alt-Del: the machine has no keyboard on this architecture")]
     NoKeyboard,
-    /// The file for the guest's output cannot be used.
+    /// The file for the serial output cannot be opened.
     #[error("cannot open {} for the guest's serial output", path.display())]
     Serial {
-        /// Where it is.
+        /// Path of the file.
         path: PathBuf,
-        /// The kernel's answer.
+        /// Cause.
         #[source]
         source: io::Error,
     },
 }
 
-/// The names of what there is, for an error that says that something is not.
+/// Joins the identifiers of all devices for [`Error::Unknown`].
 pub(super) fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let names = names.collect::<Vec<_>>().join(", ");
     if names.is_empty() { "none".into() } else { names }

@@ -19,7 +19,7 @@ use crate::vm::{Console, ConsoleError, ConsoleInput, MemoryBacking, Vm};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The VM was started, or configured with values that the snapshot replaces.
-    #[error("Loading a microVM snapshot not allowed after configuring boot-specific resources.")]
+    #[error("cannot load a snapshot: the VM is configured or started already; load it into a new process")]
     Configured,
     /// The state file cannot be read.
     #[error("cannot use the state file")]

@@ -1,9 +1,10 @@
+mod head;
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
 use super::*;
-use crate::http::Method;
 
 fn limits() -> HttpLimits {
     HttpLimits {
@@ -12,18 +13,18 @@ fn limits() -> HttpLimits {
     }
 }
 
-/// What a client gets from these pieces: requests, words of welcome, and the refusal that ends it.
-fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Result<Step, String>> {
+/// Feeds `parts` to a parser. Returns all steps, and the error at the end.
+fn read<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<Result<Step, String>> {
     let mut parser = Parser::new(limits());
     let mut seen = Vec::new();
-    for piece in pieces {
-        parser.feed(piece);
+    for part in parts {
+        parser.feed(part);
         loop {
             match parser.next() {
                 Ok(Step::Incomplete) => break,
                 Ok(step) => seen.push(Ok(step)),
-                Err(refusal) => {
-                    seen.push(Err(refusal.text()));
+                Err(error) => {
+                    seen.push(Err(error.text()));
                     return seen;
                 }
             }
@@ -32,7 +33,7 @@ fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Result<Step, Stri
     seen
 }
 
-fn whole(text: &str) -> Vec<Result<Step, String>> {
+fn read_text(text: &str) -> Vec<Result<Step, String>> {
     read([text.as_bytes()])
 }
 
@@ -49,14 +50,14 @@ fn request(method: Method, path: &str, body: &str) -> Result<Step, String> {
 }
 
 fn chunks(text: &str) -> Vec<Result<Step, String>> {
-    whole(&format!(
+    read_text(&format!(
         "PUT /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{text}"
     ))
 }
 
 #[test]
-fn requests_that_come_together_are_told_apart() {
-    let seen = whole(
+fn pipelined_requests_are_separated() {
+    let seen = read_text(
         "\r\nPUT /a HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}\r\nGET /b HTTP/1.1\r\n\r\nGET /c HTTP/1.1\r\n",
     );
     assert_eq!(
@@ -66,7 +67,7 @@ fn requests_that_come_together_are_told_apart() {
 }
 
 #[test]
-fn a_body_is_welcomed_once_and_before_it_is_waited_for() {
+fn continue_precedes_body_once() {
     let mut parser = Parser::new(limits());
     parser.feed(b"PUT /a HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n");
     assert_eq!(parser.next().unwrap(), Step::Continue);
@@ -80,8 +81,8 @@ fn a_body_is_welcomed_once_and_before_it_is_waited_for() {
 }
 
 #[test]
-fn a_body_that_is_too_long_is_refused_instead_of_welcomed() {
-    let seen = whole("PUT /a HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 513\r\n\r\n");
+fn oversized_body_gets_no_continue() {
+    let seen = read_text("PUT /a HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 513\r\n\r\n");
     assert_eq!(seen.len(), 1);
     assert!(
         seen[0]
@@ -92,21 +93,21 @@ fn a_body_that_is_too_long_is_refused_instead_of_welcomed() {
 }
 
 #[test]
-fn chunks_are_put_together() {
-    let whole = "3;a=\"b\"\r\n{\"a\r\n0A\r\n\":12345678\r\n1 ;x\r\n}\r\n0\r\n";
+fn chunks_are_joined() {
+    let text = "3;a=\"b\"\r\n{\"a\r\n0A\r\n\":12345678\r\n1 ;x\r\n}\r\n0\r\n";
     assert_eq!(
-        chunks(&format!("{whole}\r\n")),
+        chunks(&format!("{text}\r\n")),
         [request(Method::Put, "/a", "{\"a\":12345678}")]
     );
     assert_eq!(
-        chunks(&format!("{whole}Digest: x\r\ny:\r\n\r\n")),
+        chunks(&format!("{text}Digest: x\r\ny:\r\n\r\n")),
         [request(Method::Put, "/a", "{\"a\":12345678}")]
     );
     assert_eq!(chunks("0\r\n\r\n"), [request(Method::Put, "/a", "")]);
 }
 
 #[test]
-fn what_are_no_chunks_is_refused() {
+fn invalid_chunks_are_rejected() {
     for wrong in [
         "\r\n",
         "g\r\n",
@@ -133,7 +134,7 @@ fn what_are_no_chunks_is_refused() {
 }
 
 #[test]
-fn chunks_have_the_limits_of_any_body() {
+fn chunks_have_limits() {
     let large = chunks(&format!("100\r\n{}\r\n101\r\n", "x".repeat(256)));
     assert!(
         large[0]
@@ -160,21 +161,26 @@ fn chunks_have_the_limits_of_any_body() {
 }
 
 #[test]
-fn a_head_has_limits_whether_it_ends_or_not() {
+fn head_has_limits() {
     let line = |length: usize| format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(length - 14));
-    assert!(whole(&line(1024))[0].is_ok());
+    assert!(read_text(&line(1024))[0].is_ok());
     assert!(
-        whole(&line(1025))[0]
+        read_text(&line(1025))[0]
             .as_ref()
             .unwrap_err()
             .starts_with("The line")
     );
-    assert!(whole(&"x".repeat(1026))[0].is_err());
+    assert!(read_text(&"x".repeat(1026))[0].is_err());
     let header = format!("a: {}\r\n", "x".repeat(1000));
     let endless = format!("GET / HTTP/1.1\r\n{}", header.repeat(9));
-    assert!(whole(&endless)[0].as_ref().unwrap_err().starts_with("The head"));
     assert!(
-        whole("GET / HTTP/1.1\n\n")[0]
+        read_text(&endless)[0]
+            .as_ref()
+            .unwrap_err()
+            .starts_with("The head")
+    );
+    assert!(
+        read_text("GET / HTTP/1.1\n\n")[0]
             .as_ref()
             .unwrap_err()
             .starts_with("A line")
@@ -182,18 +188,18 @@ fn a_head_has_limits_whether_it_ends_or_not() {
 }
 
 #[test]
-fn nothing_is_kept_of_a_request_that_was_taken() {
+fn parsed_request_releases_memory() {
     let mut parser = Parser::new(HttpLimits::default());
     for _ in 0..3 {
         parser.feed(b"PUT /a HTTP/1.1\r\nContent-Length: 50000\r\n\r\n");
         parser.feed(&[b'x'; 50000]);
         assert!(matches!(parser.next(), Ok(Step::Request { .. })));
         assert_eq!(parser.next().unwrap(), Step::Incomplete);
-        assert!(parser.footprint() <= KEPT);
+        assert!(parser.footprint() <= KEPT_CAPACITY);
     }
 }
 
-/// A request, and the bytes that are it.
+/// Generates a request with its bytes.
 fn any_request() -> impl Strategy<Value = (Result<Step, String>, Vec<u8>)> {
     let method = select(vec!["GET", "PUT", "PATCH", "DELETE", "POST"]);
     let path = "(/[a-z0-9_.-]{0,8}){1,3}";
@@ -233,42 +239,42 @@ fn any_request() -> impl Strategy<Value = (Result<Step, String>, Vec<u8>)> {
     })
 }
 
-/// Cuts `bytes` into pieces of these lengths, again and again.
+/// Cuts `bytes` into parts of these lengths, in a cycle.
 fn cut<'a>(bytes: &'a [u8], lengths: &'a [usize]) -> impl Iterator<Item = &'a [u8]> {
     let mut rest = bytes;
     lengths.iter().cycle().map_while(move |length| {
-        let (piece, after) = rest.split_at((*length).min(rest.len()));
+        let (part, after) = rest.split_at((*length).min(rest.len()));
         rest = after;
-        (!piece.is_empty()).then_some(piece)
+        (!part.is_empty()).then_some(part)
     })
 }
 
 proptest! {
     #[test]
-    fn requests_are_the_same_wherever_they_are_cut(
+    fn read_boundaries_do_not_matter(
         requests in vec(any_request(), 1..5),
         lengths in vec(1_usize..60, 1..20),
     ) {
-        let (wanted, bytes): (Vec<_>, Vec<_>) = requests.into_iter().unzip();
-        prop_assert_eq!(read(cut(&bytes.concat(), &lengths)), wanted);
+        let (expected, bytes): (Vec<_>, Vec<_>) = requests.into_iter().unzip();
+        prop_assert_eq!(read(cut(&bytes.concat(), &lengths)), expected);
     }
 
     #[test]
-    fn garbage_after_requests_does_not_touch_them(
+    fn garbage_follows_valid_requests(
         requests in vec(any_request(), 1..5),
         garbage in vec(any::<u8>(), 1..200),
         lengths in vec(1_usize..60, 1..20),
     ) {
-        let (wanted, bytes): (Vec<_>, Vec<_>) = requests.into_iter().unzip();
+        let (expected, bytes): (Vec<_>, Vec<_>) = requests.into_iter().unzip();
         let bytes = [bytes.concat(), garbage, b"\n\n\n".to_vec()].concat();
         let seen = read(cut(&bytes, &lengths));
-        prop_assert_eq!(&seen[..wanted.len()], &wanted[..]);
+        prop_assert_eq!(&seen[..expected.len()], &expected[..]);
         prop_assert!(seen.last().unwrap().is_err());
         prop_assert_eq!(seen, read([&bytes[..]]));
     }
 
     #[test]
-    fn no_bytes_need_more_memory_than_allowed(
+    fn memory_is_bounded(
         parts in vec(
             prop_oneof![
                 vec(any::<u8>(), 0..300),
@@ -284,11 +290,32 @@ proptest! {
         for part in parts {
             parser.feed(&part);
             while let Ok(Step::Continue | Step::Request { .. }) = parser.next() {}
-            // A vector may have twice what it needs.
+                        // A vector may allocate twice its length.
             prop_assert!(parser.footprint() <= 2 * (8192 + 1026 + 512 + 300));
             if parser.next().is_err() {
                 break;
             }
         }
     }
+}
+
+#[test]
+fn line_length_is_limited() {
+    assert_eq!(first_line(b"abcd\r\nx", 4).unwrap(), Some(&b"abcd"[..]));
+    assert_eq!(first_line(b"abcd\r", 4).unwrap(), None);
+    assert!(matches!(
+        first_line(b"abcde\r\n", 4),
+        Err(RequestError::Long {
+            part: "line",
+            limit: 4
+        })
+    ));
+    assert!(matches!(first_line(b"abcdef", 4), Err(RequestError::Long { .. })));
+}
+
+#[test]
+fn lone_line_feed_is_rejected() {
+    assert!(matches!(first_line(b"ab\ncd\r\n", 9), Err(RequestError::LineEnd)));
+    assert!(matches!(first_line(b"\n", 9), Err(RequestError::LineEnd)));
+    assert_eq!(first_line(b"\r\n", 9).unwrap(), Some(&b""[..]));
 }

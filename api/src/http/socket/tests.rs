@@ -13,50 +13,50 @@ fn connects(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(path)
 }
 
-/// A socket at which nobody listens any more.
-fn abandon(path: &Path) {
+/// Creates a socket without a listener.
+fn create_stale(path: &Path) {
     drop(UnixListener::bind(path).unwrap());
 }
 
 #[test]
-fn clients_find_it_under_its_name_and_nothing_else_is_there() {
-    let folder = Directory::new();
-    let path = folder.path("api.sock");
+fn bind_creates_only_its_path() {
+    let directory = Directory::new();
+    let path = directory.path("api.sock");
     let socket = Socket::bind(&path).unwrap();
-    assert_eq!(folder.names(), ["api.sock"]);
+    assert_eq!(directory.names(), ["api.sock"]);
     assert_eq!(socket.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
     let _client = connects(&path).unwrap();
     socket.accept().unwrap();
     drop(socket);
-    assert!(folder.names().is_empty());
+    assert!(directory.names().is_empty());
 }
 
 #[test]
-fn a_client_that_connects_when_the_path_appears_is_never_refused() {
+fn path_accepts_connections_at_once() {
     const TIMES: usize = 1000;
-    let folder = Directory::new();
-    let path = folder.path("api.sock");
+    let directory = Directory::new();
+    let path = directory.path("api.sock");
     let (start, started) = mpsc::channel();
     let (done, finished) = mpsc::channel();
     let client = thread::spawn({
         let path = path.clone();
         move || {
             while started.recv().is_ok() {
-                let outcome = loop {
+                let result = loop {
                     match connects(&path) {
                         Err(error) if error.kind() == ErrorKind::NotFound => {}
-                        outcome => break outcome.map(drop),
+                        result => break result.map(drop),
                     }
                 };
-                done.send(outcome).unwrap();
+                done.send(result).unwrap();
             }
         }
     });
     for time in 0..TIMES {
         start.send(()).unwrap();
         let socket = Socket::bind(&path).unwrap();
-        let outcome = finished.recv().unwrap();
-        assert!(outcome.is_ok(), "the {time}th time: {outcome:?}");
+        let result = finished.recv().unwrap();
+        assert!(result.is_ok(), "the {time}th time: {result:?}");
         drop(socket);
     }
     drop(start);
@@ -64,20 +64,20 @@ fn a_client_that_connects_when_the_path_appears_is_never_refused() {
 }
 
 #[test]
-fn a_stale_socket_is_replaced() {
-    let folder = Directory::new();
-    let path = folder.path("api.sock");
-    abandon(&path);
+fn stale_socket_is_replaced() {
+    let directory = Directory::new();
+    let path = directory.path("api.sock");
+    create_stale(&path);
     let socket = Socket::bind(&path).unwrap();
     connects(&path).unwrap();
-    assert_eq!(folder.names(), ["api.sock"]);
+    assert_eq!(directory.names(), ["api.sock"]);
     drop(socket);
 }
 
 #[test]
-fn a_live_socket_stays_and_is_not_disturbed() {
-    let folder = Directory::new();
-    let path = folder.path("api.sock");
+fn live_socket_is_kept() {
+    let directory = Directory::new();
+    let path = directory.path("api.sock");
     let first = Socket::bind(&path).unwrap();
     let error = Socket::bind(&path).unwrap_err();
     assert_eq!(
@@ -88,81 +88,81 @@ fn a_live_socket_stays_and_is_not_disturbed() {
         )
     );
     assert_eq!(first.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
-    assert_eq!(folder.names(), ["api.sock"]);
-    let datagrams = folder.path("log.sock");
+    assert_eq!(directory.names(), ["api.sock"]);
+    let datagrams = directory.path("log.sock");
     let _other = UnixDatagram::bind(&datagrams).unwrap();
     assert!(matches!(Socket::bind(&datagrams), Err(Error::InUse(_))));
 }
 
 #[test]
-fn only_one_of_many_gets_the_place_of_a_stale_socket() {
-    const RIVALS: usize = 4;
+fn stale_socket_is_replaced_once() {
+    const SERVERS: usize = 4;
     for _ in 0..100 {
-        let folder = Directory::new();
-        let path = folder.path("api.sock");
-        abandon(&path);
-        let rivals: Vec<_> = (0..RIVALS)
+        let directory = Directory::new();
+        let path = directory.path("api.sock");
+        create_stale(&path);
+        let servers: Vec<_> = (0..SERVERS)
             .map(|_| {
                 let path = path.clone();
                 thread::spawn(move || Socket::bind(&path))
             })
             .collect();
-        let won: Vec<_> = rivals
+        let won: Vec<_> = servers
             .into_iter()
-            .filter_map(|rival| rival.join().unwrap().ok())
+            .filter_map(|server| server.join().unwrap().ok())
             .collect();
         let [winner] = &won[..] else {
             panic!("{} have it", won.len());
         };
         let _client = connects(&path).unwrap();
         winner.accept().unwrap();
-        assert_eq!(folder.names(), ["api.sock"]);
+        assert_eq!(directory.names(), ["api.sock"]);
     }
 }
 
 #[test]
-fn what_is_no_socket_stays() {
-    let folder = Directory::new();
-    let path = folder.path("api.sock");
+fn other_file_is_kept() {
+    let directory = Directory::new();
+    let path = directory.path("api.sock");
     fs::write(&path, "precious").unwrap();
     let error = Socket::bind(&path).unwrap_err();
     assert!(matches!(&error, Error::NotSocket(at) if *at == path), "{error}");
     assert_eq!(fs::read(&path).unwrap(), b"precious");
-    let link = folder.path("link");
+    let link = directory.path("link");
     symlink("nowhere", &link).unwrap();
     assert!(matches!(Socket::bind(&link), Err(Error::NotSocket(_))));
-    assert!(matches!(Socket::bind(folder.root()), Err(Error::NotSocket(_))));
-    assert_eq!(folder.names().len(), 2);
+    assert!(matches!(Socket::bind(directory.root()), Err(Error::NotSocket(_))));
+    assert_eq!(directory.names().len(), 2);
 }
 
-/// A path in `folder` whose length is `length`.
-fn path_of(folder: &Directory, length: usize) -> PathBuf {
-    let room = length - folder.root().as_os_str().len() - 1;
-    folder.path(&"s".repeat(room))
+/// Returns a path in `directory` with this length.
+fn path_of(directory: &Directory, length: usize) -> PathBuf {
+    let room = length - directory.root().as_os_str().len() - 1;
+    directory.path(&"s".repeat(room))
 }
 
 #[test]
-fn a_path_may_be_as_long_as_an_address_takes() {
-    let folder = Directory::new();
-    let longest = path_of(&folder, MAX_SOCKET_PATH);
+fn path_length_is_limited() {
+    let directory = Directory::new();
+    let longest = path_of(&directory, MAX_SOCKET_PATH);
     let _socket = Socket::bind(&longest).unwrap();
     connects(&longest).unwrap();
-    let error = Socket::bind(&path_of(&folder, MAX_SOCKET_PATH + 1)).unwrap_err();
+    let error = Socket::bind(&path_of(&directory, MAX_SOCKET_PATH + 1)).unwrap_err();
     assert!(matches!(error, Error::Long { length: 108, .. }), "{error}");
 }
 
 #[test]
-fn a_short_name_in_a_long_folder_leaves_room_for_another() {
-    let folder = Directory::new();
-    let long = path_of(&folder, MAX_SOCKET_PATH - 2);
+fn temporary_name_fits_long_directory() {
+    let directory = Directory::new();
+    let long = path_of(&directory, MAX_SOCKET_PATH - 2);
     fs::create_dir(&long).unwrap();
-    // Every one of the names that are tried is one letter long, and one of them is the path's own.
+    // All temporary names are one letter long, and one of them is the name of the path.
     for name in ["s", "0", "8", "f"] {
         let path = long.join(name);
         assert_eq!(path.as_os_str().len(), MAX_SOCKET_PATH);
         assert!(names(&path).all(|other| other != path && other.as_os_str().len() == MAX_SOCKET_PATH));
         let _socket = Socket::bind(&path).unwrap();
-        abandon(&long.join("x"));
+        create_stale(&long.join("x"));
         connects(&path).unwrap();
         fs::remove_file(long.join("x")).unwrap();
     }
@@ -170,50 +170,47 @@ fn a_short_name_in_a_long_folder_leaves_room_for_another() {
 }
 
 #[test]
-fn names_that_are_taken_are_passed_by() {
-    let folder = Directory::new();
-    let path = folder.path("api.sock");
+fn occupied_temporary_names_are_skipped() {
+    let directory = Directory::new();
+    let path = directory.path("api.sock");
     let taken: Vec<_> = names(&path).take(3).collect();
     for name in &taken {
-        abandon(name);
+        create_stale(name);
     }
     let _socket = Socket::bind(&path).unwrap();
     connects(&path).unwrap();
     assert!(taken.iter().all(|name| name.exists()));
-    assert_eq!(folder.names().len(), 4);
+    assert_eq!(directory.names().len(), 4);
 }
 
 #[test]
-fn errors_name_the_path_and_the_way_out() {
-    let folder = Directory::new();
-    let path = folder.path("no/api.sock");
+fn errors_name_path_and_remedy() {
+    let directory = Directory::new();
+    let path = directory.path("no/api.sock");
     let error = Socket::bind(&path).unwrap_err();
-    assert!(matches!(error, Error::NoFolder(_)), "{error}");
+    assert!(matches!(error, Error::NoDirectory(_)), "{error}");
     assert!(error.to_string().contains(path.to_str().unwrap()));
 
-    let denied = Error::at(&path, "create it", io::Error::from_raw_os_error(libc::EACCES));
+    let denied = Error::at(&path, "create", io::Error::from_raw_os_error(libc::EACCES));
     assert!(denied.source().is_some());
     let text = denied.to_string();
-    assert!(
-        text.contains("no permission to create it; let this user write"),
-        "{text}"
-    );
-    let full = Error::at(&path, "create it", io::Error::from_raw_os_error(libc::ENOSPC));
+    assert!(text.contains("cannot create the API socket"), "{text}");
+    let full = Error::at(&path, "create", io::Error::from_raw_os_error(libc::ENOSPC));
     assert!(matches!(full, Error::System { .. }));
 
-    fs::set_permissions(folder.root(), PermissionsExt::from_mode(0o555)).unwrap();
-    let probe = fs::write(folder.path("probe"), "");
+    fs::set_permissions(directory.root(), PermissionsExt::from_mode(0o555)).unwrap();
+    let probe = fs::write(directory.path("probe"), "");
     // Permissions do not bind root.
     if probe.is_err() {
-        let error = Socket::bind(&folder.path("api.sock")).unwrap_err();
+        let error = Socket::bind(&directory.path("api.sock")).unwrap_err();
         assert!(matches!(error, Error::Denied { .. }), "{error}");
     }
 }
 
 #[test]
-fn a_file_that_is_anothers_by_now_stays() {
-    let folder = Directory::new();
-    let path = folder.path("api.sock");
+fn drop_keeps_replaced_file() {
+    let directory = Directory::new();
+    let path = directory.path("api.sock");
     let first = Socket::bind(&path).unwrap();
     fs::remove_file(&path).unwrap();
     let second = Socket::bind(&path).unwrap();
@@ -224,26 +221,26 @@ fn a_file_that_is_anothers_by_now_stays() {
 }
 
 #[test]
-fn without_links_a_rename_takes_nobodys_place() {
-    let folder = Directory::new();
-    let path = folder.path("api.sock");
-    let hidden = folder.path("hidden");
+fn rename_keeps_existing_file() {
+    let directory = Directory::new();
+    let path = directory.path("api.sock");
+    let hidden = directory.path("hidden");
     let _listener = UnixListener::bind(&hidden).unwrap();
     rename(&hidden, &path).unwrap();
     connects(&path).unwrap();
-    assert_eq!(folder.names(), ["api.sock"]);
-    abandon(&hidden);
+    assert_eq!(directory.names(), ["api.sock"]);
+    create_stale(&hidden);
     let error = rename(&hidden, &path).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     connects(&path).unwrap();
 }
 
 #[test]
-fn a_lock_that_is_never_given_back_holds_up_nobody_for_good() {
-    let folder = Directory::new();
-    let path = folder.path("api.sock");
+fn held_lock_does_not_block() {
+    let directory = Directory::new();
+    let path = directory.path("api.sock");
     let _held = lock(&path).unwrap();
     assert!(lock(&path).is_none());
-    abandon(&path);
+    create_stale(&path);
     let _socket = Socket::bind(&path).unwrap();
 }

@@ -1,187 +1,148 @@
-use std::fs;
-use std::path::Path;
+mod lines;
+
+use std::fs::{self, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
 
 use scratch::{Directory, Reader};
-use serde_json::Value;
-use vmm::control::VmMetrics;
 
-use super::MetricsFile;
-use crate::metrics::Counters;
-use crate::metrics::output::ATOMIC;
-use crate::metrics::testing::full;
+use super::{ATOMIC, Error, OutputFile, is_line_output};
 
-/// The lines of `bytes`, each of which must be a JSON text and end.
-fn lines(bytes: &[u8]) -> Vec<Value> {
-    assert_eq!(bytes.last(), Some(&b'\n'), "the last line has no end");
-    let lines = bytes.split(|byte| *byte == b'\n');
-    let mut lines: Vec<_> = lines.map(<[u8]>::to_vec).collect();
-    lines.pop();
-    lines
-        .iter()
-        .map(|line| serde_json::from_slice(line).unwrap_or_else(|error| panic!("{error}: {line:?}")))
-        .collect()
-}
-
-fn accepted(accepted: u64) -> Counters {
-    Counters { accepted, refused: 0 }
-}
-
-fn missed(line: &Value) -> (u64, u64) {
-    let number = |value: &Value| value.as_u64().unwrap();
-    (
-        number(&line["api_server"]["accepted"]),
-        number(&line["logger"]["missed_metrics_count"]),
-    )
-}
-
-fn write(file: &mut MetricsFile, metrics: &VmMetrics, number: u64) {
-    file.write(metrics, &accepted(number)).unwrap();
+#[test]
+fn file_is_created_and_appended() {
+    let directory = Directory::new();
+    let path = directory.path("log");
+    assert_eq!(OutputFile::open(&path).unwrap().write(b"one\n").unwrap(), 4);
+    let output = OutputFile::open(&path).unwrap();
+    assert_eq!(output.write(b"two\n").unwrap(), 4);
+    fs::write(&path, "").unwrap();
+    // With O_APPEND, the write after a truncation leaves no hole.
+    assert_eq!(output.write(b"three\n").unwrap(), 6);
+    assert_eq!(fs::read(&path).unwrap(), b"three\n");
+    assert_eq!(output.path(), path);
 }
 
 #[test]
-fn a_file_gets_a_line_at_a_time() {
-    let folder = Directory::new();
-    let path = folder.path("metrics");
-    let mut file = MetricsFile::open(&path).unwrap();
-    write(&mut file, &full(), 1);
-    write(&mut file, &VmMetrics::default(), 2);
-    let lines = lines(&fs::read(&path).unwrap());
-    assert_eq!(lines.iter().map(missed).collect::<Vec<_>>(), [(1, 0), (2, 0)]);
-    assert!(lines[0]["utc_timestamp_ms"].as_u64().unwrap() > 1_700_000_000_000);
-}
-
-#[test]
-fn lines_that_nobody_reads_are_dropped_and_counted() {
-    let folder = Directory::new();
-    let path = folder.fifo("metrics");
-    let mut file = MetricsFile::open(&path).unwrap();
-    let mut reader = Reader::open(&path);
-    let size = reader.shrink() as u64;
-    let written = size;
-    // A line has more than one byte, so that these cannot all fit.
-    (0..written).for_each(|number| write(&mut file, &VmMetrics::default(), number));
-    let before = lines(&reader.read());
-    assert!(!before.is_empty());
-    let kept = before.len() as u64;
-    let expected: Vec<_> = (0..kept).map(|number| (number, 0)).collect();
-    assert_eq!(before.iter().map(missed).collect::<Vec<_>>(), expected);
-    write(&mut file, &VmMetrics::default(), 7);
-    let after = lines(&reader.read());
-    assert_eq!(
-        after.iter().map(missed).collect::<Vec<_>>(),
-        [(7, written - kept)]
-    );
-}
-
-#[test]
-fn a_long_line_is_finished_before_the_next() {
-    let folder = Directory::new();
-    let path = folder.fifo("metrics");
-    let mut file = MetricsFile::open(&path).unwrap();
-    let mut reader = Reader::open(&path);
-    let size = reader.shrink();
-    let mut metrics = full();
-    metrics.devices[0].id = "x".repeat(2 * size.max(ATOMIC));
-    write(&mut file, &metrics, 1);
-    assert!(
-        !file.rest.is_empty(),
-        "a long line fits into a FIFO of {size} bytes"
-    );
-    // Dropped: the one before is not all out yet.
-    write(&mut file, &VmMetrics::default(), 2);
-    let mut bytes = reader.read();
-    assert_ne!(bytes.last(), Some(&b'\n'));
-    for number in 3.. {
-        write(&mut file, &VmMetrics::default(), number);
-        let more = reader.read();
-        assert!(!more.is_empty());
-        bytes.extend(more);
-        if file.rest.is_empty() {
-            break;
-        }
+fn descriptor_is_nonblocking_and_close_on_exec() {
+    let directory = Directory::new();
+    for path in [directory.path("file"), directory.fifo("fifo")] {
+        let output = OutputFile::open(&path).unwrap();
+        // SAFETY: the call takes no pointer.
+        let flags = unsafe { libc::fcntl(output.file.as_raw_fd(), libc::F_GETFL) };
+        // SAFETY: the call takes no pointer.
+        let descriptor = unsafe { libc::fcntl(output.file.as_raw_fd(), libc::F_GETFD) };
+        assert_ne!(flags & libc::O_NONBLOCK, 0);
+        assert_ne!(flags & libc::O_APPEND, 0);
+        assert_eq!(descriptor, libc::FD_CLOEXEC);
     }
-    write(&mut file, &VmMetrics::default(), 100);
-    bytes.extend(reader.read());
-    let lines = lines(&bytes);
-    let (last, dropped) = missed(lines.last().unwrap());
-    assert_eq!((missed(&lines[0]), last), ((1, 0), 100));
-    assert!(dropped >= 1);
-    // 2 and those after it up to the first that got out.
-    let got = lines.len() as u64;
-    assert!(got + dropped >= 4, "{got} lines and {dropped} dropped");
 }
 
 #[test]
-fn a_short_line_does_not_slip_past_the_rest_of_a_long_one() {
-    let folder = Directory::new();
-    let path = folder.fifo("metrics");
-    let mut file = MetricsFile::open(&path).unwrap();
+fn fifo_opens_without_reader() {
+    let directory = Directory::new();
+    let path = directory.fifo("fifo");
+    let output = OutputFile::open(&path).unwrap();
+    assert_eq!(output.write(b"early\n").unwrap(), 6);
+    let mut reader = Reader::open(&path);
+    assert_eq!(reader.take(100), b"early\n");
+    drop(reader);
+    assert_eq!(output.write(b"again\n").unwrap(), 6);
+    assert_eq!(Reader::open(&path).take(100), b"again\n");
+}
+
+#[test]
+fn disconnected_reader_acts_as_full_fifo() {
+    let directory = Directory::new();
+    let path = directory.fifo("fifo");
+    let reader = Reader::open(&path);
+    // Without the permission to read, the FIFO is open for writing only.
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    let output = OutputFile {
+        path: path.clone(),
+        file,
+    };
+    drop(reader);
+    assert_eq!(output.write(b"early\n").unwrap(), 0);
+    let mut reader = Reader::open(&path);
+    assert_eq!(output.write(b"again\n").unwrap(), 6);
+    assert_eq!(reader.take(100), b"again\n");
+}
+
+#[test]
+fn file_types_are_checked() {
+    let directory = Directory::new();
+    let socket = directory.path("socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    fs::write(directory.path("file"), "").unwrap();
+    for (path, expected) in [
+        (directory.path("file"), true),
+        (directory.fifo("fifo"), true),
+        ("/dev/null".into(), true),
+        (directory.path(""), false),
+        (socket, false),
+    ] {
+        assert_eq!(
+            is_line_output(fs::metadata(&path).unwrap().file_type()),
+            expected,
+            "{path:?}"
+        );
+        assert_eq!(OutputFile::open(&path).is_ok(), expected, "{path:?}");
+    }
+}
+
+#[test]
+fn short_write_to_fifo_is_atomic() {
+    let directory = Directory::new();
+    let path = directory.fifo("fifo");
     let mut reader = Reader::open(&path);
     let size = reader.shrink();
-    // There is room for a line, and none for the rest.
-    file.output.write(&vec![b'x'; size - 1000]).unwrap();
-    file.rest = vec![b'y'; 1999];
-    file.rest.push(b'\n');
-    write(&mut file, &VmMetrics::default(), 1);
-    assert_eq!(reader.read(), vec![b'x'; size - 1000]);
-    write(&mut file, &VmMetrics::default(), 2);
-    let got = reader.read();
-    let line = got.strip_prefix([b'y'; 1999].as_slice()).unwrap();
-    assert_eq!(missed(&lines(line.strip_prefix(b"\n").unwrap())[0]), (2, 1));
-    assert!(line.len() < 1000, "a line would not have fit");
+    let output = OutputFile::open(&path).unwrap();
+    let chunk = [b'x'; ATOMIC - 96];
+    let mut count = 0;
+    while output.write(&chunk).unwrap() == chunk.len() {
+        count += 1;
+        assert!(
+            count <= size / chunk.len(),
+            "without a reader, {count} chunks went in"
+        );
+    }
+    assert_eq!(output.write(&chunk).unwrap(), 0);
+    assert_eq!(reader.read().len(), count * chunk.len());
+    assert_eq!(output.write(&chunk).unwrap(), chunk.len());
 }
 
 #[test]
-fn a_file_that_was_moved_away_is_replaced() {
-    let folder = Directory::new();
-    let path = folder.path("metrics");
-    let mut file = MetricsFile::open(&path).unwrap();
-    write(&mut file, &VmMetrics::default(), 1);
-    fs::rename(&path, folder.path("metrics.1")).unwrap();
-    write(&mut file, &VmMetrics::default(), 2);
-    file.reopen().unwrap();
-    write(&mut file, &VmMetrics::default(), 3);
-    assert_eq!(lines(&fs::read(folder.path("metrics.1")).unwrap()).len(), 2);
-    assert_eq!(missed(&lines(&fs::read(&path).unwrap())[0]), (3, 0));
+fn open_error_names_path() {
+    let directory = Directory::new();
+    for path in [directory.path("nowhere/log"), directory.path("")] {
+        let error = OutputFile::open(&path).unwrap_err();
+        assert!(matches!(error, Error::Open { .. }), "{error:?}");
+        let text = error.one_line();
+        assert!(text.contains(&format!("{path:?}")), "{text}");
+        assert!(text.contains("os error"), "{text}");
+    }
 }
 
 #[test]
-fn a_new_fifo_does_not_begin_with_half_a_line() {
-    let folder = Directory::new();
-    let path = folder.fifo("metrics");
-    let mut file = MetricsFile::open(&path).unwrap();
-    let first = Reader::open(&path);
-    let mut metrics = full();
-    metrics.devices[0].id = "x".repeat(2 * first.shrink().max(ATOMIC));
-    write(&mut file, &metrics, 1);
-    file.reopen().unwrap();
+fn full_disk_fails() {
+    let output = OutputFile::open("/dev/full".as_ref()).unwrap();
+    let error = output.write(b"x").unwrap_err();
     assert!(
-        !file.rest.is_empty(),
-        "the same FIFO still lacks the end of its line"
+        error.one_line().starts_with("cannot write to \"/dev/full\": "),
+        "{error:?}"
     );
-    fs::rename(&path, folder.path("old")).unwrap();
-    let path = folder.fifo("metrics");
-    file.reopen().unwrap();
-    write(&mut file, &VmMetrics::default(), 2);
-    let got = lines(&Reader::open(&path).read());
-    assert_eq!(got.iter().map(missed).collect::<Vec<_>>(), [(2, 1)]);
 }
 
 #[test]
-fn a_full_disk_is_told() {
-    let mut file = MetricsFile::open(Path::new("/dev/full")).unwrap();
-    let error = file.write(&VmMetrics::default(), &accepted(1)).unwrap_err();
-    assert!(error.starts_with("cannot write to \"/dev/full\": "), "{error}");
-    assert_eq!(file.dropped, 1);
-}
-
-#[test]
-fn what_cannot_be_opened_again_serves_on() {
-    let folder = Directory::new();
-    fs::create_dir(folder.path("logs")).unwrap();
-    let mut file = MetricsFile::open(&folder.path("logs/metrics")).unwrap();
-    fs::rename(folder.path("logs"), folder.path("gone")).unwrap();
-    assert!(file.reopen().unwrap_err().starts_with("cannot open "));
-    write(&mut file, &VmMetrics::default(), 1);
-    assert_eq!(lines(&fs::read(folder.path("gone/metrics")).unwrap()).len(), 1);
+fn reopen_replaces_moved_file() {
+    let directory = Directory::new();
+    let path = directory.path("log");
+    let old = OutputFile::open(&path).unwrap();
+    assert!(old.is_same(&old.reopen().unwrap()));
+    fs::rename(&path, directory.path("log.1")).unwrap();
+    let new = old.reopen().unwrap();
+    assert!(!old.is_same(&new));
+    new.write(b"new\n").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"new\n");
+    assert_eq!(fs::read(directory.path("log.1")).unwrap(), b"");
 }

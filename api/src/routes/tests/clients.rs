@@ -1,40 +1,40 @@
-//! What clients send, up to the start, which needs KVM.
+//! Requests of real clients up to the start, which requires KVM.
 
 use crate::testing::Bench;
 
-/// Taps need a right that not everybody has who runs the tests; the answer is the same to everybody else.
+/// Puts an interface, which may be rejected: a user without CAP_NET_ADMIN cannot create a tap.
 fn put_interface(bench: &mut Bench, id: &str, body: &str) {
-    let response = bench.ask("PUT", &format!("/network-interfaces/{id}"), body.as_bytes());
+    let response = bench.request("PUT", &format!("/network-interfaces/{id}"), body.as_bytes());
     let text = String::from_utf8_lossy(response.body());
-    let refused = response.status() == 400 && text.contains("Network config error: ");
-    assert!(response.status() == 204 || refused, "{body}: {text}");
+    let is_rejected = response.status() == 400 && text.contains("Network config error: ");
+    assert!(response.status() == 204 || is_rejected, "{body}: {text}");
 }
 
 #[test]
-fn kraftkit() {
+fn kraftkit_requests_are_accepted() {
     let mut bench = Bench::new();
     let interface = r#"{"guest_mac":"02:b0:b0:00:00:01","host_dev_name":"","iface_id":"kraft-br0"}"#;
     put_interface(&mut bench, "kraft-br0", interface);
-    bench.done("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":64}"#);
+    bench.expect_no_content("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":64}"#);
     let boot = r#"{"kernel_image_path":"@/kernel","initrd_path":"@/initrd",
         "boot_args":"kernel env.vars=[ \"A=b\" ]  vfs.fstab=[ \"initrd0:/:extract:::\" ] -- /server -v "}"#;
-    bench.done("PUT", "/boot-source", boot);
+    bench.expect_no_content("PUT", "/boot-source", boot);
     let logger =
         r#"{"level":"Debug","log_path":"@/firecracker.log","show_level":true,"show_log_origin":true}"#;
-    bench.done("PUT", "/logger", logger);
+    bench.expect_no_content("PUT", "/logger", logger);
     assert_eq!(bench.get("/")["state"], "Not started");
-    let shown = bench.get("/vm/config");
+    let config = bench.get("/vm/config");
     assert_eq!(
-        shown["boot-source"]["boot_args"],
+        config["boot-source"]["boot_args"],
         "kernel env.vars=[ \"A=b\" ]  vfs.fstab=[ \"initrd0:/:extract:::\" ] -- /server -v "
     );
 }
 
 #[test]
-fn firecracker_go_sdk() {
+fn firecracker_go_sdk_requests_are_accepted() {
     let mut bench = Bench::new();
     bench.get("/machine-config");
-    bench.done(
+    bench.expect_no_content(
         "PUT",
         "/logger",
         r#"{"level":"Info","log_path":"log.fifo","show_level":true,"show_log_origin":false}"#,
@@ -42,11 +42,13 @@ fn firecracker_go_sdk() {
     let machine =
         r#"{"cpu_template":"None","mem_size_mib":256,"smt":false,"track_dirty_pages":false,"vcpu_count":1}"#;
     assert_eq!(
-        bench.ask("PUT", "/machine-config", machine.as_bytes()).status(),
+        bench
+            .request("PUT", "/machine-config", machine.as_bytes())
+            .status(),
         204
     );
     assert_eq!(bench.get("/machine-config")["mem_size_mib"], 256);
-    bench.done(
+    bench.expect_no_content(
         "PUT",
         "/boot-source",
         r#"{"boot_args":"console=ttyS0 reboot=k","kernel_image_path":"@/kernel"}"#,
@@ -54,7 +56,7 @@ fn firecracker_go_sdk() {
     let drive = r#"{"cache_type":"Unsafe","drive_id":"1","io_engine":"Sync","is_read_only":false,"is_root_device":true,
         "path_on_host":"@/disk","rate_limiter":{"bandwidth":{"one_time_burst":1048576,"refill_time":500,"size":1048576},
         "ops":null}}"#;
-    bench.done("PUT", "/drives/1", drive);
+    bench.expect_no_content("PUT", "/drives/1", drive);
     put_interface(
         &mut bench,
         "1",
@@ -63,36 +65,36 @@ fn firecracker_go_sdk() {
 }
 
 #[test]
-fn urunc_by_requests() {
+fn urunc_requests_are_accepted() {
     let mut bench = Bench::new();
     let machine = r#"{"vcpu_count":1,"mem_size_mib":256,"smt":false,"track_dirty_pages":false}"#;
-    bench.done("PUT", "/machine-config", machine);
+    bench.expect_no_content("PUT", "/machine-config", machine);
     put_interface(&mut bench, "net1", r#"{"iface_id":"net1","host_dev_name":""}"#);
     let drive = r#"{"drive_id":"rootfs","is_read_only":false,"is_root_device":true,"path_on_host":"@/disk"}"#;
-    bench.done("PUT", "/drives/rootfs", drive);
+    bench.expect_no_content("PUT", "/drives/rootfs", drive);
     let args = r#"Unikraft netdev.ip=10.0.0.2/24:10.0.0.1:8.8.8.8   -- /server"#;
     let boot = format!(r#"{{"kernel_image_path":"@/kernel","boot_args":"{args}","initrd_path":"@/initrd"}}"#);
-    bench.done("PUT", "/boot-source", &boot);
-    bench.done("PUT", "/vsock", r#"{"guest_cid":0,"uds_path":"","vsock_id":""}"#);
+    bench.expect_no_content("PUT", "/boot-source", &boot);
+    bench.expect_no_content("PUT", "/vsock", r#"{"guest_cid":0,"uds_path":"","vsock_id":""}"#);
 }
 
 #[test]
-fn kata_by_requests() {
+fn kata_requests_are_accepted() {
     let mut bench = Bench::new();
     let machine = r#"{"mem_size_mib": 2048, "vcpu_count": 1}"#;
-    // Less than that is what some hosts have.
-    let response = bench.ask("PUT", "/machine-config", machine.as_bytes());
+    // Some hosts have less memory.
+    let response = bench.request("PUT", "/machine-config", machine.as_bytes());
     let text = String::from_utf8_lossy(response.body());
     assert!(
         response.status() == 204 || text.contains("Machine config error"),
         "{text}"
     );
-    bench.done(
+    bench.expect_no_content(
         "PUT",
         "/boot-source",
         r#"{"kernel_image_path": "@/kernel", "boot_args": "console=ttyS0 panic=1"}"#,
     );
-    bench.done(
+    bench.expect_no_content(
         "PUT",
         "/drives/rootfs",
         r#"{"drive_id": "rootfs", "path_on_host": "@/disk", "is_root_device": true, "is_read_only": true}"#,
@@ -102,11 +104,11 @@ fn kata_by_requests() {
             r#"{{"drive_id": "drive{index}", "path_on_host": "@/{index}", "is_root_device": false, "is_read_only": false}}"#
         );
         std::fs::write(bench.at(&format!("@/{index}")), "").unwrap();
-        bench.done("PUT", &format!("/drives/drive{index}"), &stub);
+        bench.expect_no_content("PUT", &format!("/drives/drive{index}"), &stub);
     }
     assert_eq!(bench.get("/vm/config")["drives"].as_array().unwrap().len(), 6);
     assert_eq!(
-        bench.fault(
+        bench.expect_fault(
             "PUT",
             "/vsock",
             r#"{"guest_cid": 3, "uds_path": "kata.hvsock", "vsock_id": "root"}"#

@@ -1,4 +1,4 @@
-//! Snapshots, up to what needs KVM.
+//! Snapshot requests, as far as they need no KVM.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,32 +31,32 @@ fn load(body: &str) -> LoadSnapshotParams {
         .unwrap()
 }
 
-fn why<T: Schema + std::fmt::Debug>(body: &Value) -> String {
+fn error<T: Schema + std::fmt::Debug>(body: &Value) -> String {
     schema::read::<T>(body.to_string().as_bytes())
         .unwrap_err()
         .to_string()
 }
 
 #[test]
-fn there_is_nothing_to_freeze_before_the_start() {
+fn create_requires_start() {
     let mut bench = Bench::new();
     for kind in ["Full", "Diff"] {
         let body = format!(
             r#"{{"snapshot_type": "{kind}", "snapshot_path": "@/state", "mem_file_path": "@/memory"}}"#
         );
-        assert_eq!(bench.fault("PUT", CREATE, &body), BEFORE);
+        assert_eq!(bench.expect_fault("PUT", CREATE, &body), BEFORE);
     }
     assert!(!std::fs::exists(bench.at("@/state")).unwrap());
     assert_ne!(BEFORE, AFTER);
 }
 
 #[test]
-fn what_is_configured_cannot_be_loaded_over() {
+fn load_after_configuration_is_rejected() {
     let body = r#"{"snapshot_path": "@/none", "mem_file_path": "@/none"}"#;
-    for (path, said) in [
+    for (path, config) in [
         ("/boot-source", r#"{"kernel_image_path": "@/kernel"}"#),
         ("/machine-config", r#"{"vcpu_count": 2, "mem_size_mib": 64}"#),
-        // What it would be anyway.
+        // The default, which also counts as configured.
         ("/machine-config", r#"{"vcpu_count": 1, "mem_size_mib": 128}"#),
         (
             "/drives/a",
@@ -64,23 +64,23 @@ fn what_is_configured_cannot_be_loaded_over() {
         ),
     ] {
         let mut bench = Bench::new();
-        bench.done("PUT", path, said);
-        assert_eq!(bench.fault("PUT", LOAD, body), CONFIGURED, "{path}");
+        bench.expect_no_content("PUT", path, config);
+        assert_eq!(bench.expect_fault("PUT", LOAD, body), CONFIGURED, "{path}");
     }
     let mut bench = Bench::new();
-    bench.done("PATCH", "/machine-config", r#"{"vcpu_count": 1}"#);
-    assert_eq!(bench.fault("PUT", LOAD, body), CONFIGURED);
+    bench.expect_no_content("PATCH", "/machine-config", r#"{"vcpu_count": 1}"#);
+    assert_eq!(bench.expect_fault("PUT", LOAD, body), CONFIGURED);
     let mut bench = Bench::new();
-    // What cannot be changes nothing.
-    bench.fault(
+    // A rejected request changes nothing.
+    bench.expect_fault(
         "PUT",
         "/machine-config",
         r#"{"vcpu_count": 33, "mem_size_mib": 128}"#,
     );
-    bench.fault("PUT", "/boot-source", r#"{"kernel_image_path": "@/none"}"#);
-    bench.done("PUT", "/serial", r#"{"serial_out_path": "@/serial"}"#);
-    bench.done("PUT", "/logger", r#"{"level": "Info"}"#);
-    let fault = bench.fault("PUT", LOAD, body);
+    bench.expect_fault("PUT", "/boot-source", r#"{"kernel_image_path": "@/none"}"#);
+    bench.expect_no_content("PUT", "/serial", r#"{"serial_out_path": "@/serial"}"#);
+    bench.expect_no_content("PUT", "/logger", r#"{"level": "Info"}"#);
+    let fault = bench.expect_fault("PUT", LOAD, body);
     assert!(
         fault.starts_with("Load snapshot error: cannot use the state file: ") && fault.contains("@/none"),
         "{fault}"
@@ -89,7 +89,7 @@ fn what_is_configured_cannot_be_loaded_over() {
 }
 
 #[test]
-fn memory_has_one_source() {
+fn load_requires_one_memory_source() {
     let mut bench = Bench::new();
     let json = "An error occurred when deserializing the json body of a request: ";
     for (body, text) in [
@@ -108,7 +108,7 @@ fn memory_has_one_source() {
         ),
     ] {
         assert_eq!(
-            bench.fault("PUT", LOAD, &body.to_string()),
+            bench.expect_fault("PUT", LOAD, &body.to_string()),
             format!("{json}{text}"),
             "{body}"
         );
@@ -116,7 +116,7 @@ fn memory_has_one_source() {
 }
 
 #[test]
-fn what_mayfly_cannot_load_is_named() {
+fn unsupported_load_fields_are_named() {
     let with = |field: &str, value: Value| {
         let mut body = json!({"snapshot_path": "s", "mem_file_path": "m"});
         body[field] = value;
@@ -132,10 +132,10 @@ fn what_mayfly_cannot_load_is_named() {
         ("huge_pages", json!("2M"), "choose Snapshot or None"),
         ("huge_pages", json!("Transparent"), "choose Snapshot or None"),
     ] {
-        let why = why::<SnapshotLoad>(&with(field, value.clone()));
+        let error = error::<SnapshotLoad>(&with(field, value.clone()));
         assert!(
-            why.starts_with(&format!("The field {field} cannot be {value}: ")) && why.contains(text),
-            "{why}"
+            error.starts_with(&format!("The field {field} cannot be {value}: ")) && error.contains(text),
+            "{error}"
         );
     }
     for (field, value) in [
@@ -156,7 +156,7 @@ fn what_mayfly_cannot_load_is_named() {
 }
 
 #[test]
-fn fields_that_are_wrong_are_refused() {
+fn invalid_fields_are_rejected() {
     let list =
         |element: Value| json!({"snapshot_path": "s", "mem_file_path": "m", "network_overrides": element});
     for (body, text) in [
@@ -165,7 +165,7 @@ fn fields_that_are_wrong_are_refused() {
             "invalid type: map, expected a sequence",
         ),
         (list(json!(["a"])), "invalid type: string, expected an object"),
-        // serde takes a sequence for the fields in their order.
+        // serde accepts a sequence as the fields in their order.
         (
             list(json!([["a", "b"]])),
             "invalid type: sequence, expected an object",
@@ -190,8 +190,8 @@ fn fields_that_are_wrong_are_refused() {
             "missing field `backend_type`",
         ),
     ] {
-        let why = why::<SnapshotLoad>(&body);
-        assert!(why.contains(text), "{body}: {why}");
+        let error = error::<SnapshotLoad>(&body);
+        assert!(error.contains(text), "{body}: {error}");
     }
     for (body, text) in [
         (json!({"snapshot_path": "s"}), "missing field `mem_file_path`"),
@@ -201,13 +201,13 @@ fn fields_that_are_wrong_are_refused() {
             "unknown variant `Half`",
         ),
     ] {
-        let why = why::<SnapshotCreate>(&body);
-        assert!(why.contains(text), "{body}: {why}");
+        let error = error::<SnapshotCreate>(&body);
+        assert!(error.contains(text), "{body}: {error}");
     }
 }
 
 #[test]
-fn all_that_is_asked_for_gets_to_the_vmm() {
+fn all_fields_reach_vmm() {
     let body = r#"{"snapshot_path": "/s", "mem_backend": {"backend_type": "Uffd", "backend_path": "/u"},
         "track_dirty_pages": true, "resume_vm": true, "clock_realtime": true,
         "network_overrides": [{"iface_id": "a", "host_dev_name": ""}, {"iface_id": "b", "host_dev_name": "tap1"}],
@@ -242,7 +242,7 @@ fn all_that_is_asked_for_gets_to_the_vmm() {
 }
 
 #[test]
-fn old_names_mean_the_same() {
+fn old_field_names_are_equivalent() {
     let old = r#"{"snapshot_path": "/s", "mem_file_path": "/m", "enable_diff_snapshots": true}"#;
     let new = r#"{"snapshot_path": "/s", "mem_backend": {"backend_type": "File", "backend_path": "/m"},
         "track_dirty_pages": true}"#;
@@ -260,9 +260,9 @@ fn old_names_mean_the_same() {
     );
 }
 
-/// The bodies of urunc's checkpoints, the SDK and flintlock that uses it, and vHive.
+/// Bodies of urunc's checkpoints, of flintlock through the SDK, and of vHive.
 #[test]
-fn clients_are_understood() {
+fn client_bodies_are_accepted() {
     let full = |state: &str, memory: &str| CreateSnapshotParams {
         kind: SnapshotKind::Full,
         state: state.into(),

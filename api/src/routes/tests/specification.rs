@@ -1,4 +1,4 @@
-//! The table against the specification.
+//! Comparison of the routes with the specification.
 
 use std::collections::BTreeSet;
 
@@ -14,13 +14,13 @@ fn body(operation: &Value) -> Option<String> {
 }
 
 #[test]
-fn the_specification_has_every_route_and_no_other() {
+fn specification_has_same_routes() {
     let specification = specification();
-    let mut written = BTreeSet::new();
+    let mut specified = BTreeSet::new();
     for (path, item) in specification["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
             if method != "parameters" {
-                written.insert((path.clone(), method.to_uppercase(), body(operation)));
+                specified.insert((path.clone(), method.to_uppercase(), body(operation)));
             }
         }
     }
@@ -32,11 +32,11 @@ fn the_specification_has_every_route_and_no_other() {
         })
         .collect();
     assert_eq!(table.len(), ROUTES.len());
-    assert_eq!(table, written);
+    assert_eq!(table, specified);
 }
 
 #[test]
-fn operations_have_the_answers_that_there_can_be() {
+fn specification_has_same_statuses() {
     let specification = specification();
     for route in &ROUTES {
         let operation = &specification["paths"][route.path][route.method.name().to_lowercase()];
@@ -51,7 +51,7 @@ fn operations_have_the_answers_that_there_can_be() {
     }
 }
 
-/// Whether `value` is what `schema` says, as far as answers need it.
+/// Checks `value` against `schema`, as far as responses require.
 fn check(specification: &Value, schema: &Value, value: &Value, place: &str) {
     if value.is_null() {
         let nullable = schema
@@ -90,15 +90,15 @@ fn check(specification: &Value, schema: &Value, value: &Value, place: &str) {
 }
 
 #[test]
-fn answers_are_what_the_specification_says() {
+fn responses_match_specification() {
     let specification = specification();
     let mut bench = Bench::new();
-    bench.done("PUT", "/boot-source", r#"{"kernel_image_path": "@/kernel"}"#);
+    bench.expect_no_content("PUT", "/boot-source", r#"{"kernel_image_path": "@/kernel"}"#);
     let limiter = r#"{"ops": {"size": 9, "refill_time": 8, "one_time_burst": 7}}"#;
     let drive = format!(
         r#"{{"drive_id": "a", "is_root_device": true, "path_on_host": "@/disk", "rate_limiter": {limiter}}}"#
     );
-    bench.done("PUT", "/drives/a", &drive);
+    bench.expect_no_content("PUT", "/drives/a", &drive);
     for route in ROUTES.iter().filter(|route| route.method.name() == "GET") {
         let content = &specification["paths"][route.path]["get"]["responses"]["200"]["content"];
         if let Some(json) = content.get("application/json") {
@@ -110,7 +110,7 @@ fn answers_are_what_the_specification_says() {
             );
         }
     }
-    let fault = bench.ask("GET", "/foo", b"");
+    let fault = bench.request("GET", "/foo", b"");
     let fault: Value = serde_json::from_slice(fault.body()).unwrap();
     check(
         &specification,

@@ -3,7 +3,7 @@ use std::collections::{HashMap, HashSet};
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 use vmm::control::{StartPhase, VmMetrics};
 
-use super::prometheus;
+use super::{Kind, Text, prometheus};
 use crate::metrics::Counters;
 use crate::metrics::testing::{full, leaves};
 
@@ -35,7 +35,7 @@ struct Family {
     samples: Vec<Sample>,
 }
 
-/// Reads `text` as the format has it, and nothing else.
+/// Parses `text` strictly in the exposition format.
 fn parse(text: &str) -> Vec<Family> {
     assert!(
         text.is_empty() || text.ends_with('\n'),
@@ -102,7 +102,7 @@ fn sample(line: &str) -> Sample {
     }
 }
 
-/// The value up to its quote, and what comes after that.
+/// Splits `text` into the value up to its closing quote and the text after the quote.
 fn quoted(text: &str) -> (String, &str) {
     let mut value = String::new();
     let mut characters = text.char_indices();
@@ -142,7 +142,7 @@ fn value(families: &[Family], name: &str, labels: &[(&str, &str)]) -> f64 {
 }
 
 #[test]
-fn names_are_those_that_the_conventions_ask_for() {
+fn names_follow_conventions() {
     for family in parsed() {
         let name = &family.name;
         assert!(
@@ -165,7 +165,7 @@ fn names_are_those_that_the_conventions_ask_for() {
 }
 
 #[test]
-fn no_sample_is_there_twice() {
+fn samples_are_unique() {
     let mut seen = HashSet::new();
     for sample in parsed().into_iter().flat_map(|family| family.samples) {
         let mut labels = sample.labels;
@@ -176,7 +176,7 @@ fn no_sample_is_there_twice() {
 }
 
 #[test]
-fn histograms_add_up() {
+fn histogram_buckets_are_cumulative() {
     let families = parsed();
     let histograms = families.iter().filter(|family| family.kind == "histogram");
     let mut series: HashMap<Labels, Vec<&Sample>> = HashMap::new();
@@ -202,20 +202,20 @@ fn histograms_add_up() {
     }
 }
 
-/// The number that is told of the leaf at `path` of the metrics.
-fn told(path: &str, number: f64) -> Option<f64> {
+/// Returns the expected sample for the field at `path` of the metrics, or `None` if the number is no sample.
+fn expected_value(path: &str, number: f64) -> Option<f64> {
     if path.ends_with("/sum_us") {
         return Some(number / 1e6);
     }
-    // The numbers of vCPUs are in labels.
+    // Numbers of vCPUs are labels.
     let label = path.ends_with("/vcpu") || path.starts_with("/vcpus/") && path.ends_with("/id");
-    // Of the buckets the test fills one, so that what is in it is in all above too.
+    // The fixture fills one bucket; cumulative counts repeat it in all greater buckets.
     let empty = path.contains("/buckets/") && number == 0.0;
     (!label && !empty).then_some(number)
 }
 
 #[test]
-fn nothing_is_missing() {
+fn all_metrics_are_exposed() {
     let metrics = full();
     let families = parsed();
     let samples: Vec<f64> = families
@@ -226,14 +226,14 @@ fn nothing_is_missing() {
     let leaves = leaves(&serde_json::to_value(&metrics).unwrap());
     assert!(leaves.len() > 100, "{}", leaves.len());
     for (path, number) in leaves {
-        if let Some(number) = told(&path, number) {
-            assert!(samples.contains(&number), "{path} = {number} is not told");
+        if let Some(number) = expected_value(&path, number) {
+            assert!(samples.contains(&number), "{path} = {number} is missing");
         }
     }
 }
 
 #[test]
-fn numbers_have_their_labels() {
+fn samples_have_labels() {
     let metrics = full();
     let families = parsed();
     let of = |name, labels: &[_]| value(&families, name, labels);
@@ -265,7 +265,7 @@ fn numbers_have_their_labels() {
 }
 
 #[test]
-fn a_vm_that_was_not_started_has_numbers_too() {
+fn metrics_before_start_are_valid() {
     let families = parse(&prometheus(&VmMetrics::default(), &counters()));
     let names: Vec<_> = families.iter().map(|family| family.name.as_str()).collect();
     let expected = [
@@ -278,9 +278,9 @@ fn a_vm_that_was_not_started_has_numbers_too() {
 }
 
 #[test]
-fn a_phase_that_comes_twice_is_one_sample() {
+fn repeated_phase_is_one_sample() {
     let phase = |start, length| StartPhase {
-        name: "ask",
+        name: "open image",
         vcpu: None,
         start,
         length,
@@ -290,14 +290,14 @@ fn a_phase_that_comes_twice_is_one_sample() {
         ..VmMetrics::default()
     };
     let families = parse(&prometheus(&metrics, &counters()));
-    let of = |name| value(&families, name, &[("phase", "ask"), ("thread", "main")]);
+    let of = |name| value(&families, name, &[("phase", "open image"), ("thread", "main")]);
     assert_eq!(of("mayfly_boot_phase_start_seconds"), 1.0);
     assert_eq!(of("mayfly_boot_phase_seconds"), 0.75);
 }
 
 proptest! {
     #[test]
-    fn a_name_may_have_any_characters(name in any::<String>(), other in "[\\\\\"\n{},= ]*") {
+    fn label_values_are_escaped(name in any::<String>(), other in "[\\\\\"\n{},= ]*") {
         let mut metrics = full();
         metrics.devices[0].id.clone_from(&name);
         metrics.devices[2].id = format!("{name}{other}");
@@ -305,7 +305,34 @@ proptest! {
         let samples = || families.iter().flat_map(|family| &family.samples);
         prop_assert!(samples().any(|one| one.label("interface") == Some(metrics.interfaces()[0].id)));
         let drives = samples().filter(|one| one.label("drive") == Some(&name)).count();
-        // 4 of requests, 2 of bytes, 3 of other counters, 3 histograms of 24 buckets, +Inf, sum and count.
+                // 4 of requests, 2 of bytes, 3 of other counters, 3 histograms of 24 buckets, +Inf, sum and count.
         prop_assert_eq!(drives, 9 + 3 * 27);
     }
+}
+
+#[test]
+fn family_format_is_exact() {
+    let mut text = Text::default();
+    let mut family = text.family("a_total", Kind::Counter, "One\\two\nthree.");
+    family.sample(&[], 1);
+    family.sample(&[("x", "a\\b\"c\nd"), ("y", "")], 2.5);
+    text.family("b", Kind::Gauge, "Nothing.");
+    assert_eq!(
+        text.into_string(),
+        "# HELP a_total One\\\\two\\nthree.\n# TYPE a_total counter\na_total 1\n\
+         a_total{x=\"a\\\\b\\\"c\\nd\",y=\"\"} 2.5\n"
+    );
+}
+
+#[test]
+fn histogram_unit_is_seconds() {
+    let mut text = Text::default();
+    let mut family = text.family("h_seconds", Kind::Histogram, "Time.");
+    family.histogram(&[("d", "x")], [(1, 2), (1 << 23, 3)].into_iter(), 2_500_000, 4);
+    assert_eq!(
+        text.into_string(),
+        "# HELP h_seconds Time.\n# TYPE h_seconds histogram\nh_seconds_bucket{d=\"x\",le=\"0.000001\"} 2\n\
+         h_seconds_bucket{d=\"x\",le=\"8.388608\"} 3\nh_seconds_bucket{d=\"x\",le=\"+Inf\"} 4\n\
+         h_seconds_sum{d=\"x\"} 2.5\nh_seconds_count{d=\"x\"} 4\n"
+    );
 }

@@ -1,7 +1,8 @@
-use super::*;
+use crate::http::Method;
+use crate::http::parser::*;
 
 fn read(head: &str) -> Result<Head, RequestError> {
-    parse(head.as_bytes(), &HttpLimits::default())
+    parse_head(head.as_bytes(), &HttpLimits::default())
 }
 
 fn with(headers: &str) -> Result<Head, RequestError> {
@@ -14,7 +15,7 @@ fn path(target: &str) -> Option<(String, Option<String>)> {
 }
 
 #[test]
-fn methods_have_their_names() {
+fn methods_keep_names() {
     for name in ["GET", "PUT", "PATCH", "DELETE", "POST", "get", "X-Y"] {
         let head = read(&format!("{name} / HTTP/1.1\r\n\r\n")).unwrap();
         assert_eq!(head.request.method.to_string(), name);
@@ -26,7 +27,7 @@ fn methods_have_their_names() {
 }
 
 #[test]
-fn a_path_is_what_follows_the_host_and_comes_without_its_query() {
+fn target_is_split_into_path_and_query() {
     let plain = |text: &str| Some((text.to_owned(), None));
     let queried = |text: &str, query: &str| Some((text.to_owned(), Some(query.to_owned())));
     assert_eq!(path("/"), plain("/"));
@@ -42,16 +43,16 @@ fn a_path_is_what_follows_the_host_and_comes_without_its_query() {
 }
 
 #[test]
-fn percent_signs_are_decoded_or_refused() {
+fn percent_encoding_is_decoded() {
     assert_eq!(path("/a%20b%c3%A9").unwrap().0, "/a b\u{e9}");
     for wrong in ["/%", "/%2", "/%zz", "/%+1", "/%ff", "/a%00", "/a%0d%0a"] {
-        let refused = read(&format!("GET {wrong} HTTP/1.1\r\n\r\n"));
-        assert!(matches!(refused, Err(RequestError::Path(_))), "{wrong}");
+        let rejected = read(&format!("GET {wrong} HTTP/1.1\r\n\r\n"));
+        assert!(matches!(rejected, Err(RequestError::Path(_))), "{wrong}");
     }
 }
 
 #[test]
-fn the_length_of_a_body_is_one_number() {
+fn framing_headers_are_checked() {
     let framing = |headers| with(headers).unwrap().framing;
     assert_eq!(framing(""), Framing::Length(0));
     assert_eq!(framing("CONTENT-length:51200\r\n"), Framing::Length(51200));
@@ -61,9 +62,9 @@ fn the_length_of_a_body_is_one_number() {
     );
     assert_eq!(framing("transfer-encoding:\tChunked\r\n"), Framing::Chunked);
     for wrong in ["", "x", "+1", "-1", "1 2", "1,1", "0x1", "99999999999999999999"] {
-        let refused = with(&format!("Content-Length: {wrong}\r\n"));
+        let rejected = with(&format!("Content-Length: {wrong}\r\n"));
         assert!(
-            matches!(refused, Err(RequestError::ContentLength(_))),
+            matches!(rejected, Err(RequestError::ContentLength(_))),
             "{wrong:?}"
         );
     }
@@ -80,26 +81,26 @@ fn the_length_of_a_body_is_one_number() {
         "identity",
         "chunked\r\nTransfer-Encoding: chunked",
     ] {
-        let refused = with(&format!("Transfer-Encoding: {wrong}\r\n"));
+        let rejected = with(&format!("Transfer-Encoding: {wrong}\r\n"));
         assert!(
-            matches!(refused, Err(RequestError::TransferEncoding(_))),
+            matches!(rejected, Err(RequestError::TransferEncoding(_))),
             "{wrong:?}"
         );
     }
 }
 
 #[test]
-fn a_body_over_the_limit_is_refused_in_the_words_that_clients_know() {
-    let refusal = with("Content-Length: 51201\r\n").unwrap_err();
+fn oversized_body_message_is_exact() {
+    let error = with("Content-Length: 51201\r\n").unwrap_err();
     assert_eq!(
-        refusal.text(),
+        error.text(),
         "Request payload with size 51201 is larger than the limit of 51200 allowed by server.\n\
          All previous unanswered requests will be dropped."
     );
 }
 
 #[test]
-fn a_client_may_wait_for_a_word_and_say_that_it_is_done() {
+fn expect_and_connection_headers_are_read() {
     let expects = |head: &str| read(head).unwrap().expects;
     assert!(expects(
         "PUT / HTTP/1.1\r\nExpect: 100-Continue\r\nContent-Length: 1\r\n\r\n"
@@ -119,7 +120,7 @@ fn a_client_may_wait_for_a_word_and_say_that_it_is_done() {
 }
 
 #[test]
-fn what_is_not_http_is_refused() {
+fn invalid_head_is_rejected() {
     for wrong in [
         "GET /\r\n\r\n",
         " GET / HTTP/1.1\r\n\r\n",
@@ -136,15 +137,15 @@ fn what_is_not_http_is_refused() {
         "GET /\0 HTTP/1.1\r\n\r\n",
         "GET / HTTP/1.1\r\na: b\rc\r\n\r\n",
     ] {
-        let refusal = read(wrong).unwrap_err();
-        assert!(matches!(refusal, RequestError::Head(_)), "{wrong:?}");
+        let error = read(wrong).unwrap_err();
+        assert!(matches!(error, RequestError::Head(_)), "{wrong:?}");
         assert!(
-            refusal
+            error
                 .text()
                 .starts_with("The head of the request is not HTTP/1.1: ")
         );
     }
-    let latin = parse(b"GET / HTTP/1.1\r\na: \xe9\r\n\r\n", &HttpLimits::default());
+    let latin = parse_head(b"GET / HTTP/1.1\r\na: \xe9\r\n\r\n", &HttpLimits::default());
     assert!(matches!(latin, Err(RequestError::NotText)));
     let crowd = "a:b\r\n".repeat(HEADERS + 1);
     assert!(matches!(

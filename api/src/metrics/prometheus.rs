@@ -1,14 +1,16 @@
-//! Which number has which name in Prometheus.
+//! Metrics in the text format of Prometheus, version 0.0.4.
+
+use std::fmt::{Display, Write as _};
+use std::time::Duration;
 
 use vmm::control::{DriveMetrics, InterfaceMetrics, StartPhase, VcpuMetrics, VmMetrics};
 
-use super::Counters;
-use super::text::{Kind, Text};
+use super::counters::Counters;
 
-/// Name, help and values of a family, one value for each direction.
+/// Name, help and values of a family, with one value for each direction.
 type Direction = (&'static str, &'static str, fn(&InterfaceMetrics<'_>) -> [u64; 2]);
 
-/// As [`InterfaceMetrics`] has them: towards the guest, from the guest.
+/// Directions in the order of [`InterfaceMetrics`]: to the guest, from the guest.
 const DIRECTIONS: [&str; 2] = ["receive", "transmit"];
 
 const INTERFACES: [Direction; 5] = [
@@ -60,7 +62,7 @@ const DRIVES: [Drive; 3] = [
     ),
 ];
 
-/// The numbers in the text format of Prometheus, version 0.0.4.
+/// Returns the metrics in the text format of Prometheus, version 0.0.4.
 pub fn prometheus(metrics: &VmMetrics, counters: &Counters) -> String {
     let mut text = Text::default();
     phases(&mut text, &metrics.phases);
@@ -80,16 +82,16 @@ pub fn prometheus(metrics: &VmMetrics, counters: &Counters) -> String {
 }
 
 fn phases(text: &mut Text, phases: &[StartPhase]) {
-    // A phase that a thread goes through twice is one: it begins with the first and is as long as both.
-    let mut lanes: Vec<(&str, String, f64, f64)> = Vec::new();
+    // A phase that occurs twice in a thread is one sample: the first start, and the sum of the lengths.
+    let mut merged: Vec<(&str, String, f64, f64)> = Vec::new();
     for phase in phases {
         let thread = phase.vcpu.map_or("main".into(), |id| format!("vcpu {id}"));
-        let known = lanes
+        let known = merged
             .iter_mut()
-            .find(|(name, lane, ..)| *name == phase.name && *lane == thread);
+            .find(|(name, other, ..)| *name == phase.name && *other == thread);
         match known {
             Some((.., length)) => *length += phase.length,
-            None => lanes.push((phase.name, thread, phase.start, phase.length)),
+            None => merged.push((phase.name, thread, phase.start, phase.length)),
         }
     }
     let mut family = text.family(
@@ -97,7 +99,7 @@ fn phases(text: &mut Text, phases: &[StartPhase]) {
         Kind::Gauge,
         "When a phase of the start began, counted from the start of the process.",
     );
-    for (name, thread, start, _) in &lanes {
+    for (name, thread, start, _) in &merged {
         family.sample(&[("phase", name), ("thread", thread)], start);
     }
     let mut family = text.family(
@@ -105,7 +107,7 @@ fn phases(text: &mut Text, phases: &[StartPhase]) {
         Kind::Gauge,
         "How long a phase of the start took, 0 if it is a moment.",
     );
-    for (name, thread, _, length) in &lanes {
+    for (name, thread, _, length) in &merged {
         family.sample(&[("phase", name), ("thread", thread)], length);
     }
 }
@@ -215,6 +217,123 @@ fn memory(text: &mut Text, metrics: &VmMetrics) {
     );
     family.sample(&[("space", "port")], metrics.unclaimed_ports);
     family.sample(&[("space", "memory")], metrics.unclaimed_addresses);
+}
+
+/// Type of a metric family.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// Values only increase. The name ends in `_total`.
+    Counter,
+    /// Values increase and decrease.
+    Gauge,
+    /// Values are counted in buckets. The name ends in the unit.
+    Histogram,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// Text in the exposition format.
+#[derive(Debug, Default)]
+struct Text(String);
+
+impl Text {
+    /// Starts a family; all its samples must precede the next family. A family without samples is omitted.
+    fn family(&mut self, name: &'static str, kind: Kind, help: &'static str) -> Family<'_> {
+        Family {
+            text: &mut self.0,
+            name,
+            head: Some((kind, help)),
+        }
+    }
+
+    fn into_string(self) -> String {
+        self.0
+    }
+}
+
+/// Samples of one name.
+#[derive(Debug)]
+struct Family<'a> {
+    text: &'a mut String,
+    name: &'static str,
+    /// Help and type, until they are written before the first sample.
+    head: Option<(Kind, &'static str)>,
+}
+
+impl Family<'_> {
+    /// Adds a sample. Each combination of labels must be unique.
+    fn sample(&mut self, labels: &[(&str, &str)], value: impl Display) {
+        self.line("", labels, None, value);
+    }
+
+    /// Adds a histogram. Each of `buckets` is a bound in microseconds and its cumulative count; `count` is the total.
+    fn histogram(
+        &mut self,
+        labels: &[(&str, &str)],
+        buckets: impl Iterator<Item = (u64, u64)>,
+        sum_us: u64,
+        count: u64,
+    ) {
+        for (bound, count) in buckets {
+            self.line("_bucket", labels, Some(&seconds(bound).to_string()), count);
+        }
+        self.line("_bucket", labels, Some("+Inf"), count);
+        self.line("_sum", labels, None, seconds(sum_us));
+        self.line("_count", labels, None, count);
+    }
+
+    fn line(&mut self, suffix: &str, labels: &[(&str, &str)], bound: Option<&str>, value: impl Display) {
+        self.write_head();
+        self.text.push_str(self.name);
+        self.text.push_str(suffix);
+        let labels = labels.iter().copied().chain(bound.map(|bound| ("le", bound)));
+        let mut separator = '{';
+        for (name, value) in labels {
+            self.text.push(separator);
+            self.text.push_str(name);
+            self.text.push_str("=\"");
+            escape(self.text, value);
+            self.text.push('"');
+            separator = ',';
+        }
+        if separator == ',' {
+            self.text.push('}');
+        }
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.text, " {value}");
+    }
+
+    fn write_head(&mut self) {
+        let Some((kind, help)) = self.head.take() else {
+            return;
+        };
+        let (name, kind) = (self.name, kind.name());
+        let help = help.replace('\\', "\\\\").replace('\n', "\\n");
+        let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+}
+
+fn escape(text: &mut String, value: &str) {
+    for character in value.chars() {
+        match character {
+            '\\' => text.push_str("\\\\"),
+            '"' => text.push_str("\\\""),
+            '\n' => text.push_str("\\n"),
+            other => text.push(other),
+        }
+    }
+}
+
+fn seconds(microseconds: u64) -> f64 {
+    Duration::from_micros(microseconds).as_secs_f64()
 }
 
 #[cfg(test)]

@@ -1,19 +1,78 @@
-//! What a client is answered, byte for byte as Firecracker writes it.
+//! Requests and responses. Responses are byte for byte those of Firecracker.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::Write as _;
 
-/// The type of all answers but those that say otherwise.
+/// Method of a request, case-sensitive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Read.
+    Get,
+    /// Set.
+    Put,
+    /// Change in part.
+    Patch,
+    /// Remove.
+    Delete,
+    /// Any other method: a name that is never empty and has only the characters that HTTP permits.
+    Other(String),
+}
+
+impl Method {
+    /// Converts from a name.
+    pub fn new(name: &str) -> Self {
+        match name {
+            "GET" => Self::Get,
+            "PUT" => Self::Put,
+            "PATCH" => Self::Patch,
+            "DELETE" => Self::Delete,
+            other => Self::Other(other.to_owned()),
+        }
+    }
+
+    /// Returns the name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Get => "GET",
+            Self::Put => "PUT",
+            Self::Patch => "PATCH",
+            Self::Delete => "DELETE",
+            Self::Other(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+/// Request with its complete body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Method.
+    pub method: Method,
+    /// Percent-decoded path without the query. Starts with `/`, unless the client sent another target. For
+    /// `http://host/path` it is `/path`.
+    pub path: String,
+    /// Text after the first `?`, not decoded.
+    pub query: Option<String>,
+    /// Body of at most [`HttpLimits::body`](super::HttpLimits::body) bytes, empty if absent.
+    pub body: Vec<u8>,
+}
+
+/// Default content type.
 const JSON: &str = "application/json";
 
-/// Tells a client that its body is welcome.
+/// Response to `Expect: 100-continue`.
 pub(super) const CONTINUE: &[u8] = b"HTTP/1.1 100 \r\n\r\n";
 
-/// Tells a client that there is no room for one more.
+/// Response to a client above the limit.
 pub(super) const TOO_MANY: &[u8] = b"HTTP/1.1 503 \r\nServer: Firecracker API\r\nConnection: close\r\n\
     Content-Length: 40\r\n\r\n{ \"error\": \"Too many open connections\" }";
 
-/// The answer to a request.
+/// Response to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     status: u16,
@@ -38,19 +97,19 @@ impl Response {
         }
     }
 
-    /// 204: done, and there is nothing to tell. Clients fail if this has a body, or a length of one.
+    /// Creates a response with the status 204. Clients fail if it has a body or a `Content-Length`.
     pub fn no_content() -> Self {
         Self::new(204, None)
     }
 
-    /// A status from 200 to 599 with a JSON text, which is sent as it is.
+    /// Creates a response with `status`, 200 to 599, and a JSON text.
     pub fn json(status: u16, body: impl Into<Vec<u8>>) -> Self {
         let kind = JSON;
         let body = body.into();
         Self::new(status, Some(Content { kind, body }))
     }
 
-    /// 400 with `text` as the `fault_message`, which is where clients look for it.
+    /// Creates a response with the status 400 and `text` as `fault_message`, the key that clients read.
     pub fn fault(text: &str) -> Self {
         let mut body = String::from("{\"fault_message\":");
         quote(&mut body, text);
@@ -58,7 +117,7 @@ impl Response {
         Self::json(400, body)
     }
 
-    /// 200 with a body of any type.
+    /// Creates a response with the status 200 and a body of any type.
     pub fn text(content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
         let content = Content {
             kind: content_type,
@@ -67,9 +126,9 @@ impl Response {
         Self::new(200, Some(content))
     }
 
-    /// 400 to what is not HTTP, after which the connection ends. Firecracker has such texts under `error`, where
-    /// its clients do not find them.
-    pub(super) fn refusal(text: &str) -> Self {
+    /// Creates a response with the status 400 to an invalid HTTP request; the connection ends. Firecracker has only
+    /// the key `error` here, which its clients do not read.
+    pub(super) fn invalid_request(text: &str) -> Self {
         let mut body = String::from("{\"error\":");
         quote(&mut body, text);
         body.push_str(",\"fault_message\":");
@@ -80,27 +139,27 @@ impl Response {
         response
     }
 
-    /// The same, and the client learns that it asked for something that will go.
+    /// Adds the header `Deprecation: true`.
     #[must_use]
     pub fn deprecated(mut self) -> Self {
         self.deprecated = true;
         self
     }
 
-    /// The status code.
+    /// Returns the status code.
     pub fn status(&self) -> u16 {
         self.status
     }
 
-    /// The body, empty if there is none.
+    /// Returns the body, empty if absent.
     pub fn body(&self) -> &[u8] {
         self.content.as_ref().map_or(&[], |content| &content.body)
     }
 
-    /// Appends the answer to `output`; without the body if `head_only`, as the answer to HEAD has to be.
+    /// Appends the response to `output`, without the body if `head_only` is true, as for HEAD.
     pub(super) fn write(&self, output: &mut Vec<u8>, head_only: bool) {
-        // Firecracker says keep-alive even to a client that asked for the end of the connection, and such a client does
-        // not read it. One that did not ask must be told, or it takes the connection for good and loses its next request.
+        // Firecracker sends keep-alive even after `Connection: close`; such a client ignores the header. A client that
+        // did not request the end must read it here, or its next request is lost.
         let connection = if self.closing { "close" } else { "keep-alive" };
         let deprecation = if self.deprecated {
             "Deprecation: true\r\n"
@@ -156,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_tell_has_neither_type_nor_length() {
+    fn no_content_has_no_type_or_length() {
         assert_eq!(
             bytes(&Response::no_content()),
             "HTTP/1.1 204 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\r\n"
@@ -168,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_comes_with_its_type_and_length() {
+    fn body_has_type_and_length() {
         assert_eq!(
             bytes(&Response::json(200, "{}")),
             "HTTP/1.1 200 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\
@@ -182,14 +241,14 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_to_head_has_the_length_of_a_body_that_is_not_there() {
+    fn head_only_keeps_length() {
         let mut output = Vec::new();
         Response::json(400, "{}").write(&mut output, true);
         assert!(output.ends_with(b"Content-Length: 2\r\n\r\n"));
     }
 
     #[test]
-    fn a_fault_is_a_json_object_whatever_its_text() {
+    fn fault_text_is_escaped() {
         let fault = Response::fault("no \"kernel\" in C:\\\n\u{1}\u{7f}\u{e9}");
         assert_eq!(fault.status(), 400);
         assert_eq!(
@@ -199,16 +258,16 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_has_both_keys_and_ends_the_connection() {
-        let refusal = Response::refusal("bad");
-        assert_eq!(refusal.body(), br#"{"error":"bad","fault_message":"bad"}"#);
+    fn invalid_request_has_both_keys() {
+        let response = Response::invalid_request("bad");
+        assert_eq!(response.body(), br#"{"error":"bad","fault_message":"bad"}"#);
         assert!(
-            bytes(&refusal).starts_with("HTTP/1.1 400 \r\nServer: Firecracker API\r\nConnection: close\r\n")
+            bytes(&response).starts_with("HTTP/1.1 400 \r\nServer: Firecracker API\r\nConnection: close\r\n")
         );
     }
 
     #[test]
-    fn the_constant_answer_has_the_length_it_says() {
+    fn too_many_has_exact_length() {
         let text = std::str::from_utf8(TOO_MANY).unwrap();
         assert_eq!(text.split_once("\r\n\r\n").unwrap().1.len(), 40);
     }

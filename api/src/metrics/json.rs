@@ -1,6 +1,6 @@
-//! All numbers as one JSON text, in groups named as Firecracker's.
+//! Metrics as one line of JSON, in groups with Firecracker's names.
 //!
-//! Firecracker's numbers count from the text before; these count from the start, so that no number is lost with a text.
+//! Firecracker counts from the last line. These counters start with the process, so a dropped line loses no counts.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 use vmm::control::{VcpuMetrics, VmMetrics};
 
-use super::Counters;
+use super::counters::Counters;
 
-/// What one text tells.
+/// Contents of a line.
 pub(super) struct Line<'a> {
-    /// When, counted from 1970-01-01 in UTC.
+    /// Time since 1970-01-01 UTC.
     pub(super) time: Duration,
     pub(super) metrics: &'a VmMetrics,
     pub(super) counters: &'a Counters,
-    /// Texts before this one that nobody has got.
+    /// Number of lines dropped before this one.
     pub(super) dropped: u64,
 }
 
@@ -38,11 +38,11 @@ struct Logger {
     missed_metrics_count: u64,
 }
 
-/// Exits by kind, each kind as Firecracker names it.
+/// Exits by kind, with Firecracker's names.
 struct Exits(Vec<(&'static str, u64)>);
 
 impl Exits {
-    /// Those of all of `vcpus`, which count the same kinds.
+    /// Sums the exits of all `vcpus`.
     fn of_all(vcpus: &[VcpuMetrics]) -> Self {
         let mut sums: Vec<(&'static str, u64)> = Vec::new();
         for (kind, count) in vcpus.iter().flat_map(|vcpu| &vcpu.exits) {
@@ -123,18 +123,18 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_missing() {
+    fn all_metrics_are_in_line() {
         let metrics = full();
-        let told: Vec<f64> = leaves(&value(&metrics)).into_iter().map(|(_, one)| one).collect();
+        let present: Vec<f64> = leaves(&value(&metrics)).into_iter().map(|(_, one)| one).collect();
         for (path, number) in leaves(&serde_json::to_value(&metrics).unwrap()) {
             // The number of a vCPU is part of the name of its group.
             let named = path.starts_with("/vcpus/") && path.ends_with("/id");
-            assert!(named || told.contains(&number), "{path} = {number} is not told");
+            assert!(named || present.contains(&number), "{path} = {number} is missing");
         }
     }
 
     #[test]
-    fn groups_are_named_as_firecrackers() {
+    fn groups_have_firecracker_names() {
         let metrics = full();
         let value = value(&metrics);
         assert_eq!(value["utc_timestamp_ms"], 1_700_000_000_123_u64);
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_that_was_not_started_has_a_line_too() {
+    fn line_before_start_is_valid() {
         let value = value(&VmMetrics::default());
         assert_eq!(value["memory"]["size_bytes"], 0);
         assert!(value["memory"]["resident_bytes"].is_null());

@@ -1,10 +1,10 @@
-//! What Firecracker has and mayfly has not.
+//! Features of Firecracker that mayfly does not support.
 
-use super::Error;
+use super::error::Error;
 use crate::http::Method;
 
-/// What there is not: the first part of its path, its key in a configuration file, and how it is spoken of.
-const ABSENT: [(&str, &str, &str); 7] = [
+/// First segment of the path, key in a configuration file, and subject with verb for [`Error::Unsupported`].
+const UNSUPPORTED: [(&str, &str, &str); 7] = [
     ("balloon", "balloon", "The balloon is"),
     ("entropy", "entropy", "The entropy device is"),
     ("mmds", "mmds-config", "MMDS is"),
@@ -14,26 +14,26 @@ const ABSENT: [(&str, &str, &str); 7] = [
     ("vsock", "vsock", "A vsock is"),
 ];
 
-/// Says so, if `path` is that of something that is not there, and `method` one that Firecracker might take.
+/// Returns an error if `path` belongs to an unsupported feature, and `method` is one of Firecracker's.
 pub(super) fn check_path(method: &Method, path: &str) -> Option<Error> {
     if matches!(method, Method::Other(_)) {
         return None;
     }
     let first = path.split('/').next().unwrap_or_default();
-    // An empty one is none, and some clients always send it.
+    // Some clients send an empty vsock for each VM; its route checks the body.
     if path == "vsock" && *method == Method::Put {
         return None;
     }
-    ABSENT
+    UNSUPPORTED
         .iter()
         .find(|(name, _, _)| *name == first)
-        .map(|(_, _, subject)| Error::Absent(subject, "mayfly"))
+        .map(|(_, _, subject)| Error::Unsupported(subject))
 }
 
-/// What is said of the key `key` of a configuration file if it is that of something that is not there.
+/// Returns an error if the key `key` of a configuration file belongs to an unsupported feature.
 pub(crate) fn check_key(key: &str) -> Option<Error> {
-    ABSENT
+    UNSUPPORTED
         .iter()
         .find(|(_, name, _)| *name == key)
-        .map(|(_, _, subject)| Error::Absent(subject, "mayfly"))
+        .map(|(_, _, subject)| Error::Unsupported(subject))
 }

@@ -1,0 +1,421 @@
+//! HTTP client of a server on a Unix socket, with one request per connection.
+//!
+//! A [`Client`] limits the time of a request and the memory of a response, whatever the server does.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use httparse::Status;
+
+/// Client of the server on one socket.
+#[derive(Clone, Debug)]
+pub struct Client {
+    path: PathBuf,
+    timeout: Duration,
+}
+
+impl Client {
+    /// Creates a client of the server whose socket is at `path`. `timeout` limits a request, from the connection to
+    /// the last byte of the response.
+    pub fn new(path: impl Into<PathBuf>, timeout: Duration) -> Self {
+        Self {
+            path: path.into(),
+            timeout,
+        }
+    }
+
+    /// Sends a request and returns the response with any status. `target` is a path with an optional query, as in the
+    /// request line. `body` is a JSON text.
+    ///
+    /// # Errors
+    /// All variants of [`Error`]; after [`Error::Silent`] and [`Error::Closed`] the request may be executed or not.
+    pub fn request(&self, method: &str, target: &str, body: Option<&[u8]>) -> Result<ClientResponse, Error> {
+        let request = encode_request(method, target, body)?;
+        let deadline = Deadline::start(&self.path, self.timeout);
+        let stream = connect(&self.path, &deadline)?;
+        Exchange::new(stream, deadline).run(&request, method == "HEAD")
+    }
+}
+
+/// Response of the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientResponse {
+    /// Status code, at least 200.
+    pub status: u16,
+    /// Body, empty if absent.
+    pub body: Vec<u8>,
+}
+
+impl ClientResponse {
+    /// Returns true for a status from 200 to 299.
+    pub fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+}
+
+/// Maximum length of a path in `sockaddr_un` in bytes, without the terminating NUL (unix(7)).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// Connects to the socket at `path` within the `deadline`.
+fn connect(path: &Path, deadline: &Deadline<'_>) -> Result<UnixStream, Error> {
+    let length = path.as_os_str().as_bytes().len();
+    if length > MAX_SOCKET_PATH {
+        return Err(Error::Long {
+            path: path.to_owned(),
+            length,
+        });
+    }
+    // connect(2) blocks while the queue of a server that does not accept is full, and a Unix socket has no timeout for
+    // it. The thread may outlive this function; a connection that comes too late is closed at once.
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let target = path.to_owned();
+    let waiting = thread::Builder::new().name("connect".into()).spawn(move || {
+        // Fails if the deadline has passed.
+        let _ = sender.send(UnixStream::connect(target));
+    });
+    waiting.map_err(|source| Error::System {
+        operation: "start a thread to connect to",
+        path: path.to_owned(),
+        source,
+    })?;
+    let connected = receiver
+        .recv_timeout(deadline.remaining()?)
+        .map_err(|_| deadline.timeout_error())?;
+    connected.map_err(|source| connect_error(path, source))
+}
+
+fn connect_error(path: &Path, source: io::Error) -> Error {
+    let path = path.to_owned();
+    let is_socket = |path: &Path| fs::metadata(path).map_or(true, |file| file.file_type().is_socket());
+    match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::Missing(path),
+        // The kernel has the same error for a file that is no socket.
+        io::ErrorKind::ConnectionRefused if is_socket(&path) => Error::Refused(path),
+        io::ErrorKind::ConnectionRefused => Error::NotSocket(path),
+        io::ErrorKind::PermissionDenied => Error::Denied { path, source },
+        _ => Error::System {
+            operation: "connect to",
+            path,
+            source,
+        },
+    }
+}
+
+/// Maximum length of the head of a response in bytes.
+const MAX_HEAD: usize = 16 << 10;
+/// Maximum length of the body of a response in bytes.
+const MAX_BODY: usize = 16 << 20;
+/// Maximum number of headers in a response. Servers send about five.
+const HEADERS: usize = 64;
+/// Size of one read in bytes.
+const CHUNK_SIZE: usize = 16 << 10;
+
+/// Limit for the time of a request.
+struct Deadline<'a> {
+    path: &'a Path,
+    timeout: Duration,
+    start: Instant,
+}
+
+impl<'a> Deadline<'a> {
+    fn start(path: &'a Path, timeout: Duration) -> Self {
+        Self {
+            path,
+            timeout,
+            start: Instant::now(),
+        }
+    }
+
+    /// Returns the remaining time, which is not zero.
+    fn remaining(&self) -> Result<Duration, Error> {
+        let left = self.timeout.saturating_sub(self.start.elapsed());
+        if left.is_zero() {
+            return Err(self.timeout_error());
+        }
+        Ok(left)
+    }
+
+    fn timeout_error(&self) -> Error {
+        Error::Silent {
+            path: self.path.to_owned(),
+            timeout: self.timeout,
+        }
+    }
+
+    fn failed(&self, operation: &'static str, source: io::Error) -> Error {
+        let path = self.path.to_owned();
+        match source.kind() {
+            // Errors of a socket at its timeout.
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => self.timeout_error(),
+            io::ErrorKind::ConnectionReset => Error::Closed(path),
+            _ => Error::System {
+                operation,
+                path,
+                source,
+            },
+        }
+    }
+}
+
+/// Encodes a request.
+fn encode_request(method: &str, target: &str, body: Option<&[u8]>) -> Result<Vec<u8>, Error> {
+    if method.is_empty() || !method.bytes().all(|byte| byte.is_ascii_alphabetic()) {
+        return Err(Error::Request(method.to_owned()));
+    }
+    if !target.starts_with('/') || target.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(Error::Request(target.to_owned()));
+    }
+    let mut request =
+        format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nConnection: close\r\n");
+    if let Some(body) = body {
+        request.push_str(&format!(
+            "Content-Type: application/json\r\nContent-Length: {}\r\n",
+            body.len()
+        ));
+    }
+    request.push_str("\r\n");
+    let mut request = request.into_bytes();
+    request.extend_from_slice(body.unwrap_or_default());
+    Ok(request)
+}
+
+/// Delimitation of a body, RFC 9112 §6.3.
+enum ResponseFraming {
+    Length(usize),
+    UntilEnd,
+}
+
+/// Connection with a request in progress.
+struct Exchange<'a> {
+    stream: UnixStream,
+    deadline: Deadline<'a>,
+    /// Received bytes that are not yet consumed.
+    received: Vec<u8>,
+}
+
+impl<'a> Exchange<'a> {
+    fn new(stream: UnixStream, deadline: Deadline<'a>) -> Self {
+        Self {
+            stream,
+            deadline,
+            received: Vec::new(),
+        }
+    }
+
+    /// Sends `request` and reads the response, without a body if `head_only` is true.
+    fn run(mut self, request: &[u8], head_only: bool) -> Result<ClientResponse, Error> {
+        self.send(request)?;
+        loop {
+            let (status, framing) = self.head()?;
+            // RFC 9110 §15.2: any number of interim responses precedes the final response.
+            if status < 200 {
+                continue;
+            }
+            let body = match framing {
+                _ if head_only || status == 204 || status == 304 => Vec::new(),
+                ResponseFraming::Length(length) => self.body(length)?,
+                ResponseFraming::UntilEnd => self.body_until_end()?,
+            };
+            return Ok(ClientResponse { status, body });
+        }
+    }
+
+    fn send(&mut self, mut request: &[u8]) -> Result<(), Error> {
+        while !request.is_empty() {
+            let left = Some(self.deadline.remaining()?);
+            let written = self
+                .stream
+                .set_write_timeout(left)
+                .and_then(|()| self.stream.write(request));
+            match written {
+                Ok(count) => request = &request[count..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // A server that rejects a request early does not read the rest, but has sent the response.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                Err(error) => return Err(self.deadline.failed("write to", error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for more bytes and returns their number, 0 at the end.
+    fn receive(&mut self) -> Result<usize, Error> {
+        let mut chunk = [0; CHUNK_SIZE];
+        loop {
+            let left = Some(self.deadline.remaining()?);
+            let read = self
+                .stream
+                .set_read_timeout(left)
+                .and_then(|()| self.stream.read(&mut chunk));
+            match read {
+                Ok(count) => {
+                    self.received.extend_from_slice(&chunk[..count]);
+                    return Ok(count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.deadline.failed("read from", error)),
+            }
+        }
+    }
+
+    /// Waits for more bytes. The end is an error.
+    fn receive_more(&mut self) -> Result<(), Error> {
+        match self.receive()? {
+            0 => Err(Error::Closed(self.deadline.path.to_owned())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Consumes a complete head.
+    fn head(&mut self) -> Result<(u16, ResponseFraming), Error> {
+        loop {
+            let mut headers = [httparse::EMPTY_HEADER; HEADERS];
+            let mut response = httparse::Response::new(&mut headers);
+            let parsed = response.parse(&self.received).map_err(Error::Head)?;
+            if let (Status::Complete(length), Some(status)) = (parsed, response.code) {
+                let framing = framing(response.headers)?;
+                self.received.drain(..length);
+                return Ok((status, framing));
+            }
+            if self.received.len() > MAX_HEAD {
+                return Err(Error::Large(MAX_HEAD));
+            }
+            self.receive_more()?;
+        }
+    }
+
+    fn body(&mut self, length: usize) -> Result<Vec<u8>, Error> {
+        while self.received.len() < length {
+            self.receive_more()?;
+        }
+        self.received.truncate(length);
+        Ok(std::mem::take(&mut self.received))
+    }
+
+    fn body_until_end(&mut self) -> Result<Vec<u8>, Error> {
+        while self.receive()? > 0 {
+            if self.received.len() > MAX_BODY {
+                return Err(Error::Large(MAX_BODY));
+            }
+        }
+        Ok(std::mem::take(&mut self.received))
+    }
+}
+
+fn framing(headers: &[httparse::Header<'_>]) -> Result<ResponseFraming, Error> {
+    let mut framing = ResponseFraming::UntilEnd;
+    for header in headers {
+        let value = String::from_utf8_lossy(header.value);
+        if header.name.eq_ignore_ascii_case("transfer-encoding") {
+            return Err(Error::Framing(format!("transfer encoding {value:?}")));
+        }
+        if !header.name.eq_ignore_ascii_case("content-length") {
+            continue;
+        }
+        let digits = value.trim();
+        let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+        let length: Option<usize> = plain.then(|| digits.parse().ok()).flatten();
+        framing = match (length, &framing) {
+            (Some(length), ResponseFraming::Length(other)) if length != *other => {
+                return Err(Error::Framing(format!("{other} and of {length} bytes")));
+            }
+            (Some(length), _) if length > MAX_BODY => return Err(Error::Large(MAX_BODY)),
+            (Some(length), _) => ResponseFraming::Length(length),
+            (None, _) => return Err(Error::Framing(format!("{digits:?} bytes"))),
+        };
+    }
+    Ok(framing)
+}
+
+/// Failure to get a response.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The path does not exist.
+    #[error(
+        "cannot connect to the API socket {}: it does not exist; start mayfly with this path",
+        .0.display()
+    )]
+    Missing(PathBuf),
+    /// No process listens: the socket is a left-over.
+    #[error(
+        "cannot connect to the API socket {}: no process listens; start mayfly again, or name another socket",
+        .0.display()
+    )]
+    Refused(PathBuf),
+    /// The file is no socket.
+    #[error("cannot connect to {}: it is no socket; name the API socket of mayfly", .0.display())]
+    NotSocket(PathBuf),
+    /// This user lacks a permission.
+    #[error(
+        "cannot connect to the API socket {}: no permission; run as the user of mayfly, or grant access to the \
+         socket and its directories",
+        path.display()
+    )]
+    Denied {
+        /// Path of the socket.
+        path: PathBuf,
+        /// Error of the kernel.
+        #[source]
+        source: io::Error,
+    },
+    /// The path does not fit into a socket address.
+    #[error("cannot connect to the API socket {path:?}: the path has {length} bytes; use one of at most 107")]
+    Long {
+        /// Path.
+        path: PathBuf,
+        /// Length in bytes.
+        length: usize,
+    },
+    /// The response did not arrive completely in time.
+    #[error(
+        "no response from {} within {} s: the server is stopped or busy, or is no HTTP server; increase the timeout or \
+         check the server",
+        path.display(),
+        timeout.as_secs_f64()
+    )]
+    Silent {
+        /// Path of the socket.
+        path: PathBuf,
+        /// Time limit.
+        timeout: Duration,
+    },
+    /// The server closed the connection.
+    #[error("no complete response from {}: the server closed the connection; check if it has exited", .0.display())]
+    Closed(PathBuf),
+    /// The kernel rejected an operation.
+    #[error("cannot {operation} the API socket at {}", path.display())]
+    System {
+        /// Rejected operation.
+        operation: &'static str,
+        /// Path of the socket.
+        path: PathBuf,
+        /// Error of the kernel.
+        #[source]
+        source: io::Error,
+    },
+    /// The response is no HTTP.
+    #[error("invalid response: it is no HTTP; name the API socket of mayfly")]
+    Head(#[source] httparse::Error),
+    /// The length of the response is invalid or unsupported.
+    #[error("invalid response: unsupported body of {0}; name the API socket of mayfly")]
+    Framing(String),
+    /// The response is above the limit in bytes.
+    #[error("invalid response: it has more than {0} bytes; name the API socket of mayfly")]
+    Large(usize),
+    /// The method or the target is invalid.
+    #[error(
+        "{0:?} is invalid in a request: a method is one word; a path starts with / and has no spaces or control \
+         characters"
+    )]
+    Request(String),
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,38 @@
+//! Start, pause, resume, and Ctrl-Alt-Del.
+
+use super::context::RequestContext;
+use super::error::Error;
+use crate::http::Response;
+use crate::schema::{Action, ActionType, VmState, VmUpdate};
+
+const INTERNAL: &str = "Internal VMM";
+
+pub(super) fn put_action(context: &mut RequestContext<'_>) -> Result<Response, Error> {
+    let action: Action = context.read()?;
+    match action.action_type {
+        ActionType::InstanceStart => {
+            let done = context.control.start();
+            done.map_err(Error::of("Start microvm"))?;
+        }
+        ActionType::FlushMetrics => {
+            context.after_start()?;
+            let done = context.process.write_metrics(context.control);
+            done.map_err(|reason| Error::rejected(INTERNAL, reason))?;
+        }
+        ActionType::SendCtrlAltDel => {
+            let done = context.control.send_ctrl_alt_del();
+            done.map_err(Error::of(INTERNAL))?;
+        }
+    }
+    Ok(Response::no_content())
+}
+
+pub(super) fn patch_vm(context: &mut RequestContext<'_>) -> Result<Response, Error> {
+    let update: VmUpdate = context.read()?;
+    let done = match update.state {
+        VmState::Paused => context.control.pause(),
+        VmState::Resumed => context.control.resume(),
+    };
+    done.map_err(Error::of(INTERNAL))?;
+    Ok(Response::no_content())
+}

@@ -1,0 +1,64 @@
+//! Request in progress, and the checks that routes share.
+
+use serde::Serialize;
+use vmm::control::{Control, InstanceState};
+
+use super::error::{AFTER_START, BEFORE_START, Error};
+use crate::http::Response;
+use crate::process::Process;
+use crate::schema::{self, Schema};
+
+/// Request in progress.
+pub struct RequestContext<'a> {
+    /// Control of the VM.
+    pub control: &'a mut Control,
+    /// Process around the VM.
+    pub process: &'a mut Process,
+    /// Identifier in the path. `None` for a path without one, and for a configuration file.
+    pub id: Option<&'a str>,
+    /// Body.
+    pub body: &'a [u8],
+}
+
+impl RequestContext<'_> {
+    /// Reads the body.
+    pub(super) fn read<T: Schema>(&self) -> Result<T, Error> {
+        schema::read(self.body).map_err(Error::Schema)
+    }
+
+    /// Fails after the start.
+    pub(super) fn before_start(&self) -> Result<(), Error> {
+        match self.control.state() {
+            InstanceState::NotStarted => Ok(()),
+            InstanceState::Running | InstanceState::Paused => Err(Error::Phase(AFTER_START)),
+        }
+    }
+
+    /// Fails before the start.
+    pub(super) fn after_start(&self) -> Result<(), Error> {
+        match self.control.state() {
+            InstanceState::NotStarted => Err(Error::Phase(BEFORE_START)),
+            InstanceState::Running | InstanceState::Paused => Ok(()),
+        }
+    }
+
+    /// Checks the identifier `id` of a body, also against the path.
+    pub(super) fn check_id(&self, id: &str) -> Result<(), Error> {
+        if id.is_empty() {
+            return Err(Error::IdEmpty);
+        }
+        if self.id.is_some_and(|expected| expected != id) {
+            return Err(Error::IdMismatch);
+        }
+        // Firecracker rejects hyphens, but kraftkit names an interface after its bridge.
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.:".contains(&byte);
+        id.bytes().all(plain).then_some(()).ok_or(Error::IdCharacter)
+    }
+}
+
+/// Returns a response with the status 200 and `content` as JSON.
+pub(super) fn json(content: &impl Serialize) -> Result<Response, Error> {
+    let body = serde_json::to_vec(content)
+        .map_err(|error| Error::rejected("Internal VMM", format!("cannot write the response: {error}")))?;
+    Ok(Response::json(200, body))
+}

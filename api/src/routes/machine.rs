@@ -1,0 +1,92 @@
+//! Machine, image and command line.
+
+use vmm::config::DriveConfig;
+
+use super::context::RequestContext;
+use super::error::Error;
+use crate::http::{Method, Response};
+use crate::schema::{
+    BootSource, DEFAULT_BOOT_ARGS, MAX_BOOT_ARGS, MachineConfiguration, MachineConfigurationUpdate,
+};
+
+const MACHINE: &str = "Machine config";
+const BOOT: &str = "Boot source";
+
+pub(crate) fn put_machine(context: &mut RequestContext<'_>) -> Result<Response, Error> {
+    let machine: MachineConfiguration = context.read()?;
+    let has_template = machine.cpu_template.is_some();
+    let done = context.control.set_machine(machine.into_config());
+    done.map_err(Error::of(MACHINE))?;
+    Ok(no_content(has_template))
+}
+
+pub(super) fn patch_machine(context: &mut RequestContext<'_>) -> Result<Response, Error> {
+    let update: MachineConfigurationUpdate = context.read()?;
+    if update.is_empty() {
+        return Err(Error::Empty(Method::Patch));
+    }
+    let has_template = update.cpu_template.is_some();
+    let machine = update.apply(context.control.config());
+    let done = context.control.set_machine(machine);
+    done.map_err(Error::of(MACHINE))?;
+    Ok(no_content(has_template))
+}
+
+/// Returns a response with the status 204. Firecracker deprecates CPU templates.
+fn no_content(has_template: bool) -> Response {
+    let response = Response::no_content();
+    if has_template {
+        response.deprecated()
+    } else {
+        response
+    }
+}
+
+pub(crate) fn put_boot_source(context: &mut RequestContext<'_>) -> Result<Response, Error> {
+    let BootSource {
+        kernel_image_path,
+        initrd_path,
+        boot_args,
+    } = context.read()?;
+    context.before_start()?;
+    let args = boot_args.unwrap_or_else(|| DEFAULT_BOOT_ARGS.to_owned());
+    let root = context
+        .control
+        .config()
+        .drives()
+        .find_map(DriveConfig::root_argument);
+    check_args(&args, root)?;
+    let done = context.control.set_boot(kernel_image_path, initrd_path, args);
+    done.map_err(Error::of(BOOT))?;
+    Ok(Response::no_content())
+}
+
+/// Checks the length of `args` together with `root`, the argument for the root drive. Returns the reason if they are
+/// too long.
+pub(super) fn too_long(args: &str, root: Option<String>) -> Option<String> {
+    let length = args.len();
+    let Some(root) = root else {
+        let reason = format!("boot_args has {length} bytes, which is more than {MAX_BOOT_ARGS}: shorten it");
+        return (length > MAX_BOOT_ARGS).then_some(reason);
+    };
+    // A space separates the two.
+    let total = length + 1 + root.len();
+    (total > MAX_BOOT_ARGS).then(|| {
+        format!(
+            "boot_args has {length} bytes, and {total} with {root:?} for the root drive, which is more than {MAX_BOOT_ARGS}: \
+             shorten it"
+        )
+    })
+}
+
+/// Checks `args` before the start, which would fail later, or give the guest a truncated command line.
+fn check_args(args: &str, root: Option<String>) -> Result<(), Error> {
+    let wrong = if let Some(reason) = too_long(args, root) {
+        reason
+    } else if let Some(letter) = args.chars().find(|letter| !matches!(letter, ' '..='~')) {
+        format!("boot_args has {letter:?}: it can only have printable ASCII characters")
+    } else {
+        return Ok(());
+    };
+    Err(Error::rejected(BOOT, wrong))
+}
