@@ -8,32 +8,20 @@
 //! A snapshot's memory is written by [`dump`], which asks [`pagemap`] what there is to write, and comes back by
 //! [`map_snapshot`] from its file or by [`map_uffd`] from another process. [`working_set`] has it there in time.
 
-mod allocate;
-mod bytes;
 pub mod dump;
-mod error;
-mod file;
-mod memfd;
-mod page;
+mod map;
 pub mod pagemap;
-mod peek;
-mod restore;
-mod touched;
+mod residency;
+mod try_read;
 pub mod uffd;
 pub mod working_set;
 
-pub use allocate::{allocate, prefer_huge_pages};
-pub use bytes::Bytes;
-pub use error::Error;
-pub use file::{map_file, read_file_into};
-pub use memfd::memfd;
-pub use page::page_size;
+pub use map::{
+    Bytes, Error, allocate, map_file, map_snapshot, memfd, page_size, prefer_huge_pages, read_file_into,
+    remap_snapshot,
+};
 pub use pagemap::Pagemap;
-pub use peek::try_read;
-pub use restore::{map_snapshot, remap_snapshot};
-pub use touched::ResidencyCounter;
+pub use residency::ResidencyCounter;
+pub use try_read::try_read;
 pub use uffd::map_uffd;
 pub use working_set::{Prefetch, WorkingSet};
-
-#[cfg(test)]
-mod tests;

@@ -4,7 +4,8 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use crate::memory::{Bytes, pagemap};
+use crate::memory::map::Bytes;
+use crate::memory::pagemap;
 
 /// Why memory could not be written to a file.
 #[derive(Debug, thiserror::Error)]

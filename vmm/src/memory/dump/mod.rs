@@ -12,12 +12,11 @@
 //! parked and the devices quiet from before the first call until it returns. Where KVM may have written to memory meanwhile, the
 //! file is given up and made anew. After that the guest may run, while [`PendingDump::commit`] brings the file to the disk.
 
-mod compare;
+mod diff;
 mod error;
-mod extents;
-mod output;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 use std::fs::File;
 use std::ops::Range;
@@ -27,9 +26,10 @@ use snapshot::{AtomicFile, GuestMemory};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::pagemap::{PageFilter, Pagemap};
-use compare::{Resident, compared};
+use diff::{Resident, write_different};
 pub use error::Error;
-use output::{PageWriter, RegionExtent, Zeros};
+pub use writer::DumpStats;
+use writer::{PageWriter, RegionExtent, Zeros, copy_data};
 
 /// Where the pages come from that nobody in this process has written.
 #[derive(Clone, Copy, Debug)]
@@ -56,19 +56,6 @@ pub struct DumpSource<'a> {
     /// not say so where there is swap, nor to who could not write the file: each page is then looked at, which takes page
     /// cache for the holes of the file, and on tmpfs fills them.
     pub pagemap: Option<&'a Pagemap>,
-}
-
-/// How much was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DumpStats {
-    /// Pages that are in the file as data; a page that was written twice counts twice.
-    pub pages: u64,
-    /// The same in bytes.
-    pub bytes: u64,
-    /// Length of the file in bytes: the size of guest memory.
-    pub size: u64,
-    /// Whether the pages went into a file that was there already.
-    pub merged: bool,
 }
 
 /// The file that memory goes to, before anything is written to it.
@@ -187,7 +174,7 @@ pub fn dump_full(source: &DumpSource<'_>, target: DumpTarget) -> Result<PendingD
     match source.origin {
         PageOrigin::Mapped(base) => {
             // What the file has is copied by the kernel, which does not bring its holes into memory as a look at them would.
-            output.copied(extents::copy(base, file, size(source), path)?);
+            output.copied(copy_data(base, file, size(source), path)?);
             write_changed(source, &mut output)?;
         }
         PageOrigin::Fresh => write_changed(source, &mut output)?,
@@ -288,7 +275,7 @@ pub fn merge_diff(diff: &Path, base: &Path) -> Result<DumpStats, Error> {
         });
     }
     let mut output = PageWriter::new(&into, base);
-    output.copied(extents::copy(&from, &into, size, base)?);
+    output.copied(copy_data(&from, &into, size, base)?);
     let written = output.written(size, true);
     into.sync_all().map_err(|source| Error::Sync {
         path: base.to_owned(),
@@ -322,7 +309,7 @@ fn write_changed(source: &DumpSource<'_>, output: &mut PageWriter<'_>) -> Result
                 write_private(&part, pagemap, output)?
             }
             (PageOrigin::Mapped(base), None) => {
-                compared(source.memory, &part, base, Resident::here(), output)?
+                write_different(source.memory, &part, base, Resident::here(), output)?
             }
             (PageOrigin::Served, None) => write_served(&part, Resident::here(), output)?,
         }

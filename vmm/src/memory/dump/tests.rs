@@ -7,11 +7,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::compare::Resident;
-use super::output::{PageWriter, RegionExtent, Zeros};
+use super::diff::{Resident, write_different};
+use super::writer::{PageWriter, RegionExtent, Zeros, copy_data, next_data, next_hole};
 use super::{
-    DiffDump, DumpSource, DumpTarget, Error, PageOrigin, PendingDump, compared, extents, merge_diff, parts,
-    write_served,
+    DiffDump, DumpSource, DumpTarget, Error, PageOrigin, PendingDump, merge_diff, parts, write_served,
 };
 use crate::GuestMemory;
 use crate::memory::{Pagemap, allocate, map_file, map_snapshot, memfd, page_size};
@@ -105,8 +104,8 @@ fn source<'a>(memory: &'a GuestMemory, origin: PageOrigin<'a>, pagemap: &'a Page
 fn data(path: &Path) -> Vec<u64> {
     let file = File::open(path).unwrap();
     let (mut pages, mut at) = (Vec::new(), 0);
-    while let Some(start) = extents::data(&file, at).unwrap() {
-        at = extents::hole(&file, start).unwrap();
+    while let Some(start) = next_data(&file, at).unwrap() {
+        at = next_hole(&file, start).unwrap();
         pages.extend(start / page_size()..at / page_size());
     }
     pages
@@ -305,7 +304,7 @@ fn compare(memory: &GuestMemory, base: &File, resident: Resident, path: &Path) -
     };
     let mut output = PageWriter::new(&file, path);
     for part in parts(&blind) {
-        compared(memory, &part.unwrap(), base, resident, &mut output).unwrap();
+        write_different(memory, &part.unwrap(), base, resident, &mut output).unwrap();
     }
     data(path)
 }
@@ -468,7 +467,7 @@ fn data_is_copied_between_file_systems() {
     let (path, file) = base(&folder);
     let copy = memfd(c"copy", b"").unwrap();
     copy.set_len(PAGES * page_size()).unwrap();
-    let count = extents::copy(&file, &copy, PAGES * page_size(), Path::new("copy")).unwrap();
+    let count = copy_data(&file, &copy, PAGES * page_size(), Path::new("copy")).unwrap();
     assert_eq!(count, PAGES / 4 * 3 * page_size());
     let mut copied = vec![0; bytes(PAGES)];
     copy.read_exact_at(&mut copied, 0).unwrap();

@@ -8,9 +8,7 @@ use snapshot::ArchiveWriter;
 use snapshot::file::{self, Architecture, Contents, Header, HostIdentity, PendingStateFile};
 use vm_memory::{Bytes as _, GuestAddress};
 
-use super::file::KEY;
-use super::prepare::{MAX_PAGES, joined};
-use super::{Error, MAX_RANGES, Prefetch, WorkingSet};
+use super::{Error, KEY, MAX_PAGES, MAX_RANGES, Prefetch, WorkingSet, joined};
 use crate::GuestMemory;
 use crate::boot::testing::Temporary;
 use crate::memory::{Pagemap, ResidencyCounter, map_snapshot, memfd, page_size};

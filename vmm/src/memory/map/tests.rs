@@ -1,6 +1,12 @@
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+
 use vm_memory::{Bytes as _, GuestAddress};
 
-use super::{Bytes, Error, allocate, map_file, page_size, read_file_into};
+use super::{
+    Bytes, Error, allocate, map_file, map_snapshot, memfd, page_size, read_file_into, remap_snapshot,
+};
 use crate::boot::testing::Temporary;
 
 fn pattern(pages: u64) -> Vec<u8> {
@@ -144,4 +150,82 @@ fn reading_stays_within_file_and_region() {
     let folder = std::fs::File::open("/").unwrap();
     let error = read_file_into(&memory, GuestAddress(0), &folder, 0, 1).unwrap_err();
     assert!(matches!(error, Error::Read { .. }));
+}
+
+fn snapshot_regions() -> [(GuestAddress, usize); 2] {
+    [(GuestAddress(0), 2 * page()), (GuestAddress(1 << 32), 3 * page())]
+}
+
+/// A file of pages whose bytes are their numbers, from `first` on.
+fn snapshot_file(first: u8, pages: u8) -> File {
+    let mut file = memfd(c"snapshot", b"").unwrap();
+    for number in first..first + pages {
+        file.write_all(&vec![number; page()]).unwrap();
+    }
+    file
+}
+
+#[test]
+fn regions_follow_each_other_in_the_file() {
+    let memory = map_snapshot(&snapshot_regions(), &snapshot_file(1, 5)).unwrap();
+    let byte = |address| memory.read_obj::<u8>(GuestAddress(address)).unwrap();
+    assert_eq!(byte(0), 1);
+    assert_eq!(byte(2 * page_size() - 1), 2);
+    assert_eq!(byte(1 << 32), 3);
+    assert_eq!(byte((1 << 32) + 3 * page_size() - 1), 5);
+}
+
+#[test]
+fn the_file_stays_as_it_is() {
+    let file = snapshot_file(1, 5);
+    let (first, second) = (
+        map_snapshot(&snapshot_regions(), &file).unwrap(),
+        map_snapshot(&snapshot_regions(), &file).unwrap(),
+    );
+    first.write_obj(77_u8, GuestAddress(0)).unwrap();
+    assert_eq!(second.read_obj::<u8>(GuestAddress(0)).unwrap(), 1);
+}
+
+#[test]
+fn only_a_file_of_that_length_will_do() {
+    for pages in [4, 6] {
+        let error = map_snapshot(&snapshot_regions(), &snapshot_file(1, pages))
+            .unwrap_err()
+            .to_string();
+        let found = (u64::from(pages) * page_size()) >> 10;
+        assert!(
+            error.starts_with(&format!("the memory file has {found} KiB")),
+            "{error}"
+        );
+    }
+    let short = snapshot_file(1, 5);
+    short.set_len(5 * page_size() - 1).unwrap();
+    assert!(matches!(
+        map_snapshot(&snapshot_regions(), &short),
+        Err(Error::Snapshot { .. })
+    ));
+    for path in ["/", "/dev/zero"] {
+        let error = map_snapshot(&snapshot_regions(), &File::open(path).unwrap()).unwrap_err();
+        assert!(matches!(error, Error::Irregular), "{path}: {error}");
+    }
+}
+
+#[test]
+fn nothing_is_left_of_what_was_there() {
+    let memory = allocate(&snapshot_regions()).unwrap();
+    memory.write_obj(99_u8, GuestAddress(5)).unwrap();
+    remap_snapshot(&memory, &snapshot_file(1, 5)).unwrap();
+    memory.write_obj(98_u8, GuestAddress(1 << 32)).unwrap();
+    remap_snapshot(&memory, &snapshot_file(11, 5)).unwrap();
+    let byte = |address| memory.read_obj::<u8>(GuestAddress(address)).unwrap();
+    assert_eq!((byte(5), byte(1 << 32)), (11, 13));
+}
+
+#[test]
+fn what_was_given_is_in_it() {
+    let file = memfd(c"test", b"bytes").unwrap();
+    let mut bytes = [0; 5];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"bytes");
+    assert_eq!(file.metadata().unwrap().len(), 5);
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use snapshot::GuestMemory;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use super::page_size;
+use super::map::page_size;
 
 /// Pages that one call asks for.
 const PAGES: usize = 16 << 10;

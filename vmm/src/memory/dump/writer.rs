@@ -4,18 +4,32 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, VolatileSlice};
 
-use super::{DumpStats, Error, extents};
-use crate::memory::page_size;
+use super::error::Error;
+use crate::memory::map::page_size;
 
 /// Bytes that are looked at before they are written: about what the processor's cache keeps in between.
 const CHUNK_SIZE: u64 = 256 << 10;
 
 /// Runs that are remembered, so that they are looked for once: what that takes is not to grow with the guest.
 const REMEMBERED: usize = 4096;
+
+/// How much was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DumpStats {
+    /// Pages that are in the file as data; a page that was written twice counts twice.
+    pub pages: u64,
+    /// The same in bytes.
+    pub bytes: u64,
+    /// Length of the file in bytes: the size of guest memory.
+    pub size: u64,
+    /// Whether the pages went into a file that was there already.
+    pub merged: bool,
+}
 
 /// What becomes of pages that hold nothing but zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,7 +198,7 @@ impl<'a> PageWriter<'a> {
         if self.deed != PageAction::WriteAndClear || until <= self.end {
             return Ok(());
         }
-        extents::clear(self.file, self.end..until).map_err(|source| Error::Write {
+        clear_range(self.file, self.end..until).map_err(|source| Error::Write {
             path: self.path.to_owned(),
             offset: self.end,
             length: until - self.end,
@@ -201,7 +215,7 @@ impl<'a> PageWriter<'a> {
         if self.reserved.len() <= REMEMBERED {
             self.reserved.push(offset..offset + length);
         }
-        extents::reserve(self.file, offset..offset + length).map_err(|source| Error::Write {
+        reserve_range(self.file, offset..offset + length).map_err(|source| Error::Write {
             path: self.path.to_owned(),
             offset,
             length,
@@ -257,8 +271,8 @@ impl<'a> PageWriter<'a> {
     pub fn check_holes(&self, size: u64) -> Result<(), Error> {
         let first = self.first.clone().unwrap_or(size..size);
         let failed = |source| self.not_copied(first.start, source);
-        let data = extents::data(self.file, 0).map_err(failed)?;
-        let hole = extents::hole(self.file, first.start).map_err(failed)?;
+        let data = next_data(self.file, 0).map_err(failed)?;
+        let hole = next_hole(self.file, first.start).map_err(failed)?;
         if data.unwrap_or(size) == first.start && (first.is_empty() || hole == first.end) {
             return Ok(());
         }
@@ -292,4 +306,158 @@ fn is_zero(slice: &VolatileSlice<'_>) -> bool {
         };
         (0..8).fold(0, |bits, at| bits | word(at)) == 0
     })
+}
+
+/// Bytes that are copied at a time where the kernel does not copy by itself.
+const COPY_CHUNK_SIZE: usize = 64 << 10;
+
+/// Where the next data begins, at `offset` or behind it; none when there is only a hole.
+pub(super) fn next_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
+    match seek(file, offset, libc::SEEK_DATA) {
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        found => found.map(Some),
+    }
+}
+
+/// Where the data at `offset` ends.
+pub(super) fn next_hole(file: &File, offset: u64) -> io::Result<u64> {
+    match seek(file, offset, libc::SEEK_HOLE) {
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(offset),
+        found => found,
+    }
+}
+
+/// Copies the data of the first `size` bytes of `from` to the same places of `into`, which is at `path`, and returns how many
+/// bytes that were.
+pub(super) fn copy_data(from: &File, into: &File, size: u64, path: &Path) -> Result<u64, Error> {
+    let refused = |offset, source| Error::Copy {
+        path: path.to_owned(),
+        offset,
+        source,
+    };
+    // Where the file ends would look like a hole.
+    let found = from.metadata().map_err(|source| refused(0, source))?.len();
+    if found < size {
+        return Err(refused(found, io::ErrorKind::UnexpectedEof.into()));
+    }
+    let (mut at, mut copied) = (0, 0);
+    loop {
+        let start = next_data(from, at).map_err(|source| refused(at, source))?;
+        let Some(start) = start.filter(|start| *start < size) else {
+            return Ok(copied);
+        };
+        let end = next_hole(from, start).map_err(|source| refused(start, source))?;
+        let end = end.min(size);
+        at = start;
+        while at < end {
+            let count = copy_some(from, into, at, end - at).map_err(|source| refused(at, source))?;
+            at += count;
+            copied += count;
+        }
+    }
+}
+
+fn copy_some(from: &File, into: &File, offset: u64, length: u64) -> io::Result<u64> {
+    let ended = || io::Error::from(io::ErrorKind::UnexpectedEof);
+    let most = usize::try_from(length).unwrap_or(usize::MAX);
+    match copy_within_kernel(from, into, offset, most) {
+        Ok(0) => Err(ended()),
+        Ok(count) => Ok(count),
+        Err(error) if other_way(&error) => {
+            let mut bytes = vec![0; most.min(COPY_CHUNK_SIZE)];
+            let count = from.read_at(&mut bytes, offset)?;
+            into.write_all_at(&bytes[..count], offset)?;
+            if count == 0 {
+                Err(ended())
+            } else {
+                Ok(count as u64)
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether it is this call that does not work: between two file systems, on one that cannot, or because of a signal.
+fn other_way(error: &io::Error) -> bool {
+    let known = [
+        libc::EXDEV,
+        libc::EINVAL,
+        libc::ENOSYS,
+        libc::EOPNOTSUPP,
+        libc::EPERM,
+        libc::EINTR,
+    ];
+    error.raw_os_error().is_some_and(|number| known.contains(&number))
+}
+
+fn copy_within_kernel(from: &File, into: &File, offset: u64, length: usize) -> io::Result<u64> {
+    let mut read = libc::off64_t::try_from(offset).map_err(io::Error::other)?;
+    let mut written = read;
+    // Not by the C library's function: the standard library refers to it weakly, and linked with LTO into a static binary
+    // such a reference is all that stays of ours, so that the function is not there and the call goes to address 0.
+    // SAFETY: both offsets are valid for reads and writes; the kernel touches no other memory of ours.
+    let count = unsafe {
+        libc::syscall(
+            libc::SYS_copy_file_range,
+            from.as_raw_fd(),
+            &raw mut read,
+            into.as_raw_fd(),
+            &raw mut written,
+            length,
+            0_u32,
+        )
+    };
+    u64::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Has the file system keep space for `range`, whose content stays what it is. One that cannot does nothing.
+fn reserve_range(file: &File, range: Range<u64>) -> io::Result<()> {
+    match fallocate(file, libc::FALLOC_FL_KEEP_SIZE, &range) {
+        Err(error) if other_way(&error) => Ok(()),
+        done => done,
+    }
+}
+
+/// Makes zeros of `range`: a hole, where the file system makes holes.
+fn clear_range(file: &File, range: Range<u64>) -> io::Result<()> {
+    match fallocate(
+        file,
+        libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE,
+        &range,
+    ) {
+        Err(error) if other_way(&error) => {}
+        done => return done,
+    }
+    let zeros = vec![0; COPY_CHUNK_SIZE];
+    let mut at = range.start;
+    while at < range.end {
+        let left = usize::try_from(range.end - at).map_or(COPY_CHUNK_SIZE, |left| left.min(COPY_CHUNK_SIZE));
+        file.write_all_at(&zeros[..left], at)?;
+        at += left as u64;
+    }
+    Ok(())
+}
+
+fn fallocate(file: &File, mode: libc::c_int, range: &Range<u64>) -> io::Result<()> {
+    let start = libc::off_t::try_from(range.start).map_err(io::Error::other)?;
+    let length = libc::off_t::try_from(range.end - range.start).map_err(io::Error::other)?;
+    loop {
+        // SAFETY: fallocate touches no memory of ours.
+        let done = unsafe { libc::fallocate(file.as_raw_fd(), mode, start, length) };
+        if done == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// Moves the file's position, which nobody uses: all reads and writes say where.
+fn seek(file: &File, offset: u64, whence: libc::c_int) -> io::Result<u64> {
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    // SAFETY: lseek touches no memory of ours.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), offset, whence) };
+    u64::try_from(found).map_err(|_| io::Error::last_os_error())
 }

@@ -7,9 +7,10 @@ use std::os::unix::fs::FileExt;
 use snapshot::GuestMemory;
 use vm_memory::GuestAddress;
 
-use super::Error;
-use super::output::{PageWriter, RegionExtent, Zeros};
-use crate::memory::{page_size, try_read};
+use super::error::Error;
+use super::writer::{PageWriter, RegionExtent, Zeros};
+use crate::memory::map::page_size;
+use crate::memory::try_read::try_read;
 
 /// Bytes that are looked at in one go.
 const CHUNK_SIZE: usize = 1 << 20;
@@ -81,7 +82,7 @@ fn runs(start: u64, wanted: impl Iterator<Item = bool>) -> Vec<Range<u64>> {
 }
 
 /// Writes the pages of `part`, of `memory`, that are not as they are in `base`, which they were mapped from.
-pub(super) fn compared(
+pub(super) fn write_different(
     memory: &GuestMemory,
     part: &RegionExtent<'_>,
     base: &File,
