@@ -8,7 +8,7 @@
 //! | [`persist`] | [`Persist`], [`Schema`] and the object-safe [`Component`] |
 //! | [`section`] | [`ArchiveWriter`] and [`ArchiveReader`]: named, versioned sections, each taken exactly once |
 //! | [`mod@file`] | the state file: a checked header in front of the sections |
-//! | [`replacement`] | [`AtomicFile`]: a file that gets its name when it is whole |
+//! | [`file::atomic`] | [`AtomicFile`]: a file that gets its name when it is whole |
 //!
 //! Threat model: the bytes given to [`ArchiveReader::parse`] and the files given to [`file::read`] are untrusted. No length in them
 //! is believed before it has been compared with what is there, and nothing is allocated by their say-so. The checksum is
@@ -16,12 +16,11 @@
 
 pub mod file;
 pub mod persist;
-pub mod replacement;
 pub mod section;
 
-pub use persist::{Component, Persist, Schema};
-pub use replacement::AtomicFile;
-pub use section::{ArchiveReader, ArchiveWriter};
+pub use file::atomic::AtomicFile;
+pub use persist::{Component, Persist};
+pub use section::{ArchiveReader, ArchiveWriter, Schema};
 
 /// The memory of a guest: one private mapping a region.
 ///

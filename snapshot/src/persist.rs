@@ -1,17 +1,6 @@
 //! The contract that everything with state to keep fulfils.
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-
-use crate::section::{ArchiveReader, ArchiveWriter, Error as SectionError};
-
-/// Names the layout of a state structure, so that a reader knows what it is about to decode.
-pub trait Schema: Serialize + DeserializeOwned {
-    /// What the state belongs to, for example `"i8042"`. Never changes.
-    const NAME: &'static str;
-    /// Raised whenever a field is added, removed, or changes its meaning.
-    const VERSION: u32;
-}
+use crate::section::{ArchiveReader, ArchiveWriter, Error as SectionError, Schema};
 
 /// Why a component could not give or take its state.
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,16 @@
 
 use std::collections::BTreeMap;
 
-use crate::persist::Schema;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Names the layout of a state structure, so that a reader knows what it is about to decode.
+pub trait Schema: Serialize + DeserializeOwned {
+    /// What the state belongs to, for example `"i8042"`. Never changes.
+    const NAME: &'static str;
+    /// Raised whenever a field is added, removed, or changes its meaning.
+    const VERSION: u32;
+}
 
 /// Why sections could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -250,8 +259,7 @@ mod tests {
     use proptest::prelude::{any, prop_assert, proptest};
     use serde::{Deserialize, Serialize};
 
-    use super::{ArchiveReader, ArchiveWriter, Error};
-    use crate::persist::Schema;
+    use super::{ArchiveReader, ArchiveWriter, Error, Schema};
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     struct Clock {

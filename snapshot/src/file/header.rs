@@ -4,14 +4,18 @@ use std::fmt;
 
 use crc::{CRC_64_XZ, Crc, Table};
 
-use super::{FormatError, MAX_CPU, MAX_SECTIONS};
-
 /// Length of the header's fixed part in bytes.
 pub(super) const FIXED: usize = 48;
 
 const MAGIC: [u8; 8] = *b"mayflyst";
 /// The version of the format that is written, and the only one that is read.
 pub const VERSION: u32 = 1;
+
+/// The sections of a state file may be this long, in bytes.
+pub const MAX_SECTIONS: u64 = 16 << 20;
+
+/// The processor's identity may be this long, in bytes.
+pub const MAX_CPU: u16 = 1024;
 
 /// Where the checksum is; it covers what is before and what is behind.
 const CHECKSUM: usize = 40;
@@ -35,6 +39,107 @@ impl fmt::Display for Architecture {
             Self::Aarch64 => "aarch64",
         })
     }
+}
+
+/// Why a state file cannot be loaded.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum FormatError {
+    /// It is a folder, a pipe or a device.
+    #[error("it is no regular file")]
+    Irregular,
+    /// It is shorter than a header.
+    #[error(
+        "it is {length} bytes long, too short for a state file; it may have been cut when it was copied: copy it again"
+    )]
+    Short {
+        /// Its length in bytes.
+        length: u64,
+    },
+    /// It does not begin as a state file does.
+    #[error(
+        "it is no state file of mayfly; snapshots of other monitors cannot be loaded, and the memory file is not the state file"
+    )]
+    Magic,
+    /// It is in another version of the format.
+    #[error(
+        "its format has version {found}, and this mayfly reads version {expected}; load it with the mayfly that wrote it"
+    )]
+    Version {
+        /// The file's version.
+        found: u32,
+        /// The version that can be read.
+        expected: u32,
+    },
+    /// It says to hold more than a state file can.
+    #[error(
+        "its header says {sections} bytes of sections and {cpu} of the processor's identity, and at most {MAX_SECTIONS} and \
+         {MAX_CPU} can be; it is damaged: take the snapshot again"
+    )]
+    TooLong {
+        /// Length of the sections in bytes, as the header has it.
+        sections: u64,
+        /// Length of the processor's identity in bytes, as the header has it.
+        cpu: u16,
+    },
+    /// It is not as long as its header says.
+    #[error(
+        "it is {found} bytes long where its header says {expected}; it may have been cut when it was copied: copy it again"
+    )]
+    Length {
+        /// Its length in bytes.
+        found: u64,
+        /// The length that follows from the header, in bytes.
+        expected: u64,
+    },
+    /// Its content is not what was written.
+    #[error(
+        "its checksum is {found:#018x} where {expected:#018x} is written; it is damaged: copy it or take the snapshot again"
+    )]
+    Checksum {
+        /// The checksum of what is there.
+        found: u64,
+        /// The checksum that the header has.
+        expected: u64,
+    },
+    /// A field has a value that no writer gives it.
+    #[error("its field {field:?} is {value}, which means nothing; take the snapshot again")]
+    Field {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// The processor's identity is no text.
+    #[error("its field \"processor\" is not UTF-8; take the snapshot again")]
+    Name,
+    /// It is of a machine of another architecture.
+    #[error("it is of {found}, and this host is {expected}; restore it on a host of its own kind")]
+    Architecture {
+        /// The file's.
+        found: Architecture,
+        /// The host's.
+        expected: Architecture,
+    },
+    /// It was made on a host with another page size.
+    #[error(
+        "it has pages of {found} bytes, and this host's are {expected}; restore it on a host like that where it was taken"
+    )]
+    PageSize {
+        /// The file's, in bytes.
+        found: u32,
+        /// The host's, in bytes.
+        expected: u32,
+    },
+    /// It was made on another processor.
+    #[error(
+        "it was taken on the processor {found:?}, and this host has {expected:?}; restore it on a host with that processor"
+    )]
+    Cpu {
+        /// The file's.
+        found: String,
+        /// The host's.
+        expected: String,
+    },
 }
 
 /// What the memory file beside the state file holds.

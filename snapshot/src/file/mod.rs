@@ -19,6 +19,7 @@
 //! them is looked at; nothing longer than 16 MiB of sections is read. A changed byte is always found: the CRC finds every
 //! change within any 64 bits in a row.
 
+pub mod atomic;
 mod error;
 mod header;
 #[cfg(test)]
@@ -29,18 +30,12 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-pub use error::{Error, FormatError};
-pub use header::{Architecture, Contents, Header, HostIdentity, VERSION};
+pub use error::Error;
+pub use header::{Architecture, Contents, FormatError, Header, HostIdentity, MAX_CPU, MAX_SECTIONS, VERSION};
 
-use crate::replacement::{self, AtomicFile};
 use crate::section::{self, ArchiveReader, ArchiveWriter};
+use atomic::AtomicFile;
 use header::{FIXED, Lengths};
-
-/// The sections of a state file may be this long, in bytes.
-pub const MAX_SECTIONS: u64 = 16 << 20;
-
-/// The processor's identity may be this long, in bytes.
-pub const MAX_CPU: u16 = 1024;
 
 /// The content of a state file, whole and with the right checksum.
 #[derive(Debug)]
@@ -253,7 +248,7 @@ pub fn remove(path: &Path) -> Result<(), Error> {
             path: owned(),
             source,
         }),
-        Ok(()) => replacement::sync_names(path).map_err(|source| Error::Replace {
+        Ok(()) => atomic::sync_names(path).map_err(|source| Error::Replace {
             path: owned(),
             source,
         }),

@@ -11,8 +11,7 @@ use super::{
     Architecture, Contents, Error, FormatError, Header, HostIdentity, MAX_CPU, MAX_SECTIONS, VERSION, read,
     version, write,
 };
-use crate::persist::Schema;
-use crate::section::ArchiveWriter;
+use crate::section::{ArchiveWriter, Schema};
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Blob(Vec<u8>);

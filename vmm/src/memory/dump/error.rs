@@ -12,7 +12,7 @@ use crate::memory::pagemap;
 pub enum Error {
     /// The file could not be made or get its name.
     #[error("cannot put the memory file in place")]
-    Replace(#[source] snapshot::replacement::Error),
+    Replace(#[source] snapshot::file::atomic::Error),
     /// A file that is there already could not be opened.
     #[error("cannot open the memory file {path:?}")]
     Open {
