@@ -226,7 +226,7 @@ fn the_memory_file_is_the_one() {
     ] {
         file.set_len(other).unwrap();
         let why = loader.load(&loader.good).unwrap_err();
-        assert!(why.contains("the memory file has "), "{other}: {why}");
+        assert!(why.contains("cannot map the memory file: its size is "), "{other}: {why}");
     }
     fs::remove_file(&memory).unwrap();
     assert!(

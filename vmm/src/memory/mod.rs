@@ -1,12 +1,11 @@
-//! The guest's memory: one private mapping a region, and files put into it.
+//! Guest memory: its mappings, its dump to a file, and its pages' state.
 //!
-//! A region starts out anonymous, but whole pages of it may be private mappings of an image file. What is a page's
-//! backing is the kernel's knowledge alone: nothing in this process may rely on guest memory being anonymous. A file that
-//! is mapped must not be cut short while the guest lives, since a page beyond its new end raises SIGBUS when touched, and
-//! the guest's own copies of those pages go with it.
+//! [`map`](map_file) maps regions and files, [`dump`] writes memory to a file with the page ranges of [`pagemap`], and
+//! [`uffd`] hands page faults to another process. [`working_set`] prefetches the pages that a restored guest touches first.
 //!
-//! A snapshot's memory is written by [`dump`], which asks [`pagemap`] what there is to write, and comes back by
-//! [`map_snapshot`] from its file or by [`map_uffd`] from another process. [`working_set`] has it there in time.
+//! A region starts as an anonymous mapping; any of its pages may become a private mapping of an image or memory file. Only the
+//! kernel holds the backing of a page, so no code here may assume that guest memory is anonymous. A mapped file must keep its
+//! length while the VM exists: a page beyond the new end raises SIGBUS, and the guest's private copies of such pages are lost.
 
 pub mod dump;
 mod map;

@@ -1,11 +1,12 @@
-//! Guest memory that may not be there any more.
+//! Reads of guest memory whose image file may have been truncated.
 
 use snapshot::GuestMemory;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-/// Reads up to `bytes.len()` bytes at `address`, within one region, and returns how many could be read.
+/// Reads up to `bytes.len()` bytes at `address` within one region. Returns the number of bytes read.
 ///
-/// A page whose image file has been cut short cannot be read, and touching it would raise SIGBUS. The kernel looks instead.
+/// A direct access to a page beyond the end of a truncated image file raises SIGBUS. process_vm_readv(2) stops before such a
+/// page instead.
 pub fn try_read(memory: &GuestMemory, address: GuestAddress, bytes: &mut [u8]) -> usize {
     let Ok(host) = memory.get_host_address(address) else {
         return 0;
@@ -25,7 +26,7 @@ pub fn try_read(memory: &GuestMemory, address: GuestAddress, bytes: &mut [u8]) -
     };
     // SAFETY: getpid has no preconditions.
     let this = unsafe { libc::getpid() };
-    // SAFETY: `into` is valid for writes of its length; the kernel checks `from`, whatever has become of it.
+    // SAFETY: `into` is valid for writes of its length; the kernel checks the pages of `from`.
     let read = unsafe { libc::process_vm_readv(this, &raw const into, 1, &raw const from, 1, 0) };
     usize::try_from(read).unwrap_or(0)
 }
@@ -40,9 +41,9 @@ mod tests {
     use crate::memory::{allocate, map_file, memfd, page_size};
 
     #[test]
-    fn what_is_gone_is_not_read() {
+    fn try_read_truncated_page_returns_zero() {
         let page = usize::try_from(page_size()).unwrap();
-        let mut file = memfd(c"peek", &vec![7; page]).unwrap();
+        let mut file = memfd(c"try_read", &vec![7; page]).unwrap();
         file.write_all(&vec![8; page]).unwrap();
         let memory = allocate(&[(GuestAddress(0), 4 * page)]).unwrap();
         map_file(&memory, GuestAddress(0), &file, 0, 2 * page).unwrap();
@@ -53,12 +54,12 @@ mod tests {
         assert_eq!(
             try_read(&memory, GuestAddress(page as u64), &mut bytes),
             0,
-            "cut off"
+            "truncated page"
         );
         assert_eq!(
             try_read(&memory, GuestAddress(4 * page as u64 - 8), &mut bytes),
             8,
-            "the end of memory"
+            "end of memory"
         );
         assert_eq!(
             try_read(&memory, GuestAddress(4 * page as u64), &mut bytes),

@@ -79,7 +79,7 @@ impl Vm {
     pub(crate) fn start_prefetch(&mut self, prefetch: Prefetch) {
         self.prefetch = Some(prefetch);
         for _ in 0..CHUNKS_BEFORE_RESUME {
-            if self.prefetch.as_ref().is_some_and(Prefetch::has_runs) {
+            if self.prefetch.as_ref().is_some_and(Prefetch::has_ranges) {
                 self.prefetch_chunk();
             }
         }

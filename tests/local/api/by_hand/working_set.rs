@@ -208,7 +208,7 @@ fn what_is_no_working_set_is_refused_before_the_guest_runs() {
         ("flipped", "checksum"),
         ("fifo", "no regular file"),
         ("s", "no regular file"),
-        ("s/state", "holds no working set"),
+        ("s/state", "not a working set"),
         ("s/memory", "cannot use the working set"),
     ] {
         let path = kept.text(name);
@@ -249,7 +249,7 @@ fn a_set_of_another_snapshot_is_refused() {
     run_ok(&["snapshot", &other, "--api-sock", &socket]);
     drop(large);
     let said = run_err(&["restore", &other, "--working-set", &set]);
-    assert!(said.contains("bytes of memory, and this one has"), "{said}");
+    assert!(said.contains("bytes of memory, the guest has"), "{said}");
 }
 
 #[test]

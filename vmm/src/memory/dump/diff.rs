@@ -1,4 +1,4 @@
-//! What differs from a base where the kernel does not say it: found by looking.
+//! Comparison of guest memory with its base, for hosts without /proc.
 
 use std::fs::File;
 use std::ops::Range;
@@ -12,101 +12,101 @@ use super::writer::{PageWriter, RegionExtent, Zeros};
 use crate::memory::map::page_size;
 use crate::memory::try_read::try_read;
 
-/// Bytes that are looked at in one go.
+/// Bytes per comparison.
 const CHUNK_SIZE: usize = 1 << 20;
 
-/// What mincore(2) is worth.
+/// Significance of an absent page in mincore(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Resident {
-    /// A page that is not in memory is nobody's own: there is nowhere else that it could be.
+    /// The host has no swap: an absent page has no private copy.
     Known,
-    /// It may be in swap.
+    /// An absent page may have a private copy in swap.
     Unknown,
 }
 
 impl Resident {
-    /// What it is on this host, by a system call that needs no /proc.
-    pub fn here() -> Self {
+    /// Returns the value for this host, from sysinfo(2), which needs no /proc.
+    pub fn of_host() -> Self {
         let mut info = std::mem::MaybeUninit::<libc::sysinfo>::zeroed();
         // SAFETY: `info` is valid for writes of the structure.
-        let asked = unsafe { libc::sysinfo(info.as_mut_ptr()) };
-        // SAFETY: the structure is made of integers, for which any bytes will do, and was zeroed.
+        let result = unsafe { libc::sysinfo(info.as_mut_ptr()) };
+        // SAFETY: the structure was zeroed and consists of integers, for which any bit pattern is valid.
         let info = unsafe { info.assume_init() };
-        if asked == 0 && info.totalswap == 0 {
+        if result == 0 && info.totalswap == 0 {
             Self::Known
         } else {
             Self::Unknown
         }
     }
 
-    /// Runs of pages that may be in memory, as offsets in `part`, in their order, none longer than a piece.
-    pub fn runs<'a>(self, part: &'a RegionExtent<'_>) -> impl Iterator<Item = Range<u64>> + 'a {
-        let range = part.range();
+    /// Returns the ranges of pages that may be resident, as sorted offsets in `extent`, each at most [`CHUNK_SIZE`] long.
+    pub fn page_ranges<'a>(self, extent: &'a RegionExtent<'_>) -> impl Iterator<Item = Range<u64>> + 'a {
+        let range = extent.range();
         let starts = range.clone().step_by(CHUNK_SIZE);
-        let pieces = starts.map(move |start| start..range.end.min(start + CHUNK_SIZE as u64));
-        pieces.flat_map(move |piece| {
-            let known = self == Self::Known;
-            let pages = known.then(|| resident(part, &piece)).flatten();
-            pages.map_or_else(|| vec![piece.clone()], |pages| runs(piece.start, pages))
+        let chunks = starts.map(move |start| start..range.end.min(start + CHUNK_SIZE as u64));
+        chunks.flat_map(move |chunk| {
+            let is_known = self == Self::Known;
+            let pages = is_known.then(|| residency(extent, &chunk)).flatten();
+            pages.map_or_else(|| vec![chunk.clone()], |pages| select_ranges(chunk.start, pages))
         })
     }
 }
 
-/// Whether each page of `piece` is in memory; none when the kernel does not say. Of a file's pages, it says so of all of them
-/// to who could not write the file.
-fn resident(part: &RegionExtent<'_>, piece: &Range<u64>) -> Option<impl Iterator<Item = bool> + use<>> {
-    let slice = part.slice(piece).ok()?;
+/// Returns the residency of each page of `chunk`, or `None` if mincore(2) fails. For a file that the process may not write, the
+/// kernel reports every page as resident (mincore(2), since Linux 5.2).
+fn residency(extent: &RegionExtent<'_>, chunk: &Range<u64>) -> Option<impl Iterator<Item = bool> + use<>> {
+    let slice = extent.slice(chunk).ok()?;
     let mut pages = vec![0; slice.len().div_ceil(page())];
     let host = slice.ptr_guard();
     let start = host.as_ptr().cast_mut().cast();
-    // SAFETY: the range is mapped as long as `slice` lives, and `pages` has a byte for each of its pages.
-    let asked = unsafe { libc::mincore(start, slice.len(), pages.as_mut_ptr()) };
-    (asked == 0).then(|| pages.into_iter().map(|page| page & 1 != 0))
+    // SAFETY: the range is mapped while `slice` lives, and `pages` has a byte for each of its pages.
+    let result = unsafe { libc::mincore(start, slice.len(), pages.as_mut_ptr()) };
+    (result == 0).then(|| pages.into_iter().map(|page| page & 1 != 0))
 }
 
-/// Runs of the pages from `start` on that are `wanted`.
-fn runs(start: u64, wanted: impl Iterator<Item = bool>) -> Vec<Range<u64>> {
-    let mut runs: Vec<Range<u64>> = Vec::new();
+/// Returns the ranges of the `selected` pages, counted from `start`.
+fn select_ranges(start: u64, selected: impl Iterator<Item = bool>) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
     for (start, _) in (start..)
         .step_by(page())
-        .zip(wanted)
-        .filter(|(_, wanted)| *wanted)
+        .zip(selected)
+        .filter(|(_, selected)| *selected)
     {
         let end = start + page_size();
-        match runs.last_mut() {
-            Some(run) if run.end == start => run.end = end,
-            _ => runs.push(start..end),
+        match ranges.last_mut() {
+            Some(range) if range.end == start => range.end = end,
+            _ => ranges.push(start..end),
         }
     }
-    runs
+    ranges
 }
 
-/// Writes the pages of `part`, of `memory`, that are not as they are in `base`, which they were mapped from.
+/// Writes the pages of `extent` of `memory` that differ from `base`, the file that they were mapped from.
 pub(super) fn write_different(
     memory: &GuestMemory,
-    part: &RegionExtent<'_>,
+    extent: &RegionExtent<'_>,
     base: &File,
     resident: Resident,
-    output: &mut PageWriter<'_>,
+    writer: &mut PageWriter<'_>,
 ) -> Result<(), Error> {
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for run in resident.runs(part) {
-        let length = usize::try_from(run.end - run.start).unwrap_or(CHUNK_SIZE);
-        ours.resize(length, 0);
-        theirs.resize(length, 0);
-        // Read, and not looked at in the mapping, which would bring holes into memory.
-        let offset = part.offset() + run.start;
-        base.read_exact_at(&mut theirs, offset)
-            .map_err(|source| output.not_copied(offset, source))?;
-        let address = part.guest().start + run.start;
-        let read = try_read(memory, GuestAddress(address), &mut ours);
+    let (mut memory_bytes, mut base_bytes) = (Vec::new(), Vec::new());
+    for range in resident.page_ranges(extent) {
+        let length = usize::try_from(range.end - range.start).unwrap_or(CHUNK_SIZE);
+        memory_bytes.resize(length, 0);
+        base_bytes.resize(length, 0);
+        // A read access through the mapping would allocate page cache for holes.
+        let offset = extent.offset() + range.start;
+        base.read_exact_at(&mut base_bytes, offset)
+            .map_err(|source| writer.copy_error(offset, source))?;
+        let address = extent.guest().start + range.start;
+        let read = try_read(memory, GuestAddress(address), &mut memory_bytes);
         if read < length {
             let address = address + read as u64;
             return Err(Error::Gone { address });
         }
-        let pages = ours.chunks(page()).zip(theirs.chunks(page()));
-        for different in runs(run.start, pages.map(|(our, their)| our != their)) {
-            output.put(part, different, Zeros::Data)?;
+        let pages = memory_bytes.chunks(page()).zip(base_bytes.chunks(page()));
+        for different in select_ranges(range.start, pages.map(|(current, base)| current != base)) {
+            writer.write_pages(extent, different, Zeros::Data)?;
         }
     }
     Ok(())

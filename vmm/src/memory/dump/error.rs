@@ -1,4 +1,4 @@
-//! What can go wrong with a memory file.
+//! Errors of a memory dump.
 
 use std::io;
 use std::ops::Range;
@@ -7,104 +7,104 @@ use std::path::PathBuf;
 use crate::memory::map::Bytes;
 use crate::memory::pagemap;
 
-/// Why memory could not be written to a file.
+/// Error while guest memory is written to a file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file could not be made or get its name.
-    #[error("cannot put the memory file in place")]
+    /// The file could not be created or renamed.
+    #[error("cannot replace the memory file")]
     Replace(#[source] snapshot::file::atomic::Error),
-    /// A file that is there already could not be opened.
+    /// An existing file could not be opened.
     #[error("cannot open the memory file {path:?}")]
     Open {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The kernel's answer.
+        /// Error of `open` or `fstat`.
         #[source]
         source: io::Error,
     },
-    /// The file system takes no file of that length.
-    #[error("cannot make the memory file {path:?} {} long", Bytes(*.size))]
+    /// The file system does not support files of that length.
+    #[error("cannot extend the memory file {path:?} to {}", Bytes(*.size))]
     Extend {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The length in bytes.
+        /// Length in bytes.
         size: u64,
-        /// The kernel's answer.
+        /// Error of `ftruncate`.
         #[source]
         source: io::Error,
     },
-    /// The disk is full, the file is too large for a limit, or the disk has failed.
+    /// The disk is full, the file exceeds a size limit, or the disk failed.
     #[error("cannot write {length:#x} bytes at {offset:#x} of the memory file {path:?}")]
     Write {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// Offset in the file.
         offset: u64,
         /// Number of bytes.
         length: u64,
-        /// The kernel's answer.
+        /// Error of `pwrite` or `fallocate`.
         #[source]
         source: io::Error,
     },
-    /// A file under guest memory has been cut short.
+    /// A file mapped as guest memory was truncated.
     #[error(
-        "guest memory from {address:#x} on is not there any more; the file that it is mapped from has been cut short, and the \
-         guest is lost"
+        "cannot read guest memory from {address:#x} on: the file that is mapped there was truncated, and the VM cannot continue"
     )]
     Gone {
         /// Guest-physical address.
         address: u64,
     },
-    /// What another file holds could not be brought into the memory file.
-    #[error(
-        "cannot copy to the memory file {path:?}, at {offset:#x}, from the difference or from what the memory was restored from"
-    )]
+    /// Data of a base or diff could not be copied to the memory file.
+    #[error("cannot copy data at {offset:#x} of a base or diff to the memory file {path:?}")]
     Copy {
-        /// The memory file.
+        /// Path of the memory file.
         path: PathBuf,
         /// Offset in both files.
         offset: u64,
-        /// The kernel's answer.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// A difference and its base are not of the same guest.
-    #[error("{path:?} is {} long where the difference has {}; it is not its base", Bytes(*.found), Bytes(*.needed))]
+    /// A diff and its base differ in length.
+    #[error(
+        "cannot merge a diff into {path:?}: the file has {}, the diff {}; use the base of the diff",
+        Bytes(*.found), Bytes(*.needed)
+    )]
     Length {
-        /// The base.
+        /// Path of the base.
         path: PathBuf,
-        /// Its length in bytes.
+        /// Length of the base in bytes.
         found: u64,
-        /// Length of the difference in bytes.
+        /// Length of the diff in bytes.
         needed: u64,
     },
-    /// The kernel does not say which pages there are.
-    #[error("cannot find out what is in the guest's memory")]
+    /// The kernel did not list the pages.
+    #[error("cannot list the pages of guest memory")]
     Pages(#[source] pagemap::Error),
-    /// Without /proc, and with swap, what a handler has served is not known.
+    /// Without /proc and with swap, the set of served pages is unknown.
     #[error(
-        "which pages have been served is not known without /proc where there is swap; mount /proc, turn swap off, or take a Full \
-         snapshot"
+        "cannot determine the pages that the fault handler has served: /proc is absent and swap is in use; mount /proc, disable \
+         swap, or create a full snapshot"
     )]
     Unknown,
-    /// The file system stores more than the pages that were written.
+    /// The file system stores more than the written pages.
     #[error(
-        "the file system of {path:?} keeps no holes of single pages, by which a difference tells what has changed; write it to \
-         another, such as ext4, xfs or tmpfs, or take a Full snapshot"
+        "cannot write a diff to {path:?}: its file system does not keep holes of single pages; use another, such as ext4, xfs \
+         or tmpfs, or create a full snapshot"
     )]
     Holes {
-        /// The file that was to be.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// A range that is to be written does not lie within one region.
-    #[error("{:#x}..{:#x} does not lie within one region of guest memory", .0.start, .0.end)]
+    /// The range to write is not within one region.
+    #[error("cannot access guest memory {:#x}..{:#x}: the range is not within one region", .0.start, .0.end)]
     Outside(Range<u64>),
-    /// The file could not be brought to the disk.
-    #[error("cannot bring the memory file {path:?} to the disk")]
+    /// The file could not be synced.
+    #[error("cannot sync the memory file {path:?} to disk")]
     Sync {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The kernel's answer.
+        /// Error of `fsync`.
         #[source]
         source: io::Error,
     },

@@ -1,16 +1,16 @@
-//! Guest memory into a file: raw, page-aligned, sparse.
+//! Dump of guest memory to a raw, page-aligned, sparse file.
 //!
-//! The regions follow each other in the file by address. Two kinds of file are written:
+//! The file holds the regions one after another, sorted by address. There are two kinds of dump:
 //!
-//! - [`dump_full`]: all of the memory. Pages that were never touched and pages of zeros are holes.
-//! - [`DiffDump`]: the pages that differ from a base, and nothing else. They are data even when they are zeros, so that a
-//!   hole always means a page of the base; a file system that keeps no holes of single pages is refused. Where a file of the
-//!   memory's size is there already, it is taken for the base and the pages are written into it. Memory that was not
-//!   restored has no base: the file then holds all of it, like that of [`dump_full`].
+//! - Full ([`dump_full`]): all of guest memory. Absent pages and pages of zeros are holes.
+//! - Diff ([`DiffDump`]): the pages that differ from a base. Pages of zeros are data, so that a hole always means a page of
+//!   the base; a file system that keeps no holes of single pages is rejected. If a file of the size of guest memory exists at the
+//!   path, it is the base, and the pages are merged into it. Memory that was not restored has no base: its diff holds all pages,
+//!   like a full dump.
 //!
-//! Guest memory is written from where it is, in runs of pages; what that takes does not grow with the guest. The vCPUs are
-//! parked and the devices quiet from before the first call until it returns. Where KVM may have written to memory meanwhile, the
-//! file is given up and made anew. After that the guest may run, while [`PendingDump::commit`] brings the file to the disk.
+//! Pages are written in ranges directly from guest memory; the dump's own memory use does not grow with the guest. The vCPUs must be
+//! paused and the devices drained from the first call to the last. If KVM may have written to memory meanwhile, the caller
+//! discards the file and repeats the dump. The guest may run again during [`PendingDump::commit`].
 
 mod diff;
 mod error;
@@ -31,47 +31,47 @@ pub use error::Error;
 pub use writer::DumpStats;
 use writer::{PageWriter, RegionExtent, Zeros, copy_data};
 
-/// Where the pages come from that nobody in this process has written.
+/// Backing of the pages that this process has not written.
 #[derive(Clone, Copy, Debug)]
 pub enum PageOrigin<'a> {
-    /// Zeros, and parts of image files that are mapped over them.
+    /// Zeros, and mapped parts of image files.
     Fresh,
-    /// This memory file, as [`map_snapshot`](super::map_snapshot) mapped it.
+    /// The memory file that [`map_snapshot`](super::map_snapshot) mapped.
     Mapped(&'a File),
-    /// A page fault handler in another process.
+    /// A fault handler in another process.
     Served,
 }
 
-/// What is written.
+/// Guest memory to dump.
 #[derive(Clone, Copy, Debug)]
 pub struct DumpSource<'a> {
-    /// The guest's memory.
+    /// Guest memory.
     pub memory: &'a GuestMemory,
-    /// Where it came from.
+    /// Backing of its untouched pages.
     pub origin: PageOrigin<'a>,
-    /// How to ask for its pages; none where there is no /proc.
+    /// Page table reader; `None` if /proc is not mounted.
     ///
-    /// Without it, fresh memory is looked at page by page, and a page of an image file that was cut short raises SIGBUS. What a
-    /// memory file was mapped as is compared with that file, but for the pages that mincore(2) says are not there. It does
-    /// not say so where there is swap, nor to who could not write the file: each page is then looked at, which takes page
-    /// cache for the holes of the file, and on tmpfs fills them.
+    /// Without it, the dump reads every page of fresh memory, and a page of a truncated image file raises SIGBUS. A mapped
+    /// memory file is compared with guest memory, except for pages that mincore(2) reports absent. mincore(2) reports none if the host
+    /// has swap or the process may not write the file: the comparison then reads every page, which allocates page cache for
+    /// holes of the file, and on tmpfs fills the holes.
     pub pagemap: Option<&'a Pagemap>,
 }
 
-/// The file that memory goes to, before anything is written to it.
+/// Destination of a dump before the first write.
 #[derive(Debug)]
 pub enum DumpTarget {
-    /// A new one, as long as the memory and one hole. It will replace what is there.
+    /// A new file of the size of guest memory, all of it a hole. It replaces the file at its path.
     New(AtomicFile),
-    /// The base, which is there already and is as long as the memory.
+    /// The existing base of the size of guest memory, and its path.
     Base(File, PathBuf),
 }
 
 impl DumpTarget {
-    /// A new file that will replace what is at `path`.
+    /// Creates a file that replaces the one at `path` on commit.
     ///
     /// # Errors
-    /// [`Error::Replace`] and [`Error::Extend`]; nothing is left behind then.
+    /// [`Error::Replace`] or [`Error::Extend`]; no file remains then.
     pub fn new(source: &DumpSource<'_>, path: &Path) -> Result<Self, Error> {
         let replacement = AtomicFile::create(path).map_err(Error::Replace)?;
         let size = size(source);
@@ -83,14 +83,15 @@ impl DumpTarget {
         Ok(Self::New(replacement))
     }
 
-    /// The file at `path` if it is as long as the memory, else a new one.
+    /// Opens the file at `path` as base if it has the size of guest memory, otherwise creates a file.
     ///
     /// # Errors
-    /// [`Error::Open`], and as [`new`](Self::new).
+    /// [`Error::Open`], and the errors of [`new`](Self::new).
     pub fn base_or_new(source: &DumpSource<'_>, path: &Path) -> Result<Self, Error> {
         let size = size(source);
-        let fits = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size);
-        if !fits {
+        let is_base =
+            std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size);
+        if !is_base {
             return Self::new(source, path);
         }
         let opened = File::options().read(true).write(true).open(path);
@@ -101,7 +102,6 @@ impl DumpTarget {
         Ok(Self::Base(file, path.to_owned()))
     }
 
-    /// Whether it is a file that was there before.
     fn is_base(&self) -> bool {
         matches!(self, Self::Base(..))
     }
@@ -121,22 +121,23 @@ impl DumpTarget {
     }
 }
 
-/// A memory file that holds all it should and does not have its name yet. Dropped, it is gone; but what was written into a
-/// base stays.
+/// Complete memory file under a temporary name.
+///
+/// Dropping it removes the file. Pages that were merged into a base stay there.
 #[derive(Debug)]
-#[must_use = "the file gets its name by commit()"]
+#[must_use = "commit() renames the file"]
 pub struct PendingDump {
     target: DumpTarget,
     written: DumpStats,
 }
 
 impl PendingDump {
-    /// How much was written.
+    /// Returns the amount of data written.
     pub fn written(&self) -> DumpStats {
         self.written
     }
 
-    /// Brings the file to the disk.
+    /// Syncs the file to disk.
     ///
     /// # Errors
     /// [`Error::Replace`], or [`Error::Sync`] for a base.
@@ -150,7 +151,7 @@ impl PendingDump {
         }
     }
 
-    /// Brings the file to the disk and gives it its name.
+    /// Syncs the file to disk and renames it to its final path.
     ///
     /// # Errors
     /// As [`sync`](Self::sync).
@@ -163,99 +164,99 @@ impl PendingDump {
     }
 }
 
-/// Writes all of the memory to `target`, which is a new file: what a base has where the memory has zeros would stay. Takes space
-/// for the pages that are not zeros.
+/// Writes all of guest memory to `target`, which must be a new file: pages of zeros are skipped and would keep the data of a base.
+/// The file occupies disk space for the other pages only.
 ///
 /// # Errors
-/// Any [`Error`] but [`Error::Unknown`] and [`Error::Holes`]; nothing is left behind then.
+/// Any [`Error`] except [`Error::Unknown`] and [`Error::Holes`]; no file remains then.
 pub fn dump_full(source: &DumpSource<'_>, target: DumpTarget) -> Result<PendingDump, Error> {
     let (file, path) = (target.file(), target.path());
-    let mut output = PageWriter::new(file, path);
+    let mut writer = PageWriter::new(file, path);
     match source.origin {
         PageOrigin::Mapped(base) => {
-            // What the file has is copied by the kernel, which does not bring its holes into memory as a look at them would.
-            output.copied(copy_data(base, file, size(source), path)?);
-            write_changed(source, &mut output)?;
+            // A copy in the kernel skips holes of the base; reads of guest memory would allocate page cache for them.
+            writer.add_copied(copy_data(base, file, size(source), path)?);
+            write_changed(source, &mut writer)?;
         }
-        PageOrigin::Fresh => write_changed(source, &mut output)?,
+        PageOrigin::Fresh => write_changed(source, &mut writer)?,
         PageOrigin::Served => {
-            for part in parts(source) {
-                let part = part?;
-                output.put(&part, part.range(), Zeros::Holes)?;
+            for extent in extents(source) {
+                let extent = extent?;
+                writer.write_pages(&extent, extent.range(), Zeros::Holes)?;
             }
         }
     }
-    let written = output.written(size(source), false);
+    let written = writer.stats(size(source), false);
     Ok(PendingDump { target, written })
 }
 
-/// The pages that changed, into a base or a new file.
+/// Dump of the changed pages into a base or a new file.
 ///
-/// To write into a base changes the memory of every VM that maps it, except where that VM has written itself; and a base
-/// that was written in part is neither what it was nor what it should be. So its state file is removed before.
+/// A merge into a base changes the memory of every VM that maps it, except for pages that the VM has written. A partial merge leaves
+/// a base that matches no snapshot. The caller therefore removes the state file of the base first.
 #[derive(Debug)]
-#[must_use = "the pages are written by write()"]
+#[must_use = "write() writes the pages"]
 pub struct DiffDump {
     target: DumpTarget,
-    /// Where in the file the pages go, if that is known already.
-    runs: Option<Vec<Range<u64>>>,
+    /// Reserved ranges of the file; `None` if the pages must be listed again.
+    ranges: Option<Vec<Range<u64>>>,
 }
 
 impl DiffDump {
-    /// Sees to it that a base has the space on the disk. Its content stays what it is.
+    /// Reserves disk space in a base for the changed pages. The content of the base does not change.
     ///
     /// # Errors
-    /// Any [`Error`]; nothing of a new file is left behind then. [`Error::Unknown`] when it cannot be found out what changed.
+    /// Any [`Error`]; no new file remains then. [`Error::Unknown`] if the changed pages cannot be determined.
     pub fn prepare(source: &DumpSource<'_>, target: DumpTarget) -> Result<Self, Error> {
-        let runs = if let DumpTarget::Base(file, path) = &target {
-            let mut reserve = PageWriter::reserving(file, path);
-            write_changed(source, &mut reserve)?;
-            reserve.into_reserved()
+        let ranges = if let DumpTarget::Base(file, path) = &target {
+            let mut writer = PageWriter::reserving(file, path);
+            write_changed(source, &mut writer)?;
+            writer.into_reserved()
         } else {
             None
         };
-        Ok(Self { target, runs })
+        Ok(Self { target, ranges })
     }
 
-    /// Whether the pages go into a file that is there already.
+    /// Returns true if the pages are merged into an existing base.
     pub fn is_merged(&self) -> bool {
         self.target.is_base()
     }
 
-    /// Writes the pages that were written since the memory was mapped; of fresh memory, all that were touched. Neither has
-    /// changed since [`prepare`](Self::prepare).
+    /// Writes the pages that changed since memory was mapped; of fresh memory, all touched pages. Memory must not change between
+    /// [`prepare`](Self::prepare) and this call.
     ///
     /// # Errors
     /// As [`prepare`](Self::prepare).
     pub fn write(self, source: &DumpSource<'_>) -> Result<PendingDump, Error> {
-        let Self { target, runs } = self;
+        let Self { target, ranges } = self;
         let size = size(source);
         let (file, path, merged) = (target.file(), target.path(), target.is_base());
-        let fresh = matches!(source.origin, PageOrigin::Fresh);
-        // Where fresh memory was not touched there are zeros, whatever the file had there.
-        let mut output = if fresh && merged {
+        let is_fresh = matches!(source.origin, PageOrigin::Fresh);
+        // Absent pages of fresh memory are zeros; the file may hold other data there.
+        let mut writer = if is_fresh && merged {
             PageWriter::clearing(file, path)
         } else {
             PageWriter::new(file, path)
         };
-        match runs {
-            Some(runs) => write_reserved(source, runs, &mut output)?,
-            None => write_changed(source, &mut output)?,
+        match ranges {
+            Some(ranges) => write_reserved(source, ranges, &mut writer)?,
+            None => write_changed(source, &mut writer)?,
         }
-        output.finish(size)?;
-        if !fresh && !merged {
-            output.check_holes(size)?;
+        writer.finish(size)?;
+        if !is_fresh && !merged {
+            writer.check_holes(size)?;
         }
-        let written = output.written(size, merged);
+        let written = writer.stats(size, merged);
         Ok(PendingDump { target, written })
     }
 }
 
-/// Writes the pages of the difference at `diff` into the file at `base`, and syncs it.
+/// Merges the diff file at `diff` into the memory file at `base` and syncs it.
 ///
 /// # Errors
-/// [`Error::Open`], [`Error::Length`] when the two are not equally long, and as for writing. The base is then neither what
-/// it was nor what it should be; to merge once more completes it.
+/// [`Error::Open`], [`Error::Length`] if the files differ in length, and the errors of a write. After a failed write the base
+/// matches no snapshot; a repeated merge completes it.
 pub fn merge_diff(diff: &Path, base: &Path) -> Result<DumpStats, Error> {
     let open = |path: &Path, writable| {
         let opened = File::options().read(true).write(writable).open(path);
@@ -274,9 +275,9 @@ pub fn merge_diff(diff: &Path, base: &Path) -> Result<DumpStats, Error> {
             needed: size,
         });
     }
-    let mut output = PageWriter::new(&into, base);
-    output.copied(copy_data(&from, &into, size, base)?);
-    let written = output.written(size, true);
+    let mut writer = PageWriter::new(&into, base);
+    writer.add_copied(copy_data(&from, &into, size, base)?);
+    let written = writer.stats(size, true);
     into.sync_all().map_err(|source| Error::Sync {
         path: base.to_owned(),
         source,
@@ -288,103 +289,107 @@ fn size(source: &DumpSource<'_>) -> u64 {
     source.memory.iter().map(GuestMemoryRegion::len).sum()
 }
 
-/// The regions, each with its place in the file.
-fn parts<'a>(source: &DumpSource<'a>) -> impl Iterator<Item = Result<RegionExtent<'a>, Error>> {
+/// Returns the regions with their offsets in the file.
+fn extents<'a>(source: &DumpSource<'a>) -> impl Iterator<Item = Result<RegionExtent<'a>, Error>> {
     source.memory.iter().scan(0, |offset, region| {
-        let part = RegionExtent::new(region, *offset);
+        let extent = RegionExtent::new(region, *offset);
         *offset += region.len();
-        Some(part)
+        Some(extent)
     })
 }
 
-/// What was touched of fresh memory, and what differs of memory that was restored.
-fn write_changed(source: &DumpSource<'_>, output: &mut PageWriter<'_>) -> Result<(), Error> {
-    for part in parts(source) {
-        let part = part?;
+/// Writes the touched pages of fresh memory, or the changed pages of restored memory.
+fn write_changed(source: &DumpSource<'_>, writer: &mut PageWriter<'_>) -> Result<(), Error> {
+    for extent in extents(source) {
+        let extent = extent?;
         match (source.origin, source.pagemap) {
-            (PageOrigin::Fresh, Some(pagemap)) => write_fresh(&part, pagemap, output)?,
-            (PageOrigin::Fresh, None) => output.put(&part, part.range(), Zeros::Holes)?,
-            // What a handler has not served yet is not there, and is the base's.
+            (PageOrigin::Fresh, Some(pagemap)) => write_fresh(&extent, pagemap, writer)?,
+            (PageOrigin::Fresh, None) => writer.write_pages(&extent, extent.range(), Zeros::Holes)?,
+            // A page that the fault handler has not served is absent and equals the base.
             (PageOrigin::Mapped(_) | PageOrigin::Served, Some(pagemap)) => {
-                write_private(&part, pagemap, output)?
+                write_private(&extent, pagemap, writer)?
             }
             (PageOrigin::Mapped(base), None) => {
-                write_different(source.memory, &part, base, Resident::here(), output)?
+                write_different(source.memory, &extent, base, Resident::of_host(), writer)?
             }
-            (PageOrigin::Served, None) => write_served(&part, Resident::here(), output)?,
+            (PageOrigin::Served, None) => write_served(&extent, Resident::of_host(), writer)?,
         }
     }
     Ok(())
 }
 
-/// What [`write_changed`] has found before.
+/// Writes the `ranges` of the file that [`DiffDump::prepare`] reserved.
 fn write_reserved(
     source: &DumpSource<'_>,
-    runs: Vec<Range<u64>>,
-    output: &mut PageWriter<'_>,
+    ranges: Vec<Range<u64>>,
+    writer: &mut PageWriter<'_>,
 ) -> Result<(), Error> {
-    let mut runs = runs.into_iter().peekable();
-    for part in parts(source) {
-        let part = part?;
-        let (start, end) = (part.offset(), part.offset() + part.range().end);
-        while let Some(run) = runs.next_if(|run| run.start < end) {
-            output.put(&part, run.start - start..run.end - start, Zeros::Data)?;
+    let mut ranges = ranges.into_iter().peekable();
+    for extent in extents(source) {
+        let extent = extent?;
+        let (start, end) = (extent.offset(), extent.offset() + extent.range().end);
+        while let Some(range) = ranges.next_if(|range| range.start < end) {
+            writer.write_pages(&extent, range.start - start..range.end - start, Zeros::Data)?;
         }
     }
     Ok(())
 }
 
-/// What was touched of memory that began as zeros, and what is mapped over it from files, touched or not.
-fn write_fresh(part: &RegionExtent<'_>, pagemap: &Pagemap, output: &mut PageWriter<'_>) -> Result<(), Error> {
-    let host = part.host();
+/// Writes the touched pages of memory that started as zeros, and all pages of files mapped over it.
+fn write_fresh(
+    extent: &RegionExtent<'_>,
+    pagemap: &Pagemap,
+    writer: &mut PageWriter<'_>,
+) -> Result<(), Error> {
+    let host = extent.host();
     let mut at = host.start;
     for file in pagemap.mapped_files(&host).map_err(Error::Pages)? {
-        touched(part, pagemap, at..file.start, output)?;
+        write_touched(extent, pagemap, at..file.start, writer)?;
         at = file.end;
-        // Not looked at before it is written: if the file was cut short, the kernel says so where we would get SIGBUS.
-        output.put(part, part.offsets(&file), Zeros::Data)?;
+        // Without a search for zeros: in a truncated file it raises SIGBUS, whereas pwrite(2) fails with EFAULT.
+        writer.write_pages(extent, extent.offsets(&file), Zeros::Data)?;
     }
-    touched(part, pagemap, at..host.end, output)
+    write_touched(extent, pagemap, at..host.end, writer)
 }
 
-fn touched(
-    part: &RegionExtent<'_>,
+fn write_touched(
+    extent: &RegionExtent<'_>,
     pagemap: &Pagemap,
     host: Range<u64>,
-    output: &mut PageWriter<'_>,
+    writer: &mut PageWriter<'_>,
 ) -> Result<(), Error> {
-    for run in pagemap.runs(host, PageFilter::Touched) {
-        let run = run.map_err(Error::Pages)?;
-        output.put(part, part.offsets(&run), Zeros::Holes)?;
+    for range in pagemap.ranges(host, PageFilter::Touched) {
+        let range = range.map_err(Error::Pages)?;
+        writer.write_pages(extent, extent.offsets(&range), Zeros::Holes)?;
     }
     Ok(())
 }
 
-/// What is no longer the file's.
+/// Writes the private copies of pages.
 fn write_private(
-    part: &RegionExtent<'_>,
+    extent: &RegionExtent<'_>,
     pagemap: &Pagemap,
-    output: &mut PageWriter<'_>,
+    writer: &mut PageWriter<'_>,
 ) -> Result<(), Error> {
-    for run in pagemap.runs(part.host(), PageFilter::Private) {
-        let run = run.map_err(Error::Pages)?;
-        output.put(part, part.offsets(&run), Zeros::Data)?;
+    for range in pagemap.ranges(extent.host(), PageFilter::Private) {
+        let range = range.map_err(Error::Pages)?;
+        writer.write_pages(extent, extent.offsets(&range), Zeros::Data)?;
     }
     Ok(())
 }
 
-/// What was served or written, as far as the kernel tells without /proc.
+/// Writes the resident pages of memory from a fault handler, for hosts without /proc.
 fn write_served(
-    part: &RegionExtent<'_>,
+    extent: &RegionExtent<'_>,
     resident: Resident,
-    output: &mut PageWriter<'_>,
+    writer: &mut PageWriter<'_>,
 ) -> Result<(), Error> {
-    // To look at a page that is not there would be to have it served.
+    // Reading an absent page would trigger the fault handler.
     if resident == Resident::Unknown {
         return Err(Error::Unknown);
     }
-    for run in resident.runs(part) {
-        output.put(part, run, Zeros::Data)?;
+    for range in resident.page_ranges(extent) {
+        writer.write_pages(extent, range, Zeros::Data)?;
     }
     Ok(())
 }

@@ -10,26 +10,26 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend, GuestMemoryRegion}
 use super::diff::{Resident, write_different};
 use super::writer::{PageWriter, RegionExtent, Zeros, copy_data, next_data, next_hole};
 use super::{
-    DiffDump, DumpSource, DumpTarget, Error, PageOrigin, PendingDump, merge_diff, parts, write_served,
+    DiffDump, DumpSource, DumpTarget, Error, PageOrigin, PendingDump, extents, merge_diff, write_served,
 };
 use crate::GuestMemory;
 use crate::memory::{Pagemap, allocate, map_file, map_snapshot, memfd, page_size};
 
-/// Pages of both regions.
+/// Number of pages in both regions, and in the first.
 const PAGES: u64 = 96;
 const LOW: u64 = 64;
 const HIGH: u64 = 1 << 32;
 
-struct Folder(PathBuf);
+struct TemporaryDirectory(PathBuf);
 
-impl Folder {
+impl TemporaryDirectory {
     fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("mayfly-dump-{}-{count}", std::process::id());
-        let folder = std::env::temp_dir().join(name);
-        fs::create_dir(&folder).unwrap();
-        Self(folder)
+        let directory = std::env::temp_dir().join(name);
+        fs::create_dir(&directory).unwrap();
+        Self(directory)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -41,7 +41,7 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for TemporaryDirectory {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
@@ -62,7 +62,7 @@ fn regions() -> [(GuestAddress, usize); 2] {
     ]
 }
 
-/// Where page `number` of the file is in guest memory.
+/// Returns the guest-physical address of page `number` of the file.
 fn address(number: u64) -> GuestAddress {
     GuestAddress(match number.checked_sub(LOW) {
         Some(high) => HIGH + high * page_size(),
@@ -86,7 +86,7 @@ fn fresh() -> GuestMemory {
     let memory = allocate(&regions()).unwrap();
     for region in memory.iter() {
         let size = usize::try_from(region.len()).unwrap();
-        // SAFETY: the range is a live mapping; the advice changes no byte of it.
+        // SAFETY: the range is a live mapping; MADV_NOHUGEPAGE does not change its content.
         unsafe { libc::madvise(region.as_ptr().cast(), size, libc::MADV_NOHUGEPAGE) };
     }
     memory
@@ -100,7 +100,7 @@ fn source<'a>(memory: &'a GuestMemory, origin: PageOrigin<'a>, pagemap: &'a Page
     }
 }
 
-/// Numbers of the pages that are data in a file.
+/// Returns the numbers of the data pages in a file.
 fn data(path: &Path) -> Vec<u64> {
     let file = File::open(path).unwrap();
     let (mut pages, mut at) = (Vec::new(), 0);
@@ -111,9 +111,9 @@ fn data(path: &Path) -> Vec<u64> {
     pages
 }
 
-/// A base of pages that hold their numbers, except each fourth, which is a hole.
-fn base(folder: &Folder) -> (PathBuf, File) {
-    let path = folder.path("base");
+/// Creates a base. Each page holds its number; every fourth page is a hole.
+fn base(directory: &TemporaryDirectory) -> (PathBuf, File) {
+    let path = directory.path("base");
     let file = File::options()
         .read(true)
         .write(true)
@@ -142,15 +142,15 @@ fn commit(dump: Result<PendingDump, Error>) -> u64 {
 }
 
 #[test]
-fn a_full_file_has_what_was_touched_and_is_not_zero() {
-    let (folder, pagemap, memory) = (Folder::new(), Pagemap::open().unwrap(), fresh());
+fn full_dump_holds_touched_nonzero_pages() {
+    let (directory, pagemap, memory) = (TemporaryDirectory::new(), Pagemap::open().unwrap(), fresh());
     for number in [0, 1, 40, LOW - 1, LOW, PAGES - 1] {
         fill(&memory, number, 5);
     }
     fill(&memory, 1, 0);
-    // The last byte of a page counts as well.
+    // The search for zeros must include the last byte of a page.
     memory.write_obj(1_u8, GuestAddress(8 * page_size() - 1)).unwrap();
-    let path = folder.path("memory");
+    let path = directory.path("memory");
     let written = full(&source(&memory, PageOrigin::Fresh, &pagemap), &path)
         .unwrap()
         .commit()
@@ -161,31 +161,31 @@ fn a_full_file_has_what_was_touched_and_is_not_zero() {
     assert_eq!(written.size, PAGES * page_size());
     assert_eq!(fs::read(&path).unwrap(), content(&memory));
     assert!(fs::metadata(&path).unwrap().blocks() * 512 <= 7 * page_size());
-    assert_eq!(folder.files(), 1);
+    assert_eq!(directory.files(), 1);
 }
 
 #[test]
-fn what_an_image_file_is_mapped_over_is_in_a_full_file() {
-    let (folder, pagemap, memory) = (Folder::new(), Pagemap::open().unwrap(), fresh());
+fn full_dump_holds_mapped_image_pages() {
+    let (directory, pagemap, memory) = (TemporaryDirectory::new(), Pagemap::open().unwrap(), fresh());
     let image = memfd(c"image", &vec![9; 3 * page()]).unwrap();
     map_file(&memory, address(20), &image, 0, 3 * page()).unwrap();
     map_file(&memory, address(LOW), &image, 0, page()).unwrap();
     fill(&memory, 21, 0);
-    let path = folder.path("memory");
+    let path = directory.path("memory");
     commit(full(&source(&memory, PageOrigin::Fresh, &pagemap), &path));
     assert_eq!(data(&path), [20, 21, 22, LOW]);
     assert_eq!(fs::read(&path).unwrap(), content(&memory));
 }
 
 #[test]
-fn a_full_file_of_restored_memory_stands_alone() {
-    let (folder, pagemap) = (Folder::new(), Pagemap::open().unwrap());
-    let (base_path, file) = base(&folder);
+fn full_dump_of_restored_memory_needs_no_base() {
+    let (directory, pagemap) = (TemporaryDirectory::new(), Pagemap::open().unwrap());
+    let (base_path, file) = base(&directory);
     let memory = map_snapshot(&regions(), &file).unwrap();
     fill(&memory, 1, 0);
     fill(&memory, 4, 44);
     let before = fs::read(&base_path).unwrap();
-    let path = folder.path("memory");
+    let path = directory.path("memory");
     commit(full(&source(&memory, PageOrigin::Mapped(&file), &pagemap), &path));
     let written = fs::read(&path).unwrap();
     assert_eq!(written, content(&memory));
@@ -196,9 +196,9 @@ fn a_full_file_of_restored_memory_stands_alone() {
 }
 
 #[test]
-fn a_full_file_may_replace_its_own_base() {
-    let (folder, pagemap) = (Folder::new(), Pagemap::open().unwrap());
-    let (path, file) = base(&folder);
+fn full_dump_replaces_own_base() {
+    let (directory, pagemap) = (TemporaryDirectory::new(), Pagemap::open().unwrap());
+    let (path, file) = base(&directory);
     let memory = map_snapshot(&regions(), &file).unwrap();
     let clone = map_snapshot(&regions(), &file).unwrap();
     let before = content(&clone);
@@ -209,15 +209,15 @@ fn a_full_file_may_replace_its_own_base() {
 }
 
 #[test]
-fn a_difference_has_what_was_written_and_zeros_too() {
-    let (folder, pagemap) = (Folder::new(), Pagemap::open().unwrap());
-    let (base_path, file) = base(&folder);
+fn diff_holds_written_pages_and_zeros() {
+    let (directory, pagemap) = (TemporaryDirectory::new(), Pagemap::open().unwrap());
+    let (base_path, file) = base(&directory);
     let memory = map_snapshot(&regions(), &file).unwrap();
     let _ = content(&memory);
     for (number, value) in [(1, 0), (8, 0), (9, 3), (LOW, 7)] {
         fill(&memory, number, value);
     }
-    let path = folder.path("diff");
+    let path = directory.path("diff");
     let pages = commit(diff(&source(&memory, PageOrigin::Mapped(&file), &pagemap), &path));
     assert_eq!(data(&path), [1, 8, 9, LOW]);
     assert_eq!(pages, 4);
@@ -227,11 +227,11 @@ fn a_difference_has_what_was_written_and_zeros_too() {
 }
 
 #[test]
-fn a_difference_of_nothing_is_a_hole() {
-    let (folder, pagemap) = (Folder::new(), Pagemap::open().unwrap());
-    let (_, file) = base(&folder);
+fn diff_without_changes_is_hole() {
+    let (directory, pagemap) = (TemporaryDirectory::new(), Pagemap::open().unwrap());
+    let (_, file) = base(&directory);
     let memory = map_snapshot(&regions(), &file).unwrap();
-    let path = folder.path("diff");
+    let path = directory.path("diff");
     assert_eq!(
         commit(diff(&source(&memory, PageOrigin::Mapped(&file), &pagemap), &path)),
         0
@@ -241,9 +241,9 @@ fn a_difference_of_nothing_is_a_hole() {
 }
 
 #[test]
-fn a_difference_goes_into_a_base_that_is_there() {
-    let (folder, pagemap) = (Folder::new(), Pagemap::open().unwrap());
-    let (path, file) = base(&folder);
+fn diff_merges_into_existing_base() {
+    let (directory, pagemap) = (TemporaryDirectory::new(), Pagemap::open().unwrap());
+    let (path, file) = base(&directory);
     let memory = map_snapshot(&regions(), &file).unwrap();
     fill(&memory, 9, 0);
     fill(&memory, 12, 12);
@@ -255,28 +255,28 @@ fn a_difference_goes_into_a_base_that_is_there() {
     assert!(written.merged);
     assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
     assert_eq!(fs::read(&path).unwrap(), content(&memory));
-    // A file of another length is no base, and is replaced.
-    let path = folder.path("short");
+    // A file of another length is not a base and is replaced.
+    let path = directory.path("short");
     fs::write(&path, "short").unwrap();
     commit(diff(&source(&memory, PageOrigin::Mapped(&file), &pagemap), &path));
     assert_eq!(data(&path), [9, 12]);
 }
 
 #[test]
-fn a_first_difference_of_fresh_memory_is_all_of_it() {
-    let (folder, pagemap, memory) = (Folder::new(), Pagemap::open().unwrap(), fresh());
+fn first_diff_of_fresh_memory_is_full() {
+    let (directory, pagemap, memory) = (TemporaryDirectory::new(), Pagemap::open().unwrap(), fresh());
     let image = memfd(c"image", &vec![9; page()]).unwrap();
     map_file(&memory, address(20), &image, 0, page()).unwrap();
     fill(&memory, 3, 0);
-    let path = folder.path("diff");
+    let path = directory.path("diff");
     commit(diff(&source(&memory, PageOrigin::Fresh, &pagemap), &path));
-    assert_eq!(data(&path), [20], "zeros are holes, since there is no base");
+    assert_eq!(data(&path), [20], "zeros are holes without a base");
     assert_eq!(fs::read(&path).unwrap(), content(&memory));
 }
 
 #[test]
-fn without_proc_a_full_file_is_the_same() {
-    let (folder, memory) = (Folder::new(), fresh());
+fn full_dump_without_proc_is_identical() {
+    let (directory, memory) = (TemporaryDirectory::new(), fresh());
     fill(&memory, 3, 1);
     fill(&memory, 5, 0);
     fill(&memory, PAGES - 1, 1);
@@ -285,15 +285,15 @@ fn without_proc_a_full_file_is_the_same() {
         origin: PageOrigin::Fresh,
         pagemap: None,
     };
-    let path = folder.path("memory");
+    let path = directory.path("memory");
     commit(full(&source, &path));
     assert_eq!(data(&path), [3, PAGES - 1]);
-    let other = folder.path("diff");
+    let other = directory.path("diff");
     commit(diff(&source, &other));
     assert_eq!(fs::read(&other).unwrap(), fs::read(&path).unwrap());
 }
 
-/// What `resident` finds to differ from `base`.
+/// Returns the pages that a comparison with `base` finds.
 fn compare(memory: &GuestMemory, base: &File, resident: Resident, path: &Path) -> Vec<u64> {
     let file = File::create_new(path).unwrap();
     file.set_len(PAGES * page_size()).unwrap();
@@ -302,22 +302,22 @@ fn compare(memory: &GuestMemory, base: &File, resident: Resident, path: &Path) -
         origin: PageOrigin::Mapped(base),
         pagemap: None,
     };
-    let mut output = PageWriter::new(&file, path);
-    for part in parts(&blind) {
-        write_different(memory, &part.unwrap(), base, resident, &mut output).unwrap();
+    let mut writer = PageWriter::new(&file, path);
+    for extent in extents(&blind) {
+        write_different(memory, &extent.unwrap(), base, resident, &mut writer).unwrap();
     }
     data(path)
 }
 
 #[test]
-fn without_proc_what_differs_is_found_by_comparing() {
-    let folder = Folder::new();
-    let (_, file) = base(&folder);
+fn diff_without_proc_compares_pages() {
+    let directory = TemporaryDirectory::new();
+    let (_, file) = base(&directory);
     let memory = map_snapshot(&regions(), &file).unwrap();
     for (number, value) in [(1, 0), (4, 44), (9, 3), (LOW - 1, 1), (LOW, 7), (PAGES - 1, 1)] {
         fill(&memory, number, value);
     }
-    // Written, and the same: no difference, whatever the kernel would say.
+    // Written with the same content: not in the diff, although the kernel reports private copies.
     fill(&memory, 2, 2);
     fill(&memory, 8, 0);
     memory
@@ -325,35 +325,35 @@ fn without_proc_what_differs_is_found_by_comparing() {
         .unwrap();
     let expected = [1, 4, 9, 12, LOW - 1, LOW, PAGES - 1];
     assert_eq!(
-        compare(&memory, &file, Resident::Known, &folder.path("known")),
+        compare(&memory, &file, Resident::Known, &directory.path("known")),
         expected
     );
     assert_eq!(
-        compare(&memory, &file, Resident::Unknown, &folder.path("unknown")),
+        compare(&memory, &file, Resident::Unknown, &directory.path("unknown")),
         expected
     );
 }
 
 #[test]
-fn without_proc_holes_that_nobody_touched_stay_out_of_memory() {
+fn diff_without_proc_keeps_untouched_holes() {
     let file = memfd(c"base", b"").unwrap();
     file.set_len(PAGES * page_size()).unwrap();
     let memory = map_snapshot(&regions(), &file).unwrap();
     fill(&memory, 5, 1);
-    let folder = Folder::new();
+    let directory = TemporaryDirectory::new();
     let blocks = || file.metadata().unwrap().blocks();
-    // What is written is first brought into memory as it was.
+    // A write fault first reads the page into the page cache.
     let before = blocks();
-    let found = compare(&memory, &file, Resident::Known, &folder.path("known"));
+    let found = compare(&memory, &file, Resident::Known, &directory.path("known"));
     assert_eq!((found, blocks()), (vec![5], before));
 }
 
 #[test]
-fn without_proc_what_a_handler_served_is_known_where_there_is_no_swap() {
-    let (folder, memory) = (Folder::new(), fresh());
+fn diff_of_served_memory_without_proc_needs_no_swap() {
+    let (directory, memory) = (TemporaryDirectory::new(), fresh());
     fill(&memory, 3, 0);
     fill(&memory, PAGES - 1, 1);
-    let path = folder.path("served");
+    let path = directory.path("served");
     let file = File::create_new(&path).unwrap();
     file.set_len(PAGES * page_size()).unwrap();
     let blind = DumpSource {
@@ -361,28 +361,28 @@ fn without_proc_what_a_handler_served_is_known_where_there_is_no_swap() {
         origin: PageOrigin::Served,
         pagemap: None,
     };
-    let mut output = PageWriter::new(&file, &path);
-    for part in parts(&blind) {
-        let part = part.unwrap();
-        write_served(&part, Resident::Known, &mut output).unwrap();
-        let error = write_served(&part, Resident::Unknown, &mut output).unwrap_err();
+    let mut writer = PageWriter::new(&file, &path);
+    for extent in extents(&blind) {
+        let extent = extent.unwrap();
+        write_served(&extent, Resident::Known, &mut writer).unwrap();
+        let error = write_served(&extent, Resident::Unknown, &mut writer).unwrap_err();
         assert!(matches!(error, Error::Unknown), "{error}");
     }
     assert_eq!(data(&path), [3, PAGES - 1]);
 }
 
 #[test]
-fn a_difference_of_fresh_memory_stands_alone_whatever_was_there() {
-    let (folder, pagemap, memory) = (Folder::new(), Pagemap::open().unwrap(), fresh());
+fn diff_of_fresh_memory_overwrites_file() {
+    let (directory, pagemap, memory) = (TemporaryDirectory::new(), Pagemap::open().unwrap(), fresh());
     let image = memfd(c"image", &vec![9; page()]).unwrap();
     map_file(&memory, address(20), &image, 0, page()).unwrap();
     for number in [0, 3, 40, LOW] {
         fill(&memory, number, 5);
     }
     fill(&memory, 40, 0);
-    let path = folder.path("memory");
+    let path = directory.path("memory");
     for pagemap in [Some(&pagemap), None] {
-        // Another guest's.
+        // Content of another guest.
         fs::write(&path, vec![0xee; bytes(PAGES)]).unwrap();
         let inode = fs::metadata(&path).unwrap().ino();
         let source = DumpSource {
@@ -399,72 +399,72 @@ fn a_difference_of_fresh_memory_stands_alone_whatever_was_there() {
 }
 
 #[test]
-fn a_base_is_as_it_was_until_its_difference_is_written() {
-    let (folder, pagemap) = (Folder::new(), Pagemap::open().unwrap());
-    let (path, file) = base(&folder);
+fn prepared_diff_keeps_base() {
+    let (directory, pagemap) = (TemporaryDirectory::new(), Pagemap::open().unwrap());
+    let (path, file) = base(&directory);
     let memory = map_snapshot(&regions(), &file).unwrap();
     fill(&memory, 4, 44);
     fill(&memory, 5, 55);
     let before = fs::read(&path).unwrap();
     let source = source(&memory, PageOrigin::Mapped(&file), &pagemap);
-    let difference = DiffDump::prepare(&source, DumpTarget::base_or_new(&source, &path).unwrap()).unwrap();
-    assert!(difference.is_merged());
+    let prepared = DiffDump::prepare(&source, DumpTarget::base_or_new(&source, &path).unwrap()).unwrap();
+    assert!(prepared.is_merged());
     assert_eq!(fs::read(&path).unwrap(), before);
-    commit(difference.write(&source));
+    commit(prepared.write(&source));
     assert_eq!(fs::read(&path).unwrap(), content(&memory));
 }
 
 #[test]
-fn memory_that_is_gone_is_an_error_and_leaves_nothing() {
-    let (folder, pagemap, memory) = (Folder::new(), Pagemap::open().unwrap(), fresh());
+fn full_dump_of_truncated_image_fails_and_leaves_no_file() {
+    let (directory, pagemap, memory) = (TemporaryDirectory::new(), Pagemap::open().unwrap(), fresh());
     let image = memfd(c"image", &vec![9; 4 * page()]).unwrap();
     map_file(&memory, address(20), &image, 0, 4 * page()).unwrap();
     image.set_len(2 * page_size()).unwrap();
     let error = full(
         &source(&memory, PageOrigin::Fresh, &pagemap),
-        &folder.path("memory"),
+        &directory.path("memory"),
     )
     .unwrap_err();
     assert!(
         matches!(error, Error::Gone { address: gone } if gone == address(22).0),
         "{error}"
     );
-    assert_eq!(folder.files(), 0);
+    assert_eq!(directory.files(), 0);
 }
 
 #[test]
-fn a_base_that_was_cut_is_an_error_and_leaves_nothing() {
-    let (folder, pagemap) = (Folder::new(), Pagemap::open().unwrap());
-    let (path, file) = base(&folder);
+fn full_dump_with_truncated_base_fails_and_leaves_no_file() {
+    let (directory, pagemap) = (TemporaryDirectory::new(), Pagemap::open().unwrap());
+    let (path, file) = base(&directory);
     let memory = map_snapshot(&regions(), &file).unwrap();
     file.set_len(10 * page_size()).unwrap();
-    let target = folder.path("memory");
+    let target = directory.path("memory");
     let error = full(&source(&memory, PageOrigin::Mapped(&file), &pagemap), &target).unwrap_err();
     assert!(
         matches!(error, Error::Copy { offset, .. } if offset == 10 * page_size()),
         "{error}"
     );
-    assert_eq!(folder.files(), 1);
-    let other = folder.path("other");
+    assert_eq!(directory.files(), 1);
+    let other = directory.path("other");
     fs::write(&other, "short").unwrap();
     assert!(matches!(merge_diff(&other, &path), Err(Error::Length { .. })));
     assert!(matches!(merge_diff(&target, &path), Err(Error::Open { .. })));
 }
 
 #[test]
-fn what_is_not_committed_is_gone() {
-    let (folder, pagemap, memory) = (Folder::new(), Pagemap::open().unwrap(), fresh());
-    let path = folder.path("memory");
+fn uncommitted_dump_is_removed() {
+    let (directory, pagemap, memory) = (TemporaryDirectory::new(), Pagemap::open().unwrap(), fresh());
+    let path = directory.path("memory");
     fs::write(&path, "old").unwrap();
     drop(full(&source(&memory, PageOrigin::Fresh, &pagemap), &path).unwrap());
     assert_eq!(fs::read(&path).unwrap(), b"old");
-    assert_eq!(folder.files(), 1);
+    assert_eq!(directory.files(), 1);
 }
 
 #[test]
-fn data_is_copied_between_file_systems() {
-    let folder = Folder::new();
-    let (path, file) = base(&folder);
+fn copy_data_between_file_systems() {
+    let directory = TemporaryDirectory::new();
+    let (path, file) = base(&directory);
     let copy = memfd(c"copy", b"").unwrap();
     copy.set_len(PAGES * page_size()).unwrap();
     let count = copy_data(&file, &copy, PAGES * page_size(), Path::new("copy")).unwrap();
@@ -475,11 +475,11 @@ fn data_is_copied_between_file_systems() {
 }
 
 #[test]
-fn a_file_system_without_holes_is_found_out() {
+fn check_holes_detects_missing_holes() {
     let memory = fresh();
-    let part = RegionExtent::new(memory.iter().next().unwrap(), 0).unwrap();
+    let extent = RegionExtent::new(memory.iter().next().unwrap(), 0).unwrap();
     let pages = |range: std::ops::Range<u64>| range.start * page_size()..range.end * page_size();
-    // What the file holds before stands for what a file system fills up by itself.
+    // Existing data simulates a file system that fills holes.
     for (filled, good) in [
         (0..0, true),
         (2..5, true),
@@ -491,17 +491,17 @@ fn a_file_system_without_holes_is_found_out() {
         file.set_len(LOW * page_size()).unwrap();
         let filling = vec![0; bytes(filled.end - filled.start)];
         file.write_all_at(&filling, filled.start * page_size()).unwrap();
-        let mut output = PageWriter::new(&file, Path::new("holes"));
-        output.put(&part, pages(2..3), Zeros::Data).unwrap();
-        output.put(&part, pages(3..5), Zeros::Data).unwrap();
-        output.put(&part, pages(9..10), Zeros::Data).unwrap();
-        let found = output.check_holes(LOW * page_size());
+        let mut writer = PageWriter::new(&file, Path::new("holes"));
+        writer.write_pages(&extent, pages(2..3), Zeros::Data).unwrap();
+        writer.write_pages(&extent, pages(3..5), Zeros::Data).unwrap();
+        writer.write_pages(&extent, pages(9..10), Zeros::Data).unwrap();
+        let found = writer.check_holes(LOW * page_size());
         assert_eq!(found.is_ok(), good, "{filled:?}");
     }
 }
 
 #[test]
-#[ignore = "is run by a_disk_that_fills_up_leaves_the_old_file, in a process of its own"]
+#[ignore = "run by dump_to_full_disk_keeps_old_file in its own process"]
 fn write_beyond_the_limit() {
     let (pagemap, memory) = (Pagemap::open().unwrap(), fresh());
     (0..PAGES).for_each(|number| fill(&memory, number, 1));
@@ -514,9 +514,9 @@ fn write_beyond_the_limit() {
 }
 
 #[test]
-fn a_disk_that_fills_up_leaves_the_old_file() {
-    let folder = Folder::new();
-    let path = folder.path("memory");
+fn dump_to_full_disk_keeps_old_file() {
+    let directory = TemporaryDirectory::new();
+    let path = directory.path("memory");
     fs::write(&path, "old").unwrap();
     let limited = "trap '' XFSZ; ulimit -f 64; exec \"$0\" --exact memory::dump::tests::write_beyond_the_limit --ignored";
     let run = Command::new("sh")
@@ -528,25 +528,25 @@ fn a_disk_that_fills_up_leaves_the_old_file() {
     let output = String::from_utf8_lossy(&run.stdout);
     assert!(output.contains("1 passed"), "{output}");
     assert_eq!(fs::read(&path).unwrap(), b"old");
-    assert_eq!(folder.files(), 1);
+    assert_eq!(directory.files(), 1);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn a_base_and_its_difference_are_the_memory(
+    fn base_and_diff_reproduce_memory(
         writes in proptest::collection::vec((0..PAGES, any::<Option<u8>>()), 0..60)
     ) {
-        let (folder, pagemap) = (Folder::new(), Pagemap::open().unwrap());
-        let (base_path, file) = base(&folder);
+        let (directory, pagemap) = (TemporaryDirectory::new(), Pagemap::open().unwrap());
+        let (base_path, file) = base(&directory);
         let memory = map_snapshot(&regions(), &file).unwrap();
         for (number, value) in &writes {
             fill(&memory, *number, value.unwrap_or(0));
         }
         let source = source(&memory, PageOrigin::Mapped(&file), &pagemap);
         let expected = content(&memory);
-        let (full_path, diff_path) = (folder.path("full"), folder.path("diff"));
+        let (full_path, diff_path) = (directory.path("full"), directory.path("diff"));
         commit(full(&source, &full_path));
         prop_assert_eq!(fs::read(&full_path).unwrap(), &expected[..]);
         commit(diff(&source, &diff_path));
@@ -554,12 +554,12 @@ proptest! {
         changed.sort_unstable();
         changed.dedup();
         prop_assert_eq!(data(&diff_path), changed);
-        let (full_blind, diff_blind) = (folder.path("full-blind"), folder.path("diff-blind"));
+        let (full_blind, diff_blind) = (directory.path("full-blind"), directory.path("diff-blind"));
         let blind = DumpSource { pagemap: None, ..source };
         commit(full(&blind, &full_blind));
         prop_assert_eq!(fs::read(&full_blind).unwrap(), &expected[..]);
         commit(diff(&blind, &diff_blind));
-        let copy = folder.path("copy");
+        let copy = directory.path("copy");
         fs::copy(&base_path, &copy).unwrap();
         merge_diff(&diff_blind, &copy).unwrap();
         prop_assert!(fs::read(&copy).unwrap() == expected);

@@ -1,4 +1,4 @@
-//! Runs of pages, written from where they are.
+//! Writer of page ranges and data extents to a sparse file.
 
 use std::fs::File;
 use std::io;
@@ -12,35 +12,38 @@ use vm_memory::{GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, Volatil
 use super::error::Error;
 use crate::memory::map::page_size;
 
-/// Bytes that are looked at before they are written: about what the processor's cache keeps in between.
+/// Maximum bytes between the search for zeros and the write: they stay in the CPU cache.
 const CHUNK_SIZE: u64 = 256 << 10;
 
-/// Runs that are remembered, so that they are looked for once: what that takes is not to grow with the guest.
-const REMEMBERED: usize = 4096;
+/// Maximum number of reserved ranges that are kept: the dump's memory use must not grow with the guest.
+const MAX_RESERVED: usize = 4096;
 
-/// How much was written.
+/// Bytes per copy through a buffer, if copy_file_range(2) does not support the files.
+const COPY_CHUNK_SIZE: usize = 64 << 10;
+
+/// Amount of data written by a dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DumpStats {
-    /// Pages that are in the file as data; a page that was written twice counts twice.
+    /// Number of data pages in the file; a page written twice counts twice.
     pub pages: u64,
-    /// The same in bytes.
+    /// Bytes of these pages.
     pub bytes: u64,
     /// Length of the file in bytes: the size of guest memory.
     pub size: u64,
-    /// Whether the pages went into a file that was there already.
+    /// True if the pages were merged into an existing file.
     pub merged: bool,
 }
 
-/// What becomes of pages that hold nothing but zeros.
+/// Treatment of pages that hold only zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Zeros {
-    /// They are left out.
+    /// They are skipped.
     Holes,
-    /// They are written like others.
+    /// They are written.
     Data,
 }
 
-/// A region of guest memory and its place in the file.
+/// A region of guest memory and its offset in the file.
 #[derive(Debug)]
 pub(super) struct RegionExtent<'a> {
     guest: u64,
@@ -61,28 +64,28 @@ impl<'a> RegionExtent<'a> {
         })
     }
 
-    /// Offsets of all its bytes.
+    /// Returns the offsets of all bytes in the region.
     pub fn range(&self) -> Range<u64> {
         0..self.slice.len() as u64
     }
 
-    /// Guest-physical addresses.
+    /// Returns the guest-physical addresses of the region.
     pub fn guest(&self) -> Range<u64> {
         self.guest..self.guest + self.range().end
     }
 
-    /// Its place in the file.
+    /// Returns the offset of the region in the file.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Addresses in this process.
+    /// Returns the host addresses of the region.
     pub fn host(&self) -> Range<u64> {
         let start = self.slice.ptr_guard().as_ptr().addr() as u64;
         start..start + self.range().end
     }
 
-    /// What is at these addresses of this process, as offsets.
+    /// Converts host addresses to offsets in the region.
     pub fn offsets(&self, host: &Range<u64>) -> Range<u64> {
         let start = self.host().start;
         host.start.saturating_sub(start)..host.end.saturating_sub(start)
@@ -96,25 +99,27 @@ impl<'a> RegionExtent<'a> {
     }
 }
 
-/// What is done with pages and with what is between them.
+/// Treatment of the pages and of the gaps between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PageAction {
-    /// Pages are written, and the rest stays as it is.
+    /// Pages are written, gaps stay unchanged.
     Write,
-    /// Pages are written, and the rest becomes holes.
+    /// Pages are written, gaps become holes.
     WriteAndClear,
-    /// Nothing changes, but there will be space on the disk for the pages.
+    /// The content stays unchanged, disk space is reserved for the pages.
     Reserve,
 }
 
-/// The file, and what has been written to it.
+/// Writer of pages to one file, with a count of the data written.
 #[derive(Debug)]
 pub(super) struct PageWriter<'a> {
     file: &'a File,
     path: &'a Path,
-    deed: PageAction,
+    action: PageAction,
     bytes: u64,
+    /// First range of adjacent pages in the file.
     first: Option<Range<u64>>,
+    /// End of the last page in the file.
     end: u64,
     reserved: Vec<Range<u64>>,
 }
@@ -124,7 +129,7 @@ impl<'a> PageWriter<'a> {
         Self {
             file,
             path,
-            deed: PageAction::Write,
+            action: PageAction::Write,
             bytes: 0,
             first: None,
             end: 0,
@@ -132,34 +137,35 @@ impl<'a> PageWriter<'a> {
         }
     }
 
-    /// One that makes holes of what it does not write. The pages must come in their order, and [`finish`](Self::finish) last.
+    /// Creates a writer that turns gaps into holes. Pages must be sorted by offset, and [`finish`](Self::finish) must be the last call.
     pub fn clearing(file: &'a File, path: &'a Path) -> Self {
         Self {
-            deed: PageAction::WriteAndClear,
+            action: PageAction::WriteAndClear,
             ..Self::new(file, path)
         }
     }
 
-    /// One that only finds out whether the disk has the space, and takes it.
+    /// Creates a writer that only reserves disk space.
     pub fn reserving(file: &'a File, path: &'a Path) -> Self {
         Self {
-            deed: PageAction::Reserve,
+            action: PageAction::Reserve,
             ..Self::new(file, path)
         }
     }
 
-    /// What goes wrong with another file.
-    pub fn not_copied(&self, offset: u64, source: io::Error) -> Error {
+    /// Returns the error of a read or copy at `offset` of another file.
+    pub fn copy_error(&self, offset: u64, source: io::Error) -> Error {
         let path = self.path.to_owned();
         Error::Copy { path, offset, source }
     }
 
-    /// Counts what came from another file.
-    pub fn copied(&mut self, bytes: u64) {
+    /// Adds `bytes` that were copied from another file to the count.
+    pub fn add_copied(&mut self, bytes: u64) {
         self.bytes += bytes;
     }
 
-    pub fn written(&self, size: u64, merged: bool) -> DumpStats {
+    /// Returns the count for a file of `size` bytes.
+    pub fn stats(&self, size: u64, merged: bool) -> DumpStats {
         DumpStats {
             pages: self.bytes.div_ceil(page_size()),
             bytes: self.bytes,
@@ -168,34 +174,39 @@ impl<'a> PageWriter<'a> {
         }
     }
 
-    /// Writes the pages at these offsets of `part`.
-    pub fn put(&mut self, part: &RegionExtent<'_>, range: Range<u64>, zeros: Zeros) -> Result<(), Error> {
+    /// Writes the pages at `range` of `extent`.
+    pub fn write_pages(
+        &mut self,
+        extent: &RegionExtent<'_>,
+        range: Range<u64>,
+        zeros: Zeros,
+    ) -> Result<(), Error> {
         let page = page_size();
         if zeros == Zeros::Data {
-            return self.write(part, range);
+            return self.write(extent, range);
         }
         let mut start = range.start;
         for at in range.clone().step_by(usize::try_from(page).unwrap_or(4096)) {
             let end = at + page;
-            if is_zero(&part.slice(&(at..end))?) {
-                self.write(part, start..at)?;
+            if is_zero(&extent.slice(&(at..end))?) {
+                self.write(extent, start..at)?;
                 start = end;
             } else if end - start >= CHUNK_SIZE {
-                self.write(part, start..end)?;
+                self.write(extent, start..end)?;
                 start = end;
             }
         }
-        self.write(part, start..range.end)
+        self.write(extent, start..range.end)
     }
 
-    /// Ends a file of `size` bytes.
+    /// Completes a file of `size` bytes.
     pub fn finish(&mut self, size: u64) -> Result<(), Error> {
         self.clear(size)
     }
 
-    /// Makes a hole from the last page that was written to `until`, if that is to be done.
+    /// Turns the gap between the last page and `until` into a hole, for [`PageAction::WriteAndClear`] only.
     fn clear(&mut self, until: u64) -> Result<(), Error> {
-        if self.deed != PageAction::WriteAndClear || until <= self.end {
+        if self.action != PageAction::WriteAndClear || until <= self.end {
             return Ok(());
         }
         clear_range(self.file, self.end..until).map_err(|source| Error::Write {
@@ -206,13 +217,14 @@ impl<'a> PageWriter<'a> {
         })
     }
 
-    /// What has been reserved, as offsets in the file, none across two parts; none when it is more than is remembered.
+    /// Returns the reserved ranges of the file, none of them across two regions, or `None` if there are more than
+    /// [`MAX_RESERVED`].
     pub fn into_reserved(self) -> Option<Vec<Range<u64>>> {
-        (self.reserved.len() <= REMEMBERED).then_some(self.reserved)
+        (self.reserved.len() <= MAX_RESERVED).then_some(self.reserved)
     }
 
     fn reserve(&mut self, offset: u64, length: u64) -> Result<(), Error> {
-        if self.reserved.len() <= REMEMBERED {
+        if self.reserved.len() <= MAX_RESERVED {
             self.reserved.push(offset..offset + length);
         }
         reserve_range(self.file, offset..offset + length).map_err(|source| Error::Write {
@@ -223,24 +235,24 @@ impl<'a> PageWriter<'a> {
         })
     }
 
-    fn write(&mut self, part: &RegionExtent<'_>, range: Range<u64>) -> Result<(), Error> {
+    fn write(&mut self, extent: &RegionExtent<'_>, range: Range<u64>) -> Result<(), Error> {
         if range.is_empty() {
             return Ok(());
         }
-        if self.deed == PageAction::Reserve {
-            return self.reserve(part.offset + range.start, range.end - range.start);
+        if self.action == PageAction::Reserve {
+            return self.reserve(extent.offset + range.start, range.end - range.start);
         }
-        self.clear(part.offset + range.start)?;
+        self.clear(extent.offset + range.start)?;
         let mut at = range.start;
         while at < range.end {
-            let slice = part.slice(&(at..range.end))?;
-            let offset = part.offset + at;
+            let slice = extent.slice(&(at..range.end))?;
+            let offset = extent.offset + at;
             match write_at(self.file, &slice, offset) {
                 Ok(written) => at += written,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
                     return Err(Error::Gone {
-                        address: part.guest + at,
+                        address: extent.guest + at,
                     });
                 }
                 Err(source) => {
@@ -253,11 +265,11 @@ impl<'a> PageWriter<'a> {
                 }
             }
         }
-        self.note(part.offset + range.start..part.offset + range.end);
+        self.add_written(extent.offset + range.start..extent.offset + range.end);
         Ok(())
     }
 
-    fn note(&mut self, range: Range<u64>) {
+    fn add_written(&mut self, range: Range<u64>) {
         self.bytes += range.end - range.start;
         self.end = range.end;
         match &mut self.first {
@@ -267,10 +279,10 @@ impl<'a> PageWriter<'a> {
         }
     }
 
-    /// Looks whether the file system has kept what is before and behind the first run as holes.
+    /// Checks that the file system kept the holes before and after the first range of pages.
     pub fn check_holes(&self, size: u64) -> Result<(), Error> {
         let first = self.first.clone().unwrap_or(size..size);
-        let failed = |source| self.not_copied(first.start, source);
+        let failed = |source| self.copy_error(first.start, source);
         let data = next_data(self.file, 0).map_err(failed)?;
         let hole = next_hole(self.file, first.start).map_err(failed)?;
         if data.unwrap_or(size) == first.start && (first.is_empty() || hole == first.end) {
@@ -285,7 +297,7 @@ impl<'a> PageWriter<'a> {
 fn write_at(file: &File, slice: &VolatileSlice<'_>, offset: u64) -> io::Result<u64> {
     let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
     let host = slice.ptr_guard();
-    // SAFETY: `host` points to `slice.len()` bytes of guest memory, which stay mapped as long as `slice` lives.
+    // SAFETY: `host` points to `slice.len()` bytes of guest memory, which stay mapped while `slice` lives.
     let written = unsafe { libc::pwrite(file.as_raw_fd(), host.as_ptr().cast(), slice.len(), offset) };
     match u64::try_from(written) {
         Ok(0) => Err(io::ErrorKind::WriteZero.into()),
@@ -294,24 +306,22 @@ fn write_at(file: &File, slice: &VolatileSlice<'_>, offset: u64) -> io::Result<u
     }
 }
 
-/// Whether all bytes of a page are zero.
+/// Returns true if all bytes of a page are zero.
 fn is_zero(slice: &VolatileSlice<'_>) -> bool {
     let host = slice.ptr_guard();
     let words = host.as_ptr().cast::<u64>();
     (0..slice.len() / 8).step_by(8).all(|group| {
         let word = |at| {
             let address = words.wrapping_add(group + at);
-            // SAFETY: within the page, which is mapped and whose size is a multiple of eight words, and aligned as pages are.
+            // SAFETY: the address is page-aligned plus a multiple of 8, and within the mapped page, whose size is a multiple
+            // of eight words.
             unsafe { address.read_volatile() }
         };
         (0..8).fold(0, |bits, at| bits | word(at)) == 0
     })
 }
 
-/// Bytes that are copied at a time where the kernel does not copy by itself.
-const COPY_CHUNK_SIZE: usize = 64 << 10;
-
-/// Where the next data begins, at `offset` or behind it; none when there is only a hole.
+/// Returns the start of the first data at or after `offset`, or `None` if only a hole follows.
 pub(super) fn next_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
     match seek(file, offset, libc::SEEK_DATA) {
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
@@ -319,7 +329,7 @@ pub(super) fn next_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
     }
 }
 
-/// Where the data at `offset` ends.
+/// Returns the end of the data at `offset`.
 pub(super) fn next_hole(file: &File, offset: u64) -> io::Result<u64> {
     match seek(file, offset, libc::SEEK_HOLE) {
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(offset),
@@ -327,48 +337,48 @@ pub(super) fn next_hole(file: &File, offset: u64) -> io::Result<u64> {
     }
 }
 
-/// Copies the data of the first `size` bytes of `from` to the same places of `into`, which is at `path`, and returns how many
-/// bytes that were.
+/// Copies the data of the first `size` bytes of `from` to the same offsets of `into`, the file at `path`. Returns the number of
+/// bytes copied.
 pub(super) fn copy_data(from: &File, into: &File, size: u64, path: &Path) -> Result<u64, Error> {
-    let refused = |offset, source| Error::Copy {
+    let failed = |offset, source| Error::Copy {
         path: path.to_owned(),
         offset,
         source,
     };
-    // Where the file ends would look like a hole.
-    let found = from.metadata().map_err(|source| refused(0, source))?.len();
+    // SEEK_DATA reports the missing end of a truncated file like a hole.
+    let found = from.metadata().map_err(|source| failed(0, source))?.len();
     if found < size {
-        return Err(refused(found, io::ErrorKind::UnexpectedEof.into()));
+        return Err(failed(found, io::ErrorKind::UnexpectedEof.into()));
     }
     let (mut at, mut copied) = (0, 0);
     loop {
-        let start = next_data(from, at).map_err(|source| refused(at, source))?;
+        let start = next_data(from, at).map_err(|source| failed(at, source))?;
         let Some(start) = start.filter(|start| *start < size) else {
             return Ok(copied);
         };
-        let end = next_hole(from, start).map_err(|source| refused(start, source))?;
+        let end = next_hole(from, start).map_err(|source| failed(start, source))?;
         let end = end.min(size);
         at = start;
         while at < end {
-            let count = copy_some(from, into, at, end - at).map_err(|source| refused(at, source))?;
+            let count = copy_chunk(from, into, at, end - at).map_err(|source| failed(at, source))?;
             at += count;
             copied += count;
         }
     }
 }
 
-fn copy_some(from: &File, into: &File, offset: u64, length: u64) -> io::Result<u64> {
-    let ended = || io::Error::from(io::ErrorKind::UnexpectedEof);
-    let most = usize::try_from(length).unwrap_or(usize::MAX);
-    match copy_within_kernel(from, into, offset, most) {
-        Ok(0) => Err(ended()),
+fn copy_chunk(from: &File, into: &File, offset: u64, length: u64) -> io::Result<u64> {
+    let end_of_file = || io::Error::from(io::ErrorKind::UnexpectedEof);
+    let max_length = usize::try_from(length).unwrap_or(usize::MAX);
+    match copy_file_range(from, into, offset, max_length) {
+        Ok(0) => Err(end_of_file()),
         Ok(count) => Ok(count),
-        Err(error) if other_way(&error) => {
-            let mut bytes = vec![0; most.min(COPY_CHUNK_SIZE)];
+        Err(error) if needs_fallback(&error) => {
+            let mut bytes = vec![0; max_length.min(COPY_CHUNK_SIZE)];
             let count = from.read_at(&mut bytes, offset)?;
             into.write_all_at(&bytes[..count], offset)?;
             if count == 0 {
-                Err(ended())
+                Err(end_of_file())
             } else {
                 Ok(count as u64)
             }
@@ -377,8 +387,8 @@ fn copy_some(from: &File, into: &File, offset: u64, length: u64) -> io::Result<u
     }
 }
 
-/// Whether it is this call that does not work: between two file systems, on one that cannot, or because of a signal.
-fn other_way(error: &io::Error) -> bool {
+/// Returns true if only this system call failed: two file systems, no support in the file system or kernel, or a signal.
+fn needs_fallback(error: &io::Error) -> bool {
     let known = [
         libc::EXDEV,
         libc::EINVAL,
@@ -390,12 +400,12 @@ fn other_way(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|number| known.contains(&number))
 }
 
-fn copy_within_kernel(from: &File, into: &File, offset: u64, length: usize) -> io::Result<u64> {
+fn copy_file_range(from: &File, into: &File, offset: u64, length: usize) -> io::Result<u64> {
     let mut read = libc::off64_t::try_from(offset).map_err(io::Error::other)?;
     let mut written = read;
-    // Not by the C library's function: the standard library refers to it weakly, and linked with LTO into a static binary
-    // such a reference is all that stays of ours, so that the function is not there and the call goes to address 0.
-    // SAFETY: both offsets are valid for reads and writes; the kernel touches no other memory of ours.
+    // Not libc::copy_file_range: std refers to that symbol weakly. With LTO in a static binary only the weak reference remains,
+    // the symbol is not linked, and the call goes to address 0.
+    // SAFETY: both offsets are valid for reads and writes; the kernel writes no other memory of this process.
     let count = unsafe {
         libc::syscall(
             libc::SYS_copy_file_range,
@@ -410,23 +420,23 @@ fn copy_within_kernel(from: &File, into: &File, offset: u64, length: usize) -> i
     u64::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
-/// Has the file system keep space for `range`, whose content stays what it is. One that cannot does nothing.
+/// Reserves disk space for `range` without a change of its content. Has no effect if the file system does not support it.
 fn reserve_range(file: &File, range: Range<u64>) -> io::Result<()> {
     match fallocate(file, libc::FALLOC_FL_KEEP_SIZE, &range) {
-        Err(error) if other_way(&error) => Ok(()),
-        done => done,
+        Err(error) if needs_fallback(&error) => Ok(()),
+        result => result,
     }
 }
 
-/// Makes zeros of `range`: a hole, where the file system makes holes.
+/// Turns `range` into a hole, or writes zeros if the file system does not support holes.
 fn clear_range(file: &File, range: Range<u64>) -> io::Result<()> {
     match fallocate(
         file,
         libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE,
         &range,
     ) {
-        Err(error) if other_way(&error) => {}
-        done => return done,
+        Err(error) if needs_fallback(&error) => {}
+        result => return result,
     }
     let zeros = vec![0; COPY_CHUNK_SIZE];
     let mut at = range.start;
@@ -442,9 +452,9 @@ fn fallocate(file: &File, mode: libc::c_int, range: &Range<u64>) -> io::Result<(
     let start = libc::off_t::try_from(range.start).map_err(io::Error::other)?;
     let length = libc::off_t::try_from(range.end - range.start).map_err(io::Error::other)?;
     loop {
-        // SAFETY: fallocate touches no memory of ours.
-        let done = unsafe { libc::fallocate(file.as_raw_fd(), mode, start, length) };
-        if done == 0 {
+        // SAFETY: fallocate has no pointer arguments.
+        let result = unsafe { libc::fallocate(file.as_raw_fd(), mode, start, length) };
+        if result == 0 {
             return Ok(());
         }
         let error = io::Error::last_os_error();
@@ -454,10 +464,10 @@ fn fallocate(file: &File, mode: libc::c_int, range: &Range<u64>) -> io::Result<(
     }
 }
 
-/// Moves the file's position, which nobody uses: all reads and writes say where.
+/// Finds data or a hole. Moves the file position, which no other code uses: all reads and writes name their offset.
 fn seek(file: &File, offset: u64, whence: libc::c_int) -> io::Result<u64> {
     let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-    // SAFETY: lseek touches no memory of ours.
+    // SAFETY: lseek has no pointer arguments.
     let found = unsafe { libc::lseek(file.as_raw_fd(), offset, whence) };
     u64::try_from(found).map_err(|_| io::Error::last_os_error())
 }

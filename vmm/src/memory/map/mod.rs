@@ -1,4 +1,4 @@
-//! The guest's memory: one private mapping a region, and files put into it.
+//! Mappings of guest memory: one private mapping per region, anonymous or of a file.
 
 use std::ffi::CStr;
 use std::fmt;
@@ -17,40 +17,43 @@ use vm_memory::{
 #[cfg(test)]
 mod tests;
 
-/// Why memory could not be had or filled.
+/// Error of a mapping or of a read into guest memory.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A region is empty, does not consist of whole pages, or goes beyond the last address.
-    #[error("a memory region of {size} at {address:#x} cannot be: whole pages of {page_size} are needed")]
+    /// The region is empty, not a multiple of the page size, or ends beyond the last address.
+    #[error(
+        "cannot map a memory region of {size} at {address:#x}: address and size must be multiples of {page_size}, and the end \
+         below 2^64"
+    )]
     Region {
         /// Guest-physical address of the region.
         address: u64,
         /// Size of the region.
         size: Bytes,
-        /// The host's page size.
+        /// Page size of the host.
         page_size: Bytes,
     },
-    /// The kernel gave no address space.
+    /// The kernel has no address space for the region.
     #[error(
-        "cannot reserve {size} for the guest; give it less memory, raise RLIMIT_AS (ulimit -v), or let the host \
-         overcommit (sysctl vm.overcommit_memory=1)"
+        "cannot reserve {size} of guest memory; configure less, raise RLIMIT_AS (ulimit -v), or allow overcommit on the host \
+         (sysctl vm.overcommit_memory=1)"
     )]
     Reserve {
         /// Size of the region.
         size: Bytes,
-        /// The kernel's answer.
+        /// Error of `mmap`.
         #[source]
         source: MmapRegionError,
     },
-    /// The regions overlap or are out of order.
-    #[error("the memory regions cannot be put together")]
+    /// There are no regions, or they overlap or are not sorted.
+    #[error("cannot combine the memory regions")]
     Regions(#[source] GuestRegionCollectionError),
-    /// The range does not lie within one region of guest memory.
-    #[error("{:#x}..{:#x} does not lie within one region of guest memory", .0.start, .0.end)]
+    /// The range is not within one region of guest memory.
+    #[error("cannot access guest memory {:#x}..{:#x}: the range is not within one region", .0.start, .0.end)]
     Outside(Range<u64>),
-    /// Only whole pages can be mapped.
+    /// Address, offset or length is not a multiple of the page size.
     #[error(
-        "{length:#x} bytes at {offset:#x} of a file cannot be mapped at {address:#x}: not multiples of the page size"
+        "cannot map {length:#x} bytes at {offset:#x} of a file to {address:#x}: these are not multiples of the page size"
     )]
     Unaligned {
         /// Guest-physical address.
@@ -60,27 +63,27 @@ pub enum Error {
         /// Number of bytes.
         length: usize,
     },
-    /// The file's size could not be found out.
-    #[error("cannot find out the size of a file")]
+    /// `fstat` failed.
+    #[error("cannot determine the size of a file")]
     Size(#[source] io::Error),
-    /// The file is shorter than what is to be put into memory.
+    /// The file ends before the requested range.
     #[error(
-        "bytes {:#x}..{:#x} of a file are needed, but it ends at {size:#x}; it must not change while it is used",
+        "cannot load bytes {:#x}..{:#x} of a file: it ends at {size:#x}; do not change the file while it is in use",
         .needed.start, .needed.end
     )]
     Short {
-        /// The part of the file that is needed.
+        /// Requested range of the file.
         needed: Range<u64>,
-        /// Where the file ends.
+        /// Size of the file in bytes.
         size: u64,
     },
-    /// A snapshot's memory is in no folder, pipe or device.
-    #[error("the memory file is no regular file")]
+    /// The memory file of a snapshot is a directory, pipe or device.
+    #[error("cannot map the memory file: it is not a regular file")]
     Irregular,
-    /// The memory file is of another machine, cut, or a difference without its base.
+    /// The memory file belongs to another snapshot, is truncated, or is a diff without its base.
     #[error(
-        "the memory file has {found} where the snapshot has {needed} of memory; it must be the one that was written with the \
-         state file"
+        "cannot map the memory file: its size is {found}, guest memory of the snapshot has {needed}; use the file that was \
+         written with the state file"
     )]
     Snapshot {
         /// Length of the file.
@@ -88,7 +91,7 @@ pub enum Error {
         /// Size of guest memory.
         needed: Bytes,
     },
-    /// The kernel refused to map the file.
+    /// `mmap` of the file failed.
     #[error("cannot map {length:#x} bytes at {offset:#x} of a file to {address:#x}")]
     Map {
         /// Guest-physical address.
@@ -97,24 +100,24 @@ pub enum Error {
         offset: u64,
         /// Number of bytes.
         length: usize,
-        /// The kernel's answer.
+        /// Error of `mmap`.
         #[source]
         source: io::Error,
     },
-    /// The file could not be read.
+    /// `pread` of the file failed.
     #[error("cannot read {length:#x} bytes at {offset:#x} of a file")]
     Read {
         /// Offset in the file.
         offset: u64,
         /// Number of bytes.
         length: usize,
-        /// The kernel's answer.
+        /// Error of `pread`.
         #[source]
         source: io::Error,
     },
 }
 
-/// A number of bytes, shown in the largest of MiB, KiB and bytes that gives a whole number.
+/// Number of bytes, printed in the largest of MiB, KiB and bytes that gives an integer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bytes(pub u64);
 
@@ -128,20 +131,20 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// Size of a page of the host in bytes: 4,096 on x86_64, 4,096 to 65,536 on aarch64.
+/// Returns the page size of the host in bytes: 4,096 on x86_64, 4,096 to 65,536 on aarch64.
 pub fn page_size() -> u64 {
-    // SAFETY: sysconf reads a value that the kernel handed over at exec and touches no memory of ours.
+    // SAFETY: sysconf has no preconditions and writes no memory of this process.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    // The page size is always known; 4,096 is the smallest of any host.
+    // sysconf(3) does not fail for this name; 4,096 is the smallest page size of the supported architectures.
     u64::try_from(size).unwrap_or(4096)
 }
 
-/// Maps each region, an address and a size in bytes, as zeros that take no memory until they are touched. The regions
-/// are sorted by address.
+/// Maps zeroed memory for `regions`, each an address and a size in bytes, sorted by address. Host memory is allocated at the first
+/// access to a page.
 ///
 /// # Errors
-/// [`Error::Region`] when a region is no run of pages, [`Error::Reserve`] when the kernel gives no address space, and
-/// [`Error::Regions`] when there is no region, or regions overlap or are not sorted.
+/// [`Error::Region`] if a region is not a sequence of pages, [`Error::Reserve`] if `mmap` fails, and [`Error::Regions`] if
+/// `regions` is empty, overlapping or unsorted.
 pub fn allocate(regions: &[(GuestAddress, usize)]) -> Result<GuestMemory, Error> {
     let mapped = regions
         .iter()
@@ -153,37 +156,38 @@ pub fn allocate(regions: &[(GuestAddress, usize)]) -> Result<GuestMemory, Error>
 fn map_region(address: GuestAddress, size: usize) -> Result<GuestRegionMmap<()>, Error> {
     let page_size = page_size();
     let bytes = size as u64;
-    let impossible = || Error::Region {
+    let invalid = || Error::Region {
         address: address.0,
         size: Bytes(bytes),
         page_size: Bytes(page_size),
     };
     if size == 0 || !bytes.is_multiple_of(page_size) || !address.0.is_multiple_of(page_size) {
-        return Err(impossible());
+        return Err(invalid());
     }
-    // Private, anonymous, MAP_NORESERVE: the size counts against no limit but RLIMIT_AS and strict overcommit.
+    // `MmapRegion::new` maps with MAP_NORESERVE: only RLIMIT_AS and overcommit mode 2 limit the size.
     let mapping = MmapRegion::new(size).map_err(|source| Error::Reserve {
         size: Bytes(bytes),
         source,
     })?;
-    GuestRegionMmap::new(mapping, address).ok_or_else(impossible)
+    GuestRegionMmap::new(mapping, address).ok_or_else(invalid)
 }
 
-/// Asks the kernel to back `memory` by huge pages where it can. One that cannot is none the worse.
+/// Advises the kernel to back `memory` with huge pages. Failure is ignored: the guest then runs with small pages.
 pub fn prefer_huge_pages(memory: &GuestMemory) {
     for region in memory.iter() {
         let size = usize::try_from(region.len()).unwrap_or(0);
-        // SAFETY: the range is a live mapping; the advice changes no byte of it.
+        // SAFETY: the range is a live mapping; MADV_HUGEPAGE does not change its content.
         unsafe { libc::madvise(region.as_ptr().cast(), size, libc::MADV_HUGEPAGE) };
     }
 }
 
-/// Maps `length` bytes at `offset` of `file` over guest memory at `address`: the guest sees the file and writes to its own
-/// copy. Address, offset and length are multiples of the page size; a length of 0 does nothing.
+/// Maps `length` bytes at `offset` of `file` privately over guest memory at `address`. Guest writes go to private copies.
+///
+/// Address, offset and length must be multiples of the page size. A length of 0 has no effect.
 ///
 /// # Errors
-/// [`Error::Outside`], [`Error::Unaligned`], [`Error::Short`] when the file is not that long, [`Error::Map`] when the
-/// kernel refuses, for example because the file system cannot map.
+/// [`Error::Outside`] and [`Error::Unaligned`] for an invalid range, [`Error::Short`] if the file ends before the range, and
+/// [`Error::Map`] if `mmap` fails, for example because the file system has no support for it.
 pub fn map_file(
     memory: &GuestMemory,
     address: GuestAddress,
@@ -196,28 +200,28 @@ pub fn map_file(
     }
     let slice = slice(memory, address, length)?;
     let host = slice.ptr_guard_mut().as_ptr();
-    let aligned = |value: u64| value.is_multiple_of(page_size());
-    if !aligned(host.addr() as u64) || !aligned(offset) || !aligned(length as u64) {
+    let is_aligned = |value: u64| value.is_multiple_of(page_size());
+    if !is_aligned(host.addr() as u64) || !is_aligned(offset) || !is_aligned(length as u64) {
         return Err(Error::Unaligned {
             address: address.0,
             offset,
             length,
         });
     }
-    let refused = |source| Error::Map {
+    let failed = |source| Error::Map {
         address: address.0,
         offset,
         length,
         source,
     };
-    // A page beyond the end of the file could be mapped, but the first access to it would be the end of this process.
+    // mmap(2) accepts pages beyond the end of the file; the first access to one raises SIGBUS.
     let size = file.metadata().map_err(Error::Size)?.len();
     if offset.checked_add(length as u64).is_none_or(|end| end > size) {
         return Err(short(offset, length, size));
     }
-    let offset = libc::off_t::try_from(offset).map_err(|error| refused(io::Error::other(error)))?;
-    // SAFETY: the pages from `host` on belong to `slice`, so that MAP_FIXED replaces guest memory and nothing else; Rust
-    // has no references into guest memory, and the region's owner unmaps all its pages alike, however they are backed.
+    let offset = libc::off_t::try_from(offset).map_err(|error| failed(io::Error::other(error)))?;
+    // SAFETY: the pages from `host` on belong to `slice`, so that MAP_FIXED replaces guest memory only; Rust holds no
+    // references into guest memory, and the region unmaps its pages independently of their backing.
     let mapped = unsafe {
         libc::mmap(
             host.cast(),
@@ -229,15 +233,16 @@ pub fn map_file(
         )
     };
     if mapped == libc::MAP_FAILED {
-        return Err(refused(io::Error::last_os_error()));
+        return Err(failed(io::Error::last_os_error()));
     }
     Ok(())
 }
 
-/// Reads `length` bytes at `offset` of `file` into guest memory at `address`. The file's position stays where it is.
+/// Reads `length` bytes at `offset` of `file` into guest memory at `address`. The file position does not move.
 ///
 /// # Errors
-/// [`Error::Outside`], [`Error::Short`] when the file ends before, [`Error::Read`] when the kernel refuses.
+/// [`Error::Outside`] for an invalid range, [`Error::Short`] if the file ends before the range, [`Error::Read`] if `pread`
+/// fails.
 pub fn read_file_into(
     memory: &GuestMemory,
     address: GuestAddress,
@@ -270,7 +275,7 @@ pub fn read_file_into(
 fn read_at(file: &File, slice: &VolatileSlice<'_>, offset: u64) -> io::Result<usize> {
     let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
     let host = slice.ptr_guard_mut();
-    // SAFETY: `host` points to `slice.len()` bytes of guest memory, which stay mapped and writable as long as `slice` lives.
+    // SAFETY: `host` points to `slice.len()` bytes of guest memory, which stay mapped and writable while `slice` lives.
     let read = unsafe { libc::pread(file.as_raw_fd(), host.as_ptr().cast(), slice.len(), offset) };
     usize::try_from(read).map_err(|_| io::Error::last_os_error())
 }
@@ -289,11 +294,11 @@ fn short(offset: u64, length: usize, size: u64) -> Error {
     }
 }
 
-/// Maps the regions, an address and a size in bytes each, privately from `file`, in which they follow each other by address.
-/// Nothing is read, and nothing of the regions' size is allocated.
+/// Maps `regions`, each an address and a size in bytes, privately from `file`. The file holds the regions one after another,
+/// sorted by address. The function reads no page and allocates no memory for pages.
 ///
-/// The file must be a regular one, exactly as long as the regions together. Nobody may change it while the guest lives: a page
-/// that the guest has not written is the file's as it is now, and one that was cut off raises SIGBUS.
+/// The file must be a regular file of exactly the total size of the regions, and must not change while the VM exists: pages
+/// that the guest has not written read the current content of the file, and truncated pages raise SIGBUS.
 ///
 /// # Errors
 /// As [`allocate()`] and [`remap_snapshot`].
@@ -303,12 +308,12 @@ pub fn map_snapshot(regions: &[(GuestAddress, usize)], file: &File) -> Result<Gu
     Ok(memory)
 }
 
-/// Lets `memory` be what a snapshot's memory `file` holds, as [`map_snapshot`] does, whatever it was before. Addresses in
-/// this process stay as they are, and so do the memory slots of a VM. Nobody may use the memory meanwhile.
+/// Replaces the content of `memory` with a private mapping of a snapshot's memory `file`, as [`map_snapshot`] does. Host addresses
+/// and memory slots stay valid. No other thread may access the memory during the call.
 ///
 /// # Errors
-/// [`Error::Irregular`] when the file is none to map, [`Error::Snapshot`] when its length is another, and as [`map_file`];
-/// only in that last case some of the memory may have changed.
+/// [`Error::Irregular`] if the file is not a regular file, [`Error::Snapshot`] if its length differs from guest memory, and
+/// the errors of [`map_file`]. Only in the last case part of the memory may have changed.
 pub fn remap_snapshot(memory: &GuestMemory, file: &File) -> Result<(), Error> {
     let metadata = file.metadata().map_err(Error::Size)?;
     if !metadata.is_file() {
@@ -330,17 +335,17 @@ pub fn remap_snapshot(memory: &GuestMemory, file: &File) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes a file in memory that holds `bytes`. The `name` is for people who look at the process's descriptors.
+/// Creates an anonymous file that holds `bytes`. `name` appears in `/proc/PID/fd` only.
 ///
 /// # Errors
-/// The kernel's answer.
+/// Fails if `memfd_create` or a write fails.
 pub fn memfd(name: &CStr, bytes: &[u8]) -> io::Result<File> {
-    // SAFETY: `name` is a valid C string for the length of the call.
+    // SAFETY: `name` is a valid C string during the call.
     let descriptor = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
     if descriptor < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just made the descriptor, and nobody else has it.
+    // SAFETY: the kernel has just created the descriptor, and no other object owns it.
     let mut file = unsafe { File::from_raw_fd(descriptor) };
     file.write_all(bytes)?;
     Ok(file)

@@ -34,13 +34,13 @@ fn bytes(memory: &crate::GuestMemory, address: u64, length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn fresh_memory_is_zero_and_may_be_larger_than_the_host() {
+fn allocate_larger_than_host_reads_zero() {
     let memory = allocate(&[(GuestAddress(1 << 32), 1 << 42)]).unwrap();
     assert_eq!(bytes(&memory, (1 << 32) + (1 << 41), 64), [0; 64]);
 }
 
 #[test]
-fn regions_are_whole_pages_in_order() {
+fn allocate_invalid_regions_fails() {
     for (address, size) in [
         (0, 0),
         (0, 100),
@@ -59,7 +59,7 @@ fn regions_are_whole_pages_in_order() {
 }
 
 #[test]
-fn what_the_host_cannot_reserve_is_named() {
+fn allocate_beyond_address_space_names_size() {
     let error = allocate(&[(GuestAddress(0), 1 << 60)]).unwrap_err();
     assert!(matches!(error, Error::Reserve { size: Bytes(size), .. } if size == 1 << 60));
     assert!(
@@ -69,7 +69,7 @@ fn what_the_host_cannot_reserve_is_named() {
 }
 
 #[test]
-fn a_mapped_file_is_seen_and_not_written() {
+fn map_file_write_stays_private() {
     let content = pattern(3);
     let file = Temporary::with(&content);
     let (memory, opened) = (memory(), file.open());
@@ -89,7 +89,7 @@ fn a_mapped_file_is_seen_and_not_written() {
 }
 
 #[test]
-fn only_whole_pages_within_one_region_are_mapped() {
+fn map_file_invalid_range_fails() {
     let file = Temporary::with(&pattern(16)).open();
     let memory = memory();
     let map = |address, offset, length| map_file(&memory, GuestAddress(address), &file, offset, length);
@@ -115,7 +115,7 @@ fn only_whole_pages_within_one_region_are_mapped() {
 }
 
 #[test]
-fn a_file_that_is_too_short_is_never_mapped() {
+fn map_file_beyond_end_fails() {
     let file = Temporary::with(&pattern(2)[1..]).open();
     let memory = memory();
     let error = map_file(&memory, GuestAddress(0), &file, page_size(), page()).unwrap_err();
@@ -126,7 +126,7 @@ fn a_file_that_is_too_short_is_never_mapped() {
 }
 
 #[test]
-fn any_bytes_of_a_file_can_be_read_in() {
+fn read_file_unaligned_range() {
     let content = pattern(3);
     let file = Temporary::with(&content).open();
     let memory = memory();
@@ -138,7 +138,7 @@ fn any_bytes_of_a_file_can_be_read_in() {
 }
 
 #[test]
-fn reading_stays_within_file_and_region() {
+fn read_file_invalid_range_fails() {
     let file = Temporary::with(&[1; 100]).open();
     let memory = memory();
     let read =
@@ -147,8 +147,8 @@ fn reading_stays_within_file_and_region() {
     assert!(matches!(read(0, 200, 1), Err(Error::Short { .. })));
     assert!(matches!(read(0, u64::MAX, 1), Err(Error::Read { .. })));
     assert!(matches!(read(8 * page_size() - 1, 0, 2), Err(Error::Outside(_))));
-    let folder = std::fs::File::open("/").unwrap();
-    let error = read_file_into(&memory, GuestAddress(0), &folder, 0, 1).unwrap_err();
+    let directory = std::fs::File::open("/").unwrap();
+    let error = read_file_into(&memory, GuestAddress(0), &directory, 0, 1).unwrap_err();
     assert!(matches!(error, Error::Read { .. }));
 }
 
@@ -156,7 +156,7 @@ fn snapshot_regions() -> [(GuestAddress, usize); 2] {
     [(GuestAddress(0), 2 * page()), (GuestAddress(1 << 32), 3 * page())]
 }
 
-/// A file of pages whose bytes are their numbers, from `first` on.
+/// Creates a file of pages; each byte of a page is the page number, counted from `first`.
 fn snapshot_file(first: u8, pages: u8) -> File {
     let mut file = memfd(c"snapshot", b"").unwrap();
     for number in first..first + pages {
@@ -166,7 +166,7 @@ fn snapshot_file(first: u8, pages: u8) -> File {
 }
 
 #[test]
-fn regions_follow_each_other_in_the_file() {
+fn map_snapshot_regions_are_contiguous_in_file() {
     let memory = map_snapshot(&snapshot_regions(), &snapshot_file(1, 5)).unwrap();
     let byte = |address| memory.read_obj::<u8>(GuestAddress(address)).unwrap();
     assert_eq!(byte(0), 1);
@@ -176,7 +176,7 @@ fn regions_follow_each_other_in_the_file() {
 }
 
 #[test]
-fn the_file_stays_as_it_is() {
+fn map_snapshot_write_keeps_file() {
     let file = snapshot_file(1, 5);
     let (first, second) = (
         map_snapshot(&snapshot_regions(), &file).unwrap(),
@@ -187,14 +187,14 @@ fn the_file_stays_as_it_is() {
 }
 
 #[test]
-fn only_a_file_of_that_length_will_do() {
+fn map_snapshot_other_length_fails() {
     for pages in [4, 6] {
         let error = map_snapshot(&snapshot_regions(), &snapshot_file(1, pages))
             .unwrap_err()
             .to_string();
         let found = (u64::from(pages) * page_size()) >> 10;
         assert!(
-            error.starts_with(&format!("the memory file has {found} KiB")),
+            error.starts_with(&format!("cannot map the memory file: its size is {found} KiB")),
             "{error}"
         );
     }
@@ -211,7 +211,7 @@ fn only_a_file_of_that_length_will_do() {
 }
 
 #[test]
-fn nothing_is_left_of_what_was_there() {
+fn remap_snapshot_replaces_content() {
     let memory = allocate(&snapshot_regions()).unwrap();
     memory.write_obj(99_u8, GuestAddress(5)).unwrap();
     remap_snapshot(&memory, &snapshot_file(1, 5)).unwrap();
@@ -222,7 +222,7 @@ fn nothing_is_left_of_what_was_there() {
 }
 
 #[test]
-fn what_was_given_is_in_it() {
+fn memfd_holds_given_bytes() {
     let file = memfd(c"test", b"bytes").unwrap();
     let mut bytes = [0; 5];
     file.read_exact_at(&mut bytes, 0).unwrap();

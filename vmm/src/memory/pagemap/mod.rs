@@ -1,4 +1,4 @@
-//! What the kernel knows of this process's pages.
+//! Page state of this process, from /proc/self/pagemap and /proc/self/maps.
 
 #[cfg(test)]
 mod tests;
@@ -12,56 +12,67 @@ use std::os::unix::fs::FileExt;
 
 use super::map::page_size;
 
-/// Entries of /proc/self/pagemap that one call reads.
+/// Entries of /proc/self/pagemap per read.
 const ENTRIES: usize = 8 << 10;
 
-/// Flags of an entry, as Documentation/admin-guide/mm/pagemap.rst has them.
+// Flags of an entry: Linux Documentation/admin-guide/mm/pagemap.rst.
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const FILE: u64 = 1 << 61;
 
-/// Why the kernel could not be asked.
+/// Page ranges per call of PAGEMAP_SCAN.
+const SCAN_RANGES: usize = 512;
+
+/// `_IOWR('f', 16, struct pm_scan_arg)` of linux/fs.h.
+const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610_u32 as libc::Ioctl;
+
+// Page categories of linux/fs.h.
+const PAGE_IS_FILE: u64 = 1 << 2;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+
+/// Error of a page state request.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no /proc, or it is closed to this process.
+    /// /proc is not mounted, or access to it is denied.
     #[error("cannot open {path}; mount /proc")]
     Open {
-        /// The file.
+        /// Path of the file.
         path: &'static str,
-        /// The kernel's answer.
+        /// Error of `open`.
         #[source]
         source: io::Error,
     },
-    /// The mappings could not be listed.
+    /// The mappings could not be read.
     #[error("cannot read /proc/self/maps")]
     Mappings(#[source] io::Error),
-    /// The pages could not be listed.
-    #[error("cannot find out which pages of {:#x}..{:#x} there are", .range.start, .range.end)]
+    /// The pages could not be read.
+    #[error("cannot read the state of the pages {:#x}..{:#x}", .range.start, .range.end)]
     Pages {
-        /// Addresses in this process.
+        /// Host addresses.
         range: Range<u64>,
-        /// The kernel's answer.
+        /// Error of the ioctl or the read.
         #[source]
         source: io::Error,
     },
 }
 
-/// Which pages are looked for.
+/// Selection of pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageFilter {
-    /// Those that are in memory or in swap.
+    /// Pages that are in memory or in swap.
     Touched,
-    /// Those of them that are no longer, or never were, a file's: in a private mapping, those that were written.
+    /// Pages that are in memory or in swap and not backed by a file: in a private file mapping, the written pages.
     Private,
 }
 
 impl PageFilter {
-    fn wants(self, entry: u64) -> bool {
+    fn matches(self, entry: u64) -> bool {
         entry & (PRESENT | SWAPPED) != 0 && (self == Self::Touched || entry & FILE == 0)
     }
 }
 
-/// Knows which pages are there and whose they are. Belongs to the process that opened it: after a fork, the child's is another.
+/// Reader of the page state. Belongs to the process that opened it: a forked child must open its own.
 #[derive(Debug)]
 pub struct Pagemap {
     pages: File,
@@ -69,7 +80,7 @@ pub struct Pagemap {
 }
 
 impl Pagemap {
-    /// Opens what is needed, so that /proc may be gone later.
+    /// Opens the files of /proc, which may be unmounted later.
     ///
     /// # Errors
     /// [`Error::Open`].
@@ -81,19 +92,19 @@ impl Pagemap {
         })
     }
 
-    /// Runs of wanted pages in `range`, which is given and returned as addresses of this process, page-aligned, in order. Two
-    /// runs may touch. What changes meanwhile is seen or not.
-    pub fn runs(&self, range: Range<u64>, wanted: PageFilter) -> PageRanges<'_> {
+    /// Returns the page ranges of `range` that match `filter`, as sorted, page-aligned host addresses. Two ranges may be
+    /// adjacent. A page that changes during the iteration may or may not be included.
+    pub fn ranges(&self, range: Range<u64>, filter: PageFilter) -> PageRanges<'_> {
         PageRanges {
             pages: &self.pages,
             rest: range,
-            wanted,
-            scan: Some(Scan::new(wanted)),
+            filter,
+            scan: Some(Scan::new(filter)),
             found: VecDeque::new(),
         }
     }
 
-    /// Parts of `range` that are mapped from files, whether their pages are there or not, in order.
+    /// Returns the sorted parts of `range` that are mapped from files, resident or not.
     ///
     /// # Errors
     /// [`Error::Mappings`].
@@ -103,9 +114,9 @@ impl Pagemap {
         let mut found = Vec::new();
         for line in BufReader::new(mappings).split(b'\n') {
             let line = line.map_err(Error::Mappings)?;
-            // The path at the end of a line may be anything.
+            // The path at the end of a line may hold any bytes.
             let line = String::from_utf8_lossy(&line);
-            let Some((mapping, inode)) = fields(&line) else {
+            let Some((mapping, inode)) = parse_mapping(&line) else {
                 return Err(Error::Mappings(io::Error::other(line.into_owned())));
             };
             let part = mapping.start.max(range.start)..mapping.end.min(range.end);
@@ -117,8 +128,8 @@ impl Pagemap {
     }
 }
 
-/// Address range and inode of a line such as `7f00-7f10 rw-p 00000000 fd:00 1234    /path`.
-fn fields(line: &str) -> Option<(Range<u64>, u64)> {
+/// Parses address range and inode of a line such as `7f00-7f10 rw-p 00000000 fd:00 1234    /path`.
+fn parse_mapping(line: &str) -> Option<(Range<u64>, u64)> {
     let mut fields = line.split_ascii_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;
     let number = |text| u64::from_str_radix(text, 16).ok();
@@ -126,30 +137,30 @@ fn fields(line: &str) -> Option<(Range<u64>, u64)> {
     Some((number(start)?..number(end)?, inode))
 }
 
-/// Runs of pages, found piece by piece: what it takes does not grow with the range.
+/// Iterator over page ranges. Requests them in chunks, so that its memory use does not grow with the range.
 #[derive(Debug)]
 pub struct PageRanges<'a> {
     pages: &'a File,
     rest: Range<u64>,
-    wanted: PageFilter,
+    filter: PageFilter,
     scan: Option<Scan>,
     found: VecDeque<Range<u64>>,
 }
 
 impl PageRanges<'_> {
-    /// Finds runs in the first part of the rest.
+    /// Adds the ranges of the next chunk to `found`.
     fn advance(&mut self) -> io::Result<()> {
         if let Some(scan) = &mut self.scan {
             match scan.advance(self.pages, &mut self.rest, &mut self.found) {
-                // PAGEMAP_SCAN came with Linux 6.7.
+                // Linux before 6.7 has no PAGEMAP_SCAN.
                 Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => self.scan = None,
-                done => return done,
+                result => return result,
             }
         }
-        self.read()
+        self.read_entries()
     }
 
-    fn read(&mut self) -> io::Result<()> {
+    fn read_entries(&mut self) -> io::Result<()> {
         let page = page_size();
         let pages = (self.rest.end - self.rest.start).div_ceil(page);
         let count = usize::try_from(pages).map_or(ENTRIES, |pages| pages.min(ENTRIES));
@@ -162,11 +173,11 @@ impl PageRanges<'_> {
         {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(entry);
-            if !self.wanted.wants(u64::from_ne_bytes(bytes)) {
+            if !self.filter.matches(u64::from_ne_bytes(bytes)) {
                 continue;
             }
             match self.found.back_mut() {
-                Some(run) if run.end == address => run.end += page,
+                Some(range) if range.end == address => range.end += page,
                 _ => self.found.push_back(address..address + page),
             }
         }
@@ -197,18 +208,7 @@ fn page_bytes() -> usize {
     usize::try_from(page_size()).unwrap_or(4096)
 }
 
-/// Runs that one call returns.
-const RUNS: usize = 512;
-
-/// `_IOWR('f', 16, struct pm_scan_arg)`.
-const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610_u32 as libc::Ioctl;
-
-// Categories of pages, as linux/fs.h numbers them.
-const PAGE_IS_FILE: u64 = 1 << 2;
-const PAGE_IS_PRESENT: u64 = 1 << 3;
-const PAGE_IS_SWAPPED: u64 = 1 << 4;
-
-/// `struct page_region`.
+/// `struct page_region` of linux/fs.h.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct PageRegion {
@@ -217,7 +217,7 @@ struct PageRegion {
     categories: u64,
 }
 
-/// `struct pm_scan_arg`.
+/// `struct pm_scan_arg` of linux/fs.h.
 #[repr(C)]
 #[derive(Debug, Default)]
 struct PmScanArg {
@@ -235,29 +235,29 @@ struct PmScanArg {
     return_mask: u64,
 }
 
-/// Asks by the ioctl.
+/// Buffer for the PAGEMAP_SCAN ioctl, which skips absent page tables instead of reporting an entry for each page.
 #[derive(Debug)]
 struct Scan {
-    wanted: PageFilter,
+    filter: PageFilter,
     regions: Vec<PageRegion>,
 }
 
 impl Scan {
-    fn new(wanted: PageFilter) -> Self {
+    fn new(filter: PageFilter) -> Self {
         Self {
-            wanted,
-            regions: vec![PageRegion::default(); RUNS],
+            filter,
+            regions: vec![PageRegion::default(); SCAN_RANGES],
         }
     }
 
-    /// Finds runs in the first part of `rest` and leaves there what was not looked at.
+    /// Adds the ranges of the next chunk to `found` and removes the chunk from `rest`.
     fn advance(
         &mut self,
         pages: &File,
         rest: &mut Range<u64>,
         found: &mut VecDeque<Range<u64>>,
     ) -> io::Result<()> {
-        let not_file = match self.wanted {
+        let not_file = match self.filter {
             PageFilter::Touched => 0,
             PageFilter::Private => PAGE_IS_FILE,
         };
@@ -272,14 +272,15 @@ impl Scan {
             category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
             ..PmScanArg::default()
         };
-        // SAFETY: `argument` is as large as it says, and `vec` has room for `vec_len` regions; nothing else is written.
-        let answer = unsafe { libc::ioctl(pages.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
-        let count = usize::try_from(answer).map_err(|_| io::Error::last_os_error())?;
-        let runs = self.regions.iter().take(count);
-        found.extend(runs.map(|region| region.start..region.end));
-        // A kernel that does not get on would keep this process here for ever.
+        // SAFETY: `argument.size` is the size of `argument`, and `vec` has room for `vec_len` regions; the kernel writes no other
+        // memory of this process.
+        let count = unsafe { libc::ioctl(pages.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
+        let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+        let regions = self.regions.iter().take(count);
+        found.extend(regions.map(|region| region.start..region.end));
+        // A scan without progress would loop forever.
         if argument.walk_end <= rest.start {
-            return Err(io::Error::other("PAGEMAP_SCAN looks at nothing"));
+            return Err(io::Error::other("PAGEMAP_SCAN makes no progress"));
         }
         rest.start = argument.walk_end.min(rest.end);
         Ok(())

@@ -13,13 +13,13 @@ fn page() -> usize {
     usize::try_from(page_size()).unwrap()
 }
 
-/// One region, of which pages 8 to 16 are those of a file.
+/// Maps one region; pages 8 to 15 are backed by a file.
 fn memory() -> GuestMemory {
     let size = usize::try_from(PAGES).unwrap() * page();
     let memory = allocate(&[(GuestAddress(0), size)]).unwrap();
     let region = memory.iter().next().unwrap();
-    // Huge pages would be there as a whole.
-    // SAFETY: the range is a live mapping; the advice changes no byte of it.
+    // A huge page would make its neighbours resident.
+    // SAFETY: the range is a live mapping; MADV_NOHUGEPAGE does not change its content.
     unsafe { libc::madvise(region.as_ptr().cast(), size, libc::MADV_NOHUGEPAGE) };
     let file = memfd(c"pagemap", &vec![7; 8 * page()]).unwrap();
     map_file(&memory, GuestAddress(8 * page_size()), &file, 0, 8 * page()).unwrap();
@@ -31,21 +31,21 @@ fn host(memory: &GuestMemory) -> Range<u64> {
     start..start + PAGES * page_size()
 }
 
-/// Runs in pages, joined where they touch; by the ioctl or without it.
-fn runs(memory: &GuestMemory, wanted: PageFilter, scan: bool) -> Vec<Range<u64>> {
+/// Returns the page ranges as page numbers, adjacent ranges joined; with or without the ioctl.
+fn ranges(memory: &GuestMemory, filter: PageFilter, scan: bool) -> Vec<Range<u64>> {
     let pagemap = Pagemap::open().unwrap();
     let host = host(memory);
-    let mut runs = pagemap.runs(host.clone(), wanted);
+    let mut ranges = pagemap.ranges(host.clone(), filter);
     if !scan {
-        runs.scan = None;
+        ranges.scan = None;
     }
     let mut joined: Vec<Range<u64>> = Vec::new();
-    for run in runs {
-        let run = run.unwrap();
-        let run = (run.start - host.start) / page_size()..(run.end - host.start) / page_size();
+    for range in ranges {
+        let range = range.unwrap();
+        let range = (range.start - host.start) / page_size()..(range.end - host.start) / page_size();
         match joined.last_mut() {
-            Some(last) if last.end == run.start => last.end = run.end,
-            _ => joined.push(run),
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => joined.push(range),
         }
     }
     joined
@@ -60,17 +60,17 @@ fn write(memory: &GuestMemory, pages: impl IntoIterator<Item = u64>) {
 }
 
 #[test]
-fn what_was_written_is_found_by_either_way() {
+fn written_pages_are_private() {
     let memory = memory();
     write(&memory, [0, 3, 4, 9, PAGES - 1]);
     let expected = [0..1, 3..5, 9..10, PAGES - 1..PAGES];
     for scan in [true, false] {
-        assert_eq!(runs(&memory, PageFilter::Private, scan), expected, "{scan}");
+        assert_eq!(ranges(&memory, PageFilter::Private, scan), expected, "{scan}");
     }
 }
 
 #[test]
-fn pages_that_were_only_read_stay_the_files() {
+fn read_pages_are_not_private() {
     let memory = memory();
     for number in [8, 9, 12] {
         let _: u8 = memory.read_obj(GuestAddress(number * page_size())).unwrap();
@@ -78,15 +78,15 @@ fn pages_that_were_only_read_stay_the_files() {
     write(&memory, [9]);
     for scan in [true, false] {
         assert_eq!(
-            runs(&memory, PageFilter::Private, scan),
+            ranges(&memory, PageFilter::Private, scan),
             slice::from_ref(&(9..10)),
             "{scan}"
         );
-        // Its neighbours in the page cache may come with the page that was read.
-        let touched = runs(&memory, PageFilter::Touched, scan);
+        // Fault-around may map neighbours of the page in the page cache.
+        let touched = ranges(&memory, PageFilter::Touched, scan);
         for number in [8, 9, 12] {
             assert!(
-                touched.iter().any(|run| run.contains(&number)),
+                touched.iter().any(|range| range.contains(&number)),
                 "{scan}: {number}"
             );
         }
@@ -94,29 +94,29 @@ fn pages_that_were_only_read_stay_the_files() {
 }
 
 #[test]
-fn more_runs_are_found_than_one_call_returns() {
+fn ranges_beyond_one_call_are_complete() {
     let memory = memory();
     write(&memory, (0..PAGES).step_by(2));
     let expected: Vec<_> = (0..PAGES).step_by(2).map(|number| number..number + 1).collect();
     for scan in [true, false] {
-        assert_eq!(runs(&memory, PageFilter::Private, scan), expected, "{scan}");
+        assert_eq!(ranges(&memory, PageFilter::Private, scan), expected, "{scan}");
     }
 }
 
 #[test]
-fn this_kernel_has_the_ioctl_or_says_so() {
+fn scan_falls_back_without_ioctl() {
     let memory = memory();
     write(&memory, [1]);
     let pagemap = Pagemap::open().unwrap();
-    let mut runs = pagemap.runs(host(&memory), PageFilter::Private);
-    assert!(runs.next().unwrap().is_ok());
-    if runs.scan.is_none() {
-        eprintln!("this kernel has no PAGEMAP_SCAN: only the other way was tested");
+    let mut ranges = pagemap.ranges(host(&memory), PageFilter::Private);
+    assert!(ranges.next().unwrap().is_ok());
+    if ranges.scan.is_none() {
+        eprintln!("this kernel has no PAGEMAP_SCAN: only the fallback was tested");
     }
 }
 
 #[test]
-fn files_are_found_by_their_mappings() {
+fn mapped_files_are_found() {
     let memory = memory();
     let (host, pagemap) = (host(&memory), Pagemap::open().unwrap());
     let at = |number: u64| host.start + number * page_size();
@@ -127,7 +127,7 @@ fn files_are_found_by_their_mappings() {
 }
 
 #[test]
-fn entries_mean_what_the_kernel_says() {
+fn filter_matches_entry_flags() {
     for (entry, touched, private) in [
         (0, false, false),
         (FILE, false, false),
@@ -135,19 +135,19 @@ fn entries_mean_what_the_kernel_says() {
         (SWAPPED | 1, true, true),
         (PRESENT | FILE, true, false),
     ] {
-        assert_eq!(PageFilter::Touched.wants(entry), touched, "{entry:#x}");
-        assert_eq!(PageFilter::Private.wants(entry), private, "{entry:#x}");
+        assert_eq!(PageFilter::Touched.matches(entry), touched, "{entry:#x}");
+        assert_eq!(PageFilter::Private.matches(entry), private, "{entry:#x}");
     }
 }
 
 #[test]
-fn what_cannot_be_asked_is_an_error_once() {
+fn read_failure_is_reported_once() {
     let mut pagemap = Pagemap::open().unwrap();
     pagemap.pages = memfd(c"empty", b"").unwrap();
     let host = host(&memory());
-    let mut runs = pagemap.runs(host.clone(), PageFilter::Touched);
-    assert!(matches!(runs.next(), Some(Err(Error::Pages { range, .. })) if range == host));
-    assert!(runs.next().is_none());
+    let mut ranges = pagemap.ranges(host.clone(), PageFilter::Touched);
+    assert!(matches!(ranges.next(), Some(Err(Error::Pages { range, .. })) if range == host));
+    assert!(ranges.next().is_none());
     pagemap.mappings = memfd(c"maps", b"nonsense\n").unwrap();
     assert!(matches!(pagemap.mapped_files(&host), Err(Error::Mappings(_))));
 }

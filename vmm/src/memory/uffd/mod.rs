@@ -1,19 +1,19 @@
-//! Guest memory that another process fills, page by page, when the guest touches it.
+//! Guest memory that a fault handler in another process fills page by page, by userfaultfd(2).
 //!
-//! The kernel reports each touch of a page that is not there by a userfaultfd. Its descriptor goes to a handler, a process
-//! that listens on a unix socket, in one message with the text
+//! The kernel reports each access to an absent page on a userfaultfd. The VM sends its descriptor to the fault handler, which
+//! listens on a unix socket, in one message with the text
 //!
 //! ```text
 //! [{"base_host_virt_addr":A,"size":B,"offset":C,"page_size":4096,"page_size_kib":4096}]
 //! ```
 //!
-//! with one entry a region: where it is in this process, how long it is, and where the handler finds it in the memory file,
-//! all in bytes. (The last field is in bytes too, whatever its name; handlers written for Firecracker expect it.) The
-//! handler answers nothing. An example of one is in resources/uffd-handler.
+//! The array has one entry per region: host address, size, and offset in the memory file, all in bytes. `page_size_kib` is in bytes
+//! too: fault handlers written for Firecracker expect that. The fault handler sends no response. resources/uffd-handler is an
+//! example.
 //!
-//! A guest whose handler has died waits at its next touch, for ever, which is why both descriptors stay open here: if the
-//! last one went, the kernel would give the guest zeros instead of its memory. A vCPU that waits so may not heed its kick: KVM
-//! lets signals interrupt that since Linux 6.1, and not everywhere. At the end of the VM it is [released](FaultHandler::release).
+//! If the fault handler dies, the next access to an absent page blocks without end. This process therefore keeps both descriptors open: after
+//! the last close of the userfaultfd the kernel would fill absent pages with zeros. A kick may not interrupt a blocked vCPU:
+//! KVM supports that since Linux 6.1 only, and not for every access. [`FaultHandler::release`] unblocks vCPUs at the end of the VM.
 
 #[cfg(test)]
 mod tests;
@@ -31,29 +31,90 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::map::{self, Bytes, allocate, page_size};
 
-/// The handler of a guest's page faults. Lives as long as the guest's memory.
+// Requests and flags of linux/userfaultfd.h.
+const USERFAULTFD_IOC_NEW: libc::Ioctl = 0xaa00;
+const UFFDIO_API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
+const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
+const UFFDIO_UNREGISTER: libc::Ioctl = 0x8010_aa01_u32 as libc::Ioctl;
+const UFFD_API: u64 = 0xaa;
+const UFFD_FEATURE_EVENT_REMOVE: u64 = 1 << 3;
+const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
+
+/// Flags of a userfaultfd. Without UFFD_USER_MODE_ONLY: most accesses come from KVM.
+const FLAGS: libc::c_int = libc::O_CLOEXEC | libc::O_NONBLOCK;
+
+/// Error while guest memory is mapped for a fault handler.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Guest memory could not be reserved.
+    #[error("cannot reserve guest memory for the fault handler")]
+    Memory(#[source] map::Error),
+    /// The process lacks the permission for a userfaultfd.
+    #[error(
+        "cannot create a userfaultfd: permission denied; grant access to /dev/userfaultfd or the capability CAP_SYS_PTRACE, or set \
+         sysctl vm.unprivileged_userfaultfd=1"
+    )]
+    NotPermitted(#[source] io::Error),
+    /// The kernel could not create a userfaultfd.
+    #[error(
+        "cannot create a userfaultfd; the kernel needs CONFIG_USERFAULTFD, and a system call filter must allow the call"
+    )]
+    Create(#[source] io::Error),
+    /// The kernel lacks a required userfaultfd feature.
+    #[error("cannot use userfaultfd: it does not report removed pages; use Linux 4.11 or later")]
+    Features(#[source] io::Error),
+    /// The kernel does not support userfaultfd for this memory.
+    #[error("cannot register {size} of guest memory with a userfaultfd")]
+    Register {
+        /// Size of the region.
+        size: Bytes,
+        /// Error of the ioctl.
+        #[source]
+        source: io::Error,
+    },
+    /// No fault handler listens on the socket.
+    #[error("cannot connect to the fault handler at {path:?}; start it before the snapshot is loaded")]
+    Connect {
+        /// Path of the socket.
+        path: PathBuf,
+        /// Error of `connect`.
+        #[source]
+        source: io::Error,
+    },
+    /// The message could not be sent, or only in part.
+    #[error("cannot send the memory regions to the fault handler at {path:?}")]
+    Send {
+        /// Path of the socket.
+        path: PathBuf,
+        /// Error of `sendmsg`.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Connection to the fault handler of one guest. Must live as long as guest memory.
 #[derive(Debug)]
 pub struct FaultHandler {
     socket: UnixStream,
     faults: Userfaultfd,
-    /// Address and size of each region in this process.
+    /// Host address and size of each region.
     regions: Vec<(u64, u64)>,
 }
 
 impl FaultHandler {
-    /// Whether the handler has ended, or closed the connection.
+    /// Returns true if the fault handler has exited or closed the connection.
     pub fn is_disconnected(&self) -> bool {
         let mut polled = libc::pollfd {
             fd: self.socket.as_raw_fd(),
             events: 0,
             revents: 0,
         };
-        // SAFETY: there is one entry.
+        // SAFETY: `polled` is one valid entry.
         let ready = unsafe { libc::poll(&raw mut polled, 1, 0) };
         ready > 0 && polled.revents != 0
     }
 
-    /// Lets go on whoever waits for a page, with zeros: only for a guest that will not run any more.
+    /// Unblocks all threads that wait for a page and fills absent pages with zeros. The guest must not run afterwards.
     pub fn release(&self) {
         for (address, size) in &self.regions {
             self.faults.unregister(*address, *size);
@@ -62,14 +123,14 @@ impl FaultHandler {
 }
 
 impl AsFd for FaultHandler {
-    /// The connection, which hangs up when the handler ends.
+    /// Returns the connection, which hangs up when the fault handler exits.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-/// Reserves the regions, an address and a size in bytes each, and has the handler that listens at `path` fill them. Nothing is
-/// read, and nothing of the regions' size is allocated.
+/// Reserves `regions`, each an address and a size in bytes, and sends them to the fault handler that listens at `path`. The function
+/// reads no page and allocates no memory for pages.
 ///
 /// # Errors
 /// Any [`Error`].
@@ -90,15 +151,15 @@ pub fn map_uffd(
         path: path.to_owned(),
         source,
     })?;
-    let text = describe(&memory);
-    let send = |source| Error::Send {
+    let text = describe_regions(&memory);
+    let failed = |source| Error::Send {
         path: path.to_owned(),
         source,
     };
     let sent = socket.send_with_fd(text.as_bytes(), faults.as_raw_fd());
-    let sent = sent.map_err(|error| send(error.into()))?;
+    let sent = sent.map_err(|error| failed(error.into()))?;
     if sent < text.len() {
-        return Err(send(io::ErrorKind::WriteZero.into()));
+        return Err(failed(io::ErrorKind::WriteZero.into()));
     }
     let handler = FaultHandler {
         socket,
@@ -108,15 +169,15 @@ pub fn map_uffd(
     Ok((memory, handler))
 }
 
-/// The message to the handler.
-fn describe(memory: &GuestMemory) -> String {
+/// Formats the message to the fault handler.
+fn describe_regions(memory: &GuestMemory) -> String {
     let page = page_size();
     let mut text = String::from("[");
     let mut offset = 0;
     for region in memory.iter() {
         let comma = if offset == 0 { "" } else { "," };
         let (address, size) = (region.as_ptr().addr(), region.len());
-        // To write to a string cannot fail.
+        // A write to a String does not fail.
         let _ = write!(
             text,
             "{comma}{{\"base_host_virt_addr\":{address},\"size\":{size},\"offset\":{offset},\
@@ -127,69 +188,6 @@ fn describe(memory: &GuestMemory) -> String {
     text.push(']');
     text
 }
-
-/// Why a handler cannot fill the guest's memory.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// There is no address space.
-    #[error("cannot reserve the memory that a page fault handler is to fill")]
-    Memory(#[source] map::Error),
-    /// This process may not have a userfaultfd.
-    #[error(
-        "a userfaultfd is not permitted; give access to /dev/userfaultfd, or the capability CAP_SYS_PTRACE, or set sysctl \
-         vm.unprivileged_userfaultfd=1"
-    )]
-    NotPermitted(#[source] io::Error),
-    /// The kernel gave no userfaultfd.
-    #[error(
-        "cannot make a userfaultfd; the kernel needs CONFIG_USERFAULTFD, and a system call filter must let it through"
-    )]
-    Create(#[source] io::Error),
-    /// The kernel does not report what is needed.
-    #[error("the kernel's userfaultfd does not report removed pages; Linux 4.11 or later is needed")]
-    Features(#[source] io::Error),
-    /// The kernel does not report touches of this memory.
-    #[error("cannot register {size} of guest memory with a userfaultfd")]
-    Register {
-        /// Size of the region.
-        size: Bytes,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// Nobody listens.
-    #[error(
-        "cannot connect to the page fault handler at {path:?}; it must listen there before the snapshot is loaded"
-    )]
-    Connect {
-        /// The socket.
-        path: PathBuf,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// The message did not go out, or not as a whole.
-    #[error("cannot tell the page fault handler at {path:?} of the guest's memory")]
-    Send {
-        /// The socket.
-        path: PathBuf,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-}
-
-// Requests and flags of linux/userfaultfd.h.
-const USERFAULTFD_IOC_NEW: libc::Ioctl = 0xaa00;
-const UFFDIO_API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
-const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
-const UFFDIO_UNREGISTER: libc::Ioctl = 0x8010_aa01_u32 as libc::Ioctl;
-const UFFD_API: u64 = 0xaa;
-const UFFD_FEATURE_EVENT_REMOVE: u64 = 1 << 3;
-const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
-
-/// Without UFFD_USER_MODE_ONLY: most touches are KVM's.
-const FLAGS: libc::c_int = libc::O_CLOEXEC | libc::O_NONBLOCK;
 
 /// `struct uffdio_api`.
 #[repr(C)]
@@ -215,35 +213,35 @@ struct UffdioRange {
     len: u64,
 }
 
-/// A userfaultfd, ready to register memory with.
+/// A userfaultfd with its features negotiated.
 #[derive(Debug)]
 struct Userfaultfd(OwnedFd);
 
 impl Userfaultfd {
-    /// From /dev/userfaultfd, which a jail may hold, or by the system call, which takes a privilege.
+    /// Opens /dev/userfaultfd, which a jail may contain, or falls back to the system call, which needs a capability.
     fn open() -> Result<Self, Error> {
         let descriptor =
-            from_device()
-                .or_else(|_| from_call())
+            open_device()
+                .or_else(|_| call_userfaultfd())
                 .map_err(|source| match source.raw_os_error() {
                     Some(libc::EPERM) => Error::NotPermitted(source),
                     _ => Error::Create(source),
                 })?;
         let mut api = UffdioApi {
             api: UFFD_API,
-            // The handler must learn of pages that were given back, or it would fill them with what they were.
+            // The fault handler must fill removed pages with zeros, not with the memory file.
             features: UFFD_FEATURE_EVENT_REMOVE,
             ioctls: 0,
         };
         // SAFETY: `api` is the structure that this request reads and writes.
-        let done = unsafe { libc::ioctl(descriptor.as_raw_fd(), UFFDIO_API, &raw mut api) };
-        if done < 0 {
+        let result = unsafe { libc::ioctl(descriptor.as_raw_fd(), UFFDIO_API, &raw mut api) };
+        if result < 0 {
             return Err(Error::Features(io::Error::last_os_error()));
         }
         Ok(Self(descriptor))
     }
 
-    /// Has touches of pages that are not there reported, for the whole mapping of `size` bytes at `address`.
+    /// Registers the mapping of `size` bytes at `address`: the kernel then reports accesses to its absent pages.
     fn register(&self, address: u64, size: u64) -> Result<(), Error> {
         let mut register = UffdioRegister {
             start: address,
@@ -251,9 +249,9 @@ impl Userfaultfd {
             mode: UFFDIO_REGISTER_MODE_MISSING,
             ioctls: 0,
         };
-        // SAFETY: `register` is the structure that this request reads and writes; no byte of the range changes.
-        let done = unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER, &raw mut register) };
-        if done < 0 {
+        // SAFETY: `register` is the structure that this request reads and writes; the content of the mapping does not change.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER, &raw mut register) };
+        if result < 0 {
             return Err(Error::Register {
                 size: Bytes(size),
                 source: io::Error::last_os_error(),
@@ -262,14 +260,14 @@ impl Userfaultfd {
         Ok(())
     }
 
-    /// Has the kernel fill pages of the mapping with zeros from now on, those that are waited for as well.
+    /// Unregisters the mapping: the kernel fills absent pages with zeros and unblocks waiting threads.
     fn unregister(&self, address: u64, size: u64) {
         let mut range = UffdioRange {
             start: address,
             len: size,
         };
-        // It fails only for what was never registered.
-        // SAFETY: `range` is the structure that this request reads; no byte of the range that is there changes.
+        // The request fails only for an unregistered range.
+        // SAFETY: `range` is the structure that this request reads; the content of resident pages does not change.
         let _ = unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_UNREGISTER, &raw mut range) };
     }
 }
@@ -280,23 +278,23 @@ impl AsRawFd for Userfaultfd {
     }
 }
 
-fn from_device() -> io::Result<OwnedFd> {
+fn open_device() -> io::Result<OwnedFd> {
     let device = File::options().read(true).write(true).open("/dev/userfaultfd")?;
-    // SAFETY: the request takes flags and touches no memory of ours.
-    let made = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, FLAGS) };
-    owned(made)
+    // SAFETY: the request has no pointer arguments.
+    let descriptor = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, FLAGS) };
+    to_owned_fd(descriptor)
 }
 
-fn from_call() -> io::Result<OwnedFd> {
-    // SAFETY: the call takes flags and touches no memory of ours.
-    let made = unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS) };
-    owned(RawFd::try_from(made).unwrap_or(-1))
+fn call_userfaultfd() -> io::Result<OwnedFd> {
+    // SAFETY: the call has no pointer arguments.
+    let descriptor = unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS) };
+    to_owned_fd(RawFd::try_from(descriptor).unwrap_or(-1))
 }
 
-fn owned(made: RawFd) -> io::Result<OwnedFd> {
-    if made < 0 {
+fn to_owned_fd(descriptor: RawFd) -> io::Result<OwnedFd> {
+    if descriptor < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just made the descriptor, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(made) })
+    // SAFETY: the kernel has just created the descriptor, and no other object owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }

@@ -9,17 +9,17 @@ use std::time::Duration;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::{Error, FaultHandler, describe, map_uffd};
+use super::{Error, FaultHandler, describe_regions, map_uffd};
 use crate::GuestMemory;
 use crate::boot::testing::Temporary;
 use crate::memory::{dump, memfd, page_size};
 
-/// The example: what runs here is what others start from.
+/// Fault handler of resources/uffd-handler, under test here.
 #[path = "../../../../resources/uffd-handler/handler.rs"]
 mod handler;
 
-/// After this, who waits does so for ever.
-const LIMIT: Duration = Duration::from_secs(60);
+/// Maximum wait for an event; a later one counts as never.
+const TIMEOUT: Duration = Duration::from_secs(60);
 const HIGH: u64 = 1 << 32;
 
 fn page() -> usize {
@@ -30,7 +30,7 @@ fn regions() -> [(GuestAddress, usize); 2] {
     [(GuestAddress(0), 6 * page()), (GuestAddress(HIGH), 4 * page())]
 }
 
-/// Ten pages whose bytes are their numbers, from 1 on.
+/// Creates a file of ten pages; each byte of a page is the page number, counted from 1.
 fn memory_file() -> File {
     let mut file = memfd(c"memory", b"").unwrap();
     for number in 1..=10 {
@@ -39,7 +39,7 @@ fn memory_file() -> File {
     file
 }
 
-/// Runs `guest` with memory that the example serves, and waits until both have ended.
+/// Runs `guest` with memory from the example fault handler, and waits for the end of both.
 fn with_handler(guest: impl FnOnce(&GuestMemory, &FaultHandler)) {
     let socket = Temporary::missing();
     let listener = UnixListener::bind(socket.path()).unwrap();
@@ -47,8 +47,8 @@ fn with_handler(guest: impl FnOnce(&GuestMemory, &FaultHandler)) {
     let serving = thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
         if let Err(error) = handler::serve(&stream, &file) {
-            // The guest would wait for ever.
-            eprintln!("the handler failed: {error}");
+            // Without an abort `guest` would block without end.
+            eprintln!("the fault handler failed: {error}");
             std::process::abort();
         }
     });
@@ -59,7 +59,7 @@ fn with_handler(guest: impl FnOnce(&GuestMemory, &FaultHandler)) {
 }
 
 #[test]
-fn the_handler_gives_pages_when_they_are_touched() {
+fn touched_pages_are_served() {
     with_handler(|memory, _| {
         let byte = |address| memory.read_obj::<u8>(GuestAddress(address)).unwrap();
         assert_eq!(byte(5), 1);
@@ -72,7 +72,7 @@ fn the_handler_gives_pages_when_they_are_touched() {
 }
 
 #[test]
-fn pages_that_were_given_back_are_zeros() {
+fn removed_pages_read_zero() {
     with_handler(|memory, _| {
         let byte = |address| memory.read_obj::<u8>(GuestAddress(address)).unwrap();
         assert_eq!(byte(0), 1);
@@ -85,7 +85,7 @@ fn pages_that_were_given_back_are_zeros() {
 }
 
 #[test]
-fn a_full_file_has_what_was_not_served_yet() {
+fn full_dump_holds_unserved_pages() {
     with_handler(|memory, _| {
         memory.write_obj(77_u8, GuestAddress(0)).unwrap();
         let path = Temporary::missing();
@@ -106,7 +106,7 @@ fn a_full_file_has_what_was_not_served_yet() {
 }
 
 #[test]
-fn one_message_says_where_memory_is() {
+fn message_describes_regions() {
     let socket = Temporary::missing();
     let listener = UnixListener::bind(socket.path()).unwrap();
     let (memory, handler) = map_uffd(&regions(), socket.path()).unwrap();
@@ -115,7 +115,7 @@ fn one_message_says_where_memory_is() {
     let (length, descriptor) = stream.recv_with_fd(&mut bytes).unwrap();
     assert!(descriptor.is_some());
     let text = std::str::from_utf8(&bytes[..length]).unwrap();
-    assert_eq!(text, describe(&memory));
+    assert_eq!(text, describe_regions(&memory));
     let hosts: Vec<_> = memory.iter().map(|region| region.as_ptr().addr()).collect();
     let page = page_size();
     let expected = format!(
@@ -128,7 +128,7 @@ fn one_message_says_where_memory_is() {
         6 * page
     );
     assert_eq!(text, expected);
-    // Nothing follows, and the connection is open for as long as the guest lives.
+    // No further message follows, and the connection stays open while the handler object lives.
     stream.set_nonblocking(true).unwrap();
     let open = stream.read(&mut bytes).unwrap_err();
     assert_eq!(open.kind(), std::io::ErrorKind::WouldBlock);
@@ -138,7 +138,7 @@ fn one_message_says_where_memory_is() {
 }
 
 #[test]
-fn a_handler_that_has_gone_is_noticed() {
+fn disconnected_handler_is_detected() {
     let socket = Temporary::missing();
     let listener = UnixListener::bind(socket.path()).unwrap();
     let (_, handler) = map_uffd(&regions(), socket.path()).unwrap();
@@ -149,7 +149,7 @@ fn a_handler_that_has_gone_is_noticed() {
 }
 
 #[test]
-fn who_waits_for_a_page_is_let_go() {
+fn release_unblocks_waiting_threads() {
     let socket = Temporary::missing();
     let _listener = UnixListener::bind(socket.path()).unwrap();
     let (memory, handler) = map_uffd(&regions(), socket.path()).unwrap();
@@ -166,20 +166,20 @@ fn who_waits_for_a_page_is_let_go() {
         events: libc::POLLIN,
         revents: 0,
     };
-    // SAFETY: there is one entry.
-    let ready = unsafe { libc::poll(&raw mut polled, 1, LIMIT.as_millis().try_into().unwrap()) };
+    // SAFETY: `polled` is one valid entry.
+    let ready = unsafe { libc::poll(&raw mut polled, 1, TIMEOUT.as_millis().try_into().unwrap()) };
     assert_eq!(
         (ready, polled.revents),
         (1, libc::POLLIN),
-        "no page is waited for"
+        "no page fault was reported"
     );
     handler.release();
-    let bytes = [(); 2].map(|()| byte.recv_timeout(LIMIT));
+    let bytes = [(); 2].map(|()| byte.recv_timeout(TIMEOUT));
     assert_eq!(bytes, [Ok(0), Ok(0)]);
 }
 
 #[test]
-fn a_handler_that_is_not_there_is_named() {
+fn missing_handler_error_names_socket() {
     let socket = Temporary::missing();
     let error = map_uffd(&regions(), socket.path()).unwrap_err();
     assert!(matches!(error, Error::Connect { .. }));

@@ -1,8 +1,15 @@
-//! The pages that a restored guest touches first.
+//! Working set: the pages that a restored guest touches first.
 //!
-//! Recorded once, some time after a restore, the set lets later restores have these pages ready before the guest asks for
-//! them one by one. It changes nothing that the guest can see, and a page too many costs time and memory, no more.
-//! Which pages a guest has read is known in the kernel's steps, which are up to 64 KiB.
+//! A working set is recorded once, some time after a restore. Later restores prefetch its pages before the guest's page faults. It
+//! does not change guest-visible state: a superfluous page only costs time and memory. The kernel reports touched pages
+//! of a file in fault-around steps of up to 64 KiB.
+//!
+//! # Prefetch
+//! Ranges of written pages are populated: page faults of the guest take three to four times as long. Single written pages are
+//! populated only while the guest waits for other work, since one takes as long as a page fault. Pages that were only read are not
+//! populated: the kernel maps such pages together on a fault, and a page mapped for reading makes a later write slower.
+//! From a cold memory file no page is populated, because that blocks on the disk; the kernel reads the file ahead in large
+//! chunks while the guest runs.
 
 #[cfg(test)]
 mod tests;
@@ -22,48 +29,66 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use super::map::page_size;
 use super::pagemap::{self, PageFilter, Pagemap};
 
-/// Runs that are kept of each kind. A guest that touched more is restored without the rest.
+/// Maximum number of page ranges of each kind. Further ranges of a guest are not recorded.
 const MAX_RANGES: usize = 64 << 10;
 
-/// Why a working set could not be recorded, written or read.
+/// Key of the only section.
+const KEY: &str = "working-set";
+
+/// Maximum length of the sections in bytes: two numbers of at most five bytes per range of each kind, and the names. Bounds the
+/// memory that an invalid file occupies.
+const MAX_SECTIONS: usize = 2 * 2 * 5 * MAX_RANGES + 100;
+
+/// Maximum gap in pages between two ranges that are read ahead together, for fewer and larger reads.
+const MAX_GAP: u32 = 32;
+
+/// Maximum number of pages to read ahead or populate, 64 MiB with 4 KiB pages. A guest that wrote all of its memory during the
+/// recording would not start faster from more, and each clone would occupy that memory.
+const MAX_PAGES: u32 = 16 << 10;
+
+/// Number of reads that are probed for a cold file.
+const PROBES: usize = 16;
+
+/// Pages per populated chunk, some 100 us.
+const CHUNK_PAGES: u32 = 64;
+
+/// Error while a working set is recorded, written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel does not say which pages there are.
-    #[error("cannot find out what the guest has touched")]
+    /// The kernel did not list the pages.
+    #[error("cannot list the touched pages of guest memory")]
     Pages(#[source] pagemap::Error),
-    /// The time could not be taken.
-    #[error("cannot make a timer")]
+    /// The timer of the recording could not be created.
+    #[error("cannot create a timer for the recording")]
     Timer(#[source] io::Error),
     /// The file could not be written or read.
-    #[error("a working set is kept as a state file is")]
+    #[error("cannot access the file, which must have the format of a state file")]
     File(#[source] state_file::Error),
-    /// The file holds something else.
-    #[error("the file holds no working set")]
+    /// The file holds other sections.
+    #[error("the file is not a working set")]
     Section(#[source] section::Error),
-    /// There are more runs than a recording has.
-    #[error("the file holds {0} bytes, and no working set is that long; record it anew")]
+    /// The sections are longer than those of any recording.
+    #[error("{0} bytes exceed the limit of {MAX_SECTIONS} for a working set; record it again")]
     Long(usize),
-    /// The set was recorded with another size of memory or of pages.
-    #[error(
-        "the working set is of a guest with {found} bytes of memory, and this one has {needed}; record it anew"
-    )]
+    /// The recording had another size of memory or of pages.
+    #[error("the working set is for {found} bytes of memory, the guest has {needed}; record it again")]
     Memory {
-        /// Size of the memory that it was recorded with.
+        /// Size of memory at the recording.
         found: u64,
-        /// Size of the memory that it is to be used with.
+        /// Size of guest memory.
         needed: u64,
     },
-    /// The set was recorded with another snapshot of the same size.
+    /// The recording was made with another snapshot of the same size.
     #[error(
-        "the working set belongs to another snapshot, or to an earlier one in the same place; record it anew with this one"
+        "the working set belongs to another snapshot, or to an earlier one at the same path; record it again"
     )]
     Snapshot,
-    /// A run is empty, lies outside the memory or is not behind the one before.
-    #[error("the working set has the run {0:?} of pages, which cannot be; record it anew")]
-    Run(Range<u32>),
+    /// A page range is empty, outside memory or not sorted.
+    #[error("page range {0:?} of the working set is invalid; record it again")]
+    Range(Range<u32>),
 }
 
-/// Runs of pages, by their number in the memory file, in order.
+/// Page ranges, as sorted page numbers of the memory file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkingSet {
     /// Checksum of the snapshot's state file.
@@ -78,67 +103,30 @@ impl Schema for WorkingSet {
 }
 
 impl WorkingSet {
-    /// The pages of `memory` that have been written and touched since it was mapped from the memory file of the snapshot whose
-    /// state file has the checksum `snapshot`. The guest may run meanwhile.
+    /// Records the pages of `memory` that were written and touched since it was mapped from a snapshot. `snapshot` is the checksum
+    /// of its state file. The guest may run during the call.
     ///
     /// # Errors
     /// [`Error::Pages`].
     pub fn record(memory: &GuestMemory, pagemap: &Pagemap, snapshot: u64) -> Result<Self, Error> {
         Ok(Self {
             snapshot,
-            written: runs(memory, pagemap, PageFilter::Private)?,
-            touched: runs(memory, pagemap, PageFilter::Touched)?,
+            written: page_ranges(memory, pagemap, PageFilter::Private)?,
+            touched: page_ranges(memory, pagemap, PageFilter::Touched)?,
         })
     }
 
-    /// Pages that were written.
+    /// Returns the number of written pages.
     pub fn written(&self) -> u64 {
-        pages(&self.written)
+        page_count(&self.written)
     }
 
-    /// Pages that were touched, the written ones included.
+    /// Returns the number of touched pages, including the written ones.
     pub fn touched(&self) -> u64 {
-        pages(&self.touched)
+        page_count(&self.touched)
     }
-}
 
-fn runs(memory: &GuestMemory, pagemap: &Pagemap, wanted: PageFilter) -> Result<Vec<Range<u32>>, Error> {
-    let page = page_size();
-    let mut runs: Vec<Range<u32>> = Vec::new();
-    let mut first = 0;
-    for region in memory.iter() {
-        let host = region.as_ptr().addr() as u64;
-        for found in pagemap.runs(host..host + region.len(), wanted) {
-            let found = found.map_err(Error::Pages)?;
-            let number = |address| u32::try_from(first + (address - host) / page);
-            let (Ok(start), Ok(end)) = (number(found.start), number(found.end)) else {
-                return Ok(runs);
-            };
-            let full = runs.len() == MAX_RANGES;
-            match runs.last_mut() {
-                Some(last) if last.end == start => last.end = end,
-                _ if full => return Ok(runs),
-                _ => runs.push(start..end),
-            }
-        }
-        first += region.len() / page;
-    }
-    Ok(runs)
-}
-
-fn pages(runs: &[Range<u32>]) -> u64 {
-    runs.iter().map(|run| u64::from(run.end - run.start)).sum()
-}
-
-/// The one section.
-const KEY: &str = "working-set";
-
-/// Bytes that the longest recording takes: two numbers of up to five bytes for each run of each kind, and the names around
-/// them. It keeps a file that lies from having more memory than that filled with runs.
-const MAX_SECTION: usize = 2 * 2 * 5 * MAX_RANGES + 100;
-
-impl WorkingSet {
-    /// Fills `file` with the set and gives it its name, without waiting for the disk. The `header` is that of the snapshot.
+    /// Writes the working set to `file` and renames the file to its path, without a sync. `header` is that of the snapshot.
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::Section`].
@@ -149,11 +137,11 @@ impl WorkingSet {
         file.commit_unsynced().map_err(Error::File)
     }
 
-    /// Reads the set at `path`, for a guest with `memory` bytes, restored from the snapshot whose state file has the checksum
-    /// `snapshot`.
+    /// Reads the working set at `path` for a guest with `memory` bytes. `snapshot` is the checksum of the state file that the guest is
+    /// restored from.
     ///
     /// # Errors
-    /// As [`WorkingSet::describe`], and [`Error::Memory`] and [`Error::Snapshot`].
+    /// [`Error::Memory`], [`Error::Snapshot`], and the errors of [`WorkingSet::describe`].
     pub fn read(path: &Path, memory: u64, snapshot: u64) -> Result<Self, Error> {
         let (header, set) = Self::describe(path)?;
         if header.memory != memory || u64::from(header.host.page_size) != page_size() {
@@ -168,129 +156,152 @@ impl WorkingSet {
         Ok(set)
     }
 
-    /// Reads the set at `path`, of whatever snapshot, whose header is returned too.
+    /// Reads the working set at `path` of any snapshot, with its header.
     ///
     /// # Errors
-    /// [`Error::File`], [`Error::Long`], [`Error::Section`] or [`Error::Run`].
+    /// [`Error::File`], [`Error::Long`], [`Error::Section`] or [`Error::Range`].
     pub fn describe(path: &Path) -> Result<(Header, Self), Error> {
         let state = state_file::read(path, None).map_err(Error::File)?;
         let header = state.header();
         let length = state.sections().len();
-        if length > MAX_SECTION {
+        if length > MAX_SECTIONS {
             return Err(Error::Long(length));
         }
         let mut sections = state.reader().map_err(Error::Section)?;
         let set: Self = sections.read(KEY).map_err(Error::Section)?;
         sections.finish().map_err(Error::Section)?;
         let pages = header.memory / u64::from(header.host.page_size);
-        check(&set.written, pages)?;
-        check(&set.touched, pages)?;
+        check_ranges(&set.written, pages)?;
+        check_ranges(&set.touched, pages)?;
         Ok((header.clone(), set))
     }
 }
 
-fn check(runs: &[Range<u32>], pages: u64) -> Result<(), Error> {
-    let mut end = 0;
-    for run in runs {
-        if run.is_empty() || run.start < end || u64::from(run.end) > pages {
-            return Err(Error::Run(run.clone()));
+fn page_ranges(
+    memory: &GuestMemory,
+    pagemap: &Pagemap,
+    filter: PageFilter,
+) -> Result<Vec<Range<u32>>, Error> {
+    let page = page_size();
+    let mut ranges: Vec<Range<u32>> = Vec::new();
+    let mut first = 0;
+    for region in memory.iter() {
+        let host = region.as_ptr().addr() as u64;
+        for found in pagemap.ranges(host..host + region.len(), filter) {
+            let found = found.map_err(Error::Pages)?;
+            let number = |address| u32::try_from(first + (address - host) / page);
+            let (Ok(start), Ok(end)) = (number(found.start), number(found.end)) else {
+                return Ok(ranges);
+            };
+            let is_full = ranges.len() == MAX_RANGES;
+            match ranges.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ if is_full => return Ok(ranges),
+                _ => ranges.push(start..end),
+            }
         }
-        end = run.end;
+        first += region.len() / page;
+    }
+    Ok(ranges)
+}
+
+fn page_count(ranges: &[Range<u32>]) -> u64 {
+    ranges
+        .iter()
+        .map(|range| u64::from(range.end - range.start))
+        .sum()
+}
+
+fn check_ranges(ranges: &[Range<u32>], pages: u64) -> Result<(), Error> {
+    let mut end = 0;
+    for range in ranges {
+        if range.is_empty() || range.start < end || u64::from(range.end) > pages {
+            return Err(Error::Range(range.clone()));
+        }
+        end = range.end;
     }
     Ok(())
 }
 
-/// Pages between two runs that are rather read as well than left out, so that there are few large reads.
-const GAP: u32 = 32;
-/// Pages that are read ahead or populated at most, 64 MiB where they have 4 KiB. A guest that had written all of its memory when
-/// it was recorded would not be quicker by that, and each of its clones as large.
-const MAX_PAGES: u32 = 16 << 10;
-/// Reads of which is found out whether the file is cold.
-const PROBES: usize = 16;
-/// Pages that are populated at a time, some 100 us.
-const CHUNK_PAGES: u32 = 64;
-
-/// Pages that are being made ready, piece by piece.
+/// Prefetch of a working set in chunks.
 #[derive(Debug)]
 pub struct Prefetch {
-    runs: VecDeque<Range<u32>>,
+    ranges: VecDeque<Range<u32>>,
     single: VecDeque<Range<u32>>,
     ready: u32,
 }
 
 impl Prefetch {
-    /// Begins with the pages of `set` in the memory `file`: where it is cold, the kernel is asked to read them, and that was all.
-    /// Never waits for the disk.
+    /// Starts the prefetch of `set` from the memory `file`. If the file is cold, requests read-ahead from the kernel and leaves no page
+    /// to populate. Never blocks on the disk.
     pub fn new(set: WorkingSet, file: &File) -> Self {
         let mut written = set.written;
         if read_ahead(&set.touched, file) {
             written.clear();
         }
-        let (runs, single): (VecDeque<_>, VecDeque<_>) = written.into_iter().partition(|run| run.len() > 1);
+        let (ranges, single): (VecDeque<_>, VecDeque<_>) =
+            written.into_iter().partition(|range| range.len() > 1);
         Self {
-            runs,
+            ranges,
             single,
             ready: 0,
         }
     }
 
-    /// Whether there are runs of pages that are not ready.
-    pub fn has_runs(&self) -> bool {
-        !self.runs.is_empty()
+    /// Returns true if ranges of two or more pages are left to populate.
+    pub fn has_ranges(&self) -> bool {
+        !self.ranges.is_empty()
     }
 
-    /// Leaves the pages to the guest that stand alone, because it does not wait any more.
+    /// Drops the single pages, for a guest that does not wait any longer.
     pub fn leave_single(&mut self) {
         self.single.clear();
     }
 
-    /// Gives the guest its own copy of some more pages that it will write, before it does; it may run. Returns whether there are
-    /// more.
+    /// Populates one chunk of `memory` with private copies. Returns true while chunks remain. The guest may run during the call.
     ///
-    /// A kernel that cannot, before Linux 5.14, is no error, nor is memory of which the host has too little: the rest is then
-    /// left to the guest. The pages count as changed from then on: a difference holds them, whether the guest has written them
-    /// or not.
+    /// The prefetch ends without an error if the kernel does not support it (before Linux 5.14) or the host is short of memory.
+    /// Populated pages count as changed: a diff contains them even if the guest has not written them.
     pub fn populate_chunk(&mut self, memory: &GuestMemory) -> bool {
         let mut left = CHUNK_PAGES.min(MAX_PAGES - self.ready);
         while left > 0 {
-            let rest = if self.has_runs() {
-                &mut self.runs
+            let rest = if self.has_ranges() {
+                &mut self.ranges
             } else {
                 &mut self.single
             };
-            let Some(run) = rest.front_mut() else { break };
-            let length = u32::try_from(run.len()).unwrap_or(u32::MAX).min(left);
-            let Some(length) = populate(memory, run.start, length) else {
-                self.give_up();
+            let Some(range) = rest.front_mut() else { break };
+            let length = u32::try_from(range.len()).unwrap_or(u32::MAX).min(left);
+            let Some(length) = populate(memory, range.start, length) else {
+                self.cancel();
                 break;
             };
-            run.start += length;
-            if run.start == run.end {
+            range.start += length;
+            if range.start == range.end {
                 rest.pop_front();
             }
             left -= length;
             self.ready += length;
         }
         if self.ready == MAX_PAGES {
-            self.give_up();
+            self.cancel();
         }
-        self.has_runs() || !self.single.is_empty()
+        self.has_ranges() || !self.single.is_empty()
     }
 
-    fn give_up(&mut self) {
-        self.runs.clear();
+    fn cancel(&mut self) {
+        self.ranges.clear();
         self.single.clear();
     }
 
-    /// Pages that are ready.
+    /// Returns the number of populated pages.
     pub fn ready(&self) -> u32 {
         self.ready
     }
 }
 
-/// Where the page of that number in the memory file is in this process, and how many pages there are from it to the end of its
-/// region.
-fn find(memory: &GuestMemory, number: u32) -> Option<(*mut u8, u32)> {
+/// Returns the host address of page `number` of the memory file, and the number of pages from it to the end of its region.
+fn find_page(memory: &GuestMemory, number: u32) -> Option<(*mut u8, u32)> {
     let mut offset = u64::from(number) * page_size();
     for region in memory.iter() {
         if offset < region.len() {
@@ -303,13 +314,13 @@ fn find(memory: &GuestMemory, number: u32) -> Option<(*mut u8, u32)> {
     None
 }
 
-/// Makes up to `length` pages from that number on writable, and returns how many; nothing when the kernel does not.
+/// Populates up to `length` pages from page `number` for writing. Returns the number of pages, or `None` if madvise(2) fails.
 fn populate(memory: &GuestMemory, number: u32, length: u32) -> Option<u32> {
-    let (host, room) = find(memory, number)?;
+    let (host, room) = find_page(memory, number)?;
     let pages = length.min(room);
     let bytes = usize::try_from(u64::from(pages) * page_size()).ok()?;
     loop {
-        // SAFETY: the pages belong to a live region of guest memory, of which no byte changes.
+        // SAFETY: the pages belong to a live region of guest memory; MADV_POPULATE_WRITE does not change their content.
         if unsafe { libc::madvise(host.cast(), bytes, libc::MADV_POPULATE_WRITE) } == 0 {
             return Some(pages);
         }
@@ -319,18 +330,18 @@ fn populate(memory: &GuestMemory, number: u32, length: u32) -> Option<u32> {
     }
 }
 
-/// Has the kernel read the pages of `file` into its cache if they are not there, and does not wait. Returns whether some were not.
+/// Requests read-ahead of the pages of `file` if the file is cold, without blocking. Returns true if it is cold.
 fn read_ahead(touched: &[Range<u32>], file: &File) -> bool {
-    let reads = joined(touched);
+    let reads = join_ranges(touched);
     let step = reads.len().div_ceil(PROBES).max(1);
-    if !reads.iter().step_by(step).any(|run| is_cold(file, run.start)) {
+    if !reads.iter().step_by(step).any(|read| is_cold(file, read.start)) {
         return false;
     }
     let mut left = MAX_PAGES;
-    for run in reads {
-        let length = u32::try_from(run.len()).unwrap_or(u32::MAX).min(left);
-        let (start, length_bytes) = (offset(run.start), offset(length));
-        // SAFETY: the call takes numbers and touches no memory of ours.
+    for read in reads {
+        let length = u32::try_from(read.len()).unwrap_or(u32::MAX).min(left);
+        let (start, length_bytes) = (byte_offset(read.start), byte_offset(length));
+        // SAFETY: the call has no pointer arguments.
         unsafe { libc::posix_fadvise(file.as_raw_fd(), start, length_bytes, libc::POSIX_FADV_WILLNEED) };
         left -= length;
         if left == 0 {
@@ -340,37 +351,39 @@ fn read_ahead(touched: &[Range<u32>], file: &File) -> bool {
     true
 }
 
-/// Whether the page is known not to be in the kernel's cache. File systems whose files are always in memory do not say so.
+/// Returns true if the page is known to be absent from the page cache. File systems in memory do not support RWF_NOWAIT, and their
+/// files are never cold.
 fn is_cold(file: &File, page: u32) -> bool {
     let mut byte = 0_u8;
-    let part = libc::iovec {
+    let iovec = libc::iovec {
         iov_base: (&raw mut byte).cast(),
         iov_len: 1,
     };
-    // SAFETY: the one part is a byte that is valid for writes.
+    // SAFETY: `iovec` is one byte that is valid for writes.
     let read = unsafe {
         libc::preadv2(
             file.as_raw_fd(),
-            &raw const part,
+            &raw const iovec,
             1,
-            offset(page),
+            byte_offset(page),
             libc::RWF_NOWAIT,
         )
     };
     read < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
 }
 
-fn offset(pages: u32) -> libc::off_t {
-    // 2^32 pages of at most 2^16 bytes fit.
+fn byte_offset(pages: u32) -> libc::off_t {
+    // 2^32 pages of at most 2^16 bytes are below 2^63.
     libc::off_t::try_from(u64::from(pages) * page_size()).unwrap_or(libc::off_t::MAX)
 }
 
-fn joined(runs: &[Range<u32>]) -> Vec<Range<u32>> {
+/// Joins ranges with gaps of at most [`MAX_GAP`] pages.
+fn join_ranges(ranges: &[Range<u32>]) -> Vec<Range<u32>> {
     let mut joined: Vec<Range<u32>> = Vec::new();
-    for run in runs {
+    for range in ranges {
         match joined.last_mut() {
-            Some(last) if run.start - last.end <= GAP => last.end = run.end,
-            _ => joined.push(run.clone()),
+            Some(last) if range.start - last.end <= MAX_GAP => last.end = range.end,
+            _ => joined.push(range.clone()),
         }
     }
     joined

@@ -8,7 +8,7 @@ use snapshot::ArchiveWriter;
 use snapshot::file::{self, Architecture, Contents, Header, HostIdentity, PendingStateFile};
 use vm_memory::{Bytes as _, GuestAddress};
 
-use super::{Error, KEY, MAX_PAGES, MAX_RANGES, Prefetch, WorkingSet, joined};
+use super::{Error, KEY, MAX_PAGES, MAX_RANGES, Prefetch, WorkingSet, join_ranges};
 use crate::GuestMemory;
 use crate::boot::testing::Temporary;
 use crate::memory::{Pagemap, ResidencyCounter, map_snapshot, memfd, page_size};
@@ -48,7 +48,7 @@ fn header() -> Header {
 /// Checksum of the snapshot's state file.
 const SNAPSHOT: u64 = 77;
 
-fn keep(set: &WorkingSet, path: &Path) {
+fn write(set: &WorkingSet, path: &Path) {
     set.write(PendingStateFile::create(path).unwrap(), &header())
         .unwrap();
 }
@@ -57,14 +57,14 @@ fn read(path: &Path) -> Result<WorkingSet, Error> {
     WorkingSet::read(path, PAGES * page_size(), SNAPSHOT)
 }
 
-/// Has all of `set` populated; the pages that are.
-fn prepare(set: &WorkingSet, file: &File, memory: &GuestMemory) -> u32 {
-    let mut preparation = Prefetch::new(set.clone(), file);
-    while preparation.populate_chunk(memory) {}
-    preparation.ready()
+/// Populates all of `set`. Returns the number of populated pages.
+fn prefetch(set: &WorkingSet, file: &File, memory: &GuestMemory) -> u32 {
+    let mut prefetch = Prefetch::new(set.clone(), file);
+    while prefetch.populate_chunk(memory) {}
+    prefetch.ready()
 }
 
-/// A guest that has written four pages and read a fifth.
+/// Records a guest that has written four pages and read a fifth.
 fn recorded(file: &File) -> WorkingSet {
     let memory = memory(file);
     for address in [
@@ -80,67 +80,67 @@ fn recorded(file: &File) -> WorkingSet {
 }
 
 #[test]
-fn what_was_touched_is_recorded() {
+fn record_holds_touched_pages() {
     let set = recorded(&memory_file());
     assert_eq!(set.written, [5..6, 255..257, 263..264]);
     assert_eq!(set.written(), 4);
     assert!((5..=4 + 16).contains(&set.touched()), "{}", set.touched());
-    assert!(set.touched.iter().any(|run| run.contains(&768)));
+    assert!(set.touched.iter().any(|range| range.contains(&768)));
 }
 
 #[test]
-fn a_set_survives_its_file() {
+fn write_read_round_trip() {
     let path = Temporary::missing();
     let set = recorded(&memory_file());
-    keep(&set, path.path());
+    write(&set, path.path());
     assert_eq!(read(path.path()).unwrap(), set);
     let (header, described) = WorkingSet::describe(path.path()).unwrap();
     assert_eq!((header, described), (self::header(), set));
 }
 
 #[test]
-fn populated_pages_are_the_guests_and_hold_what_they_held() {
+fn populated_pages_are_private_and_unchanged() {
     let file = memory_file();
     let set = recorded(&file);
     let memory = memory(&file);
-    assert_eq!(prepare(&set, &file, &memory), 4);
+    assert_eq!(prefetch(&set, &file, &memory), 4);
     let again = WorkingSet::record(&memory, &Pagemap::open().unwrap(), SNAPSHOT).unwrap();
     assert_eq!(again.written, set.written);
     assert_eq!(memory.read_obj::<u8>(GuestAddress(HIGH)).unwrap(), 3);
 }
 
 #[test]
-fn single_pages_come_last_or_are_left_to_the_guest() {
+fn single_pages_are_last_or_dropped() {
     let file = memory_file();
     let set = recorded(&file);
     let memory = memory(&file);
-    let mut preparation = Prefetch::new(set.clone(), &file);
-    preparation.leave_single();
-    assert!(preparation.has_runs() && !preparation.populate_chunk(&memory));
-    assert_eq!(preparation.ready(), 2);
+    let mut prefetch = Prefetch::new(set.clone(), &file);
+    prefetch.leave_single();
+    assert!(prefetch.has_ranges() && !prefetch.populate_chunk(&memory));
+    assert_eq!(prefetch.ready(), 2);
     let ready = WorkingSet::record(&memory, &Pagemap::open().unwrap(), SNAPSHOT).unwrap();
     assert_eq!(ready.written, slice::from_ref(&(255..257)));
-    let mut preparation = Prefetch::new(set, &file);
-    while preparation.has_runs() {
-        preparation.populate_chunk(&memory);
+    let mut prefetch = Prefetch::new(set, &file);
+    while prefetch.has_ranges() {
+        prefetch.populate_chunk(&memory);
     }
-    assert!(preparation.ready() >= 2);
+    assert!(prefetch.ready() >= 2);
 }
 
 #[test]
-fn memory_that_is_gone_is_not_populated() {
+fn truncated_file_is_not_populated() {
     let file = memory_file();
     let set = recorded(&file);
     let memory = memory(&file);
     file.set_len(100 * page_size()).unwrap();
-    // The run of two pages comes first, and lies beyond the end.
-    assert_eq!(prepare(&set, &file, &memory), 0);
+    // The range of two pages comes first and is beyond the end.
+    assert_eq!(prefetch(&set, &file, &memory), 0);
     let memory = map_snapshot(&[(GuestAddress(0), bytes(100))], &file).unwrap();
-    assert_eq!(prepare(&set, &file, &memory), 0);
+    assert_eq!(prefetch(&set, &file, &memory), 0);
 }
 
 #[test]
-fn pages_are_populated_in_pieces_and_not_without_end() {
+fn populate_is_chunked_and_bounded() {
     let pages = u64::from(MAX_PAGES) + 1000;
     let file = memfd(c"memory", &[]).unwrap();
     file.set_len(pages * page_size()).unwrap();
@@ -154,20 +154,20 @@ fn pages_are_populated_in_pieces_and_not_without_end() {
         written: vec![all],
         ..WorkingSet::default()
     };
-    let mut preparation = Prefetch::new(set, &file);
+    let mut prefetch = Prefetch::new(set, &file);
     let mut before = 0;
-    while preparation.populate_chunk(&memory) {
-        let piece = preparation.ready() - before;
-        assert!((1..=64).contains(&piece), "{piece}");
-        before = preparation.ready();
+    while prefetch.populate_chunk(&memory) {
+        let chunk = prefetch.ready() - before;
+        assert!((1..=64).contains(&chunk), "{chunk}");
+        before = prefetch.ready();
     }
-    assert_eq!(preparation.ready(), MAX_PAGES);
+    assert_eq!(prefetch.ready(), MAX_PAGES);
     let set = WorkingSet::record(&memory, &Pagemap::open().unwrap(), SNAPSHOT).unwrap();
     assert_eq!(set.written, slice::from_ref(&(0..MAX_PAGES)));
 }
 
 #[test]
-fn a_set_that_cannot_be_is_refused() {
+fn read_invalid_ranges_fails() {
     let path = Temporary::missing();
     let wrong: [&[(u32, u32)]; 6] = [
         &[(3, 3)],
@@ -177,27 +177,27 @@ fn a_set_that_cannot_be_is_refused() {
         &[(1279, 1281)],
         &[(u32::MAX - 1, u32::MAX)],
     ];
-    for runs in wrong {
-        let runs: Vec<_> = runs.iter().map(|(start, end)| *start..*end).collect();
+    for ranges in wrong {
+        let ranges: Vec<_> = ranges.iter().map(|(start, end)| *start..*end).collect();
         for written in [true, false] {
             let mut set = WorkingSet::default();
             if written {
-                set.written = runs.clone();
+                set.written = ranges.clone();
             } else {
-                set.touched = runs.clone();
+                set.touched = ranges.clone();
             }
-            keep(&set, path.path());
+            write(&set, path.path());
             let error = read(path.path()).unwrap_err();
-            assert!(matches!(error, Error::Run(_)), "{runs:?}: {error}");
+            assert!(matches!(error, Error::Range(_)), "{ranges:?}: {error}");
         }
     }
 }
 
 #[test]
-fn a_set_of_something_else_is_refused() {
+fn read_other_content_fails() {
     let path = Temporary::missing();
     let size = PAGES * page_size();
-    keep(&recorded(&memory_file()), path.path());
+    write(&recorded(&memory_file()), path.path());
     let error = WorkingSet::read(path.path(), size + page_size(), SNAPSHOT).unwrap_err();
     assert!(matches!(error, Error::Memory { .. }), "{error}");
     let error = WorkingSet::read(path.path(), size, SNAPSHOT + 1).unwrap_err();
@@ -214,23 +214,23 @@ fn a_set_of_something_else_is_refused() {
 }
 
 #[test]
-fn a_set_is_never_longer_than_what_is_read() {
+fn longest_recording_is_readable() {
     let path = Temporary::missing();
-    // Numbers whose encoding is as long as any's, as many as are recorded, and one run more than that leaves room for.
-    let runs = |count: usize| {
-        (0..u32::try_from(count).unwrap()).map(|run| u32::MAX - 2 * run - 1..u32::MAX - 2 * run)
+    // Numbers with the longest encoding: as many ranges as a recording holds, then more than the limit.
+    let ranges = |count: usize| {
+        (0..u32::try_from(count).unwrap()).map(|range| u32::MAX - 2 * range - 1..u32::MAX - 2 * range)
     };
     let mut set = WorkingSet {
         snapshot: u64::MAX,
-        written: runs(MAX_RANGES).rev().collect(),
-        touched: runs(MAX_RANGES).rev().collect(),
+        written: ranges(MAX_RANGES).rev().collect(),
+        touched: ranges(MAX_RANGES).rev().collect(),
     };
     let mut header = header();
     header.memory = u64::from(u32::MAX) * page_size();
     set.write(PendingStateFile::create(path.path()).unwrap(), &header)
         .unwrap();
     assert_eq!(WorkingSet::describe(path.path()).unwrap().1, set);
-    set.touched = runs(MAX_RANGES + 10).rev().collect();
+    set.touched = ranges(MAX_RANGES + 10).rev().collect();
     set.write(PendingStateFile::create(path.path()).unwrap(), &header)
         .unwrap();
     let error = WorkingSet::describe(path.path()).unwrap_err();
@@ -238,35 +238,35 @@ fn a_set_is_never_longer_than_what_is_read() {
 }
 
 #[test]
-fn a_cold_file_is_read_and_nothing_is_populated() {
+fn cold_file_is_read_ahead_only() {
     let path = Temporary::missing();
     fs::write(path.path(), vec![3; bytes(PAGES)]).unwrap();
     let file = File::open(path.path()).unwrap();
     file.sync_all().unwrap();
-    // SAFETY: the call takes numbers.
+    // SAFETY: the call has no pointer arguments.
     unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
     let memory = memory(&file);
     if ResidencyCounter::default().of(&memory) > 0 {
-        return eprintln!("files of this file system are always in memory: nothing was tested");
+        return eprintln!("files of this file system are always in memory: no read-ahead was tested");
     }
     let set = WorkingSet {
         written: slice::from_ref(&(0..4)).to_vec(),
         touched: slice::from_ref(&(0..1000)).to_vec(),
         ..WorkingSet::default()
     };
-    let mut preparation = Prefetch::new(set.clone(), &file);
-    assert!(!preparation.has_runs() && !preparation.populate_chunk(&memory));
+    let mut prefetch = Prefetch::new(set.clone(), &file);
+    assert!(!prefetch.has_ranges() && !prefetch.populate_chunk(&memory));
     let start = Instant::now();
     while ResidencyCounter::default().of(&memory) < 1000 * page_size() {
-        assert!(start.elapsed().as_secs() < 60, "it is not read");
+        assert!(start.elapsed().as_secs() < 60, "no read-ahead within a minute");
     }
-    // What waits for nothing any more is populated.
-    assert!(Prefetch::new(set, &file).has_runs());
+    // A file that is not cold any longer is populated.
+    assert!(Prefetch::new(set, &file).has_ranges());
 }
 
 #[test]
-fn near_runs_are_one_read() {
-    assert_eq!(joined(&[1..2, 34..40, 73..75]), [1..40, 73..75]);
-    assert_eq!(joined(slice::from_ref(&(7..8))), slice::from_ref(&(7..8)));
-    assert!(joined(&[]).is_empty());
+fn near_ranges_are_joined() {
+    assert_eq!(join_ranges(&[1..2, 34..40, 73..75]), [1..40, 73..75]);
+    assert_eq!(join_ranges(slice::from_ref(&(7..8))), slice::from_ref(&(7..8)));
+    assert!(join_ranges(&[]).is_empty());
 }
