@@ -271,7 +271,7 @@ fn formats_of_snapshots_have_versions() {
     let other = file("no-state", &[7; 48]);
     let why = refusal(&["--describe-snapshot", &other], 1);
     assert!(
-        why.contains(&other) && why.contains("no state file of mayfly"),
+        why.contains(&other) && why.contains("not a state file of mayfly"),
         "{why}"
     );
     let why = refusal(&["--describe-snapshot", "/nowhere/state"], 1);

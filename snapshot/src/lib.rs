@@ -1,18 +1,17 @@
-//! What leaves a virtual machine and comes back: the contract for state and the format it is kept in.
+//! Saved state of a virtual machine: the contract for components, and the file format.
 //!
-//! This is the lowest crate. It knows no device and no KVM; everything with state to keep implements [`Persist`]
-//! and becomes a section of an archive. Page contents are bulk data and do not pass through sections.
+//! This is the lowest crate and depends on no device and no KVM. Each component with state implements [`Persist`] and becomes
+//! a section of an archive. Guest memory is not part of an archive.
 //!
-//! | module | holds |
+//! | module | content |
 //! |---|---|
-//! | [`persist`] | [`Persist`], [`Schema`] and the object-safe [`Component`] |
-//! | [`section`] | [`ArchiveWriter`] and [`ArchiveReader`]: named, versioned sections, each taken exactly once |
-//! | [`mod@file`] | the state file: a checked header in front of the sections |
-//! | [`file::atomic`] | [`AtomicFile`]: a file that gets its name when it is whole |
+//! | [`persist`] | [`Persist`] and the object-safe [`Component`] |
+//! | [`section`] | [`Schema`], [`ArchiveWriter`] and [`ArchiveReader`]: named, versioned sections, each read exactly once |
+//! | [`mod@file`] | state file: a header with a checksum, and an archive |
+//! | [`file::atomic`] | [`AtomicFile`]: a file that replaces another when it is complete |
 //!
-//! Threat model: the bytes given to [`ArchiveReader::parse`] and the files given to [`file::read`] are untrusted. No length in them
-//! is believed before it has been compared with what is there, and nothing is allocated by their say-so. The checksum is
-//! against accidents: who can write the file can also refit it.
+//! Threat model: the bytes for [`ArchiveReader::parse`] and the files for [`file::read`] are untrusted. Each length is compared with
+//! the available data before use, and no allocation depends on an unchecked length. The checksum detects accidental changes only.
 
 pub mod file;
 pub mod persist;
@@ -22,7 +21,7 @@ pub use file::atomic::AtomicFile;
 pub use persist::{Component, Persist};
 pub use section::{ArchiveReader, ArchiveWriter, Schema};
 
-/// The memory of a guest: one private mapping a region.
+/// Guest memory: one private mapping per region.
 ///
-/// There is no dirty bitmap: a page that differs from its file is found by asking the kernel, at the time of a snapshot.
+/// It has no dirty bitmap: the kernel's page tables show the changed pages when a snapshot is created.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;

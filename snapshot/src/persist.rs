@@ -1,75 +1,75 @@
-//! The contract that everything with state to keep fulfils.
+//! Contract of components with state.
 
 use crate::section::{ArchiveReader, ArchiveWriter, Error as SectionError, Schema};
 
-/// Why a component could not give or take its state.
+/// Error while a component is saved or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The section could not be written, found or decoded.
-    #[error("cannot move state in or out of section {key:?}")]
+    #[error("cannot save or restore section {key:?}")]
     Section {
         /// Key of the section.
         key: String,
-        /// What was wrong with it.
+        /// Error of the archive.
         #[source]
         source: SectionError,
     },
-    /// The state was decoded, but its values cannot be those of this component.
-    #[error("{component} cannot take its saved state: {reason}")]
+    /// A value of the decoded state is not valid for the component.
+    #[error("cannot restore {component}: {reason}")]
     Invalid {
         /// Schema name of the component.
         component: &'static str,
-        /// Which value is wrong, and what was expected.
+        /// The invalid value and the valid ones.
         reason: String,
     },
-    /// The kernel refused to give or take state.
-    #[error("{component}: {operation} failed")]
+    /// A system call on kernel state failed.
+    #[error("cannot save or restore {component}: {operation} failed")]
     Kernel {
         /// Schema name of the component.
         component: &'static str,
-        /// The operation that failed.
+        /// Name of the system call or ioctl.
         operation: &'static str,
-        /// The kernel's answer.
+        /// Error of the call.
         #[source]
         source: std::io::Error,
     },
 }
 
-/// Saves and restores the state of one component.
+/// Component with state to save and restore.
 ///
-/// `save` is called while the component is quiescent: no vCPU runs and no request is in flight. `restore` is called on
-/// an instance that was built from the same specification as the one that was saved, and leaves no trace of what that
-/// instance did before. Neither has a default body: a component without state has an empty state structure.
+/// `save` requires a quiescent component: no vCPU runs and no request is in flight. `restore` requires an instance built from the same
+/// specification as the saved one, and overwrites all state of that instance. Neither has a default body: a component
+/// without state has an empty state structure.
 pub trait Persist {
-    /// Plain owned data.
+    /// Saved state: plain owned data.
     type State: Schema;
 
-    /// Returns the state as it is now.
+    /// Returns the current state.
     ///
     /// # Errors
-    /// [`Error::Kernel`] when part of the state lives in the kernel and it does not hand it out.
+    /// [`Error::Kernel`] if the kernel does not return its part of the state.
     fn save(&self) -> Result<Self::State, Error>;
 
-    /// Replaces the state. The values of `state` are untrusted and are checked.
+    /// Replaces the state. The values of `state` are untrusted; the function checks them.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when a value cannot be one of this component, [`Error::Kernel`] when the kernel refuses it.
-    /// After an error the component must not be used.
+    /// [`Error::Invalid`] if a value is not valid for the component, [`Error::Kernel`] if the kernel rejects it. The component must not
+    /// be used after an error.
     fn restore(&mut self, state: Self::State) -> Result<(), Error>;
 }
 
-/// [`Persist`] with the type of the state erased, for lists of unlike components.
+/// [`Persist`] without the type of the state, for lists of different components.
 pub trait Component {
     /// Saves the state as section `key` of `archive`.
     ///
     /// # Errors
-    /// As [`Persist::save`], and [`Error::Section`] when the key is taken.
+    /// As [`Persist::save`], and [`Error::Section`] if the key exists.
     fn save_section(&self, key: &str, archive: &mut ArchiveWriter) -> Result<(), Error>;
 
-    /// Takes section `key` out of `archive` and restores from it.
+    /// Restores the state from section `key` of `archive` and removes the section.
     ///
     /// # Errors
-    /// As [`Persist::restore`], and [`Error::Section`] when the section is missing or of another schema.
+    /// As [`Persist::restore`], and [`Error::Section`] if the section is missing or has another schema.
     fn restore_section(&mut self, key: &str, archive: &mut ArchiveReader<'_>) -> Result<(), Error>;
 }
 

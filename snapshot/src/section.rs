@@ -1,41 +1,41 @@
-//! Named, versioned sections, each taken exactly once.
+//! Archive of named, versioned sections, each read exactly once.
 //!
-//! A section is, with all integers little-endian:
+//! Format of a section, all integers little-endian:
 //!
 //! ```text
 //! u16 length of key | key | u16 length of schema name | schema name | u32 schema version | u32 length | payload
 //! ```
 //!
-//! The payload is the state structure in postcard encoding.
+//! The payload is the state structure in postcard encoding, which identifies fields and variants by position.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Names the layout of a state structure, so that a reader knows what it is about to decode.
+/// State structure with a name and version of its layout.
 pub trait Schema: Serialize + DeserializeOwned {
-    /// What the state belongs to, for example `"i8042"`. Never changes.
+    /// Name of the component, for example `"i8042"`. Must not change.
     const NAME: &'static str;
-    /// Raised whenever a field is added, removed, or changes its meaning.
+    /// Version of the layout. Must be increased if a field is added, removed, or changes its meaning.
     const VERSION: u32;
 }
 
-/// Why sections could not be written or read.
+/// Error while sections are written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Two sections have the same key.
-    #[error("section {0:?} is there twice")]
+    #[error("section {0:?} exists twice")]
     Doubled(String),
     /// A key or a name is longer than 65,535 bytes, or a payload longer than 4 GiB.
-    #[error("section {0:?} is too large for the format")]
+    #[error("cannot write section {0:?}: key, schema name or payload is too long for the format")]
     TooLarge(String),
     /// The state structure could not be encoded.
     #[error("cannot encode section {key:?}")]
     Encode {
         /// Key of the section.
         key: String,
-        /// What the encoder said.
+        /// Error of the encoder.
         #[source]
         source: postcard::Error,
     },
@@ -44,55 +44,55 @@ pub enum Error {
     Decode {
         /// Key of the section.
         key: String,
-        /// What the decoder said.
+        /// Error of the decoder.
         #[source]
         source: postcard::Error,
     },
-    /// The payload is longer than the structure that it holds.
-    #[error("section {key:?} has {extra} bytes too many")]
+    /// The payload is longer than the structure.
+    #[error("cannot decode section {key:?}: it has {extra} extra bytes")]
     Trailing {
         /// Key of the section.
         key: String,
-        /// Bytes left over.
+        /// Number of bytes after the structure.
         extra: usize,
     },
     /// The archive ends within a section.
-    #[error("the sections end at byte {at}, {missing} bytes short")]
+    #[error("cannot read the section at byte {at}: {missing} bytes are missing")]
     Truncated {
-        /// Offset of what could not be read.
+        /// Offset of the incomplete field.
         at: usize,
-        /// Bytes that are missing.
+        /// Number of missing bytes.
         missing: usize,
     },
     /// A key or a schema name is not UTF-8.
-    #[error("the name at byte {0} is not UTF-8")]
+    #[error("cannot read the section name at byte {0}: it is not UTF-8")]
     Name(usize),
-    /// A section that is needed is not there, or has been taken already.
-    #[error("there is no section {0:?}")]
+    /// The section does not exist, or was read before.
+    #[error("section {0:?} is missing")]
     Missing(String),
-    /// The section holds another structure, or another version of it.
-    #[error("section {key:?} holds {found} where {expected} is needed")]
+    /// The section holds another structure or version.
+    #[error("section {key:?} holds {found}, but {expected} is required")]
     Schema {
         /// Key of the section.
         key: String,
         /// Name and version in the archive.
         found: String,
-        /// Name and version that this build reads.
+        /// Required name and version.
         expected: String,
     },
-    /// Sections that nobody took: their component is missing from the machine.
-    #[error("nothing in this machine takes the sections {0:?}")]
+    /// The machine has no component for these sections.
+    #[error("cannot restore the sections {0:?}: the machine has no component for them")]
     Leftover(Vec<String>),
 }
 
-/// Collects sections.
+/// Archive under construction.
 #[derive(Debug, Default)]
 pub struct ArchiveWriter {
     sections: BTreeMap<String, Vec<u8>>,
 }
 
 impl ArchiveWriter {
-    /// An archive without sections.
+    /// Creates an archive without sections.
     pub fn new() -> Self {
         Self::default()
     }
@@ -100,8 +100,7 @@ impl ArchiveWriter {
     /// Adds `state` as section `key`.
     ///
     /// # Errors
-    /// [`Error::Doubled`] when the key is taken, [`Error::Encode`] and [`Error::TooLarge`] when the state does not fit
-    /// the format.
+    /// [`Error::Doubled`] if the key exists, [`Error::Encode`] and [`Error::TooLarge`] if the format does not support the state.
     pub fn write<S: Schema>(&mut self, key: &str, state: &S) -> Result<(), Error> {
         if self.sections.contains_key(key) {
             return Err(Error::Doubled(key.to_owned()));
@@ -128,7 +127,7 @@ impl ArchiveWriter {
         Ok(())
     }
 
-    /// The sections, in the order of their keys.
+    /// Encodes the sections, sorted by key.
     pub fn into_bytes(self) -> Vec<u8> {
         self.sections.into_values().collect::<Vec<_>>().concat()
     }
@@ -141,14 +140,14 @@ struct Section<'a> {
     payload: &'a [u8],
 }
 
-/// Hands out sections, each once.
+/// Archive to read sections from, each once.
 #[derive(Debug)]
 pub struct ArchiveReader<'a> {
     sections: BTreeMap<&'a str, Section<'a>>,
 }
 
 impl<'a> ArchiveReader<'a> {
-    /// Finds the sections in `bytes`; payloads are decoded when they are taken.
+    /// Parses the sections in `bytes`, without a decode of their payloads.
     ///
     /// # Errors
     /// [`Error::Truncated`], [`Error::Name`] or [`Error::Doubled`].
@@ -169,7 +168,7 @@ impl<'a> ArchiveReader<'a> {
         Ok(Self { sections })
     }
 
-    /// Takes section `key` out and decodes it.
+    /// Removes section `key` and decodes it.
     ///
     /// # Errors
     /// [`Error::Missing`], [`Error::Schema`], [`Error::Decode`] or [`Error::Trailing`].
@@ -198,10 +197,10 @@ impl<'a> ArchiveReader<'a> {
         }
     }
 
-    /// Ends the reading.
+    /// Checks that all sections were read.
     ///
     /// # Errors
-    /// [`Error::Leftover`] when a section was not taken.
+    /// [`Error::Leftover`] if a section was not read.
     pub fn finish(self) -> Result<(), Error> {
         if self.sections.is_empty() {
             return Ok(());
@@ -218,19 +217,19 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    fn take_bytes(&mut self, length: usize) -> Result<&'a [u8], Error> {
+    fn next_bytes(&mut self, length: usize) -> Result<&'a [u8], Error> {
         let rest = &self.bytes[self.at..];
-        let taken = rest.get(..length).ok_or(Error::Truncated {
+        let bytes = rest.get(..length).ok_or(Error::Truncated {
             at: self.at,
             missing: length.saturating_sub(rest.len()),
         })?;
         self.at += length;
-        Ok(taken)
+        Ok(bytes)
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Error> {
         let mut array = [0; N];
-        array.copy_from_slice(self.take_bytes(N)?);
+        array.copy_from_slice(self.next_bytes(N)?);
         Ok(array)
     }
 
@@ -241,7 +240,7 @@ impl<'a> Cursor<'a> {
     fn name(&mut self) -> Result<&'a str, Error> {
         let length = u16::from_le_bytes(self.array()?);
         let at = self.at;
-        std::str::from_utf8(self.take_bytes(length.into())?).map_err(|_| Error::Name(at))
+        std::str::from_utf8(self.next_bytes(length.into())?).map_err(|_| Error::Name(at))
     }
 
     fn payload(&mut self) -> Result<&'a [u8], Error> {
@@ -250,7 +249,7 @@ impl<'a> Cursor<'a> {
             at: self.at,
             missing: usize::MAX,
         })?;
-        self.take_bytes(length)
+        self.next_bytes(length)
     }
 }
 
@@ -305,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn sections_come_back_as_they_went() {
+    fn round_trip_keeps_sections() {
         let bytes = archive();
         let mut reader = ArchiveReader::parse(&bytes).unwrap();
         assert_eq!(reader.read::<Clock>("clock/0").unwrap(), clock());
@@ -314,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_section_is_taken_once() {
+    fn second_read_of_section_fails() {
         let bytes = archive();
         let mut reader = ArchiveReader::parse(&bytes).unwrap();
         reader.read::<Clock>("clock/0").unwrap();
@@ -322,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_section_nobody_takes_is_an_error() {
+    fn unread_section_is_an_error() {
         let bytes = archive();
         let mut reader = ArchiveReader::parse(&bytes).unwrap();
         reader.read::<Clock>("clock/0").unwrap();
@@ -330,18 +329,18 @@ mod tests {
     }
 
     #[test]
-    fn another_version_is_refused_before_it_is_decoded() {
+    fn other_version_is_rejected_before_decode() {
         let bytes = archive();
         let mut reader = ArchiveReader::parse(&bytes).unwrap();
         let error = reader.read::<NewerClock>("clock/0").err().unwrap();
         assert_eq!(
             error.to_string(),
-            "section \"clock/0\" holds clock version 3 where clock version 4 is needed"
+            "section \"clock/0\" holds clock version 3, but clock version 4 is required"
         );
     }
 
     #[test]
-    fn keys_are_unique() {
+    fn duplicate_key_is_rejected() {
         let mut writer = ArchiveWriter::new();
         writer.write("clock", &clock()).unwrap();
         assert!(matches!(writer.write("clock", &clock()), Err(Error::Doubled(_))));
@@ -350,13 +349,13 @@ mod tests {
     }
 
     #[test]
-    fn every_truncation_is_an_error() {
+    fn every_truncation_fails() {
         let bytes = archive();
         for length in 1..bytes.len() {
             let parsed = ArchiveReader::parse(&bytes[..length]);
-            let whole_sections = parsed.is_ok_and(|mut reader| reader.read::<Clock>("clock/1").is_err());
+            let is_incomplete = parsed.is_ok_and(|mut reader| reader.read::<Clock>("clock/1").is_err());
             assert!(
-                whole_sections || ArchiveReader::parse(&bytes[..length]).is_err(),
+                is_incomplete || ArchiveReader::parse(&bytes[..length]).is_err(),
                 "{length} bytes were accepted"
             );
         }
@@ -364,14 +363,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn parse_arbitrary_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             if let Ok(mut reader) = ArchiveReader::parse(&bytes) {
                 prop_assert!(reader.read::<Clock>("clock/0").is_err());
             }
         }
 
         #[test]
-        fn no_changed_byte_makes_the_reader_panic(at in 0..100_usize, value: u8) {
+        fn parse_changed_byte_never_panics(at in 0..100_usize, value: u8) {
             let mut bytes = archive();
             let at = at % bytes.len();
             bytes[at] = value;

@@ -174,18 +174,18 @@ fn every_section_is_there_once_and_of_its_version() {
         let mut other = section.bytes.clone();
         other[section.version] += 1;
         parts[index] = &other;
-        named(&said(&parts), " is needed");
+        named(&said(&parts), " is required");
         parts[index] = &section.bytes;
         parts.push(&section.bytes);
-        named(&said(&parts), "is there twice");
+        named(&said(&parts), "exists twice");
         parts.pop();
         parts.remove(index);
-        named(&said(&parts), "there is no section");
+        named(&said(&parts), "is missing");
     }
     let mut parts: Vec<&[u8]> = all.iter().map(|section| section.bytes.as_slice()).collect();
     parts.push(b"\x01\0x\x01\0y\0\0\0\0\0\0\0\0");
     let why = said(&parts);
-    assert!(why.contains("takes the sections [\"x\"]"), "{why}");
+    assert!(why.contains("restore the sections [\"x\"]"), "{why}");
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn another_host_is_named() {
         (12, &[2], "of aarch64"),
         (17, &[0x40], "pages of 16384 bytes"),
         (24, &[0, 0x10, 0, 0], "4096 bytes of memory"),
-        (FIXED, b"?", "taken on the processor \"?"),
+        (FIXED, b"?", "of the CPU \"?"),
     ] {
         let why = said(at, value);
         assert!(why.contains(text), "{at}: {why}");
@@ -226,7 +226,10 @@ fn the_memory_file_is_the_one() {
     ] {
         file.set_len(other).unwrap();
         let why = loader.load(&loader.good).unwrap_err();
-        assert!(why.contains("cannot map the memory file: its size is "), "{other}: {why}");
+        assert!(
+            why.contains("cannot map the memory file: its size is "),
+            "{other}: {why}"
+        );
     }
     fs::remove_file(&memory).unwrap();
     assert!(

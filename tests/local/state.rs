@@ -318,23 +318,20 @@ fn what_does_not_fit_is_refused_before_the_guest_runs() {
     };
     let two = Guest { vcpus: 2, ..echo };
     let error = refused(two, &state);
-    assert!(error.contains("there is no section \"vcpu/1\""), "{error}");
+    assert!(error.contains("section \"vcpu/1\" is missing"), "{error}");
     let kernel = Guest {
         irqchip: IrqchipMode::Kernel,
         ..echo
     };
     let error = refused(kernel, &state);
     assert!(
-        error.contains("split-irqchip version 1 where kernel-irqchip"),
+        error.contains("split-irqchip version 1, but kernel-irqchip"),
         "{error}"
     );
     let mut more = state.clone();
     more.extend(b"\x01\0x\x01\0y\0\0\0\0\0\0\0\0");
     let error = refused(echo, &more);
-    assert!(
-        error.contains("nothing in this machine takes the sections [\"x\"]"),
-        "{error}"
-    );
+    assert!(error.contains("cannot restore the sections [\"x\"]"), "{error}");
 }
 
 #[test]

@@ -1,57 +1,56 @@
-//! A file that gets its name when it is whole.
+//! File that replaces another when it is complete.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Temporary names that are tried: as many writers can be at work on one file at a time.
+/// Number of temporary names per path: the maximum number of concurrent writers.
 const NAMES: u32 = 100;
 
-/// Why a file could not be put in place.
+/// Error while a file is replaced.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The path ends in no file name.
-    #[error("{0:?} names no file")]
+    /// The path has no file name.
+    #[error("cannot create {0:?}: the path has no file name")]
     Nameless(PathBuf),
-    /// What has the name is no file to be replaced.
-    #[error("{0:?} is a folder, a pipe or a device; name a file")]
+    /// The path exists and is not a regular file.
+    #[error("cannot replace {0:?}: it is a directory, pipe or device; name a file")]
     Irregular(PathBuf),
-    /// No file could be made in the folder.
-    #[error("cannot make {0:?}; its folder must exist and be writable", .path)]
+    /// The temporary file could not be created.
+    #[error("cannot create {path:?}; its directory must exist and be writable")]
     Create {
-        /// The temporary name.
+        /// Temporary path.
         path: PathBuf,
-        /// The kernel's answer.
+        /// Error of `open`.
         #[source]
         source: io::Error,
     },
-    /// The content or the name could not be brought to the disk.
-    #[error("cannot bring {path:?} to the disk")]
+    /// The file or its directory could not be synced.
+    #[error("cannot sync {path:?} to disk")]
     Sync {
-        /// The file, or its folder.
+        /// Path of the file or directory.
         path: PathBuf,
-        /// The kernel's answer.
+        /// Error of `open` or `fsync`.
         #[source]
         source: io::Error,
     },
-    /// The file could not be given its name.
-    #[error("cannot give a new file the name {path:?}")]
+    /// The file could not be renamed.
+    #[error("cannot rename a temporary file to {path:?}")]
     Rename {
-        /// The name.
+        /// Final path.
         path: PathBuf,
-        /// The kernel's answer.
+        /// Error of `rename`.
         #[source]
         source: io::Error,
     },
 }
 
-/// A new file beside `path`, under a temporary name until [`commit`](Self::commit) lets it take the place of what has the name.
+/// New file under a temporary name in the directory of `path`; [`commit`](Self::commit) renames it to `path`.
 ///
-/// Dropped before that, it is removed. A process that is killed in between leaves the temporary file, whose name begins
-/// with a dot, and what was at `path` as it was. The next writer removes what such a process left: a writer's file is
-/// locked, as flock(2) does it, for as long as the writer lives.
+/// Dropping it before that removes the file. A killed process leaves the temporary file, whose name starts with a dot, and the old
+/// file at `path`. The next writer removes temporary files of killed processes: a live writer holds a lock (flock(2)) on its file.
 #[derive(Debug)]
 pub struct AtomicFile {
     file: File,
@@ -61,30 +60,30 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Makes an empty file beside `path`, open for reading and writing. If `path` is a link, what it leads to is replaced.
+    /// Creates an empty file for `path`, open for reading and writing. If `path` is a symbolic link, its target is replaced.
     ///
     /// # Errors
-    /// [`Error::Nameless`], [`Error::Irregular`], and [`Error::Create`] when the folder takes no file.
+    /// [`Error::Nameless`], [`Error::Irregular`], and [`Error::Create`] if no file can be created in the directory.
     pub fn create(path: &Path) -> Result<Self, Error> {
         let mut found = fs::symlink_metadata(path);
-        let mut followed = None;
+        let mut target = None;
         if found.as_ref().is_ok_and(fs::Metadata::is_symlink) {
-            // A link to what is not there yet is what it is called.
-            followed = fs::canonicalize(path).ok();
+            // A dangling link is replaced itself.
+            target = fs::canonicalize(path).ok();
             found = fs::metadata(path);
         }
-        let path = followed.as_deref().unwrap_or(path);
+        let path = target.as_deref().unwrap_or(path);
         if found.is_ok_and(|metadata| !metadata.is_file()) {
             return Err(Error::Irregular(path.to_owned()));
         }
         let name = path.file_name().ok_or_else(|| Error::Nameless(path.to_owned()))?;
-        let names = || (0..NAMES).map(|number| hidden(path, name, number));
+        let names = || (0..NAMES).map(|number| temporary_path(path, name, number));
         names()
             .take_while(|temporary| fs::symlink_metadata(temporary).is_ok())
             .for_each(|temporary| remove_stale(&temporary));
-        let mut refused = Error::Nameless(path.to_owned());
+        let mut failure = Error::Nameless(path.to_owned());
         for temporary in names() {
-            match make(&temporary) {
+            match create_locked(&temporary) {
                 Ok(file) => {
                     return Ok(Self {
                         file,
@@ -94,31 +93,31 @@ impl AtomicFile {
                     });
                 }
                 Err(source) => {
-                    let taken = source.kind() == io::ErrorKind::AlreadyExists;
-                    refused = Error::Create {
+                    let exists = source.kind() == io::ErrorKind::AlreadyExists;
+                    failure = Error::Create {
                         path: temporary,
                         source,
                     };
-                    if !taken {
+                    if !exists {
                         break;
                     }
                 }
             }
         }
-        Err(refused)
+        Err(failure)
     }
 
-    /// The file, to be filled.
+    /// Returns the open file.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// The name that the file will have.
+    /// Returns the final path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Brings the content to the disk. Nothing may be written after that.
+    /// Syncs the content to disk. No write may follow.
     ///
     /// # Errors
     /// [`Error::Sync`]
@@ -133,19 +132,19 @@ impl AtomicFile {
         Ok(())
     }
 
-    /// Brings the content to the disk, gives the file its name, and brings the name to the disk.
+    /// Syncs the content, renames the file to its final path, and syncs the directory.
     ///
     /// # Errors
-    /// [`Error::Sync`] or [`Error::Rename`]; what was at the path is then still there and whole, unless only the folder
-    /// could not be synced: then the new file is there, and may be gone after a loss of power.
+    /// [`Error::Sync`] or [`Error::Rename`]. The old file then stays at the path, unless only the sync of the directory failed: the new file is
+    /// then at the path, but a power loss may revert it.
     pub fn commit(mut self) -> Result<(), Error> {
         self.sync()?;
         self.rename()?;
-        sync_names(&self.path)
+        sync_directory(&self.path)
     }
 
-    /// As [`commit`](Self::commit), but leaves it to the kernel when the content gets to the disk, and does not wait: for what
-    /// can be made anew. A loss of power soon after may leave a file that is cut short.
+    /// Renames the file to its final path without a sync, for content that can be created again. A power loss soon afterwards may
+    /// leave a truncated file.
     ///
     /// # Errors
     /// [`Error::Rename`]
@@ -160,53 +159,53 @@ impl AtomicFile {
                 source,
             })?;
         }
-        // From here on the temporary name may be another process's.
+        // Another process may create the temporary name again: drop() must not remove it.
         self.temporary = None;
         Ok(())
     }
 }
 
-/// Brings the names in the folder of `path` to the disk.
+/// Syncs the directory of `path` to disk.
 ///
 /// # Errors
 /// [`Error::Sync`]
-pub fn sync_names(path: &Path) -> Result<(), Error> {
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
+pub fn sync_directory(path: &Path) -> Result<(), Error> {
+    let directory = match path.parent() {
+        Some(directory) if directory != Path::new("") => directory,
         _ => Path::new("."),
     };
-    let synced = File::open(folder).and_then(|opened| opened.sync_all());
+    let synced = File::open(directory).and_then(|opened| opened.sync_all());
     synced.map_err(|source| Error::Sync {
-        path: folder.to_owned(),
+        path: directory.to_owned(),
         source,
     })
 }
 
-fn hidden(path: &Path, name: &std::ffi::OsStr, number: u32) -> PathBuf {
+fn temporary_path(path: &Path, name: &OsStr, number: u32) -> PathBuf {
     let mut hidden = OsString::from(".");
     hidden.push(name);
     hidden.push(format!(".part{number}"));
     path.with_file_name(hidden)
 }
 
-/// Makes a file that is locked. Never one that exists: another process may be writing it, or it may be a link to elsewhere.
-fn make(path: &Path) -> io::Result<File> {
+/// Creates and locks a file. Fails if the path exists: it may belong to another writer or be a link to another directory.
+fn create_locked(path: &Path) -> io::Result<File> {
     let file = File::options()
         .read(true)
         .write(true)
         .create_new(true)
         .open(path)?;
     match file.try_lock() {
-        // Without locks nobody takes it for a killed writer's.
+        // On a file system without locks, remove_stale() cannot lock the file either and keeps it.
         Ok(()) | Err(TryLockError::Error(_)) if is_at(&file, path) => Ok(file),
-        // Before it was locked, another writer has.
+        // Another writer took the file for stale between open and lock.
         _ => Err(io::ErrorKind::AlreadyExists.into()),
     }
 }
 
-/// Removes the file at `path` if it is a writer's that is gone. If not, the name is taken, which is no error.
+/// Removes the temporary file at `path` if its writer is gone. Otherwise the name stays in use.
 fn remove_stale(path: &Path) {
-    // Asked before it is opened, because to open a pipe is to wait for its writer.
+    // Before the open: open(2) of a pipe would wait for a writer.
     if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file()) {
         return;
     }
@@ -218,7 +217,7 @@ fn remove_stale(path: &Path) {
     }
 }
 
-/// Whether `file` still has the name `path`.
+/// Returns true if `path` still refers to `file`.
 fn is_at(file: &File, path: &Path) -> bool {
     let same =
         |file: fs::Metadata, named: fs::Metadata| (file.dev(), file.ino()) == (named.dev(), named.ino());
@@ -248,31 +247,31 @@ mod tests {
     use super::{AtomicFile, Error, NAMES};
 
     #[test]
-    fn the_old_file_stays_until_the_new_one_is_whole() {
-        let folder = Directory::new();
-        let path = folder.path("state");
+    fn old_file_stays_until_commit() {
+        let directory = Directory::new();
+        let path = directory.path("state");
         fs::write(&path, "old").unwrap();
         let replacement = AtomicFile::create(&path).unwrap();
         replacement.file().write_all(b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"old");
         replacement.commit().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
-        assert_eq!(folder.names(), ["state"]);
+        assert_eq!(directory.names(), ["state"]);
     }
 
     #[test]
-    fn what_is_given_up_leaves_nothing() {
-        let folder = Directory::new();
-        let replacement = AtomicFile::create(&folder.path("state")).unwrap();
-        assert_eq!(folder.names(), [".state.part0"]);
+    fn dropped_file_is_removed() {
+        let directory = Directory::new();
+        let replacement = AtomicFile::create(&directory.path("state")).unwrap();
+        assert_eq!(directory.names(), [".state.part0"]);
         drop(replacement);
-        assert!(folder.names().is_empty());
+        assert!(directory.names().is_empty());
     }
 
     #[test]
-    fn writers_do_not_disturb_each_other() {
-        let folder = Directory::new();
-        let path = folder.path("state");
+    fn concurrent_writers_are_independent() {
+        let directory = Directory::new();
+        let path = directory.path("state");
         let first = AtomicFile::create(&path).unwrap();
         let second = AtomicFile::create(&path).unwrap();
         first.file().write_all(b"first").unwrap();
@@ -284,77 +283,77 @@ mod tests {
     }
 
     #[test]
-    fn what_killed_writers_left_is_neither_used_nor_followed() {
-        let folder = Directory::new();
-        let elsewhere = folder.path("elsewhere");
+    fn stale_files_are_not_reused() {
+        let directory = Directory::new();
+        let elsewhere = directory.path("elsewhere");
         fs::write(&elsewhere, "kept").unwrap();
-        symlink(&elsewhere, folder.path(".state.part0")).unwrap();
-        // Who still has it open writes to nobody's file.
-        fs::write(folder.path(".state.part1"), "left").unwrap();
+        symlink(&elsewhere, directory.path(".state.part0")).unwrap();
+        // The open file is stale; writes to it must not reach the new file.
+        fs::write(directory.path(".state.part1"), "left").unwrap();
         let mut left = fs::File::options()
             .write(true)
-            .open(folder.path(".state.part1"))
+            .open(directory.path(".state.part1"))
             .unwrap();
-        let replacement = AtomicFile::create(&folder.path("state")).unwrap();
+        let replacement = AtomicFile::create(&directory.path("state")).unwrap();
         left.write_all(b"more").unwrap();
         replacement.file().write_all(b"new").unwrap();
         replacement.commit().unwrap();
         assert_eq!(fs::read(&elsewhere).unwrap(), b"kept");
-        assert_eq!(fs::read(folder.path("state")).unwrap(), b"new");
-        assert_eq!(folder.names(), [".state.part0", "elsewhere", "state"]);
+        assert_eq!(fs::read(directory.path("state")).unwrap(), b"new");
+        assert_eq!(directory.names(), [".state.part0", "elsewhere", "state"]);
     }
 
     #[test]
-    fn what_killed_writers_left_is_in_nobodys_way() {
-        let folder = Directory::new();
+    fn stale_files_are_removed() {
+        let directory = Directory::new();
         for number in 0..NAMES {
-            fs::write(folder.path(&format!(".state.part{number}")), "left").unwrap();
+            fs::write(directory.path(&format!(".state.part{number}")), "left").unwrap();
         }
-        fs::write(folder.path(".memory.part0"), "another's").unwrap();
-        AtomicFile::create(&folder.path("state"))
+        fs::write(directory.path(".memory.part0"), "another's").unwrap();
+        AtomicFile::create(&directory.path("state"))
             .unwrap()
             .commit()
             .unwrap();
-        assert_eq!(folder.names(), [".memory.part0", "state"]);
+        assert_eq!(directory.names(), [".memory.part0", "state"]);
         for number in 0..NAMES {
-            symlink("state", folder.path(&format!(".state.part{number}"))).unwrap();
+            symlink("state", directory.path(&format!(".state.part{number}"))).unwrap();
         }
-        let error = AtomicFile::create(&folder.path("state")).unwrap_err();
+        let error = AtomicFile::create(&directory.path("state")).unwrap_err();
         assert!(matches!(error, Error::Create { .. }), "{error}");
     }
 
     #[test]
-    fn only_files_are_replaced() {
-        let folder = Directory::new();
-        let path = folder.path("state");
+    fn only_regular_files_are_replaced() {
+        let directory = Directory::new();
+        let path = directory.path("state");
         fs::create_dir(&path).unwrap();
         for path in [&path, Path::new("/dev/null"), Path::new("/")] {
             let error = AtomicFile::create(path).unwrap_err();
             assert!(matches!(error, Error::Irregular(_)), "{error}");
         }
-        let missing = folder.path("missing/state");
+        let missing = directory.path("missing/state");
         assert!(matches!(AtomicFile::create(&missing), Err(Error::Create { .. })));
         assert!(matches!(
-            AtomicFile::create(&folder.path("missing/..")),
+            AtomicFile::create(&directory.path("missing/..")),
             Err(Error::Nameless(_))
         ));
     }
 
     #[test]
-    fn a_name_that_is_taken_meanwhile_is_an_error() {
-        let folder = Directory::new();
-        let path = folder.path("state");
+    fn commit_over_new_directory_fails() {
+        let directory = Directory::new();
+        let path = directory.path("state");
         let replacement = AtomicFile::create(&path).unwrap();
         fs::create_dir(&path).unwrap();
         let error = replacement.commit().unwrap_err();
         assert!(matches!(error, Error::Rename { .. }), "{error}");
-        assert_eq!(folder.names(), ["state"]);
+        assert_eq!(directory.names(), ["state"]);
     }
 
     #[test]
-    fn a_link_stays_a_link() {
-        let folder = Directory::new();
-        let (path, link) = (folder.path("state"), folder.path("link"));
+    fn symlink_target_is_replaced() {
+        let directory = Directory::new();
+        let (path, link) = (directory.path("state"), directory.path("link"));
         fs::write(&path, "old").unwrap();
         symlink("state", &link).unwrap();
         let replacement = AtomicFile::create(&link).unwrap();

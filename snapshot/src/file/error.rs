@@ -1,4 +1,4 @@
-//! What can go wrong with a state file.
+//! Errors of state file operations.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,64 +6,64 @@ use std::path::PathBuf;
 use super::atomic;
 use super::header::{FormatError, MAX_CPU, MAX_SECTIONS};
 
-/// Why a state file could not be written or read.
+/// Error while a state file is written, read or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is more state than the format takes.
+    /// The state exceeds the limits of the format.
     #[error(
-        "the state for {path:?} is too long: {sections} bytes of sections, of which {MAX_SECTIONS} fit, and a processor's identity of \
-         {cpu} bytes, of which {MAX_CPU} fit"
+        "cannot write the state file {path:?}: {sections} bytes of sections (at most {MAX_SECTIONS}) or {cpu} bytes of CPU identity \
+         (at most {MAX_CPU}) are too long"
     )]
     TooLong {
-        /// The file that was to be.
+        /// Path of the file.
         path: PathBuf,
         /// Length of the sections in bytes.
         sections: usize,
-        /// Length of the processor's identity in bytes.
+        /// Length of the CPU identity in bytes.
         cpu: usize,
     },
     /// The content could not be written.
     #[error("cannot write the state file {path:?}")]
     Write {
-        /// The file that was to be.
+        /// Path of the file.
         path: PathBuf,
-        /// The kernel's answer.
+        /// Error of `write`.
         #[source]
         source: io::Error,
     },
-    /// The file could not be made or get its name.
-    #[error("cannot put the state file {path:?} in place")]
+    /// The file could not be created, synced or renamed.
+    #[error("cannot replace the state file {path:?}")]
     Replace {
-        /// The file that was to be.
+        /// Path of the file.
         path: PathBuf,
-        /// What could not be done.
+        /// Error of the replacement.
         #[source]
         source: atomic::Error,
     },
     /// An earlier file could not be removed.
     #[error("cannot remove the state file {path:?}")]
     Remove {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The kernel's answer.
+        /// Error of `unlink`.
         #[source]
         source: io::Error,
     },
     /// The file could not be read.
     #[error("cannot read the state file {path:?}")]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The kernel's answer.
+        /// Error of `open`, `fstat` or `read`.
         #[source]
         source: io::Error,
     },
-    /// The file is no state file that can be loaded here.
-    #[error("{path:?} cannot be loaded")]
+    /// The file is not a state file for this host.
+    #[error("cannot load {path:?}")]
     Refused {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Reason of the rejection.
         #[source]
         source: FormatError,
     },

@@ -1,29 +1,29 @@
-//! The header of a state file, in memory and in bytes.
+//! Header of a state file, and its encoding.
 
 use std::fmt;
 
 use crc::{CRC_64_XZ, Crc, Table};
 
-/// Length of the header's fixed part in bytes.
+/// Length of the fixed part of the header in bytes.
 pub(super) const FIXED: usize = 48;
 
 const MAGIC: [u8; 8] = *b"mayflyst";
-/// The version of the format that is written, and the only one that is read.
+/// Version of the format: the written one, and the only supported one.
 pub const VERSION: u32 = 1;
 
-/// The sections of a state file may be this long, in bytes.
+/// Maximum length of the sections in bytes.
 pub const MAX_SECTIONS: u64 = 16 << 20;
 
-/// The processor's identity may be this long, in bytes.
+/// Maximum length of the CPU identity in bytes.
 pub const MAX_CPU: u16 = 1024;
 
-/// Where the checksum is; it covers what is before and what is behind.
+/// Offset of the checksum, which covers all other bytes.
 const CHECKSUM: usize = 40;
 
-/// Sixteen tables: some 2 GB a second, without asking the processor what it can do, which costs an exit in a virtual machine.
+/// Table-driven: some 2 GB/s. A CRC with CPU instructions needs CPUID, which causes an exit in a virtual machine.
 static CRC: Crc<u64, Table<16>> = Crc::<u64, Table<16>>::new(&CRC_64_XZ);
 
-/// What a machine's processors are.
+/// CPU architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
     /// 64-bit x86.
@@ -41,130 +41,127 @@ impl fmt::Display for Architecture {
     }
 }
 
-/// Why a state file cannot be loaded.
+/// Reason for the rejection of a state file.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum FormatError {
-    /// It is a folder, a pipe or a device.
-    #[error("it is no regular file")]
+    /// The path is a directory, pipe or device.
+    #[error("it is not a regular file")]
     Irregular,
-    /// It is shorter than a header.
-    #[error(
-        "it is {length} bytes long, too short for a state file; it may have been cut when it was copied: copy it again"
-    )]
+    /// The file is shorter than a header.
+    #[error("file of {length} bytes is too short for a state file; it may be truncated: copy it again")]
     Short {
-        /// Its length in bytes.
+        /// Length of the file in bytes.
         length: u64,
     },
-    /// It does not begin as a state file does.
+    /// The magic is wrong.
     #[error(
-        "it is no state file of mayfly; snapshots of other monitors cannot be loaded, and the memory file is not the state file"
+        "it is not a state file of mayfly; snapshots of other VMMs are not supported, and the memory file is a separate file"
     )]
     Magic,
-    /// It is in another version of the format.
+    /// The format version is not supported.
     #[error(
-        "its format has version {found}, and this mayfly reads version {expected}; load it with the mayfly that wrote it"
+        "format version {found} is not supported, only version {expected}; use the mayfly that wrote the file"
     )]
     Version {
-        /// The file's version.
+        /// Version of the file.
         found: u32,
-        /// The version that can be read.
+        /// Supported version.
         expected: u32,
     },
-    /// It says to hold more than a state file can.
+    /// The header declares more than the format allows.
     #[error(
-        "its header says {sections} bytes of sections and {cpu} of the processor's identity, and at most {MAX_SECTIONS} and \
-         {MAX_CPU} can be; it is damaged: take the snapshot again"
+        "header with {sections} bytes of sections (at most {MAX_SECTIONS}) and {cpu} bytes of CPU identity (at most {MAX_CPU}) is \
+         damaged; create the snapshot again"
     )]
     TooLong {
-        /// Length of the sections in bytes, as the header has it.
+        /// Declared length of the sections in bytes.
         sections: u64,
-        /// Length of the processor's identity in bytes, as the header has it.
+        /// Declared length of the CPU identity in bytes.
         cpu: u16,
     },
-    /// It is not as long as its header says.
-    #[error(
-        "it is {found} bytes long where its header says {expected}; it may have been cut when it was copied: copy it again"
-    )]
+    /// The length of the file differs from the header.
+    #[error("file of {found} bytes has a header for {expected} bytes; it may be truncated: copy it again")]
     Length {
-        /// Its length in bytes.
+        /// Length of the file in bytes.
         found: u64,
-        /// The length that follows from the header, in bytes.
+        /// Length declared by the header in bytes.
         expected: u64,
     },
-    /// Its content is not what was written.
+    /// The checksum does not match the content.
     #[error(
-        "its checksum is {found:#018x} where {expected:#018x} is written; it is damaged: copy it or take the snapshot again"
+        "checksum {found:#018x} of the content differs from {expected:#018x} in the header; copy the file or create the snapshot again"
     )]
     Checksum {
-        /// The checksum of what is there.
+        /// Checksum of the content.
         found: u64,
-        /// The checksum that the header has.
+        /// Checksum in the header.
         expected: u64,
     },
-    /// A field has a value that no writer gives it.
-    #[error("its field {field:?} is {value}, which means nothing; take the snapshot again")]
+    /// A field has a value outside the format.
+    #[error("header field {field:?} has the invalid value {value}; create the snapshot again")]
     Field {
-        /// The field.
+        /// Name of the field.
         field: &'static str,
         /// Its value.
         value: u64,
     },
-    /// The processor's identity is no text.
-    #[error("its field \"processor\" is not UTF-8; take the snapshot again")]
+    /// The CPU identity is not UTF-8.
+    #[error("header field \"cpu\" is not UTF-8; create the snapshot again")]
     Name,
-    /// It is of a machine of another architecture.
-    #[error("it is of {found}, and this host is {expected}; restore it on a host of its own kind")]
+    /// The architecture differs from the host.
+    #[error(
+        "snapshot of {found} does not fit this host, which is {expected}; load it on a host of the same architecture"
+    )]
     Architecture {
-        /// The file's.
+        /// Architecture of the snapshot.
         found: Architecture,
-        /// The host's.
+        /// Architecture of the host.
         expected: Architecture,
     },
-    /// It was made on a host with another page size.
+    /// The page size differs from the host.
     #[error(
-        "it has pages of {found} bytes, and this host's are {expected}; restore it on a host like that where it was taken"
+        "snapshot with pages of {found} bytes does not fit this host, which has {expected}; load it on a host with the same page size"
     )]
     PageSize {
-        /// The file's, in bytes.
+        /// Page size of the snapshot in bytes.
         found: u32,
-        /// The host's, in bytes.
+        /// Page size of the host in bytes.
         expected: u32,
     },
-    /// It was made on another processor.
+    /// The CPU identity differs from the host.
     #[error(
-        "it was taken on the processor {found:?}, and this host has {expected:?}; restore it on a host with that processor"
+        "snapshot of the CPU {found:?} does not fit this host, which has {expected:?}; load it on a host with the same CPU"
     )]
     Cpu {
-        /// The file's.
+        /// CPU identity of the snapshot.
         found: String,
-        /// The host's.
+        /// CPU identity of the host.
         expected: String,
     },
 }
 
-/// What the memory file beside the state file holds.
+/// Content of the memory file of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contents {
-    /// All pages; holes are zeros.
+    /// All pages; a hole is zeros.
     Whole,
-    /// Pages that differ from those of a base, which it must be merged into; holes are the base's pages.
+    /// Pages that differ from a base, into which the file must be merged; a hole is pages of the base.
     Difference,
 }
 
-/// What a snapshot needs of its host.
+/// Properties of a host that a snapshot depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostIdentity {
-    /// The architecture.
+    /// Architecture.
     pub architecture: Architecture,
-    /// Size of a page in bytes.
+    /// Page size in bytes.
     pub page_size: u32,
-    /// The processor, in words that are alike on two hosts exactly when a snapshot can move between them; at most
-    /// [`MAX_CPU`] bytes.
+    /// CPU identity: equal on two hosts if and only if a snapshot can move between them; at most [`MAX_CPU`] bytes.
     pub cpu: String,
 }
 
 impl HostIdentity {
-    /// Compares with what `host` is.
+    /// Checks that all properties equal those of `host`.
     ///
     /// # Errors
     /// [`FormatError::Architecture`], [`FormatError::PageSize`] or [`FormatError::Cpu`].
@@ -191,28 +188,28 @@ impl HostIdentity {
     }
 }
 
-/// What a state file says of its sections.
+/// Header of a state file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// The host that the snapshot was taken on.
+    /// Host that created the snapshot.
     pub host: HostIdentity,
-    /// Size of guest memory, and so of the memory file, in bytes.
+    /// Size of guest memory and of the memory file in bytes.
     pub memory: u64,
-    /// What the memory file holds.
+    /// Content of the memory file.
     pub contents: Contents,
 }
 
-/// Lengths that a header announces, once they agree with the file's.
+/// Lengths in a header, after a check against the length of the file.
 #[derive(Debug)]
 pub(super) struct Lengths {
-    /// Of the processor's identity, in bytes.
+    /// Length of the CPU identity in bytes.
     pub cpu: usize,
-    /// Of all that follows the fixed part, in bytes.
+    /// Length of all data after the fixed part in bytes.
     pub rest: usize,
 }
 
 impl Lengths {
-    /// Takes the lengths out of the fixed part of a file of `length` bytes.
+    /// Decodes the lengths from the fixed part of a file of `length` bytes.
     pub fn decode(fixed: &[u8; FIXED], length: u64) -> Result<Self, FormatError> {
         let version = version(fixed)?;
         if version != VERSION {
@@ -242,7 +239,7 @@ impl Lengths {
     }
 }
 
-/// The version of the format, of a file that begins with the fixed part.
+/// Decodes the format version from the fixed part of a file.
 pub(super) fn version(fixed: &[u8; FIXED]) -> Result<u32, FormatError> {
     if bytes(fixed, 0) == MAGIC {
         Ok(u32::from_le_bytes(bytes(fixed, 8)))
@@ -252,7 +249,7 @@ pub(super) fn version(fixed: &[u8; FIXED]) -> Result<u32, FormatError> {
 }
 
 impl Header {
-    /// The bytes in front of `sections`; none when there is more than the format takes.
+    /// Encodes the bytes before `sections`. Returns `None` if a length exceeds the format.
     pub(super) fn encode(&self, sections: &[u8]) -> Option<Vec<u8>> {
         let length = sections.len() as u64;
         let cpu = u16::try_from(self.host.cpu.len()).ok()?;
@@ -282,7 +279,7 @@ impl Header {
         Some(front)
     }
 
-    /// Takes a header out of the fixed part of a file and of the `rest` that follows it.
+    /// Decodes a header from the fixed part of a file and the `rest` after it.
     pub(super) fn decode(fixed: &[u8; FIXED], rest: &[u8], lengths: &Lengths) -> Result<Self, FormatError> {
         let found = checksum(&[&fixed[..CHECKSUM], rest]);
         let expected = checksum_of(fixed);
@@ -322,7 +319,7 @@ impl Header {
     }
 }
 
-/// The checksum that the fixed part of a file has.
+/// Decodes the checksum from the fixed part of a file.
 pub(super) fn checksum_of(fixed: &[u8; FIXED]) -> u64 {
     u64::from_le_bytes(bytes(fixed, CHECKSUM))
 }
@@ -333,15 +330,16 @@ fn checksum(parts: &[&[u8]]) -> u64 {
     digest.finalize()
 }
 
-/// `N` bytes at `offset`, both constants of the format and within the fixed part.
+/// Returns `N` bytes at `offset`, both constants of the format and within the fixed part.
 fn bytes<const N: usize>(fixed: &[u8; FIXED], offset: usize) -> [u8; N] {
     let mut bytes = [0; N];
     bytes.copy_from_slice(&fixed[offset..offset + N]);
     bytes
 }
 
+/// Updates the checksum of a file.
 #[cfg(test)]
-pub(super) fn refit(file: &mut [u8]) {
+pub(super) fn update_checksum(file: &mut [u8]) {
     let (front, rest) = file.split_at(FIXED);
     let checksum = checksum(&[&front[..CHECKSUM], rest]);
     file[CHECKSUM..FIXED].copy_from_slice(&checksum.to_le_bytes());

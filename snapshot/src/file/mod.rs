@@ -1,23 +1,22 @@
-//! The state file: a header that says what the sections are for and how long they are, and a checksum over all of it.
+//! State file: a header with a checksum, and an archive of sections.
 //!
 //! All integers are little-endian:
 //!
-//! | offset | size | |
+//! | offset | size | content |
 //! |---|---|---|
 //! | 0 | 8 | `mayflyst` |
 //! | 8 | 4 | version of this format: 1 |
 //! | 12 | 4 | architecture: 1 for x86_64, 2 for aarch64 |
 //! | 16 | 4 | page size of the host in bytes |
-//! | 20 | 2 | length of the processor's identity in bytes |
-//! | 22 | 2 | what the memory file holds: 0 for all pages, 1 for those that differ from a base |
-//! | 24 | 8 | size of guest memory in bytes, which is also the length of the memory file |
+//! | 20 | 2 | length of the CPU identity in bytes |
+//! | 22 | 2 | content of the memory file: 0 for all pages, 1 for the pages that differ from a base |
+//! | 24 | 8 | size of guest memory in bytes, equal to the length of the memory file |
 //! | 32 | 8 | length of the sections in bytes |
-//! | 40 | 8 | CRC-64/XZ of all bytes but these |
-//! | 48 | | the processor's identity in UTF-8, then the sections |
+//! | 40 | 8 | CRC-64/XZ of all other bytes |
+//! | 48 | | CPU identity in UTF-8, then the sections |
 //!
-//! The file is exactly that long. Magic, version, lengths and checksum are compared, in this order, before anything behind
-//! them is looked at; nothing longer than 16 MiB of sections is read. A changed byte is always found: the CRC finds every
-//! change within any 64 bits in a row.
+//! The file has exactly that length. The reader checks magic, version, lengths and checksum, in this order, before other fields, and
+//! rejects more than 16 MiB of sections. The CRC detects every change within 64 consecutive bits.
 
 pub mod atomic;
 mod error;
@@ -37,32 +36,33 @@ use crate::section::{self, ArchiveReader, ArchiveWriter};
 use atomic::AtomicFile;
 use header::{FIXED, Lengths};
 
-/// The content of a state file, whole and with the right checksum.
+/// Complete content of a state file with a valid checksum.
 #[derive(Debug)]
 pub struct StateFile {
     header: Header,
     checksum: u64,
     bytes: Vec<u8>,
+    /// Offset of the sections in `bytes`.
     sections: usize,
 }
 
 impl StateFile {
-    /// What the sections are for.
+    /// Returns the header.
     pub fn header(&self) -> &Header {
         &self.header
     }
 
-    /// The checksum of the file, by which what belongs to it can name it.
+    /// Returns the checksum, which identifies the file in a working set.
     pub fn checksum(&self) -> u64 {
         self.checksum
     }
 
-    /// The sections, as [`ArchiveWriter::into_bytes`] gave them.
+    /// Returns the sections in the encoding of [`ArchiveWriter::into_bytes`].
     pub fn sections(&self) -> &[u8] {
         self.bytes.get(self.sections..).unwrap_or_default()
     }
 
-    /// Finds the sections.
+    /// Parses the sections.
     ///
     /// # Errors
     /// As [`ArchiveReader::parse`].
@@ -71,16 +71,16 @@ impl StateFile {
     }
 }
 
-/// A state file that does not have its name yet. Dropped, it is gone.
+/// State file under a temporary name. Dropping it removes the file.
 #[derive(Debug)]
-#[must_use = "the file gets its name by commit()"]
+#[must_use = "commit() renames the file"]
 pub struct PendingStateFile {
     path: PathBuf,
     replacement: AtomicFile,
 }
 
 impl PendingStateFile {
-    /// Begins a state file that will replace what is at `path`.
+    /// Creates a state file that replaces the file at `path` on commit.
     ///
     /// # Errors
     /// [`Error::Replace`]
@@ -92,12 +92,12 @@ impl PendingStateFile {
         }
     }
 
-    /// Where it will be; a link has been followed.
+    /// Returns the final path of the file, with a symbolic link resolved.
     pub fn path(&self) -> &Path {
         self.replacement.path()
     }
 
-    /// Writes all of it, once.
+    /// Writes the content. Must be called once.
     ///
     /// # Errors
     /// [`Error::TooLong`] and [`Error::Write`].
@@ -117,7 +117,7 @@ impl PendingStateFile {
             })
     }
 
-    /// Brings the file to the disk.
+    /// Syncs the file to disk.
     ///
     /// # Errors
     /// [`Error::Replace`]
@@ -129,39 +129,40 @@ impl PendingStateFile {
         })
     }
 
-    /// Brings the file to the disk and gives it its name.
+    /// Syncs the file to disk and renames it to its final path.
     ///
     /// # Errors
     /// [`Error::Replace`]
     pub fn commit(self) -> Result<(), Error> {
         let path = self.path;
-        let done = self.replacement.commit();
-        done.map_err(|source| Error::Replace { path, source })
+        let result = self.replacement.commit();
+        result.map_err(|source| Error::Replace { path, source })
     }
 
-    /// As [`commit`](Self::commit), but does not wait for the disk: for what can be made anew.
+    /// Renames the file to its final path without a sync, for content that can be created again.
     ///
     /// # Errors
     /// [`Error::Replace`]
     pub fn commit_unsynced(self) -> Result<(), Error> {
         let path = self.path;
-        let done = self.replacement.commit_unsynced();
-        done.map_err(|source| Error::Replace { path, source })
+        let result = self.replacement.commit_unsynced();
+        result.map_err(|source| Error::Replace { path, source })
     }
 }
 
-/// Writes a state file at `path` in place of what is there. Until the new one is whole and on the disk, the old one stays.
+/// Writes a state file at `path`. An existing file stays until the new one is complete and synced.
 ///
-/// Who replaces a snapshot's memory file as well [fills](PendingStateFile::fill) the new state file first, then [removes](remove()) the
-/// old one, and gives the new one its name last, so that a state file never stands beside the memory of another time.
+/// A caller that also replaces the memory file [fills](PendingStateFile::fill) the new state file, [removes](remove()) the old one,
+/// replaces the memory file, and commits the new state file last: a state file then never exists with the memory of another
+/// snapshot.
 ///
 /// # Errors
-/// [`Error::TooLong`], [`Error::Write`] or [`Error::Replace`]; nothing is left behind then.
+/// [`Error::TooLong`], [`Error::Write`] or [`Error::Replace`]; no temporary file remains then.
 pub fn write(path: &Path, header: &Header, sections: ArchiveWriter) -> Result<(), Error> {
     write_bytes(path, header, &sections.into_bytes())
 }
 
-/// As [`write()`], with sections that were [read](StateFile::sections).
+/// Writes a state file at `path` with encoded sections, for example from [`StateFile::sections`].
 ///
 /// # Errors
 /// As [`write()`].
@@ -171,21 +172,21 @@ pub fn write_bytes(path: &Path, header: &Header, sections: &[u8]) -> Result<(), 
     file.commit()
 }
 
-/// Reads the state file at `path`, which must fit `host` when that is given.
+/// Reads the state file at `path`. If `host` is given, the file must be valid for it.
 ///
 /// # Errors
-/// [`Error::Read`] when the file cannot be read, [`Error::Refused`] when it is no state file that can be loaded.
+/// [`Error::Read`] if a system call fails, [`Error::Refused`] if the file is not a valid state file or not valid for `host`.
 pub fn read(path: &Path, host: Option<&HostIdentity>) -> Result<StateFile, Error> {
     let (mut file, length, fixed) = open(path)?;
-    let refused = |source| refused(path, source);
-    let lengths = Lengths::decode(&fixed, length).map_err(refused)?;
+    let rejected = |source| rejected(path, source);
+    let lengths = Lengths::decode(&fixed, length).map_err(rejected)?;
     let mut bytes = vec![0; lengths.rest];
     file.read_exact(&mut bytes)
         .map_err(|source| failed(path, source))?;
-    let header = Header::decode(&fixed, &bytes, &lengths).map_err(refused)?;
+    let header = Header::decode(&fixed, &bytes, &lengths).map_err(rejected)?;
     let checksum = header::checksum_of(&fixed);
     if let Some(host) = host {
-        header.host.check(host).map_err(refused)?;
+        header.host.check(host).map_err(rejected)?;
     }
     Ok(StateFile {
         header,
@@ -195,37 +196,36 @@ pub fn read(path: &Path, host: Option<&HostIdentity>) -> Result<StateFile, Error
     })
 }
 
-/// The version of the format of the state file at `path`, which may be one that cannot be read here. Of the rest of the file
-/// nothing is checked.
+/// Reads the format version of the state file at `path`, including versions that [`read`] does not support. Checks only the magic.
 ///
 /// # Errors
-/// [`Error::Read`], and [`Error::Refused`] when it is no state file.
+/// [`Error::Read`] if a system call fails, [`Error::Refused`] if the file is not a state file.
 pub fn version(path: &Path) -> Result<u32, Error> {
     let (_, _, fixed) = open(path)?;
-    header::version(&fixed).map_err(|source| refused(path, source))
+    header::version(&fixed).map_err(|source| rejected(path, source))
 }
 
-/// The file, its length in bytes and its fixed part.
+/// Opens a state file. Returns the file, its length in bytes and the fixed part of its header.
 fn open(path: &Path) -> Result<(File, u64, [u8; FIXED]), Error> {
     let failed = |source| failed(path, source);
-    // O_NONBLOCK: opening a FIFO would wait for a writer. Regular files do not know it.
+    // O_NONBLOCK: open(2) of a FIFO would wait for a writer. The flag has no effect on regular files.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let opened = File::options().read(true).custom_flags(flags).open(path);
     let mut file = opened.map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() {
-        return Err(refused(path, FormatError::Irregular));
+        return Err(rejected(path, FormatError::Irregular));
     }
     let length = metadata.len();
     let mut fixed = [0; FIXED];
     if length < fixed.len() as u64 {
-        return Err(refused(path, FormatError::Short { length }));
+        return Err(rejected(path, FormatError::Short { length }));
     }
     file.read_exact(&mut fixed).map_err(failed)?;
     Ok((file, length, fixed))
 }
 
-fn refused(path: &Path, source: FormatError) -> Error {
+fn rejected(path: &Path, source: FormatError) -> Error {
     let path = path.to_owned();
     Error::Refused { path, source }
 }
@@ -235,11 +235,11 @@ fn failed(path: &Path, source: io::Error) -> Error {
     Error::Read { path, source }
 }
 
-/// Removes the state file at `path`, if there is one, before the memory that belongs to it is changed. That it is gone is on
-/// the disk then: a loss of power must not bring it back beside the memory of another time.
+/// Removes the state file at `path`, if it exists, and syncs the directory. Must precede a change of the memory file: after a power
+/// loss the state file would otherwise reappear with the memory of another snapshot.
 ///
 /// # Errors
-/// [`Error::Remove`], and [`Error::Replace`] when only the disk does not know.
+/// [`Error::Remove`], and [`Error::Replace`] if only the sync failed.
 pub fn remove(path: &Path) -> Result<(), Error> {
     let owned = || path.to_owned();
     match fs::remove_file(path) {
@@ -248,7 +248,7 @@ pub fn remove(path: &Path) -> Result<(), Error> {
             path: owned(),
             source,
         }),
-        Ok(()) => atomic::sync_names(path).map_err(|source| Error::Replace {
+        Ok(()) => atomic::sync_directory(path).map_err(|source| Error::Replace {
             path: owned(),
             source,
         }),

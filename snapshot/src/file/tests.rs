@@ -6,7 +6,7 @@ use proptest::prelude::{any, prop_assert, proptest};
 use scratch::Directory;
 use serde::{Deserialize, Serialize};
 
-use super::header::refit;
+use super::header::update_checksum;
 use super::{
     Architecture, Contents, Error, FormatError, Header, HostIdentity, MAX_CPU, MAX_SECTIONS, VERSION, read,
     version, write,
@@ -39,14 +39,14 @@ fn sections(length: usize) -> ArchiveWriter {
     writer
 }
 
-fn written(folder: &Directory) -> (PathBuf, Vec<u8>) {
-    let path = folder.path("state");
+fn written(directory: &Directory) -> (PathBuf, Vec<u8>) {
+    let path = directory.path("state");
     write(&path, &header(), sections(20)).unwrap();
     let bytes = fs::read(&path).unwrap();
     (path, bytes)
 }
 
-fn fault(path: &Path, bytes: &[u8], host: Option<&HostIdentity>) -> FormatError {
+fn read_error(path: &Path, bytes: &[u8], host: Option<&HostIdentity>) -> FormatError {
     fs::write(path, bytes).unwrap();
     match read(path, host) {
         Err(Error::Refused { source, .. }) => source,
@@ -55,9 +55,9 @@ fn fault(path: &Path, bytes: &[u8], host: Option<&HostIdentity>) -> FormatError 
 }
 
 #[test]
-fn what_was_written_is_read() {
-    let folder = Directory::new();
-    let (path, _) = written(&folder);
+fn write_read_round_trip() {
+    let directory = Directory::new();
+    let (path, _) = written(&directory);
     let state = read(&path, Some(&header().host)).unwrap();
     assert_eq!(state.header(), &header());
     assert_eq!(state.sections(), sections(20).into_bytes());
@@ -67,9 +67,9 @@ fn what_was_written_is_read() {
 }
 
 #[test]
-fn the_checksum_is_the_one_that_is_named() {
-    let folder = Directory::new();
-    let (_, bytes) = written(&folder);
+fn checksum_is_crc64_xz() {
+    let directory = Directory::new();
+    let (_, bytes) = written(&directory);
     let covered = [&bytes[..40], &bytes[48..]].concat();
     let mut crc = !0_u64;
     for byte in covered {
@@ -82,11 +82,11 @@ fn the_checksum_is_the_one_that_is_named() {
 }
 
 #[test]
-fn every_truncation_is_refused() {
-    let folder = Directory::new();
-    let (path, bytes) = written(&folder);
+fn every_truncation_is_rejected() {
+    let directory = Directory::new();
+    let (path, bytes) = written(&directory);
     for length in 0..bytes.len() {
-        let found = fault(&path, &bytes[..length], None);
+        let found = read_error(&path, &bytes[..length], None);
         let length = length as u64;
         let short = FormatError::Short { length };
         let cut = FormatError::Length {
@@ -98,13 +98,16 @@ fn every_truncation_is_refused() {
 }
 
 #[test]
-fn a_longer_file_is_refused() {
-    let folder = Directory::new();
-    let (path, mut bytes) = written(&folder);
+fn longer_file_is_rejected() {
+    let directory = Directory::new();
+    let (path, mut bytes) = written(&directory);
     bytes.push(0);
-    refit(&mut bytes);
-    assert!(matches!(fault(&path, &bytes, None), FormatError::Length { .. }));
-    // By the file's own length, too: nothing is read of one that no header can match.
+    update_checksum(&mut bytes);
+    assert!(matches!(
+        read_error(&path, &bytes, None),
+        FormatError::Length { .. }
+    ));
+    // A length beyond every valid header must not cause an allocation or a read.
     fs::File::options()
         .write(true)
         .open(&path)
@@ -115,27 +118,27 @@ fn a_longer_file_is_refused() {
 }
 
 #[test]
-fn every_changed_byte_is_refused() {
-    let folder = Directory::new();
-    let (path, good) = written(&folder);
+fn every_changed_byte_is_rejected() {
+    let directory = Directory::new();
+    let (path, good) = written(&directory);
     for at in 0..good.len() {
         for change in [1, 0x80, 0xff] {
             let mut bytes = good.clone();
             bytes[at] ^= change;
-            fault(&path, &bytes, None);
+            read_error(&path, &bytes, None);
         }
     }
 }
 
 #[test]
-fn with_the_checksum_refitted_nothing_breaks() {
-    let folder = Directory::new();
-    let (path, good) = written(&folder);
+fn changed_byte_with_valid_checksum_is_safe() {
+    let directory = Directory::new();
+    let (path, good) = written(&directory);
     for at in 0..good.len() {
         for change in [1, 0x80, 0xff] {
             let mut bytes = good.clone();
             bytes[at] ^= change;
-            refit(&mut bytes);
+            update_checksum(&mut bytes);
             fs::write(&path, &bytes).unwrap();
             let Ok(state) = read(&path, Some(&header().host)) else {
                 continue;
@@ -148,47 +151,47 @@ fn with_the_checksum_refitted_nothing_breaks() {
     }
 }
 
-/// Changes `at` to `value` in a good file with the checksum refitted and returns what is then said of it.
-fn refitted(at: usize, value: &[u8], host: Option<&HostIdentity>) -> FormatError {
-    let folder = Directory::new();
-    let (path, mut bytes) = written(&folder);
+/// Writes `value` at offset `at` of a valid file, updates the checksum, and returns the error of a read.
+fn patched_error(at: usize, value: &[u8], host: Option<&HostIdentity>) -> FormatError {
+    let directory = Directory::new();
+    let (path, mut bytes) = written(&directory);
     bytes[at..at + value.len()].copy_from_slice(value);
-    refit(&mut bytes);
-    fault(&path, &bytes, host)
+    update_checksum(&mut bytes);
+    read_error(&path, &bytes, host)
 }
 
 #[test]
-fn fields_that_cannot_be_are_refused() {
-    let said = |at, value: &[u8]| refitted(at, value, None).to_string();
-    assert!(said(0, b"M").contains("no state file of mayfly"));
-    assert!(said(8, &[2]).contains("version 2"));
-    assert!(said(12, &[3]).contains("\"architecture\" is 3"));
+fn invalid_field_is_rejected() {
+    let error = |at, value: &[u8]| patched_error(at, value, None).to_string();
+    assert!(error(0, b"M").contains("not a state file of mayfly"));
+    assert!(error(8, &[2]).contains("version 2"));
+    assert!(error(12, &[3]).contains("\"architecture\" has the invalid value 3"));
     for page_size in [0_u32, 2048, 4097] {
-        assert!(said(16, &page_size.to_le_bytes()).contains("page size"));
+        assert!(error(16, &page_size.to_le_bytes()).contains("\"page size\" has the invalid value"));
     }
-    assert!(said(20, &(MAX_CPU + 1).to_le_bytes()).contains("1025 of the processor"));
-    assert!(said(22, &[2]).contains("\"contents\" is 2"));
-    assert!(said(24, &[0; 8]).contains("\"memory\" is 0"));
-    assert!(said(24, &[1]).contains("\"memory\""));
+    assert!(error(20, &(MAX_CPU + 1).to_le_bytes()).contains("1025 bytes of CPU identity"));
+    assert!(error(22, &[2]).contains("\"contents\" has the invalid value 2"));
+    assert!(error(24, &[0; 8]).contains("\"memory\" has the invalid value 0"));
+    assert!(error(24, &[1]).contains("\"memory\""));
     for length in [MAX_SECTIONS + 1, u64::MAX] {
-        assert!(said(32, &length.to_le_bytes()).contains("at most 16777216"));
+        assert!(error(32, &length.to_le_bytes()).contains("at most 16777216"));
     }
-    assert!(said(48, &[0xff]).contains("not UTF-8"));
+    assert!(error(48, &[0xff]).contains("not UTF-8"));
 }
 
 #[test]
-fn the_version_is_told_also_of_what_cannot_be_read() {
-    let folder = Directory::new();
-    let (path, mut bytes) = written(&folder);
+fn version_reads_unsupported_versions() {
+    let directory = Directory::new();
+    let (path, mut bytes) = written(&directory);
     assert_eq!(version(&path).unwrap(), VERSION);
     bytes[8..12].copy_from_slice(&[0, 1, 0, 0]);
     assert!(matches!(
-        fault(&path, &bytes, None),
+        read_error(&path, &bytes, None),
         FormatError::Version { found: 256, .. }
     ));
     assert_eq!(version(&path).unwrap(), 256);
     for (bytes, text) in [
-        (vec![7; 99], "no state file of mayfly"),
+        (vec![7; 99], "not a state file of mayfly"),
         (vec![7; 47], "47 bytes"),
     ] {
         fs::write(&path, bytes).unwrap();
@@ -199,29 +202,29 @@ fn the_version_is_told_also_of_what_cannot_be_read() {
 }
 
 #[test]
-fn another_host_is_told_apart() {
+fn other_host_is_rejected() {
     let host = header().host;
-    let folder = Directory::new();
-    let (path, bytes) = written(&folder);
-    let said = |host: &HostIdentity| fault(&path, &bytes, Some(host)).to_string();
+    let directory = Directory::new();
+    let (path, bytes) = written(&directory);
+    let error = |host: &HostIdentity| read_error(&path, &bytes, Some(host)).to_string();
     let mut other = host.clone();
     other.architecture = Architecture::X86_64;
     assert_eq!(
-        said(&other),
-        "it is of aarch64, and this host is x86_64; restore it on a host of its own kind"
+        error(&other),
+        "snapshot of aarch64 does not fit this host, which is x86_64; load it on a host of the same architecture"
     );
     other = host.clone();
     other.page_size = 4096;
-    assert!(said(&other).contains("pages of 16384 bytes, and this host's are 4096"));
+    assert!(error(&other).contains("pages of 16384 bytes does not fit this host, which has 4096"));
     other = host;
     other.cpu = "Grünkern 4000".into();
-    assert!(said(&other).contains("\"Grünkern 3000\", and this host has \"Grünkern 4000\""));
+    assert!(error(&other).contains("\"Grünkern 3000\" does not fit this host, which has \"Grünkern 4000\""));
 }
 
 #[test]
-fn what_is_too_long_is_not_written() {
-    let folder = Directory::new();
-    let path = folder.path("state");
+fn write_beyond_limits_fails() {
+    let directory = Directory::new();
+    let path = directory.path("state");
     let fits = usize::try_from(MAX_SECTIONS).unwrap() - 64;
     write(&path, &header(), sections(fits)).unwrap();
     read(&path, None).unwrap();
@@ -239,11 +242,11 @@ fn what_is_too_long_is_not_written() {
 }
 
 #[test]
-fn only_regular_files_are_opened() {
-    let folder = Directory::new();
-    let pipe = folder.path("pipe");
+fn irregular_file_is_rejected() {
+    let directory = Directory::new();
+    let pipe = directory.path("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    for path in [pipe.as_path(), folder.root(), Path::new("/dev/zero")] {
+    for path in [pipe.as_path(), directory.root(), Path::new("/dev/zero")] {
         let error = read(path, None).unwrap_err();
         assert!(matches!(
             error,
@@ -253,18 +256,18 @@ fn only_regular_files_are_opened() {
             }
         ));
     }
-    let missing = folder.path("missing");
+    let missing = directory.path("missing");
     let error = read(&missing, None).unwrap_err().to_string();
     assert!(error.contains("missing"), "{error}");
     super::remove(&missing).unwrap();
-    let (path, _) = written(&folder);
+    let (path, _) = written(&directory);
     super::remove(&path).unwrap();
     assert!(!path.exists());
 }
 
-/// Run in a process of its own by the test below, under a limit on what it may write.
+/// Runs in its own process, started by the next test with a file size limit.
 #[test]
-#[ignore = "is run by a_disk_that_fills_up_leaves_the_old_file"]
+#[ignore = "run by write_to_full_disk_keeps_old_file in its own process"]
 fn write_beyond_the_limit() {
     let path = PathBuf::from(std::env::var_os("STATE").unwrap());
     let error = write(&path, &header(), sections(64 << 10)).unwrap_err();
@@ -272,9 +275,9 @@ fn write_beyond_the_limit() {
 }
 
 #[test]
-fn a_disk_that_fills_up_leaves_the_old_file() {
-    let folder = Directory::new();
-    let (path, before) = written(&folder);
+fn write_to_full_disk_keeps_old_file() {
+    let directory = Directory::new();
+    let (path, before) = written(&directory);
     let limited =
         "trap '' XFSZ; ulimit -f 8; exec \"$0\" --exact file::tests::write_beyond_the_limit --ignored";
     let run = Command::new("sh")
@@ -286,21 +289,21 @@ fn a_disk_that_fills_up_leaves_the_old_file() {
     let output = String::from_utf8_lossy(&run.stdout);
     assert!(output.contains("1 passed"), "{output}");
     assert_eq!(fs::read(&path).unwrap(), before);
-    assert_eq!(fs::read_dir(folder.root()).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(directory.root()).unwrap().count(), 1);
 }
 
 proptest! {
     #[test]
-    fn no_file_makes_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..120), magic: bool) {
-        let folder = Directory::new();
-        let path = folder.path("state");
+    fn read_arbitrary_file_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..120), magic: bool) {
+        let directory = Directory::new();
+        let path = directory.path("state");
         let mut bytes = bytes;
         if magic && bytes.len() >= 48 {
             bytes[..12].copy_from_slice(b"mayflyst\x01\0\0\0");
             let rest = bytes.len() as u64 - 48;
             bytes[20..22].copy_from_slice(&[0, 0]);
             bytes[32..40].copy_from_slice(&rest.to_le_bytes());
-            refit(&mut bytes);
+            update_checksum(&mut bytes);
         }
         fs::write(&path, &bytes).unwrap();
         prop_assert!(read(&path, None).map_or(true, |state| state.sections().len() + 48 == bytes.len()));

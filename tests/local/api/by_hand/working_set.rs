@@ -200,14 +200,14 @@ fn what_is_no_working_set_is_refused_before_the_guest_runs() {
     kept.fifo("fifo");
     for (name, why) in [
         ("none", "No such file"),
-        ("text", "no state file of mayfly"),
+        ("text", "not a state file of mayfly"),
         ("empty", "too short"),
-        ("cut", "bytes long where its header says"),
-        ("half", "bytes long where its header says"),
-        ("longer", "bytes long where its header says"),
+        ("cut", "bytes has a header for"),
+        ("half", "bytes has a header for"),
+        ("longer", "bytes has a header for"),
         ("flipped", "checksum"),
-        ("fifo", "no regular file"),
-        ("s", "no regular file"),
+        ("fifo", "not a regular file"),
+        ("s", "not a regular file"),
         ("s/state", "not a working set"),
         ("s/memory", "cannot use the working set"),
     ] {
@@ -256,8 +256,8 @@ fn a_set_of_another_snapshot_is_refused() {
 fn where_nothing_can_be_recorded_the_guest_does_not_run() {
     let (kept, folder) = touched();
     for (name, why) in [
-        ("none/set", "folder must exist"),
-        ("s", "a folder, a pipe or a device"),
+        ("none/set", "directory must exist"),
+        ("s", "a directory, pipe or device"),
     ] {
         let path = kept.text(name);
         let said = run_err(&["restore", &folder, "--record-working-set", &path]);
