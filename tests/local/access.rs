@@ -62,7 +62,7 @@ pub fn make_node(path: &Path, mode: u32, (major, minor): (u32, u32)) {
 fn a_missing_device_is_explained() {
     let said = refusal(&demo(bare_root("no-kvm"), None));
     assert!(
-        said.contains("there is no /dev/kvm: load the module kvm_intel or kvm_amd"),
+        said.contains("cannot open /dev/kvm: it does not exist; load the module kvm_intel or kvm_amd"),
         "{said}"
     );
 }
@@ -74,7 +74,7 @@ fn a_forbidden_device_is_explained() {
     make_node(&root.join("dev/kvm"), 0o600, KVM);
     let said = refusal(&demo(root, Some(65534)));
     assert!(
-        said.contains("no permission to open /dev/kvm: join the group"),
+        said.contains("cannot open /dev/kvm: permission denied; join the group"),
         "{said}"
     );
 }
@@ -85,7 +85,7 @@ fn something_else_in_its_place_is_explained() {
     fs::create_dir(root.join("dev")).unwrap();
     fs::write(root.join("dev/kvm"), "").unwrap();
     let said = refusal(&demo(root, None));
-    assert!(said.contains("is it really KVM's device?"), "{said}");
+    assert!(said.contains("check that it is the device of KVM"), "{said}");
 }
 
 #[test]

@@ -1,8 +1,8 @@
-//! Gets a vCPU out of the guest.
+//! Kick of a vCPU: a signal to its thread that forces an exit.
 //!
-//! A kick is a signal to the vCPU's thread. Its handler sets `immediate_exit` in the shared page of the vCPU, so that
-//! a signal that comes just before `KVM_RUN` is not lost: the call returns at once. The thread clears the flag before it
-//! looks for work, so that a kick after the look ends the next `KVM_RUN`.
+//! The signal handler sets `immediate_exit` in the `kvm_run` page of the vCPU (KVM API §5), so that a signal just before `KVM_RUN` is
+//! not lost: the call returns at once. The vCPU thread clears the flag before it checks for work, so that a kick after the check
+//! ends the next `KVM_RUN`.
 
 use std::cell::Cell;
 use std::io;
@@ -15,10 +15,11 @@ use vmm_sys_util::signal::{register_signal_handler, unblock_signal};
 
 thread_local! {
     static RUN_PAGE: Cell<*mut kvm_run> = const { Cell::new(ptr::null_mut()) };
-    /// Number of this thread, if a kick is bound to it.
+    /// Thread ID of this thread, or 0 if no kick is bound to it.
     static THREAD: Cell<i32> = const { Cell::new(0) };
 }
 
+/// Returns the number of the kick signal.
 pub(crate) fn signal() -> libc::c_int {
     libc::SIGRTMIN()
 }
@@ -26,36 +27,36 @@ pub(crate) fn signal() -> libc::c_int {
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let page = RUN_PAGE.get();
     if !page.is_null() {
-        // SAFETY: the page is mapped as long as RUN_PAGE is set, and the handler runs on the thread that set it.
+        // SAFETY: the page is mapped while RUN_PAGE is set, and the handler runs on the thread that set it.
         let flag = unsafe { &raw mut (*page).immediate_exit };
-        // SAFETY: as above; the kernel reads the byte, so that the write is volatile.
+        // SAFETY: as above; the write is volatile because the kernel reads the byte.
         unsafe { flag.write_volatile(1) };
     }
 }
 
-/// Installs the handler, once a process.
+/// Installs the signal handler. Must be called once per process.
 ///
 /// # Errors
-/// The kernel's answer to `sigaction`.
+/// Fails if `sigaction` fails.
 pub fn install() -> io::Result<()> {
     register_signal_handler(signal(), on_kick).map_err(|error| io::Error::from_raw_os_error(error.errno()))
 }
 
-/// Kicks the thread of one vCPU.
+/// Handle to kick one vCPU thread.
 #[derive(Clone, Debug, Default)]
 pub struct Kick {
     thread: Arc<AtomicI32>,
 }
 
 impl Kick {
-    /// Binds the kick to the calling thread until the guard is dropped. `page` is that of the vCPU it is about to run.
+    /// Binds the kick to the calling thread until the guard is dropped. `page` belongs to the vCPU of this thread.
     pub(crate) fn bind(&self, page: *mut kvm_run) -> Bound<'_> {
         RUN_PAGE.set(page);
-        // Whoever started this process may have left the signal blocked; that survives exec, and no kick would arrive.
-        // It fails only for a number that is no signal's.
+        // The parent process may have blocked the signal; the mask survives execve(2), and no kick would arrive.
+        // The call fails only for an invalid signal number.
         let _ = unblock_signal(signal());
-        // Not libc::gettid: std refers to that one weakly, and with link-time optimisation the weak reference wins, which
-        // pulls nothing out of a static C library.
+        // Not libc::gettid: std refers to that symbol weakly. With LTO in a static binary only the weak reference remains, and
+        // the symbol is not linked.
         // SAFETY: the call has no preconditions.
         let thread = unsafe { libc::syscall(libc::SYS_gettid) };
         let thread = i32::try_from(thread).unwrap_or(0);
@@ -64,8 +65,8 @@ impl Kick {
         Bound(self)
     }
 
-    /// Makes the vCPU leave the guest, if it is in it or about to enter it. Does nothing on the vCPU's own thread,
-    /// which is not in the guest, nor before or after its time.
+    /// Forces an exit if the vCPU is in the guest or about to enter it. Has no effect on the vCPU thread itself, which is not in the
+    /// guest, nor while the kick is not bound.
     pub fn kick(&self) {
         let thread = self.thread.load(Ordering::SeqCst);
         if thread == 0 || thread == THREAD.get() {
@@ -75,20 +76,20 @@ impl Kick {
     }
 }
 
-/// Makes the signal pending for the calling thread, to which a kick is bound and which blocks it.
+/// Makes the signal pending for the calling thread, which must have a bound kick and block the signal.
 pub(crate) fn kick_this_thread() {
     send(THREAD.get());
 }
 
 fn send(thread: i32) {
-    // The thread may have ended meanwhile, which makes the call fail; there is nobody left to kick then.
+    // The call fails if the thread has exited meanwhile, and no kick is needed then.
     // SAFETY: getpid has no preconditions.
     let process = unsafe { libc::getpid() };
-    // SAFETY: the signal has a handler, so that whichever thread of this process gets it goes on.
+    // SAFETY: the signal has a handler, so that it terminates no thread of this process.
     unsafe { libc::syscall(libc::SYS_tgkill, process, thread, signal()) };
 }
 
-/// Unbinds a [`Kick`] when dropped.
+/// Guard that unbinds a [`Kick`].
 pub(crate) struct Bound<'a>(&'a Kick);
 
 impl Drop for Bound<'_> {
@@ -109,7 +110,7 @@ mod tests {
     use super::{Kick, install};
 
     #[test]
-    fn a_kick_sets_the_flag_of_its_own_thread_only() {
+    fn kick_sets_flag_of_bound_thread_only() {
         install().unwrap();
         let kick = Kick::default();
         kick.kick();

@@ -1,4 +1,4 @@
-//! The way into KVM: what is opened, what is asked for, and what a refusal means to a user.
+//! Access to KVM: the device, its required capabilities, and errors with their remedies.
 
 pub mod kick;
 pub mod run_page;
@@ -12,58 +12,61 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 pub use kick::{Kick, install as install_kick};
 pub use run_page::{InternalError, RunPage};
 
-/// The version of the API since Linux 2.6.22; it will never change.
+/// KVM API version, constant since Linux 2.6.22 (KVM API §4.1).
 const API_VERSION: i32 = 12;
 
-/// Why KVM cannot be used.
+/// Error of a KVM call on the system or VM file descriptor.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no device file.
+    /// The device file does not exist.
     #[error(
-        "there is no /dev/kvm: load the module kvm_intel or kvm_amd, switch virtualisation on in the firmware, or, in a \
-         virtual machine, let its host allow nesting"
+        "cannot open /dev/kvm: it does not exist; load the module kvm_intel or kvm_amd, enable virtualisation in the firmware, or, \
+         in a virtual machine, enable nesting on its host"
     )]
     Missing,
-    /// The device file may not be opened.
-    #[error("no permission to open /dev/kvm: join the group that owns it (usually kvm), or run as root")]
+    /// Access to the device file is denied.
+    #[error(
+        "cannot open /dev/kvm: permission denied; join the group that owns it (usually kvm), or run as root"
+    )]
     Permission,
     /// The device file could not be opened for another reason.
     #[error("cannot open /dev/kvm")]
     Open(#[source] io::Error),
-    /// The file is not KVM's, or KVM is of another era.
+    /// The file is not the device of KVM.
     #[error(
-        "/dev/kvm speaks version {0} of its API where {API_VERSION} is needed: is it really KVM's device?"
+        "cannot use /dev/kvm: its API version is {0}, not {API_VERSION}; check that it is the device of KVM"
     )]
     Version(i32),
-    /// The kernel lacks what this monitor is built on.
-    #[error("this kernel's KVM is too old: it has no {0:?}; Linux 5.10 or later has all that is needed")]
+    /// KVM lacks a required capability.
+    #[error("cannot use KVM: it lacks the capability {0:?}; use Linux 5.10 or later")]
     Capability(Cap),
-    /// More vCPUs than the kernel's limit.
-    #[error("this host's KVM allows {limit} vCPUs, not {asked}: lower --cpus")]
+    /// The number of vCPUs exceeds the limit of KVM.
+    #[error("cannot create {asked} vCPUs: KVM on this host allows {limit}; configure fewer")]
     Vcpus {
-        /// vCPUs asked for.
+        /// Configured number of vCPUs.
         asked: u8,
-        /// Most that the kernel allows.
+        /// Maximum number of vCPUs.
         limit: usize,
     },
-    /// A call on the system or VM file descriptor failed.
-    #[error("{call} failed{hint}")]
+    /// A call failed.
+    #[error("cannot call {call}{hint}")]
     Call {
-        /// Name of the call and its argument.
+        /// Name of the call, with its arguments.
         call: String,
-        /// What to try, or nothing.
+        /// Cause and remedy, or an empty text.
         hint: &'static str,
-        /// The kernel's answer.
+        /// Error of the call.
         #[source]
         source: io::Error,
     },
 }
 
-/// The kernel's answer to a kvm-ioctls call.
+/// Converts an error of kvm-ioctls.
 pub(crate) fn cause(error: kvm_ioctls::Error) -> io::Error {
     io::Error::from_raw_os_error(error.errno())
 }
 
+/// Converts an error of kvm-ioctls to [`Error::Call`].
 pub(crate) fn failed(call: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) -> Error {
     |error| Error::Call {
         call: call.into(),
@@ -72,19 +75,20 @@ pub(crate) fn failed(call: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) 
     }
 }
 
-/// Opens `/dev/kvm` and checks that it can do what `capabilities` lists.
+/// Opens `/dev/kvm` and checks that it has `capabilities`.
 ///
 /// # Errors
-/// [`Error`], with the way out for a user in its text.
+/// [`Error::Missing`], [`Error::Permission`] or [`Error::Open`] if `open` fails, otherwise [`Error::Version`] or
+/// [`Error::Capability`].
 pub fn open(capabilities: &[Cap]) -> Result<Kvm, Error> {
-    let kvm = Kvm::new().map_err(|error| explain_open(cause(error)))?;
+    let kvm = Kvm::new().map_err(|error| open_error(cause(error)))?;
     check(kvm.get_api_version(), capabilities, |capability| {
         kvm.check_extension(capability)
     })?;
     Ok(kvm)
 }
 
-fn explain_open(error: io::Error) -> Error {
+fn open_error(error: io::Error) -> Error {
     match error.kind() {
         _ if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => Error::Missing,
         io::ErrorKind::NotFound => Error::Missing,
@@ -93,17 +97,17 @@ fn explain_open(error: io::Error) -> Error {
     }
 }
 
-fn check(version: i32, needed: &[Cap], has: impl Fn(Cap) -> bool) -> Result<(), Error> {
+fn check(version: i32, required: &[Cap], has: impl Fn(Cap) -> bool) -> Result<(), Error> {
     if version != API_VERSION {
         return Err(Error::Version(version));
     }
-    match needed.iter().find(|capability| !has(**capability)) {
+    match required.iter().find(|capability| !has(**capability)) {
         Some(capability) => Err(Error::Capability(*capability)),
         None => Ok(()),
     }
 }
 
-/// Makes a VM.
+/// Creates a VM.
 ///
 /// # Errors
 /// [`Error::Call`].
@@ -111,11 +115,11 @@ pub fn create_vm(kvm: &Kvm) -> Result<Arc<VmFd>, Error> {
     loop {
         match kvm.create_vm() {
             Ok(vm) => return Ok(Arc::new(vm)),
-            // The kernel takes all locks of the address space here and gives up when a signal comes in between.
+            // The kernel takes all locks of the address space (mm_take_all_locks), which a signal interrupts.
             Err(error) if error.errno() == libc::EINTR => {}
             Err(error) => {
                 let hint = match error.errno() {
-                    libc::EBUSY => ": another hypervisor is using the processor's virtualisation; stop it",
+                    libc::EBUSY => ": another hypervisor uses the virtualisation of the CPU; stop it",
                     libc::ENOMEM => ": the host is out of memory",
                     _ => "",
                 };
@@ -135,31 +139,43 @@ mod tests {
 
     use kvm_ioctls::Cap;
 
-    use super::{Error, check, explain_open};
+    use super::{Error, check, open_error};
 
     #[test]
-    fn a_refused_open_says_what_to_do() {
+    fn open_error_names_remedy() {
         for (errno, text) in [
-            (libc::ENOENT, "there is no /dev/kvm: load the module"),
-            (libc::ENODEV, "there is no /dev/kvm: load the module"),
-            (libc::EACCES, "no permission to open /dev/kvm: join the group"),
-            (libc::EPERM, "no permission to open /dev/kvm: join the group"),
+            (
+                libc::ENOENT,
+                "cannot open /dev/kvm: it does not exist; load the module",
+            ),
+            (
+                libc::ENODEV,
+                "cannot open /dev/kvm: it does not exist; load the module",
+            ),
+            (
+                libc::EACCES,
+                "cannot open /dev/kvm: permission denied; join the group",
+            ),
+            (
+                libc::EPERM,
+                "cannot open /dev/kvm: permission denied; join the group",
+            ),
             (libc::EMFILE, "cannot open /dev/kvm"),
         ] {
-            let error = explain_open(io::Error::from_raw_os_error(errno)).to_string();
+            let error = open_error(io::Error::from_raw_os_error(errno)).to_string();
             assert!(error.starts_with(text), "{error}");
         }
     }
 
     #[test]
-    fn an_old_kernel_is_told_from_a_new_one() {
-        let needed = [Cap::UserMemory, Cap::SplitIrqchip];
-        assert!(check(12, &needed, |_| true).is_ok());
-        let error = check(12, &needed, |capability| capability == Cap::UserMemory).unwrap_err();
+    fn missing_capability_is_named() {
+        let required = [Cap::UserMemory, Cap::SplitIrqchip];
+        assert!(check(12, &required, |_| true).is_ok());
+        let error = check(12, &required, |capability| capability == Cap::UserMemory).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "this kernel's KVM is too old: it has no SplitIrqchip; Linux 5.10 or later has all that is needed"
+            "cannot use KVM: it lacks the capability SplitIrqchip; use Linux 5.10 or later"
         );
-        assert!(matches!(check(-1, &needed, |_| true), Err(Error::Version(-1))));
+        assert!(matches!(check(-1, &required, |_| true), Err(Error::Version(-1))));
     }
 }
