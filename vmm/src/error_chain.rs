@@ -1,9 +1,9 @@
-//! An error with its causes.
+//! Display of an error with its causes.
 
 use std::error::Error;
 use std::fmt;
 
-/// Prints an error and its causes in one line, each once: `what failed: why: why that`.
+/// Error with its causes in one line: `error: cause: cause of the cause`.
 pub struct ErrorChain<'a>(pub &'a dyn Error);
 
 impl fmt::Display for ErrorChain<'_> {

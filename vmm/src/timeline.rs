@@ -1,54 +1,54 @@
-//! How long each phase of a start takes.
+//! Duration of each phase of a start.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use devices::lock;
 
-/// The thread that a phase ran on.
+/// Thread of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
-    /// The thread that owns the VM.
+    /// Main thread, which owns the VM.
     Main,
-    /// The thread of a vCPU.
+    /// vCPU thread.
     Vcpu(u8),
 }
 
-/// A phase, or, with a length of zero, a moment.
+/// Phase, or, with a length of zero, an instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// What was done.
+    /// Name of the phase.
     pub name: &'static str,
-    /// Who did it.
+    /// Thread that ran the phase.
     pub lane: Lane,
-    /// Start, counted from the origin of the timeline.
+    /// Time from the start of the timeline to the start of the phase.
     pub start: Duration,
-    /// Duration.
+    /// Duration of the phase.
     pub length: Duration,
 }
 
-/// Collects phases. One that is switched off costs a branch a phase.
+/// Record of phases. If disabled, its cost is one branch per phase.
 #[derive(Debug)]
 pub struct Timeline {
-    origin: Instant,
+    started_at: Instant,
     spans: Option<Mutex<Vec<Span>>>,
 }
 
 impl Timeline {
-    /// A timeline that begins at `origin` and records if `enabled`.
-    pub fn new(origin: Instant, enabled: bool) -> Self {
+    /// Creates a timeline that starts at `started_at` and records if `enabled`.
+    pub fn new(started_at: Instant, enabled: bool) -> Self {
         Self {
-            origin,
+            started_at,
             spans: enabled.then(|| Mutex::new(Vec::with_capacity(32))),
         }
     }
 
-    /// Runs `phase` and records how long it took.
+    /// Runs `phase` and records its duration.
     pub fn measure<T>(&self, lane: Lane, name: &'static str, phase: impl FnOnce() -> T) -> T {
         let Some(spans) = &self.spans else { return phase() };
-        let start = self.origin.elapsed();
+        let start = self.started_at.elapsed();
         let result = phase();
-        let length = self.origin.elapsed().saturating_sub(start);
+        let length = self.started_at.elapsed().saturating_sub(start);
         lock(spans).push(Span {
             name,
             lane,
@@ -58,18 +58,18 @@ impl Timeline {
         result
     }
 
-    /// Records this moment.
+    /// Records the current instant.
     pub fn mark(&self, lane: Lane, name: &'static str) {
         self.mark_at(lane, name, Instant::now());
     }
 
-    /// Records a moment that was; once, however often it is told of it.
-    pub fn mark_at(&self, lane: Lane, name: &'static str, moment: Instant) {
+    /// Records a past instant. A repeated call with the same arguments has no effect.
+    pub fn mark_at(&self, lane: Lane, name: &'static str, instant: Instant) {
         let Some(spans) = &self.spans else { return };
         let span = Span {
             name,
             lane,
-            start: moment.saturating_duration_since(self.origin),
+            start: instant.saturating_duration_since(self.started_at),
             length: Duration::ZERO,
         };
         let mut spans = lock(spans);
@@ -78,14 +78,14 @@ impl Timeline {
         }
     }
 
-    /// Forgets all that has been recorded, because it came to nothing and is about to be done again.
+    /// Removes all spans, for a start that failed and is repeated.
     pub fn clear(&self) {
         if let Some(spans) = &self.spans {
             lock(spans).clear();
         }
     }
 
-    /// What has been recorded, in the order of the starts.
+    /// Returns the spans sorted by start.
     pub fn spans(&self) -> Vec<Span> {
         let mut spans = self
             .spans
@@ -104,7 +104,7 @@ mod tests {
     use super::{Lane, Timeline};
 
     #[test]
-    fn phases_come_in_the_order_of_their_starts() {
+    fn spans_are_sorted_by_start() {
         let timeline = Timeline::new(Instant::now(), true);
         let result = timeline.measure(Lane::Main, "outer", || {
             timeline.mark(Lane::Vcpu(0), "inner");
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_recorded_when_switched_off() {
+    fn disabled_timeline_records_no_span() {
         let timeline = Timeline::new(Instant::now(), false);
         timeline.mark(Lane::Main, "moment");
         assert_eq!(timeline.measure(Lane::Main, "phase", || 1), 1);
