@@ -1,4 +1,4 @@
-//! Serves the page faults of one guest.
+//! Fault handler of one guest.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -16,10 +16,10 @@ const UFFDIO_COPY: libc::Ioctl = 0xc028_aa03_u32 as libc::Ioctl;
 const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
 const UFFD_EVENT_REMOVE: u8 = 0x15;
 
-/// The monitor's message is no longer than this.
-const MESSAGE: usize = 64 << 10;
+/// Maximum length of the VMM's message in bytes.
+const MAX_MESSAGE: usize = 64 << 10;
 
-/// A region of guest memory: addresses are the monitor's, all numbers are bytes.
+/// Region of guest memory: address in the VMM process, offset in the memory file, sizes in bytes.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Region {
     base_host_virt_addr: u64,
@@ -45,14 +45,15 @@ struct Copy {
     copy: i64,
 }
 
-/// Takes the monitor's message from `guest` and fills its pages from `memory` until it is gone; how many pages that were.
+/// Receives the VMM's message from `guest` and serves page faults from `memory` until the VMM closes the connection. Returns the
+/// number of pages served.
 ///
 /// # Errors
-/// When the message is none, when the file ends before the memory does, or when the kernel refuses.
+/// Fails if the message is invalid, the file is shorter than guest memory, or a system call fails.
 pub fn serve(guest: &UnixStream, memory: &File) -> io::Result<u64> {
-    let mut message = vec![0; MESSAGE];
+    let mut message = vec![0; MAX_MESSAGE];
     let (length, descriptor) = guest.recv_with_fd(&mut message)?;
-    let missing = || io::Error::other("the message holds no descriptor");
+    let missing = || io::Error::other("the message has no file descriptor");
     let mut pages = Pages {
         faults: descriptor.ok_or_else(missing)?,
         memory,
@@ -61,19 +62,19 @@ pub fn serve(guest: &UnixStream, memory: &File) -> io::Result<u64> {
         filled: 0,
     };
     while wait(guest, &pages.faults)? {
-        pages.handle()?;
+        pages.process_event()?;
     }
     Ok(pages.filled)
 }
 
-/// Waits for the next event; false when the monitor has gone.
+/// Waits for the next event. Returns false if the VMM has closed the connection.
 fn wait(guest: &UnixStream, faults: &File) -> io::Result<bool> {
     let mut polled = [guest.as_raw_fd(), faults.as_raw_fd()].map(|fd| libc::pollfd {
         fd,
         events: libc::POLLIN,
         revents: 0,
     });
-    // SAFETY: the array has two entries.
+    // SAFETY: `polled` has two valid entries.
     let ready = unsafe { libc::poll(polled.as_mut_ptr(), 2, -1) };
     if ready < 0 {
         let error = io::Error::last_os_error();
@@ -83,7 +84,7 @@ fn wait(guest: &UnixStream, faults: &File) -> io::Result<bool> {
             Err(error)
         };
     }
-    // The monitor sends nothing more: the connection can only end.
+    // The VMM sends no second message: any event on the connection is its end.
     Ok(polled[0].revents == 0)
 }
 
@@ -91,30 +92,30 @@ struct Pages<'a> {
     faults: File,
     memory: &'a File,
     regions: Vec<Region>,
-    /// Addresses of pages that the monitor gave back: they are zeros when they are touched again.
+    /// Addresses of removed pages (MADV_DONTNEED): the next access must read zeros.
     removed: BTreeSet<u64>,
     filled: u64,
 }
 
 impl Pages<'_> {
-    fn handle(&mut self) -> io::Result<()> {
-        // `struct uffd_msg`: an event's number, then 24 bytes of its own from byte 8 on.
+    fn process_event(&mut self) -> io::Result<()> {
+        // `struct uffd_msg`: the event number in byte 0, its arguments from byte 8 on.
         let mut event = [0; 32];
         match self.faults.read(&mut event) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             read => read?,
         };
-        let number = |at: usize| {
+        let argument = |at: usize| {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(&event[at..at + 8]);
             u64::from_ne_bytes(bytes)
         };
         match event[0] {
-            UFFD_EVENT_PAGEFAULT => self.fill(number(16)),
+            UFFD_EVENT_PAGEFAULT => self.fill(argument(16)),
             UFFD_EVENT_REMOVE => {
-                let page = self.region(number(8))?.page_size;
+                let page = self.region(argument(8))?.page_size;
                 let step = usize::try_from(page).map_err(io::Error::other)?;
-                self.removed.extend((number(8)..number(16)).step_by(step));
+                self.removed.extend((argument(8)..argument(16)).step_by(step));
                 Ok(())
             }
             _ => Ok(()),
@@ -125,10 +126,10 @@ impl Pages<'_> {
         let within =
             |region: &&Region| (0..region.size).contains(&address.wrapping_sub(region.base_host_virt_addr));
         let region = self.regions.iter().find(within).cloned();
-        region.ok_or_else(|| io::Error::other(format!("{address:#x} is not guest memory")))
+        region.ok_or_else(|| io::Error::other(format!("{address:#x} is not in guest memory")))
     }
 
-    /// Fills the page at `address` and lets the guest go on.
+    /// Fills the page at `address` and wakes the waiting threads.
     fn fill(&mut self, address: u64) -> io::Result<()> {
         let region = self.region(address)?;
         let length = usize::try_from(region.page_size).map_err(io::Error::other)?;
@@ -146,18 +147,18 @@ impl Pages<'_> {
             mode: 0,
             copy: 0,
         };
-        // SAFETY: `copy` is the structure of this request, and `src` points to `len` bytes; `dst` is another process's.
-        let done = unsafe { libc::ioctl(self.faults.as_raw_fd(), UFFDIO_COPY, &raw mut copy) };
-        if done == 0 {
+        // SAFETY: `copy` is the structure of this request, and `src` points to `len` bytes; `dst` is in another process.
+        let result = unsafe { libc::ioctl(self.faults.as_raw_fd(), UFFDIO_COPY, &raw mut copy) };
+        if result == 0 {
             self.removed.remove(&start);
             self.filled += 1;
             return Ok(());
         }
         let error = io::Error::last_os_error();
         match error.raw_os_error() {
-            // Two vCPUs touched it. Or an event is to be read first; the fault is then raised again.
+            // EEXIST: two vCPUs touched the page. EAGAIN: a pending event must be read first; the woken thread faults again.
             Some(libc::EEXIST | libc::EAGAIN) => self.wake(start, region.page_size),
-            // The monitor is gone, which the connection says as well.
+            // The VMM has exited; wait() reports it next.
             Some(libc::ESRCH | libc::ENOENT) => Ok(()),
             _ => Err(error),
         }
@@ -166,8 +167,8 @@ impl Pages<'_> {
     fn wake(&self, start: u64, len: u64) -> io::Result<()> {
         let mut range = Range { start, len };
         // SAFETY: `range` is the structure of this request.
-        let done = unsafe { libc::ioctl(self.faults.as_raw_fd(), UFFDIO_WAKE, &raw mut range) };
-        if done == 0 {
+        let result = unsafe { libc::ioctl(self.faults.as_raw_fd(), UFFDIO_WAKE, &raw mut range) };
+        if result == 0 {
             Ok(())
         } else {
             Err(io::Error::last_os_error())

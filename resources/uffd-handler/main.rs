@@ -1,7 +1,7 @@
-//! An example of a page fault handler: gives guests their memory out of a snapshot's memory file.
+//! Example of a fault handler: serves the page faults of guests from the memory file of a snapshot.
 //!
-//! `cargo run -p vmm --example uffd-handler -- SOCKET MEMORY_FILE`, then load the snapshot with the backend
-//! `{"backend_type": "Uffd", "backend_path": "SOCKET"}`. One handler serves any number of guests.
+//! Run `cargo run -p vmm --example uffd-handler -- SOCKET MEMORY_FILE`, then load the snapshot with the backend
+//! `{"backend_type": "Uffd", "backend_path": "SOCKET"}`. One process serves any number of guests.
 
 use std::env;
 use std::error::Error;
@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let (guest, memory) = (guest?, memory.try_clone()?);
         thread::spawn(move || {
             if let Err(error) = handler::serve(&guest, &memory) {
-                eprintln!("a guest is not served any more: {error}");
+                eprintln!("cannot serve a guest any longer: {error}");
             }
         });
     }
