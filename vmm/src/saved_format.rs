@@ -1,0 +1,115 @@
+//! Compatibility test of the saved format, with a state file that commit 2c9d1da wrote on an AMD host.
+//!
+//! The file has two drives, one with a rate limiter, two network interfaces, two vCPUs and the split interrupt controller. The test
+//! decodes each section into its state structure and encodes it again: a field or variant that is added, removed, moved or
+//! changes its type alters the bytes. Two exchanged fields of the same type do not; the `machine` section is therefore checked
+//! by value too.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use devices::virtio::mmio::TransportState;
+use devices::virtio::{Block, net::Net};
+use devices::{Cmos, ExitPort, I8042, Pit, PowerOffPort, Serial, SleepPort, SplitIrqchip};
+use scratch::Directory;
+use snapshot::file::{self, Contents};
+use snapshot::{ArchiveReader, ArchiveWriter, Persist, Schema};
+
+use crate::ErrorChain;
+use crate::arch::x86_64::clock::ClockState;
+use crate::config::{IrqchipMode, VmConfig};
+use crate::vcpu::NativeVcpuState;
+
+type StateOf<T> = <T as Persist>::State;
+
+fn fixture() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/testdata/2c9d1da.state")
+}
+
+/// Sections of the fixture, and of its copy.
+struct Sections<'a> {
+    reader: ArchiveReader<'a>,
+    writer: ArchiveWriter,
+}
+
+impl Sections<'_> {
+    /// Decodes section `key` as `S` and encodes it again. Returns the state.
+    fn copy<S: Schema>(&mut self, key: &str) -> S {
+        let state: S = self
+            .reader
+            .read(key)
+            .unwrap_or_else(|error| panic!("{}", ErrorChain(&error)));
+        self.writer.write(key, &state).unwrap();
+        state
+    }
+
+    fn copy_platform(&mut self) {
+        self.copy::<StateOf<Pit>>("pit");
+        self.copy::<StateOf<I8042>>("i8042");
+        self.copy::<StateOf<Cmos>>("cmos");
+        self.copy::<StateOf<ExitPort>>("debug-exit");
+        self.copy::<StateOf<SleepPort>>("sleep-control");
+        self.copy::<StateOf<PowerOffPort>>("power-off");
+        self.copy::<StateOf<SplitIrqchip>>("irqchip");
+        self.copy::<ClockState>("clock");
+    }
+
+    fn copy_devices(&mut self) {
+        self.copy::<StateOf<Serial>>("serial");
+        for key in ["virtio/0", "virtio/1", "virtio/2", "virtio/3"] {
+            self.copy::<TransportState>(key);
+        }
+        for key in ["virtio/0/device", "virtio/1/device"] {
+            self.copy::<StateOf<Block>>(key);
+        }
+        for key in ["virtio/2/device", "virtio/3/device"] {
+            self.copy::<StateOf<Net>>(key);
+        }
+    }
+}
+
+/// Checks that the names of the fields still belong to their values.
+fn check_config(config: &VmConfig) {
+    assert!(config.kernel.ends_with("blocks.elf"), "{:?}", config.kernel);
+    assert_eq!((config.initrd.as_ref(), config.protocol), (None, None));
+    assert_eq!(config.cmdline, "irq=1");
+    assert_eq!(config.memory.bytes(), 32 << 20);
+    assert_eq!((config.vcpus, config.irqchip), (2, IrqchipMode::Split));
+    let drives: Vec<_> = config.drives().map(|drive| drive.disk.id.as_str()).collect();
+    assert_eq!(drives, ["data", "drive1"]);
+    let nets: Vec<_> = config.interfaces().map(|net| net.id.as_str()).collect();
+    assert_eq!(nets, ["net0", "wan"]);
+}
+
+#[test]
+fn state_file_of_2c9d1da_round_trip_is_identical() {
+    let state = file::read(&fixture(), None).unwrap();
+    let header = state.header();
+    assert_eq!(header.host.cpu, "AuthenticAMD family 0x19 model 0x11");
+    assert_eq!((header.memory, header.contents), (32 << 20, Contents::Whole));
+    let mut sections = Sections {
+        reader: state.reader().unwrap(),
+        writer: ArchiveWriter::new(),
+    };
+    check_config(&sections.copy("machine"));
+    for key in ["vcpu/0", "vcpu/1"] {
+        sections.copy::<NativeVcpuState>(key);
+    }
+    sections.copy_platform();
+    sections.copy_devices();
+    let Sections { reader, writer } = sections;
+    reader.finish().unwrap();
+    let directory = Directory::new();
+    let copy = directory.path("copy.state");
+    file::write(&copy, header, writer).unwrap();
+    let (expected, written) = (fs::read(fixture()).unwrap(), fs::read(copy).unwrap());
+    let difference = (0..)
+        .zip(&expected)
+        .zip(&written)
+        .find(|((_, old), new)| old != new);
+    assert_eq!(
+        difference, None,
+        "offset and byte of the fixture, byte of the copy"
+    );
+    assert_eq!(written.len(), expected.len());
+}
