@@ -45,8 +45,8 @@ struct Copy {
     copy: i64,
 }
 
-/// Receives the VMM's message from `guest` and serves page faults from `memory` until the VMM closes the connection. Returns the
-/// number of pages served.
+/// Receives the VMM's message from `guest` and serves page faults from `memory` until the VMM closes the connection.
+/// Returns the number of pages served.
 ///
 /// # Errors
 /// Fails if the message is invalid, the file is shorter than guest memory, or a system call fails.

@@ -10,8 +10,9 @@
 //! | [`mod@file`] | state file: a header with a checksum, and an archive |
 //! | [`file::atomic`] | [`AtomicFile`]: a file that replaces another when it is complete |
 //!
-//! Threat model: the bytes for [`ArchiveReader::parse`] and the files for [`file::read`] are untrusted. Each length is compared with
-//! the available data before use, and no allocation depends on an unchecked length. The checksum detects accidental changes only.
+//! Threat model: the bytes for [`ArchiveReader::parse`] and the files for [`file::read`] are untrusted. Each length is
+//! compared with the available data before use, and no allocation depends on an unchecked length. The checksum detects
+//! accidental changes only.
 
 pub mod file;
 pub mod persist;

@@ -37,9 +37,9 @@ pub enum Error {
 
 /// Component with state to save and restore.
 ///
-/// `save` requires a quiescent component: no vCPU runs and no request is in flight. `restore` requires an instance built from the same
-/// specification as the saved one, and overwrites all state of that instance. Neither has a default body: a component
-/// without state has an empty state structure.
+/// `save` requires a quiescent component: no vCPU runs and no request is in flight. `restore` requires an instance
+/// built from the same specification as the saved one, and overwrites all state of that instance. Neither has a default
+/// body: a component without state has an empty state structure.
 pub trait Persist {
     /// Saved state: plain owned data.
     type State: Schema;
@@ -53,8 +53,8 @@ pub trait Persist {
     /// Replaces the state. The values of `state` are untrusted; the function checks them.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if a value is not valid for the component, [`Error::Kernel`] if the kernel rejects it. The component must not
-    /// be used after an error.
+    /// [`Error::Invalid`] if a value is not valid for the component, [`Error::Kernel`] if the kernel rejects it. The
+    /// component must not be used after an error.
     fn restore(&mut self, state: Self::State) -> Result<(), Error>;
 }
 

@@ -100,7 +100,8 @@ impl ArchiveWriter {
     /// Adds `state` as section `key`.
     ///
     /// # Errors
-    /// [`Error::Doubled`] if the key exists, [`Error::Encode`] and [`Error::TooLarge`] if the format does not support the state.
+    /// [`Error::Doubled`] if the key exists, [`Error::Encode`] and [`Error::TooLarge`] if the format does not support
+    /// the state.
     pub fn write<S: Schema>(&mut self, key: &str, state: &S) -> Result<(), Error> {
         if self.sections.contains_key(key) {
             return Err(Error::Doubled(key.to_owned()));

@@ -1,9 +1,9 @@
 //! Compatibility test of the saved format, with a state file that commit 2c9d1da wrote on an AMD host.
 //!
-//! The file has two drives, one with a rate limiter, two network interfaces, two vCPUs and the split interrupt controller. The test
-//! decodes each section into its state structure and encodes it again: a field or variant that is added, removed, moved or
-//! changes its type alters the bytes. Two exchanged fields of the same type do not; the `machine` section is therefore checked
-//! by value too.
+//! The file has two drives, one with a rate limiter, two network interfaces, two vCPUs and the split interrupt
+//! controller. The test decodes each section into its state structure and encodes it again: a field or variant that is
+//! added, removed, moved or changes its type alters the bytes. Two exchanged fields of the same type do not; the
+//! `machine` section is therefore checked by value too.
 
 use std::fs;
 use std::path::{Path, PathBuf};

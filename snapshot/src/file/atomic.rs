@@ -49,8 +49,9 @@ pub enum Error {
 
 /// New file under a temporary name in the directory of `path`; [`commit`](Self::commit) renames it to `path`.
 ///
-/// Dropping it before that removes the file. A killed process leaves the temporary file, whose name starts with a dot, and the old
-/// file at `path`. The next writer removes temporary files of killed processes: a live writer holds a lock (flock(2)) on its file.
+/// Dropping it before that removes the file. A killed process leaves the temporary file, whose name starts with a dot,
+/// and the old file at `path`. The next writer removes temporary files of killed processes: a live writer holds a lock
+/// (flock(2)) on its file.
 #[derive(Debug)]
 pub struct AtomicFile {
     file: File,
@@ -135,16 +136,16 @@ impl AtomicFile {
     /// Syncs the content, renames the file to its final path, and syncs the directory.
     ///
     /// # Errors
-    /// [`Error::Sync`] or [`Error::Rename`]. The old file then stays at the path, unless only the sync of the directory failed: the new file is
-    /// then at the path, but a power loss may revert it.
+    /// [`Error::Sync`] or [`Error::Rename`]. The old file then stays at the path, unless only the sync of the directory
+    /// failed: the new file is then at the path, but a power loss may revert it.
     pub fn commit(mut self) -> Result<(), Error> {
         self.sync()?;
         self.rename()?;
         sync_directory(&self.path)
     }
 
-    /// Renames the file to its final path without a sync, for content that can be created again. A power loss soon afterwards may
-    /// leave a truncated file.
+    /// Renames the file to its final path without a sync, for content that can be created again. A power loss soon
+    /// afterwards may leave a truncated file.
     ///
     /// # Errors
     /// [`Error::Rename`]

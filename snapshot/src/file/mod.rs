@@ -15,8 +15,8 @@
 //! | 40 | 8 | CRC-64/XZ of all other bytes |
 //! | 48 | | CPU identity in UTF-8, then the sections |
 //!
-//! The file has exactly that length. The reader checks magic, version, lengths and checksum, in this order, before other fields, and
-//! rejects more than 16 MiB of sections. The CRC detects every change within 64 consecutive bits.
+//! The file has exactly that length. The reader checks magic, version, lengths and checksum, in this order, before
+//! other fields, and rejects more than 16 MiB of sections. The CRC detects every change within 64 consecutive bits.
 
 pub mod atomic;
 mod error;
@@ -152,9 +152,9 @@ impl PendingStateFile {
 
 /// Writes a state file at `path`. An existing file stays until the new one is complete and synced.
 ///
-/// A caller that also replaces the memory file [fills](PendingStateFile::fill) the new state file, [removes](remove()) the old one,
-/// replaces the memory file, and commits the new state file last: a state file then never exists with the memory of another
-/// snapshot.
+/// A caller that also replaces the memory file [fills](PendingStateFile::fill) the new state file, [removes](remove())
+/// the old one, replaces the memory file, and commits the new state file last: a state file then never exists with the
+/// memory of another snapshot.
 ///
 /// # Errors
 /// [`Error::TooLong`], [`Error::Write`] or [`Error::Replace`]; no temporary file remains then.
@@ -196,7 +196,8 @@ pub fn read(path: &Path, host: Option<&HostIdentity>) -> Result<StateFile, Error
     })
 }
 
-/// Reads the format version of the state file at `path`, including versions that [`read`] does not support. Checks only the magic.
+/// Reads the format version of the state file at `path`, including versions that [`read`] does not support. Checks only
+/// the magic.
 ///
 /// # Errors
 /// [`Error::Read`] if a system call fails, [`Error::Refused`] if the file is not a state file.
@@ -235,8 +236,8 @@ fn failed(path: &Path, source: io::Error) -> Error {
     Error::Read { path, source }
 }
 
-/// Removes the state file at `path`, if it exists, and syncs the directory. Must precede a change of the memory file: after a power
-/// loss the state file would otherwise reappear with the memory of another snapshot.
+/// Removes the state file at `path`, if it exists, and syncs the directory. Must precede a change of the memory file:
+/// after a power loss the state file would otherwise reappear with the memory of another snapshot.
 ///
 /// # Errors
 /// [`Error::Remove`], and [`Error::Replace`] if only the sync failed.

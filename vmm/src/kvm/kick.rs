@@ -1,8 +1,8 @@
 //! Kick of a vCPU: a signal to its thread that forces an exit.
 //!
-//! The signal handler sets `immediate_exit` in the `kvm_run` page of the vCPU (KVM API §5), so that a signal just before `KVM_RUN` is
-//! not lost: the call returns at once. The vCPU thread clears the flag before it checks for work, so that a kick after the check
-//! ends the next `KVM_RUN`.
+//! The signal handler sets `immediate_exit` in the `kvm_run` page of the vCPU (KVM API §5), so that a signal just
+//! before `KVM_RUN` is not lost: the call returns at once. The vCPU thread clears the flag before it checks for work,
+//! so that a kick after the check ends the next `KVM_RUN`.
 
 use std::cell::Cell;
 use std::io;
@@ -65,8 +65,8 @@ impl Kick {
         Bound(self)
     }
 
-    /// Forces an exit if the vCPU is in the guest or about to enter it. Has no effect on the vCPU thread itself, which is not in the
-    /// guest, nor while the kick is not bound.
+    /// Forces an exit if the vCPU is in the guest or about to enter it. Has no effect on the vCPU thread itself, which
+    /// is not in the guest, nor while the kick is not bound.
     pub fn kick(&self) {
         let thread = self.thread.load(Ordering::SeqCst);
         if thread == 0 || thread == THREAD.get() {

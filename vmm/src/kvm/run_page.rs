@@ -5,8 +5,8 @@ use kvm_ioctls::VcpuFd;
 
 /// The `kvm_run` page of one vCPU.
 ///
-/// The kernel writes the page only during `KVM_RUN` on the thread that holds this value, so plain accesses between two runs do not
-/// race.
+/// The kernel writes the page only during `KVM_RUN` on the thread that holds this value, so plain accesses between two
+/// runs do not race.
 pub struct RunPage<'a>(pub(crate) &'a mut kvm_run);
 
 /// Details of an exit with `KVM_EXIT_INTERNAL_ERROR`.
@@ -56,7 +56,8 @@ impl<'a> RunPage<'a> {
         self.0.request_interrupt_window = requested.into();
     }
 
-    /// Clears `immediate_exit`: the next `KVM_RUN` enters the guest. Must precede the check for work, so that a later kick is not lost.
+    /// Clears `immediate_exit`: the next `KVM_RUN` enters the guest. Must precede the check for work, so that a later
+    /// kick is not lost.
     pub fn clear_immediate_exit(&mut self) {
         let flag = &raw mut self.0.immediate_exit;
         // SAFETY: the pointer comes from a live reference; the signal handler writes the flag on this same thread.

@@ -1,7 +1,7 @@
 //! Memory slots: mappings of guest-physical addresses to host addresses.
 //!
-//! Slots are set once, before the interrupt controller, the vCPUs and any ioeventfd exist: afterwards the call waits for RCU grace
-//! periods of several milliseconds. To replace memory, map over the host addresses of the live slot.
+//! Slots are set once, before the interrupt controller, the vCPUs and any ioeventfd exist: afterwards the call waits
+//! for RCU grace periods of several milliseconds. To replace memory, map over the host addresses of the live slot.
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -10,8 +10,8 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{Error, failed};
 
-/// Sets a memory slot of `vm` for each region of `memory`, without KVM's dirty log: the log misses writes of this process, and costs
-/// the guest a page fault per page.
+/// Sets a memory slot of `vm` for each region of `memory`, without KVM's dirty log: the log misses writes of this
+/// process, and costs the guest a page fault per page.
 ///
 /// `memory` must outlive `vm`; the machine owns both and drops the VM first.
 ///

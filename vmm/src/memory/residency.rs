@@ -18,8 +18,8 @@ const VALIDITY_FACTOR: u32 = 100;
 
 /// Counter of the resident bytes of one guest memory.
 ///
-/// A count stays valid for a second, or for a hundred times the duration of the count if that is longer: repeated requests take at most
-/// one percent of the thread's time.
+/// A count stays valid for a second, or for a hundred times the duration of the count if that is longer: repeated
+/// requests take at most one percent of the thread's time.
 #[derive(Debug, Default)]
 pub struct ResidencyCounter(Cell<Option<Count>>);
 

@@ -3,14 +3,15 @@
 //! The file holds the regions one after another, sorted by address. There are two kinds of dump:
 //!
 //! - Full ([`dump_full`]): all of guest memory. Absent pages and pages of zeros are holes.
-//! - Diff ([`DiffDump`]): the pages that differ from a base. Pages of zeros are data, so that a hole always means a page of
-//!   the base; a file system that keeps no holes of single pages is rejected. If a file of the size of guest memory exists at the
-//!   path, it is the base, and the pages are merged into it. Memory that was not restored has no base: its diff holds all pages,
-//!   like a full dump.
+//! - Diff ([`DiffDump`]): the pages that differ from a base. Pages of zeros are data, so that a hole always means a
+//!   page of the base; a file system that keeps no holes of single pages is rejected. If a file of the size of guest
+//!   memory exists at the path, it is the base, and the pages are merged into it. Memory that was not restored has no
+//!   base: its diff holds all pages, like a full dump.
 //!
-//! Pages are written in ranges directly from guest memory; the dump's own memory use does not grow with the guest. The vCPUs must be
-//! paused and the devices drained from the first call to the last. If KVM may have written to memory meanwhile, the caller
-//! discards the file and repeats the dump. The guest may run again during [`PendingDump::commit`].
+//! Pages are written in ranges directly from guest memory; the dump's own memory use does not grow with the guest. The
+//! vCPUs must be paused and the devices drained from the first call to the last. If KVM may have written to memory
+//! meanwhile, the caller discards the file and repeats the dump. The guest may run again during
+//! [`PendingDump::commit`].
 
 mod diff;
 mod error;
@@ -51,10 +52,10 @@ pub struct DumpSource<'a> {
     pub origin: PageOrigin<'a>,
     /// Page table reader; `None` if /proc is not mounted.
     ///
-    /// Without it, the dump reads every page of fresh memory, and a page of a truncated image file raises SIGBUS. A mapped
-    /// memory file is compared with guest memory, except for pages that mincore(2) reports absent. mincore(2) reports none if the host
-    /// has swap or the process may not write the file: the comparison then reads every page, which allocates page cache for
-    /// holes of the file, and on tmpfs fills the holes.
+    /// Without it, the dump reads every page of fresh memory, and a page of a truncated image file raises SIGBUS. A
+    /// mapped memory file is compared with guest memory, except for pages that mincore(2) reports absent. mincore(2)
+    /// reports none if the host has swap or the process may not write the file: the comparison then reads every page,
+    /// which allocates page cache for holes of the file, and on tmpfs fills the holes.
     pub pagemap: Option<&'a Pagemap>,
 }
 
@@ -164,8 +165,8 @@ impl PendingDump {
     }
 }
 
-/// Writes all of guest memory to `target`, which must be a new file: pages of zeros are skipped and would keep the data of a base.
-/// The file occupies disk space for the other pages only.
+/// Writes all of guest memory to `target`, which must be a new file: pages of zeros are skipped and would keep the data
+/// of a base. The file occupies disk space for the other pages only.
 ///
 /// # Errors
 /// Any [`Error`] except [`Error::Unknown`] and [`Error::Holes`]; no file remains then.
@@ -192,8 +193,8 @@ pub fn dump_full(source: &DumpSource<'_>, target: DumpTarget) -> Result<PendingD
 
 /// Dump of the changed pages into a base or a new file.
 ///
-/// A merge into a base changes the memory of every VM that maps it, except for pages that the VM has written. A partial merge leaves
-/// a base that matches no snapshot. The caller therefore removes the state file of the base first.
+/// A merge into a base changes the memory of every VM that maps it, except for pages that the VM has written. A partial
+/// merge leaves a base that matches no snapshot. The caller therefore removes the state file of the base first.
 #[derive(Debug)]
 #[must_use = "write() writes the pages"]
 pub struct DiffDump {
@@ -223,8 +224,8 @@ impl DiffDump {
         self.target.is_base()
     }
 
-    /// Writes the pages that changed since memory was mapped; of fresh memory, all touched pages. Memory must not change between
-    /// [`prepare`](Self::prepare) and this call.
+    /// Writes the pages that changed since memory was mapped; of fresh memory, all touched pages. Memory must not
+    /// change between [`prepare`](Self::prepare) and this call.
     ///
     /// # Errors
     /// As [`prepare`](Self::prepare).

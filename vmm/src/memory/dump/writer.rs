@@ -137,7 +137,8 @@ impl<'a> PageWriter<'a> {
         }
     }
 
-    /// Creates a writer that turns gaps into holes. Pages must be sorted by offset, and [`finish`](Self::finish) must be the last call.
+    /// Creates a writer that turns gaps into holes. Pages must be sorted by offset, and [`finish`](Self::finish) must
+    /// be the last call.
     pub fn clearing(file: &'a File, path: &'a Path) -> Self {
         Self {
             action: PageAction::WriteAndClear,

@@ -139,8 +139,8 @@ pub fn page_size() -> u64 {
     u64::try_from(size).unwrap_or(4096)
 }
 
-/// Maps zeroed memory for `regions`, each an address and a size in bytes, sorted by address. Host memory is allocated at the first
-/// access to a page.
+/// Maps zeroed memory for `regions`, each an address and a size in bytes, sorted by address. Host memory is allocated
+/// at the first access to a page.
 ///
 /// # Errors
 /// [`Error::Region`] if a region is not a sequence of pages, [`Error::Reserve`] if `mmap` fails, and [`Error::Regions`] if
@@ -308,8 +308,8 @@ pub fn map_snapshot(regions: &[(GuestAddress, usize)], file: &File) -> Result<Gu
     Ok(memory)
 }
 
-/// Replaces the content of `memory` with a private mapping of a snapshot's memory `file`, as [`map_snapshot`] does. Host addresses
-/// and memory slots stay valid. No other thread may access the memory during the call.
+/// Replaces the content of `memory` with a private mapping of a snapshot's memory `file`, as [`map_snapshot`] does.
+/// Host addresses and memory slots stay valid. No other thread may access the memory during the call.
 ///
 /// # Errors
 /// [`Error::Irregular`] if the file is not a regular file, [`Error::Snapshot`] if its length differs from guest memory, and

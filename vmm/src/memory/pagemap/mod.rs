@@ -272,8 +272,8 @@ impl Scan {
             category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
             ..PmScanArg::default()
         };
-        // SAFETY: `argument.size` is the size of `argument`, and `vec` has room for `vec_len` regions; the kernel writes no other
-        // memory of this process.
+        // SAFETY: `argument.size` is the size of `argument`, and `vec` has room for `vec_len` regions; the kernel
+        // writes no other memory of this process.
         let count = unsafe { libc::ioctl(pages.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
         let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
         let regions = self.regions.iter().take(count);

@@ -7,13 +7,14 @@
 //! [{"base_host_virt_addr":A,"size":B,"offset":C,"page_size":4096,"page_size_kib":4096}]
 //! ```
 //!
-//! The array has one entry per region: host address, size, and offset in the memory file, all in bytes. `page_size_kib` is in bytes
-//! too: fault handlers written for Firecracker expect that. The fault handler sends no response. resources/uffd-handler is an
-//! example.
+//! The array has one entry per region: host address, size, and offset in the memory file, all in bytes. `page_size_kib`
+//! is in bytes too: fault handlers written for Firecracker expect that. The fault handler sends no response.
+//! resources/uffd-handler is an example.
 //!
-//! If the fault handler dies, the next access to an absent page blocks without end. This process therefore keeps both descriptors open: after
-//! the last close of the userfaultfd the kernel would fill absent pages with zeros. A kick may not interrupt a blocked vCPU:
-//! KVM supports that since Linux 6.1 only, and not for every access. [`FaultHandler::release`] unblocks vCPUs at the end of the VM.
+//! If the fault handler dies, the next access to an absent page blocks without end. This process therefore keeps both
+//! descriptors open: after the last close of the userfaultfd the kernel would fill absent pages with zeros. A kick may
+//! not interrupt a blocked vCPU: KVM supports that since Linux 6.1 only, and not for every access.
+//! [`FaultHandler::release`] unblocks vCPUs at the end of the VM.
 
 #[cfg(test)]
 mod tests;
@@ -129,8 +130,8 @@ impl AsFd for FaultHandler {
     }
 }
 
-/// Reserves `regions`, each an address and a size in bytes, and sends them to the fault handler that listens at `path`. The function
-/// reads no page and allocates no memory for pages.
+/// Reserves `regions`, each an address and a size in bytes, and sends them to the fault handler that listens at `path`.
+/// The function reads no page and allocates no memory for pages.
 ///
 /// # Errors
 /// Any [`Error`].

@@ -1,15 +1,15 @@
 //! Working set: the pages that a restored guest touches first.
 //!
-//! A working set is recorded once, some time after a restore. Later restores prefetch its pages before the guest's page faults. It
-//! does not change guest-visible state: a superfluous page only costs time and memory. The kernel reports touched pages
-//! of a file in fault-around steps of up to 64 KiB.
+//! A working set is recorded once, some time after a restore. Later restores prefetch its pages before the guest's page
+//! faults. It does not change guest-visible state: a superfluous page only costs time and memory. The kernel reports
+//! touched pages of a file in fault-around steps of up to 64 KiB.
 //!
 //! # Prefetch
-//! Ranges of written pages are populated: page faults of the guest take three to four times as long. Single written pages are
-//! populated only while the guest waits for other work, since one takes as long as a page fault. Pages that were only read are not
-//! populated: the kernel maps such pages together on a fault, and a page mapped for reading makes a later write slower.
-//! From a cold memory file no page is populated, because that blocks on the disk; the kernel reads the file ahead in large
-//! chunks while the guest runs.
+//! Ranges of written pages are populated: page faults of the guest take three to four times as long. Single written
+//! pages are populated only while the guest waits for other work, since one takes as long as a page fault. Pages that
+//! were only read are not populated: the kernel maps such pages together on a fault, and a page mapped for reading
+//! makes a later write slower. From a cold memory file no page is populated, because that blocks on the disk; the
+//! kernel reads the file ahead in large chunks while the guest runs.
 
 #[cfg(test)]
 mod tests;
@@ -103,8 +103,8 @@ impl Schema for WorkingSet {
 }
 
 impl WorkingSet {
-    /// Records the pages of `memory` that were written and touched since it was mapped from a snapshot. `snapshot` is the checksum
-    /// of its state file. The guest may run during the call.
+    /// Records the pages of `memory` that were written and touched since it was mapped from a snapshot. `snapshot` is
+    /// the checksum of its state file. The guest may run during the call.
     ///
     /// # Errors
     /// [`Error::Pages`].
@@ -137,8 +137,8 @@ impl WorkingSet {
         file.commit_unsynced().map_err(Error::File)
     }
 
-    /// Reads the working set at `path` for a guest with `memory` bytes. `snapshot` is the checksum of the state file that the guest is
-    /// restored from.
+    /// Reads the working set at `path` for a guest with `memory` bytes. `snapshot` is the checksum of the state file
+    /// that the guest is restored from.
     ///
     /// # Errors
     /// [`Error::Memory`], [`Error::Snapshot`], and the errors of [`WorkingSet::describe`].
@@ -232,8 +232,8 @@ pub struct Prefetch {
 }
 
 impl Prefetch {
-    /// Starts the prefetch of `set` from the memory `file`. If the file is cold, requests read-ahead from the kernel and leaves no page
-    /// to populate. Never blocks on the disk.
+    /// Starts the prefetch of `set` from the memory `file`. If the file is cold, requests read-ahead from the kernel
+    /// and leaves no page to populate. Never blocks on the disk.
     pub fn new(set: WorkingSet, file: &File) -> Self {
         let mut written = set.written;
         if read_ahead(&set.touched, file) {
@@ -258,7 +258,8 @@ impl Prefetch {
         self.single.clear();
     }
 
-    /// Populates one chunk of `memory` with private copies. Returns true while chunks remain. The guest may run during the call.
+    /// Populates one chunk of `memory` with private copies. Returns true while chunks remain. The guest may run during
+    /// the call.
     ///
     /// The prefetch ends without an error if the kernel does not support it (before Linux 5.14) or the host is short of memory.
     /// Populated pages count as changed: a diff contains them even if the guest has not written them.
@@ -351,8 +352,8 @@ fn read_ahead(touched: &[Range<u32>], file: &File) -> bool {
     true
 }
 
-/// Returns true if the page is known to be absent from the page cache. File systems in memory do not support RWF_NOWAIT, and their
-/// files are never cold.
+/// Returns true if the page is known to be absent from the page cache. File systems in memory do not support
+/// RWF_NOWAIT, and their files are never cold.
 fn is_cold(file: &File, page: u32) -> bool {
     let mut byte = 0_u8;
     let iovec = libc::iovec {
