@@ -1,4 +1,4 @@
-/* Ticks of the local APIC's timer: periodic, then by TSC deadline where there is one. */
+/* Ticks of the local APIC's timer: periodic, then by TSC deadline if supported. */
 #include "apic.h"
 
 enum { TSC_DEADLINE = 0x6e0, CYCLES = 1000000 };
@@ -10,7 +10,7 @@ void guest(void)
     u64 start = rdtsc();
     apic_timer(PERIODIC, 1000000);
     wait_for(&apic_ticks, 10);
-    say("periodic 10 ticks %lu cycles\n", rdtsc() - start);
+    print("periodic 10 ticks %lu cycles\n", rdtsc() - start);
     APIC(APIC_INITIAL_COUNT) = 0;
     APIC(APIC_LVT_TIMER) = MASKED | TIMER_VECTOR;
     __asm__ volatile("sti; nop; nop; cli" ::: "memory");
@@ -19,7 +19,7 @@ void guest(void)
     if (leaf[2] >> 24 & 1) {
         APIC(APIC_LVT_TIMER) = DEADLINE | TIMER_VECTOR;
         __asm__ volatile("mfence" ::: "memory"); /* between the mode and the first deadline: SDM vol. 3, 11.5.4.1 */
-        /* A periodic tick may have come in just before the mode changed. */
+        /* A periodic tick may be pending from just before the mode change. */
         __asm__ volatile("sti; nop; nop; cli" ::: "memory");
         start = rdtsc();
         for (unsigned i = 0; i < 10; i++) {
@@ -27,10 +27,10 @@ void guest(void)
             wrmsr(TSC_DEADLINE, rdtsc() + CYCLES);
             wait_for(&apic_ticks, 1);
         }
-        /* Single ticks may come early: KVM starts before the deadline to be in time, and not everywhere waits for the rest. */
+        /* Single ticks may be early: KVM fires its timer in advance, and does not wait for the deadline on every host. */
         require("ticks at their deadlines", rdtsc() - start >= 5 * CYCLES);
-        say("deadline 10 ticks %lu cycles\n", rdtsc() - start);
+        print("deadline 10 ticks %lu cycles\n", rdtsc() - start);
     }
     if (!failures)
-        say("ok apic-timer\n");
+        print("ok apic-timer\n");
 }

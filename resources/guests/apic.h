@@ -1,4 +1,4 @@
-/* The local APIC and the IOAPIC, by MMIO. */
+/* Local APIC and IOAPIC, accessed by MMIO. */
 #ifndef APIC_H
 #define APIC_H
 
@@ -19,13 +19,13 @@ enum {
 
 #define APIC(reg) AT(u32, 0xfee00000 + (reg))
 
-/* Modes in APIC_LVT_TIMER, which takes a vector too. */
+/* Timer modes in APIC_LVT_TIMER, which also holds the vector. */
 enum { ONCE = 0, PERIODIC = 0x20000, DEADLINE = 0x40000, MASKED = 0x10000, TIMER_VECTOR = 0x40 };
 
-/* Software-enables the local APIC, spurious vector 0xff. */
+/* Software-enables the local APIC with spurious vector 0xff. */
 void apic_start(void);
-/* Starts the local APIC and its timer, which ticks after `ns` nanoseconds ONCE, or PERIODIC; KVM's counts nanoseconds. Ticks come
-   by TIMER_VECTOR and are counted in `apic_ticks`. */
+/* Starts the local APIC and its timer in mode ONCE or PERIODIC with `ns` nanoseconds per tick: KVM's timer counts
+   nanoseconds. A tick raises TIMER_VECTOR and increments `apic_ticks`. */
 void apic_timer(u32 mode, u32 ns);
 extern volatile unsigned apic_ticks;
 static inline u32 apic_id(void) { return APIC(APIC_ID) >> 24; }
@@ -33,7 +33,7 @@ static inline void apic_done(void) { APIC(APIC_EOI) = 0; }
 
 u32 ioapic_read(u32 reg);
 void ioapic_write(u32 reg, u32 value);
-/* An edge-triggered, active-high, unmasked route of a pin to a vector of this CPU. */
+/* Routes a pin to a vector of this CPU: edge-triggered, active high, unmasked. */
 void ioapic_route(unsigned pin, u8 vector);
 
 #endif

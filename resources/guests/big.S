@@ -1,5 +1,5 @@
-/* hello as an ELF file written out by hand, with a second segment of SIZE bytes at 16 MiB that nothing reads.
-   The Makefile grows the file to its size without writing the segment, so that it stays sparse. */
+/* hello with a handwritten ELF header and a second, unread segment of SIZE bytes at 16 MiB. The Makefile extends the file
+   without a write, so that the segment is sparse. */
     .section .text.start, "ax"
     .set base, 0x100000
 file:
@@ -10,7 +10,7 @@ file:
     .quad _start, 64, 0
     .long 0
     .word 64, 56, 2, 0, 0, 0
-    .long 1, 5                  /* PT_LOAD of this page */
+    .long 1, 5                  /* PT_LOAD of the first page */
     .quad 0, base, base, 4096, 4096, 4096
     .long 1, 6                  /* PT_LOAD of the data */
     .quad 4096, 0x1000000, 0x1000000, SIZE, SIZE, 4096

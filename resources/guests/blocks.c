@@ -1,14 +1,14 @@
-/* Writes a disk of 64 blocks of 8 sectors over and over, in rounds, as many requests at a time as the queue holds, and reads it
-   back after each round, for ever. Sector I of the block that is written as the Nth, from 0 on, begins and ends with N and I in
-   64 bits each, little-endian. Under interrupt by the 8259. */
+/* Writes a disk of 64 blocks of 8 sectors in endless rounds, with as many requests in flight as the queue holds, and reads
+   it back after each round. Sector I of the Nth written block, both from 0, starts and ends with N and I in 64 bits each,
+   little-endian. Uses interrupts by the 8259. */
 #include "trap.h"
 #include "virtio.h"
 
 /* Types of requests, section 5.2.6. */
 enum { IN = 0, OUT = 1 };
 enum { SECTOR = 512, SECTORS = 8, BLOCKS = 64 };
-/* A request is its header, its data and its status. */
-enum { PIECES = 3, SLOTS = QUEUE_SIZE / PIECES };
+/* Descriptors of a request: header, data and status. */
+enum { DESCRIPTORS = 3, SLOTS = QUEUE_SIZE / DESCRIPTORS };
 
 static struct queue queue;
 static struct slot {
@@ -44,8 +44,8 @@ static void check(const struct slot *slot)
 static void begin(u16 index, u32 type, u64 number)
 {
     struct slot *slot = &slots[index];
-    volatile struct descriptor *table = queue.table + index * PIECES;
-    u16 first = (u16)(index * PIECES);
+    volatile struct descriptor *table = queue.table + index * DESCRIPTORS;
+    u16 first = (u16)(index * DESCRIPTORS);
     slot->header.type = type;
     slot->header.sector = number % BLOCKS * SECTORS;
     slot->number = number;
@@ -54,18 +54,18 @@ static void begin(u16 index, u32 type, u64 number)
     if (type == OUT)
         fill(slot);
     else
-        slot->data[0] = slot->data[SECTOR - 16] = 0xee; /* what is left of the write is no proof of the read */
+        slot->data[0] = slot->data[SECTOR - 16] = 0xee; /* data of an earlier write must not pass as the result of the read */
     descriptor_set(&table[0], &slot->header, sizeof slot->header, NEXT, first + 1);
     descriptor_set(&table[1], slot->data, sizeof slot->data, type == OUT ? NEXT : NEXT | WRITE, first + 2);
     descriptor_set(&table[2], &slot->status, 1, WRITE, 0);
-    queue_offer(&queue, first);
+    queue_make_available(&queue, first);
 }
 
 static u16 end(u32 type)
 {
     u32 used;
-    u16 head = queue_take(&queue, &used), index = head / PIECES;
-    require("what is done was begun", head % PIECES == 0 && index < SLOTS && slots[index].busy);
+    u16 head = queue_pop_used(&queue, &used), index = head / DESCRIPTORS;
+    require("what is done was begun", head % DESCRIPTORS == 0 && index < SLOTS && slots[index].busy);
     slots[index].busy = 0;
     expect("status of a request", slots[index].status, 0);
     expect("length of a request", used, type == OUT ? 1 : 1 + SECTORS * SECTOR);
@@ -96,12 +96,12 @@ void guest(void)
     device_start(&device, 0);
     require("the queue is taken", queue_start(&queue, &device, 0));
     set(&device, STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
-    device_listen(&device);
-    say("ready\n");
+    device_enable_interrupts(&device);
+    print("ready\n");
     for (u64 round = 0; !failures; round++) {
         pass(OUT, round * BLOCKS);
         pass(IN, round * BLOCKS);
         if (!failures)
-            say("round %lu\n", round);
+            print("round %lu\n", round);
     }
 }

@@ -1,4 +1,4 @@
-/* What the VMM said about the machine, by whichever protocol. */
+/* Boot data, independent of the boot protocol. */
 #ifndef BOOT_H
 #define BOOT_H
 
@@ -13,22 +13,22 @@ struct region {
 
 struct boot {
     const char *protocol;
-    const char *cmdline;   /* "" when there is none */
-    u64 cmdline_size;      /* bytes without the NUL, as told where the protocol tells it */
+    const char *cmdline;   /* "" if absent */
+    u64 cmdline_size;      /* bytes without the NUL; from the boot data if the protocol has it */
     u64 initrd, initrd_size;
-    u64 rsdp;              /* 0 where not told */
+    u64 rsdp;              /* 0 if absent */
     unsigned modules;
     unsigned regions;
     struct region map[64];
 };
 
-/* Read on the first call. */
+/* Returns the boot data, which the first call parses. */
 const struct boot *boot_info(void);
 
-/* The number after `key` (such as "code=") in the command line, decimal; `otherwise` when it is not there. */
+/* Returns the decimal number after `key` (such as "code=") in the command line, or `otherwise` if the key is absent. */
 u64 option(const char *key, u64 otherwise);
 
-/* What follows the `nth` (from 0) `key` in the command line, or NULL. */
+/* Returns the text after the `nth` (from 0) `key` in the command line, or NULL. */
 const char *argument(const char *key, unsigned nth);
 
 u64 length(const char *text);

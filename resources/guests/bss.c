@@ -12,12 +12,12 @@ void guest(void)
     u64 first = (u64)data_end, edge = (first + PAGE - 1) & ~(PAGE - 1ul), end = (u64)zero + sizeof zero, found = 0;
     expect("data", data[0], 1);
     require("data ends within a page", first != edge);
-    /* A file is mapped by pages: every byte of the page that it shares with the data counts, then one in 97. */
+    /* A VMM may map the file by pages: check every byte of the page shared with the data, then one in 97. */
     for (u64 at = first; at < edge; at++)
         found |= AT(u8, at);
     for (u64 at = edge; at < end; at += 97)
         found |= AT(u8, at);
     expect("bytes of BSS", found | zero[sizeof zero - 1], 0);
     if (!failures)
-        say("ok bss\n");
+        print("ok bss\n");
 }

@@ -14,11 +14,11 @@ static unsigned field(u8 reg)
 
 int cmos_date(struct date *date)
 {
-    unsigned tries = 20000; /* an update takes 2 ms at most; a read here 1 us at least */
+    unsigned tries = 20000; /* an update takes at most 2 ms, a read at least 1 us */
     while (cmos(0x0a) & 0x80)
         if (!tries--)
             return 0;
-    /* The century has no register in the data sheet; 0x32 holds it by custom, but not everywhere. */
+    /* The data sheet has no century register; 0x32 holds the century by convention, but not in every VMM. */
     date->year = 2000 + field(9);
     date->month = field(8);
     date->day = field(7);

@@ -1,4 +1,4 @@
-/* Prints the command line, taking its length from where the protocol tells it. */
+/* Prints the command line with the length of the boot data. */
 #include "boot.h"
 
 void guest(void)
@@ -7,8 +7,8 @@ void guest(void)
     put('[');
     for (u64 i = 0; i < boot->cmdline_size; i++)
         put(boot->cmdline[i]);
-    say("]\n");
+    print("]\n");
     expect("cmd_line_size", boot->cmdline_size, length(boot->cmdline));
     if (!failures)
-        say("ok cmdline %lu bytes\n", boot->cmdline_size);
+        print("ok cmdline %lu bytes\n", boot->cmdline_size);
 }

@@ -1,4 +1,4 @@
-/* Prints the date, as a guest reads it that waits for the end of an update first. */
+/* Prints the date after a wait for the end of an update. */
 #include "cmos.h"
 
 void guest(void)
@@ -9,6 +9,6 @@ void guest(void)
     require("time", date.hour < 24 && date.minute < 60 && date.second < 60);
     u8 b = cmos(0x0b), d = cmos(0x0d);
     expect("register D (battery good)", d, 0x80);
-    say("%s cmos %04u-%02u-%02u %02u:%02u B %02x D %02x\n", failures ? "bad" : "ok", date.year, date.month, date.day,
+    print("%s cmos %04u-%02u-%02u %02u:%02u B %02x D %02x\n", failures ? "bad" : "ok", date.year, date.month, date.day,
         date.hour, date.minute, b, d);
 }

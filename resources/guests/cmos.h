@@ -1,4 +1,4 @@
-/* The clock in the CMOS. */
+/* CMOS clock. */
 #ifndef CMOS_H
 #define CMOS_H
 
@@ -9,7 +9,7 @@ struct date {
 };
 
 u8 cmos(u8 reg);
-/* 0 when bit 7 of register A (update in progress) does not clear. */
+/* Returns 0 if bit 7 of register A (update in progress) does not clear. */
 int cmos_date(struct date *date);
 
 #endif

@@ -1,4 +1,4 @@
-/* A tour of the machine, told from inside. */
+/* Tour of the machine from inside the guest. */
 #include "boot.h"
 #include "cmos.h"
 #include "firmware.h"
@@ -17,16 +17,16 @@ void guest(void)
     const struct boot *boot = boot_info();
     struct date date = {0};
     const char *source = "";
-    say("Hello from inside a mayfly: no operating system here, only this program.\n");
-    say("Entry:    %s, 64-bit, image at 0x%lx, %lu KiB of it\n", boot->protocol, (u64)image_start,
+    print("Hello from inside a mayfly: no operating system here, only this program.\n");
+    print("Entry:    %s, 64-bit, image at 0x%lx, %lu KiB of it\n", boot->protocol, (u64)image_start,
         (u64)(image_end - image_start) / 1024);
-    say("Memory:   %lu MiB in %u map entries\n", ram(boot) >> 20, boot->regions);
+    print("Memory:   %lu MiB in %u map entries\n", ram(boot) >> 20, boot->regions);
     unsigned cpus = find_cpus(&source, ids, COUNT(ids));
-    say("CPUs:     %u, by %s\n", cpus, source);
-    say("Command:  [%s]\n", boot->cmdline);
+    print("CPUs:     %u, by %s\n", cpus, source);
+    print("Command:  [%s]\n", boot->cmdline);
     if (cmos_date(&date))
-        say("Clock:    %04u-%02u-%02u %02u:%02u:%02u UTC\n", date.year, date.month, date.day, date.hour,
+        print("Clock:    %04u-%02u-%02u %02u:%02u:%02u UTC\n", date.year, date.month, date.day, date.hour,
              date.minute, date.second);
-    say("That was all. Pulling the reset line; a new one takes less than a millisecond.\n");
+    print("That was all. Pulling the reset line; a new one takes less than a millisecond.\n");
     reset();
 }

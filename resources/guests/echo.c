@@ -1,4 +1,4 @@
-/* Echoes serial input under interrupt, by the 8259 or (with IOAPIC) by the IOAPIC, until `q` or Ctrl-D. */
+/* Echoes serial input until `q` or Ctrl-D, with interrupts by the 8259 or, with IOAPIC defined, by the IOAPIC. */
 #include "apic.h"
 #include "trap.h"
 #include "uart.h"
@@ -11,7 +11,7 @@ static INTERRUPT serial(struct frame *frame)
 {
     (void)frame;
     (void)inb(UART_IDENTIFY);
-    /* An edge comes once for all that is there: take every byte, or the line stays high for good. */
+    /* One edge covers all pending bytes: the line stays high, without a new edge, until every byte is read. */
     while (inb(UART_LINE) & 1) {
         u8 byte = inb(UART_DATA);
         if (byte == 'q' || byte == CONTROL_D)
@@ -38,10 +38,10 @@ void guest(void)
 #else
     pic_unmask(UART_IRQ);
 #endif
-    say("ready\n");
+    print("ready\n");
     uart_interrupts(RECEIVED);
     for (unsigned i = 1; !over; i++)
         wait_for(&arrivals, i);
-    say("\nbye\n");
+    print("\nbye\n");
     power_off();
 }

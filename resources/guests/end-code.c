@@ -1,4 +1,4 @@
-/* Ends with the status that `code=` on the command line says, 42 without. */
+/* Exits with the status in `code=` of the command line (42). */
 #include "boot.h"
 
 void guest(void) { finish((u8)option("code=", 42)); }

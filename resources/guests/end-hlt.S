@@ -1,4 +1,4 @@
-/* Does not end: halts for good, interrupts off. */
+/* Halts without end, interrupts disabled. */
     .globl _start
 _start:
     movl $line, %esi

@@ -1,4 +1,4 @@
-/* Ends by a 16-bit write of 0x2000 to port 0x604. */
+/* Powers off by a 16-bit write of 0x2000 to port 0x604. */
     .globl _start
 _start:
     movl $0x604, %edx

@@ -1,4 +1,4 @@
-/* Ends by the i8042's reset line. */
+/* Resets by the reset line of the i8042. */
     .globl _start
 _start:
     movb $0xfe, %al

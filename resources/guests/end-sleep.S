@@ -1,4 +1,4 @@
-/* Powers off by the sleep control register of hardware-reduced ACPI: clears the wake status first, as Linux does. */
+/* Powers off by the sleep control register of hardware-reduced ACPI, after a clear of the wake status as in Linux. */
     .globl _start
 _start:
     movw $0x600, %dx

@@ -1,4 +1,4 @@
-/* Ends by a triple fault: an invalid opcode with an empty IDT. */
+/* Causes a triple fault: an invalid opcode with an empty IDT. */
     .globl _start
 _start:
     lidt empty

@@ -1,4 +1,4 @@
-/* Jumps to the reset vector, which resets the machine in any mode. */
+/* Jumps to the reset vector, which must reset the machine in any CPU mode. */
     .globl _start
 _start:
     movl $0xffff0, %eax

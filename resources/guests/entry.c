@@ -1,4 +1,4 @@
-/* Checks the CPU's state at the 64-bit Linux entry. */
+/* Checks the CPU state at the 64-bit Linux entry. */
 #include "boot.h"
 
 static u64 rflags(void)
@@ -17,7 +17,7 @@ static u64 rflags(void)
 #define DEFAULT_32 (1ul << 54)
 #define BASE 0xff0000ffffff0000ul
 
-/* Compares the bits of `mask` in a descriptor of the GDT that the VMM set up. */
+/* Checks the bits of `mask` in a descriptor of the VMM's GDT. */
 static void descriptor(const char *name, u16 selector, u64 mask, u64 want)
 {
     struct __attribute__((packed)) {
@@ -52,9 +52,9 @@ void guest(void)
                PRESENT | NOT_SYSTEM | CODE | LONG);
     descriptor("data descriptor", ds, PRESENT | NOT_SYSTEM | CODE | WRITABLE | BASE,
                PRESENT | NOT_SYSTEM | WRITABLE);
-    /* Loading them again shows that the GDT in memory agrees with the hidden parts. */
+    /* A reload checks that the GDT in memory equals the hidden parts of the segment registers. */
     __asm__ volatile("movw %0, %%ds; movw %0, %%es; movw %0, %%ss" ::"r"(ds) : "memory");
     boot_info();
     expect("low 4 GiB mapped: local APIC version", AT(u32, 0xfee00030) & 0xf0, 0x10);
-    say("%s entry\n", failures ? "bad" : "ok");
+    print("%s entry\n", failures ? "bad" : "ok");
 }

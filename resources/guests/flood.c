@@ -1,9 +1,9 @@
-/* Prints numbered lines of 64 bytes as fast as it can: `kib=` of the command line, 256 without. */
+/* Prints `kib=` (256) KiB in numbered lines of 64 bytes at full speed. */
 #include "boot.h"
 
 static char page[64][64];
 
-/* Adds one to the decimal digits that end at `last`. */
+/* Increments the decimal number whose last digit is at `last`. */
 static void increment(char *last)
 {
     while (++*last > '9')

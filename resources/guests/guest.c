@@ -20,7 +20,7 @@ static void number(u64 value, unsigned base, unsigned width)
         put(digits[--count]);
 }
 
-void say(const char *format, ...)
+void print(const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
@@ -54,7 +54,7 @@ void expect(const char *what, u64 got, u64 want)
     if (got == want)
         return;
     failures++;
-    say("FAIL %s: got %lx want %lx\n", what, got, want);
+    print("FAIL %s: got %lx want %lx\n", what, got, want);
 }
 
 void require(const char *what, int holds)
@@ -62,7 +62,7 @@ void require(const char *what, int holds)
     if (holds)
         return;
     failures++;
-    say("FAIL %s\n", what);
+    print("FAIL %s\n", what);
 }
 
 static _Noreturn void halt(void)

@@ -1,4 +1,4 @@
-/* What every guest has: ports, output on the serial line, checks, and ways to end. */
+/* Common code of the guests: ports, serial output, checks, and exits. */
 #ifndef GUEST_H
 #define GUEST_H
 
@@ -15,7 +15,7 @@ typedef uint64_t u64;
 enum {
     COM1 = 0x3f8,       /* 16550 */
     I8042_COMMAND = 0x64,
-    DEBUG_EXIT = 0x501, /* the byte written is the exit status of the VMM */
+    DEBUG_EXIT = 0x501, /* a written byte is the exit status of the VMM */
     ACPI_CONTROL = 0x604,
     PAGE = 4096,
 };
@@ -69,36 +69,36 @@ static inline void cpuid(u32 leaf, u32 sub, u32 out[4])
     __asm__ volatile("cpuid" : "=a"(out[0]), "=b"(out[1]), "=c"(out[2]), "=d"(out[3]) : "a"(leaf), "c"(sub));
 }
 
-/* The object of type `type` at a physical address; the first 4 GiB are identity-mapped. */
+/* Object of type `type` at a physical address; the first 4 GiB are identity-mapped. */
 #define AT(type, address) (*(volatile type *)(uintptr_t)(address))
 
-/* Set by start.S: how the guest was entered, and the pointer and magic number that it was given. */
+/* Set by start.S: entry of the guest, and its boot data pointer and magic number. */
 enum { LINUX = 1, PVH = 2, MULTIBOOT = 3 };
 extern u32 boot_protocol, boot_magic;
 extern u64 boot_argument;
 
-/* First byte of the image, and the byte after its BSS. */
+/* First byte of the image, and first byte after its BSS. */
 extern u8 image_start[], image_end[];
 
 void put(char byte);
-/* printf's %s %c %% and %u %x %lu %lx with a zero-padded width. */
-__attribute__((format(printf, 1, 2))) void say(const char *format, ...);
+/* Prints by a printf format of %s %c %% and %u %x %lu %lx with a zero-padded width. */
+__attribute__((format(printf, 1, 2))) void print(const char *format, ...);
 
-/* Prints `FAIL what: got X want Y` if they differ; the guest will end with status 1. */
+/* Prints `FAIL what: got X want Y` if the values differ; the guest then exits with status 1. */
 void expect(const char *what, u64 got, u64 want);
-/* Prints `FAIL what` if `holds` is 0. */
+/* Prints `FAIL what` if `holds` is 0; the guest then exits with status 1. */
 void require(const char *what, int holds);
-/* Checks that failed so far. */
+/* Number of failed checks. */
 extern unsigned failures;
 
-/* Ends with this status by the debug-exit port. */
+/* Exits with this status by the debug-exit port. */
 _Noreturn void finish(u8 status);
-/* Ends by the i8042's reset line. */
+/* Exits by the reset line of the i8042. */
 _Noreturn void reset(void);
-/* Ends by the ACPI power-off that QEMU's `pc` has at port 0x604. */
+/* Exits by the ACPI power-off port 0x604 of QEMU's `pc`. */
 _Noreturn void power_off(void);
 
-/* Returning from it ends with status 0, or 1 when a check failed. */
+/* Main function of a guest. After its return the guest exits with status 0, or 1 if a check failed. */
 void guest(void);
 
 #endif

@@ -1,4 +1,4 @@
-/* Does to every virtio device what no driver does, then sets it up properly and does one request. */
+/* Misuses every virtio device, then sets it up correctly and executes one request. */
 #include "trap.h"
 #include "virtio.h"
 
@@ -8,7 +8,8 @@ static struct queue queue, other;
 static u8 buffer[64];
 static _Alignas(16) volatile struct descriptor indirect[2];
 
-/* All addresses made of it are above any memory of the guest, so that a device that believes them does not write over it. */
+/* Returns a number whose use as an address is above guest memory, so that a device that accepts it does not overwrite
+   the guest. */
 static u32 random(void)
 {
     static u32 state = 2463534242;
@@ -33,7 +34,7 @@ static void garbage(const struct device *device)
         (void)AT(u16, at + 2);
         (void)AT(u8, at);
     }
-    /* Every status, in an order that makes no sense. */
+    /* Every status value, in an invalid order. */
     for (u32 status = 255; status; status -= 5)
         set(device, STATUS, status);
     set(device, QUEUE_NOTIFY, ~0u);
@@ -42,7 +43,7 @@ static void garbage(const struct device *device)
     expect("magic afterwards", get(device, MAGIC_VALUE), 0x74726976);
 }
 
-/* The queue whose chains the device looks at of itself: requests, or what is to be sent. */
+/* Returns the queue whose chains the device processes without external events: requests or transmit. */
 static u16 busy(const struct device *device) { return device->kind == NET ? 1 : 0; }
 
 static void begin(struct device *device, u64 features)
@@ -55,12 +56,12 @@ static void begin(struct device *device, u64 features)
     expect("status", get(device, STATUS), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
 }
 
-/* The device has seen that its queue is malformed; a kick more, and a reset, do nothing bad. */
+/* Checks that the device needs a reset, then sends another notification and resets it. */
 static void expect_broken(struct device *device, const char *what)
 {
     expect(what, get(device, STATUS) & NEEDS_RESET, NEEDS_RESET);
     set(device, QUEUE_NOTIFY, busy(device));
-    expect("chains used by a broken device", queue_has(&queue), 0);
+    expect("chains used by a broken device", queue_has_used(&queue), 0);
     device_reset(device);
 }
 
@@ -69,26 +70,26 @@ static void chains(struct device *device)
     begin(device, 0);
     descriptor_set(&queue.table[0], buffer, 16, NEXT, 1);
     descriptor_set(&queue.table[1], buffer, 16, NEXT, 0);
-    queue_offer(&queue, 0);
+    queue_make_available(&queue, 0);
     expect_broken(device, "after a chain that loops");
 
     begin(device, 0);
     descriptor_set(&queue.table[0], buffer, 16, NEXT, QUEUE_SIZE);
-    queue_offer(&queue, 0);
+    queue_make_available(&queue, 0);
     expect_broken(device, "after a chain that leaves the table");
 
     begin(device, 0);
-    queue_offer(&queue, 0xffff);
+    queue_make_available(&queue, 0xffff);
     expect_broken(device, "after a head that is none");
 
     begin(device, 0);
     descriptor_set(&queue.table[0], (const void *)OUT_OF_MEMORY, 64, 0, 0);
-    queue_offer(&queue, 0);
+    queue_make_available(&queue, 0);
     expect_broken(device, "after a buffer out of memory");
 
     begin(device, 0);
     descriptor_set(&queue.table[0], (const void *)~15ul, 64, 0, 0);
-    queue_offer(&queue, 0);
+    queue_make_available(&queue, 0);
     expect_broken(device, "after a buffer that wraps");
 
     begin(device, 0);
@@ -100,7 +101,7 @@ static void chains(struct device *device)
     require("indirect descriptors are offered", (device->features & INDIRECT_DESC) != 0);
     descriptor_set(&indirect[0], (const void *)indirect, sizeof indirect, INDIRECT, 0);
     descriptor_set(&queue.table[0], (const void *)indirect, sizeof indirect, INDIRECT, 0);
-    queue_offer(&queue, 0);
+    queue_make_available(&queue, 0);
     expect_broken(device, "after a table in a table");
 }
 
@@ -139,7 +140,7 @@ static void proper(struct device *device)
     u32 used;
     begin(device, 0);
     if (device->kind == NET) {
-        /* A header of zeros, and a frame to all of a type for experiments. */
+        /* A zero header, and a broadcast frame of an experimental EtherType (IEEE 802, 0x88b5). */
         for (unsigned i = 0; i < 6; i++)
             buffer[12 + i] = 0xff;
         buffer[24] = 0x88;
@@ -150,8 +151,8 @@ static void proper(struct device *device)
         descriptor_set(&queue.table[1], buffer, 20, NEXT | WRITE, 2);
         descriptor_set(&queue.table[2], (const void *)&status, 1, WRITE, 0);
     }
-    queue_offer(&queue, 0);
-    expect("head of the proper request", queue_take(&queue, &used), 0);
+    queue_make_available(&queue, 0);
+    expect("head of the proper request", queue_pop_used(&queue, &used), 0);
     if (device->kind == BLOCK)
         expect("status of the proper request", status, 0);
     expect("status of the device", get(device, STATUS) & NEEDS_RESET, 0);
@@ -169,5 +170,5 @@ void guest(void)
         proper(&device);
     }
     if (!failures)
-        say("ok hostile %u devices\n", nth);
+        print("ok hostile %u devices\n", nth);
 }

@@ -1,4 +1,4 @@
-/* Prints size and checksum of the ramdisk: the sum of the bytes of its first 4 KiB and of its last. */
+/* Prints size and checksum of the ramdisk: the byte sum of its first 4 KiB and its last 4 KiB. */
 #include "boot.h"
 
 static u64 total(u64 from, u64 size)
@@ -25,12 +25,12 @@ void guest(void)
     const struct boot *boot = boot_info();
     u64 size = boot->initrd_size, part = size < PAGE ? size : PAGE;
     if (!boot->modules) {
-        say("no initrd\n");
+        print("no initrd\n");
         return;
     }
     require("initrd in RAM", in_ram(boot));
     require("initrd beside the image", boot->initrd >= (u64)image_end || boot->initrd + size <= (u64)image_start);
     expect("initrd on a page", boot->initrd % PAGE, 0);
     if (!failures)
-        say("ok initrd %lu bytes sum %lu\n", size, total(boot->initrd, part) + total(boot->initrd + size - part, part));
+        print("ok initrd %lu bytes sum %lu\n", size, total(boot->initrd, part) + total(boot->initrd + size - part, part));
 }

@@ -1,5 +1,5 @@
-/* Waits for Ctrl-Alt-Del on the AT keyboard and prints its scan codes: polling, or under interrupt by the 8259 with `irq=1` on
- * the command line, by the IOAPIC with `irq=2`. With `raw=1` the controller does not translate. */
+/* Waits for Ctrl-Alt-Del on the AT keyboard and prints its scan codes: polled, with interrupts by the 8259 (`irq=1` on the
+   command line) or by the IOAPIC (`irq=2`). `raw=1` disables the translation in the controller. */
 #include "apic.h"
 #include "boot.h"
 #include "trap.h"
@@ -59,18 +59,18 @@ void guest(void)
         apic_start();
         ioapic_route(IRQ, IOAPIC_VECTOR);
     }
-    say("ready\n");
+    print("ready\n");
     while (!irq && seen < expected)
         if (inb(I8042_COMMAND) & FULL)
             take();
     if (irq)
         wait_for(&seen, expected);
     for (unsigned i = 0; i < seen; i++)
-        say("%02x ", codes[i]);
-    say("\n");
+        print("%02x ", codes[i]);
+    print("\n");
     expect("last code", codes[seen - 1], raw ? 0x14 : 0x9d);
     expect("interrupts", interrupts, irq ? expected : 0);
     expect("left over", inb(I8042_COMMAND) & FULL, 0);
     if (!failures)
-        say("ok keyboard %u codes\n", seen);
+        print("ok keyboard %u codes\n", seen);
 }

@@ -1,9 +1,9 @@
-/* Prints the time of KVM's paravirtual clock in nanoseconds whenever Ctrl-Alt-Del is pressed. */
+/* Prints the time of KVM's paravirtual clock in nanoseconds at each Ctrl-Alt-Del. */
 #include "trap.h"
 
 enum { SYSTEM_TIME = 0x4b564d01, DATA = 0x60, FULL = 1, LAST_CODE = 0x9d };
 
-/* struct pvclock_vcpu_time_info of Linux's Documentation/virt/kvm/x86/msr.rst. */
+/* struct pvclock_vcpu_time_info, Linux Documentation/virt/kvm/x86/msr.rst. */
 static volatile struct {
     u32 version, padding;
     u64 tsc_timestamp, system_time;
@@ -29,8 +29,8 @@ void guest(void)
 {
     traps();
     wrmsr(SYSTEM_TIME, (u64)&clock | 1);
-    say("ready\n");
+    print("ready\n");
     for (;;)
         if (inb(I8042_COMMAND) & FULL && inb(DATA) == LAST_CODE)
-            say("time %lu\n", now());
+            print("time %lu\n", now());
 }

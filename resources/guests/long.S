@@ -1,4 +1,4 @@
-/* From 32-bit protected mode without paging to 64-bit long mode, the first 4 GiB identity-mapped. */
+/* Switch from 32-bit protected mode without paging to long mode, with the first 4 GiB identity-mapped. */
     .text
     .code32
     .globl enter_long
@@ -48,7 +48,7 @@ pdpt:
     .fill 508, 8, 0
 pd:
     .set address, 0
-    .rept 2048                  /* 2 MiB pages; a loop at run time would take milliseconds when interpreted */
+    .rept 2048                  /* 2 MiB pages; a runtime loop would take milliseconds on an interpreting host */
     .quad address + 0x83
     .set address, address + 0x200000
     .endr

@@ -1,4 +1,4 @@
-/* Does not end: jumps to itself, interrupts off. */
+/* Jumps to itself without end, interrupts disabled. */
     .globl _start
 _start:
     movl $line, %esi

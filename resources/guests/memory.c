@@ -1,4 +1,4 @@
-/* Prints and checks the memory map, and touches both ends of every RAM entry. */
+/* Prints and checks the memory map, and writes to both ends of every RAM entry. */
 #include "boot.h"
 
 #define HOLE 0xd0000000ul
@@ -7,7 +7,7 @@
 static u64 tables[8][512] __attribute__((aligned(4096)));
 static unsigned tables_used;
 
-/* The table that `entry` points at, made if there is none; 0 when a large page is there already. */
+/* Returns the table of `entry`, creating it if absent, or 0 if the entry maps a large page. */
 static volatile u64 *below(volatile u64 *entry)
 {
     if (!(*entry & 1)) {
@@ -17,7 +17,7 @@ static volatile u64 *below(volatile u64 *entry)
     return *entry & 0x80 ? 0 : (volatile u64 *)(*entry & 0xffffffffff000);
 }
 
-/* Identity-maps the 2 MiB around an address beyond what the VMM mapped. */
+/* Identity-maps the 2 MiB around an address that the VMM's page tables do not map. */
 static void map(u64 address)
 {
     u64 cr3;
@@ -46,7 +46,7 @@ static void touch(u64 address)
 static void check(const struct region *region, u64 previous_end)
 {
     u64 end = region->base + region->size;
-    say("e820 %lx-%lx %u\n", region->base, end, region->type);
+    print("e820 %lx-%lx %u\n", region->base, end, region->type);
     require("entry not empty", region->size > 0);
     require("entry does not wrap", end > region->base);
     require("entry after the one before", region->base >= previous_end);
@@ -70,5 +70,5 @@ void guest(void)
         previous_end = region->base + region->size;
         ram += region->type == RAM ? region->size : 0;
     }
-    say("%s memory %lu KiB\n", failures ? "bad" : "ok", ram / 1024);
+    print("%s memory %lu KiB\n", failures ? "bad" : "ok", ram / 1024);
 }

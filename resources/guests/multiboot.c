@@ -5,21 +5,21 @@ void guest(void)
 {
     const struct boot *boot = boot_info();
     u32 flags = AT(u32, boot_argument);
-    say("entered by %s\n", boot->protocol);
+    print("entered by %s\n", boot->protocol);
     require("mem_lower and mem_upper", flags & 1);
     if (flags & 1) {
         u64 lower = AT(u32, boot_argument + 4), upper = AT(u32, boot_argument + 8);
         require("mem_lower at most 640", lower <= 640);
-        say("lower %lu upper %lu KiB\n", lower, upper);
+        print("lower %lu upper %lu KiB\n", lower, upper);
     }
     require("memory map", boot->regions > 0);
-    say("[%s]\n", boot->cmdline);
+    print("[%s]\n", boot->cmdline);
     if (boot->modules) {
         u32 string = AT(u32, AT(u32, boot_argument + 24) + 8);
         expect("module on a page", boot->initrd % PAGE, 0);
         require("module after the image", boot->initrd >= (u64)image_end);
-        say("module %lu bytes [%s]\n", boot->initrd_size, string ? (const char *)(u64)string : "");
+        print("module %lu bytes [%s]\n", boot->initrd_size, string ? (const char *)(u64)string : "");
     }
     if (!failures)
-        say("ok multiboot %u entries\n", boot->regions);
+        print("ok multiboot %u entries\n", boot->regions);
 }

@@ -1,5 +1,5 @@
-/* Answers ARP and ping for `ip=` (10.0.0.2), and one HTTP request on port 80, then powers off. With `arp=N` it powers off after
-   N answers to ARP instead. `poll=1` has it spin, not wait for interrupts. */
+/* Responds to ARP and ping for `ip=` (10.0.0.2) and to one HTTP request on port 80, then powers off. With `arp=N` it powers
+   off after N ARP responses instead. `poll=1` selects polling instead of interrupts. */
 #include "net.h"
 #include "trap.h"
 #include "virtio.h"
@@ -32,18 +32,18 @@ void send(u8 *frame, u32 length)
     for (unsigned i = 0; i < HEADER; i++)
         packet[i] = 0;
     descriptor_set(&transmit.table[0], packet, HEADER + length, 0, 0);
-    queue_offer(&transmit, 0);
-    queue_take(&transmit, &used);
+    queue_make_available(&transmit, 0);
+    queue_pop_used(&transmit, &used);
     expect("length of a sent packet", used, 0);
 }
 
-/* RFC 826, in the frame that asked. */
+/* Sends an ARP response (RFC 826) in the frame of the request. */
 static void arp(u8 *frame)
 {
     if (get16(frame + 20) != 1 || !same(frame + 38, address, 4))
         return;
     put16(frame + 20, 2);
-    copy(frame + 32, frame + 22, 10); /* the one who asked is the target */
+    copy(frame + 32, frame + 22, 10); /* the sender of the request becomes the target */
     copy(frame + 22, mac, 6);
     copy(frame + 28, address, 4);
     copy(frame, frame + 6, 6);
@@ -52,7 +52,7 @@ static void arp(u8 *frame)
     arps++;
 }
 
-/* RFC 792: the answer is the request with another type, so that data and identifiers come back. */
+/* Sends an echo reply (RFC 792): the request with another type, which keeps data and identifiers. */
 static void icmp(u8 *frame, u32 length)
 {
     u8 *message = frame + 34;
@@ -95,7 +95,7 @@ static void ip(u8 *frame, u32 room)
 static void serve(void)
 {
     u32 length;
-    u16 head = queue_take(&receive, &length);
+    u16 head = queue_pop_used(&receive, &length);
     u8 *frame = buffers[head] + HEADER;
     expect("buffers of a packet", AT(u16, buffers[head] + 10), 1);
     if (length >= HEADER + 42) {
@@ -105,7 +105,7 @@ static void serve(void)
         else if (type == 0x800)
             ip(frame, length - HEADER);
     }
-    queue_offer(&receive, head);
+    queue_make_available(&receive, head);
 }
 
 void guest(void)
@@ -125,18 +125,18 @@ void guest(void)
         mac[i] = AT(u8, device.base + CONFIG + i);
     set(&device, STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
     if (!option("poll=", 0))
-        device_listen(&device);
+        device_enable_interrupts(&device);
     for (u16 i = 0; i < BUFFERS; i++) {
         descriptor_set(&receive.table[i], buffers[i], BUFFER, WRITE, 0);
-        queue_offer(&receive, i);
+        queue_make_available(&receive, i);
     }
-    say("net %02x:%02x:%02x:%02x:%02x:%02x at %u.%u.%u.%u\n", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], address[0],
+    print("net %02x:%02x:%02x:%02x:%02x:%02x at %u.%u.%u.%u\n", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], address[0],
         address[1], address[2], address[3]);
     unsigned enough = (unsigned)option("arp=", ~0u);
     while (!tcp_done && arps < enough && !failures)
         serve();
     if (failures)
         return;
-    say("ok net %u arps %u pings %u pages\n", arps, pings, tcp_done);
+    print("ok net %u arps %u pings %u pages\n", arps, pings, tcp_done);
     power_off();
 }

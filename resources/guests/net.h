@@ -1,4 +1,4 @@
-/* Frames and what is in them; numbers in them are big-endian. */
+/* Ethernet frames and their contents; numbers are big-endian. */
 #ifndef NET_H
 #define NET_H
 
@@ -32,17 +32,17 @@ static inline int same(const u8 *one, const u8 *other, u32 length)
     return !length;
 }
 
-/* RFC 1071: the ones' complement sum of `start` and `length` bytes, which is 0xffff over all that a checksum covers. */
+/* Returns the ones' complement sum of `start` and `length` bytes (RFC 1071): 0xffff over data with a valid checksum. */
 u16 ones_sum(u32 start, const u8 *bytes, u32 length);
 
-/* Sends `length` bytes of `frame`, before which there is room for the device's header. */
+/* Sends `length` bytes of `frame`. The virtio header is written before `frame`. */
 void send(u8 *frame, u32 length);
-/* Sends `length` bytes that are behind the Ethernet and IP headers of `frame` back to where the frame came from. */
+/* Sends `length` bytes after the Ethernet and IP headers of `frame` to the sender of the frame. */
 void reply_ip(u8 *frame, u32 length);
 
-/* Takes a TCP segment of `length` bytes behind the headers of `frame`. */
+/* Processes a TCP segment of `length` bytes after the headers of `frame`. */
 void tcp(u8 *frame, u32 length);
-/* How many connections were served and closed. */
+/* Number of served and closed connections. */
 extern unsigned tcp_done;
 
 #endif

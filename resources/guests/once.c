@@ -1,5 +1,5 @@
-/* A timer of the local APIC that has expired, once, and been served. Whatever comes by the serial port is answered with the number
-   of its ticks. */
+/* One-shot timer of the local APIC that has expired and was handled. Prints the number of ticks at each byte from the serial
+   port. */
 #include "apic.h"
 #include "uart.h"
 
@@ -8,14 +8,14 @@ void guest(void)
     traps();
     apic_timer(ONCE, 1000000);
     wait_for(&apic_ticks, 1);
-    say("ready\n");
+    print("ready\n");
     for (;;) {
         __asm__ volatile("sti" ::: "memory");
-        int asked = inb(UART_LINE) & 1;
+        int has_input = inb(UART_LINE) & 1;
         __asm__ volatile("cli" ::: "memory");
-        if (asked) {
+        if (has_input) {
             (void)inb(UART_DATA);
-            say("ticks %u\n", apic_ticks);
+            print("ticks %u\n", apic_ticks);
         }
     }
 }

@@ -29,5 +29,5 @@ void guest(void)
         polls++;
     u64 cycles = rdtsc() - start;
     require("output after the count", inb(PIT_GATE) & 0x20);
-    say("%s pit-calibrate %lu cycles in 10 ms\n", failures ? "bad" : "ok", cycles);
+    print("%s pit-calibrate %lu cycles in 10 ms\n", failures ? "bad" : "ok", cycles);
 }

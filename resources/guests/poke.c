@@ -1,9 +1,9 @@
-/* Reads and writes where nothing is: reads must give all ones, writes nothing. */
+/* Reads and writes unclaimed ports and addresses: reads must return all ones, writes must have no effect. */
 #include "boot.h"
 
 static unsigned ports, addresses;
 
-/* Ports at which some VMM of this kind has something, from and to. */
+/* First and last ports of devices in this kind of VMM. */
 static const u16 claimed[][2] = {
     {0x20, 0x21}, {0x40, 0x43}, {0x60, 0x64}, {0x70, 0x71}, {0x80, 0x80},     {0xa0, 0xa1},
     {COM1, 0x3ff}, {0x4d0, 0x4d1}, {0x501, 0x501}, {0x604, 0x605}, {0xcf8, 0xcff},
@@ -54,12 +54,12 @@ void guest(void)
     }
     for (unsigned port = 0; port < 0x10000 && !failures; port += 16)
         poke_port((u16)(port + 8));
-    expect("PCI address port", inl(0xcf8), 0xffffffff); /* there is no bus */
+    expect("PCI address port", inl(0xcf8), 0xffffffff); /* there is no PCI bus */
     expect("PCI data port", inl(0xcfc), 0xffffffff);
     for (u64 at = (end + PAGE - 1) & ~(PAGE - 1ul); at < hole && !failures; at += 0x4000000)
         poke_address(at);
-    /* The virtio windows are in the first MiB of the hole, the IOAPIC at its end. */
+    /* The registers of virtio devices are in the first MiB of the hole, the IOAPIC at its end. */
     for (u64 at = hole + 0x100000; at < 0xfec00000 && !failures; at += 0x1000000)
         poke_address(at);
-    say("%s poke %u ports %u addresses\n", failures ? "bad" : "ok", ports, addresses);
+    print("%s poke %u ports %u addresses\n", failures ? "bad" : "ok", ports, addresses);
 }

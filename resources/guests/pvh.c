@@ -1,4 +1,4 @@
-/* Says by which of its two entries it was entered; by PVH, checks the state there. */
+/* Prints its entry, PVH or Linux; at the PVH entry, checks the CPU state. */
 #include "boot.h"
 
 extern u32 pvh_pushed, pvh_popped, pvh_flags, pvh_stack, pvh_cr0;
@@ -6,7 +6,7 @@ extern u32 pvh_pushed, pvh_popped, pvh_flags, pvh_stack, pvh_cr0;
 void guest(void)
 {
     const struct boot *boot = boot_info();
-    say("entered by %s\n", boot->protocol);
+    print("entered by %s\n", boot->protocol);
     if (boot_protocol == PVH) {
         expect("word called onto the stack", pvh_popped, pvh_pushed);
         require("ESP in low memory", pvh_stack >= 16 && pvh_stack < 0x100000);
@@ -15,7 +15,7 @@ void guest(void)
         require("version with a memory map", AT(u32, boot_argument + 4) >= 1);
     }
     require("memory map", boot->regions > 0);
-    say("[%s]\n", boot->cmdline);
+    print("[%s]\n", boot->cmdline);
     if (!failures)
-        say("ok pvh %u entries\n", boot->regions);
+        print("ok pvh %u entries\n", boot->regions);
 }

@@ -1,5 +1,5 @@
-/* An ELF header written out by hand, for segments that no linker would make, and their contents.
-   Each content is FIRST, then FILL, then LAST; what follows it in the file is 0xee and must not be loaded. */
+/* Handwritten ELF header with segments that no linker creates, and their contents. Each content is FIRST, then FILL, then
+   LAST; the bytes 0xee after it in the file must not be loaded. */
     .macro content name, section, size, first, fill, last
     .section \section, "a"
     .globl \name
@@ -25,18 +25,18 @@
     .word 64, 56, (program_headers_end - program_headers) / 56, 0, 0, 0
 elf = . - 64
 program_headers:
-    .long 0x6474e551, 6         /* PT_GNU_STACK, and first: order must not matter */
+    .long 0x6474e551, 6         /* PT_GNU_STACK first: the order must not matter */
     .quad 0, 0, 0, 0, 0, 16
     load 7, text_offset, 0x100000, 0x100000, text_size, text_memory, 4096
-    .long 4, 4                  /* PT_NOTE of somebody else's */
+    .long 4, 4                  /* PT_NOTE of another owner */
     .quad note - elf, 0, 0, note_end - note, note_end - note, 4
     load 4, 0, 0, 0, 0, 0, 4096                                            /* empty */
     load 4, shared_low_offset, 0x200000, 0x200000, 0x2345, 0x2345, 4096    /* ends within a page ... */
     load 4, shared_high_offset, 0x202600, 0x202600, 0x1a00, 0x1a00, 4096   /* ... where this one begins */
     load 4, skewed_offset, 0x300040, 0x300040, 0x1801, 0x1801, 1           /* offset not congruent */
     load 6, large_offset, 0x500800, 0x500800, 0x20, 0x400333, 4096         /* 4 MiB of BSS */
-    load 6, 0, 0xa00000, 0xa00000, 0, 0x1000, 4096                         /* nothing but BSS */
-    load 4, high_offset, 0xffffffff80c00000, 0x400000, 0x1000, 0x1000, 0x200000 /* physical address counts */
+    load 6, 0, 0xa00000, 0xa00000, 0, 0x1000, 4096                         /* BSS only */
+    load 4, high_offset, 0xffffffff80c00000, 0x400000, 0x1000, 0x1000, 0x200000 /* load at the physical address */
 program_headers_end:
 note:
     .long 4, 4, 0x1234

@@ -1,4 +1,4 @@
-/* Checks the ends of every segment that segments-layout.S lays out, and BSS. */
+/* Checks both ends of every segment of segments-layout.S, and BSS. */
 #include "guest.h"
 
 static const struct {
@@ -33,5 +33,5 @@ void guest(void)
     zeroes("BSS of 4 MiB", 0x502000, 0x500800 + 0x400333, 4093);
     zeroes("BSS alone", 0xa00000, 0xa01000, 37);
     if (!failures)
-        say("ok segments\n");
+        print("ok segments\n");
 }

@@ -1,9 +1,9 @@
-/* Numbers of ticks and of packets, by which somebody outside counts whether any is lost or doubled.
+/* Sends numbered ticks and responses, so that the test can detect lost and duplicate ones.
 
-   It begins with the first UDP datagram for it. The datagrams to it must be numbered from 0 on, in big-endian 32 bits; it gives
-   each back. Every tick of the local APIC's timer, one-shot for `us=` (1000) microseconds each, by TSC deadline with
-   `deadline=1`, sends a datagram too. What it sends begins with two such numbers: 1 and the number of the tick, from 0 on, or 2
-   and the number that it answers. Under interrupt by the 8259. */
+   Starts at the first UDP datagram. Datagrams to the guest must be numbered from 0 in big-endian 32 bits; the guest
+   responds to each. Each tick of the one-shot local APIC timer, `us=` (1000) microseconds apart, by TSC deadline with
+   `deadline=1`, sends a datagram too. A sent datagram starts with two such numbers: 1 and the tick number from 0, or 2 and
+   the number of the received datagram. Uses interrupts by the 8259. */
 #include "apic.h"
 #include "net.h"
 #include "trap.h"
@@ -17,8 +17,8 @@ enum { VECTOR = 0x40, TSC_DEADLINE = 0x6e0 };
 
 static struct queue receive, transmit;
 static u8 inbound[QUEUE_SIZE][BUFFER], outbound[QUEUE_SIZE][BUFFER];
-/* The header of what is sent: the first datagram's, turned around. */
-static u8 letter[PAYLOAD];
+/* Header of sent datagrams: that of the first datagram with the addresses swapped. */
+static u8 header_template[PAYLOAD];
 static unsigned sent, answered, expected, started;
 static unsigned armed;
 static volatile unsigned fired;
@@ -40,7 +40,7 @@ static void arm(void)
         APIC(APIC_INITIAL_COUNT) = (u32)period;
 }
 
-/* KVM's local APIC counts nanoseconds; leaf 0x40000010 has the kHz of the TSC. */
+/* KVM's local APIC timer counts nanoseconds; CPUID leaf 0x40000010 has the TSC frequency in kHz. */
 static void start_timer(void)
 {
     u64 us = option("us=", 1000);
@@ -60,26 +60,26 @@ static void start_timer(void)
     arm();
 }
 
-static void say_number(u32 kind, u32 number)
+static void send_number(u32 kind, u32 number)
 {
     u32 used;
-    while (queue_has(&transmit) || sent - answered == QUEUE_SIZE) {
-        expect("order of what was sent", queue_take(&transmit, &used), answered % QUEUE_SIZE);
+    while (queue_has_used(&transmit) || sent - answered == QUEUE_SIZE) {
+        expect("order of what was sent", queue_pop_used(&transmit, &used), answered % QUEUE_SIZE);
         expect("length of a sent packet", used, 0);
         answered++;
     }
     u16 slot = (u16)(sent++ % QUEUE_SIZE);
-    copy(outbound[slot], letter, PAYLOAD);
+    copy(outbound[slot], header_template, PAYLOAD);
     put32(outbound[slot] + PAYLOAD, kind);
     put32(outbound[slot] + PAYLOAD + 4, number);
     descriptor_set(&transmit.table[slot], outbound[slot], HEADER + LENGTH, 0, 0);
-    queue_offer(&transmit, slot);
+    queue_make_available(&transmit, slot);
 }
 
-/* RFC 791 and 768, without a checksum of the datagram. */
-static void turn_around(const u8 *frame)
+/* Swaps the addresses and ports (RFC 791, RFC 768); the UDP checksum is unused. */
+static void reverse_header(const u8 *frame)
 {
-    u8 *out = letter + HEADER, *ip = out + 14;
+    u8 *out = header_template + HEADER, *ip = out + 14;
     copy(out, frame, 42);
     copy(out, frame + 6, 6);
     copy(out + 6, frame, 6);
@@ -97,18 +97,18 @@ static void turn_around(const u8 *frame)
 static void take(void)
 {
     u32 length;
-    u16 head = queue_take(&receive, &length);
+    u16 head = queue_pop_used(&receive, &length);
     const u8 *frame = inbound[head] + HEADER;
     if (length >= PAYLOAD + 4 && get16(frame + 12) == 0x800 && frame[14] == 0x45 && frame[23] == 17) {
         expect("number of a packet", get32(frame + 42), expected);
         expected++;
         if (!started++) {
-            turn_around(frame);
+            reverse_header(frame);
             start_timer();
         }
-        say_number(ANSWER, get32(frame + 42));
+        send_number(ANSWER, get32(frame + 42));
     }
-    queue_offer(&receive, head);
+    queue_make_available(&receive, head);
 }
 
 void guest(void)
@@ -121,17 +121,17 @@ void guest(void)
     device_start(&device, 0);
     require("the queues are taken", queue_start(&receive, &device, RECEIVE) && queue_start(&transmit, &device, TRANSMIT));
     set(&device, STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
-    device_listen(&device);
+    device_enable_interrupts(&device);
     for (u16 i = 0; i < QUEUE_SIZE; i++) {
         descriptor_set(&receive.table[i], inbound[i], BUFFER, WRITE, 0);
-        queue_offer(&receive, i);
+        queue_make_available(&receive, i);
     }
-    say("ready\n");
+    print("ready\n");
     while (!failures) {
-        if (queue_has(&receive)) {
+        if (queue_has_used(&receive)) {
             take();
         } else if (started && fired == armed) {
-            say_number(TICK, fired - 1);
+            send_number(TICK, fired - 1);
             arm();
         } else {
             require("ticks are those that were asked for", fired <= armed);

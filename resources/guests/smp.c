@@ -1,4 +1,4 @@
-/* Starts every other CPU by INIT and start-up IPI. */
+/* Starts all other CPUs by INIT and start-up IPI. */
 #include "apic.h"
 #include "firmware.h"
 
@@ -10,14 +10,14 @@ extern u32 trampoline_cr3, trampoline_cr4, trampoline_efer, arrivals;
 static u32 printing;
 static volatile u32 up, wanted;
 
-/* Runs on the CPU that was started. */
+/* Main function of a started CPU. */
 void other_cpu(void);
 void other_cpu(void)
 {
     while (__atomic_exchange_n(&printing, 1, __ATOMIC_ACQUIRE))
         __asm__ volatile("pause");
     expect("APIC id of the CPU that came up", apic_id(), wanted);
-    say("cpu %u up\n", apic_id());
+    print("cpu %u up\n", apic_id());
     __atomic_store_n(&printing, 0, __ATOMIC_RELEASE);
     __atomic_fetch_add(&up, 1, __ATOMIC_SEQ_CST);
 }
@@ -46,7 +46,7 @@ static void copy_trampoline(void)
     require("page tables below 4 GiB", cr3 < 0x100000000);
     trampoline_cr3 = (u32)cr3;
     trampoline_cr4 = (u32)cr4;
-    trampoline_efer = (u32)rdmsr(0xc0000080) & ~0x400u; /* LMA is not for software to set */
+    trampoline_efer = (u32)rdmsr(0xc0000080) & ~0x400u; /* LMA is read-only for software */
     for (unsigned i = 0; i < trampoline_end - trampoline; i++)
         AT(u8, TRAMPOLINE + i) = trampoline[i];
 }
@@ -59,19 +59,19 @@ void guest(void)
     copy_trampoline();
     unsigned count = find_cpus(&source, ids, COUNT(ids)), started = 0;
     require("at most 32 CPUs", count <= COUNT(ids));
-    say("%u cpus by %s\n", count, source);
+    print("%u cpus by %s\n", count, source);
     for (unsigned i = 0; i < count && i < COUNT(ids) && !failures; i++) {
         if (ids[i] == apic_id())
             continue;
         wanted = ids[i];
         send(ids[i], INIT);
         send(ids[i], STARTUP | TRAMPOLINE >> 12);
-        /* The second start-up IPI is for a CPU that missed the first; one that runs ignores it. */
+        /* The second start-up IPI starts a CPU that missed the first; a running CPU ignores it. */
         if (!await(&arrivals, started + 1, 10000000))
             send(ids[i], STARTUP | TRAMPOLINE >> 12);
         require("CPU comes up", await(&up, ++started, 5000000000));
     }
     expect("CPUs up", up + 1, count);
     if (!failures)
-        say("ok smp %u cpus\n", count);
+        print("ok smp %u cpus\n", count);
 }

@@ -1,14 +1,14 @@
-/* One SSE instruction: KVM_EXIT_INTERNAL_ERROR where level 0 is interpreted, ok elsewhere. */
+/* Executes one SSE instruction: KVM_EXIT_INTERNAL_ERROR on a host that interprets privilege level 0, otherwise ok. */
 #include "guest.h"
 
 void guest(void)
 {
     u64 cr0, cr4;
-    say("before\n");
+    print("before\n");
     __asm__ volatile("movq %%cr0, %0" : "=r"(cr0));
     __asm__ volatile("movq %%cr4, %0" : "=r"(cr4));
     __asm__ volatile("movq %0, %%cr0" ::"r"((cr0 & ~0xcul) | 2)); /* no EM, no TS; MP */
     __asm__ volatile("movq %0, %%cr4" ::"r"(cr4 | 0x600));        /* OSFXSR, OSXMMEXCPT */
     __asm__ volatile("pxor %xmm0, %xmm0");
-    say("ok sse\n");
+    print("ok sse\n");
 }

@@ -1,4 +1,4 @@
-/* The multiboot 1 entry. With FLAT the header carries the addresses itself, for images that are no ELF. */
+/* Multiboot 1 entry. With FLAT the header holds the load addresses, for images that are not ELF. */
 #ifdef FLAT
 #define FLAGS 0x10003
 #else

@@ -1,4 +1,4 @@
-/* The PVH entry: 32-bit protected mode, EBX at hvm_start_info. */
+/* PVH entry: 32-bit protected mode, EBX points to hvm_start_info. */
     .section .note.pvh, "a", @note
     .balign 4
     .long 4, 4, 18              /* XEN_ELFNOTE_PHYS32_ENTRY */
@@ -9,7 +9,7 @@
     .code32
     .globl pvh_start
 pvh_start:
-    call 1f                     /* as Nanos does: the VMM must have set ESP */
+    call 1f                     /* as in Nanos: requires an ESP set by the VMM */
 1:  popl pvh_popped
     movl $1b, pvh_pushed
     pushfl
@@ -24,7 +24,7 @@ pvh_start:
     .bss
     .balign 4
     .globl pvh_pushed, pvh_popped, pvh_flags, pvh_stack, pvh_cr0
-pvh_pushed: .skip 4             /* what the call pushed, and what came back */
+pvh_pushed: .skip 4             /* pushed by the call, and popped */
 pvh_popped: .skip 4
 pvh_flags:  .skip 4
 pvh_stack:  .skip 4

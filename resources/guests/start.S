@@ -1,8 +1,8 @@
-/* The 64-bit Linux entry, and the end that all entries share. */
+/* 64-bit Linux entry, and the common end of all entries. */
     .section .text.start, "ax"
     .globl _start
 _start:
-    pushq %rsi                  /* the stack that the VMM gave must hold a word */
+    pushq %rsi                  /* the VMM's stack must hold a word */
     popq boot_argument
     movl $1, boot_protocol
     movl $stack_top, %esp

@@ -4,7 +4,7 @@
 
 static u8 ids[32];
 
-/* How often the bytes LNRO0005 (virtio-mmio's _HID) occur. */
+/* Counts the bytes LNRO0005 (_HID of virtio-mmio). */
 static unsigned virtio_devices(u64 table, u64 size)
 {
     unsigned count = 0;
@@ -18,7 +18,7 @@ static u32 check_table(u64 table)
     u32 size = AT(u32, table + 4);
     for (unsigned i = 0; i < 4; i++)
         put(AT(char, table + i));
-    say(" at %lx size %u revision %u\n", table, size, AT(u8, table + 8));
+    print(" at %lx size %u revision %u\n", table, size, AT(u8, table + 8));
     expect("checksum", sum(table, size), 0);
     return size;
 }
@@ -28,10 +28,10 @@ static void check_fadt(u64 fadt, u32 size)
     u32 flags = AT(u32, fadt + 112);
     u64 dsdt = size >= 148 ? AT(u64, fadt + 140) : 0;
     dsdt = dsdt ? dsdt : AT(u32, fadt + 40);
-    say("  hardware-reduced %u boot flags %x\n", flags >> 20 & 1, AT(u16, fadt + 109));
+    print("  hardware-reduced %u boot flags %x\n", flags >> 20 & 1, AT(u16, fadt + 109));
     require("DSDT", dsdt && signed_as(dsdt, "DSDT"));
     if (!failures)
-        say("  virtio devices %u\n", virtio_devices(dsdt, check_table(dsdt)));
+        print("  virtio devices %u\n", virtio_devices(dsdt, check_table(dsdt)));
 }
 
 static void check_madt(u64 madt, u32 size)
@@ -44,7 +44,7 @@ static void check_madt(u64 madt, u32 size)
     }
     expect("end of the last MADT entry", entry, end);
     expect("local APIC", AT(u32, madt + 36), 0xfee00000);
-    say("  cpus %u ioapics %u overrides %u pcat %u\n",
+    print("  cpus %u ioapics %u overrides %u pcat %u\n",
         madt_cpus(madt, ids, COUNT(ids)), ioapics, overrides, AT(u32, madt + 40) & 1);
 }
 
@@ -52,11 +52,11 @@ static void check_acpi(void)
 {
     u64 rsdp = find_rsdp(), told = boot_info()->rsdp, table;
     if (!rsdp) {
-        say("no acpi\n");
+        print("no acpi\n");
         expect("RSDP told", told, 0);
         return;
     }
-    say("rsdp at %lx revision %u\n", rsdp, AT(u8, rsdp + 15));
+    print("rsdp at %lx revision %u\n", rsdp, AT(u8, rsdp + 15));
     expect("RSDP checksum", sum(rsdp, 20), 0);
     if (told)
         expect("RSDP told", told, rsdp);
@@ -77,11 +77,11 @@ static void check_mp(void)
 {
     u64 pointer = find_mp();
     if (!pointer) {
-        say("no mptable\n");
+        print("no mptable\n");
         return;
     }
     u64 table = AT(u32, pointer + 4);
-    say("mp pointer at %lx table at %lx\n", pointer, table);
+    print("mp pointer at %lx table at %lx\n", pointer, table);
     expect("MP pointer checksum", sum(pointer, AT(u8, pointer + 8) * 16u), 0);
     require("MP table", signed_as(table, "PCMP"));
     if (failures)
@@ -95,7 +95,7 @@ static void check_mp(void)
         entry += type == 0 ? 20 : 8;
     }
     expect("end of the last MP entry", entry, table + AT(u16, table + 4));
-    say("  cpus %u buses %u ioapics %u interrupts %u local %u\n",
+    print("  cpus %u buses %u ioapics %u interrupts %u local %u\n",
         mp_cpus(pointer, ids, COUNT(ids)), kinds[1], kinds[2], kinds[3], kinds[4]);
 }
 
@@ -103,5 +103,5 @@ void guest(void)
 {
     check_acpi();
     check_mp();
-    say("%s tables\n", failures ? "bad" : "ok");
+    print("%s tables\n", failures ? "bad" : "ok");
 }

@@ -1,9 +1,9 @@
-/* As much of TCP (RFC 9293) as one client needs who asks for one page: every answer is in the segment that it answers,
-   so that nothing is kept but where the conversation is. */
+/* TCP (RFC 9293) for one client that requests one page. Each response reuses the received segment, so that no state is kept
+   but the peer. */
 #include "net.h"
 
 enum { FIN = 1, SYN = 2, RST = 4, PSH = 8, ACK = 16 };
-enum { PORT = 80, FIRST = 1000 /* our first sequence number */, HEADER = 20 };
+enum { PORT = 80, FIRST = 1000 /* initial sequence number */, HEADER = 20 };
 
 static const char page[] = "HTTP/1.0 200 OK\r\nContent-Length: 18\r\nConnection: close\r\n\r\nhello from mayfly\n";
 enum { PAGE_LENGTH = sizeof page - 1 };
@@ -11,13 +11,13 @@ enum { PAGE_LENGTH = sizeof page - 1 };
 unsigned tcp_done;
 static u16 peer;
 
-/* The sum over a segment and its pseudo-header: the addresses, the protocol, the length. */
+/* Returns the sum over a segment and its pseudo-header: addresses, protocol, length. */
 static u16 segment_sum(const u8 *frame, u32 length)
 {
     return ones_sum(ones_sum(6 + length, frame + 26, 8), frame + 34, length);
 }
 
-static void answer(u8 *frame, u8 flags, u32 sequence, u32 acknowledged, const char *data, u32 length)
+static void respond(u8 *frame, u8 flags, u32 sequence, u32 acknowledged, const char *data, u32 length)
 {
     u8 *segment = frame + 34;
     put16(segment, PORT);
@@ -29,7 +29,7 @@ static void answer(u8 *frame, u8 flags, u32 sequence, u32 acknowledged, const ch
     put16(segment + 14, 1024); /* window */
     put32(segment + 16, 0);
     copy(segment + HEADER, (const u8 *)data, length);
-    /* The sum does not ask which address is the sender's. */
+    /* The sum does not depend on the order of the addresses. */
     put16(segment + 16, (u16)~segment_sum(frame, HEADER + length));
     reply_ip(frame, HEADER + length);
 }
@@ -42,17 +42,17 @@ void tcp(u8 *frame, u32 length)
         return;
     expect("checksum of a segment", segment_sum(frame, length), 0xffff);
     u32 sequence = get32(segment + 4), end = sequence + length - header, acknowledged = get32(segment + 8);
-    if (flags == SYN || flags == (SYN | 0xc0)) { /* 0xc0: ECN is offered, and not taken */
+    if (flags == SYN || flags == (SYN | 0xc0)) { /* 0xc0: offered ECN, not negotiated */
         peer = get16(segment);
-        answer(frame, SYN | ACK, FIRST, sequence + 1, "", 0);
+        respond(frame, SYN | ACK, FIRST, sequence + 1, "", 0);
         return;
     }
     if (get16(segment) != peer || (flags & (SYN | RST)))
         return;
-    if (end != sequence) /* the request, all of it in one segment; again, if the answer was lost */
-        answer(frame, ACK | PSH | FIN, FIRST + 1, end, page, PAGE_LENGTH);
+    if (end != sequence) /* the request in one segment, or its retransmission after a lost response */
+        respond(frame, ACK | PSH | FIN, FIRST + 1, end, page, PAGE_LENGTH);
     else if (flags & FIN) {
-        answer(frame, ACK, FIRST + 2 + PAGE_LENGTH, end + 1, "", 0);
+        respond(frame, ACK, FIRST + 2 + PAGE_LENGTH, end + 1, "", 0);
         tcp_done += acknowledged == FIRST + 2 + PAGE_LENGTH;
     }
 }

@@ -1,5 +1,4 @@
-/* Prints `tick N` every 10 ms or so by the local APIC's timer, for ever: a resumed VM
-   goes on with its count. */
+/* Prints `tick N` about every 10 ms by the local APIC timer, without end. A resumed VM continues its count. */
 #include "apic.h"
 
 void guest(void)
@@ -8,6 +7,6 @@ void guest(void)
     apic_timer(PERIODIC, 10000000);
     for (unsigned next = 1;; next++) {
         wait_for(&apic_ticks, next);
-        say("tick %u\n", next);
+        print("tick %u\n", next);
     }
 }

@@ -1,12 +1,12 @@
-/* Writes to `mib=` MiB (2 without) from 16 MiB on, then checks them whenever a serial byte comes, until `q`; after a `w` it
-   has written them anew. */
+/* Writes to `mib=` (2) MiB from 16 MiB on, then checks the pages at each serial byte until `q`. A `w` rewrites them before
+   the check. */
 #include "boot.h"
 #include "trap.h"
 #include "uart.h"
 
 enum { VECTOR = 0x24, FROM = 0x1000000 };
 
-static volatile unsigned bytes, anew, over;
+static volatile unsigned bytes, rewrite, over;
 
 static INTERRUPT serial(struct frame *frame)
 {
@@ -14,14 +14,14 @@ static INTERRUPT serial(struct frame *frame)
     (void)inb(UART_IDENTIFY);
     while (inb(UART_LINE) & 1) {
         u8 byte = inb(UART_DATA);
-        anew |= byte == 'w';
+        rewrite |= byte == 'w';
         over |= byte == 'q';
         bytes++;
     }
     pic_done(UART_IRQ);
 }
 
-/* What a page holds: its own address, scrambled. */
+/* Returns the content of a page: its scrambled address. */
 static u64 content(u64 address) { return address * 0x9e3779b97f4a7c15; }
 
 static void fill(u64 end)
@@ -38,17 +38,17 @@ void guest(void)
     gate(VECTOR, serial);
     pic_start(0x20);
     pic_unmask(UART_IRQ);
-    say("touched %lu pages\n", (end - FROM) / PAGE);
+    print("touched %lu pages\n", (end - FROM) / PAGE);
     uart_interrupts(1);
     for (unsigned next = 1; !over; next = bytes + 1) {
         wait_for(&bytes, next);
-        if (anew)
+        if (rewrite)
             fill(end);
-        anew = 0;
+        rewrite = 0;
         u64 wrong = 0;
         for (u64 at = FROM; at < end; at += PAGE)
             wrong += AT(u64, at + 8) != content(at);
         expect("pages that changed", wrong, 0);
-        say("%s touch %lu pages\n", failures ? "bad" : "ok", (end - FROM) / PAGE);
+        print("%s touch %lu pages\n", failures ? "bad" : "ok", (end - FROM) / PAGE);
     }
 }

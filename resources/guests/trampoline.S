@@ -1,4 +1,4 @@
-/* Where other CPUs start: copied to 0x8000, from real mode to long mode in one step, then `other_cpu` in C. */
+/* Entry of the other CPUs, copied to 0x8000: switches from real mode to long mode in one step, then calls `other_cpu` in C. */
     .set TRAMPOLINE, 0x8000
     .data
     .globl trampoline, trampoline_end, trampoline_cr3, trampoline_cr4, trampoline_efer, arrivals
@@ -25,7 +25,7 @@ gdt:
 pointer:
     .word 31
     .long TRAMPOLINE + gdt - trampoline
-trampoline_cr3:  .long 0        /* the first CPU's, filled in before the copy */
+trampoline_cr3:  .long 0        /* values of the first CPU, set before the copy */
 trampoline_cr4:  .long 0
 trampoline_efer: .long 0
 trampoline_end:
@@ -38,7 +38,7 @@ other_start:
     movl %eax, %es
     movl %eax, %ss
     movl $1, %edi
-    lock xaddl %edi, arrivals   /* which one, from 0 */
+    lock xaddl %edi, arrivals   /* number of this CPU, from 0 */
     leal 1(%rdi), %esp
     shll $11, %esp
     addl $stacks, %esp

@@ -18,7 +18,7 @@ static void set(u8 vector, u64 handler)
 
 static _Noreturn void exception(const char *name, u64 code, u64 rip)
 {
-    say("FAIL exception %s code %lx at %lx\n", name, code, rip);
+    print("FAIL exception %s code %lx at %lx\n", name, code, rip);
     finish(1);
 }
 
@@ -42,7 +42,7 @@ void gate(u8 vector, void (*handler)(struct frame *)) { set(vector, (u64)handler
 
 void wait_for(volatile unsigned *counter, unsigned count)
 {
-    /* sti lets no interrupt in before the hlt, so that none can be missed between the test and the halt. */
+    /* sti takes effect after the next instruction, so that no interrupt is missed between the check and the halt. */
     while (*counter < count)
         __asm__ volatile("sti; hlt; cli" ::: "memory");
 }

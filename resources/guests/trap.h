@@ -10,14 +10,14 @@ struct frame {
 
 #define INTERRUPT __attribute__((interrupt)) void
 
-/* Loads an IDT in which invalid opcode, general protection and page fault print `FAIL exception` and end. */
+/* Loads an IDT in which invalid opcode, general protection and page fault print `FAIL exception` and exit. */
 void traps(void);
-/* Vector `vector` calls `handler`, which was declared with INTERRUPT. */
+/* Sets `handler`, declared with INTERRUPT, for vector `vector`. */
 void gate(u8 vector, void (*handler)(struct frame *));
-/* Halts, interrupts on, until `*counter` is at least `count`; leaves interrupts off. */
+/* Halts with interrupts enabled until `*counter` is at least `count`, then disables interrupts. */
 void wait_for(volatile unsigned *counter, unsigned count);
 
-/* The two 8259s, all lines masked, the first's interrupts from vector `base` on. */
+/* Initialises the two 8259s with all lines masked; IRQ 0 has vector `base`. */
 void pic_start(u8 base);
 void pic_unmask(unsigned irq);
 void pic_done(unsigned irq);

@@ -1,4 +1,4 @@
-/* The 16550 under interrupt. */
+/* 16550 with interrupts. */
 #ifndef UART_H
 #define UART_H
 
@@ -13,7 +13,7 @@ enum {
     UART_IRQ = 4,
 };
 
-/* Interrupts of these kinds on (1 received, 2 transmitter empty), through the OUT2 gate. */
+/* Enables interrupts of these kinds (1 received, 2 transmitter empty) and the OUT2 gate. */
 static inline void uart_interrupts(u8 kinds)
 {
     outb(UART_MODEM, 0x0b);

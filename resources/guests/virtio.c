@@ -2,8 +2,8 @@
 #include "trap.h"
 
 volatile unsigned interrupts;
-static const struct device *listening;
-static int excused;
+static const struct device *notifying;
+static int is_spurious_allowed;
 
 static u64 parse(const char **text, unsigned base)
 {
@@ -18,7 +18,7 @@ static u64 parse(const char **text, unsigned base)
     }
 }
 
-/* 4K@0xd0000000:5 */
+/* Format of an argument: 4K@0xd0000000:5 */
 int device_find(unsigned nth, struct device *device)
 {
     const char *at = argument("virtio_mmio.device=4K@0x", nth);
@@ -40,7 +40,7 @@ void device_reset(const struct device *device)
         ;
 }
 
-/* Section 3.1.1, up to the queues. */
+/* Section 3.1.1, steps 1 to 6. */
 void device_start(struct device *device, u64 wanted)
 {
     device_reset(device);
@@ -64,20 +64,20 @@ void device_start(struct device *device, u64 wanted)
 static INTERRUPT used(struct frame *frame)
 {
     (void)frame;
-    u32 status = get(listening, INTERRUPT_STATUS);
-    /* What has come between the last look at the status and its acknowledgement was acknowledged with it. */
-    require("an interrupt has a reason", status != 0 || excused);
-    excused = status != 0;
-    set(listening, INTERRUPT_ACK, status);
+    u32 status = get(notifying, INTERRUPT_STATUS);
+    /* The acknowledgement of the last interrupt may cover a notification that raised this one. */
+    require("an interrupt has a reason", status != 0 || is_spurious_allowed);
+    is_spurious_allowed = status != 0;
+    set(notifying, INTERRUPT_ACK, status);
     interrupts++;
-    pic_done(listening->irq);
+    pic_done(notifying->irq);
 }
 
-void device_listen(const struct device *device)
+void device_enable_interrupts(const struct device *device)
 {
-    listening = device;
+    notifying = device;
     interrupts = 0;
-    excused = 0;
+    is_spurious_allowed = 0;
     gate((u8)(0x20 + device->irq), used);
     pic_unmask(device->irq);
 }
@@ -113,8 +113,8 @@ void descriptor_set(volatile struct descriptor *at, const void *buffer, u32 leng
     at->next = next;
 }
 
-/* The processor does not reorder stores, and the kick is an exit: volatile is all the ordering that is needed. */
-void queue_offer(struct queue *queue, u16 head)
+/* The CPU does not reorder stores, and the notification is an exit: volatile is sufficient ordering. */
+void queue_make_available(struct queue *queue, u16 head)
 {
     queue->available.ring[queue->available.index % QUEUE_SIZE] = head;
     __asm__ volatile("" ::: "memory");
@@ -122,16 +122,16 @@ void queue_offer(struct queue *queue, u16 head)
     set(queue->device, QUEUE_NOTIFY, queue->number);
 }
 
-int queue_has(const struct queue *queue) { return queue->used.index != queue->seen; }
+int queue_has_used(const struct queue *queue) { return queue->used.index != queue->seen; }
 
-u16 queue_take(struct queue *queue, u32 *length)
+u16 queue_pop_used(struct queue *queue, u32 *length)
 {
-    int listens = listening == queue->device;
-    if (listens) /* lets in what is pending */
+    int has_interrupts = notifying == queue->device;
+    if (has_interrupts) /* accept a pending interrupt */
         __asm__ volatile("sti; nop; nop; cli" ::: "memory");
-    /* Interrupts are off outside of the halt, so that none can be missed between the test and the halt. */
-    while (!queue_has(queue))
-        if (listens)
+    /* Interrupts are enabled in the halt only, so that none is missed between the check and the halt. */
+    while (!queue_has_used(queue))
+        if (has_interrupts)
             __asm__ volatile("sti; hlt; cli" ::: "memory");
     __asm__ volatile("" ::: "memory");
     unsigned slot = queue->seen++ % QUEUE_SIZE;

@@ -1,4 +1,4 @@
-/* A driver of virtio-mmio devices: split queues, polled or by the 8259. Section numbers are those of virtio 1.2. */
+/* Driver of virtio-mmio devices with split virtqueues, polled or by the 8259. Sections refer to virtio 1.2. */
 #ifndef VIRTIO_H
 #define VIRTIO_H
 
@@ -43,10 +43,10 @@ enum { NEXT = 1, WRITE = 2, INDIRECT = 4 };
 enum { QUEUE_SIZE = 16 };
 
 struct device {
-    u64 base;     /* of its window */
+    u64 base;     /* of its registers */
     u32 kind;     /* DEVICE_ID */
     unsigned irq;
-    u64 features; /* agreed on */
+    u64 features; /* negotiated */
 };
 
 struct descriptor {
@@ -55,7 +55,7 @@ struct descriptor {
     u16 flags, next;
 };
 
-/* One queue, as section 2.7 lays it out, and what the driver remembers of it. */
+/* Virtqueue in the layout of section 2.7, with the state of the driver. */
 struct queue {
     _Alignas(16) volatile struct descriptor table[QUEUE_SIZE];
     volatile struct {
@@ -75,24 +75,24 @@ struct queue {
 static inline u32 get(const struct device *device, u64 offset) { return AT(u32, device->base + offset); }
 static inline void set(const struct device *device, u64 offset, u32 value) { AT(u32, device->base + offset) = value; }
 
-/* Fills in the `nth` device of the command line, from 0; 0 when there are fewer. */
+/* Fills in the `nth` device of the command line, from 0. Returns 0 if there are fewer. */
 int device_find(unsigned nth, struct device *device);
-/* Resets it and agrees on VERSION_1 and those of `wanted` that are offered. */
+/* Resets the device and negotiates VERSION_1 and the offered features of `wanted`. */
 void device_start(struct device *device, u64 wanted);
 void device_reset(const struct device *device);
-/* Has its used buffers waited for by interrupts through the 8259; traps() was called, pic_start(0x20) too. */
-void device_listen(const struct device *device);
-/* Interrupts that came since. */
+/* Enables used buffer notifications through the 8259. Requires traps() and pic_start(0x20). */
+void device_enable_interrupts(const struct device *device);
+/* Number of interrupts since then. */
 extern volatile unsigned interrupts;
 
-/* Empties `queue` and makes it the device's queue `number`; gives whether the device takes it. */
+/* Clears `queue` and sets it up as virtqueue `number`. Returns 1 if the device accepts it. */
 int queue_start(struct queue *queue, const struct device *device, u16 number);
 void descriptor_set(volatile struct descriptor *at, const void *buffer, u32 length, u16 flags, u16 next);
-/* Gives the chain that begins at descriptor `head` to the device, and kicks. */
-void queue_offer(struct queue *queue, u16 head);
-/* Whether the device has used a chain that was not taken yet. */
-int queue_has(const struct queue *queue);
-/* Waits for such a chain and takes it: gives its head, and its length in `*length`. */
-u16 queue_take(struct queue *queue, u32 *length);
+/* Makes the chain at descriptor `head` available and sends the available buffer notification. */
+void queue_make_available(struct queue *queue, u16 head);
+/* Returns 1 if a used chain is pending. */
+int queue_has_used(const struct queue *queue);
+/* Waits for a used chain. Returns its head, and its length in `*length`. */
+u16 queue_pop_used(struct queue *queue, u32 *length);
 
 #endif
