@@ -2,28 +2,24 @@
 
 #![cfg_attr(not(test), no_main)]
 
-mod args;
-mod console;
-mod ctl;
+mod cli;
 mod demo;
-mod escape;
-mod firecracker;
-mod help;
 mod inspect;
 mod logging;
 mod process;
-mod report;
 mod run;
 mod serve;
-mod snapshots;
+mod snapshot;
 mod terminal;
+mod timings;
 
 use std::io::{self, Write};
 use std::time::Instant;
 
 use vmm::ErrorChain;
 
-use crate::args::Command;
+use crate::cli::args::{self, Command, firecracker};
+use crate::cli::ctl;
 
 /// Does what the command line says, and returns the exit status.
 #[cfg_attr(test, allow(dead_code, reason = "tests have a main of their own"))]
@@ -46,21 +42,21 @@ fn command() -> u8 {
             run::restore(*restore, origin, exec).map_err(|error| ErrorChain(&error).to_string())
         }
         Command::Snapshot(take) => {
-            let taken = snapshots::create(&take);
+            let taken = snapshot::create(&take);
             taken
                 .map(|()| process::SUCCESS)
                 .map_err(|error| ErrorChain(&error).to_string())
         }
-        Command::SnapshotInfo(folder) => match snapshots::info(&folder) {
+        Command::SnapshotInfo(folder) => match snapshot::info(&folder) {
             Ok(text) => print(text),
             Err(error) => Err(ErrorChain(&error).to_string()),
         },
-        Command::SnapshotVersion => print(snapshots::format_version()),
-        Command::DescribeSnapshot(path) => match snapshots::describe_format(&path) {
+        Command::SnapshotVersion => print(snapshot::format_version()),
+        Command::DescribeSnapshot(path) => match snapshot::describe_format(&path) {
             Ok(text) => print(text),
             Err(error) => Err(ErrorChain(&error).to_string()),
         },
-        Command::SnapshotMerge(folders) => match snapshots::merge(&folders) {
+        Command::SnapshotMerge(folders) => match snapshot::merge(&folders) {
             Ok(text) => print(text),
             Err(error) => Err(ErrorChain(&error).to_string()),
         },

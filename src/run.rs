@@ -16,12 +16,12 @@ use vmm::event_loop::{self, ExitReason};
 use vmm::timeline::{Lane, Span, Timeline};
 use vmm::vcpu::StopReason;
 
-use crate::args::{RestoreArgs, RunArgs, SessionArgs};
-use crate::console;
+use crate::cli::args::{RestoreArgs, RunArgs, SessionArgs};
 use crate::logging::print_message;
 use crate::process;
-use crate::report;
 use crate::serve::{self, ApiOptions};
+use crate::terminal::console;
+use crate::timings;
 
 /// The guest's processor shut down.
 const TRIPLE_FAULT: u8 = 120;
@@ -161,7 +161,7 @@ fn run_vm(
     let (end, unclaimed) = start_and_wait(&watch.timeline, watch.api, begin)?;
     let spans = watch.timeline.spans();
     if watch.timings {
-        print_message(report::table(exec, &spans).trim_end());
+        print_message(timings::table(exec, &spans).trim_end());
         let Unclaimed { ports, addresses } = unclaimed;
         print_message(&format!(
             "accesses that no device claimed: {ports} to ports, {addresses} to addresses"
@@ -208,7 +208,7 @@ impl Trace {
     }
 
     fn write(mut self, exec: Duration, spans: &[Span]) -> Result<(), Error> {
-        let written = self.file.write_all(report::trace(exec, spans).as_bytes());
+        let written = self.file.write_all(timings::trace(exec, spans).as_bytes());
         written.map_err(|source| Error::Trace {
             path: self.path,
             source,

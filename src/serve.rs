@@ -14,10 +14,11 @@ use vmm::event_loop::{self, ExitReason};
 use vmm::timeline::Timeline;
 use vmm::vcpu::StopReason;
 
-use crate::firecracker::{FirecrackerArgs, VERSION};
+use crate::cli::args::firecracker::{FirecrackerArgs, VERSION};
 use crate::logging::{ProcessLog, print_message};
 use crate::process;
-use crate::{console, run};
+use crate::run;
+use crate::terminal::console;
 
 /// Why a VM could not be served.
 #[derive(Debug, thiserror::Error)]

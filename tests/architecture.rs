@@ -47,7 +47,7 @@ const UNSAFE: [&str; 24] = [
     "devices/src/virtio/net/tap.rs",
     "src/process.rs",
     "src/run.rs",
-    "src/terminal.rs",
+    "src/terminal/mod.rs",
     "vmm/src/arch/x86_64/irqchip.rs",
     "vmm/src/arch/x86_64/vcpu_state/xsave.rs",
     "vmm/src/arch/x86_64/vcpu_state/sregs.rs",

@@ -1,5 +1,6 @@
 //! The command line.
 
+pub mod firecracker;
 mod run;
 mod session;
 mod snapshot;
@@ -9,9 +10,8 @@ use std::path::{Path, PathBuf};
 
 use lexopt::Arg;
 
-use crate::ctl::{self, Ctl};
-use crate::firecracker;
-use crate::help::Topic;
+use crate::cli::ctl::{self, Ctl};
+use crate::cli::help::Topic;
 
 pub use run::RunArgs;
 pub use session::SessionArgs;
@@ -228,7 +228,7 @@ fn lossy(word: &OsString) -> String {
 #[cfg(test)]
 mod tests {
     use super::{Command, Error, RunArgs, parse};
-    use crate::help::Topic;
+    use crate::cli::help::Topic;
 
     fn words(line: &str) -> Result<Command, Error> {
         parse("mayfly".as_ref(), line.split_whitespace().map(Into::into))

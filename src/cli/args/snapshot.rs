@@ -7,11 +7,11 @@ use lexopt::Arg;
 use vmm::config::{NetBackend, OptionError};
 use vmm::control::{DEFAULT_RECORD_LENGTH, LoadSnapshotParams, MAX_RECORD_MS, RecordOptions};
 
+use super::firecracker::SOCKET;
 use super::session::{self, Seen, SessionArgs, path, value};
 use super::{Command, Error, syntax};
-use crate::firecracker::SOCKET;
-use crate::help::Topic;
-use crate::snapshots::{MEMORY, STATE};
+use crate::cli::help::Topic;
+use crate::snapshot::{MEMORY, STATE};
 
 /// Options of `mayfly restore`.
 #[derive(Debug)]

@@ -7,8 +7,8 @@ use std::str::FromStr;
 use api::http::HttpLimits;
 use api::process::LoggerSettings;
 
+use super::firecracker;
 use super::{Error, lossy, syntax};
-use crate::firecracker;
 use crate::serve::ApiOptions;
 
 /// What is told of a VM, and who may ask for more.

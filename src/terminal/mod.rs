@@ -7,6 +7,9 @@
 //! However mayfly ends, the user gets the terminal back as it was: when [`Terminal`] is dropped, by a panic hook, and
 //! by a handler of the signals that end a process which has gone wrong. Only SIGKILL cannot be helped.
 
+pub mod console;
+mod escape;
+
 use std::io;
 use std::mem::{MaybeUninit, zeroed};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};

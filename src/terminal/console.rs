@@ -6,9 +6,9 @@ use std::os::fd::AsFd;
 use devices::serial::{SerialOutput, output};
 use vmm::vm::{self, Console, InputAction};
 
-use crate::escape::{self, EscapeAction, EscapeFilter};
+use super::escape::{self, EscapeAction, EscapeFilter};
+use super::{InputKind, Terminal};
 use crate::logging::print;
-use crate::terminal::{self, InputKind, Terminal};
 
 /// Why there is no console.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +27,7 @@ pub enum Error {
     Output(#[source] output::Error),
     /// The terminal could not be put into raw mode.
     #[error("cannot use this terminal")]
-    Terminal(#[source] terminal::Error),
+    Terminal(#[source] super::Error),
 }
 
 /// Connects the guest to stdin and stdout. A terminal is in raw mode as long as the console is there.

@@ -2,7 +2,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::words;
-use crate::ctl::CtlCommand;
+use crate::cli::ctl::CtlCommand;
 
 fn error(line: &str) -> String {
     words(line).unwrap_err().to_string()

@@ -9,7 +9,7 @@ use vmm::config::{DeviceConfig, VmConfig};
 
 use super::session::{self, Seen, SessionArgs, path, value};
 use super::{Command, Error, lossy, syntax};
-use crate::help::Topic;
+use crate::cli::help::Topic;
 
 /// Options of `mayfly run`.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use vmm::control::{
 };
 use vmm::memory::Bytes;
 
-use crate::args::SnapshotArgs;
+use crate::cli::args::SnapshotArgs;
 use crate::logging::print_message;
 
 /// Name of the state file.
