@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use lexopt::Arg;
 
-use crate::cli::ctl::{self, Ctl};
+use crate::cli::ctl::{self, args::Ctl};
 use crate::cli::help::Topic;
 
 pub use run::RunArgs;

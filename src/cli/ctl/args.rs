@@ -5,73 +5,133 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lexopt::Arg;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::limits::{self, TokenUnit};
-use super::{Ctl, CtlCommand, RequestBody, units};
+use crate::cli::args::firecracker::SOCKET;
 
-/// Where Firecracker has its socket unless it is told otherwise.
-const SOCKET: &str = "/run/firecracker.socket";
-/// How long a request may take unless the user has more patience.
+/// Default timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest that can be waited for, in seconds.
+/// Maximum timeout, in seconds.
 const MAX_TIMEOUT: u64 = 3600;
 
-/// Why the command line makes no sense.
+/// A command, and the server that receives it.
+#[derive(Debug, PartialEq)]
+pub struct Ctl {
+    /// Path of the API socket.
+    pub socket: PathBuf,
+    /// Timeout of each request.
+    pub timeout: Duration,
+    /// Print responses unchanged.
+    pub json: bool,
+    /// The command.
+    pub command: CtlCommand,
+}
+
+/// A command of `mayfly ctl`.
+#[derive(Debug, PartialEq)]
+pub enum CtlCommand {
+    /// Print the instance state and the size of the VM.
+    Status,
+    /// Print the configuration.
+    Config,
+    /// Print the metrics.
+    Metrics,
+    /// Start the VM.
+    Start,
+    /// Pause the VM.
+    Pause,
+    /// Resume the VM.
+    Resume,
+    /// Send Ctrl-Alt-Del to the guest.
+    Stop,
+    /// Write a line to the metrics file.
+    FlushMetrics,
+    /// Change a drive or an interface.
+    Change {
+        /// `drives` or `network-interfaces`.
+        kind: &'static str,
+        /// Name of the device.
+        id: String,
+        /// Body of the request.
+        body: Value,
+    },
+    /// Send any request.
+    Request {
+        /// HTTP method.
+        method: String,
+        /// Path, with a query if there is one.
+        path: String,
+        /// Body of the request.
+        body: RequestBody,
+    },
+}
+
+/// Body of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum RequestBody {
+    /// No body.
+    None,
+    /// This JSON text.
+    Text(String),
+    /// The content of stdin.
+    Stdin,
+}
+
+/// Usage error of `mayfly ctl`.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No command.
-    #[error("mayfly ctl needs a command, such as status: try mayfly ctl --help")]
+    /// No command is given.
+    #[error("missing command, such as status; run mayfly ctl --help")]
     NoCommand,
-    /// An unknown command.
-    #[error("mayfly ctl has no command {0:?}: try mayfly ctl --help")]
+    /// The command is unknown.
+    #[error("{0:?} is not a command of mayfly ctl; run mayfly ctl --help")]
     Command(String),
-    /// A command without what it is about.
-    #[error("mayfly ctl {command} needs {what}: try mayfly ctl --help")]
+    /// An argument of the command is missing.
+    #[error("mayfly ctl {command}: missing {argument}; run mayfly ctl --help")]
     Missing {
         /// The command.
         command: String,
-        /// What it needs.
-        what: &'static str,
+        /// The missing argument.
+        argument: &'static str,
     },
-    /// A word too many.
-    #[error("{word:?} is one word too many for mayfly ctl {command}")]
+    /// There is an argument too many.
+    #[error("{argument:?} is an unexpected argument of mayfly ctl {command}")]
     Superfluous {
         /// The command.
         command: String,
-        /// The word.
-        word: String,
+        /// The argument.
+        argument: String,
     },
-    /// An option of another command.
-    #[error("mayfly ctl {command} takes no {option}")]
+    /// The option belongs to another command.
+    #[error("{option} is not an option of mayfly ctl {command}")]
     Option {
         /// The command.
         command: String,
         /// The option.
         option: &'static str,
     },
-    /// An option given twice.
-    #[error("{0} is there twice: which one counts?")]
+    /// An option is given twice.
+    #[error("{0} is given twice; remove one")]
     Twice(&'static str),
-    /// A value that an option cannot have.
-    #[error("{option} {value:?}: it is {expected}")]
+    /// The value is invalid for its option.
+    #[error("{option} {value:?}: expected {expected}")]
     Value {
         /// The option.
         option: &'static str,
-        /// What was given.
+        /// The given value.
         value: String,
-        /// What would be right.
+        /// Description of valid values.
         expected: &'static str,
     },
-    /// The API takes text.
-    #[error("{0:?} is not UTF-8, as all that goes to the API has to be")]
+    /// An argument is not UTF-8, as the API requires.
+    #[error("{0:?} is not UTF-8")]
     NotText(OsString),
-    /// An unknown option, or one without its value.
-    #[error("{0}: try mayfly ctl --help")]
+    /// An option is unknown, or has no value.
+    #[error("{0}; run mayfly ctl --help")]
     Syntax(#[source] lexopt::Error),
 }
 
-/// Options that some commands have, with their commands.
+/// Options of single commands, with the command.
 const OPTIONS: [(&str, &str); 7] = [
     ("--path", "drive"),
     ("--bandwidth", "drive"),
@@ -82,13 +142,13 @@ const OPTIONS: [(&str, &str); 7] = [
     ("--tx-ops", "net"),
 ];
 
-/// Reads the words after `ctl`; nothing comes back when help is wanted.
+/// Parses the arguments after `ctl`. Returns nothing if they request help.
 ///
 /// # Errors
-/// [`Error`], with the way out in its text.
+/// [`Error`] on a usage error.
 pub fn parse(parser: &mut lexopt::Parser) -> Result<Option<Ctl>, Error> {
-    let (mut socket, mut patience, mut json) = (None, None, false);
-    let mut words = Vec::new();
+    let (mut socket, mut timeout, mut json) = (None, None, false);
+    let mut arguments = Vec::new();
     let mut options = Options(Vec::new());
     while let Some(argument) = parser.next().map_err(Error::Syntax)? {
         match argument {
@@ -96,10 +156,10 @@ pub fn parse(parser: &mut lexopt::Parser) -> Result<Option<Ctl>, Error> {
             Arg::Long("json") => json = true,
             Arg::Long("api-sock") => {
                 let path = parser.value().map(PathBuf::from).map_err(Error::Syntax)?;
-                once(&mut socket, path, "--api-sock")?;
+                set_once(&mut socket, path, "--api-sock")?;
             }
-            Arg::Long("timeout") => once(&mut patience, seconds(&text(parser)?)?, "--timeout")?,
-            Arg::Value(word) => words.push(word.into_string().map_err(Error::NotText)?),
+            Arg::Long("timeout") => set_once(&mut timeout, seconds(&text(parser)?)?, "--timeout")?,
+            Arg::Value(argument) => arguments.push(argument.into_string().map_err(Error::NotText)?),
             Arg::Long(name) => match OPTIONS.iter().find(|(known, _)| known[2..] == *name) {
                 Some((name, _)) => options.add(name, text(parser)?)?,
                 None => return Err(Error::Syntax(argument.unexpected())),
@@ -107,39 +167,42 @@ pub fn parse(parser: &mut lexopt::Parser) -> Result<Option<Ctl>, Error> {
             Arg::Short(_) => return Err(Error::Syntax(argument.unexpected())),
         }
     }
-    let mut words = words.into_iter();
-    let command = words.next().ok_or(Error::NoCommand)?;
-    if command == "help" {
+    let mut arguments = arguments.into_iter();
+    let name = arguments.next().ok_or(Error::NoCommand)?;
+    if name == "help" {
         return Ok(None);
     }
-    let action = action(&command, &mut words, &mut options)?;
-    if let Some(word) = words.next() {
-        return Err(Error::Superfluous { command, word });
+    let command = command(&name, &mut arguments, &mut options)?;
+    if let Some(argument) = arguments.next() {
+        return Err(Error::Superfluous {
+            command: name,
+            argument,
+        });
     }
     Ok(Some(Ctl {
         socket: socket.unwrap_or_else(|| SOCKET.into()),
-        patience: patience.unwrap_or(TIMEOUT),
+        timeout: timeout.unwrap_or(TIMEOUT),
         json,
-        action,
+        command,
     }))
 }
 
-fn action(
-    command: &str,
-    words: &mut impl Iterator<Item = String>,
+fn command(
+    name: &str,
+    arguments: &mut impl Iterator<Item = String>,
     options: &mut Options,
 ) -> Result<CtlCommand, Error> {
-    options.belong_to(command)?;
-    let mut next = |what| {
-        words
+    options.check_command(name)?;
+    let mut next = |argument| {
+        arguments
             .next()
             .filter(|word| !word.is_empty())
             .ok_or(Error::Missing {
-                command: command.to_owned(),
-                what,
+                command: name.to_owned(),
+                argument,
             })
     };
-    Ok(match command {
+    Ok(match name {
         "status" => CtlCommand::Status,
         "config" => CtlCommand::Config,
         "metrics" => CtlCommand::Metrics,
@@ -153,7 +216,7 @@ fn action(
         "request" => CtlCommand::Request {
             method: next("a method, such as GET")?.to_ascii_uppercase(),
             path: next("a path, such as /machine-config")?,
-            body: match words.next() {
+            body: match arguments.next() {
                 None => RequestBody::None,
                 Some(body) if body == "-" => RequestBody::Stdin,
                 Some(body) => RequestBody::Text(body),
@@ -165,7 +228,7 @@ fn action(
 
 fn drive(id: String, options: &mut Options) -> Result<CtlCommand, Error> {
     let mut body = json!({ "drive_id": id });
-    if let Some(path) = options.take("--path") {
+    if let Some(path) = options.remove("--path") {
         body["path_on_host"] = path.into();
     }
     if let Some(limiter) = options.limiter("--bandwidth", "--ops")? {
@@ -188,14 +251,14 @@ fn net(id: String, options: &mut Options) -> Result<CtlCommand, Error> {
     if body.as_object().is_none_or(|body| body.len() == 1) {
         return Err(Error::Missing {
             command: "net".to_owned(),
-            what: "something to change, such as --rx-bandwidth",
+            argument: "a change, such as --rx-bandwidth",
         });
     }
     let kind = "network-interfaces";
     Ok(CtlCommand::Change { kind, id, body })
 }
 
-/// Options with their values, of which each is taken once.
+/// Options of single commands with their values, in the given order.
 struct Options(Vec<(&'static str, String)>);
 
 impl Options {
@@ -207,8 +270,8 @@ impl Options {
         Ok(())
     }
 
-    /// Refuses options of commands other than `command`.
-    fn belong_to(&self, command: &str) -> Result<(), Error> {
+    /// Fails if an option belongs to a command other than `command`.
+    fn check_command(&self, command: &str) -> Result<(), Error> {
         let known = |name: &str| OPTIONS.contains(&(name, command));
         match self.0.iter().find(|(name, _)| !known(name)) {
             None => Ok(()),
@@ -219,9 +282,9 @@ impl Options {
         }
     }
 
-    fn take(&mut self, name: &str) -> Option<String> {
-        let place = self.0.iter().position(|(known, _)| *known == name)?;
-        Some(self.0.remove(place).1)
+    fn remove(&mut self, name: &str) -> Option<String> {
+        let index = self.0.iter().position(|(known, _)| *known == name)?;
+        Some(self.0.remove(index).1)
     }
 
     fn limiter(&mut self, bandwidth: &'static str, operations: &'static str) -> Result<Option<Value>, Error> {
@@ -229,19 +292,19 @@ impl Options {
         let bytes = self.bucket(bandwidth, TokenUnit::Bytes, expected)?;
         let expected = "NUMBER/MILLISECONDS, NUMBER/MILLISECONDS/BURST or off";
         let operations = self.bucket(operations, TokenUnit::Operations, expected)?;
-        Ok(limits::limiter(bytes, operations))
+        Ok(limiter(bytes, operations))
     }
 
     fn bucket(
         &mut self,
         option: &'static str,
-        tokens: TokenUnit,
+        unit: TokenUnit,
         expected: &'static str,
     ) -> Result<Option<Value>, Error> {
-        let Some(value) = self.take(option) else {
+        let Some(value) = self.remove(option) else {
             return Ok(None);
         };
-        match limits::bucket(&value, tokens) {
+        match parse_bucket(&value, unit) {
             Some(bucket) => Ok(Some(bucket)),
             None => Err(Error::Value {
                 option,
@@ -252,7 +315,7 @@ impl Options {
     }
 }
 
-fn once<T>(place: &mut Option<T>, value: T, option: &'static str) -> Result<(), Error> {
+fn set_once<T>(place: &mut Option<T>, value: T, option: &'static str) -> Result<(), Error> {
     match place.replace(value) {
         None => Ok(()),
         Some(_) => Err(Error::Twice(option)),
@@ -265,10 +328,126 @@ fn text(parser: &mut lexopt::Parser) -> Result<String, Error> {
 }
 
 fn seconds(text: &str) -> Result<Duration, Error> {
-    let seconds = units::count(text).filter(|seconds| (1..=MAX_TIMEOUT).contains(seconds));
+    let seconds = parse_count(text).filter(|seconds| (1..=MAX_TIMEOUT).contains(seconds));
     seconds.map(Duration::from_secs).ok_or_else(|| Error::Value {
         option: "--timeout",
         value: text.to_owned(),
         expected: "a number of seconds from 1 to 3600",
     })
+}
+
+/// Unit of the tokens of a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TokenUnit {
+    Bytes,
+    Operations,
+}
+
+/// Parses `AMOUNT/MILLISECONDS[/BURST]` or `off` into a token bucket of the API.
+fn parse_bucket(text: &str, unit: TokenUnit) -> Option<Value> {
+    // The API removes a limit whose size and time are 0.
+    if text == "off" {
+        return Some(json!({"size": 0, "refill_time": 0}));
+    }
+    let amount = match unit {
+        TokenUnit::Bytes => parse_size,
+        TokenUnit::Operations => parse_count,
+    };
+    let mut parts = text.split('/');
+    let size = amount(parts.next()?)?;
+    let time = parts.next()?;
+    let refill_time = parse_count(time.strip_suffix("ms").unwrap_or(time))?;
+    let mut bucket = json!({"size": size, "refill_time": refill_time});
+    if let Some(burst) = parts.next() {
+        bucket["one_time_burst"] = amount(burst)?.into();
+    }
+    parts.next().is_none().then_some(bucket)
+}
+
+/// Returns a rate limiter of the API with the given buckets, or nothing if there are none.
+fn limiter(bandwidth: Option<Value>, operations: Option<Value>) -> Option<Value> {
+    let mut limiter = Map::new();
+    limiter.extend(bandwidth.map(|bucket| ("bandwidth".to_owned(), bucket)));
+    limiter.extend(operations.map(|bucket| ("ops".to_owned(), bucket)));
+    (!limiter.is_empty()).then_some(Value::Object(limiter))
+}
+
+/// Parses a number of bytes with an optional suffix K, M, G or T, powers of 1024.
+fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KB" | "KIB" => 10,
+        "M" | "MB" | "MIB" => 20,
+        "G" | "GB" | "GIB" => 30,
+        "T" | "TB" | "TIB" => 40,
+        _ => return None,
+    };
+    parse_count(digits)?.checked_mul(1 << shift)
+}
+
+/// Parses a number of decimal digits only: `str::parse` accepts a plus sign too.
+fn parse_count(digits: &str) -> Option<u64> {
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    plain.then(|| digits.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{any, proptest};
+    use serde_json::json;
+
+    use super::{TokenUnit, limiter, parse_bucket, parse_size};
+
+    #[test]
+    fn buckets_are_parsed() {
+        let bytes = |text| parse_bucket(text, TokenUnit::Bytes);
+        let operations = |text| parse_bucket(text, TokenUnit::Operations);
+        assert_eq!(
+            bytes("10M/100"),
+            Some(json!({"size": 10 << 20, "refill_time": 100}))
+        );
+        assert_eq!(
+            bytes("1K/5ms/2K"),
+            Some(json!({"size": 1024, "refill_time": 5, "one_time_burst": 2048}))
+        );
+        assert_eq!(
+            operations("50/1000"),
+            Some(json!({"size": 50, "refill_time": 1000}))
+        );
+        assert_eq!(bytes("off"), Some(json!({"size": 0, "refill_time": 0})));
+        for text in ["", "10M", "10M/", "/1", "1/2/3/4", "1/2/", "x/1", "1/1K", "1/1s"] {
+            assert_eq!(bytes(text), None, "{text}");
+        }
+        assert_eq!(operations("1K/1000"), None, "operations have no suffixes");
+    }
+
+    #[test]
+    fn limiter_has_given_buckets_only() {
+        assert_eq!(limiter(None, None), None);
+        assert_eq!(limiter(None, Some(json!(1))), Some(json!({"ops": 1})));
+    }
+
+    #[test]
+    fn sizes_have_suffixes() {
+        for (text, count) in [
+            ("0", 0),
+            ("12", 12),
+            ("1k", 1024),
+            ("10M", 10 << 20),
+            ("1GiB", 1 << 30),
+        ] {
+            assert_eq!(parse_size(text), Some(count), "{text}");
+        }
+        for text in ["", "M", "-1", "+1", "1.5M", "1 M", "1Q", "99999999999T", "1é"] {
+            assert_eq!(parse_size(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_parsed_or_rejected(text in any::<String>()) {
+            let _ = parse_size(&text);
+        }
+    }
 }

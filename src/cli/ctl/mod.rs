@@ -1,130 +1,67 @@
-//! `mayfly ctl`: the API of a running mayfly by hand.
+//! `mayfly ctl`: one request to the API of a running mayfly.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `args` | the command line, and [`Ctl`], its result |
+//! | `request` | a request, its response, and the errors of both |
+//! | `tables` | responses as tables |
 
 pub mod args;
-mod config;
-mod error;
-mod limits;
-mod metrics;
 mod request;
-mod status;
-mod table;
+mod tables;
 #[cfg(test)]
 mod tests;
-mod units;
 
 use std::io::Read;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use api::client::Client;
-use serde_json::{Value, json};
-
-pub use error::Error;
+use args::{Ctl, CtlCommand};
 use request::Request;
+use serde_json::json;
 
-/// What is wanted, and from whom.
-#[derive(Debug, PartialEq)]
-pub struct Ctl {
-    /// Path of the API socket.
-    pub socket: PathBuf,
-    /// How long each request may take.
-    pub patience: Duration,
-    /// Print what the server says as it came.
-    pub json: bool,
-    /// What is wanted.
-    pub action: CtlCommand,
-}
+pub use request::Error;
 
-/// What is wanted.
-#[derive(Debug, PartialEq)]
-pub enum CtlCommand {
-    /// Where the VM is in its life.
-    Status,
-    /// How it is configured.
-    Config,
-    /// What it has done.
-    Metrics,
-    /// Start it.
-    Start,
-    /// Keep it from running.
-    Pause,
-    /// Let it run again.
-    Resume,
-    /// Ask the guest to end.
-    Stop,
-    /// Write a line to the metrics file.
-    FlushMetrics,
-    /// Change a drive or an interface.
-    Change {
-        /// `drives` or `network-interfaces`.
-        kind: &'static str,
-        /// Name of the device.
-        id: String,
-        /// What changes, as the API takes it.
-        body: Value,
-    },
-    /// Anything else.
-    Request {
-        /// HTTP method.
-        method: String,
-        /// Path, with a query where there is one.
-        path: String,
-        /// What goes with it.
-        body: RequestBody,
-    },
-}
-
-/// What goes with a request.
-#[derive(Debug, PartialEq, Eq)]
-pub enum RequestBody {
-    /// Nothing.
-    None,
-    /// This JSON text.
-    Text(String),
-    /// What is on stdin.
-    Stdin,
-}
-
-/// Does what `ctl` says and returns what is to be printed. Reads `stdin` only where `ctl` says so.
+/// Sends the requests of `ctl` and returns the text to print. Reads `stdin` only for a request body of `-`.
 ///
 /// # Errors
-/// [`Error`]
+/// [`Error`] when the server cannot be reached, rejects a request, or sends a response that cannot be displayed.
 pub fn run(ctl: &Ctl, stdin: &mut dyn Read) -> Result<Vec<u8>, Error> {
     let server = Server {
-        client: Client::new(&ctl.socket, ctl.patience),
+        client: Client::new(&ctl.socket, ctl.timeout),
         json: ctl.json,
     };
     let act = |kind: &str| Request::put("/actions", &json!({ "action_type": kind }));
     let state = |state: &str| Request::patch("/vm", &json!({ "state": state }));
-    match &ctl.action {
+    match &ctl.command {
         CtlCommand::Status => server.status(),
-        CtlCommand::Config => server.show(&Request::get("/vm/config"), config::table),
-        CtlCommand::Metrics => server.metrics(),
-        CtlCommand::Start => server.have_done(&act("InstanceStart"), "started"),
-        CtlCommand::Pause => server.have_done(&state("Paused"), "paused"),
-        CtlCommand::Resume => server.have_done(&state("Resumed"), "resumed"),
-        CtlCommand::Stop => server.have_done(
+        CtlCommand::Config => server.config(),
+        CtlCommand::Metrics => server.forward(&Request::get("/metrics")),
+        CtlCommand::Start => server.execute(&act("InstanceStart"), "started"),
+        CtlCommand::Pause => server.execute(&state("Paused"), "paused"),
+        CtlCommand::Resume => server.execute(&state("Resumed"), "resumed"),
+        CtlCommand::Stop => server.execute(
             &act("SendCtrlAltDel"),
-            "Ctrl-Alt-Del was pressed; the guest ends if it listens for that",
+            "Ctrl-Alt-Del sent; a guest that handles it shuts down or reboots",
         ),
-        CtlCommand::FlushMetrics => server.have_done(
+        CtlCommand::FlushMetrics => server.execute(
             &act("FlushMetrics"),
-            "a line was written to the metrics file, if there is one",
+            "metrics written to the metrics file, if one is configured",
         ),
         CtlCommand::Change { kind, id, body } => {
-            let path = format!("/{kind}/{}", request::segment(id));
-            server.have_done(&Request::patch(&path, body), "changed")
+            let path = format!("/{kind}/{}", request::encode_segment(id));
+            server.execute(&Request::patch(&path, body), "changed")
         }
         CtlCommand::Request { method, path, body } => {
-            let body = request::read(body, stdin)?;
+            let body = request::read_body(body, stdin)?;
             server.forward(&Request::new(method, path, body))
         }
     }
 }
 
-/// The server, and how its answers are wanted.
+/// The server, and the format of its responses.
 struct Server {
     client: Client,
+    /// Print responses unchanged.
     json: bool,
 }
 
@@ -135,44 +72,34 @@ impl Server {
             return self.forward(&instance);
         }
         let config = Request::get("/vm/config");
-        let text = status::table(&instance.json(&self.client)?, &config.json(&self.client)?);
+        let text = tables::status(&instance.json(&self.client)?, &config.json(&self.client)?);
         Ok(text.into_bytes())
     }
 
-    fn metrics(&self) -> Result<Vec<u8>, Error> {
-        let request = Request::get("/metrics");
+    fn config(&self) -> Result<Vec<u8>, Error> {
+        let request = Request::get("/vm/config");
         if self.json {
             return self.forward(&request);
         }
-        let body = request.send(&self.client)?;
-        let text = metrics::tables(&String::from_utf8_lossy(&body)).map_err(Error::Metrics)?;
-        Ok(text.into_bytes())
+        Ok(tables::config(&request.json(&self.client)?).into_bytes())
     }
 
-    /// The answer as `table` shows it.
-    fn show(&self, request: &Request, table: fn(&Value) -> String) -> Result<Vec<u8>, Error> {
-        if self.json {
-            return self.forward(request);
-        }
-        Ok(table(&request.json(&self.client)?).into_bytes())
-    }
-
-    /// A word on it when it is done, where no answer is to be printed.
-    fn have_done(&self, request: &Request, word: &str) -> Result<Vec<u8>, Error> {
-        let answer = self.forward(request)?;
+    /// Sends `request` and returns `confirmation`, or the response itself for `--json`.
+    fn execute(&self, request: &Request, confirmation: &str) -> Result<Vec<u8>, Error> {
+        let response = self.forward(request)?;
         Ok(if self.json {
-            answer
+            response
         } else {
-            format!("{word}\n").into_bytes()
+            format!("{confirmation}\n").into_bytes()
         })
     }
 
-    /// The answer as it came, with a line break at its end.
+    /// Returns the body of the response, unchanged except for a line feed added at its end where it has none.
     fn forward(&self, request: &Request) -> Result<Vec<u8>, Error> {
-        let mut answer = request.send(&self.client)?;
-        if answer.last().is_some_and(|last| *last != b'\n') {
-            answer.push(b'\n');
+        let mut body = request.send(&self.client)?;
+        if body.last().is_some_and(|last| *last != b'\n') {
+            body.push(b'\n');
         }
-        Ok(answer)
+        Ok(body)
     }
 }

@@ -1,15 +1,53 @@
-//! A request, and what its answer means.
+//! A request to the API, and the interpretation of its response.
 
 use std::fmt::Write as _;
-use std::io::Read;
+use std::io::{self, Read};
 
-use api::client::{Client, ClientResponse};
+use api::client::{self, Client, ClientResponse};
 use serde_json::Value;
 
-use super::{Error, RequestBody, table};
+use super::args::RequestBody;
+use super::tables::printable;
 
-/// The longest body that is read from stdin, in bytes.
+/// Maximum body read from stdin, in bytes.
 pub(super) const MAX_STDIN: u64 = 16 << 20;
+
+/// Failure of a command.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no response.
+    #[error(transparent)]
+    Client(client::Error),
+    /// The server rejects the request and gives a reason.
+    #[error("rejected: {0}")]
+    Rejected(String),
+    /// The server rejects the request without a reason.
+    #[error(
+        "cannot use the response to {request}: status {status} without a reason; check that the socket is that of mayfly or \
+         Firecracker"
+    )]
+    Status {
+        /// Method and path.
+        request: String,
+        /// Status code.
+        status: u16,
+    },
+    /// The response is not JSON.
+    #[error("cannot read the response to {request} as JSON; run with --json to print it unchanged")]
+    Json {
+        /// Method and path.
+        request: String,
+        /// Error of the parser.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The body cannot be read.
+    #[error("cannot read the request body from stdin")]
+    Stdin(#[source] io::Error),
+    /// The body is longer than any server accepts.
+    #[error("cannot send the request body on stdin: it has more than {0} bytes; check the file")]
+    Large(u64),
+}
 
 /// A request to the API.
 pub(super) struct Request {
@@ -39,23 +77,23 @@ impl Request {
         Self::new("PATCH", path, Some(body.to_string().into_bytes()))
     }
 
-    /// Sends it and returns the body of the answer, if the server did what it was asked for.
+    /// Sends the request and returns the body of a successful response.
     pub(super) fn send(&self, client: &Client) -> Result<Vec<u8>, Error> {
-        let answer = client.request(&self.method, &self.path, self.body.as_deref());
-        let answer = answer.map_err(Error::Client)?;
-        if answer.is_success() {
-            return Ok(answer.body);
+        let response = client.request(&self.method, &self.path, self.body.as_deref());
+        let response = response.map_err(Error::Client)?;
+        if response.is_success() {
+            return Ok(response.body);
         }
-        Err(match fault(&answer) {
-            Some(text) => Error::Refused(text),
+        Err(match rejection(&response) {
+            Some(reason) => Error::Rejected(reason),
             None => Error::Status {
                 request: self.name(),
-                status: answer.status,
+                status: response.status,
             },
         })
     }
 
-    /// As [`Self::send`], for an answer in JSON.
+    /// Sends the request and returns the body of a successful response as JSON.
     pub(super) fn json(&self, client: &Client) -> Result<Value, Error> {
         serde_json::from_slice(&self.send(client)?).map_err(|source| Error::Json {
             request: self.name(),
@@ -68,31 +106,31 @@ impl Request {
     }
 }
 
-/// Where servers say why they refuse. Firecracker has the errors of its HTTP under the second key.
-fn fault(answer: &ClientResponse) -> Option<String> {
-    let body: Value = serde_json::from_slice(&answer.body).ok()?;
+/// Returns the reason in the body of a rejection. Firecracker reports errors of its HTTP server under the second key.
+fn rejection(response: &ClientResponse) -> Option<String> {
+    let body: Value = serde_json::from_slice(&response.body).ok()?;
     let text = ["fault_message", "error"]
         .iter()
         .find_map(|key| body[key].as_str())?;
-    Some(table::printable(text.trim_end()))
+    Some(printable(text.trim_end()))
 }
 
-/// `id` as one segment of a path, RFC 3986 section 3.3.
-pub(super) fn segment(id: &str) -> String {
+/// Encodes `id` as one segment of a path, RFC 3986 section 3.3.
+pub(super) fn encode_segment(id: &str) -> String {
     let mut segment = String::new();
     for byte in id.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             segment.push(char::from(byte));
         } else {
-            // Writing to a string cannot fail.
+            // Writing to a String cannot fail.
             let _ = write!(segment, "%{byte:02X}");
         }
     }
     segment
 }
 
-/// The bytes that `body` stands for.
-pub(super) fn read(body: &RequestBody, stdin: &mut dyn Read) -> Result<Option<Vec<u8>>, Error> {
+/// Returns the bytes of `body`, which may be on `stdin`.
+pub(super) fn read_body(body: &RequestBody, stdin: &mut dyn Read) -> Result<Option<Vec<u8>>, Error> {
     match body {
         RequestBody::None => Ok(None),
         RequestBody::Text(text) => Ok(Some(text.as_bytes().to_vec())),

@@ -1,4 +1,4 @@
-use super::{DONE, answer, ctl, ok};
+use super::{DONE, ctl, ok, response};
 
 const INSTANCE: &str = r#"{"id":"vm1","state":"Running","vmm_version":"0.1.0","app_name":"Firecracker"}"#;
 
@@ -13,12 +13,12 @@ const CONFIG: &str = r#"{
     "serial": {"serial_out_path": "/log"}
 }"#;
 
-fn printed(line: &str, answers: &[String]) -> String {
-    ctl(line, "", answers).result.unwrap()
+fn printed(line: &str, responses: &[String]) -> String {
+    ctl(line, "", responses).result.unwrap()
 }
 
 #[test]
-fn status_is_a_short_table() {
+fn status_is_a_table() {
     let outcome = ctl("status", "", &[ok(INSTANCE), ok(CONFIG)]);
     assert_eq!(outcome.requests, ["GET /", "GET /vm/config"]);
     assert_eq!(
@@ -29,7 +29,7 @@ fn status_is_a_short_table() {
 }
 
 #[test]
-fn config_has_a_section_for_each_part() {
+fn config_has_a_section_per_part() {
     assert_eq!(
         printed("config", &[ok(CONFIG)]),
         "\
@@ -56,7 +56,7 @@ serial
 }
 
 #[test]
-fn tables_of_other_answers_have_gaps_and_not_more() {
+fn tables_of_other_responses_have_gaps_and_not_more() {
     for body in [
         "null",
         "[]",
@@ -70,15 +70,16 @@ fn tables_of_other_answers_have_gaps_and_not_more() {
 }
 
 #[test]
-fn metrics_are_tables() {
-    let outcome = ctl("metrics", "", &[ok("mayfly_memory_bytes 1048576\n")]);
+fn metrics_are_printed_unchanged() {
+    let text = "# TYPE mayfly_memory_bytes gauge\nmayfly_memory_bytes 1048576\n";
+    let outcome = ctl("metrics", "", &[ok(text)]);
     assert_eq!(outcome.requests, ["GET /metrics"]);
-    assert_eq!(outcome.result.unwrap(), "machine\n  memory bytes  1 MiB\n");
+    assert_eq!(outcome.result.unwrap(), text);
 }
 
 #[test]
-fn deeds_are_requests_and_a_word() {
-    for (line, request, word) in [
+fn actions_send_one_request_and_confirm() {
+    for (line, request, confirmation) in [
         (
             "start",
             r#"PUT /actions {"action_type":"InstanceStart"}"#,
@@ -89,12 +90,12 @@ fn deeds_are_requests_and_a_word() {
         (
             "stop",
             r#"PUT /actions {"action_type":"SendCtrlAltDel"}"#,
-            "Ctrl-Alt-Del was pressed; the guest ends if it listens for that",
+            "Ctrl-Alt-Del sent; a guest that handles it shuts down or reboots",
         ),
         (
             "flush-metrics",
             r#"PUT /actions {"action_type":"FlushMetrics"}"#,
-            "a line was written to the metrics file, if there is one",
+            "metrics written to the metrics file, if one is configured",
         ),
         (
             "drive root",
@@ -117,13 +118,13 @@ fn deeds_are_requests_and_a_word() {
     ] {
         let outcome = ctl(line, "", &[DONE.into()]);
         assert_eq!(outcome.requests, [request], "{line}");
-        assert_eq!(outcome.result.unwrap(), format!("{word}\n"), "{line}");
+        assert_eq!(outcome.result.unwrap(), format!("{confirmation}\n"), "{line}");
         assert_eq!(printed(&format!("{line} --json"), &[DONE.into()]), "", "{line}");
     }
 }
 
 #[test]
-fn json_is_what_came() {
+fn json_option_prints_body_unchanged() {
     for (line, body) in [
         ("--json status", INSTANCE),
         ("--json config", CONFIG),
@@ -137,7 +138,7 @@ fn json_is_what_came() {
 }
 
 #[test]
-fn any_request_can_be_made() {
+fn request_sends_any_method_and_path() {
     for (line, stdin, request) in [
         ("request get /version", "unread", "GET /version"),
         ("request PUT /x {\"a\":1}", "unread", "PUT /x {\"a\":1}"),
@@ -147,5 +148,5 @@ fn any_request_can_be_made() {
         assert_eq!(outcome.requests, [request]);
         assert_eq!(outcome.result.unwrap(), "openapi: 3.0.0\n");
     }
-    assert_eq!(printed("request DELETE /x", &[answer(204, "")]), "");
+    assert_eq!(printed("request DELETE /x", &[response(204, "")]), "");
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vmm::ErrorChain;
 
-use super::{Directory, answer, ctl, ok, words};
+use super::{Directory, ctl, ok, parse, response};
 use crate::cli::ctl::request::MAX_STDIN;
 use crate::cli::ctl::{Error, run};
 
@@ -23,77 +23,73 @@ const COMMANDS: [&str; 12] = [
     "status --json",
 ];
 
-/// What `line` fails with when it is answered so.
-fn failure(line: &str, answer: String) -> String {
-    ErrorChain(&ctl(line, "", &[answer]).result.unwrap_err()).to_string()
+/// Returns the message of `line` after `response`.
+fn failure(line: &str, response: String) -> String {
+    ErrorChain(&ctl(line, "", &[response]).result.unwrap_err()).to_string()
 }
 
 #[test]
-fn the_servers_reason_is_given() {
+fn rejection_reason_is_printed() {
     for line in COMMANDS {
-        let refusal = answer(400, r#"{"fault_message":"The drive is\nunknown.\u001b[2J"}"#);
+        let rejection = response(400, r#"{"fault_message":"The drive is\nunknown.\u001b[2J"}"#);
         assert_eq!(
-            failure(line, refusal),
-            "refused: The drive is unknown.\\u{1b}[2J",
+            failure(line, rejection),
+            "rejected: The drive is unknown.\\u{1b}[2J",
             "{line}"
         );
-        let refusal = answer(503, r#"{ "error": "Too many open connections" }"#);
+        let rejection = response(503, r#"{ "error": "Too many open connections" }"#);
         assert_eq!(
-            failure(line, refusal),
-            "refused: Too many open connections",
+            failure(line, rejection),
+            "rejected: Too many open connections",
             "{line}"
         );
     }
 }
 
 #[test]
-fn a_refusal_without_a_reason_is_still_one() {
+fn rejection_without_reason_is_an_error() {
     for body in ["", "<html>", "[]", r#"{"fault_message":3}"#] {
         assert_eq!(
-            failure("pause", answer(500, body)),
-            "the answer to PATCH /vm is the status 500, without a reason: is it mayfly's API?"
+            failure("pause", response(500, body)),
+            "cannot use the response to PATCH /vm: status 500 without a reason; check that the socket is that of mayfly or \
+             Firecracker"
         );
     }
 }
 
 #[test]
-fn an_answer_that_cannot_be_shown_is_an_error() {
-    assert!(
-        failure("config", ok("<html>"))
-            .starts_with("the answer to GET /vm/config is no JSON: is it mayfly's API?")
-    );
-    assert_eq!(
-        failure("metrics", ok("<html>")),
-        "the metrics are not understood; --json shows them as they came: line 1 is no metric: \"<html>\""
-    );
+fn response_that_is_not_json_is_an_error() {
+    assert!(failure("config", ok("<html>")).starts_with(
+        "cannot read the response to GET /vm/config as JSON; run with --json to print it unchanged: "
+    ));
 }
 
 #[test]
-fn without_a_server_nothing_is_waited_for() {
-    let folder = Directory::new();
+fn absent_server_fails_at_once() {
+    let directory = Directory::new();
     for line in COMMANDS {
-        let mut ctl = words(line).unwrap().unwrap();
-        ctl.socket = folder.path("api.sock");
+        let mut ctl = parse(line).unwrap().unwrap();
+        ctl.socket = directory.path("api.sock");
         let error = run(&ctl, &mut io::empty()).unwrap_err().to_string();
         assert!(
             error.starts_with("cannot connect to the API socket "),
             "{line}: {error}"
         );
     }
-    drop(UnixListener::bind(folder.path("api.sock")).unwrap());
-    let mut ctl = words("status").unwrap().unwrap();
-    ctl.socket = folder.path("api.sock");
+    drop(UnixListener::bind(directory.path("api.sock")).unwrap());
+    let mut ctl = parse("status").unwrap().unwrap();
+    ctl.socket = directory.path("api.sock");
     let error = run(&ctl, &mut io::empty()).unwrap_err().to_string();
     assert!(error.contains("no process listens"), "{error}");
 }
 
 #[test]
-fn a_server_that_says_nothing_is_left() {
-    let folder = Directory::new();
-    let _listener = UnixListener::bind(folder.path("api.sock")).unwrap();
+fn silent_server_times_out() {
+    let directory = Directory::new();
+    let _listener = UnixListener::bind(directory.path("api.sock")).unwrap();
     for line in COMMANDS {
-        let mut ctl = words(line).unwrap().unwrap();
-        (ctl.socket, ctl.patience) = (folder.path("api.sock"), Duration::from_millis(10));
+        let mut ctl = parse(line).unwrap().unwrap();
+        (ctl.socket, ctl.timeout) = (directory.path("api.sock"), Duration::from_millis(10));
         let error = run(&ctl, &mut io::empty()).unwrap_err().to_string();
         assert!(
             error.contains("within 0.01 s: the server is stopped or busy"),
@@ -103,7 +99,7 @@ fn a_server_that_says_nothing_is_left() {
 }
 
 #[test]
-fn stdin_has_its_limit_and_its_errors() {
+fn stdin_is_limited_and_its_errors_reported() {
     struct Broken;
 
     impl Read for Broken {
@@ -112,7 +108,7 @@ fn stdin_has_its_limit_and_its_errors() {
         }
     }
 
-    let ctl = words("request PUT /x -").unwrap().unwrap();
+    let ctl = parse("request PUT /x -").unwrap().unwrap();
     assert!(matches!(
         run(&ctl, &mut io::repeat(b'x')),
         Err(Error::Large(MAX_STDIN))

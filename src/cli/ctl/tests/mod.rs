@@ -1,8 +1,8 @@
-//! A server that says what it is told to, and what `mayfly ctl` makes of it.
+//! Commands against a server with prepared responses.
 
+mod args;
 mod commands;
 mod failures;
-mod words;
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -10,50 +10,50 @@ use std::thread;
 
 use scratch::Directory;
 
-use super::{Ctl, Error, args, run};
+use super::args::Ctl;
+use super::{Error, run};
 
-/// What the server says to a request that it agrees to.
+/// Successful response without a body.
 const DONE: &str = "HTTP/1.1 204 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\r\n";
 
 fn ok(body: &str) -> String {
-    answer(200, body)
+    response(200, body)
 }
 
-fn answer(status: u16, body: &str) -> String {
+fn response(status: u16, body: &str) -> String {
     format!(
         "HTTP/1.1 {status} \r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )
 }
 
-/// The command line `line`; words are apart by blanks, of which there are none in them.
-fn words(line: &str) -> Result<Option<Ctl>, args::Error> {
-    let words = line.split_whitespace();
-    args::parse(&mut lexopt::Parser::from_args(words))
+/// Parses `line`, whose arguments are separated by spaces.
+fn parse(line: &str) -> Result<Option<Ctl>, super::args::Error> {
+    super::args::parse(&mut lexopt::Parser::from_args(line.split_whitespace()))
 }
 
-/// What a command prints or fails with, and the requests that it made.
+/// Result of a command, and the requests that it sent.
 struct Outcome {
     result: Result<String, Error>,
     requests: Vec<String>,
 }
 
-/// Has `line` done against a server that gives `answers`, one each.
-fn ctl(line: &str, stdin: &str, answers: &[String]) -> Outcome {
-    let folder = Directory::new();
-    let listener = UnixListener::bind(folder.path("api.sock")).unwrap();
-    let answers = answers.to_vec();
+/// Runs `line` against a server that sends `responses`, one for each request.
+fn ctl(line: &str, stdin: &str, responses: &[String]) -> Outcome {
+    let directory = Directory::new();
+    let listener = UnixListener::bind(directory.path("api.sock")).unwrap();
+    let responses = responses.to_vec();
     let serving = thread::spawn(move || {
-        let serve = |answer: &String| {
+        let serve = |response: &String| {
             let (mut stream, _) = listener.accept().unwrap();
             let request = read_request(&mut stream);
-            stream.write_all(answer.as_bytes()).unwrap();
+            stream.write_all(response.as_bytes()).unwrap();
             request
         };
-        answers.iter().map(serve).collect()
+        responses.iter().map(serve).collect()
     });
-    let mut ctl = words(line).unwrap().unwrap();
-    ctl.socket = folder.path("api.sock");
+    let mut ctl = parse(line).unwrap().unwrap();
+    ctl.socket = directory.path("api.sock");
     let result = run(&ctl, &mut stdin.as_bytes()).map(|text| String::from_utf8(text).unwrap());
     Outcome {
         result,
@@ -61,7 +61,7 @@ fn ctl(line: &str, stdin: &str, answers: &[String]) -> Outcome {
     }
 }
 
-/// A request line, and the body behind it.
+/// Reads one request: its method and path, then its body.
 fn read_request(stream: &mut UnixStream) -> String {
     let mut head = Vec::new();
     let mut byte = [0];
