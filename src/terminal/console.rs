@@ -1,4 +1,4 @@
-//! This process's stdin and stdout as the guest's serial console.
+//! Stdin and stdout as the guest's serial console.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -10,61 +10,61 @@ use super::escape::{self, EscapeAction, EscapeFilter};
 use super::{InputKind, Terminal};
 use crate::logging::print;
 
-/// Why there is no console.
+/// Failure to open the console.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// stdin or stdout cannot be duplicated.
     #[error("cannot duplicate {file}")]
     Duplicate {
-        /// Which one.
+        /// Name of the file.
         file: &'static str,
-        /// The kernel's answer.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// stdout cannot take the guest's output.
-    #[error("cannot use stdout for the guest's output")]
+    /// stdout cannot be used.
+    #[error("cannot write serial output to stdout")]
     Output(#[source] output::Error),
-    /// The terminal could not be put into raw mode.
+    /// The terminal cannot be set to raw mode.
     #[error("cannot use this terminal")]
     Terminal(#[source] super::Error),
 }
 
-/// Connects the guest to stdin and stdout. A terminal is in raw mode as long as the console is there.
+/// Opens the console. A terminal on stdin is in raw mode until the console is dropped.
 ///
 /// # Errors
-/// [`Error`]
+/// [`Error`] when stdin or stdout cannot be used.
 pub fn open() -> Result<Console, Error> {
     let duplicate = |file| move |source| Error::Duplicate { file, source };
     let stdout = io::stdout().as_fd().try_clone_to_owned();
     let output = SerialOutput::new(stdout.map_err(duplicate("stdout"))?).map_err(Error::Output)?;
     let stdin = io::stdin();
-    let source = InputKind::of(stdin.as_fd());
-    let input = (source != InputKind::Background).then(|| stdin.as_fd().try_clone_to_owned());
+    let kind = InputKind::of(stdin.as_fd());
+    let input = (kind != InputKind::Background).then(|| stdin.as_fd().try_clone_to_owned());
     let console = Console {
         output,
         input: input.transpose().map_err(duplicate("stdin"))?,
         filter: None,
         guard: None,
     };
-    if source != InputKind::Terminal {
+    if kind != InputKind::Terminal {
         return Ok(console);
     }
     let terminal = Terminal::enter(stdin.as_fd()).map_err(Error::Terminal)?;
     Ok(Console {
-        filter: Some(Box::new(Keys::default())),
+        filter: Some(Box::new(EscapeKeys::default())),
         guard: Some(Box::new(terminal)),
         ..console
     })
 }
 
-/// The escape keys, as the event loop asks for them.
+/// [`EscapeFilter`] as the input filter of the event loop.
 #[derive(Default)]
-struct Keys(EscapeFilter);
+struct EscapeKeys(EscapeFilter);
 
-impl vm::InputFilter for Keys {
+impl vm::InputFilter for EscapeKeys {
     fn filter(&mut self, input: &[u8], guest: &mut Vec<u8>) -> InputAction {
-        // A byte at a time, so that of several keys in one read each does what it does.
+        // Byte by byte: one read may hold several escape keys, and `feed` returns the last action only.
         for byte in input {
             match self.0.feed(&[*byte], guest) {
                 None => {}

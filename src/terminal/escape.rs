@@ -1,34 +1,34 @@
-//! The keys by which a user at a terminal talks to mayfly instead of the guest.
+//! The escape keys, which control mayfly and do not reach the guest.
 
-/// What the escape keys are, to be written to standard error on [`EscapeAction::Help`]. Lines end for a terminal in raw mode.
+/// Text to print for [`EscapeAction::Help`]. Lines end with a carriage return, for a terminal in raw mode.
 pub const HELP: &str = "\r\n\
-    Ctrl-A x       ends the virtual machine\r\n\
-    Ctrl-A h       shows this help\r\n\
-    Ctrl-A Ctrl-A  sends one Ctrl-A to the guest\r\n";
+    Ctrl-A x       end the virtual machine\r\n\
+    Ctrl-A h       show this help\r\n\
+    Ctrl-A Ctrl-A  send one Ctrl-A to the guest\r\n";
 
 const ESCAPE: u8 = 0x01;
 
-/// What the user wants of mayfly.
+/// Action of an escape key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EscapeAction {
-    /// Write [`HELP`].
+    /// Print [`HELP`].
     Help,
     /// End the virtual machine.
     Quit,
 }
 
-/// Tells keys for mayfly from keys for the guest. Only for input from a terminal: in a pipe or a file Ctrl-A is data.
+/// Separates escape keys from the guest's input. For input from a terminal only: in a pipe or a file Ctrl-A is data.
 #[derive(Debug, Default)]
 pub struct EscapeFilter {
-    /// The last byte was a Ctrl-A that is not decided yet.
+    /// The last byte was Ctrl-A; the next one decides its meaning.
     pending: bool,
 }
 
 impl EscapeFilter {
-    /// Appends what of `input` is meant for the guest to `guest`, at most one byte more than `input` has: a Ctrl-A that
-    /// is followed by nothing of meaning here goes to the guest with what follows it.
+    /// Appends the guest's part of `input` to `guest`, at most one byte more than `input` has: Ctrl-A and a byte that is no escape
+    /// key both go to the guest. Returns the last action.
     ///
-    /// What comes after the keys of [`EscapeAction::Quit`] is thrown away, and a call for help before it with it.
+    /// [`EscapeAction::Quit`] discards the rest of `input` and any earlier action.
     pub fn feed(&mut self, input: &[u8], guest: &mut Vec<u8>) -> Option<EscapeAction> {
         let mut action = None;
         for &byte in input {
@@ -54,35 +54,35 @@ impl EscapeFilter {
 mod tests {
     use super::{EscapeAction, EscapeFilter};
 
-    /// Feeds `input` as a whole and byte by byte, which must come to the same, and returns what it came to.
+    /// Feeds `input` at once and byte by byte, checks that the results are equal, and returns them.
     fn feed(input: &[u8]) -> (Vec<u8>, Option<EscapeAction>) {
-        let mut whole = Vec::new();
-        let action = EscapeFilter::default().feed(input, &mut whole);
+        let mut at_once = Vec::new();
+        let action = EscapeFilter::default().feed(input, &mut at_once);
 
-        let (mut pieces, mut last) = (Vec::new(), None);
+        let (mut single, mut last) = (Vec::new(), None);
         let mut escape = EscapeFilter::default();
-        for piece in input.chunks(1) {
+        for byte in input.chunks(1) {
             if last != Some(EscapeAction::Quit) {
-                last = escape.feed(piece, &mut pieces).or(last);
+                last = escape.feed(byte, &mut single).or(last);
             }
         }
-        assert_eq!((&whole, action), (&pieces, last));
-        (whole, action)
+        assert_eq!((&at_once, action), (&single, last));
+        (at_once, action)
     }
 
     #[test]
-    fn ordinary_keys_go_to_the_guest() {
+    fn ordinary_keys_reach_the_guest() {
         let all: Vec<u8> = (0..=255).filter(|byte| *byte != 1).collect();
         assert_eq!(feed(&all), (all.clone(), None));
     }
 
     #[test]
-    fn the_escape_key_alone_waits_for_the_next() {
+    fn escape_key_waits_for_next_key() {
         assert_eq!(feed(b"a\x01"), (b"a".to_vec(), None));
     }
 
     #[test]
-    fn escape_keys() {
+    fn escape_keys_act_or_reach_the_guest() {
         assert_eq!(feed(b"a\x01xb"), (b"a".to_vec(), Some(EscapeAction::Quit)));
         assert_eq!(feed(b"a\x01hb"), (b"ab".to_vec(), Some(EscapeAction::Help)));
         assert_eq!(feed(b"a\x01hb\x01x"), (b"ab".to_vec(), Some(EscapeAction::Quit)));

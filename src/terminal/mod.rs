@@ -1,11 +1,15 @@
-//! The terminal that mayfly runs at.
+//! The controlling terminal in raw mode.
 //!
-//! A guest wants every key as it is pressed, Ctrl-C included, so the terminal is put into raw mode. Output keeps being
-//! processed, as with QEMU: many unikernels end their lines with a bare line feed, and so does mayfly itself, while one
-//! carriage return too many does not show.
+//! Raw mode passes each key to the guest when it is pressed, Ctrl-C included. Output processing stays on, as with QEMU: many
+//! unikernels and mayfly itself end lines with a bare line feed, and an extra carriage return has no effect.
 //!
-//! However mayfly ends, the user gets the terminal back as it was: when [`Terminal`] is dropped, by a panic hook, and
-//! by a handler of the signals that end a process which has gone wrong. Only SIGKILL cannot be helped.
+//! The modes are restored at every end of the process except by SIGKILL: when [`Terminal`] is dropped, by a panic hook, and by
+//! handlers of fatal signals.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `console` | stdin and stdout as the guest's serial console |
+//! | `escape` | the keys that control mayfly |
 
 pub mod console;
 mod escape;
@@ -19,7 +23,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{c_int, termios};
 
-/// Signals that end a process unless it does something about them, but for those that mayfly waits for, ignores, or uses.
+/// Signals that end a process by default, except those that mayfly waits for, ignores, or uses.
 const FATAL: [c_int; 16] = [
     libc::SIGSEGV,
     libc::SIGBUS,
@@ -39,64 +43,64 @@ const FATAL: [c_int; 16] = [
     libc::SIGSTKFLT,
 ];
 
-/// What the signal handlers have to know. Never freed once it was in [`CHANGED`], because a handler on another thread
-/// may be reading it; there is one a process, or a few.
-struct Change {
+/// The modes of a terminal, for the signal handlers. Never freed after it was in [`CHANGED`]: a handler on another thread may
+/// read it. A process has one, or a few.
+struct ModeChange {
     terminal: RawFd,
     before: termios,
     raw: termios,
 }
 
-/// The change to take back; null when there is none.
-static CHANGED: AtomicPtr<Change> = AtomicPtr::new(null_mut());
+/// The change to revert, or null.
+static CHANGED: AtomicPtr<ModeChange> = AtomicPtr::new(null_mut());
 
-/// Why the terminal could not be put into raw mode.
+/// Failure to enter raw mode.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Its modes could not be read.
+    /// The modes cannot be read.
     #[error("cannot read the modes of the terminal")]
     Read {
-        /// The kernel's answer.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// Its modes could not be changed.
-    #[error("cannot put the terminal into raw mode")]
+    /// The modes cannot be changed.
+    #[error("cannot set the terminal to raw mode")]
     Change {
-        /// The kernel's answer.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// A signal handler could not be installed.
-    #[error("cannot install a handler for signal {signal}, which has to put the terminal back")]
+    /// A signal handler cannot be installed.
+    #[error("cannot install a handler for signal {signal} to restore the terminal")]
     Handler {
         /// Number of the signal.
         signal: c_int,
-        /// The kernel's answer.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
 }
 
-/// What a file is to mayfly as a source of keys.
+/// Kind of a file as input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InputKind {
-    /// No terminal: a pipe, a file, or the like, to be read as it is.
+    /// Not a terminal, such as a pipe or a file; read unchanged.
     File,
-    /// A terminal that belongs to us.
+    /// A terminal, with this process in its foreground.
     Terminal,
-    /// A terminal in whose background we run, as after `mayfly ... &` in a shell. To read from it or to change its
-    /// modes would stop us.
+    /// A terminal, with this process in its background, as after `mayfly ... &` in a shell. Reads or mode changes would stop the
+    /// process (SIGTTIN, SIGTTOU).
     Background,
 }
 
 impl InputKind {
-    /// What `file` is now.
+    /// Returns the kind of `file` at present.
     pub fn of(file: BorrowedFd<'_>) -> Self {
         // SAFETY: the call takes no pointer.
         if unsafe { libc::isatty(file.as_raw_fd()) } != 1 {
             Self::File
-        } else if is_ours(file.as_raw_fd()) {
+        } else if is_foreground(file.as_raw_fd()) {
             Self::Terminal
         } else {
             Self::Background
@@ -104,29 +108,29 @@ impl InputKind {
     }
 }
 
-/// A terminal in raw mode. There is one at a time; it goes back to what it was when this is dropped.
+/// A terminal in raw mode, at most one at a time. Restores the modes when dropped.
 #[derive(Debug)]
 pub struct Terminal(());
 
 impl Terminal {
-    /// Puts `terminal` into raw mode, and makes sure that it is put back if mayfly crashes. `terminal` must stay open
-    /// until this is dropped, which standard input does anyway.
+    /// Sets `terminal` to raw mode, and installs the panic hook and the signal handlers that restore it. `terminal` must stay open
+    /// until this is dropped, as standard input does.
     ///
-    /// When the process was stopped from outside and goes on, the terminal goes back to raw mode.
+    /// When the process continues after a stop (SIGCONT), the terminal is set to raw mode again.
     ///
     /// # Errors
-    /// Any [`Error`]; the terminal is as it was then.
+    /// [`Error`] when a system call fails; the modes are unchanged.
     pub fn enter(terminal: BorrowedFd<'_>) -> Result<Self, Error> {
         let terminal = terminal.as_raw_fd();
         let before = modes(terminal).map_err(|source| Error::Read { source })?;
-        let change = Box::new(Change {
+        let change = Box::new(ModeChange {
             terminal,
             before,
             raw: raw(before),
         });
         install_handlers()?;
         let change = Box::into_raw(change);
-        // Before the modes change, so that there is no moment at which a crash leaves them changed.
+        // Before the modes change: a crash at any time must restore them.
         CHANGED.store(change, Ordering::Release);
         // SAFETY: `change` comes from the box above and is never freed.
         let raw = unsafe { &(*change).raw };
@@ -144,22 +148,22 @@ impl Drop for Terminal {
     }
 }
 
-/// Puts the terminal back to what it was before [`Terminal::enter`], once. Calls nothing that a signal handler may not.
-/// For ways out of the process that do not drop the [`Terminal`], such as `std::process::exit`.
-pub fn restore() {
+/// Restores the modes from before [`Terminal::enter`], once. Async-signal-safe.
+fn restore() {
     let change = CHANGED.swap(null_mut(), Ordering::AcqRel);
-    // SAFETY: what is in CHANGED is null or comes from a box that is never freed.
+    // SAFETY: CHANGED is null or comes from a box that is never freed.
     let Some(change) = (unsafe { change.as_ref() }) else {
         return;
     };
-    if is_ours(change.terminal) {
-        // There is nobody left to tell.
+    if is_foreground(change.terminal) {
+        // The process ends: an error cannot be reported any more.
         let _ = set_modes(change.terminal, &change.before);
     }
 }
 
-/// Whether job control lets us use `terminal`. A terminal that does not control our session has no say in that.
-fn is_ours(terminal: RawFd) -> bool {
+/// Returns true if job control permits this process to use `terminal`. It restricts only the controlling terminal of the session;
+/// for others `tcgetpgrp` fails.
+fn is_foreground(terminal: RawFd) -> bool {
     // SAFETY: the call takes no pointer.
     let foreground = unsafe { libc::tcgetpgrp(terminal) };
     // SAFETY: the call takes no argument and cannot fail.
@@ -173,11 +177,11 @@ fn modes(terminal: RawFd) -> io::Result<termios> {
     if unsafe { libc::tcgetattr(terminal, modes.as_mut_ptr()) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: tcgetattr has succeeded and has filled it in.
+    // SAFETY: tcgetattr has succeeded and has initialized it.
     Ok(unsafe { modes.assume_init() })
 }
 
-/// At once: waiting for output first could take for ever at a terminal that is stopped.
+/// Sets the modes without waiting for pending output, which a stopped terminal never transmits.
 fn set_modes(terminal: RawFd, modes: &termios) -> io::Result<()> {
     // SAFETY: `modes` is valid to read from.
     if unsafe { libc::tcsetattr(terminal, libc::TCSANOW, modes) } < 0 {
@@ -186,7 +190,7 @@ fn set_modes(terminal: RawFd, modes: &termios) -> io::Result<()> {
     Ok(())
 }
 
-/// What cfmakeraw(3) makes of `modes`, except for output.
+/// Returns `modes` as changed by cfmakeraw(3), except for those of output.
 fn raw(mut modes: termios) -> termios {
     modes.c_iflag &= !(libc::IGNBRK
         | libc::BRKINT
@@ -199,13 +203,13 @@ fn raw(mut modes: termios) -> termios {
     modes.c_lflag &= !(libc::ECHO | libc::ECHONL | libc::ICANON | libc::ISIG | libc::IEXTEN);
     modes.c_cflag &= !(libc::CSIZE | libc::PARENB);
     modes.c_cflag |= libc::CS8;
-    // Read returns as soon as there is one byte.
+    // read(2) returns after one byte.
     modes.c_cc[libc::VMIN] = 1;
     modes.c_cc[libc::VTIME] = 0;
     modes
 }
 
-/// Installs the panic hook and the signal handlers, the former once a process.
+/// Installs the panic hook, once per process, and the signal handlers.
 fn install_handlers() -> Result<(), Error> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -216,11 +220,14 @@ fn install_handlers() -> Result<(), Error> {
         }));
     });
     for signal in FATAL {
-        // RESETHAND: the signal's default action is back in place before the handler runs. ONSTACK: the stack may be
-        // what is broken, and Rust gives every thread another one for signals.
-        install(signal, crashed, libc::SA_RESETHAND | libc::SA_ONSTACK)?;
+        // RESETHAND: the handler raises the signal again, for its default action. ONSTACK: the fault may be a stack overflow.
+        install(signal, handle_fatal, libc::SA_RESETHAND | libc::SA_ONSTACK)?;
     }
-    install(libc::SIGCONT, continued, libc::SA_RESTART | libc::SA_ONSTACK)
+    install(
+        libc::SIGCONT,
+        handle_continue,
+        libc::SA_RESTART | libc::SA_ONSTACK,
+    )
 }
 
 fn install(signal: c_int, handler: extern "C" fn(c_int), flags: c_int) -> Result<(), Error> {
@@ -228,7 +235,7 @@ fn install(signal: c_int, handler: extern "C" fn(c_int), flags: c_int) -> Result
     let mut action: libc::sigaction = unsafe { zeroed() };
     action.sa_sigaction = handler as *const () as usize;
     action.sa_flags = flags;
-    // SAFETY: `action` is valid, and both handlers restrict themselves to what is safe in one.
+    // SAFETY: `action` is valid, and both handlers are async-signal-safe.
     if unsafe { libc::sigaction(signal, &raw const action, null_mut()) } < 0 {
         return Err(Error::Handler {
             signal,
@@ -238,27 +245,27 @@ fn install(signal: c_int, handler: extern "C" fn(c_int), flags: c_int) -> Result
     Ok(())
 }
 
-extern "C" fn crashed(signal: c_int) {
+extern "C" fn handle_fatal(signal: c_int) {
     restore();
-    // The default action is in place by now; the signal comes when this returns, unless the instruction that faulted
-    // does so first when it is tried again.
+    // SA_RESETHAND has restored the default action. The signal is delivered on return, unless the faulting instruction, which
+    // runs again, raises it first.
     // SAFETY: the call takes no pointer and is safe in a signal handler.
     unsafe { libc::raise(signal) };
 }
 
-/// The shell that stopped us has used the terminal in its own modes since then.
-extern "C" fn continued(_signal: c_int) {
+/// Sets raw mode again: the shell changed the modes while the process was stopped.
+extern "C" fn handle_continue(_signal: c_int) {
     // SAFETY: errno is the thread's own.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: the pointer is valid as long as the thread lives.
     let interrupted = unsafe { *errno };
-    // SAFETY: what is in CHANGED is null or comes from a box that is never freed.
+    // SAFETY: CHANGED is null or comes from a box that is never freed.
     if let Some(change) = unsafe { CHANGED.load(Ordering::Acquire).as_ref() }
-        && is_ours(change.terminal)
+        && is_foreground(change.terminal)
     {
         let _ = set_modes(change.terminal, &change.raw);
     }
-    // SAFETY: as above. The code that was interrupted may be about to look at it.
+    // SAFETY: as above. The interrupted code may read errno next.
     unsafe { *errno = interrupted };
 }
 

@@ -8,14 +8,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{InputKind, Terminal, modes};
 
-/// There is one terminal a process, so these tests take turns.
-static TURN: Mutex<()> = Mutex::new(());
+/// Serializes the tests: a process has one changed terminal.
+static SERIAL: Mutex<()> = Mutex::new(());
 
-fn turn() -> MutexGuard<'static, ()> {
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+fn serialize() -> MutexGuard<'static, ()> {
+    SERIAL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A pseudoterminal: (master, slave).
+/// Opens a pseudoterminal: (master, slave).
 fn pty() -> (File, File) {
     let (mut master, mut slave) = (-1, -1);
     // SAFETY: both descriptors are valid to write to, and the optional pointers are null.
@@ -29,7 +29,7 @@ fn pty() -> (File, File) {
         )
     };
     assert_eq!(result, 0);
-    // SAFETY: openpty has just made this descriptor for us.
+    // SAFETY: openpty returned this descriptor, which has no other owner.
     let master = unsafe { File::from_raw_fd(master) };
     // SAFETY: as above.
     let slave = unsafe { File::from_raw_fd(slave) };
@@ -42,8 +42,8 @@ fn flags(terminal: &File) -> [u32; 4] {
 }
 
 #[test]
-fn keys_come_as_pressed_and_output_is_processed() {
-    let _turn = turn();
+fn raw_mode_passes_keys_and_processes_output() {
+    let _guard = serialize();
     let (mut master, mut slave) = pty();
     let terminal = Terminal::enter(slave.as_fd()).unwrap();
     master.write_all(b"\x03\x1a\x11\x13\r\x7f\x04").unwrap();
@@ -53,13 +53,13 @@ fn keys_come_as_pressed_and_output_is_processed() {
     slave.write_all(b"a\n").unwrap();
     let mut seen = [0; 3];
     master.read_exact(&mut seen).unwrap();
-    assert_eq!(&seen, b"a\r\n", "and no echo of the keys before it");
+    assert_eq!(&seen, b"a\r\n", "keys are not echoed");
     drop(terminal);
 }
 
 #[test]
-fn the_terminal_comes_back_as_it_was() {
-    let _turn = turn();
+fn drop_restores_modes() {
+    let _guard = serialize();
     let (_master, slave) = pty();
     let before = flags(&slave);
     for _ in 0..2 {
@@ -71,8 +71,8 @@ fn the_terminal_comes_back_as_it_was() {
 }
 
 #[test]
-fn what_is_no_terminal_is_refused() {
-    let _turn = turn();
+fn file_that_is_no_terminal_is_rejected() {
+    let _guard = serialize();
     let (reader, _writer) = std::io::pipe().unwrap();
     assert!(Terminal::enter(reader.as_fd()).is_err());
     assert_eq!(InputKind::of(reader.as_fd()), InputKind::File);
@@ -81,8 +81,8 @@ fn what_is_no_terminal_is_refused() {
 }
 
 #[test]
-fn a_process_that_continues_goes_back_to_raw_mode() {
-    let _turn = turn();
+fn continue_signal_sets_raw_mode_again() {
+    let _guard = serialize();
     let (_master, slave) = pty();
     let before = modes(slave.as_raw_fd()).unwrap();
     let terminal = Terminal::enter(slave.as_fd()).unwrap();
@@ -95,18 +95,18 @@ fn a_process_that_continues_goes_back_to_raw_mode() {
     let cooked = flags(&slave);
     // SAFETY: as above.
     unsafe { libc::raise(libc::SIGCONT) };
-    assert_eq!(flags(&slave), cooked, "nothing is changed any more");
+    assert_eq!(flags(&slave), cooked, "the modes are restored for good");
 }
 
-/// Runs [`victim`] in a process of its own, with a pseudoterminal as its standard input. Returns how it ended, and the
-/// modes of the terminal before and after.
+/// Runs [`victim`] in a process of its own, with a pseudoterminal as standard input. Returns its exit status, and the modes of
+/// the terminal before and after.
 fn crash(end: &str) -> (ExitStatus, [u32; 4], [u32; 4]) {
     let (_master, slave) = pty();
     let before = flags(&slave);
     let status = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "terminal::tests::a_crash_gives_the_terminal_back",
+            "terminal::tests::fatal_signal_restores_modes",
             "--nocapture",
         ])
         .env("MAYFLY_TEST_END", end)
@@ -118,19 +118,19 @@ fn crash(end: &str) -> (ExitStatus, [u32; 4], [u32; 4]) {
     (status, before, flags(&slave))
 }
 
-/// What the process does that [`crash`] runs.
+/// Enters raw mode and ends as `end` specifies.
 fn victim(end: &str) {
     let stdin = std::io::stdin();
     let before = modes(0).unwrap();
-    // Forgotten, because unwinding out of a test would drop it, which the released program does not do.
+    // Forgotten: unwinding would drop it, and the release build aborts on panic instead.
     std::mem::forget(Terminal::enter(stdin.as_fd()).unwrap());
     assert_ne!(modes(0).unwrap().c_lflag, before.c_lflag);
     match end.parse() {
         // SAFETY: the call takes no pointer.
         Ok(signal) => _ = unsafe { libc::raise(signal) },
-        Err(_) if end == "panic" => panic!("as asked"),
+        Err(_) if end == "panic" => panic!("requested by the test"),
         Err(_) if end == "fault" => {
-            // SAFETY: not at all, which is the point: the process ends here.
+            // SAFETY: none. The write faults and ends the process, as the test requires.
             unsafe { null_mut::<u8>().wrapping_add(8).write_volatile(1) };
         }
         Err(_) => unreachable!("{end}"),
@@ -138,34 +138,38 @@ fn victim(end: &str) {
 }
 
 #[test]
-fn a_crash_gives_the_terminal_back() {
+fn fatal_signal_restores_modes() {
     if let Ok(end) = std::env::var("MAYFLY_TEST_END") {
         return victim(&end);
     }
     for signal in super::FATAL {
         let (status, before, after) = crash(&signal.to_string());
-        assert_eq!(status.signal(), Some(signal), "ends as it would have");
+        assert_eq!(
+            status.signal(),
+            Some(signal),
+            "the default action ends the process"
+        );
         assert_eq!(before, after);
     }
 }
 
 #[test]
-fn a_panic_gives_the_terminal_back() {
+fn panic_restores_modes() {
     let (status, before, after) = crash("panic");
     assert!(!status.success());
     assert_eq!(before, after);
 }
 
 #[test]
-fn a_fault_gives_the_terminal_back() {
+fn fault_restores_modes() {
     let (status, before, after) = crash("fault");
     assert_eq!(status.signal(), Some(libc::SIGSEGV));
     assert_eq!(before, after);
 }
 
 #[test]
-fn the_victim_would_leave_the_terminal_changed() {
+fn sigkill_leaves_raw_mode() {
     let (status, before, after) = crash(&libc::SIGKILL.to_string());
     assert_eq!(status.signal(), Some(libc::SIGKILL));
-    assert_ne!(before, after, "or the tests above prove nothing");
+    assert_ne!(before, after, "the victim did not change the modes");
 }
