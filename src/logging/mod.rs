@@ -1,9 +1,11 @@
-//! The log of this process, and how it is changed.
+//! Messages of mayfly and the log of the libraries, to stderr or to a file. Neither blocks for long.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `file` | the log file, its lines and their timestamps |
+//! | `stderr` | writes to stderr, and the limit of log messages |
 
-mod budget;
 mod file;
-mod line;
-mod stamp;
 mod stderr;
 
 use std::fmt::Write as _;
@@ -15,43 +17,41 @@ use api::process::{LogControl, LoggerSettings};
 use devices::lock;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use budget::Budget;
-use file::LogFile;
-use line::{Line, printable};
+use file::{Line, LogFile, printable};
 pub use stderr::print;
-use stderr::print_unless_blocked;
+use stderr::{Budget, print_unless_blocked};
 
-/// What is said as long as nobody asks for something else.
+/// Default level.
 const LEVEL: LevelFilter = LevelFilter::Warn;
 
 static LOG: SharedLog = SharedLog::new();
 
 /// Starts the log: warnings and errors, to stderr.
 pub fn start() {
-    // It fails only when there is a log already, and then that one serves.
+    // Fails only if a log is set already.
     if log::set_logger(&LOG).is_ok() {
         log::set_max_level(LEVEL);
     }
 }
 
-/// Says `text` on stderr, in one write, and in the log's file if there is one, unless the log is off.
+/// Prints a message of mayfly on stderr in one write. Also writes it to the log file, if there is one and the log is not off.
 pub fn print_message(text: &str) {
     LOG.print_message(text);
 }
 
-/// The log of this process, in the hands of whoever may change it.
+/// Control of the log of this process, for the API.
 pub struct ProcessLog {
     id: String,
     shared: &'static SharedLog,
 }
 
 impl ProcessLog {
-    /// The log of the VM `id`, whose name is in each line of the file.
+    /// Returns the control of the log. Each line of the log file shows `id`.
     pub fn new(id: &str) -> Self {
-        Self::of(id, &LOG)
+        Self::with_log(id, &LOG)
     }
 
-    fn of(id: &str, shared: &'static SharedLog) -> Self {
+    fn with_log(id: &str, shared: &'static SharedLog) -> Self {
         Self {
             id: id.to_owned(),
             shared,
@@ -70,7 +70,7 @@ impl LogControl for ProcessLog {
             }
             None => None,
         };
-        let level = self.shared.change(|rules| {
+        let level = self.shared.update(|rules| {
             rules.id.clone_from(&self.id);
             rules.file = file.or(rules.file.take());
             rules.level = settings.level.unwrap_or(rules.level);
@@ -90,10 +90,10 @@ impl LogControl for ProcessLog {
         };
         match old.reopen() {
             Ok(new) => {
-                self.shared.change(|rules| rules.file = Some(Arc::new(new)));
+                self.shared.update(|rules| rules.file = Some(Arc::new(new)));
             }
             Err(error) => self.shared.print_message(&format!(
-                "warning: the log goes on where it was: {}",
+                "warning: cannot reopen the log, which stays in the old file: {}",
                 error.one_line()
             )),
         }
@@ -101,14 +101,14 @@ impl LogControl for ProcessLog {
     }
 }
 
-/// What is said, and how.
+/// Settings in force.
 #[derive(Clone, Debug)]
 struct Rules {
     id: String,
-    /// What takes the log instead of stderr.
+    /// Destination instead of stderr.
     file: Option<Arc<LogFile>>,
     level: LevelFilter,
-    /// In the file; stderr always has it.
+    /// Applies to the file; stderr always shows the level.
     show_level: bool,
     show_origin: bool,
     module: Option<String>,
@@ -126,7 +126,8 @@ impl Rules {
         }
     }
 
-    fn allow(&self, metadata: &Metadata<'_>, module: Option<&str>) -> bool {
+    /// Returns true if messages of this level and module are logged.
+    fn allows(&self, metadata: &Metadata<'_>, module: Option<&str>) -> bool {
         let from = module.unwrap_or(metadata.target());
         let within = |module: &String| {
             let rest = from.strip_prefix(module.as_str());
@@ -135,13 +136,13 @@ impl Rules {
         metadata.level() <= self.level && self.module.as_ref().is_none_or(within)
     }
 
-    /// Source file and line of `record`, if they are to be shown.
+    /// Returns source file and line of `record`, if they are shown.
     fn origin<'a>(&self, record: &Record<'a>) -> Option<(&'a str, u32)> {
         let origin = record.file().zip(record.line());
         origin.filter(|_| self.show_origin)
     }
 
-    /// A line for `file`, from the thread that asks.
+    /// Writes a line of this thread to `file`.
     fn write(
         &self,
         file: &LogFile,
@@ -161,8 +162,8 @@ impl Rules {
         });
     }
 
-    /// What stderr gets of `record`.
-    fn for_stderr(&self, record: &Record<'_>, note: &str) -> String {
+    /// Formats `record` for stderr.
+    fn format_for_stderr(&self, record: &Record<'_>, note: &str) -> String {
         let mut text = format!("mayfly: {}: ", record.level().as_str().to_ascii_lowercase());
         if let Some((file, line)) = self.origin(record) {
             // Writing to a String cannot fail.
@@ -175,10 +176,10 @@ impl Rules {
     }
 }
 
-/// The log as all threads see it. Its locks are held for no longer than it takes to look: what may block is written without.
+/// The log of all threads. No lock is held during a write, which may block.
 #[derive(Debug)]
 struct SharedLog {
-    /// None as long as nobody has changed them.
+    /// None until the first change.
     rules: Mutex<Option<Arc<Rules>>>,
     budget: Mutex<Option<Budget>>,
 }
@@ -195,20 +196,20 @@ impl SharedLog {
         lock(&self.rules).clone()
     }
 
-    /// Has `change` done and returns the level that then is in force.
-    fn change(&self, change: impl FnOnce(&mut Rules)) -> LevelFilter {
+    /// Updates the rules and returns the new level.
+    fn update(&self, update: impl FnOnce(&mut Rules)) -> LevelFilter {
         let mut rules = lock(&self.rules);
         let mut new = rules.as_deref().map_or_else(Rules::new, Clone::clone);
-        change(&mut new);
+        update(&mut new);
         let level = new.level;
         let old = rules.replace(Arc::new(new));
         drop(rules);
-        // It may hold the file that was, and closing one may take its time.
+        // Without the lock: it may close the old file, which may block.
         drop(old);
         level
     }
 
-    /// Says what the process itself has to say, which may be several lines.
+    /// Prints a message of mayfly, which may have several lines.
     fn print_message(&self, text: &str) {
         print(&format!("mayfly: {text}\n"));
         self.write_to_file(text);
@@ -225,26 +226,26 @@ impl SharedLog {
         }
     }
 
-    /// Says `record`, if it may be said, to the file or else by `stderr`.
-    fn take(&self, record: &Record<'_>, now: Instant, stderr: impl FnOnce(&str)) {
+    /// Writes `record` to the file or else by `stderr`, unless the rules exclude it or the budget is spent.
+    fn write_record(&self, record: &Record<'_>, now: Instant, stderr: impl FnOnce(&str)) {
         let rules = self.rules().unwrap_or_else(|| Arc::new(Rules::new()));
-        if !rules.allow(record.metadata(), record.module_path()) {
+        if !rules.allows(record.metadata(), record.module_path()) {
             return;
         }
         let allowed = lock(&self.budget)
             .get_or_insert_with(|| Budget::new(now))
             .spend(now);
-        let Some(withheld) = allowed else { return };
-        let note = match withheld {
+        let Some(dropped) = allowed else { return };
+        let note = match dropped {
             0 => String::new(),
-            withheld => format!(" ({withheld} lines before this one were withheld)"),
+            dropped => format!(" ({dropped} lines before this one were dropped)"),
         };
         match &rules.file {
             Some(file) => {
                 let text = record.args().to_string();
                 rules.write(file, &text, &note, Some(record.level()), rules.origin(record));
             }
-            None => stderr(&rules.for_stderr(record, &note)),
+            None => stderr(&rules.format_for_stderr(record, &note)),
         }
     }
 }
@@ -252,11 +253,11 @@ impl SharedLog {
 impl Log for SharedLog {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         self.rules()
-            .map_or(metadata.level() <= LEVEL, |rules| rules.allow(metadata, None))
+            .map_or(metadata.level() <= LEVEL, |rules| rules.allows(metadata, None))
     }
 
     fn log(&self, record: &Record<'_>) {
-        self.take(record, Instant::now(), print_unless_blocked);
+        self.write_record(record, Instant::now(), print_unless_blocked);
     }
 
     fn flush(&self) {}

@@ -1,4 +1,4 @@
-//! Writes to stderr.
+//! Writes to stderr, and the limit of log messages.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,47 +7,51 @@ use std::time::{Duration, Instant};
 
 use devices::serial::NonblockingWriter;
 
-/// How long a stderr that nobody reads may hold mayfly up. It is often the same pipe as stdout.
+/// Maximum time that an unread stderr blocks mayfly. Often stderr and stdout are the same pipe.
 const TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Writes `text` to stderr as it is. A stderr that is closed or not read is no reason to end or to wait.
+/// Maximum number of log messages in one period: a guest can cause any number.
+const MAX_LINES: u32 = 20;
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Writes `text` to stderr unchanged. Drops it if stderr is closed or stays unread for [`TIMEOUT`].
 pub fn print(text: &str) {
     if let Ok(file) = io::stderr().as_fd().try_clone_to_owned() {
         write(file, text, TIMEOUT);
     }
 }
 
-/// As [`print`], for what a guest or a client can have said again and again: once nobody has read it in time, none of it is
-/// waited for until it is read again.
+/// Writes `text` like [`print()`]. After a timeout, further calls do not wait until stderr is read again. For text that a guest or
+/// a client can cause repeatedly.
 pub fn print_unless_blocked(text: &str) {
-    static STUCK: AtomicBool = AtomicBool::new(false);
+    static BLOCKED: AtomicBool = AtomicBool::new(false);
     if let Ok(file) = io::stderr().as_fd().try_clone_to_owned() {
-        write_unless_stuck(file, text, &STUCK);
+        write_unless_blocked(file, text, &BLOCKED);
     }
 }
 
-fn write_unless_stuck(file: OwnedFd, text: &str, stuck: &AtomicBool) {
-    let patience = if stuck.load(Ordering::Relaxed) {
+fn write_unless_blocked(file: OwnedFd, text: &str, blocked: &AtomicBool) {
+    let timeout = if blocked.load(Ordering::Relaxed) {
         Duration::ZERO
     } else {
         TIMEOUT
     };
-    stuck.store(!write(file, text, patience), Ordering::Relaxed);
+    blocked.store(!write(file, text, timeout), Ordering::Relaxed);
 }
 
-/// Returns whether all of it was taken in time.
-fn write(file: OwnedFd, text: &str, patience: Duration) -> bool {
-    let Ok(mut sink) = NonblockingWriter::new(file) else {
+/// Returns true if all of `text` was written within `timeout`.
+fn write(file: OwnedFd, text: &str, timeout: Duration) -> bool {
+    let Ok(mut writer) = NonblockingWriter::new(file) else {
         return false;
     };
     let mut rest = text.as_bytes();
     let start = Instant::now();
     while !rest.is_empty() {
-        match sink.write(rest) {
+        match writer.write(rest) {
             Ok(written) => rest = &rest[written..],
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let left = patience.saturating_sub(start.elapsed());
-                if left.is_zero() || sink.wait(left).is_err() {
+                let left = timeout.saturating_sub(start.elapsed());
+                if left.is_zero() || writer.wait(left).is_err() {
                     return false;
                 }
             }
@@ -57,31 +61,75 @@ fn write(file: OwnedFd, text: &str, patience: Duration) -> bool {
     true
 }
 
+/// Limit of log messages, per period.
+#[derive(Debug)]
+pub struct Budget {
+    start: Instant,
+    spent: u32,
+    dropped: u64,
+}
+
+impl Budget {
+    /// Returns an unspent budget for the period that begins at `now`.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            start: now,
+            spent: 0,
+            dropped: 0,
+        }
+    }
+
+    /// Spends one message at `now`. Returns the number of messages dropped before it and not reported yet, or nothing if this
+    /// message is dropped too.
+    pub fn spend(&mut self, now: Instant) -> Option<u64> {
+        let mut dropped = 0;
+        if now.duration_since(self.start) >= PERIOD {
+            dropped = self.dropped;
+            *self = Self::new(now);
+        }
+        if self.spent == MAX_LINES {
+            self.dropped += 1;
+            return None;
+        }
+        self.spent += 1;
+        Some(dropped)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
     use std::io::{self, Read};
     use std::os::fd::OwnedFd;
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
-    use super::{TIMEOUT, write_unless_stuck};
+    use super::{Budget, MAX_LINES, PERIOD, TIMEOUT, write_unless_blocked};
 
     #[test]
-    fn a_reader_that_does_not_read_is_waited_for_once() {
+    fn blocked_stderr_times_out_once() {
         let (reader, writer) = io::pipe().unwrap();
         let mut reader = File::from(OwnedFd::from(reader));
-        let stuck = AtomicBool::new(false);
-        let put = |text: &str| write_unless_stuck(writer.try_clone().unwrap().into(), text, &stuck);
-        // More than a pipe holds.
-        put(&"x".repeat(4 << 20));
-        assert!(stuck.load(Ordering::Relaxed));
+        let blocked = AtomicBool::new(false);
+        let print = |text: &str| write_unless_blocked(writer.try_clone().unwrap().into(), text, &blocked);
+        // More than the capacity of a pipe.
+        print(&"x".repeat(4 << 20));
+        assert!(blocked.load(Ordering::Relaxed));
         let start = Instant::now();
-        (0..100).for_each(|_| put("again\n"));
+        (0..100).for_each(|_| print("again\n"));
         assert!(start.elapsed() < 10 * TIMEOUT, "{:?}", start.elapsed());
-        // Somebody reads again.
         reader.read_exact(&mut [0; 16384]).unwrap();
-        put("last\n");
-        assert!(!stuck.load(Ordering::Relaxed));
+        print("last\n");
+        assert!(!blocked.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn budget_limits_and_counts_a_flood() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        let allowed = (0..100).filter(|_| budget.spend(start).is_some()).count();
+        assert_eq!(allowed, usize::try_from(MAX_LINES).unwrap());
+        assert_eq!(budget.spend(start + PERIOD), Some(100 - u64::from(MAX_LINES)));
+        assert_eq!(budget.spend(start + PERIOD + Duration::from_millis(1)), Some(0));
     }
 }
