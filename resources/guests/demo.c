@@ -1,4 +1,4 @@
-/* Tour of the machine from inside the guest. */
+/* Prints a description of the machine as the guest sees it. */
 #include "boot.h"
 #include "cmos.h"
 #include "firmware.h"
@@ -17,9 +17,9 @@ void guest(void)
     const struct boot *boot = boot_info();
     struct date date = {0};
     const char *source = "";
-    print("Hello from inside a mayfly: no operating system here, only this program.\n");
-    print("Entry:    %s, 64-bit, image at 0x%lx, %lu KiB of it\n", boot->protocol, (u64)image_start,
-        (u64)(image_end - image_start) / 1024);
+    print("Hello from a guest of mayfly: this program runs without an operating system.\n");
+    print("Entry:    %s, 64-bit, image of %lu KiB at 0x%lx\n", boot->protocol,
+        (u64)(image_end - image_start) / 1024, (u64)image_start);
     print("Memory:   %lu MiB in %u map entries\n", ram(boot) >> 20, boot->regions);
     unsigned cpus = find_cpus(&source, ids, COUNT(ids));
     print("CPUs:     %u, by %s\n", cpus, source);
@@ -27,6 +27,6 @@ void guest(void)
     if (cmos_date(&date))
         print("Clock:    %04u-%02u-%02u %02u:%02u:%02u UTC\n", date.year, date.month, date.day, date.hour,
              date.minute, date.second);
-    print("That was all. Pulling the reset line; a new one takes less than a millisecond.\n");
+    print("Done:     resetting the machine, which ends the VM.\n");
     reset();
 }

@@ -99,5 +99,5 @@ fn nothing_but_the_device_is_needed() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    assert!(String::from_utf8_lossy(&output.stdout).contains("Pulling the reset line"));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("resetting the machine"));
 }
