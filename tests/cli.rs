@@ -1,6 +1,6 @@
-//! The command line without KVM: help, versions, and one wrong input of each kind with its message and exit status.
+//! The command line without KVM: help, versions, and one invalid input of each kind with its message and exit status.
 
-#![allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,46 +13,47 @@ fn mayfly(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// What mayfly says when it refuses `arguments` with `status`: one line, on stderr only.
-fn refusal(arguments: &[&str], status: i32) -> String {
+/// Runs mayfly, expects `status` and one line on stderr only, and returns that line.
+fn expect_error(arguments: &[&str], status: i32) -> String {
     let output = mayfly(arguments);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(status), "{arguments:?}: {said}");
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{arguments:?}: {message}");
     assert!(output.stdout.is_empty());
-    assert_eq!(said.lines().count(), 1, "{said}");
-    said.strip_prefix("mayfly: ").unwrap().trim_end().to_owned()
+    assert_eq!(message.lines().count(), 1, "{message}");
+    message.strip_prefix("mayfly: ").unwrap().trim_end().to_owned()
 }
 
-fn place(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli");
-    fs::create_dir_all(&folder).unwrap();
-    folder.join(name)
+fn path(name: &str) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli");
+    fs::create_dir_all(&directory).unwrap();
+    directory.join(name)
 }
 
 fn file(name: &str, content: &[u8]) -> String {
-    let path = place(name);
+    let path = path(name);
     fs::write(&path, content).unwrap();
     path.to_str().unwrap().to_owned()
 }
 
-/// The 64-bit program that these tests are, which is an ELF image of this architecture, if no bootable one.
+/// Returns the program of these tests: a 64-bit ELF file of this architecture, though not a bootable one.
 fn program() -> Vec<u8> {
     fs::read(std::env::current_exe().unwrap()).unwrap()
 }
 
 #[test]
-fn help_teaches_and_succeeds() {
+fn help_succeeds_and_fits_the_terminal() {
     for (arguments, text) in [
-        (
-            &["--help"][..],
-            "usage: mayfly run KERNEL [OPTION ...] [-- GUEST ARGUMENTS]",
-        ),
-        (&["run", "--help"], "exit status:"),
+        (&["--help"][..], "run KERNEL [OPTION ...] [-- GUEST ARGUMENTS]"),
+        (&["run", "--help"], "2     usage error"),
         (
             &["help", "inspect"],
-            "mayfly inspect - say what booting an image would do",
+            "mayfly inspect - show format, segments and boot protocols of an image",
         ),
         (&["demo", "-h"], "Needs nothing but /dev/kvm"),
+        (&["help", "restore"], "load a snapshot and resume the VM"),
+        (&["help", "snapshot"], "mayfly snapshot-merge DIR DIFF"),
+        (&["help", "firecracker"], "153   usage error"),
+        (&["help", "ctl"], "text format of Prometheus"),
         (
             &["--version"],
             concat!("mayfly ", env!("CARGO_PKG_VERSION"), "\n"),
@@ -67,21 +68,21 @@ fn help_teaches_and_succeeds() {
 }
 
 #[test]
-fn words_that_make_no_sense_are_named() {
+fn usage_error_names_the_argument() {
     for (arguments, text) in [
-        (&[][..], "no command: try mayfly --help"),
-        (&["boot"], "there is no command \"boot\": try mayfly --help"),
+        (&[][..], "missing command; run mayfly --help"),
+        (&["boot"], "\"boot\" is not a command; run mayfly --help"),
         (
             &["run"],
-            "mayfly run needs the path of an image: mayfly run KERNEL",
+            "mayfly run: missing the path of an image: mayfly run KERNEL",
         ),
         (
             &["run", "a", "b"],
-            "\"b\" is one word too many; what is meant for the guest comes after a lone --",
+            "\"b\" is an unexpected argument; guest arguments follow a lone --",
         ),
         (
             &["run", "a", "--fast"],
-            "invalid option '--fast': try mayfly run --help",
+            "invalid option '--fast'; run mayfly run --help",
         ),
         (
             &["run", "a", "--memory", "lots"],
@@ -93,7 +94,7 @@ fn words_that_make_no_sense_are_named() {
         ),
         (
             &["run", "a", "--cpus", "two"],
-            "--cpus \"two\": a number is needed",
+            "--cpus \"two\": expected a number",
         ),
         (
             &["run", "a", "--protocol", "efi"],
@@ -101,16 +102,16 @@ fn words_that_make_no_sense_are_named() {
         ),
         (
             &["run", "a", "--irqchip", "off"],
-            "--irqchip \"off\": \"off\" is no interrupt controller",
+            "--irqchip \"off\": \"off\" is not an interrupt controller mode",
         ),
     ] {
-        let said = refusal(arguments, 2);
-        assert!(said.starts_with(text), "{arguments:?}: {said}");
+        let message = expect_error(arguments, 2);
+        assert!(message.starts_with(text), "{arguments:?}: {message}");
     }
 }
 
 #[test]
-fn devices_that_make_no_sense_are_named() {
+fn invalid_device_is_named() {
     for (option, value, text) in [
         (
             "--disk",
@@ -153,13 +154,13 @@ fn devices_that_make_no_sense_are_named() {
             "--net \"user,mtu=9\": mtu=\"9\": it is a number from 68 to 65535",
         ),
     ] {
-        let said = refusal(&["run", "a", option, value], 2);
-        assert!(said.starts_with(text), "{option} {value}: {said}");
+        let message = expect_error(&["run", "a", option, value], 2);
+        assert!(message.starts_with(text), "{option} {value}: {message}");
     }
 }
 
 #[test]
-fn machines_that_cannot_be_are_refused() {
+fn invalid_machine_is_rejected_with_its_option() {
     let image = file("machines.elf", &program());
     for (option, value, text) in [
         (
@@ -180,48 +181,51 @@ fn machines_that_cannot_be_are_refused() {
         ("--cpus", "0", "cannot create 0 vCPUs: a VM has 1 to 32"),
         ("--cpus", "33", "cannot create 33 vCPUs: a VM has 1 to 32"),
     ] {
-        let said = refusal(&["run", &image, option, value], 1);
+        let message = expect_error(&["run", &image, option, value], 1);
         assert!(
-            said.starts_with(&format!("cannot make this machine: {text}")),
-            "{said}"
+            message.starts_with(&format!("cannot make this machine: {text}"))
+                && message.contains(&format!("({option} ")),
+            "{message}"
         );
     }
 }
 
 #[test]
-fn interfaces_that_share_are_refused() {
+fn shared_address_or_tap_is_rejected() {
     let image = file("interfaces.elf", &program());
-    for (net, text) in [
+    for (net, text, option) in [
         (
             "user,mac=02:00:00:00:00:01",
             "cannot attach two network interfaces with the MAC address 02:00:00:00:00:01: change the address of one",
+            "--net BACKEND,mac=ADDRESS",
         ),
         (
             "fd:5",
             "cannot attach two network interfaces to descriptor 5: give each its own tap",
+            "--net fd:NUMBER",
         ),
     ] {
-        let said = refusal(&["run", &image, "--net", net, "--net", net], 1);
-        assert_eq!(said, format!("cannot make this machine: {text}"));
+        let message = expect_error(&["run", &image, "--net", net, "--net", net], 1);
+        assert_eq!(message, format!("cannot make this machine: {text} ({option})"));
     }
     let mut arguments = vec!["run", &image];
     arguments.extend(["--disk", "d"].repeat(19));
     assert_eq!(
-        refusal(&arguments, 1),
-        "cannot make this machine: cannot attach 19 devices: a VM has at most 18 drives and network interfaces; remove some"
+        expect_error(&arguments, 1),
+        "cannot make this machine: cannot attach 19 devices: a VM has at most 18 drives and network interfaces; remove some (--disk, --net)"
     );
 }
 
 #[test]
-fn files_that_are_no_images_say_what_they_are() {
-    let fifo = place("fifo");
+fn file_that_is_no_image_is_identified() {
+    let fifo = path("fifo");
     let _ = fs::remove_file(&fifo);
     scratch::make_fifo(&fifo);
     let mut other = program();
     other[18] = 243; // EM_RISCV
     for (path, text) in [
-        (place("missing").to_str().unwrap().to_owned(), "no such file"),
-        (place("").to_str().unwrap().to_owned(), "directory"),
+        (path("missing").to_str().unwrap().to_owned(), "no such file"),
+        (path("").to_str().unwrap().to_owned(), "directory"),
         (fifo.to_str().unwrap().to_owned(), "FIFO"),
         ("/dev/null".into(), "device"),
         (file("empty", b""), "empty"),
@@ -235,46 +239,46 @@ fn files_that_are_no_images_say_what_they_are() {
         (file("cut", &program()[..40]), "truncated"),
     ] {
         for command in ["run", "inspect"] {
-            let said = refusal(&[command, &path], 1);
+            let message = expect_error(&[command, &path], 1);
             assert!(
-                said.contains(&path) && said.contains(text),
-                "{said} does not say {text:?}"
+                message.contains(&path) && message.contains(text),
+                "{message} does not contain {text:?}"
             );
         }
     }
 }
 
 #[test]
-fn an_initrd_must_be_a_file() {
+fn initrd_that_is_no_file_is_rejected() {
     let image = file("initrd.elf", &program());
     for (path, text) in [("/nowhere", "no such file"), ("/", "directory")] {
-        let said = refusal(&["run", &image, "--initrd", path], 1);
-        assert!(said.contains(path) && said.contains(text), "{said}");
+        let message = expect_error(&["run", &image, "--initrd", path], 1);
+        assert!(message.contains(path) && message.contains(text), "{message}");
     }
 }
 
 #[test]
-fn formats_of_snapshots_have_versions() {
-    let said = |arguments: &[&str]| {
+fn snapshot_format_version_is_printed() {
+    let stdout = |arguments: &[&str]| {
         let output = mayfly(arguments);
         assert_eq!(output.status.code(), Some(0), "{arguments:?}");
         String::from_utf8(output.stdout).unwrap()
     };
-    assert_eq!(said(&["--snapshot-version"]), "v1.0.0\n");
+    assert_eq!(stdout(&["--snapshot-version"]), "v1.0.0\n");
     let mut bytes = b"mayflyst".to_vec();
     bytes.extend(9_u32.to_le_bytes());
     bytes.resize(48, 0);
     assert_eq!(
-        said(&["--describe-snapshot", &file("state-9", &bytes)]),
+        stdout(&["--describe-snapshot", &file("state-9", &bytes)]),
         "v9.0.0\n"
     );
     let other = file("no-state", &[7; 48]);
-    let why = refusal(&["--describe-snapshot", &other], 1);
+    let message = expect_error(&["--describe-snapshot", &other], 1);
     assert!(
-        why.contains(&other) && why.contains("not a state file of mayfly"),
-        "{why}"
+        message.contains(&other) && message.contains("not a state file of mayfly"),
+        "{message}"
     );
-    let why = refusal(&["--describe-snapshot", "/nowhere/state"], 1);
-    assert!(why.contains("/nowhere/state"), "{why}");
-    refusal(&["--describe-snapshot"], 153);
+    let message = expect_error(&["--describe-snapshot", "/nowhere/state"], 1);
+    assert!(message.contains("/nowhere/state"), "{message}");
+    expect_error(&["--describe-snapshot"], 153);
 }

@@ -1,6 +1,6 @@
 //! Help texts.
 
-/// What help is wanted on.
+/// Topic of a help text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topic {
     /// The program.
@@ -11,7 +11,7 @@ pub enum Topic {
     Inspect,
     /// `mayfly demo`
     Demo,
-    /// mayfly in the place of Firecracker
+    /// Firecracker's command line.
     Firecracker,
     /// `mayfly ctl`
     Ctl,
@@ -22,7 +22,7 @@ pub enum Topic {
 }
 
 impl Topic {
-    /// The text.
+    /// Returns the help text.
     pub fn text(self) -> &'static str {
         match self {
             Self::Mayfly => MAYFLY,
@@ -40,21 +40,30 @@ impl Topic {
 const MAYFLY: &str = "\
 mayfly - a minimal virtual machine monitor for unikernels on KVM
 
-usage: mayfly run KERNEL [OPTION ...] [-- GUEST ARGUMENTS]
-                           boot an image; its serial console is your terminal
-       mayfly inspect KERNEL
-                           say what booting an image would do, and why
-       mayfly demo         boot the guest inside mayfly and explain what is seen
-       mayfly --api-sock SOCKET [FLAG ...]
-                           serve a VM by Firecracker's REST API: mayfly help firecracker
-       mayfly ctl COMMAND  ask a running mayfly over its API socket: status, metrics, pause, resume, ...
-       mayfly snapshot DIR --api-sock SOCKET
-                           freeze a running machine into a folder: mayfly help snapshot
-       mayfly restore DIR  let the machine in that folder go on
-       mayfly help [COMMAND]
-       mayfly --version
+usage: mayfly COMMAND [ARGUMENT ...]
 
-One process is one virtual machine. What the guest prints goes to stdout, what mayfly has to say goes to stderr.
+Run a VM; each mayfly process is one VM:
+  run KERNEL [OPTION ...] [-- GUEST ARGUMENTS]
+                        boot an image with its serial console on this terminal
+  restore DIR           load the snapshot in DIR and resume the VM
+  demo                  boot the guest embedded in mayfly and explain its output
+  --api-sock SOCKET [FLAG ...]
+                        serve Firecracker's REST API on a unix socket; see mayfly help firecracker
+
+Control a running VM over its API socket:
+  ctl COMMAND           show its state, configuration or metrics; start, pause, resume or stop it; change devices
+  snapshot DIR          create a snapshot of a running VM in DIR
+
+Read files; no KVM required:
+  inspect KERNEL        show format, segments and boot protocols of an image
+  snapshot-info DIR     describe a snapshot
+  snapshot-merge DIR DIFF ...
+                        merge diff snapshots into the snapshot in DIR
+
+  help [COMMAND]        show the options of a command, its exit status and examples
+  --version             print the version
+
+The guest's output goes to stdout, mayfly's messages to stderr.
 
 Try:   mayfly demo
        mayfly inspect /boot/vmlinuz
@@ -66,106 +75,140 @@ mayfly run - boot an image
 
 usage: mayfly run KERNEL [OPTION ...] [-- GUEST ARGUMENTS]
 
-KERNEL is an ELF image, a Linux bzImage, or a flat multiboot image. Everything after the first lone -- is the guest's
-command line, further -- included.
+KERNEL is an ELF image, a Linux bzImage, or a flat multiboot image. All arguments after the first lone -- form the
+guest's command line, including any further --.
 
-machine:
-  -m, --memory SIZE     guest memory: 64M, 2G, 65536K; M where no unit is given (default 128M, at least 1M)
-      --cpus N          vCPUs, 1 to 32 (default 1)
-      --initrd FILE     initial RAM disk, or what the image takes in its place (a multiboot module)
-      --protocol NAME   enter the guest by this protocol, not by the one that the image's notes and headers pick: linux
-                        (64-bit, boot_params), pvh, or multiboot (version 1); mayfly inspect shows which are possible
-      --irqchip WHERE   split: IOAPIC, PIC and PIT in mayfly (default, starts and ends quicker); kernel: all in KVM
-      --no-acpi         no ACPI tables for the guest
-      --no-mptable      no MP table for the guest
+Set up the machine:
+  -m, --memory SIZE     set the guest's memory, such as 64M, 2G or 65536K; default unit M (default 128M, minimum 1M)
+      --cpus N          set the number of vCPUs, 1 to 32 (default 1)
+      --initrd FILE     load an initial RAM disk, or the first module of a multiboot image (default none)
+      --protocol NAME   boot by protocol linux (64-bit, boot_params), pvh or multiboot (version 1). mayfly inspect
+                        shows the protocols of an image (default: selected by its notes and headers)
+      --irqchip WHERE   emulate IOAPIC, PIC and PIT in mayfly (split) or in KVM (kernel). split starts and ends
+                        faster (default split)
+      --no-acpi         omit the ACPI tables
+      --no-mptable      omit the MP table
       --no-device-arguments
-                        do not name the guest's devices on its command line, before the first --
+                        omit device addresses from the guest's command line (default: add them before its first --)
 
-devices, each as often as you like, up to 18 in all:
+Attach devices; repeat these options for more, up to 18 devices:
       --disk PATH[,ro][,cache=unsafe|writeback][,engine=sync|async][,id=NAME]
-                        a drive on a raw file or block device; ro: the guest may only read it; writeback: it can flush;
-                        async: by io_uring; a comma in PATH is written twice
+                        attach a raw file or block device as a drive. ro: reject writes of the guest.
+                        cache: writeback offers a flush command, unsafe does not (default unsafe).
+                        engine: async submits requests by io_uring (default sync). Double a comma in PATH
       --net BACKEND[,id=NAME][,mac=ADDRESS][,mtu=BYTES]
-                        a network interface on tap:NAME, a tap device; fd:NUMBER, one that mayfly was started with;
-                        unix:PATH, a socket on which passt or another monitor serves; user, a passt of its own
+                        attach a network interface. BACKEND is one of
+                          tap:NAME   a tap device of this name
+                          fd:NUMBER  a tap device open as this inherited descriptor
+                          unix:PATH  the socket of a running passt or another monitor
+                          user       a passt that mayfly starts for this interface
 
-  Limits, as further options: bandwidth=BYTES/MILLISECONDS[/BURST] and ops=NUMBER/MILLISECONDS[/BURST] for a drive, the
-  same as rx-bandwidth, rx-ops, tx-bandwidth and tx-ops for what an interface receives and transmits.
+  Limit the rate of a drive by bandwidth=BYTES/MILLISECONDS[/BURST] and ops=NUMBER/MILLISECONDS[/BURST], further
+  options of --disk. Limit that of an interface by rx-bandwidth and rx-ops (to the guest), tx-bandwidth and tx-ops (from
+  the guest). Example: --disk data.img,bandwidth=1048576/100 permits 1 MiB in 100 ms (default unlimited).
 
-what mayfly tells, on stderr:
-      --timings         how long each phase took, from exec to the guest's first exit and its first output
-      --trace FILE      the same as a Chrome trace; open it in https://ui.perfetto.dev
+Measure:
+      --timings         print the length of each phase on stderr, from exec to the first exit and output of the guest
+      --trace FILE      write the phases to FILE as a Chrome trace; open it in https://ui.perfetto.dev
 
-      --log-level LEVEL what is logged: off, error, warning (default), info, debug or trace
-      --log-file PATH   log to this file or FIFO instead of stderr; SIGHUP opens it again
+Log:
+      --log-level LEVEL log messages of this level and above: off, error, warning, info, debug or trace (default
+                        warning)
+      --log-file PATH   write the log to this file or FIFO; SIGHUP reopens it (default stderr)
 
-to control the machine from outside:
-      --api-sock PATH   serve Firecracker's REST API on this unix socket, and mayfly ctl; see mayfly help firecracker
-      --id NAME         name of the machine, 1 to 64 letters, digits and hyphens
+Control the VM from other processes:
+      --api-sock PATH   serve Firecracker's REST API on this unix socket, for mayfly ctl and other clients (default
+                        none)
+      --id NAME         name the VM: 1 to 64 letters, digits and hyphens (default anonymous-instance)
 
-On a terminal: Ctrl-A x ends the machine, Ctrl-A h lists the keys.
+Keys, if stdin is a terminal: Ctrl-A x ends the VM, Ctrl-A h lists the keys. All other keys go to the guest.
 
 exit status:
-  0     the guest powered off or reset itself, or you ended it by Ctrl-A x
-  N     the guest wrote N to its debug-exit port 0x501 (its low 8 bits, or 255 where those alone would be 0)
-  1     mayfly could not boot the image; the message says why
-  2     the command line makes no sense
-  120   the guest's processor shut down (triple fault)
-  121   KVM could not go on with the guest
-SIGTERM, SIGINT and SIGQUIT end mayfly at once, by that signal; SIGHUP too, unless there is a log file to open again.
+  0     the guest powered off or reset, or the user pressed Ctrl-A x
+  N     the guest wrote N to the debug-exit port 0x501: the low 8 bits of N, or 255 if those are 0 and N is not
+  1     mayfly cannot boot the image; the message states the cause
+  2     usage error
+  120   triple fault of the guest
+  121   KVM cannot run the guest any further
+SIGTERM, SIGINT and SIGQUIT end mayfly at once, by that signal. So does SIGHUP without a log file.
+
+Try:   mayfly run unikernel.elf --memory 64M -- hello
+       mayfly run unikernel.elf --disk data.img,ro --net user
+       mayfly run unikernel.elf --timings
 ";
 
 const INSPECT: &str = "\
-mayfly inspect - say what booting an image would do, and why
+mayfly inspect - show format, segments and boot protocols of an image
 
 usage: mayfly inspect KERNEL
 
-Prints the format, the segments and whether each is mapped from the file or read, the notes, the entry points, and which
-boot protocols are possible and why. Needs no KVM. Exit status 0 when the image can be booted, else 1.
+Prints the format, the segments, the notes and the entry points of the image. For each segment, shows the number of
+bytes mapped from the file, read, and zeroed. For each boot protocol, shows if the image supports it, and the reason.
+Requires no KVM.
+
+exit status:
+  0     mayfly run can boot the image
+  1     mayfly run cannot boot the image; the message states the cause
+  2     usage error
+
+Try:   mayfly inspect /boot/vmlinuz
 ";
 
 const DEMO: &str = "\
-mayfly demo - boot the guest inside mayfly and explain what is seen
+mayfly demo - boot the guest embedded in mayfly and explain its output
 
 usage: mayfly demo
 
-Needs nothing but /dev/kvm; where that is missing or not permitted, it says what to do.
+Needs nothing but /dev/kvm. Boots the guest, then prints the times measured in this run, with their meaning. If KVM is
+unavailable, the message states the remedy. The exit status is that of mayfly run.
 ";
 
 const FIRECRACKER: &str = "\
-mayfly --api-sock - serve a VM by Firecracker's REST API
+mayfly --api-sock - serve Firecracker's REST API
 
-usage: mayfly [FLAG ...]   with at least one flag, or called by the name firecracker (ln -s mayfly firecracker)
+usage: mayfly FLAG ...
+       firecracker [FLAG ...]   if mayfly is called by this name (ln -s mayfly firecracker)
 
-Takes Firecracker's flags, its API on a unix socket, its configuration file, and ends with its exit codes. What of it is not
-part of mayfly is refused, with a message that names it.
+Supports the flags, API, configuration file and exit statuses of Firecracker. Rejects unsupported flags and requests
+with a message that names them.
 
-      --api-sock PATH      control socket (default /run/firecracker.socket); removed at the end
-      --config-file PATH   configure the VM by this JSON file and start it at once
-      --no-api             no control socket; needs --config-file
-      --id ID              name of the VM, 1 to 64 letters, digits and hyphens (default anonymous-instance)
-      --log-path PATH      write the log to this file or FIFO; SIGHUP opens it again
-      --level LEVEL        Off, Error, Warning, Info, Debug or Trace
-      --show-level, --show-log-origin
-                           have the level, and the line of source code, in each line of the log
-      --module PATH        log only what comes from this module and those in it
-      --metrics-path PATH  write metrics to this file or FIFO, a JSON text a line, every minute and when asked
+Serve:
+      --api-sock PATH   create the API socket at PATH and remove it at exit (default /run/firecracker.socket)
+      --no-api          serve no API; requires --config-file
+      --config-file PATH
+                        configure the VM by this JSON file and start it at once (default none)
+      --id ID           name the VM: 1 to 64 letters, digits and hyphens (default anonymous-instance)
       --http-api-max-payload-size BYTES
-                           the longest body of a request (default 51200)
-      --no-seccomp, --boot-timer, --mmds-size-limit N, --start-time-us N, --start-time-cpu-us N, --parent-cpu-time-us N
-                           are taken and change nothing
-      --version            mayfly's version; Firecracker's when called by its name
-      --snapshot-version   the version of the format of the snapshots that are made
+                        limit the body of a request (default 51200)
+
+Log:
+      --log-path PATH   write the log to this file or FIFO; SIGHUP reopens it (default stderr)
+      --level LEVEL     log messages of this level and above: Off, Error, Warning, Info, Debug or Trace (default
+                        Warning)
+      --module PATH     log messages of this module and its submodules only (default: all)
+      --show-level      show the level in each line
+      --show-log-origin show source file and line in each line
+      --metrics-path PATH
+                        write a line of JSON to this file or FIFO each minute and at each FlushMetrics action
+                        (default none)
+
+Print a version and exit:
+      --version         print mayfly's version, or Firecracker's if called by that name
+      --snapshot-version
+                        print the format version of the snapshots that mayfly creates
       --describe-snapshot PATH
-                           the version of the format of this state file, which may be one that cannot be loaded
+                        print the format version of a state file, which mayfly need not be able to load
+
+Accepted without effect: --no-seccomp, --boot-timer, --mmds-size-limit N, --start-time-us N, --start-time-cpu-us N,
+--parent-cpu-time-us N.
 
 exit status:
-  0     the guest powered off or reset itself
-  N     the guest wrote N to its debug-exit port 0x501
-  1     something failed, or the guest's processor shut down; the message says which
-  152   there is no such log level
-  153   the flags make no sense
-SIGTERM, SIGINT and SIGQUIT end mayfly at once, by that signal; SIGHUP too, unless there is a log or metrics file to open again.
+  0     the guest powered off or reset
+  N     the guest wrote N to the debug-exit port 0x501
+  1     failure, or triple fault of the guest; the message states the cause
+  152   unknown log level
+  153   usage error
+SIGTERM, SIGINT and SIGQUIT end mayfly at once, by that signal. So does SIGHUP without a log or metrics file.
 
 Try:   mayfly --api-sock /tmp/vm.sock &
        curl --unix-socket /tmp/vm.sock http://localhost/machine-config
@@ -173,100 +216,122 @@ Try:   mayfly --api-sock /tmp/vm.sock &
 ";
 
 const CTL: &str = "\
-mayfly ctl - ask a running mayfly, or Firecracker, over its API socket
+mayfly ctl - control a running mayfly or Firecracker over its API socket
 
 usage: mayfly ctl [--api-sock PATH] [--json] [--timeout SECONDS] COMMAND
 
-look:
-  status                where the VM is in its life, and its size
-  config                how it is configured, with its drives, interfaces and limits
-  metrics               what it has done: phases of its start, exits, requests, packets; half of all requests took at
-                        most what p50 says and 99 of 100 what p99 says, as far as the server's histograms tell
+Show:
+  status                print the instance state and the size of the VM
+  config                print the configuration with drives, interfaces and rate limits
+  metrics               print GET /metrics unchanged, in the text format of Prometheus: phases of the start, exits of
+                        vCPUs, requests of drives, packets of interfaces
 
-act:
-  start                 start a VM that is configured
-  pause, resume         keep its guest from running, and let it run again
-  stop                  press Ctrl-Alt-Del on the guest's keyboard (x86_64 only). The guest has to listen for that and to
-                        end by itself: Linux reboots, which ends mayfly; most unikernels do not listen. What always ends
-                        a VM is to end its process: kill PID
-  flush-metrics         write a line to the metrics file, if one was configured
+Act:
+  start                 start a configured VM
+  pause                 pause the guest
+  resume                resume a paused guest
+  stop                  send Ctrl-Alt-Del to the guest (x86_64 only). Linux reboots, which ends mayfly; most unikernels
+                        ignore the keys. To end any VM, end its process: kill PID
+  flush-metrics         write a line to the metrics file, if one is configured
 
-change, while the guest runs:
+Change devices of a running guest:
   drive ID [--path PATH] [--bandwidth LIMIT] [--ops LIMIT]
-                        go on with the file at PATH, as the server sees it; limit the drive; with no option, have the
-                        guest told the size that the file has by now
+                        replace the file by the one at PATH, as the server sees it, or set rate limits. Without an
+                        option, report the present size of the file to the guest
   net ID [--rx-bandwidth LIMIT] [--rx-ops LIMIT] [--tx-bandwidth LIMIT] [--tx-ops LIMIT]
-                        limit what the guest receives (rx) and transmits (tx)
-  LIMIT is AMOUNT/MILLISECONDS[/BURST], or off: so much in so much time, and BURST more once. Bandwidth is in bytes, with
-  K, M, G or T behind the number if you like; ops are requests or packets. What is not given stays as it is.
+                        set rate limits for frames to the guest (rx) and from the guest (tx)
+  LIMIT is AMOUNT/MILLISECONDS[/BURST]: AMOUNT per time, and BURST once in addition; or off. Bandwidth counts bytes,
+  with an optional suffix K, M, G or T; ops count requests or packets. Limits that are not given stay unchanged.
 
-anything else:
+Send any other request:
   request METHOD PATH [BODY|-]
-                        make any request of the API; BODY is JSON, - reads it from stdin
+                        send a request with a JSON body; - reads BODY from stdin
 
 options:
-      --api-sock PATH   the socket, as given to mayfly --api-sock (default /run/firecracker.socket)
-      --json            print the server's answer as it came, for programs: JSON, or for metrics the text format of
-                        Prometheus; nothing where there is nothing to tell
-      --timeout SECONDS give up on a server that has not answered by then, 1 to 3600 (default 10)
+      --api-sock PATH   connect to this socket, the one of mayfly --api-sock (default /run/firecracker.socket)
+      --json            print the body of the response unchanged, for programs; prints nothing if it is empty
+      --timeout SECONDS stop waiting for a response after SECONDS, 1 to 3600 (default 10)
+
+exit status:
+  0     success
+  1     the server rejects the request, does not respond, or does not exist; the message states the cause
+  2     usage error
 
 Try:   mayfly ctl --api-sock /tmp/vm.sock status
+       mayfly ctl --api-sock /tmp/vm.sock metrics | grep mayfly_vcpu_exits
        mayfly ctl --api-sock /tmp/vm.sock drive rootfs --bandwidth 10M/1000 --ops 500/1000/2000
        mayfly ctl --api-sock /tmp/vm.sock net eth0 --rx-bandwidth off
        mayfly ctl --api-sock /tmp/vm.sock --json config | jq .drives
        mayfly ctl --api-sock /tmp/vm.sock request PUT /machine-config '{\"vcpu_count\":2,\"mem_size_mib\":256}'
        mayfly ctl --api-sock /tmp/vm.sock request PUT /boot-source - < boot.json
-
-exit status:
-  0     done
-  1     not done: the server refuses or does not answer, or there is none; the message says why
-  2     the command line makes no sense
 ";
 
 const RESTORE: &str = "\
-mayfly restore - let a machine go on from a snapshot
+mayfly restore - load a snapshot and resume the VM
 
 usage: mayfly restore DIR [OPTION ...]
 
-DIR holds the files state and memory, as mayfly snapshot makes them. Memory is mapped, not read: a page is fetched when the
-guest touches it, and what it writes stays with this machine, so that any number of machines can go on from one snapshot. Nobody
-may change the memory file as long as one of them lives.
+DIR holds the files state and memory of mayfly snapshot. Memory is mapped, not read: the first access of the guest to a
+page reads it, and writes of the guest stay private to this VM. Any number of VMs can load one snapshot. Do not change
+the memory file while one of them runs.
 
-      --net ID=BACKEND  have the interface ID on another back end, as in mayfly run: eth0=tap:tap1
-      --disk ID=PATH    have the drive ID on another file
-      --paused          leave the guest paused; mayfly ctl resume lets it go on
-      --realtime        have the guest's clock jump to where it would stand had it never stopped
+Override the devices; repeat these options for more:
+      --net ID=BACKEND  connect interface ID to another backend, as in mayfly run: eth0=tap:tap1 (default: as saved)
+      --disk ID=PATH    connect drive ID to another file (default: as saved)
+
+Control the start:
+      --paused          leave the guest paused; mayfly ctl resume resumes it
+      --realtime        advance the guest's clock by the time since the snapshot (default: the clock continues where it
+                        stopped)
+
+Prefetch a working set, the pages that a guest touches first:
       --record-working-set FILE
-                        write down which pages the guest touches, and which of them it writes, in its first 100 ms, or until
-                        it ends or is frozen
-      --record-ms N     record for N milliseconds of the guest's time, 1 to 600000
+                        record the pages that the guest touches and writes; ends after --record-ms, at the end of the
+                        guest, or at a snapshot. Requires /proc
+      --record-ms N     record for N milliseconds of guest time, 1 to 600000 (default 100)
       --working-set FILE
-                        have those pages ready before the guest asks for them one by one: what it wrote is copied for it
-                        while it begins to run, up to 64 MiB; when the memory file is not in the host's memory, it is read
-                        in large pieces instead. Pages that are ready count as changed: a difference holds them
+                        prefetch the recorded pages: copy written ones, up to 64 MiB, while the guest starts; if the
+                        memory file is not in the page cache, read it in large chunks instead. Prefetched pages count
+                        as changed: a diff snapshot contains them. FILE must be recorded with the same snapshot
+
       --timings, --trace FILE, --api-sock PATH, --id NAME, --log-level LEVEL, --log-file PATH
                         as in mayfly run
 
-A working set belongs to the snapshot that it was recorded with, and to no other. To record takes /proc.
+A snapshot loads on hosts with the same architecture and processor; mayfly snapshot-info DIR shows both. Its disks and
+taps must exist under their saved names unless overridden.
 
-A snapshot goes to hosts of the same architecture and processor: mayfly snapshot-info DIR says which. Its disks and taps must
-be there under their names, or be given other ones. The exit status is that of mayfly run.
+exit status: that of mayfly run
+
+Try:   mayfly restore /var/snapshots/web --net eth0=tap:tap1
+       mayfly restore /var/snapshots/web --record-working-set web.set
+       mayfly restore /var/snapshots/web --working-set web.set
 ";
 
 const SNAPSHOT: &str = "\
-mayfly snapshot - freeze a running machine into a folder
+mayfly snapshot - create a snapshot of a running VM in a directory
 
 usage: mayfly snapshot DIR [--api-sock SOCKET] [--diff]
        mayfly snapshot-info DIR
-       mayfly snapshot-merge DIR DIFFERENCE ...
+       mayfly snapshot-merge DIR DIFF ...
 
-snapshot pauses the machine behind the socket (default /run/firecracker.socket), has it write the files state and memory into
-DIR, and lets it go on. The memory file is as long as the guest's memory and has holes where the guest never wrote.
-      --diff            write only what differs from the snapshot that the machine was restored from; when DIR is that
-                        snapshot, what changed is written into it
-snapshot-info says what a snapshot is of: host, machine, devices, sizes; of a working set it says how many pages it has.
-snapshot-merge merges differences, in their order, into the snapshot that the first of them differs from.
+snapshot pauses the VM, writes the files state and memory into DIR, and resumes the VM. The memory file has the size of
+the guest's memory, with holes for pages that the guest never wrote.
+      --api-sock SOCKET connect to this API socket of the VM (default /run/firecracker.socket)
+      --diff            write only the pages that changed since the VM was restored. If DIR holds the snapshot that the
+                        VM was restored from, update it in place (default: write all pages)
 
-exit status: 0 done, 1 not done, with a message that says why; the machine goes on all the same. 2: the command line makes no
-sense.
+snapshot-info describes a snapshot: host, machine, devices and sizes. Given a working set, it shows the number of its
+pages.
+
+snapshot-merge merges diff snapshots, in the given order, into the snapshot in DIR, which is the base of the first.
+
+exit status:
+  0     success
+  1     failure; the message states the cause, and the VM runs on
+  2     usage error
+
+Try:   mayfly run unikernel.elf --api-sock /tmp/vm.sock &
+       mayfly snapshot /var/snapshots/web --api-sock /tmp/vm.sock
+       mayfly snapshot-info /var/snapshots/web
+       mayfly restore /var/snapshots/web
 ";
