@@ -1,4 +1,4 @@
-//! `mayfly inspect`: what booting an image would do, and why.
+//! `mayfly inspect`: describes an image.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -9,32 +9,26 @@ use vmm::boot::image::{Error, Format, ImageInfo};
 use vmm::boot::segment::Segment;
 use vmm::memory::Bytes;
 
-/// Describes the image at `path`.
+/// Describes the image at `path`: format, segments, notes and boot protocols.
 ///
 /// # Errors
-/// [`Error`] when it is no image, or no protocol leads into it.
+/// [`Error`] when the file is no image, or the image supports no protocol.
 pub fn inspect(path: &Path) -> Result<String, Error> {
     let image = Image::open(path, Native::ARCHITECTURE)?;
-    let facts = image.info();
+    let info = image.info();
     let choice = image.select_protocol(None)?;
     let mut text = String::new();
     // Writing to a String cannot fail.
-    let _ = writeln!(
-        text,
-        "{}: {}, {}",
-        path.display(),
-        format(facts),
-        Bytes(facts.size)
-    );
-    let _ = writeln!(text, "\nentry {:#x}, as the image has it", facts.entry);
+    let _ = writeln!(text, "{}: {}, {}", path.display(), format(info), Bytes(info.size));
+    let _ = writeln!(text, "\nentry point in the header: {:#x}", info.entry);
     segments(&mut text, image.segments(choice));
-    notes(&mut text, facts);
+    notes(&mut text, info);
     let _ = writeln!(text, "\nprotocols");
-    for offer in &facts.protocol_support {
-        let entry = offer
+    for support in &info.protocol_support {
+        let entry = support
             .entry
             .map_or("no".into(), |entry| format!("yes, at {entry:#x}"));
-        let _ = writeln!(text, "  {:<10} {entry}: {}", offer.protocol, offer.reason);
+        let _ = writeln!(text, "  {:<10} {entry}: {}", support.protocol, support.reason);
     }
     let end = image
         .segments(choice)
@@ -44,23 +38,23 @@ pub fn inspect(path: &Path) -> Result<String, Error> {
         .unwrap_or(0);
     let _ = writeln!(
         text,
-        "\nmayfly run would enter it by {choice}; it ends at {end:#x}, so that --memory {}M is the least that holds it",
+        "\nmayfly run boots the image by protocol {choice}; the image ends at {end:#x} and needs at least --memory {}M",
         end.div_ceil(1 << 20)
     );
     Ok(text)
 }
 
-fn format(facts: &ImageInfo) -> String {
-    match &facts.format {
-        Format::Elf { bits } => format!("ELF of {bits} bits for {}", facts.architecture),
+fn format(info: &ImageInfo) -> String {
+    match &info.format {
+        Format::Elf { bits } => format!("{bits}-bit ELF for {}", info.architecture),
         Format::BzImage(setup) => format!(
-            "Linux bzImage for {}, boot protocol {}.{:02}, command line of at most {} bytes",
-            facts.architecture,
+            "Linux bzImage for {}, boot protocol {}.{:02}, command line up to {} bytes",
+            info.architecture,
             setup.version >> 8,
             setup.version & 0xff,
             setup.command_line_size
         ),
-        Format::Multiboot => format!("flat multiboot image for {}", facts.architecture),
+        Format::Multiboot => format!("flat multiboot image for {}", info.architecture),
     }
 }
 
@@ -68,7 +62,7 @@ fn segments(text: &mut String, segments: &[Segment]) {
     let _ = writeln!(text, "\nsegments");
     let _ = writeln!(
         text,
-        "  {:>2}  {:<25} {:<25} {:<5} how it is loaded",
+        "  {:>2}  {:<25} {:<25} {:<5} loaded",
         "#", "in the file", "in memory", "flags"
     );
     for segment in segments {
@@ -106,12 +100,12 @@ fn loading(segment: &Segment) -> String {
     }
 }
 
-fn notes(text: &mut String, facts: &ImageInfo) {
-    if facts.notes.is_empty() {
+fn notes(text: &mut String, info: &ImageInfo) {
+    if info.notes.is_empty() {
         return;
     }
     let _ = writeln!(text, "\nnotes");
-    for note in &facts.notes {
+    for note in &info.notes {
         let meaning = match note.pvh_entry() {
             Some(entry) => format!("PVH entry {entry:#x}"),
             None => Bytes(note.description.len() as u64).to_string(),

@@ -1,4 +1,15 @@
 //! mayfly: a minimal virtual machine monitor for unikernels on KVM.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `process` | initialization, processor time, death by a signal |
+//! | `cli` | arguments, help texts, options in error messages, `mayfly ctl` |
+//! | `run`, `restore`, `serve`, `demo` | the commands with a VM |
+//! | `session` | their VM from its start to its end |
+//! | `snapshot`, `inspect` | the commands without a VM |
+//! | `terminal` | the terminal as the guest's serial console |
+//! | `logging` | messages and the log |
+//! | `timings` | measurements as a table and as a trace |
 
 #![cfg_attr(not(test), no_main)]
 
@@ -7,12 +18,15 @@ mod demo;
 mod inspect;
 mod logging;
 mod process;
+mod restore;
 mod run;
 mod serve;
+mod session;
 mod snapshot;
 mod terminal;
 mod timings;
 
+use std::error::Error;
 use std::io::{self, Write};
 use std::time::Instant;
 
@@ -20,12 +34,32 @@ use vmm::ErrorChain;
 
 use crate::cli::args::{self, Command, firecracker};
 use crate::cli::ctl;
+use crate::cli::hints::{self, OptionSet};
 
-/// Does what the command line says, and returns the exit status.
-#[cfg_attr(test, allow(dead_code, reason = "tests have a main of their own"))]
+/// Entry point of the program, called by the C library.
+///
+/// The entry point of the standard library reads and parses `/proc/self/maps`, and gives each thread a second stack, to report
+/// stack overflows: some 25 system calls of a start. Of its other work this does the necessary part: it keeps descriptors 0 to 2
+/// open, ignores SIGPIPE, and flushes stdout.
+#[cfg(not(test))]
+// SAFETY: no other symbol has this name, and the unused arguments are an integer and a pointer, as C passes them.
+#[unsafe(no_mangle)]
+extern "C" fn main(_count: libc::c_int, _arguments: *const *const libc::c_char) -> libc::c_int {
+    process::initialize();
+    let status = command();
+    // The process ends: an error cannot be reported any more.
+    let _ = io::stdout().flush();
+    libc::c_int::from(status)
+}
+
+/// Executes the command line and returns the exit status.
+#[cfg_attr(
+    test,
+    allow(dead_code, reason = "the test harness has a main function of its own")
+)]
 fn command() -> u8 {
-    let origin = Instant::now();
-    let exec = run::process_time();
+    let started_at = Instant::now();
+    let exec = process::cpu_time();
     logging::start();
     let mut arguments = std::env::args_os();
     let program = arguments.next().unwrap_or_default();
@@ -37,41 +71,22 @@ fn command() -> u8 {
         }
     };
     let result = match command {
-        Command::Run(run) => run::run(*run, origin, exec).map_err(|error| ErrorChain(&error).to_string()),
-        Command::Restore(restore) => {
-            run::restore(*restore, origin, exec).map_err(|error| ErrorChain(&error).to_string())
+        Command::Run(run) => {
+            run::run(*run, started_at, exec).map_err(|error| hints::describe(error.inner(), OptionSet::Run))
         }
-        Command::Snapshot(take) => {
-            let taken = snapshot::create(&take);
-            taken
-                .map(|()| process::SUCCESS)
-                .map_err(|error| ErrorChain(&error).to_string())
-        }
-        Command::SnapshotInfo(folder) => match snapshot::info(&folder) {
-            Ok(text) => print(text),
-            Err(error) => Err(ErrorChain(&error).to_string()),
-        },
+        Command::Restore(restore) => restore::restore(*restore, started_at, exec)
+            .map_err(|error| hints::describe(error.inner(), OptionSet::Restore)),
+        Command::Snapshot(snapshot) => snapshot::create(&snapshot)
+            .map(|()| process::SUCCESS)
+            .map_err(|error| chain(&error)),
+        Command::SnapshotInfo(directory) => print_result(snapshot::info(&directory)),
         Command::SnapshotVersion => print(snapshot::format_version()),
-        Command::DescribeSnapshot(path) => match snapshot::describe_format(&path) {
-            Ok(text) => print(text),
-            Err(error) => Err(ErrorChain(&error).to_string()),
-        },
-        Command::SnapshotMerge(folders) => match snapshot::merge(&folders) {
-            Ok(text) => print(text),
-            Err(error) => Err(ErrorChain(&error).to_string()),
-        },
-        Command::Inspect(path) => match inspect::inspect(&path) {
-            Ok(text) => print(text),
-            Err(error) => Err(ErrorChain(&error).to_string()),
-        },
-        Command::Demo => demo::demo(origin, exec).map_err(|error| ErrorChain(&error).to_string()),
-        Command::Serve(options) => {
-            serve::serve(*options, origin).map_err(|error| ErrorChain(&error).to_string())
-        }
-        Command::Ctl(ctl) => match ctl::run(&ctl, &mut io::stdin()) {
-            Ok(answer) => print(answer),
-            Err(error) => Err(ErrorChain(&error).to_string()),
-        },
+        Command::DescribeSnapshot(path) => print_result(snapshot::describe_format(&path)),
+        Command::SnapshotMerge(directories) => print_result(snapshot::merge(&directories)),
+        Command::Inspect(path) => print_result(inspect::inspect(&path)),
+        Command::Demo => demo::demo(started_at, exec).map_err(|error| chain(&error)),
+        Command::Serve(options) => serve::serve(*options, started_at).map_err(|error| chain(&error)),
+        Command::Ctl(ctl) => print_result(ctl::run(&ctl, &mut io::stdin())),
         Command::Help(topic) => print(topic.text()),
         Command::Version => print(concat!("mayfly ", env!("CARGO_PKG_VERSION"), "\n")),
         Command::FirecrackerVersion => print(format!("Firecracker v{}\n\n", firecracker::VERSION)),
@@ -82,7 +97,19 @@ fn command() -> u8 {
     })
 }
 
-/// Prints `text` on stdout. A reader that has seen enough is no error.
+fn chain(error: &dyn Error) -> String {
+    ErrorChain(error).to_string()
+}
+
+/// Prints the text of a command that produces text only.
+fn print_result<T: AsRef<[u8]>, E: Error>(result: Result<T, E>) -> Result<u8, String> {
+    match result {
+        Ok(text) => print(text),
+        Err(error) => Err(chain(&error)),
+    }
+}
+
+/// Prints `text` on stdout. A closed pipe is no error: the reader needs no more.
 fn print(text: impl AsRef<[u8]>) -> Result<u8, String> {
     match io::stdout().write_all(text.as_ref()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

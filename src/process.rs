@@ -1,35 +1,26 @@
-//! The process around a command: what comes before it and after it.
-//!
-//! It begins here and not in the standard library's `main`, which reads and parses `/proc/self/maps` and gives the thread and
-//! all others a second stack, so that an overflow is told from other faults: some 25 system calls of a start. Of what is left
-//! out, the rest is done here: that descriptors 0 to 2 are open, and that what is printed is flushed.
+//! The process: its initialization, processor time, and death by a signal.
 
-#[cfg(not(test))]
-use std::io::{self, Write};
+use std::time::Duration;
 
 #[cfg(not(test))]
 use vmm::event_loop::ignore_output_signals;
+use vmm::event_loop::unblock_signal;
 
-/// Exit status of a command that did what it was to do.
+/// Exit status of success.
 pub const SUCCESS: u8 = 0;
-/// Exit status of one that did not.
+/// Exit status of failure.
 pub const FAILURE: u8 = 1;
 
-/// What the C library calls.
+/// Prepares the process: standard descriptors, allocator, and signals of failed writes. Call it once, before any other thread
+/// starts.
 #[cfg(not(test))]
-// SAFETY: there is no other symbol of that name, and its arguments, which are not used, are an integer's and a pointer's.
-#[unsafe(no_mangle)]
-extern "C" fn main(_count: libc::c_int, _arguments: *const *const libc::c_char) -> libc::c_int {
+pub fn initialize() {
     open_standard_descriptors();
     limit_malloc_arenas();
     ignore_output_signals();
-    let status = crate::command();
-    // Nobody is left to be told.
-    let _ = io::stdout().flush();
-    libc::c_int::from(status)
 }
 
-/// Opens `/dev/null` where a standard descriptor is closed, lest a file that is opened later becomes the guest's console.
+/// Opens `/dev/null` for each closed standard descriptor. Otherwise a file opened later becomes the guest's console.
 #[cfg(not(test))]
 fn open_standard_descriptors() {
     let mut standard = [0, 1, 2].map(|fd| libc::pollfd {
@@ -41,17 +32,41 @@ fn open_standard_descriptors() {
     unsafe { libc::poll(standard.as_mut_ptr(), 3, 0) };
     for descriptor in &standard {
         if descriptor.revents & libc::POLLNVAL != 0 {
-            // The lowest number that is free is this one. Where there is no such device, nothing can be done about it.
-            // SAFETY: the path is a string of C.
+            // open(2) returns the lowest free descriptor, which is this one. It fails only without a /dev, which leaves no remedy.
+            // SAFETY: the path is a C string.
             unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
         }
     }
 }
 
-/// Keeps the C library from giving each thread a heap of its own: mapping one takes longer than a vCPU's thread could
-/// ever win by it.
+/// Limits the C library to one heap. By default each thread maps a heap of its own, which takes longer than a vCPU thread gains.
 #[cfg(not(test))]
 fn limit_malloc_arenas() {
     // SAFETY: the call changes a parameter of the allocator, before there is a second thread.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Returns the processor time of this process.
+pub fn cpu_time() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is valid for writes.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    Duration::new(
+        time.tv_sec.unsigned_abs(),
+        u32::try_from(time.tv_nsec).unwrap_or(0),
+    )
+}
+
+/// Ends this process by `signal`, so that its parent sees the cause. Returns an exit status if the signal does not end it.
+pub fn exit_by_signal(signal: libc::c_int) -> u8 {
+    // SAFETY: SIG_DFL is a valid action, and no handler of this signal is replaced: a signalfd received it.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+    unblock_signal(signal);
+    // SAFETY: raise has no preconditions.
+    unsafe { libc::raise(signal) };
+    // Reached only if the default action does not end the process.
+    u8::try_from(128 + signal).unwrap_or(u8::MAX)
 }

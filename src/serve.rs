@@ -1,122 +1,82 @@
-//! A VM behind a control socket: from the flags to its end, in one line.
+//! `mayfly --api-sock`: serves a VM over an API socket, as Firecracker does.
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use api::http::{HttpLimits, Server};
-use api::process::{LogControl as _, LoggerSettings};
-use api::{Api, Instance};
 use vmm::control::{self, Control};
 use vmm::event_loop::{self, ExitReason};
 use vmm::timeline::Timeline;
 use vmm::vcpu::StopReason;
 
-use crate::cli::args::firecracker::{FirecrackerArgs, VERSION};
-use crate::logging::{ProcessLog, print_message};
+use crate::cli::args::firecracker::FirecrackerArgs;
+use crate::cli::hints::OptionSet;
+use crate::logging::print_message;
 use crate::process;
-use crate::run;
+use crate::session::{self, ApiError, ApiOptions};
 use crate::terminal::console;
 
-/// Why a VM could not be served.
+/// Failure of a server.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The log is not as the flags want it.
-    #[error("cannot log as asked: {0}")]
-    Log(String),
-    /// The metrics are not as the flags want them.
-    #[error("cannot write metrics as asked: {0}")]
-    Metrics(String),
-    /// The control socket could not be made.
+    /// The API socket or the log cannot be opened.
     #[error(transparent)]
-    Socket(api::http::Error),
-    /// The API could not be made.
-    #[error("cannot serve the API")]
-    Api(#[source] api::service::Error),
-    /// The configuration cannot be read.
+    Api(ApiError),
+    /// The metrics file cannot be opened.
+    #[error("cannot write metrics: {0}")]
+    Metrics(String),
+    /// The configuration file cannot be read.
     #[error("cannot read the configuration {}", path.display())]
     ReadConfig {
-        /// Where it is.
+        /// Path of the file.
         path: PathBuf,
-        /// The kernel's answer.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// The configuration cannot be used.
+    /// The configuration is invalid.
     #[error("cannot use the configuration {}", path.display())]
     Config {
-        /// Where it is.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Error in the configuration.
         #[source]
         source: Box<api::ConfigFileError>,
     },
     /// The configured VM cannot be started.
     #[error(transparent)]
     Start(control::Error),
-    /// The process could not be prepared, or the VM not be watched.
+    /// Signals cannot be blocked, or the event loop failed.
     #[error(transparent)]
-    Run(run::Error),
+    Session(session::Error),
 }
 
-/// The way to a VM from outside.
-pub struct ApiOptions<'a> {
-    /// Path of the control socket; none for none.
-    pub socket: Option<&'a Path>,
-    /// Limits of the control socket.
-    pub limits: HttpLimits,
-    /// Name of the VM.
-    pub id: &'a str,
-    /// The log.
-    pub log: &'a LoggerSettings,
-}
-
-impl ApiOptions<'_> {
-    /// Opens the socket and the log.
-    ///
-    /// # Errors
-    /// [`Error::Socket`], [`Error::Log`] and [`Error::Api`].
-    pub fn open(self) -> Result<Api, Error> {
-        // First of all, so that those who wait for the socket wait as short as can be; who comes now is served a little later.
-        let bound = self.socket.map(|path| Server::bind(path, self.limits));
-        let server = bound.transpose().map_err(Error::Socket)?;
-        let mut log = ProcessLog::new(self.id);
-        log.configure(self.log).map_err(Error::Log)?;
-        let instance = Instance {
-            id: self.id.to_owned(),
-            version: VERSION.into(),
-            app_name: "Firecracker".into(),
-        };
-        Api::new(instance, server, Box::new(log)).map_err(Error::Api)
-    }
-}
-
-/// Serves what `options` say until the VM is over. `origin` is when the process began.
+/// Serves a VM to its end. Returns the exit status. Times count from `started_at`.
 ///
 /// # Errors
-/// [`Error`] when there was nothing to be served.
-pub fn serve(options: FirecrackerArgs, origin: Instant) -> Result<u8, Error> {
-    let front = ApiOptions {
+/// [`Error`] when the API cannot be opened, the configuration file cannot be used, or the event loop fails.
+pub fn serve(options: FirecrackerArgs, started_at: Instant) -> Result<u8, Error> {
+    let api = ApiOptions {
         socket: options.socket.as_deref(),
         limits: options.limits,
         id: &options.id,
         log: &options.log,
     };
-    // While signals still end the process, for a FIFO may keep this waiting. A failure is told when there is a log for it.
+    // Before signals are blocked, since opening a FIFO may block. The log, which must show a failure, opens later.
     let config = options.config_file.map(read_config);
-    // Before any thread starts, so that all of them leave the signals to the event loop; before anything is written to a FIFO;
-    // and before there is a socket, whose file must not stay behind.
-    let signals = run::block_signals().map_err(Error::Run)?;
-    let mut api = front.open()?;
+    // Before any thread starts: threads inherit the mask. Before writes to a FIFO: SIGPIPE must not end the process. Before the
+    // socket exists: a signal must not leave its file behind.
+    let signals = session::block_signals().map_err(Error::Session)?;
+    let mut api = api.open().map_err(Error::Api)?;
     for flag in &options.without_effect {
-        log::warn!("{flag} changes nothing: mayfly has no such thing");
+        log::warn!("{flag} has no effect: mayfly does not support it");
     }
     if let Some(path) = &options.metrics {
         api.write_metrics_to(path).map_err(Error::Metrics)?;
     }
-    let timeline = Arc::new(Timeline::new(origin, true));
+    let timeline = Arc::new(Timeline::new(started_at, true));
     let mut control = Control::new(Box::new(|| Ok(console::open()?)), timeline);
     if let Some(config) = config {
         let (path, text) = config?;
@@ -125,15 +85,15 @@ pub fn serve(options: FirecrackerArgs, origin: Instant) -> Result<u8, Error> {
         control.start().map_err(Error::Start)?;
     }
     let end = event_loop::run(&mut control, Some(&mut api), &signals);
-    let end = end.map_err(|error| Error::Run(run::Error::Vm(error)))?;
+    let end = end.map_err(|error| Error::Session(session::Error::Vm(error)))?;
     api.finish(&control);
-    // Its socket goes with it, before the signal that may have ended the VM ends this process too.
+    // Removes the socket's file: `exit_status` may end the process by a signal.
     drop(api);
-    run::shut_down(control);
+    session::shut_down(control);
     Ok(exit_status(&end))
 }
 
-/// The configuration at `path`, with that path.
+/// Returns the path and the content of the configuration file.
 fn read_config(path: PathBuf) -> Result<(PathBuf, String), Error> {
     match fs::read_to_string(&path) {
         Ok(text) => Ok((path, text)),
@@ -141,12 +101,12 @@ fn read_config(path: PathBuf) -> Result<(PathBuf, String), Error> {
     }
 }
 
-/// The exit status that Firecracker would have: 1 for a guest that cannot go on.
+/// Returns Firecracker's exit status for `end`: 1 after a fault of the guest or of KVM.
 fn exit_status(end: &ExitReason) -> u8 {
-    let status = run::exit_status(end);
+    let status = session::exit_status(end, OptionSet::None);
     match end {
         ExitReason::Guest(StopReason::TripleFault { .. } | StopReason::Fault(_)) => {
-            print_message("the exit status is 1, as Firecracker's is");
+            print_message("exit status 1, as Firecracker's");
             process::FAILURE
         }
         _ => status,

@@ -1,5 +1,4 @@
-//! Snapshots by hand: `mayfly snapshot`, `snapshot-info` and `snapshot-merge`. One is a folder with a state file and a memory
-//! file.
+//! `mayfly snapshot`, `snapshot-info` and `snapshot-merge`. A snapshot is a directory with a state file and a memory file.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -16,94 +15,89 @@ use vmm::control::{
 };
 use vmm::memory::Bytes;
 
-use crate::cli::args::SnapshotArgs;
+use crate::cli::args::{MEMORY, STATE, SnapshotArgs};
 use crate::logging::print_message;
 
-/// Name of the state file.
-pub const STATE: &str = "state";
-/// Name of the memory file.
-pub const MEMORY: &str = "memory";
-
-/// A snapshot takes as long as its memory takes to be written.
+/// Timeout of a request: the response to a snapshot request arrives after all of the memory is written.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Why nothing came of it.
+/// Failure of a snapshot command.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The folder cannot be used.
-    #[error("cannot use the folder {}", path.display())]
-    Folder {
-        /// Where it is.
+    /// The directory cannot be created or accessed.
+    #[error("cannot use the directory {}", path.display())]
+    Directory {
+        /// Path of the directory.
         path: PathBuf,
-        /// The kernel's answer.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// The VM cannot be asked.
-    #[error("cannot ask the VM")]
+    /// The API of the VM cannot be reached.
+    #[error("cannot send a request to the VM")]
     Client(#[source] client::Error),
-    /// The VM refuses.
-    #[error("the VM refuses to {wish}: {reason}")]
-    Refused {
-        /// What it was asked.
-        wish: &'static str,
-        /// What it says.
+    /// The VM rejects a request.
+    #[error("cannot {operation}: {reason}")]
+    Rejected {
+        /// The requested operation.
+        operation: &'static str,
+        /// Reason in the response.
         reason: String,
     },
     /// The snapshot cannot be read.
     #[error(transparent)]
     Read(LoadSnapshotError),
-    /// The difference cannot be merged.
-    #[error("cannot merge {} into {}", difference.display(), base.display())]
+    /// The diff snapshot cannot be merged.
+    #[error("cannot merge {} into {}", diff.display(), base.display())]
     Merge {
-        /// The folder of the difference.
-        difference: PathBuf,
-        /// The folder that it was to go into.
+        /// Directory of the diff snapshot.
+        diff: PathBuf,
+        /// Directory of the base.
         base: PathBuf,
-        /// Why.
+        /// Error of the merge.
         #[source]
         source: MergeError,
     },
 }
 
-/// Makes a snapshot of a running VM, which is paused as long as that takes.
+/// Creates a snapshot of a running VM, which is paused meanwhile. A VM that was paused before stays paused.
 ///
 /// # Errors
-/// [`Error`]; the VM goes on all the same.
-pub fn create(take: &SnapshotArgs) -> Result<(), Error> {
-    let vm = VmClient(Client::new(&take.socket, TIMEOUT));
-    let state = vm.ask("say how it is", "GET", "/", None)?;
-    let folder = directory(&take.folder)?;
-    let running = state["state"] == "Running";
-    let pause = |state: &str| json!({ "state": state });
+/// [`Error`] when the VM rejects a request or cannot be reached. The VM resumes even if no snapshot was created.
+pub fn create(args: &SnapshotArgs) -> Result<(), Error> {
+    let vm = VmClient(Client::new(&args.socket, TIMEOUT));
+    let instance = vm.request("read the instance state", "GET", "/", None)?;
+    let directory = create_directory(&args.directory)?;
+    let running = instance["state"] == "Running";
+    let set_state = |state: &str| json!({ "state": state });
     if running {
-        vm.ask("pause", "PATCH", "/vm", Some(pause("Paused")))?;
+        vm.request("pause the VM", "PATCH", "/vm", Some(set_state("Paused")))?;
     }
-    let kind = if take.diff { "Diff" } else { "Full" };
+    let kind = if args.diff { "Diff" } else { "Full" };
     let body = json!({
         "snapshot_type": kind,
-        "snapshot_path": folder.join(STATE),
-        "mem_file_path": folder.join(MEMORY),
+        "snapshot_path": directory.join(STATE),
+        "mem_file_path": directory.join(MEMORY),
     });
-    let taken = vm.ask("make a snapshot", "PUT", "/snapshot/create", Some(body));
+    let created = vm.request("create a snapshot", "PUT", "/snapshot/create", Some(body));
     if running {
-        vm.ask("go on", "PATCH", "/vm", Some(pause("Resumed")))?;
+        vm.request("resume the VM", "PATCH", "/vm", Some(set_state("Resumed")))?;
     }
-    taken?;
-    let file = folder.join(MEMORY);
+    created?;
+    let file = directory.join(MEMORY);
     let size = fs::metadata(&file).map_or(0, |metadata| metadata.blocks() * 512);
     print_message(&format!(
-        "the snapshot is in {}, {} on disk",
-        folder.display(),
+        "snapshot created in {}, {} on disk",
+        directory.display(),
         Bytes(size)
     ));
     Ok(())
 }
 
-/// The folder, made if it is not there, as an absolute path: the VM may be in another one.
-fn directory(path: &Path) -> Result<PathBuf, Error> {
-    let made = fs::create_dir_all(path).and_then(|()| fs::canonicalize(path));
-    made.map_err(|source| Error::Folder {
+/// Creates the directory if necessary, and returns its absolute path: the VM may have another working directory.
+fn create_directory(path: &Path) -> Result<PathBuf, Error> {
+    let created = fs::create_dir_all(path).and_then(|()| fs::canonicalize(path));
+    created.map_err(|source| Error::Directory {
         path: path.to_owned(),
         source,
     })
@@ -112,40 +106,47 @@ fn directory(path: &Path) -> Result<PathBuf, Error> {
 struct VmClient(Client);
 
 impl VmClient {
-    fn ask(&self, wish: &'static str, method: &str, path: &str, body: Option<Value>) -> Result<Value, Error> {
+    /// Sends a request for `operation` and returns the body of its response, or null if that is no JSON.
+    fn request(
+        &self,
+        operation: &'static str,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<Value, Error> {
         let body = body.map(|body| body.to_string());
-        let answer = self.0.request(method, path, body.as_deref().map(str::as_bytes));
-        let answer = answer.map_err(Error::Client)?;
-        let said: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-        if answer.is_success() {
-            return Ok(said);
+        let response = self.0.request(method, path, body.as_deref().map(str::as_bytes));
+        let response = response.map_err(Error::Client)?;
+        let content: Value = serde_json::from_slice(&response.body).unwrap_or_default();
+        if response.is_success() {
+            return Ok(content);
         }
-        let reason = said["fault_message"].as_str();
-        let reason = reason.map_or_else(|| format!("status {}", answer.status), str::to_owned);
-        Err(Error::Refused { wish, reason })
+        let reason = content["fault_message"].as_str();
+        let reason = reason.map_or_else(|| format!("status {}", response.status), str::to_owned);
+        Err(Error::Rejected { operation, reason })
     }
 }
 
-/// The version of the format of snapshots, as Firecracker writes its own.
+/// Returns the version of the snapshot format, in the form of Firecracker's.
 pub fn format_version() -> String {
-    versioned(STATE_VERSION)
+    format_number(STATE_VERSION)
 }
 
-/// The version of the format of the state file at `path`.
+/// Returns the format version of the state file at `path`, which mayfly need not be able to load.
 ///
 /// # Errors
-/// [`Error::Read`]
+/// [`Error::Read`] when `path` is not a state file.
 pub fn describe_format(path: &Path) -> Result<String, Error> {
-    state_version(path).map(versioned).map_err(Error::Read)
+    state_version(path).map(format_number).map_err(Error::Read)
 }
 
-/// The format has a version of one number, and its readers expect three.
-fn versioned(version: u32) -> String {
+/// Formats a version as three numbers, which clients of Firecracker expect; the format has one.
+fn format_number(version: u32) -> String {
     format!("v{version}.0.0\n")
 }
 
-/// What is in the working set at `path`, if it is one.
-fn working_set(path: &Path) -> Option<String> {
+/// Describes the working set at `path`, if there is one.
+fn working_set_info(path: &Path) -> Option<String> {
     let (header, touched, written) = describe_working_set(path).ok()?;
     let page = u64::from(header.host.page_size);
     Some(format!(
@@ -157,17 +158,17 @@ fn working_set(path: &Path) -> Option<String> {
     ))
 }
 
-/// What is in the snapshot in `folder`, or in the state file or working set at that path.
+/// Describes the snapshot in the directory `path`, or the state file or working set at `path`.
 ///
 /// # Errors
-/// [`Error::Read`]
-pub fn info(folder: &Path) -> Result<String, Error> {
-    let state = if folder.is_dir() {
-        folder.join(STATE)
+/// [`Error::Read`] when `path` is none of them.
+pub fn info(path: &Path) -> Result<String, Error> {
+    let state = if path.is_dir() {
+        path.join(STATE)
     } else {
-        folder.to_owned()
+        path.to_owned()
     };
-    if let Some(text) = working_set(&state) {
+    if let Some(text) = working_set_info(&state) {
         return Ok(text);
     }
     let (header, config) = describe_snapshot(&state).map_err(Error::Read)?;
@@ -184,8 +185,10 @@ pub fn info(folder: &Path) -> Result<String, Error> {
     line(
         "holds",
         match header.contents {
-            Contents::Whole => "all of the memory".into(),
-            Contents::Difference => "a difference, to be merged into what it differs from".into(),
+            Contents::Whole => "all of the memory (full snapshot)".into(),
+            Contents::Difference => {
+                "changed pages only (diff snapshot); merge it into its base by mayfly snapshot-merge".into()
+            }
         },
     );
     line("vCPUs", config.vcpus.to_string());
@@ -220,23 +223,23 @@ pub fn info(folder: &Path) -> Result<String, Error> {
     Ok(text)
 }
 
-/// Merges the differences in all folders but the first, in their order, into the snapshot in the first.
+/// Merges the diff snapshots in all directories but the first, in order, into the snapshot in the first.
 ///
 /// # Errors
-/// [`Error::Merge`]; what was merged before stays merged.
-pub fn merge(folders: &[PathBuf]) -> Result<String, Error> {
-    let Some((base, differences)) = folders.split_first() else {
+/// [`Error::Merge`] when one cannot be merged; those before it are merged.
+pub fn merge(directories: &[PathBuf]) -> Result<String, Error> {
+    let Some((base, diffs)) = directories.split_first() else {
         return Ok(String::new());
     };
     let mut text = String::new();
-    for difference in differences {
-        let files = |folder: &Path| (folder.join(STATE), folder.join(MEMORY));
-        let written = merge_snapshots(files(difference), files(base)).map_err(|source| Error::Merge {
-            difference: difference.clone(),
+    for diff in diffs {
+        let files = |directory: &Path| (directory.join(STATE), directory.join(MEMORY));
+        let written = merge_snapshots(files(diff), files(base)).map_err(|source| Error::Merge {
+            diff: diff.clone(),
             base: base.clone(),
             source,
         })?;
-        let _ = writeln!(text, "{}: {} pages", difference.display(), written.pages);
+        let _ = writeln!(text, "{}: {} pages", diff.display(), written.pages);
     }
     Ok(text)
 }

@@ -1,4 +1,4 @@
-//! How long each phase took, for people and for Perfetto.
+//! The phases of a start as a table and as a trace.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -6,8 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 use vmm::timeline::{Lane, Span};
 
-/// A table of the phases. `exec` is the processor time that the process had used when its first line ran: what the
-/// kernel and the C library need to get there.
+/// Formats the phases as a table. `exec` is the processor time of the process before `main`: that of the kernel and the C library.
 pub fn table(exec: Duration, spans: &[Span]) -> String {
     let mut text = String::from("mayfly: timings in microseconds\n");
     text.push_str("      start    length  thread  phase\n");
@@ -30,6 +29,7 @@ pub fn table(exec: Duration, spans: &[Span]) -> String {
     text
 }
 
+/// Formats a duration in microseconds.
 fn micros(duration: Duration) -> String {
     format!("{:.1}", duration.as_secs_f64() * 1e6)
 }
@@ -41,7 +41,7 @@ fn lane(lane: Lane) -> String {
     }
 }
 
-/// The phases in the Trace Event Format.
+/// Formats the phases in the Trace Event Format, which Perfetto reads.
 pub fn trace(exec: Duration, spans: &[Span]) -> String {
     let thread = |lane| match lane {
         Lane::Main => 0,
@@ -53,8 +53,8 @@ pub fn trace(exec: Duration, spans: &[Span]) -> String {
     let mut lanes: Vec<Lane> = spans.iter().map(|span| span.lane).chain([Lane::Main]).collect();
     lanes.sort();
     lanes.dedup();
-    events.extend(lanes.into_iter().map(|one| {
-        json!({"name": "thread_name", "ph": "M", "pid": 1, "tid": thread(one), "args": {"name": lane(one)}})
+    events.extend(lanes.into_iter().map(|id| {
+        json!({"name": "thread_name", "ph": "M", "pid": 1, "tid": thread(id), "args": {"name": lane(id)}})
     }));
     events.extend(spans.iter().map(|span| {
         let start = (exec + span.start).as_secs_f64() * 1e6;
@@ -67,10 +67,7 @@ pub fn trace(exec: Duration, spans: &[Span]) -> String {
         event
     }));
     let trace = json!({"displayTimeUnit": "ns", "traceEvents": events});
-    format!(
-        "{trace}
-"
-    )
+    format!("{trace}\n")
 }
 
 #[cfg(test)]
@@ -95,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_counts_from_exec() {
+    fn table_counts_from_exec() {
         let text = table(Duration::from_micros(100), &spans());
         let lines: Vec<_> = text.lines().map(str::trim).collect();
         assert_eq!(lines[3], "110.0     120.0  main    create VM");
@@ -103,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_trace_is_what_perfetto_reads() {
+    fn trace_is_in_trace_event_format() {
         let trace: serde_json::Value =
             serde_json::from_str(&trace(Duration::from_micros(100), &spans())).unwrap();
         let events = trace["traceEvents"].as_array().unwrap();

@@ -1,4 +1,4 @@
-//! The command line of Firecracker, which orchestrators write: flags only, no command.
+//! Firecracker's command line, as orchestrators write it: flags only, no command.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -8,33 +8,33 @@ use api::http::HttpLimits;
 use api::process::LoggerSettings;
 use log::LevelFilter;
 
-/// Where the socket is when nobody says so.
+/// Default path of the API socket.
 pub const SOCKET: &str = "/run/firecracker.socket";
 
-/// The release of Firecracker whose API this is. Clients look at the first two numbers.
+/// Release of Firecracker whose API mayfly serves. Clients compare the first two numbers.
 pub const VERSION: &str = "1.14.0";
 
-/// Exit status of Firecracker for a command line that makes no sense.
+/// Exit status of Firecracker for a usage error.
 const BAD_ARGUMENTS: u8 = 153;
-/// Exit status of Firecracker for a log level that does not exist.
+/// Exit status of Firecracker for an unknown log level.
 const BAD_LEVEL: u8 = 152;
 
-/// What is to be served, and how.
+/// Arguments of a server.
 #[derive(Debug, PartialEq, Eq)]
 pub struct FirecrackerArgs {
-    /// Path of the control socket; none for none.
+    /// Path of the API socket, if there is one.
     pub socket: Option<PathBuf>,
-    /// Limits of the control socket.
+    /// Limits of the HTTP server.
     pub limits: HttpLimits,
-    /// Name of the VM, which is in its log.
+    /// Name of the VM, which its log shows.
     pub id: String,
-    /// File that configures the VM, which then starts at once.
+    /// Configuration file of the VM, which then starts at once.
     pub config_file: Option<PathBuf>,
-    /// The log.
+    /// Settings of the log.
     pub log: LoggerSettings,
-    /// File or FIFO for metrics.
+    /// File or FIFO of the metrics.
     pub metrics: Option<PathBuf>,
-    /// Options that are taken and change nothing, to be told to the log.
+    /// Accepted flags without an effect; the log warns of them.
     pub without_effect: Vec<&'static str>,
 }
 
@@ -52,7 +52,7 @@ impl Default for FirecrackerArgs {
     }
 }
 
-/// What is asked for.
+/// A command with its arguments.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FirecrackerCommand {
     /// Serve a VM.
@@ -61,57 +61,57 @@ pub enum FirecrackerCommand {
     Help,
     /// Print the version.
     Version,
-    /// Print the version of the format of snapshots.
+    /// Print the version of the snapshot format.
     SnapshotVersion,
-    /// Print the version of the format of the state file at this path.
+    /// Print the format version of the state file at this path.
     DescribeSnapshot(PathBuf),
 }
 
-/// Why the flags make no sense.
+/// Usage error.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Nobody knows this flag.
-    #[error("found argument {0:?}, which is no flag: try mayfly help firecracker")]
+    /// The flag is unknown.
+    #[error("{0:?} is not a flag; run mayfly help firecracker")]
     Unknown(String),
-    /// A flag twice.
-    #[error("the flag {0} is there twice: which one counts?")]
+    /// A flag is given twice.
+    #[error("{0} is given twice; remove one")]
     Twice(&'static str),
-    /// A flag without its value.
-    #[error("the flag {0} needs a value: {0} VALUE")]
+    /// A flag has no value.
+    #[error("missing value: {0} VALUE")]
     NoValue(&'static str),
-    /// A value that a flag cannot have.
+    /// The value is invalid for its flag.
     #[error("{flag} {value:?}: {reason}")]
     Value {
         /// The flag.
         flag: &'static str,
-        /// What was given.
+        /// The given value.
         value: String,
-        /// What would be right.
+        /// Description of valid values.
         reason: &'static str,
     },
-    /// A log level that does not exist.
-    #[error("--level {0:?}: it is Off, Error, Warning, Info, Debug or Trace")]
+    /// The log level is unknown.
+    #[error("--level {0:?}: expected Off, Error, Warning, Info, Debug or Trace")]
     Level(String),
-    /// A flag that only makes sense with another one.
-    #[error("the flag {flag} needs the flag {needed}")]
-    Needs {
+    /// A flag requires another one.
+    #[error("{flag} requires {required}")]
+    Requires {
         /// The flag.
         flag: &'static str,
-        /// What is missing.
-        needed: &'static str,
+        /// The missing flag.
+        required: &'static str,
     },
-    /// A part of Firecracker that mayfly does not have.
-    #[error("{flag} is not part of mayfly: {reason}")]
-    Missing {
+    /// mayfly does not support the flag.
+    #[error("{flag} is unsupported: {reason}")]
+    Unsupported {
         /// The flag.
         flag: &'static str,
-        /// Why, or what to do.
+        /// Cause, and the way out if there is one.
         reason: &'static str,
     },
 }
 
 impl Error {
-    /// The exit status that Firecracker's callers expect.
+    /// Returns the exit status of Firecracker for this error.
     pub fn status(&self) -> u8 {
         match self {
             Self::Level(_) => BAD_LEVEL,
@@ -120,7 +120,7 @@ impl Error {
     }
 }
 
-/// Flags that take a value, then those that take none.
+/// Flags with a value.
 const VALUED: [&str; 15] = [
     "--api-sock",
     "--id",
@@ -138,6 +138,7 @@ const VALUED: [&str; 15] = [
     "--parent-cpu-time-us",
     "--describe-snapshot",
 ];
+/// Flags without a value.
 const PLAIN: [&str; 7] = [
     "--no-api",
     "--no-seccomp",
@@ -148,23 +149,23 @@ const PLAIN: [&str; 7] = [
     "--snapshot-version",
 ];
 
-/// Whether a command line that begins with `first` is Firecracker's: it has flags and no command. `disguised` is whether mayfly
-/// was called by Firecracker's name.
-pub fn is_firecracker_command(disguised: bool, first: Option<&OsStr>) -> bool {
+/// Returns true if a command line that begins with `first` is Firecracker's: flags without a command. `as_firecracker` is true
+/// if mayfly was called by Firecracker's name.
+pub fn is_firecracker_command(as_firecracker: bool, first: Option<&OsStr>) -> bool {
     match first {
-        None => disguised,
-        Some(first) if disguised => first.as_encoded_bytes().starts_with(b"-"),
+        None => as_firecracker,
+        Some(first) if as_firecracker => first.as_encoded_bytes().starts_with(b"-"),
         Some(first) => is_flag(first) && first != "--help" && first != "--version",
     }
 }
 
-/// Reads the flags, without the name of the program.
+/// Parses the flags, without the name of the program.
 ///
 /// # Errors
-/// [`Error`]
+/// [`Error`] on a usage error.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<FirecrackerCommand, Error> {
     let mut options = FirecrackerArgs::default();
-    let mut seen: Vec<&'static str> = Vec::new();
+    let mut given: Vec<&'static str> = Vec::new();
     let mut described = None;
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
@@ -183,17 +184,17 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Firecracke
         } else {
             return Err(Error::Unknown(argument.to_string_lossy().into_owned()));
         };
-        if seen.contains(&flag) {
+        if given.contains(&flag) {
             return Err(Error::Twice(flag));
         }
-        seen.push(flag);
+        given.push(flag);
         match value {
             Some(value) if flag == "--describe-snapshot" => described = Some(value.into()),
-            Some(value) => take_value(&mut options, flag, value)?,
-            None => take_plain(&mut options, flag)?,
+            Some(value) => set_value(&mut options, flag, value)?,
+            None => set_flag(&mut options, flag)?,
         }
     }
-    let has = |flag| seen.contains(&flag);
+    let has = |flag| given.contains(&flag);
     if has("--snapshot-version") {
         return Ok(FirecrackerCommand::SnapshotVersion);
     }
@@ -201,9 +202,9 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Firecracke
         return Ok(FirecrackerCommand::DescribeSnapshot(path));
     }
     if has("--no-api") && !has("--config-file") {
-        return Err(Error::Needs {
+        return Err(Error::Requires {
             flag: "--no-api",
-            needed: "--config-file",
+            required: "--config-file",
         });
     }
     if has("--no-api") {
@@ -216,104 +217,201 @@ fn is_flag(value: &OsStr) -> bool {
     value.as_encoded_bytes().starts_with(b"--")
 }
 
-fn take_plain(options: &mut FirecrackerArgs, flag: &'static str) -> Result<(), Error> {
+fn set_flag(options: &mut FirecrackerArgs, flag: &'static str) -> Result<(), Error> {
     match flag {
-        // Whatever the others say, before it or behind it.
+        // `parse` evaluates both last: they override flags that precede or follow them.
         "--no-api" | "--snapshot-version" => {}
         "--show-level" => options.log.show_level = Some(true),
         "--show-log-origin" => options.log.show_origin = Some(true),
-        // There are no filters to be left out.
+        // mayfly installs no seccomp filters.
         "--no-seccomp" => {}
         "--boot-timer" => options.without_effect.push(flag),
         _ => {
-            return Err(Error::Missing {
+            return Err(Error::Unsupported {
                 flag,
-                reason: "its devices are memory-mapped",
+                reason: "devices of mayfly are memory-mapped",
             });
         }
     }
     Ok(())
 }
 
-fn take_value(options: &mut FirecrackerArgs, flag: &'static str, value: OsString) -> Result<(), Error> {
+fn set_value(options: &mut FirecrackerArgs, flag: &'static str, value: OsString) -> Result<(), Error> {
     match flag {
         "--api-sock" => options.socket = Some(value.into()),
         "--config-file" => options.config_file = Some(value.into()),
         "--log-path" => options.log.path = Some(value.into()),
         "--metrics-path" => options.metrics = Some(value.into()),
         "--id" => {
-            options.id = id(&value).map_err(|reason| Error::Value {
+            options.id = parse_id(&value).map_err(|reason| Error::Value {
                 flag,
                 value: value.to_string_lossy().into_owned(),
                 reason,
             })?;
         }
         "--level" => {
-            let level = level(&value);
+            let level = parse_level(&value);
             let level = level.map_err(|_| Error::Level(value.to_string_lossy().into_owned()))?;
             options.log.level = Some(level);
         }
         "--module" => options.log.module = Some(value.to_string_lossy().into_owned()),
-        "--http-api-max-payload-size" => options.limits.body = number(flag, &value)?,
-        // Without MMDS there is nothing to be limited.
+        "--http-api-max-payload-size" => options.limits.body = parse_number(flag, &value)?,
+        // The value is checked only: mayfly has no MMDS.
         "--mmds-size-limit" => {
-            number::<usize>(flag, &value)?;
+            parse_number::<usize>(flag, &value)?;
         }
-        // When the jailer began and what it used: mayfly counts from its own start.
+        // The value is checked only: mayfly measures from its own start, not from the jailer's.
         "--start-time-us" | "--start-time-cpu-us" | "--parent-cpu-time-us" => {
-            number::<u64>(flag, &value)?;
+            parse_number::<u64>(flag, &value)?;
         }
         "--metadata" => {
-            return Err(Error::Missing {
+            return Err(Error::Unsupported {
                 flag,
-                reason: "it has no metadata service (MMDS)",
+                reason: "mayfly has no metadata service (MMDS)",
             });
         }
         _ => {
-            return Err(Error::Missing {
+            return Err(Error::Unsupported {
                 flag,
-                reason: "it does not load filters; leave the flag out, or say --no-seccomp",
+                reason: "mayfly loads no filters; remove the flag or use --no-seccomp",
             });
         }
     }
     Ok(())
 }
 
-/// The name of a VM.
+/// Parses the name of a VM.
 ///
 /// # Errors
-/// What is a name.
-pub fn id(value: &OsStr) -> Result<String, &'static str> {
-    let right = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-';
+/// A description of valid names.
+pub fn parse_id(value: &OsStr) -> Result<String, &'static str> {
+    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-';
     let text = value
         .to_str()
-        .filter(|text| text.bytes().all(|byte| right(&byte)));
+        .filter(|text| text.bytes().all(|byte| allowed(&byte)));
     let text = text.filter(|text| (1..=64).contains(&text.len()));
     text.map(str::to_owned)
-        .ok_or("it is 1 to 64 letters, digits and hyphens")
+        .ok_or("expected 1 to 64 letters, digits and hyphens")
 }
 
-/// A log level, in any case, by Firecracker's names and by those of the log crate.
+/// Parses a log level, in any case, by Firecracker's names and those of the log crate.
 ///
 /// # Errors
-/// What there is.
-pub fn level(value: &OsStr) -> Result<LevelFilter, &'static str> {
+/// A description of valid levels.
+pub fn parse_level(value: &OsStr) -> Result<LevelFilter, &'static str> {
     let text = value.to_string_lossy();
     if text.eq_ignore_ascii_case("warning") {
         return Ok(LevelFilter::Warn);
     }
     text.parse()
-        .map_err(|_| "it is Off, Error, Warning, Info, Debug or Trace")
+        .map_err(|_| "expected Off, Error, Warning, Info, Debug or Trace")
 }
 
-fn number<T: FromStr>(flag: &'static str, value: &OsStr) -> Result<T, Error> {
+fn parse_number<T: FromStr>(flag: &'static str, value: &OsStr) -> Result<T, Error> {
     let text = value.to_string_lossy();
     text.parse().map_err(|_| Error::Value {
         flag,
         value: text.into_owned(),
-        reason: "a number is needed",
+        reason: "expected a number",
     })
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use std::path::PathBuf;
+
+    use log::LevelFilter;
+
+    use super::{FirecrackerArgs, FirecrackerCommand, SOCKET, parse};
+
+    fn parse_line(line: &str) -> Result<FirecrackerCommand, (String, u8)> {
+        let parsed = parse(line.split_whitespace().map(Into::into));
+        parsed.map_err(|error| (error.to_string(), error.status()))
+    }
+
+    fn options(line: &str) -> FirecrackerArgs {
+        match parse_line(line).unwrap() {
+            FirecrackerCommand::Serve(options) => *options,
+            other => panic!("{line} is {other:?}"),
+        }
+    }
+
+    #[test]
+    fn command_lines_of_clients_are_accepted() {
+        for line in [
+            "--api-sock S --id ID --no-seccomp",
+            "--no-api --config-file /tmp/fc.json",
+            "--no-api --config-file /tmp/fc.json --no-seccomp",
+            "--api-sock /tmp/c.sock --no-seccomp --config-file /tmp/fc.json",
+            "--id 1 --start-time-us 1 --start-time-cpu-us 2 --parent-cpu-time-us 3 --api-sock /run/firecracker.socket",
+            "--id UID --boot-timer --no-api --config-file P",
+            "--api-sock P --log-path L --level Debug --show-level --show-log-origin --module m --metrics-path M",
+            "--http-api-max-payload-size 100000 --mmds-size-limit 1",
+        ] {
+            options(line);
+        }
+        let one = options("--api-sock S --id a-1 --level warning --log-path L");
+        assert_eq!(
+            (one.socket, one.id.as_str(), one.log.level, one.log.path),
+            (
+                Some(PathBuf::from("S")),
+                "a-1",
+                Some(LevelFilter::Warn),
+                Some("L".into())
+            )
+        );
+        assert_eq!(options("").socket, Some(SOCKET.into()));
+        assert_eq!(options("--no-api --config-file f").socket, None);
+        assert_eq!(options("--no-api --config-file f --api-sock s").socket, None);
+        assert_eq!(parse_line("--id x --version"), Ok(FirecrackerCommand::Version));
+        assert_eq!(parse_line("--id x -h"), Ok(FirecrackerCommand::Help));
+    }
+
+    #[test]
+    fn usage_errors_name_the_flag() {
+        for (line, text, status) in [
+            ("--bogus", "\"--bogus\" is not a flag", 153),
+            ("run", "\"run\" is not a flag", 153),
+            ("--api-sock=/x", "\"--api-sock=/x\" is not a flag", 153),
+            ("--id a --id b", "--id is given twice", 153),
+            ("--id", "missing value: --id VALUE", 153),
+            ("--id --no-api", "missing value: --id VALUE", 153),
+            ("--id a_b", "1 to 64 letters", 153),
+            ("--level loud", "Off, Error, Warning", 152),
+            ("--no-api", "--no-api requires --config-file", 153),
+            ("--metadata f", "no metadata service", 153),
+            ("--enable-pci", "memory-mapped", 153),
+            ("--seccomp-filter f", "--no-seccomp", 153),
+            ("--start-time-us x", "expected a number", 153),
+            (
+                "--describe-snapshot",
+                "missing value: --describe-snapshot VALUE",
+                153,
+            ),
+            ("--snapshot-version --id a_b", "1 to 64 letters", 153),
+        ] {
+            let (message, code) = parse_line(line).unwrap_err();
+            assert!(message.contains(text), "{line}: {message}");
+            assert_eq!(code, status, "{line}");
+        }
+    }
+
+    #[test]
+    fn snapshot_versions_are_requested() {
+        assert_eq!(
+            parse_line("--snapshot-version"),
+            Ok(FirecrackerCommand::SnapshotVersion)
+        );
+        for line in ["--describe-snapshot /s", "--id x --describe-snapshot /s --no-api"] {
+            assert_eq!(
+                parse_line(line),
+                Ok(FirecrackerCommand::DescribeSnapshot("/s".into()))
+            );
+        }
+        // Firecracker gives --snapshot-version precedence.
+        assert_eq!(
+            parse_line("--describe-snapshot /s --snapshot-version"),
+            Ok(FirecrackerCommand::SnapshotVersion)
+        );
+    }
+}

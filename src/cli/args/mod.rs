@@ -1,5 +1,13 @@
-//! The command line.
+//! The command line: [`parse`] turns it into a [`Command`].
+//!
+//! | module | holds |
+//! |---|---|
+//! | `run`, `snapshot` | the arguments of `mayfly run` and of the snapshot commands |
+//! | `session` | the options of `mayfly run` and `mayfly restore` alike |
+//! | `firecracker` | Firecracker's command line |
+//! | `error` | usage errors |
 
+mod error;
 pub mod firecracker;
 mod run;
 mod session;
@@ -8,171 +16,111 @@ mod snapshot;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use error::{lossy, syntax};
+use firecracker::FirecrackerCommand;
 use lexopt::Arg;
 
 use crate::cli::ctl::{self, args::Ctl};
 use crate::cli::help::Topic;
 
+pub use error::Error;
 pub use run::RunArgs;
 pub use session::SessionArgs;
-pub use snapshot::{RestoreArgs, SnapshotArgs};
+pub use snapshot::{MEMORY, RestoreArgs, STATE, SnapshotArgs};
 
-/// Exit status for a command line that makes no sense.
-const USAGE: u8 = 2;
-
-/// What the user wants done.
+/// A command with its arguments.
 #[derive(Debug)]
 pub enum Command {
     /// Boot an image.
     Run(Box<RunArgs>),
-    /// Say what booting an image would do.
+    /// Describe an image.
     Inspect(PathBuf),
     /// Boot the embedded guest.
     Demo,
-    /// Serve a VM behind a control socket, by the flags of Firecracker.
+    /// Serve a VM over an API socket, with Firecracker's flags.
     Serve(Box<firecracker::FirecrackerArgs>),
-    /// Make a VM of a snapshot.
+    /// Load a snapshot.
     Restore(Box<RestoreArgs>),
-    /// Make a snapshot of a VM.
+    /// Create a snapshot.
     Snapshot(SnapshotArgs),
-    /// Say what is in a snapshot.
+    /// Describe a snapshot.
     SnapshotInfo(PathBuf),
-    /// Print the version of the format of snapshots.
+    /// Print the version of the snapshot format.
     SnapshotVersion,
-    /// Print the version of the format of a state file.
+    /// Print the format version of a state file.
     DescribeSnapshot(PathBuf),
-    /// Merge differences into a snapshot.
+    /// Merge diff snapshots into the first snapshot.
     SnapshotMerge(Vec<PathBuf>),
-    /// Ask a running mayfly.
+    /// Send a request to a running mayfly.
     Ctl(Box<Ctl>),
     /// Print a help text.
     Help(Topic),
     /// Print the version.
     Version,
-    /// Print the version of Firecracker whose place mayfly takes.
+    /// Print the version of Firecracker that mayfly replaces.
     FirecrackerVersion,
 }
 
-/// Why the command line makes no sense.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The flags of Firecracker make no sense.
-    #[error(transparent)]
-    Firecracker(firecracker::Error),
-    /// No command.
-    #[error("no command: try mayfly --help")]
-    NoCommand,
-    /// An unknown command.
-    #[error("there is no command {0:?}: try mayfly --help")]
-    Command(String),
-    /// No image.
-    #[error("mayfly {0} needs the path of an image: mayfly {0} KERNEL")]
-    NoKernel(&'static str),
-    /// No snapshot, or too few.
-    #[error("mayfly {0} needs the folder of a snapshot: try mayfly {0} --help")]
-    NoFolder(&'static str),
-    /// A second image, or words that were meant for the guest.
-    #[error("{0:?} is one word too many; what is meant for the guest comes after a lone --")]
-    Superfluous(String),
-    /// A value that an option cannot have.
-    #[error("{option} {value:?}: {reason}")]
-    Value {
-        /// The option.
-        option: &'static str,
-        /// What was given.
-        value: String,
-        /// What is wrong with it, and what would be right.
-        reason: String,
-    },
-    /// An option given twice.
-    #[error("{0} is there twice: which one counts?")]
-    Twice(&'static str),
-    /// An option without the one that it belongs to.
-    #[error("{0} goes with {1}")]
-    Alone(&'static str, &'static str),
-    /// Two options of which one makes the other senseless.
-    #[error("{0} and {1} cannot both be there: what is made ready would be recorded as touched")]
-    Contrary(&'static str, &'static str),
-    /// A guest argument that is not UTF-8.
-    #[error("the guest argument {0:?} is not printable ASCII")]
-    GuestArgument(OsString),
-    /// The words after `ctl` make no sense.
-    #[error(transparent)]
-    Ctl(ctl::args::Error),
-    /// An unknown option, or one without its value.
-    #[error("{source}: try mayfly {command} --help")]
-    Syntax {
-        /// The command, or nothing.
-        command: &'static str,
-        /// What the parser said.
-        source: lexopt::Error,
-    },
-}
-
-impl Error {
-    /// The exit status that it deserves.
-    pub fn status(&self) -> u8 {
-        match self {
-            Self::Firecracker(error) => error.status(),
-            _ => USAGE,
-        }
-    }
-}
-
-/// Reads the command line of `program`, as which mayfly was called.
+/// Parses the command line. `program` is the name by which mayfly was called.
 ///
 /// # Errors
-/// [`Error`], with the way out in its text.
+/// [`Error`] on a usage error.
 pub fn parse(program: &OsStr, arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Error> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let disguised = Path::new(program).file_name() == Some(OsStr::new("firecracker"));
-    if !firecracker::is_firecracker_command(disguised, arguments.first().map(OsString::as_os_str)) {
-        return own(arguments);
+    let as_firecracker = Path::new(program).file_name() == Some(OsStr::new("firecracker"));
+    if !firecracker::is_firecracker_command(as_firecracker, arguments.first().map(OsString::as_os_str)) {
+        return parse_command(arguments);
     }
     match firecracker::parse(arguments).map_err(Error::Firecracker)? {
-        firecracker::FirecrackerCommand::Serve(options) => Ok(Command::Serve(options)),
-        firecracker::FirecrackerCommand::Help => Ok(Command::Help(Topic::Firecracker)),
-        firecracker::FirecrackerCommand::Version if disguised => Ok(Command::FirecrackerVersion),
-        firecracker::FirecrackerCommand::Version => Ok(Command::Version),
-        firecracker::FirecrackerCommand::SnapshotVersion => Ok(Command::SnapshotVersion),
-        firecracker::FirecrackerCommand::DescribeSnapshot(path) => Ok(Command::DescribeSnapshot(path)),
+        FirecrackerCommand::Serve(options) => Ok(Command::Serve(options)),
+        FirecrackerCommand::Help => Ok(Command::Help(Topic::Firecracker)),
+        FirecrackerCommand::Version if as_firecracker => Ok(Command::FirecrackerVersion),
+        FirecrackerCommand::Version => Ok(Command::Version),
+        FirecrackerCommand::SnapshotVersion => Ok(Command::SnapshotVersion),
+        FirecrackerCommand::DescribeSnapshot(path) => Ok(Command::DescribeSnapshot(path)),
     }
 }
 
-fn own(arguments: Vec<OsString>) -> Result<Command, Error> {
+fn parse_command(arguments: Vec<OsString>) -> Result<Command, Error> {
     let mut parser = lexopt::Parser::from_args(arguments);
-    match parser.next().map_err(syntax(""))? {
+    match parser.next().map_err(Error::TopLevel)? {
         None => Err(Error::NoCommand),
         Some(Arg::Short('h') | Arg::Long("help")) => Ok(Command::Help(Topic::Mayfly)),
         Some(Arg::Short('V') | Arg::Long("version")) => Ok(Command::Version),
         Some(Arg::Value(command)) => match command.to_str() {
-            Some("run") => run::run(&mut parser),
+            Some("run") => Ok(run::parse(&mut parser)?.map_or(Command::Help(Topic::Run), Command::Run)),
             Some("inspect") => inspect(&mut parser),
             Some("demo") => demo(&mut parser),
             Some("ctl") => ctl(&mut parser),
-            Some("restore") => snapshot::restore(&mut parser),
-            Some("snapshot") => snapshot::take(&mut parser),
+            Some("restore") => {
+                let restore = snapshot::parse_restore(&mut parser)?;
+                Ok(restore.map_or(Command::Help(Topic::Restore), Command::Restore))
+            }
+            Some("snapshot") => {
+                let snapshot = snapshot::parse_snapshot(&mut parser)?;
+                Ok(snapshot.map_or(Command::Help(Topic::Snapshot), Command::Snapshot))
+            }
             Some("snapshot-info") => snapshot_info(&mut parser),
             Some("snapshot-merge") => snapshot_merge(&mut parser),
             Some("help") => help(&mut parser),
             _ => Err(Error::Command(lossy(&command))),
         },
-        Some(other) => Err(syntax("")(other.unexpected())),
+        Some(other) => Err(Error::TopLevel(other.unexpected())),
     }
 }
 
 fn snapshot_info(parser: &mut lexopt::Parser) -> Result<Command, Error> {
-    let mut folders = snapshot::folders(parser, "snapshot-info", 1)?.unwrap_or_default();
-    match (folders.pop(), folders.first()) {
+    let mut directories = snapshot::parse_directories(parser, "snapshot-info", 1)?.unwrap_or_default();
+    match (directories.pop(), directories.first()) {
         (None, _) => Ok(Command::Help(Topic::Snapshot)),
-        (Some(folder), None) => Ok(Command::SnapshotInfo(folder)),
+        (Some(directory), None) => Ok(Command::SnapshotInfo(directory)),
         (_, Some(more)) => Err(Error::Superfluous(more.display().to_string())),
     }
 }
 
 fn snapshot_merge(parser: &mut lexopt::Parser) -> Result<Command, Error> {
-    let folders = snapshot::folders(parser, "snapshot-merge", 2)?;
-    Ok(folders.map_or(Command::Help(Topic::Snapshot), Command::SnapshotMerge))
+    let directories = snapshot::parse_directories(parser, "snapshot-merge", 2)?;
+    Ok(directories.map_or(Command::Help(Topic::Snapshot), Command::SnapshotMerge))
 }
 
 fn inspect(parser: &mut lexopt::Parser) -> Result<Command, Error> {
@@ -201,7 +149,7 @@ fn ctl(parser: &mut lexopt::Parser) -> Result<Command, Error> {
 }
 
 fn help(parser: &mut lexopt::Parser) -> Result<Command, Error> {
-    match parser.next().map_err(syntax(""))? {
+    match parser.next().map_err(Error::TopLevel)? {
         None => Ok(Command::Help(Topic::Mayfly)),
         Some(Arg::Value(command)) => match command.to_str() {
             Some("run") => Ok(Command::Help(Topic::Run)),
@@ -213,40 +161,32 @@ fn help(parser: &mut lexopt::Parser) -> Result<Command, Error> {
             Some("snapshot" | "snapshot-info" | "snapshot-merge") => Ok(Command::Help(Topic::Snapshot)),
             _ => Err(Error::Command(lossy(&command))),
         },
-        Some(other) => Err(syntax("")(other.unexpected())),
+        Some(other) => Err(Error::TopLevel(other.unexpected())),
     }
-}
-
-fn syntax(command: &'static str) -> impl FnOnce(lexopt::Error) -> Error {
-    move |source| Error::Syntax { command, source }
-}
-
-fn lossy(word: &OsString) -> String {
-    word.to_string_lossy().into_owned()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Command, Error, RunArgs, parse};
+    use super::{Command, Error, RunArgs};
     use crate::cli::help::Topic;
 
-    fn words(line: &str) -> Result<Command, Error> {
-        parse("mayfly".as_ref(), line.split_whitespace().map(Into::into))
+    fn parse(line: &str) -> Result<Command, Error> {
+        super::parse("mayfly".as_ref(), line.split_whitespace().map(Into::into))
     }
 
     fn run(line: &str) -> RunArgs {
-        match words(line).unwrap() {
+        match parse(line).unwrap() {
             Command::Run(run) => *run,
             other => panic!("{line} is {other:?}"),
         }
     }
 
     fn error(line: &str) -> String {
-        words(line).unwrap_err().to_string()
+        parse(line).unwrap_err().to_string()
     }
 
     #[test]
-    fn options_come_before_or_after_the_image() {
+    fn options_precede_or_follow_the_image() {
         for line in [
             "run --memory 64M --cpus 2 k",
             "run k --cpus=2 -m64M",
@@ -259,64 +199,65 @@ mod tests {
     }
 
     #[test]
-    fn the_guest_gets_all_after_the_first_lone_dashes() {
+    fn guest_arguments_follow_first_lone_dashes() {
         let config = run("run k -- netdev.ip=1.2.3.4/24 -- /app --help [ ]").config;
         assert_eq!(config.cmdline, "netdev.ip=1.2.3.4/24 -- /app --help [ ]");
         assert_eq!(run("run k --").config.cmdline, "");
     }
 
     #[test]
-    fn wrong_words_are_named() {
+    fn usage_errors_name_the_argument() {
         for (line, text) in [
-            ("", "no command: try mayfly --help"),
-            ("start k", "there is no command \"start\": try mayfly --help"),
-            ("run", "mayfly run needs the path of an image: mayfly run KERNEL"),
+            ("", "missing command; run mayfly --help"),
+            ("start k", "\"start\" is not a command; run mayfly --help"),
+            (
+                "run",
+                "mayfly run: missing the path of an image: mayfly run KERNEL",
+            ),
             (
                 "run --memory 1M",
-                "mayfly run needs the path of an image: mayfly run KERNEL",
+                "mayfly run: missing the path of an image: mayfly run KERNEL",
             ),
             (
                 "run k l",
-                "\"l\" is one word too many; what is meant for the guest comes after a lone --",
+                "\"l\" is an unexpected argument; guest arguments follow a lone --",
             ),
             (
                 "run k --id a_b",
-                "--id \"a_b\": it is 1 to 64 letters, digits and hyphens",
+                "--id \"a_b\": expected 1 to 64 letters, digits and hyphens",
             ),
             (
                 "run k --log-level loud",
-                "--log-level \"loud\": it is Off, Error, Warning, Info, Debug or Trace",
+                "--log-level \"loud\": expected Off, Error, Warning, Info, Debug or Trace",
             ),
-            ("run k --cpus x", "--cpus \"x\": a number is needed"),
-            (
-                "run k --cpus 1 --cpus 2",
-                "--cpus is there twice: which one counts?",
-            ),
+            ("run k --cpus x", "--cpus \"x\": expected a number"),
+            ("run k --cpus 1 --cpus 2", "--cpus is given twice; remove one"),
             (
                 "run k --irqchip none",
-                "--irqchip \"none\": \"none\" is no interrupt controller: it is split or kernel",
+                "--irqchip \"none\": \"none\" is not an interrupt controller mode: use split or kernel",
             ),
-            ("run k --bogus", "invalid option '--bogus': try mayfly run --help"),
+            ("run k --bogus", "invalid option '--bogus'; run mayfly run --help"),
             (
                 "run k --memory",
-                "missing argument for option '--memory': try mayfly run --help",
+                "missing argument for option '--memory'; run mayfly run --help",
             ),
             (
                 "inspect",
-                "mayfly inspect needs the path of an image: mayfly inspect KERNEL",
+                "mayfly inspect: missing the path of an image: mayfly inspect KERNEL",
             ),
             (
                 "inspect a b",
-                "unexpected argument \"b\": try mayfly inspect --help",
+                "unexpected argument \"b\"; run mayfly inspect --help",
             ),
-            ("demo x", "unexpected argument \"x\": try mayfly demo --help"),
+            ("demo x", "unexpected argument \"x\"; run mayfly demo --help"),
+            ("help --run", "invalid option '--run'; run mayfly --help"),
         ] {
             assert_eq!(error(line), text, "{line}");
         }
     }
 
     #[test]
-    fn help_is_everywhere() {
+    fn help_is_accepted_anywhere() {
         for (line, topic) in [
             ("--help", Topic::Mayfly),
             ("help", Topic::Mayfly),
@@ -325,11 +266,13 @@ mod tests {
             ("help run", Topic::Run),
             ("inspect --help", Topic::Inspect),
             ("demo --help", Topic::Demo),
+            ("restore s --help", Topic::Restore),
+            ("snapshot-merge a b -h", Topic::Snapshot),
             ("ctl drive --help", Topic::Ctl),
             ("help ctl", Topic::Ctl),
         ] {
             assert!(
-                matches!(words(line), Ok(Command::Help(found)) if found == topic),
+                matches!(parse(line), Ok(Command::Help(found)) if found == topic),
                 "{line}"
             );
         }

@@ -1,4 +1,4 @@
-//! The options of `mayfly run`.
+//! The arguments of `mayfly run`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -7,51 +7,50 @@ use std::str::FromStr;
 use lexopt::Arg;
 use vmm::config::{DeviceConfig, VmConfig};
 
-use super::session::{self, Seen, SessionArgs, path, value};
-use super::{Command, Error, lossy, syntax};
-use crate::cli::help::Topic;
+use super::error::{Error, lossy, syntax};
+use super::session::{self, GivenOptions, SessionArgs, path, value};
 
-/// Options of `mayfly run`.
+/// Arguments of `mayfly run`.
 #[derive(Debug)]
 pub struct RunArgs {
-    /// The machine.
+    /// Configuration of the VM.
     pub config: VmConfig,
-    /// What is told of it, and to whom.
+    /// Options of the session.
     pub session: SessionArgs,
 }
 
-/// Reads the options of `mayfly run`.
-pub(super) fn run(parser: &mut lexopt::Parser) -> Result<Command, Error> {
-    let mut seen = Seen::default();
+/// Parses the arguments after `run`. Returns nothing if they request help.
+pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Option<Box<RunArgs>>, Error> {
+    let mut given = GivenOptions::default();
     let mut kernel = None;
     let mut run = RunArgs {
         config: VmConfig::new(PathBuf::new()),
         session: SessionArgs::default(),
     };
     loop {
-        // Everything after the first lone -- is the guest's, further ones included.
+        // lexopt drops a lone --; guest arguments keep any further one.
         if let Some(raw) = parser.try_raw_args()
-            && raw.peek().is_some_and(|word| word == "--")
+            && raw.peek().is_some_and(|argument| argument == "--")
         {
-            let words: Vec<_> = parser.raw_args().map_err(syntax("run"))?.skip(1).collect();
-            run.config.cmdline = guest_arguments(words)?;
+            let arguments: Vec<_> = parser.raw_args().map_err(syntax("run"))?.skip(1).collect();
+            run.config.cmdline = join_guest_arguments(arguments)?;
             break;
         }
         let Some(argument) = parser.next().map_err(syntax("run"))? else {
             break;
         };
         match argument {
-            Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help(Topic::Run)),
+            Arg::Short('h') | Arg::Long("help") => return Ok(None),
             Arg::Value(path) if kernel.is_none() => kernel = Some(PathBuf::from(path)),
-            Arg::Value(word) => return Err(Error::Superfluous(lossy(&word))),
-            Arg::Short('m') => option(parser, &mut run, &mut seen, "--memory")?,
+            Arg::Value(argument) => return Err(Error::Superfluous(lossy(&argument))),
+            Arg::Short('m') => parse_option(parser, &mut run, &mut given, "--memory")?,
             Arg::Long(name) => {
                 let name = OPTIONS
                     .iter()
                     .chain(&session::OPTIONS)
                     .find(|known| known.trim_start_matches("--") == name);
                 match name {
-                    Some(name) => option(parser, &mut run, &mut seen, name)?,
+                    Some(name) => parse_option(parser, &mut run, &mut given, name)?,
                     None => return Err(syntax("run")(argument.unexpected())),
                 }
             }
@@ -59,7 +58,7 @@ pub(super) fn run(parser: &mut lexopt::Parser) -> Result<Command, Error> {
         }
     }
     run.config.kernel = kernel.ok_or(Error::NoKernel("run"))?;
-    Ok(Command::Run(Box::new(run)))
+    Ok(Some(Box::new(run)))
 }
 
 const OPTIONS: [&str; 10] = [
@@ -75,10 +74,10 @@ const OPTIONS: [&str; 10] = [
     "--net",
 ];
 
-fn option(
+fn parse_option(
     parser: &mut lexopt::Parser,
     run: &mut RunArgs,
-    seen: &mut Seen,
+    given: &mut GivenOptions,
     name: &'static str,
 ) -> Result<(), Error> {
     let config = &mut run.config;
@@ -89,7 +88,7 @@ fn option(
         "--net" => {
             return value(parser, "run", name).map(|net| config.devices.push(DeviceConfig::Interface(net)));
         }
-        _ => seen.note(name)?,
+        _ => given.add(name)?,
     }
     match name {
         "--memory" => config.memory = value(parser, "run", name)?,
@@ -100,24 +99,25 @@ fn option(
         "--no-acpi" => config.acpi = false,
         "--no-mptable" => config.mptable = false,
         "--no-device-arguments" => config.device_arguments = false,
-        other => run.session.option(parser, "run", other)?,
+        other => run.session.parse_option(parser, "run", other)?,
     }
     Ok(())
 }
 
-/// A number, whose error says that one is needed.
+/// A number with an error text of its own: that of `u32` does not name the expected value.
 struct Count(u32);
 
 impl FromStr for Count {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, &'static str> {
-        text.parse().map(Self).map_err(|_| "a number is needed")
+        text.parse().map(Self).map_err(|_| "expected a number")
     }
 }
 
-/// The command line of the guest: its words with a blank in between, as a shell user would write them.
-fn guest_arguments(words: Vec<OsString>) -> Result<String, Error> {
-    let words: Result<Vec<_>, _> = words.into_iter().map(OsString::into_string).collect();
-    words.map(|words| words.join(" ")).map_err(Error::GuestArgument)
+/// Joins guest arguments by spaces into a command line.
+fn join_guest_arguments(arguments: Vec<OsString>) -> Result<String, Error> {
+    let arguments: Result<Vec<_>, _> = arguments.into_iter().map(OsString::into_string).collect();
+    let arguments = arguments.map_err(Error::GuestArgument)?;
+    Ok(arguments.join(" "))
 }

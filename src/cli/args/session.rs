@@ -1,28 +1,26 @@
-//! The options that `mayfly run` and `mayfly restore` have in common.
+//! The options of `mayfly run` and `mayfly restore` alike.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use api::http::HttpLimits;
 use api::process::LoggerSettings;
 
+use super::error::{Error, lossy, syntax};
 use super::firecracker;
-use super::{Error, lossy, syntax};
-use crate::serve::ApiOptions;
 
-/// What is told of a VM, and who may ask for more.
+/// Options for measurements, the API socket and the log.
 #[derive(Debug)]
 pub struct SessionArgs {
-    /// Print how long each phase took.
+    /// Print the length of each phase.
     pub timings: bool,
-    /// Write the phases as a Chrome trace.
+    /// Path of a Chrome trace to write.
     pub trace: Option<PathBuf>,
-    /// Path of a control socket.
+    /// Path of the API socket.
     pub socket: Option<PathBuf>,
     /// Name of the VM.
     pub id: String,
-    /// The log.
+    /// Settings of the log.
     pub log: LoggerSettings,
 }
 
@@ -38,7 +36,7 @@ impl Default for SessionArgs {
     }
 }
 
-/// Their names.
+/// Names of the options.
 pub const OPTIONS: [&str; 6] = [
     "--timings",
     "--trace",
@@ -49,19 +47,8 @@ pub const OPTIONS: [&str; 6] = [
 ];
 
 impl SessionArgs {
-    /// The way to the VM from outside, if one is wanted.
-    pub fn front(&self) -> Option<ApiOptions<'_>> {
-        let wanted = self.socket.is_some() || self.log != LoggerSettings::default();
-        wanted.then(|| ApiOptions {
-            socket: self.socket.as_deref(),
-            limits: HttpLimits::default(),
-            id: &self.id,
-            log: &self.log,
-        })
-    }
-
-    /// Takes the value of the option `name`, one of [`OPTIONS`], of `command`.
-    pub fn option(
+    /// Parses the value of the option `name` of `command`. `name` is in [`OPTIONS`].
+    pub fn parse_option(
         &mut self,
         parser: &mut lexopt::Parser,
         command: &'static str,
@@ -69,8 +56,10 @@ impl SessionArgs {
     ) -> Result<(), Error> {
         match name {
             "--timings" => self.timings = true,
-            "--id" => self.id = checked(parser, command, name, firecracker::id)?,
-            "--log-level" => self.log.level = Some(checked(parser, command, name, firecracker::level)?),
+            "--id" => self.id = checked(parser, command, name, firecracker::parse_id)?,
+            "--log-level" => {
+                self.log.level = Some(checked(parser, command, name, firecracker::parse_level)?);
+            }
             "--trace" => self.trace = Some(path(parser, command)?),
             "--api-sock" => self.socket = Some(path(parser, command)?),
             "--log-file" => self.log.path = Some(path(parser, command)?),
@@ -80,13 +69,13 @@ impl SessionArgs {
     }
 }
 
-/// Options that were there.
+/// Options that are given already.
 #[derive(Default)]
-pub struct Seen(Vec<&'static str>);
+pub struct GivenOptions(Vec<&'static str>);
 
-impl Seen {
-    /// Notes one that may be there once.
-    pub fn note(&mut self, option: &'static str) -> Result<(), Error> {
+impl GivenOptions {
+    /// Adds `option`; fails if it is given twice.
+    pub fn add(&mut self, option: &'static str) -> Result<(), Error> {
         if self.0.contains(&option) {
             return Err(Error::Twice(option));
         }
@@ -95,7 +84,7 @@ impl Seen {
     }
 }
 
-/// The value of `option` of `command` as `check` reads it.
+/// Parses the value of `option` of `command` by `check`, whose error describes valid values.
 fn checked<T>(
     parser: &mut lexopt::Parser,
     command: &'static str,
@@ -110,12 +99,12 @@ fn checked<T>(
     })
 }
 
-/// A path, of any bytes.
+/// Returns the value of an option of `command` as a path, which need not be UTF-8.
 pub fn path(parser: &mut lexopt::Parser, command: &'static str) -> Result<PathBuf, Error> {
     parser.value().map(PathBuf::from).map_err(syntax(command))
 }
 
-/// The value of `option` of `command`.
+/// Parses the value of `option` of `command`.
 pub fn value<T: FromStr>(
     parser: &mut lexopt::Parser,
     command: &'static str,

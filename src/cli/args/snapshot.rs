@@ -1,39 +1,42 @@
-//! The options of the commands for snapshots.
+//! The arguments of the snapshot commands.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use lexopt::Arg;
 use vmm::config::{NetBackend, OptionError};
-use vmm::control::{DEFAULT_RECORD_LENGTH, LoadSnapshotParams, MAX_RECORD_MS, RecordOptions};
+use vmm::control::{DEFAULT_RECORD_LENGTH, LoadSnapshotParams, MAX_RECORD_MS, MemorySource, RecordOptions};
 
+use super::error::{Error, syntax};
 use super::firecracker::SOCKET;
-use super::session::{self, Seen, SessionArgs, path, value};
-use super::{Command, Error, syntax};
-use crate::cli::help::Topic;
-use crate::snapshot::{MEMORY, STATE};
+use super::session::{self, GivenOptions, SessionArgs, path, value};
 
-/// Options of `mayfly restore`.
+/// Name of the state file in the directory of a snapshot.
+pub const STATE: &str = "state";
+/// Name of the memory file in the directory of a snapshot.
+pub const MEMORY: &str = "memory";
+
+/// Arguments of `mayfly restore`.
 #[derive(Debug)]
 pub struct RestoreArgs {
-    /// The snapshot, and what is other than it was.
-    pub thaw: LoadSnapshotParams,
-    /// What is told of it, and to whom.
+    /// The snapshot and its overrides.
+    pub params: LoadSnapshotParams,
+    /// Options of the session.
     pub session: SessionArgs,
 }
 
-/// Options of `mayfly snapshot`.
+/// Arguments of `mayfly snapshot`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SnapshotArgs {
     /// Path of the API socket of the VM.
     pub socket: PathBuf,
-    /// Where the snapshot goes.
-    pub folder: PathBuf,
-    /// Only what differs from what the VM was restored from.
+    /// Directory of the snapshot.
+    pub directory: PathBuf,
+    /// Create a diff snapshot.
     pub diff: bool,
 }
 
-const FLAGS: [&str; 7] = [
+const OPTIONS: [&str; 7] = [
     "--net",
     "--disk",
     "--paused",
@@ -45,13 +48,13 @@ const FLAGS: [&str; 7] = [
 const RECORD: &str = "--record-working-set";
 const LENGTH: &str = "--record-ms";
 
-/// Reads the options of `mayfly restore`.
-pub(super) fn restore(parser: &mut lexopt::Parser) -> Result<Command, Error> {
-    let mut seen = Seen::default();
-    let mut folder = None;
+/// Parses the arguments after `restore`. Returns nothing if they request help.
+pub(super) fn parse_restore(parser: &mut lexopt::Parser) -> Result<Option<Box<RestoreArgs>>, Error> {
+    let mut given = GivenOptions::default();
+    let mut directory = None;
     let mut length = None;
     let mut restore = RestoreArgs {
-        thaw: LoadSnapshotParams {
+        params: LoadSnapshotParams {
             resume: true,
             ..LoadSnapshotParams::new(PathBuf::new(), PathBuf::new())
         },
@@ -59,222 +62,224 @@ pub(super) fn restore(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     };
     while let Some(argument) = parser.next().map_err(syntax("restore"))? {
         match argument {
-            Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help(Topic::Restore)),
-            Arg::Value(path) if folder.is_none() => folder = Some(PathBuf::from(path)),
+            Arg::Short('h') | Arg::Long("help") => return Ok(None),
+            Arg::Value(path) if directory.is_none() => directory = Some(PathBuf::from(path)),
             Arg::Long(name) => {
-                let mut known = FLAGS.iter().chain(&session::OPTIONS);
+                let mut known = OPTIONS.iter().chain(&session::OPTIONS);
                 match known.find(|known| known.trim_start_matches("--") == name) {
                     Some(&LENGTH) => {
-                        seen.note(LENGTH)?;
-                        length = Some(milliseconds(parser)?);
+                        given.add(LENGTH)?;
+                        length = Some(parse_length(parser)?);
                     }
-                    Some(name) => option(parser, &mut restore, &mut seen, name)?,
+                    Some(name) => parse_option(parser, &mut restore, &mut given, name)?,
                     None => return Err(syntax("restore")(argument.unexpected())),
                 }
             }
             other => return Err(syntax("restore")(other.unexpected())),
         }
     }
-    let folder = folder.ok_or(Error::NoFolder("restore"))?;
-    restore.thaw.state = folder.join(STATE);
-    restore.thaw.memory = vmm::control::MemorySource::File(folder.join(MEMORY));
-    record(&mut restore.thaw, length)?;
-    Ok(Command::Restore(Box::new(restore)))
+    let directory = directory.ok_or(Error::NoDirectory("restore"))?;
+    restore.params.state = directory.join(STATE);
+    restore.params.memory = MemorySource::File(directory.join(MEMORY));
+    set_length(&mut restore.params, length)?;
+    Ok(Some(Box::new(restore)))
 }
 
-fn option(
+fn parse_option(
     parser: &mut lexopt::Parser,
     restore: &mut RestoreArgs,
-    seen: &mut Seen,
+    given: &mut GivenOptions,
     name: &'static str,
 ) -> Result<(), Error> {
-    let thaw = &mut restore.thaw;
+    let params = &mut restore.params;
     match name {
         "--net" => {
-            let (id, text) = assignment(parser, name)?;
+            let (id, text) = parse_override(parser, name)?;
             let backend: Result<NetBackend, OptionError> = text.parse();
             let backend = backend.map_err(|error| Error::Value {
                 option: name,
                 value: text,
                 reason: error.to_string(),
             })?;
-            thaw.overrides.push((id, backend.into()));
+            params.overrides.push((id, backend.into()));
             return Ok(());
         }
         "--disk" => {
-            let (id, file) = assignment(parser, name)?;
-            thaw.overrides.push((id, PathBuf::from(file).into()));
+            let (id, file) = parse_override(parser, name)?;
+            params.overrides.push((id, PathBuf::from(file).into()));
             return Ok(());
         }
-        _ => seen.note(name)?,
+        _ => given.add(name)?,
     }
     match name {
-        "--paused" => restore.thaw.resume = false,
-        "--realtime" => thaw.realtime = true,
-        "--working-set" => thaw.working_set.prefetch = Some(path(parser, "restore")?),
+        "--paused" => params.resume = false,
+        "--realtime" => params.realtime = true,
+        "--working-set" => params.working_set.prefetch = Some(path(parser, "restore")?),
         RECORD => {
-            thaw.working_set.record = Some(RecordOptions {
+            params.working_set.record = Some(RecordOptions {
                 path: path(parser, "restore")?,
                 length: DEFAULT_RECORD_LENGTH,
             });
         }
-        other => restore.session.option(parser, "restore", other)?,
+        other => restore.session.parse_option(parser, "restore", other)?,
     }
     Ok(())
 }
 
-/// How long is recorded.
-fn milliseconds(parser: &mut lexopt::Parser) -> Result<Duration, Error> {
+/// Parses the length of a recording.
+fn parse_length(parser: &mut lexopt::Parser) -> Result<Duration, Error> {
     let text: String = value(parser, "restore", LENGTH)?;
     match text.parse() {
         Ok(number @ 1..=MAX_RECORD_MS) => Ok(Duration::from_millis(number)),
         _ => Err(Error::Value {
             option: LENGTH,
             value: text,
-            reason: format!("it is a number of milliseconds from 1 to {MAX_RECORD_MS}"),
+            reason: format!("expected a number of milliseconds from 1 to {MAX_RECORD_MS}"),
         }),
     }
 }
 
-/// Puts the length to the recording, which there must be then, and no set that is used.
-fn record(thaw: &mut LoadSnapshotParams, length: Option<Duration>) -> Result<(), Error> {
-    match (&mut thaw.working_set.record, length) {
-        (None, Some(_)) => return Err(Error::Alone(LENGTH, RECORD)),
+/// Sets the length of the recording, and checks the options of the working set against each other.
+fn set_length(params: &mut LoadSnapshotParams, length: Option<Duration>) -> Result<(), Error> {
+    match (&mut params.working_set.record, length) {
+        (None, Some(_)) => return Err(Error::Requires(LENGTH, RECORD)),
         (Some(record), Some(length)) => record.length = length,
         _ => {}
     }
-    let first = &thaw.working_set;
-    if first.record.is_some() && first.prefetch.is_some() {
-        return Err(Error::Contrary("--working-set", RECORD));
+    let working_set = &params.working_set;
+    if working_set.record.is_some() && working_set.prefetch.is_some() {
+        return Err(Error::Exclusive("--working-set", RECORD));
     }
     Ok(())
 }
 
-/// `NAME=VALUE`
-fn assignment(parser: &mut lexopt::Parser, option: &'static str) -> Result<(String, String), Error> {
+/// Parses `ID=VALUE`.
+fn parse_override(parser: &mut lexopt::Parser, option: &'static str) -> Result<(String, String), Error> {
     let text: String = value(parser, "restore", option)?;
     let split = text
         .split_once('=')
-        .filter(|(name, value)| !name.is_empty() && !value.is_empty());
+        .filter(|(id, value)| !id.is_empty() && !value.is_empty());
     match split {
-        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+        Some((id, value)) => Ok((id.to_owned(), value.to_owned())),
         None => Err(Error::Value {
             option,
             value: text,
-            reason: "it is the name that the device had, =, and what it is to be on now".into(),
+            reason: "expected ID=VALUE, with the ID of a device in the snapshot".into(),
         }),
     }
 }
 
-/// Reads the options of `mayfly snapshot`.
-pub(super) fn take(parser: &mut lexopt::Parser) -> Result<Command, Error> {
-    let mut folder = None;
-    let mut take = SnapshotArgs {
-        socket: SOCKET.into(),
-        folder: PathBuf::new(),
-        diff: false,
-    };
+/// Parses the arguments after `snapshot`. Returns nothing if they request help.
+pub(super) fn parse_snapshot(parser: &mut lexopt::Parser) -> Result<Option<SnapshotArgs>, Error> {
+    let mut directory = None;
+    let mut socket = PathBuf::from(SOCKET);
+    let mut diff = false;
     while let Some(argument) = parser.next().map_err(syntax("snapshot"))? {
         match argument {
-            Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help(Topic::Snapshot)),
-            Arg::Value(path) if folder.is_none() => folder = Some(PathBuf::from(path)),
-            Arg::Long("api-sock") => take.socket = path(parser, "snapshot")?,
-            Arg::Long("diff") => take.diff = true,
+            Arg::Short('h') | Arg::Long("help") => return Ok(None),
+            Arg::Value(path) if directory.is_none() => directory = Some(PathBuf::from(path)),
+            Arg::Long("api-sock") => socket = path(parser, "snapshot")?,
+            Arg::Long("diff") => diff = true,
             other => return Err(syntax("snapshot")(other.unexpected())),
         }
     }
-    take.folder = folder.ok_or(Error::NoFolder("snapshot"))?;
-    Ok(Command::Snapshot(take))
+    Ok(Some(SnapshotArgs {
+        socket,
+        directory: directory.ok_or(Error::NoDirectory("snapshot"))?,
+        diff,
+    }))
 }
 
-/// Reads the folders of `mayfly snapshot-info` and `mayfly snapshot-merge`, at least as many as `least`.
-pub(super) fn folders(
+/// Parses the directories after `snapshot-info` and `snapshot-merge`, at least `min` of them. Returns nothing if the
+/// arguments request help.
+pub(super) fn parse_directories(
     parser: &mut lexopt::Parser,
     command: &'static str,
-    least: usize,
+    min: usize,
 ) -> Result<Option<Vec<PathBuf>>, Error> {
-    let mut folders = Vec::new();
+    let mut directories = Vec::new();
     while let Some(argument) = parser.next().map_err(syntax(command))? {
         match argument {
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
-            Arg::Value(path) => folders.push(PathBuf::from(path)),
+            Arg::Value(path) => directories.push(PathBuf::from(path)),
             other => return Err(syntax(command)(other.unexpected())),
         }
     }
-    match folders.len() >= least {
-        true => Ok(Some(folders)),
-        false => Err(Error::NoFolder(command)),
+    match directories.len() >= min {
+        true => Ok(Some(directories)),
+        false => Err(Error::NoDirectory(command)),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Command, parse};
     use std::path::PathBuf;
 
+    use super::super::Command;
     use vmm::config::NetBackend;
     use vmm::control::WorkingSetOptions;
 
-    fn words(line: &str) -> Result<Command, String> {
-        parse("mayfly".as_ref(), line.split_whitespace().map(Into::into)).map_err(|error| error.to_string())
+    fn parse(line: &str) -> Result<Command, String> {
+        super::super::parse("mayfly".as_ref(), line.split_whitespace().map(Into::into))
+            .map_err(|error| error.to_string())
     }
 
     #[test]
-    fn a_snapshot_is_a_folder_and_its_devices_have_names() {
+    fn restore_overrides_devices_by_id() {
         let Command::Restore(restore) =
-            words("restore /s --net eth0=tap:t1 --disk root=/a=b --paused --id x").unwrap()
+            parse("restore /s --net eth0=tap:t1 --disk root=/a=b --paused --id x").unwrap()
         else {
             panic!("no restore");
         };
-        assert_eq!(restore.thaw.state.to_str(), Some("/s/state"));
+        assert_eq!(restore.params.state.to_str(), Some("/s/state"));
         let overrides = [
             ("eth0".into(), NetBackend::Tap("t1".into()).into()),
             ("root".into(), PathBuf::from("/a=b").into()),
         ];
-        assert_eq!(restore.thaw.overrides, overrides);
-        assert!(!restore.thaw.resume && !restore.thaw.realtime && restore.session.id == "x");
+        assert_eq!(restore.params.overrides, overrides);
+        assert!(!restore.params.resume && !restore.params.realtime && restore.session.id == "x");
     }
 
     #[test]
-    fn first_touches_are_recorded_or_prepared() {
-        let thaw = |line: &str| match words(line).unwrap() {
-            Command::Restore(restore) => restore.thaw.working_set,
+    fn working_set_is_used_or_recorded() {
+        let working_set = |line: &str| match parse(line).unwrap() {
+            Command::Restore(restore) => restore.params.working_set,
             other => panic!("{line} is {other:?}"),
         };
-        assert_eq!(thaw("restore /s"), WorkingSetOptions::default());
-        let set = thaw("restore /s --working-set /w");
+        assert_eq!(working_set("restore /s"), WorkingSetOptions::default());
+        let set = working_set("restore /s --working-set /w");
         assert_eq!((set.prefetch, set.record), (Some("/w".into()), None));
         for (line, milliseconds) in [
             ("restore /s --record-working-set /w", 100),
             ("restore /s --record-working-set /w --record-ms 7", 7),
             ("restore /s --record-ms=7 --record-working-set=/w", 7),
         ] {
-            let record = thaw(line).record.unwrap();
+            let record = working_set(line).record.unwrap();
             assert_eq!(record.path.to_str(), Some("/w"));
             assert_eq!(record.length.as_millis(), milliseconds, "{line}");
         }
     }
 
     #[test]
-    fn what_makes_no_sense_is_named() {
+    fn usage_errors_name_the_argument() {
         for (line, text) in [
-            ("restore", "needs the folder of a snapshot"),
+            ("restore", "missing the directory of a snapshot"),
             ("restore a b", "unexpected argument"),
-            ("restore a --net tap0", "the name that the device had"),
+            ("restore a --net tap0", "expected ID=VALUE"),
             ("restore a --net n=bridge:b", "tap:NAME"),
             (
                 "restore a --net n=user,mac=02:00:00:00:00:01",
                 "no option \"mac\"",
             ),
-            ("restore a --disk =x", "the name that the device had"),
-            ("restore a --paused --paused", "--paused is there twice"),
+            ("restore a --disk =x", "expected ID=VALUE"),
+            ("restore a --paused --paused", "--paused is given twice"),
             (
                 "restore a --record-ms 5",
-                "--record-ms goes with --record-working-set",
+                "--record-ms requires --record-working-set",
             ),
             (
                 "restore a --record-working-set w --working-set w",
-                "--working-set and --record-working-set",
+                "--working-set and --record-working-set exclude",
             ),
             ("restore a --working-set", "missing argument"),
             (
@@ -286,13 +291,13 @@ mod tests {
                 "from 1 to 600000",
             ),
             ("restore a --record-ms x", "from 1 to 600000"),
-            ("snapshot", "needs the folder of a snapshot"),
+            ("snapshot", "missing the directory of a snapshot"),
             ("snapshot a --full", "invalid option"),
-            ("snapshot-info", "needs the folder of a snapshot"),
-            ("snapshot-merge a", "needs the folder of a snapshot"),
+            ("snapshot-info", "missing the directory of a snapshot"),
+            ("snapshot-merge a", "missing the directory of a snapshot"),
         ] {
-            let said = words(line).unwrap_err();
-            assert!(said.contains(text), "{line}: {said}");
+            let message = parse(line).unwrap_err();
+            assert!(message.contains(text), "{line}: {message}");
         }
     }
 }

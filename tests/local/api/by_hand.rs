@@ -118,7 +118,7 @@ fn a_difference_is_merged_into_what_it_differs_from() {
     let start = ticks(&mut vm, 30);
     create_snapshot(&vm, &part, &["--diff"]);
     vm.terminate();
-    assert!(run_ok(&["snapshot-info", &part]).contains("a difference"));
+    assert!(run_ok(&["snapshot-info", &part]).contains("diff snapshot"));
     assert!(run_err(&["restore", &part]).contains("mayfly snapshot-merge"));
     assert!(run_err(&["snapshot-merge", &part, &whole]).contains("no difference"));
     run_ok(&["snapshot-merge", &whole, &part]);

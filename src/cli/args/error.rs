@@ -1,0 +1,88 @@
+//! Usage errors.
+
+use std::ffi::{OsStr, OsString};
+
+use super::firecracker;
+use crate::cli::ctl;
+
+/// Exit status of a usage error.
+const USAGE: u8 = 2;
+
+/// Usage error.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A flag of Firecracker's command line is invalid.
+    #[error(transparent)]
+    Firecracker(firecracker::Error),
+    /// No command is given.
+    #[error("missing command; run mayfly --help")]
+    NoCommand,
+    /// The command is unknown.
+    #[error("{0:?} is not a command; run mayfly --help")]
+    Command(String),
+    /// No image is given.
+    #[error("mayfly {0}: missing the path of an image: mayfly {0} KERNEL")]
+    NoKernel(&'static str),
+    /// No snapshot is given, or too few.
+    #[error("mayfly {0}: missing the directory of a snapshot; run mayfly {0} --help")]
+    NoDirectory(&'static str),
+    /// There is an argument too many, possibly one of the guest.
+    #[error("{0:?} is an unexpected argument; guest arguments follow a lone --")]
+    Superfluous(String),
+    /// The value is invalid for its option.
+    #[error("{option} {value:?}: {reason}")]
+    Value {
+        /// The option.
+        option: &'static str,
+        /// The given value.
+        value: String,
+        /// The error, and a description of valid values.
+        reason: String,
+    },
+    /// An option is given twice.
+    #[error("{0} is given twice; remove one")]
+    Twice(&'static str),
+    /// An option requires another one.
+    #[error("{0} requires {1}")]
+    Requires(&'static str, &'static str),
+    /// Two options exclude each other.
+    #[error("{0} and {1} exclude each other: prefetched pages would be recorded as touched")]
+    Exclusive(&'static str, &'static str),
+    /// A guest argument is not UTF-8.
+    #[error("{0:?} is not printable ASCII, as guest arguments must be")]
+    GuestArgument(OsString),
+    /// The arguments of `mayfly ctl` are invalid.
+    #[error(transparent)]
+    Ctl(ctl::args::Error),
+    /// An option is unknown, or has no value.
+    #[error("{source}; run mayfly {command} --help")]
+    Syntax {
+        /// The command.
+        command: &'static str,
+        /// Error of the parser.
+        source: lexopt::Error,
+    },
+    /// An option before the command is unknown.
+    #[error("{0}; run mayfly --help")]
+    TopLevel(#[source] lexopt::Error),
+}
+
+impl Error {
+    /// Returns the exit status.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Firecracker(error) => error.status(),
+            _ => USAGE,
+        }
+    }
+}
+
+/// Converts an error of the parser into a usage error of `command`.
+pub fn syntax(command: &'static str) -> impl FnOnce(lexopt::Error) -> Error {
+    move |source| Error::Syntax { command, source }
+}
+
+/// Returns `argument` with invalid UTF-8 replaced.
+pub fn lossy(argument: &OsStr) -> String {
+    argument.to_string_lossy().into_owned()
+}

@@ -1,0 +1,19 @@
+//! `mayfly restore`: loads a snapshot.
+
+use std::time::{Duration, Instant};
+
+use crate::cli::args::RestoreArgs;
+use crate::cli::hints::OptionSet;
+use crate::session::{Error, SessionSetup, StartError};
+
+/// Loads a snapshot and runs the VM to its end. Returns the exit status. `exec` is the processor time of the process before
+/// `started_at`.
+///
+/// # Errors
+/// [`Error`] when the snapshot cannot be loaded, or the VM fails other than by its guest.
+pub fn restore(restore: RestoreArgs, started_at: Instant, exec: Duration) -> Result<u8, Error> {
+    let setup = SessionSetup::prepare(restore.session, started_at)?;
+    setup.run(exec, OptionSet::Restore, |control| {
+        control.load_snapshot(&restore.params).map_err(StartError::Load)
+    })
+}

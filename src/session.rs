@@ -1,0 +1,365 @@
+//! A VM of this process from its start to its end: API socket, signals, console, event loop and exit status.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::http::{HttpLimits, Server};
+use api::process::{LogControl as _, LoggerSettings};
+use api::{Api, Instance};
+use devices::PowerEvent;
+use vmm::ErrorChain;
+use vmm::boot;
+use vmm::control::{self, Control, LoadSnapshotError, Service};
+use vmm::event_loop::{self, ExitReason};
+use vmm::timeline::{Span, Timeline};
+use vmm::vcpu::StopReason;
+
+use crate::cli::args::SessionArgs;
+use crate::cli::args::firecracker::VERSION;
+use crate::cli::hints::{self, OptionSet};
+use crate::logging::{ProcessLog, print_message};
+use crate::process;
+use crate::terminal::console;
+use crate::timings;
+
+/// Exit status after a triple fault.
+const TRIPLE_FAULT: u8 = 120;
+/// Exit status after a failure of KVM.
+const FAULT: u8 = 121;
+
+/// Instruction pointer of an x86 processor after reset, Intel SDM volume 3, section 10.1.4.
+const RESET_IP: u64 = 0xfff0;
+
+/// Signals that end the VM.
+const SIGNALS: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+
+/// Failure before the guest runs, or of the event loop.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The image cannot be used.
+    #[error(transparent)]
+    Image(boot::image::Error),
+    /// The initrd cannot be used.
+    #[error(transparent)]
+    Initrd(boot::initrd::Error),
+    /// The API socket or the log cannot be opened.
+    #[error(transparent)]
+    Api(Box<ApiError>),
+    /// The VM cannot be configured or started.
+    #[error(transparent)]
+    Start(control::Error),
+    /// The snapshot cannot be loaded.
+    #[error(transparent)]
+    Load(LoadSnapshotError),
+    /// The event loop failed.
+    #[error("cannot run the VM")]
+    Vm(#[source] event_loop::Error),
+    /// A system call failed.
+    #[error("cannot {operation}")]
+    System {
+        /// The operation.
+        operation: &'static str,
+        /// Error of the system call.
+        #[source]
+        source: io::Error,
+    },
+    /// The trace cannot be written.
+    #[error("cannot write the trace to {}", path.display())]
+    Trace {
+        /// Path of the trace.
+        path: PathBuf,
+        /// Error of the system call.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// Returns the error inside of a transparent variant, or else this error.
+    pub fn inner(&self) -> &(dyn std::error::Error + 'static) {
+        match self {
+            Self::Image(error) => error,
+            Self::Initrd(error) => error,
+            Self::Start(error) => error,
+            Self::Load(error) => error,
+            other => other,
+        }
+    }
+}
+
+/// Failure to start a VM.
+pub enum StartError {
+    /// The VM cannot be configured or started.
+    Start(control::Error),
+    /// The snapshot cannot be loaded.
+    Load(LoadSnapshotError),
+}
+
+impl From<control::Error> for StartError {
+    fn from(error: control::Error) -> Self {
+        Self::Start(error)
+    }
+}
+
+/// Failure to open the API.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// The log cannot be configured.
+    #[error("cannot configure the log: {0}")]
+    Log(String),
+    /// The API socket cannot be created.
+    #[error(transparent)]
+    Socket(api::http::Error),
+    /// The API cannot be created.
+    #[error("cannot serve the API")]
+    Service(#[source] api::service::Error),
+}
+
+/// Options of the API.
+pub struct ApiOptions<'a> {
+    /// Path of the API socket, if there is one.
+    pub socket: Option<&'a Path>,
+    /// Limits of the HTTP server.
+    pub limits: HttpLimits,
+    /// Name of the VM.
+    pub id: &'a str,
+    /// Settings of the log.
+    pub log: &'a LoggerSettings,
+}
+
+impl ApiOptions<'_> {
+    /// Opens the API socket and the log.
+    ///
+    /// # Errors
+    /// [`ApiError`] when either cannot be opened.
+    pub fn open(self) -> Result<Api, ApiError> {
+        // The socket comes first: clients wait for its file, and the kernel queues their connections until they are served.
+        let bound = self.socket.map(|path| Server::bind(path, self.limits));
+        let server = bound.transpose().map_err(ApiError::Socket)?;
+        let mut log = ProcessLog::new(self.id);
+        log.configure(self.log).map_err(ApiError::Log)?;
+        let instance = Instance {
+            id: self.id.to_owned(),
+            version: VERSION.into(),
+            app_name: "Firecracker".into(),
+        };
+        Api::new(instance, server, Box::new(log)).map_err(ApiError::Service)
+    }
+}
+
+/// Returns the options of the API that `session` requires, if it requires any.
+fn api_options(session: &SessionArgs) -> Option<ApiOptions<'_>> {
+    let required = session.socket.is_some() || session.log != LoggerSettings::default();
+    required.then(|| ApiOptions {
+        socket: session.socket.as_deref(),
+        limits: HttpLimits::default(),
+        id: &session.id,
+        log: &session.log,
+    })
+}
+
+/// API, timeline and trace of a VM.
+pub struct SessionSetup {
+    api: Option<Api>,
+    timeline: Arc<Timeline>,
+    timings: bool,
+    trace: Option<Trace>,
+}
+
+impl SessionSetup {
+    /// Opens the files and the socket of `session`. Times count from `started_at`.
+    ///
+    /// # Errors
+    /// [`Error`] when one of them cannot be opened.
+    pub fn prepare(session: SessionArgs, started_at: Instant) -> Result<Self, Error> {
+        // Before the guest runs, so that a wrong path costs no run; before signals are blocked, since opening a FIFO may block.
+        let trace = session.trace.clone().map(Trace::create).transpose()?;
+        let api = api_options(&session).map(open_api).transpose()?;
+        let timings = session.timings;
+        let recorded = timings || trace.is_some() || api.is_some();
+        Ok(Self {
+            api,
+            timeline: Arc::new(Timeline::new(started_at, recorded)),
+            timings,
+            trace,
+        })
+    }
+
+    /// Returns the timeline of the VM.
+    pub fn timeline(&self) -> &Timeline {
+        &self.timeline
+    }
+
+    /// Starts a VM by `start`, runs it to its end, and writes the measurements. Returns the exit status. `exec` is the processor
+    /// time of the process before its first measurement; `options` are those of the command.
+    ///
+    /// # Errors
+    /// [`Error`] when the VM cannot start, the event loop fails, or the trace cannot be written.
+    pub fn run(
+        self,
+        exec: Duration,
+        options: OptionSet,
+        start: impl FnOnce(&mut Control) -> Result<(), StartError>,
+    ) -> Result<u8, Error> {
+        let (end, unclaimed) = start_and_wait(&self.timeline, self.api, start)?;
+        let spans = self.timeline.spans();
+        if self.timings {
+            print_message(timings::table(exec, &spans).trim_end());
+            let Unclaimed { ports, addresses } = unclaimed;
+            print_message(&format!(
+                "unclaimed accesses: {ports} to ports, {addresses} to addresses"
+            ));
+        }
+        if let Some(trace) = self.trace {
+            trace.write(exec, &spans)?;
+        }
+        Ok(exit_status(&end, options))
+    }
+}
+
+/// Opens the API with signals blocked: a signal must not end the process between the creation of the socket and its removal.
+fn open_api(options: ApiOptions<'_>) -> Result<Api, Error> {
+    block_signals()?;
+    options.open().map_err(|error| Error::Api(Box::new(error)))
+}
+
+/// File for a trace.
+struct Trace {
+    path: PathBuf,
+    file: File,
+}
+
+impl Trace {
+    fn create(path: PathBuf) -> Result<Self, Error> {
+        match File::create(&path) {
+            Ok(file) => Ok(Self { path, file }),
+            Err(source) => Err(Error::Trace { path, source }),
+        }
+    }
+
+    fn write(mut self, exec: Duration, spans: &[Span]) -> Result<(), Error> {
+        let written = self.file.write_all(timings::trace(exec, spans).as_bytes());
+        written.map_err(|source| Error::Trace {
+            path: self.path,
+            source,
+        })
+    }
+}
+
+/// Numbers of unclaimed accesses. A guest that does not find its devices has many.
+pub struct Unclaimed {
+    ports: u64,
+    addresses: u64,
+}
+
+/// Starts a VM by `start`, with stdin and stdout as its serial console, and runs it to its end. Serves `api` meanwhile.
+///
+/// # Errors
+/// [`Error`] when the VM cannot start or the event loop fails.
+pub fn start_and_wait(
+    timeline: &Arc<Timeline>,
+    mut api: Option<Api>,
+    start: impl FnOnce(&mut Control) -> Result<(), StartError>,
+) -> Result<(ExitReason, Unclaimed), Error> {
+    // Before any thread starts: threads inherit the mask, and the event loop must receive the signals.
+    let signals = block_signals()?;
+    let mut control = Control::new(Box::new(|| Ok(console::open()?)), timeline.clone());
+    start(&mut control).map_err(|error| match error {
+        StartError::Start(error) => Error::Start(error),
+        StartError::Load(error) => Error::Load(error),
+    })?;
+    let service = api.as_mut().map(|api| api as &mut dyn Service);
+    let end = event_loop::run(&mut control, service, &signals).map_err(Error::Vm)?;
+    if let Some(api) = &mut api {
+        api.finish(&control);
+    }
+    let (ports, addresses) = shut_down(control);
+    Ok((end, Unclaimed { ports, addresses }))
+}
+
+/// Blocks the signals that end a VM and returns them. They stay pending until the event loop reads them.
+///
+/// # Errors
+/// [`Error::System`] when the mask cannot be changed.
+pub fn block_signals() -> Result<Vec<libc::c_int>, Error> {
+    let signals = event_loop::not_ignored(&SIGNALS);
+    event_loop::block_signals(&signals).map_err(|source| Error::System {
+        operation: "block signals",
+        source,
+    })?;
+    Ok(signals)
+}
+
+/// Shuts the VM down, warns of dropped serial output, and returns the numbers of unclaimed accesses to ports and addresses.
+///
+/// Must run before the process exits. At exit, a thread of KVM may be the last user of the address space, and then waits some
+/// 20 ms for an RCU grace period.
+pub fn shut_down(mut control: Control) -> (u64, u64) {
+    let Some(vm) = control.vm_mut() else { return (0, 0) };
+    if let Some(report) = vm.finish_output() {
+        print_message(&format!("warning: {}", ErrorChain(&report)));
+    }
+    vm.machine().unclaimed()
+}
+
+/// Returns the exit status for `end`, and prints a message unless the guest or the user caused it.
+pub fn exit_status(end: &ExitReason, options: OptionSet) -> u8 {
+    match end {
+        ExitReason::User | ExitReason::Guest(StopReason::Power(PowerEvent::Off | PowerEvent::Reset)) => {
+            process::SUCCESS
+        }
+        ExitReason::Guest(StopReason::Power(PowerEvent::Exit(code))) => guest_status(*code),
+        ExitReason::Guest(StopReason::TripleFault { ip }) => {
+            // On AMD, KVM resets the vCPU, whose state is undefined after a shutdown (APM volume 2, section 15.14.3).
+            let place = if *ip == RESET_IP {
+                String::new()
+            } else {
+                format!(" at {ip:#x}")
+            };
+            print_message(&format!(
+                "the guest stopped{place}: triple fault, an exception during the delivery of a double fault"
+            ));
+            TRIPLE_FAULT
+        }
+        ExitReason::Guest(StopReason::Fault(fault)) => {
+            print_message(&hints::describe(fault, options));
+            FAULT
+        }
+        ExitReason::Signal(signal) => process::exit_by_signal(*signal),
+        ExitReason::Failed => {
+            print_message("cannot continue without a VM: the snapshot was not loaded");
+            process::FAILURE
+        }
+    }
+}
+
+/// Returns the guest's exit code as an exit status of 8 bits. A code other than 0 never becomes 0.
+fn guest_status(code: u32) -> u8 {
+    match code.to_le_bytes()[0] {
+        0 if code != 0 => u8::MAX,
+        status => status,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::guest_status;
+
+    #[test]
+    fn guest_failure_never_becomes_success() {
+        for (code, expected) in [
+            (0, 0),
+            (1, 1),
+            (255, 255),
+            (256, 255),
+            (0x101, 1),
+            (u32::MAX, 255),
+            (0x8000_0000, 255),
+        ] {
+            assert_eq!(guest_status(code), expected, "{code:#x}");
+        }
+    }
+}
