@@ -1,7 +1,7 @@
 //! Error messages with the options that govern them.
 //!
 //! The libraries state values and requirements; they have no options. [`describe`] follows the causes of an error, and adds the
-//! option behind each cause that an option governs: `a machine has 1 to 32 vCPUs, not 33 (--cpus N)`.
+//! option behind each cause that an option governs: `cannot create 33 vCPUs: a VM has 1 to 32 (--cpus N)`.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -179,11 +179,12 @@ mod tests {
     use vmm::config::{self, DeviceKind, MemorySize};
     use vmm::control::{self, LoadSnapshotError};
     use vmm::memory::Bytes;
+    use vmm::vcpu::{Location, VcpuError};
     use vmm::{kvm, machine};
 
     use super::{OptionSet, describe};
 
-    /// Returns the message of `error` with the added options replaced by `!`, and fails if there are none.
+    /// Expects `option` in the message of `error`, and no other difference to the message without options.
     fn expect_option(error: &(dyn Error + 'static), options: OptionSet, option: &str) {
         let text = describe(error, options);
         assert!(text.contains(&format!(" ({option})")), "{text} has no {option}");
@@ -316,5 +317,24 @@ mod tests {
             OptionSet::Restore,
         );
         assert!(!text.contains("--"), "{text}");
+    }
+
+    #[test]
+    fn vcpu_error_names_protocol_unless_emulation_failed() {
+        let internal = |suberror| VcpuError::Internal {
+            suberror,
+            at: Location {
+                vcpu: 0,
+                ip: 0,
+                bytes: Vec::new(),
+            },
+            hint: "",
+        };
+        expect_option(&internal(2), OptionSet::Run, "--protocol NAME");
+        let emulation = internal(super::EMULATION);
+        assert_eq!(
+            describe(&emulation, OptionSet::Run),
+            describe(&emulation, OptionSet::None)
+        );
     }
 }
