@@ -8,7 +8,6 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use vmm::control::Control;
 
-use crate::http::Response;
 use crate::process::Process;
 use crate::routes::{self, RequestContext};
 
@@ -34,18 +33,6 @@ pub enum Error {
 
 /// Sections of a file by key.
 type Sections<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
-type SectionHandler = fn(&mut RequestContext<'_>) -> Result<Response, routes::Error>;
-
-/// Keys in the order of their application; true for a list of bodies; handler of each body.
-const SECTIONS: [(&str, bool, SectionHandler); 7] = [
-    ("logger", false, routes::put_logger),
-    ("metrics", false, routes::put_metrics),
-    ("machine-config", false, routes::put_machine),
-    ("boot-source", false, routes::put_boot_source),
-    ("drives", true, routes::put_drive),
-    ("network-interfaces", true, routes::put_interface),
-    ("vsock", false, routes::put_vsock),
-];
 
 /// Maximum number of unknown keys in a log message.
 const MAX_LOGGED_KEYS: usize = 8;
@@ -55,7 +42,8 @@ pub(crate) fn apply(control: &mut Control, process: &mut Process, text: &str) ->
     let sections: Sections<'_> = serde_json::from_str(text)
         .map_err(|error| Error::Json("keys like \"boot-source\" and \"drives\"", error))?;
     check_keys(&sections)?;
-    for (key, is_list, handle) in SECTIONS {
+    for route in routes::sections() {
+        let (key, is_list) = (route.key(), route.is_list());
         let Some(value) = sections.get(key).filter(|value| value.get() != "null") else {
             continue;
         };
@@ -67,7 +55,7 @@ pub(crate) fn apply(control: &mut Control, process: &mut Process, text: &str) ->
                 id: None,
                 body: body.get().as_bytes(),
             };
-            handle(&mut context).map_err(|source| Error::Section {
+            route.handle(&mut context).map_err(|source| Error::Section {
                 key: if is_list {
                     format!("{key}[{index}]")
                 } else {
@@ -84,7 +72,7 @@ pub(crate) fn apply(control: &mut Control, process: &mut Process, text: &str) ->
 fn check_keys(sections: &Sections<'_>) -> Result<(), Error> {
     let mut unknown = Vec::new();
     for (key, value) in sections {
-        if SECTIONS.iter().any(|(known, _, _)| known == key) {
+        if routes::sections().any(|route| route.key() == key) {
             continue;
         }
         match routes::check_key(key) {

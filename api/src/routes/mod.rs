@@ -26,10 +26,6 @@ use crate::schema::{
 pub use context::RequestContext;
 pub use error::Error;
 
-pub(crate) use drive::put_drive;
-pub(crate) use logging::{put_logger, put_metrics};
-pub(crate) use machine::{put_boot_source, put_machine};
-pub(crate) use network::{put_interface, put_vsock};
 pub(crate) use unsupported::check_key;
 
 /// Method and path with its handler.
@@ -40,6 +36,8 @@ pub struct Route {
     pub path: &'static str,
     /// Name of the body type in the specification. `None` for a route without a body.
     pub body: Option<&'static str>,
+    /// The body is also a section of the configuration file.
+    is_section: bool,
     handle: RouteHandler,
 }
 
@@ -72,8 +70,33 @@ impl Route {
             method,
             path,
             body,
+            is_section: false,
             handle,
         }
+    }
+
+    /// Makes the body a section of the configuration file.
+    const fn in_file(mut self) -> Self {
+        self.is_section = true;
+        self
+    }
+
+    /// Returns the key of the section: the first segment of the path.
+    pub fn key(&self) -> &'static str {
+        self.path[1..].split('/').next().unwrap_or_default()
+    }
+
+    /// Returns true if the section is a list of bodies: the path ends with an identifier.
+    pub fn is_list(&self) -> bool {
+        self.path.ends_with('}')
+    }
+
+    /// Handles the body of `context`.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn handle(&self, context: &mut RequestContext<'_>) -> Result<Response, Error> {
+        (self.handle)(context)
     }
 
     /// Compares `path`, without the first slash, with the route. Returns the identifier in it, which may be empty.
@@ -91,7 +114,7 @@ impl Route {
     }
 }
 
-/// All routes.
+/// All routes. Those in the configuration file are in the order in which its sections are applied.
 pub static ROUTES: [Route; 23] = [
     Route::get("/", info::instance),
     Route::get("/version", info::version),
@@ -99,24 +122,29 @@ pub static ROUTES: [Route; 23] = [
     Route::get("/metrics", info::metrics),
     Route::get("/openapi.yaml", info::specification),
     Route::get("/machine-config", info::machine),
-    Route::put::<MachineConfiguration>("/machine-config", machine::put_machine),
+    Route::put::<Logger>("/logger", logging::put_logger).in_file(),
+    Route::put::<Metrics>("/metrics", logging::put_metrics).in_file(),
+    Route::put::<MachineConfiguration>("/machine-config", machine::put_machine).in_file(),
     Route::patch::<MachineConfigurationUpdate>("/machine-config", machine::patch_machine),
-    Route::put::<BootSource>("/boot-source", machine::put_boot_source),
-    Route::put::<Drive>("/drives/{drive_id}", drive::put_drive),
+    Route::put::<BootSource>("/boot-source", machine::put_boot_source).in_file(),
+    Route::put::<Drive>("/drives/{drive_id}", drive::put_drive).in_file(),
     Route::patch::<DriveUpdate>("/drives/{drive_id}", drive::patch_drive),
     Route::delete("/drives/{drive_id}", drive::delete_drive),
-    Route::put::<NetworkInterface>("/network-interfaces/{iface_id}", network::put_interface),
+    Route::put::<NetworkInterface>("/network-interfaces/{iface_id}", network::put_interface).in_file(),
     Route::patch::<NetworkInterfaceUpdate>("/network-interfaces/{iface_id}", network::patch_interface),
     Route::delete("/network-interfaces/{iface_id}", network::delete_interface),
-    Route::put::<Vsock>("/vsock", network::put_vsock),
-    Route::put::<Logger>("/logger", logging::put_logger),
-    Route::put::<Metrics>("/metrics", logging::put_metrics),
+    Route::put::<Vsock>("/vsock", network::put_vsock).in_file(),
     Route::put::<Serial>("/serial", logging::put_serial),
     Route::put::<Action>("/actions", actions::put_action),
     Route::patch::<VmUpdate>("/vm", actions::patch_vm),
     Route::put::<SnapshotCreate>("/snapshot/create", snapshot::create),
     Route::put::<SnapshotLoad>("/snapshot/load", snapshot::load),
 ];
+
+/// Returns the routes whose bodies are sections of the configuration file, in the order of their application.
+pub fn sections() -> impl Iterator<Item = &'static Route> {
+    ROUTES.iter().filter(|route| route.is_section)
+}
 
 /// Executes `request` and returns the response.
 pub fn execute(request: &Request, control: &mut Control, process: &mut Process) -> Response {

@@ -189,7 +189,7 @@ fn failures_have_prefix_and_causes() {
     let interface = r#"{"iface_id": "a", "host_dev_name": "", "guest_mac": "01:00:00:00:00:01"}"#;
     assert_eq!(
         bench.expect_fault("PUT", "/network-interfaces/a", interface),
-        "Network config error: \"01:00:00:00:00:01\" is no MAC address: it is six bytes such as 02:00:00:00:00:01, the \
+        "Network config error: \"01:00:00:00:00:01\" is not a MAC address: use six bytes such as 02:00:00:00:00:01, the \
          first of which is even"
     );
     let interface = r#"{"iface_id": "a", "host_dev_name": "mayfly-no-tap"}"#;
