@@ -86,11 +86,11 @@ fn usage_error_names_the_argument() {
         ),
         (
             &["run", "a", "--memory", "lots"],
-            "--memory \"lots\": \"lots\" is no size",
+            "--memory \"lots\": \"lots\" is not a size",
         ),
         (
             &["run", "a", "--memory", "-1"],
-            "--memory \"-1\": \"-1\" is no size",
+            "--memory \"-1\": \"-1\" is not a size",
         ),
         (
             &["run", "a", "--cpus", "two"],
@@ -116,42 +116,42 @@ fn invalid_device_is_named() {
         (
             "--disk",
             ",ro",
-            "--disk \",ro\": there is nothing before the first comma",
+            "--disk \",ro\": the value before the first comma is missing",
         ),
         (
             "--disk",
             "d,rw",
-            "--disk \"d,rw\": there is no option \"rw\": there are ro,",
+            "--disk \"d,rw\": option \"rw\" does not exist; use ro,",
         ),
         (
             "--disk",
             "d,cache=none",
-            "--disk \"d,cache=none\": cache=\"none\": it is unsafe or writeback",
+            "--disk \"d,cache=none\": cache=\"none\" is invalid; use unsafe or writeback",
         ),
         (
             "--disk",
             "d,engine=aio",
-            "--disk \"d,engine=aio\": engine=\"aio\": it is sync or async",
+            "--disk \"d,engine=aio\": engine=\"aio\" is invalid; use sync or async",
         ),
         (
             "--net",
             "tap0",
-            "--net \"tap0\": --net=\"tap0\": it is tap:NAME, fd:NUMBER, unix:PATH or user",
+            "--net \"tap0\": \"tap0\" is invalid; use tap:NAME, fd:NUMBER, unix:PATH or user",
         ),
         (
             "--net",
             "fd:1",
-            "--net \"fd:1\": fd=\"fd:1\": it is a descriptor above 2",
+            "--net \"fd:1\": \"fd:1\" is invalid; use fd:NUMBER with a descriptor above 2",
         ),
         (
             "--net",
             "user,mac=1",
-            "--net \"user,mac=1\": mac=\"1\": it is six bytes such as 02:00:00:00:00:01",
+            "--net \"user,mac=1\": mac=\"1\" is invalid; use six bytes such as 02:00:00:00:00:01",
         ),
         (
             "--net",
             "user,mtu=9",
-            "--net \"user,mtu=9\": mtu=\"9\": it is a number from 68 to 65535",
+            "--net \"user,mtu=9\": mtu=\"9\" is invalid; use a number from 68 to 65535",
         ),
     ] {
         let message = expect_error(&["run", "a", option, value], 2);

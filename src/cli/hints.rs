@@ -10,7 +10,7 @@ use devices::virtio::block::disk;
 use devices::virtio::net::{passt, stream, tap};
 use vmm::boot::segment::LayoutError;
 use vmm::boot::{cmdline, image, initrd};
-use vmm::config::DeviceKind;
+use vmm::config::{Conflict, DeviceKind};
 use vmm::control::LoadSnapshotError;
 use vmm::machine;
 use vmm::vcpu::VcpuError;
@@ -136,9 +136,9 @@ fn config_option(error: &config::Error) -> Option<&'static str> {
             DeviceKind::Drive => "--disk PATH,id=NAME",
             DeviceKind::Interface => "--net BACKEND,id=NAME",
         },
-        config::Error::Mac(_) => "--net BACKEND,mac=ADDRESS",
-        config::Error::Descriptor(_) => "--net fd:NUMBER",
-        config::Error::Root => return None,
+        config::Error::Conflict(Conflict::Mac(_)) => "--net BACKEND,mac=ADDRESS",
+        config::Error::Conflict(Conflict::Descriptor(_)) => "--net fd:NUMBER",
+        config::Error::Conflict(Conflict::Root) => return None,
     })
 }
 
@@ -176,7 +176,7 @@ mod tests {
     use devices::virtio::net::tap;
     use vmm::boot::segment::LayoutError;
     use vmm::boot::{Protocol, cmdline, image, initrd};
-    use vmm::config::{self, DeviceKind, MemorySize};
+    use vmm::config::{self, Conflict, DeviceKind, MemorySize};
     use vmm::control::{self, LoadSnapshotError};
     use vmm::memory::Bytes;
     use vmm::vcpu::{Location, VcpuError};
@@ -213,10 +213,13 @@ mod tests {
             (duplicate(DeviceKind::Drive), "--disk PATH,id=NAME"),
             (duplicate(DeviceKind::Interface), "--net BACKEND,id=NAME"),
             (
-                config::Error::Mac("02:00:00:00:00:01".parse().unwrap()),
+                config::Error::Conflict(Conflict::Mac("02:00:00:00:00:01".parse().unwrap())),
                 "--net BACKEND,mac=ADDRESS",
             ),
-            (config::Error::Descriptor(5), "--net fd:NUMBER"),
+            (
+                config::Error::Conflict(Conflict::Descriptor(5)),
+                "--net fd:NUMBER",
+            ),
             (
                 config::Error::MemoryTooSmall(MemorySize::from_bytes(0)),
                 "--memory SIZE",

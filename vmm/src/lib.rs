@@ -1,35 +1,48 @@
-//! From a configuration to a machine, and from a machine to a running guest.
+//! Library of the VMM: from a configuration to a machine, from a machine to a running VM, and from there to snapshots.
 //!
-//! | module | holds |
+//! A module imports only from modules below it:
+//!
+//! | module | content |
 //! |---|---|
-//! | [`config`] | [`VmConfig`](config::VmConfig), what the user asks for, and [`VmSpec`](config::VmSpec), the same after it was checked |
-//! | [`kvm`] | the way into KVM, memory slots |
-//! | [`memory`] | guest memory: fresh, or mapped from files |
-//! | [`boot`] | image formats and boot protocols: what is loaded where, and where the guest starts |
-//! | [`arch`] | all that differs between x86_64 and aarch64, behind two traits |
+//! | [`event_loop`] | event loop of the thread that owns the VM |
+//! | [`control`] | [`Control`](control::Control): all operations on a VM, before its start and after |
+//! | [`persistence`] | creation, load and merge of snapshots |
+//! | [`vm`] | [`Vm`](vm::Vm): a machine that runs or is paused |
+//! | [`machine`] | [`Machine`](machine::Machine): memory, buses, devices and vCPUs |
 //! | [`vcpu`] | vCPUs and their threads |
-//! | [`machine`] | [`Machine`](machine::Machine): built and never run |
-//! | [`vm`] | [`Vm`](vm::Vm): runs, and the event loop of the thread that owns it |
-//! | [`control`] | [`Control`](control::Control): what an owner can have done with a VM, before its start and after |
-//! | [`timeline`] | how long each phase took |
+//! | [`arch`] | differences between x86_64 and aarch64, behind two traits |
+//! | [`config`] | [`VmConfig`](config::VmConfig) as the user requests it, and [`VmSpec`](config::VmSpec), checked |
+//! | [`boot`] | image formats and boot protocols: segments, their addresses, and the entry point |
+//! | [`memory`] | guest memory: anonymous, mapped from files, or served by a fault handler |
+//! | [`kvm`] | access to KVM, memory slots, kicks |
+//! | [`timeline`] | record of the phases of the start |
+//!
+//! # A new kind of virtio device
+//! The attached devices of a machine are one list. A new kind is a folder in `devices/src/virtio`, a configuration in `config`, a
+//! schema in `api/src/schema`, a handler in `api/src/routes`, and a row in each of these tables:
+//!
+//! 1. `device_kinds!` in `config/device.rs`: configuration, update, backend and name. The compiler then asks for the field of the
+//!    saved form in `config/vm.rs`.
+//! 2. `machine/attachments.rs`: an arm of `open`, an implementation of `Attachable`, and a variant of `DeviceCounters`.
+//! 3. `ROUTES` in `api/src/routes/mod.rs`, which the API, its specification and the configuration file share.
 //!
 //! # Threads
-//! The main thread builds the machine, owns it, and runs the event loop. Each vCPU has a thread, which is started first of
-//! all so that the first of them can ask KVM for the processor's features while the main thread makes the VM. There is no other.
+//! The main thread builds the machine, owns it, and runs the event loop. Each vCPU has a thread. The vCPU threads start before the VM is
+//! created, so that the first one can query the supported CPUID meanwhile. There are no other threads.
 //!
 //! # Locks
-//! In the order in which they are taken: that of a further window or event source of a device, that of the device
-//! ([`devices::bus::SharedDevice`]), that of the interrupt controllers in this process, that of the routes that KVM knows. Each is
-//! held for one access or one event. A device kicks a vCPU with its own lock held, the interrupt controllers without theirs; a
-//! kick is a signal and takes none. The timeline and the log have locks of their own, under which no other is taken.
+//! In the order of acquisition: the lock of an event source or of a second address range of a device, the lock of the device
+//! ([`devices::bus::SharedDevice`]), the lock of the split interrupt controllers, the lock of KVM's MSI routes. Each is held for one
+//! access or one event. A device kicks a vCPU while it holds its own lock; the interrupt controllers release theirs first. A kick is a
+//! signal and takes no lock. Timeline and log have locks under which no other lock is taken.
 //!
 //! # Threat model
-//! The guest is hostile: every exit, port, address and byte of memory is its choice. It can end its own VM; it cannot make
-//! this process crash or grow, nor keep the host busier than the vCPUs that it was given and some ten thousand timer events a
-//! second. Images, initrds and command lines are untrusted too, and are checked before any of it is mapped. The host's user is
-//! trusted not to cut an image short while it is mapped: the guest that touches what is gone ends with an error, and
-//! reports on such ends read by a call that cannot fault; but a device that finds its rings there ends the process by SIGBUS.
-//! The host's disks are trusted to answer: a drive on one that hangs keeps its lock, and the event loop may wait for that.
+//! The guest is hostile: it chooses every exit, port, address and byte of memory. It can end its own VM. It cannot crash or grow this
+//! process, nor use more of the host than its vCPUs and about ten thousand timer events a second. Images, initrds and command lines
+//! are untrusted and are checked before they are mapped. The user of the host must not truncate an image while it is mapped: a guest
+//! that touches the missing part stops with an error, whose report reads guest memory without faulting; a device whose rings lie
+//! there ends the process by SIGBUS. The disks of the host are trusted to answer: a drive on a disk that hangs keeps its lock, and the
+//! event loop may wait for it.
 
 pub mod arch;
 pub mod boot;

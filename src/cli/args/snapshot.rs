@@ -269,7 +269,7 @@ mod tests {
             ("restore a --net n=bridge:b", "tap:NAME"),
             (
                 "restore a --net n=user,mac=02:00:00:00:00:01",
-                "no option \"mac\"",
+                "only the backend can be overridden",
             ),
             ("restore a --disk =x", "expected ID=VALUE"),
             ("restore a --paused --paused", "--paused is given twice"),

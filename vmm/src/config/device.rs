@@ -4,39 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::drive::{DriveConfig, DriveUpdate};
-use super::error::Error;
 use super::net::{InterfaceUpdate, NetBackend, NetConfig};
-
-/// Operations on the configuration of one kind of device.
-pub(super) trait DeviceSettings {
-    /// Change of an attached device.
-    type Update;
-    /// Host side of the device.
-    type Backend;
-
-    /// Returns the ID, unique among the devices of this kind.
-    fn id(&self) -> &str;
-
-    /// Fills in the values that the user left out. `index` counts the devices of this kind from 0.
-    fn set_defaults(&mut self, index: usize);
-
-    /// Checks that `self` can be attached to the VM of `earlier`, a device of this kind that guests count first.
-    fn check_after(&self, earlier: &Self) -> Result<(), Error>;
-
-    /// Returns true if both have the same host side, which cannot be open twice.
-    fn has_backend_of(&self, other: &Self) -> bool;
-
-    /// Returns true if guests must find this device before the others of its kind.
-    fn is_first(&self) -> bool {
-        false
-    }
-
-    /// Applies the change of an attached device.
-    fn apply(&mut self, update: &Self::Update);
-
-    /// Replaces the host side.
-    fn set_backend(&mut self, backend: &Self::Backend);
-}
+use super::settings::{Conflict, DeviceSettings};
 
 /// Makes one row a kind of device: the variant, the types of [`DeviceSettings`], and the name in messages. The order of the rows is
 /// the order in which guests count devices and state files list them.
@@ -137,7 +106,7 @@ macro_rules! device_kinds {
 
             /// Checks that `self` can be attached to the VM of `earlier`, which guests count first. Devices of two kinds never are in
             /// conflict.
-            pub(crate) fn check_after(&self, earlier: &Self) -> Result<(), Error> {
+            pub(crate) fn check_after(&self, earlier: &Self) -> Result<(), Conflict> {
                 match (self, earlier) {
                     $((Self::$kind(config), Self::$kind(earlier)) => config.check_after(earlier),)*
                     _ => Ok(()),

@@ -7,9 +7,8 @@ use std::str::FromStr;
 use devices::virtio::block::{CacheType, DiskConfig, IoEngine};
 use serde::{Deserialize, Serialize};
 
-use super::device::DeviceSettings;
-use super::error::Error as ConfigError;
 use super::options::{Error, Options, RateLimits};
+use super::settings::{Conflict, DeviceSettings};
 
 /// Configuration of a drive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,10 +62,10 @@ impl DeviceSettings for DriveConfig {
         }
     }
 
-    fn check_after(&self, _: &Self) -> Result<(), ConfigError> {
+    fn check_after(&self, _: &Self) -> Result<(), Conflict> {
         // Linux counts drives in the order of their interrupt lines: /dev/vda is the first.
         if self.root.is_some() {
-            return Err(ConfigError::Root);
+            return Err(Conflict::Root);
         }
         Ok(())
     }
@@ -136,7 +135,7 @@ mod tests {
     use super::DriveConfig;
 
     #[test]
-    fn a_path_may_have_commas() {
+    fn double_comma_is_part_of_path() {
         let config = "/a,,b,ro,id=c,,d".parse::<DriveConfig>().unwrap().disk;
         assert_eq!(
             (config.path.to_str(), config.read_only, config.id.as_str()),
@@ -145,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn options_follow_the_path() {
+    fn options_are_parsed_after_path() {
         let drive = |text: &str| {
             text.parse::<DriveConfig>()
                 .map(|drive| drive.disk)
@@ -165,21 +164,21 @@ mod tests {
         );
         assert_eq!(
             drive(",ro"),
-            Err("there is nothing before the first comma".into())
+            Err("the value before the first comma is missing".into())
         );
         assert_eq!(
             drive("x,cache=none"),
-            Err("cache=\"none\": it is unsafe or writeback".into())
+            Err("cache=\"none\" is invalid; use unsafe or writeback".into())
         );
         assert_eq!(
             drive("x,rw"),
-            Err("there is no option \"rw\": there are ro, cache, engine, id, bandwidth and ops".into())
+            Err("option \"rw\" does not exist; use ro, cache, engine, id, bandwidth and ops".into())
         );
+        assert_eq!(drive("x,ro=1"), Err("ro is a flag; remove its value".into()));
         assert_eq!(
-            drive("x,ro=1"),
-            Err("ro is a flag: write it without a value".into())
+            drive("x,cache"),
+            Err("option cache requires a value; write cache=VALUE".into())
         );
-        assert_eq!(drive("x,cache"), Err("cache needs a value: cache=VALUE".into()));
         let limited = drive("x,bandwidth=1000000/100/5,ops=100/1000").unwrap();
         assert_eq!(
             limited.bandwidth,
@@ -205,6 +204,9 @@ mod tests {
                 "{wrong}"
             );
         }
-        assert_eq!(drive("x,ro,ro"), Err("\"ro\" is there twice".into()));
+        assert_eq!(
+            drive("x,ro,ro"),
+            Err("option \"ro\" is given twice; remove one".into())
+        );
     }
 }

@@ -1,9 +1,7 @@
 //! Reasons to reject a configuration.
 
-use std::os::fd::RawFd;
-
 use super::device::DeviceKind;
-use super::net::MacAddress;
+use super::settings::Conflict;
 use super::size::MemorySize;
 
 /// Maximum number of vCPUs of a VM.
@@ -31,15 +29,9 @@ pub enum Error {
         /// Their ID.
         id: String,
     },
-    /// A second drive holds the root file system.
-    #[error("cannot use two root drives: only the first drive can hold the guest's root file system")]
-    Root,
-    /// Two interfaces have the same MAC address.
-    #[error("cannot attach two network interfaces with the MAC address {0}: change the address of one")]
-    Mac(MacAddress),
-    /// Two interfaces use the same tap.
-    #[error("cannot attach two network interfaces to descriptor {0}: give each its own tap")]
-    Descriptor(RawFd),
+    /// Two devices exclude each other.
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
     /// The guest memory is below [`MemorySize::MIN`].
     #[error("cannot use {0} of guest memory: a VM has at least {min}", min = MemorySize::MIN)]
     MemoryTooSmall(MemorySize),

@@ -1,75 +1,28 @@
-//! Network interfaces as people write them: `BACKEND[,id=NAME][,mac=ADDRESS][,mtu=BYTES]`, where the back end is `tap:NAME`,
-//! `fd:NUMBER`, `unix:PATH` or `user`. `,rx-bandwidth=BYTES/MILLISECONDS[/BURST]`, `,rx-ops=PACKETS/MILLISECONDS[/BURST]` and the same
-//! with `tx-` limit what the guest may be sent and send.
+//! Network interfaces, written as `BACKEND[,id=NAME][,mac=ADDRESS][,mtu=BYTES]`, where BACKEND is `tap:NAME`, `fd:NUMBER`, `unix:PATH` or
+//! `user`. `,rx-bandwidth=BYTES/MILLISECONDS[/BURST]` and `,rx-ops=PACKETS/MILLISECONDS[/BURST]` limit frames to the guest, the same
+//! options with `tx-` frames from the guest.
 
 use std::fmt;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::device::DeviceSettings;
-use super::error::Error as ConfigError;
+use super::mac::{MAC, MacAddress};
 use super::options::{Error, Options, RateLimits};
+use super::settings::{Conflict, DeviceSettings};
 
-/// The address of a network interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MacAddress(pub [u8; 6]);
-
-impl MacAddress {
-    /// An address of nobody's: locally administered, of one station, and else at random.
-    pub fn random() -> Self {
-        let mut bytes = [0; 6];
-        bytes.copy_from_slice(&RandomState::new().build_hasher().finish().to_le_bytes()[..6]);
-        bytes[0] = bytes[0] & 0xfc | 0x02;
-        Self(bytes)
-    }
-}
-
-/// What an address is.
-const MAC: &str = "six bytes such as 02:00:00:00:00:01, the first of which is even";
-
-impl FromStr for MacAddress {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bytes: Option<Vec<u8>> = text
-            .split(':')
-            .map(|byte| {
-                u8::from_str_radix(byte, 16)
-                    .ok()
-                    .filter(|_| byte.len() == 2 && !byte.starts_with('+'))
-            })
-            .collect();
-        // The lowest bit of the first byte makes the address that of a group, which no interface has.
-        bytes
-            .and_then(|bytes| bytes.try_into().ok())
-            .filter(|bytes: &[u8; 6]| bytes[0] & 1 == 0)
-            .map(Self)
-            .ok_or_else(|| format!("{text:?} is no MAC address: it is {MAC}"))
-    }
-}
-
-impl fmt::Display for MacAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-/// The host's side of a network interface.
+/// Backend: host side of a network interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NetBackend {
-    /// A tap device that is there, by name. With an empty name, which only an API can give, the kernel makes one and names
-    /// it.
+    /// Existing tap with this name. With an empty name, which only an API sends, the kernel creates one and names it.
     Tap(String),
-    /// A tap device that this process was started with, as a descriptor.
+    /// Tap that this process has inherited as a file descriptor.
     Descriptor(RawFd),
-    /// A unix socket on which somebody serves the network: passt, or another machine monitor.
+    /// Unix socket of passt or of another VMM.
     Stream(PathBuf),
-    /// A passt of this machine's own.
+    /// passt process that this process starts.
     User,
 }
 
@@ -85,8 +38,8 @@ impl fmt::Display for NetBackend {
 }
 
 impl NetBackend {
-    /// What `text`, in which a comma is one comma, stands for.
-    fn named(text: &str) -> Result<Self, Error> {
+    /// Parses a back end in which commas are not doubled.
+    fn parse_name(text: &str) -> Result<Self, Error> {
         match text.split_once(':') {
             None if text == "user" => Ok(Self::User),
             Some(("tap", name)) if !name.is_empty() => Ok(Self::Tap(name.to_owned())),
@@ -95,13 +48,9 @@ impl NetBackend {
                 let number = number.parse().ok().filter(|number| *number > 2);
                 number
                     .map(Self::Descriptor)
-                    .ok_or_else(|| Error::value("fd", text, "a descriptor above 2"))
+                    .ok_or_else(|| Error::first(text, "fd:NUMBER with a descriptor above 2"))
             }
-            _ => Err(Error::value(
-                "--net",
-                text,
-                "tap:NAME, fd:NUMBER, unix:PATH or user",
-            )),
+            _ => Err(Error::first(text, "tap:NAME, fd:NUMBER, unix:PATH or user")),
         }
     }
 }
@@ -109,29 +58,29 @@ impl NetBackend {
 impl FromStr for NetBackend {
     type Err = Error;
 
-    /// As people write it where an interface is there already and only the host's side of it is another.
+    /// Parses the backend alone, as an override of a saved interface has it.
     fn from_str(text: &str) -> Result<Self, Error> {
         let options = Options::parse(text)?;
-        let backend = Self::named(options.first())?;
-        options.finish("none here, since all but the host's side stays as it was")?;
+        let backend = Self::parse_name(options.first())?;
+        options.finish("no option: only the backend can be overridden")?;
         Ok(backend)
     }
 }
 
-/// A network interface that the user asks for.
+/// Configuration of a network interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetConfig {
-    /// Name of the interface, for its owner; one by its number when it is empty.
+    /// ID. An empty ID is replaced by one with the number of the interface.
     pub id: String,
-    /// The host's side.
+    /// Backend.
     pub backend: NetBackend,
-    /// Address of the guest's side; at random when there is none.
+    /// MAC address of the guest; none selects a random one.
     pub mac: Option<MacAddress>,
-    /// MTU that the guest is told, 68 to 65,535.
+    /// MTU that the device offers, 68 to 65,535.
     pub mtu: Option<u16>,
-    /// What the guest may be sent.
+    /// Rate limits of frames to the guest.
     pub receive: RateLimits,
-    /// What the guest may send.
+    /// Rate limits of frames from the guest.
     pub transmit: RateLimits,
 }
 
@@ -159,11 +108,11 @@ impl DeviceSettings for NetConfig {
         }
     }
 
-    fn check_after(&self, earlier: &Self) -> Result<(), ConfigError> {
+    fn check_after(&self, earlier: &Self) -> Result<(), Conflict> {
         match (self.mac, &self.backend) {
-            (Some(mac), _) if earlier.mac == Some(mac) => Err(ConfigError::Mac(mac)),
+            (Some(mac), _) if earlier.mac == Some(mac) => Err(Conflict::Mac(mac)),
             (_, NetBackend::Descriptor(descriptor)) if self.backend == earlier.backend => {
-                Err(ConfigError::Descriptor(*descriptor))
+                Err(Conflict::Descriptor(*descriptor))
             }
             _ => Ok(()),
         }
@@ -188,7 +137,7 @@ impl FromStr for NetConfig {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let mut options = Options::parse(text)?;
-        let backend = NetBackend::named(options.first())?;
+        let backend = NetBackend::parse_name(options.first())?;
         let mac = options.take("mac").map(|text| {
             let mac = text.parse::<MacAddress>();
             mac.map_err(|_| Error::value("mac", &text, MAC))
@@ -221,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn back_ends_are_named() {
+    fn backends_are_parsed() {
         for (text, backend) in [
             ("tap:tap0", NetBackend::Tap("tap0".into())),
             ("fd:5", NetBackend::Descriptor(5)),
@@ -234,7 +183,7 @@ mod tests {
             assert!(
                 net(text)
                     .unwrap_err()
-                    .ends_with("it is tap:NAME, fd:NUMBER, unix:PATH or user"),
+                    .ends_with("; use tap:NAME, fd:NUMBER, unix:PATH or user"),
                 "{text}"
             );
         }
@@ -242,22 +191,21 @@ mod tests {
     }
 
     #[test]
-    fn a_back_end_alone_has_no_options() {
+    fn override_rejects_options() {
         let backend = |text: &str| text.parse::<NetBackend>().map_err(|error| error.to_string());
         assert_eq!(backend("tap:tap0"), Ok(NetBackend::Tap("tap0".into())));
         assert_eq!(backend("unix:/a,,b"), Ok(NetBackend::Stream("/a,b".into())));
         assert!(backend("bridge:br0").unwrap_err().contains("tap:NAME"));
         for option in ["id=x", "mac=02:00:00:00:00:01", "mtu=1500", "rx-ops=1/1", "x"] {
             let name = option.split('=').next().unwrap();
-            let refused = format!(
-                "there is no option {name:?}: there are none here, since all but the host's side stays as it was"
-            );
-            assert_eq!(backend(&format!("tap:tap0,{option}")), Err(refused));
+            let rejected =
+                format!("option {name:?} does not exist; use no option: only the backend can be overridden");
+            assert_eq!(backend(&format!("tap:tap0,{option}")), Err(rejected));
         }
     }
 
     #[test]
-    fn addresses_are_those_of_one_station() {
+    fn group_addresses_are_rejected() {
         let config = net("user,mac=02:00:00:00:00:fe,mtu=9000").unwrap();
         assert_eq!(
             (config.mac, config.mtu),

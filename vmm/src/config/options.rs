@@ -1,15 +1,14 @@
-//! A thing with options, as people write them: `THING,FLAG,NAME=VALUE`. A comma that is part of the thing or of a value is
-//! written twice.
+//! Text with options: `VALUE,FLAG,NAME=VALUE`. A comma inside a value is doubled.
 
 use devices::limiter::Bucket;
 use serde::{Deserialize, Serialize};
 
-/// What a device may do in a time, in one direction; nothing stands for as much as it can.
+/// Rate limits of a device in one direction; none is unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RateLimits {
-    /// Bytes.
+    /// Limit in bytes.
     pub bandwidth: Option<Bucket>,
-    /// Requests or packets.
+    /// Limit in requests or packets.
     pub operations: Option<Bucket>,
 }
 
@@ -21,42 +20,55 @@ impl RateLimits {
     }
 }
 
-/// Why such a text makes no sense.
+/// Reason why a text with options is invalid.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Nothing is named.
-    #[error("there is nothing before the first comma")]
-    Nothing,
-    /// An option that is there twice.
-    #[error("{0:?} is there twice")]
-    Twice(String),
-    /// An option that does not exist.
-    #[error("there is no option {name:?}: there are {known}")]
+    /// The text begins with a comma, or is empty.
+    #[error("the value before the first comma is missing")]
+    Missing,
+    /// An option is given twice.
+    #[error("option {0:?} is given twice; remove one")]
+    Duplicate(String),
+    /// An option does not exist.
+    #[error("option {name:?} does not exist; use {known}")]
     Unknown {
-        /// What was written.
+        /// Name of the option.
         name: String,
-        /// What could have been.
+        /// Names of the options that exist.
         known: &'static str,
     },
-    /// A flag with a value.
-    #[error("{0} is a flag: write it without a value")]
+    /// A flag has a value.
+    #[error("{0} is a flag; remove its value")]
     Flag(String),
-    /// An option without its value.
-    #[error("{0} needs a value: {0}=VALUE")]
+    /// An option has no value.
+    #[error("option {0} requires a value; write {0}=VALUE")]
     NoValue(String),
-    /// A value that an option cannot have.
-    #[error("{name}={value:?}: it is {expected}")]
+    /// A value is invalid.
+    #[error("{name}={value:?} is invalid; use {expected}")]
     Value {
-        /// The option.
+        /// Name of the option.
         name: &'static str,
-        /// What was written.
+        /// Value in the text.
         value: String,
-        /// What could have been.
+        /// Valid form of the value.
+        expected: &'static str,
+    },
+    /// The first value is invalid.
+    #[error("{value:?} is invalid; use {expected}")]
+    First {
+        /// Value in the text.
+        value: String,
+        /// Valid form of the value.
         expected: &'static str,
     },
 }
 
 impl Error {
+    pub(super) fn first(value: &str, expected: &'static str) -> Self {
+        let value = value.to_owned();
+        Self::First { value, expected }
+    }
+
     pub(super) fn value(name: &'static str, value: &str, expected: &'static str) -> Self {
         Self::Value {
             name,
@@ -66,7 +78,7 @@ impl Error {
     }
 }
 
-/// The parts of the text, of which each is taken once.
+/// Parts of the text. Each is taken once.
 pub(super) struct Options {
     first: String,
     rest: Vec<(String, Option<String>)>,
@@ -78,7 +90,7 @@ impl Options {
         let first = parts
             .next()
             .filter(|first| !first.is_empty())
-            .ok_or(Error::Nothing)?;
+            .ok_or(Error::Missing)?;
         let mut rest: Vec<(String, Option<String>)> = Vec::new();
         for part in parts {
             let (name, value) = match part.split_once('=') {
@@ -86,19 +98,19 @@ impl Options {
                 None => (part.as_str(), None),
             };
             if rest.iter().any(|(known, _)| known == name) {
-                return Err(Error::Twice(name.to_owned()));
+                return Err(Error::Duplicate(name.to_owned()));
             }
             rest.push((name.to_owned(), value));
         }
         Ok(Self { first, rest })
     }
 
-    /// What the options are of.
+    /// Returns the value before the first comma.
     pub fn first(&self) -> &str {
         &self.first
     }
 
-    /// Takes a flag, and says whether it was there.
+    /// Takes a flag. Returns true if it was given.
     pub fn flag(&mut self, name: &str) -> bool {
         self.remove(name, |value| value.is_none()).is_some()
     }
@@ -108,15 +120,15 @@ impl Options {
         self.remove(name, Option::is_some).flatten()
     }
 
-    fn remove(&mut self, name: &str, fits: fn(&Option<String>) -> bool) -> Option<Option<String>> {
-        let place = self
+    fn remove(&mut self, name: &str, is_match: fn(&Option<String>) -> bool) -> Option<Option<String>> {
+        let position = self
             .rest
             .iter()
-            .position(|(known, value)| known == name && fits(value))?;
-        Some(self.rest.remove(place).1)
+            .position(|(known, value)| known == name && is_match(value))?;
+        Some(self.rest.remove(position).1)
     }
 
-    /// Takes the two limits of a direction: `PREFIXbandwidth` in bytes and `PREFIXops` in operations.
+    /// Takes the limits of one direction from the options named `bandwidth` and `operations`.
     pub fn limits(&mut self, bandwidth: &'static str, operations: &'static str) -> Result<RateLimits, Error> {
         Ok(RateLimits {
             bandwidth: self.bucket(bandwidth)?,
@@ -146,12 +158,12 @@ impl Options {
             _ => Err(Error::value(
                 name,
                 &text,
-                "AMOUNT/MILLISECONDS, or AMOUNT/MILLISECONDS/BURST",
+                "AMOUNT/MILLISECONDS or AMOUNT/MILLISECONDS/BURST",
             )),
         }
     }
 
-    /// Ends the reading; `known` is what could have been there.
+    /// Fails if an option remains; `known` names the options that exist.
     pub fn finish(self, known: &'static str) -> Result<(), Error> {
         match self.rest.into_iter().next() {
             None => Ok(()),
@@ -164,17 +176,17 @@ impl Options {
     }
 }
 
-/// The parts of `text` between single commas, with a comma for each pair of them.
+/// Splits `text` at single commas. Each pair of commas becomes one comma.
 fn split(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
-    let mut letters = text.chars().peekable();
-    while let Some(letter) = letters.next() {
-        match (letter, parts.last_mut()) {
-            (',', _) if letters.peek() != Some(&',') => parts.push(String::new()),
-            (letter, Some(part)) => {
-                part.push(letter);
-                if letter == ',' {
-                    letters.next();
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        match (character, parts.last_mut()) {
+            (',', _) if characters.peek() != Some(&',') => parts.push(String::new()),
+            (character, Some(part)) => {
+                part.push(character);
+                if character == ',' {
+                    characters.next();
                 }
             }
             (_, None) => {}
@@ -188,7 +200,7 @@ mod tests {
     use super::split;
 
     #[test]
-    fn two_commas_are_one_that_separates_nothing() {
+    fn double_comma_is_literal() {
         for (text, parts) in [
             ("", &[""][..]),
             ("a", &["a"]),

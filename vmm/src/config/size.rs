@@ -1,11 +1,11 @@
-//! Sizes of memory as people write them.
+//! Sizes of memory.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A size of guest memory: whole pages, written `128M`, `2G`, `65536K`, `1T`, or in MiB when there is no unit.
+/// Size of guest memory in whole pages, written `128M`, `2G`, `65536K`, `1T`, or in MiB without a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MemorySize(u64);
 
@@ -13,17 +13,17 @@ const PAGE: u64 = 4096;
 const UNITS: [(char, u64); 4] = [('T', 1 << 40), ('G', 1 << 30), ('M', 1 << 20), ('K', 1 << 10)];
 
 impl MemorySize {
-    /// What a machine gets when nobody says otherwise.
+    /// Default size.
     pub const DEFAULT: Self = Self(128 << 20);
-    /// The least that a machine can have: the first megabyte is where its tables are.
+    /// Minimum size: the first MiB holds the tables of the machine.
     pub const MIN: Self = Self(1 << 20);
 
-    /// A size of `bytes`.
+    /// Returns a size of `bytes`, which must be whole pages.
     pub const fn from_bytes(bytes: u64) -> Self {
         Self(bytes)
     }
 
-    /// The size in bytes.
+    /// Returns the size in bytes.
     pub fn bytes(self) -> u64 {
         self.0
     }
@@ -41,17 +41,17 @@ impl fmt::Display for MemorySize {
     }
 }
 
-/// Why a text is no size of memory.
+/// Reason why a text is not a size of memory.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
-    /// Something other than digits and one unit.
-    #[error("{0:?} is no size: write digits and K, M, G or T, for example 128M (no unit means M)")]
+    /// The text is not digits and a unit.
+    #[error("{0:?} is not a size: write digits and K, M, G or T, for example 128M (the default unit is M)")]
     NotANumber(String),
-    /// More than 64 bits can count.
-    #[error("{0:?} is more than any machine has: write a size such as 128M")]
+    /// The size exceeds 64 bits.
+    #[error("{0:?} is out of range: write a size such as 128M")]
     TooLarge(String),
-    /// A size that ends within a page.
-    #[error("{0:?} is not a whole number of 4K pages: round it up")]
+    /// The size ends within a page.
+    #[error("{0:?} is not a multiple of 4K: round it up")]
     NotPages(String),
 }
 
@@ -59,7 +59,7 @@ impl FromStr for MemorySize {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        // `MiB`, `MB` and `m` are written by people who mean `M`.
+        // `MiB`, `MB` and `m` mean `M`.
         let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let suffix = text[number.len()..].to_ascii_uppercase();
         let unit = match suffix.trim_end_matches("IB").trim_end_matches('B') {
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_says_so() {
+    fn invalid_sizes_are_rejected() {
         for text in [
             "", "M", "x", "-1", "+1M", "1.5G", "12Q", "1MM", "1 M", "0x10", "１M", "1Mé",
         ] {
@@ -130,7 +130,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_printed_is_read_back(pages in 0_u64..1 << 50) {
+        fn display_roundtrips(pages in 0_u64..1 << 50) {
             let size = MemorySize(pages * 4096);
             prop_assert_eq!(size.to_string().parse(), Ok(size));
         }

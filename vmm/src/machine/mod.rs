@@ -1,39 +1,34 @@
-//! A machine that has been built and never run.
+//! A machine: built, and not run yet.
 //!
-//! The order of the calls on KVM is a feature: the VM, then its memory slots, then the interrupt controllers, then the
-//! vCPUs, and whatever registers with the kernel's I/O buses last. A slot that is set after any of those waits for
-//! grace periods of several milliseconds. Meanwhile the thread of the first vCPU asks KVM for the processor's features.
+//! The order of KVM calls is part of the design: the VM, its memory slots, the interrupt controllers, the vCPUs, and last the
+//! devices, which register with KVM's I/O buses. A memory slot that is set after an in-kernel interrupt controller or an ioeventfd
+//! waits several milliseconds for an SRCU grace period. Meanwhile the thread of the first vCPU queries the supported CPUID.
 
 mod attachments;
 pub mod state;
-mod vcpus;
 
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::ffi::OsStr;
 use std::io;
-use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use devices::serial::{Serial, SerialOutput, uart};
-use devices::{Bus, Power, lock};
-use kvm_ioctls::VmFd;
-use snapshot::GuestMemory;
-use vmm_sys_util::eventfd::EventFd;
-
 use devices::virtio::net::passt;
+use devices::{Bus, Power, lock};
+use kvm_ioctls::{Kvm, VmFd};
+use snapshot::GuestMemory;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::{self, AttachContext, Buses, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
 use crate::config::{DriveConfig, VmConfig, VmSpec};
-use crate::kvm::Kick;
+use crate::kvm::{self, Kick, install_kick};
+use crate::memory;
 use crate::timeline::{Lane, Timeline};
-use crate::vcpu::KINDS;
-
-use crate::vcpu::{Start, StopReason, VcpuError, VcpuInit, VcpuShared, VcpuThread};
-use crate::{kvm, memory};
-use vcpus::{create_vcpus, limit_vcpus, start_threads};
+use crate::vcpu::{KINDS, PauseGate, Start, StopReason, VcpuError, VcpuInit, VcpuShared, VcpuThread};
 
 pub(crate) use attachments::AttachedDevice;
 use attachments::Place;
@@ -42,46 +37,46 @@ pub use attachments::{
     open_all as open_devices,
 };
 
-/// Why a machine could not be built, booted or paused.
+/// Reason why a machine cannot be built, booted or paused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A vCPU does not heed its kick.
+    /// A vCPU does not react to its kick.
     #[error(
-        "a vCPU waits for a page that the page fault handler does not give; the guest goes on when it has it"
+        "cannot pause the VM: a vCPU waits for a page of the fault handler; the guest continues when the handler sends it"
     )]
     Pause,
-    /// KVM cannot be used, or refused.
+    /// A KVM call fails.
     #[error("cannot use KVM")]
     Kvm(#[source] kvm::Error),
-    /// The architecture's part failed.
+    /// The platform cannot be built.
     #[error("cannot build the machine")]
     Platform(#[source] arch::Error),
-    /// There is no memory for the guest.
-    #[error("cannot get {size} of memory for the guest")]
+    /// Guest memory cannot be mapped.
+    #[error("cannot map {size} of guest memory")]
     Memory {
-        /// What was asked for.
+        /// Requested size.
         size: crate::config::MemorySize,
-        /// Why.
+        /// Cause.
         #[source]
         source: memory::Error,
     },
-    /// A vCPU's thread could not be started.
+    /// A vCPU thread cannot be started.
     #[error("cannot start a vCPU")]
     Vcpu(#[source] VcpuError),
-    /// The serial port could not be made.
-    #[error("cannot make the serial port")]
+    /// The serial port cannot be created.
+    #[error("cannot create the serial port")]
     Serial(#[source] uart::Error),
-    /// An event descriptor or a signal handler could not be had.
+    /// An eventfd or a signal handler cannot be created.
     #[error("cannot {operation}")]
     System {
-        /// What was tried.
+        /// Failed operation.
         operation: &'static str,
-        /// The kernel's answer.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// The program that was to serve the network has ended.
-    #[error("cannot give the guest a network")]
+    /// The passt process of an interface has ended.
+    #[error("cannot connect the network interface")]
     Passt(#[source] passt::Error),
     /// The image cannot be loaded.
     #[error(transparent)]
@@ -89,20 +84,20 @@ pub enum Error {
     /// The initrd cannot be loaded.
     #[error(transparent)]
     Initrd(boot::initrd::Error),
-    /// The guest cannot be given its command line.
-    #[error("cannot pass the guest its arguments")]
+    /// The command line does not fit.
+    #[error("cannot compose the command line")]
     CommandLine(#[source] boot::cmdline::Error),
 }
 
-/// File descriptors, memory, buses, devices, and vCPUs that wait on their threads.
+/// Memory, buses and devices of a VM, and its vCPUs, which wait on their threads.
 pub struct Machine {
     spec: VmSpec,
     timeline: Arc<Timeline>,
-    // Dropped in this order: the vCPUs stop before what they use goes away, and the VM goes before its memory.
+    // Dropped in this order: the vCPUs stop before the devices that they use, and the VM is closed before its memory is unmapped.
     vcpus: Vec<VcpuThread>,
-    reports: Receiver<StopReason>,
+    stop_reasons: Receiver<StopReason>,
     shared: Arc<VcpuShared>,
-    sources: Vec<SharedSource>,
+    event_sources: Vec<SharedSource>,
     devices: Vec<AttachedDevice>,
     serial: Arc<Mutex<Serial>>,
     platform: Arc<Native>,
@@ -111,15 +106,15 @@ pub struct Machine {
     power: Arc<Power>,
     _vm: Arc<VmFd>,
     memory: GuestMemory,
-    /// The state has been restored, and the devices have not looked at what there is to do since.
+    /// The state has been restored, and the devices have not processed their available buffers since.
     needs_notify: Cell<bool>,
 }
 
 impl Machine {
-    /// Builds the machine of `spec` with the `devices` that were opened for it. Its serial port prints to `output`.
+    /// Builds the machine of `spec` with its open `devices`. The serial port prints to `output`.
     ///
     /// # Errors
-    /// [`Error`]; nothing of the machine is left then.
+    /// [`Error`]; everything that was created is dropped then.
     pub fn build(
         spec: VmSpec,
         devices: Vec<OpenDevice>,
@@ -129,11 +124,11 @@ impl Machine {
         Self::assemble(spec, None, devices, output, timeline)
     }
 
-    /// Builds the machine of `spec` around `memory`, which has the spec's [regions](Platform::memory_regions), for a state that
-    /// [`resume_from`](Self::resume_from) gives it. KVM is not asked what the processor can be.
+    /// Builds the machine of `spec` with `memory`, which has the [regions](Platform::memory_regions) of the spec, to be
+    /// [restored](Self::restore). Does not query the supported CPUID, which takes 100 us.
     ///
     /// # Errors
-    /// [`Error`]; nothing of the machine is left then.
+    /// [`Error`]; everything that was created is dropped then.
     pub fn build_with_memory(
         spec: VmSpec,
         memory: GuestMemory,
@@ -158,7 +153,7 @@ impl Machine {
         let kvm = Arc::new(kvm);
         limit_vcpus(&kvm, &spec)?;
         let kick = Kick::default();
-        let (vcpus, shared, reports) = measure.phase("start vCPU threads", || {
+        let (vcpus, shared, stop_reasons) = measure.phase("start vCPU threads", || {
             start_threads(&kvm, &spec, &kick, &timeline, memory.is_some())
         })?;
         let memory = measure.phase("map memory", || memory.map_or_else(|| allocate(&spec), Ok))?;
@@ -182,21 +177,21 @@ impl Machine {
             serial: serial.clone(),
         };
         let mut buses = Buses::default();
-        let mut sources = measure
+        let mut event_sources = measure
             .phase("attach devices", || platform.attach(&wiring, &spec, &mut buses))
             .map_err(Error::Platform)?;
         let place = Place {
             memory: &memory,
             buses: &mut buses,
-            sources: &mut sources,
+            sources: &mut event_sources,
         };
         let devices = attachments::attach(devices, &spec, &platform, place).map_err(Error::Platform)?;
         Ok(Self {
             spec,
             vcpus,
-            reports,
+            stop_reasons,
             shared,
-            sources,
+            event_sources,
             devices,
             serial,
             platform: Arc::new(platform),
@@ -210,7 +205,7 @@ impl Machine {
         })
     }
 
-    /// Loads `image` and lets the guest run.
+    /// Loads `image` and starts the guest.
     ///
     /// # Errors
     /// [`Error::Image`], [`Error::Initrd`], [`Error::CommandLine`] or [`Error::Platform`].
@@ -221,7 +216,7 @@ impl Machine {
         let loaded = measure.phase("load image", || self.load(image, initrd))?;
         let cmdline = boot::cmdline::compose(
             &command_line(config, loaded.protocol),
-            &self.arguments(),
+            &self.device_arguments(),
             Native::COMMAND_LINE_CAPACITY,
         )
         .map_err(Error::CommandLine)?;
@@ -243,14 +238,13 @@ impl Machine {
         Ok(self)
     }
 
-    /// What the guest is told of its devices.
-    fn arguments(&self) -> Vec<String> {
+    /// Returns the arguments for root drive and devices.
+    fn device_arguments(&self) -> Vec<String> {
         let config = self.spec.config();
-        let told = config.device_arguments;
-        let windows = self.devices.iter().filter(|_| told);
-        let windows = windows.map(|device| attachments::argument(device.info()));
+        let announced = self.devices.iter().filter(|_| config.device_arguments);
+        let devices = announced.map(|device| attachments::argument(device.info()));
         let root = config.drives().find_map(DriveConfig::root_argument);
-        root.into_iter().chain(windows).collect()
+        root.into_iter().chain(devices).collect()
     }
 
     fn load(&self, image: &Image, initrd: Option<&Initrd>) -> Result<LoadedImage, Error> {
@@ -278,71 +272,81 @@ impl Machine {
         }
     }
 
-    /// What the event loop watches for the platform's devices.
+    /// Returns the event sources of the devices, for the event loop.
     pub(crate) fn event_sources(&self) -> &[SharedSource] {
-        &self.sources
+        &self.event_sources
     }
 
-    /// The first serial port.
+    /// Returns the serial port.
     pub fn serial(&self) -> &Arc<Mutex<Serial>> {
         &self.serial
     }
 
-    /// Signalled when [`Machine::take_stop_reason`] has something.
+    /// Returns the eventfd that is signalled when [`Machine::take_stop_reason`] returns a reason.
     pub(crate) fn stop_event(&self) -> &EventFd {
         &self.shared.stop_event
     }
 
-    /// Why a vCPU has ended, if one has.
+    /// Returns the next stop reason of a vCPU.
     pub fn take_stop_reason(&self) -> Option<StopReason> {
-        self.reports.try_recv().ok()
+        self.stop_reasons.try_recv().ok()
     }
 
-    /// Records when the guest printed for the first time: the boot vCPU's doing, as a rule.
+    /// Adds the first output of the guest to the timeline, on the lane of the boot vCPU, which usually prints it.
     pub(crate) fn mark_first_output(&self) {
-        if let Some(moment) = lock(&self.serial).output().first_write() {
-            self.timeline.mark_at(Lane::Vcpu(0), "first output", moment);
+        if let Some(time) = lock(&self.serial).output().first_write() {
+            self.timeline.mark_at(Lane::Vcpu(0), "first output", time);
         }
     }
 
-    /// Makes the vCPUs leave the guest for good.
+    /// Stops the vCPUs.
     pub(crate) fn stop(&self) {
         self.vcpus.iter().for_each(VcpuThread::stop);
     }
 
-    /// Keeps the vCPUs out of the guest until [`Machine::resume`], with all instructions that they were in completed.
+    /// Pauses the vCPUs until [`Machine::resume`], with every instruction completed.
     pub fn pause(&self) {
         let kick = || self.vcpus.iter().for_each(VcpuThread::kick);
         self.shared.gate.close(self.vcpus.len(), kick);
     }
 
-    /// Lets the vCPUs into the guest again.
+    /// Pauses like [`pause`](Self::pause), where a vCPU may wait for a fault handler.
+    ///
+    /// # Errors
+    /// [`Error::Pause`] after `timeout`; the guest runs on then.
+    pub(crate) fn pause_timeout(&self, timeout: Duration) -> Result<(), Error> {
+        let kick = || self.vcpus.iter().for_each(VcpuThread::kick);
+        let paused = self.shared.gate.close_timeout(self.vcpus.len(), kick, timeout);
+        paused.then_some(()).ok_or(Error::Pause)
+    }
+
+    /// Resumes the vCPUs.
     pub fn resume(&self) {
         self.notify_devices();
         self.shared.gate.open();
     }
 
-    /// Presses Ctrl-Alt-Del on the guest's keyboard. Returns whether the machine has one.
+    /// Presses Ctrl-Alt-Del on the guest's keyboard. Returns false if the machine has no keyboard.
     pub(crate) fn press_ctrl_alt_del(&self) -> bool {
         self.platform.press_ctrl_alt_del()
     }
 
-    /// What the machine is made from.
+    /// Returns the configuration.
     pub fn spec(&self) -> &VmSpec {
         &self.spec
     }
 
-    /// Has the specification say what was changed while the machine runs.
+    /// Records the change of an attached device in the configuration.
     pub(crate) fn change_config(&mut self, change: impl FnOnce(&mut VmConfig)) {
         self.spec.change(change);
     }
 
-    /// The guest's memory.
+    /// Returns guest memory.
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
     }
 
-    /// How often each vCPU has left the guest, by kind.
+    /// Returns the exits of each vCPU by kind.
     pub(crate) fn exits(&self) -> impl Iterator<Item = [u64; KINDS.len()]> {
         self.vcpus.iter().map(|vcpu| vcpu.exits().counts())
     }
@@ -352,12 +356,12 @@ impl Machine {
         &self.devices
     }
 
-    /// Counts what the guest's output still holds back as lost.
+    /// Discards the pending output of the guest, and counts it as lost.
     pub(crate) fn discard_output(&self) {
         lock(&self.serial).output_mut().finish(Duration::ZERO);
     }
 
-    /// Accesses that no device claimed: ports and memory-mapped registers.
+    /// Returns the number of accesses that no device claims: ports and memory-mapped registers.
     pub fn unclaimed(&self) -> (u64, u64) {
         (self.ports.unclaimed(), self.memory_bus.unclaimed())
     }
@@ -371,8 +375,7 @@ impl Measure<'_> {
     }
 }
 
-/// What the guest is given as its command line. Multiboot images expect the image's name as the first word of theirs, and
-/// skip it.
+/// Returns the command line of the configuration. With multiboot the first word is the name of the image, which guests skip.
 fn command_line(config: &VmConfig, protocol: Protocol) -> Cow<'_, str> {
     if protocol != Protocol::Multiboot {
         return Cow::Borrowed(&config.cmdline);
@@ -393,4 +396,65 @@ fn allocate(spec: &VmSpec) -> Result<GuestMemory, Error> {
         memory::prefer_huge_pages(&memory);
     }
     Ok(memory)
+}
+
+/// Checks the number of vCPUs against the limit of KVM.
+fn limit_vcpus(kvm: &Kvm, spec: &VmSpec) -> Result<(), Error> {
+    // One vCPU is always possible: no call for the common case.
+    if spec.vcpus() == 1 {
+        return Ok(());
+    }
+    let limit = kvm.get_max_vcpus();
+    if usize::from(spec.vcpus()) > limit {
+        return Err(Error::Kvm(kvm::Error::Vcpus {
+            asked: spec.vcpus(),
+            limit,
+        }));
+    }
+    Ok(())
+}
+
+/// vCPU threads, their shared data, and the receiver of their stop reasons.
+type Threads = (Vec<VcpuThread>, Arc<VcpuShared>, Receiver<StopReason>);
+
+/// Starts a thread for each vCPU. `boot` kicks the first. With `restores` they get a saved state.
+fn start_threads(
+    kvm: &Arc<Kvm>,
+    spec: &VmSpec,
+    boot: &Kick,
+    timeline: &Arc<Timeline>,
+    restores: bool,
+) -> Result<Threads, Error> {
+    let system = |operation| move |source| Error::System { operation, source };
+    install_kick().map_err(system("install the signal handler of the vCPU threads"))?;
+    let stop_event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(system("create an eventfd"))?;
+    let (sender, stop_reasons) = mpsc::channel();
+    let shared = Arc::new(VcpuShared {
+        kvm: kvm.clone(),
+        count: spec.vcpus(),
+        timeline: timeline.clone(),
+        stop_reasons: sender,
+        stop_event,
+        gate: PauseGate::default(),
+        restores,
+        profile: OnceLock::new(),
+    });
+    let vcpus = (0..spec.vcpus())
+        .map(|id| {
+            let kick = if id == 0 { boot.clone() } else { Kick::default() };
+            VcpuThread::spawn(id, kick, shared.clone()).map_err(Error::Vcpu)
+        })
+        .collect::<Result<_, _>>()?;
+    Ok((vcpus, shared, stop_reasons))
+}
+
+/// Creates the vCPUs and passes each to its thread.
+fn create_vcpus(vm: &VmFd, threads: &[VcpuThread]) -> Result<(), kvm::Error> {
+    for (id, thread) in (0..).zip(threads) {
+        let vcpu = vm
+            .create_vcpu(id)
+            .map_err(kvm::failed(format!("KVM_CREATE_VCPU {id}")))?;
+        thread.prepare(vcpu);
+    }
+    Ok(())
 }

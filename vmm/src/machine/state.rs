@@ -1,22 +1,21 @@
-//! What a machine has beyond its memory, in and out of a snapshot.
+//! State of a machine other than its memory: save and restore.
 //!
-//! | section | holds |
+//! | section | content |
 //! |---|---|
-//! | `vcpu/N` | a vCPU |
-//! | `serial` | the serial port |
-//! | `virtio/N`, `virtio/N/device` | a device: first the drives, then the interfaces |
-//! | `irqchip`, `clock` and others | what the [`Platform`] has |
+//! | `vcpu/N` | vCPU |
+//! | `serial` | serial port |
+//! | `virtio/N`, `virtio/N/device` | transport and device: first the drives, then the network interfaces |
+//! | `irqchip`, `clock` and others | state of the [`Platform`] |
 //!
 //! # Order
-//! Saved: requests in flight are waited for first, since their ends are interrupts in the local APICs. Then each vCPU's thread
-//! has KVM do what it has put off, such as the end of a level-triggered interrupt, which reaches the interrupt controllers; and
-//! reads its vCPU, all at the same time. Meanwhile the devices are read, so that all clocks stand where they stood at one time.
-//! From then on guest memory is what it will be, and can be saved while vCPUs are still being read.
+//! Save: requests in flight complete first, because their interrupts are in the local APICs. Then each vCPU thread flushes KVM's
+//! pending work, such as the end of a level-triggered interrupt, which changes the interrupt controllers; and reads its vCPU. All
+//! threads do so at the same time. Meanwhile this thread reads the devices, so that all clocks stand at one time. From then on
+//! guest memory is final, and can be written while vCPUs are still being read.
 //!
-//! Restored: each vCPU's thread gives its vCPU its state, while this one does the same with the devices. What a device raises
-//! in doing so goes to interrupt controllers at reset, and is replaced by what was pending when they are restored in their turn.
-//! What would reach into a local APIC comes after the vCPUs; and only when the guest is about to go on do the devices look
-//! for what there is to do.
+//! Restore: each vCPU thread restores its vCPU while this thread restores the devices. An interrupt that a device raises meanwhile
+//! goes to interrupt controllers at reset, whose state is replaced afterwards. Parts that access a local APIC follow the vCPUs. The
+//! devices process their available buffers only when the guest is resumed.
 
 use std::sync::mpsc::{self, Receiver, RecvError, TryRecvError};
 use std::thread;
@@ -35,86 +34,86 @@ use crate::vcpu::{NativeVcpuState, StateReply, VcpuInit, VcpuThread};
 
 const SERIAL: &str = "serial";
 
-/// Why a machine could not give or take its state.
+/// Reason why the state of a machine cannot be saved or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The guest runs, or has ended.
-    #[error("the VM must be paused for its state to be saved")]
+    /// The guest runs, or has stopped.
+    #[error("cannot save the state of a running VM: pause it first")]
     Running,
-    /// The vCPU has left the guest for good.
-    #[error("vCPU {0} has ended, and there is no state of it any more")]
+    /// The vCPU has stopped.
+    #[error("cannot access the state of vCPU {0}: the vCPU has stopped")]
     Ended(u8),
     /// The state of a vCPU.
-    #[error("cannot move the state of vCPU {id}")]
+    #[error("cannot save or restore vCPU {id}")]
     Vcpu {
-        /// Which one.
+        /// Number of the vCPU.
         id: u8,
-        /// What is wrong.
+        /// Cause.
         #[source]
         source: PartError,
     },
-    /// The state of one of its parts.
-    #[error("cannot move the state of the machine's devices")]
+    /// The state of a device or of the platform.
+    #[error("cannot save or restore the devices")]
     Part(#[source] PartError),
-    /// The sections do not fit the machine.
-    #[error("the saved state is not that of this machine")]
+    /// The sections do not match the machine.
+    #[error("the saved state does not match the machine")]
     Sections(#[source] SectionError),
-    /// The program that was to serve the network has ended.
-    #[error("cannot give the guest a network")]
+    /// The passt process of an interface has ended.
+    #[error("cannot connect the network interface")]
     Passt(#[source] passt::Error),
 }
 
-/// Times that a vCPU's thread is looked for before this one sleeps: somewhat longer than it takes a vCPU to be read or written.
-const LOOKS: usize = 1000;
+/// Polls of a reply before this thread sleeps: somewhat longer than a vCPU takes to be read or written.
+const MAX_POLLS: usize = 1000;
 
-/// The answer of a vCPU's thread. To fall asleep and be woken takes a good part of the time that the answer does.
-fn receive_spinning<T>(answer: &Receiver<T>) -> Result<T, RecvError> {
-    for _ in 0..LOOKS {
-        match answer.try_recv() {
+/// Receives the reply of a vCPU thread. Polls first: sleeping and waking take as long as most replies.
+fn receive_spinning<T>(reply: &Receiver<T>) -> Result<T, RecvError> {
+    for _ in 0..MAX_POLLS {
+        match reply.try_recv() {
             Err(TryRecvError::Empty) => thread::yield_now(),
-            Ok(answer) => return Ok(answer),
+            Ok(reply) => return Ok(reply),
             Err(TryRecvError::Disconnected) => return Err(RecvError),
         }
     }
-    answer.recv()
+    reply.recv()
 }
 
-/// Waits for the state of vCPU `id`.
-fn state_of(id: u8, vcpu: &StateReply) -> Result<NativeVcpuState, Error> {
+/// Receives the state of vCPU `id`.
+fn receive_state(id: u8, vcpu: &StateReply) -> Result<NativeVcpuState, Error> {
     let state = receive_spinning(&vcpu.state).map_err(|_| Error::Ended(id))?;
     state.map_err(|source| Error::Vcpu { id, source })
 }
 
-/// A machine whose state is being read. Dropped, nothing is saved, and the machine can go on.
+/// Save in progress. When it is dropped, nothing is saved, and the machine can be resumed.
 pub struct StateSave<'a> {
     machine: &'a Machine,
     vcpus: Vec<StateReply>,
 }
 
 impl StateSave<'_> {
-    /// Waits until KVM has done what it had put off, and adds the devices to `archive`. Memory can be saved then, unless
-    /// [`finish`](Self::finish) says later that there was more.
+    /// Waits until KVM's pending work is flushed, and adds the devices to `archive`. Memory can be dumped afterwards, unless
+    /// [`finish`](Self::finish) reports a change.
     ///
     /// # Errors
     /// [`Error::Ended`], [`Error::Vcpu`] and [`Error::Part`].
     pub fn save_devices(&self, archive: &mut ArchiveWriter) -> Result<(), Error> {
         for (id, vcpu) in (0..).zip(&self.vcpus) {
             if receive_spinning(&vcpu.flushed).is_err() {
-                state_of(id, vcpu)?;
+                receive_state(id, vcpu)?;
             }
         }
-        self.machine.put_devices(archive).map_err(Error::Part)
+        self.machine.save_devices(archive).map_err(Error::Part)
     }
 
-    /// Adds the vCPUs to `archive`. True when devices and memory may have changed since [`save_devices`](Self::save_devices) returned: rarely,
-    /// when a timer of the guest has expired meanwhile.
+    /// Adds the vCPUs to `archive`. Returns true if devices and memory may have changed since [`save_devices`](Self::save_devices):
+    /// rarely, when a timer of the guest expired meanwhile.
     ///
     /// # Errors
     /// [`Error::Ended`], [`Error::Vcpu`] and [`Error::Sections`].
     pub fn finish(self, archive: &mut ArchiveWriter) -> Result<bool, Error> {
         let mut is_changed = false;
         for (id, vcpu) in (0..).zip(&self.vcpus) {
-            let state = state_of(id, vcpu)?;
+            let state = receive_state(id, vcpu)?;
             is_changed |= vcpu.flushed.try_recv().is_ok();
             archive.write(&vcpu_key(id), &state).map_err(Error::Sections)?;
         }
@@ -123,20 +122,20 @@ impl StateSave<'_> {
 }
 
 impl Machine {
-    /// Adds the state of the machine, which is paused, to `archive`. It can go on, or be saved again.
+    /// Adds the state of the paused machine to `archive`.
     ///
-    /// Memory is to be saved after this: requests in flight are completed, and KVM may write what it had put off.
+    /// Memory must be dumped after this call: it completes requests in flight, and KVM may write guest memory.
     ///
     /// # Errors
     /// [`Error::Running`], [`Error::Ended`], [`Error::Vcpu`], [`Error::Part`], and [`Error::Sections`] when `archive` has
-    /// sections of the same names.
+    /// sections with the same keys.
     pub fn save(&self, archive: &mut ArchiveWriter) -> Result<(), Error> {
         self.begin_save()?.finish(archive)?;
-        self.put_devices(archive).map_err(Error::Part)
+        self.save_devices(archive).map_err(Error::Part)
     }
 
-    /// Begins to save the machine: the vCPUs' threads read their vCPUs, while this one may do something else. [`StateSave::save_devices`]
-    /// and [`StateSave::finish`] do the rest.
+    /// Begins to save the machine: the vCPU threads read their vCPUs, while this thread is free for other work.
+    /// [`StateSave::save_devices`] and [`StateSave::finish`] follow.
     ///
     /// # Errors
     /// [`Error::Running`]
@@ -150,14 +149,14 @@ impl Machine {
         Ok(StateSave { machine: self, vcpus })
     }
 
-    /// Has each vCPU's thread take its vCPU as far as the door of the guest and back, and does not wait for it. What KVM does on a
-    /// vCPU's first way there is done then when the machine goes on; it takes longer than to wake the thread.
+    /// Requests each vCPU thread to flush KVM's pending work, and returns without waiting. The first guest entry of a vCPU, which takes
+    /// longer than to wake its thread, is then faster.
     pub fn prepare_resume(&self) {
         self.vcpus.iter().for_each(VcpuThread::request_flush);
         self.shared.gate.notify_waiters();
     }
 
-    fn put_devices(&self, archive: &mut ArchiveWriter) -> Result<(), PartError> {
+    fn save_devices(&self, archive: &mut ArchiveWriter) -> Result<(), PartError> {
         lock(&self.serial).save_section(SERIAL, archive)?;
         for (index, device) in self.devices.iter().enumerate() {
             device.save(&virtio_key(index), archive)?;
@@ -165,16 +164,16 @@ impl Machine {
         self.platform.save_state(archive)
     }
 
-    /// Gives the machine, which was [built around](Self::build_around) the memory that belongs to it, the state in `archive`,
-    /// all of which it takes. It is paused then: [`unpause`](Self::unpause) lets the guest go on. With `realtime` the guest's
-    /// clock jumps to where it would stand had it never stopped.
+    /// Restores the machine, which was [built with the memory](Self::build_with_memory) of the state, from `archive`, whose sections
+    /// must all be consumed. It is paused then; [`resume`](Self::resume) runs the guest. With `realtime` the guest's clock is set to
+    /// the time that it would have without the snapshot.
     ///
     /// # Errors
     /// [`Error::Vcpu`], [`Error::Part`], [`Error::Sections`] and [`Error::Passt`]. No vCPU has entered the guest then.
     pub fn restore(mut self, mut archive: ArchiveReader<'_>, realtime: bool) -> Result<Self, Error> {
-        // Nobody is in the guest yet, so that there is nobody to wait for; who comes later waits.
+        // No vCPU is in the guest yet, so that the gate closes at once; the threads wait at it after their restore.
         self.shared.gate.close(0, || ());
-        let (restored, answers) = (0..self.vcpus.len())
+        let (restored, replies) = (0..self.vcpus.len())
             .map(|_| mpsc::sync_channel(1))
             .collect::<(Vec<_>, Vec<_>)>();
         for ((id, vcpu), restored) in (0..).zip(&self.vcpus).zip(restored) {
@@ -185,9 +184,9 @@ impl Machine {
         for device in &mut self.devices {
             device.check_process().map_err(Error::Passt)?;
         }
-        for (id, answer) in (0..).zip(answers) {
-            let done = receive_spinning(&answer).map_err(|_| Error::Ended(id))?;
-            done.map_err(|source| Error::Vcpu { id, source })?;
+        for (id, reply) in (0..).zip(replies) {
+            let result = receive_spinning(&reply).map_err(|_| Error::Ended(id))?;
+            result.map_err(|source| Error::Vcpu { id, source })?;
         }
         self.platform
             .restore_after_vcpus(&mut archive, realtime)
@@ -206,7 +205,7 @@ impl Machine {
         self.platform.restore_before_vcpus(archive)
     }
 
-    /// Has the devices look for what there is to do, once after a restore.
+    /// Processes the available buffers of the devices once after a restore.
     pub(super) fn notify_devices(&self) {
         if self.needs_notify.take() {
             self.devices.iter().for_each(AttachedDevice::notify_restored);
@@ -214,7 +213,7 @@ impl Machine {
     }
 }
 
-/// What is in the making takes several times its size, which the stack of who goes on does not need any more.
+// Not inlined: decoding needs several times the size of the state; the caller must not keep that stack space.
 #[inline(never)]
 fn read_vcpu(id: u8, archive: &mut ArchiveReader<'_>) -> Result<Box<NativeVcpuState>, Error> {
     let state: NativeVcpuState = archive.read(&vcpu_key(id)).map_err(Error::Sections)?;

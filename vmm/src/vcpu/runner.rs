@@ -33,7 +33,7 @@ pub struct VcpuShared {
     /// Record of the phases of the start.
     pub timeline: Arc<Timeline>,
     /// Receives the stop reasons.
-    pub reports: Sender<StopReason>,
+    pub stop_reasons: Sender<StopReason>,
     /// Signalled with every stop reason.
     pub stop_event: EventFd,
     /// Gate at which the threads wait while the VM is paused.
@@ -63,7 +63,7 @@ impl VcpuShared {
 
     fn report(&self, reason: StopReason) {
         // Both fail only after the machine, their receiver, has been dropped.
-        let _ = self.reports.send(reason);
+        let _ = self.stop_reasons.send(reason);
         let _ = self.stop_event.write(1);
     }
 }

@@ -1,4 +1,4 @@
-//! A working set that is being recorded while the guest runs.
+//! Recording of a working set while the guest runs.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -11,17 +11,17 @@ use vmm_sys_util::timerfd::TimerFd;
 use crate::memory::working_set::Error;
 use crate::memory::{Pagemap, WorkingSet};
 
-/// Goes on for a while of the guest's time: while the guest is paused, so is this.
+/// Recording of a working set for a length of time in which the guest runs; it pauses with the guest.
 pub(crate) struct Recording {
-    /// What it takes to end it; nothing once it has ended.
+    /// None once the recording has ended.
     open: Option<Open>,
-    /// There until the VM is over, so that the event loop never watches a descriptor that has become another one.
+    /// Kept until the end of the VM: the event loop watches the descriptor, whose number must not be reused.
     timer: TimerFd,
     left: Duration,
     since: Option<Instant>,
 }
 
-/// All that could fail is had before the guest runs.
+/// Files of a recording, opened before the guest runs, so that errors occur at the load.
 struct Open {
     pagemap: Pagemap,
     file: PendingStateFile,
@@ -32,10 +32,10 @@ struct Open {
 }
 
 impl Recording {
-    /// Prepares a recording of the first `length` for which the guest of the snapshot with this `state` runs, to the file at `path`.
+    /// Prepares a recording of the first `length` of run time to the file at `path`, for the snapshot of `state`.
     ///
     /// # Errors
-    /// [`Error::Pages`] without /proc, [`Error::File`] when there can be no such file, [`Error::Timer`].
+    /// [`Error::Pages`] without /proc, [`Error::File`] when the file cannot be created, [`Error::Timer`].
     pub fn new(path: &Path, length: Duration, state: &StateFile) -> Result<Self, Error> {
         let open = Open {
             pagemap: Pagemap::open().map_err(Error::Pages)?,
@@ -53,22 +53,22 @@ impl Recording {
         })
     }
 
-    /// Readable when the time may be up, which [`is_due`](Self::is_due) knows; never to be read.
+    /// Returns a descriptor that is readable when [`is_due`](Self::is_due) may have become true. It must not be read.
     pub fn descriptor(&self) -> RawFd {
         self.timer.as_raw_fd()
     }
 
-    /// The guest runs from now on.
+    /// Starts the clock of the recording.
     pub fn resume(&mut self) {
         if let Some(open) = &mut self.open {
             open.has_run = true;
             self.since = Some(Instant::now());
-            // Zero would set no timer. What is set here is always a time, so that it cannot fail.
+            // Zero would disarm the timer. A valid time cannot fail.
             let _ = self.timer.reset(self.left.max(Duration::from_nanos(1)), None);
         }
     }
 
-    /// The guest is kept from running from now on.
+    /// Stops the clock of the recording.
     pub fn pause(&mut self) {
         if let Some(since) = self.since.take() {
             self.left = self.left.saturating_sub(since.elapsed());
@@ -76,20 +76,20 @@ impl Recording {
         }
     }
 
-    /// Whether the guest has run that long.
+    /// Returns true once the guest has run for the length of the recording.
     pub fn is_due(&self) -> bool {
         self.since.is_some_and(|since| since.elapsed() >= self.left)
     }
 
-    /// Whether the guest has run, so that there is something to be recorded, and it has not been.
+    /// Returns true if the guest has run and the set is not written yet.
     pub fn has_begun(&self) -> bool {
         self.open.as_ref().is_some_and(|open| open.has_run)
     }
 
-    /// Writes down what the guest with this `memory` has touched until now. What goes wrong is said in the log.
+    /// Writes the pages that the guest has touched in `memory`. Errors go to the log.
     pub fn end(&mut self, memory: &GuestMemory) {
         let Some(open) = self.open.take() else { return };
-        // A timer that is not set is not readable either.
+        // A disarmed timer is not readable.
         self.since = None;
         let _ = self.timer.clear();
         let path = open.path.display().to_string();
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_of_a_paused_guest_stands_still() {
+    fn pause_stops_clock() {
         let path = Temporary::missing();
         let mut recording = recording(&path, HOUR);
         assert!(!recording.has_begun() && !recording.timer.is_armed().unwrap());
@@ -155,7 +155,6 @@ mod tests {
         assert!(!recording.timer.is_armed().unwrap());
         let left = recording.left;
         assert!(left < HOUR, "no time has passed");
-        // Paused for as long as it likes.
         recording.pause();
         assert_eq!(recording.left, left);
         recording.resume();
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recording_that_is_due_ends_once() {
+    fn due_recording_ends_once() {
         let path = Temporary::missing();
         let mut recording = recording(&path, Duration::ZERO);
         assert!(!recording.is_due());

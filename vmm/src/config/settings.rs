@@ -1,0 +1,50 @@
+//! Operations that the configurations of all kinds of devices have.
+
+use std::os::fd::RawFd;
+
+use super::mac::MacAddress;
+
+/// Reason why two devices of one kind cannot be attached to one VM.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Conflict {
+    /// A drive other than the first holds the root file system.
+    #[error("cannot use two root drives: only the first drive can hold the guest's root file system")]
+    Root,
+    /// Two interfaces have the same MAC address.
+    #[error("cannot attach two network interfaces with the MAC address {0}: change the address of one")]
+    Mac(MacAddress),
+    /// Two interfaces use the same tap.
+    #[error("cannot attach two network interfaces to descriptor {0}: give each its own tap")]
+    Descriptor(RawFd),
+}
+
+/// Operations on the configuration of one kind of device.
+pub(super) trait DeviceSettings {
+    /// Change of an attached device.
+    type Update;
+    /// Host side of the device.
+    type Backend;
+
+    /// Returns the ID, unique among the devices of this kind.
+    fn id(&self) -> &str;
+
+    /// Fills in the values that the user left out. `index` counts the devices of this kind from 0.
+    fn set_defaults(&mut self, index: usize);
+
+    /// Checks that `self` can be attached to the VM of `earlier`, a device of this kind that guests count first.
+    fn check_after(&self, earlier: &Self) -> Result<(), Conflict>;
+
+    /// Returns true if both have the same host side, which cannot be open twice.
+    fn has_backend_of(&self, other: &Self) -> bool;
+
+    /// Returns true if guests must find this device before the others of its kind.
+    fn is_first(&self) -> bool {
+        false
+    }
+
+    /// Applies the change of an attached device.
+    fn apply(&mut self, update: &Self::Update);
+
+    /// Replaces the host side.
+    fn set_backend(&mut self, backend: &Self::Backend);
+}
