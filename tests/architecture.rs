@@ -1,14 +1,16 @@
-//! The rules of the tree, as a test: who may depend on whom, where the architecture may be asked for, where `unsafe` may
-//! stand, and how long a file may be.
+//! Rules of the tree: dependencies between crates, modules and files, the place of architecture-specific code and of `unsafe`, and the
+//! length of files.
 
-#![allow(clippy::unwrap_used, reason = "a test; what cannot be read fails it")]
+#![allow(clippy::unwrap_used, reason = "an unreadable file fails the test")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const LONGEST: usize = 400;
+/// Maximum lines of a file without its tests.
+const MAX_LINES: usize = 800;
 
-/// What each package may depend on: ours, and of others those that only some may use.
+/// Crates with their allowed dependencies: ours, and those of [`RESTRICTED`].
 const ARROWS: [(&str, &[&str]); 7] = [
     (".", &["api", "devices", "vmm", "serde_json"]),
     ("api", &["vmm", "serde_json"]),
@@ -16,11 +18,11 @@ const ARROWS: [(&str, &[&str]); 7] = [
     ("devices", &["snapshot", "virtio-queue", "vm-superio"]),
     ("snapshot", &[]),
     ("jailer", &[]),
-    // For tests of all of them.
+    // Temporary files for the tests of all crates.
     ("tests/scratch", &[]),
 ];
 
-/// Packages that not everybody may depend on.
+/// Dependencies that only some crates may have.
 const RESTRICTED: [&str; 11] = [
     "api",
     "devices",
@@ -35,10 +37,36 @@ const RESTRICTED: [&str; 11] = [
     "vm-superio",
 ];
 
-/// Files that may hold `unsafe`: each talks to the kernel or to memory that it shares with the guest.
+/// Modules of vmm, from the top. A module imports only from rows below its own.
+const VMM_LAYERS: [&[&str]; 12] = [
+    &["event_loop"],
+    &["control"],
+    &["persistence"],
+    &["vm"],
+    &["machine"],
+    &["vcpu"],
+    &["arch"],
+    &["config"],
+    &["boot"],
+    &["memory"],
+    &["kvm"],
+    &["timeline", "error_chain"],
+];
+
+/// Crates whose files must not import each other in a cycle.
+const CRATES: [&str; 6] = [
+    "src",
+    "vmm/src",
+    "devices/src",
+    "snapshot/src",
+    "api/src",
+    "jailer/src",
+];
+
+/// Files that may contain `unsafe`: each calls the kernel, or accesses memory that it shares with the guest.
 const UNSAFE: [&str; 23] = [
     "benches/",
-    "devices/src/serial/sink.rs",
+    "devices/src/legacy/serial/output.rs",
     "devices/src/virtio/block/disk.rs",
     "devices/src/virtio/block/execute.rs",
     "devices/src/virtio/block/uring.rs",
@@ -48,56 +76,82 @@ const UNSAFE: [&str; 23] = [
     "src/process.rs",
     "src/terminal/mod.rs",
     "vmm/src/arch/x86_64/irqchip.rs",
-    "vmm/src/arch/x86_64/vcpu_state/xsave.rs",
     "vmm/src/arch/x86_64/vcpu_state/sregs.rs",
-    "vmm/src/config/mod.rs",
+    "vmm/src/arch/x86_64/vcpu_state/xsave.rs",
+    "vmm/src/config/host.rs",
+    "vmm/src/event_loop/input.rs",
+    "vmm/src/event_loop/leftover.rs",
+    "vmm/src/event_loop/signals.rs",
+    "vmm/src/kvm/kick.rs",
+    "vmm/src/kvm/run_page.rs",
     "vmm/src/kvm/slots.rs",
-    "vmm/src/machine/virtio.rs",
+    "vmm/src/machine/attachments.rs",
     "vmm/src/memory/",
-    "vmm/src/vcpu/kick.rs",
-    "vmm/src/vcpu/pass.rs",
-    "vmm/src/vcpu/run_page.rs",
-    "vmm/src/vm/input.rs",
-    "vmm/src/vm/leftover.rs",
-    "vmm/src/vm/signals.rs",
+    "vmm/src/vcpu/pre_entry.rs",
 ];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn sources() -> Vec<(String, String)> {
-    let mut folders: Vec<PathBuf> = [
-        "src",
-        "vmm/src",
-        "devices/src",
-        "snapshot/src",
-        "api/src",
-        "jailer/src",
-        "tests",
-        "benches",
-    ]
-    .map(|folder| root().join(folder))
-    .into();
+/// Returns path and text of all Rust files below `directories`.
+fn sources_below(directories: &[&str]) -> Vec<(String, String)> {
+    let mut directories: Vec<PathBuf> = directories.iter().map(|path| root().join(path)).collect();
     let mut files = Vec::new();
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                folders.push(path);
+                directories.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
                 files.push((name, fs::read_to_string(&path).unwrap()));
             }
         }
     }
-    assert!(files.len() > 30, "only {} sources were found", files.len());
     files
 }
 
-/// Names in `[dependencies]` of the manifest in `folder`.
-fn dependencies(folder: &str) -> Vec<String> {
-    let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
+fn sources() -> Vec<(String, String)> {
+    let files = sources_below(&[&CRATES[..], &["tests", "benches"]].concat());
+    assert!(files.len() > 30, "only {} files were found", files.len());
+    files
+}
+
+fn is_test_file(name: &str) -> bool {
+    name.ends_with("/tests.rs")
+        || name.contains("/tests/")
+        || name.starts_with("tests/")
+        || name.contains("testing")
+}
+
+/// Returns the files of the modules that `text` declares for tests alone.
+fn test_modules(name: &str, text: &str) -> Vec<String> {
+    let directory = name.strip_suffix("mod.rs").or(name.strip_suffix("lib.rs"));
+    let directory = directory.map_or_else(|| name.replace(".rs", "/"), str::to_owned);
+    let declarations = text
+        .split("#[cfg(test)]\n")
+        .skip(1)
+        .filter_map(|rest| rest.lines().next());
+    let modules = declarations.filter_map(|line| line.split("mod ").nth(1)?.strip_suffix(';'));
+    modules.map(|module| format!("{directory}{module}.rs")).collect()
+}
+
+/// Returns `text` without comments and without inline tests.
+fn code(text: &str) -> String {
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let lines = code
+        .lines()
+        .map(|line| match line.trim_start().starts_with("//") {
+            true => "",
+            false => line,
+        });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Returns the names in `[dependencies]` of the manifest in `directory`.
+fn dependencies(directory: &str) -> Vec<String> {
+    let manifest = fs::read_to_string(root().join(directory).join("Cargo.toml")).unwrap();
     let section = manifest.split("\n[dependencies]\n").nth(1).unwrap_or_default();
     let lines = section.lines().take_while(|line| !line.starts_with('['));
     let names = lines.filter_map(|line| line.split(['.', '=', ' ']).next());
@@ -105,24 +159,24 @@ fn dependencies(folder: &str) -> Vec<String> {
 }
 
 #[test]
-fn crates_depend_on_each_other_as_drawn() {
-    for (folder, allowed) in ARROWS {
-        for name in dependencies(folder) {
-            let free = !RESTRICTED.contains(&name.as_str());
+fn crates_depend_only_along_arrows() {
+    for (directory, allowed) in ARROWS {
+        for name in dependencies(directory) {
+            let is_free = !RESTRICTED.contains(&name.as_str());
             assert!(
-                free || allowed.contains(&name.as_str()),
-                "{folder} may not depend on {name}"
+                is_free || allowed.contains(&name.as_str()),
+                "{directory} must not depend on {name}"
             );
         }
     }
     assert!(
         dependencies("vmm").contains(&"kvm-ioctls".to_owned()),
-        "the manifests are not read as they are written"
+        "the manifests cannot be parsed"
     );
 }
 
 #[test]
-fn the_api_sees_only_config_and_control() {
+fn api_uses_only_config_and_control() {
     for (name, text) in sources().iter().filter(|(name, _)| name.starts_with("api/")) {
         for part in text.split("vmm::").skip(1) {
             let module = part
@@ -138,31 +192,33 @@ fn the_api_sees_only_config_and_control() {
 }
 
 #[test]
-fn the_architecture_is_asked_for_in_one_place() {
+fn architecture_is_queried_in_one_file() {
     let words = ["target_arch", "target_family", "target_pointer_width"];
     for (name, text) in sources() {
-        let here = name == "vmm/src/arch/mod.rs" || name == "tests/architecture.rs";
+        let is_allowed = name == "vmm/src/arch/mod.rs" || name == "tests/architecture.rs";
         assert!(
-            here || !words.iter().any(|word| text.contains(word)),
-            "{name} asks for the architecture"
+            is_allowed || !words.iter().any(|word| text.contains(word)),
+            "{name} depends on the architecture"
         );
     }
 }
 
 #[test]
-fn unsafe_stands_only_where_it_may() {
+fn unsafe_is_in_listed_files() {
     for (name, text) in sources() {
-        let allowed = UNSAFE.iter().any(|place| name.starts_with(place)) || name.starts_with("tests/");
-        let test_code =
-            name.ends_with("/tests.rs") || name.contains("/tests/") || name.ends_with("testing.rs");
-        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
-        let found = code.lines().any(|line| {
-            let line = line.trim_start();
-            !line.starts_with("//") && (line.contains("unsafe {") || line.contains("unsafe impl"))
-        });
+        let is_allowed = UNSAFE.iter().any(|place| name.starts_with(place)) || is_test_file(&name);
+        let is_found = code(&text)
+            .lines()
+            .any(|line| line.contains("unsafe {") || line.contains("unsafe impl"));
         assert!(
-            !found || allowed || test_code,
-            "{name} holds unsafe code and is not in the list"
+            !is_found || is_allowed,
+            "{name} contains unsafe code and is not in the list"
+        );
+    }
+    for place in UNSAFE {
+        assert!(
+            root().join(place).exists(),
+            "{place} is in the list and does not exist"
         );
     }
 }
@@ -170,11 +226,268 @@ fn unsafe_stands_only_where_it_may() {
 #[test]
 fn files_are_short() {
     for (name, text) in sources() {
-        let lines = text.lines().count();
-        let test_code = name.ends_with("tests.rs") || name.contains("/tests/");
+        let lines = text
+            .split("#[cfg(test)]\nmod tests {")
+            .next()
+            .unwrap()
+            .lines()
+            .count();
         assert!(
-            lines <= LONGEST || test_code,
-            "{name} has {lines} lines, more than {LONGEST}: it is two files"
+            lines <= MAX_LINES || is_test_file(&name),
+            "{name} has {lines} lines without its tests; the maximum is {MAX_LINES}"
         );
+    }
+}
+
+/// A leaf of a `use` declaration, or a path in code.
+#[derive(Clone, Debug)]
+struct Import {
+    path: Vec<String>,
+    /// Name in the importing module.
+    name: String,
+    is_public: bool,
+}
+
+/// Adds the leaves of the use tree `text` below `prefix`.
+fn add_leaves(prefix: &[String], text: &str, is_public: bool, imports: &mut Vec<Import>) {
+    let text = text.trim();
+    if let Some(open) = text.find('{') {
+        let mut path = prefix.to_vec();
+        path.extend(
+            text[..open]
+                .split("::")
+                .map(str::trim)
+                .filter(|name| !name.is_empty())
+                .map(str::to_owned),
+        );
+        let inner = &text[open + 1..text.rfind('}').unwrap()];
+        let mut depth = 0;
+        for part in inner.split(|c| {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            c == ',' && depth == 0
+        }) {
+            add_leaves(&path, part, is_public, imports);
+        }
+    } else if !text.is_empty() {
+        let (target, alias) = text
+            .split_once(" as ")
+            .map_or((text, None), |(target, alias)| (target, Some(alias)));
+        let mut path = prefix.to_vec();
+        path.extend(target.split("::").map(|name| name.trim().to_owned()));
+        if path.last().is_some_and(|name| name == "self") {
+            path.pop();
+        }
+        let name = alias.map_or_else(
+            || path.last().cloned().unwrap_or_default(),
+            |alias| alias.trim().to_owned(),
+        );
+        imports.push(Import {
+            path,
+            name,
+            is_public,
+        });
+    }
+}
+
+/// Source file of a crate.
+struct Module {
+    path: Vec<String>,
+    imports: Vec<Import>,
+}
+
+/// The files of one crate by their module path.
+struct Crate {
+    names: BTreeMap<Vec<String>, String>,
+    modules: BTreeMap<String, Module>,
+}
+
+impl Crate {
+    fn read(directory: &str) -> Self {
+        let (mut names, mut modules) = (BTreeMap::new(), BTreeMap::new());
+        let sources = sources_below(&[directory]);
+        let tests: BTreeSet<String> = sources
+            .iter()
+            .flat_map(|(name, text)| test_modules(name, text))
+            .collect();
+        for (name, text) in sources {
+            if is_test_file(&name) || tests.contains(&name) {
+                continue;
+            }
+            let inner = name[directory.len() + 1..].strip_suffix(".rs").unwrap();
+            let mut path: Vec<String> = inner.split('/').map(str::to_owned).collect();
+            if path
+                .last()
+                .is_some_and(|last| ["mod", "lib", "main"].contains(&last.as_str()))
+            {
+                path.pop();
+            }
+            names.insert(path.clone(), name.clone());
+            let imports = imports(&code(&text));
+            modules.insert(name, Module { path, imports });
+        }
+        Self { names, modules }
+    }
+
+    /// Returns the file that defines the item at `path`, seen from the module `from`; none for another crate.
+    fn resolve(&self, from: &[String], path: &[String], depth: usize) -> Option<&str> {
+        let mut module = from.to_vec();
+        let mut rest = path;
+        match rest.first()?.as_str() {
+            "crate" => module.clear(),
+            "self" => {}
+            "super" => drop(module.pop()),
+            child => {
+                module.push(child.to_owned());
+                if !self.names.contains_key(&module) {
+                    return None;
+                }
+                module.pop();
+                rest = &[&["self".to_owned()][..], rest].concat().leak()[..];
+            }
+        }
+        rest = &rest[1..];
+        while let Some(name) = rest.first() {
+            if name == "super" {
+                module.pop();
+                rest = &rest[1..];
+                continue;
+            }
+            module.push(name.clone());
+            if !self.names.contains_key(&module) {
+                module.pop();
+                break;
+            }
+            rest = &rest[1..];
+        }
+        let file = self.names.get(&module)?;
+        if let (Some(item), true) = (rest.first(), depth < 8) {
+            let imports = &self.modules[file].imports;
+            if let Some(import) = imports
+                .iter()
+                .find(|import| import.name == *item && import.path.len() > 1)
+            {
+                // The item of another crate, re-exported here, belongs to this file.
+                return self.resolve(&module, &import.path, depth + 1).or(Some(file));
+            }
+        }
+        Some(file)
+    }
+
+    /// Returns the files that each file imports from. A re-export is no import.
+    fn edges(&self) -> BTreeMap<&str, BTreeSet<&str>> {
+        let edge = |(name, module): (&'_ String, &'_ Module)| {
+            let targets = module.imports.iter().filter(|import| !import.is_public);
+            let targets = targets.filter_map(|import| self.resolve(&module.path, &import.path, 0));
+            let targets: BTreeSet<&str> = targets.filter(|target| *target != name).collect();
+            (self.modules.get_key_value(name).unwrap().0.as_str(), targets)
+        };
+        self.modules.iter().map(edge).collect()
+    }
+}
+
+/// Returns the `use` declarations of `code`, and the paths in the rest of it that name a module.
+fn imports(code: &str) -> Vec<Import> {
+    let mut imports = Vec::new();
+    let mut rest = String::new();
+    let mut statement: Option<(bool, String)> = None;
+    for line in code.lines() {
+        let trimmed = line.trim_start();
+        let visibility = trimmed.find("use ").filter(|start| {
+            let before = trimmed[..*start].trim();
+            before.is_empty() || before == "pub" || (before.starts_with("pub(") && before.ends_with(')'))
+        });
+        if let (None, Some(start)) = (&statement, visibility) {
+            statement = Some((start > 0, trimmed[start + 4..].to_owned()));
+        } else if let Some((_, text)) = &mut statement {
+            text.push(' ');
+            text.push_str(trimmed);
+        } else {
+            rest.push_str(line);
+            rest.push('\n');
+        }
+        if let Some((is_public, text)) = statement.take_if(|(_, text)| text.contains(';')) {
+            add_leaves(&[], text.split(';').next().unwrap(), is_public, &mut imports);
+        }
+    }
+    let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+    for word in rest
+        .split(|c: char| !is_path(c))
+        .filter(|word| word.contains("::"))
+    {
+        let path: Vec<String> = word.split("::").map(str::to_owned).collect();
+        if path.iter().all(|name| !name.is_empty() && !name.contains(':')) {
+            imports.push(Import {
+                path,
+                name: String::new(),
+                is_public: false,
+            });
+        }
+    }
+    imports
+}
+
+/// Returns a cycle through `start`, if there is one.
+fn cycle<'a>(edges: &BTreeMap<&'a str, BTreeSet<&'a str>>, start: &'a str) -> Option<Vec<&'a str>> {
+    let mut paths = vec![vec![start]];
+    let mut visited = BTreeSet::new();
+    while let Some(path) = paths.pop() {
+        for next in edges.get(path.last()?)? {
+            if *next == start {
+                return Some(path);
+            }
+            if visited.insert(*next) {
+                paths.push([&path[..], &[*next]].concat());
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn files_do_not_import_in_cycles() {
+    let mut found = BTreeSet::new();
+    let mut count = 0;
+    for directory in CRATES {
+        let files = Crate::read(directory);
+        let edges = files.edges();
+        count += edges.values().map(BTreeSet::len).sum::<usize>();
+        for start in edges.keys() {
+            if let Some(mut cycle) = cycle(&edges, start) {
+                cycle.sort_unstable();
+                found.insert(cycle.join(" <-> "));
+            }
+        }
+    }
+    assert!(count > 100, "only {count} imports were found");
+    let found: Vec<_> = found.into_iter().collect();
+    assert!(found.is_empty(), "import cycles:\n{}", found.join("\n"));
+}
+
+#[test]
+fn vmm_modules_import_downwards() {
+    let layer = |file: &str| {
+        let module = file.strip_prefix("vmm/src/").unwrap();
+        let module = module.split(['/', '.']).next().unwrap();
+        VMM_LAYERS.iter().position(|layer| layer.contains(&module))
+    };
+    let files = Crate::read("vmm/src");
+    let mut count = 0;
+    for (file, targets) in files.edges() {
+        let Some(own) = layer(file) else { continue };
+        for target in targets {
+            let Some(other) = layer(target) else { continue };
+            let is_same = target.split('/').nth(2) == file.split('/').nth(2);
+            count += usize::from(!is_same);
+            assert!(
+                is_same || own < other,
+                "{file} imports from {target}, which is not below it"
+            );
+        }
+    }
+    assert!(count > 20, "only {count} imports between modules were found");
+    let modules = sources_below(&["vmm/src"]).into_iter().map(|(name, _)| name);
+    for file in modules.filter(|name| !["vmm/src/lib.rs", "vmm/src/saved_format.rs"].contains(&name.as_str()))
+    {
+        assert!(layer(&file).is_some(), "{file} is in no layer");
     }
 }
