@@ -1,15 +1,15 @@
-# mayfly: build, demonstrate, test, measure. `make` lists the goals.
+# Goals to build, test and measure mayfly. `make` lists them.
 
 ARCH := $(shell uname -m)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/$(ARCH)-unknown-linux-gnu/release
 GUESTS := $(CURDIR)/dist/guests/$(ARCH)
 
-# The compiler with the aarch64 standard library, as setup fetches it; it needs its own target directory.
+# Compiler with the aarch64 standard library, from setup. It needs a target directory of its own.
 ARM_RUSTC := $(CURDIR)/.cache/hosts/rust/rustc
 
 .PHONY: help guests build demo tools setup format lint docs aarch64 unit test bench control floor queue restore clones order clean
-# Goals one after the other and in their order, whatever -j says: cargo has all processors already.
+# Goals run in their order, even with -j: cargo uses all processors already.
 .NOTPARALLEL:
 
 help: ## list the goals
@@ -20,18 +20,18 @@ guests:
 	@mkdir -p $(GUESTS)
 	@$(MAKE) --no-print-directory -C resources/guests OUT=$(GUESTS)
 
-build: guests ## the static release binary in dist/mayfly, the test guests in dist/guests
+build: guests ## build the static release binary dist/mayfly and the test guests in dist/guests
 	@echo '== build'
 	@cargo build --release --bin mayfly
 	@install -m 755 $(RELEASE)/mayfly dist/mayfly
 
-demo: tools build ## boot a guest and explain what is seen; needs /dev/kvm
+demo: tools build ## boot a guest and explain its output; needs /dev/kvm
 	@dist/mayfly demo
 
 tools:
 	@tests/hosts/setup.sh build
 
-setup: ## install or name missing Debian packages, fetch what the tests run on
+setup: ## install or list missing Debian packages, fetch images and clients for the tests
 	@tests/hosts/setup.sh
 
 format:
@@ -50,7 +50,7 @@ aarch64:
 	@echo '== aarch64'
 	@RUSTC=$(ARM_RUSTC) cargo check --workspace --target aarch64-unknown-linux-gnu --target-dir $(TARGET)/aarch64-check
 
-# Without /dev/kvm the tests of tests/local cannot run; the emulated host runs the same guests in any case.
+# tests/local requires /dev/kvm. The emulated host runs the same guests in any case.
 ifneq ($(wildcard /dev/kvm),)
 UNIT := --workspace
 else
@@ -58,37 +58,37 @@ UNIT := --workspace --lib --bins --test architecture --test cli --test hosts
 endif
 
 unit: build
-	@echo '== tests$(if $(filter --lib,$(UNIT)), without those of tests/local, because there is no /dev/kvm here)'
+	@echo '== tests$(if $(filter --lib,$(UNIT)), without tests/local: no /dev/kvm on this machine)'
 	@MAYFLY=$(CURDIR)/dist/mayfly cargo test --no-fail-fast $(UNIT)
 
-test: setup format guests lint docs aarch64 unit ## everything that must hold, real images on an emulated host included
+test: setup format guests lint docs aarch64 unit ## run all checks and tests, with real images on an emulated host
 
-bench: build ## criterion benchmarks
+bench: build ## run the criterion benchmarks
 	@$(MAKE) --no-print-directory --silent -C resources/guests OUT=$(GUESTS) big
 	@cargo bench --bench boot
 
-control: build ## the control socket side by side with the least that it could cost
+control: build ## compare the API socket with its floor
 	@cargo bench --bench control
 
-floor: build ## mayfly side by side with the least that KVM allows
+floor: build ## compare the start with its floor: the same KVM calls as bare ioctls
 	@benches/floor/run.sh
 
-queue: ## the virtio devices side by side with bare system calls; needs a network namespace
+queue: ## compare the virtio devices with bare system calls; needs a network namespace
 	@cargo bench --bench queue
 
-restore: build ## snapshots side by side with the least that they could cost
+restore: build ## compare snapshots with their floor
 	@cargo bench --bench restore
 
 N ?= 1000
-clones: build ## N=1000 machines alive at once, restored from one snapshot
+clones: build ## load N=1000 VMs from one snapshot, all alive at once
 	@N=$(N) benches/clones.sh
 
-order: guests ## lay the program out by what it executes, into resources/order.ld; needs /dev/kvm
+order: guests ## rewrite resources/order.ld by the functions that a start executes; needs /dev/kvm
 	@cargo rustc --release --bin mayfly -- -C link-arg=-Wl,-Map=$(abspath $(RELEASE)/order.map)
 	@cp $(RELEASE)/mayfly $(RELEASE)/order.program
 	@cargo bench --bench order -- $(abspath $(RELEASE)/order.program $(RELEASE)/order.map) >$(RELEASE)/order.ld
 	@mv $(RELEASE)/order.ld resources/order.ld
 
-clean: ## remove what was built; the fetched packages in .cache stay
+clean: ## remove build results; fetched packages in .cache stay
 	@cargo clean
 	@rm -rf dist
