@@ -54,7 +54,7 @@ aarch64:
 ifneq ($(wildcard /dev/kvm),)
 UNIT := --workspace
 else
-UNIT := --workspace --lib --bins --test architecture --test cli --test hosts
+UNIT := --workspace --lib --bins --test architecture --test cli --test docs --test hosts
 endif
 
 unit: build

@@ -11,7 +11,7 @@
 //! | [`contents`] | the files in the machine, and in Linux when it is the guest |
 //! | [`archive`] | the format they are packed in |
 //! | [`guest`] | one guest of mayfly: what it prints, what is typed, how it ends |
-//! | [`linux`], [`virtio`], [`snapshots`], [`images`], [`programs`], [`processor`] | the scenarios |
+//! | [`linux`], [`virtio`], [`snapshots`], [`images`], [`programs`], [`processor`], [`docs`] | the scenarios |
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
 
@@ -29,12 +29,16 @@ macro_rules! scenarios {
 
 mod archive;
 mod contents;
+mod docs;
 #[allow(dead_code, reason = "the tests of the control socket ask for more")]
 mod guest;
 mod host;
 mod images;
 mod linux;
 mod machine;
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../docs/pages.rs"]
+mod pages;
 mod processor;
 mod programs;
 mod report;

@@ -10,6 +10,7 @@
 //! | [`calls`] | the system calls of a process |
 //! | [`state`] | the state of machines, from one into another |
 //! | [`loader`] | state files that are not what was written |
+//! | [`docs`] | commands in the documentation |
 //! | [`access`] | a `/dev/kvm` that is missing or forbidden |
 //! | [`virtio`] | drives, and hostile guests |
 //! | [`network`] | network interfaces |
@@ -36,6 +37,7 @@ mod attach;
 mod calls;
 mod command;
 mod console;
+mod docs;
 #[allow(
     dead_code,
     reason = "guests are killed and restored on the emulated host only"
@@ -46,6 +48,9 @@ mod guests;
 mod loader;
 mod network;
 mod order;
+#[allow(dead_code, reason = "tests/docs.rs splits the commands")]
+#[path = "../docs/pages.rs"]
+mod pages;
 #[path = "../hosts/programs.rs"]
 mod programs;
 mod state;
