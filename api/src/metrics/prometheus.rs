@@ -131,7 +131,7 @@ fn interfaces(text: &mut Text, interfaces: &[InterfaceMetrics<'_>]) {
         let mut family = text.family(name, Kind::Counter, help);
         for interface in interfaces {
             for (direction, value) in DIRECTIONS.into_iter().zip(values(interface)) {
-                family.sample(&[("interface", &interface.id), ("direction", direction)], value);
+                family.sample(&[("interface", interface.id), ("direction", direction)], value);
             }
         }
     }
@@ -166,7 +166,7 @@ fn requests(text: &mut Text, drives: &[DriveMetrics<'_>]) {
     for (name, help, value) in DRIVES {
         let mut family = text.family(name, Kind::Counter, help);
         for drive in drives {
-            family.sample(&[("drive", &drive.id)], value(drive));
+            family.sample(&[("drive", drive.id)], value(drive));
         }
     }
 }

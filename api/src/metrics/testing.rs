@@ -50,7 +50,7 @@ pub(super) fn full() -> VmMetrics {
         }
         metrics.devices.push(DeviceMetrics {
             id: id.into(),
-            counters: DeviceCounters::Drive(one),
+            counters: DeviceCounters::Drive(Box::new(one)),
         });
     }
     for id in ["net1", "br-0"] {

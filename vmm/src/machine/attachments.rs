@@ -66,7 +66,7 @@ pub enum UpdateError {
 #[serde(untagged)]
 pub enum DeviceCounters {
     /// Counters of a drive.
-    Drive(BlockMetrics),
+    Drive(Box<BlockMetrics>),
     /// Counters of a network interface.
     Interface(NetMetrics),
 }
@@ -100,7 +100,7 @@ impl Attachable for Block {
     }
 
     fn counters(&self) -> DeviceCounters {
-        DeviceCounters::Drive(self.metrics())
+        DeviceCounters::Drive(Box::new(self.metrics()))
     }
 }
 
