@@ -24,6 +24,7 @@ build: guests ## build the static release binary dist/mayfly and the test guests
 	@echo '== build'
 	@cargo build --release --bin mayfly
 	@install -m 755 $(RELEASE)/mayfly dist/mayfly
+	@install -m 644 $(RELEASE)/mayfly.map dist/mayfly.map
 
 demo: tools build ## boot a guest and explain its output; needs /dev/kvm
 	@dist/mayfly demo
@@ -54,7 +55,7 @@ aarch64:
 ifneq ($(wildcard /dev/kvm),)
 UNIT := --workspace
 else
-UNIT := --workspace --lib --bins --test architecture --test cli --test docs --test hosts
+UNIT := --workspace --lib --bins --test architecture --test order --test cli --test docs --test hosts
 endif
 
 unit: build
@@ -83,10 +84,8 @@ N ?= 1000
 clones: build ## load N=1000 VMs from one snapshot, all alive at once
 	@N=$(N) benches/clones.sh
 
-order: guests ## rewrite resources/order.ld by the functions that a start executes; needs /dev/kvm
-	@cargo rustc --release --bin mayfly -- -C link-arg=-Wl,-Map=$(abspath $(RELEASE)/order.map)
-	@cp $(RELEASE)/mayfly $(RELEASE)/order.program
-	@cargo bench --bench order -- $(abspath $(RELEASE)/order.program $(RELEASE)/order.map) >$(RELEASE)/order.ld
+order: build ## rewrite resources/order.ld by the functions that a start executes; needs /dev/kvm
+	@cargo bench --bench order -- $(abspath dist/mayfly dist/mayfly.map) >$(RELEASE)/order.ld
 	@mv $(RELEASE)/order.ld resources/order.ld
 
 clean: ## remove build results; fetched packages in .cache stay

@@ -1,4 +1,4 @@
-//! Builds the guest of `mayfly demo`, and passes resources/order.ld to the linker.
+//! Builds the guest of `mayfly demo`, passes resources/order.ld to the linker, and requests a map of the program.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,6 +9,12 @@ fn main() {
     println!("cargo::rustc-link-arg-bins=-Wl,-T,resources/order.ld");
     println!("cargo:rerun-if-changed=resources/guests");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("OUT_DIR is unset; run by cargo"));
+    // Beside the program, where `make order` and tests/order.rs find it: OUT_DIR is PROFILE/build/mayfly-HASH/out.
+    let profile = out.ancestors().nth(3).expect("OUT_DIR has no profile directory");
+    println!(
+        "cargo::rustc-link-arg-bins=-Wl,-Map={}",
+        profile.join("mayfly.map").display()
+    );
     let guest = out.join("demo.elf");
     println!("cargo:rustc-env=MAYFLY_DEMO_GUEST={}", guest.display());
     if env::var("CARGO_CFG_TARGET_ARCH").as_deref() != Ok("x86_64") {

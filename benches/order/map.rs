@@ -19,8 +19,15 @@ impl Map {
         Self(sections)
     }
 
+    /// Returns the linker script patterns of all sections.
+    #[allow(dead_code, reason = "only tests/order.rs calls it")]
+    pub fn patterns(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|section| section.pattern.as_str())
+    }
+
     /// Returns the linker script pattern of the section that contains the instruction at `address`. None if
     /// no pattern matches only that section.
+    #[allow(dead_code, reason = "tests/order.rs does not call it")]
     pub fn pattern(&self, address: u64) -> Option<String> {
         let after = self.0.partition_point(|section| section.start <= address);
         let section = self.0[..after].last()?;
