@@ -23,7 +23,7 @@ pub fn guest(name: &str) -> String {
 /// Compiles a static program `name` from sources in `benches`.
 ///
 /// # Errors
-/// If there is no compiler, or it fails.
+/// Fails if there is no compiler, or it fails.
 pub fn compile(name: &str, arguments: &[&str]) -> io::Result<PathBuf> {
     let program = directory().join(name);
     let benches = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
@@ -45,7 +45,7 @@ impl Process {
     /// Starts `program` with pipes for its input and output.
     ///
     /// # Errors
-    /// If the process cannot be started.
+    /// Fails if the process cannot be started.
     pub fn start(program: &Path, arguments: &[&str]) -> io::Result<Self> {
         let mut command = Command::new(program);
         command
@@ -59,7 +59,7 @@ impl Process {
     /// Reads `count` bytes of its output.
     ///
     /// # Errors
-    /// If it exits first.
+    /// Fails if it exits first.
     pub fn read(&mut self, count: usize) -> io::Result<()> {
         let output = self
             .0
@@ -72,7 +72,7 @@ impl Process {
     /// Sends a byte to its input.
     ///
     /// # Errors
-    /// If it has exited.
+    /// Fails if it has exited.
     pub fn send_byte(&mut self) -> io::Result<()> {
         let input = self.0.stdin.as_mut().ok_or_else(|| io::Error::other("no pipe"))?;
         input.write_all(b".")
@@ -82,7 +82,7 @@ impl Process {
     /// kernel's placement of pages there depends on the guest, not on the socket.
     ///
     /// # Errors
-    /// If /proc is missing.
+    /// Fails if /proc is missing.
     pub fn private_kib(&self, memory: u64) -> io::Result<i64> {
         let text = fs::read_to_string(format!("/proc/{}/smaps", self.0.id()))?;
         let mut mappings: Vec<(u64, u64, i64)> = Vec::new();
@@ -143,7 +143,7 @@ pub fn request_text(method: &str, path: &str, body: &str) -> String {
 /// Sends a PUT request, whose response must have status 204.
 ///
 /// # Errors
-/// If the request is rejected.
+/// Fails if the request is rejected.
 pub fn put(stream: &mut UnixStream, path: &str, body: &str) -> io::Result<()> {
     stream.write_all(request_text("PUT", path, body).as_bytes())?;
     let mut response = [0; 1024];
@@ -159,7 +159,7 @@ pub fn put(stream: &mut UnixStream, path: &str, body: &str) -> io::Result<()> {
 /// Pins the process `id` to the first processor; 0 is this thread.
 ///
 /// # Errors
-/// If the kernel rejects the affinity.
+/// Fails if the kernel rejects the affinity.
 pub fn pin(id: u32) -> io::Result<()> {
     // SAFETY: all-zero bytes are a valid, empty set.
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };

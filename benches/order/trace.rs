@@ -24,7 +24,7 @@ impl Traced {
     /// Starts `command` and steps it in a new thread.
     ///
     /// # Errors
-    /// If the process cannot be started or traced.
+    /// Fails if the process cannot be started or traced.
     pub fn start(mut command: Command) -> io::Result<Self> {
         let traced = || {
             // SAFETY: this thread, the only one of a new process, requests to be traced by its parent; the
@@ -56,7 +56,7 @@ impl Traced {
     /// Waits for the exit of the program and returns the executed addresses.
     ///
     /// # Errors
-    /// If no instruction was traced.
+    /// Fails if no instruction was traced.
     pub fn executed(self) -> io::Result<Executed> {
         match self.thread.join() {
             Ok(executed) if !executed.is_empty() => Ok(executed),

@@ -30,7 +30,7 @@ impl Fixture {
     /// Creates the directory.
     ///
     /// # Errors
-    /// If it cannot be created.
+    /// Fails if it cannot be created.
     pub fn new(program: PathBuf) -> io::Result<Self> {
         let directory = env::temp_dir().join(format!("mayfly-order-{}", process::id()));
         fs::create_dir_all(&directory)?;

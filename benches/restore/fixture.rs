@@ -25,7 +25,7 @@ impl Fixture {
     /// Compiles the programs and creates the directory.
     ///
     /// # Errors
-    /// If there is no compiler, or no /dev/shm.
+    /// Fails if there is no compiler, or no /dev/shm.
     pub fn new() -> io::Result<Self> {
         fs::create_dir_all(directory())?;
         let files = PathBuf::from(format!("/dev/shm/mayfly-restore-{}", std::process::id()));
@@ -46,7 +46,7 @@ impl Fixture {
     /// Creates an empty directory.
     ///
     /// # Errors
-    /// If the directory cannot be created.
+    /// Fails if the directory cannot be created.
     pub fn new_directory(&self, name: &str) -> io::Result<PathBuf> {
         let path = self.files.join(name);
         fs::create_dir_all(&path)?;
@@ -56,7 +56,7 @@ impl Fixture {
     /// Creates a snapshot of the floor's guest with `mib` MiB.
     ///
     /// # Errors
-    /// If the program fails.
+    /// Fails if the program fails.
     pub fn floor_snapshot(&self, mib: u32) -> io::Result<PathBuf> {
         let path = self.new_directory(&format!("floor-{mib}"))?;
         let mut command = Command::new(&self.floor);
@@ -67,7 +67,7 @@ impl Fixture {
     /// Creates a snapshot of `guest` with `mib` MiB, unless it exists.
     ///
     /// # Errors
-    /// If it cannot be created.
+    /// Fails if it cannot be created.
     pub fn snapshot(&self, guest: &str, mib: u32) -> io::Result<PathBuf> {
         let path = self.files.join(format!("{guest}-{mib}"));
         if path.exists() {
@@ -114,7 +114,7 @@ impl ApiProcess {
     /// Starts mayfly and connects to its API socket.
     ///
     /// # Errors
-    /// If the process cannot be started.
+    /// Fails if the process cannot be started.
     pub fn start(arguments: &[&str]) -> io::Result<Self> {
         let path = socket();
         let _ = fs::remove_file(&path);
@@ -128,7 +128,7 @@ impl ApiProcess {
     /// Sends a request without waiting for the response.
     ///
     /// # Errors
-    /// If the connection fails.
+    /// Fails if the connection fails.
     pub fn send(&mut self, method: &str, path: &str, body: &str) -> io::Result<()> {
         self.stream.write_all(request_text(method, path, body).as_bytes())
     }
@@ -136,7 +136,7 @@ impl ApiProcess {
     /// Sends a request and waits for its response.
     ///
     /// # Errors
-    /// If the request is rejected.
+    /// Fails if the request is rejected.
     pub fn request(&mut self, method: &str, path: &str, body: &str) -> io::Result<()> {
         self.send(method, path, body)?;
         let mut response = [0; 4096];

@@ -20,7 +20,7 @@ pub struct Run {
 /// Runs `command` once.
 ///
 /// # Errors
-/// If the command cannot be spawned, prints nothing or fails.
+/// Fails if the command cannot be spawned, prints nothing or fails.
 #[allow(
     clippy::zombie_processes,
     reason = "wait4 waits for the child, because it also returns the resident set"

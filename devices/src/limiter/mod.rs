@@ -36,7 +36,7 @@ pub struct Bucket {
 
 impl Bucket {
     /// Returns true if the bucket has a limit.
-    fn limits(&self) -> bool {
+    fn has_limit(&self) -> bool {
         self.size != 0 && self.refill_time_ms != 0
     }
 
@@ -65,7 +65,7 @@ struct BucketLevel {
 }
 
 impl BucketLevel {
-    /// Creates a full bucket. `bucket` must have a [limit](Bucket::limits).
+    /// Creates a full bucket. `bucket` must have a [limit](Bucket::has_limit).
     fn full(bucket: Bucket) -> Self {
         Self {
             bucket,
@@ -129,7 +129,7 @@ impl BucketLevel {
 
     /// Returns the reason why a saved state is invalid, or `None` if it is valid.
     fn invalid_reason(&self) -> Option<String> {
-        if !self.bucket.limits() {
+        if !self.bucket.has_limit() {
             return Some("a bucket without a limit has a level".to_owned());
         }
         if self.level > self.bucket.size {
@@ -193,7 +193,7 @@ impl Limiter {
     }
 
     /// Returns true if there is a limit. Without one, [`Self::consume`] ignores the time.
-    pub fn limits(&self) -> bool {
+    pub fn has_limit(&self) -> bool {
         self.bandwidth.is_some() || self.operations.is_some()
     }
 
@@ -282,7 +282,7 @@ impl Limiter {
 const MIN_TIMER: Duration = Duration::from_nanos(1);
 
 fn full_level(bucket: Bucket) -> Option<BucketLevel> {
-    bucket.limits().then(|| BucketLevel::full(bucket))
+    bucket.has_limit().then(|| BucketLevel::full(bucket))
 }
 
 impl AsRawFd for Limiter {

@@ -107,7 +107,7 @@ impl PitFixture {
 
     fn advance(&mut self, nanoseconds: u64) -> u32 {
         self.clock.advance(Duration::from_nanos(nanoseconds));
-        self.device.expired();
+        self.device.handle_timer();
         self.interrupt.take()
     }
 }

@@ -18,7 +18,7 @@ struct Discard;
 impl MessageSink for Discard {
     fn send(&self, _: Message) {}
 
-    fn routes_changed(&self, _: &[Route]) {}
+    fn replace_routes(&self, _: &[Route]) {}
 }
 
 impl ExternalInterrupt for Discard {

@@ -56,7 +56,10 @@ impl ConsoleIo {
                     source,
                 })
             };
-            (clone(serial.input_ready())?, clone(serial.output().notify())?)
+            (
+                clone(serial.input_ready())?,
+                clone(serial.output().flush_needed())?,
+            )
         };
         Ok(Self {
             input,

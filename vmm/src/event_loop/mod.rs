@@ -142,7 +142,7 @@ fn drain(events: &mut EventManager<EventLoop<'_>>, id: SubscriberId) -> Result<O
 fn pending_output(events: &mut EventManager<EventLoop<'_>>, id: SubscriberId) -> Result<usize, Error> {
     let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
     let serial = event_loop.machine().map(Machine::serial);
-    Ok(serial.map_or(0, |serial| lock(serial).output().waiting()))
+    Ok(serial.map_or(0, |serial| lock(serial).output().buffered_bytes()))
 }
 
 struct EventLoop<'a> {

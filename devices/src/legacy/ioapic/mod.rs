@@ -74,7 +74,7 @@ pub trait MessageSink: Send + Sync {
     fn send(&self, message: Message);
 
     /// Replaces all routes. The IOAPIC calls it only if a route changes, before the first message after the change.
-    fn routes_changed(&self, routes: &[Route]);
+    fn replace_routes(&self, routes: &[Route]);
 }
 
 /// One entry of the redirection table, in register format.
@@ -296,7 +296,7 @@ impl Ioapic {
         entry.set_bits(bits);
         // KVM must have the route before the first message with its vector: it reports the end of routed vectors only.
         if entry.route() != before {
-            self.sink.routes_changed(&self.routes());
+            self.sink.replace_routes(&self.routes());
         }
         self.deliver_level(pin);
     }
@@ -374,7 +374,7 @@ impl Persist for Ioapic {
         self.state = state;
         let routes = self.routes();
         if routes != before {
-            self.sink.routes_changed(&routes);
+            self.sink.replace_routes(&routes);
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ impl MessageSink for Recorder {
         lock(&self.0).push(Call::Send(message));
     }
 
-    fn routes_changed(&self, routes: &[Route]) {
+    fn replace_routes(&self, routes: &[Route]) {
         lock(&self.0).push(Call::Routes(routes.to_vec()));
     }
 }

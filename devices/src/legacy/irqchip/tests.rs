@@ -25,7 +25,7 @@ impl MessageSink for Host {
         lock(&self.vectors).push(message.data & 0xff);
     }
 
-    fn routes_changed(&self, _: &[Route]) {}
+    fn replace_routes(&self, _: &[Route]) {}
 }
 
 impl ExternalInterrupt for Host {

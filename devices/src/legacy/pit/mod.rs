@@ -360,7 +360,7 @@ impl Schema for PitState {
     const VERSION: u32 = 1;
 }
 
-/// Interval timer. The event loop calls [`Self::expired`] when its file descriptor is readable.
+/// Interval timer. The event loop calls [`Self::handle_timer`] when its file descriptor is readable.
 pub struct Pit {
     counters: [Counter; 3],
     /// Edges of counter 0 that its interrupt has reported.
@@ -396,7 +396,7 @@ impl Pit {
     ///
     /// An early call has no effect. The method does not read the timerfd: the read would block if a vCPU has programmed
     /// the counter in the meantime. Arming a timerfd also makes it unreadable.
-    pub fn expired(&mut self) {
+    pub fn handle_timer(&mut self) {
         let now = self.clock.now();
         self.checked_at = Some(now);
         let edges = self.counters[0].edges(ticks_at(now));

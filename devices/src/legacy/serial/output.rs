@@ -36,7 +36,7 @@ pub enum Error {
     },
     /// `eventfd` failed.
     #[error("cannot create the eventfd of the serial output")]
-    Notify {
+    EventFd {
         /// Error of the system call.
         #[source]
         source: io::Error,
@@ -60,7 +60,7 @@ pub enum Error {
 ///
 /// No method blocks except [`finish`](Self::finish), and none logs: standard error is often the same stalled pipe. The
 /// event loop
-/// - watches [`notify`](Self::notify) and calls [`flush`](Self::flush) when it becomes readable;
+/// - watches [`flush_needed`](Self::flush_needed) and calls [`flush`](Self::flush) when it becomes readable;
 /// - while [`flush`](Self::flush) returns true, watches the file itself ([`AsFd`]) for writability, level-triggered,
 ///   and calls it again;
 /// - logs the result of [`report`](Self::report) after each of these calls and after [`finish`](Self::finish).
@@ -68,7 +68,7 @@ pub enum Error {
 pub struct SerialOutput {
     writer: NonblockingWriter,
     buffer: VecDeque<u8>,
-    notify: EventFd,
+    flush_needed: EventFd,
     dropped: u64,
     reported: u64,
     broken: bool,
@@ -80,12 +80,13 @@ impl SerialOutput {
     /// Creates an output to `file`, which may be of any kind.
     ///
     /// # Errors
-    /// [`Error::Inspect`] if `fstat` fails, [`Error::Notify`] if `eventfd` fails.
+    /// [`Error::Inspect`] if `fstat` fails, [`Error::EventFd`] if `eventfd` fails.
     pub fn new(file: OwnedFd) -> Result<Self, Error> {
         Ok(Self {
             writer: NonblockingWriter::new(file).map_err(|source| Error::Inspect { source })?,
             buffer: VecDeque::new(),
-            notify: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| Error::Notify { source })?,
+            flush_needed: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+                .map_err(|source| Error::EventFd { source })?,
             dropped: 0,
             reported: 0,
             broken: false,
@@ -118,7 +119,7 @@ impl SerialOutput {
     /// watches the file for writability.
     pub fn flush(&mut self) -> bool {
         // Fails with `EAGAIN` if there is no notification, which is harmless.
-        let _ = self.notify.read();
+        let _ = self.flush_needed.read();
         self.write_buffered();
         !self.buffer.is_empty()
     }
@@ -153,7 +154,7 @@ impl SerialOutput {
     }
 
     /// Returns the number of buffered bytes.
-    pub fn waiting(&self) -> usize {
+    pub fn buffered_bytes(&self) -> usize {
         self.buffer.len()
     }
 
@@ -179,8 +180,8 @@ impl SerialOutput {
     }
 
     /// Returns the eventfd that becomes readable when the caller has to call [`flush`](Self::flush).
-    pub fn notify(&self) -> &EventFd {
-        &self.notify
+    pub fn flush_needed(&self) -> &EventFd {
+        &self.flush_needed
     }
 
     /// Writes at most [`MAX_FLUSH`] buffered bytes and returns their number.
@@ -229,7 +230,7 @@ impl SerialOutput {
 
     fn notify_event_loop(&self) {
         // The counter stays far below its limit, so that the write cannot fail.
-        let _ = self.notify.write(1);
+        let _ = self.flush_needed.write(1);
     }
 }
 

@@ -245,12 +245,12 @@ impl Disk {
     }
 
     /// Returns true if a read may wait for a medium.
-    pub(super) fn waits_to_read(&self) -> bool {
+    pub(super) fn read_may_wait(&self) -> bool {
         !self.is_in_memory
     }
 
     /// Returns true if a write waits for a medium, not only for free page cache.
-    pub(super) fn waits_to_write(&self, write_through: bool) -> bool {
+    pub(super) fn write_may_wait(&self, write_through: bool) -> bool {
         write_through || self.is_block_device
     }
 

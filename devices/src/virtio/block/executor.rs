@@ -58,7 +58,7 @@ impl Executor {
 
     /// Consumes the tokens of `request`, or returns false if it must wait for the rate limiter.
     pub(super) fn admit(&mut self, request: &Request) -> bool {
-        if !self.limiter.limits() {
+        if !self.limiter.has_limit() {
             return true;
         }
         // A notification during a wait is not a further wait.
@@ -146,7 +146,7 @@ impl Executor {
         let disk = &self.disk;
         let waits = |operation| match operation {
             Operation::Read(_) => false,
-            Operation::Write(..) => disk.waits_to_write(write_through),
+            Operation::Write(..) => disk.write_may_wait(write_through),
             Operation::Flush => true,
         };
         let uring = match self.engine {
@@ -154,7 +154,7 @@ impl Executor {
             IoEngine::Sync => None,
         };
         let completion = match (uring, operation) {
-            (Some(uring), Some(Operation::Read(extent))) if disk.waits_to_read() => {
+            (Some(uring), Some(Operation::Read(extent))) if disk.read_may_wait() => {
                 let written = read_cached(extent, chain, disk);
                 if written < extent.length {
                     let queued = UringRequest {

@@ -233,7 +233,7 @@ impl Block {
     fn report_capacity(&mut self) {
         self.reported_capacity = self.executor.disk.size();
         if let Some(active) = &self.active {
-            active.signal().notify_config();
+            active.interrupt().notify_config();
         }
     }
 

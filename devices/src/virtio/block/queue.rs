@@ -43,7 +43,7 @@ enum QueueError {
 pub(super) struct ActiveQueue {
     queue: Virtqueue,
     memory: GuestMemory,
-    signal: Arc<VirtioInterrupt>,
+    interrupt: Arc<VirtioInterrupt>,
     /// A completed write is on the medium.
     write_through: bool,
     is_stopped: bool,
@@ -56,13 +56,13 @@ impl ActiveQueue {
             is_stopped: activation.interrupt.is_reset_needed(),
             queue: Virtqueue::new(activation.queues.into_iter().next()?),
             memory: activation.memory,
-            signal: activation.interrupt,
+            interrupt: activation.interrupt,
             write_through,
         })
     }
 
-    pub(super) fn signal(&self) -> &VirtioInterrupt {
-        &self.signal
+    pub(super) fn interrupt(&self) -> &VirtioInterrupt {
+        &self.interrupt
     }
 
     pub(super) fn queue_state(&self) -> QueueState {
@@ -71,20 +71,20 @@ impl ActiveQueue {
 
     /// Executes available requests and completes those that are done.
     pub(super) fn process(&mut self, executor: &mut Executor) {
-        let accepted = if self.is_stopped {
+        let started = if self.is_stopped {
             Ok(())
         } else {
-            self.accept(executor)
+            self.start_requests(executor)
         };
         let full = executor.is_full();
-        let collected = self.collect(executor);
+        let reaped = self.reap_completions(executor);
         if full && !executor.is_full() {
             // Requests that were left in the queue fit now, but possibly no completion remains to make the eventfd
             // readable.
             executor.wake_up();
         }
         let notified = self.notify_driver();
-        if let Err(error) = accepted.and(collected).and(notified) {
+        if let Err(error) = started.and(reaped).and(notified) {
             self.stop(&error, executor);
         }
     }
@@ -93,7 +93,7 @@ impl ActiveQueue {
     pub(super) fn drain(&mut self, executor: &mut Executor) {
         let mut result = Ok(());
         while result.is_ok() && executor.in_flight() > 0 {
-            result = self.collect(executor);
+            result = self.reap_completions(executor);
             // A permanent error leaves requests in flight; the caller checks their number.
             if executor.uring.as_mut().is_some_and(|uring| uring.wait().is_err()) {
                 break;
@@ -116,11 +116,11 @@ impl ActiveQueue {
             let cause = cause.map(ToString::to_string).unwrap_or_default();
             log::warn!("block device stops until its reset: {error}: {cause}");
         }
-        self.signal.set_needs_reset();
+        self.interrupt.set_needs_reset();
     }
 
     /// Pops and starts requests, until the queue is empty, the batch is full, or a request must wait.
-    fn accept(&mut self, executor: &mut Executor) -> Result<(), QueueError> {
+    fn start_requests(&mut self, executor: &mut Executor) -> Result<(), QueueError> {
         executor.open_uring(&self.memory);
         let write_through = self.write_through;
         let Self { queue, memory, .. } = self;
@@ -168,7 +168,7 @@ impl ActiveQueue {
     }
 
     /// Submits started requests to the kernel and adds completed ones to the used ring.
-    fn collect(&mut self, executor: &mut Executor) -> Result<(), QueueError> {
+    fn reap_completions(&mut self, executor: &mut Executor) -> Result<(), QueueError> {
         for _ in 0..MAX_ROUNDS {
             executor.submit();
             while let Some(done) = executor.reap() {
@@ -197,7 +197,7 @@ impl ActiveQueue {
             .needs_notification(&self.memory)
             .map_err(QueueError::Queue)?
         {
-            self.signal.notify_used();
+            self.interrupt.notify_used();
         }
         Ok(())
     }

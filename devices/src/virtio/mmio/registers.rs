@@ -4,7 +4,7 @@
 //! configuration space.
 
 /// Bytes of the MMIO range of a device.
-pub const WINDOW: u64 = 0x1000;
+pub const REGISTERS_LENGTH: u64 = 0x1000;
 
 /// MagicValue: reads as [`MAGIC`].
 pub const MAGIC_VALUE: u64 = 0x000;

@@ -92,8 +92,8 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         Ok(TransportState {
             device_id: self.device.device_id(),
             registers: self.registers.clone(),
-            interrupt_status: self.signal.status(),
-            needs_reset: self.signal.is_reset_needed(),
+            interrupt_status: self.interrupt.status(),
+            needs_reset: self.interrupt.is_reset_needed(),
             config_generation: self.config_generation.clone(),
             active: self.active,
             queues: queues
@@ -130,7 +130,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         }
         self.registers = state.registers;
         self.config_generation = state.config_generation;
-        self.signal.restore(state.interrupt_status, state.needs_reset);
+        self.interrupt.restore(state.interrupt_status, state.needs_reset);
         if state.active {
             let mut queues = self
                 .build_queues()

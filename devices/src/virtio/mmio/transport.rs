@@ -29,7 +29,7 @@ const RING_FEATURES: u64 = 0x1fff << 28;
 pub struct Transport<D: VirtioDevice + ?Sized = dyn VirtioDevice> {
     pub(super) device: Box<D>,
     pub(super) memory: GuestMemory,
-    pub(super) signal: Arc<VirtioInterrupt>,
+    pub(super) interrupt: Arc<VirtioInterrupt>,
     pub(super) registers: Registers,
     pub(super) queues: Vec<QueueRegisters>,
     pub(super) config_generation: ConfigGeneration,
@@ -104,7 +104,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         Self {
             device,
             memory,
-            signal: Arc::new(VirtioInterrupt::new(line)),
+            interrupt: Arc::new(VirtioInterrupt::new(line)),
             registers: Registers::default(),
             queues,
             config_generation,
@@ -153,7 +153,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         let before = self.config_generation.clone();
         self.config_generation.update(self.device.as_ref());
         if self.config_generation != before {
-            self.signal.notify_config();
+            self.interrupt.notify_config();
         }
         self.notify_all();
     }
@@ -176,7 +176,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
             features: self.registers.driver_features,
             queues,
             memory: self.memory.clone(),
-            interrupt: Arc::clone(&self.signal),
+            interrupt: Arc::clone(&self.interrupt),
         });
     }
 
@@ -186,7 +186,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         if std::mem::take(&mut self.active) {
             self.device.reset();
         }
-        self.signal.clear();
+        self.interrupt.clear();
         self.registers = Registers::default();
         for queue in &mut self.queues {
             *queue = QueueRegisters::new(queue.max_size);
@@ -194,7 +194,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
     }
 
     fn is_running(&self) -> bool {
-        self.active && !self.signal.is_reset_needed()
+        self.active && !self.interrupt.is_reset_needed()
     }
 
     fn has_status(&self, status: u32) -> bool {
@@ -210,8 +210,8 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
             r::DEVICE_FEATURES => half(self.offered(), self.registers.device_features_sel),
             r::QUEUE_NUM_MAX => self.selected_queue().map_or(0, |queue| queue.max_size.into()),
             r::QUEUE_READY => self.selected_queue().is_some_and(|queue| queue.ready).into(),
-            r::INTERRUPT_STATUS => self.signal.status(),
-            r::STATUS if self.signal.is_reset_needed() => self.registers.status | r::DEVICE_NEEDS_RESET,
+            r::INTERRUPT_STATUS => self.interrupt.status(),
+            r::STATUS if self.interrupt.is_reset_needed() => self.registers.status | r::DEVICE_NEEDS_RESET,
             r::STATUS => self.registers.status,
             r::SHM_LEN_LOW | r::SHM_LEN_HIGH | r::SHM_BASE_LOW | r::SHM_BASE_HIGH => u32::MAX,
             r::CONFIG_GENERATION => self.config_generation.update(self.device.as_ref()),
@@ -226,7 +226,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
             r::DRIVER_FEATURES => self.set_driver_features(value),
             r::QUEUE_SEL => self.registers.queue_sel = value,
             r::QUEUE_NOTIFY => self.notify(usize::try_from(value).unwrap_or(usize::MAX)),
-            r::INTERRUPT_ACK => self.signal.acknowledge(value),
+            r::INTERRUPT_ACK => self.interrupt.acknowledge(value),
             r::STATUS => self.write_status(value),
             r::QUEUE_READY => self.set_queue_ready(value != 0),
             r::QUEUE_NUM => self.configure_queue(|queue| queue.size = value),
@@ -291,7 +291,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
                 // Some drivers fill their queues and notify before DRIVER_OK, but not after it.
                 self.notify_all();
             }
-            None => self.signal.set_needs_reset(),
+            None => self.interrupt.set_needs_reset(),
         }
     }
 

@@ -55,7 +55,7 @@ pub trait Backend: Send {
     /// Applies the negotiated `features`; 0 after a reset.
     ///
     /// # Errors
-    /// If the kernel rejects the features.
+    /// Fails if the kernel rejects the features.
     fn use_features(&mut self, features: u64) -> io::Result<()>;
 
     /// Sends one packet of at most [`MAX_PACKET`](super::features::MAX_PACKET) bytes: `header`, and the frame

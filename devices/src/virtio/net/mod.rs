@@ -111,7 +111,7 @@ struct Active {
     max_frame: usize,
     queues: [Virtqueue; 2],
     memory: GuestMemory,
-    signal: Arc<VirtioInterrupt>,
+    interrupt: Arc<VirtioInterrupt>,
 }
 
 /// Network device.
@@ -136,7 +136,7 @@ impl Net {
     /// Creates a device that is not activated.
     ///
     /// # Errors
-    /// If the process has no more file descriptors.
+    /// Fails if the process has no more file descriptors.
     pub fn new(setup: NetSetup) -> io::Result<Self> {
         Ok(Self {
             stalled: false,
@@ -211,7 +211,7 @@ impl Net {
         let Some(active) = self
             .active
             .as_mut()
-            .filter(|active| !active.signal.is_reset_needed())
+            .filter(|active| !active.interrupt.is_reset_needed())
         else {
             return;
         };
@@ -238,7 +238,7 @@ impl Net {
         };
         // Buffers used before an error still belong to the driver, so it is notified of them first.
         match batch.queue.needs_notification(batch.memory) {
-            Ok(true) => active.signal.notify_used(),
+            Ok(true) => active.interrupt.notify_used(),
             Ok(false) => {}
             Err(error) => return self.stop_device(&Error::Queue(error)),
         }
@@ -283,7 +283,7 @@ impl Net {
             .as_ref()
             .filter(|active| active.features & STATUS != 0)
         {
-            active.signal.notify_config();
+            active.interrupt.notify_config();
         }
     }
 
@@ -291,11 +291,11 @@ impl Net {
     fn stop_device(&mut self, error: &Error) {
         let Some(active) = &self.active else { return };
         if std::mem::replace(&mut self.fault_logged, true) {
-            return active.signal.set_needs_reset();
+            return active.interrupt.set_needs_reset();
         }
         let cause = std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"));
         warn!("net: device stopped until the guest resets it: {error}{cause}");
-        active.signal.set_needs_reset();
+        active.interrupt.set_needs_reset();
     }
 
     fn flush(&mut self) {
@@ -359,14 +359,14 @@ impl VirtioDevice for Net {
             max_frame,
             queues: [Virtqueue::new(receive), Virtqueue::new(transmit)],
             memory: activation.memory,
-            signal: activation.interrupt,
+            interrupt: activation.interrupt,
         });
         if let Err(error) = self.setup.backend.use_features(features) {
             if !std::mem::replace(&mut self.fault_logged, true) {
                 let name = self.setup.backend.describe();
                 warn!("net: cannot apply features {features:#x} to {name}: {error}");
             }
-            return active.signal.set_needs_reset();
+            return active.interrupt.set_needs_reset();
         }
         // The descriptor is edge-triggered, so packets from before the activation raise no event. The driver
         // need not send a notification either.

@@ -47,7 +47,7 @@ pub(super) enum BatchEnd {
 impl Batch<'_> {
     /// Consumes tokens for a frame of `bytes`. Returns false if the rate limiter throttles the queue.
     pub(super) fn try_consume(&mut self, bytes: usize) -> bool {
-        let now = match self.limiter.limits() {
+        let now = match self.limiter.has_limit() {
             true => self.clock.now(),
             false => Duration::ZERO,
         };

@@ -203,7 +203,7 @@ impl MessageSink for LocalApics {
 
     /// Sets routes for level-triggered interrupts, because KVM exits at the end of interrupts of routed vectors only (KVM API,
     /// `KVM_EXIT_IOAPIC_EOI`). Edge-triggered interrupts need no route, and a change of routes waits for a grace period.
-    fn routes_changed(&self, new: &[Route]) {
+    fn replace_routes(&self, new: &[Route]) {
         let level = new
             .iter()
             .filter(|route| route.message.data & LEVEL_TRIGGERED != 0);

@@ -290,7 +290,7 @@ impl EventSource for PitTimer {
     }
 
     fn ready(&mut self) {
-        devices::lock(&self.0).expired();
+        devices::lock(&self.0).handle_timer();
     }
 }
 

@@ -99,10 +99,10 @@ fn timerfd_is_readable_until_check() {
         pit.write_register(if byte == 0x30 { 3 } else { 0 }, byte);
     }
     assert!(is_readable(Duration::from_secs(60)));
-    pit.expired();
+    pit.handle_timer();
     assert_eq!(interrupt.take(), 1);
     assert!(!is_readable(Duration::ZERO));
-    pit.expired();
+    pit.handle_timer();
     assert_eq!(interrupt.take(), 0);
 }
 
@@ -115,7 +115,7 @@ proptest! {
             replay(&mut timer.pit, &[Access::Write { offset: CONTROL_OFFSET, data: vec![control] }]);
             timer.pit.read(CONTROL_OFFSET, &mut [0]);
             timer.clock.advance(Duration::from_nanos(nanoseconds.into()));
-            timer.pit.expired();
+            timer.pit.handle_timer();
         }
         check_round_trip(&timer.pit, || Fixture::new().pit);
     }
@@ -131,7 +131,7 @@ proptest! {
         }
         timer.pit.restore(state).unwrap();
         timer.clock.advance(Duration::from_secs(1));
-        timer.pit.expired();
+        timer.pit.handle_timer();
         replay(&mut timer.pit, &list);
     }
 }

@@ -72,7 +72,7 @@ impl Fixture {
 
     /// Checks counter 0 and returns the number of interrupts.
     fn pulses(&mut self) -> u32 {
-        self.pit.expired();
+        self.pit.handle_timer();
         self.interrupt.take()
     }
 

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::{Bench, DISCARD, ENGINES, IoEngine, OK, SECTORS, Scratch, WRITE_ZEROES, config, pattern};
+use super::{DISCARD, ENGINES, Fixture, IoEngine, OK, SECTORS, Scratch, WRITE_ZEROES, config, pattern};
 use crate::virtio::block::disk::Extent;
 use crate::virtio::block::disk::shrink_to_blocks;
 
@@ -63,36 +63,36 @@ impl Drop for LoopDevice {
 fn large_sector_device_supports_small_requests() {
     for engine in ENGINES {
         let Some(device) = LoopDevice::new() else { return };
-        let mut bench = Bench::new(&config(&device.path, engine));
-        assert_eq!(bench.block.disk().block, 4096);
-        assert_eq!(bench.read(3, 1024), (OK, pattern(3 * 512, 1024)));
-        assert_eq!(bench.write(9, &[7; 512]), OK);
-        assert_eq!(bench.read(8, 1024).1[512..], [7; 512]);
+        let mut fixture = Fixture::new(&config(&device.path, engine));
+        assert_eq!(fixture.block.disk().block, 4096);
+        assert_eq!(fixture.read(3, 1024), (OK, pattern(3 * 512, 1024)));
+        assert_eq!(fixture.write(9, &[7; 512]), OK);
+        assert_eq!(fixture.read(8, 1024).1[512..], [7; 512]);
         for unmap in [0, 1] {
             assert_eq!(
-                bench.run_segments(WRITE_ZEROES, &[(17, 3, unmap), (24, 9, unmap)]),
+                fixture.run_segments(WRITE_ZEROES, &[(17, 3, unmap), (24, 9, unmap)]),
                 OK
             );
         }
-        assert_eq!(bench.read(16, 512), (OK, pattern(16 * 512, 512)));
-        assert_eq!(bench.read(17, 1536), (OK, vec![0; 1536]));
-        assert_eq!(bench.read(20, 2048), (OK, pattern(20 * 512, 2048)));
-        assert_eq!(bench.read(24, 9 * 512), (OK, vec![0; 9 * 512]));
+        assert_eq!(fixture.read(16, 512), (OK, pattern(16 * 512, 512)));
+        assert_eq!(fixture.read(17, 1536), (OK, vec![0; 1536]));
+        assert_eq!(fixture.read(20, 2048), (OK, pattern(20 * 512, 2048)));
+        assert_eq!(fixture.read(24, 9 * 512), (OK, vec![0; 9 * 512]));
         // Complete blocks: sectors 48 to 79 of 41 to 80, and none of 101 to 102.
-        assert_eq!(bench.run_segments(DISCARD, &[(41, 40, 0), (101, 2, 0)]), OK);
-        assert_eq!(bench.read(41, 7 * 512), (OK, pattern(41 * 512, 7 * 512)));
-        assert_eq!(bench.read(48, 32 * 512), (OK, vec![0; 32 * 512]));
-        assert_eq!(bench.read(80, 512), (OK, pattern(80 * 512, 512)));
-        assert_eq!(bench.read(101, 512), (OK, pattern(101 * 512, 512)));
-        assert_eq!(bench.block.metrics().errors, 0);
+        assert_eq!(fixture.run_segments(DISCARD, &[(41, 40, 0), (101, 2, 0)]), OK);
+        assert_eq!(fixture.read(41, 7 * 512), (OK, pattern(41 * 512, 7 * 512)));
+        assert_eq!(fixture.read(48, 32 * 512), (OK, vec![0; 32 * 512]));
+        assert_eq!(fixture.read(80, 512), (OK, pattern(80 * 512, 512)));
+        assert_eq!(fixture.read(101, 512), (OK, pattern(101 * 512, 512)));
+        assert_eq!(fixture.block.metrics().errors, 0);
     }
 }
 
 #[test]
 fn file_discards_partial_blocks() {
     let scratch = Scratch::new(SECTORS * 512);
-    let mut bench = Bench::on(&scratch, IoEngine::Sync);
-    assert_eq!(bench.run_segments(DISCARD, &[(1, 9, 0)]), OK);
-    assert_eq!(bench.read(0, 512), (OK, pattern(0, 512)));
-    assert_eq!(bench.read(10, 512), (OK, pattern(5120, 512)));
+    let mut fixture = Fixture::on(&scratch, IoEngine::Sync);
+    assert_eq!(fixture.run_segments(DISCARD, &[(1, 9, 0)]), OK);
+    assert_eq!(fixture.read(0, 512), (OK, pattern(0, 512)));
+    assert_eq!(fixture.read(10, 512), (OK, pattern(5120, 512)));
 }

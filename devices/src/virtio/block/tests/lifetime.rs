@@ -1,7 +1,7 @@
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use super::{Bench, Buffer, ENGINES, IN, NONE, OK, Scratch, options, pattern};
+use super::{Buffer, ENGINES, Fixture, IN, NONE, OK, Scratch, options, pattern};
 use crate::virtio::block::IoEngine;
 use crate::virtio::block::select_engine;
 use crate::virtio::device::VirtioDevice;
@@ -10,28 +10,28 @@ use crate::virtio::device::VirtioDevice;
 fn reset_ends_memory_accesses() {
     for engine in ENGINES {
         let scratch = Scratch::new(1 << 20);
-        let mut bench = Bench::on(&scratch, engine);
+        let mut fixture = Fixture::on(&scratch, engine);
         for _ in 0..20 {
             for sector in 0..60 {
-                let address = bench.place(&[NONE; 512]);
-                bench.add(IN, sector, &[Buffer::writable(address, 512)]);
+                let address = fixture.place(&[NONE; 512]);
+                fixture.add(IN, sector, &[Buffer::writable(address, 512)]);
             }
-            bench.block.notify(0);
-            bench.reset();
-            let length = super::MEMORY - usize::try_from(bench.driver.buffers).unwrap();
-            bench.driver.write(bench.driver.buffers, &vec![0x55; length]);
-            assert_eq!(bench.block.in_flight(), 0);
-            assert!(bench.is_idle());
+            fixture.block.notify(0);
+            fixture.reset();
+            let length = super::MEMORY - usize::try_from(fixture.driver.buffers).unwrap();
+            fixture.driver.write(fixture.driver.buffers, &vec![0x55; length]);
+            assert_eq!(fixture.block.in_flight(), 0);
+            assert!(fixture.is_idle());
             assert!(
-                bench
+                fixture
                     .driver
-                    .read(bench.driver.buffers, length)
+                    .read(fixture.driver.buffers, length)
                     .iter()
                     .all(|byte| *byte == 0x55)
             );
-            bench.activate(bench.block.features());
+            fixture.activate(fixture.block.features());
         }
-        assert_eq!(bench.read(1, 512), (OK, pattern(512, 512)));
+        assert_eq!(fixture.read(1, 512), (OK, pattern(512, 512)));
     }
 }
 
@@ -53,49 +53,49 @@ fn uncached_reads_complete_by_event_or_drain() {
     let length = 4 << 20;
     for drains in [false, true] {
         let scratch = uncached(length);
-        let mut bench = Bench::on(&scratch, IoEngine::Async);
+        let mut fixture = Fixture::on(&scratch, IoEngine::Async);
         let mut placed = Vec::new();
         // Distant sectors in descending order prevent read-ahead.
         for step in (0..60).rev() {
             let sector = step * 130;
-            let address = bench.place(&[NONE; 4096]);
+            let address = fixture.place(&[NONE; 4096]);
             let data = [
                 Buffer::writable(address, 1001),
                 Buffer::writable(address + 1001, 3095),
             ];
-            placed.push((bench.add(IN, sector, &data).1, address, sector));
+            placed.push((fixture.add(IN, sector, &data).1, address, sector));
         }
-        bench.block.notify(0);
-        let early = bench.driver.queues[0].collect_used().len();
+        fixture.block.notify(0);
+        let early = fixture.driver.queues[0].collect_used().len();
         if drains {
-            bench.block.drain();
-            assert_eq!(bench.block.in_flight(), 0);
-            assert_eq!(bench.driver.queues[0].collect_used().len(), 60 - early);
+            fixture.block.drain();
+            assert_eq!(fixture.block.in_flight(), 0);
+            assert_eq!(fixture.driver.queues[0].collect_used().len(), 60 - early);
         } else {
-            bench.run(60 - early);
+            fixture.run(60 - early);
         }
         for (status, address, sector) in placed {
-            assert_eq!(bench.status(status), OK);
-            assert!(bench.driver.read(address, 4096) == pattern(sector * 512, 4096));
+            assert_eq!(fixture.status(status), OK);
+            assert!(fixture.driver.read(address, 4096) == pattern(sector * 512, 4096));
         }
     }
 }
 
 /// Creates a device with sixty notified reads of `scratch`.
-pub(super) fn start_reads(scratch: &Scratch) -> Bench {
-    let mut bench = Bench::on(scratch, IoEngine::Async);
+pub(super) fn start_reads(scratch: &Scratch) -> Fixture {
+    let mut fixture = Fixture::on(scratch, IoEngine::Async);
     for sector in (0..60).rev() {
-        let address = bench.place(&[NONE; 4096]);
-        bench.add(IN, sector * 130, &[Buffer::writable(address, 4096)]);
+        let address = fixture.place(&[NONE; 4096]);
+        fixture.add(IN, sector * 130, &[Buffer::writable(address, 4096)]);
     }
-    bench.block.notify(0);
-    bench
+    fixture.block.notify(0);
+    fixture
 }
 
 #[test]
 fn drop_waits_for_requests_in_flight() {
     let scratch = uncached(4 << 20);
-    let Bench {
+    let Fixture {
         block, driver, next, ..
     } = start_reads(&scratch);
     drop(block);

@@ -1,8 +1,8 @@
 use std::time::Duration;
 
 use super::{
-    Bench, Buffer, DISCARD, ENGINES, FLUSH, GET_ID, HOURS, IN, NONE, OK, OUT, SECTORS, Scratch, WRITE_ZEROES,
-    bucket, config,
+    Buffer, DISCARD, ENGINES, FLUSH, Fixture, GET_ID, HOURS, IN, NONE, OK, OUT, SECTORS, Scratch,
+    WRITE_ZEROES, bucket, config,
 };
 use crate::virtio::block::IoEngine;
 use crate::virtio::device::VirtioDevice;
@@ -13,25 +13,25 @@ fn throttled_request_waits_for_timer() {
         let scratch = Scratch::new(SECTORS * 512);
         let mut config = config(scratch.path(), engine);
         config.operations = bucket(2, 2);
-        let mut bench = Bench::new(&config);
+        let mut fixture = Fixture::new(&config);
         let mut statuses = Vec::new();
         for sector in 0..3 {
-            let address = bench.place(&[NONE; 512]);
-            statuses.push(bench.add(IN, sector, &[Buffer::writable(address, 512)]).1);
+            let address = fixture.place(&[NONE; 512]);
+            statuses.push(fixture.add(IN, sector, &[Buffer::writable(address, 512)]).1);
         }
-        bench.block.notify(0);
-        assert_eq!(bench.driver.queues[0].collect_used().len(), 2);
-        assert_eq!(bench.status(statuses[2]), NONE);
-        assert_eq!(bench.block.metrics().throttled, 1);
-        let [timer, _] = bench.block.watched_fds()[..] else {
+        fixture.block.notify(0);
+        assert_eq!(fixture.driver.queues[0].collect_used().len(), 2);
+        assert_eq!(fixture.status(statuses[2]), NONE);
+        assert_eq!(fixture.block.metrics().throttled, 1);
+        let [timer, _] = fixture.block.watched_fds()[..] else {
             panic!("the device has not exactly two descriptors");
         };
-        assert!(bench.is_readable(timer.descriptor, 60_000));
-        bench.clock.advance(Duration::from_millis(1));
-        bench.block.process_event(timer.token);
-        assert_eq!(bench.driver.queues[0].collect_used().len(), 1);
-        assert_eq!(bench.status(statuses[2]), OK);
-        assert!(!bench.is_readable(timer.descriptor, 0));
+        assert!(fixture.is_readable(timer.descriptor, 60_000));
+        fixture.clock.advance(Duration::from_millis(1));
+        fixture.block.process_event(timer.token);
+        assert_eq!(fixture.driver.queues[0].collect_used().len(), 1);
+        assert_eq!(fixture.status(statuses[2]), OK);
+        assert!(!fixture.is_readable(timer.descriptor, 0));
     }
 }
 
@@ -41,18 +41,18 @@ fn bandwidth_limit_ends_with_update() {
         let scratch = Scratch::new(SECTORS * 512);
         let mut config = config(scratch.path(), engine);
         config.bandwidth = bucket(4096, HOURS);
-        let mut bench = Bench::new(&config);
-        assert_eq!(bench.read(0, 4096).0, OK);
+        let mut fixture = Fixture::new(&config);
+        assert_eq!(fixture.read(0, 4096).0, OK);
         // A flush consumes no bytes.
-        assert_eq!(bench.run_one(FLUSH, 0, &[]).0, OK);
-        assert_eq!(bench.add_write(&[8; 512]), 0);
-        bench.block.update_limiter(bucket(0, 0), None);
-        assert_eq!(bench.run(1).len(), 1);
+        assert_eq!(fixture.run_one(FLUSH, 0, &[]).0, OK);
+        assert_eq!(fixture.add_write(&[8; 512]), 0);
+        fixture.block.update_limiter(bucket(0, 0), None);
+        assert_eq!(fixture.run(1).len(), 1);
         assert_eq!(scratch.contents()[..512], [8; 512]);
     }
 }
 
-impl Bench {
+impl Fixture {
     /// Adds a write at sector 0 and notifies. Returns the number of used chains.
     fn add_write(&mut self, data: &[u8]) -> usize {
         let address = self.place(data);
@@ -68,12 +68,12 @@ fn throttled_queue_makes_no_descriptor_ready() {
     let scratch = Scratch::new(SECTORS * 512);
     let mut config = config(scratch.path(), IoEngine::Sync);
     config.operations = bucket(1, HOURS);
-    let mut bench = Bench::new(&config);
-    assert_eq!(bench.read(0, 512).0, OK);
-    assert_eq!(bench.add_write(&[1; 512]), 0);
-    assert!(bench.is_idle());
-    bench.reset();
-    assert!(bench.is_idle());
+    let mut fixture = Fixture::new(&config);
+    assert_eq!(fixture.read(0, 512).0, OK);
+    assert_eq!(fixture.add_write(&[1; 512]), 0);
+    assert!(fixture.is_idle());
+    fixture.reset();
+    assert!(fixture.is_idle());
 }
 
 /// Returns true if a request of `kind` for `segments` leaves 512 bytes in a bucket of `size` bytes.
@@ -82,9 +82,9 @@ fn leaves_a_sector(kind: u32, segments: &[(u64, u32, u32)], size: u64) -> bool {
     scratch.set_len(64 << 20);
     let mut config = config(scratch.path(), IoEngine::Sync);
     config.bandwidth = bucket(size, HOURS);
-    let mut bench = Bench::new(&config);
-    assert_eq!(bench.run_segments(kind, segments), OK);
-    bench.add_write(&[1; 512]) == 1
+    let mut fixture = Fixture::new(&config);
+    assert_eq!(fixture.run_segments(kind, segments), OK);
+    fixture.add_write(&[1; 512]) == 1
 }
 
 #[test]
@@ -106,30 +106,30 @@ fn throttled_request_counts_once() {
     let scratch = Scratch::new(SECTORS * 512);
     let mut config = config(scratch.path(), IoEngine::Sync);
     config.operations = bucket(1, HOURS);
-    let mut bench = Bench::new(&config);
-    assert_eq!(bench.run_one(GET_ID, 0, &[]).0, OK);
-    assert_eq!(bench.add_write(&[1; 512]), 0);
+    let mut fixture = Fixture::new(&config);
+    assert_eq!(fixture.run_one(GET_ID, 0, &[]).0, OK);
+    assert_eq!(fixture.add_write(&[1; 512]), 0);
     for _ in 0..10 {
-        bench.block.notify(0);
+        fixture.block.notify(0);
     }
-    assert_eq!(bench.block.metrics().throttled, 1);
+    assert_eq!(fixture.block.metrics().throttled, 1);
 }
 
 /// Returns the number of requests in one batch, of 40 available requests of `kind`, with `features`.
 fn batch_length(features: u64, kind: u32, data: &[u8]) -> usize {
     let scratch = Scratch::new(SECTORS * 512);
-    let mut bench = Bench::on(&scratch, IoEngine::Sync);
-    bench.reset();
-    bench.activate(features);
-    let address = bench.place(data);
+    let mut fixture = Fixture::on(&scratch, IoEngine::Sync);
+    fixture.reset();
+    fixture.activate(features);
+    let address = fixture.place(data);
     let buffer = Buffer::readable(address, u32::try_from(data.len()).unwrap());
     for _ in 0..40 {
-        bench.add(kind, 0, &[buffer]);
+        fixture.add(kind, 0, &[buffer]);
     }
-    bench.block.notify(0);
-    let done = bench.driver.queues[0].collect_used().len();
+    fixture.block.notify(0);
+    let done = fixture.driver.queues[0].collect_used().len();
     // The event loop processes the rest.
-    bench.run(40 - done);
+    fixture.run(40 - done);
     done
 }
 

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::{Bench, ENGINES, FLUSH, GET_ID, IOERR, OK, SECTORS, Scratch, config};
+use super::{ENGINES, FLUSH, Fixture, GET_ID, IOERR, OK, SECTORS, Scratch, config};
 use crate::clock::Clock;
 use crate::virtio::block::Block;
 use crate::virtio::block::metrics::SAMPLE;
@@ -23,15 +23,15 @@ fn sampled_reads_and_all_flushes_are_timed() {
         let reads = Arc::new(AtomicU32::new(0));
         let config = config(scratch.path(), engine);
         let block = Block::open(&config, Box::new(TickingClock(reads.clone()))).unwrap();
-        let mut bench = Bench::of(block, super::ManualClock::default());
+        let mut fixture = Fixture::of(block, super::ManualClock::default());
         for _ in 0..2 * SAMPLE {
-            assert_eq!(bench.read(0, 512).0, OK);
+            assert_eq!(fixture.read(0, 512).0, OK);
         }
         for _ in 0..5 {
-            assert_eq!(bench.run_one(FLUSH, 0, &[]).0, OK);
+            assert_eq!(fixture.run_one(FLUSH, 0, &[]).0, OK);
         }
-        assert_eq!(bench.write(0, &[1; 512]), OK);
-        let metrics = bench.block.metrics();
+        assert_eq!(fixture.write(0, &[1; 512]), OK);
+        let metrics = fixture.block.metrics();
         let timed = |histogram: crate::Histogram| (histogram.count(), histogram.sum_us());
         assert_eq!(timed(metrics.read_latency), (2, 6));
         assert_eq!(timed(metrics.write_latency), (1, 3));
@@ -40,9 +40,9 @@ fn sampled_reads_and_all_flushes_are_timed() {
         assert_eq!(reads.load(Ordering::SeqCst), 16, "clock reads");
         // Failed reads and other requests are not timed.
         for _ in 0..2 * SAMPLE {
-            assert_eq!(bench.read(SECTORS, 512).0, IOERR);
-            assert_eq!(bench.run_one(GET_ID, 0, &[]).0, OK);
+            assert_eq!(fixture.read(SECTORS, 512).0, IOERR);
+            assert_eq!(fixture.run_one(GET_ID, 0, &[]).0, OK);
         }
-        assert_eq!(bench.block.metrics().read_latency.count(), 2);
+        assert_eq!(fixture.block.metrics().read_latency.count(), 2);
     }
 }

@@ -116,26 +116,26 @@ fn config(path: &Path, engine: IoEngine) -> DiskConfig {
 }
 
 /// An active device with its driver.
-struct Bench {
+struct Fixture {
     block: Block,
     driver: FakeDriver,
     line: Arc<CountingInterrupt>,
-    signal: Arc<VirtioInterrupt>,
+    interrupt: Arc<VirtioInterrupt>,
     clock: ManualClock,
     next: u64,
 }
 
-impl Bench {
+impl Fixture {
     fn new(config: &DiskConfig) -> Self {
         let clock = ManualClock::default();
         Self::of(Block::open(config, Box::new(clock.clone())).unwrap(), clock)
     }
 
     fn on(scratch: &Scratch, engine: IoEngine) -> Self {
-        let bench = Self::new(&config(scratch.path(), engine));
+        let fixture = Self::new(&config(scratch.path(), engine));
         let expected = if probe().is_ok() { engine } else { IoEngine::Sync };
-        assert_eq!(bench.block.engine(), expected);
-        bench
+        assert_eq!(fixture.block.engine(), expected);
+        fixture
     }
 
     /// Creates a device on `path`, of any kind, as a disk of `size` bytes.
@@ -157,18 +157,18 @@ impl Bench {
     fn of(block: Block, clock: ManualClock) -> Self {
         let driver = FakeDriver::new(MEMORY, block.queue_sizes());
         let line = Arc::new(CountingInterrupt::default());
-        let signal = Arc::new(VirtioInterrupt::new(line.clone()));
+        let interrupt = Arc::new(VirtioInterrupt::new(line.clone()));
         let next = driver.buffers;
-        let mut bench = Self {
+        let mut fixture = Self {
             block,
             driver,
             line,
-            signal,
+            interrupt,
             clock,
             next,
         };
-        bench.activate(bench.block.features());
-        bench
+        fixture.activate(fixture.block.features());
+        fixture
     }
 
     /// Activates the device and processes its events.
@@ -179,7 +179,7 @@ impl Bench {
 
     fn start(&mut self, features: u64) {
         let activation = self.driver.activation(features, self.line.clone());
-        self.signal = Arc::clone(&activation.interrupt);
+        self.interrupt = Arc::clone(&activation.interrupt);
         self.block.activate(Activation { ..activation });
     }
 

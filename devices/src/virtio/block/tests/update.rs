@@ -1,14 +1,14 @@
 use std::path::Path;
 
-use super::{Bench, ENGINES, IOERR, OK, SECTORS, Scratch, config, options, pattern};
+use super::{ENGINES, Fixture, IOERR, OK, SECTORS, Scratch, config, options, pattern};
 use crate::virtio::block::disk::Error;
 use crate::virtio::block::{Disk, IoEngine};
 use crate::virtio::device::VirtioDevice;
 
 /// Returns the capacity in sectors.
-pub(super) fn capacity(bench: &Bench) -> u64 {
+pub(super) fn capacity(fixture: &Fixture) -> u64 {
     let mut data = [0; 8];
-    bench.block.read_config(0, &mut data);
+    fixture.block.read_config(0, &mut data);
     u64::from_le_bytes(data)
 }
 
@@ -16,21 +16,21 @@ pub(super) fn capacity(bench: &Bench) -> u64 {
 fn update_notifies_new_capacity() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
-        let mut bench = Bench::on(&scratch, engine);
+        let mut fixture = Fixture::on(&scratch, engine);
         scratch.set_len(2 * SECTORS * 512);
-        assert_eq!(bench.read(SECTORS, 512).0, IOERR);
-        bench.block.update(Some(scratch.path())).unwrap();
-        assert_eq!((capacity(&bench), bench.line.take() > 0), (2 * SECTORS, true));
-        assert_eq!(bench.signal.status() & 2, 2);
-        assert_eq!(bench.read(SECTORS, 512), (OK, vec![0; 512]));
+        assert_eq!(fixture.read(SECTORS, 512).0, IOERR);
+        fixture.block.update(Some(scratch.path())).unwrap();
+        assert_eq!((capacity(&fixture), fixture.line.take() > 0), (2 * SECTORS, true));
+        assert_eq!(fixture.interrupt.status() & 2, 2);
+        assert_eq!(fixture.read(SECTORS, 512), (OK, vec![0; 512]));
 
         let other = Scratch::empty();
-        assert!(bench.block.update(Some(other.path())).is_err());
-        assert_eq!(bench.read(0, 512), (OK, pattern(0, 512)));
+        assert!(fixture.block.update(Some(other.path())).is_err());
+        assert_eq!(fixture.read(0, 512), (OK, pattern(0, 512)));
         other.set_len(1024);
-        bench.block.update(Some(other.path())).unwrap();
-        assert_eq!(capacity(&bench), 2);
-        assert_eq!(bench.read(0, 512), (OK, vec![0; 512]));
+        fixture.block.update(Some(other.path())).unwrap();
+        assert_eq!(capacity(&fixture), 2);
+        assert_eq!(fixture.read(0, 512), (OK, vec![0; 512]));
         // The first disk is unlocked, the second one is locked.
         assert!(Disk::open(scratch.path(), options(false)).is_ok());
         assert!(Disk::open(other.path(), options(false)).is_err());
@@ -42,18 +42,18 @@ fn update_notifies_new_capacity() {
 #[test]
 fn update_without_path_measures_disk() {
     let scratch = Scratch::new(SECTORS * 512);
-    let mut bench = Bench::on(&scratch, IoEngine::Sync);
+    let mut fixture = Fixture::on(&scratch, IoEngine::Sync);
     scratch.set_len(2 * SECTORS * 512);
     // The open file counts, not its path.
     let moved = scratch.path().with_extension("moved");
     std::fs::rename(scratch.path(), &moved).unwrap();
-    let updated = bench.block.update(None);
+    let updated = fixture.block.update(None);
     std::fs::rename(&moved, scratch.path()).unwrap();
     updated.unwrap();
-    assert_eq!((capacity(&bench), bench.line.take() > 0), (2 * SECTORS, true));
+    assert_eq!((capacity(&fixture), fixture.line.take() > 0), (2 * SECTORS, true));
     scratch.set_len(0);
-    assert!(matches!(bench.block.update(None), Err(Error::Empty(path)) if path == scratch.path()));
-    assert_eq!((capacity(&bench), bench.line.take()), (2 * SECTORS, 0));
+    assert!(matches!(fixture.block.update(None), Err(Error::Empty(path)) if path == scratch.path()));
+    assert_eq!((capacity(&fixture), fixture.line.take()), (2 * SECTORS, 0));
 }
 
 #[test]
@@ -63,8 +63,8 @@ fn failed_update_keeps_disk() {
         let other = Scratch::new(SECTORS * 512);
         let odd = Scratch::new(700);
         let _writer = Disk::open(other.path(), options(false)).unwrap();
-        let mut bench = Bench::on(&scratch, engine);
-        let mut update_error = |path: &Path| bench.block.update(Some(path)).unwrap_err();
+        let mut fixture = Fixture::on(&scratch, engine);
+        let mut update_error = |path: &Path| fixture.block.update(Some(path)).unwrap_err();
         assert!(matches!(
             update_error(Path::new("/nowhere/disk")),
             Error::Missing(_)
@@ -73,9 +73,9 @@ fn failed_update_keeps_disk() {
         assert!(matches!(update_error(Path::new("/dev/null")), Error::Kind(_)));
         assert!(matches!(update_error(odd.path()), Error::Size { size: 700, .. }));
         assert!(matches!(update_error(other.path()), Error::InUse(_)));
-        assert_eq!((capacity(&bench), bench.line.take()), (SECTORS, 0));
-        assert_eq!(bench.block.disk().path(), scratch.path());
-        assert_eq!(bench.read(0, 512), (OK, pattern(0, 512)));
+        assert_eq!((capacity(&fixture), fixture.line.take()), (SECTORS, 0));
+        assert_eq!(fixture.block.disk().path(), scratch.path());
+        assert_eq!(fixture.read(0, 512), (OK, pattern(0, 512)));
         assert!(matches!(
             Disk::open(scratch.path(), options(true)),
             Err(Error::InUse(_))
@@ -89,20 +89,20 @@ fn empty_disk_fails_until_replaced() {
         let stub = Scratch::empty();
         let mut config = config(stub.path(), engine);
         config.allow_empty = true;
-        let mut bench = Bench::new(&config);
-        assert_eq!(capacity(&bench), 0);
-        assert_eq!(bench.read(0, 512).0, IOERR);
-        assert_eq!(bench.write(0, &[1; 512]), IOERR);
-        assert_eq!(bench.run_segments(super::DISCARD, &[(0, 1, 0)]), IOERR);
-        assert_eq!(bench.run_one(super::FLUSH, 0, &[]).0, OK);
+        let mut fixture = Fixture::new(&config);
+        assert_eq!(capacity(&fixture), 0);
+        assert_eq!(fixture.read(0, 512).0, IOERR);
+        assert_eq!(fixture.write(0, &[1; 512]), IOERR);
+        assert_eq!(fixture.run_segments(super::DISCARD, &[(0, 1, 0)]), IOERR);
+        assert_eq!(fixture.run_one(super::FLUSH, 0, &[]).0, OK);
         assert_eq!(stub.contents().len(), 0);
         let disk = Scratch::new(SECTORS * 512);
-        bench.block.update(Some(disk.path())).unwrap();
-        assert_eq!(capacity(&bench), SECTORS);
-        assert_eq!(bench.read(1, 512), (OK, pattern(512, 512)));
+        fixture.block.update(Some(disk.path())).unwrap();
+        assert_eq!(capacity(&fixture), SECTORS);
+        assert_eq!(fixture.read(1, 512), (OK, pattern(512, 512)));
         // An update also accepts the grown placeholder.
         stub.set_len(1024);
-        bench.block.update(Some(stub.path())).unwrap();
-        assert_eq!(bench.read(1, 512), (OK, vec![0; 512]));
+        fixture.block.update(Some(stub.path())).unwrap();
+        assert_eq!(fixture.read(1, 512), (OK, vec![0; 512]));
     }
 }

@@ -2,7 +2,7 @@ use std::os::fd::AsRawFd;
 
 use libc::iovec;
 
-use super::{Bench, Buffer, FLUSH, IN, IOERR, NONE, OK, SECTORS, Scratch, probe};
+use super::{Buffer, FLUSH, Fixture, IN, IOERR, NONE, OK, SECTORS, Scratch, probe};
 use crate::virtio::block::IoEngine;
 use crate::virtio::block::uring::skip;
 use crate::virtio::device::VirtioDevice;
@@ -39,9 +39,9 @@ fn skip_removes_leading_bytes() {
 }
 
 /// Breaks the io_uring for good: replaces its descriptor.
-fn break_uring(bench: &Bench) {
+fn break_uring(fixture: &Fixture) {
     let null = std::fs::File::open("/dev/null").unwrap();
-    let ring = bench.block.uring_descriptor().unwrap();
+    let ring = fixture.block.uring_descriptor().unwrap();
     // SAFETY: the call receives no pointer.
     let result = unsafe { libc::dup2(null.as_raw_fd(), ring) };
     assert_eq!(result, ring);
@@ -53,25 +53,28 @@ fn permanent_failure_selects_sync() {
         return;
     }
     let scratch = Scratch::new(SECTORS * 512);
-    let mut bench = Bench::on(&scratch, IoEngine::Async);
-    assert_eq!(bench.run_one(FLUSH, 0, &[]).0, OK);
-    assert_eq!(bench.block.engine(), IoEngine::Async);
-    break_uring(&bench);
-    let address = bench.place(&[NONE; 512]);
+    let mut fixture = Fixture::on(&scratch, IoEngine::Async);
+    assert_eq!(fixture.run_one(FLUSH, 0, &[]).0, OK);
+    assert_eq!(fixture.block.engine(), IoEngine::Async);
+    break_uring(&fixture);
+    let address = fixture.place(&[NONE; 512]);
     let statuses = [
-        bench.add(FLUSH, 0, &[]).1,
-        bench.add(IN, 0, &[Buffer::writable(address, 512)]).1,
-        bench.add(FLUSH, 0, &[]).1,
+        fixture.add(FLUSH, 0, &[]).1,
+        fixture.add(IN, 0, &[Buffer::writable(address, 512)]).1,
+        fixture.add(FLUSH, 0, &[]).1,
     ];
-    assert_eq!(bench.run(3).len(), 3);
-    assert_eq!(statuses.map(|status| bench.status(status)), [IOERR, OK, IOERR]);
-    assert_eq!(bench.block.engine(), IoEngine::Sync);
-    assert_eq!((bench.block.metrics().errors, bench.block.in_flight()), (2, 0));
-    assert!(bench.is_idle(), "the device retries for ever");
-    assert_eq!(bench.run_one(FLUSH, 0, &[]).0, OK);
-    bench.reset();
-    bench.activate(bench.block.features());
-    assert_eq!(bench.run_one(FLUSH, 0, &[]).0, OK);
+    assert_eq!(fixture.run(3).len(), 3);
+    assert_eq!(statuses.map(|status| fixture.status(status)), [IOERR, OK, IOERR]);
+    assert_eq!(fixture.block.engine(), IoEngine::Sync);
+    assert_eq!(
+        (fixture.block.metrics().errors, fixture.block.in_flight()),
+        (2, 0)
+    );
+    assert!(fixture.is_idle(), "the device retries for ever");
+    assert_eq!(fixture.run_one(FLUSH, 0, &[]).0, OK);
+    fixture.reset();
+    fixture.activate(fixture.block.features());
+    assert_eq!(fixture.run_one(FLUSH, 0, &[]).0, OK);
 }
 
 #[test]
@@ -80,13 +83,13 @@ fn uring_outlives_reset() {
         return;
     }
     let scratch = Scratch::new(SECTORS * 512);
-    let mut bench = Bench::on(&scratch, IoEngine::Async);
-    assert_eq!(bench.run_one(FLUSH, 0, &[]).0, OK);
-    let ring = bench.block.uring_descriptor();
+    let mut fixture = Fixture::on(&scratch, IoEngine::Async);
+    assert_eq!(fixture.run_one(FLUSH, 0, &[]).0, OK);
+    let ring = fixture.block.uring_descriptor();
     assert!(ring.is_some());
-    bench.reset();
-    assert_eq!(bench.block.uring_descriptor(), ring);
-    bench.activate(bench.block.features());
-    assert_eq!(bench.run_one(FLUSH, 0, &[]).0, OK);
-    assert_eq!(bench.block.uring_descriptor(), ring);
+    fixture.reset();
+    assert_eq!(fixture.block.uring_descriptor(), ring);
+    fixture.activate(fixture.block.features());
+    assert_eq!(fixture.run_one(FLUSH, 0, &[]).0, OK);
+    assert_eq!(fixture.block.uring_descriptor(), ring);
 }

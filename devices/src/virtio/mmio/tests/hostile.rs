@@ -1,7 +1,7 @@
 //! Hostile and faulty drivers.
 
 use super::super::registers as r;
-use super::{Bench, MEMORY, READY, count};
+use super::{Fixture, MEMORY, READY, count};
 use crate::virtio::testing::{Buffer, FakeDriver, INDIRECT, NEXT, RawDescriptor, WRITE};
 
 const BUFFER: u64 = 0x1_0000;
@@ -10,62 +10,62 @@ const OUTSIDE: u64 = MEMORY as u64;
 const NEEDS_RESET: u32 = READY | r::DEVICE_NEEDS_RESET;
 
 /// Asserts that the device has stopped, has notified its driver, and works after a reset.
-fn expect_stopped(bench: &mut Bench, what: &str) {
-    assert_eq!(bench.get(r::STATUS), NEEDS_RESET, "{what}");
-    assert_eq!(bench.get(r::INTERRUPT_STATUS) & 2, 2, "{what}");
-    assert!(bench.line.take() > 0, "{what}");
-    let notifications = count(&bench.seen.notifications);
-    bench.notify(0);
-    bench.notify(1);
+fn expect_stopped(fixture: &mut Fixture, case: &str) {
+    assert_eq!(fixture.get(r::STATUS), NEEDS_RESET, "{case}");
+    assert_eq!(fixture.get(r::INTERRUPT_STATUS) & 2, 2, "{case}");
+    assert!(fixture.line.take() > 0, "{case}");
+    let notifications = count(&fixture.seen.notifications);
+    fixture.notify(0);
+    fixture.notify(1);
     assert_eq!(
-        count(&bench.seen.notifications),
+        count(&fixture.seen.notifications),
         notifications,
-        "{what}: the device was notified"
+        "{case}: the device was notified"
     );
-    bench.expect_recovery();
+    fixture.expect_recovery();
 }
 
 /// Starts the device, with `registers` of queue 0 overwritten before QueueReady.
-fn start_with(registers: &[(u64, u32)]) -> Bench {
-    let mut bench = Bench::new();
-    bench.driver.queues[0].register(&mut bench.transport);
-    bench.set(r::QUEUE_READY, 0);
+fn start_with(registers: &[(u64, u32)]) -> Fixture {
+    let mut fixture = Fixture::new();
+    fixture.driver.queues[0].register(&mut fixture.transport);
+    fixture.set(r::QUEUE_READY, 0);
     for (offset, value) in registers {
-        bench.set(*offset, *value);
+        fixture.set(*offset, *value);
     }
-    bench.set(r::QUEUE_READY, 1);
-    let ready = bench.get(r::QUEUE_READY);
-    bench.set(r::QUEUE_SEL, 1);
-    bench.driver.queues[1].register(&mut bench.transport);
-    bench.set(r::DRIVER_FEATURES_SEL, 1);
-    bench.set(r::DRIVER_FEATURES, 1);
-    bench.set(r::STATUS, READY);
-    assert_eq!(count(&bench.seen.activations), ready, "{registers:x?}");
-    bench
+    fixture.set(r::QUEUE_READY, 1);
+    let ready = fixture.get(r::QUEUE_READY);
+    fixture.set(r::QUEUE_SEL, 1);
+    fixture.driver.queues[1].register(&mut fixture.transport);
+    fixture.set(r::DRIVER_FEATURES_SEL, 1);
+    fixture.set(r::DRIVER_FEATURES, 1);
+    fixture.set(r::STATUS, READY);
+    assert_eq!(count(&fixture.seen.activations), ready, "{registers:x?}");
+    fixture
 }
 
 #[test]
 fn queue_with_invalid_size_is_not_ready() {
     for size in [0, 3, 5, 15, 17, 32, 0x8000, 0x1_0000, 0x1_0010, u32::MAX] {
-        let mut bench = start_with(&[(r::QUEUE_NUM, size)]);
-        expect_stopped(&mut bench, &format!("size {size}"));
+        let mut fixture = start_with(&[(r::QUEUE_NUM, size)]);
+        expect_stopped(&mut fixture, &format!("size {size}"));
     }
     for size in [1, 2, 4, 8, 16] {
-        let mut bench = start_with(&[(r::QUEUE_NUM, size)]);
-        assert_eq!(bench.get(r::STATUS), READY, "size {size}");
+        let mut fixture = start_with(&[(r::QUEUE_NUM, size)]);
+        assert_eq!(fixture.get(r::STATUS), READY, "size {size}");
     }
 }
 
 #[test]
 fn queue_of_size_one_works() {
-    let mut bench = Bench::with(FakeDriver::new(MEMORY, &[1, 1]));
-    assert_eq!(bench.start(), READY);
-    let (buffers, table) = (bench.driver.buffers, bench.driver.buffers + 0x1000);
+    let mut fixture = Fixture::with(FakeDriver::new(MEMORY, &[1, 1]));
+    assert_eq!(fixture.start(), READY);
+    let (buffers, table) = (fixture.driver.buffers, fixture.driver.buffers + 0x1000);
     for _ in 0..3 {
         let buffers_of_chain = [Buffer::readable(buffers, 4), Buffer::writable(buffers, 4)];
-        bench.driver.queues[0].add_indirect(table, &buffers_of_chain);
-        bench.notify(0);
-        assert_eq!(bench.driver.queues[0].collect_used().len(), 1);
+        fixture.driver.queues[0].add_indirect(table, &buffers_of_chain);
+        fixture.notify(0);
+        assert_eq!(fixture.driver.queues[0].collect_used().len(), 1);
     }
 }
 
@@ -87,8 +87,8 @@ fn queue_outside_memory_is_not_ready() {
         (r::QUEUE_DEVICE_LOW, end - 132),
         (r::QUEUE_DEVICE_HIGH, 0x8000_0000),
     ] {
-        let mut bench = start_with(&[(offset, value)]);
-        expect_stopped(&mut bench, &format!("register {offset:#x} with {value:#x}"));
+        let mut fixture = start_with(&[(offset, value)]);
+        expect_stopped(&mut fixture, &format!("register {offset:#x} with {value:#x}"));
     }
     // Up to the last byte, event fields included.
     for (offset, value) in [
@@ -96,9 +96,9 @@ fn queue_outside_memory_is_not_ready() {
         (r::QUEUE_DRIVER_LOW, end - 38),
         (r::QUEUE_DEVICE_LOW, end - 136),
     ] {
-        let mut bench = start_with(&[(offset, value)]);
+        let mut fixture = start_with(&[(offset, value)]);
         assert_eq!(
-            bench.get(r::STATUS),
+            fixture.get(r::STATUS),
             READY,
             "register {offset:#x} with {value:#x}"
         );
@@ -113,11 +113,11 @@ fn queue_outside_memory_is_not_ready() {
 
 #[test]
 fn start_without_ready_queue_needs_reset() {
-    let mut bench = Bench::new();
-    bench.driver.queues.pop();
-    assert_eq!(bench.start(), NEEDS_RESET);
-    assert_eq!(count(&bench.seen.activations), 0);
-    assert_eq!(bench.line.take(), 1);
+    let mut fixture = Fixture::new();
+    fixture.driver.queues.pop();
+    assert_eq!(fixture.start(), NEEDS_RESET);
+    assert_eq!(count(&fixture.seen.activations), 0);
+    assert_eq!(fixture.line.take(), 1);
 }
 
 fn descriptor(address: u64, length: u32, flags: u16, next: u16) -> RawDescriptor {
@@ -131,20 +131,20 @@ fn descriptor(address: u64, length: u32, flags: u16, next: u16) -> RawDescriptor
 
 /// Starts the device with `table` as its first descriptors and, at [`TABLE`], an indirect descriptor that refers to
 /// itself. Expects the device to stop at a notification.
-fn expect_stopped_by(what: &str, table: &[RawDescriptor]) {
-    let mut bench = Bench::started();
-    let queue = &mut bench.driver.queues[0];
+fn expect_stopped_by(case: &str, table: &[RawDescriptor]) {
+    let mut fixture = Fixture::started();
+    let queue = &mut fixture.driver.queues[0];
     queue.write_descriptor(TABLE, descriptor(TABLE, 16, INDIRECT, 0));
     for (index, descriptor) in (0..).zip(table) {
         queue.set_descriptor(index, *descriptor);
     }
     queue.make_available(0);
-    bench.notify(0);
+    fixture.notify(0);
     assert!(
-        bench.driver.queues[0].pop_used().is_none(),
-        "a chain that {what} was used"
+        fixture.driver.queues[0].pop_used().is_none(),
+        "a chain that {case} was used"
     );
-    expect_stopped(&mut bench, what);
+    expect_stopped(&mut fixture, case);
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn malformed_chain_stops_device() {
 
 #[test]
 fn malformed_indirect_table_stops_device() {
-    for (what, address, length) in [
+    for (case, address, length) in [
         ("has a table in a table", TABLE, 16),
         ("has an empty table", TABLE, 0),
         ("has a table with half a descriptor", TABLE, 24),
@@ -171,18 +171,18 @@ fn malformed_indirect_table_stops_device() {
         ("has a table that wraps", u64::MAX - 7, 16),
     ] {
         let table = descriptor(address, length, INDIRECT, 0);
-        expect_stopped_by(what, &[table]);
-        expect_stopped_by(what, &[descriptor(BUFFER, 1, NEXT, 1), table]);
+        expect_stopped_by(case, &[table]);
+        expect_stopped_by(case, &[descriptor(BUFFER, 1, NEXT, 1), table]);
     }
 }
 
 #[test]
 fn head_outside_table_stops_device() {
     for head in [16, 17, 0x8000, u16::MAX] {
-        let mut bench = Bench::started();
-        bench.driver.queues[0].make_available(head);
-        bench.notify(0);
-        expect_stopped(&mut bench, &format!("head {head}"));
+        let mut fixture = Fixture::started();
+        fixture.driver.queues[0].make_available(head);
+        fixture.notify(0);
+        expect_stopped(&mut fixture, &format!("head {head}"));
     }
 }
 
@@ -190,36 +190,36 @@ fn head_outside_table_stops_device() {
 fn available_index_jump_stops_device() {
     for served in [0, 1, 20] {
         for jump in [17, 0x7fff, 0x8000, u16::MAX - 1, u16::MAX] {
-            let mut bench = Bench::started();
+            let mut fixture = Fixture::started();
             for _ in 0..served {
-                bench.expect_echo(0, b"x");
+                fixture.expect_echo(0, b"x");
             }
-            bench.driver.queues[0].set_available_index(jump.wrapping_add(served));
-            bench.notify(0);
-            expect_stopped(&mut bench, &format!("from {served} by {jump}"));
+            fixture.driver.queues[0].set_available_index(jump.wrapping_add(served));
+            fixture.notify(0);
+            expect_stopped(&mut fixture, &format!("from {served} by {jump}"));
         }
     }
 }
 
 #[test]
 fn available_index_wraps_around() {
-    let mut bench = Bench::started();
+    let mut fixture = Fixture::started();
     for round in 0..70_000_u32 {
         if round % 1000 == 0 {
-            bench.expect_echo(0, b"x");
+            fixture.expect_echo(0, b"x");
             continue;
         }
-        bench.driver.queues[0].make_available(0);
-        bench.notify(0);
-        assert!(bench.driver.queues[0].pop_used().is_some());
+        fixture.driver.queues[0].make_available(0);
+        fixture.notify(0);
+        assert!(fixture.driver.queues[0].pop_used().is_some());
     }
-    assert_eq!(bench.get(r::STATUS), READY);
+    assert_eq!(fixture.get(r::STATUS), READY);
 }
 
 #[test]
 fn empty_buffers_are_used() {
-    let mut bench = Bench::started();
-    let buffers = bench.driver.buffers;
+    let mut fixture = Fixture::started();
+    let buffers = fixture.driver.buffers;
     for chain in [
         vec![Buffer::readable(u64::MAX, 0)],
         vec![Buffer::writable(0, 0)],
@@ -231,27 +231,27 @@ fn empty_buffers_are_used() {
             Buffer::writable(buffers, 0),
         ],
     ] {
-        bench.driver.queues[0].add(&chain);
-        bench.notify(0);
-        assert_eq!(bench.driver.queues[0].collect_used().len(), 1, "{chain:?}");
+        fixture.driver.queues[0].add(&chain);
+        fixture.notify(0);
+        assert_eq!(fixture.driver.queues[0].collect_used().len(), 1, "{chain:?}");
     }
-    bench.expect_echo(0, b"still works");
+    fixture.expect_echo(0, b"still works");
 }
 
 #[test]
 fn rings_as_buffers_are_harmless() {
     for area in 0..3 {
         for offset in (0..0x100).step_by(2) {
-            let mut bench = Bench::started();
-            let queue = &mut bench.driver.queues[0];
+            let mut fixture = Fixture::started();
+            let queue = &mut fixture.driver.queues[0];
             let target = [queue.descriptors, queue.available, queue.used][area] + offset;
             for _ in 0..7 {
                 queue.add(&[Buffer::readable(0x1_0000, 8), Buffer::writable(target, 8)]);
             }
-            bench.driver.write(0x1_0000, &[0xff, 3, 0, 1, 0, 7, 0, 0xff]);
-            bench.notify(0);
-            bench.notify(0);
-            bench.expect_recovery();
+            fixture.driver.write(0x1_0000, &[0xff, 3, 0, 1, 0, 7, 0, 0xff]);
+            fixture.notify(0);
+            fixture.notify(0);
+            fixture.expect_recovery();
         }
     }
 }
@@ -261,27 +261,29 @@ fn overlapping_rings_are_harmless() {
     let at = 0x8000;
     let areas = [r::QUEUE_DESC_LOW, r::QUEUE_DRIVER_LOW, r::QUEUE_DEVICE_LOW];
     for shift in (0..0x120).step_by(16) {
-        let mut bench = start_with(&areas.map(|area| (area, at)));
-        bench.driver.reset(&mut bench.transport);
-        let mut bench = start_with(&[(areas[0], at), (areas[1], at + shift), (areas[2], at + shift)]);
+        let mut fixture = start_with(&areas.map(|area| (area, at)));
+        fixture.driver.reset(&mut fixture.transport);
+        let mut fixture = start_with(&[(areas[0], at), (areas[1], at + shift), (areas[2], at + shift)]);
         for index in 0..20 {
             let index: u16 = index;
-            bench.driver.write((at + shift + 2).into(), &index.to_le_bytes());
-            bench.notify(0);
+            fixture
+                .driver
+                .write((at + shift + 2).into(), &index.to_le_bytes());
+            fixture.notify(0);
         }
-        bench.expect_recovery();
+        fixture.expect_recovery();
     }
 }
 
 #[test]
 fn notification_uses_only_available_chains() {
-    let mut bench = Bench::started();
-    let buffers = bench.driver.buffers;
+    let mut fixture = Fixture::started();
+    let buffers = fixture.driver.buffers;
     for _ in 0..8 {
-        bench.driver.queues[0].add(&[Buffer::readable(buffers, 1), Buffer::writable(buffers, 1)]);
+        fixture.driver.queues[0].add(&[Buffer::readable(buffers, 1), Buffer::writable(buffers, 1)]);
     }
-    bench.notify(0);
-    bench.notify(0);
-    assert_eq!(bench.driver.queues[0].collect_used().len(), 8);
-    assert_eq!(bench.driver.queues[0].used_index(), 8);
+    fixture.notify(0);
+    fixture.notify(0);
+    assert_eq!(fixture.driver.queues[0].collect_used().len(), 8);
+    assert_eq!(fixture.driver.queues[0].used_index(), 8);
 }

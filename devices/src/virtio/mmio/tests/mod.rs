@@ -18,14 +18,14 @@ const MEMORY: usize = 0x2_0000;
 const READY: u32 = r::ACKNOWLEDGE | r::DRIVER | r::FEATURES_OK | r::DRIVER_OK;
 
 /// An echo device behind its transport, in its reset state, with a driver.
-struct Bench {
+struct Fixture {
     driver: FakeDriver,
     transport: Transport<Echo>,
     seen: Arc<Seen>,
     line: Arc<CountingInterrupt>,
 }
 
-impl Bench {
+impl Fixture {
     fn new() -> Self {
         Self::with(FakeDriver::new(MEMORY, &SIZES))
     }
@@ -49,9 +49,9 @@ impl Bench {
     }
 
     fn started() -> Self {
-        let mut bench = Self::new();
-        assert_eq!(bench.start(), READY);
-        bench
+        let mut fixture = Self::new();
+        assert_eq!(fixture.start(), READY);
+        fixture
     }
 
     fn start(&mut self) -> u32 {

@@ -3,7 +3,7 @@
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_oneof, proptest};
 
 use super::super::registers as r;
-use super::{Bench, READY};
+use super::{Fixture, READY};
 use crate::testing::{Access, accesses, replay};
 use crate::virtio::testing::{Buffer, FakeQueue, RawDescriptor};
 
@@ -72,38 +72,38 @@ fn near_misses() -> impl Strategy<Value = Vec<Access>> {
 proptest! {
     #[test]
     fn random_virtqueue_is_harmless(mutations in mutations(), event_idx: bool, start in 0_u16..3) {
-        let mut bench = Bench::new();
+        let mut fixture = Fixture::new();
         let features = u64::from(event_idx) << 29;
-        prop_assert!(bench.driver.start(&mut bench.transport, features) == READY);
-        let buffers = bench.driver.buffers;
+        prop_assert!(fixture.driver.start(&mut fixture.transport, features) == READY);
+        let buffers = fixture.driver.buffers;
         for _ in 0..start {
-            bench.driver.queues[0].add(&[Buffer::readable(buffers, 16), Buffer::writable(buffers, 16)]);
+            fixture.driver.queues[0].add(&[Buffer::readable(buffers, 16), Buffer::writable(buffers, 16)]);
         }
-        let rings = bench.driver.queues[0].descriptors;
+        let rings = fixture.driver.queues[0].descriptors;
         for mutation in &mutations {
             match mutation {
-                Mutation::Notify => bench.notify(0),
-                Mutation::Byte(at, value) => bench.driver.write(rings + at, &[*value]),
-                other => mutate(&mut bench.driver.queues[0], other),
+                Mutation::Notify => fixture.notify(0),
+                Mutation::Byte(at, value) => fixture.driver.write(rings + at, &[*value]),
+                other => mutate(&mut fixture.driver.queues[0], other),
             }
         }
-        bench.notify(0);
-        bench.expect_recovery();
+        fixture.notify(0);
+        fixture.expect_recovery();
     }
 
     #[test]
-    fn random_accesses_are_harmless(accesses in accesses(r::WINDOW), started: bool) {
-        let mut bench = if started { Bench::started() } else { Bench::new() };
-        replay(&mut bench.transport, &accesses);
-        bench.expect_recovery();
+    fn random_accesses_are_harmless(accesses in accesses(r::REGISTERS_LENGTH), started: bool) {
+        let mut fixture = if started { Fixture::started() } else { Fixture::new() };
+        replay(&mut fixture.transport, &accesses);
+        fixture.expect_recovery();
     }
 
     #[test]
     fn random_write_order_is_harmless(writes in near_misses(), more in near_misses()) {
-        let mut bench = Bench::new();
-        replay(&mut bench.transport, &writes);
-        bench.start();
-        replay(&mut bench.transport, &more);
-        bench.expect_recovery();
+        let mut fixture = Fixture::new();
+        replay(&mut fixture.transport, &writes);
+        fixture.start();
+        replay(&mut fixture.transport, &more);
+        fixture.expect_recovery();
     }
 }

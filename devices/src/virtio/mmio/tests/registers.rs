@@ -2,33 +2,33 @@
 
 use super::super::registers as r;
 use super::echo::{FEATURE, ID, OFFERED};
-use super::{Bench, READY, count};
+use super::{Fixture, READY, count};
 use crate::bus::BusDevice;
 use crate::sync::lock;
 
 #[test]
 fn registers_describe_device() {
-    let mut bench = Bench::new();
-    assert_eq!(bench.get(r::MAGIC_VALUE), 0x7472_6976);
-    assert_eq!(bench.get(r::VERSION), 2);
-    assert_eq!(bench.get(r::DEVICE_ID), ID);
-    assert_eq!(bench.get(r::VENDOR_ID).to_le_bytes(), *b"MAYF");
+    let mut fixture = Fixture::new();
+    assert_eq!(fixture.get(r::MAGIC_VALUE), 0x7472_6976);
+    assert_eq!(fixture.get(r::VERSION), 2);
+    assert_eq!(fixture.get(r::DEVICE_ID), ID);
+    assert_eq!(fixture.get(r::VENDOR_ID).to_le_bytes(), *b"MAYF");
     for (select, expected) in [
         (0, u32::try_from(OFFERED).unwrap()),
         (1, 1),
         (2, 0),
         (u32::MAX, 0),
     ] {
-        bench.set(r::DEVICE_FEATURES_SEL, select);
-        assert_eq!(bench.get(r::DEVICE_FEATURES), expected, "{select}");
+        fixture.set(r::DEVICE_FEATURES_SEL, select);
+        assert_eq!(fixture.get(r::DEVICE_FEATURES), expected, "{select}");
     }
     for (queue, size) in [(0, 16), (1, 4), (2, 0), (u32::MAX, 0)] {
-        bench.set(r::QUEUE_SEL, queue);
-        assert_eq!(bench.get(r::QUEUE_NUM_MAX), size);
-        assert_eq!(bench.get(r::QUEUE_READY), 0);
+        fixture.set(r::QUEUE_SEL, queue);
+        assert_eq!(fixture.get(r::QUEUE_NUM_MAX), size);
+        assert_eq!(fixture.get(r::QUEUE_READY), 0);
     }
     for offset in [r::SHM_LEN_LOW, r::SHM_LEN_HIGH, r::SHM_BASE_LOW, r::SHM_BASE_HIGH] {
-        assert_eq!(bench.get(offset), u32::MAX);
+        assert_eq!(fixture.get(offset), u32::MAX);
     }
     // Reserved, write-only, and QueueReset (0xc0): RING_RESET is not offered.
     for offset in [
@@ -41,100 +41,104 @@ fn registers_describe_device() {
         0xc0,
         0xf8,
     ] {
-        assert_eq!(bench.get(offset), 0, "{offset:#x}");
+        assert_eq!(fixture.get(offset), 0, "{offset:#x}");
     }
 }
 
 #[test]
 fn registers_ignore_other_widths() {
-    let mut bench = Bench::started();
+    let mut fixture = Fixture::started();
     for offset in 0..r::CONFIG {
         for width in [1, 2, 3, 4, 8] {
             if width == 4 && offset % 4 == 0 {
                 continue;
             }
             let mut data = vec![0xa5; width];
-            bench.transport.read(offset, &mut data);
+            fixture.transport.read(offset, &mut data);
             assert_eq!(data, vec![0; width], "{offset:#x}");
-            bench.transport.write(offset, &vec![0; width]);
+            fixture.transport.write(offset, &vec![0; width]);
         }
     }
-    bench.transport.read(r::STATUS, &mut []);
-    bench.transport.write(r::STATUS, &[]);
+    fixture.transport.read(r::STATUS, &mut []);
+    fixture.transport.write(r::STATUS, &[]);
     assert_eq!(
-        bench.get(r::STATUS),
+        fixture.get(r::STATUS),
         READY,
         "a write of another width was not ignored"
     );
-    assert_eq!(count(&bench.seen.resets), 0);
+    assert_eq!(count(&fixture.seen.resets), 0);
 }
 
 #[test]
 fn config_space_supports_all_widths() {
-    let mut bench = Bench::new();
-    *lock(&bench.seen.config_space) = (1..=12).collect();
+    let mut fixture = Fixture::new();
+    *lock(&fixture.seen.config_space) = (1..=12).collect();
     for offset in 0..16_u8 {
         for width in [1, 2, 4, 8] {
             let mut data = vec![0xa5; width];
-            bench.transport.read(r::CONFIG + u64::from(offset), &mut data);
+            fixture.transport.read(r::CONFIG + u64::from(offset), &mut data);
             let expected = (offset + 1..).map(|byte| if byte > 12 { 0 } else { byte });
             assert_eq!(data, expected.take(width).collect::<Vec<_>>());
-            bench.transport.write(r::CONFIG + u64::from(offset), &data);
+            fixture.transport.write(r::CONFIG + u64::from(offset), &data);
         }
     }
     let mut last = [0xa5];
-    bench.transport.read(r::WINDOW - 1, &mut last);
+    fixture.transport.read(r::REGISTERS_LENGTH - 1, &mut last);
     assert_eq!(last, [0]);
 }
 
 #[test]
 fn generation_changes_with_configuration() {
-    let mut bench = Bench::new();
-    let change = |bench: &Bench, bytes: &[u8]| *lock(&bench.seen.config_space) = bytes.to_vec();
-    let first = bench.get(r::CONFIG_GENERATION);
-    assert_eq!(bench.get(r::CONFIG_GENERATION), first);
-    change(&bench, &[1, 2]);
-    let second = bench.get(r::CONFIG_GENERATION);
+    let mut fixture = Fixture::new();
+    let change = |fixture: &Fixture, bytes: &[u8]| *lock(&fixture.seen.config_space) = bytes.to_vec();
+    let first = fixture.get(r::CONFIG_GENERATION);
+    assert_eq!(fixture.get(r::CONFIG_GENERATION), first);
+    change(&fixture, &[1, 2]);
+    let second = fixture.get(r::CONFIG_GENERATION);
     assert_ne!(second, first);
-    assert_eq!(bench.get(r::CONFIG_GENERATION), second);
+    assert_eq!(fixture.get(r::CONFIG_GENERATION), second);
     // A change and its undo, with an access between them.
-    change(&bench, &[3, 4]);
-    bench.get(r::CONFIG);
-    change(&bench, &[1, 2]);
-    let third = bench.get(r::CONFIG_GENERATION);
+    change(&fixture, &[3, 4]);
+    fixture.get(r::CONFIG);
+    change(&fixture, &[1, 2]);
+    let third = fixture.get(r::CONFIG_GENERATION);
     assert!(third != second && third != first);
-    bench.set(r::STATUS, 0);
-    assert_eq!(bench.get(r::CONFIG_GENERATION), third);
+    fixture.set(r::STATUS, 0);
+    assert_eq!(fixture.get(r::CONFIG_GENERATION), third);
 }
 
 #[test]
 fn features_ok_fixes_features() {
-    let mut bench = Bench::new();
-    let accept = |bench: &mut Bench, low: u32, high: u32| {
+    let mut fixture = Fixture::new();
+    let accept = |fixture: &mut Fixture, low: u32, high: u32| {
         for (select, value) in [(0, low), (1, high), (2, u32::MAX)] {
-            bench.set(r::DRIVER_FEATURES_SEL, select);
-            bench.set(r::DRIVER_FEATURES, value);
+            fixture.set(r::DRIVER_FEATURES_SEL, select);
+            fixture.set(r::DRIVER_FEATURES, value);
         }
     };
     let negotiate = r::ACKNOWLEDGE | r::DRIVER | r::FEATURES_OK;
-    accept(&mut bench, u32::MAX, 0);
-    bench.set(r::STATUS, negotiate);
+    accept(&mut fixture, u32::MAX, 0);
+    fixture.set(r::STATUS, negotiate);
     assert_eq!(
-        bench.get(r::STATUS),
+        fixture.get(r::STATUS),
         negotiate & !r::FEATURES_OK,
         "without VERSION_1"
     );
     // Bits that were not offered are cleared; writes after FEATURES_OK have no effect.
-    accept(&mut bench, u32::try_from(FEATURE).unwrap() | 1 << 20, 1 << 20 | 1);
-    bench.set(r::STATUS, negotiate);
-    assert_eq!(bench.get(r::STATUS), negotiate);
-    accept(&mut bench, 0, 0);
-    for (index, queue) in (0..).zip(&bench.driver.queues) {
-        crate::virtio::testing::set(&mut bench.transport, r::QUEUE_SEL, index);
-        queue.register(&mut bench.transport);
+    accept(
+        &mut fixture,
+        u32::try_from(FEATURE).unwrap() | 1 << 20,
+        1 << 20 | 1,
+    );
+    fixture.set(r::STATUS, negotiate);
+    assert_eq!(fixture.get(r::STATUS), negotiate);
+    accept(&mut fixture, 0, 0);
+    for (index, queue) in (0..).zip(&fixture.driver.queues) {
+        crate::virtio::testing::set(&mut fixture.transport, r::QUEUE_SEL, index);
+        queue.register(&mut fixture.transport);
     }
-    bench.set(r::STATUS, READY);
-    assert_eq!(bench.get(r::STATUS), READY);
-    let features = bench.seen.features.load(std::sync::atomic::Ordering::SeqCst);
+    fixture.set(r::STATUS, READY);
+    assert_eq!(fixture.get(r::STATUS), READY);
+    let features = fixture.seen.features.load(std::sync::atomic::Ordering::SeqCst);
     assert_eq!(features, FEATURE | 1 << 32);
 }

@@ -1,6 +1,8 @@
 use snapshot::Persist;
 
-use super::{BACKLOG, MAC, ONE, READABLE, RECEIVE_TIMER, Rig, fake::FakeBackend, packet, received, setup};
+use super::{
+    BACKLOG, Fixture, MAC, ONE, READABLE, RECEIVE_TIMER, fake::FakeBackend, packet, received, setup,
+};
 use crate::limiter::Limiter;
 use crate::sync::lock;
 use crate::virtio::VirtioDevice;
@@ -43,60 +45,60 @@ fn configuration_reads_at_every_offset() {
 #[test]
 fn lost_backend_clears_link_status() {
     for (features, interrupts) in [(STATUS, 1), (0, 0)] {
-        let (mut rig, network) = Rig::with_network(features);
-        rig.add_buffer(100);
+        let (mut fixture, network) = Fixture::with_network(features);
+        fixture.add_buffer(100);
         lock(&network).link = Some(Link::Lost);
-        rig.net.process_event(READABLE);
-        rig.net.process_event(READABLE);
+        fixture.net.process_event(READABLE);
+        fixture.net.process_event(READABLE);
         let mut status = [0xff; 2];
-        rig.net.read_config(6, &mut status);
+        fixture.net.read_config(6, &mut status);
         assert_eq!(status, [0, 0]);
-        assert_eq!(rig.line.take(), interrupts);
-        assert_eq!(rig.signal.status(), interrupts * CONFIGURATION);
+        assert_eq!(fixture.line.take(), interrupts);
+        assert_eq!(fixture.interrupt.status(), interrupts * CONFIGURATION);
     }
 }
 
 #[test]
 fn idle_device_raises_no_event() {
-    let (mut rig, _network) = Rig::with_network(0);
-    rig.add_buffer(100);
-    rig.net.notify(0);
-    rig.net.notify(1);
+    let (mut fixture, _network) = Fixture::with_network(0);
+    fixture.add_buffer(100);
+    fixture.net.notify(0);
+    fixture.net.notify(1);
     for token in 0..5 {
-        assert!(!rig.serve(token), "source {token} is ready");
+        assert!(!fixture.process_pending(token), "source {token} is ready");
     }
-    assert_eq!(rig.line.take(), 0);
+    assert_eq!(fixture.line.take(), 0);
 }
 
 #[test]
 fn backend_receives_negotiated_features() {
-    let (mut rig, network) = Rig::with_network(GUEST_CSUM | STATUS);
+    let (mut fixture, network) = Fixture::with_network(GUEST_CSUM | STATUS);
     assert_eq!(lock(&network).features & !(1 << 32), GUEST_CSUM | STATUS);
-    rig.net.reset();
+    fixture.net.reset();
     assert_eq!(lock(&network).features, 0);
 }
 
 #[test]
 fn reset_device_ignores_events() {
-    let (mut rig, network) = Rig::with_network(MRG_RXBUF);
-    rig.add_buffer(20);
+    let (mut fixture, network) = Fixture::with_network(MRG_RXBUF);
+    fixture.add_buffer(20);
     lock(&network).inbound.extend([packet(1, 60), packet(2, 60)]);
-    rig.net.process_event(READABLE);
-    rig.net.reset();
-    rig.add_packet(&packet(1, 60));
+    fixture.net.process_event(READABLE);
+    fixture.net.reset();
+    fixture.add_packet(&packet(1, 60));
     for token in 0..5 {
-        rig.net.process_event(token);
+        fixture.net.process_event(token);
     }
-    rig.net.notify(0);
-    rig.net.notify(1);
-    assert!(rig.net.queue_states().is_empty());
-    assert_eq!((rig.used(0).len(), rig.used(1).len()), (0, 0));
+    fixture.net.notify(0);
+    fixture.net.notify(1);
+    assert!(fixture.net.queue_states().is_empty());
+    assert_eq!((fixture.used(0).len(), fixture.used(1).len()), (0, 0));
     assert!(lock(&network).sent.is_empty());
-    rig.restart();
-    let address = rig.add_buffer(100);
-    rig.net.notify(0);
+    fixture.restart();
+    let address = fixture.add_buffer(100);
+    fixture.net.notify(0);
     assert_eq!(
-        rig.driver.read(address, 72),
+        fixture.driver.read(address, 72),
         received(&packet(2, 60), 1),
         "the held packet of the old driver is dropped"
     );
@@ -104,29 +106,31 @@ fn reset_device_ignores_events() {
 
 #[test]
 fn activation_processes_earlier_buffers() {
-    let (mut rig, network) = Rig::with_network(0);
+    let (mut fixture, network) = Fixture::with_network(0);
     lock(&network).inbound.push_back(packet(1, 60));
-    rig.net.reset();
-    for queue in &mut rig.driver.queues {
+    fixture.net.reset();
+    for queue in &mut fixture.driver.queues {
         queue.clear();
     }
-    rig.add_buffer(100);
-    rig.net.activate(rig.driver.activation(0, rig.line.clone()));
+    fixture.add_buffer(100);
+    fixture
+        .net
+        .activate(fixture.driver.activation(0, fixture.line.clone()));
     assert!(
-        rig.used(0).is_empty(),
+        fixture.used(0).is_empty(),
         "the driver expects no used buffer before its status write returns"
     );
-    assert!(rig.serve(BACKLOG));
-    assert_eq!(rig.used(0), [72]);
+    assert!(fixture.process_pending(BACKLOG));
+    assert_eq!(fixture.used(0), [72]);
 }
 
 #[test]
 fn held_packet_survives_snapshot() {
-    let (mut rig, network) = Rig::with_network(MRG_RXBUF);
-    rig.add_buffer(100);
+    let (mut fixture, network) = Fixture::with_network(MRG_RXBUF);
+    fixture.add_buffer(100);
     lock(&network).inbound.push_back(packet(1, 500));
-    rig.net.process_event(READABLE);
-    let states = rig.net.queue_states();
+    fixture.net.process_event(READABLE);
+    let states = fixture.net.queue_states();
     assert_eq!(
         (states[0].next_avail, states[0].next_used),
         (0, 0),
@@ -134,13 +138,13 @@ fn held_packet_survives_snapshot() {
     );
 
     let mut clone = fresh();
-    clone.activate(rig.driver.activation(MRG_RXBUF, rig.line.clone()));
-    clone.restore(rig.net.save().unwrap()).unwrap();
+    clone.activate(fixture.driver.activation(MRG_RXBUF, fixture.line.clone()));
+    clone.restore(fixture.net.save().unwrap()).unwrap();
     for _ in 0..5 {
-        rig.add_buffer(100);
+        fixture.add_buffer(100);
     }
     clone.notify(0);
-    assert_eq!(rig.used(0), [100, 100, 100, 100, 100, 12]);
+    assert_eq!(fixture.used(0), [100, 100, 100, 100, 100, 12]);
 }
 
 #[test]
@@ -148,14 +152,14 @@ fn throttled_packet_survives_snapshot() {
     let (backend, network) = FakeBackend::new();
     let mut limited = setup(backend);
     limited.receive_limiter = Limiter::new(None, Some(ONE)).unwrap();
-    let mut rig = Rig::new(limited, 0, [16, 16]);
-    rig.add_buffer(100);
-    rig.add_buffer(100);
+    let mut fixture = Fixture::new(limited, 0, [16, 16]);
+    fixture.add_buffer(100);
+    fixture.add_buffer(100);
     lock(&network).inbound.extend([packet(1, 60), packet(2, 60)]);
-    rig.net.process_event(READABLE);
-    assert_eq!(rig.used(0), [72]);
+    fixture.net.process_event(READABLE);
+    assert_eq!(fixture.used(0), [72]);
     let mut clone = fresh();
-    clone.restore(rig.net.save().unwrap()).unwrap();
+    clone.restore(fixture.net.save().unwrap()).unwrap();
     assert!(!clone.receive_limiter().is_throttled());
     clone.process_event(RECEIVE_TIMER);
     // Except `num_buffers`, which is set when the packet enters its buffers.
@@ -176,20 +180,23 @@ fn oversized_held_packet_is_rejected() {
 
 #[test]
 fn failed_activation_keeps_queue_states() {
-    let (mut rig, network) = Rig::with_network(0);
+    let (mut fixture, network) = Fixture::with_network(0);
     lock(&network).rejects_features = true;
-    rig.restart();
-    assert!(rig.signal.is_reset_needed());
-    assert_eq!(rig.net.queue_states().len(), 2);
-    rig.add_packet(&packet(1, 60));
-    rig.net.notify(1);
-    rig.net.process_event(BACKLOG);
-    assert!(rig.used(1).is_empty());
+    fixture.restart();
+    assert!(fixture.interrupt.is_reset_needed());
+    assert_eq!(fixture.net.queue_states().len(), 2);
+    fixture.add_packet(&packet(1, 60));
+    fixture.net.notify(1);
+    fixture.net.process_event(BACKLOG);
+    assert!(fixture.used(1).is_empty());
     lock(&network).rejects_features = false;
-    rig.restart();
-    rig.add_packet(&packet(1, 60));
-    rig.net.notify(1);
-    assert_eq!((rig.signal.is_reset_needed(), rig.used(1).len()), (false, 1));
+    fixture.restart();
+    fixture.add_packet(&packet(1, 60));
+    fixture.net.notify(1);
+    assert_eq!(
+        (fixture.interrupt.is_reset_needed(), fixture.used(1).len()),
+        (false, 1)
+    );
 }
 
 #[test]

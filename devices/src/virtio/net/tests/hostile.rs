@@ -1,43 +1,43 @@
 use proptest::prelude::{Strategy, any};
 use proptest::{collection, prop_assert, prop_oneof, proptest};
 
-use super::{BACKLOG, MEMORY, READABLE, Rig, packet};
+use super::{BACKLOG, Fixture, MEMORY, READABLE, packet};
 use crate::sync::lock;
 use crate::virtio::VirtioDevice;
 use crate::virtio::net::features::{EVENT_IDX, MRG_RXBUF};
 use crate::virtio::testing::{Buffer, NEXT, RawDescriptor, WRITE};
 
 /// Checks that the device stops after a `violation` by the driver until its reset, and then works.
-fn expect_stop(violation: impl Fn(&mut Rig)) {
+fn expect_stop(violation: impl Fn(&mut Fixture)) {
     for features in [0, MRG_RXBUF] {
-        let (mut rig, network) = Rig::with_network(features);
+        let (mut fixture, network) = Fixture::with_network(features);
         lock(&network).inbound.push_back(packet(1, 60));
-        violation(&mut rig);
-        rig.net.process_event(READABLE);
-        rig.net.notify(1);
-        assert!(rig.signal.is_reset_needed());
-        assert_eq!(rig.line.take(), 1);
-        let (received, sent) = (waiting_and_sent(&network), rig.driver.queues[1].used_index());
-        rig.net.notify(0);
-        rig.net.notify(1);
-        rig.net.process_event(READABLE);
+        violation(&mut fixture);
+        fixture.net.process_event(READABLE);
+        fixture.net.notify(1);
+        assert!(fixture.interrupt.is_reset_needed());
+        assert_eq!(fixture.line.take(), 1);
+        let (received, sent) = (waiting_and_sent(&network), fixture.driver.queues[1].used_index());
+        fixture.net.notify(0);
+        fixture.net.notify(1);
+        fixture.net.process_event(READABLE);
         assert_eq!(
-            (waiting_and_sent(&network), rig.driver.queues[1].used_index()),
+            (waiting_and_sent(&network), fixture.driver.queues[1].used_index()),
             (received, sent)
         );
-        assert_eq!(rig.line.take(), 0);
+        assert_eq!(fixture.line.take(), 0);
 
-        rig.restart();
+        fixture.restart();
         lock(&network).inbound.push_back(packet(1, 60));
         lock(&network).sent.clear();
-        rig.add_buffer(500);
-        rig.add_buffer(500);
-        rig.add_packet(&packet(2, 60));
-        rig.net.process_event(READABLE);
-        rig.net.notify(1);
-        assert!(!rig.used(0).is_empty());
+        fixture.add_buffer(500);
+        fixture.add_buffer(500);
+        fixture.add_packet(&packet(2, 60));
+        fixture.net.process_event(READABLE);
+        fixture.net.notify(1);
+        assert!(!fixture.used(0).is_empty());
         assert_eq!(lock(&network).sent, [packet(2, 60)]);
-        assert!(!rig.signal.is_reset_needed());
+        assert!(!fixture.interrupt.is_reset_needed());
     }
 }
 
@@ -48,24 +48,24 @@ fn waiting_and_sent(network: &std::sync::Mutex<super::FakeNetwork>) -> (usize, u
 
 #[test]
 fn writable_buffer_in_transmit_queue_stops() {
-    expect_stop(|rig| {
-        let address = rig.memory(100);
-        rig.driver.queues[1].add(&[Buffer::readable(address, 50), Buffer::writable(address + 50, 50)]);
+    expect_stop(|fixture| {
+        let address = fixture.memory(100);
+        fixture.driver.queues[1].add(&[Buffer::readable(address, 50), Buffer::writable(address + 50, 50)]);
     });
 }
 
 #[test]
 fn readable_buffer_in_receive_queue_stops() {
-    expect_stop(|rig| {
-        let address = rig.memory(100);
-        rig.driver.queues[0].add(&[Buffer::readable(address, 50), Buffer::writable(address + 50, 50)]);
+    expect_stop(|fixture| {
+        let address = fixture.memory(100);
+        fixture.driver.queues[0].add(&[Buffer::readable(address, 50), Buffer::writable(address + 50, 50)]);
     });
 }
 
 #[test]
 fn buffer_shorter_than_header_stops() {
-    expect_stop(|rig| {
-        rig.add_buffer(11);
+    expect_stop(|fixture| {
+        fixture.add_buffer(11);
     });
 }
 
@@ -73,13 +73,13 @@ fn buffer_shorter_than_header_stops() {
 fn buffer_outside_memory_stops() {
     for address in [MEMORY as u64 - 10, 1 << 40, u64::MAX - 5] {
         for queue in [0, 1] {
-            expect_stop(|rig| {
+            expect_stop(|fixture| {
                 let buffer = Buffer {
                     address,
                     length: 100,
                     writable: queue == 0,
                 };
-                rig.driver.queues[queue].add(&[buffer]);
+                fixture.driver.queues[queue].add(&[buffer]);
             });
         }
     }
@@ -88,16 +88,16 @@ fn buffer_outside_memory_stops() {
 #[test]
 fn looping_chain_stops() {
     for (queue, flags) in [(0, NEXT | WRITE), (1, NEXT)] {
-        expect_stop(|rig| {
-            let address = rig.memory(100);
+        expect_stop(|fixture| {
+            let address = fixture.memory(100);
             let descriptor = RawDescriptor {
                 address,
                 length: 100,
                 flags,
                 next: 0,
             };
-            rig.driver.queues[queue].set_descriptor(0, descriptor);
-            rig.driver.queues[queue].make_available(0);
+            fixture.driver.queues[queue].set_descriptor(0, descriptor);
+            fixture.driver.queues[queue].make_available(0);
         });
     }
 }
@@ -106,7 +106,7 @@ fn looping_chain_stops() {
 fn invalid_available_index_stops() {
     for queue in [0, 1] {
         for index in [17, 0xffff, 0x8000] {
-            expect_stop(|rig| rig.driver.queues[queue].set_available_index(index));
+            expect_stop(|fixture| fixture.driver.queues[queue].set_available_index(index));
         }
     }
 }
@@ -114,7 +114,7 @@ fn invalid_available_index_stops() {
 #[test]
 fn head_beyond_table_stops() {
     for queue in [0, 1] {
-        expect_stop(|rig| rig.driver.queues[queue].make_available(16));
+        expect_stop(|fixture| fixture.driver.queues[queue].make_available(16));
     }
 }
 
@@ -164,29 +164,29 @@ proptest! {
         actions in collection::vec(action(), 0..100), merging in any::<bool>(), events in any::<bool>(),
     ) {
         let merge = if merging { MRG_RXBUF } else { 0 };
-        let (mut rig, network) = Rig::with_network(merge | if events { EVENT_IDX } else { 0 });
+        let (mut fixture, network) = Fixture::with_network(merge | if events { EVENT_IDX } else { 0 });
         for action in actions {
             match action {
-                Action::Describe(queue, at, descriptor) => rig.driver.queues[queue].set_descriptor(at, descriptor),
-                Action::MakeAvailable(queue, head) => rig.driver.queues[queue].make_available(head),
-                Action::Index(queue, index) => rig.driver.queues[queue].set_available_index(index),
+                Action::Describe(queue, at, descriptor) => fixture.driver.queues[queue].set_descriptor(at, descriptor),
+                Action::MakeAvailable(queue, head) => fixture.driver.queues[queue].make_available(head),
+                Action::Index(queue, index) => fixture.driver.queues[queue].set_available_index(index),
                 Action::Add(queue, address, length) => {
                     let descriptor = RawDescriptor { address, length, flags: if queue == 0 { WRITE } else { 0 }, next: 0 };
-                    rig.driver.queues[queue].set_descriptor(3, descriptor);
-                    rig.driver.queues[queue].make_available(3);
+                    fixture.driver.queues[queue].set_descriptor(3, descriptor);
+                    fixture.driver.queues[queue].make_available(3);
                 }
-                Action::Notify(queue) => rig.net.notify(queue),
-                Action::Ready(token) => rig.net.process_event(token),
+                Action::Notify(queue) => fixture.net.notify(queue),
+                Action::Ready(token) => fixture.net.process_event(token),
                 Action::Arrive(length) => lock(&network).inbound.push_back(packet(1, length)),
-                Action::Restart => rig.restart(),
+                Action::Restart => fixture.restart(),
             }
         }
-        rig.restart();
+        fixture.restart();
         lock(&network).inbound.clear();
         lock(&network).sent.clear();
-        rig.add_packet(&packet(2, 60));
-        rig.net.notify(1);
-        rig.net.process_event(BACKLOG);
+        fixture.add_packet(&packet(2, 60));
+        fixture.net.notify(1);
+        fixture.net.process_event(BACKLOG);
         prop_assert!(lock(&network).sent == [packet(2, 60)]);
     }
 }

@@ -56,22 +56,22 @@ fn setup(backend: Box<dyn Backend>) -> NetSetup {
 }
 
 /// Device, driver and their connection.
-struct Rig {
+struct Fixture {
     driver: FakeDriver,
     net: Net,
     line: Arc<CountingInterrupt>,
-    signal: Arc<VirtioInterrupt>,
+    interrupt: Arc<VirtioInterrupt>,
     features: u64,
     next_buffer: u64,
 }
 
-impl Rig {
+impl Fixture {
     fn new(setup: NetSetup, features: u64, queue_sizes: [u16; 2]) -> Self {
         let driver = FakeDriver::new(MEMORY, &queue_sizes);
         let line = Arc::new(CountingInterrupt::default());
         let mut net = Net::new(setup).unwrap();
         let activation = driver.activation(features, line.clone());
-        let signal = activation.interrupt.clone();
+        let interrupt = activation.interrupt.clone();
         net.activate(activation);
         // The first batch after the activation has no work; it runs here so that tests see only later ones.
         net.process_event(BACKLOG);
@@ -81,7 +81,7 @@ impl Rig {
             driver,
             net,
             line,
-            signal,
+            interrupt,
             features,
         }
     }
@@ -121,7 +121,7 @@ impl Rig {
             queue.clear();
         }
         let activation = self.driver.activation(self.features, self.line.clone());
-        self.signal = activation.interrupt.clone();
+        self.interrupt = activation.interrupt.clone();
         self.net.activate(activation);
         self.net.process_event(BACKLOG);
         self.line.take();
@@ -134,7 +134,7 @@ impl Rig {
     }
 
     /// Processes the event `token` if it is pending. Returns true if it was.
-    fn serve(&mut self, token: u32) -> bool {
+    fn process_pending(&mut self, token: u32) -> bool {
         let ready = is_readable(self.descriptor(token), 0);
         if ready {
             self.net.process_event(token);
@@ -143,7 +143,7 @@ impl Rig {
     }
 
     /// Waits up to a minute for the event `token`, and processes it.
-    fn await_source(&mut self, token: u32) {
+    fn await_event(&mut self, token: u32) {
         assert!(is_readable(self.descriptor(token), 60_000));
         self.net.process_event(token);
     }

@@ -3,7 +3,7 @@
 use snapshot::Persist;
 
 use super::fake::FakeBackend;
-use super::{READABLE, Rig, packet, setup};
+use super::{Fixture, READABLE, packet, setup};
 use crate::sync::lock;
 use crate::virtio::VirtioDevice;
 use crate::virtio::net::features::{
@@ -50,23 +50,23 @@ fn rx_flags_follow_features() {
 fn packets_after_reset_follow_new_features() {
     let (large, none) = (MRG_RXBUF | GUEST_CSUM | GUEST_TSO4, MRG_RXBUF);
     for uses_spare in [false, true] {
-        let (mut rig, network) = Rig::with_network(large);
+        let (mut fixture, network) = Fixture::with_network(large);
         lock(&network).uses_spare = uses_spare;
         let waiting = [with_start(1, 1, 500), with_start(2, 0, 100)];
-        rig.add_buffer(2000);
-        rig.add_buffer(2000);
+        fixture.add_buffer(2000);
+        fixture.add_buffer(2000);
         lock(&network).inbound.extend(waiting.clone());
-        rig.net.process_event(READABLE);
-        assert_eq!(rig.used(0), [512, 112]);
+        fixture.net.process_event(READABLE);
+        assert_eq!(fixture.used(0), [512, 112]);
 
-        rig.features = none;
-        rig.restart();
-        let address = rig.add_buffer(2000);
+        fixture.features = none;
+        fixture.restart();
+        let address = fixture.add_buffer(2000);
         lock(&network).inbound.extend(waiting);
-        rig.net.process_event(READABLE);
-        assert_eq!(rig.used(0), [112]);
-        assert_eq!(rig.driver.read(address, 2), [0, 0]);
-        let received = rig.net.metrics().receive;
+        fixture.net.process_event(READABLE);
+        assert_eq!(fixture.used(0), [112]);
+        assert_eq!(fixture.driver.read(address, 2), [0, 0]);
+        let received = fixture.net.metrics().receive;
         assert_eq!((received.packets, received.drops), (3, 1));
     }
 }
@@ -74,16 +74,16 @@ fn packets_after_reset_follow_new_features() {
 #[test]
 fn restored_packet_is_checked() {
     for (flags, used) in [(0, vec![112]), (1, vec![])] {
-        let (mut rig, _network) = Rig::with_network(MRG_RXBUF);
+        let (mut fixture, _network) = Fixture::with_network(MRG_RXBUF);
         let state = NetState {
             held: with_start(flags, 0, 100),
-            ..rig.net.save().unwrap()
+            ..fixture.net.save().unwrap()
         };
-        rig.net.restore(state).unwrap();
-        rig.add_buffer(1000);
-        rig.net.notify(0);
-        assert_eq!(rig.used(0), used);
-        assert_eq!(rig.net.metrics().receive.drops, u64::from(flags));
+        fixture.net.restore(state).unwrap();
+        fixture.add_buffer(1000);
+        fixture.net.notify(0);
+        assert_eq!(fixture.used(0), used);
+        assert_eq!(fixture.net.metrics().receive.drops, u64::from(flags));
     }
 }
 
@@ -96,17 +96,17 @@ fn frame_above_mtu_is_dropped() {
     ] {
         for uses_spare in [false, true] {
             let (backend, network) = FakeBackend::new();
-            let mut rig = Rig::new(setup(backend), features, [16, 16]);
+            let mut fixture = Fixture::new(setup(backend), features, [16, 16]);
             lock(&network).uses_spare = uses_spare;
             for _ in 0..8 {
-                rig.add_buffer(2000);
+                fixture.add_buffer(2000);
             }
             // The MTU is 1400 without the Ethernet header and a VLAN tag.
             let unsegmented = [1418, 1419, 1500].map(|length| with_start(0, 0, length));
             lock(&network).inbound.extend(unsegmented);
             lock(&network).inbound.push_back(with_start(1, 1, 1500));
-            rig.net.process_event(READABLE);
-            assert_eq!(rig.used(0), used);
+            fixture.net.process_event(READABLE);
+            assert_eq!(fixture.used(0), used);
         }
     }
 }
@@ -136,11 +136,11 @@ fn sent_header_is_checked_copy() {
         header[2..].copy_from_slice(&all_ones);
         assert_eq!(tx_header(&header, 60, features), Some(clean), "{start:?}");
 
-        let (mut rig, network) = Rig::with_network(features);
+        let (mut fixture, network) = Fixture::with_network(features);
         let mut packet = packet(1, 60);
         packet[..HEADER].copy_from_slice(&header);
-        rig.add_packet(&packet);
-        rig.net.notify(1);
+        fixture.add_packet(&packet);
+        fixture.net.notify(1);
         assert_eq!(lock(&network).sent[0][..HEADER], clean);
         assert_eq!(lock(&network).sent[0][HEADER..], packet[HEADER..]);
     }

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use super::stream::is_up;
-use super::{READABLE, Rig, setup};
+use super::{Fixture, READABLE, setup};
 use crate::virtio::VirtioDevice;
 use crate::virtio::net::features::STATUS;
 use crate::virtio::net::passt::{Error, Passt};
@@ -25,7 +25,7 @@ impl Program {
         Self(directory)
     }
 
-    fn start(&self) -> (Passt, Rig) {
+    fn start(&self) -> (Passt, Fixture) {
         let path = self.0.join("passt");
         // A concurrent fork holds the script open for writing until its exec (ETXTBSY).
         let result = (0..1000).find_map(|_| {
@@ -40,7 +40,7 @@ impl Program {
         });
         let (passt, stream) = result.expect("the script stays busy");
         assert_eq!(stream.describe(), "passt");
-        (passt, Rig::new(setup(Box::new(stream)), STATUS, [16, 16]))
+        (passt, Fixture::new(setup(Box::new(stream)), STATUS, [16, 16]))
     }
 }
 
@@ -51,10 +51,10 @@ impl Drop for Program {
 }
 
 /// Processes events until the link is down.
-fn await_end(rig: &mut Rig) {
-    rig.add_buffer(2000);
-    while is_up(rig) {
-        rig.await_source(READABLE);
+fn await_end(fixture: &mut Fixture) {
+    fixture.add_buffer(2000);
+    while is_up(fixture) {
+        fixture.await_event(READABLE);
     }
 }
 
@@ -69,8 +69,8 @@ fn passt_inherits_only_its_socket() {
         "passt-descriptors",
         "ls -l /proc/$$/fd > $(dirname $0)/list; echo $* >> $(dirname $0)/list",
     );
-    let (passt, mut rig) = program.start();
-    await_end(&mut rig);
+    let (passt, mut fixture) = program.start();
+    await_end(&mut fixture);
     drop(passt);
     // SAFETY: the descriptor belongs to this test, and no other code uses it any more.
     unsafe { libc::close(leak) };
@@ -93,9 +93,9 @@ fn exit_of_passt_reports_cause() {
         "passt-ends",
         "echo \"Don't run as root\" >&2; echo 'no such option' >&2; exit 3",
     );
-    let (mut passt, mut rig) = program.start();
-    await_end(&mut rig);
-    assert_eq!(rig.line.take(), 1);
+    let (mut passt, mut fixture) = program.start();
+    await_end(&mut fixture);
+    assert_eq!(fixture.line.take(), 1);
     // The kernel closes the descriptors before the process can be waited for.
     let ended = loop {
         if let Err(ended) = passt.check() {
@@ -107,8 +107,8 @@ fn exit_of_passt_reports_cause() {
         ended.to_string(),
         "passt exited with exit status: 3: no such option"
     );
-    rig.net.process_event(READABLE);
-    assert_eq!(rig.line.take(), 0, "the link change is notified once");
+    fixture.net.process_event(READABLE);
+    assert_eq!(fixture.line.take(), 0, "the link change is notified once");
 }
 
 #[test]
@@ -128,8 +128,8 @@ fn missing_passt_names_package() {
 fn passt_replies_to_arp() {
     let started = Passt::start(&[]);
     let (passt, stream) = started.expect("this test requires passt: apt install passt");
-    let mut rig = Rig::new(setup(Box::new(stream)), STATUS, [16, 16]);
-    let buffer = rig.add_buffer(2000);
+    let mut fixture = Fixture::new(setup(Box::new(stream)), STATUS, [16, 16]);
+    let buffer = fixture.add_buffer(2000);
     // ARP request for another address: passt replies for every address.
     let mut request = vec![0; HEADER];
     request.extend([0xff; 6]);
@@ -138,25 +138,25 @@ fn passt_replies_to_arp() {
     request.extend(super::MAC);
     request.extend([0; 10]);
     request.extend([192, 0, 2, 77]);
-    rig.add_packet(&request);
-    rig.net.notify(1);
+    fixture.add_packet(&request);
+    fixture.net.notify(1);
     // passt can send other frames first, for example of IPv6.
     let mut frame = Vec::new();
     for _ in 0..10 {
-        rig.await_source(READABLE);
-        let used = rig.used(0);
-        assert!(is_up(&rig), "passt has exited");
+        fixture.await_event(READABLE);
+        let used = fixture.used(0);
+        assert!(is_up(&fixture), "passt has exited");
         if let Some(length) = used.first() {
-            frame = rig.driver.read(buffer, usize::try_from(*length).unwrap());
+            frame = fixture.driver.read(buffer, usize::try_from(*length).unwrap());
             if frame[HEADER + 12..HEADER + 14] == [8, 6] {
                 break;
             }
-            rig.driver.queues[0].add(&[Buffer::writable(buffer, 2000)]);
+            fixture.driver.queues[0].add(&[Buffer::writable(buffer, 2000)]);
         }
     }
     assert_eq!(frame[HEADER + 20..HEADER + 22], [0, 2], "an ARP reply");
     drop(passt);
-    rig.add_buffer(2000);
-    rig.await_source(READABLE);
-    assert!(!is_up(&rig), "passt exits when it is dropped");
+    fixture.add_buffer(2000);
+    fixture.await_event(READABLE);
+    assert!(!is_up(&fixture), "passt exits when it is dropped");
 }

@@ -1,7 +1,7 @@
 use std::io;
 
 use super::{
-    BACKLOG, ONE, READABLE, RECEIVE_TIMER, Rig, fake::FakeBackend, packet, received, setup, waiting,
+    BACKLOG, Fixture, ONE, READABLE, RECEIVE_TIMER, fake::FakeBackend, packet, received, setup, waiting,
 };
 use crate::limiter::{Bucket, Limiter};
 use crate::sync::lock;
@@ -13,73 +13,80 @@ use crate::virtio::testing::Buffer;
 #[test]
 fn batch_raises_one_interrupt() {
     for uses_spare in [false, true] {
-        let (mut rig, network) = Rig::with_network(0);
+        let (mut fixture, network) = Fixture::with_network(0);
         lock(&network).uses_spare = uses_spare;
-        let buffers: Vec<u64> = (0..4).map(|_| rig.add_buffer(2048)).collect();
+        let buffers: Vec<u64> = (0..4).map(|_| fixture.add_buffer(2048)).collect();
         let packets: Vec<_> = (1..4).map(|seed| packet(seed, 60 * usize::from(seed))).collect();
         lock(&network).inbound.extend(packets.clone());
-        rig.net.process_event(READABLE);
-        assert_eq!(rig.line.take(), 1);
-        assert_eq!(rig.used(0), [72, 132, 192]);
+        fixture.net.process_event(READABLE);
+        assert_eq!(fixture.line.take(), 1);
+        assert_eq!(fixture.used(0), [72, 132, 192]);
         for (address, packet) in buffers.iter().zip(&packets) {
-            assert_eq!(rig.driver.read(*address, packet.len()), received(packet, 1));
+            assert_eq!(fixture.driver.read(*address, packet.len()), received(packet, 1));
         }
-        let metrics = rig.net.metrics().receive;
+        let metrics = fixture.net.metrics().receive;
         assert_eq!((metrics.packets, metrics.bytes, metrics.drops), (3, 360, 0));
-        rig.net.process_event(READABLE);
-        assert_eq!(rig.line.take(), 0, "no packet has arrived");
+        fixture.net.process_event(READABLE);
+        assert_eq!(fixture.line.take(), 0, "no packet has arrived");
     }
 }
 
 #[test]
 fn mergeable_packet_spans_buffers() {
     for uses_spare in [false, true] {
-        let (mut rig, network) = Rig::with_network(MRG_RXBUF);
+        let (mut fixture, network) = Fixture::with_network(MRG_RXBUF);
         lock(&network).uses_spare = uses_spare;
-        let first = rig.add_buffer(600);
+        let first = fixture.add_buffer(600);
         for _ in 0..4 {
-            rig.add_buffer(600);
+            fixture.add_buffer(600);
         }
         lock(&network).inbound.extend([packet(1, 1500), packet(2, 100)]);
-        rig.net.process_event(READABLE);
-        assert_eq!(rig.line.take(), 1);
-        assert_eq!(rig.used(0), [600, 600, 312, 112]);
-        assert_eq!(rig.driver.read(first, 1512), received(&packet(1, 1500), 3));
-        assert_eq!(rig.driver.read(first + 1800, 112), received(&packet(2, 100), 1));
+        fixture.net.process_event(READABLE);
+        assert_eq!(fixture.line.take(), 1);
+        assert_eq!(fixture.used(0), [600, 600, 312, 112]);
+        assert_eq!(fixture.driver.read(first, 1512), received(&packet(1, 1500), 3));
+        assert_eq!(
+            fixture.driver.read(first + 1800, 112),
+            received(&packet(2, 100), 1)
+        );
     }
 }
 
 #[test]
 fn header_in_scattered_buffer_is_written() {
-    let (mut rig, network) = Rig::with_network(MRG_RXBUF);
-    let start = rig.memory(2000);
+    let (mut fixture, network) = Fixture::with_network(MRG_RXBUF);
+    let start = fixture.memory(2000);
     let buffers = [(0, 1), (1, 10), (11, 0), (11, 3), (14, 1900)];
     let buffers = buffers.map(|(offset, length)| Buffer::writable(start + offset, length));
-    rig.driver.queues[0].add_indirect(start + 3000, &buffers);
+    fixture.driver.queues[0].add_indirect(start + 3000, &buffers);
     lock(&network).inbound.push_back(packet(5, 900));
-    rig.net.process_event(READABLE);
-    assert_eq!(rig.used(0), [912]);
-    assert_eq!(rig.driver.read(start, 912), received(&packet(5, 900), 1));
+    fixture.net.process_event(READABLE);
+    assert_eq!(fixture.used(0), [912]);
+    assert_eq!(fixture.driver.read(start, 912), received(&packet(5, 900), 1));
 }
 
 #[test]
 fn packets_without_buffers_stay_in_backend() {
-    let (mut rig, network) = Rig::with_network(MRG_RXBUF);
+    let (mut fixture, network) = Fixture::with_network(MRG_RXBUF);
     lock(&network).inbound.extend([packet(1, 60), packet(2, 60)]);
-    rig.net.process_event(READABLE);
+    fixture.net.process_event(READABLE);
     assert_eq!(waiting(&network), 2);
-    assert_eq!(rig.driver.queues[0].used_flags(), 0, "notifications are enabled");
-    let address = rig.add_buffer(2048);
-    rig.net.notify(0);
-    assert_eq!(rig.used(0), [72]);
-    assert_eq!(rig.driver.read(address, 72), received(&packet(1, 60), 1));
-    assert_eq!(waiting(&network), 1);
-    rig.add_buffer(2048);
-    rig.add_buffer(2048);
-    rig.net.notify(0);
-    assert_eq!(rig.used(0), [72]);
     assert_eq!(
-        rig.driver.queues[0].used_flags(),
+        fixture.driver.queues[0].used_flags(),
+        0,
+        "notifications are enabled"
+    );
+    let address = fixture.add_buffer(2048);
+    fixture.net.notify(0);
+    assert_eq!(fixture.used(0), [72]);
+    assert_eq!(fixture.driver.read(address, 72), received(&packet(1, 60), 1));
+    assert_eq!(waiting(&network), 1);
+    fixture.add_buffer(2048);
+    fixture.add_buffer(2048);
+    fixture.net.notify(0);
+    assert_eq!(fixture.used(0), [72]);
+    assert_eq!(
+        fixture.driver.queues[0].used_flags(),
         1,
         "notifications are disabled while buffers are available"
     );
@@ -87,54 +94,54 @@ fn packets_without_buffers_stay_in_backend() {
 
 #[test]
 fn packet_longer_than_buffers_is_held() {
-    let (mut rig, network) = Rig::with_network(MRG_RXBUF);
-    let first = rig.add_buffer(1000);
+    let (mut fixture, network) = Fixture::with_network(MRG_RXBUF);
+    let first = fixture.add_buffer(1000);
     lock(&network).inbound.extend([packet(1, 3500), packet(2, 60)]);
-    rig.net.process_event(READABLE);
-    assert!(rig.used(0).is_empty());
-    rig.add_buffer(1000);
-    rig.net.notify(0);
-    assert!(rig.used(0).is_empty());
+    fixture.net.process_event(READABLE);
+    assert!(fixture.used(0).is_empty());
+    fixture.add_buffer(1000);
+    fixture.net.notify(0);
+    assert!(fixture.used(0).is_empty());
     for _ in 0..3 {
-        rig.add_buffer(1000);
+        fixture.add_buffer(1000);
     }
-    rig.net.notify(0);
-    assert_eq!(rig.used(0), [1000, 1000, 1000, 512, 72]);
-    assert_eq!(rig.driver.read(first, 3512), received(&packet(1, 3500), 4));
-    assert_eq!(rig.net.metrics().receive.drops, 0);
+    fixture.net.notify(0);
+    assert_eq!(fixture.used(0), [1000, 1000, 1000, 512, 72]);
+    assert_eq!(fixture.driver.read(first, 3512), received(&packet(1, 3500), 4));
+    assert_eq!(fixture.net.metrics().receive.drops, 0);
 }
 
 #[test]
 fn packet_longer_than_queue_is_dropped() {
     // Without MRG_RXBUF a packet has one buffer, with it all of them.
     for (features, buffers) in [(0, 1), (MRG_RXBUF, 16)] {
-        let (mut rig, network) = Rig::with_network(features);
-        let first = rig.memory(0);
+        let (mut fixture, network) = Fixture::with_network(features);
+        let first = fixture.memory(0);
         for _ in 0..buffers {
-            rig.add_buffer(100);
+            fixture.add_buffer(100);
         }
         lock(&network).inbound.extend([packet(1, 3000), packet(2, 60)]);
-        rig.net.process_event(READABLE);
-        assert_eq!(rig.used(0), [72]);
-        assert_eq!(rig.driver.read(first, 72), received(&packet(2, 60), 1));
-        assert_eq!(rig.net.metrics().receive.drops, 1);
+        fixture.net.process_event(READABLE);
+        assert_eq!(fixture.used(0), [72]);
+        assert_eq!(fixture.driver.read(first, 72), received(&packet(2, 60), 1));
+        assert_eq!(fixture.net.metrics().receive.drops, 1);
     }
 }
 
 #[test]
 fn packet_of_maximum_length_is_received() {
     for uses_spare in [false, true] {
-        let (mut rig, network) = Rig::with_network(MRG_RXBUF | GUEST_CSUM | GUEST_TSO4);
+        let (mut fixture, network) = Fixture::with_network(MRG_RXBUF | GUEST_CSUM | GUEST_TSO4);
         lock(&network).uses_spare = uses_spare;
-        let first = rig.memory(0);
+        let first = fixture.memory(0);
         for _ in 0..16 {
-            rig.add_buffer(4200);
+            fixture.add_buffer(4200);
         }
         let longest = packet(9, MAX_FRAME);
         lock(&network).inbound.push_back(longest.clone());
-        rig.net.process_event(READABLE);
-        assert_eq!(rig.used(0).iter().sum::<u32>(), 65_566);
-        assert_eq!(rig.driver.read(first, longest.len()), received(&longest, 16));
+        fixture.net.process_event(READABLE);
+        assert_eq!(fixture.used(0).iter().sum::<u32>(), 65_566);
+        assert_eq!(fixture.driver.read(first, longest.len()), received(&longest, 16));
     }
 }
 
@@ -142,47 +149,47 @@ fn packet_of_maximum_length_is_received() {
 fn long_packet_after_short_ones_is_received() {
     let (backend, network) = FakeBackend::new();
     let features = MRG_RXBUF | GUEST_CSUM | GUEST_TSO4;
-    let mut rig = Rig::new(setup(backend), features, [256, 16]);
+    let mut fixture = Fixture::new(setup(backend), features, [256, 16]);
     for _ in 0..100 {
-        rig.add_buffer(1600);
+        fixture.add_buffer(1600);
     }
     lock(&network)
         .inbound
         .extend((0..80).map(|seed| packet(seed, 60)));
-    rig.net.process_event(READABLE);
-    assert_eq!(rig.used(0), [72; 80]);
+    fixture.net.process_event(READABLE);
+    assert_eq!(fixture.used(0), [72; 80]);
     for seed in [1, 2] {
         for _ in 0..50 {
-            rig.add_buffer(1600);
+            fixture.add_buffer(1600);
         }
         let length = 20 * 1600 - HEADER;
         lock(&network).inbound.push_back(packet(seed, length));
-        rig.net.process_event(READABLE);
-        assert_eq!(rig.used(0), [1600; 20]);
+        fixture.net.process_event(READABLE);
+        assert_eq!(fixture.used(0), [1600; 20]);
     }
-    assert_eq!(rig.net.metrics().receive.drops, 0);
+    assert_eq!(fixture.net.metrics().receive.drops, 0);
 }
 
 #[test]
 fn used_event_within_merged_buffers_interrupts() {
-    let (mut rig, network) = Rig::with_network(MRG_RXBUF | EVENT_IDX);
+    let (mut fixture, network) = Fixture::with_network(MRG_RXBUF | EVENT_IDX);
     for _ in 0..8 {
-        rig.add_buffer(600);
+        fixture.add_buffer(600);
     }
     let mut interrupts_at = |event: u16| {
-        rig.driver.queues[0].set_used_event(event);
+        fixture.driver.queues[0].set_used_event(event);
         lock(&network).inbound.push_back(packet(1, 1500));
-        rig.net.process_event(READABLE);
-        rig.line.take()
+        fixture.net.process_event(READABLE);
+        fixture.line.take()
     };
     assert_eq!(interrupts_at(0), 1, "the first of three");
     assert_eq!(interrupts_at(6), 0, "one beyond the three");
-    rig.add_buffer(600);
+    fixture.add_buffer(600);
     let mut interrupts_at = |event: u16| {
-        rig.driver.queues[0].set_used_event(event);
+        fixture.driver.queues[0].set_used_event(event);
         lock(&network).inbound.push_back(packet(1, 1500));
-        rig.net.process_event(READABLE);
-        rig.line.take()
+        fixture.net.process_event(READABLE);
+        fixture.line.take()
     };
     assert_eq!(interrupts_at(7), 1, "the middle one");
 }
@@ -192,53 +199,57 @@ fn limiter_holds_packet() {
     let (backend, network) = FakeBackend::new();
     let mut setup = setup(backend);
     setup.receive_limiter = Limiter::new(None, Some(ONE)).unwrap();
-    let mut rig = Rig::new(setup, 0, [16, 16]);
-    let first = rig.add_buffer(1000);
-    let second = rig.add_buffer(1000);
-    rig.add_buffer(1000);
+    let mut fixture = Fixture::new(setup, 0, [16, 16]);
+    let first = fixture.add_buffer(1000);
+    let second = fixture.add_buffer(1000);
+    fixture.add_buffer(1000);
     lock(&network)
         .inbound
         .extend([packet(1, 60), packet(2, 70), packet(3, 80)]);
-    rig.net.process_event(READABLE);
-    assert_eq!(rig.used(0), [72]);
-    assert_eq!(rig.driver.read(first, 72), received(&packet(1, 60), 1));
-    rig.net.notify(0);
-    rig.net.process_event(READABLE);
-    assert!(rig.used(0).is_empty());
-    assert_eq!(rig.net.metrics().receive.throttled, 1);
-    assert!(!rig.serve(RECEIVE_TIMER));
+    fixture.net.process_event(READABLE);
+    assert_eq!(fixture.used(0), [72]);
+    assert_eq!(fixture.driver.read(first, 72), received(&packet(1, 60), 1));
+    fixture.net.notify(0);
+    fixture.net.process_event(READABLE);
+    assert!(fixture.used(0).is_empty());
+    assert_eq!(fixture.net.metrics().receive.throttled, 1);
+    assert!(!fixture.process_pending(RECEIVE_TIMER));
     let none = Bucket::default();
-    rig.net.receive_limiter_mut().update(None, Some(none));
-    rig.await_source(RECEIVE_TIMER);
-    assert_eq!(rig.used(0), [82, 92]);
-    assert_eq!(rig.driver.read(second, 82), received(&packet(2, 70), 1));
-    assert!(!rig.serve(RECEIVE_TIMER));
+    fixture.net.receive_limiter_mut().update(None, Some(none));
+    fixture.await_event(RECEIVE_TIMER);
+    assert_eq!(fixture.used(0), [82, 92]);
+    assert_eq!(fixture.driver.read(second, 82), received(&packet(2, 70), 1));
+    assert!(!fixture.process_pending(RECEIVE_TIMER));
 }
 
 #[test]
 fn receive_error_is_counted() {
-    let (mut rig, network) = Rig::with_network(0);
-    rig.add_buffer(1000);
+    let (mut fixture, network) = Fixture::with_network(0);
+    fixture.add_buffer(1000);
     lock(&network).inbound.push_back(packet(1, 60));
     lock(&network).failures = 3;
-    rig.net.process_event(READABLE);
-    assert_eq!(rig.used(0), [72], "no further event may follow for this packet");
-    assert_eq!(rig.net.metrics().receive.errors, 3);
-    assert!(rig.net.link());
+    fixture.net.process_event(READABLE);
+    assert_eq!(
+        fixture.used(0),
+        [72],
+        "no further event may follow for this packet"
+    );
+    assert_eq!(fixture.net.metrics().receive.errors, 3);
+    assert!(fixture.net.link());
 }
 
 #[test]
 fn permanent_error_ends_batch() {
-    let (mut rig, network) = Rig::with_network(0);
-    rig.add_buffer(1000);
+    let (mut fixture, network) = Fixture::with_network(0);
+    fixture.add_buffer(1000);
     lock(&network).inbound.push_back(packet(1, 60));
     lock(&network).error = Some(io::ErrorKind::PermissionDenied);
-    rig.net.process_event(READABLE);
-    assert_eq!(rig.net.metrics().receive.errors, 16);
-    assert!(!rig.serve(BACKLOG));
+    fixture.net.process_event(READABLE);
+    assert_eq!(fixture.net.metrics().receive.errors, 16);
+    assert!(!fixture.process_pending(BACKLOG));
     lock(&network).error = None;
-    rig.net.process_event(READABLE);
-    assert_eq!(rig.used(0), [72]);
+    fixture.net.process_event(READABLE);
+    assert_eq!(fixture.used(0), [72]);
 }
 
 #[test]
@@ -246,23 +257,23 @@ fn raised_limit_releases_packets() {
     let (backend, network) = FakeBackend::new();
     let mut setup = setup(backend);
     setup.receive_limiter = Limiter::new(Some(Bucket { size: 100, ..ONE }), None).unwrap();
-    let mut rig = Rig::new(setup, 0, [16, 16]);
+    let mut fixture = Fixture::new(setup, 0, [16, 16]);
     for _ in 0..5 {
-        rig.add_buffer(1000);
+        fixture.add_buffer(1000);
     }
     let packets = (1..5).map(|seed| packet(seed, 60));
     lock(&network).inbound.extend(packets);
-    rig.net.process_event(READABLE);
-    assert_eq!(rig.used(0), [72]);
+    fixture.net.process_event(READABLE);
+    assert_eq!(fixture.used(0), [72]);
     // The new limit throttles the last packet again.
     let more = Bucket { size: 130, ..ONE };
-    rig.net.receive_limiter_mut().update(Some(more), None);
-    rig.await_source(RECEIVE_TIMER);
-    assert_eq!(rig.used(0), [72, 72]);
-    assert!(!rig.serve(RECEIVE_TIMER));
+    fixture.net.receive_limiter_mut().update(Some(more), None);
+    fixture.await_event(RECEIVE_TIMER);
+    assert_eq!(fixture.used(0), [72, 72]);
+    assert!(!fixture.process_pending(RECEIVE_TIMER));
     let none = Bucket::default();
-    rig.net.receive_limiter_mut().update(Some(none), None);
-    rig.await_source(RECEIVE_TIMER);
-    assert_eq!(rig.used(0), [72]);
-    assert!(!rig.serve(RECEIVE_TIMER));
+    fixture.net.receive_limiter_mut().update(Some(none), None);
+    fixture.await_event(RECEIVE_TIMER);
+    assert_eq!(fixture.used(0), [72]);
+    assert!(!fixture.process_pending(RECEIVE_TIMER));
 }

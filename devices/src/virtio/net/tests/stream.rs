@@ -2,7 +2,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use super::{BACKLOG, READABLE, Rig, WRITABLE, packet, received, setup};
+use super::{BACKLOG, Fixture, READABLE, WRITABLE, packet, received, setup};
 use crate::virtio::VirtioDevice;
 use crate::virtio::net::features::{OFFLOADS, STATUS};
 use crate::virtio::net::stream::Error;
@@ -14,10 +14,10 @@ fn stream() -> (Stream, UnixStream) {
     (Stream::new(ours).unwrap(), theirs)
 }
 
-fn rig(queue_size: u16) -> (Rig, UnixStream) {
+fn fixture(queue_size: u16) -> (Fixture, UnixStream) {
     let (stream, theirs) = stream();
-    let rig = Rig::new(setup(Box::new(stream)), STATUS, [16, queue_size]);
-    (rig, theirs)
+    let fixture = Fixture::new(setup(Box::new(stream)), STATUS, [16, queue_size]);
+    (fixture, theirs)
 }
 
 /// Returns the frame of `packet` with its length prefix.
@@ -28,115 +28,119 @@ fn framed(packet: &[u8]) -> Vec<u8> {
     bytes
 }
 
-pub(super) fn is_up(rig: &Rig) -> bool {
+pub(super) fn is_up(fixture: &Fixture) -> bool {
     let mut status = [0];
-    rig.net.read_config(6, &mut status);
+    fixture.net.read_config(6, &mut status);
     status == [1]
 }
 
 #[test]
 fn frames_in_chunks_are_received() {
     for chunk_size in [1, 3, 4, 5, 100, 1 << 20] {
-        let (mut rig, mut theirs) = rig(16);
-        assert_eq!(rig.net.features() & OFFLOADS, 0);
+        let (mut fixture, mut theirs) = fixture(16);
+        assert_eq!(fixture.net.features() & OFFLOADS, 0);
         let packets = [packet(1, 60), packet(2, 1), packet(3, 1500)];
-        let buffers: Vec<u64> = packets.iter().map(|_| rig.add_buffer(2000)).collect();
+        let buffers: Vec<u64> = packets.iter().map(|_| fixture.add_buffer(2000)).collect();
         let bytes: Vec<u8> = packets.iter().flat_map(|packet| framed(packet)).collect();
         for chunk in bytes.chunks(chunk_size) {
             theirs.write_all(chunk).unwrap();
-            rig.net.process_event(READABLE);
+            fixture.net.process_event(READABLE);
         }
-        assert_eq!(rig.used(0), [72, 13, 1512]);
+        assert_eq!(fixture.used(0), [72, 13, 1512]);
         for (address, packet) in buffers.iter().zip(&packets) {
-            assert_eq!(rig.driver.read(*address, packet.len()), received(packet, 1));
+            assert_eq!(fixture.driver.read(*address, packet.len()), received(packet, 1));
         }
-        assert!(is_up(&rig));
+        assert!(is_up(&fixture));
     }
 }
 
 #[test]
 fn sent_frames_have_length_prefix() {
-    let (mut rig, mut theirs) = rig(16);
+    let (mut fixture, mut theirs) = fixture(16);
     let packets = [packet(1, 60), packet(2, 1500), packet(3, MAX_FRAME)];
     for packet in &packets {
-        rig.add_packet(packet);
-        rig.net.notify(1);
+        fixture.add_packet(packet);
+        fixture.net.notify(1);
         let mut bytes = vec![0; packet.len() - HEADER + 4];
         theirs.read_exact(&mut bytes).unwrap();
         assert!(bytes == framed(packet));
     }
-    assert_eq!(rig.used(1).len(), 3);
+    assert_eq!(fixture.used(1).len(), 3);
 }
 
 #[test]
 fn full_socket_loses_no_frame() {
     // Lengths that do not divide the socket buffer, so that it accepts parts of frames.
     for length in [14, 999, 40_001] {
-        let (mut rig, mut theirs) = rig(16);
+        let (mut fixture, mut theirs) = fixture(16);
         theirs.set_nonblocking(true).unwrap();
         let (mut expected, mut read) = (Vec::new(), Vec::new());
-        let address = rig.memory(HEADER + length);
+        let address = fixture.memory(HEADER + length);
         for seed in 0..250 {
             let packet = packet(seed, length);
             expected.extend(framed(&packet));
-            rig.driver.write(address, &packet);
+            fixture.driver.write(address, &packet);
             let buffer = Buffer::readable(address, u32::try_from(packet.len()).unwrap());
-            rig.driver.queues[1].add(&[buffer]);
-            rig.net.notify(1);
+            fixture.driver.queues[1].add(&[buffer]);
+            fixture.net.notify(1);
             // Reuses the memory, as a driver does after its packet is used.
-            while rig.used(1).is_empty() {
+            while fixture.used(1).is_empty() {
                 assert!(
                     theirs.read_to_end(&mut read).is_err(),
                     "the drained socket is open"
                 );
-                rig.await_source(WRITABLE);
+                fixture.await_event(WRITABLE);
             }
         }
         for _ in 0..10 {
             assert!(theirs.read_to_end(&mut read).is_err());
-            rig.serve(WRITABLE);
+            fixture.process_pending(WRITABLE);
         }
         assert!(read == expected, "{} of {} bytes", read.len(), expected.len());
-        assert!(is_up(&rig));
+        assert!(is_up(&fixture));
     }
 }
 
 #[test]
 fn closed_connection_loses_link_once() {
-    let (mut rig, theirs) = rig(16);
-    rig.add_buffer(1000);
+    let (mut fixture, theirs) = fixture(16);
+    fixture.add_buffer(1000);
     drop(theirs);
-    rig.net.process_event(READABLE);
-    assert!(!is_up(&rig));
-    assert_eq!(rig.line.take(), 1);
-    rig.net.process_event(READABLE);
-    rig.add_packet(&packet(1, 60));
-    rig.net.notify(1);
-    rig.net.process_event(BACKLOG);
-    assert_eq!(rig.used(1).len(), 1, "a packet that cannot be sent is dropped");
-    assert_eq!(rig.net.metrics().transmit.errors, 1);
-    assert_eq!(rig.line.take(), 1);
+    fixture.net.process_event(READABLE);
+    assert!(!is_up(&fixture));
+    assert_eq!(fixture.line.take(), 1);
+    fixture.net.process_event(READABLE);
+    fixture.add_packet(&packet(1, 60));
+    fixture.net.notify(1);
+    fixture.net.process_event(BACKLOG);
+    assert_eq!(
+        fixture.used(1).len(),
+        1,
+        "a packet that cannot be sent is dropped"
+    );
+    assert_eq!(fixture.net.metrics().transmit.errors, 1);
+    assert_eq!(fixture.line.take(), 1);
 }
 
 #[test]
 fn send_error_loses_link() {
-    let (mut rig, theirs) = rig(16);
+    let (mut fixture, theirs) = fixture(16);
     drop(theirs);
-    rig.add_packet(&packet(1, 60));
-    rig.net.notify(1);
-    assert!(!is_up(&rig));
-    assert_eq!(rig.used(1).len(), 1);
+    fixture.add_packet(&packet(1, 60));
+    fixture.net.notify(1);
+    assert!(!is_up(&fixture));
+    assert_eq!(fixture.used(1).len(), 1);
 }
 
 #[test]
 fn invalid_length_loses_link() {
     for length in [0, u32::try_from(MAX_FRAME).unwrap() + 1, u32::MAX] {
-        let (mut rig, mut theirs) = rig(16);
-        rig.add_buffer(1000);
+        let (mut fixture, mut theirs) = fixture(16);
+        fixture.add_buffer(1000);
         theirs.write_all(&length.to_be_bytes()).unwrap();
-        rig.net.process_event(READABLE);
-        assert!(!is_up(&rig));
-        assert!(rig.used(0).is_empty());
+        fixture.net.process_event(READABLE);
+        assert!(!is_up(&fixture));
+        assert!(fixture.used(0).is_empty());
     }
 }
 
@@ -154,15 +158,15 @@ fn connect_without_listener_fails() {
 #[test]
 fn incomplete_frame_is_dropped() {
     for length in [1, 4, 5, 63] {
-        let (mut rig, mut theirs) = rig(16);
-        rig.add_buffer(1000);
-        rig.add_buffer(1000);
+        let (mut fixture, mut theirs) = fixture(16);
+        fixture.add_buffer(1000);
+        fixture.add_buffer(1000);
         theirs.write_all(&framed(&packet(1, 60))).unwrap();
         theirs.write_all(&framed(&packet(2, 60))[..length]).unwrap();
         drop(theirs);
-        rig.net.process_event(READABLE);
-        assert_eq!(rig.used(0), [72], "the complete frame is delivered");
-        assert!(!is_up(&rig));
+        fixture.net.process_event(READABLE);
+        assert_eq!(fixture.used(0), [72], "the complete frame is delivered");
+        assert!(!is_up(&fixture));
     }
 }
 
@@ -174,9 +178,9 @@ fn transient_error_keeps_link() {
         assert!(failed.is_err());
         assert_eq!(ours.link(), Link::Up);
     }
-    let mut rig = Rig::new(setup(Box::new(ours)), STATUS, [16, 16]);
-    rig.add_packet(&packet(1, 60));
-    rig.net.notify(1);
+    let mut fixture = Fixture::new(setup(Box::new(ours)), STATUS, [16, 16]);
+    fixture.add_packet(&packet(1, 60));
+    fixture.net.notify(1);
     let mut bytes = [0; 64];
     theirs.read_exact(&mut bytes).unwrap();
     assert!(bytes == *framed(&packet(1, 60)));

@@ -4,7 +4,7 @@ use std::io;
 use std::net::UdpSocket;
 use std::process::Command;
 
-use super::{READABLE, Rig, is_readable, packet, setup};
+use super::{Fixture, READABLE, is_readable, packet, setup};
 use crate::virtio::VirtioDevice;
 use crate::virtio::net::features::{
     CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_USO4, GUEST_USO6, HOST_UFO, HOST_USO, MRG_RXBUF, STATUS,
@@ -48,30 +48,33 @@ pub(super) fn tap(name: &str) -> Tap {
 }
 
 /// Creates a device on a new tap with the host's address.
-pub(super) fn rig(features: u64, mtu: u16) -> Rig {
+pub(super) fn fixture(features: u64, mtu: u16) -> Fixture {
     // With IPv6, the kernel sends router and neighbour solicitations. Without IPv6 the file does not exist.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
     let tap = tap("mayfly0");
     ip("link set lo up");
     ip(&format!("link set mayfly0 mtu {mtu} addrgenmode none up"));
     ip("addr add 10.9.0.1/24 dev mayfly0");
-    Rig::new(setup(Box::new(tap)), features, [64, 64])
+    Fixture::new(setup(Box::new(tap)), features, [64, 64])
 }
 
 /// Returns the next frame from the kernel of type `kind`.
-fn next_frame(rig: &mut Rig, buffers: &mut Vec<(u64, u32)>, kind: [u8; 2]) -> Vec<u8> {
+fn next_frame(fixture: &mut Fixture, buffers: &mut Vec<(u64, u32)>, kind: [u8; 2]) -> Vec<u8> {
     for _ in 0..100 {
-        let used = rig.driver.queues[0].collect_used();
+        let used = fixture.driver.queues[0].collect_used();
         let Some(first) = used.first() else {
-            assert!(is_readable(rig.descriptor(READABLE), 60_000), "no frame arrives");
-            rig.net.process_event(READABLE);
+            assert!(
+                is_readable(fixture.descriptor(READABLE), 60_000),
+                "no frame arrives"
+            );
+            fixture.net.process_event(READABLE);
             continue;
         };
         let count = used.len();
         let lengths = used.iter().map(|used| used.length);
         let mut bytes = Vec::new();
         for ((address, _), length) in buffers.drain(..count).zip(lengths) {
-            bytes.extend(rig.driver.read(address, usize::try_from(length).unwrap()));
+            bytes.extend(fixture.driver.read(address, usize::try_from(length).unwrap()));
         }
         assert!(first.length > 0);
         if bytes[HEADER + 12..HEADER + 14] == kind {
@@ -82,10 +85,10 @@ fn next_frame(rig: &mut Rig, buffers: &mut Vec<(u64, u32)>, kind: [u8; 2]) -> Ve
     panic!("only frames of other types arrive");
 }
 
-fn add_buffers(rig: &mut Rig, count: usize, length: u32) -> Vec<(u64, u32)> {
+fn add_buffers(fixture: &mut Fixture, count: usize, length: u32) -> Vec<(u64, u32)> {
     let length_in_memory = usize::try_from(length).unwrap();
     (0..count)
-        .map(|_| (rig.add_buffer(length_in_memory), length))
+        .map(|_| (fixture.add_buffer(length_in_memory), length))
         .collect()
 }
 
@@ -153,33 +156,33 @@ fn datagram(to_mac: &[u8], port: u16, data: &[u8], segment: Option<u16>) -> Vec<
 #[test]
 fn guest_and_host_exchange_packets() {
     in_own_network(|| {
-        let mut rig = rig(MRG_RXBUF | CSUM | GUEST_CSUM | HOST_USO | STATUS, 9000);
-        let mut buffers = add_buffers(&mut rig, 40, 1000);
+        let mut fixture = fixture(MRG_RXBUF | CSUM | GUEST_CSUM | HOST_USO | STATUS, 9000);
+        let mut buffers = add_buffers(&mut fixture, 40, 1000);
         let socket = UdpSocket::bind("10.9.0.1:4444").unwrap();
         let data: Vec<u8> = packet(3, 8000)[HEADER..].to_vec();
         socket.send_to(&data, "10.9.0.2:9999").unwrap();
-        let request = next_frame(&mut rig, &mut buffers, ARP);
+        let request = next_frame(&mut fixture, &mut buffers, ARP);
         let reply = arp_reply(&request);
         let host_mac = request[HEADER + 6..HEADER + 12].to_vec();
-        rig.add_packet(&reply);
-        rig.net.notify(1);
+        fixture.add_packet(&reply);
+        fixture.net.notify(1);
 
-        let received = next_frame(&mut rig, &mut buffers, IPV4);
+        let received = next_frame(&mut fixture, &mut buffers, IPV4);
         assert_eq!(received[0], 1, "the packet needs a checksum");
         assert!(received[HEADER + 42..] == data);
         assert_eq!(received.len(), HEADER + 42 + 8000);
 
-        rig.add_packet(&datagram(&host_mac, 4444, b"hello", None));
-        rig.net.notify(1);
+        fixture.add_packet(&datagram(&host_mac, 4444, b"hello", None));
+        fixture.net.notify(1);
         let mut response = [0; 4000];
         assert_eq!(socket.recv(&mut response).unwrap(), 5);
         assert_eq!(response[..5], *b"hello");
-        assert_eq!(rig.net.metrics().transmit.packets, 2);
-        assert_eq!(rig.net.metrics().transmit.errors, 0);
+        assert_eq!(fixture.net.metrics().transmit.packets, 2);
+        assert_eq!(fixture.net.metrics().transmit.errors, 0);
 
-        if rig.net.features() & HOST_USO != 0 {
-            rig.add_packet(&datagram(&host_mac, 4444, &data[..2500], Some(1000)));
-            rig.net.notify(1);
+        if fixture.net.features() & HOST_USO != 0 {
+            fixture.add_packet(&datagram(&host_mac, 4444, &data[..2500], Some(1000)));
+            fixture.net.notify(1);
             for segment in data[..2500].chunks(1000) {
                 assert_eq!(socket.recv(&mut response).unwrap(), segment.len());
                 assert!(response[..segment.len()] == *segment);
@@ -193,20 +196,20 @@ fn frame_longer_than_expected_is_received() {
     in_own_network(|| {
         // The driver expects 1500 bytes, but the host sends 8000, which exceeds the buffers popped for a
         // packet.
-        let mut rig = rig(MRG_RXBUF, 9000);
-        let mut buffers = add_buffers(&mut rig, 2, 800);
+        let mut fixture = fixture(MRG_RXBUF, 9000);
+        let mut buffers = add_buffers(&mut fixture, 2, 800);
         let socket = UdpSocket::bind("10.9.0.1:4444").unwrap();
         let data: Vec<u8> = packet(3, 8000)[HEADER..].to_vec();
         socket.send_to(&data, "10.9.0.2:9999").unwrap();
         // The kernel repeats the request until it receives a reply; a new interface loses earlier packets.
-        let request = next_frame(&mut rig, &mut buffers, ARP);
-        buffers.extend(add_buffers(&mut rig, 1, 800));
-        rig.add_packet(&arp_reply(&request));
-        rig.net.notify(1);
-        rig.await_source(READABLE);
-        buffers.extend(add_buffers(&mut rig, 40, 800));
-        rig.net.notify(0);
-        let received = next_frame(&mut rig, &mut buffers, IPV4);
+        let request = next_frame(&mut fixture, &mut buffers, ARP);
+        buffers.extend(add_buffers(&mut fixture, 1, 800));
+        fixture.add_packet(&arp_reply(&request));
+        fixture.net.notify(1);
+        fixture.await_event(READABLE);
+        buffers.extend(add_buffers(&mut fixture, 40, 800));
+        fixture.net.notify(0);
+        let received = next_frame(&mut fixture, &mut buffers, IPV4);
         assert!(received[HEADER + 42..] == data);
         assert_eq!(received[..10], [0; 10], "no offload is negotiated");
     });

@@ -35,7 +35,7 @@ fn byte_is_written_at_once() {
     let mut output = SerialOutput::new(writer).unwrap();
     output.write(b"a");
     assert_eq!(read(&mut reader, 1), b"a");
-    assert!(output.notify().read().is_err(), "no byte is buffered");
+    assert!(output.flush_needed().read().is_err(), "no byte is buffered");
     assert_eq!(output.buffer.capacity(), 0, "no buffer before the first stall");
     assert!(!output.flush());
 }
@@ -63,10 +63,10 @@ fn stalled_reader_drops_oldest_buffered_bytes() {
     let mut output = SerialOutput::new(writer).unwrap();
     let sent = pattern(4096 + 1000 + CAPACITY);
     print(&mut output, &sent[..4096]);
-    assert!(output.notify().read().is_err());
+    assert!(output.flush_needed().read().is_err());
     print(&mut output, &sent[4096..]);
     assert_eq!(
-        output.notify().read().unwrap(),
+        output.flush_needed().read().unwrap(),
         1,
         "one notification, not one per byte"
     );
@@ -97,7 +97,7 @@ fn each_stall_is_reported() {
     let mut output = SerialOutput::new(writer).unwrap();
     for stall in 1..=2 {
         print(&mut output, &pattern(4096 + CAPACITY + stall));
-        assert_eq!(output.notify().read().unwrap(), 1);
+        assert_eq!(output.flush_needed().read().unwrap(), 1);
         while output.flush() {
             read_available(&mut reader);
         }
@@ -130,7 +130,7 @@ fn closed_reader_is_reported_once() {
         drop(reader);
         print(&mut output, b"bcd");
         assert_eq!(output.dropped(), 3);
-        assert_eq!(output.notify().read().unwrap(), 1);
+        assert_eq!(output.flush_needed().read().unwrap(), 1);
         assert!(!output.flush());
         let report = output.report().unwrap();
         assert!(matches!(report, Error::Broken { .. }), "{report}");
