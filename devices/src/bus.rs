@@ -44,7 +44,7 @@ impl<T: ByteRegisters> BusDevice for T {
     }
 }
 
-/// A device as buses and the machine share it.
+/// A device that buses and the machine share.
 pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
 
 /// View of a device that starts at one of its later registers.
@@ -77,7 +77,9 @@ impl BusDevice for OffsetDevice {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The range is empty or ends beyond the last address.
-    #[error("cannot attach {device} at {base:#x}: {length:#x} addresses from there are not a valid range")]
+    #[error(
+        "cannot attach {device} at {base:#x}: a range of {length:#x} addresses is empty or exceeds the address space"
+    )]
     Range {
         /// Name of the device.
         device: &'static str,
@@ -100,6 +102,7 @@ pub enum Error {
     },
 }
 
+/// Address range of a device.
 struct Claim {
     base: u64,
     last: u64,
@@ -169,7 +172,7 @@ impl BusBuilder {
     }
 }
 
-/// A bus as vCPU threads use it.
+/// A bus with its final set of devices, used by vCPU threads.
 ///
 /// An access that does not lie entirely within one device is unclaimed: a read returns all ones, a write has no
 /// effect, and the bus counts it.
@@ -200,6 +203,7 @@ impl Bus {
         self.unclaimed.load(Ordering::Relaxed)
     }
 
+    /// Returns the claim that contains the access. Counts an unclaimed access.
     fn find(&self, address: u64, length: usize) -> Option<&Claim> {
         let last = (length as u64)
             .checked_sub(1)

@@ -7,12 +7,13 @@ use serde::Serialize;
 /// Number of buckets with an upper bound: 1 us, 2 us, 4 us and so on, up to 2^23 us, which is 8.4 s.
 pub const BUCKETS: usize = 24;
 
-/// Number of durations per power of two of their microseconds, with total number and sum. The size is fixed.
+/// Distribution of durations over buckets bounded by powers of two of microseconds. Its size is fixed: a device embeds
+/// it without an allocation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Histogram {
     count: u64,
     sum_us: u64,
-    /// Durations in each bucket alone, not cumulative. `count` includes the durations beyond the last bound.
+    /// Durations in each bucket, not cumulative. `count` includes the durations beyond the last bound.
     buckets: [u64; BUCKETS],
 }
 

@@ -20,7 +20,7 @@ pub const EXIT_PORT: u64 = 0x501;
 /// Number of ports of [`ExitPort`].
 pub const EXIT_LENGTH: u64 = 4;
 
-/// SLP_EN of the PM1a control register: enter the sleep state. Off is the only one.
+/// SLP_EN of the PM1a control register: enter the sleep state. Power-off is the only state.
 const SLEEP_ENABLE: u16 = 1 << 13;
 
 /// SLP_EN of the sleep control register.

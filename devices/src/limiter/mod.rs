@@ -150,8 +150,7 @@ impl BucketLevel {
                 self.burst, self.bucket.one_time_burst
             ));
         }
-        (self.fraction >= self.bucket.refill_time())
-            .then(|| "the fraction is a whole token or more".to_owned())
+        (self.fraction >= self.bucket.refill_time()).then(|| "the fraction is at least one token".to_owned())
     }
 }
 
@@ -229,7 +228,7 @@ impl Limiter {
     /// Makes the timerfd unreadable. The device must call [`Self::consume`] again for its throttled request.
     pub fn clear_timer(&mut self) {
         if self.throttled {
-            // A read would block if the timer was armed again in the meantime. Disarming cannot fail.
+            // Not by a read, which would block if the timer is armed again before it. Disarming cannot fail.
             let _ = self.timer.clear();
             self.throttled = false;
         }
@@ -250,8 +249,8 @@ impl Limiter {
         }
     }
 
-    /// Adds the tokens of the time up to `now`, on the clock of [`Self::consume`]. The first call after a restore only
-    /// starts the time.
+    /// Adds the tokens of the time up to `now`, on the clock of [`Self::consume`]. The first call after a restore adds
+    /// none: it only records `now`.
     pub fn fill(&mut self, now: Duration) {
         for bucket in [&mut self.bandwidth, &mut self.operations].into_iter().flatten() {
             bucket.fill(now);

@@ -73,10 +73,10 @@ impl<D: VirtioDevice> Board<D> {
         self.process_events();
     }
 
-    /// Processes all event sources, as the event loop does.
+    /// Processes the events of all descriptors, as the event loop does.
     fn process_events(&mut self) {
-        for source in self.transport.watched_fds() {
-            self.transport.process_event(source.token);
+        for watched in self.transport.watched_fds() {
+            self.transport.process_event(watched.token);
         }
     }
 

@@ -8,7 +8,7 @@ use virtio_queue::{Queue, QueueState};
 
 use super::interrupt::VirtioInterrupt;
 
-/// Everything that a device receives when its driver sets DRIVER_OK. The device takes ownership.
+/// Resources that a device receives, and owns until its reset, when its driver sets DRIVER_OK.
 pub struct Activation {
     /// Negotiated features, VERSION_1 included.
     pub features: u64,

@@ -1,8 +1,8 @@
 //! The real-time clock and CMOS memory of an MC146818 at ports 0x70 (index) and 0x71 (data).
 //!
 //! The time is the host's in UTC plus the offset that the guest has set. Update in progress (bit 7 of register A) is
-//! set for the last 244 us of each second: a guest that reads it as clear has that long to read a consistent time. It
-//! is always clear while register B stops the clock.
+//! set for the last 244 us of each second: a guest that reads it as clear has at least that long to read a consistent
+//! time. It is always clear while register B stops the clock.
 //!
 //! There are no alarms and no periodic interrupts: the alarm registers and the enable bits of register B only store
 //! values, and register C reads as zero. The day of the week follows from the date.
@@ -343,8 +343,8 @@ impl Persist for Cmos {
         if usize::from(state.index) >= BYTES {
             return invalid(format!("index {:#x} is beyond {BYTES} registers", state.index));
         }
-        let stops = state.memory[usize::from(B)] & SET != 0;
-        if state.stopped.is_some() != stops {
+        let is_stopped = state.memory[usize::from(B)] & SET != 0;
+        if state.stopped.is_some() != is_stopped {
             return invalid("register B and the stopped time contradict each other".to_owned());
         }
         if let Some(stopped) = state.stopped.filter(|stopped| *stopped != stopped.clamped()) {

@@ -90,7 +90,7 @@ struct Keyboard {
 }
 
 impl Keyboard {
-    /// Creates a keyboard as after power-on: scanning, in set 2.
+    /// Creates a keyboard in its power-on state: scanning, in set 2.
     fn new() -> Self {
         Self {
             queue: VecDeque::new(),
@@ -177,7 +177,8 @@ impl Keyboard {
 
     /// Presses and releases Ctrl+Alt+Del.
     ///
-    /// Has no effect if scanning is disabled or the queue has no room for all codes: no key may stay down.
+    /// Has no effect if scanning is disabled or the queue has no room for all codes: a partial sequence would leave a
+    /// key pressed.
     fn press_ctrl_alt_del(&mut self, translated: bool) {
         let codes: &[u8] = if translated || self.set == 1 {
             &CTRL_ALT_DEL_1
@@ -362,8 +363,8 @@ impl I8042 {
             Some(0x60) => self.state.memory[0] = value | CONFIG_MOUSE_OFF,
             Some(command @ 0x61..=0x7f) => self.state.memory[usize::from(command & 0x1f)] = value,
             Some(0xd1) => self.drive_reset_line(value),
-            // Without a mouse port, the byte comes back as a keyboard byte. Linux gives up on the mouse at once then;
-            // no response would delay its boot by half a second.
+            // Without a mouse port, the byte comes back as a keyboard byte, which ends the probe of Linux for a mouse.
+            // Without a response, Linux would wait half a second.
             Some(0xd2 | 0xd3) => self.state.output = Some(value),
             // Data for the absent mouse.
             Some(_) => {}

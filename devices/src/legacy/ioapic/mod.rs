@@ -231,7 +231,7 @@ impl Ioapic {
         }
     }
 
-    /// Returns the message of `pin`, or `None` if it is masked or its vector is invalid.
+    /// Returns the message of `pin`; `None` if the pin is masked and edge-triggered, or its vector is invalid.
     ///
     /// A masked level-triggered pin keeps its route: the end of its last interrupt may be outstanding.
     pub fn route(&self, pin: u8) -> Option<Message> {

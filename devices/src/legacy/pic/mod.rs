@@ -234,7 +234,7 @@ impl Controller {
     /// Returns the level-triggered inputs.
     ///
     /// They always include the cascade: on hardware, INT of the slave falls and rises between the two acknowledge
-    /// cycles of the bus. These are one step here, so that the master would miss the edge.
+    /// cycles of the bus. The model combines both cycles in one step, so an edge-triggered master would miss the edge.
     fn level_inputs(&self) -> u8 {
         match self.chip {
             Chip::Master => self.level_triggered | 1 << CASCADE,

@@ -3,10 +3,10 @@
 //! The model computes counts from a clock instead of ticking: an idle timer costs nothing, and an unprogrammed timer
 //! never arms its timerfd. Differences from the data sheet:
 //!
-//! - A count takes effect when it is written, not one tick later. In modes 2 and 3 it starts a new period at once, not
+//! - A count takes effect when it is written, not one tick later. In modes 2 and 3, the new period starts at once, not
 //!   after the current one.
-//! - Counter 0 triggers its interrupt for each rising edge of its output. Edges between two checks trigger it once, as
-//!   the interrupt controller of a PC latches only one.
+//! - Counter 0 triggers its interrupt for each rising edge of its output. Several edges between two checks trigger one
+//!   interrupt, because the interrupt controller of a PC latches only one.
 //! - The host checks for edges at most once per [`MIN_PERIOD`], so that a guest cannot keep the host busy.
 //! - Bits 2 and 3 of port 0x61 (parity and channel check) read as zero.
 
@@ -71,11 +71,11 @@ struct Counter {
     second_byte: bool,
     latched_count: Option<u16>,
     latched_status: Option<u8>,
-    /// A count has started it, or the gate in modes 1 and 5.
+    /// Set once a count, or the gate in modes 1 and 5, has started the counter.
     started: bool,
     /// Ticks counted before `since`.
     counted: u64,
-    /// Start or last continuation, in ticks of the clock; `None` while it is stopped.
+    /// Start or last continuation, in ticks of the clock; `None` while the counter is stopped.
     since: Option<u64>,
 }
 
@@ -375,7 +375,7 @@ pub struct Pit {
 }
 
 impl Pit {
-    /// Creates an unprogrammed timer whose counter 0 triggers `interrupt`. `clock` must not go back.
+    /// Creates an unprogrammed timer whose counter 0 triggers `interrupt`. `clock` must be monotonic.
     ///
     /// # Errors
     /// Fails if `timerfd_create` fails.

@@ -118,7 +118,7 @@ impl SerialOutput {
     /// Writes buffered bytes without blocking, at most about 4 KiB. Returns true while bytes remain: the caller then
     /// watches the file for writability.
     pub fn flush(&mut self) -> bool {
-        // Fails with `EAGAIN` if there is no notification, which is harmless.
+        // Fails with EAGAIN if no notification is pending: a call for writability needs none.
         let _ = self.flush_needed.read();
         self.write_buffered();
         !self.buffer.is_empty()

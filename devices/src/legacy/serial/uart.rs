@@ -54,9 +54,9 @@ const FIFO_SIZE: usize = 64;
 const ENABLE_BITS: u8 = 0b1111;
 /// Line status: a received byte is available.
 const DATA_READY: u8 = 0b1;
-/// Line status: the transmitter is empty. Always, because the port sends every byte at once.
+/// Line status: the transmitter is empty. Always set, because the port sends every byte at once.
 const LINE_TRANSMITTER_EMPTY: u8 = 0b110_0000;
-/// Modem status: carrier detect, data set ready and clear to send. Always.
+/// Modem status: carrier detect, data set ready and clear to send. Always set.
 const MODEM_STATUS: u8 = 0b1011_0000;
 
 /// Failure to create a serial port.
@@ -325,10 +325,7 @@ impl Persist for Serial {
         state.check()?;
         let line = IrqTrigger(self.interrupt.clone());
         self.model = vm_superio::Serial::from_state(&state.into(), line, NoEvents, Latch::default())
-            .map_err(|error| PersistError::Invalid {
-                component: "serial",
-                reason: error.to_string(),
-            })?;
+            .map_err(|error| invalid(error.to_string()))?;
         self.transmitter_empty = false;
         self.notify_room();
         Ok(())

@@ -1,7 +1,7 @@
 //! The file or block device behind a drive.
 //!
 //! An open file description lock protects an open disk: a writable disk against all other users, a read-only disk
-//! against writers. The second of two drives or VMs that would write to one disk fails, under any name of the file.
+//! against writers. A second drive or VM cannot open a disk for writing, under any name of the file.
 //! The lock belongs to the inode: two nodes of one block device have independent locks.
 //!
 //! A block device discards and zeroes its own logical blocks, which may be larger than a sector of the driver (4Kn:
@@ -127,7 +127,7 @@ impl Disk {
     /// [`Error::Busy`].
     pub fn open(path: &Path, options: DiskOptions) -> Result<Self, Error> {
         let DiskOptions { read_only, .. } = options;
-        // Before the open, which would block on a pipe.
+        // Checked before the open, which would block on a pipe.
         let metadata = path
             .metadata()
             .map_err(|source| open_error(path, read_only, source))?;
@@ -417,7 +417,7 @@ fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), Error> {
 
 fn set_lock(file: &File, read_only: bool) -> io::Result<()> {
     let kind = if read_only { libc::F_RDLCK } else { libc::F_WRLCK };
-    // A length of 0 extends to the end of the file.
+    // A length of 0 covers the file to any later end.
     let lock = libc::flock {
         l_type: i16::try_from(kind).unwrap_or_default(),
         l_whence: i16::try_from(libc::SEEK_SET).unwrap_or_default(),

@@ -61,7 +61,7 @@ impl Executor {
         if !self.limiter.has_limit() {
             return true;
         }
-        // A notification during a wait is not a further wait.
+        // A notification while the request waits does not count as another wait.
         let was_throttled = self.limiter.is_throttled();
         let admitted = self.limiter.consume(request.bytes(), self.clock.now());
         if !admitted && !was_throttled {
@@ -144,6 +144,7 @@ impl Executor {
             _ => None,
         };
         let disk = &self.disk;
+        // A read that waits is in the first arm below, which needs `read_cached` before.
         let waits = |operation| match operation {
             Operation::Read(_) => false,
             Operation::Write(..) => disk.write_may_wait(write_through),

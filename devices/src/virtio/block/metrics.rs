@@ -13,7 +13,7 @@ use super::uring::Operation;
 use crate::clock::Clock;
 use crate::histogram::Histogram;
 
-/// Number of reads and writes for each timed one.
+/// Sampling interval: one of this many reads and writes is timed.
 pub const SAMPLE: u32 = 16;
 
 /// Counters and latencies since the creation of the device.

@@ -345,7 +345,7 @@ impl VirtioDevice for Block {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockState {
     limiter: LimiterState,
-    /// Capacity in bytes that the driver knows.
+    /// Capacity in bytes that was last reported to the driver.
     reported_capacity: u64,
 }
 
@@ -371,8 +371,8 @@ impl Persist for Block {
         }
     }
 
-    /// The event loop processes the queue after the restore. It also notifies the driver if the disk has another size
-    /// now.
+    /// Restores rate limiter and reported capacity. The event loop then processes the queue, and notifies the driver if
+    /// the disk has another size.
     fn restore(&mut self, state: BlockState) -> Result<(), PersistError> {
         self.restore_limiter(state.limiter)?;
         self.reported_capacity = state.reported_capacity;

@@ -161,7 +161,7 @@ impl Request {
 }
 
 impl Target {
-    /// Returns `length` bytes from `sector`, or fails if they are no sectors of the disk.
+    /// Returns the extent of `length` bytes from `sector`. Fails if it is not complete sectors within the disk.
     fn extent(self, sector: u64, length: u64) -> Result<Extent, Status> {
         let offset = sector.checked_mul(SECTOR).ok_or(Status::IoError)?;
         let end = offset.checked_add(length).ok_or(Status::IoError)?;
@@ -187,7 +187,8 @@ impl Target {
         self.check_writable(Status::Unsupported)?;
         let valid_flags = VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
         let (extents, flags) = self.segments(chain, MAX_ZERO_SECTORS, valid_flags)?;
-        // The unmap flag permits deallocation but does not require it: all segments must have it.
+        // The unmap flag permits deallocation but does not require it, so one mode serves all segments: deallocation
+        // only if all of them permit it.
         let unmap = flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
         Ok(Request::Zero { extents, unmap })
     }

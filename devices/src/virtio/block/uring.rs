@@ -160,12 +160,12 @@ impl UringEngine {
         Ok(())
     }
 
-    /// Returns true if no further submission may follow `error`.
+    /// Counts a rejected submission. Returns true if no further submission may follow `error`.
     fn is_permanent(&mut self, error: &io::Error) -> bool {
         if !is_transient(error) {
             return true;
         }
-        // A request that completes may free the memory that a submission needs.
+        // Not counted while the kernel has requests: a completion may free the memory that a submission needs.
         if self.submitted() == 0 {
             self.retries += 1;
         }

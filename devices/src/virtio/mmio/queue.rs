@@ -80,7 +80,7 @@ impl QueueRegisters {
             && within(self.used, 4, 6 + 8 * size)
     }
 
-    /// Returns the queue at its start, or `None` if it is not ready.
+    /// Returns the queue with both indices at 0, or `None` if it is not ready.
     pub(super) fn build(&self, event_idx: bool) -> Option<Queue> {
         let state = QueueState {
             event_idx_enabled: event_idx,

@@ -256,7 +256,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         if value == 0 {
             return self.reset();
         }
-        // A driver must not clear single bits, virtio 1.2 §2.1.1: they are ignored.
+        // Clear bits are ignored: a driver must not clear single bits, virtio 1.2 §2.1.1.
         let added = value & !self.registers.status;
         self.registers.status |= added & UNCONDITIONAL;
         if added & r::FEATURES_OK != 0 {
@@ -267,9 +267,9 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         }
     }
 
-    /// Sets FEATURES_OK unless the driver does not accept VERSION_1, virtio 1.2 §6.2, or accepts a virtqueue or
-    /// transport feature that was not offered: driver and device would disagree on the layout of the queues. Other
-    /// bits that were not offered are cleared silently, since several drivers set them by mistake.
+    /// Sets FEATURES_OK if the accepted features are valid: VERSION_1, virtio 1.2 §6.2, and no virtqueue or transport
+    /// feature that was not offered. With such a feature, driver and device would disagree on the layout of the queues.
+    /// Other bits that were not offered are cleared with one warning, since several drivers set them by mistake.
     fn negotiate_features(&mut self) {
         let unknown = self.registers.driver_features & !self.offered();
         self.registers.driver_features &= !unknown;

@@ -67,7 +67,7 @@ const _: () = assert!(DATA_VALID as u32 == net::VIRTIO_NET_HDR_F_DATA_VALID);
 const GSO_NONE: u8 = 0;
 const _: () = assert!(GSO_NONE as u32 == net::VIRTIO_NET_HDR_GSO_NONE);
 
-/// Returns the header to send for a frame of `length` bytes with the driver's `header`. None if the header
+/// Returns the header to send for a frame of `length` bytes with the driver's `header`; `None` if the header
 /// requests an offload that is not in the negotiated `features`. Virtio 1.2 §5.1.6.2.1.
 ///
 /// The device ignores flags other than NEEDS_CSUM. Fields without a meaning become zero. The header length, a
@@ -99,7 +99,7 @@ pub(super) fn tx_header(header: &[u8; HEADER], length: usize, features: u64) -> 
     Some(clean)
 }
 
-/// Returns the flags of a received packet for a driver with the negotiated `features`. None if the driver
+/// Returns the flags of a received packet for a driver with the negotiated `features`; `None` if the driver
 /// must not receive the packet. Virtio 1.2 §5.1.6.4.1.
 ///
 /// A backend can hold such packets from before a reset, when the driver had negotiated more.

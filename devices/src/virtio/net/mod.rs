@@ -400,17 +400,17 @@ impl VirtioDevice for Net {
     }
 
     fn watched_fds(&self) -> Vec<WatchedFd> {
-        let source = |descriptor, token, edge| WatchedFd {
+        let watched = |descriptor, token, edge| WatchedFd {
             descriptor,
             token,
             edge,
         };
         vec![
-            source(self.setup.backend.descriptor(), READABLE, true),
-            source(self.writable.as_raw_fd(), WRITABLE, false),
-            source(self.setup.receive_limiter.as_raw_fd(), RECEIVE_TIMER, false),
-            source(self.setup.transmit_limiter.as_raw_fd(), TRANSMIT_TIMER, false),
-            source(self.backlog.as_raw_fd(), BACKLOG, false),
+            watched(self.setup.backend.descriptor(), READABLE, true),
+            watched(self.writable.as_raw_fd(), WRITABLE, false),
+            watched(self.setup.receive_limiter.as_raw_fd(), RECEIVE_TIMER, false),
+            watched(self.setup.transmit_limiter.as_raw_fd(), TRANSMIT_TIMER, false),
+            watched(self.backlog.as_raw_fd(), BACKLOG, false),
         ]
     }
 

@@ -10,7 +10,7 @@ use super::stream::{self, StderrTail, Stream};
 
 /// First descriptor after the standard ones.
 const FIRST_DESCRIPTOR: RawFd = 3;
-/// Maximum number of descriptors to mark singly, where the kernel cannot mark them all at once.
+/// Maximum number of descriptors to mark one by one, if the kernel lacks `CLOSE_RANGE_CLOEXEC`.
 const MAX_DESCRIPTORS: u64 = 1 << 16;
 
 /// Error of a passt process.
@@ -56,7 +56,7 @@ impl Passt {
     /// [`check`](Self::check).
     ///
     /// # Errors
-    /// All variants except [`Error::Ended`].
+    /// Fails with any variant except [`Error::Ended`].
     pub fn start(arguments: &[String]) -> Result<(Self, Stream), Error> {
         Self::start_program("passt", arguments)
     }
@@ -80,8 +80,8 @@ impl Passt {
 
     pub(super) fn start_program(program: &str, arguments: &[String]) -> Result<(Self, Stream), Error> {
         let (ours, theirs) = UnixStream::pair().map_err(Error::Pair)?;
-        // Some releases of passt require a descriptor above standard error, which a duplicate has. A
-        // successful exec closes it, except in the child.
+        // Some releases of passt require a descriptor above standard error, which `try_clone` guarantees. The
+        // duplicate is close-on-exec; `keep_only` clears that flag in the child alone.
         let theirs = OwnedFd::from(theirs).try_clone().map_err(Error::Pair)?;
         let descriptor = theirs.as_raw_fd();
         let (stderr, stderr_end) = StderrTail::pair().map_err(Error::Pair)?;
@@ -92,7 +92,8 @@ impl Passt {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr_end);
-        // SAFETY: between fork and exec the closure makes system calls only.
+        // SAFETY: between fork and exec, the closure only makes system calls; it allocates nothing and takes no
+        // lock.
         unsafe { command.pre_exec(move || keep_only(descriptor)) };
         let process = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::Missing(error),
@@ -116,14 +117,14 @@ impl Drop for Passt {
     }
 }
 
-/// Keeps only `descriptor` and the standard ones open across the next exec. It also closes inherited
-/// descriptors without the close-on-exec flag.
+/// Keeps only `descriptor` and the standard ones open across the next exec, which then also closes
+/// descriptors that this process has inherited without the close-on-exec flag.
 fn keep_only(descriptor: RawFd) -> io::Result<()> {
     let flags = libc::CLOSE_RANGE_CLOEXEC;
-    // SAFETY: the call takes no pointer.
+    // SAFETY: the call takes no pointer, and only sets flags of descriptors.
     let marked = unsafe { libc::syscall(libc::SYS_close_range, FIRST_DESCRIPTOR, u32::MAX, flags) };
     if marked != 0 {
-        mark_singly();
+        set_close_on_exec();
     }
     // SAFETY: the call takes no pointer.
     match unsafe { libc::fcntl(descriptor, libc::F_SETFD, 0) } {
@@ -133,7 +134,7 @@ fn keep_only(descriptor: RawFd) -> io::Result<()> {
 }
 
 /// Sets the close-on-exec flag of each descriptor, for Linux before 5.11.
-fn mark_singly() {
+fn set_close_on_exec() {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,

@@ -26,8 +26,8 @@ pub(super) struct Receiver {
     spare: Vec<u8>,
     /// Bytes of the held packet; 0 for none.
     held: usize,
-    /// Packets for which the buffers should hold the maximum length. That list of seventeen iovecs costs as
-    /// much as a small packet; without it, a large packet needs a copy.
+    /// Packets for which the buffers should hold the maximum length. The list of seventeen iovecs for it costs
+    /// as much as a small packet; without that list, a large packet needs a copy.
     large: u32,
     /// Failures of the backend since its last packet or empty read.
     failures: u32,
@@ -219,7 +219,7 @@ impl Receiver {
     }
 }
 
-/// Returns the flags of a packet of `length` bytes that starts with `start`; none if the driver must not
+/// Returns the flags of a packet of `length` bytes that starts with `start`; `None` if the driver must not
 /// receive it. Virtio 1.2 §5.1.4.1 forbids unsegmented packets longer than the negotiated MTU.
 fn checked_flags(batch: &Batch<'_>, start: [u8; 2], length: usize) -> Option<u8> {
     let too_long = length > HEADER + batch.max_frame && is_unsegmented(start);

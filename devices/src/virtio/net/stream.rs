@@ -42,7 +42,7 @@ pub enum Error {
 
 /// Connection to the process that provides the network.
 ///
-/// The link is up until the other end closes the connection or announces an invalid length: 0, or more than
+/// The link is up until the other end closes the connection or sends an invalid length: 0, or more than
 /// [`MAX_FRAME`]. Then it is down for good, and an incomplete frame is dropped. A kernel that is short of
 /// memory loses packets but not the connection.
 pub struct Stream {
@@ -66,7 +66,7 @@ impl Stream {
     /// Connects to the socket at `path`.
     ///
     /// # Errors
-    /// All variants.
+    /// Fails with any variant.
     pub fn connect(path: &Path) -> Result<Self, Error> {
         let socket = UnixStream::connect(path).map_err(|source| Error::Connect {
             path: path.to_owned(),
@@ -76,15 +76,15 @@ impl Stream {
         Self::with_name(socket, name, None)
     }
 
-    /// Uses a connected socket.
+    /// Creates a stream on a connected socket.
     ///
     /// # Errors
-    /// [`Error::Nonblocking`].
+    /// [`Error::Nonblocking`] if the socket cannot be made non-blocking.
     pub fn new(socket: UnixStream) -> Result<Self, Error> {
         Self::with_name(socket, "stream".to_owned(), None)
     }
 
-    /// Uses a connected socket with a description and, optionally, the standard error of the other end.
+    /// Creates a stream on a connected socket, with a description and, optionally, the standard error of the other end.
     pub(super) fn with_name(
         socket: UnixStream,
         name: String,
@@ -150,8 +150,8 @@ impl Stream {
             msg_flags: 0,
         };
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        // SAFETY: `iovecs` describe memory that outlives the call, as both callers ensure, and the kernel
-        // only reads it.
+        // SAFETY: `message` and `iovecs` outlive the call. The iovecs describe memory that does too, as both
+        // callers ensure by a borrow, and the kernel only reads it.
         let sent = unsafe { libc::sendmsg(self.socket.as_raw_fd(), &raw const message, flags) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
@@ -285,7 +285,7 @@ fn iovec(bytes: &[u8]) -> libc::iovec {
     }
 }
 
-/// Maximum number of bytes kept.
+/// Maximum number of bytes kept of the standard error.
 const MAX_BYTES: usize = 4096;
 /// Maximum number of characters of the returned line.
 const MAX_LINE: usize = 200;
@@ -294,8 +294,8 @@ const NOTICES: [&str; 2] = ["Don't run as root", "Failed to send"];
 
 /// Receiving end of the standard error of a process. Clones share the content.
 ///
-/// It is read only after the process exits. The process never blocks: a full socket rejects further bytes,
-/// and then it already holds the first line.
+/// No read is necessary before the process exits, and the process never blocks: a full socket rejects further
+/// bytes, and then already holds the first line.
 #[derive(Clone, Debug)]
 pub(super) struct StderrTail(Arc<Mutex<StderrBuffer>>);
 
@@ -306,8 +306,8 @@ struct StderrBuffer {
 }
 
 impl StderrTail {
-    /// Creates a socket pair; the second end is for the process. Sockets, because std cannot create
-    /// non-blocking pipes.
+    /// Creates a socket pair; the second end is for the process. A socket, because the standard library cannot
+    /// create non-blocking pipes.
     pub(super) fn pair() -> io::Result<(Self, OwnedFd)> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;

@@ -186,8 +186,8 @@ impl Error {
 
 /// Attached tap interface.
 ///
-/// The link is down while the interface is, which a failed send reveals, and is lost when the interface is
-/// deleted.
+/// The link is down while the interface is down, and lost once the interface is deleted. A failed system call
+/// reveals either.
 #[derive(Debug)]
 pub struct Tap {
     file: File,
@@ -202,7 +202,7 @@ impl Tap {
     /// with a name of the kernel's choice; it lives as long as this value and requires CAP_NET_ADMIN.
     ///
     /// # Errors
-    /// All variants except [`Error::Descriptor`] and [`Error::Mode`].
+    /// Fails with any variant except [`Error::Descriptor`] and [`Error::Mode`].
     pub fn open(name: &str) -> Result<Self, Error> {
         check_name(name)?;
         let file = OpenOptions::new()
@@ -218,7 +218,8 @@ impl Tap {
     /// Uses the descriptor of a tap that is already attached, with `IFF_NO_PI` and `IFF_VNET_HDR`.
     ///
     /// # Errors
-    /// [`Error::Descriptor`], [`Error::Mode`] and [`Error::Configure`].
+    /// [`Error::Descriptor`] if the descriptor is not an attached tap, [`Error::Mode`] if the tap lacks a required
+    /// flag, [`Error::Configure`] if the tap cannot be configured.
     pub fn from_descriptor(descriptor: OwnedFd) -> Result<Self, Error> {
         let file = File::from(descriptor);
         let name = attached_name(&file)?;
@@ -236,8 +237,8 @@ impl Tap {
         &self.name
     }
 
-    /// Returns the index of the interface in this network namespace. None for a tap from a descriptor,
-    /// because its interface may be in another namespace.
+    /// Returns the index of the interface in this network namespace; `None` for a tap from a descriptor, because
+    /// its interface may be in another namespace.
     pub fn index(&self) -> Option<u32> {
         self.index
     }
@@ -442,7 +443,7 @@ struct TapInterface {
 
 /// Attaches `file` to the existing interface `name`, or to a new one if `name` is empty.
 fn attach(file: &File, name: &str) -> Result<TapInterface, Error> {
-    // For a privileged process, the kernel would create a missing interface, which would have no
+    // Checked first: for a privileged process, the kernel would create a missing interface, which would have no
     // configuration.
     let known_index = match name {
         "" => None,
@@ -478,7 +479,7 @@ fn is_multi_queue(file: &File, name: &str) -> bool {
 /// Returns the name of the interface that `file` is attached to.
 fn attached_name(file: &File) -> Result<String, Error> {
     let mut ifreq = IfReq::new("", 0);
-    // SAFETY: the call writes one `struct ifreq`, which `request` is, and is exclusively ours.
+    // SAFETY: the call writes one `struct ifreq`; `ifreq` has its size and is exclusively borrowed.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut ifreq) };
     check(result).map_err(|source| Error::Descriptor {
         descriptor: file.as_raw_fd(),
@@ -496,7 +497,7 @@ fn attached_name(file: &File) -> Result<String, Error> {
 /// Sets the length in bytes of the header before each frame.
 fn set_header_size(file: &File, bytes: usize) -> io::Result<()> {
     let bytes = i32::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: the call reads one int, which `bytes` is.
+    // SAFETY: the call reads one `int`, and `bytes` is an `i32` that outlives the call.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) };
     check(result)
 }
@@ -535,7 +536,7 @@ fn set_nonblocking(file: &File) -> io::Result<()> {
 }
 
 fn set_interface(file: &File, ifreq: &mut IfReq) -> io::Result<()> {
-    // SAFETY: the call reads and writes one `struct ifreq`, which `request` is, and is exclusively ours.
+    // SAFETY: the call reads and writes one `struct ifreq`; `ifreq` has its size and is exclusively borrowed.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut *ifreq) };
     check(result)
 }

@@ -172,7 +172,8 @@ impl Virtqueue {
         } else {
             store(memory, used, 0, Ordering::Relaxed)?;
         }
-        // Full barrier: the driver stores the index, then loads the event or flags; one of both sides sees the other.
+        // Full barrier: the driver stores the index, then loads the event or flags. At least one side sees the store of
+        // the other.
         fence(Ordering::SeqCst);
         let index = load(memory, self.queue.avail_ring() + INDEX_OFFSET, Ordering::Acquire)?;
         Ok(index != next)
@@ -189,8 +190,8 @@ impl Virtqueue {
         if old == next {
             return Ok(false);
         }
-        // Full barrier: the driver stores its event or flags, then loads the used index; one of both sides sees the
-        // other.
+        // Full barrier: the driver stores its event or flags, then loads the used index. At least one side sees the
+        // store of the other.
         fence(Ordering::SeqCst);
         let available = self.queue.avail_ring();
         if self.queue.event_idx_enabled() {

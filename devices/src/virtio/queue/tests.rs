@@ -237,12 +237,12 @@ fn buffer_outside_memory_fails() {
             );
         }
     }
-    let nothing = RawDescriptor {
+    let empty_buffer = RawDescriptor {
         address: u64::MAX,
         ..RawDescriptor::default()
     };
     assert_eq!(
-        collect_table(&[nothing]).unwrap(),
+        collect_table(&[empty_buffer]).unwrap(),
         (0, 0),
         "an empty buffer has no address"
     );

@@ -1,13 +1,12 @@
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use snapshot::persist::{Error as PersistError, Persist};
 
 use super::{Serial, SerialOutput, SerialState};
 use crate::bus::BusDevice;
-use crate::interrupt::Interrupt;
 use crate::legacy::serial::testing::{pattern, read, read_to_end, small_pipe};
+use crate::testing::EdgeCounter;
 
 const DATA: u64 = 0;
 const IER: u64 = 1;
@@ -18,23 +17,8 @@ const LSR: u64 = 5;
 const MSR: u64 = 6;
 const SCR: u64 = 7;
 
-#[derive(Default)]
-struct EdgeCount(AtomicUsize);
-
-impl EdgeCount {
-    fn take(&self) -> usize {
-        self.0.swap(0, Ordering::Relaxed)
-    }
-}
-
-impl Interrupt for EdgeCount {
-    fn set_level(&self, asserted: bool) {
-        self.0.fetch_add(usize::from(asserted), Ordering::Relaxed);
-    }
-}
-
-fn serial() -> (Serial, Arc<EdgeCount>, File) {
-    let edges = Arc::new(EdgeCount::default());
+fn serial() -> (Serial, Arc<EdgeCounter>, File) {
+    let edges = Arc::new(EdgeCounter::default());
     let (reader, writer) = small_pipe();
     let output = SerialOutput::new(writer).unwrap();
     (Serial::new(edges.clone(), output).unwrap(), edges, reader)

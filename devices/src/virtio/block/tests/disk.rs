@@ -59,7 +59,7 @@ fn forbidden_file_fails_with_reason() {
 }
 
 #[test]
-fn read_only_drive_is_not_advised_to_be_read_only() {
+fn only_writable_disk_error_suggests_read_only() {
     let message = |read_only, code| {
         let source = std::io::Error::from_raw_os_error(code);
         open_error(Path::new("/disk"), read_only, source).to_string()
@@ -78,7 +78,7 @@ fn read_only_drive_is_not_advised_to_be_read_only() {
 }
 
 #[test]
-fn lock_covers_all_names_of_a_file() {
+fn lock_covers_all_names_of_file() {
     let scratch = Scratch::new(512);
     let (hard, soft) = (Scratch::empty(), Scratch::empty());
     for other in [&hard, &soft] {

@@ -114,6 +114,6 @@ fn drop_waits_for_requests_in_flight() {
 #[test]
 fn missing_io_uring_selects_sync() {
     assert_eq!(select_engine("a", Ok(())), IoEngine::Async);
-    let refused = std::io::Error::from_raw_os_error(libc::EPERM);
-    assert_eq!(select_engine("a", Err(refused)), IoEngine::Sync);
+    let denied = std::io::Error::from_raw_os_error(libc::EPERM);
+    assert_eq!(select_engine("a", Err(denied)), IoEngine::Sync);
 }

@@ -77,7 +77,7 @@ fn throttled_queue_makes_no_descriptor_ready() {
 }
 
 /// Returns true if a request of `kind` for `segments` leaves 512 bytes in a bucket of `size` bytes.
-fn leaves_a_sector(kind: u32, segments: &[(u64, u32, u32)], size: u64) -> bool {
+fn leaves_sector(kind: u32, segments: &[(u64, u32, u32)], size: u64) -> bool {
     let scratch = Scratch::empty();
     scratch.set_len(64 << 20);
     let mut config = config(scratch.path(), IoEngine::Sync);
@@ -90,15 +90,15 @@ fn leaves_a_sector(kind: u32, segments: &[(u64, u32, u32)], size: u64) -> bool {
 #[test]
 fn write_zeroes_consumes_its_length() {
     let two = [(0, 8192, 0), (8192, 8192, 1)];
-    assert!(!leaves_a_sector(WRITE_ZEROES, &two, (8 << 20) + 511));
-    assert!(leaves_a_sector(WRITE_ZEROES, &two, (8 << 20) + 512));
+    assert!(!leaves_sector(WRITE_ZEROES, &two, (8 << 20) + 511));
+    assert!(leaves_sector(WRITE_ZEROES, &two, (8 << 20) + 512));
 }
 
 #[test]
 fn discard_consumes_partial_blocks() {
     let two = [(0, 8192, 0), (8192, 8, 0)];
-    assert!(!leaves_a_sector(DISCARD, &two, 8192 + 4096 + 511));
-    assert!(leaves_a_sector(DISCARD, &two, 8192 + 4096 + 512));
+    assert!(!leaves_sector(DISCARD, &two, 8192 + 4096 + 511));
+    assert!(leaves_sector(DISCARD, &two, 8192 + 4096 + 512));
 }
 
 #[test]

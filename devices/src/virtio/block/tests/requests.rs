@@ -62,7 +62,7 @@ fn write_without_flush_feature_is_write_through() {
 }
 
 #[test]
-fn request_has_any_buffer_layout() {
+fn request_accepts_any_buffer_layout() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let mut fixture = Fixture::on(&scratch, engine);
@@ -118,7 +118,7 @@ fn batch_raises_one_interrupt() {
 }
 
 #[test]
-fn polling_driver_gets_no_interrupt() {
+fn polling_driver_receives_no_interrupt() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let mut fixture = Fixture::on(&scratch, engine);

@@ -67,7 +67,7 @@ fn restore_notifies_changed_capacity() {
     fixture.interrupt.clear();
     fixture.start(fixture.block.features());
     fixture.block.restore(state.clone()).unwrap();
-    // The saved state keeps the capacity that the driver knows, for the next restore.
+    // The saved state keeps the capacity that was reported to the driver, for the next restore.
     assert_eq!(fixture.block.save().unwrap(), state);
     assert_eq!(fixture.interrupt.status(), 0);
     fixture.process_events(0);

@@ -70,7 +70,7 @@ fn permanent_failure_selects_sync() {
         (fixture.block.metrics().errors, fixture.block.in_flight()),
         (2, 0)
     );
-    assert!(fixture.is_idle(), "the device retries for ever");
+    assert!(fixture.is_idle(), "the device retries forever");
     assert_eq!(fixture.run_one(FLUSH, 0, &[]).0, OK);
     fixture.reset();
     fixture.activate(fixture.block.features());

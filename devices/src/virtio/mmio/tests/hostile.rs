@@ -62,8 +62,8 @@ fn queue_of_size_one_works() {
     assert_eq!(fixture.start(), READY);
     let (buffers, table) = (fixture.driver.buffers, fixture.driver.buffers + 0x1000);
     for _ in 0..3 {
-        let buffers_of_chain = [Buffer::readable(buffers, 4), Buffer::writable(buffers, 4)];
-        fixture.driver.queues[0].add_indirect(table, &buffers_of_chain);
+        let chain = [Buffer::readable(buffers, 4), Buffer::writable(buffers, 4)];
+        fixture.driver.queues[0].add_indirect(table, &chain);
         fixture.notify(0);
         assert_eq!(fixture.driver.queues[0].collect_used().len(), 1);
     }
@@ -188,15 +188,15 @@ fn head_outside_table_stops_device() {
 
 #[test]
 fn available_index_jump_stops_device() {
-    for served in [0, 1, 20] {
+    for processed in [0, 1, 20] {
         for jump in [17, 0x7fff, 0x8000, u16::MAX - 1, u16::MAX] {
             let mut fixture = Fixture::started();
-            for _ in 0..served {
+            for _ in 0..processed {
                 fixture.expect_echo(0, b"x");
             }
-            fixture.driver.queues[0].set_available_index(jump.wrapping_add(served));
+            fixture.driver.queues[0].set_available_index(jump.wrapping_add(processed));
             fixture.notify(0);
-            expect_stopped(&mut fixture, &format!("from {served} by {jump}"));
+            expect_stopped(&mut fixture, &format!("from {processed} by {jump}"));
         }
     }
 }

@@ -116,7 +116,7 @@ fn every_device_status_round_trips() {
         fixture.driver.queues[0].make_available(77);
         fixture.notify(0);
     };
-    let half_way = |fixture: &mut Fixture| {
+    let partially_configured = |fixture: &mut Fixture| {
         fixture.set(r::STATUS, r::ACKNOWLEDGE | r::DRIVER);
         fixture.set(r::DRIVER_FEATURES, 0xffff);
         fixture.set(r::QUEUE_SEL, 1);
@@ -127,18 +127,18 @@ fn every_device_status_round_trips() {
         fixture.driver.queues.truncate(1);
         fixture.start();
     };
-    let stages: [&dyn Fn(&mut Fixture); 4] = [&needs_reset, &half_way, &unready, &|_| {}];
-    for (index, stage) in stages.iter().enumerate() {
+    let setups: [&dyn Fn(&mut Fixture); 4] = [&needs_reset, &partially_configured, &unready, &|_| {}];
+    for (index, setup) in setups.iter().enumerate() {
         let mut fixture = Fixture::new();
-        stage(&mut fixture);
+        setup(&mut fixture);
         let status = fixture.get(r::STATUS);
         let bytes = save(&fixture);
         // Into a device that was active: none of its state may remain.
         let mut other = Fixture::started();
         other.expect_echo(1, b"before the restore");
         restore(&mut other, &bytes).unwrap();
-        assert_eq!(other.get(r::STATUS), status, "stage {index}");
-        assert_eq!(save(&other), bytes, "stage {index}");
+        assert_eq!(other.get(r::STATUS), status, "setup {index}");
+        assert_eq!(save(&other), bytes, "setup {index}");
         other.transport.notify_restored();
         other.expect_recovery();
     }

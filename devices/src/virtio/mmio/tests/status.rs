@@ -73,7 +73,7 @@ fn driver_ok_processes_early_chains() {
 }
 
 #[test]
-fn features_ok_and_driver_ok_in_one_write() {
+fn one_write_of_features_ok_and_driver_ok_starts_device() {
     let mut fixture = Fixture::new();
     for (index, queue) in (0..).zip(&fixture.driver.queues) {
         set(&mut fixture.transport, r::QUEUE_SEL, index);

@@ -56,8 +56,9 @@ fn multi_queue_interface_is_rejected() {
         for name in ["mayfly0", "mayfly1"] {
             let error = Tap::open(name).unwrap_err();
             assert!(matches!(error, Error::Queues { .. }), "{error:?}");
-            let way_out = format!("ip tuntap del {name} mode tap multi_queue; ip tuntap add {name} mode tap");
-            assert!(error.to_string().contains(&way_out), "{error}");
+            let commands =
+                format!("ip tuntap del {name} mode tap multi_queue; ip tuntap add {name} mode tap");
+            assert!(error.to_string().contains(&commands), "{error}");
         }
     });
 }
@@ -108,7 +109,7 @@ fn open_error_names_cause() {
 }
 
 #[test]
-fn device_error_names_way_out() {
+fn device_error_names_commands() {
     let error = |code| Error::from_open(io::Error::from_raw_os_error(code));
     assert!(error(libc::ENOENT).to_string().contains("modprobe tun"));
     assert!(error(libc::EACCES).to_string().contains("chmod 666 /dev/net/tun"));

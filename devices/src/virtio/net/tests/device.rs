@@ -65,7 +65,7 @@ fn idle_device_raises_no_event() {
     fixture.net.notify(0);
     fixture.net.notify(1);
     for token in 0..5 {
-        assert!(!fixture.process_pending(token), "source {token} is ready");
+        assert!(!fixture.process_pending(token), "descriptor {token} is ready");
     }
     assert_eq!(fixture.line.take(), 0);
 }

@@ -149,9 +149,9 @@ impl Fixture {
     }
 
     fn descriptor(&self, token: u32) -> RawFd {
-        let sources = self.net.watched_fds();
-        let source = sources.iter().find(|source| source.token == token);
-        source.unwrap().descriptor
+        let watched_fds = self.net.watched_fds();
+        let watched = watched_fds.iter().find(|watched| watched.token == token);
+        watched.unwrap().descriptor
     }
 }
 
