@@ -3,13 +3,13 @@
 //   clones N MAYFLY SNAPSHOT
 //
 // Starts N processes `MAYFLY restore SNAPSHOT` one after the other. Each guest must echo a byte before the
-// next process starts. A separate spawner process starts them: with the descriptors of all VMs open, a spawn
-// takes longer the more there are, which is not mayfly's cost.
+// next process starts. A separate spawner process starts them: the time of a spawn grows with the number of open
+// descriptors, and a process with the descriptors of all VMs would add that time to mayfly's.
 //
 // Prints the start time of the first and last hundred VMs, and the memory of the system per VM, with the
 // kernel's share. It excludes the guest's own writes: the private pages of the mapping of its memory. At the
-// end it checks that all VMs are alive and kills them. The exit status is 1 if a goal is missed: 1 MiB per
-// VM, and a ratio of 1.3 of the last hundred to the first.
+// end it checks that all VMs are alive and kills them. The goals are 1 MiB per VM, and a ratio of 1.3 of the
+// last hundred to the first. The exit status is 1 if a goal is missed.
 #define _GNU_SOURCE
 #include <err.h>
 #include <errno.h>

@@ -90,7 +90,7 @@ fn measure(rounds: usize) -> io::Result<Vec<Row>> {
     ])
 }
 
-/// Creates a row of two medians, whose ratio has the goal.
+/// Creates a row for the ratio of two medians.
 fn ratio(name: &'static str, own: Vec<Duration>, floor: Vec<Duration>, goal: f64) -> Row {
     let micros = |durations: Vec<Duration>| median(durations).as_secs_f64() * 1e6;
     let (own, floor) = (micros(own), micros(floor));
@@ -127,7 +127,7 @@ fn socket(rounds: usize) -> io::Result<Row> {
     Ok(ratio("process start to a connectable socket", own, floor, 1.2))
 }
 
-/// Starts mayfly with the socket `path` and configures a guest, which is not started.
+/// Starts mayfly with an API socket at `path` and configures a guest without starting it.
 fn ready(path: &Path, name: &str) -> io::Result<(Process, std::os::unix::net::UnixStream)> {
     let _ = fs::remove_file(path);
     let process = Process::start(&mayfly(), &["--api-sock", &path.to_string_lossy()])?;
@@ -142,7 +142,7 @@ fn ready(path: &Path, name: &str) -> io::Result<(Process, std::os::unix::net::Un
 
 const START: &str = r#"{"action_type":"InstanceStart"}"#;
 
-/// Measures the time from the request to start a guest to its first byte.
+/// Measures the time from the InstanceStart request to the guest's first byte.
 fn start(rounds: usize) -> io::Result<Row> {
     let floor_program =
         compile("floor", &["-Dmain=floor_main", "-c", "floor/floor.c"]).and_then(|object| {

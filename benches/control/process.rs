@@ -56,10 +56,10 @@ impl Process {
         command.spawn().map(Self)
     }
 
-    /// Reads `count` bytes of its output.
+    /// Reads `count` bytes from the output of the process.
     ///
     /// # Errors
-    /// Fails if it exits first.
+    /// Fails if the process exits first.
     pub fn read(&mut self, count: usize) -> io::Result<()> {
         let output = self
             .0
@@ -69,10 +69,10 @@ impl Process {
         output.read_exact(&mut vec![0; count])
     }
 
-    /// Sends a byte to its input.
+    /// Sends a byte to the input of the process.
     ///
     /// # Errors
-    /// Fails if it has exited.
+    /// Fails if the process has exited.
     pub fn send_byte(&mut self) -> io::Result<()> {
         let input = self.0.stdin.as_mut().ok_or_else(|| io::Error::other("no pipe"))?;
         input.write_all(b".")

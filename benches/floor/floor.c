@@ -5,8 +5,8 @@
 //
 // One vCPU in long mode with fresh anonymous memory, the split interrupt controller, the host's CPUID, and a
 // guest of a few bytes. The guest prints a line to the serial port and ends with a keyboard-controller reset.
-// The program makes each call as a raw ioctl, in the cheapest order, in one thread. The time of a VMM beyond
-// this is its own.
+// The program makes each call as a raw ioctl, in the cheapest order, in one thread. Any further time of a
+// VMM is its own cost.
 #include <err.h>
 #include <fcntl.h>
 #include <linux/kvm.h>

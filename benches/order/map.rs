@@ -11,8 +11,8 @@ struct InputSection {
 pub struct Map(Vec<InputSection>);
 
 impl Map {
-    /// Parses the map of lld: each line has an address, a load address, a size, an alignment, and, indented
-    /// by eight columns, a file and its section in brackets.
+    /// Parses the map of lld. Each line has an address, a load address, a size and an alignment. A file with its
+    /// section in brackets follows, indented by eight columns.
     pub fn parse(text: &str) -> Self {
         let mut sections: Vec<InputSection> = text.lines().filter_map(parse_line).collect();
         sections.sort_by_key(|section| section.start);
@@ -25,7 +25,7 @@ impl Map {
         self.0.iter().map(|section| section.pattern.as_str())
     }
 
-    /// Returns the linker script pattern of the section that contains the instruction at `address`. None if
+    /// Returns the linker script pattern of the section that contains the instruction at `address`, or `None` if
     /// no pattern matches only that section.
     #[allow(dead_code, reason = "tests/order.rs does not call it")]
     pub fn pattern(&self, address: u64) -> Option<String> {
@@ -53,8 +53,8 @@ fn parse_line(line: &str) -> Option<InputSection> {
     Some(InputSection { start, size, pattern })
 }
 
-/// Returns the section name without the parts that differ between builds: the hash at the end of a legacy
-/// mangled name, and the crate hash of a v0 one.
+/// Returns the section name with a wildcard for each part that differs between builds: the hash at the end of a
+/// legacy mangled name, the crate hash of a v0 name.
 fn stable_name(section: &str) -> String {
     let mut name = String::new();
     let mut rest = section;

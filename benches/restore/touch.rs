@@ -17,14 +17,14 @@ const ITERATIONS: usize = 50;
 #[derive(Clone, Copy)]
 struct Pattern {
     byte: u8,
-    /// Name and goal for a guest that is resumed some time after its load; the baseline has no set.
+    /// Name and goal for a guest that is resumed some time after its load. The baseline has no working set.
     loaded: (&'static str, f64),
-    /// The same from the start of the process.
+    /// Name and goal, measured from the start of the process.
     spawned: (&'static str, f64),
 }
 
-/// With a set, page ranges are touched 2.5 times as fast, and a set never costs time: single pages are not
-/// prefetched. Two medians of the same measurement differ by up to a twentieth.
+/// With a working set, page ranges are touched 2.5 times as fast. Single pages are not prefetched, so a working set
+/// must not cost time there. Two medians of the same measurement differ by up to a twentieth.
 const PATTERNS: [Pattern; 3] = [
     Pattern {
         byte: b'8',
@@ -43,7 +43,7 @@ const PATTERNS: [Pattern; 3] = [
     },
 ];
 
-/// Measures first touches, alternating with and without a set.
+/// Measures first touches, alternating with and without a working set.
 pub fn first(fixture: &Fixture, rounds: usize) -> io::Result<Vec<Row>> {
     let snapshot = text(&fixture.snapshot("toucher", SMALL)?);
     let set = text(&fixture.new_directory("sets")?.join("set"));
@@ -105,7 +105,7 @@ fn loaded(snapshot: &str, options: &[&str], byte: u8) -> io::Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// The same from the start of the process, with the byte already in its input.
+/// Measures the time from the start of the process, with the byte already in its input, to the response.
 fn spawned(snapshot: &str, options: &[&str], byte: u8) -> io::Result<Duration> {
     let (reader, mut writer) = io::pipe()?;
     writer.write_all(&[byte])?;

@@ -132,9 +132,9 @@ impl Request {
         Ok(request.unwrap_or_else(Self::Rejected))
     }
 
-    /// Returns the bytes for the bandwidth bucket of the rate limiter: data between disk and guest; for write zeroes
-    /// all zeros, since they may be written; for a discard the partial file system blocks at both ends of each
-    /// segment.
+    /// Returns the bytes for the bandwidth bucket of the rate limiter: the data between disk and guest. Write zeroes
+    /// counts all zeros, since they may be written. A discard counts the partial file system blocks at both ends of
+    /// each segment.
     pub(super) fn bytes(&self) -> u64 {
         match self {
             Self::Read(extent) | Self::Write(extent) => extent.length,

@@ -144,8 +144,8 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
     /// space differs from the saved one. The driver sends no notification for chains from before the snapshot.
     ///
     /// Interrupts that the driver has not acknowledged are not raised again: they are state of the interrupt
-    /// controller or the vCPU. A second one could reach a driver that is about to acknowledge the first, and some
-    /// drivers treat an interrupt without a cause as a fault.
+    /// controller or the vCPU. A second one could arrive after the driver has acknowledged the first. Some drivers
+    /// treat such an interrupt without a cause as a fault.
     pub fn notify_restored(&mut self) {
         if !self.is_running() {
             return;

@@ -92,7 +92,7 @@ pub trait Backend: Send {
 /// [`Writable::watch`].
 ///
 /// The event loop watches descriptors for input only. An epoll instance is readable when a descriptor in it
-/// is ready, so this one reports a writable backend as input, and only while the device waits for it.
+/// is ready. This instance thus reports a writable backend as input, and only while the device waits for it.
 pub(super) struct Writable {
     epoll: Epoll,
     registered: bool,

@@ -67,8 +67,8 @@ const _: () = assert!(DATA_VALID as u32 == net::VIRTIO_NET_HDR_F_DATA_VALID);
 const GSO_NONE: u8 = 0;
 const _: () = assert!(GSO_NONE as u32 == net::VIRTIO_NET_HDR_GSO_NONE);
 
-/// Returns the header to send for a frame of `length` bytes with the driver's `header`; `None` if the header
-/// requests an offload that is not in the negotiated `features`. Virtio 1.2 §5.1.6.2.1.
+/// Returns the header to send for a frame of `length` bytes with the driver's `header`. Returns `None` if
+/// the header requests an offload that is not in the negotiated `features`. Virtio 1.2 §5.1.6.2.1.
 ///
 /// The device ignores flags other than NEEDS_CSUM. Fields without a meaning become zero. The header length, a
 /// hint by virtio 1.2 §5.1.6.2.2, is limited to the frame length: the kernel rejects longer ones.

@@ -117,7 +117,7 @@ impl Drop for Passt {
     }
 }
 
-/// Keeps only `descriptor` and the standard ones open across the next exec, which then also closes
+/// Keeps only `descriptor` and the standard ones open across the next exec. The exec then also closes
 /// descriptors that this process has inherited without the close-on-exec flag.
 fn keep_only(descriptor: RawFd) -> io::Result<()> {
     let flags = libc::CLOSE_RANGE_CLOEXEC;

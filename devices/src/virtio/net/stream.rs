@@ -294,7 +294,7 @@ const NOTICES: [&str; 2] = ["Don't run as root", "Failed to send"];
 
 /// Receiving end of the standard error of a process. Clones share the content.
 ///
-/// No read is necessary before the process exits, and the process never blocks: a full socket rejects further
+/// No read is necessary before the process exits. The process never blocks: a full socket rejects further
 /// bytes, and then already holds the first line.
 #[derive(Clone, Debug)]
 pub(super) struct StderrTail(Arc<Mutex<StderrBuffer>>);

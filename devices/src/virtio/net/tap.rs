@@ -326,8 +326,8 @@ impl Backend for Tap {
             iov_len: rest.len(),
         });
         let count = i32::try_from(iovecs.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: `iovecs` describe guest memory that the driver provides for this, which lives as long as
-        // `buffers`, and `rest`, which is exclusively ours during the call.
+        // SAFETY: `iovecs` describe device-writable guest memory, which lives as long as `buffers`, and `rest`,
+        // which is exclusively borrowed during the call.
         let received = unsafe { libc::readv(self.file.as_raw_fd(), iovecs.as_ptr(), count) };
         match usize::try_from(received) {
             Ok(length) => {
@@ -367,7 +367,7 @@ impl Tap {
             events: libc::POLLOUT,
             revents: 0,
         };
-        // SAFETY: `poll` is one pollfd, valid and exclusively ours during the call, which does not wait.
+        // SAFETY: `poll` is one pollfd, valid and exclusively borrowed during the call, which does not wait.
         unsafe { libc::poll(&raw mut poll, 1, 0) };
         if poll.revents & libc::POLLERR != 0 {
             self.set_link(Link::Lost);
@@ -520,7 +520,7 @@ fn set_offloads(file: &File, features: u64) -> io::Result<()> {
             offloads |= libc::TUN_F_USO4 | libc::TUN_F_USO6;
         }
     }
-    // SAFETY: the call takes a number and no pointer.
+    // SAFETY: the call takes a number, not a pointer.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, u64::from(offloads)) };
     check(result)
 }

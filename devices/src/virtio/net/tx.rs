@@ -71,7 +71,7 @@ pub struct Counters {
     /// Bytes of the frames of the transferred packets.
     pub bytes: u64,
     /// Dropped packets: too long, too short, longer than the driver's buffers or the negotiated MTU, or with
-    /// a header that requests an offload that was not negotiated.
+    /// an offload in the header that was not negotiated.
     pub drops: u64,
     /// Failures of the backend to send or receive a packet.
     pub errors: u64,

@@ -1,8 +1,8 @@
 //! A split virtqueue of an active device, virtio 1.2 §2.7.
 //!
 //! In contrast to `virtio_queue`, several chains become used at once, as virtio 1.2 §5.1.6.4.1 requires of mergeable
-//! receive buffers: a polling driver that sees only some of them drops the packet. VIRTQ_AVAIL_F_NO_INTERRUPT is also
-//! supported.
+//! receive buffers. A polling driver that sees only some of them would drop the packet. VIRTQ_AVAIL_F_NO_INTERRUPT is
+//! also supported.
 //!
 //! Each access needs one lookup in guest memory. `virtio_queue` uses `Bytes`, which supports an access across two
 //! regions and costs about 30 ns. A request needs a dozen accesses; they would take up to a third of a cached read of

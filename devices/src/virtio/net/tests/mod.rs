@@ -161,7 +161,7 @@ fn is_readable(descriptor: RawFd, milliseconds: i32) -> bool {
         events: libc::POLLIN,
         revents: 0,
     };
-    // SAFETY: `poll` is one pollfd, valid and exclusively ours during the call.
+    // SAFETY: `poll` is one pollfd, valid and exclusively borrowed during the call.
     unsafe { libc::poll(&raw mut poll, 1, milliseconds) == 1 }
 }
 

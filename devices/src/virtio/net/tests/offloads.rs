@@ -24,7 +24,7 @@ fn rx_flags_follow_features() {
     let both = GUEST_USO4 | GUEST_USO6;
     for (start, features, flags) in [
         ([0, 0], 0, Some(0)),
-        // Without GUEST_CSUM, the driver does not know the flag of a verified checksum.
+        // Without GUEST_CSUM, the flag of a verified checksum has no meaning for the driver.
         ([2, 0], 0, Some(0)),
         ([2, 0], GUEST_CSUM, Some(2)),
         ([1, 0], 0, None),
