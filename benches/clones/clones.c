@@ -3,8 +3,8 @@
 //   clones N MAYFLY SNAPSHOT
 //
 // Starts N processes `MAYFLY restore SNAPSHOT` one after the other. Each guest must echo a byte before the
-// next process starts. A separate spawner process starts them: the time of a spawn grows with the number of open
-// descriptors, and a process with the descriptors of all VMs would add that time to mayfly's.
+// next process starts. A separate spawner process starts them: the time of a spawn grows with the number of
+// open descriptors. Here, the descriptors of all VMs would distort mayfly's time.
 //
 // Prints the start time of the first and last hundred VMs, and the memory of the system per VM, with the
 // kernel's share. It excludes the guest's own writes: the private pages of the mapping of its memory. At the

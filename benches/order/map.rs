@@ -53,8 +53,8 @@ fn parse_line(line: &str) -> Option<InputSection> {
     Some(InputSection { start, size, pattern })
 }
 
-/// Returns the section name with a wildcard for each part that differs between builds: the hash at the end of a
-/// legacy mangled name, the crate hash of a v0 name.
+/// Returns the section name with a wildcard for the part that differs between builds. It is the hash at the end
+/// of a legacy mangled name, or the crate hash of a v0 name.
 fn stable_name(section: &str) -> String {
     let mut name = String::new();
     let mut rest = section;

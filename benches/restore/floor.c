@@ -1,5 +1,5 @@
-// Floor of snapshots: the KVM calls that are necessary from the first instruction of a process to the next
-// output of a restored guest, and those that create a diff of a loaded snapshot.
+// Floor of snapshots: the KVM calls that are necessary to load a snapshot, from the first instruction of a
+// process to the guest's next output, and to create a diff.
 //
 //     floor make DIR MEMORY_MIB    writes DIR/memory and DIR/state of a guest that prints dots endlessly
 //     floor restore DIR            restores and resumes that guest

@@ -174,8 +174,8 @@ impl BusBuilder {
 
 /// A bus with its final set of devices, used by vCPU threads.
 ///
-/// An access that does not lie entirely within one device is unclaimed: the bus counts it, a read returns all ones,
-/// and a write has no effect.
+/// An access that does not lie entirely within one device is unclaimed. The bus counts it; a read returns all ones, a
+/// write has no effect.
 #[derive(Default)]
 pub struct Bus {
     claims: Box<[Claim]>,

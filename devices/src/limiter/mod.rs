@@ -1,8 +1,8 @@
 //! Rate limiter of a device: a token bucket for bytes and one for operations, as in Firecracker's API.
 //!
 //! A device calls [`Limiter::consume`] before each request. If the result is false, the device leaves the request in its
-//! queue, and the limiter's timerfd is armed for the time at which the request can pass. A throttled queue costs no CPU
-//! time.
+//! queue. The limiter has then armed its timerfd for the time at which the request can pass. A throttled queue costs no
+//! CPU time.
 //!
 //! A request larger than the size of the bucket passes once there is no debt, and its overdraft becomes the debt. No
 //! other request passes until refills have paid the debt. Over any period, the requests that pass consume at most the

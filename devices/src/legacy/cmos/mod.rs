@@ -1,8 +1,8 @@
 //! The real-time clock and CMOS memory of an MC146818 at ports 0x70 (index) and 0x71 (data).
 //!
 //! The time is the host's in UTC plus the offset that the guest has set. Update in progress (bit 7 of register A) is
-//! set for the last 244 us of each second, and always clear while register B stops the clock. A guest that reads the bit
-//! as clear has at least 244 us to read a consistent time.
+//! set for the last 244 us of each second, and clear while register B stops the clock. A guest that reads the bit as
+//! clear has at least 244 us to read a consistent time.
 //!
 //! There are no alarms and no periodic interrupts. The alarm registers and the enable bits of register B only store
 //! values, and register C reads as zero. The day of the week follows from the date.

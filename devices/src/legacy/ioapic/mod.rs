@@ -150,8 +150,8 @@ impl Entry {
 
     /// Returns the route of the pin, if it has one.
     ///
-    /// A masked edge-triggered pin has none. A masked level-triggered pin keeps its route, because its last interrupt may
-    /// be in service: KVM reports the end of an interrupt only while a route has its vector.
+    /// A masked edge-triggered pin has none. A masked level-triggered pin keeps its route: its last interrupt may be in
+    /// service. KVM reports the end of an interrupt only while a route has its vector.
     fn route(self) -> Option<Message> {
         self.message().filter(|_| self.is_level() || !self.is_masked())
     }

@@ -1,12 +1,12 @@
 //! The file or block device behind a drive.
 //!
 //! An open file description lock protects an open disk: a writable disk against all other users, a read-only disk
-//! against writers. A second drive or VM cannot open a disk for writing, under any name of the file.
-//! The lock belongs to the inode: two nodes of one block device have independent locks.
+//! against writers. A second drive or VM cannot open a disk for writing, under any name of the file. The lock belongs
+//! to the inode: two nodes of one block device have independent locks.
 //!
 //! A block device discards and zeroes only complete logical blocks, and rejects other ranges with EINVAL. A logical
-//! block may be larger than a sector of the driver (4Kn: 4096 bytes). Discard is advisory, so its range shrinks to complete blocks.
-//! Zeros are guaranteed, so they are written if the kernel cannot produce them otherwise.
+//! block may be larger than a sector of the driver (4Kn: 4096 bytes). Discard is advisory, so its range shrinks to
+//! complete blocks. Zeros are guaranteed, so they are written if the kernel cannot produce them otherwise.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
