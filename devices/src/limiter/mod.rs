@@ -106,7 +106,7 @@ impl BucketLevel {
     /// Returns the time from the last [`Self::fill`] until a request of `tokens` can pass; zero if it can pass now.
     ///
     /// A request of more tokens than the size of the bucket can pass once there is no debt.
-    fn wait(&self, tokens: u64) -> Duration {
+    fn wait_time(&self, tokens: u64) -> Duration {
         let needed = tokens.saturating_sub(self.burst);
         let level = if needed > self.bucket.size { 0 } else { needed };
         let missing = u128::from(level.saturating_sub(self.level)) + u128::from(self.debt);
@@ -206,7 +206,7 @@ impl Limiter {
         for (bucket, count) in [(&mut self.bandwidth, bytes), (&mut self.operations, 1)] {
             if let Some(bucket) = bucket {
                 bucket.fill(now);
-                wait = wait.max(bucket.wait(count));
+                wait = wait.max(bucket.wait_time(count));
             }
         }
         if !wait.is_zero() {

@@ -253,15 +253,15 @@ proptest! {
         let mut now = Duration::ZERO;
         for bytes in requests {
             level.fill(now);
-            let wait = level.wait(bytes);
+            let wait = level.wait_time(bytes);
             if !wait.is_zero() {
                 let mut early = level.clone();
                 early.fill(now + wait.saturating_sub(Duration::from_nanos(1)));
-                prop_assert!(!early.wait(bytes).is_zero());
+                prop_assert!(!early.wait_time(bytes).is_zero());
             }
             now += wait;
             level.fill(now);
-            prop_assert_eq!(level.wait(bytes), Duration::ZERO);
+            prop_assert_eq!(level.wait_time(bytes), Duration::ZERO);
             level.consume(bytes);
         }
     }

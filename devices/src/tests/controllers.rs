@@ -171,7 +171,7 @@ impl Fixture for PicFixture {
     fn apply_event(&mut self, event: u16) -> u64 {
         let [line, action] = event.to_le_bytes();
         match action & 3 {
-            0 if self.0.pending() => self.0.acknowledge().into(),
+            0 if self.0.is_pending() => self.0.acknowledge().into(),
             1 => {
                 self.0.set_level(line % 16, true);
                 0
@@ -180,7 +180,7 @@ impl Fixture for PicFixture {
                 self.0.set_level(line % 16, false);
                 0
             }
-            _ => u64::from(self.0.pending()) << 8,
+            _ => u64::from(self.0.is_pending()) << 8,
         }
     }
 }

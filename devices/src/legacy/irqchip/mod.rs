@@ -51,7 +51,7 @@ impl SharedChips {
     fn access<R>(&self, action: impl FnOnce(&mut Chips) -> R) -> R {
         let mut chips = lock(&self.chips);
         let result = action(&mut chips);
-        let intr = chips.pic.pending();
+        let intr = chips.pic.is_pending();
         // Stored under the lock, so that the flag changes in the order of INTR.
         let before = self.intr.swap(intr, Ordering::SeqCst);
         drop(chips);
@@ -113,7 +113,7 @@ impl SplitIrqchip {
     /// INTR may be high again on return.
     pub fn acknowledge(&self) -> Option<u8> {
         self.shared
-            .access(|chips| chips.pic.pending().then(|| chips.pic.acknowledge()))
+            .access(|chips| chips.pic.is_pending().then(|| chips.pic.acknowledge()))
     }
 
     /// Handles the end of interrupt `vector` of a local APIC (KVM_EXIT_IOAPIC_EOI).

@@ -152,7 +152,7 @@ impl Controller {
     }
 
     /// Returns the input for which INT is asserted.
-    fn pending(&self) -> Option<u8> {
+    fn pending_input(&self) -> Option<u8> {
         if self.awaiting != Awaiting::Nothing {
             return None;
         }
@@ -168,7 +168,7 @@ impl Controller {
 
     /// Performs the acknowledge cycle: moves the pending input into service and returns it.
     fn acknowledge(&mut self) -> Option<u8> {
-        let input = self.pending()?;
+        let input = self.pending_input()?;
         self.latched &= !(1 << input);
         if !self.auto_eoi {
             self.in_service |= 1 << input;
@@ -367,8 +367,8 @@ impl Pic {
     }
 
     /// Returns the level of INTR: true if an interrupt is pending for [`Self::acknowledge`].
-    pub fn pending(&self) -> bool {
-        self.state.master.pending().is_some()
+    pub fn is_pending(&self) -> bool {
+        self.state.master.pending_input().is_some()
     }
 
     /// Performs the processor's acknowledge cycle: moves the pending interrupt into service and returns its vector.
@@ -423,7 +423,7 @@ impl Pic {
 
     /// Propagates INT of the slave to the master.
     fn update_cascade(&mut self) {
-        let asserted = self.state.slave.pending().is_some();
+        let asserted = self.state.slave.pending_input().is_some();
         self.state.master.set_line(CASCADE, asserted);
     }
 }

@@ -39,7 +39,7 @@ fn requests(pic: &mut Pic, chip: Chip) -> u8 {
 fn uninitialised_pair_is_masked_and_can_be_probed() {
     let mut pic = Pic::new();
     pulse(&mut pic, 0);
-    assert!(!pic.pending());
+    assert!(!pic.is_pending());
     // Probe of Linux for the pair.
     pic.write(Chip::Slave, 1, 0xff);
     pic.write(Chip::Master, 1, 0xfb);
@@ -51,11 +51,11 @@ fn initialisation_clears_edges_and_blocks_interrupts() {
     let mut pic = initialised(0x01);
     pulse(&mut pic, 3);
     pic.write(Chip::Master, 0, 0x11);
-    assert!(!pic.pending(), "ICW1 clears edges");
+    assert!(!pic.is_pending(), "ICW1 clears edges");
     pulse(&mut pic, 4);
     pic.write(Chip::Master, 1, 0x40);
     pic.write(Chip::Master, 1, 0x04);
-    assert!(!pic.pending(), "ICW4 is missing");
+    assert!(!pic.is_pending(), "ICW4 is missing");
     pic.write(Chip::Master, 1, 0x01);
     assert_eq!(pic.acknowledge(), 0x44);
 }
@@ -75,14 +75,14 @@ fn single_mode_skips_icw3_and_icw4() {
 fn edge_is_delivered_once() {
     let mut pic = initialised(0x01);
     pic.set_level(4, true);
-    assert!(pic.pending());
+    assert!(pic.is_pending());
     assert_eq!(pic.acknowledge(), MASTER + 4);
-    assert!(!pic.pending());
+    assert!(!pic.is_pending());
     pic.write(Chip::Master, 0, 0x20);
-    assert!(!pic.pending());
+    assert!(!pic.is_pending());
     pic.set_level(4, false);
     pic.set_level(4, true);
-    assert!(pic.pending());
+    assert!(pic.is_pending());
 }
 
 #[test]
@@ -96,13 +96,13 @@ fn level_is_delivered_until_line_falls() {
         pic.set_level(line, true);
         for _ in 0..2 {
             assert_eq!(pic.acknowledge(), vector);
-            assert!(!pic.pending());
+            assert!(!pic.is_pending());
             pic.write(Chip::Slave, 0, 0x20);
             pic.write(Chip::Master, 0, 0x20);
-            assert!(pic.pending());
+            assert!(pic.is_pending());
         }
         pic.set_level(line, false);
-        assert!(!pic.pending());
+        assert!(!pic.is_pending());
     }
 }
 
@@ -111,7 +111,7 @@ fn lost_request_is_spurious() {
     let mut pic = initialised(0x01);
     pulse(&mut pic, 3);
     pic.write(Chip::Master, 1, 0xff);
-    assert!(!pic.pending());
+    assert!(!pic.is_pending());
     assert_eq!(pic.acknowledge(), MASTER + 7);
     assert_eq!(in_service(&mut pic, Chip::Master), 0);
 }
@@ -127,13 +127,13 @@ fn slave_interrupt_needs_two_ends() {
     assert_eq!(in_service(&mut pic, Chip::Slave), 0x40);
     pulse(&mut pic, 15);
     pulse(&mut pic, 8);
-    assert!(!pic.pending(), "line 2 of the master is in service");
+    assert!(!pic.is_pending(), "line 2 of the master is in service");
     pic.write(Chip::Master, 0, 0x62);
     assert_eq!(pic.acknowledge(), SLAVE, "line 8 is above line 14");
     pic.write(Chip::Slave, 0, 0x20);
     pic.write(Chip::Master, 0, 0x20);
     assert_eq!(in_service(&mut pic, Chip::Slave), 0x40, "line 14 is in service");
-    assert!(!pic.pending());
+    assert!(!pic.is_pending());
     pic.write(Chip::Slave, 0, 0x20);
     assert_eq!(pic.acknowledge(), SLAVE + 7);
 }
@@ -144,7 +144,7 @@ fn special_fully_nested_mode_nests_slave() {
     pulse(&mut pic, 14);
     assert_eq!(pic.acknowledge(), SLAVE + 6);
     pulse(&mut pic, 3);
-    assert!(!pic.pending(), "line 3 is below the slave");
+    assert!(!pic.is_pending(), "line 3 is below the slave");
     pulse(&mut pic, 9);
     assert_eq!(pic.acknowledge(), SLAVE + 1);
 }
@@ -155,7 +155,7 @@ fn higher_line_interrupts_lower_line() {
     pulse(&mut pic, 4);
     pulse(&mut pic, 6);
     assert_eq!(pic.acknowledge(), MASTER + 4);
-    assert!(!pic.pending());
+    assert!(!pic.is_pending());
     pulse(&mut pic, 1);
     assert_eq!(pic.acknowledge(), MASTER + 1);
     pic.write(Chip::Master, 0, 0x20);
@@ -216,7 +216,7 @@ fn special_mask_mode_unblocks_lower_lines() {
     assert_eq!(pic.acknowledge(), MASTER + 3);
     pulse(&mut pic, 5);
     pic.write(Chip::Master, 1, 0x08);
-    assert!(!pic.pending());
+    assert!(!pic.is_pending());
     pic.write(Chip::Master, 0, 0x68);
     assert_eq!(pic.acknowledge(), MASTER + 5);
     pic.write(Chip::Master, 0, 0x20);
@@ -227,7 +227,7 @@ fn special_mask_mode_unblocks_lower_lines() {
     );
     pic.write(Chip::Master, 0, 0x48);
     pulse(&mut pic, 5);
-    assert!(!pic.pending());
+    assert!(!pic.is_pending());
 }
 
 #[test]
@@ -256,10 +256,10 @@ proptest! {
                 0 => pic.set_level(line, true),
                 1 => pic.set_level(line, false),
                 2 => {
-                    let pending = pic.pending();
+                    let pending = pic.is_pending();
                     let before = pic.save().unwrap();
                     pic.acknowledge();
-                    prop_assert_eq!(pending, pic.save().unwrap() != before || pic.pending());
+                    prop_assert_eq!(pending, pic.save().unwrap() != before || pic.is_pending());
                 }
                 3 => { pic.read(chip, u64::from(line) & 1); }
                 4 => pic.set_level_triggered(chip, value),

@@ -230,6 +230,7 @@ impl Serial {
     /// If the FIFO does not accept all bytes, [`input_ready`](Self::input_ready) becomes readable when the caller can
     /// add the others. Until then the caller needs no more input for the guest.
     pub fn enqueue(&mut self, bytes: &[u8]) -> usize {
+        // The only possible error is a full FIFO, which accepts no byte.
         let accepted = self.model.enqueue_raw_bytes(bytes).unwrap_or(0);
         self.rejected |= accepted < bytes.len();
         accepted
@@ -326,6 +327,7 @@ impl Persist for Serial {
         let line = IrqTrigger(self.interrupt.clone());
         self.model = vm_superio::Serial::from_state(&state.into(), line, NoEvents, Latch::default())
             .map_err(|error| invalid(error.to_string()))?;
+        // The saved interrupt identification includes this cause.
         self.transmitter_empty = false;
         self.notify_room();
         Ok(())

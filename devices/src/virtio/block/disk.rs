@@ -114,7 +114,7 @@ pub struct Disk {
     pub(super) options: DiskOptions,
     pub(super) is_block_device: bool,
     /// Bytes of a logical block, the unit of discards, of a block device; 1 for a file.
-    pub(super) block: u64,
+    pub(super) block_size: u64,
     /// True if the page cache is the only storage.
     pub(super) is_in_memory: bool,
 }
@@ -148,7 +148,7 @@ impl Disk {
         let is_block_device = metadata.file_type().is_block_device();
         Ok(Self {
             is_in_memory: is_in_memory(&file),
-            block: if is_block_device {
+            block_size: if is_block_device {
                 logical_block_size(&file)
             } else {
                 1
@@ -261,7 +261,7 @@ impl Disk {
 
     /// Discards the complete blocks in `extent`, if the host supports it.
     pub(super) fn discard(&self, extent: Extent) -> io::Result<()> {
-        let Extent { offset, length } = shrink_to_blocks(extent, self.block);
+        let Extent { offset, length } = shrink_to_blocks(extent, self.block_size);
         if length == 0 {
             return Ok(());
         }

@@ -127,10 +127,14 @@ impl Executor {
 
     /// Returns the next request that io_uring has completed.
     pub(super) fn reap(&mut self) -> Option<Completed> {
-        let done = self.uring.as_mut()?.reap(&self.disk)?;
-        self.meter
-            .count(done.operation, done.status, done.start, &*self.clock);
-        Some(done)
+        let completed = self.uring.as_mut()?.reap(&self.disk)?;
+        self.meter.count(
+            completed.operation,
+            completed.status,
+            completed.start,
+            &*self.clock,
+        );
+        Some(completed)
     }
 
     /// Executes `request`, parsed from `chain`, and returns its length for the used ring; or queues it for io_uring

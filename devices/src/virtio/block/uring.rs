@@ -146,6 +146,7 @@ impl UringEngine {
                 continue;
             }
             let error = match result {
+                // The kernel has accepted nothing: the same as a temporary rejection.
                 Ok(_) => io::Error::from_raw_os_error(libc::EAGAIN),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => error,
@@ -299,7 +300,7 @@ pub(super) struct Completed {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct UringRequest {
     pub(super) operation: Operation,
-    /// Bytes that are done already.
+    /// Bytes that are already transferred.
     pub(super) done: u64,
     /// Start time, if it is timed.
     pub(super) start: Option<Duration>,

@@ -151,7 +151,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         let defined = r::ACKNOWLEDGE | r::DRIVER | r::DRIVER_OK | r::FEATURES_OK | r::FAILED;
         let negotiated = status & r::FEATURES_OK != 0;
         let started = status & r::DRIVER_OK != 0;
-        let unknown = registers.driver_features & !self.offered();
+        let unknown = registers.driver_features & !self.offered_features();
         let versioned = registers.driver_features & 1 << VIRTIO_F_VERSION_1 != 0;
         let reason = if state.device_id != self.device.device_id() {
             let (saved, own) = (state.device_id, self.device.device_id());

@@ -159,7 +159,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
     }
 
     /// Returns the offered features.
-    pub(super) fn offered(&self) -> u64 {
+    pub(super) fn offered_features(&self) -> u64 {
         self.device.features() | 1 << VIRTIO_F_VERSION_1
     }
 
@@ -207,7 +207,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
             r::VERSION => r::VERSION_2,
             r::DEVICE_ID => self.device.device_id(),
             r::VENDOR_ID => r::VENDOR,
-            r::DEVICE_FEATURES => half(self.offered(), self.registers.device_features_sel),
+            r::DEVICE_FEATURES => half(self.offered_features(), self.registers.device_features_sel),
             r::QUEUE_NUM_MAX => self.selected_queue().map_or(0, |queue| queue.max_size.into()),
             r::QUEUE_READY => self.selected_queue().is_some_and(|queue| queue.ready).into(),
             r::INTERRUPT_STATUS => self.interrupt.status(),
@@ -271,7 +271,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
     /// feature that was not offered. With such a feature, driver and device would disagree on the layout of the queues.
     /// Other bits that were not offered are cleared with one warning, since several drivers set them by mistake.
     fn negotiate_features(&mut self) {
-        let unknown = self.registers.driver_features & !self.offered();
+        let unknown = self.registers.driver_features & !self.offered_features();
         self.registers.driver_features &= !unknown;
         if unknown != 0 && !std::mem::replace(&mut self.logged.features, true) {
             let id = self.device.device_id();

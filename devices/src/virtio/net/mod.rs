@@ -303,6 +303,7 @@ impl Net {
         self.stalled = false;
         match self.setup.backend.flush() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.stall(),
+            // No data waits after another error, or it precedes the next packet: the queue continues.
             Ok(()) | Err(_) => self.process_transmit(),
         }
         self.update_link();

@@ -146,7 +146,7 @@ impl Fixture {
             size,
             options: DiskOptions::default(),
             is_block_device: false,
-            block: 1,
+            block_size: 1,
             is_in_memory: false,
         };
         let clock = ManualClock::default();

@@ -59,7 +59,7 @@ fn mutate(queue: &mut FakeQueue, mutation: &Mutation) {
 }
 
 /// Returns writes to queue and status registers, some of which may start the device.
-fn near_misses() -> impl Strategy<Value = Vec<Access>> {
+fn register_writes() -> impl Strategy<Value = Vec<Access>> {
     let offset = prop_oneof![0_u64..0x40, Just(r::STATUS / 4), Just(r::QUEUE_READY / 4)];
     let value = prop_oneof![0_u32..20, Just(0x1000), Just(READY), any::<u32>()];
     let write = (offset, value).prop_map(|(offset, value)| Access::Write {
@@ -99,7 +99,7 @@ proptest! {
     }
 
     #[test]
-    fn random_write_order_is_harmless(writes in near_misses(), more in near_misses()) {
+    fn random_write_order_is_harmless(writes in register_writes(), more in register_writes()) {
         let mut fixture = Fixture::new();
         replay(&mut fixture.transport, &writes);
         fixture.start();

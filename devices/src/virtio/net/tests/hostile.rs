@@ -17,12 +17,12 @@ fn expect_stop(violation: impl Fn(&mut Fixture)) {
         fixture.net.notify(1);
         assert!(fixture.interrupt.is_reset_needed());
         assert_eq!(fixture.line.take(), 1);
-        let (received, sent) = (waiting_and_sent(&network), fixture.driver.queues[1].used_index());
+        let (received, sent) = (packet_counts(&network), fixture.driver.queues[1].used_index());
         fixture.net.notify(0);
         fixture.net.notify(1);
         fixture.net.process_event(READABLE);
         assert_eq!(
-            (waiting_and_sent(&network), fixture.driver.queues[1].used_index()),
+            (packet_counts(&network), fixture.driver.queues[1].used_index()),
             (received, sent)
         );
         assert_eq!(fixture.line.take(), 0);
@@ -41,7 +41,7 @@ fn expect_stop(violation: impl Fn(&mut Fixture)) {
     }
 }
 
-fn waiting_and_sent(network: &std::sync::Mutex<super::FakeNetwork>) -> (usize, usize) {
+fn packet_counts(network: &std::sync::Mutex<super::FakeNetwork>) -> (usize, usize) {
     let network = lock(network);
     (network.inbound.len(), network.sent.len())
 }

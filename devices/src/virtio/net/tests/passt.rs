@@ -51,7 +51,7 @@ impl Drop for Program {
 }
 
 /// Processes events until the link is down.
-fn await_end(fixture: &mut Fixture) {
+fn await_link_down(fixture: &mut Fixture) {
     fixture.add_buffer(2000);
     while is_up(fixture) {
         fixture.await_event(READABLE);
@@ -70,7 +70,7 @@ fn passt_inherits_only_its_socket() {
         "ls -l /proc/$$/fd > $(dirname $0)/list; echo $* >> $(dirname $0)/list",
     );
     let (passt, mut fixture) = program.start();
-    await_end(&mut fixture);
+    await_link_down(&mut fixture);
     drop(passt);
     // SAFETY: the descriptor belongs to this test, and no other code uses it any more.
     unsafe { libc::close(leak) };
@@ -94,7 +94,7 @@ fn exit_of_passt_reports_cause() {
         "echo \"Don't run as root\" >&2; echo 'no such option' >&2; exit 3",
     );
     let (mut passt, mut fixture) = program.start();
-    await_end(&mut fixture);
+    await_link_down(&mut fixture);
     assert_eq!(fixture.line.take(), 1);
     // The kernel closes the descriptors before the process can be waited for.
     let ended = loop {
