@@ -2,7 +2,7 @@
 //!
 //! No model depends on KVM: it depends on its registers, an [`Interrupt`] and a backend.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | [`bus`] | [`Bus`]: dispatch of an access to the device that claims the address |
 //! | [`civil_time`] | [`CivilTime`](civil_time::CivilTime): date and time of day in UTC |

@@ -2,7 +2,7 @@
 //!
 //! The crate root re-exports the modules.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | [`cmos`] | [`Cmos`](cmos::Cmos): date, time and memory size |
 //! | [`i8042`] | [`I8042`](i8042::I8042): keyboard controller with keyboard, reset |

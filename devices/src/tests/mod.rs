@@ -2,7 +2,7 @@
 //!
 //! A restored component must also continue exactly as the original.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | [`chips`] | fixtures of the devices of every machine |
 //! | [`controllers`] | fixtures of the interrupt controllers |

@@ -1,6 +1,6 @@
 //! The serial port, and its output to the host, which never blocks the guest.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | [`uart`] | [`Serial`]: registers of a 16550 and the queue of received bytes |
 //! | [`output`] | [`SerialOutput`]: bounded buffer between the port and its reader; [`NonblockingWriter`] |

@@ -31,11 +31,11 @@ const LIMITS: ChainLimits = ChainLimits {
 /// Fault of the driver that stops the queue until a reset.
 #[derive(Debug, thiserror::Error)]
 enum QueueError {
-    #[error("malformed queue")]
+    #[error("cannot process the virtqueue")]
     Queue(#[source] queue::Error),
-    #[error("malformed chain")]
+    #[error("cannot use a descriptor chain")]
     Chain(#[source] chain::Error),
-    #[error("malformed request")]
+    #[error("cannot execute a request")]
     Request(#[source] request::Error),
 }
 

@@ -14,39 +14,39 @@ pub const MAX_PACKET: usize = HEADER + MAX_FRAME;
 /// Minimum frame length in bytes: an Ethernet header.
 pub(super) const MIN_FRAME: usize = 14;
 
-/// The device computes checksums for the driver.
+/// Feature: the device computes checksums for the driver.
 pub const CSUM: u64 = 1 << net::VIRTIO_NET_F_CSUM;
-/// The driver accepts packets without a checksum.
+/// Feature: the driver accepts packets without a checksum.
 pub const GUEST_CSUM: u64 = 1 << net::VIRTIO_NET_F_GUEST_CSUM;
-/// The configuration space contains the MTU.
+/// Feature: the configuration space contains the MTU.
 pub const MTU: u64 = 1 << net::VIRTIO_NET_F_MTU;
-/// The configuration space contains the MAC address.
+/// Feature: the configuration space contains the MAC address.
 pub const MAC: u64 = 1 << net::VIRTIO_NET_F_MAC;
-/// The driver accepts large TCP segments over IPv4.
+/// Feature: the driver accepts large TCP segments over IPv4.
 pub const GUEST_TSO4: u64 = 1 << net::VIRTIO_NET_F_GUEST_TSO4;
-/// The driver accepts large TCP segments over IPv6.
+/// Feature: the driver accepts large TCP segments over IPv6.
 pub const GUEST_TSO6: u64 = 1 << net::VIRTIO_NET_F_GUEST_TSO6;
-/// The driver accepts UDP datagrams that need fragmentation.
+/// Feature: the driver accepts UDP datagrams that need fragmentation.
 pub const GUEST_UFO: u64 = 1 << net::VIRTIO_NET_F_GUEST_UFO;
-/// The device segments TCP over IPv4.
+/// Feature: the device segments TCP over IPv4.
 pub const HOST_TSO4: u64 = 1 << net::VIRTIO_NET_F_HOST_TSO4;
-/// The device segments TCP over IPv6.
+/// Feature: the device segments TCP over IPv6.
 pub const HOST_TSO6: u64 = 1 << net::VIRTIO_NET_F_HOST_TSO6;
-/// The device fragments UDP datagrams.
+/// Feature: the device fragments UDP datagrams.
 pub const HOST_UFO: u64 = 1 << net::VIRTIO_NET_F_HOST_UFO;
-/// A packet may span several receive buffers.
+/// Feature: a packet may span several receive buffers.
 pub const MRG_RXBUF: u64 = 1 << net::VIRTIO_NET_F_MRG_RXBUF;
-/// The configuration space contains the link status.
+/// Feature: the configuration space contains the link status.
 pub const STATUS: u64 = 1 << net::VIRTIO_NET_F_STATUS;
-/// The driver accepts batches of UDP datagrams over IPv4.
+/// Feature: the driver accepts batches of UDP datagrams over IPv4.
 pub const GUEST_USO4: u64 = 1 << net::VIRTIO_NET_F_GUEST_USO4;
-/// The driver accepts batches of UDP datagrams over IPv6.
+/// Feature: the driver accepts batches of UDP datagrams over IPv6.
 pub const GUEST_USO6: u64 = 1 << net::VIRTIO_NET_F_GUEST_USO6;
-/// The device splits batches of UDP datagrams.
+/// Feature: the device splits batches of UDP datagrams.
 pub const HOST_USO: u64 = 1 << net::VIRTIO_NET_F_HOST_USO;
-/// Both sides suppress notifications by ring index.
+/// Feature: both sides suppress notifications by ring index.
 pub const EVENT_IDX: u64 = 1 << ring::VIRTIO_RING_F_EVENT_IDX;
-/// Descriptor tables may be indirect.
+/// Feature: descriptor tables may be indirect.
 pub const INDIRECT_DESC: u64 = 1 << ring::VIRTIO_RING_F_INDIRECT_DESC;
 
 /// Features that every device offers.

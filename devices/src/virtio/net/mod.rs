@@ -1,6 +1,6 @@
 //! Network device (virtio 1.2 §5.1) with one pair of queues and no control queue.
 //!
-//! | module | content |
+//! | module | contents |
 //! |---|---|
 //! | [`backend`] | [`Backend`]: host side; [`Received`], [`Sent`], [`Link`] |
 //! | [`features`] | feature bits, check of packet headers, sizes |

@@ -1,6 +1,6 @@
 //! Tests of the interval timer.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | [`counting`] | modes, transfers and ports |
 //! | [`lifetime`] | timerfd, snapshots, arbitrary accesses |
