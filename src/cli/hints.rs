@@ -245,7 +245,10 @@ mod tests {
             memory_end: 2,
             sufficient_mib: 96,
         };
-        let vcpus = kvm::Error::Vcpus { asked: 9, limit: 4 };
+        let vcpus = kvm::Error::Vcpus {
+            requested: 9,
+            limit: 4,
+        };
         let arguments = cmdline::Error::TooLong {
             length: 9,
             added: 3,

@@ -62,9 +62,9 @@ fn an_instruction_that_kvm_does_not_know_is_told() {
     assert_eq!(output.status.code(), Some(121));
     let said = said(&output);
     for text in [
-        "KVM cannot go on: internal error 1 at address 0x10",
-        "instruction bytes 66 0f ef c0",
-        "try a host with VMX",
+        "cannot run the guest at address 0x10",
+        "instruction bytes 66 0f ef c0: KVM reports internal error 1;",
+        "use a host with VMX",
     ] {
         assert!(said.contains(text), "{said}");
     }

@@ -54,7 +54,7 @@ pub enum Error {
     Unsupported(&'static str),
 }
 
-/// File descriptor of a platform device that the event loop watches.
+/// File descriptor of a device that the event loop watches.
 pub trait EventSource: Send {
     /// Returns the descriptor to watch for reads.
     fn descriptor(&self) -> RawFd;
@@ -77,7 +77,7 @@ pub struct MmioDeviceInfo {
     pub gsi: u32,
 }
 
-/// Event source that the platform and the event loop share.
+/// Event source that the machine and the event loop share.
 pub type SharedSource = Arc<Mutex<dyn EventSource>>;
 
 /// Address spaces of a machine under construction.

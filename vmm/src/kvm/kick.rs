@@ -14,6 +14,8 @@ use kvm_bindings::kvm_run;
 use vmm_sys_util::signal::{register_signal_handler, unblock_signal};
 
 thread_local! {
+    // Constants without a destructor: the signal handler must not run a lazy initialisation.
+    /// Run page of the vCPU of this thread, or null if no kick is bound to it.
     static RUN_PAGE: Cell<*mut kvm_run> = const { Cell::new(ptr::null_mut()) };
     /// Thread ID of this thread, or 0 if no kick is bound to it.
     static THREAD: Cell<i32> = const { Cell::new(0) };
@@ -29,7 +31,7 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
     if !page.is_null() {
         // SAFETY: the page is mapped while RUN_PAGE is set, and the handler runs on the thread that set it.
         let flag = unsafe { &raw mut (*page).immediate_exit };
-        // SAFETY: as above; the write is volatile because the kernel reads the byte.
+        // SAFETY: the pointer is valid as above; the write is volatile because the kernel reads the byte.
         unsafe { flag.write_volatile(1) };
     }
 }
@@ -82,7 +84,8 @@ pub(crate) fn kick_this_thread() {
 }
 
 fn send(thread: i32) {
-    // The call fails if the thread has exited meanwhile, and no kick is needed then.
+    // The call fails if the thread has exited meanwhile, and no kick is needed then. A thread that reuses the ID belongs to this
+    // process too, and the handler ignores the signal there.
     // SAFETY: getpid has no preconditions.
     let process = unsafe { libc::getpid() };
     // SAFETY: the signal has a handler, so that it terminates no thread of this process.

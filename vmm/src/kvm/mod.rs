@@ -41,10 +41,10 @@ pub enum Error {
     #[error("cannot use KVM: it lacks the capability {0:?}; use Linux 5.10 or later")]
     Capability(Cap),
     /// The number of vCPUs exceeds the limit of KVM.
-    #[error("cannot create {asked} vCPUs: KVM on this host allows {limit}; configure fewer")]
+    #[error("cannot create {requested} vCPUs: KVM on this host allows {limit}; configure fewer")]
     Vcpus {
         /// Configured number of vCPUs.
-        asked: u8,
+        requested: u8,
         /// Maximum number of vCPUs.
         limit: usize,
     },

@@ -22,9 +22,10 @@ pub struct InternalError {
 pub(crate) struct PortWidth(*const u8);
 
 impl PortWidth {
-    /// Returns the width, or 1 for an exit that is not a port access.
+    /// Returns the width, at least 1. The value has a meaning only after an exit for a port access.
     pub fn get(&self) -> usize {
-        // SAFETY: the vCPU, and so the page, outlives the handling of its exit; the kernel writes only during KVM_RUN.
+        // SAFETY: the pointer is to a mapped byte: the vCPU, and so the page, outlives the handling of its exit. Every value of the
+        // byte is valid, and no write races: the kernel writes only during KVM_RUN, on this same thread.
         usize::from(unsafe { self.0.read_volatile() }).max(1)
     }
 

@@ -1,7 +1,7 @@
 //! Memory slots: mappings of guest-physical addresses to host addresses.
 //!
-//! Slots are set once, before the interrupt controller, the vCPUs and any ioeventfd exist: afterwards the call waits
-//! for RCU grace periods of several milliseconds. To replace memory, map over the host addresses of the live slot.
+//! Slots are set once, before the interrupt controller, the vCPUs and any ioeventfd exist: afterwards the call waits for RCU grace
+//! periods of several milliseconds. To replace memory, map over the host addresses of a slot.
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;

@@ -24,7 +24,7 @@ use devices::virtio::net::{Backend, Net, NetMetrics, NetSetup, Passt, Stream, Ta
 use devices::virtio::{VirtioDevice, WatchedFd};
 use devices::{Interrupt, MonotonicClock, lock};
 use serde::Serialize;
-use snapshot::persist::Error as PersistError;
+use snapshot::persist::Error as StateError;
 use snapshot::{ArchiveReader, ArchiveWriter, Component, GuestMemory};
 
 use crate::arch::{self, Buses, EventSource, MmioDeviceInfo, Native, Platform, SharedSource};
@@ -36,19 +36,19 @@ use crate::config::{
 /// Reason why the host side of a device cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The disk of a drive.
+    /// The disk of a drive cannot be opened.
     #[error(transparent)]
     Drive(block::Error),
-    /// The tap of an interface.
+    /// The tap of an interface cannot be opened.
     #[error("cannot attach network interface {0:?}")]
     Tap(String, #[source] tap::Error),
-    /// The socket of an interface.
+    /// The socket of an interface cannot be connected.
     #[error("cannot attach network interface {0:?}")]
     Stream(String, #[source] stream::Error),
-    /// The passt process of an interface.
+    /// The passt process of an interface cannot be started.
     #[error("cannot attach network interface {0:?}")]
     Passt(String, #[source] passt::Error),
-    /// The kernel has no more file descriptors.
+    /// A file descriptor of an interface cannot be created.
     #[error("cannot attach network interface {0:?}")]
     Descriptors(String, #[source] io::Error),
 }
@@ -56,7 +56,7 @@ pub enum Error {
 /// Reason why an attached device cannot be changed.
 #[derive(Debug, thiserror::Error)]
 pub enum UpdateError {
-    /// The new file of a drive.
+    /// The file of a drive cannot be replaced.
     #[error(transparent)]
     Drive(disk::Error),
 }
@@ -71,12 +71,12 @@ pub enum DeviceCounters {
     Interface(NetMetrics),
 }
 
-/// Operations of the machine on one kind of device. With [`open`], all that a new kind adds to this file.
+/// Operations of the machine on one kind of device. A new kind implements it, and adds a case to [`open`] and [`DeviceCounters`].
 trait Attachable: VirtioDevice {
     /// Waits until no request is in flight.
     fn drain(&mut self) {}
 
-    /// Applies `update`, which is of this kind.
+    /// Applies `update`. An update of another kind has no effect.
     fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError>;
 
     /// Returns the counters.
@@ -128,7 +128,7 @@ pub struct OpenDevice {
     process: Option<Passt>,
 }
 
-/// Opens the host side of `config`, which has an ID.
+/// Opens the host side of the device of `config`, whose ID must not be empty.
 ///
 /// # Errors
 /// [`Error`], with the ID or the path of the device.
@@ -165,7 +165,7 @@ trait Attach {
         self: Box<Self>,
         info: &MmioDeviceInfo,
         line: Arc<dyn Interrupt>,
-        place: &mut Place<'_>,
+        target: &mut AttachTarget<'_>,
     ) -> Result<Arc<Mutex<dyn AttachedTransport>>, arch::Error>;
 }
 
@@ -174,15 +174,15 @@ impl<D: Attachable + 'static> Attach for D {
         self: Box<Self>,
         info: &MmioDeviceInfo,
         line: Arc<dyn Interrupt>,
-        place: &mut Place<'_>,
+        target: &mut AttachTarget<'_>,
     ) -> Result<Arc<Mutex<dyn AttachedTransport>>, arch::Error> {
-        let transport = Transport::new(self, place.memory.clone(), line);
+        let transport = Transport::new(self, target.memory.clone(), line);
         let transport = Arc::new(Mutex::new(transport));
-        let bus = &mut place.buses.memory;
+        let bus = &mut target.buses.memory;
         bus.claim("virtio device", info.base, info.size, transport.clone())
             .map_err(arch::Error::Bus)?;
         let watched = lock(&transport).watched_fds();
-        place.sources.extend(watched.into_iter().map(|source| {
+        target.event_sources.extend(watched.into_iter().map(|source| {
             Arc::new(Mutex::new(Watched {
                 transport: transport.clone(),
                 source,
@@ -257,12 +257,18 @@ impl AttachedDevice {
     }
 
     /// Saves transport and device as section `key` and sections below it.
-    pub fn save(&self, key: &str, archive: &mut ArchiveWriter) -> Result<(), PersistError> {
+    ///
+    /// # Errors
+    /// As [`Component::save_section`].
+    pub fn save(&self, key: &str, archive: &mut ArchiveWriter) -> Result<(), StateError> {
         lock(&self.transport).save_section(key, archive)
     }
 
     /// Restores transport and device from section `key` and sections below it.
-    pub fn restore(&self, key: &str, archive: &mut ArchiveReader<'_>) -> Result<(), PersistError> {
+    ///
+    /// # Errors
+    /// As [`Component::restore_section`].
+    pub fn restore(&self, key: &str, archive: &mut ArchiveReader<'_>) -> Result<(), StateError> {
         lock(&self.transport).restore_section(key, archive)
     }
 
@@ -285,15 +291,15 @@ impl AttachedDevice {
     }
 }
 
-/// Memory, buses and event sources of the machine to which devices are attached.
-pub(super) struct Place<'a> {
+/// Parts of the machine to which devices are attached.
+pub(super) struct AttachTarget<'a> {
     pub memory: &'a GuestMemory,
     pub buses: &'a mut Buses,
-    pub sources: &'a mut Vec<SharedSource>,
+    pub event_sources: &'a mut Vec<SharedSource>,
 }
 
-/// Attaches `devices`, which belong to the configurations of `spec` one by one, to the memory bus in the order of the guest.
-/// Their watched descriptors are added to the event sources.
+/// Attaches `devices` to the memory bus, in the order of the guest, and adds their watched descriptors to the event sources.
+/// Device N belongs to configuration N of `spec`.
 ///
 /// # Errors
 /// [`arch::Error::Bus`]
@@ -301,16 +307,17 @@ pub(super) fn attach(
     devices: Vec<OpenDevice>,
     spec: &VmSpec,
     platform: &Native,
-    mut place: Place<'_>,
+    mut target: AttachTarget<'_>,
 ) -> Result<Vec<AttachedDevice>, arch::Error> {
     let configs = spec.config().devices.iter();
-    let slots = configs.zip(devices).zip(platform.mmio_devices());
-    slots
+    configs
+        .zip(devices)
+        .zip(platform.mmio_devices())
         .map(|((config, device), (info, line))| {
             Ok(AttachedDevice {
                 kind: config.kind(),
                 id: config.id().to_owned(),
-                transport: device.device.attach(&info, line, &mut place)?,
+                transport: device.device.attach(&info, line, &mut target)?,
                 process: device.process,
                 info,
             })
@@ -323,8 +330,8 @@ fn open_drive(config: &DriveConfig) -> Result<Block, Error> {
 }
 
 fn open_interface(config: &NetConfig) -> Result<(Net, Option<Passt>), Error> {
-    let system = |source| Error::Descriptors(config.id.clone(), source);
-    let limiter = |limits: RateLimits| Limiter::new(limits.bandwidth, limits.operations).map_err(system);
+    let failed = |source| Error::Descriptors(config.id.clone(), source);
+    let limiter = |limits: RateLimits| Limiter::new(limits.bandwidth, limits.operations).map_err(failed);
     let (backend, process) = open_backend(config)?;
     let setup = NetSetup {
         mac: config.mac.unwrap_or_else(MacAddress::random).0,
@@ -334,7 +341,7 @@ fn open_interface(config: &NetConfig) -> Result<(Net, Option<Passt>), Error> {
         transmit_limiter: limiter(config.transmit)?,
         clock: Box::new(MonotonicClock::new()),
     };
-    let net = Net::new(setup).map_err(system)?;
+    let net = Net::new(setup).map_err(failed)?;
     Ok((net, process))
 }
 
@@ -359,21 +366,21 @@ fn open_backend(config: &NetConfig) -> Result<(Box<dyn Backend>, Option<Passt>),
 /// Opens the tap of `descriptor` through a duplicate. The number comes from the user: it may be closed, or belong to a file that
 /// this process has opened since, so that the original is never closed.
 fn descriptor_tap(descriptor: RawFd) -> Result<Tap, tap::Error> {
-    let named = |source| tap::Error::Descriptor { descriptor, source };
-    // SAFETY: the call takes no pointer; the kernel checks the number.
-    let own = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 3) };
-    if own < 0 {
-        return Err(named(io::Error::last_os_error()));
+    let failed = |source| tap::Error::Descriptor { descriptor, source };
+    // SAFETY: the call takes no pointer and closes no descriptor; the kernel checks the number.
+    let duplicate = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 3) };
+    if duplicate < 0 {
+        return Err(failed(io::Error::last_os_error()));
     }
     // SAFETY: the kernel has just returned this descriptor; nothing else owns it.
-    let own = unsafe { OwnedFd::from_raw_fd(own) };
-    Tap::from_descriptor(own).map_err(|error| match error {
-        tap::Error::Descriptor { source, .. } => named(source),
+    let duplicate = unsafe { OwnedFd::from_raw_fd(duplicate) };
+    Tap::from_descriptor(duplicate).map_err(|error| match error {
+        tap::Error::Descriptor { source, .. } => failed(source),
         other => other,
     })
 }
 
-/// Watched descriptor of a device.
+/// Watched descriptor of a device, as an event source.
 struct Watched<D: VirtioDevice> {
     transport: Arc<Mutex<Transport<D>>>,
     source: WatchedFd,
@@ -393,7 +400,7 @@ impl<D: VirtioDevice> EventSource for Watched<D> {
     }
 }
 
-/// Returns the argument by which Linux and Unikraft find the device at `info`.
+/// Returns the command line argument by which Linux and Unikraft find the device at `info`.
 pub(super) fn argument(info: &MmioDeviceInfo) -> String {
     format!(
         "virtio_mmio.device={}K@{:#x}:{}",

@@ -24,14 +24,14 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::{self, AttachContext, Buses, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
-use crate::config::{DriveConfig, VmConfig, VmSpec};
+use crate::config::{DriveConfig, MemorySize, VmConfig, VmSpec};
 use crate::kvm::{self, Kick, install_kick};
 use crate::memory;
 use crate::timeline::{Lane, Timeline};
-use crate::vcpu::{KINDS, PauseGate, Start, StopReason, VcpuError, VcpuInit, VcpuShared, VcpuThread};
+use crate::vcpu::{KINDS, PauseGate, StartContext, StopReason, VcpuError, VcpuInit, VcpuShared, VcpuThread};
 
+use attachments::AttachTarget;
 pub(crate) use attachments::AttachedDevice;
-use attachments::Place;
 pub use attachments::{
     DeviceCounters, Error as DeviceError, OpenDevice, UpdateError, open as open_device,
     open_all as open_devices,
@@ -45,7 +45,7 @@ pub enum Error {
         "cannot pause the VM: a vCPU waits for a page of the fault handler; the guest continues when the handler sends it"
     )]
     Pause,
-    /// A KVM call fails.
+    /// KVM cannot be opened, or a call of it fails.
     #[error("cannot use KVM")]
     Kvm(#[source] kvm::Error),
     /// The platform cannot be built.
@@ -55,7 +55,7 @@ pub enum Error {
     #[error("cannot map {size} of guest memory")]
     Memory {
         /// Requested size.
-        size: crate::config::MemorySize,
+        size: MemorySize,
         /// Cause.
         #[source]
         source: memory::Error,
@@ -93,7 +93,8 @@ pub enum Error {
 pub struct Machine {
     spec: VmSpec,
     timeline: Arc<Timeline>,
-    // Dropped in this order: the vCPUs stop before the devices that they use, and the VM is closed before its memory is unmapped.
+    // The fields drop in this order: the vCPUs stop before the devices that they use, and the VM is closed before its memory is
+    // unmapped.
     vcpus: Vec<VcpuThread>,
     stop_reasons: Receiver<StopReason>,
     shared: Arc<VcpuShared>,
@@ -151,7 +152,7 @@ impl Machine {
             .phase("open KVM", || kvm::open(Native::CAPABILITIES))
             .map_err(Error::Kvm)?;
         let kvm = Arc::new(kvm);
-        limit_vcpus(&kvm, &spec)?;
+        check_vcpu_limit(&kvm, &spec)?;
         let kick = Kick::default();
         let (vcpus, shared, stop_reasons) = measure.phase("start vCPU threads", || {
             start_threads(&kvm, &spec, &kick, &timeline, memory.is_some())
@@ -172,20 +173,20 @@ impl Machine {
         let power = Arc::new(Power::new());
         let serial = Serial::new(platform.serial_interrupt(), output).map_err(Error::Serial)?;
         let serial = Arc::new(Mutex::new(serial));
-        let wiring = AttachContext {
+        let context = AttachContext {
             power: power.clone(),
             serial: serial.clone(),
         };
         let mut buses = Buses::default();
         let mut event_sources = measure
-            .phase("attach devices", || platform.attach(&wiring, &spec, &mut buses))
+            .phase("attach devices", || platform.attach(&context, &spec, &mut buses))
             .map_err(Error::Platform)?;
-        let place = Place {
+        let target = AttachTarget {
             memory: &memory,
             buses: &mut buses,
-            sources: &mut event_sources,
+            event_sources: &mut event_sources,
         };
-        let devices = attachments::attach(devices, &spec, &platform, place).map_err(Error::Platform)?;
+        let devices = attachments::attach(devices, &spec, &platform, target).map_err(Error::Platform)?;
         Ok(Self {
             spec,
             vcpus,
@@ -231,18 +232,18 @@ impl Machine {
         }
         let mut entry = Some(entry);
         for vcpu in &self.vcpus {
-            let origin = entry.take().map_or(VcpuInit::Reset, VcpuInit::Entry);
-            vcpu.start(self.start(origin));
+            let init = entry.take().map_or(VcpuInit::Reset, VcpuInit::Entry);
+            vcpu.start(self.start_context(init));
         }
         timeline.mark(Lane::Main, "vCPUs told to run");
         Ok(self)
     }
 
-    /// Returns the arguments for root drive and devices.
+    /// Returns the command line arguments for root drive and devices.
     fn device_arguments(&self) -> Vec<String> {
         let config = self.spec.config();
-        let announced = self.devices.iter().filter(|_| config.device_arguments);
-        let devices = announced.map(|device| attachments::argument(device.info()));
+        let listed = self.devices.iter().filter(|_| config.device_arguments);
+        let devices = listed.map(|device| attachments::argument(device.info()));
         let root = config.drives().find_map(DriveConfig::root_argument);
         root.into_iter().chain(devices).collect()
     }
@@ -261,8 +262,8 @@ impl Machine {
         Ok(loaded)
     }
 
-    fn start(&self, init: VcpuInit) -> Start {
-        Start {
+    fn start_context(&self, init: VcpuInit) -> StartContext {
+        StartContext {
             platform: self.platform.clone(),
             ports: self.ports.clone(),
             memory_bus: self.memory_bus.clone(),
@@ -287,7 +288,7 @@ impl Machine {
         &self.shared.stop_event
     }
 
-    /// Returns the next stop reason of a vCPU.
+    /// Returns the next stop reason of a vCPU, or `None` while no vCPU has stopped.
     pub fn take_stop_reason(&self) -> Option<StopReason> {
         self.stop_reasons.try_recv().ok()
     }
@@ -299,7 +300,7 @@ impl Machine {
         }
     }
 
-    /// Stops the vCPUs.
+    /// Stops the vCPUs for good, without waiting for their threads.
     pub(crate) fn stop(&self) {
         self.vcpus.iter().for_each(VcpuThread::stop);
     }
@@ -320,7 +321,7 @@ impl Machine {
         paused.then_some(()).ok_or(Error::Pause)
     }
 
-    /// Resumes the vCPUs.
+    /// Resumes the vCPUs. After a restore the devices first process their available buffers.
     pub fn resume(&self) {
         self.notify_devices();
         self.shared.gate.open();
@@ -336,7 +337,7 @@ impl Machine {
         &self.spec
     }
 
-    /// Records the change of an attached device in the configuration.
+    /// Changes the configuration, to record the change of an attached device.
     pub(crate) fn change_config(&mut self, change: impl FnOnce(&mut VmConfig)) {
         self.spec.change(change);
     }
@@ -367,6 +368,7 @@ impl Machine {
     }
 }
 
+/// Recorder of phases on the lane of the main thread.
 struct Measure<'a>(&'a Timeline);
 
 impl Measure<'_> {
@@ -375,7 +377,7 @@ impl Measure<'_> {
     }
 }
 
-/// Returns the command line of the configuration. With multiboot the first word is the name of the image, which guests skip.
+/// Returns the command line of the configuration. With multiboot the name of the image precedes it, which guests skip.
 fn command_line(config: &VmConfig, protocol: Protocol) -> Cow<'_, str> {
     if protocol != Protocol::Multiboot {
         return Cow::Borrowed(&config.cmdline);
@@ -399,7 +401,7 @@ fn allocate(spec: &VmSpec) -> Result<GuestMemory, Error> {
 }
 
 /// Checks the number of vCPUs against the limit of KVM.
-fn limit_vcpus(kvm: &Kvm, spec: &VmSpec) -> Result<(), Error> {
+fn check_vcpu_limit(kvm: &Kvm, spec: &VmSpec) -> Result<(), Error> {
     // One vCPU is always possible: no call for the common case.
     if spec.vcpus() == 1 {
         return Ok(());
@@ -407,7 +409,7 @@ fn limit_vcpus(kvm: &Kvm, spec: &VmSpec) -> Result<(), Error> {
     let limit = kvm.get_max_vcpus();
     if usize::from(spec.vcpus()) > limit {
         return Err(Error::Kvm(kvm::Error::Vcpus {
-            asked: spec.vcpus(),
+            requested: spec.vcpus(),
             limit,
         }));
     }
@@ -417,17 +419,17 @@ fn limit_vcpus(kvm: &Kvm, spec: &VmSpec) -> Result<(), Error> {
 /// vCPU threads, their shared data, and the receiver of their stop reasons.
 type Threads = (Vec<VcpuThread>, Arc<VcpuShared>, Receiver<StopReason>);
 
-/// Starts a thread for each vCPU. `boot` kicks the first. With `restores` they get a saved state.
+/// Starts a thread for each vCPU. `boot_kick` kicks the first. With `restores` the vCPUs get a saved state.
 fn start_threads(
     kvm: &Arc<Kvm>,
     spec: &VmSpec,
-    boot: &Kick,
+    boot_kick: &Kick,
     timeline: &Arc<Timeline>,
     restores: bool,
 ) -> Result<Threads, Error> {
-    let system = |operation| move |source| Error::System { operation, source };
-    install_kick().map_err(system("install the signal handler of the vCPU threads"))?;
-    let stop_event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(system("create an eventfd"))?;
+    let failed = |operation| move |source| Error::System { operation, source };
+    install_kick().map_err(failed("install the signal handler of the vCPU threads"))?;
+    let stop_event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(failed("create an eventfd"))?;
     let (sender, stop_reasons) = mpsc::channel();
     let shared = Arc::new(VcpuShared {
         kvm: kvm.clone(),
@@ -441,14 +443,18 @@ fn start_threads(
     });
     let vcpus = (0..spec.vcpus())
         .map(|id| {
-            let kick = if id == 0 { boot.clone() } else { Kick::default() };
+            let kick = if id == 0 {
+                boot_kick.clone()
+            } else {
+                Kick::default()
+            };
             VcpuThread::spawn(id, kick, shared.clone()).map_err(Error::Vcpu)
         })
         .collect::<Result<_, _>>()?;
     Ok((vcpus, shared, stop_reasons))
 }
 
-/// Creates the vCPUs and passes each to its thread.
+/// Creates the vCPUs and passes each to its thread, which prepares it while the next one is created.
 fn create_vcpus(vm: &VmFd, threads: &[VcpuThread]) -> Result<(), kvm::Error> {
     for (id, thread) in (0..).zip(threads) {
         let vcpu = vm

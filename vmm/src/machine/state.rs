@@ -9,20 +9,20 @@
 //!
 //! # Order
 //! Save: requests in flight complete first, because their interrupts are in the local APICs. Then each vCPU thread flushes KVM's
-//! pending work, such as the end of a level-triggered interrupt, which changes the interrupt controllers; and reads its vCPU. All
-//! threads do so at the same time. Meanwhile this thread reads the devices, so that all clocks stand at one time. From then on
-//! guest memory is final, and can be written while vCPUs are still being read.
+//! pending work, such as the end of a level-triggered interrupt, which changes the interrupt controllers. It then reads its vCPU, at
+//! the same time as the other threads. Meanwhile this thread reads the devices, so that the clocks of vCPUs and devices are saved at
+//! one time. From then on guest memory is final: it can be dumped while vCPUs are still being read.
 //!
 //! Restore: each vCPU thread restores its vCPU while this thread restores the devices. An interrupt that a device raises meanwhile
-//! goes to interrupt controllers at reset, whose state is replaced afterwards. Parts that access a local APIC follow the vCPUs. The
-//! devices process their available buffers only when the guest is resumed.
+//! goes to interrupt controllers at reset, whose state is replaced afterwards. Components that access a local APIC follow the vCPUs.
+//! The devices process their available buffers only when the guest is resumed.
 
 use std::sync::mpsc::{self, Receiver, RecvError, TryRecvError};
 use std::thread;
 
 use devices::lock;
 use devices::virtio::net::passt;
-use snapshot::persist::Error as PartError;
+use snapshot::persist::Error as StateError;
 use snapshot::section::Error as SectionError;
 use snapshot::{ArchiveReader, ArchiveWriter, Component};
 
@@ -38,23 +38,23 @@ const SERIAL: &str = "serial";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The guest runs, or has stopped.
-    #[error("cannot save the state of a running VM: pause it first")]
+    #[error("cannot save the state of the VM: it is not paused; pause it first")]
     Running,
-    /// The vCPU has stopped.
+    /// A vCPU has stopped.
     #[error("cannot access the state of vCPU {0}: the vCPU has stopped")]
     Ended(u8),
-    /// The state of a vCPU.
+    /// The state of a vCPU cannot be saved or restored.
     #[error("cannot save or restore vCPU {id}")]
     Vcpu {
         /// Number of the vCPU.
         id: u8,
         /// Cause.
         #[source]
-        source: PartError,
+        source: StateError,
     },
-    /// The state of a device or of the platform.
+    /// The state of a device or of the platform cannot be saved or restored.
     #[error("cannot save or restore the devices")]
-    Part(#[source] PartError),
+    Devices(#[source] StateError),
     /// The sections do not match the machine.
     #[error("the saved state does not match the machine")]
     Sections(#[source] SectionError),
@@ -63,7 +63,7 @@ pub enum Error {
     Passt(#[source] passt::Error),
 }
 
-/// Polls of a reply before this thread sleeps: somewhat longer than a vCPU takes to be read or written.
+/// Polls of a reply before this thread sleeps. They take somewhat longer than the save or restore of a vCPU.
 const MAX_POLLS: usize = 1000;
 
 /// Receives the reply of a vCPU thread. Polls first: sleeping and waking take as long as most replies.
@@ -95,14 +95,14 @@ impl StateSave<'_> {
     /// [`finish`](Self::finish) reports a change.
     ///
     /// # Errors
-    /// [`Error::Ended`], [`Error::Vcpu`] and [`Error::Part`].
+    /// [`Error::Ended`], [`Error::Vcpu`] and [`Error::Devices`].
     pub fn save_devices(&self, archive: &mut ArchiveWriter) -> Result<(), Error> {
         for (id, vcpu) in (0..).zip(&self.vcpus) {
             if receive_spinning(&vcpu.flushed).is_err() {
                 receive_state(id, vcpu)?;
             }
         }
-        self.machine.save_devices(archive).map_err(Error::Part)
+        self.machine.save_devices(archive).map_err(Error::Devices)
     }
 
     /// Adds the vCPUs to `archive`. Returns true if devices and memory may have changed since [`save_devices`](Self::save_devices):
@@ -127,11 +127,11 @@ impl Machine {
     /// Memory must be dumped after this call: it completes requests in flight, and KVM may write guest memory.
     ///
     /// # Errors
-    /// [`Error::Running`], [`Error::Ended`], [`Error::Vcpu`], [`Error::Part`], and [`Error::Sections`] when `archive` has
+    /// [`Error::Running`], [`Error::Ended`], [`Error::Vcpu`], [`Error::Devices`], and [`Error::Sections`] when `archive` has
     /// sections with the same keys.
     pub fn save(&self, archive: &mut ArchiveWriter) -> Result<(), Error> {
         self.begin_save()?.finish(archive)?;
-        self.save_devices(archive).map_err(Error::Part)
+        self.save_devices(archive).map_err(Error::Devices)
     }
 
     /// Begins to save the machine: the vCPU threads read their vCPUs, while this thread is free for other work.
@@ -149,14 +149,14 @@ impl Machine {
         Ok(StateSave { machine: self, vcpus })
     }
 
-    /// Requests each vCPU thread to flush KVM's pending work, and returns without waiting. The first guest entry of a vCPU, which takes
-    /// longer than to wake its thread, is then faster.
+    /// Requests each vCPU thread to flush KVM's pending work, and returns without waiting. This saves time at the resume: the first
+    /// guest entry of a vCPU takes longer than the wakeup of its thread.
     pub fn prepare_resume(&self) {
         self.vcpus.iter().for_each(VcpuThread::request_flush);
         self.shared.gate.notify_waiters();
     }
 
-    fn save_devices(&self, archive: &mut ArchiveWriter) -> Result<(), PartError> {
+    fn save_devices(&self, archive: &mut ArchiveWriter) -> Result<(), StateError> {
         lock(&self.serial).save_section(SERIAL, archive)?;
         for (index, device) in self.devices.iter().enumerate() {
             device.save(&virtio_key(index), archive)?;
@@ -165,11 +165,11 @@ impl Machine {
     }
 
     /// Restores the machine, which was [built with the memory](Self::build_with_memory) of the state, from `archive`, whose sections
-    /// must all be consumed. It is paused then; [`resume`](Self::resume) runs the guest. With `realtime` the guest's clock is set to
-    /// the time that it would have without the snapshot.
+    /// must all be consumed. The machine is paused then; [`resume`](Self::resume) runs the guest. With `realtime` the guest's clock
+    /// advances by the time since the save.
     ///
     /// # Errors
-    /// [`Error::Vcpu`], [`Error::Part`], [`Error::Sections`] and [`Error::Passt`]. No vCPU has entered the guest then.
+    /// [`Error::Vcpu`], [`Error::Devices`], [`Error::Sections`] and [`Error::Passt`]. No vCPU has entered the guest then.
     pub fn restore(mut self, mut archive: ArchiveReader<'_>, realtime: bool) -> Result<Self, Error> {
         // No vCPU is in the guest yet, so that the gate closes at once; the threads wait at it after their restore.
         self.shared.gate.close(0, || ());
@@ -178,9 +178,9 @@ impl Machine {
             .collect::<(Vec<_>, Vec<_>)>();
         for ((id, vcpu), restored) in (0..).zip(&self.vcpus).zip(restored) {
             let state = read_vcpu(id, &mut archive)?;
-            vcpu.start(self.start(VcpuInit::State { state, restored }));
+            vcpu.start(self.start_context(VcpuInit::State { state, restored }));
         }
-        self.restore_devices(&mut archive).map_err(Error::Part)?;
+        self.restore_devices(&mut archive).map_err(Error::Devices)?;
         for device in &mut self.devices {
             device.check_process().map_err(Error::Passt)?;
         }
@@ -190,14 +190,14 @@ impl Machine {
         }
         self.platform
             .restore_after_vcpus(&mut archive, realtime)
-            .map_err(Error::Part)?;
+            .map_err(Error::Devices)?;
         archive.finish().map_err(Error::Sections)?;
         self.needs_notify.set(true);
         self.timeline.mark(Lane::Main, "state restored");
         Ok(self)
     }
 
-    fn restore_devices(&self, archive: &mut ArchiveReader<'_>) -> Result<(), PartError> {
+    fn restore_devices(&self, archive: &mut ArchiveReader<'_>) -> Result<(), StateError> {
         lock(&self.serial).restore_section(SERIAL, archive)?;
         for (index, device) in self.devices.iter().enumerate() {
             device.restore(&virtio_key(index), archive)?;

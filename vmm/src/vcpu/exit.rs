@@ -32,14 +32,14 @@ pub(crate) enum ExitAction {
     /// KVM_EXIT_INTERNAL_ERROR.
     InternalError,
     /// KVM_EXIT_FAIL_ENTRY, with the reason.
-    EntryRefused(u64),
+    FailedEntry(u64),
     /// KVM_EXIT_MEMORY_FAULT.
     MemoryFault,
-    /// Exit that this VMM does not enable.
+    /// Exit that this VMM does not enable, with its kind.
     Unknown(String),
 }
 
-/// Handles `exit`. `width` is that of a port access: a string instruction moves several units in one exit.
+/// Handles `exit`. `width` is the width of a port access: a string instruction transfers several units in one exit.
 pub(crate) fn handle(exit: VcpuExit<'_>, width: &PortWidth, targets: &Targets<'_>) -> ExitAction {
     match exit {
         VcpuExit::IoOut(port, data) => {
@@ -60,12 +60,12 @@ pub(crate) fn handle(exit: VcpuExit<'_>, width: &PortWidth, targets: &Targets<'_
             targets.memory.write(address, data);
             power_action(targets.power)
         }
-        // A halted vCPU waits in the kernel. These exits require only another KVM_RUN.
+        // These exits require only another KVM_RUN: a halted vCPU waits in the kernel.
         VcpuExit::Hlt | VcpuExit::IrqWindowOpen | VcpuExit::Intr => ExitAction::Handled,
         VcpuExit::IoapicEoi(vector) => ExitAction::EndOfInterrupt(vector),
         VcpuExit::Shutdown => ExitAction::TripleFault,
         VcpuExit::InternalError => ExitAction::InternalError,
-        VcpuExit::FailEntry(reason, _) => ExitAction::EntryRefused(reason),
+        VcpuExit::FailEntry(reason, _) => ExitAction::FailedEntry(reason),
         VcpuExit::MemoryFault { .. } => ExitAction::MemoryFault,
         other => ExitAction::Unknown(format!("{other:?}")),
     }
@@ -161,7 +161,7 @@ pub enum VcpuError {
         source: io::Error,
     },
     /// KVM_EXIT_INTERNAL_ERROR.
-    #[error("KVM cannot continue: internal error {suberror} at {at}{hint}")]
+    #[error("cannot run the guest at {at}: KVM reports internal error {suberror}; {hint}")]
     Internal {
         /// `KVM_INTERNAL_ERROR_*`
         suberror: u32,
@@ -251,7 +251,8 @@ mod tests {
         }
     }
 
-    fn with(test: impl FnOnce(&Targets<'_>)) -> Vec<Vec<u8>> {
+    /// Runs `test` with a logging device at port 0x10. Returns the accesses.
+    fn logged(test: impl FnOnce(&Targets<'_>)) -> Vec<Vec<u8>> {
         let log = Arc::new(Mutex::new(Log::default()));
         let mut ports = BusBuilder::new();
         ports.claim("log", 0x10, 8, log.clone()).unwrap();
@@ -266,7 +267,7 @@ mod tests {
 
     #[test]
     fn string_instruction_is_split_by_width() {
-        let log = with(|targets| {
+        let log = logged(|targets| {
             let width = PortWidth::fixed(2);
             handle(VcpuExit::IoOut(0x10, &[1, 2, 3, 4]), &width, targets);
             let mut data = [0; 4];
@@ -278,7 +279,7 @@ mod tests {
 
     #[test]
     fn power_event_follows_write() {
-        with(|targets| {
+        logged(|targets| {
             let write = || handle(VcpuExit::IoOut(0x10, &[1]), &PortWidth::fixed(1), targets);
             assert_eq!(write(), ExitAction::Handled);
             targets.power.request(PowerEvent::Exit(3));
@@ -288,7 +289,7 @@ mod tests {
 
     #[test]
     fn unknown_exit_is_named() {
-        with(|targets| {
+        logged(|targets| {
             let action = handle(VcpuExit::Nmi, &PortWidth::fixed(1), targets);
             assert_eq!(action, ExitAction::Unknown("Nmi".into()));
         });

@@ -61,7 +61,7 @@ impl PauseGate {
         let mut outside = lock(&self.outside);
         outside.threads += 1;
         self.changed.notify_all();
-        // None, so that requests from before this call are handled too.
+        // None: requests from before this call are handled too.
         let mut handled = None;
         while self.is_closed() {
             let notifications = outside.notifications;
@@ -90,6 +90,8 @@ impl PauseGate {
     }
 
     /// Closes the gate, calls `kick` to interrupt the threads, and waits until all `count` of them are outside the guest.
+    ///
+    /// A thread that has not yet left [`wait`](Self::wait) since an earlier close counts as outside: it finds the gate closed again.
     pub fn close(&self, count: usize, kick: impl FnOnce()) {
         if self.set_state(CLOSED) {
             kick();
@@ -127,7 +129,7 @@ impl PauseGate {
         self.set_state(STOPPED);
     }
 
-    /// Returns false if the gate is stopped.
+    /// Sets the state and wakes all waiting threads. Returns false, without effect, if the gate is stopped.
     fn set_state(&self, state: u8) -> bool {
         // Under the lock, so that no thread checks the state just before the change and waits just after it.
         let _outside = lock(&self.outside);

@@ -1,7 +1,7 @@
 //! vCPUs. Each has a thread, which starts before the vCPU is created.
 //!
-//! The first thread requests the supported CPUID from KVM, which takes as long as the creation of the VM and its memory slots; the
-//! main thread does that meanwhile.
+//! The first thread queries the supported CPUID from KVM. This takes as long as the creation of the VM and its memory slots, which
+//! the main thread performs meanwhile.
 //!
 //! ```text
 //! spawn ── profile (the first thread queries KVM, the others wait for it)
@@ -10,7 +10,7 @@
 //!   │
 //! start(init) ── KVM_RUN until the guest ends or the thread is stopped
 //! ```
-//! A thread that gets a saved state needs no profile and waits for none; see [`VcpuShared::restores`].
+//! A thread that gets a saved state requires no profile; see [`VcpuShared::restores`].
 
 mod exit;
 mod gate;
@@ -22,5 +22,5 @@ mod thread;
 pub use exit::{ExitCounters, KINDS, Location, StopReason, VcpuError};
 pub use gate::PauseGate;
 pub use park::{NativeVcpuState, StateReply};
-pub use runner::{Start, VcpuInit, VcpuShared};
+pub use runner::{StartContext, VcpuInit, VcpuShared};
 pub use thread::VcpuThread;

@@ -23,14 +23,15 @@ pub(super) enum ParkRequest {
 
 /// Reply to a request for the state of a vCPU. Both channels disconnect when the vCPU has stopped.
 pub struct StateReply {
-    /// Receives a message when KVM's pending work is flushed, which may write guest memory. A second message means that more was
-    /// flushed before the state was read. None follows the state.
+    /// Receives a message when KVM's pending work is flushed, which may write guest memory. Receives another one for each further
+    /// flush before the read of the state, and none after the state.
     pub flushed: Receiver<()>,
     /// Receives the state.
     pub state: Receiver<Result<NativeVcpuState, StateError>>,
 }
 
 impl StateReply {
+    /// Returns a request and its reply, connected by channels.
     pub(super) fn channels() -> (ParkRequest, Self) {
         let (send_flushed, flushed) = mpsc::channel();
         let (send_state, state) = mpsc::channel();

@@ -24,7 +24,7 @@ struct SignalMask {
     blocked: [u8; 8],
 }
 
-/// Calls `work`, in which KVM_RUN returns before guest entry. The calling thread must be bound to a [`Kick`](crate::kvm::Kick).
+/// Calls `work`, in which KVM_RUN returns after KVM's pending work and before guest entry. The calling thread must be bound to a [`Kick`](crate::kvm::Kick).
 ///
 /// A kick during `work` is lost: the caller must check the gate afterwards.
 ///
@@ -38,7 +38,7 @@ pub(super) fn run_until_entry<T>(vcpu: &mut VcpuFd, work: impl FnOnce(&mut VcpuF
         kick_this_thread();
         work(vcpu)
     });
-    // Undone in any case. None of the three fails for arguments that were valid before.
+    // Undone after an error too. None of the three calls fails: their arguments were valid before.
     let _ = set_mask(vcpu, None);
     let _ = clear_signal(signal());
     let _ = unblock_signal(signal());
@@ -55,7 +55,7 @@ fn set_mask(vcpu: &VcpuFd, signals: Option<&[libc::c_int]>) -> io::Result<()> {
                 length: 8,
                 blocked: blocked.to_le_bytes(),
             };
-            // SAFETY: the kernel reads the length and that many bytes after it.
+            // SAFETY: the kernel reads `length`, and then 8 bytes of `blocked`, which follow without padding.
             unsafe { ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK(), &mask) }
         }
         // SAFETY: with a null address the kernel reads nothing.

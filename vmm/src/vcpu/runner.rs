@@ -21,7 +21,7 @@ use crate::timeline::{Lane, Timeline};
 type Profile = <NativeCpu as Cpu>::Profile;
 type Entry = <NativeCpu as Cpu>::Entry;
 
-/// Times that a vCPU is run for its pending work before it counts as flushed: each interrupt vector can cause one exit.
+/// Maximum calls of KVM_RUN to flush the pending work of a vCPU: each of the 256 interrupt vectors can cause one exit.
 const MAX_FLUSH_RUNS: usize = 256;
 
 /// Data that all vCPU threads of a machine share.
@@ -32,7 +32,7 @@ pub struct VcpuShared {
     pub count: u8,
     /// Record of the phases of the start.
     pub timeline: Arc<Timeline>,
-    /// Receives the stop reasons.
+    /// Channel for the stop reasons.
     pub stop_reasons: Sender<StopReason>,
     /// Signalled with every stop reason.
     pub stop_event: EventFd,
@@ -40,7 +40,7 @@ pub struct VcpuShared {
     pub gate: PauseGate,
     /// The vCPUs get a saved state, so that no thread queries the supported CPUID.
     pub restores: bool,
-    /// CPU of the guest; the first thread that needs it fills it in.
+    /// CPUID of the guest, or the call that failed and its error number. The first thread that needs the profile sets it.
     pub profile: OnceLock<Result<Profile, (String, i32)>>,
 }
 
@@ -69,7 +69,7 @@ impl VcpuShared {
 }
 
 /// Parts of the machine that a vCPU needs to enter the guest.
-pub struct Start {
+pub struct StartContext {
     /// Platform of the machine.
     pub platform: Arc<Native>,
     /// Ports.
@@ -94,7 +94,7 @@ pub enum VcpuInit {
     State {
         /// The state.
         state: Box<NativeVcpuState>,
-        /// Receives the result. After an error the vCPU never enters the guest.
+        /// Channel for the result. After an error the vCPU never enters the guest.
         restored: SyncSender<Result<(), StateError>>,
     },
 }
@@ -108,25 +108,30 @@ pub(super) struct VcpuRunner {
     pub requests: Receiver<ParkRequest>,
 }
 
-// Functions that not every entry needs are not inlined: the frame of the loop stays resident for each vCPU.
+// Functions that not every guest entry needs are not inlined: they would enlarge the stack frame of the loop, which stays resident
+// for each vCPU.
 impl VcpuRunner {
     /// Runs the thread until the guest ends or the thread is stopped.
-    pub fn run(self, wait_prepare: &Receiver<VcpuFd>, wait_start: &Receiver<Start>) {
-        self.run_vcpu(wait_prepare, wait_start);
+    pub fn run(self, vcpu_receiver: &Receiver<VcpuFd>, start_receiver: &Receiver<StartContext>) {
+        self.run_vcpu(vcpu_receiver, start_receiver);
         self.shared.gate.leave();
     }
 
-    fn run_vcpu(&self, wait_prepare: &Receiver<VcpuFd>, wait_start: &Receiver<Start>) {
+    fn run_vcpu(&self, vcpu_receiver: &Receiver<VcpuFd>, start_receiver: &Receiver<StartContext>) {
         let lane = Lane::Vcpu(self.id);
         self.shared.timeline.mark(lane, "thread runs");
         let profile = (!self.shared.restores).then(|| self.shared.profile(self.id));
-        let Ok(mut vcpu) = wait_prepare.recv() else { return };
+        let Ok(mut vcpu) = vcpu_receiver.recv() else {
+            return;
+        };
         let prepared = profile.map_or(Ok(()), |profile| {
             self.shared.timeline.measure(lane, "prepare vCPU", || {
                 NativeCpu::configure(&vcpu, self.id, self.shared.count, profile?)
             })
         });
-        let Ok(mut start) = wait_start.recv() else { return };
+        let Ok(mut start) = start_receiver.recv() else {
+            return;
+        };
         let init = std::mem::replace(&mut start.init, VcpuInit::Reset);
         let is_restored = matches!(init, VcpuInit::State { .. });
         let reason = match prepared.and_then(|()| self.init_vcpu(&vcpu, init)) {
@@ -158,21 +163,21 @@ impl VcpuRunner {
                 let is_ok = result.is_ok();
                 // Freed before the main thread trims the heap.
                 drop(state);
-                // Without a receiver after another vCPU has failed.
+                // Fails if the receiver was dropped, because another vCPU has failed.
                 let _ = restored.send(result);
                 Ok(is_ok)
             }
         }
     }
 
-    /// Runs the guest. Returns none when the thread was stopped.
-    fn run_guest(&self, vcpu: &mut VcpuFd, start: &Start, is_restored: bool) -> Option<StopReason> {
+    /// Runs the guest. Returns `None` if the thread was stopped.
+    fn run_guest(&self, vcpu: &mut VcpuFd, start: &StartContext, is_restored: bool) -> Option<StopReason> {
         let bound = self.kick.bind(vcpu.get_kvm_run());
         self.shared.timeline.mark(Lane::Vcpu(self.id), "enter guest");
-        let mut first = true;
+        let mut is_first = true;
         // The run page of a restored vCPU has no `ready_for_interrupt_injection` before the first KVM_RUN: a halted vCPU would
         // sleep through a pending interrupt.
-        if is_restored && let Err(reason) = self.complete_exit(vcpu, start, &mut first) {
+        if is_restored && let Err(reason) = self.complete_exit(vcpu, start, &mut is_first) {
             return Some(reason);
         }
         let reason = loop {
@@ -180,9 +185,9 @@ impl VcpuRunner {
             let result = match gate.is_open() {
                 true => self
                     .inject(vcpu, start)
-                    .and_then(|()| self.enter_once(vcpu, start, &mut first)),
+                    .and_then(|()| self.enter_once(vcpu, start, &mut is_first)),
                 false if gate.is_stopped() => break None,
-                false => self.park(vcpu, start, &mut first),
+                false => self.park(vcpu, start, &mut is_first),
             };
             if let Err(reason) = result {
                 break Some(reason);
@@ -194,17 +199,22 @@ impl VcpuRunner {
 
     /// Injects the interrupts that KVM does not inject by itself. Called only before a KVM_RUN that enters the guest: otherwise KVM
     /// does not report whether the guest took the interrupt.
-    fn inject(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), StopReason> {
+    fn inject(&self, vcpu: &mut VcpuFd, start: &StartContext) -> Result<(), StopReason> {
         let injected = start.platform.inject_interrupts(self.id, vcpu);
         injected.map_err(|source| StopReason::Fault(VcpuError::Prepare { id: self.id, source }))
     }
 
-    fn enter_once(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), StopReason> {
+    fn enter_once(
+        &self,
+        vcpu: &mut VcpuFd,
+        start: &StartContext,
+        is_first: &mut bool,
+    ) -> Result<(), StopReason> {
         let at = |vcpu: &VcpuFd| self.location(vcpu, start);
         let width = RunPage::of(vcpu).port_width();
         let exit = vcpu.run();
         self.exits.count(&exit);
-        if std::mem::take(first) {
+        if std::mem::take(is_first) {
             self.shared.timeline.mark(Lane::Vcpu(self.id), "first exit");
         }
         let targets = Targets {
@@ -214,7 +224,7 @@ impl VcpuRunner {
         };
         let action = match exit {
             Ok(exit) => handle(exit, &width, &targets),
-            Err(error) => return self.interrupted(vcpu, error.errno(), start),
+            Err(error) => return self.handle_run_error(vcpu, error.errno(), start),
         };
         Err(match action {
             ExitAction::Handled => return Ok(()),
@@ -225,13 +235,19 @@ impl VcpuRunner {
             ExitAction::Power(event) => StopReason::Power(event),
             ExitAction::TripleFault => StopReason::TripleFault { ip: at(vcpu).ip },
             ExitAction::InternalError => StopReason::Fault(self.internal_error(vcpu, start)),
-            ExitAction::EntryRefused(reason) => StopReason::Fault(VcpuError::Entry { at: at(vcpu), reason }),
+            ExitAction::FailedEntry(reason) => StopReason::Fault(VcpuError::Entry { at: at(vcpu), reason }),
             ExitAction::MemoryFault => StopReason::Fault(VcpuError::Memory { at: at(vcpu) }),
             ExitAction::Unknown(exit) => StopReason::Fault(VcpuError::Exit { at: at(vcpu), exit }),
         })
     }
 
-    fn interrupted(&self, vcpu: &mut VcpuFd, errno: i32, start: &Start) -> Result<(), StopReason> {
+    /// Handles an error of KVM_RUN. A kick is no error.
+    fn handle_run_error(
+        &self,
+        vcpu: &mut VcpuFd,
+        errno: i32,
+        start: &StartContext,
+    ) -> Result<(), StopReason> {
         match errno {
             libc::EINTR | libc::EAGAIN => {
                 RunPage::of(vcpu).clear_immediate_exit();
@@ -248,7 +264,7 @@ impl VcpuRunner {
     }
 
     #[inline(never)]
-    fn location(&self, vcpu: &VcpuFd, start: &Start) -> Location {
+    fn location(&self, vcpu: &VcpuFd, start: &StartContext) -> Location {
         let (ip, bytes) = NativeCpu::instruction(vcpu, &start.memory);
         Location {
             vcpu: self.id,
@@ -258,7 +274,7 @@ impl VcpuRunner {
     }
 
     #[inline(never)]
-    fn internal_error(&self, vcpu: &mut VcpuFd, start: &Start) -> VcpuError {
+    fn internal_error(&self, vcpu: &mut VcpuFd, start: &StartContext) -> VcpuError {
         let error = RunPage::of(vcpu).internal_error();
         let mut at = self.location(vcpu, start);
         if let Some((bytes, length)) = error.instruction {
@@ -266,10 +282,10 @@ impl VcpuRunner {
         }
         let hint = match error.suberror {
             kvm_bindings::KVM_INTERNAL_ERROR_EMULATION => {
-                ": KVM on this host cannot emulate the instruction; without hardware virtualisation it interprets the guest's \
+                "KVM on this host cannot emulate the instruction; without hardware virtualisation it interprets the guest's \
                  kernel and has no SSE; use a host with VMX, SVM or EL2, or an image built for general registers only"
             }
-            _ => ": the image may need another boot protocol, or a host with hardware virtualisation",
+            _ => "the image may need another boot protocol, or a host with hardware virtualisation",
         };
         VcpuError::Internal {
             suberror: error.suberror,
@@ -279,8 +295,8 @@ impl VcpuRunner {
     }
 
     /// Waits at the gate. KVM completes the instruction of the last exit first, so that the state is consistent.
-    fn park(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), StopReason> {
-        self.complete_exit(vcpu, start, first)?;
+    fn park(&self, vcpu: &mut VcpuFd, start: &StartContext, is_first: &mut bool) -> Result<(), StopReason> {
+        self.complete_exit(vcpu, start, is_first)?;
         NativeCpu::notify_pause(vcpu);
         let mut reason = None;
         self.shared.gate.wait(|| {
@@ -296,10 +312,15 @@ impl VcpuRunner {
     }
 
     /// Calls KVM_RUN without entering the guest, so that KVM completes the last exit and fills in the run page.
-    fn complete_exit(&self, vcpu: &mut VcpuFd, start: &Start, first: &mut bool) -> Result<(), StopReason> {
+    fn complete_exit(
+        &self,
+        vcpu: &mut VcpuFd,
+        start: &StartContext,
+        is_first: &mut bool,
+    ) -> Result<(), StopReason> {
         loop {
             RunPage::of(vcpu).set_immediate_exit();
-            self.enter_once(vcpu, start, first)?;
+            self.enter_once(vcpu, start, is_first)?;
             // EINTR clears the flag; KVM returns it when nothing is left to complete.
             if !RunPage::of(vcpu).has_immediate_exit() {
                 return Ok(());
@@ -307,7 +328,7 @@ impl VcpuRunner {
         }
     }
 
-    fn handle_requests(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), StopReason> {
+    fn handle_requests(&self, vcpu: &mut VcpuFd, start: &StartContext) -> Result<(), StopReason> {
         for request in self.requests.try_iter() {
             match request {
                 ParkRequest::Flush => self.flush_pending(vcpu, start)?,
@@ -321,7 +342,7 @@ impl VcpuRunner {
     fn send_state(
         &self,
         vcpu: &mut VcpuFd,
-        start: &Start,
+        start: &StartContext,
         flushed: &Sender<()>,
         reply: &Sender<Result<NativeVcpuState, StateError>>,
     ) -> Result<(), StopReason> {
@@ -340,7 +361,7 @@ impl VcpuRunner {
 
     /// Flushes the work that KVM defers to guest entry, and handles the exits that it causes.
     #[inline(never)]
-    fn flush_pending(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), StopReason> {
+    fn flush_pending(&self, vcpu: &mut VcpuFd, start: &StartContext) -> Result<(), StopReason> {
         let result = run_until_entry(vcpu, |vcpu| {
             // A queued external interrupt is in no register yet: the first run only ends a halt, the second injects it.
             self.run_until_signal(vcpu, start)?;
@@ -354,7 +375,7 @@ impl VcpuRunner {
     }
 
     /// Calls KVM_RUN until it returns for the pending signal and for nothing else.
-    fn run_until_signal(&self, vcpu: &mut VcpuFd, start: &Start) -> Result<(), StopReason> {
+    fn run_until_signal(&self, vcpu: &mut VcpuFd, start: &StartContext) -> Result<(), StopReason> {
         for _ in 0..MAX_FLUSH_RUNS {
             let mut page = RunPage::of(vcpu);
             // Set by a kick that arrived at the gate; KVM_RUN would return before the pending work.

@@ -8,7 +8,7 @@ use kvm_ioctls::VcpuFd;
 
 use super::exit::{ExitCounters, VcpuError};
 use super::park::{ParkRequest, StateReply};
-use super::runner::{Start, VcpuRunner, VcpuShared};
+use super::runner::{StartContext, VcpuRunner, VcpuShared};
 use crate::kvm::Kick;
 
 /// Stack of a vCPU thread in bytes: little more than the frames of one exit.
@@ -17,7 +17,7 @@ const STACK_SIZE: usize = 128 << 10;
 /// Handle of a vCPU thread. Dropping it stops and joins the thread.
 pub struct VcpuThread {
     prepare: SyncSender<VcpuFd>,
-    start: SyncSender<Start>,
+    start: SyncSender<StartContext>,
     requests: Sender<ParkRequest>,
     kick: Kick,
     exits: Arc<ExitCounters>,
@@ -31,23 +31,23 @@ impl VcpuThread {
     /// # Errors
     /// [`VcpuError::Thread`]
     pub fn spawn(id: u8, kick: Kick, shared: Arc<VcpuShared>) -> Result<Self, VcpuError> {
-        // Used once each. An unbounded channel would allocate room for some thirty messages.
-        let (prepare, wait_prepare) = mpsc::sync_channel(1);
-        let (start, wait_start) = mpsc::sync_channel(1);
-        let (requests, wait_requests) = mpsc::channel();
+        // For one message each: an unbounded channel allocates room for some thirty.
+        let (prepare, vcpu_receiver) = mpsc::sync_channel(1);
+        let (start, start_receiver) = mpsc::sync_channel(1);
+        let (requests, request_receiver) = mpsc::channel();
         let exits = Arc::new(ExitCounters::default());
         let runner = VcpuRunner {
             id,
             kick: kick.clone(),
             exits: exits.clone(),
             shared: shared.clone(),
-            requests: wait_requests,
+            requests: request_receiver,
         };
         let thread = Builder::new()
-            // Orchestrators find vCPU threads by this name of Firecracker's, to put them into control groups.
+            // Firecracker's name: orchestrators find vCPU threads by it, to move them into control groups.
             .name(format!("fc_vcpu {id}"))
             .stack_size(STACK_SIZE)
-            .spawn(move || runner.run(&wait_prepare, &wait_start))
+            .spawn(move || runner.run(&vcpu_receiver, &start_receiver))
             .map_err(|source| VcpuError::Thread { id, source })?;
         Ok(Self {
             prepare,
@@ -66,7 +66,7 @@ impl VcpuThread {
         let _ = self.prepare.send(vcpu);
     }
 
-    /// Stops all vCPUs of the machine, this one at once, without waiting for them.
+    /// Stops the gate of all vCPUs, and kicks this one. Does not wait for the threads.
     pub fn stop(&self) {
         self.shared.gate.stop();
         self.kick.kick();
@@ -85,6 +85,7 @@ impl VcpuThread {
     /// Requests the state of the vCPU. The thread replies from the gate, after [`notify_waiters`](super::PauseGate::notify_waiters).
     pub fn request_state(&self) -> StateReply {
         let (request, reply) = StateReply::channels();
+        // Fails if the thread has ended; the reply is disconnected then.
         let _ = self.requests.send(request);
         reply
     }
@@ -94,8 +95,8 @@ impl VcpuThread {
         let _ = self.requests.send(ParkRequest::Flush);
     }
 
-    /// Starts the vCPU. It enters the guest while the gate is open.
-    pub fn start(&self, start: Start) {
+    /// Starts the vCPU, which enters the guest while the gate is open.
+    pub fn start(&self, start: StartContext) {
         let _ = self.start.send(start);
     }
 }
@@ -103,7 +104,7 @@ impl VcpuThread {
 impl Drop for VcpuThread {
     fn drop(&mut self) {
         self.stop();
-        // A thread that still waits for its vCPU ends when the senders are dropped.
+        // A thread that still waits for its vCPU or its start ends when the senders are dropped.
         (self.prepare, self.start) = (mpsc::sync_channel(0).0, mpsc::sync_channel(0).0);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
