@@ -18,31 +18,44 @@
 //! | [`timeline`] | record of the phases of the start |
 //!
 //! # A new kind of virtio device
-//! The attached devices of a machine are one list. A new kind is a folder in `devices/src/virtio`, a configuration in `config`, a
-//! schema in `api/src/schema`, a handler in `api/src/routes`, and a row in each of these tables:
+//! The attached devices of a machine are one list. A new kind is a directory in `devices/src/virtio`, a configuration in `config`, a
+//! schema in `api/src/schema`, a handler in `api/src/routes`, and an entry at each of these places:
 //!
-//! 1. `device_kinds!` in `config/device.rs`: configuration, update, backend and name. The compiler then asks for the field of the
-//!    saved form in `config/vm.rs`.
-//! 2. `machine/attachments.rs`: an arm of `open`, an implementation of `Attachable`, and a variant of `DeviceCounters`.
+//! 1. `device_kinds!` in `config/device.rs`: configuration, update, backend and name. The compiler then reports the matches to extend,
+//!    among them the saved form in `config/vm.rs`.
+//! 2. `machine/attachments.rs`: a case of `open`, an implementation of `Attachable`, and a variant of `DeviceCounters`, which
+//!    `control/metrics.rs` selects by kind.
 //! 3. `ROUTES` in `api/src/routes/mod.rs`, which the API, its specification and the configuration file share.
+//!
+//! `docs/architecture.md` lists the steps outside this crate.
 //!
 //! # Threads
 //! The main thread builds the machine, owns it, and runs the event loop. Each vCPU has a thread. The vCPU threads start before the VM is
-//! created, so that the first one can query the supported CPUID meanwhile. There are no other threads.
+//! created, so that the first one can query the supported CPUID meanwhile. There is no other thread; an interface with a user backend
+//! adds a child process, passt.
 //!
 //! # Locks
-//! In the order of acquisition: the lock of an event source or of a second address range of a device, the lock of the device
-//! ([`devices::bus::SharedDevice`]), the lock of the split interrupt controllers, the lock of KVM's MSI routes. Each is held for one
-//! access or one event. A device kicks a vCPU while it holds its own lock; the interrupt controllers release theirs first. A kick is a
-//! signal and takes no lock. Timeline and log have locks under which no other lock is taken.
+//! In the order of acquisition:
+//!
+//! 1. an event source, or the second address range of a device ([`devices::OffsetDevice`])
+//! 2. the device ([`devices::bus::SharedDevice`])
+//! 3. PIC and IOAPIC of a split irqchip
+//! 4. the routes known to KVM
+//!
+//! Each is held for one access or one event, and no thread holds the locks of two devices. The bus requires no lock, because it does not
+//! change after the build. The interrupt controllers release their lock before they kick a vCPU. Devices need not: a kick is a
+//! signal and takes no lock. The lock of the [`PauseGate`](vcpu::PauseGate) is taken without any of these. No other lock is taken under
+//! those of timeline and log.
 //!
 //! # Threat model
 //! The guest is hostile: it chooses every exit, port, address and byte of memory. It can end its own VM. It cannot crash or grow this
-//! process, nor use more of the host than its vCPUs and about ten thousand timer events a second. Images, initrds and command lines
-//! are untrusted and are checked before they are mapped. The user of the host must not truncate an image while it is mapped: a guest
-//! that touches the missing part stops with an error, whose report reads guest memory without faulting; a device whose rings lie
-//! there ends the process by SIGBUS. The disks of the host are trusted to answer: a drive on a disk that hangs keeps its lock, and the
-//! event loop may wait for it.
+//! process, nor use more of the host than its vCPUs and about ten thousand timer events a second. Images, initrds, command lines and
+//! state files are untrusted, and are checked before use.
+//!
+//! The user of the host is trusted not to truncate an image or a memory file while it is mapped. A guest that accesses the missing
+//! part stops with an error, whose report reads guest memory without a fault. A device whose virtqueue lies there ends the process by
+//! SIGBUS. The disks of the host are trusted to respond: a drive on a disk that hangs keeps its lock, and the event loop may wait for
+//! it.
 
 pub mod arch;
 pub mod boot;
