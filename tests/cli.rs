@@ -183,7 +183,7 @@ fn invalid_machine_is_rejected_with_its_option() {
     ] {
         let message = expect_error(&["run", &image, option, value], 1);
         assert!(
-            message.starts_with(&format!("cannot make this machine: {text}"))
+            message.starts_with(&format!("cannot configure the machine: {text}"))
                 && message.contains(&format!("({option} ")),
             "{message}"
         );
@@ -206,13 +206,16 @@ fn shared_address_or_tap_is_rejected() {
         ),
     ] {
         let message = expect_error(&["run", &image, "--net", net, "--net", net], 1);
-        assert_eq!(message, format!("cannot make this machine: {text} ({option})"));
+        assert_eq!(
+            message,
+            format!("cannot configure the machine: {text} ({option})")
+        );
     }
     let mut arguments = vec!["run", &image];
     arguments.extend(["--disk", "d"].repeat(19));
     assert_eq!(
         expect_error(&arguments, 1),
-        "cannot make this machine: cannot attach 19 devices: a VM has at most 18 drives and network interfaces; remove some (--disk, --net)"
+        "cannot configure the machine: cannot attach 19 devices: a VM has at most 18 drives and network interfaces; remove some (--disk, --net)"
     );
 }
 

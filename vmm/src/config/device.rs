@@ -7,8 +7,8 @@ use super::drive::{DriveConfig, DriveUpdate};
 use super::net::{InterfaceUpdate, NetBackend, NetConfig};
 use super::settings::{Conflict, DeviceSettings};
 
-/// Makes one row a kind of device: the variant, the types of [`DeviceSettings`], and the name in messages. The order of the rows is
-/// the order in which guests count devices and state files list them.
+/// Defines the kinds of devices. A row has the variant, the types of [`DeviceSettings`], and the name in messages. The order of the
+/// rows is the order in which guests count devices and state files list them.
 macro_rules! device_kinds {
     ($($kind:ident($config:ty, $update:ty, $backend:ty) = $name:literal,)*) => {
         /// Kind of a virtio device, in the order in which guests count devices.
@@ -83,8 +83,8 @@ macro_rules! device_kinds {
                 }
             }
 
-            /// Returns the ID, unique among the devices of the kind. It is empty until the configuration is checked if the user gave
-            /// none.
+            /// Returns the ID, unique among the devices of the kind. Without an ID from the user it is empty until the configuration is
+            /// checked.
             pub fn id(&self) -> &str {
                 match self {
                     $(Self::$kind(config) => config.id(),)*
@@ -104,7 +104,7 @@ macro_rules! device_kinds {
                 }
             }
 
-            /// Checks that `self` can be attached to the VM of `earlier`, which guests count first. Devices of two kinds never are in
+            /// Checks that `self` can be attached to the VM of `earlier`, which guests count first. Devices of two kinds never
             /// conflict.
             pub(crate) fn check_after(&self, earlier: &Self) -> Result<(), Conflict> {
                 match (self, earlier) {
@@ -129,7 +129,7 @@ macro_rules! device_kinds {
                 }
             }
 
-            /// Replaces the host side. One of another kind has no effect.
+            /// Replaces the host side. A host side of another kind has no effect.
             pub(crate) fn set_backend(&mut self, backend: &DeviceBackend) {
                 match (self, backend) {
                     $((Self::$kind(config), DeviceBackend::$kind(backend)) => config.set_backend(backend),)*

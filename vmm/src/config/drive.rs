@@ -15,7 +15,7 @@ use super::settings::{Conflict, DeviceSettings};
 pub struct DriveConfig {
     /// Disk behind the drive. An empty ID is replaced by one with the number of the drive.
     pub disk: DiskConfig,
-    /// Root file system on the drive, announced on the command line of the guest.
+    /// Root file system on the drive, named on the command line of the guest.
     pub root: Option<Root>,
 }
 
@@ -31,14 +31,14 @@ pub enum Root {
 /// Change of an attached drive. Without a path and without limits the drive reads the size of its file again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DriveUpdate {
-    /// File or block device that replaces the present one.
+    /// File or block device that replaces the disk.
     pub path: Option<PathBuf>,
-    /// Token buckets that replace the present ones; none keeps the present one.
+    /// New token buckets. Buckets that are `None` stay unchanged.
     pub limits: RateLimits,
 }
 
 impl DriveConfig {
-    /// Returns the arguments by which Linux mounts its root file system from this drive.
+    /// Returns the command line arguments by which Linux mounts its root file system from this drive.
     pub fn root_argument(&self) -> Option<String> {
         let access = if self.disk.read_only { "ro" } else { "rw" };
         self.root.as_ref().map(|root| match root {
@@ -100,22 +100,22 @@ impl FromStr for DriveConfig {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let mut options = Options::parse(text)?;
-        let limits = options.limits("bandwidth", "ops")?;
+        let limits = options.take_limits("bandwidth", "ops")?;
         let config = DiskConfig {
             path: options.first().into(),
-            read_only: options.flag("ro"),
+            read_only: options.take_flag("ro"),
             allow_empty: false,
-            cache: match options.take("cache").as_deref() {
+            cache: match options.take_value("cache").as_deref() {
                 None | Some("unsafe") => CacheType::Unsafe,
                 Some("writeback") => CacheType::Writeback,
                 Some(other) => return Err(Error::value("cache", other, "unsafe or writeback")),
             },
-            engine: match options.take("engine").as_deref() {
+            engine: match options.take_value("engine").as_deref() {
                 None | Some("sync") => IoEngine::Sync,
                 Some("async") => IoEngine::Async,
                 Some(other) => return Err(Error::value("engine", other, "sync or async (io_uring)")),
             },
-            id: options.take("id").unwrap_or_default(),
+            id: options.take_value("id").unwrap_or_default(),
             bandwidth: limits.bandwidth,
             operations: limits.operations,
         };

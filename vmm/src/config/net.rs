@@ -38,7 +38,7 @@ impl fmt::Display for NetBackend {
 }
 
 impl NetBackend {
-    /// Parses a back end in which commas are not doubled.
+    /// Parses a backend without options, in which commas are not doubled.
     fn parse_name(text: &str) -> Result<Self, Error> {
         match text.split_once(':') {
             None if text == "user" => Ok(Self::User),
@@ -58,7 +58,7 @@ impl NetBackend {
 impl FromStr for NetBackend {
     type Err = Error;
 
-    /// Parses the backend alone, as an override of a saved interface has it.
+    /// Parses a backend without options: an override keeps the options of the saved interface.
     fn from_str(text: &str) -> Result<Self, Error> {
         let options = Options::parse(text)?;
         let backend = Self::parse_name(options.first())?;
@@ -84,7 +84,7 @@ pub struct NetConfig {
     pub transmit: RateLimits,
 }
 
-/// Change of an attached network interface. A bucket of none keeps the present one.
+/// Change of an attached network interface. Buckets that are `None` stay unchanged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InterfaceUpdate {
     /// Token buckets for frames to the guest.
@@ -138,17 +138,17 @@ impl FromStr for NetConfig {
     fn from_str(text: &str) -> Result<Self, Error> {
         let mut options = Options::parse(text)?;
         let backend = NetBackend::parse_name(options.first())?;
-        let mac = options.take("mac").map(|text| {
+        let mac = options.take_value("mac").map(|text| {
             let mac = text.parse::<MacAddress>();
             mac.map_err(|_| Error::value("mac", &text, MAC))
         });
-        let mtu = options.take("mtu").map(|text| {
+        let mtu = options.take_value("mtu").map(|text| {
             let mtu = text.parse().ok().filter(|mtu| *mtu >= 68);
             mtu.ok_or_else(|| Error::value("mtu", &text, "a number from 68 to 65535"))
         });
-        let receive = options.limits("rx-bandwidth", "rx-ops")?;
-        let transmit = options.limits("tx-bandwidth", "tx-ops")?;
-        let id = options.take("id").unwrap_or_default();
+        let receive = options.take_limits("rx-bandwidth", "rx-ops")?;
+        let transmit = options.take_limits("tx-bandwidth", "tx-ops")?;
+        let id = options.take_value("id").unwrap_or_default();
         options.finish("id, mac, mtu, rx-bandwidth, rx-ops, tx-bandwidth and tx-ops")?;
         Ok(Self {
             id,

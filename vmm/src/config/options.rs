@@ -13,7 +13,7 @@ pub struct RateLimits {
 }
 
 impl RateLimits {
-    /// Replaces the buckets that `new` has.
+    /// Replaces those buckets that `new` has; the others stay.
     pub(super) fn merge(&mut self, new: Self) {
         self.bandwidth = new.bandwidth.or(self.bandwidth);
         self.operations = new.operations.or(self.operations);
@@ -78,7 +78,7 @@ impl Error {
     }
 }
 
-/// Parts of the text. Each is taken once.
+/// Parts of the text. Each can be taken once; [`finish`](Self::finish) rejects the rest.
 pub(super) struct Options {
     first: String,
     rest: Vec<(String, Option<String>)>,
@@ -111,12 +111,12 @@ impl Options {
     }
 
     /// Takes a flag. Returns true if it was given.
-    pub fn flag(&mut self, name: &str) -> bool {
+    pub fn take_flag(&mut self, name: &str) -> bool {
         self.remove(name, |value| value.is_none()).is_some()
     }
 
     /// Takes the value of an option.
-    pub fn take(&mut self, name: &str) -> Option<String> {
+    pub fn take_value(&mut self, name: &str) -> Option<String> {
         self.remove(name, Option::is_some).flatten()
     }
 
@@ -128,16 +128,20 @@ impl Options {
         Some(self.rest.remove(position).1)
     }
 
-    /// Takes the limits of one direction from the options named `bandwidth` and `operations`.
-    pub fn limits(&mut self, bandwidth: &'static str, operations: &'static str) -> Result<RateLimits, Error> {
+    /// Takes the values of the options named `bandwidth` and `operations`, the limits of one direction.
+    pub fn take_limits(
+        &mut self,
+        bandwidth: &'static str,
+        operations: &'static str,
+    ) -> Result<RateLimits, Error> {
         Ok(RateLimits {
-            bandwidth: self.bucket(bandwidth)?,
-            operations: self.bucket(operations)?,
+            bandwidth: self.take_bucket(bandwidth)?,
+            operations: self.take_bucket(operations)?,
         })
     }
 
-    fn bucket(&mut self, name: &'static str) -> Result<Option<Bucket>, Error> {
-        let Some(text) = self.take(name) else {
+    fn take_bucket(&mut self, name: &'static str) -> Result<Option<Bucket>, Error> {
+        let Some(text) = self.take_value(name) else {
             return Ok(None);
         };
         let numbers: Option<Vec<u64>> = text.split('/').map(|number| number.parse().ok()).collect();

@@ -1,4 +1,4 @@
-//! Operations that the configurations of all kinds of devices have.
+//! Operations common to the configurations of all kinds of devices.
 
 use std::os::fd::RawFd;
 
@@ -7,7 +7,7 @@ use super::mac::MacAddress;
 /// Reason why two devices of one kind cannot be attached to one VM.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Conflict {
-    /// A drive other than the first holds the root file system.
+    /// A drive other than the first is to hold the root file system.
     #[error("cannot use two root drives: only the first drive can hold the guest's root file system")]
     Root,
     /// Two interfaces have the same MAC address.
@@ -28,7 +28,7 @@ pub(super) trait DeviceSettings {
     /// Returns the ID, unique among the devices of this kind.
     fn id(&self) -> &str;
 
-    /// Fills in the values that the user left out. `index` counts the devices of this kind from 0.
+    /// Sets missing values. `index` counts the devices of this kind from 0.
     fn set_defaults(&mut self, index: usize);
 
     /// Checks that `self` can be attached to the VM of `earlier`, a device of this kind that guests count first.

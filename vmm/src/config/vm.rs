@@ -47,7 +47,7 @@ pub struct VmConfig {
     pub initrd: Option<PathBuf>,
     /// Boot protocol; none selects the one that the image prefers.
     pub protocol: Option<Protocol>,
-    /// Command line as the user wrote it.
+    /// Command line of the user, without the arguments for devices.
     pub cmdline: String,
     /// Guest memory.
     pub memory: MemorySize,
@@ -59,7 +59,7 @@ pub struct VmConfig {
     pub acpi: bool,
     /// The guest gets an MP table.
     pub mptable: bool,
-    /// The command line announces the virtio devices.
+    /// The command line has an argument for each virtio device.
     pub device_arguments: bool,
     /// Virtio devices. [`check`](Self::check) sorts them into the order of the guest.
     pub devices: Vec<DeviceConfig>,
@@ -179,13 +179,25 @@ impl VmConfig {
         })
     }
 
-    /// Returns the place of the device `id` of that kind in the list.
+    /// Returns the index in the list of the device of `kind` with this `id`.
     pub(crate) fn position(&self, kind: DeviceKind, id: &str) -> Option<usize> {
-        let is_wanted = |device: &DeviceConfig| device.kind() == kind && device.id() == id;
-        self.devices.iter().position(is_wanted)
+        self.devices
+            .iter()
+            .position(|device| device.kind() == kind && device.id() == id)
     }
 
-    /// Checks all that needs no open file, and fills in the names and addresses that the user left out.
+    /// Returns the IDs of the devices of `kind`, separated by commas, or `none`, for error messages.
+    pub(crate) fn list_ids(&self, kind: DeviceKind) -> String {
+        let devices = self.devices.iter().filter(|device| device.kind() == kind);
+        let ids: Vec<_> = devices.map(DeviceConfig::id).collect();
+        if ids.is_empty() {
+            "none".into()
+        } else {
+            ids.join(", ")
+        }
+    }
+
+    /// Checks all values that require no open file, and sets missing IDs and addresses.
     ///
     /// # Errors
     /// [`Error`], with the value that is out of range or in conflict.
@@ -215,10 +227,10 @@ impl VmConfig {
     /// [`Error`]; the list is unchanged then.
     pub(crate) fn put_device(&mut self, mut device: DeviceConfig) -> Result<(), Error> {
         let mut devices = self.devices.clone();
-        let is_alike = |other: &&DeviceConfig| other.kind() == device.kind();
-        device.set_defaults(devices.iter().filter(is_alike).count());
+        let is_same_kind = |other: &&DeviceConfig| other.kind() == device.kind();
+        device.set_defaults(devices.iter().filter(is_same_kind).count());
         match self.position(device.kind(), device.id()) {
-            Some(place) => devices[place] = device,
+            Some(index) => devices[index] = device,
             None => devices.push(device),
         }
         devices.sort_by_key(DeviceConfig::guest_order);
@@ -227,7 +239,7 @@ impl VmConfig {
         Ok(())
     }
 
-    /// Gives devices without one an ID and an address, so that a VM that is built from this configuration again has the same.
+    /// Sets missing IDs and addresses. They are saved, so that a restored VM has the same ones.
     fn set_device_defaults(&mut self) {
         let mut previous = None;
         let mut index = 0;
@@ -243,7 +255,7 @@ impl VmConfig {
     }
 }
 
-/// Compares every two devices. They are few, and a hash set would request random numbers from the kernel at every start.
+/// Checks the number of devices, and each pair of them. A hash set would read random numbers from the kernel at every start.
 fn check_devices(devices: &[DeviceConfig]) -> Result<(), Error> {
     if devices.len() > MAX_DEVICES {
         return Err(Error::Devices(devices.len()));
@@ -279,7 +291,7 @@ impl VmSpec {
         &self.config
     }
 
-    /// Records the change of an attached device.
+    /// Changes the configuration, to record the change of an attached device.
     pub(crate) fn change(&mut self, change: impl FnOnce(&mut VmConfig)) {
         change(&mut self.config);
     }

@@ -20,7 +20,7 @@ use crate::vm::{Console, ConsoleError, ConsoleInput, Vm};
 /// Opens the console that the guest's serial port is connected to, when the VM starts.
 pub type OpenConsole = Box<dyn FnMut() -> Result<Console, ConsoleError>>;
 
-/// Configuration of a VM before its start. Files, disks and taps are opened when they are named, so that a later change of a path
+/// Configuration of a VM before its start. Files, disks and taps are opened as soon as they are configured: a later change of a path
 /// has no effect.
 pub struct VmBuilder {
     pub config: VmConfig,
@@ -51,7 +51,7 @@ impl VmBuilder {
         }
     }
 
-    /// Returns true if a value was set that a snapshot would replace, even by the same value.
+    /// Returns true if a value was set that a snapshot would replace. A value that equals the default counts too.
     pub fn is_configured(&self) -> bool {
         self.configured
     }
@@ -137,7 +137,7 @@ impl VmBuilder {
         Ok(Vm::new(machine, input, guard))
     }
 
-    /// Opens the console of the guest: the file of [`set_serial`](Self::set_serial), else the usual one.
+    /// Opens the console of the guest: the file of [`set_serial`](Self::set_serial) if there is one, else that of `open_console`.
     pub fn console(&self, open_console: &mut OpenConsole) -> Result<Console, Error> {
         match &self.serial {
             Some(file) => file.console(),
@@ -145,7 +145,7 @@ impl VmBuilder {
         }
     }
 
-    /// Returns the open devices of `spec`, and opens those that are not open yet.
+    /// Takes the open devices of `spec`, and opens those that are not open yet.
     fn take_devices(&mut self, spec: &VmSpec) -> Result<Vec<OpenDevice>, DeviceError> {
         let configs = spec.config().devices.iter();
         configs
@@ -157,7 +157,7 @@ impl VmBuilder {
     }
 }
 
-/// File or FIFO that takes the guest's serial output instead of stdout. It is created if it is missing, and appended to.
+/// File or FIFO that receives the guest's serial output instead of stdout. A missing file is created; an existing one is appended to.
 struct SerialFile {
     path: PathBuf,
     file: File,

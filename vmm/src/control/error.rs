@@ -8,7 +8,7 @@ use crate::machine::UpdateError;
 use crate::vm::ConsoleError;
 use crate::{boot, config, machine};
 
-/// Failure of an operation. The VM is as before the operation.
+/// Failure of an operation, which has not changed the VM.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operation requires a VM before its start.
@@ -27,7 +27,7 @@ pub enum Error {
     #[error(transparent)]
     Initrd(boot::initrd::Error),
     /// The configuration is invalid.
-    #[error("cannot make this machine")]
+    #[error("cannot configure the machine")]
     Config(#[source] config::Error),
     /// A device cannot be opened.
     #[error(transparent)]
@@ -38,14 +38,14 @@ pub enum Error {
     /// The machine cannot be built, started or paused.
     #[error(transparent)]
     Machine(machine::Error),
-    /// No device has this identifier.
+    /// No device of this kind has this ID.
     #[error("cannot change {kind} {id:?}: there is no such {kind}; choose one of: {known}")]
     Unknown {
         /// Kind of the device.
         kind: DeviceKind,
-        /// Identifier in the request.
+        /// ID in the request.
         id: String,
-        /// Existing identifiers.
+        /// IDs of the devices of this kind, separated by commas, or `none`.
         known: String,
     },
     /// A device cannot be changed.
@@ -71,10 +71,4 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-}
-
-/// Joins the identifiers of all devices for [`Error::Unknown`].
-pub(super) fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    let names = names.collect::<Vec<_>>().join(", ");
-    if names.is_empty() { "none".into() } else { names }
 }

@@ -17,7 +17,7 @@ use crate::vm::Vm;
 pub struct StartPhase {
     /// Name of the phase.
     pub name: &'static str,
-    /// vCPU on whose thread the phase ran; none for the main thread.
+    /// vCPU on whose thread the phase ran; `None` for the main thread.
     pub vcpu: Option<u8>,
     /// Start in seconds since the start of the process.
     pub start: f64,
@@ -75,7 +75,7 @@ pub struct VmMetrics {
     pub memory: u64,
     /// Resident guest memory in bytes, at most one second old; older where counting takes long.
     pub memory_touched: u64,
-    /// Resident memory of this process in bytes, the guest's included; none without /proc.
+    /// Resident memory of this process in bytes, guest memory included; `None` without /proc.
     pub resident: Option<u64>,
 }
 
@@ -106,7 +106,7 @@ impl VmMetrics {
 
     pub(super) fn collect(vm: Option<&Vm>, timeline: &Timeline, residency: &ResidencyCounter) -> Self {
         let mut metrics = Self {
-            resident: resident(),
+            resident: resident_bytes(),
             ..Self::default()
         };
         let Some(machine) = vm.map(Vm::machine) else {
@@ -152,7 +152,8 @@ fn phases(timeline: &Timeline) -> Vec<StartPhase> {
         .collect()
 }
 
-fn resident() -> Option<u64> {
+/// Returns the resident memory of this process in bytes, or `None` without /proc: field 2 of proc_pid_statm(5).
+fn resident_bytes() -> Option<u64> {
     let statm = fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
     Some(pages * memory::page_size())

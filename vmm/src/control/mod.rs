@@ -3,7 +3,7 @@
 //! ```text
 //! Not started ── start, load_snapshot ──> Running <── pause, resume ──> Paused
 //! ```
-//! The image, disks and taps are opened when they are named. A request that fails changes nothing, except that a snapshot which
+//! Image, disks and taps are opened as soon as they are configured. A failed request changes nothing, except that a snapshot that
 //! cannot be loaded ends the process.
 
 mod builder;
@@ -83,6 +83,7 @@ pub struct Control {
     timeline: Arc<Timeline>,
     open_console: OpenConsole,
     instance: Instance,
+    /// The load of a snapshot has failed.
     failed: bool,
     residency: ResidencyCounter,
 }
@@ -131,7 +132,7 @@ impl Control {
         }
     }
 
-    /// Returns true if an image has been named, or the VM has been started.
+    /// Returns true if an image is configured or the VM has been started.
     pub fn has_kernel(&self) -> bool {
         match &self.instance {
             Instance::NotStarted(builder) => builder.has_kernel(),
@@ -147,9 +148,9 @@ impl Control {
         let host = self.host;
         let builder = self.builder()?;
         // Checked without the devices, so that the error does not name one.
-        let mut alone = VmConfig::new(PathBuf::new());
-        machine.apply(&mut alone);
-        alone.check(&host).map_err(Error::Config)?;
+        let mut without_devices = VmConfig::new(PathBuf::new());
+        machine.apply(&mut without_devices);
+        without_devices.check(&host).map_err(Error::Config)?;
         builder.set_machine(|config| machine.apply(config));
         Ok(())
     }
@@ -199,8 +200,8 @@ impl Control {
         Ok(())
     }
 
-    /// Loads a snapshot. The VM is resumed or stays paused, as `params` has it. After an error that came of the snapshot the
-    /// event loop ends the process: the load may have changed the host side of the devices.
+    /// Loads a snapshot, and resumes the VM if `params` request it. The event loop ends the process after any error except
+    /// [`LoadSnapshotError::Configured`]: the load may have changed the host side of the devices.
     ///
     /// # Errors
     /// [`LoadSnapshotError`]; [`LoadSnapshotError::Configured`] when the VM was configured or started before.
@@ -222,7 +223,7 @@ impl Control {
         Ok(())
     }
 
-    /// Returns true after a [`load_snapshot`](Self::load_snapshot) that cannot be repeated.
+    /// Returns true after a [`load_snapshot`](Self::load_snapshot) that failed and must not be repeated.
     pub(crate) fn has_failed(&self) -> bool {
         self.failed
     }
@@ -237,13 +238,13 @@ impl Control {
     ) -> Result<DumpStats, CreateSnapshotError> {
         let vm = self.vm_mut().ok_or(CreateSnapshotError::Running)?;
         if vm.is_paused() {
-            // A working set ends here: a VM that is resumed later touches pages for another reason than its load.
-            vm.stop_recording();
+            // A VM that is resumed after this touches pages for other reasons than its load.
+            vm.end_begun_recording();
         }
         params.create(vm)
     }
 
-    /// Pauses the guest. No effect if it is paused.
+    /// Pauses the guest. Has no effect on a paused guest.
     ///
     /// # Errors
     /// [`Error::BeforeStart`]. [`Error::Machine`] when a vCPU waits for a fault handler.
@@ -252,7 +253,7 @@ impl Control {
         vm.pause().map_err(Error::Machine)
     }
 
-    /// Resumes the guest. No effect if it runs.
+    /// Resumes the guest. Has no effect on a running guest.
     ///
     /// # Errors
     /// [`Error::BeforeStart`]
@@ -260,7 +261,7 @@ impl Control {
         self.vm_mut().map(Vm::resume).ok_or(Error::BeforeStart)
     }
 
-    /// Presses Ctrl-Alt-Del on the guest's keyboard. A guest whose keyboard is disabled, or full of earlier keys, does not see it.
+    /// Presses Ctrl-Alt-Del on the guest's keyboard. The keys are lost if the keyboard is disabled or its buffer is full.
     ///
     /// # Errors
     /// [`Error::BeforeStart`] and [`Error::NoKeyboard`].
@@ -272,19 +273,19 @@ impl Control {
         Err(Error::NoKeyboard)
     }
 
-    /// Changes the device `id`, of the kind that `update` is for.
+    /// Changes the attached device `id`; `update` determines its kind.
     ///
     /// # Errors
     /// [`Error::BeforeStart`], [`Error::Unknown`] and [`Error::Update`].
     pub fn update_device(&mut self, id: &str, update: &DeviceUpdate) -> Result<(), Error> {
         let machine = self.vm_mut().ok_or(Error::BeforeStart)?.machine_mut();
         let kind = update.kind();
-        let alike = machine.devices().iter().filter(|device| device.kind() == kind);
-        let Some(device) = alike.clone().find(|device| device.id() == id) else {
+        let mut devices = machine.devices().iter();
+        let Some(device) = devices.find(|device| device.kind() == kind && device.id() == id) else {
             return Err(Error::Unknown {
                 kind,
                 id: id.to_owned(),
-                known: error::list(alike.map(|device| device.id())),
+                known: machine.spec().config().list_ids(kind),
             });
         };
         device.update(update).map_err(|source| Error::Update {
@@ -293,8 +294,8 @@ impl Control {
             source,
         })?;
         machine.change_config(|config| {
-            if let Some(place) = config.position(kind, id) {
-                config.devices[place].apply(update);
+            if let Some(index) = config.position(kind, id) {
+                config.devices[index].apply(update);
             }
         });
         Ok(())

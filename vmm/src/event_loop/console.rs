@@ -28,7 +28,7 @@ pub enum ConsoleStatus {
     Continue,
     /// The user ends the VM.
     End,
-    /// The console cannot be watched.
+    /// A descriptor of the console cannot be watched.
     Failed(Error),
 }
 
@@ -36,7 +36,7 @@ pub enum ConsoleStatus {
 pub struct ConsoleIo {
     input: Option<Input>,
     input_watched: bool,
-    /// The guest gets no input while it is paused.
+    /// The guest is paused and gets no input.
     held: bool,
     input_room: EventFd,
     output_blocked: EventFd,
@@ -45,6 +45,7 @@ pub struct ConsoleIo {
 }
 
 impl ConsoleIo {
+    /// Takes the console of `vm`. Watches no descriptor yet.
     pub fn new(vm: &mut Vm) -> Result<Self, Error> {
         let input = vm.take_input().map(Input::new);
         let serial = vm.machine().serial().clone();
@@ -90,11 +91,11 @@ impl ConsoleIo {
                     Some(Read::Closed) => self.close_input(ops),
                     _ => {}
                 }
-                self.pump_input(ops)
+                self.pass_input(ops)
             }
             INPUT_ROOM => {
                 let _ = self.input_room.read();
-                self.pump_input(ops)
+                self.pass_input(ops)
             }
             OUTPUT_BLOCKED => {
                 let _ = self.output_blocked.read();
@@ -104,14 +105,14 @@ impl ConsoleIo {
         }
     }
 
-    /// Stops or continues the input. While stopped it waits in its file, except for a terminal, which is read for escape keys.
+    /// Holds or continues the input. Held input stays in its file. A terminal is read nevertheless, for its escape keys.
     pub fn hold_input(&mut self, held: bool, ops: &mut EventOps<'_>) -> ConsoleStatus {
         self.held = held;
-        self.pump_input(ops)
+        self.pass_input(ops)
     }
 
-    /// Passes pending input to the serial port, and watches the file exactly while more input is wanted.
-    fn pump_input(&mut self, ops: &mut EventOps<'_>) -> ConsoleStatus {
+    /// Passes pending input to the serial port. Watches the file only while it must be read: epoll is level-triggered.
+    fn pass_input(&mut self, ops: &mut EventOps<'_>) -> ConsoleStatus {
         loop {
             let Some(input) = &mut self.input else {
                 return ConsoleStatus::Continue;
@@ -119,9 +120,9 @@ impl ConsoleIo {
             if !self.held {
                 input.deliver(|bytes| lock(&self.serial).enqueue(bytes));
             }
-            let wanted = input.wants_more(self.held);
+            let needs_read = input.needs_read(self.held);
             let watched = Events::with_data_raw(input.file().as_raw_fd(), INPUT, EventSet::IN);
-            match (wanted, self.input_watched) {
+            match (needs_read, self.input_watched) {
                 (true, false) => match ops.add(watched) {
                     Ok(()) => self.input_watched = true,
                     // epoll rejects regular files, which are always readable.
@@ -133,14 +134,14 @@ impl ConsoleIo {
                     }
                     Err(error) => return ConsoleStatus::Failed(Error::Events(error)),
                 },
-                (false, true) => self.ignore_input(ops),
+                (false, true) => self.unwatch_input(ops),
                 _ => {}
             }
             return ConsoleStatus::Continue;
         }
     }
 
-    fn ignore_input(&mut self, ops: &mut EventOps<'_>) {
+    fn unwatch_input(&mut self, ops: &mut EventOps<'_>) {
         if let Some(input) = &self.input
             && std::mem::take(&mut self.input_watched)
         {
@@ -150,7 +151,7 @@ impl ConsoleIo {
     }
 
     fn close_input(&mut self, ops: &mut EventOps<'_>) {
-        self.ignore_input(ops);
+        self.unwatch_input(ops);
         self.input = None;
     }
 

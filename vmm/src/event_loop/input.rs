@@ -22,13 +22,13 @@ pub struct Input {
     file: OwnedFd,
     filter: Option<Box<dyn InputFilter>>,
     pending: VecDeque<u8>,
-    /// The kernel may support RWF_NOWAIT for the file.
+    /// No read with RWF_NOWAIT has failed yet for lack of support.
     nowait: bool,
 }
 
 /// Bytes in one read.
 const CHUNK_SIZE: usize = 1024;
-/// Maximum of pending bytes where input is read only to find escape keys.
+/// Maximum number of pending bytes of input that is read only to find escape keys.
 const MAX_PENDING: usize = 4096;
 
 impl Input {
@@ -47,12 +47,12 @@ impl Input {
 
     /// Returns true if the input must be read now. Input with a filter always is, because the escape keys of a terminal must work at
     /// any time; other input waits in its file until the guest has taken the pending bytes and is not `held`.
-    pub(super) fn wants_more(&self, held: bool) -> bool {
+    pub(super) fn needs_read(&self, held: bool) -> bool {
         self.filter.is_some() || (!held && self.pending.is_empty())
     }
 
-    /// Reads once, after the file was reported readable. Another process that reads the same file may have been faster; the read
-    /// then returns nothing, but blocks for terminals and FIFOs, and for pipes before Linux 6.4.
+    /// Reads once, after epoll has reported the file readable. If another process that reads the same file was faster, the read
+    /// returns [`Read::Nothing`]. It blocks instead for terminals and FIFOs, and for pipes before Linux 6.4.
     pub(super) fn read(&mut self) -> Read {
         let mut chunk = [0; CHUNK_SIZE];
         let read = match self.nowait {
@@ -86,8 +86,8 @@ impl Input {
             iov_base: chunk.as_mut_ptr().cast(),
             iov_len: chunk.len(),
         };
-        // Offset -1 is the file position, which pipes require.
-        // SAFETY: `iovec` is valid for writes of its length.
+        // Offset -1 stands for the file position: a pipe has no other.
+        // SAFETY: `iovec` describes `chunk`, which is valid for writes.
         let count =
             unsafe { libc::preadv2(self.file.as_raw_fd(), &raw const iovec, 1, -1, libc::RWF_NOWAIT) };
         match usize::try_from(count).map_err(|_| io::Error::last_os_error()) {
@@ -164,18 +164,18 @@ mod tests {
         let mut input = input(reader, None);
         writer.write_all(b"abc").unwrap();
         assert_eq!(input.read(), Read::Bytes(InputAction::Continue));
-        assert!(!input.wants_more(false));
+        assert!(!input.needs_read(false));
         input.deliver(|bytes| {
             assert_eq!(bytes, b"abc");
             2
         });
-        assert!(!input.wants_more(false));
+        assert!(!input.needs_read(false));
         input.deliver(|bytes| {
             assert_eq!(bytes, b"c");
             1
         });
-        assert!(input.wants_more(false));
-        assert!(!input.wants_more(true));
+        assert!(input.needs_read(false));
+        assert!(!input.needs_read(true));
         drop(writer);
         assert_eq!(input.read(), Read::Closed);
         input.deliver(|_| unreachable!("nothing is pending"));
@@ -219,7 +219,7 @@ mod tests {
         for _ in 0..20 {
             writer.write_all(&[b'a'; 1000]).unwrap();
             assert_eq!(input.read(), Read::Bytes(InputAction::Continue));
-            assert!(input.wants_more(false) && input.wants_more(true));
+            assert!(input.needs_read(false) && input.needs_read(true));
         }
         writer.write_all(b"bx").unwrap();
         assert_eq!(input.read(), Read::Bytes(InputAction::End));

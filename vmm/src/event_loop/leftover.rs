@@ -5,8 +5,8 @@ use crate::memory::page_size;
 /// Stack below the caller's frame that a start used at most, in bytes.
 const STARTUP_STACK: usize = 64 << 10;
 
-/// Returns heap and stack of the start to the kernel: a host runs thousands of such processes. It is not inlined, so that its frame
-/// is the lowest in use.
+/// Releases to the kernel the heap and stack memory that only the start used: a host may run thousands of such processes. Not inlined,
+/// so that the frame of this function is the lowest in use.
 #[inline(never)]
 pub(super) fn release_startup_memory() {
     // SAFETY: the call takes no pointer, and releases only unused memory.

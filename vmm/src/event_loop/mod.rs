@@ -1,11 +1,11 @@
-//! The event loop of the thread that owns the VM: console, device events, API requests, signals, and the ends of vCPUs.
+//! Event loop of the thread that owns the VM: console, device events, API requests, signals, and stop reasons of vCPUs.
 //!
 //! ```text
 //! run ── watches signals and the service
 //!   │
-//! the VM exists ── watches its devices and console too; while it is paused, only its output and the keys of a terminal
+//! the VM exists ── watches its vCPUs, devices and console too; while the VM is paused, neither devices nor piped input
 //!   │
-//! a vCPU, a signal or the user ends the VM ── waits for the reader of the output
+//! a vCPU, a signal or the user ends the VM ── waits for the reader of the output, if a vCPU ended it
 //! ```
 
 mod console;
@@ -33,7 +33,7 @@ use signals::SignalFd;
 pub use error::Error;
 pub use signals::{block as block_signals, ignore_output_signals, not_ignored, unblock as unblock_signal};
 
-/// Time without progress of the output's reader after which the end of the VM no longer waits for it.
+/// Time without progress of the reader of the output, after which the end of the VM no longer waits for it.
 pub const OUTPUT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Reason for the end of a VM.
@@ -49,14 +49,16 @@ pub enum ExitReason {
     Failed,
 }
 
+// Tokens of the watched descriptors. The console has those from INPUT to OUTPUT.
 const VCPU: u32 = 0;
 const SIGNAL: u32 = 1;
 const SERVICE: u32 = 2;
 const RECORDING: u32 = 7;
+/// Token of the first event source of the machine; the others follow in order.
 const FIRST_SOURCE: u32 = 16;
 
-/// Runs the event loop for `service`, and for the VM of `control` once it has been started, until the VM ends. `signals`, which must
-/// be blocked in every thread, end it too.
+/// Runs the event loop for `service`, and for the VM of `control` once it has been started, until the VM ends. One of `signals`, which
+/// must be blocked in every thread, ends it too.
 ///
 /// # Errors
 /// [`Error`]
@@ -79,7 +81,7 @@ pub fn run<'a>(
     };
     let mut events = EventManager::new().map_err(Error::Events)?;
     let id = events.add_subscriber(event_loop);
-    let end = loop {
+    let reason = loop {
         let timeout_ms = prefetch(&mut events, id)?.then_some(0);
         if let Some(reason) = poll(&mut events, id, timeout_ms)? {
             break reason;
@@ -87,15 +89,15 @@ pub fn run<'a>(
     };
     let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
     event_loop.end_recording();
-    // The last output reaches its reader as long as it reads; signals and the user end the wait.
-    if matches!(end, ExitReason::Guest(_)) {
+    // Otherwise the last output of the guest, such as a panic message, would be lost. A signal or the user ends the wait.
+    if matches!(reason, ExitReason::Guest(_)) {
         let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
         event_loop.machine().map(Machine::stop);
-        if let Some(earlier) = drain(&mut events, id)? {
-            return Ok(earlier);
+        if let Some(interruption) = drain_output(&mut events, id)? {
+            return Ok(interruption);
         }
     }
-    Ok(end)
+    Ok(reason)
 }
 
 /// Prefetches one chunk of the working set, about 100 us, between two polls. Returns true while chunks remain.
@@ -104,13 +106,13 @@ fn prefetch(events: &mut EventManager<EventLoop<'_>>, id: SubscriberId) -> Resul
     Ok(event_loop.control.vm_mut().is_some_and(Vm::prefetch_chunk))
 }
 
-/// Waits for events, at most `timeout_ms`, and returns the exit reason once the VM has ended.
+/// Waits for events at most `timeout_ms`, or without limit, and processes them. Returns the exit reason once the VM has ended.
 fn poll(
     events: &mut EventManager<EventLoop<'_>>,
     id: SubscriberId,
     timeout_ms: Option<i32>,
 ) -> Result<Option<ExitReason>, Error> {
-    // -1 disables the timeout.
+    // epoll_wait(2): -1 waits without limit.
     events
         .run_with_timeout(timeout_ms.unwrap_or(-1))
         .map_err(Error::Events)?;
@@ -118,22 +120,26 @@ fn poll(
     event_loop.exit.take().transpose()
 }
 
-/// Waits until the reader has taken the guest's output, or has made no progress for [`OUTPUT_TIMEOUT`].
-fn drain(events: &mut EventManager<EventLoop<'_>>, id: SubscriberId) -> Result<Option<ExitReason>, Error> {
-    let mut left = pending_output(events, id)?;
-    let mut progress = Instant::now();
-    while left > 0 && progress.elapsed() < OUTPUT_TIMEOUT {
-        let timeout = OUTPUT_TIMEOUT.saturating_sub(progress.elapsed());
+/// Waits until the reader has taken the guest's output, or has made no progress for [`OUTPUT_TIMEOUT`]. Returns the exit reason if a
+/// signal or the user ends the wait.
+fn drain_output(
+    events: &mut EventManager<EventLoop<'_>>,
+    id: SubscriberId,
+) -> Result<Option<ExitReason>, Error> {
+    let mut pending = pending_output(events, id)?;
+    let mut progress_at = Instant::now();
+    while pending > 0 && progress_at.elapsed() < OUTPUT_TIMEOUT {
+        let timeout = OUTPUT_TIMEOUT.saturating_sub(progress_at.elapsed());
         let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-        let end = poll(events, id, Some(timeout_ms))?;
-        if let Some(end @ (ExitReason::User | ExitReason::Signal(_))) = end {
-            return Ok(Some(end));
+        let reason = poll(events, id, Some(timeout_ms))?;
+        if let Some(reason @ (ExitReason::User | ExitReason::Signal(_))) = reason {
+            return Ok(Some(reason));
         }
-        let now_left = pending_output(events, id)?;
-        if now_left < left {
-            progress = Instant::now();
+        let left = pending_output(events, id)?;
+        if left < pending {
+            progress_at = Instant::now();
         }
-        left = now_left;
+        pending = left;
     }
     Ok(None)
 }
@@ -188,15 +194,15 @@ impl MutEventSubscriber for EventLoop<'_> {
                 let vm = self.control.vm_mut();
                 // An event of the same poll may have paused or ended the recording.
                 if let Some(vm) = vm.filter(|vm| vm.recording().is_some_and(Recording::is_due)) {
-                    vm.stop_recording();
+                    vm.end_begun_recording();
                 }
             }
             token @ INPUT..=OUTPUT => {
                 let status = self.console.as_mut().map(|console| console.ready(token, ops));
                 self.handle_console(status);
             }
-            data => {
-                let index = usize::try_from(data - FIRST_SOURCE).unwrap_or(usize::MAX);
+            token => {
+                let index = usize::try_from(token - FIRST_SOURCE).unwrap_or(usize::MAX);
                 let source = self
                     .machine()
                     .and_then(|machine| machine.event_sources().get(index));
@@ -223,7 +229,7 @@ impl EventLoop<'_> {
                 Ok(console) => self.attach(console, ops),
                 Err(error) => return self.set_exit(Some(Err(error))),
             }
-            // Every kind of start has finished here.
+            // Both a start and a load have finished here.
             leftover::release_startup_memory();
         }
         let changed = running != std::mem::replace(&mut self.watching, running);
@@ -233,8 +239,8 @@ impl EventLoop<'_> {
                 .map(Machine::event_sources)
                 .unwrap_or_default()
                 .to_vec();
-            for (data, source) in (FIRST_SOURCE..).zip(&sources) {
-                self.watch_source(ops, source, data, running);
+            for (token, source) in (FIRST_SOURCE..).zip(&sources) {
+                self.watch_source(ops, source, token, running);
             }
         }
         if changed || is_new {
@@ -257,13 +263,14 @@ impl EventLoop<'_> {
             .into_iter()
             .chain(recording.map(|file| (file, RECORDING)))
             .chain(console.descriptors());
-        for (file, data) in fixed {
-            self.watch(ops, file, data, EventSet::IN);
+        for (file, token) in fixed {
+            self.watch(ops, file, token, EventSet::IN);
         }
         self.console = Some(console);
     }
 
-    fn watch_source(&mut self, ops: &mut EventOps<'_>, source: &SharedSource, data: u32, wanted: bool) {
+    /// Starts to watch `source`, or stops to watch it.
+    fn watch_source(&mut self, ops: &mut EventOps<'_>, source: &SharedSource, token: u32, watched: bool) {
         let source = lock(source);
         let set = if source.is_edge() {
             EventSet::IN | EventSet::EDGE_TRIGGERED
@@ -272,28 +279,28 @@ impl EventLoop<'_> {
         };
         let file = source.descriptor();
         drop(source);
-        if wanted {
-            self.watch(ops, file, data, set);
+        if watched {
+            self.watch(ops, file, token, set);
         } else {
-            let _ = ops.remove(Events::with_data_raw(file, data, set));
+            let _ = ops.remove(Events::with_data_raw(file, token, set));
         }
     }
 
-    /// Watches a descriptor. The VM ends if that fails: it would never react to the descriptor.
-    fn watch(&mut self, ops: &mut EventOps<'_>, file: RawFd, data: u32, set: EventSet) {
-        if let Err(error) = ops.add(Events::with_data_raw(file, data, set)) {
+    /// Watches a descriptor. A failure ends the VM, which would never react to the descriptor.
+    fn watch(&mut self, ops: &mut EventOps<'_>, file: RawFd, token: u32, set: EventSet) {
+        if let Err(error) = ops.add(Events::with_data_raw(file, token, set)) {
             self.set_exit(Some(Err(Error::Events(error))));
         }
     }
 
-    /// Ends the recording of a working set with the guest.
+    /// Ends the recording of a working set, if there is one.
     fn end_recording(&mut self) {
         if let Some(vm) = self.control.vm_mut() {
             vm.end_recording();
         }
     }
 
-    /// Sets the exit reason. The first one counts.
+    /// Sets the exit reason, unless there is one already.
     fn set_exit(&mut self, exit: Option<Result<ExitReason, Error>>) {
         if self.exit.is_none() {
             self.exit = exit;

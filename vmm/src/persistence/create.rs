@@ -12,15 +12,15 @@ use crate::machine::state;
 use crate::memory::{Pagemap, dump};
 use crate::vm::Vm;
 
-/// Reason why a snapshot cannot be created. The VM can be resumed. An older snapshot at the same paths stays, except for the state
-/// file of one whose memory file a difference was being merged into.
+/// Reason why a snapshot cannot be created. The VM can be resumed. An older snapshot at the same paths stays, but may have lost its
+/// state file if the diff was to be merged into its memory file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The guest runs, or has not been started.
     #[error("cannot create a snapshot: the VM is not paused; pause it first")]
     Running,
     /// State and memory have the same path.
-    #[error("cannot write state and memory both to {0:?}: name two files")]
+    #[error("cannot write both state and memory to {0:?}: name two files")]
     SamePath(PathBuf),
     /// The pages that the guest has not touched are lost.
     #[error(
@@ -28,16 +28,16 @@ pub enum Error {
          a Diff snapshot, and merge it into the snapshot that was loaded"
     )]
     HandlerGone,
-    /// The state of the machine.
+    /// The state of the machine cannot be saved.
     #[error("cannot save the state of the machine")]
     Machine(#[source] state::Error),
-    /// The configuration.
+    /// The configuration cannot be saved.
     #[error("cannot save the configuration of the machine")]
     Config(#[source] section::Error),
-    /// The memory file.
+    /// The memory file cannot be written.
     #[error("cannot write the memory file")]
     Memory(#[source] dump::Error),
-    /// The state file.
+    /// The state file cannot be written.
     #[error("cannot write the state file")]
     State(#[source] file::Error),
 }
@@ -100,7 +100,7 @@ impl CreateSnapshotParams {
         if !vm.is_paused() {
             return Err(Error::Running);
         }
-        // Two names without links are two files: the directories, which take time, need no look.
+        // Different names that are no links are different files. Resolving the directories takes time, and is skipped for them.
         let may_be_same = self.state.file_name() == self.memory.file_name()
             || is_link(&self.state)
             || is_link(&self.memory);
@@ -153,15 +153,15 @@ impl CreateSnapshotParams {
         target.map_err(Error::Memory)
     }
 
-    /// Writes the memory, as far as possible while the old snapshot exists.
+    /// Writes the memory, except for pages to merge into a file of the old snapshot, which must stay intact so far.
     fn dump(&self, source: &dump::DumpSource<'_>, target: dump::DumpTarget) -> Result<MemoryDump, Error> {
         let prepared = match self.kind {
-            SnapshotKind::Full => dump::dump_full(source, target).map(MemoryDump::New),
-            SnapshotKind::Diff => dump::DiffDump::prepare(source, target).and_then(|difference| {
-                if difference.is_merged() {
-                    Ok(MemoryDump::Base(difference))
+            SnapshotKind::Full => dump::dump_full(source, target).map(MemoryDump::Full),
+            SnapshotKind::Diff => dump::DiffDump::prepare(source, target).and_then(|diff| {
+                if diff.is_merged() {
+                    Ok(MemoryDump::Merge(diff))
                 } else {
-                    difference.write(source).map(MemoryDump::Difference)
+                    diff.write(source).map(MemoryDump::Diff)
                 }
             }),
         };
@@ -172,36 +172,36 @@ impl CreateSnapshotParams {
 /// Memory file before the old snapshot is removed.
 enum MemoryDump {
     /// New file with all pages.
-    New(dump::PendingDump),
+    Full(dump::PendingDump),
     /// New file with the changed pages.
-    Difference(dump::PendingDump),
+    Diff(dump::PendingDump),
     /// Unchanged old file, and the pages to merge into it.
-    Base(dump::DiffDump),
+    Merge(dump::DiffDump),
 }
 
 impl MemoryDump {
     fn contents(&self, source: &dump::DumpSource<'_>) -> Contents {
         // Without a loaded snapshot a Diff holds all touched pages, and is complete.
-        let fresh = matches!(source.origin, dump::PageOrigin::Fresh);
+        let is_fresh = matches!(source.origin, dump::PageOrigin::Fresh);
         match self {
-            Self::Difference(_) if !fresh => Contents::Difference,
+            Self::Diff(_) if !is_fresh => Contents::Difference,
             _ => Contents::Whole,
         }
     }
 
-    /// Puts the memory file in place. The old state file, at `state`, is removed first, so that an interruption never leaves it with
-    /// the memory of another snapshot.
+    /// Replaces the memory file, after a removal of the old state file at `state`: an interruption must not leave that file with the
+    /// memory of another snapshot.
     fn replace(self, source: &dump::DumpSource<'_>, state: &Path) -> Result<dump::DumpStats, Error> {
         let remove = || file::remove(state).map_err(Error::State);
         let dump = match self {
-            Self::New(mut dump) | Self::Difference(mut dump) => {
+            Self::Full(mut dump) | Self::Diff(mut dump) => {
                 dump.sync().map_err(Error::Memory)?;
                 remove()?;
                 dump
             }
-            Self::Base(difference) => {
+            Self::Merge(diff) => {
                 remove()?;
-                difference.write(source).map_err(Error::Memory)?
+                diff.write(source).map_err(Error::Memory)?
             }
         };
         dump.commit().map_err(Error::Memory)

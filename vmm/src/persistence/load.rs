@@ -9,7 +9,7 @@ use snapshot::section;
 
 use super::source::{self, MACHINE, MemorySource, host_identity};
 use super::working_set::{self, WorkingSetOptions};
-use crate::config::{self, DeviceBackend, DeviceConfig, DeviceKind, HostMemory, VmConfig, VmSpec};
+use crate::config::{self, DeviceBackend, DeviceKind, HostMemory, VmConfig, VmSpec};
 use crate::machine::{self, Machine, open_devices, state};
 use crate::memory::Prefetch;
 use crate::timeline::{Lane, Timeline};
@@ -24,7 +24,7 @@ pub enum Error {
     /// The state file cannot be read.
     #[error("cannot use the state file")]
     State(#[source] file::Error),
-    /// The memory file holds a difference.
+    /// The snapshot is a diff.
     #[error(
         "cannot load {0:?}: it belongs to a Diff snapshot; merge it into the snapshot that it differs from"
     )]
@@ -50,7 +50,7 @@ pub enum Error {
         kind: DeviceKind,
         /// ID in the override.
         id: String,
-        /// IDs of the devices of this kind, separated by commas.
+        /// IDs of the devices of this kind, separated by commas, or `none`.
         known: String,
     },
     /// The memory cannot be mapped.
@@ -80,13 +80,13 @@ pub struct LoadSnapshotParams {
     pub state: PathBuf,
     /// Source of guest memory.
     pub memory: MemorySource,
-    /// Devices with another host side: their IDs and host sides.
+    /// Overrides: ID and new host side of each device.
     pub overrides: Vec<(String, DeviceBackend)>,
     /// The client requests dirty page tracking, which has no effect: changed pages are known at no cost in any case.
     pub track_dirty_pages: bool,
     /// The guest is resumed at once.
     pub resume: bool,
-    /// The guest's clock is set to the time that it would have without the snapshot.
+    /// The guest's clock advances by the time since the save.
     pub realtime: bool,
     /// Working set to prefetch or to record.
     pub working_set: WorkingSetOptions,
@@ -106,7 +106,8 @@ impl LoadSnapshotParams {
         }
     }
 
-    /// Loads the snapshot into a VM that is paused. The console is opened after everything of the snapshot that can be checked.
+    /// Loads the snapshot into a paused VM. The console is opened last: terminal and files stay untouched if the snapshot, its memory
+    /// or a device cannot be opened.
     pub(crate) fn load(
         &self,
         host_memory: &HostMemory,
@@ -164,26 +165,16 @@ impl LoadSnapshotParams {
         }
         for (id, backend) in &self.overrides {
             let kind = backend.kind();
-            let Some(place) = config.position(kind, id) else {
-                return Err(unknown(kind, id, &config.devices));
+            let Some(index) = config.position(kind, id) else {
+                return Err(Error::Unknown {
+                    kind,
+                    id: id.clone(),
+                    known: config.list_ids(kind),
+                });
             };
-            config.devices[place].set_backend(backend);
+            config.devices[index].set_backend(backend);
         }
         config.track_dirty_pages = self.track_dirty_pages;
         config.check(host).map_err(Error::Config)
-    }
-}
-
-fn unknown(kind: DeviceKind, id: &str, devices: &[DeviceConfig]) -> Error {
-    let alike = devices.iter().filter(|device| device.kind() == kind);
-    let known: Vec<_> = alike.map(DeviceConfig::id).collect();
-    Error::Unknown {
-        kind,
-        id: id.to_owned(),
-        known: if known.is_empty() {
-            "none".into()
-        } else {
-            known.join(", ")
-        },
     }
 }

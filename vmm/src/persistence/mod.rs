@@ -34,7 +34,8 @@ pub fn describe_snapshot(path: &Path) -> Result<(Header, VmConfig), LoadSnapshot
     Ok((state.header().clone(), config))
 }
 
-/// Returns the format version of the state file at `path`, which may be one that cannot be loaded. New files have [`STATE_VERSION`].
+/// Returns the format version of the state file at `path`, even of a version that cannot be loaded. New files have
+/// [`STATE_VERSION`].
 ///
 /// # Errors
 /// [`LoadSnapshotError::State`]
@@ -42,46 +43,46 @@ pub fn state_version(path: &Path) -> Result<u32, LoadSnapshotError> {
     file::version(path).map_err(LoadSnapshotError::State)
 }
 
-/// Reason why a difference cannot be merged.
+/// Reason why a diff cannot be merged.
 #[derive(Debug, thiserror::Error)]
 pub enum MergeError {
     /// A state file cannot be read, removed or written.
     #[error("cannot use a state file")]
     State(#[source] file::Error),
-    /// The first snapshot is not a difference.
+    /// The first snapshot is not a diff.
     #[error("cannot merge {0:?}: it belongs to a Full snapshot; name a Diff snapshot")]
-    Whole(PathBuf),
-    /// The second snapshot is a difference.
+    NotDiff(PathBuf),
+    /// The base is a diff too.
     #[error("cannot merge into {0:?}: it belongs to a Diff snapshot; begin with the Full one")]
-    Difference(PathBuf),
-    /// The memory cannot be merged.
+    BaseIsDiff(PathBuf),
+    /// The memory files cannot be merged.
     #[error("cannot merge the memory")]
     Memory(#[source] dump::Error),
 }
 
-/// Merges a difference (state file, memory file) into the snapshot `base`, which gets the state of the difference. An interrupted
-/// merge leaves no state file in `base`; a second merge, with the state file of the difference copied there, completes it.
+/// Merges the snapshot `diff` into the snapshot `base`, each a state file and a memory file. The base gets the state of the diff. An
+/// interrupted merge leaves a base without a state file: copy that of the diff there, and repeat the merge to complete it.
 ///
 /// # Errors
 /// [`MergeError`]
 pub fn merge_snapshots(
-    difference: (PathBuf, PathBuf),
+    diff: (PathBuf, PathBuf),
     base: (PathBuf, PathBuf),
 ) -> Result<dump::DumpStats, MergeError> {
-    let newer = file::read(&difference.0, None).map_err(MergeError::State)?;
-    if newer.header().contents == Contents::Whole {
-        return Err(MergeError::Whole(difference.0));
+    let diff_state = file::read(&diff.0, None).map_err(MergeError::State)?;
+    if diff_state.header().contents == Contents::Whole {
+        return Err(MergeError::NotDiff(diff.0));
     }
-    let older = file::read(&base.0, None).map_err(MergeError::State)?;
-    if older.header().contents == Contents::Difference {
-        return Err(MergeError::Difference(base.0));
+    let base_state = file::read(&base.0, None).map_err(MergeError::State)?;
+    if base_state.header().contents == Contents::Difference {
+        return Err(MergeError::BaseIsDiff(base.0));
     }
     file::remove(&base.0).map_err(MergeError::State)?;
-    let written = dump::merge_diff(&difference.1, &base.1).map_err(MergeError::Memory)?;
+    let written = dump::merge_diff(&diff.1, &base.1).map_err(MergeError::Memory)?;
     let header = Header {
         contents: Contents::Whole,
-        ..newer.header().clone()
+        ..diff_state.header().clone()
     };
-    file::write_bytes(&base.0, &header, newer.sections()).map_err(MergeError::State)?;
+    file::write_bytes(&base.0, &header, diff_state.sections()).map_err(MergeError::State)?;
     Ok(written)
 }

@@ -36,7 +36,7 @@ pub enum Error {
         #[source]
         source: memory::Error,
     },
-    /// The fault handler does not take the memory.
+    /// The fault handler cannot be used.
     #[error("cannot use the fault handler at {}", path.display())]
     Uffd {
         /// Path of its socket.
@@ -79,7 +79,7 @@ impl MemorySource {
     }
 }
 
-/// Returns the identity of this host as state files hold it.
+/// Returns the identity of this host for state files.
 pub(super) fn host_identity() -> HostIdentity {
     HostIdentity {
         architecture: Native::ARCHITECTURE,

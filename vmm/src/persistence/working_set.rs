@@ -49,8 +49,8 @@ pub enum Error {
 pub struct RecordOptions {
     /// File for the set, which is replaced.
     pub path: PathBuf,
-    /// Length in time during which the guest runs: 1 to [`MAX_RECORD_MS`] milliseconds. A recording ends early with the guest, or
-    /// with the creation of a snapshot.
+    /// Run time of the guest to record: 1 to [`MAX_RECORD_MS`] milliseconds. A recording ends early with the guest, or with the
+    /// creation of a snapshot.
     pub length: Duration,
 }
 
@@ -89,8 +89,8 @@ impl WorkingSetOptions {
             })
         });
         let recording = self.record.as_ref().map(|record| {
-            let begun = Recording::new(&record.path, record.length, state);
-            begun.map_err(|source| Error::Record {
+            let prepared = Recording::new(&record.path, record.length, state);
+            prepared.map_err(|source| Error::Record {
                 path: record.path.clone(),
                 source,
             })

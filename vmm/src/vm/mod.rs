@@ -17,11 +17,11 @@ use crate::memory::{Prefetch, uffd};
 pub use console::{Console, ConsoleError, ConsoleInput, InputAction, InputFilter};
 pub(crate) use recording::Recording;
 
-/// Time after which a pause fails because a vCPU waits for a page of a fault handler. Requests to the VM wait meanwhile.
+/// Time after which a pause fails because a vCPU waits for a page of a fault handler. The event loop blocks meanwhile.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Chunks of a working set that are prefetched before the guest runs, about 100 us each. The guest may not touch them for long, so
-/// that it waits for no more; the event loop prefetches the rest.
+/// Chunks of a working set that are prefetched before the guest runs, about 100 us each. More would delay a guest that does not
+/// touch them at once; the event loop prefetches the rest.
 const CHUNKS_BEFORE_RESUME: u32 = 8;
 
 /// Source of the pages that the guest of a restored VM has not written.
@@ -36,7 +36,7 @@ pub(crate) enum MemoryBacking {
 pub struct Vm {
     machine: Machine,
     paused: bool,
-    /// None for a VM that was booted.
+    /// `None` for a VM that was booted.
     backing: Option<MemoryBacking>,
     prefetch: Option<Prefetch>,
     recording: Option<Recording>,
@@ -70,7 +70,7 @@ impl Vm {
         vm
     }
 
-    /// Sets the recording of the pages that the guest touches.
+    /// Sets the recording of the pages that the guest touches; it begins with the next resume.
     pub(crate) fn set_recording(&mut self, recording: Option<Recording>) {
         self.recording = recording;
     }
@@ -92,7 +92,7 @@ impl Vm {
         };
         let more = prefetch.populate_chunk(self.machine.memory());
         if !more {
-            log::info!("prefetched pages of the working set: {}", prefetch.ready());
+            log::info!("prefetched pages of the working set: {}", prefetch.populated());
             self.prefetch = None;
         }
         more
@@ -102,8 +102,8 @@ impl Vm {
         self.recording.as_ref()
     }
 
-    /// Ends a recording that has begun.
-    pub(crate) fn stop_recording(&mut self) {
+    /// Ends a recording if it has begun.
+    pub(crate) fn end_begun_recording(&mut self) {
         if self.recording().is_some_and(Recording::has_begun) {
             self.end_recording();
         }
@@ -130,7 +130,7 @@ impl Vm {
         matches!(&self.backing, Some(MemoryBacking::Uffd(handler)) if handler.is_disconnected())
     }
 
-    /// Pauses the guest, with every instruction completed. No effect if it is paused.
+    /// Pauses the guest, with every instruction completed. Has no effect on a paused guest.
     ///
     /// # Errors
     /// [`machine::Error::Pause`] if a vCPU waits for a page of a fault handler; the guest runs on then.
@@ -148,12 +148,12 @@ impl Vm {
         Ok(())
     }
 
-    /// Resumes the guest. No effect if it runs.
+    /// Resumes the guest. Has no effect on a running guest.
     pub fn resume(&mut self) {
         if std::mem::take(&mut self.paused) {
             self.machine.resume();
             if let Some(prefetch) = &mut self.prefetch {
-                prefetch.leave_single();
+                prefetch.drop_single();
             }
             if let Some(recording) = &mut self.recording {
                 recording.resume();
@@ -174,7 +174,7 @@ impl Vm {
         self.paused
     }
 
-    /// Returns the input of the console. The second call returns none.
+    /// Takes the input of the console. Later calls return `None`.
     pub(crate) fn take_input(&mut self) -> Option<ConsoleInput> {
         self.input.take()
     }

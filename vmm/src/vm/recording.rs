@@ -11,23 +11,27 @@ use vmm_sys_util::timerfd::TimerFd;
 use crate::memory::working_set::Error;
 use crate::memory::{Pagemap, WorkingSet};
 
-/// Recording of a working set for a length of time in which the guest runs; it pauses with the guest.
+/// Recording of a working set while the guest runs for a length of time. The clock of the recording pauses with the guest.
 pub(crate) struct Recording {
-    /// None once the recording has ended.
-    open: Option<Open>,
+    /// `None` once the recording has ended.
+    files: Option<RecordingFiles>,
     /// Kept until the end of the VM: the event loop watches the descriptor, whose number must not be reused.
     timer: TimerFd,
+    /// Run time until the end, counted from `running_since`.
     left: Duration,
-    since: Option<Instant>,
+    /// `None` while the guest is paused, and after the end.
+    running_since: Option<Instant>,
 }
 
 /// Files of a recording, opened before the guest runs, so that errors occur at the load.
-struct Open {
+struct RecordingFiles {
     pagemap: Pagemap,
     file: PendingStateFile,
     path: PathBuf,
     header: Header,
+    /// Checksum of the snapshot's state file.
     snapshot: u64,
+    /// The guest has run since the load.
     has_run: bool,
 }
 
@@ -37,7 +41,7 @@ impl Recording {
     /// # Errors
     /// [`Error::Pages`] without /proc, [`Error::File`] when the file cannot be created, [`Error::Timer`].
     pub fn new(path: &Path, length: Duration, state: &StateFile) -> Result<Self, Error> {
-        let open = Open {
+        let files = RecordingFiles {
             pagemap: Pagemap::open().map_err(Error::Pages)?,
             file: PendingStateFile::create(path).map_err(Error::File)?,
             path: path.to_owned(),
@@ -46,23 +50,23 @@ impl Recording {
             has_run: false,
         };
         Ok(Self {
-            open: Some(open),
+            files: Some(files),
             timer: TimerFd::new().map_err(|error| Error::Timer(error.into()))?,
             left: length,
-            since: None,
+            running_since: None,
         })
     }
 
-    /// Returns a descriptor that is readable when [`is_due`](Self::is_due) may have become true. It must not be read.
+    /// Returns a descriptor that is readable once [`is_due`](Self::is_due) returns true. The caller must not read from it.
     pub fn descriptor(&self) -> RawFd {
         self.timer.as_raw_fd()
     }
 
     /// Starts the clock of the recording.
     pub fn resume(&mut self) {
-        if let Some(open) = &mut self.open {
-            open.has_run = true;
-            self.since = Some(Instant::now());
+        if let Some(files) = &mut self.files {
+            files.has_run = true;
+            self.running_since = Some(Instant::now());
             // Zero would disarm the timer. A valid time cannot fail.
             let _ = self.timer.reset(self.left.max(Duration::from_nanos(1)), None);
         }
@@ -70,7 +74,7 @@ impl Recording {
 
     /// Stops the clock of the recording.
     pub fn pause(&mut self) {
-        if let Some(since) = self.since.take() {
+        if let Some(since) = self.running_since.take() {
             self.left = self.left.saturating_sub(since.elapsed());
             let _ = self.timer.clear();
         }
@@ -78,36 +82,40 @@ impl Recording {
 
     /// Returns true once the guest has run for the length of the recording.
     pub fn is_due(&self) -> bool {
-        self.since.is_some_and(|since| since.elapsed() >= self.left)
+        self.running_since
+            .is_some_and(|since| since.elapsed() >= self.left)
     }
 
     /// Returns true if the guest has run and the set is not written yet.
     pub fn has_begun(&self) -> bool {
-        self.open.as_ref().is_some_and(|open| open.has_run)
+        self.files.as_ref().is_some_and(|files| files.has_run)
     }
 
     /// Writes the pages that the guest has touched in `memory`. Errors go to the log.
     pub fn end(&mut self, memory: &GuestMemory) {
-        let Some(open) = self.open.take() else { return };
-        // A disarmed timer is not readable.
-        self.since = None;
+        let Some(files) = self.files.take() else { return };
+        // Disarmed, so that the descriptor stays watched but is never readable again.
+        self.running_since = None;
         let _ = self.timer.clear();
-        let path = open.path.display().to_string();
-        if !open.has_run {
-            return log::warn!("no working set in {path}: the guest has not run");
+        let path = files.path.display().to_string();
+        if !files.has_run {
+            return log::warn!("cannot record a working set in {path}: the guest has not run");
         }
-        match open.write(memory) {
+        match files.write(memory) {
             Ok(set) => log::info!(
-                "the working set is in {path}: {} pages touched, {} of them written",
+                "recorded a working set in {path}: {} pages touched, {} of them written",
                 set.touched(),
                 set.written()
             ),
-            Err(error) => log::warn!("no working set in {path}: {}", crate::ErrorChain(&error)),
+            Err(error) => log::warn!(
+                "cannot record a working set in {path}: {}",
+                crate::ErrorChain(&error)
+            ),
         }
     }
 }
 
-impl Open {
+impl RecordingFiles {
     fn write(self, memory: &GuestMemory) -> Result<WorkingSet, Error> {
         let set = WorkingSet::record(memory, &self.pagemap, self.snapshot)?;
         set.write(self.file, &self.header)?;

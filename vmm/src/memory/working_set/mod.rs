@@ -228,7 +228,7 @@ fn check_ranges(ranges: &[Range<u32>], pages: u64) -> Result<(), Error> {
 pub struct Prefetch {
     ranges: VecDeque<Range<u32>>,
     single: VecDeque<Range<u32>>,
-    ready: u32,
+    populated: u32,
 }
 
 impl Prefetch {
@@ -244,7 +244,7 @@ impl Prefetch {
         Self {
             ranges,
             single,
-            ready: 0,
+            populated: 0,
         }
     }
 
@@ -254,7 +254,7 @@ impl Prefetch {
     }
 
     /// Drops the single pages, for a guest that does not wait any longer.
-    pub fn leave_single(&mut self) {
+    pub fn drop_single(&mut self) {
         self.single.clear();
     }
 
@@ -264,7 +264,7 @@ impl Prefetch {
     /// The prefetch ends without an error if the kernel does not support it (before Linux 5.14) or the host is short of memory.
     /// Populated pages count as changed: a diff contains them even if the guest has not written them.
     pub fn populate_chunk(&mut self, memory: &GuestMemory) -> bool {
-        let mut left = CHUNK_PAGES.min(MAX_PAGES - self.ready);
+        let mut left = CHUNK_PAGES.min(MAX_PAGES - self.populated);
         while left > 0 {
             let rest = if self.has_ranges() {
                 &mut self.ranges
@@ -282,9 +282,9 @@ impl Prefetch {
                 rest.pop_front();
             }
             left -= length;
-            self.ready += length;
+            self.populated += length;
         }
-        if self.ready == MAX_PAGES {
+        if self.populated == MAX_PAGES {
             self.cancel();
         }
         self.has_ranges() || !self.single.is_empty()
@@ -296,8 +296,8 @@ impl Prefetch {
     }
 
     /// Returns the number of populated pages.
-    pub fn ready(&self) -> u32 {
-        self.ready
+    pub fn populated(&self) -> u32 {
+        self.populated
     }
 }
 

@@ -61,7 +61,7 @@ fn read(path: &Path) -> Result<WorkingSet, Error> {
 fn prefetch(set: &WorkingSet, file: &File, memory: &GuestMemory) -> u32 {
     let mut prefetch = Prefetch::new(set.clone(), file);
     while prefetch.populate_chunk(memory) {}
-    prefetch.ready()
+    prefetch.populated()
 }
 
 /// Records a guest that has written four pages and read a fifth.
@@ -115,16 +115,16 @@ fn single_pages_are_last_or_dropped() {
     let set = recorded(&file);
     let memory = memory(&file);
     let mut prefetch = Prefetch::new(set.clone(), &file);
-    prefetch.leave_single();
+    prefetch.drop_single();
     assert!(prefetch.has_ranges() && !prefetch.populate_chunk(&memory));
-    assert_eq!(prefetch.ready(), 2);
+    assert_eq!(prefetch.populated(), 2);
     let ready = WorkingSet::record(&memory, &Pagemap::open().unwrap(), SNAPSHOT).unwrap();
     assert_eq!(ready.written, slice::from_ref(&(255..257)));
     let mut prefetch = Prefetch::new(set, &file);
     while prefetch.has_ranges() {
         prefetch.populate_chunk(&memory);
     }
-    assert!(prefetch.ready() >= 2);
+    assert!(prefetch.populated() >= 2);
 }
 
 #[test]
@@ -157,11 +157,11 @@ fn populate_is_chunked_and_bounded() {
     let mut prefetch = Prefetch::new(set, &file);
     let mut before = 0;
     while prefetch.populate_chunk(&memory) {
-        let chunk = prefetch.ready() - before;
+        let chunk = prefetch.populated() - before;
         assert!((1..=64).contains(&chunk), "{chunk}");
-        before = prefetch.ready();
+        before = prefetch.populated();
     }
-    assert_eq!(prefetch.ready(), MAX_PAGES);
+    assert_eq!(prefetch.populated(), MAX_PAGES);
     let set = WorkingSet::record(&memory, &Pagemap::open().unwrap(), SNAPSHOT).unwrap();
     assert_eq!(set.written, slice::from_ref(&(0..MAX_PAGES)));
 }
