@@ -18,8 +18,8 @@
 //! | [`timeline`] | record of the phases of the start |
 //!
 //! # A new kind of virtio device
-//! The attached devices of a machine are one list. A new kind is a directory in `devices/src/virtio`, a configuration in `config`, a
-//! schema in `api/src/schema`, a handler in `api/src/routes`, and an entry at each of these places:
+//! The attached devices of a machine are one list. A new kind is a device in `devices/src/virtio`, a configuration in `config`, and a
+//! schema and a handler in `api`. Each of these places has an entry for it:
 //!
 //! 1. `device_kinds!` in `config/device.rs`: configuration, update, backend and name. The compiler then reports the matches to extend,
 //!    among them the saved form in `config/vm.rs`.

@@ -65,9 +65,9 @@ pub struct SetupHeader {
     pub relocatable: bool,
     /// Alignment of other addresses in bytes.
     pub alignment: u32,
-    /// Greatest length of the command line in bytes, without the NUL.
+    /// Maximum length of the command line in bytes, without the NUL.
     pub command_line_size: u32,
-    /// Greatest address of the last byte of the initrd.
+    /// Maximum address of the last byte of the initrd.
     pub initrd_addr_max: u32,
 }
 

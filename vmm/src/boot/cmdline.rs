@@ -29,7 +29,7 @@ pub enum Error {
         length: usize,
         /// Length of the device arguments, with separators.
         added: usize,
-        /// Greatest length.
+        /// Maximum length.
         limit: usize,
     },
 }

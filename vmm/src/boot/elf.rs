@@ -6,7 +6,7 @@ use snapshot::file::Architecture;
 
 /// First bytes of every ELF file.
 pub const MAGIC: [u8; 4] = *b"\x7fELF";
-/// Greatest length of the program header table, and of all notes, in bytes. Kernels have less than a tenth of it.
+/// Maximum length of the program header table, and of all notes, in bytes. Kernels have less than a tenth of it.
 pub const MAX_TABLE: usize = 64 << 10;
 
 const PT_LOAD: u32 = 1;
@@ -39,13 +39,13 @@ pub enum Error {
         kind: u16,
     },
     /// The image is built for another architecture.
-    #[error("the image is built for {} (e_machine {found}), and the machine is {wanted}; build it for {wanted}",
+    #[error("the image is built for {} (e_machine {found}), and the machine is {required}; build it for {required}",
         machine_name(*.found))]
     Machine {
         /// `e_machine` of the file.
         found: u16,
         /// Architecture of the machine.
-        wanted: Architecture,
+        required: Architecture,
     },
     /// Program headers have an invalid size.
     #[error("a program header has {found} bytes instead of {expected}: the file is damaged")]
@@ -229,13 +229,13 @@ pub fn parse(file: &RegularFile, architecture: Architecture) -> Result<Elf, Erro
     })
 }
 
-fn check_machine(found: u16, wanted: Architecture) -> Result<(), Error> {
-    let matches = match wanted {
+fn check_machine(found: u16, required: Architecture) -> Result<(), Error> {
+    let matches = match required {
         Architecture::X86_64 => found == EM_X86_64 || found == EM_386,
         Architecture::Aarch64 => found == EM_AARCH64,
     };
     if !matches {
-        return Err(Error::Machine { found, wanted });
+        return Err(Error::Machine { found, required });
     }
     Ok(())
 }

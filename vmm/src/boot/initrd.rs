@@ -93,8 +93,8 @@ impl Initrd {
         self.file.size()
     }
 
-    /// Loads the file at the highest page boundary in the lowest region of fresh memory, at or above `after`, with its end at
-    /// most `limit`, and without overlap with a `reserved` range. Returns its guest-physical addresses.
+    /// Loads the file at the highest possible page boundary in the lowest region of fresh memory. The file lies between `after` and
+    /// `limit`, and overlaps no `reserved` range. Returns its guest-physical addresses.
     ///
     /// # Errors
     /// [`Error::MemoryTooSmall`], [`Error::TooLarge`], or [`Error::Load`] if a call of the kernel fails.

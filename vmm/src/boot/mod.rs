@@ -10,7 +10,7 @@
 //! | [`initrd`] | [`Initrd`]: file that the guest finds in memory |
 //! | [`multiboot`] | multiboot 1 headers |
 //! | [`protocol`] | [`Protocol`], its support by an image, and [`LoadedImage`], the input of an architecture |
-//! | [`segment`] | parts of an image: addresses, checks, load into guest memory |
+//! | [`segment`] | segments of an image: addresses, checks, load into guest memory |
 //!
 //! Threat model: images and initrds are untrusted. Each offset, length and count in them is compared with the size of the file
 //! before its use, and allocations have fixed limits.

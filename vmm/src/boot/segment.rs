@@ -27,7 +27,7 @@ use vm_memory::{Address, Bytes as _, GuestAddress, GuestMemoryBackend, GuestMemo
 use super::file::RegularFile;
 use crate::memory::{Bytes, Error as MemoryError, map_file, page_size, read_file_into};
 
-/// Least number of bytes in complete pages of a segment that is mapped instead of read. The module documentation has the
+/// Minimum number of bytes in complete pages of a segment that is mapped instead of read. The module documentation has the
 /// measurements.
 pub const MAP_THRESHOLD: u64 = 16 << 10;
 /// Length of memory that is contiguous from the lowest address on in every machine.
@@ -59,7 +59,7 @@ impl fmt::Display for Flags {
     }
 }
 
-/// Part of an image with its addresses in guest memory.
+/// Range of an image with its addresses in guest memory.
 ///
 /// The ranges are ordered and do not wrap, the file contains all of `file`, and `file` is at most as long as `physical`: the
 /// remaining bytes of `physical` are zero.

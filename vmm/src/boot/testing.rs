@@ -58,7 +58,7 @@ pub fn multiboot_header(flags: u32, addresses: Option<Addresses>) -> Vec<u8> {
 
 /// Program header with its content.
 #[derive(Clone)]
-pub struct Part {
+pub struct ElfSegment {
     pub kind: u32,
     pub physical: u64,
     pub virtual_address: u64,
@@ -68,7 +68,7 @@ pub struct Part {
     pub skew: u64,
 }
 
-impl Part {
+impl ElfSegment {
     /// Creates a segment to load, at the same physical and virtual address.
     pub fn load(address: u64, content: Vec<u8>, bss: u64) -> Self {
         Self {
@@ -96,48 +96,48 @@ pub struct ElfFile {
     pub is_64_bit: bool,
     pub machine: u16,
     pub entry: u64,
-    pub parts: Vec<Part>,
+    pub segments: Vec<ElfSegment>,
 }
 
 impl ElfFile {
     /// Creates a 64-bit file for x86_64.
-    pub fn new(entry: u64, parts: Vec<Part>) -> Self {
+    pub fn new(entry: u64, segments: Vec<ElfSegment>) -> Self {
         Self {
             is_64_bit: true,
             machine: 62,
             entry,
-            parts,
+            segments,
         }
     }
 
     /// Creates a 32-bit file for x86.
-    pub fn narrow(entry: u64, parts: Vec<Part>) -> Self {
+    pub fn new_32_bit(entry: u64, segments: Vec<ElfSegment>) -> Self {
         Self {
             is_64_bit: false,
             machine: 3,
-            ..Self::new(entry, parts)
+            ..Self::new(entry, segments)
         }
     }
 
     pub fn build(&self) -> Vec<u8> {
         let page = crate::memory::page_size();
-        let (header_size, part_size) = if self.is_64_bit { (64, 56) } else { (52, 32) };
-        let mut file = self.header(header_size, part_size);
-        let mut contents = vec![0; self.parts.len() * usize::from(part_size)];
+        let (header_size, header_entry_size) = if self.is_64_bit { (64, 56) } else { (52, 32) };
+        let mut file = self.header(header_size, header_entry_size);
+        let mut contents = vec![0; self.segments.len() * usize::from(header_entry_size)];
         let start = header_size as u64;
-        for part in &self.parts {
+        for segment in &self.segments {
             let end = start + contents.len() as u64;
-            let offset = end.next_multiple_of(page) + part.physical % page + part.skew;
+            let offset = end.next_multiple_of(page) + segment.physical % page + segment.skew;
             contents.resize(usize::try_from(offset - start).unwrap(), 0xaa);
-            contents.extend(&part.content);
-            file.extend(self.program_header(part, offset));
+            contents.extend(&segment.content);
+            file.extend(self.program_header(segment, offset));
         }
         contents.extend([0xaa; 100]);
-        file.extend(&contents[self.parts.len() * usize::from(part_size)..]);
+        file.extend(&contents[self.segments.len() * usize::from(header_entry_size)..]);
         file
     }
 
-    fn header(&self, header_size: usize, part_size: u16) -> Vec<u8> {
+    fn header(&self, header_size: usize, header_entry_size: u16) -> Vec<u8> {
         let class = if self.is_64_bit { 2 } else { 1 };
         let mut header = vec![0x7f, b'E', b'L', b'F', class, 1, 1];
         header.resize(16, 0);
@@ -149,25 +149,25 @@ impl ElfFile {
         }
         header.extend(0_u32.to_le_bytes());
         let own_size = u16::try_from(header_size).unwrap();
-        let count = u16::try_from(self.parts.len()).unwrap();
-        for half in [own_size, part_size, count, 0, 0, 0] {
+        let count = u16::try_from(self.segments.len()).unwrap();
+        for half in [own_size, header_entry_size, count, 0, 0, 0] {
             header.extend(half.to_le_bytes());
         }
         header
     }
 
-    fn program_header(&self, part: &Part, offset: u64) -> Vec<u8> {
-        let mut bytes = part.kind.to_le_bytes().to_vec();
+    fn program_header(&self, segment: &ElfSegment, offset: u64) -> Vec<u8> {
+        let mut bytes = segment.kind.to_le_bytes().to_vec();
         if self.is_64_bit {
             bytes.extend(7_u32.to_le_bytes());
         }
-        let size = part.content.len() as u64;
+        let size = segment.content.len() as u64;
         let words = [
             offset,
-            part.virtual_address,
-            part.physical,
+            segment.virtual_address,
+            segment.physical,
             size,
-            part.memory_size,
+            segment.memory_size,
         ];
         bytes.extend(words.into_iter().flat_map(|word| self.word(word)));
         if !self.is_64_bit {

@@ -114,7 +114,7 @@ fn interfaces_have_different_addresses() {
 }
 
 #[test]
-fn requests_for_a_guest_fail_before_start() {
+fn guest_requests_fail_before_start() {
     let mut control = control();
     assert!(matches!(control.pause(), Err(Error::BeforeStart)));
     assert!(matches!(control.resume(), Err(Error::BeforeStart)));

@@ -3,7 +3,7 @@
 //! ```text
 //! run ── watches signals and the service
 //!   │
-//! the VM exists ── watches its vCPUs, devices and console too; while the VM is paused, neither devices nor piped input
+//! the VM exists ── watches vCPUs, devices and console too; while paused, neither devices nor piped input
 //!   │
 //! a vCPU, a signal or the user ends the VM ── waits for the reader of the output, if a vCPU ended it
 //! ```

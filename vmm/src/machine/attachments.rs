@@ -1,8 +1,8 @@
 //! The virtio devices of a machine: one list, from configuration to MMIO transport.
 //!
 //! # Available buffer notifications
-//! The vCPU thread serves them, without an ioeventfd. Medians of a guest of a few instructions on one vCPU, on a host of two
-//! processors that is itself a VM, with a 4 KiB read from tmpfs for each notification:
+//! The vCPU thread handles them, without an ioeventfd. Medians with a 4 KiB read from tmpfs for each notification; the guest has one
+//! vCPU and runs a few instructions, the host has two processors and is itself a VM:
 //!
 //! | | vCPU thread | ioeventfd, event loop |
 //! |---|---|---|
@@ -11,7 +11,7 @@
 //!
 //! A unikernel with one vCPU mostly waits for the used buffer, which arrives 7 us sooner without waking a second thread. The exit
 //! to this process costs 3 us more than one that ends in the kernel; a driver that batches packets pays it once. A batch is
-//! bounded: the event loop processes what a long batch leaves.
+//! bounded; the event loop processes the remaining buffers.
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};

@@ -209,7 +209,8 @@ impl Machine {
     /// Loads `image` and starts the guest.
     ///
     /// # Errors
-    /// [`Error::Image`], [`Error::Initrd`], [`Error::CommandLine`] or [`Error::Platform`].
+    /// [`Error::Image`], [`Error::Initrd`], [`Error::CommandLine`], [`Error::Platform`] or [`Error::Passt`]; the machine is dropped
+    /// then.
     pub fn boot(mut self, image: &Image, initrd: Option<&Initrd>) -> Result<Self, Error> {
         let timeline = self.timeline.clone();
         let measure = Measure(&timeline);

@@ -56,7 +56,7 @@ pub enum Error {
     #[error("cannot save or restore the devices")]
     Devices(#[source] StateError),
     /// The sections do not match the machine.
-    #[error("the saved state does not match the machine")]
+    #[error("cannot access the sections of the state: they do not match the machine")]
     Sections(#[source] SectionError),
     /// The passt process of an interface has ended.
     #[error("cannot connect the network interface")]
@@ -169,7 +169,8 @@ impl Machine {
     /// advances by the time since the save.
     ///
     /// # Errors
-    /// [`Error::Vcpu`], [`Error::Devices`], [`Error::Sections`] and [`Error::Passt`]. No vCPU has entered the guest then.
+    /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Devices`], [`Error::Sections`] and [`Error::Passt`]. No vCPU has entered the guest
+    /// then.
     pub fn restore(mut self, mut archive: ArchiveReader<'_>, realtime: bool) -> Result<Self, Error> {
         // No vCPU is in the guest yet, so that the gate closes at once; the threads wait at it after their restore.
         self.shared.gate.close(0, || ());

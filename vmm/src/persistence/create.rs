@@ -13,7 +13,7 @@ use crate::memory::{Pagemap, dump};
 use crate::vm::Vm;
 
 /// Reason why a snapshot cannot be created. The VM can be resumed. An older snapshot at the same paths stays, but may have lost its
-/// state file if the diff was to be merged into its memory file.
+/// state file if a diff was to be merged into it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The guest runs, or has not been started.

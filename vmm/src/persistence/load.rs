@@ -33,7 +33,9 @@ pub enum Error {
     #[error("cannot read the configuration of the machine from the state file")]
     Sections(#[source] section::Error),
     /// Header and configuration disagree on the size of guest memory.
-    #[error("the state file is damaged: its header has {header} bytes of memory, its configuration {config}")]
+    #[error(
+        "cannot load the snapshot: its header has {header} bytes of memory, its configuration {config}; create it again"
+    )]
     Size {
         /// Bytes in the header.
         header: u64,

@@ -99,8 +99,7 @@ impl WorkingSetOptions {
     }
 }
 
-/// Returns the header of the snapshot that the working set at `path` belongs to, the number of touched pages, and how many of them
-/// were written.
+/// Returns the header of the snapshot of the working set at `path`, and the numbers of touched and of written pages.
 ///
 /// # Errors
 /// [`working_set::Error`]

@@ -198,7 +198,7 @@ impl VcpuRunner {
     }
 
     /// Injects the interrupts that KVM does not inject by itself. Called only before a KVM_RUN that enters the guest: otherwise KVM
-    /// does not report whether the guest took the interrupt.
+    /// reports no acceptance of the interrupt by the guest.
     fn inject(&self, vcpu: &mut VcpuFd, start: &StartContext) -> Result<(), StopReason> {
         let injected = start.platform.inject_interrupts(self.id, vcpu);
         injected.map_err(|source| StopReason::Fault(VcpuError::Prepare { id: self.id, source }))

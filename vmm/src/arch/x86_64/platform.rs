@@ -33,7 +33,7 @@ use crate::memory::try_read;
 const TSS_ADDRESS: usize = 0xfffb_d000;
 /// Section of a snapshot with the state of kvmclock.
 const CLOCK_SECTION: &str = "clock";
-/// Greatest length of an instruction in bytes: Intel SDM volume 2A, section 2.3.11.
+/// Maximum length of an instruction in bytes: Intel SDM volume 2A, section 2.3.11.
 const MAX_INSTRUCTION: usize = 15;
 
 /// Platform of x86_64.

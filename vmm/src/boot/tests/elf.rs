@@ -1,7 +1,7 @@
 use crate::boot::elf::{Elf, Error, MAX_TABLE, Note, PHYS32_ENTRY, parse, parse_notes};
 use crate::boot::file::{Error as FileError, RegularFile};
 use crate::boot::segment::physical_entry;
-use crate::boot::testing::{ElfFile, Part, Temporary, note, pattern, pvh_note};
+use crate::boot::testing::{ElfFile, ElfSegment, Temporary, note, pattern, pvh_note};
 use proptest::prelude::{any, prop_assert, proptest};
 use snapshot::file::Architecture;
 
@@ -15,7 +15,7 @@ fn parse_error(content: &[u8]) -> Error {
 }
 
 fn simple() -> ElfFile {
-    ElfFile::new(0x10_0010, vec![Part::load(0x10_0000, pattern(100), 50)])
+    ElfFile::new(0x10_0010, vec![ElfSegment::load(0x10_0000, pattern(100), 50)])
 }
 
 /// Returns the file with the bytes at `at` replaced.
@@ -27,20 +27,24 @@ fn simple_with(at: usize, bytes: &[u8]) -> Vec<u8> {
 
 #[test]
 fn widths_parse_alike() {
-    let mut virtual_part = Part::load(0x20_0123, pattern(5000), 0);
+    let mut virtual_part = ElfSegment::load(0x20_0123, pattern(5000), 0);
     virtual_part.virtual_address = 0x8000_0123;
-    let parts = vec![
-        Part::load(0x10_0000, pattern(100), 50),
-        Part::notes(pvh_note(0x10_0020)),
-        Part::load(0x30_0000, Vec::new(), 0),
+    let segments = vec![
+        ElfSegment::load(0x10_0000, pattern(100), 50),
+        ElfSegment::notes(pvh_note(0x10_0020)),
+        ElfSegment::load(0x30_0000, Vec::new(), 0),
         virtual_part,
     ];
     let wide = parsed(
-        &ElfFile::new(0x8000_0200, parts.clone()).build(),
+        &ElfFile::new(0x8000_0200, segments.clone()).build(),
         Architecture::X86_64,
     )
     .unwrap();
-    let narrow = parsed(&ElfFile::narrow(0x8000_0200, parts).build(), Architecture::X86_64).unwrap();
+    let narrow = parsed(
+        &ElfFile::new_32_bit(0x8000_0200, segments).build(),
+        Architecture::X86_64,
+    )
+    .unwrap();
     assert!(wide.is_64_bit && !narrow.is_64_bit);
     assert_eq!(wide.segments, narrow.segments);
     assert_eq!(wide.notes, narrow.notes);
@@ -62,7 +66,7 @@ fn widths_parse_alike() {
 
 #[test]
 fn other_architectures_are_rejected() {
-    for (machine, wanted, matches) in [
+    for (machine, required, matches) in [
         (62, Architecture::X86_64, true),
         (3, Architecture::X86_64, true),
         (183, Architecture::X86_64, false),
@@ -71,7 +75,11 @@ fn other_architectures_are_rejected() {
         (243, Architecture::Aarch64, false),
     ] {
         let image = ElfFile { machine, ..simple() }.build();
-        assert_eq!(parsed(&image, wanted).is_ok(), matches, "{machine} on {wanted}");
+        assert_eq!(
+            parsed(&image, required).is_ok(),
+            matches,
+            "{machine} on {required}"
+        );
     }
     let error = parse_error(
         &ElfFile {
@@ -139,13 +147,13 @@ fn program_headers_parse_at_end_of_file() {
 
 #[test]
 fn invalid_segments_are_rejected() {
-    let part = |change: fn(&mut Part)| {
+    let error_of = |change: fn(&mut ElfSegment)| {
         let mut image = simple();
-        image.parts.insert(0, Part::notes(pvh_note(1)));
-        change(&mut image.parts[1]);
+        image.segments.insert(0, ElfSegment::notes(pvh_note(1)));
+        change(&mut image.segments[1]);
         parse_error(&image.build())
     };
-    let error = part(|part| part.memory_size = 99);
+    let error = error_of(|segment| segment.memory_size = 99);
     assert!(matches!(
         error,
         Error::Sizes {
@@ -154,7 +162,7 @@ fn invalid_segments_are_rejected() {
             memory: 99
         }
     ));
-    let error = part(|part| part.memory_size = u64::MAX);
+    let error = error_of(|segment| segment.memory_size = u64::MAX);
     assert!(matches!(
         error,
         Error::Wraps {
@@ -183,7 +191,9 @@ fn notes_beyond_limit_are_ignored() {
     };
     let many = note(&build_id, 4).repeat(MAX_TABLE / 20 + 100);
     let mut image = simple();
-    image.parts.extend([Part::notes(many.clone()), Part::notes(many)]);
+    image
+        .segments
+        .extend([ElfSegment::notes(many.clone()), ElfSegment::notes(many)]);
     let elf = parsed(&image.build(), Architecture::X86_64).unwrap();
     assert_eq!(elf.notes.len(), MAX_TABLE / 20);
 }

@@ -9,7 +9,7 @@ use crate::boot::image::{Error, Format, Image};
 use crate::boot::multiboot::{Addresses, Error as MultibootError};
 use crate::boot::protocol::{LoadedImage, Protocol};
 use crate::boot::segment::{LayoutError, MAP_THRESHOLD};
-use crate::boot::testing::{ElfFile, Part, Temporary, bzimage, multiboot_header, pattern, pvh_note};
+use crate::boot::testing::{ElfFile, ElfSegment, Temporary, bzimage, multiboot_header, pattern, pvh_note};
 use crate::memory::{allocate, page_size};
 use snapshot::file::Architecture;
 
@@ -31,19 +31,19 @@ fn load(content: &[u8], protocol: Option<Protocol>) -> Result<(LoadedImage, Gues
     Ok((loaded, memory))
 }
 
-fn layout_error(parts: Vec<Part>) -> LayoutError {
-    match load(&ElfFile::new(parts[0].physical, parts).build(), None) {
+fn layout_error(segments: Vec<ElfSegment>) -> LayoutError {
+    match load(&ElfFile::new(segments[0].physical, segments).build(), None) {
         Err(Error::Layout { source, .. }) => source,
         other => panic!("{other:?}"),
     }
 }
 
-/// Asserts that memory contains the content of each part and is zero elsewhere.
-fn assert_holds(memory: &GuestMemory, parts: &[Part], case: &str) {
+/// Asserts that memory contains the content of each segment and is zero elsewhere.
+fn assert_holds(memory: &GuestMemory, segments: &[ElfSegment], case: &str) {
     let mut expected = vec![0; usize::try_from(MEMORY).unwrap()];
-    for part in parts {
-        let start = usize::try_from(part.physical).unwrap();
-        expected[start..start + part.content.len()].copy_from_slice(&part.content);
+    for segment in segments {
+        let start = usize::try_from(segment.physical).unwrap();
+        expected[start..start + segment.content.len()].copy_from_slice(&segment.content);
     }
     let mut found = vec![0; expected.len()];
     memory.read_slice(&mut found, GuestAddress(0)).unwrap();
@@ -69,24 +69,24 @@ fn segments_are_loaded_and_rest_is_zero() {
     ] {
         let first = 0x10_0000 + start;
         let second = first + length as u64 + 100;
-        let parts = vec![
-            Part {
+        let segments = vec![
+            ElfSegment {
                 skew,
-                ..Part::load(first, pattern(length), 100)
+                ..ElfSegment::load(first, pattern(length), 100)
             },
-            // Shares a page with the first part, and other content follows it in the file.
-            Part {
+            // Shares a page with the first segment, and other content follows it in the file.
+            ElfSegment {
                 skew,
-                ..Part::load(second, pattern(large + 1), 3 * page)
+                ..ElfSegment::load(second, pattern(large + 1), 3 * page)
             },
         ];
         let case = format!("start {start:#x} length {length:#x} skew {skew:#x}");
-        let image = ElfFile::new(first, parts.clone()).build();
+        let image = ElfFile::new(first, segments.clone()).build();
         let opened = open(&image).unwrap();
         let can_map = skew == 0 && length >= large;
         assert_eq!(!opened.info().segments[0].mapped().is_empty(), can_map, "{case}");
         let (loaded, memory) = load(&image, None).unwrap();
-        assert_holds(&memory, &parts, &case);
+        assert_holds(&memory, &segments, &case);
         assert_eq!(loaded.end, second + large as u64 + 1 + 3 * page);
         assert_eq!((loaded.entry, loaded.protocol), (first, Protocol::Linux));
     }
@@ -95,7 +95,7 @@ fn segments_are_loaded_and_rest_is_zero() {
 #[test]
 fn guest_writes_do_not_reach_image() {
     let length = usize::try_from(MAP_THRESHOLD).unwrap();
-    let content = ElfFile::new(0x10_0000, vec![Part::load(0x10_0000, pattern(length), 0)]).build();
+    let content = ElfFile::new(0x10_0000, vec![ElfSegment::load(0x10_0000, pattern(length), 0)]).build();
     let file = Temporary::with(&content);
     let image = Image::open(file.path(), Architecture::X86_64).unwrap();
     let memory = memory();
@@ -106,11 +106,11 @@ fn guest_writes_do_not_reach_image() {
 
 #[test]
 fn image_selects_protocol() {
-    let code = Part::load(0x10_0000, pattern(100), 0);
-    let marked = Part::load(0x10_0000, multiboot_header(3, None), 0);
-    let pvh = Part::notes(pvh_note(0x10_0004));
+    let code = ElfSegment::load(0x10_0000, pattern(100), 0);
+    let marked = ElfSegment::load(0x10_0000, multiboot_header(3, None), 0);
+    let pvh = ElfSegment::notes(pvh_note(0x10_0004));
     use Protocol::{Linux, Multiboot, Pvh};
-    for (is_64_bit, parts, expected) in [
+    for (is_64_bit, segments, expected) in [
         (true, vec![code.clone()], vec![Linux]),
         (true, vec![code.clone(), pvh.clone()], vec![Pvh, Linux]),
         (true, vec![marked.clone()], vec![Linux, Multiboot]),
@@ -123,8 +123,8 @@ fn image_selects_protocol() {
         (false, vec![marked.clone(), pvh.clone()], vec![Pvh, Multiboot]),
         (false, vec![code.clone(), pvh.clone()], vec![Pvh]),
     ] {
-        let wide = ElfFile::new(0x10_0008, parts.clone());
-        let narrow = ElfFile::narrow(0x10_0008, parts);
+        let wide = ElfFile::new(0x10_0008, segments.clone());
+        let narrow = ElfFile::new_32_bit(0x10_0008, segments);
         let content = if is_64_bit { wide.build() } else { narrow.build() };
         let image = open(&content).unwrap();
         assert_eq!(image.select_protocol(None).unwrap(), expected[0], "{expected:?}");
@@ -147,7 +147,7 @@ fn image_selects_protocol() {
 
 #[test]
 fn unsupported_protocol_error_lists_supported_ones() {
-    let image = ElfFile::new(0x10_0000, vec![Part::load(0x10_0000, pattern(100), 0)]).build();
+    let image = ElfFile::new(0x10_0000, vec![ElfSegment::load(0x10_0000, pattern(100), 0)]).build();
     let error = load(&image, Some(Protocol::Pvh)).unwrap_err();
     let text = error.to_string();
     assert!(text.contains("by pvh: no note of a PVH entry"), "{text}");
@@ -167,11 +167,11 @@ fn unsupported_protocol_error_lists_supported_ones() {
 
 #[test]
 fn entry_outside_segments_is_rejected() {
-    let parts = vec![
-        Part::load(0x10_0000, pattern(100), 0),
-        Part::notes(pvh_note(0x20_0000)),
+    let segments = vec![
+        ElfSegment::load(0x10_0000, pattern(100), 0),
+        ElfSegment::notes(pvh_note(0x20_0000)),
     ];
-    let image = open(&ElfFile::new(0x10_0064, parts).build()).unwrap();
+    let image = open(&ElfFile::new(0x10_0064, segments).build()).unwrap();
     let text = image.select_protocol(None).unwrap_err().to_string();
     assert!(
         text.contains("linux: entry 0x100064 is outside all segments"),
@@ -183,11 +183,11 @@ fn entry_outside_segments_is_rejected() {
 
 #[test]
 fn x86_protocols_are_unsupported_on_aarch64() {
-    let parts = vec![
-        Part::load(0x10_0000, multiboot_header(0, None), 0),
-        Part::notes(pvh_note(0x10_0000)),
+    let segments = vec![
+        ElfSegment::load(0x10_0000, multiboot_header(0, None), 0),
+        ElfSegment::notes(pvh_note(0x10_0000)),
     ];
-    let mut file = ElfFile::new(0x10_0000, parts);
+    let mut file = ElfFile::new(0x10_0000, segments);
     file.machine = 183;
     let file = Temporary::with(&file.build());
     let image = Image::open(file.path(), Architecture::Aarch64).unwrap();
@@ -209,7 +209,7 @@ fn flat_multiboot_image_loads() {
     assert_eq!((loaded.entry, loaded.end), (0x20_0040, 0x20_1000));
     assert_eq!(loaded.protocol, Protocol::Multiboot);
     assert_eq!(open(&content).unwrap().info().format, Format::Multiboot);
-    let expected = Part::load(0x20_0000, content[16..316].to_vec(), 0);
+    let expected = ElfSegment::load(0x20_0000, content[16..316].to_vec(), 0);
     assert_holds(&memory, &[expected], "flat");
 
     content[32..64].copy_from_slice(&multiboot_header(3, None));
@@ -233,15 +233,15 @@ fn multiboot_addresses_override_elf_segments() {
         entry: 0x40_0020,
     };
     let header = multiboot_header(0, Some(addresses));
-    let part = Part::load(0x10_0000, [header, pattern(68)].concat(), 0);
-    let image = ElfFile::narrow(0x10_0000, vec![part.clone()]).build();
+    let segment = ElfSegment::load(0x10_0000, [header, pattern(68)].concat(), 0);
+    let image = ElfFile::new_32_bit(0x10_0000, vec![segment.clone()]).build();
     let (loaded, memory) = load(&image, None).unwrap();
     assert_eq!(loaded.entry, 0x40_0020);
     assert_holds(
         &memory,
-        &[Part {
+        &[ElfSegment {
             physical: 0x40_0000,
-            ..part
+            ..segment
         }],
         "addresses",
     );
@@ -254,23 +254,23 @@ fn bzimage_load_returns_setup_header() {
     let (loaded, memory) = load(&content, None).unwrap();
     assert_eq!((loaded.entry, loaded.end), (0x100_0200, 0x120_0000));
     assert_eq!(loaded.setup_header.unwrap(), content[0x1f1..0x26c]);
-    assert_holds(&memory, &[Part::load(0x100_0000, kernel, 0)], "bzImage");
+    assert_holds(&memory, &[ElfSegment::load(0x100_0000, kernel, 0)], "bzImage");
     assert!(load(&content, Some(Protocol::Pvh)).is_err());
 }
 
 #[test]
 fn small_memory_error_states_sufficient_size() {
-    let error = layout_error(vec![Part::load(0x10_0000, pattern(10), 1 << 30)]);
+    let error = layout_error(vec![ElfSegment::load(0x10_0000, pattern(10), 1 << 30)]);
     assert_eq!(
         error.to_string(),
         "segment 0 (0x100000..0x4010000a): guest memory of 33 MiB is too small; 1026 MiB suffice"
     );
-    let parts = vec![
-        Part::load(0x10_0000, pattern(10), 0),
-        Part::load(MEMORY - 5, pattern(10), 0),
+    let segments = vec![
+        ElfSegment::load(0x10_0000, pattern(10), 0),
+        ElfSegment::load(MEMORY - 5, pattern(10), 0),
     ];
     assert!(matches!(
-        layout_error(parts),
+        layout_error(segments),
         LayoutError::MemoryTooSmall {
             number: 1,
             sufficient_mib: 34,
@@ -281,26 +281,26 @@ fn small_memory_error_states_sufficient_size() {
 
 #[test]
 fn segments_outside_free_memory_are_rejected() {
-    let entry_part = || Part::load(0x20_0000, pattern(10), 0);
+    let entry_part = || ElfSegment::load(0x20_0000, pattern(10), 0);
     let error = layout_error(vec![
         entry_part(),
-        Part::load(0xffff_ffff_8000_0000, pattern(10), 0),
+        ElfSegment::load(0xffff_ffff_8000_0000, pattern(10), 0),
     ]);
     assert!(matches!(error, LayoutError::OutsideMemory { .. }), "{error}");
-    let error = layout_error(vec![Part::load((1 << 32) - 5, pattern(10), 0)]);
+    let error = layout_error(vec![ElfSegment::load((1 << 32) - 5, pattern(10), 0)]);
     assert!(matches!(error, LayoutError::OutsideMemory { .. }), "{error}");
     for start in [0, 0x2_0fff, 0x9_fbff, 0xf_ffff] {
-        let error = layout_error(vec![Part::load(start, pattern(10), 0)]);
+        let error = layout_error(vec![ElfSegment::load(start, pattern(10), 0)]);
         assert!(
             matches!(error, LayoutError::Reserved { free: 0x10_0000, .. }),
             "{error}"
         );
     }
-    let parts = vec![
-        Part::load(0x10_0000, pattern(10), 100),
-        Part::load(0x10_006d, pattern(10), 0),
+    let segments = vec![
+        ElfSegment::load(0x10_0000, pattern(10), 100),
+        ElfSegment::load(0x10_006d, pattern(10), 0),
     ];
-    let error = layout_error(parts);
+    let error = layout_error(segments);
     assert!(
         matches!(
             error,
@@ -312,7 +312,7 @@ fn segments_outside_free_memory_are_rejected() {
         ),
         "{error}"
     );
-    let one_too_many = Part::load(MEMORY - 9, pattern(10), 0);
+    let one_too_many = ElfSegment::load(MEMORY - 9, pattern(10), 0);
     let error = layout_error(vec![one_too_many]);
     assert!(
         matches!(
@@ -333,7 +333,7 @@ fn segments_outside_free_memory_are_rejected() {
     for (start, length) in free {
         let image = ElfFile::new(
             0x20_0000,
-            vec![entry_part(), Part::load(start, pattern(length), 0)],
+            vec![entry_part(), ElfSegment::load(start, pattern(length), 0)],
         )
         .build();
         assert!(load(&image, None).is_ok(), "{start:#x}");
@@ -363,7 +363,7 @@ fn foreign_files_are_identified() {
 fn shrunk_image_is_rejected() {
     let length = usize::try_from(MAP_THRESHOLD + page_size()).unwrap();
     for bytes in [length, 10_000] {
-        let content = ElfFile::new(0x10_0000, vec![Part::load(0x10_0000, pattern(bytes), 0)]).build();
+        let content = ElfFile::new(0x10_0000, vec![ElfSegment::load(0x10_0000, pattern(bytes), 0)]).build();
         let file = Temporary::with(&content);
         let image = Image::open(file.path(), Architecture::X86_64).unwrap();
         let writer = std::fs::File::options().write(true).open(file.path()).unwrap();
@@ -379,7 +379,7 @@ fn shrunk_image_is_rejected() {
 
 #[test]
 fn entry_above_4_gib_is_rejected() {
-    let high = Part::load(1 << 32, pattern(10), 0);
+    let high = ElfSegment::load(1 << 32, pattern(10), 0);
     let error = load(&ElfFile::new(1 << 32, vec![high]).build(), Some(Protocol::Linux)).unwrap_err();
     assert!(
         error

@@ -6,7 +6,7 @@ use vm_memory::GuestAddress;
 use crate::boot::image::Image;
 use crate::boot::multiboot::Addresses;
 use crate::boot::protocol::Protocol;
-use crate::boot::testing::{ElfFile, Part, Temporary, bzimage, multiboot_header, pattern, pvh_note};
+use crate::boot::testing::{ElfFile, ElfSegment, Temporary, bzimage, multiboot_header, pattern, pvh_note};
 use crate::memory::allocate;
 use snapshot::file::Architecture;
 
@@ -28,16 +28,16 @@ fn loads(content: &[u8], architecture: Architecture) -> bool {
 }
 
 fn elf(is_64_bit: bool) -> Vec<u8> {
-    let parts = vec![
-        Part::load(0x10_0000, multiboot_header(3, None), 100),
-        Part::notes(pvh_note(0x10_0000)),
-        Part::load(0x20_0123, pattern(70_000), 0x1_0000),
+    let segments = vec![
+        ElfSegment::load(0x10_0000, multiboot_header(3, None), 100),
+        ElfSegment::notes(pvh_note(0x10_0000)),
+        ElfSegment::load(0x20_0123, pattern(70_000), 0x1_0000),
     ];
-    let wide = ElfFile::new(0x10_0010, parts.clone());
+    let wide = ElfFile::new(0x10_0010, segments.clone());
     if is_64_bit {
         wide.build()
     } else {
-        ElfFile::narrow(0x10_0010, parts).build()
+        ElfFile::new_32_bit(0x10_0010, segments).build()
     }
 }
 

@@ -2,9 +2,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
+use scratch::Directory;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::diff::{Resident, write_different};
@@ -19,33 +19,6 @@ use crate::memory::{Pagemap, allocate, map_file, map_snapshot, memfd, page_size}
 const PAGES: u64 = 96;
 const LOW: u64 = 64;
 const HIGH: u64 = 1 << 32;
-
-struct TemporaryDirectory(PathBuf);
-
-impl TemporaryDirectory {
-    fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("mayfly-dump-{}-{count}", std::process::id());
-        let directory = std::env::temp_dir().join(name);
-        fs::create_dir(&directory).unwrap();
-        Self(directory)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    fn files(&self) -> usize {
-        fs::read_dir(&self.0).unwrap().count()
-    }
-}
-
-impl Drop for TemporaryDirectory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 fn bytes(pages: u64) -> usize {
     usize::try_from(pages * page_size()).unwrap()
@@ -112,7 +85,7 @@ fn data(path: &Path) -> Vec<u64> {
 }
 
 /// Creates a base. Each page holds its number; every fourth page is a hole.
-fn base(directory: &TemporaryDirectory) -> (PathBuf, File) {
+fn base(directory: &Directory) -> (PathBuf, File) {
     let path = directory.path("base");
     let file = File::options()
         .read(true)
@@ -143,7 +116,7 @@ fn commit(dump: Result<PendingDump, Error>) -> u64 {
 
 #[test]
 fn full_dump_holds_touched_nonzero_pages() {
-    let (directory, pagemap, memory) = (TemporaryDirectory::new(), Pagemap::open().unwrap(), fresh());
+    let (directory, pagemap, memory) = (Directory::new(), Pagemap::open().unwrap(), fresh());
     for number in [0, 1, 40, LOW - 1, LOW, PAGES - 1] {
         fill(&memory, number, 5);
     }
@@ -161,12 +134,12 @@ fn full_dump_holds_touched_nonzero_pages() {
     assert_eq!(written.size, PAGES * page_size());
     assert_eq!(fs::read(&path).unwrap(), content(&memory));
     assert!(fs::metadata(&path).unwrap().blocks() * 512 <= 7 * page_size());
-    assert_eq!(directory.files(), 1);
+    assert_eq!(directory.names().len(), 1);
 }
 
 #[test]
 fn full_dump_holds_mapped_image_pages() {
-    let (directory, pagemap, memory) = (TemporaryDirectory::new(), Pagemap::open().unwrap(), fresh());
+    let (directory, pagemap, memory) = (Directory::new(), Pagemap::open().unwrap(), fresh());
     let image = memfd(c"image", &vec![9; 3 * page()]).unwrap();
     map_file(&memory, address(20), &image, 0, 3 * page()).unwrap();
     map_file(&memory, address(LOW), &image, 0, page()).unwrap();
@@ -179,7 +152,7 @@ fn full_dump_holds_mapped_image_pages() {
 
 #[test]
 fn full_dump_of_restored_memory_needs_no_base() {
-    let (directory, pagemap) = (TemporaryDirectory::new(), Pagemap::open().unwrap());
+    let (directory, pagemap) = (Directory::new(), Pagemap::open().unwrap());
     let (base_path, file) = base(&directory);
     let memory = map_snapshot(&regions(), &file).unwrap();
     fill(&memory, 1, 0);
@@ -197,7 +170,7 @@ fn full_dump_of_restored_memory_needs_no_base() {
 
 #[test]
 fn full_dump_replaces_own_base() {
-    let (directory, pagemap) = (TemporaryDirectory::new(), Pagemap::open().unwrap());
+    let (directory, pagemap) = (Directory::new(), Pagemap::open().unwrap());
     let (path, file) = base(&directory);
     let memory = map_snapshot(&regions(), &file).unwrap();
     let clone = map_snapshot(&regions(), &file).unwrap();
@@ -210,7 +183,7 @@ fn full_dump_replaces_own_base() {
 
 #[test]
 fn diff_holds_written_pages_and_zeros() {
-    let (directory, pagemap) = (TemporaryDirectory::new(), Pagemap::open().unwrap());
+    let (directory, pagemap) = (Directory::new(), Pagemap::open().unwrap());
     let (base_path, file) = base(&directory);
     let memory = map_snapshot(&regions(), &file).unwrap();
     let _ = content(&memory);
@@ -228,7 +201,7 @@ fn diff_holds_written_pages_and_zeros() {
 
 #[test]
 fn diff_without_changes_is_hole() {
-    let (directory, pagemap) = (TemporaryDirectory::new(), Pagemap::open().unwrap());
+    let (directory, pagemap) = (Directory::new(), Pagemap::open().unwrap());
     let (_, file) = base(&directory);
     let memory = map_snapshot(&regions(), &file).unwrap();
     let path = directory.path("diff");
@@ -242,7 +215,7 @@ fn diff_without_changes_is_hole() {
 
 #[test]
 fn diff_merges_into_existing_base() {
-    let (directory, pagemap) = (TemporaryDirectory::new(), Pagemap::open().unwrap());
+    let (directory, pagemap) = (Directory::new(), Pagemap::open().unwrap());
     let (path, file) = base(&directory);
     let memory = map_snapshot(&regions(), &file).unwrap();
     fill(&memory, 9, 0);
@@ -264,7 +237,7 @@ fn diff_merges_into_existing_base() {
 
 #[test]
 fn first_diff_of_fresh_memory_is_full() {
-    let (directory, pagemap, memory) = (TemporaryDirectory::new(), Pagemap::open().unwrap(), fresh());
+    let (directory, pagemap, memory) = (Directory::new(), Pagemap::open().unwrap(), fresh());
     let image = memfd(c"image", &vec![9; page()]).unwrap();
     map_file(&memory, address(20), &image, 0, page()).unwrap();
     fill(&memory, 3, 0);
@@ -276,7 +249,7 @@ fn first_diff_of_fresh_memory_is_full() {
 
 #[test]
 fn full_dump_without_proc_is_identical() {
-    let (directory, memory) = (TemporaryDirectory::new(), fresh());
+    let (directory, memory) = (Directory::new(), fresh());
     fill(&memory, 3, 1);
     fill(&memory, 5, 0);
     fill(&memory, PAGES - 1, 1);
@@ -311,7 +284,7 @@ fn compare(memory: &GuestMemory, base: &File, resident: Resident, path: &Path) -
 
 #[test]
 fn diff_without_proc_compares_pages() {
-    let directory = TemporaryDirectory::new();
+    let directory = Directory::new();
     let (_, file) = base(&directory);
     let memory = map_snapshot(&regions(), &file).unwrap();
     for (number, value) in [(1, 0), (4, 44), (9, 3), (LOW - 1, 1), (LOW, 7), (PAGES - 1, 1)] {
@@ -340,7 +313,7 @@ fn diff_without_proc_keeps_untouched_holes() {
     file.set_len(PAGES * page_size()).unwrap();
     let memory = map_snapshot(&regions(), &file).unwrap();
     fill(&memory, 5, 1);
-    let directory = TemporaryDirectory::new();
+    let directory = Directory::new();
     let blocks = || file.metadata().unwrap().blocks();
     // A write fault first reads the page into the page cache.
     let before = blocks();
@@ -350,7 +323,7 @@ fn diff_without_proc_keeps_untouched_holes() {
 
 #[test]
 fn diff_of_served_memory_without_proc_needs_no_swap() {
-    let (directory, memory) = (TemporaryDirectory::new(), fresh());
+    let (directory, memory) = (Directory::new(), fresh());
     fill(&memory, 3, 0);
     fill(&memory, PAGES - 1, 1);
     let path = directory.path("served");
@@ -373,7 +346,7 @@ fn diff_of_served_memory_without_proc_needs_no_swap() {
 
 #[test]
 fn diff_of_fresh_memory_overwrites_file() {
-    let (directory, pagemap, memory) = (TemporaryDirectory::new(), Pagemap::open().unwrap(), fresh());
+    let (directory, pagemap, memory) = (Directory::new(), Pagemap::open().unwrap(), fresh());
     let image = memfd(c"image", &vec![9; page()]).unwrap();
     map_file(&memory, address(20), &image, 0, page()).unwrap();
     for number in [0, 3, 40, LOW] {
@@ -400,7 +373,7 @@ fn diff_of_fresh_memory_overwrites_file() {
 
 #[test]
 fn prepared_diff_keeps_base() {
-    let (directory, pagemap) = (TemporaryDirectory::new(), Pagemap::open().unwrap());
+    let (directory, pagemap) = (Directory::new(), Pagemap::open().unwrap());
     let (path, file) = base(&directory);
     let memory = map_snapshot(&regions(), &file).unwrap();
     fill(&memory, 4, 44);
@@ -416,7 +389,7 @@ fn prepared_diff_keeps_base() {
 
 #[test]
 fn full_dump_of_truncated_image_fails_and_leaves_no_file() {
-    let (directory, pagemap, memory) = (TemporaryDirectory::new(), Pagemap::open().unwrap(), fresh());
+    let (directory, pagemap, memory) = (Directory::new(), Pagemap::open().unwrap(), fresh());
     let image = memfd(c"image", &vec![9; 4 * page()]).unwrap();
     map_file(&memory, address(20), &image, 0, 4 * page()).unwrap();
     image.set_len(2 * page_size()).unwrap();
@@ -429,12 +402,12 @@ fn full_dump_of_truncated_image_fails_and_leaves_no_file() {
         matches!(error, Error::Gone { address: gone } if gone == address(22).0),
         "{error}"
     );
-    assert_eq!(directory.files(), 0);
+    assert_eq!(directory.names().len(), 0);
 }
 
 #[test]
 fn full_dump_with_truncated_base_fails_and_leaves_no_file() {
-    let (directory, pagemap) = (TemporaryDirectory::new(), Pagemap::open().unwrap());
+    let (directory, pagemap) = (Directory::new(), Pagemap::open().unwrap());
     let (path, file) = base(&directory);
     let memory = map_snapshot(&regions(), &file).unwrap();
     file.set_len(10 * page_size()).unwrap();
@@ -444,7 +417,7 @@ fn full_dump_with_truncated_base_fails_and_leaves_no_file() {
         matches!(error, Error::Copy { offset, .. } if offset == 10 * page_size()),
         "{error}"
     );
-    assert_eq!(directory.files(), 1);
+    assert_eq!(directory.names().len(), 1);
     let other = directory.path("other");
     fs::write(&other, "short").unwrap();
     assert!(matches!(merge_diff(&other, &path), Err(Error::Length { .. })));
@@ -453,17 +426,17 @@ fn full_dump_with_truncated_base_fails_and_leaves_no_file() {
 
 #[test]
 fn uncommitted_dump_is_removed() {
-    let (directory, pagemap, memory) = (TemporaryDirectory::new(), Pagemap::open().unwrap(), fresh());
+    let (directory, pagemap, memory) = (Directory::new(), Pagemap::open().unwrap(), fresh());
     let path = directory.path("memory");
     fs::write(&path, "old").unwrap();
     drop(full(&source(&memory, PageOrigin::Fresh, &pagemap), &path).unwrap());
     assert_eq!(fs::read(&path).unwrap(), b"old");
-    assert_eq!(directory.files(), 1);
+    assert_eq!(directory.names().len(), 1);
 }
 
 #[test]
 fn copy_data_between_file_systems() {
-    let directory = TemporaryDirectory::new();
+    let directory = Directory::new();
     let (path, file) = base(&directory);
     let copy = memfd(c"copy", b"").unwrap();
     copy.set_len(PAGES * page_size()).unwrap();
@@ -502,7 +475,7 @@ fn check_holes_detects_missing_holes() {
 
 #[test]
 #[ignore = "run by dump_to_full_disk_keeps_old_file in its own process"]
-fn write_beyond_the_limit() {
+fn write_beyond_limit() {
     let (pagemap, memory) = (Pagemap::open().unwrap(), fresh());
     (0..PAGES).for_each(|number| fill(&memory, number, 1));
     let path = PathBuf::from(std::env::var_os("MEMORY").unwrap());
@@ -515,10 +488,11 @@ fn write_beyond_the_limit() {
 
 #[test]
 fn dump_to_full_disk_keeps_old_file() {
-    let directory = TemporaryDirectory::new();
+    let directory = Directory::new();
     let path = directory.path("memory");
     fs::write(&path, "old").unwrap();
-    let limited = "trap '' XFSZ; ulimit -f 64; exec \"$0\" --exact memory::dump::tests::write_beyond_the_limit --ignored";
+    let limited =
+        "trap '' XFSZ; ulimit -f 64; exec \"$0\" --exact memory::dump::tests::write_beyond_limit --ignored";
     let run = Command::new("sh")
         .args(["-c", limited])
         .arg(std::env::current_exe().unwrap())
@@ -528,7 +502,7 @@ fn dump_to_full_disk_keeps_old_file() {
     let output = String::from_utf8_lossy(&run.stdout);
     assert!(output.contains("1 passed"), "{output}");
     assert_eq!(fs::read(&path).unwrap(), b"old");
-    assert_eq!(directory.files(), 1);
+    assert_eq!(directory.names().len(), 1);
 }
 
 proptest! {
@@ -538,7 +512,7 @@ proptest! {
     fn base_and_diff_reproduce_memory(
         writes in proptest::collection::vec((0..PAGES, any::<Option<u8>>()), 0..60)
     ) {
-        let (directory, pagemap) = (TemporaryDirectory::new(), Pagemap::open().unwrap());
+        let (directory, pagemap) = (Directory::new(), Pagemap::open().unwrap());
         let (base_path, file) = base(&directory);
         let memory = map_snapshot(&regions(), &file).unwrap();
         for (number, value) in &writes {

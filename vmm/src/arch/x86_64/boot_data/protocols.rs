@@ -24,7 +24,7 @@ use crate::boot::LoadedImage;
 /// Type of a usable area, common to E820, PVH and multiboot.
 const RAM: u32 = 1;
 
-/// Greatest number of areas in a memory map.
+/// Maximum number of areas in a memory map.
 const MAX_AREAS: usize = 3;
 
 /// Returns the usable areas of a guest with `size` bytes of memory, lowest first.
@@ -55,7 +55,7 @@ const LOADED_HIGH: u8 = 1 << 0;
 /// The kernel has the 64-bit entry point.
 const KERNEL_64: u16 = 1 << 0;
 const KERNEL_ALIGNMENT: u32 = 0x20_0000;
-/// Least length of a header with all fields set here: version 2.06 ends with `cmdline_size`.
+/// Minimum length of a header with all fields set here: version 2.06 ends with `cmdline_size`.
 const MIN_HEADER: usize = 0x23c - 0x1f1;
 
 /// Builds `boot_params` of the 64-bit Linux protocol, one page that the guest finds through RSI: Linux,

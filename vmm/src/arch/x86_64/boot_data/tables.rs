@@ -14,7 +14,7 @@ pub enum Error {
     CommandLine {
         /// Length in bytes, without the NUL.
         length: u64,
-        /// Greatest length.
+        /// Maximum length.
         limit: u64,
     },
     /// The setup header of a bzImage is truncated, or its protocol version has no 64-bit entry.
@@ -22,7 +22,7 @@ pub enum Error {
     SetupHeader {
         /// Length in bytes.
         length: usize,
-        /// Least length.
+        /// Minimum length.
         min: usize,
     },
     /// An address exceeds the fields of a 32-bit protocol.

@@ -33,7 +33,7 @@ use error::{COMPONENT, invalid, kernel_error};
 use sregs::SregsState;
 use xsave::XsaveState;
 
-/// Greatest relative difference of two time stamp counter frequencies that count as equal, in parts per million: the default
+/// Maximum relative difference of two time stamp counter frequencies that count as equal, in parts per million: the default
 /// of KVM's parameter `tsc_tolerance_ppm`.
 const TSC_TOLERANCE_PPM: u64 = 250;
 
@@ -177,17 +177,17 @@ impl VcpuState {
         msrs::check(&self.msrs)
     }
 
-    /// Sets the frequency of the time stamp counter.
+    /// Sets the frequency of the time stamp counter, unless the host has the same.
     fn restore_frequency(&self, vcpu: &VcpuFd, kvm: &Kvm) -> Result<(), Error> {
-        let own = vcpu.get_tsc_khz().map_err(kernel_error("KVM_GET_TSC_KHZ"))?;
-        if own == self.tsc_khz {
+        let host_khz = vcpu.get_tsc_khz().map_err(kernel_error("KVM_GET_TSC_KHZ"))?;
+        if host_khz == self.tsc_khz {
             return Ok(());
         }
         // Without hardware scaling KVM accepts a higher frequency too, but corrects the counter at exits only: it runs slow
         // and jumps.
-        if !is_within_tolerance(self.tsc_khz, own) && !kvm.check_extension(Cap::TscControl) {
+        if !is_within_tolerance(self.tsc_khz, host_khz) && !kvm.check_extension(Cap::TscControl) {
             return Err(invalid(format!(
-                "time stamp counter frequency {} kHz differs from {own} kHz of this host, whose processor cannot scale it; load \
+                "time stamp counter frequency {} kHz differs from {host_khz} kHz of this host, whose processor cannot scale it; load \
                  the snapshot on a host with the same frequency",
                 self.tsc_khz
             )));
@@ -197,7 +197,7 @@ impl VcpuState {
     }
 }
 
-/// Returns true if `saved` and `own` differ by at most [`TSC_TOLERANCE_PPM`].
-fn is_within_tolerance(saved: u32, own: u32) -> bool {
-    u64::from(saved.abs_diff(own)) * 1_000_000 <= u64::from(own) * TSC_TOLERANCE_PPM
+/// Returns true if the frequencies differ by at most [`TSC_TOLERANCE_PPM`].
+fn is_within_tolerance(saved_khz: u32, host_khz: u32) -> bool {
+    u64::from(saved_khz.abs_diff(host_khz)) * 1_000_000 <= u64::from(host_khz) * TSC_TOLERANCE_PPM
 }

@@ -25,7 +25,7 @@ const WALL_CLOCKS: [u32; 2] = [0x4b56_4d00, 0x11];
 /// MSRs of Hyper-V, which CPUID does not announce. A write allocates several pages for the vCPU in KVM.
 const HYPER_V: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4000_01ff;
 
-/// Greatest number of MSRs, more than any kernel lists.
+/// Maximum number of MSRs, more than any kernel lists.
 const MAX_MSRS: usize = 1024;
 
 /// Checks the number of `msrs`.
