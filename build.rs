@@ -7,8 +7,8 @@ use std::{env, fs};
 fn main() {
     println!("cargo::rerun-if-changed=resources/order.ld");
     println!("cargo::rustc-link-arg-bins=-Wl,-T,resources/order.ld");
-    println!("cargo:rerun-if-changed=resources/guests");
-    let out = PathBuf::from(env::var_os("OUT_DIR").expect("OUT_DIR is unset; run by cargo"));
+    println!("cargo::rerun-if-changed=resources/guests");
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("OUT_DIR is unset; build with cargo"));
     // Beside the program, where `make order` and tests/order.rs find it: OUT_DIR is PROFILE/build/mayfly-HASH/out.
     let profile = out.ancestors().nth(3).expect("OUT_DIR has no profile directory");
     println!(
@@ -16,12 +16,13 @@ fn main() {
         profile.join("mayfly.map").display()
     );
     let guest = out.join("demo.elf");
-    println!("cargo:rustc-env=MAYFLY_DEMO_GUEST={}", guest.display());
+    println!("cargo::rustc-env=MAYFLY_DEMO_GUEST={}", guest.display());
     if env::var("CARGO_CFG_TARGET_ARCH").as_deref() != Ok("x86_64") {
         // The guests are x86_64 programs. An empty file compiles; the demo then fails with an error about its image.
         fs::write(&guest, []).expect("cannot write to OUT_DIR");
         return;
     }
+    // Without the flags of an outer make, such as --dry-run.
     let status = Command::new("make")
         .args(["--silent", "--directory", "resources/guests"])
         .arg(format!("OUT={}", out.display()))

@@ -17,9 +17,8 @@ use crate::session::{self, Error};
 const GUEST: &[u8] = include_bytes!(env!("MAYFLY_DEMO_GUEST"));
 
 const INTRODUCTION: &str = "\
-this boots a guest that is embedded in mayfly. The VM is this one process; it needs no files.
-Lines without \"mayfly:\" are the guest's: it prints them on its serial port, and mayfly writes them to stdout.
-Lines with \"mayfly:\" are mayfly's, on stderr.";
+this boots the guest embedded in mayfly, which needs no files. The VM is this one process.
+The guest prints on its serial port, and mayfly writes that output to stdout. Messages of mayfly go to stderr.";
 
 /// Boots the embedded guest and returns the exit status. `exec` is the processor time of the process before `started_at`.
 ///

@@ -64,7 +64,7 @@ pub fn serve(options: FirecrackerArgs, started_at: Instant) -> Result<u8, Error>
         id: &options.id,
         log: &options.log,
     };
-    // Before signals are blocked, since opening a FIFO may block. The log, which must show a failure, opens later.
+    // Before signals are blocked: opening a FIFO may block. A failure is returned later, when the log that must show it is open.
     let config = options.config_file.map(read_config);
     // Before any thread starts: threads inherit the mask. Before writes to a FIFO: SIGPIPE must not end the process. Before the
     // socket exists: a signal must not leave its file behind.

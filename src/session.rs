@@ -67,7 +67,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The trace cannot be written.
-    #[error("cannot write the trace to {}", path.display())]
+    #[error("cannot write the trace to {}; name a writable file", path.display())]
     Trace {
         /// Path of the trace.
         path: PathBuf,
@@ -175,7 +175,7 @@ impl SessionSetup {
     /// # Errors
     /// [`Error`] when one of them cannot be opened.
     pub fn prepare(session: SessionArgs, started_at: Instant) -> Result<Self, Error> {
-        // Before the guest runs, so that a wrong path costs no run; before signals are blocked, since opening a FIFO may block.
+        // Before the guest runs: a wrong path must not cost a run. Before signals are blocked: opening a FIFO may block.
         let trace = session.trace.clone().map(Trace::create).transpose()?;
         let api = api_options(&session).map(open_api).transpose()?;
         let timings = session.timings;

@@ -34,8 +34,8 @@ pub enum Error {
         source: io::Error,
     },
     /// The API of the VM cannot be reached.
-    #[error("cannot send a request to the VM")]
-    Client(#[source] client::Error),
+    #[error(transparent)]
+    Client(client::Error),
     /// The VM rejects a request.
     #[error("cannot {operation}: {reason}")]
     Rejected {
@@ -132,7 +132,7 @@ pub fn format_version() -> String {
     format_number(STATE_VERSION)
 }
 
-/// Returns the format version of the state file at `path`, which mayfly need not be able to load.
+/// Returns the format version of the state file at `path`, also of one that mayfly cannot load.
 ///
 /// # Errors
 /// [`Error::Read`] when `path` is not a state file.
@@ -196,15 +196,15 @@ pub fn info(path: &Path) -> Result<String, Error> {
     let memory = state.with_file_name(MEMORY);
     if let Ok(metadata) = fs::metadata(&memory) {
         let data = metadata.blocks() * 512;
-        let hole = metadata.len().saturating_sub(data);
+        let holes = metadata.len().saturating_sub(data);
         line(
             "memory file",
             format!(
-                "{}, {}: {} on disk, {} hole",
+                "{}, {}: {} on disk, {} in holes",
                 memory.display(),
                 Bytes(metadata.len()),
                 Bytes(data),
-                Bytes(hole)
+                Bytes(holes)
             ),
         );
     }

@@ -8,7 +8,7 @@ use vmm::timeline::{Lane, Span};
 
 /// Formats the phases as a table. `exec` is the processor time of the process before `main`: that of the kernel and the C library.
 pub fn table(exec: Duration, spans: &[Span]) -> String {
-    let mut text = String::from("mayfly: timings in microseconds\n");
+    let mut text = String::from("timings in microseconds\n");
     text.push_str("      start    length  thread  phase\n");
     let _ = writeln!(
         text,
@@ -95,6 +95,7 @@ mod tests {
     fn table_counts_from_exec() {
         let text = table(Duration::from_micros(100), &spans());
         let lines: Vec<_> = text.lines().map(str::trim).collect();
+        assert_eq!(lines[0], "timings in microseconds");
         assert_eq!(lines[3], "110.0     120.0  main    create VM");
         assert_eq!(lines[4], "500.0         -  vcpu 3  first exit");
     }

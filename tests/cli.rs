@@ -72,10 +72,7 @@ fn usage_error_names_the_argument() {
     for (arguments, text) in [
         (&[][..], "missing command; run mayfly --help"),
         (&["boot"], "\"boot\" is not a command; run mayfly --help"),
-        (
-            &["run"],
-            "mayfly run: missing the path of an image: mayfly run KERNEL",
-        ),
+        (&["run"], "missing the path of an image; run mayfly run KERNEL"),
         (
             &["run", "a", "b"],
             "\"b\" is an unexpected argument; guest arguments follow a lone --",

@@ -1,3 +1,3 @@
 //! Jail for a VMM process: chroot, namespaces, cgroups and resource limits.
 //!
-//! This crate depends on no other crate of mayfly.
+//! Not implemented yet. The crate depends on no other crate of mayfly.

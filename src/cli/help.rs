@@ -84,7 +84,7 @@ Set up the machine:
       --initrd FILE     load an initial RAM disk, or the first module of a multiboot image (default none)
       --protocol NAME   boot by protocol linux (64-bit, boot_params), pvh or multiboot (version 1). mayfly inspect
                         shows the protocols of an image (default: selected by its notes and headers)
-      --irqchip WHERE   emulate IOAPIC, PIC and PIT in mayfly (split) or in KVM (kernel). split starts and ends
+      --irqchip MODE    emulate IOAPIC, PIC and PIT in mayfly (split) or in KVM (kernel). split starts and ends
                         faster (default split)
       --no-acpi         omit the ACPI tables
       --no-mptable      omit the MP table

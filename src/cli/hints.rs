@@ -37,7 +37,7 @@ pub fn describe(error: &(dyn Error + 'static), options: OptionSet) -> String {
         }
         // Writing to a String cannot fail.
         let _ = write!(text, "{error}");
-        let cause = unwrap(error);
+        let cause = skip_transparent(error);
         let hint = match options {
             OptionSet::Run => run_option(cause),
             OptionSet::Restore => restore_option(cause),
@@ -52,7 +52,7 @@ pub fn describe(error: &(dyn Error + 'static), options: OptionSet) -> String {
 }
 
 /// Returns the error inside of transparent variants: those have its text and its cause, but are of another type.
-fn unwrap<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+fn skip_transparent<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     let inner: &'a (dyn Error + 'static) = if let Some(error) = error.downcast_ref() {
         match error {
             control::Error::Image(error) => error,
@@ -76,7 +76,7 @@ fn unwrap<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     } else {
         return error;
     };
-    unwrap(inner)
+    skip_transparent(inner)
 }
 
 /// Returns the option of `mayfly run` that governs `error`.
@@ -126,7 +126,7 @@ fn run_option(error: &(dyn Error + 'static)) -> Option<String> {
 /// `KVM_INTERNAL_ERROR_EMULATION`: KVM cannot emulate an instruction, which no protocol changes.
 const EMULATION: u32 = 1;
 
-/// Returns the option of `mayfly run` that governs `error`.
+/// Returns the option of `mayfly run` that sets the invalid part of the configuration.
 fn config_option(error: &config::Error) -> Option<&'static str> {
     Some(match error {
         config::Error::Vcpus(_) => "--cpus N",

@@ -64,9 +64,7 @@ impl LogControl for ProcessLog {
         let file = match &settings.path {
             Some(path) => {
                 let opened = LogFile::open(path);
-                Some(Arc::new(
-                    opened.map_err(|error| format!("the log: {}", error.one_line()))?,
-                ))
+                Some(Arc::new(opened.map_err(|error| error.one_line())?))
             }
             None => None,
         };

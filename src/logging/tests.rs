@@ -15,7 +15,7 @@ fn log() -> (ProcessLog, &'static SharedLog) {
     (ProcessLog::with_log("vm-1", shared), shared)
 }
 
-fn to(path: PathBuf) -> LoggerSettings {
+fn settings_for(path: PathBuf) -> LoggerSettings {
     LoggerSettings {
         path: Some(path),
         ..LoggerSettings::default()
@@ -113,7 +113,7 @@ fn file_replaces_stderr() {
     let directory = Directory::new();
     let path = directory.path("log");
     let (mut log, shared) = log();
-    log.configure(&to(path.clone())).unwrap();
+    log.configure(&settings_for(path.clone())).unwrap();
     assert!(path.exists(), "configure creates the file");
     assert_eq!(write(shared, Level::Warn, "one"), "");
     log.configure(&LoggerSettings {
@@ -158,7 +158,7 @@ fn level_off_drops_all_messages() {
     let (mut log, shared) = log();
     let settings = LoggerSettings {
         level: Some(LevelFilter::Off),
-        ..to(directory.path("log"))
+        ..settings_for(directory.path("log"))
     };
     log.configure(&settings).unwrap();
     write(shared, Level::Error, "x");
@@ -192,7 +192,7 @@ fn module_filter_includes_submodules() {
 fn flood_is_limited_in_file() {
     let directory = Directory::new();
     let (mut log, shared) = log();
-    log.configure(&to(directory.path("log"))).unwrap();
+    log.configure(&settings_for(directory.path("log"))).unwrap();
     let start = Instant::now();
     (0..100).for_each(|_| drop(write_at(shared, Level::Warn, "x", start)));
     write_at(
@@ -213,7 +213,7 @@ fn file_that_cannot_open_changes_nothing() {
     let (mut log, shared) = log();
     let settings = LoggerSettings {
         level: Some(LevelFilter::Trace),
-        ..to(directory.path("nowhere/log"))
+        ..settings_for(directory.path("nowhere/log"))
     };
     let error = log.configure(&settings).unwrap_err();
     assert!(
@@ -231,7 +231,7 @@ fn reopen_replaces_moved_file() {
     let path = directory.path("log");
     let (mut log, shared) = log();
     assert!(!log.reopen(), "no file is configured");
-    log.configure(&to(path.clone())).unwrap();
+    log.configure(&settings_for(path.clone())).unwrap();
     write(shared, Level::Warn, "one");
     fs::rename(&path, directory.path("log.1")).unwrap();
     write(shared, Level::Warn, "two");
@@ -249,7 +249,7 @@ fn file_that_cannot_reopen_stays_in_use() {
     let directory = Directory::new();
     fs::create_dir(directory.path("logs")).unwrap();
     let (mut log, shared) = log();
-    log.configure(&to(directory.path("logs/log"))).unwrap();
+    log.configure(&settings_for(directory.path("logs/log"))).unwrap();
     fs::rename(directory.path("logs"), directory.path("gone")).unwrap();
     assert!(log.reopen());
     write(shared, Level::Warn, "x");
@@ -263,7 +263,7 @@ fn fifo_without_reader_keeps_lines() {
     let directory = Directory::new();
     let path = directory.fifo("log");
     let (mut log, shared) = log();
-    log.configure(&to(path.clone())).unwrap();
+    log.configure(&settings_for(path.clone())).unwrap();
     write(shared, Level::Warn, "early");
     let output = lines(Reader::open(&path).read());
     assert_eq!(output, [format!("[vm-1:{}] early", thread_name())]);
@@ -273,7 +273,7 @@ fn fifo_without_reader_keeps_lines() {
 fn line_shows_thread_name() {
     let directory = Directory::new();
     let (mut log, shared) = log();
-    log.configure(&to(directory.path("log"))).unwrap();
+    log.configure(&settings_for(directory.path("log"))).unwrap();
     for name in [Some("fc_vcpu 0"), None] {
         let builder = thread::Builder::new();
         let builder = match name {

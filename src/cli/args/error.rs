@@ -21,14 +21,14 @@ pub enum Error {
     #[error("{0:?} is not a command; run mayfly --help")]
     Command(String),
     /// No image is given.
-    #[error("mayfly {0}: missing the path of an image: mayfly {0} KERNEL")]
+    #[error("missing the path of an image; run mayfly {0} KERNEL")]
     NoKernel(&'static str),
     /// No snapshot is given, or too few.
-    #[error("mayfly {0}: missing the directory of a snapshot; run mayfly {0} --help")]
+    #[error("missing the directory of a snapshot; run mayfly {0} --help")]
     NoDirectory(&'static str),
-    /// There is an argument too many, possibly one of the guest.
+    /// An argument is unexpected, possibly one of the guest.
     #[error("{0:?} is an unexpected argument; guest arguments follow a lone --")]
-    Superfluous(String),
+    Unexpected(String),
     /// The value is invalid for its option.
     #[error("{option} {value:?}: {reason}")]
     Value {
@@ -43,13 +43,13 @@ pub enum Error {
     #[error("{0} is given twice; remove one")]
     Twice(&'static str),
     /// An option requires another one.
-    #[error("{0} requires {1}")]
+    #[error("{0} requires {1}; add it")]
     Requires(&'static str, &'static str),
     /// Two options exclude each other.
-    #[error("{0} and {1} exclude each other: prefetched pages would be recorded as touched")]
+    #[error("{0} and {1} exclude each other: prefetched pages would be recorded as touched; remove one")]
     Exclusive(&'static str, &'static str),
     /// A guest argument is not UTF-8.
-    #[error("{0:?} is not printable ASCII, as guest arguments must be")]
+    #[error("guest argument {0:?} is not UTF-8; use printable ASCII")]
     GuestArgument(OsString),
     /// The arguments of `mayfly ctl` are invalid.
     #[error(transparent)]

@@ -93,7 +93,7 @@ pub enum Error {
     #[error("--level {0:?}: expected Off, Error, Warning, Info, Debug or Trace")]
     Level(String),
     /// A flag requires another one.
-    #[error("{flag} requires {required}")]
+    #[error("{flag} requires {required}; add it")]
     Requires {
         /// The flag.
         flag: &'static str,
@@ -219,7 +219,7 @@ fn is_flag(value: &OsStr) -> bool {
 
 fn set_flag(options: &mut FirecrackerArgs, flag: &'static str) -> Result<(), Error> {
     match flag {
-        // `parse` evaluates both last: they override flags that precede or follow them.
+        // `parse` evaluates both last: they override flags before and after them.
         "--no-api" | "--snapshot-version" => {}
         "--show-level" => options.log.show_level = Some(true),
         "--show-log-origin" => options.log.show_origin = Some(true),
@@ -229,7 +229,7 @@ fn set_flag(options: &mut FirecrackerArgs, flag: &'static str) -> Result<(), Err
         _ => {
             return Err(Error::Unsupported {
                 flag,
-                reason: "devices of mayfly are memory-mapped",
+                reason: "devices of mayfly are memory-mapped; remove the flag",
             });
         }
     }
@@ -267,7 +267,7 @@ fn set_value(options: &mut FirecrackerArgs, flag: &'static str, value: OsString)
         "--metadata" => {
             return Err(Error::Unsupported {
                 flag,
-                reason: "mayfly has no metadata service (MMDS)",
+                reason: "mayfly has no metadata service (MMDS); remove the flag",
             });
         }
         _ => {

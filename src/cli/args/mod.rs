@@ -110,11 +110,15 @@ fn parse_command(arguments: Vec<OsString>) -> Result<Command, Error> {
 }
 
 fn snapshot_info(parser: &mut lexopt::Parser) -> Result<Command, Error> {
-    let mut directories = snapshot::parse_directories(parser, "snapshot-info", 1)?.unwrap_or_default();
-    match (directories.pop(), directories.first()) {
+    let directories = snapshot::parse_directories(parser, "snapshot-info", 1)?.unwrap_or_default();
+    let mut directories = directories.into_iter();
+    match (directories.next(), directories.next()) {
         (None, _) => Ok(Command::Help(Topic::Snapshot)),
         (Some(directory), None) => Ok(Command::SnapshotInfo(directory)),
-        (_, Some(more)) => Err(Error::Superfluous(more.display().to_string())),
+        (_, Some(second)) => {
+            let unexpected = lexopt::Error::UnexpectedArgument(second.into());
+            Err(syntax("snapshot-info")(unexpected))
+        }
     }
 }
 
@@ -210,13 +214,10 @@ mod tests {
         for (line, text) in [
             ("", "missing command; run mayfly --help"),
             ("start k", "\"start\" is not a command; run mayfly --help"),
-            (
-                "run",
-                "mayfly run: missing the path of an image: mayfly run KERNEL",
-            ),
+            ("run", "missing the path of an image; run mayfly run KERNEL"),
             (
                 "run --memory 1M",
-                "mayfly run: missing the path of an image: mayfly run KERNEL",
+                "missing the path of an image; run mayfly run KERNEL",
             ),
             (
                 "run k l",
@@ -243,11 +244,15 @@ mod tests {
             ),
             (
                 "inspect",
-                "mayfly inspect: missing the path of an image: mayfly inspect KERNEL",
+                "missing the path of an image; run mayfly inspect KERNEL",
             ),
             (
                 "inspect a b",
                 "unexpected argument \"b\"; run mayfly inspect --help",
+            ),
+            (
+                "snapshot-info a b",
+                "unexpected argument \"b\"; run mayfly snapshot-info --help",
             ),
             ("demo x", "unexpected argument \"x\"; run mayfly demo --help"),
             ("help --run", "invalid option '--run'; run mayfly --help"),

@@ -42,7 +42,7 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Option<Box<RunArgs>>,
         match argument {
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
             Arg::Value(path) if kernel.is_none() => kernel = Some(PathBuf::from(path)),
-            Arg::Value(argument) => return Err(Error::Superfluous(lossy(&argument))),
+            Arg::Value(argument) => return Err(Error::Unexpected(lossy(&argument))),
             Arg::Short('m') => parse_option(parser, &mut run, &mut given, "--memory")?,
             Arg::Long(name) => {
                 let name = OPTIONS

@@ -87,23 +87,23 @@ pub enum Error {
     #[error("{0:?} is not a command of mayfly ctl; run mayfly ctl --help")]
     Command(String),
     /// An argument of the command is missing.
-    #[error("mayfly ctl {command}: missing {argument}; run mayfly ctl --help")]
+    #[error("missing {argument} for mayfly ctl {command}; run mayfly ctl --help")]
     Missing {
         /// The command.
         command: String,
         /// The missing argument.
         argument: &'static str,
     },
-    /// There is an argument too many.
-    #[error("{argument:?} is an unexpected argument of mayfly ctl {command}")]
-    Superfluous {
+    /// An argument is unexpected.
+    #[error("{argument:?} is an unexpected argument of mayfly ctl {command}; run mayfly ctl --help")]
+    Unexpected {
         /// The command.
         command: String,
         /// The argument.
         argument: String,
     },
     /// The option belongs to another command.
-    #[error("{option} is not an option of mayfly ctl {command}")]
+    #[error("{option} is not an option of mayfly ctl {command}; run mayfly ctl --help")]
     Option {
         /// The command.
         command: String,
@@ -124,8 +124,8 @@ pub enum Error {
         expected: &'static str,
     },
     /// An argument is not UTF-8, as the API requires.
-    #[error("{0:?} is not UTF-8")]
-    NotText(OsString),
+    #[error("argument {0:?} is not UTF-8; use UTF-8, as the API requires")]
+    NotUtf8(OsString),
     /// An option is unknown, or has no value.
     #[error("{0}; run mayfly ctl --help")]
     Syntax(#[source] lexopt::Error),
@@ -159,7 +159,7 @@ pub fn parse(parser: &mut lexopt::Parser) -> Result<Option<Ctl>, Error> {
                 set_once(&mut socket, path, "--api-sock")?;
             }
             Arg::Long("timeout") => set_once(&mut timeout, seconds(&text(parser)?)?, "--timeout")?,
-            Arg::Value(argument) => arguments.push(argument.into_string().map_err(Error::NotText)?),
+            Arg::Value(argument) => arguments.push(argument.into_string().map_err(Error::NotUtf8)?),
             Arg::Long(name) => match OPTIONS.iter().find(|(known, _)| known[2..] == *name) {
                 Some((name, _)) => options.add(name, text(parser)?)?,
                 None => return Err(Error::Syntax(argument.unexpected())),
@@ -174,7 +174,7 @@ pub fn parse(parser: &mut lexopt::Parser) -> Result<Option<Ctl>, Error> {
     }
     let command = command(&name, &mut arguments, &mut options)?;
     if let Some(argument) = arguments.next() {
-        return Err(Error::Superfluous {
+        return Err(Error::Unexpected {
             command: name,
             argument,
         });
@@ -214,8 +214,8 @@ fn command(
         "drive" => drive(next("the name of a drive")?, options)?,
         "net" => net(next("the name of a network interface")?, options)?,
         "request" => CtlCommand::Request {
-            method: next("a method, such as GET")?.to_ascii_uppercase(),
-            path: next("a path, such as /machine-config")?,
+            method: next("a method, such as GET,")?.to_ascii_uppercase(),
+            path: next("a path, such as /machine-config,")?,
             body: match arguments.next() {
                 None => RequestBody::None,
                 Some(body) if body == "-" => RequestBody::Stdin,
@@ -251,7 +251,7 @@ fn net(id: String, options: &mut Options) -> Result<CtlCommand, Error> {
     if body.as_object().is_none_or(|body| body.len() == 1) {
         return Err(Error::Missing {
             command: "net".to_owned(),
-            argument: "a change, such as --rx-bandwidth",
+            argument: "a change, such as --rx-bandwidth,",
         });
     }
     let kind = "network-interfaces";
@@ -315,8 +315,8 @@ impl Options {
     }
 }
 
-fn set_once<T>(place: &mut Option<T>, value: T, option: &'static str) -> Result<(), Error> {
-    match place.replace(value) {
+fn set_once<T>(slot: &mut Option<T>, value: T, option: &'static str) -> Result<(), Error> {
+    match slot.replace(value) {
         None => Ok(()),
         Some(_) => Err(Error::Twice(option)),
     }
@@ -324,7 +324,7 @@ fn set_once<T>(place: &mut Option<T>, value: T, option: &'static str) -> Result<
 
 fn text(parser: &mut lexopt::Parser) -> Result<String, Error> {
     let value = parser.value().map_err(Error::Syntax)?;
-    value.into_string().map_err(Error::NotText)
+    value.into_string().map_err(Error::NotUtf8)
 }
 
 fn seconds(text: &str) -> Result<Duration, Error> {

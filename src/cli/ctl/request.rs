@@ -19,8 +19,13 @@ pub enum Error {
     #[error(transparent)]
     Client(client::Error),
     /// The server rejects the request and gives a reason.
-    #[error("rejected: {0}")]
-    Rejected(String),
+    #[error("{request} was rejected: {reason}")]
+    Rejected {
+        /// Method and path.
+        request: String,
+        /// Reason in the response.
+        reason: String,
+    },
     /// The server rejects the request without a reason.
     #[error(
         "cannot use the response to {request}: status {status} without a reason; check that the socket is that of mayfly or \
@@ -85,7 +90,10 @@ impl Request {
             return Ok(response.body);
         }
         Err(match rejection(&response) {
-            Some(reason) => Error::Rejected(reason),
+            Some(reason) => Error::Rejected {
+                request: self.name(),
+                reason,
+            },
             None => Error::Status {
                 request: self.name(),
                 status: response.status,

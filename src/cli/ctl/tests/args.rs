@@ -48,34 +48,40 @@ const INVALID: &[(&str, &str)] = &[
     ),
     (
         "drive",
-        "mayfly ctl drive: missing the name of a drive; run mayfly ctl --help",
+        "missing the name of a drive for mayfly ctl drive; run mayfly ctl --help",
     ),
     (
         "net",
-        "mayfly ctl net: missing the name of a network interface; run mayfly ctl --help",
+        "missing the name of a network interface for mayfly ctl net; run mayfly ctl --help",
     ),
     (
         "net eth0",
-        "mayfly ctl net: missing a change, such as --rx-bandwidth; run mayfly ctl --help",
+        "missing a change, such as --rx-bandwidth, for mayfly ctl net; run mayfly ctl --help",
     ),
     (
         "request",
-        "mayfly ctl request: missing a method, such as GET; run mayfly ctl --help",
+        "missing a method, such as GET, for mayfly ctl request; run mayfly ctl --help",
     ),
     (
         "request GET",
-        "mayfly ctl request: missing a path, such as /machine-config; run mayfly ctl --help",
+        "missing a path, such as /machine-config, for mayfly ctl request; run mayfly ctl --help",
     ),
     (
         "pause now",
-        "\"now\" is an unexpected argument of mayfly ctl pause",
+        "\"now\" is an unexpected argument of mayfly ctl pause; run mayfly ctl --help",
     ),
     (
         "request PUT / {} {}",
-        "\"{}\" is an unexpected argument of mayfly ctl request",
+        "\"{}\" is an unexpected argument of mayfly ctl request; run mayfly ctl --help",
     ),
-    ("pause --path /x", "--path is not an option of mayfly ctl pause"),
-    ("net a --ops 1/1", "--ops is not an option of mayfly ctl net"),
+    (
+        "pause --path /x",
+        "--path is not an option of mayfly ctl pause; run mayfly ctl --help",
+    ),
+    (
+        "net a --ops 1/1",
+        "--ops is not an option of mayfly ctl net; run mayfly ctl --help",
+    ),
     ("drive a --ops 1/1 --ops 1/1", "--ops is given twice; remove one"),
     (
         "status --api-sock a --api-sock b",
@@ -125,5 +131,5 @@ fn argument_that_is_not_utf8_is_rejected() {
 
     let argument = std::ffi::OsString::from_vec(vec![0xff]);
     let parsed = args::parse(&mut lexopt::Parser::from_args(["drive".into(), argument]));
-    assert!(matches!(parsed, Err(Error::NotText(_))));
+    assert!(matches!(parsed, Err(Error::NotUtf8(_))));
 }
