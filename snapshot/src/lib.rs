@@ -3,7 +3,7 @@
 //! This is the lowest crate and depends on no device and no KVM. Each component with state implements [`Persist`] and becomes
 //! a section of an archive. Guest memory is not part of an archive.
 //!
-//! | module | content |
+//! | module | contents |
 //! |---|---|
 //! | [`persist`] | [`Persist`] and the object-safe [`Component`] |
 //! | [`section`] | [`Schema`], [`ArchiveWriter`] and [`ArchiveReader`]: named, versioned sections, each read exactly once |

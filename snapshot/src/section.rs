@@ -26,7 +26,7 @@ pub trait Schema: Serialize + DeserializeOwned {
 pub enum Error {
     /// Two sections have the same key.
     #[error("section {0:?} exists twice")]
-    Doubled(String),
+    Duplicate(String),
     /// A key or a name is longer than 65,535 bytes, or a payload longer than 4 GiB.
     #[error("cannot write section {0:?}: key, schema name or payload is too long for the format")]
     TooLarge(String),
@@ -100,11 +100,11 @@ impl ArchiveWriter {
     /// Adds `state` as section `key`.
     ///
     /// # Errors
-    /// [`Error::Doubled`] if the key exists, [`Error::Encode`] and [`Error::TooLarge`] if the format does not support
+    /// [`Error::Duplicate`] if the key exists, [`Error::Encode`] and [`Error::TooLarge`] if the format does not support
     /// the state.
     pub fn write<S: Schema>(&mut self, key: &str, state: &S) -> Result<(), Error> {
         if self.sections.contains_key(key) {
-            return Err(Error::Doubled(key.to_owned()));
+            return Err(Error::Duplicate(key.to_owned()));
         }
         let payload = postcard::to_stdvec(state).map_err(|source| Error::Encode {
             key: key.to_owned(),
@@ -148,10 +148,10 @@ pub struct ArchiveReader<'a> {
 }
 
 impl<'a> ArchiveReader<'a> {
-    /// Parses the sections in `bytes`, without a decode of their payloads.
+    /// Parses the sections in `bytes`; [`read`](Self::read) decodes their payloads.
     ///
     /// # Errors
-    /// [`Error::Truncated`], [`Error::Name`] or [`Error::Doubled`].
+    /// [`Error::Truncated`], [`Error::Name`] or [`Error::Duplicate`].
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
         let mut cursor = Cursor { bytes, at: 0 };
         let mut sections = BTreeMap::new();
@@ -163,7 +163,7 @@ impl<'a> ArchiveReader<'a> {
                 payload: cursor.payload()?,
             };
             if sections.insert(key, section).is_some() {
-                return Err(Error::Doubled(key.to_owned()));
+                return Err(Error::Duplicate(key.to_owned()));
             }
         }
         Ok(Self { sections })
@@ -344,9 +344,12 @@ mod tests {
     fn duplicate_key_is_rejected() {
         let mut writer = ArchiveWriter::new();
         writer.write("clock", &clock()).unwrap();
-        assert!(matches!(writer.write("clock", &clock()), Err(Error::Doubled(_))));
+        assert!(matches!(
+            writer.write("clock", &clock()),
+            Err(Error::Duplicate(_))
+        ));
         let twice = [archive(), archive()].concat();
-        assert!(matches!(ArchiveReader::parse(&twice), Err(Error::Doubled(_))));
+        assert!(matches!(ArchiveReader::parse(&twice), Err(Error::Duplicate(_))));
     }
 
     #[test]

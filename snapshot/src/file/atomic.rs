@@ -17,7 +17,7 @@ pub enum Error {
     Nameless(PathBuf),
     /// The path exists and is not a regular file.
     #[error("cannot replace {0:?}: it is a directory, pipe or device; name a file")]
-    Irregular(PathBuf),
+    NotRegular(PathBuf),
     /// The temporary file could not be created.
     #[error("cannot create {path:?}; its directory must exist and be writable")]
     Create {
@@ -64,7 +64,7 @@ impl AtomicFile {
     /// Creates an empty file for `path`, open for reading and writing. If `path` is a symbolic link, its target is replaced.
     ///
     /// # Errors
-    /// [`Error::Nameless`], [`Error::Irregular`], and [`Error::Create`] if no file can be created in the directory.
+    /// [`Error::Nameless`], [`Error::NotRegular`], and [`Error::Create`] if no file can be created in the directory.
     pub fn create(path: &Path) -> Result<Self, Error> {
         let mut found = fs::symlink_metadata(path);
         let mut target = None;
@@ -75,7 +75,7 @@ impl AtomicFile {
         }
         let path = target.as_deref().unwrap_or(path);
         if found.is_ok_and(|metadata| !metadata.is_file()) {
-            return Err(Error::Irregular(path.to_owned()));
+            return Err(Error::NotRegular(path.to_owned()));
         }
         let name = path.file_name().ok_or_else(|| Error::Nameless(path.to_owned()))?;
         let names = || (0..NAMES).map(|number| temporary_path(path, name, number));
@@ -330,7 +330,7 @@ mod tests {
         fs::create_dir(&path).unwrap();
         for path in [&path, Path::new("/dev/null"), Path::new("/")] {
             let error = AtomicFile::create(path).unwrap_err();
-            assert!(matches!(error, Error::Irregular(_)), "{error}");
+            assert!(matches!(error, Error::NotRegular(_)), "{error}");
         }
         let missing = directory.path("missing/state");
         assert!(matches!(AtomicFile::create(&missing), Err(Error::Create { .. })));

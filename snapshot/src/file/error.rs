@@ -60,7 +60,7 @@ pub enum Error {
     },
     /// The file is not a state file for this host.
     #[error("cannot load {path:?}")]
-    Refused {
+    Rejected {
         /// Path of the file.
         path: PathBuf,
         /// Reason of the rejection.

@@ -45,8 +45,8 @@ impl fmt::Display for Architecture {
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum FormatError {
     /// The path is a directory, pipe or device.
-    #[error("it is not a regular file")]
-    Irregular,
+    #[error("it is not a regular file; name a state file")]
+    NotRegular,
     /// The file is shorter than a header.
     #[error("file of {length} bytes is too short for a state file; it may be truncated: copy it again")]
     Short {

@@ -175,7 +175,7 @@ pub fn write_bytes(path: &Path, header: &Header, sections: &[u8]) -> Result<(), 
 /// Reads the state file at `path`. If `host` is given, the file must be valid for it.
 ///
 /// # Errors
-/// [`Error::Read`] if a system call fails, [`Error::Refused`] if the file is not a valid state file or not valid for `host`.
+/// [`Error::Read`] if a system call fails, [`Error::Rejected`] if the file is not a valid state file or not valid for `host`.
 pub fn read(path: &Path, host: Option<&HostIdentity>) -> Result<StateFile, Error> {
     let (mut file, length, fixed) = open(path)?;
     let rejected = |source| rejected(path, source);
@@ -200,7 +200,7 @@ pub fn read(path: &Path, host: Option<&HostIdentity>) -> Result<StateFile, Error
 /// the magic.
 ///
 /// # Errors
-/// [`Error::Read`] if a system call fails, [`Error::Refused`] if the file is not a state file.
+/// [`Error::Read`] if a system call fails, [`Error::Rejected`] if the file is not a state file.
 pub fn version(path: &Path) -> Result<u32, Error> {
     let (_, _, fixed) = open(path)?;
     header::version(&fixed).map_err(|source| rejected(path, source))
@@ -215,7 +215,7 @@ fn open(path: &Path) -> Result<(File, u64, [u8; FIXED]), Error> {
     let mut file = opened.map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() {
-        return Err(rejected(path, FormatError::Irregular));
+        return Err(rejected(path, FormatError::NotRegular));
     }
     let length = metadata.len();
     let mut fixed = [0; FIXED];
@@ -228,7 +228,7 @@ fn open(path: &Path) -> Result<(File, u64, [u8; FIXED]), Error> {
 
 fn rejected(path: &Path, source: FormatError) -> Error {
     let path = path.to_owned();
-    Error::Refused { path, source }
+    Error::Rejected { path, source }
 }
 
 fn failed(path: &Path, source: io::Error) -> Error {

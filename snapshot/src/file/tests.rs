@@ -49,7 +49,7 @@ fn written(directory: &Directory) -> (PathBuf, Vec<u8>) {
 fn read_error(path: &Path, bytes: &[u8], host: Option<&HostIdentity>) -> FormatError {
     fs::write(path, bytes).unwrap();
     match read(path, host) {
-        Err(Error::Refused { source, .. }) => source,
+        Err(Error::Rejected { source, .. }) => source,
         other => panic!("{other:?}"),
     }
 }
@@ -114,7 +114,7 @@ fn longer_file_is_rejected() {
         .unwrap()
         .set_len(1 << 40)
         .unwrap();
-    assert!(matches!(read(&path, None), Err(Error::Refused { .. })));
+    assert!(matches!(read(&path, None), Err(Error::Rejected { .. })));
 }
 
 #[test]
@@ -250,8 +250,8 @@ fn irregular_file_is_rejected() {
         let error = read(path, None).unwrap_err();
         assert!(matches!(
             error,
-            Error::Refused {
-                source: FormatError::Irregular,
+            Error::Rejected {
+                source: FormatError::NotRegular,
                 ..
             }
         ));
@@ -268,7 +268,7 @@ fn irregular_file_is_rejected() {
 /// Runs in its own process, started by the next test with a file size limit.
 #[test]
 #[ignore = "run by write_to_full_disk_keeps_old_file in its own process"]
-fn write_beyond_the_limit() {
+fn write_beyond_file_size_limit() {
     let path = PathBuf::from(std::env::var_os("STATE").unwrap());
     let error = write(&path, &header(), sections(64 << 10)).unwrap_err();
     assert!(matches!(error, Error::Write { .. }), "{error}");
@@ -279,7 +279,7 @@ fn write_to_full_disk_keeps_old_file() {
     let directory = Directory::new();
     let (path, before) = written(&directory);
     let limited =
-        "trap '' XFSZ; ulimit -f 8; exec \"$0\" --exact file::tests::write_beyond_the_limit --ignored";
+        "trap '' XFSZ; ulimit -f 8; exec \"$0\" --exact file::tests::write_beyond_file_size_limit --ignored";
     let run = Command::new("sh")
         .args(["-c", limited])
         .arg(std::env::current_exe().unwrap())
