@@ -16,27 +16,27 @@ const DIRECTIONS: [&str; 2] = ["receive", "transmit"];
 const INTERFACES: [Direction; 5] = [
     (
         "mayfly_net_packets_total",
-        "Packets that went all the way. To receive is to pass to the guest.",
+        "Delivered packets: receive is to the guest, transmit from the guest.",
         |one| [one.metrics.receive.packets, one.metrics.transmit.packets],
     ),
     (
         "mayfly_net_bytes_total",
-        "Bytes of the frames of packets that went all the way.",
+        "Bytes of the frames in delivered packets.",
         |one| [one.metrics.receive.bytes, one.metrics.transmit.bytes],
     ),
     (
         "mayfly_net_drops_total",
-        "Packets dropped for what they are: too long, too short, or more than the guest's buffers hold.",
+        "Dropped packets: too long, too short, or larger than the guest's buffers.",
         |one| [one.metrics.receive.drops, one.metrics.transmit.drops],
     ),
     (
         "mayfly_net_errors_total",
-        "Packets that the host's side of the interface failed to send or to receive.",
+        "Packets that the backend failed to send or receive.",
         |one| [one.metrics.receive.errors, one.metrics.transmit.errors],
     ),
     (
         "mayfly_net_throttled_total",
-        "Times that the rate limiter stopped the queue.",
+        "Number of times that the rate limiter stopped the queue.",
         |one| [one.metrics.receive.throttled, one.metrics.transmit.throttled],
     ),
 ];
@@ -47,17 +47,17 @@ type Drive = (&'static str, &'static str, fn(&DriveMetrics<'_>) -> u64);
 const DRIVES: [Drive; 3] = [
     (
         "mayfly_drive_errors_total",
-        "Requests of any kind that did not end well.",
+        "Failed requests of any kind.",
         |drive| drive.metrics.errors,
     ),
     (
         "mayfly_drive_throttled_total",
-        "Times that a request had to wait for the rate limiter.",
+        "Number of times that a request waited for the rate limiter.",
         |drive| drive.metrics.throttled,
     ),
     (
         "mayfly_drive_malformed_total",
-        "Times that the guest's queue was malformed, which stopped the drive.",
+        "Number of times that a malformed virtqueue stopped the drive.",
         |drive| drive.metrics.malformed,
     ),
 ];
@@ -74,7 +74,7 @@ pub fn prometheus(metrics: &VmMetrics, counters: &Counters) -> String {
     let mut family = text.family(
         "mayfly_api_requests_total",
         Kind::Counter,
-        "Requests to the API by how they were answered: accepted is 200 and 204, refused is all else.",
+        "Requests to the API by result: accepted is status 200 or 204, refused is any other.",
     );
     family.sample(&[("result", "accepted")], counters.accepted);
     family.sample(&[("result", "refused")], counters.refused);
@@ -97,7 +97,7 @@ fn phases(text: &mut Text, phases: &[StartPhase]) {
     let mut family = text.family(
         "mayfly_boot_phase_start_seconds",
         Kind::Gauge,
-        "When a phase of the start began, counted from the start of the process.",
+        "Time from the start of the process to the start of a boot phase.",
     );
     for (name, thread, start, _) in &merged {
         family.sample(&[("phase", name), ("thread", thread)], start);
@@ -105,7 +105,7 @@ fn phases(text: &mut Text, phases: &[StartPhase]) {
     let mut family = text.family(
         "mayfly_boot_phase_seconds",
         Kind::Gauge,
-        "How long a phase of the start took, 0 if it is a moment.",
+        "Length of a boot phase, 0 for an instant.",
     );
     for (name, thread, _, length) in &merged {
         family.sample(&[("phase", name), ("thread", thread)], length);
@@ -116,7 +116,7 @@ fn vcpus(text: &mut Text, vcpus: &[VcpuMetrics]) {
     let mut family = text.family(
         "mayfly_vcpu_exits_total",
         Kind::Counter,
-        "Exits from the guest to this process by their kind.",
+        "Exits from the guest to this process by kind.",
     );
     for vcpu in vcpus {
         let id = vcpu.id.to_string();
@@ -141,7 +141,7 @@ fn requests(text: &mut Text, drives: &[DriveMetrics<'_>]) {
     let mut family = text.family(
         "mayfly_drive_requests_total",
         Kind::Counter,
-        "Requests that ended well, by operation; to write zeroes is to discard.",
+        "Successful requests by operation; write zeroes counts as discard.",
     );
     for DriveMetrics { id, metrics } in drives {
         for (operation, count) in [
@@ -156,7 +156,7 @@ fn requests(text: &mut Text, drives: &[DriveMetrics<'_>]) {
     let mut family = text.family(
         "mayfly_drive_bytes_total",
         Kind::Counter,
-        "Bytes of requests that ended well.",
+        "Bytes of successful requests.",
     );
     for DriveMetrics { id, metrics } in drives {
         for (operation, bytes) in [("read", metrics.read_bytes), ("write", metrics.written_bytes)] {
@@ -175,7 +175,7 @@ fn latencies(text: &mut Text, drives: &[DriveMetrics<'_>]) {
     let mut family = text.family(
         "mayfly_drive_latency_seconds",
         Kind::Histogram,
-        "How long requests that ended well took. Reads and writes are sampled, 1 of 16 is timed; flushes are timed all.",
+        "Latency of successful requests: of each flush, and of 1 in 16 reads and writes.",
     );
     for DriveMetrics { id, metrics } in drives {
         for (operation, latency) in [
@@ -193,27 +193,27 @@ fn memory(text: &mut Text, metrics: &VmMetrics) {
     let mut family = text.family(
         "mayfly_memory_bytes",
         Kind::Gauge,
-        "Memory that the guest has; 0 before its start.",
+        "Size of guest memory, 0 before the start.",
     );
     family.sample(&[], metrics.memory);
     let mut family = text.family(
         "mayfly_memory_touched_bytes",
         Kind::Gauge,
-        "Memory of the guest that is in the host's memory.",
+        "Guest memory that is resident in host memory.",
     );
     family.sample(&[], metrics.memory_touched);
     if let Some(resident) = metrics.resident {
         let mut family = text.family(
             "mayfly_resident_bytes",
             Kind::Gauge,
-            "Memory of this process that is in the host's memory, the guest's included.",
+            "Resident memory of this process, including guest memory.",
         );
         family.sample(&[], resident);
     }
     let mut family = text.family(
         "mayfly_unclaimed_accesses_total",
         Kind::Counter,
-        "Accesses of the guest that no device claimed.",
+        "Accesses of the guest to addresses of no device.",
     );
     family.sample(&[("space", "port")], metrics.unclaimed_ports);
     family.sample(&[("space", "memory")], metrics.unclaimed_addresses);

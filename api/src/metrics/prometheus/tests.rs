@@ -305,7 +305,7 @@ proptest! {
         let samples = || families.iter().flat_map(|family| &family.samples);
         prop_assert!(samples().any(|one| one.label("interface") == Some(metrics.interfaces()[0].id)));
         let drives = samples().filter(|one| one.label("drive") == Some(&name)).count();
-                // 4 of requests, 2 of bytes, 3 of other counters, 3 histograms of 24 buckets, +Inf, sum and count.
+        // 4 of requests, 2 of bytes, 3 of other counters, 3 histograms of 24 buckets, +Inf, sum and count.
         prop_assert_eq!(drives, 9 + 3 * 27);
     }
 }
