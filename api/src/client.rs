@@ -1,6 +1,6 @@
 //! HTTP client of a server on a Unix socket, with one request per connection.
 //!
-//! A [`Client`] limits the time of a request and the memory of a response, whatever the server does.
+//! A [`Client`] limits the time of a request and the memory of a response, also with a faulty server.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -13,6 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use httparse::Status;
+
+use crate::http::MAX_SOCKET_PATH;
 
 /// Client of the server on one socket.
 #[derive(Clone, Debug)]
@@ -59,9 +61,6 @@ impl ClientResponse {
         (200..300).contains(&self.status)
     }
 }
-
-/// Maximum length of a path in `sockaddr_un` in bytes, without the terminating NUL (unix(7)).
-const MAX_SOCKET_PATH: usize = 107;
 
 /// Connects to the socket at `path` within the `deadline`.
 fn connect(path: &Path, deadline: &Deadline<'_>) -> Result<UnixStream, Error> {
@@ -343,7 +342,7 @@ pub enum Error {
         .0.display()
     )]
     Missing(PathBuf),
-    /// No process listens: the socket is a left-over.
+    /// No process listens: the server that created the socket has exited.
     #[error(
         "cannot connect to the API socket {}: no process listens; start mayfly again, or name another socket",
         .0.display()
@@ -366,7 +365,9 @@ pub enum Error {
         source: io::Error,
     },
     /// The path does not fit into a socket address.
-    #[error("cannot connect to the API socket {path:?}: the path has {length} bytes; use one of at most 107")]
+    #[error(
+        "cannot connect to the API socket {path:?}: the path has {length} bytes; use one of at most {MAX_SOCKET_PATH}"
+    )]
     Long {
         /// Path.
         path: PathBuf,

@@ -185,7 +185,7 @@ impl Process {
             return has_log;
         };
         if let Err(reason) = metrics.file.reopen() {
-            log::warn!("api: {reason}");
+            log::warn!("api: cannot reopen the metrics file, the old one stays in use: {reason}");
         }
         true
     }
@@ -201,21 +201,21 @@ impl AsRawFd for Process {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::Bench;
+    use crate::testing::Fixture;
 
     #[test]
     fn timer_runs_only_with_metrics_file() {
-        let mut bench = Bench::new();
-        assert!(bench.api.process().metrics.is_none());
-        std::fs::write(bench.at("@/metrics"), "").unwrap();
-        bench.expect_no_content("PUT", "/metrics", r#"{"metrics_path": "@/metrics"}"#);
-        let metrics = bench.api.process_mut().metrics.as_mut().unwrap();
+        let mut fixture = Fixture::new();
+        assert!(fixture.api.process().metrics.is_none());
+        std::fs::write(fixture.at("@/metrics"), "").unwrap();
+        fixture.expect_no_content("PUT", "/metrics", r#"{"metrics_path": "@/metrics"}"#);
+        let metrics = fixture.api.process_mut().metrics.as_mut().unwrap();
         assert!(metrics.timer.is_armed().unwrap());
         // Replaces the minute by an expiry at once.
         metrics.timer.reset(Duration::from_nanos(1), None).unwrap();
         let mut events = [EpollEvent::default()];
-        assert_eq!(bench.api.process().epoll.wait(-1, &mut events).unwrap(), 1);
-        vmm::control::Service::ready(&mut bench.api, &mut bench.control);
-        assert_eq!(bench.api.process().epoll.wait(0, &mut events).unwrap(), 0);
+        assert_eq!(fixture.api.process().epoll.wait(-1, &mut events).unwrap(), 1);
+        vmm::control::Service::ready(&mut fixture.api, &mut fixture.control);
+        assert_eq!(fixture.api.process().epoll.wait(0, &mut events).unwrap(), 0);
     }
 }

@@ -33,19 +33,19 @@ impl LogControl for Log {
 }
 
 /// VM with an API, and a directory of files for it.
-pub(crate) struct Bench {
+pub(crate) struct Fixture {
     pub(crate) api: Api,
     pub(crate) control: Control,
     pub(crate) log: Log,
     directory: Directory,
 }
 
-impl Bench {
+impl Fixture {
     pub(crate) fn new() -> Self {
         Self::with(|_| None)
     }
 
-    /// Creates a bench with the server that `serve` returns, given a path for the socket.
+    /// Creates a fixture with the server that `serve` returns, given a path for the socket.
     pub(crate) fn with(serve: impl FnOnce(&Path) -> Option<Server>) -> Self {
         let directory = Directory::new();
         directory.write("kernel", kernel());

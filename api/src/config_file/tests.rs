@@ -1,9 +1,9 @@
-use crate::testing::Bench;
+use crate::testing::Fixture;
 
 /// Applies `text`, in which `@` is the directory, and returns the error with its causes.
-fn apply(bench: &mut Bench, text: &str) -> Result<(), String> {
-    let text = bench.at(text);
-    let applied = bench.api.apply(&mut bench.control, &text);
+fn apply(fixture: &mut Fixture, text: &str) -> Result<(), String> {
+    let text = fixture.at(text);
+    let applied = fixture.api.apply(&mut fixture.control, &text);
     applied.map_err(|error| {
         let mut text = error.to_string();
         let mut cause = std::error::Error::source(&error);
@@ -36,8 +36,8 @@ fn urunc_files_are_accepted() {
         ),
         (r#""network-interfaces":[]"#, 0),
     ] {
-        let mut bench = Bench::new();
-        let applied = apply(&mut bench, &with_boot(&format!("{URUNC}, {rest}")));
+        let mut fixture = Fixture::new();
+        let applied = apply(&mut fixture, &with_boot(&format!("{URUNC}, {rest}")));
         // A user without CAP_NET_ADMIN cannot create a tap.
         if let Err(text) = &applied
             && interfaces == 1
@@ -46,11 +46,11 @@ fn urunc_files_are_accepted() {
             continue;
         }
         applied.unwrap();
-        let config = bench.get("/vm/config");
+        let config = fixture.get("/vm/config");
         assert_eq!(config["machine-config"]["mem_size_mib"], 64);
         assert_eq!(config["drives"][0]["drive_id"], "rootfs");
         assert_eq!(config["network-interfaces"].as_array().unwrap().len(), interfaces);
-        assert_eq!(bench.get("/")["state"], "Not started");
+        assert_eq!(fixture.get("/")["state"], "Not started");
     }
 }
 
@@ -63,28 +63,28 @@ fn ops_and_unikraft_files_are_accepted() {
         r#""logger": null, "metrics": null, "vsock": null, "balloon": null, "pmem": [], "entropy": {}"#,
         r#""unknown": {"a": 1}"#,
     ] {
-        apply(&mut Bench::new(), &with_boot(rest)).unwrap();
+        apply(&mut Fixture::new(), &with_boot(rest)).unwrap();
     }
     let unikraft =
         r#"{"boot-source": {"kernel_image_path": "@/kernel", "boot_args": "app -- x", "initrd_path": null}}"#;
-    let mut bench = Bench::new();
-    apply(&mut bench, unikraft).unwrap();
-    assert_eq!(bench.get("/vm/config")["machine-config"]["mem_size_mib"], 128);
+    let mut fixture = Fixture::new();
+    apply(&mut fixture, unikraft).unwrap();
+    assert_eq!(fixture.get("/vm/config")["machine-config"]["mem_size_mib"], 128);
 }
 
 #[test]
 fn logger_section_is_applied_first() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     let text =
         r#"{"boot-source": {"kernel_image_path": "@/none"}, "logger": {"log_path": "/l", "level": "Debug"}}"#;
-    let wrong = apply(&mut bench, text).unwrap_err();
+    let wrong = apply(&mut fixture, text).unwrap_err();
     assert!(
         wrong.starts_with(
             "cannot apply section \"boot-source\" of the configuration file: Boot source error: "
         ),
         "{wrong}"
     );
-    assert_eq!(bench.log.0.borrow().len(), 1);
+    assert_eq!(fixture.log.0.borrow().len(), 1);
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn errors_name_section() {
             "the configuration file has no \"boot-source\"",
         ),
     ] {
-        let wrong = apply(&mut Bench::new(), &text).unwrap_err();
+        let wrong = apply(&mut Fixture::new(), &text).unwrap_err();
         assert!(wrong.starts_with(expected), "{text}: {wrong}");
     }
 }

@@ -14,3 +14,4 @@ pub use message::{Method, Request, Response};
 pub use parser::HttpLimits;
 pub use server::{Handler, Server};
 pub use socket::Error;
+pub(crate) use socket::MAX_SOCKET_PATH;

@@ -104,7 +104,7 @@ impl Parser {
         }
         if let Some((head, body)) = &mut self.pending {
             let input = &self.buffer[self.start..];
-            self.start += body.take(input, &mut head.request.body, &self.limits)?;
+            self.start += body.consume(input, &mut head.request.body, &self.limits)?;
             self.line = self.start;
         }
         match self.pending.take() {
@@ -360,7 +360,7 @@ impl Body {
     /// # Errors
     /// [`RequestError::Large`] as soon as an announced length is above the limit; [`RequestError::Chunk`],
     /// [`RequestError::Long`] and [`RequestError::LineEnd`] for invalid chunks.
-    fn take(
+    fn consume(
         &mut self,
         input: &[u8],
         content: &mut Vec<u8>,
@@ -373,7 +373,7 @@ impl Body {
         Ok(used)
     }
 
-    /// Performs one step of [`take`](Self::take). Returns `None` if more bytes are required.
+    /// Performs one step of [`consume`](Self::consume). Returns `None` if more bytes are required.
     fn step(
         &mut self,
         input: &[u8],
@@ -400,18 +400,23 @@ impl Body {
                 let Some(line) = first_line(input, limits.line)? else {
                     return Ok(None);
                 };
-                self.at = self.after(line, content.len(), limits)?;
+                self.at = self.next_position(line, content.len(), limits)?;
                 Ok(Some(line.len() + LINE_END))
             }
         }
     }
 
-    /// Returns the position after `line`, a line between chunks.
-    fn after(&mut self, line: &[u8], length: usize, limits: &HttpLimits) -> Result<Position, RequestError> {
-        let wrong = || RequestError::Chunk(String::from_utf8_lossy(line).into_owned());
+    /// Returns the position after `line`, a line between chunks. Counts the length of trailers.
+    fn next_position(
+        &mut self,
+        line: &[u8],
+        length: usize,
+        limits: &HttpLimits,
+    ) -> Result<Position, RequestError> {
+        let invalid = || RequestError::Chunk(String::from_utf8_lossy(line).into_owned());
         match self.at {
             Position::Size => {
-                let size = chunk_size(line).ok_or_else(wrong)?;
+                let size = chunk_size(line).ok_or_else(invalid)?;
                 let limit = limits.body;
                 let room = limit - length.min(limit);
                 match usize::try_from(size) {
@@ -430,10 +435,10 @@ impl Body {
                     let (part, limit) = ("trailer", limits.head);
                     return Err(RequestError::Long { part, limit });
                 }
-                is_field(line).then_some(Position::Trailers).ok_or_else(wrong)
+                is_field(line).then_some(Position::Trailers).ok_or_else(invalid)
             }
             Position::Trailers => Ok(Position::End),
-            _ => line.is_empty().then_some(Position::Size).ok_or_else(wrong),
+            _ => line.is_empty().then_some(Position::Size).ok_or_else(invalid),
         }
     }
 }
@@ -510,14 +515,14 @@ pub(super) enum RequestError {
     Path(String),
     #[error("Invalid chunk of a body: {0:?}.")]
     Chunk(String),
-    // Firecracker's sentence, which has no full stop at the end.
+    // Firecracker's sentences.
     #[error(
         "Request payload with size {size} is larger than the limit of {limit} allowed by server.\n\
          All previous unanswered requests will be dropped."
     )]
     Large { size: u64, limit: usize },
-    #[error("The request ends before its head or its body does.")]
-    Cut,
+    #[error("The request ends before its head and body are complete.")]
+    Truncated,
 }
 
 impl RequestError {

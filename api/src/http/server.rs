@@ -36,8 +36,8 @@ pub struct Server {
     connections: Vec<Option<Watched>>,
     limits: HttpLimits,
     scratch: Box<[u8]>,
-    /// Closed for a moment at the descriptor limit, to accept and close a client; otherwise the pending client would
-    /// make the event loop spin.
+    /// Reserves a descriptor: at the descriptor limit, it is closed to accept and close a client. Otherwise the pending
+    /// client would make the event loop spin.
     spare: Option<UnixListener>,
 }
 
@@ -49,11 +49,11 @@ struct Watched {
 
 impl Server {
     /// Listens at `path`, and replaces a socket there without a listener. Clients can connect as soon as the path
-    /// exists; they are served by [`serve`](Self::serve). Dropping the server removes the path, unless the file there
-    /// is another.
+    /// exists; they are served by [`serve`](Self::serve). Dropping the server removes the path, unless another
+    /// file is there.
     ///
     /// # Errors
-    /// All variants.
+    /// All variants of [`Error`].
     pub fn bind(path: &Path, limits: HttpLimits) -> Result<Self, Error> {
         let epoll = Epoll::new().map_err(Error::Events)?;
         let socket = Socket::bind(path)?;
@@ -313,7 +313,7 @@ impl Connection {
             return Ok(());
         }
         if self.parser.is_partial() {
-            self.reject_request(&RequestError::Cut);
+            self.reject_request(&RequestError::Truncated);
         }
         self.phase = Phase::Ended;
         Ok(())
@@ -364,7 +364,7 @@ impl Connection {
         self.close();
     }
 
-    /// Stops to accept requests, and releases their memory.
+    /// Stops accepting requests, and releases their memory.
     fn close(&mut self) {
         self.phase = Phase::Closing;
         self.parser.clear();

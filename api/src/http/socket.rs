@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 /// Maximum length of a path in `sockaddr_un` in bytes, without the terminating NUL (unix(7)).
-const MAX_SOCKET_PATH: usize = 107;
+pub(crate) const MAX_SOCKET_PATH: usize = 107;
 
 /// Maximum number of temporary names to try. Left-over files of killed processes may occupy some.
 const ATTEMPTS: u32 = 64;
@@ -124,24 +124,24 @@ fn names(path: &Path) -> impl Iterator<Item = PathBuf> {
     names.filter(move |name| name != path)
 }
 
-/// Renames `hidden` to `path`, unless a process listens there.
+/// Renames `hidden` to `path`. Replaces a socket there, unless a process listens on it.
 fn link_socket(hidden: &Path, path: &Path) -> Result<(), Error> {
-    let named = |outcome: io::Result<()>| outcome.map_err(|source| Error::at(path, "link", source));
-    match name(hidden, path) {
+    let failed = |outcome: io::Result<()>| outcome.map_err(|source| Error::at(path, "link", source));
+    match link_or_rename(hidden, path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-        outcome => return named(outcome),
+        outcome => return failed(outcome),
     }
     // Two processes that find the same stale socket must not remove the new socket of each other.
     let _lock = lock(path);
     remove_stale(path)?;
-    match name(hidden, path) {
+    match link_or_rename(hidden, path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(Error::InUse(path.to_owned())),
-        outcome => named(outcome),
+        outcome => failed(outcome),
     }
 }
 
 /// Renames `hidden` to `path`, unless that exists.
-fn name(hidden: &Path, path: &Path) -> io::Result<()> {
+fn link_or_rename(hidden: &Path, path: &Path) -> io::Result<()> {
     match fs::hard_link(hidden, path) {
         // Without hard links in the file system: rename(2) is also atomic, but would replace an existing file.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP)) => {
@@ -218,7 +218,9 @@ pub enum Error {
     #[error("cannot create the API socket {0:?}: another file exists; remove it or choose another path")]
     NotSocket(PathBuf),
     /// The path does not fit into a socket address.
-    #[error("cannot create the API socket {path:?}: the path has {length} bytes; choose one of at most 107")]
+    #[error(
+        "cannot create the API socket {path:?}: the path has {length} bytes; choose one of at most {MAX_SOCKET_PATH}"
+    )]
     Long {
         /// Path.
         path: PathBuf,

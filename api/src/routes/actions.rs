@@ -11,17 +11,17 @@ pub(super) fn put_action(context: &mut RequestContext<'_>) -> Result<Response, E
     let action: Action = context.read()?;
     match action.action_type {
         ActionType::InstanceStart => {
-            let done = context.control.start();
-            done.map_err(Error::of("Start microvm"))?;
+            let result = context.control.start();
+            result.map_err(Error::of("Start microvm"))?;
         }
         ActionType::FlushMetrics => {
             context.after_start()?;
-            let done = context.process.write_metrics(context.control);
-            done.map_err(|reason| Error::rejected(INTERNAL, reason))?;
+            let result = context.process.write_metrics(context.control);
+            result.map_err(|reason| Error::rejected(INTERNAL, reason))?;
         }
         ActionType::SendCtrlAltDel => {
-            let done = context.control.send_ctrl_alt_del();
-            done.map_err(Error::of(INTERNAL))?;
+            let result = context.control.send_ctrl_alt_del();
+            result.map_err(Error::of(INTERNAL))?;
         }
     }
     Ok(Response::no_content())
@@ -29,10 +29,10 @@ pub(super) fn put_action(context: &mut RequestContext<'_>) -> Result<Response, E
 
 pub(super) fn patch_vm(context: &mut RequestContext<'_>) -> Result<Response, Error> {
     let update: VmUpdate = context.read()?;
-    let done = match update.state {
+    let result = match update.state {
         VmState::Paused => context.control.pause(),
         VmState::Resumed => context.control.resume(),
     };
-    done.map_err(Error::of(INTERNAL))?;
+    result.map_err(Error::of(INTERNAL))?;
     Ok(Response::no_content())
 }

@@ -20,8 +20,8 @@ pub(crate) fn put_drive(context: &mut RequestContext<'_>) -> Result<Response, Er
     {
         return Err(Error::rejected(DRIVE, reason));
     }
-    let done = context.control.put_device(drive);
-    done.map_err(Error::of(DRIVE))?;
+    let result = context.control.put_device(drive);
+    result.map_err(Error::of(DRIVE))?;
     Ok(Response::no_content())
 }
 
@@ -32,8 +32,8 @@ pub(super) fn patch_drive(context: &mut RequestContext<'_>) -> Result<Response, 
         path: update.path_on_host,
         limits: RateLimiter::changes(update.rate_limiter),
     };
-    let done = context.control.update_device(&update.drive_id, &change.into());
-    done.map_err(Error::of(DRIVE))?;
+    let result = context.control.update_device(&update.drive_id, &change.into());
+    result.map_err(Error::of(DRIVE))?;
     Ok(Response::no_content())
 }
 

@@ -15,7 +15,8 @@ const NO_KERNEL: &str = "Cannot start microvm without kernel configuration.";
 const CONFIGURED: &str = "Loading a microVM snapshot not allowed after configuring boot-specific resources.";
 const NO_KEYBOARD: &str =
     "SendCtrlAltDel is not supported on this architecture: its machine has no keyboard.";
-const NOT_PAUSED: &str = "the microVM must be paused: PATCH /vm with the state Paused";
+const NOT_PAUSED: &str =
+    "cannot create a snapshot: the VM is not paused; PATCH /vm with the state Paused first";
 
 /// Rejection of a request, with the status 400.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +44,7 @@ pub enum Error {
     /// The identifier is empty.
     #[error("The ID cannot be empty.")]
     IdEmpty,
-    /// The identifier has other characters than the permitted.
+    /// The identifier has a character that is not permitted.
     #[error(
         "API Resource IDs can only contain alphanumeric characters, underscores, hyphens, points and colons."
     )]

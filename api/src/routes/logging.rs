@@ -8,22 +8,22 @@ use crate::schema::{Logger, Metrics, Serial};
 pub(crate) fn put_logger(context: &mut RequestContext<'_>) -> Result<Response, Error> {
     let logger: Logger = context.read()?;
     context.before_start()?;
-    let done = context.process.configure_log(&logger.into_settings());
-    done.map_err(|reason| Error::rejected("Logger", reason))?;
+    let result = context.process.configure_log(&logger.into_settings());
+    result.map_err(|reason| Error::rejected("Logger", reason))?;
     Ok(Response::no_content())
 }
 
 pub(crate) fn put_metrics(context: &mut RequestContext<'_>) -> Result<Response, Error> {
     let metrics: Metrics = context.read()?;
     context.before_start()?;
-    let done = context.process.write_metrics_to(&metrics.metrics_path);
-    done.map_err(|reason| Error::rejected("Metrics", reason))?;
+    let result = context.process.write_metrics_to(&metrics.metrics_path);
+    result.map_err(|reason| Error::rejected("Metrics", reason))?;
     Ok(Response::no_content())
 }
 
 pub(super) fn put_serial(context: &mut RequestContext<'_>) -> Result<Response, Error> {
     let serial: Serial = context.read()?;
-    let done = context.control.set_serial(serial.serial_out_path.as_deref());
-    done.map_err(Error::of("Serial config"))?;
+    let result = context.control.set_serial(serial.serial_out_path.as_deref());
+    result.map_err(Error::of("Serial config"))?;
     Ok(Response::no_content())
 }

@@ -15,8 +15,8 @@ const BOOT: &str = "Boot source";
 pub(crate) fn put_machine(context: &mut RequestContext<'_>) -> Result<Response, Error> {
     let machine: MachineConfiguration = context.read()?;
     let has_template = machine.cpu_template.is_some();
-    let done = context.control.set_machine(machine.into_config());
-    done.map_err(Error::of(MACHINE))?;
+    let result = context.control.set_machine(machine.into_config());
+    result.map_err(Error::of(MACHINE))?;
     Ok(no_content(has_template))
 }
 
@@ -27,8 +27,8 @@ pub(super) fn patch_machine(context: &mut RequestContext<'_>) -> Result<Response
     }
     let has_template = update.cpu_template.is_some();
     let machine = update.apply(context.control.config());
-    let done = context.control.set_machine(machine);
-    done.map_err(Error::of(MACHINE))?;
+    let result = context.control.set_machine(machine);
+    result.map_err(Error::of(MACHINE))?;
     Ok(no_content(has_template))
 }
 
@@ -56,8 +56,8 @@ pub(crate) fn put_boot_source(context: &mut RequestContext<'_>) -> Result<Respon
         .drives()
         .find_map(DriveConfig::root_argument);
     check_args(&args, root)?;
-    let done = context.control.set_boot(kernel_image_path, initrd_path, args);
-    done.map_err(Error::of(BOOT))?;
+    let result = context.control.set_boot(kernel_image_path, initrd_path, args);
+    result.map_err(Error::of(BOOT))?;
     Ok(Response::no_content())
 }
 
@@ -66,27 +66,27 @@ pub(crate) fn put_boot_source(context: &mut RequestContext<'_>) -> Result<Respon
 pub(super) fn too_long(args: &str, root: Option<String>) -> Option<String> {
     let length = args.len();
     let Some(root) = root else {
-        let reason = format!("boot_args has {length} bytes, which is more than {MAX_BOOT_ARGS}: shorten it");
+        let reason = format!("boot_args has {length} bytes, which is more than {MAX_BOOT_ARGS}; shorten it");
         return (length > MAX_BOOT_ARGS).then_some(reason);
     };
     // A space separates the two.
     let total = length + 1 + root.len();
     (total > MAX_BOOT_ARGS).then(|| {
         format!(
-            "boot_args has {length} bytes, and {total} with {root:?} for the root drive, which is more than {MAX_BOOT_ARGS}: \
+            "boot_args has {length} bytes, and {total} with {root:?} for the root drive, which is more than {MAX_BOOT_ARGS}; \
              shorten it"
         )
     })
 }
 
-/// Checks `args` before the start, which would fail later, or give the guest a truncated command line.
+/// Checks `args` early: otherwise the start would fail, or the guest would get a truncated command line.
 fn check_args(args: &str, root: Option<String>) -> Result<(), Error> {
-    let wrong = if let Some(reason) = too_long(args, root) {
+    let reason = if let Some(reason) = too_long(args, root) {
         reason
     } else if let Some(letter) = args.chars().find(|letter| !matches!(letter, ' '..='~')) {
-        format!("boot_args has {letter:?}: it can only have printable ASCII characters")
+        format!("boot_args has the character {letter:?}; use printable ASCII only")
     } else {
         return Ok(());
     };
-    Err(Error::rejected(BOOT, wrong))
+    Err(Error::rejected(BOOT, reason))
 }

@@ -24,7 +24,7 @@ pub(crate) fn put_interface(context: &mut RequestContext<'_>) -> Result<Response
                 "api: the guest has no network interface: no tap is named, and none can be created: {error}"
             );
         }
-        done => done.map_err(Error::of(NETWORK))?,
+        result => result.map_err(Error::of(NETWORK))?,
     }
     Ok(Response::no_content())
 }
@@ -36,8 +36,8 @@ pub(super) fn patch_interface(context: &mut RequestContext<'_>) -> Result<Respon
         receive: RateLimiter::changes(update.rx_rate_limiter),
         transmit: RateLimiter::changes(update.tx_rate_limiter),
     };
-    let done = context.control.update_device(&update.iface_id, &change.into());
-    done.map_err(Error::of(NETWORK))?;
+    let result = context.control.update_device(&update.iface_id, &change.into());
+    result.map_err(Error::of(NETWORK))?;
     Ok(Response::no_content())
 }
 

@@ -8,8 +8,8 @@ use crate::schema::{SnapshotCreate, SnapshotLoad};
 pub(super) fn create(context: &mut RequestContext<'_>) -> Result<Response, Error> {
     let create: SnapshotCreate = context.read()?;
     context.after_start()?;
-    let done = context.control.create_snapshot(&create.into_params());
-    done.map_err(|error| Error::of_create(&error))?;
+    let result = context.control.create_snapshot(&create.into_params());
+    result.map_err(|error| Error::of_create(&error))?;
     Ok(Response::no_content())
 }
 
@@ -19,8 +19,8 @@ pub(super) fn load(context: &mut RequestContext<'_>) -> Result<Response, Error> 
     let is_deprecated = load.is_deprecated();
     let params = load.into_params().map_err(Error::Schema)?;
     context.before_start()?;
-    let done = context.control.load_snapshot(&params);
-    done.map_err(|error| Error::of_load(&error))?;
+    let result = context.control.load_snapshot(&params);
+    result.map_err(|error| Error::of_load(&error))?;
     let response = Response::no_content();
     Ok(if is_deprecated {
         response.deprecated()

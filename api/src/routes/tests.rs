@@ -8,14 +8,14 @@ use proptest::prelude::{Just, Strategy, any, prop_assert, prop_oneof, proptest};
 use serde_json::{Value, json};
 
 use super::ROUTES;
-use crate::testing::{Bench, specification as yaml};
+use crate::testing::{Fixture, specification as yaml};
 
 const BEFORE: &str = "The requested operation is not supported before starting the microVM.";
 const AFTER: &str = "The requested operation is not supported after starting the microVM.";
 
 #[test]
 fn unknown_routes_are_rejected() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     for (method, path, body, text) in [
         (
             "PUT",
@@ -56,13 +56,13 @@ fn unknown_routes_are_rejected() {
             "Invalid request method and/or path: GET machine-config/.",
         ),
     ] {
-        assert_eq!(bench.expect_fault(method, path, body), text);
+        assert_eq!(fixture.expect_fault(method, path, body), text);
     }
 }
 
 #[test]
 fn body_presence_is_checked() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     for (method, path, body, text) in [
         ("GET", "/", "{}", "GET request cannot have a body."),
         ("DELETE", "/drives/a", "{}", "DELETE request cannot have a body."),
@@ -86,10 +86,10 @@ fn body_presence_is_checked() {
              column 2.",
         ),
     ] {
-        assert_eq!(bench.expect_fault(method, path, body), text);
+        assert_eq!(fixture.expect_fault(method, path, body), text);
     }
     assert!(
-        bench
+        fixture
             .expect_fault("PUT", "/vm", "{}")
             .starts_with("Invalid request")
     );
@@ -97,10 +97,10 @@ fn body_presence_is_checked() {
 
 #[test]
 fn ids_in_path_and_body_match() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     let mut put = |path: &str, id: &str| {
         let body = format!(r#"{{"drive_id": "{id}", "is_root_device": false, "path_on_host": "@/disk"}}"#);
-        let response = bench.request("PUT", path, bench.at(&body).as_bytes());
+        let response = fixture.request("PUT", path, fixture.at(&body).as_bytes());
         String::from_utf8_lossy(response.body()).into_owned()
     };
     assert_eq!(put("/drives/a-b_c.1:2", "a-b_c.1:2"), "");
@@ -117,7 +117,7 @@ fn ids_in_path_and_body_match() {
 
 #[test]
 fn unsupported_features_are_named() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     for (method, path, text) in [
         ("PUT", "/balloon", "The balloon is not part of mayfly."),
         ("GET", "/balloon/statistics", "The balloon is not part of mayfly."),
@@ -134,13 +134,13 @@ fn unsupported_features_are_named() {
         ("PUT", "/cpu-config", "CPU configuration is not part of mayfly."),
         ("GET", "/vsock", "A vsock is not part of mayfly."),
     ] {
-        assert_eq!(bench.expect_fault(method, path, "{}"), text, "{method} {path}");
+        assert_eq!(fixture.expect_fault(method, path, "{}"), text, "{method} {path}");
     }
     assert_eq!(
-        bench.expect_fault("PUT", "/vsock", r#"{"guest_cid": 3, "uds_path": "/v"}"#),
+        fixture.expect_fault("PUT", "/vsock", r#"{"guest_cid": 3, "uds_path": "/v"}"#),
         "The field guest_cid cannot be 3: vsock is not part of mayfly."
     );
-    bench.expect_no_content(
+    fixture.expect_no_content(
         "PUT",
         "/vsock",
         r#"{"guest_cid": 0, "uds_path": "", "vsock_id": ""}"#,
@@ -149,7 +149,7 @@ fn unsupported_features_are_named() {
 
 #[test]
 fn requests_require_start() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     for (method, path, body) in [
         ("PATCH", "/vm", r#"{"state": "Paused"}"#),
         ("PATCH", "/vm", r#"{"state": "Resumed"}"#),
@@ -160,53 +160,57 @@ fn requests_require_start() {
         ("DELETE", "/drives/a", ""),
         ("DELETE", "/network-interfaces/a", ""),
     ] {
-        assert_eq!(bench.expect_fault(method, path, body), BEFORE, "{method} {path}");
+        assert_eq!(
+            fixture.expect_fault(method, path, body),
+            BEFORE,
+            "{method} {path}"
+        );
     }
     assert_ne!(BEFORE, AFTER);
     assert_eq!(
-        bench.expect_fault("PUT", "/actions", r#"{"action_type": "InstanceStart"}"#),
+        fixture.expect_fault("PUT", "/actions", r#"{"action_type": "InstanceStart"}"#),
         "Start microvm error: Cannot start microvm without kernel configuration."
     );
 }
 
 #[test]
 fn failures_have_prefix_and_causes() {
-    let mut bench = Bench::new();
-    let boot = bench.expect_fault("PUT", "/boot-source", r#"{"kernel_image_path": "@/none"}"#);
+    let mut fixture = Fixture::new();
+    let boot = fixture.expect_fault("PUT", "/boot-source", r#"{"kernel_image_path": "@/none"}"#);
     assert!(
         boot.starts_with("Boot source error: ") && boot.contains("no such file"),
         "{boot}"
     );
     let drive = r#"{"drive_id": "a", "is_root_device": true, "path_on_host": "@/none"}"#;
-    let drive = bench.expect_fault("PUT", "/drives/a", drive);
+    let drive = fixture.expect_fault("PUT", "/drives/a", drive);
     assert!(
         drive.starts_with("Drive config error: ") && drive.contains("@/none"),
         "{drive}"
     );
     let machine = r#"{"vcpu_count": 1, "mem_size_mib": 17592186044415}"#;
-    let machine = bench.expect_fault("PUT", "/machine-config", machine);
+    let machine = fixture.expect_fault("PUT", "/machine-config", machine);
     assert!(machine.starts_with("Machine config error: "), "{machine}");
     let interface = r#"{"iface_id": "a", "host_dev_name": "", "guest_mac": "01:00:00:00:00:01"}"#;
     assert_eq!(
-        bench.expect_fault("PUT", "/network-interfaces/a", interface),
+        fixture.expect_fault("PUT", "/network-interfaces/a", interface),
         "Network config error: \"01:00:00:00:00:01\" is not a MAC address: use six bytes such as 02:00:00:00:00:01, the \
          first of which is even"
     );
     let interface = r#"{"iface_id": "a", "host_dev_name": "mayfly-no-tap"}"#;
-    let interface = bench.expect_fault("PUT", "/network-interfaces/a", interface);
+    let interface = fixture.expect_fault("PUT", "/network-interfaces/a", interface);
     assert!(interface.starts_with("Network config error: "), "{interface}");
     assert_eq!(
-        bench.expect_fault("PUT", "/logger", r#"{"module": "wrong"}"#),
+        fixture.expect_fault("PUT", "/logger", r#"{"module": "wrong"}"#),
         "Logger error: there is no such module"
     );
-    let serial = bench.expect_fault("PUT", "/serial", r#"{"serial_out_path": "@/none/x"}"#);
+    let serial = fixture.expect_fault("PUT", "/serial", r#"{"serial_out_path": "@/none/x"}"#);
     assert!(serial.starts_with("Serial config error: "), "{serial}");
     for (args, text) in [
         ("\u{e9}".to_owned(), "printable ASCII"),
         ("a".repeat(2048), "2047"),
     ] {
         let body = json!({"kernel_image_path": "@/kernel", "boot_args": args}).to_string();
-        let fault = bench.expect_fault("PUT", "/boot-source", &body);
+        let fault = fixture.expect_fault("PUT", "/boot-source", &body);
         assert!(
             fault.starts_with("Boot source error: boot_args") && fault.contains(text),
             "{fault}"
@@ -225,45 +229,45 @@ fn root_argument_counts_toward_boot_args() {
     let longest = 2047 - " root=/dev/vda rw".len();
     let text = "and 2048 with \"root=/dev/vda rw\" for the root drive";
 
-    let mut bench = Bench::new();
-    bench.expect_no_content("PUT", "/drives/a", &drive(true));
-    let fault = bench.expect_fault("PUT", "/boot-source", &boot(longest + 1));
+    let mut fixture = Fixture::new();
+    fixture.expect_no_content("PUT", "/drives/a", &drive(true));
+    let fault = fixture.expect_fault("PUT", "/boot-source", &boot(longest + 1));
     assert!(
         fault.starts_with("Boot source error: boot_args") && fault.contains(text),
         "{fault}"
     );
-    bench.expect_no_content("PUT", "/boot-source", &boot(longest));
-    bench.expect_no_content("PUT", "/drives/a", &drive(true));
+    fixture.expect_no_content("PUT", "/boot-source", &boot(longest));
+    fixture.expect_no_content("PUT", "/drives/a", &drive(true));
 
-    bench.reset();
-    bench.expect_no_content("PUT", "/boot-source", &boot(longest + 1));
-    let fault = bench.expect_fault("PUT", "/drives/a", &drive(true));
+    fixture.reset();
+    fixture.expect_no_content("PUT", "/boot-source", &boot(longest + 1));
+    let fault = fixture.expect_fault("PUT", "/drives/a", &drive(true));
     assert!(
         fault.starts_with("Drive config error: boot_args") && fault.contains(text),
         "{fault}"
     );
-    assert_eq!(bench.get("/vm/config")["drives"], json!([]));
-    bench.expect_no_content("PUT", "/drives/a", &drive(false));
-    bench.expect_no_content("PUT", "/boot-source", &boot(2047));
+    assert_eq!(fixture.get("/vm/config")["drives"], json!([]));
+    fixture.expect_no_content("PUT", "/drives/a", &drive(false));
+    fixture.expect_no_content("PUT", "/boot-source", &boot(2047));
 }
 
 #[test]
 fn machine_is_set_and_changed() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     let default = json!({"vcpu_count": 1, "mem_size_mib": 128, "smt": false, "track_dirty_pages": false,
         "huge_pages": "None"});
-    assert_eq!(bench.get("/machine-config"), default);
+    assert_eq!(fixture.get("/machine-config"), default);
     let body = r#"{"vcpu_count": 2, "mem_size_mib": 64, "ht_enabled": false, "track_dirty_pages": true,
         "huge_pages": "Transparent"}"#;
-    bench.expect_no_content("PUT", "/machine-config", body);
-    bench.expect_no_content(
+    fixture.expect_no_content("PUT", "/machine-config", body);
+    fixture.expect_no_content(
         "PATCH",
         "/machine-config",
         r#"{"mem_size_mib": 32, "vcpu_count": null}"#,
     );
     let changed = json!({"vcpu_count": 2, "mem_size_mib": 32, "smt": false, "track_dirty_pages": true,
         "huge_pages": "Transparent"});
-    assert_eq!(bench.get("/machine-config"), changed);
+    assert_eq!(fixture.get("/machine-config"), changed);
     for (field, value) in [
         ("smt", "true"),
         ("ht_enabled", "true"),
@@ -271,25 +275,25 @@ fn machine_is_set_and_changed() {
         ("cpu_template", r#""T2""#),
     ] {
         let body = format!(r#"{{"vcpu_count": 1, "mem_size_mib": 16, "{field}": {value}}}"#);
-        let fault = bench.expect_fault("PUT", "/machine-config", &body);
+        let fault = fixture.expect_fault("PUT", "/machine-config", &body);
         assert!(
             fault.starts_with(&format!("The field {field} cannot be {value}: ")),
             "{fault}"
         );
     }
-    assert_eq!(bench.get("/machine-config"), changed);
-    bench.expect_no_content(
+    assert_eq!(fixture.get("/machine-config"), changed);
+    fixture.expect_no_content(
         "PUT",
         "/machine-config",
         r#"{"vcpu_count": 1, "mem_size_mib": 128}"#,
     );
-    assert_eq!(bench.get("/machine-config"), default);
+    assert_eq!(fixture.get("/machine-config"), default);
 }
 
 #[test]
 fn deprecated_fields_set_header() {
-    let mut bench = Bench::new();
-    let mut request = |method, path, body: &str| bench.request(method, path, body.as_bytes());
+    let mut fixture = Fixture::new();
+    let mut request = |method, path, body: &str| fixture.request(method, path, body.as_bytes());
     let deprecated = crate::http::Response::no_content().deprecated();
     let body = r#"{"vcpu_count": 1, "mem_size_mib": 128, "cpu_template": "None"}"#;
     assert_eq!(request("PUT", "/machine-config", body), deprecated);
@@ -303,22 +307,22 @@ fn deprecated_fields_set_header() {
 
 #[test]
 fn instance_info_is_exact() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     assert_eq!(
-        bench.get("/"),
+        fixture.get("/"),
         json!({"id": "vm-1", "state": "Not started", "vmm_version": "1.2.3", "app_name": "mayfly"})
     );
-    assert_eq!(bench.get("/version"), json!({"firecracker_version": "1.2.3"}));
+    assert_eq!(fixture.get("/version"), json!({"firecracker_version": "1.2.3"}));
 }
 
 #[test]
 fn response_key_order_is_exact() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     let drive = r#"{"drive_id": "a", "is_root_device": true, "path_on_host": "@/disk"}"#;
-    bench.expect_no_content("PUT", "/drives/a", drive);
+    fixture.expect_no_content("PUT", "/drives/a", drive);
     let machine =
         r#"{"vcpu_count":1,"mem_size_mib":128,"smt":false,"track_dirty_pages":false,"huge_pages":"None"}"#;
-    let drive = bench.at(
+    let drive = fixture.at(
         r#"{"drive_id":"a","is_root_device":true,"path_on_host":"@/disk","is_read_only":false,"partuuid":null,"cache_type":"Unsafe","io_engine":"Sync","rate_limiter":null}"#,
     );
     let config = format!(
@@ -332,20 +336,20 @@ fn response_key_order_is_exact() {
         ("/machine-config", machine),
         ("/vm/config", &config),
     ] {
-        let response = bench.request("GET", path, b"");
+        let response = fixture.request("GET", path, b"");
         assert_eq!(String::from_utf8_lossy(response.body()), expected);
     }
 }
 
 #[test]
 fn vm_config_loads_as_configuration_file() {
-    let mut bench = Bench::new();
-    let empty = bench.get("/vm/config");
+    let mut fixture = Fixture::new();
+    let empty = fixture.get("/vm/config");
     assert_eq!(
         (&empty["boot-source"], &empty["drives"]),
         (&json!(null), &json!([]))
     );
-    bench.expect_no_content(
+    fixture.expect_no_content(
         "PUT",
         "/boot-source",
         r#"{"kernel_image_path": "@/kernel", "initrd_path": "@/initrd"}"#,
@@ -355,11 +359,11 @@ fn vm_config_loads_as_configuration_file() {
         r#"{{"drive_id": "data", "is_root_device": false, "path_on_host": "@/empty", "cache_type": "Writeback",
             "is_read_only": true, "rate_limiter": {limiter}}}"#
     );
-    bench.expect_no_content("PUT", "/drives/data", &drive);
+    fixture.expect_no_content("PUT", "/drives/data", &drive);
     let root =
         r#"{"drive_id": "root", "is_root_device": true, "path_on_host": "@/disk", "partuuid": "12-34"}"#;
-    bench.expect_no_content("PUT", "/drives/root", root);
-    let config = bench.get("/vm/config");
+    fixture.expect_no_content("PUT", "/drives/root", root);
+    let config = fixture.get("/vm/config");
     let args = crate::schema::DEFAULT_BOOT_ARGS;
     let boot = json!({"kernel_image_path": "@/kernel", "initrd_path": "@/initrd", "boot_args": args});
     assert_eq!(config["boot-source"], boot);
@@ -373,28 +377,28 @@ fn vm_config_loads_as_configuration_file() {
                 "rate_limiter": {"bandwidth": {"size": 9, "refill_time": 8, "one_time_burst": 7}, "ops": null}},
         ])
     );
-    assert_eq!(config["machine-config"], bench.get("/machine-config"));
+    assert_eq!(config["machine-config"], fixture.get("/machine-config"));
     // The response is a valid configuration file.
-    let text = bench.at(&config.to_string());
-    bench.reset();
-    bench.api.apply(&mut bench.control, &text).unwrap();
-    assert_eq!(bench.get("/vm/config"), config);
+    let text = fixture.at(&config.to_string());
+    fixture.reset();
+    fixture.api.apply(&mut fixture.control, &text).unwrap();
+    assert_eq!(fixture.get("/vm/config"), config);
 }
 
 #[test]
 fn logger_settings_reach_log() {
-    let mut bench = Bench::new();
-    bench.expect_no_content(
+    let mut fixture = Fixture::new();
+    fixture.expect_no_content(
         "PUT",
         "/logger",
         r#"{"log_path": "/l", "level": "warning", "show_level": true}"#,
     );
-    bench.expect_no_content(
+    fixture.expect_no_content(
         "PUT",
         "/logger",
         r#"{"show_log_origin": false, "module": "a::b", "level": null}"#,
     );
-    let settings = bench.log.0.borrow();
+    let settings = fixture.log.0.borrow();
     assert_eq!(settings[0].path.as_deref(), Some("/l".as_ref()));
     assert_eq!(
         (settings[0].level, settings[0].show_level),
@@ -413,21 +417,21 @@ fn logger_settings_reach_log() {
 
 #[test]
 fn responses_are_counted() {
-    let mut bench = Bench::new();
-    bench.get("/");
-    bench.expect_no_content("PUT", "/vsock", "{}");
-    bench.expect_fault("GET", "/foo", "");
-    let counters = *bench.api.process().counters();
+    let mut fixture = Fixture::new();
+    fixture.get("/");
+    fixture.expect_no_content("PUT", "/vsock", "{}");
+    fixture.expect_fault("GET", "/foo", "");
+    let counters = *fixture.api.process().counters();
     assert_eq!((counters.accepted, counters.refused), (2, 1));
 }
 
 #[test]
 fn metrics_and_specification_are_text() {
-    let mut bench = Bench::new();
-    let metrics = bench.request("GET", "/metrics", b"");
+    let mut fixture = Fixture::new();
+    let metrics = fixture.request("GET", "/metrics", b"");
     let expected = crate::http::Response::text("text/plain; version=0.0.4", metrics.body().to_vec());
     assert_eq!(metrics, expected);
-    let specification = bench.request("GET", "/openapi.yaml", b"");
+    let specification = fixture.request("GET", "/openapi.yaml", b"");
     let text = include_str!("../../../resources/openapi.yaml");
     assert_eq!(
         specification,
@@ -458,22 +462,22 @@ fn value() -> impl Strategy<Value = Value> {
     })
 }
 
-fn status(bench: &mut Bench, index: usize, body: &[u8]) -> u16 {
+fn status(fixture: &mut Fixture, index: usize, body: &[u8]) -> u16 {
     let route = &ROUTES[index % ROUTES.len()];
     let path = route.path.replace("{drive_id}", "a").replace("{iface_id}", "a");
-    bench.request(route.method.name(), &path, body).status()
+    fixture.request(route.method.name(), &path, body).status()
 }
 
 proptest! {
     #[test]
     fn random_body_gets_known_status(index in any::<usize>(), body in any::<Vec<u8>>()) {
-        let status = status(&mut Bench::new(), index, &body);
+        let status = status(&mut Fixture::new(), index, &body);
         prop_assert!([200, 204, 400].contains(&status));
     }
 
     #[test]
     fn random_path_gets_known_status(method in "(GET|PUT|PATCH|DELETE|HEAD|[A-Z]{1,9})", path in "/?\\PC{0,30}") {
-        let status = Bench::new().request(&method, &path, b"{}").status();
+        let status = Fixture::new().request(&method, &path, b"{}").status();
         prop_assert!([200, 204, 400].contains(&status));
     }
 
@@ -485,7 +489,7 @@ proptest! {
         let route = &ROUTES[index % ROUTES.len()];
         let Some(name) = route.body else { return Ok(()) };
         let schema = yaml()["components"]["schemas"][name].take();
-                // The example has paths of other files.
+        // The example has paths of other files.
         let mut body = schema["example"].clone();
         body["metrics_path"] = json!("/none/x");
         body["serial_out_path"] = json!("/none/x");
@@ -493,7 +497,7 @@ proptest! {
         for (place, value) in changes {
             body[names[place % names.len()]] = value;
         }
-        let status = status(&mut Bench::new(), index, body.to_string().as_bytes());
+        let status = status(&mut Fixture::new(), index, body.to_string().as_bytes());
         prop_assert!([200, 204, 400].contains(&status));
     }
 }

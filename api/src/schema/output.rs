@@ -43,7 +43,7 @@ schema! {
     /// Change of the log. A field without a value keeps the present setting.
     #[derive(Default, Deserialize)]
     body Logger {
-        /// File or FIFO for log messages, opened at once; stdout before it is set.
+        /// File or FIFO for log messages, opened at once; stderr before it is set.
         log_path: Option<PathBuf>;
         /// Most verbose level to log, in any case. Warn is Warning.
         #[serde(default, deserialize_with = "read_level")]

@@ -6,12 +6,12 @@ use vmm::control::Service;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::http::{HttpLimits, Server};
-use crate::testing::Bench;
+use crate::testing::Fixture;
 
 #[test]
 fn descriptor_serves_clients() {
     let mut path = PathBuf::new();
-    let mut bench = Bench::with(|socket| {
+    let mut fixture = Fixture::with(|socket| {
         path = socket.to_owned();
         Some(Server::bind(socket, HttpLimits::default()).unwrap())
     });
@@ -20,13 +20,13 @@ fn descriptor_serves_clients() {
     let epoll = Epoll::new().unwrap();
     let event = EpollEvent::new(EventSet::IN, 0);
     epoll
-        .ctl(ControlOperation::Add, bench.api.descriptor(), event)
+        .ctl(ControlOperation::Add, fixture.api.descriptor(), event)
         .unwrap();
     // The first call accepts the client, the second reads the request.
     for _ in 0..2 {
         let mut events = [EpollEvent::default()];
         while epoll.wait(-1, &mut events).unwrap_or(0) == 0 {}
-        bench.api.ready(&mut bench.control);
+        fixture.api.ready(&mut fixture.control);
     }
     let mut response = [0; 1024];
     client.set_nonblocking(true).unwrap();
@@ -41,31 +41,31 @@ fn descriptor_serves_clients() {
 
 #[test]
 fn metrics_file_is_set_once() {
-    let mut bench = Bench::new();
-    std::fs::write(bench.at("@/metrics"), "").unwrap();
-    bench.expect_no_content(
+    let mut fixture = Fixture::new();
+    std::fs::write(fixture.at("@/metrics"), "").unwrap();
+    fixture.expect_no_content(
         "PUT",
         "/metrics",
         r#"{"metrics_path": "@/metrics", "emit_id": false, "properties": {}}"#,
     );
     assert_eq!(
-        bench.expect_fault("PUT", "/metrics", r#"{"metrics_path": "@/metrics"}"#),
+        fixture.expect_fault("PUT", "/metrics", r#"{"metrics_path": "@/metrics"}"#),
         "Metrics error: cannot set the metrics file: it is set already, and can be set only once"
     );
-    bench.api.ready(&mut bench.control);
-    bench.api.finish(&bench.control);
+    fixture.api.ready(&mut fixture.control);
+    fixture.api.finish(&fixture.control);
 }
 
 #[test]
 fn reopen_reports_open_files() {
-    let mut bench = Bench::new();
-    assert!(!bench.api.reopen_logs());
-    bench.expect_no_content("PUT", "/logger", r#"{"level": "Info"}"#);
-    assert!(!bench.api.reopen_logs());
-    bench.expect_no_content("PUT", "/logger", r#"{"log_path": "/l"}"#);
-    assert!(bench.api.reopen_logs());
-    let mut bench = Bench::new();
-    std::fs::write(bench.at("@/metrics"), "").unwrap();
-    bench.expect_no_content("PUT", "/metrics", r#"{"metrics_path": "@/metrics"}"#);
-    assert!(bench.api.reopen_logs());
+    let mut fixture = Fixture::new();
+    assert!(!fixture.api.reopen_logs());
+    fixture.expect_no_content("PUT", "/logger", r#"{"level": "Info"}"#);
+    assert!(!fixture.api.reopen_logs());
+    fixture.expect_no_content("PUT", "/logger", r#"{"log_path": "/l"}"#);
+    assert!(fixture.api.reopen_logs());
+    let mut fixture = Fixture::new();
+    std::fs::write(fixture.at("@/metrics"), "").unwrap();
+    fixture.expect_no_content("PUT", "/metrics", r#"{"metrics_path": "@/metrics"}"#);
+    assert!(fixture.api.reopen_logs());
 }

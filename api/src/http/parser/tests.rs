@@ -290,7 +290,7 @@ proptest! {
         for part in parts {
             parser.feed(&part);
             while let Ok(Step::Continue | Step::Request { .. }) = parser.next() {}
-                        // A vector may allocate twice its length.
+            // A vector may allocate twice its length.
             prop_assert!(parser.footprint() <= 2 * (8192 + 1026 + 512 + 300));
             if parser.next().is_err() {
                 break;

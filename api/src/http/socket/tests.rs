@@ -9,7 +9,7 @@ use scratch::Directory;
 
 use super::*;
 
-fn connects(path: &Path) -> io::Result<UnixStream> {
+fn connect(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(path)
 }
 
@@ -25,7 +25,7 @@ fn bind_creates_only_its_path() {
     let socket = Socket::bind(&path).unwrap();
     assert_eq!(directory.names(), ["api.sock"]);
     assert_eq!(socket.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
-    let _client = connects(&path).unwrap();
+    let _client = connect(&path).unwrap();
     socket.accept().unwrap();
     drop(socket);
     assert!(directory.names().is_empty());
@@ -43,7 +43,7 @@ fn path_accepts_connections_at_once() {
         move || {
             while started.recv().is_ok() {
                 let result = loop {
-                    match connects(&path) {
+                    match connect(&path) {
                         Err(error) if error.kind() == ErrorKind::NotFound => {}
                         result => break result.map(drop),
                     }
@@ -69,7 +69,7 @@ fn stale_socket_is_replaced() {
     let path = directory.path("api.sock");
     create_stale(&path);
     let socket = Socket::bind(&path).unwrap();
-    connects(&path).unwrap();
+    connect(&path).unwrap();
     assert_eq!(directory.names(), ["api.sock"]);
     drop(socket);
 }
@@ -112,9 +112,9 @@ fn stale_socket_is_replaced_once() {
             .filter_map(|server| server.join().unwrap().ok())
             .collect();
         let [winner] = &won[..] else {
-            panic!("{} have it", won.len());
+            panic!("{} servers listen", won.len());
         };
-        let _client = connects(&path).unwrap();
+        let _client = connect(&path).unwrap();
         winner.accept().unwrap();
         assert_eq!(directory.names(), ["api.sock"]);
     }
@@ -146,7 +146,7 @@ fn path_length_is_limited() {
     let directory = Directory::new();
     let longest = path_of(&directory, MAX_SOCKET_PATH);
     let _socket = Socket::bind(&longest).unwrap();
-    connects(&longest).unwrap();
+    connect(&longest).unwrap();
     let error = Socket::bind(&path_of(&directory, MAX_SOCKET_PATH + 1)).unwrap_err();
     assert!(matches!(error, Error::Long { length: 108, .. }), "{error}");
 }
@@ -163,7 +163,7 @@ fn temporary_name_fits_long_directory() {
         assert!(names(&path).all(|other| other != path && other.as_os_str().len() == MAX_SOCKET_PATH));
         let _socket = Socket::bind(&path).unwrap();
         create_stale(&long.join("x"));
-        connects(&path).unwrap();
+        connect(&path).unwrap();
         fs::remove_file(long.join("x")).unwrap();
     }
     assert_eq!(fs::read_dir(&long).unwrap().count(), 0);
@@ -178,7 +178,7 @@ fn occupied_temporary_names_are_skipped() {
         create_stale(name);
     }
     let _socket = Socket::bind(&path).unwrap();
-    connects(&path).unwrap();
+    connect(&path).unwrap();
     assert!(taken.iter().all(|name| name.exists()));
     assert_eq!(directory.names().len(), 4);
 }
@@ -215,7 +215,7 @@ fn drop_keeps_replaced_file() {
     fs::remove_file(&path).unwrap();
     let second = Socket::bind(&path).unwrap();
     drop(first);
-    let mut client = connects(&path).unwrap();
+    let mut client = connect(&path).unwrap();
     drop(second.accept().unwrap());
     assert_eq!(client.read(&mut [0]).unwrap(), 0);
 }
@@ -227,12 +227,12 @@ fn rename_keeps_existing_file() {
     let hidden = directory.path("hidden");
     let _listener = UnixListener::bind(&hidden).unwrap();
     rename(&hidden, &path).unwrap();
-    connects(&path).unwrap();
+    connect(&path).unwrap();
     assert_eq!(directory.names(), ["api.sock"]);
     create_stale(&hidden);
     let error = rename(&hidden, &path).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
-    connects(&path).unwrap();
+    connect(&path).unwrap();
 }
 
 #[test]

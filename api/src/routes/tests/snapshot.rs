@@ -11,7 +11,7 @@ use vmm::control::{
 
 use super::{AFTER, BEFORE};
 use crate::schema::{self, Schema, SnapshotCreate, SnapshotLoad};
-use crate::testing::Bench;
+use crate::testing::Fixture;
 
 const CREATE: &str = "/snapshot/create";
 const LOAD: &str = "/snapshot/load";
@@ -39,14 +39,14 @@ fn error<T: Schema + std::fmt::Debug>(body: &Value) -> String {
 
 #[test]
 fn create_requires_start() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     for kind in ["Full", "Diff"] {
         let body = format!(
             r#"{{"snapshot_type": "{kind}", "snapshot_path": "@/state", "mem_file_path": "@/memory"}}"#
         );
-        assert_eq!(bench.expect_fault("PUT", CREATE, &body), BEFORE);
+        assert_eq!(fixture.expect_fault("PUT", CREATE, &body), BEFORE);
     }
-    assert!(!std::fs::exists(bench.at("@/state")).unwrap());
+    assert!(!std::fs::exists(fixture.at("@/state")).unwrap());
     assert_ne!(BEFORE, AFTER);
 }
 
@@ -63,34 +63,34 @@ fn load_after_configuration_is_rejected() {
             r#"{"drive_id": "a", "is_root_device": false, "path_on_host": "@/disk"}"#,
         ),
     ] {
-        let mut bench = Bench::new();
-        bench.expect_no_content("PUT", path, config);
-        assert_eq!(bench.expect_fault("PUT", LOAD, body), CONFIGURED, "{path}");
+        let mut fixture = Fixture::new();
+        fixture.expect_no_content("PUT", path, config);
+        assert_eq!(fixture.expect_fault("PUT", LOAD, body), CONFIGURED, "{path}");
     }
-    let mut bench = Bench::new();
-    bench.expect_no_content("PATCH", "/machine-config", r#"{"vcpu_count": 1}"#);
-    assert_eq!(bench.expect_fault("PUT", LOAD, body), CONFIGURED);
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
+    fixture.expect_no_content("PATCH", "/machine-config", r#"{"vcpu_count": 1}"#);
+    assert_eq!(fixture.expect_fault("PUT", LOAD, body), CONFIGURED);
+    let mut fixture = Fixture::new();
     // A rejected request changes nothing.
-    bench.expect_fault(
+    fixture.expect_fault(
         "PUT",
         "/machine-config",
         r#"{"vcpu_count": 33, "mem_size_mib": 128}"#,
     );
-    bench.expect_fault("PUT", "/boot-source", r#"{"kernel_image_path": "@/none"}"#);
-    bench.expect_no_content("PUT", "/serial", r#"{"serial_out_path": "@/serial"}"#);
-    bench.expect_no_content("PUT", "/logger", r#"{"level": "Info"}"#);
-    let fault = bench.expect_fault("PUT", LOAD, body);
+    fixture.expect_fault("PUT", "/boot-source", r#"{"kernel_image_path": "@/none"}"#);
+    fixture.expect_no_content("PUT", "/serial", r#"{"serial_out_path": "@/serial"}"#);
+    fixture.expect_no_content("PUT", "/logger", r#"{"level": "Info"}"#);
+    let fault = fixture.expect_fault("PUT", LOAD, body);
     assert!(
         fault.starts_with("Load snapshot error: cannot use the state file: ") && fault.contains("@/none"),
         "{fault}"
     );
-    assert_eq!(bench.get("/")["state"], "Not started");
+    assert_eq!(fixture.get("/")["state"], "Not started");
 }
 
 #[test]
 fn load_requires_one_memory_source() {
-    let mut bench = Bench::new();
+    let mut fixture = Fixture::new();
     let json = "An error occurred when deserializing the json body of a request: ";
     for (body, text) in [
         (
@@ -108,7 +108,7 @@ fn load_requires_one_memory_source() {
         ),
     ] {
         assert_eq!(
-            bench.expect_fault("PUT", LOAD, &body.to_string()),
+            fixture.expect_fault("PUT", LOAD, &body.to_string()),
             format!("{json}{text}"),
             "{body}"
         );

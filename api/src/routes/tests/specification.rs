@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::super::ROUTES;
-use crate::testing::{Bench, resolve, specification};
+use crate::testing::{Fixture, resolve, specification};
 
 fn body(operation: &Value) -> Option<String> {
     let content = &operation.get("requestBody")?["content"]["application/json"];
@@ -92,25 +92,25 @@ fn check(specification: &Value, schema: &Value, value: &Value, place: &str) {
 #[test]
 fn responses_match_specification() {
     let specification = specification();
-    let mut bench = Bench::new();
-    bench.expect_no_content("PUT", "/boot-source", r#"{"kernel_image_path": "@/kernel"}"#);
+    let mut fixture = Fixture::new();
+    fixture.expect_no_content("PUT", "/boot-source", r#"{"kernel_image_path": "@/kernel"}"#);
     let limiter = r#"{"ops": {"size": 9, "refill_time": 8, "one_time_burst": 7}}"#;
     let drive = format!(
         r#"{{"drive_id": "a", "is_root_device": true, "path_on_host": "@/disk", "rate_limiter": {limiter}}}"#
     );
-    bench.expect_no_content("PUT", "/drives/a", &drive);
+    fixture.expect_no_content("PUT", "/drives/a", &drive);
     for route in ROUTES.iter().filter(|route| route.method.name() == "GET") {
         let content = &specification["paths"][route.path]["get"]["responses"]["200"]["content"];
         if let Some(json) = content.get("application/json") {
             check(
                 &specification,
                 &json["schema"],
-                &bench.get(route.path),
+                &fixture.get(route.path),
                 route.path,
             );
         }
     }
-    let fault = bench.request("GET", "/foo", b"");
+    let fault = fixture.request("GET", "/foo", b"");
     let fault: Value = serde_json::from_slice(fault.body()).unwrap();
     check(
         &specification,

@@ -156,7 +156,7 @@ fn truncated_request_is_rejected() {
         assert_eq!(fixture.process(), Wait::Nothing);
         assert_eq!(
             fixture.received(),
-            invalid_request_bytes("The request ends before its head or its body does.")
+            invalid_request_bytes("The request ends before its head and body are complete.")
         );
     }
 }
