@@ -12,7 +12,7 @@ use vmm::memory::Bytes;
 /// Describes the image at `path`: format, segments, notes and boot protocols.
 ///
 /// # Errors
-/// [`Error`] when the file is no image, or the image supports no protocol.
+/// [`Error`] if the file is no image, or the image supports no protocol.
 pub fn inspect(path: &Path) -> Result<String, Error> {
     let image = Image::open(path, Native::ARCHITECTURE)?;
     let info = image.info();

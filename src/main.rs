@@ -1,6 +1,6 @@
 //! mayfly: a minimal virtual machine monitor for unikernels on KVM.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | `process` | initialization, processor time, death by a signal |
 //! | `cli` | arguments, help texts, options in error messages, `mayfly ctl` |

@@ -10,7 +10,7 @@ use crate::session::{Error, SessionSetup, StartError};
 /// `started_at`.
 ///
 /// # Errors
-/// [`Error`] when the snapshot cannot be loaded, or the VM fails other than by its guest.
+/// [`Error`] if the snapshot cannot be loaded, the event loop fails, or the trace cannot be written.
 pub fn restore(restore: RestoreArgs, started_at: Instant, exec: Duration) -> Result<u8, Error> {
     let setup = SessionSetup::prepare(restore.session, started_at)?;
     setup.run(exec, OptionSet::Restore, |control| {

@@ -14,7 +14,7 @@ use crate::session::{Error, SessionSetup};
 /// `started_at`.
 ///
 /// # Errors
-/// [`Error`] when the VM cannot start, or fails other than by its guest.
+/// [`Error`] if the VM cannot start, the event loop fails, or the trace cannot be written.
 pub fn run(run: RunArgs, started_at: Instant, exec: Duration) -> Result<u8, Error> {
     let setup = SessionSetup::prepare(run.session, started_at)?;
     let image = setup

@@ -56,7 +56,7 @@ pub enum Error {
 /// Serves a VM to its end. Returns the exit status. Times count from `started_at`.
 ///
 /// # Errors
-/// [`Error`] when the API cannot be opened, the configuration file cannot be used, or the event loop fails.
+/// [`Error`] if the API cannot be opened, the configuration file cannot be used, or the event loop fails.
 pub fn serve(options: FirecrackerArgs, started_at: Instant) -> Result<u8, Error> {
     let api = ApiOptions {
         socket: options.socket.as_deref(),

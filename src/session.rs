@@ -134,7 +134,7 @@ impl ApiOptions<'_> {
     /// Opens the API socket and the log.
     ///
     /// # Errors
-    /// [`ApiError`] when either cannot be opened.
+    /// [`ApiError`] if either cannot be opened.
     pub fn open(self) -> Result<Api, ApiError> {
         // The socket comes first: clients wait for its file, and the kernel queues their connections until they are served.
         let bound = self.socket.map(|path| Server::bind(path, self.limits));
@@ -173,7 +173,7 @@ impl SessionSetup {
     /// Opens the files and the socket of `session`. Times count from `started_at`.
     ///
     /// # Errors
-    /// [`Error`] when one of them cannot be opened.
+    /// [`Error`] if one of them cannot be opened.
     pub fn prepare(session: SessionArgs, started_at: Instant) -> Result<Self, Error> {
         // Before the guest runs: a wrong path must not cost a run. Before signals are blocked: opening a FIFO may block.
         let trace = session.trace.clone().map(Trace::create).transpose()?;
@@ -197,7 +197,7 @@ impl SessionSetup {
     /// time of the process before its first measurement; `options` are those of the command.
     ///
     /// # Errors
-    /// [`Error`] when the VM cannot start, the event loop fails, or the trace cannot be written.
+    /// [`Error`] if the VM cannot start, the event loop fails, or the trace cannot be written.
     pub fn run(
         self,
         exec: Duration,
@@ -258,7 +258,7 @@ pub struct Unclaimed {
 /// Starts a VM by `start`, with stdin and stdout as its serial console, and runs it to its end. Serves `api` meanwhile.
 ///
 /// # Errors
-/// [`Error`] when the VM cannot start or the event loop fails.
+/// [`Error`] if the VM cannot start or the event loop fails.
 pub fn start_and_wait(
     timeline: &Arc<Timeline>,
     mut api: Option<Api>,
@@ -283,7 +283,7 @@ pub fn start_and_wait(
 /// Blocks the signals that end a VM and returns them. They stay pending until the event loop reads them.
 ///
 /// # Errors
-/// [`Error::System`] when the mask cannot be changed.
+/// [`Error::System`] if the mask cannot be changed.
 pub fn block_signals() -> Result<Vec<libc::c_int>, Error> {
     let signals = event_loop::not_ignored(&SIGNALS);
     event_loop::block_signals(&signals).map_err(|source| Error::System {

@@ -63,7 +63,7 @@ pub enum Error {
 /// Creates a snapshot of a running VM, which is paused meanwhile. A VM that was paused before stays paused.
 ///
 /// # Errors
-/// [`Error`] when the VM rejects a request or cannot be reached. The VM resumes even if no snapshot was created.
+/// [`Error`] if the VM rejects a request or cannot be reached. The VM resumes even if no snapshot was created.
 pub fn create(args: &SnapshotArgs) -> Result<(), Error> {
     let vm = VmClient(Client::new(&args.socket, TIMEOUT));
     let instance = vm.request("read the instance state", "GET", "/", None)?;
@@ -135,7 +135,7 @@ pub fn format_version() -> String {
 /// Returns the format version of the state file at `path`, also of one that mayfly cannot load.
 ///
 /// # Errors
-/// [`Error::Read`] when `path` is not a state file.
+/// [`Error::Read`] if `path` is not a state file.
 pub fn describe_format(path: &Path) -> Result<String, Error> {
     state_version(path).map(format_number).map_err(Error::Read)
 }
@@ -161,7 +161,7 @@ fn working_set_info(path: &Path) -> Option<String> {
 /// Describes the snapshot in the directory `path`, or the state file or working set at `path`.
 ///
 /// # Errors
-/// [`Error::Read`] when `path` is none of them.
+/// [`Error::Read`] if `path` is none of them.
 pub fn info(path: &Path) -> Result<String, Error> {
     let state = if path.is_dir() {
         path.join(STATE)
@@ -226,7 +226,7 @@ pub fn info(path: &Path) -> Result<String, Error> {
 /// Merges the diff snapshots in all directories but the first, in order, into the snapshot in the first.
 ///
 /// # Errors
-/// [`Error::Merge`] when one cannot be merged; those before it are merged.
+/// [`Error::Merge`] if one cannot be merged; those before it are merged.
 pub fn merge(directories: &[PathBuf]) -> Result<String, Error> {
     let Some((base, diffs)) = directories.split_first() else {
         return Ok(String::new());

@@ -134,11 +134,11 @@ impl<'a> Deadline<'a> {
 
     /// Returns the remaining time, which is not zero.
     fn remaining(&self) -> Result<Duration, Error> {
-        let left = self.timeout.saturating_sub(self.start.elapsed());
-        if left.is_zero() {
+        let remaining = self.timeout.saturating_sub(self.start.elapsed());
+        if remaining.is_zero() {
             return Err(self.timeout_error());
         }
-        Ok(left)
+        Ok(remaining)
     }
 
     fn timeout_error(&self) -> Error {
@@ -228,10 +228,10 @@ impl<'a> Exchange<'a> {
 
     fn send(&mut self, mut request: &[u8]) -> Result<(), Error> {
         while !request.is_empty() {
-            let left = Some(self.deadline.remaining()?);
+            let remaining = Some(self.deadline.remaining()?);
             let written = self
                 .stream
-                .set_write_timeout(left)
+                .set_write_timeout(remaining)
                 .and_then(|()| self.stream.write(request));
             match written {
                 Ok(count) => request = &request[count..],
@@ -248,10 +248,10 @@ impl<'a> Exchange<'a> {
     fn receive(&mut self) -> Result<usize, Error> {
         let mut chunk = [0; CHUNK_SIZE];
         loop {
-            let left = Some(self.deadline.remaining()?);
+            let remaining = Some(self.deadline.remaining()?);
             let read = self
                 .stream
-                .set_read_timeout(left)
+                .set_read_timeout(remaining)
                 .and_then(|()| self.stream.read(&mut chunk));
             match read {
                 Ok(count) => {

@@ -260,7 +260,7 @@ mod tests {
         });
         let lines = messages(&fs::read(&path).unwrap());
         assert_eq!(lines.len(), 400);
-        assert!(lines.iter().all(|one| *one == one[..1].repeat(1000)));
+        assert!(lines.iter().all(|line| *line == line[..1].repeat(1000)));
     }
 
     #[test]
@@ -300,29 +300,29 @@ mod tests {
     fn long_message_is_truncated_before_its_note() {
         for shift in 0..4 {
             let text = "x".repeat(shift) + &"€".repeat(ATOMIC);
-            let one = Line {
+            let long = Line {
                 note: " (3 dropped)",
                 ..line(&text)
             };
-            let one = one.render();
+            let rendered = long.render();
             assert!(
-                one.ends_with("€ (3 dropped)\n") && one.len() <= ATOMIC,
+                rendered.ends_with("€ (3 dropped)\n") && rendered.len() <= ATOMIC,
                 "{}",
-                one.len()
+                rendered.len()
             );
-            assert!(one.len() > ATOMIC - 4, "{}", one.len());
+            assert!(rendered.len() > ATOMIC - 4, "{}", rendered.len());
         }
     }
 
     #[test]
     fn long_fields_are_truncated() {
         let long = "y".repeat(2 * ATOMIC);
-        let one = Line {
+        let truncated = Line {
             id: &long,
             note: &long,
             ..line(&long)
         };
-        assert_eq!(one.render().len(), ATOMIC);
+        assert_eq!(truncated.render().len(), ATOMIC);
     }
 
     #[test]

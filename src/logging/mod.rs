@@ -1,6 +1,6 @@
 //! Messages of mayfly and the log of the libraries, to stderr or to a file. Neither blocks for long.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | `file` | the log file, its lines and their timestamps |
 //! | `stderr` | writes to stderr, and the limit of log messages |

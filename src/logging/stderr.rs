@@ -50,8 +50,8 @@ fn write(file: OwnedFd, text: &str, timeout: Duration) -> bool {
         match writer.write(rest) {
             Ok(written) => rest = &rest[written..],
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let left = timeout.saturating_sub(start.elapsed());
-                if left.is_zero() || writer.wait(left).is_err() {
+                let remaining = timeout.saturating_sub(start.elapsed());
+                if remaining.is_zero() || writer.wait(remaining).is_err() {
                     return false;
                 }
             }

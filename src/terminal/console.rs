@@ -33,7 +33,7 @@ pub enum Error {
 /// Opens the console. A terminal on stdin is in raw mode until the console is dropped.
 ///
 /// # Errors
-/// [`Error`] when stdin or stdout cannot be used.
+/// [`Error`] if stdin or stdout cannot be used.
 pub fn open() -> Result<Console, Error> {
     let duplicate = |file| move |source| Error::Duplicate { file, source };
     let stdout = io::stdout().as_fd().try_clone_to_owned();

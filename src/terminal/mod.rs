@@ -6,7 +6,7 @@
 //! The modes are restored at every end of the process except by SIGKILL: when [`Terminal`] is dropped, by a panic hook, and by
 //! handlers of fatal signals.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | `console` | stdin and stdout as the guest's serial console |
 //! | `escape` | the keys that control mayfly |
@@ -119,7 +119,7 @@ impl Terminal {
     /// When the process continues after a stop (SIGCONT), the terminal is set to raw mode again.
     ///
     /// # Errors
-    /// [`Error`] when a system call fails; the modes are unchanged.
+    /// [`Error`] if a system call fails; the modes are unchanged.
     pub fn enter(terminal: BorrowedFd<'_>) -> Result<Self, Error> {
         let terminal = terminal.as_raw_fd();
         let before = modes(terminal).map_err(|source| Error::Read { source })?;

@@ -77,12 +77,12 @@ fn logger_section_is_applied_first() {
     let mut fixture = Fixture::new();
     let text =
         r#"{"boot-source": {"kernel_image_path": "@/none"}, "logger": {"log_path": "/l", "level": "Debug"}}"#;
-    let wrong = apply(&mut fixture, text).unwrap_err();
+    let message = apply(&mut fixture, text).unwrap_err();
     assert!(
-        wrong.starts_with(
+        message.starts_with(
             "cannot apply section \"boot-source\" of the configuration file: Boot source error: "
         ),
-        "{wrong}"
+        "{message}"
     );
     assert_eq!(fixture.log.0.borrow().len(), 1);
 }
@@ -134,7 +134,7 @@ fn errors_name_section() {
             "the configuration file has no \"boot-source\"",
         ),
     ] {
-        let wrong = apply(&mut Fixture::new(), &text).unwrap_err();
-        assert!(wrong.starts_with(expected), "{text}: {wrong}");
+        let message = apply(&mut Fixture::new(), &text).unwrap_err();
+        assert!(message.starts_with(expected), "{text}: {message}");
     }
 }

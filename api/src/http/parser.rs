@@ -381,17 +381,17 @@ impl Body {
         limits: &HttpLimits,
     ) -> Result<Option<usize>, RequestError> {
         match self.at {
-            Position::Rest(left) | Position::Chunk(left) => {
-                let count = left.min(input.len());
+            Position::Rest(remaining) | Position::Chunk(remaining) => {
+                let count = remaining.min(input.len());
                 if content.is_empty() && count > 0 {
-                    content.reserve_exact(left);
+                    content.reserve_exact(remaining);
                 }
                 content.extend_from_slice(&input[..count]);
-                self.at = match (self.at, left - count) {
+                self.at = match (self.at, remaining - count) {
                     (Position::Rest(_), 0) => Position::End,
-                    (Position::Rest(_), left) => Position::Rest(left),
+                    (Position::Rest(_), remaining) => Position::Rest(remaining),
                     (_, 0) => Position::ChunkEnd,
-                    (_, left) => Position::Chunk(left),
+                    (_, remaining) => Position::Chunk(remaining),
                 };
                 Ok((count > 0).then_some(count))
             }
@@ -510,7 +510,7 @@ pub(super) enum RequestError {
     )]
     TransferEncoding(String),
     #[error(
-        "Invalid path {0:?}: after each % come two hexadecimal digits, and together they are UTF-8 text."
+        "Invalid path {0:?}: each % must precede two hexadecimal digits, and the decoded path must be UTF-8 without control characters."
     )]
     Path(String),
     #[error("Invalid chunk of a body: {0:?}.")]

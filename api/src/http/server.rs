@@ -331,10 +331,10 @@ impl Connection {
 
     /// Executes a batch of the pending requests.
     fn execute(&mut self, handler: &mut dyn Handler) {
-        let mut left = REQUESTS;
+        let mut remaining = REQUESTS;
         self.more = false;
         while self.phase == Phase::Open {
-            if left == 0 || self.output.len() > MAX_PENDING {
+            if remaining == 0 || self.output.len() > MAX_PENDING {
                 self.more = true;
                 return;
             }
@@ -342,7 +342,7 @@ impl Connection {
                 Ok(Step::Incomplete) => return,
                 Ok(Step::Continue) => self.output.extend_from_slice(CONTINUE),
                 Ok(Step::Request { request, last }) => {
-                    left -= 1;
+                    remaining -= 1;
                     let head_only = request.method.name() == "HEAD";
                     handler.handle(&request).write(&mut self.output, head_only);
                     // Firecracker keeps the connection open after `Connection: close`. A client that reads until the

@@ -196,8 +196,8 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
 
 /// Returns true if a process listens at `path`.
 ///
-/// A stream connection would block while the queue is full, and would have to be served. A datagram socket is rejected
-/// at once: for the wrong type with a listener (EPROTOTYPE), as a refused connection without.
+/// A stream connection would block while the queue is full, and would have to be served. The kernel rejects a datagram
+/// socket immediately: with EPROTOTYPE if a process listens, with ECONNREFUSED otherwise.
 fn is_live(path: &Path) -> Result<bool, Error> {
     let connected = UnixDatagram::unbound().and_then(|probe| probe.connect(path));
     match connected {

@@ -17,27 +17,42 @@ const INTERFACES: [Direction; 5] = [
     (
         "mayfly_net_packets_total",
         "Delivered packets: receive is to the guest, transmit from the guest.",
-        |one| [one.metrics.receive.packets, one.metrics.transmit.packets],
+        |interface| {
+            [
+                interface.metrics.receive.packets,
+                interface.metrics.transmit.packets,
+            ]
+        },
     ),
     (
         "mayfly_net_bytes_total",
         "Bytes of the frames in delivered packets.",
-        |one| [one.metrics.receive.bytes, one.metrics.transmit.bytes],
+        |interface| [interface.metrics.receive.bytes, interface.metrics.transmit.bytes],
     ),
     (
         "mayfly_net_drops_total",
         "Dropped packets: too long, too short, or larger than the guest's buffers.",
-        |one| [one.metrics.receive.drops, one.metrics.transmit.drops],
+        |interface| [interface.metrics.receive.drops, interface.metrics.transmit.drops],
     ),
     (
         "mayfly_net_errors_total",
         "Packets that the backend failed to send or receive.",
-        |one| [one.metrics.receive.errors, one.metrics.transmit.errors],
+        |interface| {
+            [
+                interface.metrics.receive.errors,
+                interface.metrics.transmit.errors,
+            ]
+        },
     ),
     (
         "mayfly_net_throttled_total",
         "Number of times that the rate limiter stopped the queue.",
-        |one| [one.metrics.receive.throttled, one.metrics.transmit.throttled],
+        |interface| {
+            [
+                interface.metrics.receive.throttled,
+                interface.metrics.transmit.throttled,
+            ]
+        },
     ),
 ];
 

@@ -34,15 +34,15 @@ pub(super) fn full() -> VmMetrics {
         });
     }
     for id in ["rootfs", "a\"b\\c\nd"] {
-        let mut one = BlockMetrics::default();
-        (one.reads, one.writes) = (number(), number());
-        (one.read_bytes, one.written_bytes) = (number(), number());
-        (one.flushes, one.discards, one.errors) = (number(), number(), number());
-        (one.throttled, one.malformed) = (number(), number());
+        let mut block = BlockMetrics::default();
+        (block.reads, block.writes) = (number(), number());
+        (block.read_bytes, block.written_bytes) = (number(), number());
+        (block.flushes, block.discards, block.errors) = (number(), number(), number());
+        (block.throttled, block.malformed) = (number(), number());
         for latency in [
-            &mut one.read_latency,
-            &mut one.write_latency,
-            &mut one.flush_latency,
+            &mut block.read_latency,
+            &mut block.write_latency,
+            &mut block.flush_latency,
         ] {
             let us = number() * 1000;
             (0..number()).for_each(|_| latency.record(Duration::from_micros(us)));
@@ -50,14 +50,14 @@ pub(super) fn full() -> VmMetrics {
         }
         metrics.devices.push(DeviceMetrics {
             id: id.into(),
-            counters: DeviceCounters::Drive(Box::new(one)),
+            counters: DeviceCounters::Drive(Box::new(block)),
         });
     }
     for id in ["net1", "br-0"] {
         let mut net = NetMetrics::default();
-        for one in [&mut net.receive, &mut net.transmit] {
-            (one.packets, one.bytes, one.drops) = (number(), number(), number());
-            (one.errors, one.throttled) = (number(), number());
+        for direction in [&mut net.receive, &mut net.transmit] {
+            (direction.packets, direction.bytes, direction.drops) = (number(), number(), number());
+            (direction.errors, direction.throttled) = (number(), number());
         }
         metrics.devices.push(DeviceMetrics {
             id: id.into(),

@@ -106,11 +106,11 @@ fn ids_in_path_and_body_match() {
     assert_eq!(put("/drives/a-b_c.1:2", "a-b_c.1:2"), "");
     assert!(put("/drives/a", "b").contains("The id from the path does not match the id from the body!"));
     assert!(put("/drives/a", "").contains("The ID cannot be empty."));
-    for wrong in ["a b", "\u{e9}", "a\\u0000", "{}"] {
-        let path = format!("/drives/{}", wrong.replace("\\u0000", "\0"));
+    for invalid in ["a b", "\u{e9}", "a\\u0000", "{}"] {
+        let path = format!("/drives/{}", invalid.replace("\\u0000", "\0"));
         assert!(
-            put(&path, wrong).contains("API Resource IDs can only contain"),
-            "{wrong}"
+            put(&path, invalid).contains("API Resource IDs can only contain"),
+            "{invalid}"
         );
     }
 }

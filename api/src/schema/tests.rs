@@ -163,8 +163,8 @@ impl Probe<'_> {
     /// Probes each property of the objects in the list at the path.
     fn list(&self, items: &Value) {
         self.accepts(json!([]));
-        for wrong in [json!(null), json!(1), json!("x"), json!([])] {
-            self.rejects(json!([items["example"], wrong]));
+        for invalid in [json!(null), json!(1), json!("x"), json!([])] {
+            self.rejects(json!([items["example"], invalid]));
         }
         let probe = Probe {
             body: self.with(Some(json!([items["example"], items["example"]]))),
@@ -214,8 +214,12 @@ fn types_match_specification() {
         };
         (body_type.read)(&schema["example"]).unwrap();
         probe.object(schema);
-        for wrong in [json!(null), json!([]), json!("x"), json!(1)] {
-            assert!((body_type.read)(&wrong).is_err(), "{}: {wrong}", body_type.name);
+        for invalid in [json!(null), json!([]), json!("x"), json!(1)] {
+            assert!(
+                (body_type.read)(&invalid).is_err(),
+                "{}: {invalid}",
+                body_type.name
+            );
         }
     }
 }

@@ -350,9 +350,9 @@ mod tests {
         ] {
             options(line);
         }
-        let one = options("--api-sock S --id a-1 --level warning --log-path L");
+        let args = options("--api-sock S --id a-1 --level warning --log-path L");
         assert_eq!(
-            (one.socket, one.id.as_str(), one.log.level, one.log.path),
+            (args.socket, args.id.as_str(), args.log.level, args.log.path),
             (
                 Some(PathBuf::from("S")),
                 "a-1",

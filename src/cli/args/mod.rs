@@ -1,6 +1,6 @@
 //! The command line: [`parse`] turns it into a [`Command`].
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | `run`, `snapshot` | the arguments of `mayfly run` and of the snapshot commands |
 //! | `session` | the options of `mayfly run` and `mayfly restore` alike |

@@ -1,6 +1,6 @@
 //! `mayfly ctl`: one request to the API of a running mayfly.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | `args` | the command line, and [`Ctl`], its result |
 //! | `request` | a request, its response, and the errors of both |
@@ -24,7 +24,7 @@ pub use request::Error;
 /// Sends the requests of `ctl` and returns the text to print. Reads `stdin` only for a request body of `-`.
 ///
 /// # Errors
-/// [`Error`] when the server cannot be reached, rejects a request, or sends a response that cannot be displayed.
+/// [`Error`] if the server cannot be reached, rejects a request, or sends a response that cannot be displayed.
 pub fn run(ctl: &Ctl, stdin: &mut dyn Read) -> Result<Vec<u8>, Error> {
     let server = Server {
         client: Client::new(&ctl.socket, ctl.timeout),

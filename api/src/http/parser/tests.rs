@@ -16,21 +16,21 @@ fn limits() -> HttpLimits {
 /// Feeds `parts` to a parser. Returns all steps, and the error at the end.
 fn read<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<Result<Step, String>> {
     let mut parser = Parser::new(limits());
-    let mut seen = Vec::new();
+    let mut steps = Vec::new();
     for part in parts {
         parser.feed(part);
         loop {
             match parser.next() {
                 Ok(Step::Incomplete) => break,
-                Ok(step) => seen.push(Ok(step)),
+                Ok(step) => steps.push(Ok(step)),
                 Err(error) => {
-                    seen.push(Err(error.text()));
-                    return seen;
+                    steps.push(Err(error.text()));
+                    return steps;
                 }
             }
         }
     }
-    seen
+    steps
 }
 
 fn read_text(text: &str) -> Vec<Result<Step, String>> {
@@ -57,11 +57,11 @@ fn chunks(text: &str) -> Vec<Result<Step, String>> {
 
 #[test]
 fn pipelined_requests_are_separated() {
-    let seen = read_text(
+    let steps = read_text(
         "\r\nPUT /a HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}\r\nGET /b HTTP/1.1\r\n\r\nGET /c HTTP/1.1\r\n",
     );
     assert_eq!(
-        seen,
+        steps,
         [request(Method::Put, "/a", "{}"), request(Method::Get, "/b", "")]
     );
 }
@@ -82,10 +82,10 @@ fn continue_precedes_body_once() {
 
 #[test]
 fn oversized_body_gets_no_continue() {
-    let seen = read_text("PUT /a HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 513\r\n\r\n");
-    assert_eq!(seen.len(), 1);
+    let steps = read_text("PUT /a HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 513\r\n\r\n");
+    assert_eq!(steps.len(), 1);
     assert!(
-        seen[0]
+        steps[0]
             .as_ref()
             .unwrap_err()
             .starts_with("Request payload with size 513")
@@ -108,7 +108,7 @@ fn chunks_are_joined() {
 
 #[test]
 fn invalid_chunks_are_rejected() {
-    for wrong in [
+    for invalid in [
         "\r\n",
         "g\r\n",
         "-1\r\n",
@@ -124,10 +124,10 @@ fn invalid_chunks_are_rejected() {
         "0\r\n: x\r\n\r\n",
         "0\r\na b: x\r\n\r\n",
     ] {
-        let seen = chunks(wrong);
+        let steps = chunks(invalid);
         assert!(
-            seen[0].as_ref().unwrap_err().starts_with("Invalid chunk"),
-            "{wrong:?}: {seen:?}"
+            steps[0].as_ref().unwrap_err().starts_with("Invalid chunk"),
+            "{invalid:?}: {steps:?}"
         );
     }
     assert!(chunks("1\na")[0].is_err());
@@ -267,10 +267,10 @@ proptest! {
     ) {
         let (expected, bytes): (Vec<_>, Vec<_>) = requests.into_iter().unzip();
         let bytes = [bytes.concat(), garbage, b"\n\n\n".to_vec()].concat();
-        let seen = read(cut(&bytes, &lengths));
-        prop_assert_eq!(&seen[..expected.len()], &expected[..]);
-        prop_assert!(seen.last().unwrap().is_err());
-        prop_assert_eq!(seen, read([&bytes[..]]));
+        let steps = read(cut(&bytes, &lengths));
+        prop_assert_eq!(&steps[..expected.len()], &expected[..]);
+        prop_assert!(steps.last().unwrap().is_err());
+        prop_assert_eq!(steps, read([&bytes[..]]));
     }
 
     #[test]

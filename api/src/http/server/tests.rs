@@ -141,10 +141,10 @@ fn client_above_limit_is_rejected() {
 fn rejected_clients_do_not_accumulate() {
     let mut fixture = Fixture::new();
     let _served: Vec<_> = (0..10).map(|_| fixture.client()).collect();
-    let mut away: Vec<_> = (0..50).map(|_| fixture.client()).collect();
+    let mut rejected: Vec<_> = (0..50).map(|_| fixture.client()).collect();
     fixture.serve_all();
     assert_eq!(fixture.open(), 20);
-    for client in &mut away {
+    for client in &mut rejected {
         let (text, ended) = received(client);
         assert!(text.starts_with("HTTP/1.1 503 \r\n") && ended, "{text}");
     }

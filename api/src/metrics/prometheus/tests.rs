@@ -135,7 +135,12 @@ fn value(families: &[Family], name: &str, labels: &[(&str, &str)]) -> f64 {
     let mut found = families
         .iter()
         .flat_map(|family| &family.samples)
-        .filter(|one| one.name == name && labels.iter().all(|(name, value)| one.label(name) == Some(value)));
+        .filter(|sample| {
+            sample.name == name
+                && labels
+                    .iter()
+                    .all(|(name, value)| sample.label(name) == Some(value))
+        });
     let first = found.next().unwrap_or_else(|| panic!("no {name} {labels:?}"));
     assert!(found.next().is_none(), "more than one {name} {labels:?}");
     first.value
@@ -187,7 +192,7 @@ fn histogram_buckets_are_cumulative() {
     for (labels, samples) in series {
         let buckets: Vec<_> = samples
             .iter()
-            .filter_map(|one| one.label("le").map(|le| (le, one.value)))
+            .filter_map(|sample| sample.label("le").map(|le| (le, sample.value)))
             .collect();
         let bounds: Vec<f64> = buckets.iter().map(|(le, _)| le.parse().unwrap()).collect();
         assert!(bounds.is_sorted_by(|a, b| a < b), "{labels:?} {bounds:?}");
@@ -195,8 +200,8 @@ fn histogram_buckets_are_cumulative() {
         assert_eq!((bounds[0], buckets.last().unwrap().0), (1e-6, "+Inf"));
         let ends: Vec<_> = samples
             .iter()
-            .filter(|one| one.name.ends_with("_count"))
-            .map(|one| one.value)
+            .filter(|sample| sample.name.ends_with("_count"))
+            .map(|sample| sample.value)
             .collect();
         assert_eq!(ends, [buckets.last().unwrap().1], "{labels:?}");
     }
@@ -221,7 +226,7 @@ fn all_metrics_are_exposed() {
     let samples: Vec<f64> = families
         .iter()
         .flat_map(|family| &family.samples)
-        .map(|one| one.value)
+        .map(|sample| sample.value)
         .collect();
     let leaves = leaves(&serde_json::to_value(&metrics).unwrap());
     assert!(leaves.len() > 100, "{}", leaves.len());
@@ -245,13 +250,16 @@ fn samples_have_labels() {
         metrics.phases[2].start
     );
     let drives = metrics.drives();
-    let (drive, one) = (drives[1].id, drives[1].metrics);
+    let (drive, counters) = (drives[1].id, drives[1].metrics);
     let write = [("drive", drive), ("operation", "write")];
-    assert_eq!(of("mayfly_drive_requests_total", &write), exact(one.writes));
-    assert_eq!(of("mayfly_drive_bytes_total", &write), exact(one.written_bytes));
+    assert_eq!(of("mayfly_drive_requests_total", &write), exact(counters.writes));
+    assert_eq!(
+        of("mayfly_drive_bytes_total", &write),
+        exact(counters.written_bytes)
+    );
     assert_eq!(
         of("mayfly_drive_latency_seconds_count", &write),
-        exact(one.write_latency.count())
+        exact(counters.write_latency.count())
     );
     let net = metrics.interfaces()[0];
     let transmit = [("interface", net.id), ("direction", "transmit")];
@@ -303,8 +311,8 @@ proptest! {
         metrics.devices[2].id = format!("{name}{other}");
         let families = parse(&prometheus(&metrics, &counters()));
         let samples = || families.iter().flat_map(|family| &family.samples);
-        prop_assert!(samples().any(|one| one.label("interface") == Some(metrics.interfaces()[0].id)));
-        let drives = samples().filter(|one| one.label("drive") == Some(&name)).count();
+        prop_assert!(samples().any(|sample| sample.label("interface") == Some(metrics.interfaces()[0].id)));
+        let drives = samples().filter(|sample| sample.label("drive") == Some(&name)).count();
         // 4 of requests, 2 of bytes, 3 of other counters, 3 histograms of 24 buckets, +Inf, sum and count.
         prop_assert_eq!(drives, 9 + 3 * 27);
     }

@@ -45,9 +45,9 @@ fn target_is_split_into_path_and_query() {
 #[test]
 fn percent_encoding_is_decoded() {
     assert_eq!(path("/a%20b%c3%A9").unwrap().0, "/a b\u{e9}");
-    for wrong in ["/%", "/%2", "/%zz", "/%+1", "/%ff", "/a%00", "/a%0d%0a"] {
-        let rejected = read(&format!("GET {wrong} HTTP/1.1\r\n\r\n"));
-        assert!(matches!(rejected, Err(RequestError::Path(_))), "{wrong}");
+    for invalid in ["/%", "/%2", "/%zz", "/%+1", "/%ff", "/a%00", "/a%0d%0a"] {
+        let rejected = read(&format!("GET {invalid} HTTP/1.1\r\n\r\n"));
+        assert!(matches!(rejected, Err(RequestError::Path(_))), "{invalid}");
     }
 }
 
@@ -61,30 +61,33 @@ fn framing_headers_are_checked() {
         Framing::Length(7)
     );
     assert_eq!(framing("transfer-encoding:\tChunked\r\n"), Framing::Chunked);
-    for wrong in ["", "x", "+1", "-1", "1 2", "1,1", "0x1", "99999999999999999999"] {
-        let rejected = with(&format!("Content-Length: {wrong}\r\n"));
+    for invalid in ["", "x", "+1", "-1", "1 2", "1,1", "0x1", "99999999999999999999"] {
+        let rejected = with(&format!("Content-Length: {invalid}\r\n"));
         assert!(
             matches!(rejected, Err(RequestError::ContentLength(_))),
-            "{wrong:?}"
+            "{invalid:?}"
         );
     }
-    for wrong in [
+    for invalid in [
         "Content-Length: 1\r\nContent-Length: 2\r\n",
         "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
         "Transfer-Encoding: chunked\r\nContent-Length: 0\r\n",
     ] {
-        assert!(matches!(with(wrong), Err(RequestError::Conflict)), "{wrong:?}");
+        assert!(
+            matches!(with(invalid), Err(RequestError::Conflict)),
+            "{invalid:?}"
+        );
     }
-    for wrong in [
+    for invalid in [
         "gzip",
         "gzip, chunked",
         "identity",
         "chunked\r\nTransfer-Encoding: chunked",
     ] {
-        let rejected = with(&format!("Transfer-Encoding: {wrong}\r\n"));
+        let rejected = with(&format!("Transfer-Encoding: {invalid}\r\n"));
         assert!(
             matches!(rejected, Err(RequestError::TransferEncoding(_))),
-            "{wrong:?}"
+            "{invalid:?}"
         );
     }
 }
@@ -121,7 +124,7 @@ fn expect_and_connection_headers_are_read() {
 
 #[test]
 fn invalid_head_is_rejected() {
-    for wrong in [
+    for invalid in [
         "GET /\r\n\r\n",
         " GET / HTTP/1.1\r\n\r\n",
         " / HTTP/1.1\r\n\r\n",
@@ -137,8 +140,8 @@ fn invalid_head_is_rejected() {
         "GET /\0 HTTP/1.1\r\n\r\n",
         "GET / HTTP/1.1\r\na: b\rc\r\n\r\n",
     ] {
-        let error = read(wrong).unwrap_err();
-        assert!(matches!(error, RequestError::Head(_)), "{wrong:?}");
+        let error = read(invalid).unwrap_err();
+        assert!(matches!(error, RequestError::Head(_)), "{invalid:?}");
         assert!(
             error
                 .text()
