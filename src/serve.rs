@@ -28,7 +28,7 @@ pub enum Error {
     #[error("cannot write metrics: {0}")]
     Metrics(String),
     /// The configuration file cannot be read.
-    #[error("cannot read the configuration {}", path.display())]
+    #[error("cannot read the configuration file {}", path.display())]
     ReadConfig {
         /// Path of the file.
         path: PathBuf,
@@ -37,7 +37,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The configuration is invalid.
-    #[error("cannot use the configuration {}", path.display())]
+    #[error("cannot use the configuration file {}", path.display())]
     Config {
         /// Path of the file.
         path: PathBuf,
