@@ -24,7 +24,8 @@ struct SignalMask {
     blocked: [u8; 8],
 }
 
-/// Calls `work`, in which KVM_RUN returns after KVM's pending work and before guest entry. The calling thread must be bound to a [`Kick`](crate::kvm::Kick).
+/// Calls `work`, in which KVM_RUN returns after KVM's pending work and before guest entry. The calling thread must be bound to a
+/// [`Kick`](crate::kvm::Kick).
 ///
 /// A kick during `work` is lost: the caller must check the gate afterwards.
 ///
