@@ -185,8 +185,8 @@ pub fn info(path: &Path) -> Result<String, Error> {
     line(
         "holds",
         match header.contents {
-            Contents::Whole => "all of the memory (full snapshot)".into(),
-            Contents::Difference => {
+            Contents::Full => "all of the memory (full snapshot)".into(),
+            Contents::Diff => {
                 "changed pages only (diff snapshot); merge it into its base by mayfly snapshot-merge".into()
             }
         },

@@ -146,7 +146,7 @@ fn config_option(error: &config::Error) -> Option<&'static str> {
 fn restore_option(error: &(dyn Error + 'static)) -> Option<String> {
     let option = if let Some(error) = error.downcast_ref() {
         match error {
-            LoadSnapshotError::Difference(_) => "mayfly snapshot-merge",
+            LoadSnapshotError::Diff(_) => "mayfly snapshot-merge",
             LoadSnapshotError::Unknown { kind, .. } => match kind {
                 DeviceKind::Drive => "--disk ID=PATH",
                 DeviceKind::Interface => "--net ID=BACKEND",
@@ -307,7 +307,7 @@ mod tests {
             };
             expect_option(&unknown, OptionSet::Restore, option);
         }
-        let diff = LoadSnapshotError::Difference("memory".into());
+        let diff = LoadSnapshotError::Diff("memory".into());
         expect_option(&diff, OptionSet::Restore, "mayfly snapshot-merge");
     }
 

@@ -67,8 +67,6 @@ pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod persistence;
-#[cfg(test)]
-mod saved_format;
 pub mod timeline;
 pub mod vcpu;
 pub mod vm;

@@ -144,9 +144,9 @@ pub enum FormatError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contents {
     /// All pages; a hole is zeros.
-    Whole,
+    Full,
     /// Pages that differ from a base, into which the file must be merged; a hole is pages of the base.
-    Difference,
+    Diff,
 }
 
 /// Properties of a host that a snapshot depends on.
@@ -261,8 +261,8 @@ impl Header {
             Architecture::Aarch64 => 2,
         };
         let contents: u16 = match self.contents {
-            Contents::Whole => 0,
-            Contents::Difference => 1,
+            Contents::Full => 0,
+            Contents::Diff => 1,
         };
         let mut front = Vec::with_capacity(FIXED + self.host.cpu.len());
         front.extend(MAGIC);
@@ -293,8 +293,8 @@ impl Header {
             other => return Err(field("architecture", other.into())),
         };
         let contents = match u16::from_le_bytes(bytes(fixed, 22)) {
-            0 => Contents::Whole,
-            1 => Contents::Difference,
+            0 => Contents::Full,
+            1 => Contents::Diff,
             other => return Err(field("contents", other.into())),
         };
         let page_size = u32::from_le_bytes(bytes(fixed, 16));

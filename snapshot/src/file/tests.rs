@@ -29,7 +29,7 @@ fn header() -> Header {
             cpu: "Grünkern 3000".into(),
         },
         memory: 128 << 20,
-        contents: Contents::Difference,
+        contents: Contents::Diff,
     }
 }
 

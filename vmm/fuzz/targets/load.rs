@@ -32,7 +32,7 @@ static HEADER: LazyLock<Vec<u8>> = LazyLock::new(|| {
             cpu: Native::cpu_identity(),
         },
         memory: MEMORY,
-        contents: Contents::Whole,
+        contents: Contents::Full,
     };
     let path = std::env::temp_dir().join(format!("mayfly-fuzz-{}", std::process::id()));
     file::write_bytes(&path, &header, &[]).expect("cannot write the state file");

@@ -184,8 +184,8 @@ impl MemoryDump {
         // Without a loaded snapshot a Diff holds all touched pages, and is complete.
         let is_fresh = matches!(source.origin, dump::PageOrigin::Fresh);
         match self {
-            Self::Diff(_) if !is_fresh => Contents::Difference,
-            _ => Contents::Whole,
+            Self::Diff(_) if !is_fresh => Contents::Diff,
+            _ => Contents::Full,
         }
     }
 

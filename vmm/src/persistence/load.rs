@@ -28,7 +28,7 @@ pub enum Error {
     #[error(
         "cannot load {0:?}: it belongs to a Diff snapshot; merge it into the snapshot that it differs from"
     )]
-    Difference(PathBuf),
+    Diff(PathBuf),
     /// The configuration is missing or damaged.
     #[error("cannot read the configuration of the machine from the state file")]
     Sections(#[source] section::Error),
@@ -120,8 +120,8 @@ impl LoadSnapshotParams {
             file::read(&self.state, Some(&host_identity()))
         });
         let state = read.map_err(Error::State)?;
-        if state.header().contents == Contents::Difference {
-            return Err(Error::Difference(self.state.clone()));
+        if state.header().contents == Contents::Diff {
+            return Err(Error::Diff(self.state.clone()));
         }
         let mut sections = state.reader().map_err(Error::Sections)?;
         let config: VmConfig = sections.read(MACHINE).map_err(Error::Sections)?;

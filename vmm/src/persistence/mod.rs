@@ -70,17 +70,17 @@ pub fn merge_snapshots(
     base: (PathBuf, PathBuf),
 ) -> Result<dump::DumpStats, MergeError> {
     let diff_state = file::read(&diff.0, None).map_err(MergeError::State)?;
-    if diff_state.header().contents == Contents::Whole {
+    if diff_state.header().contents == Contents::Full {
         return Err(MergeError::NotDiff(diff.0));
     }
     let base_state = file::read(&base.0, None).map_err(MergeError::State)?;
-    if base_state.header().contents == Contents::Difference {
+    if base_state.header().contents == Contents::Diff {
         return Err(MergeError::BaseIsDiff(base.0));
     }
     file::remove(&base.0).map_err(MergeError::State)?;
     let written = dump::merge_diff(&diff.1, &base.1).map_err(MergeError::Memory)?;
     let header = Header {
-        contents: Contents::Whole,
+        contents: Contents::Full,
         ..diff_state.header().clone()
     };
     file::write_bytes(&base.0, &header, diff_state.sections()).map_err(MergeError::State)?;

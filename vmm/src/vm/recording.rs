@@ -144,7 +144,7 @@ mod tests {
                 cpu: String::new(),
             },
             memory: page_size(),
-            contents: Contents::Whole,
+            contents: Contents::Full,
         };
         let state = Temporary::missing();
         file::write(state.path(), &header, ArchiveWriter::new()).unwrap();

@@ -19,6 +19,8 @@ pub mod irqchip;
 pub mod layout;
 pub mod msr;
 pub mod platform;
+#[cfg(test)]
+mod saved_format;
 pub mod vcpu_state;
 
 pub use platform::X86_64;

@@ -41,7 +41,7 @@ fn header() -> Header {
             cpu: String::new(),
         },
         memory: PAGES * page_size(),
-        contents: Contents::Whole,
+        contents: Contents::Full,
     }
 }
 

@@ -15,15 +15,15 @@ use scratch::Directory;
 use snapshot::file::{self, Contents};
 use snapshot::{ArchiveReader, ArchiveWriter, Persist, Schema};
 
+use super::clock::ClockState;
 use crate::ErrorChain;
-use crate::arch::x86_64::clock::ClockState;
 use crate::config::{IrqchipMode, VmConfig};
 use crate::vcpu::NativeVcpuState;
 
 type StateOf<T> = <T as Persist>::State;
 
 fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/testdata/2c9d1da.state")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/arch/x86_64/testdata/2c9d1da.state")
 }
 
 /// Sections of the fixture, and of its copy.
@@ -86,7 +86,7 @@ fn state_file_of_2c9d1da_round_trip_is_identical() {
     let state = file::read(&fixture(), None).unwrap();
     let header = state.header();
     assert_eq!(header.host.cpu, "AuthenticAMD family 0x19 model 0x11");
-    assert_eq!((header.memory, header.contents), (32 << 20, Contents::Whole));
+    assert_eq!((header.memory, header.contents), (32 << 20, Contents::Full));
     let mut sections = Sections {
         reader: state.reader().unwrap(),
         writer: ArchiveWriter::new(),
