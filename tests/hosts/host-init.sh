@@ -13,7 +13,7 @@ stty -F /dev/ttyS1 raw
 exec >/dev/ttyS1 2>&1
 export MAYFLY=/bin/mayfly MAYFLY_EMULATED_HOST=1
 
-# The sign that the emulation itself still runs (machine.rs looks for it). It goes to the console: among what the scenarios
+# The sign that the emulation itself still runs (qemu.rs looks for it). It goes to the console: among what the scenarios
 # print it could end up in the middle of a line.
 while sleep 5; do cut -d ' ' -f 1 /proc/uptime; done >/dev/console &
 

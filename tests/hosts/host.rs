@@ -9,7 +9,7 @@ use std::time::Instant;
 use std::{env, fs};
 
 use crate::contents;
-use crate::machine::{self, Qemu};
+use crate::qemu::{self, Qemu};
 use crate::report::Report;
 
 /// Set inside the emulated host.
@@ -27,7 +27,7 @@ enum Error {
     #[error("cannot put the emulated host's files together")]
     Contents(#[source] contents::Error),
     #[error("cannot run the emulated host")]
-    Machine(#[source] machine::Error),
+    Machine(#[source] qemu::Error),
 }
 
 /// All verdicts, made by whichever test asks first.

@@ -6,7 +6,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`host`] | the verdicts of the scenarios, from a machine that is booted once for all of them |
-//! | [`machine`] | one boot of it under QEMU, with its time limits |
+//! | [`qemu`] | one boot of it under QEMU, with its time limits |
 //! | [`report`] | what the machine says about the scenarios, read line by line |
 //! | [`contents`] | the files in the machine, and in Linux when it is the guest |
 //! | [`archive`] | the format they are packed in |
@@ -35,12 +35,12 @@ mod guest;
 mod host;
 mod images;
 mod linux;
-mod machine;
 #[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../docs/pages.rs"]
 mod pages;
 mod processor;
 mod programs;
+mod qemu;
 mod report;
 mod snapshots;
 mod virtio;

@@ -6,7 +6,7 @@
 //! | [`programs`] | the scenarios that the emulated host runs too |
 //! | [`command`] | what mayfly prints, and its exit status |
 //! | [`console`] | readers that stall, writers that do not, terminals |
-//! | [`order`] | the order of the calls on KVM, of a start and of a restore |
+//! | [`kvm_call_order`] | the order of the calls on KVM, of a start and of a restore |
 //! | [`calls`] | the system calls of a process |
 //! | [`state`] | the state of machines, from one into another |
 //! | [`loader`] | state files that are not what was written |
@@ -45,9 +45,9 @@ mod docs;
 #[path = "../hosts/guest.rs"]
 mod guest;
 mod guests;
+mod kvm_call_order;
 mod loader;
 mod network;
-mod order;
 #[allow(dead_code, reason = "tests/docs.rs splits the commands")]
 #[path = "../docs/pages.rs"]
 mod pages;

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::bare::{in_own_mounts, mount};
+use super::chroot::{in_own_mounts, mount};
 use super::http::DONE;
 use super::killed::{CREATE, Content, Moment, Series, interrupt, names};
 use super::served::ApiProcess;

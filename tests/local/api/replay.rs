@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
-use super::configured::{URUNC_1, URUNC_2, URUNC_3};
+use super::config_file::{URUNC_1, URUNC_2, URUNC_3};
 use super::http::{Client, DONE, fault, go, json};
 use super::served::{ApiProcess, Directory, fifo};
 use crate::guests::{file, program};

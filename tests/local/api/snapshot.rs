@@ -1,7 +1,7 @@
 //! Snapshots of real guests: what one process has frozen goes on in another.
 
 mod devices;
-mod refused;
+mod rejected;
 mod urunc;
 mod working_set;
 

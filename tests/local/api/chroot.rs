@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{fs, io, thread};
 
-use super::configured::{URUNC_1, URUNC_2, URUNC_3};
+use super::config_file::{URUNC_1, URUNC_2, URUNC_3};
 use super::http::DONE;
 use super::served::{ApiProcess, Directory};
 use super::snapshot::{PAUSED, count, goes_on};

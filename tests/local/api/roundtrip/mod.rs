@@ -1,8 +1,8 @@
 //! Everything returns: guests that notice when anything of theirs is lost, doubled or not as it was.
 
-mod chain;
 mod clock;
 mod disk;
+mod packets;
 
 use std::path::PathBuf;
 use std::process::Command;
