@@ -1,44 +1,44 @@
-//! The `newc` cpio format, which Linux unpacks as its first file system (Documentation/driver-api/early-userspace).
+//! The `newc` cpio format of an initramfs (Documentation/driver-api/early-userspace/buffer-format.rst).
 
 use std::io::{self, Write};
 
 const DIRECTORY: u32 = 0o040_755;
 const EXECUTABLE: u32 = 0o100_755;
 
-/// An archive that is being written. Names are relative to the root; a directory comes before what is in it.
+/// Writer of an archive. Names are relative to the root; a directory precedes its entries.
 pub struct Archive<W: Write> {
-    to: W,
+    output: W,
     entries: u32,
 }
 
 impl<W: Write> Archive<W> {
-    /// An archive without entries.
-    pub fn new(to: W) -> Self {
-        Self { to, entries: 0 }
+    /// Creates an archive without entries.
+    pub fn new(output: W) -> Self {
+        Self { output, entries: 0 }
     }
 
     /// Adds an empty directory.
-    pub fn directory(&mut self, name: &str) -> io::Result<()> {
-        self.entry(name, DIRECTORY, &[])
+    pub fn add_directory(&mut self, name: &str) -> io::Result<()> {
+        self.write_entry(name, DIRECTORY, &[])
     }
 
-    /// Adds a file that may be read and executed.
-    pub fn file(&mut self, name: &str, contents: &[u8]) -> io::Result<()> {
-        self.entry(name, EXECUTABLE, contents)
+    /// Adds an executable file.
+    pub fn add_file(&mut self, name: &str, contents: &[u8]) -> io::Result<()> {
+        self.write_entry(name, EXECUTABLE, contents)
     }
 
-    /// Ends the archive and gives back what it was written to.
+    /// Writes the trailer and returns the output.
     pub fn finish(mut self) -> io::Result<W> {
-        self.entry("TRAILER!!!", 0, &[])?;
-        self.to.flush()?;
-        Ok(self.to)
+        self.write_entry("TRAILER!!!", 0, &[])?;
+        self.output.flush()?;
+        Ok(self.output)
     }
 
-    fn entry(&mut self, name: &str, mode: u32, contents: &[u8]) -> io::Result<()> {
+    fn write_entry(&mut self, name: &str, mode: u32, contents: &[u8]) -> io::Result<()> {
         let size = u32::try_from(contents.len()).map_err(io::Error::other)?;
         let name_size = u32::try_from(name.len() + 1).map_err(io::Error::other)?;
         self.entries += 1;
-        // inode, mode, owner, group, links, time, size, device (2), special device (2), size of the name, checksum
+        // Fields: inode, mode, owner, group, links, time, size, device (2), special device (2), size of the name, checksum.
         let fields = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
         let mut header = String::from("070701");
         for field in fields {
@@ -46,14 +46,14 @@ impl<W: Write> Archive<W> {
         }
         header.push_str(name);
         header.push('\0');
-        self.padded(header.as_bytes())?;
-        self.padded(contents)
+        self.write_padded(header.as_bytes())?;
+        self.write_padded(contents)
     }
 
-    /// Header and contents each end at a multiple of 4 bytes.
-    fn padded(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.to.write_all(bytes)?;
-        self.to
+    /// Writes `bytes`, padded to a multiple of 4.
+    fn write_padded(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.output.write_all(bytes)?;
+        self.output
             .write_all(&[0; 3][..bytes.len().next_multiple_of(4) - bytes.len()])
     }
 }
@@ -63,10 +63,10 @@ mod tests {
     use super::Archive;
 
     #[test]
-    fn entries_are_padded_and_the_last_one_is_the_trailer() {
+    fn entries_are_padded_and_trailer_is_last() {
         let mut archive = Archive::new(Vec::new());
-        archive.directory("bin").unwrap();
-        archive.file("bin/sh", b"12345").unwrap();
+        archive.add_directory("bin").unwrap();
+        archive.add_file("bin/sh", b"12345").unwrap();
         let bytes = archive.finish().unwrap();
 
         assert_eq!(bytes.len(), (110 + 4 + 2) + (110 + 7 + 3) + 8 + (110 + 11 + 3));

@@ -1,4 +1,4 @@
-//! The files in the emulated host, and in Linux when it is the guest.
+//! Files in the emulated host and in its Linux guest.
 
 use std::env;
 use std::fs::{self, File};
@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 
 use crate::archive::Archive;
 
-/// Kernel, modules and images as `make setup` fetches them.
+/// Kernel, modules and images, fetched by `make setup`.
 const FETCHED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache/hosts/x86_64-2");
-/// Test guests as `make build` builds them.
+/// Test guests, built by `make build`.
 const GUESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/guests/x86_64");
 
-/// The images that run as guests.
+/// Images that run as guests.
 const IMAGES: [&str; 4] = ["vmlinuz", "vmlinux", "memtest86+", "xen"];
 const MODULES: [&str; 4] = ["irqbypass.ko", "kvm.ko", "kvm-amd.ko", "tun.ko"];
-/// Modules of Linux as a guest; guest-init.sh loads them in their order.
+/// Modules of the Linux guest, in the order of guest-init.sh.
 const GUEST_MODULES: [&str; 7] = [
     "virtio_ring.ko",
     "virtio.ko",
@@ -25,7 +25,7 @@ const GUEST_MODULES: [&str; 7] = [
     "net_failover.ko",
     "virtio_net.ko",
 ];
-/// What makes, checks and looks into ext4 images.
+/// Tools that create, check and read ext4 images.
 const EXT4_TOOLS: [&str; 3] = ["mke2fs", "e2fsck", "debugfs"];
 const LIBRARIES: [&str; 7] = [
     "libext2fs.so.2",
@@ -36,44 +36,44 @@ const LIBRARIES: [&str; 7] = [
     "libuuid.so.1",
     "libc.so.6",
 ];
-/// What the tools name as their interpreter, whatever the distribution.
+/// ELF interpreter of the tools.
 const LOADER: &str = "ld-linux-x86-64.so.2";
 
-/// Why the files could not be put together.
+/// Error of the assembly of the files.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file that setup fetches cannot be read.
-    #[error("cannot read {path:?}; `make setup` fetches it")]
+    /// Cannot read a fetched file.
+    #[error("cannot read {path:?}; run `make setup` to fetch it")]
     Fetched {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: io::Error,
     },
-    /// A file that the build makes cannot be read.
-    #[error("cannot read {path:?}; `make build` builds it")]
+    /// Cannot read a built file.
+    #[error("cannot read {path:?}; run `make build` to build it")]
     Built {
         /// The file or directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: io::Error,
     },
-    /// The archive cannot be written.
+    /// Cannot write the archive.
     #[error("cannot write {path:?}")]
     Write {
         /// The archive.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: io::Error,
     },
 }
 
-/// The kernel that the emulated host boots.
+/// Returns the path of the host's kernel.
 pub fn kernel() -> PathBuf {
     Path::new(FETCHED).join("vmlinuz")
 }
 
-/// Writes the host's first file system to `path`; the host will run `scenarios`.
+/// Writes the host's initramfs, with the list `scenarios`, to `path`.
 pub fn write(path: &Path, scenarios: &[String]) -> Result<(), Error> {
     let files = collect(scenarios)?;
     pack(path, &files).map_err(|source| Error::Write {
@@ -88,36 +88,42 @@ fn collect(scenarios: &[String]) -> Result<Files, Error> {
     let mayfly = env::var_os("MAYFLY").unwrap_or_else(|| env!("CARGO_BIN_EXE_mayfly").into());
     let this_program = env::current_exe().unwrap_or_default();
     let list: String = scenarios.iter().map(|name| format!("{name}\n")).collect();
-    let busybox = fetched("busybox")?;
+    let busybox = read_fetched("busybox")?;
     let mut files = vec![
         ("init".to_owned(), include_bytes!("host-init.sh").to_vec()),
         ("scenarios".to_owned(), list.into_bytes()),
-        ("bin/mayfly".to_owned(), built(Path::new(&mayfly))?),
-        ("bin/scenarios".to_owned(), built(&this_program)?),
-        ("images/initrd".to_owned(), guest_initrd(&busybox)?),
+        ("bin/mayfly".to_owned(), read_built(Path::new(&mayfly))?),
+        ("bin/scenarios".to_owned(), read_built(&this_program)?),
+        ("images/initrd".to_owned(), build_guest_initrd(&busybox)?),
         ("bin/busybox".to_owned(), busybox),
     ];
     for module in MODULES {
         files.push((
             format!("modules/{module}"),
-            fetched(&format!("modules/{module}"))?,
+            read_fetched(&format!("modules/{module}"))?,
         ));
     }
     for image in IMAGES {
-        files.push((format!("images/{image}"), fetched(image)?));
+        files.push((format!("images/{image}"), read_fetched(image)?));
     }
     for tool in EXT4_TOOLS {
-        files.push((format!("bin/{tool}"), fetched(&format!("ext4/{tool}"))?));
+        files.push((format!("bin/{tool}"), read_fetched(&format!("ext4/{tool}"))?));
     }
     for library in LIBRARIES {
-        files.push((format!("lib/{library}"), fetched(&format!("ext4/lib/{library}"))?));
+        files.push((
+            format!("lib/{library}"),
+            read_fetched(&format!("ext4/lib/{library}"))?,
+        ));
     }
-    files.push((format!("lib64/{LOADER}"), fetched(&format!("ext4/lib/{LOADER}"))?));
-    files.extend(guests()?);
+    files.push((
+        format!("lib64/{LOADER}"),
+        read_fetched(&format!("ext4/lib/{LOADER}"))?,
+    ));
+    files.extend(read_guests()?);
     Ok(files)
 }
 
-fn guests() -> Result<Files, Error> {
+fn read_guests() -> Result<Files, Error> {
     let unreadable = |source| Error::Built {
         path: GUESTS.into(),
         source,
@@ -127,25 +133,25 @@ fn guests() -> Result<Files, Error> {
         let path = entry.map_err(unreadable)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if path.is_file() {
-            guests.push((format!("guests/{name}"), built(&path)?));
+            guests.push((format!("guests/{name}"), read_built(&path)?));
         }
     }
     Ok(guests)
 }
 
-fn guest_initrd(busybox: &[u8]) -> Result<Vec<u8>, Error> {
+fn build_guest_initrd(busybox: &[u8]) -> Result<Vec<u8>, Error> {
     let mut archive = Archive::new(Vec::new());
     for directory in ["bin", "dev", "mnt", "modules", "proc", "sys"] {
-        archive.directory(directory).unwrap();
+        archive.add_directory(directory).unwrap();
     }
-    archive.file("init", include_bytes!("guest-init.sh")).unwrap();
-    archive.file("bin/busybox", busybox).unwrap();
+    archive.add_file("init", include_bytes!("guest-init.sh")).unwrap();
+    archive.add_file("bin/busybox", busybox).unwrap();
     archive
-        .file("bin/virtio", include_bytes!("guest-virtio.sh"))
+        .add_file("bin/virtio", include_bytes!("guest-virtio.sh"))
         .unwrap();
     for module in GUEST_MODULES {
         let name = format!("modules/{module}");
-        archive.file(&name, &fetched(&name)?).unwrap();
+        archive.add_file(&name, &read_fetched(&name)?).unwrap();
     }
     Ok(archive.finish().unwrap())
 }
@@ -155,20 +161,20 @@ fn pack(path: &Path, files: &Files) -> io::Result<()> {
     for directory in [
         "bin", "dev", "guests", "images", "lib", "lib64", "modules", "proc", "sys", "tmp",
     ] {
-        archive.directory(directory)?;
+        archive.add_directory(directory)?;
     }
     for (name, contents) in files {
-        archive.file(name, contents)?;
+        archive.add_file(name, contents)?;
     }
     archive.finish().map(drop)
 }
 
-fn fetched(name: &str) -> Result<Vec<u8>, Error> {
+fn read_fetched(name: &str) -> Result<Vec<u8>, Error> {
     let path = Path::new(FETCHED).join(name);
     fs::read(&path).map_err(|source| Error::Fetched { path, source })
 }
 
-fn built(path: &Path) -> Result<Vec<u8>, Error> {
+fn read_built(path: &Path) -> Result<Vec<u8>, Error> {
     fs::read(path).map_err(|source| Error::Built {
         path: path.to_owned(),
         source,

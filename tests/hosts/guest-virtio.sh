@@ -1,6 +1,6 @@
 #!/bin/busybox sh
-# What Linux as a guest does with its drives and its interface, by the name of the task; virtio.rs types it. The last line
-# is `virtio: ok FINDINGS end`, or `virtio: failed end` when any command failed; that of churn never comes.
+# Tasks of the Linux guest with its drives and its interface; virtio.rs types their names. The last line is
+# `virtio: ok RESULT end`, or `virtio: failed end` after a failed command. The task churn does not end.
 set -eu
 trap 'echo "virtio: failed end"' EXIT
 
@@ -13,13 +13,13 @@ sum() {
     md5sum "$1" | cut -d ' ' -f 1
 }
 
-# `set -e` takes no notice of a `!`.
-refused() {
+# `set -e` ignores the status of a command after `!`.
+expect_failure() {
     if "$@"; then return 1; fi
 }
 
-# What was written must come back from the drive itself.
-forget_cache() {
+# Later reads come from the drive, not from the page cache.
+drop_caches() {
     sync
     echo 3 >/proc/sys/vm/drop_caches
 }
@@ -33,25 +33,25 @@ fill() {
     done
     rm /mnt/many/1*
     before=$(sum /mnt/large)
-    forget_cache
+    drop_caches
     after=$(sum /mnt/large)
     [ "$before" = "$after" ]
     umount /mnt
     ok "$after"
 }
 
-# Neither the file system nor the drive under it may be written.
-look() {
+# Writes to the file system and to its drive must fail.
+verify() {
     [ "$(cat /sys/block/vda/ro)" = 1 ]
-    refused dd if=/dev/zero of=/dev/vda bs=512 count=1 conv=fsync
+    expect_failure dd if=/dev/zero of=/dev/vda bs=512 count=1 conv=fsync
     mount -t ext4 -o ro /dev/vda /mnt
-    refused mount -o remount,rw /mnt
+    expect_failure mount -o remount,rw /mnt
     found=$(sum /mnt/large)
     umount /mnt
     ok "$found"
 }
 
-# Writes for ever, and names what the drive must hold from then on.
+# Writes forever. A `kept` line names a file that the drive holds from then on.
 churn() {
     mount -t ext4 /dev/vda /mnt
     number=0
@@ -61,15 +61,15 @@ churn() {
         sync
         echo "kept $number $(sum "/mnt/$number") end"
         number=$((number + 1))
-        # What is under way at any time: data and names that no sync covers yet.
+        # Unsynced data and names, in flight at any time.
         rm -f "/mnt/$((number - 8))"
         dd if=/dev/urandom of=/mnt/loose bs=256k count=8 2>/dev/null &
     done
 }
 
 interface() {
-    # This end of slow start takes the unsteady pace of an emulated host for a full line; packets then stay so small that
-    # the way of each costs more than what it carries.
+    # HyStart mistakes the varying delays of an emulated host for congestion and ends slow start early. Small windows then
+    # cause small packets and low throughput.
     echo 0 >/sys/module/tcp_cubic/parameters/hystart
     ip address add 10.77.0.2/24 dev eth0
     ip link set eth0 up
@@ -77,34 +77,34 @@ interface() {
     ok "$(cat /sys/class/net/eth0/address)"
 }
 
-# send MIB: to the host's port 5001. nc itself writes 1 KiB at a time, which would be a packet each; dd leaves it to the
-# interface to cut large ones.
+# send MIB: sends to port 5001 of the host. nc writes 1 KiB at a time, one packet each; dd writes large buffers, which the
+# interface segments.
 send() {
     dd if=/dev/urandom of=/sent bs=1M "count=$1" 2>/dev/null
     nc 10.77.0.1 5001 -e dd if=/sent bs=256k 2>/dev/null
     ok "$(sum /sent)"
 }
 
-# From the host's port 5002.
+# Receives from port 5002 of the host.
 receive() {
     nc 10.77.0.1 5002 -e dd of=/received bs=256k 2>/dev/null
     ok "$(sum /received)"
 }
 
-# Until there is a /stop: writes files, each of which must come back from the drive as it was meant, and echoes all that
-# comes from the host's port 5003.
+# Writes files and verifies each by a read from the drive, and echoes all data from port 5003 of the host, until /stop
+# exists.
 work() {
-    # The kernel is to complain of nothing from here on.
+    # Clears the kernel log: the result lists problems since then.
     dmesg -c >/dev/null
     mount -t ext4 /dev/vda /mnt
     nc 10.77.0.1 5003 -e cat &
     number=0
     while [ ! -e /stop ]; do
         echo "begins $number end"
-        meant=$(dd if=/dev/urandom bs=64k count=8 2>/dev/null | tee "/mnt/$number" | md5sum | cut -d ' ' -f 1)
-        forget_cache
-        [ "$(sum "/mnt/$number")" = "$meant" ]
-        echo "wrote $number $meant $(cut -d ' ' -f 1 /proc/uptime) end"
+        expected=$(dd if=/dev/urandom bs=64k count=8 2>/dev/null | tee "/mnt/$number" | md5sum | cut -d ' ' -f 1)
+        drop_caches
+        [ "$(sum "/mnt/$number")" = "$expected" ]
+        echo "wrote $number $expected $(cut -d ' ' -f 1 /proc/uptime) end"
         rm -f "/mnt/$((number - 4))"
         number=$((number + 1))
     done
@@ -112,16 +112,16 @@ work() {
     ok "$(dmesg | grep -E 'stall|lockup|I/O error|EXT4-fs error|unstable|BUG|WARNING|Call Trace|hung' || true)"
 }
 
-# Whether timers run: the time before and after a second.
+# Reports the uptime before and after a sleep of one second.
 clock() {
     before=$(cut -d ' ' -f 1 /proc/uptime)
     sleep 1
     ok "$before $(cut -d ' ' -f 1 /proc/uptime)"
 }
 
-# Names what there is: how each device was announced, and what each drive calls itself.
+# Reports the devices, by ACPI and by arguments, and the serial of each drive, after a check of its content.
 devices() {
-    forget_cache
+    drop_caches
     ids=
     for drive in /sys/block/vd*; do
         [ "$(dd if="/dev/${drive##*/}" bs=512 count=1 2>/dev/null | head -n 1)" = "this is $(cat "$drive/serial")" ]

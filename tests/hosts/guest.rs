@@ -1,4 +1,4 @@
-//! One mayfly: what it prints, what is typed, how it ends.
+//! mayfly processes: output, input, exit.
 
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -8,44 +8,43 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, mem};
 
-/// How long a guest may take from one thing that is expected of it to the next, many times what any of them takes: only a
-/// guest that hangs waits for it.
-pub const LIMIT: Duration = Duration::from_secs(180);
-/// How often the end of a process is looked for: it has closed its output by then, so that this is rarely waited for.
-const GLANCE: Duration = Duration::from_millis(10);
+/// Timeout from one expected output to the next. Far above every regular time: only a hung guest reaches it.
+pub const TIMEOUT: Duration = Duration::from_secs(180);
+/// Interval of checks for the exit of a process, which has closed its output before.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How long the last messages of a mayfly that is gone may take.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Timeout for the stderr of a process that has ended.
+const STDERR_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A running mayfly. Whatever does not go as expected panics with all that was seen; dropped, mayfly is gone.
+/// A running mayfly process. An unexpected event panics with all output. Drop kills the process.
 pub struct Running {
     name: String,
     mayfly: Child,
     output: Receiver<Vec<u8>>,
-    /// What mayfly itself has said.
-    messages: Receiver<Vec<u8>>,
-    /// All that the guest has printed.
+    /// Stderr of mayfly.
+    stderr: Receiver<Vec<u8>>,
+    /// Output of the guest.
     printed: String,
-    /// How much of it was expected before.
-    seen: usize,
-    /// By when what is expected next must have come.
+    /// Length of the output up to the last expected text.
+    consumed: usize,
+    /// Deadline of the next expected event.
     deadline: Instant,
 }
 
 impl Running {
-    /// Starts `command`; its input is the caller's.
+    /// Starts `command`. The caller sets its input.
     pub fn start(command: &mut Command) -> Self {
         let name = format!("{command:?}");
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut mayfly = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
         Self {
             name,
-            output: received(mayfly.stdout.take().unwrap()),
-            messages: received(mayfly.stderr.take().unwrap()),
+            output: spawn_reader(mayfly.stdout.take().unwrap()),
+            stderr: spawn_reader(mayfly.stderr.take().unwrap()),
             mayfly,
             printed: String::new(),
-            seen: 0,
-            deadline: Instant::now() + LIMIT,
+            consumed: 0,
+            deadline: Instant::now() + TIMEOUT,
         }
     }
 
@@ -53,35 +52,35 @@ impl Running {
         self.mayfly.id()
     }
 
-    /// The other end of its input, once, if that is a pipe.
-    pub fn input(&mut self) -> Option<ChildStdin> {
+    /// Takes the write end of its input, if that is a pipe.
+    pub fn take_input(&mut self) -> Option<ChildStdin> {
         self.mayfly.stdin.take()
     }
 
-    /// Waits until the guest prints `text`, after all that was expected before; gives what it printed up to there.
+    /// Waits until the guest prints `text`, after the last expected text. Returns the output in between.
     pub fn expect(&mut self, text: &str) -> String {
         loop {
             let new = self.rest();
             if let Some(place) = new.find(text) {
                 let before = new[..place].to_owned();
-                self.seen += place + text.len();
-                self.deadline = Instant::now() + LIMIT;
+                self.consumed += place + text.len();
+                self.deadline = Instant::now() + TIMEOUT;
                 return before;
             }
-            if !self.more() {
-                self.fail(&format!("it did not print {text:?}"));
+            if !self.receive() {
+                self.fail(&format!("no output {text:?}"));
             }
         }
     }
 
-    /// What the guest printed after all that was expected, as far as it is known.
+    /// Returns the received output after the last expected text.
     pub fn rest(&self) -> &str {
-        &self.printed[self.seen..]
+        &self.printed[self.consumed..]
     }
 
-    /// All that the guest has printed, as far as it is known; nothing is known of it afterwards.
+    /// Takes all received output and leaves it empty.
     pub fn take_printed(&mut self) -> String {
-        self.seen = 0;
+        self.consumed = 0;
         mem::take(&mut self.printed)
     }
 
@@ -89,48 +88,48 @@ impl Running {
         let process = i32::try_from(self.mayfly.id()).unwrap();
         // SAFETY: kill takes no pointers, and the process is a child that has not been waited for.
         if unsafe { libc::kill(process, signal) } != 0 {
-            self.fail("it cannot be signalled");
+            self.fail("cannot signal the process");
         }
     }
 
-    /// Sends SIGKILL, and waits for its end and that of its output.
+    /// Sends SIGKILL and waits for the end of the process and of its output.
     pub fn kill(&mut self) {
         let _ = self.mayfly.kill();
         let _ = self.mayfly.wait();
-        while self.more() {}
+        while self.receive() {}
     }
 
-    /// Waits for its end, which must be of itself and with `code`.
-    pub fn ends_with(&mut self, code: i32) {
-        let status = self.end();
+    /// Waits for exit with `code`.
+    pub fn expect_exit(&mut self, code: i32) {
+        let status = self.wait();
         if status.code() != Some(code) {
-            self.fail(&format!("it ended with {status}, not {code}"));
+            self.fail(&format!("the process ended with {status}, not {code}"));
         }
     }
 
-    /// Sends SIGTERM, by which it must end.
+    /// Sends SIGTERM, which must end the process.
     pub fn terminate(&mut self) {
         self.signal(libc::SIGTERM);
-        let status = self.end();
+        let status = self.wait();
         if status.signal() != Some(libc::SIGTERM) {
-            self.fail(&format!("after SIGTERM it ended with {status}"));
+            self.fail(&format!("after SIGTERM the process ended with {status}"));
         }
     }
 
-    fn end(&mut self) -> ExitStatus {
-        while self.more() {}
+    fn wait(&mut self) -> ExitStatus {
+        while self.receive() {}
         while Instant::now() < self.deadline {
             if let Some(status) = self.mayfly.try_wait().unwrap() {
                 return status;
             }
-            thread::sleep(GLANCE);
+            thread::sleep(POLL_INTERVAL);
         }
-        self.fail("it did not end");
+        self.fail("the process did not end");
     }
 
-    /// Waits for more output; false when there is none until the end or the deadline.
-    fn more(&mut self) -> bool {
-        match self.output.recv_timeout(self.left()) {
+    /// Waits for more output. Returns false at the end of the output or at the deadline.
+    fn receive(&mut self) -> bool {
+        match self.output.recv_timeout(self.time_left()) {
             Ok(bytes) => {
                 self.printed.push_str(&String::from_utf8_lossy(&bytes));
                 true
@@ -139,32 +138,32 @@ impl Running {
         }
     }
 
-    fn left(&self) -> Duration {
+    fn time_left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// What mayfly, of which the end has come, has said.
-    pub fn said(&self) -> String {
-        self.said_within(|| self.left())
+    /// Returns the stderr of the ended process.
+    pub fn read_stderr(&self) -> String {
+        self.read_stderr_within(|| self.time_left())
     }
 
-    fn said_within(&self, patience: impl Fn() -> Duration) -> String {
+    fn read_stderr_within(&self, timeout: impl Fn() -> Duration) -> String {
         let mut bytes = Vec::new();
-        while let Ok(more) = self.messages.recv_timeout(patience()) {
+        while let Ok(more) = self.stderr.recv_timeout(timeout()) {
             bytes.extend(more);
         }
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Panics with all that was seen.
-    pub fn fail(&mut self, why: &str) -> ! {
+    /// Panics with `reason` and all output.
+    pub fn fail(&mut self, reason: &str) -> ! {
         let _ = self.mayfly.kill();
         let status = self.mayfly.wait();
         panic!(
-            "{}: {why}\nits end: {status:?}\n--- serial ---\n{}\n--- stderr ---\n{}",
+            "{}: {reason}\nexit: {status:?}\n--- serial ---\n{}\n--- stderr ---\n{}",
             self.name,
             self.printed,
-            self.said_within(|| LAST_WORDS)
+            self.read_stderr_within(|| STDERR_TIMEOUT)
         );
     }
 }
@@ -176,33 +175,32 @@ impl Drop for Running {
     }
 }
 
-/// A running `mayfly run` or `mayfly restore` that is typed to.
+/// A running `mayfly run` or `mayfly restore` with a pipe as its input.
 pub struct Guest {
     running: Running,
     input: Option<ChildStdin>,
 }
 
 impl Guest {
-    /// Starts `mayfly run` with `arguments`, separated by blanks.
+    /// Starts `mayfly run` with `arguments`, split at spaces.
     pub fn start(arguments: &str) -> Self {
         Self::launch(&format!("run {arguments}"))
     }
 
-    /// Sends SIGKILL, and has a mayfly with `arguments` take over, as if there was one guest all along: what it prints then
-    /// continues what it printed before.
+    /// Sends SIGKILL and starts mayfly with `arguments`. The output continues that of the killed process.
     pub fn restart(mut self, arguments: &str) -> Self {
         self.running.kill();
         let mut next = Self::launch(arguments);
-        next.running.seen = self.running.seen;
+        next.running.consumed = self.running.consumed;
         next.running.printed = self.running.take_printed();
         next
     }
 
     fn launch(arguments: &str) -> Self {
-        let mut command = mayfly();
+        let mut command = mayfly_command();
         command.args(arguments.split_whitespace()).stdin(Stdio::piped());
         let mut running = Running::start(&mut command);
-        let input = running.input();
+        let input = running.take_input();
         Self { running, input }
     }
 
@@ -215,7 +213,7 @@ impl Guest {
     pub fn type_line(&mut self, line: &str) {
         let input = self.input.as_mut().unwrap();
         if let Err(error) = writeln!(input, "{line}").and_then(|()| input.flush()) {
-            self.fail(&format!("it does not take {line:?}: {error}"));
+            self.fail(&format!("cannot write the input {line:?}: {error}"));
         }
     }
 
@@ -224,9 +222,9 @@ impl Guest {
         self.running.rest()
     }
 
-    /// As [`Running::ends_with`]; gives all that the guest has printed.
-    pub fn ends_with(mut self, code: i32) -> String {
-        self.running.ends_with(code);
+    /// As [`Running::expect_exit`]. Returns the output of the guest.
+    pub fn expect_exit(mut self, code: i32) -> String {
+        self.running.expect_exit(code);
         self.running.take_printed()
     }
 
@@ -236,18 +234,18 @@ impl Guest {
     }
 
     /// As [`Running::fail`].
-    pub fn fail(&mut self, why: &str) -> ! {
-        self.running.fail(why)
+    pub fn fail(&mut self, reason: &str) -> ! {
+        self.running.fail(reason)
     }
 }
 
-/// The mayfly under test.
-pub fn mayfly() -> Command {
+/// Returns a command for the mayfly under test.
+pub fn mayfly_command() -> Command {
     Command::new(env::var_os("MAYFLY").unwrap_or_else(|| env!("CARGO_BIN_EXE_mayfly").into()))
 }
 
-/// All that comes from a pipe, for as long as somebody receives it.
-fn received(mut pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
+/// Spawns a thread that reads `pipe` until its end or until the drop of the receiver.
+fn spawn_reader(mut pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut bytes = [0; 4096];

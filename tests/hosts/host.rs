@@ -1,4 +1,4 @@
-//! The verdicts of the scenarios, from an emulated host that is booted once for all of them.
+//! Verdicts of the scenarios, from one emulated host for all of them.
 
 use std::error::Error as _;
 use std::io::{self, Write};
@@ -12,43 +12,46 @@ use crate::contents;
 use crate::qemu::{self, Qemu};
 use crate::report::Report;
 
-/// Set inside the emulated host.
-const INSIDE: &str = "MAYFLY_EMULATED_HOST";
-/// QEMU's emulation freezes as a whole now and then, without fault of what runs in it; the last boot is for what has failed.
-const BOOTS: usize = 3;
+/// Environment variable that is set on the emulated host.
+const HOST_VARIABLE: &str = "MAYFLY_EMULATED_HOST";
+/// Maximum number of boots. QEMU's emulation occasionally freezes, independent of the scenario. The last boot also repeats
+/// failed scenarios.
+const MAX_BOOTS: usize = 3;
 
-/// Why there are no verdicts at all.
+/// Failure without any verdicts.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("cannot list the scenarios")]
     List(#[source] io::Error),
-    #[error("cannot make {path:?}")]
+    #[error("cannot create {path:?}")]
     Directory { path: PathBuf, source: io::Error },
-    #[error("cannot put the emulated host's files together")]
+    #[error("cannot assemble the files of the emulated host")]
     Contents(#[source] contents::Error),
     #[error("cannot run the emulated host")]
     Machine(#[source] qemu::Error),
 }
 
-/// All verdicts, made by whichever test asks first.
-static HOST: LazyLock<Result<Report, Error>> = LazyLock::new(all_verdicts);
+/// All verdicts, from the first test that needs one.
+static HOST: LazyLock<Result<Report, Error>> = LazyLock::new(run_all);
 
-/// Runs `scenario` when this is the emulated host. Anywhere else boots one for all scenarios, once, and gives this
-/// scenario's verdict. `path` is the test's path, the crate's name included.
+/// Runs `scenario` on the emulated host. Elsewhere boots a host once for all scenarios and fails if this scenario failed.
+/// `path` is the path of the test, with the name of the crate.
 pub fn run(path: &str, scenario: impl FnOnce()) {
-    if env::var_os(INSIDE).is_some() {
+    if env::var_os(HOST_VARIABLE).is_some() {
         return scenario();
     }
     let name = path.split_once("::").map_or(path, |(_, name)| name);
-    let report = HOST.as_ref().unwrap_or_else(|error| panic!("{}", chain(error)));
+    let report = HOST
+        .as_ref()
+        .unwrap_or_else(|error| panic!("{}", error_chain(error)));
     match report.verdict(name) {
         Some(verdict) if verdict.passed => {}
         Some(verdict) => panic!("on the emulated host:\n{}", verdict.output),
-        None => panic!("the emulated host was not asked to run {name}"),
+        None => panic!("the emulated host did not run {name}"),
     }
 }
 
-fn chain(error: &Error) -> String {
+fn error_chain(error: &Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -58,30 +61,29 @@ fn chain(error: &Error) -> String {
     text
 }
 
-fn all_verdicts() -> Result<Report, Error> {
+fn run_all() -> Result<Report, Error> {
     let start = Instant::now();
-    let scenarios = selected().map_err(Error::List)?;
+    let scenarios = selected_scenarios().map_err(Error::List)?;
     let mut report = Report::default();
-    for boot in 1..=BOOTS {
-        // The emulation of nested paging also gives a guest a fault that it has no part in, now and then.
-        if boot == BOOTS {
-            for (name, output) in report.appeal() {
-                say(&format!("{name} failed and has another try:\n{output}"));
+    for boot in 1..=MAX_BOOTS {
+        // The emulation of nested paging occasionally injects a spurious fault into a guest.
+        if boot == MAX_BOOTS {
+            for (name, output) in report.take_failed() {
+                print_notice(&format!("{name} failed and runs again:\n{output}"));
             }
         }
-        let left = undecided(&scenarios, &report);
+        let left = undecided_scenarios(&scenarios, &report);
         if !left.is_empty() {
-            run_in_machine(&left, boot, &mut report)?;
+            run_on_host(&left, boot, &mut report)?;
         }
     }
     let seconds = start.elapsed().as_secs();
-    say(&format!("{} scenarios in {seconds} s", scenarios.len()));
+    print_notice(&format!("{} scenarios in {seconds} s", scenarios.len()));
     Ok(report)
 }
 
-/// Boots the host for the scenarios that are `left`. When it ends before they have, says so; the last boot then decides
-/// against them.
-fn run_in_machine(left: &[String], boot: usize, report: &mut Report) -> Result<(), Error> {
+/// Boots the host for the scenarios in `left`. Prints a notice if it ends early; the last boot then fails the rest.
+fn run_on_host(left: &[String], boot: usize, report: &mut Report) -> Result<(), Error> {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated-host");
     fs::create_dir_all(&directory).map_err(|source| Error::Directory {
         path: directory.clone(),
@@ -92,32 +94,32 @@ fn run_in_machine(left: &[String], boot: usize, report: &mut Report) -> Result<(
     contents::write(&files, left).map_err(Error::Contents)?;
 
     let mut machine = Qemu::boot(&contents::kernel(), &files, &console).map_err(Error::Machine)?;
-    let Err(why) = machine.follow(report) else {
+    let Err(error) = machine.collect(report) else {
         return Ok(());
     };
     drop(machine);
     let console = fs::read(&console).unwrap_or_default();
     let console = String::from_utf8_lossy(&console);
     let (current, output) = report.interrupt().unwrap_or_default();
-    say(&format!("{why}, in {current:?}, on boot {boot} of {BOOTS}"));
-    if boot < BOOTS {
+    print_notice(&format!("{error}, in {current:?}, on boot {boot} of {MAX_BOOTS}"));
+    if boot < MAX_BOOTS {
         return Ok(());
     }
-    for name in undecided(left, report) {
+    for name in undecided_scenarios(left, report) {
         let printed = if name == current { &output } else { "" };
-        report.fail(&name, format!("{why}\n{printed}\n--- its console ---\n{console}"));
+        report.fail(&name, format!("{error}\n{printed}\n--- console ---\n{console}"));
     }
     Ok(())
 }
 
-fn undecided(scenarios: &[String], report: &Report) -> Vec<String> {
+fn undecided_scenarios(scenarios: &[String], report: &Report) -> Vec<String> {
     let mut left = scenarios.to_vec();
     left.retain(|name| report.verdict(name).is_none());
     left
 }
 
-/// The scenarios among the tests that this process was asked to run: those in a module of their own, not in `tests`.
-fn selected() -> io::Result<Vec<String>> {
+/// Returns the scenarios among the selected tests: those outside of `tests` modules.
+fn selected_scenarios() -> io::Result<Vec<String>> {
     let listed = Command::new(env::current_exe()?)
         .args(env::args_os().skip(1))
         .args(["--list", "--format", "terse"])
@@ -136,7 +138,7 @@ fn selected() -> io::Result<Vec<String>> {
     Ok(scenarios)
 }
 
-/// Says something about the host that must be seen although all tests pass: print macros are captured, this is not.
-fn say(what: &str) {
-    let _ = writeln!(io::stderr(), "emulated host: {what}");
+/// Prints a notice even if all tests pass: libtest captures the print macros, but not writes to stderr.
+fn print_notice(text: &str) {
+    let _ = writeln!(io::stderr(), "emulated host: {text}");
 }

@@ -1,17 +1,17 @@
-//! Real images other than Linux, from Debian's packages, up to their first words.
+//! Real images other than Linux, from Debian's packages, up to their first output.
 
 use crate::guest::Guest;
 
 scenarios! {
-    instructions_beyond_general_registers => ends("/guests/sse.elf", "ok sse");
-    memtest86_by_the_bzimage_protocol => says("/images/memtest86+ -- console=ttyS0,115200", &["Memtest86+"]);
-    xen_by_multiboot => says(
+    instructions_beyond_general_registers => expect_exit("/guests/sse.elf", "ok sse");
+    memtest86_by_the_bzimage_protocol => expect_texts("/images/memtest86+ -- console=ttyS0,115200", &["Memtest86+"]);
+    xen_by_multiboot => expect_texts(
         "/images/xen --protocol multiboot -- com1=115200,8n1 console=com1",
         &["Xen version 4.17", "Command line: com1=115200,8n1 console=com1"],
     );
 }
 
-fn says(arguments: &str, texts: &[&str]) {
+fn expect_texts(arguments: &str, texts: &[&str]) {
     let mut guest = Guest::start(arguments);
     for text in texts {
         guest.expect(text);
@@ -19,8 +19,8 @@ fn says(arguments: &str, texts: &[&str]) {
     guest.terminate();
 }
 
-fn ends(arguments: &str, text: &str) {
+fn expect_exit(arguments: &str, text: &str) {
     let mut guest = Guest::start(arguments);
     guest.expect(text);
-    guest.ends_with(0);
+    guest.expect_exit(0);
 }

@@ -1,21 +1,21 @@
-//! Real images under mayfly on a faithful x86_64 machine: Debian's kernel with kvm-amd, under QEMU's emulated SVM.
+//! Real images under mayfly on an emulated x86_64 host: Debian's kernel with kvm-amd, under QEMU's emulated SVM.
 //!
-//! The machine is booted once, and each scenario in it is a test here. It runs this very program, with one scenario at a
-//! time, against the mayfly under test. `make setup` gets what that takes; where it is missing the tests fail and say so.
+//! The host boots once for all tests. Each scenario is a test here. The host runs this test program with one scenario at a
+//! time. `make setup` fetches the required files; without them the tests fail.
 //!
-//! | module | holds |
+//! | module | subject |
 //! |---|---|
-//! | [`host`] | the verdicts of the scenarios, from a machine that is booted once for all of them |
-//! | [`qemu`] | one boot of it under QEMU, with its time limits |
-//! | [`report`] | what the machine says about the scenarios, read line by line |
-//! | [`contents`] | the files in the machine, and in Linux when it is the guest |
-//! | [`archive`] | the format they are packed in |
-//! | [`guest`] | one guest of mayfly: what it prints, what is typed, how it ends |
-//! | [`linux`], [`virtio`], [`snapshots`], [`images`], [`programs`], [`processor`], [`docs`] | the scenarios |
+//! | [`host`] | verdicts of the scenarios, from one emulated host |
+//! | [`qemu`] | one boot of the host under QEMU, with timeouts |
+//! | [`report`] | parser of the host's report |
+//! | [`contents`] | files in the host and in its Linux guest |
+//! | [`archive`] | cpio format |
+//! | [`guest`] | mayfly processes: output, input, exit |
+//! | [`linux`], [`virtio`], [`snapshots`], [`images`], [`programs`], [`processor`], [`docs`] | scenarios |
 
-#![allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
+#![allow(clippy::unwrap_used, reason = "a test reports failure by panicking")]
 
-/// Makes a test of each scenario: a name and the expression that runs in the emulated host.
+/// Defines a test for each scenario: a name and the expression that runs on the emulated host.
 macro_rules! scenarios {
     ($($name:ident => $scenario:expr;)*) => {
         $(
@@ -30,7 +30,7 @@ macro_rules! scenarios {
 mod archive;
 mod contents;
 mod docs;
-#[allow(dead_code, reason = "the tests of the control socket ask for more")]
+#[allow(dead_code, reason = "the tests of the API socket use more of it")]
 mod guest;
 mod host;
 mod images;
@@ -45,7 +45,7 @@ mod report;
 mod snapshots;
 mod virtio;
 
-/// Where `path` of the emulated host is: there.
+/// Returns `path`, which is the same on the emulated host.
 fn file(path: &str) -> String {
     path.to_owned()
 }

@@ -1,108 +1,108 @@
-//! The test guests of resources/guests on a faithful x86_64 machine; its README says what each does. Where level 0 is
-//! interpreted, CPUID and the timers are not what they are here.
+//! The test guests of resources/guests, which its README describes. On hosts that emulate kernel mode, CPUID and timers
+//! differ from those of hardware.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, process};
 
 use crate::guest::Guest;
 
-/// mayfly's exit status after a triple fault.
+/// Exit status of mayfly after a triple fault.
 const TRIPLE_FAULT: i32 = 120;
 
 scenarios! {
-    hello => ends("hello.elf", "hello from mayfly", 0);
-    demo => ends("demo.elf", "", 0);
-    entry_state => ends("entry.elf", "ok entry", 0);
-    entry_by_pvh => ends("pvh.elf", "entered by pvh", 0);
-    entry_by_the_linux_protocol_when_forced => ends("pvh.elf --protocol linux", "entered by linux", 0);
-    entry_by_multiboot => ends("multiboot.elf", "entered by multiboot", 0);
+    hello => expect_exit("hello.elf", "hello from mayfly", 0);
+    demo => expect_exit("demo.elf", "", 0);
+    entry_state => expect_exit("entry.elf", "ok entry", 0);
+    entry_by_pvh => expect_exit("pvh.elf", "entered by pvh", 0);
+    entry_by_forced_linux_protocol => expect_exit("pvh.elf --protocol linux", "entered by linux", 0);
+    entry_by_multiboot => expect_exit("multiboot.elf", "entered by multiboot", 0);
     module_by_multiboot =>
-        shows("multiboot.elf --initrd /images/initrd -- a=1", &["multiboot.elf a=1]", "module ", "ok multiboot"]);
-    entry_by_multiboot_of_a_flat_file => ends("multiboot-flat.bin", "entered by multiboot", 0);
-    command_line => ends("cmdline.elf -- one two=3", "[one two=3]", 0);
-    command_line_by_pvh => ends("cmdline-pvh.elf -- one two=3", "[one two=3]", 0);
-    memory_of_1_mib => ends("memory-low.elf --memory 1M", "ok memory", 0);
-    memory_of_128_mib => ends("memory.elf", "ok memory", 0);
-    memory_around_the_hole => ends("memory.elf --memory 5G", "ok memory", 0);
-    memory_by_pvh => ends("memory-pvh.elf --memory 5G", "ok memory", 0);
-    segments => ends("segments.elf", "ok segments", 0);
-    bss => ends("bss.elf", "ok bss", 0);
-    initrd => ends("initrd.elf --initrd /images/initrd", "ok initrd", 0);
-    initrd_by_pvh => ends("initrd-pvh.elf --initrd /images/initrd", "ok initrd", 0);
-    tables => shows("tables.elf --cpus 2", &["cpus 2 ioapics 1 overrides 1", "cpus 2 buses 1 ioapics 1", "ok tables"]);
-    no_tables => shows("tables.elf --no-acpi --no-mptable", &["no acpi", "no mptable"]);
-    cpuid => ends("cpuid.elf", "ok cpuid", 0);
-    clock => ends("cmos.elf", "ok cmos", 0);
-    timer_by_the_pic => ends("pit-pic.elf", "ok pit-pic", 0);
-    timer_by_the_pic_of_the_kernel => ends("pit-pic.elf --irqchip kernel", "ok pit-pic", 0);
-    timer_calibration => ends("pit-calibrate.elf", "ok pit-calibrate", 0);
-    timer_of_the_local_apic => ends("apic-timer.elf", "ok apic-timer", 0);
-    interrupts_by_the_ioapic => ends("ioapic.elf", "ok ioapic", 0);
-    level_triggered_interrupts_by_the_ioapic => ends("ioapic.elf -- level=1", "ok ioapic 10 interrupts", 0);
-    interrupts_by_the_ioapic_of_the_kernel => ends("ioapic.elf --irqchip kernel", "ok ioapic", 0);
-    input_by_the_pic => echoes("echo.elf");
-    input_by_the_ioapic => echoes("echo-ioapic.elf");
-    input_by_the_irqchip_of_the_kernel => echoes("echo.elf --irqchip kernel");
-    four_cpus => shows("smp.elf --cpus 4", &["4 cpus by madt", "ok smp 4 cpus"]);
-    four_cpus_with_the_interrupt_controllers_of_the_kernel =>
-        shows("smp.elf --cpus 4 --irqchip kernel", &["4 cpus by madt", "ok smp 4 cpus"]);
-    as_many_cpus_as_there_can_be => ends("smp.elf --cpus 32", "ok smp 32 cpus", 0);
-    four_cpus_by_the_mp_table => shows("smp.elf --cpus 4 --no-acpi", &["4 cpus by mptable", "ok smp 4 cpus"]);
-    unclaimed_addresses => ends("poke.elf", "ok poke", 0);
-    end_by_reset => ends("end-reset.elf", "", 0);
-    end_by_power_off => ends("end-poweroff.elf", "", 0);
-    end_by_the_sleep_register => ends("end-sleep.elf", "", 0);
-    end_by_the_reset_vector => ends("end-vector.elf", "", 0);
-    end_with_a_code => ends("end-code.elf -- code=7", "", 7);
-    end_by_a_triple_fault => ends("end-triple.elf", "", TRIPLE_FAULT);
-    end_while_halted => terminates("end-hlt.elf", "halting");
-    end_while_looping => terminates("loop.elf", "looping");
-    all_output_arrives => flood(64);
-    drives_by_polling => drives("disk.elf", "", "ok disk 100 sectors");
-    drives_by_the_pic => drives("disk.elf", "-- irq=1", "ok disk 100 sectors");
-    drives_by_the_pic_of_the_kernel => drives("disk.elf", "--irqchip kernel -- irq=1", "ok disk 100 sectors");
-    drives_of_a_hostile_guest => drives("hostile.elf", "", "ok hostile 2 devices");
+        expect_lines("multiboot.elf --initrd /images/initrd -- a=1", &["multiboot.elf a=1]", "module ", "ok multiboot"]);
+    entry_of_flat_file_by_multiboot => expect_exit("multiboot-flat.bin", "entered by multiboot", 0);
+    command_line => expect_exit("cmdline.elf -- one two=3", "[one two=3]", 0);
+    command_line_by_pvh => expect_exit("cmdline-pvh.elf -- one two=3", "[one two=3]", 0);
+    memory_of_1_mib => expect_exit("memory-low.elf --memory 1M", "ok memory", 0);
+    memory_of_128_mib => expect_exit("memory.elf", "ok memory", 0);
+    memory_around_hole => expect_exit("memory.elf --memory 5G", "ok memory", 0);
+    memory_by_pvh => expect_exit("memory-pvh.elf --memory 5G", "ok memory", 0);
+    segments => expect_exit("segments.elf", "ok segments", 0);
+    bss => expect_exit("bss.elf", "ok bss", 0);
+    initrd => expect_exit("initrd.elf --initrd /images/initrd", "ok initrd", 0);
+    initrd_by_pvh => expect_exit("initrd-pvh.elf --initrd /images/initrd", "ok initrd", 0);
+    tables => expect_lines("tables.elf --cpus 2", &["cpus 2 ioapics 1 overrides 1", "cpus 2 buses 1 ioapics 1", "ok tables"]);
+    no_tables => expect_lines("tables.elf --no-acpi --no-mptable", &["no acpi", "no mptable"]);
+    cpuid => expect_exit("cpuid.elf", "ok cpuid", 0);
+    clock => expect_exit("cmos.elf", "ok cmos", 0);
+    timer_by_pic => expect_exit("pit-pic.elf", "ok pit-pic", 0);
+    timer_by_kernel_pic => expect_exit("pit-pic.elf --irqchip kernel", "ok pit-pic", 0);
+    timer_calibration => expect_exit("pit-calibrate.elf", "ok pit-calibrate", 0);
+    timer_by_local_apic => expect_exit("apic-timer.elf", "ok apic-timer", 0);
+    interrupts_by_ioapic => expect_exit("ioapic.elf", "ok ioapic", 0);
+    level_triggered_interrupts_by_ioapic => expect_exit("ioapic.elf -- level=1", "ok ioapic 10 interrupts", 0);
+    interrupts_by_kernel_ioapic => expect_exit("ioapic.elf --irqchip kernel", "ok ioapic", 0);
+    input_by_pic => expect_echo("echo.elf");
+    input_by_ioapic => expect_echo("echo-ioapic.elf");
+    input_by_kernel_irqchip => expect_echo("echo.elf --irqchip kernel");
+    four_cpus => expect_lines("smp.elf --cpus 4", &["4 cpus by madt", "ok smp 4 cpus"]);
+    four_cpus_with_kernel_irqchip =>
+        expect_lines("smp.elf --cpus 4 --irqchip kernel", &["4 cpus by madt", "ok smp 4 cpus"]);
+    maximum_cpus => expect_exit("smp.elf --cpus 32", "ok smp 32 cpus", 0);
+    four_cpus_by_mp_table => expect_lines("smp.elf --cpus 4 --no-acpi", &["4 cpus by mptable", "ok smp 4 cpus"]);
+    unclaimed_accesses => expect_exit("poke.elf", "ok poke", 0);
+    exit_by_reset => expect_exit("end-reset.elf", "", 0);
+    exit_by_power_off => expect_exit("end-poweroff.elf", "", 0);
+    exit_by_sleep_register => expect_exit("end-sleep.elf", "", 0);
+    exit_by_reset_vector => expect_exit("end-vector.elf", "", 0);
+    exit_with_code => expect_exit("end-code.elf -- code=7", "", 7);
+    exit_by_triple_fault => expect_exit("end-triple.elf", "", TRIPLE_FAULT);
+    sigterm_while_halted => expect_running("end-hlt.elf", "halting");
+    sigterm_while_looping => expect_running("loop.elf", "looping");
+    flood_output_is_complete => expect_flood(64);
+    drives_by_polling => run_with_drives("disk.elf", "", "ok disk 100 sectors");
+    drives_by_pic => run_with_drives("disk.elf", "-- irq=1", "ok disk 100 sectors");
+    drives_by_kernel_pic => run_with_drives("disk.elf", "--irqchip kernel -- irq=1", "ok disk 100 sectors");
+    drives_with_hostile_guest => run_with_drives("hostile.elf", "", "ok hostile 2 devices");
 }
 
-/// The guest prints `text` and ends with `code`.
-fn ends(arguments: &str, text: &str, code: i32) {
+/// Expects `text` and exit with `code`.
+fn expect_exit(arguments: &str, text: &str, code: i32) {
     let mut guest = start(arguments);
     guest.expect(text);
-    let printed = guest.ends_with(code);
+    let printed = guest.expect_exit(code);
     assert!(!printed.contains("FAIL"), "{arguments} printed:\n{printed}");
 }
 
-/// The guest prints each of `texts`, in their order, and ends well.
-fn shows(arguments: &str, texts: &[&str]) {
+/// Expects `texts` in their order and exit with 0.
+fn expect_lines(arguments: &str, texts: &[&str]) {
     let mut guest = start(arguments);
     for text in texts {
         guest.expect(text);
     }
-    let printed = guest.ends_with(0);
+    let printed = guest.expect_exit(0);
     assert!(!printed.contains("FAIL"), "{arguments} printed:\n{printed}");
 }
 
-/// What is typed comes back.
-fn echoes(arguments: &str) {
+/// Expects an echo of typed lines.
+fn expect_echo(arguments: &str) {
     let mut guest = start(arguments);
     guest.expect("ready");
     guest.type_line("to and fro");
     guest.expect("to and fro");
     guest.type_line("q");
     guest.expect("bye");
-    guest.ends_with(0);
+    guest.expect_exit(0);
 }
 
-/// The guest never ends of itself, and SIGTERM ends it.
-fn terminates(arguments: &str, text: &str) {
+/// Expects `text` of a guest without end, then sends SIGTERM.
+fn expect_running(arguments: &str, text: &str) {
     let mut guest = start(arguments);
     guest.expect(text);
     guest.terminate();
 }
 
-/// Each of the numbered lines, 64 bytes long, arrives in its place.
-fn flood(kib: usize) {
-    let printed = start(&format!("flood.elf -- kib={kib}")).ends_with(0);
+/// Expects the numbered lines of 64 bytes each, in their order.
+fn expect_flood(kib: usize) {
+    let printed = start(&format!("flood.elf -- kib={kib}")).expect_exit(0);
     let lines: Vec<&str> = printed.lines().filter(|line| line.contains(":abc")).collect();
     assert_eq!(lines.len(), kib * 1024 / 64);
     for (number, line) in lines.iter().enumerate() {
@@ -114,8 +114,8 @@ fn flood(kib: usize) {
     }
 }
 
-/// The guest prints `text`, given a drive by each engine, and ends well.
-fn drives(guest: &str, arguments: &str, text: &str) {
+/// Expects `text` of a guest with one drive for each I/O engine, and exit with 0.
+fn run_with_drives(guest: &str, arguments: &str, text: &str) {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let file = || {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -129,7 +129,7 @@ fn drives(guest: &str, arguments: &str, text: &str) {
         first.display(),
         second.display()
     );
-    ends(&format!("{guest} {options} {arguments}"), text, 0);
+    expect_exit(&format!("{guest} {options} {arguments}"), text, 0);
     for path in [first, second] {
         fs::remove_file(path).unwrap();
     }

@@ -12,44 +12,44 @@ use std::{fs, mem};
 use crate::report::Report;
 
 const QEMU: &str = "qemu-system-x86_64";
-/// In MiB: more than any guest gets, since mayfly refuses what its host could never give. Little of it is ever touched.
+/// Memory in MiB, more than that of each guest: mayfly rejects guests larger than its host. QEMU allocates it on demand.
 const MEMORY: &str = "6144";
-/// From QEMU's start until the host runs scenarios; some 5 s when nothing else keeps the machine busy.
-const BOOT_LIMIT: Duration = Duration::from_secs(90);
-/// How long the host may go without a sign of life on its console, which host-init.sh gives every few seconds.
-const PULSE_LIMIT: Duration = Duration::from_secs(60);
-/// How many times as long a scenario may go without a word: longer than a guest may, so that one that hangs fails by itself.
-const SILENCE_LIMIT: u32 = 10;
+/// Timeout of the boot, which takes about 5 s on an idle machine.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(90);
+/// Timeout of the heartbeat on the console, which host-init.sh writes every few seconds.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Maximum silence of a scenario, in heartbeat timeouts. Longer than the timeout of a guest, which then fails by itself.
+const MAX_SILENCE: u32 = 10;
 
-/// Why the machine did not run to its end.
+/// Cause of an early end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// QEMU does not start.
-    #[error("cannot start {QEMU}; `make setup` installs it")]
+    /// Cannot start QEMU.
+    #[error("cannot start {QEMU}; run `make setup` to install it")]
     Start(#[source] io::Error),
-    /// It came up too slowly, or never.
-    #[error("the host was not up after {BOOT_LIMIT:?}")]
+    /// Boot timeout.
+    #[error("the host did not boot within {BOOT_TIMEOUT:?}")]
     Boot,
-    /// The emulation stands still.
-    #[error("the host gave no sign of life for {PULSE_LIMIT:?}")]
+    /// No heartbeat: the emulation has frozen.
+    #[error("the host sent no heartbeat for {HEARTBEAT_TIMEOUT:?}")]
     Frozen,
-    /// The scenario under way does not end.
-    #[error("the host said nothing for {SILENCE_LIMIT} times {PULSE_LIMIT:?}")]
+    /// The current scenario does not end.
+    #[error("the host printed nothing for {MAX_SILENCE} times {HEARTBEAT_TIMEOUT:?}")]
     Silent,
-    /// It ended before its scenarios did.
+    /// The host ended before its scenarios.
     #[error("the host ended early")]
     Ended,
 }
 
-/// A running emulated host; dropped, it is gone.
+/// A running emulated host. Drop kills it.
 pub struct Qemu {
-    qemu: Child,
+    process: Child,
     lines: Receiver<Vec<u8>>,
     console: PathBuf,
 }
 
 impl Qemu {
-    /// Starts QEMU with the kernel and the first file system of the host; the kernel's log goes to `console`.
+    /// Starts QEMU with the kernel and the initramfs of the host. The console goes to the file `console`.
     pub fn boot(kernel: &Path, initramfs: &Path, console: &Path) -> Result<Self, Error> {
         let mut command = Command::new(QEMU);
         command
@@ -66,62 +66,66 @@ impl Qemu {
             .args(["-serial", "stdio"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
-        // SAFETY: what runs between fork and exec makes one system call and touches no memory.
+        // SAFETY: the function runs between fork and exec, makes one system call and accesses no memory.
         unsafe { command.pre_exec(end_with_parent) };
-        let mut qemu = command.spawn().map_err(Error::Start)?;
+        let mut process = command.spawn().map_err(Error::Start)?;
         let (sender, lines) = mpsc::sync_channel(64);
-        if let Some(output) = qemu.stdout.take() {
+        if let Some(output) = process.stdout.take() {
             thread::spawn(move || read_lines(output, &sender));
         }
         Ok(Self {
-            qemu,
+            process,
             lines,
             console: console.to_owned(),
         })
     }
 
-    /// Gives all that the host says to `report`, until it ends of itself.
-    pub fn follow(&mut self, report: &mut Report) -> Result<(), Error> {
-        let (mut silence, mut pulse) = (0, 0);
+    /// Passes the output of the host to `report` until the host powers off.
+    pub fn collect(&mut self, report: &mut Report) -> Result<(), Error> {
+        let (mut silence, mut heartbeat) = (0, 0);
         loop {
-            let limit = if report.up { PULSE_LIMIT } else { BOOT_LIMIT };
-            match self.lines.recv_timeout(limit) {
+            let timeout = if report.is_up {
+                HEARTBEAT_TIMEOUT
+            } else {
+                BOOT_TIMEOUT
+            };
+            match self.lines.recv_timeout(timeout) {
                 Ok(line) => {
                     silence = 0;
-                    report.line(&line);
+                    report.add_line(&line);
                 }
-                Err(RecvTimeoutError::Timeout) if !report.up => return Err(Error::Boot),
+                Err(RecvTimeoutError::Timeout) if !report.is_up => return Err(Error::Boot),
                 Err(RecvTimeoutError::Timeout) => {
-                    let before = mem::replace(&mut pulse, self.pulse());
+                    let before = mem::replace(&mut heartbeat, self.console_length());
                     silence += 1;
-                    if pulse == before {
+                    if heartbeat == before {
                         return Err(Error::Frozen);
                     }
-                    if silence == SILENCE_LIMIT {
+                    if silence == MAX_SILENCE {
                         return Err(Error::Silent);
                     }
                 }
-                Err(RecvTimeoutError::Disconnected) if report.done => return Ok(()),
+                Err(RecvTimeoutError::Disconnected) if report.is_done => return Ok(()),
                 Err(RecvTimeoutError::Disconnected) => return Err(Error::Ended),
             }
         }
     }
 
-    /// What grows for as long as the emulation runs.
-    fn pulse(&self) -> u64 {
+    /// Returns the length of the console output, which grows while the emulation runs.
+    fn console_length(&self) -> u64 {
         fs::metadata(&self.console).map_or(0, |console| console.len())
     }
 }
 
 impl Drop for Qemu {
     fn drop(&mut self) {
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
-/// A test run that is killed must not leave QEMU behind. The signal comes at the end of the thread that started it, which
-/// is the one that follows it.
+/// Ends QEMU with the test run. The kernel sends the signal at the end of the thread that started QEMU, the same that reads
+/// its output.
 fn end_with_parent() -> io::Result<()> {
     // SAFETY: this operation takes a signal number and no pointers.
     match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
@@ -130,12 +134,12 @@ fn end_with_parent() -> io::Result<()> {
     }
 }
 
-fn read_lines(output: ChildStdout, lines: &SyncSender<Vec<u8>>) {
+fn read_lines(output: ChildStdout, sender: &SyncSender<Vec<u8>>) {
     let mut output = BufReader::new(output);
     loop {
         let mut line = Vec::new();
         let read = output.read_until(b'\n', &mut line);
-        if !read.is_ok_and(|length| length > 0) || lines.send(line).is_err() {
+        if !read.is_ok_and(|length| length > 0) || sender.send(line).is_err() {
             return;
         }
     }

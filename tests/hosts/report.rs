@@ -1,65 +1,65 @@
-//! What the emulated host says about the scenarios: host-init.sh writes it, line by line.
+//! Parser of the report that host-init.sh writes, line by line.
 
 use std::collections::BTreeMap;
 
-/// Starts a line of host-init.sh; no scenario prints it.
+/// First byte of a line of host-init.sh; no scenario prints it.
 const MARK: u8 = 1;
 
-/// What came of one scenario.
+/// Result of a scenario.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// Whether it ran and held.
+    /// True if the scenario ran and passed.
     pub passed: bool,
-    /// All that it printed.
+    /// Output of the scenario.
     pub output: String,
 }
 
-/// What was said so far.
+/// Report of the host so far.
 #[derive(Default)]
 pub struct Report {
-    /// Whether the host has come up.
-    pub up: bool,
-    /// Whether it has run all that it was asked to.
-    pub done: bool,
-    /// The scenario under way, and what it has printed.
+    /// True once the host runs scenarios.
+    pub is_up: bool,
+    /// True once the host has run all scenarios.
+    pub is_done: bool,
+    /// Current scenario and its output.
     current: Option<(String, String)>,
     verdicts: BTreeMap<String, Verdict>,
 }
 
 impl Report {
-    /// Takes one line, its newline included or not.
-    pub fn line(&mut self, line: &[u8]) {
+    /// Parses one line, with or without its newline.
+    pub fn add_line(&mut self, line: &[u8]) {
         let text = String::from_utf8_lossy(line);
-        let Some(said) = line.first().filter(|first| **first == MARK).map(|_| &text[1..]) else {
+        let Some(mark) = line.first().filter(|first| **first == MARK).map(|_| &text[1..]) else {
             if let Some((_, output)) = &mut self.current {
                 output.push_str(&text);
             }
             return;
         };
-        let words: Vec<&str> = said.split_whitespace().collect();
-        match words.as_slice() {
-            ["up"] => self.up = true,
-            ["done"] => self.done = true,
+        let fields: Vec<&str> = mark.split_whitespace().collect();
+        match fields.as_slice() {
+            ["up"] => self.is_up = true,
+            ["done"] => self.is_done = true,
             ["begin", name] => self.current = Some(((*name).to_owned(), String::new())),
-            ["end", name, status] => self.end(name, status),
+            ["end", name, status] => self.add_verdict(name, status),
             _ => {}
         }
     }
 
-    /// The verdict on a scenario, once it has ended.
+    /// Returns the verdict of an ended scenario.
     pub fn verdict(&self, name: &str) -> Option<&Verdict> {
         self.verdicts.get(name)
     }
 
-    /// Forgets the scenario under way, since its host is gone; gives its name and what it had printed.
+    /// Drops the current scenario after the end of its host. Returns its name and output.
     pub fn interrupt(&mut self) -> Option<(String, String)> {
-        self.up = false;
+        self.is_up = false;
         self.current.take()
     }
 
-    /// Takes the verdicts back that went against a scenario, so that another boot can decide; gives names and output.
-    pub fn appeal(&mut self) -> Vec<(String, String)> {
-        (self.up, self.done) = (false, false);
+    /// Removes the verdicts of failed scenarios, which another boot repeats. Returns names and output.
+    pub fn take_failed(&mut self) -> Vec<(String, String)> {
+        (self.is_up, self.is_done) = (false, false);
         let failed: Vec<String> = self
             .verdicts
             .iter()
@@ -72,7 +72,7 @@ impl Report {
             .collect()
     }
 
-    /// Decides against a scenario that could not end.
+    /// Adds a failed verdict for a scenario that did not end.
     pub fn fail(&mut self, name: &str, output: String) {
         self.verdicts.insert(
             name.to_owned(),
@@ -83,11 +83,11 @@ impl Report {
         );
     }
 
-    fn end(&mut self, name: &str, status: &str) {
+    fn add_verdict(&mut self, name: &str, status: &str) {
         let Some((_, output)) = self.current.take().filter(|(current, _)| current == name) else {
             return;
         };
-        // The status alone is also 0 when no test of that name was found.
+        // libtest also exits with 0 if no test has that name.
         let passed = status == "0" && output.contains("test result: ok. 1 passed");
         self.verdicts.insert(name.to_owned(), Verdict { passed, output });
     }
@@ -100,53 +100,53 @@ mod tests {
     fn report(text: &str) -> Report {
         let mut report = Report::default();
         for line in text.split_inclusive('\n') {
-            report.line(line.as_bytes());
+            report.add_line(line.as_bytes());
         }
         report
     }
 
     #[test]
-    fn a_scenario_passes_when_it_ran_and_ended_well() {
+    fn scenario_passes_with_status_0_and_one_passed_test() {
         let report = report(
             "noise\n\x01up\n\x01begin a\ntest result: ok. 1 passed\n\x01end a 0\n\
              \x01begin b\ntest result: ok. 0 passed\n\x01end b 0\n\
-             \x01begin c\nwhy\ntest result: ok. 1 passed\n\x01end c 101\n",
+             \x01begin c\ncause\ntest result: ok. 1 passed\n\x01end c 101\n",
         );
-        assert!(report.up);
+        assert!(report.is_up);
         assert!(report.verdict("a").unwrap().passed);
         assert!(!report.verdict("b").unwrap().passed, "it did not run");
-        assert!(!report.verdict("c").unwrap().passed, "its status says otherwise");
-        assert!(report.verdict("c").unwrap().output.starts_with("why\n"));
+        assert!(!report.verdict("c").unwrap().passed, "its status is not 0");
+        assert!(report.verdict("c").unwrap().output.starts_with("cause\n"));
     }
 
     #[test]
-    fn a_scenario_without_an_end_has_no_verdict() {
+    fn scenario_without_end_has_no_verdict() {
         let mut report = report("\x01up\n\x01begin a\nhalf");
         assert_eq!(report.verdict("a"), None);
         assert_eq!(report.interrupt(), Some(("a".to_owned(), "half".to_owned())));
-        report.line(b"\x01end a 0\n");
-        assert_eq!(report.verdict("a"), None, "an end without its beginning");
+        report.add_line(b"\x01end a 0\n");
+        assert_eq!(report.verdict("a"), None, "an end without a beginning");
     }
 
     #[test]
-    fn an_appeal_takes_back_what_failed_only() {
+    fn take_failed_keeps_passed_verdicts() {
         let mut report = Report::default();
         for line in [
             "\u{1}up\n",
             "\u{1}begin a\n",
-            "why\n",
+            "cause\n",
             "\u{1}end a 101\n",
             "\u{1}done\n",
         ] {
-            report.line(line.as_bytes());
+            report.add_line(line.as_bytes());
         }
         report.fail("b", "gone".into());
-        let taken = report.appeal();
+        let taken = report.take_failed();
         assert_eq!(
             taken.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
             ["a", "b"]
         );
-        assert!(taken[0].1.contains("why") && report.verdict("a").is_none() && !report.done);
-        assert!(report.appeal().is_empty());
+        assert!(taken[0].1.contains("cause") && report.verdict("a").is_none() && !report.is_done);
+        assert!(report.take_failed().is_empty());
     }
 }

@@ -1,8 +1,8 @@
-//! Debian's Linux as the guest, frozen, killed and restored again and again while it writes and hashes files and holds a TCP
-//! connection. What the guest does is `work` of guest-virtio.sh.
+//! Debian's Linux as the guest, with repeated snapshots, kills and restores while it writes and hashes files and keeps a TCP
+//! connection open. The guest runs the task `work` of guest-virtio.sh.
 //!
-//! The drive's file is no part of a snapshot. It fits the snapshot that was taken last, as long as nothing ran since: the guest
-//! is paused, frozen and killed without going on.
+//! The disk is not part of a snapshot. It matches the last snapshot, because the guest does not run between the pause and the
+//! kill.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -13,147 +13,151 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Instant;
 
-use crate::guest::{self, Guest, LIMIT};
+use crate::guest::{self, Guest, TIMEOUT};
 use crate::virtio::{
-    IMAGE, check, connection, content, make_image, make_tap, raise_tap, remove_tap, start, sum_of, task, text,
+    IMAGE, configure_tap, create_image, create_tap, md5sum, output_text, read_file, remove_tap, run_e2fsck,
+    run_task, serve_connection, start,
 };
 
 #[path = "../../resources/uffd-handler/handler.rs"]
 mod handler;
 
-/// How often the guest goes through it, on the machine that most have.
-const TIMES: usize = 50;
-/// And on others.
-const FEWER: usize = 10;
-/// Once through [`MIXED`].
-const ONCE: usize = MIXED.len();
-/// Of the same memory, a difference takes a tenth of the time here that a whole snapshot takes.
-const MIXED: &[&str] = &["Full", "Diff", "Diff", "Diff", "Diff"];
-/// How long it may take to hear from the guest, in seconds: so much may its clock seem to be ahead.
+/// Restores with the default machine.
+const MANY_ROUNDS: usize = 50;
+/// Restores with other machines.
+const FEW_ROUNDS: usize = 10;
+/// Restores for one cycle through [`MIXED_KINDS`].
+const ONE_CYCLE: usize = MIXED_KINDS.len();
+/// Mostly diff snapshots: here they take a tenth of the time of a full snapshot.
+const MIXED_KINDS: &[&str] = &["Full", "Diff", "Diff", "Diff", "Diff"];
+/// Maximum apparent lead of the guest's clock in seconds, from the delay of its output.
 const SLACK: f64 = 5.0;
 const SOCKET: &str = "/tmp/api";
-const FOLDER: &str = "/tmp/frozen";
-/// Where the handler of page faults listens.
-const PAGES: &str = "/tmp/pages";
-/// What goes to and fro at a time, in bytes: it takes longer than it takes to pause the guest.
-const ECHOED: usize = 512 << 10;
-/// The guest keeps this many of the files that it has written last.
-const KEPT: usize = 4;
+const DIRECTORY: &str = "/tmp/snapshot";
+/// Socket of the fault handler.
+const HANDLER_SOCKET: &str = "/tmp/pages";
+/// Bytes of one echo; its transfer takes longer than the pause of the guest.
+const ECHO_SIZE: usize = 512 << 10;
+/// Number of recent files that the guest keeps.
+const KEPT_FILES: usize = 4;
 
 scenarios! {
-    restored_while_it_works => works(&Case { times: TIMES, kinds: MIXED, ..USUAL });
-    restored_while_two_cpus_work => works(&Case { options: "--cpus 2", ..USUAL });
-    restored_with_interrupts_by_the_kernel => works(&Case { options: "--irqchip kernel", ..USUAL });
-    restored_with_its_drive_by_io_uring => works(&Case { drive: ",engine=async", times: ONCE, kinds: MIXED, ..USUAL });
-    // Only the first snapshot is whole: one of a guest that is served asks the handler for all pages, each by itself.
-    restored_page_by_page => works(&Case { is_served: true, times: ONCE, kinds: MIXED, ..USUAL });
+    restored_under_load => run_case(&Case { rounds: MANY_ROUNDS, kinds: MIXED_KINDS, ..DEFAULT_CASE });
+    restored_under_load_of_two_cpus => run_case(&Case { options: "--cpus 2", ..DEFAULT_CASE });
+    restored_with_kernel_irqchip => run_case(&Case { options: "--irqchip kernel", ..DEFAULT_CASE });
+    restored_with_io_uring => run_case(&Case { drive: ",engine=async", rounds: ONE_CYCLE, kinds: MIXED_KINDS, ..DEFAULT_CASE });
+    // Only the first snapshot is full: a full snapshot of a guest with a fault handler requests each page separately.
+    restored_with_fault_handler => run_case(&Case { has_handler: true, rounds: ONE_CYCLE, kinds: MIXED_KINDS, ..DEFAULT_CASE });
 }
 
-/// A guest and how it is frozen.
+/// Parameters of a scenario.
 struct Case {
-    times: usize,
-    /// The snapshots, one after the other and then again.
+    rounds: usize,
+    /// Types of the snapshots, repeated in a cycle.
     kinds: &'static [&'static str],
-    /// What is said of the drive.
+    /// Options of the drive.
     drive: &'static str,
-    /// What else is said.
+    /// Other options.
     options: &'static str,
-    /// Whether a handler of page faults has its memory.
-    is_served: bool,
+    /// True for guest memory from a fault handler.
+    has_handler: bool,
 }
 
-const USUAL: Case = Case {
-    times: FEWER,
+const DEFAULT_CASE: Case = Case {
+    rounds: FEW_ROUNDS,
     kinds: &["Full"],
     drive: "",
     options: "",
-    is_served: false,
+    has_handler: false,
 };
 
-/// The guest is frozen again and again, and notices nothing.
-fn works(case: &Case) {
+/// Restores the guest repeatedly and checks that it detects no change.
+fn run_case(case: &Case) {
     let &Case {
-        times,
+        rounds,
         kinds,
         drive,
         options,
-        is_served,
+        has_handler,
     } = case;
-    make_image(&[]);
-    make_tap();
-    raise_tap();
+    create_image(&[]);
+    create_tap();
+    configure_tap();
     let mut guest = start(&format!(
         "--disk {IMAGE},cache=writeback{drive} --net tap:tap0 --api-sock {SOCKET} {options}"
     ));
-    task(&mut guest, "interface");
-    let (send, wanted) = channel();
-    let (echo, echoes) = channel();
-    let connection = connection(5003, move |stream| talk(&stream, &wanted, &echo));
+    run_task(&mut guest, "interface");
+    let (request_sender, requests) = channel();
+    let (echo_sender, echoes) = channel();
+    let connection = serve_connection(5003, move |stream| exchange(&stream, &requests, &echo_sender));
     guest.type_line("virtio work &");
 
-    let mut files = vec![written(&mut guest)];
+    let mut files = vec![next_file(&mut guest)];
     let begun = Instant::now();
     let (mut writes, mut sends) = (0, 0);
-    for time in 1..=times {
-        let _ = send.send(());
+    for round in 1..=rounds {
+        let _ = request_sender.send(());
         guest.expect("begins ");
         guest.expect(" end");
-        freeze(&mut guest, kinds[(time - 1) % kinds.len()]);
-        let returned = echoes.try_recv().is_ok();
-        guest = if is_served {
-            restore_served(guest)
+        pause_and_create(&mut guest, kinds[(round - 1) % kinds.len()]);
+        let is_echoed = echoes.try_recv().is_ok();
+        guest = if has_handler {
+            restore_with_handler(guest)
         } else {
             restore(guest)
         };
-        sends += usize::from(!returned);
-        // All that it printed until it was killed is here; of what it prints from now on, nothing needs to be.
+        sends += usize::from(!is_echoed);
+        // The output holds everything up to the kill and may lack everything since.
         writes += usize::from(!guest.rest().contains("wrote "));
-        files.push(written(&mut guest));
-        if !returned && echoes.recv_timeout(LIMIT).is_err() {
-            guest.fail("nothing comes back over its connection");
+        files.push(next_file(&mut guest));
+        if !is_echoed && echoes.recv_timeout(TIMEOUT).is_err() {
+            guest.fail("no echo on its connection");
         }
-        println!("restored {time} of {times} times");
+        println!("restore {round} of {rounds}");
     }
-    println!("in the middle of writing {writes} times, of sending {sends} times");
-    assert!(writes > 0 && sends > 0, "it was never in the middle");
+    println!("restored {writes} times during a write, {sends} times during an echo");
+    assert!(
+        writes > 0 && sends > 0,
+        "no snapshot was during a write or an echo"
+    );
 
-    drop(send);
-    if let Err(error) = connection.recv_timeout(LIMIT).unwrap() {
-        guest.fail(&format!("the connection is broken: {error}"));
+    drop(request_sender);
+    if let Err(error) = connection.recv_timeout(TIMEOUT).unwrap() {
+        guest.fail(&format!("the connection failed: {error}"));
     }
-    let ran = files[times].time - files[0].time;
+    let ran = files[rounds].time - files[0].time;
     assert!(
         ran <= begun.elapsed().as_secs_f64() + SLACK,
-        "its clock went {ran} s ahead"
+        "the guest's clock advanced by {ran} s"
     );
-    ends_well(guest, &files);
+    check_end(guest, &files);
     remove_tap();
-    fs::remove_dir_all(FOLDER).unwrap();
+    fs::remove_dir_all(DIRECTORY).unwrap();
 }
 
-/// The clock has gone on, the kernel has nothing to complain about, and what was written is on the drive.
-fn ends_well(mut guest: Guest, files: &[File]) {
+/// Checks the clock, the kernel log and the files on the drive, and ends the guest.
+fn check_end(mut guest: Guest, files: &[File]) {
     for pair in files.windows(2) {
-        assert!(pair[0].time < pair[1].time, "the clock stands still");
+        assert!(pair[0].time < pair[1].time, "the clock does not advance");
     }
     guest.type_line("touch /stop");
     guest.expect("virtio: ");
     let complaints = guest.expect(" end");
     if complaints.trim() != "ok" {
-        guest.fail("its kernel complains");
+        guest.fail("the guest kernel logged problems");
     }
-    let times = task(&mut guest, "clock");
+    let times = run_task(&mut guest, "clock");
     let (before, after) = times.split_once(' ').unwrap();
-    let slept = seconds(after) - seconds(before);
+    let slept = parse_seconds(after) - parse_seconds(before);
     assert!(
-        (1.0..LIMIT.as_secs_f64()).contains(&slept),
-        "a second took {slept}"
+        (1.0..TIMEOUT.as_secs_f64()).contains(&slept),
+        "a sleep of 1 s took {slept} s"
     );
     guest.type_line("poweroff -f");
-    let printed = guest.ends_with(0);
+    let printed = guest.expect_exit(0);
 
-    let (code, said) = check(&["-f", "-n"]);
-    assert_eq!(code, 0, "e2fsck: {said}");
+    let (code, output) = run_e2fsck(&["-f", "-n"]);
+    assert_eq!(code, 0, "e2fsck: {output}");
     let all: Vec<&str> = printed
         .split("wrote ")
         .skip(1)
@@ -161,10 +165,10 @@ fn ends_well(mut guest: Guest, files: &[File]) {
         .collect();
     for (number, line) in all.iter().enumerate() {
         let file = File::parse(line);
-        assert_eq!(file.number, number, "a line was lost or doubled");
-        if number + KEPT >= all.len() {
+        assert_eq!(file.number, number, "a line was lost or repeated");
+        if number + KEPT_FILES >= all.len() {
             assert_eq!(
-                sum_of(&content(&file.number.to_string())),
+                md5sum(&read_file(&file.number.to_string())),
                 file.sum,
                 "file {number}"
             );
@@ -172,112 +176,112 @@ fn ends_well(mut guest: Guest, files: &[File]) {
     }
 }
 
-/// What the guest says of a file that it has written and read again.
+/// Report of the guest on a file that it has written and read.
 struct File {
     number: usize,
     sum: String,
-    /// In seconds since the guest's start.
+    /// Uptime in seconds.
     time: f64,
 }
 
 impl File {
     fn parse(line: &str) -> Self {
-        let words: Vec<&str> = line.split_whitespace().collect();
+        let fields: Vec<&str> = line.split_whitespace().collect();
         Self {
-            number: words[0].parse().unwrap(),
-            sum: words[1].to_owned(),
-            time: seconds(words[2]),
+            number: fields[0].parse().unwrap(),
+            sum: fields[1].to_owned(),
+            time: parse_seconds(fields[2]),
         }
     }
 }
 
-fn seconds(text: &str) -> f64 {
+fn parse_seconds(text: &str) -> f64 {
     text.parse().unwrap()
 }
 
-/// The next file that the guest has written.
-fn written(guest: &mut Guest) -> File {
+/// Waits for the report on the next file.
+fn next_file(guest: &mut Guest) -> File {
     guest.expect("wrote ");
     File::parse(&guest.expect(" end"))
 }
 
-/// Sends something whenever it is `wanted`, and has it come back in its order; says so by `echo`.
-fn talk(mut stream: &TcpStream, wanted: &Receiver<()>, echo: &Sender<()>) -> io::Result<()> {
-    stream.set_read_timeout(Some(LIMIT))?;
-    stream.set_write_timeout(Some(LIMIT))?;
-    let mut received = vec![0; ECHOED];
+/// Sends data for each of `requests` and checks its echo, then sends to `echoes`.
+fn exchange(mut stream: &TcpStream, requests: &Receiver<()>, echoes: &Sender<()>) -> io::Result<()> {
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    let mut received = vec![0; ECHO_SIZE];
     let mut numbers = 0_u32..;
-    while wanted.recv().is_ok() {
+    while requests.recv().is_ok() {
         let sent: Vec<u8> = numbers
             .by_ref()
-            .take(ECHOED / size_of::<u32>())
+            .take(ECHO_SIZE / size_of::<u32>())
             .flat_map(u32::to_le_bytes)
             .collect();
         thread::scope(|scope| {
-            // The guest stops reading as long as nobody takes what comes back.
+            // The guest stops reading while its echo remains unread.
             let writing = scope.spawn(|| (&*stream).write_all(&sent));
             stream.read_exact(&mut received)?;
             writing.join().unwrap()
         })?;
         if received != sent {
-            return Err(io::Error::other("what comes back is not what was sent"));
+            return Err(io::Error::other("the echo differs from the sent data"));
         }
-        // Nobody waits for it when the scenario has failed.
-        let _ = echo.send(());
+        // After a failure of the scenario the receiver is gone.
+        let _ = echoes.send(());
     }
     Ok(())
 }
 
-/// Pauses the guest and makes a snapshot of this kind.
-fn freeze(guest: &mut Guest, kind: &str) {
-    fs::create_dir_all(FOLDER).unwrap();
-    ask(guest, "PATCH", "/vm", r#"{"state":"Paused"}"#);
+/// Pauses the guest and creates a snapshot of type `kind`.
+fn pause_and_create(guest: &mut Guest, kind: &str) {
+    fs::create_dir_all(DIRECTORY).unwrap();
+    request(guest, "PATCH", "/vm", r#"{"state":"Paused"}"#);
     let body = format!(
-        r#"{{"snapshot_type":"{kind}","snapshot_path":"{FOLDER}/state","mem_file_path":"{FOLDER}/memory"}}"#
+        r#"{{"snapshot_type":"{kind}","snapshot_path":"{DIRECTORY}/state","mem_file_path":"{DIRECTORY}/memory"}}"#
     );
-    ask(guest, "PUT", "/snapshot/create", &body);
-    // Its owner is about to be killed, and the next one to listen there.
+    request(guest, "PUT", "/snapshot/create", &body);
+    // SIGKILL leaves the socket, and the next process listens there.
     fs::remove_file(SOCKET).unwrap();
 }
 
 fn restore(guest: Guest) -> Guest {
-    guest.restart(&format!("restore {FOLDER} --api-sock {SOCKET}"))
+    guest.restart(&format!("restore {DIRECTORY} --api-sock {SOCKET}"))
 }
 
-/// Has the guest go on with the pages that a handler gives it.
-fn restore_served(guest: Guest) -> Guest {
-    let _ = fs::remove_file(PAGES);
-    let listener = UnixListener::bind(PAGES).unwrap();
-    // What a difference is written into while the guest is served has what was served already.
-    let memory = fs::File::open(format!("{FOLDER}/memory")).unwrap();
+/// Restores the guest with a fault handler.
+fn restore_with_handler(guest: Guest) -> Guest {
+    let _ = fs::remove_file(HANDLER_SOCKET);
+    let listener = UnixListener::bind(HANDLER_SOCKET).unwrap();
+    // A diff snapshot changes only pages of this file that the handler has already provided.
+    let memory = fs::File::open(format!("{DIRECTORY}/memory")).unwrap();
     thread::spawn(move || {
         let (monitor, _) = listener.accept()?;
-        // Served until it is killed.
+        // Runs until the kill of the guest.
         handler::serve(&monitor, &memory)
     });
     let mut guest = guest.restart(&format!("--api-sock {SOCKET}"));
     let begin = Instant::now();
     while !Path::new(SOCKET).exists() {
-        if begin.elapsed() > LIMIT {
-            guest.fail("its socket is not there");
+        if begin.elapsed() > TIMEOUT {
+            guest.fail("the API socket is missing");
         }
         thread::yield_now();
     }
     let body = format!(
-        r#"{{"snapshot_path":"{FOLDER}/state","mem_backend":{{"backend_type":"Uffd","backend_path":"{PAGES}"}},"resume_vm":true}}"#
+        r#"{{"snapshot_path":"{DIRECTORY}/state","mem_backend":{{"backend_type":"Uffd","backend_path":"{HANDLER_SOCKET}"}},"resume_vm":true}}"#
     );
-    ask(&mut guest, "PUT", "/snapshot/load", &body);
+    request(&mut guest, "PUT", "/snapshot/load", &body);
     guest
 }
 
-fn ask(guest: &mut Guest, method: &str, path: &str, body: &str) {
-    let patience = LIMIT.as_secs().to_string();
-    let output = guest::mayfly()
-        .args(["ctl", "--api-sock", SOCKET, "--timeout", &patience])
+fn request(guest: &mut Guest, method: &str, path: &str, body: &str) {
+    let timeout = TIMEOUT.as_secs().to_string();
+    let output = guest::mayfly_command()
+        .args(["ctl", "--api-sock", SOCKET, "--timeout", &timeout])
         .args(["request", method, path, body])
         .output()
         .unwrap();
     if !output.status.success() {
-        guest.fail(&format!("{method} {path}: {}", text(&output)));
+        guest.fail(&format!("{method} {path}: {}", output_text(&output)));
     }
 }

@@ -1,6 +1,5 @@
-//! Debian's Linux with its own virtio drivers as the guest, on drives that hold ext4 and on a tap. What the guest does is in
-//! guest-virtio.sh. This kernel takes no devices from its command line (CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES is not
-//! set): it finds them by ACPI alone.
+//! Debian's Linux with its virtio drivers as the guest, on drives with ext4 and on a tap. The guest runs guest-virtio.sh. This
+//! kernel ignores devices on its command line (CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES is not set) and finds them by ACPI alone.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -10,62 +9,62 @@ use std::process::{Command, Output};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
-use crate::guest::{Guest, LIMIT};
+use crate::guest::{Guest, TIMEOUT};
 
-/// The image of the drive, in the file system in memory that the emulated host has.
+/// Disk image, on the rootfs of the emulated host.
 pub const IMAGE: &str = "/tmp/drive";
-/// Of the address that guest-virtio.sh gives the guest's end.
+/// Address of the host, in the subnet of guest-virtio.sh.
 const ADDRESS: &str = "10.77.0.1";
-/// As many drives as leave room for one interface.
+/// Maximum number of drives beside one interface.
 const DRIVES: usize = 17;
 
 scenarios! {
-    files_by_the_synchronous_engine => files("engine=sync", "");
-    files_by_io_uring => files("engine=async", "");
-    files_on_a_drive_with_a_cache => files("engine=sync,cache=writeback", "");
-    files_by_io_uring_on_a_drive_with_a_cache => files("engine=async,cache=writeback", "--cpus 2");
-    files_with_interrupts_by_the_kernel => files("engine=sync,cache=writeback", "--irqchip kernel");
-    nothing_is_written_to_a_read_only_drive => read_only("engine=sync");
-    nothing_is_written_to_a_read_only_drive_by_io_uring => read_only("engine=async");
-    killed_while_it_writes => killed("engine=sync,cache=writeback");
-    killed_while_io_uring_writes => killed("engine=async,cache=writeback");
-    packets_each_way => packets("", 100);
-    // Two CPUs wait for each other by spinning, and the emulated host has one that gives neither up for it.
-    packets_each_way_with_two_cpus => packets("--cpus 2", 20);
-    announced_in_both_ways => announced("", "yes");
-    announced_by_acpi_alone => announced("--no-device-arguments", "no");
+    files_by_sync_engine => check_files("engine=sync", "");
+    files_by_io_uring => check_files("engine=async", "");
+    files_with_writeback_cache => check_files("engine=sync,cache=writeback", "");
+    files_by_io_uring_with_writeback_cache => check_files("engine=async,cache=writeback", "--cpus 2");
+    files_with_kernel_irqchip => check_files("engine=sync,cache=writeback", "--irqchip kernel");
+    read_only_drive_stays_unchanged => check_read_only("engine=sync");
+    read_only_drive_stays_unchanged_by_io_uring => check_read_only("engine=async");
+    kill_during_writes_keeps_synced_files => check_kill("engine=sync,cache=writeback");
+    kill_during_io_uring_writes_keeps_synced_files => check_kill("engine=async,cache=writeback");
+    packets_each_way => check_packets("", 100);
+    // Less traffic: two vCPUs spin for each other on the one CPU of the emulated host.
+    packets_each_way_with_two_cpus => check_packets("--cpus 2", 20);
+    devices_by_acpi_and_arguments => check_devices("", "yes");
+    devices_by_acpi_alone => check_devices("--no-device-arguments", "no");
 }
 
-/// What the guest writes is there after its end, in a file system without fault.
-fn files(engine: &str, options: &str) {
-    make_image(&[]);
+/// Checks that the image holds the guest's files after its exit, in a consistent file system.
+fn check_files(engine: &str, options: &str) {
+    create_image(&[]);
     let mut guest = start(&format!("--disk {IMAGE},{engine} {options}"));
-    let sum = task(&mut guest, "fill");
+    let sum = run_task(&mut guest, "fill");
     guest.type_line("poweroff -f");
-    guest.ends_with(0);
-    let (code, said) = check(&["-f", "-n"]);
-    assert_eq!(code, 0, "e2fsck: {said}");
-    assert_eq!(sum_of(&content("large")), sum);
-    assert_eq!(content("many/299"), b"file 299\n");
-    assert_eq!(content("many/1"), b"", "it was deleted");
+    guest.expect_exit(0);
+    let (code, output) = run_e2fsck(&["-f", "-n"]);
+    assert_eq!(code, 0, "e2fsck: {output}");
+    assert_eq!(md5sum(&read_file("large")), sum);
+    assert_eq!(read_file("many/299"), b"file 299\n");
+    assert_eq!(read_file("many/1"), b"", "it was deleted");
 }
 
-/// The guest reads what the host wrote, and its writes fail and change nothing.
-fn read_only(engine: &str) {
-    let large = random(8);
-    make_image(&large);
-    let before = sum_of(&fs::read(IMAGE).unwrap());
+/// Checks that the guest reads the host's file, and that its writes fail and leave the image unchanged.
+fn check_read_only(engine: &str) {
+    let large = random_bytes(8);
+    create_image(&large);
+    let before = md5sum(&fs::read(IMAGE).unwrap());
     let mut guest = start(&format!("--disk {IMAGE},ro,{engine}"));
-    let sum = task(&mut guest, "look");
+    let sum = run_task(&mut guest, "verify");
     guest.type_line("poweroff -f");
-    guest.ends_with(0);
-    assert_eq!(sum, sum_of(&large));
-    assert_eq!(sum_of(&fs::read(IMAGE).unwrap()), before);
+    guest.expect_exit(0);
+    assert_eq!(sum, md5sum(&large));
+    assert_eq!(md5sum(&fs::read(IMAGE).unwrap()), before);
 }
 
-/// SIGKILL in the middle of writing costs no more than a replay of the journal, and nothing that the guest had synced.
-fn killed(engine: &str) {
-    make_image(&[]);
+/// Checks that SIGKILL during writes requires only a journal replay and keeps all synced files.
+fn check_kill(engine: &str) {
+    create_image(&[]);
     let mut guest = start(&format!("--disk {IMAGE},{engine}"));
     guest.type_line("virtio churn");
     let mut kept = Vec::new();
@@ -73,54 +72,54 @@ fn killed(engine: &str) {
         guest.expect("kept ");
         kept.push(guest.expect(" end"));
     }
-    // By SIGKILL.
+    // Drop sends SIGKILL.
     drop(guest);
 
-    let (_, said) = check(&["-f", "-n"]);
+    let (_, output) = run_e2fsck(&["-f", "-n"]);
     assert!(
-        said.contains("skipping journal recovery"),
-        "nothing was under way: {said}"
+        output.contains("skipping journal recovery"),
+        "no write was in flight: {output}"
     );
-    let (code, said) = check(&["-p", "-E", "journal_only"]);
-    assert!(code <= 1, "the journal cannot be replayed: {code}: {said}");
-    let (code, said) = check(&["-f", "-n"]);
-    assert_eq!(code, 0, "more than the journal was left: {said}");
-    // churn removes older ones.
+    let (code, output) = run_e2fsck(&["-p", "-E", "journal_only"]);
+    assert!(code <= 1, "the journal replay failed: {code}: {output}");
+    let (code, output) = run_e2fsck(&["-f", "-n"]);
+    assert_eq!(code, 0, "the file system is inconsistent: {output}");
+    // churn removes older files.
     for line in &kept[8..] {
         let (name, sum) = line.split_once(' ').unwrap();
-        assert_eq!(sum_of(&content(name)), sum, "file {name}");
+        assert_eq!(md5sum(&read_file(name)), sum, "file {name}");
     }
 }
 
-/// Echoes are answered, and as many MiB that go through the interface arrive as they were sent, each way.
-fn packets(options: &str, traffic: usize) {
-    make_tap();
+/// Checks ping, and a transfer of `traffic` MiB in each direction.
+fn check_packets(options: &str, traffic: usize) {
+    create_tap();
     let mut guest = start(&format!("{options} --net tap:tap0,mac=02:00:00:00:77:02"));
-    raise_tap();
-    assert_eq!(task(&mut guest, "interface"), "02:00:00:00:77:02");
+    configure_tap();
+    assert_eq!(run_task(&mut guest, "interface"), "02:00:00:00:77:02");
 
-    let received = connection(5001, |mut stream| {
+    let received = serve_connection(5001, |mut stream| {
         let mut bytes = Vec::new();
         io::copy(&mut stream, &mut bytes).map(|_| bytes)
     });
-    let sum = task(&mut guest, &format!("send {traffic}"));
-    let bytes = received.recv_timeout(LIMIT).unwrap().unwrap();
+    let sum = run_task(&mut guest, &format!("send {traffic}"));
+    let bytes = received.recv_timeout(TIMEOUT).unwrap().unwrap();
     assert_eq!(bytes.len(), traffic << 20);
-    assert_eq!(sum_of(&bytes), sum);
+    assert_eq!(md5sum(&bytes), sum);
 
-    let sent = random(traffic);
-    let sum = sum_of(&sent);
-    let written = connection(5002, move |mut stream| stream.write_all(&sent));
-    assert_eq!(task(&mut guest, "receive"), sum);
-    written.recv_timeout(LIMIT).unwrap().unwrap();
+    let sent = random_bytes(traffic);
+    let sum = md5sum(&sent);
+    let written = serve_connection(5002, move |mut stream| stream.write_all(&sent));
+    assert_eq!(run_task(&mut guest, "receive"), sum);
+    written.recv_timeout(TIMEOUT).unwrap().unwrap();
 
     guest.type_line("poweroff -f");
-    guest.ends_with(0);
+    guest.expect_exit(0);
     remove_tap();
 }
 
-/// As many devices as there can be are all found, in their order, and each has an interrupt that arrives.
-fn announced(options: &str, arguments: &str) {
+/// Checks that the guest finds the maximum number of devices in their order, and that the interrupt of each works.
+fn check_devices(options: &str, arguments: &str) {
     let names: Vec<String> = (0..DRIVES).map(|number| format!("drive-{number:02}")).collect();
     let mut drives = String::new();
     for name in &names {
@@ -129,11 +128,11 @@ fn announced(options: &str, arguments: &str) {
         fs::write(format!("/tmp/{name}"), sector).unwrap();
         drives.push_str(&format!("--disk /tmp/{name},id={name} "));
     }
-    make_tap();
+    create_tap();
     let mut guest = start(&format!("{drives} --net tap:tap0 {options}"));
-    let found = task(&mut guest, "devices");
+    let found = run_task(&mut guest, "devices");
     guest.type_line("poweroff -f");
-    guest.ends_with(0);
+    guest.expect_exit(0);
     remove_tap();
     for name in &names {
         fs::remove_file(format!("/tmp/{name}")).unwrap();
@@ -147,23 +146,23 @@ fn announced(options: &str, arguments: &str) {
     );
 }
 
-/// A tap that nobody has used: a scenario that failed leaves its own.
-pub fn make_tap() {
+/// Creates a tap, and removes the one of a failed scenario before.
+pub fn create_tap() {
     remove_tap();
-    run("tunctl", &["-t", "tap0"]);
+    run_program("tunctl", &["-t", "tap0"]);
 }
 
-/// Gives the host its end of the tap.
-pub fn raise_tap() {
-    run("ip", &["address", "add", &format!("{ADDRESS}/24"), "dev", "tap0"]);
-    run("ip", &["link", "set", "tap0", "up"]);
+/// Sets the host's address of the tap.
+pub fn configure_tap() {
+    run_program("ip", &["address", "add", &format!("{ADDRESS}/24"), "dev", "tap0"]);
+    run_program("ip", &["link", "set", "tap0", "up"]);
 }
 
 pub fn remove_tap() {
-    run("tunctl", &["-d", "tap0"]);
+    run_program("tunctl", &["-d", "tap0"]);
 }
 
-/// Linux at its prompt, on a machine with `options`.
+/// Boots Linux with `options` up to its prompt.
 pub fn start(options: &str) -> Guest {
     let mut guest = Guest::start(&format!(
         "/images/vmlinuz --initrd /images/initrd --memory 512M {options} -- console=ttyS0 quiet panic=-1"
@@ -172,90 +171,90 @@ pub fn start(options: &str) -> Guest {
     guest
 }
 
-/// Has the guest do `task` of guest-virtio.sh, which must succeed; gives what it found.
-pub fn task(guest: &mut Guest, task: &str) -> String {
+/// Runs `task` of guest-virtio.sh, which must succeed. Returns its result.
+pub fn run_task(guest: &mut Guest, task: &str) -> String {
     guest.type_line(&format!("virtio {task}"));
     guest.expect("virtio: ");
-    let said = guest.expect(" end");
-    match said.strip_prefix("ok ") {
-        Some(found) => found.to_owned(),
-        None => guest.fail(&format!("it could not {task}")),
+    let result = guest.expect(" end");
+    match result.strip_prefix("ok ") {
+        Some(text) => text.to_owned(),
+        None => guest.fail(&format!("the task {task} failed")),
     }
 }
 
-/// Makes an ext4 image that holds `large`, if that is not empty.
-pub fn make_image(large: &[u8]) {
-    let folder = Path::new("/tmp/content");
-    fs::create_dir_all(folder).unwrap();
+/// Creates an ext4 image with the file `large`, unless that is empty.
+pub fn create_image(large: &[u8]) {
+    let directory = Path::new("/tmp/content");
+    fs::create_dir_all(directory).unwrap();
     let _ = fs::remove_file(IMAGE);
     if !large.is_empty() {
-        fs::write(folder.join("large"), large).unwrap();
+        fs::write(directory.join("large"), large).unwrap();
     }
-    run(
+    run_program(
         "mke2fs",
         &["-q", "-t", "ext4", "-d", "/tmp/content", IMAGE, "64M"],
     );
-    fs::remove_dir_all(folder).unwrap();
+    fs::remove_dir_all(directory).unwrap();
 }
 
-/// What e2fsck with `options` says of the image: its exit status, of which 0 is clean and 1 is repaired, and its text.
-pub fn check(options: &[&str]) -> (i32, String) {
+/// Runs e2fsck on the image. Returns its exit status, 0 for clean and 1 for repaired, and its output.
+pub fn run_e2fsck(options: &[&str]) -> (i32, String) {
     let output = Command::new("e2fsck").args(options).arg(IMAGE).output().unwrap();
-    (output.status.code().unwrap_or(-1), text(&output))
+    (output.status.code().unwrap_or(-1), output_text(&output))
 }
 
-/// The file at `path` of the image; nothing where there is none.
-pub fn content(path: &str) -> Vec<u8> {
+/// Returns the file at `path` of the image, empty if it is missing.
+pub fn read_file(path: &str) -> Vec<u8> {
     let command = format!("cat {path}");
     let output = Command::new("debugfs")
         .args(["-R", &command, IMAGE])
         .output()
         .unwrap();
-    assert!(output.status.success(), "debugfs: {}", text(&output));
+    assert!(output.status.success(), "debugfs: {}", output_text(&output));
     output.stdout
 }
 
-/// In the form in which the guest says it.
-pub fn sum_of(bytes: &[u8]) -> String {
+/// Returns the MD5 sum as the guest prints it.
+pub fn md5sum(bytes: &[u8]) -> String {
     fs::write("/tmp/summed", bytes).unwrap();
     let output = Command::new("md5sum").arg("/tmp/summed").output().unwrap();
     fs::remove_file("/tmp/summed").unwrap();
-    let said = text(&output);
-    said.split_whitespace().next().unwrap_or_default().to_owned()
+    let printed = output_text(&output);
+    printed.split_whitespace().next().unwrap_or_default().to_owned()
 }
 
-/// As many MiB of noise.
-fn random(mib: usize) -> Vec<u8> {
+/// Returns `mib` MiB of random bytes.
+fn random_bytes(mib: usize) -> Vec<u8> {
     let mut bytes = vec![0; mib << 20];
     io::Read::read_exact(&mut File::open("/dev/urandom").unwrap(), &mut bytes).unwrap();
     bytes
 }
 
-/// Serves one connection to `port`, which is open by then, in the background; what came of it is received.
-pub fn connection<T: Send + 'static>(
+/// Listens on `port`, and serves one connection on a new thread. The receiver gets the result.
+pub fn serve_connection<T: Send + 'static>(
     port: u16,
     serve: impl FnOnce(TcpStream) -> io::Result<T> + Send + 'static,
 ) -> Receiver<io::Result<T>> {
     let listener = TcpListener::bind((ADDRESS, port)).unwrap();
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
-        let outcome = listener.accept().and_then(|(stream, _)| serve(stream));
-        // Nobody waits for it when the scenario has failed.
-        let _ = sender.send(outcome);
+        let result = listener.accept().and_then(|(stream, _)| serve(stream));
+        // After a failure of the scenario the receiver is gone.
+        let _ = sender.send(result);
     });
     receiver
 }
 
-pub fn run(program: &str, arguments: &[&str]) {
+pub fn run_program(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output().unwrap();
     assert!(
         output.status.success(),
         "{program} {arguments:?}: {}",
-        text(&output)
+        output_text(&output)
     );
 }
 
-/// Both outputs of a program.
-pub fn text(output: &Output) -> String {
+/// Returns stdout and stderr of a program.
+pub fn output_text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }

@@ -1,4 +1,4 @@
-//! Drives and interfaces that cannot be: each is refused with the way out. KVM is asked before they are.
+//! Rejected drives and interfaces: each error names the remedy. mayfly opens KVM before the devices.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chroot};
@@ -9,12 +9,12 @@ use std::process::{Command, Stdio};
 use crate::access::{KVM, bare_root, make_node};
 use crate::guest::Guest;
 use crate::guests::{file, program};
-use crate::network::{in_own_network, output_of};
+use crate::network::{in_own_network, run_command};
 
 /// `CAP_NET_ADMIN` of linux/capability.h.
 const NET_ADMIN: libc::c_ulong = 12;
 
-/// `mayfly run` of a guest that needs no device, with `options`, separated by blanks.
+/// Returns `mayfly run` for a guest without devices, with `options` split at spaces.
 fn run(options: &str) -> Command {
     let mut command = Command::new(program());
     command.arg("run").arg(file("hello.elf"));
@@ -22,49 +22,52 @@ fn run(options: &str) -> Command {
     command
 }
 
-/// `command` is refused before the guest runs, in one line that has all of `texts`.
+/// Expects an error of `command` before the guest runs, in one line with all of `texts`.
 fn expect_error(mut command: Command, texts: &[&str]) {
     let output = command.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{command:?}: {said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{command:?}: {stderr}");
     assert!(
-        output.stdout.is_empty() && said.lines().count() == 1,
-        "{command:?}: {said}"
+        output.stdout.is_empty() && stderr.lines().count() == 1,
+        "{command:?}: {stderr}"
     );
     for text in texts {
-        assert!(said.contains(text), "{command:?}: {said} does not say {text:?}");
+        assert!(
+            stderr.contains(text),
+            "{command:?}: {text:?} is missing in {stderr}"
+        );
     }
 }
 
-fn place(name: &str) -> String {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("attach");
-    fs::create_dir_all(&folder).unwrap();
-    folder.join(name).to_str().unwrap().to_owned()
+fn path_of(name: &str) -> String {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("attach");
+    fs::create_dir_all(&directory).unwrap();
+    directory.join(name).to_str().unwrap().to_owned()
 }
 
-fn disk(name: &str, length: usize) -> String {
-    let path = place(name);
+fn create_disk(name: &str, length: usize) -> String {
+    let path = path_of(name);
     fs::write(&path, vec![0; length]).unwrap();
     path
 }
 
 #[test]
-fn a_disk_must_be_one() {
-    let fifo = place("fifo");
+fn invalid_disk_is_rejected() {
+    let fifo = path_of("fifo");
     let _ = fs::remove_file(&fifo);
     scratch::make_fifo(Path::new(&fifo));
     for (path, text) in [
-        (place("missing"), "it does not exist; create it"),
+        (path_of("missing"), "it does not exist; create it"),
         (
-            disk("empty", 0),
+            create_disk("empty", 0),
             "it is empty; set its size, for example with `truncate -s 1G`",
         ),
         (
-            disk("odd", 700),
+            create_disk("odd", 700),
             "its size of 700 bytes is not a multiple of 512; use a raw image",
         ),
         (
-            place(""),
+            path_of(""),
             "it is a directory; use a raw image file or a block device",
         ),
         (fifo, "it is neither a file nor a block device"),
@@ -84,8 +87,8 @@ fn a_disk_must_be_one() {
 }
 
 #[test]
-fn a_disk_has_one_writer() {
-    let path = disk("shared", 1024);
+fn shared_disk_is_rejected_for_writers() {
+    let path = create_disk("shared", 1024);
     let text = "another drive or VM uses it; only read-only drives can share a disk";
     for (first, second) in [("", ""), (",ro", ""), ("", ",ro")] {
         let command = run(&format!("--disk {path}{first} --disk {path}{second}"));
@@ -106,9 +109,9 @@ fn a_disk_has_one_writer() {
 }
 
 #[test]
-fn a_disk_is_one_by_whatever_name() {
-    let path = disk("named", 1024);
-    let other = place("named-otherwise");
+fn disk_lock_covers_hard_links() {
+    let path = create_disk("named", 1024);
+    let other = path_of("second-name");
     let _ = fs::remove_file(&other);
     fs::hard_link(&path, &other).unwrap();
     let text = "another drive or VM uses it; only read-only drives can share a disk";
@@ -122,9 +125,9 @@ fn a_disk_is_one_by_whatever_name() {
 }
 
 #[test]
-fn a_tap_must_be_one() {
+fn invalid_tap_is_rejected() {
     in_own_network(|| {
-        output_of("ip tuntap add several mode tap multi_queue");
+        run_command("ip tuntap add several mode tap multi_queue");
         for (net, text) in [
             (
                 "tap:none",
@@ -149,25 +152,25 @@ fn a_tap_must_be_one() {
 }
 
 #[test]
-fn a_descriptor_of_something_else_is_no_tap() {
+fn foreign_descriptor_is_rejected() {
     let null = fs::File::open("/dev/null").unwrap();
     let mut command = run("--net fd:9");
-    let give = move || {
+    let duplicate = move || {
         // SAFETY: the call takes no pointer.
         match unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&null), 9) } {
             9 => Ok(()),
             _ => Err(std::io::Error::last_os_error()),
         }
     };
-    // SAFETY: what runs between fork and exec makes system calls only.
-    unsafe { command.pre_exec(give) };
+    // SAFETY: the closure runs between fork and exec and makes system calls only.
+    unsafe { command.pre_exec(duplicate) };
     expect_error(command, &["cannot use descriptor 9: it is not a tap"]);
 }
 
 #[test]
-fn a_tap_has_one_user() {
+fn busy_tap_is_rejected() {
     in_own_network(|| {
-        output_of("ip tuntap add tap0 mode tap");
+        run_command("ip tuntap add tap0 mode tap");
         let text = "cannot open tap interface tap0: another process uses it; stop that process, or create another interface";
         expect_error(
             run("--net tap:tap0 --net tap:tap0"),
@@ -184,9 +187,9 @@ fn a_tap_has_one_user() {
 }
 
 #[test]
-fn a_tap_takes_rights() {
+fn unprivileged_tap_is_rejected() {
     in_own_network(|| {
-        output_of("ip tuntap add theirs mode tap user 12345");
+        run_command("ip tuntap add theirs mode tap user 12345");
         for (net, text) in [
             (
                 "tap:theirs",
@@ -198,21 +201,21 @@ fn a_tap_takes_rights() {
             ),
         ] {
             let mut command = run(&format!("--net {net}"));
-            let drop_right = || {
+            let drop_capability = || {
                 // SAFETY: the call takes no pointer.
                 match unsafe { libc::prctl(libc::PR_CAPBSET_DROP, NET_ADMIN, 0, 0, 0) } {
                     0 => Ok(()),
                     _ => Err(std::io::Error::last_os_error()),
                 }
             };
-            // SAFETY: what runs between fork and exec makes system calls only.
-            unsafe { command.pre_exec(drop_right) };
+            // SAFETY: the closure runs between fork and exec and makes system calls only.
+            unsafe { command.pre_exec(drop_capability) };
             expect_error(command, &[text]);
         }
     });
 }
 
-/// `mayfly run` with a tap, by a user without rights in the folder `root`, which has KVM.
+/// Returns `mayfly run` with a tap as an unprivileged user, in the root `root`, which holds `/dev/kvm`.
 fn run_in(root: PathBuf) -> Command {
     fs::copy(file("hello.elf"), root.join("hello.elf")).unwrap();
     fs::set_permissions(root.join("hello.elf"), fs::Permissions::from_mode(0o644)).unwrap();
@@ -229,13 +232,13 @@ fn run_in(root: PathBuf) -> Command {
             _ => Err(std::io::Error::last_os_error()),
         }
     };
-    // SAFETY: what runs between fork and exec makes system calls only.
+    // SAFETY: the closure runs between fork and exec and makes system calls only.
     unsafe { command.pre_exec(enter) };
     command
 }
 
 #[test]
-fn the_device_of_taps_is_missing_or_forbidden() {
+fn unusable_tun_device_is_reported() {
     for (name, text) in [
         (
             "no-tun",
@@ -257,8 +260,8 @@ fn the_device_of_taps_is_missing_or_forbidden() {
 }
 
 #[test]
-fn somebody_must_serve_the_network() {
-    let path = place("nobody.sock");
+fn missing_network_process_is_reported() {
+    let path = path_of("unused.sock");
     expect_error(
         run(&format!("--net unix:{path}")),
         &[

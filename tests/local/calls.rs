@@ -1,4 +1,4 @@
-//! The system calls of a process, as ptrace sees them.
+//! System calls of a process, by ptrace.
 
 use std::collections::HashMap;
 use std::io;
@@ -7,35 +7,35 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::{fs, mem, ptr};
 
-/// One system call.
+/// A system call.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// Whether it is the first thread's.
-    pub first: bool,
-    /// Which one, as `SYS_` of libc.
+    /// True for a call of the main thread.
+    pub is_main_thread: bool,
+    /// Number, one of libc's `SYS_` constants.
     pub number: libc::c_long,
-    /// What it was given.
+    /// Arguments, in registers.
     pub arguments: [u64; 6],
-    /// The file that it reads or maps.
+    /// File that the call reads or maps.
     pub file: Option<PathBuf>,
-    /// What it gave; none while it has not returned.
+    /// Return value, if the call has returned.
     pub result: Option<i64>,
 }
 
 impl Call {
-    /// The request number of an ioctl.
+    /// Returns the request number of an ioctl.
     pub fn request(&self) -> Option<u64> {
         (self.number == libc::SYS_ioctl).then_some(self.arguments[1])
     }
 }
 
-/// The calls of `command`, which gets `input` as its standard input, over all its threads, in the order in which they began.
+/// Runs `command` with `input` as its standard input. Returns the calls of all threads, ordered by entry.
 #[allow(
     clippy::zombie_processes,
     reason = "follow waits for every thread, the process included"
 )]
 pub fn trace(command: &mut Command, input: Stdio) -> Vec<Call> {
-    // SAFETY: between fork and exec only one system call is made, which allocates nothing.
+    // SAFETY: the closure runs between fork and exec, makes one system call and does not allocate.
     unsafe { command.pre_exec(|| request(libc::PTRACE_TRACEME, 0, 0)) };
     let child = command.stdout(Stdio::null()).stdin(input).spawn().unwrap();
     let child = libc::pid_t::try_from(child.id()).unwrap();
@@ -64,9 +64,9 @@ fn follow(leader: libc::pid_t) -> Vec<Call> {
         }
         let signal = libc::WSTOPSIG(status);
         let is_system_call = signal == libc::SIGTRAP | 0x80;
-        match is_system_call.then(|| stop(thread)).flatten() {
+        match is_system_call.then(|| read_stop(thread)).flatten() {
             Some(Stop::Entry(mut call)) => {
-                call.first = thread == leader;
+                call.is_main_thread = thread == leader;
                 open.insert(thread, calls.len());
                 calls.push(call);
             }
@@ -77,52 +77,53 @@ fn follow(leader: libc::pid_t) -> Vec<Call> {
             }
             None => {}
         }
-        // Events of ptrace, and the stop that a new thread begins with, are not the thread's own signals.
+        // ptrace events and the initial SIGSTOP of a new thread are not signals of the thread (ptrace(2)).
         let own = !is_system_call && signal != libc::SIGTRAP && started.insert(thread, ()).is_some();
         let deliver = if own || (thread == leader && signal != libc::SIGTRAP && !is_system_call) {
             signal
         } else {
             0
         };
-        // The thread may be gone already when the process ends.
+        // At the end of the process the thread may be gone already.
         let _ = request(libc::PTRACE_SYSCALL, thread, deliver.into());
     }
 }
 
-/// A running process whose first thread stops before and after each system call. The others run.
-pub struct Stepped(libc::pid_t);
+/// A running process whose main thread stops at the entry and the exit of each system call. Other threads run.
+pub struct SyscallStepper(libc::pid_t);
 
-impl Stepped {
-    /// Stops the first thread of `process`.
+impl SyscallStepper {
+    /// Stops the main thread of `process`.
     pub fn seize(process: u32) -> Self {
         let process = libc::pid_t::try_from(process).unwrap();
         let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL;
         request(libc::PTRACE_SEIZE, process, options.into()).unwrap();
         request(libc::PTRACE_INTERRUPT, process, 0).unwrap();
-        assert!(libc::WIFSTOPPED(wait(process).1), "it did not stop");
+        assert!(libc::WIFSTOPPED(wait(process).1), "the process did not stop");
         Self(process)
     }
 
-    /// Lets it go on to where it enters or leaves a system call. How often a thread yields while it waits for another is not
-    /// twice the same, and counts for nothing.
+    /// Continues to the next entry or exit of a system call. Skips sched_yield: the number of yields of a waiting thread
+    /// varies from run to run.
     pub fn step(&self) {
-        let mut yields = false;
+        let mut is_yield = false;
         loop {
             request(libc::PTRACE_SYSCALL, self.0, 0).unwrap();
             let (_, status) = wait(self.0);
-            assert!(libc::WIFSTOPPED(status), "it has ended: {status:#x}");
+            assert!(libc::WIFSTOPPED(status), "the process has ended: {status:#x}");
             if libc::WSTOPSIG(status) != libc::SIGTRAP | 0x80 {
                 continue;
             }
-            let left = mem::take(&mut yields);
-            yields = matches!(stop(self.0), Some(Stop::Entry(call)) if call.number == libc::SYS_sched_yield);
-            if !left && !yields {
+            let was_yield = mem::take(&mut is_yield);
+            is_yield =
+                matches!(read_stop(self.0), Some(Stop::Entry(call)) if call.number == libc::SYS_sched_yield);
+            if !was_yield && !is_yield {
                 return;
             }
         }
     }
 
-    /// Lets it go on, and stops it no more.
+    /// Detaches from the process, which then runs freely.
     pub fn release(self) {
         request(libc::PTRACE_DETACH, self.0, 0).unwrap();
     }
@@ -133,7 +134,7 @@ enum Stop {
     Exit(i64),
 }
 
-fn stop(thread: libc::pid_t) -> Option<Stop> {
+fn read_stop(thread: libc::pid_t) -> Option<Stop> {
     // SAFETY: all-zero bytes are a valid value of the structure.
     let mut info: libc::ptrace_syscall_info = unsafe { mem::zeroed() };
     let size = mem::size_of_val(&info);
@@ -144,11 +145,11 @@ fn stop(thread: libc::pid_t) -> Option<Stop> {
     }
     match info.op {
         libc::PTRACE_SYSCALL_INFO_ENTRY => {
-            // SAFETY: `op` says which member of the union is valid.
+            // SAFETY: `op` selects the valid member of the union.
             let entry = unsafe { info.u.entry };
             let number = libc::c_long::try_from(entry.nr).unwrap();
             Some(Stop::Entry(Call {
-                first: false,
+                is_main_thread: false,
                 number,
                 arguments: entry.args,
                 file: file(thread, number, entry.args),
@@ -156,7 +157,7 @@ fn stop(thread: libc::pid_t) -> Option<Stop> {
             }))
         }
         libc::PTRACE_SYSCALL_INFO_EXIT => {
-            // SAFETY: `op` says which member of the union is valid.
+            // SAFETY: `op` selects the valid member of the union.
             let exit = unsafe { info.u.exit };
             Some(Stop::Exit(exit.sval))
         }
@@ -164,7 +165,7 @@ fn stop(thread: libc::pid_t) -> Option<Stop> {
     }
 }
 
-/// The file that a stopped thread is about to read or map.
+/// Returns the file that the call of a stopped thread reads or maps.
 fn file(thread: libc::pid_t, number: libc::c_long, arguments: [u64; 6]) -> Option<PathBuf> {
     let descriptor = match number {
         libc::SYS_read | libc::SYS_pread64 | libc::SYS_readv | libc::SYS_preadv | libc::SYS_preadv2 => 0,
@@ -176,9 +177,9 @@ fn file(thread: libc::pid_t, number: libc::c_long, arguments: [u64; 6]) -> Optio
     fs::read_link(format!("/proc/{thread}/fd/{}", arguments[descriptor])).ok()
 }
 
-fn request(what: libc::c_uint, thread: libc::pid_t, data: libc::c_long) -> io::Result<()> {
-    // SAFETY: the requests used here take a number as data and no address.
-    let result = unsafe { libc::ptrace(what, thread, ptr::null_mut::<libc::c_void>(), data) };
+fn request(operation: libc::c_uint, thread: libc::pid_t, data: libc::c_long) -> io::Result<()> {
+    // SAFETY: the operations of this file take a number as data and no address.
+    let result = unsafe { libc::ptrace(operation, thread, ptr::null_mut::<libc::c_void>(), data) };
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {
@@ -186,7 +187,7 @@ fn request(what: libc::c_uint, thread: libc::pid_t, data: libc::c_long) -> io::R
     }
 }
 
-/// Waits for `thread`, or for any that this one traces: what other tests have started is theirs.
+/// Waits for `thread`, or with -1 for any tracee of this thread, without children of other tests.
 fn wait(thread: libc::pid_t) -> (libc::pid_t, libc::c_int) {
     let mut status = 0;
     // SAFETY: `status` is valid for writes.

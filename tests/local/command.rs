@@ -1,4 +1,4 @@
-//! What mayfly prints when the guest runs, and its exit status.
+//! Output and exit status of mayfly.
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixListener;
@@ -18,63 +18,63 @@ fn run(guest: &str, options: &[&str]) -> Output {
     mayfly(&["run", &file(guest)]).args(options).output().unwrap()
 }
 
-fn said(output: &Output) -> String {
+fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn printed(output: &Output) -> String {
+fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[test]
-fn a_guest_that_ends_well_is_all_that_is_seen() {
+fn successful_guest_prints_only_its_output() {
     let output = run("hello.elf", &[]);
     assert_eq!(
-        (output.status.code(), printed(&output).as_str()),
+        (output.status.code(), stdout(&output).as_str()),
         (Some(0), "hello from mayfly\n")
     );
-    assert_eq!(said(&output), "");
+    assert_eq!(stderr(&output), "");
 }
 
 #[test]
-fn a_code_of_the_guest_is_the_exit_status() {
+fn guest_code_is_exit_status() {
     for (code, status) in [("0", 0), ("1", 1), ("255", 255)] {
         let output = run("end-code.elf", &["--", &format!("code={code}")]);
-        assert_eq!(output.status.code(), Some(status), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(status), "{}", stderr(&output));
     }
 }
 
 #[test]
-fn a_triple_fault_is_told() {
+fn triple_fault_is_reported() {
     let output = run("end-triple.elf", &[]);
     assert_eq!(output.status.code(), Some(120));
-    assert!(said(&output).contains("triple fault"), "{}", said(&output));
+    assert!(stderr(&output).contains("triple fault"), "{}", stderr(&output));
 }
 
-/// Only where level 0 is interpreted does the guest fail; what is said of it is the same in every such place.
+/// The guest fails only on hosts that emulate kernel mode; the message is the same on all of them.
 #[test]
-fn an_instruction_that_kvm_does_not_know_is_told() {
+fn unsupported_instruction_is_reported() {
     let output = run("sse.elf", &[]);
     if output.status.success() {
-        assert!(printed(&output).contains("ok sse"));
+        assert!(stdout(&output).contains("ok sse"));
         return;
     }
     assert_eq!(output.status.code(), Some(121));
-    let said = said(&output);
+    let stderr = stderr(&output);
     for text in [
         "cannot run the guest at address 0x10",
         "instruction bytes 66 0f ef c0: KVM reports internal error 1;",
         "use a host with VMX",
     ] {
-        assert!(said.contains(text), "{said}");
+        assert!(stderr.contains(text), "{stderr}");
     }
 }
 
 #[test]
-fn timings_are_told_beside_the_output() {
+fn timings_go_to_stderr() {
     let output = run("hello.elf", &["--timings"]);
-    assert_eq!(printed(&output), "hello from mayfly\n");
-    let said = said(&output);
+    assert_eq!(stdout(&output), "hello from mayfly\n");
+    let stderr = stderr(&output);
     for phase in [
         "exec",
         "open image",
@@ -84,18 +84,18 @@ fn timings_are_told_beside_the_output() {
         "first exit",
         "first output",
     ] {
-        assert!(said.contains(phase), "{phase} is not in {said}");
+        assert!(stderr.contains(phase), "{phase} is not in {stderr}");
     }
 }
 
 #[test]
-fn a_trace_is_what_perfetto_opens() {
+fn trace_has_perfetto_format() {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("boot.trace.json");
     let output = run("hello.elf", &["--trace", path.to_str().unwrap()]);
     assert!(
         output.status.success() && output.stderr.is_empty(),
         "{}",
-        said(&output)
+        stderr(&output)
     );
     let trace: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let events = trace["traceEvents"].as_array().unwrap();
@@ -110,45 +110,45 @@ fn a_trace_is_what_perfetto_opens() {
 }
 
 #[test]
-fn a_trace_that_cannot_be_written_is_refused() {
+fn unwritable_trace_is_rejected() {
     let output = run("hello.elf", &["--trace", "/nowhere/trace"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        said(&output).contains("cannot write the trace to /nowhere/trace"),
+        stderr(&output).contains("cannot write the trace to /nowhere/trace"),
         "{}",
-        said(&output)
+        stderr(&output)
     );
 }
 
 #[test]
-fn the_demo_explains_itself() {
+fn demo_explains_its_output() {
     let output = mayfly(&["demo"]).output().unwrap();
     assert!(output.status.success());
     assert!(
-        printed(&output).contains("hello from the command line"),
+        stdout(&output).contains("hello from the command line"),
         "{}",
-        printed(&output)
+        stdout(&output)
     );
     assert!(
-        said(&output).contains("printed its first byte at"),
+        stderr(&output).contains("printed its first byte at"),
         "{}",
-        said(&output)
+        stderr(&output)
     );
 }
 
 #[test]
-fn an_image_that_does_not_fit_says_how_much_would_do() {
+fn large_image_error_states_required_memory() {
     let output = run("segments.elf", &["--memory", "2M"]);
     assert_eq!(output.status.code(), Some(1));
-    let said = said(&output);
+    let stderr = stderr(&output);
     assert!(
-        said.contains("segments.elf") && said.contains("MiB suffice"),
-        "{said}"
+        stderr.contains("segments.elf") && stderr.contains("MiB suffice"),
+        "{stderr}"
     );
 }
 
 #[test]
-fn an_initrd_that_does_not_fit_says_how_much_would_do() {
+fn large_initrd_error_states_required_memory() {
     let initrd = Path::new(env!("CARGO_TARGET_TMPDIR")).join("large-initrd");
     File::create(&initrd).unwrap().set_len(64 << 20).unwrap();
     let output = run(
@@ -156,31 +156,35 @@ fn an_initrd_that_does_not_fit_says_how_much_would_do() {
         &["--memory", "16M", "--initrd", initrd.to_str().unwrap()],
     );
     assert_eq!(output.status.code(), Some(1));
-    let said = said(&output);
+    let stderr = stderr(&output);
     assert!(
-        said.contains("large-initrd") && said.contains("MiB suffice"),
-        "{said}"
+        stderr.contains("large-initrd") && stderr.contains("MiB suffice"),
+        "{stderr}"
     );
     let output = run(
         "initrd.elf",
         &["--memory", "96M", "--initrd", initrd.to_str().unwrap()],
     );
     assert!(
-        printed(&output).contains("ok initrd 67108864 bytes sum 0"),
+        stdout(&output).contains("ok initrd 67108864 bytes sum 0"),
         "{}",
-        printed(&output)
+        stdout(&output)
     );
 }
 
 #[test]
-fn a_protocol_that_the_image_does_not_offer_is_refused() {
+fn unsupported_protocol_is_rejected() {
     let output = run("hello.elf", &["--protocol", "multiboot"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("supported: linux"), "{}", said(&output));
+    assert!(
+        stderr(&output).contains("supported: linux"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
-fn a_command_line_is_checked() {
+fn invalid_command_line_is_rejected() {
     for (arguments, text) in [
         ("x".repeat(5000), "5000"),
         ("caf\u{e9}".into(), "0xc3"),
@@ -188,19 +192,19 @@ fn a_command_line_is_checked() {
     ] {
         let output = run("cmdline.elf", &["--", &arguments]);
         assert_eq!(output.status.code(), Some(1));
-        assert!(said(&output).contains(text), "{}", said(&output));
+        assert!(stderr(&output).contains(text), "{}", stderr(&output));
     }
     let exact = "y".repeat(4095);
     let output = run("cmdline.elf", &["--", &exact]);
     assert!(
-        printed(&output).contains(&format!("[{exact}]")),
+        stdout(&output).contains(&format!("[{exact}]")),
         "{}",
-        said(&output)
+        stderr(&output)
     );
 }
 
 #[test]
-fn input_comes_from_a_file_as_well() {
+fn input_is_read_from_file() {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("typed");
     fs::write(
         &path,
@@ -211,24 +215,24 @@ fn input_comes_from_a_file_as_well() {
         .stdin(File::open(&path).unwrap())
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", said(&output));
-    let printed = printed(&output);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let printed = stdout(&output);
     assert!(
         printed.contains("so that it waits") && printed.contains("bye"),
         "{printed}"
     );
 }
 
-/// Both have a socket under another name first, and wait a little for whoever else has the folder locked.
+/// mayfly binds the socket under a temporary name and waits for the lock of the directory, which the test holds.
 #[test]
-fn a_signal_leaves_no_socket_behind_however_early_it_comes() {
-    let folder = std::env::temp_dir().join(format!("mayfly-early-{}", std::process::id()));
-    let socket = folder.join("api.sock");
-    let names = || fs::read_dir(&folder).unwrap().count();
+fn early_signal_removes_socket() {
+    let directory = std::env::temp_dir().join(format!("mayfly-early-{}", std::process::id()));
+    let socket = directory.join("api.sock");
+    let names = || fs::read_dir(&directory).unwrap().count();
     for command in [vec![], vec!["run".to_owned(), file("loop.elf")]] {
-        fs::create_dir(&folder).unwrap();
-        let held = File::open(&folder).unwrap();
-        held.lock().unwrap();
+        fs::create_dir(&directory).unwrap();
+        let lock = File::open(&directory).unwrap();
+        lock.lock().unwrap();
         drop(UnixListener::bind(&socket).unwrap());
         let mut mayfly = Command::new(program());
         mayfly.args(&command).arg("--api-sock").arg(&socket);
@@ -239,10 +243,10 @@ fn a_signal_leaves_no_socket_behind_however_early_it_comes() {
         let process = i32::try_from(mayfly.id()).unwrap();
         // SAFETY: kill takes no pointers, and the process is a child that has not been waited for.
         assert_eq!(unsafe { libc::kill(process, libc::SIGTERM) }, 0);
-        drop(held);
+        drop(lock);
         let status = mayfly.wait_with_output().unwrap().status;
         assert_eq!(status.signal(), Some(libc::SIGTERM), "{command:?}: {status}");
         assert_eq!(names(), 0, "{command:?}");
-        fs::remove_dir(&folder).unwrap();
+        fs::remove_dir(&directory).unwrap();
     }
 }

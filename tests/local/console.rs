@@ -1,4 +1,4 @@
-//! Readers that stall, readers that go, and terminals.
+//! Serial output to slow, stalled and closed readers, signals, and terminals.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -22,7 +22,7 @@ fn mayfly(guest: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// The other end of a command's stdout, with room for `capacity` bytes.
+/// Connects the command's stdout to a pipe of `capacity` bytes and returns the read end.
 fn pipe(command: &mut Command, capacity: libc::c_int) -> File {
     let (reader, writer) = io::pipe().unwrap();
     // SAFETY: the call takes no pointer, and the descriptor is open.
@@ -32,8 +32,8 @@ fn pipe(command: &mut Command, capacity: libc::c_int) -> File {
     File::from(OwnedFd::from(reader))
 }
 
-fn started(mut command: Command) -> Child {
-    // The command goes, and with it this process's copy of what is the child's stdout.
+fn spawn(mut command: Command) -> Child {
+    // Drop of the command closes this process's copy of the write end.
     command.spawn().unwrap()
 }
 
@@ -44,43 +44,43 @@ fn signal(child: &Child, signal: libc::c_int) {
     assert_eq!(sent, 0);
 }
 
-/// Bytes that can be read from `file` now.
-fn waiting(file: &File) -> usize {
+/// Returns the number of bytes that a read of `file` returns without blocking.
+fn readable_bytes(file: &File) -> usize {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the request writes one int.
-    let asked = unsafe { libc::ioctl(file.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
-    assert_eq!(asked, 0);
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    assert_eq!(result, 0);
     usize::try_from(bytes).unwrap()
 }
 
 #[test]
-fn a_reader_that_stalls_stalls_nothing() {
+fn stalled_reader_does_not_stall_guest() {
     let mut command = mayfly("flood.elf", &["--", "kib=192"]);
     let mut reader = pipe(&mut command, 65536);
-    let output = started(command).wait_with_output().unwrap();
+    let output = spawn(command).wait_with_output().unwrap();
     assert!(output.status.success());
-    let said = String::from_utf8(output.stderr).unwrap();
-    let dropped = said
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let dropped = stderr
         .strip_prefix("mayfly: warning: ")
         .and_then(|rest| rest.split(' ').next())
         .unwrap();
-    let dropped: usize = dropped.parse().unwrap_or_else(|_| panic!("{said}"));
+    let dropped: usize = dropped.parse().unwrap_or_else(|_| panic!("{stderr}"));
     let mut printed = Vec::new();
     reader.read_to_end(&mut printed).unwrap();
-    // What is not in the pipe and not reported would be lost in silence.
-    assert_eq!(printed.len() + dropped, 192 << 10, "{said}");
+    // Each byte is in the pipe or in the count of the warning.
+    assert_eq!(printed.len() + dropped, 192 << 10, "{stderr}");
     assert!(printed.starts_with(b"00000000:abc") && printed.len() >= 60000);
 }
 
 #[test]
-fn a_slow_reader_loses_nothing() {
+fn slow_reader_receives_all_output() {
     let mut command = mayfly("flood.elf", &["--", "kib=64"]);
     let mut reader = pipe(&mut command, 4096);
-    let child = started(command);
+    let child = spawn(command);
     let mut printed = Vec::new();
-    let mut piece = [0; 100];
-    while let Ok(length @ 1..) = reader.read(&mut piece) {
-        printed.extend_from_slice(&piece[..length]);
+    let mut buffer = [0; 100];
+    while let Ok(length @ 1..) = reader.read(&mut buffer) {
+        printed.extend_from_slice(&buffer[..length]);
     }
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty());
@@ -89,21 +89,21 @@ fn a_slow_reader_loses_nothing() {
 }
 
 #[test]
-fn a_reader_that_goes_does_not_end_the_guest() {
+fn closed_reader_does_not_end_guest() {
     let mut command = mayfly("flood.elf", &["--", "kib=16"]);
     drop(pipe(&mut command, 4096));
-    let output = started(command).wait_with_output().unwrap();
+    let output = spawn(command).wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("cannot write the serial output"), "{said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("cannot write the serial output"), "{stderr}");
 }
 
 #[test]
-fn a_signal_does_not_wait_for_a_stalled_reader() {
+fn signal_ends_mayfly_with_stalled_reader() {
     let mut command = mayfly("flood.elf", &["--", "kib=4096"]);
     let reader = pipe(&mut command, 4096);
-    let child = started(command);
-    while waiting(&reader) < 4096 {
+    let child = spawn(command);
+    while readable_bytes(&reader) < 4096 {
         std::thread::yield_now();
     }
     signal(&child, libc::SIGINT);
@@ -113,22 +113,25 @@ fn a_signal_does_not_wait_for_a_stalled_reader() {
     );
 }
 
-fn runs_a_vcpu(child: &Child) -> bool {
+fn has_vcpu_thread(child: &Child) -> bool {
     let threads = fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
     let names = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
     names.into_iter().any(|name| name.starts_with("fc_vcpu"))
 }
 
 #[test]
-fn a_signal_ends_the_wait_for_a_slow_reader() {
+fn signal_ends_output_drain() {
     let mut command = mayfly("flood.elf", &["--", "kib=16"]);
     let mut reader = pipe(&mut command, 4096);
-    let mut child = started(command);
-    // The guest ends when all it printed is in the pipe or waits for room there; then mayfly waits for the reader.
-    let mut piece = [0; 64];
-    reader.read_exact(&mut piece).unwrap();
-    while runs_a_vcpu(&child) {
-        assert!(child.try_wait().unwrap().is_none(), "mayfly did not wait");
+    let mut child = spawn(command);
+    // The guest exits once its output is in the pipe or in mayfly's buffer. mayfly then waits for the reader.
+    let mut buffer = [0; 64];
+    reader.read_exact(&mut buffer).unwrap();
+    while has_vcpu_thread(&child) {
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "mayfly did not wait for the reader"
+        );
         std::thread::yield_now();
     }
     signal(&child, libc::SIGTERM);
@@ -139,7 +142,7 @@ fn a_signal_ends_the_wait_for_a_slow_reader() {
 }
 
 #[test]
-fn a_file_at_its_limit_does_not_end_the_guest() {
+fn file_size_limit_does_not_end_guest() {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("limited");
     let mut command = mayfly("flood.elf", &["--", "kib=8"]);
     command.stdout(File::create(&path).unwrap());
@@ -154,17 +157,18 @@ fn a_file_at_its_limit_does_not_end_the_guest() {
             _ => Err(io::Error::last_os_error()),
         }
     };
-    // SAFETY: what runs between fork and exec makes one system call.
+    // SAFETY: the closure runs between fork and exec and makes one system call.
     unsafe { command.pre_exec(limit) };
-    let output = started(command).wait_with_output().unwrap();
+    let output = spawn(command).wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(fs::read(&path).unwrap().len(), 4096);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("cannot write the serial output"), "{said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("cannot write the serial output"), "{stderr}");
 }
 
-/// Runs `command` with `signal` ignored and the signal by which mayfly interrupts vCPUs blocked, as a careless parent may.
-fn with_careless_parent(command: &mut Command, ignored: libc::c_int) {
+/// Starts `command` with `ignored` ignored and with SIGRTMIN blocked, which mayfly uses to kick vCPUs. Children inherit
+/// both.
+fn inherit_signal_state(command: &mut Command, ignored: libc::c_int) {
     let prepare = move || {
         let mut set = MaybeUninit::uninit();
         // SAFETY: `set` is valid for writes.
@@ -173,42 +177,42 @@ fn with_careless_parent(command: &mut Command, ignored: libc::c_int) {
         unsafe { libc::sigaddset(set.as_mut_ptr(), libc::SIGRTMIN()) };
         // SAFETY: `set` is a valid signal set.
         unsafe { libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut()) };
-        // SAFETY: to ignore a signal takes no handler.
+        // SAFETY: SIG_IGN takes no handler.
         unsafe { libc::signal(ignored, libc::SIG_IGN) };
         Ok(())
     };
-    // SAFETY: what runs between fork and exec makes system calls only.
+    // SAFETY: the closure runs between fork and exec and makes system calls only.
     unsafe { command.pre_exec(prepare) };
 }
 
 #[test]
-fn a_careless_parent_does_not_stop_interrupts() {
+fn blocked_signal_does_not_stop_interrupts() {
     let mut command = mayfly("pit-pic.elf", &[]);
     command.stdout(Stdio::piped());
-    with_careless_parent(&mut command, libc::SIGHUP);
-    let output = started(command).wait_with_output().unwrap();
+    inherit_signal_state(&mut command, libc::SIGHUP);
+    let output = spawn(command).wait_with_output().unwrap();
     assert!(String::from_utf8(output.stdout).unwrap().contains("ok pit-pic"));
 }
 
 #[test]
-fn a_signal_that_the_parent_ignores_stays_ignored() {
+fn inherited_ignored_signal_stays_ignored() {
     let mut command = mayfly("loop.elf", &[]);
-    with_careless_parent(&mut command, libc::SIGHUP);
+    inherit_signal_state(&mut command, libc::SIGHUP);
     let mut reader = pipe(&mut command, 4096);
-    let child = started(command);
+    let child = spawn(command);
     reader.read_exact(&mut [0; 7]).unwrap();
     signal(&child, libc::SIGHUP);
     signal(&child, libc::SIGTERM);
-    // Both are pending at once then, and of two the one with the lower number would come first.
+    // Both signals may be pending at once, and the kernel delivers the lower number, SIGHUP, first.
     assert_eq!(
         child.wait_with_output().unwrap().status.signal(),
         Some(libc::SIGTERM)
     );
 }
 
-/// A terminal with a mayfly in its foreground.
+/// A pseudoterminal with mayfly as its foreground process.
 struct Terminal {
-    keyboard: File,
+    master: File,
     mayfly: Child,
     seen: String,
     before: libc::termios,
@@ -216,16 +220,16 @@ struct Terminal {
 
 impl Terminal {
     fn start(guest: &str) -> Self {
-        Self::with(guest, &[])
+        Self::start_with(guest, &[])
     }
 
-    fn with(guest: &str, arguments: &[&str]) -> Self {
-        let (mut master, mut slave) = (0, 0);
-        // SAFETY: both pointers are valid for writes; name, modes and size are left to the system.
+    fn start_with(guest: &str, arguments: &[&str]) -> Self {
+        let (mut master_fd, mut slave_fd) = (0, 0);
+        // SAFETY: both pointers are valid for writes; openpty accepts null for name, modes and size.
         let made = unsafe {
             libc::openpty(
-                &raw mut master,
-                &raw mut slave,
+                &raw mut master_fd,
+                &raw mut slave_fd,
                 ptr::null_mut(),
                 ptr::null(),
                 ptr::null(),
@@ -233,18 +237,18 @@ impl Terminal {
         };
         assert_eq!(made, 0);
         // SAFETY: openpty has just made the descriptor.
-        let keyboard = unsafe { File::from_raw_fd(master) };
+        let master = unsafe { File::from_raw_fd(master_fd) };
         // SAFETY: openpty has just made the descriptor.
-        let slave = unsafe { OwnedFd::from_raw_fd(slave) };
-        let before = modes(&keyboard);
+        let slave = unsafe { OwnedFd::from_raw_fd(slave_fd) };
+        let before = modes(&master);
         let mut command = mayfly(guest, arguments);
         command.stdin(slave.try_clone().unwrap()).stdout(slave);
-        // SAFETY: what runs between fork and exec makes system calls only.
+        // SAFETY: the closure runs between fork and exec and makes system calls only.
         unsafe { command.pre_exec(take_terminal) };
         reset_sighup(&mut command);
-        let mayfly = started(command);
+        let mayfly = spawn(command);
         Self {
-            keyboard,
+            master,
             mayfly,
             seen: String::new(),
             before,
@@ -252,25 +256,25 @@ impl Terminal {
     }
 
     fn expect(&mut self, text: &str) {
-        let mut piece = [0; 256];
+        let mut buffer = [0; 256];
         while !self.seen.contains(text) {
             let length = self
-                .keyboard
-                .read(&mut piece)
+                .master
+                .read(&mut buffer)
                 .unwrap_or_else(|error| panic!("{error} after {:?}", self.seen));
-            self.seen.push_str(&String::from_utf8_lossy(&piece[..length]));
+            self.seen.push_str(&String::from_utf8_lossy(&buffer[..length]));
         }
         self.seen.clear();
     }
 
     fn press(&mut self, keys: &[u8]) {
-        self.keyboard.write_all(keys).unwrap();
+        self.master.write_all(keys).unwrap();
     }
 
-    /// Waits for the end, after which the terminal must be as it was.
-    fn end(self) -> (std::process::ExitStatus, String) {
+    /// Waits for the end of mayfly, which must restore the terminal modes.
+    fn wait(self) -> (std::process::ExitStatus, String) {
         let output = self.mayfly.wait_with_output().unwrap();
-        let after = modes(&self.keyboard);
+        let after = modes(&self.master);
         let same = (
             after.c_iflag,
             after.c_oflag,
@@ -284,17 +288,17 @@ impl Terminal {
             self.before.c_lflag,
             self.before.c_cc,
         );
-        assert!(same, "the terminal was left in another mode");
+        assert!(same, "mayfly did not restore the terminal modes");
         (output.status, String::from_utf8(output.stderr).unwrap())
     }
 
     fn is_raw(&self) -> bool {
-        modes(&self.keyboard).c_lflag & (libc::ICANON | libc::ECHO | libc::ISIG) == 0
+        modes(&self.master).c_lflag & (libc::ICANON | libc::ECHO | libc::ISIG) == 0
     }
 }
 
 fn take_terminal() -> io::Result<()> {
-    // SAFETY: the calls take no pointers that are used.
+    // SAFETY: setsid takes no pointer, and TIOCSCTTY takes a number.
     if unsafe { libc::setsid() } < 0 || unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -311,49 +315,49 @@ fn modes(terminal: &File) -> libc::termios {
 }
 
 #[test]
-fn keys_reach_the_guest_raw() {
+fn keys_reach_guest_raw() {
     let mut terminal = Terminal::start("echo.elf");
     terminal.expect("ready");
     assert!(terminal.is_raw());
-    // Ctrl-C is a byte like any other, and so is a doubled Ctrl-A.
+    // In raw mode Ctrl-C is an ordinary byte. A doubled Ctrl-A is one literal Ctrl-A.
     terminal.press(b"<\x03\x01\x01>");
     terminal.expect("<\x03\x01>");
     terminal.press(b"q");
     terminal.expect("bye");
-    assert_eq!(terminal.end().0.code(), Some(0));
+    assert_eq!(terminal.wait().0.code(), Some(0));
 }
 
 #[test]
-fn escape_keys_help_and_end() {
+fn escape_keys_print_help_and_exit() {
     let mut terminal = Terminal::start("loop.elf");
     terminal.expect("looping");
-    // The guest never takes a byte, and still the keys work.
+    // The guest reads no input; escape keys work nevertheless.
     terminal.press(&[b'z'; 200]);
     terminal.press(b"\x01h\x01x");
-    let (status, said) = terminal.end();
+    let (status, stderr) = terminal.wait();
     assert_eq!(status.code(), Some(0));
-    assert!(said.contains("Ctrl-A x"), "{said}");
+    assert!(stderr.contains("Ctrl-A x"), "{stderr}");
 }
 
 #[test]
-fn escape_keys_end_a_paused_guest() {
+fn escape_key_ends_paused_guest() {
     let socket = std::env::temp_dir().join(format!("mayfly-keys-{}.sock", std::process::id()));
     let socket = socket.to_str().unwrap();
-    let mut terminal = Terminal::with("echo.elf", &["--api-sock", socket]);
+    let mut terminal = Terminal::start_with("echo.elf", &["--api-sock", socket]);
     terminal.expect("ready");
     let pause = Command::new(program())
         .args(["ctl", "--api-sock", socket, "pause"])
         .output()
         .unwrap();
     assert!(pause.status.success(), "{pause:?}");
-    // Were it not paused, the guest would end first, and say so.
+    // A running guest would exit on `q` and print `bye` before the escape.
     terminal.press(b"q\x01x");
-    assert_eq!(terminal.end().0.code(), Some(0));
+    assert_eq!(terminal.wait().0.code(), Some(0));
 }
 
 #[test]
-fn every_way_out_restores_the_terminal() {
-    for way in [
+fn every_exit_restores_terminal() {
+    for signal_number in [
         libc::SIGTERM,
         libc::SIGINT,
         libc::SIGHUP,
@@ -367,14 +371,14 @@ fn every_way_out_restores_the_terminal() {
         let mut terminal = Terminal::start("end-hlt.elf");
         terminal.expect("halting");
         assert!(terminal.is_raw());
-        signal(&terminal.mayfly, way);
-        assert_eq!(terminal.end().0.signal(), Some(way));
+        signal(&terminal.mayfly, signal_number);
+        assert_eq!(terminal.wait().0.signal(), Some(signal_number));
     }
     for (guest, status) in [
         ("end-reset.elf", 0),
         ("end-triple.elf", 120),
         ("end-code.elf", 42),
     ] {
-        assert_eq!(Terminal::start(guest).end().0.code(), Some(status));
+        assert_eq!(Terminal::start(guest).wait().0.code(), Some(status));
     }
 }

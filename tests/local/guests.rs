@@ -1,4 +1,4 @@
-//! The guests, built once for all tests.
+//! Test guests, built once for all tests, and the program under test.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -7,8 +7,8 @@ use std::process::Command;
 use std::sync::LazyLock;
 use std::{env, fs};
 
-static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests");
+static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests");
     let made = Command::new("make")
         .args([
             "--silent",
@@ -16,37 +16,37 @@ static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
             concat!(env!("CARGO_MANIFEST_DIR"), "/resources/guests"),
             "all",
         ])
-        .arg(format!("OUT={}", folder.display()))
+        .arg(format!("OUT={}", directory.display()))
         .env_remove("MAKEFLAGS")
         .status()
         .unwrap();
     assert!(
         made.success(),
-        "the guests cannot be built: make setup installs what that takes"
+        "cannot build the guests: make failed; run `make setup` to install the tools"
     );
-    // What is in the emulated host as /images/initrd is the initrd of its Linux; here any bytes will do.
-    fs::write(folder.join("initrd"), vec![7; 10_000]).unwrap();
-    folder
+    // /images/initrd of the emulated host is the initrd of its Linux; here the content does not matter.
+    fs::write(directory.join("initrd"), vec![7; 10_000]).unwrap();
+    directory
 });
 
-/// The mayfly under test: the one that MAYFLY names, as `make test` does with the release binary, or else this build's.
+/// Returns the program under test: `$MAYFLY`, which `make test` sets to the release binary, or the binary of this build.
 pub fn program() -> OsString {
     env::var_os("MAYFLY").unwrap_or_else(|| env!("CARGO_BIN_EXE_mayfly").into())
 }
 
-/// Has `command` heed SIGHUP, which a test run by nohup ignores, and with it all that it starts.
+/// Resets SIGHUP to its default action in `command`. Children inherit ignored signals, for example from nohup.
 pub fn reset_sighup(command: &mut Command) {
     let prepare = || {
         // SAFETY: the default action takes no handler.
         unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
         Ok(())
     };
-    // SAFETY: what runs between fork and exec makes one system call.
+    // SAFETY: the closure runs between fork and exec and makes one system call.
     unsafe { command.pre_exec(prepare) };
 }
 
-/// Where `path` of the emulated host, in /guests or /images, is on this machine.
+/// Returns the path on this machine of the emulated host's `path`, which is in /guests or /images.
 pub fn file(path: &str) -> String {
     let name = path.trim_start_matches("/guests/").trim_start_matches("/images/");
-    FOLDER.join(name).to_str().unwrap().to_owned()
+    DIRECTORY.join(name).to_str().unwrap().to_owned()
 }

@@ -1,11 +1,10 @@
-//! The order of the calls on KVM is a feature: a memory slot that is set after an interrupt controller in the kernel, or
-//! after an ioeventfd, waits for milliseconds.
+//! Order of the KVM calls. A memory slot that is set after an in-kernel irqchip or an ioeventfd waits milliseconds for
+//! an SRCU grace period of KVM.
 
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 
-use crate::api::served::{ApiProcess, Directory};
-use crate::api::snapshot::pause_and_create;
+use crate::api::served::{ApiProcess, Directory, pause_and_create};
 use crate::calls::{self, Call};
 use crate::guests::{file, program};
 
@@ -27,17 +26,17 @@ const SET_VCPU_EVENTS: u64 = 0x4040_aea0;
 const SET_CLOCK: u64 = 0x4030_ae7b;
 const GET_SUPPORTED_CPUID: u64 = 0xc008_ae05;
 
-fn requests(options: &[&str]) -> Vec<u64> {
+fn trace_requests(options: &[&str]) -> Vec<u64> {
     let mut command = Command::new(program());
     command.arg("run").arg(file("/guests/hello.elf")).args(options);
     let calls = calls::trace(&mut command, Stdio::null());
     calls.iter().filter_map(Call::request).collect()
 }
 
-/// Checks that each of `order` is there, and that all of one come before the first of the next.
-fn check(requests: &[u64], order: &[u64]) {
-    let first = |request| requests.iter().position(|one| *one == request);
-    let last = |request| requests.iter().rposition(|one| *one == request);
+/// Checks that each request of `order` exists and that its last call precedes the first call of the next.
+fn check_order(requests: &[u64], order: &[u64]) {
+    let first = |request| requests.iter().position(|other| *other == request);
+    let last = |request| requests.iter().rposition(|other| *other == request);
     for pair in order.windows(2) {
         let (before, after) = (last(pair[0]), first(pair[1]));
         assert!(
@@ -50,9 +49,9 @@ fn check(requests: &[u64], order: &[u64]) {
 }
 
 #[test]
-fn slots_come_before_interrupt_controllers_and_vcpus() {
-    let made = requests(&["--memory", "4G", "--cpus", "2"]);
-    let count = |request| made.iter().filter(|one| **one == request).count();
+fn slots_precede_split_irqchip_and_vcpus() {
+    let requests = trace_requests(&["--memory", "4G", "--cpus", "2"]);
+    let count = |request| requests.iter().filter(|other| **other == request).count();
     assert_eq!(
         (
             count(SET_USER_MEMORY_REGION),
@@ -61,17 +60,17 @@ fn slots_come_before_interrupt_controllers_and_vcpus() {
         ),
         (2, 2, 2)
     );
-    check(
-        &made,
+    check_order(
+        &requests,
         &[CREATE_VM, SET_USER_MEMORY_REGION, ENABLE_CAP, CREATE_VCPU],
     );
 }
 
 #[test]
-fn a_vcpu_is_complete_before_it_runs() {
-    let made = requests(&[]);
-    check(
-        &made,
+fn vcpu_setup_precedes_run() {
+    let requests = trace_requests(&[]);
+    check_order(
+        &requests,
         &[
             CREATE_VM,
             SET_USER_MEMORY_REGION,
@@ -85,10 +84,10 @@ fn a_vcpu_is_complete_before_it_runs() {
 }
 
 #[test]
-fn slots_come_before_an_interrupt_controller_in_the_kernel() {
-    let made = requests(&["--irqchip", "kernel"]);
-    check(
-        &made,
+fn slots_precede_kernel_irqchip() {
+    let requests = trace_requests(&["--irqchip", "kernel"]);
+    check_order(
+        &requests,
         &[
             CREATE_VM,
             SET_USER_MEMORY_REGION,
@@ -101,51 +100,57 @@ fn slots_come_before_an_interrupt_controller_in_the_kernel() {
 }
 
 #[test]
-fn nothing_that_delays_the_end_is_registered() {
-    let made = requests(&[]);
-    assert!(!made.contains(&IOEVENTFD) && !made.contains(&IRQFD) && !made.contains(&CREATE_IRQCHIP));
+fn boot_registers_no_eventfds() {
+    let requests = trace_requests(&[]);
+    assert!(
+        !requests.contains(&IOEVENTFD) && !requests.contains(&IRQFD) && !requests.contains(&CREATE_IRQCHIP)
+    );
     assert_eq!(
-        made.iter()
+        requests
+            .iter()
             .filter(|request| **request == GET_SUPPORTED_CPUID)
             .count(),
         1
     );
 }
 
-/// A snapshot of a guest with so many MiB that ends when it reads `q`.
-fn snapshot(folder: &Directory, memory: u32) {
-    let mut served = ApiProcess::start();
+/// Creates a snapshot of a guest with `memory` MiB. The guest exits when it reads `q`.
+fn create_snapshot(directory: &Directory, memory: u32) {
+    let mut process = ApiProcess::start();
     let machine = format!(r#"{{"vcpu_count":1,"mem_size_mib":{memory}}}"#);
-    served.expect_no_content("PUT", "/machine-config", &machine);
-    served.boots("echo.elf");
-    served.act("InstanceStart");
-    served.expect("ready\n");
-    pause_and_create(&served, folder, "Full", "state", "memory");
-    served.kill();
+    process.expect_no_content("PUT", "/machine-config", &machine);
+    process.set_kernel("echo.elf");
+    process.run_action("InstanceStart");
+    process.expect("ready\n");
+    pause_and_create(&process, directory, "Full", "state", "memory");
+    process.kill();
 }
 
-/// The calls of a restore of that, up to the first time that the guest runs.
-fn restore(folder: &Directory) -> Vec<Call> {
+/// Restores the snapshot. Returns the system calls up to the first guest entry.
+fn trace_restore(directory: &Directory) -> Vec<Call> {
     let (reader, mut writer) = io::pipe().unwrap();
     writer.write_all(b"q").unwrap();
     let mut command = Command::new(program());
-    command.arg("restore").arg(folder.path(""));
+    command.arg("restore").arg(directory.path(""));
     let mut calls = calls::trace(&mut command, reader.into());
-    // One that is interrupted at once only has KVM complete what was restored.
-    let completes = |call: &Call| call.request() == Some(RUN) && call.result == Some(-i64::from(libc::EINTR));
-    calls.retain(|call| !completes(call));
-    let ran = calls.iter().position(|call| call.request() == Some(RUN)).unwrap();
-    calls.truncate(ran + 1);
+    // KVM_RUN with immediate_exit returns EINTR without guest entry; mayfly uses it to flush pending work.
+    let is_flush = |call: &Call| call.request() == Some(RUN) && call.result == Some(-i64::from(libc::EINTR));
+    calls.retain(|call| !is_flush(call));
+    let entry = calls.iter().position(|call| call.request() == Some(RUN)).unwrap();
+    calls.truncate(entry + 1);
     calls
 }
 
 #[test]
-fn a_restored_vcpu_has_its_state_before_it_runs() {
-    let folder = Directory::new();
-    snapshot(&folder, 64);
-    let made: Vec<_> = restore(&folder).iter().filter_map(Call::request).collect();
-    check(
-        &made,
+fn restored_vcpu_state_precedes_run() {
+    let directory = Directory::new();
+    create_snapshot(&directory, 64);
+    let requests: Vec<_> = trace_restore(&directory)
+        .iter()
+        .filter_map(Call::request)
+        .collect();
+    check_order(
+        &requests,
         &[
             CREATE_VM,
             SET_USER_MEMORY_REGION,
@@ -153,42 +158,42 @@ fn a_restored_vcpu_has_its_state_before_it_runs() {
             CREATE_VCPU,
             SET_CPUID2,
             SET_SREGS,
-            // The mode of the local APIC is in the special registers, and its timer's in its own, before the deadline.
+            // SREGS hold the mode of the local APIC, and its registers the timer mode, which the TSC deadline MSR requires.
             SET_LAPIC,
             SET_MSRS,
             SET_MP_STATE,
-            // What is pending comes last: others before it would undo it.
+            // Pending events come last: the other calls would overwrite them.
             SET_VCPU_EVENTS,
             SET_CLOCK,
             RUN,
         ],
     );
-    // The guest's CPUID is the snapshot's.
+    // The CPUID of the guest comes from the snapshot.
     for slow in [GET_SUPPORTED_CPUID, IOEVENTFD, IRQFD, CREATE_IRQCHIP] {
-        assert!(!made.contains(&slow), "{slow:#x} in {made:#x?}");
+        assert!(!requests.contains(&slow), "{slow:#x} in {requests:#x?}");
     }
 }
 
 #[test]
-fn a_restore_does_not_look_at_the_memory() {
+fn restore_does_not_read_memory() {
     const LARGE: u64 = 16 << 20;
-    let folder = Directory::new();
-    snapshot(&folder, 256);
-    let calls = restore(&folder);
-    let memory = folder.path("memory");
+    let directory = Directory::new();
+    create_snapshot(&directory, 256);
+    let calls = trace_restore(&directory);
+    let memory = directory.path("memory");
     let mut used = calls.iter().filter(|call| call.file.as_ref() == Some(&memory));
     let map = used.next().unwrap();
     assert_eq!((map.number, map.arguments[1]), (libc::SYS_mmap, 256 << 20));
     assert!(used.next().is_none(), "{calls:#x?}");
-    let of = |number| calls.iter().filter(move |call| call.number == number);
+    let calls_of = |number| calls.iter().filter(move |call| call.number == number);
     let start = map.arguments[0];
-    for call in of(libc::SYS_mmap) {
+    for call in calls_of(libc::SYS_mmap) {
         let place = u64::try_from(call.result.unwrap()).unwrap();
         assert!(call.arguments[1] < LARGE || place == start, "{call:#x?}");
         let flags = u64::try_from(libc::MAP_POPULATE | libc::MAP_LOCKED).unwrap();
         assert_eq!(call.arguments[3] & flags, 0, "{call:#x?}");
     }
-    let ends: Vec<_> = of(libc::SYS_brk).filter_map(|call| call.result).collect();
+    let ends: Vec<_> = calls_of(libc::SYS_brk).filter_map(|call| call.result).collect();
     let grown = ends.iter().max().unwrap() - ends.iter().min().unwrap();
     assert!(grown < 1 << 20, "{grown}");
     for number in [
@@ -197,7 +202,7 @@ fn a_restore_does_not_look_at_the_memory() {
         libc::SYS_mlockall,
         libc::SYS_mremap,
     ] {
-        assert_eq!(of(number).count(), 0);
+        assert_eq!(calls_of(number).count(), 0);
     }
     let populates = [
         libc::MADV_POPULATE_READ,
@@ -205,11 +210,11 @@ fn a_restore_does_not_look_at_the_memory() {
         libc::MADV_WILLNEED,
     ];
     let populates = populates.map(|advice| u64::try_from(advice).unwrap());
-    assert!(!of(libc::SYS_madvise).any(|call| populates.contains(&call.arguments[2])));
+    assert!(!calls_of(libc::SYS_madvise).any(|call| populates.contains(&call.arguments[2])));
 }
 
-/// Calls by which a machine is made and its memory had.
-const PREPARING: [libc::c_long; 5] = [
+/// System calls that create a machine and map its memory.
+const SETUP_CALLS: [libc::c_long; 5] = [
     libc::SYS_read,
     libc::SYS_pread64,
     libc::SYS_mmap,
@@ -218,16 +223,18 @@ const PREPARING: [libc::c_long; 5] = [
 ];
 
 #[test]
-fn a_restore_does_as_much_for_much_memory() {
+fn restore_calls_do_not_depend_on_memory_size() {
     let [little, much] = [32, 1024].map(|memory| {
-        let folder = Directory::new();
-        snapshot(&folder, memory);
-        let calls = restore(&folder);
-        // What is done from then on is in no order.
-        let whole = calls.iter().position(|call| call.request() == Some(SET_CLOCK));
-        let calls = calls[..whole.unwrap()].iter();
-        let made = calls.filter(|call| call.first && PREPARING.contains(&call.number));
-        made.map(|call| (call.number, call.request())).collect::<Vec<_>>()
+        let directory = Directory::new();
+        create_snapshot(&directory, memory);
+        let calls = trace_restore(&directory);
+        // After KVM_SET_CLOCK, threads run in parallel and the order varies.
+        let end = calls.iter().position(|call| call.request() == Some(SET_CLOCK));
+        let calls = calls[..end.unwrap()].iter();
+        let requests = calls.filter(|call| call.is_main_thread && SETUP_CALLS.contains(&call.number));
+        requests
+            .map(|call| (call.number, call.request()))
+            .collect::<Vec<_>>()
     });
     assert_eq!(little, much);
 }

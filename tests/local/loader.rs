@@ -1,5 +1,5 @@
-//! State files that are not what mayfly wrote: a clear error before the guest runs, or a guest that could be. Each is loaded in
-//! this process, with a real machine behind it.
+//! Damaged state files: the load fails before the guest runs, or creates a valid machine. The test loads each file in this
+//! process, with a real VM.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -13,20 +13,19 @@ use vmm::control::{Control, LoadSnapshotParams, Timeline};
 use vmm::memory;
 use vmm::vm::Console;
 
-use crate::api::killed::small;
-use crate::api::served::Directory;
-use crate::api::snapshot::pause_and_create;
+use crate::api::killed::start_small_ticker;
+use crate::api::served::{Directory, pause_and_create};
 
-/// Threads that load: most of the time of a machine goes by waiting for its end.
+/// Threads that load. The teardown of a VM spends most of its time waiting.
 const WORKERS: usize = 16;
 
-/// Length of the header's fixed part, and where in it the length of the sections and the checksum are.
-const FIXED: usize = 48;
-const LENGTH: usize = 32;
-const CHECKSUM: usize = 40;
+/// Length of the fixed part of the header, and the offsets of the section length and of the checksum in it.
+const FIXED_LENGTH: usize = 48;
+const LENGTH_OFFSET: usize = 32;
+const CHECKSUM_OFFSET: usize = 40;
 
-/// What each byte does to a CRC-64/XZ.
-static TABLE: LazyLock<[u64; 256]> = LazyLock::new(|| {
+/// Table of CRC-64/XZ by byte.
+static CRC_TABLE: LazyLock<[u64; 256]> = LazyLock::new(|| {
     std::array::from_fn(|byte| {
         (0..8).fold(byte as u64, |crc, _| {
             (crc >> 1) ^ (0xC96C_5795_D787_0F42 * (crc & 1))
@@ -34,53 +33,53 @@ static TABLE: LazyLock<[u64; 256]> = LazyLock::new(|| {
     })
 });
 
-/// Gives a state file the length of its sections and the checksum that it should have.
-fn refit(bytes: &mut [u8]) {
-    let length = (bytes.len() - front(bytes)) as u64;
-    bytes[LENGTH..CHECKSUM].copy_from_slice(&length.to_le_bytes());
-    refit_checksum(bytes);
+/// Corrects the section length and the checksum in the header of a state file.
+fn fix_header(bytes: &mut [u8]) {
+    let length = (bytes.len() - header_length(bytes)) as u64;
+    bytes[LENGTH_OFFSET..CHECKSUM_OFFSET].copy_from_slice(&length.to_le_bytes());
+    fix_checksum(bytes);
 }
 
-/// Where the sections begin.
-fn front(bytes: &[u8]) -> usize {
-    FIXED + usize::from(u16::from_le_bytes([bytes[20], bytes[21]]))
+/// Returns the length of the header.
+fn header_length(bytes: &[u8]) -> usize {
+    FIXED_LENGTH + usize::from(u16::from_le_bytes([bytes[20], bytes[21]]))
 }
 
-fn refit_checksum(bytes: &mut [u8]) {
-    let covered = bytes[..CHECKSUM].iter().chain(&bytes[FIXED..]);
+fn fix_checksum(bytes: &mut [u8]) {
+    let covered = bytes[..CHECKSUM_OFFSET].iter().chain(&bytes[FIXED_LENGTH..]);
     let checksum = !covered.fold(!0_u64, |crc, byte| {
-        let place = crc.to_le_bytes()[0] ^ byte;
-        (crc >> 8) ^ TABLE[usize::from(place)]
+        let index = crc.to_le_bytes()[0] ^ byte;
+        (crc >> 8) ^ CRC_TABLE[usize::from(index)]
     });
-    bytes[CHECKSUM..FIXED].copy_from_slice(&checksum.to_le_bytes());
+    bytes[CHECKSUM_OFFSET..FIXED_LENGTH].copy_from_slice(&checksum.to_le_bytes());
 }
 
-/// A snapshot whose state file is replaced again and again.
+/// A snapshot whose state file the test replaces.
 struct Loader {
-    folder: Directory,
+    directory: Directory,
     good: Vec<u8>,
 }
 
 impl Loader {
     fn new() -> Self {
-        let folder = Directory::new();
-        let served = small();
-        pause_and_create(&served, &folder, "Full", "state", "memory");
-        served.kill();
-        let good = fs::read(folder.path("state")).unwrap();
-        Self { folder, good }
+        let directory = Directory::new();
+        let process = start_small_ticker();
+        pause_and_create(&process, &directory, "Full", "state", "memory");
+        process.kill();
+        let good = fs::read(directory.path("state")).unwrap();
+        Self { directory, good }
     }
 
-    /// Loads `bytes`; what is said if it is refused. The guest does not run.
+    /// Loads the state file `bytes` without running the guest. Returns the error text on failure.
     fn load(&self, bytes: &[u8]) -> Result<(), String> {
-        // A file system on a disk would have each of them written there.
+        // A memfd: files on a disk would cause writeback of each variant.
         let file = memory::memfd(c"state", bytes).unwrap();
         let state = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
         let timeline = Arc::new(Timeline::new(Instant::now(), false));
         let mut control = Control::new(Box::new(|| Ok(console())), timeline);
-        let thaw = LoadSnapshotParams::new(state, self.folder.path("memory"));
+        let params = LoadSnapshotParams::new(state, self.directory.path("memory"));
         control
-            .load_snapshot(&thaw)
+            .load_snapshot(&params)
             .map_err(|error| ErrorChain(&error).to_string())
     }
 }
@@ -95,106 +94,110 @@ fn console() -> Console {
     }
 }
 
-/// A section of a state file: its key, where its version is, and all of it.
+/// A section of a state file: its key, the offset of its version, and its bytes.
 struct Section {
     key: String,
     version: usize,
     bytes: Vec<u8>,
 }
 
-/// The sections, by the format that the crate `snapshot` documents.
-fn sections(mut rest: &[u8]) -> Vec<Section> {
+/// Parses the sections, in the format of the crate `snapshot`.
+fn parse_sections(mut rest: &[u8]) -> Vec<Section> {
     let mut found = Vec::new();
     while !rest.is_empty() {
         let key = usize::from(u16::from_le_bytes([rest[0], rest[1]]));
         let name = usize::from(u16::from_le_bytes([rest[2 + key], rest[3 + key]]));
         let version = 4 + key + name;
         let payload = u32::from_le_bytes(rest[version + 4..version + 8].try_into().unwrap());
-        let (section, others) = rest.split_at(version + 8 + usize::try_from(payload).unwrap());
+        let (section, tail) = rest.split_at(version + 8 + usize::try_from(payload).unwrap());
         found.push(Section {
             key: std::str::from_utf8(&section[2..2 + key]).unwrap().to_owned(),
             version,
             bytes: section.to_vec(),
         });
-        rest = others;
+        rest = tail;
     }
     found
 }
 
 #[test]
-fn every_byte_may_be_another() {
+fn changed_byte_is_rejected_or_loads() {
     let loader = Loader::new();
     loader.load(&loader.good).unwrap();
     let change = |at: usize| {
         let mut bytes = loader.good.clone();
         bytes[at] ^= [1, 0x80, 0xff][at % 3];
-        refit_checksum(&mut bytes);
-        if let Err(why) = loader.load(&bytes) {
-            assert!(!why.contains("has ended"), "byte {at}: {why}");
+        fix_checksum(&mut bytes);
+        if let Err(error) = loader.load(&bytes) {
+            assert!(!error.contains("has ended"), "byte {at}: {error}");
         }
     };
     thread::scope(|scope| {
         for worker in 0..WORKERS {
-            let places = (worker..loader.good.len()).step_by(WORKERS);
-            scope.spawn(move || places.for_each(change));
+            let offsets = (worker..loader.good.len()).step_by(WORKERS);
+            scope.spawn(move || offsets.for_each(change));
         }
     });
 }
 
 #[test]
-fn a_file_may_end_anywhere() {
+fn truncated_file_is_rejected() {
     let loader = Loader::new();
     for length in 0..loader.good.len() {
         let mut bytes = loader.good[..length].to_vec();
         loader.load(&bytes).unwrap_err();
-        if length >= front(&loader.good) {
-            refit(&mut bytes);
+        if length >= header_length(&loader.good) {
+            fix_header(&mut bytes);
             loader.load(&bytes).unwrap_err();
         }
     }
 }
 
 #[test]
-fn every_section_is_there_once_and_of_its_version() {
+fn missing_repeated_or_newer_section_is_rejected() {
     let loader = Loader::new();
-    let (front, rest) = loader.good.split_at(front(&loader.good));
-    let all = sections(rest);
+    let (header, rest) = loader.good.split_at(header_length(&loader.good));
+    let all = parse_sections(rest);
     assert!(all.len() > 10);
-    let said = |parts: &[&[u8]]| {
-        let mut bytes = [&[front], parts].concat().concat();
-        refit(&mut bytes);
+    let load_error = |parts: &[&[u8]]| {
+        let mut bytes = [&[header], parts].concat().concat();
+        fix_header(&mut bytes);
         loader.load(&bytes).unwrap_err()
     };
     for (index, section) in all.iter().enumerate() {
         let mut parts: Vec<&[u8]> = all.iter().map(|section| section.bytes.as_slice()).collect();
-        let named = |why: &str, text: &str| {
+        let expect_error = |error: &str, text: &str| {
             let key = format!("section \"{}\"", section.key);
-            assert!(why.contains(&key) && why.contains(text), "{}: {why}", section.key);
+            assert!(
+                error.contains(&key) && error.contains(text),
+                "{}: {error}",
+                section.key
+            );
         };
         let mut other = section.bytes.clone();
         other[section.version] += 1;
         parts[index] = &other;
-        named(&said(&parts), " is required");
+        expect_error(&load_error(&parts), " is required");
         parts[index] = &section.bytes;
         parts.push(&section.bytes);
-        named(&said(&parts), "exists twice");
+        expect_error(&load_error(&parts), "exists twice");
         parts.pop();
         parts.remove(index);
-        named(&said(&parts), "is missing");
+        expect_error(&load_error(&parts), "is missing");
     }
     let mut parts: Vec<&[u8]> = all.iter().map(|section| section.bytes.as_slice()).collect();
     parts.push(b"\x01\0x\x01\0y\0\0\0\0\0\0\0\0");
-    let why = said(&parts);
-    assert!(why.contains("restore the sections [\"x\"]"), "{why}");
+    let error = load_error(&parts);
+    assert!(error.contains("restore the sections [\"x\"]"), "{error}");
 }
 
 #[test]
-fn another_host_is_named() {
+fn state_of_another_host_is_rejected() {
     let loader = Loader::new();
-    let said = |at: usize, value: &[u8]| {
+    let load_error = |at: usize, value: &[u8]| {
         let mut bytes = loader.good.clone();
         bytes[at..at + value.len()].copy_from_slice(value);
-        refit_checksum(&mut bytes);
+        fix_checksum(&mut bytes);
         loader.load(&bytes).unwrap_err()
     };
     for (at, value, text) in [
@@ -202,17 +205,17 @@ fn another_host_is_named() {
         (12, &[2], "of aarch64"),
         (17, &[0x40], "pages of 16384 bytes"),
         (24, &[0, 0x10, 0, 0], "4096 bytes of memory"),
-        (FIXED, b"?", "of the CPU \"?"),
+        (FIXED_LENGTH, b"?", "of the CPU \"?"),
     ] {
-        let why = said(at, value);
-        assert!(why.contains(text), "{at}: {why}");
+        let error = load_error(at, value);
+        assert!(error.contains(text), "{at}: {error}");
     }
 }
 
 #[test]
-fn the_memory_file_is_the_one() {
+fn memory_file_of_wrong_size_or_type_is_rejected() {
     let loader = Loader::new();
-    let memory = loader.folder.path("memory");
+    let memory = loader.directory.path("memory");
     let file = fs::File::options().write(true).open(&memory).unwrap();
     let length = file.metadata().unwrap().len();
     for other in [
@@ -225,10 +228,10 @@ fn the_memory_file_is_the_one() {
         1 << 40,
     ] {
         file.set_len(other).unwrap();
-        let why = loader.load(&loader.good).unwrap_err();
+        let error = loader.load(&loader.good).unwrap_err();
         assert!(
-            why.contains("cannot map the memory file: its size is "),
-            "{other}: {why}"
+            error.contains("cannot map the memory file: its size is "),
+            "{other}: {error}"
         );
     }
     fs::remove_file(&memory).unwrap();

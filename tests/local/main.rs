@@ -1,25 +1,25 @@
-//! mayfly on this machine's own `/dev/kvm`, with the guests of resources/guests. Where there is no `/dev/kvm` these tests
-//! fail; `make test` then leaves them out and says so.
+//! Tests of mayfly on `/dev/kvm` of this machine, with the guests of resources/guests. Without `/dev/kvm` these tests
+//! fail; `make test` then skips them and prints a notice.
 //!
-//! | module | holds |
+//! | module | subject |
 //! |---|---|
-//! | [`programs`] | the scenarios that the emulated host runs too |
-//! | [`command`] | what mayfly prints, and its exit status |
-//! | [`console`] | readers that stall, writers that do not, terminals |
-//! | [`kvm_call_order`] | the order of the calls on KVM, of a start and of a restore |
-//! | [`calls`] | the system calls of a process |
-//! | [`state`] | the state of machines, from one into another |
-//! | [`loader`] | state files that are not what was written |
+//! | [`programs`] | scenarios, shared with the emulated host |
+//! | [`command`] | output and exit status of mayfly |
+//! | [`console`] | stalled readers, signals, terminals |
+//! | [`kvm_call_order`] | order of the KVM calls at boot and at restore |
+//! | [`calls`] | system calls of a process, by ptrace |
+//! | [`state`] | state of a machine, restored in another machine |
+//! | [`loader`] | damaged state files |
 //! | [`docs`] | commands in the documentation |
-//! | [`access`] | a `/dev/kvm` that is missing or forbidden |
-//! | [`virtio`] | drives, and hostile guests |
+//! | [`access`] | a missing or inaccessible `/dev/kvm` |
+//! | [`virtio`] | drives and hostile guests |
 //! | [`network`] | network interfaces |
-//! | [`attach`] | drives and interfaces that cannot be |
-//! | [`api`] | the control socket and those who drive it |
+//! | [`attach`] | rejected drives and interfaces |
+//! | [`api`] | the API socket and its clients |
 
-#![allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
+#![allow(clippy::unwrap_used, reason = "a test reports failure by panicking")]
 
-/// Makes a test of each scenario: a name and the expression that runs it.
+/// Defines a test for each scenario: a name and the expression that runs it.
 macro_rules! scenarios {
     ($($name:ident => $scenario:expr;)*) => {
         $(
@@ -38,10 +38,7 @@ mod calls;
 mod command;
 mod console;
 mod docs;
-#[allow(
-    dead_code,
-    reason = "guests are killed and restored on the emulated host only"
-)]
+#[allow(dead_code, reason = "only the emulated host kills and restores guests")]
 #[path = "../hosts/guest.rs"]
 mod guest;
 mod guests;

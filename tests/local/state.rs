@@ -1,4 +1,4 @@
-//! The state of a paused machine goes into another one, whose memory is a copy, and the guest goes on there.
+//! Save and restore of a paused machine: another machine with a copy of the memory restores the state and resumes the guest.
 
 mod saved;
 
@@ -26,17 +26,17 @@ use crate::guests::file;
 
 /// Guest memory in MiB.
 const MEMORY: u64 = 8;
-/// Tenths of a second after which a guest that prints nothing counts as dead.
-const TIMEOUT_MS: i32 = 600;
+/// Maximum wait for output of a guest, in polls of 100 ms.
+const TIMEOUT_POLLS: i32 = 600;
 
-/// A guest to be saved: its image, vCPUs, interrupt controllers.
+/// Configuration of a guest to save.
 #[derive(Clone, Copy)]
 struct Guest {
     name: &'static str,
     vcpus: u32,
     irqchip: IrqchipMode,
-    /// Whether it has a drive and a network interface.
-    devices: bool,
+    /// True for a guest with a drive and a network interface.
+    has_devices: bool,
 }
 
 impl Guest {
@@ -45,7 +45,7 @@ impl Guest {
             name,
             vcpus: 1,
             irqchip,
-            devices: false,
+            has_devices: false,
         }
     }
 
@@ -54,9 +54,9 @@ impl Guest {
         config.memory = MemorySize::from_bytes(MEMORY << 20);
         config.vcpus = self.vcpus;
         config.irqchip = self.irqchip;
-        if self.devices {
-            let (disk, peer) = surroundings();
-            // Two machines have it at a time, as only a disk that is read allows.
+        if self.has_devices {
+            let (disk, peer) = device_backends();
+            // Read-only: source and clone open the disk at the same time.
             let drive: DriveConfig = format!("{disk},ro").parse().unwrap();
             config.devices.push(drive.into());
             let net = format!("unix:{peer},mac=02:00:00:00:00:07");
@@ -76,8 +76,8 @@ impl Guest {
         Running { machine, printed }
     }
 
-    /// A machine like that of `source` with a copy of its memory.
-    fn empty(self, source: &Machine) -> (Machine, PipeReader) {
+    /// Builds a machine with a copy of the memory of `source`.
+    fn build_copy(self, source: &Machine) -> (Machine, PipeReader) {
         let size = MemorySize::from_bytes(MEMORY << 20);
         let copy = memory::allocate(&Native::memory_regions(size)).unwrap();
         let mut bytes = vec![0; usize::try_from(size.bytes()).unwrap()];
@@ -90,13 +90,14 @@ impl Guest {
         (built.unwrap(), printed)
     }
 
-    /// What a machine that has the state of the paused `source` is, paused too.
-    fn clone_of(self, source: &Machine) -> Running {
-        self.resumed(source, &save(source))
+    /// Clones the paused `source` into another paused machine.
+    fn clone_machine(self, source: &Machine) -> Running {
+        self.restore(source, &save(source))
     }
 
-    fn resumed(self, source: &Machine, state: &[u8]) -> Running {
-        let (machine, printed) = self.empty(source);
+    /// Restores `state` of `source` in another paused machine.
+    fn restore(self, source: &Machine, state: &[u8]) -> Running {
+        let (machine, printed) = self.build_copy(source);
         let machine = machine.restore(ArchiveReader::parse(state).unwrap(), false);
         Running {
             machine: machine.unwrap(),
@@ -105,8 +106,8 @@ impl Guest {
     }
 }
 
-/// A disk, and a socket on which somebody listens who says nothing.
-fn surroundings() -> (&'static str, &'static str) {
+/// Returns the paths of a disk and of a listening socket that sends nothing.
+fn device_backends() -> (&'static str, &'static str) {
     static ALL: LazyLock<(UnixListener, String, String)> = LazyLock::new(|| {
         let [disk, socket] = ["disk", "sock"].map(|name| {
             let path = format!("{}/state-{name}", env!("CARGO_TARGET_TMPDIR"));
@@ -125,8 +126,8 @@ struct Running {
 }
 
 impl Running {
-    /// The next line that the guest prints.
-    fn line(&mut self) -> String {
+    /// Returns the next line that the guest prints.
+    fn read_line(&mut self) -> String {
         let mut line = Vec::new();
         loop {
             self.await_output(&line);
@@ -139,31 +140,31 @@ impl Running {
         }
     }
 
-    /// Waits until there is something to read.
+    /// Waits until output is readable.
     fn await_output(&self, line: &[u8]) {
         let mut poll = libc::pollfd {
             fd: self.printed.as_raw_fd(),
             events: libc::POLLIN,
             revents: 0,
         };
-        for _ in 0..TIMEOUT_MS {
-            // SAFETY: there is one structure, valid for reads and writes.
+        for _ in 0..TIMEOUT_POLLS {
+            // SAFETY: `poll` is one structure, valid for reads and writes.
             if unsafe { libc::poll(&raw mut poll, 1, 100) } == 1 {
                 return;
             }
-            // What it has printed before is read first.
-            let end = self.machine.take_stop_reason();
-            assert!(end.is_none(), "the guest has ended: {end:?}");
+            // Checked after the poll: output before the end comes first.
+            let stop = self.machine.take_stop_reason();
+            assert!(stop.is_none(), "the guest has stopped: {stop:?}");
         }
-        panic!("nothing comes after {:?}", String::from_utf8_lossy(line));
+        panic!("no output after {:?}", String::from_utf8_lossy(line));
     }
 
-    fn wait_for(&mut self, wanted: &str) {
-        while self.line() != wanted {}
+    fn expect_line(&mut self, expected: &str) {
+        while self.read_line() != expected {}
     }
 
-    fn tick(&mut self) -> u32 {
-        let line = self.line();
+    fn read_tick(&mut self) -> u32 {
+        let line = self.read_line();
         line.strip_prefix("tick ").unwrap().parse().unwrap()
     }
 
@@ -187,96 +188,96 @@ fn save(machine: &Machine) -> Vec<u8> {
     archive.into_bytes()
 }
 
-/// Lets a guest that counts go on in one machine after the other.
-fn count(irqchip: IrqchipMode) {
+/// Moves a counting guest through several machines.
+fn check_count(irqchip: IrqchipMode) {
     let ticker = Guest::new("ticker.elf", irqchip);
     let mut guest = ticker.boot();
     let mut next = 1;
     for _ in 0..5 {
         for _ in 0..3 {
-            assert_eq!(guest.tick(), next);
+            assert_eq!(guest.read_tick(), next);
             next += 1;
         }
         guest.machine.pause();
-        let mut clone = ticker.clone_of(&guest.machine);
-        // What was printed until the pause came belongs to the count; part of a line may have been.
+        let mut clone = ticker.clone_machine(&guest.machine);
+        // The guest may have printed more lines before the pause, and a part of one.
         drop(guest.machine);
         let mut rest = String::new();
         guest.printed.read_to_string(&mut rest).unwrap();
-        let (whole, begun) = rest.rsplit_once('\n').map_or(("", rest.as_str()), |both| both);
-        for line in whole.lines() {
+        let (complete, partial) = rest.rsplit_once('\n').map_or(("", rest.as_str()), |both| both);
+        for line in complete.lines() {
             assert_eq!(line, format!("tick {next}"));
             next += 1;
         }
         clone.machine.resume();
-        if !begun.is_empty() {
-            assert_eq!(format!("{begun}{}", clone.line()), format!("tick {next}"));
+        if !partial.is_empty() {
+            assert_eq!(format!("{partial}{}", clone.read_line()), format!("tick {next}"));
             next += 1;
         }
         guest = clone;
     }
-    assert_eq!(guest.tick(), next);
+    assert_eq!(guest.read_tick(), next);
 }
 
 #[test]
-fn a_count_continues() {
-    count(IrqchipMode::Split);
+fn count_continues() {
+    check_count(IrqchipMode::Split);
 }
 
 #[test]
-fn a_count_continues_with_controllers_in_the_kernel() {
-    count(IrqchipMode::Kernel);
+fn count_continues_with_kernel_irqchip() {
+    check_count(IrqchipMode::Kernel);
 }
 
-/// Input that waits in the serial port, with its interrupt pending, arrives in the clone, and so does input after it.
-fn echo(name: &'static str, irqchip: IrqchipMode) {
+/// Checks that input buffered in the serial port, with its interrupt pending, reaches the clone, and later input too.
+fn check_echo(name: &'static str, irqchip: IrqchipMode) {
     let echo = Guest::new(name, irqchip);
     let mut guest = echo.boot();
-    guest.wait_for("ready");
+    guest.expect_line("ready");
     guest.send(b"one\n");
-    guest.wait_for("one");
+    guest.expect_line("one");
     guest.machine.pause();
     guest.send(b"two\n");
-    let mut clone = echo.clone_of(&guest.machine);
+    let mut clone = echo.clone_machine(&guest.machine);
     drop(guest);
     clone.machine.resume();
-    assert_eq!(clone.line(), "two");
+    assert_eq!(clone.read_line(), "two");
     clone.send(b"three\n");
-    assert_eq!(clone.line(), "three");
+    assert_eq!(clone.read_line(), "three");
 }
 
 #[test]
-fn pending_interrupts_of_the_pic_come_along() {
-    echo("echo.elf", IrqchipMode::Split);
+fn pending_pic_interrupts_are_restored() {
+    check_echo("echo.elf", IrqchipMode::Split);
 }
 
 #[test]
-fn pending_interrupts_of_the_ioapic_come_along() {
-    echo("echo-ioapic.elf", IrqchipMode::Split);
+fn pending_ioapic_interrupts_are_restored() {
+    check_echo("echo-ioapic.elf", IrqchipMode::Split);
 }
 
 #[test]
-fn pending_interrupts_of_the_pic_in_the_kernel_come_along() {
-    echo("echo.elf", IrqchipMode::Kernel);
+fn pending_kernel_pic_interrupts_are_restored() {
+    check_echo("echo.elf", IrqchipMode::Kernel);
 }
 
 #[test]
-fn pending_interrupts_of_the_ioapic_in_the_kernel_come_along() {
-    echo("echo-ioapic.elf", IrqchipMode::Kernel);
+fn pending_kernel_ioapic_interrupts_are_restored() {
+    check_echo("echo-ioapic.elf", IrqchipMode::Kernel);
 }
 
-/// A second vCPU that waits to be started, or has been, is what it was.
+/// Covers a second vCPU that waits for its startup IPI, and a running one.
 #[test]
-fn several_vcpus_continue() {
+fn two_vcpus_are_restored() {
     let smp = Guest {
         vcpus: 2,
         ..Guest::new("smp.elf", IrqchipMode::Split)
     };
     for lines in [1, 2] {
-        // A guest may end before it is paused; one that is quick every time is not believed.
+        // The guest may exit before the pause: retry, a limited number of times.
         let saved = (0..50).find_map(|_| {
             let mut guest = smp.boot();
-            let printed: String = (0..lines).map(|_| guest.line() + "\n").collect();
+            let printed: String = (0..lines).map(|_| guest.read_line() + "\n").collect();
             guest.machine.pause();
             let mut archive = ArchiveWriter::new();
             match guest.machine.save(&mut archive) {
@@ -286,12 +287,12 @@ fn several_vcpus_continue() {
             }
         });
         let (mut guest, mut printed, state) = saved.unwrap();
-        let mut clone = smp.resumed(&guest.machine, &state);
+        let mut clone = smp.restore(&guest.machine, &state);
         drop(guest.machine);
         guest.printed.read_to_string(&mut printed).unwrap();
         clone.machine.resume();
         while !printed.contains("ok smp 2 cpus") {
-            printed += &clone.line();
+            printed += &clone.read_line();
             printed.push('\n');
         }
         assert_eq!(printed.matches("cpu 1 up").count(), 1, "{printed}");
@@ -299,17 +300,17 @@ fn several_vcpus_continue() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_before_the_guest_runs() {
+fn mismatched_state_is_rejected() {
     let echo = Guest::new("echo.elf", IrqchipMode::Split);
     let mut guest = echo.boot();
-    guest.wait_for("ready");
+    guest.expect_line("ready");
     guest.machine.pause();
     let state = save(&guest.machine);
-    let refused = |other: Guest, state: &[u8]| {
-        let (machine, mut printed) = other.empty(&guest.machine);
+    let restore_error = |other: Guest, state: &[u8]| {
+        let (machine, mut printed) = other.build_copy(&guest.machine);
         let error = match machine.restore(ArchiveReader::parse(state).unwrap(), false) {
             Err(error) => vmm::ErrorChain(&error).to_string(),
-            Ok(_) => panic!("it was taken"),
+            Ok(_) => panic!("the restore succeeded"),
         };
         let mut text = String::new();
         printed.read_to_string(&mut text).unwrap();
@@ -317,26 +318,26 @@ fn what_does_not_fit_is_refused_before_the_guest_runs() {
         error
     };
     let two = Guest { vcpus: 2, ..echo };
-    let error = refused(two, &state);
+    let error = restore_error(two, &state);
     assert!(error.contains("section \"vcpu/1\" is missing"), "{error}");
     let kernel = Guest {
         irqchip: IrqchipMode::Kernel,
         ..echo
     };
-    let error = refused(kernel, &state);
+    let error = restore_error(kernel, &state);
     assert!(
         error.contains("split-irqchip version 1, but kernel-irqchip"),
         "{error}"
     );
     let mut more = state.clone();
     more.extend(b"\x01\0x\x01\0y\0\0\0\0\0\0\0\0");
-    let error = refused(echo, &more);
+    let error = restore_error(echo, &more);
     assert!(error.contains("cannot restore the sections [\"x\"]"), "{error}");
 }
 
 #[test]
-fn only_a_paused_machine_is_saved() {
+fn running_machine_is_not_saved() {
     let guest = Guest::new("ticker.elf", IrqchipMode::Split).boot();
-    let saved = guest.machine.save(&mut ArchiveWriter::new());
-    assert!(matches!(saved, Err(Error::Running)), "{saved:?}");
+    let result = guest.machine.save(&mut ArchiveWriter::new());
+    assert!(matches!(result, Err(Error::Running)), "{result:?}");
 }

@@ -1,5 +1,5 @@
-//! urunc's environment: the root is an empty tmpfs that holds the binary, the image and four devices; there is no /proc and no
-//! /sys, and the user is nobody. Takes root's rights.
+//! The environment of urunc: the root is a tmpfs with only the binary, the image and four devices, without /proc and /sys,
+//! and the user is unprivileged. The tests require root.
 
 use std::ffi::{CStr, CString};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -9,14 +9,13 @@ use std::process::Command;
 use std::{fs, io, thread};
 
 use super::config_file::{URUNC_1, URUNC_2, URUNC_3};
-use super::http::DONE;
-use super::served::{ApiProcess, Directory};
-use super::snapshot::{PAUSED, count, goes_on};
+use super::http::NO_CONTENT;
+use super::served::{ApiProcess, Directory, PAUSED, count_ticks, expect_progress};
 use crate::access::{KVM, make_node};
 use crate::guests::{file, program};
 
-const NOBODY: u32 = 65534;
-/// Where everything is, until it is the root.
+const UNPRIVILEGED: u32 = 65534;
+/// Device nodes in /dev: path and device number.
 const DEVICES: [(&str, (u32, u32)); 4] = [
     ("null", (1, 3)),
     ("urandom", (1, 9)),
@@ -32,7 +31,7 @@ fn check(result: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// Mounts with the file system's own `options`.
+/// Mounts `source` at `target` with `options` of the file system.
 pub fn mount(source: &Path, target: &Path, kind: &CStr, flags: libc::c_ulong, options: &CStr) {
     let name = |path: &Path| CString::new(path.to_str().unwrap()).unwrap();
     let (from, to) = (name(source), name(target));
@@ -49,16 +48,17 @@ pub fn mount(source: &Path, target: &Path, kind: &CStr, flags: libc::c_ulong, op
     check(result).unwrap_or_else(|error| panic!("cannot mount {}: {error}", target.display()));
 }
 
-/// Does `test` on a thread with mounts of its own, with the path of an empty tmpfs.
+/// Runs `test` on a thread in a new mount namespace, with the path of an empty tmpfs.
 pub fn in_own_mounts(test: impl FnOnce(PathBuf) + Send) {
-    let folder = Directory::new();
-    let root = folder.path("root");
+    let directory = Directory::new();
+    let root = directory.path("root");
     fs::create_dir(&root).unwrap();
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            // SAFETY: the call takes no pointer, and changes only this thread.
+            // SAFETY: the call takes no pointer and affects this thread only.
             let result = unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWNET) };
-            check(result).unwrap_or_else(|error| panic!("this test takes root's rights: {error}"));
+            check(result)
+                .unwrap_or_else(|error| panic!("cannot create namespaces: {error}; run the test as root"));
             let slash = Path::new("/");
             mount(slash, slash, c"", libc::MS_REC | libc::MS_PRIVATE, c"");
             mount(Path::new("tmpfs"), &root, c"tmpfs", 0, c"");
@@ -68,11 +68,11 @@ pub fn in_own_mounts(test: impl FnOnce(PathBuf) + Send) {
     });
 }
 
-/// Fills `root`. The binary is a mount, as urunc makes it; and it could not be executed while another test has its copy open.
-fn furnish(root: &Path, guest: &str) {
+/// Fills `root`. The binary is a bind mount, as in urunc; exec of a copy could fail with ETXTBSY while another test forks.
+fn populate_root(root: &Path, guest: &str) {
     fs::set_permissions(root, fs::Permissions::from_mode(0o755)).unwrap();
-    for folder in ["dev/net", "tmp"] {
-        fs::create_dir_all(root.join(folder)).unwrap();
+    for directory in ["dev/net", "tmp"] {
+        fs::create_dir_all(root.join(directory)).unwrap();
     }
     fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
     let binary = root.join("firecracker");
@@ -88,57 +88,57 @@ fn furnish(root: &Path, guest: &str) {
     }
 }
 
-/// The binary in `root`, which is then all there is, as nobody.
-fn confined(root: &Path, flags: &[&str]) -> Command {
+/// Returns a command for the binary with `root` as its root, as an unprivileged user.
+fn confined_command(root: &Path, flags: &[&str]) -> Command {
     let root = CString::new(root.to_str().unwrap()).unwrap();
     let mut command = Command::new("/firecracker");
     command.args(flags).env_clear();
     let enter = move || {
-        // The root is pivoted for all that share the mounts, and the test shall go on in the old one.
+        // pivot_root affects the whole mount namespace, and the test continues in the old root.
         // SAFETY: the call takes no pointer.
         check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
         // SAFETY: `root` is a C string for the length of the call.
         check(unsafe { libc::chdir(root.as_ptr()) })?;
-        // The new root goes on top of the old one, which is then unmounted from below it: no folder is needed for it.
+        // pivot_root(".", ".") stacks the old root on the new one, and umount2 detaches it: no extra directory (pivot_root(2)).
         // SAFETY: both arguments are C strings for the length of the call.
         let result = unsafe { libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) };
         check(if result == 0 { 0 } else { -1 })?;
         // SAFETY: the argument is a C string for the length of the call.
         check(unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) })?;
-        // SAFETY: no groups are read.
+        // SAFETY: with a size of 0 the kernel reads no groups.
         check(unsafe { libc::setgroups(0, std::ptr::null()) })?;
         // SAFETY: the call takes no pointer.
-        check(unsafe { libc::setgid(NOBODY) })?;
+        check(unsafe { libc::setgid(UNPRIVILEGED) })?;
         // SAFETY: the call takes no pointer.
-        check(unsafe { libc::setuid(NOBODY) })
+        check(unsafe { libc::setuid(UNPRIVILEGED) })
     };
-    // SAFETY: what runs between fork and exec makes system calls only.
+    // SAFETY: the closure runs between fork and exec and makes system calls only.
     unsafe { command.pre_exec(enter) };
     command
 }
 
 #[test]
-fn a_file_is_enough() {
+fn config_file_boots_in_bare_root() {
     for config in [URUNC_1, URUNC_2, URUNC_3] {
         in_own_mounts(|root| {
-            furnish(&root, "hello.elf");
+            populate_root(&root, "hello.elf");
             let config = config.replace("KERNEL", "/kernel").replace("DISK", "/disk");
             fs::write(root.join("tmp/fc.json"), config).unwrap();
             let flags = ["--no-api", "--config-file", "/tmp/fc.json"];
-            let mut served = ApiProcess::called(Directory::new(), &mut confined(&root, &flags));
-            served.expect("hello from mayfly\n");
-            served.ends_with(0);
+            let mut process = ApiProcess::spawn(Directory::new(), &mut confined_command(&root, &flags));
+            process.expect("hello from mayfly\n");
+            process.expect_exit(0);
         });
     }
 }
 
 #[test]
-fn a_socket_is_enough() {
+fn socket_works_in_bare_root() {
     in_own_mounts(|root| {
-        furnish(&root, "ticker.elf");
-        let served = ApiProcess::called(
+        populate_root(&root, "ticker.elf");
+        let process = ApiProcess::spawn(
             Directory::new(),
-            &mut confined(&root, &["--api-sock", "/tmp/c.sock", "--no-seccomp"]),
+            &mut confined_command(&root, &["--api-sock", "/tmp/c.sock", "--no-seccomp"]),
         );
         let mut client = super::served::connect(&root.join("tmp/c.sock"));
         for (method, path, body) in [
@@ -152,87 +152,91 @@ fn a_socket_is_enough() {
             ("PATCH", "/vm", r#"{"state":"Paused"}"#),
             ("PATCH", "/vm", r#"{"state":"Resumed"}"#),
         ] {
-            assert_eq!(client.ask(method, path, body).text, DONE, "{method} {path}");
+            assert_eq!(
+                client.request(method, path, body).text,
+                NO_CONTENT,
+                "{method} {path}"
+            );
         }
         for path in ["/", "/vm/config", "/metrics"] {
-            assert_eq!(client.ask("GET", path, "").status(), 200, "{path}");
+            assert_eq!(client.request("GET", path, "").status(), 200, "{path}");
         }
-        served.terminate();
+        process.terminate();
         assert!(!root.join("tmp/c.sock").exists());
     });
 }
 
-/// Asks mayfly in `root` for all of it on one connection.
-fn done(root: &Path, requests: &[(&str, &str, &str)]) {
+/// Sends `requests` to mayfly in `root` on one connection and expects 204 responses.
+fn expect_no_content(root: &Path, requests: &[(&str, &str, &str)]) {
     let mut client = super::served::connect(&root.join("tmp/c.sock"));
     for (method, path, body) in requests {
-        let answer = client.ask(method, path, body);
-        assert_eq!(answer.text, DONE, "{method} {path} {body}");
+        let response = client.request(method, path, body);
+        assert_eq!(response.text, NO_CONTENT, "{method} {path} {body}");
     }
 }
 
-/// A mayfly that is all there is, restored from /tmp/s and /tmp/m.
-fn restored(root: &Path) -> ApiProcess {
+/// Starts mayfly in `root` and loads the snapshot in /tmp/s and /tmp/m.
+fn load_in_root(root: &Path) -> ApiProcess {
     let flags = ["--api-sock", "/tmp/c.sock", "--no-seccomp"];
-    let served = ApiProcess::called(Directory::new(), &mut confined(root, &flags));
+    let process = ApiProcess::spawn(Directory::new(), &mut confined_command(root, &flags));
     let load = r#"{"snapshot_path":"/tmp/s","mem_backend":{"backend_type":"File","backend_path":"/tmp/m"},"resume_vm":true}"#;
-    done(root, &[("PUT", "/snapshot/load", load)]);
-    served
+    expect_no_content(root, &[("PUT", "/snapshot/load", load)]);
+    process
 }
 
-/// Ends it, and lets the next one have its socket.
-fn end(root: &Path, served: ApiProcess) -> String {
-    let printed = served.kill();
+/// Kills mayfly and removes its socket. Returns the guest's output.
+fn kill_in_root(root: &Path, process: ApiProcess) -> String {
+    let printed = process.kill();
     fs::remove_file(root.join("tmp/c.sock")).unwrap();
     printed
 }
 
-/// Pauses the guest and makes a snapshot.
-fn freeze(root: &Path, kind: &str, state: &str, memory: &str) {
+/// Pauses the guest and creates a snapshot.
+fn pause_and_create_in_root(root: &Path, kind: &str, state: &str, memory: &str) {
     let create = format!(
         r#"{{"snapshot_type":"{kind}","snapshot_path":"/tmp/{state}","mem_file_path":"/tmp/{memory}"}}"#
     );
-    done(
+    expect_no_content(
         root,
         &[("PATCH", "/vm", PAUSED), ("PUT", "/snapshot/create", &create)],
     );
 }
 
 #[test]
-fn snapshots_need_no_proc() {
+fn snapshots_work_without_proc() {
     in_own_mounts(|root| {
-        furnish(&root, "ticker.elf");
+        populate_root(&root, "ticker.elf");
         let flags = ["--api-sock", "/tmp/c.sock", "--no-seccomp"];
-        let mut served = ApiProcess::called(Directory::new(), &mut confined(&root, &flags));
-        done(
+        let mut process = ApiProcess::spawn(Directory::new(), &mut confined_command(&root, &flags));
+        expect_no_content(
             &root,
             &[
                 ("PUT", "/boot-source", r#"{"kernel_image_path":"/kernel"}"#),
                 ("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#),
             ],
         );
-        served.expect("tick 3\n");
+        process.expect("tick 3\n");
         let blocks = |name: &str| {
             let metadata = root.join("tmp").join(name).metadata().unwrap();
             metadata.blocks()
         };
-        freeze(&root, "Full", "s", "m");
-        let mut printed = end(&root, served);
-        let whole = blocks("m");
-        // A difference beside its base, one in its place, and a whole one of what was restored.
+        pause_and_create_in_root(&root, "Full", "s", "m");
+        let mut printed = kill_in_root(&root, process);
+        let full = blocks("m");
+        // A diff snapshot in new files, one in the files of its base, and a full snapshot of a restored guest.
         for (kind, state, memory) in [("Diff", "d", "n"), ("Diff", "s", "m"), ("Full", "s", "m")] {
-            let mut served = restored(&root);
-            served.expect(&format!("tick {}\n", count(&printed) + 3));
-            freeze(&root, kind, state, memory);
-            let more = end(&root, served);
+            let mut process = load_in_root(&root);
+            process.expect(&format!("tick {}\n", count_ticks(&printed) + 3));
+            pause_and_create_in_root(&root, kind, state, memory);
+            let more = kill_in_root(&root, process);
             if state == "s" {
                 printed += &more;
-                count(&printed);
+                count_ticks(&printed);
             } else {
-                assert!(blocks("n") > 0 && blocks("n") < whole, "{} {whole}", blocks("n"));
+                assert!(blocks("n") > 0 && blocks("n") < full, "{} {full}", blocks("n"));
             }
         }
-        let served = restored(&root);
-        goes_on(served, printed);
+        let process = load_in_root(&root);
+        expect_progress(process, printed);
     });
 }

@@ -1,4 +1,4 @@
-//! Configuration files, in all the shapes that clients write.
+//! Configuration files, in the formats of the clients.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -7,96 +7,96 @@ use super::served::{ApiProcess, Directory};
 use crate::guests::{file, program};
 use crate::network::in_own_network;
 
-/// mayfly with `config`, in which KERNEL, DISK and FOLDER stand for paths, and no socket.
+/// Runs mayfly with `config` and without a socket. KERNEL, DISK and DIRECTORY in `config` stand for paths.
 fn run(config: &str, flags: &[&str]) -> Output {
-    let folder = Directory::new();
-    let path = write(&folder, config);
+    let directory = Directory::new();
+    let path = write_config(&directory, config);
     let mut command = Command::new(program());
     command.args(["--no-api", "--config-file", &path]).args(flags);
     command.output().unwrap()
 }
 
-fn write(folder: &Directory, config: &str) -> String {
-    folder.write("disk", vec![0; 8192]);
-    folder.write("disk-2", vec![0; 8192]);
+fn write_config(directory: &Directory, config: &str) -> String {
+    directory.write("disk", vec![0; 8192]);
+    directory.write("disk-2", vec![0; 8192]);
     let config = config
         .replace("KERNEL", &file("hello.elf"))
-        .replace("DISK", &folder.text("disk"))
-        .replace("FOLDER", folder.path("").to_str().unwrap());
-    folder.write("fc.json", config)
+        .replace("DISK", &directory.text("disk"))
+        .replace("DIRECTORY", directory.path("").to_str().unwrap());
+    directory.write("fc.json", config)
 }
 
-fn boots(config: &str, flags: &[&str]) {
+fn expect_boot(config: &str, flags: &[&str]) {
     let output = run(config, flags);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(0), "{config}: {said}");
-    assert_eq!(output.stdout, b"hello from mayfly\n", "{config}: {said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{config}: {stderr}");
+    assert_eq!(output.stdout, b"hello from mayfly\n", "{config}: {stderr}");
 }
 
-/// urunc 0.5.0: always one interface, whose tap has no name when the container has no network.
+/// urunc 0.5.0: always one interface, with an empty tap name for a container without network.
 pub const URUNC_1: &str = r#"{"boot-source":{"kernel_image_path":"KERNEL","boot_args":"Unikraft env.vars=[ A=b ]   vfs.fstab=[ \"initrd0:/:extract:::\" ] -- /app"},
  "machine-config":{"vcpu_count":1,"mem_size_mib":256,"smt":false,"track_dirty_pages":false},
  "drives":[{"drive_id":"rootfs","is_read_only":false,"is_root_device":true,"path_on_host":"DISK"}],
  "network-interfaces":[{"iface_id":"net1","host_dev_name":""}]}"#;
-/// urunc 0.7.0: a vsock that is none.
+/// urunc 0.7.0: an empty vsock.
 pub const URUNC_2: &str = r#"{"boot-source":{"kernel_image_path":"KERNEL","boot_args":"x","initrd_path":"DISK"},"machine-config":{"vcpu_count":1,"mem_size_mib":256,"smt":false,"track_dirty_pages":false},"drives":[],"network-interfaces":[{"iface_id":"net1","host_dev_name":""}],"vsock":{"guest_cid":0,"uds_path":"","vsock_id":""}}"#;
-/// urunc's main: several drives, and nothing that is not there.
+/// The main branch of urunc: several drives, no empty sections.
 pub const URUNC_3: &str = r#"{"boot-source":{"kernel_image_path":"KERNEL","boot_args":"x"},"machine-config":{"vcpu_count":2,"mem_size_mib":256,"smt":false,"track_dirty_pages":false},"drives":[{"drive_id":"rootfs","is_read_only":false,"is_root_device":true,"path_on_host":"DISK"},{"drive_id":"block_1","is_read_only":true,"is_root_device":false,"path_on_host":"DISK-2"}]}"#;
 
 #[test]
-fn urunc_boots_by_its_files() {
+fn urunc_files_boot() {
     in_own_network(|| {
         for config in [URUNC_1, URUNC_2, URUNC_3] {
-            boots(config, &[]);
-            boots(config, &["--no-seccomp"]);
+            expect_boot(config, &[]);
+            expect_boot(config, &["--no-seccomp"]);
         }
     });
 }
 
 #[test]
-fn other_files_boot() {
+fn files_of_other_clients_boot() {
     for config in [
-        // The least there can be.
+        // Minimum.
         r#"{"boot-source":{"kernel_image_path":"KERNEL"}}"#,
-        // ops, by its documentation.
+        // ops, from its documentation.
         r#"{"boot-source":{"kernel_image_path":"KERNEL","boot_args":"console=ttyS0"},"drives":[{"drive_id":"rootfs","path_on_host":"DISK","is_root_device":true,"is_read_only":false}],"machine-config":{"vcpu_count":1,"mem_size_mib":128,"ht_enabled":false}}"#,
-        // Unikraft's sample.
+        // The sample of Unikraft.
         r#"{"boot-source":{"kernel_image_path":"KERNEL","boot_args":"a","initrd_path":null},"drives":[],"machine-config":{"vcpu_count":1,"mem_size_mib":128,"smt":false,"track_dirty_pages":false},"cpu-config":null,"balloon":null,"network-interfaces":[],"vsock":null,"logger":null,"metrics":null,"mmds-config":null,"entropy":null}"#,
-        // Keys that nobody knows.
+        // Unknown keys.
         r#"{"boot-source":{"kernel_image_path":"KERNEL","colour":"red"},"moon":{"phase":1}}"#,
-        // A log and numbers.
-        r#"{"boot-source":{"kernel_image_path":"KERNEL"},"logger":{"log_path":"FOLDER/log","level":"debug","show_level":true,"show_log_origin":true},"metrics":{"metrics_path":"FOLDER/metrics"}}"#,
+        // Log and metrics.
+        r#"{"boot-source":{"kernel_image_path":"KERNEL"},"logger":{"log_path":"DIRECTORY/log","level":"debug","show_level":true,"show_log_origin":true},"metrics":{"metrics_path":"DIRECTORY/metrics"}}"#,
     ] {
-        boots(config, &[]);
+        expect_boot(config, &[]);
     }
-    boots(
+    expect_boot(
         r#"{"boot-source":{"kernel_image_path":"KERNEL"}}"#,
         &["--id", "a", "--boot-timer"],
     );
 }
 
-/// The way that `GET /vm/config` shows a VM makes the same VM.
+/// The response to `GET /vm/config` is a configuration file of the same VM.
 #[test]
-fn what_is_shown_can_be_read_again() {
-    let served = ApiProcess::start();
-    let disk = served.folder.write("disk", [0; 4096]);
-    served.boots("hello.elf");
+fn vm_config_is_valid_config_file() {
+    let process = ApiProcess::start();
+    let disk = process.directory.write("disk", [0; 4096]);
+    process.set_kernel("hello.elf");
     let body = format!(r#"{{"drive_id":"rootfs","is_root_device":true,"path_on_host":"{disk}"}}"#);
-    served.expect_no_content("PUT", "/drives/rootfs", &body);
-    let shown = served.ask("GET", "/vm/config", "").body().to_owned();
-    // A disk has one VM at a time.
-    let folder = Directory::new();
-    let config = folder.write("fc.json", shown);
-    fs::rename(disk, folder.path("moved")).unwrap();
-    served.folder.write("disk", [0; 4096]);
-    let mut again = ApiProcess::with(folder, &["--config-file", &config]);
+    process.expect_no_content("PUT", "/drives/rootfs", &body);
+    let shown = process.request("GET", "/vm/config", "").body().to_owned();
+    // The first VM holds a lock on the disk.
+    let directory = Directory::new();
+    let config = directory.write("fc.json", shown);
+    fs::rename(disk, directory.path("moved")).unwrap();
+    process.directory.write("disk", [0; 4096]);
+    let mut again = ApiProcess::start_with(directory, &["--config-file", &config]);
     again.expect("hello from mayfly\n");
-    again.ends_with(0);
-    served.terminate();
+    again.expect_exit(0);
+    process.terminate();
 }
 
 #[test]
-fn files_that_make_no_vm_are_refused() {
+fn invalid_file_is_rejected() {
     for (config, text) in [
         ("", "no JSON object"),
         ("[]", "no JSON object"),
@@ -138,33 +138,33 @@ fn files_that_make_no_vm_are_refused() {
         ),
     ] {
         let output = run(config, &[]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{config}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{config}: {stderr}");
         assert!(
-            said.contains(text) && output.stdout.is_empty(),
-            "{config}: {said}"
+            stderr.contains(text) && output.stdout.is_empty(),
+            "{config}: {stderr}"
         );
-        assert_eq!(said.lines().count(), 1, "{said}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
     }
 }
 
 #[test]
-fn a_file_and_a_socket_go_together() {
-    let folder = Directory::new();
-    let config = write(&folder, &URUNC_3.replace("KERNEL", &file("ticker.elf")));
-    let mut served = ApiProcess::with(folder, &["--config-file", &config]);
-    served.expect("tick 1\n");
-    assert_eq!(served.state(), "Running");
-    let shown = served.ask("GET", "/vm/config", "").json();
+fn file_and_socket_combine() {
+    let directory = Directory::new();
+    let config = write_config(&directory, &URUNC_3.replace("KERNEL", &file("ticker.elf")));
+    let mut process = ApiProcess::start_with(directory, &["--config-file", &config]);
+    process.expect("tick 1\n");
+    assert_eq!(process.state(), "Running");
+    let shown = process.request("GET", "/vm/config", "").json();
     assert_eq!(shown["machine-config"]["vcpu_count"], 2);
     assert_eq!(shown["drives"].as_array().unwrap().len(), 2);
-    served.terminate();
+    process.terminate();
 }
 
 #[test]
-fn a_file_that_cannot_be_used_leaves_no_socket() {
-    let folder = Directory::new();
-    let config = write(&folder, "{}");
-    let served = ApiProcess::with(Directory::new(), &["--config-file", &config]);
-    served.ends_with(1);
+fn invalid_file_removes_socket() {
+    let directory = Directory::new();
+    let config = write_config(&directory, "{}");
+    let process = ApiProcess::start_with(Directory::new(), &["--config-file", &config]);
+    process.expect_exit(1);
 }

@@ -1,4 +1,4 @@
-//! Snapshots into a folder that does not take them: it is refused, and all is as it was.
+//! Failed snapshot creation on full, read-only and vanishing disks: the old snapshot and the VM stay unchanged.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -6,15 +6,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::chroot::{in_own_mounts, mount};
-use super::http::DONE;
-use super::killed::{CREATE, Content, Moment, Series, interrupt, names};
-use super::served::ApiProcess;
-use super::snapshot::RESUMED;
+use super::http::NO_CONTENT;
+use super::killed::{CREATE, Content, KillPoint, Series, interrupt_request, names};
+use super::served::{ApiProcess, RESUMED};
 
 const PAGE: usize = 4096;
 const KINDS: [&str; 2] = ["Full", "Diff"];
 
-/// Has `test` do with a folder that is a disk of so many KiB.
+/// Runs `test` with a tmpfs of `size` KiB.
 fn with_disk(size: u32, test: impl FnOnce(&Path) + Send) {
     in_own_mounts(|root| {
         let disk = root.join("disk");
@@ -25,8 +24,8 @@ fn with_disk(size: u32, test: impl FnOnce(&Path) + Send) {
     });
 }
 
-/// Takes all of the disk but so many pages.
-fn fill(disk: &Path, free: usize) {
+/// Fills the disk except `free` pages.
+fn fill_disk(disk: &Path, free: usize) {
     let path = disk.join("filler");
     let _ = fs::remove_file(&path);
     let mut file = File::create(&path).unwrap();
@@ -35,153 +34,155 @@ fn fill(disk: &Path, free: usize) {
     file.set_len(length.saturating_sub((free * PAGE) as u64)).unwrap();
 }
 
-/// The guest goes on, and what was made of it can be restored.
-fn go_on(mut served: ApiProcess, series: &Series) {
-    served.expect_no_content("PATCH", "/vm", RESUMED);
-    served.expect("tick ");
-    served.expect("tick ");
-    served.kill();
-    series.restored().kill();
+/// Resumes the guest, then loads its snapshot.
+fn expect_usable(mut process: ApiProcess, series: &Series) {
+    process.expect_no_content("PATCH", "/vm", RESUMED);
+    process.expect("tick ");
+    process.expect("tick ");
+    process.kill();
+    series.load_and_pause().kill();
 }
 
 #[test]
-fn a_full_disk_is_said_and_the_old_snapshot_stays() {
+fn full_disk_keeps_old_snapshot() {
     for kind in KINDS {
         with_disk(1 << 10, |disk| {
             let series = Series::new(kind, disk);
-            let served = series.restored();
-            let old = Content::of(disk);
-            let mut refused = 0;
+            let process = series.load_and_pause();
+            let old = Content::read(disk);
+            let mut rejected = 0;
             for free in 0.. {
-                fill(disk, free);
-                let answer = served.ask("PUT", CREATE, &series.request());
-                if answer.text == DONE {
+                fill_disk(disk, free);
+                let response = process.request("PUT", CREATE, &series.create_body());
+                if response.text == NO_CONTENT {
                     break;
                 }
-                let why = answer.fault();
-                let named = why.contains("/disk/state") || why.contains("/disk/memory");
-                assert!(named && why.contains("No space left on device"), "{why}");
-                assert!(Content::of(disk) == old, "{kind}, {free} pages free: {why}");
+                let message = response.fault_message();
+                let named = message.contains("/disk/state") || message.contains("/disk/memory");
+                assert!(named && message.contains("No space left on device"), "{message}");
+                assert!(Content::read(disk) == old, "{kind}, {free} pages free: {message}");
                 assert_eq!(names(disk), ["filler", "memory", "state"]);
-                assert_eq!(served.state(), "Paused");
-                refused += 1;
+                assert_eq!(process.state(), "Paused");
+                rejected += 1;
             }
-            assert!(refused > 1, "{kind}: {refused}");
-            assert!(Content::of(disk) != old);
-            go_on(served, &series);
+            assert!(rejected > 1, "{kind}: {rejected}");
+            assert!(Content::read(disk) != old);
+            expect_usable(process, &series);
         });
     }
 }
 
 #[test]
-fn a_base_that_would_not_fit_with_its_difference_stays() {
+fn full_disk_keeps_base_of_diff() {
     with_disk(1 << 10, |disk| {
         let series = Series::new("Diff", disk);
-        let served = series.restored();
-        // All that goes into this one takes space.
+        let process = series.load_and_pause();
+        // A base of holes: each page of the diff needs a new block.
         let base = disk.join("memory");
         let size = fs::metadata(&base).unwrap().len();
         fs::remove_file(&base).unwrap();
         File::create_new(&base).unwrap().set_len(size).unwrap();
-        // And no space comes of what goes.
+        // A link keeps the blocks of the replaced state file allocated.
         fs::hard_link(disk.join("state"), disk.join("kept")).unwrap();
-        let old = Content::of(disk);
-        let mut refused = 0;
+        let old = Content::read(disk);
+        let mut rejected = 0;
         for free in 0.. {
-            fill(disk, free);
-            let answer = served.ask("PUT", CREATE, &series.request());
-            if answer.text == DONE {
+            fill_disk(disk, free);
+            let response = process.request("PUT", CREATE, &series.create_body());
+            if response.text == NO_CONTENT {
                 break;
             }
-            assert!(Content::of(disk) == old, "{free} pages free: {}", answer.text);
-            refused += 1;
+            assert!(Content::read(disk) == old, "{free} pages free: {}", response.text);
+            rejected += 1;
         }
-        assert!(refused > 1, "{refused}");
-        assert!(Content::of(disk) != old);
-        served.kill();
+        assert!(rejected > 1, "{rejected}");
+        assert!(Content::read(disk) != old);
+        process.kill();
     });
 }
 
 #[test]
-fn killed_on_a_full_disk() {
+fn kill_on_full_disk_keeps_snapshot() {
     for kind in KINDS {
         with_disk(1 << 10, |disk| {
             let mut series = Series::new(kind, disk);
-            fill(disk, 6);
-            let stops = series.round(Moment::LAST);
-            for moment in Moment::spread(stops, 20) {
-                fill(disk, 6);
-                series.round(moment);
+            fill_disk(disk, 6);
+            let stops = series.run_round(KillPoint::AFTER_RESPONSE);
+            for kill_point in KillPoint::spread(stops, 20) {
+                fill_disk(disk, 6);
+                series.run_round(kill_point);
             }
-            assert!(series.found[0] > 10, "{kind}: {:?}", series.found);
+            assert!(series.outcomes[0] > 10, "{kind}: {:?}", series.outcomes);
             fs::remove_file(disk.join("filler")).unwrap();
-            let served = series.restored();
-            served.expect_no_content("PUT", CREATE, &series.request().replace("Diff", "Full"));
+            let process = series.load_and_pause();
+            process.expect_no_content("PUT", CREATE, &series.create_body().replace("Diff", "Full"));
             assert_eq!(names(disk), ["memory", "state"]);
-            served.kill();
-            series.restored().kill();
+            process.kill();
+            series.load_and_pause().kill();
         });
     }
 }
 
 #[test]
-fn a_disk_that_is_read_only_meanwhile_keeps_the_old_snapshot() {
+fn read_only_disk_keeps_old_snapshot() {
     for kind in KINDS {
         with_disk(1 << 10, |disk| {
             let series = Series::new(kind, disk);
-            let served = series.restored();
-            let old = Content::of(disk);
+            let process = series.load_and_pause();
+            let old = Content::read(disk);
             let remount = |flags| mount(Path::new(""), disk, c"", libc::MS_REMOUNT | flags, c"");
             remount(libc::MS_RDONLY);
-            let why = served.ask("PUT", CREATE, &series.request()).fault();
+            let message = process
+                .request("PUT", CREATE, &series.create_body())
+                .fault_message();
             assert!(
-                why.contains("/disk/") && why.contains("Read-only file system"),
-                "{why}"
+                message.contains("/disk/") && message.contains("Read-only file system"),
+                "{message}"
             );
-            assert!(Content::of(disk) == old);
+            assert!(Content::read(disk) == old);
             remount(0);
-            served.expect_no_content("PUT", CREATE, &series.request());
+            process.expect_no_content("PUT", CREATE, &series.create_body());
             assert_eq!(names(disk), ["memory", "state"]);
-            go_on(served, &series);
+            expect_usable(process, &series);
         });
     }
 }
 
-/// The folder is gone at this stop or that, and what is left of it is not half of a snapshot.
+/// Moves the directory away at various stops of the request, which then fails or has completed.
 #[test]
-fn a_folder_that_vanishes_meanwhile_is_said() {
+fn vanished_directory_is_reported() {
     for kind in KINDS {
         with_disk(4 << 10, |disk| {
-            let folder: PathBuf = disk.join("folder");
-            fs::create_dir(&folder).unwrap();
-            let series = Series::new(kind, &folder);
-            let served = series.restored();
-            let old = Content::of(&folder);
-            let request = series.request();
-            let (stops, stepped, mut client) = interrupt(&served, CREATE, &request, usize::MAX);
-            stepped.release();
-            assert_eq!(client.receive().text, DONE);
-            let mut refused = 0;
+            let directory: PathBuf = disk.join("directory");
+            fs::create_dir(&directory).unwrap();
+            let series = Series::new(kind, &directory);
+            let process = series.load_and_pause();
+            let old = Content::read(&directory);
+            let request = series.create_body();
+            let (stops, stepper, mut client) = interrupt_request(&process, CREATE, &request, usize::MAX);
+            stepper.release();
+            assert_eq!(client.receive().text, NO_CONTENT);
+            let mut rejected = 0;
             for stop in (1..=stops).step_by(4) {
-                old.put(&folder);
-                let (_, stepped, mut client) = interrupt(&served, CREATE, &request, stop);
-                fs::rename(&folder, disk.join("gone")).unwrap();
-                stepped.release();
-                let answer = client.receive();
-                if answer.text != DONE {
-                    let why = answer.fault();
-                    assert!(why.contains("No such file or directory"), "{why}");
-                    refused += 1;
+                old.write(&directory);
+                let (_, stepper, mut client) = interrupt_request(&process, CREATE, &request, stop);
+                fs::rename(&directory, disk.join("gone")).unwrap();
+                stepper.release();
+                let response = client.receive();
+                if response.text != NO_CONTENT {
+                    let message = response.fault_message();
+                    assert!(message.contains("No such file or directory"), "{message}");
+                    rejected += 1;
                 }
-                assert!(!folder.exists());
-                assert_eq!(served.state(), "Paused");
-                fs::rename(disk.join("gone"), &folder).unwrap();
+                assert!(!directory.exists());
+                assert_eq!(process.state(), "Paused");
+                fs::rename(disk.join("gone"), &directory).unwrap();
             }
-            assert!(refused > 3, "{refused} of {stops}");
-            served.expect_no_content("PUT", CREATE, &request.replace("Diff", "Full"));
-            assert_eq!(names(&folder), ["memory", "state"]);
-            served.kill();
-            series.restored().kill();
+            assert!(rejected > 3, "{rejected} of {stops}");
+            process.expect_no_content("PUT", CREATE, &request.replace("Diff", "Full"));
+            assert_eq!(names(&directory), ["memory", "state"]);
+            process.kill();
+            series.load_and_pause().kill();
         });
     }
 }

@@ -1,16 +1,16 @@
-//! HTTP over a unix socket, with nothing between the test and the bytes.
+//! HTTP client on a Unix socket that checks each byte.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use crate::guest::LIMIT;
+use crate::guest::TIMEOUT;
 
-/// All of the answer to what was done and has nothing to tell.
-pub const DONE: &str = "HTTP/1.1 204 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\r\n";
+/// The complete 204 response.
+pub const NO_CONTENT: &str = "HTTP/1.1 204 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\r\n";
 
-/// All of the answer `status` with the JSON text `body`.
-pub fn json(status: u16, body: &str) -> String {
+/// Returns the complete response with `status` and the JSON text `body`.
+pub fn json_response(status: u16, body: &str) -> String {
     format!(
         "HTTP/1.1 {status} \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\
          Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
@@ -18,16 +18,16 @@ pub fn json(status: u16, body: &str) -> String {
     )
 }
 
-/// All of the answer to what is refused because of `why`.
-pub fn fault(why: &str) -> String {
-    json(
+/// Returns the complete 400 response with the fault message `message`.
+pub fn fault_response(message: &str) -> String {
+    json_response(
         400,
-        &format!("{{\"fault_message\":{}}}", serde_json::Value::from(why)),
+        &format!("{{\"fault_message\":{}}}", serde_json::Value::from(message)),
     )
 }
 
-/// A request as Go's client writes it, which all orchestrators but two are built on.
-pub fn go(method: &str, path: &str, body: &str) -> String {
+/// Returns a request in the format of Go's client, which most orchestrators use.
+pub fn go_request(method: &str, path: &str, body: &str) -> String {
     let host = "Host: localhost\r\nUser-Agent: Go-http-client/1.1\r\n";
     match body {
         "" => format!(
@@ -41,14 +41,14 @@ pub fn go(method: &str, path: &str, body: &str) -> String {
     }
 }
 
-/// One answer, as it came.
+/// A received response.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// All of its bytes.
+pub struct Response {
+    /// Head and body.
     pub text: String,
 }
 
-impl Answer {
+impl Response {
     pub fn status(&self) -> u16 {
         self.text["HTTP/1.1 ".len()..][..3].parse().unwrap()
     }
@@ -61,19 +61,19 @@ impl Answer {
         serde_json::from_str(self.body()).unwrap()
     }
 
-    pub fn fault(&self) -> String {
+    pub fn fault_message(&self) -> String {
         self.json()["fault_message"].as_str().unwrap().to_owned()
     }
 }
 
-/// One connection. An answer that does not come in time fails the test.
+/// A connection. A late response fails the test.
 pub struct Client(UnixStream);
 
 impl Client {
     pub fn connect(path: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(LIMIT))?;
-        stream.set_write_timeout(Some(LIMIT))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
         Ok(Self(stream))
     }
 
@@ -85,8 +85,8 @@ impl Client {
         self.0.write_all(bytes.as_ref()).unwrap();
     }
 
-    /// Reads one answer, and no byte of the next.
-    pub fn receive(&mut self) -> Answer {
+    /// Reads one response and no byte of the next.
+    pub fn receive(&mut self) -> Response {
         let mut bytes = Vec::new();
         while !bytes.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
@@ -101,23 +101,23 @@ impl Client {
             .find_map(|line| line.strip_prefix("Content-Length: "));
         let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
         self.0.read_exact(&mut body).unwrap();
-        Answer {
+        Response {
             text: head + std::str::from_utf8(&body).unwrap(),
         }
     }
 
-    /// All that still comes, until the other side ends the connection.
-    pub fn rest(mut self) -> String {
+    /// Returns all remaining bytes up to the end of the connection.
+    pub fn read_to_end(mut self) -> String {
         let mut bytes = Vec::new();
         match self.0.read_to_end(&mut bytes) {
-            // What was never read of this side's bytes makes the end a reset.
+            // The kernel resets a connection that the server closes with unread bytes.
             Err(error) if error.kind() != io::ErrorKind::ConnectionReset => panic!("{error}"),
             _ => String::from_utf8(bytes).unwrap(),
         }
     }
 
-    pub fn ask(&mut self, method: &str, path: &str, body: &str) -> Answer {
-        self.send(go(method, path, body));
+    pub fn request(&mut self, method: &str, path: &str, body: &str) -> Response {
+        self.send(go_request(method, path, body));
         self.receive()
     }
 }

@@ -1,73 +1,82 @@
-//! What kata sends, in Go and in Rust. Its agent in the guest needs a vsock, which mayfly has not: that is what it is told, and all
-//! else is taken.
+//! Requests of kata, in Go and in Rust. Its agent in the guest requires a vsock, which mayfly rejects as unsupported. mayfly
+//! accepts all other requests.
 
 use std::fs;
 use std::process::Command;
 
-use super::http::DONE;
-use super::replay::{START, firecracker, send_as_go};
-use super::served::{ApiProcess, Directory, fifo};
+use super::http::NO_CONTENT;
+use super::replay::{START, firecracker_command, send_as_go};
+use super::served::{ApiProcess, Directory, create_fifo};
 use crate::guests::{file, program};
 
-/// kata in Go: a file with nine drives and both FIFOs, then the question whether it runs. Its vsock is what mayfly has not.
+/// kata in Go: a configuration file with nine drives, a vsock and both FIFOs, then a request for the instance state.
 #[test]
 fn kata_go() {
-    let folder = Directory::new();
-    let version = firecracker(&folder).arg("--version").output().unwrap();
+    let directory = Directory::new();
+    let version = firecracker_command(&directory).arg("--version").output().unwrap();
     assert!(version.stdout.starts_with(b"Firecracker v1.14.0\n"));
-    fs::remove_file(folder.path("firecracker")).unwrap();
-    let (socket, kernel) = (folder.text("api.sock"), file("ticker.elf"));
+    fs::remove_file(directory.path("firecracker")).unwrap();
+    let (socket, kernel) = (directory.text("api.sock"), file("ticker.elf"));
     let drive = |index: usize| {
-        let stub = folder.write(&format!("drive_{index}"), "");
+        let stub = directory.write(&format!("drive_{index}"), "");
         format!(
             r#"{{"drive_id":"drive_{index}","path_on_host":"{stub}","is_root_device":false,"is_read_only":false}}"#
         )
     };
     let drives: Vec<String> = (0..8).map(drive).collect();
-    let root = folder.write("root", [0; 4096]);
-    let (log, metrics) = (fifo(&folder, "logs.fifo"), fifo(&folder, "metrics.fifo"));
+    let root = directory.write("root", [0; 4096]);
+    let (log, metrics) = (
+        create_fifo(&directory, "logs.fifo"),
+        create_fifo(&directory, "metrics.fifo"),
+    );
     let config = format!(
         r#"{{"boot-source":{{"kernel_image_path":"{kernel}","boot_args":"a=b"}},"machine-config":{{"vcpu_count":1,"mem_size_mib":256,"smt":false}},"drives":[{{"drive_id":"rootfs","path_on_host":"{root}","is_root_device":true,"is_read_only":true}},{}],"vsock":{{"guest_cid":3,"uds_path":"{}","vsock_id":"root"}},"network-interfaces":[],"logger":{{"log_path":"{log}","level":"Debug","show_level":true,"show_log_origin":true}},"metrics":{{"metrics_path":"{metrics}"}}}}"#,
         drives.join(","),
-        folder.text("kata.hvsock")
+        directory.text("kata.hvsock")
     );
-    let path = folder.write("fcConfig.json", &config);
+    let path = directory.write("fcConfig.json", &config);
     let flags = ["--api-sock", &socket, "--config-file", &path];
     let output = Command::new(program()).args(flags).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(
-        said.contains("\"vsock\"") && said.contains("not part of mayfly"),
-        "{said}"
+        stderr.contains("\"vsock\"") && stderr.contains("not part of mayfly"),
+        "{stderr}"
     );
 
     fs::write(&path, config.replace("\"vsock\"", "\"no-vsock\"")).unwrap();
-    let mut command = firecracker(&folder);
+    let mut command = firecracker_command(&directory);
     command.args(flags);
-    let mut served = ApiProcess::called(folder, &mut command);
-    while served.state() != "Running" {
+    let mut process = ApiProcess::spawn(directory, &mut command);
+    while process.state() != "Running" {
         std::thread::yield_now();
     }
-    served.expect("tick 1\n");
-    // It puts the vCPUs' threads, which it knows by their names, into their group.
-    let threads = fs::read_dir(format!("/proc/{}/task", served.id())).unwrap();
+    process.expect("tick 1\n");
+    // kata finds vCPU threads by name, to move them into a cgroup.
+    let threads = fs::read_dir(format!("/proc/{}/task", process.id())).unwrap();
     let names: Vec<_> = threads
         .map(|thread| fs::read_to_string(thread.unwrap().path().join("comm")).unwrap())
         .collect();
     assert!(names.contains(&"fc_vcpu 0\n".to_owned()), "{names:?}");
-    let hot = served.folder.write("hot", [0; 8192]);
+    let hot = process.directory.write("hot", [0; 8192]);
     let body = format!(r#"{{"drive_id":"drive_3","path_on_host":"{hot}"}}"#);
-    send_as_go(&mut served.connect(), "PATCH", "/drives/drive_3", &body, DONE);
-    served.terminate();
+    send_as_go(
+        &mut process.connect(),
+        "PATCH",
+        "/drives/drive_3",
+        &body,
+        NO_CONTENT,
+    );
+    process.terminate();
 }
 
-/// kata in Rust, by hyper: the root and five drives, a vsock that is refused, and a FIFO nowhere.
+/// kata in Rust, with hyper: the root and five drives, a rejected vsock, and no FIFO.
 #[test]
 fn runtime_rs() {
-    let mut served = ApiProcess::start();
-    let (kernel, disk) = (file("hello.elf"), served.folder.write("disk", [0; 4096]));
-    let ask = |method: &str, path: &str, body: &str| {
-        let mut client = served.connect();
+    let mut process = ApiProcess::start();
+    let (kernel, disk) = (file("hello.elf"), process.directory.write("disk", [0; 4096]));
+    let request = |method: &str, path: &str, body: &str| {
+        let mut client = process.connect();
         client.send(format!(
             "{method} {path} HTTP/1.1\r\naccept: application/json\r\ncontent-type: application/json\r\n\
              content-length: {}\r\nhost: 2f746d702f782e736f636b\r\n\r\n{body}",
@@ -76,9 +85,9 @@ fn runtime_rs() {
         client.receive().text
     };
     let machine = r#"{"mem_size_mib":256,"vcpu_count":1}"#;
-    assert_eq!(ask("PUT", "/machine-config", machine), DONE);
+    assert_eq!(request("PUT", "/machine-config", machine), NO_CONTENT);
     let boot = format!(r#"{{"boot_args":"panic=1","kernel_image_path":"{kernel}"}}"#);
-    assert_eq!(ask("PUT", "/boot-source", &boot), DONE);
+    assert_eq!(request("PUT", "/boot-source", &boot), NO_CONTENT);
     for (index, id) in ["rootfs", "drive1", "drive2", "drive3", "drive4", "drive5"]
         .iter()
         .enumerate()
@@ -87,15 +96,15 @@ fn runtime_rs() {
             r#"{{"drive_id":"{id}","is_read_only":true,"is_root_device":{},"path_on_host":"{disk}"}}"#,
             index == 0
         );
-        assert_eq!(ask("PUT", &format!("/drives/{id}"), &body), DONE);
+        assert_eq!(request("PUT", &format!("/drives/{id}"), &body), NO_CONTENT);
     }
     let vsock = r#"{"guest_cid":3,"uds_path":"/tmp/kata.hvsock"}"#;
-    let refused = ask("PUT", "/vsock", vsock);
+    let rejected = request("PUT", "/vsock", vsock);
     assert!(
-        refused.starts_with("HTTP/1.1 400 \r\n") && refused.contains("not part of mayfly"),
-        "{refused}"
+        rejected.starts_with("HTTP/1.1 400 \r\n") && rejected.contains("not part of mayfly"),
+        "{rejected}"
     );
-    assert_eq!(ask("PUT", "/actions", START), DONE);
-    served.expect("hello from mayfly\n");
-    served.ends_with(0);
+    assert_eq!(request("PUT", "/actions", START), NO_CONTENT);
+    process.expect("hello from mayfly\n");
+    process.expect_exit(0);
 }

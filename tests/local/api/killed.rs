@@ -1,4 +1,4 @@
-//! mayfly is killed while it makes a snapshot: what is there then is the old one, the new one, or none.
+//! SIGKILL during snapshot creation: it leaves the old snapshot, the new one or none.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -7,16 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::http::{self, Client};
-use super::served::{ApiProcess, Directory};
-use super::snapshot::{PAUSED, create, load_snapshot, pause_and_create};
-use crate::calls::Stepped;
+use super::served::{ApiProcess, Directory, PAUSED, create_snapshot, load_snapshot, pause_and_create};
+use crate::calls::SyscallStepper;
 
 pub const CREATE: &str = "/snapshot/create";
 
-/// Guest memory in MiB. All of it is compared each time.
+/// Guest memory in MiB; small, because each round compares it.
 const MEMORY: u32 = 8;
 
-/// What a folder holds of a snapshot.
+/// Snapshot files in a directory.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Content {
     state: Option<Vec<u8>>,
@@ -24,18 +23,18 @@ pub struct Content {
 }
 
 impl Content {
-    pub fn of(folder: &Path) -> Self {
+    pub fn read(directory: &Path) -> Self {
         Self {
-            state: fs::read(folder.join("state")).ok(),
-            memory: fs::read(folder.join("memory")).ok(),
+            state: fs::read(directory.join("state")).ok(),
+            memory: fs::read(directory.join("memory")).ok(),
         }
     }
 
-    /// Has new files hold it, with holes where there are zeros.
-    pub fn put(&self, folder: &Path) {
+    /// Writes new files, with holes for zero pages.
+    pub fn write(&self, directory: &Path) {
         for (name, content) in [("state", &self.state), ("memory", &self.memory)] {
             let content = content.as_deref().unwrap();
-            let path = folder.join(name);
+            let path = directory.join(name);
             let _ = fs::remove_file(&path);
             let file = File::create_new(path).unwrap();
             file.set_len(content.len() as u64).unwrap();
@@ -48,23 +47,23 @@ impl Content {
     }
 }
 
-/// A guest of little memory that has counted for a while.
-pub fn small() -> ApiProcess {
-    let mut served = ApiProcess::start();
+/// Starts the ticker with little memory and waits for three ticks.
+pub fn start_small_ticker() -> ApiProcess {
+    let mut process = ApiProcess::start();
     let machine = format!(r#"{{"vcpu_count":1,"mem_size_mib":{MEMORY}}}"#);
-    served.expect_no_content("PUT", "/machine-config", &machine);
-    served.boots("ticker.elf");
-    served.act("InstanceStart");
-    served.expect("tick 3\n");
-    served
+    process.expect_no_content("PUT", "/machine-config", &machine);
+    process.set_kernel("ticker.elf");
+    process.run_action("InstanceStart");
+    process.expect("tick 3\n");
+    process
 }
 
-/// The same numbers each time.
+/// Random numbers with a fixed seed.
 struct Random(u64);
 
 impl Random {
     fn below(&mut self, end: u64) -> u64 {
-        // Knuth's MMIX.
+        // Multiplier and increment of Knuth's MMIX.
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -73,155 +72,171 @@ impl Random {
     }
 }
 
-/// When a process is killed: how many stops before and after system calls it has made, and how long ago it left the last one;
-/// none when it has not.
+/// Time of a SIGKILL: the number of stops at entries and exits of system calls, and the delay after the last stop. Without
+/// a delay, the process is still stopped.
 #[derive(Clone, Copy)]
-pub struct Moment {
+pub struct KillPoint {
     stops: usize,
-    after: Option<Duration>,
+    delay: Option<Duration>,
 }
 
-impl Moment {
-    /// Once the answer is there.
-    pub const LAST: Self = Self::at(usize::MAX);
+impl KillPoint {
+    /// Kill after the response.
+    pub const AFTER_RESPONSE: Self = Self::at(usize::MAX);
 
     const fn at(stops: usize) -> Self {
-        Self { stops, after: None }
+        Self { stops, delay: None }
     }
 
-    /// `count` moments that are spread over `stops`, each other one at some time behind a stop.
+    /// Returns `count` kill points spread over `stops`, every second one with a delay.
     pub fn spread(stops: usize, count: usize) -> impl Iterator<Item = Self> {
         let mut random = Random(count as u64);
         (0..count).map(move |number| {
-            let behind = !number.is_multiple_of(2);
+            let is_delayed = !number.is_multiple_of(2);
             Self {
                 stops: 1 + number * stops / count,
-                after: behind.then(|| Duration::from_micros(random.below(60))),
+                delay: is_delayed.then(|| Duration::from_micros(random.below(60))),
             }
         })
     }
 }
 
-/// Has `served` do what is `asked` of the path until `stops` stops have been made, or it has answered. How many there were, where
-/// it is held, and where the answer comes.
-pub fn interrupt(served: &ApiProcess, path: &str, asked: &str, stops: usize) -> (usize, Stepped, Client) {
-    let mut client = served.connect();
-    // Once it has answered, the connection is its own.
-    assert_eq!(client.ask("GET", "/", "").status(), 200);
-    let stepped = Stepped::seize(served.id());
-    client.send(http::go("PUT", path, asked));
-    let mut made = 0;
-    while made < stops && !has_answered(&client) {
-        stepped.step();
-        made += 1;
+/// Sends `PUT path` with `body` and stops the process at stop number `stops`, or once the response is there. Returns the
+/// number of stops, the stopped process and the connection for the response.
+pub fn interrupt_request(
+    process: &ApiProcess,
+    path: &str,
+    body: &str,
+    stops: usize,
+) -> (usize, SyscallStepper, Client) {
+    let mut client = process.connect();
+    // After a response, mayfly has accepted the connection: accept makes no stops later.
+    assert_eq!(client.request("GET", "/", "").status(), 200);
+    let stepper = SyscallStepper::seize(process.id());
+    client.send(http::go_request("PUT", path, body));
+    let mut count = 0;
+    while count < stops && !has_response(&client) {
+        stepper.step();
+        count += 1;
     }
-    (made, stepped, client)
+    (count, stepper, client)
 }
 
-fn has_answered(client: &Client) -> bool {
+fn has_response(client: &Client) -> bool {
     let mut poll = libc::pollfd {
         fd: client.stream().as_raw_fd(),
         events: libc::POLLIN,
         revents: 0,
     };
-    // SAFETY: there is one structure, valid for reads and writes.
+    // SAFETY: `poll` is one structure, valid for reads and writes.
     unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
 }
 
-/// Snapshots into one folder by mayflies that do not survive it.
+/// Snapshots into one directory by processes that are killed.
 pub struct Series {
     kind: &'static str,
-    /// Has the snapshot.
-    folder: PathBuf,
-    /// Has what each would have written.
-    other: Directory,
-    /// Of old, of new and of no snapshots.
-    pub found: [usize; 3],
+    /// Directory of the snapshot.
+    directory: PathBuf,
+    /// Directory of a reference snapshot, created before each kill.
+    reference: Directory,
+    /// Numbers of old, new and missing snapshots after a kill.
+    pub outcomes: [usize; 3],
 }
 
 impl Series {
-    pub fn new(kind: &'static str, folder: &Path) -> Self {
-        let other = Directory::new();
-        let served = small();
-        pause_and_create(&served, &other, "Full", "state", "memory");
-        served.kill();
-        Content::of(&other.path("")).put(folder);
+    pub fn new(kind: &'static str, directory: &Path) -> Self {
+        let reference = Directory::new();
+        let process = start_small_ticker();
+        pause_and_create(&process, &reference, "Full", "state", "memory");
+        process.kill();
+        Content::read(&reference.path("")).write(directory);
         Self {
             kind,
-            folder: folder.to_owned(),
-            other,
-            found: [0; 3],
+            directory: directory.to_owned(),
+            reference,
+            outcomes: [0; 3],
         }
     }
 
     fn path(&self, name: &str) -> String {
-        self.folder.join(name).to_str().unwrap().to_owned()
+        self.directory.join(name).to_str().unwrap().to_owned()
     }
 
-    pub fn request(&self) -> String {
+    pub fn create_body(&self) -> String {
         let (kind, state, memory) = (self.kind, self.path("state"), self.path("memory"));
         format!(r#"{{"snapshot_type":"{kind}","snapshot_path":"{state}","mem_file_path":"{memory}"}}"#)
     }
 
-    /// One that has gone on from the snapshot for a while, and is paused.
-    pub fn restored(&self) -> ApiProcess {
+    /// Loads the snapshot, runs the guest for two ticks and pauses it.
+    pub fn load_and_pause(&self) -> ApiProcess {
         let (state, memory) = (self.path("state"), self.path("memory"));
         let backend = format!(r#"{{"backend_type":"File","backend_path":"{memory}"}}"#);
         let load = format!(r#"{{"snapshot_path":"{state}","mem_backend":{backend},"resume_vm":true}}"#);
-        let mut served = ApiProcess::start();
-        served.expect_no_content("PUT", "/snapshot/load", &load);
-        served.expect("tick ");
-        served.expect("tick ");
-        served.expect_no_content("PATCH", "/vm", PAUSED);
-        served
+        let mut process = ApiProcess::start();
+        process.expect_no_content("PUT", "/snapshot/load", &load);
+        process.expect("tick ");
+        process.expect("tick ");
+        process.expect_no_content("PATCH", "/vm", PAUSED);
+        process
     }
 
-    /// Kills one, and looks at what is there. How many stops it made.
-    pub fn round(&mut self, moment: Moment) -> usize {
-        let old = Content::of(&self.folder);
-        let served = self.restored();
-        // It is paused, so that its memory is the same twice.
-        let answer = create(&served, &self.other, "Full", "state", "memory");
-        assert_eq!(answer.text, http::DONE);
-        let (stops, stepped, _client) = interrupt(&served, CREATE, &self.request(), moment.stops);
-        if let Some(after) = moment.after {
-            stepped.release();
+    /// Kills a process at `kill_point` and checks the files. Returns the number of its stops.
+    pub fn run_round(&mut self, kill_point: KillPoint) -> usize {
+        let old = Content::read(&self.directory);
+        let process = self.load_and_pause();
+        // The guest is paused: both snapshots hold the same memory.
+        let response = create_snapshot(&process, &self.reference, "Full", "state", "memory");
+        assert_eq!(response.text, http::NO_CONTENT);
+        let (stops, stepper, _client) =
+            interrupt_request(&process, CREATE, &self.create_body(), kill_point.stops);
+        if let Some(delay) = kill_point.delay {
+            stepper.release();
             let begin = Instant::now();
-            while begin.elapsed() < after {
+            while begin.elapsed() < delay {
                 std::hint::spin_loop();
             }
         }
-        served.kill();
-        let now = Content::of(&self.folder);
-        let new = fs::read(self.other.path("memory")).unwrap();
+        process.kill();
+        let now = Content::read(&self.directory);
+        let new = fs::read(self.reference.path("memory")).unwrap();
         if now.state.is_none() {
-            self.found[2] += 1;
-            old.put(&self.folder);
+            self.outcomes[2] += 1;
+            old.write(&self.directory);
         } else if now.state == old.state {
-            assert!(now.memory == old.memory, "the old state is beside another memory");
-            self.found[0] += 1;
+            assert!(
+                now.memory == old.memory,
+                "the old state file is with a different memory file"
+            );
+            self.outcomes[0] += 1;
         } else {
-            assert!(now.memory == Some(new), "the new state is beside another memory");
-            self.found[1] += 1;
+            assert!(
+                now.memory == Some(new),
+                "the new state file is with a different memory file"
+            );
+            self.outcomes[1] += 1;
         }
         stops
     }
 
-    /// Kills `count` at moments that are spread over all that they do.
+    /// Kills `count` processes at points spread over the whole request.
     fn run(&mut self, count: usize) {
-        // Who comes after one that was killed has more to do.
-        let alone = self.round(Moment::LAST);
-        self.round(Moment::at(alone / 2));
-        let stops = self.round(Moment::LAST);
-        Moment::spread(stops, count).for_each(|moment| {
-            self.round(moment);
+        // A process that follows a killed one makes more system calls: it removes leftover files.
+        let undisturbed = self.run_round(KillPoint::AFTER_RESPONSE);
+        self.run_round(KillPoint::at(undisturbed / 2));
+        let stops = self.run_round(KillPoint::AFTER_RESPONSE);
+        KillPoint::spread(stops, count).for_each(|kill_point| {
+            self.run_round(kill_point);
         });
-        assert!(self.found.iter().all(|found| *found > 0), "{:?}", self.found);
+        assert!(
+            self.outcomes.iter().all(|count| *count > 0),
+            "{:?}",
+            self.outcomes
+        );
     }
 }
 
-pub fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap();
+pub fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap();
     let mut names: Vec<_> = entries
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
@@ -229,25 +244,25 @@ pub fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Kills `count` of them; after that, one that is not killed leaves nothing behind.
-fn series(kind: &'static str, count: usize) {
-    let folder = Directory::new();
-    let mut series = Series::new(kind, &folder.path(""));
+/// Kills `count` processes. A process without a kill then leaves no other files.
+fn check_series(kind: &'static str, count: usize) {
+    let directory = Directory::new();
+    let mut series = Series::new(kind, &directory.path(""));
     series.run(count);
-    let served = series.restored();
-    pause_and_create(&served, &folder, "Full", "state", "memory");
-    assert_eq!(names(&folder.path("")), ["memory", "state"]);
-    served.kill();
-    let mut last = load_snapshot(&folder, "state", "memory", r#","resume_vm":true"#);
+    let process = series.load_and_pause();
+    pause_and_create(&process, &directory, "Full", "state", "memory");
+    assert_eq!(names(&directory.path("")), ["memory", "state"]);
+    process.kill();
+    let mut last = load_snapshot(&directory, "state", "memory", r#","resume_vm":true"#);
     last.expect("tick ");
 }
 
 #[test]
-fn killed_while_it_writes_all() {
-    series("Full", 80);
+fn kill_during_full_snapshot_keeps_consistency() {
+    check_series("Full", 80);
 }
 
 #[test]
-fn killed_while_it_changes_the_base() {
-    series("Diff", 80);
+fn kill_during_diff_snapshot_keeps_consistency() {
+    check_series("Diff", 80);
 }

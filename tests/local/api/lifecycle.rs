@@ -1,28 +1,28 @@
-//! From the start of a guest to its end.
+//! Start, pause, resume and exit of a guest.
 
 use std::fs;
 
-use super::http::fault;
+use super::http::fault_response;
 use super::served::ApiProcess;
 use crate::guests::file;
 
 #[test]
-fn a_guest_boots_and_ends() {
-    let mut served = ApiProcess::start();
+fn guest_boots_and_exits() {
+    let mut process = ApiProcess::start();
     let body = format!(
         r#"{{"kernel_image_path":"{}","boot_args":"k=v  -- a \"b\" [ c ]"}}"#,
         file("cmdline.elf")
     );
-    served.expect_no_content("PUT", "/boot-source", &body);
-    served.act("InstanceStart");
-    served.expect("[k=v  -- a \"b\" [ c ]]\nok cmdline");
-    let (_, said) = served.ends_with(0);
-    assert_eq!(said, "");
+    process.expect_no_content("PUT", "/boot-source", &body);
+    process.run_action("InstanceStart");
+    process.expect("[k=v  -- a \"b\" [ c ]]\nok cmdline");
+    let (_, stderr) = process.expect_exit(0);
+    assert_eq!(stderr, "");
 }
 
-/// As Firecracker's ends: a reset is success, a guest that cannot go on is 1.
+/// The exit status is that of Firecracker: 0 after a reset, 1 after a triple fault.
 #[test]
-fn the_end_of_a_guest_is_the_exit_status() {
+fn guest_exit_determines_exit_status() {
     for (guest, status, text) in [
         ("end-reset.elf", 0, ""),
         ("end-poweroff.elf", 0, ""),
@@ -30,95 +30,95 @@ fn the_end_of_a_guest_is_the_exit_status() {
         ("end-code.elf", 42, ""),
         ("end-triple.elf", 1, "triple fault"),
     ] {
-        let served = ApiProcess::start();
-        served.boots(guest);
-        served.act("InstanceStart");
-        let (_, said) = served.ends_with(status);
-        assert!(said.contains(text), "{guest}: {said}");
+        let process = ApiProcess::start();
+        process.set_kernel(guest);
+        process.run_action("InstanceStart");
+        let (_, stderr) = process.expect_exit(status);
+        assert!(stderr.contains(text), "{guest}: {stderr}");
     }
 }
 
-/// Asks until the file at `path` is longer than `length`, or `limit` times; how often.
-fn asks_until_longer(served: &ApiProcess, path: &str, length: u64, limit: u32) -> u32 {
-    let mut client = served.connect();
+/// Sends requests until the file at `path` is longer than `length`, at most `limit`. Returns their number.
+fn request_until_longer(process: &ApiProcess, path: &str, length: u64, limit: u32) -> u32 {
+    let mut client = process.connect();
     for count in 0..limit {
         if fs::metadata(path).unwrap().len() > length {
             return count;
         }
-        assert_eq!(client.ask("GET", "/", "").status(), 200);
+        assert_eq!(client.request("GET", "/", "").status(), 200);
     }
     limit
 }
 
 #[test]
-fn a_paused_guest_stands_still() {
-    let served = ApiProcess::start();
-    let path = served.folder.text("serial");
+fn paused_guest_prints_nothing() {
+    let process = ApiProcess::start();
+    let path = process.directory.text("serial");
     let length = || fs::metadata(&path).unwrap().len();
-    served.boots("ticker.elf");
-    served.expect_no_content("PUT", "/serial", &format!("{{\"serial_out_path\":\"{path}\"}}"));
-    served.act("InstanceStart");
-    asks_until_longer(&served, &path, 0, u32::MAX);
-    // How long a tick and a half of it takes, in requests.
-    let tick = asks_until_longer(&served, &path, length(), u32::MAX)
-        + asks_until_longer(&served, &path, length() + "tick 1\n".len() as u64, u32::MAX);
+    process.set_kernel("ticker.elf");
+    process.expect_no_content("PUT", "/serial", &format!("{{\"serial_out_path\":\"{path}\"}}"));
+    process.run_action("InstanceStart");
+    request_until_longer(&process, &path, 0, u32::MAX);
+    // Time of one to two ticks, in requests.
+    let tick = request_until_longer(&process, &path, length(), u32::MAX)
+        + request_until_longer(&process, &path, length() + "tick 1\n".len() as u64, u32::MAX);
     for _ in 0..3 {
-        served.expect_no_content("PATCH", "/vm", r#"{"state":"Paused"}"#);
-        assert_eq!(served.state(), "Paused");
+        process.expect_no_content("PATCH", "/vm", r#"{"state":"Paused"}"#);
+        assert_eq!(process.state(), "Paused");
         let paused = length();
-        let asked = asks_until_longer(&served, &path, paused, 10 * tick + 100);
-        assert_eq!(asked, 10 * tick + 100, "the guest printed while it was paused");
-        served.expect_no_content("PATCH", "/vm", r#"{"state":"Paused"}"#);
-        served.expect_no_content("PATCH", "/vm", r#"{"state":"Resumed"}"#);
-        served.expect_no_content("PATCH", "/vm", r#"{"state":"Resumed"}"#);
-        assert_eq!(served.state(), "Running");
-        asks_until_longer(&served, &path, paused, u32::MAX);
+        let count = request_until_longer(&process, &path, paused, 10 * tick + 100);
+        assert_eq!(count, 10 * tick + 100, "the guest printed while it was paused");
+        process.expect_no_content("PATCH", "/vm", r#"{"state":"Paused"}"#);
+        process.expect_no_content("PATCH", "/vm", r#"{"state":"Resumed"}"#);
+        process.expect_no_content("PATCH", "/vm", r#"{"state":"Resumed"}"#);
+        assert_eq!(process.state(), "Running");
+        request_until_longer(&process, &path, paused, u32::MAX);
     }
     let printed = fs::read_to_string(path).unwrap();
-    served.terminate();
+    process.terminate();
     for (index, line) in printed.lines().take(5).enumerate() {
         assert_eq!(line, format!("tick {}", index + 1));
     }
 }
 
 #[test]
-fn a_paused_guest_is_ended() {
-    let served = ApiProcess::start();
-    served.boots("loop.elf");
-    served.act("InstanceStart");
-    served.expect_no_content("PATCH", "/vm", r#"{"state":"Paused"}"#);
-    served.terminate();
+fn sigterm_ends_paused_guest() {
+    let process = ApiProcess::start();
+    process.set_kernel("loop.elf");
+    process.run_action("InstanceStart");
+    process.expect_no_content("PATCH", "/vm", r#"{"state":"Paused"}"#);
+    process.terminate();
 }
 
 #[test]
-fn a_failed_start_can_be_tried_again() {
-    let mut served = ApiProcess::start();
-    let start = || served.ask("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+fn start_succeeds_after_failed_start() {
+    let mut process = ApiProcess::start();
+    let start = || process.request("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
     assert_eq!(
         start().text,
-        fault("Start microvm error: Cannot start microvm without kernel configuration.")
+        fault_response("Start microvm error: Cannot start microvm without kernel configuration.")
     );
-    served.boots("segments.elf");
-    served.expect_no_content("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":2}"#);
+    process.set_kernel("segments.elf");
+    process.expect_no_content("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":2}"#);
     for _ in 0..2 {
-        let why = start().fault();
+        let message = start().fault_message();
         assert!(
-            why.starts_with("Start microvm error: ") && why.contains("segments.elf"),
-            "{why}"
+            message.starts_with("Start microvm error: ") && message.contains("segments.elf"),
+            "{message}"
         );
-        assert_eq!(served.state(), "Not started");
+        assert_eq!(process.state(), "Not started");
     }
-    served.expect_no_content("PATCH", "/machine-config", r#"{"mem_size_mib":64}"#);
-    served.act("InstanceStart");
-    served.expect("ok segments");
-    served.ends_with(0);
+    process.expect_no_content("PATCH", "/machine-config", r#"{"mem_size_mib":64}"#);
+    process.run_action("InstanceStart");
+    process.expect("ok segments");
+    process.expect_exit(0);
 }
 
 #[test]
-fn a_file_that_is_not_there_changes_nothing() {
-    let mut served = ApiProcess::start();
-    served.boots("hello.elf");
-    for (path, body, part) in [
+fn missing_file_leaves_configuration_unchanged() {
+    let mut process = ApiProcess::start();
+    process.set_kernel("hello.elf");
+    for (path, body, prefix) in [
         (
             "/boot-source",
             r#"{"kernel_image_path":"/nowhere/k"}"#,
@@ -140,10 +140,10 @@ fn a_file_that_is_not_there_changes_nothing() {
             "Network config error: ",
         ),
     ] {
-        let why = served.ask("PUT", path, body).fault();
-        assert!(why.starts_with(part), "{path}: {why}");
+        let message = process.request("PUT", path, body).fault_message();
+        assert!(message.starts_with(prefix), "{path}: {message}");
     }
-    served.act("InstanceStart");
-    served.expect("hello from mayfly");
-    served.ends_with(0);
+    process.run_action("InstanceStart");
+    process.expect("hello from mayfly");
+    process.expect_exit(0);
 }

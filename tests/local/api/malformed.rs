@@ -1,32 +1,24 @@
-//! Clients that do not behave, while a guest runs: each gets its answer or its end, and the guest goes on.
+//! Malformed requests, stalled and excess clients while a guest runs: each connection gets a response or ends, and the guest
+//! continues.
 
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::thread;
 
-use super::http::{Client, DONE, go};
-use super::served::ApiProcess;
+use super::http::{Client, NO_CONTENT, go_request};
+use super::served::{ApiProcess, start_ticker};
 
-/// A guest that prints for ever.
-fn ticking() -> ApiProcess {
-    let mut served = ApiProcess::start();
-    served.boots("ticker.elf");
-    served.act("InstanceStart");
-    served.expect("tick 1\n");
-    served
-}
-
-/// The guest prints two lines more than it has till now, at least.
-fn expect_progress(served: &mut ApiProcess) {
-    served.expect("tick ");
-    served.expect("\ntick ");
-    assert_eq!(served.state(), "Running");
+/// Expects one more complete line of the guest.
+fn expect_progress(process: &mut ApiProcess) {
+    process.expect("tick ");
+    process.expect("\ntick ");
+    assert_eq!(process.state(), "Running");
 }
 
 #[test]
-fn ten_clients_at_once_are_served() {
-    let mut served = ticking();
-    let clients: Vec<Client> = (0..10).map(|_| served.connect()).collect();
+fn ten_parallel_clients_get_responses() {
+    let mut process = start_ticker();
+    let clients: Vec<Client> = (0..10).map(|_| process.connect()).collect();
     thread::scope(|scope| {
         for (number, mut client) in clients.into_iter().enumerate() {
             scope.spawn(move || {
@@ -37,82 +29,82 @@ fn ten_clients_at_once_are_served() {
                         2 => ("/nothing", 400),
                         _ => ("/machine-config", 200),
                     };
-                    assert_eq!(client.ask("GET", path, "").status(), status, "{path}");
+                    assert_eq!(client.request("GET", path, "").status(), status, "{path}");
                 }
             });
         }
     });
-    expect_progress(&mut served);
-    served.terminate();
+    expect_progress(&mut process);
+    process.terminate();
 }
 
-/// The eleventh is told so at once, and there is room again when one of the ten goes.
+/// The eleventh connection gets a 503 response at once. Closed connections free their places.
 #[test]
-fn one_client_too_many_is_told_so() {
-    let mut served = ticking();
-    let mut clients: Vec<Client> = (0..10).map(|_| served.connect()).collect();
+fn eleventh_client_gets_503() {
+    let mut process = start_ticker();
+    let mut clients: Vec<Client> = (0..10).map(|_| process.connect()).collect();
     for client in &mut clients {
-        assert_eq!(client.ask("GET", "/", "").status(), 200);
+        assert_eq!(client.request("GET", "/", "").status(), 200);
     }
     assert_eq!(
-        served.connect().rest(),
+        process.connect().read_to_end(),
         "HTTP/1.1 503 \r\nServer: Firecracker API\r\nConnection: close\r\nContent-Length: 40\r\n\r\n\
          { \"error\": \"Too many open connections\" }"
     );
     drop(clients);
-    expect_progress(&mut served);
-    served.terminate();
+    expect_progress(&mut process);
+    process.terminate();
 }
 
-/// Nine clients that have begun and do not go on take nothing from the tenth, which sends a byte at a time.
+/// Nine partial requests do not delay a tenth client, which sends one byte at a time.
 #[test]
-fn slow_clients_stall_nobody() {
-    let mut served = ticking();
-    let mut slow: Vec<Client> = (0..9).map(|_| served.connect()).collect();
-    let request = go("PATCH", "/vm", r#"{"state":"Resumed"}"#);
+fn slow_clients_do_not_stall_others() {
+    let mut process = start_ticker();
+    let mut slow: Vec<Client> = (0..9).map(|_| process.connect()).collect();
+    let request = go_request("PATCH", "/vm", r#"{"state":"Resumed"}"#);
     for (number, client) in slow.iter_mut().enumerate() {
         client.send(&request[..(number + 1) * request.len() / 10]);
     }
-    let mut slowest = served.connect();
+    let mut slowest = process.connect();
     for byte in request.as_bytes() {
         slowest.send([*byte]);
     }
-    assert_eq!(slowest.receive().text, DONE);
+    assert_eq!(slowest.receive().text, NO_CONTENT);
     drop(slowest);
-    expect_progress(&mut served);
+    expect_progress(&mut process);
     for (number, mut client) in slow.into_iter().enumerate() {
         client.send(&request[(number + 1) * request.len() / 10..]);
-        assert_eq!(client.receive().text, DONE);
+        assert_eq!(client.receive().text, NO_CONTENT);
     }
-    served.terminate();
+    process.terminate();
 }
 
 #[test]
-fn half_closed_connections_end() {
-    let mut served = ticking();
-    let request = go("GET", "/", "");
+fn half_closed_connection_ends() {
+    let mut process = start_ticker();
+    let request = go_request("GET", "/", "");
     for length in [0, 1, request.len() / 2, request.len()] {
-        let mut client = served.connect();
+        let mut client = process.connect();
         client.send(&request[..length]);
         client.stream().shutdown(Shutdown::Write).unwrap();
-        // Whether it still gets an answer depends on how far it came; it gets an end in any case.
-        client.rest();
+        // A complete request may get a response. The connection ends in any case.
+        client.read_to_end();
     }
-    // Gone before its answer, a hundred times, which would fill all places if one were kept.
+    // More closed connections than places: a leaked place would block later clients.
     for _ in 0..100 {
-        served.connect().send(&request);
+        process.connect().send(&request);
     }
-    expect_progress(&mut served);
-    served.terminate();
+    expect_progress(&mut process);
+    process.terminate();
 }
 
-/// Answers that nobody reads are kept for a while, and no further request is read.
+/// mayfly buffers a limited number of unread responses, then reads no further request.
 #[test]
-fn a_client_that_does_not_read_stalls_nobody() {
-    let mut served = ticking();
-    let client = served.connect();
+fn non_reading_client_does_not_stall_guest() {
+    let mut process = start_ticker();
+    let client = process.connect();
     client.stream().set_nonblocking(true).unwrap();
-    let request = go("GET", "/openapi.yaml", "");
+    let request = go_request("GET", "/openapi.yaml", "");
     let mut stream: &UnixStream = client.stream();
     let mut sent = 0;
     while sent < 64 << 20 {
@@ -121,35 +113,38 @@ fn a_client_that_does_not_read_stalls_nobody() {
             _ => break,
         }
     }
-    assert!(sent < 64 << 20, "all requests were read, and no answer");
-    expect_progress(&mut served);
-    served.terminate();
+    assert!(
+        sent < 64 << 20,
+        "mayfly read all requests of a client that reads no response"
+    );
+    expect_progress(&mut process);
+    process.terminate();
 }
 
 #[test]
-fn several_requests_in_one_write_are_all_answered() {
-    let mut served = ticking();
-    let mut client = served.connect();
+fn pipelined_requests_get_responses() {
+    let mut process = start_ticker();
+    let mut client = process.connect();
     let three = [
-        go("GET", "/version", ""),
-        go("PATCH", "/vm", r#"{"state":"Resumed"}"#),
-        go("GET", "/", ""),
+        go_request("GET", "/version", ""),
+        go_request("PATCH", "/vm", r#"{"state":"Resumed"}"#),
+        go_request("GET", "/", ""),
     ];
     client.send(three.concat());
     assert_eq!([0; 3].map(|_| client.receive().status()), [200, 204, 200]);
     client.send("PATCH /vm HTTP/1.1\r\nContent-Length: 19\r\nExpect: 100-continue\r\n\r\n");
     assert_eq!(client.receive().text, "HTTP/1.1 100 \r\n\r\n");
     client.send(r#"{"state":"Resumed"}"#);
-    assert_eq!(client.receive().text, DONE);
+    assert_eq!(client.receive().text, NO_CONTENT);
     client.send("PATCH /vm HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"sta\r\ne\r\nte\":\"Resumed\"}\r\n0\r\n\r\n");
-    assert_eq!(client.receive().text, DONE);
+    assert_eq!(client.receive().text, NO_CONTENT);
     client.send("GET http://localhost/version HTTP/1.0\r\nConnection: close\r\n\r\n");
     assert_eq!(client.receive().status(), 200);
-    expect_progress(&mut served);
-    served.terminate();
+    expect_progress(&mut process);
+    process.terminate();
 }
 
-/// Bytes that no client would send, the same in each run.
+/// Random bytes with a fixed seed.
 struct Noise(u64);
 
 impl Noise {
@@ -163,8 +158,8 @@ impl Noise {
 }
 
 #[test]
-fn garbage_is_refused() {
-    let mut served = ticking();
+fn garbage_is_rejected() {
+    let mut process = start_ticker();
     let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(5000));
     let large = "PUT /vm HTTP/1.1\r\nContent-Length: 51201\r\n\r\n";
     for bytes in [
@@ -182,56 +177,56 @@ fn garbage_is_refused() {
         large,
         &long,
     ] {
-        let mut client = served.connect();
+        let mut client = process.connect();
         client.send(bytes);
-        let answer = client.receive();
-        assert_eq!(answer.status(), 400, "{bytes:?}: {answer:?}");
+        let response = client.receive();
+        assert_eq!(response.status(), 400, "{bytes:?}: {response:?}");
         assert!(
-            answer.text.contains("Connection: close\r\n") && !answer.fault().is_empty(),
-            "{bytes:?}: {answer:?}"
+            response.text.contains("Connection: close\r\n") && !response.fault_message().is_empty(),
+            "{bytes:?}: {response:?}"
         );
-        assert_eq!(client.rest(), "", "{bytes:?}");
+        assert_eq!(client.read_to_end(), "", "{bytes:?}");
     }
     let mut noise = Noise(4);
     for round in 0..300 {
         let length = usize::from(noise.next()) * 8;
         let bytes: Vec<u8> = (0..length).map(|_| noise.next()).collect();
-        let client = served.connect();
-        // It may be refused, and the connection gone, before all is written.
+        let client = process.connect();
+        // mayfly may reject the request and close the connection during the write.
         let _ = std::io::Write::write_all(&mut client.stream(), &bytes);
         let _ = client.stream().shutdown(Shutdown::Write);
-        let answer = client.rest();
+        let response = client.read_to_end();
         assert!(
-            answer.is_empty() || answer.starts_with("HTTP/1.1 400 "),
-            "round {round}: {answer}"
+            response.is_empty() || response.starts_with("HTTP/1.1 400 "),
+            "round {round}: {response}"
         );
     }
-    expect_progress(&mut served);
-    served.terminate();
+    expect_progress(&mut process);
+    process.terminate();
 }
 
-/// Each byte of a request changed and each left out: an answer or an end, never a hang.
+/// Changes and removes each byte of a request: each connection gets a response or ends, without a hang.
 #[test]
-fn damaged_requests_are_answered() {
-    let mut served = ticking();
-    let request = go("PATCH", "/vm", r#"{"state":"Resumed"}"#).into_bytes();
-    for place in 0..request.len() {
+fn damaged_request_gets_response_or_end() {
+    let mut process = start_ticker();
+    let request = go_request("PATCH", "/vm", r#"{"state":"Resumed"}"#).into_bytes();
+    for offset in 0..request.len() {
         for changed in [&[][..], &[0], b"\n", b"\"", &[0xff], b"9"] {
             let mut bytes = request.clone();
-            bytes.splice(place..=place, changed.iter().copied());
-            let client = served.connect();
+            bytes.splice(offset..=offset, changed.iter().copied());
+            let client = process.connect();
             let _ = std::io::Write::write_all(&mut client.stream(), &bytes);
             let _ = client.stream().shutdown(Shutdown::Write);
-            let answer = client.rest();
+            let response = client.read_to_end();
             assert!(
-                answer.is_empty()
-                    || answer.starts_with("HTTP/1.1 400 ")
-                    || answer.starts_with("HTTP/1.1 204 "),
-                "{}: {answer}",
+                response.is_empty()
+                    || response.starts_with("HTTP/1.1 400 ")
+                    || response.starts_with("HTTP/1.1 204 "),
+                "{}: {response}",
                 String::from_utf8_lossy(&bytes)
             );
         }
     }
-    expect_progress(&mut served);
-    served.terminate();
+    expect_progress(&mut process);
+    process.terminate();
 }

@@ -1,27 +1,27 @@
-//! The control socket: mayfly in the place of Firecracker, as its clients see it.
+//! The API socket: mayfly as a replacement of Firecracker, from the view of its clients.
 //!
-//! | module | holds |
+//! | module | subject |
 //! |---|---|
-//! | [`http`] | a client that sees every byte |
-//! | [`served`] | one mayfly behind a socket |
-//! | [`phases`] | what may be asked when |
-//! | [`lifecycle`] | start, pause, resume, end |
-//! | [`change`] | drives and interfaces of a guest that runs |
-//! | [`output`] | serial port, log and metrics |
+//! | [`http`] | HTTP client that checks each byte |
+//! | [`served`] | mayfly processes with an API socket, and helpers |
+//! | [`phases`] | requests by instance state |
+//! | [`lifecycle`] | start, pause, resume, exit |
+//! | [`change`] | updates of drives and interfaces of a running guest |
+//! | [`output`] | serial output, log and metrics |
 //! | [`config_file`] | configuration files |
-//! | [`process`] | flags, signals, the socket's file |
-//! | [`replay`] | what orchestrators send |
-//! | [`kata`] | the same of kata |
-//! | [`snapshot`] | snapshots, and what is made of them |
-//! | [`killed`] | who is killed while it makes a snapshot |
-//! | [`disk`] | snapshots on a disk that does not take them |
-//! | [`roundtrip`] | guests that notice what does not return |
-//! | [`uffd`] | guests whose memory another process serves |
-//! | [`race`] | who asks as soon as the socket is there |
-//! | [`chroot`] | nothing but the binary and the devices |
-//! | [`malformed`] | clients that do not behave |
-//! | [`clients`] | clients that others wrote |
-//! | [`snapshot_cli`] | snapshots by the commands |
+//! | [`process`] | options, signals, the socket file |
+//! | [`replay`] | requests of orchestrators |
+//! | [`kata`] | requests of kata |
+//! | [`snapshot`] | snapshots and restored VMs |
+//! | [`killed`] | SIGKILL during snapshot creation |
+//! | [`disk`] | snapshots on full, read-only and vanishing disks |
+//! | [`roundtrip`] | round trips of guests that detect lost or repeated state |
+//! | [`uffd`] | guest memory from a fault handler |
+//! | [`race`] | requests as soon as the socket exists |
+//! | [`chroot`] | a root with only the binary, the image and devices |
+//! | [`malformed`] | malformed requests, stalled and excess clients |
+//! | [`clients`] | third-party clients |
+//! | [`snapshot_cli`] | snapshots by the commands of mayfly |
 
 mod change;
 mod chroot;
@@ -40,6 +40,6 @@ mod race;
 mod replay;
 mod roundtrip;
 pub mod served;
-pub mod snapshot;
+mod snapshot;
 mod snapshot_cli;
 mod uffd;

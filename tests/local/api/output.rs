@@ -1,4 +1,4 @@
-//! Where the guest's output, the log and the metrics go.
+//! Destinations of serial output, log and metrics.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
@@ -7,10 +7,10 @@ use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
-use super::served::{ApiProcess, Directory, fifo};
-use crate::guest::LIMIT;
+use super::served::{ApiProcess, Directory, create_fifo};
+use crate::guest::TIMEOUT;
 
-fn reader(path: &str) -> File {
+fn open_reader(path: &str) -> File {
     let mut options = File::options();
     options
         .read(true)
@@ -19,9 +19,9 @@ fn reader(path: &str) -> File {
         .unwrap()
 }
 
-/// Waits until what is at `path` has `text` in it.
+/// Waits until the file at `path` contains `text`.
 fn wait_for(path: &Path, text: &str) {
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let found = fs::read_to_string(path).unwrap_or_default();
         if found.contains(text) {
@@ -33,97 +33,100 @@ fn wait_for(path: &Path, text: &str) {
 }
 
 #[test]
-fn the_guests_output_goes_to_a_file() {
-    let served = ApiProcess::start();
-    let path = served.folder.write("serial", "before\n");
-    served.expect_no_content("PUT", "/serial", &format!("{{\"serial_out_path\":\"{path}\"}}"));
-    served.boots("hello.elf");
-    served.act("InstanceStart");
-    let folder = Directory::new();
-    let kept = folder.path("kept");
+fn serial_output_goes_to_file() {
+    let process = ApiProcess::start();
+    let path = process.directory.write("serial", "before\n");
+    process.expect_no_content("PUT", "/serial", &format!("{{\"serial_out_path\":\"{path}\"}}"));
+    process.set_kernel("hello.elf");
+    process.run_action("InstanceStart");
+    let directory = Directory::new();
+    let kept = directory.path("kept");
     fs::hard_link(&path, &kept).unwrap();
-    let (printed, _) = served.ends_with(0);
+    let (printed, _) = process.expect_exit(0);
     assert_eq!(printed, "");
     assert_eq!(fs::read_to_string(kept).unwrap(), "before\nhello from mayfly\n");
 }
 
-/// More than fits into a FIFO is said, and nobody reads it.
+/// mayfly writes more than fits into the FIFOs, which have no reader.
 #[test]
-fn fifos_without_a_reader_stall_nothing() {
-    let mut served = ApiProcess::start();
-    let (log, metrics) = (fifo(&served.folder, "log"), fifo(&served.folder, "metrics"));
-    served.expect_no_content(
+fn fifos_without_reader_stall_nothing() {
+    let mut process = ApiProcess::start();
+    let (log, metrics) = (
+        create_fifo(&process.directory, "log"),
+        create_fifo(&process.directory, "metrics"),
+    );
+    process.expect_no_content(
         "PUT",
         "/logger",
         &format!("{{\"log_path\":\"{log}\",\"level\":\"Trace\"}}"),
     );
-    served.expect_no_content("PUT", "/metrics", &format!("{{\"metrics_path\":\"{metrics}\"}}"));
-    served.boots("ticker.elf");
-    served.act("InstanceStart");
-    served.expect("tick 1\n");
-    let mut client = served.connect();
+    process.expect_no_content("PUT", "/metrics", &format!("{{\"metrics_path\":\"{metrics}\"}}"));
+    process.set_kernel("ticker.elf");
+    process.run_action("InstanceStart");
+    process.expect("tick 1\n");
+    let mut client = process.connect();
     for _ in 0..1000 {
-        let flushed = client.ask("PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#);
+        let flushed = client.request("PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#);
         assert_eq!(flushed.status(), 204, "{flushed:?}");
-        let refused = client.ask("GET", &format!("/{}", "x".repeat(500)), "");
+        let refused = client.request("GET", &format!("/{}", "x".repeat(500)), "");
         assert_eq!(refused.status(), 400);
     }
-    served.expect("tick 2\n");
+    process.expect("tick 2\n");
     let mut bytes = [0; 4096];
-    assert!(reader(&log).read(&mut bytes).unwrap() > 0);
-    let mut fifo = reader(&metrics);
+    assert!(open_reader(&log).read(&mut bytes).unwrap() > 0);
+    let mut fifo = open_reader(&metrics);
     let mut text = Vec::new();
-    // What did not fit is gone in whole lines only, whenever there is room again.
+    // A full FIFO drops whole lines only.
     for _ in 0..3 {
         while let Ok(length @ 1..) = fifo.read(&mut bytes) {
             text.extend_from_slice(&bytes[..length]);
         }
-        served.act("FlushMetrics");
+        process.run_action("FlushMetrics");
     }
     let text = String::from_utf8(text).unwrap();
     for line in text.lines() {
         serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
     }
     assert!(text.lines().count() > 10 && text.ends_with('\n'), "{text}");
-    served.terminate();
+    process.terminate();
 }
 
 #[test]
-fn metrics_are_written_when_they_are_asked_for() {
-    let served = ApiProcess::start();
-    let path = fifo(&served.folder, "metrics");
-    served.expect_no_content("PUT", "/metrics", &format!("{{\"metrics_path\":\"{path}\"}}"));
-    let again = served.ask("PUT", "/metrics", &format!("{{\"metrics_path\":\"{path}\"}}"));
-    assert!(again.fault().starts_with("Metrics error: "), "{again:?}");
-    let mut lines = BufReader::new(reader(&path)).lines();
-    served.boots("loop.elf");
-    served.act("InstanceStart");
+fn metrics_are_written_on_flush_and_exit() {
+    let process = ApiProcess::start();
+    let path = create_fifo(&process.directory, "metrics");
+    process.expect_no_content("PUT", "/metrics", &format!("{{\"metrics_path\":\"{path}\"}}"));
+    let again = process.request("PUT", "/metrics", &format!("{{\"metrics_path\":\"{path}\"}}"));
+    assert!(again.fault_message().starts_with("Metrics error: "), "{again:?}");
+    let mut lines = BufReader::new(open_reader(&path)).lines();
+    process.set_kernel("loop.elf");
+    process.run_action("InstanceStart");
     for _ in 0..2 {
-        served.act("FlushMetrics");
+        process.run_action("FlushMetrics");
         let line = lines.next().unwrap().unwrap();
-        let numbers: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert!(numbers["utc_timestamp_ms"].as_u64().unwrap() > 0, "{line}");
+        let metrics: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert!(metrics["utc_timestamp_ms"].as_u64().unwrap() > 0, "{line}");
     }
-    let none = lines.next().unwrap().unwrap_err();
-    assert_eq!(none.kind(), io::ErrorKind::WouldBlock);
-    let text = served.ask("GET", "/metrics", "");
+    let error = lines.next().unwrap().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    let text = process.request("GET", "/metrics", "");
     assert!(
         text.text.contains("Content-Type: text/plain; version=0.0.4\r\n"),
         "{}",
         text.text
     );
     assert!(text.body().contains("# TYPE "), "{}", text.body());
-    // The end of a guest is worth a line as well.
-    served.terminate();
+    // The exit of a VM writes a line, too.
+    process.terminate();
     lines.next().unwrap().unwrap();
 }
 
 #[test]
-fn the_log_says_who_and_what() {
-    let folder = Directory::new();
-    let path = folder.text("log");
-    let served = ApiProcess::with(
-        folder,
+fn log_line_has_id_level_and_request() {
+    let directory = Directory::new();
+    let path = directory.text("log");
+    let process = ApiProcess::start_with(
+        directory,
         &[
             "--id",
             "vm-7",
@@ -134,64 +137,64 @@ fn the_log_says_who_and_what() {
             "--show-level",
         ],
     );
-    served.ask("GET", "/nothing", "");
+    process.request("GET", "/nothing", "");
     let log = fs::read_to_string(&path).unwrap();
     assert!(log.contains(" [vm-7:") && log.contains("INFO"), "{log}");
     assert!(
         log.contains("rejected GET nothing") || log.contains("rejected GET /nothing"),
         "{log}"
     );
-    served.terminate();
+    process.terminate();
 }
 
 #[test]
-fn a_hang_up_opens_the_files_again() {
-    let mut served = ApiProcess::start();
-    let (log, metrics) = (served.folder.text("log"), served.folder.text("metrics"));
-    served.folder.write("metrics", "");
-    served.expect_no_content(
+fn sighup_reopens_files() {
+    let mut process = ApiProcess::start();
+    let (log, metrics) = (process.directory.text("log"), process.directory.text("metrics"));
+    process.directory.write("metrics", "");
+    process.expect_no_content(
         "PUT",
         "/logger",
         &format!("{{\"log_path\":\"{log}\",\"level\":\"Info\"}}"),
     );
-    served.expect_no_content("PUT", "/metrics", &format!("{{\"metrics_path\":\"{metrics}\"}}"));
-    served.boots("loop.elf");
-    served.act("InstanceStart");
+    process.expect_no_content("PUT", "/metrics", &format!("{{\"metrics_path\":\"{metrics}\"}}"));
+    process.set_kernel("loop.elf");
+    process.run_action("InstanceStart");
     for file in [&log, &metrics] {
         fs::rename(file, format!("{file}.1")).unwrap();
     }
-    served.signal(libc::SIGHUP);
-    let deadline = Instant::now() + LIMIT;
+    process.signal(libc::SIGHUP);
+    let deadline = Instant::now() + TIMEOUT;
     while !(Path::new(&log).exists() && Path::new(&metrics).exists()) {
-        assert!(Instant::now() < deadline, "the files were not opened again");
+        assert!(Instant::now() < deadline, "the files were not reopened");
         thread::yield_now();
     }
-    served.ask("GET", "/nothing", "");
-    served.act("FlushMetrics");
+    process.request("GET", "/nothing", "");
+    process.run_action("FlushMetrics");
     wait_for(Path::new(&log), "nothing");
     wait_for(Path::new(&metrics), "utc_timestamp_ms");
-    assert_eq!(served.state(), "Running");
-    served.terminate();
+    assert_eq!(process.state(), "Running");
+    process.terminate();
 }
 
-/// The start is told of as it went, once, however often it was tried and is asked for.
+/// The metrics hold the phases of the successful start once, after failed starts and several flushes.
 #[test]
-fn metrics_do_not_grow() {
-    let mut served = ApiProcess::start();
-    let path = served.folder.write("metrics", "");
-    served.expect_no_content("PUT", "/metrics", &format!("{{\"metrics_path\":\"{path}\"}}"));
-    served.boots("segments.elf");
-    served.expect_no_content("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":2}"#);
+fn start_phases_appear_once() {
+    let mut process = ApiProcess::start();
+    let path = process.directory.write("metrics", "");
+    process.expect_no_content("PUT", "/metrics", &format!("{{\"metrics_path\":\"{path}\"}}"));
+    process.set_kernel("segments.elf");
+    process.expect_no_content("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":2}"#);
     for _ in 0..3 {
-        let answer = served.ask("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
-        assert_eq!(answer.status(), 400);
+        let response = process.request("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+        assert_eq!(response.status(), 400);
     }
-    served.expect_no_content("PATCH", "/machine-config", r#"{"mem_size_mib":64}"#);
-    served.boots("ticker.elf");
-    served.act("InstanceStart");
-    served.expect("tick 1\n");
+    process.expect_no_content("PATCH", "/machine-config", r#"{"mem_size_mib":64}"#);
+    process.set_kernel("ticker.elf");
+    process.run_action("InstanceStart");
+    process.expect("tick 1\n");
     for _ in 0..3 {
-        served.act("FlushMetrics");
+        process.run_action("FlushMetrics");
     }
     let text = fs::read_to_string(&path).unwrap();
     let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
@@ -205,5 +208,5 @@ fn metrics_do_not_grow() {
     names.sort();
     names.dedup();
     assert_eq!(names.len(), count, "{last}");
-    served.terminate();
+    process.terminate();
 }

@@ -1,52 +1,58 @@
-//! What may be asked before the start, while the guest runs, and while it is paused.
+//! Requests before the start, while the guest runs, and while it is paused.
 
-use super::http::{DONE, fault};
+use super::http::{NO_CONTENT, fault_response};
 use super::served::ApiProcess;
 use crate::guests::file;
 use crate::network::in_own_network;
 
-/// What is answered.
+/// Expected response.
 #[derive(Clone, Copy, Debug)]
-enum Answer {
-    /// 204, and nothing else.
-    Done,
-    /// The same, and a word about the future.
+enum Expected {
+    /// 204 without a body.
+    NoContent,
+    /// 204 with a Deprecation header.
     Deprecated,
-    /// 200 with something in it.
-    Shown,
-    /// Too late.
+    /// 200 with a body.
+    Content,
+    /// 400: not supported after the start.
     After,
-    /// Too early.
+    /// 400: not supported before the start.
     Before,
-    /// mayfly has none.
-    Absent(&'static str),
-    /// Refused, in these words.
+    /// 400: unsupported by mayfly.
+    Unsupported(&'static str),
+    /// 400 with this fault message.
     Fault(&'static str),
 }
 
-use Answer::{Absent, After, Before, Deprecated, Done, Fault, Shown};
+use Expected::{After, Before, Content, Deprecated, Fault, NoContent, Unsupported};
 
 const MISSING: &str = "An error occurred when deserializing the json body of a request: missing field `mem_file_path` at line 1 column 21.";
 
-type Row = (&'static str, &'static str, &'static str, Answer, Answer);
+type Row = (&'static str, &'static str, &'static str, Expected, Expected);
 
-/// Method, path, body, the answer before the start, and that after it, which is the same whether the guest is paused. In bodies,
-/// KERNEL, DISK and FOLDER stand for paths.
+/// Method, path, body, and the response before and after the start. A pause makes no difference. KERNEL, DISK and DIRECTORY
+/// in bodies stand for paths.
 const ROWS: [Row; 48] = [
-    ("GET", "/", "", Shown, Shown),
-    ("GET", "/version", "", Shown, Shown),
-    ("GET", "/vm/config", "", Shown, Shown),
-    ("GET", "/metrics", "", Shown, Shown),
-    ("GET", "/openapi.yaml", "", Shown, Shown),
-    ("GET", "/machine-config", "", Shown, Shown),
+    ("GET", "/", "", Content, Content),
+    ("GET", "/version", "", Content, Content),
+    ("GET", "/vm/config", "", Content, Content),
+    ("GET", "/metrics", "", Content, Content),
+    ("GET", "/openapi.yaml", "", Content, Content),
+    ("GET", "/machine-config", "", Content, Content),
     (
         "PUT",
         "/machine-config",
         r#"{"vcpu_count":1,"mem_size_mib":64}"#,
-        Done,
+        NoContent,
         After,
     ),
-    ("PATCH", "/machine-config", r#"{"mem_size_mib":128}"#, Done, After),
+    (
+        "PATCH",
+        "/machine-config",
+        r#"{"mem_size_mib":128}"#,
+        NoContent,
+        After,
+    ),
     (
         "PATCH",
         "/machine-config",
@@ -58,23 +64,23 @@ const ROWS: [Row; 48] = [
         "PUT",
         "/boot-source",
         r#"{"kernel_image_path":"KERNEL","boot_args":"a -- b "}"#,
-        Done,
+        NoContent,
         After,
     ),
     (
         "PUT",
         "/drives/d",
         r#"{"drive_id":"d","is_root_device":false,"path_on_host":"DISK"}"#,
-        Done,
+        NoContent,
         After,
     ),
-    ("PATCH", "/drives/d", r#"{"drive_id":"d"}"#, Before, Done),
+    ("PATCH", "/drives/d", r#"{"drive_id":"d"}"#, Before, NoContent),
     ("DELETE", "/drives/d", "", Before, After),
     (
         "PUT",
         "/network-interfaces/br-0",
         r#"{"iface_id":"br-0","host_dev_name":""}"#,
-        Done,
+        NoContent,
         After,
     ),
     (
@@ -82,10 +88,16 @@ const ROWS: [Row; 48] = [
         "/network-interfaces/br-0",
         r#"{"iface_id":"br-0"}"#,
         Before,
-        Done,
+        NoContent,
     ),
     ("DELETE", "/network-interfaces/br-0", "", Before, After),
-    ("PUT", "/vsock", r#"{"guest_cid":0,"uds_path":""}"#, Done, After),
+    (
+        "PUT",
+        "/vsock",
+        r#"{"guest_cid":0,"uds_path":""}"#,
+        NoContent,
+        After,
+    ),
     (
         "PUT",
         "/vsock",
@@ -96,22 +108,22 @@ const ROWS: [Row; 48] = [
     (
         "PUT",
         "/logger",
-        r#"{"log_path":"FOLDER/log","level":"Info"}"#,
-        Done,
+        r#"{"log_path":"DIRECTORY/log","level":"Info"}"#,
+        NoContent,
         After,
     ),
     (
         "PUT",
         "/metrics",
-        r#"{"metrics_path":"FOLDER/metrics"}"#,
-        Done,
+        r#"{"metrics_path":"DIRECTORY/metrics"}"#,
+        NoContent,
         After,
     ),
     (
         "PUT",
         "/serial",
-        r#"{"serial_out_path":"FOLDER/serial"}"#,
-        Done,
+        r#"{"serial_out_path":"DIRECTORY/serial"}"#,
+        NoContent,
         After,
     ),
     (
@@ -119,74 +131,80 @@ const ROWS: [Row; 48] = [
         "/actions",
         r#"{"action_type":"FlushMetrics"}"#,
         Before,
-        Done,
+        NoContent,
     ),
     (
         "PUT",
         "/actions",
         r#"{"action_type":"SendCtrlAltDel"}"#,
         Before,
-        Done,
+        NoContent,
     ),
-    ("PATCH", "/vm", r#"{"state":"Paused"}"#, Before, Done),
+    ("PATCH", "/vm", r#"{"state":"Paused"}"#, Before, NoContent),
     (
         "GET",
         "/balloon",
         "",
-        Absent("The balloon is"),
-        Absent("The balloon is"),
+        Unsupported("The balloon is"),
+        Unsupported("The balloon is"),
     ),
     (
         "PUT",
         "/balloon",
         r#"{"amount_mib":1,"deflate_on_oom":true}"#,
-        Absent("The balloon is"),
-        Absent("The balloon is"),
+        Unsupported("The balloon is"),
+        Unsupported("The balloon is"),
     ),
     (
         "PATCH",
         "/balloon/statistics",
         r#"{"stats_polling_interval_s":1}"#,
-        Absent("The balloon is"),
-        Absent("The balloon is"),
+        Unsupported("The balloon is"),
+        Unsupported("The balloon is"),
     ),
     (
         "PUT",
         "/entropy",
         "{}",
-        Absent("The entropy device is"),
-        Absent("The entropy device is"),
+        Unsupported("The entropy device is"),
+        Unsupported("The entropy device is"),
     ),
-    ("GET", "/mmds", "", Absent("MMDS is"), Absent("MMDS is")),
+    ("GET", "/mmds", "", Unsupported("MMDS is"), Unsupported("MMDS is")),
     (
         "PUT",
         "/mmds/config",
         r#"{"network_interfaces":["1"]}"#,
-        Absent("MMDS is"),
-        Absent("MMDS is"),
+        Unsupported("MMDS is"),
+        Unsupported("MMDS is"),
     ),
     (
         "PUT",
         "/pmem/p",
         r#"{"id":"p","path_on_host":"DISK"}"#,
-        Absent("Pmem devices are"),
-        Absent("Pmem devices are"),
+        Unsupported("Pmem devices are"),
+        Unsupported("Pmem devices are"),
     ),
     (
         "PUT",
         "/hotplug/memory",
         r#"{"total_size_mib":1024}"#,
-        Absent("Memory hot-plug is"),
-        Absent("Memory hot-plug is"),
+        Unsupported("Memory hot-plug is"),
+        Unsupported("Memory hot-plug is"),
     ),
     (
         "PUT",
         "/cpu-config",
         "{}",
-        Absent("CPU configuration is"),
-        Absent("CPU configuration is"),
+        Unsupported("CPU configuration is"),
+        Unsupported("CPU configuration is"),
     ),
-    ("GET", "/vsock", "", Absent("A vsock is"), Absent("A vsock is")),
+    (
+        "GET",
+        "/vsock",
+        "",
+        Unsupported("A vsock is"),
+        Unsupported("A vsock is"),
+    ),
     (
         "GET",
         "/nothing",
@@ -291,81 +309,87 @@ const ROWS: [Row; 48] = [
     ),
 ];
 
-fn check(served: &ApiProcess, is_started: bool) {
-    let mut client = served.connect();
+fn check_rows(process: &ApiProcess, is_started: bool) {
+    let mut client = process.connect();
     for (method, path, body, before, after) in ROWS {
         let body = body
             .replace("KERNEL", &file("ticker.elf"))
-            .replace("DISK", &served.folder.text("disk"))
-            .replace("FOLDER", served.folder.path("").to_str().unwrap());
+            .replace("DISK", &process.directory.text("disk"))
+            .replace("DIRECTORY", process.directory.path("").to_str().unwrap());
         let expected = if is_started { after } else { before };
-        // All on one connection, which none of them may end.
-        let answer = client.ask(method, path, &body);
+        // One connection for all requests: no response may close it.
+        let response = client.request(method, path, &body);
         let text = match expected {
-            Done => DONE.to_owned(),
-            Deprecated => DONE.replace("\r\n\r\n", "\r\nDeprecation: true\r\n\r\n"),
-            Shown => {
-                assert_eq!(answer.status(), 200, "{method} {path}: {answer:?}");
+            NoContent => NO_CONTENT.to_owned(),
+            Deprecated => NO_CONTENT.replace("\r\n\r\n", "\r\nDeprecation: true\r\n\r\n"),
+            Content => {
+                assert_eq!(response.status(), 200, "{method} {path}: {response:?}");
                 continue;
             }
-            After => fault("The requested operation is not supported after starting the microVM."),
-            Before => fault("The requested operation is not supported before starting the microVM."),
-            Absent(subject) => fault(&format!("{subject} not part of mayfly.")),
-            Fault(text) => fault(text),
+            After => fault_response("The requested operation is not supported after starting the microVM."),
+            Before => fault_response("The requested operation is not supported before starting the microVM."),
+            Unsupported(subject) => fault_response(&format!("{subject} not part of mayfly.")),
+            Fault(text) => fault_response(text),
         };
-        assert_eq!(answer.text, text, "{method} {path} {body}, started: {is_started}");
+        assert_eq!(
+            response.text, text,
+            "{method} {path} {body}, started: {is_started}"
+        );
     }
 }
 
 #[test]
-fn each_phase_has_its_requests() {
+fn requests_depend_on_instance_state() {
     in_own_network(|| {
-        let served = ApiProcess::start();
-        served.folder.write("disk", [0; 4096]);
-        check(&served, false);
-        assert_eq!(served.state(), "Not started");
-        served.act("InstanceStart");
-        assert_eq!(served.state(), "Running");
-        // It pauses the guest, with its last row but some.
-        check(&served, true);
-        assert_eq!(served.state(), "Paused");
-        check(&served, true);
-        let again = served.ask("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+        let process = ApiProcess::start();
+        process.directory.write("disk", [0; 4096]);
+        check_rows(&process, false);
+        assert_eq!(process.state(), "Not started");
+        process.run_action("InstanceStart");
+        assert_eq!(process.state(), "Running");
+        // A row pauses the guest.
+        check_rows(&process, true);
+        assert_eq!(process.state(), "Paused");
+        check_rows(&process, true);
+        let again = process.request("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
         assert_eq!(
             again.text,
-            fault("The requested operation is not supported after starting the microVM.")
+            fault_response("The requested operation is not supported after starting the microVM.")
         );
-        served.expect_no_content("PATCH", "/vm", r#"{"state":"Resumed"}"#);
-        assert_eq!(served.state(), "Running");
-        served.terminate();
+        process.expect_no_content("PATCH", "/vm", r#"{"state":"Resumed"}"#);
+        assert_eq!(process.state(), "Running");
+        process.terminate();
     });
 }
 
 #[test]
-fn what_is_shown_is_what_was_said() {
-    let served = ApiProcess::with(super::served::Directory::new(), &["--id", "vm-1"]);
-    let shown = served.ask("GET", "/", "");
+fn get_returns_configured_values() {
+    let process = ApiProcess::start_with(super::served::Directory::new(), &["--id", "vm-1"]);
+    let shown = process.request("GET", "/", "");
     let body = r#"{"id":"vm-1","state":"Not started","vmm_version":"1.14.0","app_name":"Firecracker"}"#;
-    assert_eq!(shown.text, super::http::json(200, body));
-    let shown = served.ask("GET", "/version", "");
+    assert_eq!(shown.text, super::http::json_response(200, body));
+    let shown = process.request("GET", "/version", "");
     assert_eq!(
         shown.text,
-        super::http::json(200, r#"{"firecracker_version":"1.14.0"}"#)
+        super::http::json_response(200, r#"{"firecracker_version":"1.14.0"}"#)
     );
     let machine = |vcpus: u32, memory: u32| {
         let body = format!(
             "{{\"vcpu_count\":{vcpus},\"mem_size_mib\":{memory},\"smt\":false,\"track_dirty_pages\":false,\
              \"huge_pages\":\"None\"}}"
         );
-        super::http::json(200, &body)
+        super::http::json_response(200, &body)
     };
-    assert_eq!(served.ask("GET", "/machine-config", "").text, machine(1, 128));
-    served.expect_no_content(
+    assert_eq!(
+        process.request("GET", "/machine-config", "").text,
+        machine(1, 128)
+    );
+    process.expect_no_content(
         "PUT",
         "/machine-config",
         r#"{"vcpu_count":2,"mem_size_mib":256,"ht_enabled":false}"#,
     );
-    served.expect_no_content("PATCH", "/machine-config", r#"{"mem_size_mib":64}"#);
-    assert_eq!(served.ask("GET", "/machine-config", "").text, machine(2, 64));
-    served.terminate();
+    process.expect_no_content("PATCH", "/machine-config", r#"{"mem_size_mib":64}"#);
+    assert_eq!(process.request("GET", "/machine-config", "").text, machine(2, 64));
+    process.terminate();
 }

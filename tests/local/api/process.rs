@@ -1,4 +1,4 @@
-//! Flags, signals, and the socket's file.
+//! Options, signals, and the socket file.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -7,20 +7,20 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Instant;
 
-use super::served::{ApiProcess, Directory, connect, fifo};
-use crate::guest::LIMIT;
+use super::served::{ApiProcess, Directory, connect, create_fifo};
+use crate::guest::TIMEOUT;
 use crate::guests::{file, program};
 
-fn mayfly(flags: &[&str]) -> Output {
+fn run_mayfly(flags: &[&str]) -> Output {
     Command::new(program()).args(flags).output().unwrap()
 }
 
-fn said(output: &Output) -> String {
+fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 #[test]
-fn flags_that_make_no_sense_have_firecrackers_status() {
+fn usage_error_has_firecracker_exit_status() {
     for (flags, status, text) in [
         (&["--api-sock=/x"][..], 153, "--api-sock=/x"),
         (&["--api-sock"], 153, "--api-sock"),
@@ -43,137 +43,145 @@ fn flags_that_make_no_sense_have_firecrackers_status() {
             "/nowhere/log",
         ),
     ] {
-        let output = mayfly(flags);
-        assert_eq!(output.status.code(), Some(status), "{flags:?}: {}", said(&output));
-        assert!(said(&output).contains(text), "{flags:?}: {}", said(&output));
+        let output = run_mayfly(flags);
+        assert_eq!(
+            output.status.code(),
+            Some(status),
+            "{flags:?}: {}",
+            stderr(&output)
+        );
+        assert!(stderr(&output).contains(text), "{flags:?}: {}", stderr(&output));
     }
 }
 
 #[test]
-fn the_version_is_firecrackers_under_its_name() {
-    let folder = Directory::new();
-    let link = folder.path("firecracker");
+fn firecracker_name_prints_firecracker_version() {
+    let directory = Directory::new();
+    let link = directory.path("firecracker");
     symlink(program(), &link).unwrap();
     let version = Command::new(link).arg("--version").output().unwrap();
-    // kata reads the first line, and wants at least 0.21.1.
+    // kata reads the first line and requires at least 0.21.1.
     assert_eq!(
         String::from_utf8(version.stdout).unwrap(),
         "Firecracker v1.14.0\n\n"
     );
-    let own = mayfly(&["--version"]);
+    let own = run_mayfly(&["--version"]);
     assert!(String::from_utf8(own.stdout).unwrap().starts_with("mayfly "));
 }
 
 #[test]
-fn a_signal_ends_it_in_every_phase() {
+fn sigterm_ends_mayfly_in_each_instance_state() {
     for steps in 0..3 {
-        let mut served = ApiProcess::start();
-        served.boots("ticker.elf");
+        let mut process = ApiProcess::start();
+        process.set_kernel("ticker.elf");
         if steps > 0 {
-            served.act("InstanceStart");
-            served.expect("tick 1\n");
+            process.run_action("InstanceStart");
+            process.expect("tick 1\n");
         }
         if steps > 1 {
-            served.expect_no_content("PATCH", "/vm", r#"{"state":"Paused"}"#);
+            process.expect_no_content("PATCH", "/vm", r#"{"state":"Paused"}"#);
         }
-        // A client that stays changes nothing.
-        let _client = served.connect();
-        served.terminate();
+        // An open connection makes no difference.
+        let _client = process.connect();
+        process.terminate();
     }
 }
 
-/// Waits until `served` waits in the system call `call`.
-fn await_call(served: &ApiProcess, call: libc::c_long) {
-    let deadline = Instant::now() + LIMIT;
+/// Waits until the main thread of `process` blocks in the system call `call`.
+fn await_call(process: &ApiProcess, call: libc::c_long) {
+    let deadline = Instant::now() + TIMEOUT;
     let wanted = format!("{call} ");
-    while !fs::read_to_string(format!("/proc/{}/syscall", served.id()))
+    while !fs::read_to_string(format!("/proc/{}/syscall", process.id()))
         .unwrap()
         .starts_with(&wanted)
     {
-        assert!(Instant::now() < deadline, "it never waits in system call {call}");
+        assert!(
+            Instant::now() < deadline,
+            "the process never blocks in system call {call}"
+        );
         std::thread::yield_now();
     }
 }
 
-/// Who names a FIFO of which nobody has the other end, or says nothing, can still end it.
+/// Signals end mayfly while it opens a FIFO without a peer, and while it reads one without data.
 #[test]
-fn a_signal_ends_it_while_a_fifo_keeps_it_waiting() {
-    let folder = Directory::new();
-    let (fifo, image) = (fifo(&folder, "fifo"), file("hello.elf"));
+fn sigterm_ends_mayfly_blocked_on_fifo() {
+    let directory = Directory::new();
+    let (fifo, image) = (create_fifo(&directory, "fifo"), file("hello.elf"));
     let start = |flags: &[&str]| {
-        let folder = Directory::new();
-        let socket = folder.text("api.sock");
+        let directory = Directory::new();
+        let socket = directory.text("api.sock");
         let mut command = Command::new(program());
-        let served = ApiProcess::called(folder, command.args(flags).args(["--api-sock", &socket]));
-        await_call(&served, libc::SYS_openat);
-        served
+        let process = ApiProcess::spawn(directory, command.args(flags).args(["--api-sock", &socket]));
+        await_call(&process, libc::SYS_openat);
+        process
     };
     start(&["run", &image, "--trace", &fifo]).terminate();
     start(&["--config-file", &fifo]).terminate();
-    let served = start(&["--config-file", &fifo]);
+    let process = start(&["--config-file", &fifo]);
     let _writer = fs::File::options().write(true).open(&fifo).unwrap();
-    await_call(&served, libc::SYS_read);
-    served.terminate();
+    await_call(&process, libc::SYS_read);
+    process.terminate();
 }
 
 #[test]
-fn a_stale_socket_is_replaced() {
-    let folder = Directory::new();
-    drop(UnixListener::bind(folder.path("api.sock")).unwrap());
-    assert!(folder.path("api.sock").exists());
-    let served = wait_until_listening(folder);
-    assert_eq!(served.state(), "Not started");
-    served.terminate();
+fn stale_socket_is_replaced() {
+    let directory = Directory::new();
+    drop(UnixListener::bind(directory.path("api.sock")).unwrap());
+    assert!(directory.path("api.sock").exists());
+    let process = start_and_wait(directory);
+    assert_eq!(process.state(), "Not started");
+    process.terminate();
 }
 
-/// The file is there before mayfly is, so that its appearance says nothing.
-fn wait_until_listening(folder: Directory) -> ApiProcess {
-    let served = ApiProcess::with(folder, &[]);
-    while super::http::Client::connect(&served.socket()).is_err() {
-        assert!(fs::exists(format!("/proc/{}", served.id())).unwrap());
+/// Starts mayfly and waits until it listens. The stale socket file exists before, so its existence is no criterion.
+fn start_and_wait(directory: Directory) -> ApiProcess {
+    let process = ApiProcess::start_with(directory, &[]);
+    while super::http::Client::connect(&process.socket()).is_err() {
+        assert!(fs::exists(format!("/proc/{}", process.id())).unwrap());
         std::thread::yield_now();
     }
-    served
+    process
 }
 
 #[test]
-fn a_socket_that_is_in_use_is_left_alone() {
-    let served = ApiProcess::start();
-    assert_eq!(served.state(), "Not started");
-    let output = mayfly(&["--api-sock", served.socket().to_str().unwrap()]);
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    assert!(said(&output).contains("api.sock"), "{}", said(&output));
-    assert_eq!(served.state(), "Not started");
-    served.terminate();
+fn active_socket_is_kept() {
+    let process = ApiProcess::start();
+    assert_eq!(process.state(), "Not started");
+    let output = run_mayfly(&["--api-sock", process.socket().to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("api.sock"), "{}", stderr(&output));
+    assert_eq!(process.state(), "Not started");
+    process.terminate();
 }
 
 #[test]
-fn a_file_that_is_no_socket_is_left_alone() {
-    let folder = Directory::new();
-    let path = folder.write("api.sock", "precious");
-    let output = mayfly(&["--api-sock", &path]);
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+fn regular_file_at_socket_path_is_kept() {
+    let directory = Directory::new();
+    let path = directory.write("api.sock", "precious");
+    let output = run_mayfly(&["--api-sock", &path]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert_eq!(fs::read_to_string(path).unwrap(), "precious");
 }
 
-/// kraftkit removes them itself, and fails when they are gone.
+/// kraftkit removes the files itself and fails if they are missing.
 #[test]
-fn files_that_clients_named_stay() {
-    let folder = Directory::new();
-    let (log, metrics) = (folder.text("machine.log"), folder.write("metrics", ""));
+fn log_and_metrics_files_stay() {
+    let directory = Directory::new();
+    let (log, metrics) = (directory.text("machine.log"), directory.write("metrics", ""));
     let flags = ["--log-path", &log, "--metrics-path", &metrics];
     let other = Directory::new();
-    let served = ApiProcess::with(other, &flags);
-    served.boots("hello.elf");
-    served.act("InstanceStart");
-    served.ends_with(0);
+    let process = ApiProcess::start_with(other, &flags);
+    process.set_kernel("hello.elf");
+    process.run_action("InstanceStart");
+    process.expect_exit(0);
     assert!(fs::exists(log).unwrap() && fs::exists(metrics).unwrap());
 }
 
 #[test]
-fn no_file_becomes_the_console_because_a_standard_descriptor_is_closed() {
-    let folder = Directory::new();
-    let socket = folder.path("s");
+fn closed_standard_descriptors_become_dev_null() {
+    let directory = Directory::new();
+    let socket = directory.path("s");
     let mut child = Command::new("sh")
         .args(["-c", r#"exec "$0" --api-sock "$1" <&- >&- 2>&-"#])
         .arg(program())

@@ -1,4 +1,4 @@
-//! kraftkit waits until it sees the socket's file, and asks once. Whoever sees the file must be served.
+//! A request as soon as the socket file exists must succeed: kraftkit waits for the file and sends one request.
 
 use std::ffi::CString;
 use std::io;
@@ -7,44 +7,48 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
-use super::http::{Client, json};
+use super::http::{Client, json_response};
 use super::served::Directory;
 use crate::guests::program;
 
-/// Starts of each way to see the socket.
+/// Number of starts for each way to detect the socket.
 const ROUNDS: usize = 500;
 
-struct Started(Child);
+struct KillOnDrop(Child);
 
-impl Drop for Started {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-fn start(socket: &Path) -> Started {
+fn start(socket: &Path) -> KillOnDrop {
     let mut command = Command::new(program());
     command.arg("--api-sock").arg(socket).stdin(Stdio::null());
-    Started(command.spawn().unwrap())
+    KillOnDrop(command.spawn().unwrap())
 }
 
-/// One request, once.
-fn ask(socket: &Path, round: usize) {
+/// Sends one request, without retries.
+fn request_once(socket: &Path, round: usize) {
     let client = Client::connect(socket);
     let mut client = client.unwrap_or_else(|error| panic!("round {round}: {error}"));
     let body = r#"{"id":"anonymous-instance","state":"Not started","vmm_version":"1.14.0","app_name":"Firecracker"}"#;
-    assert_eq!(client.ask("GET", "/", "").text, json(200, body), "round {round}");
+    assert_eq!(
+        client.request("GET", "/", "").text,
+        json_response(200, body),
+        "round {round}"
+    );
 }
 
-/// What is told of files that appear in `folder`.
-fn watch(folder: &Path) -> OwnedFd {
+/// Creates an inotify descriptor for new files in `directory`.
+fn watch_directory(directory: &Path) -> OwnedFd {
     // SAFETY: the call takes no pointer.
     let descriptor = unsafe { libc::inotify_init1(libc::IN_CLOEXEC) };
     assert!(descriptor >= 0, "{}", io::Error::last_os_error());
-    // SAFETY: the kernel has just made it for this call.
+    // SAFETY: inotify_init1 returned the descriptor, which has no other owner.
     let inotify = unsafe { OwnedFd::from_raw_fd(descriptor) };
-    let path = CString::new(folder.to_str().unwrap()).unwrap();
+    let path = CString::new(directory.to_str().unwrap()).unwrap();
     let mask = libc::IN_CREATE | libc::IN_MOVED_TO;
     // SAFETY: `path` is a C string for the length of the call.
     let added = unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), mask) };
@@ -52,7 +56,7 @@ fn watch(folder: &Path) -> OwnedFd {
     inotify
 }
 
-/// Waits until a file called `name` appears.
+/// Waits for the creation of the file `name`.
 fn wait_for(inotify: &OwnedFd, name: &str) {
     let name = [name.as_bytes(), &[0]].concat();
     loop {
@@ -67,30 +71,30 @@ fn wait_for(inotify: &OwnedFd, name: &str) {
 }
 
 #[test]
-fn who_sees_the_socket_is_served() {
+fn visible_socket_accepts_requests() {
     thread::scope(|scope| {
         scope.spawn(|| {
-            let folder = Directory::new();
-            let socket = folder.path("fc.sock");
-            let inotify = watch(&folder.path(""));
+            let directory = Directory::new();
+            let socket = directory.path("fc.sock");
+            let inotify = watch_directory(&directory.path(""));
             for round in 0..ROUNDS {
                 let started = start(&socket);
                 wait_for(&inotify, "fc.sock");
-                ask(&socket, round);
+                request_once(&socket, round);
                 drop(started);
-                // What a killed process leaves. The next one shall make its own.
+                // The killed process left its socket.
                 std::fs::remove_file(&socket).unwrap();
             }
         });
         scope.spawn(|| {
-            let folder = Directory::new();
+            let directory = Directory::new();
             for round in 0..ROUNDS {
-                let socket = folder.path(&format!("{round}.sock"));
+                let socket = directory.path(&format!("{round}.sock"));
                 let _started = start(&socket);
                 while std::fs::symlink_metadata(&socket).is_err() {
                     thread::yield_now();
                 }
-                ask(&socket, round);
+                request_once(&socket, round);
             }
         });
     });

@@ -1,37 +1,36 @@
-//! What orchestrators send, as the specification records it, and the answers that they insist on: a client that expects 204 and
-//! gets 200 panics, and one that is refused has to be told why.
+//! Requests of orchestrators, and the responses that they require. A client that expects 204 panics on 200.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use super::config_file::{URUNC_1, URUNC_2, URUNC_3};
-use super::http::{Client, DONE, fault, go, json};
-use super::served::{ApiProcess, Directory, fifo};
+use super::http::{Client, NO_CONTENT, fault_response, go_request, json_response};
+use super::served::{ApiProcess, Directory, create_fifo, create_tap};
 use crate::guests::{file, program};
-use crate::network::{in_own_network, output_of};
+use crate::network::in_own_network;
 
-/// mayfly by Firecracker's name.
-pub fn firecracker(folder: &Directory) -> Command {
-    let link = folder.path("firecracker");
+/// Returns mayfly under the name `firecracker`.
+pub fn firecracker_command(directory: &Directory) -> Command {
+    let link = directory.path("firecracker");
     symlink(program(), &link).unwrap();
     Command::new(link)
 }
 
-/// Sends `body` as Go's encoder writes it, with its end of line; the answer must be `answer`.
-pub fn send_as_go(client: &mut Client, method: &str, path: &str, body: &str, answer: &str) {
+/// Sends `body` with a newline, as Go's encoder does, and expects `response`.
+pub fn send_as_go(client: &mut Client, method: &str, path: &str, body: &str, response: &str) {
     let body = if body.is_empty() {
         String::new()
     } else {
         format!("{body}\n")
     };
-    client.send(go(method, path, &body));
-    assert_eq!(client.receive().text, answer, "{method} {path} {body}");
+    client.send(go_request(method, path, &body));
+    assert_eq!(client.receive().text, response, "{method} {path} {body}");
 }
 
-/// The answer to GET /machine-config.
-fn machine(vcpus: u32, memory: u32) -> String {
-    json(
+/// Returns the response to `GET /machine-config`.
+fn machine_config(vcpus: u32, memory: u32) -> String {
+    json_response(
         200,
         &format!(
             "{{\"vcpu_count\":{vcpus},\"mem_size_mib\":{memory},\"smt\":false,\"track_dirty_pages\":false,\
@@ -40,133 +39,129 @@ fn machine(vcpus: u32, memory: u32) -> String {
     )
 }
 
-/// Starts the guest.
+/// The body that starts the guest.
 pub const START: &str = r#"{"action_type":"InstanceStart"}"#;
 
-fn make_tap() {
-    output_of("ip tuntap add tap0 mode tap");
-    output_of("ip link set tap0 up");
-}
-
-/// A request, and all of its answer.
+/// A request and its complete response.
 type Exchange = (&'static str, &'static str, String, String);
 
-/// What Machine.Start of the SDK sends, with what its callers add.
-fn sdk_starts(folder: &Directory) -> Vec<Exchange> {
-    let (kernel, disk) = (file("ticker.elf"), folder.write("root", [0; 4096]));
-    let (log, metrics) = (fifo(folder, "log"), fifo(folder, "metrics"));
-    let done = |path, body| ("PUT", path, body, DONE.to_owned());
+/// Returns the requests of the SDK's Machine.Start, with those of its callers.
+fn sdk_start(directory: &Directory) -> Vec<Exchange> {
+    let (kernel, disk) = (file("ticker.elf"), directory.write("root", [0; 4096]));
+    let (log, metrics) = (create_fifo(directory, "log"), create_fifo(directory, "metrics"));
+    let no_content_exchange = |path, body| ("PUT", path, body, NO_CONTENT.to_owned());
     vec![
-        // Is it ready?
-        ("GET", "/machine-config", String::new(), machine(1, 128)),
-        done(
+        // Readiness probe.
+        ("GET", "/machine-config", String::new(), machine_config(1, 128)),
+        no_content_exchange(
             "/logger",
             format!(r#"{{"level":"Info","log_path":"{log}","show_level":true,"show_log_origin":false}}"#),
         ),
-        done("/metrics", format!(r#"{{"metrics_path":"{metrics}"}}"#)),
-        done(
+        no_content_exchange("/metrics", format!(r#"{{"metrics_path":"{metrics}"}}"#)),
+        no_content_exchange(
             "/machine-config",
             r#"{"mem_size_mib":256,"smt":false,"track_dirty_pages":false,"vcpu_count":2}"#.into(),
         ),
-        ("GET", "/machine-config", String::new(), machine(2, 256)),
-        done(
+        ("GET", "/machine-config", String::new(), machine_config(2, 256)),
+        no_content_exchange(
             "/boot-source",
             format!(r#"{{"boot_args":"reboot=k panic=1","kernel_image_path":"{kernel}"}}"#),
         ),
-        done(
+        no_content_exchange(
             "/drives/root",
             format!(
                 r#"{{"drive_id":"root","is_read_only":false,"is_root_device":true,"path_on_host":"{disk}"}}"#
             ),
         ),
-        done(
+        no_content_exchange(
             "/network-interfaces/1",
             r#"{"guest_mac":"AA:FC:00:00:00:01","host_dev_name":"tap0","iface_id":"1"}"#.into(),
         ),
-        // Only with an interface that allows it, which the SDK then fails for.
+        // Only for an interface with MMDS; the SDK then fails.
         (
             "PUT",
             "/mmds/config",
             r#"{"network_interfaces":["1"],"version":"V1"}"#.into(),
-            fault("MMDS is not part of mayfly."),
+            fault_response("MMDS is not part of mayfly."),
         ),
-        done("/actions", START.into()),
+        no_content_exchange("/actions", START.into()),
     ]
 }
 
-/// What it sends when its callers look at the guest, pause it, change a drive, and ask it to shut down.
-fn sdk_goes_on(folder: &Directory) -> Vec<Exchange> {
-    let disk = folder.text("root");
-    let done = |method, path, body: &str| (method, path, body.to_owned(), DONE.to_owned());
+/// Returns the requests of the SDK for the state, a pause, a snapshot, a drive update, and a shutdown.
+fn sdk_operations(directory: &Directory) -> Vec<Exchange> {
+    let disk = directory.text("root");
+    let no_content_exchange =
+        |method, path, body: &str| (method, path, body.to_owned(), NO_CONTENT.to_owned());
     vec![
         (
             "GET",
             "/",
             String::new(),
-            json(
+            json_response(
                 200,
                 r#"{"id":"c0ffee-1","state":"Running","vmm_version":"1.14.0","app_name":"Firecracker"}"#,
             ),
         ),
-        done("PATCH", "/vm", r#"{"state":"Paused"}"#),
-        done(
+        no_content_exchange("PATCH", "/vm", r#"{"state":"Paused"}"#),
+        no_content_exchange(
             "PUT",
             "/snapshot/create",
             &format!(r#"{{"mem_file_path":"{disk}.m","snapshot_path":"{disk}.s"}}"#),
         ),
-        done("PATCH", "/vm", r#"{"state":"Resumed"}"#),
-        done(
+        no_content_exchange("PATCH", "/vm", r#"{"state":"Resumed"}"#),
+        no_content_exchange(
             "PATCH",
             "/drives/root",
             &format!(r#"{{"drive_id":"root","path_on_host":"{disk}"}}"#),
         ),
-        done("PUT", "/actions", r#"{"action_type":"SendCtrlAltDel"}"#),
+        no_content_exchange("PUT", "/actions", r#"{"action_type":"SendCtrlAltDel"}"#),
     ]
 }
 
 #[test]
 fn firecracker_go_sdk() {
     in_own_network(|| {
-        make_tap();
-        let folder = Directory::new();
-        let socket = folder.text("api.sock");
-        let mut command = firecracker(&folder);
+        create_tap("tap0");
+        let directory = Directory::new();
+        let socket = directory.text("api.sock");
+        let mut command = firecracker_command(&directory);
         command.args(["--api-sock", &socket, "--id", "c0ffee-1", "--no-seccomp"]);
-        let mut served = ApiProcess::called(folder, &mut command);
-        let mut client = served.connect();
-        for (method, path, body, answer) in sdk_starts(&served.folder)
+        let mut process = ApiProcess::spawn(directory, &mut command);
+        let mut client = process.connect();
+        for (method, path, body, response) in sdk_start(&process.directory)
             .iter()
-            .chain(&sdk_goes_on(&served.folder))
+            .chain(&sdk_operations(&process.directory))
         {
-            send_as_go(&mut client, method, path, body, answer);
+            send_as_go(&mut client, method, path, body, response);
         }
-        served.expect("tick 1\n");
-        // StopVMM.
-        served.terminate();
+        process.expect("tick 1\n");
+        // StopVMM sends SIGTERM.
+        process.terminate();
     });
 }
 
-/// kraftkit makes a connection for each request, sends the first one as soon as it sees the socket, and starts the guest
-/// from another process. Its interface is called as its bridge.
+/// kraftkit opens a connection for each request, sends the first request once the socket exists, and starts the guest from
+/// another process. It names the interface after its bridge.
 #[test]
 fn kraftkit() {
     in_own_network(|| {
-        make_tap();
-        let folder = Directory::new();
-        let socket = folder.text("api.sock");
-        let mut command = firecracker(&folder);
+        create_tap("tap0");
+        let directory = Directory::new();
+        let socket = directory.text("api.sock");
+        let mut command = firecracker_command(&directory);
         command.args([
             "--api-sock",
             &socket,
             "--id",
             "0b6f1a3c-7d52-4c8e-9a55-8f1f6a1c2d3e",
         ]);
-        let mut served = ApiProcess::called(folder, &mut command);
+        let mut process = ApiProcess::spawn(directory, &mut command);
         let (kernel, initrd) = (
             file("ticker.elf"),
-            served.folder.write("initramfs.cpio", [7; 512]),
+            process.directory.write("initramfs.cpio", [7; 512]),
         );
-        let log = served.folder.text("firecracker.log");
+        let log = process.directory.text("firecracker.log");
         for (method, path, body) in [
             (
                 "PUT",
@@ -192,47 +187,47 @@ fn kraftkit() {
             ),
             ("PUT", "/actions", START.into()),
         ] {
-            send_as_go(&mut served.connect(), method, path, &body, DONE);
+            send_as_go(&mut process.connect(), method, path, &body, NO_CONTENT);
         }
-        served.expect("tick 1\n");
+        process.expect("tick 1\n");
         // kraft ps
-        assert_eq!(served.state(), "Running");
-        served.terminate();
+        assert_eq!(process.state(), "Running");
+        process.terminate();
     });
 }
 
 #[test]
-fn urunc_by_file() {
+fn urunc_config_file() {
     in_own_network(|| {
         for config in [URUNC_1, URUNC_2, URUNC_3] {
-            let folder = Directory::new();
-            let disk = folder.write("disk", [0; 4096]);
-            folder.write("disk-2", [0; 4096]);
+            let directory = Directory::new();
+            let disk = directory.write("disk", [0; 4096]);
+            directory.write("disk-2", [0; 4096]);
             let config = config
                 .replace("KERNEL", &file("hello.elf"))
                 .replace("DISK", &disk);
-            let config = folder.write("fc.json", config);
-            let mut command = firecracker(&folder);
+            let config = directory.write("fc.json", config);
+            let mut command = firecracker_command(&directory);
             command.args(["--no-api", "--config-file", &config, "--no-seccomp"]);
-            let mut served = ApiProcess::called(folder, &mut command);
-            served.expect("hello from mayfly\n");
-            served.ends_with(0);
+            let mut process = ApiProcess::spawn(directory, &mut command);
+            process.expect("hello from mayfly\n");
+            process.expect_exit(0);
         }
     });
 }
 
-/// It keeps one connection for all that it asks.
+/// urunc uses one connection for all requests.
 #[test]
-fn urunc_by_socket() {
+fn urunc_socket() {
     in_own_network(|| {
-        make_tap();
-        let folder = Directory::new();
-        let socket = folder.text("api.sock");
-        let mut command = firecracker(&folder);
+        create_tap("tap0");
+        let directory = Directory::new();
+        let socket = directory.text("api.sock");
+        let mut command = firecracker_command(&directory);
         command.args(["--api-sock", &socket, "--no-seccomp"]);
-        let mut served = ApiProcess::called(folder, &mut command);
-        let (kernel, disk) = (file("hello.elf"), served.folder.write("disk", [0; 4096]));
-        let mut client = served.connect();
+        let mut process = ApiProcess::spawn(directory, &mut command);
+        let (kernel, disk) = (file("hello.elf"), process.directory.write("disk", [0; 4096]));
+        let mut client = process.connect();
         for (path, body) in [
             (
                 "/machine-config",
@@ -257,32 +252,32 @@ fn urunc_by_socket() {
             ("/vsock", r#"{"guest_cid":0,"uds_path":""}"#.into()),
             ("/actions", START.into()),
         ] {
-            send_as_go(&mut client, "PUT", path, &body, DONE);
+            send_as_go(&mut client, "PUT", path, &body, NO_CONTENT);
         }
-        served.expect("hello from mayfly\n");
-        served.ends_with(0);
+        process.expect("hello from mayfly\n");
+        process.expect_exit(0);
     });
 }
 
-/// flintlock always gives its guests metadata, which mayfly refuses by design: without MMDS its agent in the guest would wait
-/// for ever. Both places where it asks for it say so.
+/// flintlock always configures MMDS, by option and by file. mayfly rejects both: without MMDS the agent in the guest would
+/// wait forever.
 #[test]
 fn flintlock() {
-    let folder = Directory::new();
-    let config = |rest: &str| {
+    let directory = Directory::new();
+    let render_config = |sections: &str| {
         format!(
-            r#"{{"boot-source":{{"kernel_image_path":"{}"}}{rest}}}"#,
+            r#"{{"boot-source":{{"kernel_image_path":"{}"}}{sections}}}"#,
             file("hello.elf")
         )
     };
-    folder.write("metrics", "");
-    let with_all = config(&format!(
+    directory.write("metrics", "");
+    let with_all = render_config(&format!(
         r#","drives":[],"machine-config":{{"vcpu_count":1,"mem_size_mib":128,"smt":false}},"network-interfaces":[],"mmds-config":{{"version":"V1","network_interfaces":["eth0"]}},"logger":{{"log_path":"{}","level":"Debug","show_level":true,"show_log_origin":true}},"metrics":{{"metrics_path":"{}"}}"#,
-        folder.text("log"),
-        folder.text("metrics")
+        directory.text("log"),
+        directory.text("metrics")
     ));
-    let path = folder.write("firecracker.cfg", with_all);
-    let metadata = folder.write("metadata.json", "{}");
+    let path = directory.write("firecracker.cfg", with_all);
+    let metadata = directory.write("metadata.json", "{}");
     let flags = [
         "--id",
         "01GZTE5S6G",
@@ -291,25 +286,25 @@ fn flintlock() {
         "--config-file",
         &path,
     ];
-    let mut command = firecracker(&folder);
+    let mut command = firecracker_command(&directory);
     let output = command
         .args(flags)
         .args(["--metadata", &metadata])
         .output()
         .unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(153), "{said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(153), "{stderr}");
     assert!(
-        said.contains("--metadata is not part of mayfly: it has no metadata service (MMDS)"),
-        "{said}"
+        stderr.contains("--metadata is not part of mayfly: it has no metadata service (MMDS)"),
+        "{stderr}"
     );
 
     let output = Command::new(program()).args(flags).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("MMDS is not part of mayfly."), "{said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("MMDS is not part of mayfly."), "{stderr}");
 
-    // Everything else of what it sends is taken.
+    // Without MMDS the configuration boots.
     fs::write(
         &path,
         fs::read_to_string(&path)

@@ -1,4 +1,4 @@
-//! One mayfly behind a socket, with all that it prints.
+//! mayfly processes with an API socket, and helpers of several tests.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,19 +8,23 @@ use std::time::Instant;
 
 pub use scratch::Directory;
 
-use super::http::{Answer, Client, DONE};
-use crate::guest::{LIMIT, Running};
+use super::http::{Client, NO_CONTENT, Response};
+use crate::guest::{Running, TIMEOUT};
 use crate::guests::{file, program, reset_sighup};
+use crate::network::run_command;
 
-/// A new FIFO; its path.
-pub fn fifo(folder: &Directory, name: &str) -> String {
-    folder.fifo(name);
-    folder.text(name)
+pub const PAUSED: &str = r#"{"state":"Paused"}"#;
+pub const RESUMED: &str = r#"{"state":"Resumed"}"#;
+
+/// Creates the FIFO `name` in `directory` and returns its path.
+pub fn create_fifo(directory: &Directory, name: &str) -> String {
+    directory.fifo(name);
+    directory.text(name)
 }
 
-/// Connects to the socket as soon as there is one; who listens must then answer.
+/// Connects to the socket once its file exists. A connection that is then refused fails the test.
 pub fn connect(socket: &Path) -> Client {
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         match Client::connect(socket) {
             Ok(client) => return client,
@@ -32,35 +36,35 @@ pub fn connect(socket: &Path) -> Client {
     }
 }
 
-/// A running mayfly with a folder. Dropped, both are gone.
+/// A running mayfly process with a directory. Drop kills the process and removes the directory.
 pub struct ApiProcess {
-    pub folder: Directory,
+    pub directory: Directory,
     running: Running,
 }
 
 impl ApiProcess {
-    /// mayfly with nothing but a socket.
+    /// Starts mayfly with an API socket and no other option.
     pub fn start() -> Self {
-        Self::with(Directory::new(), &[])
+        Self::start_with(Directory::new(), &[])
     }
 
-    /// mayfly with a socket in `folder` and more `flags`.
-    pub fn with(folder: Directory, flags: &[&str]) -> Self {
-        let socket = folder.text("api.sock");
+    /// Starts mayfly with an API socket in `directory` and with more `flags`.
+    pub fn start_with(directory: Directory, flags: &[&str]) -> Self {
+        let socket = directory.text("api.sock");
         let flags = [&["--api-sock", &socket], flags].concat();
-        Self::called(folder, Command::new(program()).args(flags))
+        Self::spawn(directory, Command::new(program()).args(flags))
     }
 
-    /// As `command` calls it.
-    pub fn called(folder: Directory, command: &mut Command) -> Self {
+    /// Starts `command`.
+    pub fn spawn(directory: Directory, command: &mut Command) -> Self {
         command.stdin(Stdio::null());
         reset_sighup(command);
         let running = Running::start(command);
-        Self { folder, running }
+        Self { directory, running }
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.folder.path("api.sock")
+        self.directory.path("api.sock")
     }
 
     pub fn id(&self) -> u32 {
@@ -71,40 +75,44 @@ impl ApiProcess {
         connect(&self.socket())
     }
 
-    /// The answer to one request on a connection of its own.
-    pub fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
-        self.connect().ask(method, path, body)
+    /// Sends one request on a new connection and returns the response.
+    pub fn request(&self, method: &str, path: &str, body: &str) -> Response {
+        self.connect().request(method, path, body)
     }
 
-    /// Has it done, which is answered byte for byte.
+    /// Sends a request and expects the 204 response, byte for byte.
     pub fn expect_no_content(&self, method: &str, path: &str, body: &str) {
-        assert_eq!(self.ask(method, path, body).text, DONE, "{method} {path} {body}");
+        assert_eq!(
+            self.request(method, path, body).text,
+            NO_CONTENT,
+            "{method} {path} {body}"
+        );
     }
 
-    /// Names the guest `name` as what is to boot.
-    pub fn boots(&self, name: &str) {
+    /// Sets the guest `name` as the kernel image.
+    pub fn set_kernel(&self, name: &str) {
         let body = format!("{{\"kernel_image_path\":\"{}\"}}", file(name));
         self.expect_no_content("PUT", "/boot-source", &body);
     }
 
-    pub fn act(&self, action: &str) {
+    pub fn run_action(&self, action: &str) {
         self.expect_no_content("PUT", "/actions", &format!("{{\"action_type\":\"{action}\"}}"));
     }
 
     pub fn state(&self) -> String {
-        self.ask("GET", "/", "").json()["state"]
+        self.request("GET", "/", "").json()["state"]
             .as_str()
             .unwrap()
             .to_owned()
     }
 
-    /// Waits until the guest prints `text` after all that was expected before.
+    /// Waits until the guest prints `text`, after the last expected text.
     pub fn expect(&mut self, text: &str) {
         self.running.expect(text);
     }
 
-    /// What comes before the end of the line, after all that was expected before.
-    pub fn line(&mut self) -> String {
+    /// Returns the rest of the line after the last expected text.
+    pub fn read_line(&mut self) -> String {
         self.running.expect("\n")
     }
 
@@ -112,23 +120,102 @@ impl ApiProcess {
         self.running.signal(signal);
     }
 
-    /// Waits for its end, which must be of itself, with `code`, and with its socket gone; what the guest has printed and mayfly
-    /// has said.
-    pub fn ends_with(mut self, code: i32) -> (String, String) {
-        self.running.ends_with(code);
-        assert!(!self.socket().exists(), "the socket's file is left behind");
-        (self.running.take_printed(), self.running.said())
+    /// Waits for exit with `code`; the socket file must be removed. Returns the guest's output and mayfly's stderr.
+    pub fn expect_exit(mut self, code: i32) -> (String, String) {
+        self.running.expect_exit(code);
+        assert!(!self.socket().exists(), "the socket file still exists");
+        (self.running.take_printed(), self.running.read_stderr())
     }
 
-    /// Ends it by SIGTERM, by which it must end, with its socket gone.
+    /// Sends SIGTERM, which must end the process and remove the socket file.
     pub fn terminate(mut self) {
         self.running.terminate();
-        assert!(!self.socket().exists(), "the socket's file is left behind");
+        assert!(!self.socket().exists(), "the socket file still exists");
     }
 
-    /// Ends it by SIGKILL; what the guest has printed.
+    /// Sends SIGKILL. Returns the guest's output.
     pub fn kill(mut self) -> String {
         self.running.kill();
         self.running.take_printed()
     }
+}
+
+/// Starts the ticker and waits for three lines.
+pub fn start_ticker() -> ApiProcess {
+    let mut process = ApiProcess::start();
+    process.set_kernel("ticker.elf");
+    process.run_action("InstanceStart");
+    process.expect("tick 3\n");
+    process
+}
+
+/// Requests a snapshot in the files `state` and `memory` of `directory`.
+pub fn create_snapshot(
+    process: &ApiProcess,
+    directory: &Directory,
+    kind: &str,
+    state: &str,
+    memory: &str,
+) -> Response {
+    let (state, memory) = (directory.text(state), directory.text(memory));
+    let body =
+        format!(r#"{{"snapshot_type":"{kind}","snapshot_path":"{state}","mem_file_path":"{memory}"}}"#);
+    process.request("PUT", "/snapshot/create", &body)
+}
+
+/// Pauses the guest and creates a snapshot in the files `state` and `memory` of `directory`.
+pub fn pause_and_create(process: &ApiProcess, directory: &Directory, kind: &str, state: &str, memory: &str) {
+    process.expect_no_content("PATCH", "/vm", PAUSED);
+    let response = create_snapshot(process, directory, kind, state, memory);
+    assert_eq!(response.text, NO_CONTENT, "{kind}");
+    assert_eq!(process.state(), "Paused");
+}
+
+/// Returns the body that loads a snapshot, with more `fields`.
+pub fn load_body(directory: &Directory, state: &str, memory: &str, fields: &str) -> String {
+    let (state, memory) = (directory.text(state), directory.text(memory));
+    let backend = format!(r#"{{"backend_type":"File","backend_path":"{memory}"}}"#);
+    format!(r#"{{"snapshot_path":"{state}","mem_backend":{backend}{fields}}}"#)
+}
+
+/// Starts mayfly and loads a snapshot.
+pub fn load_snapshot(directory: &Directory, state: &str, memory: &str, fields: &str) -> ApiProcess {
+    let process = ApiProcess::start();
+    process.expect_no_content(
+        "PUT",
+        "/snapshot/load",
+        &load_body(directory, state, memory, fields),
+    );
+    process
+}
+
+/// Returns the number of complete lines of a ticker. No line may be missing or repeated; the last may be incomplete.
+pub fn count_ticks(printed: &str) -> usize {
+    let (complete, rest) = printed.rsplit_once('\n').unwrap();
+    let lines = complete.lines().count();
+    for (index, line) in complete.lines().enumerate() {
+        assert_eq!(line, format!("tick {}", index + 1), "{printed}");
+    }
+    assert!(format!("tick {}\n", lines + 1).starts_with(rest), "{printed}");
+    lines
+}
+
+/// Expects three lines more than `printed` has, and kills mayfly. Returns all output, including `printed`.
+pub fn expect_progress(mut process: ApiProcess, printed: String) -> String {
+    process.expect(&format!("tick {}\n", count_ticks(&printed) + 3));
+    let all = printed + &process.kill();
+    count_ticks(&all);
+    all
+}
+
+/// Creates the tap `name` and sets it up.
+pub fn create_tap(name: &str) {
+    run_command(&format!("ip tuntap add {name} mode tap"));
+    run_command(&format!("ip link set {name} up"));
+}
+
+/// Creates the tap `name` with the address of the host.
+pub fn create_tap_with_address(name: &str) {
+    create_tap(name);
+    run_command(&format!("ip addr add 10.0.0.1/24 dev {name}"));
 }

@@ -1,4 +1,4 @@
-//! Guests whose memory another process serves, page by page: here the example of resources/uffd-handler, on a thread.
+//! Guests with memory from a fault handler: the example of resources/uffd-handler, on a thread.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,208 +11,225 @@ use std::thread::{self, JoinHandle};
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::http::DONE;
-use super::served::{ApiProcess, Directory};
-use super::snapshot::{PAUSED, RESUMED, count, create, goes_on, load_snapshot, pause_and_create, ticking};
-use crate::guest::LIMIT;
+use super::http::NO_CONTENT;
+use super::served::{
+    ApiProcess, Directory, PAUSED, RESUMED, count_ticks, create_snapshot, expect_progress, load_snapshot,
+    pause_and_create, start_ticker,
+};
+use crate::guest::TIMEOUT;
 
 #[path = "../../../resources/uffd-handler/handler.rs"]
 mod handler;
 
 const PAGE: u64 = 4096;
-/// Pages of a guest that nobody has given a size.
-const ALL: u64 = (128 << 20) / PAGE;
-/// The socket of the handler, in the folder of the snapshot.
+/// Pages of a guest with the default memory size.
+const ALL_PAGES: u64 = (128 << 20) / PAGE;
+/// Name of the handler's socket, in the directory of the snapshot.
 const SOCKET: &str = "uffd.sock";
-const RUNNING: &str = r#","resume_vm":true"#;
+const RESUME_FIELD: &str = r#","resume_vm":true"#;
 
-/// The example, which serves one guest.
-struct Handler {
-    serving: JoinHandle<io::Result<u64>>,
-    /// The connection, once there is one.
+/// The example handler, for one guest.
+struct FaultHandler {
+    thread: JoinHandle<io::Result<u64>>,
+    /// Receives the connection of the guest.
     guest: Receiver<UnixStream>,
 }
 
-impl Handler {
-    /// Listens in `folder`, and has the pages of the file `memory` there.
-    fn of(folder: &Directory, memory: &str) -> Self {
-        let listener = listen(folder);
-        let memory = File::open(folder.path(memory)).unwrap();
+impl FaultHandler {
+    /// Listens in `directory` and provides the pages of its file `memory`.
+    fn start(directory: &Directory, memory: &str) -> Self {
+        let listener = listen(directory);
+        let memory = File::open(directory.path(memory)).unwrap();
         let (sender, guest) = mpsc::channel();
-        let serving = thread::spawn(move || {
+        let thread = thread::spawn(move || {
             let (stream, _) = listener.accept()?;
             sender.send(stream.try_clone()?).unwrap();
-            let served = handler::serve(&stream, &memory);
-            if let Err(error) = &served {
-                // The guest waits from here on, and the test does not join before it has printed.
-                eprintln!("the handler has failed: {error}");
+            let result = handler::serve(&stream, &memory);
+            if let Err(error) = &result {
+                // The guest blocks from here on. The test joins only after output of the guest: print the error now.
+                eprintln!("the fault handler failed: {error}");
             }
-            served
+            result
         });
-        Self { serving, guest }
+        Self { thread, guest }
     }
 
-    /// Waits for the end of the guest; how many pages it was given.
-    fn pages(self) -> u64 {
-        self.serving.join().unwrap().unwrap()
+    /// Waits for the end of the guest. Returns the number of provided pages.
+    fn join(self) -> u64 {
+        self.thread.join().unwrap().unwrap()
     }
 
-    /// Ends, with all its descriptors closed, while the guest is there.
-    fn leave(self) -> u64 {
-        let guest = self.guest.recv_timeout(LIMIT).unwrap();
+    /// Ends the handler and closes its descriptors while the guest runs.
+    fn stop(self) -> u64 {
+        let guest = self.guest.recv_timeout(TIMEOUT).unwrap();
         guest.shutdown(Shutdown::Both).unwrap();
         drop(guest);
-        self.pages()
+        self.join()
     }
 }
 
-/// Listens in `folder`, where others may have listened before.
-fn listen(folder: &Directory) -> UnixListener {
-    let _ = fs::remove_file(folder.path(SOCKET));
-    UnixListener::bind(folder.path(SOCKET)).unwrap()
+/// Listens in `directory` and replaces an old socket.
+fn listen(directory: &Directory) -> UnixListener {
+    let _ = fs::remove_file(directory.path(SOCKET));
+    UnixListener::bind(directory.path(SOCKET)).unwrap()
 }
 
-/// The body that loads a snapshot by the handler that listens at `socket`.
-fn body(folder: &Directory, state: &str, socket: &str, fields: &str) -> String {
-    let (state, socket) = (folder.text(state), folder.text(socket));
+/// Returns the body that loads a snapshot with the handler at `socket`.
+fn uffd_body(directory: &Directory, state: &str, socket: &str, fields: &str) -> String {
+    let (state, socket) = (directory.text(state), directory.text(socket));
     let backend = format!(r#"{{"backend_type":"Uffd","backend_path":"{socket}"}}"#);
     format!(r#"{{"snapshot_path":"{state}","mem_backend":{backend}{fields}}}"#)
 }
 
-/// A new mayfly that has loaded the state file `state`.
-fn load(folder: &Directory, state: &str, fields: &str) -> ApiProcess {
-    let served = ApiProcess::start();
-    served.expect_no_content("PUT", "/snapshot/load", &body(folder, state, SOCKET, fields));
-    served
+/// Starts mayfly and loads the state file `state` with the handler.
+fn load_with_handler(directory: &Directory, state: &str, fields: &str) -> ApiProcess {
+    let process = ApiProcess::start();
+    process.expect_no_content(
+        "PUT",
+        "/snapshot/load",
+        &uffd_body(directory, state, SOCKET, fields),
+    );
+    process
 }
 
-/// A ticker in the files `state` and `memory`, and what it has printed.
-fn frozen() -> (Directory, String) {
-    let folder = Directory::new();
-    let served = ticking();
-    pause_and_create(&served, &folder, "Full", "state", "memory");
-    (folder, served.kill())
+/// Creates a snapshot of the ticker in the files `state` and `memory`. Returns the directory and the guest's output.
+fn create_ticker_snapshot() -> (Directory, String) {
+    let directory = Directory::new();
+    let process = start_ticker();
+    pause_and_create(&process, &directory, "Full", "state", "memory");
+    (directory, process.kill())
 }
 
-/// Waits until the guest prints `lines` more than `printed` has.
-fn advance(served: &mut ApiProcess, printed: &str, lines: usize) {
-    served.expect(&format!("tick {}\n", count(printed) + lines));
+/// Waits until the guest prints `lines` lines more than `printed` has.
+fn expect_lines(process: &mut ApiProcess, printed: &str, lines: usize) {
+    process.expect(&format!("tick {}\n", count_ticks(printed) + lines));
 }
 
 #[test]
-fn a_served_guest_goes_on() {
-    let (folder, printed) = frozen();
-    let handler = Handler::of(&folder, "memory");
-    let restored = load(&folder, "state", RUNNING);
+fn guest_continues_with_fault_handler() {
+    let (directory, printed) = create_ticker_snapshot();
+    let handler = FaultHandler::start(&directory, "memory");
+    let restored = load_with_handler(&directory, "state", RESUME_FIELD);
     assert_eq!(restored.state(), "Running");
-    goes_on(restored, printed);
-    let pages = handler.pages();
-    assert!((1..ALL / 100).contains(&pages), "{pages} pages of {ALL}");
+    expect_progress(restored, printed);
+    let pages = handler.join();
+    assert!(
+        (1..ALL_PAGES / 100).contains(&pages),
+        "{pages} pages of {ALL_PAGES}"
+    );
 }
 
 #[test]
-fn a_served_guest_that_waits_is_given_next_to_nothing() {
-    let (folder, printed) = frozen();
-    let handler = Handler::of(&folder, "memory");
-    let waiting = load(&folder, "state", r#","resume_vm":false"#);
+fn paused_guest_touches_few_pages() {
+    let (directory, printed) = create_ticker_snapshot();
+    let handler = FaultHandler::start(&directory, "memory");
+    let waiting = load_with_handler(&directory, "state", r#","resume_vm":false"#);
     assert_eq!(waiting.state(), "Paused");
     assert_eq!(waiting.kill(), "", "a paused guest printed");
-    let untouched = handler.pages();
+    let untouched = handler.join();
 
-    let handler = Handler::of(&folder, "memory");
-    let restored = load(&folder, "state", "");
+    let handler = FaultHandler::start(&directory, "memory");
+    let restored = load_with_handler(&directory, "state", "");
     restored.expect_no_content("PATCH", "/vm", RESUMED);
     assert_eq!(restored.state(), "Running");
-    goes_on(restored, printed);
-    let touched = handler.pages();
+    expect_progress(restored, printed);
+    let touched = handler.join();
     assert!(untouched < touched, "{untouched} {touched}");
 }
 
 #[test]
-fn snapshots_of_a_served_guest_need_no_handler() {
+fn snapshot_with_fault_handler_loads_without_it() {
     for (kind, state, memory) in [
         ("Full", "state-2", "memory-2"),
         ("Full", "state", "memory"),
         ("Diff", "state", "memory"),
     ] {
-        let (folder, printed) = frozen();
-        let handler = Handler::of(&folder, "memory");
-        let mut restored = load(&folder, "state", RUNNING);
-        advance(&mut restored, &printed, 3);
-        pause_and_create(&restored, &folder, kind, state, memory);
-        // The handler's file may just have been written to; the pages that are still to come have not changed.
+        let (directory, printed) = create_ticker_snapshot();
+        let handler = FaultHandler::start(&directory, "memory");
+        let mut restored = load_with_handler(&directory, "state", RESUME_FIELD);
+        expect_lines(&mut restored, &printed, 3);
+        pause_and_create(&restored, &directory, kind, state, memory);
+        // The file of the handler may have been replaced; absent pages are the same in both.
         restored.expect_no_content("PATCH", "/vm", RESUMED);
-        advance(&mut restored, &printed, 20);
+        expect_lines(&mut restored, &printed, 20);
         let all = printed.clone() + &restored.kill();
-        let pages = handler.pages();
+        let pages = handler.join();
         if kind == "Full" {
-            assert_eq!(pages, ALL);
+            assert_eq!(pages, ALL_PAGES);
         } else {
-            assert!(pages < ALL / 100, "{pages}");
+            assert!(pages < ALL_PAGES / 100, "{pages}");
         }
-        let mut again = load_snapshot(&folder, state, memory, RUNNING);
-        advance(&mut again, &all, 3);
+        let mut again = load_snapshot(&directory, state, memory, RESUME_FIELD);
+        expect_lines(&mut again, &all, 3);
         let more = again.kill();
-        // What it was frozen in the middle of is what the other printed from there on.
-        let last = format!("tick {}\n", count(&all));
+        // The clone starts with the rest of the line that the snapshot interrupted.
+        let last = format!("tick {}\n", count_ticks(&all));
         let until = |text: &str| text.find(&last).unwrap();
         assert!(all[..until(&all)].ends_with(&more[..until(&more)]), "{more}");
     }
 }
 
 #[test]
-fn a_difference_holds_what_was_served() {
-    let (folder, printed) = frozen();
-    let handler = Handler::of(&folder, "memory");
-    let mut restored = load(&folder, "state", RUNNING);
-    advance(&mut restored, &printed, 3);
-    pause_and_create(&restored, &folder, "Diff", "difference", "pages");
+fn diff_holds_provided_pages() {
+    let (directory, printed) = create_ticker_snapshot();
+    let handler = FaultHandler::start(&directory, "memory");
+    let mut restored = load_with_handler(&directory, "state", RESUME_FIELD);
+    expect_lines(&mut restored, &printed, 3);
+    pause_and_create(&restored, &directory, "Diff", "diff-state", "pages");
     restored.kill();
-    let pages = handler.pages();
-    let metadata = folder.path("pages").metadata().unwrap();
-    assert_eq!(metadata.len(), ALL * PAGE);
-    let kept = metadata.blocks() * 512 / PAGE;
-    // The file system's own blocks are among them.
-    assert!((1..=2 * pages).contains(&kept), "{kept} of {pages} pages");
+    let pages = handler.join();
+    let metadata = directory.path("pages").metadata().unwrap();
+    assert_eq!(metadata.len(), ALL_PAGES * PAGE);
+    let stored = metadata.blocks() * 512 / PAGE;
+    // The count includes blocks of file system metadata.
+    assert!((1..=2 * pages).contains(&stored), "{stored} of {pages} pages");
 }
 
 #[test]
-fn a_handler_that_cannot_be_reached_ends_mayfly() {
-    let (folder, _) = frozen();
-    drop(listen(&folder));
-    folder.write("file", "");
-    fs::create_dir(folder.path("folder")).unwrap();
+fn unreachable_handler_ends_mayfly() {
+    let (directory, _) = create_ticker_snapshot();
+    drop(listen(&directory));
+    directory.write("file", "");
+    fs::create_dir(directory.path("directory")).unwrap();
     let long = "x".repeat(120);
-    for socket in [SOCKET, "none", "file", "folder", "memory", &long] {
-        let served = ApiProcess::start();
-        let why = served
-            .ask("PUT", "/snapshot/load", &body(&folder, "state", socket, RUNNING))
-            .fault();
+    for socket in [SOCKET, "none", "file", "directory", "memory", &long] {
+        let process = ApiProcess::start();
+        let message = process
+            .request(
+                "PUT",
+                "/snapshot/load",
+                &uffd_body(&directory, "state", socket, RESUME_FIELD),
+            )
+            .fault_message();
         assert!(
-            why.starts_with("Load snapshot error: ") && why.contains(&folder.text(socket)),
-            "{socket}: {why}"
+            message.starts_with("Load snapshot error: ") && message.contains(&directory.text(socket)),
+            "{socket}: {message}"
         );
-        served.ends_with(1);
+        process.expect_exit(1);
     }
 }
 
 #[test]
-fn nobody_serves_a_state_that_is_missing() {
-    let (folder, _) = frozen();
-    let listener = listen(&folder);
+fn missing_state_file_does_not_connect_to_handler() {
+    let (directory, _) = create_ticker_snapshot();
+    let listener = listen(&directory);
     listener.set_nonblocking(true).unwrap();
-    let served = ApiProcess::start();
-    let why = served
-        .ask("PUT", "/snapshot/load", &body(&folder, "none", SOCKET, ""))
-        .fault();
-    assert!(why.contains(&folder.text("none")), "{why}");
-    served.ends_with(1);
-    let nobody = listener.accept().unwrap_err();
-    assert_eq!(nobody.kind(), io::ErrorKind::WouldBlock);
+    let process = ApiProcess::start();
+    let message = process
+        .request(
+            "PUT",
+            "/snapshot/load",
+            &uffd_body(&directory, "none", SOCKET, ""),
+        )
+        .fault_message();
+    assert!(message.contains(&directory.text("none")), "{message}");
+    process.expect_exit(1);
+    let error = listener.accept().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
 }
 
-/// Takes the message of a guest whose pages it will not give; waits until one has been touched.
-fn ignore(listener: &UnixListener) -> (UnixStream, File) {
+/// Receives the message of a guest and waits for its first fault, which it does not resolve.
+fn await_fault(listener: &UnixListener) -> (UnixStream, File) {
     let (stream, _) = listener.accept().unwrap();
     let mut message = [0; 1024];
     let (_, faults) = stream.recv_with_fd(&mut message).unwrap();
@@ -222,56 +239,59 @@ fn ignore(listener: &UnixListener) -> (UnixStream, File) {
         events: libc::POLLIN,
         revents: 0,
     };
-    let limit = i32::try_from(LIMIT.as_millis()).unwrap();
-    // SAFETY: there is one entry.
+    let limit = i32::try_from(TIMEOUT.as_millis()).unwrap();
+    // SAFETY: `polled` is one structure, valid for reads and writes.
     let ready = unsafe { libc::poll(&raw mut polled, 1, limit) };
     assert_eq!((ready, polled.revents), (1, libc::POLLIN), "no page was touched");
     (stream, faults)
 }
 
 #[test]
-fn a_guest_without_its_handler_waits_and_mayfly_does_not() {
-    let (folder, _) = frozen();
-    let listener = listen(&folder);
-    let waiting = load(&folder, "state", RUNNING);
-    let ignored = ignore(&listener);
-    // It makes no difference whether the handler has gone or only gives nothing.
+fn ended_handler_blocks_guest_only() {
+    let (directory, _) = create_ticker_snapshot();
+    let listener = listen(&directory);
+    let waiting = load_with_handler(&directory, "state", RESUME_FIELD);
+    let unresolved = await_fault(&listener);
+    // A handler that has ended and one that resolves no fault have the same effect.
     assert_eq!(waiting.state(), "Running");
-    drop(ignored);
-    let answer = waiting.ask("PATCH", "/vm", PAUSED);
-    if answer.text == DONE {
+    drop(unresolved);
+    let response = waiting.request("PATCH", "/vm", PAUSED);
+    if response.text == NO_CONTENT {
         assert_eq!(waiting.state(), "Paused");
     } else {
-        // Not every KVM lets a signal interrupt that.
-        let why = answer.fault();
-        assert!(why.contains("the page fault handler does not give"), "{why}");
+        // Some KVM versions do not interrupt such a fault for a signal.
+        let message = response.fault_message();
+        assert!(
+            message.contains("the page fault handler does not give"),
+            "{message}"
+        );
         assert_eq!(waiting.state(), "Running");
     }
     waiting.terminate();
 
-    let waiting = load(&folder, "state", RUNNING);
-    let _ignored = ignore(&listener);
+    let waiting = load_with_handler(&directory, "state", RESUME_FIELD);
+    let _unresolved = await_fault(&listener);
     assert_eq!(waiting.state(), "Running");
     waiting.terminate();
 }
 
 #[test]
-fn a_guest_that_has_its_pages_goes_on_without_its_handler() {
-    let (folder, printed) = frozen();
-    let handler = Handler::of(&folder, "memory");
-    let mut restored = load(&folder, "state", RUNNING);
-    advance(&mut restored, &printed, 3);
-    handler.leave();
-    // What it has is all that it needs to go on, and to be saved by.
-    advance(&mut restored, &printed, 100);
+fn resident_guest_continues_without_handler() {
+    let (directory, printed) = create_ticker_snapshot();
+    let handler = FaultHandler::start(&directory, "memory");
+    let mut restored = load_with_handler(&directory, "state", RESUME_FIELD);
+    expect_lines(&mut restored, &printed, 3);
+    handler.stop();
+    // The guest has its working set: it continues, and a diff snapshot needs no other page.
+    expect_lines(&mut restored, &printed, 100);
     restored.expect_no_content("PATCH", "/vm", PAUSED);
-    let why = create(&restored, &folder, "Full", "state", "memory").fault();
-    assert!(why.contains("the page fault handler has ended"), "{why}");
-    pause_and_create(&restored, &folder, "Diff", "state", "memory");
+    let message = create_snapshot(&restored, &directory, "Full", "state", "memory").fault_message();
+    assert!(message.contains("the page fault handler has ended"), "{message}");
+    pause_and_create(&restored, &directory, "Diff", "state", "memory");
     restored.expect_no_content("PATCH", "/vm", RESUMED);
     assert_eq!(restored.state(), "Running");
     restored.terminate();
-    let mut again = load_snapshot(&folder, "state", "memory", RUNNING);
+    let mut again = load_snapshot(&directory, "state", "memory", RESUME_FIELD);
     again.expect("tick ");
     again.terminate();
 }

@@ -1,101 +1,101 @@
-//! The guest's time, by KVM's paravirtual clock.
+//! Guest time of a restored guest, by kvmclock.
 
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use super::super::served::{ApiProcess, Directory};
-use super::{Snapshot, run};
+use super::{Snapshot, start};
 use crate::guests::program;
 
-/// How long the guest stays frozen, at least.
-const FROZEN: Duration = Duration::from_millis(500);
-/// How far the clocks of guest and host may come apart meanwhile.
+/// Minimum time between snapshot and load.
+const SUSPENSION: Duration = Duration::from_millis(500);
+/// Maximum drift between the clocks of guest and host.
 const DRIFT: Duration = Duration::from_millis(20);
 
-/// The host's clock.
-fn host() -> Duration {
+/// Returns the time of the host.
+fn host_time() -> Duration {
     SystemTime::UNIX_EPOCH.elapsed().unwrap()
 }
 
-/// The guest's clock.
-fn guest(served: &mut ApiProcess) -> Duration {
-    served.act("SendCtrlAltDel");
-    served.expect("time ");
-    Duration::from_nanos(served.line().parse().unwrap())
+/// Returns the time of the guest.
+fn guest_time(process: &mut ApiProcess) -> Duration {
+    process.run_action("SendCtrlAltDel");
+    process.expect("time ");
+    Duration::from_nanos(process.read_line().parse().unwrap())
 }
 
-/// By how much the guest's clock has gone on, how long the guest was frozen, and how long it may have run, all from before it was
-/// frozen until after it was restored as `restore` does.
-fn passes(restore: impl FnOnce(&Snapshot) -> ApiProcess) -> [Duration; 3] {
+/// Creates a snapshot and loads it with `restore`. Returns the passed guest time, the time between snapshot and load, and the
+/// maximum run time of the guest.
+fn measure(restore: impl FnOnce(&Snapshot) -> ApiProcess) -> [Duration; 3] {
     let snapshot = Snapshot::new();
-    let mut served = run("kvmclock.elf", "", "");
-    served.expect("ready\n");
-    let begin = host();
-    let before = guest(&mut served);
-    snapshot.take(&served, "Full");
-    served.kill();
-    let frozen = host();
-    while host() < frozen + FROZEN {
-        thread::sleep(FROZEN);
+    let mut process = start("kvmclock.elf", "", "");
+    process.expect("ready\n");
+    let begin = host_time();
+    let before = guest_time(&mut process);
+    snapshot.pause_and_create(&process, "Full");
+    process.kill();
+    let created = host_time();
+    while host_time() < created + SUSPENSION {
+        thread::sleep(SUSPENSION);
     }
-    let thawed = host();
-    let mut served = restore(&snapshot);
-    let after = guest(&mut served);
-    let end = host();
-    served.kill();
+    let loaded = host_time();
+    let mut process = restore(&snapshot);
+    let after = guest_time(&mut process);
+    let end = host_time();
+    process.kill();
     [
         after.checked_sub(before).unwrap(),
-        thawed - frozen,
-        frozen - begin + (end - thawed),
+        loaded - created,
+        created - begin + (end - loaded),
     ]
 }
 
-/// As if it had not been frozen.
-fn goes_on(restore: impl FnOnce(&Snapshot) -> ApiProcess) {
-    let [passed, frozen, ran] = passes(restore);
+/// Expects guest time without the suspension.
+fn expect_continuous_time(restore: impl FnOnce(&Snapshot) -> ApiProcess) {
+    let [passed, suspended, ran] = measure(restore);
     assert!(
         passed <= ran + DRIFT,
-        "{passed:?} passed, of which it was frozen for {frozen:?}"
+        "{passed:?} passed, with a suspension of {suspended:?}"
     );
 }
 
-/// As on the host.
-fn jumps(restore: impl FnOnce(&Snapshot) -> ApiProcess) {
-    let [passed, frozen, ran] = passes(restore);
-    assert!(passed + DRIFT >= frozen, "{passed:?} of {frozen:?} passed");
+/// Expects guest time with the suspension.
+fn expect_time_jump(restore: impl FnOnce(&Snapshot) -> ApiProcess) {
+    let [passed, suspended, ran] = measure(restore);
+    assert!(passed + DRIFT >= suspended, "{passed:?} of {suspended:?} passed");
     assert!(
-        passed <= frozen + ran + DRIFT,
-        "{passed:?} passed, which is more than {frozen:?} and {ran:?}"
+        passed <= suspended + ran + DRIFT,
+        "{passed:?} passed, more than {suspended:?} and {ran:?}"
     );
 }
 
-fn command(snapshot: &Snapshot, options: &[&str]) -> ApiProcess {
-    let folder = Directory::new();
-    let socket = folder.text("api.sock");
+fn run_restore(snapshot: &Snapshot, options: &[&str]) -> ApiProcess {
+    let directory = Directory::new();
+    let socket = directory.text("api.sock");
     let mut command = Command::new(program());
     command
-        .args(["restore", &snapshot.folder(), "--api-sock", &socket])
+        .args(["restore", &snapshot.directory(), "--api-sock", &socket])
         .args(options);
-    ApiProcess::called(folder, &mut command)
+    ApiProcess::spawn(directory, &mut command)
 }
 
 #[test]
-fn time_goes_on_from_where_it_stood() {
-    goes_on(|snapshot| snapshot.load(r#","resume_vm":true,"clock_realtime":false"#));
+fn api_load_continues_guest_time() {
+    expect_continuous_time(|snapshot| snapshot.load(r#","resume_vm":true,"clock_realtime":false"#));
 }
 
 #[test]
-fn time_jumps_to_where_it_would_be() {
-    jumps(|snapshot| snapshot.load(r#","resume_vm":true,"clock_realtime":true"#));
+fn api_load_with_clock_realtime_advances_guest_time() {
+    expect_time_jump(|snapshot| snapshot.load(r#","resume_vm":true,"clock_realtime":true"#));
 }
 
 #[test]
-fn time_goes_on_by_the_command() {
-    goes_on(|snapshot| command(snapshot, &[]));
+fn restore_command_continues_guest_time() {
+    expect_continuous_time(|snapshot| run_restore(snapshot, &[]));
 }
 
 #[test]
-fn time_jumps_by_the_command() {
-    jumps(|snapshot| command(snapshot, &["--realtime"]));
+fn restore_command_with_realtime_advances_guest_time() {
+    expect_time_jump(|snapshot| run_restore(snapshot, &["--realtime"]));
 }

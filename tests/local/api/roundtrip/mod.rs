@@ -1,4 +1,4 @@
-//! Everything returns: guests that notice when anything of theirs is lost, doubled or not as it was.
+//! Round trips: guests that detect lost, repeated or changed state after a restore.
 
 mod clock;
 mod disk;
@@ -9,25 +9,23 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{fs, process};
 
-use super::served::{ApiProcess, Directory};
+use super::served::{ApiProcess, Directory, PAUSED};
 use crate::guests::{file, program};
 
-const PAUSED: &str = r#"{"state":"Paused"}"#;
-
-/// A snapshot in memory; it goes when this goes.
+/// A snapshot in a directory in shared memory. Drop removes it.
 struct Snapshot(PathBuf);
 
 impl Snapshot {
     fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = PathBuf::from(format!("/dev/shm/mayfly-returns-{}-{count}", process::id()));
+        let path = PathBuf::from(format!("/dev/shm/mayfly-roundtrip-{}-{count}", process::id()));
         let _ = fs::remove_dir_all(&path);
         fs::create_dir(&path).unwrap();
         Self(path)
     }
 
-    fn folder(&self) -> String {
+    fn directory(&self) -> String {
         self.text("")
     }
 
@@ -35,28 +33,28 @@ impl Snapshot {
         self.0.join(name).to_str().unwrap().to_owned()
     }
 
-    /// Pauses the guest and freezes it.
-    fn take(&self, served: &ApiProcess, kind: &str) {
-        served.expect_no_content("PATCH", "/vm", PAUSED);
-        self.create(served, kind);
+    /// Pauses the guest and creates a snapshot.
+    fn pause_and_create(&self, process: &ApiProcess, kind: &str) {
+        process.expect_no_content("PATCH", "/vm", PAUSED);
+        self.create(process, kind);
     }
 
-    /// Freezes a guest that is paused.
-    fn create(&self, served: &ApiProcess, kind: &str) {
+    /// Creates a snapshot of a paused guest.
+    fn create(&self, process: &ApiProcess, kind: &str) {
         let (state, memory) = (self.text("state"), self.text("memory"));
         let body =
             format!(r#"{{"snapshot_type":"{kind}","snapshot_path":"{state}","mem_file_path":"{memory}"}}"#);
-        served.expect_no_content("PUT", "/snapshot/create", &body);
+        process.expect_no_content("PUT", "/snapshot/create", &body);
     }
 
-    /// Another mayfly has it, as more `fields` say.
+    /// Loads the snapshot in another process, with more `fields` in the body.
     fn load(&self, fields: &str) -> ApiProcess {
-        let served = ApiProcess::start();
+        let process = ApiProcess::start();
         let (state, memory) = (self.text("state"), self.text("memory"));
         let backend = format!(r#"{{"backend_type":"File","backend_path":"{memory}"}}"#);
         let body = format!(r#"{{"snapshot_path":"{state}","mem_backend":{backend}{fields}}}"#);
-        served.expect_no_content("PUT", "/snapshot/load", &body);
-        served
+        process.expect_no_content("PUT", "/snapshot/load", &body);
+        process
     }
 }
 
@@ -66,15 +64,15 @@ impl Drop for Snapshot {
     }
 }
 
-/// The guest `name` in 8 MiB, with more `options` and behind `--` its `arguments`, all of them separated by blanks.
-fn run(name: &str, options: &str, arguments: &str) -> ApiProcess {
-    let folder = Directory::new();
-    let socket = folder.text("api.sock");
+/// Starts the guest `name` with 8 MiB, `options`, and its `arguments` after `--`. Both are split at spaces.
+fn start(name: &str, options: &str, arguments: &str) -> ApiProcess {
+    let directory = Directory::new();
+    let socket = directory.text("api.sock");
     let mut command = Command::new(program());
     command
         .args(["run", &file(name), "--memory", "8M", "--api-sock", &socket])
         .args(options.split_whitespace())
         .arg("--")
         .args(arguments.split_whitespace());
-    ApiProcess::called(folder, &mut command)
+    ApiProcess::spawn(directory, &mut command)
 }

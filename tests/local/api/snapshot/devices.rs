@@ -1,127 +1,128 @@
-//! Drives and interfaces that a restored guest finds elsewhere.
+//! Drives and interfaces of a restored guest, with and without overrides.
 
 use std::fs;
 
-use super::super::served::{ApiProcess, Directory};
-use super::{body, load_snapshot, pause_and_create};
+use super::super::served::{
+    ApiProcess, Directory, create_tap_with_address, load_body, load_snapshot, pause_and_create,
+};
 use crate::guests::file;
-use crate::network::{in_own_network, output_of};
+use crate::network::{in_own_network, run_command};
 
 const SECTOR: usize = 512;
-/// What a limiter is that lets one request pass, and the next in a month.
-const ONE: &str = r#"{"ops":{"size":1,"refill_time":2592000000}}"#;
-/// What takes it away.
-const NONE: &str = r#"{"ops":{"size":0,"refill_time":0}}"#;
+/// A rate limiter that permits one request a month.
+const ONE_OPERATION: &str = r#"{"ops":{"size":1,"refill_time":2592000000}}"#;
+/// A rate limiter update that removes the limit.
+const NO_LIMIT: &str = r#"{"ops":{"size":0,"refill_time":0}}"#;
 
-/// The disk guest in the middle of its second request, frozen in `folder`, and the path of its drive.
-fn frozen(folder: &Directory) -> String {
-    let mut served = ApiProcess::start();
-    let disk = folder.write("disk", vec![0xa5; 100 * SECTOR]);
-    let drive =
-        format!(r#"{{"drive_id":"a","is_root_device":false,"path_on_host":"{disk}","rate_limiter":{ONE}}}"#);
-    served.expect_no_content("PUT", "/drives/a", &drive);
-    served.boots("disk.elf");
-    served.act("InstanceStart");
-    served.expect("disk [a]\n");
-    pause_and_create(&served, folder, "Full", "state", "memory");
-    served.kill();
+/// Creates a snapshot, in `directory`, of the disk guest during its second request. Returns the path of the disk.
+fn create_disk_snapshot(directory: &Directory) -> String {
+    let mut process = ApiProcess::start();
+    let disk = directory.write("disk", vec![0xa5; 100 * SECTOR]);
+    let drive = format!(
+        r#"{{"drive_id":"a","is_root_device":false,"path_on_host":"{disk}","rate_limiter":{ONE_OPERATION}}}"#
+    );
+    process.expect_no_content("PUT", "/drives/a", &drive);
+    process.set_kernel("disk.elf");
+    process.run_action("InstanceStart");
+    process.expect("disk [a]\n");
+    pause_and_create(&process, directory, "Full", "state", "memory");
+    process.kill();
     disk
 }
 
-fn go_on(mut served: ApiProcess) {
-    let limiter = format!(r#"{{"drive_id":"a","rate_limiter":{NONE}}}"#);
-    served.expect_no_content("PATCH", "/drives/a", &limiter);
-    served.expect("ok disk 100 sectors\n");
-    served.ends_with(0);
+fn run_to_end(mut process: ApiProcess) {
+    let limiter = format!(r#"{{"drive_id":"a","rate_limiter":{NO_LIMIT}}}"#);
+    process.expect_no_content("PATCH", "/drives/a", &limiter);
+    process.expect("ok disk 100 sectors\n");
+    process.expect_exit(0);
 }
 
 #[test]
-fn a_drive_is_on_another_file() {
-    let folder = Directory::new();
-    let disk = frozen(&folder);
+fn drive_override_replaces_file() {
+    let directory = Directory::new();
+    let disk = create_disk_snapshot(&directory);
     let before = fs::read(&disk).unwrap();
     fs::remove_file(&disk).unwrap();
     for name in ["first", "second"] {
-        let clone = folder.write(name, &before);
+        let clone = directory.write(name, &before);
         let fields =
             format!(r#","resume_vm":true,"drive_overrides":[{{"drive_id":"a","path_on_host":"{clone}"}}]"#);
-        let restored = load_snapshot(&folder, "state", "memory", &fields);
-        let shown = restored.ask("GET", "/vm/config", "").json();
+        let restored = load_snapshot(&directory, "state", "memory", &fields);
+        let shown = restored.request("GET", "/vm/config", "").json();
         assert_eq!(shown["drives"][0]["path_on_host"], clone.as_str());
-        go_on(restored);
+        run_to_end(restored);
         assert!(fs::read(clone).unwrap() != before, "{name} was not written to");
     }
 }
 
 #[test]
-fn a_drive_is_where_it_was() {
-    let folder = Directory::new();
-    let disk = frozen(&folder);
+fn drive_reopens_same_file() {
+    let directory = Directory::new();
+    let disk = create_disk_snapshot(&directory);
     let before = fs::read(&disk).unwrap();
-    go_on(load_snapshot(&folder, "state", "memory", r#","resume_vm":true"#));
+    run_to_end(load_snapshot(
+        &directory,
+        "state",
+        "memory",
+        r#","resume_vm":true"#,
+    ));
     assert!(fs::read(&disk).unwrap() != before, "the drive was not written to");
 }
 
 #[test]
-fn a_drive_that_is_gone_is_named() {
-    let folder = Directory::new();
-    let disk = frozen(&folder);
+fn missing_disk_is_reported() {
+    let directory = Directory::new();
+    let disk = create_disk_snapshot(&directory);
     fs::remove_file(&disk).unwrap();
-    let served = ApiProcess::start();
-    let load = body(&folder, "state", "memory", "");
-    let why = served.ask("PUT", "/snapshot/load", &load).fault();
+    let process = ApiProcess::start();
+    let load = load_body(&directory, "state", "memory", "");
+    let message = process.request("PUT", "/snapshot/load", &load).fault_message();
     assert!(
-        why.starts_with("Load snapshot error: ") && why.contains(&disk),
-        "{why}"
+        message.starts_with("Load snapshot error: ") && message.contains(&disk),
+        "{message}"
     );
-    served.ends_with(1);
+    process.expect_exit(1);
 }
 
-fn make_tap(name: &str) {
-    output_of(&format!("ip tuntap add {name} mode tap"));
-    output_of(&format!("ip addr add 10.0.0.1/24 dev {name}"));
-    output_of(&format!("ip link set {name} up"));
-}
-
-fn pings() {
-    let pings = output_of("ping -c 3 -i 0.1 -W 30 10.0.0.2");
+fn ping_guest() {
+    let pings = run_command("ping -c 3 -i 0.1 -W 30 10.0.0.2");
     assert!(pings.contains("3 received"), "{pings}");
 }
 
 #[test]
-fn an_interface_is_on_another_tap() {
+fn network_override_replaces_tap() {
     in_own_network(|| {
-        let folder = Directory::new();
-        make_tap("tap0");
-        let mut served = ApiProcess::start();
+        let directory = Directory::new();
+        create_tap_with_address("tap0");
+        let mut process = ApiProcess::start();
         let interface = r#"{"iface_id":"net1","host_dev_name":"tap0","guest_mac":"02:00:00:00:00:07"}"#;
-        served.expect_no_content("PUT", "/network-interfaces/net1", interface);
+        process.expect_no_content("PUT", "/network-interfaces/net1", interface);
         let boot = format!(
             r#"{{"kernel_image_path":"{}","boot_args":"ip=10.0.0.2"}}"#,
             file("net.elf")
         );
-        served.expect_no_content("PUT", "/boot-source", &boot);
-        served.act("InstanceStart");
-        served.expect("net 02:00:00:00:00:07 at 10.0.0.2\n");
-        pings();
-        pause_and_create(&served, &folder, "Full", "state", "memory");
-        served.kill();
+        process.expect_no_content("PUT", "/boot-source", &boot);
+        process.run_action("InstanceStart");
+        process.expect("net 02:00:00:00:00:07 at 10.0.0.2\n");
+        ping_guest();
+        pause_and_create(&process, &directory, "Full", "state", "memory");
+        process.kill();
 
-        // On the same one, and then on another, while the first is gone.
-        let restored = load_snapshot(&folder, "state", "memory", r#","resume_vm":true"#);
-        pings();
+        // First on the same tap, then on another one after the removal of the first.
+        let restored = load_snapshot(&directory, "state", "memory", r#","resume_vm":true"#);
+        ping_guest();
         restored.kill();
-        output_of("ip link del tap0");
-        make_tap("tap1");
+        run_command("ip link del tap0");
+        create_tap_with_address("tap1");
         let fields = r#","resume_vm":true,"network_overrides":[{"iface_id":"net1","host_dev_name":"tap1"}]"#;
-        let mut restored = load_snapshot(&folder, "state", "memory", fields);
-        let shown = restored.ask("GET", "/vm/config", "").json();
+        let mut restored = load_snapshot(&directory, "state", "memory", fields);
+        let shown = restored.request("GET", "/vm/config", "").json();
         assert_eq!(shown["network-interfaces"][0]["host_dev_name"], "tap1");
-        pings();
-        let page = output_of("curl --silent --show-error --noproxy * --max-time 60 http://10.0.0.2/");
+        ping_guest();
+        let page = run_command("curl --silent --show-error --noproxy * --max-time 60 http://10.0.0.2/");
         assert_eq!(page, "hello from mayfly\n");
-        // The pings from before it was frozen are in its memory.
+        // The count in guest memory includes the pings before the snapshot.
         restored.expect(" 6 pings 1 pages\n");
-        restored.ends_with(0);
+        restored.expect_exit(0);
     });
 }

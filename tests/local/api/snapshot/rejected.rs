@@ -1,84 +1,86 @@
-//! What cannot be frozen goes on, and what cannot be loaded ends mayfly once that is said.
+//! Rejected snapshot requests: after a failed creation the guest can continue, a failed load ends mayfly after the response.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, symlink};
 
-use super::super::http::fault;
-use super::super::served::{ApiProcess, Directory};
-use super::{PAUSED, RESUMED, body, count, create, goes_on, load_snapshot, pause_and_create, ticking};
+use super::super::http::fault_response;
+use super::super::served::{
+    ApiProcess, Directory, PAUSED, RESUMED, count_ticks, create_snapshot, expect_progress, load_body,
+    load_snapshot, pause_and_create, start_ticker,
+};
 
 const AFTER: &str = "The requested operation is not supported after starting the microVM.";
 const BEFORE: &str = "The requested operation is not supported before starting the microVM.";
 
 #[test]
-fn a_guest_that_runs_is_not_frozen() {
-    let folder = Directory::new();
-    let mut served = ticking();
-    let why = create(&served, &folder, "Full", "state", "memory").fault();
+fn create_of_running_guest_is_rejected() {
+    let directory = Directory::new();
+    let mut process = start_ticker();
+    let message = create_snapshot(&process, &directory, "Full", "state", "memory").fault_message();
     assert!(
-        why.starts_with("Create snapshot error: cannot create a snapshot: the VM is not paused"),
-        "{why}"
+        message.starts_with("Create snapshot error: cannot create a snapshot: the VM is not paused"),
+        "{message}"
     );
-    assert_eq!(served.state(), "Running");
-    assert!(!folder.path("state").exists() && !folder.path("memory").exists());
-    served.expect("tick 20\n");
-    count(&served.kill());
+    assert_eq!(process.state(), "Running");
+    assert!(!directory.path("state").exists() && !directory.path("memory").exists());
+    process.expect("tick 20\n");
+    count_ticks(&process.kill());
 }
 
 #[test]
-fn nothing_is_frozen_before_the_start() {
-    let folder = Directory::new();
-    let served = ApiProcess::start();
+fn create_before_start_is_rejected() {
+    let directory = Directory::new();
+    let process = ApiProcess::start();
     assert_eq!(
-        create(&served, &folder, "Full", "state", "memory").text,
-        fault(BEFORE)
+        create_snapshot(&process, &directory, "Full", "state", "memory").text,
+        fault_response(BEFORE)
     );
-    served.terminate();
+    process.terminate();
 }
 
 #[test]
-fn a_guest_whose_files_cannot_be_goes_on() {
-    let folder = Directory::new();
-    fs::create_dir(folder.path("folder")).unwrap();
-    let mut served = ticking();
-    served.expect_no_content("PATCH", "/vm", PAUSED);
+fn create_with_invalid_paths_keeps_guest() {
+    let directory = Directory::new();
+    fs::create_dir(directory.path("directory")).unwrap();
+    let mut process = start_ticker();
+    process.expect_no_content("PATCH", "/vm", PAUSED);
     for kind in ["Full", "Diff"] {
         for (state, memory) in [
             ("none/state", "memory"),
             ("state", "none/memory"),
-            ("folder", "memory"),
-            ("state", "folder"),
+            ("directory", "memory"),
+            ("state", "directory"),
             ("state", "state"),
-            ("state", "folder/../state"),
+            ("state", "directory/../state"),
         ] {
-            let why = create(&served, &folder, kind, state, memory).fault();
-            assert!(why.starts_with("Create snapshot error: "), "{why}");
-            assert_eq!(served.state(), "Paused", "{kind} {state} {memory}");
+            let message = create_snapshot(&process, &directory, kind, state, memory).fault_message();
+            assert!(message.starts_with("Create snapshot error: "), "{message}");
+            assert_eq!(process.state(), "Paused", "{kind} {state} {memory}");
         }
     }
-    let left: Vec<_> = fs::read_dir(folder.path("")).unwrap().collect();
-    assert_eq!(left.len(), 1, "more than the folder: {left:?}");
-    // All the same, it can be frozen where it can.
-    pause_and_create(&served, &folder, "Full", "state", "memory");
-    served.expect_no_content("PATCH", "/vm", RESUMED);
-    served.expect("tick 20\n");
-    let all = served.kill();
-    count(&all);
-    let mut clone = load_snapshot(&folder, "state", "memory", r#","resume_vm":true"#);
+    let left: Vec<_> = fs::read_dir(directory.path("")).unwrap().collect();
+    assert_eq!(left.len(), 1, "files remain beside the directory: {left:?}");
+    // A valid request then succeeds.
+    pause_and_create(&process, &directory, "Full", "state", "memory");
+    process.expect_no_content("PATCH", "/vm", RESUMED);
+    process.expect("tick 20\n");
+    let all = process.kill();
+    count_ticks(&all);
+    let mut clone = load_snapshot(&directory, "state", "memory", r#","resume_vm":true"#);
     clone.expect("tick 20\n");
     clone.terminate();
 }
 
 #[test]
-fn what_cannot_be_frozen_leaves_the_old_snapshot() {
-    let folder = Directory::new();
-    let served = ticking();
-    pause_and_create(&served, &folder, "Full", "state", "memory");
-    let printed = served.kill();
-    symlink("memory", folder.path("link")).unwrap();
-    let before = ["state", "memory"].map(|name| fs::read(folder.path(name)).unwrap());
-    // Another guest, which must not be half of it.
-    let mut other = ticking();
+fn failed_create_keeps_old_snapshot() {
+    let directory = Directory::new();
+    let process = start_ticker();
+    pause_and_create(&process, &directory, "Full", "state", "memory");
+    let printed = process.kill();
+    symlink("memory", directory.path("link")).unwrap();
+    let before = ["state", "memory"].map(|name| fs::read(directory.path(name)).unwrap());
+    // A different guest: a mix of both snapshots would show.
+    let mut other = start_ticker();
     other.expect("tick 40\n");
     other.expect_no_content("PATCH", "/vm", PAUSED);
     for kind in ["Full", "Diff"] {
@@ -88,60 +90,63 @@ fn what_cannot_be_frozen_leaves_the_old_snapshot() {
             ("memory", "link"),
             ("link", "memory"),
         ] {
-            let why = create(&other, &folder, kind, state, memory).fault();
-            assert!(why.starts_with("Create snapshot error: "), "{why}");
+            let message = create_snapshot(&other, &directory, kind, state, memory).fault_message();
+            assert!(message.starts_with("Create snapshot error: "), "{message}");
         }
     }
     other.kill();
-    let after = ["state", "memory"].map(|name| fs::read(folder.path(name)).unwrap());
+    let after = ["state", "memory"].map(|name| fs::read(directory.path(name)).unwrap());
     assert!(before == after, "the old snapshot has changed");
-    goes_on(
-        load_snapshot(&folder, "state", "memory", r#","resume_vm":true"#),
+    expect_progress(
+        load_snapshot(&directory, "state", "memory", r#","resume_vm":true"#),
         printed,
     );
 }
 
 #[test]
-fn files_behind_links_are_replaced() {
-    let folder = Directory::new();
-    let served = ticking();
+fn create_follows_symlinks() {
+    let directory = Directory::new();
+    let process = start_ticker();
     for name in ["state", "memory"] {
-        folder.write(&format!("old {name}"), "old");
-        symlink(folder.path(&format!("old {name}")), folder.path(name)).unwrap();
+        directory.write(&format!("old {name}"), "old");
+        symlink(directory.path(&format!("old {name}")), directory.path(name)).unwrap();
     }
-    pause_and_create(&served, &folder, "Full", "state", "memory");
-    let printed = served.kill();
-    assert!(folder.path("state").is_symlink() && folder.path("memory").is_symlink());
-    goes_on(
-        load_snapshot(&folder, "state", "memory", r#","resume_vm":true"#),
+    pause_and_create(&process, &directory, "Full", "state", "memory");
+    let printed = process.kill();
+    assert!(directory.path("state").is_symlink() && directory.path("memory").is_symlink());
+    expect_progress(
+        load_snapshot(&directory, "state", "memory", r#","resume_vm":true"#),
         printed,
     );
 }
 
-/// What is loaded, and what is said then.
+/// State file, memory file, more fields, and a part of the message.
 type Case = (&'static str, &'static str, &'static str, &'static str);
 
 #[test]
-fn what_cannot_be_loaded_ends_mayfly() {
-    let folder = Directory::new();
-    let served = ticking();
-    pause_and_create(&served, &folder, "Full", "state", "memory");
-    served.kill();
-    let state = fs::read(folder.path("state")).unwrap();
+fn failed_load_ends_mayfly() {
+    let directory = Directory::new();
+    let process = start_ticker();
+    pause_and_create(&process, &directory, "Full", "state", "memory");
+    process.kill();
+    let state = fs::read(directory.path("state")).unwrap();
     let mut flipped = state.clone();
     flipped[state.len() / 2] ^= 1;
-    folder.write("flipped", flipped);
-    folder.write("cut", &state[..state.len() - 1]);
-    folder.write("empty", "");
-    fs::copy(folder.path("memory"), folder.path("short")).unwrap();
+    directory.write("flipped", flipped);
+    directory.write("cut", &state[..state.len() - 1]);
+    directory.write("empty", "");
+    fs::copy(directory.path("memory"), directory.path("short")).unwrap();
     let short = fs::File::options()
         .write(true)
-        .open(folder.path("short"))
+        .open(directory.path("short"))
         .unwrap();
     let length = short.metadata().unwrap().len();
     short.set_len(length - 4096).unwrap();
-    fs::copy(folder.path("memory"), folder.path("long")).unwrap();
-    let long = fs::File::options().write(true).open(folder.path("long")).unwrap();
+    fs::copy(directory.path("memory"), directory.path("long")).unwrap();
+    let long = fs::File::options()
+        .write(true)
+        .open(directory.path("long"))
+        .unwrap();
     long.write_all_at(&[0xa5], length).unwrap();
     let cases: [Case; 12] = [
         ("none", "memory", "", "none"),
@@ -168,50 +173,56 @@ fn what_cannot_be_loaded_ends_mayfly() {
         ),
     ];
     for (state, memory, fields, text) in cases {
-        let served = ApiProcess::start();
-        let why = served
-            .ask("PUT", "/snapshot/load", &body(&folder, state, memory, fields))
-            .fault();
+        let process = ApiProcess::start();
+        let load = load_body(&directory, state, memory, fields);
+        let message = process.request("PUT", "/snapshot/load", &load).fault_message();
         assert!(
-            why.starts_with("Load snapshot error: ") && why.contains(text),
-            "{state} {memory}: {why}"
+            message.starts_with("Load snapshot error: ") && message.contains(text),
+            "{state} {memory}: {message}"
         );
-        served.ends_with(1);
+        process.expect_exit(1);
     }
 }
 
 #[test]
-fn nothing_is_loaded_over_a_machine() {
-    let folder = Directory::new();
-    let mut served = ApiProcess::start();
-    served.boots("ticker.elf");
-    let load = body(&folder, "state", "memory", "");
-    let answer = served.ask("PUT", "/snapshot/load", &load);
+fn load_into_configured_vm_is_rejected() {
+    let directory = Directory::new();
+    let mut process = ApiProcess::start();
+    process.set_kernel("ticker.elf");
+    let load = load_body(&directory, "state", "memory", "");
+    let response = process.request("PUT", "/snapshot/load", &load);
     assert_eq!(
-        answer.text,
-        fault(
+        response.text,
+        fault_response(
             "Load snapshot error: Loading a microVM snapshot not allowed after configuring boot-specific resources."
         )
     );
-    // Nothing was touched by that, so that it goes on.
-    served.act("InstanceStart");
-    served.expect("tick 3\n");
+    // The rejected load leaves the configuration unchanged.
+    process.run_action("InstanceStart");
+    process.expect("tick 3\n");
     for state in [RESUMED, PAUSED] {
-        served.expect_no_content("PATCH", "/vm", state);
-        assert_eq!(served.ask("PUT", "/snapshot/load", &load).text, fault(AFTER));
+        process.expect_no_content("PATCH", "/vm", state);
+        assert_eq!(
+            process.request("PUT", "/snapshot/load", &load).text,
+            fault_response(AFTER)
+        );
     }
-    pause_and_create(&served, &folder, "Full", "state", "memory");
-    served.expect_no_content("PATCH", "/vm", RESUMED);
-    served.expect("tick 6\n");
-    served.terminate();
+    pause_and_create(&process, &directory, "Full", "state", "memory");
+    process.expect_no_content("PATCH", "/vm", RESUMED);
+    process.expect("tick 6\n");
+    process.terminate();
 
-    let restored = load_snapshot(&folder, "state", "memory", "");
+    let restored = load_snapshot(&directory, "state", "memory", "");
     for (path, body) in [
         ("/snapshot/load", load.as_str()),
         ("/machine-config", r#"{"vcpu_count":1,"mem_size_mib":128}"#),
         ("/actions", r#"{"action_type":"InstanceStart"}"#),
     ] {
-        assert_eq!(restored.ask("PUT", path, body).text, fault(AFTER), "{path}");
+        assert_eq!(
+            restored.request("PUT", path, body).text,
+            fault_response(AFTER),
+            "{path}"
+        );
     }
     restored.terminate();
 }

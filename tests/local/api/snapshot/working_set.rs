@@ -1,100 +1,107 @@
-//! Working sets as fields of what is loaded.
+//! Working sets in the body of a snapshot load.
 
-use super::super::served::{ApiProcess, Directory};
-use super::{RESUMED, body, count, goes_on, pause_and_create, ticking};
+use super::super::served::{
+    ApiProcess, Directory, RESUMED, count_ticks, expect_progress, load_body, pause_and_create, start_ticker,
+};
 
-/// The field `working_set` or `record_working_set`.
-fn used(folder: &Directory) -> String {
-    format!(r#","working_set":"{}""#, folder.text("set"))
+/// Returns the field `working_set`.
+fn working_set_field(directory: &Directory) -> String {
+    format!(r#","working_set":"{}""#, directory.text("set"))
 }
 
-fn recorded(folder: &Directory, milliseconds: u32) -> String {
-    let path = folder.text("set");
+/// Returns the field `record_working_set`.
+fn record_field(directory: &Directory, milliseconds: u32) -> String {
+    let path = directory.text("set");
     format!(r#","record_working_set":{{"path":"{path}","milliseconds":{milliseconds}}}"#)
 }
 
 #[test]
-fn a_working_set_is_recorded_and_used() {
-    let folder = Directory::new();
-    let served = ticking();
-    pause_and_create(&served, &folder, "Full", "state", "memory");
-    let printed = served.kill();
+fn working_set_is_recorded_and_prefetched() {
+    let directory = Directory::new();
+    let process = start_ticker();
+    pause_and_create(&process, &directory, "Full", "state", "memory");
+    let printed = process.kill();
     let mut recording = ApiProcess::start();
-    let load = body(&folder, "state", "memory", &recorded(&folder, 600_000));
+    let load = load_body(&directory, "state", "memory", &record_field(&directory, 600_000));
     recording.expect_no_content("PUT", "/snapshot/load", &load);
     recording.expect_no_content("PATCH", "/vm", RESUMED);
-    recording.expect(&format!("tick {}\n", count(&printed) + 3));
-    assert!(!folder.path("set").exists(), "it has ended before its time");
-    // To freeze it ends it, and so does the guest's end; what was recorded belongs to the snapshot that was loaded.
-    pause_and_create(&recording, &folder, "Full", "state-2", "memory-2");
-    assert!(folder.path("set").exists());
+    recording.expect(&format!("tick {}\n", count_ticks(&printed) + 3));
+    assert!(!directory.path("set").exists(), "the recording ended early");
+    // Snapshot creation ends the recording. The working set belongs to the loaded snapshot.
+    pause_and_create(&recording, &directory, "Full", "state-2", "memory-2");
+    assert!(directory.path("set").exists());
     recording.terminate();
     for resume in [true, false] {
         let restored = ApiProcess::start();
-        let fields = used(&folder) + &format!(r#","resume_vm":{resume}"#);
+        let fields = working_set_field(&directory) + &format!(r#","resume_vm":{resume}"#);
         restored.expect_no_content(
             "PUT",
             "/snapshot/load",
-            &body(&folder, "state", "memory", &fields),
+            &load_body(&directory, "state", "memory", &fields),
         );
         restored.expect_no_content("PATCH", "/vm", RESUMED);
-        goes_on(restored, printed.clone());
+        expect_progress(restored, printed.clone());
     }
-    let refused = ApiProcess::start();
-    let load = body(&folder, "state-2", "memory-2", &used(&folder));
-    let why = refused.ask("PUT", "/snapshot/load", &load).fault();
-    assert!(why.contains("belongs to another snapshot"), "{why}");
-    refused.ends_with(1);
+    let rejecting = ApiProcess::start();
+    let load = load_body(&directory, "state-2", "memory-2", &working_set_field(&directory));
+    let message = rejecting.request("PUT", "/snapshot/load", &load).fault_message();
+    assert!(message.contains("belongs to another snapshot"), "{message}");
+    rejecting.expect_exit(1);
 }
 
 #[test]
-fn what_makes_no_sense_is_refused() {
-    let folder = Directory::new();
-    let served = ticking();
-    pause_and_create(&served, &folder, "Full", "state", "memory");
-    served.kill();
-    let (state, nobody) = (folder.text("state"), folder.text("nobody.sock"));
-    let backend = format!(r#"{{"backend_type":"Uffd","backend_path":"{nobody}"}}"#);
-    let by_uffd =
+fn invalid_working_set_options_are_rejected() {
+    let directory = Directory::new();
+    let process = start_ticker();
+    pause_and_create(&process, &directory, "Full", "state", "memory");
+    process.kill();
+    let (state, socket) = (directory.text("state"), directory.text("unused.sock"));
+    let backend = format!(r#"{{"backend_type":"Uffd","backend_path":"{socket}"}}"#);
+    let uffd_body =
         |fields: String| format!(r#"{{"snapshot_path":"{state}","mem_backend":{backend}{fields}}}"#);
-    for (load, why) in [
+    for (load, message) in [
         (
-            by_uffd(used(&folder)),
+            uffd_body(working_set_field(&directory)),
             "Load snapshot error: cannot use a working set: a fault handler",
         ),
         (
-            by_uffd(recorded(&folder, 5)),
+            uffd_body(record_field(&directory, 5)),
             "Load snapshot error: cannot record a working set: a fault handler",
         ),
         (
-            body(
-                &folder,
+            load_body(
+                &directory,
                 "state",
                 "memory",
-                &(used(&folder) + &recorded(&folder, 5)),
+                &(working_set_field(&directory) + &record_field(&directory, 5)),
             ),
             "leave out working_set or record_working_set",
         ),
         (
-            body(&folder, "state", "memory", &used(&folder)),
+            load_body(&directory, "state", "memory", &working_set_field(&directory)),
             "cannot use the working set",
         ),
     ] {
-        let served = ApiProcess::start();
-        let answer = served.ask("PUT", "/snapshot/load", &load).fault();
-        assert!(answer.contains(why), "{answer}");
-        served.ends_with(1);
+        let process = ApiProcess::start();
+        let response = process.request("PUT", "/snapshot/load", &load).fault_message();
+        assert!(response.contains(message), "{response}");
+        process.expect_exit(1);
     }
-    // What is no length is wrong in itself, and ends nothing.
-    let served = ApiProcess::start();
+    // An invalid duration is a schema error, which does not end mayfly.
+    let process = ApiProcess::start();
     for milliseconds in [0, 600_001] {
-        let load = body(&folder, "state", "memory", &recorded(&folder, milliseconds));
-        let why = served.ask("PUT", "/snapshot/load", &load).fault();
+        let load = load_body(
+            &directory,
+            "state",
+            "memory",
+            &record_field(&directory, milliseconds),
+        );
+        let message = process.request("PUT", "/snapshot/load", &load).fault_message();
         assert!(
-            why.contains("record_working_set.milliseconds") && why.contains("600000"),
-            "{why}"
+            message.contains("record_working_set.milliseconds") && message.contains("600000"),
+            "{message}"
         );
     }
-    served.terminate();
-    assert!(!folder.path("set").exists());
+    process.terminate();
+    assert!(!directory.path("set").exists());
 }

@@ -1,4 +1,4 @@
-//! Pages that a restored guest touches first, recorded and made ready.
+//! Recording and prefetch of the working set of a restored guest.
 
 use std::fs;
 use std::io::{self, Write};
@@ -9,34 +9,34 @@ use std::process::{Command, Output};
 use std::time::Instant;
 
 use super::super::served::{ApiProcess, Directory};
-use super::{create_snapshot, restore, run, run_err, run_ok, ticks, within_limit};
-use crate::guest::LIMIT;
+use super::{command_with_timeout, create_snapshot, expect_ticks, restore, run_err, run_ok, start};
+use crate::guest::TIMEOUT;
 use crate::guests::{file, program};
 
-/// A snapshot of the guest that has written to 512 pages and waits for input, in the folder `s`.
-fn touched() -> (Directory, String) {
-    let mut vm = run("touch.elf");
+/// Creates a snapshot, in the directory `s`, of a guest that has written 512 pages and waits for input.
+fn create_touch_snapshot() -> (Directory, String) {
+    let mut vm = start("touch.elf");
     vm.expect("touched 512 pages\n");
     let kept = Directory::new();
-    let folder = kept.text("s");
-    create_snapshot(&vm, &folder, &[]);
+    let directory = kept.text("s");
+    create_snapshot(&vm, &directory, &[]);
     vm.terminate();
-    (kept, folder)
+    (kept, directory)
 }
 
-/// A snapshot of the ticker.
-fn ticking() -> (Directory, String) {
-    let mut vm = run("ticker.elf");
+/// Creates a snapshot of the ticker in the directory `s`.
+fn create_ticker_snapshot() -> (Directory, String) {
+    let mut vm = start("ticker.elf");
     vm.expect("tick 2\n");
     let kept = Directory::new();
-    let folder = kept.text("s");
-    create_snapshot(&vm, &folder, &[]);
+    let directory = kept.text("s");
+    create_snapshot(&vm, &directory, &[]);
     vm.terminate();
-    (kept, folder)
+    (kept, directory)
 }
 
-/// What comes of `mayfly restore` when the guest gets `input`, on which it ends.
-fn fed(command: &mut Command, input: &[u8]) -> Output {
+/// Runs `command` with `input` for the guest, which exits on it.
+fn run_with_input(command: &mut Command, input: &[u8]) -> Output {
     let (reader, mut writer) = io::pipe().unwrap();
     writer.write_all(input).unwrap();
     let output = command.stdin(reader).output().unwrap();
@@ -44,19 +44,19 @@ fn fed(command: &mut Command, input: &[u8]) -> Output {
     output
 }
 
-fn restored(folder: &str, options: &[&str], input: &[u8]) -> String {
-    let mut command = within_limit();
-    command.args(["restore", folder]).args(options);
-    let output = fed(&mut command, input);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+fn run_restored(directory: &str, options: &[&str], input: &[u8]) -> String {
+    let mut command = command_with_timeout();
+    command.args(["restore", directory]).args(options);
+    let output = run_with_input(&mut command, input);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     let printed = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(output.status.code(), Some(0), "{printed}{said}");
-    assert!(printed.contains("ok touch 512 pages"), "{printed}{said}");
-    said
+    assert_eq!(output.status.code(), Some(0), "{printed}{stderr}");
+    assert!(printed.contains("ok touch 512 pages"), "{printed}{stderr}");
+    stderr
 }
 
-/// Pages touched and written, as snapshot-info has them.
-fn pages(set: &str) -> [u64; 2] {
+/// Returns the numbers of touched and of written pages, by snapshot-info.
+fn page_counts(set: &str) -> [u64; 2] {
     let info = run_ok(&["snapshot-info", set]);
     ["touched", "written"].map(|name| {
         let line = info.lines().find_map(|line| line.strip_prefix(name)).unwrap();
@@ -64,36 +64,36 @@ fn pages(set: &str) -> [u64; 2] {
     })
 }
 
-/// Names in the folder, but for the snapshot's.
+/// Returns the names in the directory without that of the snapshot.
 fn names(kept: &Directory) -> Vec<String> {
     let entries = fs::read_dir(kept.path("")).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.filter(|name| name != "s").collect()
 }
 
-/// Pages on disk of a difference of the paused clone.
-fn difference(clone: &ApiProcess, kept: &Directory, name: &str) -> u64 {
+/// Creates a diff snapshot of the paused clone. Returns the number of its pages on disk.
+fn diff_pages(clone: &ApiProcess, kept: &Directory, name: &str) -> u64 {
     assert_eq!(clone.state(), "Paused");
     create_snapshot(clone, &kept.text(name), &["--diff"]);
     fs::metadata(kept.path(name).join("memory")).unwrap().blocks() / 8
 }
 
 #[test]
-fn what_a_guest_has_written_is_recorded_when_it_ends() {
-    let (kept, folder) = touched();
+fn working_set_is_recorded_at_guest_exit() {
+    let (kept, directory) = create_touch_snapshot();
     let [reads, writes] = ["reads", "writes"].map(|name| kept.text(name));
     let length = ["--record-ms", "600000"];
-    restored(
-        &folder,
+    run_restored(
+        &directory,
         &[&["--record-working-set", &reads], &length[..]].concat(),
         b"q",
     );
-    restored(
-        &folder,
+    run_restored(
+        &directory,
         &[&["--record-working-set", &writes], &length[..]].concat(),
         b"wq",
     );
-    let ([touched, written], [touched_2, written_2]) = (pages(&reads), pages(&writes));
+    let ([touched, written], [touched_2, written_2]) = (page_counts(&reads), page_counts(&writes));
     assert!(touched >= 512 && written < 100, "{touched} {written}");
     assert!(
         (512..612).contains(&written_2) && touched_2 >= written_2,
@@ -101,78 +101,83 @@ fn what_a_guest_has_written_is_recorded_when_it_ends() {
     );
     for set in [&reads, &writes] {
         for input in [&b"q"[..], b"wq"] {
-            restored(&folder, &["--working-set", set], input);
+            run_restored(&directory, &["--working-set", set], input);
         }
     }
 }
 
 #[test]
-fn pages_that_are_ready_count_as_changed() {
-    let (kept, folder) = touched();
+fn prefetched_pages_are_in_diff_snapshot() {
+    let (kept, directory) = create_touch_snapshot();
     let set = kept.text("set");
-    restored(&folder, &["--record-working-set", &set], b"wq");
-    let without = restore(&folder, &["--paused"]);
-    let before = difference(&without, &kept, "without");
+    run_restored(&directory, &["--record-working-set", &set], b"wq");
+    let without = restore(&directory, &["--paused"]);
+    let before = diff_pages(&without, &kept, "without");
     without.terminate();
-    let with = restore(&folder, &["--paused", "--working-set", &set]);
-    let after = difference(&with, &kept, "with");
+    let with = restore(&directory, &["--paused", "--working-set", &set]);
+    let after = diff_pages(&with, &kept, "with");
     with.terminate();
     assert!(before < 100 && after >= 500, "{before} {after}");
-    // They hold what they held.
-    run_ok(&["snapshot-merge", &folder, &kept.text("with")]);
-    restored(&folder, &[], b"q");
-    // By that it is another snapshot.
-    let said = run_err(&["restore", &folder, "--working-set", &set]);
+    // Prefetched pages keep their content.
+    run_ok(&["snapshot-merge", &directory, &kept.text("with")]);
+    run_restored(&directory, &[], b"q");
+    // The merge makes it a different snapshot.
+    let stderr = run_err(&["restore", &directory, "--working-set", &set]);
     assert!(
-        said.contains(&set) && said.contains("belongs to another snapshot"),
-        "{said}"
+        stderr.contains(&set) && stderr.contains("belongs to another snapshot"),
+        "{stderr}"
     );
 }
 
 #[test]
-fn a_recording_ends_by_itself_and_the_guest_goes_on() {
-    let (kept, folder) = ticking();
+fn recording_ends_after_its_time() {
+    let (kept, directory) = create_ticker_snapshot();
     let set = kept.text("set");
-    let mut clone = restore(&folder, &["--record-working-set", &set, "--record-ms", "1"]);
+    let mut clone = restore(&directory, &["--record-working-set", &set, "--record-ms", "1"]);
     let start = Instant::now();
     while !Path::new(&set).exists() {
-        assert!(start.elapsed() < LIMIT, "no working set comes");
-        ticks(&mut clone, 1);
+        assert!(start.elapsed() < TIMEOUT, "the recording did not end");
+        expect_ticks(&mut clone, 1);
     }
-    // In a millisecond it need not have done anything.
-    pages(&set);
-    ticks(&mut clone, 5);
+    // Within 1 ms the guest may touch no page: the counts are not checked.
+    page_counts(&set);
+    expect_ticks(&mut clone, 5);
     clone.terminate();
     assert_eq!(names(&kept), ["set"]);
 }
 
 #[test]
-fn what_ends_a_recording_early_completes_it() {
-    let (kept, folder) = ticking();
-    let [frozen, ended] = ["frozen", "ended"].map(|name| kept.text(name));
+fn snapshot_or_exit_completes_recording() {
+    let (kept, directory) = create_ticker_snapshot();
+    let [by_snapshot, by_exit] = ["snapshot", "exit"].map(|name| kept.text(name));
     let length = ["--record-ms", "600000"];
-    let record = |set| restore(&folder, &[&["--record-working-set", set], &length[..]].concat());
-    let mut clone = record(&frozen);
-    ticks(&mut clone, 2);
-    assert!(!Path::new(&frozen).exists(), "it has ended before its time");
+    let record = |set| {
+        restore(
+            &directory,
+            &[&["--record-working-set", set], &length[..]].concat(),
+        )
+    };
+    let mut clone = record(&by_snapshot);
+    expect_ticks(&mut clone, 2);
+    assert!(!Path::new(&by_snapshot).exists(), "the recording ended early");
     create_snapshot(&clone, &kept.text("again"), &[]);
-    assert!(pages(&frozen)[1] >= 1);
-    ticks(&mut clone, 2);
+    assert!(page_counts(&by_snapshot)[1] >= 1);
+    expect_ticks(&mut clone, 2);
     clone.terminate();
-    let mut clone = record(&ended);
-    ticks(&mut clone, 2);
+    let mut clone = record(&by_exit);
+    expect_ticks(&mut clone, 2);
     clone.terminate();
-    assert!(pages(&ended)[1] >= 1);
+    assert!(page_counts(&by_exit)[1] >= 1);
 }
 
 #[test]
-fn of_a_guest_that_does_not_run_nothing_is_recorded() {
-    let (kept, folder) = ticking();
+fn paused_guest_is_not_recorded() {
+    let (kept, directory) = create_ticker_snapshot();
     let set = kept.text("set");
     let options = ["--record-working-set", &set, "--record-ms", "1"];
-    let clone = restore(&folder, &[&options[..], &["--paused"]].concat());
+    let clone = restore(&directory, &[&options[..], &["--paused"]].concat());
     assert_eq!(clone.state(), "Paused");
-    // What is frozen before it has run is recorded later, when it does.
+    // The recording starts at the first resume; a snapshot before it does not end it.
     create_snapshot(&clone, &kept.text("again"), &[]);
     assert!(!Path::new(&set).exists());
     clone.terminate();
@@ -180,17 +185,17 @@ fn of_a_guest_that_does_not_run_nothing_is_recorded() {
 }
 
 #[test]
-fn what_is_no_working_set_is_refused_before_the_guest_runs() {
-    let (kept, folder) = touched();
+fn invalid_working_set_is_rejected() {
+    let (kept, directory) = create_touch_snapshot();
     let set = kept.text("set");
-    restored(&folder, &["--record-working-set", &set], b"q");
+    run_restored(&directory, &["--record-working-set", &set], b"q");
     let good = fs::read(&set).unwrap();
     let middle = good.len() / 2;
     let mut flipped = good.clone();
     flipped[middle] ^= 1;
     kept.write(
         "text",
-        "no working set, but long enough to have the header of one",
+        "not a working set, but longer than the header of a working set",
     );
     kept.write("empty", "");
     kept.write("cut", &good[..good.len() - 1]);
@@ -198,7 +203,7 @@ fn what_is_no_working_set_is_refused_before_the_guest_runs() {
     kept.write("longer", [&good[..], b"x"].concat());
     kept.write("flipped", flipped);
     kept.fifo("fifo");
-    for (name, why) in [
+    for (name, cause) in [
         ("none", "No such file"),
         ("text", "not a state file of mayfly"),
         ("empty", "too short"),
@@ -212,28 +217,31 @@ fn what_is_no_working_set_is_refused_before_the_guest_runs() {
         ("s/memory", "cannot use the working set"),
     ] {
         let path = kept.text(name);
-        let said = run_err(&["restore", &folder, "--working-set", &path]);
-        assert!(said.contains(&path) && said.contains(why), "{name}: {said}");
+        let stderr = run_err(&["restore", &directory, "--working-set", &path]);
+        assert!(
+            stderr.contains(&path) && stderr.contains(cause),
+            "{name}: {stderr}"
+        );
     }
 }
 
 #[test]
-fn a_set_of_another_snapshot_is_refused() {
-    let (kept, folder) = touched();
+fn working_set_of_another_snapshot_is_rejected() {
+    let (kept, directory) = create_touch_snapshot();
     let set = kept.text("set");
-    restored(&folder, &["--record-working-set", &set], b"q");
+    run_restored(&directory, &["--record-working-set", &set], b"q");
     let again = kept.text("again");
-    let clone = restore(&folder, &["--paused"]);
+    let clone = restore(&directory, &["--paused"]);
     assert_eq!(clone.state(), "Paused");
     create_snapshot(&clone, &again, &[]);
     clone.terminate();
-    let said = run_err(&["restore", &again, "--working-set", &set]);
+    let stderr = run_err(&["restore", &again, "--working-set", &set]);
     assert!(
-        said.contains(&set) && said.contains("belongs to another snapshot"),
-        "{said}"
+        stderr.contains(&set) && stderr.contains("belongs to another snapshot"),
+        "{stderr}"
     );
     let socket = kept.text("large.sock");
-    let mut large = ApiProcess::called(
+    let mut large = ApiProcess::spawn(
         Directory::new(),
         Command::new(program()).args([
             "run",
@@ -248,29 +256,29 @@ fn a_set_of_another_snapshot_is_refused() {
     let other = kept.text("large");
     run_ok(&["snapshot", &other, "--api-sock", &socket]);
     drop(large);
-    let said = run_err(&["restore", &other, "--working-set", &set]);
-    assert!(said.contains("bytes of memory, the guest has"), "{said}");
+    let stderr = run_err(&["restore", &other, "--working-set", &set]);
+    assert!(stderr.contains("bytes of memory, the guest has"), "{stderr}");
 }
 
 #[test]
-fn where_nothing_can_be_recorded_the_guest_does_not_run() {
-    let (kept, folder) = touched();
-    for (name, why) in [
+fn unwritable_recording_is_rejected() {
+    let (kept, directory) = create_touch_snapshot();
+    for (name, cause) in [
         ("none/set", "directory must exist"),
         ("s", "a directory, pipe or device"),
     ] {
         let path = kept.text(name);
-        let said = run_err(&["restore", &folder, "--record-working-set", &path]);
+        let stderr = run_err(&["restore", &directory, "--record-working-set", &path]);
         assert!(
-            said.contains("cannot record a working set") && said.contains(why),
-            "{said}"
+            stderr.contains("cannot record a working set") && stderr.contains(cause),
+            "{stderr}"
         );
     }
     assert!(names(&kept).is_empty());
 }
 
-/// mayfly where /proc is empty. Takes root's rights.
-fn without_proc(arguments: &[&str]) -> Command {
+/// Returns mayfly with an empty /proc. Requires root.
+fn command_without_proc(arguments: &[&str]) -> Command {
     let mut command = Command::new("timeout");
     command
         .args(["60".as_ref(), program().as_os_str()])
@@ -280,40 +288,40 @@ fn without_proc(arguments: &[&str]) -> Command {
         _ => Err(io::Error::last_os_error()),
     };
     let enter = move || {
-        // SAFETY: the call takes no pointer, and changes only the process that is to be.
+        // SAFETY: the call takes no pointer and affects the child process only.
         check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
         let flags = libc::MS_REC | libc::MS_PRIVATE;
-        let nothing = std::ptr::null();
-        // SAFETY: the target is a C string, and the rest is not looked at.
-        check(unsafe { libc::mount(nothing, c"/".as_ptr(), nothing, flags, nothing.cast()) })?;
-        let (kind, place) = (c"tmpfs".as_ptr(), c"/proc".as_ptr());
-        // SAFETY: all pointers are C strings for the length of the call, but for the last, which may be null.
-        check(unsafe { libc::mount(kind, place, kind, 0, nothing.cast()) })
+        let null = std::ptr::null();
+        // SAFETY: the target is a C string; the kernel ignores the other pointers with MS_PRIVATE.
+        check(unsafe { libc::mount(null, c"/".as_ptr(), null, flags, null.cast()) })?;
+        let (kind, target) = (c"tmpfs".as_ptr(), c"/proc".as_ptr());
+        // SAFETY: all pointers are C strings for the length of the call, except the last, which may be null.
+        check(unsafe { libc::mount(kind, target, kind, 0, null.cast()) })
     };
-    // SAFETY: what runs between fork and exec makes system calls only.
+    // SAFETY: the closure runs between fork and exec and makes system calls only.
     unsafe { command.pre_exec(enter) };
     command
 }
 
 #[test]
-fn without_proc_a_working_set_is_used_and_none_recorded() {
-    let (kept, folder) = touched();
+fn working_set_loads_but_does_not_record_without_proc() {
+    let (kept, directory) = create_touch_snapshot();
     let set = kept.text("set");
-    restored(&folder, &["--record-working-set", &set], b"wq");
-    let output = fed(
-        &mut without_proc(&["restore", &folder, "--working-set", &set]),
+    run_restored(&directory, &["--record-working-set", &set], b"wq");
+    let output = run_with_input(
+        &mut command_without_proc(&["restore", &directory, "--working-set", &set]),
         b"q",
     );
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let output = fed(
-        &mut without_proc(&["restore", &folder, "--record-working-set", &set]),
+    let output = run_with_input(
+        &mut command_without_proc(&["restore", &directory, "--record-working-set", &set]),
         b"q",
     );
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(
-        said.contains("cannot record a working set") && said.contains("mount /proc"),
-        "{said}"
+        stderr.contains("cannot record a working set") && stderr.contains("mount /proc"),
+        "{stderr}"
     );
     assert!(output.stdout.is_empty(), "the guest ran");
 }
