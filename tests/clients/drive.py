@@ -1,9 +1,10 @@
-"""A boot, a pause, a resume and a stop by firecracker-python, as it comes from PyPI.
+"""Boots, pauses, resumes and stops a VM by firecracker-python, unmodified from PyPI.
 
-    drive.py MAYFLY KERNEL FOLDER
+    drive.py MAYFLY KERNEL DIRECTORY
 
-KERNEL prints for ever. Its class MicroVM asks the internet for this machine's address before anything else, so that its parts
-are used: ProcessManager starts and stops the process, Api configures the VM, VMMManager pauses and resumes it.
+KERNEL prints forever. The script does not use the class MicroVM, which first requests the public address of the machine
+from the internet, but its parts: ProcessManager starts and stops the process, Api configures the VM, VMMManager pauses and
+resumes it.
 """
 
 import os
@@ -15,24 +16,24 @@ from firecracker.process import ProcessManager
 from firecracker.vmm import VMMManager
 
 VM = "mayfly01"
-PATIENCE = 60
+TIMEOUT = 60
 
 
-def wait_for(what, condition):
+def wait_for(event, condition):
     """Waits until `condition` holds."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
         if time.monotonic() > deadline:
-            sys.exit(f"{what} did not happen")
+            sys.exit(f"timeout: {event}")
         time.sleep(0.001)
 
 
-def main(mayfly, kernel, folder):
-    # Nobody else waits for the children of this process, and the client waits until a process is gone altogether.
+def main(mayfly, kernel, directory):
+    # Reaps children automatically: the client waits until the PID of the stopped process is free.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    home = os.path.join(folder, VM)
+    home = os.path.join(directory, VM)
     os.makedirs(home)
-    binary = os.path.join(folder, "firecracker")
+    binary = os.path.join(directory, "firecracker")
     os.symlink(mayfly, binary)
     disk = os.path.join(home, "rootfs.ext4")
     with open(disk, "wb") as file:
@@ -41,7 +42,7 @@ def main(mayfly, kernel, folder):
     processes, vmms = ProcessManager(), VMMManager()
     for part in (processes, vmms, vmms._process):
         part._config.binary_path = binary
-        part._config.data_path = folder
+        part._config.data_path = directory
 
     socket = f"{home}/firecracker.socket"
     pid = processes.start(VM, ["--api-sock", socket, "--id", VM, "--log-path", f"{home}/{VM}.log"])
@@ -66,7 +67,7 @@ def main(mayfly, kernel, folder):
     vmms.update_vmm_state(VM, "Paused")
     assert state() == "Paused"
     paused = length()
-    # Much longer than the guest takes for a line.
+    # Far longer than the interval between two lines of the guest.
     time.sleep(0.3)
     assert length() == paused, "the guest printed while it was paused"
     vmms.update_vmm_state(VM, "Resumed")
@@ -75,8 +76,8 @@ def main(mayfly, kernel, folder):
 
     api.close()
     assert processes.stop(VM)
-    assert not os.path.exists(f"/proc/{pid}"), "the process is still there"
-    assert not os.path.exists(socket), "the socket is still there"
+    assert not os.path.exists(f"/proc/{pid}"), "the process still exists"
+    assert not os.path.exists(socket), "the socket still exists"
     print("booted, paused, resumed and stopped")
 
 

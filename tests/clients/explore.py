@@ -1,9 +1,9 @@
-"""schemathesis, as it comes from PyPI, against the specification that mayfly itself serves.
+"""Runs schemathesis, unmodified from PyPI, with the specification that mayfly serves.
 
     explore.py SOCKET [SECONDS]
 
-It knows no unix sockets, so that a loopback port is forwarded to SOCKET. The examples are the same in each run, as many as take
-less than a minute. Exits with schemathesis's status, or 1 when something hung.
+schemathesis does not support Unix sockets: the script forwards a loopback port to SOCKET. Each run generates the same
+examples, within a minute. Exits with the status of schemathesis, or with 1 after a timeout.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ SCHEMATHESIS = os.path.join(os.path.dirname(sys.executable), "st")
 
 
 def copy(source, target):
-    """Copies until one side ends, and ends the other."""
+    """Copies data until the end of one side, then shuts down the other."""
     with contextlib.suppress(OSError):
         while data := source.recv(65536):
             target.sendall(data)
@@ -27,7 +27,7 @@ def copy(source, target):
 
 
 def forward(listener, path):
-    """Connects all who come to the socket at `path`."""
+    """Forwards all connections of `listener` to the socket at `path`."""
     while True:
         client, _ = listener.accept()
         server = socket.socket(socket.AF_UNIX)

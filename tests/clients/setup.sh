@@ -1,5 +1,5 @@
 #!/bin/bash
-# Makes .cache/clients, a Python environment with the clients of requirements.txt, unless it is there as they say.
+# Creates .cache/clients, a Python environment with the clients of requirements.txt, unless it exists with these versions.
 set -euo pipefail
 cd "$(dirname "$0")"
 home=../../.cache/clients
@@ -11,13 +11,13 @@ echo "setup: fetching the clients of tests/clients/requirements.txt"
 rm -rf "$home"
 mkdir -p "$(dirname "$home")"
 if ! python3 -m venv "$home"; then
-    echo "setup: python3 makes no environments; run: sudo apt-get install --no-install-recommends python3-venv" >&2
+    echo "setup: cannot create a Python environment; run: sudo apt-get install --no-install-recommends python3-venv" >&2
     exit 1
 fi
 if ! "$home/bin/pip" install --quiet --disable-pip-version-check --requirement requirements.txt; then
-    echo "setup: the clients cannot be fetched from PyPI: is there a network? Set PIP_INDEX_URL to use a mirror" >&2
+    echo "setup: cannot fetch the clients from PyPI; check the network, or set PIP_INDEX_URL to a mirror" >&2
     rm -rf "$home"
     exit 1
 fi
-# Last, so that what was begun and not finished is done again.
+# Last: the next run repeats an interrupted installation.
 cp requirements.txt "$home/requirements.txt"

@@ -1,20 +1,20 @@
 #!/bin/bash
-# Fetches from Debian's archive, without installing anything:
+# Fetches files from Debian's archive, without an installation:
 #
-#   .cache/hosts/x86_64-2/  the emulated host's kernel and modules, busybox, the tools for ext4 with their libraries, and
-#                           the images that run as guests
-#   .cache/hosts/rust/      a compiler with the aarch64 standard library, for `cargo check` only
+#   .cache/hosts/x86_64-2/  kernel and modules of the emulated host, busybox, ext4 tools with their libraries, and the
+#                           guest images
+#   .cache/hosts/rust/      compiler with the aarch64 standard library, for `cargo check` only
 #
-# Each directory appears whole or not at all. Delete .cache to fetch anew. The number counts the lists of what x86_64
-# holds: a new list takes the next one, here and in contents.rs, and is fetched where an older one was.
+# Each directory appears atomically. Delete .cache to fetch again. Increment the number of x86_64-N, here and in
+# contents.rs, with each change of its content.
 set -Eeuo pipefail
-trap 'echo "setup: fetch.sh failed at line $LINENO; a mirror may be out of reach, so try again" >&2' ERR
+trap 'echo "setup: fetch.sh failed at line $LINENO; a mirror may be unreachable; try again" >&2' ERR
 cd "$(dirname "$0")/../.."
 cache=$PWD/.cache/hosts
 x86_64=$cache/x86_64-2
 mkdir -p "$cache"
 
-# One at a time; the lock ends with this process.
+# One process at a time. The kernel releases the lock at its end.
 exec 9>"$cache/lock"
 flock 9
 
@@ -25,7 +25,7 @@ fi
 work=$(mktemp -d "$cache/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
-# Package lists of our own: they hold arm64 whatever the machine's dpkg knows, and need no privilege to update.
+# Separate package lists: they include arm64 independent of dpkg's configuration, and their update requires no root.
 options=(
     --quiet --quiet
     -o "APT::Architectures=amd64,arm64"
@@ -41,16 +41,16 @@ update_lists() {
     [ -d "$work/lists" ] && return
     echo "setup: fetching Debian's package lists"
     mkdir -p "$work/apt" "$work/lists/partial"
-    # A source that is not Debian's may fail; a package that is then unknown is the error that counts.
+    # Sources other than Debian may fail. The download of an unknown package fails later.
     apt-get "${options[@]}" update || true
 }
 
-# depends PACKAGE PATTERN: the package that PACKAGE depends on whose name matches PATTERN.
-depends() {
+# dependency_of PACKAGE PATTERN: prints the first dependency of PACKAGE whose name matches PATTERN.
+dependency_of() {
     apt-cache "${options[@]}" depends "$1" | sed -nE "s/^ *Depends: ($2)(:[a-z0-9]+)?\$/\1/p" | head -n 1
 }
 
-# unpack DIRECTORY PACKAGE...: downloads and unpacks the packages into DIRECTORY.
+# unpack DIRECTORY PACKAGE...: downloads packages and unpacks them into DIRECTORY.
 unpack() {
     local directory=$1
     shift
@@ -64,13 +64,14 @@ unpack() {
     done
 }
 
-# field FILE OFFSET LENGTH: one unsigned little-endian field of a file.
+# field FILE OFFSET LENGTH: prints an unsigned little-endian field of a file.
 field() {
     od -An "-tu$3" "-j$2" "-N$3" "$1" | tr -d ' '
 }
 
-# unpack_vmlinux BZIMAGE: the kernel's ELF. The boot protocol's setup header gives the number of setup sectors (0x1f1)
-# and where the payload is in the protected-mode part (0x248, 0x24c); its last 4 bytes are the unpacked size.
+# unpack_vmlinux BZIMAGE: prints the ELF image of the kernel. The setup header (Documentation/arch/x86/boot.rst) holds the
+# number of setup sectors at 0x1f1, and offset and length of the payload in the protected-mode part at 0x248 and 0x24c.
+# The last 4 bytes of the payload are the unpacked size.
 unpack_vmlinux() {
     local start length
     start=$(($(field "$1" 497 1) * 512 + 512 + $(field "$1" 584 4)))
@@ -78,20 +79,20 @@ unpack_vmlinux() {
     dd if="$1" of="$work/payload" bs=1M status=none \
         iflag=skip_bytes,count_bytes "skip=$start" "count=$length"
     if [ "$(od -An -tx1 -N4 "$work/payload" | tr -d ' ')" != 02214c18 ]; then
-        echo "setup: the kernel is not compressed by lz4; unpack_vmlinux must learn its format" >&2
+        echo "setup: cannot unpack the kernel: its compression is not lz4; extend unpack_vmlinux" >&2
         return 1
     fi
     lz4 -dcq "$work/payload"
 }
 
-# What the host loads, and then what Linux as a guest does.
+# Modules of the host, then modules of the Linux guest.
 modules=(
     virt/lib/irqbypass arch/x86/kvm/kvm arch/x86/kvm/kvm-amd drivers/net/tun
     drivers/virtio/virtio_ring drivers/virtio/virtio drivers/virtio/virtio_mmio drivers/block/virtio_blk
     net/core/failover drivers/net/net_failover drivers/net/virtio_net
 )
 
-# fetch_ext4_tools DIRECTORY: mke2fs, e2fsck and debugfs, and in lib/ the libraries that they need and the loader.
+# fetch_ext4_tools DIRECTORY: fetches mke2fs, e2fsck and debugfs, and their libraries and dynamic loader into lib/.
 fetch_ext4_tools() {
     local from=$work/ext4 library
     unpack "$from" e2fsprogs:amd64 libext2fs2:amd64 libcom-err2:amd64 libss2:amd64 libblkid1:amd64 libuuid1:amd64 \
@@ -107,7 +108,7 @@ fetch_ext4_tools() {
 
 fetch_x86_64() {
     local from=$work/host to=$work/x86_64 kernel module version
-    kernel=$(depends linux-image-cloud-amd64:amd64 'linux-image-[0-9].*')
+    kernel=$(dependency_of linux-image-cloud-amd64:amd64 'linux-image-[0-9].*')
     version=${kernel#linux-image-}
     unpack "$from" "$kernel:amd64" busybox-static:amd64 memtest86+:amd64 xen-hypervisor-4.17-amd64:amd64
     mkdir -p "$to/modules"
@@ -124,17 +125,17 @@ fetch_x86_64() {
     mv "$to" "$x86_64"
 }
 
-# Debian's rustc-web has an arm64 standard library. It is unpacked here and not installed, so that no second rustc gets
-# into PATH; `rustc` in the directory runs it.
+# Debian's rustc-web has an arm64 standard library. An installation would add a second rustc to PATH: unpack it here, with
+# `rustc` in the directory as a wrapper.
 fetch_rust() {
     local to=$work/rust architecture libraries
     architecture=$(dpkg --print-architecture)
-    # What the compiler needs and this machine lacks, the rust packages themselves apart.
+    # Missing dependencies of the compiler, without the Rust packages themselves.
     libraries=$(apt-get "${options[@]}" --simulate --no-install-recommends install rustc-web |
         sed -nE 's/^Inst ([^ ]+) .*/\1/p' | grep -vE '^(rustc-web|libstd-rust-web.*)$' || true)
-    # shellcheck disable=SC2086 # one word for each package
+    # shellcheck disable=SC2086 # one argument for each package
     unpack "$to" rustc-web "libstd-rust-web-dev:$architecture" libstd-rust-web-dev:arm64 \
-        "$(depends libstd-rust-web-dev 'libstd-rust-web-[0-9.]+')" $libraries
+        "$(dependency_of libstd-rust-web-dev 'libstd-rust-web-[0-9.]+')" $libraries
     rm -rf "$to/usr/share" "$to/usr/libexec" "$to/usr/bin/rustdoc"
     cat >"$to/rustc" <<'SCRIPT'
 #!/bin/sh

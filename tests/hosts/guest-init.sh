@@ -1,10 +1,10 @@
 #!/bin/busybox sh
-# The first process of Linux as a guest: says what the kernel found, then gives a prompt.
+# Init of the Linux guest: reports the machine as the kernel found it, then starts a shell.
 /bin/busybox --install -s /bin
 mount -t devtmpfs none /dev
 mount -t proc none /proc
 mount -t sysfs none /sys
-# An order in which each finds what it depends on.
+# In the order of their dependencies.
 for module in virtio_ring virtio virtio_mmio virtio_blk failover net_failover virtio_net; do
     insmod "/modules/$module.ko"
 done

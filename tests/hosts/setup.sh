@@ -1,31 +1,30 @@
 #!/bin/bash
-# Makes a Debian machine with Rust and a C compiler ready for the build and the tests: installs the Debian packages that
-# are missing when it may, names them when it may not, and fetches what the tests run on (fetch.sh) and the
-# clients that drive mayfly (../clients/setup.sh).
-# `setup.sh build` sees to the build alone.
+# Prepares a Debian machine with Rust for the build and the tests: installs missing Debian packages as root, or lists them
+# otherwise, and fetches images and tools (fetch.sh) and third-party clients (../clients/setup.sh).
+# `setup.sh build` prepares only the build.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 missing=()
 
-# needs TEST PACKAGE: the package is missing when the test fails.
-needs() {
+# require TEST PACKAGE: adds the package to the missing ones if the test fails.
+require() {
     eval "$1" >/dev/null 2>&1 || missing+=("$2")
 }
 
-needs 'command -v cc' gcc
-needs 'command -v ld' binutils
-needs '[ -e "$(cc -print-file-name=libc.a)" ]' libc6-dev
+require 'command -v cc' gcc
+require 'command -v ld' binutils
+require '[ -e "$(cc -print-file-name=libc.a)" ]' libc6-dev
 if [ "${1:-all}" = all ]; then
-    needs 'command -v qemu-system-x86_64' qemu-system-x86
-    needs 'command -v flock' util-linux
-    needs 'command -v lz4' lz4
-    needs 'command -v ip' iproute2
-    needs 'command -v ping' iputils-ping
-    needs 'command -v curl' curl
-    needs 'command -v passt' passt
-    needs 'command -v python3' python3
-    needs 'python3 -c "import ensurepip"' python3-venv
+    require 'command -v qemu-system-x86_64' qemu-system-x86
+    require 'command -v flock' util-linux
+    require 'command -v lz4' lz4
+    require 'command -v ip' iproute2
+    require 'command -v ping' iputils-ping
+    require 'command -v curl' curl
+    require 'command -v passt' passt
+    require 'command -v python3' python3
+    require 'python3 -c "import ensurepip"' python3-venv
 fi
 
 install_missing() {
@@ -40,7 +39,7 @@ if [ ${#missing[@]} -gt 0 ]; then
         exit 1
     fi
     echo "setup: installing ${missing[*]}"
-    # Package lists may be absent or name versions that the archive no longer has.
+    # Package lists may be missing or outdated: update them after a failure.
     install_missing || { apt-get update --quiet && install_missing; }
 fi
 
