@@ -61,7 +61,7 @@ fn stalled_reader_does_not_stall_guest() {
     assert!(output.status.success());
     let stderr = String::from_utf8(output.stderr).unwrap();
     let dropped = stderr
-        .strip_prefix("mayfly: warning: ")
+        .strip_prefix("mayfly: warning: dropped ")
         .and_then(|rest| rest.split(' ').next())
         .unwrap();
     let dropped: usize = dropped.parse().unwrap_or_else(|_| panic!("{stderr}"));

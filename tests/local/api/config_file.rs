@@ -98,9 +98,15 @@ fn vm_config_is_valid_config_file() {
 #[test]
 fn invalid_file_is_rejected() {
     for (config, text) in [
-        ("", "no JSON object"),
-        ("[]", "no JSON object"),
-        ("{\"boot-source\":", "no JSON object"),
+        ("", "the configuration file is invalid: it must be a JSON object"),
+        (
+            "[]",
+            "the configuration file is invalid: it must be a JSON object",
+        ),
+        (
+            "{\"boot-source\":",
+            "the configuration file is invalid: it must be a JSON object",
+        ),
         ("{}", "boot-source"),
         (r#"{"boot-source":null}"#, "boot-source"),
         (

@@ -295,7 +295,7 @@ fn flintlock() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(153), "{stderr}");
     assert!(
-        stderr.contains("--metadata is not part of mayfly: it has no metadata service (MMDS)"),
+        stderr.contains("--metadata is unsupported: mayfly has no metadata service (MMDS)"),
         "{stderr}"
     );
 

@@ -120,7 +120,7 @@ fn diff_snapshot_merges_into_base() {
     vm.terminate();
     assert!(run_ok(&["snapshot-info", &diff]).contains("diff snapshot"));
     assert!(run_err(&["restore", &diff]).contains("mayfly snapshot-merge"));
-    assert!(run_err(&["snapshot-merge", &diff, &full]).contains("no difference"));
+    assert!(run_err(&["snapshot-merge", &diff, &full]).contains("it belongs to a Full snapshot"));
     run_ok(&["snapshot-merge", &full, &diff]);
     let mut vm = restore(&full, &[]);
     assert!(expect_ticks(&mut vm, 5) > start + 30);

@@ -262,7 +262,7 @@ fn ended_handler_blocks_guest_only() {
         // Some KVM versions do not interrupt such a fault for a signal.
         let message = response.fault_message();
         assert!(
-            message.contains("the page fault handler does not give"),
+            message.contains("a vCPU waits for a page of the fault handler"),
             "{message}"
         );
         assert_eq!(waiting.state(), "Running");
@@ -286,7 +286,7 @@ fn resident_guest_continues_without_handler() {
     expect_lines(&mut restored, &printed, 100);
     restored.expect_no_content("PATCH", "/vm", PAUSED);
     let message = create_snapshot(&restored, &directory, "Full", "state", "memory").fault_message();
-    assert!(message.contains("the page fault handler has ended"), "{message}");
+    assert!(message.contains("the fault handler has ended"), "{message}");
     pause_and_create(&restored, &directory, "Diff", "state", "memory");
     restored.expect_no_content("PATCH", "/vm", RESUMED);
     assert_eq!(restored.state(), "Running");

@@ -18,7 +18,7 @@ fn create_of_running_guest_is_rejected() {
     let mut process = start_ticker();
     let message = create_snapshot(&process, &directory, "Full", "state", "memory").fault_message();
     assert!(
-        message.starts_with("Create snapshot error: cannot create a snapshot: the VM is not paused"),
+        message.starts_with("Create snapshot error: cannot create a snapshot: the VM is not paused; "),
         "{message}"
     );
     assert_eq!(process.state(), "Running");
@@ -163,13 +163,13 @@ fn failed_load_ends_mayfly() {
             "state",
             "memory",
             r#","network_overrides":[{"iface_id":"x","host_dev_name":"tap0"}]"#,
-            "no network interface \"x\"",
+            "cannot override network interface \"x\": ",
         ),
         (
             "state",
             "memory",
             r#","drive_overrides":[{"drive_id":"x","path_on_host":"/d"}]"#,
-            "no drive \"x\"",
+            "cannot override drive \"x\": ",
         ),
     ];
     for (state, memory, fields, text) in cases {

@@ -75,7 +75,7 @@ fn invalid_working_set_options_are_rejected() {
                 "memory",
                 &(working_set_field(&directory) + &record_field(&directory, 5)),
             ),
-            "leave out working_set or record_working_set",
+            "leave out one of them",
         ),
         (
             load_body(&directory, "state", "memory", &working_set_field(&directory)),
