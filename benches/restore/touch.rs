@@ -23,8 +23,8 @@ struct Pattern {
     spawned: (&'static str, f64),
 }
 
-/// With a working set, page ranges are touched 2.5 times as fast. Single pages are not prefetched, so a working set
-/// must not cost time there. Two medians of the same measurement differ by up to a twentieth.
+/// With a working set, page ranges are touched 2.5 times as fast. Single pages are populated only while the VM is paused;
+/// a working set must not cost time there. Two medians of the same measurement differ by up to a twentieth.
 const PATTERNS: [Pattern; 3] = [
     Pattern {
         byte: b'8',

@@ -18,16 +18,13 @@
 //! | [`timeline`] | record of the phases of the start |
 //!
 //! # A new kind of virtio device
-//! The attached devices of a machine are one list. A new kind is a device in `devices/src/virtio`, a configuration in `config`, and a
-//! schema and a handler in `api`. Each of these places has an entry for it:
+//! The attached devices of a machine are one list. A new kind of device adds a row to each of these tables:
 //!
-//! 1. `device_kinds!` in `config/device.rs`: configuration, update, backend and name. The compiler then reports the matches to extend,
-//!    among them the saved form in `config/vm.rs`.
-//! 2. `machine/attachments.rs`: a case of `open`, an implementation of `Attachable`, and a variant of `DeviceCounters`, which
-//!    `control/metrics.rs` selects by kind.
+//! 1. `device_kinds!` in `vmm/src/config/device.rs`: configuration, update, backend and name.
+//! 2. `vmm/src/machine/attachments.rs`: an arm of `open`, an implementation of `Attachable`, and a variant of `DeviceCounters`.
 //! 3. `ROUTES` in `api/src/routes/mod.rs`, which the API, its specification and the configuration file share.
 //!
-//! `docs/architecture.md` lists the steps outside this crate.
+//! Section "A virtio device" of `docs/architecture.md` lists all other places.
 //!
 //! # Threads
 //! The main thread builds the machine, owns it, and runs the event loop. Each vCPU has a thread. The vCPU threads start before the VM is
