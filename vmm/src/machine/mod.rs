@@ -1,4 +1,4 @@
-//! A machine: built, and not run yet.
+//! A machine: memory, buses, devices and vCPUs of a VM, from its build to its stop.
 //!
 //! The order of KVM calls is part of the design: the VM, its memory slots, the interrupt controllers, the vCPUs, and last the
 //! devices, which register with KVM's I/O buses. A memory slot that is set after an in-kernel interrupt controller or an ioeventfd
