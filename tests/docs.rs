@@ -128,6 +128,16 @@ fn readme_is_short() {
     assert!(lines <= 150, "README.md has {lines} lines");
 }
 
+#[test]
+fn tables_have_no_open_cells() {
+    for page in markdown() {
+        assert!(
+            !read(&page).contains("| MEASURE"),
+            "{page} has a cell without a measured value"
+        );
+    }
+}
+
 /// Returns the anchor that GitHub gives a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading
