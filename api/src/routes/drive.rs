@@ -26,13 +26,17 @@ pub(crate) fn put_drive(context: &mut RequestContext<'_>) -> Result<Response, Er
 }
 
 pub(super) fn patch_drive(context: &mut RequestContext<'_>) -> Result<Response, Error> {
-    let update: DriveUpdate = context.read()?;
-    context.check_id(&update.drive_id)?;
+    let DriveUpdate {
+        drive_id,
+        path_on_host,
+        rate_limiter,
+    } = context.read()?;
+    context.check_id(&drive_id)?;
     let change = config::DriveUpdate {
-        path: update.path_on_host,
-        limits: RateLimiter::changes(update.rate_limiter),
+        path: path_on_host,
+        limits: RateLimiter::changes(rate_limiter),
     };
-    let result = context.control.update_device(&update.drive_id, &change.into());
+    let result = context.control.update_device(&drive_id, &change.into());
     result.map_err(Error::of(DRIVE))?;
     Ok(Response::no_content())
 }

@@ -30,13 +30,17 @@ pub(crate) fn put_interface(context: &mut RequestContext<'_>) -> Result<Response
 }
 
 pub(super) fn patch_interface(context: &mut RequestContext<'_>) -> Result<Response, Error> {
-    let update: NetworkInterfaceUpdate = context.read()?;
-    context.check_id(&update.iface_id)?;
+    let NetworkInterfaceUpdate {
+        iface_id,
+        rx_rate_limiter,
+        tx_rate_limiter,
+    } = context.read()?;
+    context.check_id(&iface_id)?;
     let change = InterfaceUpdate {
-        receive: RateLimiter::changes(update.rx_rate_limiter),
-        transmit: RateLimiter::changes(update.tx_rate_limiter),
+        receive: RateLimiter::changes(rx_rate_limiter),
+        transmit: RateLimiter::changes(tx_rate_limiter),
     };
-    let result = context.control.update_device(&update.iface_id, &change.into());
+    let result = context.control.update_device(&iface_id, &change.into());
     result.map_err(Error::of(NETWORK))?;
     Ok(Response::no_content())
 }

@@ -79,15 +79,17 @@ impl DeviceSettings for DriveConfig {
     }
 
     fn apply(&mut self, update: &DriveUpdate) {
-        if let Some(path) = &update.path {
+        // All fields, so that a new one does not compile until it is handled.
+        let DriveUpdate { path, limits } = update;
+        if let Some(path) = path {
             path.clone_into(&mut self.disk.path);
         }
-        let mut limits = RateLimits {
+        let mut merged = RateLimits {
             bandwidth: self.disk.bandwidth,
             operations: self.disk.operations,
         };
-        limits.merge(update.limits);
-        (self.disk.bandwidth, self.disk.operations) = (limits.bandwidth, limits.operations);
+        merged.merge(*limits);
+        (self.disk.bandwidth, self.disk.operations) = (merged.bandwidth, merged.operations);
     }
 
     fn set_backend(&mut self, backend: &PathBuf) {

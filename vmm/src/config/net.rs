@@ -123,8 +123,9 @@ impl DeviceSettings for NetConfig {
     }
 
     fn apply(&mut self, update: &InterfaceUpdate) {
-        self.receive.merge(update.receive);
-        self.transmit.merge(update.transmit);
+        let InterfaceUpdate { receive, transmit } = *update;
+        self.receive.merge(receive);
+        self.transmit.merge(transmit);
     }
 
     fn set_backend(&mut self, backend: &NetBackend) {

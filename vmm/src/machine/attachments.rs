@@ -29,8 +29,8 @@ use snapshot::{ArchiveReader, ArchiveWriter, Component, GuestMemory};
 
 use crate::arch::{self, Buses, EventSource, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::config::{
-    DeviceConfig, DeviceKind, DeviceUpdate, DriveConfig, MacAddress, NetBackend, NetConfig, RateLimits,
-    VmSpec,
+    DeviceConfig, DeviceKind, DeviceUpdate, DriveConfig, DriveUpdate, InterfaceUpdate, MacAddress,
+    NetBackend, NetConfig, RateLimits, VmSpec,
 };
 
 /// Reason why the host side of a device cannot be opened.
@@ -92,10 +92,12 @@ impl Attachable for Block {
         let DeviceUpdate::Drive(update) = update else {
             return Ok(());
         };
-        if update.path.is_some() || update.limits == RateLimits::default() {
-            Block::update(self, update.path.as_deref()).map_err(UpdateError::Drive)?;
+        // All fields, so that a new one does not compile until it is handled.
+        let DriveUpdate { path, limits } = update;
+        if path.is_some() || *limits == RateLimits::default() {
+            Block::update(self, path.as_deref()).map_err(UpdateError::Drive)?;
         }
-        self.update_limiter(update.limits.bandwidth, update.limits.operations);
+        self.update_limiter(limits.bandwidth, limits.operations);
         Ok(())
     }
 
@@ -109,10 +111,11 @@ impl Attachable for Net {
         let DeviceUpdate::Interface(update) = update else {
             return Ok(());
         };
+        let InterfaceUpdate { receive, transmit } = update;
         self.receive_limiter_mut()
-            .update(update.receive.bandwidth, update.receive.operations);
+            .update(receive.bandwidth, receive.operations);
         self.transmit_limiter_mut()
-            .update(update.transmit.bandwidth, update.transmit.operations);
+            .update(transmit.bandwidth, transmit.operations);
         Ok(())
     }
 
