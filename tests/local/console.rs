@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::{io, mem, ptr};
 
-use crate::guests::{file, program, reset_sighup};
+use crate::guests::{file, program};
 
 fn mayfly(guest: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(program());
@@ -245,7 +245,6 @@ impl Terminal {
         command.stdin(slave.try_clone().unwrap()).stdout(slave);
         // SAFETY: the closure runs between fork and exec and makes system calls only.
         unsafe { command.pre_exec(take_terminal) };
-        reset_sighup(&mut command);
         let mayfly = spawn(command);
         Self {
             master,

@@ -1,7 +1,6 @@
 //! Test guests, built once for all tests, and the program under test.
 
 use std::ffi::OsString;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
@@ -31,19 +30,24 @@ static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
 
 /// Returns the program under test: `$MAYFLY`, which `make test` sets to the release binary, or the binary of this build.
 pub fn program() -> OsString {
+    LazyLock::force(&CAUGHT_SIGNALS);
     env::var_os("MAYFLY").unwrap_or_else(|| env!("CARGO_BIN_EXE_mayfly").into())
 }
 
-/// Resets SIGHUP to its default action in `command`. Children inherit ignored signals, for example from nohup.
-pub fn reset_sighup(command: &mut Command) {
-    let prepare = || {
-        // SAFETY: the default action takes no handler.
-        unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
-        Ok(())
-    };
-    // SAFETY: the closure runs between fork and exec and makes one system call.
-    unsafe { command.pre_exec(prepare) };
-}
+/// Catches the signals that the parent of the tests ignores, as nohup and background jobs of a shell do. mayfly would inherit them as
+/// ignored; exec resets caught signals to their default action.
+static CAUGHT_SIGNALS: LazyLock<()> = LazyLock::new(|| {
+    extern "C" fn catch(_: libc::c_int) {}
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+        let handler = catch as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        // SAFETY: the handler does nothing, and is valid for the life of the process.
+        let previous = unsafe { libc::signal(signal, handler) };
+        if previous != libc::SIG_IGN {
+            // SAFETY: this was the action of the signal before.
+            unsafe { libc::signal(signal, previous) };
+        }
+    }
+});
 
 /// Returns the path on this machine of the emulated host's `path`, which is in /guests or /images.
 pub fn file(path: &str) -> String {

@@ -10,7 +10,7 @@ pub use scratch::Directory;
 
 use super::http::{Client, NO_CONTENT, Response};
 use crate::guest::{Running, TIMEOUT};
-use crate::guests::{file, program, reset_sighup};
+use crate::guests::{file, program};
 use crate::network::run_command;
 
 pub const PAUSED: &str = r#"{"state":"Paused"}"#;
@@ -58,7 +58,6 @@ impl ApiProcess {
     /// Starts `command`.
     pub fn spawn(directory: Directory, command: &mut Command) -> Self {
         command.stdin(Stdio::null());
-        reset_sighup(command);
         let running = Running::start(command);
         Self { directory, running }
     }
