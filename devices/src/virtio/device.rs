@@ -37,8 +37,8 @@ pub struct WatchedFd {
 /// The transport negotiates and validates everything before `activate`. The device owns its queues from `activate` to
 /// `reset`. The caller holds the lock of the transport during every call, on a vCPU thread or on the event loop.
 ///
-/// No method waits for the guest or for a network peer. A block device waits for its disk: when it executes requests
-/// synchronously, and when it is reset with requests in flight.
+/// No method waits for the guest or for a network peer. A block device waits for its disk only when it reads or writes
+/// synchronously, and when it is reset with reads or writes in flight.
 ///
 /// On a malformed chain, the device stops its queues and calls [`VirtioInterrupt::set_needs_reset`]. A malformed
 /// chain is never an error of the VMM.

@@ -8,12 +8,14 @@
 //! block may be larger than a sector of the driver (4Kn: 4096 bytes). Discard is advisory, so its range shrinks to
 //! complete blocks. Zeros are guaranteed, so they are written if the kernel cannot produce them otherwise.
 
+use std::fmt::Debug;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, c_int, iovec};
 
@@ -104,19 +106,58 @@ pub(super) struct Extent {
     pub(super) length: u64,
 }
 
-/// An open and locked disk.
+impl Extent {
+    /// Splits the extent at the multiples of `size`.
+    pub(super) fn chunks(self, size: u64) -> impl Iterator<Item = Self> {
+        let mut offset = self.offset;
+        let end = self.offset.saturating_add(self.length);
+        std::iter::from_fn(move || {
+            let next = (offset / size + 1).saturating_mul(size).min(end);
+            let length = next.checked_sub(offset).filter(|length| *length > 0)?;
+            let chunk = Self { offset, length };
+            offset = next;
+            Some(chunk)
+        })
+    }
+}
+
+/// Operations of a disk without guest memory that may take long. The worker calls them, each for a short extent.
+pub(super) trait Storage: Debug + Send + Sync {
+    /// Discards the complete blocks in `extent`, if the host supports it.
+    fn discard(&self, extent: Extent) -> io::Result<()>;
+
+    /// Zeroes `extent`, and deallocates its blocks if `unmap` is set.
+    fn zero(&self, extent: Extent, unmap: bool) -> io::Result<()>;
+
+    /// Writes dirty pages in `extent` to the medium, so that a later flush takes less time. An error is not reported
+    /// again by the flush.
+    fn write_back(&self, extent: Extent) -> io::Result<()>;
+
+    /// Flushes all written data to the medium.
+    fn flush(&self) -> io::Result<()>;
+}
+
+/// An open file or block device.
 #[derive(Debug)]
-pub struct Disk {
+pub(super) struct DiskFile {
     pub(super) file: File,
-    /// Path at the last opening.
-    pub(super) path: PathBuf,
-    pub(super) size: u64,
-    pub(super) options: DiskOptions,
     pub(super) is_block_device: bool,
     /// Bytes of a logical block, the unit of discards, of a block device; 1 for a file.
     pub(super) block_size: u64,
     /// True if the page cache is the only storage.
     pub(super) is_in_memory: bool,
+}
+
+/// An open and locked disk.
+#[derive(Debug)]
+pub struct Disk {
+    pub(super) file: Arc<DiskFile>,
+    /// The same file, for the worker.
+    pub(super) storage: Arc<dyn Storage>,
+    /// Path at the last opening.
+    pub(super) path: PathBuf,
+    pub(super) size: u64,
+    pub(super) options: DiskOptions,
 }
 
 impl Disk {
@@ -146,7 +187,7 @@ impl Disk {
         let size = measure(path, &file, options)?;
         lock(path, &file, read_only)?;
         let is_block_device = metadata.file_type().is_block_device();
-        Ok(Self {
+        let file = DiskFile {
             is_in_memory: is_in_memory(&file),
             block_size: if is_block_device {
                 logical_block_size(&file)
@@ -154,11 +195,20 @@ impl Disk {
                 1
             },
             file,
-            path: path.to_owned(),
+            is_block_device,
+        };
+        Ok(Self::new(file, path.to_owned(), size, options))
+    }
+
+    pub(super) fn new(file: DiskFile, path: PathBuf, size: u64, options: DiskOptions) -> Self {
+        let file = Arc::new(file);
+        Self {
+            storage: file.clone(),
+            file,
+            path,
             size,
             options,
-            is_block_device,
-        })
+        }
     }
 
     /// Replaces the file by the one at `path`, with the same options. The same file keeps its lock and updates its
@@ -181,12 +231,12 @@ impl Disk {
     /// # Errors
     /// Fails with [`Error::Empty`], [`Error::Size`] or [`Error::System`], and then does not change this disk.
     pub(super) fn update_size(&mut self) -> Result<(), Error> {
-        self.size = measure(&self.path, &self.file, self.options)?;
+        self.size = measure(&self.path, &self.file.file, self.options)?;
         Ok(())
     }
 
     fn is_at(&self, path: &Path) -> bool {
-        match (self.file.metadata(), path.metadata()) {
+        match (self.file.file.metadata(), path.metadata()) {
             (Ok(one), Ok(other)) => one.dev() == other.dev() && one.ino() == other.ino(),
             _ => false,
         }
@@ -216,7 +266,7 @@ impl Disk {
     pub(super) unsafe fn read(&self, iovecs: &[iovec], offset: u64, cached: bool) -> io::Result<u64> {
         let (count, offset) = (iovec_count(iovecs)?, signed(offset)?);
         let flags = if cached { libc::RWF_NOWAIT } else { 0 };
-        let file = self.file.as_raw_fd();
+        let file = self.as_raw_fd();
         retry_interrupted(|| match iovecs {
             // A cached page takes a tenth less time without an iovec array.
             // SAFETY: the descriptor is open, and the caller guarantees the memory of the iovec.
@@ -234,7 +284,7 @@ impl Disk {
     pub(super) unsafe fn write(&self, iovecs: &[iovec], offset: u64, write_through: bool) -> io::Result<u64> {
         let (count, offset) = (iovec_count(iovecs)?, signed(offset)?);
         let flags = if write_through { libc::RWF_DSYNC } else { 0 };
-        let file = self.file.as_raw_fd();
+        let file = self.as_raw_fd();
         retry_interrupted(|| match iovecs {
             // Faster without an iovec array, like a read.
             // SAFETY: the descriptor is open, and the caller guarantees the memory of the iovec.
@@ -246,21 +296,22 @@ impl Disk {
 
     /// Returns true if a read may wait for a medium.
     pub(super) fn read_may_wait(&self) -> bool {
-        !self.is_in_memory
+        !self.file.is_in_memory
     }
 
     /// Returns true if a write waits for a medium, not only for free page cache.
     pub(super) fn write_may_wait(&self, write_through: bool) -> bool {
-        write_through || self.is_block_device
+        write_through || self.file.is_block_device
     }
 
-    /// Flushes all written data to the medium.
-    pub(super) fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+    /// Returns true if a flush may wait for a medium.
+    pub(super) fn flush_may_wait(&self) -> bool {
+        !self.file.is_in_memory
     }
+}
 
-    /// Discards the complete blocks in `extent`, if the host supports it.
-    pub(super) fn discard(&self, extent: Extent) -> io::Result<()> {
+impl Storage for DiskFile {
+    fn discard(&self, extent: Extent) -> io::Result<()> {
         let Extent { offset, length } = shrink_to_blocks(extent, self.block_size);
         if length == 0 {
             return Ok(());
@@ -279,8 +330,7 @@ impl Disk {
         })
     }
 
-    /// Zeroes `extent`, and deallocates its blocks if `unmap` is set.
-    pub(super) fn zero(&self, extent: Extent, unmap: bool) -> io::Result<()> {
+    fn zero(&self, extent: Extent, unmap: bool) -> io::Result<()> {
         if extent.length == 0 {
             return Ok(());
         }
@@ -295,6 +345,29 @@ impl Disk {
         }
     }
 
+    fn write_back(&self, extent: Extent) -> io::Result<()> {
+        let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+            | libc::SYNC_FILE_RANGE_WRITE
+            | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        let (offset, length) = (signed(extent.offset)?, signed(extent.length)?);
+        let result = retry_interrupted(|| {
+            // SAFETY: the descriptor is open; the call accesses no memory.
+            let result = unsafe { libc::sync_file_range(self.file.as_raw_fd(), offset, length, flags) };
+            isize::try_from(result).unwrap_or(-1)
+        });
+        match result {
+            // A file without a page cache, or a file system without this call: the flush does all.
+            Err(error) if is_unsupported(&error) || error.raw_os_error() == Some(libc::ESPIPE) => Ok(()),
+            result => result.map(drop),
+        }
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+impl DiskFile {
     fn write_zeros(&self, extent: Extent) -> io::Result<()> {
         let mut done = 0;
         while done < extent.length {
@@ -331,7 +404,7 @@ impl Disk {
 
 impl AsRawFd for Disk {
     fn as_raw_fd(&self) -> RawFd {
-        self.file.as_raw_fd()
+        self.file.file.as_raw_fd()
     }
 }
 

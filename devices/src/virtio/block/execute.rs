@@ -32,12 +32,14 @@ pub(super) fn execute(
     let result = match request {
         Request::Read(extent) => read(*extent, chain, disk, &mut written),
         Request::Write(extent) => write(*extent, chain, disk, write_through),
-        Request::Flush => disk.flush(),
+        Request::Flush => disk.storage.flush(),
         Request::Id => {
             written = write_id(chain, id);
             Ok(())
         }
-        Request::Discard(extents) => extents.iter().try_for_each(|extent| disk.discard(*extent)),
+        Request::Discard(extents) => extents
+            .iter()
+            .try_for_each(|extent| disk.storage.discard(*extent)),
         Request::Zero { extents, unmap } => zero(extents, *unmap, disk, write_through),
         Request::Rejected(status) => {
             return Completion {
@@ -123,9 +125,13 @@ fn write(extent: Extent, chain: &Chain<'_>, disk: &Disk, write_through: bool) ->
 
 fn zero(extents: &[Extent], unmap: bool, disk: &Disk, write_through: bool) -> io::Result<()> {
     for extent in extents {
-        disk.zero(*extent, unmap)?;
+        disk.storage.zero(*extent, unmap)?;
     }
-    if write_through { disk.flush() } else { Ok(()) }
+    if write_through {
+        disk.storage.flush()
+    } else {
+        Ok(())
+    }
 }
 
 fn write_id(chain: &Chain<'_>, id: &Id) -> u64 {

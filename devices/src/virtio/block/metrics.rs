@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::request::{Request, Status};
-use super::uring::Operation;
+use super::request::{Request, RequestKind, Status};
 use crate::clock::Clock;
 use crate::histogram::Histogram;
 
@@ -73,10 +72,10 @@ impl Meter {
         }
     }
 
-    /// Records the end of `operation` with `status`. `start` is its start time if it is timed.
+    /// Records the end of a request of `kind` with `status`. `start` is its start time if it is timed.
     pub(super) fn count(
         &mut self,
-        operation: Operation,
+        kind: RequestKind,
         status: Status,
         start: Option<Duration>,
         clock: &dyn Clock,
@@ -86,21 +85,26 @@ impl Meter {
             metrics.errors += 1;
             return;
         }
-        let latency = match operation {
-            Operation::Read(extent) => {
+        let latency = match kind {
+            RequestKind::Read(extent) => {
                 metrics.reads += 1;
                 metrics.read_bytes += extent.length;
                 &mut metrics.read_latency
             }
-            Operation::Write(extent, _) => {
+            RequestKind::Write(extent) => {
                 metrics.writes += 1;
                 metrics.written_bytes += extent.length;
                 &mut metrics.write_latency
             }
-            Operation::Flush => {
+            RequestKind::Flush => {
                 metrics.flushes += 1;
                 &mut metrics.flush_latency
             }
+            RequestKind::Discard => {
+                metrics.discards += 1;
+                return;
+            }
+            RequestKind::Other => return,
         };
         if let Some(start) = start {
             latency.record(clock.now().saturating_sub(start));

@@ -9,6 +9,7 @@
 //! | `queue` | queue of an active device |
 //! | `request` | requests, features and configuration space |
 //! | `uring` | execution with io_uring |
+//! | `worker` | thread for requests that may take long |
 //!
 //! Data moves between disk and guest memory without a copy. A request that fails on the host completes with an error
 //! status. Only a chain that is not a request stops the queue.
@@ -25,10 +26,13 @@ mod request;
 #[cfg(test)]
 mod tests;
 mod uring;
+mod worker;
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use snapshot::persist::Error as PersistError;
@@ -46,11 +50,17 @@ pub use executor::IoEngine;
 pub use metrics::BlockMetrics;
 use metrics::Meter;
 use queue::ActiveQueue;
+use worker::DirtyRange;
 
 /// Token of the timerfd of the rate limiter.
 const TIMER: u32 = 0;
 /// Token of the eventfd.
 const WAKE: u32 = 1;
+
+/// Maximum time for requests in flight before an update, and before a snapshot cancels the work of the worker.
+const WORK_TIMEOUT: Duration = Duration::from_millis(100);
+/// Maximum time for requests in flight before a snapshot.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Durability of writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,9 +173,12 @@ impl Block {
                 engine,
                 limiter: Limiter::new(config.bandwidth, config.operations)?,
                 clock,
-                wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+                wake: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
                 meter: Meter::default(),
                 uring: None,
+                worker: None,
+                dirty: DirtyRange::UNKNOWN,
+                written_in_flush: 0,
             },
             offers_flush: config.cache == CacheType::Writeback,
             active: None,
@@ -191,13 +204,15 @@ impl Block {
     /// size of the disk. Waits for requests in flight first, and then sends a configuration change notification.
     ///
     /// # Errors
-    /// Fails if the file is not a usable disk, or requests in flight do not complete. The device then keeps its disk.
+    /// Fails if the file is not a usable disk, or requests in flight do not complete within 100 ms. The device then
+    /// keeps its disk.
     pub fn update(&mut self, path: Option<&Path>) -> Result<(), disk::Error> {
-        self.drain();
-        if self.in_flight() > 0 {
+        self.drain_within(WORK_TIMEOUT);
+        if self.in_flight() > 0 || !self.executor.is_worker_idle(Duration::ZERO) {
             // The rest of a partially completed request would go to the other file.
             return Err(disk::Error::Busy);
         }
+        self.executor.dirty = DirtyRange::UNKNOWN;
         match path {
             Some(path) => self.executor.disk.replace_file(path)?,
             None => self.executor.disk.update_size()?,
@@ -212,9 +227,22 @@ impl Block {
     }
 
     /// Waits for all requests in flight and completes them. The caller must do this before it saves the state.
+    ///
+    /// Work that does not end in time is cut off, and its requests become available again, unless others were popped
+    /// after them. If requests remain in flight, the save fails.
     pub fn drain(&mut self) {
+        self.drain_within(WORK_TIMEOUT);
         if let Some(active) = &mut self.active {
-            active.drain(&mut self.executor);
+            active.undo_work(&mut self.executor);
+        }
+        self.drain_within(DRAIN_TIMEOUT);
+    }
+
+    fn drain_within(&mut self, timeout: Duration) {
+        if self.in_flight() > 0
+            && let Some(active) = &mut self.active
+        {
+            active.drain(&mut self.executor, timeout);
         }
     }
 

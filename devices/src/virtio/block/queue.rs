@@ -1,10 +1,11 @@
 //! The queue of an active device.
 //!
 //! A notification processes all available chains at once, with one interrupt at its end. The eventfd resumes the rest
-//! on the event loop: requests that io_uring completes later, and chains beyond one batch. A batch has at most as
+//! on the event loop: requests that io_uring or the worker ends later, and chains beyond one batch. A batch has at most as
 //! many requests as the queue has entries, so that a driver cannot hold the lock of the device.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use snapshot::GuestMemory;
 use virtio_queue::QueueState;
@@ -19,6 +20,9 @@ use crate::virtio::queue::{self, Virtqueue};
 
 /// Maximum number of submissions in one batch: the kernel may complete a request partially, again and again.
 const MAX_ROUNDS: usize = 4;
+
+/// Maximum time for the last call of cancelled work.
+const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Cost limit of one batch in [bytes](Request::cost). The request that reaches the limit is still executed.
 const BATCH_BYTES: u64 = 16 << 20;
@@ -71,7 +75,9 @@ impl ActiveQueue {
 
     /// Executes available requests and completes those that are done.
     pub(super) fn process(&mut self, executor: &mut Executor) {
-        let started = if self.is_stopped {
+        // Before the start: the end of work may end the wait of a request.
+        let ended = self.add_completed(executor);
+        let started = if self.is_stopped || ended.is_err() {
             Ok(())
         } else {
             self.start_requests(executor)
@@ -84,23 +90,41 @@ impl ActiveQueue {
             executor.wake_up();
         }
         let notified = self.notify_driver();
-        if let Err(error) = started.and(reaped).and(notified) {
+        if let Err(error) = ended.and(started).and(reaped).and(notified) {
             self.stop(&error, executor);
         }
     }
 
-    /// Waits for requests in flight and completes them.
-    pub(super) fn drain(&mut self, executor: &mut Executor) {
-        let mut result = Ok(());
-        while result.is_ok() && executor.in_flight() > 0 {
+    /// Waits for requests in flight and completes them, at most for `timeout`. The caller checks the number of
+    /// requests that remain.
+    pub(super) fn drain(&mut self, executor: &mut Executor, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        let mut was_readable = false;
+        let mut result;
+        loop {
+            was_readable |= executor.clear_wake();
             result = self.reap_completions(executor);
-            // A permanent error leaves requests in flight; the caller checks their number.
-            if executor.uring.as_mut().is_some_and(|uring| uring.wait().is_err()) {
+            if result.is_err() || executor.in_flight() == 0 || !executor.wait_for_completion(deadline) {
                 break;
             }
         }
+        if was_readable {
+            // Possibly for the rest of the queue.
+            executor.wake_up();
+        }
         if let Err(error) = result.and(self.notify_driver()) {
             self.stop(&error, executor);
+        }
+    }
+
+    /// Makes the requests of the worker available again if no request was popped after them. A request that is
+    /// executed twice has the same effect. Waits at most for the current call of the worker.
+    pub(super) fn undo_work(&mut self, executor: &mut Executor) {
+        let count = executor.take_back_work(CALL_TIMEOUT);
+        if count > 0 {
+            // Lossless: the worker has at most as many requests as the queue.
+            self.queue.undo_pop(u16::try_from(count).unwrap_or_default());
+            executor.wake_up();
         }
     }
 
@@ -131,7 +155,7 @@ impl ActiveQueue {
         loop {
             queue.disable_notification(memory).map_err(QueueError::Queue)?;
             while let Some(descriptors) = queue.pop_chain(memory).map_err(QueueError::Queue)? {
-                // A full io_uring makes the eventfd readable at its next completion.
+                // A full io_uring or worker makes the eventfd readable at its next completion.
                 if executor.is_full() || budget == 0 || cost_left == 0 {
                     queue.undo_pop(1);
                     break;
@@ -141,12 +165,12 @@ impl ActiveQueue {
                     .refill(descriptors, memory, LIMITS)
                     .map_err(QueueError::Chain)?;
                 let request = Request::parse(&chain, executor.target()).map_err(QueueError::Request)?;
-                if !executor.admit(&request) {
+                if executor.must_wait(&request, write_through) || !executor.admit(&request) {
                     queue.undo_pop(1);
                     return Ok(());
                 }
-                cost_left = cost_left.saturating_sub(request.cost(write_through));
-                if let Some(length) = executor.begin(&request, &chain, write_through) {
+                cost_left = cost_left.saturating_sub(request.cost());
+                if let Some(length) = executor.begin(request, &chain, write_through) {
                     queue
                         .add_used(memory, &[(chain.head, length)])
                         .map_err(QueueError::Queue)?;
@@ -171,10 +195,7 @@ impl ActiveQueue {
     fn reap_completions(&mut self, executor: &mut Executor) -> Result<(), QueueError> {
         for _ in 0..MAX_ROUNDS {
             executor.submit();
-            while let Some(done) = executor.reap() {
-                let added = self.queue.add_used(&self.memory, &[(done.head, done.length)]);
-                added.map_err(QueueError::Queue)?;
-            }
+            self.add_completed(executor)?;
             if executor.uring.as_ref().is_none_or(UringEngine::is_submitted) {
                 return Ok(());
             }
@@ -186,6 +207,15 @@ impl ActiveQueue {
             .is_some_and(|uring| uring.submitted() == 0)
         {
             executor.wake_up();
+        }
+        Ok(())
+    }
+
+    /// Adds requests that have ended to the used ring.
+    fn add_completed(&mut self, executor: &mut Executor) -> Result<(), QueueError> {
+        while let Some(done) = executor.reap(&self.memory) {
+            let added = self.queue.add_used(&self.memory, &[done]);
+            added.map_err(QueueError::Queue)?;
         }
         Ok(())
     }

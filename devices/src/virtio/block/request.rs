@@ -16,7 +16,7 @@ pub(super) const QUEUE_SIZE: u16 = 256;
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 /// Maximum number of segments of one discard or write zeroes request.
 const MAX_SEGMENTS: u32 = 16;
-/// Maximum number of sectors of one discard segment: 2 GiB, which a file system deallocates quickly.
+/// Maximum number of sectors of one discard segment: 2 GiB.
 const MAX_DISCARD_SECTORS: u32 = 1 << 22;
 /// Maximum number of sectors of one write zeroes segment: 4 MiB, since some file systems need writes.
 const MAX_ZERO_SECTORS: u32 = 1 << 13;
@@ -33,8 +33,6 @@ const SEGMENT_SIZE: u64 = 16;
 
 /// Maximum number of bytes that discarding a segment writes: a file system block of 4 KiB at each end.
 const DISCARD_WRITE_BYTES: u64 = 8192;
-/// Bytes that take about as long to copy as one wait for the medium.
-const WAIT_BYTES: u64 = 1 << 20;
 
 /// Chain that is not a request: the device cannot complete it with a status.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +87,18 @@ pub(super) enum Request {
     },
     /// Completes with this status and is not executed.
     Rejected(Status),
+}
+
+/// Kind of a request, for its metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RequestKind {
+    Read(Extent),
+    Write(Extent),
+    Flush,
+    /// Discard or write zeroes.
+    Discard,
+    /// Only failures count.
+    Other,
 }
 
 /// Properties of the disk that limit requests.
@@ -147,16 +157,23 @@ impl Request {
         }
     }
 
-    /// Returns the cost of the request for a batch, in bytes. Each wait for the medium and each discarded segment
-    /// counts as [`WAIT_BYTES`]. With `write_through`, writes wait.
-    pub(super) fn cost(&self, write_through: bool) -> u64 {
-        let waits = match self {
-            Self::Flush => 1,
-            Self::Write(_) | Self::Zero { .. } => u64::from(write_through),
-            Self::Discard(extents) => extents.len() as u64,
-            Self::Read(_) | Self::Id | Self::Rejected(_) => 0,
-        };
-        self.bytes() + waits * WAIT_BYTES
+    /// Returns the cost of the request for a batch, in bytes: the data that the thread of the device copies.
+    pub(super) fn cost(&self) -> u64 {
+        match self {
+            Self::Read(extent) | Self::Write(extent) => extent.length,
+            Self::Flush | Self::Id | Self::Discard(_) | Self::Zero { .. } | Self::Rejected(_) => 0,
+        }
+    }
+
+    /// Returns the kind, for the metrics.
+    pub(super) fn kind(&self) -> RequestKind {
+        match self {
+            Self::Read(extent) => RequestKind::Read(*extent),
+            Self::Write(extent) => RequestKind::Write(*extent),
+            Self::Flush => RequestKind::Flush,
+            Self::Discard(_) | Self::Zero { .. } => RequestKind::Discard,
+            Self::Id | Self::Rejected(_) => RequestKind::Other,
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Reads, writes and flushes with io_uring.
+//! Reads and writes with io_uring.
 //!
 //! One call submits a batch of requests. The kernel makes an eventfd readable at each completion. Until the
 //! completion, the slot of a request owns the iovecs, and the engine owns a reference to guest memory. Dropping the
@@ -21,7 +21,7 @@ use snapshot::GuestMemory;
 
 use super::disk::{Disk, Extent};
 use super::execute::used_length;
-use super::request::{HEADER, QUEUE_SIZE, Status};
+use super::request::{HEADER, QUEUE_SIZE, RequestKind, Status};
 use crate::virtio::queue::chain::Chain;
 
 /// `IORING_ENTER_GETEVENTS` of linux/io_uring.h: wait for a completion.
@@ -125,7 +125,6 @@ impl UringEngine {
                 slot.iovecs
                     .extend(chain.readable.iovec(HEADER + done..HEADER + extent.length));
             }
-            Operation::Flush => {}
         }
         self.enqueue(index, disk);
     }
@@ -200,11 +199,11 @@ impl UringEngine {
         }
     }
 
-    /// Waits for the next completion. Returns at once if the kernel has no request.
+    /// Waits for the next completion, without a limit. Returns at once if the kernel has no request.
     ///
     /// # Errors
     /// Fails if waiting fails permanently.
-    pub(super) fn wait(&self) -> io::Result<()> {
+    fn wait(&self) -> io::Result<()> {
         if self.submitted() == 0 {
             return Ok(());
         }
@@ -254,6 +253,19 @@ impl UringEngine {
     }
 }
 
+/// Waits until `descriptor` is readable, at most for `timeout`. May return earlier.
+pub(super) fn wait_readable(descriptor: RawFd, timeout: Duration) {
+    let mut poll = libc::pollfd {
+        fd: descriptor,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // Rounded up: a timeout of 0 would make the loop of the caller spin.
+    let milliseconds = i32::try_from(timeout.as_millis() + 1).unwrap_or(i32::MAX);
+    // SAFETY: the call accesses one `pollfd`, which outlives it.
+    unsafe { libc::poll(&raw mut poll, 1, milliseconds) };
+}
+
 #[cfg(test)]
 impl AsRawFd for UringEngine {
     fn as_raw_fd(&self) -> RawFd {
@@ -281,7 +293,16 @@ pub(super) enum Operation {
     Read(Extent),
     /// Extent, and true for write-through.
     Write(Extent, bool),
-    Flush,
+}
+
+impl Operation {
+    /// Returns the kind of the request, for the metrics.
+    pub(super) fn kind(self) -> RequestKind {
+        match self {
+            Self::Read(extent) => RequestKind::Read(extent),
+            Self::Write(extent, _) => RequestKind::Write(extent),
+        }
+    }
 }
 
 /// A completed request. Its status byte is written.
@@ -347,18 +368,13 @@ impl Slot {
                 .offset(extent.offset + self.request.done)
                 .rw_flags(if write_through { libc::RWF_DSYNC } else { 0 })
                 .build(),
-            Operation::Flush => opcode::Fsync::new(file)
-                .flags(types::FsyncFlags::DATASYNC)
-                .build(),
         }
     }
 
     /// Applies the `result` of the kernel. Returns the final status, or `None` if a part of the request remains.
     fn advance(&mut self, result: i32) -> Option<Status> {
-        let length = match self.request.operation {
-            Operation::Read(extent) | Operation::Write(extent, _) => extent.length,
-            Operation::Flush => 0,
-        };
+        let (Operation::Read(Extent { length, .. }) | Operation::Write(Extent { length, .. }, _)) =
+            self.request.operation;
         let done = &mut self.request.done;
         match u64::try_from(result) {
             Err(_) if self.retries < MAX_RETRIES && is_transient(&io::Error::from_raw_os_error(-result)) => {

@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 use snapshot::GuestMemory;
 use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{GuestMemoryBackend, GuestMemoryError, VolatileSlice};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, VolatileSlice};
 
 use super::DescriptorIter;
 
@@ -220,6 +220,8 @@ pub struct IoVecBuffer<'m> {
     // Inline for the usual few slices: a `Vec` for each request would cost a twentieth of a cached read.
     slices: SmallVec<[VolatileSlice<'m>; INLINE_SLICES]>,
     length: u64,
+    /// Guest-physical address behind the last byte.
+    end: u64,
 }
 
 impl<'m> IoVecBuffer<'m> {
@@ -231,6 +233,11 @@ impl<'m> IoVecBuffer<'m> {
     /// Returns true if there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.length == 0
+    }
+
+    /// Returns the guest-physical address of the last byte, or `None` if there are no bytes.
+    pub fn last_address(&self) -> Option<GuestAddress> {
+        (!self.is_empty()).then(|| GuestAddress(self.end - 1))
     }
 
     /// Returns the number of slices.
@@ -308,6 +315,8 @@ impl<'m> IoVecBuffer<'m> {
         if length == 0 {
             return Ok(());
         }
+        // Wraps only for a buffer outside guest memory, which fails below.
+        self.end = descriptor.addr().0.wrapping_add(u64::from(descriptor.len()));
         // Fast path: a buffer rarely crosses two regions.
         if let Ok(slice) = memory.get_slice(descriptor.addr(), length) {
             self.length += slice.len() as u64;

@@ -64,7 +64,7 @@ fn large_sector_device_supports_small_requests() {
     for engine in ENGINES {
         let Some(device) = LoopDevice::new() else { return };
         let mut fixture = Fixture::new(&config(&device.path, engine));
-        assert_eq!(fixture.block.disk().block_size, 4096);
+        assert_eq!(fixture.block.disk().file.block_size, 4096);
         assert_eq!(fixture.read(3, 1024), (OK, pattern(3 * 512, 1024)));
         assert_eq!(fixture.write(9, &[7; 512]), OK);
         assert_eq!(fixture.read(8, 1024).1[512..], [7; 512]);

@@ -11,6 +11,7 @@ mod requests;
 mod snapshot;
 mod update;
 mod uring;
+mod worker;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -20,6 +21,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
+use super::disk::DiskFile;
 use super::uring::probe;
 use super::{Block, CacheType, Disk, DiskConfig, DiskOptions, IoEngine};
 use crate::limiter::Bucket;
@@ -140,15 +142,13 @@ impl Fixture {
 
     /// Creates a device on `path`, of any kind, as a disk of `size` bytes.
     fn with_fake_disk(path: &str, size: u64, engine: IoEngine) -> Self {
-        let disk = Disk {
+        let file = DiskFile {
             file: File::options().read(true).write(true).open(path).unwrap(),
-            path: PathBuf::from(path),
-            size,
-            options: DiskOptions::default(),
             is_block_device: false,
             block_size: 1,
             is_in_memory: false,
         };
+        let disk = Disk::new(file, PathBuf::from(path), size, DiskOptions::default());
         let clock = ManualClock::default();
         let config = config(Path::new(path), engine);
         Self::of(Block::new(disk, &config, Box::new(clock.clone())).unwrap(), clock)
