@@ -7,6 +7,7 @@
 //! | [`phases`] | requests by instance state |
 //! | [`lifecycle`] | start, pause, resume, exit |
 //! | [`change`] | updates of drives and interfaces of a running guest |
+//! | [`slow_disk`] | answers while a request of the guest takes long |
 //! | [`output`] | serial output, log and metrics |
 //! | [`config_file`] | configuration files |
 //! | [`process`] | options, signals, the socket file |
@@ -40,6 +41,7 @@ mod race;
 mod replay;
 mod roundtrip;
 pub mod served;
+mod slow_disk;
 mod snapshot;
 mod snapshot_cli;
 mod uffd;
