@@ -20,7 +20,7 @@ pub struct Activation {
     pub interrupt: Arc<VirtioInterrupt>,
 }
 
-/// File descriptor that the event loop watches for a device.
+/// File descriptor that the event loop or the I/O thread watches for a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WatchedFd {
     /// Descriptor. It stays the same during the life of the device.
@@ -35,7 +35,8 @@ pub struct WatchedFd {
 /// A device behind a transport.
 ///
 /// The transport negotiates and validates everything before `activate`. The device owns its queues from `activate` to
-/// `reset`. The caller holds the lock of the transport during every call, on a vCPU thread or on the event loop.
+/// `reset`. The caller holds the lock of the transport during every call, on a vCPU thread, on the event loop, or on the I/O
+/// thread of a VM with a fault handler.
 ///
 /// No method waits for the guest or for a network peer. A block device waits for its disk only when it reads or writes
 /// synchronously, and when it is reset with reads or writes in flight.

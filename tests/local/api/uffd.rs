@@ -8,15 +8,17 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::http::NO_CONTENT;
+use super::http::{NO_CONTENT, Response};
 use super::served::{
     ApiProcess, Directory, PAUSED, RESUMED, count_ticks, create_snapshot, expect_progress, load_snapshot,
     pause_and_create, start_ticker,
 };
 use crate::guest::TIMEOUT;
+use crate::network::{create_host_tap, in_own_network, run_command};
 
 #[path = "../../../resources/uffd-handler/handler.rs"]
 mod handler;
@@ -26,6 +28,10 @@ const PAGE: u64 = 4096;
 const ALL_PAGES: u64 = (128 << 20) / PAGE;
 /// Name of the handler's socket, in the directory of the snapshot.
 const SOCKET: &str = "uffd.sock";
+/// Limit for a response while the handler sends no page. mayfly waits 2 s for a page, a loaded host somewhat longer.
+const RESPONSE_LIMIT: Duration = Duration::from_secs(20);
+/// Rate limiter that stops a drive after its first request.
+const THROTTLED: &str = r#"{"ops":{"size":1,"refill_time":3600000}}"#;
 const RESUME_FIELD: &str = r#","resume_vm":true"#;
 
 /// The example handler, for one guest.
@@ -38,7 +44,11 @@ struct FaultHandler {
 impl FaultHandler {
     /// Listens in `directory` and provides the pages of its file `memory`.
     fn start(directory: &Directory, memory: &str) -> Self {
-        let listener = listen(directory);
+        Self::serve(listen(directory), directory, memory)
+    }
+
+    /// Provides the pages of the file `memory` in `directory` to a guest that may have connected already.
+    fn serve(listener: UnixListener, directory: &Directory, memory: &str) -> Self {
         let memory = File::open(directory.path(memory)).unwrap();
         let (sender, guest) = mpsc::channel();
         let thread = thread::spawn(move || {
@@ -262,7 +272,7 @@ fn ended_handler_blocks_guest_only() {
         // Some KVM versions do not interrupt such a fault for a signal.
         let message = response.fault_message();
         assert!(
-            message.contains("a vCPU waits for a page of the fault handler"),
+            message.contains("a thread waits for a page of the fault handler (fc_vcpu 0)"),
             "{message}"
         );
         assert_eq!(waiting.state(), "Running");
@@ -273,6 +283,195 @@ fn ended_handler_blocks_guest_only() {
     let _unresolved = await_fault(&listener);
     assert_eq!(waiting.state(), "Running");
     waiting.terminate();
+}
+
+/// Creates a snapshot of the guest `kernel`, with the drive `d` on `engine`, after it has printed `until`.
+fn create_drive_snapshot(kernel: &str, engine: &str, until: &str) -> Directory {
+    let directory = Directory::new();
+    let mut process = ApiProcess::start();
+    let disk = directory.write("disk", [0; 64 * 4096]);
+    let drive = format!(
+        r#"{{"drive_id":"d","is_root_device":false,"path_on_host":"{disk}","io_engine":"{engine}"}}"#
+    );
+    process.expect_no_content("PUT", "/drives/d", &drive);
+    process.set_kernel(kernel);
+    process.run_action("InstanceStart");
+    process.expect(until);
+    pause_and_create(&process, &directory, "Full", "state", "memory");
+    process.kill();
+    directory
+}
+
+/// Sends a request, whose response must arrive within [`RESPONSE_LIMIT`].
+fn request_in_time(process: &ApiProcess, method: &str, path: &str, body: &str) -> Response {
+    let start = Instant::now();
+    let response = process.request(method, path, body);
+    let elapsed = start.elapsed();
+    assert!(elapsed < RESPONSE_LIMIT, "{method} {path}: {elapsed:?}");
+    response
+}
+
+/// Expects that `response` reports `thread` to wait for the handler.
+fn expect_wait(response: &Response, thread: &str) {
+    let message = response.fault_message();
+    assert!(
+        message.contains("a thread waits for a page of the fault handler (") && message.contains(thread),
+        "{message}"
+    );
+}
+
+/// Updates the drive while the handler sends no page, and expects the error.
+fn expect_rejected_update(process: &ApiProcess) {
+    let update = format!(r#"{{"drive_id":"d","rate_limiter":{THROTTLED}}}"#);
+    expect_wait(
+        &request_in_time(process, "PATCH", "/drives/d", &update),
+        "mayfly_io",
+    );
+}
+
+/// Sends SIGTERM, which must end the process in time.
+fn terminate_in_time(process: ApiProcess) {
+    let start = Instant::now();
+    process.terminate();
+    let elapsed = start.elapsed();
+    assert!(elapsed < RESPONSE_LIMIT, "{elapsed:?}");
+}
+
+#[test]
+fn stuck_handler_stalls_no_request_to_running_vm() {
+    for engine in ["Sync", "Async"] {
+        let directory = create_drive_snapshot("blocks.elf", engine, "round 1\n");
+        let listener = listen(&directory);
+        let process = ApiProcess::start();
+        let body = uffd_body(&directory, "state", SOCKET, RESUME_FIELD);
+        let loaded = request_in_time(&process, "PUT", "/snapshot/load", &body);
+        assert_eq!(loaded.text, NO_CONTENT);
+        let _unresolved = await_fault(&listener);
+        assert_eq!(process.state(), "Running");
+        // From here on the I/O thread is stuck, and holds the lock of the device.
+        expect_rejected_update(&process);
+        expect_wait(&request_in_time(&process, "PATCH", "/vm", PAUSED), "mayfly_io");
+        let metrics = request_in_time(&process, "GET", "/metrics", "");
+        assert!(metrics.text.starts_with("HTTP/1.1 200"), "{}", metrics.text);
+        assert_eq!(process.state(), "Running");
+        terminate_in_time(process);
+    }
+}
+
+#[test]
+fn stuck_handler_stalls_no_request_to_paused_vm() {
+    let directory = create_drive_snapshot("blocks.elf", "Async", "round 1\n");
+    let listener = listen(&directory);
+    let process = ApiProcess::start();
+    let body = uffd_body(&directory, "state", SOCKET, "");
+    let loaded = request_in_time(&process, "PUT", "/snapshot/load", &body);
+    assert_eq!(loaded.text, NO_CONTENT);
+    let start = Instant::now();
+    for kind in ["Full", "Diff"] {
+        let response = create_snapshot(&process, &directory, kind, "state-2", "memory-2");
+        expect_wait(&response, "mayfly_io");
+        assert_eq!(process.state(), "Paused");
+    }
+    assert!(start.elapsed() < RESPONSE_LIMIT, "{:?}", start.elapsed());
+    assert!(!directory.path("state-2").exists() && !directory.path("memory-2").exists());
+    let _unresolved = await_fault(&listener);
+    expect_rejected_update(&process);
+    assert!(
+        request_in_time(&process, "GET", "/metrics", "")
+            .text
+            .starts_with("HTTP/1.1 200")
+    );
+    assert_eq!(
+        request_in_time(&process, "PATCH", "/vm", RESUMED).text,
+        NO_CONTENT
+    );
+    assert_eq!(process.state(), "Running");
+    terminate_in_time(process);
+}
+
+#[test]
+fn stuck_handler_stalls_no_full_snapshot() {
+    // Without a drive, only the dump reads memory.
+    let (directory, _) = create_ticker_snapshot();
+    let listener = listen(&directory);
+    let process = load_with_handler(&directory, "state", "");
+    let start = Instant::now();
+    let response = create_snapshot(&process, &directory, "Full", "state-2", "memory-2");
+    assert!(start.elapsed() < RESPONSE_LIMIT, "{:?}", start.elapsed());
+    expect_wait(&response, "");
+    let _unresolved = await_fault(&listener);
+    assert_eq!(process.state(), "Paused");
+    terminate_in_time(process);
+}
+
+#[test]
+fn stuck_handler_stalls_no_load() {
+    // KVM may access the pages of the clock when the vCPU is restored.
+    let directory = create_drive_snapshot("kvmclock.elf", "Sync", "ready\n");
+    let _listener = listen(&directory);
+    let process = ApiProcess::start();
+    let body = uffd_body(&directory, "state", SOCKET, RESUME_FIELD);
+    let loaded = request_in_time(&process, "PUT", "/snapshot/load", &body);
+    if loaded.text == NO_CONTENT {
+        assert_eq!(process.state(), "Running");
+        terminate_in_time(process);
+    } else {
+        expect_wait(&loaded, "fc_vcpu 0");
+        process.expect_exit(1);
+    }
+}
+
+#[test]
+fn late_handler_continues_guest_and_device() {
+    for engine in ["Sync", "Async"] {
+        let directory = create_drive_snapshot("blocks.elf", engine, "round 1\n");
+        let listener = listen(&directory);
+        let mut process = load_with_handler(&directory, "state", RESUME_FIELD);
+        // Without effect, now and later: the drive would stop.
+        expect_rejected_update(&process);
+        expect_wait(&request_in_time(&process, "PATCH", "/vm", PAUSED), "mayfly_io");
+        let handler = FaultHandler::serve(listener, &directory, "memory");
+        process.expect("round 3\n");
+        let limiter = r#"{"ops":{"size":1000000,"refill_time":1}}"#;
+        let update = format!(r#"{{"drive_id":"d","rate_limiter":{limiter}}}"#);
+        process.expect_no_content("PATCH", "/drives/d", &update);
+        process.expect("round 4\n");
+        pause_and_create(&process, &directory, "Full", "state-2", "memory-2");
+        process.terminate();
+        assert_eq!(handler.join(), ALL_PAGES);
+        let mut again = load_snapshot(&directory, "state-2", "memory-2", RESUME_FIELD);
+        again.expect("round 6\n");
+        again.terminate();
+    }
+}
+
+#[test]
+fn late_handler_continues_network_interface() {
+    const PING: &str = "ping -c 1 -w 60 10.0.0.2";
+    in_own_network(|| {
+        create_host_tap();
+        let directory = Directory::new();
+        let mut process = ApiProcess::start();
+        let interface = r#"{"iface_id":"n","host_dev_name":"tap0","guest_mac":"02:00:00:00:00:07"}"#;
+        process.expect_no_content("PUT", "/network-interfaces/n", interface);
+        process.set_kernel("net.elf");
+        process.run_action("InstanceStart");
+        process.expect("net 02:00:00:00:00:07 at 10.0.0.2\n");
+        run_command(PING);
+        pause_and_create(&process, &directory, "Full", "state", "memory");
+        process.kill();
+
+        let listener = listen(&directory);
+        let process = load_with_handler(&directory, "state", RESUME_FIELD);
+        let update = format!(r#"{{"iface_id":"n","rx_rate_limiter":{THROTTLED}}}"#);
+        let response = request_in_time(&process, "PATCH", "/network-interfaces/n", &update);
+        expect_wait(&response, "mayfly_io");
+        let handler = FaultHandler::serve(listener, &directory, "memory");
+        run_command(PING);
+        run_command(PING);
+        process.terminate();
+        assert!((1..ALL_PAGES / 100).contains(&handler.join()));
+    });
 }
 
 #[test]

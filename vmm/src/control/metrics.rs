@@ -6,7 +6,7 @@ use devices::virtio::block::BlockMetrics;
 use devices::virtio::net::NetMetrics;
 use serde::Serialize;
 
-use crate::machine::{AttachedDevice, DeviceCounters};
+use crate::machine::DeviceCounters;
 use crate::memory::{self, ResidencyCounter};
 use crate::timeline::{Lane, Timeline};
 use crate::vcpu::KINDS;
@@ -122,18 +122,18 @@ impl VmMetrics {
                 exits: KINDS.into_iter().zip(counts).collect(),
             })
             .collect();
-        metrics.devices = machine.devices().iter().map(device).collect();
+        metrics.devices = machine
+            .devices()
+            .iter()
+            .map(|device| DeviceMetrics {
+                id: device.id().to_owned(),
+                counters: machine.counters(device),
+            })
+            .collect();
         (metrics.unclaimed_ports, metrics.unclaimed_addresses) = machine.unclaimed();
         metrics.memory = machine.spec().config().memory.bytes();
         metrics.memory_touched = residency.of(machine.memory());
         metrics
-    }
-}
-
-fn device(device: &AttachedDevice) -> DeviceMetrics {
-    DeviceMetrics {
-        id: device.id().to_owned(),
-        counters: device.counters(),
     }
 }
 

@@ -288,11 +288,13 @@ impl Control {
                 known: machine.spec().config().list_ids(kind),
             });
         };
-        device.update(update).map_err(|source| Error::Update {
-            kind,
-            id: id.to_owned(),
-            source,
-        })?;
+        machine
+            .update_device(device, update)
+            .map_err(|source| Error::Update {
+                kind,
+                id: id.to_owned(),
+                source,
+            })?;
         machine.change_config(|config| {
             if let Some(index) = config.position(kind, id) {
                 config.devices[index].apply(update);

@@ -13,9 +13,12 @@
 //! to this process costs 3 us more than one that ends in the kernel; a driver that batches packets pays it once. A batch is
 //! bounded; the event loop processes the remaining buffers.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use devices::limiter::Limiter;
 use devices::virtio::block::{self, Block, BlockMetrics, disk};
@@ -27,6 +30,7 @@ use serde::Serialize;
 use snapshot::persist::Error as StateError;
 use snapshot::{ArchiveReader, ArchiveWriter, Component, GuestMemory};
 
+use super::io_thread::{Claim, PageWait};
 use crate::arch::{self, Buses, EventSource, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::config::{
     DeviceConfig, DeviceKind, DeviceUpdate, DriveConfig, DriveUpdate, InterfaceUpdate, MacAddress,
@@ -59,7 +63,15 @@ pub enum UpdateError {
     /// The file of a drive cannot be replaced.
     #[error(transparent)]
     Drive(disk::Error),
+    /// The device waits for the fault handler.
+    #[error(transparent)]
+    Page(PageWait),
 }
+
+/// Time after which the counters of a device are read from the last copy, because the device waits for the fault handler.
+const COUNTERS_TIMEOUT: Duration = Duration::from_millis(2);
+/// Time between two attempts to lock such a device.
+const COUNTERS_INTERVAL: Duration = Duration::from_micros(50);
 
 /// Counters of an attached device.
 #[derive(Clone, Debug, Serialize)]
@@ -196,7 +208,7 @@ impl<D: Attachable + 'static> Attach for D {
 }
 
 /// Operations of the machine on a transport, with the type of its device erased.
-trait AttachedTransport: Component + Send {
+pub(super) trait AttachedTransport: Component + Send {
     fn drain(&mut self);
     fn notify_restored(&mut self);
     fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError>;
@@ -226,9 +238,14 @@ pub(crate) struct AttachedDevice {
     kind: DeviceKind,
     id: String,
     info: MmioDeviceInfo,
-    transport: Arc<Mutex<dyn AttachedTransport>>,
+    transport: SharedTransport,
     process: Option<Passt>,
+    /// Last counters that [`try_counters`](AttachedDevice::try_counters) has read.
+    counters: RefCell<Option<DeviceCounters>>,
 }
+
+/// Transport that the buses, the event sources and the machine share.
+type SharedTransport = Arc<Mutex<dyn AttachedTransport>>;
 
 impl AttachedDevice {
     /// Returns the kind.
@@ -252,6 +269,11 @@ impl AttachedDevice {
     /// [`passt::Error`] if it has ended.
     pub fn check_process(&mut self) -> Result<(), passt::Error> {
         self.process.as_mut().map_or(Ok(()), Passt::check)
+    }
+
+    /// Returns the transport, for work on the I/O thread.
+    pub(super) fn transport(&self) -> SharedTransport {
+        self.transport.clone()
     }
 
     /// Waits until no request is in flight.
@@ -284,13 +306,51 @@ impl AttachedDevice {
     ///
     /// # Errors
     /// [`UpdateError`]; the device is unchanged then.
-    pub fn update(&self, update: &DeviceUpdate) -> Result<(), UpdateError> {
+    pub(super) fn update(&self, update: &DeviceUpdate) -> Result<(), UpdateError> {
         lock(&self.transport).update(update)
     }
 
+    /// Returns the job that changes the device on the I/O thread. It has no effect if its caller no longer waits when the requests
+    /// in flight are complete.
+    pub(super) fn update_job(
+        &self,
+        update: &DeviceUpdate,
+    ) -> impl FnOnce(&Claim) -> Option<Result<(), UpdateError>> + Send + 'static {
+        let (transport, update) = (self.transport(), update.clone());
+        move |claim| {
+            let mut transport = lock(&transport);
+            transport.drain();
+            claim.take().then(|| transport.update(&update))
+        }
+    }
+
     /// Returns the counters.
-    pub fn counters(&self) -> DeviceCounters {
+    pub(super) fn counters(&self) -> DeviceCounters {
         lock(&self.transport).counters()
+    }
+
+    /// Returns the counters without waiting for the fault handler: as they were at the last call, if a thread that waits for the
+    /// handler holds the lock of the device.
+    pub(super) fn try_counters(&self) -> DeviceCounters {
+        let deadline = Instant::now() + COUNTERS_TIMEOUT;
+        let counters = loop {
+            match self.transport.try_lock() {
+                Ok(mut transport) => break Some(transport.counters()),
+                Err(TryLockError::Poisoned(error)) => break Some(error.into_inner().counters()),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    thread::sleep(COUNTERS_INTERVAL)
+                }
+                Err(TryLockError::WouldBlock) => break None,
+            }
+        };
+        let mut last = self.counters.borrow_mut();
+        if counters.is_some() {
+            *last = counters;
+        }
+        last.clone().unwrap_or_else(|| match self.kind {
+            DeviceKind::Drive => DeviceCounters::Drive(Box::default()),
+            DeviceKind::Interface => DeviceCounters::Interface(NetMetrics::default()),
+        })
     }
 }
 
@@ -322,6 +382,7 @@ pub(super) fn attach(
                 id: config.id().to_owned(),
                 transport: device.device.attach(&info, line, &mut target)?,
                 process: device.process,
+                counters: RefCell::new(None),
                 info,
             })
         })

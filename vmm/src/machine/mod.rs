@@ -5,6 +5,7 @@
 //! waits several milliseconds for an SRCU grace period. Meanwhile the thread of the first vCPU queries the supported CPUID.
 
 mod attachments;
+mod io_thread;
 pub mod state;
 
 use std::borrow::Cow;
@@ -20,15 +21,18 @@ use devices::virtio::net::passt;
 use devices::{Bus, Power, lock};
 use kvm_ioctls::{Kvm, VmFd};
 use snapshot::GuestMemory;
+use vm_memory::{Address, Bytes, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::{self, AttachContext, Buses, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
-use crate::config::{DriveConfig, MemorySize, VmConfig, VmSpec};
+use crate::config::{DeviceUpdate, DriveConfig, MemorySize, VmConfig, VmSpec};
 use crate::kvm::{self, Kick, install_kick};
-use crate::memory;
+use crate::memory::{self, page_size, uffd::FaultHandler};
 use crate::timeline::{Lane, Timeline};
-use crate::vcpu::{KINDS, PauseGate, StartContext, StopReason, VcpuError, VcpuInit, VcpuShared, VcpuThread};
+use crate::vcpu::{
+    KINDS, PauseGate, StartContext, StopReason, ThreadSet, VcpuError, VcpuInit, VcpuShared, VcpuThread,
+};
 
 use attachments::AttachTarget;
 pub(crate) use attachments::AttachedDevice;
@@ -36,15 +40,15 @@ pub use attachments::{
     DeviceCounters, Error as DeviceError, OpenDevice, UpdateError, open as open_device,
     open_all as open_devices,
 };
+pub use io_thread::PageWait;
+use io_thread::{IoThread, PAGE_TIMEOUT};
 
 /// Reason why a machine cannot be built, booted or paused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A vCPU does not react to its kick.
-    #[error(
-        "cannot pause the VM: a vCPU waits for a page of the fault handler; the guest continues when the handler sends it"
-    )]
-    Pause,
+    /// A thread does not react to its kick, because it waits for the fault handler.
+    #[error("cannot pause the VM")]
+    Pause(#[source] PageWait),
     /// KVM cannot be opened, or a call of it fails.
     #[error("cannot use KVM")]
     Kvm(#[source] kvm::Error),
@@ -96,9 +100,13 @@ pub struct Machine {
     // The fields drop in this order: the vCPUs stop before the devices that they use, and the VM is closed before its memory is
     // unmapped.
     vcpus: Vec<VcpuThread>,
+    /// `None` unless a fault handler serves the memory.
+    io_thread: Option<IoThread>,
     stop_reasons: Receiver<StopReason>,
     shared: Arc<VcpuShared>,
     event_sources: Vec<SharedSource>,
+    /// Event sources of the platform; those of the devices follow.
+    platform_sources: usize,
     devices: Vec<AttachedDevice>,
     serial: Arc<Mutex<Serial>>,
     platform: Arc<Native>,
@@ -107,6 +115,7 @@ pub struct Machine {
     power: Arc<Power>,
     _vm: Arc<VmFd>,
     memory: GuestMemory,
+    fault_handler: Option<Arc<FaultHandler>>,
     /// The state has been restored, and the devices have not processed their available buffers since.
     needs_notify: Cell<bool>,
 }
@@ -170,17 +179,17 @@ impl Machine {
         measure
             .phase("create vCPUs", || create_vcpus(&vm, &vcpus))
             .map_err(Error::Kvm)?;
-        let power = Arc::new(Power::new());
+        let (power, mut buses) = (Arc::new(Power::new()), Buses::default());
         let serial = Serial::new(platform.serial_interrupt(), output).map_err(Error::Serial)?;
         let serial = Arc::new(Mutex::new(serial));
         let context = AttachContext {
             power: power.clone(),
             serial: serial.clone(),
         };
-        let mut buses = Buses::default();
         let mut event_sources = measure
             .phase("attach devices", || platform.attach(&context, &spec, &mut buses))
             .map_err(Error::Platform)?;
+        let platform_sources = event_sources.len();
         let target = AttachTarget {
             memory: &memory,
             buses: &mut buses,
@@ -190,9 +199,11 @@ impl Machine {
         Ok(Self {
             spec,
             vcpus,
+            io_thread: None,
             stop_reasons,
             shared,
             event_sources,
+            platform_sources,
             devices,
             serial,
             platform: Arc::new(platform),
@@ -201,6 +212,7 @@ impl Machine {
             power,
             _vm: vm,
             memory,
+            fault_handler: None,
             needs_notify: Cell::new(false),
             timeline,
         })
@@ -274,7 +286,18 @@ impl Machine {
         }
     }
 
-    /// Returns the event sources of the devices, for the event loop.
+    /// Sets the fault handler of the memory, before the [restore](Self::restore). No thread waits for it longer than the machine
+    /// lives.
+    pub(crate) fn set_fault_handler(&mut self, handler: Arc<FaultHandler>) {
+        self.fault_handler = Some(handler);
+    }
+
+    /// Returns the time after which an operation fails that may wait for the fault handler. `None` without one.
+    fn page_timeout(&self) -> Option<Duration> {
+        self.fault_handler.as_ref().map(|_| PAGE_TIMEOUT)
+    }
+
+    /// Returns the event sources for the event loop: those of the devices too, unless they belong to the I/O thread.
     pub(crate) fn event_sources(&self) -> &[SharedSource] {
         &self.event_sources
     }
@@ -309,17 +332,70 @@ impl Machine {
     /// Pauses the vCPUs until [`Machine::resume`], with every instruction completed.
     pub fn pause(&self) {
         let kick = || self.vcpus.iter().for_each(VcpuThread::kick);
-        self.shared.gate.close(self.vcpus.len(), kick);
+        self.shared.gate.close(ThreadSet::vcpus(self.vcpus.len()), kick);
     }
 
-    /// Pauses like [`pause`](Self::pause), where a vCPU may wait for a fault handler.
+    /// Pauses like [`pause`](Self::pause), and the I/O thread too. A thread may wait for the fault handler.
     ///
     /// # Errors
-    /// [`Error::Pause`] after `timeout`; the guest runs on then.
-    pub(crate) fn pause_timeout(&self, timeout: Duration) -> Result<(), Error> {
-        let kick = || self.vcpus.iter().for_each(VcpuThread::kick);
-        let paused = self.shared.gate.close_timeout(self.vcpus.len(), kick, timeout);
-        paused.then_some(()).ok_or(Error::Pause)
+    /// [`Error::Pause`] after [`PAGE_TIMEOUT`]; the guest runs on then.
+    pub(crate) fn pause_served(&self) -> Result<(), Error> {
+        let kick = || {
+            self.vcpus.iter().for_each(VcpuThread::kick);
+            self.io_thread.iter().for_each(IoThread::kick);
+        };
+        let io_thread = self.io_thread.as_ref().map(|_| ThreadSet::IO);
+        let threads = ThreadSet::vcpus(self.vcpus.len()).and(io_thread.unwrap_or_default());
+        let paused = self.shared.gate.close_timeout(threads, kick, PAGE_TIMEOUT);
+        paused.map_err(|waiting| Error::Pause(PageWait(waiting)))
+    }
+
+    /// Fetches all pages from the fault handler, if there is one, so that this thread can read memory without waiting.
+    ///
+    /// # Errors
+    /// [`PageWait`] if the handler sends no page for [`PAGE_TIMEOUT`].
+    pub(crate) fn fetch_pages(&self) -> Result<(), PageWait> {
+        let Some(io_thread) = &self.io_thread else {
+            return Ok(());
+        };
+        let memory = self.memory.clone();
+        io_thread.run(move |claim| {
+            for region in memory.iter() {
+                let first = region.start_addr();
+                for offset in (0..region.len()).step_by(usize::try_from(page_size()).ok()?) {
+                    if claim.is_cancelled() {
+                        return None;
+                    }
+                    // Within the region.
+                    memory.read_obj::<u8>(first.checked_add(offset)?).ok()?;
+                    claim.report_progress();
+                }
+            }
+            Some(())
+        })
+    }
+
+    /// Changes `device` while the guest runs.
+    ///
+    /// # Errors
+    /// [`UpdateError`]; the device is unchanged then.
+    pub(crate) fn update_device(
+        &self,
+        device: &AttachedDevice,
+        update: &DeviceUpdate,
+    ) -> Result<(), UpdateError> {
+        match &self.io_thread {
+            None => device.update(update),
+            Some(thread) => thread.run(device.update_job(update)).map_err(UpdateError::Page)?,
+        }
+    }
+
+    /// Returns the counters of `device`; of a device that waits for the fault handler, those of the last call.
+    pub(crate) fn counters(&self, device: &AttachedDevice) -> DeviceCounters {
+        match self.io_thread {
+            None => device.counters(),
+            Some(_) => device.try_counters(),
+        }
     }
 
     /// Resumes the vCPUs. After a restore the devices first process their available buffers.
@@ -366,6 +442,16 @@ impl Machine {
     /// Returns the number of accesses that no device claims: ports and memory-mapped registers.
     pub fn unclaimed(&self) -> (u64, u64) {
         (self.ports.unclaimed(), self.memory_bus.unclaimed())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // The fields join their threads, and a thread may wait for a page that the handler will never send.
+        if let Some(handler) = &self.fault_handler {
+            self.stop();
+            handler.release();
+        }
     }
 }
 

@@ -17,8 +17,10 @@
 //! goes to interrupt controllers at reset, whose state is replaced afterwards. Components that access a local APIC follow the vCPUs.
 //! The devices process their available buffers only when the guest is resumed.
 
-use std::sync::mpsc::{self, Receiver, RecvError, TryRecvError};
+use std::io;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::thread;
+use std::time::Duration;
 
 use devices::lock;
 use devices::virtio::net::passt;
@@ -28,9 +30,10 @@ use snapshot::{ArchiveReader, ArchiveWriter, Component};
 
 use super::Machine;
 use super::attachments::AttachedDevice;
+use super::io_thread::{IoThread, PageWait};
 use crate::arch::Platform;
 use crate::timeline::Lane;
-use crate::vcpu::{NativeVcpuState, StateReply, VcpuInit, VcpuThread};
+use crate::vcpu::{NativeVcpuState, StateReply, ThreadSet, VcpuInit, VcpuThread};
 
 const SERIAL: &str = "serial";
 
@@ -61,26 +64,39 @@ pub enum Error {
     /// The passt process of an interface has ended.
     #[error("cannot connect the network interface")]
     Passt(#[source] passt::Error),
+    /// A thread waits for the fault handler.
+    #[error("cannot save or restore the state of the VM")]
+    Page(#[source] PageWait),
+    /// The I/O thread cannot be started.
+    #[error("cannot start the I/O thread")]
+    IoThread(#[source] io::Error),
 }
 
 /// Polls of a reply before this thread sleeps. They take somewhat longer than the save or restore of a vCPU.
 const MAX_POLLS: usize = 1000;
 
-/// Receives the reply of a vCPU thread. Polls first: sleeping and waking take as long as most replies.
-fn receive_spinning<T>(reply: &Receiver<T>) -> Result<T, RecvError> {
+/// Receives the reply of the thread of vCPU `id`, within `timeout` if there is one. Polls first: sleeping and waking take as long as
+/// most replies.
+fn receive_spinning<T>(id: u8, reply: &Receiver<T>, timeout: Option<Duration>) -> Result<T, Error> {
     for _ in 0..MAX_POLLS {
         match reply.try_recv() {
             Err(TryRecvError::Empty) => thread::yield_now(),
             Ok(reply) => return Ok(reply),
-            Err(TryRecvError::Disconnected) => return Err(RecvError),
+            Err(TryRecvError::Disconnected) => return Err(Error::Ended(id)),
         }
     }
-    reply.recv()
+    let Some(timeout) = timeout else {
+        return reply.recv().map_err(|_| Error::Ended(id));
+    };
+    reply.recv_timeout(timeout).map_err(|error| match error {
+        RecvTimeoutError::Disconnected => Error::Ended(id),
+        RecvTimeoutError::Timeout => Error::Page(PageWait(ThreadSet::vcpu(id))),
+    })
 }
 
-/// Receives the state of vCPU `id`.
-fn receive_state(id: u8, vcpu: &StateReply) -> Result<NativeVcpuState, Error> {
-    let state = receive_spinning(&vcpu.state).map_err(|_| Error::Ended(id))?;
+/// Receives the state of vCPU `id`, within `timeout` if there is one.
+fn receive_state(id: u8, vcpu: &StateReply, timeout: Option<Duration>) -> Result<NativeVcpuState, Error> {
+    let state = receive_spinning(id, &vcpu.state, timeout)?;
     state.map_err(|source| Error::Vcpu { id, source })
 }
 
@@ -95,11 +111,13 @@ impl StateSave<'_> {
     /// [`finish`](Self::finish) reports a change.
     ///
     /// # Errors
-    /// [`Error::Ended`], [`Error::Vcpu`] and [`Error::Devices`].
+    /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Page`] and [`Error::Devices`].
     pub fn save_devices(&self, archive: &mut ArchiveWriter) -> Result<(), Error> {
+        let timeout = self.machine.page_timeout();
         for (id, vcpu) in (0..).zip(&self.vcpus) {
-            if receive_spinning(&vcpu.flushed).is_err() {
-                receive_state(id, vcpu)?;
+            match receive_spinning(id, &vcpu.flushed, timeout) {
+                Err(Error::Ended(_)) => drop(receive_state(id, vcpu, timeout)?),
+                result => result?,
             }
         }
         self.machine.save_devices(archive).map_err(Error::Devices)
@@ -109,11 +127,11 @@ impl StateSave<'_> {
     /// rarely, when a timer of the guest expired meanwhile.
     ///
     /// # Errors
-    /// [`Error::Ended`], [`Error::Vcpu`] and [`Error::Sections`].
+    /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Page`] and [`Error::Sections`].
     pub fn finish(self, archive: &mut ArchiveWriter) -> Result<bool, Error> {
         let mut is_changed = false;
         for (id, vcpu) in (0..).zip(&self.vcpus) {
-            let state = receive_state(id, vcpu)?;
+            let state = receive_state(id, vcpu, self.machine.page_timeout())?;
             is_changed |= vcpu.flushed.try_recv().is_ok();
             archive.write(&vcpu_key(id), &state).map_err(Error::Sections)?;
         }
@@ -127,7 +145,7 @@ impl Machine {
     /// Memory must be dumped after this call: it completes requests in flight, and KVM may write guest memory.
     ///
     /// # Errors
-    /// [`Error::Running`], [`Error::Ended`], [`Error::Vcpu`], [`Error::Devices`], and [`Error::Sections`] when `archive` has
+    /// [`Error::Running`], [`Error::Ended`], [`Error::Vcpu`], [`Error::Page`], [`Error::Devices`], and [`Error::Sections`] when `archive` has
     /// sections with the same keys.
     pub fn save(&self, archive: &mut ArchiveWriter) -> Result<(), Error> {
         self.begin_save()?.finish(archive)?;
@@ -138,12 +156,12 @@ impl Machine {
     /// [`StateSave::save_devices`] and [`StateSave::finish`] follow.
     ///
     /// # Errors
-    /// [`Error::Running`]
+    /// [`Error::Running`] and [`Error::Page`].
     pub fn begin_save(&self) -> Result<StateSave<'_>, Error> {
         if !self.shared.gate.is_closed() {
             return Err(Error::Running);
         }
-        self.devices.iter().for_each(AttachedDevice::drain);
+        self.drain_devices()?;
         let vcpus = self.vcpus.iter().map(|vcpu| vcpu.request_state()).collect();
         self.shared.gate.notify_waiters();
         Ok(StateSave { machine: self, vcpus })
@@ -154,6 +172,20 @@ impl Machine {
     pub fn prepare_resume(&self) {
         self.vcpus.iter().for_each(VcpuThread::request_flush);
         self.shared.gate.notify_waiters();
+    }
+
+    /// Waits until no request is in flight.
+    fn drain_devices(&self) -> Result<(), Error> {
+        let Some(io_thread) = &self.io_thread else {
+            self.devices.iter().for_each(AttachedDevice::drain);
+            return Ok(());
+        };
+        let transports: Vec<_> = self.devices.iter().map(AttachedDevice::transport).collect();
+        let drained = io_thread.run(move |_| {
+            transports.iter().for_each(|transport| lock(transport).drain());
+            Some(())
+        });
+        drained.map_err(Error::Page)
     }
 
     fn save_devices(&self, archive: &mut ArchiveWriter) -> Result<(), StateError> {
@@ -169,11 +201,11 @@ impl Machine {
     /// advances by the time since the save.
     ///
     /// # Errors
-    /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Devices`], [`Error::Sections`] and [`Error::Passt`]. No vCPU has entered the guest
-    /// then.
+    /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Page`], [`Error::Devices`], [`Error::Sections`], [`Error::Passt`] and
+    /// [`Error::IoThread`]. No vCPU has entered the guest then.
     pub fn restore(mut self, mut archive: ArchiveReader<'_>, realtime: bool) -> Result<Self, Error> {
         // No vCPU is in the guest yet, so that the gate closes at once; the threads wait at it after their restore.
-        self.shared.gate.close(0, || ());
+        self.shared.gate.close(ThreadSet::default(), || ());
         let (restored, replies) = (0..self.vcpus.len())
             .map(|_| mpsc::sync_channel(1))
             .collect::<(Vec<_>, Vec<_>)>();
@@ -186,14 +218,18 @@ impl Machine {
             device.check_process().map_err(Error::Passt)?;
         }
         for (id, reply) in (0..).zip(replies) {
-            let result = receive_spinning(&reply).map_err(|_| Error::Ended(id))?;
+            let result = receive_spinning(id, &reply, self.page_timeout())?;
             result.map_err(|source| Error::Vcpu { id, source })?;
         }
         self.platform
             .restore_after_vcpus(&mut archive, realtime)
             .map_err(Error::Devices)?;
         archive.finish().map_err(Error::Sections)?;
-        self.needs_notify.set(true);
+        if self.fault_handler.is_some() {
+            self.start_io_thread().map_err(Error::IoThread)?;
+        } else {
+            self.needs_notify.set(true);
+        }
         self.timeline.mark(Lane::Main, "state restored");
         Ok(self)
     }
@@ -204,6 +240,19 @@ impl Machine {
             device.restore(&virtio_key(index), archive)?;
         }
         self.platform.restore_before_vcpus(archive)
+    }
+
+    /// Passes the devices to the I/O thread, which processes their available buffers once the machine is resumed.
+    fn start_io_thread(&mut self) -> io::Result<()> {
+        let sources = self.event_sources.split_off(self.platform_sources);
+        let transports: Vec<_> = self.devices.iter().map(AttachedDevice::transport).collect();
+        let start = move || {
+            transports
+                .iter()
+                .for_each(|transport| lock(transport).notify_restored());
+        };
+        self.io_thread = Some(IoThread::spawn(sources, start, self.shared.clone())?);
+        Ok(())
     }
 
     /// Processes the available buffers of the devices once after a restore.

@@ -8,7 +8,7 @@ use snapshot::{ArchiveWriter, section};
 
 use super::source::{MACHINE, host_identity};
 use crate::config::VmConfig;
-use crate::machine::state;
+use crate::machine::{PageWait, state};
 use crate::memory::{Pagemap, dump};
 use crate::vm::Vm;
 
@@ -31,6 +31,9 @@ pub enum Error {
     /// The state of the machine cannot be saved.
     #[error("cannot save the state of the machine")]
     Machine(#[source] state::Error),
+    /// A page that the guest has not touched does not arrive.
+    #[error("cannot read guest memory")]
+    Pages(#[source] PageWait),
     /// The configuration cannot be saved.
     #[error("cannot save the configuration of the machine")]
     Config(#[source] section::Error),
@@ -123,6 +126,9 @@ impl CreateSnapshotParams {
             pagemap: pagemap.as_ref(),
         };
         let target = self.target(&source)?;
+        if self.kind == SnapshotKind::Full {
+            machine.fetch_pages().map_err(Error::Pages)?;
+        }
         let (host, mut archive) = (host_identity(), begin_archive(config)?);
         save.save_devices(&mut archive).map_err(Error::Machine)?;
         let mut memory = self.dump(&source, target)?;

@@ -143,8 +143,11 @@ impl LoadSnapshotParams {
             filter,
             guard,
         } = open_console().map_err(Error::Console)?;
-        let machine = Machine::build_with_memory(spec, memory, devices, output, timeline.clone())
+        let mut machine = Machine::build_with_memory(spec, memory, devices, output, timeline.clone())
             .map_err(Error::Machine)?;
+        if let MemoryBacking::Uffd(handler) = &backing {
+            machine.set_fault_handler(handler.clone());
+        }
         let restored = timeline.measure(Lane::Main, "restore state", || {
             machine.restore(sections, self.realtime)
         });

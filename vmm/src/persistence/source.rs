@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use snapshot::GuestMemory;
 use snapshot::file::HostIdentity;
@@ -72,7 +73,7 @@ impl MemorySource {
                 }
             }
             Self::Uffd(path) => match memory::map_uffd(&regions, &path) {
-                Ok((memory, handler)) => Ok((memory, MemoryBacking::Uffd(handler))),
+                Ok((memory, handler)) => Ok((memory, MemoryBacking::Uffd(Arc::new(handler)))),
                 Err(source) => Err(Error::Uffd { path, source }),
             },
         }

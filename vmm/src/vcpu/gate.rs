@@ -1,5 +1,6 @@
 //! Gate at which the vCPU threads of a paused VM wait.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -9,6 +10,57 @@ use devices::lock;
 const OPEN: u8 = 0;
 const CLOSED: u8 = 1;
 const STOPPED: u8 = 2;
+
+/// Threads that wait at a [`PauseGate`]: vCPU threads by number, and the I/O thread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ThreadSet(u64);
+
+impl ThreadSet {
+    /// The I/O thread, which exists if a fault handler serves guest memory.
+    pub const IO: Self = Self(1 << 63);
+    /// Name of the I/O thread.
+    pub const IO_NAME: &'static str = "mayfly_io";
+
+    /// Returns the thread of vCPU `id`.
+    pub const fn vcpu(id: u8) -> Self {
+        Self(1 << id)
+    }
+
+    /// Returns the threads of vCPUs 0 to `count` - 1.
+    pub const fn vcpus(count: usize) -> Self {
+        Self((1 << count) - 1)
+    }
+
+    /// Returns the threads of both sets.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Returns the threads that are not in `other`.
+    const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl fmt::Display for ThreadSet {
+    /// Formats the names of the threads, separated by commas.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut comma = "";
+        for id in (0..63).filter(|id| self.0 & 1 << id != 0) {
+            write!(f, "{comma}fc_vcpu {id}")?;
+            comma = ", ";
+        }
+        if self.without(Self::IO) != *self {
+            write!(f, "{comma}{}", Self::IO_NAME)?;
+        }
+        Ok(())
+    }
+}
 
 /// Gate between the vCPU threads and the guest.
 ///
@@ -24,7 +76,7 @@ pub struct PauseGate {
 #[derive(Debug, Default)]
 struct Outside {
     /// Threads that wait at the gate or have ended, and so are outside the guest.
-    threads: usize,
+    threads: ThreadSet,
     /// Number of calls of `notify_waiters`.
     notifications: u64,
 }
@@ -56,10 +108,10 @@ impl PauseGate {
     }
 
     /// Waits until the gate is open or stopped. Calls `handle` once at the beginning, and after each
-    /// [`notify_waiters`](Self::notify_waiters).
-    pub fn wait(&self, mut handle: impl FnMut()) {
+    /// [`notify_waiters`](Self::notify_waiters). `thread` is the calling thread.
+    pub fn wait(&self, thread: ThreadSet, mut handle: impl FnMut()) {
         let mut outside = lock(&self.outside);
-        outside.threads += 1;
+        outside.threads = outside.threads.and(thread);
         self.changed.notify_all();
         // None: requests from before this call are handled too.
         let mut handled = None;
@@ -74,7 +126,7 @@ impl PauseGate {
             }
             outside = self.changed.wait(outside).unwrap_or_else(PoisonError::into_inner);
         }
-        outside.threads -= 1;
+        outside.threads = outside.threads.without(thread);
     }
 
     /// Wakes the waiting threads to handle requests.
@@ -83,40 +135,51 @@ impl PauseGate {
         self.changed.notify_all();
     }
 
-    /// Counts the calling thread, which ends, as outside the guest for good.
-    pub fn leave(&self) {
-        lock(&self.outside).threads += 1;
+    /// Counts the calling `thread`, which ends, as outside the guest for good.
+    pub fn leave(&self, thread: ThreadSet) {
+        let mut outside = lock(&self.outside);
+        outside.threads = outside.threads.and(thread);
+        drop(outside);
         self.changed.notify_all();
     }
 
-    /// Closes the gate, calls `kick` to interrupt the threads, and waits until all `count` of them are outside the guest.
+    /// Closes the gate, calls `kick` to interrupt the threads, and waits until all `threads` are outside the guest.
     ///
     /// A thread that has not yet left [`wait`](Self::wait) since an earlier close counts as outside: it finds the gate closed again.
-    pub fn close(&self, count: usize, kick: impl FnOnce()) {
+    pub fn close(&self, threads: ThreadSet, kick: impl FnOnce()) {
         if self.set_state(CLOSED) {
             kick();
-            let inside = |outside: &mut Outside| outside.threads < count;
+            let inside = |outside: &mut Outside| !threads.without(outside.threads).is_empty();
             let closed = self.changed.wait_while(lock(&self.outside), inside);
             drop(closed.unwrap_or_else(PoisonError::into_inner));
         }
     }
 
-    /// As [`close`](Self::close), but opens the gate again and returns false after `timeout`.
-    pub fn close_timeout(&self, count: usize, kick: impl FnOnce(), timeout: Duration) -> bool {
+    /// As [`close`](Self::close), but opens the gate again after `timeout`.
+    ///
+    /// # Errors
+    /// The threads that are not outside the guest after `timeout`.
+    pub fn close_timeout(
+        &self,
+        threads: ThreadSet,
+        kick: impl FnOnce(),
+        timeout: Duration,
+    ) -> Result<(), ThreadSet> {
         if self.set_state(CLOSED) {
             kick();
-            let inside = |outside: &mut Outside| outside.threads < count;
+            let inside = |outside: &mut Outside| !threads.without(outside.threads).is_empty();
             let closed = self
                 .changed
                 .wait_timeout_while(lock(&self.outside), timeout, inside);
             let (outside, waited) = closed.unwrap_or_else(PoisonError::into_inner);
+            let waiting = threads.without(outside.threads);
             drop(outside);
             if waited.timed_out() {
                 self.open();
-                return false;
+                return Err(waiting);
             }
         }
-        true
+        Ok(())
     }
 
     /// Opens the gate again.
@@ -149,7 +212,9 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
-    use super::PauseGate;
+    use super::{PauseGate, ThreadSet};
+
+    const FIRST: ThreadSet = ThreadSet::vcpu(0);
 
     #[test]
     fn closed_gate_holds_threads() {
@@ -161,18 +226,18 @@ mod tests {
             thread::spawn(move || {
                 while !gate.is_stopped() {
                     if !gate.is_open() {
-                        gate.wait(|| ());
+                        gate.wait(FIRST, || ());
                         continue;
                     }
                     inside.store(true, Ordering::SeqCst);
                     rounds.fetch_add(1, Ordering::SeqCst);
                     inside.store(false, Ordering::SeqCst);
                 }
-                gate.leave();
+                gate.leave(FIRST);
             })
         };
         for _ in 0..100 {
-            gate.close(1, || {});
+            gate.close(FIRST, || {});
             let seen = rounds.load(Ordering::SeqCst);
             thread::yield_now();
             assert_eq!(
@@ -184,11 +249,11 @@ mod tests {
                 thread::yield_now();
             }
         }
-        gate.close(1, || {});
+        gate.close(FIRST, || {});
         gate.stop();
         worker.join().unwrap();
         // A stopped gate does not wait for a second thread.
-        gate.close(2, || panic!("a stopped gate was closed"));
+        gate.close(ThreadSet::vcpus(2), || panic!("a stopped gate was closed"));
         gate.open();
         assert!(gate.is_stopped());
     }
@@ -197,21 +262,29 @@ mod tests {
     fn gate_opens_after_timeout() {
         let gate = PauseGate::default();
         let mut kicked = false;
-        assert!(!gate.close_timeout(1, || kicked = true, Duration::ZERO));
+        let both = FIRST.and(ThreadSet::IO);
+        let waiting = gate.close_timeout(both, || kicked = true, Duration::ZERO);
+        assert_eq!(waiting, Err(both));
+        assert_eq!(waiting.unwrap_err().to_string(), "fc_vcpu 0, mayfly_io");
         assert!(kicked && gate.is_open());
-        gate.leave();
-        assert!(gate.close_timeout(1, || {}, Duration::ZERO));
+        gate.leave(FIRST);
+        assert_eq!(
+            gate.close_timeout(both, || {}, Duration::ZERO),
+            Err(ThreadSet::IO)
+        );
+        gate.leave(ThreadSet::IO);
+        assert_eq!(gate.close_timeout(both, || {}, Duration::ZERO), Ok(()));
         assert!(gate.is_closed());
     }
 
     #[test]
     fn waiting_thread_handles_notifications() {
         let gate = Arc::new(PauseGate::default());
-        gate.close(0, || {});
+        gate.close(ThreadSet::default(), || {});
         let (handled, calls) = mpsc::channel();
         let worker = {
             let gate = gate.clone();
-            thread::spawn(move || gate.wait(|| handled.send(()).unwrap()))
+            thread::spawn(move || gate.wait(FIRST, || handled.send(()).unwrap()))
         };
         calls.recv().unwrap();
         for _ in 0..100 {

@@ -20,7 +20,7 @@ mod runner;
 mod thread;
 
 pub use exit::{ExitCounters, KINDS, Location, StopReason, VcpuError};
-pub use gate::PauseGate;
+pub use gate::{PauseGate, ThreadSet};
 pub use park::{NativeVcpuState, StateReply};
 pub use runner::{StartContext, VcpuInit, VcpuShared};
 pub use thread::VcpuThread;

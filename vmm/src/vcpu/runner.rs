@@ -11,7 +11,7 @@ use snapshot::persist::Error as StateError;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::exit::{ExitAction, ExitCounters, Location, StopReason, Targets, VcpuError, handle};
-use super::gate::PauseGate;
+use super::gate::{PauseGate, ThreadSet};
 use super::park::{NativeCpu, NativeVcpuState, ParkRequest};
 use super::pre_entry::run_until_entry;
 use crate::arch::{Cpu, Native, Platform};
@@ -114,7 +114,7 @@ impl VcpuRunner {
     /// Runs the thread until the guest ends or the thread is stopped.
     pub fn run(self, vcpu_receiver: &Receiver<VcpuFd>, start_receiver: &Receiver<StartContext>) {
         self.run_vcpu(vcpu_receiver, start_receiver);
-        self.shared.gate.leave();
+        self.shared.gate.leave(ThreadSet::vcpu(self.id));
     }
 
     fn run_vcpu(&self, vcpu_receiver: &Receiver<VcpuFd>, start_receiver: &Receiver<StartContext>) {
@@ -299,7 +299,7 @@ impl VcpuRunner {
         self.complete_exit(vcpu, start, is_first)?;
         NativeCpu::notify_pause(vcpu);
         let mut reason = None;
-        self.shared.gate.wait(|| {
+        self.shared.gate.wait(ThreadSet::vcpu(self.id), || {
             if reason.is_none() {
                 reason = self.handle_requests(vcpu, start).err();
             }

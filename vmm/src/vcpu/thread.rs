@@ -6,6 +6,7 @@ use std::thread::{Builder, JoinHandle};
 
 use kvm_ioctls::VcpuFd;
 
+use super::ThreadSet;
 use super::exit::{ExitCounters, VcpuError};
 use super::park::{ParkRequest, StateReply};
 use super::runner::{StartContext, VcpuRunner, VcpuShared};
@@ -45,7 +46,7 @@ impl VcpuThread {
         };
         let thread = Builder::new()
             // Firecracker's name: orchestrators find vCPU threads by it, to move them into control groups.
-            .name(format!("fc_vcpu {id}"))
+            .name(ThreadSet::vcpu(id).to_string())
             .stack_size(STACK_SIZE)
             .spawn(move || runner.run(&vcpu_receiver, &start_receiver))
             .map_err(|source| VcpuError::Thread { id, source })?;

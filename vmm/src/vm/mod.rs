@@ -5,7 +5,7 @@ mod recording;
 
 use std::any::Any;
 use std::fs::File;
-use std::time::Duration;
+use std::sync::Arc;
 
 use devices::lock;
 use devices::serial::output;
@@ -17,9 +17,6 @@ use crate::memory::{Prefetch, uffd};
 pub use console::{Console, ConsoleError, ConsoleInput, InputAction, InputFilter};
 pub(crate) use recording::Recording;
 
-/// Time after which a pause fails because a vCPU waits for a page of a fault handler. The event loop blocks meanwhile.
-const PAGE_TIMEOUT: Duration = Duration::from_secs(2);
-
 /// Chunks of a working set that are prefetched before the guest runs, about 100 us each. More would delay a guest that does not
 /// touch them at once; the event loop prefetches the rest.
 const CHUNKS_BEFORE_RESUME: u32 = 8;
@@ -28,8 +25,8 @@ const CHUNKS_BEFORE_RESUME: u32 = 8;
 pub(crate) enum MemoryBacking {
     /// Memory file of a snapshot.
     File(File),
-    /// Fault handler; it serves pages while this value exists.
-    Uffd(uffd::FaultHandler),
+    /// Fault handler, which the machine releases when it is dropped.
+    Uffd(Arc<uffd::FaultHandler>),
 }
 
 /// A machine that runs or is paused. Dropping it stops the vCPUs.
@@ -133,11 +130,11 @@ impl Vm {
     /// Pauses the guest, with every instruction completed. Has no effect on a paused guest.
     ///
     /// # Errors
-    /// [`machine::Error::Pause`] if a vCPU waits for a page of a fault handler; the guest runs on then.
+    /// [`machine::Error::Pause`] if a thread waits for a page of a fault handler; the guest runs on then.
     pub fn pause(&mut self) -> Result<(), machine::Error> {
         if !self.paused {
             match self.backing {
-                Some(MemoryBacking::Uffd(_)) => self.machine.pause_timeout(PAGE_TIMEOUT)?,
+                Some(MemoryBacking::Uffd(_)) => self.machine.pause_served()?,
                 _ => self.machine.pause(),
             }
             self.paused = true;
@@ -194,15 +191,5 @@ impl Vm {
 
     pub(crate) fn machine_mut(&mut self) -> &mut Machine {
         &mut self.machine
-    }
-}
-
-impl Drop for Vm {
-    fn drop(&mut self) {
-        // The drop of the machine joins the vCPU threads, and one may wait for a page that the handler will never send.
-        if let Some(MemoryBacking::Uffd(handler)) = &self.backing {
-            self.machine.stop();
-            handler.release();
-        }
     }
 }

@@ -1,0 +1,255 @@
+//! I/O thread of a machine whose memory comes from a fault handler.
+//!
+//! An access to an absent page waits for the handler, possibly for ever. Device work on the event loop would then block the API and
+//! signals, so this thread executes it: the events of the devices, their available buffers after a restore, and [jobs](IoThread::run)
+//! of the main thread, which waits for them at most [`PAGE_TIMEOUT`]. A job that is late goes on in the background without effect.
+//!
+//! The thread waits at the gate like a vCPU thread, so that a paused VM processes no event. Events stay pending in the epoll
+//! instance meanwhile. Jobs run at the gate too.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use devices::lock;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::arch::SharedSource;
+use crate::vcpu::{ThreadSet, VcpuShared};
+
+/// Time without a page of the fault handler, after which an operation fails. The event loop blocks meanwhile.
+pub(crate) const PAGE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Stack of the thread in bytes, as for a vCPU thread: both process queues.
+const STACK_SIZE: usize = 128 << 10;
+
+/// Jobs that wait for the thread. More are rejected: a client could otherwise grow the process by repeated requests.
+const MAX_JOBS: usize = 4;
+
+/// Events of one call of epoll_wait(2).
+const MAX_EVENTS: usize = 8;
+
+/// Data of the eventfd in the epoll instance. Sources have their index.
+const WAKE: u64 = u64::MAX;
+
+/// Threads that wait for a page of the fault handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a thread waits for a page of the fault handler ({0}); repeat the request when the handler sends it")]
+pub struct PageWait(pub(super) ThreadSet);
+
+/// Decision between the end of a job and its timeout.
+#[derive(Debug, Default)]
+pub(super) struct Claim {
+    state: AtomicU8,
+    progress: AtomicU64,
+}
+
+const PENDING: u8 = 0;
+const CLAIMED: u8 = 1;
+const CANCELLED: u8 = 2;
+
+impl Claim {
+    /// Returns true if the caller still waits, and will wait for the rest of the job. The rest must not access guest memory.
+    pub fn take(&self) -> bool {
+        self.decide(CLAIMED)
+    }
+
+    /// Returns true if the caller no longer waits.
+    pub fn is_cancelled(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == CANCELLED
+    }
+
+    /// Reports progress, which restarts the timeout.
+    pub fn report_progress(&self) {
+        self.progress.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn decide(&self, state: u8) -> bool {
+        let decided = self
+            .state
+            .compare_exchange(PENDING, state, Ordering::SeqCst, Ordering::SeqCst);
+        decided.is_ok()
+    }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Handle of the thread. Dropping it stops and joins the thread, which must not wait for a page then.
+pub(super) struct IoThread {
+    jobs: SyncSender<Job>,
+    wake: Arc<EventFd>,
+    shared: Arc<VcpuShared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl IoThread {
+    /// Starts the thread for `sources`, while the gate is closed. It calls `start` when the gate opens for the first time.
+    ///
+    /// # Errors
+    /// Fails if a descriptor or the thread cannot be created.
+    pub fn spawn(
+        sources: Vec<SharedSource>,
+        start: impl FnOnce() + Send + 'static,
+        shared: Arc<VcpuShared>,
+    ) -> io::Result<Self> {
+        let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let epoll = Epoll::new()?;
+        let add = |file, set, data| epoll.ctl(ControlOperation::Add, file, EpollEvent::new(set, data));
+        add(wake.as_raw_fd(), EventSet::IN, WAKE)?;
+        for (index, source) in (0..).zip(&sources) {
+            let source = lock(source);
+            let set = if source.is_edge() {
+                EventSet::IN | EventSet::EDGE_TRIGGERED
+            } else {
+                EventSet::IN
+            };
+            add(source.descriptor(), set, index)?;
+        }
+        let (jobs, job_receiver) = mpsc::sync_channel(MAX_JOBS);
+        let runner = Runner {
+            epoll,
+            wake: wake.clone(),
+            sources,
+            jobs: job_receiver,
+            shared: shared.clone(),
+        };
+        let thread = Builder::new()
+            .name(ThreadSet::IO_NAME.to_owned())
+            .stack_size(STACK_SIZE)
+            .spawn(move || runner.run(start))?;
+        Ok(Self {
+            jobs,
+            wake,
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// Makes the thread look at the gate.
+    pub fn kick(&self) {
+        // Fails only if the counter is at its maximum, and then the eventfd is readable.
+        let _ = self.wake.write(1);
+    }
+
+    /// Runs `job` on the thread and waits for its result, at most [`PAGE_TIMEOUT`] after its last progress. A job that changes
+    /// anything but rings first takes its [`Claim`], and returns `None` if it cannot.
+    ///
+    /// # Errors
+    /// [`PageWait`] if the job has not taken its claim in this time; it has no effect then.
+    pub fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Claim) -> Option<T> + Send + 'static,
+    ) -> Result<T, PageWait> {
+        let waits = PageWait(ThreadSet::IO);
+        let claim = Arc::new(Claim::default());
+        let (reply, result) = mpsc::sync_channel(1);
+        let claimed = claim.clone();
+        let job = Box::new(move || {
+            // Fails if the caller no longer waits.
+            let _ = reply.send(job(&claimed));
+        });
+        self.jobs.try_send(job).map_err(|_| waits)?;
+        self.kick();
+        self.shared.gate.notify_waiters();
+        let mut progress = 0;
+        loop {
+            match result.recv_timeout(PAGE_TIMEOUT) {
+                Ok(result) => return result.ok_or(waits),
+                Err(RecvTimeoutError::Disconnected) => return Err(waits),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let before = std::mem::replace(&mut progress, claim.progress.load(Ordering::Relaxed));
+            if before == progress && claim.decide(CANCELLED) {
+                return Err(waits);
+            }
+        }
+    }
+}
+
+impl Drop for IoThread {
+    fn drop(&mut self) {
+        self.shared.gate.stop();
+        self.kick();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Body of the thread.
+struct Runner {
+    epoll: Epoll,
+    wake: Arc<EventFd>,
+    sources: Vec<SharedSource>,
+    jobs: Receiver<Job>,
+    shared: Arc<VcpuShared>,
+}
+
+impl Runner {
+    fn run(self, start: impl FnOnce()) {
+        let gate = &self.shared.gate;
+        let mut start = Some(start);
+        while !gate.is_stopped() {
+            if gate.is_closed() {
+                gate.wait(ThreadSet::IO, || self.run_jobs());
+            } else if let Some(start) = start.take() {
+                start();
+            } else if let Err(error) = self.process_events() {
+                log::error!("the I/O thread ends: cannot wait for events: {error}");
+                break;
+            }
+        }
+        gate.leave(ThreadSet::IO);
+    }
+
+    fn run_jobs(&self) {
+        self.jobs.try_iter().for_each(|job| job());
+    }
+
+    fn process_events(&self) -> io::Result<()> {
+        let mut events = [EpollEvent::default(); MAX_EVENTS];
+        let count = match self.epoll.wait(-1, &mut events) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            result => result?,
+        };
+        // All of them, even if the gate closes meanwhile: an edge-triggered event is not reported again.
+        for event in &events[..count] {
+            if event.data() == WAKE {
+                let _ = self.wake.read();
+                self.run_jobs();
+            } else if let Some(source) = usize::try_from(event.data())
+                .ok()
+                .and_then(|index| self.sources.get(index))
+            {
+                lock(source).ready();
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Claim;
+
+    #[test]
+    fn cancelled_job_gets_no_claim() {
+        let claim = Claim::default();
+        assert!(!claim.is_cancelled());
+        assert!(claim.decide(super::CANCELLED));
+        assert!(claim.is_cancelled() && !claim.take());
+    }
+
+    #[test]
+    fn claimed_job_is_not_cancelled() {
+        let claim = Claim::default();
+        assert!(claim.take());
+        assert!(!claim.decide(super::CANCELLED));
+        assert!(!claim.is_cancelled());
+    }
+}
