@@ -2,11 +2,14 @@
 //! and of QEMU's `-netdev stream`. There is no packet header and thus no offload.
 
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::mem;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use log::warn;
 
@@ -21,6 +24,9 @@ const PREFIX: usize = 4;
 /// Bytes of the receive buffer: a frame of maximum length and its prefix.
 const INBOX_SIZE: usize = PREFIX + MAX_FRAME;
 
+/// Maximum time that [`connect`] waits for a listener with a full backlog. The event loop waits with it.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(100);
+
 /// Error of a stream.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -34,6 +40,14 @@ pub enum Error {
         /// Error of the kernel.
         #[source]
         source: io::Error,
+    },
+    /// The backlog of the listener stays full.
+    #[error(
+        "cannot connect to {path:?} within {CONNECT_TIMEOUT:?}: the backlog of the socket is full; check that the network process accepts connections"
+    )]
+    Backlog {
+        /// Path of the socket.
+        path: PathBuf,
     },
     /// The socket cannot be made non-blocking.
     #[error("cannot make the network socket non-blocking")]
@@ -68,9 +82,12 @@ impl Stream {
     /// # Errors
     /// Fails with any variant.
     pub fn connect(path: &Path) -> Result<Self, Error> {
-        let socket = UnixStream::connect(path).map_err(|source| Error::Connect {
-            path: path.to_owned(),
-            source,
+        let socket = connect(path).map_err(|source| {
+            let path = path.to_owned();
+            match source.kind() {
+                io::ErrorKind::TimedOut => Error::Backlog { path },
+                _ => Error::Connect { path, source },
+            }
         })?;
         let name = format!("stream {}", path.display());
         Self::with_name(socket, name, None)
@@ -258,6 +275,72 @@ impl Backend for Stream {
     fn describe(&self) -> String {
         self.name.clone()
     }
+}
+
+/// Connects to the unix stream socket at `path`, which may be that of any process.
+///
+/// `UnixStream::connect` blocks while the backlog of the listener is full: without end, if the listener accepts no connection.
+/// [`CONNECT_TIMEOUT`] bounds this wait, and each later write that would block.
+///
+/// # Errors
+/// [`io::ErrorKind::TimedOut`] if the backlog stays full, [`io::ErrorKind::InvalidInput`] if no socket can have this path, else the
+/// error of the system call.
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    connect_within(path, CONNECT_TIMEOUT)
+}
+
+/// Connects like [`connect`], with `timeout` as the limit.
+pub(super) fn connect_within(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    let address = socket_address(path)?;
+    // SAFETY: the call takes no pointer.
+    let descriptor = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just created the descriptor, and no other object owns it.
+    let socket = UnixStream::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
+    // The send timeout bounds connect(2) too, see socket(7). A poll cannot replace it: a non-blocking connect(2) to a full backlog
+    // fails with EAGAIN and leaves nothing to wait for.
+    socket.set_write_timeout(Some(timeout))?;
+    let size = libc::socklen_t::try_from(mem::size_of_val(&address)).unwrap_or(libc::socklen_t::MAX);
+    let started_at = Instant::now();
+    loop {
+        // SAFETY: `address` is valid for reads of `size` bytes.
+        let connected = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), size) };
+        if connected == 0 {
+            return Ok(socket);
+        }
+        let error = io::Error::last_os_error();
+        match error.kind() {
+            io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
+            // Each call waits anew: without this limit, repeated signals would prolong the wait without end.
+            io::ErrorKind::Interrupted if started_at.elapsed() >= timeout => {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            io::ErrorKind::Interrupted => {}
+            _ => return Err(error),
+        }
+    }
+}
+
+/// Returns the address of the socket at `path`, padded with null bytes.
+fn socket_address(path: &Path) -> io::Result<libc::sockaddr_un> {
+    let mut address = libc::sockaddr_un {
+        sun_family: libc::sa_family_t::try_from(libc::AF_UNIX).map_err(io::Error::other)?,
+        sun_path: [0; 108],
+    };
+    let bytes = path.as_os_str().as_bytes();
+    // An empty path, or a null byte at its start, would be the address of another kind of socket, see unix(7).
+    if bytes.is_empty() || bytes.contains(&0) || bytes.len() >= address.sun_path.len() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the path of a socket has 1 to 107 bytes, none of them null",
+        ));
+    }
+    for (target, byte) in address.sun_path.iter_mut().zip(bytes) {
+        *target = libc::c_char::from_ne_bytes([*byte]);
+    }
+    Ok(address)
 }
 
 /// Returns the error for a connection that ends after `bytes` of an incomplete frame.

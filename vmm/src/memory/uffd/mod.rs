@@ -26,6 +26,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use devices::virtio::net::stream::{CONNECT_TIMEOUT, connect};
 use snapshot::GuestMemory;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -81,6 +82,15 @@ pub enum Error {
         /// Error of `connect`.
         #[source]
         source: io::Error,
+    },
+    /// The backlog of the fault handler stays full.
+    #[error(
+        "cannot connect to the fault handler at {path:?} within {CONNECT_TIMEOUT:?}: the backlog of the socket is full; check that it \
+         accepts connections"
+    )]
+    Backlog {
+        /// Path of the socket.
+        path: PathBuf,
     },
     /// The message could not be sent, or only in part.
     #[error("cannot send the memory regions to the fault handler at {path:?}")]
@@ -148,9 +158,12 @@ pub fn map_uffd(
     for (address, size) in &regions {
         faults.register(*address, *size)?;
     }
-    let socket = UnixStream::connect(path).map_err(|source| Error::Connect {
-        path: path.to_owned(),
-        source,
+    let socket = connect(path).map_err(|source| {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::TimedOut => Error::Backlog { path },
+            _ => Error::Connect { path, source },
+        }
     })?;
     let text = describe_regions(&memory);
     let failed = |source| Error::Send {

@@ -1,7 +1,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -185,6 +185,25 @@ fn missing_handler_error_names_socket() {
     assert!(matches!(error, Error::Connect { .. }));
     assert!(
         error.to_string().contains(socket.path().to_str().unwrap()),
+        "{error}"
+    );
+}
+
+#[test]
+fn full_backlog_of_handler_times_out() {
+    let socket = Temporary::missing();
+    let listener = UnixListener::bind(socket.path()).unwrap();
+    // SAFETY: the call takes no pointer; a listening socket may be asked to listen again.
+    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+    // With a backlog of 0, the kernel still queues one connection.
+    let _first = UnixStream::connect(socket.path()).unwrap();
+    let (sender, mapped) = mpsc::channel();
+    let path = socket.path().to_owned();
+    thread::spawn(move || sender.send(map_uffd(&regions(), &path).map(drop)));
+    let error = mapped.recv_timeout(TIMEOUT).expect("connect blocks").unwrap_err();
+    assert!(matches!(error, Error::Backlog { .. }), "{error}");
+    assert!(
+        error.to_string().contains("the backlog of the socket is full"),
         "{error}"
     );
 }

@@ -1,13 +1,22 @@
 use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use scratch::Directory;
 
 use super::{BACKLOG, Fixture, READABLE, WRITABLE, packet, received, setup};
 use crate::virtio::VirtioDevice;
 use crate::virtio::net::features::{OFFLOADS, STATUS};
-use crate::virtio::net::stream::Error;
+use crate::virtio::net::stream::{Error, connect_within};
 use crate::virtio::net::{Backend, HEADER, Link, MAX_FRAME, Stream};
 use crate::virtio::testing::Buffer;
+
+/// Limit that only a failed test reaches.
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn stream() -> (Stream, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -153,6 +162,57 @@ fn connect_without_listener_fails() {
             .to_string()
             .contains("passt --socket \"/nowhere/net.socket\"")
     );
+}
+
+#[test]
+fn connect_to_full_backlog_times_out() {
+    let directory = Directory::new();
+    let path = directory.path("net.socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    // SAFETY: the call takes no pointer; a listening socket may be asked to listen again.
+    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+    // With a backlog of 0, the kernel still queues one connection.
+    let _first = UnixStream::connect(&path).unwrap();
+    let (sender, connected) = mpsc::channel();
+    let target = path.clone();
+    thread::spawn(move || sender.send(Stream::connect(&target).map(drop)));
+    let error = connected
+        .recv_timeout(LIMIT)
+        .expect("connect blocks")
+        .unwrap_err();
+    assert!(matches!(error, Error::Backlog { .. }), "{error}");
+    let text = error.to_string();
+    assert!(
+        text.contains(path.to_str().unwrap()) && text.contains("backlog"),
+        "{text}"
+    );
+}
+
+#[test]
+fn connect_waits_for_room_in_backlog() {
+    let directory = Directory::new();
+    let path = directory.path("net.socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    // SAFETY: the call takes no pointer; a listening socket may be asked to listen again.
+    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+    let _first = UnixStream::connect(&path).unwrap();
+    let target = path.clone();
+    let connecting = thread::spawn(move || connect_within(&target, LIMIT));
+    // In any order with the second connection, the first one leaves the backlog.
+    listener.accept().unwrap();
+    connecting.join().unwrap().unwrap();
+}
+
+#[test]
+fn connect_rejects_paths_of_no_socket() {
+    let long = "x".repeat(108);
+    for path in ["", "a\0b", &long] {
+        let error = Stream::connect(Path::new(path)).err().unwrap();
+        assert!(
+            matches!(&error, Error::Connect { source, .. } if source.kind() == io::ErrorKind::InvalidInput),
+            "{path:?}: {error}"
+        );
+    }
 }
 
 #[test]
