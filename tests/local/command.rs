@@ -1,10 +1,13 @@
 //! Output and exit status of mayfly.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::guests::{file, program};
 
@@ -24,6 +27,70 @@ fn stderr(output: &Output) -> String {
 
 fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Limit of a wait that only a failed test reaches.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Limits the descriptors of `command` to those below `count`.
+fn limit_descriptors(command: &mut Command, count: u64) {
+    let limit = libc::rlimit {
+        rlim_cur: count,
+        rlim_max: count,
+    };
+    let limit = move || {
+        // SAFETY: `limit` is valid for reads.
+        match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: the closure runs between fork and exec and makes one system call.
+    unsafe { command.pre_exec(limit) };
+}
+
+/// Returns the output of `command`, which must end within [`LIMIT`] and print less than the capacity of a pipe.
+fn output_within_limit(mut command: Command) -> Output {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if start.elapsed() > LIMIT {
+            child.kill().unwrap();
+            let output = child.wait_with_output().unwrap();
+            panic!("{command:?} hangs: {}{}", stdout(&output), stderr(&output));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    child.wait_with_output().unwrap()
+}
+
+/// At each step of the start, the next descriptor may be one too many.
+#[test]
+fn missing_descriptors_end_mayfly_with_error() {
+    let disk = Path::new(env!("CARGO_TARGET_TMPDIR")).join("descriptors.disk");
+    fs::write(&disk, [0; 4096]).unwrap();
+    // 0 to 2 are the standard descriptors, and a message needs a duplicate of one.
+    for (failures, count) in (4..100).enumerate() {
+        let mut command = mayfly(&["run", &file("hello.elf"), "--disk", disk.to_str().unwrap()]);
+        limit_descriptors(&mut command, count);
+        let output = output_within_limit(command);
+        if output.status.success() {
+            assert_eq!(stdout(&output), "hello from mayfly\n");
+            assert!(failures > 5, "{failures} failures");
+            return;
+        }
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{count} descriptors: {text}");
+        assert!(
+            text.contains(": ") && text.lines().count() == 1,
+            "{count} descriptors: {text}"
+        );
+    }
+    panic!("mayfly needs 100 descriptors");
 }
 
 #[test]

@@ -81,11 +81,14 @@ pub fn run<'a>(
     };
     let mut events = EventManager::new().map_err(Error::Events)?;
     let id = events.add_subscriber(event_loop);
+    // The initialization may have ended the VM, and then watches too little for another event to end the wait.
+    let mut exit = take_exit(&mut events, id)?;
     let reason = loop {
-        let timeout_ms = prefetch(&mut events, id)?.then_some(0);
-        if let Some(reason) = poll(&mut events, id, timeout_ms)? {
+        if let Some(reason) = exit {
             break reason;
         }
+        let timeout_ms = prefetch(&mut events, id)?.then_some(0);
+        exit = poll(&mut events, id, timeout_ms)?;
     };
     let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
     event_loop.end_recording();
@@ -116,6 +119,14 @@ fn poll(
     events
         .run_with_timeout(timeout_ms.unwrap_or(-1))
         .map_err(Error::Events)?;
+    take_exit(events, id)
+}
+
+/// Takes the exit reason, if the VM has ended.
+fn take_exit(
+    events: &mut EventManager<EventLoop<'_>>,
+    id: SubscriberId,
+) -> Result<Option<ExitReason>, Error> {
     let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
     event_loop.exit.take().transpose()
 }
