@@ -2,9 +2,10 @@
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use devices::lock;
-use devices::serial::Serial;
+use devices::serial::{Serial, output};
 use event_manager::{EventOps, EventSet, Events};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -41,6 +42,8 @@ pub struct ConsoleIo {
     input_room: EventFd,
     output_blocked: EventFd,
     output_watched: bool,
+    /// Time of the next attempt to write to a full disk.
+    retry_at: Option<Instant>,
     serial: Arc<Mutex<Serial>>,
 }
 
@@ -69,6 +72,7 @@ impl ConsoleIo {
             input_room,
             output_blocked,
             output_watched: false,
+            retry_at: None,
             serial,
         })
     }
@@ -103,6 +107,22 @@ impl ConsoleIo {
             }
             _ => self.flush_output(ops),
         }
+    }
+
+    /// Requests a flush of the output if its next attempt is due. Returns the time until then if it is not.
+    pub fn retry_output(&mut self) -> Option<Duration> {
+        let left = self.retry_at?.saturating_duration_since(Instant::now());
+        if !left.is_zero() {
+            return Some(left);
+        }
+        self.retry_at = None;
+        self.request_flush();
+        None
+    }
+
+    fn request_flush(&self) {
+        // The counter stays far below its limit, so that the write cannot fail.
+        let _ = self.output_blocked.write(1);
     }
 
     /// Holds or continues the input. Held input stays in its file. A terminal is read nevertheless, for its escape keys.
@@ -159,21 +179,30 @@ impl ConsoleIo {
         let mut serial = lock(&self.serial);
         let output = serial.output_mut();
         let more = output.flush();
+        let retry = output.is_full().then_some(output::RETRY_INTERVAL);
         let file = output.as_fd().as_raw_fd();
         let report = output.report();
         drop(serial);
         if let Some(report) = report {
             log::warn!("{}", crate::ErrorChain(&report));
         }
+        self.retry_at = retry.map(|interval| Instant::now() + interval);
         let watched = Events::with_data_raw(file, OUTPUT, EventSet::OUT);
-        if more && !self.output_watched {
-            if let Err(error) = ops.add(watched) {
-                return ConsoleStatus::Failed(Error::Events(error));
+        match (more, self.output_watched) {
+            (true, false) => match ops.add(watched) {
+                Ok(()) => self.output_watched = true,
+                // epoll rejects regular files, which are always writable.
+                Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EPERM => {
+                    self.request_flush()
+                }
+                Err(error) => return ConsoleStatus::Failed(Error::Events(error)),
+            },
+            (false, true) => {
+                let _ = ops.remove(watched);
+                self.output_watched = false;
             }
-        } else if !more && self.output_watched {
-            let _ = ops.remove(watched);
+            _ => {}
         }
-        self.output_watched = more;
         ConsoleStatus::Continue
     }
 }

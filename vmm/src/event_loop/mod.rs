@@ -87,8 +87,12 @@ pub fn run<'a>(
         if let Some(reason) = exit {
             break reason;
         }
-        let timeout_ms = prefetch(&mut events, id)?.then_some(0);
-        exit = poll(&mut events, id, timeout_ms)?;
+        let timeout = if prefetch(&mut events, id)? {
+            Some(Duration::ZERO)
+        } else {
+            retry_output(&mut events, id)?
+        };
+        exit = poll(&mut events, id, timeout)?;
     };
     let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
     event_loop.end_recording();
@@ -109,16 +113,26 @@ fn prefetch(events: &mut EventManager<EventLoop<'_>>, id: SubscriberId) -> Resul
     Ok(event_loop.control.vm_mut().is_some_and(Vm::prefetch_chunk))
 }
 
-/// Waits for events at most `timeout_ms`, or without limit, and processes them. Returns the exit reason once the VM has ended.
+/// Requests a due attempt to write output to a full disk. Returns the time until it is due.
+fn retry_output(
+    events: &mut EventManager<EventLoop<'_>>,
+    id: SubscriberId,
+) -> Result<Option<Duration>, Error> {
+    let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
+    Ok(event_loop.console.as_mut().and_then(ConsoleIo::retry_output))
+}
+
+/// Waits for events at most `timeout`, or without limit, and processes them. Returns the exit reason once the VM has ended.
 fn poll(
     events: &mut EventManager<EventLoop<'_>>,
     id: SubscriberId,
-    timeout_ms: Option<i32>,
+    timeout: Option<Duration>,
 ) -> Result<Option<ExitReason>, Error> {
-    // epoll_wait(2): -1 waits without limit.
-    events
-        .run_with_timeout(timeout_ms.unwrap_or(-1))
-        .map_err(Error::Events)?;
+    // epoll_wait(2): -1 waits without limit. Rounded up: zero for a rest below 1 ms would become a busy loop.
+    let timeout_ms = timeout.map_or(-1, |timeout| {
+        i32::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
+    });
+    events.run_with_timeout(timeout_ms).map_err(Error::Events)?;
     take_exit(events, id)
 }
 
@@ -141,8 +155,7 @@ fn drain_output(
     let mut progress_at = Instant::now();
     while pending > 0 && progress_at.elapsed() < OUTPUT_TIMEOUT {
         let timeout = OUTPUT_TIMEOUT.saturating_sub(progress_at.elapsed());
-        let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-        let reason = poll(events, id, Some(timeout_ms))?;
+        let reason = poll(events, id, Some(timeout))?;
         if let Some(reason @ (ExitReason::User | ExitReason::Signal(_))) = reason {
             return Ok(Some(reason));
         }
@@ -155,11 +168,19 @@ fn drain_output(
     Ok(None)
 }
 
-/// Returns the bytes of output that the reader has not taken.
+/// Returns the bytes of output that the reader has not taken. Those for a full disk do not count: it has no reader.
 fn pending_output(events: &mut EventManager<EventLoop<'_>>, id: SubscriberId) -> Result<usize, Error> {
     let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
     let serial = event_loop.machine().map(Machine::serial);
-    Ok(serial.map_or(0, |serial| lock(serial).output().buffered_bytes()))
+    Ok(serial.map_or(0, |serial| {
+        let serial = lock(serial);
+        let output = serial.output();
+        if output.is_full() {
+            0
+        } else {
+            output.buffered_bytes()
+        }
+    }))
 }
 
 struct EventLoop<'a> {

@@ -1,8 +1,8 @@
 //! The bounded buffer between the serial port and its reader, and nonblocking writes to any kind of file.
 //!
 //! While the reader keeps up, a byte reaches it with one system call. Bytes that the file does not accept are buffered,
-//! and the event loop writes them when the file is writable again. A full buffer drops its oldest byte: the last output
-//! of a guest explains its exit.
+//! and the event loop writes them when the file is writable again, or every second while the disk is full. A full buffer
+//! drops its oldest byte: the last output of a guest explains its exit.
 //!
 //! `O_NONBLOCK` is a flag of the open file description, which standard output shares with the shell and other
 //! processes; their writes would fail. Each kind of file therefore has its own way to write without blocking. The
@@ -20,6 +20,9 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Size of the buffer in bytes.
 pub const CAPACITY: usize = 64 * 1024;
+
+/// Time between two attempts to write to a full disk. No event reports free space, and a failed write may be slow.
+pub const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Maximum number of bytes per [`SerialOutput::flush`]: it bounds the time that a vCPU thread waits for the lock.
 const MAX_FLUSH: usize = 4096;
@@ -41,13 +44,23 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The reader was too slow.
-    #[error("dropped {bytes} bytes of serial output: the reader stalled")]
+    /// The reader was too slow, or the disk was full for too long.
+    #[error("dropped {bytes} bytes of serial output: the reader stalled or the disk was full")]
     Overflow {
         /// Number of bytes dropped since the last report.
         bytes: u64,
     },
-    /// A write failed permanently, for example because the reader is closed or the disk is full.
+    /// A write failed for lack of space.
+    #[error(
+        "cannot write the serial output; the last {} KiB are kept, and written once there is space",
+        CAPACITY / 1024
+    )]
+    Full {
+        /// Error of the system call.
+        #[source]
+        source: io::Error,
+    },
+    /// A write failed permanently, for example because the reader is closed.
     #[error("cannot write the serial output; further output is dropped")]
     Broken {
         /// Error of the system call.
@@ -63,6 +76,7 @@ pub enum Error {
 /// - watches [`flush_needed`](Self::flush_needed) and calls [`flush`](Self::flush) when it becomes readable;
 /// - while [`flush`](Self::flush) returns true, watches the file itself ([`AsFd`]) for writability, level-triggered,
 ///   and calls it again;
+/// - while [`is_full`](Self::is_full) returns true, calls [`flush`](Self::flush) again after [`RETRY_INTERVAL`];
 /// - logs the result of [`report`](Self::report) after each of these calls and after [`finish`](Self::finish).
 #[derive(Debug)]
 pub struct SerialOutput {
@@ -72,6 +86,10 @@ pub struct SerialOutput {
     dropped: u64,
     reported: u64,
     broken: bool,
+    /// Kind of the last error, if the last write failed for lack of space.
+    full: Option<io::ErrorKind>,
+    /// The lack of space was reported, or will be. Set until all bytes are written.
+    full_reported: bool,
     cause: Option<io::Error>,
     first_write: Option<Instant>,
 }
@@ -90,6 +108,8 @@ impl SerialOutput {
             dropped: 0,
             reported: 0,
             broken: false,
+            full: None,
+            full_reported: false,
             cause: None,
             first_write: None,
         })
@@ -102,10 +122,10 @@ impl SerialOutput {
         }
         let mut rest = bytes;
         while self.buffer.is_empty() && !self.broken && !rest.is_empty() {
-            match self.writer.write(rest) {
-                Ok(written) => rest = &rest[written..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => self.fail(error),
+            let written = self.writer.write(rest);
+            match self.check(written) {
+                Some(written) => rest = &rest[written..],
+                None => break,
             }
         }
         if self.broken {
@@ -115,17 +135,22 @@ impl SerialOutput {
         }
     }
 
-    /// Writes buffered bytes without blocking, at most about 4 KiB. Returns true while bytes remain: the caller then
-    /// watches the file for writability.
+    /// Writes buffered bytes without blocking, at most about 4 KiB. Returns true while bytes remain and the disk is not
+    /// full: the caller then watches the file for writability.
     pub fn flush(&mut self) -> bool {
         // Fails with EAGAIN if no notification is pending: a call for writability needs none.
         let _ = self.flush_needed.read();
         self.write_buffered();
-        !self.buffer.is_empty()
+        !self.buffer.is_empty() && self.full.is_none()
+    }
+
+    /// Returns true if bytes are buffered because the disk is full.
+    pub fn is_full(&self) -> bool {
+        self.full.is_some()
     }
 
     /// Writes all buffered bytes, and blocks while the reader makes progress. Drops the rest if the reader makes none
-    /// within `timeout`.
+    /// within `timeout`, or if the disk is full.
     pub fn finish(&mut self, timeout: Duration) {
         self.finish_by(timeout, Instant::now);
     }
@@ -138,7 +163,10 @@ impl SerialOutput {
                 continue;
             }
             let left = timeout.saturating_sub(now() - progress);
-            if left.is_zero() {
+            if let Some(kind) = self.full {
+                // A full file counts as writable: waiting would be a busy loop.
+                self.fail(kind.into());
+            } else if left.is_zero() {
                 self.drop_buffered();
             } else if let Err(error) = self.writer.wait(left)
                 && error.kind() != io::ErrorKind::Interrupted
@@ -165,14 +193,20 @@ impl SerialOutput {
 
     /// Returns the failure that the caller has to log, once.
     ///
-    /// A failed write is reported at once, and no report follows it. Bytes dropped because of a stalled reader are
-    /// reported as one number when the buffer is empty again or [`finish`](Self::finish) has timed out.
+    /// A permanent failure is reported at once, and no report follows it. A full disk is reported at once, and again only
+    /// after the buffer was empty. Dropped bytes are reported as one number when the buffer is empty again or
+    /// [`finish`](Self::finish) has timed out.
     pub fn report(&mut self) -> Option<Error> {
-        if let Some(source) = self.cause.take() {
-            return Some(Error::Broken { source });
+        let cause = self.cause.take();
+        if self.broken {
+            return cause.map(|source| Error::Broken { source });
         }
+        if !self.buffer.is_empty() {
+            return cause.map(|source| Error::Full { source });
+        }
+        self.full_reported = false;
         let bytes = self.dropped - self.reported;
-        if self.broken || !self.buffer.is_empty() || bytes == 0 {
+        if bytes == 0 {
             return None;
         }
         self.reported = self.dropped;
@@ -189,16 +223,33 @@ impl SerialOutput {
         let mut written = 0;
         while written < MAX_FLUSH && !self.buffer.is_empty() {
             let (front, _) = self.buffer.as_slices();
-            match self.writer.write(&front[..front.len().min(MAX_FLUSH - written)]) {
-                Ok(count) => {
-                    self.buffer.drain(..count);
-                    written += count;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => self.fail(error),
-            }
+            let result = self.writer.write(&front[..front.len().min(MAX_FLUSH - written)]);
+            let Some(count) = self.check(result) else { break };
+            self.buffer.drain(..count);
+            written += count;
         }
         written
+    }
+
+    /// Returns the number of written bytes, or `None` if the file takes none now or fails for good.
+    fn check(&mut self, written: io::Result<usize>) -> Option<usize> {
+        self.full = None;
+        let error = match written {
+            Ok(count) => return Some(count),
+            Err(error) => error,
+        };
+        match error.kind() {
+            io::ErrorKind::WouldBlock => {}
+            kind @ (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                self.full = Some(kind);
+                if !self.full_reported {
+                    self.full_reported = true;
+                    self.cause = Some(error);
+                }
+            }
+            _ => self.fail(error),
+        }
+        None
     }
 
     fn buffer_bytes(&mut self, bytes: &[u8]) {
@@ -218,6 +269,7 @@ impl SerialOutput {
 
     fn fail(&mut self, cause: io::Error) {
         self.broken = true;
+        self.full = None;
         self.cause = Some(cause);
         self.drop_buffered();
         self.notify_event_loop();
@@ -298,8 +350,8 @@ impl NonblockingWriter {
     /// Writes the first of `bytes` and returns their number, at least one.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] if the file has no room; [`wait`](Self::wait) waits for it. Any other error is
-    /// permanent.
+    /// [`io::ErrorKind::WouldBlock`] if the file has no room; [`wait`](Self::wait) waits for it.
+    /// [`io::ErrorKind::StorageFull`] or [`io::ErrorKind::QuotaExceeded`] if the disk is full. Any other error is permanent.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let chunk = &bytes[..bytes.len().min(CHUNK_SIZE)];
         loop {

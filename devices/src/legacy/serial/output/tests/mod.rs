@@ -4,6 +4,7 @@ mod writer;
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -152,18 +153,76 @@ fn closed_reader_drops_buffered_bytes() {
     assert!(matches!(output.report(), Some(Error::Broken { .. })));
 }
 
+/// Returns an output to a full disk.
+fn full_output() -> SerialOutput {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    SerialOutput::new(full.into()).unwrap()
+}
+
+/// Replaces the file behind `output`: the disk has space again.
+fn replace_file(output: &SerialOutput, file: &impl AsRawFd) {
+    // SAFETY: the call takes no pointer; both descriptors are open, and the first one keeps its owner.
+    let replaced = unsafe { libc::dup2(file.as_raw_fd(), output.as_fd().as_raw_fd()) };
+    assert!(replaced >= 0);
+}
+
 #[test]
 fn full_disk_is_reported_once() {
-    let full = File::options().write(true).open("/dev/full").unwrap();
-    let mut output = SerialOutput::new(full.into()).unwrap();
+    let mut output = full_output();
     print(&mut output, b"abc");
-    assert_eq!(output.dropped(), 3);
-    let report = output.report().unwrap();
+    assert_eq!(output.flush_needed().read().unwrap(), 1);
+    for attempt in 0..3 {
+        assert!(!output.flush(), "the file is not watched");
+        assert!(output.is_full());
+        let report = output.report();
+        if attempt > 0 {
+            assert!(report.is_none(), "{report:?}");
+            continue;
+        }
+        assert!(
+            matches!(&report, Some(Error::Full { source }) if source.raw_os_error() == Some(libc::ENOSPC)),
+            "{report:?}"
+        );
+    }
+    assert_eq!((output.dropped(), output.buffered_bytes()), (0, 3));
+}
+
+#[test]
+fn output_continues_once_disk_has_space() {
+    let mut output = full_output();
+    let sent = pattern(CAPACITY + 10);
+    print(&mut output, &sent);
+    assert!(!output.flush());
+    assert!(matches!(output.report(), Some(Error::Full { .. })));
+
+    let (mut reader, writer) = small_pipe();
+    replace_file(&output, &writer);
+    drop(writer);
+    let mut received = Vec::new();
+    while output.flush() {
+        received.extend(read_available(&mut reader));
+    }
+    assert!(!output.is_full());
+    assert!(matches!(output.report(), Some(Error::Overflow { bytes: 10 })));
+    received.extend(read_available(&mut reader));
+    assert!(received == sent[10..]);
+
+    replace_file(&output, &File::options().write(true).open("/dev/full").unwrap());
+    print(&mut output, b"a");
+    assert!(!output.flush());
     assert!(
-        matches!(&report, Error::Broken { source } if source.raw_os_error() == Some(libc::ENOSPC)),
-        "{report:?}"
+        matches!(output.report(), Some(Error::Full { .. })),
+        "each lack of space is reported"
     );
-    assert!(output.report().is_none());
+}
+
+#[test]
+fn finish_does_not_wait_for_space() {
+    let mut output = full_output();
+    print(&mut output, b"abc");
+    output.finish(LONG);
+    assert_eq!(output.dropped(), 3);
+    assert!(matches!(output.report(), Some(Error::Broken { .. })));
 }
 
 #[test]
