@@ -9,6 +9,7 @@
 //! | `snapshot`, `inspect` | the commands without a VM |
 //! | `terminal` | the terminal as the guest's serial console |
 //! | `logging` | messages and the log |
+//! | `printable` | text without control characters |
 //! | `timings` | measurements as a table and as a trace |
 
 #![cfg_attr(not(test), no_main)]
@@ -17,6 +18,7 @@ mod cli;
 mod demo;
 mod inspect;
 mod logging;
+mod printable;
 mod process;
 mod restore;
 mod run;
@@ -35,6 +37,7 @@ use vmm::ErrorChain;
 use crate::cli::args::{self, Command, firecracker};
 use crate::cli::ctl;
 use crate::cli::hints::{self, OptionSet};
+use crate::printable::{printable, printable_lines};
 
 /// Entry point of the program, called by the C library.
 ///
@@ -97,8 +100,9 @@ fn command() -> u8 {
     })
 }
 
+/// Returns `error` and its causes in one line.
 fn chain(error: &dyn Error) -> String {
-    ErrorChain(error).to_string()
+    printable(&ErrorChain(error).to_string())
 }
 
 /// Prints the text of a command that produces text only.
@@ -109,9 +113,9 @@ fn print_result<T: AsRef<[u8]>, E: Error>(result: Result<T, E>) -> Result<u8, St
     }
 }
 
-/// Prints `text` on stdout. A closed pipe is no error: the reader needs no more.
+/// Prints `text` on stdout, with control characters escaped. A closed pipe is no error: the reader needs no more.
 fn print(text: impl AsRef<[u8]>) -> Result<u8, String> {
-    match io::stdout().write_all(text.as_ref()) {
+    match io::stdout().write_all(printable_lines(text.as_ref()).as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(format!("cannot write to stdout: {error}"))
         }

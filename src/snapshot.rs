@@ -17,6 +17,7 @@ use vmm::memory::Bytes;
 
 use crate::cli::args::{MEMORY, STATE, SnapshotArgs};
 use crate::logging::print_message;
+use crate::printable::printable;
 
 /// Timeout of a request: the response to a snapshot request arrives after all of the memory is written.
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -175,7 +176,8 @@ pub fn info(path: &Path) -> Result<String, Error> {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{name:<12} {value}");
+        // A value from the state file must not add lines.
+        let _ = writeln!(text, "{name:<12} {}", printable(&value));
     };
     let size = fs::metadata(&state).map_or(0, |metadata| metadata.len());
     line("state", format!("{}: {}", state.display(), Bytes(size)));

@@ -282,3 +282,56 @@ fn snapshot_format_version_is_printed() {
     assert!(message.contains("/nowhere/state"), "{message}");
     expect_error(&["--describe-snapshot"], 153);
 }
+
+/// Returns the CRC-64/XZ of `bytes`.
+fn checksum<'a>(bytes: impl Iterator<Item = &'a u8>) -> u64 {
+    !bytes.fold(!0, |crc, byte| {
+        (0..8).fold(crc ^ u64::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xC96C_5795_D787_0F42 * (crc & 1))
+        })
+    })
+}
+
+/// Returns a state file with `from` replaced by `to`, of the same length, and a valid checksum.
+fn forge_state(name: &str, from: &[u8], to: &[u8]) -> String {
+    let source = "vmm/src/arch/x86_64/testdata/2c9d1da.state";
+    let mut bytes = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(source)).unwrap();
+    let found = bytes.windows(from.len()).position(|window| window == from);
+    let start = found.unwrap();
+    bytes[start..start + from.len()].copy_from_slice(to);
+    let sum = checksum(bytes[..40].iter().chain(&bytes[48..]));
+    bytes[40..48].copy_from_slice(&sum.to_le_bytes());
+    file(name, &bytes)
+}
+
+/// The sequence `ESC ] 0 ; t BEL` sets the title of a terminal. A line feed in a value would add a line.
+#[test]
+fn hostile_text_does_not_reach_terminal() {
+    for (from, to, shown) in [
+        (
+            &b"blocks.elf"[..],
+            &b"\x1b]0;t\x07\nabc"[..],
+            "\\u{1b}]0;t\\u{7}\\nabc",
+        ),
+        (
+            b"AuthenticAMD",
+            b"\x1b]0;t\x07\nabcde",
+            "\\u{1b}]0;t\\u{7}\\nabcde",
+        ),
+    ] {
+        let output = mayfly(&["snapshot-info", &forge_state("forged.state", from, to)]);
+        let printed = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(output.status.success(), "{printed}");
+        assert!(printed.contains(shown), "{printed:?}");
+        assert!(
+            !printed.replace('\n', "").contains(char::is_control),
+            "{printed:?}"
+        );
+    }
+    let missing = "/missing/\x1b]0;t\x07\n.elf";
+    for command in ["run", "inspect", "snapshot-info"] {
+        let message = expect_error(&[command, missing], 1);
+        assert!(message.contains("]0;t"), "{message:?}");
+        assert!(!message.contains(char::is_control), "{message:?}");
+    }
+}

@@ -16,6 +16,8 @@ use vmm::machine;
 use vmm::vcpu::VcpuError;
 use vmm::{config, control, kvm, memory};
 
+use crate::printable::printable;
+
 /// The options that a user can change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OptionSet {
@@ -48,7 +50,7 @@ pub fn describe(error: &(dyn Error + 'static), options: OptionSet) -> String {
         }
         next = error.source();
     }
-    text
+    printable(&text)
 }
 
 /// Returns the error inside of transparent variants: those have its text and its cause, but are of another type.

@@ -12,6 +12,8 @@ use api::metrics::file::{ATOMIC, Error};
 use devices::civil_time::CivilTime;
 use log::Level;
 
+use crate::printable::printable;
+
 /// A file or FIFO of log lines. One write at the end of the file per line keeps lines of several threads apart.
 #[derive(Debug)]
 pub struct LogFile {
@@ -109,6 +111,7 @@ impl Line<'_> {
         }
         line.push_str("] ");
         truncate(&mut line, ATOMIC - 1);
+        // A guest or a client may have chosen a part of the text.
         line.push_str(&printable(self.text));
         truncate(&mut line, (ATOMIC - 1).saturating_sub(self.note.len()));
         line.push_str(self.note);
@@ -116,20 +119,6 @@ impl Line<'_> {
         line.push('\n');
         line
     }
-}
-
-/// Escapes the control characters of `text`, which a guest or a client may have chosen: it stays on one line and cannot control a
-/// terminal.
-pub fn printable(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for character in text.chars() {
-        if character.is_control() {
-            line.extend(character.escape_default());
-        } else {
-            line.push(character);
-        }
-    }
-    line
 }
 
 /// Truncates `line` to at most `length` bytes, at a character boundary.

@@ -17,7 +17,8 @@ use api::process::{LogControl, LoggerSettings};
 use devices::lock;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use file::{Line, LogFile, printable};
+use crate::printable::{printable, printable_lines};
+use file::{Line, LogFile};
 pub use stderr::print;
 use stderr::{Budget, print_unless_blocked};
 
@@ -209,7 +210,7 @@ impl SharedLog {
 
     /// Prints a message of mayfly, which may have several lines.
     fn print_message(&self, text: &str) {
-        print(&format!("mayfly: {text}\n"));
+        print(&format!("mayfly: {}\n", printable_lines(text.as_bytes())));
         self.write_to_file(text);
     }
 

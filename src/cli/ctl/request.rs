@@ -7,7 +7,7 @@ use api::client::{self, Client, ClientResponse};
 use serde_json::Value;
 
 use super::args::RequestBody;
-use super::tables::printable;
+use crate::printable::printable;
 
 /// Maximum body read from stdin, in bytes.
 pub(super) const MAX_STDIN: u64 = 16 << 20;
@@ -120,7 +120,8 @@ fn rejection(response: &ClientResponse) -> Option<String> {
     let text = ["fault_message", "error"]
         .iter()
         .find_map(|key| body[key].as_str())?;
-    Some(printable(text.trim_end()))
+    // Firecracker quotes parsers, whose messages have several lines.
+    Some(printable(&text.trim_end().replace('\n', " ")))
 }
 
 /// Encodes `id` as one segment of a path, RFC 3986 section 3.3.
