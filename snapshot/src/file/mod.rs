@@ -21,6 +21,7 @@
 pub mod atomic;
 mod error;
 mod header;
+mod identity;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -31,6 +32,7 @@ use std::path::{Path, PathBuf};
 
 pub use error::Error;
 pub use header::{Architecture, Contents, FormatError, Header, HostIdentity, MAX_CPU, MAX_SECTIONS, VERSION};
+pub use identity::FileIdentity;
 
 use crate::section::{self, ArchiveReader, ArchiveWriter};
 use atomic::AtomicFile;

@@ -8,6 +8,7 @@
 //! length while the VM exists: a page beyond the new end raises SIGBUS, and the guest's private copies of such pages are lost.
 
 pub mod dump;
+mod file;
 mod map;
 pub mod pagemap;
 mod residency;
@@ -15,6 +16,7 @@ mod try_read;
 pub mod uffd;
 pub mod working_set;
 
+pub use file::{ChangeError, MemoryFile};
 pub use map::{
     Bytes, Error, allocate, map_file, map_snapshot, memfd, page_size, prefer_huge_pages, read_file_into,
     remap_snapshot,

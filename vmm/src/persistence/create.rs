@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use snapshot::file::{self, Contents, Header};
+use snapshot::file::{self, Contents, FileIdentity, Header};
 use snapshot::{ArchiveWriter, section};
 
 use super::source::{MACHINE, host_identity};
 use crate::config::VmConfig;
 use crate::machine::{PageWait, state};
-use crate::memory::{Pagemap, dump};
+use crate::memory::{ChangeError, MemoryFile, Pagemap, dump};
 use crate::vm::Vm;
 
 /// Reason why a snapshot cannot be created. The VM can be resumed. An older snapshot at the same paths stays, but may have lost its
@@ -28,6 +28,9 @@ pub enum Error {
          a Diff snapshot, and merge it into the snapshot that was loaded"
     )]
     HandlerGone,
+    /// The memory file from which guest memory is mapped has changed, and may lack pages of the guest.
+    #[error("cannot create a snapshot: the memory file that was loaded has changed")]
+    Changed(#[source] ChangeError),
     /// The state of the machine cannot be saved.
     #[error("cannot save the state of the machine")]
     Machine(#[source] state::Error),
@@ -114,6 +117,31 @@ impl CreateSnapshotParams {
             // Reading an absent page would wait for a handler that has ended.
             return Err(Error::HandlerGone);
         }
+        let Some(loaded) = vm.memory_file() else {
+            return self.write(vm, || Ok(()));
+        };
+        loaded.check().map_err(Error::Changed)?;
+        if !self.is_merged_into(loaded) {
+            return self.write(vm, || loaded.check());
+        }
+        let written = self.write(vm, || loaded.accept_write());
+        // After a failure too: a repeated merge completes it.
+        loaded.accept_write().map_err(Error::Changed)?;
+        written
+    }
+
+    /// Returns true if the pages of a diff are written to the memory file from which guest memory is mapped.
+    fn is_merged_into(&self, loaded: &MemoryFile) -> bool {
+        let target = FileIdentity::at(&self.memory);
+        self.kind == SnapshotKind::Diff && target.is_some() && target == loaded.identity()
+    }
+
+    /// Writes both files of the paused `vm`. `check` fails if a change of the loaded memory file has spoiled the dump.
+    fn write(
+        &self,
+        vm: &Vm,
+        check: impl FnOnce() -> Result<(), ChangeError>,
+    ) -> Result<dump::DumpStats, Error> {
         let machine = vm.machine();
         let config = machine.spec().config();
         let save = machine.begin_save().map_err(Error::Machine)?;
@@ -146,6 +174,8 @@ impl CreateSnapshotParams {
         };
         state.fill(&header, &archive.into_bytes()).map_err(Error::State)?;
         state.sync().map_err(Error::State)?;
+        // The file may have changed while its pages were listed and copied. The old snapshot is intact so far.
+        check().map_err(Error::Changed)?;
         let written = memory.replace(&source, state.path())?;
         state.commit().map_err(Error::State)?;
         Ok(written)

@@ -133,7 +133,7 @@ impl LoadSnapshotParams {
         });
         let (memory, backing) = mapped.map_err(Error::Memory)?;
         let prefetch = match (set, &backing) {
-            (Some(set), MemoryBacking::File(file)) => Some(Prefetch::new(set, file)),
+            (Some(set), MemoryBacking::File(file)) => Some(Prefetch::new(set, file.file())),
             _ => None,
         };
         let devices = open_devices(&spec).map_err(Error::Device)?;

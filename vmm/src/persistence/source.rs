@@ -1,6 +1,5 @@
 //! Source of a snapshot's memory, and identity of the host.
 
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +9,7 @@ use snapshot::file::HostIdentity;
 
 use crate::arch::{Native, Platform};
 use crate::config::MemorySize;
-use crate::memory::{self, page_size, uffd};
+use crate::memory::{self, MemoryFile, page_size, uffd};
 use crate::vm::MemoryBacking;
 
 /// Section of the configuration in state files.
@@ -63,13 +62,14 @@ impl MemorySource {
         let regions = Native::memory_regions(size);
         match self.clone() {
             Self::File(path) => {
-                let file = match File::open(&path) {
-                    Ok(file) => file,
-                    Err(source) => return Err(Error::Open { path, source }),
-                };
-                match memory::map_snapshot(&regions, &file) {
+                let opened = MemoryFile::open(path);
+                let file = opened.map_err(|(path, source)| Error::Open { path, source })?;
+                match memory::map_snapshot(&regions, file.file()) {
                     Ok(memory) => Ok((memory, MemoryBacking::File(file))),
-                    Err(source) => Err(Error::File { path, source }),
+                    Err(source) => Err(Error::File {
+                        path: file.path().to_owned(),
+                        source,
+                    }),
                 }
             }
             Self::Uffd(path) => match memory::map_uffd(&regions, &path) {

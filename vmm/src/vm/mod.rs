@@ -4,7 +4,6 @@ mod console;
 mod recording;
 
 use std::any::Any;
-use std::fs::File;
 use std::sync::Arc;
 
 use devices::lock;
@@ -12,7 +11,7 @@ use devices::serial::output;
 
 use crate::machine::{self, Machine};
 use crate::memory::dump::PageOrigin;
-use crate::memory::{Prefetch, uffd};
+use crate::memory::{MemoryFile, Prefetch, uffd};
 
 pub use console::{Console, ConsoleError, ConsoleInput, InputAction, InputFilter};
 pub(crate) use recording::Recording;
@@ -24,7 +23,7 @@ const CHUNKS_BEFORE_RESUME: u32 = 8;
 /// Source of the pages that the guest of a restored VM has not written.
 pub(crate) enum MemoryBacking {
     /// Memory file of a snapshot.
-    File(File),
+    File(MemoryFile),
     /// Fault handler, which the machine releases when it is dropped.
     Uffd(Arc<uffd::FaultHandler>),
 }
@@ -117,8 +116,16 @@ impl Vm {
     pub(crate) fn page_origin(&self) -> PageOrigin<'_> {
         match &self.backing {
             None => PageOrigin::Fresh,
-            Some(MemoryBacking::File(file)) => PageOrigin::Mapped(file),
+            Some(MemoryBacking::File(file)) => PageOrigin::Mapped(file.file()),
             Some(MemoryBacking::Uffd(_)) => PageOrigin::Served,
+        }
+    }
+
+    /// Returns the memory file from which guest memory is mapped.
+    pub(crate) fn memory_file(&self) -> Option<&MemoryFile> {
+        match &self.backing {
+            Some(MemoryBacking::File(file)) => Some(file),
+            Some(MemoryBacking::Uffd(_)) | None => None,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{FileExt, symlink};
 
-use super::super::http::fault_response;
+use super::super::http::{NO_CONTENT, fault_response};
 use super::super::served::{
     ApiProcess, Directory, PAUSED, RESUMED, count_ticks, create_snapshot, expect_progress, load_body,
     load_snapshot, pause_and_create, start_ticker,
@@ -118,6 +118,65 @@ fn create_follows_symlinks() {
         load_snapshot(&directory, "state", "memory", r#","resume_vm":true"#),
         printed,
     );
+}
+
+/// Creates a snapshot of the ticker, loads and runs it, and pauses the clone.
+fn start_paused_clone(directory: &Directory) -> ApiProcess {
+    let process = start_ticker();
+    pause_and_create(&process, directory, "Full", "state", "memory");
+    let printed = process.kill();
+    let mut clone = load_snapshot(directory, "state", "memory", r#","resume_vm":true"#);
+    clone.expect(&format!("tick {}\n", count_ticks(&printed) + 3));
+    clone.expect_no_content("PATCH", "/vm", PAUSED);
+    clone
+}
+
+#[test]
+fn create_with_changed_memory_file_is_rejected() {
+    let directory = Directory::new();
+    let clone = start_paused_clone(&directory);
+    let memory = fs::File::options()
+        .write(true)
+        .open(directory.path("memory"))
+        .unwrap();
+    let length = memory.metadata().unwrap().len();
+    let before = directory.names();
+    // The truncation removes the guest's private copies. They stay lost when the file has its length again.
+    for (new, text) in [(4096, "its length has changed"), (length, "has written it")] {
+        memory.set_len(new).unwrap();
+        for kind in ["Full", "Diff"] {
+            for target in ["other", "memory"] {
+                let message = create_snapshot(&clone, &directory, kind, "new", target).fault_message();
+                assert!(
+                    message.contains(text) && message.contains("memory\""),
+                    "{message}"
+                );
+            }
+        }
+        assert_eq!(memory.metadata().unwrap().len(), new);
+    }
+    assert_eq!(directory.names(), before);
+    assert_eq!(clone.state(), "Paused");
+    clone.terminate();
+}
+
+#[test]
+fn diffs_merge_repeatedly_into_loaded_memory_file() {
+    let directory = Directory::new();
+    let mut clone = start_paused_clone(&directory);
+    for _ in 0..3 {
+        let response = create_snapshot(&clone, &directory, "Diff", "state", "memory");
+        assert_eq!(response.text, NO_CONTENT);
+        // A failed creation must not spoil the next one.
+        create_snapshot(&clone, &directory, "Diff", "none/state", "memory").fault_message();
+        clone.expect_no_content("PATCH", "/vm", RESUMED);
+        clone.expect("tick");
+        clone.expect_no_content("PATCH", "/vm", PAUSED);
+    }
+    clone.terminate();
+    let mut again = load_snapshot(&directory, "state", "memory", r#","resume_vm":true"#);
+    again.expect("tick");
+    again.terminate();
 }
 
 /// State file, memory file, more fields, and a part of the message.

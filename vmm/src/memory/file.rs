@@ -1,0 +1,214 @@
+//! Memory file of a snapshot, from which guest memory is mapped.
+//!
+//! A truncation removes the guest's private copies of the truncated pages too, even if the file grows again. The kernel then reports
+//! these pages as unchanged, so that a diff would lack them. Every snapshot therefore checks the file.
+
+use std::cell::Cell;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use snapshot::file::FileIdentity;
+
+use super::map::Bytes;
+
+/// Change of a memory file while guest memory is mapped from it.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// The file could not be inspected.
+    #[error("cannot inspect the memory file {path:?}")]
+    Inspect {
+        /// Path of the file.
+        path: PathBuf,
+        /// Error of `fstat`.
+        #[source]
+        source: io::Error,
+    },
+    /// The file has another length.
+    #[error(
+        "cannot read guest memory from the memory file {path:?}: its length has changed from {} to {} since the load, and pages of \
+         the guest are lost; load an intact snapshot",
+        Bytes(*.loaded), Bytes(*.found)
+    )]
+    Length {
+        /// Path of the file.
+        path: PathBuf,
+        /// Length at the load.
+        loaded: u64,
+        /// Present length.
+        found: u64,
+    },
+    /// The file was written.
+    #[error(
+        "cannot read guest memory from the memory file {path:?}: another process has written it since the load, and pages of the \
+         guest may be lost; load an intact snapshot, and keep its memory file unchanged"
+    )]
+    Written {
+        /// Path of the file.
+        path: PathBuf,
+    },
+}
+
+/// Length and time of the last write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    length: u64,
+    /// Seconds and nanoseconds. Not the time of the last status change: a rename of the file is harmless.
+    written: (i64, i64),
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            length: metadata.len(),
+            written: (metadata.mtime(), metadata.mtime_nsec()),
+        }
+    }
+}
+
+/// Open memory file, and its state when it was opened.
+#[derive(Debug)]
+pub struct MemoryFile {
+    file: File,
+    path: PathBuf,
+    stamp: Cell<Stamp>,
+}
+
+impl MemoryFile {
+    /// Opens the file at `path`. Open it before it is mapped: [`check`](Self::check) detects changes from here on.
+    ///
+    /// # Errors
+    /// Fails if `open` or `fstat` fails.
+    pub fn open(path: PathBuf) -> Result<Self, (PathBuf, io::Error)> {
+        let opened = File::open(&path).and_then(|file| Ok((file.metadata()?, file)));
+        match opened {
+            Ok((metadata, file)) => Ok(Self {
+                file,
+                path,
+                stamp: Cell::new(Stamp::of(&metadata)),
+            }),
+            Err(error) => Err((path, error)),
+        }
+    }
+
+    /// Returns the open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Returns the path at the load.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the identity, by which the file is found under any of its names.
+    pub fn identity(&self) -> Option<FileIdentity> {
+        FileIdentity::of(&self.file.metadata().ok()?)
+    }
+
+    /// Checks that the file has not changed since it was opened or [accepted](Self::accept_write).
+    ///
+    /// # Errors
+    /// [`ChangeError`]
+    pub fn check(&self) -> Result<(), ChangeError> {
+        let loaded = self.stamp.get();
+        let found = self.stamp_now()?;
+        if found.length != loaded.length {
+            return Err(ChangeError::Length {
+                path: self.path.clone(),
+                loaded: loaded.length,
+                found: found.length,
+            });
+        }
+        if found != loaded {
+            return Err(ChangeError::Written {
+                path: self.path.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Accepts a write of this process. The length stays that of the load.
+    ///
+    /// # Errors
+    /// [`ChangeError::Inspect`], or [`ChangeError::Length`] if another process has truncated the file meanwhile.
+    pub fn accept_write(&self) -> Result<(), ChangeError> {
+        let length = self.stamp.get().length;
+        let written = self.stamp_now()?.written;
+        self.stamp.set(Stamp { length, written });
+        self.check()
+    }
+
+    fn stamp_now(&self) -> Result<Stamp, ChangeError> {
+        let metadata = self.file.metadata();
+        let metadata = metadata.map_err(|source| ChangeError::Inspect {
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok(Stamp::of(&metadata))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File, FileTimes};
+    use std::time::{Duration, SystemTime};
+
+    use scratch::Directory;
+
+    use super::{ChangeError, MemoryFile};
+
+    /// Returns a memory file that was written long ago: later writes change its time even if the clock is coarse.
+    fn memory_file(directory: &Directory) -> (MemoryFile, File) {
+        let path = directory.path("memory");
+        fs::write(&path, [7; 8192]).unwrap();
+        let writer = File::options().write(true).open(&path).unwrap();
+        let hour_ago = SystemTime::now() - Duration::from_secs(3600);
+        writer.set_times(FileTimes::new().set_modified(hour_ago)).unwrap();
+        (MemoryFile::open(path).unwrap(), writer)
+    }
+
+    #[test]
+    fn truncated_memory_file_is_detected() {
+        let directory = Directory::new();
+        let (file, writer) = memory_file(&directory);
+        file.check().unwrap();
+        writer.set_len(4096).unwrap();
+        for error in [file.check().unwrap_err(), file.accept_write().unwrap_err()] {
+            assert!(
+                matches!(
+                    error,
+                    ChangeError::Length {
+                        loaded: 8192,
+                        found: 4096,
+                        ..
+                    }
+                ),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn truncated_and_extended_memory_file_is_detected() {
+        let directory = Directory::new();
+        let (file, writer) = memory_file(&directory);
+        writer.set_len(4096).unwrap();
+        writer.set_len(8192).unwrap();
+        let error = file.check().unwrap_err();
+        assert!(matches!(error, ChangeError::Written { .. }), "{error}");
+        file.accept_write().unwrap();
+        file.check().unwrap();
+    }
+
+    #[test]
+    fn renamed_memory_file_is_unchanged() {
+        let directory = Directory::new();
+        let (file, _writer) = memory_file(&directory);
+        fs::rename(directory.path("memory"), directory.path("other")).unwrap();
+        file.check().unwrap();
+        fs::remove_file(directory.path("other")).unwrap();
+        file.check().unwrap();
+    }
+}
