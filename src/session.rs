@@ -12,7 +12,7 @@ use api::{Api, Instance};
 use devices::PowerEvent;
 use vmm::ErrorChain;
 use vmm::boot;
-use vmm::control::{self, Control, LoadSnapshotError, Service};
+use vmm::control::{self, Control, FileRole, LoadSnapshotError, OpenFile, Service};
 use vmm::event_loop::{self, ExitReason};
 use vmm::timeline::{Span, Timeline};
 use vmm::vcpu::StopReason;
@@ -177,7 +177,11 @@ impl SessionSetup {
     pub fn prepare(session: SessionArgs, started_at: Instant) -> Result<Self, Error> {
         // Before the guest runs: a wrong path must not cost a run. Before signals are blocked: opening a FIFO may block.
         let trace = session.trace.clone().map(Trace::create).transpose()?;
-        let api = api_options(&session).map(open_api).transpose()?;
+        let mut api = api_options(&session).map(open_api).transpose()?;
+        if let (Some(api), Some(trace)) = (&mut api, &trace) {
+            let file = OpenFile::new(FileRole::Trace, &trace.file);
+            file.into_iter().for_each(|file| api.keep_file(file));
+        }
         let timings = session.timings;
         let recorded = timings || trace.is_some() || api.is_some();
         Ok(Self {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use log::LevelFilter;
-use vmm::control::Control;
+use vmm::control::{Control, OpenFile};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -56,6 +56,9 @@ pub trait LogControl {
 
     /// Reopens the log file after rotation. Returns false if the log has no file.
     fn reopen(&mut self) -> bool;
+
+    /// Returns the regular files that receive log messages.
+    fn open_files(&self) -> Vec<OpenFile>;
 }
 
 /// Process around a VM.
@@ -64,6 +67,8 @@ pub struct Process {
     logger: Box<dyn LogControl>,
     counters: Counters,
     metrics: Option<MetricsSchedule>,
+    /// Open files of the program that no snapshot may replace.
+    kept_files: Vec<OpenFile>,
     /// Watches the server and the metrics timer.
     epoll: Epoll,
 }
@@ -91,6 +96,7 @@ impl Process {
             logger,
             counters: Counters::default(),
             metrics: None,
+            kept_files: Vec::new(),
             epoll,
         })
     }
@@ -143,6 +149,23 @@ impl Process {
         let event = EpollEvent::new(EventSet::IN, TIMER);
         self.epoll.ctl(ControlOperation::Add, timer.as_raw_fd(), event)?;
         Ok(timer)
+    }
+
+    /// Adds `file` to the [open files](Self::open_files).
+    pub(crate) fn keep_file(&mut self, file: OpenFile) {
+        self.kept_files.push(file);
+    }
+
+    /// Returns the open files of the process, which no snapshot may replace.
+    pub(crate) fn open_files(&self) -> Vec<OpenFile> {
+        let metrics = self.metrics.as_ref().and_then(|metrics| metrics.file.open_file());
+        let kept = self.kept_files.iter().cloned();
+        self.logger
+            .open_files()
+            .into_iter()
+            .chain(metrics)
+            .chain(kept)
+            .collect()
     }
 
     /// Writes the metrics now, if there is a metrics file.

@@ -3,7 +3,7 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 
-use vmm::control::{Control, Service};
+use vmm::control::{Control, OpenFile, Service};
 
 use crate::http::{Handler, Request, Response, Server};
 use crate::process::{Instance, LogControl, Process};
@@ -52,6 +52,11 @@ impl Api {
     /// The text that a client receives.
     pub fn write_metrics_to(&mut self, path: &Path) -> Result<(), String> {
         self.process.write_metrics_to(path)
+    }
+
+    /// Adds `file` to the files that no snapshot may replace.
+    pub fn keep_file(&mut self, file: OpenFile) {
+        self.process.keep_file(file);
     }
 
     /// Executes one request.

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use scratch::Directory;
 use serde_json::Value;
-use vmm::control::{Control, Timeline};
+use vmm::control::{Control, OpenFile, Timeline};
 
 use crate::http::{Method, Request, Response, Server};
 use crate::process::{Instance, LogControl, LoggerSettings};
@@ -25,6 +25,10 @@ impl LogControl for Log {
         }
         self.0.borrow_mut().push(settings.clone());
         Ok(())
+    }
+
+    fn open_files(&self) -> Vec<OpenFile> {
+        Vec::new()
     }
 
     fn reopen(&mut self) -> bool {

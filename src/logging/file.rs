@@ -11,6 +11,7 @@ use api::metrics::OutputFile;
 use api::metrics::file::{ATOMIC, Error};
 use devices::civil_time::CivilTime;
 use log::Level;
+use vmm::control::{FileRole, OpenFile};
 
 use crate::printable::printable;
 
@@ -42,6 +43,11 @@ impl LogFile {
         new.dropped
             .store(self.dropped.load(Ordering::Relaxed), Ordering::Relaxed);
         Ok(new)
+    }
+
+    /// Returns the file with its use, or `None` if it is no regular file.
+    pub fn open_file(&self) -> Option<OpenFile> {
+        self.output.open_file(FileRole::Log)
     }
 
     /// Writes `line`, with the number of lines dropped before it. Drops it if the FIFO has no reader or the disk is full.

@@ -9,6 +9,8 @@ mod file;
 mod stderr;
 
 use std::fmt::Write as _;
+use std::io;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -16,6 +18,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use api::process::{LogControl, LoggerSettings};
 use devices::lock;
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use vmm::control::{FileRole, OpenFile};
 
 use crate::printable::{printable, printable_lines};
 use file::{Line, LogFile};
@@ -81,6 +84,14 @@ impl LogControl for ProcessLog {
         });
         log::set_max_level(level);
         Ok(())
+    }
+
+    fn open_files(&self) -> Vec<OpenFile> {
+        let rules = self.shared.rules();
+        let file = rules.and_then(|rules| rules.file.as_ref()?.open_file());
+        // Messages about the end of the process go to stderr too.
+        let stderr = OpenFile::of_descriptor(FileRole::Log, io::stderr().as_fd());
+        file.into_iter().chain(stderr).collect()
     }
 
     fn reopen(&mut self) -> bool {

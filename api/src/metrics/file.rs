@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use vmm::control::VmMetrics;
+use vmm::control::{FileRole, OpenFile, VmMetrics};
 
 use super::counters::Counters;
 use super::json::Line;
@@ -90,6 +90,11 @@ impl OutputFile {
     /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns the file with its use, or `None` if it is no regular file.
+    pub fn open_file(&self, role: FileRole) -> Option<OpenFile> {
+        OpenFile::new(role, &self.file)
     }
 
     /// Returns true if `other` has the same device and inode.
@@ -206,6 +211,11 @@ impl MetricsFile {
         }
         self.output = output;
         Ok(())
+    }
+
+    /// Returns the file with its use, or `None` if it is no regular file.
+    pub fn open_file(&self) -> Option<OpenFile> {
+        self.output.open_file(FileRole::Metrics)
     }
 
     fn write_line(&mut self, line: Vec<u8>) -> Result<(), Error> {

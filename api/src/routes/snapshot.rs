@@ -8,7 +8,10 @@ use crate::schema::{SnapshotCreate, SnapshotLoad};
 pub(super) fn create(context: &mut RequestContext<'_>) -> Result<Response, Error> {
     let create: SnapshotCreate = context.read()?;
     context.after_start()?;
-    let result = context.control.create_snapshot(&create.into_params());
+    let open_files = context.process.open_files();
+    let result = context
+        .control
+        .create_snapshot(&create.into_params(), &open_files);
     result.map_err(|error| Error::of_create(&error))?;
     Ok(Response::no_content())
 }

@@ -1,7 +1,6 @@
 //! Identity of a file, independent of its names.
 
-use std::fs::{self, File, Metadata};
-use std::os::fd::BorrowedFd;
+use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -19,13 +18,6 @@ impl FileIdentity {
             device: metadata.dev(),
             inode: metadata.ino(),
         })
-    }
-
-    /// Returns the identity of an open file, or `None` if that is no regular file.
-    pub fn of_descriptor(file: BorrowedFd<'_>) -> Option<Self> {
-        // The duplicate is needed for its type alone.
-        let file = File::from(file.try_clone_to_owned().ok()?);
-        Self::of(&file.metadata().ok()?)
     }
 
     /// Returns the identity of the file to which `path` leads, or `None` if there is no regular file.

@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use snapshot::file::FileIdentity;
+
 /// Error of opening or reading a file. The caller adds the path.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -59,6 +61,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct RegularFile {
     file: File,
+    identity: Option<FileIdentity>,
     size: u64,
     head: Vec<u8>,
 }
@@ -92,6 +95,7 @@ impl RegularFile {
         }
         let mut opened = Self {
             file,
+            identity: FileIdentity::of(&metadata),
             size,
             head: Vec::new(),
         };
@@ -103,6 +107,11 @@ impl RegularFile {
     /// Returns the open file.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Returns the identity of the file.
+    pub fn identity(&self) -> Option<FileIdentity> {
+        self.identity
     }
 
     /// Returns the size in bytes at the open.

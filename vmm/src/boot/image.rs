@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::slice;
 
 use snapshot::GuestMemory;
-use snapshot::file::Architecture;
+use snapshot::file::{Architecture, FileIdentity};
 
 use super::bzimage::{self, SetupHeader};
 use super::elf::{self, Elf, Note};
@@ -248,6 +248,11 @@ impl Image {
             source,
         })?;
         Self::from_regular_file(path, file, architecture)
+    }
+
+    /// Returns the identity of the file.
+    pub(crate) fn identity(&self) -> Option<FileIdentity> {
+        self.file.identity()
     }
 
     fn from_regular_file(path: &Path, file: RegularFile, architecture: Architecture) -> Result<Self, Error> {

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use snapshot::GuestMemory;
+use snapshot::file::FileIdentity;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::file::{Error as FileError, RegularFile};
@@ -86,6 +87,11 @@ impl Initrd {
             path: path.to_owned(),
             file,
         })
+    }
+
+    /// Returns the identity of the file.
+    pub(crate) fn identity(&self) -> Option<FileIdentity> {
+        self.file.identity()
     }
 
     /// Returns the size in bytes.

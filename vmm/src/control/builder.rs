@@ -15,7 +15,7 @@ use crate::boot::{Image, Initrd};
 use crate::config::{DeviceConfig, DeviceKind, HostMemory, VmConfig, VmSpec};
 use crate::machine::{DeviceError, Machine, OpenDevice, open_device};
 use crate::timeline::{Lane, Timeline};
-use crate::vm::{Console, ConsoleError, ConsoleInput, Vm};
+use crate::vm::{BootFiles, Console, ConsoleError, ConsoleInput, Vm};
 
 /// Opens the console that the guest's serial port is connected to, when the VM starts.
 pub type OpenConsole = Box<dyn FnMut() -> Result<Console, ConsoleError>>;
@@ -134,7 +134,12 @@ impl VmBuilder {
         };
         let machine = machine.boot(image, initrd.as_ref()).map_err(Error::Machine)?;
         let input = input.map(|file| ConsoleInput { file, filter });
-        Ok(Vm::new(machine, input, guard))
+        let mut vm = Vm::new(machine, input, guard);
+        vm.set_boot_files(BootFiles {
+            image: image.identity(),
+            initrd: initrd.as_ref().and_then(Initrd::identity),
+        });
+        Ok(vm)
     }
 
     /// Opens the console of the guest: the file of [`set_serial`](Self::set_serial) if there is one, else that of `open_console`.

@@ -27,10 +27,10 @@ pub use crate::ErrorChain;
 pub use crate::machine::{DeviceCounters, DeviceError, UpdateError};
 pub use crate::memory::dump::DumpStats;
 pub use crate::persistence::{
-    Contents, CreateSnapshotError, CreateSnapshotParams, DEFAULT_RECORD_LENGTH, LoadSnapshotError,
-    LoadSnapshotParams, MAX_RECORD_MS, MemorySource, MergeError, RecordOptions, STATE_VERSION, SnapshotKind,
-    WorkingSetError, WorkingSetOptions, describe_snapshot, describe_working_set, merge_snapshots,
-    state_version,
+    Contents, CreateSnapshotError, CreateSnapshotParams, DEFAULT_RECORD_LENGTH, FileRole, LoadSnapshotError,
+    LoadSnapshotParams, MAX_RECORD_MS, MemorySource, MergeError, OpenFile, RecordOptions, STATE_VERSION,
+    SnapshotKind, WorkingSetError, WorkingSetOptions, describe_snapshot, describe_working_set,
+    merge_snapshots, state_version,
 };
 pub use crate::timeline::Timeline;
 pub use builder::OpenConsole;
@@ -228,20 +228,22 @@ impl Control {
         self.failed
     }
 
-    /// Creates a snapshot of the VM, which must be paused and stays so. Returns the amount of memory written.
+    /// Creates a snapshot of the VM, which must be paused and stays so. It replaces none of the open files of the VM and of the
+    /// `process` around it. Returns the amount of memory written.
     ///
     /// # Errors
     /// [`CreateSnapshotError`]
     pub fn create_snapshot(
         &mut self,
         params: &CreateSnapshotParams,
+        process: &[OpenFile],
     ) -> Result<DumpStats, CreateSnapshotError> {
         let vm = self.vm_mut().ok_or(CreateSnapshotError::Running)?;
         if vm.is_paused() {
             // A VM that is resumed after this touches pages for other reasons than its load.
             vm.end_begun_recording();
         }
-        params.create(vm)
+        params.create(vm, process)
     }
 
     /// Pauses the guest. Has no effect on a paused guest.

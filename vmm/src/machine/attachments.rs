@@ -27,6 +27,7 @@ use devices::virtio::net::{Backend, Net, NetMetrics, NetSetup, Passt, Stream, Ta
 use devices::virtio::{VirtioDevice, WatchedFd};
 use devices::{Interrupt, MonotonicClock, lock};
 use serde::Serialize;
+use snapshot::file::FileIdentity;
 use snapshot::persist::Error as StateError;
 use snapshot::{ArchiveReader, ArchiveWriter, Component, GuestMemory};
 
@@ -88,6 +89,11 @@ trait Attachable: VirtioDevice {
     /// Waits until no request is in flight.
     fn drain(&mut self) {}
 
+    /// Returns the regular file that the device has open.
+    fn file(&self) -> Option<FileIdentity> {
+        None
+    }
+
     /// Applies `update`. An update of another kind has no effect.
     fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError>;
 
@@ -98,6 +104,10 @@ trait Attachable: VirtioDevice {
 impl Attachable for Block {
     fn drain(&mut self) {
         Block::drain(self);
+    }
+
+    fn file(&self) -> Option<FileIdentity> {
+        self.disk().identity()
     }
 
     fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError> {
@@ -210,6 +220,7 @@ impl<D: Attachable + 'static> Attach for D {
 /// Operations of the machine on a transport, with the type of its device erased.
 pub(super) trait AttachedTransport: Component + Send {
     fn drain(&mut self);
+    fn file(&mut self) -> Option<FileIdentity>;
     fn notify_restored(&mut self);
     fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError>;
     fn counters(&mut self) -> DeviceCounters;
@@ -218,6 +229,10 @@ pub(super) trait AttachedTransport: Component + Send {
 impl<D: Attachable> AttachedTransport for Transport<D> {
     fn drain(&mut self) {
         self.device_mut().drain();
+    }
+
+    fn file(&mut self) -> Option<FileIdentity> {
+        self.device_mut().file()
     }
 
     fn notify_restored(&mut self) {
@@ -279,6 +294,11 @@ impl AttachedDevice {
     /// Waits until no request is in flight.
     pub fn drain(&self) {
         lock(&self.transport).drain();
+    }
+
+    /// Returns the regular file that the device has open.
+    pub fn file(&self) -> Option<FileIdentity> {
+        lock(&self.transport).file()
     }
 
     /// Saves transport and device as section `key` and sections below it.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use snapshot::file::{self, Contents, FileIdentity, Header};
 use snapshot::{ArchiveWriter, section};
 
+use super::open_files::{FileRole, OpenFile, OpenFiles};
 use super::source::{MACHINE, host_identity};
 use crate::config::VmConfig;
 use crate::machine::{PageWait, state};
@@ -22,6 +23,14 @@ pub enum Error {
     /// State and memory have the same path.
     #[error("cannot write both state and memory to {0:?}: name two files")]
     SamePath(PathBuf),
+    /// A path leads to a file that the VM or its process has open.
+    #[error("cannot write a snapshot to {path:?}: the file is in use as {role}; name another file")]
+    InUse {
+        /// Path of the file.
+        path: PathBuf,
+        /// Use of the file.
+        role: FileRole,
+    },
     /// The pages that the guest has not touched are lost.
     #[error(
         "cannot create a Full snapshot: the fault handler has ended, and with it the pages that the guest has not touched; create \
@@ -102,7 +111,9 @@ impl CreateSnapshotParams {
     /// memory. Meanwhile the vCPU threads read their state. If KVM defers more work in between, state and memory are written once
     /// more, one after the other. The state file is renamed last, so that it never belongs to the memory of another time. The old
     /// snapshot is removed after everything that can fail.
-    pub(crate) fn create(&self, vm: &Vm) -> Result<dump::DumpStats, Error> {
+    ///
+    /// `process` are the open files of the process around the VM.
+    pub(crate) fn create(&self, vm: &Vm, process: &[OpenFile]) -> Result<dump::DumpStats, Error> {
         if !vm.is_paused() {
             return Err(Error::Running);
         }
@@ -113,6 +124,7 @@ impl CreateSnapshotParams {
         if may_be_same && resolve(&self.state) == resolve(&self.memory) {
             return Err(Error::SamePath(self.state.clone()));
         }
+        self.check_open_files(&OpenFiles::list(vm, process))?;
         if self.kind == SnapshotKind::Full && vm.is_fault_handler_gone() {
             // Reading an absent page would wait for a handler that has ended.
             return Err(Error::HandlerGone);
@@ -128,6 +140,17 @@ impl CreateSnapshotParams {
         // After a failure too: a repeated merge completes it.
         loaded.accept_write().map_err(Error::Changed)?;
         written
+    }
+
+    /// Checks that neither path leads to one of `files`. The memory file that was loaded may be replaced by memory.
+    fn check_open_files(&self, files: &OpenFiles) -> Result<(), Error> {
+        for (path, allowed) in [(&self.state, None), (&self.memory, Some(&FileRole::Memory))] {
+            if let Some(role) = files.role_at(path, allowed) {
+                let path = path.clone();
+                return Err(Error::InUse { path, role });
+            }
+        }
+        Ok(())
     }
 
     /// Returns true if the pages of a diff are written to the memory file from which guest memory is mapped.

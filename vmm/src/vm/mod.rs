@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use devices::lock;
 use devices::serial::output;
+use snapshot::file::FileIdentity;
 
 use crate::machine::{self, Machine};
 use crate::memory::dump::PageOrigin;
@@ -28,6 +29,15 @@ pub(crate) enum MemoryBacking {
     Uffd(Arc<uffd::FaultHandler>),
 }
 
+/// Files from which a guest was booted. Parts of them may be mapped as guest memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct BootFiles {
+    /// Image.
+    pub image: Option<FileIdentity>,
+    /// Initrd.
+    pub initrd: Option<FileIdentity>,
+}
+
 /// A machine that runs or is paused. Dropping it stops the vCPUs.
 pub struct Vm {
     machine: Machine,
@@ -38,6 +48,7 @@ pub struct Vm {
     recording: Option<Recording>,
     input: Option<ConsoleInput>,
     guard: Option<Box<dyn Any>>,
+    boot_files: BootFiles,
 }
 
 impl Vm {
@@ -50,7 +61,18 @@ impl Vm {
             recording: None,
             input,
             guard,
+            boot_files: BootFiles::default(),
         }
+    }
+
+    /// Sets the files from which the guest was booted.
+    pub(crate) fn set_boot_files(&mut self, files: BootFiles) {
+        self.boot_files = files;
+    }
+
+    /// Returns the files from which the guest was booted; none after a load.
+    pub(crate) fn boot_files(&self) -> BootFiles {
+        self.boot_files
     }
 
     /// Returns a paused VM whose untouched memory comes from `backing`.

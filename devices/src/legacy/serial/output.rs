@@ -16,6 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::time::{Duration, Instant};
 
+use snapshot::file::FileIdentity;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Size of the buffer in bytes.
@@ -273,6 +274,11 @@ impl SerialOutput {
         self.cause = Some(cause);
         self.drop_buffered();
         self.notify_event_loop();
+    }
+
+    /// Returns the identity of the file, or `None` if it is no regular file.
+    pub fn identity(&self) -> Option<FileIdentity> {
+        FileIdentity::of(&self.writer.file.metadata().ok()?)
     }
 
     fn drop_buffered(&mut self) {

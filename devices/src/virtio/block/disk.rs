@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, c_int, iovec};
+use snapshot::file::FileIdentity;
 
 /// Bytes of a sector, the unit of all offsets and lengths of the driver.
 pub const SECTOR: u64 = 512;
@@ -250,6 +251,11 @@ impl Disk {
     /// Returns the size in bytes, a multiple of [`SECTOR`], at the last opening or update.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Returns the identity of the file, or `None` for a block device.
+    pub fn identity(&self) -> Option<FileIdentity> {
+        FileIdentity::of(&self.file.file.metadata().ok()?)
     }
 
     /// Returns true if the disk rejects writes.

@@ -1,13 +1,14 @@
 //! Rejected snapshot requests: after a failed creation the guest can continue, a failed load ends mayfly after the response.
 
 use std::fs;
-use std::os::unix::fs::{FileExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 
 use super::super::http::{NO_CONTENT, fault_response};
 use super::super::served::{
     ApiProcess, Directory, PAUSED, RESUMED, count_ticks, create_snapshot, expect_progress, load_body,
     load_snapshot, pause_and_create, start_ticker,
 };
+use crate::guests::file;
 
 const AFTER: &str = "The requested operation is not supported after starting the microVM.";
 const BEFORE: &str = "The requested operation is not supported before starting the microVM.";
@@ -177,6 +178,97 @@ fn diffs_merge_repeatedly_into_loaded_memory_file() {
     let mut again = load_snapshot(&directory, "state", "memory", r#","resume_vm":true"#);
     again.expect("tick");
     again.terminate();
+}
+
+/// Starts a VM with each kind of file in `directory` open, and pauses it.
+fn start_with_open_files(directory: &Directory) -> ApiProcess {
+    for name in ["disk", "initrd", "log", "metrics", "serial"] {
+        directory.write(name, [0; 4096]);
+    }
+    fs::copy(file("ticker.elf"), directory.path("kernel")).unwrap();
+    fs::hard_link(directory.path("disk"), directory.path("other name")).unwrap();
+    symlink("disk", directory.path("link")).unwrap();
+    let process = ApiProcess::start();
+    let root = directory.text("");
+    for (path, body) in [
+        ("/logger", r#"{"log_path":"@/log"}"#),
+        ("/metrics", r#"{"metrics_path":"@/metrics"}"#),
+        ("/serial", r#"{"serial_out_path":"@/serial"}"#),
+        (
+            "/drives/d",
+            r#"{"drive_id":"d","is_root_device":false,"path_on_host":"@/disk"}"#,
+        ),
+        (
+            "/boot-source",
+            r#"{"kernel_image_path":"@/kernel","initrd_path":"@/initrd"}"#,
+        ),
+    ] {
+        process.expect_no_content("PUT", path, &body.replace('@', &root));
+    }
+    process.run_action("InstanceStart");
+    process.expect_no_content("PATCH", "/vm", PAUSED);
+    process
+}
+
+#[test]
+fn create_over_open_file_is_rejected() {
+    let directory = Directory::new();
+    let process = start_with_open_files(&directory);
+    let open = [
+        ("disk", "drive \"d\""),
+        ("other name", "drive \"d\""),
+        ("link", "drive \"d\""),
+        ("kernel", "the image"),
+        ("initrd", "the initrd"),
+        ("log", "the log"),
+        ("metrics", "the metrics file"),
+        ("serial", "the serial output"),
+    ];
+    let names = directory.names();
+    for (name, role) in open {
+        let inode = directory.path(name).metadata().unwrap().ino();
+        for (kind, state, memory) in [
+            ("Full", name, "new"),
+            ("Full", "new", name),
+            ("Diff", "new", name),
+        ] {
+            let message = create_snapshot(&process, &directory, kind, state, memory).fault_message();
+            let expected = format!("the file is in use as {role}");
+            assert!(message.contains(&expected), "{kind} {name}: {message}");
+        }
+        assert_eq!(
+            directory.path(name).metadata().unwrap().ino(),
+            inode,
+            "{name} was replaced"
+        );
+    }
+    assert_eq!(directory.names(), names);
+    // A replaced drive is free, and its successor is not.
+    directory.write("second", [0; 4096]);
+    let update = format!(
+        r#"{{"drive_id":"d","path_on_host":"{}"}}"#,
+        directory.text("second")
+    );
+    process.expect_no_content("PATCH", "/drives/d", &update);
+    create_snapshot(&process, &directory, "Full", "state", "second").fault_message();
+    let response = create_snapshot(&process, &directory, "Full", "state", "disk");
+    assert_eq!(response.text, NO_CONTENT);
+    process.terminate();
+}
+
+#[test]
+fn state_over_loaded_memory_file_is_rejected() {
+    let directory = Directory::new();
+    let clone = start_paused_clone(&directory);
+    for kind in ["Full", "Diff"] {
+        let message = create_snapshot(&clone, &directory, kind, "memory", "new").fault_message();
+        assert!(message.contains("the memory file that was loaded"), "{message}");
+    }
+    for kind in ["Diff", "Full"] {
+        let response = create_snapshot(&clone, &directory, kind, "state", "memory");
+        assert_eq!(response.text, NO_CONTENT, "{kind}");
+    }
+    clone.terminate();
 }
 
 /// State file, memory file, more fields, and a part of the message.
