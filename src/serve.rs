@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use vmm::control::{self, Control};
 use vmm::event_loop::{self, ExitReason};
+use vmm::memory::bus_error;
 use vmm::timeline::Timeline;
 use vmm::vcpu::StopReason;
 
@@ -17,6 +18,9 @@ use crate::logging::print_message;
 use crate::process;
 use crate::session::{self, ApiError, ApiOptions};
 use crate::terminal::console;
+
+/// Firecracker's exit status after SIGBUS.
+const BUS_ERROR: u8 = 149;
 
 /// Failure of a server.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +73,7 @@ pub fn serve(options: FirecrackerArgs, started_at: Instant) -> Result<u8, Error>
     // Before any thread starts: threads inherit the mask. Before writes to a FIFO: SIGPIPE must not end the process. Before the
     // socket exists: a signal must not leave its file behind.
     let signals = session::block_signals().map_err(Error::Session)?;
+    bus_error::set_exit_status(BUS_ERROR);
     let mut api = api.open().map_err(Error::Api)?;
     for flag in &options.without_effect {
         log::warn!("{flag} has no effect: mayfly does not support it");

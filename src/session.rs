@@ -14,6 +14,7 @@ use vmm::ErrorChain;
 use vmm::boot;
 use vmm::control::{self, Control, FileRole, LoadSnapshotError, OpenFile, Service};
 use vmm::event_loop::{self, ExitReason};
+use vmm::memory::bus_error;
 use vmm::timeline::{Span, Timeline};
 use vmm::vcpu::StopReason;
 
@@ -27,7 +28,7 @@ use crate::timings;
 
 /// Exit status after a triple fault.
 const TRIPLE_FAULT: u8 = 120;
-/// Exit status after a failure of KVM.
+/// Exit status after a failure of KVM, and after a truncation of a file that is mapped as guest memory.
 const FAULT: u8 = 121;
 
 /// Instruction pointer of an x86 processor after reset, Intel SDM volume 3, section 10.1.4.
@@ -270,6 +271,7 @@ pub fn start_and_wait(
 ) -> Result<(ExitReason, Unclaimed), Error> {
     // Before any thread starts: threads inherit the mask, and the event loop must receive the signals.
     let signals = block_signals()?;
+    bus_error::set_exit_status(FAULT);
     let mut control = Control::new(Box::new(|| Ok(console::open()?)), timeline.clone());
     start(&mut control).map_err(|error| match error {
         StartError::Start(error) => Error::Start(error),

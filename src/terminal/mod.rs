@@ -22,11 +22,12 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{c_int, termios};
+use vmm::memory::bus_error;
 
-/// Signals that end a process by default, except those that mayfly waits for, ignores, or uses.
-const FATAL: [c_int; 16] = [
+/// Signals that end a process by default, except those that mayfly waits for, ignores, or uses. SIGBUS has a handler of its own,
+/// which calls [`restore`] too.
+const FATAL: [c_int; 15] = [
     libc::SIGSEGV,
-    libc::SIGBUS,
     libc::SIGILL,
     libc::SIGFPE,
     libc::SIGABRT,
@@ -223,6 +224,7 @@ fn install_handlers() -> Result<(), Error> {
         // RESETHAND: the handler raises the signal again, for its default action. ONSTACK: the fault may be a stack overflow.
         install(signal, handle_fatal, libc::SA_RESETHAND | libc::SA_ONSTACK)?;
     }
+    bus_error::install_with(restore);
     install(
         libc::SIGCONT,
         handle_continue,

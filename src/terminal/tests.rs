@@ -142,7 +142,7 @@ fn fatal_signal_restores_modes() {
     if let Ok(end) = std::env::var("MAYFLY_TEST_END") {
         return victim(&end);
     }
-    for signal in super::FATAL {
+    for signal in super::FATAL.into_iter().chain([libc::SIGBUS]) {
         let (status, before, after) = crash(&signal.to_string());
         assert_eq!(
             status.signal(),

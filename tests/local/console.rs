@@ -7,8 +7,13 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::{io, mem, ptr};
+use std::time::{Duration, Instant};
+use std::{io, mem, ptr, thread};
 
+use crate::api::http::{NO_CONTENT, go_request};
+use crate::api::served::{Directory, RESUMED, connect, load_body};
+use crate::api::snapshot::devices::create_disk_snapshot;
+use crate::guest::TIMEOUT;
 use crate::guests::{file, program};
 
 fn mayfly(guest: &str, arguments: &[&str]) -> Command {
@@ -224,6 +229,11 @@ impl Terminal {
     }
 
     fn start_with(guest: &str, arguments: &[&str]) -> Self {
+        Self::attach(mayfly(guest, arguments))
+    }
+
+    /// Starts `command` in the foreground of a new pseudoterminal.
+    fn attach(mut command: Command) -> Self {
         let (mut master_fd, mut slave_fd) = (0, 0);
         // SAFETY: both pointers are valid for writes; openpty accepts null for name, modes and size.
         let made = unsafe {
@@ -241,7 +251,6 @@ impl Terminal {
         // SAFETY: openpty has just made the descriptor.
         let slave = unsafe { OwnedFd::from_raw_fd(slave_fd) };
         let before = modes(&master);
-        let mut command = mayfly(guest, arguments);
         command.stdin(slave.try_clone().unwrap()).stdout(slave);
         // SAFETY: the closure runs between fork and exec and makes system calls only.
         unsafe { command.pre_exec(take_terminal) };
@@ -271,7 +280,15 @@ impl Terminal {
     }
 
     /// Waits for the end of mayfly, which must restore the terminal modes.
-    fn wait(self) -> (std::process::ExitStatus, String) {
+    fn wait(mut self) -> (std::process::ExitStatus, String) {
+        let deadline = Instant::now() + TIMEOUT;
+        while self.mayfly.try_wait().unwrap().is_none() {
+            if Instant::now() > deadline {
+                self.mayfly.kill().unwrap();
+                panic!("mayfly did not end after {:?}", self.seen);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
         let output = self.mayfly.wait_with_output().unwrap();
         let after = modes(&self.master);
         let same = (
@@ -380,4 +397,25 @@ fn every_exit_restores_terminal() {
     ] {
         assert_eq!(Terminal::start(guest).wait().0.code(), Some(status));
     }
+}
+
+#[test]
+fn truncated_memory_file_restores_terminal() {
+    let directory = Directory::new();
+    create_disk_snapshot(&directory);
+    let mut command = Command::new(program());
+    let socket = directory.text("api.sock");
+    command.args(["--api-sock", &socket]).stderr(Stdio::piped());
+    let terminal = Terminal::attach(command);
+    let mut client = connect(Path::new(&socket));
+    let load = load_body(&directory, "state", "memory", "");
+    assert_eq!(client.request("PUT", "/snapshot/load", &load).text, NO_CONTENT);
+    assert!(terminal.is_raw());
+    let memory = File::options().write(true).open(directory.path("memory"));
+    memory.unwrap().set_len(0).unwrap();
+    // The drive accesses its virtqueue before the guest runs. mayfly ends without a response.
+    client.send(go_request("PATCH", "/vm", RESUMED));
+    let (status, stderr) = terminal.wait();
+    assert_eq!(status.code(), Some(149), "{stderr}");
+    assert!(stderr.contains("memory\" was truncated"), "{stderr}");
 }

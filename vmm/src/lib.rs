@@ -50,8 +50,8 @@
 //! state files are untrusted, and are checked before use.
 //!
 //! The user of the host is trusted not to truncate an image or a memory file while it is mapped. A guest that accesses the missing
-//! part stops with an error, whose report reads guest memory without a fault. A device whose virtqueue lies there ends the process by
-//! SIGBUS. The disks of the host are trusted to respond: a drive on a disk that hangs keeps its lock, and the event loop may wait for
+//! part stops with an error, whose report reads guest memory without a fault. A device whose virtqueue lies there ends the process
+//! ([`bus_error`](memory::bus_error)). The disks of the host are trusted to respond: a drive on a disk that hangs keeps its lock, and the event loop may wait for
 //! it.
 
 pub mod arch;

@@ -126,6 +126,12 @@ impl ApiProcess {
         (self.running.take_printed(), self.running.read_stderr())
     }
 
+    /// Waits for exit with `code`, where the socket file may remain. Returns mayfly's stderr.
+    pub fn expect_abort(mut self, code: i32) -> String {
+        self.running.expect_exit(code);
+        self.running.read_stderr()
+    }
+
     /// Sends SIGTERM, which must end the process and remove the socket file.
     pub fn terminate(mut self) {
         self.running.terminate();

@@ -1,6 +1,6 @@
 //! Snapshots of running guests, loaded in other processes.
 
-mod devices;
+pub mod devices;
 mod rejected;
 mod urunc;
 mod working_set;

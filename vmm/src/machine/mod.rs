@@ -28,7 +28,7 @@ use crate::arch::{self, AttachContext, Buses, MmioDeviceInfo, Native, Platform, 
 use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
 use crate::config::{DeviceUpdate, DriveConfig, MemorySize, VmConfig, VmSpec};
 use crate::kvm::{self, Kick, install_kick};
-use crate::memory::{self, page_size, uffd::FaultHandler};
+use crate::memory::{self, bus_error, page_size, uffd::FaultHandler};
 use crate::timeline::{Lane, Timeline};
 use crate::vcpu::{
     KINDS, PauseGate, StartContext, StopReason, ThreadSet, VcpuError, VcpuInit, VcpuShared, VcpuThread,
@@ -262,6 +262,16 @@ impl Machine {
     }
 
     fn load(&self, image: &Image, initrd: Option<&Initrd>) -> Result<LoadedImage, Error> {
+        let config = self.spec.config();
+        match &config.initrd {
+            Some(path) => {
+                bus_error::set_files(format_args!(
+                    "the image {:?} or the initrd {path:?}",
+                    config.kernel
+                ));
+            }
+            None => bus_error::set_files(format_args!("the image {:?}", config.kernel)),
+        }
         let protocol = image
             .select_protocol(self.spec.config().protocol)
             .map_err(Error::Image)?;

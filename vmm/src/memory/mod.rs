@@ -5,8 +5,10 @@
 //!
 //! A region starts as an anonymous mapping; any of its pages may become a private mapping of an image or memory file. Only the
 //! kernel holds the backing of a page, so no code here may assume that guest memory is anonymous. A mapped file must keep its
-//! length while the VM exists: a page beyond the new end raises SIGBUS, and the guest's private copies of such pages are lost.
+//! length while the VM exists: a page beyond the new end raises SIGBUS, see [`bus_error`], and the guest's private copies of such pages are
+//! lost.
 
+pub mod bus_error;
 pub mod dump;
 mod file;
 mod map;

@@ -9,7 +9,7 @@ use snapshot::file::HostIdentity;
 
 use crate::arch::{Native, Platform};
 use crate::config::MemorySize;
-use crate::memory::{self, MemoryFile, page_size, uffd};
+use crate::memory::{self, MemoryFile, bus_error, page_size, uffd};
 use crate::vm::MemoryBacking;
 
 /// Section of the configuration in state files.
@@ -64,6 +64,7 @@ impl MemorySource {
             Self::File(path) => {
                 let opened = MemoryFile::open(path);
                 let file = opened.map_err(|(path, source)| Error::Open { path, source })?;
+                bus_error::set_files(format_args!("the memory file {:?}", file.path()));
                 match memory::map_snapshot(&regions, file.file()) {
                     Ok(memory) => Ok((memory, MemoryBacking::File(file))),
                     Err(source) => Err(Error::File {

@@ -2,8 +2,9 @@
 
 use std::fs;
 
+use super::super::http::go_request;
 use super::super::served::{
-    ApiProcess, Directory, create_tap_with_address, load_body, load_snapshot, pause_and_create,
+    ApiProcess, Directory, RESUMED, create_tap_with_address, load_body, load_snapshot, pause_and_create,
 };
 use crate::guests::file;
 use crate::network::{in_own_network, run_command};
@@ -15,7 +16,7 @@ const ONE_OPERATION: &str = r#"{"ops":{"size":1,"refill_time":2592000000}}"#;
 const NO_LIMIT: &str = r#"{"ops":{"size":0,"refill_time":0}}"#;
 
 /// Creates a snapshot, in `directory`, of the disk guest during its second request. Returns the path of the disk.
-fn create_disk_snapshot(directory: &Directory) -> String {
+pub fn create_disk_snapshot(directory: &Directory) -> String {
     let mut process = ApiProcess::start();
     let disk = directory.write("disk", vec![0xa5; 100 * SECTOR]);
     let drive = format!(
@@ -53,6 +54,24 @@ fn drive_override_replaces_file() {
         run_to_end(restored);
         assert!(fs::read(clone).unwrap() != before, "{name} was not written to");
     }
+}
+
+#[test]
+fn truncated_memory_file_ends_mayfly_with_its_name() {
+    let directory = Directory::new();
+    create_disk_snapshot(&directory);
+    let clone = load_snapshot(&directory, "state", "memory", "");
+    let memory = fs::File::options()
+        .write(true)
+        .open(directory.path("memory"))
+        .unwrap();
+    memory.set_len(0).unwrap();
+    // The drive accesses its virtqueue before the guest runs. mayfly ends without a response.
+    let mut client = clone.connect();
+    client.send(go_request("PATCH", "/vm", RESUMED));
+    let stderr = clone.expect_abort(149);
+    let expected = format!("the memory file {:?} was truncated", directory.path("memory"));
+    assert!(stderr.contains(&expected), "{stderr}");
 }
 
 #[test]

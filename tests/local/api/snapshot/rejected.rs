@@ -145,7 +145,7 @@ fn create_with_changed_memory_file_is_rejected() {
     // The truncation removes the guest's private copies. They stay lost when the file has its length again.
     for (new, text) in [(4096, "its length has changed"), (length, "has written it")] {
         memory.set_len(new).unwrap();
-        for kind in ["Full", "Diff"] {
+        for kind in ["Diff", "Full"] {
             for target in ["other", "memory"] {
                 let message = create_snapshot(&clone, &directory, kind, "new", target).fault_message();
                 assert!(

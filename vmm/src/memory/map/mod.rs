@@ -14,6 +14,8 @@ use vm_memory::{
     MmapRegion, VolatileSlice,
 };
 
+use super::bus_error;
+
 #[cfg(test)]
 mod tests;
 
@@ -235,6 +237,7 @@ pub fn map_file(
     if mapped == libc::MAP_FAILED {
         return Err(failed(io::Error::last_os_error()));
     }
+    bus_error::watch(host.addr(), length);
     Ok(())
 }
 
