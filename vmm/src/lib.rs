@@ -28,8 +28,9 @@
 //!
 //! # Threads
 //! The main thread builds the machine, owns it, and runs the event loop. Each vCPU has a thread. The vCPU threads start before the VM is
-//! created, so that the first one can query the supported CPUID meanwhile. There is no other thread; an interface with a user backend
-//! adds a child process, passt.
+//! created, so that the first one can query the supported CPUID meanwhile. A drive starts a worker thread at its first slow request. A
+//! VM whose memory a fault handler serves has an I/O thread for its devices. There is no other thread; an interface with a user
+//! backend adds a child process, passt.
 //!
 //! # Locks
 //! In the order of acquisition:
@@ -51,8 +52,8 @@
 //!
 //! The user of the host is trusted not to truncate an image or a memory file while it is mapped. A guest that accesses the missing
 //! part stops with an error, whose report reads guest memory without a fault. A device whose virtqueue lies there ends the process
-//! ([`bus_error`](memory::bus_error)). The disks of the host are trusted to respond: a drive on a disk that hangs keeps its lock, and the event loop may wait for
-//! it.
+//! ([`bus_error`](memory::bus_error)). The disks of the host are trusted to complete reads and writes: a drive whose disk hangs keeps its
+//! lock, and the event loop may wait for it. Flush, discard and write zeroes hold no lock.
 
 pub mod arch;
 pub mod boot;
