@@ -124,19 +124,18 @@ impl CreateSnapshotParams {
         if may_be_same && resolve(&self.state) == resolve(&self.memory) {
             return Err(Error::SamePath(self.state.clone()));
         }
-        self.check_open_files(&OpenFiles::list(vm, process))?;
         if self.kind == SnapshotKind::Full && vm.is_fault_handler_gone() {
             // Reading an absent page would wait for a handler that has ended.
             return Err(Error::HandlerGone);
         }
         let Some(loaded) = vm.memory_file() else {
-            return self.write(vm, || Ok(()));
+            return self.write(vm, process, || Ok(()));
         };
         loaded.check().map_err(Error::Changed)?;
         if !self.is_merged_into(loaded) {
-            return self.write(vm, || loaded.check());
+            return self.write(vm, process, || loaded.check());
         }
-        let written = self.write(vm, || loaded.accept_write());
+        let written = self.write(vm, process, || loaded.accept_write());
         // After a failure too: a repeated merge completes it.
         loaded.accept_write().map_err(Error::Changed)?;
         written
@@ -163,12 +162,15 @@ impl CreateSnapshotParams {
     fn write(
         &self,
         vm: &Vm,
+        process: &[OpenFile],
         check: impl FnOnce() -> Result<(), ChangeError>,
     ) -> Result<dump::DumpStats, Error> {
         let machine = vm.machine();
         let config = machine.spec().config();
         let save = machine.begin_save().map_err(Error::Machine)?;
-        // The vCPU threads read their state meanwhile.
+        // The vCPU threads read their state meanwhile. No device has a request in flight any more, so that no thread which waits for a
+        // fault handler holds the lock of a device.
+        self.check_open_files(&OpenFiles::list(vm, process))?;
         let mut state = file::PendingStateFile::create(&self.state).map_err(Error::State)?;
         let pagemap = Pagemap::open().ok();
         let source = dump::DumpSource {
