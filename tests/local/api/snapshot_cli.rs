@@ -74,6 +74,17 @@ fn expect_ticks(vm: &mut ApiProcess, count: u32) -> u32 {
     first
 }
 
+/// Creates a snapshot of `guest` in the directory `s`, after it has printed `line`.
+fn create_snapshot_of(guest: &str, line: &str) -> (Directory, String) {
+    let mut vm = start(guest);
+    vm.expect(line);
+    let kept = Directory::new();
+    let directory = kept.text("s");
+    create_snapshot(&vm, &directory, &[]);
+    vm.terminate();
+    (kept, directory)
+}
+
 #[test]
 fn snapshot_loads_repeatedly() {
     let mut vm = start("ticker.elf");
@@ -129,12 +140,7 @@ fn diff_snapshot_merges_into_base() {
 
 #[test]
 fn paused_clone_waits_for_resume() {
-    let mut vm = start("ticker.elf");
-    vm.expect("tick 2\n");
-    let kept = Directory::new();
-    let directory = kept.text("s");
-    create_snapshot(&vm, &directory, &[]);
-    vm.terminate();
+    let (_kept, directory) = create_snapshot_of("ticker.elf", "tick 2\n");
     let mut clone = restore(&directory, &["--paused"]);
     assert_eq!(clone.state(), "Paused");
     let socket = clone.directory.text("api.sock");

@@ -9,31 +9,11 @@ use std::process::{Command, Output};
 use std::time::Instant;
 
 use super::super::served::{ApiProcess, Directory};
-use super::{command_with_timeout, create_snapshot, expect_ticks, restore, run_err, run_ok, start};
+use super::{
+    command_with_timeout, create_snapshot, create_snapshot_of, expect_ticks, restore, run_err, run_ok,
+};
 use crate::guest::TIMEOUT;
 use crate::guests::{file, program};
-
-/// Creates a snapshot, in the directory `s`, of a guest that has written 512 pages and waits for input.
-fn create_touch_snapshot() -> (Directory, String) {
-    let mut vm = start("touch.elf");
-    vm.expect("touched 512 pages\n");
-    let kept = Directory::new();
-    let directory = kept.text("s");
-    create_snapshot(&vm, &directory, &[]);
-    vm.terminate();
-    (kept, directory)
-}
-
-/// Creates a snapshot of the ticker in the directory `s`.
-fn create_ticker_snapshot() -> (Directory, String) {
-    let mut vm = start("ticker.elf");
-    vm.expect("tick 2\n");
-    let kept = Directory::new();
-    let directory = kept.text("s");
-    create_snapshot(&vm, &directory, &[]);
-    vm.terminate();
-    (kept, directory)
-}
 
 /// Runs `command` with `input` for the guest, which exits on it.
 fn run_with_input(command: &mut Command, input: &[u8]) -> Output {
@@ -80,7 +60,7 @@ fn diff_pages(clone: &ApiProcess, kept: &Directory, name: &str) -> u64 {
 
 #[test]
 fn working_set_is_recorded_at_guest_exit() {
-    let (kept, directory) = create_touch_snapshot();
+    let (kept, directory) = create_snapshot_of("touch.elf", "touched 512 pages\n");
     let [reads, writes] = ["reads", "writes"].map(|name| kept.text(name));
     let length = ["--record-ms", "600000"];
     run_restored(
@@ -108,7 +88,7 @@ fn working_set_is_recorded_at_guest_exit() {
 
 #[test]
 fn prefetched_pages_are_in_diff_snapshot() {
-    let (kept, directory) = create_touch_snapshot();
+    let (kept, directory) = create_snapshot_of("touch.elf", "touched 512 pages\n");
     let set = kept.text("set");
     run_restored(&directory, &["--record-working-set", &set], b"wq");
     let without = restore(&directory, &["--paused"]);
@@ -131,7 +111,7 @@ fn prefetched_pages_are_in_diff_snapshot() {
 
 #[test]
 fn recording_ends_after_its_time() {
-    let (kept, directory) = create_ticker_snapshot();
+    let (kept, directory) = create_snapshot_of("ticker.elf", "tick 2\n");
     let set = kept.text("set");
     let mut clone = restore(&directory, &["--record-working-set", &set, "--record-ms", "1"]);
     let start = Instant::now();
@@ -148,7 +128,7 @@ fn recording_ends_after_its_time() {
 
 #[test]
 fn snapshot_or_exit_completes_recording() {
-    let (kept, directory) = create_ticker_snapshot();
+    let (kept, directory) = create_snapshot_of("ticker.elf", "tick 2\n");
     let [by_snapshot, by_exit] = ["snapshot", "exit"].map(|name| kept.text(name));
     let length = ["--record-ms", "600000"];
     let record = |set| {
@@ -172,7 +152,7 @@ fn snapshot_or_exit_completes_recording() {
 
 #[test]
 fn paused_guest_is_not_recorded() {
-    let (kept, directory) = create_ticker_snapshot();
+    let (kept, directory) = create_snapshot_of("ticker.elf", "tick 2\n");
     let set = kept.text("set");
     let options = ["--record-working-set", &set, "--record-ms", "1"];
     let clone = restore(&directory, &[&options[..], &["--paused"]].concat());
@@ -186,7 +166,7 @@ fn paused_guest_is_not_recorded() {
 
 #[test]
 fn invalid_working_set_is_rejected() {
-    let (kept, directory) = create_touch_snapshot();
+    let (kept, directory) = create_snapshot_of("touch.elf", "touched 512 pages\n");
     let set = kept.text("set");
     run_restored(&directory, &["--record-working-set", &set], b"q");
     let good = fs::read(&set).unwrap();
@@ -227,7 +207,7 @@ fn invalid_working_set_is_rejected() {
 
 #[test]
 fn working_set_of_another_snapshot_is_rejected() {
-    let (kept, directory) = create_touch_snapshot();
+    let (kept, directory) = create_snapshot_of("touch.elf", "touched 512 pages\n");
     let set = kept.text("set");
     run_restored(&directory, &["--record-working-set", &set], b"q");
     let again = kept.text("again");
@@ -262,7 +242,7 @@ fn working_set_of_another_snapshot_is_rejected() {
 
 #[test]
 fn unwritable_recording_is_rejected() {
-    let (kept, directory) = create_touch_snapshot();
+    let (kept, directory) = create_snapshot_of("touch.elf", "touched 512 pages\n");
     for (name, cause) in [
         ("none/set", "directory must exist"),
         ("s", "a directory, pipe or device"),
@@ -305,7 +285,7 @@ fn command_without_proc(arguments: &[&str]) -> Command {
 
 #[test]
 fn working_set_loads_but_does_not_record_without_proc() {
-    let (kept, directory) = create_touch_snapshot();
+    let (kept, directory) = create_snapshot_of("touch.elf", "touched 512 pages\n");
     let set = kept.text("set");
     run_restored(&directory, &["--record-working-set", &set], b"wq");
     let output = run_with_input(
