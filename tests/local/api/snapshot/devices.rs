@@ -1,12 +1,13 @@
 //! Drives and interfaces of a restored guest, with and without overrides.
 
 use std::fs;
+use std::process::Command;
 
 use super::super::http::go_request;
 use super::super::served::{
     ApiProcess, Directory, RESUMED, create_tap_with_address, load_body, load_snapshot, pause_and_create,
 };
-use crate::guests::file;
+use crate::guests::{file, program};
 use crate::network::{in_own_network, run_command};
 
 const SECTOR: usize = 512;
@@ -72,6 +73,24 @@ fn truncated_memory_file_ends_mayfly_with_its_name() {
     let stderr = clone.expect_abort(149);
     let expected = format!("the memory file {:?} was truncated", directory.path("memory"));
     assert!(stderr.contains(&expected), "{stderr}");
+}
+
+#[test]
+fn truncated_memory_file_ends_restore_with_its_name() {
+    let directory = Directory::new();
+    create_disk_snapshot(&directory);
+    let own = Directory::new();
+    let socket = own.text("api.sock");
+    let clone = ApiProcess::spawn(
+        own,
+        Command::new(program()).args(["restore", &directory.text("."), "--paused", "--api-sock", &socket]),
+    );
+    let memory = fs::File::options().write(true).open(directory.path("memory"));
+    memory.unwrap().set_len(0).unwrap();
+    let mut client = clone.connect();
+    client.send(go_request("PATCH", "/vm", RESUMED));
+    let stderr = clone.expect_abort(121);
+    assert!(stderr.contains("was truncated"), "{stderr}");
 }
 
 #[test]
