@@ -1,8 +1,9 @@
-//! Temporary files for tests, removed on drop.
+//! Temporary files for tests, removed on drop, and requirements of tests on their host.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fifo;
+mod requirement;
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, process};
 
 pub use fifo::{Reader, make_fifo};
+pub use requirement::{Requirement, require, skip};
 
 /// Returns an unused path, short enough for socket addresses below it.
 fn unique_path() -> PathBuf {
