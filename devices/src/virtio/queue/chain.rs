@@ -1,6 +1,6 @@
 //! A validated descriptor chain as iovecs of guest memory.
 //!
-//! `virtio_queue` silently ends a malformed chain at its first invalid descriptor. This module returns an error, and
+//! [`DescriptorIter`] silently ends a malformed chain at its first invalid descriptor. This module returns an error, and
 //! the device stops its queue. These chains are malformed:
 //!
 //! - a loop, or more descriptors than the queue or table has
@@ -17,7 +17,6 @@ use std::ops::Range;
 
 use smallvec::SmallVec;
 use snapshot::GuestMemory;
-use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, VolatileSlice};
 
@@ -29,8 +28,7 @@ pub const MAX_IOVECS: usize = 1024;
 /// Malformed chain, or access beyond its end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The chain loops, leaves its table, nests indirect tables, has a table outside guest memory, or is longer than
-    /// 2^32 bytes.
+    /// The chain loops, leaves its table, nests indirect tables, or has a table outside guest memory.
     #[error("cannot parse chain {head}: no valid descriptor follows the first {descriptors}")]
     Malformed {
         /// Index of its first descriptor.
@@ -114,38 +112,10 @@ pub struct Chain<'m> {
 }
 
 impl<'m> Chain<'m> {
-    /// Collects `descriptors`, whose buffers are in `memory`.
+    /// Replaces the contents by a chain of a [`Virtqueue`](super::Virtqueue) in `memory`. Keeps the allocation.
     ///
     /// # Errors
-    /// Fails if the chain is malformed, with any variant except [`Error::Short`].
-    pub fn collect(
-        descriptors: DescriptorChain<&'m GuestMemory>,
-        memory: &'m GuestMemory,
-        limits: ChainLimits,
-    ) -> Result<Self, Error> {
-        let mut chain = Self::default();
-        chain.replace(descriptors, memory, limits)?;
-        Ok(chain)
-    }
-
-    /// Overwrites this chain like [`collect`](Self::collect), without a new allocation.
-    ///
-    /// # Errors
-    /// Fails like [`collect`](Self::collect). The contents of this chain are then unspecified.
-    pub fn replace(
-        &mut self,
-        descriptors: DescriptorChain<&'m GuestMemory>,
-        memory: &'m GuestMemory,
-        limits: ChainLimits,
-    ) -> Result<(), Error> {
-        let head = descriptors.head_index();
-        self.fill(head, descriptors, memory, limits)
-    }
-
-    /// Overwrites this chain like [`replace`](Self::replace), with a chain of a [`Virtqueue`](super::Virtqueue).
-    ///
-    /// # Errors
-    /// Fails like [`collect`](Self::collect). The contents of this chain are then unspecified.
+    /// Fails if the chain is malformed, with any variant except [`Error::Short`]. The contents are then unspecified.
     pub fn refill(
         &mut self,
         descriptors: DescriptorIter<'m>,
@@ -153,16 +123,6 @@ impl<'m> Chain<'m> {
         limits: ChainLimits,
     ) -> Result<(), Error> {
         let head = descriptors.head();
-        self.fill(head, descriptors, memory, limits)
-    }
-
-    fn fill(
-        &mut self,
-        head: u16,
-        descriptors: impl Iterator<Item = Descriptor>,
-        memory: &'m GuestMemory,
-        limits: ChainLimits,
-    ) -> Result<(), Error> {
         self.head = head;
         self.readable.clear();
         self.writable.clear();

@@ -115,7 +115,6 @@ impl Virtqueue {
             head,
             next: head,
             left: size,
-            bytes: 0,
             indirect: false,
         }))
     }
@@ -214,7 +213,6 @@ pub struct DescriptorIter<'m> {
     next: u16,
     /// Descriptors that may follow, at most the size of the table: bounds a loop.
     left: u16,
-    bytes: u32,
     indirect: bool,
 }
 
@@ -258,8 +256,6 @@ impl Iterator for DescriptorIter<'_> {
                 return None;
             }
         }
-        // A chain has at most 2^32 bytes in total, virtio 1.2 §2.7.5.2.
-        self.bytes = self.bytes.checked_add(descriptor.len())?;
         self.left = match descriptor.has_next() {
             true => self.left - 1,
             false => 0,

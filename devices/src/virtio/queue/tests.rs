@@ -1,7 +1,7 @@
 use snapshot::GuestMemory;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT};
 use vm_memory::GuestAddress;
 
+use super::Virtqueue;
 use super::chain::{Chain, ChainLimits, Error};
 use crate::virtio::testing::{Buffer, FakeDriver, FakeQueue, INDIRECT, NEXT, RawDescriptor, WRITE};
 
@@ -11,13 +11,16 @@ fn driver() -> FakeDriver {
     FakeDriver::new(0x1_0000, &[SIZE])
 }
 
-fn next<'m>(queue: &mut Queue, memory: &'m GuestMemory) -> DescriptorChain<&'m GuestMemory> {
-    queue.iter(memory).unwrap().next().unwrap()
+fn next<'m>(queue: &mut Virtqueue, memory: &'m GuestMemory, limits: ChainLimits) -> Result<Chain<'m>, Error> {
+    let descriptors = queue.pop_chain(memory).unwrap().unwrap();
+    let mut chain = Chain::default();
+    chain.refill(descriptors, memory, limits)?;
+    Ok(chain)
 }
 
 fn collect(driver: &FakeDriver, limits: ChainLimits) -> Result<Chain<'_>, Error> {
-    let mut queue = driver.queues[0].device_side();
-    Chain::collect(next(&mut queue, &driver.memory), &driver.memory, limits)
+    let mut queue = Virtqueue::new(driver.queues[0].device_side());
+    next(&mut queue, &driver.memory, limits)
 }
 
 /// Makes `table`, at descriptor 0, available and collects it. Returns readable and writable length.
@@ -107,10 +110,10 @@ fn buffer_splits_between_regions() {
     let mut queue = FakeQueue::new(memory.clone(), 0x1000, SIZE);
     queue.add(&[Buffer::writable(0x7ffe, 4)]);
     queue.add(&[Buffer::writable(0xfffe, 4)]);
-    let mut device = queue.device_side();
-    let chain = Chain::collect(next(&mut device, &memory), &memory, ChainLimits::WIDEST).unwrap();
+    let mut device = Virtqueue::new(queue.device_side());
+    let chain = next(&mut device, &memory, ChainLimits::WIDEST).unwrap();
     assert_eq!((chain.writable.count(), chain.writable.len()), (2, 4));
-    let hole = Chain::collect(next(&mut device, &memory), &memory, ChainLimits::WIDEST);
+    let hole = next(&mut device, &memory, ChainLimits::WIDEST);
     assert!(matches!(
         hole,
         Err(Error::Outside {
@@ -282,24 +285,37 @@ fn chain_above_limit_fails() {
 }
 
 #[test]
-fn replace_overwrites_chain() {
+fn chain_has_at_most_four_gib() {
+    let collect_all = |lengths: &[u32]| {
+        let mut driver = FakeDriver::new(1 << 30, &[SIZE]);
+        let buffers: Vec<_> = lengths
+            .iter()
+            .map(|length| Buffer::readable(0, *length))
+            .collect();
+        driver.queues[0].add(&buffers);
+        collect(&driver, ChainLimits::WIDEST).map(|chain| chain.readable.len())
+    };
+    let quarter = 1 << 30;
+    assert_eq!(collect_all(&[quarter; 4]).unwrap(), 1 << 32);
+    assert!(matches!(
+        collect_all(&[quarter, quarter, quarter, quarter, 1]),
+        Err(Error::TooLong {
+            limit: 0x1_0000_0000,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn refill_replaces_contents() {
     let mut driver = driver();
     driver.queues[0].add(&[Buffer::readable(0x8000, 4), Buffer::writable(0x9000, 4)]);
     let second = driver.queues[0].add(&[Buffer::readable(0x8000, 1)]);
-    let mut queue = driver.queues[0].device_side();
-    let mut chain = Chain::collect(
-        next(&mut queue, &driver.memory),
-        &driver.memory,
-        ChainLimits::WIDEST,
-    )
-    .unwrap();
-    chain
-        .replace(
-            next(&mut queue, &driver.memory),
-            &driver.memory,
-            ChainLimits::WIDEST,
-        )
-        .unwrap();
+    let memory = &driver.memory;
+    let mut queue = Virtqueue::new(driver.queues[0].device_side());
+    let mut chain = next(&mut queue, memory, ChainLimits::WIDEST).unwrap();
+    let descriptors = queue.pop_chain(memory).unwrap().unwrap();
+    chain.refill(descriptors, memory, ChainLimits::WIDEST).unwrap();
     assert_eq!(
         (chain.head, chain.readable.len(), chain.writable.len()),
         (second, 1, 0)

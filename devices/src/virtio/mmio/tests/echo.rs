@@ -7,11 +7,14 @@ use serde::{Deserialize, Serialize};
 use snapshot::persist::Error;
 use snapshot::{Persist, Schema};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{QueueOwnedT, QueueState, QueueT};
+use virtio_queue::{QueueState, QueueT};
 
 use crate::sync::lock;
 use crate::virtio::device::{Activation, VirtioDevice, WatchedFd};
+use crate::virtio::interrupt::VirtioInterrupt;
+use crate::virtio::queue::Virtqueue;
 use crate::virtio::queue::chain::{Chain, ChainLimits};
+use snapshot::GuestMemory;
 
 pub const ID: u32 = 0x7f;
 pub const SIZES: [u16; 2] = [16, 4];
@@ -44,42 +47,52 @@ impl Schema for EchoState {
 
 pub struct Echo {
     pub seen: Arc<Seen>,
-    activation: Option<Activation>,
+    active: Option<Active>,
     echoed: u32,
+}
+
+struct Active {
+    queues: Vec<Virtqueue>,
+    memory: GuestMemory,
+    interrupt: Arc<VirtioInterrupt>,
 }
 
 impl Echo {
     pub fn new(seen: Arc<Seen>) -> Self {
         Self {
             seen,
-            activation: None,
+            active: None,
             echoed: 0,
         }
     }
 
     /// Processes available chains. Returns `None` if one is malformed.
     fn process(&mut self, queue: usize) -> Option<()> {
-        let activation = self.activation.as_mut()?;
-        let queue = &mut activation.queues[queue];
-        let memory = &activation.memory;
+        let Active {
+            queues,
+            memory,
+            interrupt,
+        } = self.active.as_mut()?;
+        let queue = &mut queues[queue];
+        let memory: &GuestMemory = memory;
         let before = self.echoed;
+        let mut chain = Chain::default();
         for _ in 0..MAX_CHAINS {
-            let Some(chain) = queue.iter(memory).ok()?.next() else {
+            let Some(descriptors) = queue.pop_chain(memory).ok()? else {
                 break;
             };
-            let chain = Chain::collect(chain, memory, ChainLimits::WIDEST).ok()?;
+            chain.refill(descriptors, memory, ChainLimits::WIDEST).ok()?;
             let length = chain.readable.len().min(chain.writable.len()).min(0x1_0000);
             let mut data = vec![0; usize::try_from(length).unwrap()];
             chain.readable.read_exact(0, &mut data).ok()?;
             chain.writable.write_all(0, &data).ok()?;
-            queue
-                .add_used(memory, chain.head, u32::try_from(length).unwrap())
-                .ok()?;
+            let used = (chain.head, u32::try_from(length).unwrap());
+            queue.add_used(memory, &[used]).ok()?;
             self.echoed += 1;
         }
         queue.enable_notification(memory).ok()?;
         if self.echoed != before && queue.needs_notification(memory).ok()? {
-            activation.interrupt.notify_used();
+            interrupt.notify_used();
         }
         Some(())
     }
@@ -107,7 +120,7 @@ impl VirtioDevice for Echo {
     }
 
     fn activate(&mut self, activation: Activation) {
-        assert!(self.activation.is_none(), "activated twice");
+        assert!(self.active.is_none(), "activated twice");
         assert!(
             activation
                 .queues
@@ -116,11 +129,15 @@ impl VirtioDevice for Echo {
         );
         self.seen.activations.fetch_add(1, Ordering::SeqCst);
         self.seen.features.store(activation.features, Ordering::SeqCst);
-        self.activation = Some(activation);
+        self.active = Some(Active {
+            queues: activation.queues.into_iter().map(Virtqueue::new).collect(),
+            memory: activation.memory,
+            interrupt: activation.interrupt,
+        });
     }
 
     fn reset(&mut self) {
-        assert!(self.activation.take().is_some(), "reset without activation");
+        assert!(self.active.take().is_some(), "reset without activation");
         self.echoed = 0;
         self.seen.resets.fetch_add(1, Ordering::SeqCst);
     }
@@ -128,13 +145,13 @@ impl VirtioDevice for Echo {
     fn notify(&mut self, queue: usize) {
         self.seen.notifications.fetch_add(1, Ordering::SeqCst);
         if self.process(queue).is_none() {
-            self.activation.as_ref().unwrap().interrupt.set_needs_reset();
+            self.active.as_ref().unwrap().interrupt.set_needs_reset();
         }
     }
 
     fn queue_states(&self) -> Vec<QueueState> {
-        let queues = self.activation.iter().flat_map(|activation| &activation.queues);
-        queues.map(|queue| queue.state()).collect()
+        let queues = self.active.iter().flat_map(|active| &active.queues);
+        queues.map(Virtqueue::state).collect()
     }
 
     fn watched_fds(&self) -> Vec<WatchedFd> {
