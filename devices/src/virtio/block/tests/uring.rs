@@ -1,10 +1,23 @@
-use std::os::fd::AsRawFd;
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
+use io_uring::IoUring;
 use libc::iovec;
+use vm_memory::{Bytes, GuestAddress, MemoryRegionAddress};
 
-use super::{Buffer, Fixture, IN, IOERR, NONE, OK, OUT, SECTORS, Scratch, probe};
+use super::{
+    Buffer, Fixture, GET_ID, IN, IOERR, NONE, OK, OUT, SECTORS, Scratch, pattern, poll, poll_of, probe,
+};
 use crate::virtio::block::IoEngine;
+use crate::virtio::block::disk::Error;
 use crate::virtio::block::uring::skip;
+use crate::virtio::device::VirtioDevice;
 
 /// Returns iovecs of `lengths` at 1000 times their index. Nothing accesses these addresses.
 fn iovecs(lengths: &[usize]) -> Vec<iovec> {
@@ -37,13 +50,59 @@ fn skip_removes_leading_bytes() {
     }
 }
 
-/// Breaks the io_uring for good: replaces its descriptor.
-fn break_uring(fixture: &Fixture) {
-    let null = std::fs::File::open("/dev/null").unwrap();
+/// Replaces the descriptor of the io_uring by `other`. The queues in memory stay. Returns the replaced descriptor.
+fn replace_uring(fixture: &Fixture, other: &impl AsRawFd) -> OwnedFd {
     let ring = fixture.block.uring_descriptor().unwrap();
+    // SAFETY: the device keeps the descriptor open during the call.
+    let replaced = unsafe { BorrowedFd::borrow_raw(ring) };
+    let replaced = replaced.try_clone_to_owned().unwrap();
     // SAFETY: the call receives no pointer.
-    let result = unsafe { libc::dup2(null.as_raw_fd(), ring) };
+    let result = unsafe { libc::dup2(other.as_raw_fd(), ring) };
     assert_eq!(result, ring);
+    replaced
+}
+
+/// Breaks the io_uring for good. The kernel keeps it while the caller keeps the returned descriptor.
+fn break_uring(fixture: &Fixture) -> OwnedFd {
+    replace_uring(fixture, &File::open("/dev/null").unwrap())
+}
+
+/// A disk whose reads wait until the test writes their data. Drop writes data, so that no device waits for ever: it
+/// must precede the drop of the device.
+struct Pipe {
+    file: File,
+    _path: Scratch,
+}
+
+impl Pipe {
+    fn supply(&mut self) {
+        self.file.write_all(&[7; 512]).unwrap();
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        self.supply();
+    }
+}
+
+/// Creates a device with a read in flight at `data`, the returned address.
+fn start_pending_read() -> (Fixture, Pipe, u64) {
+    let path = Scratch::empty();
+    std::fs::remove_file(path.path()).unwrap();
+    let name = CString::new(path.path().as_os_str().as_bytes()).unwrap();
+    // SAFETY: `name` outlives the call.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    // The other end stays open, and so the pipe has no end of file.
+    let file = File::options().read(true).write(true).open(path.path()).unwrap();
+    let disk = path.path().to_str().unwrap();
+    let mut fixture = Fixture::with_fake_disk(disk, SECTORS * 512, IoEngine::Async);
+    let pipe = Pipe { file, _path: path };
+    let data = fixture.place(&[NONE; 512]);
+    fixture.add(IN, 0, &[Buffer::writable(data, 512)]);
+    fixture.block.notify(0);
+    assert_eq!(fixture.block.in_flight(), 1);
+    (fixture, pipe, data)
 }
 
 /// Creates a write-through device: io_uring executes its writes.
@@ -99,4 +158,119 @@ fn uring_outlives_reset() {
     fixture.activate(0);
     assert_eq!(fixture.write(0, &[1; 512]), OK);
     assert_eq!(fixture.block.uring_descriptor(), ring);
+}
+
+#[test]
+fn reset_discards_requests_before_submission() {
+    if probe().is_err() {
+        return;
+    }
+    let scratch = Scratch::new(SECTORS * 512);
+    let mut fixture = write_through(&scratch);
+    assert_eq!(fixture.write(0, &[1; 512]), OK);
+    // The kernel finds no entry in another io_uring, so it accepts none, without an error.
+    let ring = replace_uring(&fixture, &IoUring::new(1).unwrap());
+    let address = fixture.place(&[2; 512]);
+    fixture.add(OUT, 5, &[Buffer::readable(address, 512)]);
+    fixture.block.notify(0);
+    assert_eq!(fixture.block.in_flight(), 1);
+    replace_uring(&fixture, &ring);
+    fixture.reset();
+    assert_eq!(fixture.block.in_flight(), 0);
+    let before = scratch.contents();
+    fixture.activate(0);
+    assert_eq!(fixture.write(9, &[3; 512]), OK);
+    assert_eq!(scratch.contents()[9 * 512..10 * 512], [3; 512]);
+    assert!(
+        scratch.contents()[..9 * 512] == before[..9 * 512],
+        "the request from before the reset has changed the disk"
+    );
+}
+
+#[test]
+fn full_uring_that_fails_continues_queue() {
+    if probe().is_err() {
+        return;
+    }
+    let scratch = Scratch::new(SECTORS * 512);
+    let mut fixture = write_through(&scratch);
+    assert_eq!(fixture.write(0, &[1; 512]), OK);
+    replace_uring(&fixture, &IoUring::new(1).unwrap());
+    let address = fixture.place(&[2; 512]);
+    let (head, _) = fixture.add(OUT, 5, &[Buffer::readable(address, 512)]);
+    for _ in 1..256 {
+        fixture.driver.queues[0].make_available(head);
+    }
+    fixture.block.notify(0);
+    assert_eq!(fixture.block.in_flight(), 256);
+    // The driver sends no notification for this request: the device enables them only in an empty queue.
+    let (_, status) = fixture.add(GET_ID, 0, &[]);
+    break_uring(&fixture);
+    let mut used = 0;
+    while used < 257 {
+        // No wait: the device must request each event itself.
+        fixture.process_events(0);
+        used += fixture.driver.queues[0].collect_used().len();
+    }
+    assert_eq!((fixture.status(status), fixture.block.in_flight()), (OK, 0));
+}
+
+#[test]
+fn lost_request_keeps_guest_memory() {
+    if probe().is_err() {
+        return;
+    }
+    for resets in [false, true] {
+        let (mut fixture, mut pipe, data) = start_pending_read();
+        // The kernel still has the read, but the device cannot wait for it any more.
+        let ring = break_uring(&fixture);
+        if resets {
+            fixture.block.reset();
+        }
+        let Fixture { block, driver, .. } = fixture;
+        drop(block);
+        let (_, region) = driver
+            .memory
+            .remove_region(GuestAddress(0), super::MEMORY as u64)
+            .unwrap();
+        drop(driver);
+        assert!(
+            Arc::strong_count(&region) > 1,
+            "the kernel may write to unmapped memory"
+        );
+        pipe.supply();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let last = MemoryRegionAddress(data + 511);
+        while region.load::<u8>(last, Ordering::Acquire).unwrap() != 7 {
+            assert!(Instant::now() < deadline, "the read does not complete");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(ring);
+    }
+}
+
+#[test]
+fn update_waits_for_uring() {
+    if probe().is_err() {
+        return;
+    }
+    let (mut fixture, mut pipe, data) = start_pending_read();
+    let scratch = Scratch::new(SECTORS * 512);
+    let path = Some(scratch.path());
+    assert!(matches!(fixture.block.update(path), Err(Error::Busy)));
+    assert_ne!(fixture.block.disk().path(), scratch.path());
+    assert_eq!(fixture.block.in_flight(), 1);
+    pipe.supply();
+    // Completed by the kernel, but not yet by the device.
+    let mut polls: Vec<_> = fixture
+        .block
+        .watched_fds()
+        .iter()
+        .map(|fd| poll_of(fd.descriptor))
+        .collect();
+    assert!(poll(&mut polls, 60_000) > 0);
+    fixture.block.update(path).unwrap();
+    assert_eq!(fixture.driver.queues[0].collect_used().len(), 1);
+    assert_eq!(fixture.driver.read(data, 512), [7; 512]);
+    assert_eq!(fixture.read(1, 512), (OK, pattern(512, 512)));
 }
