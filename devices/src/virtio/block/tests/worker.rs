@@ -241,6 +241,93 @@ fn write_through_write_completes_after_flush() {
 }
 
 #[test]
+fn write_through_zeroes_complete_after_flush() {
+    for engine in ENGINES {
+        let scratch = Scratch::empty();
+        let (mut fixture, storage) = stuck(&scratch, engine, SECTORS);
+        let zero = Call::Zero(extent(0, 4096));
+        let flush = [zero, Call::WriteBack(extent(0, 4096)), Call::Flush];
+        for (features, calls) in [(fixture.block.features(), &flush[..1]), (0, &flush[..])] {
+            fixture.reset();
+            fixture.activate(features);
+            let before = storage.expect_calls(0).len();
+            let status = fixture.add_segment(WRITE_ZEROES, 0, 8);
+            fixture.block.notify(0);
+            for count in 1..=calls.len() {
+                storage.expect_calls(before + count);
+                fixture.block.notify(0);
+                assert_eq!(
+                    fixture.status(status),
+                    NONE,
+                    "completed before {:?}",
+                    calls[count - 1]
+                );
+                storage.permit(1);
+            }
+            fixture.run(1);
+            assert_eq!(fixture.status(status), OK);
+            assert_eq!(storage.expect_calls(0)[before..], *calls);
+        }
+        let before = storage.expect_calls(0).len();
+        let status = fixture.add_segment(WRITE_ZEROES, 0, 8);
+        fixture.block.notify(0);
+        storage.permit(2);
+        storage.expect_calls(before + flush.len());
+        storage.set_fails(true);
+        storage.permit(ALL);
+        fixture.run(1);
+        assert_eq!(fixture.status(status), IOERR, "the flush has failed");
+    }
+}
+
+#[test]
+fn update_completes_ended_work() {
+    for engine in ENGINES {
+        let scratch = Scratch::empty();
+        let (mut fixture, storage) = stuck(&scratch, engine, SECTORS);
+        let (_, status) = fixture.add(FLUSH, 0, &[]);
+        fixture.block.notify(0);
+        storage.permit(ALL);
+        assert!(fixture.block.executor.is_worker_idle(LIMIT));
+        assert_eq!(fixture.status(status), NONE);
+        fixture.block.update(None).unwrap();
+        assert_eq!(fixture.status(status), OK);
+        assert_eq!(fixture.driver.queues[0].collect_used().len(), 1);
+    }
+}
+
+#[test]
+fn reset_clears_event_of_ended_work() {
+    let scratch = Scratch::empty();
+    let (mut fixture, storage) = stuck(&scratch, IoEngine::Sync, SECTORS);
+    fixture.add(FLUSH, 0, &[]);
+    fixture.block.notify(0);
+    storage.permit(ALL);
+    assert!(fixture.block.executor.is_worker_idle(LIMIT));
+    assert!(!fixture.is_idle());
+    fixture.reset();
+    assert!(fixture.is_idle());
+}
+
+#[test]
+fn update_during_cancelled_call_is_busy() {
+    for engine in ENGINES {
+        let scratch = Scratch::empty();
+        let (mut fixture, storage) = stuck(&scratch, engine, 4 * CHUNK);
+        fixture.add_segment(DISCARD, 0, 8);
+        fixture.block.notify(0);
+        storage.expect_calls(1);
+        fixture.reset();
+        // The worker still uses the disk.
+        assert_eq!(fixture.block.in_flight(), 0);
+        assert!(matches!(fixture.block.update(None), Err(Error::Busy)));
+        storage.permit(ALL);
+        assert!(fixture.block.executor.is_worker_idle(LIMIT));
+        fixture.block.update(None).unwrap();
+    }
+}
+
+#[test]
 fn cancelled_work_ends_after_current_call() {
     let scratch = Scratch::empty();
     let (mut fixture, storage) = stuck(&scratch, IoEngine::Sync, 8 * CHUNK);
