@@ -76,6 +76,26 @@ fn throttled_queue_makes_no_descriptor_ready() {
     assert!(fixture.is_idle());
 }
 
+#[test]
+fn reset_keeps_tokens_and_ends_wait() {
+    let scratch = Scratch::new(SECTORS * 512);
+    let mut config = config(scratch.path(), IoEngine::Sync);
+    // The timer expires after a millisecond; the clock of the limiter stands still.
+    config.operations = bucket(1, 1);
+    let mut fixture = Fixture::new(&config);
+    assert_eq!(fixture.read(0, 512).0, OK);
+    assert_eq!(fixture.add_write(&[1; 512]), 0);
+    let [timer, _] = fixture.block.watched_fds()[..] else {
+        panic!("the device has not exactly two descriptors");
+    };
+    assert!(fixture.is_readable(timer.descriptor, 60_000));
+    fixture.reset();
+    assert!(fixture.is_idle(), "the wait of a request survives its reset");
+    fixture.activate(fixture.block.features());
+    assert_eq!(fixture.add_write(&[1; 512]), 0, "a reset refills the bucket");
+    assert_eq!(fixture.block.metrics().throttled, 2);
+}
+
 /// Returns true if a request of `kind` for `segments` leaves 512 bytes in a bucket of `size` bytes.
 fn leaves_sector(kind: u32, segments: &[(u64, u32, u32)], size: u64) -> bool {
     let scratch = Scratch::empty();
