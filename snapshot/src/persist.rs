@@ -90,3 +90,73 @@ impl<T: Persist> Component for T {
         self.restore(state)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::{Deserialize, Serialize};
+
+    use super::{Component, Error, Persist};
+    use crate::section::{ArchiveReader, ArchiveWriter, Error as SectionError, Schema};
+
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    struct Level(u32);
+
+    impl Schema for Level {
+        const NAME: &'static str = "level";
+        const VERSION: u32 = 1;
+    }
+
+    /// A component whose level is at most 9.
+    #[derive(Debug, PartialEq)]
+    struct Tank(Level);
+
+    impl Persist for Tank {
+        type State = Level;
+
+        fn save(&self) -> Result<Level, Error> {
+            Ok(self.0.clone())
+        }
+
+        fn restore(&mut self, state: Level) -> Result<(), Error> {
+            if state.0 > 9 {
+                let reason = format!("level {} is above 9", state.0);
+                let component = Level::NAME;
+                return Err(Error::Invalid { component, reason });
+            }
+            self.0 = state;
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn component_round_trips_through_section() {
+        let mut archive = ArchiveWriter::new();
+        Tank(Level(7)).save_section("tank/0", &mut archive).unwrap();
+        let duplicate = Tank(Level(8)).save_section("tank/0", &mut archive);
+        assert!(matches!(
+            duplicate,
+            Err(Error::Section { key, source: SectionError::Duplicate(_) }) if key == "tank/0"
+        ));
+        let bytes = archive.into_bytes();
+        let mut reader = ArchiveReader::parse(&bytes).unwrap();
+        let mut restored = Tank(Level(0));
+        restored.restore_section("tank/0", &mut reader).unwrap();
+        assert_eq!(restored, Tank(Level(7)));
+        let again = restored.restore_section("tank/0", &mut reader);
+        assert!(matches!(
+            again,
+            Err(Error::Section { key, source: SectionError::Missing(_) }) if key == "tank/0"
+        ));
+        reader.finish().unwrap();
+    }
+
+    #[test]
+    fn invalid_state_is_rejected_by_component() {
+        let mut archive = ArchiveWriter::new();
+        Tank(Level(10)).save_section("tank", &mut archive).unwrap();
+        let bytes = archive.into_bytes();
+        let mut reader = ArchiveReader::parse(&bytes).unwrap();
+        let error = Tank(Level(0)).restore_section("tank", &mut reader).unwrap_err();
+        assert_eq!(error.to_string(), "cannot restore level: level 10 is above 9");
+    }
+}

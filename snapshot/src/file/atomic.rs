@@ -153,6 +153,13 @@ impl AtomicFile {
         self.rename()
     }
 
+    /// Replaces the open file by one that the kernel cannot sync.
+    #[cfg(test)]
+    pub(super) fn break_sync(&mut self) {
+        let device = File::options().read(true).write(true).open("/dev/null");
+        self.file = device.unwrap();
+    }
+
     fn rename(&mut self) -> Result<(), Error> {
         if let Some(temporary) = &self.temporary {
             fs::rename(temporary, &self.path).map_err(|source| Error::Rename {
@@ -256,6 +263,46 @@ mod tests {
         replacement.file().write_all(b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"old");
         replacement.commit().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(directory.names(), ["state"]);
+    }
+
+    #[test]
+    fn failed_sync_keeps_old_file() {
+        let directory = Directory::new();
+        let path = directory.path("state");
+        fs::write(&path, "old").unwrap();
+        let mut replacement = AtomicFile::create(&path).unwrap();
+        replacement.break_sync();
+        for _ in 0..2 {
+            assert!(matches!(replacement.sync(), Err(Error::Sync { path: found, .. }) if found == path));
+        }
+        assert!(matches!(replacement.commit(), Err(Error::Sync { .. })));
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(directory.names(), ["state"]);
+    }
+
+    #[test]
+    fn synced_file_needs_no_sync_at_commit() {
+        let directory = Directory::new();
+        let path = directory.path("state");
+        let mut replacement = AtomicFile::create(&path).unwrap();
+        replacement.file().write_all(b"new").unwrap();
+        replacement.sync().unwrap();
+        replacement.break_sync();
+        replacement.commit().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn unsynced_commit_renames_without_sync() {
+        let directory = Directory::new();
+        let path = directory.path("state");
+        fs::write(&path, "old").unwrap();
+        let mut replacement = AtomicFile::create(&path).unwrap();
+        replacement.file().write_all(b"new").unwrap();
+        replacement.break_sync();
+        replacement.commit_unsynced().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(directory.names(), ["state"]);
     }

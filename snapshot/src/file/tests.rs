@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::header::update_checksum;
 use super::{
-    Architecture, Contents, Error, FormatError, Header, HostIdentity, MAX_CPU, MAX_SECTIONS, VERSION, read,
-    version, write,
+    Architecture, Contents, Error, FormatError, Header, HostIdentity, MAX_CPU, MAX_SECTIONS,
+    PendingStateFile, VERSION, read, version, write,
 };
 use crate::section::{ArchiveWriter, Schema};
 
@@ -57,13 +57,62 @@ fn read_error(path: &Path, bytes: &[u8], host: Option<&HostIdentity>) -> FormatE
 #[test]
 fn write_read_round_trip() {
     let directory = Directory::new();
-    let (path, _) = written(&directory);
+    let (path, bytes) = written(&directory);
     let state = read(&path, Some(&header().host)).unwrap();
     assert_eq!(state.header(), &header());
+    assert_eq!(state.checksum().to_le_bytes(), bytes[40..48]);
     assert_eq!(state.sections(), sections(20).into_bytes());
     let mut reader = state.reader().unwrap();
     assert_eq!(reader.read::<Blob>("blob").unwrap(), Blob(vec![7; 20]));
     reader.finish().unwrap();
+}
+
+#[test]
+fn shortest_file_is_valid() {
+    let directory = Directory::new();
+    let path = directory.path("state");
+    let mut header = header();
+    header.host.cpu.clear();
+    write(&path, &header, ArchiveWriter::new()).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().len(), 48);
+    assert_eq!(version(&path).unwrap(), VERSION);
+    let state = read(&path, None).unwrap();
+    assert_eq!((state.header(), state.sections()), (&header, &[][..]));
+}
+
+/// Creates a complete file for `path` that is not committed.
+fn pending(path: &Path) -> PendingStateFile {
+    let mut file = PendingStateFile::create(path).unwrap();
+    file.fill(&header(), &sections(20).into_bytes()).unwrap();
+    file
+}
+
+#[test]
+fn state_that_cannot_be_synced_is_not_committed() {
+    let directory = Directory::new();
+    let path = directory.path("state");
+    let mut file = pending(&path);
+    file.sync().unwrap();
+    let mut broken = pending(&path);
+    broken.replacement.break_sync();
+    assert!(matches!(broken.sync(), Err(Error::Replace { path: found, .. }) if found == path));
+    assert!(matches!(broken.commit(), Err(Error::Replace { .. })));
+    assert!(!path.exists());
+    // Already synced.
+    file.replacement.break_sync();
+    file.commit().unwrap();
+    read(&path, None).unwrap();
+}
+
+#[test]
+fn unsynced_commit_replaces_state() {
+    let directory = Directory::new();
+    let path = directory.path("state");
+    fs::write(&path, "old").unwrap();
+    let mut file = pending(&path);
+    file.replacement.break_sync();
+    file.commit_unsynced().unwrap();
+    read(&path, None).unwrap();
 }
 
 #[test]
@@ -260,6 +309,10 @@ fn irregular_file_is_rejected() {
     let error = read(&missing, None).unwrap_err().to_string();
     assert!(error.contains("missing"), "{error}");
     super::remove(&missing).unwrap();
+    assert!(matches!(
+        super::remove(directory.root()),
+        Err(Error::Remove { .. })
+    ));
     let (path, _) = written(&directory);
     super::remove(&path).unwrap();
     assert!(!path.exists());
