@@ -126,15 +126,15 @@ impl Response {
         Self::new(200, Some(content))
     }
 
-    /// Creates a response with the status 400 to an invalid HTTP request; the connection ends. Firecracker has only
-    /// the key `error` here, which its clients do not read.
-    pub(super) fn invalid_request(text: &str) -> Self {
+    /// Creates a response with `status` to an invalid HTTP request; the connection ends. Firecracker has only the key
+    /// `error` here, which its clients do not read.
+    pub(super) fn invalid_request(status: u16, text: &str) -> Self {
         let mut body = String::from("{\"error\":");
         quote(&mut body, text);
         body.push_str(",\"fault_message\":");
         quote(&mut body, text);
         body.push('}');
-        let mut response = Self::json(400, body);
+        let mut response = Self::json(status, body);
         response.closing = true;
         response
     }
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn invalid_request_has_both_keys() {
-        let response = Response::invalid_request("bad");
+        let response = Response::invalid_request(400, "bad");
         assert_eq!(response.body(), br#"{"error":"bad","fault_message":"bad"}"#);
         assert!(
             bytes(&response).starts_with("HTTP/1.1 400 \r\nServer: Firecracker API\r\nConnection: close\r\n")

@@ -523,9 +523,20 @@ pub(super) enum RequestError {
     Large { size: u64, limit: usize },
     #[error("The request ends before its head and body are complete.")]
     Truncated,
+    #[error("The request is not complete in time; send it at once.")]
+    Slow,
 }
 
 impl RequestError {
+    /// Returns the status of the response.
+    pub(super) fn status(&self) -> u16 {
+        match self {
+            // RFC 9110 §15.5.9.
+            Self::Slow => 408,
+            _ => 400,
+        }
+    }
+
     /// Returns the message with its cause.
     pub(super) fn text(&self) -> String {
         match self.source() {

@@ -1,10 +1,12 @@
 //! Server for all clients, with one descriptor for an event loop.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::mem;
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -20,6 +22,13 @@ const BATCH: usize = 16;
 
 /// Size of the read buffer in bytes, shared by all clients.
 const SCRATCH: usize = 16384;
+
+/// Maximum time from the first to the last byte of a request. Checked at each event of the connection; a silent client
+/// holds its place until another client needs it.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time without progress after a response, after which another client may take the place of the connection.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Executes requests, one at a time, in the order of each client.
 pub trait Handler {
@@ -39,6 +48,8 @@ pub struct Server {
     /// Reserves a descriptor: at the descriptor limit, it is closed to accept and close a client. Otherwise the pending
     /// client would make the event loop spin.
     spare: Option<UnixListener>,
+    /// Returns the time. Tests replace it.
+    clock: Box<dyn Fn() -> Instant>,
 }
 
 /// Connection, and the event for which its descriptor is watched.
@@ -68,6 +79,7 @@ impl Server {
             connections: Vec::new(),
             limits,
             scratch: vec![0; SCRATCH].into_boxed_slice(),
+            clock: Box::new(Instant::now),
         })
     }
 
@@ -80,17 +92,23 @@ impl Server {
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
         for event in &events[..count] {
             match event.data() {
-                LISTENER => self.accept(),
+                LISTENER => self.accept(handler),
                 index => self.process(usize::try_from(index).unwrap_or(usize::MAX), handler),
             }
         }
     }
 
     /// Accepts pending clients.
-    fn accept(&mut self) {
+    fn accept(&mut self, handler: &mut dyn Handler) {
         for _ in 0..BATCH {
             match self.socket.accept() {
-                Ok(stream) => self.admit(stream),
+                Ok(stream) if self.count_open() < self.limits.connections => self.admit(stream),
+                Ok(stream) => {
+                    self.evict(handler);
+                    self.admit(stream);
+                    // An eviction executes requests, so one call must not perform many.
+                    return;
+                }
                 Err(error) if is_full(&error) => self.reject_one(),
                 Err(error)
                     if matches!(
@@ -109,27 +127,79 @@ impl Server {
         self.spare = self.socket.spare().ok();
     }
 
+    /// Starts to serve a client, or rejects it at the limit.
     fn admit(&mut self, stream: UnixStream) {
-        let is_ending = |slot: &Option<Watched>| {
-            slot.as_ref()
-                .is_some_and(|watched| watched.connection.is_ending())
-        };
-        let open = self.connections.iter().flatten().count();
-        let ending = self.connections.iter().filter(|slot| is_ending(slot)).count();
-        let limit = self.limits.connections;
-        // Clients that stay connected after their rejection must not accumulate.
-        if ending >= limit
-            && let Some(slot) = self.connections.iter_mut().find(|slot| is_ending(slot))
-        {
-            *slot = None;
-        }
-        let connection = if open - ending < limit {
-            Connection::new(stream, self.limits)
+        self.drop_ending();
+        let start = if self.count_open() < self.limits.connections {
+            Connection::new
         } else {
-            Connection::reject(stream, self.limits)
+            Connection::reject
         };
         // A connection that cannot be watched is closed.
+        let connection = start(stream, self.limits, (self.clock)());
         let _ = connection.and_then(|connection| self.watch(connection));
+    }
+
+    /// Returns the number of clients that may send requests.
+    fn count_open(&self) -> usize {
+        let open = |watched: &&Watched| !watched.connection.is_ending();
+        self.connections.iter().flatten().filter(open).count()
+    }
+
+    /// Frees a place, if possible: of clients that have disconnected, else of the oldest client that never completed a request,
+    /// else of the client that is idle longest after its last response, for more than [`IDLE_TIMEOUT`].
+    fn evict(&mut self, handler: &mut dyn Handler) {
+        // The kernel may hold requests and hang-ups whose events are not yet processed.
+        for index in 0..self.connections.len() {
+            self.read_request(index, handler);
+        }
+        if self.count_open() < self.limits.connections {
+            return;
+        }
+        let now = (self.clock)();
+        let evictable = |(index, slot): (usize, &Option<Watched>)| {
+            let connection = &slot.as_ref()?.connection;
+            Some((connection.eviction_rank(now)?, index))
+        };
+        let oldest = self.connections.iter().enumerate().filter_map(evictable).min();
+        if let Some((_, index)) = oldest
+            && let Some(watched) = &mut self.connections[index]
+        {
+            log::debug!("api: evicted an idle client, because another client connects at the limit");
+            let wait = match watched.connection.end_by_limit() {
+                Ok(()) => Wait::Input,
+                Err(_) => Wait::Nothing,
+            };
+            self.set_wait(index, wait);
+        }
+    }
+
+    /// Serves the connection at `index` until the kernel holds no more of its bytes, or more than one request.
+    fn read_request(&mut self, index: usize, handler: &mut dyn Handler) {
+        let reads = (self.limits.head + self.limits.body) / SCRATCH + 1;
+        for _ in 0..reads {
+            self.process(index, handler);
+            let slot = self.connections.get(index).and_then(Option::as_ref);
+            if slot.is_none_or(|watched| !watched.connection.unread) {
+                return;
+            }
+        }
+    }
+
+    /// Closes the connection that has been ending longest, if there are too many: clients that stay connected after their
+    /// rejection must not accumulate.
+    fn drop_ending(&mut self) {
+        let ending = |(index, slot): (usize, &Option<Watched>)| {
+            let connection = &slot.as_ref()?.connection;
+            connection.is_ending().then_some((connection.active_at, index))
+        };
+        let ending = self.connections.iter().enumerate().filter_map(ending);
+        let oldest = ending.clone().min();
+        if ending.count() >= self.limits.connections
+            && let Some((_, index)) = oldest
+        {
+            self.connections[index] = None;
+        }
     }
 
     /// Adds a connection at a free index.
@@ -152,7 +222,20 @@ impl Server {
         let Some(Some(watched)) = self.connections.get_mut(index) else {
             return;
         };
-        let wait = watched.connection.process(&mut self.scratch, handler);
+        let connection = &mut watched.connection;
+        let mut wait = connection.process(&mut self.scratch, handler);
+        if connection.is_overdue((self.clock)()) {
+            connection.reject_request(&RequestError::Slow);
+            wait = connection.process(&mut self.scratch, handler);
+        }
+        self.set_wait(index, wait);
+    }
+
+    /// Updates the watch of the connection at `index`.
+    fn set_wait(&mut self, index: usize, wait: Wait) {
+        let Some(Some(watched)) = self.connections.get_mut(index) else {
+            return;
+        };
         if wait == watched.wait {
             return;
         }
@@ -228,14 +311,25 @@ struct Connection {
     sent: usize,
     /// True if the parser may hold complete requests.
     more: bool,
+    /// True if the last read filled its buffer, so that the kernel may hold more bytes.
+    unread: bool,
+    /// True after the first response.
+    answered: bool,
+    accepted_at: Instant,
+    /// Time of the last progress: accepted, bytes of responses sent, first byte of an incomplete request received.
+    active_at: Instant,
+    /// True if bytes of responses were sent after the last update of `active_at`.
+    progressed: bool,
+    /// True if a request was incomplete at the last update of `active_at`.
+    partial: bool,
 }
 
 impl Connection {
-    /// Creates the connection of a client.
+    /// Creates the connection of a client, accepted at `now`.
     ///
     /// # Errors
     /// The error of the kernel if the socket cannot be made non-blocking.
-    fn new(stream: UnixStream, limits: HttpLimits) -> io::Result<Self> {
+    fn new(stream: UnixStream, limits: HttpLimits, now: Instant) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
@@ -244,6 +338,12 @@ impl Connection {
             output: Vec::new(),
             sent: 0,
             more: false,
+            unread: false,
+            answered: false,
+            accepted_at: now,
+            active_at: now,
+            progressed: false,
+            partial: false,
         })
     }
 
@@ -251,13 +351,50 @@ impl Connection {
     ///
     /// # Errors
     /// The error of the kernel if the socket cannot be made non-blocking, or the client is disconnected.
-    fn reject(stream: UnixStream, limits: HttpLimits) -> io::Result<Self> {
-        let mut connection = Self::new(stream, limits)?;
-        connection.output.extend_from_slice(TOO_MANY);
-        // The buffer of a new socket has enough room.
-        connection.flush()?;
-        connection.end_output()?;
+    fn reject(stream: UnixStream, limits: HttpLimits, now: Instant) -> io::Result<Self> {
+        let mut connection = Self::new(stream, limits, now)?;
+        connection.end_by_limit()?;
         Ok(connection)
+    }
+
+    /// Ends the connection with the response to clients above the limit.
+    ///
+    /// # Errors
+    /// Fails if the client is disconnected, or has not read earlier responses.
+    fn end_by_limit(&mut self) -> io::Result<()> {
+        if !self.output.is_empty() {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        self.output.extend_from_slice(TOO_MANY);
+        if !self.flush()? {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        self.close();
+        self.end_output()
+    }
+
+    /// Returns the order of the connections that may be evicted at `now`, the first one first, or `None` for others.
+    fn eviction_rank(&self, now: Instant) -> Option<(bool, Instant)> {
+        if self.is_ending() {
+            None
+        } else if !self.answered {
+            Some((false, self.accepted_at))
+        } else {
+            let idle = now.saturating_duration_since(self.active_at) > IDLE_TIMEOUT;
+            idle.then_some((true, self.active_at))
+        }
+    }
+
+    /// Updates the time of the last progress. Returns true if the client has not completed a request in time.
+    fn is_overdue(&mut self, now: Instant) -> bool {
+        let partial = self.phase == Phase::Open && self.parser.is_partial();
+        if mem::take(&mut self.progressed) || (partial && !self.partial) {
+            self.active_at = now;
+        }
+        self.partial = partial;
+        // The rest of the request may wait in the kernel, or behind responses that the client has not read.
+        let waits = !self.unread && !self.more && self.output.is_empty();
+        partial && waits && now.saturating_duration_since(self.active_at) > REQUEST_TIMEOUT
     }
 
     /// Returns true if no more requests are accepted.
@@ -307,7 +444,10 @@ impl Connection {
     }
 
     fn read(&mut self, scratch: &mut [u8]) -> io::Result<()> {
+        // Before the read, which fails without pending bytes.
+        self.unread = false;
         let count = self.receive(scratch)?;
+        self.unread = count == scratch.len();
         if count > 0 {
             self.parser.feed(&scratch[..count]);
             return Ok(());
@@ -343,6 +483,7 @@ impl Connection {
                 Ok(Step::Continue) => self.output.extend_from_slice(CONTINUE),
                 Ok(Step::Request { request, last }) => {
                     remaining -= 1;
+                    self.answered = true;
                     let head_only = request.method.name() == "HEAD";
                     handler.handle(&request).write(&mut self.output, head_only);
                     // Firecracker keeps the connection open after `Connection: close`. A client that reads until the
@@ -360,7 +501,7 @@ impl Connection {
     fn reject_request(&mut self, error: &RequestError) {
         let text = error.text();
         log::debug!("api: rejected a request: {text}");
-        Response::invalid_request(&text).write(&mut self.output, false);
+        Response::invalid_request(error.status(), &text).write(&mut self.output, false);
         self.close();
     }
 
@@ -382,7 +523,10 @@ impl Connection {
         while self.sent < self.output.len() {
             match self.stream.write(&self.output[self.sent..]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(count) => self.sent += count,
+                Ok(count) => {
+                    self.sent += count;
+                    self.progressed = true;
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),

@@ -1,9 +1,11 @@
 mod connection;
 
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::thread;
 
 use scratch::Directory;
@@ -17,6 +19,8 @@ struct Fixture {
     events: Loop,
     handler: Echo,
     path: PathBuf,
+    /// Time of the server.
+    now: Rc<Cell<Instant>>,
     _directory: Directory,
 }
 
@@ -24,18 +28,58 @@ impl Fixture {
     fn new() -> Self {
         let directory = Directory::new();
         let path = directory.path("api.sock");
-        let server = Server::bind(&path, HttpLimits::default()).unwrap();
+        let mut server = Server::bind(&path, HttpLimits::default()).unwrap();
+        let now = Rc::new(Cell::new(Instant::now()));
+        let clock = Rc::clone(&now);
+        server.clock = Box::new(move || {
+            clock.set(clock.get() + Duration::from_nanos(1));
+            clock.get()
+        });
         Self {
             events: Loop::around(&server),
             server,
             handler: Echo::default(),
             path,
+            now,
             _directory: directory,
         }
     }
 
     fn client(&self) -> UnixStream {
         UnixStream::connect(&self.path).unwrap()
+    }
+
+    /// Connects ten clients, each a millisecond after the previous, and sends `text` of each.
+    fn ten_clients(&mut self, text: &str) -> Vec<UnixStream> {
+        let connect = |_| {
+            self.wait(Duration::from_millis(1));
+            let mut client = self.client();
+            client.write_all(text.as_bytes()).unwrap();
+            self.serve_all();
+            client
+        };
+        (0..10).map(connect).collect()
+    }
+
+    fn wait(&self, time: Duration) {
+        self.now.set(self.now.get() + time);
+    }
+
+    /// Connects and expects a response.
+    fn expect_served(&mut self) -> UnixStream {
+        let mut client = self.client();
+        send_request(&mut client, "/a");
+        self.serve_all();
+        assert_eq!(received(&mut client), (echo("/a", 0), false));
+        client
+    }
+
+    /// Connects and expects a rejection.
+    fn expect_rejected(&mut self) {
+        let mut client = self.client();
+        send_request(&mut client, "/a");
+        self.serve_all();
+        expect_end(&mut client);
     }
 
     /// Serves until no work remains.
@@ -66,6 +110,19 @@ fn received(client: &mut UnixStream) -> (String, bool) {
     let ended = client.read_to_end(&mut bytes).is_ok();
     (String::from_utf8(bytes).unwrap(), ended)
 }
+
+/// Expects the response to clients above the limit, and the end.
+fn expect_end(client: &mut UnixStream) {
+    let too_many = String::from_utf8(TOO_MANY.to_vec()).unwrap();
+    assert_eq!(received(client), (too_many, true));
+}
+
+/// Expects that the client is still connected and has received nothing.
+fn expect_open(client: &mut UnixStream) {
+    assert_eq!(received(client), (String::new(), false));
+}
+
+const REQUEST: &str = "GET /a HTTP/1.1\r\n\r\n";
 
 #[test]
 fn descriptor_is_readable_while_work_remains() {
@@ -117,37 +174,193 @@ fn stalled_client_does_not_block_others() {
 #[test]
 fn client_above_limit_is_rejected() {
     let mut fixture = Fixture::new();
-    let mut served: Vec<_> = (0..10).map(|_| fixture.client()).collect();
-    let mut eleventh = fixture.client();
-    send_request(&mut eleventh, "/a");
-    fixture.serve_all();
-    let (text, ended) = received(&mut eleventh);
-    assert!(text.starts_with("HTTP/1.1 503 \r\n") && ended, "{text}");
-    for client in &mut served {
-        send_request(client, "/a");
-    }
-    fixture.serve_all();
+    let mut served = fixture.ten_clients(REQUEST);
+    fixture.expect_rejected();
     for client in &mut served {
         assert_eq!(received(client), (echo("/a", 0), false));
+        send_request(client, "/b");
+    }
+    fixture.serve_all();
+    for client in &mut served {
+        assert_eq!(received(client), (echo("/b", 0), false));
     }
     drop(served.pop());
-    let mut next = fixture.client();
-    send_request(&mut next, "/b");
-    fixture.serve_all();
-    assert_eq!(received(&mut next), (echo("/b", 0), false));
+    fixture.expect_served();
 }
 
 #[test]
 fn rejected_clients_do_not_accumulate() {
     let mut fixture = Fixture::new();
-    let _served: Vec<_> = (0..10).map(|_| fixture.client()).collect();
+    let _served = fixture.ten_clients(REQUEST);
     let mut rejected: Vec<_> = (0..50).map(|_| fixture.client()).collect();
     fixture.serve_all();
     assert_eq!(fixture.open(), 20);
     for client in &mut rejected {
-        let (text, ended) = received(client);
-        assert!(text.starts_with("HTTP/1.1 503 \r\n") && ended, "{text}");
+        expect_end(client);
     }
+}
+
+#[test]
+fn evicted_clients_do_not_accumulate() {
+    let mut fixture = Fixture::new();
+    let mut clients: Vec<_> = (0..50).map(|_| fixture.client()).collect();
+    fixture.serve_all();
+    assert_eq!((fixture.open(), fixture.server.count_open()), (19, 10));
+    for client in &mut clients[..40] {
+        expect_end(client);
+    }
+    for client in &mut clients[40..] {
+        expect_open(client);
+    }
+}
+
+#[test]
+fn client_above_limit_evicts_oldest_without_request() {
+    for text in ["", "GET", "PUT /a HTTP/1.1\r\nContent-Length: 9\r\n\r\n1234"] {
+        let mut fixture = Fixture::new();
+        let mut idle = fixture.ten_clients(text);
+        // A reused index and late bytes do not make a connection older or younger.
+        drop(idle.remove(0));
+        fixture.serve_all();
+        idle.push(fixture.client());
+        fixture.serve_all();
+        idle[0].write_all(b"G").unwrap();
+        let mut served = Vec::new();
+        for oldest in 0..10 {
+            served.push(fixture.expect_served());
+            expect_end(&mut idle[oldest]);
+            idle[oldest + 1..].iter_mut().for_each(expect_open);
+        }
+        fixture.expect_rejected();
+        assert_eq!(fixture.server.count_open(), 10);
+    }
+}
+
+#[test]
+fn client_above_limit_evicts_longest_idle() {
+    let mut fixture = Fixture::new();
+    let mut idle = fixture.ten_clients(REQUEST);
+    for client in &mut idle {
+        assert_eq!(received(client), (echo("/a", 0), false));
+    }
+    fixture.wait(IDLE_TIMEOUT - Duration::from_millis(10));
+    fixture.expect_rejected();
+    // The oldest has sent another request, so the second is idle longest.
+    send_request(&mut idle[0], "/b");
+    fixture.serve_all();
+    fixture.wait(Duration::from_millis(3));
+    fixture.expect_served();
+    expect_end(&mut idle[1]);
+    assert_eq!(received(&mut idle[0]), (echo("/b", 0), false));
+    idle[2..].iter_mut().for_each(expect_open);
+    // A client without a request precedes any idle client.
+    let mut silent = fixture.client();
+    fixture.serve_all();
+    fixture.wait(2 * IDLE_TIMEOUT);
+    fixture.expect_served();
+    expect_end(&mut silent);
+}
+
+/// The event of the eleventh client precedes those of the others, which have sent requests meanwhile.
+#[test]
+fn client_with_request_in_work_is_not_evicted() {
+    let long = format!(
+        "PUT /a HTTP/1.1\r\nContent-Length: 50000\r\n\r\n{}",
+        " ".repeat(50000)
+    );
+    for (before, request, length) in [("", REQUEST, 0), (REQUEST, REQUEST, 0), ("", &long, 50000)] {
+        let mut fixture = Fixture::new();
+        let mut clients = fixture.ten_clients(before);
+        for client in &mut clients {
+            received(client);
+        }
+        fixture.wait(2 * IDLE_TIMEOUT);
+        let mut eleventh = fixture.client();
+        for client in &mut clients {
+            client.write_all(request.as_bytes()).unwrap();
+        }
+        fixture.serve_all();
+        expect_end(&mut eleventh);
+        for client in &mut clients {
+            assert_eq!(received(client), (echo("/a", length), false));
+        }
+    }
+}
+
+/// The event of the eleventh client precedes that of the disconnection.
+#[test]
+fn disconnected_client_frees_its_place_at_once() {
+    let mut fixture = Fixture::new();
+    let mut served = fixture.ten_clients(REQUEST);
+    let mut eleventh = fixture.client();
+    send_request(&mut eleventh, "/b");
+    drop(served.pop());
+    fixture.serve_all();
+    assert_eq!(received(&mut eleventh), (echo("/b", 0), false));
+}
+
+#[test]
+fn client_that_reads_no_response_is_evicted() {
+    let mut fixture = Fixture::new();
+    let mut stalled = fixture.ten_clients("GET /big HTTP/1.1\r\n\r\n");
+    fixture.expect_rejected();
+    fixture.wait(IDLE_TIMEOUT - Duration::from_millis(1));
+    // Progress of a reader.
+    assert!(!received(&mut stalled[0]).0.is_empty());
+    fixture.serve_all();
+    fixture.wait(Duration::from_millis(2));
+    fixture.expect_served();
+    let (text, ended) = received(&mut stalled[1]);
+    assert!(ended && text.len() < BIG, "{}", text.len());
+    assert!(!received(&mut stalled[0]).1);
+}
+
+#[test]
+fn slow_request_is_rejected_at_next_byte() {
+    for [first, in_time, late] in [
+        ["G", "E", "T"],
+        ["GET / HTTP/1.1\r\nA: b\r\n", "B: ", "c\r\n"],
+        ["PUT /a HTTP/1.1\r\nContent-Length: 9\r\n\r\n1", "2", "3"],
+        [
+            "PUT /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1",
+            "\r",
+            "\n",
+        ],
+    ] {
+        let mut fixture = Fixture::new();
+        let mut client = fixture.expect_served();
+        fixture.wait(2 * REQUEST_TIMEOUT);
+        client.write_all(first.as_bytes()).unwrap();
+        fixture.serve_all();
+        fixture.wait(REQUEST_TIMEOUT - Duration::from_millis(1));
+        client.write_all(in_time.as_bytes()).unwrap();
+        fixture.serve_all();
+        expect_open(&mut client);
+        fixture.wait(Duration::from_millis(2));
+        client.write_all(late.as_bytes()).unwrap();
+        fixture.serve_all();
+        let (text, ended) = received(&mut client);
+        assert!(text.starts_with("HTTP/1.1 408 \r\n") && ended, "{text}");
+        assert!(
+            text.ends_with("\"fault_message\":\"The request is not complete in time; send it at once.\"}"),
+            "{text}"
+        );
+    }
+}
+
+/// The event loop may be busy for longer than the limit while the bytes wait in the kernel.
+#[test]
+fn complete_request_is_served_after_any_time() {
+    let mut fixture = Fixture::new();
+    let mut client = fixture.client();
+    client
+        .write_all(b"PUT /a HTTP/1.1\r\nContent-Length: 50000\r\n\r\n")
+        .unwrap();
+    fixture.serve_all();
+    fixture.wait(2 * REQUEST_TIMEOUT);
+    client.write_all(&[b' '; 50000]).unwrap();
+    fixture.serve_all();
+    assert_eq!(received(&mut client), (echo("/a", 50000), false));
 }
 
 #[test]
