@@ -1,24 +1,68 @@
-//! Temporary files for tests, removed on drop, and requirements of tests on their host.
+//! Help for the tests of all crates: temporary files, waits with a limit, and requirements on the host.
+//!
+//! A program that links this crate starts with the default action of all signals.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fifo;
+mod permissions;
 mod requirement;
+mod signals;
+mod wait;
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{LazyLock, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
 use std::{env, process};
 
 pub use fifo::{Reader, make_fifo};
+pub use permissions::bound_by_permissions;
 pub use requirement::{Requirement, require, skip};
+pub use wait::{
+    KillOnDrop, Limited, Listener, TIMEOUT, Thread, accept, await_readable, finish, join, kill, limited,
+    receive, run, run_with_input, run_within, wait_exit, wait_for, wait_until,
+};
 
-/// Returns an unused path, short enough for socket addresses below it.
-fn unique_path() -> PathBuf {
+/// Returns an unused path in `parent`, short enough for socket addresses below it. Another container may use the same directory and
+/// the same PID, so that the name also has the time of the first call.
+fn unique_path(parent: &Path) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    env::temp_dir().join(format!("mayfly-test-{}-{count}", process::id()))
+    static START: LazyLock<u32> = LazyLock::new(|| {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |time| time.subsec_nanos())
+    });
+    loop {
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(format!("mayfly-{}-{:x}-{count}", process::id(), *START));
+        // A killed process with the same PID has left its file.
+        if fs::symlink_metadata(&path).is_err() {
+            return path;
+        }
+    }
+}
+
+/// Returns the path of `name` in a temporary directory of this process, which the exit of the process removes. Each test uses other
+/// names.
+///
+/// # Panics
+/// Panics if the directory cannot be created.
+pub fn process_path(name: &str) -> PathBuf {
+    static ROOT: OnceLock<Directory> = OnceLock::new();
+    extern "C" fn remove() {
+        if let Some(root) = ROOT.get() {
+            let _ = fs::remove_dir_all(root.root());
+        }
+    }
+    let root = ROOT.get_or_init(|| {
+        // SAFETY: the function is valid for the life of the process. Statics are never dropped.
+        let result = unsafe { libc::atexit(remove) };
+        assert_eq!(result, 0, "cannot register a function for the exit");
+        Directory::new()
+    });
+    root.path(name)
 }
 
 /// A temporary directory. Drop removes it with its content.
@@ -35,17 +79,17 @@ impl Directory {
         reason = "`new` creates a directory, which a default must not"
     )]
     pub fn new() -> Self {
-        loop {
-            let path = unique_path();
-            match fs::create_dir(&path) {
-                // A killed process with the same PID has left its directory.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                result => {
-                    result.unwrap();
-                    return Self(path);
-                }
-            }
-        }
+        Self::new_in(&env::temp_dir())
+    }
+
+    /// Creates an empty directory in `parent`.
+    ///
+    /// # Panics
+    /// Panics if `mkdir` fails.
+    pub fn new_in(parent: &Path) -> Self {
+        let path = unique_path(parent);
+        fs::create_dir(&path).unwrap_or_else(|error| panic!("cannot create {}: {error}", path.display()));
+        Self(path)
     }
 
     /// Returns the path of the directory.
@@ -122,10 +166,7 @@ impl Temporary {
 
     /// Returns a path without a file.
     pub fn missing() -> Self {
-        let path = unique_path();
-        let _ = fs::remove_file(&path);
-        let _ = fs::remove_dir(&path);
-        Self(path)
+        Self(unique_path(&env::temp_dir()))
     }
 
     /// Returns the path.

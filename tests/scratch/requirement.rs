@@ -29,6 +29,8 @@ pub enum Requirement {
     MountNamespace,
     /// A user that may create network namespaces and taps, and `ip`.
     NetworkNamespace,
+    /// The program `passt`.
+    Passt,
     /// `/dev/fuse`, and a user that may mount its file systems.
     Fuse,
 }
@@ -54,6 +56,7 @@ impl Requirement {
                 "a network namespace with a tap",
                 "run the tests as root on a host with /dev/net/tun, and install ip (package iproute2)",
             ),
+            Self::Passt => ("passt", "install passt (package passt)"),
             Self::Fuse => (
                 "FUSE",
                 "load the module fuse, and run the tests as root with /dev/fuse",
@@ -73,6 +76,7 @@ impl Requirement {
                 open_device(Path::new("/dev/net/tun"))?;
                 run(Command::new("ip").arg("-Version")).map(drop)
             }
+            Self::Passt => run(Command::new("passt").arg("--version")).map(drop),
             Self::Fuse => {
                 unshare(libc::CLONE_NEWNS)?;
                 open_device(Path::new("/dev/fuse")).map(drop)
@@ -205,16 +209,19 @@ fn unshare(namespaces: libc::c_int) -> io::Result<()> {
             _ => Err(io::Error::last_os_error()),
         }
     });
-    thread.join().unwrap()
+    crate::join(thread)
 }
 
 /// Runs `command`, and returns its stdout.
 fn run(command: &mut Command) -> io::Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let output = command
+    command
         .stdin(Stdio::null())
-        .output()
-        .map_err(|error| io::Error::other(format!("{name}: {error}")))?;
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = command.spawn();
+    let child = child.map_err(|error| io::Error::other(format!("{name}: {error}")))?;
+    let output = crate::finish(child);
     if !output.status.success() {
         let printed = String::from_utf8_lossy(&output.stderr);
         return Err(io::Error::other(format!("{name}: {}", printed.trim())));
@@ -244,12 +251,12 @@ mod tests {
         let directory = Directory::new();
         let list = directory.path("skipped");
         let run = |value: &str| {
-            let output = Command::new(std::env::current_exe().unwrap())
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command
                 .args(["--exact", SKIPPING, "--ignored"])
                 .env(TESTS, value)
-                .env(SKIPPED, &list)
-                .output()
-                .unwrap();
+                .env(SKIPPED, &list);
+            let output = crate::run(&mut command);
             let text = [output.stdout, output.stderr].concat();
             (output.status.success(), String::from_utf8(text).unwrap())
         };
