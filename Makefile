@@ -23,8 +23,9 @@ guests:
 build: guests ## build the static release binary dist/mayfly and the test guests in dist/guests
 	@echo '== build'
 	@cargo build --release --bin mayfly
-	@install -m 755 $(RELEASE)/mayfly dist/mayfly
-	@install -m 644 $(RELEASE)/mayfly.map dist/mayfly.map
+	@# By rename: the tests of another make may run the program.
+	@install -m 755 $(RELEASE)/mayfly dist/mayfly.$$$$ && mv -f dist/mayfly.$$$$ dist/mayfly
+	@install -m 644 $(RELEASE)/mayfly.map dist/map.$$$$ && mv -f dist/map.$$$$ dist/mayfly.map
 
 demo: tools build ## boot a guest and explain its output; needs /dev/kvm
 	@dist/mayfly demo

@@ -4,12 +4,16 @@ set -euo pipefail
 cd "$(dirname "$0")"
 home=../../.cache/clients
 
+# One process at a time. The kernel releases the lock at its end.
+mkdir -p ../../.cache
+exec 9>../../.cache/clients.lock
+flock 9
+
 if cmp --silent requirements.txt "$home/requirements.txt"; then
     exit 0
 fi
 echo "setup: fetching the clients of tests/clients/requirements.txt"
 rm -rf "$home"
-mkdir -p "$(dirname "$home")"
 if ! python3 -m venv "$home"; then
     echo "setup: cannot create a Python environment; run: sudo apt-get install --no-install-recommends python3-venv" >&2
     exit 1

@@ -29,7 +29,8 @@ fi
 
 install_missing() {
     export DEBIAN_FRONTEND=noninteractive
-    apt-get install --yes --quiet --no-install-recommends "${missing[@]}"
+    # Another setup may hold the lock.
+    apt-get -o DPkg::Lock::Timeout=600 install --yes --quiet --no-install-recommends "${missing[@]}"
 }
 
 if [ ${#missing[@]} -gt 0 ]; then
