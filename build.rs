@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::{env, fs};
 
+#[allow(clippy::disallowed_methods, reason = "make is the only work of this script")]
 fn main() {
     println!("cargo::rerun-if-changed=resources/order.ld");
     println!("cargo::rustc-link-arg-bins=-Wl,-T,resources/order.ld");

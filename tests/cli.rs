@@ -7,10 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 fn mayfly(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_mayfly"))
-        .args(arguments)
-        .output()
-        .unwrap()
+    scratch::run(Command::new(env!("CARGO_BIN_EXE_mayfly")).args(arguments))
 }
 
 /// Runs mayfly, expects `status` and one line on stderr only, and returns that line.
@@ -24,9 +21,7 @@ fn expect_error(arguments: &[&str], status: i32) -> String {
 }
 
 fn path(name: &str) -> PathBuf {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli");
-    fs::create_dir_all(&directory).unwrap();
-    directory.join(name)
+    scratch::process_path(name)
 }
 
 fn file(name: &str, content: &[u8]) -> String {

@@ -191,9 +191,7 @@ fn rate() -> io::Result<Row> {
         }
         Ok(start.elapsed())
     });
-    let elapsed = client
-        .join()
-        .map_err(|_| io::Error::other("the client panicked"))??;
+    let elapsed = scratch::join(client)?;
     let reached = f64::from(REQUESTS) / elapsed.as_secs_f64();
     let micros = elapsed.as_secs_f64() * 1e6 / f64::from(REQUESTS);
     let name = "GET / requests per second, one connection";

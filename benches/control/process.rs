@@ -32,8 +32,10 @@ pub fn compile(name: &str, arguments: &[&str]) -> io::Result<PathBuf> {
         .args(["-static", "-O2", "-o"])
         .arg(&program)
         .args(arguments);
-    if !compiler.current_dir(benches).status()?.success() {
-        return Err(io::Error::other(format!("{compiler:?} failed")));
+    let output = scratch::run(compiler.current_dir(benches));
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        return Err(io::Error::other(format!("{compiler:?} failed: {stderr}")));
     }
     Ok(program)
 }
@@ -118,8 +120,7 @@ fn range(word: &str) -> Option<(u64, u64)> {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        scratch::kill(&mut self.0);
     }
 }
 

@@ -49,7 +49,7 @@ impl Traced {
                 _ => Executed::new(),
             }
         });
-        let child = receiver.recv().map_err(io::Error::other)??;
+        let child = scratch::receive(&receiver)?;
         Ok(Self { thread, child })
     }
 
@@ -57,6 +57,10 @@ impl Traced {
     ///
     /// # Errors
     /// Fails if no instruction was traced.
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "single steps take minutes on a slow host"
+    )]
     pub fn executed(self) -> io::Result<Executed> {
         match self.thread.join() {
             Ok(executed) if !executed.is_empty() => Ok(executed),

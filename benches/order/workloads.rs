@@ -129,9 +129,7 @@ pub fn restore(fixture: &Fixture) -> io::Result<Executed> {
     let mut vm = fixture.start(&["run", &guest("echo"), "--memory", "64M", "--api-sock", &socket])?;
     exchange_byte(&mut vm)?;
     let mut command = Command::new(&fixture.program);
-    command
-        .args(["snapshot", &snapshot, "--api-sock", &socket])
-        .status()?;
+    scratch::run(command.args(["snapshot", &snapshot, "--api-sock", &socket]));
     terminate(vm)?;
     let mut vm = fixture.start(&["restore", &snapshot])?;
     exchange_byte(&mut vm)?;

@@ -95,7 +95,7 @@ pub fn text(path: &Path) -> String {
 }
 
 fn run_ok(command: &mut Command) -> io::Result<()> {
-    let output = command.output()?;
+    let output = scratch::run(command);
     if output.status.success() {
         return Ok(());
     }

@@ -85,7 +85,7 @@ fn record(snapshot: &str, set: &str, byte: u8) -> io::Result<()> {
     if unsafe { libc::kill(id, libc::SIGTERM) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    process.0.wait()?;
+    scratch::wait_exit(&mut process.0);
     match Path::new(set).exists() {
         true => Ok(()),
         false => Err(io::Error::other("mayfly has not recorded a working set")),

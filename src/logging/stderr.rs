@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn blocked_stderr_times_out_once() {
         let (reader, writer) = io::pipe().unwrap();
-        let mut reader = File::from(OwnedFd::from(reader));
+        let mut reader = scratch::Limited(File::from(OwnedFd::from(reader)));
         let blocked = AtomicBool::new(false);
         let print = |text: &str| write_unless_blocked(writer.try_clone().unwrap().into(), text, &blocked);
         // More than the capacity of a pipe.

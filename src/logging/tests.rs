@@ -281,7 +281,7 @@ fn line_shows_thread_name() {
             None => builder,
         };
         let handle = builder.spawn(|| drop(write(shared, Level::Warn, "x"))).unwrap();
-        handle.join().unwrap();
+        scratch::join(handle);
     }
     let output = lines(fs::read(directory.path("log")).unwrap());
     assert_eq!(output, ["[vm-1:fc_vcpu 0] x", "[vm-1:-] x"]);

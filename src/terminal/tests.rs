@@ -6,6 +6,8 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::ptr::null_mut;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use scratch::Limited;
+
 use super::{InputKind, Terminal, modes};
 
 /// Serializes the tests: a process has one changed terminal.
@@ -48,11 +50,11 @@ fn raw_mode_passes_keys_and_processes_output() {
     let terminal = Terminal::enter(slave.as_fd()).unwrap();
     master.write_all(b"\x03\x1a\x11\x13\r\x7f\x04").unwrap();
     let mut keys = [0; 7];
-    slave.read_exact(&mut keys).unwrap();
+    Limited(&slave).read_exact(&mut keys).unwrap();
     assert_eq!(&keys, b"\x03\x1a\x11\x13\r\x7f\x04");
     slave.write_all(b"a\n").unwrap();
     let mut seen = [0; 3];
-    master.read_exact(&mut seen).unwrap();
+    Limited(&master).read_exact(&mut seen).unwrap();
     assert_eq!(&seen, b"a\r\n", "keys are not echoed");
     drop(terminal);
 }
@@ -103,7 +105,7 @@ fn continue_signal_sets_raw_mode_again() {
 fn crash(end: &str) -> (ExitStatus, [u32; 4], [u32; 4]) {
     let (_master, slave) = pty();
     let before = flags(&slave);
-    let status = Command::new(std::env::current_exe().unwrap())
+    let mut child = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
             "terminal::tests::fatal_signal_restores_modes",
@@ -113,8 +115,9 @@ fn crash(end: &str) -> (ExitStatus, [u32; 4], [u32; 4]) {
         .stdin(slave.try_clone().unwrap())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .status()
+        .spawn()
         .unwrap();
+    let status = scratch::wait_exit(&mut child);
     (status, before, flags(&slave))
 }
 

@@ -29,10 +29,7 @@ pub struct Help(HashMap<String, Option<String>>);
 impl Help {
     fn of(&mut self, command: &str) -> Option<&str> {
         let text = self.0.entry(command.to_owned()).or_insert_with(|| {
-            let output = Command::new(env!("CARGO_BIN_EXE_mayfly"))
-                .args(["help", command])
-                .output()
-                .unwrap();
+            let output = scratch::run(Command::new(env!("CARGO_BIN_EXE_mayfly")).args(["help", command]));
             let text = String::from_utf8(output.stdout).unwrap();
             output.status.success().then_some(text)
         });

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, mem};
 
-/// Timeout from one expected output to the next. Far above every regular time: only a hung guest reaches it.
-pub const TIMEOUT: Duration = Duration::from_secs(180);
+pub use scratch::TIMEOUT;
+
 /// Interval of checks for the exit of a process, which has closed its output before.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -94,8 +94,7 @@ impl Running {
 
     /// Sends SIGKILL and waits for the end of the process and of its output.
     pub fn kill(&mut self) {
-        let _ = self.mayfly.kill();
-        let _ = self.mayfly.wait();
+        scratch::kill(&mut self.mayfly);
         while self.receive() {}
     }
 
@@ -157,8 +156,7 @@ impl Running {
 
     /// Panics with `reason` and all output.
     pub fn fail(&mut self, reason: &str) -> ! {
-        let _ = self.mayfly.kill();
-        let status = self.mayfly.wait();
+        let status = scratch::kill(&mut self.mayfly);
         panic!(
             "{}: {reason}\nexit: {status:?}\n--- serial ---\n{}\n--- stderr ---\n{}",
             self.name,
@@ -170,8 +168,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.mayfly.kill();
-        let _ = self.mayfly.wait();
+        scratch::kill(&mut self.mayfly);
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::error::Error as _;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
 use std::time::Instant;
 use std::{env, fs};
+
+use scratch::Directory;
 
 use crate::contents;
 use crate::qemu::{self, Qemu};
@@ -23,8 +25,6 @@ const MAX_BOOTS: usize = 3;
 enum Error {
     #[error("cannot list the scenarios")]
     List(#[source] io::Error),
-    #[error("cannot create {path:?}")]
-    Directory { path: PathBuf, source: io::Error },
     #[error("cannot assemble the files of the emulated host")]
     Contents(#[source] contents::Error),
     #[error("cannot run the emulated host")]
@@ -84,13 +84,10 @@ fn run_all() -> Result<Report, Error> {
 
 /// Boots the host for the scenarios in `left`. Prints a notice if it ends early; the last boot then fails the rest.
 fn run_on_host(left: &[String], boot: usize, report: &mut Report) -> Result<(), Error> {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated-host");
-    fs::create_dir_all(&directory).map_err(|source| Error::Directory {
-        path: directory.clone(),
-        source,
-    })?;
-    let files = directory.join("initramfs");
-    let console = directory.join("console.log");
+    // Not in the temporary directory: the files take about 200 MB.
+    let directory = Directory::new_in(Path::new(env!("CARGO_TARGET_TMPDIR")));
+    let files = directory.path("initramfs");
+    let console = directory.path("console.log");
     contents::write(&files, left).map_err(Error::Contents)?;
 
     let mut machine = Qemu::boot(&contents::kernel(), &files, &console).map_err(Error::Machine)?;
@@ -120,10 +117,10 @@ fn undecided_scenarios(scenarios: &[String], report: &Report) -> Vec<String> {
 
 /// Returns the scenarios among the selected tests: those outside of `tests` modules.
 fn selected_scenarios() -> io::Result<Vec<String>> {
-    let listed = Command::new(env::current_exe()?)
-        .args(env::args_os().skip(1))
-        .args(["--list", "--format", "terse"])
-        .output()?;
+    let mut list = Command::new(env::current_exe()?);
+    list.args(env::args_os().skip(1))
+        .args(["--list", "--format", "terse"]);
+    let listed = scratch::run(&mut list);
     if !listed.status.success() {
         return Err(io::Error::other(
             String::from_utf8_lossy(&listed.stderr).into_owned(),

@@ -1,8 +1,7 @@
 //! The test guests of resources/guests, which its README describes. On hosts that emulate kernel mode, CPUID and timers
 //! differ from those of hardware.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::{env, fs, process};
+use scratch::Temporary;
 
 use crate::guest::Guest;
 
@@ -116,23 +115,13 @@ fn expect_flood(kib: usize) {
 
 /// Expects `text` of a guest with one drive for each I/O engine, and exit with 0.
 fn run_with_drives(guest: &str, arguments: &str, text: &str) {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    let file = || {
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = env::temp_dir().join(format!("mayfly-drive-{}-{number}", process::id()));
-        fs::write(&path, vec![0; 100 * 512]).unwrap();
-        path
-    };
-    let (first, second) = (file(), file());
+    let (first, second) = (Temporary::with(&[0; 100 * 512]), Temporary::with(&[0; 100 * 512]));
     let options = format!(
         "--disk {},cache=writeback --disk {},engine=async",
-        first.display(),
-        second.display()
+        first.path().display(),
+        second.path().display()
     );
     expect_exit(&format!("{guest} {options} {arguments}"), text, 0);
-    for path in [first, second] {
-        fs::remove_file(path).unwrap();
-    }
 }
 
 fn start(arguments: &str) -> Guest {

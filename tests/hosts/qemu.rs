@@ -119,8 +119,7 @@ impl Qemu {
 
 impl Drop for Qemu {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        scratch::kill(&mut self.process);
     }
 }
 

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::guest::{self, Guest, TIMEOUT};
 use crate::virtio::{
@@ -38,6 +38,8 @@ const DIRECTORY: &str = "/tmp/snapshot";
 const HANDLER_SOCKET: &str = "/tmp/pages";
 /// Bytes of one echo; its transfer takes longer than the pause of the guest.
 const ECHO_SIZE: usize = 512 << 10;
+/// Limit of one round. It has several waits.
+const MAX_ROUND: Duration = TIMEOUT.saturating_mul(5);
 /// Number of recent files that the guest keeps.
 const KEPT_FILES: usize = 4;
 
@@ -211,7 +213,7 @@ fn exchange(mut stream: &TcpStream, requests: &Receiver<()>, echoes: &Sender<()>
     stream.set_write_timeout(Some(TIMEOUT))?;
     let mut received = vec![0; ECHO_SIZE];
     let mut numbers = 0_u32..;
-    while requests.recv().is_ok() {
+    while requests.recv_timeout(MAX_ROUND).is_ok() {
         let sent: Vec<u8> = numbers
             .by_ref()
             .take(ECHO_SIZE / size_of::<u32>())
@@ -221,7 +223,7 @@ fn exchange(mut stream: &TcpStream, requests: &Receiver<()>, echoes: &Sender<()>
             // The guest stops reading while its echo remains unread.
             let writing = scope.spawn(|| (&*stream).write_all(&sent));
             stream.read_exact(&mut received)?;
-            writing.join().unwrap()
+            scratch::join(writing)
         })?;
         if received != sent {
             return Err(io::Error::other("the echo differs from the sent data"));
@@ -255,7 +257,7 @@ fn restore_with_handler(guest: Guest) -> Guest {
     // A diff snapshot changes only pages of this file that the handler has already provided.
     let memory = fs::File::open(format!("{DIRECTORY}/memory")).unwrap();
     thread::spawn(move || {
-        let (monitor, _) = listener.accept()?;
+        let monitor = scratch::accept(&listener);
         // Runs until the kill of the guest.
         handler::serve(&monitor, &memory)
     });
@@ -276,11 +278,11 @@ fn restore_with_handler(guest: Guest) -> Guest {
 
 fn request(guest: &mut Guest, method: &str, path: &str, body: &str) {
     let timeout = TIMEOUT.as_secs().to_string();
-    let output = guest::mayfly_command()
-        .args(["ctl", "--api-sock", SOCKET, "--timeout", &timeout])
-        .args(["request", method, path, body])
-        .output()
-        .unwrap();
+    let output = scratch::run(
+        guest::mayfly_command()
+            .args(["ctl", "--api-sock", SOCKET, "--timeout", &timeout])
+            .args(["request", method, path, body]),
+    );
     if !output.status.success() {
         guest.fail(&format!("{method} {path}: {}", output_text(&output)));
     }

@@ -199,17 +199,14 @@ pub fn create_image(large: &[u8]) {
 
 /// Runs e2fsck on the image. Returns its exit status, 0 for clean and 1 for repaired, and its output.
 pub fn run_e2fsck(options: &[&str]) -> (i32, String) {
-    let output = Command::new("e2fsck").args(options).arg(IMAGE).output().unwrap();
+    let output = scratch::run(Command::new("e2fsck").args(options).arg(IMAGE));
     (output.status.code().unwrap_or(-1), output_text(&output))
 }
 
 /// Returns the file at `path` of the image, empty if it is missing.
 pub fn read_file(path: &str) -> Vec<u8> {
     let command = format!("cat {path}");
-    let output = Command::new("debugfs")
-        .args(["-R", &command, IMAGE])
-        .output()
-        .unwrap();
+    let output = scratch::run(Command::new("debugfs").args(["-R", &command, IMAGE]));
     assert!(output.status.success(), "debugfs: {}", output_text(&output));
     output.stdout
 }
@@ -217,7 +214,7 @@ pub fn read_file(path: &str) -> Vec<u8> {
 /// Returns the MD5 sum as the guest prints it.
 pub fn md5sum(bytes: &[u8]) -> String {
     fs::write("/tmp/summed", bytes).unwrap();
-    let output = Command::new("md5sum").arg("/tmp/summed").output().unwrap();
+    let output = scratch::run(Command::new("md5sum").arg("/tmp/summed"));
     fs::remove_file("/tmp/summed").unwrap();
     let printed = output_text(&output);
     printed.split_whitespace().next().unwrap_or_default().to_owned()
@@ -238,7 +235,15 @@ pub fn serve_connection<T: Send + 'static>(
     let listener = TcpListener::bind((ADDRESS, port)).unwrap();
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
-        let result = listener.accept().and_then(|(stream, _)| serve(stream));
+        let stream = scratch::accept(&listener);
+        let limits = [
+            stream.set_read_timeout(Some(TIMEOUT)),
+            stream.set_write_timeout(Some(TIMEOUT)),
+        ];
+        let result = limits
+            .into_iter()
+            .collect::<io::Result<()>>()
+            .and_then(|()| serve(stream));
         // After a failure of the scenario the receiver is gone.
         let _ = sender.send(result);
     });
@@ -246,7 +251,7 @@ pub fn serve_connection<T: Send + 'static>(
 }
 
 pub fn run_program(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output().unwrap();
+    let output = scratch::run(Command::new(program).args(arguments));
     assert!(
         output.status.success(),
         "{program} {arguments:?}: {}",

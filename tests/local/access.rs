@@ -3,27 +3,30 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chroot};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
+
+use scratch::{Directory, Requirement};
 
 use crate::guests::program;
 
 /// Major and minor number of `/dev/kvm` (Documentation/admin-guide/devices.txt).
 pub const KVM: (u32, u32) = (10, 232);
 
-/// Creates the directory `name` with mayfly alone, which is static and needs no other file.
-pub fn bare_root(name: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _ = fs::remove_dir_all(&root);
-    fs::create_dir(&root).unwrap();
-    fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
+/// Creates a directory with mayfly alone, which is static and needs no other file.
+pub fn bare_root() -> Directory {
+    // In the file system of the program, for the link.
+    let directory = Directory::new_in(Path::new(env!("CARGO_TARGET_TMPDIR")));
+    let root = directory.root();
+    fs::set_permissions(root, fs::Permissions::from_mode(0o755)).unwrap();
     // A link: exec of a copy fails with ETXTBSY while a child of another test holds the descriptor.
     fs::hard_link(program(), root.join("mayfly")).unwrap();
-    root
+    directory
 }
 
 /// Runs `mayfly demo` in the root `root`, as `user` if given. Requires root.
-fn demo(root: PathBuf, user: Option<u32>) -> Output {
+fn demo(root: &Path, user: Option<u32>) -> Output {
+    let root = root.to_owned();
     let mut command = Command::new("/mayfly");
     command.arg("demo");
     let enter = move || {
@@ -37,9 +40,7 @@ fn demo(root: PathBuf, user: Option<u32>) -> Output {
     };
     // SAFETY: the closure runs between fork and exec and makes system calls only.
     unsafe { command.pre_exec(enter) };
-    command
-        .output()
-        .unwrap_or_else(|error| panic!("chroot requires root: {error}"))
+    scratch::run(&mut command)
 }
 
 fn expect_error(output: &Output) -> String {
@@ -60,7 +61,10 @@ pub fn make_node(path: &Path, mode: u32, (major, minor): (u32, u32)) {
 
 #[test]
 fn missing_device_is_reported() {
-    let stderr = expect_error(&demo(bare_root("no-kvm"), None));
+    if !scratch::require(Requirement::Root) {
+        return;
+    }
+    let stderr = expect_error(&demo(bare_root().root(), None));
     assert!(
         stderr.contains("cannot open /dev/kvm: it does not exist; load the module kvm_intel or kvm_amd"),
         "{stderr}"
@@ -69,7 +73,11 @@ fn missing_device_is_reported() {
 
 #[test]
 fn inaccessible_device_is_reported() {
-    let root = bare_root("forbidden-kvm");
+    if !scratch::require(Requirement::Root) {
+        return;
+    }
+    let directory = bare_root();
+    let root = directory.root();
     fs::create_dir(root.join("dev")).unwrap();
     make_node(&root.join("dev/kvm"), 0o600, KVM);
     let stderr = expect_error(&demo(root, Some(65534)));
@@ -81,7 +89,11 @@ fn inaccessible_device_is_reported() {
 
 #[test]
 fn regular_file_is_not_kvm() {
-    let root = bare_root("other-kvm");
+    if !scratch::require(Requirement::Root) {
+        return;
+    }
+    let directory = bare_root();
+    let root = directory.root();
     fs::create_dir(root.join("dev")).unwrap();
     fs::write(root.join("dev/kvm"), "").unwrap();
     let stderr = expect_error(&demo(root, None));
@@ -90,7 +102,11 @@ fn regular_file_is_not_kvm() {
 
 #[test]
 fn device_alone_suffices() {
-    let root = bare_root("kvm-only");
+    if !scratch::require(Requirement::Root) {
+        return;
+    }
+    let directory = bare_root();
+    let root = directory.root();
     fs::create_dir(root.join("dev")).unwrap();
     make_node(&root.join("dev/kvm"), 0o666, KVM);
     let output = demo(root, None);

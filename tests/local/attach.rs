@@ -3,8 +3,10 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chroot};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
+
+use scratch::Requirement;
 
 use crate::access::{KVM, bare_root, make_node};
 use crate::guest::Guest;
@@ -24,7 +26,7 @@ fn run(options: &str) -> Command {
 
 /// Expects an error of `command` before the guest runs, in one line with all of `texts`.
 fn expect_error(mut command: Command, texts: &[&str]) {
-    let output = command.output().unwrap();
+    let output = scratch::run(&mut command);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{command:?}: {stderr}");
     assert!(
@@ -40,9 +42,7 @@ fn expect_error(mut command: Command, texts: &[&str]) {
 }
 
 fn path_of(name: &str) -> String {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("attach");
-    fs::create_dir_all(&directory).unwrap();
-    directory.join(name).to_str().unwrap().to_owned()
+    scratch::process_path(name).to_str().unwrap().to_owned()
 }
 
 fn create_disk(name: &str, length: usize) -> String {
@@ -54,7 +54,6 @@ fn create_disk(name: &str, length: usize) -> String {
 #[test]
 fn invalid_disk_is_rejected() {
     let fifo = path_of("fifo");
-    let _ = fs::remove_file(&fifo);
     scratch::make_fifo(Path::new(&fifo));
     for (path, text) in [
         (path_of("missing"), "it does not exist; create it"),
@@ -94,9 +93,7 @@ fn shared_disk_is_rejected_for_writers() {
         let command = run(&format!("--disk {path}{first} --disk {path}{second}"));
         expect_error(command, &["cannot use the disk of drive \"drive1\"", &path, text]);
     }
-    let readers = run(&format!("--disk {path},ro --disk {path},ro"))
-        .output()
-        .unwrap();
+    let readers = scratch::run(&mut run(&format!("--disk {path},ro --disk {path},ro")));
     assert!(readers.status.success(), "{readers:?}");
 
     let mut other = Guest::start(&format!("{} --disk {path}", file("end-hlt.elf")));
@@ -112,7 +109,6 @@ fn shared_disk_is_rejected_for_writers() {
 fn disk_lock_covers_hard_links() {
     let path = create_disk("named", 1024);
     let other = path_of("second-name");
-    let _ = fs::remove_file(&other);
     fs::hard_link(&path, &other).unwrap();
     let text = "another drive or VM uses it; only read-only drives can share a disk";
     for (first, second) in [("", ""), (",ro", ""), ("", ",ro")] {
@@ -216,7 +212,8 @@ fn unprivileged_tap_is_rejected() {
 }
 
 /// Returns `mayfly run` with a tap as an unprivileged user, in the root `root`, which holds `/dev/kvm`.
-fn run_in(root: PathBuf) -> Command {
+fn run_in(root: &Path) -> Command {
+    let root = root.to_owned();
     fs::copy(file("hello.elf"), root.join("hello.elf")).unwrap();
     fs::set_permissions(root.join("hello.elf"), fs::Permissions::from_mode(0o644)).unwrap();
     let mut command = Command::new("/mayfly");
@@ -249,7 +246,11 @@ fn unusable_tun_device_is_reported() {
             "cannot open /dev/net/tun: permission denied; allow access with `chmod 666 /dev/net/tun`",
         ),
     ] {
-        let root = bare_root(name);
+        if !scratch::require(Requirement::Root) {
+            return;
+        }
+        let directory = bare_root();
+        let root = directory.root();
         fs::create_dir_all(root.join("dev/net")).unwrap();
         make_node(&root.join("dev/kvm"), 0o666, KVM);
         if name == "forbidden-tun" {

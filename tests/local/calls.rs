@@ -5,7 +5,8 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::{fs, mem, ptr};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::{fs, mem, ptr, thread};
 
 /// A system call.
 #[derive(Clone, Debug)]
@@ -39,6 +40,7 @@ pub fn trace(command: &mut Command, input: Stdio) -> Vec<Call> {
     unsafe { command.pre_exec(|| request(libc::PTRACE_TRACEME, 0, 0)) };
     let child = command.stdout(Stdio::null()).stdin(input).spawn().unwrap();
     let child = libc::pid_t::try_from(child.id()).unwrap();
+    let _limit = KillTimer::start(child);
     assert!(
         libc::WIFSTOPPED(wait(child).1),
         "the command did not stop at its start"
@@ -89,18 +91,37 @@ fn follow(leader: libc::pid_t) -> Vec<Call> {
     }
 }
 
+/// Kills a process after [`scratch::TIMEOUT`], which ends a wait for its next stop. Drop stops the timer.
+struct KillTimer {
+    _running: Sender<()>,
+}
+
+impl KillTimer {
+    fn start(process: libc::pid_t) -> Self {
+        let (running, stop) = mpsc::channel();
+        thread::spawn(move || {
+            if stop.recv_timeout(scratch::TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+                // SAFETY: the call takes no pointer. The test has not waited for the process.
+                unsafe { libc::kill(process, libc::SIGKILL) };
+            }
+        });
+        Self { _running: running }
+    }
+}
+
 /// A running process whose main thread stops at the entry and the exit of each system call. Other threads run.
-pub struct SyscallStepper(libc::pid_t);
+pub struct SyscallStepper(libc::pid_t, #[allow(dead_code, reason = "dropped")] KillTimer);
 
 impl SyscallStepper {
     /// Stops the main thread of `process`.
     pub fn seize(process: u32) -> Self {
         let process = libc::pid_t::try_from(process).unwrap();
         let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL;
+        let limit = KillTimer::start(process);
         request(libc::PTRACE_SEIZE, process, options.into()).unwrap();
         request(libc::PTRACE_INTERRUPT, process, 0).unwrap();
         assert!(libc::WIFSTOPPED(wait(process).1), "the process did not stop");
-        Self(process)
+        Self(process, limit)
     }
 
     /// Continues to the next entry or exit of a system call. Skips sched_yield: the number of yields of a waiting thread

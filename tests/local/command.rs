@@ -4,10 +4,9 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+
+use scratch::Directory;
 
 use crate::guests::{file, program};
 
@@ -18,7 +17,7 @@ fn mayfly(arguments: &[&str]) -> Command {
 }
 
 fn run(guest: &str, options: &[&str]) -> Output {
-    mayfly(&["run", &file(guest)]).args(options).output().unwrap()
+    scratch::run(mayfly(&["run", &file(guest)]).args(options))
 }
 
 fn stderr(output: &Output) -> String {
@@ -28,9 +27,6 @@ fn stderr(output: &Output) -> String {
 fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
-
-/// Limit of a wait that only a failed test reaches.
-const LIMIT: Duration = Duration::from_secs(60);
 
 /// Limits the descriptors of `command` to those below `count`.
 fn limit_descriptors(command: &mut Command, count: u64) {
@@ -49,35 +45,16 @@ fn limit_descriptors(command: &mut Command, count: u64) {
     unsafe { command.pre_exec(limit) };
 }
 
-/// Returns the output of `command`, which must end within [`LIMIT`] and print less than the capacity of a pipe.
-fn output_within_limit(mut command: Command) -> Output {
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let start = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if start.elapsed() > LIMIT {
-            child.kill().unwrap();
-            let output = child.wait_with_output().unwrap();
-            panic!("{command:?} hangs: {}{}", stdout(&output), stderr(&output));
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-    child.wait_with_output().unwrap()
-}
-
 /// At each step of the start, the next descriptor may be one too many.
 #[test]
 fn missing_descriptors_end_mayfly_with_error() {
-    let disk = Path::new(env!("CARGO_TARGET_TMPDIR")).join("descriptors.disk");
+    let disk = scratch::process_path("descriptors.disk");
     fs::write(&disk, [0; 4096]).unwrap();
     // 0 to 2 are the standard descriptors, and a message needs a duplicate of one.
     for (failures, count) in (4..100).enumerate() {
         let mut command = mayfly(&["run", &file("hello.elf"), "--disk", disk.to_str().unwrap()]);
         limit_descriptors(&mut command, count);
-        let output = output_within_limit(command);
+        let output = scratch::run(&mut command);
         if output.status.success() {
             assert_eq!(stdout(&output), "hello from mayfly\n");
             assert!(failures > 5, "{failures} failures");
@@ -158,7 +135,7 @@ fn timings_go_to_stderr() {
 
 #[test]
 fn trace_has_perfetto_format() {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("boot.trace.json");
+    let path = scratch::process_path("boot.trace.json");
     let output = run("hello.elf", &["--trace", path.to_str().unwrap()]);
     assert!(
         output.status.success() && output.stderr.is_empty(),
@@ -190,7 +167,7 @@ fn unwritable_trace_is_rejected() {
 
 #[test]
 fn demo_explains_its_output() {
-    let output = mayfly(&["demo"]).output().unwrap();
+    let output = scratch::run(&mut mayfly(&["demo"]));
     assert!(output.status.success());
     assert!(
         stdout(&output).contains("hello from the command line"),
@@ -217,7 +194,7 @@ fn large_image_error_states_required_memory() {
 
 #[test]
 fn large_initrd_error_states_required_memory() {
-    let initrd = Path::new(env!("CARGO_TARGET_TMPDIR")).join("large-initrd");
+    let initrd = scratch::process_path("large-initrd");
     File::create(&initrd).unwrap().set_len(64 << 20).unwrap();
     let output = run(
         "initrd.elf",
@@ -273,16 +250,16 @@ fn invalid_command_line_is_rejected() {
 
 #[test]
 fn input_is_read_from_file() {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("typed");
+    let path = scratch::process_path("typed");
     fs::write(
         &path,
         "a line longer than the 64 bytes that the serial port's buffer holds, so that it waits\nq",
     )
     .unwrap();
-    let output = mayfly(&["run", &file("echo.elf")])
-        .stdin(File::open(&path).unwrap())
-        .output()
-        .unwrap();
+    let output = scratch::run_with_input(
+        &mut mayfly(&["run", &file("echo.elf")]),
+        File::open(&path).unwrap(),
+    );
     assert!(output.status.success(), "{}", stderr(&output));
     let printed = stdout(&output);
     assert!(
@@ -294,27 +271,22 @@ fn input_is_read_from_file() {
 /// mayfly binds the socket under a temporary name and waits for the lock of the directory, which the test holds.
 #[test]
 fn early_signal_removes_socket() {
-    let directory = std::env::temp_dir().join(format!("mayfly-early-{}", std::process::id()));
-    let socket = directory.join("api.sock");
-    let names = || fs::read_dir(&directory).unwrap().count();
     for command in [vec![], vec!["run".to_owned(), file("loop.elf")]] {
-        fs::create_dir(&directory).unwrap();
-        let lock = File::open(&directory).unwrap();
+        let directory = Directory::new();
+        let socket = directory.path("api.sock");
+        let lock = File::open(directory.root()).unwrap();
         lock.lock().unwrap();
         drop(UnixListener::bind(&socket).unwrap());
         let mut mayfly = Command::new(program());
         mayfly.args(&command).arg("--api-sock").arg(&socket);
         let mayfly = mayfly.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-        while names() < 2 {
-            std::thread::yield_now();
-        }
+        scratch::wait_until("the temporary name", || directory.names().len() == 2);
         let process = i32::try_from(mayfly.id()).unwrap();
         // SAFETY: kill takes no pointers, and the process is a child that has not been waited for.
         assert_eq!(unsafe { libc::kill(process, libc::SIGTERM) }, 0);
         drop(lock);
-        let status = mayfly.wait_with_output().unwrap().status;
+        let status = scratch::finish(mayfly).status;
         assert_eq!(status.signal(), Some(libc::SIGTERM), "{command:?}: {status}");
-        assert_eq!(names(), 0, "{command:?}");
-        fs::remove_dir(&directory).unwrap();
+        assert!(directory.names().is_empty(), "{command:?}");
     }
 }

@@ -7,13 +7,13 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-use std::{io, mem, ptr, thread};
+use std::{io, mem, ptr};
+
+use scratch::Limited;
 
 use crate::api::http::{NO_CONTENT, go_request};
 use crate::api::served::{Directory, RESUMED, connect, load_body};
 use crate::api::snapshot::devices::create_disk_snapshot;
-use crate::guest::TIMEOUT;
 use crate::guests::{file, program};
 
 fn mayfly(guest: &str, arguments: &[&str]) -> Command {
@@ -28,13 +28,13 @@ fn mayfly(guest: &str, arguments: &[&str]) -> Command {
 }
 
 /// Connects the command's stdout to a pipe of `capacity` bytes and returns the read end.
-fn pipe(command: &mut Command, capacity: libc::c_int) -> File {
+fn pipe(command: &mut Command, capacity: libc::c_int) -> Limited<File> {
     let (reader, writer) = io::pipe().unwrap();
     // SAFETY: the call takes no pointer, and the descriptor is open.
     let set = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, capacity) };
     assert_eq!(set, capacity, "{}", io::Error::last_os_error());
     command.stdout(writer);
-    File::from(OwnedFd::from(reader))
+    Limited(File::from(OwnedFd::from(reader)))
 }
 
 fn spawn(mut command: Command) -> Child {
@@ -50,7 +50,7 @@ fn signal(child: &Child, signal: libc::c_int) {
 }
 
 /// Returns the number of bytes that a read of `file` returns without blocking.
-fn readable_bytes(file: &File) -> usize {
+fn readable_bytes(file: &impl AsRawFd) -> usize {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the request writes one int.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
@@ -62,7 +62,7 @@ fn readable_bytes(file: &File) -> usize {
 fn stalled_reader_does_not_stall_guest() {
     let mut command = mayfly("flood.elf", &["--", "kib=192"]);
     let mut reader = pipe(&mut command, 65536);
-    let output = spawn(command).wait_with_output().unwrap();
+    let output = scratch::finish(spawn(command));
     assert!(output.status.success());
     let stderr = String::from_utf8(output.stderr).unwrap();
     let dropped = stderr
@@ -87,7 +87,7 @@ fn slow_reader_receives_all_output() {
     while let Ok(length @ 1..) = reader.read(&mut buffer) {
         printed.extend_from_slice(&buffer[..length]);
     }
-    let output = child.wait_with_output().unwrap();
+    let output = scratch::finish(child);
     assert!(output.status.success() && output.stderr.is_empty());
     assert_eq!(printed.len(), 64 << 10);
     assert!(printed.ends_with(b"\n") && printed[65536 - 64..].starts_with(b"00001023:"));
@@ -97,7 +97,7 @@ fn slow_reader_receives_all_output() {
 fn closed_reader_does_not_end_guest() {
     let mut command = mayfly("flood.elf", &["--", "kib=16"]);
     drop(pipe(&mut command, 4096));
-    let output = spawn(command).wait_with_output().unwrap();
+    let output = scratch::finish(spawn(command));
     assert_eq!(output.status.code(), Some(0));
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains("cannot write the serial output"), "{stderr}");
@@ -108,14 +108,9 @@ fn signal_ends_mayfly_with_stalled_reader() {
     let mut command = mayfly("flood.elf", &["--", "kib=4096"]);
     let reader = pipe(&mut command, 4096);
     let child = spawn(command);
-    while readable_bytes(&reader) < 4096 {
-        std::thread::yield_now();
-    }
+    scratch::wait_until("a full pipe", || readable_bytes(&reader) == 4096);
     signal(&child, libc::SIGINT);
-    assert_eq!(
-        child.wait_with_output().unwrap().status.signal(),
-        Some(libc::SIGINT)
-    );
+    assert_eq!(scratch::finish(child).status.signal(), Some(libc::SIGINT));
 }
 
 fn has_vcpu_thread(child: &Child) -> bool {
@@ -132,23 +127,18 @@ fn signal_ends_output_drain() {
     // The guest exits once its output is in the pipe or in mayfly's buffer. mayfly then waits for the reader.
     let mut buffer = [0; 64];
     reader.read_exact(&mut buffer).unwrap();
-    while has_vcpu_thread(&child) {
-        assert!(
-            child.try_wait().unwrap().is_none(),
-            "mayfly did not wait for the reader"
-        );
-        std::thread::yield_now();
-    }
+    scratch::wait_until("the end of the guest", || {
+        let status = child.try_wait().unwrap();
+        assert!(status.is_none(), "mayfly did not wait for the reader");
+        !has_vcpu_thread(&child)
+    });
     signal(&child, libc::SIGTERM);
-    assert_eq!(
-        child.wait_with_output().unwrap().status.signal(),
-        Some(libc::SIGTERM)
-    );
+    assert_eq!(scratch::finish(child).status.signal(), Some(libc::SIGTERM));
 }
 
 #[test]
 fn file_size_limit_does_not_end_guest() {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("limited");
+    let path = scratch::process_path("limited");
     let mut command = mayfly("flood.elf", &["--", "kib=8"]);
     command.stdout(File::create(&path).unwrap());
     let limit = libc::rlimit {
@@ -164,7 +154,7 @@ fn file_size_limit_does_not_end_guest() {
     };
     // SAFETY: the closure runs between fork and exec and makes one system call.
     unsafe { command.pre_exec(limit) };
-    let output = spawn(command).wait_with_output().unwrap();
+    let output = scratch::finish(spawn(command));
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(fs::read(&path).unwrap().len(), 4096);
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -195,7 +185,7 @@ fn blocked_signal_does_not_stop_interrupts() {
     let mut command = mayfly("pit-pic.elf", &[]);
     command.stdout(Stdio::piped());
     inherit_signal_state(&mut command, libc::SIGHUP);
-    let output = spawn(command).wait_with_output().unwrap();
+    let output = scratch::finish(spawn(command));
     assert!(String::from_utf8(output.stdout).unwrap().contains("ok pit-pic"));
 }
 
@@ -209,15 +199,12 @@ fn inherited_ignored_signal_stays_ignored() {
     signal(&child, libc::SIGHUP);
     signal(&child, libc::SIGTERM);
     // Both signals may be pending at once, and the kernel delivers the lower number, SIGHUP, first.
-    assert_eq!(
-        child.wait_with_output().unwrap().status.signal(),
-        Some(libc::SIGTERM)
-    );
+    assert_eq!(scratch::finish(child).status.signal(), Some(libc::SIGTERM));
 }
 
 /// A pseudoterminal with mayfly as its foreground process.
 struct Terminal {
-    master: File,
+    master: Limited<File>,
     mayfly: Child,
     seen: String,
     before: libc::termios,
@@ -247,7 +234,7 @@ impl Terminal {
         };
         assert_eq!(made, 0);
         // SAFETY: openpty has just made the descriptor.
-        let master = unsafe { File::from_raw_fd(master_fd) };
+        let master = Limited(unsafe { File::from_raw_fd(master_fd) });
         // SAFETY: openpty has just made the descriptor.
         let slave = unsafe { OwnedFd::from_raw_fd(slave_fd) };
         let before = modes(&master);
@@ -280,16 +267,8 @@ impl Terminal {
     }
 
     /// Waits for the end of mayfly, which must restore the terminal modes.
-    fn wait(mut self) -> (std::process::ExitStatus, String) {
-        let deadline = Instant::now() + TIMEOUT;
-        while self.mayfly.try_wait().unwrap().is_none() {
-            if Instant::now() > deadline {
-                self.mayfly.kill().unwrap();
-                panic!("mayfly did not end after {:?}", self.seen);
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-        let output = self.mayfly.wait_with_output().unwrap();
+    fn wait(self) -> (std::process::ExitStatus, String) {
+        let output = scratch::finish(self.mayfly);
         let after = modes(&self.master);
         let same = (
             after.c_iflag,
@@ -321,7 +300,7 @@ fn take_terminal() -> io::Result<()> {
     Ok(())
 }
 
-fn modes(terminal: &File) -> libc::termios {
+fn modes(terminal: &impl AsRawFd) -> libc::termios {
     // SAFETY: all-zero bytes are a valid value of the structure.
     let mut modes: libc::termios = unsafe { mem::zeroed() };
     // SAFETY: `modes` is valid for writes.
@@ -357,14 +336,11 @@ fn escape_keys_print_help_and_exit() {
 
 #[test]
 fn escape_key_ends_paused_guest() {
-    let socket = std::env::temp_dir().join(format!("mayfly-keys-{}.sock", std::process::id()));
-    let socket = socket.to_str().unwrap();
+    let directory = Directory::new();
+    let socket = &directory.text("api.sock");
     let mut terminal = Terminal::start_with("echo.elf", &["--api-sock", socket]);
     terminal.expect("ready");
-    let pause = Command::new(program())
-        .args(["ctl", "--api-sock", socket, "pause"])
-        .output()
-        .unwrap();
+    let pause = scratch::run(Command::new(program()).args(["ctl", "--api-sock", socket, "pause"]));
     assert!(pause.status.success(), "{pause:?}");
     // A running guest would exit on `q` and print `bye` before the escape.
     terminal.press(b"q\x01x");

@@ -63,7 +63,7 @@ fn check(name: &str, block: &Block, directory: &Directory, bin: &Directory) {
 fn execute(code: &str, directory: &Directory, bin: &Directory) -> ExitStatus {
     let path = format!("{}:{}", bin.root().display(), env::var("PATH").unwrap());
     let printed = fs::File::create(directory.path("printed")).unwrap();
-    Command::new("timeout")
+    let mut shell = Command::new("timeout")
         .args(["--kill-after=1", TIMEOUT, "bash", "-euo", "pipefail", "-c"])
         .arg(format!(
             "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n{code}"
@@ -73,6 +73,7 @@ fn execute(code: &str, directory: &Directory, bin: &Directory) -> ExitStatus {
         .stdin(Stdio::null())
         .stderr(printed.try_clone().unwrap())
         .stdout(printed)
-        .status()
-        .unwrap()
+        .spawn()
+        .unwrap();
+    scratch::wait_exit(&mut shell)
 }

@@ -3,7 +3,6 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::process::Command;
 use std::{fs, mem, thread};
 
@@ -14,30 +13,27 @@ const MAC: &str = "02:00:00:00:00:07";
 /// Line that the guest prints once its interface is ready.
 const READY: &str = "net 02:00:00:00:00:07 at 10.0.0.2\n";
 
-/// Runs `test` on a thread in a new network namespace. Programs that it starts inherit the namespace.
+/// Runs `test` on a thread in a new network namespace, if the host permits it. Programs that it starts inherit the namespace.
+#[track_caller]
 pub fn in_own_network(test: impl FnOnce() + Send) {
+    if !scratch::require(scratch::Requirement::NetworkNamespace) {
+        return;
+    }
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
             // SAFETY: the call takes no pointer and affects this thread only.
             let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-            let error = io::Error::last_os_error();
-            assert_eq!(
-                result, 0,
-                "cannot create a network namespace: {error}; run the test as root"
-            );
+            assert_eq!(result, 0, "{}", io::Error::last_os_error());
             test();
         });
-        thread.join().unwrap();
+        scratch::join(thread);
     });
 }
 
 /// Runs `command`, split at spaces, which must succeed. Returns its stdout.
 pub fn run_command(command: &str) -> String {
     let mut arguments = command.split(' ');
-    let output = Command::new(arguments.next().unwrap())
-        .args(arguments)
-        .output()
-        .unwrap_or_else(|error| panic!("{command}: {error}; run `make setup` to install missing programs"));
+    let output = scratch::run(Command::new(arguments.next().unwrap()).args(arguments));
     let printed = String::from_utf8(output.stdout).unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command}: {printed}{stderr}");
@@ -141,8 +137,7 @@ fn interface_survives_hostile_guest() {
 
 /// Listens on the Unix socket `name` for mayfly.
 fn listen(name: &str) -> (UnixListener, String) {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _ = fs::remove_file(&path);
+    let path = scratch::process_path(name);
     let listener = UnixListener::bind(&path).unwrap();
     (listener, path.to_str().unwrap().to_owned())
 }
@@ -187,7 +182,7 @@ fn guest_on_unix_socket_replies_to_arp() {
     ));
     guest.expect(READY);
     // mayfly connects before the guest starts.
-    let (mut peer, _) = listener.accept().unwrap();
+    let mut peer = scratch::accept(&listener);
     peer.set_read_timeout(Some(TIMEOUT)).unwrap();
     let framed = with_length(&arp_request());
     peer.write_all(&framed).unwrap();

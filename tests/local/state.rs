@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use devices::lock;
 use devices::serial::SerialOutput;
+use scratch::Limited;
 use snapshot::{ArchiveReader, ArchiveWriter};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::arch::{Native, Platform};
@@ -110,9 +111,8 @@ impl Guest {
 fn device_backends() -> (&'static str, &'static str) {
     static ALL: LazyLock<(UnixListener, String, String)> = LazyLock::new(|| {
         let [disk, socket] = ["disk", "sock"].map(|name| {
-            let path = format!("{}/state-{name}", env!("CARGO_TARGET_TMPDIR"));
-            let _ = fs::remove_file(&path);
-            path
+            let path = scratch::process_path(&format!("state-{name}"));
+            path.into_os_string().into_string().unwrap()
         });
         fs::write(&disk, [0; 4096]).unwrap();
         (UnixListener::bind(&socket).unwrap(), disk, socket)
@@ -203,7 +203,7 @@ fn check_count(irqchip: IrqchipMode) {
         // The guest may have printed more lines before the pause, and a part of one.
         drop(guest.machine);
         let mut rest = String::new();
-        guest.printed.read_to_string(&mut rest).unwrap();
+        Limited(&guest.printed).read_to_string(&mut rest).unwrap();
         let (complete, partial) = rest.rsplit_once('\n').map_or(("", rest.as_str()), |both| both);
         for line in complete.lines() {
             assert_eq!(line, format!("tick {next}"));
@@ -286,10 +286,10 @@ fn two_vcpus_are_restored() {
                 Err(error) => panic!("{}", vmm::ErrorChain(&error)),
             }
         });
-        let (mut guest, mut printed, state) = saved.unwrap();
+        let (guest, mut printed, state) = saved.unwrap();
         let mut clone = smp.restore(&guest.machine, &state);
         drop(guest.machine);
-        guest.printed.read_to_string(&mut printed).unwrap();
+        Limited(&guest.printed).read_to_string(&mut printed).unwrap();
         clone.machine.resume();
         while !printed.contains("ok smp 2 cpus") {
             printed += &clone.read_line();
@@ -307,13 +307,13 @@ fn mismatched_state_is_rejected() {
     guest.machine.pause();
     let state = save(&guest.machine);
     let restore_error = |other: Guest, state: &[u8]| {
-        let (machine, mut printed) = other.build_copy(&guest.machine);
+        let (machine, printed) = other.build_copy(&guest.machine);
         let error = match machine.restore(ArchiveReader::parse(state).unwrap(), false) {
             Err(error) => vmm::ErrorChain(&error).to_string(),
             Ok(_) => panic!("the restore succeeded"),
         };
         let mut text = String::new();
-        printed.read_to_string(&mut text).unwrap();
+        Limited(printed).read_to_string(&mut text).unwrap();
         assert_eq!(text, "", "the guest ran");
         error
     };

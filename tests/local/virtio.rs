@@ -1,7 +1,6 @@
 //! Drives, and drives with a hostile guest.
 
 use std::fs;
-use std::path::Path;
 
 use crate::file;
 use crate::guest::Guest;
@@ -26,7 +25,7 @@ fn pattern(offset: usize) -> Vec<u8> {
 
 /// Creates the disk `name`, filled with `fill`.
 fn create_disk(name: &str, fill: u8) -> String {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let path = scratch::process_path(name);
     fs::write(&path, vec![fill; SECTORS * SECTOR]).unwrap();
     path.to_str().unwrap().to_owned()
 }

@@ -41,7 +41,8 @@ impl Fixture {
         let directory = Directory::new();
         let listener = UnixListener::bind(path(&directory)).unwrap();
         let serving = thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
+            let mut stream = scratch::accept(&listener);
+            limit(&stream);
             let request = read_request(&mut stream);
             serve(&mut stream);
             request
@@ -55,8 +56,14 @@ impl Fixture {
 
     /// Returns the received request.
     fn end(self) -> String {
-        self.serving.join().unwrap()
+        scratch::join(self.serving)
     }
+}
+
+/// Limits each read and write of `stream`.
+fn limit(stream: &UnixStream) {
+    stream.set_read_timeout(Some(scratch::TIMEOUT)).unwrap();
+    stream.set_write_timeout(Some(scratch::TIMEOUT)).unwrap();
 }
 
 fn path(directory: &Directory) -> PathBuf {
@@ -116,14 +123,13 @@ fn own_server_is_compatible() {
     });
     let mut echo = Echo::default();
     let events = Loop::around(&server);
-    while echo.requests < 4 || !requesting.is_finished() {
-        if !events.is_ready() {
-            thread::yield_now();
-            continue;
+    scratch::wait_until("four responses", || {
+        while events.is_ready() {
+            server.serve(&mut echo);
         }
-        server.serve(&mut echo);
-    }
-    let [none, small, big, head] = requesting.join().unwrap();
+        echo.requests == 4 && requesting.is_finished()
+    });
+    let [none, small, big, head] = scratch::join(requesting);
     assert_eq!((none.status, none.body), (204, Vec::new()));
     assert_eq!(small.body, b"\"/a 5\"");
     assert_eq!((big.body.len(), head.body.len()), (BIG, 0));
@@ -174,13 +180,14 @@ fn early_rejection_is_read() {
     let client = Client::new(path(&directory), LONG);
     // The body is larger than the socket buffer, so the server disconnects during the write.
     let requesting = thread::spawn(move || client.request("PUT", "/x", Some(&vec![b' '; 8 << 20])));
-    let (mut stream, _) = listener.accept().unwrap();
+    let mut stream = scratch::accept(&listener);
+    limit(&stream);
     stream.read_exact(&mut [0]).unwrap();
     stream
         .write_all(b"HTTP/1.1 400 \r\nContent-Length: 5\r\n\r\nlarge")
         .unwrap();
     drop(stream);
-    assert_eq!(requesting.join().unwrap().unwrap().body, b"large");
+    assert_eq!(scratch::join(requesting).unwrap().body, b"large");
 }
 
 #[test]
@@ -249,16 +256,16 @@ fn silent_server_times_out() {
         let listener = UnixListener::bind(path(&directory)).unwrap();
         let (done, over) = mpsc::channel::<()>();
         let serving = thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
+            let mut stream = scratch::accept(&listener);
             // The client may have timed out already.
             let _ = stream.write_all(start.as_bytes());
-            let _ = over.recv();
+            let _ = over.recv_timeout(scratch::TIMEOUT);
         });
         let error = Client::new(path(&directory), SHORT)
             .request("GET", "/", None)
             .unwrap_err();
         drop(done);
-        serving.join().unwrap();
+        scratch::join(serving);
         assert!(matches!(error, Error::Silent { .. }), "{start:?}: {error}");
         assert!(
             text(&error).contains("within 0.02 s: the server is stopped or busy"),

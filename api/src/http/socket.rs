@@ -67,6 +67,7 @@ impl Socket {
     ///
     /// # Errors
     /// [`ErrorKind::WouldBlock`] without a pending client, and other errors of the kernel.
+    #[allow(clippy::disallowed_methods, reason = "the listener does not block")]
     pub(super) fn accept(&self) -> io::Result<UnixStream> {
         self.listener.accept().map(|(stream, _)| stream)
     }

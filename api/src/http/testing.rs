@@ -49,7 +49,7 @@ impl Loop {
 
     /// Waits until the descriptor is readable.
     pub(crate) fn wait(&self) {
-        while self.0.wait(-1, &mut [EpollEvent::default()]).unwrap_or(0) == 0 {}
+        scratch::wait_until("a readable descriptor", || self.is_ready());
     }
 
     pub(crate) fn is_ready(&self) -> bool {

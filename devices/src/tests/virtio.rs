@@ -1,13 +1,12 @@
 //! Fixtures of virtio devices behind their transport, with a driver. The comparison includes guest memory.
 
+use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-use std::{env, fs, process};
 
+use scratch::Temporary;
 use snapshot::{Component, GuestMemory};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -272,37 +271,18 @@ const SECTORS: usize = 16;
 const IN: u32 = 0;
 const OUT: u32 = 1;
 
-/// A disk file, removed on drop.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn new(content: &[u8]) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::SeqCst);
-        let path = env::temp_dir().join(format!("mayfly-round-trip-{}-{number}", process::id()));
-        fs::write(&path, content).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
 /// Uses a file of its own; I/O engine async if `ASYNC`, sync otherwise.
 pub(super) struct DiskFixture<const ASYNC: bool> {
     board: Board<Block>,
-    disk: Disk,
+    disk: Temporary,
 }
 
 impl<const ASYNC: bool> DiskFixture<ASYNC> {
     fn with_disk(content: &[u8], clock: ManualClock) -> Self {
-        let disk = Disk::new(content);
+        let disk = Temporary::with(content);
         let config = DiskConfig {
             id: "disk".to_owned(),
-            path: disk.0.clone(),
+            path: disk.path().to_owned(),
             read_only: false,
             allow_empty: false,
             cache: CacheType::Writeback,
@@ -395,7 +375,7 @@ impl<const ASYNC: bool> Fixture for DiskFixture<ASYNC> {
 
     fn fresh_copy(&self) -> Self {
         let Self { board, disk } =
-            Self::with_disk(&fs::read(&self.disk.0).unwrap(), separate(&self.board.clock));
+            Self::with_disk(&fs::read(self.disk.path()).unwrap(), separate(&self.board.clock));
         let board = board.with_memory_of(&self.board);
         Self { board, disk }
     }
@@ -424,7 +404,7 @@ impl<const ASYNC: bool> Fixture for DiskFixture<ASYNC> {
     /// Includes the disk.
     fn memory(&self) -> Vec<u8> {
         let mut all = self.board.bytes();
-        all.extend(fs::read(&self.disk.0).unwrap());
+        all.extend(fs::read(self.disk.path()).unwrap());
         all
     }
 }

@@ -294,7 +294,7 @@ fn write_beyond_limits_fails() {
 fn irregular_file_is_rejected() {
     let directory = Directory::new();
     let pipe = directory.path("pipe");
-    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    scratch::make_fifo(&pipe);
     for path in [pipe.as_path(), directory.root(), Path::new("/dev/zero")] {
         let error = read(path, None).unwrap_err();
         assert!(matches!(
@@ -333,12 +333,12 @@ fn write_to_full_disk_keeps_old_file() {
     let (path, before) = written(&directory);
     let limited =
         "trap '' XFSZ; ulimit -f 8; exec \"$0\" --exact file::tests::write_beyond_file_size_limit --ignored";
-    let run = Command::new("sh")
-        .args(["-c", limited])
-        .arg(std::env::current_exe().unwrap())
-        .env("STATE", &path)
-        .output()
-        .unwrap();
+    let run = scratch::run(
+        Command::new("sh")
+            .args(["-c", limited])
+            .arg(std::env::current_exe().unwrap())
+            .env("STATE", &path),
+    );
     let output = String::from_utf8_lossy(&run.stdout);
     assert!(output.contains("1 passed"), "{output}");
     assert_eq!(fs::read(&path).unwrap(), before);

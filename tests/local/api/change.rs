@@ -119,10 +119,7 @@ fn interface_update_replaces_rate_limiter() {
         process.run_action("InstanceStart");
         process.expect("net 02:00:00:00:00:07 at 10.0.0.2\n");
         // The limiter permits one frame, the ARP reply.
-        let ping = Command::new("ping")
-            .args(["-c", "1", "-W", "1", "10.0.0.2"])
-            .output()
-            .unwrap();
+        let ping = scratch::run(Command::new("ping").args(["-c", "1", "-W", "1", "10.0.0.2"]));
         assert!(!ping.status.success(), "{ping:?}");
         let body = format!(r#"{{"iface_id":"1","tx_rate_limiter":{NO_LIMIT}}}"#);
         process.expect_no_content("PATCH", "/network-interfaces/1", &body);

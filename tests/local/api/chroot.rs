@@ -48,8 +48,12 @@ pub fn mount(source: &Path, target: &Path, kind: &CStr, flags: libc::c_ulong, op
     check(result).unwrap_or_else(|error| panic!("cannot mount {}: {error}", target.display()));
 }
 
-/// Runs `test` on a thread in a new mount namespace, with the path of an empty tmpfs.
+/// Runs `test` on a thread in a new mount namespace, if the host permits it, with the path of an empty tmpfs.
+#[track_caller]
 pub fn in_own_mounts(test: impl FnOnce(PathBuf) + Send) {
+    if !scratch::require(scratch::Requirement::MountNamespace) {
+        return;
+    }
     let directory = Directory::new();
     let root = directory.path("root");
     fs::create_dir(&root).unwrap();
@@ -57,14 +61,13 @@ pub fn in_own_mounts(test: impl FnOnce(PathBuf) + Send) {
         let thread = scope.spawn(|| {
             // SAFETY: the call takes no pointer and affects this thread only.
             let result = unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWNET) };
-            check(result)
-                .unwrap_or_else(|error| panic!("cannot create namespaces: {error}; run the test as root"));
+            check(result).unwrap();
             let slash = Path::new("/");
             mount(slash, slash, c"", libc::MS_REC | libc::MS_PRIVATE, c"");
             mount(Path::new("tmpfs"), &root, c"tmpfs", 0, c"");
             test(root);
         });
-        thread.join().unwrap();
+        scratch::join(thread);
     });
 }
 

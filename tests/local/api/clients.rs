@@ -3,16 +3,21 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use super::http::NO_CONTENT;
 use super::served::{ApiProcess, Directory};
 use crate::guests::{file, program};
 
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
+/// Limit of the download of the clients, which `make setup` does before.
+const SETUP_LIMIT: Duration = Duration::from_secs(1800);
+/// Limit of a script, which sends thousands of requests.
+const SCRIPT_LIMIT: Duration = Duration::from_secs(900);
 
 /// The Python interpreter of the environment with the clients, set up once.
 static PYTHON: LazyLock<PathBuf> = LazyLock::new(|| {
-    let output = Command::new(format!("{SCRIPTS}/setup.sh")).output().unwrap();
+    let output = scratch::run_within(SETUP_LIMIT, &mut Command::new(format!("{SCRIPTS}/setup.sh")));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success(),
@@ -25,7 +30,7 @@ static PYTHON: LazyLock<PathBuf> = LazyLock::new(|| {
 fn run_python(script: &str, directory: &Directory, arguments: &[&str]) -> String {
     let mut command = Command::new(PYTHON.as_path());
     command.arg(format!("{SCRIPTS}/{script}")).args(arguments);
-    let output = command.current_dir(directory.path("")).output().unwrap();
+    let output = scratch::run_within(SCRIPT_LIMIT, command.current_dir(directory.path("")));
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(
@@ -53,7 +58,7 @@ fn run_curl(process: &ApiProcess, method: &str, path: &str, body: &str) -> Strin
     if !body.is_empty() {
         command.args(["-H", "Content-Type: application/json", "--data", body]);
     }
-    let output = command.output().unwrap();
+    let output = scratch::run(&mut command);
     assert!(
         output.status.success(),
         "{method} {path}: {}",

@@ -13,7 +13,7 @@ fn run(config: &str, flags: &[&str]) -> Output {
     let path = write_config(&directory, config);
     let mut command = Command::new(program());
     command.args(["--no-api", "--config-file", &path]).args(flags);
-    command.output().unwrap()
+    scratch::run(&mut command)
 }
 
 fn write_config(directory: &Directory, config: &str) -> String {

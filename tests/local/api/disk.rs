@@ -5,16 +5,14 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+
+use scratch::{KillOnDrop, Limited};
 
 use super::chroot::{in_own_mounts, mount};
 use super::http::NO_CONTENT;
 use super::killed::{CREATE, Content, KillPoint, Series, interrupt_request, names};
 use super::served::{ApiProcess, RESUMED};
-use crate::guest::TIMEOUT;
 use crate::guests::{file, program};
 
 const PAGE: usize = 4096;
@@ -130,16 +128,6 @@ fn kill_on_full_disk_keeps_snapshot() {
     }
 }
 
-/// Child process that does not outlive a failed test.
-struct KillOnDrop(Child);
-
-impl Drop for KillOnDrop {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn serial_output_continues_once_disk_has_space() {
     with_disk(64, |disk| {
@@ -153,26 +141,14 @@ fn serial_output_continues_once_disk_has_space() {
             .stdout(output)
             .stderr(Stdio::piped());
         let mut child = KillOnDrop(command.spawn().unwrap());
-        let mut errors = BufReader::new(child.0.stderr.take().unwrap());
-        let (sender, warning) = mpsc::channel();
-        thread::spawn(move || {
-            let mut line = String::new();
-            errors.read_line(&mut line).unwrap();
-            sender.send(line)
-        });
-        let warning = warning.recv_timeout(TIMEOUT).unwrap();
+        let mut errors = BufReader::new(Limited(child.0.stderr.take().unwrap()));
+        let mut warning = String::new();
+        errors.read_line(&mut warning).unwrap();
         assert!(warning.contains("cannot write the serial output"), "{warning}");
         fs::remove_file(disk.join("filler")).unwrap();
-        let deadline = Instant::now() + TIMEOUT;
-        while fs::read(&path).unwrap() != b"ready\n" {
-            assert!(Instant::now() < deadline, "no output follows: {warning}");
-            thread::sleep(Duration::from_millis(10));
-        }
+        scratch::wait_until("output", || fs::read(&path).unwrap() == b"ready\n");
         child.0.stdin.take().unwrap().write_all(b"q").unwrap();
-        while child.0.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < deadline, "the process does not end");
-            thread::sleep(Duration::from_millis(10));
-        }
+        scratch::wait_exit(&mut child.0);
         assert_eq!(fs::read(&path).unwrap(), b"ready\n\nbye\n");
     });
 }

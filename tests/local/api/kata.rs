@@ -13,7 +13,7 @@ use crate::guests::{file, program};
 #[test]
 fn kata_go() {
     let directory = Directory::new();
-    let version = firecracker_command(&directory).arg("--version").output().unwrap();
+    let version = scratch::run(firecracker_command(&directory).arg("--version"));
     assert!(version.stdout.starts_with(b"Firecracker v1.14.0\n"));
     fs::remove_file(directory.path("firecracker")).unwrap();
     let (socket, kernel) = (directory.text("api.sock"), file("ticker.elf"));
@@ -36,7 +36,7 @@ fn kata_go() {
     );
     let path = directory.write("fcConfig.json", &config);
     let flags = ["--api-sock", &socket, "--config-file", &path];
-    let output = Command::new(program()).args(flags).output().unwrap();
+    let output = scratch::run(Command::new(program()).args(flags));
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(
@@ -48,9 +48,7 @@ fn kata_go() {
     let mut command = firecracker_command(&directory);
     command.args(flags);
     let mut process = ApiProcess::spawn(directory, &mut command);
-    while process.state() != "Running" {
-        std::thread::yield_now();
-    }
+    scratch::wait_until("the start of the guest", || process.state() == "Running");
     process.expect("tick 1\n");
     // kata finds vCPU threads by name, to move them into a cgroup.
     let threads = fs::read_dir(format!("/proc/{}/task", process.id())).unwrap();

@@ -4,11 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::thread;
-use std::time::Instant;
 
 use super::served::{ApiProcess, Directory, create_fifo};
-use crate::guest::TIMEOUT;
 
 fn open_reader(path: &str) -> File {
     let mut options = File::options();
@@ -21,15 +18,9 @@ fn open_reader(path: &str) -> File {
 
 /// Waits until the file at `path` contains `text`.
 fn wait_for(path: &Path, text: &str) {
-    let deadline = Instant::now() + TIMEOUT;
-    loop {
-        let found = fs::read_to_string(path).unwrap_or_default();
-        if found.contains(text) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{text:?} is not in {found:?}");
-        thread::yield_now();
-    }
+    scratch::wait_until(&format!("{text:?} in {}", path.display()), || {
+        fs::read_to_string(path).unwrap_or_default().contains(text)
+    });
 }
 
 #[test]
@@ -164,11 +155,9 @@ fn sighup_reopens_files() {
         fs::rename(file, format!("{file}.1")).unwrap();
     }
     process.signal(libc::SIGHUP);
-    let deadline = Instant::now() + TIMEOUT;
-    while !(Path::new(&log).exists() && Path::new(&metrics).exists()) {
-        assert!(Instant::now() < deadline, "the files were not reopened");
-        thread::yield_now();
-    }
+    scratch::wait_until("reopened files", || {
+        Path::new(&log).exists() && Path::new(&metrics).exists()
+    });
     process.request("GET", "/nothing", "");
     process.run_action("FlushMetrics");
     wait_for(Path::new(&log), "nothing");

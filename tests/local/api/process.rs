@@ -5,14 +5,12 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::Instant;
 
 use super::served::{ApiProcess, Directory, connect, create_fifo};
-use crate::guest::TIMEOUT;
 use crate::guests::{file, program};
 
 fn run_mayfly(flags: &[&str]) -> Output {
-    Command::new(program()).args(flags).output().unwrap()
+    scratch::run(Command::new(program()).args(flags))
 }
 
 fn stderr(output: &Output) -> String {
@@ -38,7 +36,7 @@ fn usage_error_has_firecracker_exit_status() {
         ),
         (&["--api-sock", "/nowhere/api.sock"], 1, "/nowhere/api.sock"),
         (
-            &["--api-sock", "/tmp/x", "--log-path", "/nowhere/log"],
+            &["--api-sock", "/nowhere/x", "--log-path", "/nowhere/log"],
             1,
             "/nowhere/log",
         ),
@@ -59,7 +57,7 @@ fn firecracker_name_prints_firecracker_version() {
     let directory = Directory::new();
     let link = directory.path("firecracker");
     symlink(program(), &link).unwrap();
-    let version = Command::new(link).arg("--version").output().unwrap();
+    let version = scratch::run(Command::new(link).arg("--version"));
     // kata reads the first line and requires at least 0.21.1.
     assert_eq!(
         String::from_utf8(version.stdout).unwrap(),
@@ -89,18 +87,11 @@ fn sigterm_ends_mayfly_in_each_instance_state() {
 
 /// Waits until the main thread of `process` blocks in the system call `call`.
 fn await_call(process: &ApiProcess, call: libc::c_long) {
-    let deadline = Instant::now() + TIMEOUT;
     let wanted = format!("{call} ");
-    while !fs::read_to_string(format!("/proc/{}/syscall", process.id()))
-        .unwrap()
-        .starts_with(&wanted)
-    {
-        assert!(
-            Instant::now() < deadline,
-            "the process never blocks in system call {call}"
-        );
-        std::thread::yield_now();
-    }
+    scratch::wait_until(&format!("system call {call}"), || {
+        let current = fs::read_to_string(format!("/proc/{}/syscall", process.id()));
+        current.unwrap().starts_with(&wanted)
+    });
 }
 
 /// Signals end mayfly while it opens a FIFO without a peer, and while it reads one without data.
@@ -137,10 +128,9 @@ fn stale_socket_is_replaced() {
 /// Starts mayfly and waits until it listens. The stale socket file exists before, so its existence is no criterion.
 fn start_and_wait(directory: Directory) -> ApiProcess {
     let process = ApiProcess::start_with(directory, &[]);
-    while super::http::Client::connect(&process.socket()).is_err() {
-        assert!(fs::exists(format!("/proc/{}", process.id())).unwrap());
-        std::thread::yield_now();
-    }
+    scratch::wait_until("a listener", || {
+        super::http::Client::connect(&process.socket()).is_ok()
+    });
     process
 }
 
@@ -193,6 +183,5 @@ fn closed_standard_descriptors_become_dev_null() {
         let open = fs::read_link(format!("/proc/{}/fd/{descriptor}", child.id())).unwrap();
         assert_eq!(open, Path::new("/dev/null"), "descriptor {descriptor}");
     }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    scratch::kill(&mut child);
 }

@@ -2,10 +2,13 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Instant;
+
+use scratch::{KillOnDrop, TIMEOUT};
 
 use super::http::{Client, json_response};
 use super::served::Directory;
@@ -13,15 +16,6 @@ use crate::guests::program;
 
 /// Number of starts for each way to detect the socket.
 const ROUNDS: usize = 500;
-
-struct KillOnDrop(Child);
-
-impl Drop for KillOnDrop {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn start(socket: &Path) -> KillOnDrop {
     let mut command = Command::new(program());
@@ -60,6 +54,7 @@ fn watch_directory(directory: &Path) -> OwnedFd {
 fn wait_for(inotify: &OwnedFd, name: &str) {
     let name = [name.as_bytes(), &[0]].concat();
     loop {
+        scratch::await_readable(inotify.as_fd()).unwrap();
         let mut events = [0_u8; 4096];
         // SAFETY: `events` is valid for writes of its length.
         let length = unsafe { libc::read(inotify.as_raw_fd(), events.as_mut_ptr().cast(), events.len()) };
@@ -91,7 +86,10 @@ fn visible_socket_accepts_requests() {
             for round in 0..ROUNDS {
                 let socket = directory.path(&format!("{round}.sock"));
                 let _started = start(&socket);
+                let deadline = Instant::now() + TIMEOUT;
+                // Without a pause: the first request must succeed at once.
                 while std::fs::symlink_metadata(&socket).is_err() {
+                    assert!(Instant::now() < deadline, "the socket is missing");
                     thread::yield_now();
                 }
                 request_once(&socket, round);

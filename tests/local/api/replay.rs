@@ -287,11 +287,7 @@ fn flintlock() {
         &path,
     ];
     let mut command = firecracker_command(&directory);
-    let output = command
-        .args(flags)
-        .args(["--metadata", &metadata])
-        .output()
-        .unwrap();
+    let output = scratch::run(command.args(flags).args(["--metadata", &metadata]));
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(153), "{stderr}");
     assert!(
@@ -299,7 +295,7 @@ fn flintlock() {
         "{stderr}"
     );
 
-    let output = Command::new(program()).args(flags).output().unwrap();
+    let output = scratch::run(Command::new(program()).args(flags));
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("MMDS is not part of mayfly."), "{stderr}");
@@ -312,7 +308,7 @@ fn flintlock() {
             .replace("mmds-config", "no-mmds-config"),
     )
     .unwrap();
-    let output = Command::new(program()).args(flags).output().unwrap();
+    let output = scratch::run(Command::new(program()).args(flags));
     assert_eq!(output.stdout, b"hello from mayfly\n");
     assert_eq!(output.status.code(), Some(0));
 }

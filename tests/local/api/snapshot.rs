@@ -154,10 +154,7 @@ fn separate_diff_loads_after_merge() {
             std::fs::rename(directory.path(from), directory.path(to)).unwrap();
         }
         let mut command = std::process::Command::new(crate::guests::program());
-        let merged = command
-            .args(["snapshot-merge", &base_directory, &diff_directory])
-            .output()
-            .unwrap();
+        let merged = scratch::run(command.args(["snapshot-merge", &base_directory, &diff_directory]));
         assert!(merged.status.success(), "{merged:?}");
         let again = load_snapshot(&directory, "base/state", "base/memory", r#","resume_vm":true"#);
         expect_progress(again, printed);
@@ -225,7 +222,7 @@ fn loaded_guest_prints_to_configured_file() {
     restored.expect_no_content("PUT", "/snapshot/load", &load);
     let mut all = printed;
     let wanted = count_ticks(&all) + 3;
-    let mut file = std::fs::File::open(fifo).unwrap();
+    let mut file = scratch::limited(|| scratch::Limited(std::fs::File::open(fifo).unwrap()));
     while count_ticks(&all) < wanted {
         let mut bytes = [0; 64];
         let length = std::io::Read::read(&mut file, &mut bytes).unwrap();

@@ -10,7 +10,7 @@ use super::served::{ApiProcess, Directory};
 use crate::guests::{file, program};
 
 fn run_mayfly(arguments: &[&str]) -> Output {
-    command_with_timeout().args(arguments).output().unwrap()
+    scratch::run(command_with_timeout().args(arguments))
 }
 
 /// Returns mayfly under `timeout`, without arguments.
@@ -185,11 +185,7 @@ fn input_before_restore_reaches_guest() {
         let (reader, mut writer) = io::pipe().unwrap();
         writer.write_all(b"xq").unwrap();
         let mut command = command_with_timeout();
-        let output = command
-            .args(["restore", &directory])
-            .stdin(reader)
-            .output()
-            .unwrap();
+        let output = scratch::run_with_input(command.args(["restore", &directory]), reader);
         let printed = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(0), "round {round}: {printed}");
         assert!(printed.contains("bye"), "round {round}: {printed}");

@@ -52,7 +52,7 @@ impl FaultHandler {
         let memory = File::open(directory.path(memory)).unwrap();
         let (sender, guest) = mpsc::channel();
         let thread = thread::spawn(move || {
-            let (stream, _) = listener.accept()?;
+            let stream = scratch::accept(&listener);
             sender.send(stream.try_clone()?).unwrap();
             let result = handler::serve(&stream, &memory);
             if let Err(error) = &result {
@@ -66,7 +66,7 @@ impl FaultHandler {
 
     /// Waits for the end of the guest. Returns the number of provided pages.
     fn join(self) -> u64 {
-        self.thread.join().unwrap().unwrap()
+        scratch::join(self.thread).unwrap()
     }
 
     /// Ends the handler and closes its descriptors while the guest runs.
@@ -234,13 +234,14 @@ fn missing_state_file_does_not_connect_to_handler() {
         .fault_message();
     assert!(message.contains(&directory.text("none")), "{message}");
     process.expect_exit(1);
-    let error = listener.accept().unwrap_err();
+    let error = listener.incoming().next().unwrap().unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
 }
 
 /// Receives the message of a guest and waits for its first fault, which it does not resolve.
 fn await_fault(listener: &UnixListener) -> (UnixStream, File) {
-    let (stream, _) = listener.accept().unwrap();
+    let stream = scratch::accept(listener);
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut message = [0; 1024];
     let (_, faults) = stream.recv_with_fd(&mut message).unwrap();
     let faults = faults.unwrap();

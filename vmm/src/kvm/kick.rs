@@ -126,14 +126,14 @@ mod tests {
             kick.kick();
             let own = page.immediate_exit;
             bound.send(()).unwrap();
-            wait_kicked.recv().unwrap();
+            scratch::receive(&wait_kicked);
             drop(guard);
             (own, page.immediate_exit)
         });
-        wait_bound.recv().unwrap();
+        scratch::receive(&wait_bound);
         kicker.kick();
         kicked.send(()).unwrap();
-        assert_eq!(vcpu.join().unwrap(), (0, 1));
+        assert_eq!(scratch::join(vcpu), (0, 1));
         kicker.kick();
     }
 }

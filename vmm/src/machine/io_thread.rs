@@ -172,6 +172,10 @@ impl IoThread {
 }
 
 impl Drop for IoThread {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the gate is stopped, and the kick ends the thread's wait"
+    )]
     fn drop(&mut self) {
         self.shared.gate.stop();
         self.kick();

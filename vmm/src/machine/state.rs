@@ -77,6 +77,10 @@ const MAX_POLLS: usize = 1000;
 
 /// Receives the reply of the thread of vCPU `id`, within `timeout` if there is one. Polls first: sleeping and waking take as long as
 /// most replies.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "without a fault handler, a vCPU thread replies or ends"
+)]
 fn receive_spinning<T>(id: u8, reply: &Receiver<T>, timeout: Option<Duration>) -> Result<T, Error> {
     for _ in 0..MAX_POLLS {
         match reply.try_recv() {

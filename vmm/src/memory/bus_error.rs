@@ -196,14 +196,14 @@ mod tests {
         }
         // A device accesses guest memory on any thread.
         let read = || memory.read_obj::<u8>(GuestAddress(page_size()));
-        std::thread::scope(|scope| scope.spawn(read).join().unwrap()).unwrap();
+        std::thread::scope(|scope| scratch::join(scope.spawn(read))).unwrap();
     }
 
     fn run_victim(cause: &str) -> Output {
         let mut command = Command::new(env::current_exe().unwrap());
         let test = "memory::bus_error::tests::truncated_file_ends_process_with_its_name";
         command.args(["--exact", test, "--nocapture"]).env(CAUSE, cause);
-        command.output().unwrap()
+        scratch::run(&mut command)
     }
 
     #[test]

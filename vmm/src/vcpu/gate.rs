@@ -245,13 +245,11 @@ mod tests {
                 (false, seen)
             );
             gate.open();
-            while rounds.load(Ordering::SeqCst) == seen {
-                thread::yield_now();
-            }
+            scratch::wait_until("a round of the thread", || rounds.load(Ordering::SeqCst) > seen);
         }
         gate.close(FIRST, || {});
         gate.stop();
-        worker.join().unwrap();
+        scratch::join(worker);
         // A stopped gate does not wait for a second thread.
         gate.close(ThreadSet::vcpus(2), || panic!("a stopped gate was closed"));
         gate.open();
@@ -286,13 +284,13 @@ mod tests {
             let gate = gate.clone();
             thread::spawn(move || gate.wait(FIRST, || handled.send(()).unwrap()))
         };
-        calls.recv().unwrap();
+        scratch::receive(&calls);
         for _ in 0..100 {
             gate.notify_waiters();
-            calls.recv().unwrap();
+            scratch::receive(&calls);
         }
         gate.open();
-        worker.join().unwrap();
-        assert!(calls.recv().is_err(), "handled after the gate opened");
+        scratch::join(worker);
+        assert!(calls.try_recv().is_err(), "handled after the gate opened");
     }
 }

@@ -117,6 +117,7 @@ impl VcpuRunner {
         self.shared.gate.leave(ThreadSet::vcpu(self.id));
     }
 
+    #[allow(clippy::disallowed_methods, reason = "the drop of the vCPU ends both waits")]
     fn run_vcpu(&self, vcpu_receiver: &Receiver<VcpuFd>, start_receiver: &Receiver<StartContext>) {
         let lane = Lane::Vcpu(self.id);
         self.shared.timeline.mark(lane, "thread runs");

@@ -103,6 +103,10 @@ impl VcpuThread {
 }
 
 impl Drop for VcpuThread {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the kick ends KVM_RUN, and the gate is stopped"
+    )]
     fn drop(&mut self) {
         self.stop();
         // A thread that still waits for its vCPU or its start ends when the senders are dropped.

@@ -395,6 +395,7 @@ fn concurrent_clients_are_served() {
     let clients: Vec<_> = (0..10)
         .map(|number| {
             let mut client = fixture.client();
+            client.set_read_timeout(Some(scratch::TIMEOUT)).unwrap();
             thread::spawn(move || {
                 for _ in 0..REQUESTS {
                     let path = format!("/{number}");
@@ -412,6 +413,6 @@ fn concurrent_clients_are_served() {
         fixture.server.serve(&mut fixture.handler);
     }
     for client in clients {
-        client.join().unwrap();
+        scratch::join(client);
     }
 }

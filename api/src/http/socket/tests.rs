@@ -41,13 +41,11 @@ fn path_accepts_connections_at_once() {
     let client = thread::spawn({
         let path = path.clone();
         move || {
-            while started.recv().is_ok() {
-                let result = loop {
-                    match connect(&path) {
-                        Err(error) if error.kind() == ErrorKind::NotFound => {}
-                        result => break result.map(drop),
-                    }
-                };
+            while started.recv_timeout(scratch::TIMEOUT).is_ok() {
+                let result = scratch::wait_for("the socket", || match connect(&path) {
+                    Err(error) if error.kind() == ErrorKind::NotFound => None,
+                    result => Some(result.map(drop)),
+                });
                 done.send(result).unwrap();
             }
         }
@@ -55,12 +53,12 @@ fn path_accepts_connections_at_once() {
     for time in 0..TIMES {
         start.send(()).unwrap();
         let socket = Socket::bind(&path).unwrap();
-        let result = finished.recv().unwrap();
+        let result = scratch::receive(&finished);
         assert!(result.is_ok(), "the {time}th time: {result:?}");
         drop(socket);
     }
     drop(start);
-    client.join().unwrap();
+    scratch::join(client);
 }
 
 #[test]
@@ -109,7 +107,7 @@ fn stale_socket_is_replaced_once() {
             .collect();
         let won: Vec<_> = servers
             .into_iter()
-            .filter_map(|server| server.join().unwrap().ok())
+            .filter_map(|server| scratch::join(server).ok())
             .collect();
         let [winner] = &won[..] else {
             panic!("{} servers listen", won.len());
@@ -199,12 +197,10 @@ fn errors_name_path_and_remedy() {
     assert!(matches!(full, Error::System { .. }));
 
     fs::set_permissions(directory.root(), PermissionsExt::from_mode(0o555)).unwrap();
-    let probe = fs::write(directory.path("probe"), "");
-    // Permissions do not bind root.
-    if probe.is_err() {
+    scratch::bound_by_permissions(|| {
         let error = Socket::bind(&directory.path("api.sock")).unwrap_err();
         assert!(matches!(error, Error::Denied { .. }), "{error}");
-    }
+    });
 }
 
 #[test]

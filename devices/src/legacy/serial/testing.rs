@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use scratch::Limited;
 
 /// Creates a pipe with a capacity of one page. Returns reader and writer.
 pub fn small_pipe() -> (File, OwnedFd) {
@@ -43,16 +45,16 @@ pub fn terminal() -> (File, OwnedFd) {
 }
 
 /// Reads exactly `length` bytes.
-pub fn read(reader: &mut impl Read, length: usize) -> Vec<u8> {
+pub fn read(reader: &mut (impl Read + AsFd), length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
-    reader.read_exact(&mut bytes).unwrap();
+    Limited(&mut *reader).read_exact(&mut bytes).unwrap();
     bytes
 }
 
 /// Reads all bytes up to the end of the file. The writer must be closed.
-pub fn read_to_end(mut reader: impl Read) -> Vec<u8> {
+pub fn read_to_end(reader: impl Read + AsFd) -> Vec<u8> {
     let mut bytes = Vec::new();
-    reader.read_to_end(&mut bytes).unwrap();
+    Limited(reader).read_to_end(&mut bytes).unwrap();
     bytes
 }
 

@@ -236,6 +236,10 @@ impl Worker {
 }
 
 impl Drop for Worker {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the work is cancelled: the wait lasts one call of the kernel"
+    )]
     fn drop(&mut self) {
         self.cancel();
         lock(&self.shared.state).is_stopping = true;

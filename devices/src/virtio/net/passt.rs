@@ -110,6 +110,7 @@ impl Passt {
 }
 
 impl Drop for Passt {
+    #[allow(clippy::disallowed_methods, reason = "the process has received SIGKILL")]
     fn drop(&mut self) {
         // Fails if the process has already exited. The wait is short in either case, and leaves no zombie.
         let _ = self.process.kill();

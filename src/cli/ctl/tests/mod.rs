@@ -45,7 +45,8 @@ fn ctl(line: &str, stdin: &str, responses: &[String]) -> Outcome {
     let responses = responses.to_vec();
     let serving = thread::spawn(move || {
         let serve = |response: &String| {
-            let (mut stream, _) = listener.accept().unwrap();
+            let mut stream = scratch::accept(&listener);
+            stream.set_read_timeout(Some(scratch::TIMEOUT)).unwrap();
             let request = read_request(&mut stream);
             stream.write_all(response.as_bytes()).unwrap();
             request
@@ -57,7 +58,7 @@ fn ctl(line: &str, stdin: &str, responses: &[String]) -> Outcome {
     let result = run(&ctl, &mut stdin.as_bytes()).map(|text| String::from_utf8(text).unwrap());
     Outcome {
         result,
-        requests: serving.join().unwrap(),
+        requests: scratch::join(serving),
     }
 }
 

@@ -4,25 +4,18 @@ mod clock;
 mod disk;
 mod packets;
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::{fs, process};
 
 use super::served::{ApiProcess, Directory, PAUSED};
 use crate::guests::{file, program};
 
 /// A snapshot in a directory in shared memory. Drop removes it.
-struct Snapshot(PathBuf);
+struct Snapshot(Directory);
 
 impl Snapshot {
     fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = PathBuf::from(format!("/dev/shm/mayfly-roundtrip-{}-{count}", process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir(&path).unwrap();
-        Self(path)
+        Self(Directory::new_in(Path::new("/dev/shm")))
     }
 
     fn directory(&self) -> String {
@@ -30,7 +23,7 @@ impl Snapshot {
     }
 
     fn text(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
+        self.0.text(name)
     }
 
     /// Pauses the guest and creates a snapshot.
@@ -55,12 +48,6 @@ impl Snapshot {
         let body = format!(r#"{{"snapshot_path":"{state}","mem_backend":{backend}{fields}}}"#);
         process.expect_no_content("PUT", "/snapshot/load", &body);
         process
-    }
-}
-
-impl Drop for Snapshot {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

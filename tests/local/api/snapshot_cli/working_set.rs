@@ -19,7 +19,7 @@ use crate::guests::{file, program};
 fn run_with_input(command: &mut Command, input: &[u8]) -> Output {
     let (reader, mut writer) = io::pipe().unwrap();
     writer.write_all(input).unwrap();
-    let output = command.stdin(reader).output().unwrap();
+    let output = scratch::run_with_input(command, reader);
     drop(writer);
     output
 }

@@ -493,12 +493,12 @@ fn dump_to_full_disk_keeps_old_file() {
     fs::write(&path, "old").unwrap();
     let limited =
         "trap '' XFSZ; ulimit -f 64; exec \"$0\" --exact memory::dump::tests::write_beyond_limit --ignored";
-    let run = Command::new("sh")
-        .args(["-c", limited])
-        .arg(std::env::current_exe().unwrap())
-        .env("MEMORY", &path)
-        .output()
-        .unwrap();
+    let run = scratch::run(
+        Command::new("sh")
+            .args(["-c", limited])
+            .arg(std::env::current_exe().unwrap())
+            .env("MEMORY", &path),
+    );
     let output = String::from_utf8_lossy(&run.stdout);
     assert!(output.contains("1 passed"), "{output}");
     assert_eq!(fs::read(&path).unwrap(), b"old");

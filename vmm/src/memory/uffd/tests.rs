@@ -45,7 +45,7 @@ fn with_handler(guest: impl FnOnce(&GuestMemory, &FaultHandler)) {
     let listener = UnixListener::bind(socket.path()).unwrap();
     let file = memory_file();
     let serving = thread::spawn(move || {
-        let (stream, _) = listener.accept().unwrap();
+        let stream = scratch::accept(&listener);
         if let Err(error) = handler::serve(&stream, &file) {
             // Without an abort `guest` would block without end.
             eprintln!("the fault handler failed: {error}");
@@ -55,7 +55,7 @@ fn with_handler(guest: impl FnOnce(&GuestMemory, &FaultHandler)) {
     let (memory, handler) = map_uffd(&regions(), socket.path()).unwrap();
     guest(&memory, &handler);
     drop(handler);
-    serving.join().unwrap();
+    scratch::join(serving);
 }
 
 #[test]
@@ -110,7 +110,8 @@ fn message_describes_regions() {
     let socket = Temporary::missing();
     let listener = UnixListener::bind(socket.path()).unwrap();
     let (memory, handler) = map_uffd(&regions(), socket.path()).unwrap();
-    let (mut stream, _) = listener.accept().unwrap();
+    let mut stream = scratch::accept(&listener);
+    stream.set_read_timeout(Some(scratch::TIMEOUT)).unwrap();
     let mut bytes = [0; 1024];
     let (length, descriptor) = stream.recv_with_fd(&mut bytes).unwrap();
     assert!(descriptor.is_some());
@@ -142,7 +143,7 @@ fn disconnected_handler_is_detected() {
     let socket = Temporary::missing();
     let listener = UnixListener::bind(socket.path()).unwrap();
     let (_, handler) = map_uffd(&regions(), socket.path()).unwrap();
-    let (stream, _) = listener.accept().unwrap();
+    let stream = scratch::accept(&listener);
     assert!(!handler.is_disconnected());
     drop(stream);
     assert!(handler.is_disconnected());

@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use scratch::{Requirement, require};
+
 use super::{DISCARD, ENGINES, Fixture, IoEngine, OK, SECTORS, Scratch, WRITE_ZEROES, config, pattern};
 use crate::virtio::block::disk::Extent;
 use crate::virtio::block::disk::shrink_to_blocks;
@@ -39,30 +41,34 @@ struct LoopDevice {
 }
 
 impl LoopDevice {
-    /// Returns `None` if the user or the host cannot create loop devices.
-    fn new() -> Option<Self> {
+    fn new() -> Self {
         let file = Scratch::new(1 << 20);
-        let output = Command::new("losetup")
+        let mut command = Command::new("losetup");
+        command
             .args(["--find", "--show", "--sector-size", "4096"])
-            .arg(file.path())
-            .output()
-            .ok()
-            .filter(|output| output.status.success())?;
+            .arg(file.path());
+        let output = scratch::run(&mut command);
+        assert!(output.status.success(), "{output:?}");
         let path = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
-        Some(Self { path, _file: file })
+        Self { path, _file: file }
     }
 }
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("--detach").arg(&self.path).status();
+        let mut detach = Command::new("losetup");
+        let child = detach.arg("--detach").arg(&self.path).spawn();
+        let _ = child.map(|mut child| scratch::wait_exit(&mut child));
     }
 }
 
 #[test]
 fn large_sector_device_supports_small_requests() {
+    if !require(Requirement::LoopDevice) {
+        return;
+    }
     for engine in ENGINES {
-        let Some(device) = LoopDevice::new() else { return };
+        let device = LoopDevice::new();
         let mut fixture = Fixture::new(&config(&device.path, engine));
         assert_eq!(fixture.block.disk().file.block_size, 4096);
         assert_eq!(fixture.read(3, 1024), (OK, pattern(3 * 512, 1024)));

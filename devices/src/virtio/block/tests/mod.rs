@@ -17,12 +17,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
+use scratch::{Requirement, Temporary, require};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::disk::DiskFile;
-use super::uring::probe;
 use super::{Block, CacheType, Disk, DiskConfig, DiskOptions, IoEngine};
 use crate::limiter::Bucket;
 use crate::testing::ManualClock;
@@ -52,48 +51,36 @@ const UNSUPP: u8 = 2;
 const NONE: u8 = 0xaa;
 
 /// A temporary file, removed on drop.
-struct Scratch(PathBuf);
+struct Scratch(Temporary);
 
 impl Scratch {
     /// Creates a file with `length` bytes of [`pattern`].
     fn new(length: u64) -> Self {
         let scratch = Self::empty();
-        let file = File::create(&scratch.0).unwrap();
+        let file = File::create(scratch.path()).unwrap();
         file.write_all_at(&pattern(0, length), 0).unwrap();
         scratch
     }
 
     fn empty() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::SeqCst);
-        let name = format!("mayfly-block-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        File::create(&path).unwrap();
-        Self(path)
+        Self(Temporary::with(&[]))
     }
 
     fn path(&self) -> &Path {
-        &self.0
+        self.0.path()
     }
 
     fn contents(&self) -> Vec<u8> {
-        std::fs::read(&self.0).unwrap()
+        std::fs::read(self.path()).unwrap()
     }
 
     fn set_len(&self, length: u64) {
         File::options()
             .write(true)
-            .open(&self.0)
+            .open(self.path())
             .unwrap()
             .set_len(length)
             .unwrap();
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-        let _ = std::fs::remove_dir(&self.0);
     }
 }
 
@@ -135,7 +122,8 @@ impl Fixture {
 
     fn on(scratch: &Scratch, engine: IoEngine) -> Self {
         let fixture = Self::new(&config(scratch.path(), engine));
-        let expected = if probe().is_ok() { engine } else { IoEngine::Sync };
+        let is_async = engine == IoEngine::Async && require(Requirement::IoUring);
+        let expected = if is_async { IoEngine::Async } else { IoEngine::Sync };
         assert_eq!(fixture.block.engine(), expected);
         fixture
     }

@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 
 use io_uring::IoUring;
 use libc::iovec;
+use scratch::{Requirement, require};
 use vm_memory::{Bytes, GuestAddress, MemoryRegionAddress};
 
-use super::{
-    Buffer, Fixture, GET_ID, IN, IOERR, NONE, OK, OUT, SECTORS, Scratch, pattern, poll, poll_of, probe,
-};
+use super::{Buffer, Fixture, GET_ID, IN, IOERR, NONE, OK, OUT, SECTORS, Scratch, pattern, poll, poll_of};
 use crate::virtio::block::IoEngine;
 use crate::virtio::block::disk::Error;
 use crate::virtio::block::uring::skip;
@@ -115,7 +114,7 @@ fn write_through(scratch: &Scratch) -> Fixture {
 
 #[test]
 fn permanent_failure_selects_sync() {
-    if probe().is_err() {
+    if !require(Requirement::IoUring) {
         return;
     }
     let scratch = Scratch::new(SECTORS * 512);
@@ -145,7 +144,7 @@ fn permanent_failure_selects_sync() {
 
 #[test]
 fn uring_outlives_reset() {
-    if probe().is_err() {
+    if !require(Requirement::IoUring) {
         return;
     }
     let scratch = Scratch::new(SECTORS * 512);
@@ -162,7 +161,7 @@ fn uring_outlives_reset() {
 
 #[test]
 fn reset_discards_requests_before_submission() {
-    if probe().is_err() {
+    if !require(Requirement::IoUring) {
         return;
     }
     let scratch = Scratch::new(SECTORS * 512);
@@ -189,7 +188,7 @@ fn reset_discards_requests_before_submission() {
 
 #[test]
 fn full_uring_that_fails_continues_queue() {
-    if probe().is_err() {
+    if !require(Requirement::IoUring) {
         return;
     }
     let scratch = Scratch::new(SECTORS * 512);
@@ -217,7 +216,7 @@ fn full_uring_that_fails_continues_queue() {
 
 #[test]
 fn lost_request_keeps_guest_memory() {
-    if probe().is_err() {
+    if !require(Requirement::IoUring) {
         return;
     }
     for resets in [false, true] {
@@ -251,7 +250,7 @@ fn lost_request_keeps_guest_memory() {
 
 #[test]
 fn update_waits_for_uring() {
-    if probe().is_err() {
+    if !require(Requirement::IoUring) {
         return;
     }
     let (mut fixture, mut pipe, data) = start_pending_read();

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+use scratch::{Requirement, require};
 use snapshot::Persist;
 
 use super::{
@@ -350,10 +351,10 @@ fn drop_cancels_work() {
     let Fixture { block, .. } = fixture;
     let dropped = std::thread::spawn(move || drop(block));
     // The drop needs the end of a few calls, not of all 2048.
-    while !dropped.is_finished() {
+    scratch::wait_until("the end of the drop", || {
         storage.permit(1);
-        std::thread::sleep(Duration::from_millis(1));
-    }
+        dropped.is_finished()
+    });
     assert!(storage.expect_calls(1).len() < 2048);
 }
 
@@ -400,7 +401,7 @@ fn sync_request_waits_for_work_before_it() {
 fn writes_during_flush_are_limited() {
     let scratch = Scratch::empty();
     let (mut fixture, storage) = stuck(&scratch, IoEngine::Async, 16 * CHUNK);
-    if fixture.block.engine() == IoEngine::Sync {
+    if !require(Requirement::IoUring) {
         return;
     }
     fixture.add(FLUSH, 0, &[]);

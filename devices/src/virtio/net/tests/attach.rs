@@ -73,8 +73,8 @@ fn missing_interface_is_not_created() {
                 .to_string()
                 .contains("`ip tuntap add mayfly9 mode tap user $USER`")
         );
-        let shown = Command::new("ip").args(["link", "show", "mayfly9"]).output();
-        assert!(!shown.unwrap().status.success(), "the interface exists now");
+        let shown = scratch::run(Command::new("ip").args(["link", "show", "mayfly9"]));
+        assert!(!shown.status.success(), "the interface exists now");
     });
 }
 

@@ -2,7 +2,8 @@ use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+
+use scratch::{Directory, Requirement, require};
 
 use super::stream::is_up;
 use super::{Fixture, READABLE, setup};
@@ -13,23 +14,21 @@ use crate::virtio::net::{Backend, HEADER};
 use crate::virtio::testing::Buffer;
 
 /// Executable shell script in a directory of its own, which is removed on drop.
-struct Program(PathBuf);
+struct Program(Directory);
 
 impl Program {
-    fn new(name: &str, lines: &str) -> Self {
-        let directory = std::env::temp_dir().join(format!("mayfly-{name}-{}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
-        let path = directory.join("passt");
-        fs::write(&path, format!("#!/bin/sh\n{lines}\n")).unwrap();
+    fn new(lines: &str) -> Self {
+        let directory = Directory::new();
+        let path = directory.write("passt", format!("#!/bin/sh\n{lines}\n"));
         fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
         Self(directory)
     }
 
     fn start(&self) -> (Passt, Fixture) {
-        let path = self.0.join("passt");
+        let path = self.0.text("passt");
         // A concurrent fork holds the script open for writing until its exec (ETXTBSY).
         let result = (0..1000).find_map(|_| {
-            let started = Passt::start_program(path.to_str().unwrap(), &[]);
+            let started = Passt::start_program(&path, &[]);
             match started {
                 Err(Error::Start(error)) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
                     std::thread::yield_now();
@@ -41,12 +40,6 @@ impl Program {
         let (passt, stream) = result.expect("the script stays busy");
         assert_eq!(stream.describe(), "passt");
         (passt, Fixture::new(setup(Box::new(stream)), STATUS, [16, 16]))
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -65,16 +58,13 @@ fn passt_inherits_only_its_socket() {
     // SAFETY: the call takes no pointer.
     let leak = unsafe { libc::fcntl(null.as_raw_fd(), libc::F_DUPFD, 50) };
     assert!(leak >= 50);
-    let program = Program::new(
-        "passt-descriptors",
-        "ls -l /proc/$$/fd > $(dirname $0)/list; echo $* >> $(dirname $0)/list",
-    );
+    let program = Program::new("ls -l /proc/$$/fd > $(dirname $0)/list; echo $* >> $(dirname $0)/list");
     let (passt, mut fixture) = program.start();
     await_link_down(&mut fixture);
     drop(passt);
     // SAFETY: the descriptor belongs to this test, and no other code uses it any more.
     unsafe { libc::close(leak) };
-    let list = fs::read_to_string(program.0.join("list")).unwrap();
+    let list = fs::read_to_string(program.0.path("list")).unwrap();
     let (arguments, files) = {
         let mut lines: Vec<&str> = list.lines().collect();
         (lines.pop().unwrap(), lines)
@@ -89,20 +79,12 @@ fn passt_inherits_only_its_socket() {
 
 #[test]
 fn exit_of_passt_reports_cause() {
-    let program = Program::new(
-        "passt-ends",
-        "echo \"Don't run as root\" >&2; echo 'no such option' >&2; exit 3",
-    );
+    let program = Program::new("echo \"Don't run as root\" >&2; echo 'no such option' >&2; exit 3");
     let (mut passt, mut fixture) = program.start();
     await_link_down(&mut fixture);
     assert_eq!(fixture.line.take(), 1);
     // The kernel closes the descriptors before the process can be waited for.
-    let ended = loop {
-        if let Err(ended) = passt.check() {
-            break ended;
-        }
-        std::thread::yield_now();
-    };
+    let ended = scratch::wait_for("the end of passt", || passt.check().err());
     assert_eq!(
         ended.to_string(),
         "passt exited with exit status: 3: no such option"
@@ -126,8 +108,10 @@ fn missing_passt_names_package() {
 
 #[test]
 fn passt_replies_to_arp() {
-    let started = Passt::start(&[]);
-    let (passt, stream) = started.expect("this test requires passt: apt install passt");
+    if !require(Requirement::Passt) {
+        return;
+    }
+    let (passt, stream) = Passt::start(&[]).unwrap();
     let mut fixture = Fixture::new(setup(Box::new(stream)), STATUS, [16, 16]);
     let buffer = fixture.add_buffer(2000);
     // ARP request for another address: passt replies for every address.

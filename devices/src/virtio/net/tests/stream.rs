@@ -20,6 +20,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 fn stream() -> (Stream, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
+    theirs.set_read_timeout(Some(scratch::TIMEOUT)).unwrap();
     (Stream::new(ours).unwrap(), theirs)
 }
 
@@ -199,8 +200,8 @@ fn connect_waits_for_room_in_backlog() {
     let target = path.clone();
     let connecting = thread::spawn(move || connect_within(&target, LIMIT));
     // In any order with the second connection, the first one leaves the backlog.
-    listener.accept().unwrap();
-    connecting.join().unwrap().unwrap();
+    scratch::accept(&listener);
+    scratch::join(connecting).unwrap();
 }
 
 #[test]

@@ -17,28 +17,26 @@ const GUEST_MAC: [u8; 6] = super::MAC;
 const ARP: [u8; 2] = [8, 6];
 const IPV4: [u8; 2] = [8, 0];
 
-/// Runs `test` on a thread with an empty network namespace.
+/// Runs `test` on a thread with an empty network namespace, if the host permits it.
+#[track_caller]
 pub(super) fn in_own_network(test: impl FnOnce() + Send) {
+    if !scratch::require(scratch::Requirement::NetworkNamespace) {
+        return;
+    }
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             // SAFETY: the call takes no pointer, and changes only this thread.
             let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-            let error = io::Error::last_os_error();
-            assert_eq!(
-                result, 0,
-                "this test creates a network namespace and a tap in it, which requires root (CAP_SYS_ADMIN and \
-                 CAP_NET_ADMIN) and /dev/net/tun: {error}"
-            );
+            assert_eq!(result, 0, "{}", io::Error::last_os_error());
             test();
         });
-        thread.join().unwrap();
+        scratch::join(thread);
     });
 }
 
 pub(super) fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status();
-    let status = status.expect("this test requires `ip`: apt install iproute2");
-    assert!(status.success(), "ip {arguments}");
+    let output = scratch::run(Command::new("ip").args(arguments.split(' ')));
+    assert!(output.status.success(), "ip {arguments}: {output:?}");
 }
 
 /// Creates an interface and attaches to it.

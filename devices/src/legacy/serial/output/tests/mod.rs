@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::{ProptestConfig, any, proptest};
+use scratch::Limited;
 
 use super::{CAPACITY, Error, MAX_FLUSH, SerialOutput};
 use crate::legacy::serial::testing::{named_pipe, pattern, read, small_pipe, terminal};
@@ -19,7 +20,7 @@ const LONG: Duration = Duration::from_secs(600);
 /// Reads the bytes in a pipe of [`small_pipe`]'s capacity or less.
 fn read_available(reader: &mut File) -> Vec<u8> {
     let mut bytes = vec![0; 4096];
-    let length = reader.read(&mut bytes).unwrap();
+    let length = Limited(reader).read(&mut bytes).unwrap();
     bytes.truncate(length);
     bytes
 }
@@ -54,7 +55,7 @@ fn active_reader_receives_everything() {
         }
     }
     drop(output);
-    reader.read_to_end(&mut received).unwrap();
+    Limited(&mut reader).read_to_end(&mut received).unwrap();
     assert!(received == sent);
 }
 
@@ -86,7 +87,7 @@ fn stalled_reader_drops_oldest_buffered_bytes() {
     received.extend(read_available(&mut reader));
     output.write(b"!");
     drop(output);
-    reader.read_to_end(&mut received).unwrap();
+    Limited(&mut reader).read_to_end(&mut received).unwrap();
     assert!(received[..4096] == sent[..4096]);
     assert!(received[4096..4096 + CAPACITY] == sent[5096..]);
     assert_eq!(&received[4096 + CAPACITY..], b"!");
@@ -233,13 +234,13 @@ fn finish_writes_everything_to_active_reader() {
         print(&mut output, &sent);
         let reading = std::thread::spawn(move || {
             let mut received = Vec::new();
-            reader.read_to_end(&mut received).unwrap();
+            Limited(&mut reader).read_to_end(&mut received).unwrap();
             received
         });
         output.finish(LONG);
         assert_eq!(output.dropped(), 0);
         drop(output);
-        assert!(reading.join().unwrap() == sent);
+        assert!(scratch::join(reading) == sent);
     }
 }
 
@@ -256,7 +257,7 @@ fn finish_exceeds_timeout_while_reader_progresses() {
         clock
     });
     assert_eq!(output.dropped(), 0);
-    reading.join().unwrap();
+    scratch::join(reading);
 }
 
 #[test]
@@ -268,7 +269,7 @@ fn finish_writes_everything_to_terminal() {
     assert!(!output.buffer.is_empty(), "the test needs buffered bytes");
     let reading = std::thread::spawn(move || read(&mut master, CAPACITY));
     output.finish(LONG);
-    assert!(reading.join().unwrap() == sent);
+    assert!(scratch::join(reading) == sent);
     assert_eq!(output.dropped(), 0);
 }
 
@@ -312,7 +313,7 @@ proptest! {
         }
         let dropped = output.dropped();
         drop(output);
-        reader.read_to_end(&mut received).unwrap();
+        Limited(&mut reader).read_to_end(&mut received).unwrap();
         assert_eq!(received.len() as u64 + dropped, u64::from(sent) * 4);
         let numbers = received.chunks_exact(4).map(|bytes| u32::from_le_bytes(bytes.try_into().unwrap()));
         let numbers: Vec<u32> = numbers.collect();

@@ -31,7 +31,7 @@ fn fill(writer: &mut NonblockingWriter, chunk: usize, max: usize) -> usize {
 }
 
 /// Checks writes to a file whose reader stalls, then reads.
-fn check_stall(reader: &mut impl Read, file: OwnedFd, chunk: usize) {
+fn check_stall(reader: &mut (impl Read + AsFd), file: OwnedFd, chunk: usize) {
     let before = status_flags(file.as_fd());
     let mut writer = NonblockingWriter::new(file).unwrap();
     let total = fill(&mut writer, chunk, 1 << 20);
