@@ -20,6 +20,9 @@ pub mod queue;
 #[allow(clippy::unwrap_used, reason = "a failure is a fault of the test")]
 pub mod testing;
 
+#[cfg(test)]
+mod tests;
+
 pub use block::Block;
 pub use device::{Activation, VirtioDevice, WatchedFd};
 pub use interrupt::VirtioInterrupt;

@@ -32,6 +32,11 @@ impl FakeDriver {
     /// Creates a driver in `memory_size` bytes of guest memory, with one queue for each of `queue_sizes`.
     pub fn new(memory_size: usize, queue_sizes: &[u16]) -> Self {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), memory_size)]).unwrap();
+        Self::with_memory(memory, queue_sizes)
+    }
+
+    /// Creates a driver like [`new`](Self::new) in `memory`, which starts at address 0.
+    pub fn with_memory(memory: GuestMemory, queue_sizes: &[u16]) -> Self {
         let mut buffers = RINGS;
         let mut queues = Vec::new();
         for size in queue_sizes {

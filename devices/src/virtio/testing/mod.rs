@@ -4,13 +4,20 @@
 //! raw accesses. [`FakeDriver`] holds the queues of a device in one memory. It creates the
 //! [`Activation`](super::Activation) of a single device, or starts a device through its transport. Errors are faults
 //! of the test and panic.
+//!
+//! [`Race`] is a hostile driver on several CPUs: it changes rings, descriptors and data while the device works. Its
+//! [`GuardedMemory`] shows a write outside guest memory.
 
 mod driver;
+mod guarded;
 mod interrupt;
 mod queue;
+mod race;
 mod registers;
 
 pub use driver::FakeDriver;
+pub use guarded::GuardedMemory;
 pub use interrupt::CountingInterrupt;
 pub use queue::{Buffer, FakeQueue, INDIRECT, NEXT, RawDescriptor, Used, WRITE};
+pub use race::Race;
 pub use registers::{get, set};

@@ -134,6 +134,16 @@ impl FakeQueue {
         self.size
     }
 
+    /// Returns the number of free descriptors.
+    pub fn free_descriptors(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Returns the available index.
+    pub fn next_available(&self) -> u16 {
+        self.next_available
+    }
+
     /// Returns the first address behind the queue.
     pub fn end(&self) -> u64 {
         self.used + ENTRIES_OFFSET + USED_ENTRY_SIZE * u64::from(self.size) + 2
