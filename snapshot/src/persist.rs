@@ -22,6 +22,14 @@ pub enum Error {
         /// The invalid value and the valid ones.
         reason: String,
     },
+    /// The component is busy, so that its state is not complete.
+    #[error("cannot save {component}: {reason}")]
+    Busy {
+        /// Schema name of the component.
+        component: &'static str,
+        /// The activity and the way out.
+        reason: String,
+    },
     /// A system call on kernel state failed.
     #[error("cannot save or restore {component}: {operation} failed")]
     Kernel {

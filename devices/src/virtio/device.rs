@@ -38,8 +38,7 @@ pub struct WatchedFd {
 /// `reset`. The caller holds the lock of the transport during every call, on a vCPU thread, on the event loop, or on the I/O
 /// thread of a VM with a fault handler.
 ///
-/// No method waits for the guest or for a network peer. A block device waits for its disk only when it reads or writes
-/// synchronously, and when it is reset with reads or writes in flight.
+/// No method waits for the guest, for a network peer or for a disk.
 ///
 /// On a malformed chain, the device stops its queues and calls [`VirtioInterrupt::set_needs_reset`]. A malformed
 /// chain is never an error of the VMM.
@@ -63,8 +62,7 @@ pub trait VirtioDevice: Component + Send {
     /// Starts the device, after the driver has set DRIVER_OK.
     fn activate(&mut self, activation: Activation);
 
-    /// Stops the device and drops its activation. Waits for requests in flight or cancels them; nothing accesses
-    /// guest memory afterwards.
+    /// Stops the device and drops its activation. Abandons requests in flight; nothing accesses guest memory afterwards.
     fn reset(&mut self);
 
     /// Handles an available buffer notification for `queue`.

@@ -8,6 +8,7 @@
 //! block may be larger than a sector of the driver (4Kn: 4096 bytes). Discard is advisory, so its range shrinks to
 //! complete blocks. Zeros are guaranteed, so they are written if the kernel cannot produce them otherwise.
 
+use std::cell::Cell;
 use std::fmt::Debug;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -16,6 +17,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, c_int, iovec};
 use snapshot::file::FileIdentity;
@@ -28,6 +30,18 @@ const BLKSSZGET: libc::Ioctl = 0x1268;
 
 /// `BLKDISCARD` of linux/fs.h, `_IO(0x12, 119)`.
 const BLKDISCARD: libc::Ioctl = 0x1277;
+
+/// `RAMFS_MAGIC` of linux/magic.h.
+const RAMFS_MAGIC: libc::__fsword_t = 0x8584_58f6;
+
+/// Bytes of a page of the page cache.
+const PAGE: u64 = 4096;
+
+/// Minimum duration of a slow write: two ticks of the kernel with a frequency of 100 Hz.
+pub(super) const SLOW_WRITE: Duration = Duration::from_millis(20);
+
+/// Number of fast writes of the worker after a slow write.
+const FAST_WRITES: u32 = 64;
 
 /// Source of written zeros.
 static ZEROS: [u8; 65536] = [0; 65536];
@@ -124,6 +138,12 @@ impl Extent {
 
 /// Operations of a disk without guest memory that may take long. The worker calls them, each for a short extent.
 pub(super) trait Storage: Debug + Send + Sync {
+    /// Reads from `offset` into `data`. Returns the number of bytes, possibly fewer than requested, and zero at the end of the file.
+    fn read(&self, data: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes `data` at `offset`. Returns the number of bytes, possibly fewer than requested.
+    fn write(&self, data: &[u8], offset: u64) -> io::Result<usize>;
+
     /// Discards the complete blocks in `extent`, if the host supports it.
     fn discard(&self, extent: Extent) -> io::Result<()>;
 
@@ -145,8 +165,18 @@ pub(super) struct DiskFile {
     pub(super) is_block_device: bool,
     /// Bytes of a logical block, the unit of discards, of a block device; 1 for a file.
     pub(super) block_size: u64,
-    /// True if the page cache is the only storage.
-    pub(super) is_in_memory: bool,
+    pub(super) medium: Medium,
+}
+
+/// Storage behind the page cache. It decides which writes may bypass the worker if the kernel does not support RWF_NOWAIT for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Medium {
+    /// None: no call waits for a medium.
+    Memory,
+    /// A block device, directly or below a file system. A write of complete pages usually ends in the page cache.
+    Local,
+    /// A server: it may delay each call without a bound.
+    Remote,
 }
 
 /// An open and locked disk.
@@ -159,6 +189,18 @@ pub struct Disk {
     pub(super) path: PathBuf,
     pub(super) size: u64,
     pub(super) options: DiskOptions,
+    pub(super) pace: Pace,
+}
+
+/// Experience with the calls that must not wait.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// The kernel does not support RWF_NOWAIT for reads of this file.
+    pub(super) lacks_nowait_reads: Cell<bool>,
+    /// The kernel does not support RWF_NOWAIT for writes of this file.
+    pub(super) lacks_nowait_writes: Cell<bool>,
+    /// Number of fast writes of the worker until a write without RWF_NOWAIT is tried again.
+    fast_writes_left: Cell<u32>,
 }
 
 impl Disk {
@@ -189,7 +231,11 @@ impl Disk {
         lock(path, &file, read_only)?;
         let is_block_device = metadata.file_type().is_block_device();
         let file = DiskFile {
-            is_in_memory: is_in_memory(&file),
+            medium: if is_block_device {
+                Medium::Local
+            } else {
+                medium_of(&file)
+            },
             block_size: if is_block_device {
                 logical_block_size(&file)
             } else {
@@ -209,6 +255,7 @@ impl Disk {
             path,
             size,
             options,
+            pace: Pace::default(),
         }
     }
 
@@ -263,15 +310,14 @@ impl Disk {
         self.options.read_only
     }
 
-    /// Reads from `offset` into `iovecs`. Returns the number of bytes, possibly fewer than requested, and zero at the
-    /// end of the file. With `cached`, reads only bytes in the page cache, and does not wait.
+    /// Reads from `offset` into `iovecs`. Returns the number of bytes, possibly fewer than requested, and zero at the end of the file.
+    /// With `RWF_NOWAIT` in `flags`, reads only bytes in the page cache, and does not wait.
     ///
     /// # Safety
     /// `iovecs` must refer to memory that stays mapped during the call, and that other threads may modify, like guest
     /// memory.
-    pub(super) unsafe fn read(&self, iovecs: &[iovec], offset: u64, cached: bool) -> io::Result<u64> {
+    unsafe fn read_with(&self, iovecs: &[iovec], offset: u64, flags: c_int) -> io::Result<u64> {
         let (count, offset) = (iovec_count(iovecs)?, signed(offset)?);
-        let flags = if cached { libc::RWF_NOWAIT } else { 0 };
         let file = self.as_raw_fd();
         retry_interrupted(|| match iovecs {
             // A cached page takes a tenth less time without an iovec array.
@@ -282,14 +328,12 @@ impl Disk {
         })
     }
 
-    /// Writes `iovecs` at `offset`. Returns the number of bytes, possibly fewer than requested. With `write_through`,
-    /// the bytes are on the medium when the call returns.
+    /// Writes `iovecs` at `offset` with `flags`. Returns the number of bytes, possibly fewer than requested.
     ///
     /// # Safety
     /// `iovecs` must refer to memory that stays mapped during the call.
-    pub(super) unsafe fn write(&self, iovecs: &[iovec], offset: u64, write_through: bool) -> io::Result<u64> {
+    unsafe fn write_with(&self, iovecs: &[iovec], offset: u64, flags: c_int) -> io::Result<u64> {
         let (count, offset) = (iovec_count(iovecs)?, signed(offset)?);
-        let flags = if write_through { libc::RWF_DSYNC } else { 0 };
         let file = self.as_raw_fd();
         retry_interrupted(|| match iovecs {
             // Faster without an iovec array, like a read.
@@ -300,23 +344,115 @@ impl Disk {
         })
     }
 
-    /// Returns true if a read may wait for a medium.
-    pub(super) fn read_may_wait(&self) -> bool {
-        !self.file.is_in_memory
+    /// Reads from `offset` into `iovecs` as far as this needs no wait for a medium. Returns the number of bytes.
+    ///
+    /// # Errors
+    /// Fails if the read fails for another reason than a wait.
+    ///
+    /// # Safety
+    /// As of [`Self::read_with`].
+    pub(super) unsafe fn read_now(&self, iovecs: &[iovec], offset: u64) -> io::Result<u64> {
+        if self.file.medium == Medium::Memory {
+            // SAFETY: the caller guarantees the same.
+            return unsafe { self.read_with(iovecs, offset, 0) };
+        }
+        let lacks_nowait = &self.pace.lacks_nowait_reads;
+        if lacks_nowait.get() {
+            return Ok(0);
+        }
+        // SAFETY: the caller guarantees the same.
+        let result = unsafe { self.read_with(iovecs, offset, libc::RWF_NOWAIT) };
+        without_wait(result, lacks_nowait)
     }
 
-    /// Returns true if a write waits for a medium, not only for free page cache.
-    pub(super) fn write_may_wait(&self, write_through: bool) -> bool {
-        write_through || self.file.is_block_device
+    /// Writes `iovecs` of `length` bytes at `offset` as far as this needs no wait for a medium. Returns the number of bytes.
+    ///
+    /// Some file systems do not support RWF_NOWAIT for writes. A plain write then fills the page cache of a [`Medium::Local`], unless
+    /// one has recently been slow: the kernel delays a process that writes faster than the medium.
+    ///
+    /// # Errors
+    /// Fails if the write fails for another reason than a wait.
+    ///
+    /// # Safety
+    /// As of [`Self::write_with`].
+    pub(super) unsafe fn write_now(&self, iovecs: &[iovec], offset: u64, length: u64) -> io::Result<u64> {
+        if self.file.medium == Medium::Memory {
+            // SAFETY: the caller guarantees the same.
+            return unsafe { self.write_with(iovecs, offset, 0) };
+        }
+        let lacks_nowait = &self.pace.lacks_nowait_writes;
+        if !lacks_nowait.get() {
+            // SAFETY: the caller guarantees the same.
+            let result = unsafe { self.write_with(iovecs, offset, libc::RWF_NOWAIT) };
+            let count = without_wait(result, lacks_nowait)?;
+            if !lacks_nowait.get() {
+                return Ok(count);
+            }
+        }
+        if self.file.medium != Medium::Local
+            || self.pace.fast_writes_left.get() > 0
+            || !self.needs_no_read(offset, length)
+        {
+            return Ok(0);
+        }
+        let begin = coarse_time();
+        // SAFETY: the caller guarantees the same.
+        let result = unsafe { self.write_with(iovecs, offset, 0) };
+        if coarse_time().saturating_sub(begin) >= SLOW_WRITE {
+            self.pace.fast_writes_left.set(FAST_WRITES);
+        }
+        result
     }
 
-    /// Returns true if a flush may wait for a medium.
-    pub(super) fn flush_may_wait(&self) -> bool {
-        !self.file.is_in_memory
+    /// Records the time of a write of the worker.
+    pub(super) fn note_write(&self, elapsed: Duration) {
+        let left = &self.pace.fast_writes_left;
+        if elapsed >= SLOW_WRITE {
+            left.set(FAST_WRITES);
+        } else {
+            left.set(left.get().saturating_sub(1));
+        }
+    }
+
+    /// Returns true if a write of `length` bytes at `offset` reads no page from the medium: it covers complete pages, except for
+    /// pages in the page cache.
+    fn needs_no_read(&self, offset: u64, length: u64) -> bool {
+        let end = offset + length;
+        (offset.is_multiple_of(PAGE) || self.is_cached(offset))
+            && (end.is_multiple_of(PAGE) || end == self.size || self.is_cached(end - 1))
+    }
+
+    /// Returns true if the byte at `offset` is in the page cache.
+    fn is_cached(&self, offset: u64) -> bool {
+        let mut byte = 0_u8;
+        let iovec = iovec {
+            iov_base: (&raw mut byte).cast(),
+            iov_len: 1,
+        };
+        // SAFETY: the iovec refers to `byte`, which outlives the call.
+        unsafe { self.read_now(&[iovec], offset) }.is_ok_and(|count| count == 1)
+    }
+
+    /// Returns true if no call waits for a medium.
+    pub(super) fn is_in_memory(&self) -> bool {
+        self.file.medium == Medium::Memory
+    }
+
+    /// Returns true if the disk is a block device.
+    pub(super) fn is_block_device(&self) -> bool {
+        self.file.is_block_device
     }
 }
 
 impl Storage for DiskFile {
+    fn read(&self, data: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(data, offset)
+    }
+
+    fn write(&self, data: &[u8], offset: u64) -> io::Result<usize> {
+        self.file.write_at(data, offset)
+    }
+
     fn discard(&self, extent: Extent) -> io::Result<()> {
         let Extent { offset, length } = shrink_to_blocks(extent, self.block_size);
         if length == 0 {
@@ -414,17 +550,53 @@ impl AsRawFd for Disk {
     }
 }
 
-/// Returns true if the file system of `file` has no medium except memory.
-fn is_in_memory(file: &File) -> bool {
+/// Returns the storage behind a regular file.
+fn medium_of(file: &File) -> Medium {
     let mut statfs = MaybeUninit::<libc::statfs>::uninit();
     // SAFETY: the descriptor is open, and the kernel writes one `statfs`.
     let result = unsafe { libc::fstatfs(file.as_raw_fd(), statfs.as_mut_ptr()) };
     if result != 0 {
-        return false;
+        return Medium::Remote;
     }
     // SAFETY: the successful call has initialized it.
     let statfs = unsafe { statfs.assume_init() };
-    statfs.f_type == libc::TMPFS_MAGIC
+    match statfs.f_type {
+        libc::TMPFS_MAGIC | RAMFS_MAGIC => Medium::Memory,
+        libc::EXT4_SUPER_MAGIC
+        | libc::XFS_SUPER_MAGIC
+        | libc::BTRFS_SUPER_MAGIC
+        | libc::F2FS_SUPER_MAGIC
+        | libc::OVERLAYFS_SUPER_MAGIC => Medium::Local,
+        _ => Medium::Remote,
+    }
+}
+
+/// Returns the bytes that a call with RWF_NOWAIT has transferred: zero if a call that waits must follow. `lacks_nowait` records that
+/// the kernel does not support the flag.
+fn without_wait(result: io::Result<u64>, lacks_nowait: &Cell<bool>) -> io::Result<u64> {
+    let error = match result {
+        Err(error) => error,
+        result => return result,
+    };
+    match error.raw_os_error() {
+        // The guest memory is lost. The call that waits does not access it.
+        Some(libc::EFAULT) => return Err(error),
+        // EINVAL: the kernel supports the flag only without the page cache.
+        Some(libc::EOPNOTSUPP | libc::EINVAL) => lacks_nowait.set(true),
+        _ => {}
+    }
+    Ok(0)
+}
+
+/// Returns the time of the last tick of the kernel, at most 10 ms old. It costs a tenth of a precise time.
+fn coarse_time() -> Duration {
+    let mut time = MaybeUninit::<libc::timespec>::uninit();
+    // SAFETY: the kernel writes one `timespec`. The call cannot fail: the clock exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, time.as_mut_ptr()) };
+    // SAFETY: the call has initialized it.
+    let time = unsafe { time.assume_init() };
+    let (seconds, nanoseconds) = (time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs());
+    Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds)
 }
 
 /// Returns the logical block size of the block device `file` in bytes.

@@ -1,4 +1,4 @@
-//! Synchronous execution of a request, and its completion.
+//! Execution of requests that need no wait for the disk, and their completion.
 
 use std::io;
 
@@ -6,7 +6,8 @@ use libc::iovec;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
 use super::disk::{Disk, Extent};
-use super::request::{HEADER, Request, Status};
+use super::request::{HEADER, Status};
+use super::transfer::PIECE_SIZE;
 use crate::virtio::queue::chain::Chain;
 
 /// Response to GET_ID: text, padded with zeros.
@@ -20,36 +21,52 @@ pub(super) struct Completion {
     pub(super) written: u64,
 }
 
-/// Executes `request`, parsed from `chain`. With `write_through`, written data is on the medium afterwards.
-pub(super) fn execute(
-    request: &Request,
-    chain: &Chain<'_>,
-    disk: &Disk,
-    id: &Id,
-    write_through: bool,
-) -> Completion {
-    let mut written = 0;
-    let result = match request {
-        Request::Read(extent) => read(*extent, chain, disk, &mut written),
-        Request::Write(extent) => write(*extent, chain, disk, write_through),
-        Request::Flush => disk.storage.flush(),
-        Request::Id => {
-            written = write_id(chain, id);
-            Ok(())
+/// Progress of a request without a wait for the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    Completed(Completion),
+    /// The rest after this number of bytes waits for the disk.
+    Waits(u64),
+}
+
+impl Progress {
+    /// Returns the completion of a request with `result`, which has written `written` bytes.
+    pub(super) fn completed(result: io::Result<()>, written: u64) -> Self {
+        let status = result.map_or(Status::IoError, |()| Status::Ok);
+        Self::Completed(Completion { status, written })
+    }
+}
+
+/// Reads `extent` from the page cache, up to the first byte that needs a wait.
+pub(super) fn read_now(extent: Extent, chain: &Chain<'_>, disk: &Disk) -> Progress {
+    let result = with_iovecs(chain.writable.iovec(0..extent.length), |iovecs| {
+        // SAFETY: the iovecs refer to guest memory, which `chain` borrows.
+        unsafe { disk.read_now(iovecs, extent.offset) }
+    });
+    match result {
+        Ok(done) if done < extent.length => Progress::Waits(done),
+        Ok(done) => Progress::completed(Ok(()), done),
+        Err(error) => Progress::completed(Err(error), 0),
+    }
+}
+
+/// Writes `extent` to the page cache, up to the first byte that needs a wait.
+pub(super) fn write_now(extent: Extent, chain: &Chain<'_>, disk: &Disk) -> Progress {
+    let mut done = 0;
+    while done < extent.length {
+        let length = (extent.length - done).min(PIECE_SIZE);
+        let range = HEADER + done..HEADER + done + length;
+        let result = with_iovecs(chain.readable.iovec(range), |iovecs| {
+            // SAFETY: the iovecs refer to guest memory, which `chain` borrows.
+            unsafe { disk.write_now(iovecs, extent.offset + done, length) }
+        });
+        match result {
+            Ok(0) => return Progress::Waits(done),
+            Ok(count) => done += count,
+            Err(error) => return Progress::completed(Err(error), 0),
         }
-        Request::Discard(extents) => extents
-            .iter()
-            .try_for_each(|extent| disk.storage.discard(*extent)),
-        Request::Zero { extents, unmap } => zero(extents, *unmap, disk, write_through),
-        Request::Rejected(status) => {
-            return Completion {
-                status: *status,
-                written,
-            };
-        }
-    };
-    let status = result.map_or(Status::IoError, |()| Status::Ok);
-    Completion { status, written }
+    }
+    Progress::completed(Ok(()), 0)
 }
 
 /// Writes the status of `completion` into `chain`. Returns the length for the used ring.
@@ -71,16 +88,6 @@ pub(super) fn used_length(data_length: u64, written: u64) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
 }
 
-/// Reads `extent` from the page cache, up to the first byte that is not cached. Returns the number of bytes.
-pub(super) fn read_cached(extent: Extent, chain: &Chain<'_>, disk: &Disk) -> u64 {
-    let result = with_iovecs(chain.writable.iovec(0..extent.length), |iovecs| {
-        // SAFETY: the iovecs refer to guest memory, which `chain` borrows.
-        unsafe { disk.read(iovecs, extent.offset, true) }
-    });
-    // A file system without RWF_NOWAIT fails: nothing counts as cached.
-    result.unwrap_or(0)
-}
-
 /// Calls `call` with `iovecs` as a slice, without an allocation for a single iovec, the usual case.
 fn with_iovecs<T>(mut iovecs: impl Iterator<Item = iovec>, call: impl FnOnce(&[iovec]) -> T) -> T {
     let first = iovecs.next();
@@ -91,50 +98,8 @@ fn with_iovecs<T>(mut iovecs: impl Iterator<Item = iovec>, call: impl FnOnce(&[i
     call(&all)
 }
 
-fn read(extent: Extent, chain: &Chain<'_>, disk: &Disk, written: &mut u64) -> io::Result<()> {
-    while *written < extent.length {
-        let offset = extent.offset + *written;
-        let count = with_iovecs(chain.writable.iovec(*written..extent.length), |iovecs| {
-            // SAFETY: the iovecs refer to guest memory, which `chain` borrows.
-            unsafe { disk.read(iovecs, offset, false) }
-        })?;
-        if count == 0 {
-            // The file has been truncated since the last size update.
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        *written += count;
-    }
-    Ok(())
-}
-
-fn write(extent: Extent, chain: &Chain<'_>, disk: &Disk, write_through: bool) -> io::Result<()> {
-    let mut done = 0;
-    while done < extent.length {
-        let range = HEADER + done..HEADER + extent.length;
-        let count = with_iovecs(chain.readable.iovec(range), |iovecs| {
-            // SAFETY: the iovecs refer to guest memory, which `chain` borrows.
-            unsafe { disk.write(iovecs, extent.offset + done, write_through) }
-        })?;
-        if count == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        done += count;
-    }
-    Ok(())
-}
-
-fn zero(extents: &[Extent], unmap: bool, disk: &Disk, write_through: bool) -> io::Result<()> {
-    for extent in extents {
-        disk.storage.zero(*extent, unmap)?;
-    }
-    if write_through {
-        disk.storage.flush()
-    } else {
-        Ok(())
-    }
-}
-
-fn write_id(chain: &Chain<'_>, id: &Id) -> u64 {
+/// Writes the response to GET_ID into `chain`. Returns its length.
+pub(super) fn write_id(chain: &Chain<'_>, id: &Id) -> u64 {
     let space = usize::try_from(chain.writable.len() - 1).unwrap_or(usize::MAX);
     let id = &id[..id.len().min(space)];
     // Cannot fail: the length is limited above.

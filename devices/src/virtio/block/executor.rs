@@ -1,11 +1,15 @@
-//! State that outlives an activation, and the choice between synchronous execution, io_uring and the worker.
+//! State that outlives an activation, and the choice between execution at once, io_uring and the worker.
 //!
-//! The worker executes requests that may take long: flush, discard and write zeroes on both engines. With the
-//! synchronous engine, it also flushes after each write of a write-through device. tmpfs has nothing to flush.
+//! A request is executed at once as far as it does not wait for the disk: [`Disk`] defines that. The rest of a read or write goes to
+//! io_uring with the asynchronous engine, and to the worker with the synchronous one. The worker executes flush, discard and write
+//! zeroes on both engines. With the synchronous engine, it also flushes after each write of a write-through device. tmpfs has nothing
+//! to flush.
+//!
+//! The synchronous engine is sequential: while the worker has a request, all later ones follow it. So the requests in flight can be
+//! popped again after a snapshot.
 //!
 //! io_uring executes only requests that wait. For single 4 KiB requests on ext4, a cached read takes a third longer
 //! by io_uring than by preadv2. A write takes three times as long as by pwritev2, since the kernel wakes a worker.
-//! tmpfs never waits and does not support RWF_NOWAIT, so its reads are synchronous.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -13,15 +17,15 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use snapshot::GuestMemory;
-use vm_memory::Bytes;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::disk::{Disk, Extent};
-use super::execute::{Completion, Id, complete, execute, read_cached, used_length};
+use super::execute::{Completion, Id, Progress, complete, read_now, write_id, write_now};
 use super::metrics::Meter;
 use super::request::{QUEUE_SIZE, Request, RequestKind, Status, Target};
-use super::uring::{Operation, UringEngine, UringRequest, wait_readable};
-use super::worker::{DirtyRange, PendingRequest, Work, Worker};
+use super::transfer::{MAX_BUFFERED, PendingRequest};
+use super::uring::{UringEngine, wait_readable};
+use super::worker::{DirtyRange, Job, Outcome, Work, Worker};
 use crate::clock::Clock;
 use crate::limiter::Limiter;
 use crate::virtio::queue::chain::Chain;
@@ -32,10 +36,10 @@ const MAX_DIRTY: u64 = 16 << 20;
 /// Execution of requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IoEngine {
-    /// Sequential, on the thread that handles the notification.
+    /// Sequential: on the thread that handles the notification, or on the worker thread of the drive if the disk delays the request.
     #[default]
     Sync,
-    /// With io_uring.
+    /// With io_uring if the disk delays the request.
     Async,
 }
 
@@ -57,16 +61,6 @@ pub(super) struct Executor {
     pub(super) dirty: DirtyRange,
     /// Number of bytes written since the begin of the oldest flush in flight.
     pub(super) written_in_flush: u64,
-}
-
-/// Result of the begin of a request with io_uring.
-enum Begun {
-    /// Completed from the page cache.
-    Completed(Completion),
-    /// Queued for io_uring.
-    Queued,
-    /// Not a request for io_uring.
-    Not,
 }
 
 impl Executor {
@@ -109,50 +103,44 @@ impl Executor {
             + self.worker.as_ref().map_or(0, Worker::in_flight)
     }
 
-    /// Returns true if io_uring or the worker cannot accept a further request.
+    /// Returns true if io_uring or the worker cannot accept a further request. The end of one makes the eventfd readable.
     pub(super) fn is_full(&self) -> bool {
         self.uring.as_ref().is_some_and(UringEngine::is_full)
-            || self
-                .worker
-                .as_ref()
-                .is_some_and(|worker| worker.in_flight() >= usize::from(QUEUE_SIZE))
+            || self.worker.as_ref().is_some_and(|worker| {
+                worker.in_flight() >= usize::from(QUEUE_SIZE) || worker.buffered() >= MAX_BUFFERED
+            })
     }
 
     /// Returns true if `request` must wait for the end of work in flight, which makes the eventfd readable.
-    pub(super) fn must_wait(&self, request: &Request, write_through: bool) -> bool {
-        let Some(worker) = self.worker.as_ref().filter(|worker| worker.in_flight() > 0) else {
-            return false;
-        };
-        if matches!(request, Request::Write(_)) && self.written_in_flush >= MAX_DIRTY && worker.is_flushing()
-        {
+    pub(super) fn must_wait(&mut self, request: &Request) -> bool {
+        let is_write = matches!(request, Request::Write(_));
+        let is_async = self.engine == IoEngine::Async;
+        if request.is_change() && self.uring.as_ref().is_some_and(UringEngine::has_abandoned) {
             return true;
         }
-        // The synchronous engine is sequential. Thus the work in flight can be popped again after a snapshot.
-        self.engine == IoEngine::Sync && !self.may_take_long(request, write_through)
-    }
-
-    /// Returns true if the synchronous execution of `request` may take long.
-    fn may_take_long(&self, request: &Request, write_through: bool) -> bool {
-        match request {
-            Request::Flush => self.disk.flush_may_wait(),
-            Request::Write(_) => write_through && self.disk.flush_may_wait(),
-            Request::Discard(_) | Request::Zero { .. } => true,
-            Request::Read(_) | Request::Id | Request::Rejected(_) => false,
+        let Some(worker) = &mut self.worker else {
+            return false;
+        };
+        if is_async && is_write && worker.has_stale_work() {
+            return true;
         }
+        if worker.in_flight() == 0 {
+            return false;
+        }
+        if is_write && self.written_in_flush >= MAX_DIRTY && worker.is_flushing() {
+            return true;
+        }
+        // A request without work would complete before those that the worker has.
+        !is_async && !request.is_work()
     }
 
-    /// Creates the io_uring engine, or keeps that of the last activation, for requests in `memory`.
-    pub(super) fn open_uring(&mut self, memory: &GuestMemory) {
-        match &mut self.uring {
-            Some(uring) => return uring.attach(memory),
-            None if self.engine == IoEngine::Sync => return,
-            None => {}
+    /// Creates the io_uring engine, or keeps that of the last activation.
+    pub(super) fn open_uring(&mut self) {
+        if self.uring.is_some() || self.engine == IoEngine::Sync {
+            return;
         }
         match UringEngine::new(self.wake.as_raw_fd()) {
-            Ok(mut uring) => {
-                uring.attach(memory);
-                self.uring = Some(uring);
-            }
+            Ok(uring) => self.uring = Some(uring),
             Err(error) => {
                 log::warn!("block device uses synchronous I/O: cannot create an io_uring: {error}");
                 self.engine = IoEngine::Sync;
@@ -160,14 +148,18 @@ impl Executor {
         }
     }
 
-    /// Waits for requests of io_uring without completing them, and cancels the work of the others. Keeps a working
-    /// io_uring for the next activation.
-    pub(super) fn drain(&mut self) {
+    /// Abandons all requests in flight, and does not wait for them. Keeps a working io_uring for the next activation.
+    pub(super) fn abandon(&mut self) {
         self.cancel_work();
-        let released = self.uring.as_mut().is_none_or(|uring| uring.release().is_ok());
-        if !released || self.engine == IoEngine::Sync {
+        let is_usable = self.uring.as_mut().is_none_or(|uring| uring.abandon());
+        if !is_usable || self.engine == IoEngine::Sync {
             self.uring = None;
         }
+    }
+
+    /// Returns true if the kernel may still execute an abandoned request of io_uring.
+    pub(super) fn has_abandoned(&self) -> bool {
+        self.uring.as_ref().is_some_and(UringEngine::has_abandoned)
     }
 
     /// Cancels all work in flight.
@@ -219,18 +211,39 @@ impl Executor {
         self.engine = IoEngine::Sync;
     }
 
-    /// Returns head and length of the next request that has ended. Its status is written to `memory`.
+    /// Returns head and length of the next request that has ended. Its data and status are written to `memory`.
     pub(super) fn reap(&mut self, memory: &GuestMemory) -> Option<(u16, u32)> {
-        if let Some((request, status)) = self.worker.as_mut().and_then(Worker::reap) {
-            // Cannot fail: the chain was in guest memory, which does not shrink.
-            let _ = memory.write_obj(status.byte(), request.status);
-            self.meter
-                .count(request.kind, status, request.start, &*self.clock);
-            return Some((request.head, request.length));
+        if let Some((request, outcome)) = self.worker.as_mut().and_then(Worker::reap) {
+            return self.end_work(request, outcome, memory);
         }
-        let done = self.uring.as_mut()?.reap(&self.disk)?;
-        self.count(done.operation.kind(), done.status, done.start);
-        Some((done.head, done.length))
+        let (request, status) = self.uring.as_mut()?.reap(&self.disk, memory)?;
+        Some(self.end(&request, status, memory))
+    }
+
+    /// Ends `request`, or queues its rest and returns `None`.
+    fn end_work(
+        &mut self,
+        mut request: PendingRequest,
+        outcome: Outcome,
+        memory: &GuestMemory,
+    ) -> Option<(u16, u32)> {
+        if matches!(request.kind, RequestKind::Write(_)) && !request.write_through {
+            self.disk.note_write(outcome.elapsed);
+        }
+        request.advance(&outcome.data, memory);
+        if outcome.status == Status::Ok
+            && let Some(work) = transfer(&request, memory)
+        {
+            let job = self.job(work, &request);
+            self.worker.as_mut()?.resume(request, job);
+            return None;
+        }
+        Some(self.end(&request, outcome.status, memory))
+    }
+
+    fn end(&mut self, request: &PendingRequest, status: Status, memory: &GuestMemory) -> (u16, u32) {
+        self.count(request.kind, status, request.start);
+        request.complete(status, memory)
     }
 
     fn count(&mut self, kind: RequestKind, status: Status, start: Option<Duration>) {
@@ -246,80 +259,84 @@ impl Executor {
         self.written_in_flush = self.written_in_flush.saturating_add(extent.length);
     }
 
-    /// Executes `request`, parsed from `chain`, and returns its length for the used ring; or queues it for io_uring
+    /// Executes `request`, parsed from `chain` in `memory`, and returns its length for the used ring; or queues it for io_uring
     /// or the worker, and returns `None`. With `write_through`, written data is on the medium at completion.
-    pub(super) fn begin(&mut self, request: Request, chain: &Chain<'_>, write_through: bool) -> Option<u32> {
+    pub(super) fn begin(
+        &mut self,
+        request: Request,
+        chain: &Chain<'_>,
+        memory: &GuestMemory,
+        write_through: bool,
+    ) -> Option<u32> {
         let start = self.meter.start(&request, &*self.clock);
         let kind = request.kind();
-        let completion = match self.begin_uring(&request, chain, write_through, start) {
-            Begun::Completed(completion) => Some(completion),
-            Begun::Queued => None,
-            Begun::Not if self.may_take_long(&request, write_through) && self.open_worker() => {
-                return self.begin_work(request, chain, write_through, start);
+        let length = match self.execute_now(&request, chain, write_through) {
+            Progress::Completed(completion) => {
+                self.count(kind, completion.status, start);
+                Some(complete(chain, completion))
             }
-            Begun::Not => Some(execute(&request, chain, &self.disk, &self.id, write_through)),
+            Progress::Waits(done) => {
+                let pending = PendingRequest::new((kind, done), start, write_through, chain, memory)?;
+                let is_transfer = pending.next_piece().is_some();
+                if let Some(uring) = self
+                    .uring
+                    .as_mut()
+                    .filter(|_| self.engine == IoEngine::Async && is_transfer)
+                {
+                    uring.push(pending, memory, &self.disk);
+                    None
+                } else {
+                    return self.begin_work(request, pending, memory);
+                }
+            }
         };
         if let Some(worker) = &mut self.worker {
             worker.note_other_request();
         }
-        let completion = completion?;
-        self.count(kind, completion.status, start);
-        Some(complete(chain, completion))
+        length
     }
 
-    /// Begins `request` with the async engine if it is a read or write that waits.
-    fn begin_uring(
-        &mut self,
-        request: &Request,
-        chain: &Chain<'_>,
-        write_through: bool,
-        start: Option<Duration>,
-    ) -> Begun {
-        let disk = &self.disk;
-        let Some(uring) = self.uring.as_mut().filter(|_| self.engine == IoEngine::Async) else {
-            return Begun::Not;
-        };
-        let (operation, done) = match *request {
-            Request::Read(extent) if disk.read_may_wait() => {
-                let written = read_cached(extent, chain, disk);
-                if written == extent.length {
-                    let status = Status::Ok;
-                    return Begun::Completed(Completion { status, written });
-                }
-                (Operation::Read(extent), written)
+    /// Executes `request` as far as it does not wait for the disk.
+    fn execute_now(&mut self, request: &Request, chain: &Chain<'_>, write_through: bool) -> Progress {
+        match *request {
+            Request::Rejected(status) => Progress::Completed(Completion { status, written: 0 }),
+            Request::Id => Progress::completed(Ok(()), write_id(chain, &self.id)),
+            Request::Flush if self.disk.is_in_memory() => Progress::completed(self.disk.storage.flush(), 0),
+            Request::Flush | Request::Discard(_) | Request::Zero { .. } => Progress::Waits(0),
+            Request::Read(Extent { length: 0, .. }) | Request::Write(Extent { length: 0, .. }) => {
+                Progress::completed(Ok(()), 0)
             }
-            Request::Write(extent) if disk.write_may_wait(write_through) => {
-                (Operation::Write(extent, write_through), 0)
-            }
-            _ => return Begun::Not,
-        };
-        let queued = UringRequest {
-            operation,
-            done,
-            start,
-        };
-        uring.push(queued, chain, disk);
-        Begun::Queued
-    }
-
-    /// Queues `request` for the worker like [`Self::begin`]. The data of a write is in the page cache afterwards.
-    fn begin_work(
-        &mut self,
-        request: Request,
-        chain: &Chain<'_>,
-        write_through: bool,
-        start: Option<Duration>,
-    ) -> Option<u32> {
-        let kind = request.kind();
-        if let Request::Write(extent) = request {
-            let completion = execute(&request, chain, &self.disk, &self.id, false);
-            if completion.status != Status::Ok {
-                self.worker.as_mut()?.note_other_request();
-                self.count(kind, completion.status, start);
-                return Some(complete(chain, completion));
-            }
-            self.note_written(extent);
+            Request::Read(extent) => match &self.worker {
+                Some(worker) if self.engine == IoEngine::Sync && worker.in_flight() > 0 => Progress::Waits(0),
+                _ => read_now(extent, chain, &self.disk),
+            },
+            Request::Write(extent) => self.execute_write(extent, chain, write_through),
         }
+    }
+
+    /// Writes `extent` as far as it does not wait for the disk. The flush of a write-through write waits.
+    fn execute_write(&mut self, extent: Extent, chain: &Chain<'_>, write_through: bool) -> Progress {
+        let is_async = self.engine == IoEngine::Async;
+        if is_async && (write_through || self.disk.is_block_device()) {
+            return Progress::Waits(0);
+        }
+        let must_flush = write_through && !self.disk.is_in_memory();
+        if let Some(worker) = self.worker.as_mut().filter(|_| !is_async)
+            && (worker.has_stale_work() || !(worker.in_flight() == 0 || must_flush && worker.only_flushes()))
+        {
+            return Progress::Waits(0);
+        }
+        match write_now(extent, chain, &self.disk) {
+            Progress::Completed(Completion {
+                status: Status::Ok, ..
+            }) if must_flush => Progress::Waits(extent.length),
+            progress => progress,
+        }
+    }
+
+    /// Queues `request`, whose rest is `pending`, for the worker. Executes it if there is no worker, and returns its length for the
+    /// used ring.
+    fn begin_work(&mut self, request: Request, pending: PendingRequest, memory: &GuestMemory) -> Option<u32> {
         let work = match request {
             Request::Discard(extents) => Work::Discard(extents),
             Request::Zero { extents, unmap } => {
@@ -327,29 +344,52 @@ impl Executor {
                 Work::Zero {
                     extents,
                     unmap,
-                    write_through,
+                    write_through: pending.write_through,
                 }
             }
-            _ => Work::Flush {
-                dirty: std::mem::replace(&mut self.dirty, DirtyRange::CLEAN),
-                size: self.disk.size(),
-            },
+            _ => self.transfer_or_flush(&pending, memory),
         };
-        let pending = PendingRequest {
-            head: chain.head,
-            // A chain without a status byte is not parsed as a request.
-            status: chain.writable.last_address()?,
-            length: used_length(chain.writable.len().saturating_sub(1), 0),
-            kind,
-            start,
-        };
-        let storage = Arc::clone(&self.disk.storage);
-        let worker = self.worker.as_mut()?;
-        if !worker.is_flushing() {
-            self.written_in_flush = 0;
+        let job = self.job(work, &pending);
+        if self.open_worker() {
+            let worker = self.worker.as_mut()?;
+            if !worker.is_flushing() {
+                self.written_in_flush = 0;
+            }
+            worker.push(pending, job);
+            return None;
         }
-        worker.push(pending, work, storage);
-        None
+        let (mut request, mut job) = (pending, job);
+        loop {
+            let outcome = job.perform(|| true);
+            request.advance(&outcome.data, memory);
+            match transfer(&request, memory).filter(|_| outcome.status == Status::Ok) {
+                Some(work) => job = self.job(work, &request),
+                None => return Some(self.end(&request, outcome.status, memory).1),
+            }
+        }
+    }
+
+    /// Returns the work for the data of `request`, or for the flush after it.
+    fn transfer_or_flush(&mut self, request: &PendingRequest, memory: &GuestMemory) -> Work {
+        if let Some(work) = transfer(request, memory) {
+            return work;
+        }
+        if let RequestKind::Write(extent) = request.kind {
+            self.note_written(extent);
+        }
+        Work::Flush {
+            dirty: std::mem::replace(&mut self.dirty, DirtyRange::CLEAN),
+            size: self.disk.size(),
+        }
+    }
+
+    /// Returns the job of `work` for `request` on the disk.
+    fn job(&self, work: Work, request: &PendingRequest) -> Job {
+        Job {
+            work,
+            storage: Arc::clone(&self.disk.storage),
+            is_split: request.is_split(),
+        }
     }
 
     /// Starts the worker unless it runs. Returns false, after a warning, if the kernel does not create a thread.
@@ -357,9 +397,22 @@ impl Executor {
         if self.worker.is_none() {
             match Worker::start(Arc::clone(&self.wake)) {
                 Ok(worker) => self.worker = Some(worker),
-                Err(error) => log::warn!("a flush or discard delays the VM: cannot start a thread: {error}"),
+                Err(error) => log::warn!("a slow disk delays the VM: cannot start a thread: {error}"),
             }
         }
         self.worker.is_some()
     }
+}
+
+/// Returns the next transfer of `request`, with the data of a write; or `None` if all bytes are transferred.
+fn transfer(request: &PendingRequest, memory: &GuestMemory) -> Option<Work> {
+    let piece = request.next_piece()?;
+    Some(match request.kind {
+        RequestKind::Read(_) => Work::Read(piece),
+        _ => Work::Write {
+            offset: piece.offset,
+            data: request.buffer(piece, memory),
+            write_through: request.write_through && !request.is_split(),
+        },
+    })
 }

@@ -3,15 +3,17 @@
 //! | module | contents |
 //! |---|---|
 //! | [`mod@disk`] | [`Disk`]: file or block device behind a drive |
-//! | `execute` | synchronous execution of a request |
+//! | `execute` | execution of requests that need no wait for the disk |
 //! | `executor` | [`IoEngine`]: choice between synchronous execution and io_uring |
 //! | [`metrics`] | [`BlockMetrics`]: counters and latencies |
 //! | `queue` | queue of an active device |
 //! | `request` | requests, features and configuration space |
+//! | `transfer` | requests in flight and their buffers |
 //! | `uring` | execution with io_uring |
 //! | `worker` | thread for requests that may take long |
 //!
-//! Data moves between disk and guest memory without a copy. A request that fails on the host completes with an error
+//! Data moves between the page cache and guest memory without another copy. Data that waits for the disk moves through a buffer of the
+//! device, so that nothing but the device accesses guest memory. A request that fails on the host completes with an error
 //! status. Only a chain that is not a request stops the queue.
 //!
 //! Threat model: the contents of a chain are untrusted and may change during the parse, so header and segments are
@@ -25,6 +27,7 @@ mod queue;
 mod request;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod uring;
 mod worker;
 
@@ -57,10 +60,8 @@ const TIMER: u32 = 0;
 /// Token of the eventfd.
 const WAKE: u32 = 1;
 
-/// Maximum time for requests in flight before an update, and before a snapshot cancels the work of the worker.
+/// Maximum time for requests in flight before an update or a snapshot.
 const WORK_TIMEOUT: Duration = Duration::from_millis(100);
-/// Maximum time for requests in flight before a snapshot.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Durability of writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,6 +132,8 @@ pub enum Error {
 ///
 /// Events of its [descriptors](VirtioDevice::watched_fds) resume requests that wait for the rate limiter or io_uring.
 pub struct Block {
+    /// Name of the drive.
+    name: String,
     executor: Executor,
     offers_flush: bool,
     /// Capacity in bytes at the activation or the last configuration change notification.
@@ -166,6 +169,7 @@ impl Block {
         let length = name.len().min(id.len());
         id[..length].copy_from_slice(&name[..length]);
         Ok(Self {
+            name: config.id.clone(),
             reported_capacity: disk.size(),
             executor: Executor {
                 disk,
@@ -208,7 +212,8 @@ impl Block {
     /// keeps its disk.
     pub fn update(&mut self, path: Option<&Path>) -> Result<(), disk::Error> {
         self.drain_within(WORK_TIMEOUT);
-        if self.in_flight() > 0 || !self.executor.is_worker_idle(Duration::ZERO) {
+        let executor = &self.executor;
+        if executor.in_flight() > 0 || executor.has_abandoned() || !executor.is_worker_idle(Duration::ZERO) {
             // The rest of a partially completed request would go to the other file.
             return Err(disk::Error::Busy);
         }
@@ -226,16 +231,15 @@ impl Block {
         self.executor.limiter.update(bandwidth, operations);
     }
 
-    /// Waits for all requests in flight and completes them. The caller must do this before it saves the state.
+    /// Waits at most 100 ms for all requests in flight and completes them. The caller must do this before it saves the state.
     ///
-    /// Work that does not end in time is cut off, and its requests become available again, unless others were popped
+    /// Work of the worker that does not end in time is cut off, and its requests become available again, unless others were popped
     /// after them. If requests remain in flight, the save fails.
     pub fn drain(&mut self) {
         self.drain_within(WORK_TIMEOUT);
         if let Some(active) = &mut self.active {
             active.undo_work(&mut self.executor);
         }
-        self.drain_within(DRAIN_TIMEOUT);
     }
 
     fn drain_within(&mut self, timeout: Duration) {
@@ -325,7 +329,7 @@ impl VirtioDevice for Block {
     }
 
     fn reset(&mut self) {
-        self.executor.drain();
+        self.executor.abandon();
         self.active = None;
         self.executor.limiter.clear_timer();
         self.executor.clear_wake();
@@ -392,9 +396,12 @@ impl Persist for Block {
                 limiter: self.limiter_state(),
                 reported_capacity: self.reported_capacity,
             }),
-            count => Err(PersistError::Invalid {
+            count => Err(PersistError::Busy {
                 component: BlockState::NAME,
-                reason: format!("{count} requests are in flight"),
+                reason: format!(
+                    "drive {:?} has {count} unfinished requests; repeat the save when its disk has completed them",
+                    self.name
+                ),
             }),
         }
     }

@@ -22,7 +22,7 @@ use crate::virtio::queue::{self, Virtqueue};
 const MAX_ROUNDS: usize = 4;
 
 /// Maximum time for the last call of cancelled work.
-const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+const CALL_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// Cost limit of one batch in [bytes](Request::cost). The request that reaches the limit is still executed.
 const BATCH_BYTES: u64 = 16 << 20;
@@ -145,7 +145,7 @@ impl ActiveQueue {
 
     /// Pops and starts requests, until the queue is empty, the batch is full, or a request must wait.
     fn start_requests(&mut self, executor: &mut Executor) -> Result<(), QueueError> {
-        executor.open_uring(&self.memory);
+        executor.open_uring();
         let write_through = self.write_through;
         let Self { queue, memory, .. } = self;
         let memory: &GuestMemory = memory;
@@ -165,12 +165,12 @@ impl ActiveQueue {
                     .refill(descriptors, memory, LIMITS)
                     .map_err(QueueError::Chain)?;
                 let request = Request::parse(&chain, executor.target()).map_err(QueueError::Request)?;
-                if executor.must_wait(&request, write_through) || !executor.admit(&request) {
+                if executor.must_wait(&request) || !executor.admit(&request) {
                     queue.undo_pop(1);
                     return Ok(());
                 }
                 cost_left = cost_left.saturating_sub(request.cost());
-                if let Some(length) = executor.begin(request, &chain, write_through) {
+                if let Some(length) = executor.begin(request, &chain, memory, write_through) {
                     queue
                         .add_used(memory, &[(chain.head, length)])
                         .map_err(QueueError::Queue)?;

@@ -165,6 +165,20 @@ impl Request {
         }
     }
 
+    /// Returns true if the request changes the disk.
+    pub(super) fn is_change(&self) -> bool {
+        matches!(self, Self::Write(_) | Self::Discard(_) | Self::Zero { .. })
+    }
+
+    /// Returns true if the worker can execute the request.
+    pub(super) fn is_work(&self) -> bool {
+        match self {
+            Self::Read(extent) | Self::Write(extent) => extent.length > 0,
+            Self::Flush | Self::Discard(_) | Self::Zero { .. } => true,
+            Self::Id | Self::Rejected(_) => false,
+        }
+    }
+
     /// Returns the kind, for the metrics.
     pub(super) fn kind(&self) -> RequestKind {
         match self {

@@ -1,8 +1,8 @@
 //! Reads and writes with io_uring.
 //!
-//! One call submits a batch of requests. The kernel makes an eventfd readable at each completion. Until the
-//! completion, the slot of a request owns the iovecs, and the engine owns a reference to guest memory. Dropping the
-//! engine waits for all completions.
+//! One call submits a batch of requests. The kernel makes an eventfd readable at each completion. Until the completion, the slot of
+//! a request owns the buffer of its data, see [`super::transfer`]. A reset abandons the requests in flight: the kernel cancels those
+//! that it can, and the slots of the others stay in use until their completions.
 //!
 //! If the kernel permanently rejects submissions, the requests that it has not accepted fail, and the device
 //! continues with synchronous I/O.
@@ -11,21 +11,21 @@ use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{Ordering, fence};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::squeue::Entry;
 use io_uring::{IoUring, opcode, types};
 use libc::iovec;
 use snapshot::GuestMemory;
 
-use super::disk::{Disk, Extent};
-use super::execute::used_length;
-use super::request::{HEADER, QUEUE_SIZE, RequestKind, Status};
-use crate::virtio::queue::chain::Chain;
+use super::disk::Disk;
+use super::request::{QUEUE_SIZE, RequestKind, Status};
+use super::transfer::{MAX_BUFFERED, PendingRequest};
 
-/// `IORING_ENTER_GETEVENTS` of linux/io_uring.h: wait for a completion.
-const GETEVENTS: u32 = 1;
+/// User data of a cancellation, no index of a slot.
+const CANCEL: u64 = u64::MAX;
+/// Maximum time for the requests in flight at a drop.
+const STOP_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Checks that this process may create an io_uring, without creating one.
 ///
@@ -52,11 +52,14 @@ pub(super) struct UringEngine {
     unsubmitted: VecDeque<usize>,
     /// Slots that the kernel has permanently rejected.
     rejected: Vec<usize>,
+    /// Number of slots in the kernel without a request.
+    abandoned: usize,
+    /// Bytes of host memory for the requests.
+    buffered: u64,
     /// Number of submissions in a row that the kernel has rejected while it had no request.
     retries: u8,
     /// The kernel has permanently rejected submissions: entries in the submission queue are never submitted.
     has_failed: bool,
-    memory: Option<GuestMemory>,
 }
 
 impl UringEngine {
@@ -73,59 +76,44 @@ impl UringEngine {
             free: Vec::new(),
             unsubmitted: VecDeque::new(),
             rejected: Vec::new(),
+            abandoned: 0,
+            buffered: 0,
             retries: 0,
             has_failed: false,
-            memory: None,
         })
     }
 
-    /// Holds a reference to `memory` for the requests of this activation.
-    pub(super) fn attach(&mut self, memory: &GuestMemory) {
-        self.memory.get_or_insert_with(|| memory.clone());
-    }
-
-    /// Returns the number of requests in flight.
+    /// Returns the number of requests in flight, without abandoned ones.
     pub(super) fn in_flight(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.slots.len() - self.free.len() - self.abandoned
     }
 
-    /// Returns the number of requests that the kernel has accepted and not completed.
+    /// Returns the number of requests that the kernel has accepted and not completed, without abandoned ones.
     pub(super) fn submitted(&self) -> usize {
         self.in_flight() - self.unsubmitted.len() - self.rejected.len()
     }
 
-    /// Returns true if no further request fits.
-    pub(super) fn is_full(&self) -> bool {
-        self.in_flight() == usize::from(QUEUE_SIZE)
+    /// Returns true if the kernel may still execute an abandoned request. Its end makes the eventfd readable.
+    pub(super) fn has_abandoned(&self) -> bool {
+        self.abandoned > 0
     }
 
-    /// Queues the rest of `request`, parsed from `chain`, for [`Self::submit`]. The engine must be neither full nor
-    /// failed, and `chain` must be in its memory.
-    pub(super) fn push(&mut self, request: UringRequest, chain: &Chain<'_>, disk: &Disk) {
-        let data_length = chain.writable.len().saturating_sub(1);
-        let Some(status) = chain.writable.iovec(data_length..data_length + 1).next() else {
-            // Unreachable: a chain without a status byte is not parsed as a request.
-            return;
-        };
+    /// Returns true if no further request fits.
+    pub(super) fn is_full(&self) -> bool {
+        self.in_flight() + self.abandoned == usize::from(QUEUE_SIZE) || self.buffered >= MAX_BUFFERED
+    }
+
+    /// Queues the rest of `request`, a read or write in `memory`, for [`Self::submit`]. The engine must be neither full nor failed.
+    pub(super) fn push(&mut self, request: PendingRequest, memory: &GuestMemory, disk: &Disk) {
         let index = self.free.pop().unwrap_or(self.slots.len());
         if index == self.slots.len() {
-            self.slots.push(Slot::new(request));
+            self.slots.push(Slot::default());
         }
+        self.buffered += request.buffered;
         let slot = &mut self.slots[index];
-        slot.head = chain.head;
-        slot.request = request;
         slot.retries = 0;
-        slot.data_length = data_length;
-        slot.status = status.iov_base.cast();
-        slot.iovecs.clear();
-        let done = request.done;
-        match request.operation {
-            Operation::Read(extent) => slot.iovecs.extend(chain.writable.iovec(done..extent.length)),
-            Operation::Write(extent, _) => {
-                slot.iovecs
-                    .extend(chain.readable.iovec(HEADER + done..HEADER + extent.length));
-            }
-        }
+        slot.fill(&request, memory);
+        slot.request = Some(request);
         self.enqueue(index, disk);
     }
 
@@ -177,16 +165,17 @@ impl UringEngine {
         self.unsubmitted.is_empty()
     }
 
-    /// Returns the next completed request. Queues the rest of a partially completed one again.
-    pub(super) fn reap(&mut self, disk: &Disk) -> Option<Completed> {
-        if let Some(index) = self.rejected.pop() {
-            self.free.push(index);
-            return Some(self.slots[index].complete(Status::IoError));
+    /// Returns the next completed request with its status. Queues the rest of a partially completed one again. The data of a read is
+    /// written to `memory`.
+    pub(super) fn reap(&mut self, disk: &Disk, memory: &GuestMemory) -> Option<(PendingRequest, Status)> {
+        while let Some(index) = self.rejected.pop() {
+            if let Some(request) = self.release(index) {
+                return Some((request, Status::IoError));
+            }
         }
         loop {
-            let entry = self.ring.completion().next()?;
-            let index = usize::try_from(entry.user_data()).ok()?;
-            let status = match self.slots.get_mut(index)?.advance(entry.result()) {
+            let (index, result) = self.next_completion()?;
+            let status = match self.slots[index].advance(result, memory) {
                 None if self.has_failed => Status::IoError,
                 None => {
                     self.enqueue(index, disk);
@@ -194,62 +183,110 @@ impl UringEngine {
                 }
                 Some(status) => status,
             };
-            self.free.push(index);
-            return Some(self.slots[index].complete(status));
+            if let Some(request) = self.release(index) {
+                return Some((request, status));
+            }
         }
     }
 
-    /// Waits for the next completion, without a limit. Returns at once if the kernel has no request.
-    ///
-    /// # Errors
-    /// Fails if waiting fails permanently.
-    fn wait(&self) -> io::Result<()> {
-        if self.submitted() == 0 {
-            return Ok(());
-        }
-        // SAFETY: the call submits nothing and receives no pointer.
-        match unsafe { self.ring.submitter().enter::<()>(0, 1, GETEVENTS, None) } {
-            Err(error) if !is_transient(&error) => Err(error),
-            _ => Ok(()),
+    /// Returns slot and result of the next completed entry, except for a cancellation.
+    fn next_completion(&mut self) -> Option<(usize, i32)> {
+        loop {
+            let entry = self.ring.completion().next()?;
+            let index = usize::try_from(entry.user_data()).unwrap_or(usize::MAX);
+            if index < self.slots.len() {
+                return Some((index, entry.result()));
+            }
         }
     }
 
-    /// Waits for all requests in flight without completing them, and drops the reference to guest memory.
-    ///
-    /// # Errors
-    /// Fails if the io_uring is unusable.
-    pub(super) fn release(&mut self) -> io::Result<()> {
-        self.drain()?;
-        self.memory = None;
-        match self.has_failed {
-            true => Err(io::ErrorKind::BrokenPipe.into()),
-            false => Ok(()),
+    /// Returns the bytes of heap for slots and requests.
+    #[cfg(test)]
+    pub(super) fn heap_size(&self) -> u64 {
+        let slots = self.slots.capacity() * size_of::<Slot>() + self.free.capacity() * size_of::<usize>();
+        let data = self.slots.iter().map(|slot| slot.data.capacity()).sum::<usize>();
+        self.buffered + (slots + data) as u64
+    }
+
+    /// Returns the addresses of the buffers.
+    #[cfg(test)]
+    pub(super) fn buffers(&self) -> Vec<usize> {
+        self.slots.iter().map(|slot| slot.data.as_ptr().addr()).collect()
+    }
+
+    /// Frees a slot that the kernel does not use. Returns its request, or `None` if it was abandoned.
+    fn release(&mut self, index: usize) -> Option<PendingRequest> {
+        let slot = &mut self.slots[index];
+        slot.data = Vec::new();
+        let request = slot.request.take();
+        match &request {
+            Some(request) => self.buffered -= request.buffered,
+            None => self.abandoned -= 1,
+        }
+        self.free.push(index);
+        request
+    }
+
+    /// Abandons all requests, and cancels those in the kernel. Does not wait for it. Frees all memory that no request in the kernel
+    /// uses. Returns false if the io_uring is unusable.
+    pub(super) fn abandon(&mut self) -> bool {
+        // The kernel must not accept a queued entry later, when its slot belongs to another request.
+        self.has_failed |= !self.unsubmitted.is_empty();
+        let unaccepted: Vec<_> = self
+            .unsubmitted
+            .drain(..)
+            .chain(self.rejected.drain(..))
+            .collect();
+        for index in unaccepted {
+            self.release(index);
+        }
+        self.abandoned += self.in_flight();
+        self.buffered = 0;
+        self.slots.iter_mut().for_each(|slot| slot.request = None);
+        if self.abandoned == 0 {
+            self.slots = Vec::new();
+            self.free = Vec::new();
+        } else if !self.has_failed {
+            self.cancel();
+        }
+        !self.has_failed
+    }
+
+    /// Cancels all requests in the kernel, if it supports that. The submission queue must be empty.
+    fn cancel(&mut self) {
+        let entry = opcode::AsyncCancel2::new(types::CancelBuilder::any()).build();
+        // SAFETY: the entry refers to no memory.
+        let pushed = unsafe { self.ring.submission().push(&entry.user_data(CANCEL)) };
+        if pushed.is_ok() {
+            // Fails if the kernel lacks memory. The next submission repeats the entry: no request precedes it.
+            let _ = self.ring.submit();
         }
     }
 
     fn enqueue(&mut self, index: usize, disk: &Disk) {
-        let entry = self.slots[index].entry(disk).user_data(index as u64);
-        // SAFETY: the entry refers to the iovecs of the slot, unchanged until the completion, and to guest memory,
-        // which `self.memory` holds.
-        let pushed = unsafe { self.ring.submission().push(&entry) };
+        let Some(entry) = self.slots[index].entry(disk) else {
+            return;
+        };
+        // SAFETY: the entry refers to iovec and buffer of the slot, which stay unchanged until the completion.
+        let pushed = unsafe { self.ring.submission().push(&entry.user_data(index as u64)) };
         // The submission queue has an entry for each slot, and each slot is queued at most once.
         debug_assert!(pushed.is_ok(), "submission queue is full");
         self.unsubmitted.push_back(index);
     }
 
-    /// Waits for all requests in the kernel and frees all slots.
-    fn drain(&mut self) -> io::Result<()> {
-        // The kernel must not accept a queued entry later, when its slot belongs to another request.
-        self.has_failed |= !self.unsubmitted.is_empty();
-        self.free.extend(self.unsubmitted.drain(..));
-        self.free.append(&mut self.rejected);
-        while self.in_flight() > 0 {
-            self.wait()?;
-            while let Some(entry) = self.ring.completion().next() {
-                self.free.extend(usize::try_from(entry.user_data()));
+    /// Waits for abandoned requests, at most for `timeout`. Returns true if none is left.
+    fn settle(&mut self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        loop {
+            while let Some((index, _)) = self.next_completion() {
+                self.release(index);
             }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.abandoned == 0 || left.is_zero() {
+                return self.abandoned == 0;
+            }
+            wait_readable(self.ring.as_raw_fd(), left);
         }
-        Ok(())
     }
 }
 
@@ -275,10 +312,10 @@ impl AsRawFd for UringEngine {
 
 impl Drop for UringEngine {
     fn drop(&mut self) {
-        if self.drain().is_err() {
-            // The kernel may still access iovecs and guest memory: leak them.
+        self.abandon();
+        if !self.settle(STOP_TIMEOUT) {
+            // The kernel may still access the buffers: leak them.
             mem::forget(mem::take(&mut self.slots));
-            mem::forget(self.memory.take());
         }
     }
 }
@@ -287,154 +324,72 @@ impl Drop for UringEngine {
 /// The kernel returns them if it lacks memory.
 const MAX_RETRIES: u8 = 16;
 
-/// Operation of the kernel for a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Operation {
-    Read(Extent),
-    /// Extent, and true for write-through.
-    Write(Extent, bool),
-}
-
-impl Operation {
-    /// Returns the kind of the request, for the metrics.
-    pub(super) fn kind(self) -> RequestKind {
-        match self {
-            Self::Read(extent) => RequestKind::Read(extent),
-            Self::Write(extent, _) => RequestKind::Write(extent),
-        }
-    }
-}
-
-/// A completed request. Its status byte is written.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Completed {
-    pub(super) head: u16,
-    pub(super) operation: Operation,
-    pub(super) status: Status,
-    /// Length for the used ring.
-    pub(super) length: u32,
-    /// Start time, if it is timed.
-    pub(super) start: Option<Duration>,
-}
-
-/// A request to push.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct UringRequest {
-    pub(super) operation: Operation,
-    /// Bytes that are already transferred.
-    pub(super) done: u64,
-    /// Start time, if it is timed.
-    pub(super) start: Option<Duration>,
-}
-
-/// A request in flight.
+/// Place of a request in flight.
+#[derive(Default)]
 struct Slot {
-    head: u16,
-    request: UringRequest,
-    /// Buffers of the remaining data. The kernel reads this array while the request is in flight.
-    iovecs: Vec<iovec>,
+    /// `None` if the slot is free or abandoned.
+    request: Option<PendingRequest>,
+    /// Data of the current transfer. The kernel accesses it while the request is in flight.
+    data: Vec<u8>,
+    /// The rest of `data`. The kernel reads it while the request is in flight.
+    iovec: Option<Box<iovec>>,
     /// Number of temporary errors in a row.
     retries: u8,
-    /// Length of the device-writable buffers without the status byte.
-    data_length: u64,
-    status: *mut u8,
 }
 
-// SAFETY: the pointers refer to guest memory, which the engine holds and which belongs to no thread.
+// SAFETY: the pointer refers to the buffer of the same slot.
 unsafe impl Send for Slot {}
 
 impl Slot {
-    fn new(request: UringRequest) -> Self {
-        Self {
-            head: 0,
-            request,
-            iovecs: Vec::new(),
-            retries: 0,
-            data_length: 0,
-            status: std::ptr::null_mut(),
-        }
+    /// Prepares the next transfer of `request`.
+    fn fill(&mut self, request: &PendingRequest, memory: &GuestMemory) {
+        self.data = request
+            .next_piece()
+            .map_or_else(Vec::new, |piece| request.buffer(piece, memory));
+        self.iovec = Some(Box::new(iovec {
+            iov_base: self.data.as_mut_ptr().cast(),
+            iov_len: self.data.len(),
+        }));
     }
 
-    fn entry(&self, disk: &Disk) -> Entry {
+    /// Returns the entry for the current transfer.
+    fn entry(&self, disk: &Disk) -> Option<Entry> {
+        let (request, iovec) = (self.request.as_ref()?, self.iovec.as_ref()?);
         let file = types::Fd(disk.as_raw_fd());
-        // Lossless: a chain has at most MAX_IOVECS buffers.
-        let count = u32::try_from(self.iovecs.len()).unwrap_or_default();
-        let iovecs = self.iovecs.as_ptr();
-        match self.request.operation {
-            Operation::Read(extent) => opcode::Readv::new(file, iovecs, count)
-                .offset(extent.offset + self.request.done)
+        let offset = request.next_piece()?.offset;
+        Some(match request.kind {
+            RequestKind::Read(_) => opcode::Readv::new(file, &raw const **iovec, 1)
+                .offset(offset)
                 .build(),
-            Operation::Write(extent, write_through) => opcode::Writev::new(file, iovecs, count)
-                .offset(extent.offset + self.request.done)
-                .rw_flags(if write_through { libc::RWF_DSYNC } else { 0 })
+            _ => opcode::Writev::new(file, &raw const **iovec, 1)
+                .offset(offset)
+                .rw_flags(if request.write_through { libc::RWF_DSYNC } else { 0 })
                 .build(),
-        }
+        })
     }
 
     /// Applies the `result` of the kernel. Returns the final status, or `None` if a part of the request remains.
-    fn advance(&mut self, result: i32) -> Option<Status> {
-        let (Operation::Read(Extent { length, .. }) | Operation::Write(Extent { length, .. }, _)) =
-            self.request.operation;
-        let done = &mut self.request.done;
-        match u64::try_from(result) {
+    fn advance(&mut self, result: i32, memory: &GuestMemory) -> Option<Status> {
+        let Some(mut request) = self.request.take() else {
+            // Abandoned: without effect.
+            return Some(Status::IoError);
+        };
+        let status = match usize::try_from(result) {
             Err(_) if self.retries < MAX_RETRIES && is_transient(&io::Error::from_raw_os_error(-result)) => {
                 self.retries += 1;
                 None
             }
-            Err(_) => Some(Status::IoError),
-            Ok(_) if *done == length => Some(Status::Ok),
-            // The file has been truncated since the last size update.
-            Ok(0) => Some(Status::IoError),
+            // Zero: the file has been truncated since the last size update.
+            Err(_) | Ok(0) => Some(Status::IoError),
             Ok(count) => {
-                *done += count;
                 self.retries = 0;
-                skip(&mut self.iovecs, count);
-                (*done >= length).then_some(Status::Ok)
+                request.advance(&self.data[..count.min(self.data.len())], memory);
+                self.fill(&request, memory);
+                request.next_piece().is_none().then_some(Status::Ok)
             }
-        }
-    }
-
-    fn complete(&self, status: Status) -> Completed {
-        let UringRequest {
-            operation,
-            done,
-            start,
-        } = self.request;
-        let written = if matches!(operation, Operation::Read(_)) {
-            done
-        } else {
-            0
         };
-        // SAFETY: the byte is in guest memory, which the engine holds; the driver does not access it before the
-        // completion.
-        unsafe { self.status.write_volatile(status.byte()) };
-        // The driver must see the status before the entry of the used ring.
-        fence(Ordering::Release);
-        Completed {
-            head: self.head,
-            operation,
-            status,
-            length: used_length(self.data_length, written),
-            start,
-        }
-    }
-}
-
-/// Removes the first `count` bytes of `iovecs`.
-pub(super) fn skip(iovecs: &mut Vec<iovec>, count: u64) {
-    let mut left = usize::try_from(count).unwrap_or(usize::MAX);
-    let complete = iovecs
-        .iter()
-        .take_while(|iovec| {
-            let passed = iovec.iov_len <= left;
-            left -= if passed { iovec.iov_len } else { 0 };
-            passed
-        })
-        .count();
-    iovecs.drain(..complete);
-    if let Some(iovec) = iovecs.first_mut() {
-        iovec.iov_base = iovec.iov_base.wrapping_byte_add(left);
-        iovec.iov_len -= left;
+        self.request = Some(request);
+        status
     }
 }
 

@@ -1,7 +1,9 @@
-//! Thread for requests that may take long: flush, discard, write zeroes, and the flush of a write-through write.
+//! Thread for requests that wait for the disk: flush, discard, write zeroes, the flush of a write-through write, and with the
+//! synchronous engine reads and writes beyond the page cache.
 //!
 //! No caller waits for the disk: the device queues work without guest memory, and the thread reports its end by the
-//! eventfd of the device. The thread starts at the first work.
+//! eventfd of the device. The thread starts at the first work. Data moves through buffers, see [`super::transfer`]. A longer request
+//! is split; the thread takes no other work until the device has collected a piece and queued the next one.
 //!
 //! A thread leaves the kernel only at the end of a call. So the thread issues short calls, and between two of them it
 //! ends work that the device has cancelled. Thus a reset, a snapshot and the end of the process wait for at most one
@@ -15,17 +17,19 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::disk::{Extent, Storage};
-use super::request::{RequestKind, Status};
+use super::request::Status;
+use super::transfer::PendingRequest;
 use crate::lock;
 
 /// Alignment and maximum length of one discard or write of zeros, in bytes.
 pub(super) const CHUNK_SIZE: u64 = 1 << 20;
 /// Alignment and maximum length of one write-back before a flush, in bytes.
 pub(super) const FLUSH_SIZE: u64 = 4 << 20;
+/// Maximum time for the last call at a drop.
+const STOP_TIMEOUT: Duration = Duration::from_millis(50);
 /// Bytes of stack of the thread.
 const STACK_SIZE: usize = 128 << 10;
 
@@ -87,6 +91,14 @@ impl DirtyRange {
 /// Work of the thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Work {
+    /// Reads the extent.
+    Read(Extent),
+    /// Writes `data`, and then flushes it if the device is write-through.
+    Write {
+        offset: u64,
+        data: Vec<u8>,
+        write_through: bool,
+    },
     /// Flushes a disk of `size` bytes.
     Flush { dirty: DirtyRange, size: u64 },
     /// Discards the extents.
@@ -99,17 +111,21 @@ pub(super) enum Work {
     },
 }
 
-/// A request whose work is queued. The device writes its status.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct PendingRequest {
-    pub(super) head: u16,
-    /// Address of the status byte.
-    pub(super) status: GuestAddress,
-    /// Length for the used ring.
-    pub(super) length: u32,
-    pub(super) kind: RequestKind,
-    /// Start time, if it is timed.
-    pub(super) start: Option<Duration>,
+/// Work on a disk.
+pub(super) struct Job {
+    pub(super) work: Work,
+    pub(super) storage: Arc<dyn Storage>,
+    /// If it succeeds, [`Worker::resume`] follows before all other work.
+    pub(super) is_split: bool,
+}
+
+/// End of work.
+#[derive(Clone, Debug)]
+pub(super) struct Outcome {
+    pub(super) status: Status,
+    /// Bytes that were read or written.
+    pub(super) data: Vec<u8>,
+    pub(super) elapsed: Duration,
 }
 
 /// The thread, and the requests whose work it has. Drop ends the work after the current call.
@@ -120,11 +136,15 @@ pub(super) struct Worker {
     pending: VecDeque<PendingRequest>,
     /// The pending requests are the last ones that were popped.
     is_last: bool,
+    /// Bytes of host memory for the pending requests.
+    buffered: u64,
+    /// Cancelled work may still be in its last call.
+    has_stale_work: bool,
 }
 
 struct Shared {
     state: Mutex<State>,
-    /// Notified after each change of `jobs`, `is_running` and `is_stopping`.
+    /// Notified after each change of `jobs`, `running` and `is_stopping`.
     changed: Condvar,
     /// Readable after each end of work.
     wake: Arc<EventFd>,
@@ -134,16 +154,16 @@ struct Shared {
 struct State {
     jobs: VecDeque<Job>,
     /// Results of work in its order.
-    results: VecDeque<Status>,
+    results: VecDeque<Outcome>,
     /// Number of cancellations: work from before the last one has no result.
     generation: u64,
-    is_running: bool,
+    /// Generation of the work in a call.
+    running: Option<u64>,
+    /// The last work was split, and the rest is not queued yet.
+    is_split: bool,
+    /// The device waits for the end of cancelled work.
+    is_awaited: bool,
     is_stopping: bool,
-}
-
-struct Job {
-    work: Work,
-    storage: Arc<dyn Storage>,
 }
 
 impl Worker {
@@ -169,15 +189,34 @@ impl Worker {
             thread: Some(thread),
             pending: VecDeque::new(),
             is_last: true,
+            buffered: 0,
+            has_stale_work: false,
         })
     }
 
-    /// Queues `work` on `storage` for `request`.
-    pub(super) fn push(&mut self, request: PendingRequest, work: Work, storage: Arc<dyn Storage>) {
+    /// Queues `job` for `request`.
+    pub(super) fn push(&mut self, request: PendingRequest, job: Job) {
         self.is_last |= self.pending.is_empty();
+        self.buffered += request.buffered;
         self.pending.push_back(request);
-        lock(&self.shared.state).jobs.push_back(Job { work, storage });
+        lock(&self.shared.state).jobs.push_back(job);
         self.shared.changed.notify_all();
+    }
+
+    /// Queues `job` for the rest of `request`, whose last work was split, before all other work.
+    pub(super) fn resume(&mut self, request: PendingRequest, job: Job) {
+        self.buffered += request.buffered;
+        self.pending.push_front(request);
+        let mut state = lock(&self.shared.state);
+        state.is_split = false;
+        state.jobs.push_front(job);
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+
+    /// Returns the bytes of host memory for the requests in flight.
+    pub(super) fn buffered(&self) -> u64 {
+        self.buffered
     }
 
     /// Returns the number of requests whose end [`Self::reap`] has not returned.
@@ -187,8 +226,23 @@ impl Worker {
 
     /// Returns true if a flush, or a write that ends with one, is in flight.
     pub(super) fn is_flushing(&self) -> bool {
-        let mut kinds = self.pending.iter().map(|request| request.kind);
-        kinds.any(|kind| matches!(kind, RequestKind::Flush | RequestKind::Write(_)))
+        self.pending.iter().any(PendingRequest::is_flush)
+    }
+
+    /// Returns true if the requests in flight only flush data in the page cache.
+    pub(super) fn only_flushes(&self) -> bool {
+        let mut pending = self.pending.iter();
+        pending.all(|request| request.is_flush() && request.next_piece().is_none())
+    }
+
+    /// Returns true if cancelled work is in its last call: it could overwrite later data. Its end makes the eventfd readable then.
+    pub(super) fn has_stale_work(&mut self) -> bool {
+        if self.has_stale_work {
+            let mut state = lock(&self.shared.state);
+            self.has_stale_work = state.running.is_some_and(|running| running != state.generation);
+            state.is_awaited |= self.has_stale_work;
+        }
+        self.has_stale_work
     }
 
     /// Records that a request was popped that is not pending here.
@@ -196,13 +250,15 @@ impl Worker {
         self.is_last = false;
     }
 
-    /// Returns the next request whose work has ended, with its status.
-    pub(super) fn reap(&mut self) -> Option<(PendingRequest, Status)> {
+    /// Returns the next request whose work has ended, with its end.
+    pub(super) fn reap(&mut self) -> Option<(PendingRequest, Outcome)> {
         if self.pending.is_empty() {
             return None;
         }
-        let status = lock(&self.shared.state).results.pop_front()?;
-        Some((self.pending.pop_front()?, status))
+        let outcome = lock(&self.shared.state).results.pop_front()?;
+        let request = self.pending.pop_front()?;
+        self.buffered -= request.buffered;
+        Some((request, outcome))
     }
 
     /// Returns true if all requests in flight can be popped again later: no other request was popped after them.
@@ -212,18 +268,22 @@ impl Worker {
 
     /// Forgets all requests in flight. Their work has no result, and ends with the current call. Does not wait.
     pub(super) fn cancel(&mut self) {
-        self.pending.clear();
+        // New lists: those of many requests would keep their memory.
+        self.pending = VecDeque::new();
+        self.buffered = 0;
         let mut state = lock(&self.shared.state);
         state.generation += 1;
-        state.jobs.clear();
-        state.results.clear();
+        state.jobs = VecDeque::new();
+        state.results = VecDeque::new();
+        state.is_split = false;
+        self.has_stale_work = state.running.is_some();
     }
 
     /// Returns true if the thread has no work. Waits for it at most for `timeout`.
     pub(super) fn wait_idle(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let mut state = lock(&self.shared.state);
-        while state.is_running || !state.jobs.is_empty() {
+        while state.running.is_some() || !state.jobs.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
@@ -244,10 +304,12 @@ impl Drop for Worker {
         self.cancel();
         lock(&self.shared.state).is_stopping = true;
         self.shared.changed.notify_all();
-        if let Some(thread) = self.thread.take() {
+        let is_idle = self.wait_idle(STOP_TIMEOUT);
+        if let Some(thread) = self.thread.take().filter(|_| is_idle) {
             // Fails only if the thread has panicked.
             let _ = thread.join();
         }
+        // A thread in a call of a stuck disk goes on without effect: it owns the disk and the buffer of the call.
     }
 }
 
@@ -256,26 +318,25 @@ impl Shared {
         // A write-back takes the error of a lost write from the kernel. If its flush is cancelled, the next one fails.
         let mut lost_write = false;
         while let Some((job, count, generation)) = self.next_job() {
-            let is_flush = matches!(job.work, Work::Flush { .. });
-            let mut result = job.perform(|| lock(&self.state).generation == generation);
-            drop(job);
+            let is_flush = job.work.is_flush();
+            let is_split = job.is_split;
+            let mut outcome = job.perform(|| lock(&self.state).generation == generation);
             if is_flush && std::mem::take(&mut lost_write) {
-                result = Err(io::ErrorKind::WriteZero.into());
+                outcome.status = Status::IoError;
             }
-            let status = if result.is_ok() {
-                Status::Ok
-            } else {
-                Status::IoError
-            };
             let mut state = lock(&self.state);
-            state.is_running = false;
-            if state.generation == generation {
-                state.results.extend(std::iter::repeat_n(status, count));
-                // Before the unlock: no eventfd becomes readable after a cancellation. Fails only if the counter is
-                // at its maximum, and then the eventfd is readable.
-                let _ = self.wake.write(1);
+            state.running = None;
+            let is_current = state.generation == generation;
+            if is_current {
+                state.is_split = is_split && outcome.status == Status::Ok;
+                state.results.extend(std::iter::repeat_n(outcome, count));
             } else {
-                lost_write = is_flush && result.is_err();
+                lost_write = is_flush && outcome.status != Status::Ok;
+            }
+            if is_current || std::mem::take(&mut state.is_awaited) {
+                // Before the unlock: no eventfd becomes readable after a cancellation, unless the device waits for it. Fails only if
+                // the counter is at its maximum, and then the eventfd is readable.
+                let _ = self.wake.write(1);
             }
             drop(state);
             self.changed.notify_all();
@@ -285,7 +346,7 @@ impl Shared {
     /// Waits for the next work. Returns it with the number of requests it serves, or `None` at the end of the thread.
     fn next_job(&self) -> Option<(Job, usize, u64)> {
         let mut state = lock(&self.state);
-        while state.jobs.is_empty() && !state.is_stopping {
+        while (state.jobs.is_empty() || state.is_split) && !state.is_stopping {
             state = self.wait(state);
         }
         if state.is_stopping {
@@ -304,7 +365,7 @@ impl Shared {
             state.jobs.pop_front();
             count += 1;
         }
-        state.is_running = true;
+        state.running = Some(state.generation);
         Some((job, count, state.generation))
     }
 
@@ -313,30 +374,119 @@ impl Shared {
     }
 }
 
+impl Work {
+    /// Returns true if the work ends with a flush of written data.
+    fn is_flush(&self) -> bool {
+        matches!(
+            self,
+            Self::Flush { .. }
+                | Self::Write {
+                    write_through: true,
+                    ..
+                }
+        )
+    }
+}
+
 impl Job {
     /// Performs the work in chunks while `is_current` returns true.
-    fn perform(&self, is_current: impl Fn() -> bool) -> io::Result<()> {
-        let each = |extents: &[Extent], size: u64, call: &dyn Fn(Extent) -> io::Result<()>| {
-            let mut chunks = extents.iter().flat_map(|extent| extent.chunks(size));
-            // A cancelled work has no result.
-            chunks.try_for_each(|chunk| if is_current() { call(chunk) } else { Ok(()) })
-        };
+    pub(super) fn perform(self, is_current: impl Fn() -> bool) -> Outcome {
+        let begin = Instant::now();
         let storage = &*self.storage;
-        let flush = |extents: &[Extent]| {
-            each(extents, FLUSH_SIZE, &|chunk| storage.write_back(chunk))?;
-            if is_current() { storage.flush() } else { Ok(()) }
-        };
-        match &self.work {
-            Work::Flush { dirty, size } => flush(&[dirty.extent(*size)]),
-            Work::Discard(extents) => each(extents, CHUNK_SIZE, &|chunk| storage.discard(chunk)),
+        let mut data = Vec::new();
+        let result = match self.work {
+            Work::Read(extent) => read(storage, extent, &mut data, &is_current),
+            Work::Write {
+                offset,
+                data: written,
+                write_through,
+            } => {
+                data = written;
+                write(storage, offset, &data, &is_current).and_then(|()| {
+                    if write_through && is_current() {
+                        storage.flush()
+                    } else {
+                        Ok(())
+                    }
+                })
+            }
+            Work::Flush { dirty, size } => flush(storage, &[dirty.extent(size)], &is_current),
+            Work::Discard(extents) => each(&extents, CHUNK_SIZE, &is_current, |chunk| storage.discard(chunk)),
             Work::Zero {
                 extents,
                 unmap,
                 write_through,
-            } => {
-                each(extents, CHUNK_SIZE, &|chunk| storage.zero(chunk, *unmap))?;
-                if *write_through { flush(extents) } else { Ok(()) }
-            }
+            } => each(&extents, CHUNK_SIZE, &is_current, |chunk| {
+                storage.zero(chunk, unmap)
+            })
+            .and_then(|()| {
+                if write_through {
+                    flush(storage, &extents, &is_current)
+                } else {
+                    Ok(())
+                }
+            }),
+        };
+        Outcome {
+            status: result.map_or(Status::IoError, |()| Status::Ok),
+            data,
+            elapsed: begin.elapsed(),
         }
     }
+}
+
+/// Calls `call` for each part of `extents` between multiples of `size`. A cancelled work has no result.
+fn each(
+    extents: &[Extent],
+    size: u64,
+    is_current: &impl Fn() -> bool,
+    call: impl Fn(Extent) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut chunks = extents.iter().flat_map(|extent| extent.chunks(size));
+    chunks.try_for_each(|chunk| if is_current() { call(chunk) } else { Ok(()) })
+}
+
+/// Flushes all data, `extents` first.
+fn flush(storage: &dyn Storage, extents: &[Extent], is_current: &impl Fn() -> bool) -> io::Result<()> {
+    each(extents, FLUSH_SIZE, is_current, |chunk| storage.write_back(chunk))?;
+    if is_current() { storage.flush() } else { Ok(()) }
+}
+
+/// Reads `extent` into `data`, which has the bytes before a failure too.
+fn read(
+    storage: &dyn Storage,
+    extent: Extent,
+    data: &mut Vec<u8>,
+    is_current: &impl Fn() -> bool,
+) -> io::Result<()> {
+    data.resize(usize::try_from(extent.length).unwrap_or_default(), 0);
+    let mut done = 0;
+    let result = loop {
+        if done == data.len() || !is_current() {
+            break Ok(());
+        }
+        match storage.read(&mut data[done..], extent.offset + done as u64) {
+            // The file has been truncated since the last size update.
+            Ok(0) => break Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => break Err(error),
+        }
+    };
+    data.truncate(done);
+    result
+}
+
+/// Writes `data` at `offset`.
+fn write(storage: &dyn Storage, offset: u64, data: &[u8], is_current: &impl Fn() -> bool) -> io::Result<()> {
+    let mut done = 0;
+    while done < data.len() && is_current() {
+        match storage.write(&data[done..], offset + done as u64) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }

@@ -18,7 +18,7 @@ use std::ops::Range;
 use smallvec::SmallVec;
 use snapshot::GuestMemory;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, VolatileSlice};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, VolatileSlice};
 
 use super::DescriptorIter;
 
@@ -213,6 +213,21 @@ impl<'m> IoVecBuffer<'m> {
             iov_base: slice.ptr_guard_mut().as_ptr().cast(),
             iov_len: slice.len(),
         })
+    }
+
+    /// Returns guest-physical address and length of the adjacent bytes in `range`, cut at the end of the buffers. The buffers must be
+    /// in `memory`.
+    pub fn guest_ranges(&self, range: Range<u64>, memory: &GuestMemory) -> Vec<(GuestAddress, usize)> {
+        let slices = self.slices(range);
+        let found = slices.filter_map(|slice| {
+            let host = slice.ptr_guard().as_ptr().addr();
+            memory.iter().find_map(|region| {
+                let offset = host.checked_sub(region.as_ptr().addr())?;
+                let address = region.start_addr().0 + offset as u64;
+                (offset < region.size()).then_some((GuestAddress(address), slice.len()))
+            })
+        });
+        found.collect()
     }
 
     /// Reads `data.len()` bytes at `offset`.

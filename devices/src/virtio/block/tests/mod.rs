@@ -8,6 +8,7 @@ mod lifetime;
 mod limits;
 mod metrics;
 mod requests;
+mod slow;
 mod snapshot;
 mod update;
 mod uring;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use scratch::{Requirement, Temporary, require};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
-use super::disk::DiskFile;
+use super::disk::{DiskFile, Medium};
 use super::{Block, CacheType, Disk, DiskConfig, DiskOptions, IoEngine};
 use crate::limiter::Bucket;
 use crate::testing::ManualClock;
@@ -134,7 +135,7 @@ impl Fixture {
             file: File::options().read(true).write(true).open(path).unwrap(),
             is_block_device: false,
             block_size: 1,
-            is_in_memory: false,
+            medium: Medium::Local,
         };
         let disk = Disk::new(file, PathBuf::from(path), size, DiskOptions::default());
         let clock = ManualClock::default();

@@ -14,7 +14,7 @@ fn save_with_requests_in_flight_fails() {
     // All reads may be complete already, and then the save succeeds.
     if fixture.block.in_flight() > 0 {
         let error = fixture.block.save().unwrap_err();
-        assert!(error.to_string().contains("in flight"));
+        assert!(error.to_string().contains("unfinished requests"));
     }
     fixture.block.drain();
     assert!(fixture.block.save().is_ok());

@@ -1,6 +1,9 @@
 //! Requests that take long, on a storage whose calls the test ends one by one.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -16,10 +19,12 @@ use crate::virtio::block::disk::{Error, Extent, Storage};
 use crate::virtio::block::worker::{CHUNK_SIZE, FLUSH_SIZE};
 use crate::virtio::device::VirtioDevice;
 
-const LIMIT: Duration = Duration::from_secs(60);
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Call {
+pub(super) enum Call {
+    Read(Extent),
+    Write(Extent),
     Discard(Extent),
     Zero(Extent),
     WriteBack(Extent),
@@ -27,14 +32,15 @@ enum Call {
 }
 
 /// A storage whose calls wait for a permit.
-#[derive(Debug, Default)]
-struct SlowStorage {
+#[derive(Debug)]
+pub(super) struct SlowStorage {
+    file: File,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(super) struct State {
     calls: Vec<Call>,
     ended: usize,
     permits: usize,
@@ -42,6 +48,14 @@ struct State {
 }
 
 impl SlowStorage {
+    pub(super) fn new(path: &Path) -> Self {
+        Self {
+            file: File::options().read(true).write(true).open(path).unwrap(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
     fn wait_until(&self, condition: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
         let state = lock(&self.state);
         let waited = self
@@ -69,21 +83,31 @@ impl SlowStorage {
     }
 
     /// Waits for the start of call number `count`. Returns all calls.
-    fn expect_calls(&self, count: usize) -> Vec<Call> {
+    pub(super) fn expect_calls(&self, count: usize) -> Vec<Call> {
         self.wait_until(|state| state.calls.len() >= count).calls.clone()
     }
 
-    fn permit(&self, count: usize) {
+    pub(super) fn permit(&self, count: usize) {
         lock(&self.state).permits = count;
         self.changed.notify_all();
     }
 
-    fn set_fails(&self, fails: bool) {
+    pub(super) fn set_fails(&self, fails: bool) {
         lock(&self.state).fails = fails;
     }
 }
 
 impl Storage for SlowStorage {
+    fn read(&self, data: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.call(Call::Read(extent(offset, data.len() as u64)))?;
+        self.file.read_at(data, offset)
+    }
+
+    fn write(&self, data: &[u8], offset: u64) -> io::Result<usize> {
+        self.call(Call::Write(extent(offset, data.len() as u64)))?;
+        self.file.write_at(data, offset)
+    }
+
     fn discard(&self, extent: Extent) -> io::Result<()> {
         self.call(Call::Discard(extent))
     }
@@ -101,11 +125,11 @@ impl Storage for SlowStorage {
     }
 }
 
-const ALL: usize = usize::MAX;
+pub(super) const ALL: usize = usize::MAX;
 /// Sectors of [`CHUNK_SIZE`].
 const CHUNK: u64 = CHUNK_SIZE / 512;
 
-fn extent(offset: u64, length: u64) -> Extent {
+pub(super) fn extent(offset: u64, length: u64) -> Extent {
     Extent { offset, length }
 }
 
@@ -114,7 +138,7 @@ fn stuck(scratch: &Scratch, engine: IoEngine, sectors: u64) -> (Fixture, Arc<Slo
     scratch.set_len(sectors * 512);
     // Not as tmpfs, which has nothing to flush.
     let mut fixture = Fixture::with_fake_disk(scratch.path().to_str().unwrap(), sectors * 512, engine);
-    let storage = Arc::new(SlowStorage::default());
+    let storage = Arc::new(SlowStorage::new(scratch.path()));
     fixture.block.executor.disk.storage = storage.clone();
     (fixture, storage)
 }
