@@ -438,6 +438,11 @@ impl Disk {
         self.file.medium == Medium::Memory
     }
 
+    /// Returns true if the disk belongs to a server.
+    pub(super) fn is_remote(&self) -> bool {
+        self.file.medium == Medium::Remote
+    }
+
     /// Returns true if the disk is a block device.
     pub(super) fn is_block_device(&self) -> bool {
         self.file.is_block_device

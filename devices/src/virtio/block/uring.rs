@@ -13,7 +13,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use io_uring::squeue::Entry;
+use io_uring::squeue::{Entry, Flags};
 use io_uring::{IoUring, opcode, types};
 use libc::iovec;
 use snapshot::GuestMemory;
@@ -357,7 +357,7 @@ impl Slot {
         let (request, iovec) = (self.request.as_ref()?, self.iovec.as_ref()?);
         let file = types::Fd(disk.as_raw_fd());
         let offset = request.next_piece()?.offset;
-        Some(match request.kind {
+        let entry = match request.kind {
             RequestKind::Read(_) => opcode::Readv::new(file, &raw const **iovec, 1)
                 .offset(offset)
                 .build(),
@@ -365,7 +365,14 @@ impl Slot {
                 .offset(offset)
                 .rw_flags(if request.write_through { libc::RWF_DSYNC } else { 0 })
                 .build(),
-        })
+        };
+        // The first attempt of the kernel, at the submission, waits for some servers, for example those of FUSE.
+        let flags = if disk.is_remote() {
+            Flags::ASYNC
+        } else {
+            Flags::empty()
+        };
+        Some(entry.flags(flags))
     }
 
     /// Applies the `result` of the kernel. Returns the final status, or `None` if a part of the request remains.
