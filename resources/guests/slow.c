@@ -1,12 +1,13 @@
-/* Sends one request to the first drive that may take the host long: a discard of the complete drive in 16 segments, or a
-   flush with `flush=1`. Prints `begin` before the request and `end STATUS` after it. Never exits with `stay=1`. */
+/* Sends one request to the first drive that may take the host long: a discard of the complete drive in 16 segments, or with
+   `flush=1`, `read=1` or `write=1` a flush, or a transfer of the first 4 KiB. Prints `begin` before the request and `end STATUS`
+   after it. With `reset=1`, resets the drive at Ctrl-Alt-Del instead of the end, and prints `reset`. Never exits with `stay=1`. */
 #include "virtio.h"
 
 #define FLUSHES (1ul << 9)
 #define DISCARDS (1ul << 13)
 
 /* Types of requests, section 5.2.6. */
-enum { FLUSH = 4, DISCARD = 11 };
+enum { IN = 0, OUT = 1, FLUSH = 4, DISCARD = 11 };
 enum { SEGMENTS = 16 };
 
 static struct queue queue;
@@ -18,6 +19,7 @@ static struct {
     u64 sector;
     u32 sectors, flags;
 } segments[SEGMENTS];
+static _Alignas(4096) u8 data[4096];
 static volatile u8 status = 0xee;
 
 void guest(void)
@@ -36,12 +38,23 @@ void guest(void)
         segments[i].sector = capacity / SEGMENTS * i;
         segments[i].sectors = (u32)(capacity / SEGMENTS);
     }
-    header.type = option("flush=", 0) ? FLUSH : DISCARD;
+    header.type = option("flush=", 0) ? FLUSH : option("read=", 0) ? IN : option("write=", 0) ? OUT : DISCARD;
     descriptor_set(&queue.table[0], &header, sizeof header, NEXT, header.type == FLUSH ? 2 : 1);
-    descriptor_set(&queue.table[1], segments, sizeof segments, NEXT, 2);
+    if (header.type == DISCARD)
+        descriptor_set(&queue.table[1], segments, sizeof segments, NEXT, 2);
+    else
+        descriptor_set(&queue.table[1], data, sizeof data, header.type == IN ? NEXT | WRITE : NEXT, 2);
     descriptor_set(&queue.table[2], (const void *)&status, 1, WRITE, 0);
     print("begin\n");
     queue_make_available(&queue, 0);
+    if (option("reset=", 0)) {
+        while (!(inb(0x64) & 1))
+            __asm__ volatile("pause");
+        device_reset(&device);
+        print("reset\n");
+        for (;;)
+            __asm__ volatile("pause");
+    }
     expect("head of the used chain", queue_pop_used(&queue, &used), 0);
     print("end %u\n", status);
     while (option("stay=", 0))

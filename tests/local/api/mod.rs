@@ -8,6 +8,7 @@
 //! | [`lifecycle`] | start, pause, resume, exit |
 //! | [`change`] | updates of drives and interfaces of a running guest |
 //! | [`slow_disk`] | answers while a request of the guest takes long |
+//! | [`fuse`] | a disk whose requests the test releases |
 //! | [`output`] | serial output, log and metrics |
 //! | [`config_file`] | configuration files |
 //! | [`process`] | options, signals, the socket file |
@@ -29,6 +30,7 @@ mod chroot;
 mod clients;
 mod config_file;
 mod disk;
+mod fuse;
 pub mod http;
 mod kata;
 pub mod killed;

@@ -5,7 +5,11 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
-use super::served::{ApiProcess, Directory, PAUSED, RESUMED};
+use scratch::{Requirement, require};
+
+use super::fuse::SlowDisk;
+use super::http::NO_CONTENT;
+use super::served::{ApiProcess, Directory, PAUSED, RESUMED, create_snapshot};
 use crate::guest::TIMEOUT;
 
 /// Limit of a snapshot, which waits for the disk of its files too.
@@ -41,9 +45,14 @@ fn create_dirty(path: &str) {
 /// Starts the slow guest on a disk that `create` writes into `directory`. Returns it with the path. The removal of a
 /// fragmented disk takes long too, so its directory must outlive the process.
 fn start(directory: &Directory, engine: &str, arguments: &str, create: fn(&str)) -> (ApiProcess, String) {
-    let process = ApiProcess::start_with(Directory::new(), &[]);
     let path = directory.text("disk");
     create(&path);
+    (start_on(&path, engine, arguments), path)
+}
+
+/// Starts the slow guest on the disk at `path`.
+fn start_on(path: &str, engine: &str, arguments: &str) -> ApiProcess {
+    let process = ApiProcess::start_with(Directory::new(), &[]);
     let drive = format!(
         r#"{{"drive_id":"d","is_root_device":false,"path_on_host":"{path}","cache_type":"Writeback","io_engine":"{engine}"}}"#
     );
@@ -51,7 +60,8 @@ fn start(directory: &Directory, engine: &str, arguments: &str, create: fn(&str))
     let kernel = crate::guests::file("slow.elf");
     let boot = format!(r#"{{"kernel_image_path":"{kernel}","boot_args":"{arguments}"}}"#);
     process.expect_no_content("PUT", "/boot-source", &boot);
-    (process, path)
+    process.run_action("InstanceStart");
+    process
 }
 
 fn timed(what: &str, limit: Duration, action: impl FnOnce()) {
@@ -80,10 +90,10 @@ fn check_answers(process: ApiProcess) {
     timed("SIGTERM", LIMIT, || process.terminate());
 }
 
-/// Waits until the host has freed a block of the disk at `path`, which has `blocks`.
-fn await_discard(path: &str, blocks: u64) {
+/// Waits until the host has freed a block of the fragmented disk at `path`.
+fn await_discard(path: &str) {
     let begin = Instant::now();
-    while fs::metadata(path).unwrap().blocks() >= blocks {
+    while fs::metadata(path).unwrap().blocks() >= BLOCKS * BLOCK / 512 {
         assert!(begin.elapsed() < TIMEOUT, "the disk is not discarded");
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -94,10 +104,8 @@ fn discard_of_fragmented_disk_delays_no_answer() {
     for engine in ["Sync", "Async"] {
         let directory = Directory::new();
         let (mut process, path) = start(&directory, engine, "stay=1", create_fragmented);
-        let blocks = fs::metadata(&path).unwrap().blocks();
-        process.run_action("InstanceStart");
         process.expect("begin\n");
-        await_discard(&path, blocks);
+        await_discard(&path);
         check_answers(process);
     }
 }
@@ -107,7 +115,6 @@ fn flush_of_dirty_page_cache_delays_no_answer() {
     for engine in ["Sync", "Async"] {
         let directory = Directory::new();
         let (mut process, _) = start(&directory, engine, "flush=1 stay=1", create_dirty);
-        process.run_action("InstanceStart");
         process.expect("begin\n");
         check_answers(process);
     }
@@ -122,8 +129,81 @@ fn slow_requests_complete() {
                 let file = File::create(path).unwrap();
                 file.write_all_at(&[1; 1 << 20], 0).unwrap();
             });
-            process.run_action("InstanceStart");
             process.expect("begin\nend 0\n");
+            process.expect_exit(0);
+        }
+    }
+}
+
+/// Limit of each answer while the disk answers nothing, with a margin for a busy host: without the limit, it would never come.
+const STUCK_LIMIT: Duration = Duration::from_secs(5);
+
+/// Checks answers, a guest reset and SIGTERM while `disk` answers no request.
+fn check_answers_on_stuck_disk(engine: &str, arguments: &str, disk: &SlowDisk) {
+    let mut process = start_on(&disk.path(), engine, &format!("{arguments} reset=1"));
+    process.expect("begin\n");
+    disk.expect_held();
+    let limit = STUCK_LIMIT;
+    let drive = format!(r#"{{"drive_id":"d","path_on_host":"{}"}}"#, disk.path());
+    let pause = || process.expect_no_content("PATCH", "/vm", PAUSED);
+    let resume = || process.expect_no_content("PATCH", "/vm", RESUMED);
+    timed("GET /", limit, || assert_eq!(process.state(), "Running"));
+    timed("GET /metrics", limit, || {
+        assert!(process.request("GET", "/metrics", "").text.contains("200"));
+    });
+    timed("PATCH /drives", limit, || {
+        let response = process.request("PATCH", "/drives/d", &drive).text;
+        assert!(
+            response.contains("requests in flight do not complete"),
+            "{response}"
+        );
+    });
+    timed("pause", limit, pause);
+    timed("snapshot", SNAPSHOT_LIMIT, || {
+        let response = create_snapshot(&process, &process.directory, "Full", "state", "memory").text;
+        // Only the worker can repeat its requests after a snapshot.
+        let is_async = engine == "Async" && arguments != "flush=1";
+        let expected = if is_async {
+            r#"drive \"d\" has 1 unfinished requests"#
+        } else {
+            NO_CONTENT
+        };
+        assert!(response.contains(expected), "{response}");
+    });
+    timed("resume", limit, resume);
+    timed("reset", limit, || {
+        process.run_action("SendCtrlAltDel");
+    });
+    process.expect("reset\n");
+    timed("GET /", limit, || assert_eq!(process.state(), "Running"));
+    timed("SIGTERM", limit, || process.terminate());
+}
+
+#[test]
+fn stuck_disk_delays_no_answer() {
+    if !require(Requirement::Fuse) {
+        return;
+    }
+    for engine in ["Sync", "Async"] {
+        for arguments in ["read=1", "write=1", "flush=1"] {
+            check_answers_on_stuck_disk(engine, arguments, &SlowDisk::mount());
+        }
+    }
+}
+
+#[test]
+fn requests_of_released_disk_complete() {
+    if !require(Requirement::Fuse) {
+        return;
+    }
+    for engine in ["Sync", "Async"] {
+        for arguments in ["read=1", "write=1", "flush=1"] {
+            let disk = SlowDisk::mount();
+            let mut process = start_on(&disk.path(), engine, arguments);
+            process.expect("begin\n");
+            disk.expect_held();
+            disk.release();
+            process.expect("end 0\n");
             process.expect_exit(0);
         }
     }
