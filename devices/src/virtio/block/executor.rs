@@ -75,14 +75,14 @@ impl Executor {
         let _ = self.wake.write(1);
     }
 
-    /// Consumes the tokens of `request`, or returns false if it must wait for the rate limiter.
-    pub(super) fn admit(&mut self, request: &Request) -> bool {
+    /// Consumes the tokens of one operation of `bytes`, or returns false if it must wait for the rate limiter.
+    pub(super) fn admit(&mut self, bytes: u64) -> bool {
         if !self.limiter.has_limit() {
             return true;
         }
         // A notification while the request waits does not count as another wait.
         let was_throttled = self.limiter.is_throttled();
-        let admitted = self.limiter.consume(request.bytes(), self.clock.now());
+        let admitted = self.limiter.consume(bytes, self.clock.now());
         if !admitted && !was_throttled {
             self.meter.metrics.throttled += 1;
         }
@@ -231,14 +231,41 @@ impl Executor {
             self.disk.note_write(outcome.elapsed);
         }
         request.advance(&outcome.data, memory);
-        if outcome.status == Status::Ok
-            && let Some(work) = transfer(&request, memory)
-        {
+        if outcome.status != Status::Ok || !(request.next_piece().is_some() || request.rest.is_some()) {
+            return Some(self.end(&request, outcome.status, memory));
+        }
+        if let Some(work) = transfer(&request, memory) {
             let job = self.job(work, &request);
             self.worker.as_mut()?.resume(request, job);
-            return None;
+        } else {
+            self.worker.as_mut()?.hold(request);
+            self.continue_held(memory);
         }
-        Some(self.end(&request, outcome.status, memory))
+        None
+    }
+
+    /// Queues the next piece of a discard or write zeroes that waits for the rate limiter. Returns false if it must wait longer: all
+    /// other requests wait then.
+    pub(super) fn continue_held(&mut self, memory: &GuestMemory) -> bool {
+        let held = self.worker.as_ref().and_then(Worker::held);
+        let Some(bytes) = held.and_then(|request| request.rest.as_ref()).map(Request::bytes) else {
+            return true;
+        };
+        if !self.admit(bytes) {
+            return false;
+        }
+        if let Some(mut request) = self.worker.as_mut().and_then(Worker::take_held)
+            && let Some(rest) = request.rest.take()
+        {
+            let (piece, rest) = rest.split();
+            request.rest = rest;
+            let work = self.work(piece, &request, memory);
+            let job = self.job(work, &request);
+            if let Some(worker) = &mut self.worker {
+                worker.resume(request, job);
+            }
+        }
+        true
     }
 
     fn end(&mut self, request: &PendingRequest, status: Status, memory: &GuestMemory) -> (u16, u32) {
@@ -336,21 +363,20 @@ impl Executor {
 
     /// Queues `request`, whose rest is `pending`, for the worker. Executes it if there is no worker, and returns its length for the
     /// used ring.
-    fn begin_work(&mut self, request: Request, pending: PendingRequest, memory: &GuestMemory) -> Option<u32> {
-        let work = match request {
-            Request::Discard(extents) => Work::Discard(extents),
-            Request::Zero { extents, unmap } => {
-                extents.iter().for_each(|extent| self.dirty.add(*extent));
-                Work::Zero {
-                    extents,
-                    unmap,
-                    write_through: pending.write_through,
-                }
-            }
-            _ => self.transfer_or_flush(&pending, memory),
-        };
+    fn begin_work(
+        &mut self,
+        mut request: Request,
+        mut pending: PendingRequest,
+        memory: &GuestMemory,
+    ) -> Option<u32> {
+        let has_worker = self.open_worker();
+        // Without a limit, the worker itself splits the work.
+        if has_worker && self.limiter.has_limit() {
+            (request, pending.rest) = request.split();
+        }
+        let work = self.work(request, &pending, memory);
         let job = self.job(work, &pending);
-        if self.open_worker() {
+        if has_worker {
             let worker = self.worker.as_mut()?;
             if !worker.is_flushing() {
                 self.written_in_flush = 0;
@@ -369,17 +395,27 @@ impl Executor {
         }
     }
 
-    /// Returns the work for the data of `request`, or for the flush after it.
-    fn transfer_or_flush(&mut self, request: &PendingRequest, memory: &GuestMemory) -> Work {
-        if let Some(work) = transfer(request, memory) {
-            return work;
-        }
-        if let RequestKind::Write(extent) = request.kind {
-            self.note_written(extent);
-        }
-        Work::Flush {
-            dirty: std::mem::replace(&mut self.dirty, DirtyRange::CLEAN),
-            size: self.disk.size(),
+    /// Returns the next work for `request`, whose data or other pieces are in `pending`.
+    fn work(&mut self, request: Request, pending: &PendingRequest, memory: &GuestMemory) -> Work {
+        match request {
+            Request::Discard(extents) => Work::Discard(extents),
+            Request::Zero { extents, unmap } => {
+                extents.iter().for_each(|extent| self.dirty.add(*extent));
+                Work::Zero {
+                    extents,
+                    unmap,
+                    write_through: pending.write_through && pending.rest.is_none(),
+                }
+            }
+            _ => transfer(pending, memory).unwrap_or_else(|| {
+                if let RequestKind::Write(extent) = pending.kind {
+                    self.note_written(extent);
+                }
+                Work::Flush {
+                    dirty: std::mem::replace(&mut self.dirty, DirtyRange::CLEAN),
+                    size: self.disk.size(),
+                }
+            }),
         }
     }
 

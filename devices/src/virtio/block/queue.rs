@@ -77,7 +77,8 @@ impl ActiveQueue {
     pub(super) fn process(&mut self, executor: &mut Executor) {
         // Before the start: the end of work may end the wait of a request.
         let ended = self.add_completed(executor);
-        let started = if self.is_stopped || ended.is_err() {
+        let may_start = executor.continue_held(&self.memory);
+        let started = if self.is_stopped || !may_start || ended.is_err() {
             Ok(())
         } else {
             self.start_requests(executor)
@@ -165,7 +166,7 @@ impl ActiveQueue {
                     .refill(descriptors, memory, LIMITS)
                     .map_err(QueueError::Chain)?;
                 let request = Request::parse(&chain, executor.target()).map_err(QueueError::Request)?;
-                if executor.must_wait(&request) || !executor.admit(&request) {
+                if executor.must_wait(&request) || !executor.admit(request.bytes()) {
                     queue.undo_pop(1);
                     return Ok(());
                 }

@@ -31,7 +31,11 @@ pub(super) const HEADER: u64 = 16;
 /// Bytes of one segment of a discard or write zeroes request: sector, number of sectors, flags. virtio 1.2 §5.2.6.
 const SEGMENT_SIZE: u64 = 16;
 
-/// Maximum number of bytes that discarding a segment writes: a file system block of 4 KiB at each end.
+/// Alignment and maximum length of a piece of a discard or write zeroes, in bytes. The worker executes it with one call, and the rate
+/// limiter counts it as one operation.
+pub(super) const CHUNK_SIZE: u64 = 1 << 20;
+
+/// Maximum number of bytes that discarding a piece writes: a file system block of 4 KiB at each end.
 const DISCARD_WRITE_BYTES: u64 = 8192;
 
 /// Chain that is not a request: the device cannot complete it with a status.
@@ -142,19 +146,39 @@ impl Request {
         Ok(request.unwrap_or_else(Self::Rejected))
     }
 
-    /// Returns the bytes for the bandwidth bucket of the rate limiter: the data between disk and guest. Write zeroes
-    /// counts all zeros, since they may be written. A discard counts the partial file system blocks at both ends of
-    /// each segment.
+    /// Returns the bytes for the bandwidth bucket of the rate limiter: the data between disk and guest. A discard or write zeroes
+    /// counts its [first piece](Self::split): all zeros, since they may be written; or partial file system blocks at both ends.
     pub(super) fn bytes(&self) -> u64 {
         match self {
             Self::Read(extent) | Self::Write(extent) => extent.length,
-            Self::Zero { extents, .. } => extents.iter().map(|extent| extent.length).sum(),
-            Self::Discard(extents) => extents
-                .iter()
-                .map(|extent| extent.length.min(DISCARD_WRITE_BYTES))
-                .sum(),
+            Self::Zero { extents, .. } => first_piece(extents).map_or(0, |piece| piece.length),
+            Self::Discard(extents) => {
+                first_piece(extents).map_or(0, |piece| piece.length.min(DISCARD_WRITE_BYTES))
+            }
             Self::Flush | Self::Id | Self::Rejected(_) => 0,
         }
+    }
+
+    /// Splits a discard or write zeroes into its first piece of at most [`CHUNK_SIZE`] bytes, and the rest.
+    pub(super) fn split(mut self) -> (Self, Option<Self>) {
+        let (Self::Discard(extents) | Self::Zero { extents, .. }) = &mut self else {
+            return (self, None);
+        };
+        let Some(piece) = first_piece(extents) else {
+            return (self, None);
+        };
+        extents.retain(|extent| extent.length > 0);
+        extents[0].offset += piece.length;
+        extents[0].length -= piece.length;
+        let is_last = extents.iter().all(|extent| extent.length == 0);
+        let first = match &self {
+            Self::Zero { unmap, .. } => Self::Zero {
+                extents: vec![piece],
+                unmap: *unmap,
+            },
+            _ => Self::Discard(vec![piece]),
+        };
+        (first, (!is_last).then_some(self))
     }
 
     /// Returns the cost of the request for a batch, in bytes: the data that the thread of the device copies.
@@ -189,6 +213,11 @@ impl Request {
             Self::Id | Self::Rejected(_) => RequestKind::Other,
         }
     }
+}
+
+/// Returns the first piece of `extents` that is not empty.
+fn first_piece(extents: &[Extent]) -> Option<Extent> {
+    extents.iter().find_map(|extent| extent.chunks(CHUNK_SIZE).next())
 }
 
 impl Target {

@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::disk::Extent;
 use super::execute::used_length;
-use super::request::{HEADER, RequestKind, Status};
+use super::request::{HEADER, Request, RequestKind, Status};
 use crate::virtio::queue::chain::Chain;
 
 /// Maximum number of bytes of a buffer.
@@ -37,6 +37,8 @@ pub(super) struct PendingRequest {
     done: u64,
     /// Guest memory of the other bytes; empty if no data moves.
     ranges: Vec<GuestRange>,
+    /// Part of a discard or write zeroes whose work has not begun.
+    pub(super) rest: Option<Request>,
     /// A write is on the medium when it completes.
     pub(super) write_through: bool,
     /// Maximum bytes of host memory for a transfer and the ranges.
@@ -68,6 +70,7 @@ impl PendingRequest {
             start,
             done,
             ranges,
+            rest: None,
             write_through,
             buffered: 0,
         };
@@ -88,9 +91,10 @@ impl PendingRequest {
         })
     }
 
-    /// Returns true if a transfer follows that of [`Self::next_piece`].
+    /// Returns true if more work follows the next one.
     pub(super) fn is_split(&self) -> bool {
-        matches!(self.kind, RequestKind::Read(extent) | RequestKind::Write(extent)
+        self.rest.is_some()
+            || matches!(self.kind, RequestKind::Read(extent) | RequestKind::Write(extent)
             if extent.length - self.done > PIECE_SIZE)
     }
 

@@ -20,12 +20,10 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::disk::{Extent, Storage};
-use super::request::Status;
+use super::request::{CHUNK_SIZE, Status};
 use super::transfer::PendingRequest;
 use crate::lock;
 
-/// Alignment and maximum length of one discard or write of zeros, in bytes.
-pub(super) const CHUNK_SIZE: u64 = 1 << 20;
 /// Alignment and maximum length of one write-back before a flush, in bytes.
 pub(super) const FLUSH_SIZE: u64 = 4 << 20;
 /// Maximum time for the last call at a drop.
@@ -138,6 +136,8 @@ pub(super) struct Worker {
     is_last: bool,
     /// Bytes of host memory for the pending requests.
     buffered: u64,
+    /// The first pending request waits for the rate limiter before its next work.
+    is_held: bool,
     /// Cancelled work may still be in its last call.
     has_stale_work: bool,
 }
@@ -190,6 +190,7 @@ impl Worker {
             pending: VecDeque::new(),
             is_last: true,
             buffered: 0,
+            is_held: false,
             has_stale_work: false,
         })
     }
@@ -212,6 +213,28 @@ impl Worker {
         state.jobs.push_front(job);
         drop(state);
         self.shared.changed.notify_all();
+    }
+
+    /// Holds `request`, whose last work was split, until [`Self::take_held`]. Other work waits for it.
+    pub(super) fn hold(&mut self, request: PendingRequest) {
+        self.buffered += request.buffered;
+        self.pending.push_front(request);
+        self.is_held = true;
+    }
+
+    /// Returns the held request.
+    pub(super) fn held(&self) -> Option<&PendingRequest> {
+        self.pending.front().filter(|_| self.is_held)
+    }
+
+    /// Takes the held request, for [`Self::resume`].
+    pub(super) fn take_held(&mut self) -> Option<PendingRequest> {
+        if !std::mem::take(&mut self.is_held) {
+            return None;
+        }
+        let request = self.pending.pop_front()?;
+        self.buffered -= request.buffered;
+        Some(request)
     }
 
     /// Returns the bytes of host memory for the requests in flight.
@@ -271,6 +294,7 @@ impl Worker {
         // New lists: those of many requests would keep their memory.
         self.pending = VecDeque::new();
         self.buffered = 0;
+        self.is_held = false;
         let mut state = lock(&self.shared.state);
         state.generation += 1;
         state.jobs = VecDeque::new();

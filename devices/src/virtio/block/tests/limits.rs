@@ -1,5 +1,7 @@
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::worker::{ALL, SlowStorage};
 use super::{
     Buffer, DISCARD, ENGINES, FLUSH, Fixture, GET_ID, HOURS, IN, NONE, OK, OUT, SECTORS, Scratch,
     WRITE_ZEROES, bucket, config,
@@ -115,10 +117,83 @@ fn write_zeroes_consumes_its_length() {
 }
 
 #[test]
-fn discard_consumes_partial_blocks() {
+fn discard_consumes_partial_blocks_of_each_piece() {
     let two = [(0, 8192, 0), (8192, 8, 0)];
-    assert!(!leaves_sector(DISCARD, &two, 8192 + 4096 + 511));
-    assert!(leaves_sector(DISCARD, &two, 8192 + 4096 + 512));
+    let consumed = 4 * 8192 + 4096;
+    assert!(!leaves_sector(DISCARD, &two, consumed + 511));
+    assert!(leaves_sector(DISCARD, &two, consumed + 512));
+}
+
+#[test]
+fn pieces_wait_for_operations() {
+    for engine in ENGINES {
+        for kind in [DISCARD, WRITE_ZEROES] {
+            let scratch = Scratch::empty();
+            scratch.set_len(8 << 20);
+            let mut config = config(scratch.path(), engine);
+            config.operations = bucket(2, 2);
+            let mut fixture = Fixture::new(&config);
+            let storage = Arc::new(SlowStorage::new(scratch.path()));
+            fixture.block.executor.disk.storage = storage.clone();
+            storage.permit(ALL);
+            let status = fixture.add_segment(kind, 2048, 3 * 2048);
+            fixture.block.notify(0);
+            let [timer, wake] = fixture.block.watched_fds()[..] else {
+                panic!("the device has not exactly two descriptors");
+            };
+            for _ in 0..2 {
+                assert!(fixture.is_readable(wake.descriptor, 60_000));
+                fixture.block.process_event(wake.token);
+            }
+            assert_eq!(storage.expect_calls(0).len(), 2, "the third piece needs a token");
+            // It must not overtake the piece.
+            let (_, id) = fixture.add(GET_ID, 0, &[]);
+            fixture.block.notify(0);
+            assert_eq!((fixture.status(status), fixture.block.in_flight()), (NONE, 1));
+            assert_eq!(fixture.block.metrics().throttled, 1);
+            assert!(fixture.is_readable(timer.descriptor, 60_000));
+            fixture.clock.advance(Duration::from_millis(1));
+            fixture.block.process_event(timer.token);
+            storage.expect_calls(3);
+            assert!(fixture.is_readable(wake.descriptor, 60_000));
+            fixture.block.process_event(wake.token);
+            assert_eq!((fixture.status(status), fixture.status(id)), (OK, NONE));
+            fixture.clock.advance(Duration::from_millis(1));
+            assert_eq!(fixture.run(2).len(), 2);
+            assert_eq!(fixture.status(id), OK);
+            assert_eq!(fixture.block.metrics().discards, 1);
+        }
+    }
+}
+
+#[test]
+fn drain_and_reset_end_wait_of_piece() {
+    for drains in [true, false] {
+        let scratch = Scratch::empty();
+        scratch.set_len(8 << 20);
+        let mut config = config(scratch.path(), IoEngine::Sync);
+        config.operations = bucket(1, HOURS);
+        let mut fixture = Fixture::new(&config);
+        let status = fixture.add_segment(DISCARD, 0, 2 * 2048);
+        fixture.block.notify(0);
+        let wake = fixture.block.watched_fds()[1];
+        assert!(fixture.is_readable(wake.descriptor, 60_000));
+        fixture.block.process_event(wake.token);
+        assert_eq!(fixture.block.in_flight(), 1);
+        if drains {
+            fixture.block.drain();
+            assert_eq!(fixture.block.queue_states()[0].next_avail, 0);
+            fixture.block.update_limiter(None, bucket(0, 0));
+            fixture.run(1);
+            assert_eq!(fixture.status(status), OK);
+        } else {
+            fixture.reset();
+            fixture.block.update_limiter(None, bucket(0, 0));
+            fixture.activate(fixture.block.features());
+            assert_eq!(fixture.run_one(GET_ID, 0, &[]).0, OK);
+        }
+        assert_eq!(fixture.block.in_flight(), 0);
+    }
 }
 
 #[test]

@@ -16,7 +16,8 @@ use super::{
 };
 use crate::lock;
 use crate::virtio::block::disk::{Error, Extent, Storage};
-use crate::virtio::block::worker::{CHUNK_SIZE, FLUSH_SIZE};
+use crate::virtio::block::request::CHUNK_SIZE;
+use crate::virtio::block::worker::FLUSH_SIZE;
 use crate::virtio::device::VirtioDevice;
 
 pub(super) const LIMIT: Duration = Duration::from_secs(60);
@@ -144,7 +145,7 @@ fn stuck(scratch: &Scratch, engine: IoEngine, sectors: u64) -> (Fixture, Arc<Slo
 }
 
 impl Fixture {
-    fn add_segment(&mut self, kind: u32, sector: u64, count: u32) -> u64 {
+    pub(super) fn add_segment(&mut self, kind: u32, sector: u64, count: u32) -> u64 {
         let mut data = sector.to_le_bytes().to_vec();
         data.extend(count.to_le_bytes());
         data.extend([0; 4]);
