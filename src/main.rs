@@ -2,6 +2,7 @@
 //!
 //! | module | contents |
 //! |---|---|
+//! | `allocator` | heap of the process, its end without memory |
 //! | `process` | initialization, processor time, death by a signal |
 //! | `cli` | arguments, help texts, options in error messages, `mayfly ctl` |
 //! | `run`, `restore`, `serve`, `demo` | the commands with a VM |
@@ -14,6 +15,7 @@
 
 #![cfg_attr(not(test), no_main)]
 
+mod allocator;
 mod cli;
 mod demo;
 mod inspect;
@@ -38,6 +40,9 @@ use crate::cli::args::{self, Command, firecracker};
 use crate::cli::ctl;
 use crate::cli::hints::{self, OptionSet};
 use crate::printable::{printable, printable_lines};
+
+#[global_allocator]
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 /// Entry point of the program, called by the C library.
 ///

@@ -130,6 +130,7 @@ exit status:
   2     usage error
   120   triple fault of the guest
   121   KVM cannot run the guest any further, or the mapped image or memory file was truncated
+  122   mayfly has no memory left
 SIGTERM, SIGINT and SIGQUIT end mayfly at once, by that signal. So does SIGHUP without a log file.
 
 Try:   mayfly run unikernel.elf --memory 64M -- hello
@@ -206,6 +207,7 @@ exit status:
   0     the guest powered off or reset
   N     the guest wrote N to the debug-exit port 0x501
   1     failure, or triple fault of the guest; the message states the cause
+  122   mayfly has no memory left
   149   the mapped image or memory file was truncated
   152   unknown log level
   153   usage error

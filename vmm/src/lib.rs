@@ -59,6 +59,7 @@ pub mod arch;
 pub mod boot;
 pub mod config;
 pub mod control;
+pub mod emergency;
 mod error_chain;
 pub mod event_loop;
 pub mod kvm;

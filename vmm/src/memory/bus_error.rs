@@ -7,13 +7,11 @@
 use std::fmt::{self, Write};
 use std::mem::zeroed;
 use std::ptr::null_mut;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 use libc::{c_int, c_void, siginfo_t};
 
-/// Time for a reader of stderr to take the message, in milliseconds.
-const OUTPUT_TIMEOUT: c_int = 100;
+use crate::emergency;
 
 /// Size of the message. A pipe accepts PIPE_BUF bytes at once (pipe(7)).
 const CAPACITY: usize = 4096;
@@ -23,12 +21,8 @@ const BUS_ADRERR: c_int = 2;
 
 /// Exit status after a truncation of a mapped file; 0 if none is set.
 static STATUS: AtomicU8 = AtomicU8::new(0);
-/// Function that restores the terminal.
-static RESTORE: OnceLock<fn()> = OnceLock::new();
 /// The handler is installed.
 static INSTALLED: AtomicBool = AtomicBool::new(false);
-/// A thread reports a truncated file.
-static REPORTED: AtomicBool = AtomicBool::new(false);
 /// Range of addresses that contains all mapped files.
 static START: AtomicUsize = AtomicUsize::new(usize::MAX);
 static END: AtomicUsize = AtomicUsize::new(0);
@@ -44,7 +38,7 @@ pub fn set_exit_status(status: u8) {
 /// Installs the handler, which first calls `restore` at any bus error. `restore` must be async-signal-safe. Only the function of the
 /// first call is used.
 pub fn install_with(restore: fn()) {
-    let _ = RESTORE.set(restore);
+    emergency::set_restore(restore);
     install();
 }
 
@@ -99,9 +93,7 @@ fn install() {
 }
 
 extern "C" fn handle(signal: c_int, info: *mut siginfo_t, _: *mut c_void) {
-    if let Some(restore) = RESTORE.get() {
-        restore();
-    }
+    emergency::restore();
     let status = STATUS.load(Ordering::Relaxed);
     // SAFETY: the kernel passes a valid structure to a handler with SA_SIGINFO, until the handler returns.
     let info = unsafe { &*info };
@@ -121,32 +113,13 @@ extern "C" fn handle(signal: c_int, info: *mut siginfo_t, _: *mut c_void) {
 }
 
 /// Prints the message and ends the process.
-fn end(status: u8) {
-    if REPORTED.swap(true, Ordering::Relaxed) {
-        // Another thread prints the message and then ends this one.
-        loop {
-            // SAFETY: the call has no preconditions.
-            unsafe { libc::pause() };
-        }
-    }
+fn end(status: u8) -> ! {
     let mut message = [0; CAPACITY];
     let length = LENGTH.load(Ordering::Acquire).min(CAPACITY);
     for (byte, stored) in message.iter_mut().zip(&MESSAGE) {
         *byte = stored.load(Ordering::Relaxed);
     }
-    let mut stderr = libc::pollfd {
-        fd: libc::STDERR_FILENO,
-        events: libc::POLLOUT,
-        revents: 0,
-    };
-    // An unread stderr must not keep the process.
-    // SAFETY: `stderr` is one valid structure.
-    if unsafe { libc::poll(&raw mut stderr, 1, OUTPUT_TIMEOUT) } == 1 {
-        // SAFETY: `message` is valid for reads of `length` bytes, at most its size.
-        unsafe { libc::write(libc::STDERR_FILENO, message.as_ptr().cast(), length) };
-    }
-    // SAFETY: the call has no preconditions; it runs no destructors and takes no locks.
-    unsafe { libc::_exit(c_int::from(status)) };
+    emergency::end(status, &message[..length])
 }
 
 #[cfg(test)]
