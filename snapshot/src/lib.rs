@@ -22,6 +22,17 @@ pub use file::atomic::AtomicFile;
 pub use persist::{Component, Persist};
 pub use section::{ArchiveReader, ArchiveWriter, Schema};
 
+/// Returns `length` zeroes.
+///
+/// # Errors
+/// [`io::ErrorKind::OutOfMemory`](std::io::ErrorKind::OutOfMemory). A failure of `vec!` would end the process.
+pub fn zeroed(length: usize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(length)?;
+    bytes.resize(length, 0);
+    Ok(bytes)
+}
+
 /// Guest memory: one private mapping per region.
 ///
 /// It has no dirty bitmap: the kernel's page tables show the changed pages when a snapshot is created.

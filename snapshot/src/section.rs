@@ -9,7 +9,9 @@
 //! The payload is the state structure in postcard encoding, which identifies fields and variants by position.
 
 use std::collections::BTreeMap;
+use std::io;
 
+use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -30,6 +32,11 @@ pub enum Error {
     /// A key or a name is longer than 65,535 bytes, or a payload longer than 4 GiB.
     #[error("cannot write section {0:?}: key, schema name or payload is too long for the format")]
     TooLarge(String),
+    /// The process has no memory for the encoding.
+    #[error(
+        "cannot encode section {0:?}: out of memory; raise RLIMIT_AS (ulimit -v), or free memory of the host"
+    )]
+    NoMemory(String),
     /// The state structure could not be encoded.
     #[error("cannot encode section {key:?}")]
     Encode {
@@ -101,29 +108,32 @@ impl ArchiveWriter {
     ///
     /// # Errors
     /// [`Error::Duplicate`] if the key exists, [`Error::Encode`] and [`Error::TooLarge`] if the format does not support
-    /// the state.
+    /// the state, [`Error::NoMemory`].
     pub fn write<S: Schema>(&mut self, key: &str, state: &S) -> Result<(), Error> {
         if self.sections.contains_key(key) {
             return Err(Error::Duplicate(key.to_owned()));
         }
-        let payload = postcard::to_stdvec(state).map_err(|source| Error::Encode {
-            key: key.to_owned(),
-            source,
-        })?;
         let too_large = || Error::TooLarge(key.to_owned());
-        let mut section = Vec::with_capacity(payload.len() + key.len() + S::NAME.len() + 12);
+        let mut section = Vec::new();
         for name in [key, S::NAME] {
             let length = u16::try_from(name.len()).map_err(|_| too_large())?;
             section.extend_from_slice(&length.to_le_bytes());
             section.extend_from_slice(name.as_bytes());
         }
         section.extend_from_slice(&S::VERSION.to_le_bytes());
-        section.extend_from_slice(
-            &u32::try_from(payload.len())
-                .map_err(|_| too_large())?
-                .to_le_bytes(),
-        );
-        section.extend_from_slice(&payload);
+        let length_at = section.len();
+        section.extend_from_slice(&[0; 4]);
+        let payload_at = section.len();
+        let encoded = postcard::serialize_with_flavor(state, FallibleBytes(section));
+        let mut section = encoded.map_err(|source| match source {
+            postcard::Error::SerializeBufferFull => Error::NoMemory(key.to_owned()),
+            source => Error::Encode {
+                key: key.to_owned(),
+                source,
+            },
+        })?;
+        let length = u32::try_from(section.len() - payload_at).map_err(|_| too_large())?;
+        section[length_at..payload_at].copy_from_slice(&length.to_le_bytes());
         self.sections.insert(key.to_owned(), section);
         Ok(())
     }
@@ -131,6 +141,41 @@ impl ArchiveWriter {
     /// Encodes the sections, sorted by key.
     pub fn into_bytes(self) -> Vec<u8> {
         self.sections.into_values().collect::<Vec<_>>().concat()
+    }
+
+    /// Encodes the sections like [`into_bytes`](Self::into_bytes).
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::OutOfMemory`]
+    pub(crate) fn try_into_bytes(self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(self.sections.values().map(Vec::len).sum())?;
+        self.sections
+            .into_values()
+            .for_each(|section| bytes.extend_from_slice(&section));
+        Ok(bytes)
+    }
+}
+
+/// Encoding that fails if the process has no memory for it.
+struct FallibleBytes(Vec<u8>);
+
+impl Flavor for FallibleBytes {
+    type Output = Vec<u8>;
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.try_extend(&[byte])
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        let reserved = self.0.try_reserve(bytes.len());
+        reserved.map_err(|_| postcard::Error::SerializeBufferFull)?;
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<Self::Output> {
+        Ok(self.0)
     }
 }
 

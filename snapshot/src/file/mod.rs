@@ -35,6 +35,7 @@ pub use header::{Architecture, Contents, FormatError, Header, HostIdentity, MAX_
 pub use identity::FileIdentity;
 
 use crate::section::{self, ArchiveReader, ArchiveWriter};
+use crate::zeroed;
 use atomic::AtomicFile;
 use header::{FIXED, Lengths};
 
@@ -103,7 +104,15 @@ impl PendingStateFile {
     ///
     /// # Errors
     /// [`Error::TooLong`] and [`Error::Write`].
-    pub fn fill(&mut self, header: &Header, sections: &[u8]) -> Result<(), Error> {
+    pub fn fill(&mut self, header: &Header, sections: ArchiveWriter) -> Result<(), Error> {
+        let bytes = sections.try_into_bytes().map_err(|source| Error::Write {
+            path: self.path.clone(),
+            source,
+        })?;
+        self.fill_bytes(header, &bytes)
+    }
+
+    fn fill_bytes(&mut self, header: &Header, sections: &[u8]) -> Result<(), Error> {
         let front = header.encode(sections).ok_or_else(|| Error::TooLong {
             path: self.path.clone(),
             sections: sections.len(),
@@ -161,7 +170,9 @@ impl PendingStateFile {
 /// # Errors
 /// [`Error::TooLong`], [`Error::Write`] or [`Error::Replace`]; no temporary file remains then.
 pub fn write(path: &Path, header: &Header, sections: ArchiveWriter) -> Result<(), Error> {
-    write_bytes(path, header, &sections.into_bytes())
+    let mut file = PendingStateFile::create(path)?;
+    file.fill(header, sections)?;
+    file.commit()
 }
 
 /// Writes a state file at `path` with encoded sections, for example from [`StateFile::sections`].
@@ -170,7 +181,7 @@ pub fn write(path: &Path, header: &Header, sections: ArchiveWriter) -> Result<()
 /// As [`write()`].
 pub fn write_bytes(path: &Path, header: &Header, sections: &[u8]) -> Result<(), Error> {
     let mut file = PendingStateFile::create(path)?;
-    file.fill(header, sections)?;
+    file.fill_bytes(header, sections)?;
     file.commit()
 }
 
@@ -182,7 +193,7 @@ pub fn read(path: &Path, host: Option<&HostIdentity>) -> Result<StateFile, Error
     let (mut file, length, fixed) = open(path)?;
     let rejected = |source| rejected(path, source);
     let lengths = Lengths::decode(&fixed, length).map_err(rejected)?;
-    let mut bytes = vec![0; lengths.rest];
+    let mut bytes = zeroed(lengths.rest).map_err(|source| failed(path, source))?;
     file.read_exact(&mut bytes)
         .map_err(|source| failed(path, source))?;
     let header = Header::decode(&fixed, &bytes, &lengths).map_err(rejected)?;

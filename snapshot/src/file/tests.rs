@@ -83,7 +83,7 @@ fn shortest_file_is_valid() {
 /// Creates a complete file for `path` that is not committed.
 fn pending(path: &Path) -> PendingStateFile {
     let mut file = PendingStateFile::create(path).unwrap();
-    file.fill(&header(), &sections(20).into_bytes()).unwrap();
+    file.fill(&header(), sections(20)).unwrap();
     file
 }
 

@@ -159,15 +159,16 @@ impl RegularFile {
     }
 
     fn read(&self, object: &'static str, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
-        let mut bytes = vec![0; length];
-        self.file
-            .read_exact_at(&mut bytes, offset)
-            .map_err(|source| Error::Read {
-                object,
-                offset,
-                source,
-            })?;
-        Ok(bytes)
+        let read = || {
+            let mut bytes = snapshot::zeroed(length)?;
+            self.file.read_exact_at(&mut bytes, offset)?;
+            Ok(bytes)
+        };
+        read().map_err(|source| Error::Read {
+            object,
+            offset,
+            source,
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use super::map::page_size;
 
 /// Pages per call of mincore(2).
-const CHUNK_PAGES: usize = 16 << 10;
+const CHUNK_PAGES: usize = 4 << 10;
 
 /// Minimum validity of a count.
 const MIN_VALIDITY: Duration = Duration::from_secs(1);
@@ -53,7 +53,7 @@ impl ResidencyCounter {
 /// microseconds per absent GiB and some hundred microseconds per resident GiB.
 fn resident_bytes(memory: &GuestMemory) -> u64 {
     let page = usize::try_from(page_size()).unwrap_or(4096);
-    let mut resident = vec![0; CHUNK_PAGES];
+    let mut resident = [0; CHUNK_PAGES];
     let mut count = 0;
     for region in memory.iter() {
         let size = usize::try_from(region.len()).unwrap_or(0);

@@ -197,7 +197,7 @@ impl CreateSnapshotParams {
             memory: config.memory.bytes(),
             contents: memory.contents(&source),
         };
-        state.fill(&header, &archive.into_bytes()).map_err(Error::State)?;
+        state.fill(&header, archive).map_err(Error::State)?;
         state.sync().map_err(Error::State)?;
         // The file may have changed while its pages were listed and copied. The old snapshot is intact so far.
         check().map_err(Error::Changed)?;

@@ -256,7 +256,10 @@ impl SerialOutput {
     fn buffer_bytes(&mut self, bytes: &[u8]) {
         if self.buffer.is_empty() {
             // Allocated on the first stall: most guests never need the buffer.
-            self.buffer.reserve_exact(CAPACITY);
+            if self.buffer.try_reserve_exact(CAPACITY).is_err() {
+                self.dropped += bytes.len() as u64;
+                return;
+            }
             self.notify_event_loop();
         }
         for byte in bytes {

@@ -375,7 +375,7 @@ fn copy_chunk(from: &File, into: &File, offset: u64, length: u64) -> io::Result<
         Ok(0) => Err(end_of_file()),
         Ok(count) => Ok(count),
         Err(error) if needs_fallback(&error) => {
-            let mut bytes = vec![0; max_length.min(COPY_CHUNK_SIZE)];
+            let mut bytes = snapshot::zeroed(max_length.min(COPY_CHUNK_SIZE))?;
             let count = from.read_at(&mut bytes, offset)?;
             into.write_all_at(&bytes[..count], offset)?;
             if count == 0 {
@@ -439,7 +439,7 @@ fn clear_range(file: &File, range: Range<u64>) -> io::Result<()> {
         Err(error) if needs_fallback(&error) => {}
         result => return result,
     }
-    let zeros = vec![0; COPY_CHUNK_SIZE];
+    let zeros = snapshot::zeroed(COPY_CHUNK_SIZE)?;
     let mut at = range.start;
     while at < range.end {
         let left = usize::try_from(range.end - at).map_or(COPY_CHUNK_SIZE, |left| left.min(COPY_CHUNK_SIZE));

@@ -164,7 +164,7 @@ impl PageRanges<'_> {
         let page = page_size();
         let pages = (self.rest.end - self.rest.start).div_ceil(page);
         let count = usize::try_from(pages).map_or(ENTRIES, |pages| pages.min(ENTRIES));
-        let mut entries = vec![0; 8 * count];
+        let mut entries = snapshot::zeroed(8 * count)?;
         self.pages
             .read_exact_at(&mut entries, self.rest.start / page * 8)?;
         for (entry, address) in entries
@@ -246,7 +246,7 @@ impl Scan {
     fn new(filter: PageFilter) -> Self {
         Self {
             filter,
-            regions: vec![PageRegion::default(); SCAN_RANGES],
+            regions: Vec::new(),
         }
     }
 
@@ -257,6 +257,10 @@ impl Scan {
         rest: &mut Range<u64>,
         found: &mut VecDeque<Range<u64>>,
     ) -> io::Result<()> {
+        if self.regions.is_empty() {
+            self.regions.try_reserve_exact(SCAN_RANGES)?;
+            self.regions.resize(SCAN_RANGES, PageRegion::default());
+        }
         let not_file = match self.filter {
             PageFilter::Touched => 0,
             PageFilter::Private => PAGE_IS_FILE,

@@ -133,7 +133,7 @@ impl WorkingSet {
     pub fn write(&self, mut file: PendingStateFile, header: &Header) -> Result<(), Error> {
         let mut sections = ArchiveWriter::new();
         sections.write(KEY, self).map_err(Error::Section)?;
-        file.fill(header, &sections.into_bytes()).map_err(Error::File)?;
+        file.fill(header, sections).map_err(Error::File)?;
         file.commit_unsynced().map_err(Error::File)
     }
 
