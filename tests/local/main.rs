@@ -10,6 +10,7 @@
 //! | [`calls`] | system calls of a process, by ptrace |
 //! | [`state`] | state of a machine, restored in another machine |
 //! | [`loader`] | damaged state files |
+//! | [`memory_limit`] | falling limits of the address space |
 //! | [`docs`] | commands in the documentation |
 //! | [`access`] | a missing or inaccessible `/dev/kvm` |
 //! | [`virtio`] | drives and hostile guests |
@@ -44,6 +45,7 @@ mod guest;
 mod guests;
 mod kvm_call_order;
 mod loader;
+mod memory_limit;
 mod network;
 #[allow(dead_code, reason = "tests/docs.rs splits the commands")]
 #[path = "../docs/pages.rs"]

@@ -1,6 +1,6 @@
 //! Metrics in the text format of Prometheus, version 0.0.4.
 
-use std::fmt::{Display, Write as _};
+use std::fmt::{self, Display, Write as _};
 use std::time::Duration;
 
 use vmm::control::{DriveMetrics, InterfaceMetrics, StartPhase, VcpuMetrics, VmMetrics};
@@ -77,8 +77,8 @@ const DRIVES: [Drive; 3] = [
     ),
 ];
 
-/// Returns the metrics in the text format of Prometheus, version 0.0.4.
-pub fn prometheus(metrics: &VmMetrics, counters: &Counters) -> String {
+/// Returns the metrics in the text format of Prometheus, version 0.0.4, or `None` if the process has no memory for the text.
+pub fn prometheus(metrics: &VmMetrics, counters: &Counters) -> Option<String> {
     let mut text = Text::default();
     phases(&mut text, &metrics.phases);
     vcpus(&mut text, &metrics.vcpus);
@@ -257,27 +257,49 @@ impl Kind {
 
 /// Text in the exposition format.
 #[derive(Debug, Default)]
-struct Text(String);
+struct Text {
+    text: String,
+    /// The process has no memory for the rest of the text.
+    truncated: bool,
+}
 
 impl Text {
     /// Starts a family; all its samples must precede the next family. A family without samples is omitted.
     fn family(&mut self, name: &'static str, kind: Kind, help: &'static str) -> Family<'_> {
         Family {
-            text: &mut self.0,
+            text: self,
             name,
             head: Some((kind, help)),
         }
     }
 
-    fn into_string(self) -> String {
-        self.0
+    fn into_string(self) -> Option<String> {
+        (!self.truncated).then_some(self.text)
+    }
+
+    fn push_str(&mut self, part: &str) {
+        self.truncated = self.truncated || self.text.try_reserve(part.len()).is_err();
+        if !self.truncated {
+            self.text.push_str(part);
+        }
+    }
+
+    fn push(&mut self, character: char) {
+        self.push_str(character.encode_utf8(&mut [0; 4]));
+    }
+}
+
+impl fmt::Write for Text {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        self.push_str(part);
+        Ok(())
     }
 }
 
 /// Samples of one name.
 #[derive(Debug)]
 struct Family<'a> {
-    text: &'a mut String,
+    text: &'a mut Text,
     name: &'static str,
     /// Help and type, until they are written before the first sample.
     head: Option<(Kind, &'static str)>,
@@ -322,7 +344,7 @@ impl Family<'_> {
         if separator == ',' {
             self.text.push('}');
         }
-        // Writing to a String cannot fail.
+        // Writing to a text cannot fail.
         let _ = writeln!(self.text, " {value}");
     }
 
@@ -336,7 +358,7 @@ impl Family<'_> {
     }
 }
 
-fn escape(text: &mut String, value: &str) {
+fn escape(text: &mut Text, value: &str) {
     for character in value.chars() {
         match character {
             '\\' => text.push_str("\\\\"),

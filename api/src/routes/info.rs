@@ -9,6 +9,10 @@ use crate::schema::{InstanceInfo, MachineConfiguration, Version, VmConfiguration
 /// OpenAPI specification of all routes.
 const SPECIFICATION: &str = include_str!("../../../resources/openapi.yaml");
 
+/// Lack of memory for a response.
+const NO_MEMORY: &str =
+    "cannot write the response: out of memory; raise RLIMIT_AS (ulimit -v), or free memory of the host";
+
 pub(super) fn instance(context: &mut RequestContext<'_>) -> Result<Response, Error> {
     let instance = context.process.instance();
     json(&InstanceInfo {
@@ -39,9 +43,10 @@ pub(super) fn machine(context: &mut RequestContext<'_>) -> Result<Response, Erro
 
 pub(super) fn metrics(context: &mut RequestContext<'_>) -> Result<Response, Error> {
     let text = metrics::prometheus(&context.control.metrics(), context.process.counters());
-    Ok(Response::text("text/plain; version=0.0.4", text))
+    let text = text.ok_or_else(|| Error::rejected("Metrics", NO_MEMORY))?;
+    Ok(Response::text("text/plain; version=0.0.4", text.into_bytes()))
 }
 
 pub(super) fn specification(_: &mut RequestContext<'_>) -> Result<Response, Error> {
-    Ok(Response::text("application/yaml", SPECIFICATION))
+    Ok(Response::text("application/yaml", SPECIFICATION.as_bytes()))
 }

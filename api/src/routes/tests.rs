@@ -435,7 +435,7 @@ fn metrics_and_specification_are_text() {
     let text = include_str!("../../../resources/openapi.yaml");
     assert_eq!(
         specification,
-        crate::http::Response::text("application/yaml", text)
+        crate::http::Response::text("application/yaml", text.as_bytes())
     );
 }
 

@@ -128,7 +128,7 @@ fn counters() -> Counters {
 }
 
 fn parsed() -> Vec<Family> {
-    parse(&prometheus(&full(), &counters()))
+    parse(&prometheus(&full(), &counters()).unwrap())
 }
 
 fn value(families: &[Family], name: &str, labels: &[(&str, &str)]) -> f64 {
@@ -274,7 +274,7 @@ fn samples_have_labels() {
 
 #[test]
 fn metrics_before_start_are_valid() {
-    let families = parse(&prometheus(&VmMetrics::default(), &counters()));
+    let families = parse(&prometheus(&VmMetrics::default(), &counters()).unwrap());
     let names: Vec<_> = families.iter().map(|family| family.name.as_str()).collect();
     let expected = [
         "mayfly_memory_bytes",
@@ -297,7 +297,7 @@ fn repeated_phase_is_one_sample() {
         phases: vec![phase(1.0, 0.5), phase(2.0, 0.25)],
         ..VmMetrics::default()
     };
-    let families = parse(&prometheus(&metrics, &counters()));
+    let families = parse(&prometheus(&metrics, &counters()).unwrap());
     let of = |name| value(&families, name, &[("phase", "open image"), ("thread", "main")]);
     assert_eq!(of("mayfly_boot_phase_start_seconds"), 1.0);
     assert_eq!(of("mayfly_boot_phase_seconds"), 0.75);
@@ -309,7 +309,7 @@ proptest! {
         let mut metrics = full();
         metrics.devices[0].id.clone_from(&name);
         metrics.devices[2].id = format!("{name}{other}");
-        let families = parse(&prometheus(&metrics, &counters()));
+        let families = parse(&prometheus(&metrics, &counters()).unwrap());
         let samples = || families.iter().flat_map(|family| &family.samples);
         prop_assert!(samples().any(|sample| sample.label("interface") == Some(metrics.interfaces()[0].id)));
         let drives = samples().filter(|sample| sample.label("drive") == Some(&name)).count();
@@ -326,7 +326,7 @@ fn family_format_is_exact() {
     family.sample(&[("x", "a\\b\"c\nd"), ("y", "")], 2.5);
     text.family("b", Kind::Gauge, "Nothing.");
     assert_eq!(
-        text.into_string(),
+        text.into_string().unwrap(),
         "# HELP a_total One\\\\two\\nthree.\n# TYPE a_total counter\na_total 1\n\
          a_total{x=\"a\\\\b\\\"c\\nd\",y=\"\"} 2.5\n"
     );
@@ -338,7 +338,7 @@ fn histogram_unit_is_seconds() {
     let mut family = text.family("h_seconds", Kind::Histogram, "Time.");
     family.histogram(&[("d", "x")], [(1, 2), (1 << 23, 3)].into_iter(), 2_500_000, 4);
     assert_eq!(
-        text.into_string(),
+        text.into_string().unwrap(),
         "# HELP h_seconds Time.\n# TYPE h_seconds histogram\nh_seconds_bucket{d=\"x\",le=\"0.000001\"} 2\n\
          h_seconds_bucket{d=\"x\",le=\"8.388608\"} 3\nh_seconds_bucket{d=\"x\",le=\"+Inf\"} 4\n\
          h_seconds_sum{d=\"x\"} 2.5\nh_seconds_count{d=\"x\"} 4\n"
