@@ -22,8 +22,8 @@ pub enum Error {
     #[error("cannot load a snapshot: the VM is configured or started already; load it into a new process")]
     Configured,
     /// The state file cannot be read.
-    #[error("cannot use the state file")]
-    State(#[source] file::Error),
+    #[error(transparent)]
+    State(file::Error),
     /// The snapshot is a diff.
     #[error(
         "cannot load {0:?}: it belongs to a Diff snapshot; merge it into the snapshot that it differs from"

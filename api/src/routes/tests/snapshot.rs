@@ -82,7 +82,7 @@ fn load_after_configuration_is_rejected() {
     fixture.expect_no_content("PUT", "/logger", r#"{"level": "Info"}"#);
     let fault = fixture.expect_fault("PUT", LOAD, body);
     assert!(
-        fault.starts_with("Load snapshot error: cannot use the state file: ") && fault.contains("@/none"),
+        fault.starts_with("Load snapshot error: cannot read the state file ") && fault.contains("@/none"),
         "{fault}"
     );
     assert_eq!(fixture.get("/")["state"], "Not started");

@@ -309,7 +309,7 @@ fn failed_load_ends_mayfly() {
         ("cut", "memory", "", "cut"),
         ("empty", "memory", "", "empty"),
         ("memory", "state", "", "memory"),
-        ("", "memory", "", "cannot use the state file"),
+        ("", "memory", "", "it is not a regular file"),
         (
             "state",
             "memory",
