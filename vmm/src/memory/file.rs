@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use snapshot::file::FileIdentity;
@@ -81,7 +81,10 @@ impl MemoryFile {
     /// # Errors
     /// Fails if `open` or `fstat` fails.
     pub fn open(path: PathBuf) -> Result<Self, (PathBuf, io::Error)> {
-        let opened = File::open(&path).and_then(|file| Ok((file.metadata()?, file)));
+        // O_NONBLOCK: open(2) of a FIFO would wait for a writer. The flag has no effect on regular files.
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        let opened = File::options().read(true).custom_flags(flags).open(&path);
+        let opened = opened.and_then(|file| Ok((file.metadata()?, file)));
         match opened {
             Ok((metadata, file)) => Ok(Self {
                 file,

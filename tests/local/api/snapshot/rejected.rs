@@ -299,12 +299,16 @@ fn failed_load_ends_mayfly() {
         .open(directory.path("long"))
         .unwrap();
     long.write_all_at(&[0xa5], length).unwrap();
-    let cases: [Case; 12] = [
+    // A load must not wait for a writer.
+    directory.fifo("fifo");
+    let cases: [Case; 14] = [
         ("none", "memory", "", "none"),
         ("state", "none", "", "none"),
         ("state", "short", "", "short"),
         ("state", "long", "", "long"),
         ("state", "empty", "", "empty"),
+        ("state", "fifo", "", "fifo"),
+        ("fifo", "memory", "", "fifo"),
         ("flipped", "memory", "", "flipped"),
         ("cut", "memory", "", "cut"),
         ("empty", "memory", "", "empty"),
