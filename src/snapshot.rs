@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use api::client::{self, Client};
 use serde_json::{Value, json};
+use vmm::config::{BackendDescription, DeviceConfig};
 use vmm::control::{
     Contents, LoadSnapshotError, MergeError, STATE_VERSION, describe_snapshot, describe_working_set,
     merge_snapshots, state_version,
@@ -211,16 +212,15 @@ pub fn info(path: &Path) -> Result<String, Error> {
         );
     }
     line("kernel", config.kernel.display().to_string());
-    for drive in config.drives() {
-        let access = if drive.disk.read_only { ", read-only" } else { "" };
-        line(
-            "drive",
-            format!("{}: {}{access}", drive.disk.id, drive.disk.path.display()),
-        );
-    }
-    for net in config.interfaces() {
-        let mac = net.mac.map(|mac| format!(", {mac}")).unwrap_or_default();
-        line("interface", format!("{}: {}{mac}", net.id, net.backend));
+    for device in &config.devices {
+        let (id, backend) = (device.id(), BackendDescription(device));
+        match device {
+            DeviceConfig::Drive(_) => line("drive", format!("{id}: {backend}")),
+            DeviceConfig::Interface(net) => {
+                let mac = net.mac.map(|mac| format!(", {mac}")).unwrap_or_default();
+                line("interface", format!("{id}: {backend}{mac}"));
+            }
+        }
     }
     Ok(text)
 }

@@ -280,7 +280,13 @@ the memory file while one of them runs.
 
 Override the devices; repeat these options for more:
       --net ID=BACKEND  connect interface ID to another backend, as in mayfly run: eth0=tap:tap1 (default: as saved)
-      --disk ID=PATH    connect drive ID to another file (default: as saved)
+      --disk ID=PATH[,ro]
+                        connect drive ID to another file (default: as saved). ro: fail if the drive is read-write
+
+Load a snapshot of an untrusted source:
+      --untrusted       open no file, tap, socket or process that only the state file names: --disk and --net must name
+                        the host side of each drive and interface. mayfly snapshot-info DIR lists them (default: open
+                        the host sides in the state file)
 
 Control the start:
       --paused          leave the guest paused; mayfly ctl resume resumes it

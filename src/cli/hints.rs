@@ -11,7 +11,7 @@ use devices::virtio::net::{passt, stream, tap};
 use vmm::boot::segment::LayoutError;
 use vmm::boot::{cmdline, image, initrd};
 use vmm::config::{Conflict, DeviceKind};
-use vmm::control::LoadSnapshotError;
+use vmm::control::{LoadSnapshotError, NameError, UnnamedDevice};
 use vmm::machine;
 use vmm::vcpu::VcpuError;
 use vmm::{config, control, kvm, memory};
@@ -67,6 +67,7 @@ fn skip_transparent<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 's
         match error {
             LoadSnapshotError::Device(error) => error,
             LoadSnapshotError::Machine(error) => error,
+            LoadSnapshotError::Name(error) => error,
             _ => return error,
         }
     } else if let Some(error) = error.downcast_ref() {
@@ -146,6 +147,10 @@ fn config_option(error: &config::Error) -> Option<&'static str> {
 
 /// Returns the option of `mayfly restore`, or the other command, that governs `error`.
 fn restore_option(error: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(NameError::Unnamed(devices)) = error.downcast_ref() {
+        let options: Vec<_> = devices.iter().map(backend_option).collect();
+        return Some(options.join(" "));
+    }
     let option = if let Some(error) = error.downcast_ref() {
         match error {
             LoadSnapshotError::Diff(_) => "mayfly snapshot-merge",
@@ -155,6 +160,8 @@ fn restore_option(error: &(dyn Error + 'static)) -> Option<String> {
             },
             _ => return None,
         }
+    } else if let Some(NameError::Writable(_)) = error.downcast_ref() {
+        "--disk ID=PATH without ,ro"
     } else if error.is::<disk::Error>() {
         "--disk ID=PATH"
     } else if is_backend_error(error) {
@@ -163,6 +170,14 @@ fn restore_option(error: &(dyn Error + 'static)) -> Option<String> {
         return None;
     };
     Some(option.to_owned())
+}
+
+/// Returns the option of `mayfly restore` that names the host side of `device`.
+fn backend_option(device: &UnnamedDevice) -> String {
+    match device.kind {
+        DeviceKind::Drive => format!("--disk {}=PATH", device.id),
+        DeviceKind::Interface => format!("--net {}=BACKEND", device.id),
+    }
 }
 
 fn is_backend_error(error: &(dyn Error + 'static)) -> bool {
@@ -179,7 +194,7 @@ mod tests {
     use vmm::boot::segment::LayoutError;
     use vmm::boot::{Protocol, cmdline, image, initrd};
     use vmm::config::{self, Conflict, DeviceKind, MemorySize};
-    use vmm::control::{self, LoadSnapshotError};
+    use vmm::control::{self, LoadSnapshotError, NameError, UnnamedDevice};
     use vmm::memory::Bytes;
     use vmm::vcpu::{Location, VcpuError};
     use vmm::{kvm, machine};
@@ -309,6 +324,22 @@ mod tests {
             };
             expect_option(&unknown, OptionSet::Restore, option);
         }
+        let unnamed = |kind, id: &str| UnnamedDevice {
+            kind,
+            id: id.into(),
+            backend: "/victim, read-write".into(),
+        };
+        let unnamed = NameError::Unnamed(vec![
+            unnamed(DeviceKind::Drive, "root"),
+            unnamed(DeviceKind::Interface, "eth0"),
+        ]);
+        expect_option(
+            &LoadSnapshotError::Name(unnamed),
+            OptionSet::Restore,
+            "--disk root=PATH --net eth0=BACKEND",
+        );
+        let writable = LoadSnapshotError::Name(NameError::Writable("root".into()));
+        expect_option(&writable, OptionSet::Restore, "--disk ID=PATH without ,ro");
         let diff = LoadSnapshotError::Diff("memory".into());
         expect_option(&diff, OptionSet::Restore, "mayfly snapshot-merge");
     }

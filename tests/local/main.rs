@@ -11,6 +11,7 @@
 //! | [`state`] | state of a machine, restored in another machine |
 //! | [`loader`] | damaged state files |
 //! | [`memory_limit`] | falling limits of the address space |
+//! | [`forged`] | state files of an attacker |
 //! | [`docs`] | commands in the documentation |
 //! | [`access`] | a missing or inaccessible `/dev/kvm` |
 //! | [`virtio`] | drives and hostile guests |
@@ -39,6 +40,7 @@ mod calls;
 mod command;
 mod console;
 mod docs;
+mod forged;
 #[allow(dead_code, reason = "only the emulated host kills and restores guests")]
 #[path = "../hosts/guest.rs"]
 mod guest;

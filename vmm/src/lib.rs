@@ -50,6 +50,12 @@
 //! process, nor use more of the host than its vCPUs and about ten thousand timer events a second. Images, initrds, command lines and
 //! state files are untrusted, and are checked before use.
 //!
+//! A state file names the host sides of its devices: files, taps, sockets, descriptors, and passt. A load opens them, as Firecracker
+//! does, and logs each at level info: its caller vouches for them. An untrusted load
+//! ([`LoadSnapshotParams::untrusted`](persistence::LoadSnapshotParams::untrusted)) opens only host sides that the caller names, none
+//! for writing that the caller names read-only, and no link in place of the files of the snapshot. All names are checked before one
+//! is opened. Everything else in a state file is data for the guest and its machine, in either case.
+//!
 //! The user of the host is trusted not to truncate an image or a memory file while it is mapped. A guest that accesses the missing
 //! part stops with an error, whose report reads guest memory without a fault. A device whose virtqueue lies there ends the process
 //! ([`bus_error`](memory::bus_error)). The disks of the host are trusted to complete reads and writes: a drive whose disk hangs keeps its

@@ -1,6 +1,7 @@
 //! Rejections of requests, with Firecracker's sentence where there is one.
 
-use vmm::control::{self, CreateSnapshotError, ErrorChain, LoadSnapshotError};
+use vmm::config::DeviceKind;
+use vmm::control::{self, CreateSnapshotError, ErrorChain, LoadSnapshotError, NameError};
 
 use crate::http::Method;
 use crate::schema;
@@ -97,6 +98,15 @@ impl Error {
         const PART: &str = "Load snapshot";
         match error {
             LoadSnapshotError::Configured => Self::rejected(PART, CONFIGURED),
+            LoadSnapshotError::Name(NameError::Unnamed(devices)) => {
+                let field = |kind, field| devices.iter().any(|device| device.kind == kind).then_some(field);
+                let fields = [
+                    field(DeviceKind::Drive, "drive_overrides"),
+                    field(DeviceKind::Interface, "network_overrides"),
+                ];
+                let fields: Vec<_> = fields.into_iter().flatten().collect();
+                Self::rejected(PART, format!("{error} in {}", fields.join(" or ")))
+            }
             other => Self::failed(PART, other),
         }
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use vmm::config::{DeviceBackend, NetBackend};
+use vmm::config::{DeviceBackend, DriveBackend, NetBackend};
 use vmm::control::{
     CreateSnapshotParams, DEFAULT_RECORD_LENGTH, LoadSnapshotParams, MAX_RECORD_MS, MemorySource,
     RecordOptions, SnapshotKind, WorkingSetOptions,
@@ -88,6 +88,8 @@ schema! {
         drive_id: String;
         /// File or block device.
         path_on_host: PathBuf;
+        /// Rejects the load if the drive of the snapshot is read-write.
+        is_read_only: Option<bool> = false;
     }
     example "{drive_id: rootfs, path_on_host: /images/clone}";
 }
@@ -130,6 +132,9 @@ schema! {
         working_set: Option<PathBuf>;
         /// Working set to record.
         record_working_set: Option<RecordWorkingSet>;
+        /// Rejects the load if only the state file names a file, tap, socket or process to open. Requires an override of each
+        /// drive and interface. A tap from network_overrides replaces any other backend.
+        untrusted: Option<bool> = false;
     }
     unsupported {
         /// Unsupported: vsock.
@@ -182,6 +187,7 @@ impl SnapshotLoad {
             clock_realtime,
             working_set,
             record_working_set,
+            untrusted,
         } = self;
         let taps = network_overrides.unwrap_or_default().into_iter();
         let taps = taps.map(NetworkOverride::into_params);
@@ -198,6 +204,7 @@ impl SnapshotLoad {
                 prefetch: working_set,
                 record: record_working_set.map(RecordWorkingSet::into_params),
             },
+            untrusted: untrusted.unwrap_or_default(),
         })
     }
 }
@@ -217,8 +224,13 @@ impl DriveOverride {
         let Self {
             drive_id,
             path_on_host,
+            is_read_only,
         } = self;
-        (drive_id, path_on_host.into())
+        let backend = DriveBackend {
+            path: path_on_host,
+            read_only: is_read_only.unwrap_or_default(),
+        };
+        (drive_id, backend.into())
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lexopt::Arg;
-use vmm::config::{NetBackend, OptionError};
+use vmm::config::{DriveBackend, NetBackend, OptionError};
 use vmm::control::{DEFAULT_RECORD_LENGTH, LoadSnapshotParams, MAX_RECORD_MS, MemorySource, RecordOptions};
 
 use super::error::{Error, syntax};
@@ -36,11 +36,12 @@ pub struct SnapshotArgs {
     pub diff: bool,
 }
 
-const OPTIONS: [&str; 7] = [
+const OPTIONS: [&str; 8] = [
     "--net",
     "--disk",
     "--paused",
     "--realtime",
+    "--untrusted",
     "--working-set",
     RECORD,
     LENGTH,
@@ -105,8 +106,8 @@ fn parse_option(
             return Ok(());
         }
         "--disk" => {
-            let (id, file) = parse_override(parser, name)?;
-            params.overrides.push((id, PathBuf::from(file).into()));
+            let (id, text) = parse_override(parser, name)?;
+            params.overrides.push((id, parse_drive(&text).into()));
             return Ok(());
         }
         _ => given.add(name)?,
@@ -114,6 +115,7 @@ fn parse_option(
     match name {
         "--paused" => params.resume = false,
         "--realtime" => params.realtime = true,
+        "--untrusted" => params.untrusted = true,
         "--working-set" => params.working_set.prefetch = Some(path(parser, "restore")?),
         RECORD => {
             params.working_set.record = Some(RecordOptions {
@@ -124,6 +126,15 @@ fn parse_option(
         other => restore.session.parse_option(parser, "restore", other)?,
     }
     Ok(())
+}
+
+/// Parses `PATH[,ro]`. Another comma is part of the path.
+fn parse_drive(text: &str) -> DriveBackend {
+    let read_only = text.strip_suffix(",ro");
+    DriveBackend {
+        path: read_only.unwrap_or(text).into(),
+        read_only: read_only.is_some(),
+    }
 }
 
 /// Parses the length of a recording.
@@ -216,7 +227,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::super::Command;
-    use vmm::config::NetBackend;
+    use vmm::config::{DriveBackend, NetBackend};
     use vmm::control::WorkingSetOptions;
 
     fn parse(line: &str) -> Result<Command, String> {
@@ -238,6 +249,26 @@ mod tests {
         ];
         assert_eq!(restore.params.overrides, overrides);
         assert!(!restore.params.resume && !restore.params.realtime && restore.session.id == "x");
+        assert!(!restore.params.untrusted);
+    }
+
+    #[test]
+    fn drive_override_ends_with_access() {
+        let line = "restore /s --untrusted --disk a=/x,ro --disk b=/y,z --disk c=/d,ro,";
+        let Command::Restore(restore) = parse(line).unwrap() else {
+            panic!("no restore");
+        };
+        let drive = |path: &str, read_only| DriveBackend {
+            path: path.into(),
+            read_only,
+        };
+        let overrides = [
+            ("a".into(), drive("/x", true).into()),
+            ("b".into(), drive("/y,z", false).into()),
+            ("c".into(), drive("/d,ro,", false).into()),
+        ];
+        assert_eq!(restore.params.overrides, overrides);
+        assert!(restore.params.untrusted);
     }
 
     #[test]

@@ -3,9 +3,13 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::drive::{DriveConfig, DriveUpdate};
+use super::drive::{DriveBackend, DriveConfig, DriveUpdate};
 use super::net::{InterfaceUpdate, NetBackend, NetConfig};
 use super::settings::{Conflict, DeviceSettings};
+
+/// Host side of a device and its access as text, such as `/images/root, read-only`.
+#[derive(Clone, Copy, Debug)]
+pub struct BackendDescription<'a>(pub &'a DeviceConfig);
 
 /// Defines the kinds of devices. A row has the variant, the types of [`DeviceSettings`], and the name in messages. The order of the
 /// rows is the order in which guests count devices and state files list them.
@@ -121,6 +125,13 @@ macro_rules! device_kinds {
                 }
             }
 
+            /// Returns the length of the name of the host side in bytes.
+            pub(crate) fn backend_length(&self) -> usize {
+                match self {
+                    $(Self::$kind(config) => config.backend_length(),)*
+                }
+            }
+
             /// Applies the change of an attached device. A change of another kind has no effect.
             pub(crate) fn apply(&mut self, update: &DeviceUpdate) {
                 match (self, update) {
@@ -134,6 +145,14 @@ macro_rules! device_kinds {
                 match (self, backend) {
                     $((Self::$kind(config), DeviceBackend::$kind(backend)) => config.set_backend(backend),)*
                     _ => {}
+                }
+            }
+        }
+
+        impl fmt::Display for BackendDescription<'_> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self.0 {
+                    $(DeviceConfig::$kind(config) => config.format_backend(f),)*
                 }
             }
         }
@@ -159,6 +178,12 @@ macro_rules! device_kinds {
 }
 
 device_kinds! {
-    Drive(DriveConfig, DriveUpdate, PathBuf) = "drive",
+    Drive(DriveConfig, DriveUpdate, DriveBackend) = "drive",
     Interface(NetConfig, InterfaceUpdate, NetBackend) = "network interface",
+}
+
+impl From<PathBuf> for DeviceBackend {
+    fn from(path: PathBuf) -> Self {
+        DriveBackend::from(path).into()
+    }
 }

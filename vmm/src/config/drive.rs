@@ -1,6 +1,7 @@
 //! Drives, written as `PATH[,ro][,cache=unsafe|writeback][,engine=sync|async][,id=NAME]`, with
 //! `,bandwidth=BYTES/MILLISECONDS[/BURST]` and `,ops=NUMBER/MILLISECONDS[/BURST]`. A comma in PATH or NAME is doubled.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -28,6 +29,22 @@ pub enum Root {
     Partition(String),
 }
 
+/// Host side of a drive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DriveBackend {
+    /// File or block device.
+    pub path: PathBuf,
+    /// The file must not be opened for writing: the load of a snapshot whose drive is read-write fails.
+    pub read_only: bool,
+}
+
+impl From<PathBuf> for DriveBackend {
+    fn from(path: PathBuf) -> Self {
+        let read_only = false;
+        Self { path, read_only }
+    }
+}
+
 /// Change of an attached drive. Without a path and without limits the drive reads the size of its file again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DriveUpdate {
@@ -50,7 +67,7 @@ impl DriveConfig {
 
 impl DeviceSettings for DriveConfig {
     type Update = DriveUpdate;
-    type Backend = PathBuf;
+    type Backend = DriveBackend;
 
     fn id(&self) -> &str {
         &self.disk.id
@@ -92,8 +109,21 @@ impl DeviceSettings for DriveConfig {
         (self.disk.bandwidth, self.disk.operations) = (merged.bandwidth, merged.operations);
     }
 
-    fn set_backend(&mut self, backend: &PathBuf) {
-        self.disk.path.clone_from(backend);
+    fn set_backend(&mut self, backend: &DriveBackend) {
+        self.disk.path.clone_from(&backend.path);
+    }
+
+    fn backend_length(&self) -> usize {
+        self.disk.path.as_os_str().len()
+    }
+
+    fn format_backend(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let access = if self.disk.read_only {
+            "read-only"
+        } else {
+            "read-write"
+        };
+        write!(f, "{}, {access}", self.disk.path.display())
     }
 }
 

@@ -11,10 +11,10 @@ mod settings;
 mod size;
 mod vm;
 
-pub use device::{DeviceBackend, DeviceConfig, DeviceKind, DeviceUpdate};
+pub use device::{BackendDescription, DeviceBackend, DeviceConfig, DeviceKind, DeviceUpdate};
 pub use devices::limiter::Bucket;
 pub use devices::virtio::block::{CacheType, DiskConfig, IoEngine};
-pub use drive::{DriveConfig, DriveUpdate, Root};
+pub use drive::{DriveBackend, DriveConfig, DriveUpdate, Root};
 pub use error::{Error, MAX_DEVICES, MAX_VCPUS};
 pub use host::HostMemory;
 pub use mac::MacAddress;

@@ -131,6 +131,18 @@ impl DeviceSettings for NetConfig {
     fn set_backend(&mut self, backend: &NetBackend) {
         self.backend.clone_from(backend);
     }
+
+    fn backend_length(&self) -> usize {
+        match &self.backend {
+            NetBackend::Tap(name) => name.len(),
+            NetBackend::Stream(path) => path.as_os_str().len(),
+            NetBackend::Descriptor(_) | NetBackend::User => 0,
+        }
+    }
+
+    fn format_backend(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, read-write", self.backend)
+    }
 }
 
 impl FromStr for NetConfig {

@@ -1,5 +1,6 @@
 //! Operations common to the configurations of all kinds of devices.
 
+use std::fmt;
 use std::os::fd::RawFd;
 
 use super::mac::MacAddress;
@@ -47,4 +48,10 @@ pub(super) trait DeviceSettings {
 
     /// Replaces the host side.
     fn set_backend(&mut self, backend: &Self::Backend);
+
+    /// Returns the length of the name of the host side in bytes.
+    fn backend_length(&self) -> usize;
+
+    /// Writes the host side and its access, read-only or read-write.
+    fn format_backend(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
 }

@@ -28,9 +28,9 @@ pub use crate::machine::{DeviceCounters, DeviceError, UpdateError};
 pub use crate::memory::dump::DumpStats;
 pub use crate::persistence::{
     Contents, CreateSnapshotError, CreateSnapshotParams, DEFAULT_RECORD_LENGTH, FileRole, LoadSnapshotError,
-    LoadSnapshotParams, MAX_RECORD_MS, MemorySource, MergeError, OpenFile, RecordOptions, STATE_VERSION,
-    SnapshotKind, WorkingSetError, WorkingSetOptions, describe_snapshot, describe_working_set,
-    merge_snapshots, state_version,
+    LoadSnapshotParams, MAX_RECORD_MS, MemorySource, MergeError, NameError, OpenFile, RecordOptions,
+    STATE_VERSION, SnapshotKind, UnnamedDevice, WorkingSetError, WorkingSetOptions, describe_snapshot,
+    describe_working_set, merge_snapshots, state_version,
 };
 pub use crate::timeline::Timeline;
 pub use builder::OpenConsole;

@@ -7,6 +7,7 @@ use snapshot::file;
 use snapshot::file::Contents;
 use snapshot::section;
 
+use super::names;
 use super::source::{self, MACHINE, MemorySource, host_identity};
 use super::working_set::{self, WorkingSetOptions};
 use crate::config::{self, DeviceBackend, DeviceKind, HostMemory, VmConfig, VmSpec};
@@ -55,6 +56,9 @@ pub enum Error {
         /// IDs of the devices of this kind, separated by commas, or `none`.
         known: String,
     },
+    /// A name in the state file is invalid, or must not be opened.
+    #[error(transparent)]
+    Name(names::Error),
     /// The memory cannot be mapped.
     #[error(transparent)]
     Memory(source::Error),
@@ -92,6 +96,8 @@ pub struct LoadSnapshotParams {
     pub realtime: bool,
     /// Working set to prefetch or to record.
     pub working_set: WorkingSetOptions,
+    /// The state file is untrusted: the load opens nothing that only the state file names.
+    pub untrusted: bool,
 }
 
 impl LoadSnapshotParams {
@@ -105,6 +111,7 @@ impl LoadSnapshotParams {
             resume: false,
             realtime: false,
             working_set: WorkingSetOptions::default(),
+            untrusted: false,
         }
     }
 
@@ -116,6 +123,9 @@ impl LoadSnapshotParams {
         open_console: impl FnOnce() -> Result<Console, ConsoleError>,
         timeline: &Arc<Timeline>,
     ) -> Result<Vm, Error> {
+        if self.untrusted {
+            names::check_files(&self.state, &self.memory, &self.working_set).map_err(Error::Name)?;
+        }
         let read = timeline.measure(Lane::Main, "read state", || {
             file::read(&self.state, Some(&host_identity()))
         });
@@ -126,6 +136,10 @@ impl LoadSnapshotParams {
         let mut sections = state.reader().map_err(Error::Sections)?;
         let config: VmConfig = sections.read(MACHINE).map_err(Error::Sections)?;
         let spec = self.apply_overrides(config, state.header().memory, host_memory)?;
+        if self.untrusted {
+            names::check_named(spec.config(), &self.overrides).map_err(Error::Name)?;
+        }
+        names::log(spec.config(), &self.overrides, &self.memory);
         let opened = self.working_set.open(&state, &self.memory);
         let (set, recording) = opened.map_err(Error::WorkingSet)?;
         let mapped = timeline.measure(Lane::Main, "map memory file", || {
@@ -168,6 +182,7 @@ impl LoadSnapshotParams {
                 config: config.memory.bytes(),
             });
         }
+        names::check_lengths(&config).map_err(Error::Name)?;
         for (id, backend) in &self.overrides {
             let kind = backend.kind();
             let Some(index) = config.position(kind, id) else {
@@ -177,6 +192,7 @@ impl LoadSnapshotParams {
                     known: config.list_ids(kind),
                 });
             };
+            names::check_access(&config.devices[index], backend).map_err(Error::Name)?;
             config.devices[index].set_backend(backend);
         }
         config.track_dirty_pages = self.track_dirty_pages;

@@ -2,6 +2,7 @@
 
 mod create;
 mod load;
+mod names;
 mod open_files;
 mod source;
 mod working_set;
@@ -15,6 +16,7 @@ use crate::memory::dump;
 
 pub use create::{CreateSnapshotParams, Error as CreateSnapshotError, SnapshotKind};
 pub use load::{Error as LoadSnapshotError, LoadSnapshotParams};
+pub use names::{Error as NameError, UnnamedDevice};
 pub use open_files::{FileRole, OpenFile};
 pub use snapshot::file::{Contents, VERSION as STATE_VERSION};
 pub use source::MemorySource;

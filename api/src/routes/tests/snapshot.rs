@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use vmm::config::NetBackend;
+use vmm::config::{DriveBackend, NetBackend};
 use vmm::control::{
     CreateSnapshotParams, LoadSnapshotParams, MemorySource, RecordOptions, SnapshotKind, WorkingSetOptions,
 };
@@ -211,8 +211,13 @@ fn all_fields_reach_vmm() {
     let body = r#"{"snapshot_path": "/s", "mem_backend": {"backend_type": "Uffd", "backend_path": "/u"},
         "track_dirty_pages": true, "resume_vm": true, "clock_realtime": true,
         "network_overrides": [{"iface_id": "a", "host_dev_name": ""}, {"iface_id": "b", "host_dev_name": "tap1"}],
-        "drive_overrides": [{"drive_id": "c", "path_on_host": "/d"}],
+        "drive_overrides": [{"drive_id": "c", "path_on_host": "/d"},
+            {"drive_id": "e", "path_on_host": "/f", "is_read_only": true}], "untrusted": true,
         "working_set": "/w", "record_working_set": {"path": "/r", "milliseconds": 7}}"#;
+    let read_only = DriveBackend {
+        path: "/f".into(),
+        read_only: true,
+    };
     let expected = LoadSnapshotParams {
         state: "/s".into(),
         memory: MemorySource::Uffd("/u".into()),
@@ -220,6 +225,7 @@ fn all_fields_reach_vmm() {
             ("a".into(), NetBackend::Tap(String::new()).into()),
             ("b".into(), NetBackend::Tap("tap1".into()).into()),
             ("c".into(), PathBuf::from("/d").into()),
+            ("e".into(), read_only.into()),
         ],
         track_dirty_pages: true,
         resume: true,
@@ -231,6 +237,7 @@ fn all_fields_reach_vmm() {
                 length: Duration::from_millis(7),
             }),
         },
+        untrusted: true,
     };
     assert_eq!(load(body), expected);
     let short = r#"{"snapshot_path": "/s", "mem_file_path": "/m", "record_working_set": {"path": "/r"}}"#;
