@@ -30,6 +30,14 @@ pub enum Error {
         /// The activity and the way out.
         reason: String,
     },
+    /// The state has values that this host does not support, and a load can remove them.
+    #[error("cannot restore {component} on this host: {reason}")]
+    Unsupported {
+        /// Schema name of the component.
+        component: &'static str,
+        /// The values.
+        reason: String,
+    },
     /// A system call on kernel state failed.
     #[error("cannot save or restore {component}: {operation} failed")]
     Kernel {

@@ -287,6 +287,8 @@ Load a snapshot of an untrusted source:
       --untrusted       open no file, tap, socket or process that only the state file names: --disk and --net must name
                         the host side of each drive and interface. mayfly snapshot-info DIR lists them (default: open
                         the host sides in the state file)
+      --mask-cpu        remove processor features of the guest that this host does not support, and log their names; a
+                        guest that uses them may crash (default: fail with their names)
 
 Control the start:
       --paused          leave the guest paused; mayfly ctl resume resumes it

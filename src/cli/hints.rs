@@ -12,7 +12,7 @@ use vmm::boot::segment::LayoutError;
 use vmm::boot::{cmdline, image, initrd};
 use vmm::config::{Conflict, DeviceKind};
 use vmm::control::{LoadSnapshotError, NameError, UnnamedDevice};
-use vmm::machine;
+use vmm::machine::{self, state::StateError};
 use vmm::vcpu::VcpuError;
 use vmm::{config, control, kvm, memory};
 
@@ -151,7 +151,9 @@ fn restore_option(error: &(dyn Error + 'static)) -> Option<String> {
         let options: Vec<_> = devices.iter().map(backend_option).collect();
         return Some(options.join(" "));
     }
-    let option = if let Some(error) = error.downcast_ref() {
+    let option = if let Some(StateError::Unsupported { .. }) = error.downcast_ref() {
+        "--mask-cpu"
+    } else if let Some(error) = error.downcast_ref() {
         match error {
             LoadSnapshotError::Diff(_) => "mayfly snapshot-merge",
             LoadSnapshotError::Unknown { kind, .. } => match kind {
@@ -199,7 +201,7 @@ mod tests {
     use vmm::vcpu::{Location, VcpuError};
     use vmm::{kvm, machine};
 
-    use super::{OptionSet, describe};
+    use super::{OptionSet, StateError, describe};
 
     /// Expects `option` in the message of `error`, and no other difference to the message without options.
     fn expect_option(error: &(dyn Error + 'static), options: OptionSet, option: &str) {
@@ -340,6 +342,15 @@ mod tests {
         );
         let writable = LoadSnapshotError::Name(NameError::Writable("root".into()));
         expect_option(&writable, OptionSet::Restore, "--disk ID=PATH without ,ro");
+        let unsupported = LoadSnapshotError::Restore(machine::state::Error::Vcpu {
+            id: 0,
+            source: StateError::Unsupported {
+                component: "vcpu",
+                reason: "r".into(),
+            },
+        });
+        assert!(unsupported.can_mask_cpu());
+        expect_option(&unsupported, OptionSet::Restore, "--mask-cpu");
         let diff = LoadSnapshotError::Diff("memory".into());
         expect_option(&diff, OptionSet::Restore, "mayfly snapshot-merge");
     }

@@ -18,7 +18,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm::arch::{Native, Platform};
 use vmm::boot::Image;
 use vmm::config::{DriveConfig, HostMemory, IrqchipMode, MemorySize, NetConfig, VmConfig, VmSpec};
-use vmm::machine::state::Error;
+use vmm::machine::state::{Error, RestoreOptions};
 use vmm::machine::{Machine, open_devices};
 use vmm::memory;
 use vmm::timeline::Timeline;
@@ -99,7 +99,7 @@ impl Guest {
     /// Restores `state` of `source` in another paused machine.
     fn restore(self, source: &Machine, state: &[u8]) -> Running {
         let (machine, printed) = self.build_copy(source);
-        let machine = machine.restore(ArchiveReader::parse(state).unwrap(), false);
+        let machine = machine.restore(ArchiveReader::parse(state).unwrap(), RestoreOptions::default());
         Running {
             machine: machine.unwrap(),
             printed,
@@ -308,7 +308,7 @@ fn mismatched_state_is_rejected() {
     let state = save(&guest.machine);
     let restore_error = |other: Guest, state: &[u8]| {
         let (machine, printed) = other.build_copy(&guest.machine);
-        let error = match machine.restore(ArchiveReader::parse(state).unwrap(), false) {
+        let error = match machine.restore(ArchiveReader::parse(state).unwrap(), RestoreOptions::default()) {
             Err(error) => vmm::ErrorChain(&error).to_string(),
             Ok(_) => panic!("the restore succeeded"),
         };

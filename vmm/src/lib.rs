@@ -56,6 +56,9 @@
 //! for writing that the caller names read-only, and no link in place of the files of the snapshot. All names are checked before one
 //! is opened. Everything else in a state file is data for the guest and its machine, in either case.
 //!
+//! KVM accepts CPUID bits and MSRs that it does not announce. No load passes them to KVM: each saved vCPU is compared with the
+//! answers of KVM on this host, whatever the header of the file states. The load fails, or removes them if its caller requests that.
+//!
 //! The user of the host is trusted not to truncate an image or a memory file while it is mapped. A guest that accesses the missing
 //! part stops with an error, whose report reads guest memory without a fault. A device whose virtqueue lies there ends the process
 //! ([`bus_error`](memory::bus_error)). The disks of the host are trusted to complete reads and writes: a drive whose disk hangs keeps its

@@ -107,6 +107,9 @@ impl Error {
                 let fields: Vec<_> = fields.into_iter().flatten().collect();
                 Self::rejected(PART, format!("{error} in {}", fields.join(" or ")))
             }
+            other if other.can_mask_cpu() => {
+                Self::rejected(PART, format!("{} by mask_cpu", ErrorChain(other)))
+            }
             other => Self::failed(PART, other),
         }
     }

@@ -135,6 +135,9 @@ schema! {
         /// Rejects the load if only the state file names a file, tap, socket or process to open. Requires an override of each
         /// drive and interface. A tap from network_overrides replaces any other backend.
         untrusted: Option<bool> = false;
+        /// Removes CPUID bits and model-specific registers of the guest that this host does not support. Otherwise they reject the
+        /// load.
+        mask_cpu: Option<bool> = false;
     }
     unsupported {
         /// Unsupported: vsock.
@@ -188,6 +191,7 @@ impl SnapshotLoad {
             working_set,
             record_working_set,
             untrusted,
+            mask_cpu,
         } = self;
         let taps = network_overrides.unwrap_or_default().into_iter();
         let taps = taps.map(NetworkOverride::into_params);
@@ -205,6 +209,7 @@ impl SnapshotLoad {
                 record: record_working_set.map(RecordWorkingSet::into_params),
             },
             untrusted: untrusted.unwrap_or_default(),
+            mask_cpu: mask_cpu.unwrap_or_default(),
         })
     }
 }

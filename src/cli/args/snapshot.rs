@@ -36,12 +36,13 @@ pub struct SnapshotArgs {
     pub diff: bool,
 }
 
-const OPTIONS: [&str; 8] = [
+const OPTIONS: [&str; 9] = [
     "--net",
     "--disk",
     "--paused",
     "--realtime",
     "--untrusted",
+    "--mask-cpu",
     "--working-set",
     RECORD,
     LENGTH,
@@ -116,6 +117,7 @@ fn parse_option(
         "--paused" => params.resume = false,
         "--realtime" => params.realtime = true,
         "--untrusted" => params.untrusted = true,
+        "--mask-cpu" => params.mask_cpu = true,
         "--working-set" => params.working_set.prefetch = Some(path(parser, "restore")?),
         RECORD => {
             params.working_set.record = Some(RecordOptions {
@@ -249,12 +251,12 @@ mod tests {
         ];
         assert_eq!(restore.params.overrides, overrides);
         assert!(!restore.params.resume && !restore.params.realtime && restore.session.id == "x");
-        assert!(!restore.params.untrusted);
+        assert!(!restore.params.untrusted && !restore.params.mask_cpu);
     }
 
     #[test]
     fn drive_override_ends_with_access() {
-        let line = "restore /s --untrusted --disk a=/x,ro --disk b=/y,z --disk c=/d,ro,";
+        let line = "restore /s --untrusted --mask-cpu --disk a=/x,ro --disk b=/y,z --disk c=/d,ro,";
         let Command::Restore(restore) = parse(line).unwrap() else {
             panic!("no restore");
         };
@@ -268,7 +270,7 @@ mod tests {
             ("c".into(), drive("/d,ro,", false).into()),
         ];
         assert_eq!(restore.params.overrides, overrides);
-        assert!(restore.params.untrusted);
+        assert!(restore.params.untrusted && restore.params.mask_cpu);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Snapshots by the commands of mayfly.
 
+mod limits;
 mod untrusted;
 mod working_set;
 

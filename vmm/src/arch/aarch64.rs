@@ -104,7 +104,7 @@ impl Cpu for Aarch64 {
     type Entry = ();
     type State = VcpuState;
 
-    fn profile(_: &Kvm) -> Result<(), kvm::Error> {
+    fn profile(_: &Kvm, _: bool) -> Result<(), kvm::Error> {
         Ok(())
     }
 
@@ -120,7 +120,7 @@ impl Cpu for Aarch64 {
         Ok(VcpuState)
     }
 
-    fn restore(_: &VcpuFd, _: &Kvm, _: &VcpuState) -> Result<(), StateError> {
+    fn restore(_: &VcpuFd, _: &Kvm, _: &mut VcpuState, (): &(), _: bool) -> Result<(), StateError> {
         Ok(())
     }
 

@@ -197,12 +197,13 @@ pub trait Cpu {
     /// State of one vCPU.
     type State: Schema + Send;
 
-    /// Reads the features that KVM supports on this host. The call is slow where the host is a virtual machine, because each
-    /// CPUID leaf that KVM reads costs an exit. A vCPU thread calls it while the machine is built.
+    /// Reads the features that KVM supports on this host; with `restores`, also those that only [`restore`](Self::restore) requires.
+    /// The call is slow where the host is a virtual machine, because each CPUID leaf that KVM reads costs an exit. A vCPU thread calls
+    /// it while the machine is built.
     ///
     /// # Errors
     /// [`kvm::Error::Call`]
-    fn profile(kvm: &Kvm) -> Result<Self::Profile, kvm::Error>;
+    fn profile(kvm: &Kvm, restores: bool) -> Result<Self::Profile, kvm::Error>;
 
     /// Sets profile and reset state of vCPU `id` of `count`.
     ///
@@ -227,11 +228,18 @@ pub trait Cpu {
         flush_pending: impl FnMut(&mut VcpuFd),
     ) -> Result<Self::State, StateError>;
 
-    /// Restores the state of `vcpu`, in place of profile and boot registers.
+    /// Restores the state of `vcpu`, in place of profile and boot registers. With `mask`, removes all that exceeds `profile`.
     ///
     /// # Errors
-    /// [`StateError::Invalid`] and [`StateError::Kernel`]; the vCPU must not run afterwards.
-    fn restore(vcpu: &VcpuFd, kvm: &Kvm, state: &Self::State) -> Result<(), StateError>;
+    /// [`StateError::Unsupported`] without `mask`, [`StateError::Invalid`] and [`StateError::Kernel`]; the vCPU must not run
+    /// afterwards.
+    fn restore(
+        vcpu: &VcpuFd,
+        kvm: &Kvm,
+        state: &mut Self::State,
+        profile: &Self::Profile,
+        mask: bool,
+    ) -> Result<(), StateError>;
 
     /// Notifies the guest of a pause of `vcpu`, so that its watchdog does not report a hang.
     fn notify_pause(vcpu: &VcpuFd);

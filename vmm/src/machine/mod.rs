@@ -135,7 +135,7 @@ impl Machine {
     }
 
     /// Builds the machine of `spec` with `memory`, which has the [regions](Platform::memory_regions) of the spec, to be
-    /// [restored](Self::restore). Does not query the supported CPUID, which takes 100 us.
+    /// [restored](Self::restore).
     ///
     /// # Errors
     /// [`Error`]; everything that was created is dropped then.

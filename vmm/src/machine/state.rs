@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use devices::lock;
 use devices::virtio::net::passt;
-use snapshot::persist::Error as StateError;
+pub use snapshot::persist::Error as StateError;
 use snapshot::section::Error as SectionError;
 use snapshot::{ArchiveReader, ArchiveWriter, Component};
 
@@ -102,6 +102,15 @@ fn receive_spinning<T>(id: u8, reply: &Receiver<T>, timeout: Option<Duration>) -
 fn receive_state(id: u8, vcpu: &StateReply, timeout: Option<Duration>) -> Result<NativeVcpuState, Error> {
     let state = receive_spinning(id, &vcpu.state, timeout)?;
     state.map_err(|source| Error::Vcpu { id, source })
+}
+
+/// Options of a restore.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RestoreOptions {
+    /// The guest's clock advances by the time since the save.
+    pub realtime: bool,
+    /// CPUID bits and model-specific registers that this host does not support are removed. Otherwise the restore fails.
+    pub mask_cpu: bool,
 }
 
 /// Save in progress. When it is dropped, nothing is saved, and the machine can be resumed.
@@ -201,13 +210,13 @@ impl Machine {
     }
 
     /// Restores the machine, which was [built with the memory](Self::build_with_memory) of the state, from `archive`, whose sections
-    /// must all be consumed. The machine is paused then; [`resume`](Self::resume) runs the guest. With `realtime` the guest's clock
-    /// advances by the time since the save.
+    /// must all be consumed. The machine is paused then; [`resume`](Self::resume) runs the guest.
     ///
     /// # Errors
     /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Page`], [`Error::Devices`], [`Error::Sections`], [`Error::Passt`] and
     /// [`Error::IoThread`]. No vCPU has entered the guest then.
-    pub fn restore(mut self, mut archive: ArchiveReader<'_>, realtime: bool) -> Result<Self, Error> {
+    pub fn restore(mut self, mut archive: ArchiveReader<'_>, options: RestoreOptions) -> Result<Self, Error> {
+        let RestoreOptions { realtime, mask_cpu } = options;
         // No vCPU is in the guest yet, so that the gate closes at once; the threads wait at it after their restore.
         self.shared.gate.close(ThreadSet::default(), || ());
         let (restored, replies) = (0..self.vcpus.len())
@@ -215,7 +224,11 @@ impl Machine {
             .collect::<(Vec<_>, Vec<_>)>();
         for ((id, vcpu), restored) in (0..).zip(&self.vcpus).zip(restored) {
             let state = read_vcpu(id, &mut archive)?;
-            vcpu.start(self.start_context(VcpuInit::State { state, restored }));
+            vcpu.start(self.start_context(VcpuInit::State {
+                state,
+                mask_cpu,
+                restored,
+            }));
         }
         self.restore_devices(&mut archive).map_err(Error::Devices)?;
         for device in &mut self.devices {

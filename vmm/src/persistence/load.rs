@@ -11,7 +11,8 @@ use super::names;
 use super::source::{self, MACHINE, MemorySource, host_identity};
 use super::working_set::{self, WorkingSetOptions};
 use crate::config::{self, DeviceBackend, DeviceKind, HostMemory, VmConfig, VmSpec};
-use crate::machine::{self, Machine, open_devices, state};
+use crate::machine::state::{self, RestoreOptions, StateError};
+use crate::machine::{self, Machine, open_devices};
 use crate::memory::Prefetch;
 use crate::timeline::{Lane, Timeline};
 use crate::vm::{Console, ConsoleError, ConsoleInput, MemoryBacking, Vm};
@@ -79,6 +80,16 @@ pub enum Error {
     Restore(#[source] state::Error),
 }
 
+impl Error {
+    /// Returns true if the load could succeed with [`LoadSnapshotParams::mask_cpu`].
+    pub fn can_mask_cpu(&self) -> bool {
+        let Self::Restore(state::Error::Vcpu { source, .. }) = self else {
+            return false;
+        };
+        matches!(source, StateError::Unsupported { .. })
+    }
+}
+
 /// Parameters of the load of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadSnapshotParams {
@@ -98,6 +109,8 @@ pub struct LoadSnapshotParams {
     pub working_set: WorkingSetOptions,
     /// The state file is untrusted: the load opens nothing that only the state file names.
     pub untrusted: bool,
+    /// CPUID bits and model-specific registers that this host does not support are removed. Otherwise the load fails.
+    pub mask_cpu: bool,
 }
 
 impl LoadSnapshotParams {
@@ -112,6 +125,7 @@ impl LoadSnapshotParams {
             realtime: false,
             working_set: WorkingSetOptions::default(),
             untrusted: false,
+            mask_cpu: false,
         }
     }
 
@@ -163,7 +177,13 @@ impl LoadSnapshotParams {
             machine.set_fault_handler(handler.clone());
         }
         let restored = timeline.measure(Lane::Main, "restore state", || {
-            machine.restore(sections, self.realtime)
+            machine.restore(
+                sections,
+                RestoreOptions {
+                    realtime: self.realtime,
+                    mask_cpu: self.mask_cpu,
+                },
+            )
         });
         let machine = restored.map_err(Error::Restore)?;
         let input = input.map(|file| ConsoleInput { file, filter });

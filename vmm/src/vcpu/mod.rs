@@ -10,7 +10,8 @@
 //!   │
 //! start(init) ── KVM_RUN until the guest ends or the thread is stopped
 //! ```
-//! A thread that gets a saved state requires no profile; see [`VcpuShared::restores`].
+//! A thread that gets a saved state compares it with the profile, so that a state file cannot enable features that KVM does not
+//! support; see [`VcpuShared::restores`].
 
 mod exit;
 mod gate;

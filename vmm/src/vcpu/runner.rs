@@ -38,9 +38,10 @@ pub struct VcpuShared {
     pub stop_event: EventFd,
     /// Gate at which the threads wait while the VM is paused.
     pub gate: PauseGate,
-    /// The vCPUs get a saved state, so that no thread queries the supported CPUID.
+    /// The vCPUs get a saved state.
     pub restores: bool,
-    /// CPUID of the guest, or the call that failed and its error number. The first thread that needs the profile sets it.
+    /// CPUID of the guest, or the limits of a saved state; or the call that failed and its error number. The first thread that needs
+    /// the profile sets it.
     pub profile: OnceLock<Result<Profile, (String, i32)>>,
 }
 
@@ -48,7 +49,9 @@ impl VcpuShared {
     fn profile(&self, id: u8) -> Result<&Profile, kvm::Error> {
         let profile = self.profile.get_or_init(|| {
             self.timeline
-                .measure(Lane::Vcpu(id), "ask for CPUID", || NativeCpu::profile(&self.kvm))
+                .measure(Lane::Vcpu(id), "ask for CPUID", || {
+                    NativeCpu::profile(&self.kvm, self.restores)
+                })
                 .map_err(|error| match error {
                     kvm::Error::Call { call, source, .. } => (call, source.raw_os_error().unwrap_or(0)),
                     other => (other.to_string(), 0),
@@ -58,6 +61,15 @@ impl VcpuShared {
             call: call.clone(),
             hint: "",
             source: io::Error::from_raw_os_error(*errno),
+        })
+    }
+
+    /// As [`profile`](Self::profile), with the error of a restore.
+    fn saved_profile(&self, id: u8) -> Result<&Profile, StateError> {
+        self.profile(id).map_err(|error| StateError::Kernel {
+            component: "vCPU",
+            operation: "query of the supported CPUID and MSRs",
+            source: io::Error::other(error),
         })
     }
 
@@ -94,6 +106,8 @@ pub enum VcpuInit {
     State {
         /// The state.
         state: Box<NativeVcpuState>,
+        /// Values that this host does not support are removed.
+        mask_cpu: bool,
         /// Channel for the result. After an error the vCPU never enters the guest.
         restored: SyncSender<Result<(), StateError>>,
     },
@@ -121,15 +135,17 @@ impl VcpuRunner {
     fn run_vcpu(&self, vcpu_receiver: &Receiver<VcpuFd>, start_receiver: &Receiver<StartContext>) {
         let lane = Lane::Vcpu(self.id);
         self.shared.timeline.mark(lane, "thread runs");
-        let profile = (!self.shared.restores).then(|| self.shared.profile(self.id));
+        // While the main thread creates the VM. A saved state requires the profile too: it must not exceed it.
+        let profile = self.shared.profile(self.id);
         let Ok(mut vcpu) = vcpu_receiver.recv() else {
             return;
         };
-        let prepared = profile.map_or(Ok(()), |profile| {
-            self.shared.timeline.measure(lane, "prepare vCPU", || {
+        let prepared = match self.shared.restores {
+            true => Ok(()),
+            false => self.shared.timeline.measure(lane, "prepare vCPU", || {
                 NativeCpu::configure(&vcpu, self.id, self.shared.count, profile?)
-            })
-        });
+            }),
+        };
         let Ok(mut start) = start_receiver.recv() else {
             return;
         };
@@ -157,9 +173,14 @@ impl VcpuRunner {
                     NativeCpu::set_boot_registers(vcpu, &entry)
                 })
                 .map(|()| true),
-            VcpuInit::State { state, restored } => {
+            VcpuInit::State {
+                mut state,
+                mask_cpu,
+                restored,
+            } => {
                 let result = timeline.measure(lane, "restore vCPU", || {
-                    NativeCpu::restore(vcpu, &self.shared.kvm, &state)
+                    let profile = self.shared.saved_profile(self.id)?;
+                    NativeCpu::restore(vcpu, &self.shared.kvm, &mut state, profile, mask_cpu)
                 });
                 let is_ok = result.is_ok();
                 // Freed before the main thread trims the heap.

@@ -212,7 +212,7 @@ fn all_fields_reach_vmm() {
         "track_dirty_pages": true, "resume_vm": true, "clock_realtime": true,
         "network_overrides": [{"iface_id": "a", "host_dev_name": ""}, {"iface_id": "b", "host_dev_name": "tap1"}],
         "drive_overrides": [{"drive_id": "c", "path_on_host": "/d"},
-            {"drive_id": "e", "path_on_host": "/f", "is_read_only": true}], "untrusted": true,
+            {"drive_id": "e", "path_on_host": "/f", "is_read_only": true}], "untrusted": true, "mask_cpu": true,
         "working_set": "/w", "record_working_set": {"path": "/r", "milliseconds": 7}}"#;
     let read_only = DriveBackend {
         path: "/f".into(),
@@ -238,6 +238,7 @@ fn all_fields_reach_vmm() {
             }),
         },
         untrusted: true,
+        mask_cpu: true,
     };
     assert_eq!(load(body), expected);
     let short = r#"{"snapshot_path": "/s", "mem_file_path": "/m", "record_working_set": {"path": "/r"}}"#;

@@ -73,7 +73,7 @@ impl Scene {
 
     /// Accepts the connection of a VM.
     fn accept_peer(&self) {
-        self.peer.accept().unwrap();
+        scratch::accept(&self.peer);
     }
 
     fn snapshot(&self) -> String {
@@ -112,7 +112,7 @@ impl Scene {
         );
         let mut command = super::command_with_timeout();
         command.args(["restore", snapshot, "--untrusted"]).args(options);
-        command.env("PATH", path).output().unwrap()
+        scratch::run(command.env("PATH", path))
     }
 
     /// Expects that an untrusted restore of `snapshot` fails with each of `texts`, and touches nothing.
@@ -131,6 +131,7 @@ impl Scene {
         assert_eq!(fs::read(self.directory.path("victim")).unwrap(), [0x5a; 4096]);
         assert!(!self.directory.path("spawned").exists(), "passt was started");
         for listener in [&self.peer, &self.victim] {
+            #[expect(clippy::disallowed_methods, reason = "the socket does not wait")]
             let accepted = listener.accept().map(|_| ());
             assert_eq!(accepted.unwrap_err().kind(), io::ErrorKind::WouldBlock);
         }

@@ -8,6 +8,7 @@
 //! | [`entry`] | registers, descriptors and page tables at the first instruction |
 //! | [`irqchip`] | interrupt controllers other than the local APICs |
 //! | [`layout`] | physical addresses and interrupt lines |
+//! | `limits` | CPUID entries and MSRs in a snapshot that this host does not support |
 //! | [`platform`] | [`X86_64`], the platform |
 //! | [`vcpu_state`] | state of vCPUs in a snapshot |
 
@@ -17,6 +18,7 @@ pub mod cpuid;
 pub mod entry;
 pub mod irqchip;
 pub mod layout;
+mod limits;
 pub mod msr;
 pub mod platform;
 #[cfg(test)]

@@ -299,8 +299,8 @@ impl Cpu for X86_64 {
     type Entry = EntryState;
     type State = VcpuState;
 
-    fn profile(kvm: &Kvm) -> Result<cpuid::Profile, kvm::Error> {
-        cpuid::Profile::from_kvm(kvm)
+    fn profile(kvm: &Kvm, restores: bool) -> Result<cpuid::Profile, kvm::Error> {
+        cpuid::Profile::from_kvm(kvm, restores)
     }
 
     fn configure(vcpu: &VcpuFd, id: u8, count: u8, profile: &cpuid::Profile) -> Result<(), kvm::Error> {
@@ -325,8 +325,14 @@ impl Cpu for X86_64 {
         VcpuState::save(vcpu, kvm, flush_pending)
     }
 
-    fn restore(vcpu: &VcpuFd, kvm: &Kvm, state: &VcpuState) -> Result<(), StateError> {
-        state.restore(vcpu, kvm)
+    fn restore(
+        vcpu: &VcpuFd,
+        kvm: &Kvm,
+        state: &mut VcpuState,
+        profile: &cpuid::Profile,
+        mask: bool,
+    ) -> Result<(), StateError> {
+        state.restore(vcpu, kvm, profile, mask)
     }
 
     fn notify_pause(vcpu: &VcpuFd) {

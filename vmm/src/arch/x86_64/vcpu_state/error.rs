@@ -15,6 +15,14 @@ pub(super) fn invalid(reason: String) -> Error {
     }
 }
 
+/// Returns an error for values that a load can remove.
+pub(super) fn unsupported(reason: String) -> Error {
+    Error::Unsupported {
+        component: COMPONENT,
+        reason,
+    }
+}
+
 /// Returns a function that wraps the error of the KVM call `operation`.
 pub(super) fn kernel_error(operation: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
     move |error| Error::Kernel {

@@ -14,7 +14,7 @@
 
 mod error;
 mod lapic_timer;
-mod msrs;
+pub(super) mod msrs;
 mod sregs;
 #[cfg(test)]
 mod tests;
@@ -29,7 +29,9 @@ use serde::{Deserialize, Serialize};
 use snapshot::Schema;
 use snapshot::persist::Error;
 
-use error::{COMPONENT, invalid, kernel_error};
+use super::cpuid::Profile;
+use super::limits::{self, Excess};
+use error::{COMPONENT, invalid, kernel_error, unsupported};
 use sregs::SregsState;
 use xsave::XsaveState;
 
@@ -123,20 +125,14 @@ impl VcpuState {
         })
     }
 
-    /// Restores this state to `vcpu`, whose previous state does not matter.
+    /// Restores this state to `vcpu`, whose previous state does not matter. With `mask`, removes all that exceeds `profile`.
     ///
     /// # Errors
-    /// [`Error::Invalid`] and [`Error::Kernel`]; the vCPU must not run afterwards.
-    pub fn restore(&self, vcpu: &VcpuFd, kvm: &Kvm) -> Result<(), Error> {
+    /// [`Error::Invalid`], [`Error::Unsupported`] and [`Error::Kernel`]; the vCPU must not run afterwards.
+    pub fn restore(&mut self, vcpu: &VcpuFd, kvm: &Kvm, profile: &Profile, mask: bool) -> Result<(), Error> {
         self.check()?;
-        let cpuid = CpuId::from_entries(&self.cpuid).map_err(|_| {
-            invalid(format!(
-                "{} CPUID entries exceed {KVM_MAX_CPUID_ENTRIES}",
-                self.cpuid.len()
-            ))
-        })?;
         // First: CPUID defines the valid bits of CR4, XCR0, MSRs and local APIC.
-        vcpu.set_cpuid2(&cpuid).map_err(kernel_error("KVM_SET_CPUID2"))?;
+        self.restore_cpuid(vcpu, profile, mask)?;
         // Before the TSC and the deadline, which KVM converts with the frequency.
         self.restore_frequency(vcpu, kvm)?;
         // Before the local APIC, because sregs contain the APIC base; before the events, because KVM_SET_SREGS clears
@@ -154,7 +150,7 @@ impl VcpuState {
         // Before the MSRs: KVM ignores IA32_TSC_DEADLINE unless the timer is in TSC-deadline mode.
         vcpu.set_lapic(&self.lapic)
             .map_err(kernel_error("KVM_SET_LAPIC"))?;
-        msrs::restore(vcpu, &self.msrs)?;
+        msrs::restore(vcpu, &self.msrs, mask)?;
         // After the special registers, which can change the state to runnable.
         vcpu.set_mp_state(self.mp_state)
             .map_err(kernel_error("KVM_SET_MP_STATE"))?;
@@ -175,6 +171,42 @@ impl VcpuState {
             return Err(invalid("time stamp counter frequency is 0".into()));
         }
         msrs::check(&self.msrs)
+    }
+
+    /// Sets the CPUID of `vcpu`, without features beyond `profile`, and removes MSRs beyond it.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for all that was removed, unless `mask` is set.
+    fn restore_cpuid(&mut self, vcpu: &VcpuFd, profile: &Profile, mask: bool) -> Result<(), Error> {
+        let mut found = limits::find_excess(profile.entries(), &self.cpuid);
+        found
+            .iter()
+            .for_each(|excess| excess.remove_from(&mut self.cpuid));
+        let cpuid = CpuId::from_entries(&self.cpuid).map_err(|_| {
+            invalid(format!(
+                "{} CPUID entries exceed {KVM_MAX_CPUID_ENTRIES}",
+                self.cpuid.len()
+            ))
+        })?;
+        vcpu.set_cpuid2(&cpuid).map_err(kernel_error("KVM_SET_CPUID2"))?;
+        if !found.is_empty() {
+            let set = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES);
+            let set = set.map_err(kernel_error("KVM_GET_CPUID2"))?;
+            found.retain_mut(|excess| excess.drop_imposed(set.as_slice()));
+        }
+        let mut names: Vec<_> = found.iter().flat_map(Excess::names).collect();
+        names.extend(limits::limit_msrs(profile.msrs(), &mut self.msrs, mask));
+        if names.is_empty() {
+            return Ok(());
+        }
+        let names = limits::join(&names);
+        if mask {
+            log::warn!("the guest loses features of its processor: {names}");
+            return Ok(());
+        }
+        Err(unsupported(format!(
+            "KVM does not support {names}; load the snapshot on a host that does, or remove them"
+        )))
     }
 
     /// Sets the frequency of the time stamp counter, unless the host has the same.

@@ -4,7 +4,8 @@ use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
 use snapshot::persist::Error;
 
-use super::error::{invalid, kernel_error};
+use super::super::limits;
+use super::error::{invalid, kernel_error, unsupported};
 
 const TSC: u32 = 0x10;
 const TSC_ADJUST: u32 = 0x3b;
@@ -46,14 +47,20 @@ pub fn check(msrs: &[(u32, u64)]) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Kernel`]
 pub fn save(vcpu: &VcpuFd, kvm: &Kvm) -> Result<Vec<(u32, u64)>, Error> {
-    let listed = kvm
-        .get_msr_index_list()
-        .map_err(kernel_error("KVM_GET_MSR_INDEX_LIST"))?;
     let mut values = Vec::new();
-    for indices in restore_order(listed.as_slice()).chunks(KVM_MAX_MSR_ENTRIES) {
+    let listed = list(kvm).map_err(kernel_error("KVM_GET_MSR_INDEX_LIST"))?;
+    for indices in listed.chunks(KVM_MAX_MSR_ENTRIES) {
         read(vcpu, indices, &mut values)?;
     }
     Ok(values)
+}
+
+/// Returns the MSRs to save on this host, in the order of the restore.
+///
+/// # Errors
+/// Fails if `KVM_GET_MSR_INDEX_LIST` fails.
+pub fn list(kvm: &Kvm) -> Result<Vec<u32>, kvm_ioctls::Error> {
+    Ok(restore_order(kvm.get_msr_index_list()?.as_slice()))
 }
 
 /// Returns the MSRs to save: those of `listed` that are safe to restore, and those that kernels do not list, each once.
@@ -81,16 +88,16 @@ fn read(vcpu: &VcpuFd, mut indices: &[u32], values: &mut Vec<(u32, u64)>) -> Res
     Ok(())
 }
 
-/// Restores `msrs` in their order.
+/// Restores `msrs` in their order. With `mask`, an MSR that KVM rejects keeps its value at reset.
 ///
 /// # Errors
-/// [`Error::Invalid`] for an MSR that KVM rejects, unless it has the value already: several are read-only.
-pub fn restore(vcpu: &VcpuFd, msrs: &[(u32, u64)]) -> Result<(), Error> {
+/// [`Error::Unsupported`] for an MSR that KVM rejects, unless it has the value already: several are read-only.
+pub fn restore(vcpu: &VcpuFd, msrs: &[(u32, u64)], mask: bool) -> Result<(), Error> {
     msrs.chunks(KVM_MAX_MSR_ENTRIES)
-        .try_for_each(|msrs| write(vcpu, msrs))
+        .try_for_each(|msrs| write(vcpu, msrs, mask))
 }
 
-fn write(vcpu: &VcpuFd, mut msrs: &[(u32, u64)]) -> Result<(), Error> {
+fn write(vcpu: &VcpuFd, mut msrs: &[(u32, u64)], mask: bool) -> Result<(), Error> {
     while !msrs.is_empty() {
         let done = vcpu
             .set_msrs(&entries(msrs.iter().copied())?)
@@ -102,9 +109,13 @@ fn write(vcpu: &VcpuFd, mut msrs: &[(u32, u64)]) -> Result<(), Error> {
         let mut found = Vec::new();
         read(vcpu, &[*index], &mut found)?;
         if found != [(*index, *value)] {
-            return Err(invalid(format!(
-                "KVM on this host rejects {value:#x} for model-specific register {index:#x}"
-            )));
+            let name = limits::msr_name(*index);
+            if !mask {
+                return Err(unsupported(format!(
+                    "KVM rejects {value:#x} for {name}; load the snapshot on a host that accepts it, or remove it"
+                )));
+            }
+            log::warn!("the guest loses a value: KVM rejects {value:#x} for {name}");
         }
         msrs = rest;
     }
