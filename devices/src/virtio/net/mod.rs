@@ -379,6 +379,9 @@ impl VirtioDevice for Net {
         self.active = None;
         self.receiver.hold(&[]);
         self.transmitter = Transmitter::default();
+        // The packets that waited are gone; the next ones may need fewer tokens.
+        self.setup.receive_limiter.clear_timer();
+        self.setup.transmit_limiter.clear_timer();
         let cleared = self.setup.backend.use_features(0);
         if let Some(error) = cleared.err().filter(|_| !self.fault_logged) {
             self.fault_logged = true;

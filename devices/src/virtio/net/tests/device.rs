@@ -3,7 +3,7 @@ use snapshot::Persist;
 use super::{
     BACKLOG, Fixture, MAC, ONE, READABLE, RECEIVE_TIMER, fake::FakeBackend, packet, received, setup,
 };
-use crate::limiter::Limiter;
+use crate::limiter::{Bucket, Limiter};
 use crate::sync::lock;
 use crate::virtio::VirtioDevice;
 use crate::virtio::interrupt::CONFIGURATION;
@@ -165,6 +165,30 @@ fn throttled_packet_survives_snapshot() {
     // Except `num_buffers`, which is set when the packet enters its buffers.
     let held = clone.save().unwrap().held;
     assert_eq!((&held[..10], &held[12..]), (&[0; 10][..], &packet(2, 60)[12..]));
+}
+
+#[test]
+fn reset_keeps_tokens_and_ends_wait() {
+    let (backend, network) = FakeBackend::new();
+    let mut limited = setup(backend);
+    let hundred = Bucket { size: 100, ..ONE };
+    limited.receive_limiter = Limiter::new(Some(hundred), None).unwrap();
+    limited.transmit_limiter = Limiter::new(Some(hundred), None).unwrap();
+    let mut fixture = Fixture::new(limited, 0, [16, 16]);
+    // Each direction has 40 tokens after its first packet, and none after its first packet since the reset.
+    for lengths in [[60, 80], [40, 14]] {
+        for length in lengths {
+            fixture.add_buffer(1000);
+            fixture.add_packet(&packet(1, length));
+            lock(&network).inbound.push_back(packet(1, length));
+        }
+        lock(&network).sent.clear();
+        fixture.net.process_event(READABLE);
+        fixture.net.notify(1);
+        assert_eq!(fixture.used(0), [12 + u32::try_from(lengths[0]).unwrap()]);
+        assert_eq!(lock(&network).sent, [packet(1, lengths[0])]);
+        fixture.restart();
+    }
 }
 
 #[test]
