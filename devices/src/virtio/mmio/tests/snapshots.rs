@@ -110,6 +110,16 @@ fn changed_configuration_is_notified() {
 }
 
 #[test]
+fn zeros_behind_configuration_are_not_saved() {
+    let mut fixture = Fixture::new();
+    let empty = save(&fixture).len();
+    *lock(&fixture.seen.config_space) = vec![1, 0, 3, 0, 0];
+    fixture.get(r::CONFIG_GENERATION);
+    // The saved state does not depend on the number of bytes that are compared.
+    assert_eq!(save(&fixture).len(), empty + 3);
+}
+
+#[test]
 fn every_device_status_round_trips() {
     let needs_reset = |fixture: &mut Fixture| {
         fixture.start();
