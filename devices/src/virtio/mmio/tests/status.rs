@@ -87,6 +87,18 @@ fn one_write_of_features_ok_and_driver_ok_starts_device() {
 }
 
 #[test]
+fn only_driver_sets_features_ok() {
+    let mut fixture = Fixture::new();
+    // VERSION_1: the features are valid, but the driver may still change them.
+    fixture.set(r::DRIVER_FEATURES_SEL, 1);
+    fixture.set(r::DRIVER_FEATURES, 1);
+    for status in [r::ACKNOWLEDGE, r::DRIVER, r::DRIVER_OK, r::FAILED] {
+        fixture.set(r::STATUS, status);
+        assert_eq!(fixture.get(r::STATUS) & r::FEATURES_OK, 0, "{status:#x}");
+    }
+}
+
+#[test]
 fn driver_ok_activates_once_after_features_ok() {
     let mut fixture = Fixture::new();
     fixture.set(r::STATUS, r::ACKNOWLEDGE | r::DRIVER | r::DRIVER_OK);
