@@ -18,6 +18,8 @@ pub(super) struct FakeNetwork {
     pub(super) inbound: VecDeque<Vec<u8>>,
     /// The backend returns packets in the spare buffer, not in the receive buffers.
     pub(super) uses_spare: bool,
+    /// Bytes of the receive buffers of the last call of `receive`.
+    pub(super) offered: u64,
     /// Packets from the driver.
     pub(super) sent: Vec<Vec<u8>>,
     /// Error of all calls of `send` and `receive`.
@@ -89,6 +91,7 @@ impl Backend for FakeBackend {
 
     fn receive(&mut self, buffers: &RxBuffers<'_>, spare: &mut [u8]) -> io::Result<Received> {
         let mut network = lock(&self.network);
+        network.offered = buffers.len();
         if let Some(error) = network.error {
             return Err(error.into());
         }

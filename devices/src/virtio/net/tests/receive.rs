@@ -7,7 +7,7 @@ use crate::limiter::{Bucket, Limiter};
 use crate::sync::lock;
 use crate::virtio::VirtioDevice;
 use crate::virtio::net::features::{EVENT_IDX, GUEST_CSUM, GUEST_TSO4, MRG_RXBUF};
-use crate::virtio::net::{HEADER, MAX_FRAME};
+use crate::virtio::net::{HEADER, MAX_FRAME, MAX_PACKET};
 use crate::virtio::testing::Buffer;
 
 #[test]
@@ -63,6 +63,26 @@ fn header_in_scattered_buffer_is_written() {
     fixture.net.process_event(READABLE);
     assert_eq!(fixture.used(0), [912]);
     assert_eq!(fixture.driver.read(start, 912), received(&packet(5, 900), 1));
+}
+
+#[test]
+fn packet_has_at_most_1023_iovecs() {
+    // A packet that never fits is dropped: it must not block those behind it.
+    for (second, used, drops) in [(512, &[511, 401][..], 0), (513, &[72], 1)] {
+        let (mut fixture, network) = Fixture::with_network(MRG_RXBUF);
+        for count in [511, second] {
+            let data = fixture.memory(count);
+            let buffers: Vec<_> = (0..count as u64)
+                .map(|at| Buffer::writable(data + at, 1))
+                .collect();
+            let table = fixture.memory(16 * count);
+            fixture.driver.queues[0].add_indirect(table, &buffers);
+        }
+        lock(&network).inbound.extend([packet(1, 900), packet(2, 60)]);
+        fixture.net.process_event(READABLE);
+        assert_eq!(fixture.used(0), used);
+        assert_eq!(fixture.net.metrics().receive.drops, drops);
+    }
 }
 
 #[test]
@@ -168,6 +188,29 @@ fn long_packet_after_short_ones_is_received() {
         assert_eq!(fixture.used(0), [1600; 20]);
     }
     assert_eq!(fixture.net.metrics().receive.drops, 0);
+}
+
+#[test]
+fn large_packet_prepares_buffers_for_others() {
+    let large = MRG_RXBUF | GUEST_CSUM | GUEST_TSO4;
+    for (features, prepares) in [(large, true), (MRG_RXBUF, false)] {
+        let (backend, network) = FakeBackend::new();
+        let mut fixture = Fixture::new(setup(backend), features, [256, 16]);
+        for _ in 0..150 {
+            fixture.add_buffer(1600);
+        }
+        let mut has_space = |length, count| {
+            let packets = (0..count).map(|seed| packet(seed, length));
+            lock(&network).inbound.extend(packets);
+            fixture.net.process_event(READABLE);
+            lock(&network).offered >= MAX_PACKET as u64
+        };
+        assert!(!has_space(1500, 1));
+        // Without a copy, later large packets need buffers for the maximum length.
+        assert_eq!(has_space(3000, 1), prepares);
+        assert_eq!(has_space(1500, 63), prepares);
+        assert!(!has_space(1500, 1));
+    }
 }
 
 #[test]
