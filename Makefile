@@ -1,14 +1,14 @@
 # Goals to build, test and measure mayfly. `make` lists them.
 
 ARCH := $(shell uname -m)
-TARGET := $(or $(CARGO_TARGET_DIR),target)
-RELEASE := $(TARGET)/$(ARCH)-unknown-linux-gnu/release
+BUILD := $(or $(CARGO_TARGET_DIR),target)
+RELEASE := $(BUILD)/$(ARCH)-unknown-linux-gnu/release
 GUESTS := $(CURDIR)/dist/guests/$(ARCH)
 
 # Compiler with the aarch64 standard library, from setup. It needs a target directory of its own.
 ARM_RUSTC := $(CURDIR)/.cache/hosts/rust/rustc
 
-.PHONY: help guests build demo tools setup format lint docs aarch64 unit test bench control floor queue restore clones order clean
+.PHONY: help guests build demo tools setup format lint docs aarch64 unit test fuzz bench control floor queue restore clones order clean
 # Goals run in their order, even with -j: cargo uses all processors already.
 .NOTPARALLEL:
 
@@ -50,19 +50,22 @@ docs:
 
 aarch64:
 	@echo '== aarch64'
-	@RUSTC=$(ARM_RUSTC) cargo check --workspace --target aarch64-unknown-linux-gnu --target-dir $(TARGET)/aarch64-check
+	@RUSTC=$(ARM_RUSTC) cargo check --workspace --target aarch64-unknown-linux-gnu --target-dir $(BUILD)/aarch64-check
 
 # tests/local requires /dev/kvm. The emulated host runs the same guests in any case.
 ifneq ($(wildcard /dev/kvm),)
 UNIT := --workspace
 else
-UNIT := --workspace --lib --bins --test architecture --test order --test cli --test docs --test hosts
+UNIT := --workspace --lib --bins --test architecture --test order --test cli --test docs --test fuzz --test hosts
 endif
 
 # In CI, a test that lacks a requirement fails (tests/scratch/requirement.rs). Elsewhere it is skipped, reported and counted.
 ifeq ($(CI),true)
 export MAYFLY_TESTS ?= all
 endif
+
+# Duration of each fuzz target in seconds: all run in one process, two at a time on two processors.
+export FUZZ_SECONDS ?= 10
 
 unit: build
 	@echo '== tests$(if $(filter --lib,$(UNIT)), without tests/local: no /dev/kvm on this machine)'
@@ -72,6 +75,10 @@ unit: build
 	cat $$skipped; rm -f $$skipped; exit $$status
 
 test: setup format guests lint docs aarch64 unit ## run all checks and tests, with real images on an emulated host
+
+T ?= 60
+fuzz: ## drive each fuzz target, or TARGET=name, for T=60 seconds; by coverage on a nightly compiler
+	@tests/fuzz/run.sh $(T) $(TARGET)
 
 bench: build ## run the criterion benchmarks
 	@$(MAKE) --no-print-directory --silent -C resources/guests OUT=$(GUESTS) big

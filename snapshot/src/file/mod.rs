@@ -112,7 +112,11 @@ impl PendingStateFile {
         self.fill_bytes(header, &bytes)
     }
 
-    fn fill_bytes(&mut self, header: &Header, sections: &[u8]) -> Result<(), Error> {
+    /// As [`fill`](Self::fill), with `sections` from [`ArchiveWriter::into_bytes`].
+    ///
+    /// # Errors
+    /// [`Error::TooLong`] and [`Error::Write`].
+    pub fn fill_bytes(&mut self, header: &Header, sections: &[u8]) -> Result<(), Error> {
         let front = header.encode(sections).ok_or_else(|| Error::TooLong {
             path: self.path.clone(),
             sections: sections.len(),

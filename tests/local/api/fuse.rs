@@ -184,7 +184,10 @@ impl Drop for SlowDisk {
         // SAFETY: the path outlives the call.
         unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
         if let Some(server) = self.server.take() {
-            #[expect(clippy::disallowed_methods, reason = "the server polls with a limit of POLL_INTERVAL")]
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the server polls with a limit of POLL_INTERVAL"
+            )]
             let _ = server.join();
         }
     }
