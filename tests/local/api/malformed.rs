@@ -1,5 +1,4 @@
-//! Malformed requests, stalled and excess clients while a guest runs: each connection gets a response or ends, and the guest
-//! continues.
+//! Malformed requests, stalled and excess clients while a guest runs: each request gets its response, and the guest continues.
 
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -115,12 +114,23 @@ fn slow_clients_do_not_stall_others() {
 fn half_closed_connection_ends() {
     let mut process = start_ticker();
     let request = go_request("GET", "/", "");
-    for length in [0, 1, request.len() / 2, request.len()] {
+    let whole = process.request("GET", "/", "").text;
+    for length in 0..=request.len() {
         let mut client = process.connect();
         client.send(&request[..length]);
         client.stream().shutdown(Shutdown::Write).unwrap();
-        // A complete request may get a response. The connection ends in any case.
-        client.read_to_end();
+        let response = client.read_to_end();
+        if length == 0 {
+            assert_eq!(response, "");
+        } else if length == request.len() {
+            assert_eq!(response, whole);
+        } else {
+            assert_eq!(
+                split_response(&response),
+                ((400, TRUNCATED.to_owned()), ""),
+                "{length} bytes"
+            );
+        }
     }
     // More closed connections than places: a leaked place would block later clients.
     for _ in 0..100 {
@@ -189,75 +199,300 @@ impl Noise {
     }
 }
 
+/// Sends `bytes` and the end. Returns all responses as status and fault message, which is empty for status 204. The connection must
+/// end after complete responses, at least one.
+fn exchange(process: &ApiProcess, bytes: &[u8]) -> Vec<(u16, String)> {
+    let mut client = process.connect();
+    client.send(bytes);
+    client.stream().shutdown(Shutdown::Write).unwrap();
+    let text = client.read_to_end();
+    let mut rest = text.as_str();
+    let mut responses = Vec::new();
+    while !rest.is_empty() {
+        let (response, next) = split_response(rest);
+        responses.push(response);
+        rest = next;
+    }
+    assert!(
+        !responses.is_empty(),
+        "no response to {:?}",
+        String::from_utf8_lossy(bytes)
+    );
+    responses
+}
+
+/// Splits the first response off `text`: status and fault message, and the rest.
+fn split_response(text: &str) -> ((u16, String), &str) {
+    if let Some(rest) = text.strip_prefix(NO_CONTENT) {
+        return ((204, String::new()), rest);
+    }
+    let (head, rest) = text.split_once("\r\n\r\n").unwrap();
+    let mut lines = head.lines();
+    let status = lines.next().unwrap().strip_prefix("HTTP/1.1 ").unwrap();
+    let length = head.split_once("Content-Length: ").unwrap().1.parse().unwrap();
+    let (body, rest) = rest.split_at(length);
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    let fault = body["fault_message"].as_str().unwrap().to_owned();
+    ((status.trim_end().parse().unwrap(), fault), rest)
+}
+
+/// Invalid requests and their fault messages.
+const INVALID: [(&str, &str); 16] = [
+    ("G", TRUNCATED),
+    ("PUT /vm HTTP/1.1\r\nContent-Length: 9\r\n\r\n{", TRUNCATED),
+    (
+        "\r\n\0\r\n\r\n",
+        "The head of the request is not HTTP/1.1: invalid token.",
+    ),
+    (
+        "GET / HTTP/2.0\r\n\r\n",
+        "The head of the request is not HTTP/1.1: invalid HTTP version.",
+    ),
+    (
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        "The head of the request is not HTTP/1.1: invalid HTTP version.",
+    ),
+    (
+        "GET /\r\n\r\n",
+        "The head of the request is not HTTP/1.1: invalid token.",
+    ),
+    (
+        "GET / HTTP/1.1\nHost: x\n\n",
+        "A line of the request does not end with a carriage return and a line feed.",
+    ),
+    (
+        "\u{16}\u{3}\u{1}\u{2}\0\u{1}\0\u{1}\u{fc}\r\n\r\n",
+        "The head of the request is not HTTP/1.1: invalid token.",
+    ),
+    (
+        "PUT /vm HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        "Invalid Content-Length: \"-1\" is not a number of bytes.",
+    ),
+    (
+        "PUT /vm HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
+        "Invalid Content-Length: \"99999999999999999999\" is not a number of bytes.",
+    ),
+    (
+        "PUT /vm HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        "The length of the body is given twice, and differently; send Content-Length or chunks.",
+    ),
+    (
+        "PUT /vm HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        "Invalid chunk of a body: \"zz\".",
+    ),
+    (
+        "PUT /vm HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n",
+        "Transfer-Encoding \"gzip\" is not supported; send chunks, or Content-Length and the body as it is.",
+    ),
+    (
+        "GET /%zz HTTP/1.1\r\n\r\n",
+        "Invalid path \"/%zz\": each % must precede two hexadecimal digits, and the decoded path must be UTF-8 without control \
+         characters.",
+    ),
+    (
+        "PUT /vm HTTP/1.1\r\nContent-Length: 51201\r\n\r\n",
+        "Request payload with size 51201 is larger than the limit of 51200 allowed by server.\nAll previous unanswered requests \
+         will be dropped.",
+    ),
+    (
+        "GET /\u{fc} HTTP/1.1\r\n\r\n",
+        "Invalid request method and/or path: GET \u{fc}.",
+    ),
+];
+
+const TRUNCATED: &str = "The request ends before its head and body are complete.";
+
 #[test]
-fn garbage_is_rejected() {
+fn invalid_request_gets_its_fault_message() {
     let mut process = start_ticker();
     let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(5000));
-    let large = "PUT /vm HTTP/1.1\r\nContent-Length: 51201\r\n\r\n";
-    for bytes in [
-        "\r\n\0\r\n\r\n",
-        "GET / HTTP/2.0\r\n\r\n",
-        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        "GET /\r\n\r\n",
-        "GET / HTTP/1.1\nHost: x\n\n",
-        "\u{16}\u{3}\u{1}\u{2}\0\u{1}\0\u{1}\u{fc}\r\n\r\n",
-        "PUT /vm HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-        "PUT /vm HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
-        "PUT /vm HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-        "PUT /vm HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        "GET /%zz HTTP/1.1\r\n\r\n",
-        large,
-        &long,
-    ] {
-        let mut client = process.connect();
-        client.send(bytes);
-        let response = client.receive();
-        assert_eq!(response.status(), 400, "{bytes:?}: {response:?}");
-        assert!(
-            response.text.contains("Connection: close\r\n") && !response.fault_message().is_empty(),
-            "{bytes:?}: {response:?}"
-        );
-        assert_eq!(client.read_to_end(), "", "{bytes:?}");
-    }
-    let mut noise = Noise(4);
-    for round in 0..300 {
-        let length = usize::from(noise.next()) * 8;
-        let bytes: Vec<u8> = (0..length).map(|_| noise.next()).collect();
-        let client = process.connect();
-        // mayfly may reject the request and close the connection during the write.
-        let _ = std::io::Write::write_all(&mut client.stream(), &bytes);
-        let _ = client.stream().shutdown(Shutdown::Write);
-        let response = client.read_to_end();
-        assert!(
-            response.is_empty() || response.starts_with("HTTP/1.1 400 "),
-            "round {round}: {response}"
+    let headers = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(65));
+    let dynamic = [
+        (
+            long.as_str(),
+            "The line of the request is longer than the 1024 bytes allowed by server.",
+        ),
+        (
+            &headers,
+            "The head of the request is not HTTP/1.1: too many headers.",
+        ),
+    ];
+    for (bytes, fault) in INVALID.into_iter().chain(dynamic) {
+        assert_eq!(
+            exchange(&process, bytes.as_bytes()),
+            [(400, fault.to_owned())],
+            "{bytes:?}"
         );
     }
     expect_progress(&mut process);
     process.terminate();
 }
 
-/// Changes and removes each byte of a request: each connection gets a response or ends, without a hang.
+/// A client that keeps its end open gets the response at once, then the end.
 #[test]
-fn damaged_request_gets_response_or_end() {
+fn invalid_request_ends_the_connection() {
     let mut process = start_ticker();
-    let request = go_request("PATCH", "/vm", r#"{"state":"Resumed"}"#).into_bytes();
-    for offset in 0..request.len() {
-        for changed in [&[][..], &[0], b"\n", b"\"", &[0xff], b"9"] {
-            let mut bytes = request.clone();
-            bytes.splice(offset..=offset, changed.iter().copied());
-            let client = process.connect();
-            let _ = std::io::Write::write_all(&mut client.stream(), &bytes);
-            let _ = client.stream().shutdown(Shutdown::Write);
-            let response = client.read_to_end();
-            assert!(
-                response.is_empty()
-                    || response.starts_with("HTTP/1.1 400 ")
-                    || response.starts_with("HTTP/1.1 204 "),
-                "{}: {response}",
-                String::from_utf8_lossy(&bytes)
-            );
+    for (bytes, fault) in INVALID.into_iter().filter(|(_, fault)| *fault != TRUNCATED) {
+        let mut client = process.connect();
+        client.send(bytes);
+        let response = client.receive();
+        assert_eq!(
+            (response.status(), response.fault_message().as_str()),
+            (400, fault),
+            "{bytes:?}"
+        );
+        if response.text.contains("Connection: close\r\n") {
+            assert_eq!(client.read_to_end(), "", "{bytes:?}");
+        } else {
+            // Valid HTTP: only the route is unknown.
+            assert_eq!(client.request("GET", "/", "").status(), 200, "{bytes:?}");
         }
+    }
+    expect_progress(&mut process);
+    process.terminate();
+}
+
+#[test]
+fn noise_is_rejected() {
+    let mut process = start_ticker();
+    let mut noise = Noise(4);
+    for round in 0..300 {
+        let length = (usize::from(noise.next()) + 1) * 8;
+        let bytes: Vec<u8> = (0..length).map(|_| noise.next()).collect();
+        let responses = exchange(&process, &bytes);
+        let [(400, fault)] = &responses[..] else {
+            panic!("round {round}: {responses:?}");
+        };
+        let known = [
+            TRUNCATED,
+            "A line of the request does not end",
+            "The line of the request is longer",
+            "The head of the request is not",
+        ];
+        assert!(
+            known.iter().any(|start| fault.starts_with(start)),
+            "round {round}: {fault}"
+        );
+    }
+    expect_progress(&mut process);
+    process.terminate();
+}
+
+/// Lines of a request, and the responses after each byte is removed, or replaced by a line feed, a quotation mark or the digit 9:
+/// `+` for status 204, `.` for 400, `2` for 400 twice, because the body is parsed as a second request.
+#[rustfmt::skip]
+const DAMAGED: [(&str, [&str; 4]); 9] = [
+    (
+        "PATCH /vm HTTP/1.1\r\n",
+        [
+            "......+.............",
+            "...................+",
+            "....................",
+            "....................",
+        ],
+    ),
+    (
+        "Host: localhost\r\n",
+        [
+            "++++.++++++++++..",
+            "................+",
+            ".....++++++++++..",
+            "++++.++++++++++..",
+        ],
+    ),
+    (
+        "User-Agent: Go-http-client/1.1\r\n",
+        [
+            "++++++++++.+++++++++++++++++++..",
+            "...............................+",
+            "...........+++++++++++++++++++..",
+            "++++++++++.+++++++++++++++++++..",
+        ],
+    ),
+    (
+        "Content-Length: 19\r\n",
+        [
+            "22222222222222.+22..",
+            "...................+",
+            "....................",
+            "22222222222222...+..",
+        ],
+    ),
+    (
+        "Accept: application/json\r\n",
+        [
+            "++++++.+++++++++++++++++..",
+            ".........................+",
+            ".......+++++++++++++++++..",
+            "++++++.+++++++++++++++++..",
+        ],
+    ),
+    (
+        "Content-Type: application/json\r\n",
+        [
+            "++++++++++++.+++++++++++++++++..",
+            "...............................+",
+            ".............+++++++++++++++++..",
+            "++++++++++++.+++++++++++++++++..",
+        ],
+    ),
+    (
+        "Accept-Encoding: gzip\r\n",
+        [
+            "+++++++++++++++.+++++..",
+            "......................+",
+            "................+++++..",
+            "+++++++++++++++.+++++..",
+        ],
+    ),
+    (
+        "\r\n",
+        [
+            "..",
+            ".+",
+            "..",
+            "..",
+        ],
+    ),
+    (
+        r#"{"state":"Resumed"}"#,
+        [
+            "...................",
+            "...................",
+            ".+.....+.+.......+.",
+            "...................",
+        ],
+    ),
+];
+
+/// Changes and removes each byte of a request: each connection gets the expected responses.
+#[test]
+fn damaged_request_gets_its_responses() {
+    let mut process = start_ticker();
+    let request: String = DAMAGED.iter().map(|(line, _)| *line).collect();
+    let mut at = 0;
+    for (line, expected) in &DAMAGED {
+        let none = ".".repeat(line.len());
+        let changes = [&b""[..], b"\n", b"\"", b"9", b"\0", b"\xff"];
+        for (change, expected) in changes
+            .into_iter()
+            .zip(expected.iter().copied().chain([none.as_str(); 2]))
+        {
+            let damage = |offset: usize| {
+                let mut bytes = request.clone().into_bytes();
+                bytes.splice(at + offset..=at + offset, change.iter().copied());
+                let responses = exchange(&process, &bytes);
+                match responses.iter().map(|(status, _)| *status).collect::<Vec<_>>()[..] {
+                    [204] => '+',
+                    [400] => '.',
+                    [400, 400] => '2',
+                    _ => panic!("{:?}: {responses:?}", String::from_utf8_lossy(&bytes)),
+                }
+            };
+            let found: String = (0..line.len()).map(damage).collect();
+            assert_eq!(found, expected, "{line:?} {change:?}");
+        }
+        at += line.len();
     }
     expect_progress(&mut process);
     process.terminate();
