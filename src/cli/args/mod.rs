@@ -153,19 +153,23 @@ fn ctl(parser: &mut lexopt::Parser) -> Result<Command, Error> {
 }
 
 fn help(parser: &mut lexopt::Parser) -> Result<Command, Error> {
-    match parser.next().map_err(Error::TopLevel)? {
-        None => Ok(Command::Help(Topic::Mayfly)),
+    let topic = match parser.next().map_err(Error::TopLevel)? {
+        None => Topic::Mayfly,
         Some(Arg::Value(command)) => match command.to_str() {
-            Some("run") => Ok(Command::Help(Topic::Run)),
-            Some("inspect") => Ok(Command::Help(Topic::Inspect)),
-            Some("demo") => Ok(Command::Help(Topic::Demo)),
-            Some("firecracker") => Ok(Command::Help(Topic::Firecracker)),
-            Some("ctl") => Ok(Command::Help(Topic::Ctl)),
-            Some("restore") => Ok(Command::Help(Topic::Restore)),
-            Some("snapshot" | "snapshot-info" | "snapshot-merge") => Ok(Command::Help(Topic::Snapshot)),
-            _ => Err(Error::Command(lossy(&command))),
+            Some("run") => Topic::Run,
+            Some("inspect") => Topic::Inspect,
+            Some("demo") => Topic::Demo,
+            Some("firecracker") => Topic::Firecracker,
+            Some("ctl") => Topic::Ctl,
+            Some("restore") => Topic::Restore,
+            Some("snapshot" | "snapshot-info" | "snapshot-merge") => Topic::Snapshot,
+            _ => return Err(Error::Command(lossy(&command))),
         },
-        Some(other) => Err(Error::TopLevel(other.unexpected())),
+        Some(other) => return Err(Error::TopLevel(other.unexpected())),
+    };
+    match parser.next().map_err(Error::TopLevel)? {
+        None => Ok(Command::Help(topic)),
+        Some(extra) => Err(Error::TopLevel(extra.unexpected())),
     }
 }
 
@@ -256,6 +260,8 @@ mod tests {
             ),
             ("demo x", "unexpected argument \"x\"; run mayfly demo --help"),
             ("help --run", "invalid option '--run'; run mayfly --help"),
+            ("help run x", "unexpected argument \"x\"; run mayfly --help"),
+            ("help run --x", "invalid option '--x'; run mayfly --help"),
         ] {
             assert_eq!(error(line), text, "{line}");
         }
