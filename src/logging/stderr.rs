@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use devices::serial::NonblockingWriter;
+use vmm::emergency;
 
 /// Maximum time that an unread stderr blocks mayfly. Often stderr and stdout are the same pipe.
 const TIMEOUT: Duration = Duration::from_millis(100);
@@ -16,8 +17,10 @@ const PERIOD: Duration = Duration::from_secs(1);
 
 /// Writes `text` to stderr unchanged. Drops it if stderr is closed or stays unread for [`TIMEOUT`].
 pub fn print(text: &str) {
-    if let Ok(file) = io::stderr().as_fd().try_clone_to_owned() {
-        write(file, text, TIMEOUT);
+    match io::stderr().as_fd().try_clone_to_owned() {
+        Ok(file) => _ = write(file, text, TIMEOUT),
+        // The process is at its limit of descriptors, and the message may be about it.
+        Err(_) => _ = emergency::print(text.as_bytes()),
     }
 }
 
@@ -25,8 +28,10 @@ pub fn print(text: &str) {
 /// a client can cause repeatedly.
 pub fn print_unless_blocked(text: &str) {
     static BLOCKED: AtomicBool = AtomicBool::new(false);
-    if let Ok(file) = io::stderr().as_fd().try_clone_to_owned() {
-        write_unless_blocked(file, text, &BLOCKED);
+    match io::stderr().as_fd().try_clone_to_owned() {
+        Ok(file) => write_unless_blocked(file, text, &BLOCKED),
+        Err(_) if BLOCKED.load(Ordering::Relaxed) => {}
+        Err(_) => BLOCKED.store(!emergency::print(text.as_bytes()), Ordering::Relaxed),
     }
 }
 

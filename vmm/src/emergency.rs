@@ -27,8 +27,29 @@ pub fn restore() {
     }
 }
 
-/// Restores the terminal, prints `message` on stderr and ends the process with `status`. Async-signal-safe. A message of up to
-/// PIPE_BUF bytes is complete in a pipe (pipe(7)).
+/// Prints `message` on stderr without memory or a further descriptor. Drops it if stderr is closed or stays unread for 100 ms.
+/// Returns true if stderr took it. Async-signal-safe.
+pub fn print(message: &[u8]) -> bool {
+    // A pipe that is ready has room for PIPE_BUF bytes (pipe(7)), so that the write does not block.
+    for chunk in message.chunks(libc::PIPE_BUF) {
+        let mut stderr = libc::pollfd {
+            fd: libc::STDERR_FILENO,
+            events: libc::POLLOUT,
+            revents: 0,
+        };
+        // SAFETY: `stderr` is one valid structure.
+        if unsafe { libc::poll(&raw mut stderr, 1, OUTPUT_TIMEOUT) } != 1 {
+            return false;
+        }
+        // SAFETY: `chunk` is valid for reads of its length.
+        if unsafe { libc::write(libc::STDERR_FILENO, chunk.as_ptr().cast(), chunk.len()) } < 0 {
+            return false;
+        }
+    }
+    true
+}
+
+/// Restores the terminal, [prints](print()) `message` and ends the process with `status`. Async-signal-safe.
 pub fn end(status: u8, message: &[u8]) -> ! {
     if ENDING.swap(true, Ordering::Relaxed) {
         // Another thread prints its message and then ends this one.
@@ -38,17 +59,7 @@ pub fn end(status: u8, message: &[u8]) -> ! {
         }
     }
     restore();
-    let mut stderr = libc::pollfd {
-        fd: libc::STDERR_FILENO,
-        events: libc::POLLOUT,
-        revents: 0,
-    };
-    // An unread stderr must not keep the process.
-    // SAFETY: `stderr` is one valid structure.
-    if unsafe { libc::poll(&raw mut stderr, 1, OUTPUT_TIMEOUT) } == 1 {
-        // SAFETY: `message` is valid for reads of its length.
-        unsafe { libc::write(libc::STDERR_FILENO, message.as_ptr().cast(), message.len()) };
-    }
+    print(message);
     // SAFETY: the call has no preconditions; it runs no destructors and takes no locks.
     unsafe { libc::_exit(c_int::from(status)) };
 }
