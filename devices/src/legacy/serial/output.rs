@@ -1,7 +1,8 @@
 //! The bounded buffer between the serial port and its reader, and nonblocking writes to any kind of file.
 //!
 //! While the reader keeps up, a byte reaches it with one system call. Bytes that the file does not accept are buffered,
-//! and the event loop writes them when the file is writable again, or every second while the disk is full. A full buffer
+//! and the event loop writes them when the file is writable again, or every second while the disk is full, the file is at its size
+//! limit, or the disk fails: the user can repair each while the guest runs. A full buffer
 //! drops its oldest byte: the last output of a guest explains its exit.
 //!
 //! `O_NONBLOCK` is a flag of the open file description, which standard output shares with the shell and other
@@ -46,14 +47,16 @@ pub enum Error {
         source: io::Error,
     },
     /// The reader was too slow, or the disk was full for too long.
-    #[error("dropped {bytes} bytes of serial output: the reader stalled or the disk was full")]
+    #[error(
+        "dropped {bytes} bytes of serial output: the reader stalled, the disk was full or failed, or no memory was left"
+    )]
     Overflow {
         /// Number of bytes dropped since the last report.
         bytes: u64,
     },
-    /// A write failed for lack of space.
+    /// A write failed for lack of space, at the size limit of the file, or by a failure of the disk.
     #[error(
-        "cannot write the serial output; the last {} KiB are kept, and written once there is space",
+        "cannot write the serial output; the last {} KiB are kept, and written once the file accepts them",
         CAPACITY / 1024
     )]
     Full {
@@ -87,8 +90,8 @@ pub struct SerialOutput {
     dropped: u64,
     reported: u64,
     broken: bool,
-    /// Kind of the last error, if the last write failed for lack of space.
-    full: Option<io::ErrorKind>,
+    /// Number of the last error, if the last write failed with one that the user can repair, mostly a lack of space.
+    full: Option<i32>,
     /// The lack of space was reported, or will be. Set until all bytes are written.
     full_reported: bool,
     cause: Option<io::Error>,
@@ -145,7 +148,7 @@ impl SerialOutput {
         !self.buffer.is_empty() && self.full.is_none()
     }
 
-    /// Returns true if bytes are buffered because the disk is full.
+    /// Returns true if bytes are buffered because the disk is full or fails, or the file is at its size limit.
     pub fn is_full(&self) -> bool {
         self.full.is_some()
     }
@@ -164,9 +167,9 @@ impl SerialOutput {
                 continue;
             }
             let left = timeout.saturating_sub(now() - progress);
-            if let Some(kind) = self.full {
+            if let Some(number) = self.full {
                 // A full file counts as writable: waiting would be a busy loop.
-                self.fail(kind.into());
+                self.fail(io::Error::from_raw_os_error(number));
             } else if left.is_zero() {
                 self.drop_buffered();
             } else if let Err(error) = self.writer.wait(left)
@@ -239,16 +242,15 @@ impl SerialOutput {
             Ok(count) => return Some(count),
             Err(error) => error,
         };
-        match error.kind() {
-            io::ErrorKind::WouldBlock => {}
-            kind @ (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
-                self.full = Some(kind);
-                if !self.full_reported {
-                    self.full_reported = true;
-                    self.cause = Some(error);
-                }
-            }
-            _ => self.fail(error),
+        if error.kind() == io::ErrorKind::WouldBlock {
+            return None;
+        }
+        self.full = self.writer.repairable(&error);
+        if self.full.is_none() {
+            self.fail(error);
+        } else if !self.full_reported {
+            self.full_reported = true;
+            self.cause = Some(error);
         }
         None
     }
@@ -360,7 +362,7 @@ impl NonblockingWriter {
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if the file has no room; [`wait`](Self::wait) waits for it.
-    /// [`io::ErrorKind::StorageFull`] or [`io::ErrorKind::QuotaExceeded`] if the disk is full. Any other error is permanent.
+    /// An error that is not [repairable](Self::repairable) is permanent.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let chunk = &bytes[..bytes.len().min(CHUNK_SIZE)];
         loop {
@@ -379,6 +381,17 @@ impl NonblockingWriter {
                 }
                 written => return written,
             }
+        }
+    }
+
+    /// Returns the number of `error` if a later write may succeed: the disk is full, the file is at its size limit, or the disk
+    /// fails. Failures of other files, such as the hang-up of a terminal, are permanent.
+    pub fn repairable(&self, error: &io::Error) -> Option<i32> {
+        let number = error.raw_os_error()?;
+        match number {
+            libc::ENOSPC | libc::EDQUOT | libc::EFBIG => Some(number),
+            libc::EIO if self.method == Method::Plain => Some(number),
+            _ => None,
         }
     }
 

@@ -217,6 +217,53 @@ fn output_continues_once_disk_has_space() {
     );
 }
 
+/// A write to an address without a page fails with EIO, as a write to a failed disk does.
+#[test]
+fn output_continues_once_disk_works() {
+    let failing = File::options().write(true).open("/proc/self/mem").unwrap();
+    let mut output = SerialOutput::new(failing.into()).unwrap();
+    print(&mut output, b"abc");
+    assert!(!output.flush() && output.is_full());
+    let report = output.report();
+    assert!(
+        matches!(&report, Some(Error::Full { source }) if source.raw_os_error() == Some(libc::EIO)),
+        "{report:?}"
+    );
+    let (mut reader, writer) = small_pipe();
+    replace_file(&output, &writer);
+    drop(writer);
+    assert!(!output.flush() && !output.is_full());
+    assert_eq!(read_available(&mut reader), b"abc");
+    assert_eq!(output.dropped(), 0);
+}
+
+#[test]
+fn errors_that_the_user_can_repair_are_retried() {
+    let (_reader, writer) = small_pipe();
+    let pipe = SerialOutput::new(writer).unwrap();
+    let file = SerialOutput::new(File::open("/proc/self/mem").unwrap().into()).unwrap();
+    for (number, in_file, in_pipe) in [
+        (libc::ENOSPC, true, true),
+        (libc::EDQUOT, true, true),
+        (libc::EFBIG, true, true),
+        (libc::EIO, true, false),
+        (libc::EPIPE, false, false),
+        (libc::EBADF, false, false),
+    ] {
+        let error = std::io::Error::from_raw_os_error(number);
+        assert_eq!(
+            file.writer.repairable(&error),
+            in_file.then_some(number),
+            "{error}"
+        );
+        assert_eq!(
+            pipe.writer.repairable(&error),
+            in_pipe.then_some(number),
+            "{error}"
+        );
+    }
+}
+
 #[test]
 fn finish_does_not_wait_for_space() {
     let mut output = full_output();
