@@ -156,7 +156,10 @@ impl Stream {
     }
 
     /// Sends the bytes of `iovecs`, or a prefix of them. Returns their number.
-    fn write(&self, iovecs: &mut [libc::iovec]) -> io::Result<usize> {
+    ///
+    /// # Safety
+    /// Each of `iovecs` must describe memory that is valid for reads during the call.
+    unsafe fn write(&self, iovecs: &mut [libc::iovec]) -> io::Result<usize> {
         let message = libc::msghdr {
             msg_name: ptr::null_mut(),
             msg_namelen: 0,
@@ -167,8 +170,8 @@ impl Stream {
             msg_flags: 0,
         };
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        // SAFETY: `message` and `iovecs` outlive the call. The iovecs describe memory that does too, as both
-        // callers ensure by a borrow, and the kernel only reads it.
+        // SAFETY: `message` and `iovecs` outlive the call. The memory of the iovecs is valid by the contract of the caller, and the
+        // kernel only reads it.
         let sent = unsafe { libc::sendmsg(self.socket.as_raw_fd(), &raw const message, flags) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
@@ -196,7 +199,8 @@ impl Stream {
         let mut iovecs = Vec::with_capacity(1 + packet.count());
         iovecs.push(iovec(&prefix));
         iovecs.extend(packet.iovec(HEADER as u64..packet.len()));
-        let sent = self.write(&mut iovecs)?;
+        // SAFETY: the iovecs describe `prefix` and the memory of `packet`, which are borrowed beyond the call.
+        let sent = unsafe { self.write(&mut iovecs) }?;
         let total = PREFIX + usize::try_from(length).unwrap_or(usize::MAX);
         if sent == total {
             return Ok(Sent::Complete);
@@ -212,7 +216,8 @@ impl Stream {
     fn flush_outbox(&mut self) -> io::Result<()> {
         while self.flushed < self.outbox.len() {
             let mut iovecs = [iovec(&self.outbox[self.flushed..])];
-            match self.write(&mut iovecs) {
+            // SAFETY: the iovec describes a part of `outbox`, which is borrowed during the call.
+            match unsafe { self.write(&mut iovecs) } {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => self.flushed += result?,
             }
