@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use super::stream::{self, StderrTail, Stream};
+use super::stream::{self, StderrExcerpt, Stream};
 
 /// First descriptor after the standard ones.
 const FIRST_DESCRIPTOR: RawFd = 3;
@@ -35,7 +35,7 @@ pub enum Error {
     Ended {
         /// Exit status.
         status: ExitStatus,
-        /// First line of its standard error.
+        /// First and last line of its standard error.
         stderr: String,
     },
 }
@@ -44,7 +44,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Passt {
     process: Child,
-    stderr: StderrTail,
+    stderr: StderrExcerpt,
 }
 
 impl Passt {
@@ -52,7 +52,7 @@ impl Passt {
     /// passt receives one end of the stream and no other descriptor of this process.
     ///
     /// This does not wait until passt is ready: frames wait in the socket. When passt exits, the link of the
-    /// stream goes down, and the log shows the first line of its standard error; see also
+    /// stream goes down, and the log shows the first and the last line of its standard error; see also
     /// [`check`](Self::check).
     ///
     /// # Errors
@@ -71,10 +71,10 @@ impl Passt {
         let Ok(Some(status)) = self.process.try_wait() else {
             return Ok(());
         };
-        let line = self.stderr.first_line();
+        let lines = self.stderr.lines();
         Err(Error::Ended {
             status,
-            stderr: line.unwrap_or_else(|| "standard error is empty".to_owned()),
+            stderr: lines.unwrap_or_else(|| "standard error is empty".to_owned()),
         })
     }
 
@@ -84,7 +84,7 @@ impl Passt {
         // duplicate is close-on-exec; `keep_only` clears that flag in the child alone.
         let theirs = OwnedFd::from(theirs).try_clone().map_err(Error::Pair)?;
         let descriptor = theirs.as_raw_fd();
-        let (stderr, stderr_end) = StderrTail::pair().map_err(Error::Pair)?;
+        let (stderr, stderr_end) = StderrExcerpt::pair().map_err(Error::Pair)?;
         let mut command = Command::new(program);
         command
             .args(["--foreground", "--quiet", "--fd", &descriptor.to_string()])

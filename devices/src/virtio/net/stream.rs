@@ -64,7 +64,7 @@ pub struct Stream {
     /// Description for log messages.
     name: String,
     /// Standard error of the other end, for the reason of its exit.
-    stderr: Option<StderrTail>,
+    stderr: Option<StderrExcerpt>,
     /// Received bytes are at `start..end`.
     inbox: Vec<u8>,
     start: usize,
@@ -105,7 +105,7 @@ impl Stream {
     pub(super) fn with_name(
         socket: UnixStream,
         name: String,
-        stderr: Option<StderrTail>,
+        stderr: Option<StderrExcerpt>,
     ) -> Result<Self, Error> {
         socket.set_nonblocking(true).map_err(Error::Nonblocking)?;
         Ok(Self {
@@ -182,9 +182,9 @@ impl Stream {
             && self.link == Link::Up
             && !is_transient(error)
         {
-            let line = self.stderr.as_ref().and_then(StderrTail::first_line);
-            let line = line.map_or_else(String::new, |line| format!("; its standard error: {line}"));
-            warn!("net: link of {} is down: {error}{line}", self.name);
+            let lines = self.stderr.as_ref().and_then(StderrExcerpt::lines);
+            let lines = lines.map_or_else(String::new, |lines| format!("; its standard error: {lines}"));
+            warn!("net: link of {} is down: {error}{lines}", self.name);
             self.link = Link::Lost;
             self.outbox.clear();
             self.flushed = 0;
@@ -373,27 +373,28 @@ fn iovec(bytes: &[u8]) -> libc::iovec {
     }
 }
 
-/// Maximum number of bytes kept of the standard error.
+/// Maximum number of bytes kept of the start and of the end of the standard error.
 const MAX_BYTES: usize = 4096;
-/// Maximum number of characters of the returned line.
+/// Maximum number of characters of a returned line.
 const MAX_LINE: usize = 200;
 /// Lines that passt prints in any case.
 const NOTICES: [&str; 2] = ["Don't run as root", "Failed to send"];
 
 /// Receiving end of the standard error of a process. Clones share the content.
 ///
-/// No read is necessary before the process exits. The process never blocks: a full socket rejects further
-/// bytes, and then already holds the first line.
+/// No read is necessary before the process exits. The process never blocks: a full socket rejects further bytes.
 #[derive(Clone, Debug)]
-pub(super) struct StderrTail(Arc<Mutex<StderrBuffer>>);
+pub(super) struct StderrExcerpt(Arc<Mutex<StderrBuffer>>);
 
 #[derive(Debug)]
 struct StderrBuffer {
     socket: UnixStream,
-    text: Vec<u8>,
+    start: Vec<u8>,
+    /// The last bytes after those of `start`.
+    end: Vec<u8>,
 }
 
-impl StderrTail {
+impl StderrExcerpt {
     /// Creates a socket pair; the second end is for the process. A socket, because the standard library cannot
     /// create non-blocking pipes.
     pub(super) fn pair() -> io::Result<(Self, OwnedFd)> {
@@ -402,37 +403,61 @@ impl StderrTail {
         theirs.set_nonblocking(true)?;
         let buffer = StderrBuffer {
             socket: ours,
-            text: Vec::new(),
+            start: Vec::new(),
+            end: Vec::new(),
         };
         Ok((Self(Arc::new(Mutex::new(buffer))), theirs.into()))
     }
 
-    /// Returns the first informative line printed so far.
-    pub(super) fn first_line(&self) -> Option<String> {
+    /// Returns the first and, if it differs, the last informative line printed so far. A process that rejects its arguments
+    /// states the cause first, and one that fails later states it last.
+    pub(super) fn lines(&self) -> Option<String> {
         let mut buffer = lock(&self.0);
-        let StderrBuffer { socket, text } = &mut *buffer;
-        let mut chunk = [0; MAX_BYTES];
-        while text.len() < MAX_BYTES {
-            match socket.read(&mut chunk[text.len()..]) {
-                Ok(count) if count > 0 => {
-                    let start = text.len();
-                    text.extend(&chunk[start..start + count]);
-                }
-                // The process has closed the socket, or is silent so far.
-                _ => break,
-            }
-        }
-        first_line(&String::from_utf8_lossy(text))
+        buffer.read();
+        let first = informative_lines(&buffer.start).next()?;
+        let last = informative_lines(if buffer.end.is_empty() {
+            &buffer.start
+        } else {
+            &buffer.end
+        })
+        .last();
+        Some(match last {
+            Some(last) if last != first => format!("{first} ... {last}"),
+            _ => first,
+        })
     }
 }
 
-fn first_line(text: &str) -> Option<String> {
-    let is_informative =
-        |line: &&str| !line.is_empty() && !NOTICES.iter().any(|notice| line.starts_with(notice));
-    let line = text.lines().map(str::trim).find(is_informative)?;
-    // Control characters, as of colours, must not enter the log.
-    let visible = line.chars().filter(|character| !character.is_control());
-    Some(visible.take(MAX_LINE).collect())
+impl StderrBuffer {
+    /// Reads all received bytes.
+    fn read(&mut self) {
+        let mut chunk = [0; MAX_BYTES];
+        // Without more bytes, the process has closed the socket, or is silent so far.
+        while let Ok(count @ 1..) = self.socket.read(&mut chunk) {
+            let room = MAX_BYTES - self.start.len();
+            let (start, end) = chunk[..count].split_at(room.min(count));
+            self.start.extend(start);
+            self.end.extend(end);
+            self.end.drain(..self.end.len().saturating_sub(MAX_BYTES));
+        }
+    }
+}
+
+/// Returns the lines of `text` without control characters, such as those of colours, which must not enter the log.
+fn informative_lines(text: &[u8]) -> impl Iterator<Item = String> {
+    let text = String::from_utf8_lossy(text);
+    let lines: Vec<String> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !NOTICES.iter().any(|notice| line.starts_with(notice)))
+        .map(|line| {
+            line.chars()
+                .filter(|character| !character.is_control())
+                .take(MAX_LINE)
+                .collect()
+        })
+        .collect();
+    lines.into_iter()
 }
 
 #[cfg(test)]
@@ -440,24 +465,36 @@ mod tests {
     use std::fs::File;
     use std::io::{ErrorKind, Write};
 
-    use super::{MAX_LINE, StderrTail};
+    use super::{MAX_LINE, StderrExcerpt};
 
     #[test]
-    fn stderr_first_line_is_shared() {
-        let (tail, theirs) = StderrTail::pair().unwrap();
-        assert_eq!(tail.first_line(), None);
+    fn stderr_lines_are_shared() {
+        let (excerpt, theirs) = StderrExcerpt::pair().unwrap();
+        assert_eq!(excerpt.lines(), None);
         let mut theirs = File::from(theirs);
-        let output = "Don't run as root. Changing to nobody...\n\n \x1b[31mno such option\nusage\n";
+        let output = "Don't run as root. Changing to nobody...\n\n \x1b[31mno such option\n";
         theirs.write_all(output.as_bytes()).unwrap();
+        assert_eq!(excerpt.lines().unwrap(), "[31mno such option");
+        theirs.write_all(b"usage\nbye\n\n").unwrap();
         drop(theirs);
-        let expected = Some("[31mno such option".to_owned());
-        assert_eq!(tail.clone().first_line(), expected);
-        assert_eq!(tail.first_line(), expected);
+        let expected = Some("[31mno such option ... bye".to_owned());
+        assert_eq!(excerpt.clone().lines(), expected);
+        assert_eq!(excerpt.lines(), expected);
+    }
+
+    #[test]
+    fn stderr_has_its_last_line_after_many() {
+        let (excerpt, theirs) = StderrExcerpt::pair().unwrap();
+        let mut theirs = File::from(theirs);
+        let warnings: String = (0..1000).map(|number| format!("warning {number}\n")).collect();
+        theirs.write_all(warnings.as_bytes()).unwrap();
+        theirs.write_all(b"fatal\n").unwrap();
+        assert_eq!(excerpt.lines().unwrap(), "warning 0 ... fatal");
     }
 
     #[test]
     fn stderr_overflow_is_dropped() {
-        let (tail, theirs) = StderrTail::pair().unwrap();
+        let (excerpt, theirs) = StderrExcerpt::pair().unwrap();
         let mut theirs = File::from(theirs);
         let full = loop {
             if let Err(error) = theirs.write(&[b'x'; 1000]) {
@@ -465,6 +502,12 @@ mod tests {
             }
         };
         assert_eq!(full.kind(), ErrorKind::WouldBlock);
-        assert_eq!(tail.first_line().unwrap(), "x".repeat(MAX_LINE));
+        assert_eq!(excerpt.lines().unwrap(), "x".repeat(MAX_LINE));
+        // The process can print again after a read.
+        theirs.write_all(b"\nlast\n").unwrap();
+        assert_eq!(
+            excerpt.lines().unwrap(),
+            format!("{} ... last", "x".repeat(MAX_LINE))
+        );
     }
 }
