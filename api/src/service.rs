@@ -5,7 +5,7 @@ use std::path::Path;
 
 use vmm::control::{Control, OpenFile, Service};
 
-use crate::http::{Handler, Request, Response, Server};
+use crate::http::{Handler, Reply, Request, Response, Server};
 use crate::process::{Instance, LogControl, Process};
 use crate::{config_file, routes};
 
@@ -87,9 +87,11 @@ struct RequestHandler<'a> {
 }
 
 impl Handler for RequestHandler<'_> {
-    fn handle(&mut self, request: &Request) -> Response {
-        routes::execute(request, self.control, self.process)
+    fn handle(&mut self, request: &Request) -> Reply {
+        Reply::Response(routes::execute(request, self.control, self.process))
     }
+
+    fn cancel(&mut self) {}
 }
 
 impl Service for Api {

@@ -1,7 +1,7 @@
 //! HTTP/1.1 over a Unix stream socket, as Firecracker's clients use it. Independent of virtual machines.
 //!
 //! The [`Server`] never blocks, and has one descriptor for the event loop of the caller. The [`Handler`] executes each
-//! [`Request`] and returns the [`Response`].
+//! [`Request`] and returns the [`Response`], at once or later.
 
 mod message;
 mod parser;
@@ -12,6 +12,6 @@ pub(crate) mod testing;
 
 pub use message::{Method, Request, Response};
 pub use parser::HttpLimits;
-pub use server::{Handler, Server};
+pub use server::{Handler, Reply, Server};
 pub use socket::Error;
 pub(crate) use socket::MAX_SOCKET_PATH;

@@ -80,13 +80,8 @@ impl Parser {
     /// Appends bytes of the client.
     ///
     /// To bound the buffer, first call [`next`](Self::next) until it returns [`Step::Incomplete`].
-    ///
-    /// # Errors
-    /// [`RequestError::NoMemory`]
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<(), RequestError> {
-        reserve(&mut self.buffer, bytes.len())?;
+    pub(super) fn feed(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
-        Ok(())
     }
 
     /// Removes the next request from the buffer.
@@ -364,7 +359,7 @@ impl Body {
     ///
     /// # Errors
     /// [`RequestError::Large`] as soon as an announced length is above the limit; [`RequestError::Chunk`],
-    /// [`RequestError::Long`] and [`RequestError::LineEnd`] for invalid chunks; [`RequestError::NoMemory`].
+    /// [`RequestError::Long`] and [`RequestError::LineEnd`] for invalid chunks.
     fn consume(
         &mut self,
         input: &[u8],
@@ -389,10 +384,8 @@ impl Body {
             Position::Rest(remaining) | Position::Chunk(remaining) => {
                 let count = remaining.min(input.len());
                 if content.is_empty() && count > 0 {
-                    let reserved = content.try_reserve_exact(remaining);
-                    reserved.map_err(|_| RequestError::NoMemory(remaining))?;
+                    content.reserve_exact(remaining);
                 }
-                reserve(content, count)?;
                 content.extend_from_slice(&input[..count]);
                 self.at = match (self.at, remaining - count) {
                     (Position::Rest(_), 0) => Position::End,
@@ -473,12 +466,6 @@ fn is_printable(text: &str) -> bool {
         .all(|character| character == '\t' || !character.is_control())
 }
 
-/// Makes room for `length` more bytes.
-fn reserve(buffer: &mut Vec<u8>, length: usize) -> Result<(), RequestError> {
-    let reserved = buffer.try_reserve(length);
-    reserved.map_err(|_| RequestError::NoMemory(length))
-}
-
 /// Length of carriage return and line feed.
 const LINE_END: usize = 2;
 
@@ -538,11 +525,6 @@ pub(super) enum RequestError {
     Truncated,
     #[error("The request is not complete in time; send it at once.")]
     Slow,
-    #[error(
-        "The server has no memory for a request or response of {0} bytes; raise its RLIMIT_AS (ulimit -v), or free memory of the \
-         host."
-    )]
-    NoMemory(usize),
 }
 
 impl RequestError {
@@ -551,7 +533,6 @@ impl RequestError {
         match self {
             // RFC 9110 §15.5.9.
             Self::Slow => 408,
-            Self::NoMemory(_) => 503,
             _ => 400,
         }
     }

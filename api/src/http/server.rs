@@ -32,8 +32,22 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Executes requests, one at a time, in the order of each client.
 pub trait Handler {
-    /// Returns the response to `request`. The event loop is blocked meanwhile.
-    fn handle(&mut self, request: &Request) -> Response;
+    /// Executes `request` without blocking.
+    fn handle(&mut self, request: &Request) -> Reply;
+
+    /// Handles the end of the client whose request is [pending](Reply::Pending).
+    fn cancel(&mut self);
+}
+
+/// Reply to a request.
+#[derive(Debug)]
+pub enum Reply {
+    /// Response.
+    Response(Response),
+    /// The request executes. [`Server::respond`] gets its response; no other request becomes pending before.
+    Pending,
+    /// The request must wait until the pending one has its response, and is then handled again, unless its client disconnects.
+    Busy,
 }
 
 /// HTTP server on a Unix socket.
@@ -93,8 +107,53 @@ impl Server {
         for event in &events[..count] {
             match event.data() {
                 LISTENER => self.accept(handler),
-                index => self.process(usize::try_from(index).unwrap_or(usize::MAX), handler),
+                index => {
+                    let index = usize::try_from(index).unwrap_or(usize::MAX);
+                    if event.event_set().intersects(EventSet::HANG_UP | EventSet::ERROR) {
+                        self.handle_hang_up(index, handler);
+                    }
+                    self.process(index, handler);
+                }
             }
+        }
+    }
+
+    /// Cancels the pending request of the client at `index`, or removes its request that waits for another one: the client has
+    /// disconnected.
+    fn handle_hang_up(&mut self, index: usize, handler: &mut dyn Handler) {
+        let slot = self.connections.get(index).and_then(Option::as_ref);
+        match slot.map(|watched| watched.connection.awaits) {
+            Some(Awaits::Response { .. }) => handler.cancel(),
+            Some(Awaits::Turn(_)) => self.connections[index] = None,
+            Some(Awaits::Nothing) | None => {}
+        }
+    }
+
+    /// Returns true if the connection at `index` waits for the response to its request.
+    fn is_pending(&self, index: usize) -> bool {
+        let slot = self.connections.get(index).and_then(Option::as_ref);
+        slot.is_some_and(|watched| watched.connection.is_pending())
+    }
+
+    /// Sends the response to the pending request. Then executes the requests that wait for it, in the order of their arrival, until
+    /// one is pending.
+    pub fn respond(&mut self, response: &Response, handler: &mut dyn Handler) {
+        let pending = (0..self.connections.len()).find(|index| self.is_pending(*index));
+        let mut waiting: Vec<_> = self
+            .connections
+            .iter()
+            .enumerate()
+            .filter_map(busy_since)
+            .collect();
+        waiting.sort_unstable();
+        if let Some(Some(watched)) = pending.and_then(|index| self.connections.get_mut(index)) {
+            watched.connection.complete(response);
+        }
+        for index in waiting.into_iter().map(|(_, index)| index).chain(pending) {
+            if let Some(Some(watched)) = self.connections.get_mut(index) {
+                watched.connection.awaits = Awaits::Nothing;
+            }
+            self.process(index, handler);
         }
     }
 
@@ -249,11 +308,21 @@ impl Server {
     }
 }
 
+/// Returns the time since which the connection of `slot` waits for another request, and its index.
+fn busy_since((index, slot): (usize, &Option<Watched>)) -> Option<(Instant, usize)> {
+    match slot.as_ref()?.connection.awaits {
+        Awaits::Turn(since) => Some((since, index)),
+        Awaits::Nothing | Awaits::Response { .. } => None,
+    }
+}
+
 /// Events for which the descriptor of a connection is watched. The kernel always reports a hang-up.
 fn event_set(wait: Wait) -> EventSet {
     match wait {
         Wait::Input => EventSet::IN,
         Wait::Output => EventSet::OUT,
+        // One report of the hang-up: the connection stays until its pending request has a response.
+        Wait::Request => EventSet::ONE_SHOT,
         Wait::Nothing => EventSet::empty(),
     }
 }
@@ -270,17 +339,6 @@ fn is_full(error: &std::io::Error) -> bool {
     error.raw_os_error().is_some_and(|number| full.contains(&number))
 }
 
-/// Memory in bytes that must be available before a request is executed: its many small allocations do not check for a failure, which
-/// would end the VM.
-const HEADROOM: usize = 32 << 10;
-
-/// Returns false if the process lacks the memory to execute `request`. The strings in a body, and errors that quote them, take
-/// several times the length of the body.
-fn has_memory_for(request: &Request) -> bool {
-    let needed = HEADROOM + 8 * request.body.len();
-    Vec::<u8>::new().try_reserve_exact(needed).is_ok()
-}
-
 /// Maximum number of requests that one client executes before other clients.
 const REQUESTS: usize = 16;
 
@@ -294,8 +352,21 @@ enum Wait {
     Input,
     /// Room for responses, or the next batch.
     Output,
+    /// The end of a request, of this client or of another one.
+    Request,
     /// None: the connection has ended.
     Nothing,
+}
+
+/// Event that a connection awaits before it executes the next request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Awaits {
+    /// None.
+    Nothing,
+    /// The response to its request, for HEAD without the body. The connection ends after the `last` one.
+    Response { head_only: bool, last: bool },
+    /// The end of the request of another client, since this time.
+    Turn(Instant),
 }
 
 /// Phase of a connection.
@@ -333,6 +404,9 @@ struct Connection {
     progressed: bool,
     /// True if a request was incomplete at the last update of `active_at`.
     partial: bool,
+    awaits: Awaits,
+    /// Request that is handled next, and true if it is the last one.
+    held: Option<(Request, bool)>,
 }
 
 impl Connection {
@@ -355,6 +429,8 @@ impl Connection {
             active_at: now,
             progressed: false,
             partial: false,
+            awaits: Awaits::Nothing,
+            held: None,
         })
     }
 
@@ -386,7 +462,7 @@ impl Connection {
 
     /// Returns the order of the connections that may be evicted at `now`, the first one first, or `None` for others.
     fn eviction_rank(&self, now: Instant) -> Option<(bool, Instant)> {
-        if self.is_ending() {
+        if self.is_ending() || self.awaits != Awaits::Nothing {
             None
         } else if !self.answered {
             Some((false, self.accepted_at))
@@ -403,14 +479,28 @@ impl Connection {
             self.active_at = now;
         }
         self.partial = partial;
-        // The rest of the request may wait in the kernel, or behind responses that the client has not read.
-        let waits = !self.unread && !self.more && self.output.is_empty();
+        // The rest of the request may wait in the kernel, behind responses that the client has not read, or behind its own request.
+        let waits = !self.unread && !self.more && self.output.is_empty() && self.awaits == Awaits::Nothing;
         partial && waits && now.saturating_duration_since(self.active_at) > REQUEST_TIMEOUT
     }
 
     /// Returns true if no more requests are accepted.
     fn is_ending(&self) -> bool {
         self.phase != Phase::Open
+    }
+
+    /// Returns true if the request of the client executes.
+    fn is_pending(&self) -> bool {
+        matches!(self.awaits, Awaits::Response { .. })
+    }
+
+    /// Adds the response to the pending request.
+    fn complete(&mut self, response: &Response) {
+        if let Awaits::Response { head_only, last } = std::mem::replace(&mut self.awaits, Awaits::Nothing) {
+            self.add_response(response, head_only, last);
+            // The parser may hold the next request.
+            self.more = self.phase == Phase::Open;
+        }
     }
 
     /// Performs a batch of work without blocking: at most one read, into `scratch`, and the requests in it.
@@ -428,9 +518,12 @@ impl Connection {
         if !self.flush()? {
             return Ok(Wait::Output);
         }
+        if self.awaits != Awaits::Nothing {
+            return Ok(Wait::Request);
+        }
         match self.phase {
             Phase::Open => {
-                if !self.more {
+                if !self.more && self.held.is_none() {
                     self.read(scratch)?;
                 }
                 self.execute(handler);
@@ -445,6 +538,7 @@ impl Connection {
             return Ok(Wait::Output);
         }
         match self.phase {
+            Phase::Open if self.awaits != Awaits::Nothing => Ok(Wait::Request),
             Phase::Open => Ok(Wait::Input),
             Phase::Closing => {
                 self.end_output()?;
@@ -460,9 +554,7 @@ impl Connection {
         let count = self.receive(scratch)?;
         self.unread = count == scratch.len();
         if count > 0 {
-            if let Err(error) = self.parser.feed(&scratch[..count]) {
-                self.reject_request(&error);
-            }
+            self.parser.feed(&scratch[..count]);
             return Ok(());
         }
         if self.parser.is_partial() {
@@ -491,25 +583,22 @@ impl Connection {
                 self.more = true;
                 return;
             }
-            match self.parser.next() {
+            let held = self.held.take();
+            let held = held.map(|(request, last)| Ok(Step::Request { request, last }));
+            match held.unwrap_or_else(|| self.parser.next()) {
                 Ok(Step::Incomplete) => return,
                 Ok(Step::Continue) => self.output.extend_from_slice(CONTINUE),
-                Ok(Step::Request { request, .. }) if !has_memory_for(&request) => {
-                    self.reject_request(&RequestError::NoMemory(HEADROOM));
-                }
                 Ok(Step::Request { request, last }) => {
                     remaining -= 1;
                     self.answered = true;
                     let head_only = request.method.name() == "HEAD";
-                    let response = handler.handle(&request);
-                    if let Err(length) = response.write(&mut self.output, head_only) {
-                        // The request was executed. The client must not take the response to its next request for this one.
-                        self.reject_request(&RequestError::NoMemory(length));
-                    }
-                    // Firecracker keeps the connection open after `Connection: close`. A client that reads until the
-                    // end, as in HTTP/1.0, would wait forever.
-                    if last {
-                        self.close();
+                    match handler.handle(&request) {
+                        Reply::Response(response) => self.add_response(&response, head_only, last),
+                        Reply::Pending => return self.awaits = Awaits::Response { head_only, last },
+                        Reply::Busy => {
+                            self.held = Some((request, last));
+                            return self.awaits = Awaits::Turn(Instant::now());
+                        }
                     }
                 }
                 Err(error) => self.reject_request(&error),
@@ -517,12 +606,20 @@ impl Connection {
         }
     }
 
+    fn add_response(&mut self, response: &Response, head_only: bool, last: bool) {
+        response.write(&mut self.output, head_only);
+        // Firecracker keeps the connection open after `Connection: close`. A client that reads until the end, as in HTTP/1.0, would
+        // wait forever.
+        if last {
+            self.close();
+        }
+    }
+
     /// Sends the reason and ends the connection, because the start of the next request is unknown.
     fn reject_request(&mut self, error: &RequestError) {
         let text = error.text();
         log::debug!("api: rejected a request: {text}");
-        // Without memory for the response, the end of the connection must suffice.
-        let _ = Response::invalid_request(error.status(), &text).write(&mut self.output, false);
+        Response::invalid_request(error.status(), &text).write(&mut self.output, false);
         self.close();
     }
 

@@ -4,25 +4,39 @@ use std::os::fd::AsRawFd;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::{Handler, Request, Response};
+use super::{Handler, Reply, Request, Response};
 
-/// Handler that counts requests: `/none` has no content, `/big` a long body, others their path.
+/// Handler that counts requests: `/none` has no content, `/big` a long body, others their path. `/begin` is pending; other requests
+/// than those for `/now` wait meanwhile.
 #[derive(Default)]
 pub(crate) struct Echo {
     pub(crate) requests: usize,
+    pub(crate) is_busy: bool,
+    pub(crate) cancelled: usize,
 }
 
 /// Length of the response to `/big`.
 pub(crate) const BIG: usize = 3_000_000;
 
 impl Handler for Echo {
-    fn handle(&mut self, request: &Request) -> Response {
+    fn handle(&mut self, request: &Request) -> Reply {
+        if self.is_busy && request.path != "/now" {
+            return Reply::Busy;
+        }
         self.requests += 1;
-        match request.path.as_str() {
+        Reply::Response(match request.path.as_str() {
+            "/begin" => {
+                self.is_busy = true;
+                return Reply::Pending;
+            }
             "/none" => Response::no_content(),
             "/big" => Response::text("text/plain", vec![b'x'; BIG]),
             path => Response::json(200, format!("\"{path} {}\"", request.body.len())),
-        }
+        })
+    }
+
+    fn cancel(&mut self) {
+        self.cancelled += 1;
     }
 }
 

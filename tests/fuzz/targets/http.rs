@@ -10,7 +10,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use api::http::{Handler, HttpLimits, Request, Response, Server};
+use api::http::{Handler, HttpLimits, Reply, Request, Response, Server};
 use scratch::Directory;
 
 use super::input::Input;
@@ -47,10 +47,12 @@ const LIMITS: HttpLimits = HttpLimits {
 struct Recorder(Vec<Request>);
 
 impl Handler for Recorder {
-    fn handle(&mut self, request: &Request) -> Response {
+    fn handle(&mut self, request: &Request) -> Reply {
         self.0.push(request.clone());
-        Response::json(200, self.0.len().to_string())
+        Reply::Response(Response::json(200, self.0.len().to_string()))
     }
+
+    fn cancel(&mut self) {}
 }
 
 /// A server with a path to it.

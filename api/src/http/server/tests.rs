@@ -416,3 +416,108 @@ fn concurrent_clients_are_served() {
         scratch::join(client);
     }
 }
+
+/// Client that has sent a request for `/begin`, which is pending.
+fn pending_client(fixture: &mut Fixture) -> UnixStream {
+    let mut client = fixture.client();
+    send_request(&mut client, "/begin");
+    fixture.serve_all();
+    assert_eq!(received(&mut client), (String::new(), false));
+    client
+}
+
+/// Ends the pending request with the response to `/done`.
+fn respond(fixture: &mut Fixture) {
+    fixture.handler.is_busy = false;
+    let response = Response::json(200, "\"/done 0\"");
+    fixture.server.respond(&response, &mut fixture.handler);
+}
+
+#[test]
+fn pending_request_delays_only_requests_that_must_wait() {
+    let mut fixture = Fixture::new();
+    let mut first = pending_client(&mut fixture);
+    // The rest of this client waits for its own response; those of others wait in the order of their arrival.
+    send_request(&mut first, "/now");
+    let [mut second, mut third, mut quick] = [(); 3].map(|()| fixture.client());
+    send_request(&mut third, "/begin");
+    fixture.serve_all();
+    send_request(&mut second, "/second");
+    send_request(&mut second, "/now");
+    send_request(&mut quick, "/now");
+    fixture.serve_all();
+    assert_eq!(received(&mut quick), (echo("/now", 0), false));
+    for client in [&mut first, &mut second, &mut third] {
+        assert_eq!(received(client), (String::new(), false));
+    }
+    respond(&mut fixture);
+    fixture.serve_all();
+    assert_eq!(received(&mut first), (echo("/done", 0) + &echo("/now", 0), false));
+    for client in [&mut second, &mut third] {
+        assert_eq!(received(client), (String::new(), false));
+    }
+    respond(&mut fixture);
+    fixture.serve_all();
+    assert_eq!(received(&mut third), (echo("/done", 0), false));
+    assert_eq!(
+        received(&mut second),
+        (echo("/second", 0) + &echo("/now", 0), false)
+    );
+    assert_eq!((fixture.handler.cancelled, fixture.open()), (0, 4));
+}
+
+#[test]
+fn last_request_ends_connection_after_its_response() {
+    let mut fixture = Fixture::new();
+    let mut client = fixture.client();
+    client
+        .write_all(b"GET /begin HTTP/1.1\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    fixture.serve_all();
+    assert_eq!((fixture.handler.cancelled, fixture.open()), (0, 1));
+    respond(&mut fixture);
+    fixture.serve_all();
+    assert_eq!(received(&mut client), (echo("/done", 0), true));
+    drop(client);
+    fixture.serve_all();
+    assert_eq!(fixture.open(), 0);
+}
+
+#[test]
+fn disconnected_client_cancels_pending_request() {
+    let mut fixture = Fixture::new();
+    drop(pending_client(&mut fixture));
+    fixture.serve_all();
+    assert_eq!((fixture.handler.cancelled, fixture.open()), (1, 1));
+    // A request that has not begun is dropped with its client.
+    let mut gone = fixture.client();
+    send_request(&mut gone, "/gone");
+    fixture.serve_all();
+    drop(gone);
+    fixture.serve_all();
+    assert_eq!((fixture.handler.requests, fixture.open()), (1, 1));
+    respond(&mut fixture);
+    fixture.serve_all();
+    assert_eq!((fixture.handler.requests, fixture.open()), (1, 0));
+}
+
+#[test]
+fn waiting_client_is_not_evicted() {
+    let mut fixture = Fixture::new();
+    let mut first = pending_client(&mut fixture);
+    let mut others: Vec<_> = (0..9).map(|_| fixture.client()).collect();
+    for client in &mut others {
+        send_request(client, "/wait");
+    }
+    fixture.serve_all();
+    let mut excess = fixture.client();
+    fixture.serve_all();
+    assert!(received(&mut excess).0.starts_with("HTTP/1.1 503 "));
+    respond(&mut fixture);
+    fixture.serve_all();
+    assert_eq!(received(&mut first), (echo("/done", 0), false));
+    for client in &mut others {
+        assert_eq!(received(client), (echo("/wait", 0), false));
+    }
+}
