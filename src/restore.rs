@@ -14,6 +14,8 @@ use crate::session::{Error, SessionSetup, StartError};
 pub fn restore(restore: RestoreArgs, started_at: Instant, exec: Duration) -> Result<u8, Error> {
     let setup = SessionSetup::prepare(restore.session, started_at)?;
     setup.run(exec, OptionSet::Restore, |control| {
-        control.load_snapshot(&restore.params).map_err(StartError::Load)
+        // From a memory file, and therefore loaded at its return.
+        let loaded = control.load_snapshot(restore.params);
+        loaded.map(drop).map_err(StartError::Load)
     })
 }

@@ -46,6 +46,17 @@ pub struct LoggerSettings {
     pub module: Option<String>,
 }
 
+/// Request whose operation runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PendingRequest {
+    /// Method and path, for the log.
+    pub name: String,
+    /// Subject of an error of the VM.
+    pub part: &'static str,
+    /// The body has a deprecated key.
+    pub is_deprecated: bool,
+}
+
 /// Log of the process.
 pub trait LogControl {
     /// Applies all of `settings`, or none after an error.
@@ -69,6 +80,7 @@ pub struct Process {
     metrics: Option<MetricsSchedule>,
     /// Open files of the program that no snapshot may replace.
     kept_files: Vec<OpenFile>,
+    pending: Option<PendingRequest>,
     /// Watches the server and the metrics timer.
     epoll: Epoll,
 }
@@ -97,6 +109,7 @@ impl Process {
             counters: Counters::default(),
             metrics: None,
             kept_files: Vec::new(),
+            pending: None,
             epoll,
         })
     }
@@ -117,6 +130,16 @@ impl Process {
             200 | 204 => self.counters.accepted += 1,
             _ => self.counters.refused += 1,
         }
+    }
+
+    /// Sets the request whose operation runs.
+    pub(crate) fn set_pending(&mut self, request: PendingRequest) {
+        self.pending = Some(request);
+    }
+
+    /// Takes the request whose operation has ended.
+    pub(crate) fn take_pending(&mut self) -> Option<PendingRequest> {
+        self.pending.take()
     }
 
     /// Changes the log.

@@ -3,9 +3,9 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 
-use vmm::control::{Control, OpenFile, Service};
+use vmm::control::{Control, OpenFile, OperationResult, Service};
 
-use crate::http::{Handler, Reply, Request, Response, Server};
+use crate::http::{Handler, Reply, Request, Server};
 use crate::process::{Instance, LogControl, Process};
 use crate::{config_file, routes};
 
@@ -60,7 +60,7 @@ impl Api {
     }
 
     /// Executes one request.
-    pub fn handle(&mut self, control: &mut Control, request: &Request) -> Response {
+    pub fn handle(&mut self, control: &mut Control, request: &Request) -> Reply {
         routes::execute(request, control, &mut self.process)
     }
 
@@ -88,10 +88,12 @@ struct RequestHandler<'a> {
 
 impl Handler for RequestHandler<'_> {
     fn handle(&mut self, request: &Request) -> Reply {
-        Reply::Response(routes::execute(request, self.control, self.process))
+        routes::execute(request, self.control, self.process)
     }
 
-    fn cancel(&mut self) {}
+    fn cancel(&mut self) {
+        self.control.cancel_operation();
+    }
 }
 
 impl Service for Api {
@@ -104,6 +106,15 @@ impl Service for Api {
         process.write_due_metrics(control);
         if let Some(server) = &mut self.server {
             server.serve(&mut RequestHandler { control, process });
+        }
+    }
+
+    fn finish_operation(&mut self, control: &mut Control, result: OperationResult) {
+        let process = &mut self.process;
+        if let Some(response) = routes::finish(result, process)
+            && let Some(server) = &mut self.server
+        {
+            server.respond(&response, &mut RequestHandler { control, process });
         }
     }
 

@@ -10,7 +10,7 @@ use scratch::Directory;
 use serde_json::Value;
 use vmm::control::{Control, OpenFile, Timeline};
 
-use crate::http::{Method, Request, Response, Server};
+use crate::http::{Method, Reply, Request, Response, Server};
 use crate::process::{Instance, LogControl, LoggerSettings};
 use crate::service::Api;
 
@@ -88,7 +88,10 @@ impl Fixture {
             query: None,
             body: body.to_owned(),
         };
-        self.api.handle(&mut self.control, &request)
+        match self.api.handle(&mut self.control, &request) {
+            Reply::Response(response) => response,
+            other => panic!("{method} {path}: {other:?}"),
+        }
     }
 
     /// Sends a request that must succeed; `@` in the body is the directory.

@@ -51,6 +51,14 @@ struct Copy {
 /// # Errors
 /// Fails if the message is invalid, the file is shorter than guest memory, or a system call fails.
 pub fn serve(guest: &UnixStream, memory: &File) -> io::Result<u64> {
+    serve_after(guest, memory, || ())
+}
+
+/// As [`serve`], but calls `before_event` before each event of the kernel, mostly a page fault.
+///
+/// # Errors
+/// As [`serve`].
+pub fn serve_after(guest: &UnixStream, memory: &File, before_event: impl Fn()) -> io::Result<u64> {
     let mut message = vec![0; MAX_MESSAGE];
     let (length, descriptor) = guest.recv_with_fd(&mut message)?;
     let missing = || io::Error::other("the message has no file descriptor");
@@ -62,6 +70,7 @@ pub fn serve(guest: &UnixStream, memory: &File) -> io::Result<u64> {
         filled: 0,
     };
     while wait(guest, &pages.faults)? {
+        before_event();
         pages.process_event()?;
     }
     Ok(pages.filled)

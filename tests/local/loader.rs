@@ -79,7 +79,8 @@ impl Loader {
         let mut control = Control::new(Box::new(|| Ok(console())), timeline);
         let params = LoadSnapshotParams::new(state, self.directory.path("memory"));
         control
-            .load_snapshot(&params)
+            .load_snapshot(params)
+            .map(drop)
             .map_err(|error| ErrorChain(&error).to_string())
     }
 }

@@ -16,6 +16,7 @@
 //! | [`memory`] | guest memory: anonymous, mapped from files, or served by a fault handler |
 //! | [`kvm`] | access to KVM, memory slots, kicks |
 //! | [`timeline`] | record of the phases of the start |
+//! | [`cancellation`] | cancellation of an operation by another thread |
 //!
 //! # A new kind of virtio device
 //! The attached devices of a machine are one list. A new kind of device adds a row to each of these tables:
@@ -29,7 +30,8 @@
 //! # Threads
 //! The main thread builds the machine, owns it, and runs the event loop. Each vCPU has a thread. The vCPU threads start before the VM is
 //! created, so that the first one can query the supported CPUID meanwhile. A drive starts a worker thread at its first slow request. A
-//! VM whose memory a fault handler serves has an I/O thread for its devices. There is no other thread; an interface with a user
+//! VM whose memory a fault handler serves has an I/O thread for its devices. An operation that may wait for a disk or a fault handler
+//! has a thread while it runs. There is no other thread; an interface with a user
 //! backend adds a child process, passt.
 //!
 //! # Locks
@@ -66,6 +68,7 @@
 
 pub mod arch;
 pub mod boot;
+pub mod cancellation;
 pub mod config;
 pub mod control;
 pub mod emergency;

@@ -1,5 +1,8 @@
 //! Start, pause, resume, and Ctrl-Alt-Del.
 
+use vmm::control::Progress;
+
+use super::Begun;
 use super::context::RequestContext;
 use super::error::Error;
 use crate::http::Response;
@@ -27,12 +30,12 @@ pub(super) fn put_action(context: &mut RequestContext<'_>) -> Result<Response, E
     Ok(Response::no_content())
 }
 
-pub(super) fn patch_vm(context: &mut RequestContext<'_>) -> Result<Response, Error> {
+pub(super) fn patch_vm(context: &mut RequestContext<'_>) -> Result<Begun, Error> {
     let update: VmUpdate = context.read()?;
     let result = match update.state {
         VmState::Paused => context.control.pause(),
-        VmState::Resumed => context.control.resume(),
+        VmState::Resumed => context.control.resume().map(|()| Progress::Done),
     };
-    result.map_err(Error::of(INTERNAL))?;
-    Ok(Response::no_content())
+    let progress = result.map_err(Error::of(INTERNAL))?;
+    Ok(Begun::new(progress, INTERNAL))
 }

@@ -56,6 +56,16 @@ impl RequestContext<'_> {
     }
 }
 
+/// Returns a response with the status 204.
+pub(super) fn no_content(is_deprecated: bool) -> Response {
+    let response = Response::no_content();
+    if is_deprecated {
+        response.deprecated()
+    } else {
+        response
+    }
+}
+
 /// Returns a response with the status 200 and `content` as JSON.
 pub(super) fn json(content: &impl Serialize) -> Result<Response, Error> {
     let body = serde_json::to_vec(content)

@@ -2,6 +2,7 @@
 
 use vmm::config;
 
+use super::Begun;
 use super::context::RequestContext;
 use super::error::Error;
 use super::machine::too_long;
@@ -25,7 +26,7 @@ pub(crate) fn put_drive(context: &mut RequestContext<'_>) -> Result<Response, Er
     Ok(Response::no_content())
 }
 
-pub(super) fn patch_drive(context: &mut RequestContext<'_>) -> Result<Response, Error> {
+pub(super) fn patch_drive(context: &mut RequestContext<'_>) -> Result<Begun, Error> {
     let DriveUpdate {
         drive_id,
         path_on_host,
@@ -36,9 +37,9 @@ pub(super) fn patch_drive(context: &mut RequestContext<'_>) -> Result<Response, 
         path: path_on_host,
         limits: RateLimiter::changes(rate_limiter),
     };
-    let result = context.control.update_device(&drive_id, &change.into());
-    result.map_err(Error::of(DRIVE))?;
-    Ok(Response::no_content())
+    let result = context.control.update_device(drive_id, change.into());
+    let progress = result.map_err(Error::of(DRIVE))?;
+    Ok(Begun::new(progress, DRIVE))
 }
 
 /// Rejects hot-unplug with Firecracker's sentences: before the start, and after it.

@@ -1,7 +1,7 @@
 //! Rejections of requests, with Firecracker's sentence where there is one.
 
 use vmm::config::DeviceKind;
-use vmm::control::{self, CreateSnapshotError, ErrorChain, LoadSnapshotError, NameError};
+use vmm::control::{self, CreateSnapshotError, ErrorChain, LoadSnapshotError, NameError, OperationError};
 
 use crate::http::Method;
 use crate::schema;
@@ -18,6 +18,11 @@ const NO_KEYBOARD: &str =
     "SendCtrlAltDel is not supported on this architecture: its machine has no keyboard.";
 const NOT_PAUSED: &str =
     "cannot create a snapshot: the VM is not paused; PATCH /vm with the state Paused first";
+
+/// Subject of the creation of a snapshot.
+pub(super) const CREATE: &str = "Create snapshot";
+/// Subject of the load of a snapshot.
+pub(super) const LOAD: &str = "Load snapshot";
 
 /// Rejection of a request, with the status 400.
 #[derive(Debug, thiserror::Error)]
@@ -86,18 +91,16 @@ impl Error {
 
     /// Converts a failure to create a snapshot.
     pub(super) fn of_create(error: &CreateSnapshotError) -> Self {
-        const PART: &str = "Create snapshot";
         match error {
-            CreateSnapshotError::Running => Self::rejected(PART, NOT_PAUSED),
-            other => Self::failed(PART, other),
+            CreateSnapshotError::Running => Self::rejected(CREATE, NOT_PAUSED),
+            other => Self::failed(CREATE, other),
         }
     }
 
     /// Converts a failure to load a snapshot.
     pub(super) fn of_load(error: &LoadSnapshotError) -> Self {
-        const PART: &str = "Load snapshot";
         match error {
-            LoadSnapshotError::Configured => Self::rejected(PART, CONFIGURED),
+            LoadSnapshotError::Configured => Self::rejected(LOAD, CONFIGURED),
             LoadSnapshotError::Name(NameError::Unnamed(devices)) => {
                 let field = |kind, field| devices.iter().any(|device| device.kind == kind).then_some(field);
                 let fields = [
@@ -105,12 +108,21 @@ impl Error {
                     field(DeviceKind::Interface, "network_overrides"),
                 ];
                 let fields: Vec<_> = fields.into_iter().flatten().collect();
-                Self::rejected(PART, format!("{error} in {}", fields.join(" or ")))
+                Self::rejected(LOAD, format!("{error} in {}", fields.join(" or ")))
             }
             other if other.can_mask_cpu() => {
-                Self::rejected(PART, format!("{} by mask_cpu", ErrorChain(other)))
+                Self::rejected(LOAD, format!("{} by mask_cpu", ErrorChain(other)))
             }
-            other => Self::failed(PART, other),
+            other => Self::failed(LOAD, other),
+        }
+    }
+
+    /// Converts a failure of an operation on `part`.
+    pub(super) fn of_operation(part: &'static str, error: OperationError) -> Self {
+        match error {
+            OperationError::Control(error) => Self::of(part)(error),
+            OperationError::Create(error) => Self::of_create(&error),
+            OperationError::Load(error) => Self::of_load(&error),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use vmm::config::DriveConfig;
 
-use super::context::RequestContext;
+use super::context::{RequestContext, no_content};
 use super::error::Error;
 use crate::http::{Method, Response};
 use crate::schema::{
@@ -17,6 +17,7 @@ pub(crate) fn put_machine(context: &mut RequestContext<'_>) -> Result<Response, 
     let has_template = machine.cpu_template.is_some();
     let result = context.control.set_machine(machine.into_config());
     result.map_err(Error::of(MACHINE))?;
+    // Firecracker deprecates CPU templates.
     Ok(no_content(has_template))
 }
 
@@ -29,17 +30,8 @@ pub(super) fn patch_machine(context: &mut RequestContext<'_>) -> Result<Response
     let machine = update.apply(context.control.config());
     let result = context.control.set_machine(machine);
     result.map_err(Error::of(MACHINE))?;
+    // Firecracker deprecates CPU templates.
     Ok(no_content(has_template))
-}
-
-/// Returns a response with the status 204. Firecracker deprecates CPU templates.
-fn no_content(has_template: bool) -> Response {
-    let response = Response::no_content();
-    if has_template {
-        response.deprecated()
-    } else {
-        response
-    }
 }
 
 pub(crate) fn put_boot_source(context: &mut RequestContext<'_>) -> Result<Response, Error> {

@@ -13,10 +13,10 @@ mod snapshot;
 mod tests;
 mod unsupported;
 
-use vmm::control::Control;
+use vmm::control::{Control, OperationResult, Progress};
 
-use crate::http::{Method, Request, Response};
-use crate::process::Process;
+use crate::http::{Method, Reply, Request, Response};
+use crate::process::{PendingRequest, Process};
 use crate::schema::{
     Action, BootSource, Drive, DriveUpdate, Logger, MachineConfiguration, MachineConfigurationUpdate,
     Metrics, NetworkInterface, NetworkInterfaceUpdate, Schema, Serial, SnapshotCreate, SnapshotLoad,
@@ -24,6 +24,7 @@ use crate::schema::{
 };
 
 pub use context::RequestContext;
+use context::no_content;
 pub use error::Error;
 
 pub(crate) use unsupported::check_key;
@@ -38,40 +39,91 @@ pub struct Route {
     pub body: Option<&'static str>,
     /// The body is also a section of the configuration file.
     is_section: bool,
-    handle: RouteHandler,
+    handler: RouteHandler,
 }
 
-type RouteHandler = fn(&mut RequestContext<'_>) -> Result<Response, Error>;
+/// Handler of a route.
+#[derive(Clone, Copy)]
+enum RouteHandler {
+    /// Returns the response.
+    Immediate(Handle),
+    /// Begins an operation of the VM, which has a response without content.
+    Operation(Begin),
+}
+
+type Handle = fn(&mut RequestContext<'_>) -> Result<Response, Error>;
+type Begin = fn(&mut RequestContext<'_>) -> Result<Begun, Error>;
+
+/// Operation that a request has begun.
+struct Begun {
+    progress: Progress,
+    /// Subject of an error of the VM.
+    part: &'static str,
+    /// The body has a deprecated key.
+    is_deprecated: bool,
+}
+
+impl Begun {
+    fn new(progress: Progress, part: &'static str) -> Self {
+        Self {
+            progress,
+            part,
+            is_deprecated: false,
+        }
+    }
+}
+
+/// Result of a handler.
+pub enum Handled {
+    /// Response.
+    Response(Response),
+    /// An operation runs; [`finish`] returns the response.
+    Pending {
+        /// Subject of an error of the VM.
+        part: &'static str,
+        /// The body has a deprecated key.
+        is_deprecated: bool,
+    },
+}
 
 impl Route {
-    const fn get(path: &'static str, handle: RouteHandler) -> Self {
-        Self::new(Method::Get, path, None, handle)
+    const fn get(path: &'static str, handle: Handle) -> Self {
+        Self::new(Method::Get, path, None, RouteHandler::Immediate(handle))
     }
 
-    const fn delete(path: &'static str, handle: RouteHandler) -> Self {
-        Self::new(Method::Delete, path, None, handle)
+    const fn delete(path: &'static str, handle: Handle) -> Self {
+        Self::new(Method::Delete, path, None, RouteHandler::Immediate(handle))
     }
 
-    const fn put<T: Schema>(path: &'static str, handle: RouteHandler) -> Self {
-        Self::new(Method::Put, path, Some(T::NAME), handle)
+    const fn put<T: Schema>(path: &'static str, handle: Handle) -> Self {
+        Self::new(Method::Put, path, Some(T::NAME), RouteHandler::Immediate(handle))
     }
 
-    const fn patch<T: Schema>(path: &'static str, handle: RouteHandler) -> Self {
-        Self::new(Method::Patch, path, Some(T::NAME), handle)
+    const fn patch<T: Schema>(path: &'static str, handle: Handle) -> Self {
+        Self::new(
+            Method::Patch,
+            path,
+            Some(T::NAME),
+            RouteHandler::Immediate(handle),
+        )
+    }
+
+    const fn operation<T: Schema>(method: Method, path: &'static str, begin: Begin) -> Self {
+        Self::new(method, path, Some(T::NAME), RouteHandler::Operation(begin))
     }
 
     const fn new(
         method: Method,
         path: &'static str,
         body: Option<&'static str>,
-        handle: RouteHandler,
+        handler: RouteHandler,
     ) -> Self {
         Self {
             method,
             path,
             body,
             is_section: false,
-            handle,
+            handler,
         }
     }
 
@@ -95,8 +147,18 @@ impl Route {
     ///
     /// # Errors
     /// [`Error`]
-    pub fn handle(&self, context: &mut RequestContext<'_>) -> Result<Response, Error> {
-        (self.handle)(context)
+    pub fn handle(&self, context: &mut RequestContext<'_>) -> Result<Handled, Error> {
+        match self.handler {
+            RouteHandler::Immediate(handle) => handle(context).map(Handled::Response),
+            RouteHandler::Operation(begin) => {
+                let begun = begin(context)?;
+                let (part, is_deprecated) = (begun.part, begun.is_deprecated);
+                Ok(match begun.progress {
+                    Progress::Done => Handled::Response(no_content(is_deprecated)),
+                    Progress::Pending => Handled::Pending { part, is_deprecated },
+                })
+            }
+        }
     }
 
     /// Compares `path`, without the first slash, with the route. Returns the identifier in it, which may be empty.
@@ -128,17 +190,21 @@ pub static ROUTES: [Route; 23] = [
     Route::patch::<MachineConfigurationUpdate>("/machine-config", machine::patch_machine),
     Route::put::<BootSource>("/boot-source", machine::put_boot_source).in_file(),
     Route::put::<Drive>("/drives/{drive_id}", drive::put_drive).in_file(),
-    Route::patch::<DriveUpdate>("/drives/{drive_id}", drive::patch_drive),
+    Route::operation::<DriveUpdate>(Method::Patch, "/drives/{drive_id}", drive::patch_drive),
     Route::delete("/drives/{drive_id}", drive::delete_drive),
     Route::put::<NetworkInterface>("/network-interfaces/{iface_id}", network::put_interface).in_file(),
-    Route::patch::<NetworkInterfaceUpdate>("/network-interfaces/{iface_id}", network::patch_interface),
+    Route::operation::<NetworkInterfaceUpdate>(
+        Method::Patch,
+        "/network-interfaces/{iface_id}",
+        network::patch_interface,
+    ),
     Route::delete("/network-interfaces/{iface_id}", network::delete_interface),
     Route::put::<Vsock>("/vsock", network::put_vsock).in_file(),
     Route::put::<Serial>("/serial", logging::put_serial),
     Route::put::<Action>("/actions", actions::put_action),
-    Route::patch::<VmUpdate>("/vm", actions::patch_vm),
-    Route::put::<SnapshotCreate>("/snapshot/create", snapshot::create),
-    Route::put::<SnapshotLoad>("/snapshot/load", snapshot::load),
+    Route::operation::<VmUpdate>(Method::Patch, "/vm", actions::patch_vm),
+    Route::operation::<SnapshotCreate>(Method::Put, "/snapshot/create", snapshot::create),
+    Route::operation::<SnapshotLoad>(Method::Put, "/snapshot/load", snapshot::load),
 ];
 
 /// Returns the routes whose bodies are sections of the configuration file, in the order of their application.
@@ -146,18 +212,50 @@ pub fn sections() -> impl Iterator<Item = &'static Route> {
     ROUTES.iter().filter(|route| route.is_section)
 }
 
-/// Executes `request` and returns the response.
-pub fn execute(request: &Request, control: &mut Control, process: &mut Process) -> Response {
-    let response = dispatch(request, control, process).unwrap_or_else(|error| {
-        let text = error.to_string();
-        log::info!("api: rejected {} {}: {text}", request.method, request.path);
-        Response::fault(&text)
-    });
+/// Executes `request`. While an operation runs, only requests that read are executed.
+pub fn execute(request: &Request, control: &mut Control, process: &mut Process) -> Reply {
+    if control.is_busy() && request.method != Method::Get {
+        return Reply::Busy;
+    }
+    let name = || format!("{} {}", request.method, request.path);
+    match dispatch(request, control, process) {
+        Ok(Handled::Response(response)) => {
+            process.count(response.status());
+            Reply::Response(response)
+        }
+        Ok(Handled::Pending { part, is_deprecated }) => {
+            process.set_pending(PendingRequest {
+                name: name(),
+                part,
+                is_deprecated,
+            });
+            Reply::Pending
+        }
+        Err(error) => Reply::Response(reject(&name(), &error, process)),
+    }
+}
+
+/// Returns the response to the pending request, whose operation has ended with `result`.
+pub fn finish(result: OperationResult, process: &mut Process) -> Option<Response> {
+    let request = process.take_pending()?;
+    if let Err(error) = result {
+        let error = Error::of_operation(request.part, error);
+        return Some(reject(&request.name, &error, process));
+    }
+    let response = no_content(request.is_deprecated);
+    process.count(response.status());
+    Some(response)
+}
+
+fn reject(request: &str, error: &Error, process: &mut Process) -> Response {
+    let text = error.to_string();
+    log::info!("api: rejected {request}: {text}");
+    let response = Response::fault(&text);
     process.count(response.status());
     response
 }
 
-fn dispatch(request: &Request, control: &mut Control, process: &mut Process) -> Result<Response, Error> {
+fn dispatch(request: &Request, control: &mut Control, process: &mut Process) -> Result<Handled, Error> {
     let method = &request.method;
     let path = request.path.strip_prefix('/').unwrap_or(&request.path);
     if let Some(error) = unsupported::check_path(method, path) {
@@ -181,7 +279,7 @@ fn dispatch(request: &Request, control: &mut Control, process: &mut Process) -> 
             return Err(Error::IdEmpty);
         }
         let body = &request.body;
-        return (route.handle)(&mut RequestContext {
+        return route.handle(&mut RequestContext {
             control,
             process,
             id,

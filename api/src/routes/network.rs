@@ -3,6 +3,7 @@
 use vmm::config::{InterfaceUpdate, NetBackend};
 use vmm::control;
 
+use super::Begun;
 use super::context::RequestContext;
 use super::error::Error;
 use crate::http::Response;
@@ -29,7 +30,7 @@ pub(crate) fn put_interface(context: &mut RequestContext<'_>) -> Result<Response
     Ok(Response::no_content())
 }
 
-pub(super) fn patch_interface(context: &mut RequestContext<'_>) -> Result<Response, Error> {
+pub(super) fn patch_interface(context: &mut RequestContext<'_>) -> Result<Begun, Error> {
     let NetworkInterfaceUpdate {
         iface_id,
         rx_rate_limiter,
@@ -40,9 +41,9 @@ pub(super) fn patch_interface(context: &mut RequestContext<'_>) -> Result<Respon
         receive: RateLimiter::changes(rx_rate_limiter),
         transmit: RateLimiter::changes(tx_rate_limiter),
     };
-    let result = context.control.update_device(&iface_id, &change.into());
-    result.map_err(Error::of(NETWORK))?;
-    Ok(Response::no_content())
+    let result = context.control.update_device(iface_id, change.into());
+    let progress = result.map_err(Error::of(NETWORK))?;
+    Ok(Begun::new(progress, NETWORK))
 }
 
 /// Rejects hot-unplug with Firecracker's sentences: before the start, and after it.

@@ -12,7 +12,7 @@ use scratch::Directory;
 use snapshot::file::{self, Contents, Header, HostIdentity};
 use vmm::ErrorChain;
 use vmm::arch::{Native, Platform};
-use vmm::control::{Control, InstanceState, LoadSnapshotParams, Timeline};
+use vmm::control::{Control, InstanceState, LoadSnapshotParams, Progress, Timeline};
 use vmm::memory::{memfd, page_size};
 use vmm::vm::Console;
 
@@ -81,8 +81,11 @@ pub fn run(sections: &[u8]) {
     let timeline = Arc::new(Timeline::new(Instant::now(), false));
     let mut control = Control::new(Box::new(|| Ok(console())), timeline);
     let params = LoadSnapshotParams::new(path(&state), path(&MEMORY_FILE));
-    match control.load_snapshot(&params) {
-        Ok(()) => assert_eq!(control.state(), InstanceState::Paused),
+    match control.load_snapshot(params) {
+        Ok(progress) => assert_eq!(
+            (progress, control.state()),
+            (Progress::Done, InstanceState::Paused)
+        ),
         Err(error) => {
             let text = ErrorChain(&error).to_string();
             assert!(!text.contains("has ended"), "a vCPU thread has panicked: {text}");

@@ -9,6 +9,7 @@
 //! | [`change`] | updates of drives and interfaces of a running guest |
 //! | [`slow_disk`] | answers while a request of the guest takes long |
 //! | [`fuse`] | a disk whose requests the test releases |
+//! | [`operations`] | answers while an operation of the VM waits |
 //! | [`output`] | serial output, log and metrics |
 //! | [`config_file`] | configuration files |
 //! | [`process`] | options, signals, the socket file |
@@ -36,6 +37,7 @@ mod kata;
 pub mod killed;
 mod lifecycle;
 mod malformed;
+mod operations;
 mod output;
 mod phases;
 mod process;

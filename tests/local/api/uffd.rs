@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -27,11 +28,11 @@ const PAGE: u64 = 4096;
 /// Pages of a guest with the default memory size.
 const ALL_PAGES: u64 = (128 << 20) / PAGE;
 /// Name of the handler's socket, in the directory of the snapshot.
-const SOCKET: &str = "uffd.sock";
+pub const SOCKET: &str = "uffd.sock";
 /// Limit for a response while the handler sends no page. mayfly waits 2 s for a page, a loaded host somewhat longer.
 const RESPONSE_LIMIT: Duration = Duration::from_secs(20);
 /// Rate limiter that stops a drive after its first request.
-const THROTTLED: &str = r#"{"ops":{"size":1,"refill_time":3600000}}"#;
+pub const THROTTLED: &str = r#"{"ops":{"size":1,"refill_time":3600000}}"#;
 const RESUME_FIELD: &str = r#","resume_vm":true"#;
 
 /// The example handler, for one guest.
@@ -79,20 +80,20 @@ impl FaultHandler {
 }
 
 /// Listens in `directory` and replaces an old socket.
-fn listen(directory: &Directory) -> UnixListener {
+pub fn listen(directory: &Directory) -> UnixListener {
     let _ = fs::remove_file(directory.path(SOCKET));
     UnixListener::bind(directory.path(SOCKET)).unwrap()
 }
 
 /// Returns the body that loads a snapshot with the handler at `socket`.
-fn uffd_body(directory: &Directory, state: &str, socket: &str, fields: &str) -> String {
+pub fn uffd_body(directory: &Directory, state: &str, socket: &str, fields: &str) -> String {
     let (state, socket) = (directory.text(state), directory.text(socket));
     let backend = format!(r#"{{"backend_type":"Uffd","backend_path":"{socket}"}}"#);
     format!(r#"{{"snapshot_path":"{state}","mem_backend":{backend}{fields}}}"#)
 }
 
 /// Starts mayfly and loads the state file `state` with the handler.
-fn load_with_handler(directory: &Directory, state: &str, fields: &str) -> ApiProcess {
+pub fn load_with_handler(directory: &Directory, state: &str, fields: &str) -> ApiProcess {
     let process = ApiProcess::start();
     process.expect_no_content(
         "PUT",
@@ -103,7 +104,7 @@ fn load_with_handler(directory: &Directory, state: &str, fields: &str) -> ApiPro
 }
 
 /// Creates a snapshot of the ticker in the files `state` and `memory`. Returns the directory and the guest's output.
-fn create_ticker_snapshot() -> (Directory, String) {
+pub fn create_ticker_snapshot() -> (Directory, String) {
     let directory = Directory::new();
     let process = start_ticker();
     pause_and_create(&process, &directory, "Full", "state", "memory");
@@ -239,7 +240,7 @@ fn missing_state_file_does_not_connect_to_handler() {
 }
 
 /// Receives the message of a guest and waits for its first fault, which it does not resolve.
-fn await_fault(listener: &UnixListener) -> (UnixStream, File) {
+pub fn await_fault(listener: &UnixListener) -> (UnixStream, File) {
     let stream = scratch::accept(listener);
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut message = [0; 1024];
@@ -286,8 +287,39 @@ fn ended_handler_blocks_guest_only() {
     waiting.terminate();
 }
 
+/// A handler that sends a page at most once per interval.
+pub struct TricklingHandler {
+    interval: Arc<Mutex<Duration>>,
+}
+
+impl TricklingHandler {
+    /// Sends each page at once from now on.
+    pub fn hurry(&self) {
+        *self.interval.lock().unwrap() = Duration::ZERO;
+    }
+}
+
+/// Provides the pages of the file `memory` in `directory` to the guest that has connected, one per `interval`.
+pub fn trickle(
+    listener: UnixListener,
+    directory: &Directory,
+    memory: &str,
+    interval: Duration,
+) -> TricklingHandler {
+    let memory = File::open(directory.path(memory)).unwrap();
+    let interval = Arc::new(Mutex::new(interval));
+    let delay = interval.clone();
+    thread::spawn(move || {
+        let stream = scratch::accept(&listener);
+        let before_event = || thread::sleep(*delay.lock().unwrap());
+        // An error follows the end of the guest.
+        let _ = handler::serve_after(&stream, &memory, before_event);
+    });
+    TricklingHandler { interval }
+}
+
 /// Creates a snapshot of the guest `kernel`, with the drive `d` on `engine`, after it has printed `until`.
-fn create_drive_snapshot(kernel: &str, engine: &str, until: &str) -> Directory {
+pub fn create_drive_snapshot(kernel: &str, engine: &str, until: &str) -> Directory {
     let directory = Directory::new();
     let mut process = ApiProcess::start();
     let disk = directory.write("disk", [0; 64 * 4096]);
@@ -313,7 +345,7 @@ fn request_in_time(process: &ApiProcess, method: &str, path: &str, body: &str) -
 }
 
 /// Expects that `response` reports `thread` to wait for the handler.
-fn expect_wait(response: &Response, thread: &str) {
+pub fn expect_wait(response: &Response, thread: &str) {
     let message = response.fault_message();
     assert!(
         message.contains("a thread waits for a page of the fault handler (") && message.contains(thread),

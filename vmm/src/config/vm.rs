@@ -290,11 +290,6 @@ impl VmSpec {
     pub fn config(&self) -> &VmConfig {
         &self.config
     }
-
-    /// Changes the configuration, to record the change of an attached device.
-    pub(crate) fn change(&mut self, change: impl FnOnce(&mut VmConfig)) {
-        change(&mut self.config);
-    }
 }
 
 #[cfg(test)]

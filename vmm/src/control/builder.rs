@@ -18,7 +18,7 @@ use crate::timeline::{Lane, Timeline};
 use crate::vm::{BootFiles, Console, ConsoleError, ConsoleInput, Vm};
 
 /// Opens the console that the guest's serial port is connected to, when the VM starts.
-pub type OpenConsole = Box<dyn FnMut() -> Result<Console, ConsoleError>>;
+pub type OpenConsole = Box<dyn FnMut() -> Result<Console, ConsoleError> + Send>;
 
 /// Configuration of a VM before its start. Files, disks and taps are opened as soon as they are configured: a later change of a path
 /// has no effect.
@@ -127,27 +127,23 @@ impl VmBuilder {
             input,
             filter,
             guard,
-        } = self.console(open_console)?;
+        } = open_serial_or_console(self.serial.as_ref(), open_console)?;
         let machine = Machine::build(spec, devices, output, timeline.clone()).map_err(Error::Machine)?;
         let Some((image, initrd)) = &self.boot else {
             return Err(Error::NoKernel);
         };
         let machine = machine.boot(image, initrd.as_ref()).map_err(Error::Machine)?;
         let input = input.map(|file| ConsoleInput { file, filter });
-        let mut vm = Vm::new(machine, input, guard);
-        vm.set_boot_files(BootFiles {
+        let boot_files = BootFiles {
             image: image.identity(),
             initrd: initrd.as_ref().and_then(Initrd::identity),
-        });
-        Ok(vm)
+        };
+        Ok(Vm::booted(machine, boot_files, input, guard))
     }
 
-    /// Opens the console of the guest: the file of [`set_serial`](Self::set_serial) if there is one, else that of `open_console`.
-    pub fn console(&self, open_console: &mut OpenConsole) -> Result<Console, Error> {
-        match &self.serial {
-            Some(file) => file.console(),
-            None => open_console().map_err(Error::Console),
-        }
+    /// Takes the file of [`set_serial`](Self::set_serial).
+    pub fn take_serial(&mut self) -> Option<SerialFile> {
+        self.serial.take()
     }
 
     /// Takes the open devices of `spec`, and opens those that are not open yet.
@@ -162,8 +158,19 @@ impl VmBuilder {
     }
 }
 
+/// Opens the console of the guest: `serial` if there is one, else that of `open_console`.
+pub fn open_serial_or_console(
+    serial: Option<&SerialFile>,
+    open_console: &mut OpenConsole,
+) -> Result<Console, Error> {
+    match serial {
+        Some(file) => file.console(),
+        None => open_console().map_err(Error::Console),
+    }
+}
+
 /// File or FIFO that receives the guest's serial output instead of stdout. A missing file is created; an existing one is appended to.
-struct SerialFile {
+pub struct SerialFile {
     path: PathBuf,
     file: File,
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::config::DeviceKind;
 use crate::machine::UpdateError;
+use crate::persistence::{CreateSnapshotError, LoadSnapshotError};
 use crate::vm::ConsoleError;
 use crate::{boot, config, machine};
 
@@ -59,6 +60,9 @@ pub enum Error {
         #[source]
         source: UpdateError,
     },
+    /// No thread can be created for the operation.
+    #[error("cannot start a thread for the operation")]
+    Thread(#[source] io::Error),
     /// The machine has no keyboard.
     #[error("cannot press Ctrl-Alt-Del: the machine has no keyboard on this architecture")]
     NoKeyboard,
@@ -71,4 +75,18 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+}
+
+/// Failure of an operation on a thread of its own.
+#[derive(Debug, thiserror::Error)]
+pub enum OperationError {
+    /// The VM cannot be paused or changed.
+    #[error(transparent)]
+    Control(Error),
+    /// The snapshot cannot be created.
+    #[error(transparent)]
+    Create(CreateSnapshotError),
+    /// The snapshot cannot be loaded.
+    #[error(transparent)]
+    Load(LoadSnapshotError),
 }

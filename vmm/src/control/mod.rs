@@ -5,21 +5,31 @@
 //! ```
 //! Image, disks and taps are opened as soon as they are configured. A failed request changes nothing, except that a snapshot that
 //! cannot be loaded ends the process.
+//!
+//! An operation that may wait for a disk or for a fault handler runs on a thread of its own, see [`Progress`]. The event loop goes on
+//! meanwhile; the caller must not begin another operation before it has ended.
 
 mod builder;
 mod error;
 mod metrics;
+mod operation;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
 use builder::VmBuilder;
+use operation::Operation;
 
 use crate::boot::{Image, Initrd};
+use crate::cancellation::Cancellation;
 use crate::config::{DeviceConfig, DeviceUpdate, HostMemory, MemorySize, VmConfig};
+use crate::machine;
 use crate::memory::ResidencyCounter;
 use crate::vm::Vm;
 
@@ -36,7 +46,7 @@ pub use crate::timeline::Timeline;
 pub use builder::OpenConsole;
 pub use devices::virtio::block::BlockMetrics;
 pub use devices::virtio::net::NetMetrics;
-pub use error::Error;
+pub use error::{Error, OperationError};
 pub use metrics::{DeviceMetrics, DriveMetrics, InterfaceMetrics, StartPhase, VcpuMetrics, VmMetrics};
 
 /// Server of requests for the VM from outside the process, such as an API.
@@ -46,6 +56,9 @@ pub trait Service {
 
     /// Processes a bounded batch of requests without blocking.
     fn ready(&mut self, control: &mut Control);
+
+    /// Handles the `result` of an operation that a request has begun.
+    fn finish_operation(&mut self, control: &mut Control, result: OperationResult);
 
     /// Handles SIGHUP. Returns true if log files were reopened; otherwise the signal ends the VM.
     fn reopen_logs(&mut self) -> bool {
@@ -63,6 +76,24 @@ pub enum InstanceState {
     /// The vCPUs are stopped until the VM is resumed.
     Paused,
 }
+
+/// Progress of an operation after its call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The operation has ended.
+    Done,
+    /// The operation runs on another thread. [`Service::finish_operation`] gets its result.
+    Pending,
+}
+
+/// Result of an operation on another thread.
+pub type OperationResult = Result<(), OperationError>;
+
+/// Last part of an operation, on the main thread.
+type Completion = Box<dyn FnOnce(&mut Control) -> OperationResult + Send>;
+
+/// Maximum memory in bytes of a snapshot that is created on the main thread. Writing it to memory takes some 10 ms.
+const MAX_QUICK_BYTES: u64 = 32 << 20;
 
 /// Size of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +117,9 @@ pub struct Control {
     /// The load of a snapshot has failed.
     failed: bool,
     residency: ResidencyCounter,
+    operation: Option<Operation<Completion>>,
+    /// Signalled at the end of each operation. `None` before the first one.
+    operation_ended: Option<Arc<EventFd>>,
 }
 
 enum Instance {
@@ -103,6 +137,8 @@ impl Control {
             instance: Instance::NotStarted(Box::new(VmBuilder::new())),
             failed: false,
             residency: ResidencyCounter::default(),
+            operation: None,
+            operation_ended: None,
         }
     }
 
@@ -128,7 +164,7 @@ impl Control {
     pub fn config(&self) -> &VmConfig {
         match &self.instance {
             Instance::NotStarted(builder) => &builder.config,
-            Instance::Started(vm) => vm.machine().spec().config(),
+            Instance::Started(vm) => vm.config(),
         }
     }
 
@@ -200,26 +236,51 @@ impl Control {
         Ok(())
     }
 
-    /// Loads a snapshot, and resumes the VM if `params` request it. The event loop ends the process after any error except
-    /// [`LoadSnapshotError::Configured`]: the load may have changed the host side of the devices.
+    /// Loads a snapshot, and resumes the VM if `params` request it. With a fault handler the load runs on another thread. The event
+    /// loop ends the process after any error except [`LoadSnapshotError::Configured`]: the load may have changed the host side of the
+    /// devices.
     ///
     /// # Errors
     /// [`LoadSnapshotError`]; [`LoadSnapshotError::Configured`] when the VM was configured or started before.
-    pub fn load_snapshot(&mut self, params: &LoadSnapshotParams) -> Result<(), LoadSnapshotError> {
-        let builder = match &self.instance {
+    pub fn load_snapshot(&mut self, params: LoadSnapshotParams) -> Result<Progress, LoadSnapshotError> {
+        let builder = match &mut self.instance {
             Instance::NotStarted(builder) if !builder.is_configured() => builder,
             _ => return Err(LoadSnapshotError::Configured),
         };
-        let console = || builder.console(&mut self.open_console).map_err(Into::into);
-        let vm = params.load(&self.host, console, &self.timeline);
-        self.failed = vm.is_err();
-        let mut vm = vm?;
-        if params.resume {
+        let serial = builder.take_serial();
+        let no_console: OpenConsole = Box::new(|| Err("the console is open already".into()));
+        let mut open_console = std::mem::replace(&mut self.open_console, no_console);
+        let console = move || {
+            let opened = builder::open_serial_or_console(serial.as_ref(), &mut open_console);
+            opened.map_err(Into::into)
+        };
+        let (host, timeline) = (self.host, self.timeline.clone());
+        let (resume, is_served) = (params.resume, matches!(params.memory, MemorySource::Uffd(_)));
+        let load = move || params.load(&host, console, &timeline).map(Box::new);
+        if !is_served {
+            return self.finish_load(load(), resume).map(|()| Progress::Done);
+        }
+        let begun = self.begin(move |_| {
+            let loaded = load();
+            move |control: &mut Self| control.finish_load(loaded, resume).map_err(OperationError::Load)
+        });
+        self.failed = begun.is_err();
+        begun.map_err(LoadSnapshotError::Thread)
+    }
+
+    fn finish_load(
+        &mut self,
+        loaded: Result<Box<Vm>, LoadSnapshotError>,
+        resume: bool,
+    ) -> Result<(), LoadSnapshotError> {
+        self.failed = loaded.is_err();
+        let mut vm = loaded?;
+        if resume {
             vm.resume();
         } else {
             vm.prepare_resume();
         }
-        self.instance = Instance::Started(Box::new(vm));
+        self.instance = Instance::Started(vm);
         Ok(())
     }
 
@@ -229,30 +290,61 @@ impl Control {
     }
 
     /// Creates a snapshot of the VM, which must be paused and stays so. It replaces none of the open files of the VM and of the
-    /// `process` around it. Returns the amount of memory written.
+    /// `process` around it. Runs on another thread, unless it is a small Diff in memory.
     ///
     /// # Errors
     /// [`CreateSnapshotError`]
     pub fn create_snapshot(
         &mut self,
-        params: &CreateSnapshotParams,
-        process: &[OpenFile],
-    ) -> Result<DumpStats, CreateSnapshotError> {
-        let vm = self.vm_mut().ok_or(CreateSnapshotError::Running)?;
-        if vm.is_paused() {
-            // A VM that is resumed after this touches pages for other reasons than its load.
-            vm.end_begun_recording();
+        params: CreateSnapshotParams,
+        process: Vec<OpenFile>,
+    ) -> Result<Progress, CreateSnapshotError> {
+        let vm = self.vm_mut().filter(|vm| vm.is_paused());
+        let vm = vm.ok_or(CreateSnapshotError::Running)?;
+        // A VM that is resumed after this touches pages for other reasons than its load.
+        vm.end_begun_recording();
+        if params.is_quick(vm.core()) {
+            let budget = Cancellation::with_budget(MAX_QUICK_BYTES);
+            let created = params.create(vm.core(), vm.config(), &process, &budget);
+            // Without effect, if the memory exceeds the budget.
+            if !budget.is_cancelled() {
+                return created.map(|_| Progress::Done);
+            }
         }
-        params.create(vm, process)
+        let (core, config) = (vm.core().clone(), vm.config().clone());
+        let begun = self.begin(move |cancellation| {
+            let created = params.create(&core, &config, &process, cancellation);
+            move |_: &mut Self| created.map(drop).map_err(OperationError::Create)
+        });
+        begun.map_err(CreateSnapshotError::Thread)
     }
 
-    /// Pauses the guest. Has no effect on a paused guest.
+    /// Pauses the guest. Has no effect on a paused guest. With a fault handler the pause runs on another thread.
     ///
     /// # Errors
-    /// [`Error::BeforeStart`]. [`Error::Machine`] when a vCPU waits for a fault handler.
-    pub fn pause(&mut self) -> Result<(), Error> {
+    /// [`Error::BeforeStart`] and [`Error::Thread`]. [`Error::Machine`] when a vCPU waits for a fault handler.
+    pub fn pause(&mut self) -> Result<Progress, Error> {
         let vm = self.vm_mut().ok_or(Error::BeforeStart)?;
-        vm.pause().map_err(Error::Machine)
+        if vm.is_paused() {
+            return Ok(Progress::Done);
+        }
+        let core = vm.core().clone();
+        if !core.is_served() {
+            return self.finish_pause(core.pause()).map(|()| Progress::Done);
+        }
+        let begun = self.begin(move |_| {
+            let paused = core.pause();
+            move |control: &mut Self| control.finish_pause(paused).map_err(OperationError::Control)
+        });
+        begun.map_err(Error::Thread)
+    }
+
+    fn finish_pause(&mut self, paused: Result<(), machine::Error>) -> Result<(), Error> {
+        paused.map_err(Error::Machine)?;
+        if let Some(vm) = self.vm_mut() {
+            vm.set_paused();
+        }
+        Ok(())
     }
 
     /// Resumes the guest. Has no effect on a running guest.
@@ -275,34 +367,110 @@ impl Control {
         Err(Error::NoKeyboard)
     }
 
-    /// Changes the attached device `id`; `update` determines its kind.
+    /// Changes the attached device `id`; `update` determines its kind. With a fault handler the change runs on another thread.
     ///
     /// # Errors
-    /// [`Error::BeforeStart`], [`Error::Unknown`] and [`Error::Update`].
-    pub fn update_device(&mut self, id: &str, update: &DeviceUpdate) -> Result<(), Error> {
-        let machine = self.vm_mut().ok_or(Error::BeforeStart)?.machine_mut();
+    /// [`Error::BeforeStart`], [`Error::Unknown`], [`Error::Update`] and [`Error::Thread`].
+    pub fn update_device(&mut self, id: String, update: DeviceUpdate) -> Result<Progress, Error> {
+        let vm = self.vm_mut().ok_or(Error::BeforeStart)?;
         let kind = update.kind();
-        let mut devices = machine.devices().iter();
-        let Some(device) = devices.find(|device| device.kind() == kind && device.id() == id) else {
-            return Err(Error::Unknown {
-                kind,
-                id: id.to_owned(),
-                known: machine.spec().config().list_ids(kind),
-            });
+        let Some(index) = vm.config().position(kind, &id) else {
+            let known = vm.config().list_ids(kind);
+            return Err(Error::Unknown { kind, id, known });
         };
-        machine
-            .update_device(device, update)
-            .map_err(|source| Error::Update {
-                kind,
-                id: id.to_owned(),
-                source,
-            })?;
-        machine.change_config(|config| {
-            if let Some(index) = config.position(kind, id) {
-                config.devices[index].apply(update);
+        let core = vm.core().clone();
+        if !core.is_served() {
+            let updated = core.machine().update_device(index, &update);
+            return self.finish_update(id, &update, updated).map(|()| Progress::Done);
+        }
+        let begun = self.begin(move |_| {
+            let updated = core.machine().update_device(index, &update);
+            move |control: &mut Self| {
+                let finished = control.finish_update(id, &update, updated);
+                finished.map_err(OperationError::Control)
             }
         });
+        begun.map_err(Error::Thread)
+    }
+
+    fn finish_update(
+        &mut self,
+        id: String,
+        update: &DeviceUpdate,
+        updated: Result<(), UpdateError>,
+    ) -> Result<(), Error> {
+        let kind = update.kind();
+        if let Err(source) = updated {
+            return Err(Error::Update { kind, id, source });
+        }
+        if let Some(vm) = self.vm_mut() {
+            vm.change_config(|config| {
+                if let Some(index) = config.position(kind, &id) {
+                    config.devices[index].apply(update);
+                }
+            });
+        }
         Ok(())
+    }
+
+    /// Runs `operation` on another thread. The function that it returns then runs on the main thread.
+    fn begin<C>(
+        &mut self,
+        operation: impl FnOnce(&Cancellation) -> C + Send + 'static,
+    ) -> io::Result<Progress>
+    where
+        C: FnOnce(&mut Self) -> OperationResult + Send + 'static,
+    {
+        debug_assert!(self.operation.is_none(), "an operation runs already");
+        let ended = match &self.operation_ended {
+            Some(ended) => ended.clone(),
+            None => Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
+        };
+        let operation = Operation::spawn(ended.clone(), |cancellation| -> Completion {
+            Box::new(operation(cancellation))
+        });
+        self.operation = Some(operation?);
+        self.operation_ended = Some(ended);
+        Ok(Progress::Pending)
+    }
+
+    /// Returns true while an operation runs on another thread.
+    pub fn is_busy(&self) -> bool {
+        self.operation.is_some()
+    }
+
+    /// Requests the end of an operation that creates a snapshot; others end by themselves. Its result follows as usual.
+    pub fn cancel_operation(&self) {
+        if let Some(operation) = &self.operation {
+            operation.cancel();
+        }
+    }
+
+    /// Returns the eventfd that is signalled at the end of each operation, once there was one. It never changes.
+    pub(crate) fn operation_ended(&self) -> Option<&EventFd> {
+        self.operation_ended.as_deref()
+    }
+
+    /// Completes the operation if it has ended, and returns its result.
+    pub(crate) fn finish_operation(&mut self) -> Option<OperationResult> {
+        let completion = self.operation.as_ref()?.take_result()?;
+        self.operation = None;
+        Some(completion(self))
+    }
+
+    /// Cancels an operation at the end of the process, and waits for it: for its end if it commits its result or has files to remove,
+    /// otherwise at most 100 ms.
+    pub(crate) fn end_operation(&mut self) {
+        let Some(operation) = self.operation.take() else {
+            return;
+        };
+        if operation.cancel()
+            && let Some(vm) = self.vm()
+        {
+            // Ends waits for vCPUs and for the fault handler.
+            vm.machine().stop();
+        }
+        operation.wait();
     }
 
     /// Returns the metrics of the VM.

@@ -122,7 +122,7 @@ fn guest_requests_fail_before_start() {
         DeviceUpdate::Drive(DriveUpdate::default()),
         DeviceUpdate::Interface(InterfaceUpdate::default()),
     ] {
-        let updated = control.update_device("a", &update);
+        let updated = control.update_device("a".to_owned(), update);
         assert!(matches!(updated, Err(Error::BeforeStart)));
     }
     let metrics = control.metrics();

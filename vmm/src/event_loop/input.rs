@@ -20,7 +20,7 @@ pub(super) enum Read {
 /// Input that was read and has no room in the serial port yet, and the file that it comes from.
 pub struct Input {
     file: OwnedFd,
-    filter: Option<Box<dyn InputFilter>>,
+    filter: Option<Box<dyn InputFilter + Send>>,
     pending: VecDeque<u8>,
     /// No read with RWF_NOWAIT has failed yet for lack of support.
     nowait: bool,
@@ -153,7 +153,7 @@ mod tests {
         (owned(reader.into()), owned(writer.into()))
     }
 
-    fn input(file: File, filter: Option<Box<dyn InputFilter>>) -> Input {
+    fn input(file: File, filter: Option<Box<dyn InputFilter + Send>>) -> Input {
         let file = file.into();
         Input::new(ConsoleInput { file, filter })
     }

@@ -54,6 +54,7 @@ const VCPU: u32 = 0;
 const SIGNAL: u32 = 1;
 const SERVICE: u32 = 2;
 const RECORDING: u32 = 7;
+const OPERATION: u32 = 8;
 /// Token of the first event source of the machine; the others follow in order.
 const FIRST_SOURCE: u32 = 16;
 
@@ -77,6 +78,7 @@ pub fn run<'a>(
         signals,
         console: None,
         watching: false,
+        watches_operations: false,
         exit: None,
     };
     let mut events = EventManager::new().map_err(Error::Events)?;
@@ -95,6 +97,7 @@ pub fn run<'a>(
         exit = poll(&mut events, id, timeout)?;
     };
     let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
+    event_loop.control.end_operation();
     event_loop.end_recording();
     // Otherwise the last output of the guest, such as a panic message, would be lost. A signal or the user ends the wait.
     if matches!(reason, ExitReason::Guest(_)) {
@@ -107,10 +110,12 @@ pub fn run<'a>(
     Ok(reason)
 }
 
-/// Prefetches one chunk of the working set, about 100 us, between two polls. Returns true while chunks remain.
+/// Prefetches one chunk of the working set, about 100 us, between two polls, unless an operation reads memory. Returns true while
+/// chunks remain.
 fn prefetch(events: &mut EventManager<EventLoop<'_>>, id: SubscriberId) -> Result<bool, Error> {
     let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
-    Ok(event_loop.control.vm_mut().is_some_and(Vm::prefetch_chunk))
+    let control = &mut event_loop.control;
+    Ok(!control.is_busy() && control.vm_mut().is_some_and(Vm::prefetch_chunk))
 }
 
 /// Requests a due attempt to write output to a full disk. Returns the time until it is due.
@@ -191,6 +196,8 @@ struct EventLoop<'a> {
     console: Option<ConsoleIo>,
     /// The events of the VM's devices are watched.
     watching: bool,
+    /// The ends of operations are watched.
+    watches_operations: bool,
     exit: Option<Result<ExitReason, Error>>,
 }
 
@@ -217,10 +224,18 @@ impl MutEventSubscriber for EventLoop<'_> {
                 if let Some(service) = &mut self.service {
                     service.ready(self.control);
                 }
-                if self.control.has_failed() {
-                    return self.set_exit(Some(Ok(ExitReason::Failed)));
+                self.handle_changes(ops);
+            }
+            OPERATION => {
+                if let Some(ended) = self.control.operation_ended() {
+                    let _ = ended.read();
                 }
-                self.update_watches(ops);
+                if let Some(result) = self.control.finish_operation()
+                    && let Some(service) = &mut self.service
+                {
+                    service.finish_operation(self.control, result);
+                }
+                self.handle_changes(ops);
             }
             RECORDING => {
                 let vm = self.control.vm_mut();
@@ -249,6 +264,19 @@ impl MutEventSubscriber for EventLoop<'_> {
 impl EventLoop<'_> {
     fn machine(&self) -> Option<&Machine> {
         self.control.vm().map(Vm::machine)
+    }
+
+    /// Handles the changes that a request or the end of an operation may have made.
+    fn handle_changes(&mut self, ops: &mut EventOps<'_>) {
+        if self.control.has_failed() {
+            return self.set_exit(Some(Ok(ExitReason::Failed)));
+        }
+        if let Some(ended) = self.control.operation_ended().map(AsRawFd::as_raw_fd)
+            && !std::mem::replace(&mut self.watches_operations, true)
+        {
+            self.watch(ops, ended, OPERATION, EventSet::IN);
+        }
+        self.update_watches(ops);
     }
 
     /// Watches the descriptors that the state of the VM requires, after a possible change.

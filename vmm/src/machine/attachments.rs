@@ -13,7 +13,6 @@
 //! to this process costs 3 us more than one that ends in the kernel; a driver that batches packets pays it once. A batch is
 //! bounded; the event loop processes the remaining buffers.
 
-use std::cell::RefCell;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, TryLockError};
@@ -89,6 +88,11 @@ trait Attachable: VirtioDevice {
     /// Waits until no request is in flight.
     fn drain(&mut self) {}
 
+    /// Returns true if [`drain`](Self::drain) would wait.
+    fn has_requests_in_flight(&self) -> bool {
+        false
+    }
+
     /// Returns the regular file that the device has open.
     fn file(&self) -> Option<FileIdentity> {
         None
@@ -104,6 +108,10 @@ trait Attachable: VirtioDevice {
 impl Attachable for Block {
     fn drain(&mut self) {
         Block::drain(self);
+    }
+
+    fn has_requests_in_flight(&self) -> bool {
+        Block::has_requests_in_flight(self)
     }
 
     fn file(&self) -> Option<FileIdentity> {
@@ -220,6 +228,7 @@ impl<D: Attachable + 'static> Attach for D {
 /// Operations of the machine on a transport, with the type of its device erased.
 pub(super) trait AttachedTransport: Component + Send {
     fn drain(&mut self);
+    fn has_requests_in_flight(&mut self) -> bool;
     fn file(&mut self) -> Option<FileIdentity>;
     fn notify_restored(&mut self);
     fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError>;
@@ -229,6 +238,10 @@ pub(super) trait AttachedTransport: Component + Send {
 impl<D: Attachable> AttachedTransport for Transport<D> {
     fn drain(&mut self) {
         self.device_mut().drain();
+    }
+
+    fn has_requests_in_flight(&mut self) -> bool {
+        self.device_mut().has_requests_in_flight()
     }
 
     fn file(&mut self) -> Option<FileIdentity> {
@@ -256,7 +269,7 @@ pub(crate) struct AttachedDevice {
     transport: SharedTransport,
     process: Option<Passt>,
     /// Last counters that [`try_counters`](AttachedDevice::try_counters) has read.
-    counters: RefCell<Option<DeviceCounters>>,
+    counters: Mutex<Option<DeviceCounters>>,
 }
 
 /// Transport that the buses, the event sources and the machine share.
@@ -294,6 +307,11 @@ impl AttachedDevice {
     /// Waits until no request is in flight.
     pub fn drain(&self) {
         lock(&self.transport).drain();
+    }
+
+    /// Returns true if [`drain`](Self::drain) would wait.
+    pub fn has_requests_in_flight(&self) -> bool {
+        lock(&self.transport).has_requests_in_flight()
     }
 
     /// Returns the regular file that the device has open.
@@ -363,7 +381,7 @@ impl AttachedDevice {
                 Err(TryLockError::WouldBlock) => break None,
             }
         };
-        let mut last = self.counters.borrow_mut();
+        let mut last = lock(&self.counters);
         if counters.is_some() {
             *last = counters;
         }
@@ -402,7 +420,7 @@ pub(super) fn attach(
                 id: config.id().to_owned(),
                 transport: device.device.attach(&info, line, &mut target)?,
                 process: device.process,
-                counters: RefCell::new(None),
+                counters: Mutex::new(None),
                 info,
             })
         })

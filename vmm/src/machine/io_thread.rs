@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::lock;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -22,8 +22,11 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::arch::SharedSource;
 use crate::vcpu::{ThreadSet, VcpuShared};
 
-/// Time without a page of the fault handler, after which an operation fails. The event loop blocks meanwhile.
+/// Time without a page of the fault handler, after which an operation fails.
 pub(crate) const PAGE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Time between two checks for the end of an operation that waits.
+pub(super) const WAIT_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Stack of the thread in bytes, as for a vCPU thread: both process queues.
 const STACK_SIZE: usize = 128 << 10;
@@ -140,9 +143,18 @@ impl IoThread {
     /// anything but rings first takes its [`Claim`], and returns `None` if it cannot.
     ///
     /// # Errors
-    /// [`PageWait`] if the job has not taken its claim in this time; it has no effect then.
+    /// [`PageWait`] if the job has not taken its claim in this time, or before the machine is stopped; it has no effect then.
     pub fn run<T: Send + 'static>(
         &self,
+        job: impl FnOnce(&Claim) -> Option<T> + Send + 'static,
+    ) -> Result<T, PageWait> {
+        self.run_until(|| false, job)
+    }
+
+    /// As [`run`](Self::run), but also fails when `is_cancelled` returns true.
+    pub fn run_until<T: Send + 'static>(
+        &self,
+        is_cancelled: impl Fn() -> bool,
         job: impl FnOnce(&Claim) -> Option<T> + Send + 'static,
     ) -> Result<T, PageWait> {
         let waits = PageWait(ThreadSet::IO);
@@ -156,15 +168,20 @@ impl IoThread {
         self.jobs.try_send(job).map_err(|_| waits)?;
         self.kick();
         self.shared.gate.notify_waiters();
-        let mut progress = 0;
+        let mut progress = (0, Instant::now());
         loop {
-            match result.recv_timeout(PAGE_TIMEOUT) {
+            match result.recv_timeout(WAIT_INTERVAL) {
                 Ok(result) => return result.ok_or(waits),
                 Err(RecvTimeoutError::Disconnected) => return Err(waits),
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            let before = std::mem::replace(&mut progress, claim.progress.load(Ordering::Relaxed));
-            if before == progress && claim.decide(CANCELLED) {
+            let count = claim.progress.load(Ordering::Relaxed);
+            if count != progress.0 {
+                progress = (count, Instant::now());
+            }
+            let is_over =
+                progress.1.elapsed() >= PAGE_TIMEOUT || is_cancelled() || self.shared.gate.is_stopped();
+            if is_over && claim.decide(CANCELLED) {
                 return Err(waits);
             }
         }

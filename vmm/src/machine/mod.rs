@@ -9,9 +9,9 @@ mod io_thread;
 pub mod state;
 
 use std::borrow::Cow;
-use std::cell::Cell;
 use std::ffi::OsStr;
 use std::io;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -26,6 +26,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::{self, AttachContext, Buses, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
+use crate::cancellation::Cancellation;
 use crate::config::{DeviceUpdate, DriveConfig, MemorySize, VmConfig, VmSpec};
 use crate::kvm::{self, Kick, install_kick};
 use crate::memory::{self, bus_error, page_size, uffd::FaultHandler};
@@ -41,7 +42,7 @@ pub use attachments::{
     open_all as open_devices,
 };
 pub use io_thread::PageWait;
-use io_thread::{IoThread, PAGE_TIMEOUT};
+use io_thread::{Claim, IoThread, PAGE_TIMEOUT};
 
 /// Reason why a machine cannot be built, booted or paused.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +103,7 @@ pub struct Machine {
     vcpus: Vec<VcpuThread>,
     /// `None` unless a fault handler serves the memory.
     io_thread: Option<IoThread>,
-    stop_reasons: Receiver<StopReason>,
+    stop_reasons: Mutex<Receiver<StopReason>>,
     shared: Arc<VcpuShared>,
     event_sources: Vec<SharedSource>,
     /// Event sources of the platform; those of the devices follow.
@@ -117,7 +118,7 @@ pub struct Machine {
     memory: GuestMemory,
     fault_handler: Option<Arc<FaultHandler>>,
     /// The state has been restored, and the devices have not processed their available buffers since.
-    needs_notify: Cell<bool>,
+    needs_notify: AtomicBool,
 }
 
 impl Machine {
@@ -200,7 +201,7 @@ impl Machine {
             spec,
             vcpus,
             io_thread: None,
-            stop_reasons,
+            stop_reasons: Mutex::new(stop_reasons),
             shared,
             event_sources,
             platform_sources,
@@ -213,7 +214,7 @@ impl Machine {
             _vm: vm,
             memory,
             fault_handler: None,
-            needs_notify: Cell::new(false),
+            needs_notify: AtomicBool::new(false),
             timeline,
         })
     }
@@ -324,7 +325,7 @@ impl Machine {
 
     /// Returns the next stop reason of a vCPU, or `None` while no vCPU has stopped.
     pub fn take_stop_reason(&self) -> Option<StopReason> {
-        self.stop_reasons.try_recv().ok()
+        lock(&self.stop_reasons).try_recv().ok()
     }
 
     /// Adds the first output of the guest to the timeline, on the lane of the boot vCPU, which usually prints it.
@@ -363,13 +364,13 @@ impl Machine {
     /// Fetches all pages from the fault handler, if there is one, so that this thread can read memory without waiting.
     ///
     /// # Errors
-    /// [`PageWait`] if the handler sends no page for [`PAGE_TIMEOUT`].
-    pub(crate) fn fetch_pages(&self) -> Result<(), PageWait> {
+    /// [`PageWait`] if the handler sends no page for [`PAGE_TIMEOUT`], or the operation is cancelled.
+    pub(crate) fn fetch_pages(&self, cancellation: &Cancellation) -> Result<(), PageWait> {
         let Some(io_thread) = &self.io_thread else {
             return Ok(());
         };
         let memory = self.memory.clone();
-        io_thread.run(move |claim| {
+        let fetch = move |claim: &Claim| {
             for region in memory.iter() {
                 let first = region.start_addr();
                 for offset in (0..region.len()).step_by(usize::try_from(page_size()).ok()?) {
@@ -382,22 +383,25 @@ impl Machine {
                 }
             }
             Some(())
-        })
+        };
+        io_thread.run_until(|| cancellation.is_cancelled(), fetch)
     }
 
-    /// Changes `device` while the guest runs.
+    /// Changes the device with the number `index` while the guest runs.
     ///
     /// # Errors
     /// [`UpdateError`]; the device is unchanged then.
-    pub(crate) fn update_device(
-        &self,
-        device: &AttachedDevice,
-        update: &DeviceUpdate,
-    ) -> Result<(), UpdateError> {
+    pub(crate) fn update_device(&self, index: usize, update: &DeviceUpdate) -> Result<(), UpdateError> {
+        let device = &self.devices[index];
         match &self.io_thread {
             None => device.update(update),
             Some(thread) => thread.run(device.update_job(update)).map_err(UpdateError::Page)?,
         }
+    }
+
+    /// Returns true if a device of the paused machine has requests in flight, for which a save waits.
+    pub(crate) fn has_requests_in_flight(&self) -> bool {
+        self.devices.iter().any(AttachedDevice::has_requests_in_flight)
     }
 
     /// Returns the counters of `device`; of a device that waits for the fault handler, those of the last call.
@@ -419,14 +423,9 @@ impl Machine {
         self.platform.press_ctrl_alt_del()
     }
 
-    /// Returns the configuration.
+    /// Returns the configuration at the build.
     pub fn spec(&self) -> &VmSpec {
         &self.spec
-    }
-
-    /// Changes the configuration, to record the change of an attached device.
-    pub(crate) fn change_config(&mut self, change: impl FnOnce(&mut VmConfig)) {
-        self.spec.change(change);
     }
 
     /// Returns guest memory.

@@ -18,9 +18,10 @@
 //! The devices process their available buffers only when the guest is resumed.
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::lock;
 use devices::virtio::net::passt;
@@ -30,10 +31,10 @@ use snapshot::{ArchiveReader, ArchiveWriter, Component};
 
 use super::Machine;
 use super::attachments::AttachedDevice;
-use super::io_thread::{IoThread, PageWait};
+use super::io_thread::{IoThread, PageWait, WAIT_INTERVAL};
 use crate::arch::Platform;
 use crate::timeline::Lane;
-use crate::vcpu::{NativeVcpuState, StateReply, ThreadSet, VcpuInit, VcpuThread};
+use crate::vcpu::{NativeVcpuState, PauseGate, StateReply, ThreadSet, VcpuInit, VcpuThread};
 
 const SERIAL: &str = "serial";
 
@@ -75,13 +76,18 @@ pub enum Error {
 /// Polls of a reply before this thread sleeps. They take somewhat longer than the save or restore of a vCPU.
 const MAX_POLLS: usize = 1000;
 
-/// Receives the reply of the thread of vCPU `id`, within `timeout` if there is one. Polls first: sleeping and waking take as long as
-/// most replies.
+/// Receives the reply of the thread of vCPU `id`, within `timeout` and before the stop of `gate` if there is a timeout. Polls first:
+/// sleeping and waking take as long as most replies.
 #[allow(
     clippy::disallowed_methods,
     reason = "without a fault handler, a vCPU thread replies or ends"
 )]
-fn receive_spinning<T>(id: u8, reply: &Receiver<T>, timeout: Option<Duration>) -> Result<T, Error> {
+fn receive_spinning<T>(
+    id: u8,
+    reply: &Receiver<T>,
+    gate: &PauseGate,
+    timeout: Option<Duration>,
+) -> Result<T, Error> {
     for _ in 0..MAX_POLLS {
         match reply.try_recv() {
             Err(TryRecvError::Empty) => thread::yield_now(),
@@ -92,16 +98,15 @@ fn receive_spinning<T>(id: u8, reply: &Receiver<T>, timeout: Option<Duration>) -
     let Some(timeout) = timeout else {
         return reply.recv().map_err(|_| Error::Ended(id));
     };
-    reply.recv_timeout(timeout).map_err(|error| match error {
-        RecvTimeoutError::Disconnected => Error::Ended(id),
-        RecvTimeoutError::Timeout => Error::Page(PageWait(ThreadSet::vcpu(id))),
-    })
-}
-
-/// Receives the state of vCPU `id`, within `timeout` if there is one.
-fn receive_state(id: u8, vcpu: &StateReply, timeout: Option<Duration>) -> Result<NativeVcpuState, Error> {
-    let state = receive_spinning(id, &vcpu.state, timeout)?;
-    state.map_err(|source| Error::Vcpu { id, source })
+    let deadline = Instant::now() + timeout;
+    loop {
+        match reply.recv_timeout(WAIT_INTERVAL) {
+            Ok(reply) => return Ok(reply),
+            Err(RecvTimeoutError::Disconnected) => return Err(Error::Ended(id)),
+            Err(RecvTimeoutError::Timeout) if Instant::now() < deadline && !gate.is_stopped() => {}
+            Err(RecvTimeoutError::Timeout) => return Err(Error::Page(PageWait(ThreadSet::vcpu(id)))),
+        }
+    }
 }
 
 /// Options of a restore.
@@ -126,10 +131,9 @@ impl StateSave<'_> {
     /// # Errors
     /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Page`] and [`Error::Devices`].
     pub fn save_devices(&self, archive: &mut ArchiveWriter) -> Result<(), Error> {
-        let timeout = self.machine.page_timeout();
         for (id, vcpu) in (0..).zip(&self.vcpus) {
-            match receive_spinning(id, &vcpu.flushed, timeout) {
-                Err(Error::Ended(_)) => drop(receive_state(id, vcpu, timeout)?),
+            match self.machine.receive(id, &vcpu.flushed) {
+                Err(Error::Ended(_)) => drop(self.machine.receive_state(id, vcpu)?),
                 result => result?,
             }
         }
@@ -144,7 +148,7 @@ impl StateSave<'_> {
     pub fn finish(self, archive: &mut ArchiveWriter) -> Result<bool, Error> {
         let mut is_changed = false;
         for (id, vcpu) in (0..).zip(&self.vcpus) {
-            let state = receive_state(id, vcpu, self.machine.page_timeout())?;
+            let state = self.machine.receive_state(id, vcpu)?;
             is_changed |= vcpu.flushed.try_recv().is_ok();
             archive.write(&vcpu_key(id), &state).map_err(Error::Sections)?;
         }
@@ -185,6 +189,17 @@ impl Machine {
     pub fn prepare_resume(&self) {
         self.vcpus.iter().for_each(VcpuThread::request_flush);
         self.shared.gate.notify_waiters();
+    }
+
+    /// Receives the reply of the thread of vCPU `id`.
+    fn receive<T>(&self, id: u8, reply: &Receiver<T>) -> Result<T, Error> {
+        receive_spinning(id, reply, &self.shared.gate, self.page_timeout())
+    }
+
+    /// Receives the state of vCPU `id`.
+    fn receive_state(&self, id: u8, vcpu: &StateReply) -> Result<NativeVcpuState, Error> {
+        let state = self.receive(id, &vcpu.state)?;
+        state.map_err(|source| Error::Vcpu { id, source })
     }
 
     /// Waits until no request is in flight.
@@ -235,7 +250,7 @@ impl Machine {
             device.check_process().map_err(Error::Passt)?;
         }
         for (id, reply) in (0..).zip(replies) {
-            let result = receive_spinning(id, &reply, self.page_timeout())?;
+            let result = self.receive(id, &reply)?;
             result.map_err(|source| Error::Vcpu { id, source })?;
         }
         self.platform
@@ -245,7 +260,7 @@ impl Machine {
         if self.fault_handler.is_some() {
             self.start_io_thread().map_err(Error::IoThread)?;
         } else {
-            self.needs_notify.set(true);
+            self.needs_notify.store(true, Ordering::Relaxed);
         }
         self.timeline.mark(Lane::Main, "state restored");
         Ok(self)
@@ -274,7 +289,7 @@ impl Machine {
 
     /// Processes the available buffers of the devices once after a restore.
     pub(super) fn notify_devices(&self) {
-        if self.needs_notify.take() {
+        if self.needs_notify.swap(false, Ordering::Relaxed) {
             self.devices.iter().for_each(AttachedDevice::notify_restored);
         }
     }

@@ -3,12 +3,13 @@
 //! A truncation removes the guest's private copies of the truncated pages too, even if the file grows again. The kernel then reports
 //! these pages as unchanged, so that a diff would lack them. Every snapshot therefore checks the file.
 
-use std::cell::Cell;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
+use devices::lock;
 use snapshot::file::FileIdentity;
 
 use super::map::Bytes;
@@ -72,7 +73,7 @@ impl Stamp {
 pub struct MemoryFile {
     file: File,
     path: PathBuf,
-    stamp: Cell<Stamp>,
+    stamp: Mutex<Stamp>,
 }
 
 impl MemoryFile {
@@ -89,7 +90,7 @@ impl MemoryFile {
             Ok((metadata, file)) => Ok(Self {
                 file,
                 path,
-                stamp: Cell::new(Stamp::of(&metadata)),
+                stamp: Mutex::new(Stamp::of(&metadata)),
             }),
             Err(error) => Err((path, error)),
         }
@@ -115,7 +116,7 @@ impl MemoryFile {
     /// # Errors
     /// [`ChangeError`]
     pub fn check(&self) -> Result<(), ChangeError> {
-        let loaded = self.stamp.get();
+        let loaded = *lock(&self.stamp);
         let found = self.stamp_now()?;
         if found.length != loaded.length {
             return Err(ChangeError::Length {
@@ -137,9 +138,9 @@ impl MemoryFile {
     /// # Errors
     /// [`ChangeError::Inspect`], or [`ChangeError::Length`] if another process has truncated the file meanwhile.
     pub fn accept_write(&self) -> Result<(), ChangeError> {
-        let length = self.stamp.get().length;
+        let length = lock(&self.stamp).length;
         let written = self.stamp_now()?.written;
-        self.stamp.set(Stamp { length, written });
+        *lock(&self.stamp) = Stamp { length, written };
         self.check()
     }
 

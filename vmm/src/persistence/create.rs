@@ -1,6 +1,7 @@
 //! Creation of a snapshot from a paused VM.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use snapshot::file::{self, Contents, FileIdentity, Header};
@@ -8,10 +9,11 @@ use snapshot::{ArchiveWriter, section};
 
 use super::open_files::{FileRole, OpenFile, OpenFiles};
 use super::source::{MACHINE, host_identity};
+use crate::cancellation::{Cancellation, Cancelled};
 use crate::config::VmConfig;
 use crate::machine::{PageWait, state};
 use crate::memory::{ChangeError, MemoryFile, Pagemap, dump};
-use crate::vm::Vm;
+use crate::vm::VmCore;
 
 /// Reason why a snapshot cannot be created. The VM can be resumed. An older snapshot at the same paths stays, but may have lost its
 /// state file if a diff was to be merged into it.
@@ -20,6 +22,12 @@ pub enum Error {
     /// The guest runs, or has not been started.
     #[error("cannot create a snapshot: the VM is not paused; pause it first")]
     Running,
+    /// Another thread has cancelled the creation.
+    #[error("cannot create the snapshot")]
+    Cancelled(#[source] Cancelled),
+    /// No thread can be created for the creation.
+    #[error("cannot start a thread for the snapshot")]
+    Thread(#[source] io::Error),
     /// State and memory have the same path.
     #[error("cannot write both state and memory to {0:?}: name two files")]
     SamePath(PathBuf),
@@ -89,23 +97,36 @@ fn is_link(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink())
 }
 
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(directory) if directory != Path::new("") => directory,
+        _ => Path::new("."),
+    }
+}
+
 /// Returns the canonical path of the file that a write to `path` replaces; the file need not exist.
 fn resolve(path: &Path) -> PathBuf {
     if let Ok(file) = fs::canonicalize(path) {
         return file;
     }
-    let directory = match path.parent() {
-        Some(directory) if directory != Path::new("") => directory,
-        _ => Path::new("."),
-    };
-    match (fs::canonicalize(directory), path.file_name()) {
+    match (fs::canonicalize(directory(path)), path.file_name()) {
         (Ok(directory), Some(name)) => directory.join(name),
         _ => path.to_owned(),
     }
 }
 
 impl CreateSnapshotParams {
-    /// Writes both files. The VM stays paused.
+    /// Returns true if the creation waits for no disk: a diff to file systems in memory, of a VM that does no I/O.
+    pub(crate) fn is_quick(&self, vm: &VmCore) -> bool {
+        let is_in_memory = |path| dump::is_in_memory(directory(path));
+        self.kind == SnapshotKind::Diff
+            && !vm.is_served()
+            && !vm.machine().has_requests_in_flight()
+            && is_in_memory(&self.state)
+            && is_in_memory(&self.memory)
+    }
+
+    /// Writes both files of the paused `vm` with its present `config`. Has no effect if it is cancelled.
     ///
     /// Memory is written after all requests in flight have completed and KVM has flushed its pending work, because both write guest
     /// memory. Meanwhile the vCPU threads read their state. If KVM defers more work in between, state and memory are written once
@@ -113,10 +134,13 @@ impl CreateSnapshotParams {
     /// snapshot is removed after everything that can fail.
     ///
     /// `process` are the open files of the process around the VM.
-    pub(crate) fn create(&self, vm: &Vm, process: &[OpenFile]) -> Result<dump::DumpStats, Error> {
-        if !vm.is_paused() {
-            return Err(Error::Running);
-        }
+    pub(crate) fn create(
+        &self,
+        vm: &VmCore,
+        config: &VmConfig,
+        process: &[OpenFile],
+        cancellation: &Cancellation,
+    ) -> Result<dump::DumpStats, Error> {
         // Different names that are no links are different files. Resolving the directories takes time, and is skipped for them.
         let may_be_same = self.state.file_name() == self.memory.file_name()
             || is_link(&self.state)
@@ -128,14 +152,21 @@ impl CreateSnapshotParams {
             // Reading an absent page would wait for a handler that has ended.
             return Err(Error::HandlerGone);
         }
+        let creation = Creation {
+            params: self,
+            vm,
+            config,
+            process,
+            cancellation,
+        };
         let Some(loaded) = vm.memory_file() else {
-            return self.write(vm, process, || Ok(()));
+            return creation.write(|| Ok(()));
         };
         loaded.check().map_err(Error::Changed)?;
         if !self.is_merged_into(loaded) {
-            return self.write(vm, process, || loaded.check());
+            return creation.write(|| loaded.check());
         }
-        let written = self.write(vm, process, || loaded.accept_write());
+        let written = creation.write(|| loaded.accept_write());
         // After a failure too: a repeated merge completes it.
         loaded.accept_write().map_err(Error::Changed)?;
         written
@@ -157,30 +188,41 @@ impl CreateSnapshotParams {
         let target = FileIdentity::at(&self.memory);
         self.kind == SnapshotKind::Diff && target.is_some() && target == loaded.identity()
     }
+}
 
-    /// Writes both files of the paused `vm`. `check` fails if a change of the loaded memory file has spoiled the dump.
-    fn write(
-        &self,
-        vm: &Vm,
-        process: &[OpenFile],
-        check: impl FnOnce() -> Result<(), ChangeError>,
-    ) -> Result<dump::DumpStats, Error> {
-        let machine = vm.machine();
-        let config = machine.spec().config();
+/// Creation of a snapshot in progress.
+struct Creation<'a> {
+    params: &'a CreateSnapshotParams,
+    vm: &'a VmCore,
+    config: &'a VmConfig,
+    process: &'a [OpenFile],
+    cancellation: &'a Cancellation,
+}
+
+impl Creation<'_> {
+    /// Writes both files. `check` fails if a change of the loaded memory file has spoiled the dump.
+    fn write(&self, check: impl FnOnce() -> Result<(), ChangeError>) -> Result<dump::DumpStats, Error> {
+        let Self { params, config, .. } = self;
+        let machine = self.vm.machine();
         let save = machine.begin_save().map_err(Error::Machine)?;
         // The vCPU threads read their state meanwhile. No device has a request in flight any more, so that no thread which waits for a
         // fault handler holds the lock of a device.
-        self.check_open_files(&OpenFiles::list(vm, process))?;
-        let mut state = file::PendingStateFile::create(&self.state).map_err(Error::State)?;
+        params.check_open_files(&OpenFiles::list(self.vm, self.process))?;
+        // A wait for the devices is over; the vCPU threads and the dump react to a cancellation.
+        self.cancellation.set_must_clean_up();
+        let mut state = file::PendingStateFile::create(&params.state).map_err(Error::State)?;
         let pagemap = Pagemap::open().ok();
         let source = dump::DumpSource {
             memory: machine.memory(),
-            origin: vm.page_origin(),
+            origin: self.vm.page_origin(),
             pagemap: pagemap.as_ref(),
+            cancellation: self.cancellation,
         };
         let target = self.target(&source)?;
-        if self.kind == SnapshotKind::Full {
-            machine.fetch_pages().map_err(Error::Pages)?;
+        if params.kind == SnapshotKind::Full {
+            let fetched = machine.fetch_pages(self.cancellation);
+            self.cancellation.spend(0).map_err(Error::Cancelled)?;
+            fetched.map_err(Error::Pages)?;
         }
         let (host, mut archive) = (host_identity(), begin_archive(config)?);
         save.save_devices(&mut archive).map_err(Error::Machine)?;
@@ -198,7 +240,9 @@ impl CreateSnapshotParams {
             contents: memory.contents(&source),
         };
         state.fill(&header, archive).map_err(Error::State)?;
+        memory.sync()?;
         state.sync().map_err(Error::State)?;
+        self.cancellation.commit().map_err(Error::Cancelled)?;
         // The file may have changed while its pages were listed and copied. The old snapshot is intact so far.
         check().map_err(Error::Changed)?;
         let written = memory.replace(&source, state.path())?;
@@ -207,16 +251,17 @@ impl CreateSnapshotParams {
     }
 
     fn target(&self, source: &dump::DumpSource<'_>) -> Result<dump::DumpTarget, Error> {
-        let target = match self.kind {
-            SnapshotKind::Full => dump::DumpTarget::new(source, &self.memory),
-            SnapshotKind::Diff => dump::DumpTarget::base_or_new(source, &self.memory),
+        let path = &self.params.memory;
+        let target = match self.params.kind {
+            SnapshotKind::Full => dump::DumpTarget::new(source, path),
+            SnapshotKind::Diff => dump::DumpTarget::base_or_new(source, path),
         };
         target.map_err(Error::Memory)
     }
 
     /// Writes the memory, except for pages to merge into a file of the old snapshot, which must stay intact so far.
     fn dump(&self, source: &dump::DumpSource<'_>, target: dump::DumpTarget) -> Result<MemoryDump, Error> {
-        let prepared = match self.kind {
+        let prepared = match self.params.kind {
             SnapshotKind::Full => dump::dump_full(source, target).map(MemoryDump::Full),
             SnapshotKind::Diff => dump::DiffDump::prepare(source, target).and_then(|diff| {
                 if diff.is_merged() {
@@ -250,13 +295,20 @@ impl MemoryDump {
         }
     }
 
+    /// Syncs a new file to disk.
+    fn sync(&mut self) -> Result<(), Error> {
+        match self {
+            Self::Full(dump) | Self::Diff(dump) => dump.sync().map_err(Error::Memory),
+            Self::Merge(_) => Ok(()),
+        }
+    }
+
     /// Replaces the memory file, after a removal of the old state file at `state`: an interruption must not leave that file with the
     /// memory of another snapshot.
     fn replace(self, source: &dump::DumpSource<'_>, state: &Path) -> Result<dump::DumpStats, Error> {
         let remove = || file::remove(state).map_err(Error::State);
         let dump = match self {
-            Self::Full(mut dump) | Self::Diff(mut dump) => {
-                dump.sync().map_err(Error::Memory)?;
+            Self::Full(dump) | Self::Diff(dump) => {
                 remove()?;
                 dump
             }

@@ -1,5 +1,6 @@
 //! Load of a snapshot into a paused VM.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -75,6 +76,9 @@ pub enum Error {
     /// The machine cannot be built.
     #[error(transparent)]
     Machine(machine::Error),
+    /// No thread can be created for the load.
+    #[error("cannot start a thread for the load")]
+    Thread(#[source] io::Error),
     /// The machine rejects the state.
     #[error("cannot restore the state of the machine")]
     Restore(#[source] state::Error),

@@ -9,7 +9,7 @@ use devices::lock;
 use snapshot::file::FileIdentity;
 
 use crate::config::DeviceKind;
-use crate::vm::Vm;
+use crate::vm::VmCore;
 
 /// Use of an open file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,8 +72,8 @@ impl OpenFile {
 pub(super) struct OpenFiles(Vec<OpenFile>);
 
 impl OpenFiles {
-    /// Lists the open files of `vm` beside those of its `process`: log, metrics and trace.
-    pub fn list(vm: &Vm, process: &[OpenFile]) -> Self {
+    /// Lists the open files of the VM beside those of its `process`: log, metrics and trace.
+    pub fn list(vm: &VmCore, process: &[OpenFile]) -> Self {
         let mut files = process.to_vec();
         let mut add = |role, identity: Option<FileIdentity>| {
             files.extend(identity.map(|identity| OpenFile { role, identity }));

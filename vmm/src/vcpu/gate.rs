@@ -158,7 +158,7 @@ impl PauseGate {
     /// As [`close`](Self::close), but opens the gate again after `timeout`.
     ///
     /// # Errors
-    /// The threads that are not outside the guest after `timeout`.
+    /// The threads that are not outside the guest after `timeout`, or when the gate is stopped.
     pub fn close_timeout(
         &self,
         threads: ThreadSet,
@@ -167,14 +167,15 @@ impl PauseGate {
     ) -> Result<(), ThreadSet> {
         if self.set_state(CLOSED) {
             kick();
-            let inside = |outside: &mut Outside| !threads.without(outside.threads).is_empty();
+            let inside =
+                |outside: &mut Outside| !threads.without(outside.threads).is_empty() && !self.is_stopped();
             let closed = self
                 .changed
                 .wait_timeout_while(lock(&self.outside), timeout, inside);
-            let (outside, waited) = closed.unwrap_or_else(PoisonError::into_inner);
+            let (outside, _) = closed.unwrap_or_else(PoisonError::into_inner);
             let waiting = threads.without(outside.threads);
             drop(outside);
-            if waited.timed_out() {
+            if !waiting.is_empty() {
                 self.open();
                 return Err(waiting);
             }

@@ -30,9 +30,9 @@ pub struct Console {
     /// Source of the guest's input; none gives the guest no input.
     pub input: Option<OwnedFd>,
     /// Filter of the input.
-    pub filter: Option<Box<dyn InputFilter>>,
+    pub filter: Option<Box<dyn InputFilter + Send>>,
     /// Dropped at the end of the VM; restores the terminal.
-    pub guard: Option<Box<dyn Any>>,
+    pub guard: Option<Box<dyn Any + Send>>,
 }
 
 /// Input of a console, before the event loop reads it.
@@ -40,5 +40,5 @@ pub struct ConsoleInput {
     /// Source of the input.
     pub file: OwnedFd,
     /// Filter of the input.
-    pub filter: Option<Box<dyn InputFilter>>,
+    pub filter: Option<Box<dyn InputFilter + Send>>,
 }

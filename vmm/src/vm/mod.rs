@@ -1,4 +1,6 @@
 //! A VM: a machine that runs or is paused, its console, and the recording of its working set.
+//!
+//! The main thread owns the VM. An operation on another thread shares its [`VmCore`].
 
 mod console;
 mod recording;
@@ -10,6 +12,7 @@ use devices::lock;
 use devices::serial::output;
 use snapshot::file::FileIdentity;
 
+use crate::config::VmConfig;
 use crate::machine::{self, Machine};
 use crate::memory::dump::PageOrigin;
 use crate::memory::{MemoryFile, Prefetch, uffd};
@@ -38,41 +41,91 @@ pub(crate) struct BootFiles {
     pub initrd: Option<FileIdentity>,
 }
 
-/// A machine that runs or is paused. Dropping it stops the vCPUs.
-pub struct Vm {
+/// Machine of a VM and the origin of its memory.
+pub(crate) struct VmCore {
     machine: Machine,
-    paused: bool,
     /// `None` for a VM that was booted.
     backing: Option<MemoryBacking>,
-    prefetch: Option<Prefetch>,
-    recording: Option<Recording>,
-    input: Option<ConsoleInput>,
-    guard: Option<Box<dyn Any>>,
     boot_files: BootFiles,
 }
 
-impl Vm {
-    pub(crate) fn new(machine: Machine, input: Option<ConsoleInput>, guard: Option<Box<dyn Any>>) -> Self {
-        Self {
-            machine,
-            paused: false,
-            backing: None,
-            prefetch: None,
-            recording: None,
-            input,
-            guard,
-            boot_files: BootFiles::default(),
-        }
-    }
-
-    /// Sets the files from which the guest was booted.
-    pub(crate) fn set_boot_files(&mut self, files: BootFiles) {
-        self.boot_files = files;
+impl VmCore {
+    /// Returns the machine.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
     }
 
     /// Returns the files from which the guest was booted; none after a load.
-    pub(crate) fn boot_files(&self) -> BootFiles {
+    pub fn boot_files(&self) -> BootFiles {
         self.boot_files
+    }
+
+    /// Returns the origin of untouched pages.
+    pub fn page_origin(&self) -> PageOrigin<'_> {
+        match &self.backing {
+            None => PageOrigin::Fresh,
+            Some(MemoryBacking::File(file)) => PageOrigin::Mapped(file.file()),
+            Some(MemoryBacking::Uffd(_)) => PageOrigin::Served,
+        }
+    }
+
+    /// Returns the memory file from which guest memory is mapped.
+    pub fn memory_file(&self) -> Option<&MemoryFile> {
+        match &self.backing {
+            Some(MemoryBacking::File(file)) => Some(file),
+            Some(MemoryBacking::Uffd(_)) | None => None,
+        }
+    }
+
+    /// Returns true if a fault handler serves the memory.
+    pub fn is_served(&self) -> bool {
+        matches!(&self.backing, Some(MemoryBacking::Uffd(_)))
+    }
+
+    /// Returns true if the fault handler has ended. Pages that the guest has not touched are lost then.
+    pub fn is_fault_handler_gone(&self) -> bool {
+        matches!(&self.backing, Some(MemoryBacking::Uffd(handler)) if handler.is_disconnected())
+    }
+
+    /// Pauses the vCPUs, with every instruction completed.
+    ///
+    /// # Errors
+    /// [`machine::Error::Pause`] if a thread waits for a page of a fault handler; the guest runs on then.
+    pub fn pause(&self) -> Result<(), machine::Error> {
+        if self.is_served() {
+            return self.machine.pause_served();
+        }
+        self.machine.pause();
+        Ok(())
+    }
+}
+
+/// A machine that runs or is paused. Dropping it stops the vCPUs, unless an operation shares the machine.
+pub struct Vm {
+    core: Arc<VmCore>,
+    /// Configuration with the changes since the start; `None` before the first change.
+    changed_config: Option<Box<VmConfig>>,
+    paused: bool,
+    prefetch: Option<Prefetch>,
+    recording: Option<Recording>,
+    input: Option<ConsoleInput>,
+    guard: Option<Box<dyn Any + Send>>,
+}
+
+impl Vm {
+    /// Returns a running VM that was booted from `boot_files`.
+    pub(crate) fn booted(
+        machine: Machine,
+        boot_files: BootFiles,
+        input: Option<ConsoleInput>,
+        guard: Option<Box<dyn Any + Send>>,
+    ) -> Self {
+        let core = VmCore {
+            machine,
+            backing: None,
+            boot_files,
+        };
+        Self::new(core, false, input, guard)
     }
 
     /// Returns a paused VM whose untouched memory comes from `backing`.
@@ -80,12 +133,52 @@ impl Vm {
         machine: Machine,
         backing: MemoryBacking,
         input: Option<ConsoleInput>,
-        guard: Option<Box<dyn Any>>,
+        guard: Option<Box<dyn Any + Send>>,
     ) -> Self {
-        let mut vm = Self::new(machine, input, guard);
-        vm.paused = true;
-        vm.backing = Some(backing);
-        vm
+        let core = VmCore {
+            machine,
+            backing: Some(backing),
+            boot_files: BootFiles::default(),
+        };
+        Self::new(core, true, input, guard)
+    }
+
+    fn new(
+        core: VmCore,
+        paused: bool,
+        input: Option<ConsoleInput>,
+        guard: Option<Box<dyn Any + Send>>,
+    ) -> Self {
+        Self {
+            core: Arc::new(core),
+            changed_config: None,
+            paused,
+            prefetch: None,
+            recording: None,
+            input,
+            guard,
+        }
+    }
+
+    /// Returns the part that an operation on another thread shares.
+    pub(crate) fn core(&self) -> &Arc<VmCore> {
+        &self.core
+    }
+
+    /// Returns the configuration, with the changes since the start.
+    pub fn config(&self) -> &VmConfig {
+        self.changed_config
+            .as_deref()
+            .unwrap_or_else(|| self.machine().spec().config())
+    }
+
+    /// Changes the configuration, to record the change of an attached device.
+    pub(crate) fn change_config(&mut self, change: impl FnOnce(&mut VmConfig)) {
+        let config = self.core.machine.spec().config();
+        change(
+            self.changed_config
+                .get_or_insert_with(|| Box::new(config.clone())),
+        );
     }
 
     /// Sets the recording of the pages that the guest touches; it begins with the next resume.
@@ -108,7 +201,7 @@ impl Vm {
         let Some(prefetch) = &mut self.prefetch else {
             return false;
         };
-        let more = prefetch.populate_chunk(self.machine.memory());
+        let more = prefetch.populate_chunk(self.core.machine.memory());
         if !more {
             log::info!("prefetched pages of the working set: {}", prefetch.populated());
             self.prefetch = None;
@@ -130,54 +223,22 @@ impl Vm {
     /// Ends a recording, begun or not.
     pub(crate) fn end_recording(&mut self) {
         if let Some(recording) = &mut self.recording {
-            recording.end(self.machine.memory());
+            recording.end(self.core.machine.memory());
         }
     }
 
-    /// Returns the origin of untouched pages.
-    pub(crate) fn page_origin(&self) -> PageOrigin<'_> {
-        match &self.backing {
-            None => PageOrigin::Fresh,
-            Some(MemoryBacking::File(file)) => PageOrigin::Mapped(file.file()),
-            Some(MemoryBacking::Uffd(_)) => PageOrigin::Served,
+    /// Records that the guest is paused, after [`VmCore::pause`].
+    pub(crate) fn set_paused(&mut self) {
+        self.paused = true;
+        if let Some(recording) = &mut self.recording {
+            recording.pause();
         }
-    }
-
-    /// Returns the memory file from which guest memory is mapped.
-    pub(crate) fn memory_file(&self) -> Option<&MemoryFile> {
-        match &self.backing {
-            Some(MemoryBacking::File(file)) => Some(file),
-            Some(MemoryBacking::Uffd(_)) | None => None,
-        }
-    }
-
-    /// Returns true if the fault handler has ended. Pages that the guest has not touched are lost then.
-    pub(crate) fn is_fault_handler_gone(&self) -> bool {
-        matches!(&self.backing, Some(MemoryBacking::Uffd(handler)) if handler.is_disconnected())
-    }
-
-    /// Pauses the guest, with every instruction completed. Has no effect on a paused guest.
-    ///
-    /// # Errors
-    /// [`machine::Error::Pause`] if a thread waits for a page of a fault handler; the guest runs on then.
-    pub fn pause(&mut self) -> Result<(), machine::Error> {
-        if !self.paused {
-            match self.backing {
-                Some(MemoryBacking::Uffd(_)) => self.machine.pause_served()?,
-                _ => self.machine.pause(),
-            }
-            self.paused = true;
-            if let Some(recording) = &mut self.recording {
-                recording.pause();
-            }
-        }
-        Ok(())
     }
 
     /// Resumes the guest. Has no effect on a running guest.
     pub fn resume(&mut self) {
         if std::mem::take(&mut self.paused) {
-            self.machine.resume();
+            self.machine().resume();
             if let Some(prefetch) = &mut self.prefetch {
                 prefetch.drop_single();
             }
@@ -190,8 +251,8 @@ impl Vm {
     /// Requests the work of [`resume`](Self::resume) that is possible while the VM stays paused, and returns without waiting.
     pub(crate) fn prepare_resume(&self) {
         // KVM may touch guest memory; a fault handler must get no request before the guest runs.
-        if matches!(self.backing, Some(MemoryBacking::File(_))) {
-            self.machine.prepare_resume();
+        if self.core.memory_file().is_some() {
+            self.machine().prepare_resume();
         }
     }
 
@@ -207,18 +268,14 @@ impl Vm {
 
     /// Discards the pending output of the guest and restores the terminal. Returns the loss of output that was not reported yet.
     pub fn finish_output(&mut self) -> Option<output::Error> {
-        self.machine.mark_first_output();
-        self.machine.discard_output();
+        self.machine().mark_first_output();
+        self.machine().discard_output();
         self.guard = None;
-        lock(self.machine.serial()).output_mut().report()
+        lock(self.machine().serial()).output_mut().report()
     }
 
     /// Returns the machine.
     pub fn machine(&self) -> &Machine {
-        &self.machine
-    }
-
-    pub(crate) fn machine_mut(&mut self) -> &mut Machine {
-        &mut self.machine
+        &self.core.machine
     }
 }

@@ -242,6 +242,11 @@ impl Block {
         }
     }
 
+    /// Returns true if [`drain`](Self::drain) would wait.
+    pub fn has_requests_in_flight(&self) -> bool {
+        self.in_flight() > 0
+    }
+
     fn drain_within(&mut self, timeout: Duration) {
         if self.in_flight() > 0
             && let Some(active) = &mut self.active

@@ -4,12 +4,16 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use crate::cancellation::Cancelled;
 use crate::memory::map::Bytes;
 use crate::memory::pagemap;
 
 /// Error while guest memory is written to a file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Another thread has cancelled the dump.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
     /// The file could not be created or renamed.
     #[error("cannot replace the memory file")]
     Replace(#[source] snapshot::file::atomic::Error),

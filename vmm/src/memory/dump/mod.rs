@@ -27,10 +27,12 @@ use snapshot::{AtomicFile, GuestMemory};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::pagemap::{PageFilter, Pagemap};
+use crate::cancellation::Cancellation;
 use diff::{Resident, write_different};
 pub use error::Error;
 pub use writer::DumpStats;
-use writer::{PageWriter, RegionExtent, Zeros, copy_data};
+pub use writer::is_in_memory;
+use writer::{PageWriter, RegionExtent, Zeros};
 
 /// Backing of the pages that this process has not written.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +59,8 @@ pub struct DumpSource<'a> {
     /// reports none if the host has swap or the process may not write the file: the comparison then reads every page,
     /// which allocates page cache for holes of the file, and on tmpfs fills the holes.
     pub pagemap: Option<&'a Pagemap>,
+    /// Checked between two pieces of at most 4 MiB.
+    pub cancellation: &'a Cancellation,
 }
 
 /// Destination of a dump before the first write.
@@ -172,11 +176,11 @@ impl PendingDump {
 /// Any [`Error`] except [`Error::Unknown`] and [`Error::Holes`]; no file remains then.
 pub fn dump_full(source: &DumpSource<'_>, target: DumpTarget) -> Result<PendingDump, Error> {
     let (file, path) = (target.file(), target.path());
-    let mut writer = PageWriter::new(file, path);
+    let mut writer = PageWriter::new(file, path, source.cancellation);
     match source.origin {
         PageOrigin::Mapped(base) => {
             // A copy in the kernel skips holes of the base; reads of guest memory would allocate page cache for them.
-            writer.add_copied(copy_data(base, file, size(source), path)?);
+            writer.copy_data(base, size(source))?;
             write_changed(source, &mut writer)?;
         }
         PageOrigin::Fresh => write_changed(source, &mut writer)?,
@@ -210,7 +214,7 @@ impl DiffDump {
     /// Any [`Error`]; no new file remains then. [`Error::Unknown`] if the changed pages cannot be determined.
     pub fn prepare(source: &DumpSource<'_>, target: DumpTarget) -> Result<Self, Error> {
         let ranges = if let DumpTarget::Base(file, path) = &target {
-            let mut writer = PageWriter::reserving(file, path);
+            let mut writer = PageWriter::reserving(file, path, source.cancellation);
             write_changed(source, &mut writer)?;
             writer.into_reserved()
         } else {
@@ -236,9 +240,9 @@ impl DiffDump {
         let is_fresh = matches!(source.origin, PageOrigin::Fresh);
         // Absent pages of fresh memory are zeros; the file may hold other data there.
         let mut writer = if is_fresh && merged {
-            PageWriter::clearing(file, path)
+            PageWriter::clearing(file, path, source.cancellation)
         } else {
-            PageWriter::new(file, path)
+            PageWriter::new(file, path, source.cancellation)
         };
         match ranges {
             Some(ranges) => write_reserved(source, ranges, &mut writer)?,
@@ -276,8 +280,9 @@ pub fn merge_diff(diff: &Path, base: &Path) -> Result<DumpStats, Error> {
             needed: size,
         });
     }
-    let mut writer = PageWriter::new(&into, base);
-    writer.add_copied(copy_data(&from, &into, size, base)?);
+    let cancellation = Cancellation::default();
+    let mut writer = PageWriter::new(&into, base, &cancellation);
+    writer.copy_data(&from, size)?;
     let written = writer.stats(size, true);
     into.sync_all().map_err(|source| Error::Sync {
         path: base.to_owned(),

@@ -8,12 +8,16 @@ use scratch::Directory;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::diff::{Resident, write_different};
-use super::writer::{PageWriter, RegionExtent, Zeros, copy_data, next_data, next_hole};
+use super::writer::{PageWriter, RegionExtent, Zeros, next_data, next_hole};
 use super::{
     DiffDump, DumpSource, DumpTarget, Error, PageOrigin, PendingDump, extents, merge_diff, write_served,
 };
 use crate::GuestMemory;
+use crate::cancellation::Cancellation;
 use crate::memory::{Pagemap, allocate, map_file, map_snapshot, memfd, page_size};
+
+/// State of an operation without a limit.
+static UNLIMITED: Cancellation = Cancellation::with_budget(u64::MAX);
 
 /// Number of pages in both regions, and in the first.
 const PAGES: u64 = 96;
@@ -70,6 +74,7 @@ fn source<'a>(memory: &'a GuestMemory, origin: PageOrigin<'a>, pagemap: &'a Page
         memory,
         origin,
         pagemap: Some(pagemap),
+        cancellation: &UNLIMITED,
     }
 }
 
@@ -257,6 +262,7 @@ fn full_dump_without_proc_is_identical() {
         memory: &memory,
         origin: PageOrigin::Fresh,
         pagemap: None,
+        cancellation: &UNLIMITED,
     };
     let path = directory.path("memory");
     commit(full(&source, &path));
@@ -274,8 +280,9 @@ fn compare(memory: &GuestMemory, base: &File, resident: Resident, path: &Path) -
         memory,
         origin: PageOrigin::Mapped(base),
         pagemap: None,
+        cancellation: &UNLIMITED,
     };
-    let mut writer = PageWriter::new(&file, path);
+    let mut writer = PageWriter::new(&file, path, &UNLIMITED);
     for extent in extents(&blind) {
         write_different(memory, &extent.unwrap(), base, resident, &mut writer).unwrap();
     }
@@ -333,8 +340,9 @@ fn diff_of_served_memory_without_proc_needs_no_swap() {
         memory: &memory,
         origin: PageOrigin::Served,
         pagemap: None,
+        cancellation: &UNLIMITED,
     };
-    let mut writer = PageWriter::new(&file, &path);
+    let mut writer = PageWriter::new(&file, &path, &UNLIMITED);
     for extent in extents(&blind) {
         let extent = extent.unwrap();
         write_served(&extent, Resident::Known, &mut writer).unwrap();
@@ -362,6 +370,7 @@ fn diff_of_fresh_memory_overwrites_file() {
             memory: &memory,
             origin: PageOrigin::Fresh,
             pagemap,
+            cancellation: &UNLIMITED,
         };
         let written = diff(&source, &path).unwrap().commit().unwrap();
         assert_eq!((written.pages, written.merged), (4, true));
@@ -435,13 +444,62 @@ fn uncommitted_dump_is_removed() {
 }
 
 #[test]
+fn dump_within_budget_succeeds() {
+    let (directory, pagemap, memory) = (Directory::new(), Pagemap::open().unwrap(), fresh());
+    for number in [3, 4, 5] {
+        fill(&memory, number, 1);
+    }
+    let path = directory.path("memory");
+    for (pages, fits) in [(2, false), (3, true)] {
+        let cancellation = Cancellation::with_budget(pages * page_size());
+        let limited = DumpSource {
+            cancellation: &cancellation,
+            ..source(&memory, PageOrigin::Fresh, &pagemap)
+        };
+        match diff(&limited, &path) {
+            Ok(written) => drop(written.commit().unwrap()),
+            Err(error) => assert!(matches!(error, Error::Cancelled(_)), "{error}"),
+        }
+        assert_eq!(path.exists(), fits, "{pages}");
+        assert_eq!(directory.names().len(), usize::from(fits));
+    }
+}
+
+#[test]
+fn large_dump_is_cancelled_between_pieces() {
+    let (directory, pagemap) = (Directory::new(), Pagemap::open().unwrap());
+    let memory = allocate(&[(GuestAddress(0), 16 << 20)]).unwrap();
+    memory.iter().for_each(|region| {
+        let length = usize::try_from(region.len()).unwrap();
+        memory.write_slice(&vec![1; length], region.start_addr()).unwrap();
+    });
+    let base = memfd(c"base", b"").unwrap();
+    base.write_all_at(&vec![2; 16 << 20], 0).unwrap();
+    let path = directory.path("memory");
+    for origin in [PageOrigin::Fresh, PageOrigin::Mapped(&base), PageOrigin::Served] {
+        // Three pieces of 4 MiB fit, the fourth does not.
+        let cancellation = Cancellation::with_budget(15 << 20);
+        let limited = DumpSource {
+            cancellation: &cancellation,
+            ..source(&memory, origin, &pagemap)
+        };
+        let error = full(&limited, &path).unwrap_err();
+        assert!(matches!(error, Error::Cancelled(_)), "{error}");
+        assert_eq!(directory.names(), [""; 0]);
+        commit(full(&source(&memory, origin, &pagemap), &path));
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
 fn copy_data_between_file_systems() {
     let directory = Directory::new();
     let (path, file) = base(&directory);
     let copy = memfd(c"copy", b"").unwrap();
     copy.set_len(PAGES * page_size()).unwrap();
-    let count = copy_data(&file, &copy, PAGES * page_size(), Path::new("copy")).unwrap();
-    assert_eq!(count, PAGES / 4 * 3 * page_size());
+    let mut writer = PageWriter::new(&copy, Path::new("copy"), &UNLIMITED);
+    writer.copy_data(&file, PAGES * page_size()).unwrap();
+    assert_eq!(writer.stats(0, false).bytes, PAGES / 4 * 3 * page_size());
     let mut copied = vec![0; bytes(PAGES)];
     copy.read_exact_at(&mut copied, 0).unwrap();
     assert_eq!(copied, fs::read(&path).unwrap());
@@ -464,7 +522,7 @@ fn check_holes_detects_missing_holes() {
         file.set_len(LOW * page_size()).unwrap();
         let filling = vec![0; bytes(filled.end - filled.start)];
         file.write_all_at(&filling, filled.start * page_size()).unwrap();
-        let mut writer = PageWriter::new(&file, Path::new("holes"));
+        let mut writer = PageWriter::new(&file, Path::new("holes"), &UNLIMITED);
         writer.write_pages(&extent, pages(2..3), Zeros::Data).unwrap();
         writer.write_pages(&extent, pages(3..5), Zeros::Data).unwrap();
         writer.write_pages(&extent, pages(9..10), Zeros::Data).unwrap();

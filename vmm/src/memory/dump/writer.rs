@@ -1,25 +1,36 @@
 //! Writer of page ranges and data extents to a sparse file.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, VolatileSlice};
 
 use super::error::Error;
+use crate::cancellation::Cancellation;
 use crate::memory::map::page_size;
 
 /// Maximum bytes between the search for zeros and the write: they stay in the CPU cache.
 const CHUNK_SIZE: u64 = 256 << 10;
+
+/// Maximum bytes between two checks for a cancellation: some 1 ms in the page cache, some 20 ms on a slow disk. Also the amount of
+/// written data after which the kernel must begin to write it to the disk, so that the sync at the end is short.
+const PIECE_SIZE: u64 = 4 << 20;
 
 /// Maximum number of reserved ranges that are kept: the dump's memory use must not grow with the guest.
 const MAX_RESERVED: usize = 4096;
 
 /// Bytes per copy through a buffer, if copy_file_range(2) does not support the files.
 const COPY_CHUNK_SIZE: usize = 64 << 10;
+
+/// `RAMFS_MAGIC` of linux/magic.h.
+const RAMFS_MAGIC: libc::__fsword_t = 0x8584_58f6;
 
 /// Amount of data written by a dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,10 +133,15 @@ pub(super) struct PageWriter<'a> {
     /// End of the last page in the file.
     end: u64,
     reserved: Vec<Range<u64>>,
+    cancellation: &'a Cancellation,
+    /// Data that the kernel writes to the disk.
+    flushing: Range<u64>,
+    /// Bytes that were written since, and the range around them.
+    unflushed: (u64, Range<u64>),
 }
 
 impl<'a> PageWriter<'a> {
-    pub fn new(file: &'a File, path: &'a Path) -> Self {
+    pub fn new(file: &'a File, path: &'a Path, cancellation: &'a Cancellation) -> Self {
         Self {
             file,
             path,
@@ -134,23 +150,26 @@ impl<'a> PageWriter<'a> {
             first: None,
             end: 0,
             reserved: Vec::new(),
+            cancellation,
+            flushing: 0..0,
+            unflushed: (0, 0..0),
         }
     }
 
     /// Creates a writer that turns gaps into holes. Pages must be sorted by offset, and [`finish`](Self::finish) must
     /// be the last call.
-    pub fn clearing(file: &'a File, path: &'a Path) -> Self {
+    pub fn clearing(file: &'a File, path: &'a Path, cancellation: &'a Cancellation) -> Self {
         Self {
             action: PageAction::WriteAndClear,
-            ..Self::new(file, path)
+            ..Self::new(file, path, cancellation)
         }
     }
 
     /// Creates a writer that only reserves disk space.
-    pub fn reserving(file: &'a File, path: &'a Path) -> Self {
+    pub fn reserving(file: &'a File, path: &'a Path, cancellation: &'a Cancellation) -> Self {
         Self {
             action: PageAction::Reserve,
-            ..Self::new(file, path)
+            ..Self::new(file, path, cancellation)
         }
     }
 
@@ -160,9 +179,60 @@ impl<'a> PageWriter<'a> {
         Error::Copy { path, offset, source }
     }
 
-    /// Adds `bytes` that were copied from another file to the count.
-    pub fn add_copied(&mut self, bytes: u64) {
-        self.bytes += bytes;
+    /// Copies the data of the first `size` bytes of `from` to the same offsets of the file.
+    pub fn copy_data(&mut self, from: &File, size: u64) -> Result<(), Error> {
+        // SEEK_DATA reports the missing end of a truncated file like a hole.
+        let found = from
+            .metadata()
+            .map_err(|source| self.copy_error(size, source))?
+            .len();
+        if found < size {
+            return Err(self.copy_error(found, io::ErrorKind::UnexpectedEof.into()));
+        }
+        let mut at = 0;
+        loop {
+            let start = next_data(from, at).map_err(|source| self.copy_error(at, source))?;
+            let Some(start) = start.filter(|start| *start < size) else {
+                return Ok(());
+            };
+            let end = next_hole(from, start).map_err(|source| self.copy_error(start, source))?;
+            at = start;
+            while at < end.min(size) {
+                let length = PIECE_SIZE.min(end.min(size) - at);
+                self.cancellation.spend(length)?;
+                let copied = copy_chunk(from, self.file, at, length);
+                let count = copied.map_err(|source| self.copy_error(at, source))?;
+                self.bytes += count;
+                self.flush(at..at + count)?;
+                at += count;
+            }
+        }
+    }
+
+    /// Adds the written `range` to the data for the disk. After each [`PIECE_SIZE`] the kernel begins to write it, and this thread
+    /// waits for the piece before.
+    fn flush(&mut self, range: Range<u64>) -> Result<(), Error> {
+        let (bytes, data) = &mut self.unflushed;
+        *bytes += range.end - range.start;
+        *data = if data.is_empty() {
+            range
+        } else {
+            data.start.min(range.start)..data.end.max(range.end)
+        };
+        if *bytes < PIECE_SIZE {
+            return Ok(());
+        }
+        let (_, next) = std::mem::take(&mut self.unflushed);
+        let current = std::mem::replace(&mut self.flushing, next.clone());
+        let flushed = sync_range(self.file, &next, libc::SYNC_FILE_RANGE_WRITE);
+        let waits = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+            | libc::SYNC_FILE_RANGE_WRITE
+            | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        let flushed = flushed.and_then(|()| sync_range(self.file, &current, waits));
+        flushed.map_err(|source| Error::Sync {
+            path: self.path.to_owned(),
+            source,
+        })
     }
 
     /// Returns the count for a file of `size` bytes.
@@ -182,10 +252,27 @@ impl<'a> PageWriter<'a> {
         range: Range<u64>,
         zeros: Zeros,
     ) -> Result<(), Error> {
-        let page = page_size();
-        if zeros == Zeros::Data {
-            return self.write(extent, range);
+        // A reservation takes no time by its length.
+        let size = match (self.action, zeros) {
+            (PageAction::Reserve, Zeros::Data) => range.end - range.start,
+            _ => PIECE_SIZE,
+        };
+        let mut start = range.start;
+        while start < range.end {
+            let piece = start..range.end.min(start + size);
+            self.cancellation.spend(piece.end - piece.start)?;
+            start = piece.end;
+            match zeros {
+                Zeros::Data => self.write(extent, piece)?,
+                Zeros::Holes => self.write_nonzero(extent, piece)?,
+            }
         }
+        Ok(())
+    }
+
+    /// Writes the pages at `range` that are not zero.
+    fn write_nonzero(&mut self, extent: &RegionExtent<'_>, range: Range<u64>) -> Result<(), Error> {
+        let page = page_size();
         let mut start = range.start;
         for at in range.clone().step_by(usize::try_from(page).unwrap_or(4096)) {
             let end = at + page;
@@ -266,8 +353,9 @@ impl<'a> PageWriter<'a> {
                 }
             }
         }
-        self.add_written(extent.offset + range.start..extent.offset + range.end);
-        Ok(())
+        let written = extent.offset + range.start..extent.offset + range.end;
+        self.add_written(written.clone());
+        self.flush(written)
     }
 
     fn add_written(&mut self, range: Range<u64>) {
@@ -335,36 +423,6 @@ pub(super) fn next_hole(file: &File, offset: u64) -> io::Result<u64> {
     match seek(file, offset, libc::SEEK_HOLE) {
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(offset),
         found => found,
-    }
-}
-
-/// Copies the data of the first `size` bytes of `from` to the same offsets of `into`, the file at `path`. Returns the number of
-/// bytes copied.
-pub(super) fn copy_data(from: &File, into: &File, size: u64, path: &Path) -> Result<u64, Error> {
-    let failed = |offset, source| Error::Copy {
-        path: path.to_owned(),
-        offset,
-        source,
-    };
-    // SEEK_DATA reports the missing end of a truncated file like a hole.
-    let found = from.metadata().map_err(|source| failed(0, source))?.len();
-    if found < size {
-        return Err(failed(found, io::ErrorKind::UnexpectedEof.into()));
-    }
-    let (mut at, mut copied) = (0, 0);
-    loop {
-        let start = next_data(from, at).map_err(|source| failed(at, source))?;
-        let Some(start) = start.filter(|start| *start < size) else {
-            return Ok(copied);
-        };
-        let end = next_hole(from, start).map_err(|source| failed(start, source))?;
-        let end = end.min(size);
-        at = start;
-        while at < end {
-            let count = copy_chunk(from, into, at, end - at).map_err(|source| failed(at, source))?;
-            at += count;
-            copied += count;
-        }
     }
 }
 
@@ -463,6 +521,35 @@ fn fallocate(file: &File, mode: libc::c_int, range: &Range<u64>) -> io::Result<(
             return Err(error);
         }
     }
+}
+
+/// Calls sync_file_range(2). Has no effect if the file system does not support it.
+fn sync_range(file: &File, range: &Range<u64>, flags: libc::c_uint) -> io::Result<()> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    let start = libc::off64_t::try_from(range.start).map_err(io::Error::other)?;
+    let length = libc::off64_t::try_from(range.end - range.start).map_err(io::Error::other)?;
+    // SAFETY: sync_file_range has no pointer arguments.
+    let result = unsafe { libc::sync_file_range(file.as_raw_fd(), start, length, flags) };
+    match io::Error::last_os_error() {
+        _ if result == 0 => Ok(()),
+        error if needs_fallback(&error) => Ok(()),
+        error => Err(error),
+    }
+}
+
+/// Returns true if the file system of `directory` has no disk.
+pub fn is_in_memory(directory: &Path) -> bool {
+    let Ok(path) = CString::new(directory.as_os_str().as_bytes()) else {
+        return false;
+    };
+    let mut found = MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: `path` is a C string, and `found` is valid for writes of the structure.
+    let result = unsafe { libc::statfs(path.as_ptr(), found.as_mut_ptr()) };
+    // SAFETY: the structure was zeroed and consists of integers, for which any bit pattern is valid.
+    let found = unsafe { found.assume_init() };
+    result == 0 && (found.f_type == libc::TMPFS_MAGIC || found.f_type == RAMFS_MAGIC)
 }
 
 /// Finds data or a hole. Moves the file position, which no other code uses: all reads and writes name their offset.

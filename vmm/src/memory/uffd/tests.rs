@@ -12,6 +12,7 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use super::{Error, FaultHandler, describe_regions, map_uffd};
 use crate::GuestMemory;
 use crate::boot::testing::Temporary;
+use crate::cancellation::Cancellation;
 use crate::memory::{dump, memfd, page_size};
 
 /// Fault handler of resources/uffd-handler, under test here.
@@ -93,6 +94,7 @@ fn full_dump_holds_unserved_pages() {
             memory,
             origin: dump::PageOrigin::Served,
             pagemap: None,
+            cancellation: &Cancellation::default(),
         };
         let target = dump::DumpTarget::new(&source, path.path()).unwrap();
         dump::dump_full(&source, target).unwrap().commit().unwrap();

@@ -1,0 +1,125 @@
+//! Cancellation of an operation by another thread, between two pieces of its work.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+const OPEN: u8 = 0;
+const CANCELLED: u8 = 1;
+const COMMITTED: u8 = 2;
+
+/// The operation was cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the operation was cancelled")]
+pub struct Cancelled;
+
+/// State of an operation that can be cancelled until it commits.
+#[derive(Debug)]
+pub struct Cancellation {
+    state: AtomicU8,
+    /// Bytes that the operation may still process before its commit. Only the operation changes them.
+    budget: AtomicU64,
+    must_clean_up: AtomicBool,
+}
+
+impl Default for Cancellation {
+    fn default() -> Self {
+        Self::with_budget(u64::MAX)
+    }
+}
+
+impl Cancellation {
+    /// Returns the state of an operation that is cancelled once it has processed more than `bytes`.
+    pub const fn with_budget(bytes: u64) -> Self {
+        Self {
+            state: AtomicU8::new(OPEN),
+            budget: AtomicU64::new(bytes),
+            must_clean_up: AtomicBool::new(false),
+        }
+    }
+
+    /// Records that the operation has something to remove after a cancellation, for example temporary files. From here on it must
+    /// not wait for long without a call of [`spend`](Self::spend).
+    pub fn set_must_clean_up(&self) {
+        self.must_clean_up.store(true, Ordering::SeqCst);
+    }
+
+    /// Returns true if the end of the process must wait for the operation.
+    pub fn needs_wait(&self) -> bool {
+        self.must_clean_up.load(Ordering::SeqCst) || !self.is_cancelled()
+    }
+
+    /// Cancels the operation. Returns false, without effect, if it has committed.
+    pub fn cancel(&self) -> bool {
+        self.decide(CANCELLED)
+    }
+
+    /// Returns true if the operation was cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == CANCELLED
+    }
+
+    /// Allows the next piece of the operation, which processes `bytes`.
+    ///
+    /// # Errors
+    /// [`Cancelled`], never after the commit.
+    pub fn spend(&self, bytes: u64) -> Result<(), Cancelled> {
+        match self.budget.load(Ordering::Relaxed).checked_sub(bytes) {
+            Some(rest) => self.budget.store(rest, Ordering::Relaxed),
+            None => drop(self.cancel()),
+        }
+        match self.is_cancelled() {
+            true => Err(Cancelled),
+            false => Ok(()),
+        }
+    }
+
+    /// Begins the part that must not be interrupted.
+    ///
+    /// # Errors
+    /// [`Cancelled`]
+    pub fn commit(&self) -> Result<(), Cancelled> {
+        match self.decide(COMMITTED) {
+            true => Ok(()),
+            false => Err(Cancelled),
+        }
+    }
+
+    /// Changes the state from open to `state`. Returns true if it has this state now.
+    fn decide(&self, state: u8) -> bool {
+        let decided = self
+            .state
+            .compare_exchange(OPEN, state, Ordering::SeqCst, Ordering::SeqCst);
+        decided.is_ok() || decided == Err(state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cancellation, Cancelled};
+
+    #[test]
+    fn cancelled_operation_does_not_commit() {
+        let state = Cancellation::default();
+        assert_eq!(state.spend(u64::MAX / 2), Ok(()));
+        assert!(state.cancel() && state.cancel() && state.is_cancelled());
+        assert_eq!((state.spend(1), state.commit()), (Err(Cancelled), Err(Cancelled)));
+        assert!(!state.needs_wait());
+        state.set_must_clean_up();
+        assert!(state.needs_wait());
+    }
+
+    #[test]
+    fn committed_operation_is_not_cancelled() {
+        let state = Cancellation::with_budget(1);
+        assert_eq!(state.commit(), Ok(()));
+        assert!(!state.cancel() && !state.is_cancelled() && state.needs_wait());
+        assert_eq!(state.spend(2), Ok(()));
+    }
+
+    #[test]
+    fn exceeded_budget_cancels() {
+        let state = Cancellation::with_budget(2);
+        assert_eq!((state.spend(1), state.spend(1)), (Ok(()), Ok(())));
+        assert_eq!(state.spend(1), Err(Cancelled));
+        assert!(state.is_cancelled());
+    }
+}
