@@ -47,7 +47,7 @@ pub enum Error {
         "cannot open {0:?} of an untrusted snapshot: it is a link, directory, pipe or device; name a regular file"
     )]
     NotRegular(PathBuf),
-    /// An ID or the name of a host side exceeds [`MAX_LENGTH`].
+    /// An ID or the name of a host side is longer than a path can be.
     #[error(
         "cannot use device {number} of the state file, a {kind}: its ID or host side has {length} bytes, at most {MAX_LENGTH} are \
          possible; create the snapshot again"
