@@ -16,7 +16,7 @@ use crate::forged::change_config;
 use crate::guests::{file, program};
 
 /// Snapshot of a VM with the drives `a` and `b` (read-only) and the interface `n`, beside files that no restore may touch.
-struct Scene {
+struct Fixture {
     directory: Directory,
     /// Peer of interface `n`.
     peer: UnixListener,
@@ -24,7 +24,7 @@ struct Scene {
     victim: UnixListener,
 }
 
-impl Scene {
+impl Fixture {
     fn create() -> Self {
         let directory = Directory::new();
         for name in ["a", "b", "victim"] {
@@ -44,14 +44,14 @@ impl Scene {
             format!("#!/bin/sh\n: >{}\n", directory.text("spawned")),
         );
         fs::set_permissions(passt, fs::Permissions::from_mode(0o755)).unwrap();
-        let scene = Self {
+        let fixture = Self {
             directory,
             peer,
             victim,
         };
         let home = Directory::new();
         let socket = home.text("api.sock");
-        let [a, b, peer] = ["a", "b", "peer"].map(|name| scene.directory.text(name));
+        let [a, b, peer] = ["a", "b", "peer"].map(|name| fixture.directory.text(name));
         let mut command = Command::new(program());
         command.args([
             "run",
@@ -65,10 +65,10 @@ impl Scene {
         command.args(["--net", &format!("unix:{peer},id=n")]);
         let mut vm = ApiProcess::spawn(home, &mut command);
         vm.expect("tick 2\n");
-        create_snapshot(&vm, &scene.directory.text("s"), &[]);
+        create_snapshot(&vm, &fixture.directory.text("s"), &[]);
         vm.terminate();
-        scene.accept_peer();
-        scene
+        fixture.accept_peer();
+        fixture
     }
 
     /// Accepts the connection of a VM.
@@ -156,10 +156,10 @@ fn interface(config: &mut VmConfig) -> &mut NetConfig {
 
 #[test]
 fn unnamed_host_sides_are_rejected() {
-    let scene = Scene::create();
-    let names = scene.names();
+    let fixture = Fixture::create();
+    let names = fixture.names();
     let [a, b, n] = [0, 1, 2].map(|index| names[index].clone());
-    let text = |name: &str| scene.directory.text(name);
+    let text = |name: &str| fixture.directory.text(name);
     // Each is listed, with its access and its option.
     let all = [
         format!("drive \"a\" ({}, read-write)", text("a")),
@@ -167,17 +167,17 @@ fn unnamed_host_sides_are_rejected() {
         format!("network interface \"n\" (unix:{}, read-write)", text("peer")),
         "(--disk a=PATH --disk b=PATH --net n=BACKEND)".into(),
     ];
-    scene.expect_rejected(&scene.snapshot(), &[], &all.each_ref().map(String::as_str));
+    fixture.expect_rejected(&fixture.snapshot(), &[], &all.each_ref().map(String::as_str));
     // Named devices are not opened before the check of the others: this one is missing.
     let missing = format!("--disk=a={}", text("missing"));
-    scene.expect_rejected(&scene.snapshot(), &[missing, b.clone()], &["(--net n=BACKEND)"]);
+    fixture.expect_rejected(&fixture.snapshot(), &[missing, b.clone()], &["(--net n=BACKEND)"]);
 
     let victim = text("victim");
     let fifo = text("fifo");
     for path in [&victim, &fifo, "/proc/self/fd/0", "/dev/fd/3", "/dev/null"] {
-        let forged = scene.forge(|config| drive(config, "a").path = path.into());
+        let forged = fixture.forge(|config| drive(config, "a").path = path.into());
         let named = format!("drive \"a\" ({path}, read-write)");
-        scene.expect_rejected(&forged, &[b.clone(), n.clone()], &[&named, "(--disk a=PATH)"]);
+        fixture.expect_rejected(&forged, &[b.clone(), n.clone()], &[&named, "(--disk a=PATH)"]);
     }
     let socket = text("victim.sock");
     for (backend, shown) in [
@@ -191,17 +191,17 @@ fn unnamed_host_sides_are_rejected() {
         (NetBackend::Descriptor(7), "fd:7".into()),
         (NetBackend::User, "user".into()),
     ] {
-        let forged = scene.forge(|config| interface(config).backend = backend);
+        let forged = fixture.forge(|config| interface(config).backend = backend);
         let named = format!("network interface \"n\" ({shown}, read-write)");
-        scene.expect_rejected(&forged, &[a.clone(), b.clone()], &[&named, "(--net n=BACKEND)"]);
+        fixture.expect_rejected(&forged, &[a.clone(), b.clone()], &[&named, "(--net n=BACKEND)"]);
     }
 }
 
 #[test]
 fn forged_devices_and_flags_are_rejected() {
-    let scene = Scene::create();
-    let victim = scene.directory.text("victim");
-    let names = scene.names();
+    let fixture = Fixture::create();
+    let victim = fixture.directory.text("victim");
+    let names = fixture.names();
     // More devices, with the ID of another one, without an ID, and with one that would control the terminal.
     for (id, text) in [
         ("a", "cannot attach two drives with the ID \"a\""),
@@ -209,40 +209,40 @@ fn forged_devices_and_flags_are_rejected() {
         ("n", "(--disk n=PATH)"),
         ("\u{1b}[2J\n", "(--disk \\u{1b}[2J\\n=PATH)"),
     ] {
-        let forged = scene.forge(|config| {
+        let forged = fixture.forge(|config| {
             let mut added: DriveConfig = victim.parse().unwrap();
             added.disk.id = id.into();
             config.devices.push(added.into());
         });
-        scene.expect_rejected(&forged, &names, &[text]);
+        fixture.expect_rejected(&forged, &names, &[text]);
     }
     // The caller has named drive b read-only.
-    let forged = scene.forge(|config| drive(config, "b").read_only = false);
+    let forged = fixture.forge(|config| drive(config, "b").read_only = false);
     let read_only = "cannot attach drive \"b\" read-only: the snapshot has it read-write";
-    scene.expect_rejected(&forged, &names, &[read_only, "(--disk ID=PATH without ,ro)"]);
+    fixture.expect_rejected(&forged, &names, &[read_only, "(--disk ID=PATH without ,ro)"]);
     // An empty disk is no file either.
-    let forged = scene.forge(|config| {
+    let forged = fixture.forge(|config| {
         let disk = drive(config, "a");
         (disk.allow_empty, disk.path) = (true, victim.clone().into());
     });
-    scene.expect_rejected(&forged, &names[1..], &["(--disk a=PATH)"]);
+    fixture.expect_rejected(&forged, &names[1..], &["(--disk a=PATH)"]);
     // Names of any length, in the message too.
     let long = "x".repeat(1 << 20);
-    let forged = scene.forge(|config| drive(config, "a").path = long.clone().into());
-    scene.expect_rejected(
+    let forged = fixture.forge(|config| drive(config, "a").path = long.clone().into());
+    fixture.expect_rejected(
         &forged,
         &[],
         &["device 1 of the state file, a drive: ", "1048576 bytes"],
     );
-    let forged = scene.forge(|config| interface(config).id = long);
+    let forged = fixture.forge(|config| interface(config).id = long);
     let text = "device 3 of the state file, a network interface: ";
-    scene.expect_rejected(&forged, &names, &[text, "1048576 bytes"]);
+    fixture.expect_rejected(&forged, &names, &[text, "1048576 bytes"]);
 }
 
 #[test]
 fn links_and_pipes_in_the_directory_are_rejected() {
-    let scene = Scene::create();
-    let snapshot = scene.snapshot();
+    let fixture = Fixture::create();
+    let snapshot = fixture.snapshot();
     let working_set = format!("--working-set={snapshot}/set");
     let record = format!("--record-working-set={snapshot}/set");
     for (name, option) in [
@@ -253,16 +253,16 @@ fn links_and_pipes_in_the_directory_are_rejected() {
     ] {
         let path = Path::new(&snapshot).join(name);
         let kept = path.exists().then(|| fs::read(&path).unwrap());
-        let options = [scene.names(), option.into_iter().collect()].concat();
+        let options = [fixture.names(), option.into_iter().collect()].concat();
         for target in ["victim", "fifo", "s"] {
             let _ = fs::remove_file(&path);
-            symlink(scene.directory.path(target), &path).unwrap();
+            symlink(fixture.directory.path(target), &path).unwrap();
             let shown = format!("cannot open {path:?} of an untrusted snapshot: it is a link");
-            scene.expect_rejected(&snapshot, &options, &[&shown]);
+            fixture.expect_rejected(&snapshot, &options, &[&shown]);
         }
         fs::remove_file(&path).unwrap();
-        scene.directory.fifo(&format!("s/{name}"));
-        scene.expect_rejected(&snapshot, &options, &["it is a link, directory, pipe or device"]);
+        fixture.directory.fifo(&format!("s/{name}"));
+        fixture.expect_rejected(&snapshot, &options, &["it is a link, directory, pipe or device"]);
         fs::remove_file(&path).unwrap();
         if let Some(kept) = kept {
             fs::write(&path, kept).unwrap();
@@ -273,44 +273,44 @@ fn links_and_pipes_in_the_directory_are_rejected() {
 /// The image, the initrd and the other values of a configuration are names or numbers that a load does not open.
 #[test]
 fn named_host_sides_are_opened() {
-    let scene = Scene::create();
-    let fifo = scene.directory.text("fifo");
-    let forged = scene.forge(|config| {
+    let fixture = Fixture::create();
+    let fifo = fixture.directory.text("fifo");
+    let forged = fixture.forge(|config| {
         config.kernel = fifo.clone().into();
         config.initrd = Some(fifo.into());
         config.cmdline = "init=/victim".into();
         drive(config, "a").path = "/victim".into();
         interface(config).backend = NetBackend::User;
     });
-    let options = [&["--untrusted".to_owned()], scene.names().as_slice()].concat();
+    let options = [&["--untrusted".to_owned()], fixture.names().as_slice()].concat();
     let options: Vec<_> = options.iter().map(String::as_str).collect();
     let mut clone = restore(&forged, &options);
     expect_ticks(&mut clone, 3);
     clone.terminate();
-    scene.accept_peer();
-    scene.expect_untouched();
+    fixture.accept_peer();
+    fixture.expect_untouched();
     // Without the option nothing changes: the paths of the state file are opened.
-    let mut clone = restore(&scene.snapshot(), &[]);
+    let mut clone = restore(&fixture.snapshot(), &[]);
     expect_ticks(&mut clone, 3);
     clone.terminate();
-    scene.accept_peer();
+    fixture.accept_peer();
 }
 
 #[test]
 fn api_opens_named_host_sides_only() {
-    let scene = Scene::create();
-    let victim = scene.directory.text("victim");
-    scene.forge(|config| {
+    let fixture = Fixture::create();
+    let victim = fixture.directory.text("victim");
+    fixture.forge(|config| {
         config.devices.pop();
         drive(config, "a").path = victim.clone().into();
     });
     let load = |fields: &str| {
         let process = ApiProcess::start();
-        let body = load_body(&scene.directory, "f/state", "f/memory", fields);
+        let body = load_body(&fixture.directory, "f/state", "f/memory", fields);
         (process.request("PUT", "/snapshot/load", &body), process)
     };
     let override_of = |id: &str, read_only| {
-        let path = scene.directory.text(id);
+        let path = fixture.directory.text(id);
         format!(r#"{{"drive_id":"{id}","path_on_host":"{path}","is_read_only":{read_only}}}"#)
     };
     let (a, b) = (override_of("a", false), override_of("b", true));
@@ -327,21 +327,21 @@ fn api_opens_named_host_sides_only() {
         let message = response.fault_message();
         assert!(message.contains(&text), "{message}");
         process.expect_exit(1);
-        scene.expect_untouched();
+        fixture.expect_untouched();
     }
     // The machine lacks the interface of the state, but its files are opened first.
     let (response, process) = load(&format!(r#"{none},"drive_overrides":[{a},{b}]"#));
     let message = response.fault_message();
     assert!(message.contains("cannot restore the state"), "{message}");
     process.expect_exit(1);
-    scene.expect_untouched();
+    fixture.expect_untouched();
 }
 
 #[test]
 fn opened_host_sides_are_logged_and_listed() {
-    let scene = Scene::create();
-    let [a, b, peer] = ["a", "b", "peer"].map(|name| scene.directory.text(name));
-    let info = run_ok(&["snapshot-info", &scene.snapshot()]);
+    let fixture = Fixture::create();
+    let [a, b, peer] = ["a", "b", "peer"].map(|name| fixture.directory.text(name));
+    let info = run_ok(&["snapshot-info", &fixture.snapshot()]);
     for line in [
         format!("drive        a: {a}, read-write\n"),
         format!("drive        b: {b}, read-only\n"),
@@ -349,18 +349,18 @@ fn opened_host_sides_are_logged_and_listed() {
     ] {
         assert!(info.contains(&line), "no {line:?} in {info}");
     }
-    let log = scene.directory.text("log");
+    let log = fixture.directory.text("log");
     let named = format!("--disk=a={a}");
     let options = ["--log-level", "info", "--log-file", &log, &named];
-    let mut clone = restore(&scene.snapshot(), &options);
+    let mut clone = restore(&fixture.snapshot(), &options);
     expect_ticks(&mut clone, 1);
     clone.terminate();
-    scene.accept_peer();
+    fixture.accept_peer();
     let log = fs::read_to_string(log).unwrap();
     for line in [
         format!(
             "the load opens the memory file \"{}/memory\", read-only\n",
-            scene.snapshot()
+            fixture.snapshot()
         ),
         format!("the load opens drive \"a\", named by an override: {a}, read-write\n"),
         format!("the load opens drive \"b\", named by the state file: {b}, read-only\n"),
