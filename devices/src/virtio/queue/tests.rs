@@ -125,6 +125,24 @@ fn buffer_splits_between_regions() {
 }
 
 #[test]
+fn limit_counts_parts_of_split_buffers() {
+    let regions = [(GuestAddress(0), 0x8000), (GuestAddress(0x8000), 0x8000)];
+    let memory = GuestMemory::from_ranges(&regions).unwrap();
+    let mut queue = FakeQueue::new(memory.clone(), 0x1000, SIZE);
+    queue.add(&[Buffer::readable(0x7ffe, 4), Buffer::writable(0x9000, 4)]);
+    let collect = |iovecs| {
+        let mut device = Virtqueue::new(queue.device_side());
+        let limits = ChainLimits {
+            iovecs,
+            ..ChainLimits::WIDEST
+        };
+        next(&mut device, &memory, limits).map(|chain| chain.readable.count() + chain.writable.count())
+    };
+    assert_eq!(collect(3).unwrap(), 3);
+    assert!(matches!(collect(2), Err(Error::TooManyBuffers { limit: 2, .. })));
+}
+
+#[test]
 fn access_beyond_end_fails() {
     let mut driver = driver();
     driver.queues[0].add(&[Buffer::readable(0x8000, 4), Buffer::writable(0x9000, 4)]);
