@@ -1,10 +1,11 @@
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::thread::JoinHandleExt;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use scratch::Directory;
 
@@ -202,6 +203,33 @@ fn connect_waits_for_room_in_backlog() {
     // In any order with the second connection, the first one leaves the backlog.
     scratch::accept(&listener);
     scratch::join(connecting).unwrap();
+}
+
+#[test]
+fn signals_neither_fail_nor_prolong_connect() {
+    extern "C" fn ignore(_: libc::c_int) {}
+    let handler = ignore as extern "C" fn(libc::c_int);
+    // SAFETY: the handler does nothing, and no other test uses this signal.
+    unsafe { libc::signal(libc::SIGUSR2, handler as libc::sighandler_t) };
+    let directory = Directory::new();
+    let path = directory.path("net.socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    // SAFETY: the call takes no pointer; a listening socket may be asked to listen again.
+    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+    let _first = UnixStream::connect(&path).unwrap();
+    let timeout = Duration::from_millis(300);
+    let connecting = thread::spawn(move || {
+        let started_at = Instant::now();
+        (connect_within(&path, timeout), started_at.elapsed())
+    });
+    scratch::wait_until("the end of connect", || {
+        // SAFETY: the thread is not joined yet.
+        unsafe { libc::pthread_kill(connecting.as_pthread_t(), libc::SIGUSR2) };
+        connecting.is_finished()
+    });
+    let (result, elapsed) = scratch::join(connecting);
+    assert_eq!(result.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert!(elapsed >= timeout, "{elapsed:?}");
 }
 
 #[test]

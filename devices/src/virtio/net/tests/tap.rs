@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
 use std::process::Command;
 
 use super::{Fixture, READABLE, is_readable, packet, setup};
@@ -213,6 +214,31 @@ fn frame_longer_than_expected_is_received() {
     });
 }
 
+/// Returns true if the kernel may pass long TCP packets to `interface`.
+fn accepts_long_tcp_packets(interface: &str) -> bool {
+    /// `ETHTOOL_GTSO` and its result, `struct ethtool_value` of linux/ethtool.h.
+    #[repr(C)]
+    struct Value {
+        command: u32,
+        data: u32,
+    }
+    let mut value = Value {
+        command: 0x1e,
+        data: 0,
+    };
+    // SAFETY: all zeros are a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (target, byte) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *target = libc::c_char::from_ne_bytes([byte]);
+    }
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    // SAFETY: the kernel reads and writes `request` and `value`, which outlive the call. The number is SIOCETHTOOL.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), 0x8946, &raw mut request) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    value.data != 0
+}
+
 #[test]
 fn offload_combinations_are_accepted() {
     in_own_network(|| {
@@ -224,6 +250,11 @@ fn offload_combinations_are_accepted() {
             let features: u64 = chosen.map(|(_, feature)| feature).sum();
             if features & !tap.offloads() == 0 {
                 tap.use_features(features).unwrap();
+                assert_eq!(
+                    accepts_long_tcp_packets("mayfly0"),
+                    features & GUEST_CSUM != 0 && features & (GUEST_TSO4 | GUEST_TSO6) != 0,
+                    "{features:#x}"
+                );
             }
         }
     });
