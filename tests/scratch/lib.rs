@@ -20,6 +20,7 @@ use std::{env, process};
 pub use fifo::{Reader, make_fifo};
 pub use permissions::bound_by_permissions;
 pub use requirement::{Requirement, require, skip};
+pub use signals::ignore_file_size_signal;
 pub use wait::{
     KillOnDrop, Limited, Listener, TIMEOUT, Thread, accept, await_readable, finish, join, kill, limited,
     receive, run, run_with_input, run_within, wait_exit, wait_for, wait_until,

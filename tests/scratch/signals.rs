@@ -22,6 +22,12 @@ extern "C" fn reset() {
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) };
 }
 
+/// Ignores SIGXFSZ in this process, as mayfly does: a write beyond the limit of the file size fails. Only a process of its own calls it.
+pub fn ignore_file_size_signal() {
+    // SAFETY: SIG_IGN is no handler that could run.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::{CommandExt, ExitStatusExt};
