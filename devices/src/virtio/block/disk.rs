@@ -31,6 +31,9 @@ const BLKSSZGET: libc::Ioctl = 0x1268;
 /// `BLKDISCARD` of linux/fs.h, `_IO(0x12, 119)`.
 const BLKDISCARD: libc::Ioctl = 0x1277;
 
+/// cachestat(2) of Linux 6.5, with the same number on all architectures.
+const SYS_CACHESTAT: libc::c_long = 451;
+
 /// `RAMFS_MAGIC` of linux/magic.h.
 const RAMFS_MAGIC: libc::__fsword_t = 0x8584_58f6;
 
@@ -156,6 +159,11 @@ pub(super) trait Storage: Debug + Send + Sync {
 
     /// Flushes all written data to the medium.
     fn flush(&self) -> io::Result<()>;
+
+    /// Returns true if `extent` has no dirty page for certain.
+    fn is_clean(&self, _extent: Extent) -> bool {
+        false
+    }
 }
 
 /// An open file or block device.
@@ -511,6 +519,17 @@ impl Storage for DiskFile {
 
     fn flush(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn is_clean(&self, extent: Extent) -> bool {
+        // `struct cachestat_range` and `struct cachestat` of linux/mman.h.
+        let range = [extent.offset, extent.length];
+        let mut counts = [u64::MAX; 5];
+        let file = self.file.as_raw_fd();
+        // SAFETY: the kernel reads two 64-bit values from `range`, and writes five to `counts`.
+        let result = unsafe { libc::syscall(SYS_CACHESTAT, file, range.as_ptr(), counts.as_mut_ptr(), 0) };
+        let [_, dirty, in_writeback, ..] = counts;
+        result == 0 && dirty == 0 && in_writeback == 0
     }
 }
 
