@@ -213,8 +213,10 @@ impl Executor {
 
     /// Returns head and length of the next request that has ended. Its data and status are written to `memory`.
     pub(super) fn reap(&mut self, memory: &GuestMemory) -> Option<(u16, u32)> {
-        if let Some((request, outcome)) = self.worker.as_mut().and_then(Worker::reap) {
-            return self.end_work(request, outcome, memory);
+        if let Some((request, outcome)) = self.worker.as_mut().and_then(Worker::reap)
+            && let Some(ended) = self.end_work(request, outcome, memory)
+        {
+            return Some(ended);
         }
         let (request, status) = self.uring.as_mut()?.reap(&self.disk, memory)?;
         Some(self.end(&request, status, memory))
