@@ -179,12 +179,18 @@ fn check_answers_on_stuck_disk(engine: &str, arguments: &str, disk: &SlowDisk) {
     timed("SIGTERM", limit, || process.terminate());
 }
 
+/// Returns the engines that the host can test on a FUSE file system.
+fn engines_with_fuse() -> &'static [&'static str] {
+    match (require(Requirement::Fuse), require(Requirement::IoUring)) {
+        (false, _) => &[],
+        (true, false) => &["Sync"],
+        (true, true) => &["Sync", "Async"],
+    }
+}
+
 #[test]
 fn stuck_disk_delays_no_answer() {
-    if !require(Requirement::Fuse) {
-        return;
-    }
-    for engine in ["Sync", "Async"] {
+    for engine in engines_with_fuse() {
         for arguments in ["read=1", "write=1", "flush=1"] {
             check_answers_on_stuck_disk(engine, arguments, &SlowDisk::mount());
         }
@@ -193,10 +199,7 @@ fn stuck_disk_delays_no_answer() {
 
 #[test]
 fn requests_of_released_disk_complete() {
-    if !require(Requirement::Fuse) {
-        return;
-    }
-    for engine in ["Sync", "Async"] {
+    for engine in engines_with_fuse() {
         for arguments in ["read=1", "write=1", "flush=1"] {
             let disk = SlowDisk::mount();
             let mut process = start_on(&disk.path(), engine, arguments);
