@@ -38,7 +38,7 @@ pub struct WatchedFd {
 /// `reset`. The caller holds the lock of the transport during every call, on a vCPU thread, on the event loop, or on the I/O
 /// thread of a VM with a fault handler.
 ///
-/// No method waits for the guest, for a network peer or for a disk.
+/// No method waits for the guest, for a network peer or for a disk. A write of a block device may wait for page cache.
 ///
 /// On a malformed chain, the device stops its queues and calls [`VirtioInterrupt::set_needs_reset`]. A malformed
 /// chain is never an error of the VMM.

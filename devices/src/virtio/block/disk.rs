@@ -41,7 +41,7 @@ const RAMFS_MAGIC: libc::__fsword_t = 0x8584_58f6;
 const PAGE: u64 = 4096;
 
 /// Minimum duration of a slow write: two ticks of the kernel with a frequency of 100 Hz.
-pub(super) const SLOW_WRITE: Duration = Duration::from_millis(20);
+const SLOW_WRITE: Duration = Duration::from_millis(20);
 
 /// Number of fast writes of the worker after a slow write.
 const FAST_WRITES: u32 = 64;
@@ -201,14 +201,27 @@ pub struct Disk {
 }
 
 /// Experience with the calls that must not wait.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pace {
+    /// Minimum duration of a slow write.
+    pub(super) slow_write: Duration,
     /// The kernel does not support RWF_NOWAIT for reads of this file.
     pub(super) lacks_nowait_reads: Cell<bool>,
     /// The kernel does not support RWF_NOWAIT for writes of this file.
     pub(super) lacks_nowait_writes: Cell<bool>,
     /// Number of fast writes of the worker until a write without RWF_NOWAIT is tried again.
     fast_writes_left: Cell<u32>,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            slow_write: SLOW_WRITE,
+            lacks_nowait_reads: Cell::new(false),
+            lacks_nowait_writes: Cell::new(false),
+            fast_writes_left: Cell::new(0),
+        }
+    }
 }
 
 impl Disk {
@@ -406,7 +419,7 @@ impl Disk {
         let begin = coarse_time();
         // SAFETY: the caller guarantees the same.
         let result = unsafe { self.write_with(iovecs, offset, 0) };
-        if coarse_time().saturating_sub(begin) >= SLOW_WRITE {
+        if coarse_time().saturating_sub(begin) >= self.pace.slow_write {
             self.pace.fast_writes_left.set(FAST_WRITES);
         }
         result
@@ -415,7 +428,7 @@ impl Disk {
     /// Records the time of a write of the worker.
     pub(super) fn note_write(&self, elapsed: Duration) {
         let left = &self.pace.fast_writes_left;
-        if elapsed >= SLOW_WRITE {
+        if elapsed >= self.pace.slow_write {
             left.set(FAST_WRITES);
         } else {
             left.set(left.get().saturating_sub(1));

@@ -162,6 +162,13 @@ impl Executor {
         self.uring.as_ref().is_some_and(UringEngine::has_abandoned)
     }
 
+    /// Frees abandoned requests that have ended. No other request may be in flight.
+    pub(super) fn reap_abandoned(&mut self) {
+        if let Some(uring) = &mut self.uring {
+            uring.settle(Duration::ZERO);
+        }
+    }
+
     /// Cancels all work in flight.
     fn cancel_work(&mut self) {
         if let Some(worker) = &mut self.worker {

@@ -289,8 +289,9 @@ impl Block {
     }
 
     fn process(&mut self) {
-        if let Some(active) = &mut self.active {
-            active.process(&mut self.executor);
+        match &mut self.active {
+            Some(active) => active.process(&mut self.executor),
+            None => self.executor.reap_abandoned(),
         }
     }
 }
@@ -338,6 +339,8 @@ impl VirtioDevice for Block {
         self.active = None;
         self.executor.limiter.clear_timer();
         self.executor.clear_wake();
+        // Those whose event is cleared.
+        self.executor.reap_abandoned();
     }
 
     fn notify(&mut self, queue: usize) {

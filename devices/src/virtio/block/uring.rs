@@ -227,8 +227,8 @@ impl UringEngine {
         request
     }
 
-    /// Abandons all requests, and cancels those in the kernel. Does not wait for it. Frees all memory that no request in the kernel
-    /// uses. Returns false if the io_uring is unusable.
+    /// Abandons all requests, and cancels those in the kernel. Does not wait for it: [`Self::settle`] follows. Returns false if the
+    /// io_uring is unusable.
     pub(super) fn abandon(&mut self) -> bool {
         // The kernel must not accept a queued entry later, when its slot belongs to another request.
         self.has_failed |= !self.unsubmitted.is_empty();
@@ -243,10 +243,7 @@ impl UringEngine {
         self.abandoned += self.in_flight();
         self.buffered = 0;
         self.slots.iter_mut().for_each(|slot| slot.request = None);
-        if self.abandoned == 0 {
-            self.slots = Vec::new();
-            self.free = Vec::new();
-        } else if !self.has_failed {
+        if self.abandoned > 0 && !self.has_failed {
             self.cancel();
         }
         !self.has_failed
@@ -274,16 +271,22 @@ impl UringEngine {
         self.unsubmitted.push_back(index);
     }
 
-    /// Waits for abandoned requests, at most for `timeout`. Returns true if none is left.
-    fn settle(&mut self, timeout: Duration) -> bool {
+    /// Waits for abandoned requests, at most for `timeout`. Returns true if none is left: the heap is free then. No other request may
+    /// be in flight.
+    pub(super) fn settle(&mut self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         loop {
             while let Some((index, _)) = self.next_completion() {
                 self.release(index);
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if self.abandoned == 0 || left.is_zero() {
-                return self.abandoned == 0;
+            if self.abandoned == 0 {
+                self.slots = Vec::new();
+                self.free = Vec::new();
+                return true;
+            }
+            if left.is_zero() {
+                return false;
             }
             wait_readable(self.ring.as_raw_fd(), left);
         }

@@ -18,6 +18,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use scratch::{Requirement, Temporary, require};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -143,7 +144,9 @@ impl Fixture {
         Self::of(Block::new(disk, &config, Box::new(clock.clone())).unwrap(), clock)
     }
 
-    fn of(block: Block, clock: ManualClock) -> Self {
+    fn of(mut block: Block, clock: ManualClock) -> Self {
+        // The host may delay any write.
+        block.executor.disk.pace.slow_write = Duration::MAX;
         let driver = FakeDriver::new(MEMORY, block.queue_sizes());
         let line = Arc::new(CountingInterrupt::default());
         let interrupt = Arc::new(VirtioInterrupt::new(line.clone()));
