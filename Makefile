@@ -8,7 +8,7 @@ GUESTS := $(CURDIR)/dist/guests/$(ARCH)
 # Compiler with the aarch64 standard library, from setup. It needs a target directory of its own.
 ARM_RUSTC := $(CURDIR)/.cache/hosts/rust/rustc
 
-.PHONY: help guests build demo tools setup format lint docs aarch64 unit test fuzz bench control floor queue restore clones order clean
+.PHONY: help guests build demo tools setup format lint docs aarch64 unit test fuzz bench attack control floor queue restore clones order clean
 # Goals run in their order, even with -j: cargo uses all processors already.
 .NOTPARALLEL:
 
@@ -83,6 +83,9 @@ fuzz: ## drive each fuzz target, or TARGET=name, for T=60 seconds; by coverage o
 bench: build ## run the criterion benchmarks
 	@$(MAKE) --no-print-directory --silent -C resources/guests OUT=$(GUESTS) big
 	@cargo bench --bench boot
+
+attack: build ## measure the delay of answers while a guest attacks the VMM
+	@cargo bench --bench attack
 
 control: build ## compare the API socket with its floor
 	@cargo bench --bench control

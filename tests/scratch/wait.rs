@@ -82,7 +82,9 @@ pub fn run_with_input(command: &mut Command, input: impl Into<Stdio>) -> Output 
 fn start(command: &mut Command, input: impl Into<Stdio>) -> Child {
     command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn();
-    child.unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"))
+    child.unwrap_or_else(|error| {
+        panic!("cannot run {command:?}: {error}; `make setup` installs missing programs")
+    })
 }
 
 /// Waits for the end of `child` and of its piped output, as [`Child::wait_with_output`] does.

@@ -7,6 +7,7 @@
 //! | [`phases`] | requests by instance state |
 //! | [`lifecycle`] | start, pause, resume, exit |
 //! | [`change`] | updates of drives and interfaces of a running guest |
+//! | [`attack`] | answers while the guest attacks the VMM |
 //! | [`slow_disk`] | answers while a request of the guest takes long |
 //! | [`fuse`] | a disk whose requests the test releases |
 //! | [`operations`] | answers while an operation of the VM waits |
@@ -26,6 +27,7 @@
 //! | [`clients`] | third-party clients |
 //! | [`snapshot_cli`] | snapshots by the commands of mayfly |
 
+mod attack;
 mod change;
 mod chroot;
 mod clients;

@@ -19,6 +19,8 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn usage_error_has_firecracker_exit_status() {
+    let socket = scratch::process_path("usage.sock");
+    let socket = socket.to_str().unwrap();
     for (flags, status, text) in [
         (&["--api-sock=/x"][..], 153, "--api-sock=/x"),
         (&["--api-sock"], 153, "--api-sock"),
@@ -36,7 +38,7 @@ fn usage_error_has_firecracker_exit_status() {
         ),
         (&["--api-sock", "/nowhere/api.sock"], 1, "/nowhere/api.sock"),
         (
-            &["--api-sock", "/nowhere/x", "--log-path", "/nowhere/log"],
+            &["--api-sock", socket, "--log-path", "/nowhere/log"],
             1,
             "/nowhere/log",
         ),
