@@ -20,6 +20,10 @@ const HOST_VARIABLE: &str = "MAYFLY_EMULATED_HOST";
 /// failed scenarios.
 const MAX_BOOTS: usize = 3;
 
+/// Maximum number of retries of one run: interrupted boots, and repeated scenarios. One or two are usual on a busy machine. More hide a
+/// defect that shows now and then.
+const MAX_RETRIES: usize = 4;
+
 /// Failure without any verdicts.
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -31,7 +35,7 @@ enum Error {
     Machine(#[source] qemu::Error),
 }
 
-/// All verdicts, from the first test that needs one.
+/// All verdicts and retries, from the first test that needs one.
 static HOST: LazyLock<Result<Report, Error>> = LazyLock::new(run_all);
 
 /// Runs `scenario` on the emulated host. Elsewhere boots a host once for all scenarios and fails if this scenario failed.
@@ -78,8 +82,26 @@ fn run_all() -> Result<Report, Error> {
         }
     }
     let seconds = start.elapsed().as_secs();
-    print_notice(&format!("{} scenarios in {seconds} s", scenarios.len()));
+    let (count, list) = (report.retries.len(), report.retries.join(", "));
+    print_notice(&format!(
+        "{} scenarios in {seconds} s, {count} retries of at most {MAX_RETRIES}{}{list}",
+        scenarios.len(),
+        if count == 0 { "" } else { ": " }
+    ));
     Ok(report)
+}
+
+/// Checks the number of `retries`.
+fn check_retries(retries: &[String]) -> Result<(), String> {
+    if retries.len() <= MAX_RETRIES {
+        return Ok(());
+    }
+    Err(format!(
+        "{} retries exceed the limit of {MAX_RETRIES}: a defect that shows now and then may hide in them; find the cause of \
+         each, or run the tests on a less busy machine: {}",
+        retries.len(),
+        retries.join(", ")
+    ))
 }
 
 /// Boots the host for the scenarios in `left`. Prints a notice if it ends early; the last boot then fails the rest.
@@ -97,7 +119,7 @@ fn run_on_host(left: &[String], boot: usize, report: &mut Report) -> Result<(), 
     drop(machine);
     let console = fs::read(&console).unwrap_or_default();
     let console = String::from_utf8_lossy(&console);
-    let (current, output) = report.interrupt().unwrap_or_default();
+    let (current, output) = report.interrupt(&error.to_string()).unwrap_or_default();
     print_notice(&format!("{error}, in {current:?}, on boot {boot} of {MAX_BOOTS}"));
     if boot < MAX_BOOTS {
         return Ok(());
@@ -138,4 +160,30 @@ fn selected_scenarios() -> io::Result<Vec<String>> {
 /// Prints a notice even if all tests pass: libtest captures the print macros, but not writes to stderr.
 fn print_notice(text: &str) {
     let _ = writeln!(io::stderr(), "emulated host: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{HOST, MAX_RETRIES, check_retries};
+
+    /// Waits for the scenarios of this run, if there are any.
+    #[test]
+    fn emulated_host_needs_few_retries() {
+        // Each scenario reports an error of the host.
+        if let Ok(report) = HOST.as_ref() {
+            check_retries(&report.retries).unwrap();
+        }
+    }
+
+    #[test]
+    fn retries_above_limit_fail_with_reason() {
+        let mut retries = vec!["a: failed".to_owned(); MAX_RETRIES];
+        check_retries(&retries).unwrap();
+        retries.push("b: no heartbeat".to_owned());
+        let error = check_retries(&retries).unwrap_err();
+        assert!(
+            error.contains("exceed the limit") && error.ends_with("b: no heartbeat"),
+            "{error}"
+        );
+    }
 }

@@ -21,6 +21,8 @@ pub struct Report {
     pub is_up: bool,
     /// True once the host has run all scenarios.
     pub is_done: bool,
+    /// Scenarios that ran again, with the reason.
+    pub retries: Vec<String>,
     /// Current scenario and its output.
     current: Option<(String, String)>,
     verdicts: BTreeMap<String, Verdict>,
@@ -51,13 +53,18 @@ impl Report {
         self.verdicts.get(name)
     }
 
-    /// Drops the current scenario after the end of its host. Returns its name and output.
-    pub fn interrupt(&mut self) -> Option<(String, String)> {
+    /// Drops the current scenario after the end of its host by `error`, which is one retry. Returns its name and output.
+    pub fn interrupt(&mut self, error: &str) -> Option<(String, String)> {
+        let name = self
+            .current
+            .as_ref()
+            .map_or("the boot", |(name, _)| name.as_str());
+        self.retries.push(format!("{name}: {error}"));
         self.is_up = false;
         self.current.take()
     }
 
-    /// Removes the verdicts of failed scenarios, which another boot repeats. Returns names and output.
+    /// Removes the verdicts of failed scenarios, which another boot repeats: one retry each. Returns names and output.
     pub fn take_failed(&mut self) -> Vec<(String, String)> {
         (self.is_up, self.is_done) = (false, false);
         let failed: Vec<String> = self
@@ -66,6 +73,8 @@ impl Report {
             .filter(|(_, verdict)| !verdict.passed)
             .map(|(name, _)| name.clone())
             .collect();
+        self.retries
+            .extend(failed.iter().map(|name| format!("{name}: failed")));
         failed
             .into_iter()
             .filter_map(|name| self.verdicts.remove(&name).map(|verdict| (name, verdict.output)))
@@ -123,7 +132,9 @@ mod tests {
     fn scenario_without_end_has_no_verdict() {
         let mut report = report("\x01up\n\x01begin a\nhalf");
         assert_eq!(report.verdict("a"), None);
-        assert_eq!(report.interrupt(), Some(("a".to_owned(), "half".to_owned())));
+        let interrupted = report.interrupt("no heartbeat");
+        assert_eq!(interrupted, Some(("a".to_owned(), "half".to_owned())));
+        assert_eq!(report.retries, ["a: no heartbeat"]);
         report.add_line(b"\x01end a 0\n");
         assert_eq!(report.verdict("a"), None, "an end without a beginning");
     }
@@ -146,6 +157,7 @@ mod tests {
             taken.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
             ["a", "b"]
         );
+        assert_eq!(report.retries, ["a: failed", "b: failed"]);
         assert!(taken[0].1.contains("cause") && report.verdict("a").is_none() && !report.is_done);
         assert!(report.take_failed().is_empty());
     }
