@@ -8,10 +8,12 @@
 mod process;
 
 use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use std::{env, fs};
+use std::{env, fs, thread};
 
 use process::{Process, connect, directory, guest, mayfly, put, request_text};
 
@@ -19,7 +21,13 @@ use process::{Process, connect, directory, guest, mayfly, put, request_text};
 const GOAL: Duration = Duration::from_millis(100);
 /// Requests, and pauses, of each process.
 const REQUESTS: usize = 20;
-const DISK: u64 = 256 << 20;
+/// Time before each action, in which the attack proceeds.
+const INTERVAL: Duration = Duration::from_millis(5);
+const BLOCK: usize = 4096;
+/// Allocated blocks of a disk for discards, every other one.
+const BLOCKS: u64 = 4 << 10;
+/// Bytes of a disk for flushes and resets, which only the page cache holds.
+const DIRTY: usize = 64 << 20;
 /// Attacks of resources/guests/attack.c, and the I/O engines to attack.
 const ATTACKS: [(&str, &[&str]); 7] = [
     ("none", &["Sync"]),
@@ -104,7 +112,6 @@ fn measure(rounds: usize) -> io::Result<Vec<Row>> {
 /// Measures `GET /`, pause, resume and SIGTERM under `attack`. A missing answer is an error.
 fn measure_attack(attack: &'static str, engine: &'static str, rounds: usize) -> io::Result<[Row; 4]> {
     let disk = directory().join("disk");
-    fs::File::create(&disk)?.set_len(DISK)?;
     let mut rows = ["GET /", "pause", "resume", "SIGTERM"].map(|action| Row {
         attack,
         engine,
@@ -112,17 +119,21 @@ fn measure_attack(attack: &'static str, engine: &'static str, rounds: usize) -> 
         samples: Vec::new(),
     });
     for _ in 0..rounds {
+        create_disk(&disk, attack)?;
         let (mut process, mut client) = start(attack, engine, &disk.to_string_lossy())?;
         for _ in 0..REQUESTS {
+            thread::sleep(INTERVAL);
             let begin = Instant::now();
             get(&mut client)?;
             rows[0].samples.push(begin.elapsed());
             for (row, state) in [(1, "Paused"), (2, "Resumed")] {
+                thread::sleep(INTERVAL);
                 let begin = Instant::now();
                 patch(&mut client, &format!(r#"{{"state":"{state}"}}"#))?;
                 rows[row].samples.push(begin.elapsed());
             }
         }
+        thread::sleep(INTERVAL);
         let begin = Instant::now();
         let id = libc::pid_t::try_from(process.0.id()).map_err(io::Error::other)?;
         // SAFETY: the call takes no pointers, and the process is a child that has not been waited for.
@@ -134,6 +145,19 @@ fn measure_attack(attack: &'static str, engine: &'static str, rounds: usize) -> 
     }
     rows.iter_mut().for_each(|row| row.samples.sort_unstable());
     Ok(rows)
+}
+
+/// Creates a disk at `path` that takes long to discard or to flush.
+fn create_disk(path: &Path, attack: &str) -> io::Result<()> {
+    let file = fs::File::create(path)?;
+    if attack != "discard" {
+        return file.write_all_at(&vec![1; DIRTY], 0);
+    }
+    file.set_len(BLOCKS * 2 * BLOCK as u64)?;
+    for block in 0..BLOCKS {
+        file.write_all_at(&[1; BLOCK], block * 2 * BLOCK as u64)?;
+    }
+    file.sync_all()
 }
 
 /// Starts a guest with `attack`, or one that idles without an attack.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::http::{Client, NO_CONTENT};
@@ -16,6 +17,8 @@ const PROCESSES: usize = 3;
 const REQUESTS: usize = 40;
 /// Pauses of each process.
 const PAUSES: usize = 15;
+/// Time before each action, in which the attack proceeds.
+const INTERVAL: Duration = Duration::from_millis(5);
 const BLOCK: usize = 4096;
 /// Allocated blocks of a disk for discards, every other one: a discard of all takes seconds, as does its removal.
 const BLOCKS: u64 = 12 << 10;
@@ -74,6 +77,7 @@ struct Samples(Vec<Duration>);
 
 impl Samples {
     fn measure(&mut self, action: impl FnOnce()) {
+        thread::sleep(INTERVAL);
         let begin = Instant::now();
         action();
         self.0.push(begin.elapsed());
