@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use devices::lock;
 use devices::serial::SerialOutput;
-use scratch::Limited;
+use scratch::{AbortTimer, Limited};
 use snapshot::{ArchiveReader, ArchiveWriter};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::arch::{Native, Platform};
@@ -74,7 +74,11 @@ impl Guest {
         let machine = Machine::build(spec, devices, output, timeline()).unwrap();
         let image = Image::open(Path::new(&file(self.name)), Native::ARCHITECTURE).unwrap();
         let machine = machine.boot(&image, None).unwrap();
-        Running { machine, printed }
+        Running {
+            machine,
+            printed,
+            _limit: AbortTimer::start("a machine"),
+        }
     }
 
     /// Builds a machine with a copy of the memory of `source`.
@@ -103,6 +107,7 @@ impl Guest {
         Running {
             machine: machine.unwrap(),
             printed,
+            _limit: AbortTimer::start("a machine"),
         }
     }
 }
@@ -123,6 +128,8 @@ fn device_backends() -> (&'static str, &'static str) {
 struct Running {
     machine: Machine,
     printed: PipeReader,
+    /// Limit of the life of the machine: a pause or a drop may wait for a vCPU.
+    _limit: AbortTimer,
 }
 
 impl Running {

@@ -4,8 +4,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::process::{self, Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
@@ -244,6 +244,28 @@ pub fn join<T: Thread>(thread: T) -> T::Value {
     match thread.value() {
         Ok(value) => value,
         Err(payload) => std::panic::resume_unwind(payload),
+    }
+}
+
+/// Limit of calls in this process that a test cannot end: aborts the process with a message unless dropped within [`TIMEOUT`].
+#[derive(Debug)]
+pub struct AbortTimer {
+    _running: Sender<()>,
+}
+
+impl AbortTimer {
+    /// Starts the timer. `subject` names the calls.
+    pub fn start(subject: &'static str) -> Self {
+        let (running, stop) = mpsc::channel();
+        let current = thread::current();
+        let test = current.name().unwrap_or_default().to_owned();
+        thread::spawn(move || {
+            if stop.recv_timeout(TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+                let _ = writeln!(io::stderr(), "{test}: {subject} did not end within {TIMEOUT:?}");
+                process::abort();
+            }
+        });
+        Self { _running: running }
     }
 }
 

@@ -219,6 +219,10 @@ mod tests {
 
     #[test]
     fn closed_gate_holds_threads() {
+        scratch::limited(hold_threads);
+    }
+
+    fn hold_threads() {
         let gate = Arc::new(PauseGate::default());
         let rounds = Arc::new(AtomicU64::new(0));
         let inside = Arc::new(AtomicBool::new(false));
@@ -278,6 +282,10 @@ mod tests {
 
     #[test]
     fn waiting_thread_handles_notifications() {
+        scratch::limited(notify_waiting_thread);
+    }
+
+    fn notify_waiting_thread() {
         let gate = Arc::new(PauseGate::default());
         gate.close(ThreadSet::default(), || {});
         let (handled, calls) = mpsc::channel();
