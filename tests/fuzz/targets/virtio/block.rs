@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use devices::virtio::Block;
 use devices::virtio::block::{CacheType, DiskConfig, IoEngine};
@@ -12,7 +13,7 @@ use super::super::board::ManualClock;
 use super::super::input::Input;
 use super::super::state::path;
 use super::guest::Guest;
-use super::{Model, Scene, buffer};
+use super::{Model, ONE_PER_100_MS, Scene, buffer};
 
 const SECTOR: usize = 512;
 /// Sectors of the disk.
@@ -49,7 +50,7 @@ impl Drive {
                     IoEngine::Sync
                 },
                 bandwidth: None,
-                operations: None,
+                operations: choose(3).then_some(ONE_PER_100_MS),
             },
         }
     }
@@ -140,6 +141,7 @@ impl Model for Drive {
             buffer(status, 1, true),
         ];
         guest.add(0, &chain);
+        scene.clock.advance(Duration::from_secs(1));
         scene.notify(0);
         scene.operate(|transport| transport.device_mut().drain());
         scene.process_events();

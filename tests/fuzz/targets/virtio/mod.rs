@@ -26,6 +26,7 @@ mod race;
 use std::sync::Arc;
 
 use devices::BusDevice;
+use devices::limiter::Bucket;
 use devices::virtio::VirtioDevice;
 use devices::virtio::mmio::{Transport, registers as r};
 use devices::virtio::testing::{Buffer, CountingInterrupt, FakeDriver, get, set};
@@ -70,6 +71,13 @@ trait Model: Sized {
     where
         Transport<Self::Device>: BusDevice + Component;
 }
+
+/// Limit of a throttled device: one packet or request per 100 ms.
+const ONE_PER_100_MS: Bucket = Bucket {
+    size: 1,
+    refill_time_ms: 100,
+    one_time_burst: 0,
+};
 
 /// Status of a running device.
 const RUNNING: u32 = r::ACKNOWLEDGE | r::DRIVER | r::FEATURES_OK | r::DRIVER_OK;

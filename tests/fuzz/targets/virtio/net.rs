@@ -4,20 +4,12 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 
 use devices::Limiter;
-use devices::limiter::Bucket;
 use devices::virtio::net::{HEADER, MAX_FRAME, Net, NetSetup, Stream};
 
 use super::super::board::ManualClock;
 use super::super::input::Input;
 use super::guest::Guest;
-use super::{Model, Scene, buffer};
-
-/// Limit of the throttled device: one packet per 100 ms.
-const ONE_PER_100_MS: Bucket = Bucket {
-    size: 1,
-    refill_time_ms: 100,
-    one_time_burst: 0,
-};
+use super::{Model, ONE_PER_100_MS, Scene, buffer};
 
 /// Other end of the stream, and the options of the interface.
 pub struct Peer {
