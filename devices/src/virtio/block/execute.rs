@@ -7,7 +7,7 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
 use super::disk::{Disk, Extent};
 use super::request::{HEADER, Status};
-use super::transfer::PIECE_SIZE;
+use super::transfer::{PIECE_SIZE, used_length};
 use crate::virtio::queue::chain::Chain;
 
 /// Response to GET_ID: text, padded with zeros.
@@ -75,17 +75,6 @@ pub(super) fn complete(chain: &Chain<'_>, completion: Completion) -> u32 {
     // Cannot fail: a chain without a status byte is not parsed as a request.
     let _ = chain.writable.write_all(data_length, &[completion.status.byte()]);
     used_length(data_length, completion.written)
-}
-
-/// Returns the length for the used ring: bytes written without a gap from the start, virtio 1.2 §2.7.8.2. The status
-/// byte counts only if the `data_length` bytes before it are all written.
-pub(super) fn used_length(data_length: u64, written: u64) -> u32 {
-    let length = if written == data_length {
-        written + 1
-    } else {
-        written
-    };
-    u32::try_from(length).unwrap_or(u32::MAX)
 }
 
 /// Calls `call` with `iovecs` as a slice, without an allocation for a single iovec, the usual case.

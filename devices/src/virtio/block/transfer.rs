@@ -10,7 +10,6 @@ use snapshot::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::disk::Extent;
-use super::execute::used_length;
 use super::request::{HEADER, Request, RequestKind, Status};
 use crate::virtio::queue::chain::Chain;
 
@@ -156,4 +155,15 @@ impl PendingRequest {
         };
         (self.head, used_length(self.data_length, written))
     }
+}
+
+/// Returns the length for the used ring: bytes written without a gap from the start, virtio 1.2 §2.7.8.2. The status
+/// byte counts only if the `data_length` bytes before it are all written.
+pub(super) fn used_length(data_length: u64, written: u64) -> u32 {
+    let length = if written == data_length {
+        written + 1
+    } else {
+        written
+    };
+    u32::try_from(length).unwrap_or(u32::MAX)
 }
