@@ -2,8 +2,7 @@
 
 use vmm::control::Progress;
 
-use super::Begun;
-use super::context::RequestContext;
+use super::context::{Begun, RequestContext};
 use super::error::Error;
 use crate::http::Response;
 use crate::schema::{Action, ActionType, VmState, VmUpdate};

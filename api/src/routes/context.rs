@@ -1,7 +1,7 @@
 //! Request in progress, and the checks that routes share.
 
 use serde::Serialize;
-use vmm::control::{Control, InstanceState};
+use vmm::control::{Control, InstanceState, Progress};
 
 use super::error::{AFTER_START, BEFORE_START, Error};
 use crate::http::Response;
@@ -53,6 +53,26 @@ impl RequestContext<'_> {
         // Firecracker rejects hyphens, but kraftkit names an interface after its bridge.
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.:".contains(&byte);
         id.bytes().all(plain).then_some(()).ok_or(Error::IdCharacter)
+    }
+}
+
+/// Operation that a request has begun.
+pub struct Begun {
+    pub(super) progress: Progress,
+    /// Subject of an error of the VM.
+    pub(super) part: &'static str,
+    /// The body has a deprecated key.
+    pub(super) is_deprecated: bool,
+}
+
+impl Begun {
+    /// Returns an operation on `part`.
+    pub(super) fn new(progress: Progress, part: &'static str) -> Self {
+        Self {
+            progress,
+            part,
+            is_deprecated: false,
+        }
     }
 }
 

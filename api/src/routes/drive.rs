@@ -2,8 +2,7 @@
 
 use vmm::config;
 
-use super::Begun;
-use super::context::RequestContext;
+use super::context::{Begun, RequestContext};
 use super::error::Error;
 use super::machine::too_long;
 use crate::http::Response;

@@ -24,7 +24,7 @@ use crate::schema::{
 };
 
 pub use context::RequestContext;
-use context::no_content;
+use context::{Begun, no_content};
 pub use error::Error;
 
 pub(crate) use unsupported::check_key;
@@ -53,25 +53,6 @@ enum RouteHandler {
 
 type Handle = fn(&mut RequestContext<'_>) -> Result<Response, Error>;
 type Begin = fn(&mut RequestContext<'_>) -> Result<Begun, Error>;
-
-/// Operation that a request has begun.
-struct Begun {
-    progress: Progress,
-    /// Subject of an error of the VM.
-    part: &'static str,
-    /// The body has a deprecated key.
-    is_deprecated: bool,
-}
-
-impl Begun {
-    fn new(progress: Progress, part: &'static str) -> Self {
-        Self {
-            progress,
-            part,
-            is_deprecated: false,
-        }
-    }
-}
 
 /// Result of a handler.
 pub enum Handled {

@@ -3,8 +3,7 @@
 use vmm::config::{InterfaceUpdate, NetBackend};
 use vmm::control;
 
-use super::Begun;
-use super::context::RequestContext;
+use super::context::{Begun, RequestContext};
 use super::error::Error;
 use crate::http::Response;
 use crate::schema::{NetworkInterface, NetworkInterfaceUpdate, RateLimiter, Vsock};

@@ -1,7 +1,6 @@
 //! Creation and load of snapshots.
 
-use super::Begun;
-use super::context::RequestContext;
+use super::context::{Begun, RequestContext};
 use super::error::{CREATE, Error, LOAD};
 use crate::schema::{SnapshotCreate, SnapshotLoad};
 

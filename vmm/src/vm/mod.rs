@@ -1,6 +1,6 @@
 //! A VM: a machine that runs or is paused, its console, and the recording of its working set.
 //!
-//! The main thread owns the VM. An operation on another thread shares its [`VmCore`].
+//! The main thread owns the VM. An operation on another thread shares its `VmCore`.
 
 mod console;
 mod recording;
