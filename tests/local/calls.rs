@@ -109,36 +109,58 @@ impl KillTimer {
     }
 }
 
-/// A running process whose main thread stops at the entry and the exit of each system call. Other threads run.
-pub struct SyscallStepper(libc::pid_t, #[allow(dead_code, reason = "dropped")] KillTimer);
+/// A running process whose main thread, and the threads that it starts, stop at the entry and the exit of each system call. Other
+/// threads run.
+pub struct SyscallStepper {
+    leader: libc::pid_t,
+    /// Traced threads, which may wait in a system call.
+    threads: Vec<libc::pid_t>,
+    /// Thread of the last stop.
+    stopped: libc::pid_t,
+    _limit: KillTimer,
+}
 
 impl SyscallStepper {
     /// Stops the main thread of `process`.
     pub fn seize(process: u32) -> Self {
-        let process = libc::pid_t::try_from(process).unwrap();
-        let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL;
-        let limit = KillTimer::start(process);
-        request(libc::PTRACE_SEIZE, process, options.into()).unwrap();
-        request(libc::PTRACE_INTERRUPT, process, 0).unwrap();
-        assert!(libc::WIFSTOPPED(wait(process).1), "the process did not stop");
-        Self(process, limit)
+        let leader = libc::pid_t::try_from(process).unwrap();
+        let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_EXITKILL;
+        let limit = KillTimer::start(leader);
+        request(libc::PTRACE_SEIZE, leader, options.into()).unwrap();
+        request(libc::PTRACE_INTERRUPT, leader, 0).unwrap();
+        assert!(libc::WIFSTOPPED(wait(leader).1), "the process did not stop");
+        Self {
+            leader,
+            threads: vec![leader],
+            stopped: leader,
+            _limit: limit,
+        }
     }
 
-    /// Continues to the next entry or exit of a system call. Skips sched_yield: the number of yields of a waiting thread
-    /// varies from run to run.
-    pub fn step(&self) {
-        let mut is_yield = false;
+    /// Continues the stopped thread, and waits for the next entry or exit of a system call of any traced thread. Skips sched_yield:
+    /// the number of yields of a waiting thread varies from run to run.
+    pub fn step(&mut self) {
+        let mut yielding = None;
         loop {
-            request(libc::PTRACE_SYSCALL, self.0, 0).unwrap();
-            let (_, status) = wait(self.0);
-            assert!(libc::WIFSTOPPED(status), "the process has ended: {status:#x}");
+            // A thread that has ended cannot be continued.
+            let _ = request(libc::PTRACE_SYSCALL, self.stopped, 0);
+            let (thread, status) = wait(-1);
+            self.stopped = thread;
+            if !libc::WIFSTOPPED(status) {
+                assert_ne!(thread, self.leader, "the process has ended: {status:#x}");
+                self.threads.retain(|other| *other != thread);
+                continue;
+            }
+            if !self.threads.contains(&thread) {
+                self.threads.push(thread);
+            }
             if libc::WSTOPSIG(status) != libc::SIGTRAP | 0x80 {
                 continue;
             }
-            let was_yield = mem::take(&mut is_yield);
-            is_yield =
-                matches!(read_stop(self.0), Some(Stop::Entry(call)) if call.number == libc::SYS_sched_yield);
-            if !was_yield && !is_yield {
+            let was_yield = yielding.take() == Some(thread);
+            if matches!(read_stop(thread), Some(Stop::Entry(call)) if call.number == libc::SYS_sched_yield) {
+                yielding = Some(thread);
+            } else if !was_yield {
                 return;
             }
         }
@@ -146,7 +168,24 @@ impl SyscallStepper {
 
     /// Detaches from the process, which then runs freely.
     pub fn release(self) {
-        request(libc::PTRACE_DETACH, self.0, 0).unwrap();
+        for &thread in &self.threads {
+            if thread != self.stopped {
+                // Fails if the thread has ended.
+                let _ = request(libc::PTRACE_INTERRUPT, thread, 0);
+                wait(thread);
+            }
+            let _ = request(libc::PTRACE_DETACH, thread, 0);
+        }
+    }
+
+    /// Kills the process at its stop. Its parent must wait for it.
+    pub fn kill(self) {
+        // SAFETY: the call takes no pointer. The test has not waited for the process.
+        unsafe { libc::kill(self.leader, libc::SIGKILL) };
+        // The end of the process follows that of its traced threads.
+        for &thread in self.threads.iter().filter(|thread| **thread != self.leader) {
+            while libc::WIFSTOPPED(wait(thread).1) {}
+        }
     }
 }
 

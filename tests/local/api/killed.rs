@@ -101,7 +101,7 @@ impl KillPoint {
     }
 }
 
-/// Sends `PUT path` with `body` and stops the process at stop number `stops`, or once the response is there. Returns the
+/// Sends `PUT path` with `body` and stops a thread of the process at stop number `stops`, or once the response is there. Returns the
 /// number of stops, the stopped process and the connection for the response.
 pub fn interrupt_request(
     process: &ApiProcess,
@@ -112,7 +112,7 @@ pub fn interrupt_request(
     let mut client = process.connect();
     // After a response, mayfly has accepted the connection: accept makes no stops later.
     assert_eq!(client.request("GET", "/", "").status(), 200);
-    let stepper = SyscallStepper::seize(process.id());
+    let mut stepper = SyscallStepper::seize(process.id());
     client.send(http::go_request("PUT", path, body));
     let mut count = 0;
     while count < stops && !has_response(&client) {
@@ -195,6 +195,8 @@ impl Series {
             while begin.elapsed() < delay {
                 std::hint::spin_loop();
             }
+        } else {
+            stepper.kill();
         }
         process.kill();
         let now = Content::read(&self.directory);
