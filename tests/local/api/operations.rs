@@ -12,7 +12,7 @@ use super::served::{
 };
 use super::uffd::{
     THROTTLED, await_fault, create_drive_snapshot, create_ticker_snapshot, expect_wait, listen,
-    load_with_handler, trickle, uffd_body,
+    load_with_handler, serve_pages, trickle, uffd_body,
 };
 
 /// Limit of each answer and of SIGTERM: 100 ms, with a margin for a busy host. An operation without a page lasts 2 s.
@@ -209,4 +209,31 @@ fn large_snapshot_does_not_delay_end() {
     assert_eq!(fs::read(directory.path("state-2")).unwrap(), b"old");
     fs::remove_file(directory.path("state-2")).unwrap();
     expect_no_snapshot(&directory);
+}
+
+/// Restores the guest of `directory`, whose drive has waiting writes, with a handler that provides `pages` pages. Ends mayfly while
+/// a thread waits for the next page. Returns false if no thread does.
+fn end_at_page(directory: &Directory, pages: u64) -> bool {
+    let listener = listen(directory);
+    let process = load_with_handler(directory, "state", r#","resume_vm":true"#);
+    let handler = serve_pages(listener, directory, "memory", pages);
+    let waits = handler.await_last_page();
+    expect_end(process, LIMIT);
+    waits
+}
+
+#[test]
+fn end_writes_no_absent_page_to_disk() {
+    for engine in ["Sync", "Async"] {
+        // The sectors of a block start with its number, which is 0 in the first block only.
+        let directory = create_drive_snapshot("blocks.elf", engine, "round 2\n");
+        let mut pages = 0;
+        while pages < 24 && end_at_page(&directory, pages) {
+            let disk = fs::read(directory.path("disk")).unwrap();
+            let zeroed = disk.chunks(512).position(|sector| sector[..8] == [0; 8]);
+            assert_eq!(zeroed, None, "{engine}: a sector was zeroed after {pages} pages");
+            pages += 1;
+        }
+        assert!(pages > 4, "{engine}: the guest needs {pages} pages");
+    }
 }

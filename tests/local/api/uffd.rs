@@ -1,12 +1,13 @@
 //! Guests with memory from a fault handler: the example of resources/uffd-handler, on a thread.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -316,6 +317,49 @@ pub fn trickle(
         let _ = handler::serve_after(&stream, &memory, before_event);
     });
     TricklingHandler { interval }
+}
+
+/// A handler that sends a number of pages and no more.
+pub struct LimitedHandler {
+    last: Receiver<()>,
+    _running: Sender<()>,
+}
+
+impl LimitedHandler {
+    /// Waits until the guest needs a page beyond the limit. Returns false if it needs none for a second.
+    pub fn await_last_page(&self) -> bool {
+        self.last.recv_timeout(Duration::from_secs(1)).is_ok()
+    }
+}
+
+/// Provides `pages` pages of the file `memory` in `directory` to the guest that has connected. Keeps its descriptors until it is
+/// dropped.
+pub fn serve_pages(
+    listener: UnixListener,
+    directory: &Directory,
+    memory: &str,
+    pages: u64,
+) -> LimitedHandler {
+    let memory = File::open(directory.path(memory)).unwrap();
+    let (reached, last) = mpsc::channel();
+    let (running, ended) = mpsc::channel::<()>();
+    thread::spawn(move || {
+        let stream = scratch::accept(&listener);
+        let left = Cell::new(pages);
+        let before_event = || match left.get().checked_sub(1) {
+            Some(rest) => left.set(rest),
+            None => {
+                let _ = reached.send(());
+                let _ = ended.recv_timeout(TIMEOUT);
+            }
+        };
+        // An error follows the end of the guest.
+        let _ = handler::serve_after(&stream, &memory, before_event);
+    });
+    LimitedHandler {
+        last,
+        _running: running,
+    }
 }
 
 /// Creates a snapshot of the guest `kernel`, with the drive `d` on `engine`, after it has printed `until`.

@@ -133,6 +133,11 @@ impl IoThread {
         })
     }
 
+    /// Returns the thread. Without it, dropping the handle does not join.
+    pub fn thread_mut(&mut self) -> &mut Option<JoinHandle<()>> {
+        &mut self.thread
+    }
+
     /// Makes the thread look at the gate.
     pub fn kick(&self) {
         // Fails only if the counter is at its maximum, and then the eventfd is readable.

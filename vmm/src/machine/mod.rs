@@ -14,7 +14,8 @@ use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use devices::serial::{Serial, SerialOutput, uart};
 use devices::virtio::net::passt;
@@ -43,6 +44,10 @@ pub use attachments::{
 };
 pub use io_thread::PageWait;
 use io_thread::{Claim, IoThread, PAGE_TIMEOUT};
+
+/// Maximum wait for the threads of a machine whose memory comes from a fault handler, and the time between two checks.
+const END_TIMEOUT: Duration = Duration::from_millis(50);
+const END_INTERVAL: Duration = Duration::from_micros(100);
 
 /// Reason why a machine cannot be built, booted or paused.
 #[derive(Debug, thiserror::Error)]
@@ -297,8 +302,7 @@ impl Machine {
         }
     }
 
-    /// Sets the fault handler of the memory, before the [restore](Self::restore). No thread waits for it longer than the machine
-    /// lives.
+    /// Sets the fault handler of the memory, before the [restore](Self::restore).
     pub(crate) fn set_fault_handler(&mut self, handler: Arc<FaultHandler>) {
         self.fault_handler = Some(handler);
     }
@@ -456,10 +460,33 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // The fields join their threads, and a thread may wait for a page that the handler will never send.
-        if let Some(handler) = &self.fault_handler {
-            self.stop();
-            handler.release();
+        let Some(handler) = &self.fault_handler else {
+            return;
+        };
+        // A thread that waits for a page must wait until the process ends. If the userfaultfd were closed or unregistered, the kernel
+        // would fill the page with zeros, and a write of the guest would bring them to its disk. The devices stay for such a thread,
+        // and for a request in the kernel.
+        std::mem::forget(handler.clone());
+        for device in &self.devices {
+            std::mem::forget(device.transport());
+        }
+        self.stop();
+        let io_threads = self.io_thread.iter_mut().map(IoThread::thread_mut);
+        let threads = self
+            .vcpus
+            .iter_mut()
+            .map(VcpuThread::thread_mut)
+            .chain(io_threads);
+        let deadline = Instant::now() + END_TIMEOUT;
+        for thread in threads {
+            while thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+                if Instant::now() >= deadline {
+                    // Not joined.
+                    *thread = None;
+                } else {
+                    thread::sleep(END_INTERVAL);
+                }
+            }
         }
     }
 }

@@ -73,6 +73,11 @@ impl VcpuThread {
         self.kick.kick();
     }
 
+    /// Returns the thread. Without it, dropping the handle does not join.
+    pub fn thread_mut(&mut self) -> &mut Option<JoinHandle<()>> {
+        &mut self.thread
+    }
+
     /// Interrupts the vCPU, so that its thread checks the gate.
     pub fn kick(&self) {
         self.kick.kick();

@@ -28,7 +28,7 @@ const CHUNKS_BEFORE_RESUME: u32 = 8;
 pub(crate) enum MemoryBacking {
     /// Memory file of a snapshot.
     File(MemoryFile),
-    /// Fault handler, which the machine releases when it is dropped.
+    /// Fault handler, which stays connected until the process ends.
     Uffd(Arc<uffd::FaultHandler>),
 }
 

@@ -13,8 +13,8 @@
 //!
 //! If the fault handler dies, the next access to an absent page blocks without end. This process therefore keeps both
 //! descriptors open: after the last close of the userfaultfd the kernel would fill absent pages with zeros. A kick may
-//! not interrupt a blocked vCPU: KVM supports that since Linux 6.1 only, and not for every access.
-//! [`FaultHandler::release`] unblocks vCPUs at the end of the VM.
+//! not interrupt a blocked vCPU: KVM supports that since Linux 6.1 only, and not for every access. A blocked thread ends with the
+//! process: the machine leaves it and keeps the descriptors.
 
 #[cfg(test)]
 mod tests;
@@ -37,7 +37,6 @@ use super::map::{self, Bytes, allocate, page_size};
 const USERFAULTFD_IOC_NEW: libc::Ioctl = 0xaa00;
 const UFFDIO_API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
 const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
-const UFFDIO_UNREGISTER: libc::Ioctl = 0x8010_aa01_u32 as libc::Ioctl;
 const UFFD_API: u64 = 0xaa;
 const UFFD_FEATURE_EVENT_REMOVE: u64 = 1 << 3;
 const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
@@ -107,9 +106,8 @@ pub enum Error {
 #[derive(Debug)]
 pub struct FaultHandler {
     socket: UnixStream,
-    faults: Userfaultfd,
-    /// Host address and size of each region.
-    regions: Vec<(u64, u64)>,
+    /// Kept open: the last close would fill absent pages with zeros.
+    _faults: Userfaultfd,
 }
 
 impl FaultHandler {
@@ -123,13 +121,6 @@ impl FaultHandler {
         // SAFETY: `polled` is one valid entry.
         let ready = unsafe { libc::poll(&raw mut polled, 1, 0) };
         ready > 0 && polled.revents != 0
-    }
-
-    /// Unblocks all threads that wait for a page and fills absent pages with zeros. The guest must not run afterwards.
-    pub fn release(&self) {
-        for (address, size) in &self.regions {
-            self.faults.unregister(*address, *size);
-        }
     }
 }
 
@@ -151,12 +142,8 @@ pub fn map_uffd(
 ) -> Result<(GuestMemory, FaultHandler), Error> {
     let memory = allocate(regions).map_err(Error::Memory)?;
     let faults = Userfaultfd::open()?;
-    let hosts = memory
-        .iter()
-        .map(|region| (region.as_ptr().addr() as u64, region.len()));
-    let regions: Vec<_> = hosts.collect();
-    for (address, size) in &regions {
-        faults.register(*address, *size)?;
+    for region in memory.iter() {
+        faults.register(region.as_ptr().addr() as u64, region.len())?;
     }
     let socket = connect(path).map_err(|source| {
         let path = path.to_owned();
@@ -177,8 +164,7 @@ pub fn map_uffd(
     }
     let handler = FaultHandler {
         socket,
-        faults,
-        regions,
+        _faults: faults,
     };
     Ok((memory, handler))
 }
@@ -218,13 +204,6 @@ struct UffdioRegister {
     len: u64,
     mode: u64,
     ioctls: u64,
-}
-
-/// `struct uffdio_range`.
-#[repr(C)]
-struct UffdioRange {
-    start: u64,
-    len: u64,
 }
 
 /// A userfaultfd with its features negotiated.
@@ -272,17 +251,6 @@ impl Userfaultfd {
             });
         }
         Ok(())
-    }
-
-    /// Unregisters the mapping: the kernel fills absent pages with zeros and unblocks waiting threads.
-    fn unregister(&self, address: u64, size: u64) {
-        let mut range = UffdioRange {
-            start: address,
-            len: size,
-        };
-        // The request fails only for an unregistered range.
-        // SAFETY: `range` is the structure that this request reads; the content of resident pages does not change.
-        let _ = unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_UNREGISTER, &raw mut range) };
     }
 }
 

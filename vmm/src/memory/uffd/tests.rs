@@ -152,36 +152,6 @@ fn disconnected_handler_is_detected() {
 }
 
 #[test]
-fn release_unblocks_waiting_threads() {
-    let socket = Temporary::missing();
-    let _listener = UnixListener::bind(socket.path()).unwrap();
-    let (memory, handler) = map_uffd(&regions(), socket.path()).unwrap();
-    let touched = memory.clone();
-    let (sender, byte) = mpsc::channel();
-    thread::spawn(move || {
-        for address in [0, HIGH] {
-            let byte: u8 = touched.read_obj(GuestAddress(address)).unwrap();
-            sender.send(byte).unwrap();
-        }
-    });
-    let mut polled = libc::pollfd {
-        fd: handler.faults.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    // SAFETY: `polled` is one valid entry.
-    let ready = unsafe { libc::poll(&raw mut polled, 1, TIMEOUT.as_millis().try_into().unwrap()) };
-    assert_eq!(
-        (ready, polled.revents),
-        (1, libc::POLLIN),
-        "no page fault was reported"
-    );
-    handler.release();
-    let bytes = [(); 2].map(|()| byte.recv_timeout(TIMEOUT));
-    assert_eq!(bytes, [Ok(0), Ok(0)]);
-}
-
-#[test]
 fn missing_handler_error_names_socket() {
     let socket = Temporary::missing();
     let error = map_uffd(&regions(), socket.path()).unwrap_err();
