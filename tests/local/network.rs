@@ -15,6 +15,7 @@ const READY: &str = "net 02:00:00:00:00:07 at 10.0.0.2\n";
 
 /// Runs `test` on a thread in a new network namespace, if the host permits it. Programs that it starts inherit the namespace.
 #[track_caller]
+#[allow(clippy::disallowed_methods, reason = "each wait of `test` has a limit")]
 pub fn in_own_network(test: impl FnOnce() + Send) {
     if !scratch::require(scratch::Requirement::NetworkNamespace) {
         return;
@@ -26,7 +27,7 @@ pub fn in_own_network(test: impl FnOnce() + Send) {
             assert_eq!(result, 0, "{}", io::Error::last_os_error());
             test();
         });
-        scratch::join(thread);
+        thread.join().unwrap();
     });
 }
 

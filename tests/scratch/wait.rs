@@ -247,7 +247,8 @@ pub fn join<T: Thread>(thread: T) -> T::Value {
     }
 }
 
-/// Limit of calls in this process that a test cannot end: aborts the process with a message unless dropped within [`TIMEOUT`].
+/// Limit of calls in this process that a test cannot end: aborts the process with a message unless dropped within five times
+/// [`TIMEOUT`], because the abort ends the other tests too.
 #[derive(Debug)]
 pub struct AbortTimer {
     _running: Sender<()>,
@@ -260,8 +261,9 @@ impl AbortTimer {
         let current = thread::current();
         let test = current.name().unwrap_or_default().to_owned();
         thread::spawn(move || {
-            if stop.recv_timeout(TIMEOUT) == Err(RecvTimeoutError::Timeout) {
-                let _ = writeln!(io::stderr(), "{test}: {subject} did not end within {TIMEOUT:?}");
+            let limit = 5 * TIMEOUT;
+            if stop.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                let _ = writeln!(io::stderr(), "{test}: {subject} did not end within {limit:?}");
                 process::abort();
             }
         });

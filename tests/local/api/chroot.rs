@@ -50,6 +50,7 @@ pub fn mount(source: &Path, target: &Path, kind: &CStr, flags: libc::c_ulong, op
 
 /// Runs `test` on a thread in a new mount namespace, if the host permits it, with the path of an empty tmpfs.
 #[track_caller]
+#[allow(clippy::disallowed_methods, reason = "each wait of `test` has a limit")]
 pub fn in_own_mounts(test: impl FnOnce(PathBuf) + Send) {
     if !scratch::require(scratch::Requirement::MountNamespace) {
         return;
@@ -67,7 +68,7 @@ pub fn in_own_mounts(test: impl FnOnce(PathBuf) + Send) {
             mount(Path::new("tmpfs"), &root, c"tmpfs", 0, c"");
             test(root);
         });
-        scratch::join(thread);
+        thread.join().unwrap();
     });
 }
 

@@ -20,6 +20,7 @@ const IPV4: [u8; 2] = [8, 0];
 
 /// Runs `test` on a thread with an empty network namespace, if the host permits it.
 #[track_caller]
+#[allow(clippy::disallowed_methods, reason = "each wait of `test` has a limit")]
 pub(super) fn in_own_network(test: impl FnOnce() + Send) {
     if !scratch::require(scratch::Requirement::NetworkNamespace) {
         return;
@@ -31,7 +32,7 @@ pub(super) fn in_own_network(test: impl FnOnce() + Send) {
             assert_eq!(result, 0, "{}", io::Error::last_os_error());
             test();
         });
-        scratch::join(thread);
+        thread.join().unwrap();
     });
 }
 
