@@ -15,6 +15,7 @@ use crate::api::http::{NO_CONTENT, go_request};
 use crate::api::served::{Directory, RESUMED, connect, load_body};
 use crate::api::snapshot::devices::create_disk_snapshot;
 use crate::guests::{file, program};
+use crate::memory_limit::{limit_address_space, limits, run_limited, smallest_limit};
 
 fn mayfly(guest: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(program());
@@ -307,6 +308,24 @@ fn modes(terminal: &impl AsRawFd) -> libc::termios {
     let read = unsafe { libc::tcgetattr(terminal.as_raw_fd(), &raw mut modes) };
     assert_eq!(read, 0);
     modes
+}
+
+#[test]
+fn lack_of_memory_restores_terminal() {
+    let hello = file("hello.elf");
+    let start = smallest_limit(|limit| run_limited(&["--version"], limit).status.success());
+    let run = ["run", &hello, "--memory", "2M"];
+    let enough = smallest_limit(|limit| run_limited(&run, limit).status.success());
+    for limit in limits(start, enough) {
+        let mut command = mayfly("hello.elf", &["--memory", "2M"]);
+        limit_address_space(&mut command, limit);
+        let (status, stderr) = Terminal::attach(command).wait();
+        let has_message = stderr.contains("mayfly: cannot ");
+        assert!(
+            matches!(status.code(), Some(0)) || (has_message && status.code().is_some()),
+            "{limit}: {status}: {stderr}"
+        );
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ const OUT_OF_MEMORY: i32 = 122;
 const KIB: u64 = 1024;
 
 /// Limits the address space of `command` to `bytes`.
-fn limit_address_space(command: &mut Command, bytes: u64) {
+pub fn limit_address_space(command: &mut Command, bytes: u64) {
     let limit = move || set_limit(0, bytes);
     // SAFETY: the closure runs between fork and exec and makes one system call.
     unsafe { command.pre_exec(limit) };
@@ -35,7 +35,8 @@ fn set_limit(id: libc::pid_t, bytes: u64) -> io::Result<()> {
     }
 }
 
-fn run_limited(arguments: &[&str], bytes: u64) -> Output {
+/// Runs mayfly with an address space of `bytes`.
+pub fn run_limited(arguments: &[&str], bytes: u64) -> Output {
     let mut command = Command::new(program());
     command
         .args(arguments)
@@ -46,7 +47,7 @@ fn run_limited(arguments: &[&str], bytes: u64) -> Output {
 }
 
 /// Returns the smallest limit in bytes, in steps of 4 KiB, with which `succeeds` returns true; it must with the largest.
-fn smallest_limit(mut succeeds: impl FnMut(u64) -> bool) -> u64 {
+pub fn smallest_limit(mut succeeds: impl FnMut(u64) -> bool) -> u64 {
     let (mut low, mut high) = (0, 512 << 20);
     assert!(succeeds(high));
     while high - low > 4 * KIB {
@@ -61,7 +62,7 @@ fn smallest_limit(mut succeeds: impl FnMut(u64) -> bool) -> u64 {
 }
 
 /// Limits from `low` to `high`: evenly distributed, and each page below `high`.
-fn limits(low: u64, high: u64) -> impl Iterator<Item = u64> {
+pub fn limits(low: u64, high: u64) -> impl Iterator<Item = u64> {
     let even = (0..12).map(move |step| low + (high - low) * step / 12 / KIB * KIB);
     even.chain((0..12).map(move |page| high + 4 * KIB - page * 4 * KIB))
 }
