@@ -353,7 +353,7 @@ impl Executor {
     /// Writes `extent` as far as it does not wait for the disk. The flush of a write-through write waits.
     fn execute_write(&mut self, extent: Extent, chain: &Chain<'_>, write_through: bool) -> Progress {
         let is_async = self.engine == IoEngine::Async;
-        if is_async && (write_through || self.disk.is_block_device()) {
+        if is_async && (write_through || self.disk.is_block_device() || self.is_changing_disk()) {
             return Progress::Waits(0);
         }
         let must_flush = write_through && !self.disk.is_in_memory();
@@ -368,6 +368,12 @@ impl Executor {
             }) if must_flush => Progress::Waits(extent.length),
             progress => progress,
         }
+    }
+
+    /// Returns true if the worker has a discard or write zeroes. File systems lock the file for its calls, one after the other, and a
+    /// write would wait for the lock.
+    fn is_changing_disk(&self) -> bool {
+        self.worker.as_ref().is_some_and(|worker| !worker.only_flushes())
     }
 
     /// Queues `request`, whose rest is `pending`, for the worker. Executes it if there is no worker, and returns its length for the

@@ -386,6 +386,27 @@ fn update_during_cancelled_call_is_busy() {
 }
 
 #[test]
+fn write_beside_discard_goes_to_uring() {
+    if !require(Requirement::IoUring) {
+        return;
+    }
+    let scratch = Scratch::empty();
+    let (mut fixture, storage) = stuck(&scratch, IoEngine::Async, SECTORS);
+    assert_eq!(fixture.write(16, &[1; 4096]), OK);
+    assert_eq!(fixture.block.executor.uring.as_ref().unwrap().in_flight(), 0);
+    fixture.add_segment(DISCARD, 0, 8);
+    fixture.block.notify(0);
+    storage.expect_calls(1);
+    let address = fixture.place(&[2; 4096]);
+    let (_, status) = fixture.add(OUT, 16, &[Buffer::readable(address, 4096)]);
+    fixture.block.notify(0);
+    assert_eq!((fixture.status(status), fixture.block.in_flight()), (NONE, 2));
+    storage.permit(ALL);
+    fixture.run(2);
+    assert_eq!(fixture.status(status), OK);
+}
+
+#[test]
 fn cancelled_work_ends_after_current_call() {
     let scratch = Scratch::empty();
     let (mut fixture, storage) = stuck(&scratch, IoEngine::Sync, 8 * CHUNK);
