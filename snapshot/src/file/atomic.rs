@@ -252,7 +252,7 @@ mod tests {
 
     use scratch::Directory;
 
-    use super::{AtomicFile, Error, NAMES};
+    use super::{AtomicFile, Error, NAMES, is_at, sync_directory};
 
     #[test]
     fn old_file_stays_until_commit() {
@@ -305,6 +305,31 @@ mod tests {
         replacement.commit_unsynced().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(directory.names(), ["state"]);
+    }
+
+    #[test]
+    fn failed_sync_names_directory() {
+        let directory = Directory::new();
+        let missing = directory.path("missing");
+        let error = sync_directory(&missing.join("state")).unwrap_err();
+        assert!(matches!(error, Error::Sync { path, .. } if path == missing));
+        sync_directory(&directory.path("state")).unwrap();
+        // In the current directory.
+        sync_directory(Path::new("state")).unwrap();
+    }
+
+    #[test]
+    fn file_is_only_at_its_own_path() {
+        let directory = Directory::new();
+        let (path, other) = (directory.path("state"), directory.path("other"));
+        let file = fs::File::create(&path).unwrap();
+        assert!(is_at(&file, &path));
+        symlink(&path, &other).unwrap();
+        assert!(!is_at(&file, &other), "a link");
+        fs::remove_file(&path).unwrap();
+        assert!(!is_at(&file, &path), "no file");
+        fs::write(&path, "another's").unwrap();
+        assert!(!is_at(&file, &path), "another file");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::header::update_checksum;
 use super::{
     Architecture, Contents, Error, FormatError, Header, HostIdentity, MAX_CPU, MAX_SECTIONS,
-    PendingStateFile, VERSION, read, version, write,
+    PendingStateFile, VERSION, read, version, write, write_bytes,
 };
 use crate::section::{ArchiveWriter, Schema};
 
@@ -275,8 +275,10 @@ fn write_beyond_limits_fails() {
     let directory = Directory::new();
     let path = directory.path("state");
     let fits = usize::try_from(MAX_SECTIONS).unwrap() - 64;
-    write(&path, &header(), sections(fits)).unwrap();
-    read(&path, None).unwrap();
+    let mut longest = header();
+    longest.host.cpu = "x".repeat(MAX_CPU.into());
+    write_bytes(&path, &longest, &vec![7; fits + 64]).unwrap();
+    assert_eq!(read(&path, None).unwrap().header(), &longest);
     assert!(matches!(
         write(&path, &header(), sections(fits + 64)),
         Err(Error::TooLong { .. })
