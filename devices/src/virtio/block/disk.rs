@@ -610,7 +610,7 @@ fn medium_of(file: &File) -> Medium {
 
 /// Returns the bytes that a call with RWF_NOWAIT has transferred: zero if a call that waits must follow. `lacks_nowait` records that
 /// the kernel does not support the flag.
-fn without_wait(result: io::Result<u64>, lacks_nowait: &Cell<bool>) -> io::Result<u64> {
+pub(super) fn without_wait(result: io::Result<u64>, lacks_nowait: &Cell<bool>) -> io::Result<u64> {
     let error = match result {
         Err(error) => error,
         result => return result,

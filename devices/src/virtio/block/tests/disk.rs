@@ -1,11 +1,13 @@
+use std::cell::Cell;
 use std::error::Error as _;
 use std::fs;
+use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use super::{Scratch, config, options};
 use crate::testing::ManualClock;
-use crate::virtio::block::disk::{Error, open_error};
+use crate::virtio::block::disk::{Error, open_error, without_wait};
 use crate::virtio::block::{Block, Disk, IoEngine};
 
 fn open_failure(path: &Path, read_only: bool) -> String {
@@ -114,4 +116,20 @@ fn open_error_names_drive() {
     };
     assert!(error.to_string().contains("a drive with a long name"));
     assert!(error.source().unwrap().to_string().contains("/nowhere"));
+}
+
+#[test]
+fn call_that_would_wait_transfers_nothing() {
+    let outcome = |code| {
+        let lacks_nowait = Cell::new(false);
+        let result = without_wait(Err(io::Error::from_raw_os_error(code)), &lacks_nowait);
+        (result.map_err(|error| error.raw_os_error()), lacks_nowait.get())
+    };
+    assert_eq!(outcome(libc::EAGAIN), (Ok(0), false));
+    // A call that waits reports the error of the disk.
+    assert_eq!(outcome(libc::EIO), (Ok(0), false));
+    assert_eq!(outcome(libc::EOPNOTSUPP), (Ok(0), true));
+    assert_eq!(outcome(libc::EINVAL), (Ok(0), true));
+    // A call that waits accesses no guest memory, and would succeed.
+    assert_eq!(outcome(libc::EFAULT), (Err(Some(libc::EFAULT)), false));
 }

@@ -198,6 +198,17 @@ fn full_disk_fails_request() {
     }
 }
 
+#[test]
+fn failed_discard_and_zeroes_are_reported() {
+    // The device accepts writes, but fallocate fails: no block is discarded or zeroed.
+    for engine in ENGINES {
+        let mut fixture = Fixture::with_fake_disk("/dev/null", SECTORS * 512, engine);
+        assert_eq!(fixture.run_segments(DISCARD, &[(0, 8, 0)]), IOERR);
+        assert_eq!(fixture.run_segments(WRITE_ZEROES, &[(0, 8, 0)]), IOERR);
+        assert_eq!(fixture.block.metrics().errors, 2);
+    }
+}
+
 /// Asserts that a malformed chain, added by `add_malformed`, stops the device until its reset.
 fn expect_stop(add_malformed: impl Fn(&mut Fixture)) {
     for engine in ENGINES {

@@ -21,6 +21,16 @@ fn save_with_requests_in_flight_fails() {
 }
 
 #[test]
+fn drain_of_idle_device_raises_no_event() {
+    let scratch = Scratch::new(SECTORS * 512);
+    let mut fixture = Fixture::on(&scratch, IoEngine::Sync);
+    assert_eq!(fixture.read(0, 512).0, OK);
+    fixture.block.drain();
+    assert!(fixture.is_idle());
+    assert_eq!(fixture.block.queue_states()[0].next_avail, 1);
+}
+
+#[test]
 fn rate_limiter_round_trips() {
     let scratch = Scratch::new(SECTORS * 512);
     let mut config = config(scratch.path(), IoEngine::Sync);
