@@ -73,6 +73,7 @@ fn shortest_file_is_valid() {
     let path = directory.path("state");
     let mut header = header();
     header.host.cpu.clear();
+    header.host.page_size = 4096;
     write(&path, &header, ArchiveWriter::new()).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().len(), 48);
     assert_eq!(version(&path).unwrap(), VERSION);
