@@ -231,3 +231,24 @@ fn update_waits_for_uring() {
     assert_eq!(fixture.driver.read(data, 512), [7; 512]);
     assert_eq!(fixture.read(1, 512), (OK, pattern(512, 512)));
 }
+
+#[test]
+fn write_waits_for_abandoned_request() {
+    if !require(Requirement::IoUring) {
+        return;
+    }
+    let (mut fixture, mut pipe, _) = start_pending_read();
+    // The kernel does not cancel the read: the reset cannot ask it to.
+    let ring = break_uring(&fixture);
+    fixture.reset();
+    replace_uring(&fixture, &ring);
+    fixture.activate(fixture.block.features());
+    let address = fixture.place(&[1; 512]);
+    let (_, status) = fixture.add(OUT, 0, &[Buffer::readable(address, 512)]);
+    fixture.block.notify(0);
+    // An abandoned write could follow this one.
+    assert_eq!((fixture.status(status), fixture.block.in_flight()), (NONE, 0));
+    pipe.supply();
+    fixture.run(1);
+    assert_eq!(fixture.status(status), OK);
+}
