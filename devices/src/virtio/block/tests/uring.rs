@@ -252,3 +252,29 @@ fn write_waits_for_abandoned_request() {
     fixture.run(1);
     assert_eq!(fixture.status(status), OK);
 }
+
+#[test]
+fn update_after_reset_waits_for_abandoned_request() {
+    if !require(Requirement::IoUring) {
+        return;
+    }
+    let (mut fixture, mut pipe, _) = start_pending_read();
+    let scratch = Scratch::new(SECTORS * 512);
+    // The kernel does not cancel the read: the reset cannot ask it to.
+    let ring = break_uring(&fixture);
+    fixture.reset();
+    assert!(matches!(
+        fixture.block.update(Some(scratch.path())),
+        Err(Error::Busy)
+    ));
+    replace_uring(&fixture, &ring);
+    pipe.supply();
+    // No driver activates the device meanwhile.
+    scratch::wait_until("the end of the abandoned read", || {
+        if !fixture.is_idle() {
+            fixture.process_events(0);
+        }
+        fixture.block.update(Some(scratch.path())).is_ok()
+    });
+    assert_eq!(fixture.block.disk().path(), scratch.path());
+}
