@@ -25,3 +25,36 @@ impl FileIdentity {
         Self::of(&fs::metadata(path).ok()?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    use scratch::Directory;
+
+    use super::FileIdentity;
+
+    #[test]
+    fn identity_belongs_to_file_under_all_names() {
+        let directory = Directory::new();
+        let [path, link, hard, other] = ["state", "link", "hard", "other"].map(|name| directory.path(name));
+        fs::write(&path, "same").unwrap();
+        fs::write(&other, "same").unwrap();
+        symlink(&path, &link).unwrap();
+        fs::hard_link(&path, &hard).unwrap();
+        let identity = FileIdentity::at(&path).unwrap();
+        assert_eq!(FileIdentity::at(&link), Some(identity));
+        assert_eq!(FileIdentity::at(&hard), Some(identity));
+        assert_ne!(FileIdentity::at(&other).unwrap(), identity);
+        assert_eq!(FileIdentity::of(&fs::symlink_metadata(&link).unwrap()), None);
+        for path in [
+            directory.root(),
+            Path::new("/dev/null"),
+            &directory.path("missing"),
+        ] {
+            assert_eq!(FileIdentity::at(path), None, "{path:?}");
+        }
+    }
+}
