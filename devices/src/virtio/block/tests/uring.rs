@@ -167,6 +167,8 @@ fn full_uring_that_fails_continues_queue() {
     assert_eq!(fixture.block.in_flight(), 256);
     // The driver sends no notification for this request: the device enables them only in an empty queue.
     let (_, status) = fixture.add(GET_ID, 0, &[]);
+    fixture.block.notify(0);
+    assert_eq!((fixture.status(status), fixture.block.in_flight()), (NONE, 256));
     break_uring(&fixture);
     let mut used = 0;
     while used < 257 {
@@ -230,6 +232,27 @@ fn update_waits_for_uring() {
     assert_eq!(fixture.driver.queues[0].collect_used().len(), 1);
     assert_eq!(fixture.driver.read(data, 512), [7; 512]);
     assert_eq!(fixture.read(1, 512), (OK, pattern(512, 512)));
+}
+
+#[test]
+fn submission_waits_for_memory_of_other_requests() {
+    if !require(Requirement::IoUring) {
+        return;
+    }
+    let (mut fixture, mut pipe, _) = start_pending_read();
+    let ring = replace_uring(&fixture, &IoUring::new(1).unwrap());
+    let address = fixture.place(&[1; 512]);
+    let (_, status) = fixture.add(OUT, 0, &[Buffer::readable(address, 512)]);
+    // The kernel rejects it again and again, but the end of the read may change that.
+    for _ in 0..20 {
+        fixture.block.notify(0);
+    }
+    assert_eq!((fixture.status(status), fixture.block.in_flight()), (NONE, 2));
+    assert_eq!(fixture.block.engine(), IoEngine::Async);
+    replace_uring(&fixture, &ring);
+    pipe.supply();
+    fixture.run(2);
+    assert_eq!(fixture.status(status), OK);
 }
 
 #[test]
