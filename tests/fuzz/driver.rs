@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{env, fs, process, thread};
 
+use scratch::TIMEOUT;
+
 use super::allocation;
 use super::mutator::Mutator;
 use super::targets::{TARGETS, Target};
@@ -17,8 +19,6 @@ use super::targets::{TARGETS, Target};
 const SEED: u64 = 11;
 /// Duration of a drive in seconds without `FUZZ_SECONDS`.
 const SECONDS: u64 = 1;
-/// Maximum time for one input. Generous, because the machine may be loaded.
-const TIMEOUT: Duration = Duration::from_secs(20);
 /// Maximum heap for one input, in addition to a multiple of its length.
 const MAX_HEAP: usize = 4 << 20;
 /// Maximum heap for each byte of an input.
@@ -145,7 +145,7 @@ fn report(name: &str, input: &[u8]) {
     ));
 }
 
-/// Ends the process if an input takes longer than [`TIMEOUT`].
+/// Ends the process if an input takes longer than [`scratch::TIMEOUT`].
 fn watch(name: &str, current: &Current, end: &Receiver<()>) {
     while end.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
         let current = current.lock().unwrap();

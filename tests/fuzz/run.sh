@@ -37,6 +37,6 @@ for target in $targets; do
     esac
     # Leaks are not checked: statics keep files, and races keep guest memory.
     FUZZ_TARGET=$target ASAN_OPTIONS=detect_leaks=0 "$build/$triple/release/fuzz" -max_total_time="$seconds" \
-        -len_control=0 -max_len=$length -timeout=20 -rss_limit_mb=2048 -malloc_limit_mb=64 -print_final_stats=1 \
+        -len_control=0 -max_len=$length -timeout=60 -rss_limit_mb=2048 -malloc_limit_mb=64 -print_final_stats=1 \
         -verbosity=0 -artifact_prefix="$build/artifacts/$target-" "$build/corpus/$target" "tests/fuzz/corpus/$target"
 done
