@@ -106,7 +106,7 @@ pub fn physical_entry(segments: &[Segment], entry: u64) -> Option<u64> {
     segments.iter().find_map(|segment| {
         let length = segment.physical.end - segment.physical.start;
         let distance = entry.checked_sub(segment.virtual_address)?;
-        (distance < length).then_some(segment.physical.start + distance)
+        (distance < length).then(|| segment.physical.start + distance)
     })
 }
 

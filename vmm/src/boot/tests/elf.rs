@@ -65,6 +65,15 @@ fn widths_parse_alike() {
 }
 
 #[test]
+fn entry_far_behind_virtual_address_is_outside_segments() {
+    let mut segment = ElfSegment::load(0xff00_0000_0010_0000, pattern(100), 50);
+    segment.virtual_address = 0x10_0000;
+    let elf = parsed(&ElfFile::new(0x10, vec![segment]).build(), Architecture::X86_64).unwrap();
+    // The sum of physical address and distance exceeds 64 bits.
+    assert_eq!(physical_entry(&elf.segments, 0xfe00_0000_0000_0000), None);
+}
+
+#[test]
 fn other_architectures_are_rejected() {
     for (machine, required, matches) in [
         (62, Architecture::X86_64, true),
