@@ -7,7 +7,10 @@ use std::os::unix::ffi::OsStrExt;
 use io_uring::IoUring;
 use scratch::{Requirement, require};
 
-use super::{Buffer, Fixture, GET_ID, IN, IOERR, NONE, OK, OUT, SECTORS, Scratch, pattern, poll, poll_of};
+use super::worker::{ALL, stuck};
+use super::{
+    Buffer, DISCARD, Fixture, GET_ID, IN, IOERR, NONE, OK, OUT, SECTORS, Scratch, pattern, poll, poll_of,
+};
 use crate::virtio::block::IoEngine;
 use crate::virtio::block::disk::Error;
 use crate::virtio::device::VirtioDevice;
@@ -300,4 +303,26 @@ fn update_after_reset_waits_for_abandoned_request() {
         fixture.block.update(Some(scratch.path())).is_ok()
     });
     assert_eq!(fixture.block.disk().path(), scratch.path());
+}
+
+#[test]
+fn write_beside_discard_goes_to_uring() {
+    if !require(Requirement::IoUring) {
+        return;
+    }
+    let scratch = Scratch::empty();
+    let (mut fixture, storage) = stuck(&scratch, IoEngine::Async, SECTORS);
+    assert_eq!(fixture.write(16, &[1; 4096]), OK);
+    fixture.add_segment(DISCARD, 0, 8);
+    fixture.block.notify(0);
+    storage.expect_calls(1);
+    // The kernel finds no entry in another io_uring, so the write stays in flight.
+    let ring = replace_uring(&fixture, &IoUring::new(1).unwrap());
+    let address = fixture.place(&[2; 4096]);
+    let (_, status) = fixture.add(OUT, 16, &[Buffer::readable(address, 4096)]);
+    fixture.block.notify(0);
+    assert_eq!((fixture.status(status), fixture.block.in_flight()), (NONE, 2));
+    replace_uring(&fixture, &ring);
+    storage.permit(ALL);
+    fixture.reset();
 }

@@ -141,7 +141,7 @@ pub(super) fn extent(offset: u64, length: u64) -> Extent {
 }
 
 /// Creates a device on a disk of `sectors` whose storage is stuck.
-fn stuck(scratch: &Scratch, engine: IoEngine, sectors: u64) -> (Fixture, Arc<SlowStorage>) {
+pub(super) fn stuck(scratch: &Scratch, engine: IoEngine, sectors: u64) -> (Fixture, Arc<SlowStorage>) {
     scratch.set_len(sectors * 512);
     // Not as tmpfs, which has nothing to flush.
     let mut fixture = Fixture::with_fake_disk(scratch.path().to_str().unwrap(), sectors * 512, engine);
@@ -383,27 +383,6 @@ fn update_during_cancelled_call_is_busy() {
         assert!(fixture.block.executor.is_worker_idle(LIMIT));
         fixture.block.update(None).unwrap();
     }
-}
-
-#[test]
-fn write_beside_discard_goes_to_uring() {
-    if !require(Requirement::IoUring) {
-        return;
-    }
-    let scratch = Scratch::empty();
-    let (mut fixture, storage) = stuck(&scratch, IoEngine::Async, SECTORS);
-    assert_eq!(fixture.write(16, &[1; 4096]), OK);
-    assert_eq!(fixture.block.executor.uring.as_ref().unwrap().in_flight(), 0);
-    fixture.add_segment(DISCARD, 0, 8);
-    fixture.block.notify(0);
-    storage.expect_calls(1);
-    let address = fixture.place(&[2; 4096]);
-    let (_, status) = fixture.add(OUT, 16, &[Buffer::readable(address, 4096)]);
-    fixture.block.notify(0);
-    assert_eq!((fixture.status(status), fixture.block.in_flight()), (NONE, 2));
-    storage.permit(ALL);
-    fixture.run(2);
-    assert_eq!(fixture.status(status), OK);
 }
 
 #[test]
