@@ -358,7 +358,7 @@ impl Shared {
                 state.is_split = is_split && outcome.status == Status::Ok;
                 state.results.extend(std::iter::repeat_n(outcome, count));
             } else {
-                lost_write = is_flush && outcome.status != Status::Ok;
+                lost_write |= is_flush && outcome.status != Status::Ok;
             }
             if is_current || std::mem::take(&mut state.is_awaited) {
                 // Before the unlock: no eventfd becomes readable after a cancellation, unless the device waits for it. Fails only if

@@ -523,8 +523,16 @@ fn failure_of_cancelled_flush_fails_next() {
     storage.permit(1);
     assert!(fixture.block.executor.is_worker_idle(LIMIT));
     storage.set_fails(false);
-    storage.permit(ALL);
     fixture.activate(fixture.block.features());
+    // Other work, cancelled or not, neither reports the error nor forgets it.
+    fixture.add_segment(DISCARD, 0, 8);
+    fixture.block.notify(0);
+    storage.expect_calls(2);
+    fixture.reset();
+    storage.permit(ALL);
+    assert!(fixture.block.executor.is_worker_idle(LIMIT));
+    fixture.activate(fixture.block.features());
+    assert_eq!(fixture.run_segments(DISCARD, &[(0, 8, 0)]), OK);
     assert_eq!(fixture.run_one(FLUSH, 0, &[]).0, IOERR);
     assert_eq!(fixture.run_one(FLUSH, 0, &[]).0, OK);
 }
