@@ -154,6 +154,19 @@ fn long_transfer_is_split() {
 }
 
 #[test]
+fn short_transfers_continue() {
+    let scratch = Scratch::new(SECTORS * 512);
+    let (mut fixture, storage) = stuck(&scratch);
+    storage.permit(ALL);
+    storage.set_short();
+    assert_eq!(fixture.read(1, 1024), (OK, pattern(512, 1024)));
+    let data = pattern(7, 1024);
+    assert_eq!(fixture.write(4, &data), OK);
+    assert_eq!(scratch.contents()[2048..3072], data);
+    assert_eq!(storage.expect_calls(0).len(), 22);
+}
+
+#[test]
 fn drain_makes_transfers_available_again() {
     let scratch = Scratch::new(SECTORS * 512);
     let (mut fixture, storage) = stuck(&scratch);

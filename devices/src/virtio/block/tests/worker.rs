@@ -46,6 +46,8 @@ pub(super) struct State {
     ended: usize,
     permits: usize,
     fails: bool,
+    /// Reads and writes transfer at most 100 bytes.
+    is_short: bool,
     /// Bytes before this offset have no dirty page.
     clean: u64,
 }
@@ -95,6 +97,19 @@ impl SlowStorage {
         self.changed.notify_all();
     }
 
+    pub(super) fn set_short(&self) {
+        lock(&self.state).is_short = true;
+    }
+
+    /// Returns the number of bytes that a transfer of `length` moves.
+    fn count(&self, length: usize) -> usize {
+        if lock(&self.state).is_short {
+            length.min(100)
+        } else {
+            length
+        }
+    }
+
     pub(super) fn set_fails(&self, fails: bool) {
         lock(&self.state).fails = fails;
     }
@@ -103,12 +118,13 @@ impl SlowStorage {
 impl Storage for SlowStorage {
     fn read(&self, data: &mut [u8], offset: u64) -> io::Result<usize> {
         self.call(Call::Read(extent(offset, data.len() as u64)))?;
-        self.file.read_at(data, offset)
+        let count = self.count(data.len());
+        self.file.read_at(&mut data[..count], offset)
     }
 
     fn write(&self, data: &[u8], offset: u64) -> io::Result<usize> {
         self.call(Call::Write(extent(offset, data.len() as u64)))?;
-        self.file.write_at(data, offset)
+        self.file.write_at(&data[..self.count(data.len())], offset)
     }
 
     fn discard(&self, extent: Extent) -> io::Result<()> {
