@@ -170,12 +170,13 @@ fn restored_vcpu_state_precedes_run() {
     for slow in [IOEVENTFD, IRQFD, CREATE_IRQCHIP] {
         assert!(!requests.contains(&slow), "{slow:#x} in {requests:#x?}");
     }
-    // The vCPU thread queries the limits for the CPUID of the snapshot while the main thread creates the VM.
-    for query in [GET_SUPPORTED_CPUID, GET_MSR_INDEX_LIST] {
-        let mut queries = calls.iter().filter(|call| call.request() == Some(query));
-        let first = queries.next().unwrap();
-        assert!(!first.is_main_thread && queries.next().is_none(), "{calls:#x?}");
-    }
+    // The query of all CPUID leaves takes long where the host is a virtual machine. A snapshot of this host needs none.
+    assert!(!requests.contains(&GET_SUPPORTED_CPUID), "{requests:#x?}");
+    let mut queries = calls
+        .iter()
+        .filter(|call| call.request() == Some(GET_MSR_INDEX_LIST));
+    let first = queries.next().unwrap();
+    assert!(!first.is_main_thread && queries.next().is_none(), "{calls:#x?}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use snapshot::persist::Error as StateError;
 use snapshot::{ArchiveReader, ArchiveWriter, GuestMemory, Schema};
 use vm_memory::GuestAddress;
 
-use super::{AttachContext, Buses, Cpu, Error, MmioDeviceInfo, Platform, SharedSource};
+use super::{AttachContext, Buses, Cpu, CpuCheck, Error, MmioDeviceInfo, Platform, SharedSource};
 use crate::boot::LoadedImage;
 use crate::config::{MemorySize, VmSpec};
 use crate::kvm::{self, Kick};
@@ -104,7 +104,7 @@ impl Cpu for Aarch64 {
     type Entry = ();
     type State = VcpuState;
 
-    fn profile(_: &Kvm, _: bool) -> Result<(), kvm::Error> {
+    fn profile(_: &Kvm) -> Result<(), kvm::Error> {
         Ok(())
     }
 
@@ -120,7 +120,13 @@ impl Cpu for Aarch64 {
         Ok(VcpuState)
     }
 
-    fn restore(_: &VcpuFd, _: &Kvm, _: &mut VcpuState, (): &(), _: bool) -> Result<(), StateError> {
+    fn restore<'p>(
+        _: &VcpuFd,
+        _: &Kvm,
+        _: &mut VcpuState,
+        _: impl FnOnce() -> Result<&'p (), StateError>,
+        _: CpuCheck,
+    ) -> Result<(), StateError> {
         Ok(())
     }
 

@@ -188,6 +188,18 @@ pub trait Platform: Send + Sync + Sized + 'static {
     fn restore_after_vcpus(&self, archive: &mut ArchiveReader<'_>, realtime: bool) -> Result<(), StateError>;
 }
 
+/// Check of a saved vCPU for CPUID bits and model-specific registers that this host does not support.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CpuCheck {
+    /// They are rejected. CPUID bits that the processor has, and that any KVM supports then, are not looked up.
+    #[default]
+    Quick,
+    /// They are rejected, by the answer of KVM.
+    Strict,
+    /// They are removed.
+    Mask,
+}
+
 /// Features, entry and state of vCPUs.
 pub trait Cpu {
     /// Processor features common to all vCPUs.
@@ -197,13 +209,12 @@ pub trait Cpu {
     /// State of one vCPU.
     type State: Schema + Send;
 
-    /// Reads the features that KVM supports on this host; with `restores`, also those that only [`restore`](Self::restore) requires.
-    /// The call is slow where the host is a virtual machine, because each CPUID leaf that KVM reads costs an exit. A vCPU thread calls
-    /// it while the machine is built.
+    /// Reads the features that KVM supports on this host. The call is slow where the host is a virtual machine, because each
+    /// CPUID leaf that KVM reads costs an exit. A vCPU thread calls it while the machine is built.
     ///
     /// # Errors
     /// [`kvm::Error::Call`]
-    fn profile(kvm: &Kvm, restores: bool) -> Result<Self::Profile, kvm::Error>;
+    fn profile(kvm: &Kvm) -> Result<Self::Profile, kvm::Error>;
 
     /// Sets profile and reset state of vCPU `id` of `count`.
     ///
@@ -228,18 +239,21 @@ pub trait Cpu {
         flush_pending: impl FnMut(&mut VcpuFd),
     ) -> Result<Self::State, StateError>;
 
-    /// Restores the state of `vcpu`, in place of profile and boot registers. With `mask`, removes all that exceeds `profile`.
+    /// Restores the state of `vcpu`, in place of profile and boot registers. `profile` returns the features that KVM supports; `check`
+    /// and the state decide if it is called.
     ///
     /// # Errors
-    /// [`StateError::Unsupported`] without `mask`, [`StateError::Invalid`] and [`StateError::Kernel`]; the vCPU must not run
+    /// [`StateError::Unsupported`], [`StateError::Invalid`], [`StateError::Kernel`], and those of `profile`; the vCPU must not run
     /// afterwards.
-    fn restore(
+    fn restore<'p>(
         vcpu: &VcpuFd,
         kvm: &Kvm,
         state: &mut Self::State,
-        profile: &Self::Profile,
-        mask: bool,
-    ) -> Result<(), StateError>;
+        profile: impl FnOnce() -> Result<&'p Self::Profile, StateError>,
+        check: CpuCheck,
+    ) -> Result<(), StateError>
+    where
+        Self::Profile: 'p;
 
     /// Notifies the guest of a pause of `vcpu`, so that its watchdog does not report a hang.
     fn notify_pause(vcpu: &VcpuFd);

@@ -32,7 +32,7 @@ use snapshot::{ArchiveReader, ArchiveWriter, Component};
 use super::Machine;
 use super::attachments::AttachedDevice;
 use super::io_thread::{IoThread, PageWait, WAIT_INTERVAL};
-use crate::arch::Platform;
+use crate::arch::{CpuCheck, Platform};
 use crate::timeline::Lane;
 use crate::vcpu::{NativeVcpuState, PauseGate, StateReply, ThreadSet, VcpuInit, VcpuThread};
 
@@ -114,8 +114,8 @@ fn receive_spinning<T>(
 pub struct RestoreOptions {
     /// The guest's clock advances by the time since the save.
     pub realtime: bool,
-    /// CPUID bits and model-specific registers that this host does not support are removed. Otherwise the restore fails.
-    pub mask_cpu: bool,
+    /// Check of the vCPUs for values that this host does not support.
+    pub check: CpuCheck,
 }
 
 /// Save in progress. When it is dropped, nothing is saved, and the machine can be resumed.
@@ -231,7 +231,7 @@ impl Machine {
     /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Page`], [`Error::Devices`], [`Error::Sections`], [`Error::Passt`] and
     /// [`Error::IoThread`]. No vCPU has entered the guest then.
     pub fn restore(mut self, mut archive: ArchiveReader<'_>, options: RestoreOptions) -> Result<Self, Error> {
-        let RestoreOptions { realtime, mask_cpu } = options;
+        let RestoreOptions { realtime, check } = options;
         // No vCPU is in the guest yet, so that the gate closes at once; the threads wait at it after their restore.
         self.shared.gate.close(ThreadSet::default(), || ());
         let (restored, replies) = (0..self.vcpus.len())
@@ -241,7 +241,7 @@ impl Machine {
             let state = read_vcpu(id, &mut archive)?;
             vcpu.start(self.start_context(VcpuInit::State {
                 state,
-                mask_cpu,
+                check,
                 restored,
             }));
         }

@@ -11,6 +11,7 @@ use snapshot::section;
 use super::names;
 use super::source::{self, MACHINE, MemorySource, host_identity};
 use super::working_set::{self, WorkingSetOptions};
+use crate::arch::CpuCheck;
 use crate::config::{self, DeviceBackend, DeviceKind, HostMemory, VmConfig, VmSpec};
 use crate::machine::state::{self, RestoreOptions, StateError};
 use crate::machine::{self, Machine, open_devices};
@@ -133,6 +134,15 @@ impl LoadSnapshotParams {
         }
     }
 
+    /// The attacker chooses the features of an untrusted state, and knows the limits of [`CpuCheck::Quick`].
+    fn cpu_check(&self) -> CpuCheck {
+        match (self.mask_cpu, self.untrusted) {
+            (true, _) => CpuCheck::Mask,
+            (false, true) => CpuCheck::Strict,
+            (false, false) => CpuCheck::Quick,
+        }
+    }
+
     /// Loads the snapshot into a paused VM. The console is opened last: terminal and files stay untouched if the snapshot, its memory
     /// or a device cannot be opened.
     pub(crate) fn load(
@@ -185,7 +195,7 @@ impl LoadSnapshotParams {
                 sections,
                 RestoreOptions {
                     realtime: self.realtime,
-                    mask_cpu: self.mask_cpu,
+                    check: self.cpu_check(),
                 },
             )
         });

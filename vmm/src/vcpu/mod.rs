@@ -10,8 +10,8 @@
 //!   │
 //! start(init) ── KVM_RUN until the guest ends or the thread is stopped
 //! ```
-//! A thread that gets a saved state compares it with the profile, so that a state file cannot enable features that KVM does not
-//! support; see [`VcpuShared::restores`].
+//! A thread that gets a saved state queries KVM only if the processor alone does not decide that KVM supports its features; see
+//! [`CpuCheck`](crate::arch::CpuCheck).
 
 mod exit;
 mod gate;

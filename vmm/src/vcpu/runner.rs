@@ -14,7 +14,7 @@ use super::exit::{ExitAction, ExitCounters, Location, StopReason, Targets, VcpuE
 use super::gate::{PauseGate, ThreadSet};
 use super::park::{NativeCpu, NativeVcpuState, ParkRequest};
 use super::pre_entry::run_until_entry;
-use crate::arch::{Cpu, Native, Platform};
+use crate::arch::{Cpu, CpuCheck, Native, Platform};
 use crate::kvm::{self, Kick, RunPage};
 use crate::timeline::{Lane, Timeline};
 
@@ -49,9 +49,7 @@ impl VcpuShared {
     fn profile(&self, id: u8) -> Result<&Profile, kvm::Error> {
         let profile = self.profile.get_or_init(|| {
             self.timeline
-                .measure(Lane::Vcpu(id), "ask for CPUID", || {
-                    NativeCpu::profile(&self.kvm, self.restores)
-                })
+                .measure(Lane::Vcpu(id), "ask for CPUID", || NativeCpu::profile(&self.kvm))
                 .map_err(|error| match error {
                     kvm::Error::Call { call, source, .. } => (call, source.raw_os_error().unwrap_or(0)),
                     other => (other.to_string(), 0),
@@ -68,7 +66,7 @@ impl VcpuShared {
     fn saved_profile(&self, id: u8) -> Result<&Profile, StateError> {
         self.profile(id).map_err(|error| StateError::Kernel {
             component: "vCPU",
-            operation: "query of the supported CPUID and MSRs",
+            operation: "query of the supported CPUID",
             source: io::Error::other(error),
         })
     }
@@ -106,8 +104,8 @@ pub enum VcpuInit {
     State {
         /// The state.
         state: Box<NativeVcpuState>,
-        /// Values that this host does not support are removed.
-        mask_cpu: bool,
+        /// Check for values that this host does not support.
+        check: CpuCheck,
         /// Channel for the result. After an error the vCPU never enters the guest.
         restored: SyncSender<Result<(), StateError>>,
     },
@@ -135,14 +133,14 @@ impl VcpuRunner {
     fn run_vcpu(&self, vcpu_receiver: &Receiver<VcpuFd>, start_receiver: &Receiver<StartContext>) {
         let lane = Lane::Vcpu(self.id);
         self.shared.timeline.mark(lane, "thread runs");
-        // While the main thread creates the VM. A saved state requires the profile too: it must not exceed it.
-        let profile = self.shared.profile(self.id);
+        // While the main thread creates the VM.
+        let profile = (!self.shared.restores).then(|| self.shared.profile(self.id));
         let Ok(mut vcpu) = vcpu_receiver.recv() else {
             return;
         };
-        let prepared = match self.shared.restores {
-            true => Ok(()),
-            false => self.shared.timeline.measure(lane, "prepare vCPU", || {
+        let prepared = match profile {
+            None => Ok(()),
+            Some(profile) => self.shared.timeline.measure(lane, "prepare vCPU", || {
                 NativeCpu::configure(&vcpu, self.id, self.shared.count, profile?)
             }),
         };
@@ -175,12 +173,12 @@ impl VcpuRunner {
                 .map(|()| true),
             VcpuInit::State {
                 mut state,
-                mask_cpu,
+                check,
                 restored,
             } => {
                 let result = timeline.measure(lane, "restore vCPU", || {
-                    let profile = self.shared.saved_profile(self.id)?;
-                    NativeCpu::restore(vcpu, &self.shared.kvm, &mut state, profile, mask_cpu)
+                    let profile = || self.shared.saved_profile(self.id);
+                    NativeCpu::restore(vcpu, &self.shared.kvm, &mut state, profile, check)
                 });
                 let is_ok = result.is_ok();
                 // Freed before the main thread trims the heap.

@@ -8,7 +8,6 @@ use std::arch::x86_64::__cpuid;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
-use super::vcpu_state::msrs;
 use crate::kvm::{Error, failed};
 
 const HYPERVISOR_BASE: u32 = 0x4000_0000;
@@ -26,30 +25,25 @@ const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
 
-/// CPUID entries common to all vCPUs, and the MSRs of saved ones.
+/// CPUID entries common to all vCPUs.
 pub struct Profile {
     entries: Vec<kvm_cpuid_entry2>,
     is_amd: bool,
-    msrs: Vec<u32>,
 }
 
 impl Profile {
-    /// Reads the CPUID entries that KVM supports on this host. With `restores`, also reads the MSRs.
+    /// Reads the CPUID entries that KVM supports on this host.
     ///
     /// # Errors
     /// [`Error::Call`]
-    pub fn from_kvm(kvm: &Kvm, restores: bool) -> Result<Self, Error> {
+    pub fn from_kvm(kvm: &Kvm) -> Result<Self, Error> {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
         // KVM API, KVM_GET_SUPPORTED_CPUID: the TSC-deadline bit is always clear, since it needs an in-kernel local APIC.
         // KVM reports the timer by a capability.
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        let mut profile = Self::from_supported(supported.as_slice(), tsc_deadline);
-        if restores {
-            profile.msrs = msrs::list(kvm).map_err(failed("KVM_GET_MSR_INDEX_LIST"))?;
-        }
-        Ok(profile)
+        Ok(Self::from_supported(supported.as_slice(), tsc_deadline))
     }
 
     fn from_supported(supported: &[kvm_cpuid_entry2], tsc_deadline: bool) -> Self {
@@ -87,22 +81,12 @@ impl Profile {
         let is_amd = supported
             .iter()
             .any(|entry| entry.function == 0 && [AMD, HYGON].contains(&entry.ebx));
-        let msrs = Vec::new();
-        Self {
-            entries,
-            is_amd,
-            msrs,
-        }
+        Self { entries, is_amd }
     }
 
     /// Returns the entries without those values that depend on the vCPU.
     pub fn entries(&self) -> &[kvm_cpuid_entry2] {
         &self.entries
-    }
-
-    /// Returns the MSRs that are saved on this host; none unless they were read.
-    pub fn msrs(&self) -> &[u32] {
-        &self.msrs
     }
 
     /// Returns the entries of vCPU `id` of `count`, with a time stamp counter of `tsc_khz` kHz.

@@ -24,7 +24,7 @@ const EDX: usize = 3;
 const REGISTERS: [&str; 4] = ["EAX", "EBX", "ECX", "EDX"];
 
 /// Registers EAX to EDX of a CPUID entry.
-type Registers = [u32; 4];
+pub type Registers = [u32; 4];
 
 /// Register of a saved CPUID entry that exceeds the limits.
 #[derive(Debug)]
@@ -146,7 +146,7 @@ pub fn msr_name(index: u32) -> String {
     }
 }
 
-fn registers(entry: &kvm_cpuid_entry2) -> Registers {
+pub fn registers(entry: &kvm_cpuid_entry2) -> Registers {
     [entry.eax, entry.ebx, entry.ecx, entry.edx]
 }
 
@@ -201,7 +201,7 @@ fn compare(host: &[kvm_cpuid_entry2], position: usize, entry: &kvm_cpuid_entry2,
 }
 
 /// Returns the bits of `entry` that announce features. The others are numbers, such as sizes, topology and frequencies.
-fn feature_bits(entry: &kvm_cpuid_entry2) -> Registers {
+pub fn feature_bits(entry: &kvm_cpuid_entry2) -> Registers {
     // EAX, EBX, ECX, EDX. Intel SDM volume 2A, CPUID; AMD APM volume 3, appendix E; Documentation/virt/kvm/x86/cpuid.rst.
     match (entry.function, entry.index) {
         (0x1, _) => [0, 0, !LEAF1_ECX_COMPUTED, !LEAF1_EDX_TOPOLOGY],
@@ -227,7 +227,7 @@ fn feature_bits(entry: &kvm_cpuid_entry2) -> Registers {
 }
 
 /// Returns the fields of a register with numbers that are limited: sizes of the PMU, widths of addresses, version of AVX10.
-fn number_fields(function: u32, register: usize) -> &'static [u32] {
+pub fn number_fields(function: u32, register: usize) -> &'static [u32] {
     match (function, register) {
         (0xa | 0x8000_0008, EAX) => &[0xff, 0xff00, 0xff_0000],
         (0xa, EDX) => &[0x1f, 0x1fe0],

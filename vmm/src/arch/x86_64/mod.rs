@@ -9,6 +9,7 @@
 //! | [`irqchip`] | interrupt controllers other than the local APICs |
 //! | [`layout`] | physical addresses and interrupt lines |
 //! | `limits` | CPUID entries and MSRs in a snapshot that this host does not support |
+//! | `native_limits` | limits by the processor, which need no query of KVM |
 //! | [`platform`] | [`X86_64`], the platform |
 //! | [`vcpu_state`] | state of vCPUs in a snapshot |
 
@@ -20,6 +21,7 @@ pub mod irqchip;
 pub mod layout;
 mod limits;
 pub mod msr;
+mod native_limits;
 pub mod platform;
 #[cfg(test)]
 mod saved_format;

@@ -23,7 +23,9 @@ use super::entry::EntryState;
 use super::irqchip::Irqchip;
 use super::vcpu_state::VcpuState;
 use super::{cpuid, layout, msr};
-use crate::arch::{AttachContext, Buses, Cpu, Error, EventSource, MmioDeviceInfo, Platform, SharedSource};
+use crate::arch::{
+    AttachContext, Buses, Cpu, CpuCheck, Error, EventSource, MmioDeviceInfo, Platform, SharedSource,
+};
 use crate::boot::LoadedImage;
 use crate::config::{MemorySize, VmSpec};
 use crate::kvm::{self, Kick, failed};
@@ -299,8 +301,8 @@ impl Cpu for X86_64 {
     type Entry = EntryState;
     type State = VcpuState;
 
-    fn profile(kvm: &Kvm, restores: bool) -> Result<cpuid::Profile, kvm::Error> {
-        cpuid::Profile::from_kvm(kvm, restores)
+    fn profile(kvm: &Kvm) -> Result<cpuid::Profile, kvm::Error> {
+        cpuid::Profile::from_kvm(kvm)
     }
 
     fn configure(vcpu: &VcpuFd, id: u8, count: u8, profile: &cpuid::Profile) -> Result<(), kvm::Error> {
@@ -325,14 +327,14 @@ impl Cpu for X86_64 {
         VcpuState::save(vcpu, kvm, flush_pending)
     }
 
-    fn restore(
+    fn restore<'p>(
         vcpu: &VcpuFd,
         kvm: &Kvm,
         state: &mut VcpuState,
-        profile: &cpuid::Profile,
-        mask: bool,
+        profile: impl FnOnce() -> Result<&'p cpuid::Profile, StateError>,
+        check: CpuCheck,
     ) -> Result<(), StateError> {
-        state.restore(vcpu, kvm, profile, mask)
+        state.restore(vcpu, kvm, profile, check)
     }
 
     fn notify_pause(vcpu: &VcpuFd) {

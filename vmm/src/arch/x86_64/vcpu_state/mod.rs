@@ -31,6 +31,8 @@ use snapshot::persist::Error;
 
 use super::cpuid::Profile;
 use super::limits::{self, Excess};
+use super::native_limits::{native_limits, read_cpuid};
+use crate::arch::CpuCheck;
 use error::{COMPONENT, invalid, kernel_error, unsupported};
 use sregs::SregsState;
 use xsave::XsaveState;
@@ -125,14 +127,25 @@ impl VcpuState {
         })
     }
 
-    /// Restores this state to `vcpu`, whose previous state does not matter. With `mask`, removes all that exceeds `profile`.
+    /// Restores this state to `vcpu`, whose previous state does not matter. `profile` returns the
+    /// features that KVM supports.
     ///
     /// # Errors
     /// [`Error::Invalid`], [`Error::Unsupported`] and [`Error::Kernel`]; the vCPU must not run afterwards.
-    pub fn restore(&mut self, vcpu: &VcpuFd, kvm: &Kvm, profile: &Profile, mask: bool) -> Result<(), Error> {
+    pub fn restore<'p>(
+        &mut self,
+        vcpu: &VcpuFd,
+        kvm: &Kvm,
+        profile: impl FnOnce() -> Result<&'p Profile, Error>,
+        check: CpuCheck,
+    ) -> Result<(), Error> {
+        let mask = check == CpuCheck::Mask;
         self.check()?;
         // First: CPUID defines the valid bits of CR4, XCR0, MSRs and local APIC.
-        self.restore_cpuid(vcpu, profile, mask)?;
+        let mut names = self.restore_cpuid(vcpu, profile, check)?;
+        let known = msrs::list(kvm).map_err(kernel_error("KVM_GET_MSR_INDEX_LIST"))?;
+        names.extend(limits::limit_msrs(&known, &mut self.msrs, mask));
+        handle_excess(&names, mask)?;
         // Before the TSC and the deadline, which KVM converts with the frequency.
         self.restore_frequency(vcpu, kvm)?;
         // Before the local APIC, because sregs contain the APIC base; before the events, because KVM_SET_SREGS clears
@@ -173,40 +186,43 @@ impl VcpuState {
         msrs::check(&self.msrs)
     }
 
-    /// Sets the CPUID of `vcpu`, without features beyond `profile`, and removes MSRs beyond it.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] for all that was removed, unless `mask` is set.
-    fn restore_cpuid(&mut self, vcpu: &VcpuFd, profile: &Profile, mask: bool) -> Result<(), Error> {
-        let mut found = limits::find_excess(profile.entries(), &self.cpuid);
-        found
-            .iter()
-            .for_each(|excess| excess.remove_from(&mut self.cpuid));
-        let cpuid = CpuId::from_entries(&self.cpuid).map_err(|_| {
+    /// Sets the CPUID of `vcpu`, without features beyond the limits of this host. Returns their names.
+    fn restore_cpuid<'p>(
+        &self,
+        vcpu: &VcpuFd,
+        profile: impl FnOnce() -> Result<&'p Profile, Error>,
+        check: CpuCheck,
+    ) -> Result<Vec<String>, Error> {
+        if check == CpuCheck::Quick
+            && self
+                .set_cpuid(vcpu, &native_limits(&self.cpuid, read_cpuid))?
+                .is_empty()
+        {
+            return Ok(Vec::new());
+        }
+        self.set_cpuid(vcpu, profile()?.entries())
+    }
+
+    /// Sets the CPUID of `vcpu`, without features beyond those of `host`. Returns their names, except for features that KVM sets
+    /// itself.
+    fn set_cpuid(&self, vcpu: &VcpuFd, host: &[kvm_cpuid_entry2]) -> Result<Vec<String>, Error> {
+        let mut found = limits::find_excess(host, &self.cpuid);
+        let mut cpuid = CpuId::from_entries(&self.cpuid).map_err(|_| {
             invalid(format!(
                 "{} CPUID entries exceed {KVM_MAX_CPUID_ENTRIES}",
                 self.cpuid.len()
             ))
         })?;
+        found
+            .iter()
+            .for_each(|excess| excess.remove_from(cpuid.as_mut_slice()));
         vcpu.set_cpuid2(&cpuid).map_err(kernel_error("KVM_SET_CPUID2"))?;
         if !found.is_empty() {
             let set = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES);
             let set = set.map_err(kernel_error("KVM_GET_CPUID2"))?;
             found.retain_mut(|excess| excess.drop_imposed(set.as_slice()));
         }
-        let mut names: Vec<_> = found.iter().flat_map(Excess::names).collect();
-        names.extend(limits::limit_msrs(profile.msrs(), &mut self.msrs, mask));
-        if names.is_empty() {
-            return Ok(());
-        }
-        let names = limits::join(&names);
-        if mask {
-            log::warn!("the guest loses features of its processor: {names}");
-            return Ok(());
-        }
-        Err(unsupported(format!(
-            "KVM does not support {names}; load the snapshot on a host that does, or remove them"
-        )))
+        Ok(found.iter().flat_map(Excess::names).collect())
     }
 
     /// Sets the frequency of the time stamp counter, unless the host has the same.
@@ -227,6 +243,24 @@ impl VcpuState {
         vcpu.set_tsc_khz(self.tsc_khz)
             .map_err(kernel_error("KVM_SET_TSC_KHZ"))
     }
+}
+
+/// Handles values with `names` that this host does not support, which were removed.
+///
+/// # Errors
+/// [`Error::Unsupported`], unless there are none or `mask` is set.
+fn handle_excess(names: &[String], mask: bool) -> Result<(), Error> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let names = limits::join(names);
+    if mask {
+        log::warn!("the guest loses features of its processor: {names}");
+        return Ok(());
+    }
+    Err(unsupported(format!(
+        "KVM does not support {names}; load the snapshot on a host that does, or remove them"
+    )))
 }
 
 /// Returns true if the frequencies differ by at most [`TSC_TOLERANCE_PPM`].
