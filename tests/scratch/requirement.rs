@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::Location;
 use std::path::Path;
@@ -33,6 +35,8 @@ pub enum Requirement {
     Passt,
     /// `/dev/fuse`, and a user that may mount its file systems.
     Fuse,
+    /// A temporary directory whose files are not only in memory: there, a flush has nothing to write.
+    DiskDirectory,
 }
 
 impl Requirement {
@@ -61,6 +65,10 @@ impl Requirement {
                 "FUSE",
                 "load the module fuse, and run the tests as root with /dev/fuse",
             ),
+            Self::DiskDirectory => (
+                "a temporary directory on a disk",
+                "set TMPDIR to a directory of a file system that is not in memory",
+            ),
         }
     }
 
@@ -81,6 +89,7 @@ impl Requirement {
                 unshare(libc::CLONE_NEWNS)?;
                 open_device(Path::new("/dev/fuse")).map(drop)
             }
+            Self::DiskDirectory => check_on_disk(&env::temp_dir()),
         }
     }
 }
@@ -193,6 +202,27 @@ fn probe_loop_device() -> io::Result<()> {
     open_device(Path::new(path.trim())).map(drop)
 }
 
+/// Type of ramfs in linux/magic.h.
+const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
+
+/// Fails if the files of `directory` are in memory.
+fn check_on_disk(directory: &Path) -> io::Result<()> {
+    const TYPES_IN_MEMORY: [libc::c_long; 2] = [libc::TMPFS_MAGIC, RAMFS_MAGIC];
+    let named = |error: io::Error| io::Error::other(format!("{}: {error}", directory.display()));
+    let file = File::open(directory).map_err(named)?;
+    let mut status = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: `status` is valid for the write of the structure.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), status.as_mut_ptr()) } != 0 {
+        return Err(named(io::Error::last_os_error()));
+    }
+    // SAFETY: the successful call has written the structure.
+    let status = unsafe { status.assume_init() };
+    if TYPES_IN_MEMORY.contains(&status.f_type) {
+        return Err(named(io::Error::other("tmpfs or ramfs")));
+    }
+    Ok(())
+}
+
 fn open_device(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
@@ -232,9 +262,10 @@ fn run(command: &mut Command) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
     use std::process::Command;
 
-    use super::{SKIPPED, TESTS, is_all, skip};
+    use super::{SKIPPED, TESTS, check_on_disk, is_all, skip};
     use crate::Directory;
 
     /// Name of the test below that another one runs in a process of its own.
@@ -282,6 +313,16 @@ mod tests {
             !passed && printed.contains("MAYFLY_TESTS is \"ALL\""),
             "{printed}"
         );
+    }
+
+    #[test]
+    fn directory_in_memory_is_not_on_disk() {
+        // SAFETY: the name ends in a NUL. The call creates a descriptor of a file in tmpfs.
+        let file = unsafe { libc::memfd_create(c"file".as_ptr(), 0) };
+        let path = format!("/proc/self/fd/{file}");
+        let error = check_on_disk(Path::new(&path)).unwrap_err();
+        assert_eq!(error.to_string(), format!("{path}: tmpfs or ramfs"));
+        check_on_disk(Path::new("/proc")).unwrap();
     }
 
     #[test]

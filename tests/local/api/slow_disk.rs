@@ -14,13 +14,14 @@ use crate::guest::TIMEOUT;
 
 /// Limit of a snapshot, which waits for the disk of its files too.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(10);
-/// Limit of each answer: 100 ms and one call of the worker, with a margin for a busy host.
-const LIMIT: Duration = Duration::from_millis(500);
+/// Limit of each answer. The goal is 100 ms on an idle host, which `make attack` checks; this host may be busy, and other tests may
+/// write to its disk.
+const LIMIT: Duration = Duration::from_secs(3);
 const BLOCK: u64 = 4096;
-/// Number of allocated blocks of a fragmented disk: a discard takes a second or more on ext4.
-const BLOCKS: u64 = 16 << 10;
+/// Number of allocated blocks of a fragmented disk: a discard takes some seconds on ext4, more than the limit.
+const BLOCKS: u64 = 32 << 10;
 /// Dirty bytes of the page cache before a flush.
-const DIRTY: u64 = 768 << 20;
+const DIRTY: u64 = 256 << 20;
 
 /// Creates a disk with every other block allocated.
 fn create_fragmented(path: &str) {
@@ -112,6 +113,9 @@ fn discard_of_fragmented_disk_delays_no_answer() {
 
 #[test]
 fn flush_of_dirty_page_cache_delays_no_answer() {
+    if !require(Requirement::DiskDirectory) {
+        return;
+    }
     for engine in ["Sync", "Async"] {
         let directory = Directory::new();
         let (mut process, _) = start(&directory, engine, "flush=1 stay=1", create_dirty);
@@ -143,22 +147,21 @@ fn check_answers_on_stuck_disk(engine: &str, arguments: &str, disk: &SlowDisk) {
     let mut process = start_on(&disk.path(), engine, &format!("{arguments} reset=1"));
     process.expect("begin\n");
     disk.expect_held();
-    let limit = STUCK_LIMIT;
     let drive = format!(r#"{{"drive_id":"d","path_on_host":"{}"}}"#, disk.path());
     let pause = || process.expect_no_content("PATCH", "/vm", PAUSED);
     let resume = || process.expect_no_content("PATCH", "/vm", RESUMED);
-    timed("GET /", limit, || assert_eq!(process.state(), "Running"));
-    timed("GET /metrics", limit, || {
+    timed("GET /", STUCK_LIMIT, || assert_eq!(process.state(), "Running"));
+    timed("GET /metrics", STUCK_LIMIT, || {
         assert!(process.request("GET", "/metrics", "").text.contains("200"));
     });
-    timed("PATCH /drives", limit, || {
+    timed("PATCH /drives", STUCK_LIMIT, || {
         let response = process.request("PATCH", "/drives/d", &drive).text;
         assert!(
             response.contains("requests in flight do not complete"),
             "{response}"
         );
     });
-    timed("pause", limit, pause);
+    timed("pause", STUCK_LIMIT, pause);
     timed("snapshot", SNAPSHOT_LIMIT, || {
         let response = create_snapshot(&process, &process.directory, "Full", "state", "memory").text;
         // Only the worker can repeat its requests after a snapshot.
@@ -170,13 +173,13 @@ fn check_answers_on_stuck_disk(engine: &str, arguments: &str, disk: &SlowDisk) {
         };
         assert!(response.contains(expected), "{response}");
     });
-    timed("resume", limit, resume);
-    timed("reset", limit, || {
+    timed("resume", STUCK_LIMIT, resume);
+    timed("reset", STUCK_LIMIT, || {
         process.run_action("SendCtrlAltDel");
     });
     process.expect("reset\n");
-    timed("GET /", limit, || assert_eq!(process.state(), "Running"));
-    timed("SIGTERM", limit, || process.terminate());
+    timed("GET /", STUCK_LIMIT, || assert_eq!(process.state(), "Running"));
+    timed("SIGTERM", STUCK_LIMIT, || process.terminate());
 }
 
 /// Returns the engines that the host can test on a FUSE file system.
