@@ -11,8 +11,8 @@ use super::served::{
     pause_and_create,
 };
 use super::uffd::{
-    THROTTLED, await_fault, create_drive_snapshot, create_ticker_snapshot, expect_wait, listen,
-    load_with_handler, serve_pages, trickle, uffd_body,
+    THROTTLED, await_fault, await_stuck_io, create_drive_snapshot, create_ticker_snapshot, expect_wait,
+    listen, load_with_handler, serve_pages, trickle, uffd_body,
 };
 
 /// Limit of each answer and of SIGTERM: 100 ms, with a margin for a busy host. An operation without a page lasts 2 s.
@@ -75,6 +75,7 @@ fn stuck_handler_delays_only_requests_for_its_vm() {
     let listener = listen(&directory);
     let process = load_with_handler(&directory, "state", r#","resume_vm":true"#);
     let _unresolved = await_fault(&listener);
+    await_stuck_io(&process);
     let limiter = format!(r#"{{"drive_id":"d","rate_limiter":{THROTTLED}}}"#);
     for (path, body) in [("/vm", PAUSED), ("/drives/d", &limiter)] {
         let mut first = begin(&process, "PATCH", path, body);
@@ -95,6 +96,7 @@ fn stuck_handler_does_not_delay_end() {
         let listener = listen(&directory);
         let process = load_with_handler(&directory, "state", r#","resume_vm":true"#);
         let _unresolved = await_fault(&listener);
+        await_stuck_io(&process);
         let _client = begin(&process, "PATCH", path, body);
         expect_answers(&process, "Running");
         expect_end(process, LIMIT);

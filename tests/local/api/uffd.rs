@@ -259,6 +259,19 @@ pub fn await_fault(listener: &UnixListener) -> (UnixStream, File) {
     (stream, faults)
 }
 
+/// Waits until the I/O thread of `process` waits for a page of the handler.
+pub fn await_stuck_io(process: &ApiProcess) {
+    let tasks = format!("/proc/{}/task", process.id());
+    scratch::wait_until("the I/O thread waits for a page", || {
+        fs::read_dir(&tasks).unwrap().any(|task| {
+            let path = task.unwrap().path();
+            let read = |name| fs::read_to_string(path.join(name)).unwrap_or_default();
+            // -1 is a thread that is blocked outside of system calls: by a fault.
+            read("comm") == "mayfly_io\n" && read("syscall").starts_with("-1 ")
+        })
+    });
+}
+
 #[test]
 fn ended_handler_blocks_guest_only() {
     let (directory, _) = create_ticker_snapshot();
@@ -326,9 +339,9 @@ pub struct LimitedHandler {
 }
 
 impl LimitedHandler {
-    /// Waits until the guest needs a page beyond the limit. Returns false if it needs none for a second.
+    /// Waits until the guest needs a page beyond the limit. Returns false if it needs none for 5 s.
     pub fn await_last_page(&self) -> bool {
-        self.last.recv_timeout(Duration::from_secs(1)).is_ok()
+        self.last.recv_timeout(Duration::from_secs(5)).is_ok()
     }
 }
 
@@ -425,7 +438,8 @@ fn stuck_handler_stalls_no_request_to_running_vm() {
         assert_eq!(loaded.text, NO_CONTENT);
         let _unresolved = await_fault(&listener);
         assert_eq!(process.state(), "Running");
-        // From here on the I/O thread is stuck, and holds the lock of the device.
+        // From here on the I/O thread holds the lock of the device.
+        await_stuck_io(&process);
         expect_rejected_update(&process);
         expect_wait(&request_in_time(&process, "PATCH", "/vm", PAUSED), "mayfly_io");
         let metrics = request_in_time(&process, "GET", "/metrics", "");
@@ -504,6 +518,7 @@ fn late_handler_continues_guest_and_device() {
         let directory = create_drive_snapshot("blocks.elf", engine, "round 1\n");
         let listener = listen(&directory);
         let mut process = load_with_handler(&directory, "state", RESUME_FIELD);
+        await_stuck_io(&process);
         // Without effect, now and later: the drive would stop.
         expect_rejected_update(&process);
         expect_wait(&request_in_time(&process, "PATCH", "/vm", PAUSED), "mayfly_io");
@@ -540,6 +555,7 @@ fn late_handler_continues_network_interface() {
 
         let listener = listen(&directory);
         let process = load_with_handler(&directory, "state", RESUME_FIELD);
+        await_stuck_io(&process);
         let update = format!(r#"{{"iface_id":"n","rx_rate_limiter":{THROTTLED}}}"#);
         let response = request_in_time(&process, "PATCH", "/network-interfaces/n", &update);
         expect_wait(&response, "mayfly_io");
