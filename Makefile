@@ -52,11 +52,11 @@ aarch64:
 	@echo '== aarch64'
 	@RUSTC=$(ARM_RUSTC) cargo check --workspace --target aarch64-unknown-linux-gnu --target-dir $(BUILD)/aarch64-check
 
-# tests/local requires /dev/kvm. The emulated host runs the same guests in any case.
+# tests/local and the target `load` of tests/fuzz require /dev/kvm. The emulated host runs the same guests in any case.
 ifneq ($(wildcard /dev/kvm),)
 UNIT := --workspace
 else
-UNIT := --workspace --lib --bins --test architecture --test order --test cli --test docs --test fuzz --test hosts
+UNIT := --workspace --lib --bins --test architecture --test order --test cli --test docs --test fuzz --test hosts -- --exact --skip load
 endif
 
 # In CI, a test that lacks a requirement fails (tests/scratch/requirement.rs). Elsewhere it is skipped, reported and counted.
@@ -68,7 +68,7 @@ endif
 export FUZZ_SECONDS ?= 10
 
 unit: build
-	@echo '== tests$(if $(filter --lib,$(UNIT)), without tests/local: no /dev/kvm on this machine)'
+	@echo '== tests$(if $(filter --lib,$(UNIT)), without tests/local and the fuzz target load: no /dev/kvm on this machine)'
 	@skipped=$$(mktemp); status=0; \
 	MAYFLY=$(CURDIR)/dist/mayfly MAYFLY_SKIPPED=$$skipped cargo test --no-fail-fast $(UNIT) || status=$$?; \
 	echo "== skipped for lack of a requirement: $$(wc -l <$$skipped)"; \
