@@ -8,6 +8,7 @@
 //! | [`civil_time`] | [`CivilTime`](civil_time::CivilTime): date and time of day in UTC |
 //! | [`clock`] | [`Clock`]: time source of a device |
 //! | [`cmos`] | [`Cmos`]: date, time and memory size |
+//! | [`counter`] | [`Counter`]: number that any thread reads without a lock |
 //! | [`histogram`] | [`Histogram`]: distribution of durations |
 //! | [`i8042`] | [`I8042`]: keyboard controller, reset |
 //! | [`interrupt`] | [`Interrupt`]: interrupt line of a device |
@@ -22,7 +23,7 @@
 //!
 //! Locks: one mutex guards each device. [`Bus`] holds it for one access. A device may take the lock of the interrupt
 //! controller while it holds its own, never the lock of another device. An [`OffsetDevice`] takes the lock of its
-//! device.
+//! device. Metrics are [counters](Counter): the device writes them under its lock, other threads read them without.
 //!
 //! Threat model: the guest controls offset, length and data of every access. No access may panic, block, or allocate
 //! an amount of memory that the guest chooses.
@@ -30,6 +31,7 @@
 pub mod bus;
 pub mod civil_time;
 pub mod clock;
+pub mod counter;
 pub mod histogram;
 pub mod interrupt;
 mod legacy;
@@ -46,6 +48,7 @@ pub use legacy::{cmos, i8042, ioapic, irqchip, pic, pit, power, serial};
 pub use bus::{Bus, BusBuilder, BusDevice, OffsetDevice};
 pub use clock::{Clock, MonotonicClock, WallClock};
 pub use cmos::Cmos;
+pub use counter::Counter;
 pub use histogram::Histogram;
 pub use i8042::I8042;
 pub use interrupt::Interrupt;

@@ -84,7 +84,7 @@ impl Executor {
         let was_throttled = self.limiter.is_throttled();
         let admitted = self.limiter.consume(bytes, self.clock.now());
         if !admitted && !was_throttled {
-            self.meter.metrics.throttled += 1;
+            self.meter.recorder.throttled.add(1);
         }
         admitted
     }

@@ -5,7 +5,7 @@
 //! | [`mod@disk`] | [`Disk`]: file or block device behind a drive |
 //! | `execute` | execution of requests that need no wait for the disk |
 //! | `executor` | [`IoEngine`]: choice between synchronous execution and io_uring |
-//! | [`metrics`] | [`BlockMetrics`]: counters and latencies |
+//! | [`metrics`] | [`BlockMetrics`]: counters and latencies; [`BlockRecorder`] |
 //! | `queue` | queue of an active device |
 //! | `request` | requests, features and configuration space |
 //! | `transfer` | requests in flight and their buffers |
@@ -50,8 +50,8 @@ use crate::virtio::device::{Activation, VirtioDevice, WatchedFd};
 pub use disk::{Disk, DiskOptions};
 use executor::Executor;
 pub use executor::IoEngine;
-pub use metrics::BlockMetrics;
 use metrics::Meter;
+pub use metrics::{BlockMetrics, BlockRecorder};
 use queue::ActiveQueue;
 use worker::DirtyRange;
 
@@ -201,7 +201,12 @@ impl Block {
 
     /// Returns the metrics.
     pub fn metrics(&self) -> BlockMetrics {
-        self.executor.meter.metrics
+        self.executor.meter.recorder.metrics()
+    }
+
+    /// Returns the recorder of the metrics, for threads that read them without the lock of the device.
+    pub fn recorder(&self) -> Arc<BlockRecorder> {
+        Arc::clone(&self.executor.meter.recorder)
     }
 
     /// Replaces the disk by the file at `path`, possibly the same file with another size. Without a path, updates the

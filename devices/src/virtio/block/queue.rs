@@ -134,9 +134,9 @@ impl ActiveQueue {
             return;
         }
         self.is_stopped = true;
-        executor.meter.metrics.malformed += 1;
+        executor.meter.recorder.malformed.add(1);
         // Once: the guest could otherwise flood the log.
-        if executor.meter.metrics.malformed == 1 {
+        if executor.meter.recorder.malformed.get() == 1 {
             let cause = std::error::Error::source(error);
             let cause = cause.map(ToString::to_string).unwrap_or_default();
             log::warn!("block device stops until its reset: {error}: {cause}");

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`backend`] | [`Backend`]: host side; [`Received`], [`Sent`], [`Link`] |
 //! | [`features`] | feature bits, check of packet headers, sizes |
+//! | [`metrics`] | [`NetMetrics`]: counters of both directions; [`NetRecorder`] |
 //! | [`passt`] | [`Passt`]: user-mode network without privileges |
 //! | [`stream`] | [`Stream`]: length-prefixed frames on a unix socket, the protocol of passt and QEMU |
 //! | [`tap`] | [`Tap`]: tap interface of the host |
@@ -21,6 +22,7 @@
 pub mod backend;
 mod buffers;
 pub mod features;
+pub mod metrics;
 pub mod passt;
 mod rx;
 pub mod stream;
@@ -55,10 +57,10 @@ use crate::virtio::{Activation, VirtioDevice, VirtioInterrupt, WatchedFd};
 pub use self::backend::{Backend, Link, Received, Sent};
 pub use self::buffers::RxBuffers;
 pub use self::features::{HEADER, MAX_FRAME, MAX_PACKET};
+pub use self::metrics::{Counters, NetMetrics, NetRecorder};
 pub use self::passt::Passt;
 pub use self::stream::Stream;
 pub use self::tap::Tap;
-pub use self::tx::Counters;
 
 /// Index of the receive queue.
 const RECEIVE: usize = 0;
@@ -77,16 +79,6 @@ const RECEIVE_TIMER: u32 = 2;
 const TRANSMIT_TIMER: u32 = 3;
 /// Token: packets remain after a batch.
 const BACKLOG: u32 = 4;
-
-/// Metrics of both directions, as seen by the guest. They count from the creation of the device and are not
-/// part of a snapshot.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct NetMetrics {
-    /// Packets to the guest.
-    pub receive: Counters,
-    /// Packets from the guest.
-    pub transmit: Counters,
-}
 
 /// Parameters of a network device.
 pub struct NetSetup {
@@ -128,7 +120,7 @@ pub struct Net {
     /// True once a fault of the driver, or of the backend at a reset, is logged. The driver could repeat a
     /// fault without end, so only the first is logged.
     fault_logged: bool,
-    metrics: NetMetrics,
+    recorder: Arc<NetRecorder>,
     active: Option<Active>,
 }
 
@@ -147,14 +139,19 @@ impl Net {
             transmitter: Transmitter::default(),
             writable: Writable::new()?,
             backlog: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
-            metrics: NetMetrics::default(),
+            recorder: Arc::default(),
             active: None,
         })
     }
 
     /// Returns the metrics.
     pub fn metrics(&self) -> NetMetrics {
-        self.metrics
+        self.recorder.metrics()
+    }
+
+    /// Returns the recorder of the metrics, for threads that read them without the lock of the device.
+    pub fn recorder(&self) -> Arc<NetRecorder> {
+        Arc::clone(&self.recorder)
     }
 
     /// Returns the link status; true while the network is reachable.
@@ -219,8 +216,8 @@ impl Net {
             return;
         };
         let (limiter, counters) = match queue {
-            RECEIVE => (&mut self.setup.receive_limiter, &mut self.metrics.receive),
-            _ => (&mut self.setup.transmit_limiter, &mut self.metrics.transmit),
+            RECEIVE => (&mut self.setup.receive_limiter, &self.recorder.receive),
+            _ => (&mut self.setup.transmit_limiter, &self.recorder.transmit),
         };
         let mut batch = Batch {
             features: active.features,

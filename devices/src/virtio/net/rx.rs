@@ -136,7 +136,7 @@ impl Receiver {
         if fits {
             let start = buffers.flags_and_type()?;
             let Some(flags) = checked_flags(batch, start, length) else {
-                batch.counters.drops += 1;
+                batch.counters.drops.add(1);
                 return Ok(None);
             };
             if flags != start[0] {
@@ -161,7 +161,7 @@ impl Receiver {
             io::ErrorKind::Interrupted => return None,
             io::ErrorKind::WouldBlock => self.failures = 0,
             _ => {
-                batch.counters.errors += 1;
+                batch.counters.errors.add(1);
                 self.failures += 1;
                 if batch.backend.link() == Link::Up && self.failures < MAX_FAILURES {
                     return None;
@@ -186,7 +186,7 @@ impl Receiver {
             .flatten();
         let Some(flags) = flags else {
             self.held = 0;
-            batch.counters.drops += 1;
+            batch.counters.drops.add(1);
             return Ok(None);
         };
         self.spare[0] = flags;
@@ -194,7 +194,7 @@ impl Receiver {
             let never_fits = batch.features & MRG_RXBUF == 0 || buffers.is_exhausted(batch.queue);
             if never_fits {
                 self.held = 0;
-                batch.counters.drops += 1;
+                batch.counters.drops.add(1);
                 return Ok(None);
             }
             return wait_for_buffers(batch);

@@ -3,12 +3,12 @@
 use std::io;
 use std::time::Duration;
 
-use serde::Serialize;
 use snapshot::GuestMemory;
 
 use super::backend::{Backend, Sent};
 use super::buffers::Error;
 use super::features::{HEADER, MAX_PACKET, MIN_FRAME, tx_header};
+use super::metrics::Recorder;
 use crate::clock::Clock;
 use crate::limiter::Limiter;
 use crate::virtio::queue::Virtqueue;
@@ -28,7 +28,7 @@ pub(super) struct Batch<'a> {
     pub(super) backend: &'a mut dyn Backend,
     pub(super) limiter: &'a mut Limiter,
     pub(super) clock: &'a dyn Clock,
-    pub(super) counters: &'a mut Counters,
+    pub(super) counters: &'a Recorder,
 }
 
 /// Reason for the end of a batch.
@@ -52,31 +52,15 @@ impl Batch<'_> {
             false => Duration::ZERO,
         };
         let has_tokens = self.limiter.consume(bytes as u64, now);
-        self.counters.throttled += u64::from(!has_tokens);
+        self.counters.throttled.add(u64::from(!has_tokens));
         has_tokens
     }
 
     /// Counts a transferred frame of `bytes`.
     pub(super) fn count_packet(&mut self, bytes: usize) {
-        self.counters.packets += 1;
-        self.counters.bytes += bytes as u64;
+        self.counters.packets.add(1);
+        self.counters.bytes.add(bytes as u64);
     }
-}
-
-/// Counters of one direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Counters {
-    /// Transferred packets.
-    pub packets: u64,
-    /// Bytes of the frames of the transferred packets.
-    pub bytes: u64,
-    /// Dropped packets: too long, too short, longer than the driver's buffers or the negotiated MTU, or with
-    /// an offload in the header that was not negotiated.
-    pub drops: u64,
-    /// Failures of the backend to send or receive a packet.
-    pub errors: u64,
-    /// Number of times that the rate limiter throttled the queue.
-    pub throttled: u64,
 }
 
 /// `writev` and `sendmsg` take at most [`MAX_IOVECS`] entries; one is reserved for data of the backend before
@@ -140,14 +124,14 @@ impl Transmitter {
     fn send(&mut self, batch: &mut Batch<'_>, packet: &IoVecBuffer<'_>) -> Result<PacketOutcome, Error> {
         let length = usize::try_from(packet.len()).unwrap_or(usize::MAX);
         if !(HEADER + MIN_FRAME..=MAX_PACKET).contains(&length) {
-            batch.counters.drops += 1;
+            batch.counters.drops.add(1);
             return Ok(PacketOutcome::Done);
         }
         let mut header = [0; HEADER];
         packet.read_exact(0, &mut header).map_err(Error::Chain)?;
         // Only this copy is used from here on: the driver may change its own header at any time.
         let Some(header) = tx_header(&header, length - HEADER, batch.features) else {
-            batch.counters.drops += 1;
+            batch.counters.drops.add(1);
             return Ok(PacketOutcome::Done);
         };
         if !self.has_tokens && !batch.try_consume(length - HEADER) {
@@ -167,7 +151,7 @@ impl Transmitter {
                 Ok(PacketOutcome::Kept(BatchEnd::Full))
             }
             Err(_) => {
-                batch.counters.errors += 1;
+                batch.counters.errors.add(1);
                 Ok(PacketOutcome::Done)
             }
         }

@@ -46,3 +46,17 @@ fn sampled_reads_and_all_flushes_are_timed() {
         assert_eq!(fixture.block.metrics().read_latency.count(), 2);
     }
 }
+
+#[test]
+fn recorder_outlives_reset_and_device() {
+    let scratch = Scratch::new(SECTORS * 512);
+    let mut fixture = Fixture::new(&config(scratch.path(), ENGINES[0]));
+    let recorder = fixture.block.recorder();
+    assert_eq!(fixture.write(0, &[1; 512]), OK);
+    fixture.reset();
+    let metrics = recorder.metrics();
+    assert_eq!((metrics.writes, metrics.written_bytes), (1, 512));
+    assert_eq!(metrics, fixture.block.metrics());
+    drop(fixture);
+    assert_eq!(recorder.metrics(), metrics);
+}

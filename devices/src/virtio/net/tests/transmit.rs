@@ -11,6 +11,7 @@ use crate::virtio::testing::Buffer;
 #[test]
 fn batch_raises_one_interrupt() {
     let (mut fixture, network) = Fixture::with_network(0);
+    let recorder = fixture.net.recorder();
     let packets: Vec<_> = (1..6).map(|seed| packet(seed, 60 * usize::from(seed))).collect();
     for packet in &packets {
         fixture.add_packet(packet);
@@ -21,6 +22,7 @@ fn batch_raises_one_interrupt() {
     assert_eq!(lock(&network).sent, packets);
     let metrics = fixture.net.metrics().transmit;
     assert_eq!((metrics.packets, metrics.bytes), (5, 900));
+    assert_eq!(recorder.metrics(), fixture.net.metrics());
     assert_eq!(
         fixture.driver.queues[1].used_flags(),
         0,
