@@ -1,9 +1,8 @@
 //! Exits from the guest: handling, counters, and the final exit.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use devices::{Bus, Power, PowerEvent};
+use devices::{Bus, Counter, Power, PowerEvent};
 use kvm_ioctls::VcpuExit;
 
 use crate::kvm::{self, run_page::PortWidth};
@@ -101,12 +100,12 @@ pub const KINDS: [&str; 7] = [
 
 /// Counters of the exits of one vCPU. Only its own thread writes them.
 #[derive(Debug, Default)]
-pub struct ExitCounters([AtomicU64; KINDS.len()]);
+pub struct ExitCounters([Counter; KINDS.len()]);
 
 impl ExitCounters {
     /// Returns the counts, in the order of [`KINDS`].
     pub fn counts(&self) -> [u64; KINDS.len()] {
-        std::array::from_fn(|kind| self.0[kind].load(Ordering::Relaxed))
+        std::array::from_fn(|kind| self.0[kind].get())
     }
 
     pub(super) fn count(&self, exit: &Result<VcpuExit<'_>, kvm_ioctls::Error>) {
@@ -119,9 +118,7 @@ impl ExitCounters {
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) | Err(_) => Kind::Interrupt,
             Ok(_) => Kind::Other,
         };
-        let counter = &self.0[kind as usize];
-        // A single writer needs no locked instruction.
-        counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        self.0[kind as usize].add(1);
     }
 }
 
