@@ -99,6 +99,9 @@ pub enum Error {
     CommandLine(#[source] boot::cmdline::Error),
 }
 
+/// Time of the first output of the guest, read without the lock of the serial port: its holder may wait for a slow disk.
+type FirstOutput = Arc<OnceLock<Instant>>;
+
 /// Memory, buses and devices of a VM, and its vCPUs, which wait on their threads.
 pub struct Machine {
     spec: VmSpec,
@@ -115,6 +118,7 @@ pub struct Machine {
     platform_sources: usize,
     devices: Vec<AttachedDevice>,
     serial: Arc<Mutex<Serial>>,
+    first_output: FirstOutput,
     platform: Arc<Native>,
     ports: Arc<Bus>,
     memory_bus: Arc<Bus>,
@@ -186,8 +190,7 @@ impl Machine {
             .phase("create vCPUs", || create_vcpus(&vm, &vcpus))
             .map_err(Error::Kvm)?;
         let (power, mut buses) = (Arc::new(Power::new()), Buses::default());
-        let serial = Serial::new(platform.serial_interrupt(), output).map_err(Error::Serial)?;
-        let serial = Arc::new(Mutex::new(serial));
+        let (serial, first_output) = create_serial(&platform, output)?;
         let context = AttachContext {
             power: power.clone(),
             serial: serial.clone(),
@@ -212,6 +215,7 @@ impl Machine {
             platform_sources,
             devices,
             serial,
+            first_output,
             platform: Arc::new(platform),
             ports: Arc::new(buses.ports.build()),
             memory_bus: Arc::new(buses.memory.build()),
@@ -334,8 +338,8 @@ impl Machine {
 
     /// Adds the first output of the guest to the timeline, on the lane of the boot vCPU, which usually prints it.
     pub(crate) fn mark_first_output(&self) {
-        if let Some(time) = lock(&self.serial).output().first_write() {
-            self.timeline.mark_at(Lane::Vcpu(0), "first output", time);
+        if let Some(time) = self.first_output.get() {
+            self.timeline.mark_at(Lane::Vcpu(0), "first output", *time);
         }
     }
 
@@ -575,6 +579,16 @@ fn start_threads(
         })
         .collect::<Result<_, _>>()?;
     Ok((vcpus, shared, stop_reasons))
+}
+
+/// Creates the serial port. Returns it with the time of its first output.
+fn create_serial(
+    platform: &Native,
+    output: SerialOutput,
+) -> Result<(Arc<Mutex<Serial>>, FirstOutput), Error> {
+    let first_output = output.first_write();
+    let serial = Serial::new(platform.serial_interrupt(), output).map_err(Error::Serial)?;
+    Ok((Arc::new(Mutex::new(serial)), first_output))
 }
 
 /// Creates the vCPUs and passes each to its thread, which prepares it while the next one is created.

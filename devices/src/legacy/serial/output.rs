@@ -15,6 +15,7 @@ use std::io::{self, Write};
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use snapshot::file::FileIdentity;
@@ -95,7 +96,7 @@ pub struct SerialOutput {
     /// The lack of space was reported, or will be. Set until all bytes are written.
     full_reported: bool,
     cause: Option<io::Error>,
-    first_write: Option<Instant>,
+    first_write: Arc<OnceLock<Instant>>,
 }
 
 impl SerialOutput {
@@ -115,15 +116,13 @@ impl SerialOutput {
             full: None,
             full_reported: false,
             cause: None,
-            first_write: None,
+            first_write: Arc::default(),
         })
     }
 
     /// Writes or buffers `bytes`. A full buffer drops its oldest bytes.
     pub fn write(&mut self, bytes: &[u8]) {
-        if self.first_write.is_none() {
-            self.first_write = Some(Instant::now());
-        }
+        self.first_write.get_or_init(Instant::now);
         let mut rest = bytes;
         while self.buffer.is_empty() && !self.broken && !rest.is_empty() {
             let written = self.writer.write(rest);
@@ -180,9 +179,9 @@ impl SerialOutput {
         }
     }
 
-    /// Returns the time of the first write of the guest, if there was one.
-    pub fn first_write(&self) -> Option<Instant> {
-        self.first_write
+    /// Returns the time of the first write of the guest, once there was one, for threads that read it without the lock of the port.
+    pub fn first_write(&self) -> Arc<OnceLock<Instant>> {
+        Arc::clone(&self.first_write)
     }
 
     /// Returns the number of buffered bytes.

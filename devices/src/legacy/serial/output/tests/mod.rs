@@ -43,6 +43,17 @@ fn byte_is_written_at_once() {
 }
 
 #[test]
+fn first_write_is_read_without_output() {
+    let mut output = SerialOutput::new(File::open("/dev/null").unwrap().into()).unwrap();
+    let first_write = output.first_write();
+    assert_eq!(first_write.get(), None);
+    output.write(b"a");
+    let time = *first_write.get().unwrap();
+    output.write(b"b");
+    assert_eq!(first_write.get(), Some(&time));
+}
+
+#[test]
 fn active_reader_receives_everything() {
     let (mut reader, writer) = small_pipe();
     let mut output = SerialOutput::new(writer).unwrap();
