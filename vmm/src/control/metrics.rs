@@ -127,7 +127,7 @@ impl VmMetrics {
             .iter()
             .map(|device| DeviceMetrics {
                 id: device.id().to_owned(),
-                counters: machine.counters(device),
+                counters: device.counters(),
             })
             .collect();
         (metrics.unclaimed_ports, metrics.unclaimed_addresses) = machine.unclaimed();

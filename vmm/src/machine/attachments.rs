@@ -15,14 +15,14 @@
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex, TryLockError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
 
 use devices::limiter::Limiter;
-use devices::virtio::block::{self, Block, BlockMetrics, disk};
+use devices::virtio::block::{self, Block, BlockMetrics, BlockRecorder, disk};
 use devices::virtio::mmio::Transport;
-use devices::virtio::net::{Backend, Net, NetMetrics, NetSetup, Passt, Stream, Tap, passt, stream, tap};
+use devices::virtio::net::{
+    Backend, Net, NetMetrics, NetRecorder, NetSetup, Passt, Stream, Tap, passt, stream, tap,
+};
 use devices::virtio::{VirtioDevice, WatchedFd};
 use devices::{Interrupt, MonotonicClock, lock};
 use serde::Serialize;
@@ -68,11 +68,6 @@ pub enum UpdateError {
     Page(PageWait),
 }
 
-/// Time after which the counters of a device are read from the last copy, because the device waits for the fault handler.
-const COUNTERS_TIMEOUT: Duration = Duration::from_millis(2);
-/// Time between two attempts to lock such a device.
-const COUNTERS_INTERVAL: Duration = Duration::from_micros(50);
-
 /// Counters of an attached device.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
@@ -83,7 +78,25 @@ pub enum DeviceCounters {
     Interface(NetMetrics),
 }
 
-/// Operations of the machine on one kind of device. A new kind implements it, and adds a case to [`open`] and [`DeviceCounters`].
+/// Recorder of the counters of a device, read without the lock of the device.
+trait Recorder: Send + Sync {
+    fn counters(&self) -> DeviceCounters;
+}
+
+impl Recorder for BlockRecorder {
+    fn counters(&self) -> DeviceCounters {
+        DeviceCounters::Drive(Box::new(self.metrics()))
+    }
+}
+
+impl Recorder for NetRecorder {
+    fn counters(&self) -> DeviceCounters {
+        DeviceCounters::Interface(self.metrics())
+    }
+}
+
+/// Operations of the machine on one kind of device. A new kind implements it and [`Recorder`], and adds a case to [`open`] and
+/// [`DeviceCounters`].
 trait Attachable: VirtioDevice {
     /// Waits until no request is in flight.
     fn drain(&mut self) {}
@@ -101,8 +114,8 @@ trait Attachable: VirtioDevice {
     /// Applies `update`. An update of another kind has no effect.
     fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError>;
 
-    /// Returns the counters.
-    fn counters(&self) -> DeviceCounters;
+    /// Returns the recorder of the counters.
+    fn recorder(&self) -> Arc<dyn Recorder>;
 }
 
 impl Attachable for Block {
@@ -131,8 +144,8 @@ impl Attachable for Block {
         Ok(())
     }
 
-    fn counters(&self) -> DeviceCounters {
-        DeviceCounters::Drive(Box::new(self.metrics()))
+    fn recorder(&self) -> Arc<dyn Recorder> {
+        Block::recorder(self)
     }
 }
 
@@ -149,14 +162,15 @@ impl Attachable for Net {
         Ok(())
     }
 
-    fn counters(&self) -> DeviceCounters {
-        DeviceCounters::Interface(self.metrics())
+    fn recorder(&self) -> Arc<dyn Recorder> {
+        Net::recorder(self)
     }
 }
 
 /// Device whose host side is open, before it is attached to a machine.
 pub struct OpenDevice {
     device: Box<dyn Attach>,
+    recorder: Arc<dyn Recorder>,
     /// Process that serves the host side, if it is a child of this one.
     process: Option<Passt>,
 }
@@ -186,9 +200,28 @@ pub fn open_all(spec: &VmSpec) -> Result<Vec<OpenDevice>, Error> {
 impl OpenDevice {
     fn new<D: Attachable + 'static>(device: D, process: Option<Passt>) -> Self {
         Self {
+            recorder: device.recorder(),
             device: Box::new(device),
             process,
         }
+    }
+
+    /// Attaches the device of `config`.
+    fn attach(
+        self,
+        config: &DeviceConfig,
+        info: MmioDeviceInfo,
+        line: Arc<dyn Interrupt>,
+        target: &mut AttachTarget<'_>,
+    ) -> Result<AttachedDevice, arch::Error> {
+        Ok(AttachedDevice {
+            kind: config.kind(),
+            id: config.id().to_owned(),
+            transport: self.device.attach(&info, line, target)?,
+            recorder: self.recorder,
+            process: self.process,
+            info,
+        })
     }
 }
 
@@ -232,7 +265,6 @@ pub(super) trait AttachedTransport: Component + Send {
     fn file(&mut self) -> Option<FileIdentity>;
     fn notify_restored(&mut self);
     fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError>;
-    fn counters(&mut self) -> DeviceCounters;
 }
 
 impl<D: Attachable> AttachedTransport for Transport<D> {
@@ -255,10 +287,6 @@ impl<D: Attachable> AttachedTransport for Transport<D> {
     fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError> {
         self.device_mut().update(update)
     }
-
-    fn counters(&mut self) -> DeviceCounters {
-        self.device_mut().counters()
-    }
 }
 
 /// Device of a machine.
@@ -267,9 +295,8 @@ pub(crate) struct AttachedDevice {
     id: String,
     info: MmioDeviceInfo,
     transport: SharedTransport,
+    recorder: Arc<dyn Recorder>,
     process: Option<Passt>,
-    /// Last counters that [`try_counters`](AttachedDevice::try_counters) has read.
-    counters: Mutex<Option<DeviceCounters>>,
 }
 
 /// Transport that the buses, the event sources and the machine share.
@@ -362,33 +389,9 @@ impl AttachedDevice {
         }
     }
 
-    /// Returns the counters.
-    pub(super) fn counters(&self) -> DeviceCounters {
-        lock(&self.transport).counters()
-    }
-
-    /// Returns the counters without waiting for the fault handler: as they were at the last call, if a thread that waits for the
-    /// handler holds the lock of the device.
-    pub(super) fn try_counters(&self) -> DeviceCounters {
-        let deadline = Instant::now() + COUNTERS_TIMEOUT;
-        let counters = loop {
-            match self.transport.try_lock() {
-                Ok(mut transport) => break Some(transport.counters()),
-                Err(TryLockError::Poisoned(error)) => break Some(error.into_inner().counters()),
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                    thread::sleep(COUNTERS_INTERVAL)
-                }
-                Err(TryLockError::WouldBlock) => break None,
-            }
-        };
-        let mut last = lock(&self.counters);
-        if counters.is_some() {
-            *last = counters;
-        }
-        last.clone().unwrap_or_else(|| match self.kind {
-            DeviceKind::Drive => DeviceCounters::Drive(Box::default()),
-            DeviceKind::Interface => DeviceCounters::Interface(NetMetrics::default()),
-        })
+    /// Returns the counters, without the lock of the device.
+    pub fn counters(&self) -> DeviceCounters {
+        self.recorder.counters()
     }
 }
 
@@ -414,16 +417,7 @@ pub(super) fn attach(
     configs
         .zip(devices)
         .zip(platform.mmio_devices())
-        .map(|((config, device), (info, line))| {
-            Ok(AttachedDevice {
-                kind: config.kind(),
-                id: config.id().to_owned(),
-                transport: device.device.attach(&info, line, &mut target)?,
-                process: device.process,
-                counters: Mutex::new(None),
-                info,
-            })
-        })
+        .map(|((config, device), (info, line))| device.attach(config, info, line, &mut target))
         .collect()
 }
 
@@ -510,4 +504,63 @@ pub(super) fn argument(info: &MmioDeviceInfo) -> String {
         info.base,
         info.gsi
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::sync::{Arc, mpsc};
+    use std::thread;
+
+    use devices::{Interrupt, lock};
+    use scratch::Temporary;
+    use vm_memory::GuestAddress;
+
+    use super::{AttachTarget, AttachedDevice, Buses, DeviceConfig, DeviceCounters, MmioDeviceInfo, open};
+    use crate::memory::allocate;
+
+    struct NoLine;
+
+    impl Interrupt for NoLine {
+        fn set_level(&self, _asserted: bool) {}
+    }
+
+    fn attach(config: &DeviceConfig) -> AttachedDevice {
+        let info = MmioDeviceInfo {
+            base: 0,
+            size: 4096,
+            gsi: 5,
+        };
+        let mut target = AttachTarget {
+            memory: &allocate(&[(GuestAddress(0), 1 << 20)]).unwrap(),
+            buses: &mut Buses::default(),
+            event_sources: &mut Vec::new(),
+        };
+        let device = open(config).unwrap();
+        device
+            .attach(config, info, Arc::new(NoLine), &mut target)
+            .unwrap()
+    }
+
+    /// Reads the counters of `device` on another thread, while this one holds the lock of the device.
+    fn read_locked(device: AttachedDevice) -> DeviceCounters {
+        let transport = device.transport();
+        let _guard = lock(&transport);
+        let (sender, receiver) = mpsc::channel();
+        // Not a scoped thread: the scope would wait for it without a limit.
+        thread::spawn(move || sender.send(device.counters()));
+        scratch::receive(&receiver)
+    }
+
+    #[test]
+    fn counters_need_no_lock() {
+        let (disk, socket) = (Temporary::with(&[0; 512]), Temporary::missing());
+        let _listener = UnixListener::bind(socket.path()).unwrap();
+        let drive = format!("{},id=d", disk.path().display()).parse().unwrap();
+        let net = format!("unix:{},id=n", socket.path().display()).parse().unwrap();
+        let drive = read_locked(attach(&DeviceConfig::Drive(drive)));
+        assert!(matches!(drive, DeviceCounters::Drive(_)), "{drive:?}");
+        let net = read_locked(attach(&DeviceConfig::Interface(net)));
+        assert!(matches!(net, DeviceCounters::Interface(_)), "{net:?}");
+    }
 }

@@ -412,14 +412,6 @@ impl Machine {
         self.devices.iter().any(AttachedDevice::has_requests_in_flight)
     }
 
-    /// Returns the counters of `device`; of a device that waits for the fault handler, those of the last call.
-    pub(crate) fn counters(&self, device: &AttachedDevice) -> DeviceCounters {
-        match self.io_thread {
-            None => device.counters(),
-            Some(_) => device.try_counters(),
-        }
-    }
-
     /// Resumes the vCPUs. After a restore the devices first process their available buffers.
     pub fn resume(&self) {
         self.notify_devices();
