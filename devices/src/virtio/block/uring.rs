@@ -54,7 +54,7 @@ pub(super) struct UringEngine {
     rejected: Vec<usize>,
     /// Number of slots in the kernel without a request.
     abandoned: usize,
-    /// Bytes of host memory for the requests.
+    /// Bytes of host memory for the requests, and for the buffers of abandoned ones.
     buffered: u64,
     /// Number of submissions in a row that the kernel has rejected while it had no request.
     retries: u8,
@@ -217,11 +217,13 @@ impl UringEngine {
     /// Frees a slot that the kernel does not use. Returns its request, or `None` if it was abandoned.
     fn release(&mut self, index: usize) -> Option<PendingRequest> {
         let slot = &mut self.slots[index];
-        slot.data = Vec::new();
+        let data = mem::take(&mut slot.data);
         let request = slot.request.take();
-        match &request {
-            Some(request) => self.buffered -= request.buffered,
-            None => self.abandoned -= 1,
+        if let Some(request) = &request {
+            self.buffered -= request.buffered;
+        } else {
+            self.buffered -= data.len() as u64;
+            self.abandoned -= 1;
         }
         self.free.push(index);
         request
@@ -241,7 +243,8 @@ impl UringEngine {
             self.release(index);
         }
         self.abandoned += self.in_flight();
-        self.buffered = 0;
+        // The kernel still uses the buffers: a driver that resets a stuck device again and again must not add more.
+        self.buffered = self.slots.iter().map(|slot| slot.data.len() as u64).sum();
         self.slots.iter_mut().for_each(|slot| slot.request = None);
         if self.abandoned > 0 && !self.has_failed {
             self.cancel();

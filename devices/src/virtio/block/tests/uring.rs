@@ -13,6 +13,7 @@ use super::{
 };
 use crate::virtio::block::IoEngine;
 use crate::virtio::block::disk::Error;
+use crate::virtio::block::transfer::PIECE_SIZE;
 use crate::virtio::device::VirtioDevice;
 
 /// Replaces the descriptor of the io_uring by `other`. The queues in memory stay. Returns the replaced descriptor.
@@ -61,7 +62,7 @@ fn start_pending_read() -> (Fixture, Pipe, u64) {
     // The other end stays open, and so the pipe has no end of file.
     let file = File::options().read(true).write(true).open(path.path()).unwrap();
     let disk = path.path().to_str().unwrap();
-    let mut fixture = Fixture::with_fake_disk(disk, SECTORS * 512, IoEngine::Async);
+    let mut fixture = Fixture::with_fake_disk(disk, 2 * PIECE_SIZE, IoEngine::Async);
     let pipe = Pipe { file, _path: path };
     let data = fixture.place(&[NONE; 512]);
     fixture.add(IN, 0, &[Buffer::writable(data, 512)]);
@@ -325,4 +326,34 @@ fn write_beside_discard_goes_to_uring() {
     replace_uring(&fixture, &ring);
     storage.permit(ALL);
     fixture.reset();
+}
+
+#[test]
+fn buffers_of_abandoned_requests_are_limited() {
+    if !require(Requirement::IoUring) {
+        return;
+    }
+    let (mut fixture, mut pipe, _) = start_pending_read();
+    let length = u32::try_from(PIECE_SIZE).unwrap();
+    let address = fixture.driver.buffers;
+    for _ in 0..4 {
+        fixture.add(IN, 0, &[Buffer::writable(address, length)]);
+    }
+    fixture.block.notify(0);
+    // The kernel does not cancel the reads: the reset cannot ask it to.
+    let ring = break_uring(&fixture);
+    fixture.reset();
+    replace_uring(&fixture, &ring);
+    fixture.activate(fixture.block.features());
+    assert!(fixture.block.executor.uring.as_ref().unwrap().is_full());
+    let (_, status) = fixture.add(GET_ID, 0, &[]);
+    fixture.block.notify(0);
+    assert_eq!(fixture.status(status), NONE);
+    // The end of reads makes the eventfd readable, and the queue continues.
+    pipe.supply();
+    pipe.supply();
+    while fixture.status(status) == NONE {
+        fixture.process_events(60_000);
+    }
+    assert_eq!(fixture.status(status), OK);
 }
