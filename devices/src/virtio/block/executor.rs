@@ -148,12 +148,12 @@ impl Executor {
         }
     }
 
-    /// Abandons all requests in flight, and does not wait for them. Keeps a working io_uring for the next activation.
+    /// Abandons all requests in flight, and does not wait for them. Keeps a working io_uring for the next activation, and a failed one
+    /// while the kernel has requests of it.
     pub(super) fn abandon(&mut self) {
         self.cancel_work();
-        let is_usable = self.uring.as_mut().is_none_or(|uring| uring.abandon());
-        if !is_usable || self.engine == IoEngine::Sync {
-            self.uring = None;
+        if let Some(uring) = &mut self.uring {
+            uring.abandon();
         }
     }
 
@@ -164,8 +164,16 @@ impl Executor {
 
     /// Frees abandoned requests that have ended. No other request may be in flight.
     pub(super) fn reap_abandoned(&mut self) {
-        if let Some(uring) = &mut self.uring {
-            uring.settle(Duration::ZERO);
+        let Some(uring) = &mut self.uring else {
+            return;
+        };
+        let is_settled = uring.settle(Duration::ZERO);
+        if uring.has_failed() && self.engine == IoEngine::Async {
+            log::warn!("block device uses synchronous I/O: io_uring rejects its requests");
+            self.engine = IoEngine::Sync;
+        }
+        if is_settled && self.engine == IoEngine::Sync {
+            self.uring = None;
         }
     }
 

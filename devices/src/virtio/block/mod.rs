@@ -217,7 +217,10 @@ impl Block {
     /// keeps its disk.
     pub fn update(&mut self, path: Option<&Path>) -> Result<(), disk::Error> {
         self.drain_within(WORK_TIMEOUT);
-        let executor = &self.executor;
+        let executor = &mut self.executor;
+        if executor.in_flight() == 0 {
+            executor.reap_abandoned();
+        }
         if executor.in_flight() > 0 || executor.has_abandoned() || !executor.is_worker_idle(Duration::ZERO) {
             // The rest of a partially completed request would go to the other file.
             return Err(disk::Error::Busy);

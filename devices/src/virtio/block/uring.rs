@@ -2,7 +2,8 @@
 //!
 //! One call submits a batch of requests. The kernel makes an eventfd readable at each completion. Until the completion, the slot of
 //! a request owns the buffer of its data, see [`super::transfer`]. A reset abandons the requests in flight: the kernel cancels those
-//! that it can, and the slots of the others stay in use until their completions.
+//! that it can, and the slots of the others stay in use until their completions. Entries that the kernel has not accepted stay queued
+//! with an empty iovec: the kernel completes them without effect.
 //!
 //! If the kernel permanently rejects submissions, the requests that it has not accepted fail, and the device
 //! continues with synchronous I/O.
@@ -52,7 +53,7 @@ pub(super) struct UringEngine {
     unsubmitted: VecDeque<usize>,
     /// Slots that the kernel has permanently rejected.
     rejected: Vec<usize>,
-    /// Number of slots in the kernel without a request.
+    /// Number of slots without a request that are not free.
     abandoned: usize,
     /// Bytes of host memory for the requests, and for the buffers of abandoned ones.
     buffered: u64,
@@ -90,12 +91,22 @@ impl UringEngine {
 
     /// Returns the number of requests that the kernel has accepted and not completed, without abandoned ones.
     pub(super) fn submitted(&self) -> usize {
-        self.in_flight() - self.unsubmitted.len() - self.rejected.len()
+        let not_accepted = self.unsubmitted.iter().chain(&self.rejected);
+        let count = not_accepted
+            .filter(|index| self.slots[**index].request.is_some())
+            .count();
+        self.in_flight() - count
     }
 
-    /// Returns true if the kernel may still execute an abandoned request. Its end makes the eventfd readable.
+    /// Returns true if the kernel may still execute an abandoned request, or has not accepted its entry. The end of the request makes
+    /// the eventfd readable.
     pub(super) fn has_abandoned(&self) -> bool {
         self.abandoned > 0
+    }
+
+    /// Returns true if the kernel has permanently rejected submissions.
+    pub(super) fn has_failed(&self) -> bool {
+        self.has_failed
     }
 
     /// Returns true if no further request fits.
@@ -229,31 +240,30 @@ impl UringEngine {
         request
     }
 
-    /// Abandons all requests, and cancels those in the kernel. Does not wait for it: [`Self::settle`] follows. Returns false if the
-    /// io_uring is unusable.
-    pub(super) fn abandon(&mut self) -> bool {
-        // The kernel must not accept a queued entry later, when its slot belongs to another request.
-        self.has_failed |= !self.unsubmitted.is_empty();
-        let unaccepted: Vec<_> = self
-            .unsubmitted
-            .drain(..)
-            .chain(self.rejected.drain(..))
-            .collect();
-        for index in unaccepted {
+    /// Abandons all requests, and cancels those in the kernel. Does not wait for it: [`Self::settle`] follows.
+    pub(super) fn abandon(&mut self) {
+        for index in mem::take(&mut self.rejected) {
             self.release(index);
         }
+        self.unsubmitted
+            .iter()
+            .for_each(|index| self.slots[*index].clear());
         self.abandoned += self.in_flight();
         // The kernel still uses the buffers: a driver that resets a stuck device again and again must not add more.
         self.buffered = self.slots.iter().map(|slot| slot.data.len() as u64).sum();
         self.slots.iter_mut().for_each(|slot| slot.request = None);
-        if self.abandoned > 0 && !self.has_failed {
+        // The entries of the first call are without effect.
+        if self.abandoned > 0 && self.submit().is_ok() {
             self.cancel();
         }
-        !self.has_failed
     }
 
-    /// Cancels all requests in the kernel, if it supports that. The submission queue must be empty.
+    /// Cancels all requests in the kernel, if it supports that.
     fn cancel(&mut self) {
+        // Otherwise an earlier cancellation is still queued, or the kernel accepts no entry at present.
+        if self.has_failed || !self.ring.submission().is_empty() {
+            return;
+        }
         let entry = opcode::AsyncCancel2::new(types::CancelBuilder::any()).build();
         // SAFETY: the entry refers to no memory.
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(CANCEL)) };
@@ -269,16 +279,23 @@ impl UringEngine {
         };
         // SAFETY: the entry refers to iovec and buffer of the slot, which stay unchanged until the completion.
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(index as u64)) };
-        // The submission queue has an entry for each slot, and each slot is queued at most once.
-        debug_assert!(pushed.is_ok(), "submission queue is full");
-        self.unsubmitted.push_back(index);
+        match pushed {
+            Ok(()) => self.unsubmitted.push_back(index),
+            // The submission queue has an entry for each slot. All of them and a cancellation do not fit.
+            Err(_) => self.rejected.push(index),
+        }
     }
 
     /// Waits for abandoned requests, at most for `timeout`. Returns true if none is left: the heap is free then. No other request may
     /// be in flight.
     pub(super) fn settle(&mut self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
+        // A failure moves the entries to the rejected ones.
+        let _ = self.submit();
         loop {
+            while let Some(index) = self.rejected.pop() {
+                self.release(index);
+            }
             while let Some((index, _)) = self.next_completion() {
                 self.release(index);
             }
@@ -347,6 +364,14 @@ struct Slot {
 unsafe impl Send for Slot {}
 
 impl Slot {
+    /// Makes the entry in the submission queue, which refers to the iovec, a transfer of no bytes.
+    fn clear(&mut self) {
+        if let Some(iovec) = &mut self.iovec {
+            iovec.iov_len = 0;
+        }
+        self.data = Vec::new();
+    }
+
     /// Prepares the next transfer of `request`.
     fn fill(&mut self, request: &PendingRequest, memory: &GuestMemory) {
         self.data = request

@@ -357,3 +357,55 @@ fn buffers_of_abandoned_requests_are_limited() {
     }
     assert_eq!(fixture.status(status), OK);
 }
+
+#[test]
+fn write_waits_for_request_of_failed_uring() {
+    if !require(Requirement::IoUring) {
+        return;
+    }
+    let (mut fixture, mut pipe, data) = start_pending_read();
+    let ring = break_uring(&fixture);
+    fixture.add(IN, 0, &[Buffer::writable(data, 512)]);
+    fixture.run(1);
+    assert_eq!(fixture.block.engine(), IoEngine::Sync);
+    fixture.reset();
+    let other = Scratch::new(SECTORS * 512);
+    assert!(matches!(
+        fixture.block.update(Some(other.path())),
+        Err(Error::Busy)
+    ));
+    fixture.activate(fixture.block.features());
+    let address = fixture.place(&[1; 512]);
+    let (_, status) = fixture.add(OUT, 0, &[Buffer::readable(address, 512)]);
+    fixture.block.notify(0);
+    assert_eq!(fixture.status(status), NONE);
+    pipe.supply();
+    fixture.run(1);
+    fixture.block.update(Some(other.path())).unwrap();
+    assert!(fixture.block.uring_descriptor().is_none());
+    assert_eq!(fixture.write(0, &[1; 512]), OK);
+    drop(ring);
+}
+
+#[test]
+fn reset_before_submission_keeps_uring() {
+    if !require(Requirement::IoUring) {
+        return;
+    }
+    let (mut fixture, mut pipe, data) = start_pending_read();
+    // The kernel finds no entry in another io_uring, so it accepts none.
+    let ring = replace_uring(&fixture, &IoUring::new(1).unwrap());
+    fixture.add(IN, 0, &[Buffer::writable(data, 512)]);
+    fixture.block.notify(0);
+    fixture.reset();
+    fixture.activate(fixture.block.features());
+    replace_uring(&fixture, &ring);
+    let address = fixture.place(&[1; 512]);
+    let (_, status) = fixture.add(OUT, 0, &[Buffer::readable(address, 512)]);
+    fixture.block.notify(0);
+    assert_eq!((fixture.status(status), fixture.block.in_flight()), (NONE, 0));
+    pipe.supply();
+    fixture.run(1);
+    assert_eq!(fixture.status(status), OK);
+    assert_eq!(fixture.block.engine(), IoEngine::Async);
+}
