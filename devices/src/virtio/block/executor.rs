@@ -364,6 +364,11 @@ impl Executor {
         if is_async && (write_through || self.disk.is_block_device() || self.is_changing_disk()) {
             return Progress::Waits(0);
         }
+        // The kernel locks the file for a write, and a write without RWF_NOWAIT would wait for the lock.
+        if self.disk.pace.lacks_nowait_writes.get() && self.uring.as_ref().is_some_and(UringEngine::has_write)
+        {
+            return Progress::Waits(0);
+        }
         let must_flush = write_through && !self.disk.is_in_memory();
         if let Some(worker) = self.worker.as_mut().filter(|_| !is_async)
             && (worker.has_stale_work() || !(worker.in_flight() == 0 || must_flush && worker.only_flushes()))

@@ -98,6 +98,12 @@ impl UringEngine {
         self.in_flight() - count
     }
 
+    /// Returns true if a write is in flight.
+    pub(super) fn has_write(&self) -> bool {
+        let mut requests = self.slots.iter().filter_map(|slot| slot.request.as_ref());
+        requests.any(|request| matches!(request.kind, RequestKind::Write(_)))
+    }
+
     /// Returns true if the kernel may still execute an abandoned request, or has not accepted its entry. The end of the request makes
     /// the eventfd readable.
     pub(super) fn has_abandoned(&self) -> bool {

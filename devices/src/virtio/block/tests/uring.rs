@@ -3,6 +3,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use io_uring::IoUring;
 use scratch::{Requirement, require};
@@ -408,4 +409,33 @@ fn reset_before_submission_keeps_uring() {
     fixture.run(1);
     assert_eq!(fixture.status(status), OK);
     assert_eq!(fixture.block.engine(), IoEngine::Async);
+}
+
+#[test]
+fn write_beside_write_of_uring_goes_to_uring() {
+    if !require(Requirement::IoUring) {
+        return;
+    }
+    let scratch = Scratch::empty();
+    let (mut fixture, storage) = stuck(&scratch, IoEngine::Async, SECTORS);
+    storage.permit(ALL);
+    assert_eq!(fixture.write(16, &[1; 4096]), OK);
+    let pace = &fixture.block.executor.disk.pace;
+    pace.lacks_nowait_writes.set(true);
+    fixture.block.executor.disk.note_write(Duration::MAX);
+    let address = fixture.place(&[2; 4096]);
+    assert_eq!(fixture.write(16, &[1; 4096]), OK);
+    // The kernel finds no entry in another io_uring, so the write stays in flight.
+    let ring = replace_uring(&fixture, &IoUring::new(1).unwrap());
+    fixture.add(OUT, 16, &[Buffer::readable(address, 4096)]);
+    fixture.block.notify(0);
+    for _ in 0..64 {
+        fixture.block.executor.disk.note_write(Duration::ZERO);
+    }
+    let (_, status) = fixture.add(OUT, 16, &[Buffer::readable(address, 4096)]);
+    fixture.block.notify(0);
+    assert_eq!((fixture.status(status), fixture.block.in_flight()), (NONE, 2));
+    replace_uring(&fixture, &ring);
+    fixture.run(2);
+    assert_eq!(fixture.write(16, &[1; 4096]), OK);
 }
