@@ -403,8 +403,10 @@ impl Slot {
                 .rw_flags(if request.write_through { libc::RWF_DSYNC } else { 0 })
                 .build(),
         };
-        // The first attempt of the kernel, at the submission, waits for some servers, for example those of FUSE.
-        let flags = if disk.is_remote() {
+        // The first attempt of the kernel, at the submission, waits for some servers, for example those of FUSE, and on XFS for the
+        // flush of a write-through write.
+        let is_write = !matches!(request.kind, RequestKind::Read(_));
+        let flags = if disk.is_remote() || is_write && request.write_through {
             Flags::ASYNC
         } else {
             Flags::empty()

@@ -439,3 +439,27 @@ fn write_beside_write_of_uring_goes_to_uring() {
     fixture.run(2);
     assert_eq!(fixture.write(16, &[1; 4096]), OK);
 }
+
+#[test]
+fn write_through_write_runs_on_thread_of_kernel() {
+    if !require(Requirement::IoUring) {
+        return;
+    }
+    let (mut fixture, mut pipe, _) = start_pending_read();
+    pipe.supply();
+    fixture.run(1);
+    fixture.reset();
+    fixture.activate(0);
+    // A pipe with space: the kernel needs no wait.
+    assert_eq!(fixture.write(0, &[1; 512]), OK);
+    // SAFETY: the call receives no pointer.
+    let name = format!("iou-wrk-{}\n", unsafe { libc::gettid() });
+    let mut tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    // A thread of the kernel lasts for seconds after its work.
+    assert!(
+        tasks.any(|task| {
+            std::fs::read_to_string(task.unwrap().path().join("comm")).is_ok_and(|comm| comm == name)
+        }),
+        "the submission has executed the write"
+    );
+}
