@@ -411,6 +411,10 @@ impl Work {
                     write_through: true,
                     ..
                 }
+                | Self::Zero {
+                    write_through: true,
+                    ..
+                }
         )
     }
 }

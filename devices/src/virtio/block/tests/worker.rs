@@ -554,6 +554,28 @@ fn failure_of_cancelled_flush_fails_next() {
 }
 
 #[test]
+fn failure_of_cancelled_write_through_zeroes_fails_next_flush() {
+    let scratch = Scratch::empty();
+    let (mut fixture, storage) = stuck(&scratch, IoEngine::Sync, SECTORS);
+    fixture.reset();
+    fixture.activate(0);
+    fixture.add_segment(WRITE_ZEROES, 0, 8);
+    fixture.block.notify(0);
+    storage.expect_calls(1);
+    storage.permit(1);
+    assert_eq!(storage.expect_calls(2)[1], Call::WriteBack(extent(0, 4096)));
+    fixture.reset();
+    storage.set_fails(true);
+    storage.permit(1);
+    assert!(fixture.block.executor.is_worker_idle(LIMIT));
+    storage.set_fails(false);
+    storage.permit(ALL);
+    fixture.activate(fixture.block.features());
+    assert_eq!(fixture.run_one(FLUSH, 0, &[]).0, IOERR);
+    assert_eq!(fixture.run_one(FLUSH, 0, &[]).0, OK);
+}
+
+#[test]
 fn requests_in_flight_are_limited() {
     let scratch = Scratch::empty();
     let (mut fixture, storage) = stuck(&scratch, IoEngine::Sync, SECTORS);
