@@ -43,7 +43,7 @@ const PAGE: u64 = 4096;
 /// Minimum duration of a slow write: two ticks of the kernel with a frequency of 100 Hz.
 const SLOW_WRITE: Duration = Duration::from_millis(20);
 
-/// Number of fast writes of the worker after a slow write.
+/// Number of fast writes of the worker or io_uring after a slow write.
 const FAST_WRITES: u32 = 64;
 
 /// Source of written zeros.
@@ -209,8 +209,8 @@ pub(super) struct Pace {
     pub(super) lacks_nowait_reads: Cell<bool>,
     /// The kernel does not support RWF_NOWAIT for writes of this file.
     pub(super) lacks_nowait_writes: Cell<bool>,
-    /// Number of fast writes of the worker until a write without RWF_NOWAIT is tried again.
-    fast_writes_left: Cell<u32>,
+    /// Number of fast writes of the worker or io_uring until a write without RWF_NOWAIT is tried again.
+    pub(super) fast_writes_left: Cell<u32>,
 }
 
 impl Default for Pace {
@@ -425,7 +425,7 @@ impl Disk {
         result
     }
 
-    /// Records the time of a write of the worker.
+    /// Records the time of a write of the worker or io_uring, without a flush.
     pub(super) fn note_write(&self, elapsed: Duration) {
         let left = &self.pace.fast_writes_left;
         if elapsed >= self.pace.slow_write {
@@ -626,7 +626,7 @@ pub(super) fn without_wait(result: io::Result<u64>, lacks_nowait: &Cell<bool>) -
 }
 
 /// Returns the time of the last tick of the kernel, at most 10 ms old. It costs a tenth of a precise time.
-fn coarse_time() -> Duration {
+pub(super) fn coarse_time() -> Duration {
     let mut time = MaybeUninit::<libc::timespec>::uninit();
     // SAFETY: the kernel writes one `timespec`. The call cannot fail: the clock exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, time.as_mut_ptr()) };

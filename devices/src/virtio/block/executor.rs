@@ -244,7 +244,7 @@ impl Executor {
         outcome: Outcome,
         memory: &GuestMemory,
     ) -> Option<(u16, u32)> {
-        if matches!(request.kind, RequestKind::Write(_)) && !request.write_through {
+        if matches!(request.kind, RequestKind::Write(_)) && request.next_piece().is_some() {
             self.disk.note_write(outcome.elapsed);
         }
         request.advance(&outcome.data, memory);

@@ -19,7 +19,7 @@ use io_uring::{IoUring, opcode, types};
 use libc::iovec;
 use snapshot::GuestMemory;
 
-use super::disk::Disk;
+use super::disk::{Disk, coarse_time};
 use super::request::{QUEUE_SIZE, RequestKind, Status};
 use super::transfer::{MAX_BUFFERED, PendingRequest};
 
@@ -192,6 +192,7 @@ impl UringEngine {
         }
         loop {
             let (index, result) = self.next_completion()?;
+            self.slots[index].note_write(disk);
             let status = match self.slots[index].advance(result, memory) {
                 None if self.has_failed => Status::IoError,
                 None => {
@@ -285,6 +286,7 @@ impl UringEngine {
         };
         // SAFETY: the entry refers to iovec and buffer of the slot, which stay unchanged until the completion.
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(index as u64)) };
+        self.slots[index].begin = coarse_time();
         match pushed {
             Ok(()) => self.unsubmitted.push_back(index),
             // The submission queue has an entry for each slot. All of them and a cancellation do not fit.
@@ -362,6 +364,8 @@ struct Slot {
     data: Vec<u8>,
     /// The rest of `data`. The kernel reads it while the request is in flight.
     iovec: Option<Box<iovec>>,
+    /// Coarse time at the begin of the current transfer.
+    begin: Duration,
     /// Number of temporary errors in a row.
     retries: u8,
 }
@@ -412,6 +416,16 @@ impl Slot {
             Flags::empty()
         };
         Some(entry.flags(flags))
+    }
+
+    /// Records the time of a completed write on `disk`. Write-through writes have no other path, and their time includes a flush.
+    fn note_write(&self, disk: &Disk) {
+        let request = self.request.as_ref();
+        if request
+            .is_some_and(|request| matches!(request.kind, RequestKind::Write(_)) && !request.write_through)
+        {
+            disk.note_write(coarse_time().saturating_sub(self.begin));
+        }
     }
 
     /// Applies the `result` of the kernel. Returns the final status, or `None` if a part of the request remains.

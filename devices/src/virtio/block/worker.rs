@@ -126,6 +126,7 @@ pub(super) struct Outcome {
     pub(super) status: Status,
     /// Bytes that were read or written.
     pub(super) data: Vec<u8>,
+    /// Time of the work, without the flush after a write.
     pub(super) elapsed: Duration,
 }
 
@@ -425,6 +426,7 @@ impl Job {
         let begin = Instant::now();
         let storage = &*self.storage;
         let mut data = Vec::new();
+        let mut elapsed = None;
         let result = match self.work {
             Work::Read(extent) => read(storage, extent, &mut data, &is_current),
             Work::Write {
@@ -433,7 +435,9 @@ impl Job {
                 write_through,
             } => {
                 data = written;
-                write(storage, offset, &data, &is_current).and_then(|()| {
+                let result = write(storage, offset, &data, &is_current);
+                elapsed = Some(begin.elapsed());
+                result.and_then(|()| {
                     if write_through && is_current() {
                         storage.flush()
                     } else {
@@ -461,7 +465,7 @@ impl Job {
         Outcome {
             status: result.map_or(Status::IoError, |()| Status::Ok),
             data,
-            elapsed: begin.elapsed(),
+            elapsed: elapsed.unwrap_or_else(|| begin.elapsed()),
         }
     }
 }

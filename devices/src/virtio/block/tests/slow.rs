@@ -240,23 +240,39 @@ fn write_of_partial_uncached_page_waits() {
 
 #[test]
 fn writes_wait_after_slow_write() {
-    let scratch = Scratch::new(SECTORS * 512);
-    let mut fixture =
-        Fixture::with_fake_disk(scratch.path().to_str().unwrap(), SECTORS * 512, IoEngine::Sync);
-    let storage = Arc::new(SlowStorage::new(scratch.path()));
-    fixture.block.executor.disk.storage = storage.clone();
-    storage.permit(ALL);
-    fixture.block.executor.disk.pace.lacks_nowait_writes.set(true);
-    assert_eq!(fixture.write(0, &[1; 4096]), OK);
-    assert!(storage.expect_calls(0).is_empty());
-    fixture.block.executor.disk.note_write(Duration::MAX);
-    let mut count = 0;
-    while storage.expect_calls(0).len() == count {
-        assert!(count <= 1000, "a plain write is never tried again");
+    for (engine, is_write_through) in [
+        (IoEngine::Sync, false),
+        (IoEngine::Sync, true),
+        (IoEngine::Async, false),
+    ] {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut fixture = Fixture::with_fake_disk(scratch.path().to_str().unwrap(), SECTORS * 512, engine);
+        let storage = Arc::new(SlowStorage::new(scratch.path()));
+        fixture.block.executor.disk.storage = storage.clone();
+        storage.permit(ALL);
+        fixture.block.executor.disk.pace.lacks_nowait_writes.set(true);
+        fixture.reset();
+        fixture.activate(if is_write_through {
+            0
+        } else {
+            fixture.block.features()
+        });
         assert_eq!(fixture.write(0, &[1; 4096]), OK);
-        count += 1;
+        assert!(!storage.has_written());
+        fixture.block.executor.disk.note_write(Duration::MAX);
+        let mut count = 0;
+        while fixture.block.executor.disk.pace.fast_writes_left.get() > 0 {
+            assert!(count <= 1000, "a plain write is never tried again");
+            assert_eq!(fixture.write(0, &[1; 4096]), OK);
+            count += 1;
+        }
+        assert_eq!(count, 64);
+        // The synchronous engine has executed all of them on the worker, and none after them.
+        let has_written = storage.has_written();
+        assert_eq!(has_written, fixture.block.engine() == IoEngine::Sync);
+        assert_eq!(fixture.write(0, &[1; 4096]), OK);
+        assert!(!storage.has_written());
     }
-    assert!(count > 64, "{count} writes");
 }
 
 /// Creates a device of the asynchronous engine on a pipe, which its writer returned too. Returns `None` without io_uring.

@@ -92,6 +92,12 @@ impl SlowStorage {
         self.wait_until(|state| state.calls.len() >= count).calls.clone()
     }
 
+    /// Returns true if a write is among the calls, and forgets all of them.
+    pub(super) fn has_written(&self) -> bool {
+        let calls = std::mem::take(&mut lock(&self.state).calls);
+        calls.iter().any(|call| matches!(call, Call::Write(_)))
+    }
+
     pub(super) fn permit(&self, count: usize) {
         lock(&self.state).permits = count;
         self.changed.notify_all();
