@@ -207,12 +207,19 @@ impl Executor {
             .is_none_or(|worker| worker.wait_idle(timeout))
     }
 
-    /// Waits until a request in flight ends. Returns false after `deadline`.
+    /// Returns true if no request is queued for submission to io_uring.
+    pub(super) fn is_submitted(&self) -> bool {
+        self.uring.as_ref().is_none_or(UringEngine::is_submitted)
+    }
+
+    /// Waits until a request in flight ends. Returns false after `deadline`, or if none can end before [`Self::submit`].
     pub(super) fn wait_for_completion(&self, deadline: Instant) -> bool {
         let left = deadline.saturating_duration_since(Instant::now());
-        if self.uring.as_ref().is_none_or(UringEngine::is_submitted) {
-            wait_readable(self.wake.as_raw_fd(), left);
+        let submitted = self.uring.as_ref().map_or(0, UringEngine::submitted);
+        if submitted == 0 && self.worker.as_ref().is_none_or(|worker| worker.in_flight() == 0) {
+            return false;
         }
+        wait_readable(self.wake.as_raw_fd(), left);
         !left.is_zero()
     }
 

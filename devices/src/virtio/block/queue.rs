@@ -12,7 +12,6 @@ use virtio_queue::QueueState;
 
 use super::executor::Executor;
 use super::request::{self, QUEUE_SIZE, Request};
-use super::uring::UringEngine;
 use crate::virtio::device::Activation;
 use crate::virtio::interrupt::VirtioInterrupt;
 use crate::virtio::queue::chain::{self, Chain, ChainLimits};
@@ -98,18 +97,21 @@ impl ActiveQueue {
 
     /// Waits for requests in flight and completes them, at most for `timeout`. The caller checks the number of
     /// requests that remain.
+    ///
+    /// Submits nothing to io_uring: the kernel cancels requests at the exit of the thread that has submitted them, and the caller may
+    /// be a thread that exits. The event loop submits the rest.
     pub(super) fn drain(&mut self, executor: &mut Executor, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         let mut was_readable = false;
         let mut result;
         loop {
             was_readable |= executor.clear_wake();
-            result = self.reap_completions(executor);
+            result = self.add_completed(executor);
             if result.is_err() || executor.in_flight() == 0 || !executor.wait_for_completion(deadline) {
                 break;
             }
         }
-        if was_readable {
+        if was_readable || !executor.is_submitted() {
             // Possibly for the rest of the queue.
             executor.wake_up();
         }
@@ -197,7 +199,7 @@ impl ActiveQueue {
         for _ in 0..MAX_ROUNDS {
             executor.submit();
             self.add_completed(executor)?;
-            if executor.uring.as_ref().is_none_or(UringEngine::is_submitted) {
+            if executor.is_submitted() {
                 return Ok(());
             }
         }

@@ -463,3 +463,28 @@ fn write_through_write_runs_on_thread_of_kernel() {
         "the submission has executed the write"
     );
 }
+
+#[test]
+fn drain_on_thread_that_exits_keeps_requests() {
+    if !require(Requirement::IoUring) {
+        return;
+    }
+    let (mut fixture, mut pipe, _) = start_pending_read();
+    let address = fixture.place(&[NONE; 1024]);
+    let (_, status) = fixture.add(IN, 0, &[Buffer::writable(address, 1024)]);
+    pipe.supply();
+    fixture.run(1);
+    // The first half of the second read.
+    pipe.supply();
+    let block = &mut fixture.block;
+    std::thread::scope(|scope| {
+        scope.spawn(|| block.drain());
+    });
+    assert_eq!((fixture.status(status), fixture.block.in_flight()), (NONE, 1));
+    assert!(!fixture.is_idle(), "no event continues the read");
+    fixture.process_events(0);
+    pipe.supply();
+    fixture.run(1);
+    assert_eq!(fixture.status(status), OK);
+    assert_eq!(fixture.driver.read(address, 1024), [7; 1024]);
+}
