@@ -111,6 +111,9 @@ trait Attachable: VirtioDevice {
         None
     }
 
+    /// Completes the requests in flight for which `update` would wait. Cancels none.
+    fn prepare_update(&mut self, _update: &DeviceUpdate) {}
+
     /// Applies `update`. An update of another kind has no effect.
     fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError>;
 
@@ -131,13 +134,21 @@ impl Attachable for Block {
         self.disk().identity()
     }
 
+    fn prepare_update(&mut self, update: &DeviceUpdate) {
+        if let DeviceUpdate::Drive(update) = update
+            && changes_disk(update)
+        {
+            self.complete_requests();
+        }
+    }
+
     fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError> {
         let DeviceUpdate::Drive(update) = update else {
             return Ok(());
         };
         // All fields, so that a new one does not compile until it is handled.
         let DriveUpdate { path, limits } = update;
-        if path.is_some() || *limits == RateLimits::default() {
+        if changes_disk(update) {
             Block::update(self, path.as_deref()).map_err(UpdateError::Drive)?;
         }
         self.update_limiter(limits.bandwidth, limits.operations);
@@ -147,6 +158,11 @@ impl Attachable for Block {
     fn recorder(&self) -> Arc<dyn Recorder> {
         Block::recorder(self)
     }
+}
+
+/// Returns true if `update` replaces the disk or updates its size: an update without any field does the latter.
+fn changes_disk(update: &DriveUpdate) -> bool {
+    update.path.is_some() || update.limits == RateLimits::default()
 }
 
 impl Attachable for Net {
@@ -264,6 +280,7 @@ pub(super) trait AttachedTransport: Component + Send {
     fn has_requests_in_flight(&mut self) -> bool;
     fn file(&mut self) -> Option<FileIdentity>;
     fn notify_restored(&mut self);
+    fn prepare_update(&mut self, update: &DeviceUpdate);
     fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError>;
 }
 
@@ -282,6 +299,10 @@ impl<D: Attachable> AttachedTransport for Transport<D> {
 
     fn notify_restored(&mut self) {
         Self::notify_restored(self);
+    }
+
+    fn prepare_update(&mut self, update: &DeviceUpdate) {
+        self.device_mut().prepare_update(update);
     }
 
     fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError> {
@@ -384,7 +405,7 @@ impl AttachedDevice {
         let (transport, update) = (self.transport(), update.clone());
         move |claim| {
             let mut transport = lock(&transport);
-            transport.drain();
+            transport.prepare_update(&update);
             claim.take().then(|| transport.update(&update))
         }
     }

@@ -216,7 +216,7 @@ impl Block {
     /// Fails if the file is not a usable disk, or requests in flight do not complete within 100 ms. The device then
     /// keeps its disk.
     pub fn update(&mut self, path: Option<&Path>) -> Result<(), disk::Error> {
-        self.drain_within(WORK_TIMEOUT);
+        self.complete_requests();
         let executor = &mut self.executor;
         if executor.in_flight() == 0 {
             executor.reap_abandoned();
@@ -248,6 +248,11 @@ impl Block {
         if let Some(active) = &mut self.active {
             active.undo_work(&mut self.executor);
         }
+    }
+
+    /// Waits at most 100 ms for requests in flight and completes them. The others stay in flight.
+    pub fn complete_requests(&mut self) {
+        self.drain_within(WORK_TIMEOUT);
     }
 
     /// Returns true if [`drain`](Self::drain) would wait.

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use super::worker::{ALL, stuck};
 use super::{ENGINES, Fixture, IOERR, OK, SECTORS, Scratch, config, options, pattern};
 use crate::virtio::block::disk::Error;
 use crate::virtio::block::{Disk, IoEngine};
@@ -105,4 +106,19 @@ fn empty_disk_fails_until_replaced() {
         fixture.block.update(Some(stub.path())).unwrap();
         assert_eq!(fixture.read(1, 512), (OK, vec![0; 512]));
     }
+}
+
+#[test]
+fn preparation_of_update_cancels_no_work() {
+    let scratch = Scratch::empty();
+    let (mut fixture, storage) = stuck(&scratch, IoEngine::Sync, SECTORS);
+    fixture.add_segment(super::DISCARD, 0, 8);
+    fixture.block.notify(0);
+    storage.expect_calls(1);
+    fixture.block.complete_requests();
+    assert_eq!(fixture.block.in_flight(), 1);
+    assert_eq!(fixture.block.queue_states()[0].next_avail, 1);
+    storage.permit(ALL);
+    fixture.run(1);
+    assert_eq!(storage.expect_calls(1).len(), 1);
 }
