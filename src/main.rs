@@ -55,6 +55,8 @@ static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 extern "C" fn main(_count: libc::c_int, _arguments: *const *const libc::c_char) -> libc::c_int {
     process::initialize();
     let status = command();
+    // A thread that the end of the process does not wait for may own the terminal.
+    vmm::emergency::restore();
     // The process ends: an error cannot be reported any more.
     let _ = io::stdout().flush();
     libc::c_int::from(status)

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use vmm::emergency;
 #[cfg(not(test))]
 use vmm::event_loop::ignore_output_signals;
 use vmm::event_loop::unblock_signal;
@@ -62,6 +63,8 @@ pub fn cpu_time() -> Duration {
 
 /// Ends this process by `signal`, so that its parent sees the cause. Returns an exit status if the signal does not end it.
 pub fn exit_by_signal(signal: libc::c_int) -> u8 {
+    // A thread that the end of the process does not wait for may own the terminal.
+    emergency::restore();
     // SAFETY: SIG_DFL is a valid action, and no handler of this signal is replaced: a signalfd received it.
     unsafe { libc::signal(signal, libc::SIG_DFL) };
     unblock_signal(signal);

@@ -14,6 +14,7 @@ use scratch::Limited;
 use crate::api::http::{NO_CONTENT, go_request};
 use crate::api::served::{Directory, RESUMED, connect, load_body};
 use crate::api::snapshot::devices::create_disk_snapshot;
+use crate::api::uffd::{self, create_drive_snapshot, listen, uffd_body};
 use crate::guests::{file, program};
 use crate::memory_limit::{limit_address_space, limits, run_limited, smallest_limit};
 
@@ -413,4 +414,21 @@ fn truncated_memory_file_restores_terminal() {
     let (status, stderr) = terminal.wait();
     assert_eq!(status.code(), Some(149), "{stderr}");
     assert!(stderr.contains("memory\" was truncated"), "{stderr}");
+}
+
+#[test]
+fn signal_during_stuck_load_restores_terminal() {
+    // KVM may access the pages of the clock when the vCPU is restored, after mayfly has opened the console.
+    let directory = create_drive_snapshot("kvmclock.elf", "Sync", "ready\n");
+    let _listener = listen(&directory);
+    let mut command = Command::new(program());
+    let socket = directory.text("api.sock");
+    command.args(["--api-sock", &socket]).stderr(Stdio::piped());
+    let terminal = Terminal::attach(command);
+    let mut client = connect(Path::new(&socket));
+    let load = uffd_body(&directory, "state", uffd::SOCKET, "");
+    client.send(go_request("PUT", "/snapshot/load", &load));
+    scratch::wait_until("raw mode", || terminal.is_raw());
+    signal(&terminal.mayfly, libc::SIGTERM);
+    assert_eq!(terminal.wait().0.signal(), Some(libc::SIGTERM));
 }

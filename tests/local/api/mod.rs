@@ -50,4 +50,4 @@ pub mod served;
 mod slow_disk;
 pub mod snapshot;
 mod snapshot_cli;
-mod uffd;
+pub mod uffd;
