@@ -193,12 +193,20 @@ pub fn sections() -> impl Iterator<Item = &'static Route> {
     ROUTES.iter().filter(|route| route.is_section)
 }
 
-/// Executes `request`. While an operation runs, only requests that read are executed.
+/// Sentence for a request after a failed load.
+const LOAD_FAILED: &str =
+    "The snapshot was not loaded, and mayfly ends; start mayfly again, and correct the load first.";
+
+/// Executes `request`. While an operation runs, only requests that read are executed. After a failed load of a snapshot, no other
+/// is: the process ends.
 pub fn execute(request: &Request, control: &mut Control, process: &mut Process) -> Reply {
     if control.is_busy() && request.method != Method::Get {
         return Reply::Busy;
     }
     let name = || format!("{} {}", request.method, request.path);
+    if control.has_failed() && request.method != Method::Get {
+        return Reply::Response(reject(&name(), &Error::Phase(LOAD_FAILED), process));
+    }
     match dispatch(request, control, process) {
         Ok(Handled::Response(response)) => {
             process.count(response.status());

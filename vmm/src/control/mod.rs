@@ -264,7 +264,7 @@ impl Control {
             let loaded = load();
             move |control: &mut Self| control.finish_load(loaded, resume).map_err(OperationError::Load)
         });
-        self.failed = begun.is_err();
+        self.failed |= begun.is_err();
         begun.map_err(LoadSnapshotError::Thread)
     }
 
@@ -273,7 +273,7 @@ impl Control {
         loaded: Result<Box<Vm>, LoadSnapshotError>,
         resume: bool,
     ) -> Result<(), LoadSnapshotError> {
-        self.failed = loaded.is_err();
+        self.failed |= loaded.is_err();
         let mut vm = loaded?;
         if resume {
             vm.resume();
@@ -284,8 +284,9 @@ impl Control {
         Ok(())
     }
 
-    /// Returns true after a [`load_snapshot`](Self::load_snapshot) that failed and must not be repeated.
-    pub(crate) fn has_failed(&self) -> bool {
+    /// Returns true after a [`load_snapshot`](Self::load_snapshot) that failed and must not be repeated. The event loop then ends the
+    /// process, and a service must execute no further request.
+    pub fn has_failed(&self) -> bool {
         self.failed
     }
 
@@ -414,7 +415,7 @@ impl Control {
     }
 
     /// Runs `operation` on another thread. The function that it returns then runs on the main thread.
-    fn begin<C>(
+    pub(crate) fn begin<C>(
         &mut self,
         operation: impl FnOnce(&Cancellation) -> C + Send + 'static,
     ) -> io::Result<Progress>

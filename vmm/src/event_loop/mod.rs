@@ -13,6 +13,8 @@ mod error;
 mod input;
 mod leftover;
 mod signals;
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
@@ -83,31 +85,42 @@ pub fn run<'a>(
     };
     let mut events = EventManager::new().map_err(Error::Events)?;
     let id = events.add_subscriber(event_loop);
-    // The initialization may have ended the VM, and then watches too little for another event to end the wait.
-    let mut exit = take_exit(&mut events, id)?;
-    let reason = loop {
-        if let Some(reason) = exit {
-            break reason;
-        }
-        let timeout = if prefetch(&mut events, id)? {
-            Some(Duration::ZERO)
-        } else {
-            retry_output(&mut events, id)?
-        };
-        exit = poll(&mut events, id, timeout)?;
-    };
+    let ended = process_until_exit(&mut events, id);
     let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
+    // After an error too: a merge must not be cut off.
     event_loop.control.end_operation();
     event_loop.end_recording();
+    let reason = ended?;
     // Otherwise the last output of the guest, such as a panic message, would be lost. A signal or the user ends the wait.
     if matches!(reason, ExitReason::Guest(_)) {
-        let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
         event_loop.machine().map(Machine::stop);
-        if let Some(interruption) = drain_output(&mut events, id)? {
-            return Ok(interruption);
-        }
+        let drained = drain_output(&mut events, id);
+        // A request may have begun an operation meanwhile.
+        let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
+        event_loop.control.end_operation();
+        return Ok(drained?.unwrap_or(reason));
     }
     Ok(reason)
+}
+
+/// Processes events until the VM ends. Returns the reason.
+fn process_until_exit(
+    events: &mut EventManager<EventLoop<'_>>,
+    id: SubscriberId,
+) -> Result<ExitReason, Error> {
+    // The initialization may have ended the VM, and then watches too little for another event to end the wait.
+    let mut exit = take_exit(events, id)?;
+    loop {
+        if let Some(reason) = exit {
+            return Ok(reason);
+        }
+        let timeout = if prefetch(events, id)? {
+            Some(Duration::ZERO)
+        } else {
+            retry_output(events, id)?
+        };
+        exit = poll(events, id, timeout)?;
+    }
 }
 
 /// Prefetches one chunk of the working set, about 100 us, between two polls, unless an operation reads memory. Returns true while

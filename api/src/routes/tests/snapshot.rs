@@ -51,6 +51,22 @@ fn create_requires_start() {
 }
 
 #[test]
+fn no_request_is_executed_after_failed_load() {
+    let mut fixture = Fixture::new();
+    let body = r#"{"snapshot_path": "@/none", "mem_file_path": "@/none"}"#;
+    let failed = fixture.expect_fault("PUT", LOAD, body);
+    assert!(failed.contains("none"), "{failed}");
+    let machine = r#"{"vcpu_count": 2, "mem_size_mib": 64}"#;
+    for (path, body) in [(LOAD, body), ("/machine-config", machine)] {
+        let rejected = fixture.expect_fault("PUT", path, body);
+        assert!(
+            rejected.starts_with("The snapshot was not loaded, and mayfly ends"),
+            "{rejected}"
+        );
+    }
+}
+
+#[test]
 fn load_after_configuration_is_rejected() {
     let body = r#"{"snapshot_path": "@/none", "mem_file_path": "@/none"}"#;
     for (path, config) in [
