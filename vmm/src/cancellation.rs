@@ -36,15 +36,21 @@ impl Cancellation {
         }
     }
 
-    /// Records that the operation has something to remove after a cancellation, for example temporary files. From here on it must
-    /// not wait for long without a call of [`spend`](Self::spend).
+    /// Records that the operation has something to remove after a cancellation, for example temporary files. The operation must call
+    /// [`spend`](Self::spend) before it creates the first of them: the end of the process may have ceased to wait. From here on it
+    /// must not wait for long without a call of `spend`.
     pub fn set_must_clean_up(&self) {
         self.must_clean_up.store(true, Ordering::SeqCst);
     }
 
-    /// Returns true if the end of the process must wait for the operation.
-    pub fn needs_wait(&self) -> bool {
-        self.must_clean_up.load(Ordering::SeqCst) || !self.is_cancelled()
+    /// Returns true if the operation has something to remove after a cancellation.
+    pub fn must_clean_up(&self) -> bool {
+        self.must_clean_up.load(Ordering::SeqCst)
+    }
+
+    /// Returns true if the operation is in the part that must not be interrupted.
+    pub fn is_committed(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == COMMITTED
     }
 
     /// Cancels the operation. Returns false, without effect, if it has committed.
@@ -102,16 +108,16 @@ mod tests {
         assert_eq!(state.spend(u64::MAX / 2), Ok(()));
         assert!(state.cancel() && state.cancel() && state.is_cancelled());
         assert_eq!((state.spend(1), state.commit()), (Err(Cancelled), Err(Cancelled)));
-        assert!(!state.needs_wait());
+        assert!(!state.is_committed() && !state.must_clean_up());
         state.set_must_clean_up();
-        assert!(state.needs_wait());
+        assert!(state.must_clean_up());
     }
 
     #[test]
     fn committed_operation_is_not_cancelled() {
         let state = Cancellation::with_budget(1);
         assert_eq!(state.commit(), Ok(()));
-        assert!(!state.cancel() && !state.is_cancelled() && state.needs_wait());
+        assert!(!state.cancel() && !state.is_cancelled() && state.is_committed());
         assert_eq!(state.spend(2), Ok(()));
     }
 

@@ -13,6 +13,10 @@ use crate::cancellation::Cancellation;
 /// Maximum wait for a cancelled operation that has nothing to clean up. One that waits longer ends with the process.
 const END_TIMEOUT: Duration = Duration::from_millis(100);
 
+/// Maximum further wait for a cancelled operation that has files to remove. A system call on a disk or server that does not respond
+/// never ends; the next snapshot at the same paths removes the files.
+const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Operation that runs on another thread and returns a `T`.
 pub(super) struct Operation<T> {
     cancellation: Arc<Cancellation>,
@@ -51,15 +55,21 @@ impl<T: Send + 'static> Operation<T> {
         self.cancellation.cancel()
     }
 
-    /// Waits for the end of the operation: at most 100 ms if it is cancelled and has nothing to clean up.
+    /// Waits for the end of the operation: without limit if it has committed, at most 2.1 s if it is cancelled and has files to
+    /// remove, otherwise at most 100 ms.
     #[allow(
         clippy::disallowed_methods,
         reason = "a partial commit would cost the old snapshot"
     )]
     pub fn wait(self) {
         let ended = self.result.recv_timeout(END_TIMEOUT);
-        if matches!(ended, Err(RecvTimeoutError::Timeout)) && self.cancellation.needs_wait() {
+        if !matches!(ended, Err(RecvTimeoutError::Timeout)) {
+            return;
+        }
+        if self.cancellation.is_committed() {
             let _ = self.result.recv();
+        } else if self.cancellation.must_clean_up() {
+            let _ = self.result.recv_timeout(CLEAN_UP_TIMEOUT);
         }
     }
 }
@@ -94,6 +104,27 @@ mod tests {
         let start = Instant::now();
         operation.wait();
         assert!(start.elapsed() >= super::END_TIMEOUT);
+        drop(go);
+        ended.read().unwrap();
+    }
+
+    #[test]
+    fn hung_clean_up_is_not_awaited_without_limit() {
+        let ended = Arc::new(EventFd::new(0).unwrap());
+        let (prepared, preparations) = mpsc::channel();
+        let (go, started) = mpsc::channel::<()>();
+        let operation = Operation::spawn(ended.clone(), move |cancellation| {
+            cancellation.set_must_clean_up();
+            prepared.send(()).unwrap();
+            started.recv_timeout(scratch::TIMEOUT)
+        })
+        .unwrap();
+        scratch::receive(&preparations);
+        assert!(operation.cancel());
+        let start = Instant::now();
+        operation.wait();
+        let elapsed = start.elapsed();
+        assert!(elapsed >= super::END_TIMEOUT + super::CLEAN_UP_TIMEOUT && elapsed < scratch::TIMEOUT);
         drop(go);
         ended.read().unwrap();
     }
