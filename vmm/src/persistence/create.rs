@@ -158,18 +158,10 @@ impl CreateSnapshotParams {
             config,
             process,
             cancellation,
+            merged: vm.memory_file().filter(|loaded| self.is_merged_into(loaded)),
         };
-        let Some(loaded) = vm.memory_file() else {
-            return creation.write(|| Ok(()));
-        };
-        loaded.check().map_err(Error::Changed)?;
-        if !self.is_merged_into(loaded) {
-            return creation.write(|| loaded.check());
-        }
-        let written = creation.write(|| loaded.accept_write());
-        // After a failure too: a repeated merge completes it.
-        loaded.accept_write().map_err(Error::Changed)?;
-        written
+        creation.check_memory_file()?;
+        creation.write()
     }
 
     /// Checks that neither path leads to one of `files`. The memory file that was loaded may be replaced by memory.
@@ -197,11 +189,27 @@ struct Creation<'a> {
     config: &'a VmConfig,
     process: &'a [OpenFile],
     cancellation: &'a Cancellation,
+    /// The memory file that was loaded, if the pages are merged into it.
+    merged: Option<&'a MemoryFile>,
 }
 
 impl Creation<'_> {
-    /// Writes both files. `check` fails if a change of the loaded memory file has spoiled the dump.
-    fn write(&self, check: impl FnOnce() -> Result<(), ChangeError>) -> Result<dump::DumpStats, Error> {
+    /// Fails if another process has changed the memory file that was loaded: its change may have spoiled the dump.
+    fn check_memory_file(&self) -> Result<(), Error> {
+        let loaded = self.vm.memory_file();
+        loaded.map_or(Ok(()), MemoryFile::check).map_err(Error::Changed)
+    }
+
+    /// Accepts the present time of the memory file that was loaded, directly after a write of this process.
+    fn accept_write(&self) -> Result<(), Error> {
+        let merged = self.merged;
+        merged
+            .map_or(Ok(()), MemoryFile::accept_write)
+            .map_err(Error::Changed)
+    }
+
+    /// Writes both files.
+    fn write(&self) -> Result<dump::DumpStats, Error> {
         let Self { params, config, .. } = self;
         let machine = self.vm.machine();
         let save = machine.begin_save().map_err(Error::Machine)?;
@@ -210,6 +218,7 @@ impl Creation<'_> {
         params.check_open_files(&OpenFiles::list(self.vm, self.process))?;
         // A wait for the devices is over; the vCPU threads and the dump react to a cancellation.
         self.cancellation.set_must_clean_up();
+        self.cancellation.spend(0).map_err(Error::Cancelled)?;
         let mut state = file::PendingStateFile::create(&params.state).map_err(Error::State)?;
         let pagemap = Pagemap::open().ok();
         let source = dump::DumpSource {
@@ -244,8 +253,11 @@ impl Creation<'_> {
         state.sync().map_err(Error::State)?;
         self.cancellation.commit().map_err(Error::Cancelled)?;
         // The file may have changed while its pages were listed and copied. The old snapshot is intact so far.
-        check().map_err(Error::Changed)?;
-        let written = memory.replace(&source, state.path())?;
+        self.check_memory_file()?;
+        let written = memory.replace(&source, state.path());
+        // After a failure too: a repeated merge completes it.
+        self.accept_write()?;
+        let written = written?;
         state.commit().map_err(Error::State)?;
         Ok(written)
     }
@@ -261,6 +273,10 @@ impl Creation<'_> {
 
     /// Writes the memory, except for pages to merge into a file of the old snapshot, which must stay intact so far.
     fn dump(&self, source: &dump::DumpSource<'_>, target: dump::DumpTarget) -> Result<MemoryDump, Error> {
+        if self.merged.is_some() {
+            // Directly before the reservation, whose change of the time is accepted.
+            self.check_memory_file()?;
+        }
         let prepared = match self.params.kind {
             SnapshotKind::Full => dump::dump_full(source, target).map(MemoryDump::Full),
             SnapshotKind::Diff => dump::DiffDump::prepare(source, target).and_then(|diff| {
@@ -271,6 +287,8 @@ impl Creation<'_> {
                 }
             }),
         };
+        // A reservation changes the time of the file, a failed one too.
+        self.accept_write()?;
         prepared.map_err(Error::Memory)
     }
 }
