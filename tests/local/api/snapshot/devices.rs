@@ -85,9 +85,11 @@ fn truncated_memory_file_ends_restore_with_its_name() {
         own,
         Command::new(program()).args(["restore", &directory.text("."), "--paused", "--api-sock", &socket]),
     );
+    let mut client = clone.connect();
+    // Answered after the load.
+    assert_eq!(client.request("GET", "/", "").json()["state"], "Paused");
     let memory = fs::File::options().write(true).open(directory.path("memory"));
     memory.unwrap().set_len(0).unwrap();
-    let mut client = clone.connect();
     client.send(go_request("PATCH", "/vm", RESUMED));
     let stderr = clone.expect_abort(121);
     assert!(stderr.contains("was truncated"), "{stderr}");
