@@ -17,6 +17,7 @@ pub struct Cancellation {
     state: AtomicU8,
     /// Bytes that the operation may still process before its commit. Only the operation changes them.
     budget: AtomicU64,
+    is_limited: bool,
     must_clean_up: AtomicBool,
 }
 
@@ -32,6 +33,7 @@ impl Cancellation {
         Self {
             state: AtomicU8::new(OPEN),
             budget: AtomicU64::new(bytes),
+            is_limited: bytes != u64::MAX,
             must_clean_up: AtomicBool::new(false),
         }
     }
@@ -78,6 +80,17 @@ impl Cancellation {
         }
     }
 
+    /// Allows work of unknown duration, for which no budget suffices: cancels the operation if it has one.
+    ///
+    /// # Errors
+    /// [`Cancelled`], never after the commit.
+    pub fn exclude_budget(&self) -> Result<(), Cancelled> {
+        if self.is_limited {
+            self.cancel();
+        }
+        self.spend(0)
+    }
+
     /// Begins the part that must not be interrupted.
     ///
     /// # Errors
@@ -119,6 +132,14 @@ mod tests {
         assert_eq!(state.commit(), Ok(()));
         assert!(!state.cancel() && !state.is_cancelled() && state.is_committed());
         assert_eq!(state.spend(2), Ok(()));
+    }
+
+    #[test]
+    fn work_of_unknown_duration_exceeds_each_budget() {
+        assert_eq!(Cancellation::default().exclude_budget(), Ok(()));
+        let state = Cancellation::with_budget(u64::MAX - 1);
+        assert_eq!(state.exclude_budget(), Err(Cancelled));
+        assert!(state.is_cancelled());
     }
 
     #[test]

@@ -61,7 +61,9 @@ pub enum Error {
         source: UpdateError,
     },
     /// No thread can be created for the operation.
-    #[error("cannot start a thread for the operation")]
+    #[error(
+        "cannot start a thread for the operation; raise the limits of threads and descriptors (ulimit -u, ulimit -n, pids.max)"
+    )]
     Thread(#[source] io::Error),
     /// The machine has no keyboard.
     #[error("cannot press Ctrl-Alt-Del: the machine has no keyboard on this architecture")]

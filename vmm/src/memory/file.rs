@@ -73,6 +73,7 @@ impl Stamp {
 pub struct MemoryFile {
     file: File,
     path: PathBuf,
+    identity: Option<FileIdentity>,
     stamp: Mutex<Stamp>,
 }
 
@@ -90,6 +91,7 @@ impl MemoryFile {
             Ok((metadata, file)) => Ok(Self {
                 file,
                 path,
+                identity: FileIdentity::of(&metadata),
                 stamp: Mutex::new(Stamp::of(&metadata)),
             }),
             Err(error) => Err((path, error)),
@@ -108,7 +110,7 @@ impl MemoryFile {
 
     /// Returns the identity, by which the file is found under any of its names.
     pub fn identity(&self) -> Option<FileIdentity> {
-        FileIdentity::of(&self.file.metadata().ok()?)
+        self.identity
     }
 
     /// Checks that the file has not changed since it was opened or [accepted](Self::accept_write).

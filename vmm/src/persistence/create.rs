@@ -26,7 +26,9 @@ pub enum Error {
     #[error("cannot create the snapshot")]
     Cancelled(#[source] Cancelled),
     /// No thread can be created for the creation.
-    #[error("cannot start a thread for the snapshot")]
+    #[error(
+        "cannot start a thread for the snapshot; raise the limits of threads and descriptors (ulimit -u, ulimit -n, pids.max)"
+    )]
     Thread(#[source] io::Error),
     /// State and memory have the same path.
     #[error("cannot write both state and memory to {0:?}: name two files")]
@@ -118,12 +120,15 @@ fn resolve(path: &Path) -> PathBuf {
 impl CreateSnapshotParams {
     /// Returns true if the creation waits for no disk: a diff to file systems in memory, of a VM that does no I/O.
     pub(crate) fn is_quick(&self, vm: &VmCore) -> bool {
-        let is_in_memory = |path| dump::is_in_memory(directory(path));
+        let (state, memory) = (directory(&self.state), directory(&self.memory));
         self.kind == SnapshotKind::Diff
             && !vm.is_served()
             && !vm.machine().has_requests_in_flight()
-            && is_in_memory(&self.state)
-            && is_in_memory(&self.memory)
+            && dump::is_in_memory(state)
+            && (state == memory || dump::is_in_memory(memory))
+            // A link may lead to a disk.
+            && !is_link(&self.state)
+            && !is_link(&self.memory)
     }
 
     /// Writes both files of the paused `vm` with its present `config`. Has no effect if it is cancelled.

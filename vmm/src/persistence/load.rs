@@ -78,7 +78,9 @@ pub enum Error {
     #[error(transparent)]
     Machine(machine::Error),
     /// No thread can be created for the load.
-    #[error("cannot start a thread for the load")]
+    #[error(
+        "cannot start a thread for the load; raise the limits of threads and descriptors (ulimit -u, ulimit -n, pids.max)"
+    )]
     Thread(#[source] io::Error),
     /// The machine rejects the state.
     #[error("cannot restore the state of the machine")]

@@ -89,8 +89,10 @@ pub(super) fn write_different(
     resident: Resident,
     writer: &mut PageWriter<'_>,
 ) -> Result<(), Error> {
+    writer.begin_comparison()?;
     let (mut memory_bytes, mut base_bytes) = (Vec::new(), Vec::new());
     for range in resident.page_ranges(extent) {
+        writer.check_cancelled()?;
         let length = usize::try_from(range.end - range.start).unwrap_or(CHUNK_SIZE);
         memory_bytes.resize(length, 0);
         base_bytes.resize(length, 0);

@@ -23,6 +23,9 @@ const CHUNK_SIZE: u64 = 256 << 10;
 /// written data after which the kernel must begin to write it to the disk, so that the sync at the end is short.
 const PIECE_SIZE: u64 = 4 << 20;
 
+/// Maximum bytes of one reservation, between two checks for a cancellation: tmpfs allocates and clears each page of it.
+const RESERVE_SIZE: u64 = 64 << 20;
+
 /// Maximum number of reserved ranges that are kept: the dump's memory use must not grow with the guest.
 const MAX_RESERVED: usize = 4096;
 
@@ -173,6 +176,16 @@ impl<'a> PageWriter<'a> {
         }
     }
 
+    /// Begins the comparison of guest memory with its base, which may take long: it does not fit into any budget.
+    pub fn begin_comparison(&self) -> Result<(), Error> {
+        Ok(self.cancellation.exclude_budget()?)
+    }
+
+    /// Checks for a cancellation before the comparison of a chunk.
+    pub fn check_cancelled(&self) -> Result<(), Error> {
+        Ok(self.cancellation.spend(0)?)
+    }
+
     /// Returns the error of a read or copy at `offset` of another file.
     pub fn copy_error(&self, offset: u64, source: io::Error) -> Error {
         let path = self.path.to_owned();
@@ -252,9 +265,8 @@ impl<'a> PageWriter<'a> {
         range: Range<u64>,
         zeros: Zeros,
     ) -> Result<(), Error> {
-        // A reservation takes no time by its length.
         let size = match (self.action, zeros) {
-            (PageAction::Reserve, Zeros::Data) => range.end - range.start,
+            (PageAction::Reserve, Zeros::Data) => RESERVE_SIZE,
             _ => PIECE_SIZE,
         };
         let mut start = range.start;
