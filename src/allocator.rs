@@ -1,7 +1,8 @@
 //! Heap of the process: the allocator of the C library, with a documented end when it has no memory left.
 //!
 //! Code that allocates much checks for a failure and returns an error. Any other failure ends the process: mayfly cannot continue
-//! without the value. The standard library would abort it, and would write to a stderr that nothing reads without a limit of time.
+//! without the value. The standard library would abort it, and would write to a stderr that nothing reads without a limit of time. It still does
+//! so after the failure of an unchecked allocation of [`REPORTED_SIZE`] or more, before the handler of SIGABRT runs.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fmt::{self, Write};
