@@ -16,8 +16,8 @@ use pages::{Block, PAGES, Treatment, blocks, commands};
 /// Directories that hold no text of this repository.
 const GENERATED: [&str; 6] = ["target", "dist", ".cache", ".git", "corpus", "artifacts"];
 
-/// Returns all Markdown files, relative to the root.
-fn markdown() -> Vec<String> {
+/// Returns all files of this repository whose name ends with `suffix`, relative to the root.
+fn files(suffix: &str) -> Vec<String> {
     let mut directories = vec![root().to_owned()];
     let mut files = Vec::new();
     while let Some(directory) = directories.pop() {
@@ -26,13 +26,18 @@ fn markdown() -> Vec<String> {
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
             if path.is_dir() && !GENERATED.iter().any(|generated| name.starts_with(generated)) {
                 directories.push(path);
-            } else if name.ends_with(".md") {
+            } else if name.ends_with(suffix) {
                 files.push(path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
             }
         }
     }
     files.sort();
     files
+}
+
+/// Returns all Markdown files.
+fn markdown() -> Vec<String> {
+    files(".md")
 }
 
 /// Returns the code spans outside blocks, with the numbers of their lines.
@@ -215,6 +220,22 @@ fn paths_in_code_spans_exist() {
         }
     }
     assert!(missing.is_empty(), "these paths do not exist: {missing:#?}");
+}
+
+#[test]
+fn tests_of_security_promises_exist() {
+    let sources: String = files(".rs").iter().map(|file| read(file)).collect();
+    let page = read("docs/security.md");
+    let mut missing = Vec::new();
+    for row in page.lines().filter(|line| line.starts_with("| ")) {
+        let tests = row.split('|').nth(2).unwrap();
+        for (_, test) in spans(tests) {
+            if !test.contains(' ') && !sources.contains(&format!("fn {test}(")) {
+                missing.push(test);
+            }
+        }
+    }
+    assert!(missing.is_empty(), "these tests do not exist: {missing:#?}");
 }
 
 #[test]

@@ -120,6 +120,8 @@ impl Cpu for Aarch64 {
         Ok(VcpuState)
     }
 
+    fn prefetch_limits() {}
+
     fn restore<'p>(
         _: &VcpuFd,
         _: &Kvm,

@@ -239,6 +239,9 @@ pub trait Cpu {
         flush_pending: impl FnMut(&mut VcpuFd),
     ) -> Result<Self::State, StateError>;
 
+    /// Reads from the processor what most calls of [`restore`](Self::restore) need.
+    fn prefetch_limits();
+
     /// Restores the state of `vcpu`, in place of profile and boot registers. `profile` returns the features that KVM supports; `check`
     /// and the state decide if it is called.
     ///

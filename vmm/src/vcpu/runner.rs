@@ -133,8 +133,15 @@ impl VcpuRunner {
     fn run_vcpu(&self, vcpu_receiver: &Receiver<VcpuFd>, start_receiver: &Receiver<StartContext>) {
         let lane = Lane::Vcpu(self.id);
         self.shared.timeline.mark(lane, "thread runs");
-        // While the main thread creates the VM.
-        let profile = (!self.shared.restores).then(|| self.shared.profile(self.id));
+        // While the main thread creates the VM. For a restore, the first thread alone: the others use its leaves.
+        let profile = if self.shared.restores {
+            if self.id == 0 {
+                NativeCpu::prefetch_limits();
+            }
+            None
+        } else {
+            Some(self.shared.profile(self.id))
+        };
         let Ok(mut vcpu) = vcpu_receiver.recv() else {
             return;
         };

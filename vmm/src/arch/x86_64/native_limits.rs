@@ -7,7 +7,8 @@
 //! A feature is within the limits if the processor has it and Linux 5.10 gives it to each guest then, or if KVM provides it without the
 //! processor. A feature that this kernel disables by a parameter is not detected. An untrusted state always requires the query.
 
-use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::arch::x86_64::__cpuid_count;
+use std::sync::OnceLock;
 
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
@@ -70,13 +71,40 @@ const PMU_VERSION: u32 = 2;
 const LEAF7_ECX_PKU: u32 = 1 << 3;
 const LEAF7_ECX_OSPKE: u32 = 1 << 4;
 
+/// Registers of the leaves in [`FEATURES`] that were read: each CPUID instruction is an exit where the host is a virtual machine.
+static READ: [OnceLock<Registers>; FEATURES.len()] = [const { OnceLock::new() }; FEATURES.len()];
+
+/// Reads the leaves that the states of most VMs need.
+pub fn prefetch() {
+    if __cpuid_count(0x8000_0000, 0).eax < 0x8000_0008 {
+        return;
+    }
+    for (function, index) in [
+        (0x1, 0),
+        (0x7, 0),
+        (0xd, 0),
+        (0xd, 1),
+        (0x8000_0001, 0),
+        (0x8000_0007, 0),
+        (0x8000_0008, 0),
+    ] {
+        read_cpuid(function, index);
+    }
+}
+
 /// Reads a leaf of the processor.
 pub fn read_cpuid(function: u32, index: u32) -> Registers {
-    let leaf = match index {
-        0 => __cpuid(function),
-        index => __cpuid_count(function, index),
+    let read = || {
+        let leaf = __cpuid_count(function, index);
+        [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
     };
-    [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
+    let is_leaf = |((known, known_index), ..): &(Leaf, Registers, Registers)| {
+        *known == function && known_index.unwrap_or(0) == index
+    };
+    match FEATURES.iter().position(is_leaf) {
+        Some(position) => *READ[position].get_or_init(read),
+        None => read(),
+    }
 }
 
 /// Returns the limits of the `saved` entries, each at the position of its entry. An entry without limits gets a placeholder.

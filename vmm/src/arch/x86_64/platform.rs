@@ -22,7 +22,7 @@ use super::clock::ClockState;
 use super::entry::EntryState;
 use super::irqchip::Irqchip;
 use super::vcpu_state::VcpuState;
-use super::{cpuid, layout, msr};
+use super::{cpuid, layout, msr, native_limits};
 use crate::arch::{
     AttachContext, Buses, Cpu, CpuCheck, Error, EventSource, MmioDeviceInfo, Platform, SharedSource,
 };
@@ -325,6 +325,10 @@ impl Cpu for X86_64 {
         flush_pending: impl FnMut(&mut VcpuFd),
     ) -> Result<VcpuState, StateError> {
         VcpuState::save(vcpu, kvm, flush_pending)
+    }
+
+    fn prefetch_limits() {
+        native_limits::prefetch();
     }
 
     fn restore<'p>(
