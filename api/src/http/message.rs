@@ -1,5 +1,6 @@
 //! Requests and responses. Responses are byte for byte those of Firecracker.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
 
@@ -62,6 +63,9 @@ pub struct Request {
     pub body: Vec<u8>,
 }
 
+/// Maximum length of the head of a response in bytes; the longest has about 150.
+const MAX_HEAD: usize = 256;
+
 /// Default content type.
 const JSON: &str = "application/json";
 
@@ -84,7 +88,7 @@ pub struct Response {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Content {
     kind: &'static str,
-    body: Vec<u8>,
+    body: Cow<'static, [u8]>,
 }
 
 impl Response {
@@ -105,7 +109,7 @@ impl Response {
     /// Creates a response with `status`, 200 to 599, and a JSON text.
     pub fn json(status: u16, body: impl Into<Vec<u8>>) -> Self {
         let kind = JSON;
-        let body = body.into();
+        let body = Cow::Owned(body.into());
         Self::new(status, Some(Content { kind, body }))
     }
 
@@ -118,7 +122,7 @@ impl Response {
     }
 
     /// Creates a response with the status 200 and a body of any type.
-    pub fn text(content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
+    pub fn text(content_type: &'static str, body: impl Into<Cow<'static, [u8]>>) -> Self {
         let content = Content {
             kind: content_type,
             body: body.into(),
@@ -157,7 +161,12 @@ impl Response {
     }
 
     /// Appends the response to `output`, without the body if `head_only` is true, as for HEAD.
-    pub(super) fn write(&self, output: &mut Vec<u8>, head_only: bool) {
+    ///
+    /// # Errors
+    /// Fails with the required number of bytes if there is no memory for them; `output` is unchanged.
+    pub(super) fn write(&self, output: &mut Vec<u8>, head_only: bool) -> Result<(), usize> {
+        let length = MAX_HEAD + if head_only { 0 } else { self.body().len() };
+        output.try_reserve(length).map_err(|_| length)?;
         // Firecracker sends keep-alive even after `Connection: close`; such a client ignores the header. A client that
         // did not request the end must read it here, or its next request is lost.
         let connection = if self.closing { "close" } else { "keep-alive" };
@@ -183,6 +192,7 @@ impl Response {
         if !head_only {
             output.extend_from_slice(self.body());
         }
+        Ok(())
     }
 }
 
@@ -210,7 +220,7 @@ mod tests {
 
     fn bytes(response: &Response) -> String {
         let mut output = Vec::new();
-        response.write(&mut output, false);
+        response.write(&mut output, false).unwrap();
         String::from_utf8(output).unwrap()
     }
 
@@ -234,7 +244,7 @@ mod tests {
              Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
         );
         assert_eq!(
-            bytes(&Response::text("text/plain; version=0.0.4", "up 1\n").deprecated()),
+            bytes(&Response::text("text/plain; version=0.0.4", b"up 1\n").deprecated()),
             "HTTP/1.1 200 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\nDeprecation: true\r\n\
              Content-Type: text/plain; version=0.0.4\r\nContent-Length: 5\r\n\r\nup 1\n"
         );
@@ -243,7 +253,7 @@ mod tests {
     #[test]
     fn head_only_keeps_length() {
         let mut output = Vec::new();
-        Response::json(400, "{}").write(&mut output, true);
+        Response::json(400, "{}").write(&mut output, true).unwrap();
         assert!(output.ends_with(b"Content-Length: 2\r\n\r\n"));
     }
 

@@ -80,8 +80,13 @@ impl Parser {
     /// Appends bytes of the client.
     ///
     /// To bound the buffer, first call [`next`](Self::next) until it returns [`Step::Incomplete`].
-    pub(super) fn feed(&mut self, bytes: &[u8]) {
+    ///
+    /// # Errors
+    /// [`RequestError::NoMemory`]
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<(), RequestError> {
+        reserve(&mut self.buffer, bytes.len())?;
         self.buffer.extend_from_slice(bytes);
+        Ok(())
     }
 
     /// Removes the next request from the buffer.
@@ -359,7 +364,7 @@ impl Body {
     ///
     /// # Errors
     /// [`RequestError::Large`] as soon as an announced length is above the limit; [`RequestError::Chunk`],
-    /// [`RequestError::Long`] and [`RequestError::LineEnd`] for invalid chunks.
+    /// [`RequestError::Long`] and [`RequestError::LineEnd`] for invalid chunks; [`RequestError::NoMemory`].
     fn consume(
         &mut self,
         input: &[u8],
@@ -384,8 +389,10 @@ impl Body {
             Position::Rest(remaining) | Position::Chunk(remaining) => {
                 let count = remaining.min(input.len());
                 if content.is_empty() && count > 0 {
-                    content.reserve_exact(remaining);
+                    let reserved = content.try_reserve_exact(remaining);
+                    reserved.map_err(|_| RequestError::NoMemory(remaining))?;
                 }
+                reserve(content, count)?;
                 content.extend_from_slice(&input[..count]);
                 self.at = match (self.at, remaining - count) {
                     (Position::Rest(_), 0) => Position::End,
@@ -466,6 +473,12 @@ fn is_printable(text: &str) -> bool {
         .all(|character| character == '\t' || !character.is_control())
 }
 
+/// Makes room for `length` more bytes.
+fn reserve(buffer: &mut Vec<u8>, length: usize) -> Result<(), RequestError> {
+    let reserved = buffer.try_reserve(length);
+    reserved.map_err(|_| RequestError::NoMemory(length))
+}
+
 /// Length of carriage return and line feed.
 const LINE_END: usize = 2;
 
@@ -525,6 +538,11 @@ pub(super) enum RequestError {
     Truncated,
     #[error("The request is not complete in time; send it at once.")]
     Slow,
+    #[error(
+        "The server has no memory for a request or response of {0} bytes; raise its RLIMIT_AS (ulimit -v), or free memory of the \
+         host."
+    )]
+    NoMemory(usize),
 }
 
 impl RequestError {
@@ -533,6 +551,7 @@ impl RequestError {
         match self {
             // RFC 9110 §15.5.9.
             Self::Slow => 408,
+            Self::NoMemory(_) => 503,
             _ => 400,
         }
     }

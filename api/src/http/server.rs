@@ -339,6 +339,17 @@ fn is_full(error: &std::io::Error) -> bool {
     error.raw_os_error().is_some_and(|number| full.contains(&number))
 }
 
+/// Memory in bytes that must be available before a request is executed: its many small allocations do not check for a failure, which
+/// would end the VM.
+const HEADROOM: usize = 32 << 10;
+
+/// Returns false if the process lacks the memory to execute `request`. The strings in a body, and errors that quote them, take
+/// several times the length of the body.
+fn has_memory_for(request: &Request) -> bool {
+    let needed = HEADROOM + 8 * request.body.len();
+    Vec::<u8>::new().try_reserve_exact(needed).is_ok()
+}
+
 /// Maximum number of requests that one client executes before other clients.
 const REQUESTS: usize = 16;
 
@@ -554,7 +565,9 @@ impl Connection {
         let count = self.receive(scratch)?;
         self.unread = count == scratch.len();
         if count > 0 {
-            self.parser.feed(&scratch[..count]);
+            if let Err(error) = self.parser.feed(&scratch[..count]) {
+                self.reject_request(&error);
+            }
             return Ok(());
         }
         if self.parser.is_partial() {
@@ -588,6 +601,9 @@ impl Connection {
             match held.unwrap_or_else(|| self.parser.next()) {
                 Ok(Step::Incomplete) => return,
                 Ok(Step::Continue) => self.output.extend_from_slice(CONTINUE),
+                Ok(Step::Request { request, .. }) if !has_memory_for(&request) => {
+                    self.reject_request(&RequestError::NoMemory(HEADROOM));
+                }
                 Ok(Step::Request { request, last }) => {
                     remaining -= 1;
                     self.answered = true;
@@ -607,7 +623,10 @@ impl Connection {
     }
 
     fn add_response(&mut self, response: &Response, head_only: bool, last: bool) {
-        response.write(&mut self.output, head_only);
+        if let Err(length) = response.write(&mut self.output, head_only) {
+            // The request was executed. The client must not take the response to its next request for this one.
+            self.reject_request(&RequestError::NoMemory(length));
+        }
         // Firecracker keeps the connection open after `Connection: close`. A client that reads until the end, as in HTTP/1.0, would
         // wait forever.
         if last {
@@ -619,7 +638,8 @@ impl Connection {
     fn reject_request(&mut self, error: &RequestError) {
         let text = error.text();
         log::debug!("api: rejected a request: {text}");
-        Response::invalid_request(error.status(), &text).write(&mut self.output, false);
+        // Without memory for the response, the end of the connection must suffice.
+        let _ = Response::invalid_request(error.status(), &text).write(&mut self.output, false);
         self.close();
     }
 

@@ -18,7 +18,7 @@ fn read<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<Result<Step, Strin
     let mut parser = Parser::new(limits());
     let mut steps = Vec::new();
     for part in parts {
-        parser.feed(part);
+        parser.feed(part).unwrap();
         loop {
             match parser.next() {
                 Ok(Step::Incomplete) => break,
@@ -69,13 +69,15 @@ fn pipelined_requests_are_separated() {
 #[test]
 fn continue_precedes_body_once() {
     let mut parser = Parser::new(limits());
-    parser.feed(b"PUT /a HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n");
+    parser
+        .feed(b"PUT /a HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        .unwrap();
     assert_eq!(parser.next().unwrap(), Step::Continue);
     assert_eq!(parser.next().unwrap(), Step::Incomplete);
     assert!(parser.is_partial());
-    parser.feed(b"{");
+    parser.feed(b"{").unwrap();
     assert_eq!(parser.next().unwrap(), Step::Incomplete);
-    parser.feed(b"}");
+    parser.feed(b"}").unwrap();
     assert!(matches!(parser.next().unwrap(), Step::Request { request, .. } if request.body == b"{}"));
     assert!(!parser.is_partial());
 }
@@ -191,8 +193,10 @@ fn head_has_limits() {
 fn parsed_request_releases_memory() {
     let mut parser = Parser::new(HttpLimits::default());
     for _ in 0..3 {
-        parser.feed(b"PUT /a HTTP/1.1\r\nContent-Length: 50000\r\n\r\n");
-        parser.feed(&[b'x'; 50000]);
+        parser
+            .feed(b"PUT /a HTTP/1.1\r\nContent-Length: 50000\r\n\r\n")
+            .unwrap();
+        parser.feed(&[b'x'; 50000]).unwrap();
         assert!(matches!(parser.next(), Ok(Step::Request { .. })));
         assert_eq!(parser.next().unwrap(), Step::Incomplete);
         assert!(parser.footprint() <= KEPT_CAPACITY);
@@ -288,7 +292,7 @@ proptest! {
     ) {
         let mut parser = Parser::new(limits());
         for part in parts {
-            parser.feed(&part);
+            parser.feed(&part).unwrap();
             while let Ok(Step::Continue | Step::Request { .. }) = parser.next() {}
             // A vector may allocate twice its length.
             prop_assert!(parser.footprint() <= 2 * (8192 + 1026 + 512 + 300));
