@@ -62,7 +62,7 @@ pub enum Error {
     },
     /// No thread can be created for the operation.
     #[error(
-        "cannot start a thread for the operation; raise the limits of threads and descriptors (ulimit -u, ulimit -n, pids.max)"
+        "cannot start a thread for the operation; raise the limits of memory, threads and descriptors (ulimit -v, -u, -n, pids.max)"
     )]
     Thread(#[source] io::Error),
     /// The machine has no keyboard.

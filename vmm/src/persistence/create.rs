@@ -27,7 +27,7 @@ pub enum Error {
     Cancelled(#[source] Cancelled),
     /// No thread can be created for the creation.
     #[error(
-        "cannot start a thread for the snapshot; raise the limits of threads and descriptors (ulimit -u, ulimit -n, pids.max)"
+        "cannot start a thread for the snapshot; raise the limits of memory, threads and descriptors (ulimit -v, -u, -n, pids.max)"
     )]
     Thread(#[source] io::Error),
     /// State and memory have the same path.

@@ -79,7 +79,7 @@ pub enum Error {
     Machine(machine::Error),
     /// No thread can be created for the load.
     #[error(
-        "cannot start a thread for the load; raise the limits of threads and descriptors (ulimit -u, ulimit -n, pids.max)"
+        "cannot start a thread for the load; raise the limits of memory, threads and descriptors (ulimit -v, -u, -n, pids.max)"
     )]
     Thread(#[source] io::Error),
     /// The machine rejects the state.
