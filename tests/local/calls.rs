@@ -176,16 +176,38 @@ impl SyscallStepper {
             }
             let _ = request(libc::PTRACE_DETACH, thread, 0);
         }
+        // A new thread is traced before its first stop, which no wait has returned yet.
+        while let Some(thread) = self.traced_thread() {
+            wait(thread);
+            let _ = request(libc::PTRACE_DETACH, thread, 0);
+        }
     }
 
     /// Kills the process at its stop. Its parent must wait for it.
     pub fn kill(self) {
         // SAFETY: the call takes no pointer. The test has not waited for the process.
         unsafe { libc::kill(self.leader, libc::SIGKILL) };
-        // The end of the process follows that of its traced threads.
-        for &thread in self.threads.iter().filter(|thread| **thread != self.leader) {
-            while libc::WIFSTOPPED(wait(thread).1) {}
-        }
+        // The end of the process follows that of its traced threads. A list of threads lacks some while others end.
+        let is_alone = || {
+            while let Some(thread) = self.traced_thread() {
+                wait(thread);
+            }
+            let status = fs::read_to_string(format!("/proc/{}/status", self.leader)).unwrap();
+            status.contains("\nState:\tZ") && status.contains("\nThreads:\t1\n")
+        };
+        scratch::wait_until("the end of all threads", is_alone);
+    }
+
+    /// Returns a traced thread other than the main thread, which may have ended.
+    fn traced_thread(&self) -> Option<libc::pid_t> {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.leader)).ok()?;
+        let is_traced = |thread: &libc::pid_t| {
+            let status = fs::read_to_string(format!("/proc/{}/task/{thread}/status", self.leader));
+            status.is_ok_and(|status| !status.contains("\nTracerPid:\t0\n"))
+        };
+        let ids = threads.filter_map(|thread| thread.ok()?.file_name().to_str()?.parse().ok());
+        let mut others = ids.filter(|id| *id != self.leader);
+        others.find(is_traced)
     }
 }
 
