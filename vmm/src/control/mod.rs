@@ -92,9 +92,6 @@ pub type OperationResult = Result<(), OperationError>;
 /// Last part of an operation, on the main thread.
 type Completion = Box<dyn FnOnce(&mut Control) -> OperationResult + Send>;
 
-/// Maximum memory in bytes of a snapshot that is created on the main thread. Writing it to memory takes some 10 ms.
-const MAX_QUICK_BYTES: u64 = 32 << 20;
-
 /// Size of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MachineConfig {
@@ -304,13 +301,8 @@ impl Control {
         let vm = vm.ok_or(CreateSnapshotError::Running)?;
         // A VM that is resumed after this touches pages for other reasons than its load.
         vm.end_begun_recording();
-        if params.is_quick(vm.core()) {
-            let budget = Cancellation::with_budget(MAX_QUICK_BYTES);
-            let created = params.create(vm.core(), vm.config(), &process, &budget);
-            // Without effect, if the memory exceeds the budget.
-            if !budget.is_cancelled() {
-                return created.map(|_| Progress::Done);
-            }
+        if let Some(created) = params.create_quickly(vm.core(), vm.config(), &process) {
+            return created.map(|_| Progress::Done);
         }
         let (core, config) = (vm.core().clone(), vm.config().clone());
         let begun = self.begin(move |cancellation| {

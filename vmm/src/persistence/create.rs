@@ -1,6 +1,6 @@
 //! Creation of a snapshot from a paused VM.
 
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -67,6 +67,9 @@ pub enum Error {
     State(#[source] file::Error),
 }
 
+/// Maximum memory in bytes of a snapshot that is created quickly. Writing it to memory takes some 10 ms.
+const MAX_QUICK_BYTES: u64 = 32 << 20;
+
 /// Kind of a snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SnapshotKind {
@@ -95,8 +98,35 @@ fn begin_archive(config: &VmConfig) -> Result<ArchiveWriter, Error> {
     Ok(archive)
 }
 
-fn is_link(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink())
+/// What exists at the path of a file before the creation.
+struct Existing {
+    is_link: bool,
+    /// Identity of the file to which the path leads.
+    identity: Option<FileIdentity>,
+}
+
+impl Existing {
+    fn at(path: &Path) -> Self {
+        let found = fs::symlink_metadata(path).ok();
+        let is_link = found.as_ref().is_some_and(Metadata::is_symlink);
+        let identity = match is_link {
+            true => FileIdentity::at(path),
+            false => found.as_ref().and_then(FileIdentity::of),
+        };
+        Self { is_link, identity }
+    }
+}
+
+/// Both files before the creation, which looks at each path once: a Diff of few pages takes little longer than its system calls.
+struct ExistingFiles {
+    state: Existing,
+    memory: Existing,
+}
+
+impl ExistingFiles {
+    fn has_link(&self) -> bool {
+        self.state.is_link || self.memory.is_link
+    }
 }
 
 fn directory(path: &Path) -> &Path {
@@ -118,17 +148,31 @@ fn resolve(path: &Path) -> PathBuf {
 }
 
 impl CreateSnapshotParams {
-    /// Returns true if the creation waits for no disk: a diff to file systems in memory, of a VM that does no I/O.
-    pub(crate) fn is_quick(&self, vm: &VmCore) -> bool {
+    /// As [`create`](Self::create), unless that may take long. Returns `None`, without an effect, in this case: if the creation waits
+    /// for a disk, or writes more than [`MAX_QUICK_BYTES`].
+    pub(crate) fn create_quickly(
+        &self,
+        vm: &VmCore,
+        config: &VmConfig,
+        process: &[OpenFile],
+    ) -> Option<Result<dump::DumpStats, Error>> {
         let (state, memory) = (directory(&self.state), directory(&self.memory));
-        self.kind == SnapshotKind::Diff
+        let is_in_memory = self.kind == SnapshotKind::Diff
             && !vm.is_served()
             && !vm.machine().has_requests_in_flight()
             && dump::is_in_memory(state)
-            && (state == memory || dump::is_in_memory(memory))
-            // A link may lead to a disk.
-            && !is_link(&self.state)
-            && !is_link(&self.memory)
+            && (state == memory || dump::is_in_memory(memory));
+        if !is_in_memory {
+            return None;
+        }
+        let existing = self.find_existing();
+        // A link may lead to a disk.
+        if existing.has_link() {
+            return None;
+        }
+        let budget = Cancellation::with_budget(MAX_QUICK_BYTES);
+        let created = self.create_over(&existing, vm, config, process, &budget);
+        (!budget.is_cancelled()).then_some(created)
     }
 
     /// Writes both files of the paused `vm` with its present `config`. Has no effect if it is cancelled.
@@ -146,10 +190,26 @@ impl CreateSnapshotParams {
         process: &[OpenFile],
         cancellation: &Cancellation,
     ) -> Result<dump::DumpStats, Error> {
+        self.create_over(&self.find_existing(), vm, config, process, cancellation)
+    }
+
+    fn find_existing(&self) -> ExistingFiles {
+        ExistingFiles {
+            state: Existing::at(&self.state),
+            memory: Existing::at(&self.memory),
+        }
+    }
+
+    fn create_over(
+        &self,
+        existing: &ExistingFiles,
+        vm: &VmCore,
+        config: &VmConfig,
+        process: &[OpenFile],
+        cancellation: &Cancellation,
+    ) -> Result<dump::DumpStats, Error> {
         // Different names that are no links are different files. Resolving the directories takes time, and is skipped for them.
-        let may_be_same = self.state.file_name() == self.memory.file_name()
-            || is_link(&self.state)
-            || is_link(&self.memory);
+        let may_be_same = self.state.file_name() == self.memory.file_name() || existing.has_link();
         if may_be_same && resolve(&self.state) == resolve(&self.memory) {
             return Err(Error::SamePath(self.state.clone()));
         }
@@ -157,39 +217,29 @@ impl CreateSnapshotParams {
             // Reading an absent page would wait for a handler that has ended.
             return Err(Error::HandlerGone);
         }
+        // The pages of a diff are then written to the memory file from which guest memory is mapped.
+        let is_merged_into = |loaded: &&MemoryFile| {
+            let target = existing.memory.identity;
+            self.kind == SnapshotKind::Diff && target.is_some() && target == loaded.identity()
+        };
         let creation = Creation {
             params: self,
+            existing,
             vm,
             config,
             process,
             cancellation,
-            merged: vm.memory_file().filter(|loaded| self.is_merged_into(loaded)),
+            merged: vm.memory_file().filter(is_merged_into),
         };
         creation.check_memory_file()?;
         creation.write()
-    }
-
-    /// Checks that neither path leads to one of `files`. The memory file that was loaded may be replaced by memory.
-    fn check_open_files(&self, files: &OpenFiles) -> Result<(), Error> {
-        for (path, allowed) in [(&self.state, None), (&self.memory, Some(&FileRole::Memory))] {
-            if let Some(role) = files.role_at(path, allowed) {
-                let path = path.clone();
-                return Err(Error::InUse { path, role });
-            }
-        }
-        Ok(())
-    }
-
-    /// Returns true if the pages of a diff are written to the memory file from which guest memory is mapped.
-    fn is_merged_into(&self, loaded: &MemoryFile) -> bool {
-        let target = FileIdentity::at(&self.memory);
-        self.kind == SnapshotKind::Diff && target.is_some() && target == loaded.identity()
     }
 }
 
 /// Creation of a snapshot in progress.
 struct Creation<'a> {
     params: &'a CreateSnapshotParams,
+    existing: &'a ExistingFiles,
     vm: &'a VmCore,
     config: &'a VmConfig,
     process: &'a [OpenFile],
@@ -203,6 +253,23 @@ impl Creation<'_> {
     fn check_memory_file(&self) -> Result<(), Error> {
         let loaded = self.vm.memory_file();
         loaded.map_or(Ok(()), MemoryFile::check).map_err(Error::Changed)
+    }
+
+    /// Checks that neither path leads to an open file of the VM or its process. The memory file that was loaded may be replaced by
+    /// memory.
+    fn check_open_files(&self) -> Result<(), Error> {
+        let files = OpenFiles::list(self.vm, self.process);
+        let Self { params, existing, .. } = self;
+        for (path, identity, allowed) in [
+            (&params.state, existing.state.identity, None),
+            (&params.memory, existing.memory.identity, Some(&FileRole::Memory)),
+        ] {
+            if let Some(role) = identity.and_then(|identity| files.role_of(identity, allowed)) {
+                let path = path.clone();
+                return Err(Error::InUse { path, role });
+            }
+        }
+        Ok(())
     }
 
     /// Accepts the present time of the memory file that was loaded, directly after a write of this process.
@@ -220,7 +287,7 @@ impl Creation<'_> {
         let save = machine.begin_save().map_err(Error::Machine)?;
         // The vCPU threads read their state meanwhile. No device has a request in flight any more, so that no thread which waits for a
         // fault handler holds the lock of a device.
-        params.check_open_files(&OpenFiles::list(self.vm, self.process))?;
+        self.check_open_files()?;
         // A wait for the devices is over; the vCPU threads and the dump react to a cancellation.
         self.cancellation.set_must_clean_up();
         self.cancellation.spend(0).map_err(Error::Cancelled)?;

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
 
 use devices::lock;
 use snapshot::file::FileIdentity;
@@ -92,9 +91,8 @@ impl OpenFiles {
         Self(files)
     }
 
-    /// Returns the use of the file to which `path` leads, unless it is `allowed`.
-    pub fn role_at(&self, path: &Path, allowed: Option<&FileRole>) -> Option<FileRole> {
-        let identity = FileIdentity::at(path)?;
+    /// Returns the use of the file with `identity`, unless it is `allowed`.
+    pub fn role_of(&self, identity: FileIdentity, allowed: Option<&FileRole>) -> Option<FileRole> {
         let mut files = self.0.iter().filter(|file| file.identity == identity);
         let found = files.find(|file| Some(&file.role) != allowed)?;
         Some(found.role.clone())
@@ -105,8 +103,10 @@ impl OpenFiles {
 mod tests {
     use std::fs::{self, File};
     use std::os::unix::fs::symlink;
+    use std::path::Path;
 
     use scratch::Directory;
+    use snapshot::file::FileIdentity;
 
     use super::{FileRole, OpenFile, OpenFiles};
 
@@ -124,17 +124,18 @@ mod tests {
             ]
             .to_vec(),
         );
+        let role_at = |path: &Path, allowed| files.role_of(FileIdentity::at(path)?, allowed);
         fs::hard_link(directory.path("log"), directory.path("hard")).unwrap();
         symlink("log", directory.path("soft")).unwrap();
         for name in ["log", "hard", "soft"] {
-            let role = files.role_at(&directory.path(name), Some(&FileRole::Memory));
+            let role = role_at(&directory.path(name), Some(&FileRole::Memory));
             assert_eq!(role, Some(FileRole::Log), "{name}");
         }
         let memory = directory.path("memory");
-        assert_eq!(files.role_at(&memory, None), Some(FileRole::Memory));
-        assert_eq!(files.role_at(&memory, Some(&FileRole::Memory)), None);
+        assert_eq!(role_at(&memory, None), Some(FileRole::Memory));
+        assert_eq!(role_at(&memory, Some(&FileRole::Memory)), None);
         for name in ["other", "missing", "."] {
-            assert_eq!(files.role_at(&directory.path(name), None), None, "{name}");
+            assert_eq!(role_at(&directory.path(name), None), None, "{name}");
         }
         assert_eq!(
             OpenFile::new(FileRole::Log, &File::open("/dev/null").unwrap()),
