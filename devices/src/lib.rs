@@ -36,6 +36,7 @@ pub mod histogram;
 pub mod interrupt;
 mod legacy;
 pub mod limiter;
+mod medium;
 mod sync;
 #[cfg(test)]
 mod testing;

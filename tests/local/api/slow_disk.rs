@@ -214,3 +214,56 @@ fn requests_of_released_disk_complete() {
         }
     }
 }
+
+/// Starts `kernel` with its serial output in the file of `disk`.
+fn start_with_output_on(disk: &SlowDisk, kernel: &str) -> ApiProcess {
+    let process = ApiProcess::start();
+    let body = format!(r#"{{"serial_out_path":"{}"}}"#, disk.path());
+    process.expect_no_content("PUT", "/serial", &body);
+    process.set_kernel(kernel);
+    process.run_action("InstanceStart");
+    process
+}
+
+#[test]
+fn stuck_disk_of_serial_output_delays_no_answer() {
+    if !require(Requirement::Fuse) {
+        return;
+    }
+    let disk = SlowDisk::mount();
+    let process = start_with_output_on(&disk, "ticker.elf");
+    disk.expect_held();
+    timed("GET /", STUCK_LIMIT, || assert_eq!(process.state(), "Running"));
+    timed("pause", STUCK_LIMIT, || {
+        process.expect_no_content("PATCH", "/vm", PAUSED)
+    });
+    for kind in ["Full", "Diff"] {
+        timed("snapshot", SNAPSHOT_LIMIT, || {
+            let response = create_snapshot(&process, &process.directory, kind, "state", "memory").text;
+            assert!(response.contains(NO_CONTENT), "{response}");
+        });
+    }
+    timed("resume", STUCK_LIMIT, || {
+        process.expect_no_content("PATCH", "/vm", RESUMED)
+    });
+    timed("SIGTERM", STUCK_LIMIT, || process.terminate());
+}
+
+#[test]
+fn guest_with_serial_output_on_stuck_disk_ends() {
+    if !require(Requirement::Fuse) {
+        return;
+    }
+    let disk = SlowDisk::mount();
+    let process = start_with_output_on(&disk, "hello.elf");
+    disk.expect_held();
+    timed("exit", STUCK_LIMIT, || drop(process.expect_exit(0)));
+
+    // Nothing is lost on a disk that answers in time.
+    let disk = SlowDisk::mount();
+    let process = start_with_output_on(&disk, "hello.elf");
+    disk.expect_held();
+    disk.release();
+    let (_, errors) = process.expect_exit(0);
+    assert!(!errors.contains("dropped"), "{errors}");
+}

@@ -120,7 +120,8 @@ impl ConsoleIo {
         None
     }
 
-    fn request_flush(&self) {
+    /// Requests a flush of the output by the event loop.
+    pub fn request_flush(&self) {
         // The counter stays far below its limit, so that the write cannot fail.
         let _ = self.output_blocked.write(1);
     }

@@ -170,6 +170,14 @@ fn drain_output(
     id: SubscriberId,
 ) -> Result<Option<ExitReason>, Error> {
     let mut pending = pending_output(events, id)?;
+    if pending > 0 {
+        // Otherwise the thread of a disk would not report its end.
+        let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
+        event_loop
+            .console
+            .as_ref()
+            .inspect(|console| console.request_flush());
+    }
     let mut progress_at = Instant::now();
     while pending > 0 && progress_at.elapsed() < OUTPUT_TIMEOUT {
         let timeout = OUTPUT_TIMEOUT.saturating_sub(progress_at.elapsed());

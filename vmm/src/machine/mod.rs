@@ -443,9 +443,9 @@ impl Machine {
         &self.devices
     }
 
-    /// Discards the pending output of the guest, and counts it as lost.
+    /// Discards the pending output of the guest that its disk does not accept soon, and counts it as lost.
     pub(crate) fn discard_output(&self) {
-        lock(&self.serial).output_mut().finish(Duration::ZERO);
+        lock(&self.serial).output_mut().discard();
     }
 
     /// Returns the number of accesses that no device claims: ports and memory-mapped registers.

@@ -1,6 +1,7 @@
 //! The bounded buffer between the serial port and its reader, and nonblocking writes to any kind of file.
 //!
-//! While the reader keeps up, a byte reaches it with one system call. Bytes that the file does not accept are buffered,
+//! While the reader keeps up, a byte reaches it with one system call. A write to a file on a disk may wait for the disk: unless the
+//! kernel can write without a wait, a [thread](disk_thread) writes. Bytes that the file does not accept are buffered,
 //! and the event loop writes them when the file is writable again, or every second while the disk is full, the file is at its size
 //! limit, or the disk fails: the user can repair each while the guest runs. A full buffer
 //! drops its oldest byte: the last output of a guest explains its exit.
@@ -8,6 +9,8 @@
 //! `O_NONBLOCK` is a flag of the open file description, which standard output shares with the shell and other
 //! processes; their writes would fail. Each kind of file therefore has its own way to write without blocking. The
 //! process must ignore SIGPIPE and SIGXFSZ, so that a closed reader and a file at its size limit are errors.
+
+mod disk_thread;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -21,11 +24,17 @@ use std::time::{Duration, Instant};
 use snapshot::file::FileIdentity;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::medium::Medium;
+use disk_thread::DiskThread;
+
 /// Size of the buffer in bytes.
 pub const CAPACITY: usize = 64 * 1024;
 
 /// Time between two attempts to write to a full disk. No event reports free space, and a failed write may be slow.
 pub const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time without progress of the disk, after which [`SerialOutput::discard`] drops the bytes.
+const DISK_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Maximum number of bytes per [`SerialOutput::flush`]: it bounds the time that a vCPU thread waits for the lock.
 const MAX_FLUSH: usize = 4096;
@@ -47,9 +56,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The reader was too slow, or the disk was full for too long.
+    /// The reader or the disk was too slow, or the disk was full for too long.
     #[error(
-        "dropped {bytes} bytes of serial output: the reader stalled, the disk was full or failed, or no memory was left"
+        "dropped {bytes} bytes of serial output: the reader or the disk stalled, the disk was full or failed, or no memory was left"
     )]
     Overflow {
         /// Number of bytes dropped since the last report.
@@ -76,18 +85,20 @@ pub enum Error {
 
 /// Output of a serial port.
 ///
-/// No method blocks except [`finish`](Self::finish), and none logs: standard error is often the same stalled pipe. The
+/// No method blocks except [`finish`](Self::finish) and [`discard`](Self::discard), and none logs: standard error is often the same stalled pipe. The
 /// event loop
 /// - watches [`flush_needed`](Self::flush_needed) and calls [`flush`](Self::flush) when it becomes readable;
 /// - while [`flush`](Self::flush) returns true, watches the file itself ([`AsFd`]) for writability, level-triggered,
 ///   and calls it again;
 /// - while [`is_full`](Self::is_full) returns true, calls [`flush`](Self::flush) again after [`RETRY_INTERVAL`];
 /// - logs the result of [`report`](Self::report) after each of these calls and after [`finish`](Self::finish).
+///
+/// A file on a disk needs no watch for writability: the end of its write makes [`flush_needed`](Self::flush_needed) readable.
 #[derive(Debug)]
 pub struct SerialOutput {
     writer: NonblockingWriter,
     buffer: VecDeque<u8>,
-    flush_needed: EventFd,
+    flush_needed: Arc<EventFd>,
     dropped: u64,
     reported: u64,
     broken: bool,
@@ -105,11 +116,14 @@ impl SerialOutput {
     /// # Errors
     /// [`Error::Inspect`] if `fstat` fails, [`Error::EventFd`] if `eventfd` fails.
     pub fn new(file: OwnedFd) -> Result<Self, Error> {
+        let flush_needed =
+            EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| Error::EventFd { source })?;
+        let flush_needed = Arc::new(flush_needed);
+        let writer = NonblockingWriter::with_thread(file, flush_needed.clone());
         Ok(Self {
-            writer: NonblockingWriter::new(file).map_err(|source| Error::Inspect { source })?,
+            writer: writer.map_err(|source| Error::Inspect { source })?,
             buffer: VecDeque::new(),
-            flush_needed: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-                .map_err(|source| Error::EventFd { source })?,
+            flush_needed,
             dropped: 0,
             reported: 0,
             broken: false,
@@ -138,13 +152,13 @@ impl SerialOutput {
         }
     }
 
-    /// Writes buffered bytes without blocking, at most about 4 KiB. Returns true while bytes remain and the disk is not
+    /// Writes buffered bytes without blocking, to a reader at most about 4 KiB. Returns true while bytes remain and the disk is not
     /// full: the caller then watches the file for writability.
     pub fn flush(&mut self) -> bool {
         // Fails with EAGAIN if no notification is pending: a call for writability needs none.
         let _ = self.flush_needed.read();
         self.write_buffered();
-        !self.buffer.is_empty() && self.full.is_none()
+        !self.buffer.is_empty() && self.full.is_none() && !self.writer.reports_end()
     }
 
     /// Returns true if bytes are buffered because the disk is full or fails, or the file is at its size limit.
@@ -158,10 +172,24 @@ impl SerialOutput {
         self.finish_by(timeout, Instant::now);
     }
 
+    /// Drops all buffered bytes. Writes those for a disk before, and blocks while the disk makes progress: it usually accepts them
+    /// at once.
+    pub fn discard(&mut self) {
+        let timeout = if self.writer.reports_end() {
+            DISK_TIMEOUT
+        } else {
+            Duration::ZERO
+        };
+        self.finish(timeout);
+    }
+
     fn finish_by(&mut self, timeout: Duration, mut now: impl FnMut() -> Instant) {
         let mut progress = now();
-        while !self.buffer.is_empty() {
-            if self.write_buffered() > 0 {
+        let mut pending = self.buffered_bytes();
+        while pending > 0 {
+            self.write_buffered();
+            let before = std::mem::replace(&mut pending, self.buffered_bytes());
+            if pending < before {
                 progress = now();
                 continue;
             }
@@ -184,9 +212,9 @@ impl SerialOutput {
         Arc::clone(&self.first_write)
     }
 
-    /// Returns the number of buffered bytes.
+    /// Returns the number of bytes that are neither written nor dropped.
     pub fn buffered_bytes(&self) -> usize {
-        self.buffer.len()
+        self.buffer.len() + self.writer.pending()
     }
 
     /// Returns the number of bytes dropped so far, for any reason.
@@ -204,7 +232,7 @@ impl SerialOutput {
         if self.broken {
             return cause.map(|source| Error::Broken { source });
         }
-        if !self.buffer.is_empty() {
+        if self.buffered_bytes() > 0 {
             return cause.map(|source| Error::Full { source });
         }
         self.full_reported = false;
@@ -221,17 +249,24 @@ impl SerialOutput {
         &self.flush_needed
     }
 
-    /// Writes at most [`MAX_FLUSH`] buffered bytes and returns their number.
-    fn write_buffered(&mut self) -> usize {
+    /// Writes at most [`MAX_FLUSH`] buffered bytes. A disk gets all bytes, or reports the end of a write.
+    fn write_buffered(&mut self) {
         let mut written = 0;
-        while written < MAX_FLUSH && !self.buffer.is_empty() {
+        while self.buffered_bytes() > 0 {
+            let max = if self.writer.reports_end() {
+                CAPACITY
+            } else {
+                MAX_FLUSH - written
+            };
+            if max == 0 {
+                break;
+            }
             let (front, _) = self.buffer.as_slices();
-            let result = self.writer.write(&front[..front.len().min(MAX_FLUSH - written)]);
+            let result = self.writer.write(&front[..front.len().min(max)]);
             let Some(count) = self.check(result) else { break };
             self.buffer.drain(..count);
             written += count;
         }
-        written
     }
 
     /// Returns the number of written bytes, or `None` if the file takes none now or fails for good.
@@ -261,7 +296,10 @@ impl SerialOutput {
                 self.dropped += bytes.len() as u64;
                 return;
             }
-            self.notify_event_loop();
+            // A disk reports the end of its write.
+            if !self.writer.reports_end() {
+                self.notify_event_loop();
+            }
         }
         for byte in bytes {
             if self.buffer.len() == CAPACITY {
@@ -282,12 +320,13 @@ impl SerialOutput {
 
     /// Returns the identity of the file, or `None` if it is no regular file.
     pub fn identity(&self) -> Option<FileIdentity> {
-        FileIdentity::of(&self.writer.file.metadata().ok()?)
+        self.writer.identity
     }
 
     fn drop_buffered(&mut self) {
-        self.dropped += self.buffer.len() as u64;
+        self.dropped += self.buffered_bytes() as u64;
         self.buffer.clear();
+        self.writer.abandon();
     }
 
     fn notify_event_loop(&self) {
@@ -313,8 +352,11 @@ const NULL_DEVICE: (u32, u32) = (1, 3);
 enum Method {
     /// No write: the file is /dev/null.
     Discard,
-    /// write(2): regular files and block devices have no reader to wait for.
+    /// write(2): regular files and block devices have no reader to wait for, but a disk.
     Plain,
+    /// pwritev2(2) with `RWF_NOWAIT` as far as the file system supports it, and a thread for the other bytes: regular files on a disk
+    /// and block devices.
+    Disk,
     /// send(2) with `MSG_DONTWAIT`.
     Send,
     /// pwritev2(2) with `RWF_NOWAIT`. Pipes support it since Linux 6.4, FIFOs do not.
@@ -324,15 +366,36 @@ enum Method {
     Poll(usize),
 }
 
-/// Writer to a file of any kind that never blocks.
+/// Writer to a file of any kind that waits for no reader.
 #[derive(Debug)]
 pub struct NonblockingWriter {
-    file: File,
+    file: Arc<File>,
+    identity: Option<FileIdentity>,
     method: Method,
+    /// The file system does not support `RWF_NOWAIT` for writes.
+    lacks_nowait: bool,
+    /// Set from the first write that may wait for the disk.
+    thread: Option<DiskThread>,
+    /// Signalled by the thread.
+    ended: Option<Arc<EventFd>>,
 }
 
 impl NonblockingWriter {
-    /// Creates a writer to `file`, which may be of any kind.
+    /// Creates a writer to `file`, which may be of any kind. It does not wait for a disk either: if it must, a thread writes, and signals
+    /// `ended`.
+    ///
+    /// # Errors
+    /// Fails if `fstat` fails.
+    fn with_thread(file: OwnedFd, ended: Arc<EventFd>) -> io::Result<Self> {
+        let mut writer = Self::new(file)?;
+        if writer.method == Method::Plain && Medium::of(&writer.file) != Medium::Memory {
+            writer.method = Method::Disk;
+            writer.ended = Some(ended);
+        }
+        Ok(writer)
+    }
+
+    /// Creates a writer to `file`, which may be of any kind. It may wait for the disk of a regular file.
     ///
     /// # Errors
     /// Fails if `fstat` fails.
@@ -354,10 +417,18 @@ impl NonblockingWriter {
         } else {
             Method::Plain
         };
-        Ok(Self { file, method })
+        Ok(Self {
+            identity: FileIdentity::of(&metadata),
+            file: Arc::new(file),
+            method,
+            lacks_nowait: false,
+            thread: None,
+            ended: None,
+        })
     }
 
-    /// Writes the first of `bytes` and returns their number, at least one.
+    /// Writes the first of `bytes` and returns their number, at least one unless `bytes` is empty. A thread may write them later, see
+    /// [`pending`](Self::pending); then its errors are those of the next call, which repeats the write.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if the file has no room; [`wait`](Self::wait) waits for it.
@@ -367,7 +438,8 @@ impl NonblockingWriter {
         loop {
             let written = match self.method {
                 Method::Discard => return Ok(bytes.len()),
-                Method::Plain => (&self.file).write(chunk),
+                Method::Plain => (&*self.file).write(chunk),
+                Method::Disk => self.write_to_disk(bytes),
                 Method::Send => self.send(chunk),
                 Method::NoWait => self.write_nowait(chunk),
                 Method::Poll(max) => self.write_with_room(&chunk[..chunk.len().min(max)]),
@@ -389,9 +461,25 @@ impl NonblockingWriter {
         let number = error.raw_os_error()?;
         match number {
             libc::ENOSPC | libc::EDQUOT | libc::EFBIG => Some(number),
-            libc::EIO if self.method == Method::Plain => Some(number),
+            // ENOMEM: the thread does not start.
+            libc::EIO | libc::ENOMEM if matches!(self.method, Method::Plain | Method::Disk) => Some(number),
             _ => None,
         }
+    }
+
+    /// Returns the number of bytes that the thread has taken and not written.
+    fn pending(&self) -> usize {
+        self.thread.as_ref().map_or(0, DiskThread::pending)
+    }
+
+    /// Returns true if a thread writes, which reports the end of its writes.
+    fn reports_end(&self) -> bool {
+        self.thread.is_some()
+    }
+
+    /// Forgets the bytes that the thread has not written, though the thread goes on with them.
+    fn abandon(&mut self) {
+        self.thread = None;
     }
 
     /// Waits at most `timeout` until the file is writable, and returns true if it is. A closed reader counts as
@@ -400,6 +488,9 @@ impl NonblockingWriter {
     /// # Errors
     /// Fails if `poll` fails; [`io::ErrorKind::Interrupted`] if a signal interrupts it.
     pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
+        if let Some(thread) = &self.thread {
+            return Ok(thread.wait(timeout));
+        }
         // Rounded up: zero for a rest below 1 ms would become a busy loop.
         let milliseconds = timeout.as_micros().div_ceil(1000);
         let mut poll = libc::pollfd {
@@ -413,6 +504,31 @@ impl NonblockingWriter {
             return Err(io::Error::last_os_error());
         }
         Ok(ready > 0)
+    }
+
+    fn write_to_disk(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(thread) = &self.thread {
+            thread.check()?;
+        }
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        if !self.lacks_nowait {
+            match self.write_nowait(bytes) {
+                Err(error) if is_nowait_unsupported(&error) => self.lacks_nowait = true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return written,
+            }
+        }
+        if self.thread.is_none() {
+            let Some(ended) = self.ended.clone() else {
+                return (&*self.file).write(bytes);
+            };
+            let thread = DiskThread::start(self.file.clone(), ended);
+            // The error of a missing thread is EAGAIN, which stands for a file without room here.
+            self.thread = Some(thread.map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?);
+        }
+        Ok(self.thread.as_ref().map_or(0, |thread| thread.submit(bytes)))
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<usize> {
@@ -452,7 +568,7 @@ impl NonblockingWriter {
 
     fn write_with_room(&self, bytes: &[u8]) -> io::Result<usize> {
         if self.wait(Duration::ZERO)? {
-            (&self.file).write(bytes)
+            (&*self.file).write(bytes)
         } else {
             Err(io::ErrorKind::WouldBlock.into())
         }

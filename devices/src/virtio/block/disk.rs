@@ -22,6 +22,8 @@ use std::time::Duration;
 use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, c_int, iovec};
 use snapshot::file::FileIdentity;
 
+use crate::medium::Medium;
+
 /// Bytes of a sector, the unit of all offsets and lengths of the driver.
 pub const SECTOR: u64 = 512;
 
@@ -33,9 +35,6 @@ const BLKDISCARD: libc::Ioctl = 0x1277;
 
 /// cachestat(2) of Linux 6.5, with the same number on all architectures.
 const SYS_CACHESTAT: libc::c_long = 451;
-
-/// `RAMFS_MAGIC` of linux/magic.h.
-const RAMFS_MAGIC: libc::__fsword_t = 0x8584_58f6;
 
 /// Bytes of a page of the page cache.
 const PAGE: u64 = 4096;
@@ -176,17 +175,6 @@ pub(super) struct DiskFile {
     pub(super) medium: Medium,
 }
 
-/// Storage behind the page cache. It decides which writes may bypass the worker if the kernel does not support RWF_NOWAIT for them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Medium {
-    /// None: no call waits for a medium.
-    Memory,
-    /// A block device, directly or below a file system. A write of complete pages usually ends in the page cache.
-    Local,
-    /// A server: it may delay each call without a bound.
-    Remote,
-}
-
 /// An open and locked disk.
 #[derive(Debug)]
 pub struct Disk {
@@ -255,7 +243,7 @@ impl Disk {
             medium: if is_block_device {
                 Medium::Local
             } else {
-                medium_of(&file)
+                Medium::of(&file)
             },
             block_size: if is_block_device {
                 logical_block_size(&file)
@@ -584,27 +572,6 @@ impl DiskFile {
 impl AsRawFd for Disk {
     fn as_raw_fd(&self) -> RawFd {
         self.file.file.as_raw_fd()
-    }
-}
-
-/// Returns the storage behind a regular file.
-fn medium_of(file: &File) -> Medium {
-    let mut statfs = MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: the descriptor is open, and the kernel writes one `statfs`.
-    let result = unsafe { libc::fstatfs(file.as_raw_fd(), statfs.as_mut_ptr()) };
-    if result != 0 {
-        return Medium::Remote;
-    }
-    // SAFETY: the successful call has initialized it.
-    let statfs = unsafe { statfs.assume_init() };
-    match statfs.f_type {
-        libc::TMPFS_MAGIC | RAMFS_MAGIC => Medium::Memory,
-        libc::EXT4_SUPER_MAGIC
-        | libc::XFS_SUPER_MAGIC
-        | libc::BTRFS_SUPER_MAGIC
-        | libc::F2FS_SUPER_MAGIC
-        | libc::OVERLAYFS_SUPER_MAGIC => Medium::Local,
-        _ => Medium::Remote,
     }
 }
 

@@ -23,9 +23,10 @@ use std::time::Duration;
 use scratch::{Requirement, Temporary, require};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
-use super::disk::{DiskFile, Medium};
+use super::disk::DiskFile;
 use super::{Block, CacheType, Disk, DiskConfig, DiskOptions, IoEngine};
 use crate::limiter::Bucket;
+use crate::medium::Medium;
 use crate::testing::ManualClock;
 use crate::virtio::device::{Activation, VirtioDevice};
 use crate::virtio::interrupt::VirtioInterrupt;

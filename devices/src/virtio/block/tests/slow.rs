@@ -11,8 +11,9 @@ use snapshot::Persist;
 use super::lifetime::uncached;
 use super::worker::{ALL, Call, LIMIT, SlowStorage, extent};
 use super::{Block, Buffer, Fixture, GET_ID, IN, IoEngine, NONE, OK, OUT, SECTORS, Scratch, config, pattern};
+use crate::medium::Medium;
 use crate::testing::ManualClock;
-use crate::virtio::block::disk::{Disk, DiskFile, DiskOptions, Error, Medium};
+use crate::virtio::block::disk::{Disk, DiskFile, DiskOptions, Error};
 use crate::virtio::block::transfer::{MAX_BUFFERED, PIECE_SIZE};
 use crate::virtio::device::VirtioDevice;
 

@@ -1,5 +1,6 @@
-//! Tests of the output; those of its writer are in [`writer`].
+//! Tests of the output; those of its writer are in [`writer`], those with a thread for a disk in [`disk`].
 
+mod disk;
 mod writer;
 
 use std::fs::File;
@@ -234,7 +235,8 @@ fn output_continues_once_disk_works() {
     let failing = File::options().write(true).open("/proc/self/mem").unwrap();
     let mut output = SerialOutput::new(failing.into()).unwrap();
     print(&mut output, b"abc");
-    assert!(!output.flush() && output.is_full());
+    disk::flush_at_end(&mut output);
+    assert!(output.is_full());
     let report = output.report();
     assert!(
         matches!(&report, Some(Error::Full { source }) if source.raw_os_error() == Some(libc::EIO)),
@@ -244,6 +246,9 @@ fn output_continues_once_disk_works() {
     replace_file(&output, &writer);
     drop(writer);
     assert!(!output.flush() && !output.is_full());
+    while output.buffered_bytes() > 0 {
+        disk::flush_at_end(&mut output);
+    }
     assert_eq!(read_available(&mut reader), b"abc");
     assert_eq!(output.dropped(), 0);
 }
@@ -258,6 +263,7 @@ fn errors_that_the_user_can_repair_are_retried() {
         (libc::EDQUOT, true, true),
         (libc::EFBIG, true, true),
         (libc::EIO, true, false),
+        (libc::ENOMEM, true, false),
         (libc::EPIPE, false, false),
         (libc::EBADF, false, false),
     ] {
