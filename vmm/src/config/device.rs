@@ -187,3 +187,13 @@ impl From<PathBuf> for DeviceBackend {
         DriveBackend::from(path).into()
     }
 }
+
+impl DeviceUpdate {
+    /// Returns true if the change calls a file system, which may not answer.
+    pub(crate) fn calls_file_system(&self) -> bool {
+        match self {
+            Self::Drive(update) => update.changes_disk(),
+            Self::Interface(_) => false,
+        }
+    }
+}

@@ -54,6 +54,13 @@ pub struct DriveUpdate {
     pub limits: RateLimits,
 }
 
+impl DriveUpdate {
+    /// Returns true if the update replaces the disk or reads its size: an update without any field does the latter.
+    pub(crate) fn changes_disk(&self) -> bool {
+        self.path.is_some() || self.limits == RateLimits::default()
+    }
+}
+
 impl DriveConfig {
     /// Returns the command line arguments by which Linux mounts its root file system from this drive.
     pub fn root_argument(&self) -> Option<String> {

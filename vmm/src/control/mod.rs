@@ -360,7 +360,8 @@ impl Control {
         Err(Error::NoKeyboard)
     }
 
-    /// Changes the attached device `id`; `update` determines its kind. With a fault handler the change runs on another thread.
+    /// Changes the attached device `id`; `update` determines its kind. The change runs on another thread with a fault handler, or if
+    /// it calls a file system.
     ///
     /// # Errors
     /// [`Error::BeforeStart`], [`Error::Unknown`], [`Error::Update`] and [`Error::Thread`].
@@ -372,7 +373,7 @@ impl Control {
             return Err(Error::Unknown { kind, id, known });
         };
         let core = vm.core().clone();
-        if !core.is_served() {
+        if !core.is_served() && !update.calls_file_system() {
             let updated = core.machine().update_device(index, &update);
             return self.finish_update(id, &update, updated).map(|()| Progress::Done);
         }

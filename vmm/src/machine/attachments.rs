@@ -15,10 +15,11 @@
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use devices::limiter::Limiter;
-use devices::virtio::block::{self, Block, BlockMetrics, BlockRecorder, disk};
+use devices::virtio::block::{self, Block, BlockMetrics, BlockRecorder, DiskHandle, DiskUpdate, disk};
 use devices::virtio::mmio::Transport;
 use devices::virtio::net::{
     Backend, Net, NetMetrics, NetRecorder, NetSetup, Passt, Stream, Tap, passt, stream, tap,
@@ -30,7 +31,8 @@ use snapshot::file::FileIdentity;
 use snapshot::persist::Error as StateError;
 use snapshot::{ArchiveReader, ArchiveWriter, Component, GuestMemory};
 
-use super::io_thread::{Claim, PageWait};
+use super::bounded;
+use super::io_thread::{Claim, IoThread, PageWait};
 use crate::arch::{self, Buses, EventSource, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::config::{
     DeviceConfig, DeviceKind, DeviceUpdate, DriveConfig, DriveUpdate, InterfaceUpdate, MacAddress,
@@ -63,6 +65,15 @@ pub enum UpdateError {
     /// The file of a drive cannot be replaced.
     #[error(transparent)]
     Drive(disk::Error),
+    /// The file of a drive cannot be opened in time.
+    #[error("cannot open disk {path:?}")]
+    Open {
+        /// Path of the file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: bounded::Error,
+    },
     /// The device waits for the fault handler.
     #[error(transparent)]
     Page(PageWait),
@@ -114,8 +125,14 @@ trait Attachable: VirtioDevice {
     /// Completes the requests in flight for which `update` would wait. Cancels none.
     fn prepare_update(&mut self, _update: &DeviceUpdate) {}
 
-    /// Applies `update`. An update of another kind has no effect.
-    fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError>;
+    /// Returns the file behind the device, if `update` opens or measures one.
+    fn disk(&self, _update: &DeviceUpdate) -> Option<DiskHandle> {
+        None
+    }
+
+    /// Applies `update`, whose file `disk` has been opened; `disk` then owns the replaced file. An update of another kind has no
+    /// effect.
+    fn update(&mut self, update: &DeviceUpdate, disk: &mut Option<DiskUpdate>) -> Result<(), UpdateError>;
 
     /// Returns the recorder of the counters.
     fn recorder(&self) -> Arc<dyn Recorder>;
@@ -135,21 +152,23 @@ impl Attachable for Block {
     }
 
     fn prepare_update(&mut self, update: &DeviceUpdate) {
-        if let DeviceUpdate::Drive(update) = update
-            && changes_disk(update)
-        {
+        if update.calls_file_system() {
             self.complete_requests();
         }
     }
 
-    fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError> {
+    fn disk(&self, update: &DeviceUpdate) -> Option<DiskHandle> {
+        update.calls_file_system().then(|| Block::disk(self).handle())
+    }
+
+    fn update(&mut self, update: &DeviceUpdate, disk: &mut Option<DiskUpdate>) -> Result<(), UpdateError> {
         let DeviceUpdate::Drive(update) = update else {
             return Ok(());
         };
-        // All fields, so that a new one does not compile until it is handled.
-        let DriveUpdate { path, limits } = update;
-        if changes_disk(update) {
-            Block::update(self, path.as_deref()).map_err(UpdateError::Drive)?;
+        // All fields, so that a new one does not compile until it is handled. `disk` is the open file at the path.
+        let DriveUpdate { path: _, limits } = update;
+        if let Some(disk) = disk {
+            Block::update(self, disk).map_err(UpdateError::Drive)?;
         }
         self.update_limiter(limits.bandwidth, limits.operations);
         Ok(())
@@ -160,13 +179,8 @@ impl Attachable for Block {
     }
 }
 
-/// Returns true if `update` replaces the disk or updates its size: an update without any field does the latter.
-fn changes_disk(update: &DriveUpdate) -> bool {
-    update.path.is_some() || update.limits == RateLimits::default()
-}
-
 impl Attachable for Net {
-    fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError> {
+    fn update(&mut self, update: &DeviceUpdate, _disk: &mut Option<DiskUpdate>) -> Result<(), UpdateError> {
         let DeviceUpdate::Interface(update) = update else {
             return Ok(());
         };
@@ -281,7 +295,8 @@ pub(super) trait AttachedTransport: Component + Send {
     fn file(&mut self) -> Option<FileIdentity>;
     fn notify_restored(&mut self);
     fn prepare_update(&mut self, update: &DeviceUpdate);
-    fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError>;
+    fn disk(&mut self, update: &DeviceUpdate) -> Option<DiskHandle>;
+    fn update(&mut self, update: &DeviceUpdate, disk: &mut Option<DiskUpdate>) -> Result<(), UpdateError>;
 }
 
 impl<D: Attachable> AttachedTransport for Transport<D> {
@@ -305,8 +320,12 @@ impl<D: Attachable> AttachedTransport for Transport<D> {
         self.device_mut().prepare_update(update);
     }
 
-    fn update(&mut self, update: &DeviceUpdate) -> Result<(), UpdateError> {
-        self.device_mut().update(update)
+    fn disk(&mut self, update: &DeviceUpdate) -> Option<DiskHandle> {
+        self.device_mut().disk(update)
+    }
+
+    fn update(&mut self, update: &DeviceUpdate, disk: &mut Option<DiskUpdate>) -> Result<(), UpdateError> {
+        self.device_mut().update(update, disk)
     }
 }
 
@@ -318,6 +337,17 @@ pub(crate) struct AttachedDevice {
     transport: SharedTransport,
     recorder: Arc<dyn Recorder>,
     process: Option<Passt>,
+}
+
+/// Result of an update, and the file that the device no longer uses.
+type Updated = (Result<(), UpdateError>, Option<DiskUpdate>);
+
+fn update_transport(
+    transport: &mut dyn AttachedTransport,
+    update: &DeviceUpdate,
+    mut disk: Option<DiskUpdate>,
+) -> Updated {
+    (transport.update(update, &mut disk), disk)
 }
 
 /// Transport that the buses, the event sources and the machine share.
@@ -388,25 +418,68 @@ impl AttachedDevice {
         lock(&self.transport).notify_restored();
     }
 
-    /// Changes the device while the guest runs.
+    /// Changes the device while the guest runs. Work with the device runs on the I/O thread `thread`, if there is one. Without the
+    /// lock of the device, this thread opens the new file of a drive, and closes the old one: both calls wait for the file system.
     ///
     /// # Errors
     /// [`UpdateError`]; the device is unchanged then.
-    pub(super) fn update(&self, update: &DeviceUpdate) -> Result<(), UpdateError> {
-        lock(&self.transport).update(update)
+    pub(super) fn update(&self, update: &DeviceUpdate, thread: Option<&IoThread>) -> Result<(), UpdateError> {
+        let disk = self.open_disk(update, thread)?;
+        let (updated, replaced) = match thread {
+            None => update_transport(&mut *lock(&self.transport), update, disk),
+            Some(thread) => thread
+                .run(self.update_job(update, disk))
+                .map_err(UpdateError::Page)?,
+        };
+        drop(replaced);
+        updated
+    }
+
+    /// Opens the file of `update`, if it calls the file system.
+    fn open_disk(
+        &self,
+        update: &DeviceUpdate,
+        thread: Option<&IoThread>,
+    ) -> Result<Option<DiskUpdate>, UpdateError> {
+        let DeviceUpdate::Drive(drive) = update else {
+            return Ok(None);
+        };
+        if !update.calls_file_system() {
+            return Ok(None);
+        }
+        let disk = match thread {
+            None => lock(&self.transport).disk(update),
+            Some(thread) => {
+                let (transport, update) = (self.transport(), update.clone());
+                let job = move |claim: &Claim| {
+                    let mut transport = lock(&transport);
+                    claim.take().then(|| transport.disk(&update))
+                };
+                thread.run(job).map_err(UpdateError::Page)?
+            }
+        };
+        let Some(disk) = disk else { return Ok(None) };
+        let path = drive.path.clone();
+        let named = path.as_deref().unwrap_or(disk.path()).to_owned();
+        let opened = bounded::run(move || disk.update(path.as_deref()));
+        let opened = opened.map_err(|source| UpdateError::Open { path: named, source })?;
+        opened.map(Some).map_err(UpdateError::Drive)
     }
 
     /// Returns the job that changes the device on the I/O thread. It has no effect if its caller no longer waits when the requests
     /// in flight are complete.
-    pub(super) fn update_job(
+    fn update_job(
         &self,
         update: &DeviceUpdate,
-    ) -> impl FnOnce(&Claim) -> Option<Result<(), UpdateError>> + Send + 'static {
+        disk: Option<DiskUpdate>,
+    ) -> impl FnOnce(&Claim) -> Option<Updated> + Send + 'static {
         let (transport, update) = (self.transport(), update.clone());
         move |claim| {
             let mut transport = lock(&transport);
             transport.prepare_update(&update);
-            claim.take().then(|| transport.update(&update))
+            claim
+                .take()
+                .then(|| update_transport(&mut *transport, &update, disk))
         }
     }
 

@@ -5,6 +5,7 @@
 //! waits several milliseconds for an SRCU grace period. Meanwhile the thread of the first vCPU queries the supported CPUID.
 
 mod attachments;
+mod bounded;
 mod io_thread;
 pub mod state;
 
@@ -400,11 +401,7 @@ impl Machine {
     /// # Errors
     /// [`UpdateError`]; the device is unchanged then.
     pub(crate) fn update_device(&self, index: usize, update: &DeviceUpdate) -> Result<(), UpdateError> {
-        let device = &self.devices[index];
-        match &self.io_thread {
-            None => device.update(update),
-            Some(thread) => thread.run(device.update_job(update)).map_err(UpdateError::Page)?,
-        }
+        self.devices[index].update(update, self.io_thread.as_ref())
     }
 
     /// Returns true if a device of the paused machine has requests in flight, for which a save waits.

@@ -7,11 +7,12 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use devices::lock;
 use snapshot::file::FileIdentity;
 
+use super::file_system;
 use super::map::Bytes;
 
 /// Change of a memory file while guest memory is mapped from it.
@@ -75,6 +76,7 @@ pub struct MemoryFile {
     path: PathBuf,
     identity: Option<FileIdentity>,
     stamp: Mutex<Stamp>,
+    is_local: OnceLock<bool>,
 }
 
 impl MemoryFile {
@@ -93,6 +95,7 @@ impl MemoryFile {
                 path,
                 identity: FileIdentity::of(&metadata),
                 stamp: Mutex::new(Stamp::of(&metadata)),
+                is_local: OnceLock::new(),
             }),
             Err(error) => Err((path, error)),
         }
@@ -111,6 +114,11 @@ impl MemoryFile {
     /// Returns the identity, by which the file is found under any of its names.
     pub fn identity(&self) -> Option<FileIdentity> {
         self.identity
+    }
+
+    /// Returns true if [`check`](Self::check) waits for no server.
+    pub fn is_local(&self) -> bool {
+        *self.is_local.get_or_init(|| file_system::is_local(&self.file))
     }
 
     /// Checks that the file has not changed since it was opened or [accepted](Self::accept_write).

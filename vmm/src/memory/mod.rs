@@ -11,6 +11,7 @@
 pub mod bus_error;
 pub mod dump;
 mod file;
+mod file_system;
 mod map;
 pub mod pagemap;
 mod residency;
@@ -19,6 +20,7 @@ pub mod uffd;
 pub mod working_set;
 
 pub use file::{ChangeError, MemoryFile};
+pub use file_system::is_in_memory;
 pub use map::{
     Bytes, Error, allocate, map_file, map_snapshot, memfd, page_size, prefer_huge_pages, read_file_into,
     remap_snapshot,

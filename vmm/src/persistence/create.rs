@@ -12,7 +12,7 @@ use super::source::{MACHINE, host_identity};
 use crate::cancellation::{Cancellation, Cancelled};
 use crate::config::VmConfig;
 use crate::machine::{PageWait, state};
-use crate::memory::{ChangeError, MemoryFile, Pagemap, dump};
+use crate::memory::{ChangeError, MemoryFile, Pagemap, dump, is_in_memory};
 use crate::vm::VmCore;
 
 /// Reason why a snapshot cannot be created. The VM can be resumed. An older snapshot at the same paths stays, but may have lost its
@@ -149,7 +149,7 @@ fn resolve(path: &Path) -> PathBuf {
 
 impl CreateSnapshotParams {
     /// As [`create`](Self::create), unless that may take long. Returns `None`, without an effect, in this case: if the creation waits
-    /// for a disk, or writes more than [`MAX_QUICK_BYTES`].
+    /// for a disk or server, or writes more than [`MAX_QUICK_BYTES`].
     pub(crate) fn create_quickly(
         &self,
         vm: &VmCore,
@@ -157,12 +157,13 @@ impl CreateSnapshotParams {
         process: &[OpenFile],
     ) -> Option<Result<dump::DumpStats, Error>> {
         let (state, memory) = (directory(&self.state), directory(&self.memory));
-        let is_in_memory = self.kind == SnapshotKind::Diff
+        let is_quick = self.kind == SnapshotKind::Diff
             && !vm.is_served()
             && !vm.machine().has_requests_in_flight()
-            && dump::is_in_memory(state)
-            && (state == memory || dump::is_in_memory(memory));
-        if !is_in_memory {
+            && vm.memory_file().is_none_or(MemoryFile::is_local)
+            && is_in_memory(state)
+            && (state == memory || is_in_memory(memory));
+        if !is_quick {
             return None;
         }
         let existing = self.find_existing();

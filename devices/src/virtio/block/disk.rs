@@ -14,7 +14,7 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -173,6 +173,8 @@ pub(super) struct DiskFile {
     /// Bytes of a logical block, the unit of discards, of a block device; 1 for a file.
     pub(super) block_size: u64,
     pub(super) medium: Medium,
+    /// Attributes at the opening; a later call may wait for the file system. Only those that never change are used.
+    pub(super) inode: Metadata,
 }
 
 /// An open and locked disk.
@@ -252,6 +254,7 @@ impl Disk {
             },
             file,
             is_block_device,
+            inode: metadata,
         };
         Ok(Self::new(file, path.to_owned(), size, options))
     }
@@ -268,37 +271,6 @@ impl Disk {
         }
     }
 
-    /// Replaces the file by the one at `path`, with the same options. The same file keeps its lock and updates its
-    /// size; another file is locked before the old one is unlocked.
-    ///
-    /// # Errors
-    /// Fails like [`Self::open`], and then does not change this disk.
-    pub(super) fn replace_file(&mut self, path: &Path) -> Result<(), Error> {
-        if !self.is_at(path) {
-            *self = Self::open(path, self.options)?;
-            return Ok(());
-        }
-        self.update_size()?;
-        self.path = path.to_owned();
-        Ok(())
-    }
-
-    /// Updates the size to the current size of the file.
-    ///
-    /// # Errors
-    /// Fails with [`Error::Empty`], [`Error::Size`] or [`Error::System`], and then does not change this disk.
-    pub(super) fn update_size(&mut self) -> Result<(), Error> {
-        self.size = measure(&self.path, &self.file.file, self.options)?;
-        Ok(())
-    }
-
-    fn is_at(&self, path: &Path) -> bool {
-        match (self.file.file.metadata(), path.metadata()) {
-            (Ok(one), Ok(other)) => one.dev() == other.dev() && one.ino() == other.ino(),
-            _ => false,
-        }
-    }
-
     /// Returns the path at the last opening.
     pub fn path(&self) -> &Path {
         &self.path
@@ -311,7 +283,7 @@ impl Disk {
 
     /// Returns the identity of the file, or `None` for a block device.
     pub fn identity(&self) -> Option<FileIdentity> {
-        FileIdentity::of(&self.file.file.metadata().ok()?)
+        FileIdentity::of(&self.file.inode)
     }
 
     /// Returns true if the disk rejects writes.
@@ -615,7 +587,7 @@ fn logical_block_size(file: &File) -> u64 {
 }
 
 /// Returns the size of `file` in bytes, checked against `options`.
-fn measure(path: &Path, mut file: &File, options: DiskOptions) -> Result<u64, Error> {
+pub(super) fn measure(path: &Path, mut file: &File, options: DiskOptions) -> Result<u64, Error> {
     // The metadata of a block device has no size.
     let size = file.seek(SeekFrom::End(0)).map_err(|source| Error::System {
         operation: "find the size of",

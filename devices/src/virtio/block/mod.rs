@@ -7,6 +7,7 @@
 //! | `executor` | [`IoEngine`]: choice between synchronous execution and io_uring |
 //! | [`metrics`] | [`BlockMetrics`]: counters and latencies; [`BlockRecorder`] |
 //! | `queue` | queue of an active device |
+//! | `replacement` | [`DiskUpdate`]: another file or size of a disk, opened without the lock of the device |
 //! | `request` | requests, features and configuration space |
 //! | `transfer` | requests in flight and their buffers |
 //! | `uring` | execution with io_uring |
@@ -24,6 +25,7 @@ mod execute;
 mod executor;
 pub mod metrics;
 mod queue;
+mod replacement;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -33,7 +35,7 @@ mod worker;
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +55,7 @@ pub use executor::IoEngine;
 use metrics::Meter;
 pub use metrics::{BlockMetrics, BlockRecorder};
 use queue::ActiveQueue;
+pub use replacement::{DiskHandle, DiskUpdate};
 use worker::DirtyRange;
 
 /// Token of the timerfd of the rate limiter.
@@ -209,13 +212,12 @@ impl Block {
         Arc::clone(&self.executor.meter.recorder)
     }
 
-    /// Replaces the disk by the file at `path`, possibly the same file with another size. Without a path, updates the
-    /// size of the disk. Waits for requests in flight first, and then sends a configuration change notification.
+    /// Replaces file or size of the disk by those of `update`, which [`DiskHandle::update`] has opened. Waits for requests in flight
+    /// first, and then sends a configuration change notification.
     ///
     /// # Errors
-    /// Fails if the file is not a usable disk, or requests in flight do not complete within 100 ms. The device then
-    /// keeps its disk.
-    pub fn update(&mut self, path: Option<&Path>) -> Result<(), disk::Error> {
+    /// Fails with [`disk::Error::Busy`] if requests in flight do not complete within 100 ms. The device then keeps its disk.
+    pub fn update(&mut self, update: &mut DiskUpdate) -> Result<(), disk::Error> {
         self.complete_requests();
         let executor = &mut self.executor;
         if executor.in_flight() == 0 {
@@ -226,10 +228,7 @@ impl Block {
             return Err(disk::Error::Busy);
         }
         self.executor.dirty = DirtyRange::UNKNOWN;
-        match path {
-            Some(path) => self.executor.disk.replace_file(path)?,
-            None => self.executor.disk.update_size()?,
-        }
+        self.executor.disk.apply(update);
         self.report_capacity();
         Ok(())
     }

@@ -93,8 +93,9 @@ impl Model for Drive {
     }
 
     fn apply_event(&mut self, device: &mut Block, _: &mut Input<'_>) {
+        let mut update = device.disk().handle().update(None).expect("cannot measure the disk");
         // Requests in flight may prevent it.
-        let _ = device.update(None);
+        let _ = device.update(&mut update);
     }
 
     fn add_request(&mut self, guest: &mut Guest, input: &mut Input<'_>) {

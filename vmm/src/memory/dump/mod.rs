@@ -31,7 +31,6 @@ use crate::cancellation::Cancellation;
 use diff::{Resident, write_different};
 pub use error::Error;
 pub use writer::DumpStats;
-pub use writer::is_in_memory;
 use writer::{PageWriter, RegionExtent, Zeros};
 
 /// Backing of the pages that this process has not written.

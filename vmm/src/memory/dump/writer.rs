@@ -1,12 +1,9 @@
 //! Writer of page ranges and data extents to a sparse file.
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -31,9 +28,6 @@ const MAX_RESERVED: usize = 4096;
 
 /// Bytes per copy through a buffer, if copy_file_range(2) does not support the files.
 const COPY_CHUNK_SIZE: usize = 64 << 10;
-
-/// `RAMFS_MAGIC` of linux/magic.h.
-const RAMFS_MAGIC: libc::__fsword_t = 0x8584_58f6;
 
 /// Amount of data written by a dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -549,19 +543,6 @@ fn sync_range(file: &File, range: &Range<u64>, flags: libc::c_uint) -> io::Resul
         error if needs_fallback(&error) => Ok(()),
         error => Err(error),
     }
-}
-
-/// Returns true if the file system of `directory` has no disk.
-pub fn is_in_memory(directory: &Path) -> bool {
-    let Ok(path) = CString::new(directory.as_os_str().as_bytes()) else {
-        return false;
-    };
-    let mut found = MaybeUninit::<libc::statfs>::zeroed();
-    // SAFETY: `path` is a C string, and `found` is valid for writes of the structure.
-    let result = unsafe { libc::statfs(path.as_ptr(), found.as_mut_ptr()) };
-    // SAFETY: the structure was zeroed and consists of integers, for which any bit pattern is valid.
-    let found = unsafe { found.assume_init() };
-    result == 0 && (found.f_type == libc::TMPFS_MAGIC || found.f_type == RAMFS_MAGIC)
 }
 
 /// Finds data or a hole. Moves the file position, which no other code uses: all reads and writes name their offset.

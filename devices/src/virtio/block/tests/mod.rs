@@ -133,11 +133,14 @@ impl Fixture {
 
     /// Creates a device on `path`, of any kind, as a disk of `size` bytes.
     fn with_fake_disk(path: &str, size: u64, engine: IoEngine) -> Self {
+        let file = File::options().read(true).write(true).open(path).unwrap();
+        let inode = file.metadata().unwrap();
         let file = DiskFile {
-            file: File::options().read(true).write(true).open(path).unwrap(),
+            file,
             is_block_device: false,
             block_size: 1,
             medium: Medium::Local,
+            inode,
         };
         let disk = Disk::new(file, PathBuf::from(path), size, DiskOptions::default());
         let clock = ManualClock::default();

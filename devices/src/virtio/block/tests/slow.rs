@@ -22,11 +22,13 @@ const CALL_LIMIT: Duration = Duration::from_secs(2);
 
 /// Creates a disk on `file` with `size` bytes of which no call completes at once.
 fn remote_disk(file: File, size: u64) -> Disk {
+    let inode = file.metadata().unwrap();
     let file = DiskFile {
         file,
         is_block_device: false,
         block_size: 1,
         medium: Medium::Remote,
+        inode,
     };
     let disk = Disk::new(file, "disk".into(), size, DiskOptions::default());
     disk.pace.lacks_nowait_reads.set(true);
@@ -85,7 +87,7 @@ fn stuck_transfer_delays_no_call_of_device() {
         fixture.block.notify(0);
         storage.expect_calls(1);
         fixture.block.notify(0);
-        assert!(matches!(fixture.block.update(None), Err(Error::Busy)));
+        assert!(matches!(fixture.block.reopen(None), Err(Error::Busy)));
         assert_eq!((fixture.status(status), fixture.block.in_flight()), (NONE, 1));
         fixture.reset();
         assert_eq!(fixture.block.in_flight(), 0);
@@ -309,7 +311,7 @@ fn reset_abandons_async_requests() {
         fixture.process_events(60_000);
     }
     // A pipe has no size, but the device is not busy.
-    assert!(matches!(fixture.block.update(None), Err(Error::System { .. })));
+    assert!(matches!(fixture.block.reopen(None), Err(Error::System { .. })));
     fixture.activate(fixture.block.features());
     for (status, data) in placed {
         assert_eq!(

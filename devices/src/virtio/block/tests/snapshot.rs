@@ -72,7 +72,7 @@ fn restore_notifies_changed_capacity() {
     let mut fixture = Fixture::on(&scratch, IoEngine::Sync);
     let state = fixture.block.save().unwrap();
     scratch.set_len(2 * SECTORS * 512);
-    fixture.block.update(None).unwrap();
+    fixture.block.reopen(None).unwrap();
     fixture.reset();
     fixture.interrupt.clear();
     fixture.start(fixture.block.features());

@@ -3,8 +3,16 @@ use std::path::Path;
 use super::worker::{ALL, stuck};
 use super::{ENGINES, Fixture, IOERR, OK, SECTORS, Scratch, config, options, pattern};
 use crate::virtio::block::disk::Error;
-use crate::virtio::block::{Disk, IoEngine};
+use crate::virtio::block::{Block, Disk, IoEngine};
 use crate::virtio::device::VirtioDevice;
+
+impl Block {
+    /// Opens the file at `path`, or measures the open file, and updates the disk.
+    pub(super) fn reopen(&mut self, path: Option<&Path>) -> Result<(), Error> {
+        let mut update = self.disk().handle().update(path)?;
+        self.update(&mut update)
+    }
+}
 
 /// Returns the capacity in sectors.
 pub(super) fn capacity(fixture: &Fixture) -> u64 {
@@ -20,16 +28,16 @@ fn update_notifies_new_capacity() {
         let mut fixture = Fixture::on(&scratch, engine);
         scratch.set_len(2 * SECTORS * 512);
         assert_eq!(fixture.read(SECTORS, 512).0, IOERR);
-        fixture.block.update(Some(scratch.path())).unwrap();
+        fixture.block.reopen(Some(scratch.path())).unwrap();
         assert_eq!((capacity(&fixture), fixture.line.take() > 0), (2 * SECTORS, true));
         assert_eq!(fixture.interrupt.status() & 2, 2);
         assert_eq!(fixture.read(SECTORS, 512), (OK, vec![0; 512]));
 
         let other = Scratch::empty();
-        assert!(fixture.block.update(Some(other.path())).is_err());
+        assert!(fixture.block.reopen(Some(other.path())).is_err());
         assert_eq!(fixture.read(0, 512), (OK, pattern(0, 512)));
         other.set_len(1024);
-        fixture.block.update(Some(other.path())).unwrap();
+        fixture.block.reopen(Some(other.path())).unwrap();
         assert_eq!(capacity(&fixture), 2);
         assert_eq!(fixture.read(0, 512), (OK, vec![0; 512]));
         // The first disk is unlocked, the second one is locked.
@@ -48,12 +56,12 @@ fn update_without_path_measures_disk() {
     // The open file counts, not its path.
     let moved = scratch.path().with_extension("moved");
     std::fs::rename(scratch.path(), &moved).unwrap();
-    let updated = fixture.block.update(None);
+    let updated = fixture.block.reopen(None);
     std::fs::rename(&moved, scratch.path()).unwrap();
     updated.unwrap();
     assert_eq!((capacity(&fixture), fixture.line.take() > 0), (2 * SECTORS, true));
     scratch.set_len(0);
-    assert!(matches!(fixture.block.update(None), Err(Error::Empty(path)) if path == scratch.path()));
+    assert!(matches!(fixture.block.reopen(None), Err(Error::Empty(path)) if path == scratch.path()));
     assert_eq!((capacity(&fixture), fixture.line.take()), (2 * SECTORS, 0));
 }
 
@@ -65,7 +73,7 @@ fn failed_update_keeps_disk() {
         let odd = Scratch::new(700);
         let _writer = Disk::open(other.path(), options(false)).unwrap();
         let mut fixture = Fixture::on(&scratch, engine);
-        let mut update_error = |path: &Path| fixture.block.update(Some(path)).unwrap_err();
+        let mut update_error = |path: &Path| fixture.block.reopen(Some(path)).unwrap_err();
         assert!(matches!(
             update_error(Path::new("/nowhere/disk")),
             Error::Missing(_)
@@ -98,12 +106,12 @@ fn empty_disk_fails_until_replaced() {
         assert_eq!(fixture.run_one(super::FLUSH, 0, &[]).0, OK);
         assert_eq!(stub.contents().len(), 0);
         let disk = Scratch::new(SECTORS * 512);
-        fixture.block.update(Some(disk.path())).unwrap();
+        fixture.block.reopen(Some(disk.path())).unwrap();
         assert_eq!(capacity(&fixture), SECTORS);
         assert_eq!(fixture.read(1, 512), (OK, pattern(512, 512)));
         // An update also accepts the grown placeholder.
         stub.set_len(1024);
-        fixture.block.update(Some(stub.path())).unwrap();
+        fixture.block.reopen(Some(stub.path())).unwrap();
         assert_eq!(fixture.read(1, 512), (OK, vec![0; 512]));
     }
 }
@@ -121,4 +129,29 @@ fn preparation_of_update_cancels_no_work() {
     storage.permit(ALL);
     fixture.run(1);
     assert_eq!(storage.expect_calls(1).len(), 1);
+}
+
+/// The close of a file may wait for its server, so the device must not close the old file.
+#[test]
+fn replaced_disk_is_closed_by_caller() {
+    let (one, other) = (Scratch::new(SECTORS * 512), Scratch::new(SECTORS * 512));
+    let mut fixture = Fixture::on(&one, IoEngine::Sync);
+    let mut update = fixture.block.disk().handle().update(Some(other.path())).unwrap();
+    assert!(matches!(
+        Disk::open(other.path(), options(false)),
+        Err(Error::InUse(_))
+    ));
+    assert_eq!(
+        fixture.block.disk().path(),
+        one.path(),
+        "the update is not applied"
+    );
+    fixture.block.update(&mut update).unwrap();
+    assert_eq!(fixture.block.disk().path(), other.path());
+    assert!(matches!(
+        Disk::open(one.path(), options(false)),
+        Err(Error::InUse(_))
+    ));
+    drop(update);
+    Disk::open(one.path(), options(false)).unwrap();
 }

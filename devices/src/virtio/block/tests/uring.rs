@@ -221,7 +221,7 @@ fn update_waits_for_uring() {
     let (mut fixture, mut pipe, data) = start_pending_read();
     let scratch = Scratch::new(SECTORS * 512);
     let path = Some(scratch.path());
-    assert!(matches!(fixture.block.update(path), Err(Error::Busy)));
+    assert!(matches!(fixture.block.reopen(path), Err(Error::Busy)));
     assert_ne!(fixture.block.disk().path(), scratch.path());
     assert_eq!(fixture.block.in_flight(), 1);
     pipe.supply();
@@ -233,7 +233,7 @@ fn update_waits_for_uring() {
         .map(|fd| poll_of(fd.descriptor))
         .collect();
     assert!(poll(&mut polls, 60_000) > 0);
-    fixture.block.update(path).unwrap();
+    fixture.block.reopen(path).unwrap();
     assert_eq!(fixture.driver.queues[0].collect_used().len(), 1);
     assert_eq!(fixture.driver.read(data, 512), [7; 512]);
     assert_eq!(fixture.read(1, 512), (OK, pattern(512, 512)));
@@ -292,7 +292,7 @@ fn update_after_reset_waits_for_abandoned_request() {
     let ring = break_uring(&fixture);
     fixture.reset();
     assert!(matches!(
-        fixture.block.update(Some(scratch.path())),
+        fixture.block.reopen(Some(scratch.path())),
         Err(Error::Busy)
     ));
     replace_uring(&fixture, &ring);
@@ -302,7 +302,7 @@ fn update_after_reset_waits_for_abandoned_request() {
         if !fixture.is_idle() {
             fixture.process_events(0);
         }
-        fixture.block.update(Some(scratch.path())).is_ok()
+        fixture.block.reopen(Some(scratch.path())).is_ok()
     });
     assert_eq!(fixture.block.disk().path(), scratch.path());
 }
@@ -372,7 +372,7 @@ fn write_waits_for_request_of_failed_uring() {
     fixture.reset();
     let other = Scratch::new(SECTORS * 512);
     assert!(matches!(
-        fixture.block.update(Some(other.path())),
+        fixture.block.reopen(Some(other.path())),
         Err(Error::Busy)
     ));
     fixture.activate(fixture.block.features());
@@ -382,7 +382,7 @@ fn write_waits_for_request_of_failed_uring() {
     assert_eq!(fixture.status(status), NONE);
     pipe.supply();
     fixture.run(1);
-    fixture.block.update(Some(other.path())).unwrap();
+    fixture.block.reopen(Some(other.path())).unwrap();
     assert!(fixture.block.uring_descriptor().is_none());
     assert_eq!(fixture.write(0, &[1; 512]), OK);
     drop(ring);

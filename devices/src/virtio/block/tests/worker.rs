@@ -203,7 +203,7 @@ fn stuck_request_delays_no_call_of_device() {
             storage.expect_calls(1);
             fixture.block.notify(0);
             assert_eq!(fixture.block.metrics().errors, 0);
-            assert!(matches!(fixture.block.update(None), Err(Error::Busy)));
+            assert!(matches!(fixture.block.reopen(None), Err(Error::Busy)));
             assert_eq!((fixture.status(status), fixture.block.in_flight()), (NONE, 1));
             fixture.reset();
             assert_eq!(fixture.block.in_flight(), 0);
@@ -370,7 +370,7 @@ fn update_completes_ended_work() {
         storage.permit(ALL);
         assert!(fixture.block.executor.is_worker_idle(LIMIT));
         assert_eq!(fixture.status(status), NONE);
-        fixture.block.update(None).unwrap();
+        fixture.block.reopen(None).unwrap();
         assert_eq!(fixture.status(status), OK);
         assert_eq!(fixture.driver.queues[0].collect_used().len(), 1);
     }
@@ -400,10 +400,10 @@ fn update_during_cancelled_call_is_busy() {
         fixture.reset();
         // The worker still uses the disk.
         assert_eq!(fixture.block.in_flight(), 0);
-        assert!(matches!(fixture.block.update(None), Err(Error::Busy)));
+        assert!(matches!(fixture.block.reopen(None), Err(Error::Busy)));
         storage.permit(ALL);
         assert!(fixture.block.executor.is_worker_idle(LIMIT));
-        fixture.block.update(None).unwrap();
+        fixture.block.reopen(None).unwrap();
     }
 }
 

@@ -1,0 +1,76 @@
+//! Update of a disk in two steps: the first calls the file system, which may not answer, and needs no lock of the device.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::disk::{Disk, DiskFile, DiskOptions, Error, measure};
+
+/// The open file of a disk, without the device.
+#[derive(Clone, Debug)]
+pub struct DiskHandle {
+    file: Arc<DiskFile>,
+    path: PathBuf,
+    options: DiskOptions,
+}
+
+/// New file or size of a disk, before it is applied. Afterwards it owns the old file, which it closes when it is dropped.
+#[derive(Debug)]
+pub struct DiskUpdate(Change);
+
+#[derive(Debug)]
+enum Change {
+    Size { path: PathBuf, size: u64 },
+    File(Disk),
+}
+
+impl DiskHandle {
+    /// Returns the path at the last opening.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens the file at `path` with the same options, or measures the open file without a path. The same file keeps its lock;
+    /// another file is locked before the old one is unlocked. The call waits for the file system.
+    ///
+    /// # Errors
+    /// As [`Disk::open`]. Without a path, [`Error::Empty`], [`Error::Size`] or [`Error::System`].
+    pub fn update(&self, path: Option<&Path>) -> Result<DiskUpdate, Error> {
+        let change = match path {
+            Some(path) if !self.is_at(path) => Change::File(Disk::open(path, self.options)?),
+            _ => Change::Size {
+                path: path.unwrap_or(&self.path).to_owned(),
+                size: measure(&self.path, &self.file.file, self.options)?,
+            },
+        };
+        Ok(DiskUpdate(change))
+    }
+
+    fn is_at(&self, path: &Path) -> bool {
+        let inode = &self.file.inode;
+        path.metadata()
+            .is_ok_and(|other| (other.dev(), other.ino()) == (inode.dev(), inode.ino()))
+    }
+}
+
+impl Disk {
+    /// Returns the open file, to update the disk without the lock of its device.
+    pub fn handle(&self) -> DiskHandle {
+        DiskHandle {
+            file: self.file.clone(),
+            path: self.path.clone(),
+            options: self.options,
+        }
+    }
+
+    /// Applies `update`, which its caller drops without the lock of the device: the last close of a file may wait for its server.
+    pub(super) fn apply(&mut self, update: &mut DiskUpdate) {
+        match &mut update.0 {
+            Change::Size { path, size } => {
+                self.size = *size;
+                std::mem::swap(&mut self.path, path);
+            }
+            Change::File(disk) => std::mem::swap(self, disk),
+        }
+    }
+}
