@@ -246,7 +246,8 @@ fn reject(request: &str, error: &Error, process: &mut Process) -> Response {
 
 fn dispatch(request: &Request, control: &mut Control, process: &mut Process) -> Result<Handled, Error> {
     let method = &request.method;
-    let path = request.path.strip_prefix('/').unwrap_or(&request.path);
+    // Firecracker takes a target without a slash, such as `vm`, for an empty path.
+    let path = request.path.strip_prefix('/').unwrap_or_default();
     if let Some(error) = unsupported::check_path(method, path) {
         return Err(error);
     }

@@ -38,6 +38,13 @@ fn unknown_routes_are_rejected() {
             "Invalid request method and/or path: DELETE vm.",
         ),
         (
+            "PATCH",
+            "vm",
+            r#"{"state":"Paused"}"#,
+            "Invalid request method and/or path: PATCH .",
+        ),
+        ("PUT", "*", "{}", "Invalid request method and/or path: PUT ."),
+        (
             "PUT",
             "/drives/a/b",
             "{}",
