@@ -15,6 +15,7 @@
 //! | [`ioapic`] | the IOAPIC |
 //! | [`irqchip`] | [`SplitIrqchip`]: 8259As and IOAPIC with their interrupt lines |
 //! | [`limiter`] | [`Limiter`]: rate limiter of a device |
+//! | [`medium`] | [`Medium`]: storage behind the page cache |
 //! | [`pic`] | the pair of 8259As |
 //! | [`pit`] | [`Pit`]: interval timer |
 //! | [`power`] | [`Power`]: request of the guest for power-off, reset or exit; the ports for it |
@@ -36,7 +37,7 @@ pub mod histogram;
 pub mod interrupt;
 mod legacy;
 pub mod limiter;
-mod medium;
+pub mod medium;
 mod sync;
 #[cfg(test)]
 mod testing;
@@ -55,6 +56,7 @@ pub use i8042::I8042;
 pub use interrupt::Interrupt;
 pub use irqchip::{ExternalInterrupt, SplitIrqchip};
 pub use limiter::{Bucket, Limiter};
+pub use medium::Medium;
 pub use pit::Pit;
 pub use power::{ExitPort, Power, PowerEvent, PowerOffPort, SleepPort};
 pub use serial::Serial;

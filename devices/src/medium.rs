@@ -9,7 +9,7 @@ const RAMFS_MAGIC: libc::__fsword_t = 0x8584_58f6;
 
 /// Storage behind the page cache. It decides which writes may bypass a worker if the kernel does not support RWF_NOWAIT for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Medium {
+pub enum Medium {
     /// None: no call waits for a medium.
     Memory,
     /// A block device, directly or below a file system. A write of complete pages usually ends in the page cache.
@@ -20,7 +20,7 @@ pub(crate) enum Medium {
 
 impl Medium {
     /// Returns the storage behind a regular file.
-    pub(crate) fn of(file: &File) -> Self {
+    pub fn of(file: &File) -> Self {
         let mut statfs = MaybeUninit::<libc::statfs>::uninit();
         // SAFETY: the descriptor is open, and the kernel writes one `statfs`.
         let result = unsafe { libc::fstatfs(file.as_raw_fd(), statfs.as_mut_ptr()) };

@@ -205,7 +205,7 @@ fn check_count(irqchip: IrqchipMode) {
             assert_eq!(guest.read_tick(), next);
             next += 1;
         }
-        guest.machine.pause();
+        guest.machine.pause(scratch::TIMEOUT).unwrap();
         let mut clone = ticker.clone_machine(&guest.machine);
         // The guest may have printed more lines before the pause, and a part of one.
         drop(guest.machine);
@@ -243,7 +243,7 @@ fn check_echo(name: &'static str, irqchip: IrqchipMode) {
     guest.expect_line("ready");
     guest.send(b"one\n");
     guest.expect_line("one");
-    guest.machine.pause();
+    guest.machine.pause(scratch::TIMEOUT).unwrap();
     guest.send(b"two\n");
     let mut clone = echo.clone_machine(&guest.machine);
     drop(guest);
@@ -285,7 +285,7 @@ fn two_vcpus_are_restored() {
         let saved = (0..50).find_map(|_| {
             let mut guest = smp.boot();
             let printed: String = (0..lines).map(|_| guest.read_line() + "\n").collect();
-            guest.machine.pause();
+            guest.machine.pause(scratch::TIMEOUT).unwrap();
             let mut archive = ArchiveWriter::new();
             match guest.machine.save(&mut archive) {
                 Ok(()) => Some((guest, printed, archive.into_bytes())),
@@ -311,7 +311,7 @@ fn mismatched_state_is_rejected() {
     let echo = Guest::new("echo.elf", IrqchipMode::Split);
     let mut guest = echo.boot();
     guest.expect_line("ready");
-    guest.machine.pause();
+    guest.machine.pause(scratch::TIMEOUT).unwrap();
     let state = save(&guest.machine);
     let restore_error = |other: Guest, state: &[u8]| {
         let (machine, printed) = other.build_copy(&guest.machine);

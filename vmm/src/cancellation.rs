@@ -1,10 +1,22 @@
 //! Cancellation of an operation by another thread, between two pieces of its work.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 const OPEN: u8 = 0;
 const CANCELLED: u8 = 1;
 const COMMITTED: u8 = 2;
+
+/// Reason why an operation cannot run on another thread.
+#[derive(Debug, thiserror::Error)]
+pub enum BeginError {
+    /// The event of its end cannot be created.
+    #[error("cannot create an eventfd; raise the limit of descriptors (ulimit -n)")]
+    EventFd(#[source] io::Error),
+    /// The thread cannot be created.
+    #[error("cannot start a thread; raise the limits of memory and threads (ulimit -v, -u, pids.max)")]
+    Thread(#[source] io::Error),
+}
 
 /// The operation was cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

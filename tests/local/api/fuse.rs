@@ -1,5 +1,5 @@
 //! A disk that is slow for certain: a FUSE file system with one file, whose server holds back each read, write and fsync until the
-//! test releases them. As a good server does, it fails an interrupted request at once, so that a process on it can end.
+//! test releases them, and on request also what finds and opens the file. As a good server does, it fails an interrupted request at once, so that a process on it can end.
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -39,6 +39,7 @@ mod opcode {
     pub const OPEN: u32 = 14;
     pub const READ: u32 = 15;
     pub const WRITE: u32 = 16;
+    pub const STATFS: u32 = 17;
     pub const RELEASE: u32 = 18;
     pub const FSYNC: u32 = 20;
     pub const INIT: u32 = 26;
@@ -76,11 +77,11 @@ impl Request {
         &self.bytes[IN_HEADER..]
     }
 
-    /// Returns the bytes of the file that the read or write covers.
-    fn range(&self) -> std::ops::Range<usize> {
-        let offset = usize::try_from(self.u64_at(IN_HEADER + 8)).unwrap().min(SIZE);
+    /// Returns the bytes of the file of `size` bytes that the read or write covers.
+    fn range(&self, size: usize) -> std::ops::Range<usize> {
+        let offset = usize::try_from(self.u64_at(IN_HEADER + 8)).unwrap().min(size);
         let length = usize::try_from(self.u32_at(IN_HEADER + 16)).unwrap();
-        offset..(offset + length).min(SIZE)
+        offset..(offset + length).min(size)
     }
 }
 
@@ -97,6 +98,8 @@ struct State {
     /// Requests that wait for the release.
     held: Vec<Request>,
     is_released: bool,
+    /// Requests that find or open the file wait too.
+    holds_names: bool,
     is_stopping: bool,
     content: Vec<u8>,
 }
@@ -117,6 +120,11 @@ struct Shared {
 impl SlowDisk {
     /// Mounts the file system in a mount namespace of this thread and of the processes that it starts later.
     pub fn mount() -> Self {
+        Self::mount_with((0..=255).cycle().take(SIZE).collect())
+    }
+
+    /// As [`mount`](Self::mount), with `content` in the file.
+    pub fn mount_with(content: Vec<u8>) -> Self {
         let directory = Directory::new();
         let device = OpenOptions::new()
             .read(true)
@@ -135,7 +143,7 @@ impl SlowDisk {
         let shared = Arc::new(Shared {
             device,
             state: Mutex::new(State {
-                content: (0..=255).cycle().take(SIZE).collect(),
+                content,
                 ..State::default()
             }),
             changed: Condvar::new(),
@@ -156,7 +164,17 @@ impl SlowDisk {
         self.directory.text("disk")
     }
 
-    /// Waits until the kernel waits for a read, write or fsync.
+    /// Returns the directory, which has only the file.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// Holds back also the requests that find or open the file. The kernel must not have looked for it before.
+    pub fn hold_names(&self) {
+        self.shared.state.lock().unwrap().holds_names = true;
+    }
+
+    /// Waits until the kernel waits for a request that is held back.
     pub fn expect_held(&self) {
         let state = self.shared.state.lock().unwrap();
         let waited = self
@@ -250,6 +268,10 @@ impl Shared {
                 state.held.push(request);
                 self.changed.notify_all();
             }
+            opcode::LOOKUP | opcode::OPEN | opcode::STATFS if state.holds_names && !state.is_released => {
+                state.held.push(request);
+                self.changed.notify_all();
+            }
             _ => self.send(request.unique(), state.execute(&request)),
         }
     }
@@ -276,19 +298,19 @@ impl State {
             opcode::INIT => Reply::Data(init()),
             opcode::LOOKUP if request.body() == NAME => {
                 let mut entry = words(&[FILE, 0, VALID, VALID, 0]);
-                entry.extend(attributes(FILE));
+                entry.extend(attributes(FILE, self.content.len()));
                 Reply::Data(entry)
             }
             opcode::LOOKUP => Reply::Error(libc::ENOENT),
             opcode::GETATTR => {
                 let mut data = words(&[VALID, 0]);
-                data.extend(attributes(request.node()));
+                data.extend(attributes(request.node(), self.content.len()));
                 Reply::Data(data)
             }
             opcode::OPEN => Reply::Data(words(&[0, 0])),
-            opcode::READ => Reply::Data(self.content[request.range()].to_vec()),
+            opcode::READ => Reply::Data(self.content[request.range(self.content.len())].to_vec()),
             opcode::WRITE => {
-                let range = request.range();
+                let range = request.range(self.content.len());
                 let data = &request.body()[40..40 + range.len()];
                 self.content[range.clone()].copy_from_slice(data);
                 Reply::Data(words(&[range.len() as u64]))
@@ -315,11 +337,11 @@ fn init() -> Vec<u8> {
     data
 }
 
-/// Returns `fuse_attr` of linux/fuse.h for the inode `node`.
-fn attributes(node: u64) -> Vec<u8> {
+/// Returns `fuse_attr` of linux/fuse.h for the inode `node`, whose file has `size` bytes.
+fn attributes(node: u64, size: usize) -> Vec<u8> {
     let (mode, size) = match node {
         ROOT => (libc::S_IFDIR | 0o755, 0),
-        _ => (libc::S_IFREG | 0o600, SIZE as u64),
+        _ => (libc::S_IFREG | 0o600, size as u64),
     };
     let mut data = words(&[node, size, size / 512, 0, 0, 0]);
     // Nanoseconds of three times, mode, links, user, group, device, block size, flags.

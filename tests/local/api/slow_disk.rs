@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 use scratch::{Requirement, require};
 
 use super::fuse::SlowDisk;
-use super::http::NO_CONTENT;
-use super::served::{ApiProcess, Directory, PAUSED, RESUMED, create_snapshot};
+use super::http::{Client, NO_CONTENT, go_request};
+use super::served::{
+    ApiProcess, Directory, PAUSED, RESUMED, create_snapshot, load_snapshot, pause_and_create,
+};
+use super::uffd::await_stuck_io;
 use crate::guest::TIMEOUT;
 
 /// Limit of a snapshot, which waits for the disk of its files too.
@@ -53,12 +56,17 @@ fn start(directory: &Directory, engine: &str, arguments: &str, create: fn(&str))
 
 /// Starts the slow guest on the disk at `path`.
 fn start_on(path: &str, engine: &str, arguments: &str) -> ApiProcess {
+    start_on_kernel(path, engine, "slow.elf", arguments)
+}
+
+/// Starts the guest `kernel` on the disk at `path`.
+fn start_on_kernel(path: &str, engine: &str, kernel: &str, arguments: &str) -> ApiProcess {
     let process = ApiProcess::start_with(Directory::new(), &[]);
     let drive = format!(
         r#"{{"drive_id":"d","is_root_device":false,"path_on_host":"{path}","cache_type":"Writeback","io_engine":"{engine}"}}"#
     );
     process.expect_no_content("PUT", "/drives/d", &drive);
-    let kernel = crate::guests::file("slow.elf");
+    let kernel = crate::guests::file(kernel);
     let boot = format!(r#"{{"kernel_image_path":"{kernel}","boot_args":"{arguments}"}}"#);
     process.expect_no_content("PUT", "/boot-source", &boot);
     process.run_action("InstanceStart");
@@ -141,6 +149,9 @@ fn slow_requests_complete() {
 
 /// Limit of each answer while the disk answers nothing, with a margin for a busy host: without the limit, it would never come.
 const STUCK_LIMIT: Duration = Duration::from_secs(5);
+
+/// Limit of a pause that fails after 5 s.
+const PAUSE_LIMIT: Duration = Duration::from_secs(15);
 
 /// Checks answers, a guest reset and SIGTERM while `disk` answers no request.
 fn check_answers_on_stuck_disk(engine: &str, arguments: &str, disk: &SlowDisk) {
@@ -266,4 +277,100 @@ fn guest_with_serial_output_on_stuck_disk_ends() {
     disk.release();
     let (_, errors) = process.expect_exit(0);
     assert!(!errors.contains("dropped"), "{errors}");
+}
+
+/// Sends a request without waiting for its response, which must wait for a request to `disk`.
+fn begin(process: &ApiProcess, disk: &SlowDisk, method: &str, path: &str, body: &str) -> Client {
+    let mut client = process.connect();
+    client.send(go_request(method, path, body));
+    disk.expect_held();
+    client
+}
+
+#[test]
+fn stuck_open_of_drive_delays_only_its_request() {
+    if !require(Requirement::Fuse) {
+        return;
+    }
+    let directory = Directory::new();
+    let path = directory.text("disk");
+    File::create(&path).unwrap().set_len(64 << 10).unwrap();
+    let process = ApiProcess::start();
+    let drive = format!(r#"{{"drive_id":"d","is_root_device":false,"path_on_host":"{path}"}}"#);
+    process.expect_no_content("PUT", "/drives/d", &drive);
+    process.set_kernel("loop.elf");
+    process.run_action("InstanceStart");
+    let disk = SlowDisk::mount();
+    disk.hold_names();
+    let update = |path: &str| format!(r#"{{"drive_id":"d","path_on_host":"{path}"}}"#);
+    let mut client = begin(&process, &disk, "PATCH", "/drives/d", &update(&disk.path()));
+    timed("GET /", STUCK_LIMIT, || assert_eq!(process.state(), "Running"));
+    let message = client.receive().fault_message();
+    assert!(
+        message.contains("cannot open disk") && message.contains("does not answer"),
+        "{message}"
+    );
+    let config = process.request("GET", "/vm/config", "").text;
+    assert!(
+        config.contains(&path) && !config.contains(&disk.path()),
+        "{config}"
+    );
+    // The drive is unchanged, and later updates succeed.
+    let other = directory.text("other");
+    fs::copy(&path, &other).unwrap();
+    process.expect_no_content("PATCH", "/drives/d", &update(&other));
+    timed("pause", STUCK_LIMIT, || {
+        process.expect_no_content("PATCH", "/vm", PAUSED)
+    });
+    timed("SIGTERM", STUCK_LIMIT, || process.terminate());
+}
+
+#[test]
+fn diff_in_stuck_directory_delays_only_its_request() {
+    if !require(Requirement::Fuse) {
+        return;
+    }
+    let process = ApiProcess::start();
+    process.set_kernel("loop.elf");
+    process.run_action("InstanceStart");
+    process.expect_no_content("PATCH", "/vm", PAUSED);
+    let disk = SlowDisk::mount();
+    disk.hold_names();
+    let directory = disk.directory();
+    let (state, memory) = (directory.text("state"), directory.text("memory"));
+    let body = format!(r#"{{"snapshot_type":"Diff","snapshot_path":"{state}","mem_file_path":"{memory}"}}"#);
+    let _client = begin(&process, &disk, "PUT", "/snapshot/create", &body);
+    timed("GET /", STUCK_LIMIT, || assert_eq!(process.state(), "Paused"));
+    timed("SIGTERM", STUCK_LIMIT, || process.terminate());
+}
+
+/// The guest has a drive, whose rings are in the memory file.
+#[test]
+fn stuck_disk_of_memory_file_delays_no_answer() {
+    if !require(Requirement::Fuse) {
+        return;
+    }
+    let directory = Directory::new();
+    let path = directory.text("disk");
+    File::create(&path).unwrap().set_len(64 * 8 * 512).unwrap();
+    let mut process = start_on_kernel(&path, "Sync", "blocks.elf", "");
+    process.expect("round 1\n");
+    pause_and_create(&process, &directory, "Full", "state", "memory");
+    process.kill();
+    let disk = SlowDisk::mount_with(fs::read(directory.path("memory")).unwrap());
+    let process = load_snapshot(&directory, "state", &disk.path(), r#","resume_vm":true"#);
+    await_stuck_io(&process);
+    timed("GET /", STUCK_LIMIT, || assert_eq!(process.state(), "Running"));
+    timed("GET /metrics", STUCK_LIMIT, || {
+        assert!(process.request("GET", "/metrics", "").text.contains("200"));
+    });
+    timed("pause", PAUSE_LIMIT, || {
+        let message = process.request("PATCH", "/vm", PAUSED).fault_message();
+        assert!(
+            message.contains("a thread does not stop (") && message.contains("mayfly_io"),
+            "{message}"
+        );
+    });
+    timed("GET /", STUCK_LIMIT, || assert_eq!(process.state(), "Running"));
+    timed("SIGTERM", STUCK_LIMIT, || process.terminate());
 }

@@ -70,7 +70,7 @@ fn restored_state_saves_unchanged() {
         };
         let mut guest = echo.boot();
         guest.expect_line("ready");
-        guest.machine.pause();
+        guest.machine.pause(scratch::TIMEOUT).unwrap();
         guest.send(b"pending");
         let first = save(&guest.machine);
         let clone = echo.restore(&guest.machine, &first);
@@ -107,7 +107,7 @@ fn is_pending(state: &[u8], vector: usize) -> bool {
 fn timer_expiry_during_pause_is_saved() {
     let mut guest = Guest::new("ticker.elf", IrqchipMode::Split).boot();
     guest.read_tick();
-    guest.machine.pause();
+    guest.machine.pause(scratch::TIMEOUT).unwrap();
     let begin = Instant::now();
     while !is_pending(&save(&guest.machine), 0x40) {
         assert!(begin.elapsed().as_secs() < 60, "a timer of 10 ms does not expire");
@@ -119,7 +119,7 @@ fn timer_expiry_during_pause_is_saved() {
 fn timer_expiry_during_save_is_reported() {
     let mut guest = Guest::new("ticker.elf", IrqchipMode::Split).boot();
     guest.read_tick();
-    guest.machine.pause();
+    guest.machine.pause(scratch::TIMEOUT).unwrap();
     let begin = Instant::now();
     let mut seen = [false; 2];
     while seen != [true; 2] {
@@ -142,7 +142,7 @@ fn expired_timer_does_not_fire_again() {
     let mut guest = once.boot();
     guest.expect_line("ready");
     for _ in 0..3 {
-        guest.machine.pause();
+        guest.machine.pause(scratch::TIMEOUT).unwrap();
         guest = once.clone_machine(&guest.machine);
         guest.machine.resume();
         // The first response may precede a spurious interrupt, the second does not.

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::cancellation::BeginError;
 use crate::config::DeviceKind;
 use crate::machine::UpdateError;
 use crate::persistence::{CreateSnapshotError, LoadSnapshotError};
@@ -60,11 +61,9 @@ pub enum Error {
         #[source]
         source: UpdateError,
     },
-    /// No thread can be created for the operation.
-    #[error(
-        "cannot start a thread for the operation; raise the limits of memory, threads and descriptors (ulimit -v, -u, -n, pids.max)"
-    )]
-    Thread(#[source] io::Error),
+    /// The operation cannot run on another thread.
+    #[error("cannot begin the operation")]
+    Thread(#[source] BeginError),
     /// The machine has no keyboard.
     #[error("cannot press Ctrl-Alt-Del: the machine has no keyboard on this architecture")]
     NoKeyboard,

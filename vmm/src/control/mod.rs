@@ -16,7 +16,6 @@ mod operation;
 #[cfg(test)]
 mod tests;
 
-use std::io;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,7 +26,7 @@ use builder::VmBuilder;
 use operation::Operation;
 
 use crate::boot::{Image, Initrd};
-use crate::cancellation::Cancellation;
+use crate::cancellation::{BeginError, Cancellation};
 use crate::config::{DeviceConfig, DeviceUpdate, HostMemory, MemorySize, VmConfig};
 use crate::machine;
 use crate::memory::ResidencyCounter;
@@ -312,18 +311,19 @@ impl Control {
         begun.map_err(CreateSnapshotError::Thread)
     }
 
-    /// Pauses the guest. Has no effect on a paused guest. With a fault handler the pause runs on another thread.
+    /// Pauses the guest. Has no effect on a paused guest. With an I/O thread, or if a thread does not stop at once, the pause runs on
+    /// another thread.
     ///
     /// # Errors
-    /// [`Error::BeforeStart`] and [`Error::Thread`]. [`Error::Machine`] when a vCPU waits for a fault handler.
+    /// [`Error::BeforeStart`] and [`Error::Thread`]. [`Error::Machine`] when a thread waits for a fault handler or a disk.
     pub fn pause(&mut self) -> Result<Progress, Error> {
         let vm = self.vm_mut().ok_or(Error::BeforeStart)?;
         if vm.is_paused() {
             return Ok(Progress::Done);
         }
         let core = vm.core().clone();
-        if !core.is_served() {
-            return self.finish_pause(core.pause()).map(|()| Progress::Done);
+        if !core.machine().has_io_thread() && core.pause_quickly().is_ok() {
+            return self.finish_pause(Ok(())).map(|()| Progress::Done);
         }
         let begun = self.begin(move |_| {
             let paused = core.pause();
@@ -360,8 +360,8 @@ impl Control {
         Err(Error::NoKeyboard)
     }
 
-    /// Changes the attached device `id`; `update` determines its kind. The change runs on another thread with a fault handler, or if
-    /// it calls a file system.
+    /// Changes the attached device `id`; `update` determines its kind. The change runs on another thread if there is an I/O
+    /// thread, or if it calls a file system.
     ///
     /// # Errors
     /// [`Error::BeforeStart`], [`Error::Unknown`], [`Error::Update`] and [`Error::Thread`].
@@ -373,7 +373,7 @@ impl Control {
             return Err(Error::Unknown { kind, id, known });
         };
         let core = vm.core().clone();
-        if !core.is_served() && !update.calls_file_system() {
+        if !core.machine().has_io_thread() && !update.calls_file_system() {
             let updated = core.machine().update_device(index, &update);
             return self.finish_update(id, &update, updated).map(|()| Progress::Done);
         }
@@ -411,19 +411,19 @@ impl Control {
     pub(crate) fn begin<C>(
         &mut self,
         operation: impl FnOnce(&Cancellation) -> C + Send + 'static,
-    ) -> io::Result<Progress>
+    ) -> Result<Progress, BeginError>
     where
         C: FnOnce(&mut Self) -> OperationResult + Send + 'static,
     {
         debug_assert!(self.operation.is_none(), "an operation runs already");
         let ended = match &self.operation_ended {
             Some(ended) => ended.clone(),
-            None => Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
+            None => Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(BeginError::EventFd)?),
         };
         let operation = Operation::spawn(ended.clone(), |cancellation| -> Completion {
             Box::new(operation(cancellation))
         });
-        self.operation = Some(operation?);
+        self.operation = Some(operation.map_err(BeginError::Thread)?);
         self.operation_ended = Some(ended);
         Ok(Progress::Pending)
     }

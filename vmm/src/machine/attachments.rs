@@ -32,7 +32,7 @@ use snapshot::persist::Error as StateError;
 use snapshot::{ArchiveReader, ArchiveWriter, Component, GuestMemory};
 
 use super::bounded;
-use super::io_thread::{Claim, IoThread, PageWait};
+use super::io_thread::{Claim, IoThread, ThreadWait};
 use crate::arch::{self, Buses, EventSource, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::config::{
     DeviceConfig, DeviceKind, DeviceUpdate, DriveConfig, DriveUpdate, InterfaceUpdate, MacAddress,
@@ -74,9 +74,9 @@ pub enum UpdateError {
         #[source]
         source: bounded::Error,
     },
-    /// The device waits for the fault handler.
+    /// The I/O thread does not answer.
     #[error(transparent)]
-    Page(PageWait),
+    Thread(ThreadWait),
 }
 
 /// Counters of an attached device.
@@ -429,7 +429,7 @@ impl AttachedDevice {
             None => update_transport(&mut *lock(&self.transport), update, disk),
             Some(thread) => thread
                 .run(self.update_job(update, disk))
-                .map_err(UpdateError::Page)?,
+                .map_err(UpdateError::Thread)?,
         };
         drop(replaced);
         updated
@@ -455,7 +455,7 @@ impl AttachedDevice {
                     let mut transport = lock(&transport);
                     claim.take().then(|| transport.disk(&update))
                 };
-                thread.run(job).map_err(UpdateError::Page)?
+                thread.run(job).map_err(UpdateError::Thread)?
             }
         };
         let Some(disk) = disk else { return Ok(None) };

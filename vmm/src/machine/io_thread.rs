@@ -1,6 +1,6 @@
-//! I/O thread of a machine whose memory comes from a fault handler.
+//! I/O thread of a machine whose memory comes from a fault handler, or from a memory file on a server, such as NFS or FUSE.
 //!
-//! An access to an absent page waits for the handler, possibly for ever. Device work on the event loop would then block the API and
+//! An access to an absent page waits for the handler or server, possibly for ever. Device work on the event loop would then block the API and
 //! signals, so this thread executes it: the events of the devices, their available buffers after a restore, and [jobs](IoThread::run)
 //! of the main thread, which waits for them at most [`PAGE_TIMEOUT`]. A job that is late goes on in the background without effect.
 //!
@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -40,10 +40,33 @@ const MAX_EVENTS: usize = 8;
 /// Data of the eventfd in the epoll instance. Sources have their index.
 const WAKE: u64 = u64::MAX;
 
-/// Threads that wait for a page of the fault handler.
+/// Reason why a thread of the machine does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a thread waits for a page of the fault handler ({0}); repeat the request when the handler sends it")]
-pub struct PageWait(pub(super) ThreadSet);
+pub enum ThreadWait {
+    /// Threads wait for a page of the fault handler.
+    #[error(
+        "a thread waits for a page of the fault handler ({0}); repeat the request when the handler sends it"
+    )]
+    Page(ThreadSet),
+    /// Threads do not leave the kernel or a device.
+    #[error(
+        "a thread does not stop ({0}): probably the disk of the memory file, the image or a drive does not answer; repeat the request \
+         when it does"
+    )]
+    Disk(ThreadSet),
+    /// The guest has stopped, or the process ends.
+    #[error("the VM stops")]
+    Stopped,
+    /// The I/O thread has ended.
+    #[error("the I/O thread ({name}) has ended after an error, which the log contains; load the snapshot again", name = ThreadSet::IO_NAME)]
+    Ended,
+    /// The I/O thread has too many jobs.
+    #[error(
+        "{MAX_JOBS} earlier requests wait for a page of guest memory ({name}); repeat the request when the page arrives",
+        name = ThreadSet::IO_NAME
+    )]
+    Full,
+}
 
 /// Decision between the end of a job and its timeout.
 #[derive(Debug, Default)]
@@ -87,11 +110,13 @@ pub(super) struct IoThread {
     jobs: SyncSender<Job>,
     wake: Arc<EventFd>,
     shared: Arc<VcpuShared>,
+    wait: fn(ThreadSet) -> ThreadWait,
     thread: Option<JoinHandle<()>>,
 }
 
 impl IoThread {
-    /// Starts the thread for `sources`, while the gate is closed. It calls `start` when the gate opens for the first time.
+    /// Starts the thread for `sources`, while the gate is closed. It calls `start` when the gate opens for the first time. `wait` makes
+    /// the error for a late job.
     ///
     /// # Errors
     /// Fails if a descriptor or the thread cannot be created.
@@ -99,6 +124,7 @@ impl IoThread {
         sources: Vec<SharedSource>,
         start: impl FnOnce() + Send + 'static,
         shared: Arc<VcpuShared>,
+        wait: fn(ThreadSet) -> ThreadWait,
     ) -> io::Result<Self> {
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let epoll = Epoll::new()?;
@@ -129,13 +155,16 @@ impl IoThread {
             jobs,
             wake,
             shared,
+            wait,
             thread: Some(thread),
         })
     }
 
-    /// Returns the thread. Without it, dropping the handle does not join.
-    pub fn thread_mut(&mut self) -> &mut Option<JoinHandle<()>> {
-        &mut self.thread
+    /// Makes the drop of the handle not wait for the thread if it is in `threads`.
+    pub fn abandon(&mut self, threads: ThreadSet) {
+        if threads.has(ThreadSet::IO) {
+            self.thread = None;
+        }
     }
 
     /// Makes the thread look at the gate.
@@ -148,11 +177,12 @@ impl IoThread {
     /// anything but rings first takes its [`Claim`], and returns `None` if it cannot.
     ///
     /// # Errors
-    /// [`PageWait`] if the job has not taken its claim in this time, or before the machine is stopped; it has no effect then.
+    /// [`ThreadWait`] if the job has not taken its claim in this time, or before the machine is stopped, or the thread takes no job; it
+    /// has no effect then.
     pub fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce(&Claim) -> Option<T> + Send + 'static,
-    ) -> Result<T, PageWait> {
+    ) -> Result<T, ThreadWait> {
         self.run_until(|| false, job)
     }
 
@@ -161,8 +191,7 @@ impl IoThread {
         &self,
         is_cancelled: impl Fn() -> bool,
         job: impl FnOnce(&Claim) -> Option<T> + Send + 'static,
-    ) -> Result<T, PageWait> {
-        let waits = PageWait(ThreadSet::IO);
+    ) -> Result<T, ThreadWait> {
         let claim = Arc::new(Claim::default());
         let (reply, result) = mpsc::sync_channel(1);
         let claimed = claim.clone();
@@ -170,14 +199,18 @@ impl IoThread {
             // Fails if the caller no longer waits.
             let _ = reply.send(job(&claimed));
         });
-        self.jobs.try_send(job).map_err(|_| waits)?;
+        self.jobs.try_send(job).map_err(|error| match error {
+            TrySendError::Full(_) => ThreadWait::Full,
+            TrySendError::Disconnected(_) => self.ended(),
+        })?;
         self.kick();
         self.shared.gate.notify_waiters();
         let mut progress = (0, Instant::now());
         loop {
             match result.recv_timeout(WAIT_INTERVAL) {
-                Ok(result) => return result.ok_or(waits),
-                Err(RecvTimeoutError::Disconnected) => return Err(waits),
+                // None: the job has lost its claim.
+                Ok(result) => return result.ok_or_else(|| self.late()),
+                Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
                 Err(RecvTimeoutError::Timeout) => {}
             }
             let count = claim.progress.load(Ordering::Relaxed);
@@ -187,8 +220,26 @@ impl IoThread {
             let is_over =
                 progress.1.elapsed() >= PAGE_TIMEOUT || is_cancelled() || self.shared.gate.is_stopped();
             if is_over && claim.decide(CANCELLED) {
-                return Err(waits);
+                return Err(self.late());
             }
+        }
+    }
+
+    /// Returns the reason why the thread has not done a job.
+    fn late(&self) -> ThreadWait {
+        if self.shared.gate.is_stopped() {
+            ThreadWait::Stopped
+        } else {
+            (self.wait)(ThreadSet::IO)
+        }
+    }
+
+    /// Returns the reason why the thread has ended.
+    fn ended(&self) -> ThreadWait {
+        if self.shared.gate.is_stopped() {
+            ThreadWait::Stopped
+        } else {
+            ThreadWait::Ended
         }
     }
 }

@@ -15,7 +15,6 @@ use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use devices::serial::{Serial, SerialOutput, uart};
@@ -43,19 +42,21 @@ pub use attachments::{
     DeviceCounters, Error as DeviceError, OpenDevice, UpdateError, open as open_device,
     open_all as open_devices,
 };
-pub use io_thread::PageWait;
+pub use io_thread::ThreadWait;
 use io_thread::{Claim, IoThread, PAGE_TIMEOUT};
 
-/// Maximum wait for the threads of a machine whose memory comes from a fault handler, and the time between two checks.
+/// Maximum wait for the threads of a machine at its end.
 const END_TIMEOUT: Duration = Duration::from_millis(50);
-const END_INTERVAL: Duration = Duration::from_micros(100);
+
+/// Maximum wait for a thread without a fault handler: only a disk that does not answer delays one so long.
+pub(crate) const THREAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reason why a machine cannot be built, booted or paused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A thread does not react to its kick, because it waits for the fault handler.
+    /// A thread does not react to its kick, because it waits for the fault handler or a disk.
     #[error("cannot pause the VM")]
-    Pause(#[source] PageWait),
+    Pause(#[source] ThreadWait),
     /// KVM cannot be opened, or a call of it fails.
     #[error("cannot use KVM")]
     Kvm(#[source] kvm::Error),
@@ -127,6 +128,8 @@ pub struct Machine {
     _vm: Arc<VmFd>,
     memory: GuestMemory,
     fault_handler: Option<Arc<FaultHandler>>,
+    /// The memory file is on a server, which may not answer.
+    has_remote_memory: bool,
     /// The state has been restored, and the devices have not processed their available buffers since.
     needs_notify: AtomicBool,
 }
@@ -224,6 +227,7 @@ impl Machine {
             _vm: vm,
             memory,
             fault_handler: None,
+            has_remote_memory: false,
             needs_notify: AtomicBool::new(false),
             timeline,
         })
@@ -312,9 +316,39 @@ impl Machine {
         self.fault_handler = Some(handler);
     }
 
-    /// Returns the time after which an operation fails that may wait for the fault handler. `None` without one.
-    fn page_timeout(&self) -> Option<Duration> {
-        self.fault_handler.as_ref().map(|_| PAGE_TIMEOUT)
+    /// Records that the memory file is on a server, before the [restore](Self::restore).
+    pub(crate) fn set_remote_memory(&mut self) {
+        self.has_remote_memory = true;
+    }
+
+    /// Returns true if there is an I/O thread, for which changes of a device wait.
+    pub(crate) fn has_io_thread(&self) -> bool {
+        self.io_thread.is_some()
+    }
+
+    /// Returns the time after which an operation fails that waits for a thread.
+    pub(crate) fn thread_timeout(&self) -> Duration {
+        match self.fault_handler {
+            Some(_) => PAGE_TIMEOUT,
+            None => THREAD_TIMEOUT,
+        }
+    }
+
+    /// Returns the reason why `threads` do not answer.
+    fn thread_wait(&self, threads: ThreadSet) -> ThreadWait {
+        if self.shared.gate.is_stopped() {
+            ThreadWait::Stopped
+        } else {
+            self.wait()(threads)
+        }
+    }
+
+    /// Returns the constructor of the reason why threads of the running machine do not answer.
+    fn wait(&self) -> fn(ThreadSet) -> ThreadWait {
+        match self.fault_handler {
+            Some(_) => ThreadWait::Page,
+            None => ThreadWait::Disk,
+        }
     }
 
     /// Returns the event sources for the event loop: those of the devices too, unless they belong to the I/O thread.
@@ -349,33 +383,32 @@ impl Machine {
         self.vcpus.iter().for_each(VcpuThread::stop);
     }
 
-    /// Pauses the vCPUs until [`Machine::resume`], with every instruction completed.
-    pub fn pause(&self) {
-        let kick = || self.vcpus.iter().for_each(VcpuThread::kick);
-        self.shared.gate.close(ThreadSet::vcpus(self.vcpus.len()), kick);
-    }
-
-    /// Pauses like [`pause`](Self::pause), and the I/O thread too. A thread may wait for the fault handler.
+    /// Pauses the vCPUs and the I/O thread until [`Machine::resume`], with every instruction completed. A thread may wait for the fault
+    /// handler or a disk.
     ///
     /// # Errors
-    /// [`Error::Pause`] after [`PAGE_TIMEOUT`]; the guest runs on then.
-    pub(crate) fn pause_served(&self) -> Result<(), Error> {
+    /// [`Error::Pause`] after `timeout`; the guest runs on then.
+    pub fn pause(&self, timeout: Duration) -> Result<(), Error> {
         let kick = || {
             self.vcpus.iter().for_each(VcpuThread::kick);
             self.io_thread.iter().for_each(IoThread::kick);
         };
+        let paused = self.shared.gate.close(self.threads(), kick, timeout);
+        paused.map_err(|waiting| Error::Pause(self.thread_wait(waiting)))
+    }
+
+    /// Returns the threads of the machine.
+    fn threads(&self) -> ThreadSet {
         let io_thread = self.io_thread.as_ref().map(|_| ThreadSet::IO);
-        let threads = ThreadSet::vcpus(self.vcpus.len()).and(io_thread.unwrap_or_default());
-        let paused = self.shared.gate.close_timeout(threads, kick, PAGE_TIMEOUT);
-        paused.map_err(|waiting| Error::Pause(PageWait(waiting)))
+        ThreadSet::vcpus(self.vcpus.len()).and(io_thread.unwrap_or_default())
     }
 
     /// Fetches all pages from the fault handler, if there is one, so that this thread can read memory without waiting.
     ///
     /// # Errors
-    /// [`PageWait`] if the handler sends no page for [`PAGE_TIMEOUT`], or the operation is cancelled.
-    pub(crate) fn fetch_pages(&self, cancellation: &Cancellation) -> Result<(), PageWait> {
-        let Some(io_thread) = &self.io_thread else {
+    /// [`ThreadWait`] if the handler sends no page for [`PAGE_TIMEOUT`], or the operation is cancelled.
+    pub(crate) fn fetch_pages(&self, cancellation: &Cancellation) -> Result<(), ThreadWait> {
+        let (Some(io_thread), Some(_)) = (&self.io_thread, &self.fault_handler) else {
             return Ok(());
         };
         let memory = self.memory.clone();
@@ -453,34 +486,21 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        let Some(handler) = &self.fault_handler else {
-            return;
-        };
-        // A thread that waits for a page must wait until the process ends. If the userfaultfd were closed or unregistered, the kernel
-        // would fill the page with zeros, and a write of the guest would bring them to its disk. The devices stay for such a thread,
-        // and for a request in the kernel.
-        std::mem::forget(handler.clone());
-        for device in &self.devices {
-            std::mem::forget(device.transport());
-        }
-        self.stop();
-        let io_threads = self.io_thread.iter_mut().map(IoThread::thread_mut);
-        let threads = self
-            .vcpus
-            .iter_mut()
-            .map(VcpuThread::thread_mut)
-            .chain(io_threads);
-        let deadline = Instant::now() + END_TIMEOUT;
-        for thread in threads {
-            while thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
-                if Instant::now() >= deadline {
-                    // Not joined.
-                    *thread = None;
-                } else {
-                    thread::sleep(END_INTERVAL);
-                }
+        if let Some(handler) = &self.fault_handler {
+            // A thread that waits for a page must wait until the process ends. If the userfaultfd were closed or unregistered, the
+            // kernel would fill the page with zeros, and a write of the guest would bring them to its disk. The devices stay for such a
+            // thread, and for a request in the kernel.
+            std::mem::forget(handler.clone());
+            for device in &self.devices {
+                std::mem::forget(device.transport());
             }
         }
+        self.vcpus.iter_mut().for_each(VcpuThread::end);
+        self.io_thread.iter().for_each(IoThread::kick);
+        // A thread that waits for a page or a disk ends with the process. It shares its vCPU, the devices and guest memory.
+        let late = self.shared.gate.wait_end(self.threads(), END_TIMEOUT);
+        self.vcpus.iter_mut().for_each(|vcpu| vcpu.abandon(late));
+        self.io_thread.iter_mut().for_each(|thread| thread.abandon(late));
     }
 }
 

@@ -31,7 +31,7 @@ use snapshot::{ArchiveReader, ArchiveWriter, Component};
 
 use super::Machine;
 use super::attachments::AttachedDevice;
-use super::io_thread::{IoThread, PageWait, WAIT_INTERVAL};
+use super::io_thread::{IoThread, ThreadWait, WAIT_INTERVAL};
 use crate::arch::{CpuCheck, Platform};
 use crate::timeline::Lane;
 use crate::vcpu::{NativeVcpuState, PauseGate, StateReply, ThreadSet, VcpuInit, VcpuThread};
@@ -41,9 +41,12 @@ const SERIAL: &str = "serial";
 /// Reason why the state of a machine cannot be saved or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The guest runs, or has stopped.
+    /// The guest runs.
     #[error("cannot save the state of the VM: it is not paused; pause it first")]
     Running,
+    /// The guest has stopped, or the process ends.
+    #[error("cannot save the state of the VM: it has stopped")]
+    Stopped,
     /// A vCPU has stopped.
     #[error("cannot access the state of vCPU {0}: the vCPU has stopped")]
     Ended(u8),
@@ -65,9 +68,9 @@ pub enum Error {
     /// The passt process of an interface has ended.
     #[error("cannot connect the network interface")]
     Passt(#[source] passt::Error),
-    /// A thread waits for the fault handler.
+    /// A thread does not answer.
     #[error("cannot save or restore the state of the VM")]
-    Page(#[source] PageWait),
+    Thread(#[source] ThreadWait),
     /// The I/O thread cannot be started.
     #[error("cannot start the I/O thread")]
     IoThread(#[source] io::Error),
@@ -76,35 +79,28 @@ pub enum Error {
 /// Polls of a reply before this thread sleeps. They take somewhat longer than the save or restore of a vCPU.
 const MAX_POLLS: usize = 1000;
 
-/// Receives the reply of the thread of vCPU `id`, within `timeout` and before the stop of `gate` if there is a timeout. Polls first:
-/// sleeping and waking take as long as most replies.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "without a fault handler, a vCPU thread replies or ends"
-)]
+/// Receives the reply of the thread of vCPU `id`, within `timeout` and before the stop of `gate`. Polls first: sleeping and waking take as
+/// long as most replies. Returns `None` if the reply is late.
 fn receive_spinning<T>(
     id: u8,
     reply: &Receiver<T>,
     gate: &PauseGate,
-    timeout: Option<Duration>,
-) -> Result<T, Error> {
+    timeout: Duration,
+) -> Result<Option<T>, Error> {
     for _ in 0..MAX_POLLS {
         match reply.try_recv() {
             Err(TryRecvError::Empty) => thread::yield_now(),
-            Ok(reply) => return Ok(reply),
+            Ok(reply) => return Ok(Some(reply)),
             Err(TryRecvError::Disconnected) => return Err(Error::Ended(id)),
         }
     }
-    let Some(timeout) = timeout else {
-        return reply.recv().map_err(|_| Error::Ended(id));
-    };
     let deadline = Instant::now() + timeout;
     loop {
         match reply.recv_timeout(WAIT_INTERVAL) {
-            Ok(reply) => return Ok(reply),
+            Ok(reply) => return Ok(Some(reply)),
             Err(RecvTimeoutError::Disconnected) => return Err(Error::Ended(id)),
             Err(RecvTimeoutError::Timeout) if Instant::now() < deadline && !gate.is_stopped() => {}
-            Err(RecvTimeoutError::Timeout) => return Err(Error::Page(PageWait(ThreadSet::vcpu(id)))),
+            Err(RecvTimeoutError::Timeout) => return Ok(None),
         }
     }
 }
@@ -129,7 +125,7 @@ impl StateSave<'_> {
     /// [`finish`](Self::finish) reports a change.
     ///
     /// # Errors
-    /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Page`] and [`Error::Devices`].
+    /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Thread`] and [`Error::Devices`].
     pub fn save_devices(&self, archive: &mut ArchiveWriter) -> Result<(), Error> {
         for (id, vcpu) in (0..).zip(&self.vcpus) {
             match self.machine.receive(id, &vcpu.flushed) {
@@ -144,7 +140,7 @@ impl StateSave<'_> {
     /// rarely, when a timer of the guest expired meanwhile.
     ///
     /// # Errors
-    /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Page`] and [`Error::Sections`].
+    /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Thread`] and [`Error::Sections`].
     pub fn finish(self, archive: &mut ArchiveWriter) -> Result<bool, Error> {
         let mut is_changed = false;
         for (id, vcpu) in (0..).zip(&self.vcpus) {
@@ -162,7 +158,7 @@ impl Machine {
     /// Memory must be dumped after this call: it completes requests in flight, and KVM may write guest memory.
     ///
     /// # Errors
-    /// [`Error::Running`], [`Error::Ended`], [`Error::Vcpu`], [`Error::Page`], [`Error::Devices`], and [`Error::Sections`] when `archive` has
+    /// [`Error::Running`], [`Error::Stopped`], [`Error::Ended`], [`Error::Vcpu`], [`Error::Thread`], [`Error::Devices`], and [`Error::Sections`] when `archive` has
     /// sections with the same keys.
     pub fn save(&self, archive: &mut ArchiveWriter) -> Result<(), Error> {
         self.begin_save()?.finish(archive)?;
@@ -173,8 +169,11 @@ impl Machine {
     /// [`StateSave::save_devices`] and [`StateSave::finish`] follow.
     ///
     /// # Errors
-    /// [`Error::Running`] and [`Error::Page`].
+    /// [`Error::Running`], [`Error::Stopped`] and [`Error::Thread`].
     pub fn begin_save(&self) -> Result<StateSave<'_>, Error> {
+        if self.shared.gate.is_stopped() {
+            return Err(Error::Stopped);
+        }
         if !self.shared.gate.is_closed() {
             return Err(Error::Running);
         }
@@ -193,7 +192,8 @@ impl Machine {
 
     /// Receives the reply of the thread of vCPU `id`.
     fn receive<T>(&self, id: u8, reply: &Receiver<T>) -> Result<T, Error> {
-        receive_spinning(id, reply, &self.shared.gate, self.page_timeout())
+        let reply = receive_spinning(id, reply, &self.shared.gate, self.thread_timeout())?;
+        reply.ok_or_else(|| Error::Thread(self.thread_wait(ThreadSet::vcpu(id))))
     }
 
     /// Receives the state of vCPU `id`.
@@ -213,7 +213,7 @@ impl Machine {
             transports.iter().for_each(|transport| lock(transport).drain());
             Some(())
         });
-        drained.map_err(Error::Page)
+        drained.map_err(Error::Thread)
     }
 
     fn save_devices(&self, archive: &mut ArchiveWriter) -> Result<(), StateError> {
@@ -228,12 +228,12 @@ impl Machine {
     /// must all be consumed. The machine is paused then; [`resume`](Self::resume) runs the guest.
     ///
     /// # Errors
-    /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Page`], [`Error::Devices`], [`Error::Sections`], [`Error::Passt`] and
+    /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Thread`], [`Error::Devices`], [`Error::Sections`], [`Error::Passt`] and
     /// [`Error::IoThread`]. No vCPU has entered the guest then.
     pub fn restore(mut self, mut archive: ArchiveReader<'_>, options: RestoreOptions) -> Result<Self, Error> {
         let RestoreOptions { realtime, check } = options;
         // No vCPU is in the guest yet, so that the gate closes at once; the threads wait at it after their restore.
-        self.shared.gate.close(ThreadSet::default(), || ());
+        self.shared.gate.close_at_start();
         let (restored, replies) = (0..self.vcpus.len())
             .map(|_| mpsc::sync_channel(1))
             .collect::<(Vec<_>, Vec<_>)>();
@@ -257,7 +257,7 @@ impl Machine {
             .restore_after_vcpus(&mut archive, realtime)
             .map_err(Error::Devices)?;
         archive.finish().map_err(Error::Sections)?;
-        if self.fault_handler.is_some() {
+        if self.fault_handler.is_some() || self.has_remote_memory {
             self.start_io_thread().map_err(Error::IoThread)?;
         } else {
             self.needs_notify.store(true, Ordering::Relaxed);
@@ -283,7 +283,7 @@ impl Machine {
                 .iter()
                 .for_each(|transport| lock(transport).notify_restored());
         };
-        self.io_thread = Some(IoThread::spawn(sources, start, self.shared.clone())?);
+        self.io_thread = Some(IoThread::spawn(sources, start, self.shared.clone(), self.wait())?);
         Ok(())
     }
 

@@ -7,12 +7,11 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 
-use devices::lock;
+use devices::{Medium, lock};
 use snapshot::file::FileIdentity;
 
-use super::file_system;
 use super::map::Bytes;
 
 /// Change of a memory file while guest memory is mapped from it.
@@ -76,7 +75,7 @@ pub struct MemoryFile {
     path: PathBuf,
     identity: Option<FileIdentity>,
     stamp: Mutex<Stamp>,
-    is_local: OnceLock<bool>,
+    is_remote: bool,
 }
 
 impl MemoryFile {
@@ -91,11 +90,11 @@ impl MemoryFile {
         let opened = opened.and_then(|file| Ok((file.metadata()?, file)));
         match opened {
             Ok((metadata, file)) => Ok(Self {
+                is_remote: Medium::of(&file) == Medium::Remote,
                 file,
                 path,
                 identity: FileIdentity::of(&metadata),
                 stamp: Mutex::new(Stamp::of(&metadata)),
-                is_local: OnceLock::new(),
             }),
             Err(error) => Err((path, error)),
         }
@@ -116,9 +115,9 @@ impl MemoryFile {
         self.identity
     }
 
-    /// Returns true if [`check`](Self::check) waits for no server.
-    pub fn is_local(&self) -> bool {
-        *self.is_local.get_or_init(|| file_system::is_local(&self.file))
+    /// Returns true if the file is on a server, which may not answer.
+    pub fn is_remote(&self) -> bool {
+        self.is_remote
     }
 
     /// Checks that the file has not changed since it was opened or [accepted](Self::accept_write).

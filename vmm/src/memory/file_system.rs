@@ -4,7 +4,6 @@
 //! file instead, by statmount(2) of Linux 6.8.
 
 use std::ffi::CString;
-use std::fs::File;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -44,20 +43,6 @@ pub fn is_in_memory(directory: &Path) -> bool {
     open_cached(directory)
         .and_then(|directory| magic(&directory))
         .is_some_and(is_memory)
-}
-
-/// Returns true if no server stands behind `file`, so that its attributes are in memory.
-pub fn is_local(file: &File) -> bool {
-    magic(file).is_some_and(|magic| {
-        is_memory(magic)
-            || [
-                libc::EXT4_SUPER_MAGIC,
-                libc::XFS_SUPER_MAGIC,
-                libc::BTRFS_SUPER_MAGIC,
-                libc::F2FS_SUPER_MAGIC,
-            ]
-            .contains(&magic)
-    })
 }
 
 fn is_memory(magic: i64) -> bool {
@@ -138,7 +123,7 @@ mod tests {
     use std::fs::File;
     use std::path::Path;
 
-    use super::{is_in_memory, is_local, magic};
+    use super::{is_in_memory, magic};
 
     #[test]
     fn memory_and_processes_have_their_types() {
@@ -146,14 +131,13 @@ mod tests {
             return scratch::skip("this kernel has no statmount(2)", "Linux 6.8");
         };
         assert_eq!(found, libc::PROC_SUPER_MAGIC);
-        assert!(!is_local(&File::open("/proc/version").unwrap()));
         for path in ["/proc", "/nowhere", "/proc/version"] {
             assert!(!is_in_memory(Path::new(path)), "{path}");
         }
         let shared = Path::new("/dev/shm");
         let _ = shared.metadata();
         if magic(&File::open(shared).unwrap()) == Some(libc::TMPFS_MAGIC) {
-            assert!(is_in_memory(shared) && is_local(&File::open(shared).unwrap()));
+            assert!(is_in_memory(shared));
         }
     }
 }

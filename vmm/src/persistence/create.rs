@@ -1,7 +1,6 @@
 //! Creation of a snapshot from a paused VM.
 
 use std::fs::{self, Metadata};
-use std::io;
 use std::path::{Path, PathBuf};
 
 use snapshot::file::{self, Contents, FileIdentity, Header};
@@ -9,9 +8,9 @@ use snapshot::{ArchiveWriter, section};
 
 use super::open_files::{FileRole, OpenFile, OpenFiles};
 use super::source::{MACHINE, host_identity};
-use crate::cancellation::{Cancellation, Cancelled};
+use crate::cancellation::{BeginError, Cancellation, Cancelled};
 use crate::config::VmConfig;
-use crate::machine::{PageWait, state};
+use crate::machine::{ThreadWait, state};
 use crate::memory::{ChangeError, MemoryFile, Pagemap, dump, is_in_memory};
 use crate::vm::VmCore;
 
@@ -25,11 +24,9 @@ pub enum Error {
     /// Another thread has cancelled the creation.
     #[error("cannot create the snapshot")]
     Cancelled(#[source] Cancelled),
-    /// No thread can be created for the creation.
-    #[error(
-        "cannot start a thread for the snapshot; raise the limits of memory, threads and descriptors (ulimit -v, -u, -n, pids.max)"
-    )]
-    Thread(#[source] io::Error),
+    /// The creation cannot run on another thread.
+    #[error("cannot begin the snapshot")]
+    Thread(#[source] BeginError),
     /// State and memory have the same path.
     #[error("cannot write both state and memory to {0:?}: name two files")]
     SamePath(PathBuf),
@@ -55,7 +52,7 @@ pub enum Error {
     Machine(#[source] state::Error),
     /// A page that the guest has not touched does not arrive.
     #[error("cannot read guest memory")]
-    Pages(#[source] PageWait),
+    Pages(#[source] ThreadWait),
     /// The configuration cannot be saved.
     #[error("cannot save the configuration of the machine")]
     Config(#[source] section::Error),
@@ -160,7 +157,7 @@ impl CreateSnapshotParams {
         let is_quick = self.kind == SnapshotKind::Diff
             && !vm.is_served()
             && !vm.machine().has_requests_in_flight()
-            && vm.memory_file().is_none_or(MemoryFile::is_local)
+            && !vm.memory_file().is_some_and(MemoryFile::is_remote)
             && is_in_memory(state)
             && (state == memory || is_in_memory(memory));
         if !is_quick {

@@ -1,6 +1,5 @@
 //! Load of a snapshot into a paused VM.
 
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,6 +11,7 @@ use super::names;
 use super::source::{self, MACHINE, MemorySource, host_identity};
 use super::working_set::{self, WorkingSetOptions};
 use crate::arch::CpuCheck;
+use crate::cancellation::BeginError;
 use crate::config::{self, DeviceBackend, DeviceKind, HostMemory, VmConfig, VmSpec};
 use crate::machine::state::{self, RestoreOptions, StateError};
 use crate::machine::{self, Machine, open_devices};
@@ -77,11 +77,9 @@ pub enum Error {
     /// The machine cannot be built.
     #[error(transparent)]
     Machine(machine::Error),
-    /// No thread can be created for the load.
-    #[error(
-        "cannot start a thread for the load; raise the limits of memory, threads and descriptors (ulimit -v, -u, -n, pids.max)"
-    )]
-    Thread(#[source] io::Error),
+    /// The load cannot run on another thread.
+    #[error("cannot begin the load")]
+    Thread(#[source] BeginError),
     /// The machine rejects the state.
     #[error("cannot restore the state of the machine")]
     Restore(#[source] state::Error),
@@ -189,8 +187,10 @@ impl LoadSnapshotParams {
         } = open_console().map_err(Error::Console)?;
         let mut machine = Machine::build_with_memory(spec, memory, devices, output, timeline.clone())
             .map_err(Error::Machine)?;
-        if let MemoryBacking::Uffd(handler) = &backing {
-            machine.set_fault_handler(handler.clone());
+        match &backing {
+            MemoryBacking::Uffd(handler) => machine.set_fault_handler(handler.clone()),
+            MemoryBacking::File(file) if file.is_remote() => machine.set_remote_memory(),
+            MemoryBacking::File(_) => {}
         }
         let restored = timeline.measure(Lane::Main, "restore state", || {
             machine.restore(

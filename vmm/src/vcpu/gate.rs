@@ -42,6 +42,11 @@ impl ThreadSet {
         Self(self.0 & !other.0)
     }
 
+    /// Returns true if this set has a thread of `other`.
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
     const fn is_empty(self) -> bool {
         self.0 == 0
     }
@@ -77,6 +82,8 @@ pub struct PauseGate {
 struct Outside {
     /// Threads that wait at the gate or have ended, and so are outside the guest.
     threads: ThreadSet,
+    /// Threads that have ended.
+    ended: ThreadSet,
     /// Number of calls of `notify_waiters`.
     notifications: u64,
 }
@@ -139,32 +146,34 @@ impl PauseGate {
     pub fn leave(&self, thread: ThreadSet) {
         let mut outside = lock(&self.outside);
         outside.threads = outside.threads.and(thread);
+        outside.ended = outside.ended.and(thread);
         drop(outside);
         self.changed.notify_all();
     }
 
-    /// Closes the gate, calls `kick` to interrupt the threads, and waits until all `threads` are outside the guest.
-    ///
-    /// A thread that has not yet left [`wait`](Self::wait) since an earlier close counts as outside: it finds the gate closed again.
-    pub fn close(&self, threads: ThreadSet, kick: impl FnOnce()) {
-        if self.set_state(CLOSED) {
-            kick();
-            let inside = |outside: &mut Outside| !threads.without(outside.threads).is_empty();
-            let closed = self.changed.wait_while(lock(&self.outside), inside);
-            drop(closed.unwrap_or_else(PoisonError::into_inner));
-        }
+    /// Waits at most `timeout` until all `threads` of the stopped gate have ended. Returns those that have not.
+    pub fn wait_end(&self, threads: ThreadSet, timeout: Duration) -> ThreadSet {
+        let runs = |outside: &mut Outside| !threads.without(outside.ended).is_empty();
+        let ended = self
+            .changed
+            .wait_timeout_while(lock(&self.outside), timeout, runs);
+        let (outside, _) = ended.unwrap_or_else(PoisonError::into_inner);
+        threads.without(outside.ended)
     }
 
-    /// As [`close`](Self::close), but opens the gate again after `timeout`.
+    /// Closes the gate before the first guest entry.
+    pub fn close_at_start(&self) {
+        self.set_state(CLOSED);
+    }
+
+    /// Closes the gate, calls `kick` to interrupt the threads, and waits until all `threads` are outside the guest. Opens it again after
+    /// `timeout`.
+    ///
+    /// A thread that has not yet left [`wait`](Self::wait) since an earlier close counts as outside: it finds the gate closed again.
     ///
     /// # Errors
     /// The threads that are not outside the guest after `timeout`, or when the gate is stopped.
-    pub fn close_timeout(
-        &self,
-        threads: ThreadSet,
-        kick: impl FnOnce(),
-        timeout: Duration,
-    ) -> Result<(), ThreadSet> {
+    pub fn close(&self, threads: ThreadSet, kick: impl FnOnce(), timeout: Duration) -> Result<(), ThreadSet> {
         if self.set_state(CLOSED) {
             kick();
             let inside =
@@ -242,7 +251,7 @@ mod tests {
             })
         };
         for _ in 0..100 {
-            gate.close(FIRST, || {});
+            gate.close(FIRST, || {}, scratch::TIMEOUT).unwrap();
             let seen = rounds.load(Ordering::SeqCst);
             thread::yield_now();
             assert_eq!(
@@ -252,11 +261,12 @@ mod tests {
             gate.open();
             scratch::wait_until("a round of the thread", || rounds.load(Ordering::SeqCst) > seen);
         }
-        gate.close(FIRST, || {});
+        gate.close(FIRST, || {}, scratch::TIMEOUT).unwrap();
         gate.stop();
         scratch::join(worker);
         // A stopped gate does not wait for a second thread.
-        gate.close(ThreadSet::vcpus(2), || panic!("a stopped gate was closed"));
+        let kick = || panic!("a stopped gate was closed");
+        gate.close(ThreadSet::vcpus(2), kick, scratch::TIMEOUT).unwrap();
         gate.open();
         assert!(gate.is_stopped());
     }
@@ -266,18 +276,30 @@ mod tests {
         let gate = PauseGate::default();
         let mut kicked = false;
         let both = FIRST.and(ThreadSet::IO);
-        let waiting = gate.close_timeout(both, || kicked = true, Duration::ZERO);
+        let waiting = gate.close(both, || kicked = true, Duration::ZERO);
         assert_eq!(waiting, Err(both));
         assert_eq!(waiting.unwrap_err().to_string(), "fc_vcpu 0, mayfly_io");
         assert!(kicked && gate.is_open());
         gate.leave(FIRST);
-        assert_eq!(
-            gate.close_timeout(both, || {}, Duration::ZERO),
-            Err(ThreadSet::IO)
-        );
+        assert_eq!(gate.close(both, || {}, Duration::ZERO), Err(ThreadSet::IO));
         gate.leave(ThreadSet::IO);
-        assert_eq!(gate.close_timeout(both, || {}, Duration::ZERO), Ok(()));
+        assert_eq!(gate.close(both, || {}, Duration::ZERO), Ok(()));
         assert!(gate.is_closed());
+    }
+
+    #[test]
+    fn end_of_threads_is_awaited_within_timeout() {
+        let gate = Arc::new(PauseGate::default());
+        gate.stop();
+        let both = ThreadSet::vcpus(2);
+        gate.leave(FIRST);
+        assert_eq!(gate.wait_end(both, Duration::ZERO), ThreadSet::vcpu(1));
+        let worker = {
+            let gate = gate.clone();
+            thread::spawn(move || gate.leave(ThreadSet::vcpu(1)))
+        };
+        assert_eq!(gate.wait_end(both, scratch::TIMEOUT), ThreadSet::default());
+        scratch::join(worker);
     }
 
     #[test]
@@ -287,7 +309,7 @@ mod tests {
 
     fn notify_waiting_thread() {
         let gate = Arc::new(PauseGate::default());
-        gate.close(ThreadSet::default(), || {});
+        gate.close_at_start();
         let (handled, calls) = mpsc::channel();
         let worker = {
             let gate = gate.clone();

@@ -15,8 +15,9 @@ use crate::kvm::Kick;
 /// Stack of a vCPU thread in bytes: little more than the frames of one exit.
 const STACK_SIZE: usize = 128 << 10;
 
-/// Handle of a vCPU thread. Dropping it stops and joins the thread.
+/// Handle of a vCPU thread. Dropping it stops and joins the thread, unless it is [abandoned](Self::abandon).
 pub struct VcpuThread {
+    id: u8,
     prepare: SyncSender<VcpuFd>,
     start: SyncSender<StartContext>,
     requests: Sender<ParkRequest>,
@@ -51,6 +52,7 @@ impl VcpuThread {
             .spawn(move || runner.run(&vcpu_receiver, &start_receiver))
             .map_err(|source| VcpuError::Thread { id, source })?;
         Ok(Self {
+            id,
             prepare,
             start,
             requests,
@@ -73,9 +75,18 @@ impl VcpuThread {
         self.kick.kick();
     }
 
-    /// Returns the thread. Without it, dropping the handle does not join.
-    pub fn thread_mut(&mut self) -> &mut Option<JoinHandle<()>> {
-        &mut self.thread
+    /// As [`stop`](Self::stop), also for a thread that waits for its vCPU or its start.
+    pub fn end(&mut self) {
+        self.stop();
+        // The thread ends when the senders are dropped.
+        (self.prepare, self.start) = (mpsc::sync_channel(0).0, mpsc::sync_channel(0).0);
+    }
+
+    /// Makes the drop of the handle not wait for the thread if it is in `threads`.
+    pub fn abandon(&mut self, threads: ThreadSet) {
+        if threads.has(ThreadSet::vcpu(self.id)) {
+            self.thread = None;
+        }
     }
 
     /// Interrupts the vCPU, so that its thread checks the gate.
@@ -113,9 +124,7 @@ impl Drop for VcpuThread {
         reason = "the kick ends KVM_RUN, and the gate is stopped"
     )]
     fn drop(&mut self) {
-        self.stop();
-        // A thread that still waits for its vCPU or its start ends when the senders are dropped.
-        (self.prepare, self.start) = (mpsc::sync_channel(0).0, mpsc::sync_channel(0).0);
+        self.end();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

@@ -7,6 +7,7 @@ mod recording;
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 
 use devices::lock;
 use devices::serial::output;
@@ -87,18 +88,22 @@ impl VmCore {
         matches!(&self.backing, Some(MemoryBacking::Uffd(handler)) if handler.is_disconnected())
     }
 
-    /// Pauses the vCPUs, with every instruction completed.
+    /// Pauses the guest, with every instruction completed.
     ///
     /// # Errors
-    /// [`machine::Error::Pause`] if a thread waits for a page of a fault handler; the guest runs on then.
+    /// [`machine::Error::Pause`] if a thread waits for a page of a fault handler, or for a disk; the guest runs on then.
     pub fn pause(&self) -> Result<(), machine::Error> {
-        if self.is_served() {
-            return self.machine.pause_served();
-        }
-        self.machine.pause();
-        Ok(())
+        self.machine.pause(self.machine.thread_timeout())
+    }
+
+    /// As [`pause`](Self::pause), but fails after [`QUICK_PAUSE`].
+    pub fn pause_quickly(&self) -> Result<(), machine::Error> {
+        self.machine.pause(QUICK_PAUSE)
     }
 }
+
+/// Maximum time of a pause on the event loop. A thread that waits for no disk stops at once.
+const QUICK_PAUSE: Duration = Duration::from_millis(20);
 
 /// A machine that runs or is paused. Dropping it stops the vCPUs, unless an operation shares the machine.
 pub struct Vm {
