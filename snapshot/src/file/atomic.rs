@@ -15,6 +15,9 @@ pub enum Error {
     /// The path has no file name.
     #[error("cannot create {0:?}: the path has no file name")]
     Nameless(PathBuf),
+    /// The path is a symbolic link.
+    #[error("cannot replace {0:?}: it is a link; name a regular file")]
+    Link(PathBuf),
     /// The path exists and is not a regular file.
     #[error("cannot replace {0:?}: it is a directory, pipe or device; name a file")]
     NotRegular(PathBuf),
@@ -47,6 +50,25 @@ pub enum Error {
     },
 }
 
+/// Treatment of a symbolic link at a path. Links of its directories are followed in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    /// The target of the link is used.
+    Follow,
+    /// The file is rejected: its directory may come from an attacker.
+    Reject,
+}
+
+impl Links {
+    /// Returns the flags of open(2). The kernel itself rejects the link, so that no other process can put one there after a check.
+    pub const fn flags(self) -> libc::c_int {
+        match self {
+            Self::Follow => 0,
+            Self::Reject => libc::O_NOFOLLOW,
+        }
+    }
+}
+
 /// New file under a temporary name in the directory of `path`; [`commit`](Self::commit) renames it to `path`.
 ///
 /// Dropping it before that removes the file. A killed process leaves the temporary file, whose name starts with a dot,
@@ -66,9 +88,21 @@ impl AtomicFile {
     /// # Errors
     /// [`Error::Nameless`], [`Error::NotRegular`], and [`Error::Create`] if no file can be created in the directory.
     pub fn create(path: &Path) -> Result<Self, Error> {
+        Self::create_with(path, Links::Follow)
+    }
+
+    /// As [`create`](Self::create), with a choice of the treatment of a link. A link that is not followed cannot lead the writer
+    /// elsewhere later: the commit replaces the link itself.
+    ///
+    /// # Errors
+    /// Those of [`create`](Self::create), and [`Error::Link`].
+    pub fn create_with(path: &Path, links: Links) -> Result<Self, Error> {
         let mut found = fs::symlink_metadata(path);
         let mut target = None;
         if found.as_ref().is_ok_and(fs::Metadata::is_symlink) {
+            if links == Links::Reject {
+                return Err(Error::Link(path.to_owned()));
+            }
             // A dangling link is replaced itself.
             target = fs::canonicalize(path).ok();
             found = fs::metadata(path);
@@ -252,7 +286,7 @@ mod tests {
 
     use scratch::Directory;
 
-    use super::{AtomicFile, Error, NAMES, is_at, sync_directory};
+    use super::{AtomicFile, Error, Links, NAMES, is_at, sync_directory};
 
     #[test]
     fn old_file_stays_until_commit() {
@@ -421,6 +455,24 @@ mod tests {
         let error = replacement.commit().unwrap_err();
         assert!(matches!(error, Error::Rename { .. }), "{error}");
         assert_eq!(directory.names(), ["state"]);
+    }
+
+    #[test]
+    fn link_is_rejected_or_replaced_itself() {
+        let directory = Directory::new();
+        let (path, link) = (directory.path("state"), directory.path("link"));
+        fs::write(&path, "old").unwrap();
+        symlink("state", &link).unwrap();
+        let rejected = AtomicFile::create_with(&link, Links::Reject).unwrap_err();
+        assert!(matches!(&rejected, Error::Link(at) if *at == link), "{rejected}");
+        // A link that appears after the check is replaced itself.
+        fs::remove_file(&link).unwrap();
+        let replacement = AtomicFile::create_with(&link, Links::Reject).unwrap();
+        symlink("state", &link).unwrap();
+        replacement.file().write_all(b"new").unwrap();
+        replacement.commit().unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_file());
+        assert_eq!(fs::read(&path).unwrap(), b"old");
     }
 
     #[test]

@@ -30,6 +30,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+pub use atomic::Links;
 pub use error::Error;
 pub use header::{Architecture, Contents, FormatError, Header, HostIdentity, MAX_CPU, MAX_SECTIONS, VERSION};
 pub use identity::FileIdentity;
@@ -88,8 +89,16 @@ impl PendingStateFile {
     /// # Errors
     /// [`Error::Replace`]
     pub fn create(path: &Path) -> Result<Self, Error> {
+        Self::create_with(path, Links::Follow)
+    }
+
+    /// As [`create`](Self::create), with a choice of the treatment of a link.
+    ///
+    /// # Errors
+    /// [`Error::Replace`]
+    pub fn create_with(path: &Path, links: Links) -> Result<Self, Error> {
         let path = path.to_owned();
-        match AtomicFile::create(&path) {
+        match AtomicFile::create_with(&path, links) {
             Ok(replacement) => Ok(Self { path, replacement }),
             Err(source) => Err(Error::Replace { path, source }),
         }
@@ -194,7 +203,15 @@ pub fn write_bytes(path: &Path, header: &Header, sections: &[u8]) -> Result<(), 
 /// # Errors
 /// [`Error::Read`] if a system call fails, [`Error::Rejected`] if the file is not a valid state file or not valid for `host`.
 pub fn read(path: &Path, host: Option<&HostIdentity>) -> Result<StateFile, Error> {
-    let (mut file, length, fixed) = open(path)?;
+    read_with(path, host, Links::Follow)
+}
+
+/// As [`read`], with a choice of the treatment of a link.
+///
+/// # Errors
+/// Those of [`read`]. [`Error::Rejected`] for a link that is not followed.
+pub fn read_with(path: &Path, host: Option<&HostIdentity>, links: Links) -> Result<StateFile, Error> {
+    let (mut file, length, fixed) = open(path, links)?;
     let rejected = |source| rejected(path, source);
     let lengths = Lengths::decode(&fixed, length).map_err(rejected)?;
     let mut bytes = zeroed(lengths.rest).map_err(|source| failed(path, source))?;
@@ -219,17 +236,20 @@ pub fn read(path: &Path, host: Option<&HostIdentity>) -> Result<StateFile, Error
 /// # Errors
 /// [`Error::Read`] if a system call fails, [`Error::Rejected`] if the file is not a state file.
 pub fn version(path: &Path) -> Result<u32, Error> {
-    let (_, _, fixed) = open(path)?;
+    let (_, _, fixed) = open(path, Links::Follow)?;
     header::version(&fixed).map_err(|source| rejected(path, source))
 }
 
 /// Opens a state file. Returns the file, its length in bytes and the fixed part of its header.
-fn open(path: &Path) -> Result<(File, u64, [u8; FIXED]), Error> {
+fn open(path: &Path, links: Links) -> Result<(File, u64, [u8; FIXED]), Error> {
     let failed = |source| failed(path, source);
     // O_NONBLOCK: open(2) of a FIFO would wait for a writer. The flag has no effect on regular files.
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY | links.flags();
     let opened = File::options().read(true).custom_flags(flags).open(path);
-    let mut file = opened.map_err(failed)?;
+    let mut file = opened.map_err(|source| match source.raw_os_error() {
+        Some(libc::ELOOP) if links == Links::Reject => rejected(path, FormatError::NotRegular),
+        _ => failed(source),
+    })?;
     let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() {
         return Err(rejected(path, FormatError::NotRegular));

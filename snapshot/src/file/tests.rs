@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::header::update_checksum;
 use super::{
-    Architecture, Contents, Error, FormatError, Header, HostIdentity, MAX_CPU, MAX_SECTIONS,
-    PendingStateFile, VERSION, read, version, write, write_bytes,
+    Architecture, Contents, Error, FormatError, Header, HostIdentity, Links, MAX_CPU, MAX_SECTIONS,
+    PendingStateFile, VERSION, read, read_with, version, write, write_bytes,
 };
 use crate::section::{ArchiveWriter, Schema};
 
@@ -65,6 +65,27 @@ fn write_read_round_trip() {
     let mut reader = state.reader().unwrap();
     assert_eq!(reader.read::<Blob>("blob").unwrap(), Blob(vec![7; 20]));
     reader.finish().unwrap();
+}
+
+#[test]
+fn link_is_rejected_by_its_open() {
+    let directory = Directory::new();
+    let (path, _) = written(&directory);
+    let link = directory.path("link");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    read_with(&link, None, Links::Follow).unwrap();
+    read_with(&path, None, Links::Reject).unwrap();
+    let error = read_with(&link, None, Links::Reject).unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            Error::Rejected {
+                source: FormatError::NotRegular,
+                ..
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[test]

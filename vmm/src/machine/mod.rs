@@ -172,9 +172,8 @@ impl Machine {
     ) -> Result<Self, Error> {
         let measure = Measure(&timeline);
         let kvm = measure
-            .phase("open KVM", || kvm::open(Native::CAPABILITIES))
+            .phase("open KVM", || kvm::open(Native::CAPABILITIES).map(Arc::new))
             .map_err(Error::Kvm)?;
-        let kvm = Arc::new(kvm);
         check_vcpu_limit(&kvm, &spec)?;
         let kick = Kick::default();
         let (vcpus, shared, stop_reasons) = measure.phase("start vCPU threads", || {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use devices::{Medium, lock};
-use snapshot::file::FileIdentity;
+use snapshot::file::{FileIdentity, Links};
 
 use super::map::Bytes;
 
@@ -83,9 +83,9 @@ impl MemoryFile {
     ///
     /// # Errors
     /// Fails if `open` or `fstat` fails.
-    pub fn open(path: PathBuf) -> Result<Self, (PathBuf, io::Error)> {
+    pub fn open(path: PathBuf, links: Links) -> Result<Self, (PathBuf, io::Error)> {
         // O_NONBLOCK: open(2) of a FIFO would wait for a writer. The flag has no effect on regular files.
-        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY | links.flags();
         let opened = File::options().read(true).custom_flags(flags).open(&path);
         let opened = opened.and_then(|file| Ok((file.metadata()?, file)));
         match opened {
@@ -170,7 +170,7 @@ mod tests {
 
     use scratch::Directory;
 
-    use super::{ChangeError, MemoryFile};
+    use super::{ChangeError, Links, MemoryFile};
 
     /// Returns a memory file that was written long ago: later writes change its time even if the clock is coarse.
     fn memory_file(directory: &Directory) -> (MemoryFile, File) {
@@ -179,7 +179,18 @@ mod tests {
         let writer = File::options().write(true).open(&path).unwrap();
         let hour_ago = SystemTime::now() - Duration::from_secs(3600);
         writer.set_times(FileTimes::new().set_modified(hour_ago)).unwrap();
-        (MemoryFile::open(path).unwrap(), writer)
+        (MemoryFile::open(path, Links::Follow).unwrap(), writer)
+    }
+
+    #[test]
+    fn link_is_rejected_by_its_open() {
+        let directory = Directory::new();
+        let (file, _writer) = memory_file(&directory);
+        let link = directory.path("link");
+        std::os::unix::fs::symlink(file.path(), &link).unwrap();
+        MemoryFile::open(link.clone(), Links::Follow).unwrap();
+        let (path, error) = MemoryFile::open(link.clone(), Links::Reject).unwrap_err();
+        assert_eq!((path, error.raw_os_error()), (link, Some(libc::ELOOP)));
     }
 
     #[test]

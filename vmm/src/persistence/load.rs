@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use snapshot::file;
-use snapshot::file::Contents;
+use snapshot::file::{self, Contents, Links};
 use snapshot::section;
 
 use super::names;
@@ -143,6 +142,16 @@ impl LoadSnapshotParams {
         }
     }
 
+    /// Returns the treatment of links at the paths of the snapshot. [`names::check_files`] has checked the paths of an untrusted
+    /// snapshot, but the owner of the directory may change it meanwhile.
+    fn links(&self) -> Links {
+        if self.untrusted {
+            Links::Reject
+        } else {
+            Links::Follow
+        }
+    }
+
     /// Loads the snapshot into a paused VM. The console is opened last: terminal and files stay untouched if the snapshot, its memory
     /// or a device cannot be opened.
     pub(crate) fn load(
@@ -155,7 +164,7 @@ impl LoadSnapshotParams {
             names::check_files(&self.state, &self.memory, &self.working_set).map_err(Error::Name)?;
         }
         let read = timeline.measure(Lane::Main, "read state", || {
-            file::read(&self.state, Some(&host_identity()))
+            file::read_with(&self.state, Some(&host_identity()), self.links())
         });
         let state = read.map_err(Error::State)?;
         if state.header().contents == Contents::Diff {
@@ -168,10 +177,10 @@ impl LoadSnapshotParams {
             names::check_named(spec.config(), &self.overrides).map_err(Error::Name)?;
         }
         names::log(spec.config(), &self.overrides, &self.memory);
-        let opened = self.working_set.open(&state, &self.memory);
+        let opened = self.working_set.open(&state, &self.memory, self.links());
         let (set, recording) = opened.map_err(Error::WorkingSet)?;
         let mapped = timeline.measure(Lane::Main, "map memory file", || {
-            self.memory.map(spec.config().memory)
+            self.memory.map(spec.config().memory, self.links())
         });
         let (memory, backing) = mapped.map_err(Error::Memory)?;
         let prefetch = match (set, &backing) {
@@ -187,11 +196,7 @@ impl LoadSnapshotParams {
         } = open_console().map_err(Error::Console)?;
         let mut machine = Machine::build_with_memory(spec, memory, devices, output, timeline.clone())
             .map_err(Error::Machine)?;
-        match &backing {
-            MemoryBacking::Uffd(handler) => machine.set_fault_handler(handler.clone()),
-            MemoryBacking::File(file) if file.is_remote() => machine.set_remote_memory(),
-            MemoryBacking::File(_) => {}
-        }
+        set_memory_source(&mut machine, &backing);
         let restored = timeline.measure(Lane::Main, "restore state", || {
             machine.restore(
                 sections,
@@ -233,5 +238,14 @@ impl LoadSnapshotParams {
         }
         config.track_dirty_pages = self.track_dirty_pages;
         config.check(host).map_err(Error::Config)
+    }
+}
+
+/// Prepares `machine` for waits for its memory.
+fn set_memory_source(machine: &mut Machine, backing: &MemoryBacking) {
+    match backing {
+        MemoryBacking::Uffd(handler) => machine.set_fault_handler(handler.clone()),
+        MemoryBacking::File(file) if file.is_remote() => machine.set_remote_memory(),
+        MemoryBacking::File(_) => {}
     }
 }

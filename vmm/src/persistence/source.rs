@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use snapshot::GuestMemory;
-use snapshot::file::HostIdentity;
+use snapshot::file::{HostIdentity, Links};
 
 use crate::arch::{Native, Platform};
 use crate::config::MemorySize;
@@ -58,11 +58,11 @@ pub enum MemorySource {
 
 impl MemorySource {
     /// Maps `size` of guest memory without reading it.
-    pub(super) fn map(&self, size: MemorySize) -> Result<(GuestMemory, MemoryBacking), Error> {
+    pub(super) fn map(&self, size: MemorySize, links: Links) -> Result<(GuestMemory, MemoryBacking), Error> {
         let regions = Native::memory_regions(size);
         match self.clone() {
             Self::File(path) => {
-                let opened = MemoryFile::open(path);
+                let opened = MemoryFile::open(path, links);
                 let file = opened.map_err(|(path, source)| Error::Open { path, source })?;
                 bus_error::set_files(format_args!("the memory file {:?}", file.path()));
                 match memory::map_snapshot(&regions, file.file()) {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use snapshot::file::{Header, StateFile};
+use snapshot::file::{Header, Links, StateFile};
 
 use super::source::MemorySource;
 use crate::memory::WorkingSet;
@@ -64,11 +64,12 @@ pub struct WorkingSetOptions {
 }
 
 impl WorkingSetOptions {
-    /// Opens the files for a load of the snapshot with this `state` and `memory`.
+    /// Opens the files for a load of the snapshot with this `state` and `memory`. `links` is the treatment of links.
     pub(super) fn open(
         &self,
         state: &StateFile,
         memory: &MemorySource,
+        links: Links,
     ) -> Result<(Option<WorkingSet>, Option<Recording>), Error> {
         let requests = [
             (self.prefetch.is_some(), "use"),
@@ -82,14 +83,14 @@ impl WorkingSetOptions {
             return Err(Error::Both);
         }
         let set = self.prefetch.as_ref().map(|path| {
-            let read = WorkingSet::read(path, state.header().memory, state.checksum());
+            let read = WorkingSet::read(path, state.header().memory, state.checksum(), links);
             read.map_err(|source| Error::Use {
                 path: path.clone(),
                 source,
             })
         });
         let recording = self.record.as_ref().map(|record| {
-            let prepared = Recording::new(&record.path, record.length, state);
+            let prepared = Recording::new(&record.path, record.length, state, links);
             prepared.map_err(|source| Error::Record {
                 path: record.path.clone(),
                 source,

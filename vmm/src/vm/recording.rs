@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use snapshot::GuestMemory;
-use snapshot::file::{Header, PendingStateFile, StateFile};
+use snapshot::file::{Header, Links, PendingStateFile, StateFile};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::memory::working_set::Error;
@@ -40,10 +40,10 @@ impl Recording {
     ///
     /// # Errors
     /// [`Error::Pages`] without /proc, [`Error::File`] when the file cannot be created, [`Error::Timer`].
-    pub fn new(path: &Path, length: Duration, state: &StateFile) -> Result<Self, Error> {
+    pub fn new(path: &Path, length: Duration, state: &StateFile, links: Links) -> Result<Self, Error> {
         let files = RecordingFiles {
             pagemap: Pagemap::open().map_err(Error::Pages)?,
-            file: PendingStateFile::create(path).map_err(Error::File)?,
+            file: PendingStateFile::create_with(path, links).map_err(Error::File)?,
             path: path.to_owned(),
             header: state.header().clone(),
             snapshot: state.checksum(),
@@ -128,7 +128,7 @@ mod tests {
     use std::time::Duration;
 
     use snapshot::ArchiveWriter;
-    use snapshot::file::{self, Architecture, Contents, Header, HostIdentity};
+    use snapshot::file::{self, Architecture, Contents, Header, HostIdentity, Links};
 
     use super::Recording;
     use crate::boot::testing::Temporary;
@@ -148,7 +148,8 @@ mod tests {
         };
         let state = Temporary::missing();
         file::write(state.path(), &header, ArchiveWriter::new()).unwrap();
-        Recording::new(path.path(), length, &file::read(state.path(), None).unwrap()).unwrap()
+        let state = file::read(state.path(), None).unwrap();
+        Recording::new(path.path(), length, &state, Links::Follow).unwrap()
     }
 
     #[test]

@@ -22,7 +22,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use snapshot::file::{self as state_file, Header, PendingStateFile};
+use snapshot::file::{self as state_file, Header, Links, PendingStateFile};
 use snapshot::{ArchiveWriter, GuestMemory, Schema, section};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -138,12 +138,12 @@ impl WorkingSet {
     }
 
     /// Reads the working set at `path` for a guest with `memory` bytes. `snapshot` is the checksum of the state file
-    /// that the guest is restored from.
+    /// that the guest is restored from, `links` the treatment of a link.
     ///
     /// # Errors
     /// [`Error::Memory`], [`Error::Snapshot`], and the errors of [`WorkingSet::describe`].
-    pub fn read(path: &Path, memory: u64, snapshot: u64) -> Result<Self, Error> {
-        let (header, set) = Self::describe(path)?;
+    pub fn read(path: &Path, memory: u64, snapshot: u64, links: Links) -> Result<Self, Error> {
+        let (header, set) = Self::describe_with(path, links)?;
         if header.memory != memory || u64::from(header.host.page_size) != page_size() {
             return Err(Error::Memory {
                 found: header.memory,
@@ -161,7 +161,11 @@ impl WorkingSet {
     /// # Errors
     /// [`Error::File`], [`Error::Long`], [`Error::Section`] or [`Error::Range`].
     pub fn describe(path: &Path) -> Result<(Header, Self), Error> {
-        let state = state_file::read(path, None).map_err(Error::File)?;
+        Self::describe_with(path, Links::Follow)
+    }
+
+    fn describe_with(path: &Path, links: Links) -> Result<(Header, Self), Error> {
+        let state = state_file::read_with(path, None, links).map_err(Error::File)?;
         let header = state.header();
         let length = state.sections().len();
         if length > MAX_SECTIONS {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use scratch::Directory;
 use snapshot::ArchiveWriter;
-use snapshot::file::{self, Architecture, Contents, Header, HostIdentity, PendingStateFile};
+use snapshot::file::{self, Architecture, Contents, Header, HostIdentity, Links, PendingStateFile};
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::{Error, KEY, MAX_PAGES, MAX_RANGES, Prefetch, WorkingSet, join_ranges};
@@ -55,7 +55,7 @@ fn write(set: &WorkingSet, path: &Path) {
 }
 
 fn read(path: &Path) -> Result<WorkingSet, Error> {
-    WorkingSet::read(path, PAGES * page_size(), SNAPSHOT)
+    WorkingSet::read(path, PAGES * page_size(), SNAPSHOT, Links::Follow)
 }
 
 /// Populates all of `set`. Returns the number of populated pages.
@@ -199,9 +199,9 @@ fn read_other_content_fails() {
     let path = Temporary::missing();
     let size = PAGES * page_size();
     write(&recorded(&memory_file()), path.path());
-    let error = WorkingSet::read(path.path(), size + page_size(), SNAPSHOT).unwrap_err();
+    let error = WorkingSet::read(path.path(), size + page_size(), SNAPSHOT, Links::Follow).unwrap_err();
     assert!(matches!(error, Error::Memory { .. }), "{error}");
-    let error = WorkingSet::read(path.path(), size, SNAPSHOT + 1).unwrap_err();
+    let error = WorkingSet::read(path.path(), size, SNAPSHOT + 1, Links::Follow).unwrap_err();
     assert!(matches!(error, Error::Snapshot), "{error}");
     file::write(path.path(), &header(), ArchiveWriter::new()).unwrap();
     let error = read(path.path()).unwrap_err();
