@@ -51,6 +51,7 @@ scenarios! {
     exit_by_reset => expect_exit("end-reset.elf", "", 0);
     exit_by_power_off => expect_exit("end-poweroff.elf", "", 0);
     exit_by_sleep_register => expect_exit("end-sleep.elf", "", 0);
+    exit_by_acpi => expect_exit("end-acpi.elf", "elements of _S5_: 1", 0);
     exit_by_reset_vector => expect_exit("end-vector.elf", "", 0);
     exit_with_code => expect_exit("end-code.elf -- code=7", "", 7);
     exit_by_triple_fault => expect_exit("end-triple.elf", "", TRIPLE_FAULT);

@@ -2,7 +2,7 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope, ZERO,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADT, FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -95,7 +95,8 @@ fn append(block: &mut Vec<u8>, table: &dyn Aml) -> u64 {
 /// 0 in the order given. The devices lie below 4 GiB.
 fn build_dsdt(mmio_devices: &[MmioDeviceInfo]) -> Vec<u8> {
     let mut aml = Vec::with_capacity(128 + mmio_devices.len() * 80);
-    let sleep = Package::new(vec![&POWER_OFF_TYPE, &ZERO, &ZERO, &ZERO]);
+    // One element: with two or more, Nanos writes to PM1a, which hardware-reduced ACPI does not have.
+    let sleep = Package::new(vec![&POWER_OFF_TYPE]);
     Name::new("_S5_".into(), &sleep).to_aml_bytes(&mut aml);
     define_serial_port(&mut aml);
     define_keyboard(&mut aml);

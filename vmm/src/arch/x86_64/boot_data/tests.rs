@@ -564,11 +564,8 @@ fn madt_lists_processors_and_ioapic() {
 #[test]
 fn dsdt_defines_serial_port_keyboard_and_power_off() {
     let dsdt = dsdt(&memory_with(&TABLES));
-    // Name (_S5_, Package (4) { 5, 0, 0, 0 })
-    assert_eq!(
-        positions(&dsdt, b"\x08_S5_\x12\x07\x04\x0a\x05\x00\x00\x00").len(),
-        1
-    );
+    // Name (_S5_, Package (1) { 5 })
+    assert_eq!(positions(&dsdt, b"\x08_S5_\x12\x04\x01\x0a\x05").len(), 1);
     assert_eq!(positions(&dsdt, b"COM1").len(), 1);
     // Ports 0x3f8 to 0x3ff, then interrupt 4: consumer, edge, high, exclusive.
     let resources = b"\x47\x01\xf8\x03\xf8\x03\x01\x08\x89\x06\x00\x03\x01\x04\x00\x00\x00\x79";
