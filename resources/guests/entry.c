@@ -55,6 +55,5 @@ void guest(void)
     /* A reload checks that the GDT in memory equals the hidden parts of the segment registers. */
     __asm__ volatile("movw %0, %%ds; movw %0, %%es; movw %0, %%ss" ::"r"(ds) : "memory");
     boot_info();
-    expect("low 4 GiB mapped: local APIC version", AT(u32, 0xfee00030) & 0xf0, 0x10);
     print("%s entry\n", failures ? "bad" : "ok");
 }

@@ -69,13 +69,13 @@ static inline void cpuid(u32 leaf, u32 sub, u32 out[4])
     __asm__ volatile("cpuid" : "=a"(out[0]), "=b"(out[1]), "=c"(out[2]), "=d"(out[3]) : "a"(leaf), "c"(sub));
 }
 
-/* Object of type `type` at a physical address; the first 4 GiB are identity-mapped. */
+/* Object of type `type` at a physical address; identity.S maps the first 4 GiB. */
 #define AT(type, address) (*(volatile type *)(uintptr_t)(address))
 
-/* Set by start.S: entry of the guest, and its boot data pointer and magic number. */
+/* Set by start.S: entry of the guest, its boot data pointer and magic number, and CR3 at the Linux entry. */
 enum { LINUX = 1, PVH = 2, MULTIBOOT = 3 };
 extern u32 boot_protocol, boot_magic;
-extern u64 boot_argument;
+extern u64 boot_argument, boot_tables;
 
 /* First byte of the image, and first byte after its BSS. */
 extern u8 image_start[], image_end[];

@@ -1,4 +1,4 @@
-/* Switch from 32-bit protected mode without paging to long mode, with the first 4 GiB identity-mapped. */
+/* Switch from 32-bit protected mode without paging to long mode, with the page tables of identity.S. */
     .text
     .code32
     .globl enter_long
@@ -38,17 +38,3 @@ gdt:
 gdt_pointer:
     .word . - gdt - 1
     .long gdt
-
-    .balign 4096
-pml4:
-    .quad pdpt + 3
-    .fill 511, 8, 0
-pdpt:
-    .quad pd + 0x0003, pd + 0x1003, pd + 0x2003, pd + 0x3003
-    .fill 508, 8, 0
-pd:
-    .set address, 0
-    .rept 2048                  /* 2 MiB pages; a runtime loop would take milliseconds on an interpreting host */
-    .quad address + 0x83
-    .set address, address + 0x200000
-    .endr

@@ -6,6 +6,13 @@ _start:
     popq boot_argument
     movl $1, boot_protocol
     movl $stack_top, %esp
+    movq %cr3, %rax
+    movq %rax, boot_tables
+    .weak pml4                  /* guests without identity.S keep the page tables of the VMM */
+    movl $pml4, %eax
+    testl %eax, %eax
+    jz run
+    movq %rax, %cr3
 
     .globl run
 run:
@@ -16,9 +23,11 @@ run:
     call finish
 
     .bss
-    .globl boot_argument, boot_protocol, boot_magic, stack_top
+    .globl boot_argument, boot_tables, boot_protocol, boot_magic, stack_top
     .balign 16
 boot_argument:
+    .skip 8
+boot_tables:
     .skip 8
 boot_protocol:
     .skip 4

@@ -20,6 +20,8 @@ scenarios! {
     entry_of_flat_file_by_multiboot => expect_exit("multiboot-flat.bin", "entered by multiboot", 0);
     command_line => expect_exit("cmdline.elf -- one two=3", "[one two=3]", 0);
     command_line_by_pvh => expect_exit("cmdline-pvh.elf -- one two=3", "[one two=3]", 0);
+    command_line_of_image_above_1_gib => expect_exit("cmdline-high.elf --memory 1100M -- one two=3", "[one two=3]", 0);
+    page_tables_map_only_the_image => expect_exit("paging.elf", "ok paging", 0);
     memory_of_1_mib => expect_exit("memory-low.elf --memory 1M", "ok memory", 0);
     memory_of_128_mib => expect_exit("memory.elf", "ok memory", 0);
     memory_around_hole => expect_exit("memory.elf --memory 5G", "ok memory", 0);

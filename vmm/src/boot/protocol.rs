@@ -136,7 +136,7 @@ pub fn linux_support(elf: &Elf) -> ProtocolSupport {
             "the entry is in 64-bit mode, and the image is 32-bit",
         );
     }
-    // The page tables at the entry map the first 4 GiB.
+    // The page tables at the entry map at most the first 4 GiB.
     match reachable_entry(&elf.segments, elf.entry) {
         Some(entry) => ProtocolSupport::supported(Protocol::Linux, entry, "64-bit image"),
         None => ProtocolSupport::unsupported(Protocol::Linux, unreachable_reason("entry", elf.entry)),
@@ -184,7 +184,7 @@ pub fn multiboot_support_at(entry: u64, segments: &[Segment], header: &Header) -
     }
 }
 
-/// Returns the physical entry if it lies within the 4 GiB of 32-bit code and of the page tables at the entry.
+/// Returns the physical entry if it lies within the 4 GiB of 32-bit code and of the largest page tables at the entry.
 fn reachable_entry(segments: &[Segment], entry: u64) -> Option<u64> {
     physical_entry(segments, entry).filter(|entry| u32::try_from(*entry).is_ok())
 }

@@ -29,7 +29,7 @@ pub const START_INFO: u64 = 0x6000;
 pub const BOOT_PARAMS: u64 = 0x7000;
 /// Stack pointer at entry.
 pub const STACK_TOP: u64 = 0x8ff0;
-/// Page tables at entry: PML4, PDPT and four page directories.
+/// Page tables at entry: PML4, PDPT and one to four page directories.
 pub const PAGE_TABLES: u64 = 0x9000;
 /// Command line, NUL-terminated.
 pub const COMMAND_LINE: u64 = 0x2_0000;

@@ -50,7 +50,7 @@ pub fn write(
         Protocol::Linux => {
             let parameters = protocols::build_boot_params(loaded, length, size, tables)?;
             writer.write("boot parameters", layout::BOOT_PARAMS, parameters.as_slice())?;
-            entry::write_page_tables(memory).map_err(|source| Error::Write {
+            entry::write_page_tables(memory, loaded.end).map_err(|source| Error::Write {
                 table: "page tables",
                 address: layout::PAGE_TABLES,
                 source,

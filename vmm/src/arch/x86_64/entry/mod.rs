@@ -3,9 +3,9 @@
 //! One descriptor table serves every protocol. The 64-bit Linux protocol fixes its flat code segment at selector 0x10 and
 //! its flat data segment at 0x18; the 32-bit protocols leave the selectors open and use a code segment at 0x08.
 //!
-//! A 64-bit guest starts with an identity map of the first 4 GiB: one PML4 entry, four page-directory pointers, four page
-//! directories of 2 MiB pages. The first GiB contains the image and the boot data; the fourth contains the virtio-mmio
-//! devices, the IOAPIC and the local APIC.
+//! A 64-bit guest starts with an identity map of the first GiB, which contains the boot data: one PML4 entry, one page-directory
+//! pointer, one page directory of 2 MiB pages. The map continues by GiB only up to the end of the image. Nanos keeps these tables and
+//! replaces only those of the first GiB: it takes a large page above for a page table. Other guests map the rest by themselves.
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use snapshot::GuestMemory;
@@ -92,7 +92,8 @@ const _: () = assert!(DESCRIPTOR_TABLE_LIMIT as usize == DESCRIPTOR_TABLE_LENGTH
 
 /// Bytes of one page table.
 const PAGE: usize = 4096;
-const PAGE_DIRECTORIES: u64 = 4;
+/// A page directory maps one GiB. The entry point lies in the first four: [`crate::boot::protocol`].
+const MAX_PAGE_DIRECTORIES: u64 = 4;
 
 /// Bits of page table entries: Intel SDM volume 3A, section 4.5.
 const PRESENT: u64 = 1 << 0;
@@ -216,22 +217,23 @@ const fn descriptor(segment: &kvm_segment) -> u64 {
         | (segment.base >> 24 & 0xff) << 56
 }
 
-/// Writes the page tables to [`layout::PAGE_TABLES`], the value of CR3.
+/// Writes the page tables of an image that ends at `end` to [`layout::PAGE_TABLES`], the value of CR3.
 ///
 /// # Errors
 /// The tables do not lie within `memory`.
-pub fn write_page_tables(memory: &GuestMemory) -> Result<(), vm_memory::GuestMemoryError> {
+pub fn write_page_tables(memory: &GuestMemory, end: u64) -> Result<(), vm_memory::GuestMemoryError> {
     let directory = |number: u64| layout::PAGE_TABLES + (2 + number) * PAGE as u64;
-    // One buffer for all tables: it touches one page of the host stack instead of six.
+    let directories = end.div_ceil(1 << 30).clamp(1, MAX_PAGE_DIRECTORIES);
+    // One buffer for all tables: it touches one page of the host stack instead of three.
     let mut page = [0; PAGE];
     fill(&mut page, [(layout::PAGE_TABLES + PAGE as u64) | TABLE_ENTRY]);
     memory.write_slice(&page, GuestAddress(layout::PAGE_TABLES))?;
     fill(
         &mut page,
-        (0..PAGE_DIRECTORIES).map(|number| directory(number) | TABLE_ENTRY),
+        (0..directories).map(|number| directory(number) | TABLE_ENTRY),
     );
     memory.write_slice(&page, GuestAddress(layout::PAGE_TABLES + PAGE as u64))?;
-    for number in 0..PAGE_DIRECTORIES {
+    for number in 0..directories {
         fill(
             &mut page,
             (0..512).map(|entry| number << 30 | entry << 21 | PAGE_ENTRY),

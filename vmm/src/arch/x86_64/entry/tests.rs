@@ -9,7 +9,7 @@ use crate::GuestMemory;
 use crate::arch::x86_64::layout;
 use crate::boot::Protocol;
 
-/// PML4, page-directory pointers, four page directories.
+/// PML4, page-directory pointers, and at most four page directories.
 const PAGE_TABLE_COUNT: usize = 6;
 
 fn state(protocol: Protocol) -> EntryState {
@@ -113,7 +113,8 @@ fn linux_protocol_selectors_are_fixed() {
     assert_eq!((CODE_64.selector, DATA.selector), (0x10, 0x18));
 }
 
-fn memory() -> GuestMemory {
+/// Returns memory with the page tables of an image that ends at `end`.
+fn memory(end: u64) -> GuestMemory {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
     // Stale content shows entries that are not written.
     memory
@@ -122,7 +123,7 @@ fn memory() -> GuestMemory {
             GuestAddress(layout::PAGE_TABLES),
         )
         .unwrap();
-    write_page_tables(&memory).unwrap();
+    write_page_tables(&memory, end).unwrap();
     memory
 }
 
@@ -145,15 +146,28 @@ fn translate(memory: &GuestMemory, address: u64) -> Option<u64> {
     None
 }
 
+const GIB: u64 = 1 << 30;
+
 proptest! {
     #[test]
-    fn first_4_gib_are_identity_mapped(address in 0..1u64 << 32) {
-        prop_assert_eq!(translate(&memory(), address), Some(address));
+    fn gibs_of_image_are_identity_mapped(address in 0..1u64 << 48, end in 1..4 * GIB) {
+        let mapped = address / GIB <= (end - 1) / GIB;
+        prop_assert_eq!(translate(&memory(end), address), mapped.then_some(address));
     }
+}
 
-    #[test]
-    fn addresses_above_4_gib_are_unmapped(address in 1u64 << 32..1 << 48) {
-        prop_assert_eq!(translate(&memory(), address), None);
+#[test]
+fn map_ends_with_gib_of_image() {
+    for (end, mapped) in [
+        (0, GIB),
+        (GIB, GIB),
+        (GIB + 1, 2 * GIB),
+        (4 * GIB, 4 * GIB),
+        (u64::MAX, 4 * GIB),
+    ] {
+        let memory = memory(end);
+        assert_eq!(translate(&memory, mapped - 1), Some(mapped - 1), "{end:#x}");
+        assert_eq!(translate(&memory, mapped), None, "{end:#x}");
     }
 }
 
@@ -162,6 +176,6 @@ fn page_tables_end_below_command_line() {
     let end = layout::PAGE_TABLES + (PAGE_TABLE_COUNT * PAGE) as u64;
     assert_eq!(end, 0xf000);
     assert!(end <= layout::COMMAND_LINE);
-    let next: u8 = memory().read_obj(GuestAddress(end)).unwrap();
+    let next: u8 = memory(u64::MAX).read_obj(GuestAddress(end)).unwrap();
     assert_eq!(next, 0);
 }
