@@ -1,5 +1,6 @@
 //! Checks for device models, and test doubles of clocks and interrupt lines.
 
+use std::cell::RefCell;
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -115,4 +116,33 @@ impl Clock for ManualClock {
     fn now(&self) -> Duration {
         Duration::from_nanos(self.0.load(Ordering::SeqCst))
     }
+}
+
+thread_local! {
+    /// Messages of this thread during [`capture_log`].
+    static MESSAGES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+struct CapturingLog;
+
+impl log::Log for CapturingLog {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        MESSAGES.with_borrow_mut(|messages| messages.push(record.args().to_string()));
+    }
+
+    fn flush(&self) {}
+}
+
+/// Returns the warnings and errors that this thread logs in `action`.
+pub(crate) fn capture_log(action: impl FnOnce()) -> Vec<String> {
+    // Fails if another test has set it before.
+    let _ = log::set_logger(&CapturingLog);
+    log::set_max_level(log::LevelFilter::Warn);
+    MESSAGES.take();
+    action();
+    MESSAGES.take()
 }

@@ -52,7 +52,7 @@ void device_start(struct device *device, u64 wanted)
         offered |= (u64)get(device, DEVICE_FEATURES) << (32 * half);
     }
     require("VERSION_1 is offered", (offered & VERSION_1) != 0);
-    device->features = offered & (wanted | VERSION_1);
+    device->features = offered & (wanted | (option("unversioned=", 0) ? 0 : VERSION_1));
     for (u32 half = 0; half < 2; half++) {
         set(device, DRIVER_FEATURES_SEL, half);
         set(device, DRIVER_FEATURES, (u32)(device->features >> (32 * half)));

@@ -77,7 +77,7 @@ static inline void set(const struct device *device, u64 offset, u32 value) { AT(
 
 /* Fills in the `nth` device of the command line, from 0. Returns 0 if there are fewer. */
 int device_find(unsigned nth, struct device *device);
-/* Resets the device and negotiates VERSION_1 and the offered features of `wanted`. */
+/* Resets the device and negotiates the offered features of `wanted`, and VERSION_1 unless the command line has unversioned=1. */
 void device_start(struct device *device, u64 wanted);
 void device_reset(const struct device *device);
 /* Enables used buffer notifications through the 8259. Requires traps() and pic_start(0x20). */

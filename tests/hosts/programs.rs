@@ -63,6 +63,7 @@ scenarios! {
     drives_by_polling => run_with_drives("disk.elf", "", "ok disk 100 sectors");
     drives_by_pic => run_with_drives("disk.elf", "-- irq=1", "ok disk 100 sectors");
     drives_by_kernel_pic => run_with_drives("disk.elf", "--irqchip kernel -- irq=1", "ok disk 100 sectors");
+    drives_without_version_1 => run_with_drives("disk.elf", "-- unversioned=1", "ok disk 100 sectors");
     drives_with_hostile_guest => run_with_drives("hostile.elf", "", "ok hostile 2 devices");
 }
 

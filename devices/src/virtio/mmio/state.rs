@@ -5,7 +5,6 @@
 use serde::{Deserialize, Serialize};
 use snapshot::persist::Error;
 use snapshot::{ArchiveReader, ArchiveWriter, Component, Schema};
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_queue::{QueueState, QueueT};
 
 use super::queue::QueueRegisters;
@@ -152,7 +151,6 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         let negotiated = status & r::FEATURES_OK != 0;
         let started = status & r::DRIVER_OK != 0;
         let unknown = registers.driver_features & !self.offered_features();
-        let versioned = registers.driver_features & 1 << VIRTIO_F_VERSION_1 != 0;
         let reason = if state.device_id != self.device.device_id() {
             let (saved, own) = (state.device_id, self.device.device_id());
             format!("device type is {saved}; this device has type {own}")
@@ -161,11 +159,9 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
             format!("queue count is {saved}; this device has {own}")
         } else if status & !defined != 0 || started && !negotiated || state.active && !started {
             format!("status {status:#x} contradicts itself or the activation")
-        } else if negotiated && (unknown != 0 || !versioned) {
+        } else if negotiated && unknown != 0 {
             let features = registers.driver_features;
-            format!(
-                "features {features:#x} need VERSION_1 and only offered bits; {unknown:#x} are not offered"
-            )
+            format!("features {features:#x} have bits {unknown:#x}, which are not offered")
         } else if state.interrupt_status & !(USED_BUFFER | CONFIGURATION) != 0 {
             format!(
                 "interrupt status {:#x} has undefined bits",

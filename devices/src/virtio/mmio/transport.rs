@@ -87,6 +87,7 @@ impl ConfigGeneration {
 #[derive(Default)]
 struct Logged {
     features: bool,
+    version: bool,
     queues: bool,
 }
 
@@ -267,19 +268,28 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         }
     }
 
-    /// Sets FEATURES_OK if the accepted features are valid: VERSION_1, virtio 1.2 §6.2, and no virtqueue or transport
-    /// feature that was not offered. With such a feature, driver and device would disagree on the layout of the queues.
-    /// Other bits that were not offered are cleared with one warning, since several drivers set them by mistake.
+    /// Sets FEATURES_OK unless the driver accepts a virtqueue or transport feature that was not offered. With such a feature,
+    /// driver and device would disagree on the layout of the queues. Other bits that were not offered are cleared with one
+    /// warning, since several drivers set them by mistake.
+    ///
+    /// Without VERSION_1 a device may refuse the driver, virtio 1.2 §6.2. OSv never accepts it, but uses the registers and
+    /// packet headers of virtio 1 and asserts that FEATURES_OK stays set. Nothing in the device depends on the bit.
     fn negotiate_features(&mut self) {
         let unknown = self.registers.driver_features & !self.offered_features();
         self.registers.driver_features &= !unknown;
+        let id = self.device.device_id();
         if unknown != 0 && !std::mem::replace(&mut self.logged.features, true) {
-            let id = self.device.device_id();
             log::warn!("virtio device {id}: driver accepts features {unknown:#x} that were not offered");
         }
-        let versioned = self.registers.driver_features & 1 << VIRTIO_F_VERSION_1 != 0;
-        if versioned && unknown & RING_FEATURES == 0 {
-            self.registers.status |= r::FEATURES_OK;
+        if unknown & RING_FEATURES != 0 {
+            return;
+        }
+        self.registers.status |= r::FEATURES_OK;
+        let is_versioned = self.registers.driver_features & 1 << VIRTIO_F_VERSION_1 != 0;
+        if !is_versioned && !std::mem::replace(&mut self.logged.version, true) {
+            log::warn!(
+                "virtio device {id}: driver does not accept VERSION_1; the device uses the layout of virtio 1"
+            );
         }
     }
 

@@ -122,7 +122,7 @@ fn features_ok_fixes_features() {
     assert_eq!(
         fixture.get(r::STATUS),
         negotiate & !r::FEATURES_OK,
-        "without VERSION_1"
+        "with virtqueue features that were not offered"
     );
     // Bits that were not offered are cleared; writes after FEATURES_OK have no effect.
     accept(

@@ -3,6 +3,7 @@
 use super::super::registers as r;
 use super::{Fixture, READY, count};
 use crate::sync::lock;
+use crate::testing::capture_log;
 use crate::virtio::testing::{Buffer, set};
 
 const EVENT_IDX: u64 = 1 << 29;
@@ -84,6 +85,28 @@ fn one_write_of_features_ok_and_driver_ok_starts_device() {
     fixture.set(r::STATUS, READY);
     assert_eq!(fixture.get(r::STATUS), READY);
     fixture.expect_echo(0, b"like Unikraft");
+}
+
+#[test]
+fn driver_without_version_1_starts_and_is_warned_once() {
+    let mut fixture = Fixture::new();
+    let messages = capture_log(|| {
+        for _ in 0..3 {
+            fixture.set(r::STATUS, 0);
+            let negotiated = r::ACKNOWLEDGE | r::DRIVER | r::FEATURES_OK;
+            fixture.set(r::STATUS, negotiated);
+            assert_eq!(fixture.get(r::STATUS), negotiated);
+            for (index, queue) in (0..).zip(&fixture.driver.queues) {
+                set(&mut fixture.transport, r::QUEUE_SEL, index);
+                queue.register(&mut fixture.transport);
+            }
+            fixture.set(r::STATUS, READY);
+            assert_eq!(fixture.get(r::STATUS), READY);
+        }
+    });
+    assert_eq!(messages.len(), 1, "{messages:?}");
+    assert!(messages[0].contains("VERSION_1"), "{messages:?}");
+    fixture.expect_echo(0, b"like OSv");
 }
 
 #[test]
