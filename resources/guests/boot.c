@@ -30,7 +30,7 @@ static void from_linux(u64 params)
     expect("boot_params.header", AT(u32, params + 0x202), 0x53726448);
     boot.rsdp = AT(u64, params + 0x70);
     set_cmdline(AT(u32, params + 0x228));
-    boot.cmdline_size = AT(u32, params + 0x238);
+    boot.cmdline_size = AT(u32, params + 0x238) - 1u;
     boot.initrd = AT(u32, params + 0x218) | (u64)AT(u32, params + 0xc0) << 32;
     boot.initrd_size = AT(u32, params + 0x21c) | (u64)AT(u32, params + 0xc4) << 32;
     boot.modules = boot.initrd_size != 0;

@@ -14,7 +14,7 @@ struct region {
 struct boot {
     const char *protocol;
     const char *cmdline;   /* "" if absent */
-    u64 cmdline_size;      /* bytes without the NUL; from the boot data if the protocol has it */
+    u64 cmdline_size;      /* bytes without the NUL, which counts in boot_params */
     u64 initrd, initrd_size;
     u64 rsdp;              /* 0 if absent */
     unsigned modules;

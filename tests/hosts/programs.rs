@@ -19,6 +19,7 @@ scenarios! {
         expect_lines("multiboot.elf --initrd /images/initrd -- a=1", &["multiboot.elf a=1]", "module ", "ok multiboot"]);
     entry_of_flat_file_by_multiboot => expect_exit("multiboot-flat.bin", "entered by multiboot", 0);
     command_line => expect_exit("cmdline.elf -- one two=3", "[one two=3]", 0);
+    empty_command_line => expect_exit("cmdline.elf", "[]", 0);
     command_line_by_pvh => expect_exit("cmdline-pvh.elf -- one two=3", "[one two=3]", 0);
     command_line_of_image_above_1_gib => expect_exit("cmdline-high.elf --memory 1100M -- one two=3", "[one two=3]", 0);
     page_tables_map_only_the_image => expect_exit("paging.elf", "ok paging", 0);

@@ -84,10 +84,11 @@ pub(super) fn build_boot_params(
     header.type_of_loader = UNDEFINED_LOADER;
     header.loadflags |= LOADED_HIGH;
     header.cmd_line_ptr = low(layout::COMMAND_LINE);
-    // An ELF image declares no limit, and unikernels read the field as the length of the command line. In a bzImage the field
-    // stays the limit: memtest86+ searches the end of its last option within it.
+    // An ELF image declares no limit. Its field is the length with the NUL, as Firecracker sets it: Hermit panics unless the NUL is
+    // the last byte, Unikraft parses so many bytes and stops at a NUL, Nanos copies so many bytes. In a bzImage the field stays the
+    // limit: memtest86+ searches the end of its last option within it.
     if loaded.setup_header.is_none() {
-        header.cmdline_size = length;
+        header.cmdline_size = length + 1;
     }
 
     let mut parameters = boot_params::default();

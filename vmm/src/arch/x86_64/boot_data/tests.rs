@@ -135,7 +135,7 @@ fn command_line_beyond_capacity_is_rejected() {
     let line = |length: usize| std::ffi::CString::new(vec![b'x'; length]).unwrap();
     write(&memory, &loaded(Protocol::Linux), &line(4095), &TABLES).unwrap();
     assert_eq!(bytes(&memory, 0x2_0ffe, 2), [b'x', 0]);
-    assert_eq!(u32_at(&memory, 0x7238), 4095);
+    assert_eq!(u32_at(&memory, 0x7238), 4096);
     let error = write(&memory, &loaded(Protocol::Linux), &line(4096), &TABLES).unwrap_err();
     assert!(
         matches!(
@@ -278,7 +278,7 @@ fn boot_params_describe_guest() {
 
     let line = u64::from(u32_at(&memory, page + 0x228));
     assert_eq!(bytes(&memory, line, 14), b"console=ttyS0\0");
-    assert_eq!(u32_at(&memory, page + 0x238), 13);
+    assert_eq!(u32_at(&memory, page + 0x238), 14, "with the NUL");
 
     assert_eq!(u8_at(&memory, page + 0x1e8), 3);
     for (place, area) in (0..).zip(SPLIT_MAP) {
@@ -299,7 +299,7 @@ fn boot_params_of_1_mib_have_one_area() {
     let memory = memory(MIB);
     write(&memory, &loaded(Protocol::Linux), c"", &TABLES).unwrap();
     assert_eq!(u8_at(&memory, 0x71e8), 1);
-    assert_eq!(u32_at(&memory, 0x7238), 0);
+    assert_eq!(u32_at(&memory, 0x7238), 1, "the NUL of an empty command line");
 }
 
 /// Returns an image with a header of protocol 2.15. Each byte is its own offset, except the limit of the command line.
