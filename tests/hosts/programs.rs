@@ -17,6 +17,8 @@ scenarios! {
     entry_by_multiboot => expect_exit("multiboot.elf", "entered by multiboot", 0);
     module_by_multiboot =>
         expect_lines("multiboot.elf --initrd /images/initrd -- a=1", &["multiboot.elf a=1]", "module ", "ok multiboot"]);
+    module_of_flat_file_by_multiboot =>
+        expect_lines("multiboot-flat.bin --initrd /images/initrd", &["module ", "ok multiboot"]);
     entry_of_flat_file_by_multiboot => expect_exit("multiboot-flat.bin", "entered by multiboot", 0);
     command_line => expect_exit("cmdline.elf -- one two=3", "[one two=3]", 0);
     empty_command_line => expect_exit("cmdline.elf", "[]", 0);

@@ -66,6 +66,16 @@ pub enum Error {
     },
 }
 
+/// Place of an initrd within its space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// At the lowest free page, right behind the image. The loader of Hermit, entered by multiboot, allocates memory only behind its
+    /// module.
+    Lowest,
+    /// At the highest free page, out of the way of a kernel that unpacks or moves itself.
+    Highest,
+}
+
 /// Open initrd.
 #[derive(Debug)]
 pub struct Initrd {
@@ -99,7 +109,7 @@ impl Initrd {
         self.file.size()
     }
 
-    /// Loads the file at the highest possible page boundary in the lowest region of fresh memory. The file lies between `after` and
+    /// Loads the file at the page boundary of `placement` in the lowest region of fresh memory. The file lies between `after` and
     /// `limit`, and overlaps no `reserved` range. Returns its guest-physical addresses.
     ///
     /// # Errors
@@ -110,14 +120,19 @@ impl Initrd {
         after: u64,
         limit: u64,
         reserved: &[Range<u64>],
+        placement: Placement,
     ) -> Result<Range<u64>, Error> {
         let region = memory.iter().next().map_or(0..0, |region| {
             let start = region.start_addr().raw_value();
             start..start.saturating_add(region.len())
         });
         let space = after.max(region.start)..limit.min(region.end);
-        let start = highest_free_page(&space, self.size(), reserved)
-            .ok_or_else(|| self.no_space_error(region, after, limit))?;
+        let find = match placement {
+            Placement::Lowest => lowest_free_page,
+            Placement::Highest => highest_free_page,
+        };
+        let start =
+            find(&space, self.size(), reserved).ok_or_else(|| self.no_space_error(region, after, limit))?;
         let range = start..start + self.size();
         let segment = Segment {
             number: 0,
@@ -140,7 +155,7 @@ impl Initrd {
     fn no_space_error(&self, region: Range<u64>, image_end: u64, limit: u64) -> Error {
         let (path, size) = (self.path.clone(), Bytes(self.size()));
         let page = page_size();
-        // Up to the end of the last page: the initrd starts at the highest possible page.
+        // Up to the end of the last page: the initrd starts at a page.
         let end = image_end
             .max(region.start)
             .checked_next_multiple_of(page)
@@ -187,6 +202,20 @@ fn highest_free_page(space: &Range<u64>, size: u64, reserved: &[Range<u64>]) -> 
     }
 }
 
+/// Returns the lowest page in `space` with `size` free bytes.
+fn lowest_free_page(space: &Range<u64>, size: u64, reserved: &[Range<u64>]) -> Option<u64> {
+    let mut bottom = space.start;
+    loop {
+        let start = bottom.checked_next_multiple_of(page_size())?;
+        let end = start.checked_add(size).filter(|end| *end <= space.end)?;
+        // An overlapping range ends above `start`, so that the loop ends.
+        match reserved.iter().find(|range| overlaps(range, &(start..end))) {
+            Some(range) => bottom = range.end,
+            None => return Some(start),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::ops::Range;
@@ -194,7 +223,7 @@ mod tests {
 
     use vm_memory::{Bytes as _, GuestAddress};
 
-    use super::{Error, Initrd};
+    use super::{Error, Initrd, Placement};
     use crate::GuestMemory;
     use crate::boot::file::Error as FileError;
     use crate::boot::testing::{Temporary, pattern};
@@ -207,9 +236,19 @@ mod tests {
     }
 
     fn load(content: &[u8], after: u64, limit: u64, reserved: &[Range<u64>]) -> Result<Range<u64>, Error> {
+        load_at(Placement::Highest, content, after, limit, reserved)
+    }
+
+    fn load_at(
+        placement: Placement,
+        content: &[u8],
+        after: u64,
+        limit: u64,
+        reserved: &[Range<u64>],
+    ) -> Result<Range<u64>, Error> {
         let file = Temporary::with(content);
         let memory = memory();
-        let range = Initrd::open(file.path())?.load(&memory, after, limit, reserved)?;
+        let range = Initrd::open(file.path())?.load(&memory, after, limit, reserved, placement)?;
         let mut found = vec![1; usize::try_from(MEMORY - range.start).unwrap()];
         memory.read_slice(&mut found, GuestAddress(range.start)).unwrap();
         assert_eq!(&found[..content.len()], content);
@@ -236,6 +275,36 @@ mod tests {
         assert_eq!(load(b"x", 0, u64::MAX, &reserved).unwrap().start, MEMORY / 4);
         let full = pattern(1 << 20);
         assert_eq!(load(&full, 0, u64::MAX, &[]).unwrap(), 0..MEMORY);
+    }
+
+    #[test]
+    fn initrd_loads_at_lowest_free_page() {
+        let page = page_size();
+        let load = |content: &[u8], after, limit, reserved: &[Range<u64>]| {
+            load_at(Placement::Lowest, content, after, limit, reserved)
+        };
+        assert_eq!(load(b"x", 0, u64::MAX, &[]).unwrap(), 0..1);
+        assert_eq!(load(b"x", page, u64::MAX, &[]).unwrap().start, page);
+        assert_eq!(load(b"x", page + 1, u64::MAX, &[]).unwrap().start, 2 * page);
+        let reserved = [0..page + 1, MEMORY / 4..MEMORY / 2];
+        assert_eq!(load(b"x", 0, u64::MAX, &reserved).unwrap().start, 2 * page);
+        let large = pattern(300_001);
+        assert_eq!(load(&large, 0, u64::MAX, &reserved).unwrap().start, MEMORY / 2);
+        let error = load(&large, 0, MEMORY / 2, &reserved).unwrap_err();
+        assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+        let error = load(&large, MEMORY - 0x4_0000, u64::MAX, &[]).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::MemoryTooSmall {
+                    sufficient_mib: 2,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        let error = load(&large, u64::MAX - 10, u64::MAX, &[]).unwrap_err();
+        assert!(matches!(error, Error::TooLarge { .. }), "{error}");
     }
 
     #[test]
@@ -271,7 +340,9 @@ mod tests {
         let initrd = Initrd::open(file.path()).unwrap();
         let writer = std::fs::File::options().write(true).open(file.path()).unwrap();
         writer.set_len(page_size()).unwrap();
-        let error = initrd.load(&memory(), 0, u64::MAX, &[]).unwrap_err();
+        let error = initrd
+            .load(&memory(), 0, u64::MAX, &[], Placement::Highest)
+            .unwrap_err();
         let text = crate::ErrorChain(&error).to_string();
         let expected = format!(
             "cannot load the initrd {}: cannot map or read the file",

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::elf::{Elf, Note};
+use super::initrd::Placement;
 use super::multiboot::{Error as MultibootError, Header};
 use super::segment::{Segment, physical_entry};
 
@@ -24,6 +25,14 @@ pub enum Protocol {
 impl Protocol {
     /// All protocols.
     pub const ALL: [Self; 3] = [Self::Linux, Self::Pvh, Self::Multiboot];
+
+    /// Returns the place of the initrd: that of QEMU.
+    pub fn initrd_placement(self) -> Placement {
+        match self {
+            Self::Linux | Self::Pvh => Placement::Highest,
+            Self::Multiboot => Placement::Lowest,
+        }
+    }
 }
 
 impl fmt::Display for Protocol {

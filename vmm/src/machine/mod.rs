@@ -293,7 +293,8 @@ impl Machine {
             .load(protocol, &self.memory, Native::RESERVED)
             .map_err(Error::Image)?;
         if let Some(initrd) = initrd {
-            let range = initrd.load(&self.memory, loaded.end, loaded.initrd_limit, Native::RESERVED);
+            let (limit, placement) = (loaded.initrd_limit, protocol.initrd_placement());
+            let range = initrd.load(&self.memory, loaded.end, limit, Native::RESERVED, placement);
             loaded.initrd = Some(range.map_err(Error::Initrd)?);
         }
         Ok(loaded)
