@@ -44,11 +44,11 @@ impl RequestContext<'_> {
 
     /// Checks the identifier `id` of a body, also against the path.
     pub(super) fn check_id(&self, id: &str) -> Result<(), Error> {
-        if id.is_empty() {
-            return Err(Error::IdEmpty);
-        }
         if self.id.is_some_and(|expected| expected != id) {
             return Err(Error::IdMismatch);
+        }
+        if id.is_empty() {
+            return Err(Error::IdEmpty);
         }
         // Firecracker rejects hyphens, but kraftkit names an interface after its bridge.
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.:".contains(&byte);

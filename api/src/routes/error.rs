@@ -47,6 +47,14 @@ pub enum Error {
     /// Path and body have different identifiers.
     #[error("The id from the path does not match the id from the body!")]
     IdMismatch,
+    /// Path and body have different identifiers of an interface.
+    #[error("The id from the path [{path}] does not match the id from the body [{body}]!")]
+    InterfaceMismatch {
+        /// Identifier in the path.
+        path: String,
+        /// Identifier in the body.
+        body: String,
+    },
     /// The identifier is empty.
     #[error("The ID cannot be empty.")]
     IdEmpty,

@@ -10,9 +10,20 @@ use crate::schema::{NetworkInterface, NetworkInterfaceUpdate, RateLimiter, Vsock
 
 const NETWORK: &str = "Network config";
 
+/// Checks the identifier `id` of a body. Firecracker's sentence about an interface, unlike that about a drive, has both identifiers.
+fn check_id(context: &RequestContext<'_>, id: &str) -> Result<(), Error> {
+    context.check_id(id).map_err(|error| match (error, context.id) {
+        (Error::IdMismatch, Some(path)) => Error::InterfaceMismatch {
+            path: path.to_owned(),
+            body: id.to_owned(),
+        },
+        (error, _) => error,
+    })
+}
+
 pub(crate) fn put_interface(context: &mut RequestContext<'_>) -> Result<Response, Error> {
     let interface: NetworkInterface = context.read()?;
-    context.check_id(&interface.iface_id)?;
+    check_id(context, &interface.iface_id)?;
     let config = interface
         .into_config()
         .map_err(|reason| Error::rejected(NETWORK, reason))?;
@@ -35,7 +46,7 @@ pub(super) fn patch_interface(context: &mut RequestContext<'_>) -> Result<Begun,
         rx_rate_limiter,
         tx_rate_limiter,
     } = context.read()?;
-    context.check_id(&iface_id)?;
+    check_id(context, &iface_id)?;
     let change = InterfaceUpdate {
         receive: RateLimiter::changes(rx_rate_limiter),
         transmit: RateLimiter::changes(tx_rate_limiter),

@@ -112,12 +112,26 @@ fn ids_in_path_and_body_match() {
     };
     assert_eq!(put("/drives/a-b_c.1:2", "a-b_c.1:2"), "");
     assert!(put("/drives/a", "b").contains("The id from the path does not match the id from the body!"));
-    assert!(put("/drives/a", "").contains("The ID cannot be empty."));
+    assert!(put("/drives/a", "").contains("The id from the path does not match the id from the body!"));
     for invalid in ["a b", "\u{e9}", "a\\u0000", "{}"] {
         let path = format!("/drives/{}", invalid.replace("\\u0000", "\0"));
         assert!(
             put(&path, invalid).contains("API Resource IDs can only contain"),
             "{invalid}"
+        );
+    }
+}
+
+#[test]
+fn ids_of_interface_are_in_rejection() {
+    let mut fixture = Fixture::new();
+    for (method, body) in [
+        ("PUT", r#"{"iface_id": "b", "host_dev_name": "tap"}"#),
+        ("PATCH", r#"{"iface_id": "b"}"#),
+    ] {
+        assert_eq!(
+            fixture.expect_fault(method, "/network-interfaces/a", body),
+            "The id from the path [a] does not match the id from the body [b]!"
         );
     }
 }

@@ -7,10 +7,10 @@ use super::macros::{choice, schema};
 choice! {
     /// Kind of an action.
     ActionType {
-        /// Start the guest.
-        InstanceStart,
         /// Write the metrics.
         FlushMetrics,
+        /// Start the guest.
+        InstanceStart,
         /// Press Ctrl-Alt-Del on the guest's keyboard, which shuts Linux down.
         SendCtrlAltDel,
     }

@@ -118,9 +118,14 @@ pub enum Error {
 /// All variants of [`Error`].
 pub fn read<T: Schema>(body: &[u8]) -> Result<T, Error> {
     let json = |error: serde_json::Error| Error::Json(error.to_string());
-    let value: Value = serde_json::from_slice(body).map_err(json)?;
-    let unknown = check(T::FIELDS, &value)?;
-    let read = serde_json::from_slice(body).map_err(json)?;
+    let read: Result<T, Error> = serde_json::from_slice(body).map_err(json);
+    let value = serde_json::from_slice(body).map_err(json);
+    let unknown = match value.and_then(|value| check(T::FIELDS, &value)) {
+        // serde's error has the words of Firecracker's, and a position.
+        Err(Error::Json(text)) => return Err(read.err().unwrap_or(Error::Json(text))),
+        checked => checked?,
+    };
+    let read = read?;
     if let Some(names) = unknown {
         log::warn!("api: ignored unknown keys in a {}: {names}", T::NAME);
     }

@@ -18,11 +18,11 @@ choice! {
     /// Kind of a snapshot.
     #[derive(Default)]
     SnapshotType mirrors SnapshotKind {
+        /// Pages that differ from the loaded snapshot.
+        Diff,
         /// All pages that were ever touched.
         #[default]
         Full,
-        /// Pages that differ from the loaded snapshot.
-        Diff,
     }
 }
 

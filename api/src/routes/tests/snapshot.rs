@@ -180,7 +180,10 @@ fn invalid_fields_are_rejected() {
             list(json!({"iface_id": "a", "host_dev_name": "b"})),
             "invalid type: map, expected a sequence",
         ),
-        (list(json!(["a"])), "invalid type: string, expected an object"),
+        (
+            list(json!(["a"])),
+            "invalid type: string \"a\", expected struct NetworkOverride at line 1",
+        ),
         // serde accepts a sequence as the fields in their order.
         (
             list(json!([["a", "b"]])),
