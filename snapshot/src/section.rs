@@ -243,6 +243,17 @@ impl<'a> ArchiveReader<'a> {
         }
     }
 
+    /// Reads section `key` like [`read`](Self::read), or returns `None` if it does not exist.
+    ///
+    /// # Errors
+    /// [`Error::Schema`], [`Error::Decode`] or [`Error::Trailing`].
+    pub fn read_optional<S: Schema>(&mut self, key: &str) -> Result<Option<S>, Error> {
+        match self.read(key) {
+            Err(Error::Missing(_)) => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
     /// Checks that all sections were read.
     ///
     /// # Errors
@@ -364,6 +375,18 @@ mod tests {
         let mut reader = ArchiveReader::parse(&bytes).unwrap();
         reader.read::<Clock>("clock/0").unwrap();
         assert!(matches!(reader.read::<Clock>("clock/0"), Err(Error::Missing(key)) if key == "clock/0"));
+    }
+
+    #[test]
+    fn optional_section_may_be_missing() {
+        let bytes = archive();
+        let mut reader = ArchiveReader::parse(&bytes).unwrap();
+        assert_eq!(reader.read_optional::<Clock>("clock/0").unwrap(), Some(clock()));
+        assert_eq!(reader.read_optional::<Clock>("clock/0").unwrap(), None);
+        assert!(matches!(
+            reader.read_optional::<NewerClock>("clock/1"),
+            Err(Error::Schema { .. })
+        ));
     }
 
     #[test]

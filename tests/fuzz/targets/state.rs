@@ -7,8 +7,9 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use devices::virtio::block::{BlockState, UnfinishedState};
 use devices::virtio::mmio::TransportState;
-use devices::virtio::{Block, net::Net};
+use devices::virtio::net::Net;
 use devices::{Cmos, I8042, Pit, Serial, SplitIrqchip};
 use scratch::Directory;
 use snapshot::file::{self, StateFile};
@@ -133,7 +134,8 @@ fn check_sections(state: &StateFile) {
     for number in 0..4 {
         let device = format!("virtio/{number}");
         check_section::<TransportState>(sections, &device);
-        check_section::<StateOf<Block>>(sections, &format!("{device}/device"));
+        check_section::<BlockState>(sections, &format!("{device}/device"));
+        check_section::<UnfinishedState>(sections, &format!("{device}/device/unfinished"));
         check_section::<StateOf<Net>>(sections, &format!("{device}/device"));
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use scratch::{Requirement, require};
 
 use super::http::{Client, NO_CONTENT};
-use super::served::{ApiProcess, Directory, PAUSED, RESUMED};
+use super::served::{ApiProcess, Directory, PAUSED, RESUMED, create_snapshot};
 use crate::guests::file;
 
 /// Limit of the 99th percentile. The goal is 100 ms on an idle host; this one may be busy.
@@ -19,6 +19,8 @@ const PROCESSES: usize = 3;
 const REQUESTS: usize = 40;
 /// Pauses of each process.
 const PAUSES: usize = 15;
+/// Snapshots of each process whose guest discards. They succeed.
+const SNAPSHOTS: usize = 2;
 /// Time before each action, in which the attack proceeds.
 const INTERVAL: Duration = Duration::from_millis(5);
 const BLOCK: usize = 4096;
@@ -159,11 +161,17 @@ fn check_answers(attack: Attack) {
         let process = start(attack, &path);
         let mut client = process.connect();
         let before = attack.count(&mut client);
+        let mut snapshots = 0;
         for _ in 0..REQUESTS {
             requests.measure(|| assert_eq!(client.request("GET", "/", "").status(), 200));
         }
         for _ in 0..PAUSES {
             pauses.measure(|| change_state(&mut client, PAUSED));
+            if attack.name == "discard" && snapshots < SNAPSHOTS {
+                snapshots += 1;
+                let created = create_snapshot(&process, &directory, "Full", "state", "memory");
+                assert_eq!(created.text, NO_CONTENT);
+            }
             resumes.measure(|| change_state(&mut client, RESUMED));
         }
         assert_eq!(process.state(), "Running");

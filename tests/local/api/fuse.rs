@@ -1,5 +1,6 @@
-//! A disk that is slow for certain: a FUSE file system with one file, whose server holds back each read, write and fsync until the
-//! test releases them, and on request also what finds and opens the file. As a good server does, it fails an interrupted request at once, so that a process on it can end.
+//! A disk that is slow for certain: a FUSE file system with one file, whose server holds back each read, write, fsync and discard until
+//! the test releases them, and on request also what finds and opens the file. As a good server does, it fails an interrupted request at
+//! once, so that a process on it can end.
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -45,6 +46,7 @@ mod opcode {
     pub const INIT: u32 = 26;
     pub const INTERRUPT: u32 = 36;
     pub const BATCH_FORGET: u32 = 42;
+    pub const FALLOCATE: u32 = 43;
 }
 
 /// A request of the kernel.
@@ -264,7 +266,7 @@ impl Shared {
                     self.send(unique, Reply::Error(libc::EINTR));
                 }
             }
-            opcode::READ | opcode::WRITE | opcode::FSYNC if !state.is_released => {
+            opcode::READ | opcode::WRITE | opcode::FSYNC | opcode::FALLOCATE if !state.is_released => {
                 state.held.push(request);
                 self.changed.notify_all();
             }
@@ -315,7 +317,8 @@ impl State {
                 self.content[range.clone()].copy_from_slice(data);
                 Reply::Data(words(&[range.len() as u64]))
             }
-            opcode::FSYNC | opcode::RELEASE => Reply::Data(Vec::new()),
+            // A discard without effect is valid.
+            opcode::FSYNC | opcode::FALLOCATE | opcode::RELEASE => Reply::Data(Vec::new()),
             opcode::FORGET | opcode::BATCH_FORGET => Reply::None,
             _ => Reply::Error(libc::ENOSYS),
         }

@@ -5,8 +5,7 @@
 //! zeroes on both engines. With the synchronous engine, it also flushes after each write of a write-through device. tmpfs has nothing
 //! to flush.
 //!
-//! The synchronous engine is sequential: while the worker has a request, all later ones follow it. So the requests in flight can be
-//! popped again after a snapshot.
+//! The synchronous engine is sequential: while the worker has a request, all later ones follow it.
 //!
 //! io_uring executes only requests that wait. For single 4 KiB requests on ext4, a cached read takes a third longer
 //! by io_uring than by preadv2. A write takes three times as long as by pwritev2, since the kernel wakes a worker.
@@ -23,7 +22,7 @@ use super::disk::{Disk, Extent};
 use super::execute::{Completion, Id, Progress, complete, read_now, write_id, write_now};
 use super::metrics::Meter;
 use super::request::{QUEUE_SIZE, Request, RequestKind, Status, Target};
-use super::transfer::{MAX_BUFFERED, PendingRequest};
+use super::transfer::{MAX_BUFFERED, PendingRequest, Unfinished};
 use super::uring::{UringEngine, wait_readable};
 use super::worker::{DirtyRange, Job, Outcome, Work, Worker};
 use crate::clock::Clock;
@@ -103,12 +102,15 @@ impl Executor {
             + self.worker.as_ref().map_or(0, Worker::in_flight)
     }
 
-    /// Returns true if io_uring or the worker cannot accept a further request. The end of one makes the eventfd readable.
+    /// Returns true if io_uring or the worker cannot accept a further request. The end of one makes the eventfd readable. Together they
+    /// have at most as many as the queue, also of a hostile driver: those that a snapshot suspends fit into the state.
     pub(super) fn is_full(&self) -> bool {
-        self.uring.as_ref().is_some_and(UringEngine::is_full)
-            || self.worker.as_ref().is_some_and(|worker| {
-                worker.in_flight() >= usize::from(QUEUE_SIZE) || worker.buffered() >= MAX_BUFFERED
-            })
+        self.in_flight() >= usize::from(QUEUE_SIZE)
+            || self.uring.as_ref().is_some_and(UringEngine::is_full)
+            || self
+                .worker
+                .as_ref()
+                .is_some_and(|worker| worker.buffered() >= MAX_BUFFERED)
     }
 
     /// Returns true if `request` must wait for the end of work in flight, which makes the eventfd readable.
@@ -186,18 +188,19 @@ impl Executor {
         }
     }
 
-    /// Cancels all work in flight if its requests can be popped again. Returns their number. Waits for the current
-    /// call of the worker, at most for `timeout`.
-    pub(super) fn take_back_work(&mut self, timeout: Duration) -> usize {
-        let Some(worker) = self.worker.as_ref().filter(|worker| worker.is_last()) else {
-            return 0;
-        };
-        let count = worker.in_flight();
-        if count > 0 {
-            self.cancel_work();
-            self.is_worker_idle(timeout);
+    /// Abandons all requests in flight like [`Self::abandon`], and returns them for a later start. Waits for the current call of the
+    /// worker, at most for `timeout`.
+    pub(super) fn suspend(&mut self, timeout: Duration) -> Vec<Unfinished> {
+        let mut unfinished = Vec::new();
+        if let Some(worker) = self.worker.as_mut().filter(|worker| worker.in_flight() > 0) {
+            unfinished = worker.suspend(timeout);
+            // As in `cancel_work`.
+            self.dirty = DirtyRange::UNKNOWN;
         }
-        count
+        if let Some(uring) = self.uring.as_mut().filter(|uring| uring.in_flight() > 0) {
+            unfinished.extend(uring.suspend());
+        }
+        unfinished
     }
 
     /// Returns true if the worker accesses no disk. Waits for it at most for `timeout`.
@@ -255,6 +258,7 @@ impl Executor {
             self.disk.note_write(outcome.elapsed);
         }
         request.advance(&outcome.data, memory);
+        request.add_done(outcome.done);
         if outcome.status != Status::Ok || !(request.next_piece().is_some() || request.rest.is_some()) {
             return Some(self.end(&request, outcome.status, memory));
         }
@@ -311,17 +315,23 @@ impl Executor {
     }
 
     /// Executes `request`, parsed from `chain` in `memory`, and returns its length for the used ring; or queues it for io_uring
-    /// or the worker, and returns `None`. With `write_through`, written data is on the medium at completion.
+    /// or the worker, and returns `None`. Of its parts, `done` bytes are complete already. With `write_through`, written data is on the
+    /// medium at completion.
     pub(super) fn begin(
         &mut self,
         request: Request,
+        done: u64,
         chain: &Chain<'_>,
         memory: &GuestMemory,
         write_through: bool,
     ) -> Option<u32> {
         let start = self.meter.start(&request, &*self.clock);
         let kind = request.kind();
-        let length = match self.execute_now(&request, chain, write_through) {
+        let progress = match done {
+            0 => self.execute_now(&request, chain, write_through),
+            done => Progress::Waits(done),
+        };
+        match progress {
             Progress::Completed(completion) => {
                 self.count(kind, completion.status, start);
                 Some(complete(chain, completion))
@@ -337,14 +347,10 @@ impl Executor {
                     uring.push(pending, memory, &self.disk);
                     None
                 } else {
-                    return self.begin_work(request, pending, memory);
+                    self.begin_work(request, pending, memory)
                 }
             }
-        };
-        if let Some(worker) = &mut self.worker {
-            worker.note_other_request();
         }
-        length
     }
 
     /// Executes `request` as far as it does not wait for the disk.
@@ -421,7 +427,7 @@ impl Executor {
         }
         let (mut request, mut job) = (pending, job);
         loop {
-            let outcome = job.perform(|| true);
+            let outcome = job.perform(|_| true);
             request.advance(&outcome.data, memory);
             match transfer(&request, memory).filter(|_| outcome.status == Status::Ok) {
                 Some(work) => job = self.job(work, &request),

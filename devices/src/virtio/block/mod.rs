@@ -41,7 +41,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use snapshot::persist::Error as PersistError;
-use snapshot::{Persist, Schema};
+use snapshot::section::Error as SectionError;
+use snapshot::{ArchiveReader, ArchiveWriter, Component, Persist, Schema};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -56,6 +57,7 @@ use metrics::Meter;
 pub use metrics::{BlockMetrics, BlockRecorder};
 use queue::ActiveQueue;
 pub use replacement::{DiskHandle, DiskUpdate};
+use transfer::Unfinished;
 use worker::DirtyRange;
 
 /// Token of the timerfd of the rate limiter.
@@ -228,7 +230,11 @@ impl Block {
             return Err(disk::Error::Busy);
         }
         self.executor.dirty = DirtyRange::UNKNOWN;
-        self.executor.disk.apply(update);
+        if self.executor.disk.apply(update)
+            && let Some(active) = &mut self.active
+        {
+            active.restart_unfinished();
+        }
         self.report_capacity();
         Ok(())
     }
@@ -240,12 +246,11 @@ impl Block {
 
     /// Waits at most 100 ms for all requests in flight and completes them. The caller must do this before it saves the state.
     ///
-    /// Work of the worker that does not end in time is cut off, and its requests become available again, unless others were popped
-    /// after them. If requests remain in flight, the save fails.
+    /// Suspends the others: their work ends with the current call, and the next event continues them. The state has them too.
     pub fn drain(&mut self) {
         self.drain_within(WORK_TIMEOUT);
         if let Some(active) = &mut self.active {
-            active.undo_work(&mut self.executor);
+            active.suspend(&mut self.executor);
         }
     }
 
@@ -393,7 +398,8 @@ impl VirtioDevice for Block {
     }
 }
 
-/// Saved state of a [`Block`]. The transport saves queue and features; a snapshot does not contain the disk.
+/// Saved state of a [`Block`], without its suspended requests. The transport saves queue and features; a snapshot does not contain
+/// the disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockState {
     limiter: LimiterState,
@@ -406,10 +412,51 @@ impl Schema for BlockState {
     const VERSION: u32 = 2;
 }
 
-impl Persist for Block {
-    type State = BlockState;
+/// Suspended requests of a [`Block`]: a section of its own, which a device without such requests does not have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnfinishedState(Vec<Unfinished>);
 
+impl Schema for UnfinishedState {
+    const NAME: &'static str = "virtio-block-unfinished";
+    const VERSION: u32 = 1;
+}
+
+impl Component for Block {
     /// Fails if requests are in flight; see [`Block::drain`].
+    fn save_section(&self, key: &str, archive: &mut ArchiveWriter) -> Result<(), PersistError> {
+        let state = self.save()?;
+        let failed = |source| section_error(key, source);
+        archive.write(key, &state).map_err(failed)?;
+        match self.active.as_ref().map(ActiveQueue::unfinished) {
+            Some(unfinished) if !unfinished.is_empty() => archive
+                .write(&unfinished_key(key), &UnfinishedState(unfinished))
+                .map_err(failed),
+            _ => Ok(()),
+        }
+    }
+
+    /// The event loop then processes the queue, and notifies the driver if the disk has another size.
+    fn restore_section(&mut self, key: &str, archive: &mut ArchiveReader<'_>) -> Result<(), PersistError> {
+        let failed = |source| section_error(key, source);
+        let state = archive.read(key).map_err(failed)?;
+        let unfinished = archive.read_optional(&unfinished_key(key)).map_err(failed)?;
+        self.restore(state)?;
+        unfinished.map_or(Ok(()), |unfinished| self.restore_unfinished(unfinished))
+    }
+}
+
+fn unfinished_key(key: &str) -> String {
+    format!("{key}/unfinished")
+}
+
+fn section_error(key: &str, source: SectionError) -> PersistError {
+    PersistError::Section {
+        key: key.to_owned(),
+        source,
+    }
+}
+
+impl Block {
     fn save(&self) -> Result<BlockState, PersistError> {
         match self.in_flight() {
             0 => Ok(BlockState {
@@ -426,11 +473,30 @@ impl Persist for Block {
         }
     }
 
-    /// Restores rate limiter and reported capacity. The event loop then processes the queue, and notifies the driver if
-    /// the disk has another size.
+    /// Restores rate limiter and reported capacity.
     fn restore(&mut self, state: BlockState) -> Result<(), PersistError> {
         self.restore_limiter(state.limiter)?;
         self.reported_capacity = state.reported_capacity;
         Ok(())
+    }
+
+    /// Restores suspended requests. A queue has at most as many as entries; their chains are checked at their start.
+    fn restore_unfinished(&mut self, state: UnfinishedState) -> Result<(), PersistError> {
+        let UnfinishedState(unfinished) = state;
+        let count = unfinished.len();
+        match &mut self.active {
+            Some(active) if count <= usize::from(request::QUEUE_SIZE) => {
+                active.restore_unfinished(unfinished);
+                Ok(())
+            }
+            active => Err(PersistError::Invalid {
+                component: UnfinishedState::NAME,
+                reason: format!(
+                    "the state has {count} requests; an active device has at most {}, and this one is {}",
+                    request::QUEUE_SIZE,
+                    if active.is_some() { "active" } else { "not active" }
+                ),
+            }),
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! on the event loop: requests that io_uring or the worker ends later, and chains beyond one batch. A batch has at most as
 //! many requests as the queue has entries, so that a driver cannot hold the lock of the device.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,11 @@ use virtio_queue::QueueState;
 
 use super::executor::Executor;
 use super::request::{self, QUEUE_SIZE, Request};
+use super::transfer::Unfinished;
 use crate::virtio::device::Activation;
 use crate::virtio::interrupt::VirtioInterrupt;
 use crate::virtio::queue::chain::{self, Chain, ChainLimits};
-use crate::virtio::queue::{self, Virtqueue};
+use crate::virtio::queue::{self, DescriptorIter, Virtqueue};
 
 /// Maximum number of submissions in one batch: the kernel may complete a request partially, again and again.
 const MAX_ROUNDS: usize = 4;
@@ -50,6 +52,8 @@ pub(super) struct ActiveQueue {
     /// A completed write is on the medium.
     write_through: bool,
     is_stopped: bool,
+    /// Suspended requests. They precede those that are available.
+    unfinished: VecDeque<Unfinished>,
 }
 
 impl ActiveQueue {
@@ -61,7 +65,23 @@ impl ActiveQueue {
             memory: activation.memory,
             interrupt: activation.interrupt,
             write_through,
+            unfinished: VecDeque::new(),
         })
+    }
+
+    /// Returns the suspended requests.
+    pub(super) fn unfinished(&self) -> Vec<Unfinished> {
+        self.unfinished.iter().copied().collect()
+    }
+
+    /// Restores suspended requests.
+    pub(super) fn restore_unfinished(&mut self, unfinished: Vec<Unfinished>) {
+        self.unfinished = unfinished.into();
+    }
+
+    /// Makes suspended requests start at their begin: the disk is another one.
+    pub(super) fn restart_unfinished(&mut self) {
+        self.unfinished.iter_mut().for_each(|request| request.done = 0);
     }
 
     pub(super) fn interrupt(&self) -> &VirtioInterrupt {
@@ -120,13 +140,14 @@ impl ActiveQueue {
         }
     }
 
-    /// Makes the requests of the worker available again if no request was popped after them. A request that is
-    /// executed twice has the same effect. Waits at most for the current call of the worker.
-    pub(super) fn undo_work(&mut self, executor: &mut Executor) {
-        let count = executor.take_back_work(CALL_TIMEOUT);
-        if count > 0 {
-            // Lossless: the worker has at most as many requests as the queue.
-            self.queue.undo_pop(u16::try_from(count).unwrap_or_default());
+    /// Suspends all requests in flight: the next event continues them. A part that is executed twice has the same effect, because the
+    /// driver has not seen the request completed. Waits at most for the current call of the worker.
+    pub(super) fn suspend(&mut self, executor: &mut Executor) {
+        let suspended = executor.suspend(CALL_TIMEOUT);
+        if !suspended.is_empty() {
+            // Before those that have not been started again since the last time.
+            let later = std::mem::replace(&mut self.unfinished, suspended.into());
+            self.unfinished.extend(later);
             executor.wake_up();
         }
     }
@@ -150,30 +171,40 @@ impl ActiveQueue {
     fn start_requests(&mut self, executor: &mut Executor) -> Result<(), QueueError> {
         executor.open_uring();
         let write_through = self.write_through;
-        let Self { queue, memory, .. } = self;
+        let Self {
+            queue,
+            memory,
+            unfinished,
+            ..
+        } = self;
         let memory: &GuestMemory = memory;
         let mut chain = Chain::default();
         let mut budget = QUEUE_SIZE;
         let mut cost_left = BATCH_BYTES;
         loop {
             queue.disable_notification(memory).map_err(QueueError::Queue)?;
-            while let Some(descriptors) = queue.pop_chain(memory).map_err(QueueError::Queue)? {
-                // A full io_uring or worker makes the eventfd readable at its next completion.
-                if executor.is_full() || budget == 0 || cost_left == 0 {
-                    queue.undo_pop(1);
-                    break;
-                }
+            // A full io_uring or worker makes the eventfd readable at its next completion.
+            while !executor.is_full()
+                && budget > 0
+                && cost_left > 0
+                && let Some((descriptors, done)) =
+                    next_chain(queue, unfinished, memory).map_err(QueueError::Queue)?
+            {
                 budget -= 1;
                 chain
                     .refill(descriptors, memory, LIMITS)
                     .map_err(QueueError::Chain)?;
-                let request = Request::parse(&chain, executor.target()).map_err(QueueError::Request)?;
+                let mut request = Request::parse(&chain, executor.target()).map_err(QueueError::Request)?;
+                let done = request.skip(done);
                 if executor.must_wait(&request) || !executor.admit(request.bytes()) {
-                    queue.undo_pop(1);
+                    if unfinished.is_empty() {
+                        queue.undo_pop(1);
+                    }
                     return Ok(());
                 }
+                unfinished.pop_front();
                 cost_left = cost_left.saturating_sub(request.cost());
-                if let Some(length) = executor.begin(request, &chain, memory, write_through) {
+                if let Some(length) = executor.begin(request, done, &chain, memory, write_through) {
                     queue
                         .add_used(memory, &[(chain.head, length)])
                         .map_err(QueueError::Queue)?;
@@ -233,5 +264,17 @@ impl ActiveQueue {
             self.interrupt.notify_used();
         }
         Ok(())
+    }
+}
+
+/// Returns the chain of the first suspended request and its completed bytes, or pops the next available chain.
+fn next_chain<'m>(
+    queue: &mut Virtqueue,
+    unfinished: &VecDeque<Unfinished>,
+    memory: &'m GuestMemory,
+) -> Result<Option<(DescriptorIter<'m>, u64)>, queue::Error> {
+    match unfinished.front() {
+        Some(request) => Ok(Some((queue.chain(memory, request.head)?, request.done))),
+        None => Ok(queue.pop_chain(memory)?.map(|chain| (chain, 0))),
     }
 }

@@ -64,13 +64,18 @@ impl Disk {
     }
 
     /// Applies `update`, which its caller drops without the lock of the device: the last close of a file may wait for its server.
-    pub(super) fn apply(&mut self, update: &mut DiskUpdate) {
+    /// Returns true if the disk is another file now.
+    pub(super) fn apply(&mut self, update: &mut DiskUpdate) -> bool {
         match &mut update.0 {
             Change::Size { path, size } => {
                 self.size = *size;
                 std::mem::swap(&mut self.path, path);
+                false
             }
-            Change::File(disk) => std::mem::swap(self, disk),
+            Change::File(disk) => {
+                std::mem::swap(self, disk);
+                true
+            }
         }
     }
 }

@@ -181,6 +181,26 @@ impl Request {
         (first, (!is_last).then_some(self))
     }
 
+    /// Removes the first `done` bytes of a discard or write zeroes. Returns the number of bytes that the request has completed: at most
+    /// `done`, and zero if it has no parts.
+    pub(super) fn skip(&mut self, done: u64) -> u64 {
+        let mut left = done;
+        match self {
+            Self::Read(extent) | Self::Write(extent) => left -= extent.length.min(done),
+            Self::Discard(extents) | Self::Zero { extents, .. } => {
+                for extent in extents.iter_mut() {
+                    let skipped = extent.length.min(left);
+                    extent.offset += skipped;
+                    extent.length -= skipped;
+                    left -= skipped;
+                }
+                extents.retain(|extent| extent.length > 0);
+            }
+            Self::Flush | Self::Id | Self::Rejected(_) => left = done,
+        }
+        done - left
+    }
+
     /// Returns the cost of the request for a batch, in bytes: the data that the thread of the device copies.
     pub(super) fn cost(&self) -> u64 {
         match self {

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use snapshot::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -21,6 +22,15 @@ pub(super) const MAX_BUFFERED: u64 = 4 << 20;
 /// Adjacent bytes of guest memory.
 type GuestRange = (GuestAddress, usize);
 
+/// A request that was popped and begun, but is neither in flight nor completed. It continues after its completed bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Unfinished {
+    /// Index of the first descriptor of its chain.
+    pub(super) head: u16,
+    /// Bytes of the read, write, discard or write zeroes that are complete.
+    pub(super) done: u64,
+}
+
 /// A request in flight.
 #[derive(Debug)]
 pub(super) struct PendingRequest {
@@ -32,7 +42,7 @@ pub(super) struct PendingRequest {
     pub(super) kind: RequestKind,
     /// Start time, if it is timed.
     pub(super) start: Option<Duration>,
-    /// Bytes that are already transferred.
+    /// Bytes that are already transferred, discarded or zeroed.
     done: u64,
     /// Guest memory of the other bytes; empty if no data moves.
     ranges: Vec<GuestRange>,
@@ -76,6 +86,19 @@ impl PendingRequest {
         let ranges = request.ranges.capacity() * size_of::<GuestRange>();
         request.buffered = request.next_piece().map_or(0, |piece| piece.length) + ranges as u64;
         Some(request)
+    }
+
+    /// Returns the request for a later start.
+    pub(super) fn unfinished(&self) -> Unfinished {
+        Unfinished {
+            head: self.head,
+            done: self.done,
+        }
+    }
+
+    /// Records that `count` bytes of a discard or write zeroes are complete.
+    pub(super) fn add_done(&mut self, count: u64) {
+        self.done += count;
     }
 
     /// Returns the bytes of the next transfer, or `None` if all are transferred.

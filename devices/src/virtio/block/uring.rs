@@ -21,7 +21,7 @@ use snapshot::GuestMemory;
 
 use super::disk::{Disk, coarse_time};
 use super::request::{QUEUE_SIZE, RequestKind, Status};
-use super::transfer::{MAX_BUFFERED, PendingRequest};
+use super::transfer::{MAX_BUFFERED, PendingRequest, Unfinished};
 
 /// User data of a cancellation, no index of a slot.
 const CANCEL: u64 = u64::MAX;
@@ -245,6 +245,14 @@ impl UringEngine {
         }
         self.free.push(index);
         request
+    }
+
+    /// Abandons all requests like [`Self::abandon`], and returns them for a later start.
+    pub(super) fn suspend(&mut self) -> Vec<Unfinished> {
+        let requests = self.slots.iter().filter_map(|slot| slot.request.as_ref());
+        let unfinished = requests.map(PendingRequest::unfinished).collect();
+        self.abandon();
+        unfinished
     }
 
     /// Abandons all requests, and cancels those in the kernel. Does not wait for it: [`Self::settle`] follows.

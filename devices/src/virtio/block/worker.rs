@@ -6,7 +6,7 @@
 //! is split; the thread takes no other work until the device has collected a piece and queued the next one.
 //!
 //! A thread leaves the kernel only at the end of a call. So the thread issues short calls, and between two of them it
-//! ends work that the device has cancelled. Thus a reset, a snapshot and the end of the process wait for at most one
+//! ends work that the device has cancelled. A suspended discard or write zeroes continues after its last call. Thus a reset, a snapshot and the end of the process wait for at most one
 //! call. On ext4, mounted with online discard, the kernel needs up to 65 us for each extent. So [`CHUNK_SIZE`] takes
 //! 10 ms if every other block is allocated. A flush writes back dirty pages by [`FLUSH_SIZE`] before its fdatasync,
 //! which then only writes metadata and the data of the last few milliseconds.
@@ -21,7 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::disk::{Extent, Storage};
 use super::request::{CHUNK_SIZE, Status};
-use super::transfer::PendingRequest;
+use super::transfer::{PendingRequest, Unfinished};
 use crate::lock;
 
 /// Alignment and maximum length of one write-back before a flush, in bytes.
@@ -126,6 +126,8 @@ pub(super) struct Outcome {
     pub(super) status: Status,
     /// Bytes that were read or written.
     pub(super) data: Vec<u8>,
+    /// Bytes that were discarded or zeroed.
+    pub(super) done: u64,
     /// Time of the work, without the flush after a write.
     pub(super) elapsed: Duration,
 }
@@ -136,8 +138,6 @@ pub(super) struct Worker {
     thread: Option<JoinHandle<()>>,
     /// In the order of their work, which ends in this order.
     pending: VecDeque<PendingRequest>,
-    /// The pending requests are the last ones that were popped.
-    is_last: bool,
     /// Bytes of host memory for the pending requests.
     buffered: u64,
     /// The first pending request waits for the rate limiter before its next work.
@@ -163,6 +163,8 @@ struct State {
     generation: u64,
     /// Generation of the work in a call.
     running: Option<u64>,
+    /// Bytes that the last work in a call has discarded or zeroed.
+    done: u64,
     /// The last work was split, and the rest is not queued yet.
     is_split: bool,
     /// The device waits for the end of cancelled work.
@@ -192,7 +194,6 @@ impl Worker {
             shared,
             thread: Some(thread),
             pending: VecDeque::new(),
-            is_last: true,
             buffered: 0,
             is_held: false,
             has_stale_work: false,
@@ -201,7 +202,6 @@ impl Worker {
 
     /// Queues `job` for `request`.
     pub(super) fn push(&mut self, request: PendingRequest, job: Job) {
-        self.is_last |= self.pending.is_empty();
         self.buffered += request.buffered;
         self.pending.push_back(request);
         lock(&self.shared.state).jobs.push_back(job);
@@ -272,11 +272,6 @@ impl Worker {
         self.has_stale_work
     }
 
-    /// Records that a request was popped that is not pending here.
-    pub(super) fn note_other_request(&mut self) {
-        self.is_last = false;
-    }
-
     /// Returns the next request whose work has ended, with its end.
     pub(super) fn reap(&mut self) -> Option<(PendingRequest, Outcome)> {
         if self.pending.is_empty() {
@@ -288,23 +283,36 @@ impl Worker {
         Some((request, outcome))
     }
 
-    /// Returns true if all requests in flight can be popped again later: no other request was popped after them.
-    pub(super) fn is_last(&self) -> bool {
-        self.is_last || self.pending.is_empty()
-    }
-
     /// Forgets all requests in flight. Their work has no result, and ends with the current call. Does not wait.
     pub(super) fn cancel(&mut self) {
-        // New lists: those of many requests would keep their memory.
-        self.pending = VecDeque::new();
+        self.take_pending();
+    }
+
+    /// Takes all requests in flight, for a later start. Their work ends as for [`Self::cancel`]. Waits for the current call, at most
+    /// for `timeout`: then its bytes count as completed.
+    pub(super) fn suspend(&mut self, timeout: Duration) -> Vec<Unfinished> {
+        let (mut pending, running) = self.take_pending();
+        if let Some(request) = running.and_then(|index| pending.get_mut(index)) {
+            self.wait_idle(timeout);
+            request.add_done(lock(&self.shared.state).done);
+        }
+        pending.iter().map(PendingRequest::unfinished).collect()
+    }
+
+    /// Cancels all work. Returns the requests in flight, and the index of the one whose work is in a call.
+    fn take_pending(&mut self) -> (VecDeque<PendingRequest>, Option<usize>) {
         self.buffered = 0;
         self.is_held = false;
         let mut state = lock(&self.shared.state);
+        let is_running = state.running == Some(state.generation);
+        let running = is_running.then_some(state.results.len());
         state.generation += 1;
+        // New lists: those of many requests would keep their memory.
         state.jobs = VecDeque::new();
         state.results = VecDeque::new();
         state.is_split = false;
         self.has_stale_work = state.running.is_some();
+        (std::mem::take(&mut self.pending), running)
     }
 
     /// Returns true if the thread has no work. Waits for it at most for `timeout`.
@@ -348,7 +356,11 @@ impl Shared {
         while let Some((job, count, generation)) = self.next_job() {
             let is_flush = job.work.is_flush();
             let is_split = job.is_split;
-            let mut outcome = job.perform(|| lock(&self.state).generation == generation);
+            let mut outcome = job.perform(|count| {
+                let mut state = lock(&self.state);
+                state.done += count;
+                state.generation == generation
+            });
             if is_flush && std::mem::take(&mut lost_write) {
                 outcome.status = Status::IoError;
             }
@@ -356,6 +368,7 @@ impl Shared {
             state.running = None;
             let is_current = state.generation == generation;
             if is_current {
+                outcome.done = state.done;
                 state.is_split = is_split && outcome.status == Status::Ok;
                 state.results.extend(std::iter::repeat_n(outcome, count));
             } else {
@@ -394,6 +407,7 @@ impl Shared {
             count += 1;
         }
         state.running = Some(state.generation);
+        state.done = 0;
         Some((job, count, state.generation))
     }
 
@@ -421,9 +435,11 @@ impl Work {
 }
 
 impl Job {
-    /// Performs the work in chunks while `is_current` returns true.
-    pub(super) fn perform(self, is_current: impl Fn() -> bool) -> Outcome {
+    /// Performs the work in chunks while `record` returns true. It receives the number of bytes that were discarded or zeroed since its
+    /// last call.
+    pub(super) fn perform(self, record: impl Fn(u64) -> bool) -> Outcome {
         let begin = Instant::now();
+        let is_current = || record(0);
         let storage = &*self.storage;
         let mut data = Vec::new();
         let mut elapsed = None;
@@ -446,15 +462,12 @@ impl Job {
                 })
             }
             Work::Flush { dirty, size } => flush(storage, &[dirty.extent(size)], &is_current),
-            Work::Discard(extents) => each(&extents, CHUNK_SIZE, &is_current, |chunk| storage.discard(chunk)),
+            Work::Discard(extents) => change(&extents, &record, |chunk| storage.discard(chunk)),
             Work::Zero {
                 extents,
                 unmap,
                 write_through,
-            } => each(&extents, CHUNK_SIZE, &is_current, |chunk| {
-                storage.zero(chunk, unmap)
-            })
-            .and_then(|()| {
+            } => change(&extents, &record, |chunk| storage.zero(chunk, unmap)).and_then(|()| {
                 if write_through {
                     flush(storage, &extents, &is_current)
                 } else {
@@ -465,6 +478,7 @@ impl Job {
         Outcome {
             status: result.map_or(Status::IoError, |()| Status::Ok),
             data,
+            done: 0,
             elapsed: elapsed.unwrap_or_else(|| begin.elapsed()),
         }
     }
@@ -479,6 +493,19 @@ fn each(
 ) -> io::Result<()> {
     let mut chunks = extents.iter().flat_map(|extent| extent.chunks(size));
     chunks.try_for_each(|chunk| if is_current() { call(chunk) } else { Ok(()) })
+}
+
+/// Calls `call` for each piece of a discard or write zeroes of `extents`, and then `record` with its length.
+fn change(
+    extents: &[Extent],
+    record: &impl Fn(u64) -> bool,
+    call: impl Fn(Extent) -> io::Result<()>,
+) -> io::Result<()> {
+    each(extents, CHUNK_SIZE, &|| record(0), |chunk| {
+        call(chunk)?;
+        record(chunk.length);
+        Ok(())
+    })
 }
 
 /// Flushes all data, `extents` first. Most parts of a large disk are clean: they need no call for each [`FLUSH_SIZE`].

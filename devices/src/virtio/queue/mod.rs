@@ -103,20 +103,30 @@ impl Virtqueue {
         }
         let entry = self.queue.avail_ring() + ENTRIES_OFFSET + AVAILABLE_ENTRY_SIZE * u64::from(next % size);
         let head = load(memory, entry, Ordering::Relaxed)?;
+        let chain = self.chain(memory, head)?;
+        self.queue.set_next_avail(next.wrapping_add(1));
+        Ok(Some(chain))
+    }
+
+    /// Returns the chain that begins with descriptor `head`.
+    ///
+    /// # Errors
+    /// Fails with [`Error::Access`] if the table is not in one region of guest memory.
+    pub fn chain<'m>(&self, memory: &'m GuestMemory, head: u16) -> Result<DescriptorIter<'m>, Error> {
+        let size = self.queue.size();
         let table = slice_at(
             memory,
             self.queue.desc_table(),
             usize::from(size) * DESCRIPTOR_SIZE,
         )?;
-        self.queue.set_next_avail(next.wrapping_add(1));
-        Ok(Some(DescriptorIter {
+        Ok(DescriptorIter {
             memory,
             table,
             head,
             next: head,
             left: size,
             indirect: false,
-        }))
+        })
     }
 
     /// Undoes the pop of the last `count` chains. None of them may be used yet.

@@ -8,8 +8,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use devices::virtio::block::BlockState;
 use devices::virtio::mmio::TransportState;
-use devices::virtio::{Block, net::Net};
+use devices::virtio::net::Net;
 use devices::{Cmos, ExitPort, I8042, Pit, PowerOffPort, Serial, SleepPort, SplitIrqchip};
 use scratch::Directory;
 use snapshot::file::{self, Contents};
@@ -60,7 +61,7 @@ impl Sections<'_> {
             self.copy::<TransportState>(key);
         }
         for key in ["virtio/0/device", "virtio/1/device"] {
-            self.copy::<StateOf<Block>>(key);
+            self.copy::<BlockState>(key);
         }
         for key in ["virtio/2/device", "virtio/3/device"] {
             self.copy::<StateOf<Net>>(key);

@@ -10,6 +10,7 @@ mod metrics;
 mod requests;
 mod slow;
 mod snapshot;
+mod suspended;
 mod update;
 mod uring;
 mod worker;
@@ -20,8 +21,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::snapshot::{ArchiveReader, ArchiveWriter, Component};
 use scratch::{Requirement, Temporary, require};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::QueueT;
 
 use super::disk::DiskFile;
 use super::{Block, CacheType, Disk, DiskConfig, DiskOptions, IoEngine};
@@ -177,6 +180,31 @@ impl Fixture {
         let activation = self.driver.activation(features, self.line.clone());
         self.interrupt = Arc::clone(&activation.interrupt);
         self.block.activate(Activation { ..activation });
+    }
+
+    /// Drains and saves the device, and restores the state after a reset, which needs no driver.
+    fn reload(&mut self) {
+        self.block.drain();
+        let mut archive = ArchiveWriter::new();
+        self.block.save_section("drive", &mut archive).unwrap();
+        let saved = self.block.queue_states().remove(0);
+        self.block.reset();
+        let features = self.block.features();
+        let mut activation = self.driver.activation(features, self.line.clone());
+        activation.queues[0].set_next_avail(saved.next_avail);
+        activation.queues[0].set_next_used(saved.next_used);
+        self.interrupt = Arc::clone(&activation.interrupt);
+        self.block.activate(activation);
+        let bytes = archive.into_bytes();
+        let mut archive = ArchiveReader::parse(&bytes).unwrap();
+        self.block.restore_section("drive", &mut archive).unwrap();
+        archive.finish().unwrap();
+    }
+
+    /// Returns the completed bytes of each suspended request.
+    fn unfinished(&self) -> Vec<u64> {
+        let unfinished = self.block.active.as_ref().unwrap().unfinished();
+        unfinished.iter().map(|request| request.done).collect()
     }
 
     fn reset(&mut self) {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use scratch::{Requirement, require};
-use snapshot::Persist;
 
 use super::lifetime::uncached;
 use super::worker::{ALL, Call, LIMIT, SlowStorage, extent};
@@ -170,7 +169,7 @@ fn short_transfers_continue() {
 }
 
 #[test]
-fn drain_makes_transfers_available_again() {
+fn drain_suspends_transfers() {
     let scratch = Scratch::new(SECTORS * 512);
     let (mut fixture, storage) = stuck(&scratch);
     let (read, data) = fixture.add_transfer(IN, 0, &[NONE; 1024]);
@@ -180,9 +179,8 @@ fn drain_makes_transfers_available_again() {
     storage.expect_calls(1);
     // GET_ID waits for the end of the transfers before it.
     assert_eq!(fixture.block.queue_states()[0].next_avail, 2);
-    fixture.block.drain();
-    assert_eq!(fixture.block.queue_states()[0].next_avail, 0);
-    assert!(fixture.block.save().is_ok());
+    fixture.reload();
+    assert_eq!(fixture.unfinished(), [0, 0]);
     assert_eq!(fixture.driver.read(data, 1024), [NONE; 1024]);
     storage.permit(ALL);
     fixture.run(3);
@@ -329,24 +327,53 @@ fn reset_abandons_async_requests() {
 }
 
 #[test]
-fn snapshot_with_async_requests_names_drive() {
+fn drain_suspends_async_requests() {
     let Some((mut fixture, mut writer)) = pipe() else {
         return;
     };
-    let (status, _) = fixture.add_transfer(IN, 0, &[NONE; 1024]);
+    let (status, data) = fixture.add_transfer(IN, 0, &[NONE; 1024]);
     fixture.block.notify(0);
-    let begin = Instant::now();
-    fixture.block.drain();
-    assert!(begin.elapsed() < CALL_LIMIT);
     let error = fixture.block.save().unwrap_err().to_string();
     assert!(
         error.contains(r#"drive "a drive with a long name" has 1 unfinished requests"#),
         "{error}"
     );
-    writer.write_all(&[1; 1024]).unwrap();
+    let begin = Instant::now();
+    fixture.block.drain();
+    assert!(begin.elapsed() < CALL_LIMIT);
+    assert!(fixture.block.save().is_ok());
+    assert_eq!(fixture.unfinished(), [0]);
+    fixture.reload();
+    // The kernel has cancelled the first read, or it takes data without effect.
+    writer.write_all(&[1; 4096]).unwrap();
+    fixture.run(1);
+    assert_eq!(
+        (fixture.status(status), fixture.driver.read(data, 1024)),
+        (OK, vec![1; 1024])
+    );
+}
+
+#[test]
+fn suspended_transfer_continues_after_its_pieces() {
+    let scratch = Scratch::empty();
+    let length = 3 * PIECE_SIZE;
+    scratch.set_len(length);
+    let (mut fixture, storage) = stuck(&scratch);
+    let data = pattern(0, length);
+    let (status, _) = fixture.add_transfer(OUT, 0, &data);
+    fixture.block.notify(0);
+    storage.permit(1);
+    fixture.process_events(60_000);
+    storage.expect_calls(2);
+    fixture.reload();
+    assert_eq!(fixture.unfinished(), [PIECE_SIZE]);
+    storage.permit(ALL);
     fixture.run(1);
     assert_eq!(fixture.status(status), OK);
-    assert!(fixture.block.save().is_ok());
+    assert!(scratch.contents() == data);
+    // The second piece is repeated: its first call has not ended before the suspension.
+    let piece = |number| Call::Write(extent(number * PIECE_SIZE, PIECE_SIZE));
+    assert_eq!(storage.expect_calls(4), [0, 1, 1, 2].map(piece));
 }
 
 #[test]

@@ -1,5 +1,3 @@
-use snapshot::Persist;
-
 use super::lifetime::{start_reads, uncached};
 use super::update::capacity;
 use super::{Buffer, Fixture, HOURS, IN, NONE, OK, SECTORS, Scratch, bucket, config};

@@ -18,7 +18,7 @@ use crate::virtio::block::transfer::PIECE_SIZE;
 use crate::virtio::device::VirtioDevice;
 
 /// Replaces the descriptor of the io_uring by `other`. The queues in memory stay. Returns the replaced descriptor.
-fn replace_uring(fixture: &Fixture, other: &impl AsRawFd) -> OwnedFd {
+pub(super) fn replace_uring(fixture: &Fixture, other: &impl AsRawFd) -> OwnedFd {
     let ring = fixture.block.uring_descriptor().unwrap();
     // SAFETY: the device keeps the descriptor open during the call.
     let replaced = unsafe { BorrowedFd::borrow_raw(ring) };
@@ -27,6 +27,12 @@ fn replace_uring(fixture: &Fixture, other: &impl AsRawFd) -> OwnedFd {
     let result = unsafe { libc::dup2(other.as_raw_fd(), ring) };
     assert_eq!(result, ring);
     replaced
+}
+
+/// Stops submissions: the kernel finds no entry in another io_uring, so it accepts none, without an error. Returns the replaced
+/// descriptor.
+pub(super) fn stop_uring(fixture: &Fixture) -> OwnedFd {
+    replace_uring(fixture, &IoUring::new(1).unwrap())
 }
 
 /// Breaks the io_uring for good. The kernel keeps it while the caller keeps the returned descriptor.
@@ -135,8 +141,7 @@ fn reset_discards_requests_before_submission() {
     let scratch = Scratch::new(SECTORS * 512);
     let mut fixture = write_through(&scratch);
     assert_eq!(fixture.write(0, &[1; 512]), OK);
-    // The kernel finds no entry in another io_uring, so it accepts none, without an error.
-    let ring = replace_uring(&fixture, &IoUring::new(1).unwrap());
+    let ring = stop_uring(&fixture);
     let address = fixture.place(&[2; 512]);
     fixture.add(OUT, 5, &[Buffer::readable(address, 512)]);
     fixture.block.notify(0);
@@ -162,7 +167,7 @@ fn full_uring_that_fails_continues_queue() {
     let scratch = Scratch::new(SECTORS * 512);
     let mut fixture = write_through(&scratch);
     assert_eq!(fixture.write(0, &[1; 512]), OK);
-    replace_uring(&fixture, &IoUring::new(1).unwrap());
+    stop_uring(&fixture);
     let address = fixture.place(&[2; 512]);
     let (head, _) = fixture.add(OUT, 5, &[Buffer::readable(address, 512)]);
     for _ in 1..256 {
@@ -245,7 +250,7 @@ fn submission_waits_for_memory_of_other_requests() {
         return;
     }
     let (mut fixture, mut pipe, _) = start_pending_read();
-    let ring = replace_uring(&fixture, &IoUring::new(1).unwrap());
+    let ring = stop_uring(&fixture);
     let address = fixture.place(&[1; 512]);
     let (_, status) = fixture.add(OUT, 0, &[Buffer::readable(address, 512)]);
     // The kernel rejects it again and again, but the end of the read may change that.
@@ -318,8 +323,7 @@ fn write_beside_discard_goes_to_uring() {
     fixture.add_segment(DISCARD, 0, 8);
     fixture.block.notify(0);
     storage.expect_calls(1);
-    // The kernel finds no entry in another io_uring, so the write stays in flight.
-    let ring = replace_uring(&fixture, &IoUring::new(1).unwrap());
+    let ring = stop_uring(&fixture);
     let address = fixture.place(&[2; 4096]);
     let (_, status) = fixture.add(OUT, 16, &[Buffer::readable(address, 4096)]);
     fixture.block.notify(0);
@@ -394,8 +398,7 @@ fn reset_before_submission_keeps_uring() {
         return;
     }
     let (mut fixture, mut pipe, data) = start_pending_read();
-    // The kernel finds no entry in another io_uring, so it accepts none.
-    let ring = replace_uring(&fixture, &IoUring::new(1).unwrap());
+    let ring = stop_uring(&fixture);
     fixture.add(IN, 0, &[Buffer::writable(data, 512)]);
     fixture.block.notify(0);
     fixture.reset();
@@ -425,8 +428,7 @@ fn write_beside_write_of_uring_goes_to_uring() {
     fixture.block.executor.disk.note_write(Duration::MAX);
     let address = fixture.place(&[2; 4096]);
     assert_eq!(fixture.write(16, &[1; 4096]), OK);
-    // The kernel finds no entry in another io_uring, so the write stays in flight.
-    let ring = replace_uring(&fixture, &IoUring::new(1).unwrap());
+    let ring = stop_uring(&fixture);
     fixture.add(OUT, 16, &[Buffer::readable(address, 4096)]);
     fixture.block.notify(0);
     for _ in 0..64 {
@@ -480,7 +482,7 @@ fn drain_on_thread_that_exits_keeps_requests() {
     std::thread::scope(|scope| {
         scope.spawn(|| block.drain());
     });
-    assert_eq!((fixture.status(status), fixture.block.in_flight()), (NONE, 1));
+    assert_eq!((fixture.status(status), fixture.unfinished()), (NONE, vec![512]));
     assert!(!fixture.is_idle(), "no event continues the read");
     fixture.process_events(0);
     pipe.supply();

@@ -8,7 +8,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use scratch::{Requirement, require};
-use snapshot::Persist;
 
 use super::{
     Buffer, DISCARD, ENGINES, FLUSH, Fixture, IN, IOERR, IoEngine, NONE, OK, OUT, SECTORS, Scratch,
@@ -87,6 +86,10 @@ impl SlowStorage {
         }
     }
 
+    pub(super) fn call_count(&self) -> usize {
+        lock(&self.state).calls.len()
+    }
+
     /// Waits for the start of call number `count`. Returns all calls.
     pub(super) fn expect_calls(&self, count: usize) -> Vec<Call> {
         self.wait_until(|state| state.calls.len() >= count).calls.clone()
@@ -156,7 +159,7 @@ impl Storage for SlowStorage {
 
 pub(super) const ALL: usize = usize::MAX;
 /// Sectors of [`CHUNK_SIZE`].
-const CHUNK: u64 = CHUNK_SIZE / 512;
+pub(super) const CHUNK: u64 = CHUNK_SIZE / 512;
 
 pub(super) fn extent(offset: u64, length: u64) -> Extent {
     Extent { offset, length }
@@ -435,29 +438,6 @@ fn drop_cancels_work() {
         dropped.is_finished()
     });
     assert!(storage.expect_calls(1).len() < 2048);
-}
-
-#[test]
-fn drain_makes_unfinished_work_available_again() {
-    for engine in ENGINES {
-        let scratch = Scratch::empty();
-        let (mut fixture, storage) = stuck(&scratch, engine, 4 * CHUNK);
-        assert_eq!(fixture.read(0, 512).0, OK);
-        let statuses = [
-            fixture.add(FLUSH, 0, &[]).1,
-            fixture.add_segment(WRITE_ZEROES, 0, 8),
-        ];
-        fixture.block.notify(0);
-        storage.expect_calls(1);
-        assert_eq!(fixture.block.queue_states()[0].next_avail, 3);
-        assert!(fixture.block.save().is_err());
-        fixture.block.drain();
-        assert_eq!(fixture.block.queue_states()[0].next_avail, 1);
-        assert!(fixture.block.save().is_ok());
-        storage.permit(ALL);
-        fixture.run(2);
-        assert_eq!(statuses.map(|status| fixture.status(status)), [OK, OK]);
-    }
 }
 
 #[test]
