@@ -53,6 +53,8 @@ pub(super) struct UringEngine {
     unsubmitted: VecDeque<usize>,
     /// Slots that the kernel has permanently rejected.
     rejected: Vec<usize>,
+    /// The submission queue has a cancellation that the kernel has not accepted.
+    has_cancellation: bool,
     /// Number of slots without a request that are not free.
     abandoned: usize,
     /// Bytes of host memory for the requests, and for the buffers of abandoned ones.
@@ -77,6 +79,7 @@ impl UringEngine {
             free: Vec::new(),
             unsubmitted: VecDeque::new(),
             rejected: Vec::new(),
+            has_cancellation: false,
             abandoned: 0,
             buffered: 0,
             retries: 0,
@@ -117,7 +120,9 @@ impl UringEngine {
 
     /// Returns true if no further request fits.
     pub(super) fn is_full(&self) -> bool {
-        self.in_flight() + self.abandoned == usize::from(QUEUE_SIZE) || self.buffered >= MAX_BUFFERED
+        // The submission queue has an entry for each slot, or for a cancellation.
+        let entries = self.in_flight() + self.abandoned + usize::from(self.has_cancellation);
+        entries >= usize::from(QUEUE_SIZE) || self.buffered >= MAX_BUFFERED
     }
 
     /// Queues the rest of `request`, a read or write in `memory`, for [`Self::submit`]. The engine must be neither full nor failed.
@@ -141,11 +146,13 @@ impl UringEngine {
     /// failed.
     pub(super) fn submit(&mut self) -> io::Result<()> {
         while !self.unsubmitted.is_empty() {
+            let before = self.ring.submission().len();
             let result = self.ring.submit();
             let left = self.ring.submission().len();
             let accepted = self.unsubmitted.len().saturating_sub(left);
             self.unsubmitted.drain(..accepted);
-            if accepted > 0 {
+            self.has_cancellation &= left > self.unsubmitted.len();
+            if left < before {
                 self.retries = 0;
                 continue;
             }
@@ -285,6 +292,7 @@ impl UringEngine {
         if pushed.is_ok() {
             // Fails if the kernel lacks memory. The next submission repeats the entry: no request precedes it.
             let _ = self.ring.submit();
+            self.has_cancellation = !self.ring.submission().is_empty();
         }
     }
 
@@ -297,7 +305,7 @@ impl UringEngine {
         self.slots[index].begin = coarse_time();
         match pushed {
             Ok(()) => self.unsubmitted.push_back(index),
-            // The submission queue has an entry for each slot. All of them and a cancellation do not fit.
+            // Never: see [`Self::is_full`].
             Err(_) => self.rejected.push(index),
         }
     }

@@ -6,10 +6,11 @@
 //! is split; the thread takes no other work until the device has collected a piece and queued the next one.
 //!
 //! A thread leaves the kernel only at the end of a call. So the thread issues short calls, and between two of them it
-//! ends work that the device has cancelled. A suspended discard or write zeroes continues after its last call. Thus a reset, a snapshot and the end of the process wait for at most one
-//! call. On ext4, mounted with online discard, the kernel needs up to 65 us for each extent. So [`CHUNK_SIZE`] takes
-//! 10 ms if every other block is allocated. A flush writes back dirty pages by [`FLUSH_SIZE`] before its fdatasync,
-//! which then only writes metadata and the data of the last few milliseconds.
+//! ends work that the device has cancelled. A suspended discard or write zeroes continues after its last call. Thus a
+//! reset, a snapshot and the end of the process wait for at most one call. On ext4, mounted with online discard, the
+//! kernel needs up to 65 us for each extent. So [`Pieces::CHUNKS`] take 10 ms if every other block is allocated. A flush
+//! writes back dirty pages by [`FLUSH_SIZE`] before its fdatasync, which then only writes metadata and the data of the
+//! last few milliseconds.
 
 use std::collections::VecDeque;
 use std::io;

@@ -364,6 +364,42 @@ fn buffers_of_abandoned_requests_are_limited() {
 }
 
 #[test]
+fn all_requests_fit_beside_queued_cancellation() {
+    if !require(Requirement::IoUring) {
+        return;
+    }
+    let (mut fixture, mut pipe, _) = start_pending_read();
+    // The cancellation stays queued, and then the read ends.
+    let ring = stop_uring(&fixture);
+    fixture.reset();
+    pipe.supply();
+    scratch::wait_until("the end of the abandoned read", || {
+        fixture.block.executor.reap_abandoned();
+        !fixture.block.executor.has_abandoned()
+    });
+    fixture.activate(fixture.block.features());
+    let address = fixture.place(&[NONE; 512]);
+    let (head, status) = fixture.add(IN, 0, &[Buffer::writable(address, 512)]);
+    for _ in 1..256 {
+        fixture.driver.queues[0].make_available(head);
+    }
+    fixture.block.notify(0);
+    assert_eq!(fixture.block.in_flight(), 255);
+    assert!(fixture.driver.queues[0].collect_used().is_empty());
+    replace_uring(&fixture, &ring);
+    let mut used = 0;
+    while used < 256 {
+        // Fewer bytes than a pipe takes without a reader.
+        for _ in 0..16 {
+            pipe.supply();
+        }
+        used += fixture.run(16).len();
+        assert_eq!(fixture.status(status), OK);
+    }
+    assert_eq!(fixture.block.metrics().errors, 0);
+}
+
+#[test]
 fn write_waits_for_request_of_failed_uring() {
     if !require(Requirement::IoUring) {
         return;
