@@ -14,7 +14,7 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,7 @@ use std::time::Duration;
 use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, c_int, iovec};
 use snapshot::file::FileIdentity;
 
+use super::extent::{Extent, Pieces, shrink_to_blocks};
 use crate::medium::Medium;
 
 /// Bytes of a sector, the unit of all offsets and lengths of the driver.
@@ -114,30 +115,6 @@ pub struct DiskOptions {
     pub allow_empty: bool,
 }
 
-/// Byte range of a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Extent {
-    /// First byte.
-    pub(super) offset: u64,
-    /// Number of bytes. The end is within the disk.
-    pub(super) length: u64,
-}
-
-impl Extent {
-    /// Splits the extent at the multiples of `size`.
-    pub(super) fn chunks(self, size: u64) -> impl Iterator<Item = Self> {
-        let mut offset = self.offset;
-        let end = self.offset.saturating_add(self.length);
-        std::iter::from_fn(move || {
-            let next = (offset / size + 1).saturating_mul(size).min(end);
-            let length = next.checked_sub(offset).filter(|length| *length > 0)?;
-            let chunk = Self { offset, length };
-            offset = next;
-            Some(chunk)
-        })
-    }
-}
-
 /// Operations of a disk without guest memory that may take long. The worker calls them, each for a short extent.
 pub(super) trait Storage: Debug + Send + Sync {
     /// Reads from `offset` into `data`. Returns the number of bytes, possibly fewer than requested, and zero at the end of the file.
@@ -159,6 +136,11 @@ pub(super) trait Storage: Debug + Send + Sync {
     /// Flushes all written data to the medium.
     fn flush(&self) -> io::Result<()>;
 
+    /// Returns the pieces of a discard.
+    fn discard_pieces(&self) -> Pieces {
+        Pieces::CHUNKS
+    }
+
     /// Returns true if `extent` has no dirty page for certain.
     fn is_clean(&self, _extent: Extent) -> bool {
         false
@@ -172,6 +154,7 @@ pub(super) struct DiskFile {
     pub(super) is_block_device: bool,
     /// Bytes of a logical block, the unit of discards, of a block device; 1 for a file.
     pub(super) block_size: u64,
+    pub(super) discard_pieces: Pieces,
     pub(super) medium: Medium,
     /// Attributes at the opening; a later call may wait for the file system. Only those that never change are used.
     pub(super) inode: Metadata,
@@ -252,6 +235,11 @@ impl Disk {
             } else {
                 1
             },
+            discard_pieces: if is_block_device {
+                Pieces::of_device(&sysfs_directory(metadata.rdev()))
+            } else {
+                Pieces::CHUNKS
+            },
             file,
             is_block_device,
             inode: metadata,
@@ -269,6 +257,19 @@ impl Disk {
             options,
             pace: Pace::default(),
         }
+    }
+
+    /// Treats the disk as that of a server.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn make_remote(&mut self) -> io::Result<()> {
+        let file = DiskFile {
+            file: self.file.file.try_clone()?,
+            medium: Medium::Remote,
+            inode: self.file.inode.clone(),
+            ..*self.file
+        };
+        *self = Self::new(file, self.path.clone(), self.size, self.options);
+        Ok(())
     }
 
     /// Returns the path at the last opening.
@@ -494,6 +495,10 @@ impl Storage for DiskFile {
         self.file.sync_data()
     }
 
+    fn discard_pieces(&self) -> Pieces {
+        self.discard_pieces
+    }
+
     fn is_clean(&self, extent: Extent) -> bool {
         // `struct cachestat_range` and `struct cachestat` of linux/mman.h.
         let range = [extent.offset, extent.length];
@@ -586,6 +591,11 @@ fn logical_block_size(file: &File) -> u64 {
         .unwrap_or(SECTOR)
 }
 
+/// Returns the sysfs directory of the block device with number `device`. It is missing in a root directory without sysfs.
+fn sysfs_directory(device: libc::dev_t) -> PathBuf {
+    format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device)).into()
+}
+
 /// Returns the size of `file` in bytes, checked against `options`.
 pub(super) fn measure(path: &Path, mut file: &File, options: DiskOptions) -> Result<u64, Error> {
     // The metadata of a block device has no size.
@@ -601,18 +611,6 @@ pub(super) fn measure(path: &Path, mut file: &File, options: DiskOptions) -> Res
             path: path.to_owned(),
             size,
         }),
-    }
-}
-
-/// Shrinks `extent` to complete blocks of `block` bytes.
-pub(super) fn shrink_to_blocks(extent: Extent, block: u64) -> Extent {
-    let block = block.max(1);
-    let end = (extent.offset + extent.length) / block * block;
-    // No overflow: the extent is within the disk.
-    let offset = extent.offset.div_ceil(block) * block;
-    Extent {
-        offset,
-        length: end.saturating_sub(offset),
     }
 }
 

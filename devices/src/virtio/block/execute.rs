@@ -5,7 +5,8 @@ use std::io;
 use libc::iovec;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
-use super::disk::{Disk, Extent};
+use super::disk::Disk;
+use super::extent::Extent;
 use super::request::{HEADER, Status};
 use super::transfer::{PIECE_SIZE, used_length};
 use crate::virtio::queue::chain::Chain;

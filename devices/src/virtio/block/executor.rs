@@ -18,8 +18,9 @@ use serde::{Deserialize, Serialize};
 use snapshot::GuestMemory;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::disk::{Disk, Extent};
+use super::disk::Disk;
 use super::execute::{Completion, Id, Progress, complete, read_now, write_id, write_now};
+use super::extent::Extent;
 use super::metrics::Meter;
 use super::request::{QUEUE_SIZE, Request, RequestKind, Status, Target};
 use super::transfer::{MAX_BUFFERED, PendingRequest, Unfinished};
@@ -74,8 +75,13 @@ impl Executor {
         let _ = self.wake.write(1);
     }
 
+    /// Consumes the tokens of `request` up to the end of its first piece, or returns false if it must wait for the rate limiter.
+    pub(super) fn admit_request(&mut self, request: &Request) -> bool {
+        self.admit(request.bytes(self.disk.storage.discard_pieces()))
+    }
+
     /// Consumes the tokens of one operation of `bytes`, or returns false if it must wait for the rate limiter.
-    pub(super) fn admit(&mut self, bytes: u64) -> bool {
+    fn admit(&mut self, bytes: u64) -> bool {
         if !self.limiter.has_limit() {
             return true;
         }
@@ -275,17 +281,18 @@ impl Executor {
     /// Queues the next piece of a discard or write zeroes that waits for the rate limiter. Returns false if it must wait longer: all
     /// other requests wait then.
     pub(super) fn continue_held(&mut self, memory: &GuestMemory) -> bool {
+        let pieces = self.disk.storage.discard_pieces();
         let held = self.worker.as_ref().and_then(Worker::held);
-        let Some(bytes) = held.and_then(|request| request.rest.as_ref()).map(Request::bytes) else {
+        let Some(rest) = held.and_then(|request| request.rest.as_ref()) else {
             return true;
         };
-        if !self.admit(bytes) {
+        if !self.admit(rest.bytes(pieces)) {
             return false;
         }
         if let Some(mut request) = self.worker.as_mut().and_then(Worker::take_held)
             && let Some(rest) = request.rest.take()
         {
-            let (piece, rest) = rest.split();
+            let (piece, rest) = rest.split(pieces);
             request.rest = rest;
             let work = self.work(piece, &request, memory);
             let job = self.job(work, &request);
@@ -413,7 +420,7 @@ impl Executor {
         let has_worker = self.open_worker();
         // Without a limit, the worker itself splits the work.
         if has_worker && self.limiter.has_limit() {
-            (request, pending.rest) = request.split();
+            (request, pending.rest) = request.split(self.disk.storage.discard_pieces());
         }
         let work = self.work(request, &pending, memory);
         let job = self.job(work, &pending);

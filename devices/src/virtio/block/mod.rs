@@ -5,6 +5,7 @@
 //! | [`mod@disk`] | [`Disk`]: file or block device behind a drive |
 //! | `execute` | execution of requests that need no wait for the disk |
 //! | `executor` | [`IoEngine`]: choice between synchronous execution and io_uring |
+//! | `extent` | byte ranges, and the pieces of a discard |
 //! | [`metrics`] | [`BlockMetrics`]: counters and latencies; [`BlockRecorder`] |
 //! | `queue` | queue of an active device |
 //! | `replacement` | [`DiskUpdate`]: another file or size of a disk, opened without the lock of the device |
@@ -23,6 +24,7 @@
 pub mod disk;
 mod execute;
 mod executor;
+mod extent;
 pub mod metrics;
 mod queue;
 mod replacement;
@@ -237,6 +239,15 @@ impl Block {
         }
         self.report_capacity();
         Ok(())
+    }
+
+    /// Executes reads and writes as on the disk of a server, whatever the disk is.
+    ///
+    /// # Errors
+    /// Fails if the kernel does not duplicate the descriptor.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn make_disk_remote(&mut self) -> io::Result<()> {
+        self.executor.disk.make_remote()
     }
 
     /// Replaces buckets of the rate limiter like [`Limiter::update`]. A waiting request is retried.

@@ -196,7 +196,7 @@ impl ActiveQueue {
                     .map_err(QueueError::Chain)?;
                 let mut request = Request::parse(&chain, executor.target()).map_err(QueueError::Request)?;
                 let done = request.skip(done);
-                if executor.must_wait(&request) || !executor.admit(request.bytes()) {
+                if executor.must_wait(&request) || !executor.admit_request(&request) {
                     if unfinished.is_empty() {
                         queue.undo_pop(1);
                     }

@@ -7,7 +7,8 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::disk::{Extent, SECTOR};
+use super::disk::SECTOR;
+use super::extent::{Extent, Pieces};
 use crate::virtio::queue::chain::{self, Chain};
 
 /// Size of the queue.
@@ -30,10 +31,6 @@ pub(super) const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
 pub(super) const HEADER: u64 = 16;
 /// Bytes of one segment of a discard or write zeroes request: sector, number of sectors, flags. virtio 1.2 §5.2.6.
 const SEGMENT_SIZE: u64 = 16;
-
-/// Alignment and maximum length of a piece of a discard or write zeroes, in bytes. The worker executes it with one call, and the rate
-/// limiter counts it as one operation.
-pub(super) const CHUNK_SIZE: u64 = 1 << 20;
 
 /// Maximum number of bytes that discarding a piece writes: a file system block of 4 KiB at each end.
 const DISCARD_WRITE_BYTES: u64 = 8192;
@@ -147,24 +144,31 @@ impl Request {
     }
 
     /// Returns the bytes for the bandwidth bucket of the rate limiter: the data between disk and guest. A discard or write zeroes
-    /// counts its [first piece](Self::split): all zeros, since they may be written; or partial file system blocks at both ends.
-    pub(super) fn bytes(&self) -> u64 {
+    /// counts its [first piece](Self::split): all zeros, since they may be written; or partial file system blocks at both ends. `discard`
+    /// are the pieces of a discard.
+    pub(super) fn bytes(&self, discard: Pieces) -> u64 {
         match self {
             Self::Read(extent) | Self::Write(extent) => extent.length,
-            Self::Zero { extents, .. } => first_piece(extents).map_or(0, |piece| piece.length),
+            Self::Zero { extents, .. } => {
+                first_piece(extents, Pieces::CHUNKS).map_or(0, |piece| piece.length)
+            }
             Self::Discard(extents) => {
-                first_piece(extents).map_or(0, |piece| piece.length.min(DISCARD_WRITE_BYTES))
+                first_piece(extents, discard).map_or(0, |piece| piece.length.min(DISCARD_WRITE_BYTES))
             }
             Self::Flush | Self::Id | Self::Rejected(_) => 0,
         }
     }
 
-    /// Splits a discard or write zeroes into its first piece of at most [`CHUNK_SIZE`] bytes, and the rest.
-    pub(super) fn split(mut self) -> (Self, Option<Self>) {
+    /// Splits a discard, at its `discard` pieces, or a write zeroes into its first piece and the rest.
+    pub(super) fn split(mut self, discard: Pieces) -> (Self, Option<Self>) {
+        let pieces = match &self {
+            Self::Discard(_) => discard,
+            _ => Pieces::CHUNKS,
+        };
         let (Self::Discard(extents) | Self::Zero { extents, .. }) = &mut self else {
             return (self, None);
         };
-        let Some(piece) = first_piece(extents) else {
+        let Some(piece) = first_piece(extents, pieces) else {
             return (self, None);
         };
         extents.retain(|extent| extent.length > 0);
@@ -236,8 +240,8 @@ impl Request {
 }
 
 /// Returns the first piece of `extents` that is not empty.
-fn first_piece(extents: &[Extent]) -> Option<Extent> {
-    extents.iter().find_map(|extent| extent.chunks(CHUNK_SIZE).next())
+fn first_piece(extents: &[Extent], pieces: Pieces) -> Option<Extent> {
+    extents.iter().find_map(|extent| extent.pieces(pieces).next())
 }
 
 impl Target {

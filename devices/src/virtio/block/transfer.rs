@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use snapshot::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::disk::Extent;
+use super::extent::Extent;
 use super::request::{HEADER, Request, RequestKind, Status};
 use crate::virtio::queue::chain::Chain;
 

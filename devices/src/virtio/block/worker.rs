@@ -20,8 +20,9 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::disk::{Extent, Storage};
-use super::request::{CHUNK_SIZE, Status};
+use super::disk::Storage;
+use super::extent::{Extent, Pieces};
+use super::request::Status;
 use super::transfer::{PendingRequest, Unfinished};
 use crate::lock;
 
@@ -463,12 +464,17 @@ impl Job {
                 })
             }
             Work::Flush { dirty, size } => flush(storage, &[dirty.extent(size)], &is_current),
-            Work::Discard(extents) => change(&extents, &record, |chunk| storage.discard(chunk)),
+            Work::Discard(extents) => change(&extents, storage.discard_pieces(), &record, |piece| {
+                storage.discard(piece)
+            }),
             Work::Zero {
                 extents,
                 unmap,
                 write_through,
-            } => change(&extents, &record, |chunk| storage.zero(chunk, unmap)).and_then(|()| {
+            } => change(&extents, Pieces::CHUNKS, &record, |piece| {
+                storage.zero(piece, unmap)
+            })
+            .and_then(|()| {
                 if write_through {
                     flush(storage, &extents, &is_current)
                 } else {
@@ -485,37 +491,40 @@ impl Job {
     }
 }
 
-/// Calls `call` for each part of `extents` between multiples of `size`. A cancelled work has no result.
+/// Calls `call` for each of the `pieces` of `extents`. A cancelled work has no result.
 fn each(
     extents: &[Extent],
-    size: u64,
+    pieces: Pieces,
     is_current: &impl Fn() -> bool,
     call: impl Fn(Extent) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut chunks = extents.iter().flat_map(|extent| extent.chunks(size));
-    chunks.try_for_each(|chunk| if is_current() { call(chunk) } else { Ok(()) })
+    let mut pieces = extents.iter().flat_map(|extent| extent.pieces(pieces));
+    pieces.try_for_each(|piece| if is_current() { call(piece) } else { Ok(()) })
 }
 
 /// Calls `call` for each piece of a discard or write zeroes of `extents`, and then `record` with its length.
 fn change(
     extents: &[Extent],
+    pieces: Pieces,
     record: &impl Fn(u64) -> bool,
     call: impl Fn(Extent) -> io::Result<()>,
 ) -> io::Result<()> {
-    each(extents, CHUNK_SIZE, &|| record(0), |chunk| {
-        call(chunk)?;
-        record(chunk.length);
+    each(extents, pieces, &|| record(0), |piece| {
+        call(piece)?;
+        record(piece.length);
         Ok(())
     })
 }
 
 /// Flushes all data, `extents` first. Most parts of a large disk are clean: they need no call for each [`FLUSH_SIZE`].
 fn flush(storage: &dyn Storage, extents: &[Extent], is_current: &impl Fn() -> bool) -> io::Result<()> {
-    each(extents, CLEAN_SIZE, is_current, |part| {
+    each(extents, Pieces::of_size(CLEAN_SIZE), is_current, |part| {
         if part.length > FLUSH_SIZE && storage.is_clean(part) {
             return Ok(());
         }
-        each(&[part], FLUSH_SIZE, is_current, |chunk| storage.write_back(chunk))
+        each(&[part], Pieces::of_size(FLUSH_SIZE), is_current, |chunk| {
+            storage.write_back(chunk)
+        })
     })?;
     if is_current() { storage.flush() } else { Ok(()) }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use devices::virtio::Block;
+use devices::virtio::block::disk::Error;
 use devices::virtio::block::{CacheType, DiskConfig, IoEngine};
 use vmm::memory::memfd;
 
@@ -26,6 +27,14 @@ const KINDS: [u32; 8] = [0, 1, 4, 8, 11, 13, 1, 99];
 pub struct Drive {
     disk: File,
     config: DiskConfig,
+    /// The disk is treated as that of a server: most requests wait for the worker or io_uring.
+    is_remote: bool,
+}
+
+/// Updates the size of the disk, which fails while requests are in flight.
+fn update_size(device: &mut Block) -> Result<(), Error> {
+    let mut update = device.disk().handle().update(None)?;
+    device.update(&mut update)
 }
 
 impl Drive {
@@ -52,6 +61,7 @@ impl Drive {
                 bandwidth: None,
                 operations: choose(3).then_some(ONE_PER_100_MS),
             },
+            is_remote: choose(4),
         }
     }
 
@@ -85,7 +95,11 @@ impl Model for Drive {
     fn create(&mut self, clock: ManualClock) -> Box<Block> {
         self.disk = memfd(c"disk", &self.content()).expect("cannot create a file in memory");
         self.config.path = path(&self.disk);
-        Box::new(Block::open(&self.config, Box::new(clock)).expect("cannot open the disk"))
+        let mut block = Block::open(&self.config, Box::new(clock)).expect("cannot open the disk");
+        if self.is_remote {
+            block.make_disk_remote().expect("cannot duplicate the disk");
+        }
+        Box::new(block)
     }
 
     fn drain(device: &mut Block) {
@@ -93,9 +107,8 @@ impl Model for Drive {
     }
 
     fn apply_event(&mut self, device: &mut Block, _: &mut Input<'_>) {
-        let mut update = device.disk().handle().update(None).expect("cannot measure the disk");
         // Requests in flight may prevent it.
-        let _ = device.update(&mut update);
+        let _ = update_size(device);
     }
 
     fn add_request(&mut self, guest: &mut Guest, input: &mut Input<'_>) {
@@ -132,6 +145,10 @@ impl Model for Drive {
     }
 
     fn check_recovery(&mut self, scene: &mut Scene<Self>) {
+        // An abandoned write would change the disk between the read and the check.
+        scratch::wait_until("the end of abandoned requests", || {
+            update_size(scene.transport.device_mut()).is_ok()
+        });
         let guest = &mut scene.guest;
         let header = guest.place(&header(0, 1));
         let data = guest.place(&[0xee; SECTOR]);
@@ -144,11 +161,15 @@ impl Model for Drive {
         guest.add(0, &chain);
         scene.clock.advance(Duration::from_secs(1));
         scene.notify(0);
-        scene.operate(|transport| transport.device_mut().drain());
-        scene.process_events();
+        let mut used = Vec::new();
+        scratch::wait_until("a request after a reset", || {
+            scene.operate(|transport| transport.device_mut().complete_requests());
+            scene.process_events();
+            used = scene.guest.driver.queues[0].collect_used();
+            !used.is_empty()
+        });
         let guest = &mut scene.guest;
-        let used = guest.driver.queues[0].collect_used();
-        assert_eq!(used.len(), 1, "a request after a reset is not complete");
+        assert_eq!(used.len(), 1, "other requests are complete after a reset");
         assert_eq!((used[0].length, guest.driver.read(status, 1)), (513, vec![0]));
         let content = self.content();
         assert!(guest.driver.read(data, SECTOR) == content[SECTOR..2 * SECTOR]);

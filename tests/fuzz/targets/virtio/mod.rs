@@ -30,7 +30,6 @@ use devices::limiter::Bucket;
 use devices::virtio::VirtioDevice;
 use devices::virtio::mmio::{Transport, registers as r};
 use devices::virtio::testing::{Buffer, CountingInterrupt, FakeDriver, get, set};
-use snapshot::persist::Error as PersistError;
 use snapshot::{ArchiveReader, ArchiveWriter, Component};
 
 use super::board::ManualClock;
@@ -58,7 +57,7 @@ trait Model: Sized {
     /// Creates a device, and connects it to this backend in place of the previous device.
     fn create(&mut self, clock: ManualClock) -> Box<Self::Device>;
 
-    /// Completes requests in flight.
+    /// Completes or suspends requests in flight.
     fn drain(_device: &mut Self::Device) {}
 
     /// Applies an event outside the guest.
@@ -146,11 +145,6 @@ where
     /// Replaces the device by one with its saved state.
     fn reload(&mut self, model: &mut M) {
         self.operate(|transport| M::drain(transport.device_mut()));
-        // A request whose rest waits for the event loop, or for a slow host: the caller of a save repeats it.
-        if try_save(&self.transport).is_none() {
-            self.process_events();
-            return;
-        }
         let saved = save(&self.transport);
         assert!(save(&self.transport) == saved, "a save changes the state");
         let memory = self.guest.driver.memory.clone();
@@ -205,17 +199,11 @@ where
 }
 
 fn save(component: &dyn Component) -> Vec<u8> {
-    try_save(component).expect("the device has no request in flight")
-}
-
-/// Returns the saved state, or `None` if the device has requests in flight.
-fn try_save(component: &dyn Component) -> Option<Vec<u8>> {
     let mut writer = ArchiveWriter::new();
-    match component.save_section("device", &mut writer) {
-        Ok(()) => Some(writer.into_bytes()),
-        Err(PersistError::Busy { .. }) => None,
-        Err(error) => panic!("cannot save the device: {error:?}"),
-    }
+    component
+        .save_section("device", &mut writer)
+        .unwrap_or_else(|error| panic!("cannot save the device: {error:?}"));
+    writer.into_bytes()
 }
 
 /// Applies all steps of `input` to a started device, then checks that it works after a reset.

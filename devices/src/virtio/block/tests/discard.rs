@@ -1,11 +1,10 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use scratch::{Requirement, require};
 
 use super::{DISCARD, ENGINES, Fixture, IoEngine, OK, SECTORS, Scratch, WRITE_ZEROES, config, pattern};
-use crate::virtio::block::disk::Extent;
-use crate::virtio::block::disk::shrink_to_blocks;
+use crate::virtio::block::extent::{Extent, Pieces, shrink_to_blocks};
 
 #[test]
 fn discard_shrinks_to_complete_blocks() {
@@ -101,4 +100,55 @@ fn file_discards_partial_blocks() {
     assert_eq!(fixture.run_segments(DISCARD, &[(1, 9, 0)]), OK);
     assert_eq!(fixture.read(0, 512), (OK, pattern(0, 512)));
     assert_eq!(fixture.read(10, 512), (OK, pattern(5120, 512)));
+}
+
+/// Returns the extents of a discard of `length` bytes.
+fn pieces_of(pieces: Pieces, offset: u64, length: u64) -> Vec<(u64, u64)> {
+    let extents = Extent { offset, length }.pieces(pieces);
+    extents.map(|extent| (extent.offset, extent.length)).collect()
+}
+
+#[test]
+fn pieces_are_complete_units() {
+    const MIB: u64 = 1 << 20;
+    let cases = [
+        // Small units: pieces of 1 MiB.
+        (
+            Pieces::of_units(4096, 0),
+            vec![(0, MIB), (MIB, MIB), (2 * MIB, MIB)],
+        ),
+        (Pieces::of_units(2 * MIB, 0), vec![(0, 2 * MIB), (2 * MIB, MIB)]),
+        (Pieces::of_units(2 * MIB, MIB), vec![(0, MIB), (MIB, 2 * MIB)]),
+        // Six units of 192 KiB.
+        (
+            Pieces::of_units(192 << 10, 0),
+            vec![(0, 1152 << 10), (1152 << 10, 1152 << 10), (2304 << 10, 768 << 10)],
+        ),
+        // Unknown or absurd.
+        (Pieces::of_units(0, 7), vec![(0, MIB), (MIB, MIB), (2 * MIB, MIB)]),
+        (
+            Pieces::of_units(u64::MAX, 7),
+            vec![(0, MIB), (MIB, MIB), (2 * MIB, MIB)],
+        ),
+    ];
+    for (pieces, expected) in cases {
+        assert_eq!(pieces_of(pieces, 0, 3 * MIB), expected, "{pieces:?}");
+    }
+    let last = pieces_of(Pieces::of_units(1 << 30, 0), u64::MAX - 512, 512);
+    assert_eq!(last, [(u64::MAX - 512, 512)]);
+}
+
+#[test]
+fn discard_granularity_comes_from_sysfs() {
+    let directory = scratch::Directory::new();
+    let disk = Path::new(directory.text("").as_str()).join("sda");
+    let partition = disk.join("sda1");
+    std::fs::create_dir_all(disk.join("queue")).unwrap();
+    std::fs::create_dir_all(&partition).unwrap();
+    assert_eq!(Pieces::of_device(&disk), Pieces::CHUNKS);
+    std::fs::write(disk.join("queue/discard_granularity"), "4194304\n").unwrap();
+    std::fs::write(disk.join("discard_alignment"), "0\n").unwrap();
+    std::fs::write(partition.join("discard_alignment"), "1048576\n").unwrap();
+    assert_eq!(Pieces::of_device(&disk), Pieces::of_units(4 << 20, 0));
+    assert_eq!(Pieces::of_device(&partition), Pieces::of_units(4 << 20, 1 << 20));
 }

@@ -7,7 +7,7 @@ use super::{
     WRITE_ZEROES, bucket, config,
 };
 use crate::virtio::block::IoEngine;
-use crate::virtio::block::request::CHUNK_SIZE;
+use crate::virtio::block::extent::CHUNK_SIZE;
 use crate::virtio::device::VirtioDevice;
 
 #[test]

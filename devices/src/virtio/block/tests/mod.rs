@@ -27,6 +27,7 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
 
 use super::disk::DiskFile;
+use super::extent::Pieces;
 use super::{Block, CacheType, Disk, DiskConfig, DiskOptions, IoEngine};
 use crate::limiter::Bucket;
 use crate::medium::Medium;
@@ -142,6 +143,7 @@ impl Fixture {
             file,
             is_block_device: false,
             block_size: 1,
+            discard_pieces: Pieces::CHUNKS,
             medium: Medium::Local,
             inode,
         };

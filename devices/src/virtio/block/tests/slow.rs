@@ -13,6 +13,7 @@ use super::{Block, Buffer, Fixture, GET_ID, IN, IoEngine, NONE, OK, OUT, SECTORS
 use crate::medium::Medium;
 use crate::testing::ManualClock;
 use crate::virtio::block::disk::{Disk, DiskFile, DiskOptions, Error};
+use crate::virtio::block::extent::Pieces;
 use crate::virtio::block::transfer::{MAX_BUFFERED, PIECE_SIZE};
 use crate::virtio::device::VirtioDevice;
 
@@ -26,6 +27,7 @@ fn remote_disk(file: File, size: u64) -> Disk {
         file,
         is_block_device: false,
         block_size: 1,
+        discard_pieces: Pieces::CHUNKS,
         medium: Medium::Remote,
         inode,
     };
@@ -363,7 +365,9 @@ fn suspended_transfer_continues_after_its_pieces() {
     let (status, _) = fixture.add_transfer(OUT, 0, &data);
     fixture.block.notify(0);
     storage.permit(1);
-    fixture.process_events(60_000);
+    let wake = fixture.block.watched_fds()[1];
+    assert!(fixture.is_readable(wake.descriptor, 60_000));
+    fixture.block.process_event(wake.token);
     storage.expect_calls(2);
     fixture.reload();
     assert_eq!(fixture.unfinished(), [PIECE_SIZE]);

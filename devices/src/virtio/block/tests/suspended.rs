@@ -13,7 +13,7 @@ use super::{
     WRITE_ZEROES, bucket,
 };
 use crate::virtio::block::UnfinishedState;
-use crate::virtio::block::request::CHUNK_SIZE;
+use crate::virtio::block::extent::CHUNK_SIZE;
 use crate::virtio::block::transfer::Unfinished;
 use crate::virtio::device::VirtioDevice;
 

@@ -10,12 +10,13 @@ use std::time::Duration;
 use scratch::{Requirement, require};
 
 use super::{
-    Buffer, DISCARD, ENGINES, FLUSH, Fixture, IN, IOERR, IoEngine, NONE, OK, OUT, SECTORS, Scratch,
-    WRITE_ZEROES,
+    Buffer, DISCARD, ENGINES, FLUSH, Fixture, HOURS, IN, IOERR, IoEngine, NONE, OK, OUT, SECTORS, Scratch,
+    WRITE_ZEROES, bucket,
 };
 use crate::lock;
-use crate::virtio::block::disk::{Error, Extent, Storage};
-use crate::virtio::block::request::CHUNK_SIZE;
+use crate::virtio::block::disk::{Error, Storage};
+use crate::virtio::block::extent::CHUNK_SIZE;
+use crate::virtio::block::extent::{Extent, Pieces};
 use crate::virtio::block::worker::FLUSH_SIZE;
 use crate::virtio::device::VirtioDevice;
 
@@ -35,6 +36,7 @@ pub(super) enum Call {
 #[derive(Debug)]
 pub(super) struct SlowStorage {
     file: File,
+    pub(super) discard_pieces: Pieces,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -55,6 +57,7 @@ impl SlowStorage {
     pub(super) fn new(path: &Path) -> Self {
         Self {
             file: File::options().read(true).write(true).open(path).unwrap(),
+            discard_pieces: Pieces::CHUNKS,
             state: Mutex::default(),
             changed: Condvar::new(),
         }
@@ -152,6 +155,10 @@ impl Storage for SlowStorage {
         self.call(Call::Flush)
     }
 
+    fn discard_pieces(&self) -> Pieces {
+        self.discard_pieces
+    }
+
     fn is_clean(&self, extent: Extent) -> bool {
         extent.offset + extent.length <= lock(&self.state).clean
     }
@@ -244,6 +251,33 @@ fn work_is_split_at_multiples_of_chunk() {
         ]
     );
     assert_eq!(fixture.block.metrics().discards, 2);
+}
+
+#[test]
+fn discard_is_split_between_units_of_device() {
+    for is_limited in [false, true] {
+        let scratch = Scratch::empty();
+        let (mut fixture, _) = stuck(&scratch, IoEngine::Sync, 16 * CHUNK);
+        let mut storage = SlowStorage::new(scratch.path());
+        storage.discard_pieces = Pieces::of_units(3 << 20, 1 << 20);
+        let storage = Arc::new(storage);
+        fixture.block.executor.disk.storage = storage.clone();
+        storage.permit(ALL);
+        if is_limited {
+            fixture.block.update_limiter(None, bucket(100, HOURS));
+        }
+        let length = u32::try_from(8 * CHUNK).unwrap();
+        let status = fixture.add_segment(DISCARD, 0, length);
+        // Zeroes need no complete unit.
+        let zeroed = fixture.add_segment(WRITE_ZEROES, 0, u32::try_from(2 * CHUNK).unwrap());
+        fixture.run(2);
+        assert_eq!((fixture.status(status), fixture.status(zeroed)), (OK, OK));
+        let mib = |offset: u64, length: u64| extent(offset << 20, length << 20);
+        let discards = [mib(0, 1), mib(1, 3), mib(4, 3), mib(7, 1)].map(Call::Discard);
+        assert_eq!(storage.expect_calls(0)[..4], discards);
+        let zeroes = [mib(0, 1), mib(1, 1)].map(Call::Zero);
+        assert_eq!(storage.expect_calls(0)[4..], zeroes);
+    }
 }
 
 #[test]
