@@ -1,5 +1,5 @@
 /* Page tables that identity-map the first 4 GiB: the 64-bit Linux entry maps only the image. */
-    .data
+    .section .data.first, "aw" /* before other data: the bss guest needs data that ends within a page */
     .balign 4096
     .globl pml4
 pml4:
