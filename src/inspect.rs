@@ -4,9 +4,9 @@ use std::fmt::Write;
 use std::path::Path;
 
 use vmm::arch::{Native, Platform};
-use vmm::boot::Image;
 use vmm::boot::image::{Error, Format, ImageInfo};
 use vmm::boot::segment::Segment;
+use vmm::boot::{Image, Protocol};
 use vmm::memory::Bytes;
 
 /// Describes the image at `path`: format, segments, notes and boot protocols.
@@ -16,7 +16,12 @@ use vmm::memory::Bytes;
 pub fn inspect(path: &Path) -> Result<String, Error> {
     let image = Image::open(path, Native::ARCHITECTURE)?;
     let info = image.info();
-    let choice = image.select_protocol(None)?;
+    let (choice, refusal) = match image.select_protocol(None) {
+        Ok(protocol) => (protocol, None),
+        // Its headers are described too: a protocol can be forced.
+        Err(error @ Error::OnlyMultiboot2 { .. }) => (Protocol::Linux, Some(error)),
+        Err(error) => return Err(error),
+    };
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{}: {}, {}", path.display(), format(info), Bytes(info.size));
@@ -36,11 +41,14 @@ pub fn inspect(path: &Path) -> Result<String, Error> {
         .map(|segment| segment.physical.end)
         .max()
         .unwrap_or(0);
-    let _ = writeln!(
-        text,
-        "\nmayfly run boots the image by protocol {choice}; the image ends at {end:#x} and needs at least --memory {}M",
-        end.div_ceil(1 << 20)
-    );
+    let _ = match refusal {
+        Some(error) => writeln!(text, "\nmayfly run fails without --protocol: {error}"),
+        None => writeln!(
+            text,
+            "\nmayfly run boots the image by protocol {choice}; the image ends at {end:#x} and needs at least --memory {}M",
+            end.div_ceil(1 << 20)
+        ),
+    };
     Ok(text)
 }
 

@@ -244,6 +244,43 @@ fn file_that_is_no_image_is_identified() {
 }
 
 #[test]
+fn inspect_describes_image_for_multiboot_2() {
+    let mut image = b"\x7fELF\x02\x01\x01".to_vec();
+    image.resize(16, 0);
+    // Executable for x86_64, version 1; then entry, offsets of both tables, flags, and sizes and counts of the tables.
+    for field in [2, 62, 1, 0] {
+        image.extend(u16::to_le_bytes(field));
+    }
+    for field in [0x10_0200_u64, 64, 0] {
+        image.extend(field.to_le_bytes());
+    }
+    for field in [0, 0, 64, 56, 1, 0, 0, 0_u16] {
+        image.extend(field.to_le_bytes());
+    }
+    // PT_LOAD of all of the file, readable and executable.
+    for field in [5 << 32 | 1_u64, 0, 0x10_0000, 0x10_0000, 0x210, 0x210, 0x1000] {
+        image.extend(field.to_le_bytes());
+    }
+    image.resize(0x200, 0x90);
+    let (magic, length) = (0xe852_50d6_u32, 16_u32);
+    let checksum = 0_u32.wrapping_sub(magic).wrapping_sub(length);
+    for field in [magic, 0, length, checksum] {
+        image.extend(field.to_le_bytes());
+    }
+    let path = file("multiboot2.elf", &image);
+    let output = mayfly(&["inspect", &path]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    for expected in [
+        "multiboot  no: the multiboot header at byte 0x200 has version 2",
+        "mayfly run fails without --protocol",
+        "force one of: linux",
+    ] {
+        assert!(text.contains(expected), "{text}");
+    }
+    assert!(output.status.success());
+}
+
+#[test]
 fn initrd_that_is_no_file_is_rejected() {
     let image = file("initrd.elf", &program());
     for (path, text) in [("/nowhere", "no such file"), ("/", "directory")] {

@@ -83,7 +83,7 @@ Set up the machine:
       --cpus N          set the number of vCPUs, 1 to 32 (default 1)
       --initrd FILE     load an initial RAM disk, or the first module of a multiboot image (default none)
       --protocol NAME   boot by protocol linux (64-bit, boot_params), pvh or multiboot (version 1). mayfly inspect
-                        shows the protocols of an image (default: selected by its notes and headers)
+                        shows the protocols of an image (default: pvh by a note, multiboot by a header, else linux)
       --irqchip MODE    emulate IOAPIC, PIC and PIT in mayfly (split) or in KVM (kernel). split starts and ends
                         faster (default split)
       --no-acpi         omit the ACPI tables

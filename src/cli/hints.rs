@@ -98,7 +98,9 @@ fn run_option(error: &(dyn Error + 'static)) -> Option<String> {
     }
     let option = if let Some(initrd::Error::TooLarge { .. }) = error.downcast_ref() {
         "--initrd FILE"
-    } else if let Some(image::Error::UnsupportedProtocol { .. }) = error.downcast_ref() {
+    } else if let Some(image::Error::UnsupportedProtocol { .. } | image::Error::OnlyMultiboot2 { .. }) =
+        error.downcast_ref()
+    {
         "--protocol NAME"
     } else if let Some(error) = error.downcast_ref() {
         match error {

@@ -15,6 +15,7 @@ scenarios! {
     entry_by_pvh => expect_exit("pvh.elf", "entered by pvh", 0);
     entry_by_forced_linux_protocol => expect_exit("pvh.elf --protocol linux", "entered by linux", 0);
     entry_by_multiboot => expect_exit("multiboot.elf", "entered by multiboot", 0);
+    entry_of_64_bit_elf_by_multiboot => expect_exit("multiboot-64.elf", "entered by multiboot", 0);
     module_by_multiboot =>
         expect_lines("multiboot.elf --initrd /images/initrd -- a=1", &["multiboot.elf a=1]", "module ", "ok multiboot"]);
     module_of_flat_file_by_multiboot =>

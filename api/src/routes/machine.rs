@@ -39,6 +39,7 @@ pub(crate) fn put_boot_source(context: &mut RequestContext<'_>) -> Result<Respon
         kernel_image_path,
         initrd_path,
         boot_args,
+        kernel_protocol,
     } = context.read()?;
     context.before_start()?;
     let args = boot_args.unwrap_or_else(|| DEFAULT_BOOT_ARGS.to_owned());
@@ -48,7 +49,10 @@ pub(crate) fn put_boot_source(context: &mut RequestContext<'_>) -> Result<Respon
         .drives()
         .find_map(DriveConfig::root_argument);
     check_args(&args, root)?;
-    let result = context.control.set_boot(kernel_image_path, initrd_path, args);
+    let protocol = kernel_protocol.map(Into::into);
+    let result = context
+        .control
+        .set_boot(kernel_image_path, initrd_path, args, protocol);
     result.map_err(Error::of(BOOT))?;
     Ok(Response::no_content())
 }

@@ -240,6 +240,30 @@ fn failures_have_prefix_and_causes() {
 }
 
 #[test]
+fn kernel_protocol_is_set_and_returned() {
+    let mut fixture = Fixture::new();
+    let boot = |protocol: &str| {
+        json!({"kernel_image_path": "@/kernel", "boot_args": "a", "kernel_protocol": protocol}).to_string()
+    };
+    fixture.expect_no_content("PUT", "/boot-source", &boot("linux"));
+    assert_eq!(
+        fixture.get("/vm/config")["boot-source"]["kernel_protocol"],
+        "linux"
+    );
+    let fault = fixture.expect_fault("PUT", "/boot-source", &boot("pvh"));
+    assert!(
+        fault.starts_with("Boot source error: ") && fault.contains("no note of a PVH entry"),
+        "{fault}"
+    );
+    let fault = fixture.expect_fault("PUT", "/boot-source", &boot("multiboot2"));
+    assert!(fault.contains("unknown variant `multiboot2`"), "{fault}");
+    let unset = r#"{"kernel_image_path": "@/kernel", "kernel_protocol": null}"#;
+    fixture.expect_no_content("PUT", "/boot-source", unset);
+    let config = fixture.get("/vm/config");
+    assert!(config["boot-source"].get("kernel_protocol").is_none(), "{config}");
+}
+
+#[test]
 fn root_argument_counts_toward_boot_args() {
     let boot =
         |length: usize| json!({"kernel_image_path": "@/kernel", "boot_args": "a".repeat(length)}).to_string();

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::macros::schema;
+use vmm::config::Protocol;
+
+use super::macros::{choice, schema};
 
 /// Command line of a guest without `boot_args`: Firecracker's default, for Linux.
 pub const DEFAULT_BOOT_ARGS: &str = "reboot=k panic=1 nomodule 8250.nr_uarts=0 i8042.noaux i8042.nomux \
@@ -12,6 +14,18 @@ pub const DEFAULT_BOOT_ARGS: &str = "reboot=k panic=1 nomodule 8250.nr_uarts=0 i
 
 /// Maximum length of a command line in bytes: 2048 in Linux, less the terminating NUL.
 pub const MAX_BOOT_ARGS: usize = 2047;
+
+choice! {
+    /// Boot protocol.
+    KernelProtocol mirrors Protocol {
+        /// 64-bit Linux protocol.
+        Linux = "linux",
+        /// PVH.
+        Pvh = "pvh",
+        /// Multiboot 1.
+        Multiboot = "multiboot",
+    }
+}
 
 schema! {
     /// Image, initrd and command line of the guest.
@@ -25,6 +39,9 @@ schema! {
         #[max_length(MAX_BOOT_ARGS)]
         #[pattern("^[ -~]*$")]
         boot_args: Option<String> = DEFAULT_BOOT_ARGS;
+        /// Boot protocol. The image selects it by default: PVH by a note, multiboot by a header, else linux.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        kernel_protocol: Option<KernelProtocol>;
     }
-    example "{kernel_image_path: /images/guest, initrd_path: /images/initrd, boot_args: guest -- hello}";
+    example "{kernel_image_path: /images/guest, initrd_path: /images/initrd, boot_args: guest -- hello, kernel_protocol: pvh}";
 }

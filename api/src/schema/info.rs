@@ -98,8 +98,8 @@ impl VmConfiguration {
             memory: _,
             track_dirty_pages: _,
             huge_pages: _,
+            protocol,
             // Not settings of the API.
-            protocol: _,
             irqchip: _,
             acpi: _,
             mptable: _,
@@ -118,6 +118,7 @@ impl VmConfiguration {
                 kernel_image_path: kernel.clone(),
                 initrd_path: initrd.clone(),
                 boot_args: Some(cmdline.clone()),
+                kernel_protocol: protocol.map(Into::into),
             }),
             cpu_config: None,
             drives,

@@ -160,6 +160,17 @@ pub enum Error {
         /// Supported protocols.
         supported: String,
     },
+    /// The image is made for multiboot 2, and for no supported protocol.
+    #[error(
+        "cannot boot {path}: its only header is for multiboot 2, which is not supported; build the image with a PVH note or a \
+         multiboot 1 header, or force one of: {supported}"
+    )]
+    OnlyMultiboot2 {
+        /// Path of the image.
+        path: PathBuf,
+        /// Protocols that can be forced.
+        supported: String,
+    },
     /// The addresses of the segments are invalid.
     #[error("cannot load {path}")]
     Layout {
@@ -215,6 +226,8 @@ pub struct ImageInfo {
     pub notes: Vec<Note>,
     /// Support of each protocol.
     pub protocol_support: [ProtocolSupport; 3],
+    /// The image has a multiboot header of version 2, and none of version 1.
+    pub is_multiboot_2: bool,
 }
 
 /// Open image.
@@ -279,23 +292,28 @@ impl Image {
             .collect()
     }
 
-    /// Returns `forced`, or the first supported protocol of PVH, Linux, multiboot.
+    /// Returns `forced`, or the first supported protocol of PVH, multiboot, Linux: a mark in the image decides before the Linux
+    /// protocol, which every 64-bit ELF image supports.
     ///
     /// # Errors
-    /// [`Error::UnsupportedProtocol`] or [`Error::NoProtocol`].
+    /// [`Error::UnsupportedProtocol`], [`Error::NoProtocol`] or [`Error::OnlyMultiboot2`].
     pub fn select_protocol(&self, forced: Option<Protocol>) -> Result<Protocol, Error> {
         if let Some(protocol) = forced {
             return self.entry(protocol).map(|_| protocol);
         }
-        let order = [Protocol::Pvh, Protocol::Linux, Protocol::Multiboot];
+        let order = [Protocol::Pvh, Protocol::Multiboot, Protocol::Linux];
         let supported = self.protocols();
-        order
-            .into_iter()
-            .find(|protocol| supported.contains(protocol))
-            .ok_or_else(|| Error::NoProtocol {
+        match order.into_iter().find(|protocol| supported.contains(protocol)) {
+            Some(Protocol::Linux) if self.info.is_multiboot_2 => Err(Error::OnlyMultiboot2 {
+                path: self.path.clone(),
+                supported: protocol::supported_names(&self.info.protocol_support),
+            }),
+            Some(protocol) => Ok(protocol),
+            None => Err(Error::NoProtocol {
                 path: self.path.clone(),
                 reasons: protocol::unsupported_reasons(&self.info.protocol_support),
-            })
+            }),
+        }
     }
 
     /// Loads the image into fresh memory, for an entry by `protocol`. No segment may overlap a `reserved` range.
@@ -423,6 +441,7 @@ fn elf_info(elf: Elf, file: &RegularFile, architecture: Architecture) -> ImageIn
         multiboot_segment,
         notes: elf.notes,
         protocol_support,
+        is_multiboot_2: matches!(multiboot, Err(MultibootError::Version2(_))),
     }
 }
 
@@ -444,6 +463,7 @@ fn bzimage_info(setup: SetupHeader, segment: Segment, size: u64) -> ImageInfo {
             ),
             ProtocolSupport::unsupported(Protocol::Multiboot, "a bzImage has no multiboot header"),
         ],
+        is_multiboot_2: false,
     }
 }
 
@@ -477,6 +497,7 @@ fn multiboot_info(
             ProtocolSupport::unsupported(Protocol::Pvh, reason),
             support,
         ],
+        is_multiboot_2: false,
     })
 }
 

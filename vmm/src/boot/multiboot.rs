@@ -1,4 +1,4 @@
-//! Multiboot 1 headers: specification 0.6.96, section 3.1.
+//! Multiboot 1 headers: specification 0.6.96, section 3.1. Headers of multiboot 2 are recognised only.
 
 use super::file::HeaderFields;
 use super::segment::{Flags, Segment};
@@ -7,6 +7,10 @@ use super::segment::{Flags, Segment};
 pub const SEARCHED: usize = 8192;
 
 const MAGIC: u32 = 0x1bad_b002;
+/// Magic of a multiboot 2 header: specification 2.0, section 3.1.1.
+const MAGIC_2: u32 = 0xe852_50d6;
+/// Alignment of a multiboot 2 header.
+const ALIGNMENT_2: usize = 8;
 /// Page-aligned modules (bit 0) and memory information (bit 1), both always provided.
 const SUPPORTED_REQUIREMENTS: u32 = 0b11;
 /// Requirements, bits 0 to 15: a boot loader must not load an image with an unsupported one.
@@ -20,6 +24,9 @@ pub enum Error {
     /// The file has no header.
     #[error("no multiboot header in the first 8 KiB")]
     Missing,
+    /// The file has only a header of version 2, at this offset.
+    #[error("the multiboot header at byte {0:#x} has version 2; only version 1 is supported")]
+    Version2(usize),
     /// The header has unsupported requirements.
     #[error("the multiboot header requires features {0:#x}; only 0x1 and 0x2 are supported")]
     Requirements(u32),
@@ -70,18 +77,32 @@ pub struct Header {
 /// Finds the header in the first bytes of a file.
 ///
 /// # Errors
-/// [`Error::Missing`], or [`Error::Requirements`] for unsupported requirements.
+/// [`Error::Missing`], [`Error::Version2`], or [`Error::Requirements`] for unsupported requirements.
 pub fn find(head: &[u8]) -> Result<Header, Error> {
     let searched = &head[..head.len().min(SEARCHED)];
     let header = (0..searched.len())
         .step_by(4)
         .find_map(|offset| parse_at(searched, offset))
-        .ok_or(Error::Missing)?;
+        .ok_or_else(|| find_version_2(searched).map_or(Error::Missing, Error::Version2))?;
     let unsupported = header.flags & REQUIREMENTS & !SUPPORTED_REQUIREMENTS;
     if unsupported != 0 {
         return Err(Error::Requirements(unsupported));
     }
     Ok(header)
+}
+
+/// Returns the offset of a multiboot 2 header: magic, architecture, length and checksum.
+fn find_version_2(searched: &[u8]) -> Option<usize> {
+    let is_header = |offset: &usize| {
+        let fields = searched.get(*offset..*offset + 16).map(HeaderFields);
+        fields.is_some_and(|fields| {
+            let sum = (4..16)
+                .step_by(4)
+                .fold(MAGIC_2, |sum, field| sum.wrapping_add(fields.u32(field)));
+            fields.u32(0) == MAGIC_2 && sum == 0
+        })
+    };
+    (0..searched.len()).step_by(ALIGNMENT_2).find(is_header)
 }
 
 fn parse_at(searched: &[u8], offset: usize) -> Option<Header> {
@@ -154,7 +175,7 @@ mod tests {
     use proptest::prelude::{any, prop_assert, proptest};
 
     use super::{Addresses, Error, find, segment};
-    use crate::boot::testing::multiboot_header;
+    use crate::boot::testing::{multiboot_2_header, multiboot_header};
 
     const ADDRESSES: Addresses = Addresses {
         header: 0x10_0100,
@@ -190,6 +211,20 @@ mod tests {
         assert!(matches!(find(&image), Err(Error::Missing)));
         image.extend(multiboot_header(1, None));
         assert_eq!(find(&image).unwrap().offset, 32, "the search continues");
+    }
+
+    #[test]
+    fn header_of_version_2_is_recognised() {
+        let mut image = vec![0; 10_000];
+        image[0x1008..0x1018].copy_from_slice(&multiboot_2_header());
+        assert!(matches!(find(&image), Err(Error::Version2(0x1008))));
+        assert!(matches!(find(&image[4..]), Err(Error::Missing)), "misaligned");
+        assert!(matches!(find(&image[..0x1017]), Err(Error::Missing)), "truncated");
+        image[0x1010] ^= 1;
+        assert!(matches!(find(&image), Err(Error::Missing)), "checksum");
+        image[0x1010] ^= 1;
+        image[..32].copy_from_slice(&multiboot_header(3, None));
+        assert_eq!(find(&image).unwrap().offset, 0, "an image with both headers");
     }
 
     #[test]

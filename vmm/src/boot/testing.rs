@@ -56,6 +56,14 @@ pub fn multiboot_header(flags: u32, addresses: Option<Addresses>) -> Vec<u8> {
     fields.into_iter().flat_map(u32::to_le_bytes).collect()
 }
 
+/// Returns the first 16 bytes of a multiboot 2 header for x86.
+pub fn multiboot_2_header() -> Vec<u8> {
+    let (magic, length) = (0xe852_50d6_u32, 24_u32);
+    let checksum = 0_u32.wrapping_sub(magic).wrapping_sub(length);
+    let fields = [magic, 0, length, checksum];
+    fields.into_iter().flat_map(u32::to_le_bytes).collect()
+}
+
 /// Program header with its content.
 #[derive(Clone)]
 pub struct ElfSegment {

@@ -23,3 +23,5 @@ pub use options::{Error as OptionError, RateLimits};
 pub use settings::Conflict;
 pub use size::{MemorySize, ParseError as SizeError};
 pub use vm::{IrqchipMode, VmConfig, VmSpec};
+
+pub use crate::boot::Protocol;

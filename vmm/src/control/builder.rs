@@ -12,7 +12,7 @@ use devices::serial::SerialOutput;
 use super::error::Error;
 use crate::arch::{Native, Platform};
 use crate::boot::{Image, Initrd};
-use crate::config::{DeviceConfig, DeviceKind, HostMemory, VmConfig, VmSpec};
+use crate::config::{DeviceConfig, DeviceKind, HostMemory, Protocol, VmConfig, VmSpec};
 use crate::machine::{DeviceError, Machine, OpenDevice, open_device};
 use crate::timeline::{Lane, Timeline};
 use crate::vm::{BootFiles, Console, ConsoleError, ConsoleInput, Vm};
@@ -71,14 +71,19 @@ impl VmBuilder {
         kernel: PathBuf,
         initrd: Option<PathBuf>,
         cmdline: String,
+        protocol: Option<Protocol>,
     ) -> Result<(), Error> {
         let image = Image::open(&kernel, Native::ARCHITECTURE).map_err(Error::Image)?;
+        if protocol.is_some() {
+            image.select_protocol(protocol).map_err(Error::Image)?;
+        }
         let opened = initrd.as_deref().map(Initrd::open);
         self.boot = Some((image, opened.transpose().map_err(Error::Initrd)?));
         self.configured = true;
         self.config.kernel = kernel;
         self.config.initrd = initrd;
         self.config.cmdline = cmdline;
+        self.config.protocol = protocol;
         Ok(())
     }
 

@@ -27,7 +27,7 @@ use operation::Operation;
 
 use crate::boot::{Image, Initrd};
 use crate::cancellation::{BeginError, Cancellation};
-use crate::config::{DeviceConfig, DeviceUpdate, HostMemory, MemorySize, VmConfig};
+use crate::config::{DeviceConfig, DeviceUpdate, HostMemory, MemorySize, Protocol, VmConfig};
 use crate::machine;
 use crate::memory::ResidencyCounter;
 use crate::vm::Vm;
@@ -187,7 +187,7 @@ impl Control {
         Ok(())
     }
 
-    /// Sets image, initial RAM disk and command line.
+    /// Sets image, initial RAM disk, command line, and the boot protocol unless the image selects it.
     ///
     /// # Errors
     /// [`Error::AfterStart`], [`Error::Image`] and [`Error::Initrd`].
@@ -196,8 +196,9 @@ impl Control {
         kernel: PathBuf,
         initrd: Option<PathBuf>,
         cmdline: String,
+        protocol: Option<Protocol>,
     ) -> Result<(), Error> {
-        self.builder()?.set_boot(kernel, initrd, cmdline)
+        self.builder()?.set_boot(kernel, initrd, cmdline, protocol)
     }
 
     /// Adds a device, or replaces the device of the same kind and ID. The ID must not be empty.

@@ -56,7 +56,7 @@ fn invalid_machine_config_changes_nothing() {
 fn start_without_image_fails() {
     let mut control = control();
     assert!(matches!(control.start(), Err(Error::NoKernel)));
-    let missing = control.set_boot("/nowhere/kernel".into(), None, String::new());
+    let missing = control.set_boot("/nowhere/kernel".into(), None, String::new(), None);
     let message = crate::ErrorChain(&missing.unwrap_err()).to_string();
     assert!(message.contains("/nowhere/kernel"), "{message}");
     assert!(!control.has_kernel() && control.config().kernel == Path::new(""));

@@ -9,7 +9,9 @@ use crate::boot::image::{Error, Format, Image};
 use crate::boot::multiboot::{Addresses, Error as MultibootError};
 use crate::boot::protocol::{LoadedImage, Protocol};
 use crate::boot::segment::{LayoutError, MAP_THRESHOLD};
-use crate::boot::testing::{ElfFile, ElfSegment, Temporary, bzimage, multiboot_header, pattern, pvh_note};
+use crate::boot::testing::{
+    ElfFile, ElfSegment, Temporary, bzimage, multiboot_2_header, multiboot_header, pattern, pvh_note,
+};
 use crate::memory::{allocate, page_size};
 use snapshot::file::Architecture;
 
@@ -113,11 +115,11 @@ fn image_selects_protocol() {
     for (is_64_bit, segments, expected) in [
         (true, vec![code.clone()], vec![Linux]),
         (true, vec![code.clone(), pvh.clone()], vec![Pvh, Linux]),
-        (true, vec![marked.clone()], vec![Linux, Multiboot]),
+        (true, vec![marked.clone()], vec![Multiboot, Linux]),
         (
             true,
             vec![marked.clone(), pvh.clone()],
-            vec![Pvh, Linux, Multiboot],
+            vec![Pvh, Multiboot, Linux],
         ),
         (false, vec![marked.clone()], vec![Multiboot]),
         (false, vec![marked.clone(), pvh.clone()], vec![Pvh, Multiboot]),
@@ -143,6 +145,36 @@ fn image_selects_protocol() {
             assert_eq!(load(&content, Some(protocol)).unwrap().0.entry, entry);
         }
     }
+}
+
+#[test]
+fn image_for_multiboot_2_needs_forced_protocol() {
+    let mut content = multiboot_2_header();
+    content.resize(100, 0x90);
+    let code = ElfSegment::load(0x10_0000, content.clone(), 0);
+    let image = open(&ElfFile::new(0x10_0010, vec![code.clone()]).build()).unwrap();
+    let error = image.select_protocol(None).unwrap_err();
+    assert!(matches!(error, Error::OnlyMultiboot2 { .. }), "{error}");
+    assert!(error.to_string().ends_with("force one of: linux"), "{error}");
+    assert_eq!(
+        image.select_protocol(Some(Protocol::Linux)).unwrap(),
+        Protocol::Linux
+    );
+    let error = image.select_protocol(Some(Protocol::Multiboot)).unwrap_err();
+    assert!(error.to_string().contains("version 2"), "{error}");
+
+    let pvh = ElfSegment::notes(pvh_note(0x10_0010));
+    let image = open(&ElfFile::new(0x10_0010, vec![code.clone(), pvh]).build()).unwrap();
+    assert_eq!(image.select_protocol(None).unwrap(), Protocol::Pvh);
+    let image = open(&ElfFile::new_32_bit(0x10_0010, vec![code]).build()).unwrap();
+    let error = image.select_protocol(None).unwrap_err();
+    assert!(matches!(error, Error::NoProtocol { .. }), "{error}");
+    assert!(error.to_string().contains("has version 2"), "{error}");
+    let error = open(&content).unwrap_err();
+    assert!(
+        error.source().unwrap().to_string().contains("has version 2"),
+        "{error}"
+    );
 }
 
 #[test]
