@@ -5,6 +5,7 @@
 //!
 //! | module | contents |
 //! |---|---|
+//! | [`memory`] | [`GuestMemory`], and the log of this process's writes to it |
 //! | [`persist`] | [`Persist`] and the object-safe [`Component`] |
 //! | [`section`] | [`Schema`], [`ArchiveWriter`] and [`ArchiveReader`]: named, versioned sections, each read exactly once |
 //! | [`mod@file`] | state file: a header with a checksum, and an archive |
@@ -15,10 +16,12 @@
 //! accidental changes only.
 
 pub mod file;
+pub mod memory;
 pub mod persist;
 pub mod section;
 
 pub use file::atomic::AtomicFile;
+pub use memory::{GuestMemory, GuestRegion, GuestSlice, HostWrites};
 pub use persist::{Component, Persist};
 pub use section::{ArchiveReader, ArchiveWriter, Schema};
 
@@ -32,8 +35,3 @@ pub fn zeroed(length: usize) -> std::io::Result<Vec<u8>> {
     bytes.resize(length, 0);
     Ok(bytes)
 }
-
-/// Guest memory: one private mapping per region.
-///
-/// It has no dirty bitmap: the kernel's page tables show the changed pages when a snapshot is created.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;

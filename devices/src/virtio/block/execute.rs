@@ -44,6 +44,10 @@ pub(super) fn read_now(extent: Extent, chain: &Chain<'_>, disk: &Disk) -> Progre
         // SAFETY: the iovecs refer to guest memory, which `chain` borrows.
         unsafe { disk.read_now(iovecs, extent.offset) }
     });
+    // A failed read may have written any part.
+    chain
+        .writable
+        .log_write(0..*result.as_ref().unwrap_or(&extent.length));
     match result {
         Ok(done) if done < extent.length => Progress::Waits(done),
         Ok(done) => Progress::completed(Ok(()), done),

@@ -76,6 +76,15 @@ impl<'m> RxBuffers<'m> {
             .flat_map(|chain| chain.writable.iovec(0..chain.writable.len()))
     }
 
+    /// Records that the first `length` bytes were written by [`iovec`](Self::iovec).
+    pub(super) fn log_write(&self, length: u64) {
+        let mut rest = length;
+        for chain in &self.chains {
+            chain.writable.log_write(0..rest);
+            rest = rest.saturating_sub(chain.writable.len());
+        }
+    }
+
     /// Returns the number of buffers, at most the queue size.
     pub(super) fn count(&self) -> u16 {
         u16::try_from(self.chains.len()).unwrap_or(u16::MAX)

@@ -331,11 +331,19 @@ impl Backend for Tap {
         let received = unsafe { libc::readv(self.file.as_raw_fd(), iovecs.as_ptr(), count) };
         match usize::try_from(received) {
             Ok(length) => {
+                buffers.log_write(length as u64);
                 // The packet can be older than a link failure, so the link may still be down.
                 self.flush()?;
                 Ok(Received::Direct(length))
             }
-            Err(_) => self.update_link(Err(io::Error::last_os_error())),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    // The kernel may have written any part.
+                    buffers.log_write(buffers.len());
+                }
+                self.update_link(Err(error))
+            }
         }
     }
 

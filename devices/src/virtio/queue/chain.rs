@@ -16,9 +16,10 @@
 use std::ops::Range;
 
 use smallvec::SmallVec;
-use snapshot::GuestMemory;
+use snapshot::{GuestMemory, GuestSlice};
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, VolatileSlice};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
 use super::DescriptorIter;
 
@@ -178,7 +179,7 @@ const INLINE_SLICES: usize = 4;
 #[derive(Debug, Default)]
 pub struct IoVecBuffer<'m> {
     // Inline for the usual few slices: a `Vec` for each request would cost a twentieth of a cached read.
-    slices: SmallVec<[VolatileSlice<'m>; INLINE_SLICES]>,
+    slices: SmallVec<[GuestSlice<'m>; INLINE_SLICES]>,
     length: u64,
     /// Guest-physical address behind the last byte.
     end: u64,
@@ -207,12 +208,20 @@ impl<'m> IoVecBuffer<'m> {
 
     /// Returns iovecs for the bytes in `range`, cut at the end of the buffers.
     ///
-    /// The pointers are valid as long as the memory, `'m`. The guest may change the bytes behind them at any time.
+    /// The pointers are valid as long as the memory, `'m`. The guest may change the bytes behind them at any time. A write by them must
+    /// be [logged](Self::log_write).
     pub fn iovec(&self, range: Range<u64>) -> impl Iterator<Item = libc::iovec> {
         self.slices(range).map(|slice| libc::iovec {
             iov_base: slice.ptr_guard_mut().as_ptr().cast(),
             iov_len: slice.len(),
         })
+    }
+
+    /// Records that the bytes in `range` were written by an [`iovec`](Self::iovec).
+    pub fn log_write(&self, range: Range<u64>) {
+        for slice in self.slices(range) {
+            slice.bitmap().mark_dirty(0, slice.len());
+        }
     }
 
     /// Returns guest-physical address and length of the adjacent bytes in `range`, cut at the end of the buffers. The buffers must be
@@ -271,7 +280,7 @@ impl<'m> IoVecBuffer<'m> {
         }
     }
 
-    fn slices(&self, range: Range<u64>) -> impl Iterator<Item = VolatileSlice<'m>> {
+    fn slices(&self, range: Range<u64>) -> impl Iterator<Item = GuestSlice<'m>> {
         let mut at = 0;
         self.slices.iter().filter_map(move |slice| {
             let covered = at..at + slice.len() as u64;

@@ -15,11 +15,12 @@ mod tests;
 use std::num::Wrapping;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-use snapshot::GuestMemory;
+use snapshot::{GuestMemory, GuestSlice};
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueState, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, VolatileMemory, VolatileSlice};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, VolatileMemory};
 
 /// Malformed virtqueue. The device stops until the driver resets it.
 #[derive(Debug, thiserror::Error)]
@@ -218,7 +219,7 @@ impl Virtqueue {
 #[derive(Clone)]
 pub struct DescriptorIter<'m> {
     memory: &'m GuestMemory,
-    table: VolatileSlice<'m>,
+    table: GuestSlice<'m>,
     head: u16,
     next: u16,
     /// Descriptors that may follow, at most the size of the table: bounds a loop.
@@ -276,7 +277,7 @@ impl Iterator for DescriptorIter<'_> {
 }
 
 /// Returns `length` bytes of a virtqueue at `address`.
-fn slice_at(memory: &GuestMemory, address: u64, length: usize) -> Result<VolatileSlice<'_>, Error> {
+fn slice_at(memory: &GuestMemory, address: u64, length: usize) -> Result<GuestSlice<'_>, Error> {
     memory
         .get_slice(GuestAddress(address), length)
         .map_err(|source| Error::Access {
@@ -302,6 +303,7 @@ fn store(memory: &GuestMemory, address: u64, value: u16, order: Ordering) -> Res
         .get_atomic_ref::<AtomicU16>(0)
         .map_err(|source| access_error(address, source.into()))?
         .store(value.to_le(), order);
+    slice.bitmap().mark_dirty(0, size_of::<u16>());
     Ok(())
 }
 

@@ -1,10 +1,11 @@
 use std::sync::Arc;
 
-use snapshot::GuestMemory;
+use snapshot::{GuestMemory, GuestRegion, HostWrites};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::queue::FakeQueue;
 use super::registers::{get, set};
@@ -16,7 +17,7 @@ use crate::virtio::mmio::registers as r;
 
 /// Address of the first queue: not 0, which marks an unset ring.
 const RINGS: u64 = 0x1000;
-const PAGE: u64 = 0x1000;
+const PAGE: usize = 0x1000;
 
 /// A driver with its memory and its queues.
 pub struct FakeDriver {
@@ -41,7 +42,7 @@ impl FakeDriver {
         let mut queues = Vec::new();
         for size in queue_sizes {
             let queue = FakeQueue::new(memory.clone(), buffers, *size);
-            buffers = queue.end().next_multiple_of(PAGE);
+            buffers = queue.end().next_multiple_of(PAGE as u64);
             queues.push(queue);
         }
         Self {
@@ -49,6 +50,40 @@ impl FakeDriver {
             queues,
             buffers,
         }
+    }
+
+    /// Creates a driver like [`new`](Self::new), with a log of the writes to its memory.
+    pub fn logged(memory_size: usize, queue_sizes: &[u16]) -> Self {
+        let log = HostWrites::logged(memory_size, PAGE);
+        let mapping = MmapRegionBuilder::new_with_bitmap(memory_size, log)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE)
+            .build();
+        let region = GuestRegion::new(mapping.unwrap(), GuestAddress(0)).unwrap();
+        Self::with_memory(GuestMemory::from_regions(vec![region]).unwrap(), queue_sizes)
+    }
+
+    /// Clears the log of writes. Returns the content of memory for [`expect_writes_logged`](Self::expect_writes_logged).
+    pub fn clear_log(&self) -> Vec<u8> {
+        let region = self.memory.iter().next().unwrap();
+        region.bitmap().log().unwrap().clear();
+        self.read(0, region.size())
+    }
+
+    /// Compares the log of writes with the changed pages since [`clear_log`](Self::clear_log).
+    pub fn expect_writes_logged(&self, before: &[u8]) {
+        let region = self.memory.iter().next().unwrap();
+        let ranges = region.bitmap().log().unwrap().ranges();
+        let logged: Vec<u64> = ranges.flat_map(|range| range.step_by(PAGE)).collect();
+        let now = self.read(0, region.size());
+        let pages = before.chunks(PAGE).zip(now.chunks(PAGE));
+        let changed = (0..).step_by(PAGE).zip(pages);
+        let changed: Vec<u64> = changed
+            .filter(|(_, (before, now))| before != now)
+            .map(|(page, _)| page)
+            .collect();
+        assert!(!changed.is_empty());
+        assert_eq!(logged, changed);
     }
 
     /// Returns the activation for negotiated `features` and VERSION_1; interrupts go to `line`.

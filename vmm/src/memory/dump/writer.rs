@@ -7,7 +7,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use vm_memory::{GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, VolatileSlice};
+use snapshot::{GuestRegion, GuestSlice};
+use vm_memory::{GuestMemoryRegion, MemoryRegionAddress};
 
 use super::error::Error;
 use crate::cancellation::Cancellation;
@@ -55,12 +56,12 @@ pub(super) enum Zeros {
 #[derive(Debug)]
 pub(super) struct RegionExtent<'a> {
     guest: u64,
-    slice: VolatileSlice<'a>,
+    slice: GuestSlice<'a>,
     offset: u64,
 }
 
 impl<'a> RegionExtent<'a> {
-    pub fn new(region: &'a GuestRegionMmap<()>, offset: u64) -> Result<Self, Error> {
+    pub fn new(region: &'a GuestRegion, offset: u64) -> Result<Self, Error> {
         let guest = region.start_addr().0;
         let outside = || Error::Outside(guest..guest.saturating_add(region.len()));
         let length = usize::try_from(region.len()).map_err(|_| outside())?;
@@ -99,7 +100,7 @@ impl<'a> RegionExtent<'a> {
         host.start.saturating_sub(start)..host.end.saturating_sub(start)
     }
 
-    pub fn slice(&self, range: &Range<u64>) -> Result<VolatileSlice<'a>, Error> {
+    pub fn slice(&self, range: &Range<u64>) -> Result<GuestSlice<'a>, Error> {
         let outside = || Error::Outside(self.guest + range.start..self.guest + range.end);
         let start = usize::try_from(range.start).map_err(|_| outside())?;
         let length = usize::try_from(range.end - range.start).map_err(|_| outside())?;
@@ -389,7 +390,7 @@ impl<'a> PageWriter<'a> {
     }
 }
 
-fn write_at(file: &File, slice: &VolatileSlice<'_>, offset: u64) -> io::Result<u64> {
+fn write_at(file: &File, slice: &GuestSlice<'_>, offset: u64) -> io::Result<u64> {
     let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
     let host = slice.ptr_guard();
     // SAFETY: `host` points to `slice.len()` bytes of guest memory, which stay mapped while `slice` lives.
@@ -402,7 +403,7 @@ fn write_at(file: &File, slice: &VolatileSlice<'_>, offset: u64) -> io::Result<u
 }
 
 /// Returns true if all bytes of a page are zero.
-fn is_zero(slice: &VolatileSlice<'_>) -> bool {
+fn is_zero(slice: &GuestSlice<'_>) -> bool {
     let host = slice.ptr_guard();
     let words = host.as_ptr().cast::<u64>();
     (0..slice.len() / 8).step_by(8).all(|group| {

@@ -7,12 +7,10 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd};
 
-use snapshot::GuestMemory;
-use vm_memory::mmap::MmapRegionError;
-use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollectionError, GuestRegionMmap,
-    MmapRegion, VolatileSlice,
-};
+use snapshot::{GuestMemory, GuestRegion, GuestSlice, HostWrites};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollectionError};
 
 use super::bus_error;
 
@@ -148,14 +146,30 @@ pub fn page_size() -> u64 {
 /// [`Error::Region`] if a region is not a sequence of pages, [`Error::Reserve`] if `mmap` fails, and [`Error::Regions`] if
 /// `regions` is empty, overlapping or unsorted.
 pub fn allocate(regions: &[(GuestAddress, usize)]) -> Result<GuestMemory, Error> {
+    allocate_with(regions, |_| HostWrites::default())
+}
+
+/// Maps memory like [`allocate`], with a log of the writes of this process.
+///
+/// # Errors
+/// As [`allocate`].
+pub fn allocate_logged(regions: &[(GuestAddress, usize)]) -> Result<GuestMemory, Error> {
+    let page_size = usize::try_from(page_size()).unwrap_or(4096);
+    allocate_with(regions, |size| HostWrites::logged(size, page_size))
+}
+
+fn allocate_with(
+    regions: &[(GuestAddress, usize)],
+    log: impl Fn(usize) -> HostWrites,
+) -> Result<GuestMemory, Error> {
     let mapped = regions
         .iter()
-        .map(|(address, size)| map_region(*address, *size))
+        .map(|(address, size)| map_region(*address, *size, log(*size)))
         .collect::<Result<Vec<_>, _>>()?;
     GuestMemory::from_regions(mapped).map_err(Error::Regions)
 }
 
-fn map_region(address: GuestAddress, size: usize) -> Result<GuestRegionMmap<()>, Error> {
+fn map_region(address: GuestAddress, size: usize, log: HostWrites) -> Result<GuestRegion, Error> {
     let page_size = page_size();
     let bytes = size as u64;
     let invalid = || Error::Region {
@@ -166,12 +180,22 @@ fn map_region(address: GuestAddress, size: usize) -> Result<GuestRegionMmap<()>,
     if size == 0 || !bytes.is_multiple_of(page_size) || !address.0.is_multiple_of(page_size) {
         return Err(invalid());
     }
-    // `MmapRegion::new` maps with MAP_NORESERVE: only RLIMIT_AS and overcommit mode 2 limit the size.
-    let mapping = MmapRegion::new(size).map_err(|source| Error::Reserve {
+    // With MAP_NORESERVE only RLIMIT_AS and overcommit mode 2 limit the size.
+    let mapping = MmapRegionBuilder::new_with_bitmap(size, log)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_PRIVATE)
+        .build();
+    let mapping = mapping.map_err(|source| Error::Reserve {
         size: Bytes(bytes),
         source,
     })?;
-    GuestRegionMmap::new(mapping, address).ok_or_else(invalid)
+    GuestRegion::new(mapping, address).ok_or_else(invalid)
+}
+
+/// Returns the host addresses of `region`.
+pub fn host_range(region: &GuestRegion) -> Range<u64> {
+    let start = region.as_ptr().addr() as u64;
+    start..start + region.len()
 }
 
 /// Advises the kernel to back `memory` with huge pages. Failure is ignored: the guest then runs with small pages.
@@ -275,15 +299,17 @@ pub fn read_file_into(
     Ok(())
 }
 
-fn read_at(file: &File, slice: &VolatileSlice<'_>, offset: u64) -> io::Result<usize> {
+fn read_at(file: &File, slice: &GuestSlice<'_>, offset: u64) -> io::Result<usize> {
     let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
     let host = slice.ptr_guard_mut();
     // SAFETY: `host` points to `slice.len()` bytes of guest memory, which stay mapped and writable while `slice` lives.
     let read = unsafe { libc::pread(file.as_raw_fd(), host.as_ptr().cast(), slice.len(), offset) };
-    usize::try_from(read).map_err(|_| io::Error::last_os_error())
+    let read = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
+    slice.bitmap().mark_dirty(0, read);
+    Ok(read)
 }
 
-fn slice(memory: &GuestMemory, address: GuestAddress, length: usize) -> Result<VolatileSlice<'_>, Error> {
+fn slice(memory: &GuestMemory, address: GuestAddress, length: usize) -> Result<GuestSlice<'_>, Error> {
     let outside = || Error::Outside(address.0..address.0.saturating_add(length as u64));
     let region = memory.find_region(address).ok_or_else(outside)?;
     let start = region.to_region_addr(address).ok_or_else(outside)?;
@@ -307,6 +333,16 @@ fn short(offset: u64, length: usize, size: u64) -> Error {
 /// As [`allocate()`] and [`remap_snapshot`].
 pub fn map_snapshot(regions: &[(GuestAddress, usize)], file: &File) -> Result<GuestMemory, Error> {
     let memory = allocate(regions)?;
+    remap_snapshot(&memory, file)?;
+    Ok(memory)
+}
+
+/// Maps a memory file like [`map_snapshot`], with a log of the writes of this process.
+///
+/// # Errors
+/// As [`map_snapshot`].
+pub fn map_snapshot_logged(regions: &[(GuestAddress, usize)], file: &File) -> Result<GuestMemory, Error> {
+    let memory = allocate_logged(regions)?;
     remap_snapshot(&memory, file)?;
     Ok(memory)
 }

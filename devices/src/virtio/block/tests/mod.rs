@@ -156,7 +156,7 @@ impl Fixture {
     fn of(mut block: Block, clock: ManualClock) -> Self {
         // The host may delay any write.
         block.executor.disk.pace.slow_write = Duration::MAX;
-        let driver = FakeDriver::new(MEMORY, block.queue_sizes());
+        let driver = FakeDriver::logged(MEMORY, block.queue_sizes());
         let line = Arc::new(CountingInterrupt::default());
         let interrupt = Arc::new(VirtioInterrupt::new(line.clone()));
         let next = driver.buffers;

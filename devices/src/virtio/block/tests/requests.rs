@@ -30,6 +30,26 @@ fn read_returns_disk_contents() {
 }
 
 #[test]
+fn writes_to_guest_memory_are_logged() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut fixture = Fixture::on(&scratch, engine);
+        // Two buffers in several pages, and a response in a third.
+        let [first, second] = [9000, 5000].map(|length| fixture.place(&vec![NONE; length]));
+        let id = fixture.place(&[NONE; 4096]) + 2000;
+        fixture.add(
+            IN,
+            1,
+            &[Buffer::writable(first, 8192), Buffer::writable(second + 3, 4096)],
+        );
+        fixture.add(GET_ID, 0, &[Buffer::writable(id, 20)]);
+        let before = fixture.driver.clear_log();
+        fixture.run(2);
+        fixture.driver.expect_writes_logged(&before);
+    }
+}
+
+#[test]
 fn write_changes_disk_contents() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);

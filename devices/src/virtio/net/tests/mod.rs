@@ -67,7 +67,7 @@ struct Fixture {
 
 impl Fixture {
     fn new(setup: NetSetup, features: u64, queue_sizes: [u16; 2]) -> Self {
-        let driver = FakeDriver::new(MEMORY, &queue_sizes);
+        let driver = FakeDriver::logged(MEMORY, &queue_sizes);
         let line = Arc::new(CountingInterrupt::default());
         let mut net = Net::new(setup).unwrap();
         let activation = driver.activation(features, line.clone());

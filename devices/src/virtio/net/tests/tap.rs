@@ -160,8 +160,10 @@ fn guest_and_host_exchange_packets() {
         let mut buffers = add_buffers(&mut fixture, 40, 1000);
         let socket = UdpSocket::bind("10.9.0.1:4444").unwrap();
         let data: Vec<u8> = packet(3, 8000)[HEADER..].to_vec();
+        let before = fixture.driver.clear_log();
         socket.send_to(&data, "10.9.0.2:9999").unwrap();
         let request = next_frame(&mut fixture, &mut buffers, ARP);
+        fixture.driver.expect_writes_logged(&before);
         let reply = arp_reply(&request);
         let host_mac = request[HEADER + 6..HEADER + 12].to_vec();
         fixture.add_packet(&reply);
