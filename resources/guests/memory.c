@@ -1,7 +1,7 @@
 /* Prints and checks the memory map, and writes to both ends of every RAM entry. */
 #include "boot.h"
 
-#define HOLE 0xd0000000ul
+#define HOLE 0xc0000000ul
 #define FOUR_GIB 0x100000000ul
 
 static u64 tables[8][512] __attribute__((aligned(4096)));

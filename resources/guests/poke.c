@@ -46,7 +46,7 @@ static void poke_address(u64 address)
 void guest(void)
 {
     const struct boot *boot = boot_info();
-    u64 hole = 0xd0000000, end = 0;
+    u64 hole = 0xc0000000, end = 0;
     for (unsigned i = 0; i < boot->regions; i++) {
         u64 region_end = boot->map[i].base + boot->map[i].size;
         if (boot->map[i].base < hole && region_end > end)

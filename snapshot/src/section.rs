@@ -214,6 +214,12 @@ impl<'a> ArchiveReader<'a> {
         Ok(Self { sections })
     }
 
+    /// Returns the version of section `key`, or `None` if it does not exist or was read before. A component that still reads an
+    /// earlier version selects its structure by it.
+    pub fn version(&self, key: &str) -> Option<u32> {
+        self.sections.get(key).map(|section| section.version)
+    }
+
     /// Removes section `key` and decodes it.
     ///
     /// # Errors
@@ -364,7 +370,9 @@ mod tests {
     fn round_trip_keeps_sections() {
         let bytes = archive();
         let mut reader = ArchiveReader::parse(&bytes).unwrap();
+        assert_eq!(reader.version("clock/0"), Some(Clock::VERSION));
         assert_eq!(reader.read::<Clock>("clock/0").unwrap(), clock());
+        assert_eq!(reader.version("clock/0"), None);
         assert_eq!(reader.read::<Clock>("clock/1").unwrap().ticks, 7);
         reader.finish().unwrap();
     }

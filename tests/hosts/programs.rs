@@ -29,6 +29,7 @@ scenarios! {
     memory_of_1_mib => expect_exit("memory-low.elf --memory 1M", "ok memory", 0);
     memory_of_128_mib => expect_exit("memory.elf", "ok memory", 0);
     memory_around_hole => expect_exit("memory.elf --memory 5G", "ok memory", 0);
+    memory_of_3200_mib => expect_exit("memory.elf --memory 3200M", "ok memory", 0);
     memory_by_pvh => expect_exit("memory-pvh.elf --memory 5G", "ok memory", 0);
     segments => expect_exit("segments.elf", "ok segments", 0);
     bss => expect_exit("bss.elf", "ok bss", 0);
@@ -67,6 +68,8 @@ scenarios! {
     drives_by_polling => run_with_drives("disk.elf", "", "ok disk 100 sectors");
     drives_by_pic => run_with_drives("disk.elf", "-- irq=1", "ok disk 100 sectors");
     drives_by_kernel_pic => run_with_drives("disk.elf", "--irqchip kernel -- irq=1", "ok disk 100 sectors");
+    drives_at_constant_addresses =>
+        run_with_drives("disk.elf", "--no-device-arguments -- fixed=1 irq=1", "ok disk 100 sectors");
     drives_without_version_1 => run_with_drives("disk.elf", "-- unversioned=1", "ok disk 100 sectors");
     drives_with_hostile_guest => run_with_drives("hostile.elf", "", "ok hostile 2 devices");
 }

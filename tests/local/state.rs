@@ -17,7 +17,9 @@ use snapshot::{ArchiveReader, ArchiveWriter};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::arch::{Native, Platform};
 use vmm::boot::Image;
-use vmm::config::{DriveConfig, HostMemory, IrqchipMode, MemorySize, NetConfig, VmConfig, VmSpec};
+use vmm::config::{
+    AddressLayout, DriveConfig, HostMemory, IrqchipMode, MemorySize, NetConfig, VmConfig, VmSpec,
+};
 use vmm::machine::state::{Error, RestoreOptions};
 use vmm::machine::{Machine, open_devices};
 use vmm::memory;
@@ -84,7 +86,7 @@ impl Guest {
     /// Builds a machine with a copy of the memory of `source`.
     fn build_copy(self, source: &Machine) -> (Machine, PipeReader) {
         let size = MemorySize::from_bytes(MEMORY << 20);
-        let copy = memory::allocate(&Native::memory_regions(size)).unwrap();
+        let copy = memory::allocate(&Native::memory_regions(size, AddressLayout::default())).unwrap();
         let mut bytes = vec![0; usize::try_from(size.bytes()).unwrap()];
         source.memory().read_slice(&mut bytes, GuestAddress(0)).unwrap();
         copy.write_slice(&bytes, GuestAddress(0)).unwrap();

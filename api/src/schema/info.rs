@@ -101,6 +101,7 @@ impl VmConfiguration {
             protocol,
             // Not settings of the API.
             irqchip: _,
+            layout: _,
             acpi: _,
             mptable: _,
             device_arguments: _,

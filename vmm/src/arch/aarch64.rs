@@ -14,7 +14,7 @@ use vm_memory::GuestAddress;
 
 use super::{AttachContext, Buses, Cpu, CpuCheck, Error, MmioDeviceInfo, Platform, SharedSource};
 use crate::boot::LoadedImage;
-use crate::config::{MemorySize, VmSpec};
+use crate::config::{AddressLayout, MemorySize, VmSpec};
 use crate::kvm::{self, Kick};
 
 /// Start of memory, above interrupt controller and devices.
@@ -31,7 +31,7 @@ impl Platform for Aarch64 {
     const COMMAND_LINE_CAPACITY: usize = 4096;
     const RESERVED: &'static [Range<u64>] = &[];
 
-    fn memory_regions(size: MemorySize) -> Vec<(GuestAddress, usize)> {
+    fn memory_regions(size: MemorySize, _: AddressLayout) -> Vec<(GuestAddress, usize)> {
         vec![(MEMORY, usize::try_from(size.bytes()).unwrap_or(usize::MAX))]
     }
 

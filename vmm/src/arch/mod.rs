@@ -15,7 +15,7 @@ use snapshot::{ArchiveReader, ArchiveWriter, GuestMemory, Schema};
 use vm_memory::GuestAddress;
 
 use crate::boot::LoadedImage;
-use crate::config::{MemorySize, VmSpec};
+use crate::config::{AddressLayout, MemorySize, VmSpec};
 use crate::kvm::{self, Kick};
 
 #[cfg(target_arch = "aarch64")]
@@ -111,8 +111,8 @@ pub trait Platform: Send + Sync + Sized + 'static {
     /// Guest-physical addresses of boot data, where no segment may lie.
     const RESERVED: &'static [Range<u64>];
 
-    /// Returns the regions of memory of `size` in the guest-physical address space, lowest first.
-    fn memory_regions(size: MemorySize) -> Vec<(GuestAddress, usize)>;
+    /// Returns the regions of memory of `size` in `layout`, lowest first.
+    fn memory_regions(size: MemorySize, layout: AddressLayout) -> Vec<(GuestAddress, usize)>;
 
     /// Creates the interrupt controllers: after the memory slots, before the vCPUs.
     ///

@@ -4,6 +4,7 @@ mod device;
 mod drive;
 mod error;
 mod host;
+mod layout;
 mod mac;
 mod net;
 mod options;
@@ -17,11 +18,14 @@ pub use devices::virtio::block::{CacheType, DiskConfig, IoEngine};
 pub use drive::{DriveBackend, DriveConfig, DriveUpdate, Root};
 pub use error::{Error, MAX_DEVICES, MAX_VCPUS};
 pub use host::HostMemory;
+pub use layout::AddressLayout;
 pub use mac::MacAddress;
 pub use net::{InterfaceUpdate, NetBackend, NetConfig};
 pub use options::{Error as OptionError, RateLimits};
 pub use settings::Conflict;
 pub use size::{MemorySize, ParseError as SizeError};
+#[cfg(test)]
+pub(crate) use vm::VmConfigV1;
 pub use vm::{IrqchipMode, VmConfig, VmSpec};
 
 pub use crate::boot::Protocol;

@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use snapshot::Schema;
+use snapshot::section::Error as SectionError;
+use snapshot::{ArchiveReader, Schema};
 
 use super::device::{DeviceConfig, DeviceKind};
 use super::drive::DriveConfig;
 use super::error::{Error, MAX_DEVICES, MAX_VCPUS};
 use super::host::HostMemory;
+use super::layout::AddressLayout;
 use super::net::NetConfig;
 use super::size::MemorySize;
 use crate::boot::Protocol;
@@ -67,11 +69,21 @@ pub struct VmConfig {
     pub track_dirty_pages: bool,
     /// The kernel is advised to back guest memory with huge pages.
     pub huge_pages: bool,
+    /// Guest-physical addresses. A start uses the default.
+    pub layout: AddressLayout,
 }
 
-/// [`VmConfig`] as state files hold it. postcard encodes by position: the order of the fields is part of the format.
+/// [`VmConfig`] as state files hold it.
 #[derive(Serialize, Deserialize)]
 struct SavedVmConfig {
+    first: VmConfigV1,
+    layout: AddressLayout,
+}
+
+/// [`VmConfig`] in state files of version 1, whose VMs have [`AddressLayout::V1`]. postcard encodes by position: the order of the
+/// fields is part of the format.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct VmConfigV1 {
     kernel: PathBuf,
     initrd: Option<PathBuf>,
     protocol: Option<Protocol>,
@@ -88,7 +100,30 @@ struct SavedVmConfig {
     huge_pages: bool,
 }
 
+impl Schema for VmConfigV1 {
+    const NAME: &'static str = VmConfig::NAME;
+    const VERSION: u32 = 1;
+}
+
 impl From<VmConfig> for SavedVmConfig {
+    fn from(config: VmConfig) -> Self {
+        Self {
+            layout: config.layout,
+            first: config.into(),
+        }
+    }
+}
+
+impl From<SavedVmConfig> for VmConfig {
+    fn from(saved: SavedVmConfig) -> Self {
+        Self {
+            layout: saved.layout,
+            ..saved.first.into()
+        }
+    }
+}
+
+impl From<VmConfig> for VmConfigV1 {
     fn from(config: VmConfig) -> Self {
         let (mut drives, mut nets) = (Vec::new(), Vec::new());
         for device in config.devices {
@@ -116,8 +151,8 @@ impl From<VmConfig> for SavedVmConfig {
     }
 }
 
-impl From<SavedVmConfig> for VmConfig {
-    fn from(saved: SavedVmConfig) -> Self {
+impl From<VmConfigV1> for VmConfig {
+    fn from(saved: VmConfigV1) -> Self {
         let drives = saved.drives.into_iter().map(DeviceConfig::Drive);
         let nets = saved.nets.into_iter().map(DeviceConfig::Interface);
         Self {
@@ -134,16 +169,28 @@ impl From<SavedVmConfig> for VmConfig {
             devices: drives.chain(nets).collect(),
             track_dirty_pages: saved.track_dirty_pages,
             huge_pages: saved.huge_pages,
+            layout: AddressLayout::V1,
         }
     }
 }
 
 impl Schema for VmConfig {
     const NAME: &'static str = "machine";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 }
 
 impl VmConfig {
+    /// Reads section `key` of `archive`, in this version or version 1.
+    ///
+    /// # Errors
+    /// As [`ArchiveReader::read`].
+    pub(crate) fn read_section(archive: &mut ArchiveReader<'_>, key: &str) -> Result<Self, SectionError> {
+        match archive.version(key) {
+            Some(VmConfigV1::VERSION) => archive.read::<VmConfigV1>(key).map(Self::from),
+            _ => archive.read(key),
+        }
+    }
+
     /// Returns the defaults: 128 MiB, one vCPU, all tables, no device.
     pub fn new(kernel: PathBuf) -> Self {
         Self {
@@ -160,6 +207,7 @@ impl VmConfig {
             devices: Vec::new(),
             track_dirty_pages: false,
             huge_pages: false,
+            layout: AddressLayout::default(),
         }
     }
 
@@ -295,7 +343,8 @@ impl VmSpec {
 #[cfg(test)]
 mod tests {
     use super::super::{DeviceConfig, DriveConfig, NetConfig};
-    use super::{Error, HostMemory, MemorySize, SavedVmConfig, VmConfig};
+    use super::{AddressLayout, Error, HostMemory, MemorySize, SavedVmConfig, VmConfig, VmConfigV1};
+    use snapshot::{ArchiveReader, ArchiveWriter};
 
     const HOST: HostMemory = HostMemory { memory: 8 << 30 };
 
@@ -405,7 +454,21 @@ mod tests {
             devices: devices.clone(),
             ..config()
         });
-        assert_eq!((saved.drives.len(), saved.nets.len()), (2, 1));
+        assert_eq!((saved.first.drives.len(), saved.first.nets.len()), (2, 1));
         assert_eq!(VmConfig::from(saved).devices, devices);
+    }
+
+    #[test]
+    fn saved_form_keeps_layout_and_version_1_has_the_first() {
+        let mut archive = ArchiveWriter::new();
+        archive.write("new", &config()).unwrap();
+        archive.write("old", &VmConfigV1::from(config())).unwrap();
+        let bytes = archive.into_bytes();
+        let mut archive = ArchiveReader::parse(&bytes).unwrap();
+        let mut layout = |key: &str| VmConfig::read_section(&mut archive, key).unwrap().layout;
+        assert_eq!(layout("new"), AddressLayout::V2);
+        assert_eq!(layout("old"), AddressLayout::V1);
+        let error = VmConfig::read_section(&mut archive, "none").unwrap_err();
+        assert!(error.to_string().contains("missing"), "{error}");
     }
 }

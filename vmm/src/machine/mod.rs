@@ -528,7 +528,7 @@ fn command_line(config: &VmConfig, protocol: Protocol) -> Cow<'_, str> {
 fn allocate(spec: &VmSpec) -> Result<GuestMemory, Error> {
     let config = spec.config();
     let size = config.memory;
-    let memory = memory::allocate(&Native::memory_regions(size));
+    let memory = memory::allocate(&Native::memory_regions(size, config.layout));
     let memory = memory.map_err(|source| Error::Memory { size, source })?;
     if config.huge_pages {
         memory::prefer_huge_pages(&memory);

@@ -171,7 +171,7 @@ impl LoadSnapshotParams {
             return Err(Error::Diff(self.state.clone()));
         }
         let mut sections = state.reader().map_err(Error::Sections)?;
-        let config: VmConfig = sections.read(MACHINE).map_err(Error::Sections)?;
+        let config = VmConfig::read_section(&mut sections, MACHINE).map_err(Error::Sections)?;
         let spec = self.apply_overrides(config, state.header().memory, host_memory)?;
         if self.untrusted {
             names::check_named(spec.config(), &self.overrides).map_err(Error::Name)?;
@@ -180,7 +180,7 @@ impl LoadSnapshotParams {
         let opened = self.working_set.open(&state, &self.memory, self.links());
         let (set, recording) = opened.map_err(Error::WorkingSet)?;
         let mapped = timeline.measure(Lane::Main, "map memory file", || {
-            self.memory.map(spec.config().memory, self.links())
+            self.memory.map(spec.config(), self.links())
         });
         let (memory, backing) = mapped.map_err(Error::Memory)?;
         let prefetch = match (set, &backing) {

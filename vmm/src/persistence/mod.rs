@@ -32,9 +32,8 @@ pub use working_set::{
 pub fn describe_snapshot(path: &Path) -> Result<(Header, VmConfig), LoadSnapshotError> {
     let state = file::read(path, None).map_err(LoadSnapshotError::State)?;
     let mut sections = state.reader().map_err(LoadSnapshotError::Sections)?;
-    let config = sections
-        .read(source::MACHINE)
-        .map_err(LoadSnapshotError::Sections)?;
+    let config =
+        VmConfig::read_section(&mut sections, source::MACHINE).map_err(LoadSnapshotError::Sections)?;
     Ok((state.header().clone(), config))
 }
 

@@ -8,7 +8,7 @@ use snapshot::GuestMemory;
 use snapshot::file::{HostIdentity, Links};
 
 use crate::arch::{Native, Platform};
-use crate::config::MemorySize;
+use crate::config::VmConfig;
 use crate::memory::{self, MemoryFile, bus_error, page_size, uffd};
 use crate::vm::MemoryBacking;
 
@@ -57,9 +57,9 @@ pub enum MemorySource {
 }
 
 impl MemorySource {
-    /// Maps `size` of guest memory without reading it.
-    pub(super) fn map(&self, size: MemorySize, links: Links) -> Result<(GuestMemory, MemoryBacking), Error> {
-        let regions = Native::memory_regions(size);
+    /// Maps the guest memory of `config` without reading it.
+    pub(super) fn map(&self, config: &VmConfig, links: Links) -> Result<(GuestMemory, MemoryBacking), Error> {
+        let regions = Native::memory_regions(config.memory, config.layout);
         match self.clone() {
             Self::File(path) => {
                 let opened = MemoryFile::open(path, links);

@@ -11,7 +11,7 @@
 //! 0x000e_0000  ACPI tables, RSDP first
 //! 0x000f_fff0  reset vector
 //! 0x0010_0000  memory up to the hole
-//! 0xd000_0000  hole: virtio-mmio devices
+//! 0xc000_0000  hole; virtio-mmio devices from 0xc000_1000
 //! 0xfec0_0000  IOAPIC
 //! 0xfee0_0000  local APICs
 //! 0x1_0000_0000  rest of memory
@@ -19,7 +19,8 @@
 
 use std::ops::Range;
 
-use crate::config::MAX_DEVICES;
+use crate::arch::MmioDeviceInfo;
+use crate::config::{AddressLayout, MAX_DEVICES};
 
 /// Global descriptor table at entry.
 pub const GDT: u64 = 0x500;
@@ -50,16 +51,58 @@ pub const ACPI: u64 = 0xe_0000;
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// End of the first MiB.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
-/// Hole below 4 GiB without memory.
-pub const HOLE: Range<u64> = 0xd000_0000..0x1_0000_0000;
-/// Registers of the first virtio-mmio device.
-pub const VIRTIO_MMIO: u64 = 0xd000_0000;
+/// Hole below 4 GiB without memory, at a start.
+pub const HOLE: Range<u64> = 0xc000_0000..0x1_0000_0000;
 /// Bytes of the registers of each virtio-mmio device.
-pub const VIRTIO_MMIO_SIZE: usize = 0x1000;
+const VIRTIO_MMIO_SIZE: usize = 0x1000;
 /// Interrupt lines of the virtio-mmio devices, in their order. Lines below 16 come first, because a PIC has no others. The
 /// lines of timer, keyboard, cascade, serial port, real-time clock and coprocessor are left out.
-pub const VIRTIO_IRQS: [u32; MAX_DEVICES] =
-    [5, 6, 7, 9, 10, 11, 12, 14, 15, 3, 16, 17, 18, 19, 20, 21, 22, 23];
+const VIRTIO_IRQS: [u32; MAX_DEVICES] = [5, 6, 7, 9, 10, 11, 12, 14, 15, 3, 16, 17, 18, 19, 20, 21, 22, 23];
+
+/// Addresses and interrupt lines of one [`AddressLayout`]. Saved VMs have them: they never change.
+#[derive(Debug)]
+pub struct Layout {
+    /// Hole below 4 GiB without memory.
+    pub hole: Range<u64>,
+    /// Registers of the first virtio-mmio device.
+    virtio_mmio: u64,
+    virtio_irqs: [u32; MAX_DEVICES],
+}
+
+/// Layout of VMs whose state file holds none.
+static V1: Layout = Layout {
+    hole: 0xd000_0000..0x1_0000_0000,
+    virtio_mmio: 0xd000_0000,
+    virtio_irqs: VIRTIO_IRQS,
+};
+
+/// The first page of the hole is Firecracker's boot timer; its first virtio device follows, with interrupt line 5. Some unikernels
+/// have these values as constants (BareMetal).
+static V2: Layout = Layout {
+    hole: HOLE,
+    virtio_mmio: 0xc000_1000,
+    virtio_irqs: VIRTIO_IRQS,
+};
+
+impl Layout {
+    /// Returns the values of `layout`.
+    pub fn of(layout: AddressLayout) -> &'static Self {
+        match layout {
+            AddressLayout::V1 => &V1,
+            AddressLayout::V2 => &V2,
+        }
+    }
+
+    /// Returns the virtio-mmio devices in their order.
+    pub fn mmio_devices(&self) -> impl Iterator<Item = MmioDeviceInfo> + use<> {
+        let bases = (self.virtio_mmio..).step_by(VIRTIO_MMIO_SIZE);
+        bases.zip(self.virtio_irqs).map(|(base, gsi)| MmioDeviceInfo {
+            base,
+            size: VIRTIO_MMIO_SIZE as u64,
+            gsi,
+        })
+    }
+}
 /// IOAPIC registers.
 pub const IOAPIC: u64 = 0xfec0_0000;
 /// Local APIC registers.
@@ -78,3 +121,33 @@ pub const IOAPIC_PINS: u8 = devices::ioapic::PINS;
 
 /// Addresses of boot data, where no segment may lie.
 pub const RESERVED: [Range<u64>; 2] = [0..LOW_TABLES_END, EBDA..HIGH_MEMORY];
+
+#[cfg(test)]
+mod tests {
+    use super::{HOLE, Layout};
+    use crate::config::AddressLayout;
+
+    /// Returns base and interrupt line of the first and the last device.
+    fn ends(layout: AddressLayout) -> [(u64, u32); 2] {
+        let devices: Vec<_> = Layout::of(layout).mmio_devices().collect();
+        assert_eq!(devices.len(), 18);
+        [devices[0], devices[17]].map(|info| (info.base, info.gsi))
+    }
+
+    #[test]
+    fn first_device_is_where_firecracker_has_it() {
+        assert_eq!(
+            ends(AddressLayout::default()),
+            [(0xc000_1000, 5), (0xc001_2000, 23)]
+        );
+        let second = Layout::of(AddressLayout::default()).mmio_devices().nth(1);
+        assert_eq!(second.map(|info| (info.base, info.gsi)), Some((0xc000_2000, 6)));
+        assert_eq!(Layout::of(AddressLayout::default()).hole, HOLE);
+    }
+
+    #[test]
+    fn layout_of_older_snapshots_never_changes() {
+        assert_eq!(ends(AddressLayout::V1), [(0xd000_0000, 5), (0xd001_1000, 23)]);
+        assert_eq!(Layout::of(AddressLayout::V1).hole, 0xd000_0000..1 << 32);
+    }
+}

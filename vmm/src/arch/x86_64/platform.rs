@@ -21,13 +21,14 @@ use super::boot_data::{self, Tables};
 use super::clock::ClockState;
 use super::entry::EntryState;
 use super::irqchip::Irqchip;
+use super::layout::Layout;
 use super::vcpu_state::VcpuState;
 use super::{cpuid, layout, msr, native_limits};
 use crate::arch::{
     AttachContext, Buses, Cpu, CpuCheck, Error, EventSource, MmioDeviceInfo, Platform, SharedSource,
 };
 use crate::boot::LoadedImage;
-use crate::config::{MemorySize, VmSpec};
+use crate::config::{AddressLayout, MemorySize, VmSpec};
 use crate::kvm::{self, Kick, failed};
 use crate::memory::try_read;
 
@@ -41,6 +42,7 @@ const MAX_INSTRUCTION: usize = 15;
 /// Platform of x86_64.
 pub struct X86_64 {
     vm: Arc<VmFd>,
+    layout: &'static Layout,
     irqchip: Irqchip,
     /// Set by [`Platform::attach`].
     keyboard: Option<Arc<Mutex<I8042>>>,
@@ -65,9 +67,10 @@ impl Platform for X86_64 {
     const COMMAND_LINE_CAPACITY: usize = layout::COMMAND_LINE_CAPACITY;
     const RESERVED: &'static [Range<u64>] = &layout::RESERVED;
 
-    fn memory_regions(size: MemorySize) -> Vec<(GuestAddress, usize)> {
-        let below = size.bytes().min(layout::HOLE.start);
-        let regions = [(0, below), (layout::HOLE.end, size.bytes() - below)];
+    fn memory_regions(size: MemorySize, layout: AddressLayout) -> Vec<(GuestAddress, usize)> {
+        let hole = &Layout::of(layout).hole;
+        let below = size.bytes().min(hole.start);
+        let regions = [(0, below), (hole.end, size.bytes() - below)];
         let present = regions.into_iter().filter(|(_, length)| *length > 0);
         // A size beyond the address space saturates; the mapping then fails with an error.
         present
@@ -83,6 +86,7 @@ impl Platform for X86_64 {
         let irqchip = Irqchip::new(vm, spec.config().irqchip, boot_cpu).map_err(Error::Kvm)?;
         Ok(Self {
             vm: vm.clone(),
+            layout: Layout::of(spec.config().layout),
             irqchip,
             keyboard: None,
             components: Vec::new(),
@@ -94,15 +98,8 @@ impl Platform for X86_64 {
     }
 
     fn mmio_devices(&self) -> Box<dyn Iterator<Item = (MmioDeviceInfo, Arc<dyn Interrupt>)> + '_> {
-        let bases = (layout::VIRTIO_MMIO..).step_by(layout::VIRTIO_MMIO_SIZE);
-        Box::new(bases.zip(layout::VIRTIO_IRQS).map(|(base, gsi)| {
-            let info = MmioDeviceInfo {
-                base,
-                size: layout::VIRTIO_MMIO_SIZE as u64,
-                gsi,
-            };
-            (info, self.irqchip.line(gsi))
-        }))
+        let infos = self.layout.mmio_devices();
+        Box::new(infos.map(|info| (info, self.irqchip.line(info.gsi))))
     }
 
     fn attach(
@@ -272,7 +269,7 @@ fn offset_device(device: SharedDevice, offset: u64) -> SharedDevice {
 
 fn cmos_memory(spec: &VmSpec) -> cmos::MemorySize {
     let bytes = spec.config().memory.bytes();
-    let below_4_gib = bytes.min(layout::HOLE.start);
+    let below_4_gib = bytes.min(Layout::of(spec.config().layout).hole.start);
     cmos::MemorySize {
         below_4_gib,
         above_4_gib: bytes - below_4_gib,
@@ -364,24 +361,26 @@ impl Cpu for X86_64 {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::GuestAddress;
+    use vm_memory::Address;
 
     use super::X86_64;
     use crate::arch::Platform;
-    use crate::config::MemorySize;
+    use crate::config::{AddressLayout, MemorySize};
 
     #[test]
     fn memory_regions_omit_hole() {
-        let regions = |mib: u64| X86_64::memory_regions(MemorySize::from_bytes(mib << 20));
-        assert_eq!(regions(1), [(GuestAddress(0), 1 << 20)]);
-        assert_eq!(regions(3328), [(GuestAddress(0), 3328 << 20)]);
-        assert_eq!(
-            regions(3329),
-            [(GuestAddress(0), 3328 << 20), (GuestAddress(1 << 32), 1 << 20)]
-        );
-        assert_eq!(
-            regions(8192),
-            [(GuestAddress(0), 3328 << 20), (GuestAddress(1 << 32), 4864 << 20)]
-        );
+        for (layout, below) in [(AddressLayout::V1, 3328), (AddressLayout::V2, 3072)] {
+            let regions = |mib: u64| {
+                let size = MemorySize::from_bytes(mib << 20);
+                let regions = X86_64::memory_regions(size, layout).into_iter();
+                let regions = regions.map(|(base, length)| (base.raw_value() >> 20, length >> 20));
+                regions.collect::<Vec<_>>()
+            };
+            let half = usize::try_from(below).unwrap();
+            assert_eq!(regions(1), [(0, 1)]);
+            assert_eq!(regions(below), [(0, half)]);
+            assert_eq!(regions(below + 1), [(0, half), (4096, 1)]);
+            assert_eq!(regions(8192), [(0, half), (4096, 8192 - half)]);
+        }
     }
 }

@@ -1,6 +1,11 @@
-//! Compatibility test of the saved format, with a state file that commit 2c9d1da wrote on an AMD host.
+//! Compatibility test of the saved format, with two state files.
 //!
-//! The file has two drives, one with a rate limiter, two network interfaces, two vCPUs and the split interrupt
+//! | file | origin |
+//! |---|---|
+//! | `2c9d1da.state` | written by commit 2c9d1da on an AMD host; `machine` has version 1 |
+//! | `machine-2.state` | the same with version 2 of `machine` and its layout V2 |
+//!
+//! Each file has two drives, one with a rate limiter, two network interfaces, two vCPUs and the split interrupt
 //! controller. The test decodes each section into its state structure and encodes it again: a field or variant that is
 //! added, removed, moved or changes its type alters the bytes. Two exchanged fields of the same type do not; the
 //! `machine` section is therefore checked by value too.
@@ -18,13 +23,14 @@ use snapshot::{ArchiveReader, ArchiveWriter, Persist, Schema};
 
 use super::clock::ClockState;
 use crate::ErrorChain;
-use crate::config::{IrqchipMode, VmConfig};
+use crate::config::{AddressLayout, IrqchipMode, VmConfig, VmConfigV1};
 use crate::vcpu::NativeVcpuState;
 
 type StateOf<T> = <T as Persist>::State;
 
-fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/arch/x86_64/testdata/2c9d1da.state")
+fn fixture(name: &str) -> PathBuf {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/arch/x86_64/testdata");
+    directory.join(name)
 }
 
 /// Sections of the fixture, and of its copy.
@@ -82,9 +88,9 @@ fn check_config(config: &VmConfig) {
     assert_eq!(nets, ["net0", "wan"]);
 }
 
-#[test]
-fn state_file_of_2c9d1da_round_trip_is_identical() {
-    let state = file::read(&fixture(), None).unwrap();
+/// Checks that the state file `name`, whose configuration is a `C`, is encoded again as it is. Returns its configuration.
+fn check_round_trip<C: Schema + Into<VmConfig>>(name: &str) -> VmConfig {
+    let state = file::read(&fixture(name), None).unwrap();
     let header = state.header();
     assert_eq!(header.host.cpu, "AuthenticAMD family 0x19 model 0x11");
     assert_eq!((header.memory, header.contents), (32 << 20, Contents::Full));
@@ -92,7 +98,8 @@ fn state_file_of_2c9d1da_round_trip_is_identical() {
         reader: state.reader().unwrap(),
         writer: ArchiveWriter::new(),
     };
-    check_config(&sections.copy("machine"));
+    let config: VmConfig = sections.copy::<C>("machine").into();
+    check_config(&config);
     for key in ["vcpu/0", "vcpu/1"] {
         sections.copy::<NativeVcpuState>(key);
     }
@@ -103,7 +110,7 @@ fn state_file_of_2c9d1da_round_trip_is_identical() {
     let directory = Directory::new();
     let copy = directory.path("copy.state");
     file::write(&copy, header, writer).unwrap();
-    let (expected, written) = (fs::read(fixture()).unwrap(), fs::read(copy).unwrap());
+    let (expected, written) = (fs::read(fixture(name)).unwrap(), fs::read(copy).unwrap());
     let difference = (0..)
         .zip(&expected)
         .zip(&written)
@@ -113,4 +120,27 @@ fn state_file_of_2c9d1da_round_trip_is_identical() {
         "offset and byte of the fixture, byte of the copy"
     );
     assert_eq!(written.len(), expected.len());
+    config
+}
+
+/// Returns the configuration as a load reads it.
+fn loaded_config(name: &str) -> VmConfig {
+    let state = file::read(&fixture(name), None).unwrap();
+    VmConfig::read_section(&mut state.reader().unwrap(), "machine").unwrap()
+}
+
+#[test]
+fn state_file_of_2c9d1da_round_trip_is_identical() {
+    let name = "2c9d1da.state";
+    let config = check_round_trip::<VmConfigV1>(name);
+    assert_eq!(config.layout, AddressLayout::V1);
+    assert_eq!(loaded_config(name).layout, AddressLayout::V1);
+}
+
+#[test]
+fn state_file_with_layout_round_trip_is_identical() {
+    let name = "machine-2.state";
+    let config = check_round_trip::<VmConfig>(name);
+    assert_eq!(config.layout, AddressLayout::V2);
+    assert_eq!(loaded_config(name).layout, AddressLayout::V2);
 }

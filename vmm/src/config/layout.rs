@@ -1,0 +1,16 @@
+//! Version of the guest-physical address space.
+
+use serde::{Deserialize, Serialize};
+
+/// Addresses of guest memory and of the virtio devices, and their interrupt lines. The platform defines the values.
+///
+/// A guest keeps these addresses, so that a restored VM has the layout of its snapshot. State files hold the position of the
+/// variant: append a variant for each change of a value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AddressLayout {
+    /// Layout of state files that hold none.
+    V1,
+    /// First device at the address of Firecracker's.
+    #[default]
+    V2,
+}
