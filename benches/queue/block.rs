@@ -108,6 +108,7 @@ impl Pages {
             id: "bench".into(),
             path: path.clone(),
             read_only: false,
+            shared: false,
             allow_empty: false,
             cache: CacheType::Unsafe,
             engine,

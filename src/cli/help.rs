@@ -92,8 +92,9 @@ Set up the machine:
                         omit device addresses from the guest's command line (default: add them before its first --)
 
 Attach devices; repeat these options for more, up to 18 devices:
-      --disk PATH[,ro][,cache=unsafe|writeback][,engine=sync|async][,id=NAME]
+      --disk PATH[,ro][,shared][,cache=unsafe|writeback][,engine=sync|async][,id=NAME]
                         attach a raw file or block device as a drive. ro: reject writes of the guest.
+                        shared: other VMs with shared drives may write it too (default: they cannot).
                         cache: writeback offers a flush command, unsafe does not (default unsafe).
                         engine: async submits requests by io_uring (default sync). Double a comma in PATH
       --net BACKEND[,id=NAME][,mac=ADDRESS][,mtu=BYTES]

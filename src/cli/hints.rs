@@ -66,7 +66,7 @@ fn skip_transparent<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 's
     } else if let Some(error) = error.downcast_ref() {
         match error {
             LoadSnapshotError::Device(error) => error,
-            LoadSnapshotError::Machine(error) => error,
+            LoadSnapshotError::Machine(error) | LoadSnapshotError::Resume(error) => error,
             LoadSnapshotError::Name(error) => error,
             _ => return error,
         }

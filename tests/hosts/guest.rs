@@ -201,6 +201,10 @@ impl Guest {
         Self { running, input }
     }
 
+    pub fn id(&self) -> u32 {
+        self.running.id()
+    }
+
     /// As [`Running::expect`].
     pub fn expect(&mut self, text: &str) -> String {
         self.running.expect(text)

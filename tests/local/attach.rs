@@ -88,19 +88,34 @@ fn invalid_disk_is_rejected() {
 #[test]
 fn shared_disk_is_rejected_for_writers() {
     let path = create_disk("shared", 1024);
-    let text = "another drive or VM uses it; only read-only drives can share a disk";
-    for (first, second) in [("", ""), (",ro", ""), ("", ",ro")] {
+    let text =
+        "another drive of this VM uses it; name another file, or make all drives of it read-only or shared";
+    let mixtures = [
+        ("", ""),
+        (",ro", ""),
+        ("", ",ro"),
+        ("", ",shared"),
+        (",shared", ""),
+    ];
+    for (first, second) in mixtures {
         let command = run(&format!("--disk {path}{first} --disk {path}{second}"));
         expect_error(command, &["cannot use the disk of drive \"drive1\"", &path, text]);
     }
-    let readers = scratch::run(&mut run(&format!("--disk {path},ro --disk {path},ro")));
-    assert!(readers.status.success(), "{readers:?}");
+    for (first, second) in [(",ro", ",ro"), (",shared", ",shared"), (",shared", ",ro")] {
+        let users = scratch::run(&mut run(&format!("--disk {path}{first} --disk {path}{second}")));
+        assert!(users.status.success(), "{users:?}");
+    }
+}
 
+#[test]
+fn holder_of_disk_is_named() {
+    let path = create_disk("held", 1024);
     let mut other = Guest::start(&format!("{} --disk {path}", file("end-hlt.elf")));
     other.expect("halting");
+    let holder = format!("process {} (mayfly) uses it", other.id());
     expect_error(
-        run(&format!("--disk {path}")),
-        &["cannot use the disk of drive \"drive0\"", &path, text],
+        run(&format!("--disk {path},ro")),
+        &["cannot use the disk of drive \"drive0\"", &path, &holder],
     );
     other.terminate();
 }
@@ -110,7 +125,8 @@ fn disk_lock_covers_hard_links() {
     let path = create_disk("named", 1024);
     let other = path_of("second-name");
     fs::hard_link(&path, &other).unwrap();
-    let text = "another drive or VM uses it; only read-only drives can share a disk";
+    let text =
+        "another drive of this VM uses it; name another file, or make all drives of it read-only or shared";
     for (first, second) in [("", ""), (",ro", ""), ("", ",ro")] {
         let command = run(&format!("--disk {path}{first} --disk {other}{second}"));
         expect_error(

@@ -21,7 +21,7 @@ use vmm::config::{
     AddressLayout, DriveConfig, HostMemory, IrqchipMode, MemorySize, NetConfig, VmConfig, VmSpec,
 };
 use vmm::machine::state::{Error, RestoreOptions};
-use vmm::machine::{Machine, open_devices};
+use vmm::machine::{Machine, open_device, open_unlocked_devices};
 use vmm::memory;
 use vmm::timeline::Timeline;
 
@@ -72,7 +72,8 @@ impl Guest {
     fn boot(self) -> Running {
         let (output, printed) = console();
         let spec = self.spec();
-        let devices = open_devices(&spec).unwrap();
+        let configs = spec.config().devices.iter();
+        let devices = configs.map(|config| open_device(config).unwrap()).collect();
         let machine = Machine::build(spec, devices, output, timeline()).unwrap();
         let image = Image::open(Path::new(&file(self.name)), Native::ARCHITECTURE).unwrap();
         let machine = machine.boot(&image, None).unwrap();
@@ -92,7 +93,7 @@ impl Guest {
         copy.write_slice(&bytes, GuestAddress(0)).unwrap();
         let (output, printed) = console();
         let spec = self.spec();
-        let devices = open_devices(&spec).unwrap();
+        let devices = open_unlocked_devices(&spec).unwrap();
         let built = Machine::build_with_memory(spec, copy, devices, output, timeline());
         (built.unwrap(), printed)
     }
@@ -218,7 +219,7 @@ fn check_count(irqchip: IrqchipMode) {
             assert_eq!(line, format!("tick {next}"));
             next += 1;
         }
-        clone.machine.resume();
+        clone.machine.resume().unwrap();
         if !partial.is_empty() {
             assert_eq!(format!("{partial}{}", clone.read_line()), format!("tick {next}"));
             next += 1;
@@ -249,7 +250,7 @@ fn check_echo(name: &'static str, irqchip: IrqchipMode) {
     guest.send(b"two\n");
     let mut clone = echo.clone_machine(&guest.machine);
     drop(guest);
-    clone.machine.resume();
+    clone.machine.resume().unwrap();
     assert_eq!(clone.read_line(), "two");
     clone.send(b"three\n");
     assert_eq!(clone.read_line(), "three");
@@ -299,7 +300,7 @@ fn two_vcpus_are_restored() {
         let mut clone = smp.restore(&guest.machine, &state);
         drop(guest.machine);
         Limited(&guest.printed).read_to_string(&mut printed).unwrap();
-        clone.machine.resume();
+        clone.machine.resume().unwrap();
         while !printed.contains("ok smp 2 cpus") {
             printed += &clone.read_line();
             printed.push('\n');

@@ -3,6 +3,7 @@
 //! The [`Server`] never blocks, and has one descriptor for the event loop of the caller. The [`Handler`] executes each
 //! [`Request`] and returns the [`Response`], at once or later.
 
+mod holder;
 mod message;
 mod parser;
 mod server;
@@ -10,6 +11,7 @@ mod socket;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use holder::Holder;
 pub use message::{Method, Request, Response};
 pub use parser::HttpLimits;
 pub use server::{Handler, Reply, Server};

@@ -13,6 +13,8 @@ use std::process;
 use std::thread;
 use std::time::Duration;
 
+use super::holder::Holder;
+
 /// Maximum length of a path in `sockaddr_un` in bytes, without the terminating NUL (unix(7)).
 pub(crate) const MAX_SOCKET_PATH: usize = 107;
 
@@ -136,7 +138,7 @@ fn link_socket(hidden: &Path, path: &Path) -> Result<(), Error> {
     let _lock = lock(path);
     remove_stale(path)?;
     match link_or_rename(hidden, path) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(Error::InUse(path.to_owned())),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(Error::in_use(path)),
         outcome => failed(outcome),
     }
 }
@@ -187,7 +189,7 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
         Err(error) => return Err(Error::at(path, "inspect", error)),
     }
     if is_live(path)? {
-        return Err(Error::InUse(path.to_owned()));
+        return Err(Error::in_use(path));
     }
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::at(path, "replace", error)),
@@ -212,9 +214,18 @@ fn is_live(path: &Path) -> Result<bool, Error> {
 /// Failure to start the server.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A process listens at the path. Firecracker's sentence.
-    #[error("Failed to open the API socket at: {}. Check that it is not already used.", .0.display())]
-    InUse(PathBuf),
+    /// A process listens at the path. Firecracker's sentences, and the process.
+    #[error(
+        "Failed to open the API socket at: {}. Check that it is not already used.{}",
+        path.display(),
+        holder.as_ref().map(|holder| format!(" It belongs to {holder}; end it or choose another path")).unwrap_or_default()
+    )]
+    InUse {
+        /// Path of the socket.
+        path: PathBuf,
+        /// Process that listens, if it can be found.
+        holder: Option<Holder>,
+    },
     /// The file at the path is no socket.
     #[error("cannot create the API socket {0:?}: another file exists; remove it or choose another path")]
     NotSocket(PathBuf),
@@ -264,6 +275,13 @@ pub enum Error {
 }
 
 impl Error {
+    fn in_use(path: &Path) -> Self {
+        Self::InUse {
+            path: path.to_owned(),
+            holder: Holder::at(path),
+        }
+    }
+
     /// Converts `source`, the failure of `operation` on the socket at `path`.
     pub(super) fn at(path: &Path, operation: &'static str, source: io::Error) -> Self {
         let path = path.to_owned();

@@ -54,6 +54,9 @@ schema! {
         io_engine: Option<IoEngine> = IoEngine::default();
         /// Limits of reads and writes.
         rate_limiter: Option<RateLimiter>, update Option<RateLimiter>;
+        /// Other VMs may write the file too, if their drives are shared. GET returns it only if it is true.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        shared: Option<bool> = false;
     }
     unsupported {
         /// Unsupported: vhost-user.
@@ -80,6 +83,7 @@ impl Drive {
             cache_type,
             io_engine,
             rate_limiter,
+            shared,
         } = self;
         let RateLimits {
             bandwidth,
@@ -93,6 +97,7 @@ impl Drive {
                 id: drive_id,
                 path: path_on_host,
                 read_only: is_read_only.unwrap_or_default(),
+                shared: shared.unwrap_or_default(),
                 allow_empty: true,
                 cache: cache_type.unwrap_or_default().into(),
                 engine: io_engine.unwrap_or_default().into(),
@@ -109,6 +114,7 @@ impl Drive {
             id,
             path,
             read_only,
+            shared,
             // All drives of the API allow it.
             allow_empty: _,
             cache,
@@ -131,6 +137,7 @@ impl Drive {
                 bandwidth: *bandwidth,
                 operations: *operations,
             }),
+            shared: shared.then_some(true),
         }
     }
 }

@@ -284,6 +284,7 @@ impl<const ASYNC: bool> DiskFixture<ASYNC> {
             id: "disk".to_owned(),
             path: disk.path().to_owned(),
             read_only: false,
+            shared: false,
             allow_empty: false,
             cache: CacheType::Writeback,
             engine: if ASYNC { IoEngine::Async } else { IoEngine::Sync },

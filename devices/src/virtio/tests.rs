@@ -89,6 +89,7 @@ fn race_block(engine: IoEngine, read_only: bool, cache: CacheType, seed: u64) {
         id: "disk".to_owned(),
         path: path.clone().into(),
         read_only,
+        shared: false,
         allow_empty: false,
         cache,
         engine,

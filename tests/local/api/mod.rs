@@ -17,6 +17,7 @@
 //! | [`replay`] | requests of orchestrators |
 //! | [`kata`] | requests of kata |
 //! | [`snapshot`] | snapshots and restored VMs |
+//! | [`clones`] | clones beside their source, and disks in use |
 //! | [`killed`] | SIGKILL during snapshot creation |
 //! | [`disk`] | snapshots on full, read-only and vanishing disks |
 //! | [`roundtrip`] | round trips of guests that detect lost or repeated state |
@@ -31,6 +32,7 @@ mod attack;
 mod change;
 mod chroot;
 mod clients;
+mod clones;
 mod config_file;
 mod disk;
 mod fuse;

@@ -144,7 +144,7 @@ fn expired_timer_does_not_fire_again() {
     for _ in 0..3 {
         guest.machine.pause(scratch::TIMEOUT).unwrap();
         guest = once.clone_machine(&guest.machine);
-        guest.machine.resume();
+        guest.machine.resume().unwrap();
         // The first response may precede a spurious interrupt, the second does not.
         for _ in 0..2 {
             guest.send(b"?");

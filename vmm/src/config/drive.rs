@@ -1,4 +1,4 @@
-//! Drives, written as `PATH[,ro][,cache=unsafe|writeback][,engine=sync|async][,id=NAME]`, with
+//! Drives, written as `PATH[,ro][,shared][,cache=unsafe|writeback][,engine=sync|async][,id=NAME]`, with
 //! `,bandwidth=BYTES/MILLISECONDS[/BURST]` and `,ops=NUMBER/MILLISECONDS[/BURST]`. A comma in PATH or NAME is doubled.
 
 use std::fmt;
@@ -143,6 +143,7 @@ impl FromStr for DriveConfig {
         let config = DiskConfig {
             path: options.first().into(),
             read_only: options.take_flag("ro"),
+            shared: options.take_flag("shared"),
             allow_empty: false,
             cache: match options.take_value("cache").as_deref() {
                 None | Some("unsafe") => CacheType::Unsafe,
@@ -158,7 +159,7 @@ impl FromStr for DriveConfig {
             bandwidth: limits.bandwidth,
             operations: limits.operations,
         };
-        options.finish("ro, cache, engine, id, bandwidth and ops")?;
+        options.finish("ro, shared, cache, engine, id, bandwidth and ops")?;
         Ok(Self {
             disk: config,
             root: None,
@@ -191,12 +192,13 @@ mod tests {
     fn options_are_parsed_after_path() {
         let plain = drive("/a b").unwrap();
         assert_eq!(
-            (plain.path.to_str(), plain.read_only, plain.cache),
-            (Some("/a b"), false, CacheType::Unsafe)
+            (plain.path.to_str(), plain.read_only, plain.shared, plain.cache),
+            (Some("/a b"), false, false, CacheType::Unsafe)
         );
-        let all = drive("x,ro,cache=writeback,engine=async,id=root").unwrap();
+        let all = drive("x,ro,shared,cache=writeback,engine=async,id=root").unwrap();
         assert!(
             all.read_only
+                && all.shared
                 && all.cache == CacheType::Writeback
                 && all.engine == IoEngine::Async
                 && all.id == "root"
@@ -211,7 +213,7 @@ mod tests {
         );
         assert_eq!(
             drive("x,rw"),
-            Err("option \"rw\" does not exist; use ro, cache, engine, id, bandwidth and ops".into())
+            Err("option \"rw\" does not exist; use ro, shared, cache, engine, id, bandwidth and ops".into())
         );
         assert_eq!(drive("x,ro=1"), Err("ro is a flag; remove its value".into()));
         assert_eq!(

@@ -234,11 +234,12 @@ impl Control {
     }
 
     /// Loads a snapshot, and resumes the VM if `params` request it. With a fault handler the load runs on another thread. The event
-    /// loop ends the process after any error except [`LoadSnapshotError::Configured`]: the load may have changed the host side of the
-    /// devices.
+    /// loop ends the process after any error except [`LoadSnapshotError::Configured`] and [`LoadSnapshotError::Resume`]: the load may
+    /// have changed the host side of the devices.
     ///
     /// # Errors
-    /// [`LoadSnapshotError`]; [`LoadSnapshotError::Configured`] when the VM was configured or started before.
+    /// [`LoadSnapshotError`]; [`LoadSnapshotError::Configured`] when the VM was configured or started before;
+    /// [`LoadSnapshotError::Resume`] when the VM is loaded and stays paused.
     pub fn load_snapshot(&mut self, params: LoadSnapshotParams) -> Result<Progress, LoadSnapshotError> {
         let builder = match &mut self.instance {
             Instance::NotStarted(builder) if !builder.is_configured() => builder,
@@ -272,13 +273,14 @@ impl Control {
     ) -> Result<(), LoadSnapshotError> {
         self.failed |= loaded.is_err();
         let mut vm = loaded?;
-        if resume {
-            vm.resume();
+        let resumed = if resume {
+            vm.resume()
         } else {
             vm.prepare_resume();
-        }
+            Ok(())
+        };
         self.instance = Instance::Started(vm);
-        Ok(())
+        resumed.map_err(LoadSnapshotError::Resume)
     }
 
     /// Returns true after a [`load_snapshot`](Self::load_snapshot) that failed and must not be repeated. The event loop then ends the
@@ -344,9 +346,10 @@ impl Control {
     /// Resumes the guest. Has no effect on a running guest.
     ///
     /// # Errors
-    /// [`Error::BeforeStart`]
+    /// [`Error::BeforeStart`]. [`Error::Machine`] when another VM uses a disk of a loaded snapshot; the guest stays paused then.
     pub fn resume(&mut self) -> Result<(), Error> {
-        self.vm_mut().map(Vm::resume).ok_or(Error::BeforeStart)
+        let vm = self.vm_mut().ok_or(Error::BeforeStart)?;
+        vm.resume().map_err(Error::Machine)
     }
 
     /// Presses Ctrl-Alt-Del on the guest's keyboard. The keys are lost if the keyboard is disabled or its buffer is full.

@@ -42,7 +42,7 @@ use crate::config::{
 /// Reason why the host side of a device cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The disk of a drive cannot be opened.
+    /// The disk of a drive cannot be opened or locked.
     #[error(transparent)]
     Drive(block::Error),
     /// The tap of an interface cannot be opened.
@@ -125,6 +125,14 @@ trait Attachable: VirtioDevice {
     /// Completes the requests in flight for which `update` would wait. Cancels none.
     fn prepare_update(&mut self, _update: &DeviceUpdate) {}
 
+    /// Locks the host side, as far as it has a lock. Has no effect while it is locked.
+    fn lock_backend(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Removes the lock of [`lock_backend`](Self::lock_backend). The device does nothing before it is locked again.
+    fn unlock_backend(&mut self) {}
+
     /// Returns the file behind the device, if `update` opens or measures one.
     fn disk(&self, _update: &DeviceUpdate) -> Option<DiskHandle> {
         None
@@ -149,6 +157,14 @@ impl Attachable for Block {
 
     fn file(&self) -> Option<FileIdentity> {
         self.disk().identity()
+    }
+
+    fn lock_backend(&mut self) -> Result<(), Error> {
+        self.lock().map_err(Error::Drive)
+    }
+
+    fn unlock_backend(&mut self) {
+        self.unlock();
     }
 
     fn prepare_update(&mut self, update: &DeviceUpdate) {
@@ -205,11 +221,17 @@ pub struct OpenDevice {
     process: Option<Passt>,
 }
 
-/// Opens the host side of the device of `config`, whose ID must not be empty.
+/// Opens and locks the host side of the device of `config`, whose ID must not be empty.
 ///
 /// # Errors
 /// [`Error`], with the ID or the path of the device.
 pub fn open(config: &DeviceConfig) -> Result<OpenDevice, Error> {
+    let mut opened = open_unlocked(config)?;
+    opened.device.lock_backend()?;
+    Ok(opened)
+}
+
+fn open_unlocked(config: &DeviceConfig) -> Result<OpenDevice, Error> {
     match config {
         DeviceConfig::Drive(config) => Ok(OpenDevice::new(open_drive(config)?, None)),
         DeviceConfig::Interface(config) => {
@@ -219,12 +241,12 @@ pub fn open(config: &DeviceConfig) -> Result<OpenDevice, Error> {
     }
 }
 
-/// Opens the host side of all devices of `spec`, in their order.
+/// Opens the host side of all devices of `spec`, in their order, for a [restore](super::Machine::restore). None is locked.
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_all(spec: &VmSpec) -> Result<Vec<OpenDevice>, Error> {
-    spec.config().devices.iter().map(open).collect()
+pub fn open_all_unlocked(spec: &VmSpec) -> Result<Vec<OpenDevice>, Error> {
+    spec.config().devices.iter().map(open_unlocked).collect()
 }
 
 impl OpenDevice {
@@ -257,6 +279,8 @@ impl OpenDevice {
 
 /// [`Attachable`] with the type of the device erased, until the device has a transport.
 trait Attach {
+    fn lock_backend(&mut self) -> Result<(), Error>;
+
     fn attach(
         self: Box<Self>,
         info: &MmioDeviceInfo,
@@ -266,6 +290,10 @@ trait Attach {
 }
 
 impl<D: Attachable + 'static> Attach for D {
+    fn lock_backend(&mut self) -> Result<(), Error> {
+        Attachable::lock_backend(self)
+    }
+
     fn attach(
         self: Box<Self>,
         info: &MmioDeviceInfo,
@@ -294,6 +322,8 @@ pub(super) trait AttachedTransport: Component + Send {
     fn has_requests_in_flight(&mut self) -> bool;
     fn file(&mut self) -> Option<FileIdentity>;
     fn notify_restored(&mut self);
+    fn lock_backend(&mut self) -> Result<(), Error>;
+    fn unlock_backend(&mut self);
     fn prepare_update(&mut self, update: &DeviceUpdate);
     fn disk(&mut self, update: &DeviceUpdate) -> Option<DiskHandle>;
     fn update(&mut self, update: &DeviceUpdate, disk: &mut Option<DiskUpdate>) -> Result<(), UpdateError>;
@@ -314,6 +344,14 @@ impl<D: Attachable> AttachedTransport for Transport<D> {
 
     fn notify_restored(&mut self) {
         Self::notify_restored(self);
+    }
+
+    fn lock_backend(&mut self) -> Result<(), Error> {
+        self.device_mut().lock_backend()
+    }
+
+    fn unlock_backend(&mut self) {
+        self.device_mut().unlock_backend();
     }
 
     fn prepare_update(&mut self, update: &DeviceUpdate) {
@@ -418,6 +456,19 @@ impl AttachedDevice {
         lock(&self.transport).notify_restored();
     }
 
+    /// Locks the host side, before the device uses it.
+    ///
+    /// # Errors
+    /// [`Error::Drive`] if another VM has a conflicting lock.
+    pub fn lock_backend(&self) -> Result<(), Error> {
+        lock(&self.transport).lock_backend()
+    }
+
+    /// Unlocks the host side. The device does nothing before it is locked again.
+    pub fn unlock_backend(&self) {
+        lock(&self.transport).unlock_backend();
+    }
+
     /// Changes the device while the guest runs. Work with the device runs on the I/O thread `thread`, if there is one. Without the
     /// lock of the device, this thread opens the new file of a drive, and closes the old one: both calls wait for the file system.
     ///
@@ -516,7 +567,7 @@ pub(super) fn attach(
 }
 
 fn open_drive(config: &DriveConfig) -> Result<Block, Error> {
-    Block::open(&config.disk, Box::new(MonotonicClock::new())).map_err(Error::Drive)
+    Block::open_unlocked(&config.disk, Box::new(MonotonicClock::new())).map_err(Error::Drive)
 }
 
 fn open_interface(config: &NetConfig) -> Result<(Net, Option<Passt>), Error> {

@@ -12,7 +12,7 @@ pub mod state;
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::io;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ use attachments::AttachTarget;
 pub(crate) use attachments::AttachedDevice;
 pub use attachments::{
     DeviceCounters, Error as DeviceError, OpenDevice, UpdateError, open as open_device,
-    open_all as open_devices,
+    open_all_unlocked as open_unlocked_devices,
 };
 pub use io_thread::ThreadWait;
 use io_thread::{Claim, IoThread, PAGE_TIMEOUT};
@@ -51,12 +51,15 @@ const END_TIMEOUT: Duration = Duration::from_millis(50);
 /// Maximum wait for a thread without a fault handler: only a disk that does not answer delays one so long.
 pub(crate) const THREAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Reason why a machine cannot be built, booted or paused.
+/// Reason why a machine cannot be built, booted, paused or resumed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A thread does not react to its kick, because it waits for the fault handler or a disk.
     #[error("cannot pause the VM")]
     Pause(#[source] ThreadWait),
+    /// The host side of a device cannot be locked.
+    #[error("cannot resume the VM, which stays paused")]
+    Resume(#[source] attachments::Error),
     /// KVM cannot be opened, or a call of it fails.
     #[error("cannot use KVM")]
     Kvm(#[source] kvm::Error),
@@ -132,6 +135,8 @@ pub struct Machine {
     has_remote_memory: bool,
     /// The state has been restored, and the devices have not processed their available buffers since.
     needs_notify: AtomicBool,
+    /// The state has been restored, and the host sides of the devices are not locked since.
+    needs_locks: AtomicBool,
 }
 
 impl Machine {
@@ -228,6 +233,7 @@ impl Machine {
             fault_handler: None,
             has_remote_memory: false,
             needs_notify: AtomicBool::new(false),
+            needs_locks: AtomicBool::new(false),
             timeline,
         })
     }
@@ -442,10 +448,32 @@ impl Machine {
         self.devices.iter().any(AttachedDevice::has_requests_in_flight)
     }
 
-    /// Resumes the vCPUs. After a restore the devices first process their available buffers.
-    pub fn resume(&self) {
+    /// Resumes the vCPUs. After a restore the host sides of the devices are locked first, and the devices process their available
+    /// buffers.
+    ///
+    /// # Errors
+    /// [`Error::Resume`] if another VM has a conflicting lock. The machine is unchanged then.
+    pub fn resume(&self) -> Result<(), Error> {
+        if self.needs_locks.load(Ordering::Relaxed) {
+            self.lock_backends()?;
+            self.needs_locks.store(false, Ordering::Relaxed);
+        }
         self.notify_devices();
         self.shared.gate.open();
+        Ok(())
+    }
+
+    /// Locks the host sides of all devices, or of none.
+    fn lock_backends(&self) -> Result<(), Error> {
+        for (index, device) in self.devices.iter().enumerate() {
+            if let Err(error) = device.lock_backend() {
+                self.devices[..index]
+                    .iter()
+                    .for_each(AttachedDevice::unlock_backend);
+                return Err(Error::Resume(error));
+            }
+        }
+        Ok(())
     }
 
     /// Presses Ctrl-Alt-Del on the guest's keyboard. Returns false if the machine has no keyboard.

@@ -257,6 +257,7 @@ impl Machine {
             .restore_after_vcpus(&mut archive, realtime)
             .map_err(Error::Devices)?;
         archive.finish().map_err(Error::Sections)?;
+        self.needs_locks.store(true, Ordering::Relaxed);
         if self.fault_handler.is_some() || self.has_remote_memory {
             self.start_io_thread().map_err(Error::IoThread)?;
         } else {

@@ -13,7 +13,7 @@ use crate::arch::CpuCheck;
 use crate::cancellation::BeginError;
 use crate::config::{self, DeviceBackend, DeviceKind, HostMemory, VmConfig, VmSpec};
 use crate::machine::state::{self, RestoreOptions, StateError};
-use crate::machine::{self, Machine, open_devices};
+use crate::machine::{self, Machine, open_unlocked_devices};
 use crate::memory::Prefetch;
 use crate::timeline::{Lane, Timeline};
 use crate::vm::{Console, ConsoleError, ConsoleInput, MemoryBacking, Vm};
@@ -79,6 +79,9 @@ pub enum Error {
     /// The load cannot run on another thread.
     #[error("cannot begin the load")]
     Thread(#[source] BeginError),
+    /// The VM is loaded, but cannot be resumed.
+    #[error(transparent)]
+    Resume(machine::Error),
     /// The machine rejects the state.
     #[error("cannot restore the state of the machine")]
     Restore(#[source] state::Error),
@@ -187,7 +190,7 @@ impl LoadSnapshotParams {
             (Some(set), MemoryBacking::File(file)) => Some(Prefetch::new(set, file.file())),
             _ => None,
         };
-        let devices = open_devices(&spec).map_err(Error::Device)?;
+        let devices = open_unlocked_devices(&spec).map_err(Error::Device)?;
         let Console {
             output,
             input,

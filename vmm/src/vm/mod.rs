@@ -241,9 +241,13 @@ impl Vm {
     }
 
     /// Resumes the guest. Has no effect on a running guest.
-    pub fn resume(&mut self) {
-        if std::mem::take(&mut self.paused) {
-            self.machine().resume();
+    ///
+    /// # Errors
+    /// [`machine::Error::Resume`]; the guest stays paused then.
+    pub fn resume(&mut self) -> Result<(), machine::Error> {
+        if self.paused {
+            self.machine().resume()?;
+            self.paused = false;
             if let Some(prefetch) = &mut self.prefetch {
                 prefetch.drop_single();
             }
@@ -251,6 +255,7 @@ impl Vm {
                 recording.resume();
             }
         }
+        Ok(())
     }
 
     /// Requests the work of [`resume`](Self::resume) that is possible while the VM stays paused, and returns without waiting.

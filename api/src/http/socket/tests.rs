@@ -81,15 +81,23 @@ fn live_socket_is_kept() {
     assert_eq!(
         error.to_string(),
         format!(
-            "Failed to open the API socket at: {}. Check that it is not already used.",
-            path.display()
+            "Failed to open the API socket at: {}. Check that it is not already used. It belongs to process {} ({}); end it or \
+             choose another path",
+            path.display(),
+            std::process::id(),
+            std::fs::read_to_string("/proc/self/comm").unwrap().trim_end()
         )
     );
+    // The search for the process leaves a client that has disconnected.
+    assert_eq!(first.accept().unwrap().read(&mut [0]).unwrap(), 0);
     assert_eq!(first.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
     assert_eq!(directory.names(), ["api.sock"]);
     let datagrams = directory.path("log.sock");
     let _other = UnixDatagram::bind(&datagrams).unwrap();
-    assert!(matches!(Socket::bind(&datagrams), Err(Error::InUse(_))));
+    assert!(matches!(
+        Socket::bind(&datagrams),
+        Err(Error::InUse { holder: None, .. })
+    ));
 }
 
 #[test]

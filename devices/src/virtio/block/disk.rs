@@ -1,8 +1,9 @@
 //! The file or block device behind a drive.
 //!
-//! An open file description lock protects an open disk: a writable disk against all other users, a read-only disk
-//! against writers. A second drive or VM cannot open a disk for writing, under any name of the file. The lock belongs
-//! to the inode: two nodes of one block device have independent locks.
+//! An open file description lock protects a disk in use: a writable disk against all other users, a read-only or shared disk
+//! against writers that do not share it. A second drive or VM cannot lock a disk for writing, under any name of the file. The lock
+//! belongs to the inode: two nodes of one block device have independent locks. The disk of a loaded snapshot stays unlocked until
+//! the VM is resumed, so that it can be replaced before.
 //!
 //! A block device discards and zeroes only complete logical blocks, and rejects other ranges with EINVAL. A logical
 //! block may be larger than a sector of the driver (4Kn: 4096 bytes). Discard is advisory, so its range shrinks to
@@ -23,6 +24,7 @@ use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, c_in
 use snapshot::file::FileIdentity;
 
 use super::extent::{Extent, Pieces, shrink_to_blocks};
+use super::lock::{self, Holder, LockKind};
 use crate::medium::Medium;
 
 /// Bytes of a sector, the unit of all offsets and lengths of the driver.
@@ -88,8 +90,15 @@ pub enum Error {
         size: u64,
     },
     /// Another drive or VM holds a conflicting lock.
-    #[error("cannot lock disk {0:?}: another drive or VM uses it; only read-only drives can share a disk")]
-    InUse(PathBuf),
+    #[error(
+        "cannot lock disk {path:?}: {holder} uses it; name another file, or make all drives of it read-only or shared"
+    )]
+    InUse {
+        /// Path of the file.
+        path: PathBuf,
+        /// Holder of the lock.
+        holder: Holder,
+    },
     /// The kernel does not complete requests in flight.
     #[error("cannot change the disk: requests in flight do not complete; retry later")]
     Busy,
@@ -113,6 +122,17 @@ pub struct DiskOptions {
     pub read_only: bool,
     /// Accepts an empty file. Every read and write of such a disk fails.
     pub allow_empty: bool,
+    /// Permits other shared drives to write the disk.
+    pub shared: bool,
+}
+
+impl DiskOptions {
+    fn lock_kind(self) -> LockKind {
+        match self.read_only || self.shared {
+            true => LockKind::Shared,
+            false => LockKind::Exclusive,
+        }
+    }
 }
 
 /// Operations of a disk without guest memory that may take long. The worker calls them, each for a short extent.
@@ -160,7 +180,7 @@ pub(super) struct DiskFile {
     pub(super) inode: Metadata,
 }
 
-/// An open and locked disk.
+/// An open disk.
 #[derive(Debug)]
 pub struct Disk {
     pub(super) file: Arc<DiskFile>,
@@ -170,6 +190,8 @@ pub struct Disk {
     pub(super) path: PathBuf,
     pub(super) size: u64,
     pub(super) options: DiskOptions,
+    /// The disk may be accessed: it is locked, or its file system has no locks.
+    pub(super) is_locked: bool,
     pub(super) pace: Pace,
 }
 
@@ -204,6 +226,16 @@ impl Disk {
     /// Fails if the file is not a usable disk, or another user has locked it, with any variant except
     /// [`Error::Busy`].
     pub fn open(path: &Path, options: DiskOptions) -> Result<Self, Error> {
+        let mut disk = Self::open_unlocked(path, options)?;
+        disk.lock()?;
+        Ok(disk)
+    }
+
+    /// Opens the file at `path`, to be [locked](Self::lock) before the first access.
+    ///
+    /// # Errors
+    /// As of [`Self::open`], except [`Error::InUse`].
+    pub fn open_unlocked(path: &Path, options: DiskOptions) -> Result<Self, Error> {
         let DiskOptions { read_only, .. } = options;
         // Checked before the open, which would block on a pipe.
         let metadata = path
@@ -222,7 +254,6 @@ impl Disk {
         })?;
         check_kind(path, &metadata)?;
         let size = measure(path, &file, options)?;
-        lock(path, &file, read_only)?;
         let is_block_device = metadata.file_type().is_block_device();
         let file = DiskFile {
             medium: if is_block_device {
@@ -255,6 +286,7 @@ impl Disk {
             path,
             size,
             options,
+            is_locked: false,
             pace: Pace::default(),
         }
     }
@@ -268,8 +300,34 @@ impl Disk {
             inode: self.file.inode.clone(),
             ..*self.file
         };
+        let is_locked = self.is_locked;
         *self = Self::new(file, self.path.clone(), self.size, self.options);
+        self.is_locked = is_locked;
         Ok(())
+    }
+
+    /// Locks the disk. Has no effect on a locked disk.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] if another user has a conflicting lock.
+    pub fn lock(&mut self) -> Result<(), Error> {
+        if !self.is_locked {
+            check_result(&self.path, self.options.lock_kind().lock(&self.file.file))?;
+            self.is_locked = true;
+        }
+        Ok(())
+    }
+
+    /// Fails like [`lock`](Self::lock), and locks nothing.
+    pub(super) fn check_lock(&self) -> Result<(), Error> {
+        check_result(&self.path, self.options.lock_kind().check(&self.file.file))
+    }
+
+    /// Unlocks the disk, which must not be accessed then.
+    pub fn unlock(&mut self) {
+        if std::mem::take(&mut self.is_locked) {
+            lock::unlock(&self.file.file);
+        }
     }
 
     /// Returns the path at the last opening.
@@ -622,40 +680,18 @@ fn is_unsupported(error: &io::Error) -> bool {
     )
 }
 
-/// Locks `file`, opened at `path`, until it is closed.
-///
-/// # Errors
-/// Fails with [`Error::InUse`] if another open file description holds a conflicting lock.
-fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), Error> {
-    match set_lock(file, read_only) {
+/// Converts the result of an attempt to lock the file at `path`. A file system without locks is usable.
+fn check_result(path: &Path, result: Result<(), lock::Error>) -> Result<(), Error> {
+    match result {
         Ok(()) => Ok(()),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
-            Err(Error::InUse(path.to_owned()))
-        }
-        // Some network file systems have no locks, but their disks are usable.
-        Err(error) => {
+        Err(lock::Error::Held(holder)) => Err(Error::InUse {
+            path: path.to_owned(),
+            holder,
+        }),
+        Err(lock::Error::System(error)) => {
             log::warn!("cannot lock disk {path:?}: a second writer is not detected: {error}");
             Ok(())
         }
-    }
-}
-
-fn set_lock(file: &File, read_only: bool) -> io::Result<()> {
-    let kind = if read_only { libc::F_RDLCK } else { libc::F_WRLCK };
-    // A length of 0 covers the file to any later end.
-    let lock = libc::flock {
-        l_type: i16::try_from(kind).unwrap_or_default(),
-        l_whence: i16::try_from(libc::SEEK_SET).unwrap_or_default(),
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    // SAFETY: the descriptor is open, and `lock` is the structure that the command reads.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
     }
 }
 

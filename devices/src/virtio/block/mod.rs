@@ -6,6 +6,7 @@
 //! | `execute` | execution of requests that need no wait for the disk |
 //! | `executor` | [`IoEngine`]: choice between synchronous execution and io_uring |
 //! | `extent` | byte ranges, and the pieces of a discard |
+//! | [`lock`] | lock of a disk, and its [`Holder`](lock::Holder) |
 //! | [`metrics`] | [`BlockMetrics`]: counters and latencies; [`BlockRecorder`] |
 //! | `queue` | queue of an active device |
 //! | `replacement` | [`DiskUpdate`]: another file or size of a disk, opened without the lock of the device |
@@ -25,6 +26,7 @@ pub mod disk;
 mod execute;
 mod executor;
 mod extent;
+pub mod lock;
 pub mod metrics;
 mod queue;
 mod replacement;
@@ -82,6 +84,7 @@ pub enum CacheType {
 
 /// Configuration of a [`Block`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "SavedDiskConfig", into = "SavedDiskConfig")]
 pub struct DiskConfig {
     /// Name of the drive. GET_ID returns its first 20 bytes to the guest.
     pub id: String,
@@ -89,6 +92,8 @@ pub struct DiskConfig {
     pub path: PathBuf,
     /// The guest cannot write.
     pub read_only: bool,
+    /// Other shared drives may write the disk too.
+    pub shared: bool,
     /// Accepts an empty file as a placeholder for [`Block::update`]. Until then the disk has no sectors, and every
     /// read and write fails.
     pub allow_empty: bool,
@@ -108,6 +113,65 @@ impl DiskConfig {
         DiskOptions {
             read_only: self.read_only,
             allow_empty: self.allow_empty,
+            shared: self.shared,
+        }
+    }
+}
+
+/// [`DiskConfig`] as state files hold it. postcard encodes by position: the order of the fields is part of the format.
+#[derive(Serialize, Deserialize)]
+struct SavedDiskConfig {
+    id: String,
+    path: PathBuf,
+    access: Access,
+    allow_empty: bool,
+    cache: CacheType,
+    engine: IoEngine,
+    bandwidth: Option<Bucket>,
+    operations: Option<Bucket>,
+}
+
+/// Access of a drive and of others to the disk. postcard encodes the first two like the `bool` of older state files.
+#[derive(Serialize, Deserialize)]
+enum Access {
+    Writable,
+    ReadOnly,
+    SharedWritable,
+    SharedReadOnly,
+}
+
+impl From<DiskConfig> for SavedDiskConfig {
+    fn from(config: DiskConfig) -> Self {
+        Self {
+            id: config.id,
+            path: config.path,
+            access: match (config.read_only, config.shared) {
+                (false, false) => Access::Writable,
+                (true, false) => Access::ReadOnly,
+                (false, true) => Access::SharedWritable,
+                (true, true) => Access::SharedReadOnly,
+            },
+            allow_empty: config.allow_empty,
+            cache: config.cache,
+            engine: config.engine,
+            bandwidth: config.bandwidth,
+            operations: config.operations,
+        }
+    }
+}
+
+impl From<SavedDiskConfig> for DiskConfig {
+    fn from(saved: SavedDiskConfig) -> Self {
+        Self {
+            id: saved.id,
+            path: saved.path,
+            read_only: matches!(saved.access, Access::ReadOnly | Access::SharedReadOnly),
+            shared: matches!(saved.access, Access::SharedWritable | Access::SharedReadOnly),
+            allow_empty: saved.allow_empty,
+            cache: saved.cache,
+            engine: saved.engine,
+            bandwidth: saved.bandwidth,
+            operations: saved.operations,
         }
     }
 }
@@ -156,14 +220,43 @@ impl Block {
     /// # Errors
     /// Fails if the disk is not usable, or the kernel does not create the event descriptors.
     pub fn open(config: &DiskConfig, clock: Box<dyn Clock>) -> Result<Self, Error> {
-        let disk = Disk::open(&config.path, config.disk_options()).map_err(|source| Error::Disk {
-            id: config.id.clone(),
-            source,
-        })?;
+        let mut block = Self::open_unlocked(config, clock)?;
+        block.lock()?;
+        Ok(block)
+    }
+
+    /// Opens the disk of `config` and creates the device like [`open`](Self::open), but leaves the disk unlocked. The device processes no
+    /// request before it is [locked](Self::lock).
+    ///
+    /// # Errors
+    /// As of [`open`](Self::open).
+    pub fn open_unlocked(config: &DiskConfig, clock: Box<dyn Clock>) -> Result<Self, Error> {
+        let disk =
+            Disk::open_unlocked(&config.path, config.disk_options()).map_err(|source| Error::Disk {
+                id: config.id.clone(),
+                source,
+            })?;
         Self::new(disk, config, clock).map_err(|source| Error::Descriptors {
             id: config.id.clone(),
             source,
         })
+    }
+
+    /// Locks the disk. Has no effect on a locked one.
+    ///
+    /// # Errors
+    /// [`Error::Disk`] if another drive or process has a conflicting lock.
+    pub fn lock(&mut self) -> Result<(), Error> {
+        self.executor.disk.lock().map_err(|source| Error::Disk {
+            id: self.name.clone(),
+            source,
+        })
+    }
+
+    /// Unlocks the disk of a device that has no request in flight. It processes none then.
+    pub fn unlock(&mut self) {
+        debug_assert!(self.in_flight() == 0, "requests in flight access the disk");
+        self.executor.disk.unlock();
     }
 
     fn new(disk: Disk, config: &DiskConfig, clock: Box<dyn Clock>) -> io::Result<Self> {
@@ -317,6 +410,10 @@ impl Block {
     }
 
     fn process(&mut self) {
+        if !self.executor.disk.is_locked {
+            // Another VM may write the disk. The VM is paused, and its resume follows the lock.
+            return;
+        }
         match &mut self.active {
             Some(active) => active.process(&mut self.executor),
             None => self.executor.reap_abandoned(),

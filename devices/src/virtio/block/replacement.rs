@@ -12,6 +12,7 @@ pub struct DiskHandle {
     file: Arc<DiskFile>,
     path: PathBuf,
     options: DiskOptions,
+    is_locked: bool,
 }
 
 /// New file or size of a disk, before it is applied. Afterwards it owns the old file, which it closes when it is dropped.
@@ -31,19 +32,29 @@ impl DiskHandle {
     }
 
     /// Opens the file at `path` with the same options, or measures the open file without a path. The same file keeps its lock;
-    /// another file is locked before the old one is unlocked. The call waits for the file system.
+    /// another file is locked before the old one is unlocked. The replacement of an unlocked disk stays unlocked. The call waits for
+    /// the file system.
     ///
     /// # Errors
     /// As [`Disk::open`]. Without a path, [`Error::Empty`], [`Error::Size`] or [`Error::System`].
     pub fn update(&self, path: Option<&Path>) -> Result<DiskUpdate, Error> {
         let change = match path {
-            Some(path) if !self.is_at(path) => Change::File(Disk::open(path, self.options)?),
+            Some(path) if !self.is_at(path) => Change::File(self.open(path)?),
             _ => Change::Size {
                 path: path.unwrap_or(&self.path).to_owned(),
                 size: measure(&self.path, &self.file.file, self.options)?,
             },
         };
         Ok(DiskUpdate(change))
+    }
+
+    fn open(&self, path: &Path) -> Result<Disk, Error> {
+        if self.is_locked {
+            return Disk::open(path, self.options);
+        }
+        let disk = Disk::open_unlocked(path, self.options)?;
+        disk.check_lock()?;
+        Ok(disk)
     }
 
     fn is_at(&self, path: &Path) -> bool {
@@ -60,6 +71,7 @@ impl Disk {
             file: self.file.clone(),
             path: self.path.clone(),
             options: self.options,
+            is_locked: self.is_locked,
         }
     }
 

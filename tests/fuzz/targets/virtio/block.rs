@@ -47,6 +47,7 @@ impl Drive {
                 id: "disk".to_owned(),
                 path: PathBuf::new(),
                 read_only: choose(0),
+                shared: false,
                 allow_empty: false,
                 cache: if choose(1) {
                     CacheType::Writeback

@@ -87,8 +87,8 @@ fn lock_covers_all_names_of_file() {
     symlink(scratch.path(), soft.path()).unwrap();
     let _writer = Disk::open(scratch.path(), options(false)).unwrap();
     for other in [&hard, &soft] {
-        assert!(open_failure(other.path(), true).contains("another drive or VM uses it"));
-        assert!(open_failure(other.path(), false).contains("another drive or VM uses it"));
+        assert!(open_failure(other.path(), true).contains("another drive of this VM uses it"));
+        assert!(open_failure(other.path(), false).contains("another drive of this VM uses it"));
     }
 }
 
@@ -99,11 +99,11 @@ fn disk_has_one_writer_or_many_readers() {
     {
         let _writer = open(false).unwrap();
         for read_only in [false, true] {
-            assert!(matches!(open(read_only), Err(Error::InUse(_))));
+            assert!(matches!(open(read_only), Err(Error::InUse { .. })));
         }
     }
     let readers = [open(true).unwrap(), open(true).unwrap()];
-    assert!(open_failure(scratch.path(), false).contains("only read-only drives can share a disk"));
+    assert!(open_failure(scratch.path(), false).contains("make all drives of it read-only or shared"));
     drop(readers);
     assert!(open(false).is_ok());
 }

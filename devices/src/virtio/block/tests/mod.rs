@@ -103,6 +103,7 @@ fn config(path: &Path, engine: IoEngine) -> DiskConfig {
         id: "a drive with a long name".to_owned(),
         path: path.to_owned(),
         read_only: false,
+        shared: false,
         allow_empty: false,
         cache: CacheType::Writeback,
         engine,
@@ -156,6 +157,8 @@ impl Fixture {
     fn of(mut block: Block, clock: ManualClock) -> Self {
         // The host may delay any write.
         block.executor.disk.pace.slow_write = Duration::MAX;
+        // A fake disk has no lock.
+        block.executor.disk.is_locked = true;
         let driver = FakeDriver::logged(MEMORY, block.queue_sizes());
         let line = Arc::new(CountingInterrupt::default());
         let interrupt = Arc::new(VirtioInterrupt::new(line.clone()));
@@ -354,7 +357,7 @@ fn bucket(size: u64, refill_time_ms: u64) -> Option<Bucket> {
 fn options(read_only: bool) -> DiskOptions {
     DiskOptions {
         read_only,
-        allow_empty: false,
+        ..DiskOptions::default()
     }
 }
 

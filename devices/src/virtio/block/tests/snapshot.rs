@@ -1,8 +1,10 @@
 use super::lifetime::{start_reads, uncached};
 use super::update::capacity;
-use super::{Buffer, Fixture, HOURS, IN, NONE, OK, SECTORS, Scratch, bucket, config};
+use super::{
+    Buffer, ENGINES, Fixture, HOURS, IN, NONE, OK, OUT, SECTORS, Scratch, bucket, config, options, pattern,
+};
 use crate::testing::ManualClock;
-use crate::virtio::block::{Block, IoEngine};
+use crate::virtio::block::{Block, Disk, IoEngine};
 use crate::virtio::device::VirtioDevice;
 
 #[test]
@@ -81,4 +83,47 @@ fn restore_notifies_changed_capacity() {
     fixture.process_events(0);
     assert_eq!((fixture.interrupt.status(), capacity(&fixture)), (2, 2 * SECTORS));
     assert_ne!(fixture.block.save().unwrap(), state);
+}
+
+#[test]
+fn unlocked_device_leaves_disk_and_queue_unchanged() {
+    for engine in ENGINES {
+        let scratch = Scratch::new(SECTORS * 512);
+        let mut fixture = Fixture::on(&scratch, engine);
+        fixture.block.unlock();
+        let address = fixture.place(&[1; 512]);
+        fixture.add(OUT, 0, &[Buffer::readable(address, 512)]);
+        fixture.block.notify(0);
+        for descriptor in fixture.block.watched_fds() {
+            fixture.block.process_event(descriptor.token);
+        }
+        fixture.block.drain();
+        assert_eq!(fixture.block.queue_states()[0].next_avail, 0);
+        assert!(scratch.contents() == pattern(0, SECTORS * 512));
+        // Another drive may have it meanwhile, and then the device stays unlocked.
+        let other = Disk::open(scratch.path(), options(false)).unwrap();
+        assert!(fixture.block.lock().is_err());
+        fixture.block.notify(0);
+        assert_eq!(fixture.block.queue_states()[0].next_avail, 0);
+        drop(other);
+        fixture.block.lock().unwrap();
+        assert!(Disk::open(scratch.path(), options(true)).is_err());
+        fixture.run(1);
+        assert_eq!(scratch.contents()[..512], [1; 512]);
+    }
+}
+
+#[test]
+fn replacement_of_unlocked_disk_stays_unlocked() {
+    let (scratch, other) = (Scratch::new(512), Scratch::new(1024));
+    let mut fixture = Fixture::on(&scratch, IoEngine::Sync);
+    fixture.block.unlock();
+    let user = Disk::open(other.path(), options(false)).unwrap();
+    assert!(fixture.block.reopen(Some(other.path())).is_err());
+    assert_eq!(fixture.block.disk().path(), scratch.path());
+    drop(user);
+    fixture.block.reopen(Some(other.path())).unwrap();
+    assert!(Disk::open(other.path(), options(false)).is_ok());
+    fixture.block.lock().unwrap();
+    assert!(Disk::open(other.path(), options(false)).is_err());
 }

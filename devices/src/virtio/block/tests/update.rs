@@ -81,13 +81,13 @@ fn failed_update_keeps_disk() {
         assert!(matches!(update_error(Path::new("/")), Error::Directory(_)));
         assert!(matches!(update_error(Path::new("/dev/null")), Error::Kind(_)));
         assert!(matches!(update_error(odd.path()), Error::Size { size: 700, .. }));
-        assert!(matches!(update_error(other.path()), Error::InUse(_)));
+        assert!(matches!(update_error(other.path()), Error::InUse { .. }));
         assert_eq!((capacity(&fixture), fixture.line.take()), (SECTORS, 0));
         assert_eq!(fixture.block.disk().path(), scratch.path());
         assert_eq!(fixture.read(0, 512), (OK, pattern(0, 512)));
         assert!(matches!(
             Disk::open(scratch.path(), options(true)),
-            Err(Error::InUse(_))
+            Err(Error::InUse { .. })
         ));
     }
 }
@@ -139,7 +139,7 @@ fn replaced_disk_is_closed_by_caller() {
     let mut update = fixture.block.disk().handle().update(Some(other.path())).unwrap();
     assert!(matches!(
         Disk::open(other.path(), options(false)),
-        Err(Error::InUse(_))
+        Err(Error::InUse { .. })
     ));
     assert_eq!(
         fixture.block.disk().path(),
@@ -150,7 +150,7 @@ fn replaced_disk_is_closed_by_caller() {
     assert_eq!(fixture.block.disk().path(), other.path());
     assert!(matches!(
         Disk::open(one.path(), options(false)),
-        Err(Error::InUse(_))
+        Err(Error::InUse { .. })
     ));
     drop(update);
     Disk::open(one.path(), options(false)).unwrap();
