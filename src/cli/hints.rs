@@ -134,7 +134,7 @@ const EMULATION: u32 = 1;
 /// Returns the option of `mayfly run` that sets the invalid part of the configuration.
 fn config_option(error: &config::Error) -> Option<&'static str> {
     Some(match error {
-        config::Error::Vcpus(_) => "--cpus N",
+        config::Error::Vcpus(_) | config::Error::OddVcpus(_) => "--cpus N",
         config::Error::MemoryTooSmall(_) | config::Error::MemoryBeyondHost { .. } => "--memory SIZE",
         config::Error::Devices(_) => "--disk, --net",
         config::Error::DuplicateId { kind, .. } => match kind {

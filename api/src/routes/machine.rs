@@ -1,6 +1,7 @@
 //! Machine, image and command line.
 
-use vmm::config::DriveConfig;
+use vmm::config::{self, DriveConfig};
+use vmm::control::{self, MachineConfig};
 
 use super::context::{RequestContext, no_content};
 use super::error::Error;
@@ -11,12 +12,13 @@ use crate::schema::{
 
 const MACHINE: &str = "Machine config";
 const BOOT: &str = "Boot source";
+/// Firecracker's sentence for an invalid number of vCPUs.
+const INVALID_VCPUS: &str = "The number of vCPUs must be greater than 0, less than 32 and must be 1 or an even number if SMT is enabled.";
 
 pub(crate) fn put_machine(context: &mut RequestContext<'_>) -> Result<Response, Error> {
     let machine: MachineConfiguration = context.read()?;
     let has_template = machine.cpu_template.is_some();
-    let result = context.control.set_machine(machine.into_config());
-    result.map_err(Error::of(MACHINE))?;
+    set_machine(context, machine.into_config())?;
     // Firecracker deprecates CPU templates.
     Ok(no_content(has_template))
 }
@@ -28,10 +30,26 @@ pub(super) fn patch_machine(context: &mut RequestContext<'_>) -> Result<Response
     }
     let has_template = update.cpu_template.is_some();
     let machine = update.apply(context.control.config());
-    let result = context.control.set_machine(machine);
-    result.map_err(Error::of(MACHINE))?;
+    set_machine(context, machine)?;
     // Firecracker deprecates CPU templates.
     Ok(no_content(has_template))
+}
+
+fn set_machine(context: &mut RequestContext<'_>, machine: MachineConfig) -> Result<(), Error> {
+    context
+        .control
+        .set_machine(machine)
+        .map_err(|error| match error {
+            control::Error::Config(config::Error::OddVcpus(_)) => Error::rejected(MACHINE, INVALID_VCPUS),
+            other => Error::of(MACHINE)(other),
+        })?;
+    if machine.smt && machine.vcpus > 1 {
+        log::warn!(
+            "api: the guest reads each two vCPUs as threads of one core (smt), but the kernel runs each vCPU on any processor; set the \
+             affinity of the threads fc_vcpu to bind them"
+        );
+    }
+    Ok(())
 }
 
 pub(crate) fn put_boot_source(context: &mut RequestContext<'_>) -> Result<Response, Error> {

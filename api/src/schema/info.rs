@@ -95,6 +95,7 @@ impl VmConfiguration {
             devices,
             // In `MachineConfiguration`.
             vcpus: _,
+            smt: _,
             memory: _,
             track_dirty_pages: _,
             huge_pages: _,

@@ -10,9 +10,6 @@ use super::macros::{choice, schema};
 /// Binary logarithm of a MiB in bytes.
 const MIB: u32 = 20;
 
-/// Reason of the unsupported `smt`, and of its old name.
-const SMT: &str = "each vCPU of mayfly is a core";
-
 choice! {
     /// Huge pages for guest memory.
     #[derive(Default)]
@@ -33,9 +30,11 @@ schema! {
         vcpu_count: u8 => Rule::Range(1, MAX_VCPUS as u64), update Option<u8>;
         /// Guest memory in MiB, at most the memory and swap of the host.
         mem_size_mib: u64 => Rule::Range(1, u64::MAX >> MIB), update Option<u64>;
-        /// Unsupported: each vCPU is a core.
-        #[serde(alias = "ht_enabled")]
-        smt: Option<bool> = false => Rule::Unsupported(Off::False, SMT), update Option<bool>;
+        /// Each two vCPUs are threads of one core in the topology that the guest reads. The number of vCPUs must be 1 or even then.
+        smt: Option<bool> = false, update Option<bool>;
+        /// Old name of smt, which takes precedence. Deprecated.
+        #[serde(skip_serializing)]
+        ht_enabled: Option<bool> = false, update Option<bool>;
         /// No effect: dirty pages are always tracked, at no cost.
         track_dirty_pages: Option<bool> = false, update Option<bool>;
         /// Transparent huge pages for guest memory.
@@ -50,11 +49,7 @@ schema! {
             "CPU templates are not part of mayfly, whose guests have the processor of the host",
         ), update Option<String>;
     }
-    unsupported {
-        /// Old name of smt; a body must not have both.
-        ht_enabled = false => Rule::Unsupported(Off::False, SMT), update;
-    }
-    example "{vcpu_count: 2, mem_size_mib: 256, track_dirty_pages: false, huge_pages: 'None'}";
+    example "{vcpu_count: 2, mem_size_mib: 256, smt: false, track_dirty_pages: false, huge_pages: 'None'}";
     /// Change of the machine. At least one field is required.
     update MachineConfigurationUpdate;
     example "{mem_size_mib: 512, vcpu_count: 4}";
@@ -65,6 +60,7 @@ impl MachineConfiguration {
     pub fn from_config(config: &VmConfig) -> Self {
         let MachineConfig {
             vcpus,
+            smt,
             memory,
             track_dirty_pages,
             huge_pages,
@@ -72,7 +68,8 @@ impl MachineConfiguration {
         Self {
             vcpu_count: u8::try_from(vcpus).unwrap_or(u8::MAX),
             mem_size_mib: memory.bytes() >> MIB,
-            smt: Some(false),
+            smt: Some(smt),
+            ht_enabled: None,
             track_dirty_pages: Some(track_dirty_pages),
             huge_pages: Some(if huge_pages {
                 HugePages::Transparent
@@ -88,13 +85,15 @@ impl MachineConfiguration {
         let Self {
             vcpu_count,
             mem_size_mib,
-            smt: _,
+            smt,
+            ht_enabled,
             track_dirty_pages,
             huge_pages,
             cpu_template: _,
         } = self;
         MachineConfig {
             vcpus: vcpu_count.into(),
+            smt: smt.or(ht_enabled).unwrap_or_default(),
             memory: memory_size(mem_size_mib),
             track_dirty_pages: track_dirty_pages.unwrap_or_default(),
             huge_pages: is_transparent(huge_pages.unwrap_or_default()),
@@ -113,7 +112,8 @@ impl MachineConfigurationUpdate {
         let Self {
             vcpu_count,
             mem_size_mib,
-            smt: _,
+            smt,
+            ht_enabled,
             track_dirty_pages,
             huge_pages,
             cpu_template: _,
@@ -121,6 +121,7 @@ impl MachineConfigurationUpdate {
         let present = machine_config(config);
         MachineConfig {
             vcpus: vcpu_count.map_or(present.vcpus, u32::from),
+            smt: smt.or(ht_enabled).unwrap_or(present.smt),
             memory: mem_size_mib.map_or(present.memory, memory_size),
             track_dirty_pages: track_dirty_pages.unwrap_or(present.track_dirty_pages),
             huge_pages: huge_pages.map_or(present.huge_pages, is_transparent),
@@ -132,6 +133,7 @@ impl MachineConfigurationUpdate {
 fn machine_config(config: &VmConfig) -> MachineConfig {
     MachineConfig {
         vcpus: config.vcpus,
+        smt: config.smt,
         memory: config.memory,
         track_dirty_pages: config.track_dirty_pages,
         huge_pages: config.huge_pages,

@@ -274,8 +274,7 @@ fn bodies<T: Schema>(minimal: &Value) -> [T; 2] {
     let properties = &specification["components"]["schemas"][T::NAME]["properties"];
     let mut full = minimal.clone();
     for (name, property) in properties.as_object().unwrap() {
-        // A body must not have both names of one field.
-        if let Some(default) = property.get("default").filter(|_| name != "ht_enabled") {
+        if let Some(default) = property.get("default") {
             full[name] = default.clone();
         }
     }

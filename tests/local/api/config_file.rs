@@ -127,8 +127,8 @@ fn invalid_file_is_rejected() {
             "vcpu_count",
         ),
         (
-            r#"{"boot-source":{"kernel_image_path":"KERNEL"},"machine-config":{"vcpu_count":1,"mem_size_mib":128,"smt":true}}"#,
-            "smt",
+            r#"{"boot-source":{"kernel_image_path":"KERNEL"},"machine-config":{"vcpu_count":3,"mem_size_mib":128,"smt":true}}"#,
+            "must be 1 or an even number if SMT is enabled",
         ),
         (
             r#"{"boot-source":{"kernel_image_path":"KERNEL"},"balloon":{"amount_mib":1,"deflate_on_oom":true}}"#,

@@ -14,7 +14,7 @@ use vm_memory::GuestAddress;
 
 use super::{AttachContext, Buses, Cpu, CpuCheck, Error, MmioDeviceInfo, Platform, SharedSource};
 use crate::boot::LoadedImage;
-use crate::config::{AddressLayout, MemorySize, VmSpec};
+use crate::config::{AddressLayout, CpuTopology, MemorySize, VmSpec};
 use crate::kvm::{self, Kick};
 
 /// Start of memory, above interrupt controller and devices.
@@ -108,7 +108,7 @@ impl Cpu for Aarch64 {
         Ok(())
     }
 
-    fn configure(_: &VcpuFd, _: u8, _: u8, (): &()) -> Result<(), kvm::Error> {
+    fn configure(_: &VcpuFd, _: u8, _: CpuTopology, (): &()) -> Result<(), kvm::Error> {
         Ok(())
     }
 

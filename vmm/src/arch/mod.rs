@@ -15,7 +15,7 @@ use snapshot::{ArchiveReader, ArchiveWriter, GuestMemory, Schema};
 use vm_memory::GuestAddress;
 
 use crate::boot::LoadedImage;
-use crate::config::{AddressLayout, MemorySize, VmSpec};
+use crate::config::{AddressLayout, CpuTopology, MemorySize, VmSpec};
 use crate::kvm::{self, Kick};
 
 #[cfg(target_arch = "aarch64")]
@@ -216,11 +216,16 @@ pub trait Cpu {
     /// [`kvm::Error::Call`]
     fn profile(kvm: &Kvm) -> Result<Self::Profile, kvm::Error>;
 
-    /// Sets profile and reset state of vCPU `id` of `count`.
+    /// Sets profile and reset state of vCPU `id` of `topology`.
     ///
     /// # Errors
     /// [`kvm::Error::Call`]
-    fn configure(vcpu: &VcpuFd, id: u8, count: u8, profile: &Self::Profile) -> Result<(), kvm::Error>;
+    fn configure(
+        vcpu: &VcpuFd,
+        id: u8,
+        topology: CpuTopology,
+        profile: &Self::Profile,
+    ) -> Result<(), kvm::Error>;
 
     /// Sets the registers of the boot vCPU.
     ///

@@ -16,6 +16,9 @@ pub enum Error {
     /// The number of vCPUs is 0 or above [`MAX_VCPUS`].
     #[error("cannot create {0} vCPUs: a VM has 1 to {MAX_VCPUS}")]
     Vcpus(u32),
+    /// The number of vCPUs with two threads for each core is odd.
+    #[error("cannot create {0} vCPUs with SMT: each core has two of them; configure 1 or an even number")]
+    OddVcpus(u32),
     /// There are more devices than interrupt lines.
     #[error(
         "cannot attach {0} devices: a VM has at most {MAX_DEVICES} drives and network interfaces; remove some"

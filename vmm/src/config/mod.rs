@@ -26,6 +26,6 @@ pub use settings::Conflict;
 pub use size::{MemorySize, ParseError as SizeError};
 #[cfg(test)]
 pub(crate) use vm::VmConfigV1;
-pub use vm::{IrqchipMode, VmConfig, VmSpec};
+pub use vm::{CpuTopology, IrqchipMode, VmConfig, VmSpec};
 
 pub use crate::boot::Protocol;

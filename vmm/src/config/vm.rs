@@ -55,6 +55,8 @@ pub struct VmConfig {
     pub memory: MemorySize,
     /// Number of vCPUs.
     pub vcpus: u32,
+    /// Each two vCPUs are threads of one core.
+    pub smt: bool,
     /// Emulator of the interrupt controllers.
     pub irqchip: IrqchipMode,
     /// The guest gets ACPI tables.
@@ -97,7 +99,16 @@ pub(crate) struct VmConfigV1 {
     drives: Vec<DriveConfig>,
     nets: Vec<NetConfig>,
     track_dirty_pages: bool,
-    huge_pages: bool,
+    pages_and_threads: PagesAndThreads,
+}
+
+/// Use of huge pages, and threads of a core. postcard encodes the first two like the `bool` of older state files.
+#[derive(Serialize, Deserialize)]
+enum PagesAndThreads {
+    Small,
+    Huge,
+    SmallWithSmt,
+    HugeWithSmt,
 }
 
 impl Schema for VmConfigV1 {
@@ -146,7 +157,12 @@ impl From<VmConfig> for VmConfigV1 {
             drives,
             nets,
             track_dirty_pages: config.track_dirty_pages,
-            huge_pages: config.huge_pages,
+            pages_and_threads: match (config.huge_pages, config.smt) {
+                (false, false) => PagesAndThreads::Small,
+                (true, false) => PagesAndThreads::Huge,
+                (false, true) => PagesAndThreads::SmallWithSmt,
+                (true, true) => PagesAndThreads::HugeWithSmt,
+            },
         }
     }
 }
@@ -155,6 +171,7 @@ impl From<VmConfigV1> for VmConfig {
     fn from(saved: VmConfigV1) -> Self {
         let drives = saved.drives.into_iter().map(DeviceConfig::Drive);
         let nets = saved.nets.into_iter().map(DeviceConfig::Interface);
+        use PagesAndThreads::{Huge, HugeWithSmt, SmallWithSmt};
         Self {
             kernel: saved.kernel,
             initrd: saved.initrd,
@@ -168,7 +185,8 @@ impl From<VmConfigV1> for VmConfig {
             device_arguments: saved.device_arguments,
             devices: drives.chain(nets).collect(),
             track_dirty_pages: saved.track_dirty_pages,
-            huge_pages: saved.huge_pages,
+            huge_pages: matches!(saved.pages_and_threads, Huge | HugeWithSmt),
+            smt: matches!(saved.pages_and_threads, SmallWithSmt | HugeWithSmt),
             layout: AddressLayout::V1,
         }
     }
@@ -200,6 +218,7 @@ impl VmConfig {
             cmdline: String::new(),
             memory: MemorySize::DEFAULT,
             vcpus: 1,
+            smt: false,
             irqchip: IrqchipMode::default(),
             acpi: true,
             mptable: true,
@@ -254,6 +273,9 @@ impl VmConfig {
             .ok()
             .filter(|count| (1..=MAX_VCPUS).contains(count))
             .ok_or(Error::Vcpus(self.vcpus))?;
+        if self.smt && vcpus > 1 && !vcpus.is_multiple_of(2) {
+            return Err(Error::OddVcpus(self.vcpus));
+        }
         if self.memory < MemorySize::MIN {
             return Err(Error::MemoryTooSmall(self.memory));
         }
@@ -321,6 +343,15 @@ fn check_devices(devices: &[DeviceConfig]) -> Result<(), Error> {
     Ok(())
 }
 
+/// Topology of the vCPUs, which are in one package.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuTopology {
+    /// Number of vCPUs, a multiple of `threads`.
+    pub vcpus: u8,
+    /// Number of vCPUs of each core: 1, or 2 with SMT.
+    pub threads: u8,
+}
+
 /// Checked configuration.
 #[derive(Clone, Debug)]
 pub struct VmSpec {
@@ -334,6 +365,14 @@ impl VmSpec {
         self.vcpus
     }
 
+    /// Returns the topology of the vCPUs.
+    pub fn topology(&self) -> CpuTopology {
+        CpuTopology {
+            vcpus: self.vcpus,
+            threads: if self.config.smt && self.vcpus > 1 { 2 } else { 1 },
+        }
+    }
+
     /// Returns the configuration. Every device has an ID, and the list has the order of the guest.
     pub fn config(&self) -> &VmConfig {
         &self.config
@@ -342,9 +381,12 @@ impl VmSpec {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{DeviceConfig, DriveConfig, NetConfig};
-    use super::{AddressLayout, Error, HostMemory, MemorySize, SavedVmConfig, VmConfig, VmConfigV1};
     use snapshot::{ArchiveReader, ArchiveWriter};
+
+    use super::super::{DeviceConfig, DriveConfig, NetConfig};
+    use super::{
+        AddressLayout, CpuTopology, Error, HostMemory, MemorySize, SavedVmConfig, VmConfig, VmConfigV1,
+    };
 
     const HOST: HostMemory = HostMemory { memory: 8 << 30 };
 
@@ -375,6 +417,24 @@ mod tests {
         for vcpus in [1, 32] {
             assert!(VmConfig { vcpus, ..config() }.check(&HOST).is_ok());
         }
+    }
+
+    #[test]
+    fn odd_number_of_vcpus_with_smt_is_rejected() {
+        let check = |vcpus, smt| {
+            let checked = VmConfig {
+                vcpus,
+                smt,
+                ..config()
+            }
+            .check(&HOST);
+            checked.map(|spec| spec.topology())
+        };
+        let topology = |vcpus, threads| Ok(CpuTopology { vcpus, threads });
+        assert_eq!(check(3, true), Err(Error::OddVcpus(3)));
+        assert_eq!(check(3, false), topology(3, 1));
+        assert_eq!(check(1, true), topology(1, 1));
+        assert_eq!(check(32, true), topology(32, 2));
     }
 
     #[test]
@@ -445,6 +505,32 @@ mod tests {
             named(&[], &["user,id=a", "fd:5,id=a"]),
             rejected("network interfaces", "a")
         );
+    }
+
+    #[test]
+    fn saved_form_keeps_flags() {
+        for (text, flags) in [
+            ("a,id=x", [false; 2]),
+            ("a,id=x,ro", [false, true]),
+            ("a,id=x,shared", [true, false]),
+            ("a,id=x,ro,shared", [true; 2]),
+        ] {
+            let devices = vec![drive(text)];
+            let mut archive = ArchiveWriter::new();
+            let [huge_pages, smt] = flags;
+            let config = VmConfig {
+                devices,
+                huge_pages,
+                smt,
+                ..config()
+            };
+            archive.write("machine", &config).unwrap();
+            let bytes = archive.into_bytes();
+            let mut reader = ArchiveReader::parse(&bytes).unwrap();
+            let read: VmConfig = reader.read("machine").unwrap();
+            assert_eq!(read.devices, config.devices, "{text}");
+            assert_eq!([read.huge_pages, read.smt], flags);
+        }
     }
 
     #[test]

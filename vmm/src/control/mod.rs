@@ -96,6 +96,8 @@ type Completion = Box<dyn FnOnce(&mut Control) -> OperationResult + Send>;
 pub struct MachineConfig {
     /// Number of vCPUs.
     pub vcpus: u32,
+    /// Each two vCPUs are threads of one core.
+    pub smt: bool,
     /// Guest memory.
     pub memory: MemorySize,
     /// The client requests dirty page tracking, which has no effect: changed pages are known at no cost in any case.
@@ -503,6 +505,7 @@ impl Control {
 impl MachineConfig {
     fn apply(self, config: &mut VmConfig) {
         config.vcpus = self.vcpus;
+        config.smt = self.smt;
         config.memory = self.memory;
         config.track_dirty_pages = self.track_dirty_pages;
         config.huge_pages = self.huge_pages;

@@ -29,6 +29,7 @@ fn drive(disk: &Temporary, id: &str, root: Option<Root>) -> DriveConfig {
 
 const MACHINE: MachineConfig = MachineConfig {
     vcpus: 2,
+    smt: false,
     memory: MemorySize::from_bytes(64 << 20),
     track_dirty_pages: true,
     huge_pages: false,
@@ -42,6 +43,11 @@ fn invalid_machine_config_changes_nothing() {
     for wrong in [
         MachineConfig { vcpus: 33, ..MACHINE },
         MachineConfig { memory, ..MACHINE },
+        MachineConfig {
+            vcpus: 3,
+            smt: true,
+            ..MACHINE
+        },
     ] {
         assert!(matches!(control.set_machine(wrong), Err(Error::Config(_))));
     }

@@ -597,7 +597,7 @@ fn start_threads(
     let (sender, stop_reasons) = mpsc::channel();
     let shared = Arc::new(VcpuShared {
         kvm: kvm.clone(),
-        count: spec.vcpus(),
+        topology: spec.topology(),
         timeline: timeline.clone(),
         stop_reasons: sender,
         stop_event,

@@ -15,6 +15,7 @@ use super::gate::{PauseGate, ThreadSet};
 use super::park::{NativeCpu, NativeVcpuState, ParkRequest};
 use super::pre_entry::run_until_entry;
 use crate::arch::{Cpu, CpuCheck, Native, Platform};
+use crate::config::CpuTopology;
 use crate::kvm::{self, Kick, RunPage};
 use crate::timeline::{Lane, Timeline};
 
@@ -28,8 +29,8 @@ const MAX_FLUSH_RUNS: usize = 256;
 pub struct VcpuShared {
     /// `/dev/kvm`.
     pub kvm: Arc<Kvm>,
-    /// Number of vCPUs.
-    pub count: u8,
+    /// Topology of the vCPUs.
+    pub topology: CpuTopology,
     /// Record of the phases of the start.
     pub timeline: Arc<Timeline>,
     /// Channel for the stop reasons.
@@ -148,7 +149,7 @@ impl VcpuRunner {
         let prepared = match profile {
             None => Ok(()),
             Some(profile) => self.shared.timeline.measure(lane, "prepare vCPU", || {
-                NativeCpu::configure(&vcpu, self.id, self.shared.count, profile?)
+                NativeCpu::configure(&vcpu, self.id, self.shared.topology, profile?)
             }),
         };
         let Ok(mut start) = start_receiver.recv() else {

@@ -8,6 +8,7 @@ use std::arch::x86_64::__cpuid;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
+use crate::config::CpuTopology;
 use crate::kvm::{Error, failed};
 
 const HYPERVISOR_BASE: u32 = 0x4000_0000;
@@ -89,12 +90,13 @@ impl Profile {
         &self.entries
     }
 
-    /// Returns the entries of vCPU `id` of `count`, with a time stamp counter of `tsc_khz` kHz.
-    pub fn for_vcpu(&self, id: u8, count: u8, tsc_khz: u32) -> CpuId {
+    /// Returns the entries of vCPU `id` of `topology`, with a time stamp counter of `tsc_khz` kHz.
+    pub fn for_vcpu(&self, id: u8, topology: CpuTopology, tsc_khz: u32) -> CpuId {
         let mut entries = self.entries.clone();
         let topology = Topology {
             id: id.into(),
-            count: count.into(),
+            count: topology.vcpus.into(),
+            threads: topology.threads.into(),
             is_amd: self.is_amd,
         };
         for entry in &mut entries {
@@ -109,10 +111,11 @@ impl Profile {
     }
 }
 
-/// Topology of the guest: one package, one core per vCPU, one thread per core.
+/// Topology of the guest: one package, and one or two vCPUs per core.
 struct Topology {
     id: u32,
     count: u32,
+    threads: u32,
     is_amd: bool,
 }
 
@@ -120,6 +123,11 @@ impl Topology {
     /// Returns the number of APIC ID bits that distinguish vCPUs.
     fn id_bits(&self) -> u32 {
         u32::BITS - (self.count - 1).leading_zeros()
+    }
+
+    /// Returns the number of APIC ID bits that distinguish the threads of a core.
+    fn thread_bits(&self) -> u32 {
+        self.threads.ilog2()
     }
 
     fn apply(&self, entry: &mut kvm_cpuid_entry2) {
@@ -134,24 +142,28 @@ impl Topology {
             4 => self.apply_cache(entry, true),
             0x8000_001d => self.apply_cache(entry, false),
             0xb | 0x1f => self.apply_level(entry),
-            // AMD: ApicIdSize and the number of cores minus one. Reserved on Intel.
+            // AMD: ApicIdSize and the number of threads minus one. Reserved on Intel.
             0x8000_0008 if self.is_amd => entry.ecx = (self.id_bits() << 12) | (self.count - 1),
-            0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (self.id, self.id, 0),
+            // Number of the core, and of its threads minus one.
+            0x8000_001e => {
+                let core = self.id >> self.thread_bits();
+                (entry.eax, entry.ebx, entry.ecx) = (self.id, (self.threads - 1) << 8 | core, 0);
+            }
             _ => {}
         }
     }
 
-    /// Sets the sharing of a cache: vCPUs share caches from level 3 on.
+    /// Sets the sharing of a cache: cores share caches from level 3 on.
     fn apply_cache(&self, entry: &mut kvm_cpuid_entry2, intel: bool) {
         let level = (entry.eax >> 5) & 7;
         if entry.eax & 0x1f == 0 {
             return;
         }
         let last = (1 << self.id_bits()) - 1;
-        let sharing = if level >= 3 { last } else { 0 };
+        let sharing = if level >= 3 { last } else { self.threads - 1 };
         entry.eax = (entry.eax & 0x0000_3fff) | (sharing << 14);
         if intel {
-            entry.eax |= last << 26;
+            entry.eax |= (last >> self.thread_bits()) << 26;
         }
     }
 
@@ -159,7 +171,7 @@ impl Topology {
         const THREADS: u32 = 1 << 8;
         const CORES: u32 = 2 << 8;
         (entry.eax, entry.ebx, entry.ecx) = match entry.index {
-            0 => (0, 1, THREADS),
+            0 => (self.thread_bits(), self.threads, THREADS),
             _ => (self.id_bits(), self.count, CORES | entry.index),
         };
         entry.edx = self.id;
@@ -198,7 +210,7 @@ fn family_and_model(signature: u32) -> (u32, u32) {
 mod tests {
     use kvm_bindings::kvm_cpuid_entry2;
 
-    use super::{AMD, HYPERVISOR_BASE, Profile, TIMING, cpu_identity, family_and_model};
+    use super::{AMD, CpuTopology, HYPERVISOR_BASE, Profile, TIMING, cpu_identity, family_and_model};
 
     fn entry(function: u32, index: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
         let [eax, ebx, ecx, edx] = registers;
@@ -213,8 +225,12 @@ mod tests {
         }
     }
 
-    fn registers(profile: &Profile, id: u8, count: u8, function: u32, index: u32) -> [u32; 4] {
-        let cpuid = profile.for_vcpu(id, count, 2_500_000);
+    fn registers(profile: &Profile, id: u8, vcpus: u8, function: u32, index: u32) -> [u32; 4] {
+        registers_of(profile, id, CpuTopology { vcpus, threads: 1 }, function, index)
+    }
+
+    fn registers_of(profile: &Profile, id: u8, topology: CpuTopology, function: u32, index: u32) -> [u32; 4] {
+        let cpuid = profile.for_vcpu(id, topology, 2_500_000);
         let mut found = cpuid
             .as_slice()
             .iter()
@@ -264,6 +280,27 @@ mod tests {
         assert_eq!(registers(&profile(), 2, 3, 0xb, 1), [2, 3, 0x201, 2]);
         assert_eq!(registers(&profile(), 2, 3, 0x8000_0008, 0)[2], 2 << 12 | 2);
         assert_eq!(registers(&profile(), 2, 3, 0x8000_001e, 0), [2, 2, 0, 0]);
+    }
+
+    #[test]
+    fn threads_are_pairs_of_one_core() {
+        let leaf = |id, vcpus, function, index| {
+            registers_of(&profile(), id, CpuTopology { vcpus, threads: 2 }, function, index)
+        };
+        for (id, core) in [(0, 0), (1, 0), (2, 1), (5, 2)] {
+            let [_, ebx, _, edx] = leaf(id, 6, 1, 0);
+            let id = u32::from(id);
+            assert_eq!((ebx, edx), (id << 24 | 0x0008_0800, 1 << 28));
+            let id = u8::try_from(id).unwrap();
+            assert_eq!(leaf(id, 6, 0xb, 0), [1, 2, 0x100, id.into()]);
+            assert_eq!(leaf(id, 6, 0xb, 1), [3, 6, 0x201, id.into()]);
+            assert_eq!(leaf(id, 6, 0x8000_001e, 0), [id.into(), 0x100 | core, 0, 0]);
+        }
+        assert_eq!(leaf(0, 6, 0x8000_0008, 0)[2], 3 << 12 | 5);
+        // Two threads share a cache of level 1; 4 core IDs are addressable.
+        assert_eq!(leaf(0, 6, 4, 0)[0], 0x0c00_4121);
+        assert_eq!(leaf(0, 6, 4, 3)[0], 0x0c01_c163);
+        assert_eq!(leaf(0, 2, 4, 3)[0], 0x0000_4163);
     }
 
     #[test]

@@ -28,7 +28,7 @@ use crate::arch::{
     AttachContext, Buses, Cpu, CpuCheck, Error, EventSource, MmioDeviceInfo, Platform, SharedSource,
 };
 use crate::boot::LoadedImage;
-use crate::config::{AddressLayout, MemorySize, VmSpec};
+use crate::config::{AddressLayout, CpuTopology, MemorySize, VmSpec};
 use crate::kvm::{self, Kick, failed};
 use crate::memory::try_read;
 
@@ -302,9 +302,14 @@ impl Cpu for X86_64 {
         cpuid::Profile::from_kvm(kvm)
     }
 
-    fn configure(vcpu: &VcpuFd, id: u8, count: u8, profile: &cpuid::Profile) -> Result<(), kvm::Error> {
+    fn configure(
+        vcpu: &VcpuFd,
+        id: u8,
+        topology: CpuTopology,
+        profile: &cpuid::Profile,
+    ) -> Result<(), kvm::Error> {
         let tsc_khz = vcpu.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?;
-        vcpu.set_cpuid2(&profile.for_vcpu(id, count, tsc_khz))
+        vcpu.set_cpuid2(&profile.for_vcpu(id, topology, tsc_khz))
             .map_err(failed("KVM_SET_CPUID2"))?;
         msr::set(vcpu)
     }
