@@ -130,17 +130,22 @@ impl Response {
         Self::new(200, Some(content))
     }
 
-    /// Creates a response with `status` to an invalid HTTP request; the connection ends. Firecracker has only the key
-    /// `error` here, which its clients do not read.
+    /// Creates a response with `status` to an invalid HTTP request. Firecracker has only the key `error` here, which its clients do
+    /// not read.
     pub(super) fn invalid_request(status: u16, text: &str) -> Self {
         let mut body = String::from("{\"error\":");
         quote(&mut body, text);
         body.push_str(",\"fault_message\":");
         quote(&mut body, text);
         body.push('}');
-        let mut response = Self::json(status, body);
-        response.closing = true;
-        response
+        Self::json(status, body)
+    }
+
+    /// Announces the end of the connection.
+    #[must_use]
+    pub(super) fn closing(mut self) -> Self {
+        self.closing = true;
+        self
     }
 
     /// Adds the header `Deprecation: true`.
@@ -269,7 +274,7 @@ mod tests {
 
     #[test]
     fn invalid_request_has_both_keys() {
-        let response = Response::invalid_request(400, "bad");
+        let response = Response::invalid_request(400, "bad").closing();
         assert_eq!(response.body(), br#"{"error":"bad","fault_message":"bad"}"#);
         assert!(
             bytes(&response).starts_with("HTTP/1.1 400 \r\nServer: Firecracker API\r\nConnection: close\r\n")

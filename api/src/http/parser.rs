@@ -30,11 +30,15 @@ impl Default for HttpLimits {
     }
 }
 
+/// Maximum length in bytes of a too long body that is discarded, so that the connection can go on.
+const MAX_DISCARDED: u64 = 1 << 20;
+
 /// Capacity that an empty buffer keeps, enough for frequent small requests.
 pub(super) const KEPT_CAPACITY: usize = 1024;
 
 /// Result of a parser step.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
+#[cfg_attr(test, derive(PartialEq, Eq))]
 pub(super) enum Step {
     /// More bytes are required.
     Incomplete,
@@ -43,6 +47,13 @@ pub(super) enum Step {
     /// A complete request.
     Request {
         request: Request,
+        /// True if the client ends the connection after this request.
+        last: bool,
+    },
+    /// A request whose body is too long. The next steps discard the body.
+    Rejected {
+        /// Reason.
+        error: RequestError,
         /// True if the client ends the connection after this request.
         last: bool,
     },
@@ -59,6 +70,8 @@ pub(super) struct Parser {
     line: usize,
     /// Request with an incomplete body.
     pending: Option<(Head, Body)>,
+    /// Bytes of a rejected body that are still to be discarded.
+    discard: u64,
 }
 
 impl Parser {
@@ -69,12 +82,18 @@ impl Parser {
             start: 0,
             line: 0,
             pending: None,
+            discard: 0,
         }
     }
 
     /// Returns true if a request is incomplete.
     pub(super) fn is_partial(&self) -> bool {
-        self.pending.is_some() || self.start < self.buffer.len()
+        self.is_discarding() || self.pending.is_some() || self.start < self.buffer.len()
+    }
+
+    /// Returns true if the body of a rejected request is incomplete.
+    pub(super) fn is_discarding(&self) -> bool {
+        self.discard > 0
     }
 
     /// Appends bytes of the client.
@@ -95,11 +114,23 @@ impl Parser {
     /// [`RequestError`] for an invalid request. The start of the next request is then unknown.
     pub(super) fn next(&mut self) -> Result<Step, RequestError> {
         let mut expects = false;
+        if self.is_discarding() {
+            self.discard_body();
+            if self.is_discarding() {
+                return Ok(Step::Incomplete);
+            }
+        }
         if self.pending.is_none() {
             let Some(head) = self.head()? else {
                 self.release_parsed();
                 return Ok(Step::Incomplete);
             };
+            if let Framing::Excess(size) = head.framing {
+                let (last, limit) = (head.last, self.limits.body);
+                self.discard = size;
+                let error = RequestError::Large { size, limit };
+                return Ok(Step::Rejected { error, last });
+            }
             expects = head.expects;
             let body = Body::new(head.framing);
             self.pending = Some((head, body));
@@ -146,6 +177,17 @@ impl Parser {
         Ok(None)
     }
 
+    /// Removes the received part of a rejected body from the buffer.
+    fn discard_body(&mut self) {
+        let received = self.buffer.len() - self.start;
+        let count = usize::try_from(self.discard).map_or(received, |count| count.min(received));
+        // Lossless: the count is at most `discard`.
+        self.discard -= count as u64;
+        self.start += count;
+        self.line = self.start;
+        self.release_parsed();
+    }
+
     /// Drops all bytes.
     pub(super) fn clear(&mut self) {
         *self = Self::new(self.limits);
@@ -179,6 +221,8 @@ enum Framing {
     Length(usize),
     /// Chunks, each after its length.
     Chunked,
+    /// Length in bytes, above the limit.
+    Excess(u64),
 }
 
 /// Parsed head.
@@ -205,6 +249,15 @@ fn parse_head(bytes: &[u8], limits: &HttpLimits) -> Result<Head, RequestError> {
     let (path, query) = split_target(target)?;
     let fields = Fields::read(parsed.headers)?;
     let framing = fields.framing(limits)?;
+    // RFC 9110 §10.1.1: HTTP/1.0 has no response 100.
+    let expects = fields.expects && version == 1 && framing != Framing::Length(0);
+    if let Framing::Excess(size) = framing
+        // After a rejection instead of the response 100 the client may send the body, or leave it out.
+        && (expects || size > MAX_DISCARDED)
+    {
+        let limit = limits.body;
+        return Err(RequestError::Large { size, limit });
+    }
     Ok(Head {
         request: Request {
             method: Method::new(method),
@@ -213,9 +266,9 @@ fn parse_head(bytes: &[u8], limits: &HttpLimits) -> Result<Head, RequestError> {
             body: Vec::new(),
         },
         framing,
-        // RFC 9110 §10.1.1: HTTP/1.0 has no response 100.
-        expects: fields.expects && version == 1 && framing != Framing::Length(0),
-        last: fields.close || (version == 0 && !fields.keep_alive),
+        expects,
+        // Firecracker keeps each connection. Clients of HTTP/1.0 without keep-alive rely on it.
+        last: fields.close,
     })
 }
 
@@ -226,7 +279,6 @@ struct Fields {
     chunked: bool,
     expects: bool,
     close: bool,
-    keep_alive: bool,
 }
 
 impl Fields {
@@ -258,7 +310,6 @@ impl Fields {
         } else if is("connection") {
             for token in value.split(',').map(str::trim) {
                 self.close |= token.eq_ignore_ascii_case("close");
-                self.keep_alive |= token.eq_ignore_ascii_case("keep-alive");
             }
         }
         Ok(())
@@ -273,7 +324,7 @@ impl Fields {
                 let limit = limits.body;
                 match usize::try_from(size) {
                     Ok(length) if length <= limit => Ok(Framing::Length(length)),
-                    _ => Err(RequestError::Large { size, limit }),
+                    _ => Ok(Framing::Excess(size)),
                 }
             }
         }
@@ -348,7 +399,7 @@ enum Position {
 impl Body {
     fn new(framing: Framing) -> Self {
         let at = match framing {
-            Framing::Length(0) => Position::End,
+            Framing::Length(0) | Framing::Excess(_) => Position::End,
             Framing::Length(length) => Position::Rest(length),
             Framing::Chunked => Position::Size,
         };
@@ -505,6 +556,7 @@ fn first_line(input: &[u8], limit: usize) -> Result<Option<&[u8]>, RequestError>
 
 /// Rejection of bytes that are no valid request. The client receives the text.
 #[derive(Debug, thiserror::Error)]
+#[cfg_attr(test, derive(PartialEq, Eq))]
 pub(super) enum RequestError {
     #[error("The {part} of the request is longer than the {limit} bytes allowed by server.")]
     Long { part: &'static str, limit: usize },

@@ -570,7 +570,7 @@ impl Connection {
             }
             return Ok(());
         }
-        if self.parser.is_partial() {
+        if self.parser.is_partial() && !self.parser.is_discarding() {
             self.reject_request(&RequestError::Truncated);
         }
         self.phase = Phase::Ended;
@@ -603,6 +603,12 @@ impl Connection {
                 Ok(Step::Continue) => self.output.extend_from_slice(CONTINUE),
                 Ok(Step::Request { request, .. }) if !has_memory_for(&request) => {
                     self.reject_request(&RequestError::NoMemory(HEADROOM));
+                }
+                Ok(Step::Rejected { error, last }) => {
+                    remaining -= 1;
+                    self.answered = true;
+                    let response = Response::invalid_request(error.status(), &error.text());
+                    self.add_response(&response, false, last);
                 }
                 Ok(Step::Request { request, last }) => {
                     remaining -= 1;
@@ -639,7 +645,8 @@ impl Connection {
         let text = error.text();
         log::debug!("api: rejected a request: {text}");
         // Without memory for the response, the end of the connection must suffice.
-        let _ = Response::invalid_request(error.status(), &text).write(&mut self.output, false);
+        let response = Response::invalid_request(error.status(), &text).closing();
+        let _ = response.write(&mut self.output, false);
         self.close();
     }
 

@@ -312,3 +312,104 @@ fn flintlock() {
     assert_eq!(output.stdout, b"hello from mayfly\n");
     assert_eq!(output.status.code(), Some(0));
 }
+
+/// firectl always sends `smt`. It leaves the process behind when SIGTERM ends it: the next start finds socket and disk in use.
+#[test]
+fn firectl() {
+    let directory = Directory::new();
+    let socket = directory.text("api.sock");
+    let disk = directory.write("root", [0; 4096]);
+    let start = || {
+        let mut command = Command::new(program());
+        command.args(["--api-sock", &socket]);
+        command
+    };
+    let mut process = ApiProcess::spawn(directory, &mut start());
+    let kernel = file("ticker.elf");
+    let mut client = process.connect();
+    let drive =
+        format!(r#"{{"drive_id":"1","is_read_only":false,"is_root_device":true,"path_on_host":"{disk}"}}"#);
+    let machine = r#"{"mem_size_mib":512,"smt":true,"track_dirty_pages":false,"vcpu_count":2}"#;
+    let boot = format!(
+        r#"{{"boot_args":"ro console=ttyS0 noapic reboot=k panic=1 pci=off nomodules","kernel_image_path":"{kernel}"}}"#
+    );
+    for (path, body) in [
+        ("/machine-config", machine),
+        ("/boot-source", &boot),
+        ("/drives/1", &drive),
+    ] {
+        send_as_go(&mut client, "PUT", path, body, NO_CONTENT);
+    }
+    let shown = machine_config(2, 512)
+        .replace("\"smt\":false", "\"smt\":true")
+        .replace("Length: 101", "Length: 100");
+    send_as_go(&mut client, "GET", "/machine-config", "", &shown);
+    send_as_go(&mut client, "PUT", "/actions", START, NO_CONTENT);
+    process.expect("tick 1\n");
+
+    let holder = format!("process {} (mayfly)", process.id());
+    let output = scratch::run(&mut start());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let message = format!(
+        "Failed to open the API socket at: {socket}. Check that it is not already used. It belongs to {holder}; end it or"
+    );
+    assert!(
+        output.status.code() == Some(1) && stderr.contains(&message),
+        "{stderr}"
+    );
+    let other = ApiProcess::start();
+    let rejected = other.request("PUT", "/drives/1", &drive);
+    assert!(
+        rejected.fault_message().contains(&format!("{holder} uses it")),
+        "{}",
+        rejected.text
+    );
+
+    // The topology is part of a snapshot.
+    let (state, memory) = (process.directory.text("state"), process.directory.text("memory"));
+    let create = format!(r#"{{"mem_file_path":"{memory}","snapshot_path":"{state}"}}"#);
+    process.expect_no_content("PATCH", "/vm", r#"{"state":"Paused"}"#);
+    process.expect_no_content("PUT", "/snapshot/create", &create);
+    let load = format!(r#"{{"mem_file_path":"{memory}","snapshot_path":"{state}"}}"#);
+    assert_eq!(other.request("PUT", "/snapshot/load", &load).status(), 204);
+    send_as_go(&mut other.connect(), "GET", "/machine-config", "", &shown);
+    process.terminate();
+    let mut other = other;
+    other.expect_no_content("PATCH", "/vm", r#"{"state":"Resumed"}"#);
+    other.expect("tick ");
+    other.terminate();
+}
+
+/// firecracker-rs-sdk sends HTTP/1.0 without any header but the length, on one connection.
+#[test]
+fn firecracker_rs_sdk() {
+    let mut process = ApiProcess::start();
+    let kernel = file("ticker.elf");
+    let mut client = process.connect();
+    let version = process.request("GET", "/version", "").text;
+    for (head, body, response) in [
+        ("GET /version", String::new(), version.as_str()),
+        (
+            "PUT /boot-source",
+            format!(r#"{{"kernel_image_path":"{kernel}"}}"#),
+            NO_CONTENT,
+        ),
+        (
+            "PUT /machine-config",
+            r#"{"vcpu_count":1,"mem_size_mib":128}"#.into(),
+            NO_CONTENT,
+        ),
+        ("PUT /actions", START.into(), NO_CONTENT),
+        ("PATCH /vm", r#"{"state":"Paused"}"#.into(), NO_CONTENT),
+        ("PATCH /vm", r#"{"state":"Resumed"}"#.into(), NO_CONTENT),
+    ] {
+        let length = match body.len() {
+            0 => String::new(),
+            length => format!("Content-Length: {length}\r\n"),
+        };
+        client.send(format!("{head} HTTP/1.0\r\n{length}\r\n{body}"));
+        assert_eq!(client.receive().text, response, "{head}");
+    }
+    process.expect("tick 1\n");
+    process.terminate();
+}

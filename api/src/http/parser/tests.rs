@@ -95,6 +95,37 @@ fn oversized_body_gets_no_continue() {
 }
 
 #[test]
+fn oversized_body_is_discarded() {
+    let body = "GET / HTTP/1.1\r\n".repeat(40);
+    let mut parser = Parser::new(limits());
+    let text = format!("PUT /a HTTP/1.1\r\nContent-Length: 640\r\n\r\n{body}GET /b HTTP/1.1\r\n\r\n");
+    let rejected = Step::Rejected {
+        error: RequestError::Large {
+            size: 640,
+            limit: 512,
+        },
+        last: false,
+    };
+    // In one part, and byte by byte.
+    assert_eq!(read_text(&text), [Ok(rejected), request(Method::Get, "/b", "")]);
+    let (head, rest) = text.split_at(text.find(&body).unwrap());
+    parser.feed(head.as_bytes()).unwrap();
+    assert!(matches!(parser.next().unwrap(), Step::Rejected { .. }));
+    for byte in rest[..640].bytes() {
+        assert!(parser.is_discarding() && parser.is_partial());
+        parser.feed(&[byte]).unwrap();
+        assert_eq!(parser.next().unwrap(), Step::Incomplete);
+        assert!(parser.footprint() <= KEPT_CAPACITY);
+    }
+    assert!(!parser.is_partial());
+    // A longer body is not discarded.
+    let long = format!("PUT /a HTTP/1.1\r\nContent-Length: {}\r\n\r\n", MAX_DISCARDED + 1);
+    assert!(read_text(&long)[0].is_err());
+    let longest = format!("PUT /a HTTP/1.1\r\nContent-Length: {MAX_DISCARDED}\r\n\r\n");
+    assert!(read_text(&longest)[0].is_ok());
+}
+
+#[test]
 fn chunks_are_joined() {
     let text = "3;a=\"b\"\r\n{\"a\r\n0A\r\n\":12345678\r\n1 ;x\r\n}\r\n0\r\n";
     assert_eq!(

@@ -94,7 +94,7 @@ fn framing_headers_are_checked() {
 
 #[test]
 fn oversized_body_message_is_exact() {
-    let error = with("Content-Length: 51201\r\n").unwrap_err();
+    let error = with("Expect: 100-continue\r\nContent-Length: 51201\r\n").unwrap_err();
     assert_eq!(
         error.text(),
         "Request payload with size 51201 is larger than the limit of 51200 allowed by server.\n\
@@ -118,7 +118,8 @@ fn expect_and_connection_headers_are_read() {
     let last = |head: &str| read(head).unwrap().last;
     assert!(!last("GET / HTTP/1.1\r\n\r\n"));
     assert!(last("GET / HTTP/1.1\r\nConnection: TE, Close\r\n\r\n"));
-    assert!(last("GET / HTTP/1.0\r\n\r\n"));
+    assert!(!last("GET / HTTP/1.0\r\n\r\n"));
+    assert!(last("GET / HTTP/1.0\r\nConnection: close\r\n\r\n"));
     assert!(!last("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"));
 }
 

@@ -187,7 +187,7 @@ fn invalid_request_ends_connection() {
 fn oversized_body_is_drained() {
     let mut fixture = Fixture::new();
     fixture
-        .send("PUT /a HTTP/1.1\r\nContent-Length: 51201\r\n\r\n")
+        .send("PUT /a HTTP/1.1\r\nContent-Length: 2000000\r\n\r\n")
         .process();
     for _ in 0..4 {
         fixture.send(&"x".repeat(12_800)).process();
@@ -198,7 +198,7 @@ fn oversized_body_is_drained() {
         received.starts_with("HTTP/1.1 400 \r\n") && received.ends_with("<end>"),
         "{received}"
     );
-    assert!(received.contains("\"fault_message\":\"Request payload with size 51201 is larger than"));
+    assert!(received.contains("\"fault_message\":\"Request payload with size 2000000 is larger than"));
     assert_eq!(fixture.process(), Wait::Input);
     fixture.client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(fixture.process(), Wait::Nothing);
@@ -206,9 +206,50 @@ fn oversized_body_is_drained() {
 }
 
 #[test]
+fn connection_continues_after_oversized_body() {
+    let mut fixture = Fixture::new();
+    fixture
+        .send("PUT /a HTTP/1.1\r\nContent-Length: 60000\r\n\r\n")
+        .process();
+    let received = fixture.received();
+    assert!(
+        received.starts_with("HTTP/1.1 400 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n")
+            && received.contains("\"fault_message\":\"Request payload with size 60000 is larger than")
+            && !received.ends_with("<end>"),
+        "{received}"
+    );
+    for _ in 0..4 {
+        assert_eq!(fixture.send(&"x".repeat(15_000)).process(), Wait::Input);
+        assert!(fixture.footprint() <= 2 * KEPT_CAPACITY);
+    }
+    fixture.send("GET /b HTTP/1.1\r\n\r\n").process();
+    assert_eq!(fixture.received(), echo("/b", 0));
+    // The end of the client within the body needs no further response.
+    fixture
+        .send("PUT /a HTTP/1.1\r\nContent-Length: 60000\r\n\r\nx")
+        .process();
+    fixture.received();
+    fixture.client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(fixture.process(), Wait::Nothing);
+    assert_eq!(fixture.received(), "");
+}
+
+#[test]
+fn http_1_0_keeps_connection() {
+    let mut fixture = Fixture::new();
+    for head in [
+        "GET /a HTTP/1.0\r\n\r\n",
+        "GET /a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    ] {
+        assert_eq!(fixture.send(head).process(), Wait::Input);
+        assert_eq!(fixture.received(), echo("/a", 0));
+    }
+}
+
+#[test]
 fn connection_close_ends_connection() {
     for done in [
-        "GET /a HTTP/1.0\r\n\r\n",
+        "GET /a HTTP/1.0\r\nConnection: close\r\n\r\n",
         "GET /a HTTP/1.1\r\nConnection: close\r\n\r\n",
     ] {
         let mut fixture = Fixture::new();
