@@ -62,8 +62,8 @@ fn invalid_disk_is_rejected() {
             "it is empty; set its size, for example with `truncate -s 1G`",
         ),
         (
-            create_disk("odd", 700),
-            "its size of 700 bytes is not a multiple of 512; use a raw image",
+            create_disk("odd", 300),
+            "its 300 bytes are less than a sector of 512; use a raw image",
         ),
         (
             path_of(""),

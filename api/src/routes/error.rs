@@ -3,7 +3,7 @@
 use vmm::config::DeviceKind;
 use vmm::control::{self, CreateSnapshotError, ErrorChain, LoadSnapshotError, NameError, OperationError};
 
-use crate::http::Method;
+use crate::http::{Method, Response};
 use crate::schema;
 
 /// Firecracker's sentence for a request that is valid only before the start.
@@ -69,6 +69,9 @@ pub enum Error {
     /// The request is invalid in the present state of the VM.
     #[error("{0}")]
     Phase(&'static str),
+    /// The request has a deprecated key.
+    #[error(transparent)]
+    Deprecated(Box<Self>),
     /// The operation failed.
     #[error("{part} error: {reason}")]
     Rejected {
@@ -84,6 +87,22 @@ impl Error {
     pub fn rejected(part: &'static str, reason: impl Into<String>) -> Self {
         let reason = reason.into();
         Self::Rejected { part, reason }
+    }
+
+    /// Returns a conversion for `map_err`, which marks the rejection of a request that may have a deprecated key.
+    pub(super) fn mark(is_deprecated: bool) -> impl Fn(Self) -> Self {
+        move |error| match is_deprecated {
+            true => Self::Deprecated(Box::new(error)),
+            false => error,
+        }
+    }
+
+    /// Returns the response.
+    pub(super) fn response(&self) -> Response {
+        match self {
+            Self::Deprecated(error) => error.response().deprecated(),
+            error => Response::fault(&error.to_string()),
+        }
     }
 
     /// Returns a conversion for `map_err` from an error of the VMM about `part`.

@@ -18,7 +18,7 @@ const INVALID_VCPUS: &str = "The number of vCPUs must be greater than 0, less th
 pub(crate) fn put_machine(context: &mut RequestContext<'_>) -> Result<Response, Error> {
     let machine: MachineConfiguration = context.read()?;
     let has_template = machine.cpu_template.is_some();
-    set_machine(context, machine.into_config())?;
+    set_machine(context, machine.into_config()).map_err(Error::mark(has_template))?;
     // Firecracker deprecates CPU templates.
     Ok(no_content(has_template))
 }
@@ -30,7 +30,7 @@ pub(super) fn patch_machine(context: &mut RequestContext<'_>) -> Result<Response
     }
     let has_template = update.cpu_template.is_some();
     let machine = update.apply(context.control.config());
-    set_machine(context, machine)?;
+    set_machine(context, machine).map_err(Error::mark(has_template))?;
     // Firecracker deprecates CPU templates.
     Ok(no_content(has_template))
 }

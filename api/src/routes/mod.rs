@@ -229,6 +229,7 @@ pub fn finish(result: OperationResult, process: &mut Process) -> Option<Response
     let request = process.take_pending()?;
     if let Err(error) = result {
         let error = Error::of_operation(request.part, error);
+        let error = Error::mark(request.is_deprecated)(error);
         return Some(reject(&request.name, &error, process));
     }
     let response = no_content(request.is_deprecated);
@@ -237,9 +238,8 @@ pub fn finish(result: OperationResult, process: &mut Process) -> Option<Response
 }
 
 fn reject(request: &str, error: &Error, process: &mut Process) -> Response {
-    let text = error.to_string();
-    log::info!("api: rejected {request}: {text}");
-    let response = Response::fault(&text);
+    log::info!("api: rejected {request}: {error}");
+    let response = error.response();
     process.count(response.status());
     response
 }

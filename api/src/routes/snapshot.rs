@@ -18,9 +18,10 @@ pub(super) fn load(context: &mut RequestContext<'_>) -> Result<Begun, Error> {
     let load: SnapshotLoad = context.read()?;
     let is_deprecated = load.is_deprecated();
     let params = load.into_params().map_err(Error::Schema)?;
-    context.before_start()?;
+    let mark = Error::mark(is_deprecated);
+    context.before_start().map_err(&mark)?;
     let result = context.control.load_snapshot(params);
-    let progress = result.map_err(|error| Error::of_load(&error))?;
+    let progress = result.map_err(|error| mark(Error::of_load(&error)))?;
     Ok(Begun {
         is_deprecated,
         ..Begun::new(progress, LOAD)

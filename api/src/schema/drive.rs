@@ -54,16 +54,14 @@ schema! {
         io_engine: Option<IoEngine> = IoEngine::default();
         /// Limits of reads and writes.
         rate_limiter: Option<RateLimiter>, update Option<RateLimiter>;
-        /// Other VMs may write the file too, if their drives are shared. GET returns it only if it is true.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        shared: Option<bool> = false;
-    }
-    unsupported {
         /// Unsupported: vhost-user.
-        socket => Rule::Unsupported(
+        socket: Option<String> => Rule::Unsupported(
             Off::Text(&[""]),
             "vhost-user drives are not part of mayfly; name a file in path_on_host",
         );
+        /// Other VMs may write the file too, if their drives are shared. GET returns it only if it is true.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        shared: Option<bool> = false;
     }
     example "{drive_id: rootfs, is_root_device: true, path_on_host: /images/disk, is_read_only: false, partuuid: null, cache_type: 'Unsafe', io_engine: 'Sync', rate_limiter: {bandwidth: {size: 1048576, refill_time: 100, one_time_burst: 4194304}, ops: {size: 100, refill_time: 1000}}}";
     /// Change of a drive. Without a change, the size of the present file is read again.
@@ -83,6 +81,7 @@ impl Drive {
             cache_type,
             io_engine,
             rate_limiter,
+            socket: _,
             shared,
         } = self;
         let RateLimits {
@@ -137,6 +136,7 @@ impl Drive {
                 bandwidth: *bandwidth,
                 operations: *operations,
             }),
+            socket: None,
             shared: shared.then_some(true),
         }
     }

@@ -20,7 +20,7 @@ schema! {
         /// Name of the tap on the host. The kernel chooses a name if it is empty.
         host_dev_name: String;
         /// MAC address of the guest; random by default.
-        #[pattern("^[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}$")]
+        #[pattern("^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$")]
         guest_mac: Option<String>;
         /// MTU in the configuration space.
         mtu: Option<u16> => Rule::Range(MIN_MTU, u16::MAX as u64);
@@ -64,7 +64,7 @@ impl NetworkInterface {
         })
     }
 
-    /// Converts from the configuration of the VMM. A backend other than a tap has no name on the host.
+    /// Converts from the configuration of the VMM. A backend other than a tap, which only the command line sets, has its name there.
     pub fn from_config(config: &NetConfig) -> Self {
         let NetConfig {
             id,
@@ -78,7 +78,8 @@ impl NetworkInterface {
             iface_id: id.clone(),
             host_dev_name: match backend {
                 NetBackend::Tap(name) => name.clone(),
-                _ => String::new(),
+                // No interface has a colon in its name.
+                NetBackend::Descriptor(_) | NetBackend::Stream(_) | NetBackend::User => backend.to_string(),
             },
             guest_mac: mac.map(|mac| mac.to_string()),
             mtu: *mtu,

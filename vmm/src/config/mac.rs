@@ -18,10 +18,15 @@ impl MacAddress {
         bytes[0] = bytes[0] & 0xfc | 0x02;
         Self(bytes)
     }
+
+    /// Returns true for a group address, which no interface should have: bridges drop frames from it.
+    pub fn is_group(self) -> bool {
+        self.0[0] & 1 != 0
+    }
 }
 
 /// Valid form of an address, for messages.
-pub(super) const MAC: &str = "six bytes such as 02:00:00:00:00:01, the first of which is even";
+pub(super) const MAC: &str = "six bytes such as 02:00:00:00:00:01";
 
 impl FromStr for MacAddress {
     type Err = String;
@@ -35,10 +40,8 @@ impl FromStr for MacAddress {
                     .filter(|_| byte.len() == 2 && !byte.starts_with('+'))
             })
             .collect();
-        // The lowest bit of the first byte marks a group address, which no interface has.
         bytes
             .and_then(|bytes| bytes.try_into().ok())
-            .filter(|bytes: &[u8; 6]| bytes[0] & 1 == 0)
             .map(Self)
             .ok_or_else(|| format!("{text:?} is not a MAC address: use {MAC}"))
     }

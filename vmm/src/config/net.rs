@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn group_addresses_are_rejected() {
+    fn mac_address_has_six_bytes() {
         let config = net("user,mac=02:00:00:00:00:fe,mtu=9000").unwrap();
         assert_eq!(
             (config.mac, config.mtu),
@@ -230,13 +230,16 @@ mod tests {
             "02:00:00:00:00",
             "02:00:00:00:00:00:00",
             "1:2:3:4:5:6",
-            "03:00:00:00:00:01",
             "0g:00:00:00:00:01",
         ] {
             assert!(
                 net(&format!("user,mac={mac}")).unwrap_err().contains("six bytes"),
                 "{mac}"
             );
+        }
+        for (mac, is_group) in [("02:00:00:00:00:01", false), ("03:00:00:00:00:01", true)] {
+            let config = net(&format!("user,mac={mac}")).unwrap();
+            assert_eq!(config.mac.unwrap().is_group(), is_group);
         }
         for mtu in ["67", "65536", "x"] {
             assert!(

@@ -574,6 +574,13 @@ fn open_interface(config: &NetConfig) -> Result<(Net, Option<Passt>), Error> {
     let failed = |source| Error::Descriptors(config.id.clone(), source);
     let limiter = |limits: RateLimits| Limiter::new(limits.bandwidth, limits.operations).map_err(failed);
     let (backend, process) = open_backend(config)?;
+    if let Some(mac) = config.mac.filter(|mac| mac.is_group()) {
+        log::warn!(
+            "network interface {:?} has the group address {mac}: bridges and switches drop its frames; choose an address whose first \
+             byte is even",
+            config.id
+        );
+    }
     let setup = NetSetup {
         mac: config.mac.unwrap_or_else(MacAddress::random).0,
         mtu: config.mtu,

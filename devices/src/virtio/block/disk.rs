@@ -81,8 +81,8 @@ pub enum Error {
     /// The file has no bytes.
     #[error("cannot use disk {0:?}: it is empty; set its size, for example with `truncate -s 1G`")]
     Empty(PathBuf),
-    /// The file ends within a sector.
-    #[error("cannot use disk {path:?}: its size of {size} bytes is not a multiple of 512; use a raw image")]
+    /// The file has less than a sector.
+    #[error("cannot use disk {path:?}: its {size} bytes are less than a sector of 512; use a raw image")]
     Size {
         /// Path of the file.
         path: PathBuf,
@@ -188,7 +188,10 @@ pub struct Disk {
     pub(super) storage: Arc<dyn Storage>,
     /// Path at the last opening.
     pub(super) path: PathBuf,
+    /// Bytes of complete sectors.
     pub(super) size: u64,
+    /// The file has further bytes, fewer than a sector.
+    pub(super) has_rest: bool,
     pub(super) options: DiskOptions,
     /// The disk may be accessed: it is locked, or its file system has no locks.
     pub(super) is_locked: bool,
@@ -253,7 +256,7 @@ impl Disk {
             source,
         })?;
         check_kind(path, &metadata)?;
-        let size = measure(path, &file, options)?;
+        let length = measure(path, &file, options)?;
         let is_block_device = metadata.file_type().is_block_device();
         let file = DiskFile {
             medium: if is_block_device {
@@ -275,20 +278,29 @@ impl Disk {
             is_block_device,
             inode: metadata,
         };
-        Ok(Self::new(file, path.to_owned(), size, options))
+        Ok(Self::new(file, path.to_owned(), length, options))
     }
 
-    pub(super) fn new(file: DiskFile, path: PathBuf, size: u64, options: DiskOptions) -> Self {
+    /// Returns a disk in the complete sectors of `length` bytes.
+    pub(super) fn new(file: DiskFile, path: PathBuf, length: u64, options: DiskOptions) -> Self {
         let file = Arc::new(file);
-        Self {
+        let mut disk = Self {
             storage: file.clone(),
             file,
             path,
-            size,
+            size: 0,
+            has_rest: false,
             options,
             is_locked: false,
             pace: Pace::default(),
-        }
+        };
+        disk.set_length(length);
+        disk
+    }
+
+    /// Sets the length of the file in bytes.
+    pub(super) fn set_length(&mut self, length: u64) {
+        (self.size, self.has_rest) = (complete_sectors(length), !length.is_multiple_of(SECTOR));
     }
 
     /// Treats the disk as that of a server.
@@ -459,7 +471,7 @@ impl Disk {
     fn needs_no_read(&self, offset: u64, length: u64) -> bool {
         let end = offset + length;
         (offset.is_multiple_of(PAGE) || self.is_cached(offset))
-            && (end.is_multiple_of(PAGE) || end == self.size || self.is_cached(end - 1))
+            && (end.is_multiple_of(PAGE) || end == self.size && !self.has_rest || self.is_cached(end - 1))
     }
 
     /// Returns true if the byte at `offset` is in the page cache.
@@ -654,7 +666,11 @@ fn sysfs_directory(device: libc::dev_t) -> PathBuf {
     format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device)).into()
 }
 
-/// Returns the size of `file` in bytes, checked against `options`.
+fn complete_sectors(length: u64) -> u64 {
+    length / SECTOR * SECTOR
+}
+
+/// Returns the length of `file` in bytes, checked against `options`. Logs a warning if it ends within a sector.
 pub(super) fn measure(path: &Path, mut file: &File, options: DiskOptions) -> Result<u64, Error> {
     // The metadata of a block device has no size.
     let size = file.seek(SeekFrom::End(0)).map_err(|source| Error::System {
@@ -664,11 +680,18 @@ pub(super) fn measure(path: &Path, mut file: &File, options: DiskOptions) -> Res
     })?;
     match size {
         0 if !options.allow_empty => Err(Error::Empty(path.to_owned())),
-        size if size.is_multiple_of(SECTOR) => Ok(size),
-        size => Err(Error::Size {
+        1..SECTOR => Err(Error::Size {
             path: path.to_owned(),
             size,
         }),
+        _ if size.is_multiple_of(SECTOR) => Ok(size),
+        _ => {
+            log::warn!(
+                "disk {path:?} ends within a sector: the guest gets the first {} of its {size} bytes",
+                complete_sectors(size)
+            );
+            Ok(size)
+        }
     }
 }
 

@@ -130,7 +130,7 @@ impl LockKind {
             };
             descriptors
                 .filter_map(Result::ok)
-                .take_while(|_| Instant::now() < deadline)
+                .take_while(|_| *id == process::id() || Instant::now() < deadline)
                 .any(|entry| {
                     fs::read_to_string(entry.path()).is_ok_and(|text| self.is_blocked_by(&text, &inode))
                 })

@@ -21,7 +21,7 @@ pub struct DiskUpdate(Change);
 
 #[derive(Debug)]
 enum Change {
-    Size { path: PathBuf, size: u64 },
+    Length { path: PathBuf, length: u64 },
     File(Disk),
 }
 
@@ -40,9 +40,9 @@ impl DiskHandle {
     pub fn update(&self, path: Option<&Path>) -> Result<DiskUpdate, Error> {
         let change = match path {
             Some(path) if !self.is_at(path) => Change::File(self.open(path)?),
-            _ => Change::Size {
+            _ => Change::Length {
                 path: path.unwrap_or(&self.path).to_owned(),
-                size: measure(&self.path, &self.file.file, self.options)?,
+                length: measure(&self.path, &self.file.file, self.options)?,
             },
         };
         Ok(DiskUpdate(change))
@@ -79,8 +79,8 @@ impl Disk {
     /// Returns true if the disk is another file now.
     pub(super) fn apply(&mut self, update: &mut DiskUpdate) -> bool {
         match &mut update.0 {
-            Change::Size { path, size } => {
-                self.size = *size;
+            Change::Length { path, length } => {
+                self.set_length(*length);
                 std::mem::swap(&mut self.path, path);
                 false
             }

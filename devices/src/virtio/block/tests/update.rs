@@ -70,7 +70,7 @@ fn failed_update_keeps_disk() {
     for engine in ENGINES {
         let scratch = Scratch::new(SECTORS * 512);
         let other = Scratch::new(SECTORS * 512);
-        let odd = Scratch::new(700);
+        let odd = Scratch::new(300);
         let _writer = Disk::open(other.path(), options(false)).unwrap();
         let mut fixture = Fixture::on(&scratch, engine);
         let mut update_error = |path: &Path| fixture.block.reopen(Some(path)).unwrap_err();
@@ -80,7 +80,7 @@ fn failed_update_keeps_disk() {
         ));
         assert!(matches!(update_error(Path::new("/")), Error::Directory(_)));
         assert!(matches!(update_error(Path::new("/dev/null")), Error::Kind(_)));
-        assert!(matches!(update_error(odd.path()), Error::Size { size: 700, .. }));
+        assert!(matches!(update_error(odd.path()), Error::Size { size: 300, .. }));
         assert!(matches!(update_error(other.path()), Error::InUse { .. }));
         assert_eq!((capacity(&fixture), fixture.line.take()), (SECTORS, 0));
         assert_eq!(fixture.block.disk().path(), scratch.path());
@@ -89,6 +89,28 @@ fn failed_update_keeps_disk() {
             Disk::open(scratch.path(), options(true)),
             Err(Error::InUse { .. })
         ));
+    }
+}
+
+#[test]
+fn incomplete_sector_is_invisible_and_unchanged() {
+    // The size of a small tar file that the driver rounds down, as Firecracker does.
+    let length = SECTORS * 512 + 100;
+    for engine in ENGINES {
+        let scratch = Scratch::new(length);
+        let mut fixture = Fixture::on(&scratch, engine);
+        assert_eq!(capacity(&fixture), SECTORS);
+        assert_eq!(fixture.write(SECTORS - 1, &[1; 512]), OK);
+        assert_eq!(fixture.read(SECTORS - 1, 512), (OK, vec![1; 512]));
+        assert_eq!(fixture.read(SECTORS, 512).0, IOERR);
+        assert_eq!(fixture.write(SECTORS, &[1; 512]), IOERR);
+        assert_eq!(
+            scratch.contents()[usize::try_from(SECTORS * 512).unwrap()..],
+            pattern(SECTORS * 512, 100)
+        );
+        scratch.set_len(length + 512);
+        fixture.block.reopen(None).unwrap();
+        assert_eq!(capacity(&fixture), SECTORS + 1);
     }
 }
 
