@@ -342,7 +342,7 @@ fn firectl() {
     }
     let shown = machine_config(2, 512)
         .replace("\"smt\":false", "\"smt\":true")
-        .replace("Length: 101", "Length: 100");
+        .replace("Length: 93", "Length: 92");
     send_as_go(&mut client, "GET", "/machine-config", "", &shown);
     send_as_go(&mut client, "PUT", "/actions", START, NO_CONTENT);
     process.expect("tick 1\n");

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use libc::c_int;
 
-/// Maximum time of the search for the holder. A host may have very many descriptors.
-const SEARCH_TIMEOUT: Duration = Duration::from_millis(50);
+/// Maximum time of the search for the holder: a host may have very many descriptors. No guest waits for it: it runs before the start,
+/// before the first resume, or on the thread that opens a file.
+const SEARCH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Access that a lock leaves to others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,8 +116,8 @@ impl LockKind {
 
     /// Returns the process that has a conflicting lock on `file`, as far as this process may see the descriptors of others.
     fn search(self, file: &File) -> Option<u32> {
-        let deadline = Instant::now() + SEARCH_TIMEOUT;
         let inode = inode_name(file)?;
+        let deadline = Instant::now() + SEARCH_TIMEOUT;
         let processes = fs::read_dir("/proc").ok()?.filter_map(|entry| {
             let name = entry.ok()?.file_name();
             name.to_str()?.parse::<u32>().ok()
