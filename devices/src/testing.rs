@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::fmt::Debug;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,7 +13,23 @@ use snapshot::{ArchiveReader, ArchiveWriter, Component, Persist};
 use crate::bus::BusDevice;
 use crate::clock::Clock;
 use crate::interrupt::Interrupt;
+use crate::limiter::Limiter;
 use crate::sync::lock;
+use crate::virtio::net::{Net, NetSetup, Stream};
+
+/// Creates a network device on `socket` without limits.
+pub(crate) fn net_on(socket: UnixStream, clock: Box<dyn Clock>) -> Net {
+    let unlimited = || Limiter::new(None, None).unwrap();
+    let net = Net::new(NetSetup {
+        mac: [2, 0, 0, 0, 0, 7],
+        mtu: None,
+        backend: Box::new(Stream::new(socket).unwrap()),
+        receive_limiter: unlimited(),
+        transmit_limiter: unlimited(),
+        clock,
+    });
+    net.unwrap()
+}
 
 /// Asserts that a fresh device restores the state of `device` and saves it unchanged, directly and as a section.
 pub(crate) fn check_round_trip<T>(device: &T, fresh: impl Fn() -> T)

@@ -11,7 +11,7 @@ mod stderr;
 use std::fmt::Write as _;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -89,9 +89,10 @@ impl LogControl for ProcessLog {
     fn open_files(&self) -> Vec<OpenFile> {
         let rules = self.shared.rules();
         let file = rules.and_then(|rules| rules.file.as_ref()?.open_file());
-        // Messages about the end of the process go to stderr too.
-        let stderr = OpenFile::of_descriptor(FileRole::Log, io::stderr().as_fd());
-        file.into_iter().chain(stderr).collect()
+        // Messages about the end of the process go to stderr too, which stays the same file.
+        static STDERR: LazyLock<Option<OpenFile>> =
+            LazyLock::new(|| OpenFile::of_descriptor(FileRole::Log, io::stderr().as_fd()));
+        file.into_iter().chain(STDERR.clone()).collect()
     }
 
     fn reopen(&mut self) -> bool {

@@ -1,9 +1,9 @@
 //! mayfly processes: output, input, exit.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, mem};
@@ -39,8 +39,8 @@ impl Running {
         let mut mayfly = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
         Self {
             name,
-            output: spawn_reader(mayfly.stdout.take().unwrap()),
-            stderr: spawn_reader(mayfly.stderr.take().unwrap()),
+            output: scratch::read_in_background(mayfly.stdout.take().unwrap()),
+            stderr: scratch::read_in_background(mayfly.stderr.take().unwrap()),
             mayfly,
             printed: String::new(),
             consumed: 0,
@@ -243,18 +243,4 @@ impl Guest {
 /// Returns a command for the mayfly under test.
 pub fn mayfly_command() -> Command {
     Command::new(env::var_os("MAYFLY").unwrap_or_else(|| env!("CARGO_BIN_EXE_mayfly").into()))
-}
-
-/// Spawns a thread that reads `pipe` until its end or until the drop of the receiver.
-fn spawn_reader(mut pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        let mut bytes = [0; 4096];
-        while let Ok(length @ 1..) = pipe.read(&mut bytes) {
-            if sender.send(bytes[..length].to_vec()).is_err() {
-                return;
-            }
-        }
-    });
-    receiver
 }

@@ -170,8 +170,8 @@ fn exit_within(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     status
 }
 
-/// Reads `pipe` to its end on a thread, which a hung program keeps.
-fn read_in_background(mut pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
+/// Reads `pipe` on a thread, which a hung program keeps, until its end or the drop of the receiver.
+pub fn read_in_background(mut pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut bytes = [0; 4096];
@@ -206,33 +206,25 @@ pub trait Thread {
     fn value(self) -> thread::Result<Self::Value>;
 }
 
-impl<T> Thread for JoinHandle<T> {
-    type Value = T;
-    fn has_ended(&self) -> bool {
-        self.is_finished()
-    }
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "the caller has seen the end of the thread"
-    )]
-    fn value(self) -> thread::Result<T> {
-        self.join()
-    }
+macro_rules! implement_thread {
+    ($($handle:ty),*) => {
+        $(impl<T> Thread for $handle {
+            type Value = T;
+            fn has_ended(&self) -> bool {
+                self.is_finished()
+            }
+            #[allow(
+                clippy::disallowed_methods,
+                reason = "the caller has seen the end of the thread"
+            )]
+            fn value(self) -> thread::Result<T> {
+                self.join()
+            }
+        })*
+    };
 }
 
-impl<T> Thread for ScopedJoinHandle<'_, T> {
-    type Value = T;
-    fn has_ended(&self) -> bool {
-        self.is_finished()
-    }
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "the caller has seen the end of the thread"
-    )]
-    fn value(self) -> thread::Result<T> {
-        self.join()
-    }
-}
+implement_thread!(JoinHandle<T>, ScopedJoinHandle<'_, T>);
 
 /// Waits for the end of `thread` and returns its value.
 ///

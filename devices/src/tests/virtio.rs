@@ -13,12 +13,12 @@ use vm_memory::{Bytes, GuestAddress};
 use super::chips::separate;
 use super::{Fixture, StateSetup};
 use crate::bus::BusDevice;
-use crate::limiter::{Bucket, Limiter};
-use crate::testing::ManualClock;
+use crate::limiter::Bucket;
+use crate::testing::{ManualClock, net_on};
 use crate::virtio::VirtioDevice;
 use crate::virtio::block::{Block, CacheType, DiskConfig, IoEngine};
 use crate::virtio::mmio::{Transport, registers as r};
-use crate::virtio::net::{HEADER, Net, NetSetup, Stream};
+use crate::virtio::net::{HEADER, Net};
 use crate::virtio::testing::{Buffer, CountingInterrupt, FakeDriver, get, set};
 
 const MEMORY: usize = 0x2_0000;
@@ -136,17 +136,9 @@ pub(super) struct NetFixture {
 impl NetFixture {
     fn with_clock(clock: ManualClock) -> Self {
         let (socket, peer) = UnixStream::pair().unwrap();
-        let unlimited = || Limiter::new(None, None).unwrap();
-        let net = Net::new(NetSetup {
-            mac: [2, 0, 0, 0, 0, 7],
-            mtu: None,
-            backend: Box::new(Stream::new(socket).unwrap()),
-            receive_limiter: unlimited(),
-            transmit_limiter: unlimited(),
-            clock: Box::new(clock.clone()),
-        });
+        let net = net_on(socket, Box::new(clock.clone()));
         Self {
-            board: Board::new(net.unwrap(), clock, 2),
+            board: Board::new(net, clock, 2),
             peer,
         }
     }
@@ -394,8 +386,14 @@ impl<const ASYNC: bool> Fixture for DiskFixture<ASYNC> {
         0
     }
 
+    /// Waits for the disk of a busy host: no request is suspended.
     fn drain(&mut self) {
-        self.board.transport.device_mut().drain();
+        let block = self.board.transport.device_mut();
+        scratch::wait_until("the requests in flight", || {
+            block.complete_requests();
+            !block.has_requests_in_flight()
+        });
+        block.drain();
     }
 
     fn resume(&mut self) {

@@ -9,11 +9,10 @@ use std::time::Duration;
 use scratch::Directory;
 
 use super::block::{CacheType, DiskConfig, IoEngine};
-use super::net::{Net, NetSetup, Stream};
 use super::testing::{Buffer, GuardedMemory, INDIRECT, NEXT, Race, RawDescriptor, WRITE};
 use super::{Block, VirtioDevice};
 use crate::clock::MonotonicClock;
-use crate::limiter::Limiter;
+use crate::testing::net_on;
 
 const MEMORY: u64 = 0x4_0000;
 const QUEUE: u16 = 16;
@@ -160,15 +159,7 @@ fn racing_guest_cannot_change_read_only_disk() {
 fn racing_guest_is_harmless_to_net() {
     let (socket, mut peer) = UnixStream::pair().unwrap();
     peer.set_nonblocking(true).unwrap();
-    let unlimited = || Limiter::new(None, None).unwrap();
-    let net = Net::new(NetSetup {
-        mac: [2, 0, 0, 0, 0, 7],
-        mtu: None,
-        backend: Box::new(Stream::new(socket).unwrap()),
-        receive_limiter: unlimited(),
-        transmit_limiter: unlimited(),
-        clock: Box::new(MonotonicClock::new()),
-    });
+    let net = net_on(socket, Box::new(MonotonicClock::new()));
     let memory = GuardedMemory::new(usize::try_from(MEMORY).unwrap());
     let buffers = [(12, true), (1600, true)];
     let chains = vec![
@@ -193,7 +184,7 @@ fn racing_guest_is_harmless_to_net() {
         let mut received = [0; 0x1_0000];
         while peer.read(&mut received).is_ok_and(|length| length > 0) {}
     };
-    let (mut transport, mut driver) = race.run(&memory, Box::new(net.unwrap()), &queues, act);
+    let (mut transport, mut driver) = race.run(&memory, Box::new(net), &queues, act);
 
     // A race without packets would show nothing.
     let metrics = transport.device().metrics();

@@ -12,7 +12,7 @@ use super::served::{
 };
 use super::uffd::{
     THROTTLED, await_fault, await_stuck_io, create_drive_snapshot, create_ticker_snapshot, expect_wait,
-    listen, load_with_handler, serve_pages, trickle, uffd_body,
+    listen, load_with_handler, serve_pages, start_with_drive, trickle, uffd_body,
 };
 
 /// Limit of each answer and of SIGTERM: 100 ms, with a margin for a busy host. An operation without a page lasts 2 s.
@@ -227,15 +227,8 @@ fn end_at_page(directory: &Directory, pages: u64) -> bool {
 /// Creates a snapshot of a guest whose drive has waiting writes, in the files `state` and `memory`.
 fn create_waiting_writes(engine: &str) -> Directory {
     let directory = Directory::new();
-    let mut process = ApiProcess::start();
-    let disk = directory.write("disk", [0; 64 * 4096]);
-    let drive = format!(
-        r#"{{"drive_id":"d","is_root_device":false,"path_on_host":"{disk}","io_engine":"{engine}"}}"#
-    );
-    process.expect_no_content("PUT", "/drives/d", &drive);
-    process.set_kernel("blocks.elf");
-    process.run_action("InstanceStart");
-    process.expect("round 2\n");
+    let process = start_with_drive(&directory, "blocks.elf", engine, "round 2\n");
+    let disk = directory.path("disk");
     let limit = |limiter: &str| {
         let update = format!(r#"{{"drive_id":"d","rate_limiter":{limiter}}}"#);
         process.expect_no_content("PATCH", "/drives/d", &update);

@@ -23,8 +23,6 @@ const LIMIT: Duration = Duration::from_secs(3);
 const BLOCK: u64 = 4096;
 /// Number of allocated blocks of a fragmented disk: a discard takes some seconds on ext4, more than the limit.
 const BLOCKS: u64 = 32 << 10;
-/// Dirty bytes of the page cache before a flush.
-const DIRTY: u64 = 256 << 20;
 
 /// Creates a disk with every other block allocated.
 fn create_fragmented(path: &str) {
@@ -35,15 +33,6 @@ fn create_fragmented(path: &str) {
         file.write_all_at(&block_data, block * 2 * BLOCK).unwrap();
     }
     file.sync_all().unwrap();
-}
-
-/// Creates a disk whose blocks are only in the page cache.
-fn create_dirty(path: &str) {
-    let file = File::create(path).unwrap();
-    let chunk = vec![1; 1 << 20];
-    for offset in (0..DIRTY).step_by(chunk.len()) {
-        file.write_all_at(&chunk, offset).unwrap();
-    }
 }
 
 /// Starts the slow guest on a disk that `create` writes into `directory`. Returns it with the path. The removal of a
@@ -115,19 +104,6 @@ fn discard_of_fragmented_disk_delays_no_answer() {
         let (mut process, path) = start(&directory, engine, "stay=1", create_fragmented);
         process.expect("begin\n");
         await_discard(&path);
-        check_answers(process);
-    }
-}
-
-#[test]
-fn flush_of_dirty_page_cache_delays_no_answer() {
-    if !require(Requirement::DiskDirectory) {
-        return;
-    }
-    for engine in ["Sync", "Async"] {
-        let directory = Directory::new();
-        let (mut process, _) = start(&directory, engine, "flush=1 stay=1", create_dirty);
-        process.expect("begin\n");
         check_answers(process);
     }
 }

@@ -375,9 +375,8 @@ pub fn serve_pages(
     }
 }
 
-/// Creates a snapshot of the guest `kernel`, with the drive `d` on `engine`, after it has printed `until`.
-pub fn create_drive_snapshot(kernel: &str, engine: &str, until: &str) -> Directory {
-    let directory = Directory::new();
+/// Starts the guest `kernel`, with the drive `d` on `engine`, whose disk is in `directory`. Waits until it has printed `until`.
+pub fn start_with_drive(directory: &Directory, kernel: &str, engine: &str, until: &str) -> ApiProcess {
     let mut process = ApiProcess::start();
     let disk = directory.write("disk", [0; 64 * 4096]);
     let drive = format!(
@@ -387,6 +386,13 @@ pub fn create_drive_snapshot(kernel: &str, engine: &str, until: &str) -> Directo
     process.set_kernel(kernel);
     process.run_action("InstanceStart");
     process.expect(until);
+    process
+}
+
+/// Creates a snapshot of the guest that [`start_with_drive`] starts.
+pub fn create_drive_snapshot(kernel: &str, engine: &str, until: &str) -> Directory {
+    let directory = Directory::new();
+    let process = start_with_drive(&directory, kernel, engine, until);
     pause_and_create(&process, &directory, "Full", "state", "memory");
     process.kill();
     directory

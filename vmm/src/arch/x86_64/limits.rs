@@ -338,13 +338,12 @@ const MSR_NAMES: [(u32, &str); 43] = [
 ];
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
-    use super::{BIT_NAMES, find_excess, join, limit_msrs, registers};
+    use super::{BIT_NAMES, Registers, find_excess, join, limit_msrs, registers};
 
-    fn entry(function: u32, index: Option<u32>, registers: [u32; 4]) -> kvm_cpuid_entry2 {
-        let [eax, ebx, ecx, edx] = registers;
+    pub fn entry(function: u32, index: Option<u32>, [eax, ebx, ecx, edx]: Registers) -> kvm_cpuid_entry2 {
         kvm_cpuid_entry2 {
             function,
             index: index.unwrap_or(0),

@@ -202,8 +202,9 @@ fn translate(found: u32, pairs: [(u32, u32); 3]) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+    use kvm_bindings::kvm_cpuid_entry2;
 
+    use super::super::limits::tests::entry;
     use super::super::limits::{Registers, find_excess};
     use super::native_limits;
 
@@ -223,19 +224,6 @@ mod tests {
 
     fn no_read(function: u32, index: u32) -> Registers {
         panic!("leaf {function:#x} index {index:#x} is read");
-    }
-
-    fn entry(function: u32, index: Option<u32>, [eax, ebx, ecx, edx]: Registers) -> kvm_cpuid_entry2 {
-        kvm_cpuid_entry2 {
-            function,
-            index: index.unwrap_or(0),
-            flags: index.map_or(0, |_| KVM_CPUID_FLAG_SIGNIFCANT_INDEX),
-            eax,
-            ebx,
-            ecx,
-            edx,
-            ..Default::default()
-        }
     }
 
     fn names(saved: &[kvm_cpuid_entry2], read: super::ReadCpuid) -> Vec<String> {

@@ -40,6 +40,22 @@ fn break_uring(fixture: &Fixture) -> OwnedFd {
     replace_uring(fixture, &File::open("/dev/null").unwrap())
 }
 
+/// Resets the device. The kernel does not cancel its requests: the reset cannot ask it to.
+fn reset_without_cancellation(fixture: &mut Fixture) {
+    let ring = break_uring(fixture);
+    fixture.reset();
+    replace_uring(fixture, &ring);
+}
+
+/// Adds a write of `data` at `sector` and notifies the device. Returns the address of the status.
+fn start_write(fixture: &mut Fixture, sector: u64, data: &[u8]) -> u64 {
+    let address = fixture.place(data);
+    let length = u32::try_from(data.len()).unwrap();
+    let (_, status) = fixture.add(OUT, sector, &[Buffer::readable(address, length)]);
+    fixture.block.notify(0);
+    status
+}
+
 /// A disk whose reads wait until the test writes their data. Drop writes data, so that no device waits for ever: it
 /// must precede the drop of the device.
 struct Pipe {
@@ -271,14 +287,9 @@ fn write_waits_for_abandoned_request() {
         return;
     }
     let (mut fixture, mut pipe, _) = start_pending_read();
-    // The kernel does not cancel the read: the reset cannot ask it to.
-    let ring = break_uring(&fixture);
-    fixture.reset();
-    replace_uring(&fixture, &ring);
+    reset_without_cancellation(&mut fixture);
     fixture.activate(fixture.block.features());
-    let address = fixture.place(&[1; 512]);
-    let (_, status) = fixture.add(OUT, 0, &[Buffer::readable(address, 512)]);
-    fixture.block.notify(0);
+    let status = start_write(&mut fixture, 0, &[1; 512]);
     // An abandoned write could follow this one.
     assert_eq!((fixture.status(status), fixture.block.in_flight()), (NONE, 0));
     pipe.supply();
@@ -293,14 +304,11 @@ fn update_after_reset_waits_for_abandoned_request() {
     }
     let (mut fixture, mut pipe, _) = start_pending_read();
     let scratch = Scratch::new(SECTORS * 512);
-    // The kernel does not cancel the read: the reset cannot ask it to.
-    let ring = break_uring(&fixture);
-    fixture.reset();
+    reset_without_cancellation(&mut fixture);
     assert!(matches!(
         fixture.block.reopen(Some(scratch.path())),
         Err(Error::Busy)
     ));
-    replace_uring(&fixture, &ring);
     pipe.supply();
     // No driver activates the device meanwhile.
     scratch::wait_until("the end of the abandoned read", || {
@@ -324,9 +332,7 @@ fn write_beside_discard_goes_to_uring() {
     fixture.block.notify(0);
     storage.expect_calls(1);
     let ring = stop_uring(&fixture);
-    let address = fixture.place(&[2; 4096]);
-    let (_, status) = fixture.add(OUT, 16, &[Buffer::readable(address, 4096)]);
-    fixture.block.notify(0);
+    let status = start_write(&mut fixture, 16, &[2; 4096]);
     assert_eq!((fixture.status(status), fixture.block.in_flight()), (NONE, 2));
     replace_uring(&fixture, &ring);
     storage.permit(ALL);
@@ -345,10 +351,7 @@ fn buffers_of_abandoned_requests_are_limited() {
         fixture.add(IN, 0, &[Buffer::writable(address, length)]);
     }
     fixture.block.notify(0);
-    // The kernel does not cancel the reads: the reset cannot ask it to.
-    let ring = break_uring(&fixture);
-    fixture.reset();
-    replace_uring(&fixture, &ring);
+    reset_without_cancellation(&mut fixture);
     fixture.activate(fixture.block.features());
     assert!(fixture.block.executor.uring.as_ref().unwrap().is_full());
     let (_, status) = fixture.add(GET_ID, 0, &[]);
@@ -416,9 +419,7 @@ fn write_waits_for_request_of_failed_uring() {
         Err(Error::Busy)
     ));
     fixture.activate(fixture.block.features());
-    let address = fixture.place(&[1; 512]);
-    let (_, status) = fixture.add(OUT, 0, &[Buffer::readable(address, 512)]);
-    fixture.block.notify(0);
+    let status = start_write(&mut fixture, 0, &[1; 512]);
     assert_eq!(fixture.status(status), NONE);
     pipe.supply();
     fixture.run(1);
@@ -440,9 +441,7 @@ fn reset_before_submission_keeps_uring() {
     fixture.reset();
     fixture.activate(fixture.block.features());
     replace_uring(&fixture, &ring);
-    let address = fixture.place(&[1; 512]);
-    let (_, status) = fixture.add(OUT, 0, &[Buffer::readable(address, 512)]);
-    fixture.block.notify(0);
+    let status = start_write(&mut fixture, 0, &[1; 512]);
     assert_eq!((fixture.status(status), fixture.block.in_flight()), (NONE, 0));
     pipe.supply();
     fixture.run(1);
