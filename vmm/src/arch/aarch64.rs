@@ -69,6 +69,10 @@ impl Platform for Aarch64 {
         String::new()
     }
 
+    fn has_hardware_virtualization() -> bool {
+        true
+    }
+
     fn end_of_interrupt(&self, _: u8) {
         match *self {}
     }

@@ -161,6 +161,10 @@ pub trait Platform: Send + Sync + Sized + 'static {
     /// Returns the identity of the host processor. A snapshot can move between two hosts only if the identities are equal.
     fn cpu_identity() -> String;
 
+    /// Returns false if KVM on this host works without hardware virtualization, and interprets the guest's kernel. Slow where the host
+    /// is a virtual machine: no step of a start calls it before the guest runs.
+    fn has_hardware_virtualization() -> bool;
+
     /// Handles an end of interrupt for `vector` at a local interrupt controller.
     fn end_of_interrupt(&self, vector: u8);
 

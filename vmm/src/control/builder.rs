@@ -138,6 +138,7 @@ impl VmBuilder {
             return Err(Error::NoKernel);
         };
         let machine = machine.boot(image, initrd.as_ref()).map_err(Error::Machine)?;
+        log_virtualization();
         let input = input.map(|file| ConsoleInput { file, filter });
         let boot_files = BootFiles {
             image: image.identity(),
@@ -217,5 +218,15 @@ impl SerialFile {
             filter: None,
             guard: None,
         })
+    }
+}
+
+/// Logs once that this host has no hardware virtualization. The guest runs already: the query is slow in a virtual machine.
+fn log_virtualization() {
+    if log::log_enabled!(log::Level::Info) && !Native::has_hardware_virtualization() {
+        log::info!(
+            "this host has no hardware virtualization: KVM interprets the guest's kernel, and an image that uses SSE there fails; \
+             use a host with VMX or SVM, or an image built for general registers only"
+        );
     }
 }

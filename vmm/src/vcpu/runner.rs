@@ -310,8 +310,7 @@ impl VcpuRunner {
         }
         let hint = match error.suberror {
             kvm_bindings::KVM_INTERNAL_ERROR_EMULATION => {
-                "KVM on this host cannot emulate the instruction; without hardware virtualisation it interprets the guest's \
-                 kernel and has no SSE; use a host with VMX, SVM or EL2, or an image built for general registers only"
+                emulation_hint(Native::has_hardware_virtualization())
             }
             _ => "the image may need another boot protocol, or a host with hardware virtualisation",
         };
@@ -416,5 +415,26 @@ impl VcpuRunner {
             }
         }
         Ok(())
+    }
+}
+
+/// Returns the way out after an instruction that KVM cannot emulate.
+fn emulation_hint(has_hardware_virtualization: bool) -> &'static str {
+    if has_hardware_virtualization {
+        "KVM cannot emulate the instruction, which may access an address without memory or device; check the image and the memory size"
+    } else {
+        "this host has no hardware virtualization, so that KVM interprets the guest's kernel and has no SSE; use a host with VMX, SVM or \
+         EL2, or an image built for general registers only"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::emulation_hint;
+
+    #[test]
+    fn hint_names_host_only_without_hardware_virtualization() {
+        assert!(emulation_hint(false).contains("use a host with VMX"));
+        assert!(!emulation_hint(true).contains("use a host"));
     }
 }

@@ -191,6 +191,16 @@ pub fn cpu_identity() -> String {
     format!("{name} family {family:#x} model {model:#x}")
 }
 
+/// Returns true if the processor has VMX or SVM. Without them, as in a virtual machine without nesting, KVM works by page tables (PVM).
+/// Executes CPUID up to two times.
+pub fn has_hardware_virtualization() -> bool {
+    /// Leaf 1, ECX: Intel SDM volume 2A, CPUID.
+    const VMX: u32 = 1 << 5;
+    /// Leaf 0x8000_0001, ECX: AMD APM volume 3, appendix E.4.2.
+    const SVM: u32 = 1 << 2;
+    __cpuid(1).ecx & VMX != 0 || __cpuid(0x8000_0001).ecx & SVM != 0
+}
+
 /// Decodes EAX of leaf 1. The extended family applies to family 15, the extended model to families 6 and 15: Intel SDM
 /// volume 2A, CPUID.
 fn family_and_model(signature: u32) -> (u32, u32) {
@@ -259,6 +269,14 @@ mod tests {
             ],
             true,
         )
+    }
+
+    #[test]
+    fn hardware_virtualization_is_that_of_cpuinfo() {
+        let text = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+        let flags = text.lines().find(|line| line.starts_with("flags")).unwrap();
+        let expected = flags.split_whitespace().any(|flag| matches!(flag, "vmx" | "svm"));
+        assert_eq!(super::has_hardware_virtualization(), expected);
     }
 
     #[test]

@@ -163,6 +163,10 @@ impl Platform for X86_64 {
         cpuid::cpu_identity()
     }
 
+    fn has_hardware_virtualization() -> bool {
+        cpuid::has_hardware_virtualization()
+    }
+
     fn end_of_interrupt(&self, vector: u8) {
         self.irqchip.end_of_interrupt(vector);
     }
