@@ -248,6 +248,11 @@ pub(super) fn version(fixed: &[u8; FIXED]) -> Result<u32, FormatError> {
     }
 }
 
+/// Returns true if the fixed part of a file belongs to a diff.
+pub(super) fn is_diff(fixed: &[u8; FIXED]) -> bool {
+    bytes(fixed, 0) == MAGIC && u16::from_le_bytes(bytes(fixed, 22)) == 1
+}
+
 impl Header {
     /// Encodes the bytes before `sections`. Returns `None` if a length exceeds the format.
     pub(super) fn encode(&self, sections: &[u8]) -> Option<Vec<u8>> {

@@ -240,6 +240,11 @@ pub fn version(path: &Path) -> Result<u32, Error> {
     header::version(&fixed).map_err(|source| rejected(path, source))
 }
 
+/// Returns true if the state file at `path` belongs to a diff. Checks neither lengths nor checksum: a load does.
+pub fn is_diff(path: &Path) -> bool {
+    open(path, Links::Follow).is_ok_and(|(_, _, fixed)| header::is_diff(&fixed))
+}
+
 /// Opens a state file. Returns the file, its length in bytes and the fixed part of its header.
 fn open(path: &Path, links: Links) -> Result<(File, u64, [u8; FIXED]), Error> {
     let failed = |source| failed(path, source);

@@ -30,6 +30,7 @@ use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
 use crate::cancellation::Cancellation;
 use crate::config::{DeviceUpdate, DriveConfig, MemorySize, VmConfig, VmSpec};
 use crate::kvm::{self, Kick, install_kick};
+use crate::memory::dirty::{self, DirtyTracker};
 use crate::memory::{self, bus_error, page_size, uffd::FaultHandler};
 use crate::timeline::{Lane, Timeline};
 use crate::vcpu::{
@@ -128,8 +129,10 @@ pub struct Machine {
     ports: Arc<Bus>,
     memory_bus: Arc<Bus>,
     power: Arc<Power>,
-    _vm: Arc<VmFd>,
+    vm: Arc<VmFd>,
     memory: GuestMemory,
+    /// `None` without dirty page tracking.
+    dirty_tracker: Option<DirtyTracker>,
     fault_handler: Option<Arc<FaultHandler>>,
     /// The memory file is on a server, which may not answer.
     has_remote_memory: bool,
@@ -184,13 +187,11 @@ impl Machine {
         let (vcpus, shared, stop_reasons) = measure.phase("start vCPU threads", || {
             start_threads(&kvm, &spec, &kick, &timeline, memory.is_some())
         })?;
-        let memory = measure.phase("map memory", || memory.map_or_else(|| allocate(&spec), Ok))?;
-        let vm = measure
-            .phase("create VM", || kvm::create_vm(&kvm))
-            .map_err(Error::Kvm)?;
-        measure
-            .phase("set memory slots", || kvm::slots::set(&vm, &memory))
-            .map_err(Error::Kvm)?;
+        let (memory, dirty_tracker) = measure.phase("map memory", || match memory {
+            Some(memory) => Ok((memory, None)),
+            None => allocate(&spec),
+        })?;
+        let vm = create_vm(&kvm, &memory, &measure).map_err(Error::Kvm)?;
         let mut platform = measure
             .phase("create interrupt controllers", || Native::new(&vm, &spec, kick))
             .map_err(Error::Platform)?;
@@ -228,8 +229,9 @@ impl Machine {
             ports: Arc::new(buses.ports.build()),
             memory_bus: Arc::new(buses.memory.build()),
             power,
-            _vm: vm,
+            vm,
             memory,
+            dirty_tracker,
             fault_handler: None,
             has_remote_memory: false,
             needs_notify: AtomicBool::new(false),
@@ -355,6 +357,41 @@ impl Machine {
             Some(_) => ThreadWait::Page,
             None => ThreadWait::Disk,
         }
+    }
+
+    /// Sets the source of dirty pages of the memory, before the [restore](Self::restore). If it needs a log, the memory must have one.
+    pub(crate) fn set_dirty_tracker(&mut self, tracker: Option<DirtyTracker>) {
+        self.dirty_tracker = tracker;
+    }
+
+    /// Returns the source of dirty pages, or `None` without dirty page tracking.
+    pub(crate) fn dirty_tracker(&self) -> Option<&DirtyTracker> {
+        self.dirty_tracker.as_ref()
+    }
+
+    /// Collects the dirty pages of the paused machine for a diff.
+    ///
+    /// # Errors
+    /// [`dirty::Error`]; no page is lost.
+    pub(crate) fn collect_dirty_pages(&self) -> Result<Option<&DirtyTracker>, dirty::Error> {
+        if let Some(tracker) = &self.dirty_tracker {
+            tracker.collect(&self.memory, &|slot, size| self.take_dirty_log(slot, size))?;
+        }
+        Ok(self.dirty_tracker())
+    }
+
+    /// Makes all pages of the paused machine clean, after a complete snapshot. Has no effect without dirty page tracking.
+    ///
+    /// # Errors
+    /// [`dirty::Error`]; pages may still be dirty then.
+    pub(crate) fn clear_dirty_pages(&self) -> Result<(), dirty::Error> {
+        self.dirty_tracker.as_ref().map_or(Ok(()), |tracker| {
+            tracker.clear(&self.memory, &|slot, size| self.take_dirty_log(slot, size))
+        })
+    }
+
+    fn take_dirty_log(&self, slot: u32, size: usize) -> Result<Vec<u64>, kvm::Error> {
+        kvm::slots::take_dirty_log(&self.vm, slot, size)
     }
 
     /// Returns the event sources for the event loop: those of the devices too, unless they belong to the I/O thread.
@@ -553,15 +590,28 @@ fn command_line(config: &VmConfig, protocol: Protocol) -> Cow<'_, str> {
     Cow::Owned([name, &config.cmdline].join(" "))
 }
 
-fn allocate(spec: &VmSpec) -> Result<GuestMemory, Error> {
+/// Allocates the memory of `spec`. Returns its tracker too if the configuration requests one.
+fn allocate(spec: &VmSpec) -> Result<(GuestMemory, Option<DirtyTracker>), Error> {
     let config = spec.config();
     let size = config.memory;
-    let memory = memory::allocate(&Native::memory_regions(size, config.layout));
+    let regions = Native::memory_regions(size, config.layout);
+    let dirty_tracker = config.track_dirty_pages.then(|| DirtyTracker::select(false));
+    let memory = match dirty_tracker.as_ref().is_some_and(DirtyTracker::needs_log) {
+        true => memory::allocate_logged(&regions),
+        false => memory::allocate(&regions),
+    };
     let memory = memory.map_err(|source| Error::Memory { size, source })?;
     if config.huge_pages {
         memory::prefer_huge_pages(&memory);
     }
-    Ok(memory)
+    Ok((memory, dirty_tracker))
+}
+
+/// Creates the VM with its memory slots, which must precede interrupt controllers and ioeventfds: later each waits for milliseconds.
+fn create_vm(kvm: &Kvm, memory: &GuestMemory, measure: &Measure<'_>) -> Result<Arc<VmFd>, kvm::Error> {
+    let vm = measure.phase("create VM", || kvm::create_vm(kvm))?;
+    measure.phase("set memory slots", || kvm::slots::set(&vm, memory))?;
+    Ok(vm)
 }
 
 /// Checks the number of vCPUs against the limit of KVM.

@@ -3,7 +3,7 @@
 //! A truncation removes the guest's private copies of the truncated pages too, even if the file grows again. The kernel then reports
 //! these pages as unchanged, so that a diff would lack them. Every snapshot therefore checks the file.
 
-use std::fs::{File, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -49,6 +49,33 @@ pub enum ChangeError {
         /// Path of the file.
         path: PathBuf,
     },
+}
+
+/// File, and its length and time of the last write. A file with the same stamp has the same content, unless the clock is coarse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileStamp {
+    identity: FileIdentity,
+    stamp: Stamp,
+}
+
+impl FileStamp {
+    /// Returns the stamp of the file of `metadata`, or `None` if that is no regular file.
+    pub fn of(metadata: &Metadata) -> Option<Self> {
+        Some(Self {
+            identity: FileIdentity::of(metadata)?,
+            stamp: Stamp::of(metadata),
+        })
+    }
+
+    /// Returns the stamp of the file to which `path` leads, or `None` if there is no regular file.
+    pub fn at(path: &Path) -> Option<Self> {
+        Self::of(&fs::metadata(path).ok()?)
+    }
+
+    /// Returns the identity of the file.
+    pub fn identity(&self) -> FileIdentity {
+        self.identity
+    }
 }
 
 /// Length and time of the last write.
@@ -118,6 +145,14 @@ impl MemoryFile {
     /// Returns true if the file is on a server, which may not answer.
     pub fn is_remote(&self) -> bool {
         self.is_remote
+    }
+
+    /// Returns the stamp at the load, or after the last [accepted](Self::accept_write) write.
+    pub fn stamp(&self) -> Option<FileStamp> {
+        Some(FileStamp {
+            identity: self.identity?,
+            stamp: *lock(&self.stamp),
+        })
     }
 
     /// Checks that the file has not changed since it was opened or [accepted](Self::accept_write).

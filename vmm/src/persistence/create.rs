@@ -10,9 +10,10 @@ use super::open_files::{FileRole, OpenFile, OpenFiles};
 use super::source::{MACHINE, host_identity};
 use crate::cancellation::{BeginError, Cancellation, Cancelled};
 use crate::config::VmConfig;
+use crate::error_chain::ErrorChain;
 use crate::machine::{ThreadWait, state};
-use crate::memory::{ChangeError, MemoryFile, Pagemap, dump, is_in_memory};
-use crate::vm::VmCore;
+use crate::memory::{ChangeError, DirtyTracker, FileStamp, MemoryFile, Pagemap, dump, is_in_memory};
+use crate::vm::{DiffBase, VmCore};
 
 /// Reason why a snapshot cannot be created. The VM can be resumed. An older snapshot at the same paths stays, but may have lost its
 /// state file if a diff was to be merged into it.
@@ -73,7 +74,8 @@ pub enum SnapshotKind {
     /// All pages that were ever touched.
     #[default]
     Full,
-    /// Pages that differ from the snapshot that was loaded; without one, all pages that were ever touched.
+    /// With dirty page tracking, the pages that were written since the snapshot before. Otherwise, those that differ from the
+    /// snapshot that was loaded. If there is none, all pages that were ever touched.
     Diff,
 }
 
@@ -98,19 +100,23 @@ fn begin_archive(config: &VmConfig) -> Result<ArchiveWriter, Error> {
 /// What exists at the path of a file before the creation.
 struct Existing {
     is_link: bool,
-    /// Identity of the file to which the path leads.
-    identity: Option<FileIdentity>,
+    /// Stamp of the file to which the path leads.
+    stamp: Option<FileStamp>,
 }
 
 impl Existing {
     fn at(path: &Path) -> Self {
         let found = fs::symlink_metadata(path).ok();
         let is_link = found.as_ref().is_some_and(Metadata::is_symlink);
-        let identity = match is_link {
-            true => FileIdentity::at(path),
-            false => found.as_ref().and_then(FileIdentity::of),
+        let stamp = match is_link {
+            true => FileStamp::at(path),
+            false => found.as_ref().and_then(FileStamp::of),
         };
-        Self { is_link, identity }
+        Self { is_link, stamp }
+    }
+
+    fn identity(&self) -> Option<FileIdentity> {
+        self.stamp.map(|stamp| stamp.identity())
     }
 }
 
@@ -156,6 +162,8 @@ impl CreateSnapshotParams {
         let (state, memory) = (directory(&self.state), directory(&self.memory));
         let is_quick = self.kind == SnapshotKind::Diff
             && !vm.is_served()
+            // The write-protection of large memory takes longer.
+            && vm.machine().dirty_tracker().is_none()
             && !vm.machine().has_requests_in_flight()
             && !vm.memory_file().is_some_and(MemoryFile::is_remote)
             && is_in_memory(state)
@@ -217,7 +225,7 @@ impl CreateSnapshotParams {
         }
         // The pages of a diff are then written to the memory file from which guest memory is mapped.
         let is_merged_into = |loaded: &&MemoryFile| {
-            let target = existing.memory.identity;
+            let target = existing.memory.identity();
             self.kind == SnapshotKind::Diff && target.is_some() && target == loaded.identity()
         };
         let creation = Creation {
@@ -259,8 +267,12 @@ impl Creation<'_> {
         let files = OpenFiles::list(self.vm, self.process);
         let Self { params, existing, .. } = self;
         for (path, identity, allowed) in [
-            (&params.state, existing.state.identity, None),
-            (&params.memory, existing.memory.identity, Some(&FileRole::Memory)),
+            (&params.state, existing.state.identity(), None),
+            (
+                &params.memory,
+                existing.memory.identity(),
+                Some(&FileRole::Memory),
+            ),
         ] {
             if let Some(role) = identity.and_then(|identity| files.role_of(identity, allowed)) {
                 let path = path.clone();
@@ -313,10 +325,11 @@ impl Creation<'_> {
             machine.save(&mut archive).map_err(Error::Machine)?;
             memory = self.dump(&source, self.target(&source)?)?;
         }
+        let contents = memory.contents();
         let header = Header {
             host,
             memory: config.memory.bytes(),
-            contents: memory.contents(&source),
+            contents,
         };
         state.fill(&header, archive).map_err(Error::State)?;
         memory.sync()?;
@@ -329,7 +342,24 @@ impl Creation<'_> {
         self.accept_write()?;
         let written = written?;
         state.commit().map_err(Error::State)?;
+        self.begin_diff(contents);
         Ok(written)
+    }
+
+    /// Makes the complete snapshot the base of the next diff.
+    fn begin_diff(&self, contents: Contents) {
+        let machine = self.vm.machine();
+        if machine.dirty_tracker().is_none() {
+            return;
+        }
+        if let Err(error) = machine.clear_dirty_pages() {
+            log::warn!(
+                "the next diff holds more pages than were written: {}",
+                ErrorChain(&error)
+            );
+        }
+        let memory = FileStamp::at(&self.params.memory);
+        self.vm.set_diff_base(DiffBase { memory, contents });
     }
 
     fn target(&self, source: &dump::DumpSource<'_>) -> Result<dump::DumpTarget, Error> {
@@ -342,68 +372,106 @@ impl Creation<'_> {
     }
 
     /// Writes the memory, except for pages to merge into a file of the old snapshot, which must stay intact so far.
-    fn dump(&self, source: &dump::DumpSource<'_>, target: dump::DumpTarget) -> Result<MemoryDump, Error> {
+    fn dump(&self, source: &dump::DumpSource<'_>, target: dump::DumpTarget) -> Result<MemoryDump<'_>, Error> {
         if self.merged.is_some() {
             // Directly before the reservation, whose change of the time is accepted.
             self.check_memory_file()?;
         }
         let prepared = match self.params.kind {
             SnapshotKind::Full => dump::dump_full(source, target).map(MemoryDump::Full),
-            SnapshotKind::Diff => dump::DiffDump::prepare(source, target).and_then(|diff| {
-                if diff.is_merged() {
-                    Ok(MemoryDump::Merge(diff))
-                } else {
-                    diff.write(source).map(MemoryDump::Diff)
-                }
-            }),
+            SnapshotKind::Diff => self.dump_diff(source, target),
         };
         // A reservation changes the time of the file, a failed one too.
         self.accept_write()?;
         prepared.map_err(Error::Memory)
     }
+
+    fn dump_diff(
+        &self,
+        source: &dump::DumpSource<'_>,
+        target: dump::DumpTarget,
+    ) -> Result<MemoryDump<'_>, dump::Error> {
+        let dirty = self.dirty_pages(&target);
+        let contents = self.diff_contents(source, &target, dirty.map(|(_, base)| base));
+        let diff = dump::DiffDump::prepare(source, dirty.map(|(tracker, _)| tracker), target)?;
+        if diff.is_merged() {
+            return Ok(MemoryDump::Merge(diff, contents));
+        }
+        Ok(MemoryDump::Diff(diff.write(source)?, contents))
+    }
+
+    /// Returns the source of the dirty pages, and the snapshot from which they differ. `None` if all changed pages are required, because
+    /// there is no such snapshot, or `target` holds another.
+    fn dirty_pages(&self, target: &dump::DumpTarget) -> Option<(&DirtyTracker, DiffBase)> {
+        let base = self.vm.diff_base()?;
+        // A reservation by this creation changes the time of the file, but not this stamp. After a failed creation it differs.
+        let is_base = base.memory.is_some() && base.memory == self.existing.memory.stamp;
+        if target.is_base() && !is_base {
+            return None;
+        }
+        match self.vm.machine().collect_dirty_pages() {
+            Ok(tracker) => Some((tracker?, base)),
+            Err(error) => {
+                log::warn!("the diff holds all changed pages: {}", ErrorChain(&error));
+                None
+            }
+        }
+    }
+
+    /// Returns the contents of a diff that is written to `target`. The pages are dirty pages since the snapshot `base`, or all changed
+    /// pages.
+    fn diff_contents(
+        &self,
+        source: &dump::DumpSource<'_>,
+        target: &dump::DumpTarget,
+        base: Option<DiffBase>,
+    ) -> Contents {
+        let is_fresh = matches!(source.origin, dump::PageOrigin::Fresh);
+        match base {
+            // Without a loaded snapshot a Diff holds all touched pages, and is complete.
+            None if is_fresh => Contents::Full,
+            _ if !target.is_base() => Contents::Diff,
+            Some(base) => base.contents,
+            // Changed pages do not complete a diff.
+            None if file::is_diff(&self.params.state) => Contents::Diff,
+            None => Contents::Full,
+        }
+    }
 }
 
 /// Memory file before the old snapshot is removed.
-enum MemoryDump {
+enum MemoryDump<'a> {
     /// New file with all pages.
     Full(dump::PendingDump),
     /// New file with the changed pages.
-    Diff(dump::PendingDump),
-    /// Unchanged old file, and the pages to merge into it.
-    Merge(dump::DiffDump),
+    Diff(dump::PendingDump, Contents),
+    /// Unchanged old file, the pages to merge into it, and its contents afterwards.
+    Merge(dump::DiffDump<'a>, Contents),
 }
 
-impl MemoryDump {
-    fn contents(&self, source: &dump::DumpSource<'_>) -> Contents {
-        // Without a loaded snapshot a Diff holds all touched pages, and is complete.
-        let is_fresh = matches!(source.origin, dump::PageOrigin::Fresh);
+impl MemoryDump<'_> {
+    fn contents(&self) -> Contents {
         match self {
-            Self::Diff(_) if !is_fresh => Contents::Diff,
-            _ => Contents::Full,
+            Self::Full(_) => Contents::Full,
+            Self::Diff(_, contents) | Self::Merge(_, contents) => *contents,
         }
     }
 
     /// Syncs a new file to disk.
     fn sync(&mut self) -> Result<(), Error> {
         match self {
-            Self::Full(dump) | Self::Diff(dump) => dump.sync().map_err(Error::Memory),
-            Self::Merge(_) => Ok(()),
+            Self::Full(dump) | Self::Diff(dump, _) => dump.sync().map_err(Error::Memory),
+            Self::Merge(..) => Ok(()),
         }
     }
 
     /// Replaces the memory file, after a removal of the old state file at `state`: an interruption must not leave that file with the
     /// memory of another snapshot.
     fn replace(self, source: &dump::DumpSource<'_>, state: &Path) -> Result<dump::DumpStats, Error> {
-        let remove = || file::remove(state).map_err(Error::State);
+        file::remove(state).map_err(Error::State)?;
         let dump = match self {
-            Self::Full(dump) | Self::Diff(dump) => {
-                remove()?;
-                dump
-            }
-            Self::Merge(diff) => {
-                remove()?;
-                diff.write(source).map_err(Error::Memory)?
-            }
+            Self::Full(dump) | Self::Diff(dump, _) => dump,
+            Self::Merge(diff, _) => diff.write(source).map_err(Error::Memory)?,
         };
         dump.commit().map_err(Error::Memory)
     }

@@ -14,7 +14,7 @@ use crate::cancellation::BeginError;
 use crate::config::{self, DeviceBackend, DeviceKind, HostMemory, VmConfig, VmSpec};
 use crate::machine::state::{self, RestoreOptions, StateError};
 use crate::machine::{self, Machine, open_unlocked_devices};
-use crate::memory::Prefetch;
+use crate::memory::{DirtyTracker, Prefetch};
 use crate::timeline::{Lane, Timeline};
 use crate::vm::{Console, ConsoleError, ConsoleInput, MemoryBacking, Vm};
 
@@ -106,7 +106,7 @@ pub struct LoadSnapshotParams {
     pub memory: MemorySource,
     /// Overrides: ID and new host side of each device.
     pub overrides: Vec<(String, DeviceBackend)>,
-    /// The client requests dirty page tracking, which has no effect: changed pages are known at no cost in any case.
+    /// Each Diff holds the pages that were written since the snapshot before. Otherwise, those that differ from the loaded snapshot.
     pub track_dirty_pages: bool,
     /// The guest is resumed at once.
     pub resume: bool,
@@ -182,8 +182,12 @@ impl LoadSnapshotParams {
         names::log(spec.config(), &self.overrides, &self.memory);
         let opened = self.working_set.open(&state, &self.memory, self.links());
         let (set, recording) = opened.map_err(Error::WorkingSet)?;
+        let tracker = self
+            .track_dirty_pages
+            .then(|| DirtyTracker::select(self.memory.is_served()));
+        let is_logged = tracker.as_ref().is_some_and(DirtyTracker::needs_log);
         let mapped = timeline.measure(Lane::Main, "map memory file", || {
-            self.memory.map(spec.config(), self.links())
+            self.memory.map(spec.config(), self.links(), is_logged)
         });
         let (memory, backing) = mapped.map_err(Error::Memory)?;
         let prefetch = match (set, &backing) {
@@ -199,6 +203,7 @@ impl LoadSnapshotParams {
         } = open_console().map_err(Error::Console)?;
         let mut machine = Machine::build_with_memory(spec, memory, devices, output, timeline.clone())
             .map_err(Error::Machine)?;
+        machine.set_dirty_tracker(tracker);
         set_memory_source(&mut machine, &backing);
         let restored = timeline.measure(Lane::Main, "restore state", || {
             machine.restore(

@@ -1,11 +1,13 @@
 //! Source of a snapshot's memory, and identity of the host.
 
+use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use snapshot::GuestMemory;
 use snapshot::file::{HostIdentity, Links};
+use vm_memory::GuestAddress;
 
 use crate::arch::{Native, Platform};
 use crate::config::VmConfig;
@@ -47,6 +49,10 @@ pub enum Error {
     },
 }
 
+type Regions = [(GuestAddress, usize)];
+type MapSnapshot = fn(&Regions, &File) -> Result<GuestMemory, memory::Error>;
+type MapUffd = fn(&Regions, &Path) -> Result<(GuestMemory, uffd::FaultHandler), uffd::Error>;
+
 /// Source of guest memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemorySource {
@@ -57,15 +63,29 @@ pub enum MemorySource {
 }
 
 impl MemorySource {
-    /// Maps the guest memory of `config` without reading it.
-    pub(super) fn map(&self, config: &VmConfig, links: Links) -> Result<(GuestMemory, MemoryBacking), Error> {
+    /// Returns true if a fault handler serves the memory.
+    pub(super) fn is_served(&self) -> bool {
+        matches!(self, Self::Uffd(_))
+    }
+
+    /// Maps the guest memory of `config` without reading it. If `is_logged`, it gets a log of the writes of this process.
+    pub(super) fn map(
+        &self,
+        config: &VmConfig,
+        links: Links,
+        is_logged: bool,
+    ) -> Result<(GuestMemory, MemoryBacking), Error> {
+        let (map_snapshot, map_uffd): (MapSnapshot, MapUffd) = match is_logged {
+            true => (memory::map_snapshot_logged, memory::map_uffd_logged),
+            false => (memory::map_snapshot, memory::map_uffd),
+        };
         let regions = Native::memory_regions(config.memory, config.layout);
         match self.clone() {
             Self::File(path) => {
                 let opened = MemoryFile::open(path, links);
                 let file = opened.map_err(|(path, source)| Error::Open { path, source })?;
                 bus_error::set_files(format_args!("the memory file {:?}", file.path()));
-                match memory::map_snapshot(&regions, file.file()) {
+                match map_snapshot(&regions, file.file()) {
                     Ok(memory) => Ok((memory, MemoryBacking::File(file))),
                     Err(source) => Err(Error::File {
                         path: file.path().to_owned(),
@@ -73,7 +93,7 @@ impl MemorySource {
                     }),
                 }
             }
-            Self::Uffd(path) => match memory::map_uffd(&regions, &path) {
+            Self::Uffd(path) => match map_uffd(&regions, &path) {
                 Ok((memory, handler)) => Ok((memory, MemoryBacking::Uffd(Arc::new(handler)))),
                 Err(source) => Err(Error::Uffd { path, source }),
             },

@@ -6,17 +6,17 @@ mod console;
 mod recording;
 
 use std::any::Any;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use devices::lock;
 use devices::serial::output;
-use snapshot::file::FileIdentity;
+use snapshot::file::{Contents, FileIdentity};
 
 use crate::config::VmConfig;
 use crate::machine::{self, Machine};
 use crate::memory::dump::PageOrigin;
-use crate::memory::{MemoryFile, Prefetch, uffd};
+use crate::memory::{FileStamp, MemoryFile, Prefetch, uffd};
 
 pub use console::{Console, ConsoleError, ConsoleInput, InputAction, InputFilter};
 pub(crate) use recording::Recording;
@@ -42,12 +42,23 @@ pub(crate) struct BootFiles {
     pub initrd: Option<FileIdentity>,
 }
 
+/// Snapshot from which the dirty pages of a VM differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DiffBase {
+    /// Memory file; `None` if it is not known.
+    pub memory: Option<FileStamp>,
+    /// Content of the memory file.
+    pub contents: Contents,
+}
+
 /// Machine of a VM and the origin of its memory.
 pub(crate) struct VmCore {
     machine: Machine,
     /// `None` for a VM that was booted.
     backing: Option<MemoryBacking>,
     boot_files: BootFiles,
+    /// `None` before the first snapshot.
+    diff_base: Mutex<Option<DiffBase>>,
 }
 
 impl VmCore {
@@ -59,6 +70,16 @@ impl VmCore {
     /// Returns the files from which the guest was booted; none after a load.
     pub fn boot_files(&self) -> BootFiles {
         self.boot_files
+    }
+
+    /// Returns the snapshot from which the dirty pages differ. `None` without dirty page tracking, or if there is none.
+    pub fn diff_base(&self) -> Option<DiffBase> {
+        self.machine.dirty_tracker().and(*lock(&self.diff_base))
+    }
+
+    /// Sets the snapshot from which the dirty pages differ.
+    pub fn set_diff_base(&self, base: DiffBase) {
+        *lock(&self.diff_base) = Some(base);
     }
 
     /// Returns the origin of untouched pages.
@@ -129,6 +150,7 @@ impl Vm {
             machine,
             backing: None,
             boot_files,
+            diff_base: Mutex::new(None),
         };
         Self::new(core, false, input, guard)
     }
@@ -140,10 +162,19 @@ impl Vm {
         input: Option<ConsoleInput>,
         guard: Option<Box<dyn Any + Send>>,
     ) -> Self {
+        let memory = match &backing {
+            MemoryBacking::File(file) => file.stamp(),
+            MemoryBacking::Uffd(_) => None,
+        };
+        let loaded = DiffBase {
+            memory,
+            contents: Contents::Full,
+        };
         let core = VmCore {
             machine,
             backing: Some(backing),
             boot_files: BootFiles::default(),
+            diff_base: Mutex::new(Some(loaded)),
         };
         Self::new(core, true, input, guard)
     }

@@ -5,8 +5,9 @@
 //! - Full ([`dump_full`]): all of guest memory. Absent pages and pages of zeros are holes.
 //! - Diff ([`DiffDump`]): the pages that differ from a base. Pages of zeros are data, so that a hole always means a
 //!   page of the base; a file system that keeps no holes of single pages is rejected. If a file of the size of guest
-//!   memory exists at the path, it is the base, and the pages are merged into it. Memory that was not restored has no
-//!   base: its diff holds all pages, like a full dump.
+//!   memory exists at the path, it is the base, and the pages are merged into it. With a [`DirtyTracker`], the base is the snapshot
+//!   before. Without one, it is the loaded snapshot; memory that was not restored has no base then: its diff holds all pages, like
+//!   a full dump.
 //!
 //! Pages are written in ranges directly from guest memory; the dump's own memory use does not grow with the guest. The
 //! vCPUs must be paused and the devices drained from the first call to the last. If KVM may have written to memory
@@ -26,6 +27,7 @@ use std::path::{Path, PathBuf};
 use snapshot::{AtomicFile, GuestMemory};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use super::dirty::DirtyTracker;
 use super::pagemap::{PageFilter, Pagemap};
 use crate::cancellation::Cancellation;
 use diff::{Resident, write_different};
@@ -106,7 +108,8 @@ impl DumpTarget {
         Ok(Self::Base(file, path.to_owned()))
     }
 
-    fn is_base(&self) -> bool {
+    /// Returns true for an existing base.
+    pub fn is_base(&self) -> bool {
         matches!(self, Self::Base(..))
     }
 
@@ -200,26 +203,37 @@ pub fn dump_full(source: &DumpSource<'_>, target: DumpTarget) -> Result<PendingD
 /// merge leaves a base that matches no snapshot. The caller therefore removes the state file of the base first.
 #[derive(Debug)]
 #[must_use = "write() writes the pages"]
-pub struct DiffDump {
+pub struct DiffDump<'a> {
     target: DumpTarget,
+    /// Source of the pages to write. `None`: all pages that differ from the backing.
+    dirty: Option<&'a DirtyTracker>,
     /// Reserved ranges of the file; `None` if the pages must be listed again.
     ranges: Option<Vec<Range<u64>>>,
 }
 
-impl DiffDump {
-    /// Reserves disk space in a base for the changed pages. The content of the base does not change.
+impl<'a> DiffDump<'a> {
+    /// Reserves disk space in a base for the changed pages. The content of the base does not change. The pages of `dirty` were
+    /// [collected](DirtyTracker::collect); a base must then be the snapshot before.
     ///
     /// # Errors
     /// Any [`Error`]; no new file remains then. [`Error::Unknown`] if the changed pages cannot be determined.
-    pub fn prepare(source: &DumpSource<'_>, target: DumpTarget) -> Result<Self, Error> {
+    pub fn prepare(
+        source: &DumpSource<'_>,
+        dirty: Option<&'a DirtyTracker>,
+        target: DumpTarget,
+    ) -> Result<Self, Error> {
         let ranges = if let DumpTarget::Base(file, path) = &target {
             let mut writer = PageWriter::reserving(file, path, source.cancellation);
-            write_changed(source, &mut writer)?;
+            write_diff(source, dirty, &mut writer)?;
             writer.into_reserved()
         } else {
             None
         };
-        Ok(Self { target, ranges })
+        Ok(Self {
+            target,
+            dirty,
+            ranges,
+        })
     }
 
     /// Returns true if the pages are merged into an existing base.
@@ -227,28 +241,32 @@ impl DiffDump {
         self.target.is_base()
     }
 
-    /// Writes the pages that changed since memory was mapped; of fresh memory, all touched pages. Memory must not
+    /// Writes the dirty pages, or those that changed since memory was mapped; of fresh memory, all touched pages. Memory must not
     /// change between [`prepare`](Self::prepare) and this call.
     ///
     /// # Errors
     /// As [`prepare`](Self::prepare).
     pub fn write(self, source: &DumpSource<'_>) -> Result<PendingDump, Error> {
-        let Self { target, ranges } = self;
+        let Self {
+            target,
+            dirty,
+            ranges,
+        } = self;
         let size = size(source);
         let (file, path, merged) = (target.file(), target.path(), target.is_base());
-        let is_fresh = matches!(source.origin, PageOrigin::Fresh);
+        let is_complete = dirty.is_none() && matches!(source.origin, PageOrigin::Fresh);
         // Absent pages of fresh memory are zeros; the file may hold other data there.
-        let mut writer = if is_fresh && merged {
+        let mut writer = if is_complete && merged {
             PageWriter::clearing(file, path, source.cancellation)
         } else {
             PageWriter::new(file, path, source.cancellation)
         };
         match ranges {
             Some(ranges) => write_reserved(source, ranges, &mut writer)?,
-            None => write_changed(source, &mut writer)?,
+            None => write_diff(source, dirty, &mut writer)?,
         }
         writer.finish(size)?;
-        if !is_fresh && !merged {
+        if !is_complete && !merged {
             writer.check_holes(size)?;
         }
         let written = writer.stats(size, merged);
@@ -301,6 +319,24 @@ fn extents<'a>(source: &DumpSource<'a>) -> impl Iterator<Item = Result<RegionExt
         *offset += region.len();
         Some(extent)
     })
+}
+
+/// Writes the `dirty` pages, or without them all [changed pages](write_changed).
+fn write_diff(
+    source: &DumpSource<'_>,
+    dirty: Option<&DirtyTracker>,
+    writer: &mut PageWriter<'_>,
+) -> Result<(), Error> {
+    let Some(dirty) = dirty else {
+        return write_changed(source, writer);
+    };
+    for (extent, region) in extents(source).zip(source.memory.iter()) {
+        let extent = extent?;
+        for range in dirty.ranges(region) {
+            writer.write_pages(&extent, range.map_err(Error::Pages)?, Zeros::Data)?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes the touched pages of fresh memory, or the changed pages of restored memory.

@@ -14,7 +14,10 @@ use super::{
 };
 use crate::GuestMemory;
 use crate::cancellation::Cancellation;
-use crate::memory::{Pagemap, allocate, map_file, map_snapshot, memfd, page_size};
+use crate::memory::dirty::{DirtyTracker, WriteProtect};
+use crate::memory::{
+    Pagemap, allocate, allocate_logged, map_file, map_snapshot, map_snapshot_logged, memfd, page_size,
+};
 
 /// State of an operation without a limit.
 static UNLIMITED: Cancellation = Cancellation::with_budget(u64::MAX);
@@ -108,7 +111,7 @@ fn base(directory: &Directory) -> (PathBuf, File) {
 }
 
 fn diff(source: &DumpSource<'_>, path: &Path) -> Result<PendingDump, Error> {
-    DiffDump::prepare(source, DumpTarget::base_or_new(source, path)?)?.write(source)
+    DiffDump::prepare(source, None, DumpTarget::base_or_new(source, path)?)?.write(source)
 }
 
 fn full(source: &DumpSource<'_>, path: &Path) -> Result<PendingDump, Error> {
@@ -389,7 +392,8 @@ fn prepared_diff_keeps_base() {
     fill(&memory, 5, 55);
     let before = fs::read(&path).unwrap();
     let source = source(&memory, PageOrigin::Mapped(&file), &pagemap);
-    let prepared = DiffDump::prepare(&source, DumpTarget::base_or_new(&source, &path).unwrap()).unwrap();
+    let prepared =
+        DiffDump::prepare(&source, None, DumpTarget::base_or_new(&source, &path).unwrap()).unwrap();
     assert!(prepared.is_merged());
     assert_eq!(fs::read(&path).unwrap(), before);
     commit(prepared.write(&source));
@@ -598,4 +602,89 @@ proptest! {
         merge_diff(&diff_path, &base_path).unwrap();
         prop_assert!(fs::read(&base_path).unwrap() == expected);
     }
+}
+
+fn no_log(_: u32, size: usize) -> Result<Vec<u64>, crate::kvm::Error> {
+    Ok(vec![0; size.div_ceil(64 * page())])
+}
+
+fn dirty_diff(source: &DumpSource<'_>, tracker: &DirtyTracker, path: &Path) -> u64 {
+    tracker.collect(source.memory, &no_log).unwrap();
+    let target = DumpTarget::base_or_new(source, path).unwrap();
+    let diff = DiffDump::prepare(source, Some(tracker), target).unwrap();
+    commit(diff.write(source))
+}
+
+/// Each diff holds the pages since the snapshot before, zeros included, and they merge into the first in order.
+fn expect_diffs_since_snapshot(memory: &GuestMemory, origin: PageOrigin<'_>, tracker: &DirtyTracker) {
+    let (directory, pagemap) = (Directory::new(), Pagemap::open().unwrap());
+    let source = source(memory, origin, &pagemap);
+    for (number, value) in [(0, 1), (3, 2), (40, 3), (LOW, 4)] {
+        fill(memory, number, value);
+    }
+    let path = directory.path("full");
+    commit(full(&source, &path));
+    tracker.clear(memory, &no_log).unwrap();
+    assert_eq!(dirty_diff(&source, tracker, &directory.path("empty")), 0);
+    assert_eq!(data(&directory.path("empty")), Vec::<u64>::new());
+    let mut contents = Vec::new();
+    let rounds: [&[(u64, u8)]; 3] = [
+        &[(3, 0), (41, 5), (LOW - 1, 6), (LOW, 7)],
+        &[(3, 8)],
+        &[(PAGES - 1, 9)],
+    ];
+    for (round, writes) in rounds.iter().enumerate() {
+        for (number, value) in *writes {
+            fill(memory, *number, *value);
+        }
+        let path = directory.path(&format!("diff-{round}"));
+        // A diff that fails or is cancelled before its commit loses no page.
+        let target = DumpTarget::base_or_new(&source, &path).unwrap();
+        tracker.collect(memory, &no_log).unwrap();
+        drop(
+            DiffDump::prepare(&source, Some(tracker), target)
+                .unwrap()
+                .write(&source)
+                .unwrap(),
+        );
+        assert_eq!(dirty_diff(&source, tracker, &path), writes.len() as u64);
+        assert_eq!(
+            data(&path),
+            writes.iter().map(|(number, _)| *number).collect::<Vec<_>>()
+        );
+        tracker.clear(memory, &no_log).unwrap();
+        contents.push(content(memory));
+    }
+    for (round, content) in contents.iter().enumerate() {
+        merge_diff(&directory.path(&format!("diff-{round}")), &path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), *content, "{round}");
+    }
+    // A diff in place.
+    fill(memory, 0, 10);
+    assert_eq!(dirty_diff(&source, tracker, &path), 1);
+    assert_eq!(fs::read(&path).unwrap(), content(memory));
+}
+
+#[test]
+fn diffs_of_write_protected_memory_hold_pages_since_snapshot() {
+    let Ok(protect) = WriteProtect::open() else {
+        scratch::skip("asynchronous write-protection", "use Linux 6.7 or later");
+        return;
+    };
+    let tracker = DirtyTracker::WriteProtect(protect);
+    expect_diffs_since_snapshot(&fresh(), PageOrigin::Fresh, &tracker);
+    let directory = Directory::new();
+    let (_, file) = base(&directory);
+    let memory = map_snapshot(&regions(), &file).unwrap();
+    expect_diffs_since_snapshot(&memory, PageOrigin::Mapped(&file), &tracker);
+}
+
+#[test]
+fn diffs_of_logged_memory_hold_pages_since_snapshot() {
+    let memory = allocate_logged(&regions()).unwrap();
+    expect_diffs_since_snapshot(&memory, PageOrigin::Fresh, &DirtyTracker::Log);
+    let directory = Directory::new();
+    let (_, file) = base(&directory);
+    let memory = map_snapshot_logged(&regions(), &file).unwrap();
+    expect_diffs_since_snapshot(&memory, PageOrigin::Mapped(&file), &DirtyTracker::Log);
 }

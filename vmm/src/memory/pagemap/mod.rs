@@ -19,6 +19,7 @@ const ENTRIES: usize = 8 << 10;
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const FILE: u64 = 1 << 61;
+const WRITE_PROTECTED: u64 = 1 << 57;
 
 /// Page ranges per call of PAGEMAP_SCAN.
 const SCAN_RANGES: usize = 512;
@@ -27,9 +28,15 @@ const SCAN_RANGES: usize = 512;
 const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610_u32 as libc::Ioctl;
 
 // Page categories of linux/fs.h.
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
+const PAGE_IS_PFNZERO: u64 = 1 << 5;
+
+// Flags of a scan in linux/fs.h: pages that match are write-protected, and others are an error.
+const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
+const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
 
 /// Error of a page state request.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +62,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The pages could not be write-protected.
+    #[error("cannot write-protect the pages {:#x}..{:#x}", .range.start, .range.end)]
+    Protect {
+        /// Host addresses.
+        range: Range<u64>,
+        /// Error of the ioctl.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// Selection of pages.
@@ -64,11 +80,28 @@ pub enum PageFilter {
     Touched,
     /// Pages that are in memory or in swap and not backed by a file: in a private file mapping, the written pages.
     Private,
+    /// Private pages that were written since they were [write-protected](Pagemap::protect); before, all private pages. A page of
+    /// zeros that was only read is not written.
+    Written,
 }
 
 impl PageFilter {
     fn matches(self, entry: u64) -> bool {
-        entry & (PRESENT | SWAPPED) != 0 && (self == Self::Touched || entry & FILE == 0)
+        entry & (PRESENT | SWAPPED) != 0
+            && match self {
+                Self::Touched => true,
+                Self::Private => entry & FILE == 0,
+                Self::Written => entry & (FILE | WRITE_PROTECTED) == 0,
+            }
+    }
+
+    /// Returns the categories that a page must have, and those that it must not have.
+    fn categories(self) -> (u64, u64) {
+        match self {
+            Self::Touched => (0, 0),
+            Self::Private => (0, PAGE_IS_FILE),
+            Self::Written => (PAGE_IS_WRITTEN, PAGE_IS_FILE | PAGE_IS_PFNZERO),
+        }
     }
 }
 
@@ -102,6 +135,28 @@ impl Pagemap {
             scan: Some(Scan::new(filter)),
             found: VecDeque::new(),
         }
+    }
+
+    /// Write-protects the [written](PageFilter::Written) pages of `range`, which must be registered with a userfaultfd for
+    /// asynchronous write-protection. The kernel removes the protection of a page at its next write.
+    ///
+    /// # Errors
+    /// [`Error::Protect`]; some pages may be protected then.
+    pub fn protect(&self, range: Range<u64>) -> Result<(), Error> {
+        let mut rest = range;
+        while !rest.is_empty() {
+            let mut argument = PmScanArg {
+                flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+                ..PmScanArg::new(&rest, PageFilter::Written)
+            };
+            let scanned = scan(&self.pages, &mut argument);
+            scanned.map_err(|source| Error::Protect {
+                range: rest.clone(),
+                source,
+            })?;
+            rest.start = argument.walk_end.min(rest.end);
+        }
+        Ok(())
     }
 
     /// Returns the sorted parts of `range` that are mapped from files, resident or not.
@@ -235,6 +290,34 @@ struct PmScanArg {
     return_mask: u64,
 }
 
+impl PmScanArg {
+    fn new(range: &Range<u64>, filter: PageFilter) -> Self {
+        let (present, absent) = filter.categories();
+        Self {
+            size: size_of::<Self>() as u64,
+            start: range.start,
+            end: range.end,
+            category_inverted: absent,
+            category_mask: present | absent,
+            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            ..Self::default()
+        }
+    }
+}
+
+/// Calls PAGEMAP_SCAN. Returns the number of regions.
+fn scan(pages: &File, argument: &mut PmScanArg) -> io::Result<usize> {
+    // SAFETY: `argument.size` is the size of `argument`, and `vec` has room for `vec_len` regions; the kernel writes no other memory
+    // of this process.
+    let count = unsafe { libc::ioctl(pages.as_raw_fd(), PAGEMAP_SCAN, &raw mut *argument) };
+    let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+    // A scan without progress would loop forever.
+    if argument.walk_end <= argument.start {
+        return Err(io::Error::other("PAGEMAP_SCAN makes no progress"));
+    }
+    Ok(count)
+}
+
 /// Buffer for the PAGEMAP_SCAN ioctl, which skips absent page tables instead of reporting an entry for each page.
 #[derive(Debug)]
 struct Scan {
@@ -261,31 +344,14 @@ impl Scan {
             self.regions.try_reserve_exact(SCAN_RANGES)?;
             self.regions.resize(SCAN_RANGES, PageRegion::default());
         }
-        let not_file = match self.filter {
-            PageFilter::Touched => 0,
-            PageFilter::Private => PAGE_IS_FILE,
-        };
         let mut argument = PmScanArg {
-            size: size_of::<PmScanArg>() as u64,
-            start: rest.start,
-            end: rest.end,
             vec: self.regions.as_mut_ptr().expose_provenance() as u64,
             vec_len: self.regions.len() as u64,
-            category_inverted: not_file,
-            category_mask: not_file,
-            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-            ..PmScanArg::default()
+            ..PmScanArg::new(rest, self.filter)
         };
-        // SAFETY: `argument.size` is the size of `argument`, and `vec` has room for `vec_len` regions; the kernel
-        // writes no other memory of this process.
-        let count = unsafe { libc::ioctl(pages.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
-        let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+        let count = scan(pages, &mut argument)?;
         let regions = self.regions.iter().take(count);
         found.extend(regions.map(|region| region.start..region.end));
-        // A scan without progress would loop forever.
-        if argument.walk_end <= rest.start {
-            return Err(io::Error::other("PAGEMAP_SCAN makes no progress"));
-        }
         rest.start = argument.walk_end.min(rest.end);
         Ok(())
     }

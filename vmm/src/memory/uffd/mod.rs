@@ -20,9 +20,8 @@
 mod tests;
 
 use std::fmt::Write;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -31,18 +30,8 @@ use snapshot::GuestMemory;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::map::{self, Bytes, allocate, page_size};
-
-// Requests and flags of linux/userfaultfd.h.
-const USERFAULTFD_IOC_NEW: libc::Ioctl = 0xaa00;
-const UFFDIO_API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
-const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
-const UFFD_API: u64 = 0xaa;
-const UFFD_FEATURE_EVENT_REMOVE: u64 = 1 << 3;
-const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
-
-/// Flags of a userfaultfd. Without UFFD_USER_MODE_ONLY: most accesses come from KVM.
-const FLAGS: libc::c_int = libc::O_CLOEXEC | libc::O_NONBLOCK;
+use super::map::{self, Bytes, allocate, allocate_logged, page_size};
+use super::userfaultfd::{Access, EVENT_REMOVE, REGISTER_MISSING, Userfaultfd};
 
 /// Error while guest memory is mapped for a fault handler.
 #[derive(Debug, thiserror::Error)]
@@ -141,9 +130,32 @@ pub fn map_uffd(
     path: &Path,
 ) -> Result<(GuestMemory, FaultHandler), Error> {
     let memory = allocate(regions).map_err(Error::Memory)?;
-    let faults = Userfaultfd::open()?;
+    let handler = serve(&memory, path)?;
+    Ok((memory, handler))
+}
+
+/// As [`map_uffd`], with a log of the writes of this process.
+///
+/// # Errors
+/// Any [`Error`].
+pub fn map_uffd_logged(
+    regions: &[(GuestAddress, usize)],
+    path: &Path,
+) -> Result<(GuestMemory, FaultHandler), Error> {
+    let memory = allocate_logged(regions).map_err(Error::Memory)?;
+    let handler = serve(&memory, path)?;
+    Ok((memory, handler))
+}
+
+fn serve(memory: &GuestMemory, path: &Path) -> Result<FaultHandler, Error> {
+    let faults = open_userfaultfd()?;
     for region in memory.iter() {
-        faults.register(region.as_ptr().addr() as u64, region.len())?;
+        let start = region.as_ptr().addr() as u64;
+        let registered = faults.register(start..start + region.len(), REGISTER_MISSING);
+        registered.map_err(|source| Error::Register {
+            size: Bytes(region.len()),
+            source,
+        })?;
     }
     let socket = connect(path).map_err(|source| {
         let path = path.to_owned();
@@ -152,7 +164,7 @@ pub fn map_uffd(
             _ => Error::Connect { path, source },
         }
     })?;
-    let text = describe_regions(&memory);
+    let text = describe_regions(memory);
     let failed = |source| Error::Send {
         path: path.to_owned(),
         source,
@@ -162,11 +174,20 @@ pub fn map_uffd(
     if sent < text.len() {
         return Err(failed(io::ErrorKind::WriteZero.into()));
     }
-    let handler = FaultHandler {
+    Ok(FaultHandler {
         socket,
         _faults: faults,
-    };
-    Ok((memory, handler))
+    })
+}
+
+fn open_userfaultfd() -> Result<Userfaultfd, Error> {
+    let opened = Userfaultfd::open(Access::All).map_err(|source| match source.raw_os_error() {
+        Some(libc::EPERM) => Error::NotPermitted(source),
+        _ => Error::Create(source),
+    })?;
+    // The fault handler must fill removed pages with zeros, not with the memory file.
+    opened.negotiate(EVENT_REMOVE).map_err(Error::Features)?;
+    Ok(opened)
 }
 
 /// Formats the message to the fault handler.
@@ -187,96 +208,4 @@ fn describe_regions(memory: &GuestMemory) -> String {
     }
     text.push(']');
     text
-}
-
-/// `struct uffdio_api`.
-#[repr(C)]
-struct UffdioApi {
-    api: u64,
-    features: u64,
-    ioctls: u64,
-}
-
-/// `struct uffdio_register`.
-#[repr(C)]
-struct UffdioRegister {
-    start: u64,
-    len: u64,
-    mode: u64,
-    ioctls: u64,
-}
-
-/// A userfaultfd with its features negotiated.
-#[derive(Debug)]
-struct Userfaultfd(OwnedFd);
-
-impl Userfaultfd {
-    /// Opens /dev/userfaultfd, which a jail may contain, or falls back to the system call, which needs a capability.
-    fn open() -> Result<Self, Error> {
-        let descriptor =
-            open_device()
-                .or_else(|_| call_userfaultfd())
-                .map_err(|source| match source.raw_os_error() {
-                    Some(libc::EPERM) => Error::NotPermitted(source),
-                    _ => Error::Create(source),
-                })?;
-        let mut api = UffdioApi {
-            api: UFFD_API,
-            // The fault handler must fill removed pages with zeros, not with the memory file.
-            features: UFFD_FEATURE_EVENT_REMOVE,
-            ioctls: 0,
-        };
-        // SAFETY: `api` is the structure that this request reads and writes.
-        let result = unsafe { libc::ioctl(descriptor.as_raw_fd(), UFFDIO_API, &raw mut api) };
-        if result < 0 {
-            return Err(Error::Features(io::Error::last_os_error()));
-        }
-        Ok(Self(descriptor))
-    }
-
-    /// Registers the mapping of `size` bytes at `address`: the kernel then reports accesses to its absent pages.
-    fn register(&self, address: u64, size: u64) -> Result<(), Error> {
-        let mut register = UffdioRegister {
-            start: address,
-            len: size,
-            mode: UFFDIO_REGISTER_MODE_MISSING,
-            ioctls: 0,
-        };
-        // SAFETY: `register` is the structure that this request reads and writes; the content of the mapping does not change.
-        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER, &raw mut register) };
-        if result < 0 {
-            return Err(Error::Register {
-                size: Bytes(size),
-                source: io::Error::last_os_error(),
-            });
-        }
-        Ok(())
-    }
-}
-
-impl AsRawFd for Userfaultfd {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
-fn open_device() -> io::Result<OwnedFd> {
-    let device = File::options().read(true).write(true).open("/dev/userfaultfd")?;
-    // SAFETY: the request has no pointer arguments.
-    let descriptor = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, FLAGS) };
-    to_owned_fd(descriptor)
-}
-
-fn call_userfaultfd() -> io::Result<OwnedFd> {
-    // SAFETY: the call has no pointer arguments.
-    let descriptor = unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS) };
-    to_owned_fd(RawFd::try_from(descriptor).unwrap_or(-1))
-}
-
-fn to_owned_fd(descriptor: RawFd) -> io::Result<OwnedFd> {
-    if descriptor < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just created the descriptor, and no other object owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
