@@ -18,6 +18,7 @@
 //! | [`kata`] | requests of kata |
 //! | [`snapshot`] | snapshots and restored VMs |
 //! | [`clones`] | clones beside their source, and disks in use |
+//! | [`tracking`] | diffs with dirty page tracking |
 //! | [`killed`] | SIGKILL during snapshot creation |
 //! | [`disk`] | snapshots on full, read-only and vanishing disks |
 //! | [`roundtrip`] | round trips of guests that detect lost or repeated state |
@@ -52,4 +53,5 @@ pub mod served;
 mod slow_disk;
 pub mod snapshot;
 mod snapshot_cli;
+mod tracking;
 pub mod uffd;

@@ -4,6 +4,8 @@ mod limits;
 mod untrusted;
 mod working_set;
 
+pub use working_set::hide_proc;
+
 use std::fs;
 use std::io::{self, Write};
 use std::process::{Command, Output};

@@ -37,7 +37,7 @@ pub const THROTTLED: &str = r#"{"ops":{"size":1,"refill_time":3600000}}"#;
 const RESUME_FIELD: &str = r#","resume_vm":true"#;
 
 /// The example handler, for one guest.
-struct FaultHandler {
+pub struct FaultHandler {
     thread: JoinHandle<io::Result<u64>>,
     /// Receives the connection of the guest.
     guest: Receiver<UnixStream>,
@@ -45,7 +45,7 @@ struct FaultHandler {
 
 impl FaultHandler {
     /// Listens in `directory` and provides the pages of its file `memory`.
-    fn start(directory: &Directory, memory: &str) -> Self {
+    pub fn start(directory: &Directory, memory: &str) -> Self {
         Self::serve(listen(directory), directory, memory)
     }
 
@@ -67,7 +67,7 @@ impl FaultHandler {
     }
 
     /// Waits for the end of the guest. Returns the number of provided pages.
-    fn join(self) -> u64 {
+    pub fn join(self) -> u64 {
         scratch::join(self.thread).unwrap()
     }
 

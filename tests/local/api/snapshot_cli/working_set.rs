@@ -263,6 +263,12 @@ fn command_without_proc(arguments: &[&str]) -> Command {
     command
         .args(["60".as_ref(), program().as_os_str()])
         .args(arguments);
+    hide_proc(&mut command);
+    command
+}
+
+/// Gives `command` an empty /proc. Requires root.
+pub fn hide_proc(command: &mut Command) {
     let check = |result: libc::c_int| match result {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -280,7 +286,6 @@ fn command_without_proc(arguments: &[&str]) -> Command {
     };
     // SAFETY: the closure runs between fork and exec and makes system calls only.
     unsafe { command.pre_exec(enter) };
-    command
 }
 
 #[test]
