@@ -329,8 +329,8 @@ usage: mayfly snapshot DIR [--api-sock SOCKET] [--diff]
 snapshot pauses the VM, writes the files state and memory into DIR, and resumes the VM. The memory file has the size of
 the guest's memory, with holes for pages that the guest never wrote.
       --api-sock SOCKET connect to this API socket of the VM (default /run/firecracker.socket)
-      --diff            write only the pages that changed since the VM was restored. If DIR holds the snapshot that the
-                        VM was restored from, update it in place (default: write all pages)
+      --diff            write only the pages that changed since the VM was restored; with track_dirty_pages in the API,
+                        since the last snapshot. In the DIR of that snapshot, update it (default: write all pages)
 
 snapshot-info describes a snapshot: host, machine, devices and sizes. Given a working set, it shows the number of its
 pages.

@@ -35,7 +35,7 @@ schema! {
         /// Old name of smt, which takes precedence. Deprecated.
         #[serde(skip_serializing)]
         ht_enabled: Option<bool> = false, update Option<bool>;
-        /// No effect: dirty pages are always tracked, at no cost.
+        /// Each Diff holds the pages that were written since the last snapshot, not all that were ever touched.
         track_dirty_pages: Option<bool> = false, update Option<bool>;
         /// Transparent huge pages for guest memory.
         huge_pages: Option<HugePages> = HugePages::default() => Rule::Unsupported(

@@ -116,7 +116,7 @@ schema! {
         mem_backend: Option<MemBackend>;
         /// Memory file. Deprecated.
         mem_file_path: Option<PathBuf>;
-        /// No effect: dirty pages are always tracked, at no cost.
+        /// Each Diff holds the pages that were written since the last snapshot, not all that differ from the loaded one.
         track_dirty_pages: Option<bool> = false;
         /// Old name of track_dirty_pages. Deprecated.
         enable_diff_snapshots: Option<bool> = false;
