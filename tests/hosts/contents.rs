@@ -12,6 +12,12 @@ const FETCHED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache/hosts/x86_64-
 /// Test guests, built by `make build`.
 const GUESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/guests/x86_64");
 
+/// Released Firecracker, fetched by `make setup`.
+const FIRECRACKER: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/.cache/firecracker/1.12.1/firecracker"
+);
+
 /// Images that run as guests.
 const IMAGES: [&str; 4] = ["vmlinuz", "vmlinux", "memtest86+", "xen"];
 const MODULES: [&str; 4] = ["irqbypass.ko", "kvm.ko", "kvm-amd.ko", "tun.ko"];
@@ -94,6 +100,7 @@ fn collect(scenarios: &[String]) -> Result<Files, Error> {
         ("scenarios".to_owned(), list.into_bytes()),
         ("bin/mayfly".to_owned(), read_built(Path::new(&mayfly))?),
         ("bin/scenarios".to_owned(), read_built(&this_program)?),
+        ("bin/firecracker".to_owned(), read(FIRECRACKER.into())?),
         ("images/initrd".to_owned(), build_guest_initrd(&busybox)?),
         ("bin/busybox".to_owned(), busybox),
     ];
@@ -170,7 +177,10 @@ fn pack(path: &Path, files: &Files) -> io::Result<()> {
 }
 
 fn read_fetched(name: &str) -> Result<Vec<u8>, Error> {
-    let path = Path::new(FETCHED).join(name);
+    read(Path::new(FETCHED).join(name))
+}
+
+fn read(path: PathBuf) -> Result<Vec<u8>, Error> {
     fs::read(&path).map_err(|source| Error::Fetched { path, source })
 }
 

@@ -11,7 +11,7 @@ done
 
 stty -F /dev/ttyS1 raw
 exec >/dev/ttyS1 2>&1
-export MAYFLY=/bin/mayfly MAYFLY_EMULATED_HOST=1
+export MAYFLY=/bin/mayfly FIRECRACKER=/bin/firecracker MAYFLY_EMULATED_HOST=1
 
 # Heartbeat of the emulation, which qemu.rs monitors. It goes to the console, because it would interrupt lines of the
 # scenarios.

@@ -41,15 +41,21 @@ static HOST: LazyLock<Result<Report, Error>> = LazyLock::new(run_all);
 /// Runs `scenario` on the emulated host. Elsewhere boots a host once for all scenarios and fails if this scenario failed.
 /// `path` is the path of the test, with the name of the crate.
 pub fn run(path: &str, scenario: impl FnOnce()) {
+    let _ = observe(path, scenario);
+}
+
+/// Runs `scenario` as [`run`] does. Returns its output, or none on the emulated host.
+pub fn observe(path: &str, scenario: impl FnOnce()) -> Option<&'static str> {
     if env::var_os(HOST_VARIABLE).is_some() {
-        return scenario();
+        scenario();
+        return None;
     }
     let name = path.split_once("::").map_or(path, |(_, name)| name);
     let report = HOST
         .as_ref()
         .unwrap_or_else(|error| panic!("{}", error_chain(error)));
     match report.verdict(name) {
-        Some(verdict) if verdict.passed => {}
+        Some(verdict) if verdict.passed => Some(&verdict.output),
         Some(verdict) => panic!("on the emulated host:\n{}", verdict.output),
         None => panic!("the emulated host did not run {name}"),
     }

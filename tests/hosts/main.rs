@@ -11,6 +11,7 @@
 //! | [`contents`] | files in the host and in its Linux guest |
 //! | [`archive`] | cpio format |
 //! | [`guest`] | mayfly processes: output, input, exit |
+//! | [`firecracker`], [`oracle`] | comparison with Firecracker |
 //! | [`linux`], [`virtio`], [`snapshots`], [`images`], [`programs`], [`processor`], [`docs`] | scenarios |
 
 #![allow(clippy::unwrap_used, reason = "a test reports failure by panicking")]
@@ -30,11 +31,15 @@ macro_rules! scenarios {
 mod archive;
 mod contents;
 mod docs;
+mod firecracker;
 #[allow(dead_code, reason = "the tests of the API socket use more of it")]
 mod guest;
 mod host;
 mod images;
 mod linux;
+#[allow(dead_code, reason = "tests/clients uses the rest")]
+#[path = "../clients/oracle/mod.rs"]
+mod oracle;
 #[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../docs/pages.rs"]
 mod pages;

@@ -69,7 +69,11 @@ pub fn parse(program: &OsStr, arguments: impl IntoIterator<Item = OsString>) -> 
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let as_firecracker = Path::new(program).file_name() == Some(OsStr::new("firecracker"));
     if !firecracker::is_firecracker_command(as_firecracker, arguments.first().map(OsString::as_os_str)) {
-        return parse_command(arguments);
+        return parse_command(arguments).map_err(|error| match error {
+            // Firecracker has no commands.
+            Error::Command(word) if as_firecracker => Error::Firecracker(firecracker::Error::Unknown(word)),
+            error => error,
+        });
     }
     match firecracker::parse(arguments).map_err(Error::Firecracker)? {
         FirecrackerCommand::Serve(options) => Ok(Command::Serve(options)),
@@ -211,6 +215,16 @@ mod tests {
         let config = run("run k -- netdev.ip=1.2.3.4/24 -- /app --help [ ]").config;
         assert_eq!(config.cmdline, "netdev.ip=1.2.3.4/24 -- /app --help [ ]");
         assert_eq!(run("run k --").config.cmdline, "");
+    }
+
+    #[test]
+    fn unknown_command_of_firecracker_has_its_status() {
+        let status = |program: &str| {
+            let parsed = super::parse(program.as_ref(), ["start".into()]);
+            parsed.unwrap_err().status()
+        };
+        assert_eq!(status("/usr/bin/firecracker"), 153);
+        assert_eq!(status("/usr/bin/mayfly"), 2);
     }
 
     #[test]
