@@ -312,8 +312,10 @@ impl State {
             opcode::OPEN => Reply::Data(words(&[0, 0])),
             opcode::READ => Reply::Data(self.content[request.range(self.content.len())].to_vec()),
             opcode::WRITE => {
-                let range = request.range(self.content.len());
+                let range = request.range(usize::MAX);
                 let data = &request.body()[40..40 + range.len()];
+                let size = self.content.len().max(range.end);
+                self.content.resize(size, 0);
                 self.content[range.clone()].copy_from_slice(data);
                 Reply::Data(words(&[range.len() as u64]))
             }

@@ -264,6 +264,8 @@ fn stuck_open_of_drive_delays_only_its_request() {
     if !require(Requirement::Fuse) {
         return;
     }
+    let disk = SlowDisk::mount();
+    disk.hold_names();
     let directory = Directory::new();
     let path = directory.text("disk");
     File::create(&path).unwrap().set_len(64 << 10).unwrap();
@@ -272,8 +274,6 @@ fn stuck_open_of_drive_delays_only_its_request() {
     process.expect_no_content("PUT", "/drives/d", &drive);
     process.set_kernel("loop.elf");
     process.run_action("InstanceStart");
-    let disk = SlowDisk::mount();
-    disk.hold_names();
     let update = |path: &str| format!(r#"{{"drive_id":"d","path_on_host":"{path}"}}"#);
     let mut client = begin(&process, &disk, "PATCH", "/drives/d", &update(&disk.path()));
     timed("GET /", STUCK_LIMIT, || assert_eq!(process.state(), "Running"));
@@ -302,12 +302,12 @@ fn diff_in_stuck_directory_delays_only_its_request() {
     if !require(Requirement::Fuse) {
         return;
     }
+    let disk = SlowDisk::mount();
+    disk.hold_names();
     let process = ApiProcess::start();
     process.set_kernel("loop.elf");
     process.run_action("InstanceStart");
     process.expect_no_content("PATCH", "/vm", PAUSED);
-    let disk = SlowDisk::mount();
-    disk.hold_names();
     let directory = disk.directory();
     let (state, memory) = (directory.text("state"), directory.text("memory"));
     let body = format!(r#"{{"snapshot_type":"Diff","snapshot_path":"{state}","mem_file_path":"{memory}"}}"#);

@@ -134,8 +134,11 @@ trait Attachable: VirtioDevice {
     fn unlock_backend(&mut self) {}
 
     /// Returns the file behind the device, if `update` opens or measures one.
-    fn disk(&self, _update: &DeviceUpdate) -> Option<DiskHandle> {
-        None
+    ///
+    /// # Errors
+    /// Fails if requests in flight do not complete.
+    fn begin_update(&mut self, _update: &DeviceUpdate) -> Result<Option<DiskHandle>, UpdateError> {
+        Ok(None)
     }
 
     /// Applies `update`, whose file `disk` has been opened; `disk` then owns the replaced file. An update of another kind has no
@@ -173,8 +176,11 @@ impl Attachable for Block {
         }
     }
 
-    fn disk(&self, update: &DeviceUpdate) -> Option<DiskHandle> {
-        update.calls_file_system().then(|| Block::disk(self).handle())
+    fn begin_update(&mut self, update: &DeviceUpdate) -> Result<Option<DiskHandle>, UpdateError> {
+        if !update.calls_file_system() {
+            return Ok(None);
+        }
+        Block::begin_update(self).map(Some).map_err(UpdateError::Drive)
     }
 
     fn update(&mut self, update: &DeviceUpdate, disk: &mut Option<DiskUpdate>) -> Result<(), UpdateError> {
@@ -325,7 +331,7 @@ pub(super) trait AttachedTransport: Component + Send {
     fn lock_backend(&mut self) -> Result<(), Error>;
     fn unlock_backend(&mut self);
     fn prepare_update(&mut self, update: &DeviceUpdate);
-    fn disk(&mut self, update: &DeviceUpdate) -> Option<DiskHandle>;
+    fn begin_update(&mut self, update: &DeviceUpdate) -> Result<Option<DiskHandle>, UpdateError>;
     fn update(&mut self, update: &DeviceUpdate, disk: &mut Option<DiskUpdate>) -> Result<(), UpdateError>;
 }
 
@@ -358,8 +364,8 @@ impl<D: Attachable> AttachedTransport for Transport<D> {
         self.device_mut().prepare_update(update);
     }
 
-    fn disk(&mut self, update: &DeviceUpdate) -> Option<DiskHandle> {
-        self.device_mut().disk(update)
+    fn begin_update(&mut self, update: &DeviceUpdate) -> Result<Option<DiskHandle>, UpdateError> {
+        self.device_mut().begin_update(update)
     }
 
     fn update(&mut self, update: &DeviceUpdate, disk: &mut Option<DiskUpdate>) -> Result<(), UpdateError> {
@@ -499,14 +505,15 @@ impl AttachedDevice {
             return Ok(None);
         }
         let disk = match thread {
-            None => lock(&self.transport).disk(update),
+            None => lock(&self.transport).begin_update(update)?,
             Some(thread) => {
                 let (transport, update) = (self.transport(), update.clone());
                 let job = move |claim: &Claim| {
                     let mut transport = lock(&transport);
-                    claim.take().then(|| transport.disk(&update))
+                    transport.prepare_update(&update);
+                    claim.take().then(|| transport.begin_update(&update))
                 };
-                thread.run(job).map_err(UpdateError::Thread)?
+                thread.run(job).map_err(UpdateError::Thread)??
             }
         };
         let Some(disk) = disk else { return Ok(None) };

@@ -309,12 +309,34 @@ impl Block {
         Arc::clone(&self.executor.meter.recorder)
     }
 
+    /// Returns the open file of the disk, for an update. Waits for requests in flight first: on a disk that does not answer, the call of
+    /// the file system would wait too.
+    ///
+    /// # Errors
+    /// Fails with [`disk::Error::Busy`] if requests in flight do not complete within 100 ms.
+    pub fn begin_update(&mut self) -> Result<DiskHandle, disk::Error> {
+        self.complete_all()?;
+        Ok(self.disk().handle())
+    }
+
     /// Replaces file or size of the disk by those of `update`, which [`DiskHandle::update`] has opened. Waits for requests in flight
     /// first, and then sends a configuration change notification.
     ///
     /// # Errors
     /// Fails with [`disk::Error::Busy`] if requests in flight do not complete within 100 ms. The device then keeps its disk.
     pub fn update(&mut self, update: &mut DiskUpdate) -> Result<(), disk::Error> {
+        self.complete_all()?;
+        self.executor.dirty = DirtyRange::UNKNOWN;
+        if self.executor.disk.apply(update)
+            && let Some(active) = &mut self.active
+        {
+            active.restart_unfinished();
+        }
+        self.report_capacity();
+        Ok(())
+    }
+
+    fn complete_all(&mut self) -> Result<(), disk::Error> {
         self.complete_requests();
         let executor = &mut self.executor;
         if executor.in_flight() == 0 {
@@ -324,13 +346,6 @@ impl Block {
             // The rest of a partially completed request would go to the other file.
             return Err(disk::Error::Busy);
         }
-        self.executor.dirty = DirtyRange::UNKNOWN;
-        if self.executor.disk.apply(update)
-            && let Some(active) = &mut self.active
-        {
-            active.restart_unfinished();
-        }
-        self.report_capacity();
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use crate::virtio::device::VirtioDevice;
 impl Block {
     /// Opens the file at `path`, or measures the open file, and updates the disk.
     pub(super) fn reopen(&mut self, path: Option<&Path>) -> Result<(), Error> {
-        let mut update = self.disk().handle().update(path)?;
+        let mut update = self.begin_update()?.update(path)?;
         self.update(&mut update)
     }
 }
