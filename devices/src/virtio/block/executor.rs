@@ -176,12 +176,17 @@ impl Executor {
             return;
         };
         let is_settled = uring.settle(Duration::ZERO);
-        if uring.has_failed() && self.engine == IoEngine::Async {
-            log::warn!("block device uses synchronous I/O: io_uring rejects its requests");
-            self.engine = IoEngine::Sync;
-        }
+        self.leave_failed_uring();
         if is_settled && self.engine == IoEngine::Sync {
             self.uring = None;
+        }
+    }
+
+    /// Selects synchronous I/O if io_uring has failed while it abandoned requests.
+    fn leave_failed_uring(&mut self) {
+        if self.engine == IoEngine::Async && self.uring.as_ref().is_some_and(UringEngine::has_failed) {
+            log::warn!("block device uses synchronous I/O: io_uring rejects its requests");
+            self.engine = IoEngine::Sync;
         }
     }
 
@@ -205,6 +210,7 @@ impl Executor {
         }
         if let Some(uring) = self.uring.as_mut().filter(|uring| uring.in_flight() > 0) {
             unfinished.extend(uring.suspend());
+            self.leave_failed_uring();
         }
         unfinished
     }

@@ -403,6 +403,25 @@ fn all_requests_fit_beside_queued_cancellation() {
 }
 
 #[test]
+fn requests_suspended_by_failed_uring_continue_without_it() {
+    if !require(Requirement::IoUring) {
+        return;
+    }
+    let (mut fixture, _pipe, data) = start_pending_read();
+    stop_uring(&fixture);
+    fixture.add(IN, 0, &[Buffer::writable(data, 512)]);
+    fixture.block.notify(0);
+    let ring = break_uring(&fixture);
+    fixture.block.drain();
+    // A request in the queue of the failed io_uring would fail.
+    assert_eq!(
+        (fixture.unfinished(), fixture.block.engine()),
+        (vec![0, 0], IoEngine::Sync)
+    );
+    drop(ring);
+}
+
+#[test]
 fn write_waits_for_request_of_failed_uring() {
     if !require(Requirement::IoUring) {
         return;
