@@ -20,6 +20,11 @@ impl Counter {
         self.0.store(self.get().saturating_add(number), Ordering::Relaxed);
     }
 
+    /// Replaces the number.
+    pub fn set(&self, number: u64) {
+        self.0.store(number, Ordering::Relaxed);
+    }
+
     /// Returns the current number.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)

@@ -14,6 +14,7 @@
 //! | [`interrupt`] | [`Interrupt`]: interrupt line of a device |
 //! | [`ioapic`] | the IOAPIC |
 //! | [`irqchip`] | [`SplitIrqchip`]: 8259As and IOAPIC with their interrupt lines |
+//! | [`latency`] | [`Latency`]: sampled durations |
 //! | [`limiter`] | [`Limiter`]: rate limiter of a device |
 //! | [`medium`] | [`Medium`]: storage behind the page cache |
 //! | [`pic`] | the pair of 8259As |
@@ -35,6 +36,7 @@ pub mod clock;
 pub mod counter;
 pub mod histogram;
 pub mod interrupt;
+pub mod latency;
 mod legacy;
 pub mod limiter;
 pub mod medium;
@@ -55,6 +57,7 @@ pub use histogram::Histogram;
 pub use i8042::I8042;
 pub use interrupt::Interrupt;
 pub use irqchip::{ExternalInterrupt, SplitIrqchip};
+pub use latency::{Latency, LatencyRecorder};
 pub use limiter::{Bucket, Limiter};
 pub use medium::Medium;
 pub use pit::Pit;

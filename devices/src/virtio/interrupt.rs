@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use crate::counter::Counter;
 use crate::interrupt::Interrupt;
 
 /// InterruptStatus bit 0: used buffer notification, virtio 1.2 §4.2.2.
@@ -15,6 +16,8 @@ pub struct VirtioInterrupt {
     status: AtomicU32,
     needs_reset: AtomicBool,
     line: Arc<dyn Interrupt>,
+    /// Written under the lock of the device.
+    count: Counter,
 }
 
 impl VirtioInterrupt {
@@ -24,6 +27,7 @@ impl VirtioInterrupt {
             status: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
             line,
+            count: Counter::default(),
         }
     }
 
@@ -46,6 +50,11 @@ impl VirtioInterrupt {
     /// Returns true from [`set_needs_reset`](Self::set_needs_reset) to the reset of the device.
     pub fn is_reset_needed(&self) -> bool {
         self.needs_reset.load(Ordering::SeqCst)
+    }
+
+    /// Returns the number of interrupts since the creation.
+    pub fn count(&self) -> u64 {
+        self.count.get()
     }
 
     /// Returns the InterruptStatus register.
@@ -74,6 +83,7 @@ impl VirtioInterrupt {
     fn raise(&self, bit: u32) {
         // The interrupt handler of the driver reads InterruptStatus: the bit must be set first.
         self.status.fetch_or(bit, Ordering::SeqCst);
+        self.count.add(1);
         self.line.trigger();
     }
 }

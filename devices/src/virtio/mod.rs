@@ -13,6 +13,7 @@
 pub mod block;
 pub mod device;
 pub mod interrupt;
+pub mod metrics;
 pub mod mmio;
 pub mod net;
 pub mod queue;
@@ -26,3 +27,4 @@ mod tests;
 pub use block::Block;
 pub use device::{Activation, VirtioDevice, WatchedFd};
 pub use interrupt::VirtioInterrupt;
+pub use metrics::{TransportMetrics, TransportRecorder};

@@ -18,6 +18,7 @@ use snapshot::persist::Error;
 use snapshot::{Persist, Schema};
 
 use crate::bus::ByteRegisters;
+use crate::counter::Counter;
 use crate::interrupt::Interrupt;
 use crate::legacy::power::{Power, PowerEvent};
 
@@ -237,11 +238,42 @@ impl Schema for I8042State {
     const VERSION: u32 = 2;
 }
 
+/// Counters of an [`I8042`] since its creation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct I8042Metrics {
+    /// Reads of a register.
+    pub reads: u64,
+    /// Writes of a register.
+    pub writes: u64,
+    /// Requests for a reset.
+    pub resets: u64,
+}
+
+/// Recorder of [`I8042Metrics`]. The controller writes it under its lock; any thread reads it without.
+#[derive(Debug, Default)]
+pub struct I8042Recorder {
+    reads: Counter,
+    writes: Counter,
+    resets: Counter,
+}
+
+impl I8042Recorder {
+    /// Returns the metrics.
+    pub fn metrics(&self) -> I8042Metrics {
+        I8042Metrics {
+            reads: self.reads.get(),
+            writes: self.writes.get(),
+            resets: self.resets.get(),
+        }
+    }
+}
+
 /// Keyboard controller with keyboard.
 pub struct I8042 {
     power: Arc<Power>,
     interrupt: Arc<dyn Interrupt>,
     state: I8042State,
+    recorder: Arc<I8042Recorder>,
 }
 
 impl I8042 {
@@ -260,7 +292,13 @@ impl I8042 {
             power,
             interrupt,
             state,
+            recorder: Arc::default(),
         }
+    }
+
+    /// Returns the recorder of the metrics, for threads that read them without the lock of the controller.
+    pub fn recorder(&self) -> Arc<I8042Recorder> {
+        Arc::clone(&self.recorder)
     }
 
     /// Presses and releases Ctrl+Alt+Del. Has no effect if the guest has disabled scanning or has not read earlier
@@ -378,6 +416,7 @@ impl I8042 {
 
     fn drive_reset_line(&self, lines: u8) {
         if lines & RESET_LINE == 0 {
+            self.recorder.resets.add(1);
             self.power.request(PowerEvent::Reset);
         }
     }
@@ -385,6 +424,7 @@ impl I8042 {
 
 impl ByteRegisters for I8042 {
     fn read_register(&mut self, offset: u64) -> u8 {
+        self.recorder.reads.add(1);
         match offset {
             DATA_OFFSET => self.read_output(),
             COMMAND_OFFSET => self.status(),
@@ -393,6 +433,7 @@ impl ByteRegisters for I8042 {
     }
 
     fn write_register(&mut self, offset: u64, value: u8) {
+        self.recorder.writes.add(1);
         match offset {
             DATA_OFFSET => self.update(|device| device.handle_data(value)),
             COMMAND_OFFSET => self.update(|device| device.handle_command(value)),

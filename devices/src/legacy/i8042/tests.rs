@@ -316,3 +316,14 @@ proptest! {
         check_round_trip(&device, fresh);
     }
 }
+
+#[test]
+fn accesses_and_resets_are_counted() {
+    let board = Board::new();
+    let recorder = lock(&board.device).recorder();
+    board.status();
+    board.command(0xaa);
+    board.command(0xfe);
+    let metrics = recorder.metrics();
+    assert_eq!((metrics.reads, metrics.writes, metrics.resets), (1, 2, 1));
+}

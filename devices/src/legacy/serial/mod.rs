@@ -12,4 +12,4 @@ pub mod uart;
 pub(crate) mod testing;
 
 pub use output::{NonblockingWriter, SerialOutput};
-pub use uart::{Serial, SerialState};
+pub use uart::{Serial, SerialMetrics, SerialRecorder, SerialState};

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use snapshot::file::FileIdentity;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::counter::Counter;
 use crate::medium::Medium;
 use disk_thread::DiskThread;
 
@@ -99,7 +100,6 @@ pub struct SerialOutput {
     writer: NonblockingWriter,
     buffer: VecDeque<u8>,
     flush_needed: Arc<EventFd>,
-    dropped: u64,
     reported: u64,
     broken: bool,
     /// Number of the last error, if the last write failed with one that the user can repair, mostly a lack of space.
@@ -108,6 +108,18 @@ pub struct SerialOutput {
     full_reported: bool,
     cause: Option<io::Error>,
     first_write: Arc<OnceLock<Instant>>,
+    recorder: Arc<OutputRecorder>,
+}
+
+/// Counters of a serial output, written under the lock of the port.
+#[derive(Debug, Default)]
+pub(super) struct OutputRecorder {
+    /// Bytes dropped for any reason.
+    pub(super) dropped: Counter,
+    /// Failed writes.
+    pub(super) errors: Counter,
+    /// Writes of buffered bytes.
+    pub(super) flushes: Counter,
 }
 
 impl SerialOutput {
@@ -124,13 +136,13 @@ impl SerialOutput {
             writer: writer.map_err(|source| Error::Inspect { source })?,
             buffer: VecDeque::new(),
             flush_needed,
-            dropped: 0,
             reported: 0,
             broken: false,
             full: None,
             full_reported: false,
             cause: None,
             first_write: Arc::default(),
+            recorder: Arc::default(),
         })
     }
 
@@ -146,7 +158,7 @@ impl SerialOutput {
             }
         }
         if self.broken {
-            self.dropped += rest.len() as u64;
+            self.drop_bytes(rest.len());
         } else if !rest.is_empty() {
             self.buffer_bytes(rest);
         }
@@ -219,7 +231,16 @@ impl SerialOutput {
 
     /// Returns the number of bytes dropped so far, for any reason.
     pub fn dropped(&self) -> u64 {
-        self.dropped
+        self.recorder.dropped.get()
+    }
+
+    /// Returns the recorder of the metrics.
+    pub(super) fn recorder(&self) -> Arc<OutputRecorder> {
+        Arc::clone(&self.recorder)
+    }
+
+    fn drop_bytes(&self, count: usize) {
+        self.recorder.dropped.add(count as u64);
     }
 
     /// Returns the failure that the caller has to log, once.
@@ -236,11 +257,11 @@ impl SerialOutput {
             return cause.map(|source| Error::Full { source });
         }
         self.full_reported = false;
-        let bytes = self.dropped - self.reported;
+        let bytes = self.dropped() - self.reported;
         if bytes == 0 {
             return None;
         }
-        self.reported = self.dropped;
+        self.reported = self.dropped();
         Some(Error::Overflow { bytes })
     }
 
@@ -264,6 +285,7 @@ impl SerialOutput {
             let (front, _) = self.buffer.as_slices();
             let result = self.writer.write(&front[..front.len().min(max)]);
             let Some(count) = self.check(result) else { break };
+            self.recorder.flushes.add(1);
             self.buffer.drain(..count);
             written += count;
         }
@@ -279,6 +301,7 @@ impl SerialOutput {
         if error.kind() == io::ErrorKind::WouldBlock {
             return None;
         }
+        self.recorder.errors.add(1);
         self.full = self.writer.repairable(&error);
         if self.full.is_none() {
             self.fail(error);
@@ -293,7 +316,7 @@ impl SerialOutput {
         if self.buffer.is_empty() {
             // Allocated on the first stall: most guests never need the buffer.
             if self.buffer.try_reserve_exact(CAPACITY).is_err() {
-                self.dropped += bytes.len() as u64;
+                self.drop_bytes(bytes.len());
                 return;
             }
             // A disk reports the end of its write.
@@ -304,7 +327,7 @@ impl SerialOutput {
         for byte in bytes {
             if self.buffer.len() == CAPACITY {
                 self.buffer.pop_front();
-                self.dropped += 1;
+                self.drop_bytes(1);
             }
             self.buffer.push_back(*byte);
         }
@@ -324,7 +347,7 @@ impl SerialOutput {
     }
 
     fn drop_buffered(&mut self) {
-        self.dropped += self.buffered_bytes() as u64;
+        self.drop_bytes(self.buffered_bytes());
         self.buffer.clear();
         self.writer.abandon();
     }

@@ -18,13 +18,16 @@ use vm_superio::Trigger;
 use vm_superio::serial::NoEvents;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::output::SerialOutput;
+use super::output::{OutputRecorder, SerialOutput};
 use crate::bus::ByteRegisters;
+use crate::counter::Counter;
 use crate::interrupt::Interrupt;
 
 /// Number of ports.
 pub const LENGTH: u64 = 8;
 
+/// Offset of the data register, and of the divisor latch while the latter is accessible.
+const DATA: u8 = 0;
 /// Offset of the interrupt identification register.
 const INTERRUPT_IDENTIFICATION: u8 = 2;
 /// Offset of the modem control register.
@@ -43,6 +46,11 @@ const RECEIVED: u8 = 0b100;
 const ENABLE_RECEIVED: u8 = 0b01;
 /// Interrupt enable: the transmitter is empty.
 const ENABLE_TRANSMITTER_EMPTY: u8 = 0b10;
+
+/// Line control: offsets 0 and 1 are the divisor latch.
+const DIVISOR_LATCH_ACCESS: u8 = 0b1000_0000;
+/// Offset of the line control register.
+const LINE_CONTROL: u8 = 3;
 
 /// Modem control: the port receives its own output and nothing else.
 const LOOPBACK: u8 = 0b1_0000;
@@ -206,6 +214,47 @@ pub struct Serial {
     /// [`enqueue`](Serial::enqueue) has not accepted all bytes since the last notification.
     rejected: bool,
     input_ready: EventFd,
+    recorder: Arc<SerialRecorder>,
+}
+
+/// Counters of a serial port since its creation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SerialMetrics {
+    /// Received bytes that the guest has read.
+    pub reads: u64,
+    /// Reads of the data register without a received byte.
+    pub empty_reads: u64,
+    /// Bytes that the guest has sent.
+    pub writes: u64,
+    /// Sent bytes that were dropped.
+    pub dropped: u64,
+    /// Failed writes of the output.
+    pub errors: u64,
+    /// Writes of buffered output.
+    pub flushes: u64,
+}
+
+/// Recorder of [`SerialMetrics`]. The port writes it under its lock; any thread reads it without.
+#[derive(Debug, Default)]
+pub struct SerialRecorder {
+    reads: Counter,
+    empty_reads: Counter,
+    writes: Counter,
+    output: Arc<OutputRecorder>,
+}
+
+impl SerialRecorder {
+    /// Returns the metrics.
+    pub fn metrics(&self) -> SerialMetrics {
+        SerialMetrics {
+            reads: self.reads.get(),
+            empty_reads: self.empty_reads.get(),
+            writes: self.writes.get(),
+            dropped: self.output.dropped.get(),
+            errors: self.output.errors.get(),
+            flushes: self.output.flushes.get(),
+        }
+    }
 }
 
 impl Serial {
@@ -217,6 +266,10 @@ impl Serial {
         Ok(Self {
             model: vm_superio::Serial::new(IrqTrigger(interrupt.clone()), Latch::default()),
             interrupt,
+            recorder: Arc::new(SerialRecorder {
+                output: output.recorder(),
+                ..SerialRecorder::default()
+            }),
             output,
             transmitter_empty: false,
             rejected: false,
@@ -240,6 +293,11 @@ impl Serial {
     /// rejected bytes. The event loop reads it and calls [`enqueue`](Self::enqueue) again.
     pub fn input_ready(&self) -> &EventFd {
         &self.input_ready
+    }
+
+    /// Returns the recorder of the metrics, for threads that read them without the lock of the port.
+    pub fn recorder(&self) -> Arc<SerialRecorder> {
+        Arc::clone(&self.recorder)
     }
 
     /// Returns the output of the port.
@@ -270,6 +328,16 @@ impl Serial {
         }
     }
 
+    fn read_data(&mut self) -> u8 {
+        let before = self.model.fifo_capacity();
+        let is_latch = self.model.read(LINE_CONTROL) & DIVISOR_LATCH_ACCESS != 0;
+        let value = self.model.read(DATA);
+        let read = self.model.fifo_capacity() > before;
+        self.recorder.reads.add(u64::from(read));
+        self.recorder.empty_reads.add(u64::from(!read && !is_latch));
+        value
+    }
+
     /// Notifies the event loop that the FIFO has room again. Waits for an empty FIFO: a guest that reads byte by byte
     /// would otherwise wake the event loop for each.
     fn notify_room(&mut self) {
@@ -288,6 +356,7 @@ impl ByteRegisters for Serial {
     fn read_register(&mut self, offset: u64) -> u8 {
         let value = match u8::try_from(offset) {
             Ok(INTERRUPT_IDENTIFICATION) => self.read_interrupt_identification(),
+            Ok(DATA) => self.read_data(),
             Ok(register) => self.model.read(register),
             Err(_) => 0xff,
         };
@@ -302,6 +371,7 @@ impl ByteRegisters for Serial {
         // Neither the interrupt line nor the latch can fail.
         let _ = self.model.write(register, value);
         if let Some(byte) = self.model.writer_mut().0.take() {
+            self.recorder.writes.add(1);
             self.output.write(&[byte]);
         }
         self.notify_room();

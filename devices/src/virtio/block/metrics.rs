@@ -13,6 +13,7 @@ use super::request::{Request, RequestKind, Status};
 use crate::clock::Clock;
 use crate::counter::Counter;
 use crate::histogram::{Histogram, HistogramRecorder};
+use crate::latency::{Latency, LatencyRecorder};
 
 /// Sampling interval: one of this many reads and writes is timed.
 pub const SAMPLE: u32 = 16;
@@ -34,6 +35,8 @@ pub struct BlockMetrics {
     pub discards: u64,
     /// Failed requests of any type.
     pub errors: u64,
+    /// Failed requests that are invalid or unsupported, and were not executed.
+    pub rejected: u64,
     /// Latency of completed reads, a [sample](SAMPLE).
     pub read_latency: Histogram,
     /// Latency of completed writes, a [sample](SAMPLE).
@@ -44,6 +47,24 @@ pub struct BlockMetrics {
     pub throttled: u64,
     /// Number of stops because of a malformed queue.
     pub malformed: u64,
+    /// Available buffer notifications.
+    pub notifications: u64,
+    /// Expirations of the timer of the rate limiter.
+    pub limiter_events: u64,
+    /// Batches that found no available request.
+    pub empty_batches: u64,
+    /// Number of times that io_uring or the worker accepted no further request.
+    pub engine_full: u64,
+    /// Requests that batches have left in the queue.
+    pub left_requests: u64,
+    /// Updates of the disk.
+    pub updates: u64,
+    /// Failed updates of the disk.
+    pub update_failures: u64,
+    /// Duration of completed reads, a [sample](SAMPLE).
+    pub read_duration: Latency,
+    /// Duration of completed writes, a [sample](SAMPLE).
+    pub write_duration: Latency,
 }
 
 /// Recorder of [`BlockMetrics`]. The device writes it under its lock; any thread reads it without.
@@ -56,11 +77,21 @@ pub struct BlockRecorder {
     flushes: Counter,
     discards: Counter,
     errors: Counter,
+    rejected: Counter,
     read_latency: HistogramRecorder,
     write_latency: HistogramRecorder,
     flush_latency: HistogramRecorder,
     pub(super) throttled: Counter,
     pub(super) malformed: Counter,
+    pub(super) notifications: Counter,
+    pub(super) limiter_events: Counter,
+    pub(super) empty_batches: Counter,
+    pub(super) engine_full: Counter,
+    pub(super) left_requests: Counter,
+    pub(super) updates: Counter,
+    pub(super) update_failures: Counter,
+    read_duration: LatencyRecorder,
+    write_duration: LatencyRecorder,
 }
 
 impl BlockRecorder {
@@ -74,11 +105,21 @@ impl BlockRecorder {
             flushes: self.flushes.get(),
             discards: self.discards.get(),
             errors: self.errors.get(),
+            rejected: self.rejected.get(),
             read_latency: self.read_latency.histogram(),
             write_latency: self.write_latency.histogram(),
             flush_latency: self.flush_latency.histogram(),
             throttled: self.throttled.get(),
             malformed: self.malformed.get(),
+            notifications: self.notifications.get(),
+            limiter_events: self.limiter_events.get(),
+            empty_batches: self.empty_batches.get(),
+            engine_full: self.engine_full.get(),
+            left_requests: self.left_requests.get(),
+            updates: self.updates.get(),
+            update_failures: self.update_failures.get(),
+            read_duration: self.read_duration.latency(),
+            write_duration: self.write_duration.latency(),
         }
     }
 }
@@ -122,22 +163,24 @@ impl Meter {
         let recorder = &self.recorder;
         if status != Status::Ok {
             recorder.errors.add(1);
+            // Of this kind, only a rejected request fails.
+            recorder.rejected.add(u64::from(kind == RequestKind::Other));
             return;
         }
-        let latency = match kind {
+        let (latency, duration) = match kind {
             RequestKind::Read(extent) => {
                 recorder.reads.add(1);
                 recorder.read_bytes.add(extent.length);
-                &recorder.read_latency
+                (&recorder.read_latency, Some(&recorder.read_duration))
             }
             RequestKind::Write(extent) => {
                 recorder.writes.add(1);
                 recorder.written_bytes.add(extent.length);
-                &recorder.write_latency
+                (&recorder.write_latency, Some(&recorder.write_duration))
             }
             RequestKind::Flush => {
                 recorder.flushes.add(1);
-                &recorder.flush_latency
+                (&recorder.flush_latency, None)
             }
             RequestKind::Discard => {
                 recorder.discards.add(1);
@@ -146,7 +189,9 @@ impl Meter {
             RequestKind::Other => return,
         };
         if let Some(start) = start {
-            latency.record(clock.now().saturating_sub(start));
+            let elapsed = clock.now().saturating_sub(start);
+            latency.record(elapsed);
+            duration.into_iter().for_each(|duration| duration.record(elapsed));
         }
     }
 }

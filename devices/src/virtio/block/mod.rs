@@ -326,6 +326,7 @@ impl Block {
     /// Fails with [`disk::Error::Busy`] if requests in flight do not complete within 100 ms. The device then keeps its disk.
     pub fn update(&mut self, update: &mut DiskUpdate) -> Result<(), disk::Error> {
         self.complete_all()?;
+        self.executor.meter.recorder.updates.add(1);
         self.executor.dirty = DirtyRange::UNKNOWN;
         if self.executor.disk.apply(update)
             && let Some(active) = &mut self.active
@@ -343,6 +344,7 @@ impl Block {
             executor.reap_abandoned();
         }
         if executor.in_flight() > 0 || executor.has_abandoned() || !executor.is_worker_idle(Duration::ZERO) {
+            executor.meter.recorder.update_failures.add(1);
             // The rest of a partially completed request would go to the other file.
             return Err(disk::Error::Busy);
         }
@@ -485,6 +487,7 @@ impl VirtioDevice for Block {
 
     fn notify(&mut self, queue: usize) {
         if queue == 0 {
+            self.executor.meter.recorder.notifications.add(1);
             self.process();
         }
     }
@@ -507,7 +510,10 @@ impl VirtioDevice for Block {
 
     fn process_event(&mut self, token: u32) {
         match token {
-            TIMER => self.executor.limiter.clear_timer(),
+            TIMER => {
+                self.executor.meter.recorder.limiter_events.add(1);
+                self.executor.limiter.clear_timer();
+            }
             WAKE => {
                 self.executor.clear_wake();
                 if self.reported_capacity != self.executor.disk.size() {

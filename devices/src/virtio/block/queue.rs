@@ -170,17 +170,19 @@ impl ActiveQueue {
     /// Pops and starts requests, until the queue is empty, the batch is full, or a request must wait.
     fn start_requests(&mut self, executor: &mut Executor) -> Result<(), QueueError> {
         executor.open_uring();
-        let write_through = self.write_through;
         let Self {
             queue,
             memory,
             unfinished,
+            write_through,
             ..
         } = self;
         let memory: &GuestMemory = memory;
         let mut chain = Chain::default();
         let mut budget = QUEUE_SIZE;
         let mut cost_left = BATCH_BYTES;
+        let recorder = Arc::clone(&executor.meter.recorder);
+        let mut is_empty = true;
         loop {
             queue.disable_notification(memory).map_err(QueueError::Queue)?;
             // A full io_uring or worker makes the eventfd readable at its next completion.
@@ -190,6 +192,7 @@ impl ActiveQueue {
                 && let Some((descriptors, done)) =
                     next_chain(queue, unfinished, memory).map_err(QueueError::Queue)?
             {
+                is_empty = false;
                 budget -= 1;
                 chain
                     .refill(descriptors, memory, LIMITS)
@@ -200,26 +203,30 @@ impl ActiveQueue {
                     if unfinished.is_empty() {
                         queue.undo_pop(1);
                     }
+                    recorder.left_requests.add(queue.available(memory).into());
                     return Ok(());
                 }
                 unfinished.pop_front();
                 cost_left = cost_left.saturating_sub(request.cost());
-                if let Some(length) = executor.begin(request, done, &chain, memory, write_through) {
+                if let Some(length) = executor.begin(request, done, &chain, memory, *write_through) {
                     queue
                         .add_used(memory, &[(chain.head, length)])
                         .map_err(QueueError::Queue)?;
                 }
             }
-            if executor.is_full() {
-                return Ok(());
-            }
-            if budget == 0 || cost_left == 0 {
-                executor.wake_up();
+            if executor.is_full() || budget == 0 || cost_left == 0 {
+                let left = queue.available(memory);
+                recorder.left_requests.add(left.into());
+                match executor.is_full() {
+                    true => recorder.engine_full.add(u64::from(left > 0)),
+                    false => executor.wake_up(),
+                }
                 return Ok(());
             }
             // Bounds the loop: a driver may make chains available all the time.
             budget -= 1;
             if !queue.enable_notification(memory).map_err(QueueError::Queue)? {
+                recorder.empty_batches.add(u64::from(is_empty));
                 return Ok(());
             }
         }

@@ -18,6 +18,7 @@ use crate::bus::BusDevice;
 use crate::interrupt::Interrupt;
 use crate::virtio::device::{Activation, VirtioDevice, WatchedFd};
 use crate::virtio::interrupt::VirtioInterrupt;
+use crate::virtio::metrics::TransportRecorder;
 
 /// Status bits that a driver may set at any time.
 const UNCONDITIONAL: u32 = r::ACKNOWLEDGE | r::DRIVER | r::FAILED;
@@ -35,6 +36,7 @@ pub struct Transport<D: VirtioDevice + ?Sized = dyn VirtioDevice> {
     pub(super) config_generation: ConfigGeneration,
     /// True from activation to reset of the device.
     pub(super) active: bool,
+    recorder: Arc<TransportRecorder>,
     logged: Logged,
 }
 
@@ -102,10 +104,12 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
             .collect();
         let mut config_generation = ConfigGeneration::default();
         config_generation.update(device.as_ref());
+        let interrupt = Arc::new(VirtioInterrupt::new(line));
         Self {
             device,
             memory,
-            interrupt: Arc::new(VirtioInterrupt::new(line)),
+            recorder: Arc::new(TransportRecorder::new(interrupt.clone())),
+            interrupt,
             registers: Registers::default(),
             queues,
             config_generation,
@@ -124,6 +128,11 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         &mut self.device
     }
 
+    /// Returns the recorder of the metrics, for threads that read them without the lock of the device.
+    pub fn recorder(&self) -> Arc<TransportRecorder> {
+        Arc::clone(&self.recorder)
+    }
+
     /// Returns the descriptors that the event loop watches during the life of the device.
     pub fn watched_fds(&self) -> Vec<WatchedFd> {
         self.device.watched_fds()
@@ -131,6 +140,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
 
     /// Handles readiness of the descriptor with `token`.
     pub fn process_event(&mut self, token: u32) {
+        self.recorder.events.add(1);
         self.device.process_event(token);
     }
 
@@ -298,11 +308,21 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         match self.build_queues() {
             Some(queues) => {
                 self.activate(queues);
+                // The device may reject its activation.
+                self.count_activation();
                 // Some drivers fill their queues and notify before DRIVER_OK, but not after it.
                 self.notify_all();
             }
-            None => self.interrupt.set_needs_reset(),
+            None => {
+                self.interrupt.set_needs_reset();
+                self.count_activation();
+            }
         }
+    }
+
+    fn count_activation(&self) {
+        let failed = self.interrupt.is_reset_needed();
+        self.recorder.activation_failures.add(u64::from(failed));
     }
 
     fn notify_all(&mut self) {
@@ -389,7 +409,7 @@ impl<D: VirtioDevice + ?Sized> BusDevice for Transport<D> {
         // No device has a writable configuration field.
         match <[u8; 4]>::try_from(data) {
             Ok(word) if offset < r::CONFIG => self.write_register(offset, u32::from_le_bytes(word)),
-            _ => {}
+            _ => self.recorder.config_failures.add(u64::from(offset >= r::CONFIG)),
         }
     }
 }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::counter::Counter;
+use crate::latency::{Latency, LatencyRecorder};
 
 /// Metrics of both directions. They count from the creation of the device and are not part of a snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -11,6 +12,10 @@ pub struct NetMetrics {
     pub receive: Counters,
     /// Packets from the guest.
     pub transmit: Counters,
+    /// Events of a readable backend.
+    pub backend_events: u64,
+    /// Number of stops because of a fault of the driver.
+    pub faults: u64,
 }
 
 /// Counters of one direction.
@@ -27,6 +32,16 @@ pub struct Counters {
     pub errors: u64,
     /// Number of times that the rate limiter throttled the queue.
     pub throttled: u64,
+    /// Available buffer notifications.
+    pub notifications: u64,
+    /// Expirations of the timer of the rate limiter.
+    pub limiter_events: u64,
+    /// Batches that found no available buffer.
+    pub empty_batches: u64,
+    /// Available buffers that batches have left in the queue.
+    pub left_buffers: u64,
+    /// Duration of the backend's sends, a sample of one in 16.
+    pub duration: Latency,
 }
 
 /// Recorder of [`NetMetrics`]. The device writes it under its lock; any thread reads it without.
@@ -34,6 +49,8 @@ pub struct Counters {
 pub struct NetRecorder {
     pub(super) receive: Recorder,
     pub(super) transmit: Recorder,
+    pub(super) backend_events: Counter,
+    pub(super) faults: Counter,
 }
 
 impl NetRecorder {
@@ -42,6 +59,8 @@ impl NetRecorder {
         NetMetrics {
             receive: self.receive.counters(),
             transmit: self.transmit.counters(),
+            backend_events: self.backend_events.get(),
+            faults: self.faults.get(),
         }
     }
 }
@@ -54,6 +73,11 @@ pub(super) struct Recorder {
     pub(super) drops: Counter,
     pub(super) errors: Counter,
     pub(super) throttled: Counter,
+    pub(super) notifications: Counter,
+    pub(super) limiter_events: Counter,
+    pub(super) empty_batches: Counter,
+    pub(super) left_buffers: Counter,
+    pub(super) duration: LatencyRecorder,
 }
 
 impl Recorder {
@@ -64,6 +88,11 @@ impl Recorder {
             drops: self.drops.get(),
             errors: self.errors.get(),
             throttled: self.throttled.get(),
+            notifications: self.notifications.get(),
+            limiter_events: self.limiter_events.get(),
+            empty_batches: self.empty_batches.get(),
+            left_buffers: self.left_buffers.get(),
+            duration: self.duration.latency(),
         }
     }
 }

@@ -233,6 +233,10 @@ impl Net {
             RECEIVE => self.receiver.process(&mut batch),
             _ => self.transmitter.process(&mut batch),
         };
+        if let Ok(BatchEnd::Throttled | BatchEnd::Full | BatchEnd::Exhausted) = end {
+            let left = batch.queue.available(batch.memory);
+            counters.left_buffers.add(left.into());
+        }
         // Buffers used before an error still belong to the driver, so it is notified of them first.
         match batch.queue.needs_notification(batch.memory) {
             Ok(true) => active.interrupt.notify_used(),
@@ -287,6 +291,7 @@ impl Net {
     /// Stops the device after a violation by the driver, until its reset.
     fn stop_device(&mut self, error: &Error) {
         let Some(active) = &self.active else { return };
+        self.recorder.faults.add(1);
         if std::mem::replace(&mut self.fault_logged, true) {
             return active.interrupt.set_needs_reset();
         }
@@ -389,8 +394,14 @@ impl VirtioDevice for Net {
 
     fn notify(&mut self, queue: usize) {
         match queue {
-            RECEIVE => self.process_receive(),
-            TRANSMIT => self.process_transmit(),
+            RECEIVE => {
+                self.recorder.receive.notifications.add(1);
+                self.process_receive();
+            }
+            TRANSMIT => {
+                self.recorder.transmit.notifications.add(1);
+                self.process_transmit();
+            }
             _ => {}
         }
     }
@@ -418,15 +429,18 @@ impl VirtioDevice for Net {
     fn process_event(&mut self, token: u32) {
         match token {
             READABLE => {
+                self.recorder.backend_events.add(1);
                 self.receiver.set_readable();
                 self.process_receive();
             }
             WRITABLE => self.flush(),
             RECEIVE_TIMER => {
+                self.recorder.receive.limiter_events.add(1);
                 self.setup.receive_limiter.clear_timer();
                 self.process_receive();
             }
             TRANSMIT_TIMER => {
+                self.recorder.transmit.limiter_events.add(1);
                 self.setup.transmit_limiter.clear_timer();
                 self.process_transmit();
             }

@@ -240,6 +240,9 @@ fn wait_for_buffers(batch: &mut Batch<'_>) -> Result<Option<BatchEnd>, Error> {
                 .map_err(Error::Queue)?;
             Ok(None)
         }
-        false => Ok(Some(BatchEnd::Idle)),
+        false => {
+            batch.counters.empty_batches.add(1);
+            Ok(Some(BatchEnd::Idle))
+        }
     }
 }

@@ -14,6 +14,9 @@ use crate::limiter::Limiter;
 use crate::virtio::queue::Virtqueue;
 use crate::virtio::queue::chain::{Chain, ChainLimits, IoVecBuffer, MAX_IOVECS};
 
+/// Sampling interval: one of this many sent packets is timed.
+const SAMPLE: u64 = 16;
+
 /// Maximum number of packets in one batch.
 pub(super) const MAX_PACKETS: usize = 512;
 
@@ -56,6 +59,23 @@ impl Batch<'_> {
         has_tokens
     }
 
+    /// Returns the start time of the next packet if it is timed: two clock reads cost as much as a tenth of a packet.
+    fn start_timer(&self) -> Option<Duration> {
+        self.counters
+            .packets
+            .get()
+            .is_multiple_of(SAMPLE)
+            .then(|| self.clock.now())
+    }
+
+    /// Records the duration of a sent packet that started at `start`.
+    fn stop_timer(&self, start: Option<Duration>) {
+        if let Some(start) = start {
+            let elapsed = self.clock.now().saturating_sub(start);
+            self.counters.duration.record(elapsed);
+        }
+    }
+
     /// Counts a transferred frame of `bytes`.
     pub(super) fn count_packet(&mut self, bytes: usize) {
         self.counters.packets.add(1);
@@ -93,12 +113,13 @@ impl Transmitter {
         let memory = batch.memory;
         let mut chain = Chain::default();
         batch.queue.disable_notification(memory).map_err(Error::Queue)?;
-        for _ in 0..MAX_PACKETS {
+        for packet in 0..MAX_PACKETS {
             let Some(descriptors) = batch.queue.pop_chain(memory).map_err(Error::Queue)? else {
                 if batch.queue.enable_notification(memory).map_err(Error::Queue)? {
                     batch.queue.disable_notification(memory).map_err(Error::Queue)?;
                     continue;
                 }
+                batch.counters.empty_batches.add(u64::from(packet == 0));
                 return Ok(BatchEnd::Idle);
             };
             chain.refill(descriptors, memory, LIMITS).map_err(Error::Chain)?;
@@ -138,8 +159,10 @@ impl Transmitter {
             return Ok(PacketOutcome::Kept(BatchEnd::Throttled));
         }
         self.has_tokens = false;
+        let start = batch.start_timer();
         match retry_interrupted(|| batch.backend.send(&header, packet)) {
             Ok(sent) => {
+                batch.stop_timer(start);
                 batch.count_packet(length - HEADER);
                 Ok(match sent {
                     Sent::Complete => PacketOutcome::Done,

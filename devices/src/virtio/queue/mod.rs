@@ -156,6 +156,13 @@ impl Virtqueue {
         store(memory, index, self.queue.next_used(), Ordering::Release)
     }
 
+    /// Returns the number of available chains that are not popped, for metrics: at most the queue size, 0 for a malformed queue.
+    pub fn available(&self, memory: &GuestMemory) -> u16 {
+        let index = load(memory, self.queue.avail_ring() + INDEX_OFFSET, Ordering::Relaxed);
+        let index = index.unwrap_or(self.queue.next_avail());
+        index.wrapping_sub(self.queue.next_avail()).min(self.queue.size())
+    }
+
     /// Disables available buffer notifications, as far as the driver supports it.
     ///
     /// # Errors

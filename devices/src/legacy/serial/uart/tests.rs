@@ -268,3 +268,36 @@ fn restore_triggers_pending_interrupt_and_replaces_state() {
     outb(&mut after, DATA, b'o');
     assert_eq!(read(&mut reader, 1), b"o");
 }
+
+#[test]
+fn bytes_of_both_directions_are_counted() {
+    let (mut serial, _, _reader) = serial();
+    let recorder = serial.recorder();
+    outb(&mut serial, DATA, b'x');
+    serial.enqueue(b"ab");
+    (0..3).for_each(|_| _ = inb(&mut serial, DATA));
+    outb(&mut serial, LCR, 0x83);
+    inb(&mut serial, DATA);
+    outb(&mut serial, LCR, 0x03);
+    let metrics = recorder.metrics();
+    assert_eq!((metrics.writes, metrics.reads, metrics.empty_reads), (1, 2, 1));
+    assert_eq!((metrics.dropped, metrics.errors, metrics.flushes), (0, 0, 0));
+}
+
+#[test]
+fn flushes_and_lost_bytes_are_counted() {
+    let (mut serial, _, mut reader) = serial();
+    let recorder = serial.recorder();
+    // Fills the pipe of one page, then the buffer.
+    for _ in 0..4096 + 10 {
+        outb(&mut serial, DATA, b'x');
+    }
+    read(&mut reader, 4096);
+    serial.output_mut().flush();
+    assert_eq!(recorder.metrics().flushes, 1);
+    drop(reader);
+    outb(&mut serial, DATA, b'y');
+    outb(&mut serial, DATA, b'z');
+    let metrics = recorder.metrics();
+    assert_eq!((metrics.errors, metrics.dropped, metrics.writes), (1, 2, 4108));
+}

@@ -89,6 +89,7 @@ fn stuck_transfer_delays_no_call_of_device() {
         storage.expect_calls(1);
         fixture.block.notify(0);
         assert!(matches!(fixture.block.reopen(None), Err(Error::Busy)));
+        assert_eq!(fixture.block.metrics().update_failures, 1);
         assert_eq!((fixture.status(status), fixture.block.in_flight()), (NONE, 1));
         fixture.reset();
         assert_eq!(fixture.block.in_flight(), 0);
@@ -220,6 +221,7 @@ fn buffers_are_limited() {
         popped * PIECE_SIZE >= MAX_BUFFERED && popped <= 5,
         "{popped} requests"
     );
+    assert_eq!(fixture.block.metrics().engine_full, 1);
     storage.permit(ALL);
     fixture.run(20);
 }

@@ -243,3 +243,25 @@ fn unoffered_ring_feature_prevents_features_ok() {
         );
     }
 }
+
+#[test]
+fn events_interrupts_and_failures_are_counted() {
+    let mut fixture = Fixture::new();
+    let recorder = fixture.transport.recorder();
+    fixture.transport.process_event(0);
+    fixture.set(r::CONFIG, 1);
+    // Without a ready queue.
+    for status in [r::ACKNOWLEDGE, r::DRIVER] {
+        fixture.set(r::STATUS, status);
+    }
+    fixture.set(r::DRIVER_FEATURES_SEL, 1);
+    fixture.set(r::DRIVER_FEATURES, 1);
+    fixture.set(r::STATUS, r::FEATURES_OK);
+    fixture.set(r::STATUS, READY);
+    let metrics = recorder.metrics();
+    assert_eq!((metrics.events, metrics.config_failures), (1, 1));
+    assert_eq!((metrics.activation_failures, metrics.interrupts), (1, 1));
+    fixture.expect_recovery();
+    let metrics = recorder.metrics();
+    assert_eq!((metrics.activation_failures, metrics.interrupts), (1, 3));
+}

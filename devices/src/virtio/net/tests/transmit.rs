@@ -1,6 +1,9 @@
 use std::io;
 
-use super::{BACKLOG, Fixture, ONE, TRANSMIT_TIMER, WRITABLE, fake::FakeBackend, packet, setup};
+use super::{
+    BACKLOG, Fixture, ONE, READABLE, RECEIVE_TIMER, TRANSMIT_TIMER, WRITABLE, fake::FakeBackend, packet,
+    setup,
+};
 use crate::limiter::{Bucket, Limiter};
 use crate::sync::lock;
 use crate::virtio::VirtioDevice;
@@ -199,4 +202,54 @@ fn raised_limit_releases_packets() {
     fixture.net.transmit_limiter_mut().update(Some(none), None);
     fixture.await_event(TRANSMIT_TIMER);
     assert_eq!(lock(&network).sent.len(), 4);
+}
+
+#[test]
+fn events_and_batches_are_counted() {
+    let (mut fixture, _network) = Fixture::with_network(0);
+    let before = fixture.net.metrics();
+    fixture.net.notify(1);
+    for _ in 0..17 {
+        fixture.add_packet(&packet(1, 60));
+        fixture.net.notify(1);
+        fixture.used(1);
+    }
+    fixture.net.process_event(TRANSMIT_TIMER);
+    let after = fixture.net.metrics();
+    assert_eq!(after.transmit.notifications - before.transmit.notifications, 18);
+    assert_eq!(after.transmit.limiter_events, 1);
+    // The first notification, and the timer.
+    assert_eq!(after.transmit.empty_batches - before.transmit.empty_batches, 2);
+    assert_eq!(after.transmit.duration.timed, 2, "one in 16 of 17 packets");
+    fixture.net.process_event(READABLE);
+    fixture.net.process_event(RECEIVE_TIMER);
+    fixture.net.notify(0);
+    let after = fixture.net.metrics();
+    assert_eq!((after.backend_events, after.receive.limiter_events), (1, 1));
+    assert_eq!(after.receive.notifications, 1);
+    assert_eq!(after.receive.empty_batches - before.receive.empty_batches, 3);
+}
+
+#[test]
+fn throttled_packets_stay_and_are_counted() {
+    let (backend, _network) = FakeBackend::new();
+    let setup = crate::virtio::net::NetSetup {
+        transmit_limiter: Limiter::new(None, Some(ONE)).unwrap(),
+        ..setup(backend)
+    };
+    let mut fixture = Fixture::new(setup, 0, [16, 16]);
+    for _ in 0..4 {
+        fixture.add_packet(&packet(1, 60));
+    }
+    fixture.net.notify(1);
+    let metrics = fixture.net.metrics().transmit;
+    assert_eq!((metrics.packets, metrics.left_buffers), (1, 3));
+}
+
+#[test]
+fn fault_of_driver_is_counted() {
+    let (mut fixture, _network) = Fixture::with_network(0);
+    fixture.driver.queues[1].add(&[Buffer::writable(0, 60)]);
+    fixture.net.notify(1);
+    assert_eq!(fixture.net.metrics().faults, 1);
 }
