@@ -34,6 +34,7 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::time::Instant;
 
+use api::request_log;
 use vmm::ErrorChain;
 
 use crate::cli::args::{self, Command, firecracker};
@@ -80,6 +81,7 @@ fn command() -> u8 {
             return error.status();
         }
     };
+    let is_server = matches!(command, Command::Serve(_));
     let result = match command {
         Command::Run(run) => {
             run::run(*run, started_at, exec).map_err(|error| hints::describe(error.inner(), OptionSet::Run))
@@ -101,10 +103,14 @@ fn command() -> u8 {
         Command::Version => print(concat!("mayfly ", env!("CARGO_PKG_VERSION"), "\n")),
         Command::FirecrackerVersion => print(format!("Firecracker v{}\n\n", firecracker::VERSION)),
     };
-    result.unwrap_or_else(|error| {
+    let status = result.unwrap_or_else(|error| {
         logging::print_message(&error);
         process::FAILURE
-    })
+    });
+    if is_server {
+        request_log::log_exit(status);
+    }
+    status
 }
 
 /// Returns `error` and its causes in one line.

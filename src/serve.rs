@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use api::request_log;
 use vmm::control::{self, Control};
 use vmm::event_loop::{self, ExitReason};
 use vmm::memory::bus_error;
 use vmm::timeline::Timeline;
 use vmm::vcpu::StopReason;
 
-use crate::cli::args::firecracker::FirecrackerArgs;
+use crate::cli::args::firecracker::{FirecrackerArgs, VERSION};
 use crate::cli::hints::OptionSet;
 use crate::logging::print_message;
 use crate::process;
@@ -75,6 +76,8 @@ pub fn serve(options: FirecrackerArgs, started_at: Instant) -> Result<u8, Error>
     let signals = session::block_signals().map_err(Error::Session)?;
     bus_error::set_exit_status(BUS_ERROR);
     let mut api = api.open().map_err(Error::Api)?;
+    request_log::log_start(VERSION, options.socket.as_deref());
+    api.set_startup_time(started_at.elapsed(), process::cpu_time());
     for flag in &options.without_effect {
         log::warn!("{flag} has no effect: mayfly does not support it");
     }
@@ -88,6 +91,7 @@ pub fn serve(options: FirecrackerArgs, started_at: Instant) -> Result<u8, Error>
         let applied = api.apply(&mut control, &text).map_err(Box::new);
         applied.map_err(|source| Error::Config { path, source })?;
         control.start().map_err(Error::Start)?;
+        api.note_start(&control);
     }
     let end = event_loop::run(&mut control, Some(&mut api), &signals);
     let end = end.map_err(|error| Error::Session(session::Error::Vm(error)))?;

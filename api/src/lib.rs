@@ -7,6 +7,7 @@
 //! | [`schema`] | bodies of requests and responses |
 //! | [`process`] | log, metrics file and identity of the process |
 //! | [`metrics`] | formats and file of the metrics |
+//! | [`request_log`] | messages in Firecracker's words |
 //! | [`routes`] | handler of each method and path |
 //! | [`config_file`] | the same handlers for the sections of a file |
 //! | [`service`] | [`Api`]: server, routes and process, as a service of the event loop |
@@ -16,6 +17,7 @@ pub mod config_file;
 pub mod http;
 pub mod metrics;
 pub mod process;
+pub mod request_log;
 pub mod routes;
 pub mod schema;
 pub mod service;

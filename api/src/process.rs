@@ -3,14 +3,16 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::LevelFilter;
-use vmm::control::{Control, OpenFile};
+use vmm::control::{Control, InstanceState, OpenFile, OperationTimes};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::metrics::{Counters, MetricsFile};
+use crate::http::{Method, Response};
+use crate::metrics::{Counters, MetricsFile, ProcessMetrics};
+use crate::request_log;
 
 /// Interval between two lines in the metrics file.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -46,11 +48,58 @@ pub struct LoggerSettings {
     pub module: Option<String>,
 }
 
+/// Operation whose duration Firecracker records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TimedOperation {
+    Pause,
+    Resume,
+    CreateFull,
+    CreateDiff,
+    Load,
+}
+
+impl TimedOperation {
+    /// Returns Firecracker's name in the log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pause => "pause vm",
+            Self::Resume => "resume vm",
+            Self::CreateFull => "create full snapshot",
+            Self::CreateDiff => "create diff snapshot",
+            Self::Load => "load snapshot",
+        }
+    }
+
+    /// Returns the duration in `times`.
+    pub fn time(self, times: &mut OperationTimes) -> &mut u64 {
+        match self {
+            Self::Pause => &mut times.pause_us,
+            Self::Resume => &mut times.resume_us,
+            Self::CreateFull => &mut times.create_full_us,
+            Self::CreateDiff => &mut times.create_diff_us,
+            Self::Load => &mut times.load_us,
+        }
+    }
+}
+
+/// Request in execution, for counters, durations and log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RequestRecord {
+    /// Method.
+    pub method: Method,
+    /// Path.
+    pub path: String,
+    /// Start of the execution.
+    pub start: Instant,
+    /// Operation of the request, if its duration is recorded.
+    pub operation: Option<TimedOperation>,
+}
+
 /// Request whose operation runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PendingRequest {
-    /// Method and path, for the log.
-    pub name: String,
+    /// The request.
+    pub record: RequestRecord,
     /// Subject of an error of the VM.
     pub part: &'static str,
     /// The body has a deprecated key.
@@ -70,13 +119,16 @@ pub trait LogControl {
 
     /// Returns the regular files that receive log messages.
     fn open_files(&self) -> Vec<OpenFile>;
+
+    /// Returns the number of dropped log messages.
+    fn missed_messages(&self) -> u64;
 }
 
 /// Process around a VM.
 pub struct Process {
     instance: Instance,
     logger: Box<dyn LogControl>,
-    counters: Counters,
+    totals: ProcessMetrics,
     metrics: Option<MetricsSchedule>,
     /// Open files of the program that no snapshot may replace.
     kept_files: Vec<OpenFile>,
@@ -85,10 +137,13 @@ pub struct Process {
     epoll: Epoll,
 }
 
-/// Metrics file and its timer.
+/// Metrics file and its timer, which is armed while the guest runs.
 struct MetricsSchedule {
     file: MetricsFile,
     timer: TimerFd,
+    is_armed: bool,
+    /// The line at the start of the VM is written.
+    is_started: bool,
 }
 
 impl Process {
@@ -106,7 +161,7 @@ impl Process {
         Ok(Self {
             instance,
             logger,
-            counters: Counters::default(),
+            totals: ProcessMetrics::default(),
             metrics: None,
             kept_files: Vec::new(),
             pending: None,
@@ -121,14 +176,52 @@ impl Process {
 
     /// Returns the counters of the API.
     pub fn counters(&self) -> &Counters {
-        &self.counters
+        &self.totals.counters
     }
 
-    /// Counts a response with `status`.
-    pub(crate) fn count(&mut self, status: u16) {
-        match status {
-            200 | 204 => self.counters.accepted += 1,
-            _ => self.counters.refused += 1,
+    /// Sets wall time and processor time of the start of the process.
+    pub fn set_startup_time(&mut self, wall: Duration, processor: Duration) {
+        let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.totals.startup_us = [us(wall), us(processor)];
+    }
+
+    /// Counts and logs `response` to the request of `record`.
+    pub(crate) fn record(&mut self, control: &Control, record: &RequestRecord, response: &Response) {
+        let is_accepted = matches!(response.status(), 200 | 204);
+        match is_accepted {
+            true => self.totals.counters.accepted += 1,
+            false => self.totals.counters.refused += 1,
+        }
+        self.totals
+            .requests
+            .add(&record.method, &record.path, !is_accepted);
+        self.totals.deprecated += u64::from(response.is_deprecated());
+        request_log::log_response(response);
+        if let Some(operation) = record.operation.filter(|_| is_accepted) {
+            let us = OperationTimes::elapsed_us(record.start);
+            *operation.time(&mut self.totals.operations) = us;
+            let vmm_us = *operation.time(&mut control.operation_times());
+            request_log::log_operation(operation.name(), vmm_us, us);
+        }
+        request_log::log_duration(record.start);
+        self.follow_state(control);
+    }
+
+    /// Arms the metrics timer while the guest runs. Writes a line when the VM starts.
+    pub(crate) fn follow_state(&mut self, control: &Control) {
+        let Some(metrics) = &mut self.metrics else {
+            return;
+        };
+        let state = control.state();
+        let is_running = state == InstanceState::Running;
+        if metrics.is_armed != is_running {
+            let period = if is_running { PERIOD } else { Duration::ZERO };
+            // Fails only for an invalid time.
+            let armed = metrics.timer.reset(period, is_running.then_some(PERIOD));
+            metrics.is_armed = is_running && armed.is_ok();
+        }
+        if state != InstanceState::NotStarted && !std::mem::replace(&mut metrics.is_started, true) {
+            self.try_write_metrics(control);
         }
     }
 
@@ -150,7 +243,7 @@ impl Process {
         self.logger.configure(settings)
     }
 
-    /// Opens the file or FIFO at `path`; the metrics are written there each minute.
+    /// Opens the file or FIFO at `path`; the metrics are written there at the start of the VM, and each minute while the guest runs.
     ///
     /// # Errors
     /// A text for the client if a metrics file is set already, or `path` cannot be opened.
@@ -160,15 +253,19 @@ impl Process {
         }
         let file = MetricsFile::open(path)?;
         let timer = self
-            .start_timer()
+            .create_timer()
             .map_err(|error| format!("cannot set a timer: {error}"))?;
-        self.metrics = Some(MetricsSchedule { file, timer });
+        self.metrics = Some(MetricsSchedule {
+            file,
+            timer,
+            is_armed: false,
+            is_started: false,
+        });
         Ok(())
     }
 
-    fn start_timer(&self) -> io::Result<TimerFd> {
-        let mut timer = TimerFd::new()?;
-        timer.reset(PERIOD, Some(PERIOD))?;
+    fn create_timer(&self) -> io::Result<TimerFd> {
+        let timer = TimerFd::new()?;
         let event = EpollEvent::new(EventSet::IN, TIMER);
         self.epoll.ctl(ControlOperation::Add, timer.as_raw_fd(), event)?;
         Ok(timer)
@@ -196,10 +293,11 @@ impl Process {
     /// # Errors
     /// A text for the client if the file cannot be written.
     pub fn write_metrics(&mut self, control: &Control) -> Result<(), String> {
-        match &mut self.metrics {
-            Some(metrics) => metrics.file.write(&control.metrics(), &self.counters),
-            None => Ok(()),
-        }
+        let Some(metrics) = &mut self.metrics else {
+            return Ok(());
+        };
+        self.totals.missed_messages = self.logger.missed_messages();
+        metrics.file.write(&control.metrics(), &self.totals)
     }
 
     /// Writes the metrics if the timer has expired.
@@ -226,6 +324,7 @@ impl Process {
 
     /// Reopens the log file and the metrics file after rotation. Returns false if there is neither.
     pub(crate) fn reopen_logs(&mut self) -> bool {
+        self.totals.hangups += 1;
         let has_log = self.logger.reopen();
         let Some(metrics) = &mut self.metrics else {
             return has_log;
@@ -250,18 +349,20 @@ mod tests {
     use crate::testing::Fixture;
 
     #[test]
-    fn timer_runs_only_with_metrics_file() {
+    fn timer_runs_only_with_metrics_file_and_running_guest() {
         let mut fixture = Fixture::new();
         assert!(fixture.api.process().metrics.is_none());
         std::fs::write(fixture.at("@/metrics"), "").unwrap();
         fixture.expect_no_content("PUT", "/metrics", r#"{"metrics_path": "@/metrics"}"#);
         let metrics = fixture.api.process_mut().metrics.as_mut().unwrap();
-        assert!(metrics.timer.is_armed().unwrap());
-        // Replaces the minute by an expiry at once.
+        assert!(!metrics.timer.is_armed().unwrap());
+        // An expiry at once, as of a running guest.
         metrics.timer.reset(Duration::from_nanos(1), None).unwrap();
         let mut events = [EpollEvent::default()];
         assert_eq!(fixture.api.process().epoll.wait(-1, &mut events).unwrap(), 1);
         vmm::control::Service::ready(&mut fixture.api, &mut fixture.control);
         assert_eq!(fixture.api.process().epoll.wait(0, &mut events).unwrap(), 0);
+        let line = std::fs::read_to_string(fixture.at("@/metrics")).unwrap();
+        assert_eq!(line.lines().count(), 1);
     }
 }

@@ -2,12 +2,13 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
+use std::time::Duration;
 
 use vmm::control::{Control, OpenFile, OperationResult, Service};
 
 use crate::http::{Handler, Reply, Request, Server};
 use crate::process::{Instance, LogControl, Process};
-use crate::{config_file, routes};
+use crate::{config_file, request_log, routes};
 
 /// Failure to create an [`Api`].
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +55,16 @@ impl Api {
         self.process.write_metrics_to(path)
     }
 
+    /// Sets wall time and processor time of the start of the process, for the metrics file.
+    pub fn set_startup_time(&mut self, wall: Duration, processor: Duration) {
+        self.process.set_startup_time(wall, processor);
+    }
+
+    /// Writes the line of metrics at the start of a VM that was not started by a request.
+    pub fn note_start(&mut self, control: &Control) {
+        self.process.follow_state(control);
+    }
+
     /// Adds `file` to the files that no snapshot may replace.
     pub fn keep_file(&mut self, file: OpenFile) {
         self.process.keep_file(file);
@@ -76,6 +87,7 @@ impl Api {
 
     /// Writes the metrics for the last time.
     pub fn finish(&mut self, control: &Control) {
+        request_log::log_stop();
         self.process.try_write_metrics(control);
     }
 }
@@ -111,7 +123,7 @@ impl Service for Api {
 
     fn finish_operation(&mut self, control: &mut Control, result: OperationResult) {
         let process = &mut self.process;
-        if let Some(response) = routes::finish(result, process)
+        if let Some(response) = routes::finish(result, control, process)
             && let Some(server) = &mut self.server
         {
             server.respond(&response, &mut RequestHandler { control, process });

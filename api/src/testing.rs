@@ -31,6 +31,10 @@ impl LogControl for Log {
         Vec::new()
     }
 
+    fn missed_messages(&self) -> u64 {
+        0
+    }
+
     fn reopen(&mut self) -> bool {
         self.0.borrow().iter().any(|settings| settings.path.is_some())
     }

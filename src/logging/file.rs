@@ -50,8 +50,9 @@ impl LogFile {
         self.output.open_file(FileRole::Log)
     }
 
-    /// Writes `line`, with the number of lines dropped before it. Drops it if the FIFO has no reader or the disk is full.
-    pub fn write(&self, line: &Line<'_>) {
+    /// Writes `line`, with the number of lines dropped before it. Drops it if the FIFO has no reader or the disk is full,
+    /// and returns false then.
+    pub fn write(&self, line: &Line<'_>) -> bool {
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
         let note;
         let text = if dropped > 0 {
@@ -74,6 +75,7 @@ impl LogFile {
             self.dropped.fetch_add(dropped + 1, Ordering::Relaxed);
             self.torn.fetch_or(written > 0, Ordering::Relaxed);
         }
+        written == text.len()
     }
 
     fn from_output(output: OutputFile) -> Self {
@@ -200,7 +202,7 @@ mod tests {
         let mut reader = Reader::open(&path);
         let size = reader.shrink();
         let file = LogFile::open(&path).unwrap();
-        (0..size).for_each(|_| file.write(&line("again")));
+        (0..size).for_each(|_| _ = file.write(&line("again")));
         let kept = messages(&reader.read());
         assert!(!kept.is_empty() && kept.iter().all(|text| text == "again"));
         file.write(&line("last"));
@@ -249,7 +251,7 @@ mod tests {
                 let file = &file;
                 scope.spawn(move || {
                     let text = letter.repeat(1000);
-                    (0..100).for_each(|_| file.write(&line(&text)));
+                    (0..100).for_each(|_| _ = file.write(&line(&text)));
                 });
             }
         });

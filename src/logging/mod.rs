@@ -11,11 +11,13 @@ mod stderr;
 use std::fmt::Write as _;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use api::process::{LogControl, LoggerSettings};
+use api::request_log;
 use devices::lock;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use vmm::control::{FileRole, OpenFile};
@@ -25,8 +27,10 @@ use file::{Line, LogFile};
 pub use stderr::print;
 use stderr::{Budget, print_unless_blocked};
 
-/// Default level.
+/// Default level on stderr.
 const LEVEL: LevelFilter = LevelFilter::Warn;
+/// Default level in a file, as Firecracker's.
+const FILE_LEVEL: LevelFilter = LevelFilter::Info;
 
 static LOG: SharedLog = SharedLog::new();
 
@@ -75,7 +79,7 @@ impl LogControl for ProcessLog {
         let level = self.shared.update(|rules| {
             rules.id.clone_from(&self.id);
             rules.file = file.or(rules.file.take());
-            rules.level = settings.level.unwrap_or(rules.level);
+            rules.level = settings.level.or(rules.level);
             rules.show_level = settings.show_level.unwrap_or(rules.show_level);
             rules.show_origin = settings.show_origin.unwrap_or(rules.show_origin);
             if let Some(module) = &settings.module {
@@ -93,6 +97,11 @@ impl LogControl for ProcessLog {
         static STDERR: LazyLock<Option<OpenFile>> =
             LazyLock::new(|| OpenFile::of_descriptor(FileRole::Log, io::stderr().as_fd()));
         file.into_iter().chain(STDERR.clone()).collect()
+    }
+
+    fn missed_messages(&self) -> u64 {
+        let budget = lock(&self.shared.budget).as_ref().map_or(0, Budget::total);
+        budget.saturating_add(self.shared.missed.load(Ordering::Relaxed))
     }
 
     fn reopen(&mut self) -> bool {
@@ -118,7 +127,8 @@ struct Rules {
     id: String,
     /// Destination instead of stderr.
     file: Option<Arc<LogFile>>,
-    level: LevelFilter,
+    /// Level that the user has chosen.
+    level: Option<LevelFilter>,
     /// Applies to the file; stderr always shows the level.
     show_level: bool,
     show_origin: bool,
@@ -130,21 +140,30 @@ impl Rules {
         Self {
             id: String::new(),
             file: None,
-            level: LEVEL,
+            level: None,
             show_level: false,
             show_origin: false,
             module: None,
         }
     }
 
-    /// Returns true if messages of this level and module are logged.
+    /// Returns the most verbose level that is logged.
+    fn level(&self) -> LevelFilter {
+        let default = if self.file.is_some() { FILE_LEVEL } else { LEVEL };
+        self.level.unwrap_or(default)
+    }
+
+    /// Returns true if messages of this level and module are logged. Messages in Firecracker's words go to stderr only at a chosen
+    /// level: a client that gets an error knows it already.
     fn allows(&self, metadata: &Metadata<'_>, module: Option<&str>) -> bool {
         let from = module.unwrap_or(metadata.target());
         let within = |module: &String| {
             let rest = from.strip_prefix(module.as_str());
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
         };
-        metadata.level() <= self.level && self.module.as_ref().is_none_or(within)
+        let is_chosen = self.level.is_some() || self.file.is_some();
+        let is_shown = is_chosen || metadata.target() != request_log::TARGET;
+        is_shown && metadata.level() <= self.level() && self.module.as_ref().is_none_or(within)
     }
 
     /// Returns source file and line of `record`, if they are shown.
@@ -153,7 +172,7 @@ impl Rules {
         origin.filter(|_| self.show_origin)
     }
 
-    /// Writes a line of this thread to `file`.
+    /// Writes a line of this thread to `file`. Returns false if it was dropped.
     fn write(
         &self,
         file: &LogFile,
@@ -161,7 +180,7 @@ impl Rules {
         note: &str,
         level: Option<Level>,
         origin: Option<(&str, u32)>,
-    ) {
+    ) -> bool {
         file.write(&Line {
             time: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
             id: &self.id,
@@ -170,7 +189,7 @@ impl Rules {
             origin,
             text,
             note,
-        });
+        })
     }
 
     /// Formats `record` for stderr.
@@ -193,6 +212,8 @@ struct SharedLog {
     /// None until the first change.
     rules: Mutex<Option<Arc<Rules>>>,
     budget: Mutex<Option<Budget>>,
+    /// Messages that a full FIFO or disk did not take.
+    missed: AtomicU64,
 }
 
 impl SharedLog {
@@ -200,6 +221,7 @@ impl SharedLog {
         Self {
             rules: Mutex::new(None),
             budget: Mutex::new(None),
+            missed: AtomicU64::new(0),
         }
     }
 
@@ -212,7 +234,7 @@ impl SharedLog {
         let mut rules = lock(&self.rules);
         let mut new = rules.as_deref().map_or_else(Rules::new, Clone::clone);
         update(&mut new);
-        let level = new.level;
+        let level = new.level();
         let old = rules.replace(Arc::new(new));
         drop(rules);
         // Without the lock: it may close the old file, which may block.
@@ -226,14 +248,18 @@ impl SharedLog {
         self.write_to_file(text);
     }
 
+    fn count_missed(&self, is_written: bool) {
+        self.missed.fetch_add(u64::from(!is_written), Ordering::Relaxed);
+    }
+
     fn write_to_file(&self, text: &str) {
         let Some(rules) = self.rules() else { return };
         let Some(file) = &rules.file else { return };
-        if rules.level == LevelFilter::Off {
+        if rules.level() == LevelFilter::Off {
             return;
         }
         for line in text.lines() {
-            rules.write(file, line, "", None, None);
+            self.count_missed(rules.write(file, line, "", None, None));
         }
     }
 
@@ -243,9 +269,14 @@ impl SharedLog {
         if !rules.allows(record.metadata(), record.module_path()) {
             return;
         }
-        let allowed = lock(&self.budget)
-            .get_or_insert_with(|| Budget::new(now))
-            .spend(now);
+        // Each request has its messages in the file: a client can limit its own requests.
+        let is_unlimited = rules.file.is_some() && record.target() == request_log::TARGET;
+        let allowed = is_unlimited.then_some(0);
+        let allowed = allowed.or_else(|| {
+            lock(&self.budget)
+                .get_or_insert_with(|| Budget::new(now))
+                .spend(now)
+        });
         let Some(dropped) = allowed else { return };
         let note = match dropped {
             0 => String::new(),
@@ -254,7 +285,8 @@ impl SharedLog {
         match &rules.file {
             Some(file) => {
                 let text = record.args().to_string();
-                rules.write(file, &text, &note, Some(record.level()), rules.origin(record));
+                let origin = rules.origin(record);
+                self.count_missed(rules.write(file, &text, &note, Some(record.level()), origin));
             }
             None => stderr(&rules.format_for_stderr(record, &note)),
         }

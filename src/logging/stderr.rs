@@ -72,6 +72,8 @@ pub struct Budget {
     start: Instant,
     spent: u32,
     dropped: u64,
+    /// Dropped messages of all periods.
+    total: u64,
 }
 
 impl Budget {
@@ -81,7 +83,13 @@ impl Budget {
             start: now,
             spent: 0,
             dropped: 0,
+            total: 0,
         }
+    }
+
+    /// Returns the number of all dropped messages.
+    pub fn total(&self) -> u64 {
+        self.total
     }
 
     /// Spends one message at `now`. Returns the number of messages dropped before it and not reported yet, or nothing if this
@@ -90,10 +98,14 @@ impl Budget {
         let mut dropped = 0;
         if now.duration_since(self.start) >= PERIOD {
             dropped = self.dropped;
-            *self = Self::new(now);
+            *self = Self {
+                total: self.total,
+                ..Self::new(now)
+            };
         }
         if self.spent == MAX_LINES {
             self.dropped += 1;
+            self.total += 1;
             return None;
         }
         self.spent += 1;

@@ -4,6 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use api::process::{LogControl, LoggerSettings};
+use api::request_log;
 use log::{Level, LevelFilter, Log, Record};
 use scratch::{Directory, Reader};
 
@@ -285,4 +286,47 @@ fn line_shows_thread_name() {
     }
     let output = lines(fs::read(directory.path("log")).unwrap());
     assert_eq!(output, ["[vm-1:fc_vcpu 0] x", "[vm-1:-] x"]);
+}
+
+fn write_request(shared: &SharedLog, level: Level, text: &str) -> String {
+    write_from(shared, request_log::TARGET, level, text, Instant::now())
+}
+
+#[test]
+fn words_of_firecracker_need_file_or_level() {
+    let directory = Directory::new();
+    let (mut log, shared) = log();
+    assert_eq!(write_request(shared, Level::Error, "x"), "", "stderr stays quiet");
+    let settings = LoggerSettings {
+        level: Some(LevelFilter::Error),
+        ..LoggerSettings::default()
+    };
+    log.configure(&settings).unwrap();
+    assert_eq!(write_request(shared, Level::Error, "x"), "mayfly: error: x\n");
+    let (mut log, shared) = self::log();
+    log.configure(&settings_for(directory.path("log"))).unwrap();
+    // More than the limit of other messages.
+    for _ in 0..100 {
+        write_request(shared, Level::Info, "request");
+    }
+    write_request(shared, Level::Debug, "detail");
+    let output = lines(fs::read(directory.path("log")).unwrap());
+    assert_eq!(output, vec![format!("[vm-1:{}] request", thread_name()); 100]);
+    assert_eq!(log.missed_messages(), 0);
+}
+
+#[test]
+fn dropped_messages_are_counted() {
+    let directory = Directory::new();
+    let (mut log, shared) = log();
+    log.configure(&settings_for("/dev/full".into())).unwrap();
+    write(shared, Level::Warn, "lost");
+    assert_eq!(log.missed_messages(), 1);
+    log.configure(&settings_for(directory.path("log"))).unwrap();
+    let now = Instant::now() + Duration::from_secs(10);
+    for _ in 0..30 {
+        write_at(shared, Level::Warn, "flood", now);
+    }
+    write_at(shared, Level::Warn, "later", now + Duration::from_secs(2));
+    assert_eq!(log.missed_messages(), 11);
 }

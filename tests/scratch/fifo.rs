@@ -34,6 +34,16 @@ impl Reader {
         Self(options.open(path).unwrap())
     }
 
+    /// Returns the size of the FIFO in bytes.
+    ///
+    /// # Panics
+    /// Panics if `fcntl` fails.
+    pub fn size(&self) -> usize {
+        // SAFETY: the call takes no pointer.
+        let size = unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_GETPIPE_SZ) };
+        usize::try_from(size).unwrap()
+    }
+
     /// Shrinks the FIFO to the minimum, one page, and returns its size in bytes.
     ///
     /// # Panics

@@ -160,6 +160,11 @@ impl Response {
         self.status
     }
 
+    /// Returns true if the request had a deprecated key.
+    pub fn is_deprecated(&self) -> bool {
+        self.deprecated
+    }
+
     /// Returns the body, empty if absent.
     pub fn body(&self) -> &[u8] {
         self.content.as_ref().map_or(&[], |content| &content.body)

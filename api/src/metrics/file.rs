@@ -11,8 +11,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use vmm::control::{FileRole, OpenFile, VmMetrics};
 
-use super::counters::Counters;
-use super::json::Line;
+use super::counters::ProcessMetrics;
+use super::groups::FileMetrics;
+use super::json::{self, Written};
 
 /// Maximum length of an atomic write to a FIFO in bytes: PIPE_BUF, pipe(7).
 pub const ATOMIC: usize = 4096;
@@ -164,8 +165,9 @@ pub struct MetricsFile {
     output: OutputFile,
     /// Unwritten end of a line, at most one line long.
     rest: Vec<u8>,
-    /// Number of lines that were not written.
-    dropped: u64,
+    /// Lines that were not written.
+    metrics: FileMetrics,
+    written: Written,
 }
 
 impl MetricsFile {
@@ -177,25 +179,30 @@ impl MetricsFile {
         Ok(Self {
             output: OutputFile::open(path).map_err(|error| error.one_line())?,
             rest: Vec::new(),
-            dropped: 0,
+            metrics: FileMetrics::default(),
+            written: Written::default(),
         })
     }
 
-    /// Writes one line without blocking. A line that a full FIFO does not take is dropped, and counted in later lines.
+    /// Writes one line without blocking. A line that a full FIFO does not take is dropped, and counted in the next one, which also has
+    /// its numbers of events.
     ///
     /// # Errors
     /// A text for the client if the file cannot be written.
-    pub fn write(&mut self, metrics: &VmMetrics, counters: &Counters) -> Result<(), String> {
-        let line = Line {
-            time: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
-            metrics,
-            counters,
-            dropped: self.dropped,
-        };
-        let mut text =
-            serde_json::to_vec(&line).map_err(|error| format!("cannot write the metrics: {error}"))?;
+    pub fn write(&mut self, metrics: &VmMetrics, process: &ProcessMetrics) -> Result<(), String> {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let rendered = json::render(time, metrics, process, self.metrics, &self.written);
+        let (mut text, written) = rendered.map_err(|error| format!("cannot write the metrics: {error}"))?;
         text.push(b'\n');
-        self.write_line(text).map_err(|error| error.one_line())
+        match self.write_line(text) {
+            Ok(true) => self.written = written,
+            Ok(false) => self.metrics.dropped += 1,
+            Err(error) => {
+                self.metrics.failures += 1;
+                return Err(error.one_line());
+            }
+        }
+        Ok(())
     }
 
     /// Opens the path again after rotation. After an error, the present file stays in use.
@@ -207,7 +214,7 @@ impl MetricsFile {
         if !self.rest.is_empty() && !self.output.is_same(&output) {
             // The new file must start with a complete line.
             self.rest.clear();
-            self.dropped += 1;
+            self.metrics.dropped += 1;
         }
         self.output = output;
         Ok(())
@@ -218,21 +225,21 @@ impl MetricsFile {
         self.output.open_file(FileRole::Metrics)
     }
 
-    fn write_line(&mut self, line: Vec<u8>) -> Result<(), Error> {
+    /// Writes the rest of the last line, then `line`. Returns false if nothing of `line` was written.
+    fn write_line(&mut self, line: Vec<u8>) -> Result<bool, Error> {
         // A FIFO takes a long line in parts; no other line may come between them.
-        let finished = self.write_rest();
-        if !matches!(finished, Ok(true)) {
-            self.dropped += 1;
-            return finished.map(drop);
+        if !self.write_rest()? {
+            return Ok(false);
         }
         let length = line.len();
         self.rest = line;
         let finished = self.write_rest();
         if self.rest.len() == length {
             self.rest.clear();
-            self.dropped += 1;
+            return finished.map(|_| false);
         }
-        finished.map(drop)
+        // The next call writes the rest, and returns its error.
+        Ok(true)
     }
 
     /// Writes the rest of the last line. Returns true if it is complete.

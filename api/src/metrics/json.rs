@@ -1,23 +1,122 @@
-//! Metrics as one line of JSON, in groups with Firecracker's names.
+//! Metrics as one line of JSON: Firecracker's groups, and one group `mayfly`.
 //!
-//! Firecracker counts from the last line. These counters start with the process, so a dropped line loses no counts.
+//! As in Firecracker, a number of events counts from the last written line. All numbers in the group `mayfly` count from the start of
+//! the process.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 use vmm::control::{VcpuMetrics, VmMetrics};
 
-use super::counters::Counters;
+use super::counters::{Counters, ProcessMetrics};
+use super::groups::{FileMetrics, Group, Value, groups};
 
-/// Contents of a line.
-pub(super) struct Line<'a> {
+/// Numbers of events of each group in the last written line.
+#[derive(Debug, Default)]
+pub(super) struct Written(BTreeMap<String, Vec<u64>>);
+
+impl Written {
+    /// Returns the numbers of events of `groups`. An estimate never decreases.
+    fn after(&self, groups: &[Group]) -> Self {
+        let counts = |group: &Group| {
+            let values = group.values.iter().enumerate();
+            values
+                .map(|(index, (_, value))| value.count().max(self.count(&group.name, index)))
+                .collect()
+        };
+        let groups = groups.iter();
+        Self(groups.map(|group| (group.name.clone(), counts(group))).collect())
+    }
+
+    fn count(&self, group: &str, index: usize) -> u64 {
+        let counts = self.0.get(group);
+        counts.and_then(|counts| counts.get(index)).copied().unwrap_or(0)
+    }
+}
+
+/// Renders a line without its line feed. Also returns the numbers of events after it.
+pub(super) fn render(
+    time: Duration,
+    metrics: &VmMetrics,
+    process: &ProcessMetrics,
+    file: FileMetrics,
+    written: &Written,
+) -> Result<(Vec<u8>, Written), serde_json::Error> {
+    let groups = groups(metrics, process, file);
+    let line = Line {
+        time,
+        groups: &groups,
+        written,
+        own: Own {
+            metrics,
+            counters: &process.counters,
+        },
+    };
+    Ok((serde_json::to_vec(&line)?, written.after(&groups)))
+}
+
+struct Line<'a> {
     /// Time since 1970-01-01 UTC.
-    pub(super) time: Duration,
-    pub(super) metrics: &'a VmMetrics,
-    pub(super) counters: &'a Counters,
-    /// Number of lines dropped before this one.
-    pub(super) dropped: u64,
+    time: Duration,
+    groups: &'a [Group],
+    written: &'a Written,
+    own: Own<'a>,
+}
+
+impl Serialize for Line<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        let milliseconds = u64::try_from(self.time.as_millis()).unwrap_or(u64::MAX);
+        map.serialize_entry("utc_timestamp_ms", &milliseconds)?;
+        for group in self.groups {
+            let since = Since(group, self.written);
+            map.serialize_entry(&group.name, &since)?;
+        }
+        map.serialize_entry("mayfly", &self.own)?;
+        map.end()
+    }
+}
+
+/// Group, with numbers of events since the last written line.
+struct Since<'a>(&'a Group, &'a Written);
+
+#[derive(Serialize)]
+struct Aggregate {
+    min_us: u64,
+    max_us: u64,
+    sum_us: u64,
+}
+
+impl Serialize for Since<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(group, written) = self;
+        let mut map = serializer.serialize_map(Some(group.values.len()))?;
+        for (index, (name, value)) in group.values.iter().enumerate() {
+            let since = |count: u64| count.saturating_sub(written.count(&group.name, index));
+            match *value {
+                Value::Count(count) => map.serialize_entry(name, &since(count))?,
+                Value::Stored(number) => map.serialize_entry(name, &number)?,
+                Value::Duration {
+                    min_us,
+                    max_us,
+                    sum_us,
+                } => {
+                    let sum_us = since(sum_us);
+                    map.serialize_entry(
+                        name,
+                        &Aggregate {
+                            min_us,
+                            max_us,
+                            sum_us,
+                        },
+                    )?;
+                }
+            }
+        }
+        map.end()
+    }
 }
 
 #[derive(Serialize)]
@@ -31,11 +130,6 @@ struct Memory {
 struct Vmm {
     unclaimed_ports: u64,
     unclaimed_addresses: u64,
-}
-
-#[derive(Serialize)]
-struct Logger {
-    missed_metrics_count: u64,
 }
 
 /// Exits by kind, with Firecracker's names.
@@ -61,12 +155,16 @@ impl Serialize for Exits {
     }
 }
 
-impl Serialize for Line<'_> {
+/// Group `mayfly`: metrics that Firecracker does not have, since the start of the process.
+struct Own<'a> {
+    metrics: &'a VmMetrics,
+    counters: &'a Counters,
+}
+
+impl Serialize for Own<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let metrics = self.metrics;
         let mut map = serializer.serialize_map(None)?;
-        let milliseconds = u64::try_from(self.time.as_millis()).unwrap_or(u64::MAX);
-        map.serialize_entry("utc_timestamp_ms", &milliseconds)?;
         map.serialize_entry("api_server", self.counters)?;
         map.serialize_entry("boot", &metrics.phases)?;
         map.serialize_entry("vcpu", &Exits::of_all(&metrics.vcpus))?;
@@ -90,73 +188,9 @@ impl Serialize for Line<'_> {
             unclaimed_addresses: metrics.unclaimed_addresses,
         };
         map.serialize_entry("vmm", &vmm)?;
-        let logger = Logger {
-            missed_metrics_count: self.dropped,
-        };
-        map.serialize_entry("logger", &logger)?;
         map.end()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use serde_json::Value;
-    use vmm::control::VmMetrics;
-
-    use super::Line;
-    use crate::metrics::Counters;
-    use crate::metrics::testing::{full, leaves};
-
-    fn value(metrics: &VmMetrics) -> Value {
-        let line = Line {
-            time: Duration::from_micros(1_700_000_000_123_999),
-            metrics,
-            counters: &Counters {
-                accepted: 4001,
-                refused: 4002,
-            },
-            dropped: 4003,
-        };
-        serde_json::from_slice(&serde_json::to_vec(&line).unwrap()).unwrap()
-    }
-
-    #[test]
-    fn all_metrics_are_in_line() {
-        let metrics = full();
-        let present: Vec<f64> = leaves(&value(&metrics)).into_iter().map(|(_, one)| one).collect();
-        for (path, number) in leaves(&serde_json::to_value(&metrics).unwrap()) {
-            // The number of a vCPU is part of the name of its group.
-            let named = path.starts_with("/vcpus/") && path.ends_with("/id");
-            assert!(named || present.contains(&number), "{path} = {number} is missing");
-        }
-    }
-
-    #[test]
-    fn groups_have_firecracker_names() {
-        let metrics = full();
-        let value = value(&metrics);
-        assert_eq!(value["utc_timestamp_ms"], 1_700_000_000_123_u64);
-        assert_eq!(value["api_server"]["accepted"], 4001);
-        assert_eq!(value["api_server"]["refused"], 4002);
-        assert_eq!(value["logger"]["missed_metrics_count"], 4003);
-        let drive = metrics.drives()[0];
-        assert_eq!(value[format!("block_{}", drive.id)]["reads"], drive.metrics.reads);
-        let net = metrics.interfaces()[1];
-        assert_eq!(
-            value[format!("net_{}", net.id)]["transmit"]["bytes"],
-            net.metrics.transmit.bytes
-        );
-        let exits = |id: usize| metrics.vcpus[id].exits[1].1;
-        assert_eq!(value["vcpu_1"]["exit_halt"], exits(1));
-        assert_eq!(value["vcpu"]["exit_halt"], exits(0) + exits(1));
-    }
-
-    #[test]
-    fn line_before_start_is_valid() {
-        let value = value(&VmMetrics::default());
-        assert_eq!(value["memory"]["size_bytes"], 0);
-        assert!(value["memory"]["resident_bytes"].is_null());
-    }
-}
+mod tests;

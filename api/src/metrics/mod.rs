@@ -4,15 +4,17 @@
 //! |---|---|
 //! | `prometheus` | [`prometheus()`]: all metrics in the text format of Prometheus |
 //! | `json` | all metrics in one line of JSON |
+//! | `groups` | groups of a line with Firecracker's names |
 //! | [`mod@file`] | [`MetricsFile`], and [`OutputFile`], which the log uses too |
 
 mod counters;
 pub mod file;
+mod groups;
 mod json;
 mod prometheus;
 #[cfg(test)]
 mod testing;
 
-pub use counters::Counters;
+pub use counters::{Counters, ProcessMetrics, RequestCount, RequestCounts};
 pub use file::{MetricsFile, OutputFile};
 pub use prometheus::prometheus;

@@ -158,7 +158,7 @@ fn requests(text: &mut Text, drives: &[DriveMetrics<'_>]) {
         Kind::Counter,
         "Successful requests by operation; write zeroes counts as discard.",
     );
-    for DriveMetrics { id, metrics } in drives {
+    for DriveMetrics { id, metrics, .. } in drives {
         for (operation, count) in [
             ("read", metrics.reads),
             ("write", metrics.writes),
@@ -173,7 +173,7 @@ fn requests(text: &mut Text, drives: &[DriveMetrics<'_>]) {
         Kind::Counter,
         "Bytes of successful requests.",
     );
-    for DriveMetrics { id, metrics } in drives {
+    for DriveMetrics { id, metrics, .. } in drives {
         for (operation, bytes) in [("read", metrics.read_bytes), ("write", metrics.written_bytes)] {
             family.sample(&[("drive", id), ("operation", operation)], bytes);
         }
@@ -192,7 +192,7 @@ fn latencies(text: &mut Text, drives: &[DriveMetrics<'_>]) {
         Kind::Histogram,
         "Latency of successful requests: of each flush, and of 1 in 16 reads and writes.",
     );
-    for DriveMetrics { id, metrics } in drives {
+    for DriveMetrics { id, metrics, .. } in drives {
         for (operation, latency) in [
             ("read", &metrics.read_latency),
             ("write", &metrics.write_latency),

@@ -5,6 +5,7 @@ use vmm::control::Progress;
 use super::context::{Begun, RequestContext};
 use super::error::Error;
 use crate::http::Response;
+use crate::process::TimedOperation;
 use crate::schema::{Action, ActionType, VmState, VmUpdate};
 
 const INTERNAL: &str = "Internal VMM";
@@ -31,6 +32,10 @@ pub(super) fn put_action(context: &mut RequestContext<'_>) -> Result<Response, E
 
 pub(super) fn patch_vm(context: &mut RequestContext<'_>) -> Result<Begun, Error> {
     let update: VmUpdate = context.read()?;
+    context.operation = Some(match update.state {
+        VmState::Paused => TimedOperation::Pause,
+        VmState::Resumed => TimedOperation::Resume,
+    });
     let result = match update.state {
         VmState::Paused => context.control.pause(),
         VmState::Resumed => context.control.resume().map(|()| Progress::Done),

@@ -5,7 +5,7 @@ use vmm::control::{Control, InstanceState, Progress};
 
 use super::error::{AFTER_START, BEFORE_START, Error};
 use crate::http::Response;
-use crate::process::Process;
+use crate::process::{Process, TimedOperation};
 use crate::schema::{self, Schema};
 
 /// Request in progress.
@@ -18,6 +18,8 @@ pub struct RequestContext<'a> {
     pub id: Option<&'a str>,
     /// Body.
     pub body: &'a [u8],
+    /// Operation of the request, if its duration is recorded.
+    pub(crate) operation: Option<TimedOperation>,
 }
 
 impl RequestContext<'_> {

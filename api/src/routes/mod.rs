@@ -13,10 +13,13 @@ mod snapshot;
 mod tests;
 mod unsupported;
 
+use std::time::Instant;
+
 use vmm::control::{Control, OperationResult, Progress};
 
 use crate::http::{Method, Reply, Request, Response};
-use crate::process::{PendingRequest, Process};
+use crate::process::{PendingRequest, Process, RequestRecord, TimedOperation};
+use crate::request_log;
 use crate::schema::{
     Action, BootSource, Drive, DriveUpdate, Logger, MachineConfiguration, MachineConfigurationUpdate,
     Metrics, NetworkInterface, NetworkInterfaceUpdate, Schema, Serial, SnapshotCreate, SnapshotLoad,
@@ -203,48 +206,60 @@ pub fn execute(request: &Request, control: &mut Control, process: &mut Process) 
     if control.is_busy() && request.method != Method::Get {
         return Reply::Busy;
     }
-    let name = || format!("{} {}", request.method, request.path);
-    if control.has_failed() && request.method != Method::Get {
-        return Reply::Response(reject(&name(), &Error::Phase(LOAD_FAILED), process));
-    }
-    match dispatch(request, control, process) {
-        Ok(Handled::Response(response)) => {
-            process.count(response.status());
-            Reply::Response(response)
-        }
+    request_log::log_request(request);
+    let mut record = RequestRecord {
+        method: request.method.clone(),
+        path: request.path.clone(),
+        start: Instant::now(),
+        operation: None,
+    };
+    let handled = if control.has_failed() && request.method != Method::Get {
+        Err(Error::Phase(LOAD_FAILED))
+    } else {
+        dispatch(request, control, process, &mut record.operation)
+    };
+    let response = match handled {
+        Ok(Handled::Response(response)) => response,
         Ok(Handled::Pending { part, is_deprecated }) => {
             process.set_pending(PendingRequest {
-                name: name(),
+                record,
                 part,
                 is_deprecated,
             });
-            Reply::Pending
+            return Reply::Pending;
         }
-        Err(error) => Reply::Response(reject(&name(), &error, process)),
-    }
+        Err(error) => reject(&error),
+    };
+    process.record(control, &record, &response);
+    Reply::Response(response)
 }
 
 /// Returns the response to the pending request, whose operation has ended with `result`.
-pub fn finish(result: OperationResult, process: &mut Process) -> Option<Response> {
+pub fn finish(result: OperationResult, control: &Control, process: &mut Process) -> Option<Response> {
     let request = process.take_pending()?;
-    if let Err(error) = result {
-        let error = Error::of_operation(request.part, error);
-        let error = Error::mark(request.is_deprecated)(error);
-        return Some(reject(&request.name, &error, process));
-    }
-    let response = no_content(request.is_deprecated);
-    process.count(response.status());
+    let response = match result {
+        Ok(()) => no_content(request.is_deprecated),
+        Err(error) => {
+            let error = Error::of_operation(request.part, error);
+            reject(&Error::mark(request.is_deprecated)(error))
+        }
+    };
+    process.record(control, &request.record, &response);
     Some(response)
 }
 
-fn reject(request: &str, error: &Error, process: &mut Process) -> Response {
-    log::info!("api: rejected {request}: {error}");
-    let response = error.response();
-    process.count(response.status());
-    response
+fn reject(error: &Error) -> Response {
+    request_log::log_fault(&error.to_string());
+    error.response()
 }
 
-fn dispatch(request: &Request, control: &mut Control, process: &mut Process) -> Result<Handled, Error> {
+/// Handles `request`. Sets `operation` if its duration is recorded.
+fn dispatch(
+    request: &Request,
+    control: &mut Control,
+    process: &mut Process,
+    operation: &mut Option<TimedOperation>,
+) -> Result<Handled, Error> {
     let method = &request.method;
     // Firecracker takes a target without a slash, such as `vm`, for an empty path.
     let path = request.path.strip_prefix('/').unwrap_or_default();
@@ -268,13 +283,16 @@ fn dispatch(request: &Request, control: &mut Control, process: &mut Process) -> 
         if id == Some("") {
             return Err(Error::IdEmpty);
         }
-        let body = &request.body;
-        return route.handle(&mut RequestContext {
+        let mut context = RequestContext {
             control,
             process,
             id,
-            body,
-        });
+            body: &request.body,
+            operation: None,
+        };
+        let handled = route.handle(&mut context);
+        *operation = context.operation;
+        return handled;
     }
     let (method, path) = (method.clone(), path.to_owned());
     Err(Error::Route { method, path })

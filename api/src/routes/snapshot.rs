@@ -1,14 +1,22 @@
 //! Creation and load of snapshots.
 
+use vmm::control::SnapshotKind;
+
 use super::context::{Begun, RequestContext};
 use super::error::{CREATE, Error, LOAD};
+use crate::process::TimedOperation;
 use crate::schema::{SnapshotCreate, SnapshotLoad};
 
 pub(super) fn create(context: &mut RequestContext<'_>) -> Result<Begun, Error> {
     let create: SnapshotCreate = context.read()?;
     context.after_start()?;
     let open_files = context.process.open_files();
-    let result = context.control.create_snapshot(create.into_params(), open_files);
+    let params = create.into_params();
+    context.operation = Some(match params.kind {
+        SnapshotKind::Full => TimedOperation::CreateFull,
+        SnapshotKind::Diff => TimedOperation::CreateDiff,
+    });
+    let result = context.control.create_snapshot(params, open_files);
     let progress = result.map_err(|error| Error::of_create(&error))?;
     Ok(Begun::new(progress, CREATE))
 }
@@ -20,6 +28,7 @@ pub(super) fn load(context: &mut RequestContext<'_>) -> Result<Begun, Error> {
     let params = load.into_params().map_err(Error::Schema)?;
     let mark = Error::mark(is_deprecated);
     context.before_start().map_err(&mark)?;
+    context.operation = Some(TimedOperation::Load);
     let result = context.control.load_snapshot(params);
     let progress = result.map_err(|error| mark(Error::of_load(&error)))?;
     Ok(Begun {

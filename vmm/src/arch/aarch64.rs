@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use devices::Interrupt;
+use devices::i8042::I8042Metrics;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 use snapshot::file::Architecture;
@@ -77,6 +78,10 @@ impl Platform for Aarch64 {
         match *self {}
     }
 
+    fn keyboard_metrics(&self) -> Option<I8042Metrics> {
+        None
+    }
+
     fn press_ctrl_alt_del(&self) -> bool {
         match *self {}
     }
@@ -136,7 +141,9 @@ impl Cpu for Aarch64 {
         Ok(())
     }
 
-    fn notify_pause(_: &VcpuFd) {}
+    fn notify_pause(_: &VcpuFd) -> bool {
+        true
+    }
 
     fn instruction(_: &VcpuFd, _: &GuestMemory) -> (u64, Vec<u8>) {
         (0, Vec::new())

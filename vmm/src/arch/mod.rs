@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 
+use devices::i8042::I8042Metrics;
 use devices::{BusBuilder, Interrupt, Power, bus};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use snapshot::file::Architecture;
@@ -168,6 +169,9 @@ pub trait Platform: Send + Sync + Sized + 'static {
     /// Handles an end of interrupt for `vector` at a local interrupt controller.
     fn end_of_interrupt(&self, vector: u8);
 
+    /// Returns the metrics of the keyboard controller, or `None` without one. Takes no lock of a device.
+    fn keyboard_metrics(&self) -> Option<I8042Metrics>;
+
     /// Presses Ctrl-Alt-Del on the keyboard of the guest. Returns false without a keyboard.
     fn press_ctrl_alt_del(&self) -> bool;
 
@@ -267,8 +271,8 @@ pub trait Cpu {
     where
         Self::Profile: 'p;
 
-    /// Notifies the guest of a pause of `vcpu`, so that its watchdog does not report a hang.
-    fn notify_pause(vcpu: &VcpuFd);
+    /// Notifies the guest of a pause of `vcpu`, so that its watchdog does not report a hang. Returns false if KVM rejects it.
+    fn notify_pause(vcpu: &VcpuFd) -> bool;
 
     /// Returns the instruction pointer and the bytes at that address, for error reports.
     fn instruction(vcpu: &VcpuFd, memory: &GuestMemory) -> (u64, Vec<u8>);

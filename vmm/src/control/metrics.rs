@@ -1,15 +1,21 @@
 //! Metrics of a VM.
 
 use std::fs;
+use std::time::Instant;
 
+use devices::Latency;
+use devices::i8042::I8042Metrics;
+use devices::serial::SerialMetrics;
+use devices::virtio::TransportMetrics;
 use devices::virtio::block::BlockMetrics;
 use devices::virtio::net::NetMetrics;
 use serde::Serialize;
 
 use crate::machine::DeviceCounters;
 use crate::memory::{self, ResidencyCounter};
+use crate::persistence::SnapshotKind;
 use crate::timeline::{Lane, Timeline};
-use crate::vcpu::KINDS;
+use crate::vcpu::{KINDS, TIMED_KINDS};
 use crate::vm::Vm;
 
 /// Phase of the start or, with a length of zero, an event of it.
@@ -32,6 +38,12 @@ pub struct VcpuMetrics {
     pub id: usize,
     /// Exits from the guest by kind.
     pub exits: Vec<(&'static str, u64)>,
+    /// Durations of the handling of the first kinds of exits, a sample.
+    pub durations: [Latency; TIMED_KINDS],
+    /// Final exits by a fault.
+    pub failures: u64,
+    /// Failed notifications of a pause to the clock of the guest.
+    pub clock_failures: u64,
 }
 
 /// Metrics of a device.
@@ -41,6 +53,40 @@ pub struct DeviceMetrics {
     pub id: String,
     /// Counters of the device.
     pub counters: DeviceCounters,
+    /// Counters of its transport.
+    pub transport: TransportMetrics,
+}
+
+/// Durations of the last successful operations in microseconds, at least 1; 0 without one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct OperationTimes {
+    /// Pause.
+    pub pause_us: u64,
+    /// Resume.
+    pub resume_us: u64,
+    /// Creation of a full snapshot.
+    pub create_full_us: u64,
+    /// Creation of a diff snapshot.
+    pub create_diff_us: u64,
+    /// Load of a snapshot, with its resume.
+    pub load_us: u64,
+}
+
+impl OperationTimes {
+    /// Returns the time since `start` in microseconds, at least 1.
+    pub fn elapsed_us(start: Instant) -> u64 {
+        u64::try_from(start.elapsed().as_micros())
+            .unwrap_or(u64::MAX)
+            .max(1)
+    }
+
+    /// Returns the duration of the creation of a snapshot of `kind`.
+    pub fn create_us(&mut self, kind: SnapshotKind) -> &mut u64 {
+        match kind {
+            SnapshotKind::Full => &mut self.create_full_us,
+            SnapshotKind::Diff => &mut self.create_diff_us,
+        }
+    }
 }
 
 /// Metrics of a device of a known kind.
@@ -50,6 +96,8 @@ pub struct KindMetrics<'a, M> {
     pub id: &'a str,
     /// Counters of the device.
     pub metrics: &'a M,
+    /// Counters of its transport.
+    pub transport: &'a TransportMetrics,
 }
 
 /// Metrics of a drive.
@@ -67,6 +115,12 @@ pub struct VmMetrics {
     pub vcpus: Vec<VcpuMetrics>,
     /// Devices, in the order in which the guest counts them.
     pub devices: Vec<DeviceMetrics>,
+    /// Serial port.
+    pub serial: SerialMetrics,
+    /// Keyboard controller.
+    pub keyboard: I8042Metrics,
+    /// Durations of the last operations.
+    pub operations: OperationTimes,
     /// Accesses to ports that no device claimed.
     pub unclaimed_ports: u64,
     /// Accesses to addresses that no device claimed.
@@ -86,6 +140,7 @@ impl VmMetrics {
             DeviceCounters::Drive(metrics) => Some(DriveMetrics {
                 id: &device.id,
                 metrics,
+                transport: &device.transport,
             }),
             DeviceCounters::Interface(_) => None,
         });
@@ -98,6 +153,7 @@ impl VmMetrics {
             DeviceCounters::Interface(metrics) => Some(InterfaceMetrics {
                 id: &device.id,
                 metrics,
+                transport: &device.transport,
             }),
             DeviceCounters::Drive(_) => None,
         });
@@ -117,9 +173,12 @@ impl VmMetrics {
         metrics.vcpus = machine
             .exits()
             .enumerate()
-            .map(|(id, counts)| VcpuMetrics {
+            .map(|(id, counters)| VcpuMetrics {
                 id,
-                exits: KINDS.into_iter().zip(counts).collect(),
+                exits: KINDS.into_iter().zip(counters.counts()).collect(),
+                durations: counters.durations(),
+                failures: counters.failures(),
+                clock_failures: counters.clock_failures(),
             })
             .collect();
         metrics.devices = machine
@@ -128,8 +187,11 @@ impl VmMetrics {
             .map(|device| DeviceMetrics {
                 id: device.id().to_owned(),
                 counters: device.counters(),
+                transport: device.transport_metrics(),
             })
             .collect();
+        metrics.serial = machine.serial_metrics();
+        metrics.keyboard = machine.keyboard_metrics().unwrap_or_default();
         (metrics.unclaimed_ports, metrics.unclaimed_addresses) = machine.unclaimed();
         metrics.memory = machine.spec().config().memory.bytes();
         metrics.memory_touched = residency.of(machine.memory());

@@ -19,6 +19,7 @@ mod tests;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -43,10 +44,16 @@ pub use crate::persistence::{
 };
 pub use crate::timeline::Timeline;
 pub use builder::OpenConsole;
+pub use devices::Latency;
+pub use devices::i8042::I8042Metrics;
+pub use devices::serial::SerialMetrics;
+pub use devices::virtio::TransportMetrics;
 pub use devices::virtio::block::BlockMetrics;
 pub use devices::virtio::net::NetMetrics;
 pub use error::{Error, OperationError};
-pub use metrics::{DeviceMetrics, DriveMetrics, InterfaceMetrics, StartPhase, VcpuMetrics, VmMetrics};
+pub use metrics::{
+    DeviceMetrics, DriveMetrics, InterfaceMetrics, OperationTimes, StartPhase, VcpuMetrics, VmMetrics,
+};
 
 /// Server of requests for the VM from outside the process, such as an API.
 pub trait Service {
@@ -115,6 +122,7 @@ pub struct Control {
     /// The load of a snapshot has failed.
     failed: bool,
     residency: ResidencyCounter,
+    times: OperationTimes,
     operation: Option<Operation<Completion>>,
     /// Signalled at the end of each operation. `None` before the first one.
     operation_ended: Option<Arc<EventFd>>,
@@ -135,6 +143,7 @@ impl Control {
             instance: Instance::NotStarted(Box::new(VmBuilder::new())),
             failed: false,
             residency: ResidencyCounter::default(),
+            times: OperationTimes::default(),
             operation: None,
             operation_ended: None,
         }
@@ -243,6 +252,7 @@ impl Control {
     /// [`LoadSnapshotError`]; [`LoadSnapshotError::Configured`] when the VM was configured or started before;
     /// [`LoadSnapshotError::Resume`] when the VM is loaded and stays paused.
     pub fn load_snapshot(&mut self, params: LoadSnapshotParams) -> Result<Progress, LoadSnapshotError> {
+        let start = Instant::now();
         let builder = match &mut self.instance {
             Instance::NotStarted(builder) if !builder.is_configured() => builder,
             _ => return Err(LoadSnapshotError::Configured),
@@ -258,11 +268,15 @@ impl Control {
         let (resume, is_served) = (params.resume, matches!(params.memory, MemorySource::Uffd(_)));
         let load = move || params.load(&host, console, &timeline).map(Box::new);
         if !is_served {
-            return self.finish_load(load(), resume).map(|()| Progress::Done);
+            return self.finish_load(load(), resume, start).map(|()| Progress::Done);
         }
         let begun = self.begin(move |_| {
             let loaded = load();
-            move |control: &mut Self| control.finish_load(loaded, resume).map_err(OperationError::Load)
+            move |control: &mut Self| {
+                control
+                    .finish_load(loaded, resume, start)
+                    .map_err(OperationError::Load)
+            }
         });
         self.failed |= begun.is_err();
         begun.map_err(LoadSnapshotError::Thread)
@@ -272,6 +286,7 @@ impl Control {
         &mut self,
         loaded: Result<Box<Vm>, LoadSnapshotError>,
         resume: bool,
+        start: Instant,
     ) -> Result<(), LoadSnapshotError> {
         self.failed |= loaded.is_err();
         let mut vm = loaded?;
@@ -282,6 +297,7 @@ impl Control {
             Ok(())
         };
         self.instance = Instance::Started(vm);
+        self.times.load_us = OperationTimes::elapsed_us(start);
         resumed.map_err(LoadSnapshotError::Resume)
     }
 
@@ -301,17 +317,24 @@ impl Control {
         params: CreateSnapshotParams,
         process: Vec<OpenFile>,
     ) -> Result<Progress, CreateSnapshotError> {
+        let (start, kind) = (Instant::now(), params.kind);
         let vm = self.vm_mut().filter(|vm| vm.is_paused());
         let vm = vm.ok_or(CreateSnapshotError::Running)?;
         // A VM that is resumed after this touches pages for other reasons than its load.
         vm.end_begun_recording();
         if let Some(created) = params.create_quickly(vm.core(), vm.config(), &process) {
-            return created.map(|_| Progress::Done);
+            created?;
+            *self.times.create_us(kind) = OperationTimes::elapsed_us(start);
+            return Ok(Progress::Done);
         }
         let (core, config) = (vm.core().clone(), vm.config().clone());
         let begun = self.begin(move |cancellation| {
             let created = params.create(&core, &config, &process, cancellation);
-            move |_: &mut Self| created.map(drop).map_err(OperationError::Create)
+            move |control: &mut Self| {
+                created.map_err(OperationError::Create)?;
+                *control.times.create_us(kind) = OperationTimes::elapsed_us(start);
+                Ok(())
+            }
         });
         begun.map_err(CreateSnapshotError::Thread)
     }
@@ -322,26 +345,32 @@ impl Control {
     /// # Errors
     /// [`Error::BeforeStart`] and [`Error::Thread`]. [`Error::Machine`] when a thread waits for a fault handler or a disk.
     pub fn pause(&mut self) -> Result<Progress, Error> {
+        let start = Instant::now();
         let vm = self.vm_mut().ok_or(Error::BeforeStart)?;
         if vm.is_paused() {
             return Ok(Progress::Done);
         }
         let core = vm.core().clone();
         if !core.machine().has_io_thread() && core.pause_quickly().is_ok() {
-            return self.finish_pause(Ok(())).map(|()| Progress::Done);
+            return self.finish_pause(Ok(()), start).map(|()| Progress::Done);
         }
         let begun = self.begin(move |_| {
             let paused = core.pause();
-            move |control: &mut Self| control.finish_pause(paused).map_err(OperationError::Control)
+            move |control: &mut Self| {
+                control
+                    .finish_pause(paused, start)
+                    .map_err(OperationError::Control)
+            }
         });
         begun.map_err(Error::Thread)
     }
 
-    fn finish_pause(&mut self, paused: Result<(), machine::Error>) -> Result<(), Error> {
+    fn finish_pause(&mut self, paused: Result<(), machine::Error>, start: Instant) -> Result<(), Error> {
         paused.map_err(Error::Machine)?;
         if let Some(vm) = self.vm_mut() {
             vm.set_paused();
         }
+        self.times.pause_us = OperationTimes::elapsed_us(start);
         Ok(())
     }
 
@@ -350,8 +379,11 @@ impl Control {
     /// # Errors
     /// [`Error::BeforeStart`]. [`Error::Machine`] when another VM uses a disk of a loaded snapshot; the guest stays paused then.
     pub fn resume(&mut self) -> Result<(), Error> {
+        let start = Instant::now();
         let vm = self.vm_mut().ok_or(Error::BeforeStart)?;
-        vm.resume().map_err(Error::Machine)
+        vm.resume().map_err(Error::Machine)?;
+        self.times.resume_us = OperationTimes::elapsed_us(start);
+        Ok(())
     }
 
     /// Presses Ctrl-Alt-Del on the guest's keyboard. The keys are lost if the keyboard is disabled or its buffer is full.
@@ -473,9 +505,18 @@ impl Control {
         operation.wait();
     }
 
+    /// Returns the durations of the last operations.
+    pub fn operation_times(&self) -> OperationTimes {
+        self.times
+    }
+
     /// Returns the metrics of the VM.
     pub fn metrics(&self) -> VmMetrics {
-        VmMetrics::collect(self.vm(), &self.timeline, &self.residency)
+        let metrics = VmMetrics::collect(self.vm(), &self.timeline, &self.residency);
+        VmMetrics {
+            operations: self.times,
+            ..metrics
+        }
     }
 
     /// Returns the VM once it has been started.

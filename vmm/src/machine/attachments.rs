@@ -24,7 +24,7 @@ use devices::virtio::mmio::Transport;
 use devices::virtio::net::{
     Backend, Net, NetMetrics, NetRecorder, NetSetup, Passt, Stream, Tap, passt, stream, tap,
 };
-use devices::virtio::{VirtioDevice, WatchedFd};
+use devices::virtio::{TransportMetrics, TransportRecorder, VirtioDevice, WatchedFd};
 use devices::{Interrupt, MonotonicClock, lock};
 use serde::Serialize;
 use snapshot::file::FileIdentity;
@@ -86,7 +86,7 @@ pub enum DeviceCounters {
     /// Counters of a drive.
     Drive(Box<BlockMetrics>),
     /// Counters of a network interface.
-    Interface(NetMetrics),
+    Interface(Box<NetMetrics>),
 }
 
 /// Recorder of the counters of a device, read without the lock of the device.
@@ -102,7 +102,7 @@ impl Recorder for BlockRecorder {
 
 impl Recorder for NetRecorder {
     fn counters(&self) -> DeviceCounters {
-        DeviceCounters::Interface(self.metrics())
+        DeviceCounters::Interface(Box::new(self.metrics()))
     }
 }
 
@@ -272,10 +272,13 @@ impl OpenDevice {
         line: Arc<dyn Interrupt>,
         target: &mut AttachTarget<'_>,
     ) -> Result<AttachedDevice, arch::Error> {
+        let transport = self.device.attach(&info, line, target)?;
+        let transport_recorder = lock(&transport).transport_recorder();
         Ok(AttachedDevice {
             kind: config.kind(),
             id: config.id().to_owned(),
-            transport: self.device.attach(&info, line, target)?,
+            transport_recorder,
+            transport,
             recorder: self.recorder,
             process: self.process,
             info,
@@ -333,9 +336,14 @@ pub(super) trait AttachedTransport: Component + Send {
     fn prepare_update(&mut self, update: &DeviceUpdate);
     fn begin_update(&mut self, update: &DeviceUpdate) -> Result<Option<DiskHandle>, UpdateError>;
     fn update(&mut self, update: &DeviceUpdate, disk: &mut Option<DiskUpdate>) -> Result<(), UpdateError>;
+    fn transport_recorder(&self) -> Arc<TransportRecorder>;
 }
 
 impl<D: Attachable> AttachedTransport for Transport<D> {
+    fn transport_recorder(&self) -> Arc<TransportRecorder> {
+        self.recorder()
+    }
+
     fn drain(&mut self) {
         self.device_mut().drain();
     }
@@ -380,6 +388,7 @@ pub(crate) struct AttachedDevice {
     info: MmioDeviceInfo,
     transport: SharedTransport,
     recorder: Arc<dyn Recorder>,
+    transport_recorder: Arc<TransportRecorder>,
     process: Option<Passt>,
 }
 
@@ -544,6 +553,11 @@ impl AttachedDevice {
     /// Returns the counters, without the lock of the device.
     pub fn counters(&self) -> DeviceCounters {
         self.recorder.counters()
+    }
+
+    /// Returns the metrics of the transport, without the lock of the device.
+    pub fn transport_metrics(&self) -> TransportMetrics {
+        self.transport_recorder.metrics()
     }
 }
 

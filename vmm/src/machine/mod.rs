@@ -17,7 +17,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use devices::serial::{Serial, SerialOutput, uart};
+use devices::i8042::I8042Metrics;
+use devices::serial::{Serial, SerialMetrics, SerialOutput, SerialRecorder, uart};
 use devices::virtio::net::passt;
 use devices::{Bus, Power, lock};
 use kvm_ioctls::{Kvm, VmFd};
@@ -34,7 +35,7 @@ use crate::memory::dirty::{self, DirtyTracker};
 use crate::memory::{self, bus_error, page_size, uffd::FaultHandler};
 use crate::timeline::{Lane, Timeline};
 use crate::vcpu::{
-    KINDS, PauseGate, StartContext, StopReason, ThreadSet, VcpuError, VcpuInit, VcpuShared, VcpuThread,
+    ExitCounters, PauseGate, StartContext, StopReason, ThreadSet, VcpuError, VcpuInit, VcpuShared, VcpuThread,
 };
 
 use attachments::AttachTarget;
@@ -108,6 +109,13 @@ pub enum Error {
 /// Time of the first output of the guest, read without the lock of the serial port: its holder may wait for a slow disk.
 type FirstOutput = Arc<OnceLock<Instant>>;
 
+/// Serial port of a machine.
+struct SerialPort {
+    port: Arc<Mutex<Serial>>,
+    recorder: Arc<SerialRecorder>,
+    first_output: FirstOutput,
+}
+
 /// Memory, buses and devices of a VM, and its vCPUs, which wait on their threads.
 pub struct Machine {
     spec: VmSpec,
@@ -123,8 +131,7 @@ pub struct Machine {
     /// Event sources of the platform; those of the devices follow.
     platform_sources: usize,
     devices: Vec<AttachedDevice>,
-    serial: Arc<Mutex<Serial>>,
-    first_output: FirstOutput,
+    serial: SerialPort,
     platform: Arc<Native>,
     ports: Arc<Bus>,
     memory_bus: Arc<Bus>,
@@ -199,10 +206,10 @@ impl Machine {
             .phase("create vCPUs", || create_vcpus(&vm, &vcpus))
             .map_err(Error::Kvm)?;
         let (power, mut buses) = (Arc::new(Power::new()), Buses::default());
-        let (serial, first_output) = create_serial(&platform, output)?;
+        let serial = create_serial(&platform, output)?;
         let context = AttachContext {
             power: power.clone(),
-            serial: serial.clone(),
+            serial: serial.port.clone(),
         };
         let mut event_sources = measure
             .phase("attach devices", || platform.attach(&context, &spec, &mut buses))
@@ -224,7 +231,6 @@ impl Machine {
             platform_sources,
             devices,
             serial,
-            first_output,
             platform: Arc::new(platform),
             ports: Arc::new(buses.ports.build()),
             memory_bus: Arc::new(buses.memory.build()),
@@ -401,7 +407,7 @@ impl Machine {
 
     /// Returns the serial port.
     pub fn serial(&self) -> &Arc<Mutex<Serial>> {
-        &self.serial
+        &self.serial.port
     }
 
     /// Returns the eventfd that is signalled when [`Machine::take_stop_reason`] returns a reason.
@@ -416,7 +422,7 @@ impl Machine {
 
     /// Adds the first output of the guest to the timeline, on the lane of the boot vCPU, which usually prints it.
     pub(crate) fn mark_first_output(&self) {
-        if let Some(time) = self.first_output.get() {
+        if let Some(time) = self.serial.first_output.get() {
             self.timeline.mark_at(Lane::Vcpu(0), "first output", *time);
         }
     }
@@ -528,9 +534,19 @@ impl Machine {
         &self.memory
     }
 
-    /// Returns the exits of each vCPU by kind.
-    pub(crate) fn exits(&self) -> impl Iterator<Item = [u64; KINDS.len()]> {
-        self.vcpus.iter().map(|vcpu| vcpu.exits().counts())
+    /// Returns the counters of the exits of each vCPU.
+    pub(crate) fn exits(&self) -> impl Iterator<Item = &ExitCounters> {
+        self.vcpus.iter().map(VcpuThread::exits)
+    }
+
+    /// Returns the metrics of the serial port, without its lock.
+    pub(crate) fn serial_metrics(&self) -> SerialMetrics {
+        self.serial.recorder.metrics()
+    }
+
+    /// Returns the metrics of the keyboard controller, or `None` without one.
+    pub(crate) fn keyboard_metrics(&self) -> Option<I8042Metrics> {
+        self.platform.keyboard_metrics()
     }
 
     /// Returns the virtio devices, in the order in which the guest counts them.
@@ -540,7 +556,7 @@ impl Machine {
 
     /// Discards the pending output of the guest that its disk does not accept soon, and counts it as lost.
     pub(crate) fn discard_output(&self) {
-        lock(&self.serial).output_mut().discard();
+        lock(&self.serial.port).output_mut().discard();
     }
 
     /// Returns the number of accesses that no device claims: ports and memory-mapped registers.
@@ -668,14 +684,14 @@ fn start_threads(
     Ok((vcpus, shared, stop_reasons))
 }
 
-/// Creates the serial port. Returns it with the time of its first output.
-fn create_serial(
-    platform: &Native,
-    output: SerialOutput,
-) -> Result<(Arc<Mutex<Serial>>, FirstOutput), Error> {
+fn create_serial(platform: &Native, output: SerialOutput) -> Result<SerialPort, Error> {
     let first_output = output.first_write();
     let serial = Serial::new(platform.serial_interrupt(), output).map_err(Error::Serial)?;
-    Ok((Arc::new(Mutex::new(serial)), first_output))
+    Ok(SerialPort {
+        recorder: serial.recorder(),
+        port: Arc::new(Mutex::new(serial)),
+        first_output,
+    })
 }
 
 /// Creates the vCPUs and passes each to its thread, which prepares it while the next one is created.

@@ -217,7 +217,7 @@ impl Machine {
     }
 
     fn save_devices(&self, archive: &mut ArchiveWriter) -> Result<(), StateError> {
-        lock(&self.serial).save_section(SERIAL, archive)?;
+        lock(&self.serial.port).save_section(SERIAL, archive)?;
         for (index, device) in self.devices.iter().enumerate() {
             device.save(&virtio_key(index), archive)?;
         }
@@ -268,7 +268,7 @@ impl Machine {
     }
 
     fn restore_devices(&self, archive: &mut ArchiveReader<'_>) -> Result<(), StateError> {
-        lock(&self.serial).restore_section(SERIAL, archive)?;
+        lock(&self.serial.port).restore_section(SERIAL, archive)?;
         for (index, device) in self.devices.iter().enumerate() {
             device.restore(&virtio_key(index), archive)?;
         }

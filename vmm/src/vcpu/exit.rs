@@ -1,8 +1,9 @@
 //! Exits from the guest: handling, counters, and the final exit.
 
 use std::io;
+use std::time::Instant;
 
-use devices::{Bus, Counter, Power, PowerEvent};
+use devices::{Bus, Counter, Latency, LatencyRecorder, Power, PowerEvent};
 use kvm_ioctls::VcpuExit;
 
 use crate::kvm::{self, run_page::PortWidth};
@@ -98,17 +99,66 @@ pub const KINDS: [&str; 7] = [
     "other",
 ];
 
+/// Number of timed kinds: those with an access to a device, the first of [`KINDS`].
+pub const TIMED_KINDS: usize = 4;
+
+/// Sampling interval: the handling of one of this many exits of a kind is timed. Two clock reads cost as much as the handling of a
+/// short access.
+const SAMPLE: u64 = 64;
+
 /// Counters of the exits of one vCPU. Only its own thread writes them.
 #[derive(Debug, Default)]
-pub struct ExitCounters([Counter; KINDS.len()]);
+pub struct ExitCounters {
+    counts: [Counter; KINDS.len()],
+    durations: [LatencyRecorder; TIMED_KINDS],
+    failures: Counter,
+    clock_failures: Counter,
+}
+
+/// Timed exit.
+pub(super) struct ExitTimer {
+    kind: usize,
+    start: Instant,
+}
 
 impl ExitCounters {
     /// Returns the counts, in the order of [`KINDS`].
     pub fn counts(&self) -> [u64; KINDS.len()] {
-        std::array::from_fn(|kind| self.0[kind].get())
+        std::array::from_fn(|kind| self.counts[kind].get())
     }
 
-    pub(super) fn count(&self, exit: &Result<VcpuExit<'_>, kvm_ioctls::Error>) {
+    /// Returns the durations of the handling of the first [`TIMED_KINDS`] of [`KINDS`], a sample.
+    pub fn durations(&self) -> [Latency; TIMED_KINDS] {
+        self.durations.each_ref().map(LatencyRecorder::latency)
+    }
+
+    /// Returns the number of final exits by a fault.
+    pub fn failures(&self) -> u64 {
+        self.failures.get()
+    }
+
+    /// Returns the number of failed notifications of a pause to the clock of the guest.
+    pub fn clock_failures(&self) -> u64 {
+        self.clock_failures.get()
+    }
+
+    pub(super) fn count_clock_failure(&self) {
+        self.clock_failures.add(1);
+    }
+
+    /// Counts `reason` if it is a fault.
+    pub(super) fn count_stop(&self, reason: &StopReason) {
+        let failed = !matches!(reason, StopReason::Power(_));
+        self.failures.add(u64::from(failed));
+    }
+
+    /// Records the end of the handling of a timed exit.
+    pub(super) fn stop_timer(&self, timer: &ExitTimer) {
+        self.durations[timer.kind].record(timer.start.elapsed());
+    }
+
+    /// Counts `exit`. Returns a timer if its handling is timed.
+    pub(super) fn count(&self, exit: &Result<VcpuExit<'_>, kvm_ioctls::Error>) -> Option<ExitTimer> {
         let kind = match exit {
             Ok(VcpuExit::IoIn(..)) => Kind::IoIn,
             Ok(VcpuExit::IoOut(..)) => Kind::IoOut,
@@ -118,7 +168,14 @@ impl ExitCounters {
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) | Err(_) => Kind::Interrupt,
             Ok(_) => Kind::Other,
         };
-        self.0[kind as usize].add(1);
+        let kind = kind as usize;
+        let before = self.counts[kind].get();
+        self.counts[kind].add(1);
+        let is_timed = kind < TIMED_KINDS && before.is_multiple_of(SAMPLE);
+        is_timed.then(|| ExitTimer {
+            kind,
+            start: Instant::now(),
+        })
     }
 }
 
@@ -232,7 +289,7 @@ mod tests {
     use devices::{Bus, BusBuilder, BusDevice, Power, PowerEvent};
     use kvm_ioctls::VcpuExit;
 
-    use super::{ExitAction, ExitCounters, KINDS, PortWidth, Targets, handle};
+    use super::{ExitAction, ExitCounters, KINDS, PortWidth, StopReason, Targets, handle};
 
     #[derive(Default)]
     struct Log(Vec<Vec<u8>>);
@@ -293,12 +350,37 @@ mod tests {
     }
 
     #[test]
+    fn one_in_64_accesses_is_timed() {
+        let exits = ExitCounters::default();
+        for _ in 0..65 {
+            let timer = exits.count(&Ok(VcpuExit::MmioWrite(1, &[0])));
+            timer.iter().for_each(|timer| exits.stop_timer(timer));
+            assert!(exits.count(&Ok(VcpuExit::Hlt)).is_none());
+        }
+        let timed = exits.durations().map(|duration| duration.timed);
+        assert_eq!(timed, [0, 0, 0, 2]);
+    }
+
+    #[test]
+    fn faults_are_failures() {
+        let exits = ExitCounters::default();
+        exits.count_stop(&StopReason::Power(PowerEvent::Reset));
+        assert_eq!(exits.failures(), 0);
+        exits.count_stop(&StopReason::TripleFault { ip: 0 });
+        assert_eq!(exits.failures(), 1);
+    }
+
+    #[test]
     fn exits_are_counted_by_kind() {
         let exits = ExitCounters::default();
-        exits.count(&Ok(VcpuExit::IoOut(1, &[0])));
-        exits.count(&Ok(VcpuExit::Hlt));
-        exits.count(&Ok(VcpuExit::Hlt));
-        exits.count(&Ok(VcpuExit::Shutdown));
+        for exit in [
+            VcpuExit::IoOut(1, &[0]),
+            VcpuExit::Hlt,
+            VcpuExit::Hlt,
+            VcpuExit::Shutdown,
+        ] {
+            exits.count(&Ok(exit));
+        }
         exits.count(&Err(kvm_ioctls::Error::new(libc::EINTR)));
         let named: Vec<_> = KINDS
             .into_iter()

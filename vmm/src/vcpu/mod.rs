@@ -20,7 +20,7 @@ mod pre_entry;
 mod runner;
 mod thread;
 
-pub use exit::{ExitCounters, KINDS, Location, StopReason, VcpuError};
+pub use exit::{ExitCounters, KINDS, Location, StopReason, TIMED_KINDS, VcpuError};
 pub use gate::{PauseGate, ThreadSet};
 pub use park::{NativeVcpuState, StateReply};
 pub use runner::{StartContext, VcpuInit, VcpuShared};

@@ -163,6 +163,7 @@ impl VcpuRunner {
             Err(source) => Some(StopReason::Fault(VcpuError::Prepare { id: self.id, source })),
         };
         if let Some(reason) = reason {
+            self.exits.count_stop(&reason);
             self.shared.report(reason);
         }
     }
@@ -241,7 +242,7 @@ impl VcpuRunner {
         let at = |vcpu: &VcpuFd| self.location(vcpu, start);
         let width = RunPage::of(vcpu).port_width();
         let exit = vcpu.run();
-        self.exits.count(&exit);
+        let timer = self.exits.count(&exit);
         if std::mem::take(is_first) {
             self.shared.timeline.mark(Lane::Vcpu(self.id), "first exit");
         }
@@ -254,6 +255,9 @@ impl VcpuRunner {
             Ok(exit) => handle(exit, &width, &targets),
             Err(error) => return self.handle_run_error(vcpu, error.errno(), start),
         };
+        if let Some(timer) = timer {
+            self.exits.stop_timer(&timer);
+        }
         Err(match action {
             ExitAction::Handled => return Ok(()),
             ExitAction::EndOfInterrupt(vector) => {
@@ -324,7 +328,9 @@ impl VcpuRunner {
     /// Waits at the gate. KVM completes the instruction of the last exit first, so that the state is consistent.
     fn park(&self, vcpu: &mut VcpuFd, start: &StartContext, is_first: &mut bool) -> Result<(), StopReason> {
         self.complete_exit(vcpu, start, is_first)?;
-        NativeCpu::notify_pause(vcpu);
+        if !NativeCpu::notify_pause(vcpu) {
+            self.exits.count_clock_failure();
+        }
         let mut reason = None;
         self.shared.gate.wait(ThreadSet::vcpu(self.id), || {
             if reason.is_none() {

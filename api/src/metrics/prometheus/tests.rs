@@ -219,6 +219,32 @@ fn expected_value(path: &str, number: f64) -> Option<f64> {
     (!label && !empty).then_some(number)
 }
 
+/// Returns true for a metric that only the metrics file has, under a name of Firecracker.
+fn is_only_in_file(path: &str) -> bool {
+    let groups = ["/serial/", "/keyboard/", "/operations/"];
+    let fields = [
+        "/transport/",
+        "/durations/",
+        "/failures",
+        "/clock_failures",
+        "/rejected",
+        "/notifications",
+        "/limiter_events",
+        "/empty_batches",
+        "/engine_full",
+        "/left_requests",
+        "/left_buffers",
+        "/updates",
+        "/update_failures",
+        "/read_duration/",
+        "/write_duration/",
+        "/duration/",
+        "/backend_events",
+        "/faults",
+    ];
+    groups.iter().any(|group| path.starts_with(group)) || fields.iter().any(|field| path.contains(field))
+}
+
 #[test]
 fn all_metrics_are_exposed() {
     let metrics = full();
@@ -228,7 +254,8 @@ fn all_metrics_are_exposed() {
         .flat_map(|family| &family.samples)
         .map(|sample| sample.value)
         .collect();
-    let leaves = leaves(&serde_json::to_value(&metrics).unwrap());
+    let mut leaves = leaves(&serde_json::to_value(&metrics).unwrap());
+    leaves.retain(|(path, _)| !is_only_in_file(path));
     assert!(leaves.len() > 100, "{}", leaves.len());
     for (path, number) in leaves {
         if let Some(number) = expected_value(&path, number) {
@@ -268,7 +295,7 @@ fn samples_have_labels() {
         exact(net.metrics.transmit.drops)
     );
     let exits = of("mayfly_vcpu_exits_total", &[("vcpu", "1"), ("kind", "halt")]);
-    assert_eq!(exits, exact(metrics.vcpus[1].exits[1].1));
+    assert_eq!(exits, exact(metrics.vcpus[1].exits[4].1));
     assert_eq!(of("mayfly_api_requests_total", &[("result", "refused")]), 4002.0);
 }
 

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
 
 use devices::bus::{BusDevice, SharedDevice};
+use devices::i8042::{I8042Metrics, I8042Recorder};
 use devices::serial::uart;
 use devices::{
     Cmos, ExitPort, I8042, Interrupt, MonotonicClock, Pit, PowerOffPort, SleepPort, WallClock, bus, cmos,
@@ -46,6 +47,7 @@ pub struct X86_64 {
     irqchip: Irqchip,
     /// Set by [`Platform::attach`].
     keyboard: Option<Arc<Mutex<I8042>>>,
+    keyboard_recorder: Option<Arc<I8042Recorder>>,
     /// Devices with state to save, each with the key of its section.
     components: Vec<(&'static str, SharedComponent)>,
 }
@@ -89,6 +91,7 @@ impl Platform for X86_64 {
             layout: Layout::of(spec.config().layout),
             irqchip,
             keyboard: None,
+            keyboard_recorder: None,
             components: Vec::new(),
         })
     }
@@ -171,6 +174,11 @@ impl Platform for X86_64 {
         self.irqchip.end_of_interrupt(vector);
     }
 
+    fn keyboard_metrics(&self) -> Option<I8042Metrics> {
+        let recorder = self.keyboard_recorder.as_ref()?;
+        Some(recorder.metrics())
+    }
+
     fn press_ctrl_alt_del(&self) -> bool {
         let keyboard = self.keyboard.as_ref();
         keyboard
@@ -248,6 +256,7 @@ impl X86_64 {
         }
         let keyboard = I8042::new(power.clone(), self.irqchip.line(layout::KEYBOARD_IRQ));
         let keyboard = self.attach_component(ports, "i8042", port_range(i8042::DATA_PORT, 1), keyboard)?;
+        self.keyboard_recorder = Some(devices::lock(&keyboard).recorder());
         self.keyboard = Some(keyboard.clone());
         let command = offset_device(keyboard, i8042::COMMAND_OFFSET);
         ports.claim("keyboard command", i8042::COMMAND_PORT, 1, command)?;
@@ -347,9 +356,9 @@ impl Cpu for X86_64 {
         state.restore(vcpu, kvm, profile, check)
     }
 
-    fn notify_pause(vcpu: &VcpuFd) {
+    fn notify_pause(vcpu: &VcpuFd) -> bool {
         // KVM API, KVM_KVMCLOCK_CTRL: fails for a guest without kvmclock, whose watchdog does not use it.
-        let _ = vcpu.kvmclock_ctrl();
+        vcpu.kvmclock_ctrl().is_ok()
     }
 
     fn instruction(vcpu: &VcpuFd, memory: &GuestMemory) -> (u64, Vec<u8>) {

@@ -5,7 +5,7 @@ use scratch::{Directory, Reader};
 use serde_json::Value;
 use vmm::control::VmMetrics;
 
-use crate::metrics::Counters;
+use crate::metrics::ProcessMetrics;
 use crate::metrics::file::{ATOMIC, MetricsFile};
 use crate::metrics::testing::full;
 
@@ -21,14 +21,16 @@ fn lines(bytes: &[u8]) -> Vec<Value> {
         .collect()
 }
 
-fn accepted(accepted: u64) -> Counters {
-    Counters { accepted, refused: 0 }
+fn accepted(accepted: u64) -> ProcessMetrics {
+    let mut process = ProcessMetrics::default();
+    process.counters.accepted = accepted;
+    process
 }
 
 fn missed(line: &Value) -> (u64, u64) {
     let number = |value: &Value| value.as_u64().unwrap();
     (
-        number(&line["api_server"]["accepted"]),
+        number(&line["mayfly"]["api_server"]["accepted"]),
         number(&line["logger"]["missed_metrics_count"]),
     )
 }
@@ -55,21 +57,40 @@ fn unread_lines_are_dropped_and_counted() {
     let path = directory.fifo("metrics");
     let mut file = MetricsFile::open(&path).unwrap();
     let mut reader = Reader::open(&path);
-    let size = reader.shrink() as u64;
-    let written = size;
-    // A line is longer than one byte, so not all of these fit.
+    // A line is longer than 1 KiB, so not all of these fit.
+    let written = reader.size() as u64 / 1024;
     (0..written).for_each(|number| write(&mut file, &VmMetrics::default(), number));
-    let before = lines(&reader.read());
-    assert!(!before.is_empty());
-    let kept = before.len() as u64;
-    let expected: Vec<_> = (0..kept).map(|number| (number, 0)).collect();
-    assert_eq!(before.iter().map(missed).collect::<Vec<_>>(), expected);
+    let mut bytes = reader.read();
+    // Completes the last line that has begun.
     write(&mut file, &VmMetrics::default(), 7);
-    let after = lines(&reader.read());
-    assert_eq!(
-        after.iter().map(missed).collect::<Vec<_>>(),
-        [(7, written - kept)]
-    );
+    bytes.extend(reader.read());
+    let mut lines: Vec<_> = lines(&bytes).iter().map(missed).collect();
+    let kept = lines.len() as u64 - 1;
+    assert!(kept > 0);
+    assert_eq!(lines.pop(), Some((7, written - kept)));
+    let expected: Vec<_> = (0..kept).map(|number| (number, 0)).collect();
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn dropped_line_loses_no_events() {
+    let directory = Directory::new();
+    let path = directory.fifo("metrics");
+    let mut file = MetricsFile::open(&path).unwrap();
+    let mut reader = Reader::open(&path);
+    let mut metrics = VmMetrics::default();
+    // Nothing of a line fits.
+    file.output.write(&vec![b'x'; reader.size()]).unwrap();
+    metrics.serial.writes = 3;
+    write(&mut file, &metrics, 1);
+    reader.read();
+    metrics.serial.writes = 5;
+    write(&mut file, &metrics, 2);
+    metrics.serial.writes = 6;
+    write(&mut file, &metrics, 3);
+    let lines = lines(&reader.read());
+    let writes: Vec<_> = lines.iter().map(|line| &line["uart"]["write_count"]).collect();
+    assert_eq!(writes, [5, 1]);
 }
 
 #[test]
@@ -78,7 +99,7 @@ fn long_line_precedes_next() {
     let path = directory.fifo("metrics");
     let mut file = MetricsFile::open(&path).unwrap();
     let mut reader = Reader::open(&path);
-    let size = reader.shrink();
+    let size = reader.size();
     let mut metrics = full();
     metrics.devices[0].id = "x".repeat(2 * size.max(ATOMIC));
     write(&mut file, &metrics, 1);
@@ -102,7 +123,8 @@ fn long_line_precedes_next() {
     write(&mut file, &VmMetrics::default(), 100);
     bytes.extend(reader.read());
     let lines = lines(&bytes);
-    let (last, dropped) = missed(lines.last().unwrap());
+    let (last, _) = missed(lines.last().unwrap());
+    let dropped: u64 = lines.iter().map(|line| missed(line).1).sum();
     assert_eq!((missed(&lines[0]), last), ((1, 0), 100));
     assert!(dropped >= 1);
     // Line 2, and those after it until the long line is complete.
@@ -111,23 +133,24 @@ fn long_line_precedes_next() {
 }
 
 #[test]
-fn short_line_waits_for_long_line() {
+fn line_waits_for_rest_of_long_line() {
     let directory = Directory::new();
     let path = directory.fifo("metrics");
     let mut file = MetricsFile::open(&path).unwrap();
     let mut reader = Reader::open(&path);
-    let size = reader.shrink();
-    // There is room for a short line, but not for the rest of the long line.
-    file.output.write(&vec![b'x'; size - 1000]).unwrap();
-    file.rest = vec![b'y'; 1999];
+    let size = reader.size();
+    // There is room for a line, but not for the rest of the long line.
+    file.output.write(&vec![b'x'; size - 3 * ATOMIC]).unwrap();
+    file.rest = vec![b'y'; 4 * ATOMIC - 1];
     file.rest.push(b'\n');
     write(&mut file, &VmMetrics::default(), 1);
-    assert_eq!(reader.read(), vec![b'x'; size - 1000]);
+    let mut bytes = reader.read();
+    assert_eq!(bytes.split_off(size - 3 * ATOMIC), vec![b'y'; 3 * ATOMIC]);
     write(&mut file, &VmMetrics::default(), 2);
     let got = reader.read();
-    let line = got.strip_prefix([b'y'; 1999].as_slice()).unwrap();
+    let line = got.strip_prefix(vec![b'y'; ATOMIC - 1].as_slice()).unwrap();
     assert_eq!(missed(&lines(line.strip_prefix(b"\n").unwrap())[0]), (2, 1));
-    assert!(line.len() < 1000, "a line would not have fit");
+    assert!(line.len() < 3 * ATOMIC, "a line would not have fit");
 }
 
 #[test]
@@ -171,7 +194,7 @@ fn full_disk_error_names_path() {
     let mut file = MetricsFile::open(Path::new("/dev/full")).unwrap();
     let error = file.write(&VmMetrics::default(), &accepted(1)).unwrap_err();
     assert!(error.starts_with("cannot write to \"/dev/full\": "), "{error}");
-    assert_eq!(file.dropped, 1);
+    assert_eq!((file.metrics.dropped, file.metrics.failures), (0, 1));
 }
 
 #[test]
