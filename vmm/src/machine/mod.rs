@@ -262,6 +262,7 @@ impl Machine {
             Native::COMMAND_LINE_CAPACITY,
         )
         .map_err(Error::CommandLine)?;
+        self.log_boot(loaded.protocol, &cmdline);
         let infos: Vec<MmioDeviceInfo> = self.devices.iter().map(|device| *device.info()).collect();
         let entry = measure
             .phase("write boot information", || {
@@ -278,6 +279,19 @@ impl Machine {
         }
         timeline.mark(Lane::Main, "vCPUs told to run");
         Ok(self)
+    }
+
+    /// Logs what the guest gets, for the search of a fault of a silent guest.
+    fn log_boot(&self, protocol: Protocol, cmdline: impl std::fmt::Debug) {
+        log::debug!("boot protocol {protocol}, command line {cmdline:?}");
+        for device in &self.devices {
+            let MmioDeviceInfo { base, size, gsi } = device.info();
+            log::debug!(
+                "virtio device {:?} ({}): address {base:#x}, {size:#x} bytes, IRQ {gsi}",
+                device.id(),
+                device.kind()
+            );
+        }
     }
 
     /// Returns the command line arguments for root drive and devices.

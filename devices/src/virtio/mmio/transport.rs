@@ -91,7 +91,12 @@ struct Logged {
     features: bool,
     version: bool,
     queues: bool,
+    /// Number of logged changes of the status.
+    statuses: u8,
 }
+
+/// Maximum number of logged changes of the status.
+const MAX_LOGGED_STATUSES: u8 = 64;
 
 impl<D: VirtioDevice + ?Sized> Transport<D> {
     /// Wraps a `device` in its reset state. Its queues are in `memory`; its interrupts go to `line`.
@@ -264,6 +269,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
     }
 
     fn write_status(&mut self, value: u32) {
+        self.log_status(value);
         if value == 0 {
             return self.reset();
         }
@@ -300,6 +306,21 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
             log::warn!(
                 "virtio device {id}: driver does not accept VERSION_1; the device uses the layout of virtio 1"
             );
+        }
+    }
+
+    /// Logs the status that the driver writes, and its features when it has chosen them.
+    fn log_status(&mut self, value: u32) {
+        if !log::log_enabled!(log::Level::Debug) || self.logged.statuses == MAX_LOGGED_STATUSES {
+            return;
+        }
+        self.logged.statuses += 1;
+        let id = self.device.device_id();
+        let (old, names) = (self.registers.status, status_names(value));
+        log::debug!("virtio device {id}: driver sets status {value:#x} ({names}), was {old:#x}");
+        if value & !old & r::FEATURES_OK != 0 {
+            let (offered, accepted) = (self.offered_features(), self.registers.driver_features);
+            log::debug!("virtio device {id}: features {offered:#x} are offered, {accepted:#x} accepted");
         }
     }
 
@@ -379,6 +400,23 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
                 "virtio device {id}: cannot make queue {queue} ready: invalid registers {rejected:x?}"
             );
         }
+    }
+}
+
+/// Returns the names of the bits of a device status, virtio 1.2 §2.1.
+fn status_names(status: u32) -> String {
+    let names = [
+        (r::ACKNOWLEDGE, "ACKNOWLEDGE"),
+        (r::DRIVER, "DRIVER"),
+        (r::FEATURES_OK, "FEATURES_OK"),
+        (r::DRIVER_OK, "DRIVER_OK"),
+        (r::FAILED, "FAILED"),
+    ];
+    let set = names.into_iter().filter(|(bit, _)| status & bit != 0);
+    let set: Vec<_> = set.map(|(_, name)| name).collect();
+    match set.is_empty() {
+        true => "reset".to_owned(),
+        false => set.join(" "),
     }
 }
 
