@@ -8,7 +8,7 @@ GUESTS := $(CURDIR)/dist/guests/$(ARCH)
 # Compiler with the aarch64 standard library, from setup. It needs a target directory of its own.
 ARM_RUSTC := $(CURDIR)/.cache/hosts/rust/rustc
 
-.PHONY: help guests build demo tools setup format lint docs aarch64 unit test fuzz bench attack control floor queue restore clones order clean
+.PHONY: help guests build demo tools setup format lint docs aarch64 unit test fuzz bench attack control floor queue restore tracking clones order clean
 # Goals run in their order, even with -j: cargo uses all processors already.
 .NOTPARALLEL:
 
@@ -98,6 +98,9 @@ queue: ## compare the virtio devices with bare system calls; needs a network nam
 
 restore: build ## compare snapshots with their floor
 	@cargo bench --bench restore
+
+tracking: build ## measure the cost of dirty page tracking while the guest runs; needs root
+	@cargo bench --bench tracking
 
 N ?= 1000
 clones: build ## load N=1000 VMs from one snapshot, all alive at once
