@@ -38,7 +38,7 @@ def main(mayfly, kernel, directory):
     os.chmod(f"{directory}/sudo", 0o755)
     os.environ["PATH"] = f"{directory}:{os.environ['PATH']}"
 
-    from pyrecracker.vm import VM
+    from pyrecracker.vm import VMManager
 
     disk = f"{directory}/disk"
     with open(disk, "wb") as file:
@@ -46,7 +46,7 @@ def main(mayfly, kernel, directory):
 
     def start(name):
         socket = f"{directory}/{name}.sock"
-        vm = VM(socket, kernel, f"{directory}/{name}.log")
+        vm = VMManager(socket, kernel, f"{directory}/{name}.log")
         wait_for("socket", lambda: os.path.exists(socket))
         return vm, lambda: os.path.getsize(f"{directory}/{name}.log")
 
