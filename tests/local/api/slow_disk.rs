@@ -9,10 +9,7 @@ use scratch::{Requirement, require};
 
 use super::fuse::SlowDisk;
 use super::http::{Client, NO_CONTENT, go_request};
-use super::served::{
-    ApiProcess, Directory, PAUSED, RESUMED, create_snapshot, load_snapshot, pause_and_create,
-};
-use super::uffd::await_stuck_io;
+use super::served::{ApiProcess, Directory, PAUSED, RESUMED, create_snapshot};
 use crate::guest::TIMEOUT;
 
 /// Limit of a snapshot, which waits for the disk of its files too.
@@ -124,10 +121,7 @@ fn slow_requests_complete() {
 }
 
 /// Limit of each answer while the disk answers nothing, with a margin for a busy host: without the limit, it would never come.
-const STUCK_LIMIT: Duration = Duration::from_secs(5);
-
-/// Limit of a pause that fails after 5 s.
-const PAUSE_LIMIT: Duration = Duration::from_secs(15);
+const STUCK_LIMIT: Duration = Duration::from_secs(60);
 
 /// Arguments for each request of the slow guest; the first is a discard.
 const REQUESTS: [&str; 4] = ["", "read=1", "write=1", "flush=1"];
@@ -313,36 +307,5 @@ fn diff_in_stuck_directory_delays_only_its_request() {
     let body = format!(r#"{{"snapshot_type":"Diff","snapshot_path":"{state}","mem_file_path":"{memory}"}}"#);
     let _client = begin(&process, &disk, "PUT", "/snapshot/create", &body);
     timed("GET /", STUCK_LIMIT, || assert_eq!(process.state(), "Paused"));
-    timed("SIGTERM", STUCK_LIMIT, || process.terminate());
-}
-
-/// The guest has a drive, whose rings are in the memory file.
-#[test]
-fn stuck_disk_of_memory_file_delays_no_answer() {
-    if !require(Requirement::Fuse) {
-        return;
-    }
-    let directory = Directory::new();
-    let path = directory.text("disk");
-    File::create(&path).unwrap().set_len(64 * 8 * 512).unwrap();
-    let mut process = start_on_kernel(&path, "Sync", "blocks.elf", "");
-    process.expect("round 1\n");
-    pause_and_create(&process, &directory, "Full", "state", "memory");
-    process.kill();
-    let disk = SlowDisk::mount_with(fs::read(directory.path("memory")).unwrap());
-    let process = load_snapshot(&directory, "state", &disk.path(), r#","resume_vm":true"#);
-    await_stuck_io(&process);
-    timed("GET /", STUCK_LIMIT, || assert_eq!(process.state(), "Running"));
-    timed("GET /metrics", STUCK_LIMIT, || {
-        assert!(process.request("GET", "/metrics", "").text.contains("200"));
-    });
-    timed("pause", PAUSE_LIMIT, || {
-        let message = process.request("PATCH", "/vm", PAUSED).fault_message();
-        assert!(
-            message.contains("a thread does not stop (") && message.contains("mayfly_io"),
-            "{message}"
-        );
-    });
-    timed("GET /", STUCK_LIMIT, || assert_eq!(process.state(), "Running"));
     timed("SIGTERM", STUCK_LIMIT, || process.terminate());
 }

@@ -1,6 +1,6 @@
-//! I/O thread of a machine whose memory comes from a fault handler, or from a memory file on a server, such as NFS or FUSE.
+//! I/O thread of a machine whose memory comes from a fault handler.
 //!
-//! An access to an absent page waits for the handler or server, possibly for ever. Device work on the event loop would then block the API and
+//! An access to an absent page waits for the handler, possibly for ever. Device work on the event loop would then block the API and
 //! signals, so this thread executes it: the events of the devices, their available buffers after a restore, and [jobs](IoThread::run)
 //! of the main thread, which waits for them at most [`PAGE_TIMEOUT`]. A job that is late goes on in the background without effect.
 //!

@@ -141,8 +141,6 @@ pub struct Machine {
     /// `None` without dirty page tracking.
     dirty_tracker: Option<DirtyTracker>,
     fault_handler: Option<Arc<FaultHandler>>,
-    /// The memory file is on a server, which may not answer.
-    has_remote_memory: bool,
     /// The state has been restored, and the devices have not processed their available buffers since.
     needs_notify: AtomicBool,
     /// The state has been restored, and the host sides of the devices are not locked since.
@@ -239,7 +237,6 @@ impl Machine {
             memory,
             dirty_tracker,
             fault_handler: None,
-            has_remote_memory: false,
             needs_notify: AtomicBool::new(false),
             needs_locks: AtomicBool::new(false),
             timeline,
@@ -342,11 +339,6 @@ impl Machine {
     /// Sets the fault handler of the memory, before the [restore](Self::restore).
     pub(crate) fn set_fault_handler(&mut self, handler: Arc<FaultHandler>) {
         self.fault_handler = Some(handler);
-    }
-
-    /// Records that the memory file is on a server, before the [restore](Self::restore).
-    pub(crate) fn set_remote_memory(&mut self) {
-        self.has_remote_memory = true;
     }
 
     /// Returns true if there is an I/O thread, for which changes of a device wait.

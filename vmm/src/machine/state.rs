@@ -258,7 +258,7 @@ impl Machine {
             .map_err(Error::Devices)?;
         archive.finish().map_err(Error::Sections)?;
         self.needs_locks.store(true, Ordering::Relaxed);
-        if self.fault_handler.is_some() || self.has_remote_memory {
+        if self.fault_handler.is_some() {
             self.start_io_thread().map_err(Error::IoThread)?;
         } else {
             self.needs_notify.store(true, Ordering::Relaxed);

@@ -251,9 +251,7 @@ impl LoadSnapshotParams {
 
 /// Prepares `machine` for waits for its memory.
 fn set_memory_source(machine: &mut Machine, backing: &MemoryBacking) {
-    match backing {
-        MemoryBacking::Uffd(handler) => machine.set_fault_handler(handler.clone()),
-        MemoryBacking::File(file) if file.is_remote() => machine.set_remote_memory(),
-        MemoryBacking::File(_) => {}
+    if let MemoryBacking::Uffd(handler) = backing {
+        machine.set_fault_handler(handler.clone());
     }
 }
