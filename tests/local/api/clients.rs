@@ -1,4 +1,4 @@
-//! Unmodified third-party clients: curl, firecracker-python, pyrecracker and schemathesis. The scripts in tests/clients run them.
+//! Unmodified third-party clients: curl, firecracker-python and schemathesis. The scripts in tests/clients run them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,9 +6,8 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use super::http::NO_CONTENT;
-use super::served::{ApiProcess, Directory, create_tap};
+use super::served::{ApiProcess, Directory};
 use crate::guests::{file, program};
-use crate::network::in_own_network;
 
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 /// Limit of the download of the clients, which `make setup` does before.
@@ -114,23 +113,6 @@ fn firecracker_python_controls_guest() {
         printed.contains("booted, paused, resumed and stopped"),
         "{printed}"
     );
-}
-
-#[test]
-fn pyrecracker_saves_and_restores_guest() {
-    in_own_network(|| {
-        create_tap("tap0");
-        let directory = Directory::new();
-        let home = directory.text("");
-        let mayfly = program();
-        let arguments = [
-            mayfly.to_str().unwrap(),
-            &file("ticker.elf"),
-            home.trim_end_matches('/'),
-        ];
-        let printed = run_python("pyrecracker_vm.py", &directory, &arguments);
-        assert!(printed.contains("booted, saved and restored"), "{printed}");
-    });
 }
 
 /// Starts mayfly in its own directory, where relative paths of requests create files.
