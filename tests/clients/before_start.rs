@@ -441,24 +441,16 @@ fn http_requests() -> Vec<Request> {
         let text = format!("{line}\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
         form(&name(&line, headers), &text)
     });
-    let x = |count| "x".repeat(count);
-    let long = [
-        (
-            "a body above the limit",
-            format!("PUT /mmds HTTP/1.1\r\nContent-Length: 51201\r\n\r\n{}", x(51201)),
-        ),
-        (
-            "a long header",
-            format!("GET / HTTP/1.1\r\nX-Key: {}\r\n\r\n", x(2000)),
-        ),
-        ("a long path", format!("GET /{} HTTP/1.1\r\n\r\n", x(2000))),
-    ];
-    // One part: Firecracker sends further responses to the rest of these.
-    let long = long.into_iter().map(|(name, text)| Request {
-        name: name.to_owned(),
+    // One part: Firecracker sends further responses to the rest. Of a long path or header its seccomp filter may end it.
+    let text = format!(
+        "PUT /mmds HTTP/1.1\r\nContent-Length: 51201\r\n\r\n{}",
+        "x".repeat(51201)
+    );
+    let long = Request {
+        name: "a body above the limit".to_owned(),
         parts: vec![text.into_bytes()],
-    });
-    forms.chain(with_body).chain(long).collect()
+    };
+    forms.chain(with_body).chain([long]).collect()
 }
 
 fn sequences() -> Vec<Case> {
