@@ -1,10 +1,9 @@
 //! The bounded buffer between the serial port and its reader, and nonblocking writes to any kind of file.
 //!
 //! While the reader keeps up, a byte reaches it with one system call. A write to a file on a disk may wait for the disk: unless the
-//! kernel can write without a wait, a [thread](disk_thread) writes. Bytes that the file does not accept are buffered,
-//! and the event loop writes them when the file is writable again, or every second while the disk is full, the file is at its size
-//! limit, or the disk fails: the user can repair each while the guest runs. A full buffer
-//! drops its oldest byte: the last output of a guest explains its exit.
+//! kernel can write without a wait, a thread writes. Bytes that the file does not accept are buffered, and the event loop writes them
+//! when the file is writable again, or every second while the disk is full, the file is at its size limit, or the disk fails: the user
+//! can repair each while the guest runs. A full buffer drops its oldest byte: the last output of a guest explains its exit.
 //!
 //! `O_NONBLOCK` is a flag of the open file description, which standard output shares with the shell and other
 //! processes; their writes would fail. Each kind of file therefore has its own way to write without blocking. The
@@ -451,7 +450,7 @@ impl NonblockingWriter {
     }
 
     /// Writes the first of `bytes` and returns their number, at least one unless `bytes` is empty. A thread may write them later, see
-    /// [`pending`](Self::pending); then its errors are those of the next call, which repeats the write.
+    /// `pending`; then its errors are those of the next call, which repeats the write.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if the file has no room; [`wait`](Self::wait) waits for it.
