@@ -344,7 +344,10 @@ fn invalid_request_ends_the_connection() {
         if response.text.contains("Connection: close\r\n") {
             assert_eq!(client.read_to_end(), "", "{bytes:?}");
         } else {
-            // Valid HTTP: only the route is unknown.
+            // Valid HTTP: only the route is unknown, or the body too long, which precedes the next request.
+            if fault.starts_with("Request payload") {
+                client.send([b'x'; 51201]);
+            }
             assert_eq!(client.request("GET", "/", "").status(), 200, "{bytes:?}");
         }
     }
