@@ -97,7 +97,7 @@ fn begin_archive(config: &VmConfig) -> Result<ArchiveWriter, Error> {
     Ok(archive)
 }
 
-/// What exists at the path of a file before the creation.
+/// File at a path before the creation.
 struct Existing {
     is_link: bool,
     /// Stamp of the file to which the path leads.
