@@ -121,6 +121,7 @@ impl Bitmap for HostWrites {
         self.slice_at(0).dirty_at(offset)
     }
 
+    #[inline]
     fn slice_at(&self, offset: usize) -> HostWritesSlice<'_> {
         HostWritesSlice {
             log: self.0.as_deref(),
@@ -169,6 +170,7 @@ impl Bitmap for HostWritesSlice<'_> {
             .is_some_and(|log| log.is_marked(self.offset.saturating_add(offset)))
     }
 
+    #[inline]
     fn slice_at(&self, offset: usize) -> Self {
         Self {
             log: self.log,

@@ -181,7 +181,6 @@ impl ActiveQueue {
         let mut chain = Chain::default();
         let mut budget = QUEUE_SIZE;
         let mut cost_left = BATCH_BYTES;
-        let recorder = Arc::clone(&executor.meter.recorder);
         let mut is_empty = true;
         loop {
             queue.disable_notification(memory).map_err(QueueError::Queue)?;
@@ -203,7 +202,11 @@ impl ActiveQueue {
                     if unfinished.is_empty() {
                         queue.undo_pop(1);
                     }
-                    recorder.left_requests.add(queue.available(memory).into());
+                    executor
+                        .meter
+                        .recorder
+                        .left_requests
+                        .add(queue.available(memory).into());
                     return Ok(());
                 }
                 unfinished.pop_front();
@@ -215,18 +218,13 @@ impl ActiveQueue {
                 }
             }
             if executor.is_full() || budget == 0 || cost_left == 0 {
-                let left = queue.available(memory);
-                recorder.left_requests.add(left.into());
-                match executor.is_full() {
-                    true => recorder.engine_full.add(u64::from(left > 0)),
-                    false => executor.wake_up(),
-                }
+                leave_rest(queue, memory, executor);
                 return Ok(());
             }
             // Bounds the loop: a driver may make chains available all the time.
             budget -= 1;
             if !queue.enable_notification(memory).map_err(QueueError::Queue)? {
-                recorder.empty_batches.add(u64::from(is_empty));
+                executor.meter.recorder.empty_batches.add(u64::from(is_empty));
                 return Ok(());
             }
         }
@@ -271,6 +269,16 @@ impl ActiveQueue {
             self.interrupt.notify_used();
         }
         Ok(())
+    }
+}
+
+/// Counts the requests that a full batch leaves in the queue, and makes the event loop continue unless the end of a request does.
+fn leave_rest(queue: &Virtqueue, memory: &GuestMemory, executor: &Executor) {
+    let left = queue.available(memory);
+    executor.meter.recorder.left_requests.add(left.into());
+    match executor.is_full() {
+        true => executor.meter.recorder.engine_full.add(u64::from(left > 0)),
+        false => executor.wake_up(),
     }
 }
 

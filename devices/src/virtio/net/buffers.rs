@@ -80,6 +80,9 @@ impl<'m> RxBuffers<'m> {
     pub(super) fn log_write(&self, length: u64) {
         let mut rest = length;
         for chain in &self.chains {
+            if rest == 0 {
+                break;
+            }
             chain.writable.log_write(0..rest);
             rest = rest.saturating_sub(chain.writable.len());
         }

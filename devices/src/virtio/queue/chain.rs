@@ -219,6 +219,14 @@ impl<'m> IoVecBuffer<'m> {
 
     /// Records that the bytes in `range` were written by an [`iovec`](Self::iovec).
     pub fn log_write(&self, range: Range<u64>) {
+        // All regions have a log, or none has.
+        if self
+            .slices
+            .first()
+            .is_none_or(|slice| slice.bitmap().log().is_none())
+        {
+            return;
+        }
         for slice in self.slices(range) {
             slice.bitmap().mark_dirty(0, slice.len());
         }
