@@ -1,4 +1,4 @@
-//! Verdicts of the scenarios, from one emulated host for all of them.
+//! Verdicts of the scenarios, from two emulated hosts for all of them.
 
 use std::error::Error as _;
 use std::io::{self, Write};
@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
 use std::time::Instant;
-use std::{env, fs};
+use std::{env, fs, panic, thread};
 
 use scratch::Directory;
 
@@ -19,6 +19,9 @@ const HOST_VARIABLE: &str = "MAYFLY_EMULATED_HOST";
 /// Maximum number of boots. QEMU's emulation occasionally freezes, independent of the scenario. The last boot also repeats
 /// failed scenarios.
 const MAX_BOOTS: usize = 3;
+
+/// Maximum number of hosts at the first boot. Each emulates one processor, on one processor of this machine.
+const MAX_HOSTS: usize = 2;
 
 /// Maximum number of retries of one run: interrupted boots, and repeated scenarios. One or two are usual on a busy machine. More hide a
 /// defect that shows now and then.
@@ -83,9 +86,12 @@ fn run_all() -> Result<Report, Error> {
             }
         }
         let left = undecided_scenarios(&scenarios, &report);
-        if !left.is_empty() {
-            run_on_host(&left, boot, &mut report)?;
-        }
+        let hosts = match boot {
+            1 => thread::available_parallelism().map_or(1, |count| count.get().min(MAX_HOSTS)),
+            // Without the load of another: a scenario may have missed a deadline.
+            _ => 1,
+        };
+        run_on_hosts(&left, hosts, boot, &mut report)?;
     }
     let seconds = start.elapsed().as_secs();
     let (count, list) = (report.retries.len(), report.retries.join(", "));
@@ -110,7 +116,31 @@ fn check_retries(retries: &[String]) -> Result<(), String> {
     ))
 }
 
-/// Boots the host for the scenarios in `left`. Prints a notice if it ends early; the last boot then fails the rest.
+/// Divides the scenarios in `left` among the number of `hosts`, which run at the same time.
+fn run_on_hosts(left: &[String], hosts: usize, boot: usize, report: &mut Report) -> Result<(), Error> {
+    let shares: Vec<Vec<String>> = (0..hosts)
+        .map(|host| left.iter().skip(host).step_by(hosts).cloned().collect())
+        .filter(|share: &Vec<String>| !share.is_empty())
+        .collect();
+    thread::scope(|scope| {
+        let run = |share: &[String]| {
+            let mut report = Report::default();
+            run_on_host(share, boot, &mut report).map(|()| report)
+        };
+        let threads: Vec<_> = shares
+            .iter()
+            .map(|share| scope.spawn(move || run(share)))
+            .collect();
+        for thread in threads {
+            #[allow(clippy::disallowed_methods, reason = "a host has limits of its own")]
+            let share = thread.join();
+            report.merge(share.unwrap_or_else(|payload| panic::resume_unwind(payload))?);
+        }
+        Ok(())
+    })
+}
+
+/// Boots a host for the scenarios in `left`. Prints a notice if it ends early; the last boot then fails the rest.
 fn run_on_host(left: &[String], boot: usize, report: &mut Report) -> Result<(), Error> {
     // Not in the temporary directory: the files take about 200 MB.
     let directory = Directory::new_in(Path::new(env!("CARGO_TARGET_TMPDIR")));

@@ -1,11 +1,11 @@
 //! Real images under mayfly on an emulated x86_64 host: Debian's kernel with kvm-amd, under QEMU's emulated SVM.
 //!
-//! The host boots once for all tests. Each scenario is a test here. The host runs this test program with one scenario at a
-//! time. `make setup` fetches the required files; without them the tests fail.
+//! Two hosts boot once for all tests, and divide them. Each scenario is a test here. A host runs this test program with one scenario
+//! at a time. `make setup` fetches the required files; without them the tests fail.
 //!
 //! | module | subject |
 //! |---|---|
-//! | [`host`] | verdicts of the scenarios, from one emulated host |
+//! | [`host`] | verdicts of the scenarios, from the emulated hosts |
 //! | [`qemu`] | one boot of the host under QEMU, with timeouts |
 //! | [`report`] | parser of the host's report |
 //! | [`contents`] | files in the host and in its Linux guest |

@@ -48,6 +48,12 @@ impl Report {
         }
     }
 
+    /// Adds verdicts and retries of another host.
+    pub fn merge(&mut self, other: Self) {
+        self.verdicts.extend(other.verdicts);
+        self.retries.extend(other.retries);
+    }
+
     /// Returns the verdict of an ended scenario.
     pub fn verdict(&self, name: &str) -> Option<&Verdict> {
         self.verdicts.get(name)
@@ -66,7 +72,6 @@ impl Report {
 
     /// Removes the verdicts of failed scenarios, which another boot repeats: one retry each. Returns names and output.
     pub fn take_failed(&mut self) -> Vec<(String, String)> {
-        (self.is_up, self.is_done) = (false, false);
         let failed: Vec<String> = self
             .verdicts
             .iter()
@@ -140,6 +145,17 @@ mod tests {
     }
 
     #[test]
+    fn merged_report_has_verdicts_and_retries_of_both() {
+        let mut all = report("\x01begin a\ntest result: ok. 1 passed\n\x01end a 0\n");
+        let mut other = report("\x01begin b\n\x01end b 101\n\x01begin c\n");
+        other.interrupt("no heartbeat");
+        all.merge(other);
+        assert!(all.verdict("a").unwrap().passed && !all.verdict("b").unwrap().passed);
+        assert_eq!(all.verdict("c"), None);
+        assert_eq!(all.retries, ["c: no heartbeat"]);
+    }
+
+    #[test]
     fn take_failed_keeps_passed_verdicts() {
         let mut report = Report::default();
         for line in [
@@ -158,7 +174,7 @@ mod tests {
             ["a", "b"]
         );
         assert_eq!(report.retries, ["a: failed", "b: failed"]);
-        assert!(taken[0].1.contains("cause") && report.verdict("a").is_none() && !report.is_done);
+        assert!(taken[0].1.contains("cause") && report.verdict("a").is_none());
         assert!(report.take_failed().is_empty());
     }
 }
