@@ -92,6 +92,8 @@ pub fn serve(options: FirecrackerArgs, started_at: Instant) -> Result<u8, Error>
         applied.map_err(|source| Error::Config { path, source })?;
         control.start().map_err(Error::Start)?;
         api.note_start(&control);
+    } else {
+        control.prepare();
     }
     let end = event_loop::run(&mut control, Some(&mut api), &signals);
     let end = end.map_err(|error| Error::Session(session::Error::Vm(error)))?;

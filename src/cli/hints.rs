@@ -74,6 +74,7 @@ fn skip_transparent<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 's
         match error {
             machine::Error::Image(error) => error,
             machine::Error::Initrd(error) => error,
+            machine::Error::Parts(error) => error,
             _ => return error,
         }
     } else {
@@ -286,7 +287,10 @@ mod tests {
                 control::Error::Machine(machine::Error::Initrd(small)),
                 "--memory 96M",
             ),
-            (control::Error::Machine(machine::Error::Kvm(vcpus)), "--cpus 4"),
+            (
+                control::Error::Machine(machine::Error::Parts(machine::PartsError::Kvm(vcpus))),
+                "--cpus 4",
+            ),
             (
                 control::Error::Machine(machine::Error::CommandLine(arguments)),
                 "arguments after --, --no-device-arguments",
@@ -360,7 +364,7 @@ mod tests {
     #[test]
     fn error_without_option_is_unchanged() {
         let open = kvm::Error::Open(io::ErrorKind::Other.into());
-        let error = control::Error::Machine(machine::Error::Kvm(open));
+        let error = control::Error::Machine(machine::Error::Parts(machine::PartsError::Kvm(open)));
         for options in [OptionSet::Run, OptionSet::Restore] {
             assert_eq!(describe(&error, options), vmm::ErrorChain(&error).to_string());
         }

@@ -74,7 +74,7 @@ impl Guest {
         let spec = self.spec();
         let configs = spec.config().devices.iter();
         let devices = configs.map(|config| open_device(config).unwrap()).collect();
-        let machine = Machine::build(spec, devices, output, timeline()).unwrap();
+        let machine = Machine::build(spec, None, devices, output, timeline()).unwrap();
         let image = Image::open(Path::new(&file(self.name)), Native::ARCHITECTURE).unwrap();
         let machine = machine.boot(&image, None).unwrap();
         Running {
@@ -94,7 +94,7 @@ impl Guest {
         let (output, printed) = console();
         let spec = self.spec();
         let devices = open_unlocked_devices(&spec).unwrap();
-        let built = Machine::build_with_memory(spec, copy, devices, output, timeline());
+        let built = Machine::build_with_memory(spec, copy, None, devices, output, timeline());
         (built.unwrap(), printed)
     }
 

@@ -5,6 +5,7 @@
 //! | [`http`] | HTTP client that checks each byte |
 //! | [`served`] | mayfly processes with an API socket, and helpers |
 //! | [`phases`] | requests by instance state |
+//! | [`preparation`] | VM of a waiting process |
 //! | [`lifecycle`] | start, pause, resume, exit |
 //! | [`change`] | updates of drives and interfaces of a running guest |
 //! | [`attack`] | answers while the guest attacks the VMM |
@@ -45,6 +46,7 @@ mod malformed;
 mod operations;
 mod output;
 mod phases;
+mod preparation;
 mod process;
 mod race;
 mod replay;

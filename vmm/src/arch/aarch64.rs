@@ -36,8 +36,20 @@ impl Platform for Aarch64 {
         vec![(MEMORY, usize::try_from(size.bytes()).unwrap_or(usize::MAX))]
     }
 
+    fn reserve_addresses(_: &VmFd) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn can_precede_memory(_: &VmSpec) -> bool {
+        false
+    }
+
     fn new(_: &Arc<VmFd>, _: &VmSpec, _: Kick) -> Result<Self, Error> {
         Err(Error::Unsupported("aarch64"))
+    }
+
+    fn restart_clock(&self) -> Result<(), Error> {
+        match *self {}
     }
 
     fn serial_interrupt(&self) -> Arc<dyn Interrupt> {

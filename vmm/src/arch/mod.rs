@@ -115,13 +115,30 @@ pub trait Platform: Send + Sync + Sized + 'static {
     /// Returns the regions of memory of `size` in `layout`, lowest first.
     fn memory_regions(size: MemorySize, layout: AddressLayout) -> Vec<(GuestAddress, usize)>;
 
-    /// Creates the interrupt controllers: after the memory slots, before the vCPUs.
+    /// Reserves guest-physical addresses that KVM uses itself: after the memory slots, before a vCPU runs.
+    ///
+    /// # Errors
+    /// [`Error::Kvm`]
+    fn reserve_addresses(vm: &VmFd) -> Result<(), Error>;
+
+    /// Returns true if the interrupt controllers of `spec` can be created before the memory slots: each slot would otherwise wait
+    /// several milliseconds for them.
+    fn can_precede_memory(spec: &VmSpec) -> bool;
+
+    /// Creates the interrupt controllers before the vCPUs, and after the memory slots unless they [can
+    /// precede](Self::can_precede_memory) them.
     ///
     /// `boot_cpu` kicks the vCPU that receives interrupts of legacy controllers.
     ///
     /// # Errors
     /// [`Error`]
     fn new(vm: &Arc<VmFd>, spec: &VmSpec, boot_cpu: Kick) -> Result<Self, Error>;
+
+    /// Makes the clock of the guest start now, if the VM was created long before its boot.
+    ///
+    /// # Errors
+    /// [`Error::Kvm`]
+    fn restart_clock(&self) -> Result<(), Error>;
 
     /// Returns the interrupt line of the first serial port.
     fn serial_interrupt(&self) -> Arc<dyn Interrupt>;

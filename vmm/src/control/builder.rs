@@ -10,6 +10,7 @@ use std::sync::Arc;
 use devices::serial::SerialOutput;
 
 use super::error::Error;
+use super::preparation::Preparation;
 use crate::arch::{Native, Platform};
 use crate::boot::{Image, Initrd};
 use crate::config::{DeviceConfig, DeviceKind, HostMemory, Protocol, VmConfig, VmSpec};
@@ -114,10 +115,11 @@ impl VmBuilder {
         Ok(())
     }
 
-    /// Builds the machine and runs its guest. After an error it can be called again.
+    /// Builds the machine and runs its guest, with the VM of `preparation` if it fits. After an error it can be called again.
     pub fn start(
         &mut self,
         host: &HostMemory,
+        preparation: &mut Option<Preparation>,
         open_console: &mut OpenConsole,
         timeline: &Arc<Timeline>,
     ) -> Result<Vm, Error> {
@@ -133,7 +135,9 @@ impl VmBuilder {
             filter,
             guard,
         } = open_serial_or_console(self.serial.as_ref(), open_console)?;
-        let machine = Machine::build(spec, devices, output, timeline.clone()).map_err(Error::Machine)?;
+        let prepared = preparation.take().and_then(Preparation::wait);
+        let machine = Machine::build(spec, prepared, devices, output, timeline.clone());
+        let machine = machine.map_err(Error::Machine)?;
         let Some((image, initrd)) = &self.boot else {
             return Err(Error::NoKernel);
         };

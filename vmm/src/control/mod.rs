@@ -13,6 +13,7 @@ mod builder;
 mod error;
 mod metrics;
 mod operation;
+mod preparation;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use builder::VmBuilder;
 use operation::Operation;
+use preparation::Preparation;
 
 use crate::boot::{Image, Initrd};
 use crate::cancellation::{BeginError, Cancellation};
@@ -119,6 +121,8 @@ pub struct Control {
     timeline: Arc<Timeline>,
     open_console: OpenConsole,
     instance: Instance,
+    /// VM for the start or load.
+    preparation: Option<Preparation>,
     /// The load of a snapshot has failed.
     failed: bool,
     residency: ResidencyCounter,
@@ -141,12 +145,19 @@ impl Control {
             timeline,
             open_console,
             instance: Instance::NotStarted(Box::new(VmBuilder::new())),
+            preparation: None,
             failed: false,
             residency: ResidencyCounter::default(),
             times: OperationTimes::default(),
             operation: None,
             operation_ended: None,
         }
+    }
+
+    /// Begins to create what a start or a load needs in any case, on another thread. A failure has no effect: the start or the load
+    /// creates it then, and reports its error.
+    pub fn prepare(&mut self) {
+        self.preparation = Preparation::begin(&self.host, &self.timeline);
     }
 
     /// Replaces the whole configuration. `image` and `initrd` are the open files of `config`.
@@ -189,12 +200,15 @@ impl Control {
     /// [`Error::AfterStart`], and [`Error::Config`] when a value is out of range.
     pub fn set_machine(&mut self, machine: MachineConfig) -> Result<(), Error> {
         let host = self.host;
-        let builder = self.builder()?;
+        self.builder()?;
         // Checked without the devices, so that the error does not name one.
         let mut without_devices = VmConfig::new(PathBuf::new());
         machine.apply(&mut without_devices);
-        without_devices.check(&host).map_err(Error::Config)?;
-        builder.set_machine(|config| machine.apply(config));
+        let spec = without_devices.check(&host).map_err(Error::Config)?;
+        self.builder()?.set_machine(|config| machine.apply(config));
+        if let Some(previous) = self.preparation.take() {
+            self.preparation = Preparation::change(previous, spec, &self.timeline);
+        }
         Ok(())
     }
 
@@ -237,7 +251,8 @@ impl Control {
         let Instance::NotStarted(builder) = &mut self.instance else {
             return Err(Error::AfterStart);
         };
-        let started = builder.start(&self.host, &mut self.open_console, &self.timeline);
+        let prepared = &mut self.preparation;
+        let started = builder.start(&self.host, prepared, &mut self.open_console, &self.timeline);
         // Cleared, so that a client that repeats a failing start cannot grow the timeline.
         let vm = started.inspect_err(|_| self.timeline.clear())?;
         self.instance = Instance::Started(Box::new(vm));
@@ -266,7 +281,9 @@ impl Control {
         };
         let (host, timeline) = (self.host, self.timeline.clone());
         let (resume, is_served) = (params.resume, matches!(params.memory, MemorySource::Uffd(_)));
-        let load = move || params.load(&host, console, &timeline).map(Box::new);
+        let preparation = self.preparation.take();
+        let prepare = move || preparation.and_then(Preparation::wait);
+        let load = move || params.load(&host, prepare, console, &timeline).map(Box::new);
         if !is_served {
             return self.finish_load(load(), resume, start).map(|()| Progress::Done);
         }

@@ -2,18 +2,19 @@
 //!
 //! The order of KVM calls is part of the design: the VM, its memory slots, the interrupt controllers, the vCPUs, and last the
 //! devices, which register with KVM's I/O buses. A memory slot that is set after an in-kernel interrupt controller or an ioeventfd
-//! waits several milliseconds for an SRCU grace period. Meanwhile the thread of the first vCPU queries the supported CPUID.
+//! waits several milliseconds for an SRCU grace period. Meanwhile the thread of the first vCPU queries the supported CPUID. A process
+//! that waits for its configuration makes a part of this in advance, see [`PreparedVm`].
 
 mod attachments;
 mod bounded;
 mod io_thread;
+mod parts;
 pub mod state;
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -21,22 +22,20 @@ use devices::i8042::I8042Metrics;
 use devices::serial::{Serial, SerialMetrics, SerialOutput, SerialRecorder, uart};
 use devices::virtio::net::passt;
 use devices::{Bus, Power, lock};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::VmFd;
 use snapshot::GuestMemory;
 use vm_memory::{Address, Bytes, GuestMemoryBackend, GuestMemoryRegion};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::{self, AttachContext, Buses, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
 use crate::cancellation::Cancellation;
-use crate::config::{DeviceUpdate, DriveConfig, MemorySize, VmConfig, VmSpec};
-use crate::kvm::{self, Kick, install_kick};
+use crate::config::{DeviceUpdate, DriveConfig, VmConfig, VmSpec};
+use crate::kvm;
 use crate::memory::dirty::{self, DirtyTracker};
-use crate::memory::{self, bus_error, page_size, uffd::FaultHandler};
+use crate::memory::{bus_error, page_size, uffd::FaultHandler};
 use crate::timeline::{Lane, Timeline};
-use crate::vcpu::{
-    ExitCounters, PauseGate, StartContext, StopReason, ThreadSet, VcpuError, VcpuInit, VcpuShared, VcpuThread,
-};
+use crate::vcpu::{ExitCounters, StartContext, StopReason, ThreadSet, VcpuInit, VcpuShared, VcpuThread};
 
 use attachments::AttachTarget;
 pub(crate) use attachments::AttachedDevice;
@@ -46,6 +45,8 @@ pub use attachments::{
 };
 pub use io_thread::ThreadWait;
 use io_thread::{Claim, IoThread, PAGE_TIMEOUT};
+pub use parts::{Error as PartsError, PreparedVm};
+use parts::{Measure, SlotMemory, VmParts};
 
 /// Maximum wait for the threads of a machine at its end.
 const END_TIMEOUT: Duration = Duration::from_millis(50);
@@ -62,36 +63,15 @@ pub enum Error {
     /// The host side of a device cannot be locked.
     #[error("cannot resume the VM, which stays paused")]
     Resume(#[source] attachments::Error),
-    /// KVM cannot be opened, or a call of it fails.
-    #[error("cannot use KVM")]
-    Kvm(#[source] kvm::Error),
+    /// A part that KVM provides cannot be created.
+    #[error(transparent)]
+    Parts(parts::Error),
     /// The platform cannot be built.
     #[error("cannot build the machine")]
     Platform(#[source] arch::Error),
-    /// Guest memory cannot be mapped.
-    #[error("cannot map {size} of guest memory")]
-    Memory {
-        /// Requested size.
-        size: MemorySize,
-        /// Cause.
-        #[source]
-        source: memory::Error,
-    },
-    /// A vCPU thread cannot be started.
-    #[error("cannot start a vCPU")]
-    Vcpu(#[source] VcpuError),
     /// The serial port cannot be created.
     #[error("cannot create the serial port")]
     Serial(#[source] uart::Error),
-    /// An eventfd or a signal handler cannot be created.
-    #[error("cannot {operation}")]
-    System {
-        /// Failed operation.
-        operation: &'static str,
-        /// Cause.
-        #[source]
-        source: io::Error,
-    },
     /// The passt process of an interface has ended.
     #[error("cannot connect the network interface")]
     Passt(#[source] passt::Error),
@@ -148,61 +128,65 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds the machine of `spec` with its open `devices`. The serial port prints to `output`.
+    /// Builds the machine of `spec` with its open `devices`, from `prepared` if it fits. The serial port prints to `output`.
     ///
     /// # Errors
     /// [`Error`]; everything that was created is dropped then.
     pub fn build(
         spec: VmSpec,
+        prepared: Option<PreparedVm>,
         devices: Vec<OpenDevice>,
         output: SerialOutput,
         timeline: Arc<Timeline>,
     ) -> Result<Self, Error> {
-        Self::assemble(spec, None, devices, output, timeline)
+        Self::assemble(spec, None, prepared, devices, output, timeline)
     }
 
     /// Builds the machine of `spec` with `memory`, which has the [regions](Platform::memory_regions) of the spec, to be
-    /// [restored](Self::restore).
+    /// [restored](Self::restore). Otherwise as [`build`](Self::build).
     ///
     /// # Errors
     /// [`Error`]; everything that was created is dropped then.
     pub fn build_with_memory(
         spec: VmSpec,
         memory: GuestMemory,
+        prepared: Option<PreparedVm>,
         devices: Vec<OpenDevice>,
         output: SerialOutput,
         timeline: Arc<Timeline>,
     ) -> Result<Self, Error> {
-        Self::assemble(spec, Some(memory), devices, output, timeline)
+        Self::assemble(spec, Some(memory), prepared, devices, output, timeline)
     }
 
     fn assemble(
         spec: VmSpec,
         memory: Option<GuestMemory>,
+        prepared: Option<PreparedVm>,
         devices: Vec<OpenDevice>,
         output: SerialOutput,
         timeline: Arc<Timeline>,
     ) -> Result<Self, Error> {
         let measure = Measure(&timeline);
-        let kvm = measure
-            .phase("open KVM", || kvm::open(Native::CAPABILITIES).map(Arc::new))
-            .map_err(Error::Kvm)?;
-        check_vcpu_limit(&kvm, &spec)?;
-        let kick = Kick::default();
-        let (vcpus, shared, stop_reasons) = measure.phase("start vCPU threads", || {
-            start_threads(&kvm, &spec, &kick, &timeline, memory.is_some())
-        })?;
-        let (memory, dirty_tracker) = measure.phase("map memory", || match memory {
-            Some(memory) => Ok((memory, None)),
-            None => allocate(&spec),
-        })?;
-        let vm = create_vm(&kvm, &memory, &measure).map_err(Error::Kvm)?;
-        let mut platform = measure
-            .phase("create interrupt controllers", || Native::new(&vm, &spec, kick))
-            .map_err(Error::Platform)?;
-        measure
-            .phase("create vCPUs", || create_vcpus(&vm, &vcpus))
-            .map_err(Error::Kvm)?;
+        let (parts, memory) = match prepared {
+            Some(prepared) if prepared.fits(&spec, memory.is_some()) => {
+                prepared.complete(&spec, memory, &measure).map_err(Error::Parts)?
+            }
+            other => {
+                other.into_iter().for_each(PreparedVm::discard);
+                VmParts::create(&spec, memory, &timeline).map_err(Error::Parts)?
+            }
+        };
+        let VmParts {
+            vcpus,
+            stop_reasons,
+            shared,
+            mut platform,
+            vm,
+        } = parts;
+        let SlotMemory {
+            memory,
+            dirty_tracker,
+        } = memory;
         let (power, mut buses) = (Arc::new(Power::new()), Buses::default());
         let serial = create_serial(&platform, output)?;
         let context = AttachContext {
@@ -591,15 +575,6 @@ impl Drop for Machine {
     }
 }
 
-/// Recorder of phases on the lane of the main thread.
-struct Measure<'a>(&'a Timeline);
-
-impl Measure<'_> {
-    fn phase<T>(&self, name: &'static str, phase: impl FnOnce() -> T) -> T {
-        self.0.measure(Lane::Main, name, phase)
-    }
-}
-
 /// Returns the command line of the configuration. With multiboot the name of the image precedes it, which guests skip.
 fn command_line(config: &VmConfig, protocol: Protocol) -> Cow<'_, str> {
     if protocol != Protocol::Multiboot {
@@ -612,84 +587,6 @@ fn command_line(config: &VmConfig, protocol: Protocol) -> Cow<'_, str> {
     Cow::Owned([name, &config.cmdline].join(" "))
 }
 
-/// Allocates the memory of `spec`. Returns its tracker too if the configuration requests one.
-fn allocate(spec: &VmSpec) -> Result<(GuestMemory, Option<DirtyTracker>), Error> {
-    let config = spec.config();
-    let size = config.memory;
-    let regions = Native::memory_regions(size, config.layout);
-    let dirty_tracker = config.track_dirty_pages.then(|| DirtyTracker::select(false));
-    let memory = match dirty_tracker.as_ref().is_some_and(DirtyTracker::needs_log) {
-        true => memory::allocate_logged(&regions),
-        false => memory::allocate(&regions),
-    };
-    let memory = memory.map_err(|source| Error::Memory { size, source })?;
-    if config.huge_pages {
-        memory::prefer_huge_pages(&memory);
-    }
-    Ok((memory, dirty_tracker))
-}
-
-/// Creates the VM with its memory slots, which must precede interrupt controllers and ioeventfds: later each waits for milliseconds.
-fn create_vm(kvm: &Kvm, memory: &GuestMemory, measure: &Measure<'_>) -> Result<Arc<VmFd>, kvm::Error> {
-    let vm = measure.phase("create VM", || kvm::create_vm(kvm))?;
-    measure.phase("set memory slots", || kvm::slots::set(&vm, memory))?;
-    Ok(vm)
-}
-
-/// Checks the number of vCPUs against the limit of KVM.
-fn check_vcpu_limit(kvm: &Kvm, spec: &VmSpec) -> Result<(), Error> {
-    // One vCPU is always possible: no call for the common case.
-    if spec.vcpus() == 1 {
-        return Ok(());
-    }
-    let limit = kvm.get_max_vcpus();
-    if usize::from(spec.vcpus()) > limit {
-        return Err(Error::Kvm(kvm::Error::Vcpus {
-            requested: spec.vcpus(),
-            limit,
-        }));
-    }
-    Ok(())
-}
-
-/// vCPU threads, their shared data, and the receiver of their stop reasons.
-type Threads = (Vec<VcpuThread>, Arc<VcpuShared>, Receiver<StopReason>);
-
-/// Starts a thread for each vCPU. `boot_kick` kicks the first. With `restores` the vCPUs get a saved state.
-fn start_threads(
-    kvm: &Arc<Kvm>,
-    spec: &VmSpec,
-    boot_kick: &Kick,
-    timeline: &Arc<Timeline>,
-    restores: bool,
-) -> Result<Threads, Error> {
-    let failed = |operation| move |source| Error::System { operation, source };
-    install_kick().map_err(failed("install the signal handler of the vCPU threads"))?;
-    let stop_event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(failed("create an eventfd"))?;
-    let (sender, stop_reasons) = mpsc::channel();
-    let shared = Arc::new(VcpuShared {
-        kvm: kvm.clone(),
-        topology: spec.topology(),
-        timeline: timeline.clone(),
-        stop_reasons: sender,
-        stop_event,
-        gate: PauseGate::default(),
-        restores,
-        profile: OnceLock::new(),
-    });
-    let vcpus = (0..spec.vcpus())
-        .map(|id| {
-            let kick = if id == 0 {
-                boot_kick.clone()
-            } else {
-                Kick::default()
-            };
-            VcpuThread::spawn(id, kick, shared.clone()).map_err(Error::Vcpu)
-        })
-        .collect::<Result<_, _>>()?;
-    Ok((vcpus, shared, stop_reasons))
-}
-
 fn create_serial(platform: &Native, output: SerialOutput) -> Result<SerialPort, Error> {
     let first_output = output.first_write();
     let serial = Serial::new(platform.serial_interrupt(), output).map_err(Error::Serial)?;
@@ -698,15 +595,4 @@ fn create_serial(platform: &Native, output: SerialOutput) -> Result<SerialPort, 
         port: Arc::new(Mutex::new(serial)),
         first_output,
     })
-}
-
-/// Creates the vCPUs and passes each to its thread, which prepares it while the next one is created.
-fn create_vcpus(vm: &VmFd, threads: &[VcpuThread]) -> Result<(), kvm::Error> {
-    for (id, thread) in (0..).zip(threads) {
-        let vcpu = vm
-            .create_vcpu(id)
-            .map_err(kvm::failed(format!("KVM_CREATE_VCPU {id}")))?;
-        thread.prepare(vcpu);
-    }
-    Ok(())
 }

@@ -13,7 +13,7 @@ use crate::arch::CpuCheck;
 use crate::cancellation::BeginError;
 use crate::config::{self, DeviceBackend, DeviceKind, HostMemory, VmConfig, VmSpec};
 use crate::machine::state::{self, RestoreOptions, StateError};
-use crate::machine::{self, Machine, open_unlocked_devices};
+use crate::machine::{self, Machine, PreparedVm, open_unlocked_devices};
 use crate::memory::{DirtyTracker, Prefetch};
 use crate::timeline::{Lane, Timeline};
 use crate::vm::{Console, ConsoleError, ConsoleInput, MemoryBacking, Vm};
@@ -155,11 +155,12 @@ impl LoadSnapshotParams {
         }
     }
 
-    /// Loads the snapshot into a paused VM. The console is opened last: terminal and files stay untouched if the snapshot, its memory
+    /// Loads the snapshot into a paused VM, for which the VM of `prepare` is used if it fits. The console is opened last: terminal and files stay untouched if the snapshot, its memory
     /// or a device cannot be opened.
     pub(crate) fn load(
         &self,
         host_memory: &HostMemory,
+        prepare: impl FnOnce() -> Option<PreparedVm>,
         open_console: impl FnOnce() -> Result<Console, ConsoleError>,
         timeline: &Arc<Timeline>,
     ) -> Result<Vm, Error> {
@@ -201,8 +202,9 @@ impl LoadSnapshotParams {
             filter,
             guard,
         } = open_console().map_err(Error::Console)?;
-        let mut machine = Machine::build_with_memory(spec, memory, devices, output, timeline.clone())
-            .map_err(Error::Machine)?;
+        let mut machine =
+            Machine::build_with_memory(spec, memory, prepare(), devices, output, timeline.clone())
+                .map_err(Error::Machine)?;
         machine.set_dirty_tracker(tracker);
         set_memory_source(&mut machine, &backing);
         let restored = timeline.measure(Lane::Main, "restore state", || {

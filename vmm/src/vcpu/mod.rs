@@ -23,5 +23,5 @@ mod thread;
 pub use exit::{ExitCounters, KINDS, Location, StopReason, TIMED_KINDS, VcpuError};
 pub use gate::{PauseGate, ThreadSet};
 pub use park::{NativeVcpuState, StateReply};
-pub use runner::{StartContext, VcpuInit, VcpuShared};
+pub use runner::{Purpose, StartContext, VcpuInit, VcpuShared};
 pub use thread::VcpuThread;

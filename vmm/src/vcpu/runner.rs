@@ -25,6 +25,17 @@ type Entry = <NativeCpu as Cpu>::Entry;
 /// Maximum calls of KVM_RUN to flush the pending work of a vCPU: each of the 256 interrupt vectors can cause one exit.
 const MAX_FLUSH_RUNS: usize = 256;
 
+/// State that vCPUs get, as far as it is known when their threads start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// State at the boot.
+    Boot,
+    /// Saved state.
+    Restore,
+    /// Either. The threads prepare for both, because they have the time.
+    Any,
+}
+
 /// Data that all vCPU threads of a machine share.
 pub struct VcpuShared {
     /// `/dev/kvm`.
@@ -39,8 +50,8 @@ pub struct VcpuShared {
     pub stop_event: EventFd,
     /// Gate at which the threads wait while the VM is paused.
     pub gate: PauseGate,
-    /// The vCPUs get a saved state.
-    pub restores: bool,
+    /// State that the vCPUs get.
+    pub purpose: Purpose,
     /// CPUID of the guest, or the limits of a saved state; or the call that failed and its error number. The first thread that needs
     /// the profile sets it.
     pub profile: OnceLock<Result<Profile, (String, i32)>>,
@@ -135,14 +146,12 @@ impl VcpuRunner {
         let lane = Lane::Vcpu(self.id);
         self.shared.timeline.mark(lane, "thread runs");
         // While the main thread creates the VM. For a restore, the first thread alone: the others use its leaves.
-        let profile = if self.shared.restores {
-            if self.id == 0 {
-                NativeCpu::prefetch_limits();
-            }
-            None
-        } else {
-            Some(self.shared.profile(self.id))
-        };
+        let purpose = self.shared.purpose;
+        if purpose != Purpose::Boot && self.id == 0 {
+            NativeCpu::prefetch_limits();
+        }
+        // A restore replaces what the boot sets.
+        let profile = (purpose != Purpose::Restore).then(|| self.shared.profile(self.id));
         let Ok(mut vcpu) = vcpu_receiver.recv() else {
             return;
         };

@@ -12,6 +12,7 @@ use devices::{
     Cmos, ExitPort, I8042, Interrupt, MonotonicClock, Pit, PowerOffPort, SleepPort, WallClock, bus, cmos,
     i8042, pit, power,
 };
+use kvm_bindings::kvm_clock_data;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use snapshot::file::Architecture;
 use snapshot::persist::Error as StateError;
@@ -29,7 +30,7 @@ use crate::arch::{
     AttachContext, Buses, Cpu, CpuCheck, Error, EventSource, MmioDeviceInfo, Platform, SharedSource,
 };
 use crate::boot::LoadedImage;
-use crate::config::{AddressLayout, CpuTopology, MemorySize, VmSpec};
+use crate::config::{AddressLayout, CpuTopology, IrqchipMode, MemorySize, VmSpec};
 use crate::kvm::{self, Kick, failed};
 use crate::memory::try_read;
 
@@ -80,11 +81,19 @@ impl Platform for X86_64 {
             .collect()
     }
 
-    fn new(vm: &Arc<VmFd>, spec: &VmSpec, boot_cpu: Kick) -> Result<Self, Error> {
+    fn reserve_addresses(vm: &VmFd) -> Result<(), Error> {
         // After the memory slots: on Intel the call adds a private memory slot of KVM.
         vm.set_tss_address(TSS_ADDRESS)
             .map_err(failed("KVM_SET_TSS_ADDR"))
-            .map_err(Error::Kvm)?;
+            .map_err(Error::Kvm)
+    }
+
+    fn can_precede_memory(spec: &VmSpec) -> bool {
+        // The controllers in the kernel register with KVM's I/O buses.
+        spec.config().irqchip == IrqchipMode::Split
+    }
+
+    fn new(vm: &Arc<VmFd>, spec: &VmSpec, boot_cpu: Kick) -> Result<Self, Error> {
         let irqchip = Irqchip::new(vm, spec.config().irqchip, boot_cpu).map_err(Error::Kvm)?;
         Ok(Self {
             vm: vm.clone(),
@@ -94,6 +103,11 @@ impl Platform for X86_64 {
             keyboard_recorder: None,
             components: Vec::new(),
         })
+    }
+
+    fn restart_clock(&self) -> Result<(), Error> {
+        let set = self.vm.set_clock(&kvm_clock_data::default());
+        set.map_err(failed("KVM_SET_CLOCK")).map_err(Error::Kvm)
     }
 
     fn serial_interrupt(&self) -> Arc<dyn Interrupt> {

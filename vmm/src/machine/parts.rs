@@ -1,0 +1,359 @@
+//! Parts of a machine that KVM provides: VM, memory slots, interrupt controllers and vCPUs. A process that waits for its configuration
+//! creates them in advance.
+
+use std::io;
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+
+use kvm_ioctls::{Kvm, VmFd};
+use snapshot::GuestMemory;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::arch::{self, Native, Platform};
+use crate::config::{MemorySize, VmSpec};
+use crate::kvm::{self, Kick, install_kick};
+use crate::memory::{self, dirty::DirtyTracker};
+use crate::timeline::{Lane, Timeline};
+use crate::vcpu::{PauseGate, Purpose, StopReason, VcpuError, VcpuShared, VcpuThread};
+
+/// Reason why a part cannot be created.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// KVM cannot be opened, or a call of it fails.
+    #[error("cannot use KVM")]
+    Kvm(#[source] kvm::Error),
+    /// The interrupt controllers or the clock cannot be set up.
+    #[error("cannot build the machine")]
+    Platform(#[source] arch::Error),
+    /// Guest memory cannot be mapped.
+    #[error("cannot map {size} of guest memory")]
+    Memory {
+        /// Requested size.
+        size: MemorySize,
+        /// Cause.
+        #[source]
+        source: memory::Error,
+    },
+    /// A vCPU thread cannot be started.
+    #[error("cannot start a vCPU")]
+    Vcpu(#[source] VcpuError),
+    /// An eventfd or a signal handler cannot be created.
+    #[error("cannot {operation}")]
+    System {
+        /// Failed operation.
+        operation: &'static str,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// VM, interrupt controllers and vCPUs. The threads of the vCPUs wait for their start.
+pub(super) struct VmParts {
+    // Dropped in this order: the threads first.
+    pub vcpus: Vec<VcpuThread>,
+    pub stop_reasons: Receiver<StopReason>,
+    pub shared: Arc<VcpuShared>,
+    pub platform: Native,
+    pub vm: Arc<VmFd>,
+}
+
+/// Guest memory with its slots.
+pub(super) struct SlotMemory {
+    pub memory: GuestMemory,
+    /// `None` without dirty page tracking.
+    pub dirty_tracker: Option<DirtyTracker>,
+}
+
+impl VmParts {
+    /// Creates the parts of `spec`, with `memory` for a restore.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn create(
+        spec: &VmSpec,
+        memory: Option<GuestMemory>,
+        timeline: &Arc<Timeline>,
+    ) -> Result<(Self, SlotMemory), Error> {
+        let measure = Measure(timeline);
+        let purpose = match memory {
+            Some(_) => Purpose::Restore,
+            None => Purpose::Boot,
+        };
+        let boot_kick = Kick::default();
+        let (kvm, (vcpus, shared, stop_reasons)) = open_and_start(spec, &boot_kick, timeline, purpose)?;
+        let memory = map_memory(spec, memory, &measure)?;
+        let vm = measure
+            .phase("create VM", || kvm::create_vm(&kvm))
+            .map_err(Error::Kvm)?;
+        set_slots(&vm, &memory.memory, &measure)?;
+        let platform = create_platform(&vm, &vcpus, spec, boot_kick, &measure)?;
+        let parts = Self {
+            vcpus,
+            stop_reasons,
+            shared,
+            platform,
+            vm,
+        };
+        Ok((parts, memory))
+    }
+}
+
+/// A VM that is created before its configuration is known, for the usual one. It may have memory too.
+pub struct PreparedVm {
+    // Dropped in this order: KVM uses the memory.
+    parts: VmParts,
+    memory: Option<SlotMemory>,
+    spec: VmSpec,
+}
+
+impl PreparedVm {
+    /// Creates the VM of `spec` without memory. Returns `None` if the interrupt controllers must follow the memory.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn create(spec: VmSpec, timeline: &Arc<Timeline>) -> Result<Option<Self>, Error> {
+        if !Native::can_precede_memory(&spec) {
+            return Ok(None);
+        }
+        let measure = Measure(timeline);
+        let boot_kick = Kick::default();
+        let (kvm, (vcpus, shared, stop_reasons)) = open_and_start(&spec, &boot_kick, timeline, Purpose::Any)?;
+        let vm = measure
+            .phase("create VM", || kvm::create_vm(&kvm))
+            .map_err(Error::Kvm)?;
+        let platform = create_platform(&vm, &vcpus, &spec, boot_kick, &measure)?;
+        Ok(Some(Self {
+            parts: VmParts {
+                vcpus,
+                stop_reasons,
+                shared,
+                platform,
+                vm,
+            },
+            memory: None,
+            spec,
+        }))
+    }
+
+    /// Returns the VM if it can become that of `spec`. `has_memory` is true if the machine brings its memory.
+    pub fn fits(&self, spec: &VmSpec, has_memory: bool) -> bool {
+        let (own, other) = (self.spec.config(), spec.config());
+        let memory_fits = self.memory.is_none()
+            || !has_memory
+                && own.memory == other.memory
+                && own.track_dirty_pages == other.track_dirty_pages
+                && own.huge_pages == other.huge_pages;
+        memory_fits
+            && self.spec.topology() == spec.topology()
+            && own.irqchip == other.irqchip
+            && own.layout == other.layout
+    }
+
+    /// Allocates the memory of `spec`, which [fits](Self::fits), unless the VM has it.
+    ///
+    /// # Errors
+    /// [`Error`]; the VM must be dropped then.
+    pub fn add_memory(&mut self, spec: VmSpec, timeline: &Timeline) -> Result<(), Error> {
+        let measure = Measure(timeline);
+        if self.memory.is_none() {
+            let memory = map_memory(&spec, None, &measure)?;
+            // Owned before KVM uses it.
+            let memory = self.memory.insert(memory);
+            set_slots(&self.parts.vm, &memory.memory, &measure)?;
+        }
+        self.spec = spec;
+        Ok(())
+    }
+
+    /// Drops the VM on a thread of its own: the kernel takes milliseconds for it.
+    pub fn discard(self) {
+        // Without a thread, the closure and so the VM are dropped here.
+        let _ = thread::Builder::new()
+            .name("mayfly_discard".into())
+            .spawn(move || drop(self));
+    }
+
+    /// Returns the parts for `spec`, which the VM [fits](Self::fits): with `memory` for a restore, otherwise for a boot.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub(super) fn complete(
+        self,
+        spec: &VmSpec,
+        memory: Option<GuestMemory>,
+        measure: &Measure<'_>,
+    ) -> Result<(VmParts, SlotMemory), Error> {
+        let parts = self.parts;
+        if memory.is_none() {
+            parts.platform.restart_clock().map_err(Error::Platform)?;
+        }
+        if let Some(memory) = self.memory {
+            return Ok((parts, memory));
+        }
+        let memory = map_memory(spec, memory, measure)?;
+        match set_slots(&parts.vm, &memory.memory, measure) {
+            Ok(()) => Ok((parts, memory)),
+            Err(error) => {
+                // KVM may use a part of the memory.
+                drop(parts);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Recorder of phases on the lane of the main thread.
+pub(super) struct Measure<'a>(pub &'a Timeline);
+
+impl Measure<'_> {
+    pub fn phase<T>(&self, name: &'static str, phase: impl FnOnce() -> T) -> T {
+        self.0.measure(Lane::Main, name, phase)
+    }
+}
+
+/// Maps the memory of `spec`, unless it is given.
+fn map_memory(
+    spec: &VmSpec,
+    memory: Option<GuestMemory>,
+    measure: &Measure<'_>,
+) -> Result<SlotMemory, Error> {
+    measure.phase("map memory", || match memory {
+        Some(memory) => Ok(SlotMemory {
+            memory,
+            dirty_tracker: None,
+        }),
+        None => allocate(spec),
+    })
+}
+
+/// Allocates the memory of `spec`, with its tracker if the configuration requests one.
+fn allocate(spec: &VmSpec) -> Result<SlotMemory, Error> {
+    let config = spec.config();
+    let size = config.memory;
+    let regions = Native::memory_regions(size, config.layout);
+    let dirty_tracker = config.track_dirty_pages.then(|| DirtyTracker::select(false));
+    let memory = match dirty_tracker.as_ref().is_some_and(DirtyTracker::needs_log) {
+        true => memory::allocate_logged(&regions),
+        false => memory::allocate(&regions),
+    };
+    let memory = memory.map_err(|source| Error::Memory { size, source })?;
+    if config.huge_pages {
+        memory::prefer_huge_pages(&memory);
+    }
+    Ok(SlotMemory {
+        memory,
+        dirty_tracker,
+    })
+}
+
+/// Sets the memory slots. They must precede interrupt controllers in the kernel, and ioeventfds: later each waits for milliseconds.
+fn set_slots(vm: &VmFd, memory: &GuestMemory, measure: &Measure<'_>) -> Result<(), Error> {
+    measure
+        .phase("set memory slots", || kvm::slots::set(vm, memory))
+        .map_err(Error::Kvm)?;
+    Native::reserve_addresses(vm).map_err(Error::Platform)
+}
+
+/// Creates the interrupt controllers, and the vCPUs for their threads.
+fn create_platform(
+    vm: &Arc<VmFd>,
+    vcpus: &[VcpuThread],
+    spec: &VmSpec,
+    boot_kick: Kick,
+    measure: &Measure<'_>,
+) -> Result<Native, Error> {
+    let platform = measure
+        .phase("create interrupt controllers", || {
+            Native::new(vm, spec, boot_kick)
+        })
+        .map_err(Error::Platform)?;
+    measure
+        .phase("create vCPUs", || create_vcpus(vm, vcpus))
+        .map_err(Error::Kvm)?;
+    Ok(platform)
+}
+
+/// Opens KVM and starts the vCPU threads, which query CPUID meanwhile.
+fn open_and_start(
+    spec: &VmSpec,
+    boot_kick: &Kick,
+    timeline: &Arc<Timeline>,
+    purpose: Purpose,
+) -> Result<(Arc<Kvm>, Threads), Error> {
+    let measure = Measure(timeline);
+    let kvm = measure
+        .phase("open KVM", || kvm::open(Native::CAPABILITIES).map(Arc::new))
+        .map_err(Error::Kvm)?;
+    check_vcpu_limit(&kvm, spec)?;
+    let threads = measure.phase("start vCPU threads", || {
+        start_threads(&kvm, spec, boot_kick, timeline, purpose)
+    })?;
+    Ok((kvm, threads))
+}
+
+/// Checks the number of vCPUs against the limit of KVM.
+fn check_vcpu_limit(kvm: &Kvm, spec: &VmSpec) -> Result<(), Error> {
+    // One vCPU is always possible: no call for the common case.
+    if spec.vcpus() == 1 {
+        return Ok(());
+    }
+    let limit = kvm.get_max_vcpus();
+    if usize::from(spec.vcpus()) > limit {
+        return Err(Error::Kvm(kvm::Error::Vcpus {
+            requested: spec.vcpus(),
+            limit,
+        }));
+    }
+    Ok(())
+}
+
+/// vCPU threads, their shared data, and the receiver of their stop reasons.
+type Threads = (Vec<VcpuThread>, Arc<VcpuShared>, Receiver<StopReason>);
+
+/// Starts a thread for each vCPU. `boot_kick` kicks the first.
+fn start_threads(
+    kvm: &Arc<Kvm>,
+    spec: &VmSpec,
+    boot_kick: &Kick,
+    timeline: &Arc<Timeline>,
+    purpose: Purpose,
+) -> Result<Threads, Error> {
+    let failed = |operation| move |source| Error::System { operation, source };
+    install_kick().map_err(failed("install the signal handler of the vCPU threads"))?;
+    let stop_event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(failed("create an eventfd"))?;
+    let (sender, stop_reasons) = mpsc::channel();
+    let shared = Arc::new(VcpuShared {
+        kvm: kvm.clone(),
+        topology: spec.topology(),
+        timeline: timeline.clone(),
+        stop_reasons: sender,
+        stop_event,
+        gate: PauseGate::default(),
+        purpose,
+        profile: OnceLock::new(),
+    });
+    let vcpus = (0..spec.vcpus())
+        .map(|id| {
+            let kick = if id == 0 {
+                boot_kick.clone()
+            } else {
+                Kick::default()
+            };
+            VcpuThread::spawn(id, kick, shared.clone()).map_err(Error::Vcpu)
+        })
+        .collect::<Result<_, _>>()?;
+    Ok((vcpus, shared, stop_reasons))
+}
+
+/// Creates the vCPUs and passes each to its thread, which prepares it while the next one is created.
+fn create_vcpus(vm: &VmFd, threads: &[VcpuThread]) -> Result<(), kvm::Error> {
+    for (id, thread) in (0..).zip(threads) {
+        let vcpu = vm
+            .create_vcpu(id)
+            .map_err(kvm::failed(format!("KVM_CREATE_VCPU {id}")))?;
+        thread.prepare(vcpu);
+    }
+    Ok(())
+}
