@@ -3,13 +3,15 @@
 
 #![allow(missing_docs, reason = "a program")]
 
+#[allow(dead_code, reason = "other benchmarks use the rest")]
 mod process;
 
 use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use std::{env, fs};
+use std::{env, fs, thread};
 
 use process::{Process, compile, connect, directory, guest, mayfly, pin, put, request_text};
 
@@ -17,6 +19,8 @@ use process::{Process, compile, connect, directory, guest, mayfly, pin, put, req
 const REQUESTS: u32 = 10_000;
 /// Default guest memory in bytes.
 const MEMORY: u64 = 128 << 20;
+/// Time between the preparation of a process and its start.
+const PAUSE: Duration = Duration::from_millis(5);
 /// Requests before memory is measured, so that their allocations exist.
 const WARM: usize = 1000;
 
@@ -84,7 +88,8 @@ fn main() -> ExitCode {
 fn measure(rounds: usize) -> io::Result<Vec<Row>> {
     Ok(vec![
         socket(rounds)?,
-        start(rounds)?,
+        start(rounds, true)?,
+        start(rounds, false)?,
         rate()?,
         memory(rounds.div_ceil(20))?,
     ])
@@ -128,7 +133,7 @@ fn socket(rounds: usize) -> io::Result<Row> {
 }
 
 /// Starts mayfly with an API socket at `path` and configures a guest without starting it.
-fn ready(path: &Path, name: &str) -> io::Result<(Process, std::os::unix::net::UnixStream)> {
+fn ready(path: &Path, name: &str) -> io::Result<(Process, UnixStream)> {
     let _ = fs::remove_file(path);
     let process = Process::start(&mayfly(), &["--api-sock", &path.to_string_lossy()])?;
     let mut stream = connect(path);
@@ -142,29 +147,45 @@ fn ready(path: &Path, name: &str) -> io::Result<(Process, std::os::unix::net::Un
 
 const START: &str = r#"{"action_type":"InstanceStart"}"#;
 
-/// Measures the time from the InstanceStart request to the guest's first byte.
-fn start(rounds: usize) -> io::Result<Row> {
-    let floor_program =
-        compile("floor", &["-Dmain=floor_main", "-c", "floor/floor.c"]).and_then(|object| {
-            let object = object.to_string_lossy().into_owned();
-            compile("waiting-floor", &["control/wait.c", "-x", "none", &object])
-        })?;
-    let path = directory().join("s");
+/// Measures the time from the InstanceStart request to the guest's first byte, with or without a size of memory
+/// in advance.
+fn start(rounds: usize, has_memory: bool) -> io::Result<Row> {
+    let floor_program = compile("wait", &["-pthread", "control/wait.c"])?;
+    let (path, floor_path) = (directory().join("s"), directory().join("f"));
+    let floor_text = floor_path.to_string_lossy().into_owned();
+    let (name, slot) = match has_memory {
+        true => ("InstanceStart to the guest's first byte", "slot"),
+        false => ("the same without PUT /machine-config", "no-slot"),
+    };
     let (mut own, mut floor) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let (mut process, mut stream) = ready(&path, "hello")?;
-        let start = Instant::now();
-        stream.write_all(request_text("PUT", "/actions", START).as_bytes())?;
+        if has_memory {
+            put(
+                &mut stream,
+                "/machine-config",
+                r#"{"vcpu_count":1,"mem_size_mib":128}"#,
+            )?;
+        }
+        // The process has prepared its VM.
+        thread::sleep(PAUSE);
+        own.push(time_start(&mut process, &mut stream)?);
+        let _ = fs::remove_file(&floor_path);
+        let mut process = Process::start(&floor_program, &[&floor_text, "128", slot])?;
+        let mut stream = connect(&floor_path);
         process.read(1)?;
-        own.push(start.elapsed());
-        let mut process = Process::start(&floor_program, &["128"])?;
-        process.read(1)?;
-        let start = Instant::now();
-        process.send_byte()?;
-        process.read(1)?;
-        floor.push(start.elapsed());
+        thread::sleep(PAUSE);
+        floor.push(time_start(&mut process, &mut stream)?);
     }
-    Ok(ratio("InstanceStart to the guest's first byte", own, floor, 1.3))
+    Ok(ratio(name, own, floor, 1.3))
+}
+
+/// Sends the InstanceStart request. Returns the time to the guest's first byte.
+fn time_start(process: &mut Process, stream: &mut UnixStream) -> io::Result<Duration> {
+    let start = Instant::now();
+    stream.write_all(request_text("PUT", "/actions", START).as_bytes())?;
+    process.read(1)?;
+    Ok(start.elapsed())
 }
 
 /// Measures the rate of requests on one connection. Both sides are pinned to one processor: on two, they wait
@@ -174,7 +195,7 @@ fn rate() -> io::Result<Row> {
     let _ = fs::remove_file(&path);
     let process = Process::start(&mayfly(), &["--api-sock", &path.to_string_lossy()])?;
     pin(process.0.id())?;
-    let client = std::thread::spawn(move || {
+    let client = thread::spawn(move || {
         pin(0)?;
         let mut stream = connect(&path);
         let request = request_text("GET", "/", "").replace("Content-Length: 0\r\n", "");
