@@ -149,6 +149,16 @@ pub enum Contents {
     Diff,
 }
 
+impl Contents {
+    fn decode(value: u16) -> Option<Self> {
+        match value {
+            0 => Some(Self::Full),
+            1 => Some(Self::Diff),
+            _ => None,
+        }
+    }
+}
+
 /// Properties of a host that a snapshot depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostIdentity {
@@ -248,9 +258,9 @@ pub(super) fn version(fixed: &[u8; FIXED]) -> Result<u32, FormatError> {
     }
 }
 
-/// Returns true if the fixed part of a file belongs to a diff.
-pub(super) fn is_diff(fixed: &[u8; FIXED]) -> bool {
-    bytes(fixed, 0) == MAGIC && u16::from_le_bytes(bytes(fixed, 22)) == 1
+/// Decodes the contents of the memory file from the fixed part of a file. Returns `None` for another file.
+pub(super) fn contents(fixed: &[u8; FIXED]) -> Option<Contents> {
+    (bytes(fixed, 0) == MAGIC).then(|| Contents::decode(u16::from_le_bytes(bytes(fixed, 22))))?
 }
 
 impl Header {
@@ -297,11 +307,8 @@ impl Header {
             2 => Architecture::Aarch64,
             other => return Err(field("architecture", other.into())),
         };
-        let contents = match u16::from_le_bytes(bytes(fixed, 22)) {
-            0 => Contents::Full,
-            1 => Contents::Diff,
-            other => return Err(field("contents", other.into())),
-        };
+        let contents = u16::from_le_bytes(bytes(fixed, 22));
+        let contents = Contents::decode(contents).ok_or_else(|| field("contents", contents.into()))?;
         let page_size = u32::from_le_bytes(bytes(fixed, 16));
         if !page_size.is_power_of_two() || page_size < 4096 {
             return Err(field("page size", page_size.into()));

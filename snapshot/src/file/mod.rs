@@ -240,9 +240,11 @@ pub fn version(path: &Path) -> Result<u32, Error> {
     header::version(&fixed).map_err(|source| rejected(path, source))
 }
 
-/// Returns true if the state file at `path` belongs to a diff. Checks neither lengths nor checksum: a load does.
-pub fn is_diff(path: &Path) -> bool {
-    open(path, Links::Follow).is_ok_and(|(_, _, fixed)| header::is_diff(&fixed))
+/// Returns the contents of the memory file of the state file at `path`, or `None` if there is no state file. Checks neither lengths nor
+/// checksum: a load does.
+pub fn contents(path: &Path) -> Option<Contents> {
+    let (_, _, fixed) = open(path, Links::Follow).ok()?;
+    header::contents(&fixed)
 }
 
 /// Opens a state file. Returns the file, its length in bytes and the fixed part of its header.

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::http::{self, Client};
-use super::served::{ApiProcess, Directory, PAUSED, create_snapshot, load_snapshot, pause_and_create};
+use super::served::{
+    ApiProcess, Directory, PAUSED, RESUMED, create_snapshot, load_body, load_snapshot, pause_and_create,
+};
+use super::tracking::{TRACKED, compare};
 use crate::calls::SyscallStepper;
 
 pub const CREATE: &str = "/snapshot/create";
@@ -274,4 +277,112 @@ fn kill_during_full_snapshot_keeps_consistency() {
 #[test]
 fn kill_during_diff_snapshot_keeps_consistency() {
     check_series("Diff", 80);
+}
+
+/// Loads the snapshot in the files `state` and `memory`, runs the guest and pauses it.
+fn load_base(directory: &Directory, fields: &str) -> ApiProcess {
+    let mut process = load_snapshot(directory, "state", "memory", fields);
+    run_and_pause(&mut process, "tick ");
+    process
+}
+
+fn run_and_pause(process: &mut ApiProcess, text: &str) {
+    process.expect(text);
+    process.expect_no_content("PATCH", "/vm", PAUSED);
+}
+
+/// Checks that a new VM of the loaded snapshot creates an exact diff in the files `diff-state` and `diff`, which exist in part.
+fn expect_exact_diff(directory: &Directory, fields: &str) {
+    let process = load_base(directory, fields);
+    for (kind, state, memory) in [("Diff", "diff-state", "diff"), ("Full", "next-state", "next")] {
+        let response = create_snapshot(&process, directory, kind, state, memory);
+        assert_eq!(response.text, http::NO_CONTENT, "{fields}");
+    }
+    process.kill();
+    compare(directory, "memory", "diff", "next");
+    let alone = ApiProcess::start();
+    let message = alone
+        .request(
+            "PUT",
+            "/snapshot/load",
+            &load_body(directory, "diff-state", "diff", ""),
+        )
+        .fault_message();
+    assert!(message.contains("Diff snapshot"), "{fields}: {message}");
+}
+
+/// Without its state file, the rest of a killed diff must not become the base of the next one.
+#[test]
+fn diff_after_kill_during_merge_into_diff_is_exact() {
+    for fields in [r#","resume_vm":true"#, TRACKED] {
+        let directory = Directory::new();
+        let source = start_small_ticker();
+        pause_and_create(&source, &directory, "Full", "state", "memory");
+        source.kill();
+        let [state, memory] = ["diff-state", "diff"].map(|name| directory.text(name));
+        let body =
+            format!(r#"{{"snapshot_type":"Diff","snapshot_path":"{state}","mem_file_path":"{memory}"}}"#);
+        let (mut stops, mut missing) = (usize::MAX, 0);
+        while missing < 3 && stops > 0 {
+            for name in [&state, &memory] {
+                let _ = fs::remove_file(name);
+            }
+            let mut process = load_base(&directory, fields);
+            create_snapshot(&process, &directory, "Diff", "diff-state", "diff");
+            process.expect_no_content("PATCH", "/vm", RESUMED);
+            run_and_pause(&mut process, "tick ");
+            let (count, stepper, _client) = interrupt_request(&process, CREATE, &body, stops);
+            stepper.kill();
+            process.kill();
+            stops = count - 1;
+            if !directory.path("diff-state").exists() {
+                missing += 1;
+                expect_exact_diff(&directory, fields);
+            }
+        }
+        assert_eq!(missing, 3, "{fields}");
+    }
+}
+
+/// Two VMs of one snapshot share no page by the files of a diff.
+#[test]
+fn diff_over_diff_of_another_vm_is_exact() {
+    for (fields, keeps_state) in [
+        (TRACKED, true),
+        (r#","resume_vm":true"#, true),
+        (r#","resume_vm":true"#, false),
+    ] {
+        let directory = Directory::new();
+        let source = start_small_ticker();
+        pause_and_create(&source, &directory, "Full", "state", "memory");
+        source.kill();
+        let other = load_base(&directory, fields);
+        create_snapshot(&other, &directory, "Diff", "diff-state", "diff");
+        other.kill();
+        // A page that the next guest does not write.
+        let file = File::options().write(true).open(directory.path("diff")).unwrap();
+        file.write_all_at(&[0xee; 4096], (u64::from(MEMORY) << 20) - 4096)
+            .unwrap();
+        if !keeps_state {
+            fs::remove_file(directory.path("diff-state")).unwrap();
+        }
+        expect_exact_diff(&directory, fields);
+    }
+}
+
+/// A copy of the loaded memory file is complete without a state file too.
+#[test]
+fn diff_into_copy_of_base_is_loadable() {
+    let directory = Directory::new();
+    let source = start_small_ticker();
+    pause_and_create(&source, &directory, "Full", "state", "memory");
+    source.kill();
+    let process = load_base(&directory, r#","resume_vm":true"#);
+    fs::copy(directory.path("memory"), directory.path("copy")).unwrap();
+    create_snapshot(&process, &directory, "Diff", "copy-state", "copy");
+    create_snapshot(&process, &directory, "Full", "next-state", "next");
+    process.kill();
+    let [copy, next] = ["copy", "next"].map(|name| fs::read(directory.path(name)).unwrap());
+    assert!(copy == next);
+    load_snapshot(&directory, "copy-state", "copy", r#","resume_vm":true"#).expect("tick ");
 }

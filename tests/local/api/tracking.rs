@@ -21,7 +21,7 @@ const PAGE: usize = 4096;
 const ROUNDS: usize = 4;
 /// Maximum number of pages that were written with the content that they had.
 const MAX_EQUAL: usize = 12;
-const TRACKED: &str = r#","resume_vm":true,"track_dirty_pages":true"#;
+pub const TRACKED: &str = r#","resume_vm":true,"track_dirty_pages":true"#;
 
 /// Returns the numbers of the data pages of a file.
 fn data_pages(path: &Path) -> BTreeSet<usize> {
@@ -40,7 +40,7 @@ fn data_pages(path: &Path) -> BTreeSet<usize> {
 }
 
 /// Compares the diff `diff` of the snapshot `base` with the full snapshot `next`, all of them memory files. Returns its pages.
-fn compare(directory: &Directory, base: &str, diff: &str, next: &str) -> usize {
+pub fn compare(directory: &Directory, base: &str, diff: &str, next: &str) -> usize {
     let dirty = data_pages(&directory.path(diff));
     let [base, diff, next] = [base, diff, next].map(|name| fs::read(directory.path(name)).unwrap());
     let pages = base.chunks(PAGE).zip(diff.chunks(PAGE)).zip(next.chunks(PAGE));

@@ -181,6 +181,24 @@ fn snapshot_with_fault_handler_loads_without_it() {
     }
 }
 
+/// mayfly has no base to compare with: the file may be the rest of an interrupted diff.
+#[test]
+fn diff_with_fault_handler_rejects_file_without_state() {
+    let (directory, printed) = create_ticker_snapshot();
+    let _handler = FaultHandler::start(&directory, "memory");
+    let mut restored = load_with_handler(&directory, "state", RESUME_FIELD);
+    expect_lines(&mut restored, &printed, 3);
+    restored.expect_no_content("PATCH", "/vm", PAUSED);
+    let before = directory.names();
+    let response = create_snapshot(&restored, &directory, "Diff", "new-state", "memory");
+    let message = response.fault_message();
+    assert!(message.contains("without a state file"), "{message}");
+    assert_eq!(directory.names(), before);
+    let response = create_snapshot(&restored, &directory, "Diff", "state", "memory");
+    assert_eq!(response.text, NO_CONTENT);
+    restored.kill();
+}
+
 #[test]
 fn diff_holds_provided_pages() {
     let (directory, printed) = create_ticker_snapshot();

@@ -86,7 +86,8 @@ pub struct CreateSnapshotParams {
     pub kind: SnapshotKind,
     /// State file, which is replaced.
     pub state: PathBuf,
-    /// Memory file, which is replaced. A Diff that finds a file of the size of guest memory here is merged into it.
+    /// Memory file, which is replaced. A Diff that finds a file of the size of guest memory here is merged into it, unless this is the
+    /// file of another Diff.
     pub memory: PathBuf,
 }
 
@@ -392,7 +393,11 @@ impl Creation<'_> {
         target: dump::DumpTarget,
     ) -> Result<MemoryDump<'_>, dump::Error> {
         let dirty = self.dirty_pages(&target);
-        let contents = self.diff_contents(source, &target, dirty.map(|(_, base)| base));
+        let (target, contents) = match dirty {
+            Some((_, base)) if target.is_base() => (target, base.contents),
+            Some(_) => (target, Contents::Diff),
+            None => self.target_of_all_changed(source, target)?,
+        };
         let diff = dump::DiffDump::prepare(source, dirty.map(|(tracker, _)| tracker), target)?;
         if diff.is_merged() {
             return Ok(MemoryDump::Merge(diff, contents));
@@ -418,24 +423,30 @@ impl Creation<'_> {
         }
     }
 
-    /// Returns the contents of a diff that is written to `target`. The pages are dirty pages since the snapshot `base`, or all changed
-    /// pages.
-    fn diff_contents(
+    /// Returns the file for all changed pages, and its contents afterwards. A base that lacks pages of the loaded snapshot is an older
+    /// diff, or the rest of an interrupted one. A new file replaces it: it may hold pages of another VM that loaded the same snapshot.
+    fn target_of_all_changed(
         &self,
         source: &dump::DumpSource<'_>,
-        target: &dump::DumpTarget,
-        base: Option<DiffBase>,
-    ) -> Contents {
-        let is_fresh = matches!(source.origin, dump::PageOrigin::Fresh);
-        match base {
-            // Without a loaded snapshot a Diff holds all touched pages, and is complete.
-            None if is_fresh => Contents::Full,
-            _ if !target.is_base() => Contents::Diff,
-            Some(base) => base.contents,
-            // Changed pages do not complete a diff.
-            None if file::is_diff(&self.params.state) => Contents::Diff,
-            None => Contents::Full,
+        target: dump::DumpTarget,
+    ) -> Result<(dump::DumpTarget, Contents), dump::Error> {
+        if matches!(source.origin, dump::PageOrigin::Fresh) {
+            // Without a loaded snapshot, all touched pages are complete.
+            return Ok((target, Contents::Full));
         }
+        if !target.is_base() {
+            return Ok((target, Contents::Diff));
+        }
+        let is_complete = match file::contents(&self.params.state) {
+            _ if self.merged.is_some() => true,
+            Some(contents) => contents == Contents::Full,
+            None => target.has_all_pages(source)?,
+        };
+        if is_complete {
+            return Ok((target, Contents::Full));
+        }
+        let target = dump::DumpTarget::new(source, &self.params.memory)?;
+        Ok((target, Contents::Diff))
     }
 }
 

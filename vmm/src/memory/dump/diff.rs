@@ -1,14 +1,17 @@
 //! Comparison of guest memory with its base, for hosts without /proc.
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use snapshot::GuestMemory;
 use vm_memory::GuestAddress;
 
 use super::error::Error;
-use super::writer::{PageWriter, RegionExtent, Zeros};
+use super::writer::{PageWriter, RegionExtent, Zeros, next_data, next_hole};
+use crate::cancellation::Cancellation;
 use crate::memory::map::page_size;
 use crate::memory::try_read::try_read;
 
@@ -112,6 +115,58 @@ pub(super) fn write_different(
         }
     }
     Ok(())
+}
+
+/// Returns true if each hole in the first `size` bytes of `file` reads as zeros in `base` too. Both files have at least this length.
+///
+/// # Errors
+/// [`Error::Cancelled`], and [`Error::Copy`] with `path` if a file cannot be read.
+pub(super) fn has_data_of(
+    base: &File,
+    file: &File,
+    path: &Path,
+    size: u64,
+    cancellation: &Cancellation,
+) -> Result<bool, Error> {
+    let mut at = 0;
+    while let Some(missing) =
+        next_missing(base, file, at..size).map_err(|source| copy_error(path, at, source))?
+    {
+        at = missing.start;
+        cancellation.spend(0)?;
+        let end = missing.end.min(at + CHUNK_SIZE as u64);
+        let mut bytes = vec![0; usize::try_from(end - at).unwrap_or(CHUNK_SIZE)];
+        base.read_exact_at(&mut bytes, at)
+            .map_err(|source| copy_error(path, at, source))?;
+        if bytes.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        at = end;
+    }
+    Ok(true)
+}
+
+/// Returns the first part of `range` that is data in `base` and a hole in `file`.
+fn next_missing(base: &File, file: &File, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+    let mut at = range.start;
+    while at < range.end {
+        let Some(start) = next_data(base, at)?.filter(|start| *start < range.end) else {
+            break;
+        };
+        let end = next_hole(base, start)?.min(range.end);
+        let hole = next_hole(file, start)?;
+        if hole < end {
+            let data = next_data(file, hole)?;
+            return Ok(Some(hole..data.map_or(end, |data| data.min(end))));
+        }
+        at = end;
+    }
+    Ok(None)
+}
+
+fn copy_error(path: &Path, offset: u64, source: io::Error) -> Error {
+    let path = path.to_owned();
+    Error::Copy { path, offset, source }
 }
 
 fn page() -> usize {

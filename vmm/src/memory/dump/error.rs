@@ -82,6 +82,15 @@ pub enum Error {
         /// Length of the diff in bytes.
         needed: u64,
     },
+    /// The content of an existing memory file is unknown.
+    #[error(
+        "cannot merge a diff into {path:?}: without a state file, the content of the memory file is unknown; remove it, or name \
+         another"
+    )]
+    UnknownBase {
+        /// Path of the file.
+        path: PathBuf,
+    },
     /// The kernel did not list the pages.
     #[error("cannot list the pages of guest memory")]
     Pages(#[source] pagemap::Error),

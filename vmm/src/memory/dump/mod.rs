@@ -30,7 +30,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use super::dirty::DirtyTracker;
 use super::pagemap::{PageFilter, Pagemap};
 use crate::cancellation::Cancellation;
-use diff::{Resident, write_different};
+use diff::{Resident, has_data_of, write_different};
 pub use error::Error;
 pub use writer::DumpStats;
 use writer::{PageWriter, RegionExtent, Zeros};
@@ -111,6 +111,22 @@ impl DumpTarget {
     /// Returns true for an existing base.
     pub fn is_base(&self) -> bool {
         matches!(self, Self::Base(..))
+    }
+
+    /// Returns true if the target has all pages of the loaded memory file. A new file, and a diff, also a partial one, have not.
+    ///
+    /// # Errors
+    /// [`Error::UnknownBase`] for a base if guest memory does not come from a memory file, [`Error::Copy`] if a file cannot be read,
+    /// [`Error::Cancelled`].
+    pub fn has_all_pages(&self, source: &DumpSource<'_>) -> Result<bool, Error> {
+        let Self::Base(file, path) = self else {
+            return Ok(false);
+        };
+        let PageOrigin::Mapped(loaded) = source.origin else {
+            return Err(Error::UnknownBase { path: path.clone() });
+        };
+        source.cancellation.exclude_budget()?;
+        has_data_of(loaded, file, path, size(source), source.cancellation)
     }
 
     fn file(&self) -> &File {

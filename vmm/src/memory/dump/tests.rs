@@ -244,6 +244,42 @@ fn diff_merges_into_existing_base() {
 }
 
 #[test]
+fn base_is_complete_if_its_holes_are_zeros() {
+    let (directory, pagemap) = (Directory::new(), Pagemap::open().unwrap());
+    let (path, file) = base(&directory);
+    // A page of zeros that is data.
+    file.write_all_at(&vec![0; page()], 4 * page_size()).unwrap();
+    let memory = map_snapshot(&regions(), &file).unwrap();
+    let source = source(&memory, PageOrigin::Mapped(&file), &pagemap);
+    let has_all_pages = |path: &Path| {
+        let target = DumpTarget::base_or_new(&source, path).unwrap();
+        target.has_all_pages(&source).unwrap()
+    };
+    assert!(has_all_pages(&path));
+    assert!(!has_all_pages(&directory.path("new")));
+    let copy = directory.path("copy");
+    let file = File::options().write(true).create_new(true).open(&copy).unwrap();
+    file.set_len(PAGES * page_size()).unwrap();
+    for (number, page) in (0..).zip(fs::read(&path).unwrap().chunks(page())) {
+        if page.iter().any(|byte| *byte != 0) {
+            assert!(!has_all_pages(&copy), "without page {number}");
+            file.write_all_at(page, number * page_size()).unwrap();
+        }
+    }
+    assert!(has_all_pages(&copy));
+}
+
+#[test]
+fn base_of_served_memory_is_unknown() {
+    let (directory, pagemap, memory) = (Directory::new(), Pagemap::open().unwrap(), fresh());
+    let (path, _file) = base(&directory);
+    let source = source(&memory, PageOrigin::Served, &pagemap);
+    let target = DumpTarget::base_or_new(&source, &path).unwrap();
+    let error = target.has_all_pages(&source).unwrap_err();
+    assert!(matches!(error, Error::UnknownBase { .. }), "{error}");
+}
+
+#[test]
 fn first_diff_of_fresh_memory_is_full() {
     let (directory, pagemap, memory) = (Directory::new(), Pagemap::open().unwrap(), fresh());
     let image = memfd(c"image", &vec![9; page()]).unwrap();
