@@ -24,7 +24,7 @@ use super::disk::Storage;
 use super::extent::{Extent, Pieces};
 use super::request::Status;
 use super::transfer::{PendingRequest, Unfinished};
-use crate::lock;
+use crate::sync::{lock, wait_while};
 
 /// Alignment and maximum length of one write-back before a flush, in bytes.
 pub(super) const FLUSH_SIZE: u64 = 4 << 20;
@@ -319,17 +319,10 @@ impl Worker {
 
     /// Returns true if the thread has no work. Waits for it at most for `timeout`.
     pub(super) fn wait_idle(&self, timeout: Duration) -> bool {
-        let deadline = Instant::now() + timeout;
-        let mut state = lock(&self.shared.state);
-        while state.running.is_some() || !state.jobs.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            let waited = self.shared.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
+        let Shared { state, changed, .. } = &*self.shared;
+        wait_while(state, changed, timeout, |state| {
+            state.running.is_some() || !state.jobs.is_empty()
+        })
     }
 }
 

@@ -7,11 +7,11 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::Builder;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::lock;
+use crate::sync::{lock, wait_while};
 
 /// Maximum number of bytes that the thread takes at once.
 const BUFFER_SIZE: usize = 64 << 10;
@@ -129,17 +129,10 @@ impl DiskThread {
 
     /// Waits at most `timeout` for the end of the write. Returns true if no write runs.
     pub fn wait(&self, timeout: Duration) -> bool {
-        let deadline = Instant::now() + timeout;
-        let mut state = lock(&self.shared.state);
-        while matches!(state.phase, Phase::Busy) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            let waited = self.shared.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
+        let Shared { state, changed, .. } = &*self.shared;
+        wait_while(state, changed, timeout, |state| {
+            matches!(state.phase, Phase::Busy)
+        })
     }
 }
 
