@@ -122,9 +122,11 @@ impl LockKind {
             name.to_str()?.parse::<u32>().ok()
         });
         let mut processes: Vec<_> = processes.collect();
+        processes.sort_unstable();
         // This process first. Then the latest: VMs start after the services of the host.
-        processes.sort_unstable_by_key(|id| (*id != process::id(), u32::MAX - id));
-        processes.into_iter().find(|id| {
+        let own = process::id();
+        let others = processes.into_iter().rev().filter(|id| *id != own);
+        std::iter::once(own).chain(others).find(|id| {
             let Ok(descriptors) = fs::read_dir(format!("/proc/{id}/fdinfo")) else {
                 return false;
             };
