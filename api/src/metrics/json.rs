@@ -3,7 +3,6 @@
 //! As in Firecracker, a number of events counts from the last written line. All numbers in the group `mayfly` count from the start of
 //! the process.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::ser::SerializeMap as _;
@@ -15,7 +14,7 @@ use super::groups::{FileMetrics, Group, Value, groups};
 
 /// Numbers of events of each group in the last written line.
 #[derive(Debug, Default)]
-pub(super) struct Written(BTreeMap<String, Vec<u64>>);
+pub(super) struct Written(Vec<(String, Vec<u64>)>);
 
 impl Written {
     /// Returns the numbers of events of `groups`. An estimate never decreases.
@@ -31,8 +30,9 @@ impl Written {
     }
 
     fn count(&self, group: &str, index: usize) -> u64 {
-        let counts = self.0.get(group);
-        counts.and_then(|counts| counts.get(index)).copied().unwrap_or(0)
+        let counts = self.0.iter().find(|(name, _)| name == group);
+        let count = counts.and_then(|(_, counts)| counts.get(index));
+        count.copied().unwrap_or(0)
     }
 }
 
