@@ -1,6 +1,7 @@
 //! The phases of a start as a table and as a trace.
 
 use std::fmt::Write as _;
+use std::iter;
 use std::time::Duration;
 
 use serde_json::json;
@@ -50,10 +51,9 @@ pub fn trace(exec: Duration, spans: &[Span]) -> String {
     let mut events = vec![json!({
         "name": "exec", "ph": "X", "pid": 1, "tid": 0, "ts": 0, "dur": exec.as_secs_f64() * 1e6,
     })];
-    let mut lanes: Vec<Lane> = spans.iter().map(|span| span.lane).chain([Lane::Main]).collect();
-    lanes.sort();
-    lanes.dedup();
-    events.extend(lanes.into_iter().map(|id| {
+    let vcpus = (0..=u8::MAX).map(Lane::Vcpu);
+    let vcpus = vcpus.filter(|vcpu| spans.iter().any(|span| span.lane == *vcpu));
+    events.extend(iter::once(Lane::Main).chain(vcpus).map(|id| {
         json!({"name": "thread_name", "ph": "M", "pid": 1, "tid": thread(id), "args": {"name": lane(id)}})
     }));
     events.extend(spans.iter().map(|span| {
