@@ -285,7 +285,7 @@ impl VmConfig {
                 host: MemorySize::from_bytes(host.memory),
             });
         }
-        self.devices.sort_by_key(DeviceConfig::kind);
+        sort_devices(&mut self.devices, |device| (device.kind(), false));
         self.set_device_defaults();
         check_devices(&self.devices)?;
         Ok(VmSpec { vcpus, config: self })
@@ -303,7 +303,7 @@ impl VmConfig {
             Some(index) => devices[index] = device,
             None => devices.push(device),
         }
-        devices.sort_by_key(DeviceConfig::guest_order);
+        sort_devices(&mut devices, DeviceConfig::guest_order);
         check_devices(&devices)?;
         self.devices = devices;
         Ok(())
@@ -323,6 +323,12 @@ impl VmConfig {
             device.set_defaults(index);
         }
     }
+}
+
+/// Sorts `devices` by `key`, and keeps the order of devices with the same key. The key is a pointer, so that the program has one copy
+/// of the sort.
+fn sort_devices(devices: &mut [DeviceConfig], key: fn(&DeviceConfig) -> (DeviceKind, bool)) {
+    devices.sort_by_key(key);
 }
 
 /// Checks the number of devices, and each pair of them. A hash set would read random numbers from the kernel at every start.
