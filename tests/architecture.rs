@@ -50,7 +50,7 @@ const VMM_LAYERS: [&[&str]; 12] = [
     &["boot"],
     &["memory"],
     &["kvm"],
-    &["timeline", "error_chain", "emergency", "cancellation"],
+    &["timeline", "error_chain", "emergency", "cancellation", "channel"],
 ];
 
 /// Crates whose files must not import each other in a cycle.

@@ -17,6 +17,7 @@
 //! | [`kvm`] | access to KVM, memory slots, kicks |
 //! | [`timeline`] | record of the phases of the start |
 //! | [`cancellation`] | cancellation of an operation by another thread |
+//! | [`channel`] | messages between threads |
 //!
 //! # A new kind of virtio device
 //! The attached devices of a machine are one list. A new kind of device adds a row to each of these tables:
@@ -70,6 +71,7 @@
 pub mod arch;
 pub mod boot;
 pub mod cancellation;
+pub mod channel;
 pub mod config;
 pub mod control;
 pub mod emergency;

@@ -2,13 +2,13 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::Builder;
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::cancellation::Cancellation;
+use crate::channel::{ReceiveError, Receiver, channel};
 
 /// Maximum wait for a cancelled operation that has nothing to clean up. One that waits longer ends with the process.
 const END_TIMEOUT: Duration = Duration::from_millis(100);
@@ -33,7 +33,7 @@ impl<T: Send + 'static> Operation<T> {
         operation: impl FnOnce(&Cancellation) -> T + Send + 'static,
     ) -> io::Result<Self> {
         let cancellation = Arc::new(Cancellation::default());
-        let (sender, result) = mpsc::sync_channel(1);
+        let (sender, result) = channel();
         let state = cancellation.clone();
         let body = move || {
             // Fails if the process ends.
@@ -47,7 +47,7 @@ impl<T: Send + 'static> Operation<T> {
 
     /// Returns the result, or `None` while the operation runs.
     pub fn take_result(&self) -> Option<T> {
-        self.result.try_recv().ok()
+        self.result.try_receive().ok()
     }
 
     /// Requests the end of the operation, without a wait. Returns false if the operation commits its result already.
@@ -57,19 +57,16 @@ impl<T: Send + 'static> Operation<T> {
 
     /// Waits for the end of the operation: without limit if it has committed, at most 2.1 s if it is cancelled and has files to
     /// remove, otherwise at most 100 ms.
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "a partial commit would cost the old snapshot"
-    )]
     pub fn wait(self) {
-        let ended = self.result.recv_timeout(END_TIMEOUT);
-        if !matches!(ended, Err(RecvTimeoutError::Timeout)) {
+        let ended = self.result.receive_within(END_TIMEOUT);
+        if !matches!(ended, Err(ReceiveError::Empty)) {
             return;
         }
         if self.cancellation.is_committed() {
-            let _ = self.result.recv();
+            // A partial commit would cost the old snapshot.
+            let _ = self.result.receive();
         } else if self.cancellation.must_clean_up() {
-            let _ = self.result.recv_timeout(CLEAN_UP_TIMEOUT);
+            let _ = self.result.receive_within(CLEAN_UP_TIMEOUT);
         }
     }
 }

@@ -11,7 +11,6 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -20,6 +19,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::SharedSource;
+use crate::channel::{ReceiveError, Receiver, SendError, Sender, channel};
 use crate::vcpu::{ThreadSet, VcpuShared};
 
 /// Time without a page of the fault handler, after which an operation fails.
@@ -107,7 +107,7 @@ type Job = Box<dyn FnOnce() + Send>;
 
 /// Handle of the thread. Dropping it stops and joins the thread, which must not wait for a page then.
 pub(super) struct IoThread {
-    jobs: SyncSender<Job>,
+    jobs: Sender<Job>,
     wake: Arc<EventFd>,
     shared: Arc<VcpuShared>,
     wait: fn(ThreadSet) -> ThreadWait,
@@ -139,7 +139,7 @@ impl IoThread {
             };
             add(source.descriptor(), set, index)?;
         }
-        let (jobs, job_receiver) = mpsc::sync_channel(MAX_JOBS);
+        let (jobs, job_receiver) = channel();
         let runner = Runner {
             epoll,
             wake: wake.clone(),
@@ -193,25 +193,27 @@ impl IoThread {
         job: impl FnOnce(&Claim) -> Option<T> + Send + 'static,
     ) -> Result<T, ThreadWait> {
         let claim = Arc::new(Claim::default());
-        let (reply, result) = mpsc::sync_channel(1);
+        let (reply, result) = channel();
         let claimed = claim.clone();
         let job = Box::new(move || {
             // Fails if the caller no longer waits.
             let _ = reply.send(job(&claimed));
         });
-        self.jobs.try_send(job).map_err(|error| match error {
-            TrySendError::Full(_) => ThreadWait::Full,
-            TrySendError::Disconnected(_) => self.ended(),
-        })?;
+        self.jobs
+            .send_within(MAX_JOBS, job)
+            .map_err(|error| match error {
+                SendError::Full => ThreadWait::Full,
+                SendError::Disconnected => self.ended(),
+            })?;
         self.kick();
         self.shared.gate.notify_waiters();
         let mut progress = (0, Instant::now());
         loop {
-            match result.recv_timeout(WAIT_INTERVAL) {
+            match result.receive_within(WAIT_INTERVAL) {
                 // None: the job has lost its claim.
                 Ok(result) => return result.ok_or_else(|| self.late()),
-                Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(ReceiveError::Disconnected) => return Err(self.ended()),
+                Err(ReceiveError::Empty) => {}
             }
             let count = claim.progress.load(Ordering::Relaxed);
             if count != progress.0 {

@@ -14,7 +14,6 @@ pub mod state;
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -30,6 +29,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::arch::{self, AttachContext, Buses, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
 use crate::cancellation::Cancellation;
+use crate::channel::Receiver;
 use crate::config::{DeviceUpdate, DriveConfig, VmConfig, VmSpec};
 use crate::kvm;
 use crate::memory::dirty::{self, DirtyTracker};
@@ -407,7 +407,7 @@ impl Machine {
 
     /// Returns the next stop reason of a vCPU, or `None` while no vCPU has stopped.
     pub fn take_stop_reason(&self) -> Option<StopReason> {
-        lock(&self.stop_reasons).try_recv().ok()
+        lock(&self.stop_reasons).try_receive().ok()
     }
 
     /// Adds the first output of the guest to the timeline, on the lane of the boot vCPU, which usually prints it.

@@ -2,7 +2,6 @@
 //! creates them in advance.
 
 use std::io;
-use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
@@ -11,6 +10,7 @@ use snapshot::GuestMemory;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::{self, Native, Platform};
+use crate::channel::{Receiver, channel};
 use crate::config::{MemorySize, VmSpec};
 use crate::kvm::{self, Kick, install_kick};
 use crate::memory::{self, dirty::DirtyTracker};
@@ -323,7 +323,7 @@ fn start_threads(
     let failed = |operation| move |source| Error::System { operation, source };
     install_kick().map_err(failed("install the signal handler of the vCPU threads"))?;
     let stop_event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(failed("create an eventfd"))?;
-    let (sender, stop_reasons) = mpsc::channel();
+    let (sender, stop_reasons) = channel();
     let shared = Arc::new(VcpuShared {
         kvm: kvm.clone(),
         topology: spec.topology(),

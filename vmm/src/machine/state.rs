@@ -19,7 +19,6 @@
 
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,6 +32,7 @@ use super::Machine;
 use super::attachments::AttachedDevice;
 use super::io_thread::{IoThread, ThreadWait, WAIT_INTERVAL};
 use crate::arch::{CpuCheck, Platform};
+use crate::channel::{ReceiveError, Receiver, channel};
 use crate::timeline::Lane;
 use crate::vcpu::{NativeVcpuState, PauseGate, StateReply, ThreadSet, VcpuInit, VcpuThread};
 
@@ -88,19 +88,19 @@ fn receive_spinning<T>(
     timeout: Duration,
 ) -> Result<Option<T>, Error> {
     for _ in 0..MAX_POLLS {
-        match reply.try_recv() {
-            Err(TryRecvError::Empty) => thread::yield_now(),
+        match reply.try_receive() {
+            Err(ReceiveError::Empty) => thread::yield_now(),
             Ok(reply) => return Ok(Some(reply)),
-            Err(TryRecvError::Disconnected) => return Err(Error::Ended(id)),
+            Err(ReceiveError::Disconnected) => return Err(Error::Ended(id)),
         }
     }
     let deadline = Instant::now() + timeout;
     loop {
-        match reply.recv_timeout(WAIT_INTERVAL) {
+        match reply.receive_within(WAIT_INTERVAL) {
             Ok(reply) => return Ok(Some(reply)),
-            Err(RecvTimeoutError::Disconnected) => return Err(Error::Ended(id)),
-            Err(RecvTimeoutError::Timeout) if Instant::now() < deadline && !gate.is_stopped() => {}
-            Err(RecvTimeoutError::Timeout) => return Ok(None),
+            Err(ReceiveError::Disconnected) => return Err(Error::Ended(id)),
+            Err(ReceiveError::Empty) if Instant::now() < deadline && !gate.is_stopped() => {}
+            Err(ReceiveError::Empty) => return Ok(None),
         }
     }
 }
@@ -145,7 +145,7 @@ impl StateSave<'_> {
         let mut is_changed = false;
         for (id, vcpu) in (0..).zip(&self.vcpus) {
             let state = self.machine.receive_state(id, vcpu)?;
-            is_changed |= vcpu.flushed.try_recv().is_ok();
+            is_changed |= vcpu.flushed.try_receive().is_ok();
             archive.write(&vcpu_key(id), &state).map_err(Error::Sections)?;
         }
         Ok(is_changed)
@@ -235,7 +235,7 @@ impl Machine {
         // No vCPU is in the guest yet, so that the gate closes at once; the threads wait at it after their restore.
         self.shared.gate.close_at_start();
         let (restored, replies) = (0..self.vcpus.len())
-            .map(|_| mpsc::sync_channel(1))
+            .map(|_| channel())
             .collect::<(Vec<_>, Vec<_>)>();
         for ((id, vcpu), restored) in (0..).zip(&self.vcpus).zip(restored) {
             let state = read_vcpu(id, &mut archive)?;

@@ -1,10 +1,9 @@
 //! Requests to a vCPU thread that waits at the gate.
 
-use std::sync::mpsc::{self, Receiver, Sender};
-
 use snapshot::persist::Error as StateError;
 
 use crate::arch::{Cpu, Native, Platform};
+use crate::channel::{Receiver, Sender, channel};
 
 pub(super) type NativeCpu = <Native as Platform>::Cpu;
 /// Saved state of a vCPU.
@@ -33,8 +32,8 @@ pub struct StateReply {
 impl StateReply {
     /// Returns a request and its reply, connected by channels.
     pub(super) fn channels() -> (ParkRequest, Self) {
-        let (send_flushed, flushed) = mpsc::channel();
-        let (send_state, state) = mpsc::channel();
+        let (send_flushed, flushed) = channel();
+        let (send_state, state) = channel();
         let request = ParkRequest::State {
             flushed: send_flushed,
             state: send_state,

@@ -1,7 +1,6 @@
 //! Body of a vCPU thread: entry, exits, and the wait while the VM is paused.
 
 use std::io;
-use std::sync::mpsc::{Receiver, Sender, SyncSender};
 use std::sync::{Arc, OnceLock};
 
 use devices::{Bus, Power};
@@ -15,6 +14,7 @@ use super::gate::{PauseGate, ThreadSet};
 use super::park::{NativeCpu, NativeVcpuState, ParkRequest};
 use super::pre_entry::run_until_entry;
 use crate::arch::{Cpu, CpuCheck, Native, Platform};
+use crate::channel::{Receiver, Sender};
 use crate::config::CpuTopology;
 use crate::kvm::{self, Kick, RunPage};
 use crate::timeline::{Lane, Timeline};
@@ -119,7 +119,7 @@ pub enum VcpuInit {
         /// Check for values that this host does not support.
         check: CpuCheck,
         /// Channel for the result. After an error the vCPU never enters the guest.
-        restored: SyncSender<Result<(), StateError>>,
+        restored: Sender<Result<(), StateError>>,
     },
 }
 
@@ -141,7 +141,6 @@ impl VcpuRunner {
         self.shared.gate.leave(ThreadSet::vcpu(self.id));
     }
 
-    #[allow(clippy::disallowed_methods, reason = "the drop of the vCPU ends both waits")]
     fn run_vcpu(&self, vcpu_receiver: &Receiver<VcpuFd>, start_receiver: &Receiver<StartContext>) {
         let lane = Lane::Vcpu(self.id);
         self.shared.timeline.mark(lane, "thread runs");
@@ -152,7 +151,7 @@ impl VcpuRunner {
         }
         // A restore replaces what the boot sets.
         let profile = (purpose != Purpose::Restore).then(|| self.shared.profile(self.id));
-        let Ok(mut vcpu) = vcpu_receiver.recv() else {
+        let Some(mut vcpu) = vcpu_receiver.receive() else {
             return;
         };
         let prepared = match profile {
@@ -161,7 +160,7 @@ impl VcpuRunner {
                 NativeCpu::configure(&vcpu, self.id, self.shared.topology, profile?)
             }),
         };
-        let Ok(mut start) = start_receiver.recv() else {
+        let Some(mut start) = start_receiver.receive() else {
             return;
         };
         let init = std::mem::replace(&mut start.init, VcpuInit::Reset);

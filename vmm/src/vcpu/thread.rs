@@ -1,7 +1,6 @@
 //! Handle of a vCPU thread.
 
 use std::sync::Arc;
-use std::sync::mpsc::{self, Sender, SyncSender};
 use std::thread::{Builder, JoinHandle};
 
 use kvm_ioctls::VcpuFd;
@@ -10,6 +9,7 @@ use super::ThreadSet;
 use super::exit::{ExitCounters, VcpuError};
 use super::park::{ParkRequest, StateReply};
 use super::runner::{StartContext, VcpuRunner, VcpuShared};
+use crate::channel::{Sender, channel};
 use crate::kvm::Kick;
 
 /// Stack of a vCPU thread in bytes: little more than the frames of one exit.
@@ -18,8 +18,8 @@ const STACK_SIZE: usize = 128 << 10;
 /// Handle of a vCPU thread. Dropping it stops and joins the thread, unless it is [abandoned](Self::abandon).
 pub struct VcpuThread {
     id: u8,
-    prepare: SyncSender<VcpuFd>,
-    start: SyncSender<StartContext>,
+    prepare: Option<Sender<VcpuFd>>,
+    start: Option<Sender<StartContext>>,
     requests: Sender<ParkRequest>,
     kick: Kick,
     exits: Arc<ExitCounters>,
@@ -33,10 +33,9 @@ impl VcpuThread {
     /// # Errors
     /// [`VcpuError::Thread`]
     pub fn spawn(id: u8, kick: Kick, shared: Arc<VcpuShared>) -> Result<Self, VcpuError> {
-        // For one message each: an unbounded channel allocates room for some thirty.
-        let (prepare, vcpu_receiver) = mpsc::sync_channel(1);
-        let (start, start_receiver) = mpsc::sync_channel(1);
-        let (requests, request_receiver) = mpsc::channel();
+        let (prepare, vcpu_receiver) = channel();
+        let (start, start_receiver) = channel();
+        let (requests, request_receiver) = channel();
         let exits = Arc::new(ExitCounters::default());
         let runner = VcpuRunner {
             id,
@@ -53,8 +52,8 @@ impl VcpuThread {
             .map_err(|source| VcpuError::Thread { id, source })?;
         Ok(Self {
             id,
-            prepare,
-            start,
+            prepare: Some(prepare),
+            start: Some(start),
             requests,
             kick,
             exits,
@@ -66,7 +65,7 @@ impl VcpuThread {
     /// Passes the vCPU to the thread, which prepares it at once.
     pub fn prepare(&self, vcpu: VcpuFd) {
         // A thread that has ended has reported its stop reason.
-        let _ = self.prepare.send(vcpu);
+        let _ = self.prepare.as_ref().map(|prepare| prepare.send(vcpu));
     }
 
     /// Stops the gate of all vCPUs, and kicks this one. Does not wait for the threads.
@@ -79,7 +78,7 @@ impl VcpuThread {
     pub fn end(&mut self) {
         self.stop();
         // The thread ends when the senders are dropped.
-        (self.prepare, self.start) = (mpsc::sync_channel(0).0, mpsc::sync_channel(0).0);
+        (self.prepare, self.start) = (None, None);
     }
 
     /// Makes the drop of the handle not wait for the thread if it is in `threads`.
@@ -114,7 +113,7 @@ impl VcpuThread {
 
     /// Starts the vCPU, which enters the guest while the gate is open.
     pub fn start(&self, start: StartContext) {
-        let _ = self.start.send(start);
+        let _ = self.start.as_ref().map(|sender| sender.send(start));
     }
 }
 
