@@ -2,9 +2,10 @@
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
 use std::thread::Builder;
 use std::time::Duration;
+
+use crate::channel::channel;
 
 /// Maximum time of a call.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -43,7 +44,7 @@ fn run_within<T: Send + 'static>(
     call: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {
     let running = Running::begin().ok_or(Error::Full)?;
-    let (sender, result) = mpsc::sync_channel(1);
+    let (sender, result) = channel();
     let body = move || {
         // Fails if the caller no longer waits.
         let _ = sender.send(call());
@@ -51,7 +52,7 @@ fn run_within<T: Send + 'static>(
     };
     let thread = Builder::new().name("mayfly_open".to_owned());
     thread.spawn(body).map_err(Error::Thread)?;
-    result.recv_timeout(timeout).map_err(|_| Error::Timeout)
+    result.receive_within(timeout).map_err(|_| Error::Timeout)
 }
 
 /// Place of a running call among [`MAX_CALLS`].

@@ -110,13 +110,11 @@ pub(super) struct IoThread {
     jobs: Sender<Job>,
     wake: Arc<EventFd>,
     shared: Arc<VcpuShared>,
-    wait: fn(ThreadSet) -> ThreadWait,
     thread: Option<JoinHandle<()>>,
 }
 
 impl IoThread {
-    /// Starts the thread for `sources`, while the gate is closed. It calls `start` when the gate opens for the first time. `wait` makes
-    /// the error for a late job.
+    /// Starts the thread for `sources`, while the gate is closed. It calls `start` when the gate opens for the first time.
     ///
     /// # Errors
     /// Fails if a descriptor or the thread cannot be created.
@@ -124,7 +122,6 @@ impl IoThread {
         sources: Vec<SharedSource>,
         start: impl FnOnce() + Send + 'static,
         shared: Arc<VcpuShared>,
-        wait: fn(ThreadSet) -> ThreadWait,
     ) -> io::Result<Self> {
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let epoll = Epoll::new()?;
@@ -155,7 +152,6 @@ impl IoThread {
             jobs,
             wake,
             shared,
-            wait,
             thread: Some(thread),
         })
     }
@@ -232,7 +228,7 @@ impl IoThread {
         if self.shared.gate.is_stopped() {
             ThreadWait::Stopped
         } else {
-            (self.wait)(ThreadSet::IO)
+            ThreadWait::Page(ThreadSet::IO)
         }
     }
 

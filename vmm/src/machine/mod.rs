@@ -342,16 +342,10 @@ impl Machine {
     fn thread_wait(&self, threads: ThreadSet) -> ThreadWait {
         if self.shared.gate.is_stopped() {
             ThreadWait::Stopped
+        } else if self.fault_handler.is_some() {
+            ThreadWait::Page(threads)
         } else {
-            self.wait()(threads)
-        }
-    }
-
-    /// Returns the constructor of the reason why threads of the running machine do not answer.
-    fn wait(&self) -> fn(ThreadSet) -> ThreadWait {
-        match self.fault_handler {
-            Some(_) => ThreadWait::Page,
-            None => ThreadWait::Disk,
+            ThreadWait::Disk(threads)
         }
     }
 

@@ -284,7 +284,7 @@ impl Machine {
                 .iter()
                 .for_each(|transport| lock(transport).notify_restored());
         };
-        self.io_thread = Some(IoThread::spawn(sources, start, self.shared.clone(), self.wait())?);
+        self.io_thread = Some(IoThread::spawn(sources, start, self.shared.clone())?);
         Ok(())
     }
 
