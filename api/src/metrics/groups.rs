@@ -332,8 +332,7 @@ fn uart(metrics: &VmMetrics) -> Values {
         ("missed_write_count", Value::Count(serial.dropped)),
         ("read_count", Value::Count(serial.reads)),
         ("write_count", Value::Count(serial.writes)),
-        // The output has no rate limiter.
-        ("rate_limiter_dropped_bytes", Value::Count(0)),
+        ("rate_limiter_dropped_bytes", Value::Count(serial.limited)),
     ]
 }
 

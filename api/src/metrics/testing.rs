@@ -157,6 +157,7 @@ pub(super) fn full() -> VmMetrics {
         empty_reads: number(),
         writes: number(),
         dropped: number(),
+        limited: number(),
         errors: number(),
         flushes: number(),
     };

@@ -278,6 +278,28 @@ impl Limiter {
     }
 }
 
+/// Bucket for the bytes of an output that drops bytes beyond the limit. No byte waits, so that it needs no timer.
+#[derive(Debug)]
+pub struct DropLimiter(BucketLevel);
+
+impl DropLimiter {
+    /// Creates a limiter with a full bucket. Returns `None` for a bucket without a limit.
+    pub fn new(bucket: Bucket) -> Option<Self> {
+        full_level(bucket).map(Self)
+    }
+
+    /// Consumes tokens for as many of `bytes` as there are at `now`, on any clock that does not go back. Returns the number of bytes
+    /// that pass; the caller drops the others.
+    pub fn consume_available(&mut self, bytes: usize, now: Duration) -> usize {
+        let Self(level) = self;
+        level.fill(now);
+        let available = level.burst.saturating_add(level.level);
+        let passed = bytes.min(usize::try_from(available).unwrap_or(usize::MAX));
+        level.consume(passed as u64);
+        passed
+    }
+}
+
 /// Minimum time for which a timerfd can be armed; zero would disarm it.
 const MIN_TIMER: Duration = Duration::from_nanos(1);
 

@@ -5,7 +5,7 @@ use proptest::prelude::{Strategy, any};
 use proptest::{prop_assert, prop_assert_eq, proptest};
 use snapshot::Persist;
 
-use super::{Bucket, Limiter};
+use super::{Bucket, DropLimiter, Limiter};
 
 const fn bucket(size: u64, refill_time_ms: u64) -> Bucket {
     Bucket {
@@ -279,4 +279,24 @@ proptest! {
         }
         prop_assert!(limiter.save().unwrap().bandwidth.is_none_or(|level| level.invalid_reason().is_none()));
     }
+}
+
+#[test]
+fn drop_limiter_passes_only_available_tokens() {
+    for none in [bucket(0, 100), bucket(100, 0)] {
+        assert!(DropLimiter::new(none).is_none());
+    }
+    let mut limiter = DropLimiter::new(Bucket {
+        one_time_burst: 5,
+        ..bucket(10, 1000)
+    })
+    .unwrap();
+    assert_eq!(limiter.consume_available(12, ms(0)), 12);
+    assert_eq!(limiter.consume_available(12, ms(0)), 3);
+    assert_eq!(limiter.consume_available(1, ms(99)), 0);
+    // One token in 100 ms: the dropped bytes are no debt.
+    assert_eq!(limiter.consume_available(2, ms(250)), 2);
+    assert_eq!(limiter.consume_available(1, ms(250)), 0);
+    // The burst is not refilled.
+    assert_eq!(limiter.consume_available(usize::MAX, ms(1_000_000)), 10);
 }

@@ -33,7 +33,7 @@ fn zeros() -> BTreeSet<String> {
         api_server/sync_response_fails api_server/sync_vmm_send_timeout_count
         deprecated_api/deprecated_cmd_line_api_calls logger/log_fails
         i8042/error_count i8042/missed_read_count i8042/missed_write_count
-        uart/rate_limiter_dropped_bytes interrupts/config_updates vmm/panic_count
+        interrupts/config_updates vmm/panic_count
         signals/sigbus signals/sigsegv signals/sigxfsz signals/sigxcpu signals/sigpipe signals/sigill
         net/mac_address_updates net/rx_partial_writes net/tx_partial_reads net/tx_spoofed_mac_count
         block/read_agg/min_us block/read_agg/max_us block/write_agg/min_us block/write_agg/max_us

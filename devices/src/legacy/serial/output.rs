@@ -5,6 +5,8 @@
 //! when the file is writable again, or every second while the disk is full, the file is at its size limit, or the disk fails: the user
 //! can repair each while the guest runs. A full buffer drops its oldest byte: the last output of a guest explains its exit.
 //!
+//! A rate limit drops each byte for which there is no token, before the buffer.
+//!
 //! `O_NONBLOCK` is a flag of the open file description, which standard output shares with the shell and other
 //! processes; their writes would fail. Each kind of file therefore has its own way to write without blocking. The
 //! process must ignore SIGPIPE and SIGXFSZ, so that a closed reader and a file at its size limit are errors.
@@ -23,7 +25,9 @@ use std::time::{Duration, Instant};
 use snapshot::file::FileIdentity;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::clock::{Clock, MonotonicClock};
 use crate::counter::Counter;
+use crate::limiter::{Bucket, DropLimiter};
 use crate::medium::Medium;
 use disk_thread::DiskThread;
 
@@ -107,14 +111,24 @@ pub struct SerialOutput {
     full_reported: bool,
     cause: Option<io::Error>,
     first_write: Arc<OnceLock<Instant>>,
+    limit: Option<RateLimit>,
     recorder: Arc<OutputRecorder>,
+}
+
+/// Rate limit with its time source.
+#[derive(Debug)]
+struct RateLimit {
+    limiter: DropLimiter,
+    clock: MonotonicClock,
 }
 
 /// Counters of a serial output, written under the lock of the port.
 #[derive(Debug, Default)]
 pub(super) struct OutputRecorder {
-    /// Bytes dropped for any reason.
+    /// Bytes dropped for any reason but the rate limit.
     pub(super) dropped: Counter,
+    /// Bytes beyond the rate limit.
+    pub(super) limited: Counter,
     /// Failed writes.
     pub(super) errors: Counter,
     /// Writes of buffered bytes.
@@ -141,14 +155,25 @@ impl SerialOutput {
             full_reported: false,
             cause: None,
             first_write: Arc::default(),
+            limit: None,
             recorder: Arc::default(),
         })
     }
 
-    /// Writes or buffers `bytes`. A full buffer drops its oldest bytes.
+    /// Limits the output to `bucket`, which is full; a bucket without a limit removes the limit. Bytes beyond the limit are dropped
+    /// without a [`report`](Self::report): the user has requested it, and the metrics count them.
+    pub fn set_limit(&mut self, bucket: Bucket) {
+        let limiter = DropLimiter::new(bucket);
+        self.limit = limiter.map(|limiter| RateLimit {
+            limiter,
+            clock: MonotonicClock::new(),
+        });
+    }
+
+    /// Writes or buffers `bytes`. A full buffer drops its oldest bytes, the rate limit those beyond it.
     pub fn write(&mut self, bytes: &[u8]) {
         self.first_write.get_or_init(Instant::now);
-        let mut rest = bytes;
+        let mut rest = self.take_within_limit(bytes);
         while self.buffer.is_empty() && !self.broken && !rest.is_empty() {
             let written = self.writer.write(rest);
             match self.check(written) {
@@ -228,7 +253,7 @@ impl SerialOutput {
         self.buffer.len() + self.writer.pending()
     }
 
-    /// Returns the number of bytes dropped so far, for any reason.
+    /// Returns the number of bytes dropped so far, for any reason but the rate limit.
     pub fn dropped(&self) -> u64 {
         self.recorder.dropped.get()
     }
@@ -236,6 +261,16 @@ impl SerialOutput {
     /// Returns the recorder of the metrics.
     pub(super) fn recorder(&self) -> Arc<OutputRecorder> {
         Arc::clone(&self.recorder)
+    }
+
+    /// Returns the start of `bytes` that is within the limit, and counts the others as dropped.
+    fn take_within_limit<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let Some(RateLimit { limiter, clock }) = &mut self.limit else {
+            return bytes;
+        };
+        let (passed, limited) = bytes.split_at(limiter.consume_available(bytes.len(), clock.now()));
+        self.recorder.limited.add(limited.len() as u64);
+        passed
     }
 
     fn drop_bytes(&self, count: usize) {

@@ -226,8 +226,10 @@ pub struct SerialMetrics {
     pub empty_reads: u64,
     /// Bytes that the guest has sent.
     pub writes: u64,
-    /// Sent bytes that were dropped.
+    /// Sent bytes that were dropped for any reason but the rate limit.
     pub dropped: u64,
+    /// Sent bytes beyond the rate limit, which were dropped.
+    pub limited: u64,
     /// Failed writes of the output.
     pub errors: u64,
     /// Writes of buffered output.
@@ -251,6 +253,7 @@ impl SerialRecorder {
             empty_reads: self.empty_reads.get(),
             writes: self.writes.get(),
             dropped: self.output.dropped.get(),
+            limited: self.output.limited.get(),
             errors: self.output.errors.get(),
             flushes: self.output.flushes.get(),
         }

@@ -6,6 +6,7 @@ use snapshot::persist::{Error as PersistError, Persist};
 use super::{Serial, SerialOutput, SerialState};
 use crate::bus::BusDevice;
 use crate::legacy::serial::testing::{pattern, read, read_to_end, small_pipe};
+use crate::limiter::Bucket;
 use crate::testing::EdgeCounter;
 
 const DATA: u64 = 0;
@@ -300,4 +301,23 @@ fn flushes_and_lost_bytes_are_counted() {
     outb(&mut serial, DATA, b'z');
     let metrics = recorder.metrics();
     assert_eq!((metrics.errors, metrics.dropped, metrics.writes), (1, 2, 4108));
+}
+
+#[test]
+fn bytes_beyond_limit_are_counted_apart() {
+    let (mut serial, _, mut reader) = serial();
+    let recorder = serial.recorder();
+    serial.output_mut().set_limit(Bucket {
+        size: 3,
+        refill_time_ms: 1 << 40,
+        one_time_burst: 0,
+    });
+    for byte in *b"abcde" {
+        outb(&mut serial, DATA, byte);
+        // The port stays ready: a polling guest never waits for the limit.
+        assert_eq!(inb(&mut serial, LSR), 0x60);
+    }
+    assert_eq!(read(&mut reader, 3), b"abc");
+    let metrics = recorder.metrics();
+    assert_eq!((metrics.writes, metrics.limited, metrics.dropped), (5, 2, 0));
 }

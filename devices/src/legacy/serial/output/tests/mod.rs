@@ -14,6 +14,7 @@ use scratch::Limited;
 
 use super::{CAPACITY, Error, MAX_FLUSH, SerialOutput};
 use crate::legacy::serial::testing::{named_pipe, pattern, read, small_pipe, terminal};
+use crate::limiter::Bucket;
 
 /// Timeout that only a failed test reaches.
 const LONG: Duration = Duration::from_secs(600);
@@ -103,6 +104,53 @@ fn stalled_reader_drops_oldest_buffered_bytes() {
     assert!(received[..4096] == sent[..4096]);
     assert!(received[4096..4096 + CAPACITY] == sent[5096..]);
     assert_eq!(&received[4096 + CAPACITY..], b"!");
+}
+
+/// Time to fill a bucket, in milliseconds, within which no test ends.
+const NEVER: u64 = 1 << 40;
+
+fn limit(size: u64, refill_time_ms: u64) -> Bucket {
+    Bucket {
+        size,
+        refill_time_ms,
+        one_time_burst: 2,
+    }
+}
+
+#[test]
+fn bytes_beyond_limit_are_dropped() {
+    let (mut reader, writer) = small_pipe();
+    let mut output = SerialOutput::new(writer).unwrap();
+    output.set_limit(limit(3, NEVER));
+    print(&mut output, b"abcd");
+    output.write(b"efg");
+    assert_eq!(output.recorder.limited.get(), 2);
+    assert_eq!((output.dropped(), output.buffered_bytes()), (0, 0));
+    assert!(output.report().is_none(), "the user has requested the loss");
+    assert!(
+        output.flush_needed().read().is_err(),
+        "the event loop has nothing to do"
+    );
+
+    output.set_limit(limit(0, 0));
+    output.write(b"hi");
+    drop(output);
+    let mut received = Vec::new();
+    Limited(&mut reader).read_to_end(&mut received).unwrap();
+    assert_eq!(received, b"abcdehi");
+}
+
+#[test]
+fn limited_output_continues_once_bucket_refills() {
+    let (_reader, writer) = small_pipe();
+    let mut output = SerialOutput::new(writer).unwrap();
+    output.set_limit(limit(1, 1));
+    let mut sent = 0;
+    scratch::wait_until("more bytes than the bucket holds", || {
+        output.write(b"a");
+        sent += 1;
+        sent - output.recorder.limited.get() > 10
+    });
 }
 
 #[test]
