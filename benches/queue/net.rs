@@ -116,6 +116,7 @@ impl Interface {
             mac: [2, 0, 0, 0, 0, 1],
             mtu: None,
             backend: Box::new(tap),
+            addresses: None,
             receive_limiter: Limiter::new(None, None).unwrap(),
             transmit_limiter: Limiter::new(None, None).unwrap(),
             clock: Box::new(MonotonicClock::new()),

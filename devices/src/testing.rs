@@ -24,6 +24,7 @@ pub(crate) fn net_on(socket: UnixStream, clock: Box<dyn Clock>) -> Net {
         mac: [2, 0, 0, 0, 0, 7],
         mtu: None,
         backend: Box::new(Stream::new(socket).unwrap()),
+        addresses: None,
         receive_limiter: unlimited(),
         transmit_limiter: unlimited(),
         clock,

@@ -606,6 +606,7 @@ fn open_interface(config: &NetConfig) -> Result<(Net, Option<Passt>), Error> {
         mac: config.mac.unwrap_or_else(MacAddress::random).0,
         mtu: config.mtu,
         backend,
+        addresses: None,
         receive_limiter: limiter(config.receive)?,
         transmit_limiter: limiter(config.transmit)?,
         clock: Box::new(MonotonicClock::new()),

@@ -6,16 +6,15 @@ use std::os::fd::{AsRawFd, RawFd};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::buffers::RxBuffers;
-use super::features::HEADER;
 use crate::virtio::queue::chain::IoVecBuffer;
 
 /// Location of a received packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received {
-    /// Length in bytes of a packet in the buffers. The bytes beyond the buffers are in the spare buffer, at
-    /// their offset in the packet.
+    /// Length in bytes of a packet in the buffers, except its start, which is in `start`. The bytes beyond both are in the spare
+    /// buffer, at their offset in the packet.
     Direct(usize),
-    /// Length in bytes of a packet at the start of the spare buffer. The receive buffers hold none of it.
+    /// Length in bytes of a packet at the start of the spare buffer. The receive buffers and `start` hold none of it.
     Spare(usize),
 }
 
@@ -58,14 +57,13 @@ pub trait Backend: Send {
     /// Fails if the kernel rejects the features.
     fn use_features(&mut self, features: u64) -> io::Result<()>;
 
-    /// Sends one packet of at most [`MAX_PACKET`](super::features::MAX_PACKET) bytes: `header`, and the frame
-    /// of `packet` without a copy. The header in `packet` is not used, because the driver may change it after
-    /// the check.
+    /// Sends one packet of at most [`MAX_PACKET`](super::features::MAX_PACKET) bytes: `start`, and the rest of `packet` without a
+    /// copy. The start of `packet`, at least its header, is not used: the driver may change it after the check.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if nothing was sent and a later call can succeed. Any other error is
     /// final for the packet.
-    fn send(&mut self, header: &[u8; HEADER], packet: &IoVecBuffer<'_>) -> io::Result<Sent>;
+    fn send(&mut self, start: &[u8], packet: &IoVecBuffer<'_>) -> io::Result<Sent>;
 
     /// Sends the data that waits since [`Sent::Partial`], and updates the state of a link that is down.
     ///
@@ -74,12 +72,17 @@ pub trait Backend: Send {
     /// nothing waits, or the data precedes the next packet.
     fn flush(&mut self) -> io::Result<()>;
 
-    /// Receives one packet into `buffers`. The bytes beyond them go to `spare`, which has
-    /// [`MAX_PACKET`](super::features::MAX_PACKET) bytes. The field `num_buffers` of the header stays unset.
+    /// Receives one packet into `buffers`, except its first bytes, which go to `start`. The bytes beyond both go to `spare`, which
+    /// has [`MAX_PACKET`](super::features::MAX_PACKET) bytes. The field `num_buffers` of the header stays unset.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if there is no packet. After any other error there may be more packets.
-    fn receive(&mut self, buffers: &RxBuffers<'_>, spare: &mut [u8]) -> io::Result<Received>;
+    fn receive(
+        &mut self,
+        start: &mut [u8],
+        buffers: &RxBuffers<'_>,
+        spare: &mut [u8],
+    ) -> io::Result<Received>;
 
     /// Returns the link state of the backend.
     fn link(&self) -> Link;

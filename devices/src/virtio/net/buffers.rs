@@ -32,10 +32,10 @@ pub(super) enum Error {
     },
 }
 
-/// `readv` takes at most [`MAX_IOVECS`] entries; one is reserved for the spare buffer, which takes the rest
-/// of a packet.
+/// `readv` takes at most [`MAX_IOVECS`] entries; two are reserved for the start of a packet, and for the spare
+/// buffer, which takes the rest.
 const LIMITS: ChainLimits = ChainLimits {
-    iovecs: MAX_IOVECS - 1,
+    iovecs: MAX_IOVECS - 2,
     ..ChainLimits::WIDEST
 };
 
@@ -69,11 +69,16 @@ impl<'m> RxBuffers<'m> {
         self.chains.is_empty()
     }
 
-    /// Returns the buffers as iovecs, fewer than [`MAX_IOVECS`]. The pointers are valid for `'m`.
-    pub fn iovec(&self) -> impl Iterator<Item = libc::iovec> {
-        self.chains
-            .iter()
-            .flat_map(|chain| chain.writable.iovec(0..chain.writable.len()))
+    /// Returns the buffers behind their first `start` bytes as iovecs, at most [`MAX_IOVECS`] - 2. The pointers
+    /// are valid for `'m`.
+    pub fn iovec(&self, start: usize) -> impl Iterator<Item = libc::iovec> {
+        let mut skipped = start as u64;
+        self.chains.iter().flat_map(move |chain| {
+            let length = chain.writable.len();
+            let first = skipped.min(length);
+            skipped -= first;
+            chain.writable.iovec(first..length)
+        })
     }
 
     /// Records that the first `length` bytes were written by [`iovec`](Self::iovec).
@@ -143,10 +148,13 @@ impl<'m> RxBuffers<'m> {
         Ok(())
     }
 
-    /// Copies `packet` into the buffers.
+    /// Copies `packet`, or the part that fits, into the buffers.
     pub(super) fn copy_from(&self, packet: &[u8]) -> Result<(), Error> {
         let mut rest = packet;
         for chain in &self.chains {
+            if rest.is_empty() {
+                break;
+            }
             let length = rest.len().min(to_host_length(chain.writable.len()));
             let (chunk, after) = rest.split_at(length);
             chain.writable.write_all(0, chunk).map_err(Error::Chain)?;

@@ -99,6 +99,30 @@ pub(super) fn tx_header(header: &[u8; HEADER], length: usize, features: u64) -> 
     Some(clean)
 }
 
+/// Returns the offsets of the first summed byte and of the checksum in the frame of a packet that starts with `header`, or `None` if
+/// its checksum is complete.
+pub(super) fn partial_checksum(header: &[u8]) -> Option<(usize, usize)> {
+    let [
+        flags,
+        _,
+        _,
+        _,
+        _,
+        _,
+        start_low,
+        start_high,
+        offset_low,
+        offset_high,
+        ..,
+    ] = *header
+    else {
+        return None;
+    };
+    let start = usize::from(u16::from_le_bytes([start_low, start_high]));
+    let offset = usize::from(u16::from_le_bytes([offset_low, offset_high]));
+    (flags & NEEDS_CSUM != 0).then_some((start, start + offset))
+}
+
 /// Returns the flags of a received packet for a driver with the negotiated `features`; `None` if the driver
 /// must not receive the packet. Virtio 1.2 §5.1.6.4.1.
 ///

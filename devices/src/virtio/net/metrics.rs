@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::rewriter::DropReason;
 use crate::counter::Counter;
 use crate::latency::{Latency, LatencyRecorder};
 
@@ -16,6 +17,8 @@ pub struct NetMetrics {
     pub backend_events: u64,
     /// Number of stops because of a fault of the driver.
     pub faults: u64,
+    /// ARP messages by which another host claims the address that the network sees; 0 without a rewriter.
+    pub address_conflicts: u64,
 }
 
 /// Counters of one direction.
@@ -42,6 +45,25 @@ pub struct Counters {
     pub left_buffers: u64,
     /// Duration of the backend's sends, a sample of one in 16.
     pub duration: Latency,
+    /// Packets that the rewriter of addresses dropped; `drops` does not count them.
+    pub address_drops: AddressDrops,
+}
+
+/// Packets that the rewriter of addresses dropped, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct AddressDrops {
+    /// IPv6.
+    pub ipv6: u64,
+    /// With a VLAN tag.
+    pub vlan: u64,
+    /// Neither ARP, IPv4 nor IPv6.
+    pub protocol: u64,
+    /// From the guest: not from its address. To the guest: from its address.
+    pub source: u64,
+    /// For another host.
+    pub destination: u64,
+    /// With a header that is truncated or contradicts another one.
+    pub malformed: u64,
 }
 
 /// Recorder of [`NetMetrics`]. The device writes it under its lock; any thread reads it without.
@@ -61,6 +83,7 @@ impl NetRecorder {
             transmit: self.transmit.counters(),
             backend_events: self.backend_events.get(),
             faults: self.faults.get(),
+            address_conflicts: self.receive.address_conflicts.get(),
         }
     }
 }
@@ -78,6 +101,45 @@ pub(super) struct Recorder {
     pub(super) empty_batches: Counter,
     pub(super) left_buffers: Counter,
     pub(super) duration: LatencyRecorder,
+    pub(super) address_conflicts: Counter,
+    pub(super) address_drops: AddressDropRecorder,
+}
+
+/// Recorder of [`AddressDrops`].
+#[derive(Debug, Default)]
+pub(super) struct AddressDropRecorder {
+    ipv6: Counter,
+    vlan: Counter,
+    protocol: Counter,
+    source: Counter,
+    destination: Counter,
+    malformed: Counter,
+}
+
+impl AddressDropRecorder {
+    /// Counts one packet.
+    pub(super) fn add(&self, reason: DropReason) {
+        let counter = match reason {
+            DropReason::Ipv6 => &self.ipv6,
+            DropReason::Vlan => &self.vlan,
+            DropReason::Protocol => &self.protocol,
+            DropReason::Source => &self.source,
+            DropReason::Destination => &self.destination,
+            DropReason::Malformed => &self.malformed,
+        };
+        counter.add(1);
+    }
+
+    fn counts(&self) -> AddressDrops {
+        AddressDrops {
+            ipv6: self.ipv6.get(),
+            vlan: self.vlan.get(),
+            protocol: self.protocol.get(),
+            source: self.source.get(),
+            destination: self.destination.get(),
+            malformed: self.malformed.get(),
+        }
+    }
 }
 
 impl Recorder {
@@ -93,6 +155,7 @@ impl Recorder {
             empty_batches: self.empty_batches.get(),
             left_buffers: self.left_buffers.get(),
             duration: self.duration.latency(),
+            address_drops: self.address_drops.counts(),
         }
     }
 }

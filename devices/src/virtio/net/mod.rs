@@ -6,6 +6,7 @@
 //! | [`features`] | feature bits, check of packet headers, sizes |
 //! | [`metrics`] | [`NetMetrics`]: counters of both directions; [`NetRecorder`] |
 //! | [`passt`] | [`Passt`]: user-mode network without privileges |
+//! | `rewriter` | [`AddressMap`]: an address on the network other than the guest's |
 //! | [`stream`] | [`Stream`]: length-prefixed frames on a unix socket, the protocol of passt and QEMU |
 //! | [`tap`] | [`Tap`]: tap interface of the host |
 //!
@@ -19,11 +20,13 @@
 //! A full socket, or a full tap with a small `TUNSETSNDBUF`, stops the transmit queue until it is writable.
 //! The packets stay in the guest, and the guest's queue discipline handles them.
 
+mod addresses;
 pub mod backend;
 mod buffers;
 pub mod features;
 pub mod metrics;
 pub mod passt;
+mod rewriter;
 mod rx;
 pub mod stream;
 pub mod tap;
@@ -44,9 +47,11 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use self::addresses::Unchanged;
 use self::backend::Writable;
 use self::buffers::Error;
 use self::features::{BASE, ETHERNET, MTU, OFFLOADS, STATUS};
+use self::rewriter::AddressRewriter;
 use self::rx::Receiver;
 use self::tx::{Batch, BatchEnd, Transmitter};
 use crate::clock::Clock;
@@ -57,8 +62,9 @@ use crate::virtio::{Activation, VirtioDevice, VirtioInterrupt, WatchedFd};
 pub use self::backend::{Backend, Link, Received, Sent};
 pub use self::buffers::RxBuffers;
 pub use self::features::{HEADER, MAX_FRAME, MAX_PACKET};
-pub use self::metrics::{Counters, NetMetrics, NetRecorder};
+pub use self::metrics::{AddressDrops, Counters, NetMetrics, NetRecorder};
 pub use self::passt::Passt;
+pub use self::rewriter::AddressMap;
 pub use self::stream::Stream;
 pub use self::tap::Tap;
 
@@ -88,6 +94,8 @@ pub struct NetSetup {
     pub mtu: Option<u16>,
     /// Host side of the device.
     pub backend: Box<dyn Backend>,
+    /// Addresses of the guest and of the network; none if they are equal.
+    pub addresses: Option<AddressMap>,
     /// Limits packets to the guest.
     pub receive_limiter: Limiter,
     /// Limits packets from the guest.
@@ -120,6 +128,9 @@ pub struct Net {
     /// True once a fault of the driver, or of the backend at a reset, is logged. The driver could repeat a
     /// fault without end, so only the first is logged.
     fault_logged: bool,
+    rewriter: Option<AddressRewriter>,
+    /// True once another host with the address of this guest is logged.
+    conflict_logged: bool,
     recorder: Arc<NetRecorder>,
     active: Option<Active>,
 }
@@ -134,6 +145,8 @@ impl Net {
             stalled: false,
             link: setup.backend.link() == Link::Up,
             fault_logged: false,
+            rewriter: setup.addresses.as_ref().map(AddressRewriter::new),
+            conflict_logged: false,
             setup,
             receiver: Receiver::new(),
             transmitter: Transmitter::default(),
@@ -229,9 +242,11 @@ impl Net {
             clock: self.setup.clock.as_ref(),
             counters,
         };
-        let end = match queue {
-            RECEIVE => self.receiver.process(&mut batch),
-            _ => self.transmitter.process(&mut batch),
+        let end = match (queue, &self.rewriter) {
+            (RECEIVE, None) => self.receiver.process(&mut batch, &Unchanged),
+            (RECEIVE, Some(rewriter)) => self.receiver.process(&mut batch, rewriter),
+            (_, None) => self.transmitter.process(&mut batch, &Unchanged),
+            (_, Some(rewriter)) => self.transmitter.process(&mut batch, rewriter),
         };
         if let Ok(BatchEnd::Throttled | BatchEnd::Full | BatchEnd::Exhausted) = end {
             let left = batch.queue.available(batch.memory);
@@ -255,7 +270,26 @@ impl Net {
             BatchEnd::Exhausted => self.wake(),
             BatchEnd::Full => self.stall(),
         }
+        if let Some(claimant) = self.receiver.take_claimant() {
+            self.log_conflict(claimant);
+        }
         self.update_link();
+    }
+
+    /// Logs the first conflict: the other host could repeat it without end.
+    fn log_conflict(&mut self, claimant: [u8; 6]) {
+        if std::mem::replace(&mut self.conflict_logged, true) {
+            return;
+        }
+        let Some(AddressMap { ip, .. }) = self.setup.addresses else {
+            return;
+        };
+        let [a, b, c, d, e, f] = claimant;
+        warn!(
+            "net: host {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} on the network of {} has the address {ip} too: \
+             give each VM an address of its own",
+            self.setup.backend.describe()
+        );
     }
 
     fn stall(&mut self) {

@@ -2,9 +2,12 @@
 
 use std::io;
 
+use super::addresses::AddressPolicy;
 use super::backend::{Link, Received};
 use super::buffers::{Error, RxBuffers};
 use super::features::{GUEST_LARGE, HEADER, MAX_PACKET, MRG_RXBUF, is_unsegmented, rx_flags};
+use super::metrics::Recorder;
+use super::rewriter::MAX_START;
 use super::tx::{Batch, BatchEnd, MAX_PACKETS};
 
 /// Maximum packet length with an MTU of 1500 and a VLAN tag (virtio 1.2 §5.1.6.3.1). Longer packets, as on a
@@ -31,6 +34,9 @@ pub(super) struct Receiver {
     large: u32,
     /// Failures of the backend since its last packet or empty read.
     failures: u32,
+    /// MAC address of another host with the address of this guest, found since the last call of
+    /// [`take_claimant`](Self::take_claimant).
+    claimant: Option<[u8; 6]>,
 }
 
 impl Receiver {
@@ -43,6 +49,7 @@ impl Receiver {
             held: 0,
             large: 0,
             failures: 0,
+            claimant: None,
         }
     }
 
@@ -67,18 +74,28 @@ impl Receiver {
         self.spare[..self.held].copy_from_slice(&packet[..self.held]);
     }
 
+    /// Returns the MAC address of another host with the address of this guest, if one was found since the last call.
+    pub(super) fn take_claimant(&mut self) -> Option<[u8; 6]> {
+        self.claimant.take()
+    }
+
     /// Passes packets to the driver until there are none, or a limit ends the batch.
-    pub(super) fn process(&mut self, batch: &mut Batch<'_>) -> Result<BatchEnd, Error> {
+    pub(super) fn process<A: AddressPolicy>(
+        &mut self,
+        batch: &mut Batch<'_>,
+        addresses: &A,
+    ) -> Result<BatchEnd, Error> {
         let mut buffers = RxBuffers::default();
-        let end = self.process_packets(batch, &mut buffers);
+        let end = self.process_packets(batch, &mut buffers, addresses);
         batch.queue.undo_pop(buffers.count());
         end
     }
 
-    fn process_packets<'m>(
+    fn process_packets<'m, A: AddressPolicy>(
         &mut self,
         batch: &mut Batch<'m>,
         buffers: &mut RxBuffers<'m>,
+        addresses: &A,
     ) -> Result<BatchEnd, Error> {
         batch
             .queue
@@ -88,7 +105,7 @@ impl Receiver {
             buffers.top_up(batch.queue, batch.memory, self.wanted_bytes(batch.features))?;
             let end = match buffers.is_empty() {
                 true => wait_for_buffers(batch)?,
-                false => self.receive_packet(batch, buffers)?,
+                false => self.receive_packet(batch, buffers, addresses)?,
             };
             if let Some(end) = end {
                 return Ok(end);
@@ -110,17 +127,24 @@ impl Receiver {
         target.max(self.held as u64)
     }
 
-    fn receive_packet<'m>(
+    fn receive_packet<'m, A: AddressPolicy>(
         &mut self,
         batch: &mut Batch<'m>,
         buffers: &mut RxBuffers<'m>,
+        addresses: &A,
     ) -> Result<Option<BatchEnd>, Error> {
         if self.held != 0 {
             return self.deliver_held(batch, buffers);
         }
-        let length = match batch.backend.receive(buffers, &mut self.spare) {
+        let mut start = A::RX_START;
+        let start = start.as_mut();
+        let length = match batch.backend.receive(start, buffers, &mut self.spare) {
             Ok(Received::Spare(length)) => {
                 self.failures = 0;
+                let start = &mut self.spare[..length.min(MAX_START)];
+                if !rewrite(addresses, start, length, batch.counters, &mut self.claimant) {
+                    return Ok(None);
+                }
                 self.held = length;
                 return self.deliver_held(batch, buffers);
             }
@@ -128,6 +152,28 @@ impl Receiver {
             Err(error) => return Ok(self.handle_error(batch, &error)),
         };
         self.failures = 0;
+        let start_length = start.len().min(length);
+        let start = &mut start[..start_length];
+        if !rewrite(addresses, start, length, batch.counters, &mut self.claimant) {
+            return Ok(None);
+        }
+        if !start.is_empty() {
+            buffers.copy_from(start)?;
+            let room = usize::try_from(buffers.len()).unwrap_or(usize::MAX);
+            if let Some(rest) = start.get(room..) {
+                self.spare[room..start_length].copy_from_slice(rest);
+            }
+        }
+        self.deliver_direct(batch, buffers, length)
+    }
+
+    /// Delivers the packet of `length` bytes in the buffers, or holds it.
+    fn deliver_direct<'m>(
+        &mut self,
+        batch: &mut Batch<'m>,
+        buffers: &mut RxBuffers<'m>,
+        length: usize,
+    ) -> Result<Option<BatchEnd>, Error> {
         self.large = match length as u64 > MTU_PACKET {
             true => LARGE_PACKETS,
             false => self.large.saturating_sub(1),
@@ -216,6 +262,28 @@ impl Receiver {
         buffers.add_used(batch.queue, batch.memory, length)?;
         batch.count_packet(length - HEADER);
         Ok(None)
+    }
+}
+
+/// Rewrites the `start` of a packet of `length` bytes. Returns false if the packet is dropped.
+fn rewrite<A: AddressPolicy>(
+    addresses: &A,
+    start: &mut [u8],
+    length: usize,
+    counters: &Recorder,
+    claimant: &mut Option<[u8; 6]>,
+) -> bool {
+    match addresses.rewrite_inbound(start, length) {
+        Ok(None) => true,
+        Ok(found) => {
+            *claimant = found;
+            counters.address_conflicts.add(1);
+            true
+        }
+        Err(reason) => {
+            counters.address_drops.add(reason);
+            false
+        }
     }
 }
 

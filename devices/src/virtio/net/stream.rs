@@ -69,6 +69,8 @@ pub struct Stream {
     inbox: Vec<u8>,
     start: usize,
     end: usize,
+    /// Length and copied start of the frame to send.
+    head: Vec<u8>,
     /// Bytes of one frame that the socket has not accepted yet.
     outbox: Vec<u8>,
     /// Bytes of `outbox` that the socket has accepted.
@@ -115,6 +117,7 @@ impl Stream {
             inbox: vec![0; INBOX_SIZE],
             start: 0,
             end: 0,
+            head: Vec::new(),
             outbox: Vec::new(),
             flushed: 0,
             link: Link::Up,
@@ -192,23 +195,30 @@ impl Stream {
         result
     }
 
-    fn send_frame(&mut self, packet: &IoVecBuffer<'_>) -> io::Result<Sent> {
+    fn send_frame(&mut self, start: &[u8], packet: &IoVecBuffer<'_>) -> io::Result<Sent> {
         let length = packet.len().saturating_sub(HEADER as u64);
         let frame = u32::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let prefix = frame.to_be_bytes();
+        // One buffer for both: the packet may have all iovecs but one.
+        self.head.clear();
+        self.head.extend_from_slice(&frame.to_be_bytes());
+        self.head
+            .extend_from_slice(start.get(HEADER..).unwrap_or_default());
         let mut iovecs = Vec::with_capacity(1 + packet.count());
-        iovecs.push(iovec(&prefix));
-        iovecs.extend(packet.iovec(HEADER as u64..packet.len()));
-        // SAFETY: the iovecs describe `prefix` and the memory of `packet`, which are borrowed beyond the call.
+        iovecs.push(iovec(&self.head));
+        iovecs.extend(packet.iovec(start.len() as u64..packet.len()));
+        // SAFETY: the iovecs describe `head` and the memory of `packet`, which are borrowed beyond the call.
         let sent = unsafe { self.write(&mut iovecs) }?;
         let total = PREFIX + usize::try_from(length).unwrap_or(usize::MAX);
         if sent == total {
             return Ok(Sent::Complete);
         }
+        let rest_of_head = &self.head[sent.min(self.head.len())..];
+        self.outbox.clear();
+        self.outbox.extend_from_slice(rest_of_head);
+        let copied = self.outbox.len();
         self.outbox.resize(total - sent, 0);
-        let (rest_of_prefix, rest) = self.outbox.split_at_mut(PREFIX.saturating_sub(sent));
-        rest_of_prefix.copy_from_slice(&prefix[PREFIX - rest_of_prefix.len()..]);
-        let offset = HEADER + sent.saturating_sub(PREFIX);
+        let offset = start.len() + sent.saturating_sub(self.head.len());
+        let rest = &mut self.outbox[copied..];
         packet.read_exact(offset as u64, rest).map_err(io::Error::other)?;
         Ok(Sent::Partial)
     }
@@ -242,12 +252,12 @@ impl Backend for Stream {
     }
 
     /// Ignores the header: without offloads it is empty.
-    fn send(&mut self, _header: &[u8; HEADER], packet: &IoVecBuffer<'_>) -> io::Result<Sent> {
+    fn send(&mut self, start: &[u8], packet: &IoVecBuffer<'_>) -> io::Result<Sent> {
         if self.link != Link::Up {
             return Err(io::ErrorKind::NotConnected.into());
         }
         self.flush()?;
-        let sent = self.send_frame(packet);
+        let sent = self.send_frame(start, packet);
         self.update_link(sent)
     }
 
@@ -256,7 +266,12 @@ impl Backend for Stream {
         self.update_link(flushed)
     }
 
-    fn receive(&mut self, _buffers: &RxBuffers<'_>, spare: &mut [u8]) -> io::Result<Received> {
+    fn receive(
+        &mut self,
+        _start: &mut [u8],
+        _buffers: &RxBuffers<'_>,
+        spare: &mut [u8],
+    ) -> io::Result<Received> {
         if self.link != Link::Up {
             return Err(io::ErrorKind::WouldBlock.into());
         }

@@ -288,15 +288,15 @@ impl Backend for Tap {
         }
     }
 
-    fn send(&mut self, header: &[u8; HEADER], packet: &IoVecBuffer<'_>) -> io::Result<Sent> {
+    fn send(&mut self, start: &[u8], packet: &IoVecBuffer<'_>) -> io::Result<Sent> {
         let mut iovecs = Vec::with_capacity(packet.count() + 1);
         iovecs.push(libc::iovec {
-            iov_base: header.as_ptr().cast_mut().cast(),
-            iov_len: header.len(),
+            iov_base: start.as_ptr().cast_mut().cast(),
+            iov_len: start.len(),
         });
-        iovecs.extend(packet.iovec(HEADER as u64..packet.len()));
+        iovecs.extend(packet.iovec(start.len() as u64..packet.len()));
         let count = i32::try_from(iovecs.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: `iovecs` describe `header` and guest memory, which lives as long as `packet`; the kernel
+        // SAFETY: `iovecs` describe `start` and guest memory, which lives as long as `packet`; the kernel
         // only reads them.
         let sent = unsafe { libc::writev(self.file.as_raw_fd(), iovecs.as_ptr(), count) };
         let sent = match sent {
@@ -313,21 +313,34 @@ impl Backend for Tap {
         Ok(())
     }
 
-    fn receive(&mut self, buffers: &RxBuffers<'_>, spare: &mut [u8]) -> io::Result<Received> {
+    fn receive(
+        &mut self,
+        start: &mut [u8],
+        buffers: &RxBuffers<'_>,
+        spare: &mut [u8],
+    ) -> io::Result<Received> {
         // The kernel truncates a packet without an error, so the iovecs must hold the maximum length.
-        let room = usize::try_from(buffers.len()).unwrap_or(usize::MAX);
+        let room = usize::try_from(buffers.len())
+            .unwrap_or(usize::MAX)
+            .max(start.len());
         let rest = spare
             .get_mut(room.min(MAX_PACKET)..)
             .ok_or(io::ErrorKind::InvalidInput)?;
-        let mut iovecs = Vec::with_capacity(usize::from(buffers.count()) + 1);
-        iovecs.extend(buffers.iovec());
+        let mut iovecs = Vec::with_capacity(usize::from(buffers.count()) + 2);
+        if !start.is_empty() {
+            iovecs.push(libc::iovec {
+                iov_base: start.as_mut_ptr().cast(),
+                iov_len: start.len(),
+            });
+        }
+        iovecs.extend(buffers.iovec(start.len()));
         iovecs.push(libc::iovec {
             iov_base: rest.as_mut_ptr().cast(),
             iov_len: rest.len(),
         });
         let count = i32::try_from(iovecs.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: `iovecs` describe device-writable guest memory, which lives as long as `buffers`, and `rest`,
-        // which is exclusively borrowed during the call.
+        // SAFETY: `iovecs` describe device-writable guest memory, which lives as long as `buffers`, and `start`
+        // and `rest`, which are exclusively borrowed during the call.
         let received = unsafe { libc::readv(self.file.as_raw_fd(), iovecs.as_ptr(), count) };
         match usize::try_from(received) {
             Ok(length) => {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use snapshot::GuestMemory;
 
+use super::addresses::AddressPolicy;
 use super::backend::{Backend, Sent};
 use super::buffers::Error;
 use super::features::{HEADER, MAX_PACKET, MIN_FRAME, tx_header};
@@ -109,7 +110,11 @@ pub(super) struct Transmitter {
 
 impl Transmitter {
     /// Sends the driver's packets until there are none, or a limit ends the batch.
-    pub(super) fn process(&mut self, batch: &mut Batch<'_>) -> Result<BatchEnd, Error> {
+    pub(super) fn process<A: AddressPolicy>(
+        &mut self,
+        batch: &mut Batch<'_>,
+        addresses: &A,
+    ) -> Result<BatchEnd, Error> {
         let memory = batch.memory;
         let mut chain = Chain::default();
         batch.queue.disable_notification(memory).map_err(Error::Queue)?;
@@ -126,7 +131,7 @@ impl Transmitter {
             if !chain.writable.is_empty() {
                 return Err(Error::Direction(chain.head));
             }
-            let outcome = self.send(batch, &chain.readable)?;
+            let outcome = self.send(batch, &chain.readable, addresses)?;
             if let PacketOutcome::Kept(end) = outcome {
                 batch.queue.undo_pop(1);
                 return Ok(end);
@@ -142,27 +147,44 @@ impl Transmitter {
         Ok(BatchEnd::Exhausted)
     }
 
-    fn send(&mut self, batch: &mut Batch<'_>, packet: &IoVecBuffer<'_>) -> Result<PacketOutcome, Error> {
+    fn send<A: AddressPolicy>(
+        &mut self,
+        batch: &mut Batch<'_>,
+        packet: &IoVecBuffer<'_>,
+        addresses: &A,
+    ) -> Result<PacketOutcome, Error> {
         let length = usize::try_from(packet.len()).unwrap_or(usize::MAX);
         if !(HEADER + MIN_FRAME..=MAX_PACKET).contains(&length) {
             batch.counters.drops.add(1);
             return Ok(PacketOutcome::Done);
         }
-        let mut header = [0; HEADER];
-        packet.read_exact(0, &mut header).map_err(Error::Chain)?;
-        // Only this copy is used from here on: the driver may change its own header at any time.
-        let Some(header) = tx_header(&header, length - HEADER, batch.features) else {
+        let mut start = A::TX_START;
+        let start = start.as_mut();
+        let copied = start.len().min(length);
+        let start = &mut start[..copied];
+        packet.read_exact(0, start).map_err(Error::Chain)?;
+        // Only this copy is used from here on: the driver may change its own headers at any time.
+        let header = start.first_chunk_mut::<HEADER>();
+        let checked = header.and_then(|header| {
+            *header = tx_header(header, length - HEADER, batch.features)?;
+            Some(())
+        });
+        if checked.is_none() {
             batch.counters.drops.add(1);
             return Ok(PacketOutcome::Done);
-        };
+        }
+        if let Err(reason) = addresses.rewrite_outbound(start, length) {
+            batch.counters.address_drops.add(reason);
+            return Ok(PacketOutcome::Done);
+        }
         if !self.has_tokens && !batch.try_consume(length - HEADER) {
             return Ok(PacketOutcome::Kept(BatchEnd::Throttled));
         }
         self.has_tokens = false;
-        let start = batch.start_timer();
-        match retry_interrupted(|| batch.backend.send(&header, packet)) {
+        let started_at = batch.start_timer();
+        match retry_interrupted(|| batch.backend.send(start, packet)) {
             Ok(sent) => {
-                batch.stop_timer(start);
+                batch.stop_timer(started_at);
                 batch.count_packet(length - HEADER);
                 Ok(match sent {
                     Sent::Complete => PacketOutcome::Done,

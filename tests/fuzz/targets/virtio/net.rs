@@ -73,6 +73,7 @@ impl Model for Peer {
             mac: [2, 0, 0, 0, 0, 7],
             mtu: None,
             backend: Box::new(Stream::new(socket).expect("cannot use the socket")),
+            addresses: None,
             receive_limiter: limiter(),
             transmit_limiter: limiter(),
             clock: Box::new(clock),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::sync::lock;
 use crate::virtio::net::features::{CSUM, GUEST_CSUM, HOST_TSO4};
-use crate::virtio::net::{Backend, HEADER, Link, Received, RxBuffers, Sent};
+use crate::virtio::net::{Backend, Link, Received, RxBuffers, Sent};
 use crate::virtio::queue::chain::IoVecBuffer;
 
 /// State of the fake backend, shared with the test.
@@ -73,14 +73,14 @@ impl Backend for FakeBackend {
         Ok(())
     }
 
-    fn send(&mut self, header: &[u8; HEADER], packet: &IoVecBuffer<'_>) -> io::Result<Sent> {
+    fn send(&mut self, start: &[u8], packet: &IoVecBuffer<'_>) -> io::Result<Sent> {
         let mut network = lock(&self.network);
         if let Some(error) = network.error {
             return Err(error.into());
         }
         let mut bytes = vec![0; usize::try_from(packet.len()).unwrap()];
         packet.read_exact(0, &mut bytes).unwrap();
-        bytes[..HEADER].copy_from_slice(header);
+        bytes[..start.len()].copy_from_slice(start);
         network.sent.push(bytes);
         Ok(Sent::Complete)
     }
@@ -89,7 +89,12 @@ impl Backend for FakeBackend {
         Ok(())
     }
 
-    fn receive(&mut self, buffers: &RxBuffers<'_>, spare: &mut [u8]) -> io::Result<Received> {
+    fn receive(
+        &mut self,
+        start: &mut [u8],
+        buffers: &RxBuffers<'_>,
+        spare: &mut [u8],
+    ) -> io::Result<Received> {
         let mut network = lock(&self.network);
         network.offered = buffers.len();
         if let Some(error) = network.error {
@@ -104,12 +109,17 @@ impl Backend for FakeBackend {
             spare[..packet.len()].copy_from_slice(&packet);
             return Ok(Received::Spare(packet.len()));
         }
-        let direct_length = packet.len().min(usize::try_from(buffers.len()).unwrap());
         // The kernel does not set `num_buffers`; the pattern shows if the device does not either.
         let mut direct = packet.clone();
         direct[10..12].fill(0xee);
+        let start_length = packet.len().min(start.len());
+        start[..start_length].copy_from_slice(&direct[..start_length]);
+        // The driver must never see bytes that belong to `start`.
+        direct[..start_length].fill(0xdd);
+        let direct_length = packet.len().min(usize::try_from(buffers.len()).unwrap());
         buffers.copy_from(&direct[..direct_length]).unwrap();
-        spare[direct_length..packet.len()].copy_from_slice(&packet[direct_length..]);
+        let spare_start = direct_length.max(start_length);
+        spare[spare_start..packet.len()].copy_from_slice(&packet[spare_start..]);
         Ok(Received::Direct(packet.len()))
     }
 

@@ -1,5 +1,6 @@
 //! Tests of the device with a driver without a guest, mostly on a backend without a network.
 
+mod addresses;
 mod attach;
 mod device;
 mod fake;
@@ -49,6 +50,7 @@ fn setup(backend: Box<dyn Backend>) -> NetSetup {
         mac: MAC,
         mtu: Some(1400),
         backend,
+        addresses: None,
         receive_limiter: unlimited(),
         transmit_limiter: unlimited(),
         clock: Box::new(ManualClock::default()),
