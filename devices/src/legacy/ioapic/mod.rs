@@ -56,6 +56,17 @@ pub struct Message {
     pub data: u32,
 }
 
+impl Message {
+    /// Returns the message of an edge at a pin, whose entry of the redirection table has the register `bits`. `None` if the entry is
+    /// masked or level-triggered, or its vector is invalid.
+    pub fn of_edge(bits: u64) -> Option<Self> {
+        let entry = Entry(bits);
+        entry
+            .message()
+            .filter(|_| !entry.is_masked() && !entry.is_level())
+    }
+}
+
 /// Destination of the interrupts of one pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {

@@ -66,6 +66,27 @@ fn program(ioapic: &mut Ioapic, pin: u8, low: u32, destination: u8) {
 }
 
 #[test]
+fn edge_has_message_of_its_pin() {
+    for entry in [0x0300_0000_0000_0841_u64, 0x45, 0xff00_0000_0000_0141] {
+        let (mut ioapic, recorder) = ioapic();
+        let [low, destination] = [entry, entry >> 56].map(|bits| u32::try_from(bits & 0xffff_ffff).unwrap());
+        program(&mut ioapic, 13, low, u8::try_from(destination).unwrap());
+        recorder.take();
+        ioapic.set_level(13, true);
+        let sent = recorder.take().pop();
+        assert_eq!(Message::of_edge(entry).map(Call::Send), sent, "{entry:#x}");
+        assert!(sent.is_some());
+    }
+    for (entry, reason) in [
+        (0x1_0041, "masked"),
+        (0x8041, "level-triggered"),
+        (0x0f, "vector"),
+    ] {
+        assert_eq!(Message::of_edge(entry), None, "{reason}");
+    }
+}
+
+#[test]
 fn registers_match_data_sheet() {
     let (mut ioapic, recorder) = ioapic();
     assert_eq!(read(&mut ioapic, 0), 0);

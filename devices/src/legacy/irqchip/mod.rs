@@ -100,6 +100,14 @@ impl SplitIrqchip {
         Some(Arc::new(IrqLine { shared, input, pin }))
     }
 
+    /// Sends one edge to `pin` of the IOAPIC alone. Without effect on a masked pin, and from pin 24 upwards.
+    pub fn trigger_ioapic(&self, pin: u8) {
+        self.shared.access(|chips| {
+            chips.ioapic.set_level(pin, true);
+            chips.ioapic.set_level(pin, false);
+        });
+    }
+
     /// Returns the level of INTR of the 8259As, without a lock.
     ///
     /// The first vCPU checks it before each guest entry. While it is true and the guest accepts interrupts, the vCPU

@@ -86,6 +86,20 @@ impl Board {
 }
 
 #[test]
+fn edge_of_ioapic_does_not_reach_pic() {
+    let board = Board::new();
+    board.irqchip.trigger_ioapic(13);
+    assert_eq!(board.sent(), [0x6d]);
+    assert_eq!(board.irqchip.acknowledge(), None);
+    board.irqchip.trigger_ioapic(13);
+    assert_eq!(board.sent(), [0x6d], "a second edge");
+    board.program(13, 0x1_006d);
+    board.irqchip.trigger_ioapic(13);
+    board.irqchip.trigger_ioapic(24);
+    assert_eq!(board.sent(), [0; 0]);
+}
+
+#[test]
 fn line_reaches_both_controllers() {
     let board = Board::new();
     for (gsi, pic, ioapic) in [
