@@ -3,7 +3,7 @@
 use super::context::RequestContext;
 use super::error::Error;
 use crate::http::Response;
-use crate::schema::{Logger, Metrics, Serial};
+use crate::schema::{Logger, Metrics, Serial, TokenBucket};
 
 pub(crate) fn put_logger(context: &mut RequestContext<'_>) -> Result<Response, Error> {
     let logger: Logger = context.read()?;
@@ -22,8 +22,12 @@ pub(crate) fn put_metrics(context: &mut RequestContext<'_>) -> Result<Response, 
 }
 
 pub(super) fn put_serial(context: &mut RequestContext<'_>) -> Result<Response, Error> {
-    let serial: Serial = context.read()?;
-    let result = context.control.set_serial(serial.serial_out_path.as_deref());
+    let Serial {
+        serial_out_path,
+        rate_limiter,
+    } = context.read()?;
+    let limit = rate_limiter.map(TokenBucket::into_config);
+    let result = context.control.set_serial(serial_out_path.as_deref(), limit);
     result.map_err(Error::of("Serial config"))?;
     Ok(Response::no_content())
 }

@@ -184,7 +184,7 @@ pub static ROUTES: [Route; 23] = [
     ),
     Route::delete("/network-interfaces/{iface_id}", network::delete_interface),
     Route::put::<Vsock>("/vsock", network::put_vsock).in_file(),
-    Route::put::<Serial>("/serial", logging::put_serial),
+    Route::put::<Serial>("/serial", logging::put_serial).in_file(),
     Route::put::<Action>("/actions", actions::put_action),
     Route::operation::<VmUpdate>(Method::Patch, "/vm", actions::patch_vm),
     Route::operation::<SnapshotCreate>(Method::Put, "/snapshot/create", snapshot::create),

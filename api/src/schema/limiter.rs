@@ -69,7 +69,8 @@ impl RateLimiter {
 }
 
 impl TokenBucket {
-    fn into_config(self) -> Bucket {
+    /// Converts to the configuration of the VMM.
+    pub fn into_config(self) -> Bucket {
         let Self {
             size,
             refill_time,

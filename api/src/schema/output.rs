@@ -6,6 +6,7 @@ use log::LevelFilter;
 use serde::{Deserialize, Deserializer, de};
 
 use super::field::{FieldType, Off, Rule};
+use super::limiter::TokenBucket;
 use super::macros::schema;
 use crate::process::LoggerSettings;
 
@@ -86,15 +87,10 @@ schema! {
     body Serial {
         /// File or FIFO for the output, created if absent; stdout by default.
         serial_out_path: Option<PathBuf>;
+        /// Limit of the output in bytes. Output beyond it is dropped, and counted in uart.rate_limiter_dropped_bytes.
+        rate_limiter: Option<TokenBucket>;
     }
-    unsupported {
-        /// Unsupported: limits of the output.
-        rate_limiter => Rule::Unsupported(
-            Off::Empty,
-            "mayfly does not limit the output; it drops output that the file does not take",
-        );
-    }
-    example "{serial_out_path: /tmp/serial}";
+    example "{serial_out_path: /tmp/serial, rate_limiter: {size: 65536, refill_time: 1000, one_time_burst: 1048576}}";
 }
 
 impl Logger {

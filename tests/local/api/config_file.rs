@@ -3,6 +3,7 @@
 use std::fs;
 use std::process::{Command, Output};
 
+use super::output::limiter_without_refill;
 use super::served::{ApiProcess, Directory};
 use crate::guests::{file, program};
 use crate::network::in_own_network;
@@ -73,6 +74,14 @@ fn files_of_other_clients_boot() {
         r#"{"boot-source":{"kernel_image_path":"KERNEL"}}"#,
         &["--id", "a", "--boot-timer"],
     );
+}
+
+#[test]
+fn serial_section_limits_output() {
+    let config = r#"{"boot-source":{"kernel_image_path":"KERNEL"},"serial":{"rate_limiter":LIMITER}}"#;
+    let output = run(&config.replace("LIMITER", &limiter_without_refill(5)), &[]);
+    assert_eq!(output.stdout, b"hello", "{output:?}");
+    assert_eq!(output.status.code(), Some(0));
 }
 
 /// The response to `GET /vm/config` is a configuration file of the same VM.

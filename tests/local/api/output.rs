@@ -38,6 +38,51 @@ fn serial_output_goes_to_file() {
     assert_eq!(fs::read_to_string(kept).unwrap(), "before\nhello from mayfly\n");
 }
 
+/// Rate limiter with tokens for `size` bytes, which are not refilled within the time of a test.
+pub fn limiter_without_refill(size: u64) -> String {
+    format!(r#"{{"size":{size},"refill_time":1099511627776}}"#)
+}
+
+/// Returns the sum of a metric over all lines of the file at `path`.
+pub fn sum_of_metric(path: &str, group: &str, name: &str) -> u64 {
+    let text = fs::read_to_string(path).unwrap();
+    let lines = text.lines().map(|line| {
+        let metrics: serde_json::Value = serde_json::from_str(line).unwrap();
+        metrics[group][name].as_u64().unwrap()
+    });
+    lines.sum()
+}
+
+/// The rest is dropped, and the guest does not wait for tokens.
+#[test]
+fn serial_output_beyond_limit_is_dropped_and_counted() {
+    for has_file in [true, false] {
+        let directory = Directory::new();
+        let (serial, metrics) = (directory.write("serial", ""), directory.write("metrics", ""));
+        let process = ApiProcess::start();
+        process.expect_no_content("PUT", "/metrics", &format!(r#"{{"metrics_path":"{metrics}"}}"#));
+        let limiter = limiter_without_refill(5);
+        let file = if has_file {
+            format!("\"{serial}\"")
+        } else {
+            "null".to_owned()
+        };
+        let body = format!(r#"{{"serial_out_path":{file},"rate_limiter":{limiter}}}"#);
+        process.expect_no_content("PUT", "/serial", &body);
+        process.set_kernel("hello.elf");
+        process.run_action("InstanceStart");
+        let (printed, stderr) = process.expect_exit(0);
+        let stored = fs::read_to_string(&serial).unwrap();
+        assert_eq!(printed + &stored, "hello", "{has_file}");
+        assert_eq!(stored.is_empty(), !has_file);
+        assert_eq!(stderr, "");
+        let sum = |name| sum_of_metric(&metrics, "uart", name);
+        assert_eq!(sum("rate_limiter_dropped_bytes"), " from mayfly\n".len() as u64);
+        assert_eq!(sum("write_count"), "hello from mayfly\n".len() as u64);
+        assert_eq!(sum("missed_write_count"), 0);
+    }
+}
+
 /// mayfly writes more than fits into the FIFOs, which have no reader.
 #[test]
 fn fifos_without_reader_stall_nothing() {

@@ -6,6 +6,7 @@ mod urunc;
 mod working_set;
 
 use super::http::NO_CONTENT;
+use super::output::{limiter_without_refill, sum_of_metric};
 use super::served::{
     ApiProcess, Directory, PAUSED, RESUMED, count_ticks, create_fifo, expect_progress, load_body,
     load_snapshot, pause_and_create, start_ticker,
@@ -207,6 +208,39 @@ fn mem_file_path_is_deprecated() {
     );
     assert_eq!(restored.request("PUT", "/snapshot/load", &load).text, DEPRECATED);
     expect_progress(restored, printed);
+}
+
+/// The limit is a setting of the process, as the file is, and not part of the snapshot.
+#[test]
+fn limit_of_serial_output_applies_to_loaded_guest() {
+    let directory = Directory::new();
+    let process = ApiProcess::start();
+    let limiter = limiter_without_refill("tick 1\n".len() as u64);
+    process.expect_no_content("PUT", "/serial", &format!(r#"{{"rate_limiter":{limiter}}}"#));
+    process.set_kernel("ticker.elf");
+    process.run_action("InstanceStart");
+    pause_and_create(&process, &directory, "Full", "state", "memory");
+    process.kill();
+
+    let load = load_body(&directory, "state", "memory", r#","resume_vm":true"#);
+    let mut unlimited = ApiProcess::start();
+    unlimited.expect_no_content("PUT", "/snapshot/load", &load);
+    unlimited.expect("tick ");
+    unlimited.expect("tick ");
+    unlimited.kill();
+
+    let limited = ApiProcess::start();
+    let (serial, metrics) = (directory.write("serial", ""), directory.write("metrics", ""));
+    limited.expect_no_content("PUT", "/metrics", &format!(r#"{{"metrics_path":"{metrics}"}}"#));
+    let body = format!(r#"{{"serial_out_path":"{serial}","rate_limiter":{limiter}}}"#);
+    limited.expect_no_content("PUT", "/serial", &body);
+    limited.expect_no_content("PUT", "/snapshot/load", &load);
+    scratch::wait_until("dropped output", || {
+        limited.run_action("FlushMetrics");
+        sum_of_metric(&metrics, "uart", "rate_limiter_dropped_bytes") > 0
+    });
+    assert_eq!(std::fs::read(&serial).unwrap().len(), "tick 1\n".len());
+    limited.kill();
 }
 
 #[test]

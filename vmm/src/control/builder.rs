@@ -13,7 +13,7 @@ use super::error::Error;
 use super::preparation::Preparation;
 use crate::arch::{Native, Platform};
 use crate::boot::{Image, Initrd};
-use crate::config::{DeviceConfig, DeviceKind, HostMemory, Protocol, VmConfig, VmSpec};
+use crate::config::{Bucket, DeviceConfig, DeviceKind, HostMemory, Protocol, VmConfig, VmSpec};
 use crate::machine::{DeviceError, Machine, OpenDevice, open_device};
 use crate::timeline::{Lane, Timeline};
 use crate::vm::{BootFiles, Console, ConsoleError, ConsoleInput, Vm};
@@ -28,7 +28,7 @@ pub struct VmBuilder {
     configured: bool,
     boot: Option<(Image, Option<Initrd>)>,
     devices: BTreeMap<(DeviceKind, String), OpenDevice>,
-    serial: Option<SerialFile>,
+    serial: SerialSettings,
 }
 
 impl VmBuilder {
@@ -38,7 +38,7 @@ impl VmBuilder {
             configured: false,
             boot: None,
             devices: BTreeMap::new(),
-            serial: None,
+            serial: SerialSettings::default(),
         }
     }
 
@@ -88,8 +88,9 @@ impl VmBuilder {
         Ok(())
     }
 
-    pub fn set_serial(&mut self, path: Option<&Path>) -> Result<(), Error> {
-        self.serial = path.map(SerialFile::open).transpose()?;
+    pub fn set_serial(&mut self, path: Option<&Path>, limit: Option<Bucket>) -> Result<(), Error> {
+        let file = path.map(SerialFile::open).transpose()?;
+        self.serial = SerialSettings { file, limit };
         Ok(())
     }
 
@@ -134,7 +135,7 @@ impl VmBuilder {
             input,
             filter,
             guard,
-        } = open_serial_or_console(self.serial.as_ref(), open_console)?;
+        } = self.serial.open_console(open_console)?;
         let prepared = preparation.take().and_then(Preparation::wait);
         let machine = Machine::build(spec, prepared, devices, output, timeline.clone());
         let machine = machine.map_err(Error::Machine)?;
@@ -151,9 +152,9 @@ impl VmBuilder {
         Ok(Vm::booted(machine, boot_files, input, guard))
     }
 
-    /// Takes the file of [`set_serial`](Self::set_serial).
-    pub fn take_serial(&mut self) -> Option<SerialFile> {
-        self.serial.take()
+    /// Takes the settings of [`set_serial`](Self::set_serial).
+    pub fn take_serial(&mut self) -> SerialSettings {
+        std::mem::take(&mut self.serial)
     }
 
     /// Takes the open devices of `spec`, and opens those that are not open yet.
@@ -168,19 +169,30 @@ impl VmBuilder {
     }
 }
 
-/// Opens the console of the guest: `serial` if there is one, else that of `open_console`.
-pub fn open_serial_or_console(
-    serial: Option<&SerialFile>,
-    open_console: &mut OpenConsole,
-) -> Result<Console, Error> {
-    match serial {
-        Some(file) => file.console(),
-        None => open_console().map_err(Error::Console),
+/// Destination and rate limit of the guest's serial output.
+#[derive(Default)]
+pub struct SerialSettings {
+    /// Destination; the usual console without one.
+    file: Option<SerialFile>,
+    limit: Option<Bucket>,
+}
+
+impl SerialSettings {
+    /// Opens the console of the guest: on the file if there is one, else by `open_console`.
+    pub fn open_console(&self, open_console: &mut OpenConsole) -> Result<Console, Error> {
+        let mut console = match &self.file {
+            Some(file) => file.console()?,
+            None => open_console().map_err(Error::Console)?,
+        };
+        if let Some(bucket) = self.limit {
+            console.output.set_limit(bucket);
+        }
+        Ok(console)
     }
 }
 
 /// File or FIFO that receives the guest's serial output instead of stdout. A missing file is created; an existing one is appended to.
-pub struct SerialFile {
+struct SerialFile {
     path: PathBuf,
     file: File,
 }

@@ -30,7 +30,7 @@ use preparation::Preparation;
 
 use crate::boot::{Image, Initrd};
 use crate::cancellation::{BeginError, Cancellation};
-use crate::config::{DeviceConfig, DeviceUpdate, HostMemory, MemorySize, Protocol, VmConfig};
+use crate::config::{Bucket, DeviceConfig, DeviceUpdate, HostMemory, MemorySize, Protocol, VmConfig};
 use crate::machine;
 use crate::memory::ResidencyCounter;
 use crate::vm::Vm;
@@ -235,12 +235,12 @@ impl Control {
     }
 
     /// Appends the guest's output to the file or FIFO at `path`; the guest then gets no input. Without a path, the guest has its
-    /// usual console again.
+    /// usual console again. Output beyond `limit` is dropped. Neither is part of a snapshot; both apply to a loaded one.
     ///
     /// # Errors
     /// [`Error::AfterStart`] and [`Error::Serial`].
-    pub fn set_serial(&mut self, path: Option<&Path>) -> Result<(), Error> {
-        self.builder()?.set_serial(path)
+    pub fn set_serial(&mut self, path: Option<&Path>, limit: Option<Bucket>) -> Result<(), Error> {
+        self.builder()?.set_serial(path, limit)
     }
 
     /// Builds the machine and runs the guest. After an error it can be called again.
@@ -276,7 +276,7 @@ impl Control {
         let no_console: OpenConsole = Box::new(|| Err("the console is open already".into()));
         let mut open_console = std::mem::replace(&mut self.open_console, no_console);
         let console = move || {
-            let opened = builder::open_serial_or_console(serial.as_ref(), &mut open_console);
+            let opened = serial.open_console(&mut open_console);
             opened.map_err(Into::into)
         };
         let (host, timeline) = (self.host, self.timeline.clone());
