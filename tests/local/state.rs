@@ -1,5 +1,6 @@
 //! Save and restore of a paused machine: another machine with a copy of the memory restores the state and resumes the guest.
 
+mod identity;
 mod saved;
 
 use std::fs;
@@ -40,6 +41,9 @@ struct Guest {
     irqchip: IrqchipMode,
     /// True for a guest with a drive and a network interface.
     has_devices: bool,
+    cmdline: &'static str,
+    acpi: bool,
+    layout: AddressLayout,
 }
 
 impl Guest {
@@ -49,6 +53,9 @@ impl Guest {
             vcpus: 1,
             irqchip,
             has_devices: false,
+            cmdline: "",
+            acpi: true,
+            layout: AddressLayout::V3,
         }
     }
 
@@ -57,6 +64,9 @@ impl Guest {
         config.memory = MemorySize::from_bytes(MEMORY << 20);
         config.vcpus = self.vcpus;
         config.irqchip = self.irqchip;
+        config.cmdline = self.cmdline.to_owned();
+        config.acpi = self.acpi;
+        config.layout = self.layout;
         if self.has_devices {
             let (disk, peer) = device_backends();
             // Read-only: source and clone open the disk at the same time.
@@ -87,7 +97,7 @@ impl Guest {
     /// Builds a machine with a copy of the memory of `source`.
     fn build_copy(self, source: &Machine) -> (Machine, PipeReader) {
         let size = MemorySize::from_bytes(MEMORY << 20);
-        let copy = memory::allocate(&Native::memory_regions(size, AddressLayout::default())).unwrap();
+        let copy = memory::allocate(&Native::memory_regions(size, self.layout)).unwrap();
         let mut bytes = vec![0; usize::try_from(size.bytes()).unwrap()];
         source.memory().read_slice(&mut bytes, GuestAddress(0)).unwrap();
         copy.write_slice(&bytes, GuestAddress(0)).unwrap();

@@ -15,6 +15,7 @@
 //! | [`boot`] | image formats and boot protocols: segments, their addresses, and the entry point |
 //! | [`memory`] | guest memory: anonymous, mapped from files, or served by a fault handler |
 //! | [`kvm`] | access to KVM, memory slots, kicks |
+//! | [`identity`] | generation ID and randomness of each boot and load |
 //! | [`timeline`] | record of the phases of the start |
 //! | [`cancellation`] | cancellation of an operation by another thread |
 //! | [`channel`] | messages between threads |
@@ -77,6 +78,7 @@ pub mod control;
 pub mod emergency;
 mod error_chain;
 pub mod event_loop;
+pub mod identity;
 pub mod kvm;
 pub mod machine;
 pub mod memory;

@@ -17,6 +17,7 @@ use snapshot::{ArchiveReader, ArchiveWriter, Persist, Schema};
 use vmm::ErrorChain;
 use vmm::config::VmConfig;
 use vmm::control::{describe_snapshot, state_version};
+use vmm::identity::IdentityState;
 use vmm::memory::memfd;
 use vmm::vcpu::NativeVcpuState;
 
@@ -131,6 +132,7 @@ fn check_sections(state: &StateFile) {
     check_section::<StateOf<Cmos>>(sections, "cmos");
     check_section::<StateOf<SplitIrqchip>>(sections, "irqchip");
     check_section::<StateOf<Serial>>(sections, "serial");
+    check_section::<IdentityState>(sections, "identity");
     for number in 0..4 {
         let device = format!("virtio/{number}");
         check_section::<TransportState>(sections, &device);

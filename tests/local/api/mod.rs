@@ -19,6 +19,7 @@
 //! | [`kata`] | requests of kata |
 //! | [`snapshot`] | snapshots and restored VMs |
 //! | [`clones`] | clones beside their source, and disks in use |
+//! | [`identity`] | identity records of clones |
 //! | [`tracking`] | diffs with dirty page tracking |
 //! | [`killed`] | SIGKILL during snapshot creation |
 //! | [`disk`] | snapshots on full, read-only and vanishing disks |
@@ -39,6 +40,7 @@ mod config_file;
 mod disk;
 mod fuse;
 pub mod http;
+mod identity;
 mod kata;
 pub mod killed;
 mod lifecycle;

@@ -44,6 +44,14 @@ impl Platform for Aarch64 {
         false
     }
 
+    fn identity_address(_: AddressLayout) -> Option<GuestAddress> {
+        None
+    }
+
+    fn notify_identity(&self) {
+        match *self {}
+    }
+
     fn new(_: &Arc<VmFd>, _: &VmSpec, _: Kick) -> Result<Self, Error> {
         Err(Error::Unsupported("aarch64"))
     }

@@ -11,6 +11,8 @@ pub enum AddressLayout {
     /// Layout of state files that hold none.
     V1,
     /// First device at the address of Firecracker's.
-    #[default]
     V2,
+    /// As V2, with an [identity record](crate::identity).
+    #[default]
+    V3,
 }

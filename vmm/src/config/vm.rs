@@ -558,7 +558,7 @@ mod tests {
         let bytes = archive.into_bytes();
         let mut archive = ArchiveReader::parse(&bytes).unwrap();
         let mut layout = |key: &str| VmConfig::read_section(&mut archive, key).unwrap().layout;
-        assert_eq!(layout("new"), AddressLayout::V2);
+        assert_eq!(layout("new"), AddressLayout::V3);
         assert_eq!(layout("old"), AddressLayout::V1);
         let error = VmConfig::read_section(&mut archive, "none").unwrap_err();
         assert!(error.to_string().contains("missing"), "{error}");

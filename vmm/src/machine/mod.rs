@@ -31,6 +31,7 @@ use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
 use crate::cancellation::Cancellation;
 use crate::channel::Receiver;
 use crate::config::{DeviceUpdate, DriveConfig, VmConfig, VmSpec};
+use crate::identity::{self, IdentityState, PendingRecord, Record};
 use crate::kvm;
 use crate::memory::dirty::{self, DirtyTracker};
 use crate::memory::{bus_error, page_size, uffd::FaultHandler};
@@ -81,6 +82,9 @@ pub enum Error {
     /// The initrd cannot be loaded.
     #[error(transparent)]
     Initrd(boot::initrd::Error),
+    /// The identity cannot be created or written.
+    #[error(transparent)]
+    Identity(identity::Error),
     /// The command line does not fit.
     #[error("cannot compose the command line")]
     CommandLine(#[source] boot::cmdline::Error),
@@ -121,6 +125,10 @@ pub struct Machine {
     /// `None` without dirty page tracking.
     dirty_tracker: Option<DirtyTracker>,
     fault_handler: Option<Arc<FaultHandler>>,
+    /// `None` before the start, and for a guest without an identity record.
+    identity: Option<IdentityState>,
+    /// The identity has changed by a restore, and the guest has not been notified since.
+    needs_identity_notice: AtomicBool,
     /// The state has been restored, and the devices have not processed their available buffers since.
     needs_notify: AtomicBool,
     /// The state has been restored, and the host sides of the devices are not locked since.
@@ -167,15 +175,7 @@ impl Machine {
         timeline: Arc<Timeline>,
     ) -> Result<Self, Error> {
         let measure = Measure(&timeline);
-        let (parts, memory) = match prepared {
-            Some(prepared) if prepared.fits(&spec, memory.is_some()) => {
-                prepared.complete(&spec, memory, &measure).map_err(Error::Parts)?
-            }
-            other => {
-                other.into_iter().for_each(PreparedVm::discard);
-                VmParts::create(&spec, memory, &timeline).map_err(Error::Parts)?
-            }
-        };
+        let (parts, memory) = VmParts::create(&spec, memory, prepared, &timeline).map_err(Error::Parts)?;
         let VmParts {
             vcpus,
             stop_reasons,
@@ -221,6 +221,8 @@ impl Machine {
             memory,
             dirty_tracker,
             fault_handler: None,
+            identity: None,
+            needs_identity_notice: AtomicBool::new(false),
             needs_notify: AtomicBool::new(false),
             needs_locks: AtomicBool::new(false),
             timeline,
@@ -250,13 +252,19 @@ impl Machine {
                 Native::write_boot_data(&self.memory, &loaded, &cmdline, &self.spec, &infos)
             })
             .map_err(Error::Platform)?;
+        if let Some(record) = self
+            .create_identity(IdentityState::BOOTED)
+            .map_err(Error::Identity)?
+        {
+            record.write(&self.memory).map_err(Error::Identity)?;
+        }
         for device in &mut self.devices {
             device.check_process().map_err(Error::Passt)?;
         }
         let mut entry = Some(entry);
         for vcpu in &self.vcpus {
             let init = entry.take().map_or(VcpuInit::Reset, VcpuInit::Entry);
-            vcpu.start(self.start_context(init));
+            vcpu.start(self.start_context(init, None));
         }
         timeline.mark(Lane::Main, "vCPUs told to run");
         Ok(self)
@@ -309,13 +317,25 @@ impl Machine {
         Ok(loaded)
     }
 
-    fn start_context(&self, init: VcpuInit) -> StartContext {
+    /// Creates the identity of the VM. Returns its record, which must be written before the guest runs; `None` for a guest without one.
+    fn create_identity(&mut self, state: IdentityState) -> Result<Option<Record>, identity::Error> {
+        let Some(address) = Native::identity_address(self.spec.config().layout) else {
+            return Ok(None);
+        };
+        let record = Record::new(address, state)?;
+        log::debug!("identity record: {record:?}");
+        self.identity = Some(state);
+        Ok(Some(record))
+    }
+
+    fn start_context(&self, init: VcpuInit, identity: Option<Arc<PendingRecord>>) -> StartContext {
         StartContext {
             platform: self.platform.clone(),
             ports: self.ports.clone(),
             memory_bus: self.memory_bus.clone(),
             power: self.power.clone(),
             memory: self.memory.clone(),
+            identity,
             init,
         }
     }
@@ -475,8 +495,8 @@ impl Machine {
         self.devices.iter().any(AttachedDevice::has_requests_in_flight)
     }
 
-    /// Resumes the vCPUs. After a restore the host sides of the devices are locked first, and the devices process their available
-    /// buffers.
+    /// Resumes the vCPUs. After a restore the host sides of the devices are locked first, the devices process their available
+    /// buffers, and the guest is notified of its new identity.
     ///
     /// # Errors
     /// [`Error::Resume`] if another VM has a conflicting lock. The machine is unchanged then.
@@ -486,6 +506,9 @@ impl Machine {
             self.needs_locks.store(false, Ordering::Relaxed);
         }
         self.notify_devices();
+        if self.needs_identity_notice.swap(false, Ordering::Relaxed) {
+            self.platform.notify_identity();
+        }
         self.shared.gate.open();
         Ok(())
     }

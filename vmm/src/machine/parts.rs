@@ -67,11 +67,29 @@ pub(super) struct SlotMemory {
 }
 
 impl VmParts {
-    /// Creates the parts of `spec`, with `memory` for a restore.
+    /// Creates the parts of `spec`, with `memory` for a restore, from `prepared` if it fits.
     ///
     /// # Errors
     /// [`Error`]
     pub fn create(
+        spec: &VmSpec,
+        memory: Option<GuestMemory>,
+        prepared: Option<PreparedVm>,
+        timeline: &Arc<Timeline>,
+    ) -> Result<(Self, SlotMemory), Error> {
+        match prepared {
+            Some(prepared) if prepared.fits(spec, memory.is_some()) => {
+                prepared.complete(spec, memory, &Measure(timeline))
+            }
+            other => {
+                other.into_iter().for_each(PreparedVm::discard);
+                Self::create_in_order(spec, memory, timeline)
+            }
+        }
+    }
+
+    /// Creates the parts, memory slots first.
+    fn create_in_order(
         spec: &VmSpec,
         memory: Option<GuestMemory>,
         timeline: &Arc<Timeline>,
@@ -149,6 +167,7 @@ impl PreparedVm {
             && self.spec.topology() == spec.topology()
             && own.irqchip == other.irqchip
             && own.layout == other.layout
+            && own.acpi == other.acpi
     }
 
     /// Allocates the memory of `spec`, which [fits](Self::fits), unless the VM has it.
@@ -168,7 +187,7 @@ impl PreparedVm {
     }
 
     /// Drops the VM on a thread of its own: the kernel takes milliseconds for it.
-    pub fn discard(self) {
+    fn discard(self) {
         // Without a thread, the closure and so the VM are dropped here.
         let _ = thread::Builder::new()
             .name("mayfly_discard".into())
@@ -179,7 +198,7 @@ impl PreparedVm {
     ///
     /// # Errors
     /// [`Error`]
-    pub(super) fn complete(
+    fn complete(
         self,
         spec: &VmSpec,
         memory: Option<GuestMemory>,

@@ -5,6 +5,7 @@
 //! | `vcpu/N` | vCPU |
 //! | `serial` | serial port |
 //! | `virtio/N`, `virtio/N/device` | transport and device: first the drives, then the network interfaces |
+//! | `identity` | loads in the history of the VM, if the guest has an [identity record](crate::identity) |
 //! | `irqchip`, `clock` and others | state of the [`Platform`] |
 //!
 //! # Order
@@ -15,9 +16,11 @@
 //!
 //! Restore: each vCPU thread restores its vCPU while this thread restores the devices. An interrupt that a device raises meanwhile
 //! goes to interrupt controllers at reset, whose state is replaced afterwards. Components that access a local APIC follow the vCPUs.
-//! The devices process their available buffers only when the guest is resumed.
+//! The devices process their available buffers only when the guest is resumed. Then the first vCPU thread that enters the guest writes
+//! the new identity record: until then, no thread touches guest memory, whose file or fault handler may not answer.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,8 +34,9 @@ use snapshot::{ArchiveReader, ArchiveWriter, Component};
 use super::Machine;
 use super::attachments::AttachedDevice;
 use super::io_thread::{IoThread, ThreadWait, WAIT_INTERVAL};
-use crate::arch::{CpuCheck, Platform};
+use crate::arch::{CpuCheck, Native, Platform};
 use crate::channel::{ReceiveError, Receiver, channel};
+use crate::identity::{self, IdentityState, PendingRecord};
 use crate::timeline::Lane;
 use crate::vcpu::{NativeVcpuState, PauseGate, StateReply, ThreadSet, VcpuInit, VcpuThread};
 
@@ -65,6 +69,9 @@ pub enum Error {
     /// The sections do not match the machine.
     #[error("cannot access the sections of the state: they do not match the machine")]
     Sections(#[source] SectionError),
+    /// The identity cannot be created.
+    #[error(transparent)]
+    Identity(identity::Error),
     /// The passt process of an interface has ended.
     #[error("cannot connect the network interface")]
     Passt(#[source] passt::Error),
@@ -221,6 +228,14 @@ impl Machine {
         for (index, device) in self.devices.iter().enumerate() {
             device.save(&virtio_key(index), archive)?;
         }
+        if let Some(identity) = &self.identity {
+            archive
+                .write(identity::SECTION, identity)
+                .map_err(|source| StateError::Section {
+                    key: identity::SECTION.to_owned(),
+                    source,
+                })?;
+        }
         self.platform.save_state(archive)
     }
 
@@ -228,10 +243,11 @@ impl Machine {
     /// must all be consumed. The machine is paused then; [`resume`](Self::resume) runs the guest.
     ///
     /// # Errors
-    /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Thread`], [`Error::Devices`], [`Error::Sections`], [`Error::Passt`] and
-    /// [`Error::IoThread`]. No vCPU has entered the guest then.
+    /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Thread`], [`Error::Devices`], [`Error::Sections`], [`Error::Identity`],
+    /// [`Error::Passt`] and [`Error::IoThread`]. No vCPU has entered the guest then.
     pub fn restore(mut self, mut archive: ArchiveReader<'_>, options: RestoreOptions) -> Result<Self, Error> {
         let RestoreOptions { realtime, check } = options;
+        let identity = self.restore_identity(&mut archive)?;
         // No vCPU is in the guest yet, so that the gate closes at once; the threads wait at it after their restore.
         self.shared.gate.close_at_start();
         let (restored, replies) = (0..self.vcpus.len())
@@ -239,11 +255,12 @@ impl Machine {
             .collect::<(Vec<_>, Vec<_>)>();
         for ((id, vcpu), restored) in (0..).zip(&self.vcpus).zip(restored) {
             let state = read_vcpu(id, &mut archive)?;
-            vcpu.start(self.start_context(VcpuInit::State {
+            let init = VcpuInit::State {
                 state,
                 check,
                 restored,
-            }));
+            };
+            vcpu.start(self.start_context(init, identity.clone()));
         }
         self.restore_devices(&mut archive).map_err(Error::Devices)?;
         for device in &mut self.devices {
@@ -265,6 +282,20 @@ impl Machine {
         }
         self.timeline.mark(Lane::Main, "state restored");
         Ok(self)
+    }
+
+    /// Creates the identity that follows that of the state.
+    fn restore_identity(
+        &mut self,
+        archive: &mut ArchiveReader<'_>,
+    ) -> Result<Option<Arc<PendingRecord>>, Error> {
+        if Native::identity_address(self.spec.config().layout).is_none() {
+            return Ok(None);
+        }
+        let saved: IdentityState = archive.read(identity::SECTION).map_err(Error::Sections)?;
+        let record = self.create_identity(saved.loaded()).map_err(Error::Identity)?;
+        self.needs_identity_notice.store(true, Ordering::Relaxed);
+        Ok(record.map(|record| Arc::new(PendingRecord::new(record))))
     }
 
     fn restore_devices(&self, archive: &mut ArchiveReader<'_>) -> Result<(), StateError> {

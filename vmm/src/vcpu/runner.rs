@@ -16,6 +16,7 @@ use super::pre_entry::run_until_entry;
 use crate::arch::{Cpu, CpuCheck, Native, Platform};
 use crate::channel::{Receiver, Sender};
 use crate::config::CpuTopology;
+use crate::identity::PendingRecord;
 use crate::kvm::{self, Kick, RunPage};
 use crate::timeline::{Lane, Timeline};
 
@@ -100,8 +101,10 @@ pub struct StartContext {
     pub memory_bus: Arc<Bus>,
     /// Power-off and reset.
     pub power: Arc<Power>,
-    /// Guest memory, for error messages.
+    /// Guest memory, for the identity record and error messages.
     pub memory: GuestMemory,
+    /// Record of a loaded VM, to be written before the guest runs.
+    pub identity: Option<Arc<PendingRecord>>,
     /// Initial state of the vCPU.
     pub init: VcpuInit,
 }
@@ -217,12 +220,17 @@ impl VcpuRunner {
         if is_restored && let Err(reason) = self.complete_exit(vcpu, start, &mut is_first) {
             return Some(reason);
         }
+        let mut identity = start.identity.as_ref();
         let reason = loop {
             let gate = &self.shared.gate;
             let result = match gate.is_open() {
-                true => self
-                    .inject(vcpu, start)
-                    .and_then(|()| self.enter_once(vcpu, start, &mut is_first)),
+                true => {
+                    if let Some(record) = identity.take() {
+                        record.write(&start.memory);
+                    }
+                    self.inject(vcpu, start)
+                        .and_then(|()| self.enter_once(vcpu, start, &mut is_first))
+                }
                 false if gate.is_stopped() => break None,
                 false => self.park(vcpu, start, &mut is_first),
             };

@@ -84,6 +84,20 @@ impl Irqchip {
         }
     }
 
+    /// Sends one edge to `pin` of the IOAPIC, which has no device. Without effect on a masked pin.
+    ///
+    /// The PIC gets no edge: a guest that uses local APICs alone may leave the lines of the PIC unmasked, without a handler.
+    pub fn trigger_ioapic(&self, pin: u8) {
+        match self {
+            Self::Split(split) => split.trigger_ioapic(pin),
+            Self::Kernel(vm) => {
+                if let Err(error) = trigger_kernel_ioapic(vm, pin) {
+                    log::warn!("cannot send the interrupt of IOAPIC pin {pin}: {error}");
+                }
+            }
+        }
+    }
+
     /// Injects a pending interrupt of the PIC into the boot vCPU. KVM injects interrupts of the local APIC, and those of an
     /// in-kernel PIC.
     ///
@@ -146,6 +160,32 @@ impl Irqchip {
             split.end_of_interrupt(vector);
         }
     }
+}
+
+/// Sends the message of `pin` of the in-kernel IOAPIC to the local APICs, unless it is masked. KVM passes the edge of a line below 16 to
+/// the PIC too.
+fn trigger_kernel_ioapic(vm: &VmFd, pin: u8) -> Result<(), Error> {
+    let mut chip = kvm_irqchip {
+        chip_id: KVM_IRQCHIP_IOAPIC,
+        ..Default::default()
+    };
+    vm.get_irqchip(&mut chip).map_err(failed("KVM_GET_IRQCHIP"))?;
+    // SAFETY: KVM has filled in the IOAPIC, and all values of its fields are valid.
+    let entries = unsafe { chip.chip.ioapic.redirtbl };
+    // SAFETY: all values of the bits are valid.
+    let entry = entries.get(usize::from(pin)).map(|entry| unsafe { entry.bits });
+    let Some(message) = entry.and_then(Message::of_edge) else {
+        return Ok(());
+    };
+    let (address_lo, address_hi) = halves(message.address);
+    let msi = kvm_msi {
+        address_lo,
+        address_hi,
+        data: message.data,
+        ..Default::default()
+    };
+    vm.signal_msi(msi).map_err(failed("KVM_SIGNAL_MSI"))?;
+    Ok(())
 }
 
 fn at_section(source: snapshot::section::Error) -> StateError {

@@ -9,6 +9,7 @@
 //! 0x0002_0000  command line
 //! 0x0009_fc00  extended BIOS data area with the MP table
 //! 0x000e_0000  ACPI tables, RSDP first
+//! 0x000f_f000  identity record
 //! 0x000f_fff0  reset vector
 //! 0x0010_0000  memory up to the hole
 //! 0xc000_0000  hole; virtio-mmio devices from 0xc000_1000
@@ -44,9 +45,12 @@ pub const CONVENTIONAL_RAM_END: u64 = 0x9_f000;
 pub const EBDA: u64 = 0x9_fc00;
 /// End of conventional memory.
 pub const CONVENTIONAL_END: u64 = 0xa_0000;
-/// ACPI tables, RSDP first, up to the page of [`RESET_VECTOR`]. Guests search the RSDP from 0xe_0000 to 1 MiB: ACPI 6.5,
+/// ACPI tables, RSDP first, up to [`IDENTITY`]. Guests search the RSDP from 0xe_0000 to 1 MiB: ACPI 6.5,
 /// section 5.2.5.1.
 pub const ACPI: u64 = 0xe_0000;
+/// [Identity record](crate::identity), in the page of [`RESET_VECTOR`], which a boot writes anyway. As the memory map does not list it, no
+/// guest uses it as memory.
+pub const IDENTITY: u64 = 0xf_f000;
 /// Address to which a guest jumps in real mode for a reset by the BIOS, the last resort of Linux.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// End of the first MiB.
@@ -67,6 +71,8 @@ pub struct Layout {
     /// Registers of the first virtio-mmio device.
     virtio_mmio: u64,
     virtio_irqs: [u32; MAX_DEVICES],
+    /// Identity record, if the guest has one.
+    pub identity: Option<u64>,
 }
 
 /// Layout of VMs whose state file holds none.
@@ -74,6 +80,7 @@ static V1: Layout = Layout {
     hole: 0xd000_0000..0x1_0000_0000,
     virtio_mmio: 0xd000_0000,
     virtio_irqs: VIRTIO_IRQS,
+    identity: None,
 };
 
 /// The first page of the hole is Firecracker's boot timer; its first virtio device follows, with interrupt line 5. Some unikernels
@@ -82,6 +89,15 @@ static V2: Layout = Layout {
     hole: HOLE,
     virtio_mmio: 0xc000_1000,
     virtio_irqs: VIRTIO_IRQS,
+    identity: None,
+};
+
+/// With an identity record.
+static V3: Layout = Layout {
+    hole: HOLE,
+    virtio_mmio: 0xc000_1000,
+    virtio_irqs: VIRTIO_IRQS,
+    identity: Some(IDENTITY),
 };
 
 impl Layout {
@@ -90,6 +106,7 @@ impl Layout {
         match layout {
             AddressLayout::V1 => &V1,
             AddressLayout::V2 => &V2,
+            AddressLayout::V3 => &V3,
         }
     }
 
@@ -116,6 +133,8 @@ pub const PIT_IRQ: u32 = 0;
 pub const KEYBOARD_IRQ: u32 = 1;
 /// Interrupt line of the first serial port.
 pub const SERIAL_IRQ: u32 = 4;
+/// Pin of the IOAPIC for a new generation ID: that of the coprocessor, which processors since the 486 do not use.
+pub const IDENTITY_PIN: u8 = 13;
 /// Pins of the IOAPIC.
 pub const IOAPIC_PINS: u8 = devices::ioapic::PINS;
 
@@ -124,8 +143,11 @@ pub const RESERVED: [Range<u64>; 2] = [0..LOW_TABLES_END, EBDA..HIGH_MEMORY];
 
 #[cfg(test)]
 mod tests {
-    use super::{HOLE, Layout};
+    use super::{
+        HOLE, IDENTITY, IDENTITY_PIN, KEYBOARD_IRQ, Layout, PIT_IRQ, RESERVED, RESET_VECTOR, SERIAL_IRQ,
+    };
     use crate::config::AddressLayout;
+    use crate::identity;
 
     /// Returns base and interrupt line of the first and the last device.
     fn ends(layout: AddressLayout) -> [(u64, u32); 2] {
@@ -149,5 +171,29 @@ mod tests {
     fn layout_of_older_snapshots_never_changes() {
         assert_eq!(ends(AddressLayout::V1), [(0xd000_0000, 5), (0xd001_1000, 23)]);
         assert_eq!(Layout::of(AddressLayout::V1).hole, 0xd000_0000..1 << 32);
+        assert_eq!(ends(AddressLayout::V2), ends(AddressLayout::V3));
+        assert_eq!(Layout::of(AddressLayout::V2).hole, HOLE);
+        let identities = [AddressLayout::V1, AddressLayout::V2, AddressLayout::V3];
+        let identities = identities.map(|layout| Layout::of(layout).identity);
+        assert_eq!(identities, [None, None, Some(0xf_f000)]);
+    }
+
+    #[test]
+    fn identity_lies_in_no_listed_memory_and_on_no_line_of_a_device() {
+        let record = IDENTITY..IDENTITY + identity::LENGTH as u64;
+        assert!(
+            RESERVED
+                .iter()
+                .any(|range| range.start <= record.start && record.end <= range.end)
+        );
+        assert!(record.end <= RESET_VECTOR);
+        assert_eq!((IDENTITY + identity::ID_OFFSET) % 8, 0);
+        let devices = Layout::of(AddressLayout::default()).mmio_devices();
+        let used = [PIT_IRQ, KEYBOARD_IRQ, SERIAL_IRQ].into_iter();
+        assert!(
+            !used
+                .chain(devices.map(|info| info.gsi))
+                .any(|gsi| gsi == u32::from(IDENTITY_PIN))
+        );
     }
 }

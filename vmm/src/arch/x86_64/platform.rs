@@ -45,6 +45,7 @@ const MAX_INSTRUCTION: usize = 15;
 pub struct X86_64 {
     vm: Arc<VmFd>,
     layout: &'static Layout,
+    has_acpi: bool,
     irqchip: Irqchip,
     /// Set by [`Platform::attach`].
     keyboard: Option<Arc<Mutex<I8042>>>,
@@ -98,6 +99,7 @@ impl Platform for X86_64 {
         Ok(Self {
             vm: vm.clone(),
             layout: Layout::of(spec.config().layout),
+            has_acpi: spec.config().acpi,
             irqchip,
             keyboard: None,
             keyboard_recorder: None,
@@ -108,6 +110,17 @@ impl Platform for X86_64 {
     fn restart_clock(&self) -> Result<(), Error> {
         let set = self.vm.set_clock(&kvm_clock_data::default());
         set.map_err(failed("KVM_SET_CLOCK")).map_err(Error::Kvm)
+    }
+
+    fn identity_address(layout: AddressLayout) -> Option<GuestAddress> {
+        Layout::of(layout).identity.map(GuestAddress)
+    }
+
+    fn notify_identity(&self) {
+        // Without ACPI no guest knows the purpose of the line.
+        if self.has_acpi && self.layout.identity.is_some() {
+            self.irqchip.trigger_ioapic(layout::IDENTITY_PIN);
+        }
     }
 
     fn serial_interrupt(&self) -> Arc<dyn Interrupt> {
@@ -163,6 +176,7 @@ impl Platform for X86_64 {
             mptable: config.mptable,
             vcpus: spec.vcpus(),
             mmio_devices,
+            identity: Layout::of(config.layout).identity,
         };
         boot_data::write(memory, loaded, cmdline, &tables).map_err(|error| Error::BootData(Box::new(error)))
     }
@@ -401,7 +415,11 @@ mod tests {
 
     #[test]
     fn memory_regions_omit_hole() {
-        for (layout, below) in [(AddressLayout::V1, 3328), (AddressLayout::V2, 3072)] {
+        for (layout, below) in [
+            (AddressLayout::V1, 3328),
+            (AddressLayout::V2, 3072),
+            (AddressLayout::V3, 3072),
+        ] {
             let regions = |mib: u64| {
                 let size = MemorySize::from_bytes(mib << 20);
                 let regions = X86_64::memory_regions(size, layout).into_iter();

@@ -1,9 +1,10 @@
-//! Compatibility test of the saved format, with two state files.
+//! Compatibility test of the saved format, with three state files.
 //!
 //! | file | origin |
 //! |---|---|
 //! | `2c9d1da.state` | written by commit 2c9d1da on an AMD host; `machine` has version 1 |
 //! | `machine-2.state` | the same with version 2 of `machine` and its layout V2 |
+//! | `identity.state` | the same with layout V3 and section `identity` |
 //!
 //! Each file has two drives, one with a rate limiter, two network interfaces, two vCPUs and the split interrupt
 //! controller. The test decodes each section into its state structure and encodes it again: a field or variant that is
@@ -24,6 +25,7 @@ use snapshot::{ArchiveReader, ArchiveWriter, Persist, Schema};
 use super::clock::ClockState;
 use crate::ErrorChain;
 use crate::config::{AddressLayout, IrqchipMode, VmConfig, VmConfigV1};
+use crate::identity::IdentityState;
 use crate::vcpu::NativeVcpuState;
 
 type StateOf<T> = <T as Persist>::State;
@@ -103,6 +105,9 @@ fn check_round_trip<C: Schema + Into<VmConfig>>(name: &str) -> VmConfig {
     for key in ["vcpu/0", "vcpu/1"] {
         sections.copy::<NativeVcpuState>(key);
     }
+    if config.layout == AddressLayout::V3 {
+        assert_eq!(sections.copy::<IdentityState>("identity").counter, 2);
+    }
     sections.copy_platform();
     sections.copy_devices();
     let Sections { reader, writer } = sections;
@@ -143,4 +148,12 @@ fn state_file_with_layout_round_trip_is_identical() {
     let config = check_round_trip::<VmConfig>(name);
     assert_eq!(config.layout, AddressLayout::V2);
     assert_eq!(loaded_config(name).layout, AddressLayout::V2);
+}
+
+#[test]
+fn state_file_with_identity_round_trip_is_identical() {
+    let name = "identity.state";
+    let config = check_round_trip::<VmConfig>(name);
+    assert_eq!(config.layout, AddressLayout::V3);
+    assert_eq!(loaded_config(name).layout, AddressLayout::V3);
 }

@@ -2,7 +2,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate,
+    Scope,
 };
 use acpi_tables::fadt::{FADT, FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -14,9 +15,10 @@ use devices::{i8042, power};
 use super::tables::{TableBuilder, Tables, low};
 use crate::arch::MmioDeviceInfo;
 use crate::arch::x86_64::layout;
+use crate::identity;
 
 /// Capacity of the tables in bytes.
-pub const CAPACITY: u64 = (layout::RESET_VECTOR & !0xfff) - layout::ACPI;
+pub const CAPACITY: u64 = layout::IDENTITY - layout::ACPI;
 
 /// OEM ID, six characters.
 const OEM: [u8; 6] = *b"MAYFLY";
@@ -29,6 +31,11 @@ const OEM_REVISION: u32 = 1;
 const ALIGNMENT: usize = 16;
 /// Length of the common header: ACPI 6.5, section 5.2.6.
 const HEADER: u32 = 36;
+
+/// Name of the device of the generation ID.
+const GENERATION_ID: &str = "VGEN";
+/// Notification of a new generation ID: "Virtual Machine Generation ID", Microsoft.
+const ID_CHANGED: u8 = 0x80;
 
 /// Sleep type of S5 in the sleep control register: ACPI 6.5, section 4.8.3.7.
 const POWER_OFF_TYPE: u8 = 5;
@@ -64,7 +71,7 @@ const TIMER_GSI: u32 = 2;
 pub fn build(tables: &Tables<'_>) -> Vec<u8> {
     // Each table follows the tables that it points to, because it contains their addresses.
     let mut block = vec![0; Rsdp::len()];
-    let dsdt = append(&mut block, &table(*b"DSDT", 2, &build_dsdt(tables.mmio_devices)));
+    let dsdt = append(&mut block, &table(*b"DSDT", 2, &build_dsdt(tables)));
     let fadt = append(&mut block, &build_fadt(dsdt));
     let madt = append(&mut block, &table(*b"APIC", 5, &build_madt(tables)));
     let entries: Vec<u8> = [fadt, madt].into_iter().flat_map(u64::to_le_bytes).collect();
@@ -91,10 +98,11 @@ fn append(block: &mut Vec<u8>, table: &dyn Aml) -> u64 {
     address
 }
 
-/// Builds the body of the DSDT: `\_S5_`, serial port, keyboard, and a device `LNRO0005` for each MMIO device, with `_UID` from
-/// 0 in the order given. The devices lie below 4 GiB.
-fn build_dsdt(mmio_devices: &[MmioDeviceInfo]) -> Vec<u8> {
-    let mut aml = Vec::with_capacity(128 + mmio_devices.len() * 80);
+/// Builds the body of the DSDT: `\_S5_`, serial port, keyboard, a device `LNRO0005` for each MMIO device, with `_UID` from
+/// 0 in the order given, and the generation ID. The devices lie below 4 GiB.
+fn build_dsdt(tables: &Tables<'_>) -> Vec<u8> {
+    let mmio_devices = tables.mmio_devices;
+    let mut aml = Vec::with_capacity(320 + mmio_devices.len() * 80);
     // One element: with two or more, Nanos writes to PM1a, which hardware-reduced ACPI does not have.
     let sleep = Package::new(vec![&POWER_OFF_TYPE]);
     Name::new("_S5_".into(), &sleep).to_aml_bytes(&mut aml);
@@ -103,7 +111,41 @@ fn build_dsdt(mmio_devices: &[MmioDeviceInfo]) -> Vec<u8> {
     for (number, info) in mmio_devices.iter().enumerate() {
         define_mmio_device(number, info, &mut aml);
     }
+    if let Some(record) = tables.identity {
+        define_generation_id(record + identity::ID_OFFSET, &mut aml);
+        define_event_device(&mut aml);
+    }
     aml
+}
+
+/// Appends the device of the generation ID at `address`: "Virtual Machine Generation ID", Microsoft. Linux matches the hardware ID,
+/// other systems the compatible ID.
+fn define_generation_id(address: u64, aml: &mut Vec<u8>) {
+    let hardware = Name::new("_HID".into(), &"VMGENCTR");
+    let compatible = Name::new("_CID".into(), &"VM_Gen_Counter");
+    let description = Name::new("_DDN".into(), &"VM_Gen_Counter");
+    let halves = [low(address), low(address >> 32)];
+    let halves = Package::new(vec![&halves[0], &halves[1]]);
+    let address = Name::new("ADDR".into(), &halves);
+    let device = Device::new(
+        GENERATION_ID.into(),
+        vec![&hardware, &compatible, &description, &address],
+    );
+    Scope::new("_SB_".into(), vec![&device]).to_aml_bytes(aml);
+}
+
+/// Appends the generic event device, whose interrupt notifies the generation ID of a change: ACPI 6.5, section 5.6.9.
+fn define_event_device(aml: &mut Vec<u8>) {
+    let hardware = Name::new("_HID".into(), &"ACPI0013");
+    let unique = Name::new("_UID".into(), &0_u8);
+    let interrupt = edge_interrupt(layout::IDENTITY_PIN.into());
+    let resources = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&interrupt]));
+    let target = Path::new(GENERATION_ID);
+    let notify = Notify::new(&target, &ID_CHANGED);
+    // The argument is the interrupt, of which there is one.
+    let event = Method::new("_EVT".into(), 1, true, vec![&notify]);
+    let device = Device::new("GED_".into(), vec![&hardware, &unique, &resources, &event]);
+    Scope::new("_SB_".into(), vec![&device]).to_aml_bytes(aml);
 }
 
 /// Appends the serial port.

@@ -83,6 +83,8 @@ pub struct Tables<'a> {
     pub vcpus: u8,
     /// MMIO devices, in the order of their numbers in the guest.
     pub mmio_devices: &'a [MmioDeviceInfo],
+    /// Guest-physical address of the identity record, if the guest has one.
+    pub identity: Option<u64>,
 }
 
 impl Tables<'_> {

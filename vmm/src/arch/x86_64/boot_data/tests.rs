@@ -21,6 +21,7 @@ const TABLES: Tables<'static> = Tables {
     mptable: true,
     vcpus: 2,
     mmio_devices: &[],
+    identity: Some(layout::IDENTITY),
 };
 
 fn memory(size: usize) -> GuestMemory {
@@ -188,6 +189,7 @@ fn reset_vector_contains_reset_code() {
         mptable: false,
         vcpus: 1,
         mmio_devices: &[],
+        identity: None,
     };
     write(&memory, &loaded(Protocol::Linux), c"", &tables).unwrap();
     // mov al, 0xfe; out 0x64, al
@@ -595,6 +597,41 @@ fn dsdt_defines_mmio_devices_in_order() {
     assert_eq!(uids[..4], [b"\x00\x08", b"\x00\x08", b"\x00\x08", b"\x01\x08"]);
     assert_eq!(uids[4], b"\x0a\x02");
     assert!(names[0] < names[1] && names[1] < at[0] && at[0] < names[2]);
+}
+
+#[test]
+fn dsdt_defines_generation_id_and_its_event() {
+    let dsdt = dsdt(&memory_with(&TABLES));
+    // Decoded by hand: ACPI 6.5, chapter 20.
+    let generation_id = [
+        b"\x5b\x82\x4d\x04VGEN".as_slice(),
+        b"\x08_HID\x0dVMGENCTR\0",
+        b"\x08_CID\x0dVM_Gen_Counter\0",
+        b"\x08_DDN\x0dVM_Gen_Counter\0",
+        // Package (2) { 0xff010, 0 }: the two halves of the address.
+        b"\x08ADDR\x12\x08\x02\x0c\x10\xf0\x0f\x00\x00",
+    ];
+    assert_eq!(positions(&dsdt, &generation_id.concat()).len(), 1);
+    let event_device = [
+        b"\x5b\x82\x3cGED_".as_slice(),
+        b"\x08_HID\x0dACPI0013\0",
+        b"\x08_UID\0",
+        // Buffer (11): interrupt 13: consumer, edge, high, exclusive.
+        b"\x08_CRS\x11\x0e\x0a\x0b\x89\x06\x00\x03\x01\x0d\x00\x00\x00\x79\x00",
+        // Method (_EVT, 1, Serialized) { Notify (VGEN, 0x80) }
+        b"\x14\x0d_EVT\x09\x86VGEN\x0a\x80",
+    ];
+    assert_eq!(positions(&dsdt, &event_device.concat()).len(), 1);
+}
+
+#[test]
+fn dsdt_without_record_defines_no_generation_id() {
+    let dsdt = dsdt(&memory_with(&Tables {
+        identity: None,
+        ..TABLES
+    }));
+    assert!(positions(&dsdt, b"VGEN").is_empty());
+    assert!(positions(&dsdt, b"ACPI0013").is_empty());
 }
 
 /// Finds and checks the configuration table as a guest does. Returns its entries.
