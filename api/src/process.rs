@@ -11,7 +11,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::http::{Method, Response};
-use crate::metrics::{Counters, MetricsFile, ProcessMetrics};
+use crate::metrics::{Counters, LineLabels, MetricsFile, ProcessMetrics};
 use crate::request_log;
 
 /// Interval between two lines in the metrics file.
@@ -244,14 +244,15 @@ impl Process {
     }
 
     /// Opens the file or FIFO at `path`; the metrics are written there at the start of the VM, and each minute while the guest runs.
+    /// Each line has `labels`.
     ///
     /// # Errors
     /// A text for the client if a metrics file is set already, or `path` cannot be opened.
-    pub fn write_metrics_to(&mut self, path: &Path) -> Result<(), String> {
+    pub fn write_metrics_to(&mut self, path: &Path, labels: LineLabels) -> Result<(), String> {
         if self.metrics.is_some() {
             return Err("cannot set the metrics file: it is set already, and can be set only once".into());
         }
-        let file = MetricsFile::open(path)?;
+        let file = MetricsFile::open(path)?.with_labels(labels);
         let timer = self
             .create_timer()
             .map_err(|error| format!("cannot set a timer: {error}"))?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use vmm::control::{Control, OpenFile, OperationResult, Service};
 
 use crate::http::{Handler, Reply, Request, Server};
+use crate::metrics::LineLabels;
 use crate::process::{Instance, LogControl, Process};
 use crate::{config_file, request_log, routes};
 
@@ -47,12 +48,12 @@ impl Api {
         config_file::apply(control, &mut self.process, text)
     }
 
-    /// Opens the metrics file at `path`, as `PUT /metrics` does.
+    /// Opens the metrics file at `path`, as `PUT /metrics` does. The lines have no labels.
     ///
     /// # Errors
     /// The text that a client receives.
     pub fn write_metrics_to(&mut self, path: &Path) -> Result<(), String> {
-        self.process.write_metrics_to(path)
+        self.process.write_metrics_to(path, LineLabels::default())
     }
 
     /// Sets wall time and processor time of the start of the process, for the metrics file.

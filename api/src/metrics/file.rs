@@ -13,7 +13,7 @@ use vmm::control::{FileRole, OpenFile, VmMetrics};
 
 use super::counters::ProcessMetrics;
 use super::groups::FileMetrics;
-use super::json::{self, Written};
+use super::json::{self, LineLabels, Written};
 
 /// Maximum length of an atomic write to a FIFO in bytes: PIPE_BUF, pipe(7).
 pub const ATOMIC: usize = 4096;
@@ -168,6 +168,7 @@ pub struct MetricsFile {
     /// Lines that were not written.
     metrics: FileMetrics,
     written: Written,
+    labels: LineLabels,
 }
 
 impl MetricsFile {
@@ -181,7 +182,13 @@ impl MetricsFile {
             rest: Vec::new(),
             metrics: FileMetrics::default(),
             written: Written::default(),
+            labels: LineLabels::default(),
         })
+    }
+
+    /// Adds `labels` to each line.
+    pub fn with_labels(self, labels: LineLabels) -> Self {
+        Self { labels, ..self }
     }
 
     /// Writes one line without blocking. A line that a full FIFO does not take is dropped, and counted in the next one, which also has
@@ -191,7 +198,7 @@ impl MetricsFile {
     /// A text for the client if the file cannot be written.
     pub fn write(&mut self, metrics: &VmMetrics, process: &ProcessMetrics) -> Result<(), String> {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let rendered = json::render(time, metrics, process, self.metrics, &self.written);
+        let rendered = json::render(time, &self.labels, metrics, process, self.metrics, &self.written);
         let (mut text, written) = rendered.map_err(|error| format!("cannot write the metrics: {error}"))?;
         text.push(b'\n');
         match self.write_line(text) {

@@ -3,6 +3,7 @@
 //! As in Firecracker, a number of events counts from the last written line. All numbers in the group `mayfly` count from the start of
 //! the process.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::ser::SerializeMap as _;
@@ -36,9 +37,19 @@ impl Written {
     }
 }
 
+/// Keys of each line that tell the lines of several VMs apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LineLabels {
+    /// Identifier of the VM, in the key `id`.
+    pub id: Option<String>,
+    /// Texts that the user chose, in the key `properties`.
+    pub properties: Option<BTreeMap<String, String>>,
+}
+
 /// Renders a line without its line feed. Also returns the numbers of events after it.
 pub(super) fn render(
     time: Duration,
+    labels: &LineLabels,
     metrics: &VmMetrics,
     process: &ProcessMetrics,
     file: FileMetrics,
@@ -47,6 +58,7 @@ pub(super) fn render(
     let groups = groups(metrics, process, file);
     let line = Line {
         time,
+        labels,
         groups: &groups,
         written,
         own: Own {
@@ -60,6 +72,7 @@ pub(super) fn render(
 struct Line<'a> {
     /// Time since 1970-01-01 UTC.
     time: Duration,
+    labels: &'a LineLabels,
     groups: &'a [Group],
     written: &'a Written,
     own: Own<'a>,
@@ -70,6 +83,12 @@ impl Serialize for Line<'_> {
         let mut map = serializer.serialize_map(None)?;
         let milliseconds = u64::try_from(self.time.as_millis()).unwrap_or(u64::MAX);
         map.serialize_entry("utc_timestamp_ms", &milliseconds)?;
+        if let Some(id) = &self.labels.id {
+            map.serialize_entry("id", id)?;
+        }
+        if let Some(properties) = &self.labels.properties {
+            map.serialize_entry("properties", properties)?;
+        }
         for group in self.groups {
             let since = Since(group, self.written);
             map.serialize_entry(&group.name, &since)?;

@@ -17,4 +17,5 @@ mod testing;
 
 pub use counters::{Counters, ProcessMetrics, RequestCount, RequestCounts};
 pub use file::{MetricsFile, OutputFile};
+pub use json::LineLabels;
 pub use prometheus::prometheus;

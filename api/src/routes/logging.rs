@@ -3,6 +3,7 @@
 use super::context::RequestContext;
 use super::error::Error;
 use crate::http::Response;
+use crate::metrics::LineLabels;
 use crate::schema::{Logger, Metrics, Serial, TokenBucket};
 
 pub(crate) fn put_logger(context: &mut RequestContext<'_>) -> Result<Response, Error> {
@@ -14,9 +15,15 @@ pub(crate) fn put_logger(context: &mut RequestContext<'_>) -> Result<Response, E
 }
 
 pub(crate) fn put_metrics(context: &mut RequestContext<'_>) -> Result<Response, Error> {
-    let metrics: Metrics = context.read()?;
+    let Metrics {
+        metrics_path,
+        emit_id,
+        properties,
+    } = context.read()?;
     context.before_start()?;
-    let result = context.process.write_metrics_to(&metrics.metrics_path);
+    let id = (emit_id == Some(true)).then(|| context.process.instance().id.clone());
+    let labels = LineLabels { id, properties };
+    let result = context.process.write_metrics_to(&metrics_path, labels);
     result.map_err(|reason| Error::rejected("Metrics", reason))?;
     Ok(Response::no_content())
 }

@@ -1,5 +1,6 @@
 //! Generator of `components/schemas` in `resources/openapi.yaml`, and the test that compares the two.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,8 @@ pub(super) enum Shape {
     Nullable(&'static Shape),
     /// Array of the schema with this name.
     List(&'static Shape),
+    /// Object with any keys and strings as values.
+    Texts,
     /// Always null.
     Nothing,
     /// Always an empty array.
@@ -53,6 +56,7 @@ shapes! {
     String => Shape::String,
     &str => Shape::String,
     PathBuf => Shape::String,
+    BTreeMap<String, String> => Shape::Texts,
     () => Shape::Nothing,
     [(); 0] => Shape::EmptyList,
 }
@@ -177,6 +181,7 @@ impl Shape {
                 )]
             }
             Self::List(shape) => panic!("{shape:?} in an array"),
+            Self::Texts => vec!["type: object, additionalProperties: {type: string}".into()],
             Self::Nothing => vec![reference("Nothing")],
             Self::EmptyList => vec!["type: array, maxItems: 0, items: {type: object}".into()],
         }
@@ -186,7 +191,7 @@ impl Shape {
 impl Off {
     fn type_name(self) -> &'static str {
         match self {
-            Self::Null | Self::Empty => "object",
+            Self::Null => "object",
             Self::False => "boolean",
             Self::Zero => "integer",
             Self::Text(_) => "string",
@@ -200,7 +205,6 @@ impl Off {
             Self::Zero => "minimum: 0, maximum: 0".into(),
             Self::Text([""]) => "maxLength: 0".into(),
             Self::Text(words) => enumeration(words),
-            Self::Empty => "maxProperties: 0".into(),
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Destinations of the log, the metrics and the serial output.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use log::LevelFilter;
 use serde::{Deserialize, Deserializer, de};
 
-use super::field::{FieldType, Off, Rule};
+use super::field::{FieldType, Rule};
 use super::limiter::TokenBucket;
 use super::macros::schema;
 use crate::process::LoggerSettings;
@@ -65,20 +66,12 @@ schema! {
     body Metrics {
         /// File or FIFO for the metrics, one line of JSON each minute.
         metrics_path: PathBuf;
+        /// Adds the key id to each line: the identifier of the VM.
+        emit_id: Option<bool> = false;
+        /// Adds the key properties with these texts to each line.
+        properties: Option<BTreeMap<String, String>>;
     }
-    unsupported {
-        /// Unsupported: the lines have no identifier.
-        emit_id = false => Rule::Unsupported(
-            Off::False,
-            "the metrics of mayfly have no id; use a file for each VM",
-        );
-        /// Unsupported: custom properties.
-        properties => Rule::Unsupported(
-            Off::Empty,
-            "mayfly adds no custom properties to the metrics",
-        );
-    }
-    example "{metrics_path: /tmp/metrics}";
+    example "{metrics_path: /tmp/metrics, emit_id: true, properties: {tenant: a}}";
 }
 
 schema! {

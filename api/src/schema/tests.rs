@@ -154,9 +154,12 @@ impl Probe<'_> {
             self.accepts(json!(""));
             self.rejects(json!("x"));
         }
-        if number("maxProperties") == Some(0) {
+        if schema["type"] == "object" && schema["additionalProperties"].is_object() {
             self.accepts(json!({}));
-            self.rejects(json!({"x": null}));
+            self.accepts(json!({"x": "y", "": ""}));
+            for invalid in [json!(null), json!(1), json!([]), json!({})] {
+                self.rejects(json!({"x": invalid}));
+            }
         }
     }
 

@@ -46,7 +46,7 @@ fn metrics_file_is_set_once() {
     fixture.expect_no_content(
         "PUT",
         "/metrics",
-        r#"{"metrics_path": "@/metrics", "emit_id": false, "properties": {}}"#,
+        r#"{"metrics_path": "@/metrics", "emit_id": false, "properties": null}"#,
     );
     assert_eq!(
         fixture.expect_fault("PUT", "/metrics", r#"{"metrics_path": "@/metrics"}"#),
@@ -54,6 +54,32 @@ fn metrics_file_is_set_once() {
     );
     fixture.api.ready(&mut fixture.control);
     fixture.api.finish(&fixture.control);
+}
+
+#[test]
+fn metrics_lines_have_requested_labels() {
+    let read = |body: &str| {
+        let mut fixture = Fixture::new();
+        fixture.expect_no_content("PUT", "/metrics", body);
+        fixture.api.finish(&fixture.control);
+        let text = std::fs::read_to_string(fixture.at("@/metrics")).unwrap();
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        (line["id"].clone(), line["properties"].clone())
+    };
+    let id = serde_json::json!(Fixture::new().api.process().instance().id);
+    for (body, expected) in [
+        (r#"{"metrics_path": "@/metrics"}"#, Default::default()),
+        (
+            r#"{"metrics_path": "@/metrics", "emit_id": true}"#,
+            (id.clone(), serde_json::Value::Null),
+        ),
+        (
+            r#"{"metrics_path": "@/metrics", "emit_id": true, "properties": {"tenant": "a", "zone": ""}}"#,
+            (id, serde_json::json!({"tenant": "a", "zone": ""})),
+        ),
+    ] {
+        assert_eq!(read(body), expected, "{body}");
+    }
 }
 
 #[test]

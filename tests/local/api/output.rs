@@ -290,6 +290,43 @@ fn events_of_a_guest_are_in_metrics_file() {
     process.terminate();
 }
 
+/// By a request and by a section of a configuration file.
+#[test]
+fn metrics_lines_have_id_and_properties() {
+    for has_config in [false, true] {
+        let directory = Directory::new();
+        let path = directory.text("metrics");
+        let body = format!(
+            r#"{{"metrics_path":"{path}","emit_id":true,"properties":{{"tenant":"a","zone":"b c"}}}}"#
+        );
+        let kernel = crate::guests::file("loop.elf");
+        let config = format!(r#"{{"boot-source":{{"kernel_image_path":"{kernel}"}},"metrics":{body}}}"#);
+        let config = directory.write("fc.json", config);
+        let mut flags = vec!["--id", "vm-7"];
+        if has_config {
+            flags.extend(["--config-file", &config]);
+        }
+        let process = ApiProcess::start_with(directory, &flags);
+        if !has_config {
+            process.expect_no_content("PUT", "/metrics", &body);
+            process.set_kernel("loop.elf");
+            process.run_action("InstanceStart");
+        }
+        process.run_action("FlushMetrics");
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 2, "{text}");
+        for line in text.lines() {
+            let metrics: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!(metrics["id"], "vm-7", "{line}");
+            assert_eq!(
+                metrics["properties"],
+                serde_json::json!({"tenant": "a", "zone": "b c"})
+            );
+        }
+        process.terminate();
+    }
+}
+
 #[test]
 fn sighup_reopens_files() {
     let mut process = ApiProcess::start();

@@ -4,7 +4,7 @@ use std::time::Duration;
 use serde_json::Value;
 use vmm::control::VmMetrics;
 
-use super::{Written, render};
+use super::{LineLabels, Written, render};
 use crate::http::Method;
 use crate::metrics::ProcessMetrics;
 use crate::metrics::groups::FileMetrics;
@@ -18,7 +18,8 @@ const FILE: FileMetrics = FileMetrics {
 
 /// Renders a line after `written`. Returns its content and the numbers of events after it.
 fn line(metrics: &VmMetrics, process: &ProcessMetrics, written: &Written) -> (Value, Written) {
-    let (line, written) = render(TIME, metrics, process, FILE, written).unwrap();
+    let labels = LineLabels::default();
+    let (line, written) = render(TIME, &labels, metrics, process, FILE, written).unwrap();
     (serde_json::from_slice(&line).unwrap(), written)
 }
 
@@ -183,6 +184,35 @@ fn own_group_has_all_metrics_of_prometheus() {
             "{path} = {number} is missing"
         );
     }
+}
+
+/// Returns the start of a line with these labels, up to the first group.
+fn start_of_line(id: Option<&str>, properties: Option<&[(&str, &str)]>) -> String {
+    let texts = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    let labels = LineLabels {
+        id: id.map(str::to_owned),
+        properties: properties.map(|properties| properties.iter().map(texts).collect()),
+    };
+    let (metrics, process) = (VmMetrics::default(), ProcessMetrics::default());
+    let (line, _) = render(TIME, &labels, &metrics, &process, FILE, &Written::default()).unwrap();
+    let line = String::from_utf8(line).unwrap();
+    let (start, _) = line.split_once("\"api_server\":").unwrap();
+    start.to_owned()
+}
+
+/// The place of the labels in the example of Firecracker's docs/metrics.md.
+#[test]
+fn labels_follow_time() {
+    let time = r#"{"utc_timestamp_ms":1700000000123,"#;
+    assert_eq!(start_of_line(None, None), time);
+    assert_eq!(
+        start_of_line(Some("vm-1"), Some(&[("b", "2"), ("a", "\"\n\u{e9}")])),
+        format!("{time}\"id\":\"vm-1\",\"properties\":{{\"a\":\"\\\"\\n\u{e9}\",\"b\":\"2\"}},")
+    );
+    assert_eq!(
+        start_of_line(None, Some(&[])),
+        format!("{time}\"properties\":{{}},")
+    );
 }
 
 #[test]
