@@ -35,6 +35,7 @@ scenarios! {
     bss => expect_exit("bss.elf", "ok bss", 0);
     initrd => expect_exit("initrd.elf --initrd /images/initrd", "ok initrd", 0);
     initrd_by_pvh => expect_exit("initrd-pvh.elf --initrd /images/initrd", "ok initrd", 0);
+    entry_of_bzimage => expect_exit("bzimage.bin --initrd /images/initrd", "ok initrd", 0);
     tables => expect_lines("tables.elf --cpus 2", &["cpus 2 ioapics 1 overrides 1", "cpus 2 buses 1 ioapics 1", "ok tables"]);
     no_tables => expect_lines("tables.elf --no-acpi --no-mptable", &["no acpi", "no mptable"]);
     cpuid => expect_exit("cpuid.elf", "ok cpuid", 0);

@@ -23,6 +23,20 @@ fn guest_boots_and_exits() {
     assert_eq!(stderr, "");
 }
 
+#[test]
+fn bzimage_boots_with_initrd() {
+    let mut process = ApiProcess::start();
+    let body = format!(
+        r#"{{"kernel_image_path":"{}","initrd_path":"{}","boot_args":""}}"#,
+        file("bzimage.bin"),
+        file("initrd")
+    );
+    process.expect_no_content("PUT", "/boot-source", &body);
+    process.run_action("InstanceStart");
+    process.expect("ok initrd 10000 bytes sum 57344");
+    process.expect_exit(0);
+}
+
 /// The exit status is that of Firecracker: 0 after a reset, 1 after a triple fault.
 #[test]
 fn guest_exit_determines_exit_status() {
