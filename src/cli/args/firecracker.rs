@@ -12,7 +12,7 @@ use log::LevelFilter;
 pub const SOCKET: &str = "/run/firecracker.socket";
 
 /// Release of Firecracker whose API mayfly serves. Clients compare the first two numbers.
-pub const VERSION: &str = "1.14.0";
+pub const VERSION: &str = "1.17.0";
 
 /// Exit status of Firecracker for a usage error.
 const BAD_ARGUMENTS: u8 = 153;

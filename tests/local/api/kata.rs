@@ -14,7 +14,7 @@ use crate::guests::{file, program};
 fn kata_go() {
     let directory = Directory::new();
     let version = scratch::run(firecracker_command(&directory).arg("--version"));
-    assert!(version.stdout.starts_with(b"Firecracker v1.14.0\n"));
+    assert!(version.stdout.starts_with(b"Firecracker v1.17.0\n"));
     fs::remove_file(directory.path("firecracker")).unwrap();
     let (socket, kernel) = (directory.text("api.sock"), file("ticker.elf"));
     let drive = |index: usize| {

@@ -371,12 +371,12 @@ fn requests_depend_on_instance_state() {
 fn get_returns_configured_values() {
     let process = ApiProcess::start_with(super::served::Directory::new(), &["--id", "vm-1"]);
     let shown = process.request("GET", "/", "");
-    let body = r#"{"id":"vm-1","state":"Not started","vmm_version":"1.14.0","app_name":"Firecracker"}"#;
+    let body = r#"{"id":"vm-1","state":"Not started","vmm_version":"1.17.0","app_name":"Firecracker"}"#;
     assert_eq!(shown.text, super::http::json_response(200, body));
     let shown = process.request("GET", "/version", "");
     assert_eq!(
         shown.text,
-        super::http::json_response(200, r#"{"firecracker_version":"1.14.0"}"#)
+        super::http::json_response(200, r#"{"firecracker_version":"1.17.0"}"#)
     );
     let machine = |vcpus: u32, memory: u32| {
         let body = format!(

@@ -63,7 +63,7 @@ fn firecracker_name_prints_firecracker_version() {
     // kata reads the first line and requires at least 0.21.1.
     assert_eq!(
         String::from_utf8(version.stdout).unwrap(),
-        "Firecracker v1.14.0\n\n"
+        "Firecracker v1.17.0\n\n"
     );
     let own = run_mayfly(&["--version"]);
     assert!(String::from_utf8(own.stdout).unwrap().starts_with("mayfly "));

@@ -27,7 +27,7 @@ fn start(socket: &Path) -> KillOnDrop {
 fn request_once(socket: &Path, round: usize) {
     let client = Client::connect(socket);
     let mut client = client.unwrap_or_else(|error| panic!("round {round}: {error}"));
-    let body = r#"{"id":"anonymous-instance","state":"Not started","vmm_version":"1.14.0","app_name":"Firecracker"}"#;
+    let body = r#"{"id":"anonymous-instance","state":"Not started","vmm_version":"1.17.0","app_name":"Firecracker"}"#;
     assert_eq!(
         client.request("GET", "/", "").text,
         json_response(200, body),

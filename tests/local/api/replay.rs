@@ -100,7 +100,7 @@ fn sdk_operations(directory: &Directory) -> Vec<Exchange> {
             String::new(),
             json_response(
                 200,
-                r#"{"id":"c0ffee-1","state":"Running","vmm_version":"1.14.0","app_name":"Firecracker"}"#,
+                r#"{"id":"c0ffee-1","state":"Running","vmm_version":"1.17.0","app_name":"Firecracker"}"#,
             ),
         ),
         no_content_exchange("PATCH", "/vm", r#"{"state":"Paused"}"#),
