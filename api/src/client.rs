@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -73,20 +73,24 @@ fn connect(path: &Path, deadline: &Deadline<'_>) -> Result<UnixStream, Error> {
     }
     // connect(2) blocks while the queue of a server that does not accept is full, and a Unix socket has no timeout for
     // it. The thread may outlive this function; a connection that comes too late is closed at once.
-    let (sender, receiver) = mpsc::sync_channel(1);
-    let target = path.to_owned();
+    let slot = Arc::new((Mutex::new(None), Condvar::new()));
+    let (target, thread_slot) = (path.to_owned(), slot.clone());
     let waiting = thread::Builder::new().name("connect".into()).spawn(move || {
-        // Fails if the deadline has passed.
-        let _ = sender.send(UnixStream::connect(target));
+        let connected = UnixStream::connect(target);
+        let (result, filled) = &*thread_slot;
+        *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(connected);
+        filled.notify_one();
     });
     waiting.map_err(|source| Error::System {
         operation: "start a thread to connect to",
         path: path.to_owned(),
         source,
     })?;
-    let connected = receiver
-        .recv_timeout(deadline.remaining()?)
-        .map_err(|_| deadline.timeout_error())?;
+    let (result, filled) = &*slot;
+    let empty = result.lock().unwrap_or_else(PoisonError::into_inner);
+    let waited = filled.wait_timeout_while(empty, deadline.remaining()?, |result| result.is_none());
+    let mut waited = waited.unwrap_or_else(PoisonError::into_inner).0;
+    let connected = waited.take().ok_or_else(|| deadline.timeout_error())?;
     connected.map_err(|source| connect_error(path, source))
 }
 
