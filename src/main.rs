@@ -88,17 +88,19 @@ fn command() -> u8 {
         }
         Command::Restore(restore) => restore::restore(*restore, started_at, exec)
             .map_err(|error| hints::describe(error.inner(), OptionSet::Restore)),
-        Command::Snapshot(snapshot) => snapshot::create(&snapshot)
+        Command::Snapshot(snapshot) => apart(|| snapshot::create(&snapshot))
             .map(|()| process::SUCCESS)
             .map_err(|error| chain(&error)),
-        Command::SnapshotInfo(directory) => print_result(snapshot::info(&directory)),
+        Command::SnapshotInfo(directory) => print_result(apart(|| snapshot::info(&directory))),
         Command::SnapshotVersion => print(snapshot::format_version()),
-        Command::DescribeSnapshot(path) => print_result(snapshot::describe_format(&path)),
-        Command::SnapshotMerge(directories) => print_result(snapshot::merge(&directories)),
-        Command::Inspect(path) => print_result(inspect::inspect(&path)),
-        Command::Demo => demo::demo(started_at, exec).map_err(|error| chain(&error)),
-        Command::Serve(options) => serve::serve(*options, started_at).map_err(|error| chain(&error)),
-        Command::Ctl(ctl) => print_result(ctl::run(&ctl, &mut io::stdin())),
+        Command::DescribeSnapshot(path) => print_result(apart(|| snapshot::describe_format(&path))),
+        Command::SnapshotMerge(directories) => print_result(apart(|| snapshot::merge(&directories))),
+        Command::Inspect(path) => print_result(apart(|| inspect::inspect(&path))),
+        Command::Demo => apart(|| demo::demo(started_at, exec)).map_err(|error| chain(&error)),
+        Command::Serve(options) => {
+            apart(|| serve::serve(*options, started_at)).map_err(|error| chain(&error))
+        }
+        Command::Ctl(ctl) => print_result(apart(|| ctl::run(&ctl, &mut io::stdin()))),
         Command::Help(topic) => print(topic.text()),
         Command::Version => print(concat!("mayfly ", env!("CARGO_PKG_VERSION"), "\n")),
         Command::FirecrackerVersion => print(format!("Firecracker v{}\n\n", firecracker::VERSION)),
@@ -111,6 +113,12 @@ fn command() -> u8 {
         request_log::log_exit(status);
     }
     status
+}
+
+/// Calls `function` without inlining it: a start by `run` or `restore` maps all pages of [`command`].
+#[inline(never)]
+fn apart<T>(function: impl FnOnce() -> T) -> T {
+    function()
 }
 
 /// Returns `error` and its causes in one line.
