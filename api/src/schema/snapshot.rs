@@ -34,7 +34,7 @@ schema! {
         snapshot_type: Option<SnapshotType> = SnapshotType::default();
         /// State file, replaced if it exists.
         snapshot_path: PathBuf;
-        /// Memory file, replaced if it exists. A Diff is merged into a file of the same size.
+        /// Memory file, replaced if it exists. A Diff is merged into its base here, of the same size.
         mem_file_path: PathBuf;
     }
     unsupported {
