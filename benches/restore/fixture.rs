@@ -30,7 +30,10 @@ impl Fixture {
         fs::create_dir_all(directory())?;
         let files = PathBuf::from(format!("/dev/shm/mayfly-restore-{}", std::process::id()));
         fs::create_dir_all(&files)?;
-        let floor = compile("floor", &["-Wall", "-Wextra", "-Werror", "restore/floor.c"])?;
+        let floor = compile(
+            "floor",
+            &["-Wall", "-Wextra", "-Werror", "-pthread", "restore/floor.c"],
+        )?;
         for guest in ["chatter", "writer", "toucher"] {
             let options = ["-nostdlib", "-no-pie", "-Wl,-T,../resources/guests/link.ld"];
             let source = format!("restore/{guest}.S");
@@ -121,6 +124,18 @@ impl ApiProcess {
         let socket = text(&path);
         let arguments = [arguments, &["--api-sock", &socket]].concat();
         let process = Process::start(&mayfly(), &arguments)?;
+        let stream = connect(&path);
+        Ok(Self { process, stream })
+    }
+
+    /// Starts the `floor`, which waits for a request to load `snapshot`, and connects to its socket.
+    ///
+    /// # Errors
+    /// Fails if the process cannot be started.
+    pub fn wait(floor: &Path, snapshot: &str) -> io::Result<Self> {
+        let path = socket();
+        let _ = fs::remove_file(&path);
+        let process = Process::start(floor, &["wait", snapshot, &text(&path)])?;
         let stream = connect(&path);
         Ok(Self { process, stream })
     }

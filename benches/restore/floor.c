@@ -5,20 +5,26 @@
 //     floor restore DIR            restores and resumes that guest
 //     floor diff DIR NEW           restores it, writes to 256 pages, and prints a byte; creates a diff in NEW
 //                                  after an input byte, and prints another byte
+//     floor wait DIR SOCKET        creates a VM and a vCPU, waits for a request on SOCKET, and then restores and
+//                                  resumes that guest, its vCPU on a thread
 //
-// One vCPU, one thread, the split interrupt controller, memory mapped privately from its file. The restored
+// One vCPU, otherwise one thread, the split interrupt controller, memory mapped privately from its file. The restored
 // state is the minimum that KVM requires: no model-specific registers, and the saved CPUID instead of a new
 // one from KVM. A diff contains the full vCPU state, which a restore requires.
 #define _GNU_SOURCE
 #include <err.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 enum { GDT = 0x500, STACK = 0x8ff0, PML4 = 0x9000, PDPT = 0xa000, DIRECTORY = 0xb000, CODE = 0x100000, WRITTEN = 0x1000000 };
@@ -66,21 +72,33 @@ static int open_file(const char *directory, const char *name, int flags) {
     return fd;
 }
 
-static void build(int fd, int shared) {
+static void create_vm(void) {
     kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
     if (kvm < 0) err(1, "/dev/kvm");
     vm = checked_ioctl(kvm, KVM_CREATE_VM, NULL, "KVM_CREATE_VM");
+}
+
+static void map_memory(int fd, int shared) {
     memory = mmap(NULL, state.size, PROT_READ | PROT_WRITE, (shared ? MAP_SHARED : MAP_PRIVATE) | MAP_NORESERVE, fd, 0);
     if (memory == MAP_FAILED) err(1, "mmap");
     struct kvm_userspace_memory_region slot = {.memory_size = state.size, .userspace_addr = (uintptr_t)memory};
     checked_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot, "KVM_SET_USER_MEMORY_REGION");
     if (ioctl(vm, KVM_SET_TSS_ADDR, 0xfffbd000) < 0) err(1, "KVM_SET_TSS_ADDR");
+}
+
+static void create_vcpu(void) {
     struct kvm_enable_cap split = {.cap = KVM_CAP_SPLIT_IRQCHIP, .args = {24}};
     checked_ioctl(vm, KVM_ENABLE_CAP, &split, "KVM_CAP_SPLIT_IRQCHIP");
     vcpu = checked_ioctl(vm, KVM_CREATE_VCPU, NULL, "KVM_CREATE_VCPU");
     size_t run_size = (size_t)checked_ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, NULL, "KVM_GET_VCPU_MMAP_SIZE");
     run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
     if (run == MAP_FAILED) err(1, "mmap of kvm_run");
+}
+
+static void build(int fd, int shared) {
+    create_vm();
+    map_memory(fd, shared);
+    create_vcpu();
 }
 
 static void save(void) {
@@ -123,10 +141,12 @@ static void make(const char *directory, uint64_t mib) {
     if (write(to, &state, sizeof state) != sizeof state) err(1, "state");
 }
 
-static void restore(const char *directory) {
+static void read_state(const char *directory) {
     int from = open_file(directory, "state", O_RDONLY);
     if (read(from, &state, sizeof state) != sizeof state) err(1, "state");
-    build(open_file(directory, "memory", O_RDONLY), 0);
+}
+
+static void restore_vcpu(void) {
     checked_ioctl(vcpu, KVM_SET_CPUID2, &state.cpuid, "KVM_SET_CPUID2");
     checked_ioctl(vcpu, KVM_SET_SREGS, &state.sregs, "KVM_SET_SREGS");
     checked_ioctl(vcpu, KVM_SET_REGS, &state.regs, "KVM_SET_REGS");
@@ -135,12 +155,49 @@ static void restore(const char *directory) {
     checked_ioctl(vcpu, KVM_SET_VCPU_EVENTS, &state.events, "KVM_SET_VCPU_EVENTS");
 }
 
+static void restore(const char *directory) {
+    read_state(directory);
+    build(open_file(directory, "memory", O_RDONLY), 0);
+    restore_vcpu();
+}
+
 static void resume(void) {
     for (;;) {
         checked_ioctl(vcpu, KVM_RUN, NULL, "KVM_RUN");
         if (run->exit_reason != KVM_EXIT_IO) errx(1, "exit %u", run->exit_reason);
         if (write(1, (char *)run + run->io.data_offset, 1) != 1) _exit(0);
     }
+}
+
+static int wake;
+
+static void *run_vcpu(void *unused) {
+    uint64_t count;
+    if (read(wake, &count, sizeof count) != sizeof count) err(1, "eventfd");
+    restore_vcpu();
+    resume();
+    return unused;
+}
+
+static void wait_for_request(const char *directory, const char *path) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof address.sun_path) errx(2, "%s is too long", path);
+    strcpy(address.sun_path, path);
+    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (listener < 0 || bind(listener, (struct sockaddr *)&address, sizeof address) < 0 || listen(listener, 128) < 0) err(1, "%s", path);
+    create_vm();
+    create_vcpu();
+    wake = eventfd(0, EFD_CLOEXEC);
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, run_vcpu, NULL)) errx(1, "pthread_create");
+    int client = accept(listener, NULL, NULL);
+    char request[1024];
+    uint64_t one = 1;
+    if (client < 0 || read(client, request, sizeof request) < 1) err(1, "request");
+    read_state(directory);
+    map_memory(open_file(directory, "memory", O_RDONLY), 0);
+    if (write(wake, &one, sizeof one) != sizeof one) err(1, "eventfd");
+    pthread_join(thread, NULL);
 }
 
 // State of a guest that resume() does not need.
@@ -207,8 +264,10 @@ int main(int argc, char **argv) {
     } else if (argc == 4 && !strcmp(argv[1], "diff")) {
         restore(argv[2]);
         diff(argv[3]);
+    } else if (argc == 4 && !strcmp(argv[1], "wait")) {
+        wait_for_request(argv[2], argv[3]);
     } else {
-        errx(2, "usage: floor make DIR MEMORY_MIB | restore DIR | diff DIR NEW");
+        errx(2, "usage: floor make DIR MEMORY_MIB | restore DIR | diff DIR NEW | wait DIR SOCKET");
     }
     return 0;
 }

@@ -15,6 +15,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use fixture::{ApiProcess, Fixture, text};
@@ -24,6 +25,9 @@ use table::{Row, median};
 /// Memory sizes of the guests in MiB.
 const SMALL: u32 = 128;
 const LARGE: u32 = 2048;
+
+/// Time between the preparation of a process and its load.
+const PAUSE: Duration = Duration::from_millis(5);
 
 fn main() -> ExitCode {
     let rounds = std::env::var("ROUNDS")
@@ -43,6 +47,7 @@ fn main() -> ExitCode {
 
 fn measure(fixture: &Fixture, rounds: usize) -> io::Result<Vec<Row>> {
     let mut rows = spawn(fixture, rounds)?;
+    rows.push(load(fixture, rounds)?);
     rows.push(resume(fixture, rounds)?);
     rows.extend(full(fixture, rounds)?);
     for mib in [SMALL, LARGE] {
@@ -102,6 +107,35 @@ fn spawn(fixture: &Fixture, rounds: usize) -> io::Result<Vec<Row>> {
             1.1,
         ),
     ])
+}
+
+/// Measures the time from the request to load and resume a snapshot in a waiting process to the guest's next byte.
+fn load(fixture: &Fixture, rounds: usize) -> io::Result<Row> {
+    let snapshot = text(&fixture.snapshot("chatter", SMALL)?);
+    let floor_snapshot = text(&fixture.floor_snapshot(SMALL)?);
+    let body = format!(
+        r#"{{"snapshot_path":"{snapshot}/state","mem_backend":{{"backend_type":"File","backend_path":"{snapshot}/memory"}},"resume_vm":true}}"#
+    );
+    let once = |mut vm: ApiProcess| {
+        // The process has prepared its VM.
+        thread::sleep(PAUSE);
+        let start = Instant::now();
+        vm.send("PUT", "/snapshot/load", &body)?;
+        vm.process.read(1)?;
+        io::Result::Ok(start.elapsed())
+    };
+    let (mut own, mut floor) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        own.push(once(ApiProcess::start(&[])?)?);
+        floor.push(once(ApiProcess::wait(&fixture.floor, &floor_snapshot)?)?);
+    }
+    let [own, floor] = [own, floor].map(|times| median(times).as_secs_f64() * 1e6);
+    Ok(Row::ratio(
+        "load in a waiting process: request to next byte",
+        own,
+        floor,
+        1.3,
+    ))
 }
 
 /// Measures the time from the request to resume a loaded VM to the guest's next byte.
