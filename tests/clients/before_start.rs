@@ -253,8 +253,13 @@ const SINGLE: [&str; 44] = [
 ];
 
 /// Other requests that one release of Firecracker has and the other lacks.
-const NEWER: [&str; 3] = [
+const NEWER: [&str; 8] = [
     r#"PUT /serial {"serial_out_path":"serial"}"#,
+    r#"PUT /serial {"rate_limiter":{"size":10,"refill_time":100}}"#,
+    r#"PUT /serial {"rate_limiter":{"size":10}}"#,
+    r#"PUT /metrics {"metrics_path":"text","emit_id":true,"properties":{"a":"b"}}"#,
+    r#"PUT /metrics {"metrics_path":"text","emit_id":1}"#,
+    r#"PUT /metrics {"metrics_path":"text","properties":{"a":1}}"#,
     r#"PUT /pmem/p {"id":"p","path_on_host":"disk"}"#,
     r#"PUT /hotplug/memory {"total_size_mib":1024}"#,
 ];
