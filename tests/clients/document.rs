@@ -1,15 +1,18 @@
 //! The tables of docs/firecracker-compatibility.md that are made from test output.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::{env, fs};
 
 use crate::oracle::Difference;
 use crate::oracle::list::{self, UPDATE};
+use crate::results::{self, Results};
 
 const PAGE: &str = "docs/firecracker-compatibility.md";
 /// Lists of the differences.
 const SCOPES: [&str; 6] = ["fields", "requests", "interfaces", "guest", "commands", "signals"];
+/// Clients with a list of results.
+const CLIENTS: [&str; 3] = ["firecracker-python", "pyrecracker", "schemathesis"];
 /// Maximum characters of an outcome in a cell.
 const MAX_CELL: usize = 110;
 
@@ -61,6 +64,42 @@ fn differences() -> String {
     )
 }
 
+/// Returns the table of the results of other clients.
+fn clients() -> String {
+    let reasons = results::reasons();
+    let mut used = BTreeSet::new();
+    let mut rows = Vec::new();
+    for client in CLIENTS {
+        let results = Results::read(client);
+        let failed: usize = results.failed.values().map(Vec::len).sum();
+        let mut others = Vec::new();
+        for (group, verb) in [(&results.failed, "failed"), (&results.skipped, "not run")] {
+            for (name, tests) in group {
+                let reason = reasons.get(name);
+                let reason = reason.unwrap_or_else(|| panic!("{client}.json: reasons.json lacks {name}"));
+                others.push(format!("{} {verb}: {reason}", tests.len()));
+                used.insert(name.clone());
+            }
+        }
+        rows.push(format!(
+            "| {client} | {} | {} | {} | {} |",
+            results::version(client),
+            results.passed.len() + failed,
+            results.passed.len(),
+            others.join("; ")
+        ));
+    }
+    let unused: Vec<&String> = reasons.keys().filter(|name| !used.contains(*name)).collect();
+    assert!(
+        unused.is_empty(),
+        "no test has the reasons {unused:?}; remove them from reasons.json"
+    );
+    format!(
+        "| client | version | tests run | passed | others |\n|---|---|---|---|---|\n{}",
+        rows.join("\n")
+    )
+}
+
 /// Compares the text between two markers of the page with `generated`, or replaces it if [`UPDATE`] is set.
 fn check(name: &str, generated: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
@@ -81,4 +120,9 @@ fn check(name: &str, generated: &str) {
 #[test]
 fn table_of_differences_is_current() {
     check("differences", &differences());
+}
+
+#[test]
+fn table_of_clients_is_current() {
+    check("clients", &clients());
 }

@@ -10,22 +10,13 @@ resumes it.
 import os
 import signal
 import sys
-import time
 
 from firecracker.process import ProcessManager
 from firecracker.vmm import VMMManager
 
+from steps import expect_output, expect_pause, make_disk, passed, wait_for
+
 VM = "mayfly01"
-TIMEOUT = 60
-
-
-def wait_for(event, condition):
-    """Waits until `condition` holds."""
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        if time.monotonic() > deadline:
-            sys.exit(f"timeout: {event}")
-        time.sleep(0.001)
 
 
 def main(mayfly, kernel, directory):
@@ -36,8 +27,7 @@ def main(mayfly, kernel, directory):
     binary = os.path.join(directory, "firecracker")
     os.symlink(mayfly, binary)
     disk = os.path.join(home, "rootfs.ext4")
-    with open(disk, "wb") as file:
-        file.truncate(1 << 20)
+    make_disk(disk)
 
     processes, vmms = ProcessManager(), VMMManager()
     for part in (processes, vmms, vmms._process):
@@ -46,39 +36,51 @@ def main(mayfly, kernel, directory):
 
     socket = f"{home}/firecracker.socket"
     pid = processes.start(VM, ["--api-sock", socket, "--id", VM, "--log-path", f"{home}/{VM}.log"])
+    passed("ProcessManager.start")
     assert processes.is_running(VM)
+    passed("ProcessManager.is_running")
     assert processes.get_pid(VM)[0] == pid
+    passed("ProcessManager.get_pid")
     assert pid in processes.get_pids()
+    passed("ProcessManager.get_pids")
 
+    # The client does not wait for a slow start.
+    wait_for("socket", lambda: os.path.exists(socket))
     api = vmms.get_api(VM)
+    passed("VMMManager.get_api")
     state = lambda: api.describe.get().json()["state"]
     assert state() == "Not started"
+    passed("Api.describe.get")
     api.boot.put(kernel_image_path=kernel, boot_args="console=ttyS0 reboot=k pci=off panic=1")
+    passed("Api.boot.put")
     api.drive.put(drive_id="rootfs", path_on_host=disk, is_root_device=True, is_read_only=False)
+    passed("Api.drive.put")
     api.machine_config.put(vcpu_count=1, mem_size_mib=128)
+    passed("Api.machine_config.put")
     assert api.machine_config.get().json()["mem_size_mib"] == 128
+    passed("Api.machine_config.get")
     api.actions.put(action_type="InstanceStart")
     assert state() == "Running"
+    passed("Api.actions.put")
     assert api.vm_config.get().json()["drives"][0]["drive_id"] == "rootfs"
+    passed("Api.vm_config.get")
 
     output = f"{home}/firecracker.log"
-    length = lambda: os.path.getsize(output)
-    wait_for("output", lambda: length() > 0)
+    expect_output(output)
     vmms.update_vmm_state(VM, "Paused")
     assert state() == "Paused"
-    paused = length()
-    # Far longer than the interval between two lines of the guest.
-    time.sleep(0.3)
-    assert length() == paused, "the guest printed while it was paused"
+    expect_pause(output)
+    passed("VMMManager.update_vmm_state Paused")
     vmms.update_vmm_state(VM, "Resumed")
     assert state() == "Running"
-    wait_for("output after the pause", lambda: length() > paused)
+    expect_output(output)
+    passed("VMMManager.update_vmm_state Resumed")
 
     api.close()
     assert processes.stop(VM)
     assert not os.path.exists(f"/proc/{pid}"), "the process still exists"
     assert not os.path.exists(socket), "the socket still exists"
-    print("booted, paused, resumed and stopped")
+    passed("ProcessManager.stop")
 
 
 main(*sys.argv[1:])

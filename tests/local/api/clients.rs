@@ -1,6 +1,12 @@
-//! Unmodified third-party clients: curl, firecracker-python and schemathesis. The scripts in tests/clients run them.
+//! Unmodified third-party clients: curl, firecracker-python, pyrecracker and schemathesis. The scripts in tests/clients run them,
+//! and the lists in tests/clients/results state their tests.
 
-use std::path::{Path, PathBuf};
+#[allow(dead_code, reason = "tests/clients uses the versions and reasons")]
+#[path = "../../clients/results.rs"]
+mod results;
+
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -15,21 +21,29 @@ const SETUP_LIMIT: Duration = Duration::from_secs(1800);
 /// Limit of a script, which sends thousands of requests.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(900);
 
-/// The Python interpreter of the environment with the clients, set up once.
-static PYTHON: LazyLock<PathBuf> = LazyLock::new(|| {
+/// The clients, fetched and built once.
+static SETUP: LazyLock<()> = LazyLock::new(|| {
     let output = scratch::run_within(SETUP_LIMIT, &mut Command::new(format!("{SCRIPTS}/setup.sh")));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success(),
         "the clients are missing: {stderr}; run `make setup` to fetch them"
     );
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/clients/bin/python")
 });
+
+/// Fetches and builds the clients where they are missing.
+fn set_up() {
+    LazyLock::force(&SETUP);
+}
 
 /// Runs a script of tests/clients in `directory`. Returns its stdout.
 fn run_python(script: &str, directory: &Directory, arguments: &[&str]) -> String {
-    let mut command = Command::new(PYTHON.as_path());
+    set_up();
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/clients/bin/python");
+    let mut command = Command::new(python);
     command.arg(format!("{SCRIPTS}/{script}")).args(arguments);
+    // The scripts import one of the source tree.
+    command.env("PYTHONDONTWRITEBYTECODE", "1");
     let output = scratch::run_within(SCRIPT_LIMIT, command.current_dir(directory.path("")));
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -39,6 +53,30 @@ fn run_python(script: &str, directory: &Directory, arguments: &[&str]) -> String
         output.status
     );
     printed
+}
+
+/// Runs a script that drives a VM of `ticker.elf` by `client`, and compares its steps with the list.
+fn check_steps(client: &str, script: &str) {
+    let directory = Directory::new();
+    let home = directory.text("");
+    let mayfly = program();
+    let arguments = [
+        mayfly.to_str().unwrap(),
+        &file("ticker.elf"),
+        home.trim_end_matches('/'),
+    ];
+    let printed = run_python(script, &directory, &arguments);
+    results::check(client, "VM", &parse_results(&printed), &printed);
+}
+
+/// Returns the tests that a script has reported, and true for those that passed.
+fn parse_results(printed: &str) -> BTreeMap<String, bool> {
+    let results = printed.lines().filter_map(|line| match line.split_once(' ')? {
+        ("passed", name) => Some((name.to_owned(), true)),
+        ("failed", name) => Some((name.to_owned(), false)),
+        _ => None,
+    });
+    results.collect()
 }
 
 /// Sends a request by curl. Returns the response with its head.
@@ -100,19 +138,12 @@ fn curl_sends_all_methods() {
 
 #[test]
 fn firecracker_python_controls_guest() {
-    let directory = Directory::new();
-    let home = directory.text("");
-    let mayfly = program();
-    let arguments = [
-        mayfly.to_str().unwrap(),
-        &file("ticker.elf"),
-        home.trim_end_matches('/'),
-    ];
-    let printed = run_python("drive.py", &directory, &arguments);
-    assert!(
-        printed.contains("booted, paused, resumed and stopped"),
-        "{printed}"
-    );
+    check_steps("firecracker-python", "drive.py");
+}
+
+#[test]
+fn pyrecracker_saves_and_restores_guest() {
+    check_steps("pyrecracker", "pyrecracker_client.py");
 }
 
 /// Starts mayfly in its own directory, where relative paths of requests create files.
@@ -125,14 +156,13 @@ fn start_in_directory() -> ApiProcess {
     ApiProcess::spawn(directory, &mut command)
 }
 
-fn run_schemathesis(process: &ApiProcess) {
+/// Runs schemathesis, and compares the results of the operations with the list of `state`.
+fn run_schemathesis(process: &ApiProcess, state: &str) {
     // Waits for the socket, which the script requires.
     assert_eq!(process.request("GET", "/version", "").status(), 200);
-    run_python(
-        "explore.py",
-        &process.directory,
-        &[process.socket().to_str().unwrap()],
-    );
+    let socket = process.socket();
+    let printed = run_python("explore.py", &process.directory, &[socket.to_str().unwrap()]);
+    results::check("schemathesis", state, &parse_results(&printed), &printed);
 }
 
 #[test]
@@ -142,7 +172,7 @@ fn schemathesis_passes_before_start() {
     let disk = process.directory.write("disk", [0; 4096]);
     let drive = format!(r#"{{"drive_id":"d","is_root_device":false,"path_on_host":"{disk}"}}"#);
     process.expect_no_content("PUT", "/drives/d", &drive);
-    run_schemathesis(&process);
+    run_schemathesis(&process, "not started");
     assert_eq!(process.state(), "Not started");
     process.terminate();
 }
@@ -152,7 +182,7 @@ fn schemathesis_passes_while_guest_runs() {
     let mut process = start_in_directory();
     process.set_kernel("ticker.elf");
     process.run_action("InstanceStart");
-    run_schemathesis(&process);
+    run_schemathesis(&process, "running");
     process.expect_no_content("PATCH", "/vm", r#"{"state":"Resumed"}"#);
     process.expect("tick ");
     process.expect("\ntick ");
