@@ -1,5 +1,6 @@
 //! Command lines and signals: exit status and first lines of the output.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,6 +10,9 @@ use crate::oracle::{compare, list};
 
 /// Limit of a command that ends at once.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// Reason of commands whose output differs, but not their exit status.
+const OUTPUT: &str = "output";
 
 /// Arguments, split at spaces, of commands that end by themselves.
 const COMMANDS: [&str; 36] = [
@@ -166,4 +170,20 @@ fn signals_end_alike() {
         "signals",
         &compare(send_all(Vmm::Firecracker), send_all(Vmm::Mayfly)),
     );
+}
+
+#[test]
+fn commands_with_other_output_have_the_same_exit_status() {
+    let status = |outcome: &str| outcome.split(';').next().unwrap_or_default().to_owned();
+    let mut statuses = BTreeSet::new();
+    for (difference, reason) in list::listed("commands") {
+        if reason == OUTPUT {
+            let (firecracker, mayfly) = (status(&difference.firecracker), status(&difference.mayfly));
+            assert_eq!(firecracker, mayfly, "{}", difference.request);
+            statuses.insert(mayfly);
+        }
+    }
+    // A failure, an invalid log level and invalid arguments: `FcExitCode` of Firecracker.
+    let expected = ["exit status 1", "exit status 152", "exit status 153"];
+    assert!(statuses.iter().eq(expected), "{statuses:?}");
 }
