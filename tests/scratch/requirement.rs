@@ -31,6 +31,8 @@ pub enum Requirement {
     MountNamespace,
     /// A user that may create network namespaces and taps, and `ip`.
     NetworkNamespace,
+    /// A user that may create network namespaces, a kernel with nf_tables, and `nft`.
+    Nftables,
     /// The program `passt`.
     Passt,
     /// `/dev/fuse`, and a user that may mount its file systems.
@@ -60,6 +62,10 @@ impl Requirement {
                 "a network namespace with a tap",
                 "run the tests as root on a host with /dev/net/tun, and install ip (package iproute2)",
             ),
+            Self::Nftables => (
+                "nftables",
+                "run the tests as root on a host with nf_tables, and install nft (package nftables)",
+            ),
             Self::Passt => ("passt", "install passt (package passt)"),
             Self::Fuse => (
                 "FUSE",
@@ -83,6 +89,9 @@ impl Requirement {
                 unshare(libc::CLONE_NEWNET)?;
                 open_device(Path::new("/dev/net/tun"))?;
                 run(Command::new("ip").arg("-Version")).map(drop)
+            }
+            Self::Nftables => {
+                run(Command::new("unshare").args(["--net", "nft", "list", "ruleset"])).map(drop)
             }
             Self::Passt => run(Command::new("passt").arg("--version")).map(drop),
             Self::Fuse => {
