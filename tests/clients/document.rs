@@ -12,7 +12,7 @@ const PAGE: &str = "docs/firecracker-compatibility.md";
 /// Lists of the differences.
 const SCOPES: [&str; 6] = ["fields", "requests", "interfaces", "guest", "commands", "signals"];
 /// Clients with a list of results.
-const CLIENTS: [&str; 3] = ["firecracker-python", "pyrecracker", "schemathesis"];
+const CLIENTS: [&str; 4] = ["fctools", "firecracker-python", "pyrecracker", "schemathesis"];
 /// Maximum characters of an outcome in a cell.
 const MAX_CELL: usize = 110;
 

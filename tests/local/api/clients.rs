@@ -1,6 +1,7 @@
-//! Unmodified third-party clients: curl, firecracker-python, pyrecracker and schemathesis. The scripts in tests/clients run them,
-//! and the lists in tests/clients/results state their tests.
+//! Unmodified third-party clients: curl, firecracker-python, pyrecracker, schemathesis and fctools. The scripts in tests/clients run
+//! them, and the lists in tests/clients/results state their tests.
 
+mod fctools;
 #[allow(dead_code, reason = "tests/clients uses the versions and reasons")]
 #[path = "../../clients/results.rs"]
 mod results;
