@@ -183,19 +183,23 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Reads `data.len()` bytes at `address`.
-    pub fn read(&self, address: u64, data: &mut [u8]) {
-        match self.find(address, data.len()) {
+    /// Reads `data.len()` bytes at `address`. Returns false if the access is unclaimed.
+    pub fn read(&self, address: u64, data: &mut [u8]) -> bool {
+        let claim = self.find(address, data.len());
+        match claim {
             Some(claim) => lock(&claim.device).read(address - claim.base, data),
             None => data.fill(0xff),
         }
+        claim.is_some()
     }
 
-    /// Writes `data` at `address`.
-    pub fn write(&self, address: u64, data: &[u8]) {
-        if let Some(claim) = self.find(address, data.len()) {
+    /// Writes `data` at `address`. Returns false if the access is unclaimed.
+    pub fn write(&self, address: u64, data: &[u8]) -> bool {
+        let claim = self.find(address, data.len());
+        if let Some(claim) = claim {
             lock(&claim.device).write(address - claim.base, data);
         }
+        claim.is_some()
     }
 
     /// Returns the number of unclaimed accesses.
@@ -251,14 +255,15 @@ mod tests {
 
     fn read<const N: usize>(bus: &Bus, address: u64) -> [u8; N] {
         let mut data = [0; N];
-        bus.read(address, &mut data);
+        let is_claimed = bus.read(address, &mut data);
+        assert_eq!(is_claimed, data != [0xff; N]);
         data
     }
 
     #[test]
     fn access_reaches_claiming_device() {
         let bus = bus();
-        bus.write(0x22, &[9, 10]);
+        assert!(bus.write(0x22, &[9, 10]));
         assert_eq!(read(&bus, 0x21), [2, 9, 10, 5]);
         assert_eq!(read(&bus, 0x12), [3]);
         assert_eq!(read(&bus, u64::MAX), [8]);
@@ -272,8 +277,8 @@ mod tests {
         assert_eq!(read(&bus, 0x16), [0xff; 4], "access ends beyond the device");
         assert_eq!(read(&bus, 0xe), [0xff; 4], "access starts before the device");
         assert_eq!(read(&bus, u64::MAX), [0xff; 2], "access wraps around");
-        bus.write(0, &[1]);
-        bus.write(0, &[]);
+        assert!(!bus.write(0, &[1]));
+        assert!(!bus.write(0, &[]));
         assert_eq!(bus.unclaimed(), 6);
     }
 
