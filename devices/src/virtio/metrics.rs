@@ -1,10 +1,11 @@
-//! Metrics of a transport, common to all kinds of devices.
+//! Metrics of a transport, common to all kinds of devices, and its device status.
 
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::interrupt::VirtioInterrupt;
+use super::status::DriverState;
 use crate::counter::Counter;
 
 /// Counters since the creation of the transport.
@@ -20,8 +21,14 @@ pub struct TransportMetrics {
     pub interrupts: u64,
 }
 
-/// Recorder of [`TransportMetrics`]. The transport writes it under the lock of the device; any thread reads it without.
+/// Recorder of [`TransportMetrics`] and [`DriverState`]. The transport writes it under the lock of the device; any thread reads it
+/// without.
 pub struct TransportRecorder {
+    device_id: u32,
+    /// Status register without DEVICE_NEEDS_RESET, which the interrupt holds.
+    pub(super) status: Counter,
+    /// Features that the driver accepts.
+    pub(super) driver_features: Counter,
     pub(super) activation_failures: Counter,
     pub(super) config_failures: Counter,
     pub(super) events: Counter,
@@ -29,13 +36,27 @@ pub struct TransportRecorder {
 }
 
 impl TransportRecorder {
-    pub(super) fn new(interrupt: Arc<VirtioInterrupt>) -> Self {
+    pub(super) fn new(device_id: u32, interrupt: Arc<VirtioInterrupt>) -> Self {
         Self {
+            device_id,
+            status: Counter::default(),
+            driver_features: Counter::default(),
             activation_failures: Counter::default(),
             config_failures: Counter::default(),
             events: Counter::default(),
             interrupt,
         }
+    }
+
+    /// Returns the state of the device from the view of its driver. Both registers are read one by one: a driver that changes them
+    /// meanwhile may be seen in between.
+    pub fn driver_state(&self) -> DriverState {
+        DriverState::new(
+            self.device_id,
+            self.status.get(),
+            self.interrupt.is_reset_needed(),
+            self.driver_features.get(),
+        )
     }
 
     /// Returns the metrics.

@@ -8,6 +8,7 @@
 //! | [`mmio`] | [`Transport`](mmio::Transport): MMIO transport |
 //! | [`net`] | network device |
 //! | [`queue`] | [`Virtqueue`](queue::Virtqueue); [`Chain`](queue::chain::Chain): checked descriptor chain |
+//! | [`status`] | [`DriverState`]: device status and negotiated features, by name |
 //! | `testing` | driver without a guest, with the feature `testing` |
 
 pub mod block;
@@ -17,6 +18,7 @@ pub mod metrics;
 pub mod mmio;
 pub mod net;
 pub mod queue;
+pub mod status;
 #[cfg(any(test, feature = "testing"))]
 #[allow(clippy::unwrap_used, reason = "a failure is a fault of the test")]
 pub mod testing;
@@ -28,3 +30,4 @@ pub use block::Block;
 pub use device::{Activation, VirtioDevice, WatchedFd};
 pub use interrupt::VirtioInterrupt;
 pub use metrics::{TransportMetrics, TransportRecorder};
+pub use status::{DriverState, StatusBit};

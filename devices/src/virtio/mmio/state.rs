@@ -130,6 +130,7 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         self.registers = state.registers;
         self.config_generation = state.config_generation;
         self.interrupt.restore(state.interrupt_status, state.needs_reset);
+        self.record_status();
         if state.active {
             let mut queues = self
                 .build_queues()

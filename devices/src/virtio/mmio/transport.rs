@@ -110,10 +110,11 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
         let mut config_generation = ConfigGeneration::default();
         config_generation.update(device.as_ref());
         let interrupt = Arc::new(VirtioInterrupt::new(line));
+        let recorder = TransportRecorder::new(device.device_id(), interrupt.clone());
         Self {
             device,
             memory,
-            recorder: Arc::new(TransportRecorder::new(interrupt.clone())),
+            recorder: Arc::new(recorder),
             interrupt,
             registers: Registers::default(),
             queues,
@@ -243,7 +244,10 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
             r::QUEUE_SEL => self.registers.queue_sel = value,
             r::QUEUE_NOTIFY => self.notify(usize::try_from(value).unwrap_or(usize::MAX)),
             r::INTERRUPT_ACK => self.interrupt.acknowledge(value),
-            r::STATUS => self.write_status(value),
+            r::STATUS => {
+                self.write_status(value);
+                self.record_status();
+            }
             r::QUEUE_READY => self.set_queue_ready(value != 0),
             r::QUEUE_NUM => self.configure_queue(|queue| queue.size = value),
             r::QUEUE_DESC_LOW => self.set_address(Area::Descriptors, Half::Low, value),
@@ -339,6 +343,12 @@ impl<D: VirtioDevice + ?Sized> Transport<D> {
                 self.count_activation();
             }
         }
+    }
+
+    /// Records status and features for threads without the lock of the device.
+    pub(super) fn record_status(&self) {
+        self.recorder.status.set(self.registers.status.into());
+        self.recorder.driver_features.set(self.registers.driver_features);
     }
 
     fn count_activation(&self) {

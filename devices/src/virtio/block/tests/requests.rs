@@ -6,8 +6,10 @@ use super::{
     Buffer, DISCARD, ENGINES, FLUSH, Fixture, GET_ID, IN, NONE, OK, OUT, SECTORS, Scratch, UNSUPP,
     WRITE_ZEROES, config, pattern,
 };
-use crate::virtio::block::{CacheType, IoEngine};
+use crate::virtio::DriverState;
+use crate::virtio::block::{CacheType, IoEngine, request};
 use crate::virtio::device::VirtioDevice;
+use crate::virtio::mmio::registers::FEATURES_OK;
 
 #[test]
 fn read_returns_disk_contents() {
@@ -324,4 +326,16 @@ proptest! {
             assert!(read == data);
         }
     }
+}
+
+#[test]
+fn all_offered_features_are_named() {
+    let offered = request::features(true, true) | request::features(false, true);
+    let id = virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+    let names = DriverState::new(id, FEATURES_OK.into(), false, offered).features();
+    assert_eq!(
+        names.iter().find(|name| name.starts_with("bit")),
+        None,
+        "{names:?}"
+    );
 }

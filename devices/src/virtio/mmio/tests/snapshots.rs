@@ -53,6 +53,9 @@ fn running_device_round_trips() {
     *lock(&fixture.seen.config_space) = vec![1, 2, 3];
     restore(&mut fixture, &bytes).unwrap();
     assert_eq!(save(&fixture), bytes);
+    let state = fixture.transport.recorder().driver_state();
+    assert!(state.has_driver());
+    assert_eq!(state.features(), ["bit 5", "EVENT_IDX", "VERSION_1"]);
     assert_eq!(
         (fixture.get(r::STATUS), fixture.get(r::INTERRUPT_STATUS)),
         (READY, 1)

@@ -22,6 +22,23 @@ fn started_device_processes_queues() {
 }
 
 #[test]
+fn recorder_has_status_and_features() {
+    let mut fixture = Fixture::new();
+    let recorder = fixture.transport.recorder();
+    assert_eq!(format!("{:?}", recorder.driver_state()), "[] []");
+    fixture.set(r::STATUS, r::ACKNOWLEDGE);
+    assert_eq!(format!("{:?}", recorder.driver_state()), "[Acknowledged] []");
+    assert_eq!(fixture.driver.start(&mut fixture.transport, EVENT_IDX), READY);
+    let state = recorder.driver_state();
+    assert!(state.has_driver());
+    assert_eq!(state.features(), ["EVENT_IDX", "VERSION_1"]);
+    fixture.transport.interrupt.set_needs_reset();
+    assert!(!recorder.driver_state().has_driver());
+    fixture.set(r::STATUS, 0);
+    assert_eq!(format!("{:?}", recorder.driver_state()), "[] []");
+}
+
+#[test]
 fn event_idx_suppresses_interrupts() {
     let mut fixture = Fixture::new();
     assert_eq!(fixture.driver.start(&mut fixture.transport, EVENT_IDX), READY);

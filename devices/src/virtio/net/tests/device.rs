@@ -5,10 +5,11 @@ use super::{
 };
 use crate::limiter::{Bucket, Limiter};
 use crate::sync::lock;
-use crate::virtio::VirtioDevice;
 use crate::virtio::interrupt::CONFIGURATION;
-use crate::virtio::net::features::{BASE, CSUM, GUEST_CSUM, HOST_TSO4, MRG_RXBUF, MTU, STATUS};
+use crate::virtio::mmio::registers::FEATURES_OK;
+use crate::virtio::net::features::{BASE, CSUM, GUEST_CSUM, HOST_TSO4, MRG_RXBUF, MTU, OFFLOADS, STATUS};
 use crate::virtio::net::{Link, MAX_PACKET, Net, NetState};
+use crate::virtio::{DriverState, VirtioDevice};
 
 fn fresh() -> Net {
     Net::new(setup(FakeBackend::new().0)).unwrap()
@@ -229,4 +230,15 @@ fn metrics_serialize() {
     let net = fresh();
     assert_serializes(net.metrics());
     assert_eq!((net.describe().as_str(), net.link()), ("fake", true));
+}
+
+#[test]
+fn all_offered_features_are_named() {
+    let id = fresh().device_id();
+    let names = DriverState::new(id, FEATURES_OK.into(), false, BASE | MTU | OFFLOADS).features();
+    assert_eq!(
+        names.iter().find(|name| name.starts_with("bit")),
+        None,
+        "{names:?}"
+    );
 }
