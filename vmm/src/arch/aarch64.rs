@@ -13,7 +13,7 @@ use snapshot::persist::Error as StateError;
 use snapshot::{ArchiveReader, ArchiveWriter, GuestMemory, Schema};
 use vm_memory::GuestAddress;
 
-use super::{AttachContext, Buses, Cpu, CpuCheck, Error, MmioDeviceInfo, Platform, SharedSource};
+use super::{AttachContext, Buses, Cpu, CpuCheck, CpuStatus, Error, MmioDeviceInfo, Platform, SharedSource};
 use crate::boot::LoadedImage;
 use crate::config::{AddressLayout, CpuTopology, MemorySize, VmSpec};
 use crate::kvm::{self, Kick};
@@ -163,6 +163,14 @@ impl Cpu for Aarch64 {
 
     fn notify_pause(_: &VcpuFd) -> bool {
         true
+    }
+
+    fn status(_: &VcpuFd) -> Result<CpuStatus, kvm::Error> {
+        Err(kvm::Error::Call {
+            call: "KVM_GET_MP_STATE".into(),
+            hint: "",
+            source: std::io::Error::from(std::io::ErrorKind::Unsupported),
+        })
     }
 
     fn instruction(_: &VcpuFd, _: &GuestMemory) -> (u64, Vec<u8>) {

@@ -232,6 +232,19 @@ pub enum CpuCheck {
     Mask,
 }
 
+/// Present execution of a vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuStatus {
+    /// The vCPU waits in a halt, and no event that would end it is pending.
+    pub is_halted: bool,
+    /// The vCPU has been started: it is the boot vCPU, or another one has started it.
+    pub is_started: bool,
+    /// The guest accepts interrupts.
+    pub accepts_interrupts: bool,
+    /// Instruction pointer.
+    pub ip: u64,
+}
+
 /// Features, entry and state of vCPUs.
 pub trait Cpu {
     /// Processor features common to all vCPUs.
@@ -297,6 +310,12 @@ pub trait Cpu {
 
     /// Notifies the guest of a pause of `vcpu`, so that its watchdog does not report a hang. Returns false if KVM rejects it.
     fn notify_pause(vcpu: &VcpuFd) -> bool;
+
+    /// Reads the present execution of `vcpu`, whose last exit is complete.
+    ///
+    /// # Errors
+    /// [`kvm::Error::Call`]
+    fn status(vcpu: &VcpuFd) -> Result<CpuStatus, kvm::Error>;
 
     /// Returns the instruction pointer and the bytes at that address, for error reports.
     fn instruction(vcpu: &VcpuFd, memory: &GuestMemory) -> (u64, Vec<u8>);

@@ -14,6 +14,7 @@ mod error;
 mod metrics;
 mod operation;
 mod preparation;
+mod status;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use builder::VmBuilder;
 use operation::Operation;
 use preparation::Preparation;
+use status::StatusHistory;
 
 use crate::boot::{Image, Initrd};
 use crate::cancellation::{BeginError, Cancellation};
@@ -45,6 +47,7 @@ pub use crate::persistence::{
     describe_working_set, merge_snapshots, state_version,
 };
 pub use crate::timeline::Timeline;
+pub use crate::vcpu::{Access, UnclaimedAccess, VcpuActivity};
 pub use builder::OpenConsole;
 pub use devices::Latency;
 pub use devices::i8042::I8042Metrics;
@@ -52,10 +55,12 @@ pub use devices::serial::SerialMetrics;
 pub use devices::virtio::TransportMetrics;
 pub use devices::virtio::block::BlockMetrics;
 pub use devices::virtio::net::NetMetrics;
+pub use devices::virtio::{DriverState, StatusBit};
 pub use error::{Error, OperationError};
 pub use metrics::{
     DeviceMetrics, DriveMetrics, InterfaceMetrics, OperationTimes, StartPhase, VcpuMetrics, VmMetrics,
 };
+pub use status::{CpuStatus, DeviceStatus, VcpuInspection, VcpuStatus, VmStatus};
 
 /// Server of requests for the VM from outside the process, such as an API.
 pub trait Service {
@@ -126,6 +131,7 @@ pub struct Control {
     /// The load of a snapshot has failed.
     failed: bool,
     residency: ResidencyCounter,
+    status_history: StatusHistory,
     times: OperationTimes,
     operation: Option<Operation<Completion>>,
     /// Signalled at the end of each operation. `None` before the first one.
@@ -148,6 +154,7 @@ impl Control {
             preparation: None,
             failed: false,
             residency: ResidencyCounter::default(),
+            status_history: StatusHistory::default(),
             times: OperationTimes::default(),
             operation: None,
             operation_ended: None,
@@ -533,6 +540,23 @@ impl Control {
         VmMetrics {
             operations: self.times,
             ..metrics
+        }
+    }
+
+    /// Returns the status of vCPUs and devices, empty before the start. Takes no lock and interrupts no vCPU.
+    pub fn status(&mut self) -> VmStatus {
+        match &self.instance {
+            Instance::NotStarted(_) => VmStatus::default(),
+            Instance::Started(vm) => self.status_history.status(vm),
+        }
+    }
+
+    /// Returns the present execution of each vCPU, none before the start. Interrupts running vCPUs for some microseconds, and waits at
+    /// most 20 ms for their replies.
+    pub fn inspect_vcpus(&mut self) -> VcpuInspection {
+        match &self.instance {
+            Instance::NotStarted(_) => VcpuInspection::default(),
+            Instance::Started(vm) => self.status_history.inspect(vm),
         }
     }
 

@@ -9,6 +9,7 @@ use std::io;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
 
 use kvm_bindings::kvm_run;
 use vmm_sys_util::signal::{register_signal_handler, unblock_signal};
@@ -67,6 +68,29 @@ impl Kick {
         Bound(self)
     }
 
+    /// Returns the ID of the bound thread, or `None` while the kick is not bound.
+    pub(crate) fn thread(&self) -> Option<i32> {
+        Some(self.thread.load(Ordering::SeqCst)).filter(|thread| *thread != 0)
+    }
+
+    /// Returns the time for which a processor has executed the bound thread, in user mode, kernel mode and guest. Does not interrupt the
+    /// thread. `None` while the kick is not bound.
+    pub(crate) fn cpu_time(&self) -> Option<Duration> {
+        // Clock of a thread by its ID, include/linux/posix-timers_types.h in Linux: CPUCLOCK_PERTHREAD and CPUCLOCK_SCHED.
+        let clock = !self.thread()? << 3 | 4 | 2;
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: the kernel writes `time`, which outlives the call, and checks the clock. A thread that reuses the ID of an ended one
+        // has a clock too.
+        if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
+            return None;
+        }
+        let nanoseconds = u32::try_from(time.tv_nsec).ok()?;
+        Some(Duration::new(u64::try_from(time.tv_sec).ok()?, nanoseconds))
+    }
+
     /// Forces an exit if the vCPU is in the guest or about to enter it. Has no effect on the vCPU thread itself, which
     /// is not in the guest, nor while the kick is not bound.
     pub fn kick(&self) {
@@ -117,6 +141,7 @@ mod tests {
         install().unwrap();
         let kick = Kick::default();
         kick.kick();
+        assert_eq!((kick.thread(), kick.cpu_time()), (None, None));
         let (bound, wait_bound) = mpsc::channel();
         let (kicked, wait_kicked) = mpsc::channel();
         let kicker = kick.clone();
@@ -131,6 +156,7 @@ mod tests {
             (own, page.immediate_exit)
         });
         scratch::receive(&wait_bound);
+        assert!(kicker.cpu_time().is_some_and(|time| !time.is_zero()));
         kicker.kick();
         kicked.send(()).unwrap();
         assert_eq!(scratch::join(vcpu), (0, 1));

@@ -3,6 +3,7 @@
 pub mod kick;
 pub mod run_page;
 pub mod slots;
+pub(crate) mod statistics;
 
 use std::io;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 
 pub use kick::{Kick, install as install_kick};
 pub use run_page::{InternalError, RunPage};
+pub(crate) use statistics::Statistics;
 
 /// KVM API version, constant since Linux 2.6.22 (KVM API §4.1).
 const API_VERSION: i32 = 12;

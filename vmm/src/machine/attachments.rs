@@ -24,7 +24,7 @@ use devices::virtio::mmio::Transport;
 use devices::virtio::net::{
     Backend, Net, NetMetrics, NetRecorder, NetSetup, Passt, Stream, Tap, passt, stream, tap,
 };
-use devices::virtio::{TransportMetrics, TransportRecorder, VirtioDevice, WatchedFd};
+use devices::virtio::{DriverState, TransportMetrics, TransportRecorder, VirtioDevice, WatchedFd};
 use devices::{Interrupt, MonotonicClock, lock};
 use serde::Serialize;
 use snapshot::file::FileIdentity;
@@ -558,6 +558,11 @@ impl AttachedDevice {
     /// Returns the metrics of the transport, without the lock of the device.
     pub fn transport_metrics(&self) -> TransportMetrics {
         self.transport_recorder.metrics()
+    }
+
+    /// Returns the state from the view of the driver, without the lock of the device.
+    pub fn driver_state(&self) -> DriverState {
+        self.transport_recorder.driver_state()
     }
 }
 

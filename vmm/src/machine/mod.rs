@@ -26,7 +26,7 @@ use snapshot::GuestMemory;
 use vm_memory::{Address, Bytes, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::arch::{self, AttachContext, Buses, MmioDeviceInfo, Native, Platform, SharedSource};
+use crate::arch::{self, AttachContext, Buses, CpuStatus, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
 use crate::cancellation::Cancellation;
 use crate::channel::Receiver;
@@ -54,6 +54,9 @@ const END_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Maximum wait for a thread without a fault handler: only a disk that does not answer delays one so long.
 pub(crate) const THREAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Maximum wait for the replies of all vCPUs to an inspection. A thread that waits for no disk replies at once.
+const INSPECTION_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// Reason why a machine cannot be built, booted, paused or resumed.
 #[derive(Debug, thiserror::Error)]
@@ -539,6 +542,31 @@ impl Machine {
     /// Returns guest memory.
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
+    }
+
+    /// Returns the vCPU threads, to observe them.
+    pub(crate) fn vcpus(&self) -> &[VcpuThread] {
+        &self.vcpus
+    }
+
+    /// Returns true if a fault handler serves guest memory.
+    pub(crate) fn is_served(&self) -> bool {
+        self.fault_handler.is_some()
+    }
+
+    /// Returns the present execution of each vCPU. Kicks those that may be in the guest. `None` for a vCPU that has ended, or whose
+    /// thread does not reply within 20 ms, because it waits for a disk or a page.
+    pub(crate) fn inspect_vcpus(&self) -> Vec<Option<CpuStatus>> {
+        let deadline = Instant::now() + INSPECTION_TIMEOUT;
+        let replies: Vec<_> = self.vcpus.iter().map(VcpuThread::request_inspection).collect();
+        if self.shared.gate.is_closed() {
+            self.shared.gate.notify_waiters();
+        }
+        let receive = |reply: Receiver<CpuStatus>| {
+            let rest = deadline.saturating_duration_since(Instant::now());
+            reply.receive_within(rest).ok()
+        };
+        replies.into_iter().map(|reply| receive(reply?)).collect()
     }
 
     /// Returns the counters of the exits of each vCPU.

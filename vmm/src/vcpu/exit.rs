@@ -6,6 +6,7 @@ use std::time::Instant;
 use devices::{Bus, Counter, Latency, LatencyRecorder, Power, PowerEvent};
 use kvm_ioctls::VcpuExit;
 
+use super::unclaimed::{Access, UnclaimedAccesses};
 use crate::kvm::{self, run_page::PortWidth};
 
 /// Targets of the guest's accesses.
@@ -16,6 +17,51 @@ pub(crate) struct Targets<'a> {
     pub memory: &'a Bus,
     /// Power-off and reset.
     pub power: &'a Power,
+    /// Record of accesses that none of them claims.
+    pub unclaimed: &'a UnclaimedAccesses,
+}
+
+impl Targets<'_> {
+    /// Writes the units of `data` to `port`.
+    fn write_port(&self, port: u16, data: &[u8], width: usize) {
+        let mut unclaimed = 0;
+        for unit in data.chunks(width) {
+            unclaimed += u64::from(!self.ports.write(port.into(), unit));
+        }
+        self.record(unclaimed, true, true, width, port.into());
+    }
+
+    /// Reads the units of `data` from `port`.
+    fn read_port(&self, port: u16, data: &mut [u8], width: usize) {
+        let mut unclaimed = 0;
+        for unit in data.chunks_mut(width) {
+            unclaimed += u64::from(!self.ports.read(port.into(), unit));
+        }
+        self.record(unclaimed, true, false, width, port.into());
+    }
+
+    fn read_memory(&self, address: u64, data: &mut [u8]) {
+        let unclaimed = !self.memory.read(address, data);
+        self.record(unclaimed.into(), false, false, data.len(), address);
+    }
+
+    fn write_memory(&self, address: u64, data: &[u8]) {
+        let unclaimed = !self.memory.write(address, data);
+        self.record(unclaimed.into(), false, true, data.len(), address);
+    }
+
+    /// Records `number` unclaimed accesses, if there are any.
+    fn record(&self, number: u64, is_port: bool, is_write: bool, width: usize, address: u64) {
+        if number > 0 {
+            let access = Access {
+                is_port,
+                is_write,
+                width: u8::try_from(width).unwrap_or(u8::MAX),
+                address,
+            };
+            self.unclaimed.record(access, number);
+        }
+    }
 }
 
 /// Action after an exit.
@@ -43,21 +89,19 @@ pub(crate) enum ExitAction {
 pub(crate) fn handle(exit: VcpuExit<'_>, width: &PortWidth, targets: &Targets<'_>) -> ExitAction {
     match exit {
         VcpuExit::IoOut(port, data) => {
-            data.chunks(width.get())
-                .for_each(|unit| targets.ports.write(port.into(), unit));
+            targets.write_port(port, data, width.get());
             power_action(targets.power)
         }
         VcpuExit::IoIn(port, data) => {
-            data.chunks_mut(width.get())
-                .for_each(|unit| targets.ports.read(port.into(), unit));
+            targets.read_port(port, data, width.get());
             ExitAction::Handled
         }
         VcpuExit::MmioRead(address, data) => {
-            targets.memory.read(address, data);
+            targets.read_memory(address, data);
             ExitAction::Handled
         }
         VcpuExit::MmioWrite(address, data) => {
-            targets.memory.write(address, data);
+            targets.write_memory(address, data);
             power_action(targets.power)
         }
         // These exits require only another KVM_RUN: a halted vCPU waits in the kernel.
@@ -289,7 +333,9 @@ mod tests {
     use devices::{Bus, BusBuilder, BusDevice, Power, PowerEvent};
     use kvm_ioctls::VcpuExit;
 
-    use super::{ExitAction, ExitCounters, KINDS, PortWidth, StopReason, Targets, handle};
+    use super::{
+        Access, ExitAction, ExitCounters, KINDS, PortWidth, StopReason, Targets, UnclaimedAccesses, handle,
+    };
 
     #[derive(Default)]
     struct Log(Vec<Vec<u8>>);
@@ -315,6 +361,7 @@ mod tests {
             ports: &ports.build(),
             memory: &Bus::default(),
             power: &power,
+            unclaimed: &UnclaimedAccesses::default(),
         });
         devices::lock(&log).0.clone()
     }
@@ -329,6 +376,33 @@ mod tests {
             assert_eq!(data, [2, 2, 3, 3]);
         });
         assert_eq!(log[..2], [vec![1, 2], vec![3, 4]]);
+    }
+
+    #[test]
+    fn unclaimed_accesses_are_recorded() {
+        logged(|targets| {
+            let width = PortWidth::fixed(2);
+            handle(VcpuExit::IoOut(0x10, &[0; 4]), &width, targets);
+            handle(VcpuExit::IoOut(0x18, &[0; 4]), &width, targets);
+            handle(VcpuExit::IoIn(0x18, &mut [0; 2]), &width, targets);
+            handle(VcpuExit::MmioRead(0x10, &mut [0; 8]), &width, targets);
+            handle(VcpuExit::MmioWrite(0x10, &[0]), &width, targets);
+            let of = |is_port, is_write, width, address| Access {
+                is_port,
+                is_write,
+                width,
+                address,
+            };
+            let list = targets.unclaimed.list();
+            let list: Vec<_> = list.iter().map(|entry| (entry.access, entry.count)).collect();
+            let expected = [
+                (of(false, true, 1, 0x10), 1),
+                (of(false, false, 8, 0x10), 1),
+                (of(true, false, 2, 0x18), 1),
+                (of(true, true, 2, 0x18), 2),
+            ];
+            assert_eq!(list, expected);
+        });
     }
 
     #[test]

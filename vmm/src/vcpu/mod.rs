@@ -15,13 +15,17 @@
 
 mod exit;
 mod gate;
+mod monitor;
 mod park;
 mod pre_entry;
 mod runner;
 mod thread;
+mod unclaimed;
 
 pub use exit::{ExitCounters, KINDS, Location, StopReason, TIMED_KINDS, VcpuError};
 pub use gate::{PauseGate, ThreadSet};
+pub use monitor::{VcpuActivity, VcpuObservation};
 pub use park::{NativeVcpuState, StateReply};
 pub use runner::{Purpose, StartContext, VcpuInit, VcpuShared};
 pub use thread::VcpuThread;
+pub use unclaimed::{Access, UnclaimedAccess};

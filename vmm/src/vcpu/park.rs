@@ -2,14 +2,14 @@
 
 use snapshot::persist::Error as StateError;
 
-use crate::arch::{Cpu, Native, Platform};
+use crate::arch::{Cpu, CpuStatus, Native, Platform};
 use crate::channel::{Receiver, Sender, channel};
 
 pub(super) type NativeCpu = <Native as Platform>::Cpu;
 /// Saved state of a vCPU.
 pub type NativeVcpuState = <NativeCpu as Cpu>::State;
 
-/// Request to a vCPU thread that waits at the gate.
+/// Request to a vCPU thread that waits at the gate. An inspection also reaches a thread that runs the guest.
 pub(super) enum ParkRequest {
     /// Send the state of the vCPU.
     State {
@@ -18,6 +18,8 @@ pub(super) enum ParkRequest {
     },
     /// Flush KVM's pending work.
     Flush,
+    /// Send the registers that describe the present execution.
+    Inspect(Sender<CpuStatus>),
 }
 
 /// Reply to a request for the state of a vCPU. Both channels disconnect when the vCPU has stopped.

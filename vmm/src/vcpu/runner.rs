@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use devices::{Bus, Power};
 use kvm_ioctls::{Kvm, VcpuFd};
@@ -9,11 +10,12 @@ use snapshot::GuestMemory;
 use snapshot::persist::Error as StateError;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::exit::{ExitAction, ExitCounters, Location, StopReason, Targets, VcpuError, handle};
+use super::exit::{ExitAction, Location, StopReason, Targets, VcpuError, handle};
 use super::gate::{PauseGate, ThreadSet};
+use super::monitor::VcpuMonitor;
 use super::park::{NativeCpu, NativeVcpuState, ParkRequest};
 use super::pre_entry::run_until_entry;
-use crate::arch::{Cpu, CpuCheck, Native, Platform};
+use crate::arch::{Cpu, CpuCheck, CpuStatus, Native, Platform};
 use crate::channel::{Receiver, Sender};
 use crate::config::CpuTopology;
 use crate::identity::PendingRecord;
@@ -130,7 +132,7 @@ pub enum VcpuInit {
 pub(super) struct VcpuRunner {
     pub id: u8,
     pub kick: Kick,
-    pub exits: Arc<ExitCounters>,
+    pub monitor: Arc<VcpuMonitor>,
     pub shared: Arc<VcpuShared>,
     pub requests: Receiver<ParkRequest>,
 }
@@ -141,6 +143,7 @@ impl VcpuRunner {
     /// Runs the thread until the guest ends or the thread is stopped.
     pub fn run(self, vcpu_receiver: &Receiver<VcpuFd>, start_receiver: &Receiver<StartContext>) {
         self.run_vcpu(vcpu_receiver, start_receiver);
+        self.monitor.set_ended();
         self.shared.gate.leave(ThreadSet::vcpu(self.id));
     }
 
@@ -174,7 +177,7 @@ impl VcpuRunner {
             Err(source) => Some(StopReason::Fault(VcpuError::Prepare { id: self.id, source })),
         };
         if let Some(reason) = reason {
-            self.exits.count_stop(&reason);
+            self.monitor.exits.count_stop(&reason);
             self.shared.report(reason);
         }
     }
@@ -213,7 +216,11 @@ impl VcpuRunner {
     /// Runs the guest. Returns `None` if the thread was stopped.
     fn run_guest(&self, vcpu: &mut VcpuFd, start: &StartContext, is_restored: bool) -> Option<StopReason> {
         let bound = self.kick.bind(vcpu.get_kvm_run());
-        self.shared.timeline.mark(Lane::Vcpu(self.id), "enter guest");
+        let entry = Instant::now();
+        self.monitor.set_first_entry(entry);
+        self.shared
+            .timeline
+            .mark_at(Lane::Vcpu(self.id), "enter guest", entry);
         let mut is_first = true;
         // The run page of a restored vCPU has no `ready_for_interrupt_injection` before the first KVM_RUN: a halted vCPU would
         // sleep through a pending interrupt.
@@ -224,6 +231,7 @@ impl VcpuRunner {
         let reason = loop {
             let gate = &self.shared.gate;
             let result = match gate.is_open() {
+                true if self.monitor.has_requests() => self.handle_observers(vcpu, start, &mut is_first),
                 true => {
                     if let Some(record) = identity.take() {
                         record.write(&start.memory);
@@ -257,8 +265,10 @@ impl VcpuRunner {
     ) -> Result<(), StopReason> {
         let at = |vcpu: &VcpuFd| self.location(vcpu, start);
         let width = RunPage::of(vcpu).port_width();
+        self.monitor.set_inside(true);
         let exit = vcpu.run();
-        let timer = self.exits.count(&exit);
+        self.monitor.set_inside(false);
+        let timer = self.monitor.exits.count(&exit);
         if std::mem::take(is_first) {
             self.shared.timeline.mark(Lane::Vcpu(self.id), "first exit");
         }
@@ -266,13 +276,14 @@ impl VcpuRunner {
             ports: &start.ports,
             memory: &start.memory_bus,
             power: &start.power,
+            unclaimed: &self.monitor.unclaimed,
         };
         let action = match exit {
             Ok(exit) => handle(exit, &width, &targets),
             Err(error) => return self.handle_run_error(vcpu, error.errno(), start),
         };
         if let Some(timer) = timer {
-            self.exits.stop_timer(&timer);
+            self.monitor.exits.stop_timer(&timer);
         }
         Err(match action {
             ExitAction::Handled => return Ok(()),
@@ -345,7 +356,7 @@ impl VcpuRunner {
     fn park(&self, vcpu: &mut VcpuFd, start: &StartContext, is_first: &mut bool) -> Result<(), StopReason> {
         self.complete_exit(vcpu, start, is_first)?;
         if !NativeCpu::notify_pause(vcpu) {
-            self.exits.count_clock_failure();
+            self.monitor.exits.count_clock_failure();
         }
         let mut reason = None;
         self.shared.gate.wait(ThreadSet::vcpu(self.id), || {
@@ -382,9 +393,40 @@ impl VcpuRunner {
             match request {
                 ParkRequest::Flush => self.flush_pending(vcpu, start)?,
                 ParkRequest::State { flushed, state } => self.send_state(vcpu, start, &flushed, &state)?,
+                ParkRequest::Inspect(reply) => self.send_status(vcpu, &reply),
             }
         }
         Ok(())
+    }
+
+    /// Handles the requests of observers between two guest entries.
+    #[inline(never)]
+    fn handle_observers(
+        &self,
+        vcpu: &mut VcpuFd,
+        start: &StartContext,
+        is_first: &mut bool,
+    ) -> Result<(), StopReason> {
+        self.monitor.open_statistics(vcpu);
+        if !self.monitor.has_requests() {
+            return Ok(());
+        }
+        self.complete_exit(vcpu, start, is_first)?;
+        // Before the channel is read: a later request sets it again.
+        self.monitor.take_inspection();
+        self.handle_requests(vcpu, start)
+    }
+
+    #[inline(never)]
+    fn send_status(&self, vcpu: &VcpuFd, reply: &Sender<CpuStatus>) {
+        match NativeCpu::status(vcpu) {
+            Ok(status) => {
+                // Fails if the observer does not wait any longer.
+                let _ = reply.send(status);
+            }
+            Err(error) => log::warn!("vCPU {}: cannot read the registers: {error}", self.id),
+        }
+        self.monitor.end_inspection();
     }
 
     #[inline(never)]

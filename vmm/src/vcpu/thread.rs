@@ -7,9 +7,12 @@ use kvm_ioctls::VcpuFd;
 
 use super::ThreadSet;
 use super::exit::{ExitCounters, VcpuError};
+use super::monitor::{VcpuMonitor, VcpuObservation};
 use super::park::{ParkRequest, StateReply};
 use super::runner::{StartContext, VcpuRunner, VcpuShared};
-use crate::channel::{Sender, channel};
+use super::unclaimed::UnclaimedAccess;
+use crate::arch::CpuStatus;
+use crate::channel::{Receiver, Sender, channel};
 use crate::kvm::Kick;
 
 /// Stack of a vCPU thread in bytes: little more than the frames of one exit.
@@ -22,7 +25,7 @@ pub struct VcpuThread {
     start: Option<Sender<StartContext>>,
     requests: Sender<ParkRequest>,
     kick: Kick,
-    exits: Arc<ExitCounters>,
+    monitor: Arc<VcpuMonitor>,
     shared: Arc<VcpuShared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -36,11 +39,11 @@ impl VcpuThread {
         let (prepare, vcpu_receiver) = channel();
         let (start, start_receiver) = channel();
         let (requests, request_receiver) = channel();
-        let exits = Arc::new(ExitCounters::default());
+        let monitor = Arc::new(VcpuMonitor::default());
         let runner = VcpuRunner {
             id,
             kick: kick.clone(),
-            exits: exits.clone(),
+            monitor: monitor.clone(),
             shared: shared.clone(),
             requests: request_receiver,
         };
@@ -56,7 +59,7 @@ impl VcpuThread {
             start: Some(start),
             requests,
             kick,
-            exits,
+            monitor,
             shared,
             thread: Some(thread),
         })
@@ -95,7 +98,34 @@ impl VcpuThread {
 
     /// Returns the counters of exits.
     pub fn exits(&self) -> &ExitCounters {
-        &self.exits
+        &self.monitor.exits
+    }
+
+    /// Returns the last unclaimed accesses, the last one first.
+    pub fn unclaimed(&self) -> Vec<UnclaimedAccess> {
+        self.monitor.unclaimed.list()
+    }
+
+    /// Observes the vCPU, without a kick and without a lock. The VM is paused if `is_paused`; a fault handler serves its memory if
+    /// `is_served`.
+    pub fn observe(&self, is_paused: bool, is_served: bool) -> VcpuObservation {
+        self.monitor.observe(&self.kick, is_paused, is_served)
+    }
+
+    /// Requests an inspection of the vCPU, and kicks it if it may be in the guest. At a closed gate the thread replies after
+    /// [`notify_waiters`](super::PauseGate::notify_waiters). `None` while the thread has not replied to an earlier request.
+    pub fn request_inspection(&self) -> Option<Receiver<CpuStatus>> {
+        if !self.monitor.begin_inspection() {
+            return None;
+        }
+        let (reply, receiver) = channel();
+        // Fails if the thread has ended; the reply is disconnected then.
+        let _ = self.requests.send(ParkRequest::Inspect(reply));
+        self.monitor.request_inspection();
+        if self.shared.gate.is_open() {
+            self.kick.kick();
+        }
+        Some(receiver)
     }
 
     /// Requests the state of the vCPU. The thread replies from the gate, after [`notify_waiters`](super::PauseGate::notify_waiters).

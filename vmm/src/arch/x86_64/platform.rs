@@ -12,7 +12,10 @@ use devices::{
     Cmos, ExitPort, I8042, Interrupt, MonotonicClock, Pit, PowerOffPort, SleepPort, WallClock, bus, cmos,
     i8042, pit, power,
 };
-use kvm_bindings::kvm_clock_data;
+use kvm_bindings::{
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED,
+    kvm_clock_data,
+};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use snapshot::file::Architecture;
 use snapshot::persist::Error as StateError;
@@ -27,7 +30,8 @@ use super::layout::Layout;
 use super::vcpu_state::VcpuState;
 use super::{cpuid, layout, msr, native_limits};
 use crate::arch::{
-    AttachContext, Buses, Cpu, CpuCheck, Error, EventSource, MmioDeviceInfo, Platform, SharedSource,
+    AttachContext, Buses, Cpu, CpuCheck, CpuStatus, Error, EventSource, MmioDeviceInfo, Platform,
+    SharedSource,
 };
 use crate::boot::LoadedImage;
 use crate::config::{AddressLayout, CpuTopology, IrqchipMode, MemorySize, VmSpec};
@@ -40,6 +44,8 @@ const TSS_ADDRESS: usize = 0xfffb_d000;
 const CLOCK_SECTION: &str = "clock";
 /// Maximum length of an instruction in bytes: Intel SDM volume 2A, section 2.3.11.
 const MAX_INSTRUCTION: usize = 15;
+/// RFLAGS.IF: the processor accepts maskable interrupts. Intel SDM volume 1, section 3.4.3.
+const RFLAGS_IF: u64 = 1 << 9;
 
 /// Platform of x86_64.
 pub struct X86_64 {
@@ -387,6 +393,25 @@ impl Cpu for X86_64 {
     fn notify_pause(vcpu: &VcpuFd) -> bool {
         // KVM API, KVM_KVMCLOCK_CTRL: fails for a guest without kvmclock, whose watchdog does not use it.
         vcpu.kvmclock_ctrl().is_ok()
+    }
+
+    fn status(vcpu: &VcpuFd) -> Result<CpuStatus, kvm::Error> {
+        let state = vcpu.get_mp_state().map_err(failed("KVM_GET_MP_STATE"))?.mp_state;
+        let regs = vcpu.get_regs().map_err(failed("KVM_GET_REGS"))?;
+        let events = vcpu.get_vcpu_events().map_err(failed("KVM_GET_VCPU_EVENTS"))?;
+        let is_woken = events.nmi.pending != 0 || events.smi.pending != 0;
+        let is_unstarted = [
+            KVM_MP_STATE_UNINITIALIZED,
+            KVM_MP_STATE_INIT_RECEIVED,
+            KVM_MP_STATE_SIPI_RECEIVED,
+        ]
+        .contains(&state);
+        Ok(CpuStatus {
+            is_halted: state == KVM_MP_STATE_HALTED && !is_woken,
+            is_started: !is_unstarted,
+            accepts_interrupts: regs.rflags & RFLAGS_IF != 0,
+            ip: regs.rip,
+        })
     }
 
     fn instruction(vcpu: &VcpuFd, memory: &GuestMemory) -> (u64, Vec<u8>) {
