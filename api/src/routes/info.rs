@@ -4,7 +4,7 @@ use super::context::{RequestContext, json};
 use super::error::Error;
 use crate::http::Response;
 use crate::metrics;
-use crate::schema::{InstanceInfo, MachineConfiguration, Version, VmConfiguration};
+use crate::schema::{InstanceInfo, MachineConfiguration, Version, VmConfiguration, VmRegisters, VmStatus};
 
 /// OpenAPI specification of all routes.
 const SPECIFICATION: &str = include_str!("../../../resources/openapi.yaml");
@@ -35,6 +35,21 @@ pub(super) fn configuration(context: &mut RequestContext<'_>) -> Result<Response
         context.control.config(),
         has_kernel,
     ))
+}
+
+pub(super) fn status(context: &mut RequestContext<'_>) -> Result<Response, Error> {
+    let status = context.control.status();
+    let instance = context.process.instance();
+    json(&VmStatus::new(
+        &instance.id,
+        (&instance.app_name, &instance.version),
+        context.control.state().into(),
+        status,
+    ))
+}
+
+pub(super) fn registers(context: &mut RequestContext<'_>) -> Result<Response, Error> {
+    json(&VmRegisters::new(&context.control.inspect_vcpus()))
 }
 
 pub(super) fn machine(context: &mut RequestContext<'_>) -> Result<Response, Error> {

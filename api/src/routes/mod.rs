@@ -161,10 +161,12 @@ impl Route {
 }
 
 /// All routes. Those in the configuration file are in the order in which its sections are applied.
-pub static ROUTES: [Route; 23] = [
+pub static ROUTES: [Route; 25] = [
     Route::get("/", info::instance),
     Route::get("/version", info::version),
     Route::get("/vm/config", info::configuration),
+    Route::get("/vm/status", info::status),
+    Route::get("/vm/registers", info::registers),
     Route::get("/metrics", info::metrics),
     Route::get("/openapi.yaml", info::specification),
     Route::get("/machine-config", info::machine),

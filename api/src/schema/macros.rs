@@ -38,6 +38,8 @@ macro_rules! schema {
         schema! { @struct $about $derive $name $life $fields }
         schema! { @rules $kind $name $fields $absent }
         #[cfg(test)]
+        schema! { @shape $kind $name $life }
+        #[cfg(test)]
         schema! { @describe $kind $name $life $about $fields $absent $example }
         schema! { @update $fields $absent $($update)* }
     };
@@ -93,6 +95,15 @@ macro_rules! schema {
 
         #[cfg(test)]
         impl $crate::schema::openapi::ValueType for $name {
+            const SHAPE: $crate::schema::openapi::Shape =
+                $crate::schema::openapi::Shape::Reference(stringify!($name));
+        }
+    };
+
+    // A body has its shape from its rules.
+    (@shape body $name:ident $life:tt) => {};
+    (@shape response $name:ident [$($life:lifetime)?]) => {
+        impl $(<$life>)? $crate::schema::openapi::ValueType for $name $(<$life>)? {
             const SHAPE: $crate::schema::openapi::Shape =
                 $crate::schema::openapi::Shape::Reference(stringify!($name));
         }

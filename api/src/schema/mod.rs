@@ -16,6 +16,7 @@ mod network;
 mod openapi;
 mod output;
 mod snapshot;
+mod status;
 mod vsock;
 
 #[cfg(test)]
@@ -34,4 +35,5 @@ pub use snapshot::{
     BackendType, DriveOverride, MemBackend, NetworkOverride, RecordWorkingSet, SnapshotCreate, SnapshotLoad,
     SnapshotType,
 };
+pub use status::{DeviceStatus, UnclaimedAccess, VcpuRegisters, VcpuStatus, VmRegisters, VmStatus};
 pub use vsock::Vsock;

@@ -8,10 +8,11 @@ use serde_json::Value;
 
 use super::field::{Off, Rule};
 use super::{
-    Action, BootSource, Drive, DriveOverride, DriveUpdate, InstanceInfo, Logger, MachineConfiguration,
-    MachineConfigurationUpdate, MemBackend, Metrics, NetworkInterface, NetworkInterfaceUpdate,
-    NetworkOverride, RateLimiter, RecordWorkingSet, Serial, SnapshotCreate, SnapshotLoad, TokenBucket,
-    Version, VmConfiguration, VmUpdate, Vsock,
+    Action, BootSource, DeviceStatus, Drive, DriveOverride, DriveUpdate, InstanceInfo, Logger,
+    MachineConfiguration, MachineConfigurationUpdate, MemBackend, Metrics, NetworkInterface,
+    NetworkInterfaceUpdate, NetworkOverride, RateLimiter, RecordWorkingSet, Serial, SnapshotCreate,
+    SnapshotLoad, TokenBucket, UnclaimedAccess, VcpuRegisters, VcpuStatus, Version, VmConfiguration,
+    VmRegisters, VmStatus, VmUpdate, Vsock,
 };
 
 /// Type of a value in the specification.
@@ -27,7 +28,7 @@ pub(super) enum Shape {
     Reference(&'static str),
     /// Null, or another shape.
     Nullable(&'static Shape),
-    /// Array of the schema with this name.
+    /// Array of values of this shape.
     List(&'static Shape),
     /// Object with any keys and strings as values.
     Texts,
@@ -52,6 +53,7 @@ shapes! {
     bool => Shape::Boolean,
     u8 => Shape::Integer(u8::MAX as u64),
     u16 => Shape::Integer(u16::MAX as u64),
+    u32 => Shape::Integer(u32::MAX as u64),
     u64 => Shape::Integer(u64::MAX),
     String => Shape::String,
     &str => Shape::String,
@@ -180,7 +182,7 @@ impl Shape {
                     "type: array, items: {{$ref: '#/components/schemas/{name}'}}"
                 )]
             }
-            Self::List(shape) => panic!("{shape:?} in an array"),
+            Self::List(shape) => vec![format!("type: array, items: {{{}}}", shape.yaml().join(", "))],
             Self::Texts => vec!["type: object, additionalProperties: {type: string}".into()],
             Self::Nothing => vec![reference("Nothing")],
             Self::EmptyList => vec!["type: array, maxItems: 0, items: {type: object}".into()],
@@ -243,11 +245,17 @@ const OTHERS: &str = "    Id:
       enum: [null]
 ";
 
-fn all() -> [Description; 24] {
+fn all() -> [Description; 30] {
     [
         InstanceInfo::description(),
         Version::description(),
         VmConfiguration::description(),
+        VmStatus::description(),
+        VcpuStatus::description(),
+        DeviceStatus::description(),
+        UnclaimedAccess::description(),
+        VmRegisters::description(),
+        VcpuRegisters::description(),
         MachineConfiguration::description(),
         MachineConfigurationUpdate::description(),
         BootSource::description(),
