@@ -225,7 +225,10 @@ mayfly ctl - control a running mayfly or Firecracker over its API socket
 usage: mayfly ctl [--api-sock PATH] [--json] [--timeout SECONDS] COMMAND
 
 Show:
-  status                print the instance state and the size of the VM
+  status [--registers]  print the instance state and the size of the VM; for each vCPU, if it runs or is halted; for each
+                        device, how far its driver is; the last accesses to ports and addresses of no device.
+                        --registers also prints instruction pointer and interrupt flag, for which it interrupts each
+                        vCPU for some microseconds, and shows if the guest has halted for good
   config                print the configuration with drives, interfaces and rate limits
   metrics               print GET /metrics unchanged, in the text format of Prometheus: phases of the start, exits of
                         vCPUs, requests of drives, packets of interfaces
@@ -262,6 +265,7 @@ exit status:
   2     usage error
 
 Try:   mayfly ctl --api-sock /tmp/vm.sock status
+       mayfly ctl --api-sock /tmp/vm.sock status --registers
        mayfly ctl --api-sock /tmp/vm.sock metrics | grep mayfly_vcpu_exits
        mayfly ctl --api-sock /tmp/vm.sock drive rootfs --bandwidth 10M/1000 --ops 500/1000/2000
        mayfly ctl --api-sock /tmp/vm.sock net eth0 --rx-bandwidth off

@@ -30,8 +30,11 @@ pub struct Ctl {
 /// A command of `mayfly ctl`.
 #[derive(Debug, PartialEq)]
 pub enum CtlCommand {
-    /// Print the instance state and the size of the VM.
-    Status,
+    /// Print the instance state, the size of the VM, vCPUs and devices.
+    Status {
+        /// Print the registers of the vCPUs too.
+        registers: bool,
+    },
     /// Print the configuration.
     Config,
     /// Print the metrics.
@@ -142,6 +145,9 @@ const OPTIONS: [(&str, &str); 7] = [
     ("--tx-ops", "net"),
 ];
 
+/// Flag of a single command, with the command.
+const REGISTERS: (&str, &str) = ("--registers", "status");
+
 /// Parses the arguments after `ctl`. Returns nothing if they request help.
 ///
 /// # Errors
@@ -149,11 +155,15 @@ const OPTIONS: [(&str, &str); 7] = [
 pub fn parse(parser: &mut lexopt::Parser) -> Result<Option<Ctl>, Error> {
     let (mut socket, mut timeout, mut json) = (None, None, false);
     let mut arguments = Vec::new();
-    let mut options = Options(Vec::new());
+    let mut options = Options {
+        values: Vec::new(),
+        registers: false,
+    };
     while let Some(argument) = parser.next().map_err(Error::Syntax)? {
         match argument {
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
             Arg::Long("json") => json = true,
+            Arg::Long(name) if name == &REGISTERS.0[2..] => options.registers = true,
             Arg::Long("api-sock") => {
                 let path = parser.value().map(PathBuf::from).map_err(Error::Syntax)?;
                 set_once(&mut socket, path, "--api-sock")?;
@@ -203,7 +213,9 @@ fn command(
             })
     };
     Ok(match name {
-        "status" => CtlCommand::Status,
+        "status" => CtlCommand::Status {
+            registers: options.registers,
+        },
         "config" => CtlCommand::Config,
         "metrics" => CtlCommand::Metrics,
         "start" => CtlCommand::Start,
@@ -258,24 +270,31 @@ fn net(id: String, options: &mut Options) -> Result<CtlCommand, Error> {
     Ok(CtlCommand::Change { kind, id, body })
 }
 
-/// Options of single commands with their values, in the given order.
-struct Options(Vec<(&'static str, String)>);
+/// Options of single commands.
+struct Options {
+    /// Options with their values, in the given order.
+    values: Vec<(&'static str, String)>,
+    /// The flag [`REGISTERS`] is given.
+    registers: bool,
+}
 
 impl Options {
     fn add(&mut self, name: &'static str, value: String) -> Result<(), Error> {
-        if self.0.iter().any(|(known, _)| *known == name) {
+        if self.values.iter().any(|(known, _)| *known == name) {
             return Err(Error::Twice(name));
         }
-        self.0.push((name, value));
+        self.values.push((name, value));
         Ok(())
     }
 
     /// Fails if an option belongs to a command other than `command`.
     fn check_command(&self, command: &str) -> Result<(), Error> {
-        let known = |name: &str| OPTIONS.contains(&(name, command));
-        match self.0.iter().find(|(name, _)| !known(name)) {
+        let known = |name: &str| OPTIONS.contains(&(name, command)) || REGISTERS == (name, command);
+        let flag = self.registers.then_some(REGISTERS.0);
+        let mut given = self.values.iter().map(|(name, _)| *name).chain(flag);
+        match given.find(|name| !known(name)) {
             None => Ok(()),
-            Some((option, _)) => Err(Error::Option {
+            Some(option) => Err(Error::Option {
                 command: command.to_owned(),
                 option,
             }),
@@ -283,8 +302,8 @@ impl Options {
     }
 
     fn remove(&mut self, name: &str) -> Option<String> {
-        let index = self.0.iter().position(|(known, _)| *known == name)?;
-        Some(self.0.remove(index).1)
+        let index = self.values.iter().position(|(known, _)| *known == name)?;
+        Some(self.values.remove(index).1)
     }
 
     fn limiter(&mut self, bandwidth: &'static str, operations: &'static str) -> Result<Option<Value>, Error> {

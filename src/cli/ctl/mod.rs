@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `args` | the command line, and [`Ctl`], its result |
 //! | `request` | a request, its response, and the errors of both |
+//! | `status` | status of vCPUs and devices as tables |
 //! | `tables` | responses as tables |
 
 pub mod args;
 mod request;
+mod status;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -33,7 +35,7 @@ pub fn run(ctl: &Ctl, stdin: &mut dyn Read) -> Result<Vec<u8>, Error> {
     let act = |kind: &str| Request::put("/actions", &json!({ "action_type": kind }));
     let state = |state: &str| Request::patch("/vm", &json!({ "state": state }));
     match &ctl.command {
-        CtlCommand::Status => server.status(),
+        CtlCommand::Status { registers } => server.status(*registers),
         CtlCommand::Config => server.config(),
         CtlCommand::Metrics => server.forward(&Request::get("/metrics")),
         CtlCommand::Start => server.execute(&act("InstanceStart"), "started"),
@@ -66,13 +68,29 @@ struct Server {
 }
 
 impl Server {
-    fn status(&self) -> Result<Vec<u8>, Error> {
-        let instance = Request::get("/");
+    fn status(&self, registers: bool) -> Result<Vec<u8>, Error> {
+        let (instance, status) = (Request::get("/"), Request::get("/vm/status"));
+        let inspection = registers.then(|| Request::get("/vm/registers"));
         if self.json {
-            return self.forward(&instance);
+            if let Some(inspection) = inspection {
+                return self.forward(&inspection);
+            }
+            // Firecracker has no status, and its instance is a part of it.
+            return self.forward(&status).or_else(|error| {
+                let is_rejected = error.is_rejection();
+                let instance = is_rejected.then(|| self.forward(&instance).ok()).flatten();
+                instance.ok_or(error)
+            });
         }
         let config = Request::get("/vm/config");
-        let text = tables::status(&instance.json(&self.client)?, &config.json(&self.client)?);
+        let mut text = tables::status(&instance.json(&self.client)?, &config.json(&self.client)?);
+        // Before the registers, whose request interrupts the vCPUs.
+        let status = match status.json(&self.client) {
+            Err(error) if error.is_rejection() && !registers => return Ok(text.into_bytes()),
+            status => status?,
+        };
+        let inspection = inspection.map(|request| request.json(&self.client)).transpose()?;
+        text.push_str(&status::details(&status, inspection.as_ref()));
         Ok(text.into_bytes())
     }
 

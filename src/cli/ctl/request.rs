@@ -54,6 +54,13 @@ pub enum Error {
     Large(u64),
 }
 
+impl Error {
+    /// Returns true if the server rejects the request.
+    pub(super) fn is_rejection(&self) -> bool {
+        matches!(self, Self::Rejected { .. } | Self::Status { .. })
+    }
+}
+
 /// A request to the API.
 pub(super) struct Request {
     method: String,

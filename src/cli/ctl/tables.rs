@@ -1,4 +1,4 @@
-//! Responses as tables: the status and the configuration of a VM.
+//! Responses as tables: the instance and the configuration of a VM.
 
 use std::fmt;
 
@@ -7,12 +7,12 @@ use serde_json::Value;
 use crate::printable::printable;
 
 /// Cell of an absent value.
-const NOTHING: &str = "-";
+pub(super) const NOTHING: &str = "-";
 
 /// Sections of the configuration with a layout of their own.
 const SECTIONS: [&str; 4] = ["machine-config", "boot-source", "drives", "network-interfaces"];
 
-/// Formats the responses to `GET /` and `GET /vm/config` as a short table.
+/// Formats the responses to `GET /` and `GET /vm/config` as a short table, the first part of the status.
 pub(super) fn status(instance: &Value, config: &Value) -> String {
     let machine = &config["machine-config"];
     let count = |key: &str| config[key].as_array().map_or(0, Vec::len).to_string();
@@ -52,7 +52,7 @@ pub(super) fn config(config: &Value) -> String {
     sections.join("\n")
 }
 
-fn section(name: &str, table: &Table) -> String {
+pub(super) fn section(name: &str, table: &Table) -> String {
     let text = table.to_string();
     let lines: String = text.lines().map(|line| format!("  {line}\n")).collect();
     if lines.is_empty() {
@@ -75,7 +75,7 @@ fn fields(section: &Value) -> Table {
 }
 
 fn drives(list: &Value) -> Table {
-    let mut table = Table::with_heading(["id", "path", "root", "read-only", "cache", "engine", "limits"]);
+    let mut table = Table::with_heading(&["id", "path", "root", "read-only", "cache", "engine", "limits"]);
     for drive in list.as_array().into_iter().flatten() {
         let of = |key: &str| cell(&drive[key]);
         table.push_row(vec![
@@ -92,7 +92,7 @@ fn drives(list: &Value) -> Table {
 }
 
 fn interfaces(list: &Value) -> Table {
-    let mut table = Table::with_heading(["id", "device", "MAC", "MTU", "receive limits", "transmit limits"]);
+    let mut table = Table::with_heading(&["id", "device", "MAC", "MTU", "receive limits", "transmit limits"]);
     for interface in list.as_array().into_iter().flatten() {
         let of = |key: &str| cell(&interface[key]);
         table.push_row(vec![
@@ -108,7 +108,7 @@ fn interfaces(list: &Value) -> Table {
 }
 
 /// Rows of cells; each column is as wide as its widest cell.
-struct Table {
+pub(super) struct Table {
     rows: Vec<Vec<String>>,
 }
 
@@ -117,19 +117,19 @@ impl Table {
         Self { rows: Vec::new() }
     }
 
-    fn with_heading<const N: usize>(heading: [&str; N]) -> Self {
+    pub(super) fn with_heading(heading: &[&str]) -> Self {
         let mut table = Self::new();
-        table.push_row(heading.map(str::to_owned).to_vec());
+        table.push_row(heading.iter().map(|name| (*name).to_owned()).collect());
         table
     }
 
     /// Appends a row, with control characters escaped: a cell may hold text of another process.
-    fn push_row(&mut self, cells: Vec<String>) {
+    pub(super) fn push_row(&mut self, cells: Vec<String>) {
         self.rows.push(cells.iter().map(|cell| printable(cell)).collect());
     }
 
     /// Returns the table, or an empty one if it has a heading only.
-    fn or_empty(self) -> Self {
+    pub(super) fn or_empty(self) -> Self {
         if self.rows.len() > 1 { self } else { Self::new() }
     }
 
@@ -158,7 +158,7 @@ impl fmt::Display for Table {
 }
 
 /// Formats a JSON value as a cell.
-fn cell(value: &Value) -> String {
+pub(super) fn cell(value: &Value) -> String {
     match value {
         Value::Null => NOTHING.to_owned(),
         Value::Bool(true) => "yes".to_owned(),
@@ -219,6 +219,13 @@ fn bytes(count: f64) -> String {
     }
 }
 
+/// Formats a time that the API gives in microseconds.
+pub(super) fn microseconds(value: &Value) -> String {
+    value
+        .as_f64()
+        .map_or_else(|| cell(value), |count| seconds(count / 1e6))
+}
+
 /// Formats a time in seconds: `12 us`, `1.5 ms`.
 fn seconds(time: f64) -> String {
     let size = time.abs();
@@ -266,7 +273,7 @@ mod tests {
 
     #[test]
     fn columns_are_aligned() {
-        let mut table = Table::with_heading(["id", "path", "ro"]);
+        let mut table = Table::with_heading(&["id", "path", "ro"]);
         table.push_row(vec!["rootfs".into(), "/é".into(), "yes".into()]);
         table.push_row(vec!["a".into(), "/long path".into(), "no".into()]);
         assert_eq!(

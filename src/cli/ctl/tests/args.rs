@@ -79,6 +79,10 @@ const INVALID: &[(&str, &str)] = &[
         "--path is not an option of mayfly ctl pause; run mayfly ctl --help",
     ),
     (
+        "pause --registers",
+        "--registers is not an option of mayfly ctl pause; run mayfly ctl --help",
+    ),
+    (
         "net a --ops 1/1",
         "--ops is not an option of mayfly ctl net; run mayfly ctl --help",
     ),

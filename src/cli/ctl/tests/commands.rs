@@ -17,15 +17,57 @@ fn printed(line: &str, responses: &[String]) -> String {
     ctl(line, "", responses).result.unwrap()
 }
 
+const STATUS: &str = r#"{"id":"vm1","state":"Running","vcpus":[
+    {"id":0,"state":"Halted","cpu_time_us":3100,"idle_us":null,"halts":null}
+],"devices":[],"unclaimed_accesses":[],"halted_with_interrupts_off":false}"#;
+
+const REGISTERS: &str = r#"{"vcpus":[
+    {"id":0,"state":"Halted","accepts_interrupts":true,"instruction_pointer":"0x10"}
+],"halted_with_interrupts_off":false}"#;
+
+/// The table of [`INSTANCE`] and [`CONFIG`].
+const TABLE: &str = "id          vm1\nstate       Running\nprogram     Firecracker 0.1.0\nkernel      /k\n\
+    vCPUs       2\nmemory      128 MiB\ndrives      1\ninterfaces  0\n";
+
 #[test]
-fn status_is_a_table() {
-    let outcome = ctl("status", "", &[ok(INSTANCE), ok(CONFIG)]);
-    assert_eq!(outcome.requests, ["GET /", "GET /vm/config"]);
+fn status_is_a_table_with_sections() {
+    let outcome = ctl("status", "", &[ok(INSTANCE), ok(CONFIG), ok(STATUS)]);
+    assert_eq!(outcome.requests, ["GET /", "GET /vm/config", "GET /vm/status"]);
+    let sections = "\ndevices\n  none\n\nunclaimed accesses\n  none\n";
     assert_eq!(
         outcome.result.unwrap(),
-        "id          vm1\nstate       Running\nprogram     Firecracker 0.1.0\nkernel      /k\nvCPUs       2\n\
-         memory      128 MiB\ndrives      1\ninterfaces  0\n"
+        format!(
+            "{TABLE}\nvCPUs\n  id  state   processor time  idle for  halts\n  0   halted  3.1 ms          -         -\n{sections}"
+        )
     );
+}
+
+#[test]
+fn status_with_registers_requests_them_last() {
+    let responses = [ok(INSTANCE), ok(CONFIG), ok(STATUS), ok(REGISTERS)];
+    let outcome = ctl("status --registers", "", &responses);
+    assert_eq!(outcome.requests[2..], ["GET /vm/status", "GET /vm/registers"]);
+    let text = outcome.result.unwrap();
+    assert!(text.contains("  halted  on          0x10\n"), "{text}");
+    let outcome = ctl("status --registers --json", "", &[ok(REGISTERS)]);
+    assert_eq!(outcome.requests, ["GET /vm/registers"]);
+    assert_eq!(outcome.result.unwrap().trim_end(), REGISTERS);
+}
+
+#[test]
+fn server_without_status_has_short_table() {
+    let rejection = response(
+        400,
+        r#"{"fault_message":"Invalid request method and/or path: GET vm/status."}"#,
+    );
+    let outcome = ctl("status", "", &[ok(INSTANCE), ok(CONFIG), rejection.clone()]);
+    assert_eq!(outcome.result.unwrap(), TABLE);
+    let outcome = ctl("--json status", "", &[rejection.clone(), ok(INSTANCE)]);
+    assert_eq!(outcome.requests, ["GET /vm/status", "GET /"]);
+    assert_eq!(outcome.result.unwrap().trim_end(), INSTANCE);
+    // The registers were requested explicitly.
+    let outcome = ctl("status --registers", "", &[ok(INSTANCE), ok(CONFIG), rejection]);
+    assert!(outcome.result.is_err());
 }
 
 #[test]
@@ -65,7 +107,8 @@ fn unexpected_json_leaves_gaps_in_tables() {
         r#"{"drives":[null]}"#,
     ] {
         printed("config", &[ok(body)]);
-        printed("status", &[ok(body), ok(body)]);
+        printed("status", &[ok(body), ok(body), ok(body)]);
+        printed("status --registers", &[ok(body), ok(body), ok(body), ok(body)]);
     }
 }
 
@@ -126,7 +169,7 @@ fn actions_send_one_request_and_confirm() {
 #[test]
 fn json_option_prints_body_unchanged() {
     for (line, body) in [
-        ("--json status", INSTANCE),
+        ("--json status", STATUS),
         ("--json config", CONFIG),
         ("--json metrics", "# TYPE a counter\na 1\n"),
         ("--json config", "not even JSON"),
