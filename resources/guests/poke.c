@@ -1,4 +1,5 @@
-/* Reads and writes unclaimed ports and addresses: reads must return all ones, writes must have no effect. */
+/* Reads and writes unclaimed ports and addresses: reads must return all ones, writes must have no effect. With `stay=1`, halts at the
+   end instead of the exit. */
 #include "boot.h"
 
 static unsigned ports, addresses;
@@ -62,4 +63,6 @@ void guest(void)
     for (u64 at = hole + 0x100000; at < 0xfec00000 && !failures; at += 0x1000000)
         poke_address(at);
     print("%s poke %u ports %u addresses\n", failures ? "bad" : "ok", ports, addresses);
+    while (option("stay=", 0))
+        __asm__ volatile("hlt");
 }

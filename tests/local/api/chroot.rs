@@ -162,7 +162,7 @@ fn socket_works_in_bare_root() {
                 "{method} {path}"
             );
         }
-        for path in ["/", "/vm/config", "/metrics"] {
+        for path in ["/", "/vm/config", "/vm/status", "/vm/registers", "/metrics"] {
             assert_eq!(client.request("GET", path, "").status(), 200, "{path}");
         }
         process.terminate();

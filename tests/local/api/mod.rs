@@ -23,6 +23,7 @@
 //! | [`tracking`] | diffs with dirty page tracking |
 //! | [`killed`] | SIGKILL during snapshot creation |
 //! | [`disk`] | snapshots on full, read-only and vanishing disks |
+//! | [`status`] | status of vCPUs and devices |
 //! | [`roundtrip`] | round trips of guests that detect lost or repeated state |
 //! | [`uffd`] | guest memory from a fault handler |
 //! | [`race`] | requests as soon as the socket exists |
@@ -57,5 +58,6 @@ pub mod served;
 mod slow_disk;
 pub mod snapshot;
 mod snapshot_cli;
+mod status;
 mod tracking;
 pub mod uffd;

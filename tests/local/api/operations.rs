@@ -38,7 +38,14 @@ fn begin_snapshot(process: &ApiProcess, directory: &Directory) -> Client {
 
 /// Expects answers in time to requests that only read, and the instance state `state`.
 fn expect_answers(process: &ApiProcess, state: &str) {
-    for path in ["/", "/vm/config", "/metrics", "/version"] {
+    for path in [
+        "/",
+        "/vm/config",
+        "/vm/status",
+        "/vm/registers",
+        "/metrics",
+        "/version",
+    ] {
         let start = Instant::now();
         let response = process.request("GET", path, "");
         let elapsed = start.elapsed();

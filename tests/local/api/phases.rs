@@ -32,10 +32,12 @@ type Row = (&'static str, &'static str, &'static str, Expected, Expected);
 
 /// Method, path, body, and the response before and after the start. A pause makes no difference. KERNEL, DISK and DIRECTORY
 /// in bodies stand for paths.
-const ROWS: [Row; 48] = [
+const ROWS: [Row; 50] = [
     ("GET", "/", "", Content, Content),
     ("GET", "/version", "", Content, Content),
     ("GET", "/vm/config", "", Content, Content),
+    ("GET", "/vm/status", "", Content, Content),
+    ("GET", "/vm/registers", "", Content, Content),
     ("GET", "/metrics", "", Content, Content),
     ("GET", "/openapi.yaml", "", Content, Content),
     ("GET", "/machine-config", "", Content, Content),

@@ -138,6 +138,10 @@ fn check_answers_on_stuck_disk(engine: &str, arguments: &str, disk: &SlowDisk) {
     timed("GET /metrics", STUCK_LIMIT, || {
         assert!(process.request("GET", "/metrics", "").text.contains("200"));
     });
+    timed("GET /vm/status", STUCK_LIMIT, || {
+        let status = process.request("GET", "/vm/status", "").json();
+        assert_eq!(status["devices"][0]["has_driver"], true, "{status}");
+    });
     timed("PATCH /drives", STUCK_LIMIT, || {
         let response = process.request("PATCH", "/drives/d", &drive).text;
         assert!(
