@@ -178,7 +178,8 @@ schema! {
 }
 
 schema! {
-    /// Registers of a vCPU. All but the number are null if it has ended, or if its thread waits for a page or a disk.
+    /// Registers of a vCPU. All but the number are null if it has ended, or if its thread has not replied within 20 ms, because it
+    /// waits for a page, a disk or a processor.
     #[derive(Serialize)]
     response VcpuRegisters {
         /// Number of the vCPU.

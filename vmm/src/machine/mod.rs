@@ -555,7 +555,7 @@ impl Machine {
     }
 
     /// Returns the present execution of each vCPU. Kicks those that may be in the guest. `None` for a vCPU that has ended, or whose
-    /// thread does not reply within 20 ms, because it waits for a disk or a page.
+    /// thread does not reply within 20 ms, because it waits for a disk, a page or a processor.
     pub(crate) fn inspect_vcpus(&self) -> Vec<Option<CpuStatus>> {
         let deadline = Instant::now() + INSPECTION_TIMEOUT;
         let replies: Vec<_> = self.vcpus.iter().map(VcpuThread::request_inspection).collect();
