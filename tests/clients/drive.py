@@ -7,6 +7,7 @@ from the internet, but its parts: ProcessManager starts and stops the process, A
 resumes it.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -36,6 +37,8 @@ def main(mayfly, kernel, directory):
 
     socket = f"{home}/firecracker.socket"
     pid = processes.start(VM, ["--api-sock", socket, "--id", VM, "--log-path", f"{home}/{VM}.log"])
+    # A failed script leaves no process.
+    atexit.register(os.kill, pid, signal.SIGKILL)
     passed("ProcessManager.start")
     assert processes.is_running(VM)
     passed("ProcessManager.is_running")
@@ -78,6 +81,7 @@ def main(mayfly, kernel, directory):
 
     api.close()
     assert processes.stop(VM)
+    atexit.unregister(os.kill)
     assert not os.path.exists(f"/proc/{pid}"), "the process still exists"
     assert not os.path.exists(socket), "the socket still exists"
     passed("ProcessManager.stop")
