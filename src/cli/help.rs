@@ -103,6 +103,9 @@ Attach devices; repeat these options for more, up to 18 devices:
                           fd:NUMBER  a tap device open as this inherited descriptor
                           unix:PATH  the socket of a running passt or another monitor
                           user       a passt that mayfly starts for this interface
+      --net BACKEND,guest-ip=ADDRESS,ip=ADDRESS[,guest-mac=ADDRESS,mac=ADDRESS][,pass=ipv6]
+                        rewrite the addresses of the guest: the network sees the interface at the addresses ip and mac.
+                        Drops other protocols than IPv4 and ARP; pass: pass IPv6 (default: rewrite no address)
 
   Limit the rate of a drive by bandwidth=BYTES/MILLISECONDS[/BURST] and ops=NUMBER/MILLISECONDS[/BURST], further
   options of --disk. Limit that of an interface by rx-bandwidth and rx-ops (to the guest), tx-bandwidth and tx-ops (from
@@ -285,6 +288,9 @@ the memory file while one of them runs.
 
 Override the devices; repeat these options for more:
       --net ID=BACKEND  connect interface ID to another backend, as in mayfly run: eth0=tap:tap1 (default: as saved)
+      --net ID=BACKEND,guest-ip=ADDRESS,ip=ADDRESS[,guest-mac=ADDRESS][,mac=ADDRESS][,pass=ipv6]
+                        also give the clone addresses of its own, ip and mac, in place of those that its guest uses
+                        (default: the network sees the guest's addresses; default of guest-mac: as saved)
       --disk ID=PATH[,ro]
                         connect drive ID to another file (default: as saved). ro: fail if the drive is read-write
 
@@ -319,6 +325,7 @@ taps must exist under their saved names unless overridden.
 exit status: that of mayfly run
 
 Try:   mayfly restore /var/snapshots/web --net eth0=tap:tap1
+       mayfly restore /var/snapshots/web --net eth0=tap:tap1,guest-ip=10.0.0.2,ip=10.0.7.1
        mayfly restore /var/snapshots/web --record-working-set web.set
        mayfly restore /var/snapshots/web --working-set web.set
 ";

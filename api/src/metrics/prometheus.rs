@@ -150,6 +150,47 @@ fn interfaces(text: &mut Text, interfaces: &[InterfaceMetrics<'_>]) {
             }
         }
     }
+    address_drops(text, interfaces);
+    let mut family = text.family(
+        "mayfly_net_address_conflicts_total",
+        Kind::Counter,
+        "ARP messages by which another host claims the address in ip= of --net.",
+    );
+    for interface in interfaces {
+        family.sample(
+            &[("interface", interface.id)],
+            interface.metrics.address_conflicts,
+        );
+    }
+}
+
+fn address_drops(text: &mut Text, interfaces: &[InterfaceMetrics<'_>]) {
+    let mut family = text.family(
+        "mayfly_net_address_drops_total",
+        Kind::Counter,
+        "Packets that the rewriter of addresses dropped, by reason.",
+    );
+    for interface in interfaces {
+        let metrics = interface.metrics;
+        let directions = [&metrics.receive.address_drops, &metrics.transmit.address_drops];
+        for (direction, drops) in DIRECTIONS.into_iter().zip(directions) {
+            for (reason, count) in [
+                ("ipv6", drops.ipv6),
+                ("vlan", drops.vlan),
+                ("protocol", drops.protocol),
+                ("source", drops.source),
+                ("destination", drops.destination),
+                ("malformed", drops.malformed),
+            ] {
+                let labels = [
+                    ("interface", interface.id),
+                    ("direction", direction),
+                    ("reason", reason),
+                ];
+                family.sample(&labels, count);
+            }
+        }
+    }
 }
 
 fn requests(text: &mut Text, drives: &[DriveMetrics<'_>]) {

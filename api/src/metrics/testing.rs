@@ -73,8 +73,12 @@ fn interface(id: &str, number: &mut impl FnMut() -> u64) -> DeviceMetrics {
         (direction.notifications, direction.limiter_events) = (number(), number());
         (direction.empty_batches, direction.left_buffers) = (number(), number());
         direction.duration = latency(number);
+        let drops = &mut direction.address_drops;
+        (drops.ipv6, drops.vlan, drops.protocol) = (number(), number(), number());
+        (drops.source, drops.destination, drops.malformed) = (number(), number(), number());
     }
     (net.backend_events, net.faults) = (number(), number());
+    net.address_conflicts = number();
     DeviceMetrics {
         id: id.into(),
         counters: DeviceCounters::Interface(Box::new(net)),

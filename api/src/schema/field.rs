@@ -100,6 +100,14 @@ pub enum Error {
         /// Maximum.
         max: u64,
     },
+    /// A value is invalid.
+    #[error("Invalid {field}: {reason}.")]
+    Invalid {
+        /// Path of the field, with a point between two keys.
+        field: String,
+        /// Reason, and the way out.
+        reason: String,
+    },
     /// A field enables a feature that mayfly does not support.
     #[error("The field {field} cannot be {value}: {why}.")]
     Unsupported {

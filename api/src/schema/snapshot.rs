@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use vmm::config::{DeviceBackend, DriveBackend, NetBackend};
+use vmm::config::{AddressRequest, DeviceBackend, DriveBackend, MacAddress, NetBackend, NetOverride};
 use vmm::control::{
     CreateSnapshotParams, DEFAULT_RECORD_LENGTH, LoadSnapshotParams, MAX_RECORD_MS, MemorySource,
     RecordOptions, SnapshotKind, WorkingSetOptions,
@@ -12,6 +12,7 @@ use vmm::control::{
 
 use super::field::{Error, Off, Rule};
 use super::macros::{choice, schema};
+use super::network::{ADDRESS_NAMES, PassedProtocol};
 use super::vsock;
 
 choice! {
@@ -75,8 +76,20 @@ schema! {
         iface_id: String;
         /// Name of the tap on the host. The kernel chooses a name if it is empty.
         host_dev_name: String;
+        /// IPv4 address of the guest, which the device rewrites to ip. Requires ip.
+        guest_ip: Option<String>;
+        /// IPv4 address that the network sees in place of guest_ip. Not saved in snapshots.
+        ip: Option<String>;
+        /// MAC address that the guest uses; by default that of the snapshot. Requires mac.
+        #[pattern("^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$")]
+        guest_mac: Option<String>;
+        /// MAC address that the network sees in place of guest_mac. Requires ip. Not saved in snapshots.
+        #[pattern("^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$")]
+        mac: Option<String>;
+        /// Passes IPv6, which is dropped otherwise. Requires ip.
+        pass: Option<PassedProtocol>;
     }
-    example "{iface_id: eth0, host_dev_name: tap1}";
+    example "{iface_id: eth0, host_dev_name: tap1, guest_ip: 10.0.0.2, ip: 10.0.7.1, mac: '02:00:00:00:07:01'}";
 }
 
 schema! {
@@ -176,7 +189,7 @@ impl SnapshotLoad {
     /// Converts to the parameters of the VMM.
     ///
     /// # Errors
-    /// [`Error::Json`] without a source of memory, or with two.
+    /// [`Error::Json`] without a source of memory, or with two. [`Error::Invalid`] if addresses of an interface are invalid.
     pub fn into_params(self) -> Result<LoadSnapshotParams, Error> {
         let Self {
             snapshot_path,
@@ -194,13 +207,13 @@ impl SnapshotLoad {
             mask_cpu,
         } = self;
         let taps = network_overrides.unwrap_or_default().into_iter();
-        let taps = taps.map(NetworkOverride::into_params);
+        let taps: Result<Vec<_>, Error> = taps.map(NetworkOverride::into_params).collect();
         let disks = drive_overrides.unwrap_or_default().into_iter();
         let disks = disks.map(DriveOverride::into_params);
         Ok(LoadSnapshotParams {
             state: snapshot_path,
             memory: memory_source(mem_backend, mem_file_path)?,
-            overrides: taps.chain(disks).collect(),
+            overrides: taps?.into_iter().chain(disks).collect(),
             track_dirty_pages: [track_dirty_pages, enable_diff_snapshots].contains(&Some(true)),
             resume: resume_vm.unwrap_or_default(),
             realtime: clock_realtime.unwrap_or_default(),
@@ -215,12 +228,37 @@ impl SnapshotLoad {
 }
 
 impl NetworkOverride {
-    fn into_params(self) -> (String, DeviceBackend) {
+    fn into_params(self) -> Result<(String, DeviceBackend), Error> {
         let Self {
             iface_id,
             host_dev_name,
+            guest_ip,
+            ip,
+            guest_mac,
+            mac,
+            pass,
         } = self;
-        (iface_id, NetBackend::Tap(host_dev_name).into())
+        let invalid = |reason| Error::Invalid {
+            field: "network_overrides".to_owned(),
+            reason,
+        };
+        let mac_address = |text: Option<String>| {
+            let mac = text.as_deref().map(str::parse::<MacAddress>);
+            mac.transpose().map_err(invalid)
+        };
+        let request = AddressRequest {
+            guest_ip,
+            ip,
+            guest_mac: mac_address(guest_mac)?,
+            mac: mac_address(mac)?,
+            pass_ipv6: pass.is_some(),
+        };
+        let addresses = request.check(&ADDRESS_NAMES);
+        let backend = NetOverride {
+            backend: NetBackend::Tap(host_dev_name),
+            addresses: addresses.map_err(|error| invalid(error.to_string()))?,
+        };
+        Ok((iface_id, backend.into()))
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lexopt::Arg;
-use vmm::config::{DriveBackend, NetBackend, OptionError};
+use vmm::config::{DriveBackend, NetOverride, OptionError};
 use vmm::control::{DEFAULT_RECORD_LENGTH, LoadSnapshotParams, MAX_RECORD_MS, MemorySource, RecordOptions};
 
 use super::error::{Error, syntax};
@@ -97,7 +97,7 @@ fn parse_option(
     match name {
         "--net" => {
             let (id, text) = parse_override(parser, name)?;
-            let backend: Result<NetBackend, OptionError> = text.parse();
+            let backend: Result<NetOverride, OptionError> = text.parse();
             let backend = backend.map_err(|error| Error::Value {
                 option: name,
                 value: text,
@@ -302,7 +302,7 @@ mod tests {
             ("restore a --net n=bridge:b", "tap:NAME"),
             (
                 "restore a --net n=user,mac=02:00:00:00:00:01",
-                "only the backend can be overridden",
+                "mac requires guest-ip",
             ),
             ("restore a --disk =x", "expected ID=VALUE"),
             ("restore a --paused --paused", "--paused is given twice"),

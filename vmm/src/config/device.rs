@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::drive::{DriveBackend, DriveConfig, DriveUpdate};
-use super::net::{InterfaceUpdate, NetBackend, NetConfig};
+use super::net::{InterfaceUpdate, NetBackend, NetConfig, NetOverride};
 use super::settings::{Conflict, DeviceSettings};
 
 /// Host side of a device and its access as text, such as `/images/root, read-only`.
@@ -179,12 +179,18 @@ macro_rules! device_kinds {
 
 device_kinds! {
     Drive(DriveConfig, DriveUpdate, DriveBackend) = "drive",
-    Interface(NetConfig, InterfaceUpdate, NetBackend) = "network interface",
+    Interface(NetConfig, InterfaceUpdate, NetOverride) = "network interface",
 }
 
 impl From<PathBuf> for DeviceBackend {
     fn from(path: PathBuf) -> Self {
         DriveBackend::from(path).into()
+    }
+}
+
+impl From<NetBackend> for DeviceBackend {
+    fn from(backend: NetBackend) -> Self {
+        NetOverride::from(backend).into()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Configuration of a VM: as the user requests it, and checked.
 
+mod addresses;
 mod device;
 mod drive;
 mod error;
@@ -12,6 +13,7 @@ mod settings;
 mod size;
 mod vm;
 
+pub use addresses::{AddressError, AddressNames, AddressRequest, NetAddresses};
 pub use device::{BackendDescription, DeviceBackend, DeviceConfig, DeviceKind, DeviceUpdate};
 pub use devices::limiter::Bucket;
 pub use devices::virtio::block::{CacheType, DiskConfig, IoEngine};
@@ -20,7 +22,7 @@ pub use error::{Error, MAX_DEVICES, MAX_VCPUS};
 pub use host::HostMemory;
 pub use layout::AddressLayout;
 pub use mac::MacAddress;
-pub use net::{InterfaceUpdate, NetBackend, NetConfig};
+pub use net::{InterfaceUpdate, NetBackend, NetConfig, NetOverride};
 pub use options::{Error as OptionError, RateLimits};
 pub use settings::Conflict;
 pub use size::{MemorySize, ParseError as SizeError};

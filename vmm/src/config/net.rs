@@ -1,6 +1,7 @@
 //! Network interfaces, written as `BACKEND[,id=NAME][,mac=ADDRESS][,mtu=BYTES]`, where BACKEND is `tap:NAME`, `fd:NUMBER`, `unix:PATH` or
 //! `user`. `,rx-bandwidth=BYTES/MILLISECONDS[/BURST]` and `,rx-ops=PACKETS/MILLISECONDS[/BURST]` limit frames to the guest, the same
-//! options with `tx-` frames from the guest.
+//! options with `tx-` frames from the guest. `,guest-ip=ADDRESS,ip=ADDRESS[,guest-mac=ADDRESS,mac=ADDRESS][,pass=ipv6]` rewrites the
+//! addresses of the guest to others on the network.
 
 use std::fmt;
 use std::os::fd::RawFd;
@@ -9,6 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::addresses::{AddressNames, AddressRequest, NetAddresses};
 use super::mac::{MAC, MacAddress};
 use super::options::{Error, Options, RateLimits};
 use super::settings::{Conflict, DeviceSettings};
@@ -55,16 +57,61 @@ impl NetBackend {
     }
 }
 
-impl FromStr for NetBackend {
+/// Host side of an interface at a load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetOverride {
+    /// Backend.
+    pub backend: NetBackend,
+    /// Addresses that the network sees; none for those of the guest.
+    pub addresses: Option<NetAddresses>,
+}
+
+impl From<NetBackend> for NetOverride {
+    fn from(backend: NetBackend) -> Self {
+        Self {
+            backend,
+            addresses: None,
+        }
+    }
+}
+
+impl FromStr for NetOverride {
     type Err = Error;
 
-    /// Parses a backend without options: an override keeps the options of the saved interface.
+    /// Parses a backend and addresses. An override keeps the other options of the saved interface, also the MAC address of the
+    /// guest: `mac` is the one that the network sees.
     fn from_str(text: &str) -> Result<Self, Error> {
-        let options = Options::parse(text)?;
-        let backend = Self::parse_name(options.first())?;
-        options.finish("no option: only the backend can be overridden")?;
-        Ok(backend)
+        let mut options = Options::parse(text)?;
+        let backend = NetBackend::parse_name(options.first())?;
+        let mut request = take_addresses(&mut options)?;
+        request.mac = take_mac(&mut options, "mac")?;
+        options.finish("guest-ip, ip, guest-mac, mac and pass: a load keeps the others")?;
+        Ok(Self {
+            backend,
+            addresses: request.check(&AddressNames::OPTIONS)?,
+        })
     }
+}
+
+/// Takes the options for addresses, except `mac`.
+fn take_addresses(options: &mut Options) -> Result<AddressRequest, Error> {
+    let pass = options.take_value("pass");
+    if let Some(text) = pass.as_ref().filter(|text| *text != "ipv6") {
+        return Err(Error::value("pass", text, "ipv6"));
+    }
+    Ok(AddressRequest {
+        guest_ip: options.take_value("guest-ip"),
+        ip: options.take_value("ip"),
+        guest_mac: take_mac(options, "guest-mac")?,
+        mac: None,
+        pass_ipv6: pass.is_some(),
+    })
+}
+
+fn take_mac(options: &mut Options, name: &'static str) -> Result<Option<MacAddress>, Error> {
+    let text = options.take_value(name);
+    let mac = text.map(|text| text.parse().map_err(|_| Error::value(name, &text, MAC)));
+    mac.transpose()
 }
 
 /// Configuration of a network interface.
@@ -82,6 +129,16 @@ pub struct NetConfig {
     pub receive: RateLimits,
     /// Rate limits of frames from the guest.
     pub transmit: RateLimits,
+    /// Addresses that the network sees; none for those of the guest. Not saved: they belong to the host.
+    #[serde(skip)]
+    pub addresses: Option<NetAddresses>,
+}
+
+impl NetConfig {
+    /// Returns the MAC address that the network sees.
+    pub fn network_mac(&self) -> Option<MacAddress> {
+        self.addresses.and_then(|addresses| addresses.mac).or(self.mac)
+    }
 }
 
 /// Change of an attached network interface. Buckets that are `None` stay unchanged.
@@ -95,7 +152,7 @@ pub struct InterfaceUpdate {
 
 impl DeviceSettings for NetConfig {
     type Update = InterfaceUpdate;
-    type Backend = NetBackend;
+    type Backend = NetOverride;
 
     fn id(&self) -> &str {
         &self.id
@@ -109,6 +166,17 @@ impl DeviceSettings for NetConfig {
     }
 
     fn check_after(&self, earlier: &Self) -> Result<(), Conflict> {
+        if let (Some(NetAddresses { ip, .. }), Some(other)) = (self.addresses, earlier.addresses)
+            && ip == other.ip
+        {
+            return Err(Conflict::Ip(ip));
+        }
+        if let Some(mac) = self
+            .network_mac()
+            .filter(|mac| earlier.network_mac() == Some(*mac))
+        {
+            return Err(Conflict::Mac(mac));
+        }
         match (self.mac, &self.backend) {
             (Some(mac), _) if earlier.mac == Some(mac) => Err(Conflict::Mac(mac)),
             (_, NetBackend::Descriptor(descriptor)) if self.backend == earlier.backend => {
@@ -128,8 +196,9 @@ impl DeviceSettings for NetConfig {
         self.transmit.merge(transmit);
     }
 
-    fn set_backend(&mut self, backend: &NetBackend) {
-        self.backend.clone_from(backend);
+    fn set_backend(&mut self, backend: &NetOverride) {
+        self.backend.clone_from(&backend.backend);
+        self.addresses = backend.addresses;
     }
 
     fn backend_length(&self) -> usize {
@@ -141,7 +210,9 @@ impl DeviceSettings for NetConfig {
     }
 
     fn format_backend(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, read-write", self.backend)
+        write!(f, "{}, read-write", self.backend)?;
+        self.addresses
+            .map_or(Ok(()), |addresses| write!(f, ", {addresses}"))
     }
 }
 
@@ -151,10 +222,12 @@ impl FromStr for NetConfig {
     fn from_str(text: &str) -> Result<Self, Error> {
         let mut options = Options::parse(text)?;
         let backend = NetBackend::parse_name(options.first())?;
-        let mac = options.take_value("mac").map(|text| {
-            let mac = text.parse::<MacAddress>();
-            mac.map_err(|_| Error::value("mac", &text, MAC))
-        });
+        let mut request = take_addresses(&mut options)?;
+        let mut mac = take_mac(&mut options, "mac")?;
+        if let Some(guest_mac) = request.guest_mac {
+            // `mac` is the address of the guest only while no other one is given for it.
+            request.mac = mac.replace(guest_mac);
+        }
         let mtu = options.take_value("mtu").map(|text| {
             let mtu = text.parse().ok().filter(|mtu| *mtu >= 68);
             mtu.ok_or_else(|| Error::value("mtu", &text, "a number from 68 to 65535"))
@@ -162,21 +235,26 @@ impl FromStr for NetConfig {
         let receive = options.take_limits("rx-bandwidth", "rx-ops")?;
         let transmit = options.take_limits("tx-bandwidth", "tx-ops")?;
         let id = options.take_value("id").unwrap_or_default();
-        options.finish("id, mac, mtu, rx-bandwidth, rx-ops, tx-bandwidth and tx-ops")?;
+        options.finish(
+            "id, mac, mtu, rx-bandwidth, rx-ops, tx-bandwidth, tx-ops, guest-ip, ip, guest-mac and pass",
+        )?;
+        let addresses = request.check(&AddressNames::OPTIONS)?;
         Ok(Self {
             id,
             backend,
-            mac: mac.transpose()?,
+            mac,
             mtu: mtu.transpose()?,
             receive,
             transmit,
+            addresses,
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{MacAddress, NetBackend, NetConfig};
+    use super::super::settings::{Conflict, DeviceSettings};
+    use super::{MacAddress, NetAddresses, NetBackend, NetConfig, NetOverride};
 
     fn net(text: &str) -> Result<NetConfig, String> {
         text.parse().map_err(|error: super::Error| error.to_string())
@@ -204,17 +282,99 @@ mod tests {
     }
 
     #[test]
-    fn override_rejects_options() {
-        let backend = |text: &str| text.parse::<NetBackend>().map_err(|error| error.to_string());
-        assert_eq!(backend("tap:tap0"), Ok(NetBackend::Tap("tap0".into())));
-        assert_eq!(backend("unix:/a,,b"), Ok(NetBackend::Stream("/a,b".into())));
-        assert!(backend("bridge:br0").unwrap_err().contains("tap:NAME"));
-        for option in ["id=x", "mac=02:00:00:00:00:01", "mtu=1500", "rx-ops=1/1", "x"] {
+    fn override_has_backend_and_addresses() {
+        let parse = |text: &str| text.parse::<NetOverride>().map_err(|error| error.to_string());
+        assert_eq!(parse("tap:tap0"), Ok(NetBackend::Tap("tap0".into()).into()));
+        assert_eq!(parse("unix:/a,,b"), Ok(NetBackend::Stream("/a,b".into()).into()));
+        assert!(parse("bridge:br0").unwrap_err().contains("tap:NAME"));
+        for option in ["id=x", "mtu=1500", "rx-ops=1/1", "x"] {
             let name = option.split('=').next().unwrap();
-            let rejected =
-                format!("option {name:?} does not exist; use no option: only the backend can be overridden");
-            assert_eq!(backend(&format!("tap:tap0,{option}")), Err(rejected));
+            let rejected = format!(
+                "option {name:?} does not exist; use guest-ip, ip, guest-mac, mac and pass: a load keeps the others"
+            );
+            assert_eq!(parse(&format!("tap:tap0,{option}")), Err(rejected));
         }
+        let addresses = |text: &str| parse(text).map(|backend| backend.addresses);
+        assert_eq!(
+            addresses("user,guest-ip=10.0.0.2,ip=10.0.7.1"),
+            Ok(Some(ADDRESSES))
+        );
+        let text = "user,guest-ip=10.0.0.2,ip=10.0.7.1,mac=02:00:00:00:07:01,pass=ipv6";
+        let expected = NetAddresses {
+            mac: Some(MacAddress([2, 0, 0, 0, 7, 1])),
+            pass_ipv6: true,
+            ..ADDRESSES
+        };
+        assert_eq!(addresses(text), Ok(Some(expected)));
+        let text = format!("{text},guest-mac=02:00:00:00:00:01");
+        let guest_mac = Some(MacAddress([2, 0, 0, 0, 0, 1]));
+        assert_eq!(
+            addresses(&text),
+            Ok(Some(NetAddresses {
+                guest_mac,
+                ..expected
+            }))
+        );
+        for (text, rejected) in [
+            ("user,mac=02:00:00:00:00:01", "mac requires guest-ip"),
+            ("user,ip=10.0.0.2", "ip requires guest-ip"),
+            ("user,guest-ip=10.0.0.2", "guest-ip requires ip"),
+            (
+                "user,guest-ip=10.0.0.2,ip=10.0.7.1,pass=ipv4",
+                "pass=\"ipv4\" is invalid; use ipv6",
+            ),
+        ] {
+            assert_eq!(addresses(text), Err(rejected.to_owned()));
+        }
+    }
+
+    const ADDRESSES: NetAddresses = NetAddresses {
+        guest_ip: std::net::Ipv4Addr::new(10, 0, 0, 2),
+        ip: std::net::Ipv4Addr::new(10, 0, 7, 1),
+        guest_mac: None,
+        mac: None,
+        pass_ipv6: false,
+    };
+
+    #[test]
+    fn guest_mac_makes_mac_that_of_network() {
+        let (guest, network) = (MacAddress([2, 0, 0, 0, 0, 1]), MacAddress([2, 0, 0, 0, 7, 1]));
+        let ip = "user,guest-ip=10.0.0.2,ip=10.0.7.1";
+        let config = net(&format!("{ip},mac={guest}")).unwrap();
+        assert_eq!((config.mac, config.addresses), (Some(guest), Some(ADDRESSES)));
+        assert_eq!(config.network_mac(), Some(guest));
+        let config = net(&format!("{ip},guest-mac={guest},mac={network}")).unwrap();
+        assert_eq!((config.mac, config.network_mac()), (Some(guest), Some(network)));
+        assert_eq!(
+            net(&format!("{ip},guest-mac={guest}")),
+            Err("guest-mac requires mac".into())
+        );
+        assert_eq!(
+            net(&format!("user,guest-mac={guest},mac={network}")),
+            Err("guest-mac requires guest-ip".into())
+        );
+    }
+
+    #[test]
+    fn interfaces_with_equal_addresses_conflict() {
+        let conflict = |first: &str, second: &str| net(second).unwrap().check_after(&net(first).unwrap());
+        let with = |ip: &str, mac: &str| {
+            format!(
+                "user,guest-ip=10.0.0.2,ip={ip},guest-mac=02:00:00:00:00:0{},mac=02:00:00:00:07:0{mac}",
+                9
+            )
+        };
+        let other = "user,mac=02:00:00:00:00:08,guest-ip=10.0.0.2,ip=10.0.7.1";
+        assert_eq!(
+            conflict(&with("10.0.7.1", "1"), other),
+            Err(Conflict::Ip([10, 0, 7, 1].into()))
+        );
+        let mac = Err(Conflict::Mac(MacAddress([2, 0, 0, 0, 7, 1])));
+        assert_eq!(
+            conflict(&with("10.0.7.2", "1"), "user,mac=02:00:00:00:07:01"),
+            mac
+        );
+        assert_eq!(conflict(&with("10.0.7.2", "1"), other), Ok(()));
     }
 
     #[test]

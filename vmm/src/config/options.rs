@@ -3,6 +3,8 @@
 use devices::limiter::Bucket;
 use serde::{Deserialize, Serialize};
 
+use super::addresses::AddressError;
+
 /// Rate limits of a device in one direction; none is unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RateLimits {
@@ -61,6 +63,9 @@ pub enum Error {
         /// Valid form of the value.
         expected: &'static str,
     },
+    /// The addresses of an interface are invalid.
+    #[error(transparent)]
+    Addresses(#[from] AddressError),
 }
 
 impl Error {

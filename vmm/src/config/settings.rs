@@ -1,6 +1,7 @@
 //! Operations common to the configurations of all kinds of devices.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 
 use super::mac::MacAddress;
@@ -14,6 +15,9 @@ pub enum Conflict {
     /// Two interfaces have the same MAC address.
     #[error("cannot attach two network interfaces with the MAC address {0}: change the address of one")]
     Mac(MacAddress),
+    /// The network sees two interfaces with the same IP address.
+    #[error("cannot attach two network interfaces with the IP address {0}: change the address of one")]
+    Ip(Ipv4Addr),
     /// Two interfaces use the same tap.
     #[error("cannot attach two network interfaces to descriptor {0}: give each its own tap")]
     Descriptor(RawFd),

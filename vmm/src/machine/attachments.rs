@@ -22,7 +22,7 @@ use devices::limiter::Limiter;
 use devices::virtio::block::{self, Block, BlockMetrics, BlockRecorder, DiskHandle, DiskUpdate, disk};
 use devices::virtio::mmio::Transport;
 use devices::virtio::net::{
-    Backend, Net, NetMetrics, NetRecorder, NetSetup, Passt, Stream, Tap, passt, stream, tap,
+    AddressMap, Backend, Net, NetMetrics, NetRecorder, NetSetup, Passt, Stream, Tap, passt, stream, tap,
 };
 use devices::virtio::{DriverState, TransportMetrics, TransportRecorder, VirtioDevice, WatchedFd};
 use devices::{Interrupt, MonotonicClock, lock};
@@ -36,7 +36,7 @@ use super::io_thread::{Claim, IoThread, ThreadWait};
 use crate::arch::{self, Buses, EventSource, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::config::{
     DeviceConfig, DeviceKind, DeviceUpdate, DriveConfig, DriveUpdate, InterfaceUpdate, MacAddress,
-    NetBackend, NetConfig, RateLimits, VmSpec,
+    NetAddresses, NetBackend, NetConfig, RateLimits, VmSpec,
 };
 
 /// Reason why the host side of a device cannot be opened.
@@ -600,24 +600,37 @@ fn open_interface(config: &NetConfig) -> Result<(Net, Option<Passt>), Error> {
     let failed = |source| Error::Descriptors(config.id.clone(), source);
     let limiter = |limits: RateLimits| Limiter::new(limits.bandwidth, limits.operations).map_err(failed);
     let (backend, process) = open_backend(config)?;
-    if let Some(mac) = config.mac.filter(|mac| mac.is_group()) {
+    if let Some(mac) = config.network_mac().filter(|mac| mac.is_group()) {
         log::warn!(
             "network interface {:?} has the group address {mac}: bridges and switches drop its frames; choose an address whose first \
              byte is even",
             config.id
         );
     }
+    let mac = config.mac.unwrap_or_else(MacAddress::random);
     let setup = NetSetup {
-        mac: config.mac.unwrap_or_else(MacAddress::random).0,
+        mac: mac.0,
         mtu: config.mtu,
         backend,
-        addresses: None,
+        addresses: config.addresses.map(|addresses| address_map(&addresses, mac)),
         receive_limiter: limiter(config.receive)?,
         transmit_limiter: limiter(config.transmit)?,
         clock: Box::new(MonotonicClock::new()),
     };
     let net = Net::new(setup).map_err(failed)?;
     Ok((net, process))
+}
+
+/// Returns the addresses for a device with the address `mac`.
+fn address_map(addresses: &NetAddresses, mac: MacAddress) -> AddressMap {
+    let guest_mac = addresses.guest_mac.unwrap_or(mac);
+    AddressMap {
+        guest_ip: addresses.guest_ip,
+        ip: addresses.ip,
+        guest_mac: guest_mac.0,
+        mac: addresses.mac.unwrap_or(guest_mac).0,
+        pass_ipv6: addresses.pass_ipv6,
+    }
 }
 
 fn open_backend(config: &NetConfig) -> Result<(Box<dyn Backend>, Option<Passt>), Error> {

@@ -294,6 +294,11 @@ fn samples_have_labels() {
         of("mayfly_net_drops_total", &transmit),
         exact(net.metrics.transmit.drops)
     );
+    let source = [transmit[0], transmit[1], ("reason", "source")];
+    assert_eq!(
+        of("mayfly_net_address_drops_total", &source),
+        exact(net.metrics.transmit.address_drops.source)
+    );
     let exits = of("mayfly_vcpu_exits_total", &[("vcpu", "1"), ("kind", "halt")]);
     assert_eq!(exits, exact(metrics.vcpus[1].exits[4].1));
     assert_eq!(of("mayfly_api_requests_total", &[("result", "refused")]), 4002.0);

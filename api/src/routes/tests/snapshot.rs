@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use vmm::config::{DriveBackend, NetBackend};
+use vmm::config::{DriveBackend, MacAddress, NetAddresses, NetBackend, NetOverride};
 use vmm::control::{
     CreateSnapshotParams, LoadSnapshotParams, MemorySource, RecordOptions, SnapshotKind, WorkingSetOptions,
 };
@@ -186,7 +186,7 @@ fn invalid_fields_are_rejected() {
         ),
         // serde accepts a sequence as the fields in their order.
         (
-            list(json!([["a", "b"]])),
+            list(json!([["a", "b", null, null, null, null, null]])),
             "invalid type: sequence, expected an object",
         ),
         (list(json!([{"iface_id": "a"}])), "missing field `host_dev_name`"),
@@ -229,7 +229,9 @@ fn invalid_fields_are_rejected() {
 fn all_fields_reach_vmm() {
     let body = r#"{"snapshot_path": "/s", "mem_backend": {"backend_type": "Uffd", "backend_path": "/u"},
         "track_dirty_pages": true, "resume_vm": true, "clock_realtime": true,
-        "network_overrides": [{"iface_id": "a", "host_dev_name": ""}, {"iface_id": "b", "host_dev_name": "tap1"}],
+        "network_overrides": [{"iface_id": "a", "host_dev_name": ""}, {"iface_id": "b", "host_dev_name": "tap1"},
+            {"iface_id": "g", "host_dev_name": "tap2", "guest_ip": "10.0.0.2", "ip": "10.0.7.1", "pass": "ipv6",
+            "guest_mac": "02:00:00:00:00:01", "mac": "02:00:00:00:07:01"}],
         "drive_overrides": [{"drive_id": "c", "path_on_host": "/d"},
             {"drive_id": "e", "path_on_host": "/f", "is_read_only": true}], "untrusted": true, "mask_cpu": true,
         "working_set": "/w", "record_working_set": {"path": "/r", "milliseconds": 7}}"#;
@@ -237,12 +239,23 @@ fn all_fields_reach_vmm() {
         path: "/f".into(),
         read_only: true,
     };
+    let with_addresses = NetOverride {
+        backend: NetBackend::Tap("tap2".into()),
+        addresses: Some(NetAddresses {
+            guest_ip: [10, 0, 0, 2].into(),
+            ip: [10, 0, 7, 1].into(),
+            guest_mac: Some(MacAddress([2, 0, 0, 0, 0, 1])),
+            mac: Some(MacAddress([2, 0, 0, 0, 7, 1])),
+            pass_ipv6: true,
+        }),
+    };
     let expected = LoadSnapshotParams {
         state: "/s".into(),
         memory: MemorySource::Uffd("/u".into()),
         overrides: vec![
             ("a".into(), NetBackend::Tap(String::new()).into()),
             ("b".into(), NetBackend::Tap("tap1".into()).into()),
+            ("g".into(), with_addresses.into()),
             ("c".into(), PathBuf::from("/d").into()),
             ("e".into(), read_only.into()),
         ],
