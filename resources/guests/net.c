@@ -1,5 +1,5 @@
-/* Responds to ARP and ping for `ip=` (10.0.0.2) and to one HTTP request on port 80, then powers off. With `arp=N` it powers
-   off after N ARP responses instead. `poll=1` selects polling instead of interrupts. */
+/* Responds to ARP, ping and UDP for `ip=` (10.0.0.2) and to `pages=N` (1) HTTP requests on port 80, then powers off. With
+   `arp=N` it powers off after N ARP responses instead. `poll=1` selects polling instead of interrupts. */
 #include "net.h"
 #include "trap.h"
 #include "virtio.h"
@@ -57,6 +57,8 @@ static void icmp(u8 *frame, u32 length)
 {
     u8 *message = frame + 34;
     expect("checksum of a ping", ones_sum(0, message, length), 0xffff);
+    if (message[0] == 3)
+        udp_error(message, length, address);
     if (message[0] != 8)
         return;
     message[0] = 0;
@@ -90,6 +92,8 @@ static void ip(u8 *frame, u32 room)
         icmp(frame, length - 20);
     else if (frame[23] == 6 && length >= 40)
         tcp(frame, length - 20);
+    else if (frame[23] == 17)
+        udp(frame, length - 20);
 }
 
 static void serve(void)
@@ -132,8 +136,8 @@ void guest(void)
     }
     print("net %02x:%02x:%02x:%02x:%02x:%02x at %u.%u.%u.%u\n", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], address[0],
         address[1], address[2], address[3]);
-    unsigned enough = (unsigned)option("arp=", ~0u);
-    while (!tcp_done && arps < enough && !failures)
+    unsigned enough = (unsigned)option("arp=", ~0u), pages = (unsigned)option("pages=", 1);
+    while (tcp_done < pages && arps < enough && !failures)
         serve();
     if (failures)
         return;

@@ -40,6 +40,10 @@ void send(u8 *frame, u32 length);
 /* Sends `length` bytes after the Ethernet and IP headers of `frame` to the sender of the frame. */
 void reply_ip(u8 *frame, u32 length);
 
+/* Processes a UDP datagram of `length` bytes after the headers of `frame`. */
+void udp(u8 *frame, u32 length);
+/* Checks an ICMP error of `length` bytes about a datagram from `address`. */
+void udp_error(const u8 *message, u32 length, const u8 *address);
 /* Processes a TCP segment of `length` bytes after the headers of `frame`. */
 void tcp(u8 *frame, u32 length);
 /* Number of served and closed connections. */

@@ -8,6 +8,7 @@
 //! | [`preparation`] | VM of a waiting process |
 //! | [`lifecycle`] | start, pause, resume, exit |
 //! | [`change`] | updates of drives and interfaces of a running guest |
+//! | [`addresses`] | clones with addresses of their own |
 //! | [`attack`] | answers while the guest attacks the VMM |
 //! | [`slow_disk`] | answers while a request of the guest takes long |
 //! | [`fuse`] | a disk whose requests the test releases |
@@ -32,6 +33,7 @@
 //! | [`clients`] | third-party clients |
 //! | [`snapshot_cli`] | snapshots by the commands of mayfly |
 
+mod addresses;
 mod attack;
 mod change;
 mod chroot;
