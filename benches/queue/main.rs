@@ -5,6 +5,8 @@
 //!
 //! The measured time of the device starts at the notification and ends at the last used buffer. It excludes
 //! the work of a driver on the rings, which belongs to the guest.
+//!
+//! The floor of a rewriter of addresses is the same device without one.
 
 #![allow(missing_docs, reason = "a program")]
 #![allow(clippy::unwrap_used, reason = "a program; an error ends it")]
@@ -51,6 +53,8 @@ fn main() -> ExitCode {
     for shape in net::SHAPES {
         run(&mut net::Transmit::new(shape));
         run(&mut net::Receive::new(shape));
+        run(&mut net::Rewriter::transmit(shape));
+        run(&mut net::Rewriter::receive(shape));
     }
     if only.is_empty() || only == "idle" {
         missed.extend(idle::missed());

@@ -1,6 +1,7 @@
 //! Packets to and from a tap.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use devices::MonotonicClock;
 use devices::limiter::Limiter;
 use devices::virtio::mmio::Transport;
-use devices::virtio::net::{HEADER, MAX_PACKET, Net, NetSetup, Tap, features};
+use devices::virtio::net::{AddressMap, HEADER, MAX_PACKET, Net, NetSetup, Tap, features};
 use devices::virtio::testing::{Buffer, CountingInterrupt, FakeDriver};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
@@ -38,7 +39,38 @@ pub struct Shape {
     frame: usize,
     /// Packets of one notification.
     packets: u32,
+    /// The frames are TCP segments, as a rewriter of addresses requires.
+    has_ip: bool,
 }
+
+impl Shape {
+    fn with_ip(self) -> Self {
+        Self { has_ip: true, ..self }
+    }
+}
+
+/// Minimum ratio of the rate with a rewriter of addresses to the rate without it.
+const REWRITER_GOAL: f64 = 0.95;
+const SOURCE: [u8; 4] = [10, 0, 0, 1];
+const DESTINATION: [u8; 4] = [10, 0, 0, 2];
+const SOURCE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const DESTINATION_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+/// Addresses of packets from the driver: their source is that of the guest.
+const OUTBOUND: AddressMap = AddressMap {
+    guest_ip: Ipv4Addr::new(10, 0, 0, 1),
+    ip: Ipv4Addr::new(10, 0, 7, 1),
+    guest_mac: SOURCE_MAC,
+    mac: [2, 0, 0, 0, 7, 1],
+    pass_ipv6: false,
+};
+/// Addresses of packets to the driver: their destination is that of the network.
+const INBOUND: AddressMap = AddressMap {
+    guest_ip: Ipv4Addr::new(10, 0, 7, 2),
+    ip: Ipv4Addr::new(10, 0, 0, 2),
+    guest_mac: [2, 0, 0, 0, 7, 2],
+    mac: DESTINATION_MAC,
+    pass_ipv6: false,
+};
 
 /// Benchmarks of each direction. The ratio of packets equals the ratio of bits.
 pub const SHAPES: [Shape; 2] = [
@@ -47,12 +79,14 @@ pub const SHAPES: [Shape; 2] = [
         goal: 0.7,
         frame: 64,
         packets: 100,
+        has_ip: false,
     },
     Shape {
         name: "60 kB GSO frames, batches of 12",
         goal: 0.4,
         frame: 60_000,
         packets: 12,
+        has_ip: true,
     },
 ];
 
@@ -108,7 +142,7 @@ struct Interface {
 }
 
 impl Interface {
-    fn new() -> Self {
+    fn new(addresses: Option<AddressMap>) -> Self {
         let tap = Tap::open("").unwrap_or_else(|error| panic!("cannot create a tap: {error}"));
         let sender = Sender::to(tap.name());
         let tap_fd = tap.as_fd().try_clone_to_owned().unwrap();
@@ -116,7 +150,7 @@ impl Interface {
             mac: [2, 0, 0, 0, 0, 1],
             mtu: None,
             backend: Box::new(tap),
-            addresses: None,
+            addresses,
             receive_limiter: Limiter::new(None, None).unwrap(),
             transmit_limiter: Limiter::new(None, None).unwrap(),
             clock: Box::new(MonotonicClock::new()),
@@ -144,21 +178,26 @@ impl Interface {
     }
 }
 
-/// Returns a packet of `frame` bytes for the interface: plain Ethernet of an experimental type, or a TCP
-/// segment to segment further. Its address is another host's, so the kernel drops it early.
-fn packet(frame: usize, header: usize) -> Vec<u8> {
+/// Returns a packet for the interface: plain Ethernet of an experimental type, a short TCP segment, or one to
+/// segment further. Its address is another host's, so the kernel drops it early.
+fn packet(Shape { frame, has_ip, .. }: Shape, header: usize) -> Vec<u8> {
     let mut packet = vec![0; header + frame];
     let body = &mut packet[header..];
-    body[..12].copy_from_slice(&[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]);
-    body[12..14].copy_from_slice(&[0x88, 0xb5]);
-    if frame <= 1514 {
+    body[..6].copy_from_slice(&DESTINATION_MAC);
+    body[6..12].copy_from_slice(&SOURCE_MAC);
+    if !has_ip {
+        body[12..14].copy_from_slice(&[0x88, 0xb5]);
         return packet;
     }
     body[12..14].copy_from_slice(&[8, 0]);
     let internet = &mut body[ETHERNET..];
     let length = u16::try_from(internet.len()).unwrap().to_be_bytes();
     internet[..12].copy_from_slice(&[0x45, 0, length[0], length[1], 0, 0, 0, 0, 64, 6, 0, 0]);
-    internet[12..20].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+    internet[12..16].copy_from_slice(&SOURCE);
+    internet[16..20].copy_from_slice(&DESTINATION);
+    if frame <= 1514 {
+        return packet;
+    }
     internet[20 + 12] = 5 << 4;
     // NEEDS_CSUM, TCPV4; length of the headers, segment size, start and offset of the checksum.
     packet[..2].copy_from_slice(&[1, 1]);
@@ -179,9 +218,13 @@ pub struct Transmit {
 impl Transmit {
     /// Creates a device on a new tap.
     pub fn new(shape: Shape) -> Self {
-        let mut interface = Interface::new();
+        Self::with_addresses(shape, None)
+    }
+
+    fn with_addresses(shape: Shape, addresses: Option<AddressMap>) -> Self {
+        let mut interface = Interface::new(addresses);
         let driver = &mut interface.driver;
-        let packet = packet(shape.frame, HEADER);
+        let packet = packet(shape, HEADER);
         let (header, frame) = (driver.buffers, driver.buffers + 0x1000);
         driver.write(header, &packet[..HEADER]);
         driver.write(frame, &packet[HEADER..]);
@@ -266,7 +309,11 @@ pub struct Receive {
 impl Receive {
     /// Creates a device on a new tap.
     pub fn new(shape: Shape) -> Self {
-        let mut interface = Interface::new();
+        Self::with_addresses(shape, None)
+    }
+
+    fn with_addresses(shape: Shape, addresses: Option<AddressMap>) -> Self {
+        let mut interface = Interface::new(addresses);
         let at = interface.driver.buffers;
         let addresses: Vec<u64> = (0..u64::from(QUEUE)).map(|index| at + index * 4096).collect();
         let queue = &mut interface.driver.queues[usize::try_from(RECEIVE).unwrap()];
@@ -279,7 +326,7 @@ impl Receive {
             shape,
             interface,
             // The header of the socket has no `num_buffers`.
-            packet: packet(shape.frame, HEADER - 2),
+            packet: packet(shape, HEADER - 2),
             buffer,
             buffers_per_packet,
         }
@@ -342,5 +389,55 @@ impl Benchmark for Receive {
         }
         assert_eq!(used, count);
         elapsed
+    }
+}
+
+/// Device with a rewriter of addresses; its floor is the same device without one.
+pub struct Rewriter<B> {
+    without: B,
+    with: B,
+}
+
+impl Rewriter<Transmit> {
+    /// Creates two devices, each on a new tap.
+    pub fn transmit(shape: Shape) -> Self {
+        let shape = shape.with_ip();
+        Self {
+            without: Transmit::new(shape),
+            with: Transmit::with_addresses(shape, Some(OUTBOUND)),
+        }
+    }
+}
+
+impl Rewriter<Receive> {
+    /// Creates two devices, each on a new tap.
+    pub fn receive(shape: Shape) -> Self {
+        let shape = shape.with_ip();
+        Self {
+            without: Receive::new(shape),
+            with: Receive::with_addresses(shape, Some(INBOUND)),
+        }
+    }
+}
+
+impl<B: Benchmark> Benchmark for Rewriter<B> {
+    fn name(&self) -> String {
+        self.with.name().replace("net,", "net, rewriter,")
+    }
+
+    fn goal(&self) -> f64 {
+        REWRITER_GOAL
+    }
+
+    fn operations(&self) -> u32 {
+        self.with.operations()
+    }
+
+    fn floor(&mut self) -> Duration {
+        self.without.device()
+    }
+
+    fn device(&mut self) -> Duration {
+        self.with.device()
     }
 }
