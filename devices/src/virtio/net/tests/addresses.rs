@@ -3,6 +3,10 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use vm_memory::{Bytes, GuestAddress};
 
 use super::fake::FakeBackend;
 use super::{Fixture, READABLE, WRITABLE, received, setup};
@@ -17,6 +21,9 @@ const CLONE: [u8; 4] = [10, 0, 7, 1];
 const PEER: [u8; 4] = [10, 0, 7, 9];
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
+
+/// Offset of the source address in a packet.
+const SOURCE: usize = HEADER + 14 + 12;
 
 const MAP: AddressMap = AddressMap {
     guest_ip: Ipv4Addr::new(10, 0, 0, 2),
@@ -246,4 +253,37 @@ fn stream_carries_rewritten_frames() {
         }
     }
     assert!(seen == expected);
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "the thread ends once the flag is set")]
+fn racing_guest_sends_from_no_other_address() {
+    const COUNT: u64 = 3000;
+    let (mut fixture, network) = fixture(0);
+    let packet = datagram(GUEST, PEER, 20);
+    let address = fixture.memory(packet.len());
+    fixture.driver.write(address, &packet);
+    let buffer = Buffer::readable(address, u32::try_from(packet.len()).unwrap());
+    let head = fixture.driver.queues[1].add(&[buffer]);
+    fixture.net.notify(1);
+    let (memory, is_done) = (fixture.driver.memory.clone(), AtomicBool::new(false));
+    let source = GuestAddress(address + SOURCE as u64);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done.load(Ordering::Relaxed) {
+                memory.write_slice(&PEER, source).unwrap();
+                memory.write_slice(&GUEST, source).unwrap();
+            }
+        });
+        for _ in 1..COUNT {
+            fixture.driver.queues[1].make_available(head);
+            fixture.net.notify(1);
+        }
+        is_done.store(true, Ordering::Relaxed);
+    });
+    let metrics = fixture.net.metrics().transmit;
+    let sent = &lock(&network).sent;
+    assert!(sent.iter().all(|packet| packet[SOURCE..SOURCE + 4] == CLONE));
+    // A write is not atomic: a mixture of both addresses is dropped too.
+    assert_eq!(sent.len() as u64 + metrics.address_drops.source, COUNT);
 }
