@@ -84,7 +84,8 @@ fn create_data(boot_wait: Duration) -> Directory {
     // The jail has all files in its root.
     directory.write("configs/jailed.json", configuration("", false));
     let options = json!({
-        "toolchain": {"version": "1.14.0", "snapshot_version": ""},
+        // The tests that compare versions run Firecracker's snapshot-editor, and fail without it.
+        "toolchain": {"version": "", "snapshot_version": ""},
         "waits": {
             "shutdown_timeout_ms": WAIT_LIMIT.as_millis(),
             "boot_wait_ms": boot_wait.as_millis(),
