@@ -228,8 +228,8 @@ mayfly ctl - control a running mayfly or Firecracker over its API socket
 usage: mayfly ctl [--api-sock PATH] [--json] [--timeout SECONDS] COMMAND
 
 Show:
-  status [--registers]  print the instance state and the size of the VM; for each vCPU, if it runs or is halted; for each
-                        device, how far its driver is; the last accesses to ports and addresses of no device.
+  status [--registers]  print the instance state and the size of the VM; for each vCPU, if it runs or is halted; for
+                        each device, how far its driver is; the last accesses to ports and addresses of no device.
                         --registers also prints instruction pointer and interrupt flag, for which it interrupts each
                         vCPU for some microseconds, and shows if the guest has halted for good
   config                print the configuration with drives, interfaces and rate limits
