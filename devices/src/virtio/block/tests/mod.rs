@@ -261,6 +261,16 @@ impl Fixture {
         used
     }
 
+    /// Waits for the end of all abandoned requests, and cancels them again and again: the kernel does not find a read of a pipe that it
+    /// moves from a worker to a poll at that moment. A disk is no pipe.
+    fn wait_for_abandoned(&mut self) {
+        scratch::wait_until("the end of abandoned requests", || {
+            self.block.executor.abandon();
+            self.block.executor.reap_abandoned();
+            !self.block.executor.has_abandoned()
+        });
+    }
+
     /// Waits for an event and processes all. Panics after `milliseconds` without an event.
     fn process_events(&mut self, milliseconds: i32) {
         let mut ready = Vec::new();

@@ -415,8 +415,6 @@ fn reset_frees_memory_of_requests() {
     fixture.reset();
     let uring = fixture.block.executor.uring.as_ref().unwrap();
     assert_eq!((uring.in_flight(), uring.is_full()), (0, false));
-    while fixture.block.executor.has_abandoned() {
-        fixture.process_events(60_000);
-    }
+    fixture.wait_for_abandoned();
     assert_eq!(fixture.block.executor.uring.as_ref().unwrap().heap_size(), 0);
 }
