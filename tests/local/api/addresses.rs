@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::net::UdpSocket;
 use std::process::Command;
+use std::time::Instant;
 
 use super::served::{ApiProcess, Directory, create_tap, load_body, load_snapshot, pause_and_create};
 use crate::guest::TIMEOUT;
@@ -164,7 +165,9 @@ fn second_host_with_address_is_reported() {
         // The host takes the address of the clone too, and announces it by a request for another.
         run_command("ip addr add 10.0.7.1/24 dev br0");
         let request = UdpSocket::bind("10.0.7.1:0").unwrap();
+        let deadline = Instant::now() + TIMEOUT;
         while conflicts(&clone) == 0 {
+            assert!(Instant::now() < deadline, "the conflict is not found");
             // Fails while the neighbor is not found.
             let _ = request.send_to(&[0], "10.0.7.77:9");
             std::thread::yield_now();
