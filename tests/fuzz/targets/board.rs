@@ -167,6 +167,21 @@ impl Board {
         writer.into_bytes()
     }
 
+    /// Returns the keys of the components whose state differs from that of `other`.
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let pairs = self.components().into_iter().zip(other.components());
+        let state = |key, component: &dyn Component| {
+            let mut writer = ArchiveWriter::new();
+            let saved = component.save_section(key, &mut writer);
+            saved.unwrap_or_else(|error| panic!("cannot save {key}: {error:?}"));
+            writer.into_bytes()
+        };
+        let differs = |(own, other): &((&'static str, &dyn Component), (&'static str, &dyn Component))| {
+            state(own.0, own.1) != state(other.0, other.1)
+        };
+        pairs.filter(differs).map(|(own, _)| own.0).collect()
+    }
+
     /// Calls `access` with the chip that `number` selects and an offset within its registers.
     pub fn with_chip(&mut self, number: u8, offset: u16, access: impl FnOnce(&mut dyn BusDevice, u64)) {
         let number = number % 11;

@@ -7,6 +7,7 @@
 //! A read of the model's interrupt identification register clears all causes, and the model reports two causes as a
 //! third one. [`Serial`] implements the priorities of the data sheet in front of it.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
@@ -173,13 +174,28 @@ fn invalid(reason: String) -> PersistError {
 }
 
 /// The port's interrupt line.
-struct IrqTrigger(Arc<dyn Interrupt>);
+struct IrqTrigger {
+    line: Arc<dyn Interrupt>,
+    /// The line is high, so that a further cause is no edge.
+    is_high: Cell<bool>,
+}
+
+impl IrqTrigger {
+    fn new(line: Arc<dyn Interrupt>) -> Self {
+        Self {
+            line,
+            is_high: Cell::new(false),
+        }
+    }
+}
 
 impl Trigger for IrqTrigger {
     type E = Infallible;
 
     fn trigger(&self) -> Result<(), Infallible> {
-        self.0.trigger();
+        if !self.is_high.get() {
+            self.line.trigger();
+        }
         Ok(())
     }
 }
@@ -209,8 +225,6 @@ pub struct Serial {
     model: vm_superio::Serial<IrqTrigger, NoEvents, Latch>,
     interrupt: Arc<dyn Interrupt>,
     output: SerialOutput,
-    /// The cause "transmitter empty" is pending behind a cause of higher priority.
-    transmitter_empty: bool,
     /// [`enqueue`](Serial::enqueue) has not accepted all bytes since the last notification.
     rejected: bool,
     input_ready: EventFd,
@@ -267,14 +281,13 @@ impl Serial {
     /// [`Error::InputReady`] if `eventfd` fails.
     pub fn new(interrupt: Arc<dyn Interrupt>, output: SerialOutput) -> Result<Self, Error> {
         Ok(Self {
-            model: vm_superio::Serial::new(IrqTrigger(interrupt.clone()), Latch::default()),
+            model: vm_superio::Serial::new(IrqTrigger::new(interrupt.clone()), Latch::default()),
             interrupt,
             recorder: Arc::new(SerialRecorder {
                 output: output.recorder(),
                 ..SerialRecorder::default()
             }),
             output,
-            transmitter_empty: false,
             rejected: false,
             input_ready: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
                 .map_err(|source| Error::InputReady { source })?,
@@ -320,15 +333,31 @@ impl Serial {
     fn read_interrupt_identification(&mut self) -> u8 {
         let before = self.model.state();
         let latched = self.model.read(INTERRUPT_IDENTIFICATION);
-        self.transmitter_empty |= latched & TRANSMITTER_EMPTY != 0;
-        self.transmitter_empty &= before.interrupt_enable & ENABLE_TRANSMITTER_EMPTY != 0;
+        let is_transmitter_empty =
+            latched & TRANSMITTER_EMPTY != 0 && before.interrupt_enable & ENABLE_TRANSMITTER_EMPTY != 0;
         if before.interrupt_enable & ENABLE_RECEIVED != 0 && !before.in_buffer.is_empty() {
+            if is_transmitter_empty {
+                self.latch_transmitter_empty();
+            }
             FIFOS | RECEIVED
-        } else if std::mem::take(&mut self.transmitter_empty) {
+        } else if is_transmitter_empty {
             FIFOS | TRANSMITTER_EMPTY
         } else {
             FIFOS | NONE
         }
+    }
+
+    /// Latches the cause "transmitter empty", which is pending behind received data, without an edge: the guest has not seen it.
+    fn latch_transmitter_empty(&mut self) {
+        let mut state = self.model.state();
+        state.interrupt_identification = TRANSMITTER_EMPTY;
+        let line = IrqTrigger::new(self.interrupt.clone());
+        line.is_high.set(true);
+        // Cannot fail: the FIFO is that of the model, and an edge is no error.
+        if let Ok(model) = vm_superio::Serial::from_state(&state, line, NoEvents, Latch::default()) {
+            self.model = model;
+        }
+        self.model.interrupt_evt().is_high.set(false);
     }
 
     fn read_data(&mut self) -> u8 {
@@ -341,13 +370,15 @@ impl Serial {
         value
     }
 
+    /// Returns true if sent bytes are received.
+    fn is_in_loopback(&mut self) -> bool {
+        self.model.read(MODEM_CONTROL) & LOOPBACK != 0
+    }
+
     /// Notifies the event loop that the FIFO has room again. Waits for an empty FIFO: a guest that reads byte by byte
     /// would otherwise wake the event loop for each.
     fn notify_room(&mut self) {
-        if self.rejected
-            && self.model.fifo_capacity() == FIFO_SIZE
-            && self.model.read(MODEM_CONTROL) & LOOPBACK == 0
-        {
+        if self.rejected && self.model.fifo_capacity() == FIFO_SIZE && !self.is_in_loopback() {
             self.rejected = false;
             // At most one count per rejection: the counter stays far below its limit, so that the write cannot fail.
             let _ = self.input_ready.write(1);
@@ -385,23 +416,16 @@ impl Persist for Serial {
     type State = SerialState;
 
     fn save(&self) -> Result<SerialState, PersistError> {
-        let mut state = SerialState::from(self.model.state());
-        if self.transmitter_empty {
-            state.interrupt_identification &= !NONE;
-            state.interrupt_identification |= TRANSMITTER_EMPTY;
-        }
-        Ok(state)
+        Ok(self.model.state().into())
     }
 
     /// Restores the registers and triggers a pending interrupt at once: the interrupt controller must already exist.
     /// Keeps buffered output.
     fn restore(&mut self, state: SerialState) -> Result<(), PersistError> {
         state.check()?;
-        let line = IrqTrigger(self.interrupt.clone());
+        let line = IrqTrigger::new(self.interrupt.clone());
         self.model = vm_superio::Serial::from_state(&state.into(), line, NoEvents, Latch::default())
             .map_err(|error| invalid(error.to_string()))?;
-        // The saved interrupt identification includes this cause.
-        self.transmitter_empty = false;
         self.notify_room();
         Ok(())
     }

@@ -141,6 +141,23 @@ fn received_data_precedes_empty_transmitter() {
     }
 }
 
+/// A restored port does the same: its model knows the pending cause.
+#[test]
+fn sent_byte_causes_no_edge_while_transmitter_is_pending() {
+    let (mut serial, edges, _reader) = serial();
+    outb(&mut serial, IER, 3);
+    serial.enqueue(b"x");
+    outb(&mut serial, DATA, b'a');
+    assert_eq!(inb(&mut serial, IIR), 0xc4);
+    edges.take();
+    outb(&mut serial, DATA, b'b');
+    assert_eq!(edges.take(), 0);
+    assert_eq!(inb(&mut serial, DATA), b'x');
+    assert_eq!(inb(&mut serial, IIR), 0xc2);
+    outb(&mut serial, DATA, b'c');
+    assert_eq!(edges.take(), 1);
+}
+
 #[test]
 fn disabled_interrupt_is_not_identified() {
     let (mut serial, _, _reader) = serial();
