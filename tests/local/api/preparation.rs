@@ -26,10 +26,13 @@ fn vcpu_threads(process: &ApiProcess) -> Vec<(u8, String)> {
     threads
 }
 
-/// Waits until the process has `count` vCPU threads. Returns them.
-fn wait_for_threads(process: &ApiProcess, count: usize) -> Vec<(u8, String)> {
-    scratch::wait_until("vCPU threads", || vcpu_threads(process).len() == count);
-    vcpu_threads(process)
+/// Waits until the process has the threads of vCPUs 0 to `count` - 1, and no others of a VM that was replaced. Returns them.
+fn wait_for_threads(process: &ApiProcess, count: u8) -> Vec<(u8, String)> {
+    scratch::wait_for("vCPU threads", || {
+        let threads = vcpu_threads(process);
+        let is_complete = threads.iter().map(|(number, _)| *number).eq(0..count);
+        is_complete.then_some(threads)
+    })
 }
 
 fn set_machine(process: &ApiProcess, vcpus: u8, memory: u32) {
