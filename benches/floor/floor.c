@@ -66,25 +66,38 @@ static void write_guest(uint8_t *memory) {
     for (uint64_t i = 0; i < 512; i++) page_directory[i] = i << 21 | LARGE;
 }
 
-int main(int argc, char **argv) {
-    uint64_t size = (argc > 1 ? strtoull(argv[1], NULL, 10) : 128) << 20;
-    int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-    if (kvm < 0) err(1, "/dev/kvm");
-    int vm = checked_ioctl(kvm, KVM_CREATE_VM, NULL, "KVM_CREATE_VM");
+static int create_vm(int kvm) {
+    return checked_ioctl(kvm, KVM_CREATE_VM, NULL, "KVM_CREATE_VM");
+}
+
+// Maps SIZE bytes of memory and sets their slot.
+static uint8_t *map_memory(int vm, uint64_t size) {
     uint8_t *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) err(1, "mmap");
     struct kvm_userspace_memory_region slot = {.memory_size = size, .userspace_addr = (uintptr_t)memory};
     checked_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot, "KVM_SET_USER_MEMORY_REGION");
     if (ioctl(vm, KVM_SET_TSS_ADDR, 0xfffbd000) < 0) err(1, "KVM_SET_TSS_ADDR");
+    return memory;
+}
+
+// Creates the split interrupt controller and the vCPU. Maps its run page to *RUN.
+static int create_vcpu(int kvm, int vm, struct kvm_run **run) {
     struct kvm_enable_cap split = {.cap = KVM_CAP_SPLIT_IRQCHIP, .args = {24}};
     checked_ioctl(vm, KVM_ENABLE_CAP, &split, "KVM_CAP_SPLIT_IRQCHIP");
     int vcpu = checked_ioctl(vm, KVM_CREATE_VCPU, NULL, "KVM_CREATE_VCPU");
     size_t run_size = (size_t)checked_ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, NULL, "KVM_GET_VCPU_MMAP_SIZE");
-    struct kvm_run *run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
-    if (run == MAP_FAILED) err(1, "mmap of kvm_run");
+    *run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
+    if (*run == MAP_FAILED) err(1, "mmap of kvm_run");
+    return vcpu;
+}
+
+static void set_cpuid(int kvm, int vcpu) {
     checked_ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid, "KVM_GET_SUPPORTED_CPUID");
     checked_ioctl(vcpu, KVM_SET_CPUID2, &cpuid, "KVM_SET_CPUID2");
-    write_guest(memory);
+}
+
+// Runs the guest until its reset, which ends the process.
+static void run_guest(int vcpu, const struct kvm_run *run) {
     enter_long_mode(vcpu);
     for (;;) {
         checked_ioctl(vcpu, KVM_RUN, NULL, "KVM_RUN");
@@ -92,4 +105,17 @@ int main(int argc, char **argv) {
         if (run->io.port == KEYBOARD) _exit(0);
         if (write(1, (char *)run + run->io.data_offset, 1) != 1) err(1, "stdout");
     }
+}
+
+int main(int argc, char **argv) {
+    uint64_t size = (argc > 1 ? strtoull(argv[1], NULL, 10) : 128) << 20;
+    int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    if (kvm < 0) err(1, "/dev/kvm");
+    int vm = create_vm(kvm);
+    uint8_t *memory = map_memory(vm, size);
+    struct kvm_run *run;
+    int vcpu = create_vcpu(kvm, vm, &run);
+    set_cpuid(kvm, vcpu);
+    write_guest(memory);
+    run_guest(vcpu, run);
 }

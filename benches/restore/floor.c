@@ -23,9 +23,9 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
+
+#include "../control/socket.h"
 
 enum { GDT = 0x500, STACK = 0x8ff0, PML4 = 0x9000, PDPT = 0xa000, DIRECTORY = 0xb000, CODE = 0x100000, WRITTEN = 0x1000000 };
 enum { PRESENT_WRITABLE = 3, LARGE = 0x83, PAGE = 4096, PAGES = 256 };
@@ -180,11 +180,7 @@ static void *run_vcpu(void *unused) {
 }
 
 static void wait_for_request(const char *directory, const char *path) {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof address.sun_path) errx(2, "%s is too long", path);
-    strcpy(address.sun_path, path);
-    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (listener < 0 || bind(listener, (struct sockaddr *)&address, sizeof address) < 0 || listen(listener, 128) < 0) err(1, "%s", path);
+    int listener = listen_at(path);
     create_vm();
     create_vcpu();
     wake = eventfd(0, EFD_CLOEXEC);
