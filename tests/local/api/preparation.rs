@@ -40,10 +40,8 @@ fn set_machine(process: &ApiProcess, vcpus: u8, memory: u32) {
     process.expect_no_content("PUT", "/machine-config", &body);
 }
 
-#[test]
-fn start_uses_prepared_vcpu() {
-    let mut process = ApiProcess::start();
-    let prepared = wait_for_threads(&process, 1);
+/// Boots a guest, and checks that its vCPU threads are the `prepared` ones.
+fn expect_start_with(mut process: ApiProcess, prepared: &[(u8, String)]) {
     process.set_kernel("ticker.elf");
     process.run_action("InstanceStart");
     process.expect("tick 2\n");
@@ -52,15 +50,18 @@ fn start_uses_prepared_vcpu() {
 }
 
 #[test]
+fn start_uses_prepared_vcpu() {
+    let process = ApiProcess::start();
+    let prepared = wait_for_threads(&process, 1);
+    expect_start_with(process, &prepared);
+}
+
+#[test]
 fn start_uses_vcpus_and_memory_of_machine_config() {
-    let mut process = ApiProcess::start();
+    let process = ApiProcess::start();
     set_machine(&process, 2, 64);
     let prepared = wait_for_threads(&process, 2);
-    process.set_kernel("ticker.elf");
-    process.run_action("InstanceStart");
-    process.expect("tick 2\n");
-    assert_eq!(vcpu_threads(&process), prepared);
-    process.terminate();
+    expect_start_with(process, &prepared);
 }
 
 #[test]
