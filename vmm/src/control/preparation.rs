@@ -4,54 +4,69 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use crate::channel::{Receiver, channel};
 use crate::config::{HostMemory, VmConfig, VmSpec};
 use crate::machine::PreparedVm;
 use crate::timeline::Timeline;
 
 /// A VM that a thread creates, or has created.
-pub struct Preparation(JoinHandle<Option<PreparedVm>>);
+pub struct Preparation {
+    /// Gets the VM unless its creation fails.
+    created: Receiver<PreparedVm>,
+    /// Drops a VM that does not fit after it has created the other, for which a start may wait.
+    thread: JoinHandle<()>,
+}
 
 impl Preparation {
     /// Begins to create a VM with one vCPU and without memory. Returns `None` if that is not possible; the start reports the cause.
     pub fn begin(host: &HostMemory, timeline: &Arc<Timeline>) -> Option<Self> {
         let spec = VmConfig::new(PathBuf::new()).check(host).ok()?;
         let timeline = timeline.clone();
-        Self::spawn(move || PreparedVm::create(spec, &timeline).ok()?)
+        Self::spawn(None, move || PreparedVm::create(spec, &timeline).ok()?)
     }
 
     /// Adds the memory of `spec` to the VM of `previous`, or replaces it by another.
     pub fn change(previous: Self, spec: VmSpec, timeline: &Arc<Timeline>) -> Option<Self> {
-        // A client that repeats its request waits, and cannot grow the number of threads.
-        let prepared = previous.wait();
+        let Self { created, thread } = previous;
+        // A client that repeats its request waits here, and cannot grow the number of threads and VMs.
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "the thread makes only calls that this thread would make"
+        )]
+        let _ = thread.join();
+        let (fitting, unfit) = match created.receive() {
+            Some(prepared) if prepared.fits(&spec, false) => (Some(prepared), None),
+            other => (None, other),
+        };
         let timeline = timeline.clone();
-        Self::spawn(move || {
-            let (fitting, other) = match prepared {
-                Some(prepared) if prepared.fits(&spec, false) => (Some(prepared), None),
-                other => (None, other),
+        Self::spawn(unfit, move || {
+            let mut prepared = match fitting {
+                Some(prepared) => prepared,
+                None => PreparedVm::create(spec.clone(), &timeline).ok()??,
             };
-            let created = match fitting {
-                Some(prepared) => Some(prepared),
-                None => PreparedVm::create(spec.clone(), &timeline).ok()?,
-            };
-            let mut created = created?;
-            created.add_memory(spec, &timeline).ok()?;
-            // After the new one, for which a start may wait.
-            drop(other);
-            Some(created)
+            prepared.add_memory(spec, &timeline).ok()?;
+            Some(prepared)
         })
     }
 
     /// Waits for the rest of the creation. Returns `None` if it has failed.
     pub fn wait(self) -> Option<PreparedVm> {
-        #[allow(
-            clippy::disallowed_methods,
-            reason = "the thread makes the calls that this thread would make itself"
-        )]
-        self.0.join().ok()?
+        self.created.receive()
     }
 
-    fn spawn(create: impl FnOnce() -> Option<PreparedVm> + Send + 'static) -> Option<Self> {
-        let thread = thread::Builder::new().name("mayfly_prepare".into()).spawn(create);
-        thread.ok().map(Self)
+    /// Calls `create` on a thread, which drops `unfit` afterwards.
+    fn spawn(
+        unfit: Option<PreparedVm>,
+        create: impl FnOnce() -> Option<PreparedVm> + Send + 'static,
+    ) -> Option<Self> {
+        let (sender, created) = channel();
+        let run = move || {
+            // Fails if the process ends meanwhile.
+            let _ = create().map(|prepared| sender.send(prepared));
+            drop(sender);
+            drop(unfit);
+        };
+        let thread = thread::Builder::new().name("mayfly_prepare".into()).spawn(run);
+        thread.ok().map(|thread| Self { created, thread })
     }
 }
