@@ -10,7 +10,7 @@ use super::info::InstanceState;
 use super::macros::{choice, schema};
 
 choice! {
-    /// What a vCPU does.
+    /// Activity of a vCPU.
     VcpuActivity mirrors control::VcpuActivity {
         /// Executes the guest, or handles an exit.
         Running,
@@ -105,7 +105,7 @@ schema! {
     response VcpuStatus {
         /// Number of the vCPU.
         id: u8;
-        /// What the vCPU does. Waiting: the thread waits for a page, a disk or a lock, or is halted on a host without /proc and without
+        /// Activity. Waiting: the thread waits for a page, a disk or a lock, or is halted on a host without /proc and without
         /// statistics of KVM.
         state: VcpuActivity;
         /// Time in microseconds for which a processor has executed the thread, with the guest; null if the thread does not run yet or

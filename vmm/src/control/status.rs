@@ -29,7 +29,7 @@ pub struct VmStatus {
 /// Status of a vCPU.
 #[derive(Clone, Debug)]
 pub struct VcpuStatus {
-    /// What the vCPU does.
+    /// Activity.
     pub activity: VcpuActivity,
     /// Time for which a processor has executed the vCPU thread, with the guest. `None` if the thread does not run yet or has ended.
     pub cpu_time: Option<Duration>,

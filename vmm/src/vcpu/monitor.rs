@@ -38,7 +38,7 @@ pub struct VcpuMonitor {
     statistics: OnceLock<Option<Statistics>>,
 }
 
-/// What a vCPU does.
+/// Activity of a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VcpuActivity {
     /// The thread executes the guest or handles an exit, or waits for a processor of the host.
@@ -56,7 +56,7 @@ pub enum VcpuActivity {
 /// Observation of a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VcpuObservation {
-    /// What the vCPU does.
+    /// Activity.
     pub activity: VcpuActivity,
     /// Time for which a processor has executed the thread, with the guest. `None` if the thread does not run yet or has ended.
     pub cpu_time: Option<Duration>,
