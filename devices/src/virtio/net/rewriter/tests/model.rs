@@ -106,10 +106,15 @@ impl Datagram {
     }
 }
 
-/// Returns an ICMP error of type `kind` that quotes the first `quoted` bytes of `packet`, at least a header and 8 bytes.
+/// Returns an ICMP error of type `kind` that quotes the first `quoted` bytes of `packet`, at least a header and 8 bytes. The quote ends
+/// not within a checksum, half of which cannot be updated.
 pub(super) fn icmp_error(kind: u8, packet: &[u8], quoted: usize) -> Datagram {
-    let minimum = usize::from(packet[0] & 0xf) * 4 + 8;
-    let quote = &packet[..quoted.max(minimum).min(packet.len())];
+    let header = usize::from(packet[0] & 0xf) * 4;
+    let mut quoted = quoted.max(header + 8);
+    if checksum_offset(packet[9]).is_some_and(|offset| quoted == header + offset + 1) {
+        quoted += 1;
+    }
+    let quote = &packet[..quoted.min(packet.len())];
     let mut payload = [&[kind, 1, 0, 0, 1, 2, 3, 4], quote].concat();
     let checksum = !sum(&payload);
     payload[2..4].copy_from_slice(&checksum.to_be_bytes());
