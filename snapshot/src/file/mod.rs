@@ -26,8 +26,8 @@ mod identity;
 pub(crate) mod tests;
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 pub use atomic::Links;
@@ -211,11 +211,19 @@ pub fn read(path: &Path, host: Option<&HostIdentity>) -> Result<StateFile, Error
 /// # Errors
 /// Those of [`read`]. [`Error::Rejected`] for a link that is not followed.
 pub fn read_with(path: &Path, host: Option<&HostIdentity>, links: Links) -> Result<StateFile, Error> {
-    let (mut file, length, fixed) = open(path, links)?;
+    read_open(&open(path, links)?, path, host)
+}
+
+/// As [`read`], from `file`, which is open at `path`. Its position does not matter, and does not change.
+///
+/// # Errors
+/// Those of [`read`].
+pub fn read_open(file: &File, path: &Path, host: Option<&HostIdentity>) -> Result<StateFile, Error> {
+    let (length, fixed) = read_front(file, path)?;
     let rejected = |source| rejected(path, source);
     let lengths = Lengths::decode(&fixed, length).map_err(rejected)?;
     let mut bytes = zeroed(lengths.rest).map_err(|source| failed(path, source))?;
-    file.read_exact(&mut bytes)
+    file.read_exact_at(&mut bytes, FIXED as u64)
         .map_err(|source| failed(path, source))?;
     let header = Header::decode(&fixed, &bytes, &lengths).map_err(rejected)?;
     let checksum = header::checksum_of(&fixed);
@@ -236,27 +244,34 @@ pub fn read_with(path: &Path, host: Option<&HostIdentity>, links: Links) -> Resu
 /// # Errors
 /// [`Error::Read`] if a system call fails, [`Error::Rejected`] if the file is not a state file.
 pub fn version(path: &Path) -> Result<u32, Error> {
-    let (_, _, fixed) = open(path, Links::Follow)?;
+    let (_, fixed) = read_front(&open(path, Links::Follow)?, path)?;
     header::version(&fixed).map_err(|source| rejected(path, source))
 }
 
 /// Returns the contents of the memory file of the state file at `path`, or `None` if there is no state file. Checks neither lengths nor
 /// checksum: a load does.
 pub fn contents(path: &Path) -> Option<Contents> {
-    let (_, _, fixed) = open(path, Links::Follow).ok()?;
+    let (_, fixed) = read_front(&open(path, Links::Follow).ok()?, path).ok()?;
     header::contents(&fixed)
 }
 
-/// Opens a state file. Returns the file, its length in bytes and the fixed part of its header.
-fn open(path: &Path, links: Links) -> Result<(File, u64, [u8; FIXED]), Error> {
-    let failed = |source| failed(path, source);
+/// Opens a state file for [`read_open`].
+///
+/// # Errors
+/// [`Error::Read`]. [`Error::Rejected`] for a link that is not followed.
+pub fn open(path: &Path, links: Links) -> Result<File, Error> {
     // O_NONBLOCK: open(2) of a FIFO would wait for a writer. The flag has no effect on regular files.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY | links.flags();
     let opened = File::options().read(true).custom_flags(flags).open(path);
-    let mut file = opened.map_err(|source| match source.raw_os_error() {
+    opened.map_err(|source| match source.raw_os_error() {
         Some(libc::ELOOP) if links == Links::Reject => rejected(path, FormatError::NotRegular),
-        _ => failed(source),
-    })?;
+        _ => failed(path, source),
+    })
+}
+
+/// Returns the length of a state file in bytes and the fixed part of its header.
+fn read_front(file: &File, path: &Path) -> Result<(u64, [u8; FIXED]), Error> {
+    let failed = |source| failed(path, source);
     let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() {
         return Err(rejected(path, FormatError::NotRegular));
@@ -266,8 +281,8 @@ fn open(path: &Path, links: Links) -> Result<(File, u64, [u8; FIXED]), Error> {
     if length < fixed.len() as u64 {
         return Err(rejected(path, FormatError::Short { length }));
     }
-    file.read_exact(&mut fixed).map_err(failed)?;
-    Ok((file, length, fixed))
+    file.read_exact_at(&mut fixed, 0).map_err(failed)?;
+    Ok((length, fixed))
 }
 
 fn rejected(path: &Path, source: FormatError) -> Error {
