@@ -36,7 +36,7 @@ pub fn demo(started_at: Instant, exec: Duration) -> Result<u8, Error> {
         .map_err(Error::Image)?;
     let mut config = VmConfig::new("demo".into());
     config.cmdline = "demo -- hello from the command line".into();
-    let (end, _) = session::start_and_wait(&timeline, None, |control| {
+    let (end, _) = session::start_and_wait(session::new_control(&timeline), None, None, |control| {
         control.configure(config, image, None)?;
         control.start()?;
         Ok(())

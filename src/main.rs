@@ -6,6 +6,7 @@
 //! | `process` | initialization, processor time, death by a signal |
 //! | `cli` | arguments, help texts, options in error messages, `mayfly ctl` |
 //! | `run`, `restore`, `serve`, `demo` | the commands with a VM |
+//! | `shell` | a VM that is made before its snapshot is known |
 //! | `session` | their VM from its start to its end |
 //! | `snapshot`, `inspect` | the commands without a VM |
 //! | `terminal` | the terminal as the guest's serial console |
@@ -26,6 +27,7 @@ mod restore;
 mod run;
 mod serve;
 mod session;
+mod shell;
 mod snapshot;
 mod terminal;
 mod timings;
@@ -88,6 +90,7 @@ fn command() -> u8 {
         }
         Command::Restore(restore) => restore::restore(*restore, started_at, exec)
             .map_err(|error| hints::describe(error.inner(), OptionSet::Restore)),
+        Command::Shell(args) => apart(|| shell::shell(&args, started_at)).map_err(|error| chain(&error)),
         Command::Snapshot(snapshot) => apart(|| snapshot::create(&snapshot))
             .map(|()| process::SUCCESS)
             .map_err(|error| chain(&error)),

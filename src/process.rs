@@ -1,5 +1,8 @@
 //! The process: its initialization, processor time, and death by a signal.
 
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use vmm::emergency;
@@ -45,6 +48,40 @@ fn open_standard_descriptors() {
 fn limit_malloc_arenas() {
     // SAFETY: the call changes a parameter of the allocator, before there is a second thread.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Makes `standard` stdin, stdout and stderr of this process, `directory` its working directory, and leaves its controlling terminal:
+/// the terminal of another process may be its stdin from here on.
+///
+/// # Errors
+/// Fails if a descriptor cannot be duplicated, or `directory` is no directory.
+pub fn adopt(standard: &[OwnedFd; 3], directory: &OwnedFd) -> io::Result<()> {
+    for (number, descriptor) in (0..).zip(standard) {
+        // SAFETY: the call takes no pointer. It closes only a standard descriptor, which no object owns.
+        if unsafe { libc::dup2(descriptor.as_raw_fd(), number) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: the call takes no pointer.
+    if unsafe { libc::fchdir(directory.as_raw_fd()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    leave_terminal();
+    Ok(())
+}
+
+/// Leaves the controlling terminal: job control would stop reads and mode changes. The leader of a session keeps it, because the
+/// session would end.
+fn leave_terminal() {
+    // SAFETY: the call takes no pointer and cannot fail.
+    let session = unsafe { libc::getsid(0) };
+    if u32::try_from(session).is_ok_and(|leader| leader == std::process::id()) {
+        return;
+    }
+    if let Ok(terminal) = File::open("/dev/tty") {
+        // SAFETY: the call takes no pointer.
+        unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCNOTTY) };
+    }
 }
 
 /// Returns the processor time of this process.

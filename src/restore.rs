@@ -1,17 +1,24 @@
 //! `mayfly restore`: loads a snapshot.
 
+use std::env;
 use std::time::{Duration, Instant};
 
 use crate::cli::args::RestoreArgs;
 use crate::cli::hints::OptionSet;
 use crate::session::{Error, SessionSetup, StartError};
+use crate::shell;
 
-/// Loads a snapshot and runs the VM to its end. Returns the exit status. `exec` is the processor time of the process before
+/// Loads a snapshot, here or in a shell, and runs the VM to its end. Returns the exit status. `exec` is the processor time of the process before
 /// `started_at`.
 ///
 /// # Errors
 /// [`Error`] if the snapshot cannot be loaded, the event loop fails, or the trace cannot be written.
 pub fn restore(restore: RestoreArgs, started_at: Instant, exec: Duration) -> Result<u8, Error> {
+    if let Some(socket) = &restore.shell {
+        // Without the names of program and command.
+        let arguments = env::args_os().skip(2);
+        return shell::restore(socket, &restore.params, arguments).map_err(Error::Shell);
+    }
     let setup = SessionSetup::prepare(restore.session, started_at)?;
     setup.run(exec, OptionSet::Restore, |control| {
         // From a memory file, and therefore loaded at its return.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use api::request_log;
-use vmm::control::{self, Control};
+use vmm::control;
 use vmm::event_loop::{self, ExitReason};
 use vmm::memory::bus_error;
 use vmm::timeline::Timeline;
@@ -18,7 +18,6 @@ use crate::cli::hints::OptionSet;
 use crate::logging::print_message;
 use crate::process;
 use crate::session::{self, ApiError, ApiOptions};
-use crate::terminal::console;
 
 /// Firecracker's exit status after SIGBUS.
 const BUS_ERROR: u8 = 149;
@@ -85,7 +84,7 @@ pub fn serve(options: FirecrackerArgs, started_at: Instant) -> Result<u8, Error>
         api.write_metrics_to(path).map_err(Error::Metrics)?;
     }
     let timeline = Arc::new(Timeline::new(started_at, true));
-    let mut control = Control::new(Box::new(|| Ok(console::open()?)), timeline);
+    let mut control = session::new_control(&timeline);
     if let Some(config) = config {
         let (path, text) = config?;
         let applied = api.apply(&mut control, &text).map_err(Box::new);
@@ -95,7 +94,7 @@ pub fn serve(options: FirecrackerArgs, started_at: Instant) -> Result<u8, Error>
     } else {
         control.prepare();
     }
-    let end = event_loop::run(&mut control, Some(&mut api), &signals);
+    let end = event_loop::run(&mut control, Some(&mut api), &signals, None);
     let end = end.map_err(|error| Error::Session(session::Error::Vm(error)))?;
     api.finish(&control);
     // Removes the socket's file: `exit_status` may end the process by a signal.

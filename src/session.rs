@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ use crate::cli::args::firecracker::VERSION;
 use crate::cli::hints::{self, OptionSet};
 use crate::logging::{ProcessLog, print_message};
 use crate::process;
+use crate::shell::ClientError as ShellError;
 use crate::terminal::console;
 use crate::timings;
 
@@ -55,6 +57,9 @@ pub enum Error {
     /// The snapshot cannot be loaded.
     #[error(transparent)]
     Load(LoadSnapshotError),
+    /// The snapshot cannot be loaded into a shell.
+    #[error(transparent)]
+    Shell(ShellError),
     /// The event loop failed.
     #[error("cannot run the VM")]
     Vm(#[source] event_loop::Error),
@@ -85,7 +90,7 @@ impl Error {
             Self::Image(error) => error,
             Self::Initrd(error) => error,
             Self::Start(error) => error,
-            Self::Load(error) => error,
+            Self::Load(error) | Self::Shell(ShellError::Load(error)) => error,
             other => other,
         }
     }
@@ -176,6 +181,15 @@ impl SessionSetup {
     /// # Errors
     /// [`Error`] if one of them cannot be opened.
     pub fn prepare(session: SessionArgs, started_at: Instant) -> Result<Self, Error> {
+        let recorded = session.timings || session.trace.is_some() || api_options(&session).is_some();
+        Self::prepare_with(session, Arc::new(Timeline::new(started_at, recorded)))
+    }
+
+    /// Opens the files and the socket of `session`, for a VM with `timeline`.
+    ///
+    /// # Errors
+    /// As of [`prepare`](Self::prepare).
+    pub fn prepare_with(session: SessionArgs, timeline: Arc<Timeline>) -> Result<Self, Error> {
         // Before the guest runs: a wrong path must not cost a run. Before signals are blocked: opening a FIFO may block.
         let trace = session.trace.clone().map(Trace::create).transpose()?;
         let mut api = api_options(&session).map(open_api).transpose()?;
@@ -183,12 +197,10 @@ impl SessionSetup {
             let file = OpenFile::new(FileRole::Trace, &trace.file);
             file.into_iter().for_each(|file| api.keep_file(file));
         }
-        let timings = session.timings;
-        let recorded = timings || trace.is_some() || api.is_some();
         Ok(Self {
             api,
-            timeline: Arc::new(Timeline::new(started_at, recorded)),
-            timings,
+            timeline,
+            timings: session.timings,
             trace,
         })
     }
@@ -209,7 +221,24 @@ impl SessionSetup {
         options: OptionSet,
         start: impl FnOnce(&mut Control) -> Result<(), StartError>,
     ) -> Result<u8, Error> {
-        let (end, unclaimed) = start_and_wait(&self.timeline, self.api, start)?;
+        let control = new_control(&self.timeline);
+        let end = self.wait(exec, control, None, start)?;
+        Ok(exit_status(&end, options))
+    }
+
+    /// Runs the VM of `control` as [`run`](Self::run) does, at most until the end of the connection `owner`. Returns the reason for its
+    /// end.
+    ///
+    /// # Errors
+    /// As of [`run`](Self::run).
+    pub fn wait(
+        self,
+        exec: Duration,
+        control: Control,
+        owner: Option<BorrowedFd<'_>>,
+        start: impl FnOnce(&mut Control) -> Result<(), StartError>,
+    ) -> Result<ExitReason, Error> {
+        let (end, unclaimed) = start_and_wait(control, self.api, owner, start)?;
         let spans = self.timeline.spans();
         if self.timings {
             print_message(timings::table(exec, &spans).trim_end());
@@ -221,7 +250,7 @@ impl SessionSetup {
         if let Some(trace) = self.trace {
             trace.write(exec, &spans)?;
         }
-        Ok(exit_status(&end, options))
+        Ok(end)
     }
 }
 
@@ -260,25 +289,30 @@ pub struct Unclaimed {
     addresses: u64,
 }
 
-/// Starts a VM by `start`, with stdin and stdout as its serial console, and runs it to its end. Serves `api` meanwhile.
+/// Returns a VM without configuration, with stdin and stdout as its serial console.
+pub fn new_control(timeline: &Arc<Timeline>) -> Control {
+    Control::new(Box::new(|| Ok(console::open()?)), timeline.clone())
+}
+
+/// Starts the VM of `control` by `start`, and runs it to its end. Serves `api` meanwhile. The end of the connection `owner` ends it.
 ///
 /// # Errors
 /// [`Error`] if the VM cannot start or the event loop fails.
 pub fn start_and_wait(
-    timeline: &Arc<Timeline>,
+    mut control: Control,
     mut api: Option<Api>,
+    owner: Option<BorrowedFd<'_>>,
     start: impl FnOnce(&mut Control) -> Result<(), StartError>,
 ) -> Result<(ExitReason, Unclaimed), Error> {
     // Before any thread starts: threads inherit the mask, and the event loop must receive the signals.
     let signals = block_signals()?;
     bus_error::set_exit_status(FAULT);
-    let mut control = Control::new(Box::new(|| Ok(console::open()?)), timeline.clone());
     start(&mut control).map_err(|error| match error {
         StartError::Start(error) => Error::Start(error),
         StartError::Load(error) => Error::Load(error),
     })?;
     let service = api.as_mut().map(|api| api as &mut dyn Service);
-    let end = event_loop::run(&mut control, service, &signals).map_err(Error::Vm)?;
+    let end = event_loop::run(&mut control, service, &signals, owner).map_err(Error::Vm)?;
     if let Some(api) = &mut api {
         api.finish(&control);
     }
@@ -335,6 +369,10 @@ pub fn exit_status(end: &ExitReason, options: OptionSet) -> u8 {
             FAULT
         }
         ExitReason::Signal(signal) => process::exit_by_signal(*signal),
+        ExitReason::Disconnected => {
+            print_message("the VM ends: the client that has started it has ended");
+            process::FAILURE
+        }
         ExitReason::Failed => {
             print_message("cannot continue without a VM: the snapshot was not loaded");
             process::FAILURE

@@ -17,6 +17,8 @@ pub enum Topic {
     Ctl,
     /// `mayfly restore`
     Restore,
+    /// `mayfly shell`
+    Shell,
     /// `mayfly snapshot`, `snapshot-info` and `snapshot-merge`
     Snapshot,
 }
@@ -32,6 +34,7 @@ impl Topic {
             Self::Firecracker => FIRECRACKER,
             Self::Ctl => CTL,
             Self::Restore => RESTORE,
+            Self::Shell => SHELL,
             Self::Snapshot => SNAPSHOT,
         }
     }
@@ -46,6 +49,7 @@ Run a VM; each mayfly process is one VM:
   run KERNEL [OPTION ...] [-- GUEST ARGUMENTS]
                         boot an image with its serial console on this terminal
   restore DIR           load the snapshot in DIR and resume the VM
+  shell SOCKET          make a VM in advance, into which restore --shell SOCKET DIR loads a snapshot sooner
   demo                  boot the guest embedded in mayfly and explain its output
   --api-sock SOCKET [FLAG ...]
                         serve Firecracker's REST API on a unix socket; see mayfly help firecracker
@@ -306,6 +310,10 @@ Control the start:
       --realtime        advance the guest's clock by the time since the snapshot (default: the clock continues where it
                         stopped)
 
+Use a VM that is made in advance:
+      --shell SOCKET    load the snapshot into the mayfly shell at SOCKET, which passes its exit status to this process;
+                        the VM ends when this process ends (default: make the VM in this process)
+
 Prefetch a working set, the pages that a guest touches first:
       --record-working-set FILE
                         record the pages that the guest touches and writes; ends after --record-ms, at the end of the
@@ -328,6 +336,33 @@ Try:   mayfly restore /var/snapshots/web --net eth0=tap:tap1
        mayfly restore /var/snapshots/web --net eth0=tap:tap1,guest-ip=10.0.0.2,ip=10.0.7.1
        mayfly restore /var/snapshots/web --record-working-set web.set
        mayfly restore /var/snapshots/web --working-set web.set
+";
+
+const SHELL: &str = "\
+mayfly shell - make a VM in advance, and wait for a snapshot to load into it
+
+usage: mayfly shell SOCKET|fd:NUMBER [OPTION ...]
+
+A shell has VM, memory slots, interrupt controllers and vCPUs of a shape: memory size, number of vCPUs, irqchip. It
+waits at SOCKET, which exists once the VM does, for one snapshot of this shape. mayfly restore --shell SOCKET DIR sends
+the snapshot, its arguments and its stdin, stdout and stderr, and gets the exit status of the VM. The shell refuses a
+snapshot of another shape, and waits on. It needs no processor time and holds no file of a client while it waits.
+
+With fd:NUMBER it waits on a connected socket that it has inherited, and ends when the other side is closed.
+docs/snapshots.md describes the messages.
+
+Set up the VM:
+      --for DIR         take the shape of the snapshot in DIR (default: 1 vCPU, 128M, irqchip split)
+  -m, --memory SIZE     set the guest's memory (default: as --for, or 128M)
+      --cpus N          set the number of vCPUs (default: as --for, or 1)
+
+exit status: that of mayfly run after a request, which its client also gets; before,
+  0     the other side of fd:NUMBER is closed
+  1     the VM cannot be made, or the socket cannot be created
+  2     usage error
+
+Try:   mayfly shell /run/shell.sock --for /var/snapshots/web &
+       mayfly restore --shell /run/shell.sock /var/snapshots/web --net eth0=tap:tap1
 ";
 
 const SNAPSHOT: &str = "\

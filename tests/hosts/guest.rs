@@ -109,9 +109,16 @@ impl Running {
     /// Sends SIGTERM, which must end the process.
     pub fn terminate(&mut self) {
         self.signal(libc::SIGTERM);
+        self.expect_signal(libc::SIGTERM);
+    }
+
+    /// Waits until `signal` ends the process.
+    pub fn expect_signal(&mut self, signal: libc::c_int) {
         let status = self.wait();
-        if status.signal() != Some(libc::SIGTERM) {
-            self.fail(&format!("after SIGTERM the process ended with {status}"));
+        if status.signal() != Some(signal) {
+            self.fail(&format!(
+                "the process ended with {status}, not by signal {signal}"
+            ));
         }
     }
 

@@ -22,7 +22,7 @@ use vmm::config::{
     AddressLayout, DriveConfig, HostMemory, IrqchipMode, MemorySize, NetConfig, VmConfig, VmSpec,
 };
 use vmm::machine::state::{Error, RestoreOptions};
-use vmm::machine::{Machine, open_device, open_unlocked_devices};
+use vmm::machine::{Machine, PassedFiles, open_device, open_unlocked_devices};
 use vmm::memory;
 use vmm::timeline::Timeline;
 
@@ -103,7 +103,7 @@ impl Guest {
         copy.write_slice(&bytes, GuestAddress(0)).unwrap();
         let (output, printed) = console();
         let spec = self.spec();
-        let devices = open_unlocked_devices(&spec).unwrap();
+        let devices = open_unlocked_devices(&spec, &mut PassedFiles::default()).unwrap();
         let built = Machine::build_with_memory(spec, copy, None, devices, output, timeline());
         (built.unwrap(), printed)
     }

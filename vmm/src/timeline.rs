@@ -1,6 +1,7 @@
 //! Duration of each phase of a start.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use devices::lock;
@@ -31,6 +32,8 @@ pub struct Span {
 #[derive(Debug)]
 pub struct Timeline {
     started_at: Instant,
+    /// Nanoseconds from `started_at` to the start of the timeline that [`spans`](Self::spans) returns.
+    origin: AtomicU64,
     spans: Option<Mutex<Vec<Span>>>,
 }
 
@@ -39,6 +42,7 @@ impl Timeline {
     pub fn new(started_at: Instant, enabled: bool) -> Self {
         Self {
             started_at,
+            origin: AtomicU64::new(0),
             spans: enabled.then(|| Mutex::new(Vec::with_capacity(32))),
         }
     }
@@ -85,6 +89,15 @@ impl Timeline {
         }
     }
 
+    /// Removes all spans, and makes the timeline start at `instant`.
+    pub fn restart(&self, instant: Instant) {
+        self.clear();
+        let origin = instant.saturating_duration_since(self.started_at);
+        let nanos = u64::try_from(origin.as_nanos()).unwrap_or(u64::MAX);
+        // Relaxed: the thread that restarts the timeline also reads it, or starts the thread that does.
+        self.origin.store(nanos, Ordering::Relaxed);
+    }
+
     /// Returns the spans sorted by start.
     pub fn spans(&self) -> Vec<Span> {
         let mut spans = self
@@ -92,6 +105,10 @@ impl Timeline {
             .as_ref()
             .map(|spans| lock(spans).clone())
             .unwrap_or_default();
+        let origin = Duration::from_nanos(self.origin.load(Ordering::Relaxed));
+        for span in &mut spans {
+            span.start = span.start.saturating_sub(origin);
+        }
         spans.sort_by_key(|span| (span.start, span.lane));
         spans
     }
@@ -99,7 +116,7 @@ impl Timeline {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use super::{Lane, Timeline};
 
@@ -112,6 +129,18 @@ mod tests {
         });
         let names: Vec<_> = timeline.spans().iter().map(|span| span.name).collect();
         assert_eq!((result, names), (7, vec!["outer", "inner"]));
+    }
+
+    #[test]
+    fn restarted_timeline_has_only_later_spans() {
+        let start = Instant::now();
+        let timeline = Timeline::new(start, true);
+        timeline.mark(Lane::Main, "before");
+        let restart = start + Duration::from_secs(5);
+        timeline.restart(restart);
+        timeline.mark_at(Lane::Main, "after", restart + Duration::from_secs(2));
+        let spans = timeline.spans();
+        assert_eq!((spans.len(), spans[0].start), (1, Duration::from_secs(2)));
     }
 
     #[test]

@@ -15,5 +15,5 @@ pub use holder::Holder;
 pub use message::{Method, Request, Response};
 pub use parser::HttpLimits;
 pub use server::{Handler, Reply, Server};
-pub use socket::Error;
 pub(crate) use socket::MAX_SOCKET_PATH;
+pub use socket::{Error, Socket};

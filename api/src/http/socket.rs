@@ -3,10 +3,10 @@
 //! Some clients send one request as soon as the path exists, without a retry. bind(2) creates the path before listen(2)
 //! accepts connections. Therefore the socket is bound under a temporary name, and link(2) gives it the final name.
 
-use std::fs::{self, File, Metadata, TryLockError};
+use std::fs::{self, File, Metadata, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -27,7 +27,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// Listening socket. Dropping it removes its file.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
     /// Device and inode of the file.
@@ -39,7 +39,19 @@ impl Socket {
     ///
     /// # Errors
     /// All variants but [`Error::Events`].
-    pub(super) fn bind(path: &Path) -> Result<Self, Error> {
+    pub fn bind(path: &Path) -> Result<Self, Error> {
+        Self::bind_with(path, None)
+    }
+
+    /// Listens at `path` like [`bind`](Self::bind), for this user alone.
+    ///
+    /// # Errors
+    /// As of [`bind`](Self::bind).
+    pub fn bind_private(path: &Path) -> Result<Self, Error> {
+        Self::bind_with(path, Some(Permissions::from_mode(0o600)))
+    }
+
+    fn bind_with(path: &Path, permissions: Option<Permissions>) -> Result<Self, Error> {
         let length = path.as_os_str().len();
         if length > MAX_SOCKET_PATH {
             return Err(Error::Long {
@@ -48,7 +60,9 @@ impl Socket {
             });
         }
         let (listener, hidden) = listen(path)?;
-        let linked = fs::symlink_metadata(&hidden)
+        let linked = permissions
+            .map_or(Ok(()), |permissions| fs::set_permissions(&hidden, permissions))
+            .and_then(|()| fs::symlink_metadata(&hidden))
             .map_err(|source| Error::at(path, "inspect", source))
             .and_then(|metadata| link_socket(&hidden, path).map(|()| identity(&metadata)));
         // After a rename the name is gone. If the removal fails, later processes skip the name.
@@ -70,7 +84,7 @@ impl Socket {
     /// # Errors
     /// [`ErrorKind::WouldBlock`] without a pending client, and other errors of the kernel.
     #[allow(clippy::disallowed_methods, reason = "the listener does not block")]
-    pub(super) fn accept(&self) -> io::Result<UnixStream> {
+    pub fn accept(&self) -> io::Result<UnixStream> {
         self.listener.accept().map(|(stream, _)| stream)
     }
 

@@ -26,6 +26,9 @@ pub enum Error {
     /// No snapshot is given, or too few.
     #[error("missing the directory of a snapshot; run mayfly {0} --help")]
     NoDirectory(&'static str),
+    /// No socket is given.
+    #[error("missing the path of a socket; run mayfly shell SOCKET")]
+    NoSocket,
     /// An argument is unexpected, possibly one of the guest.
     #[error("{0:?} is an unexpected argument; guest arguments follow a lone --")]
     Unexpected(String),

@@ -3,6 +3,7 @@
 //! | module | contents |
 //! |---|---|
 //! | `run`, `snapshot` | the arguments of `mayfly run` and of the snapshot commands |
+//! | `shell` | the arguments of `mayfly shell` |
 //! | `session` | the options of `mayfly run` and `mayfly restore` alike |
 //! | `firecracker` | Firecracker's command line |
 //! | `error` | usage errors |
@@ -11,6 +12,7 @@ mod error;
 pub mod firecracker;
 mod run;
 mod session;
+mod shell;
 mod snapshot;
 
 use std::ffi::{OsStr, OsString};
@@ -26,6 +28,7 @@ use crate::cli::help::Topic;
 pub use error::Error;
 pub use run::RunArgs;
 pub use session::SessionArgs;
+pub use shell::{ShellArgs, ShellSocket};
 pub use snapshot::{MEMORY, RestoreArgs, STATE, SnapshotArgs};
 
 /// A command with its arguments.
@@ -41,6 +44,8 @@ pub enum Command {
     Serve(Box<firecracker::FirecrackerArgs>),
     /// Load a snapshot.
     Restore(Box<RestoreArgs>),
+    /// Make a VM and wait for a snapshot to load into it.
+    Shell(ShellArgs),
     /// Create a snapshot.
     Snapshot(SnapshotArgs),
     /// Describe a snapshot.
@@ -99,6 +104,10 @@ fn parse_command(arguments: Vec<OsString>) -> Result<Command, Error> {
             Some("restore") => {
                 let restore = snapshot::parse_restore(&mut parser)?;
                 Ok(restore.map_or(Command::Help(Topic::Restore), Command::Restore))
+            }
+            Some("shell") => {
+                let shell = shell::parse(&mut parser)?;
+                Ok(shell.map_or(Command::Help(Topic::Shell), Command::Shell))
             }
             Some("snapshot") => {
                 let snapshot = snapshot::parse_snapshot(&mut parser)?;
@@ -166,6 +175,7 @@ fn help(parser: &mut lexopt::Parser) -> Result<Command, Error> {
             Some("firecracker") => Topic::Firecracker,
             Some("ctl") => Topic::Ctl,
             Some("restore") => Topic::Restore,
+            Some("shell") => Topic::Shell,
             Some("snapshot" | "snapshot-info" | "snapshot-merge") => Topic::Snapshot,
             _ => return Err(Error::Command(lossy(&command))),
         },

@@ -21,6 +21,8 @@ pub const MEMORY: &str = "memory";
 pub struct RestoreArgs {
     /// The snapshot and its overrides.
     pub params: LoadSnapshotParams,
+    /// Socket of the shell that loads the snapshot, in place of this process.
+    pub shell: Option<PathBuf>,
     /// Options of the session.
     pub session: SessionArgs,
 }
@@ -36,13 +38,14 @@ pub struct SnapshotArgs {
     pub diff: bool,
 }
 
-const OPTIONS: [&str; 9] = [
+const OPTIONS: [&str; 10] = [
     "--net",
     "--disk",
     "--paused",
     "--realtime",
     "--untrusted",
     "--mask-cpu",
+    "--shell",
     "--working-set",
     RECORD,
     LENGTH,
@@ -60,6 +63,7 @@ pub(super) fn parse_restore(parser: &mut lexopt::Parser) -> Result<Option<Box<Re
             resume: true,
             ..LoadSnapshotParams::new(PathBuf::new(), PathBuf::new())
         },
+        shell: None,
         session: SessionArgs::default(),
     };
     while let Some(argument) = parser.next().map_err(syntax("restore"))? {
@@ -118,6 +122,7 @@ fn parse_option(
         "--realtime" => params.realtime = true,
         "--untrusted" => params.untrusted = true,
         "--mask-cpu" => params.mask_cpu = true,
+        "--shell" => restore.shell = Some(path(parser, "restore")?),
         "--working-set" => params.working_set.prefetch = Some(path(parser, "restore")?),
         RECORD => {
             params.working_set.record = Some(RecordOptions {

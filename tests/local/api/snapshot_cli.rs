@@ -1,6 +1,7 @@
 //! Snapshots by the commands of mayfly.
 
 mod limits;
+mod shell;
 mod untrusted;
 mod working_set;
 

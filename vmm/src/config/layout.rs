@@ -1,5 +1,7 @@
 //! Version of the guest-physical address space.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// Addresses of guest memory and of the virtio devices, and their interrupt lines. The platform defines the values.
@@ -15,4 +17,14 @@ pub enum AddressLayout {
     /// As V2, with an [identity record](crate::identity).
     #[default]
     V3,
+}
+
+impl fmt::Display for AddressLayout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V1 => "1",
+            Self::V2 => "2",
+            Self::V3 => "3",
+        })
+    }
 }

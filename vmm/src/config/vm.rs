@@ -1,5 +1,6 @@
 //! Configuration of a whole VM.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,15 @@ pub enum IrqchipMode {
     Split,
     /// All of them in the kernel.
     Kernel,
+}
+
+impl fmt::Display for IrqchipMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Split => "split",
+            Self::Kernel => "kernel",
+        })
+    }
 }
 
 impl std::str::FromStr for IrqchipMode {
@@ -356,6 +366,13 @@ pub struct CpuTopology {
     pub vcpus: u8,
     /// Number of vCPUs of each core: 1, or 2 with SMT.
     pub threads: u8,
+}
+
+impl fmt::Display for CpuTopology {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let smt = if self.threads > 1 { " with SMT" } else { "" };
+        write!(f, "{}{smt}", self.vcpus)
+    }
 }
 
 /// Checked configuration.

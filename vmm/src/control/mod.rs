@@ -33,18 +33,18 @@ use status::StatusHistory;
 use crate::boot::{Image, Initrd};
 use crate::cancellation::{BeginError, Cancellation};
 use crate::config::{Bucket, DeviceConfig, DeviceUpdate, HostMemory, MemorySize, Protocol, VmConfig};
-use crate::machine;
+use crate::machine::{self, PreparedVm};
 use crate::memory::ResidencyCounter;
 use crate::vm::Vm;
 
 pub use crate::ErrorChain;
-pub use crate::machine::{DeviceCounters, DeviceError, UpdateError};
+pub use crate::machine::{DeviceCounters, DeviceError, PassedFiles, UpdateError};
 pub use crate::memory::dump::DumpStats;
 pub use crate::persistence::{
     Contents, CreateSnapshotError, CreateSnapshotParams, DEFAULT_RECORD_LENGTH, FileRole, LoadSnapshotError,
-    LoadSnapshotParams, MAX_RECORD_MS, MemorySource, MergeError, NameError, OpenFile, RecordOptions,
-    STATE_VERSION, SnapshotKind, UnnamedDevice, WorkingSetError, WorkingSetOptions, describe_snapshot,
-    describe_working_set, merge_snapshots, state_version,
+    LoadSnapshotParams, MAX_RECORD_MS, MemorySource, MergeError, NameError, OpenFile, OpenSnapshot,
+    RecordOptions, STATE_VERSION, SnapshotKind, UnnamedDevice, WorkingSetError, WorkingSetOptions,
+    describe_snapshot, describe_working_set, merge_snapshots, state_version,
 };
 pub use crate::timeline::Timeline;
 pub use crate::vcpu::{Access, UnclaimedAccess, VcpuActivity};
@@ -167,6 +167,36 @@ impl Control {
         self.preparation = Preparation::begin(&self.host, &self.timeline);
     }
 
+    /// Creates the parts of a VM that do not depend on a snapshot, for the load of one with the shape of `config`: memory size, vCPUs
+    /// and interrupt controllers.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when a value is out of range, [`Error::Machine`] when KVM cannot be used.
+    pub fn prepare_load(&mut self, config: VmConfig) -> Result<(), Error> {
+        let spec = config.check(&self.host).map_err(Error::Config)?;
+        let prepared = PreparedVm::with_memory(spec, &self.timeline);
+        let prepared = prepared.map_err(|error| Error::Machine(machine::Error::Parts(error)))?;
+        self.preparation = Some(Preparation::Complete(Box::new(prepared)));
+        Ok(())
+    }
+
+    /// Reads and checks the state file of a snapshot, for the VM of [`prepare_load`](Self::prepare_load). Files in `passed` are not
+    /// opened again. Changes nothing.
+    ///
+    /// # Errors
+    /// [`LoadSnapshotError`]; [`LoadSnapshotError::Prepared`] when the VM has another shape.
+    pub fn open_snapshot(
+        &self,
+        params: LoadSnapshotParams,
+        passed: PassedFiles,
+    ) -> Result<OpenSnapshot, LoadSnapshotError> {
+        let snapshot = params.open(passed, &self.host, &self.timeline)?;
+        if let Some(Preparation::Complete(prepared)) = &self.preparation {
+            snapshot.check_prepared(prepared)?;
+        }
+        Ok(snapshot)
+    }
+
     /// Replaces the whole configuration. `image` and `initrd` are the open files of `config`.
     ///
     /// # Errors
@@ -274,6 +304,28 @@ impl Control {
     /// [`LoadSnapshotError`]; [`LoadSnapshotError::Configured`] when the VM was configured or started before;
     /// [`LoadSnapshotError::Resume`] when the VM is loaded and stays paused.
     pub fn load_snapshot(&mut self, params: LoadSnapshotParams) -> Result<Progress, LoadSnapshotError> {
+        let (host, timeline) = (self.host, self.timeline.clone());
+        let (resume, is_served) = (params.resume, matches!(params.memory, MemorySource::Uffd(_)));
+        let open = move || params.open(PassedFiles::default(), &host, &timeline);
+        self.load_with(open, resume, is_served)
+    }
+
+    /// Loads `snapshot` as [`load_snapshot`](Self::load_snapshot) does.
+    ///
+    /// # Errors
+    /// As [`load_snapshot`](Self::load_snapshot).
+    pub fn load_open_snapshot(&mut self, snapshot: OpenSnapshot) -> Result<Progress, LoadSnapshotError> {
+        let params = snapshot.params();
+        let (resume, is_served) = (params.resume, matches!(params.memory, MemorySource::Uffd(_)));
+        self.load_with(move || Ok(snapshot), resume, is_served)
+    }
+
+    fn load_with(
+        &mut self,
+        open: impl FnOnce() -> Result<OpenSnapshot, LoadSnapshotError> + Send + 'static,
+        resume: bool,
+        is_served: bool,
+    ) -> Result<Progress, LoadSnapshotError> {
         let start = Instant::now();
         let builder = match &mut self.instance {
             Instance::NotStarted(builder) if !builder.is_configured() => builder,
@@ -286,11 +338,10 @@ impl Control {
             let opened = serial.open_console(&mut open_console);
             opened.map_err(Into::into)
         };
-        let (host, timeline) = (self.host, self.timeline.clone());
-        let (resume, is_served) = (params.resume, matches!(params.memory, MemorySource::Uffd(_)));
+        let timeline = self.timeline.clone();
         let preparation = self.preparation.take();
         let prepare = move || preparation.and_then(Preparation::wait);
-        let load = move || params.load(&host, prepare, console, &timeline).map(Box::new);
+        let load = move || open()?.load(prepare, console, &timeline).map(Box::new);
         if !is_served {
             return self.finish_load(load(), resume, start).map(|()| Progress::Done);
         }

@@ -9,12 +9,17 @@ use crate::config::{HostMemory, VmConfig, VmSpec};
 use crate::machine::PreparedVm;
 use crate::timeline::Timeline;
 
-/// A VM that a thread creates, or has created.
-pub struct Preparation {
-    /// Gets the VM unless its creation fails.
-    created: Receiver<PreparedVm>,
-    /// Drops a VM that does not fit after it has created the other, for which a start may wait.
-    thread: JoinHandle<()>,
+/// A VM for the start or load.
+pub enum Preparation {
+    /// A thread creates the VM, or has created it.
+    Begun {
+        /// Gets the VM unless its creation fails.
+        created: Receiver<PreparedVm>,
+        /// Drops a VM that does not fit after it has created the other, for which a start may wait.
+        thread: JoinHandle<()>,
+    },
+    /// The VM exists.
+    Complete(Box<PreparedVm>),
 }
 
 impl Preparation {
@@ -27,15 +32,8 @@ impl Preparation {
 
     /// Adds the memory of `spec` to the VM of `previous`, or replaces it by another.
     pub fn change(previous: Self, spec: VmSpec, timeline: &Arc<Timeline>) -> Option<Self> {
-        let Self { created, thread } = previous;
-        // A client that repeats its request waits here, and cannot grow the number of threads and VMs.
-        #[allow(
-            clippy::disallowed_methods,
-            reason = "the thread makes only calls that this thread would make"
-        )]
-        let _ = thread.join();
-        let (fitting, unfit) = match created.receive() {
-            Some(prepared) if prepared.fits(&spec, false) => (Some(prepared), None),
+        let (fitting, unfit) = match previous.finish() {
+            Some(prepared) if prepared.fits(&spec, None) => (Some(prepared), None),
             other => (None, other),
         };
         let timeline = timeline.clone();
@@ -51,7 +49,26 @@ impl Preparation {
 
     /// Waits for the rest of the creation. Returns `None` if it has failed.
     pub fn wait(self) -> Option<PreparedVm> {
-        self.created.receive()
+        match self {
+            Self::Begun { created, .. } => created.receive(),
+            Self::Complete(prepared) => Some(*prepared),
+        }
+    }
+
+    /// Waits for the creation, and for the end of its thread.
+    fn finish(self) -> Option<PreparedVm> {
+        match self {
+            Self::Begun { created, thread } => {
+                // A client that repeats its request waits here, and cannot grow the number of threads and VMs.
+                #[allow(
+                    clippy::disallowed_methods,
+                    reason = "the thread makes only calls that this thread would make"
+                )]
+                let _ = thread.join();
+                created.receive()
+            }
+            Self::Complete(prepared) => Some(*prepared),
+        }
     }
 
     /// Calls `create` on a thread, which drops `unfit` afterwards.
@@ -67,6 +84,6 @@ impl Preparation {
             drop(unfit);
         };
         let thread = thread::Builder::new().name("mayfly_prepare".into()).spawn(run);
-        thread.ok().map(|thread| Self { created, thread })
+        thread.ok().map(|thread| Self::Begun { created, thread })
     }
 }

@@ -16,7 +16,7 @@ mod signals;
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use devices::lock;
@@ -30,10 +30,11 @@ use crate::machine::Machine;
 use crate::vcpu::StopReason;
 use crate::vm::{Recording, Vm};
 use console::{ConsoleIo, ConsoleStatus, INPUT, OUTPUT};
-use signals::SignalFd;
 
 pub use error::Error;
-pub use signals::{block as block_signals, ignore_output_signals, not_ignored, unblock as unblock_signal};
+pub use signals::{
+    SignalFd, block as block_signals, ignore_output_signals, not_ignored, unblock as unblock_signal,
+};
 
 /// Time without progress of the reader of the output, after which the end of the VM no longer waits for it.
 pub const OUTPUT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -49,6 +50,8 @@ pub enum ExitReason {
     Signal(libc::c_int),
     /// A snapshot could not be loaded.
     Failed,
+    /// The client that owns the VM has closed its connection.
+    Disconnected,
 }
 
 // Tokens of the watched descriptors. The console has those from INPUT to OUTPUT.
@@ -57,11 +60,12 @@ const SIGNAL: u32 = 1;
 const SERVICE: u32 = 2;
 const RECORDING: u32 = 7;
 const OPERATION: u32 = 8;
+const OWNER: u32 = 9;
 /// Token of the first event source of the machine; the others follow in order.
 const FIRST_SOURCE: u32 = 16;
 
 /// Runs the event loop for `service`, and for the VM of `control` once it has been started, until the VM ends. One of `signals`, which
-/// must be blocked in every thread, ends it too.
+/// must be blocked in every thread, ends it too, and so does the end of the connection `owner`, on which nothing must arrive.
 ///
 /// # Errors
 /// [`Error`]
@@ -69,6 +73,7 @@ pub fn run<'a>(
     control: &'a mut Control,
     service: Option<&'a mut dyn Service>,
     signals: &[libc::c_int],
+    owner: Option<BorrowedFd<'a>>,
 ) -> Result<ExitReason, Error> {
     let signals = SignalFd::new(signals).map_err(|source| Error::System {
         operation: "create a signalfd",
@@ -78,6 +83,7 @@ pub fn run<'a>(
         control,
         service,
         signals,
+        owner,
         console: None,
         watching: false,
         watches_operations: false,
@@ -182,7 +188,7 @@ fn drain_output(
     while pending > 0 && progress_at.elapsed() < OUTPUT_TIMEOUT {
         let timeout = OUTPUT_TIMEOUT.saturating_sub(progress_at.elapsed());
         let reason = poll(events, id, Some(timeout))?;
-        if let Some(reason @ (ExitReason::User | ExitReason::Signal(_))) = reason {
+        if let Some(reason @ (ExitReason::User | ExitReason::Signal(_) | ExitReason::Disconnected)) = reason {
             return Ok(Some(reason));
         }
         let left = pending_output(events, id)?;
@@ -213,6 +219,7 @@ struct EventLoop<'a> {
     control: &'a mut Control,
     service: Option<&'a mut dyn Service>,
     signals: SignalFd,
+    owner: Option<BorrowedFd<'a>>,
     /// Set once the VM exists.
     console: Option<ConsoleIo>,
     /// The events of the VM's devices are watched.
@@ -228,6 +235,9 @@ impl MutEventSubscriber for EventLoop<'_> {
         if let Some(service) = &self.service {
             self.watch(ops, service.descriptor(), SERVICE, EventSet::IN);
         }
+        if let Some(owner) = &self.owner {
+            self.watch(ops, owner.as_raw_fd(), OWNER, EventSet::IN);
+        }
         self.update_watches(ops);
     }
 
@@ -241,6 +251,7 @@ impl MutEventSubscriber for EventLoop<'_> {
                 self.set_exit(reason.map(|reason| Ok(ExitReason::Guest(reason))));
             }
             SIGNAL => self.handle_signal(),
+            OWNER => self.set_exit(Some(Ok(ExitReason::Disconnected))),
             SERVICE => {
                 if let Some(service) = &mut self.service {
                     service.ready(self.control);

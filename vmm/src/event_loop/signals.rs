@@ -61,9 +61,13 @@ fn set_of(signals: &[libc::c_int]) -> io::Result<libc::sigset_t> {
 }
 
 /// A signalfd.
-pub(super) struct SignalFd(File);
+pub struct SignalFd(File);
 
 impl SignalFd {
+    /// Returns a descriptor for `signals`, which must be blocked.
+    ///
+    /// # Errors
+    /// Fails if `signalfd` fails.
     pub fn new(signals: &[libc::c_int]) -> io::Result<Self> {
         let set = set_of(signals)?;
         // SAFETY: `set` is a valid signal set, and -1 requests a new descriptor.

@@ -44,7 +44,7 @@ fn failed_event_loop_waits_for_committed_operation() {
     // epoll_ctl(2) rejects regular files.
     let file = Temporary::with(&[0]);
     let mut service = Unwatchable(File::open(file.path()).unwrap());
-    let ended = run(&mut control, Some(&mut service), &[]);
+    let ended = run(&mut control, Some(&mut service), &[], None);
     assert!(matches!(ended, Err(Error::Events(_))), "{ended:?}");
     assert!(!control.is_busy());
     end.try_recv().unwrap();

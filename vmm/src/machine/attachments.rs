@@ -33,6 +33,7 @@ use snapshot::{ArchiveReader, ArchiveWriter, Component, GuestMemory};
 
 use super::bounded;
 use super::io_thread::{Claim, IoThread, ThreadWait};
+use super::passed_files::PassedFiles;
 use crate::arch::{self, Buses, EventSource, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::config::{
     DeviceConfig, DeviceKind, DeviceUpdate, DriveConfig, DriveUpdate, InterfaceUpdate, MacAddress,
@@ -232,27 +233,29 @@ pub struct OpenDevice {
 /// # Errors
 /// [`Error`], with the ID or the path of the device.
 pub fn open(config: &DeviceConfig) -> Result<OpenDevice, Error> {
-    let mut opened = open_unlocked(config)?;
+    let mut opened = open_unlocked(config, &mut PassedFiles::default())?;
     opened.device.lock_backend()?;
     Ok(opened)
 }
 
-fn open_unlocked(config: &DeviceConfig) -> Result<OpenDevice, Error> {
+fn open_unlocked(config: &DeviceConfig, passed: &mut PassedFiles) -> Result<OpenDevice, Error> {
     match config {
-        DeviceConfig::Drive(config) => Ok(OpenDevice::new(open_drive(config)?, None)),
+        DeviceConfig::Drive(config) => Ok(OpenDevice::new(open_drive(config, passed)?, None)),
         DeviceConfig::Interface(config) => {
-            let (net, process) = open_interface(config)?;
+            let (net, process) = open_interface(config, passed)?;
             Ok(OpenDevice::new(net, process))
         }
     }
 }
 
-/// Opens the host side of all devices of `spec`, in their order, for a [restore](super::Machine::restore). None is locked.
+/// Opens the host side of all devices of `spec`, in their order, for a [restore](super::Machine::restore), unless `passed` has it open.
+/// None is locked.
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_all_unlocked(spec: &VmSpec) -> Result<Vec<OpenDevice>, Error> {
-    spec.config().devices.iter().map(open_unlocked).collect()
+pub fn open_all_unlocked(spec: &VmSpec, passed: &mut PassedFiles) -> Result<Vec<OpenDevice>, Error> {
+    let devices = spec.config().devices.iter();
+    devices.map(|config| open_unlocked(config, passed)).collect()
 }
 
 impl OpenDevice {
@@ -592,14 +595,15 @@ pub(super) fn attach(
         .collect()
 }
 
-fn open_drive(config: &DriveConfig) -> Result<Block, Error> {
-    Block::open_unlocked(&config.disk, Box::new(MonotonicClock::new())).map_err(Error::Drive)
+fn open_drive(config: &DriveConfig, passed: &mut PassedFiles) -> Result<Block, Error> {
+    let file = passed.take(&config.disk.path);
+    Block::open_unlocked(&config.disk, file, Box::new(MonotonicClock::new())).map_err(Error::Drive)
 }
 
-fn open_interface(config: &NetConfig) -> Result<(Net, Option<Passt>), Error> {
+fn open_interface(config: &NetConfig, passed: &mut PassedFiles) -> Result<(Net, Option<Passt>), Error> {
     let failed = |source| Error::Descriptors(config.id.clone(), source);
     let limiter = |limits: RateLimits| Limiter::new(limits.bandwidth, limits.operations).map_err(failed);
-    let (backend, process) = open_backend(config)?;
+    let (backend, process) = open_backend(config, passed)?;
     if let Some(mac) = config.network_mac().filter(|mac| mac.is_group()) {
         log::warn!(
             "network interface {:?} has the group address {mac}: bridges and switches drop its frames; choose an address whose first \
@@ -633,11 +637,14 @@ fn address_map(addresses: &NetAddresses, mac: MacAddress) -> AddressMap {
     }
 }
 
-fn open_backend(config: &NetConfig) -> Result<(Box<dyn Backend>, Option<Passt>), Error> {
+fn open_backend(
+    config: &NetConfig,
+    passed: &mut PassedFiles,
+) -> Result<(Box<dyn Backend>, Option<Passt>), Error> {
     let tap = |source| Error::Tap(config.id.clone(), source);
     let backend: Box<dyn Backend> = match &config.backend {
         NetBackend::Tap(name) => Box::new(Tap::open(name).map_err(tap)?),
-        NetBackend::Descriptor(descriptor) => Box::new(descriptor_tap(*descriptor).map_err(tap)?),
+        NetBackend::Descriptor(descriptor) => Box::new(descriptor_tap(*descriptor, passed).map_err(tap)?),
         NetBackend::Stream(path) => {
             let stream = Stream::connect(path);
             Box::new(stream.map_err(|source| Error::Stream(config.id.clone(), source))?)
@@ -651,10 +658,15 @@ fn open_backend(config: &NetConfig) -> Result<(Box<dyn Backend>, Option<Passt>),
     Ok((backend, None))
 }
 
-/// Opens the tap of `descriptor` through a duplicate. The number comes from the user: it may be closed, or belong to a file that
-/// this process has opened since, so that the original is never closed.
-fn descriptor_tap(descriptor: RawFd) -> Result<Tap, tap::Error> {
+/// Opens the tap of `descriptor`: of another process if that has passed it, otherwise through a duplicate. The number comes from the
+/// user: it may be closed, or belong to a file that this process has opened since, so that the original is never closed.
+fn descriptor_tap(descriptor: RawFd, passed: &mut PassedFiles) -> Result<Tap, tap::Error> {
     let failed = |source| tap::Error::Descriptor { descriptor, source };
+    if passed.has_numbers_of_other_process() {
+        let missing = || failed(io::Error::from_raw_os_error(libc::EBADF));
+        let owned = passed.take_descriptor(descriptor).ok_or_else(missing)?;
+        return Tap::from_descriptor(owned);
+    }
     // SAFETY: the call takes no pointer and closes no descriptor; the kernel checks the number.
     let duplicate = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 3) };
     if duplicate < 0 {

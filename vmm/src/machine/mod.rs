@@ -9,6 +9,7 @@ mod attachments;
 mod bounded;
 mod io_thread;
 mod parts;
+mod passed_files;
 pub mod state;
 
 use std::borrow::Cow;
@@ -46,8 +47,9 @@ pub use attachments::{
 };
 pub use io_thread::ThreadWait;
 use io_thread::{Claim, IoThread, PAGE_TIMEOUT};
-pub use parts::{Error as PartsError, PreparedVm};
+pub use parts::{Error as PartsError, Mismatch, PreparedVm};
 use parts::{Measure, SlotMemory, VmParts};
+pub use passed_files::PassedFiles;
 
 /// Maximum wait for the threads of a machine at its end.
 const END_TIMEOUT: Duration = Duration::from_millis(50);

@@ -7,11 +7,12 @@ use std::thread;
 
 use kvm_ioctls::{Kvm, VmFd};
 use snapshot::GuestMemory;
+use vm_memory::GuestMemoryBackend;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::{self, Native, Platform};
 use crate::channel::{Receiver, channel};
-use crate::config::{MemorySize, VmSpec};
+use crate::config::{MemorySize, VmConfig, VmSpec};
 use crate::kvm::{self, Kick, install_kick};
 use crate::memory::{self, dirty::DirtyTracker};
 use crate::timeline::{Lane, Timeline};
@@ -78,12 +79,16 @@ impl VmParts {
         timeline: &Arc<Timeline>,
     ) -> Result<(Self, SlotMemory), Error> {
         match prepared {
-            Some(prepared) if prepared.fits(spec, memory.is_some()) => {
+            Some(prepared) if prepared.fits(spec, memory.as_ref()) => {
                 prepared.complete(spec, memory, &Measure(timeline))
             }
             other => {
                 other.into_iter().for_each(PreparedVm::discard);
-                Self::create_in_order(spec, memory, timeline)
+                let purpose = match memory {
+                    Some(_) => Purpose::Restore,
+                    None => Purpose::Boot,
+                };
+                Self::create_in_order(spec, memory, purpose, timeline)
             }
         }
     }
@@ -92,13 +97,10 @@ impl VmParts {
     fn create_in_order(
         spec: &VmSpec,
         memory: Option<GuestMemory>,
+        purpose: Purpose,
         timeline: &Arc<Timeline>,
     ) -> Result<(Self, SlotMemory), Error> {
         let measure = Measure(timeline);
-        let purpose = match memory {
-            Some(_) => Purpose::Restore,
-            None => Purpose::Boot,
-        };
         let boot_kick = Kick::default();
         let (kvm, (vcpus, shared, stop_reasons)) = open_and_start(spec, &boot_kick, timeline, purpose)?;
         let memory = map_memory(spec, memory, &measure)?;
@@ -115,6 +117,33 @@ impl VmParts {
             vm,
         };
         Ok((parts, memory))
+    }
+}
+
+/// Difference between a prepared VM and a machine.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("its {property}: {prepared}, that of the snapshot: {requested}")]
+pub struct Mismatch {
+    property: &'static str,
+    prepared: String,
+    requested: String,
+}
+
+impl Mismatch {
+    /// Compares a property of a prepared VM with the requested one.
+    fn check<T: PartialEq + ToString>(
+        property: &'static str,
+        prepared: &T,
+        requested: &T,
+    ) -> Result<(), Self> {
+        if prepared == requested {
+            return Ok(());
+        }
+        Err(Self {
+            property,
+            prepared: prepared.to_string(),
+            requested: requested.to_string(),
+        })
     }
 }
 
@@ -155,19 +184,59 @@ impl PreparedVm {
         }))
     }
 
-    /// Returns the VM if it can become that of `spec`. `has_memory` is true if the machine brings its memory.
-    pub fn fits(&self, spec: &VmSpec, has_memory: bool) -> bool {
+    /// Creates the VM of `spec` with its memory.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn with_memory(spec: VmSpec, timeline: &Arc<Timeline>) -> Result<Self, Error> {
+        let (parts, memory) = VmParts::create_in_order(&spec, None, Purpose::Any, timeline)?;
+        let memory = Some(memory);
+        Ok(Self { parts, memory, spec })
+    }
+
+    /// Returns true if the VM can become that of `spec`, with `memory` if it is restored.
+    pub fn fits(&self, spec: &VmSpec, memory: Option<&GuestMemory>) -> bool {
+        let memory_fits = match (&self.memory, memory) {
+            (None, _) => true,
+            (Some(own), Some(other)) => has_same_mapping(&own.memory, other),
+            (Some(_), None) => {
+                self.has_memory_of(spec.config()) && self.spec.config().huge_pages == spec.config().huge_pages
+            }
+        };
+        memory_fits && self.check_parts(spec).is_ok()
+    }
+
+    fn has_memory_of(&self, other: &VmConfig) -> bool {
+        let own = self.spec.config();
+        own.memory == other.memory && own.track_dirty_pages == other.track_dirty_pages
+    }
+
+    /// Returns the memory, for a restore of `spec` that replaces its content and keeps its slots. `None` if the VM has no memory of
+    /// this size, or does not fit.
+    pub fn memory_for_restore(&self, spec: &VmSpec) -> Option<GuestMemory> {
+        let own = self.memory.as_ref()?;
+        let fits = self.has_memory_of(spec.config()) && self.check_parts(spec).is_ok();
+        fits.then(|| own.memory.clone())
+    }
+
+    /// Checks that a restore of `spec` can use the VM and its memory.
+    ///
+    /// # Errors
+    /// [`Mismatch`] with the first property that differs.
+    pub fn check_restore(&self, spec: &VmSpec) -> Result<(), Mismatch> {
         let (own, other) = (self.spec.config(), spec.config());
-        let memory_fits = self.memory.is_none()
-            || !has_memory
-                && own.memory == other.memory
-                && own.track_dirty_pages == other.track_dirty_pages
-                && own.huge_pages == other.huge_pages;
-        memory_fits
-            && self.spec.topology() == spec.topology()
-            && own.irqchip == other.irqchip
-            && own.layout == other.layout
-            && own.acpi == other.acpi
+        Mismatch::check("guest memory", &own.memory, &other.memory)?;
+        self.check_parts(spec)
+    }
+
+    /// Checks the properties that the interrupt controllers and vCPUs have.
+    fn check_parts(&self, spec: &VmSpec) -> Result<(), Mismatch> {
+        let (own, other) = (self.spec.config(), spec.config());
+        Mismatch::check("vCPUs", &self.spec.topology(), &spec.topology())?;
+        Mismatch::check("irqchip", &own.irqchip, &other.irqchip)?;
+        Mismatch::check("address layout", &own.layout, &other.layout)?;
+        let switch = |is_on| if is_on { "on" } else { "off" };
+        Mismatch::check("ACPI", &switch(own.acpi), &switch(other.acpi))
     }
 
     /// Allocates the memory of `spec`, which [fits](Self::fits), unless the VM has it.
@@ -221,6 +290,11 @@ impl PreparedVm {
             }
         }
     }
+}
+
+fn has_same_mapping(one: &GuestMemory, other: &GuestMemory) -> bool {
+    let start = |memory: &GuestMemory| memory.iter().next().map(|region| region.as_ptr());
+    start(one) == start(other)
 }
 
 /// Recorder of phases on the lane of the main thread.

@@ -113,10 +113,19 @@ impl MemoryFile {
     pub fn open(path: PathBuf, links: Links) -> Result<Self, (PathBuf, io::Error)> {
         // O_NONBLOCK: open(2) of a FIFO would wait for a writer. The flag has no effect on regular files.
         let flags = libc::O_NONBLOCK | libc::O_NOCTTY | links.flags();
-        let opened = File::options().read(true).custom_flags(flags).open(&path);
-        let opened = opened.and_then(|file| Ok((file.metadata()?, file)));
-        match opened {
-            Ok((metadata, file)) => Ok(Self {
+        match File::options().read(true).custom_flags(flags).open(&path) {
+            Ok(file) => Self::new(file, path),
+            Err(error) => Err((path, error)),
+        }
+    }
+
+    /// Uses `file`, which is open at `path`, as [`open`](Self::open) does.
+    ///
+    /// # Errors
+    /// Fails if `fstat` fails.
+    pub fn new(file: File, path: PathBuf) -> Result<Self, (PathBuf, io::Error)> {
+        match file.metadata() {
+            Ok(metadata) => Ok(Self {
                 is_remote: Medium::of(&file) == Medium::Remote,
                 file,
                 path,
@@ -125,6 +134,11 @@ impl MemoryFile {
             }),
             Err(error) => Err((path, error)),
         }
+    }
+
+    /// Returns the open file alone, to pass it to another process.
+    pub fn into_file(self) -> File {
+        self.file
     }
 
     /// Returns the open file.

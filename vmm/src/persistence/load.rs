@@ -1,19 +1,21 @@
 //! Load of a snapshot into a paused VM.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use snapshot::file::{self, Contents, Links};
+use devices::virtio::block::{self, disk};
+use snapshot::file::{self, Contents, Links, StateFile};
 use snapshot::section;
 
 use super::names;
-use super::source::{self, MACHINE, MemorySource, host_identity};
+use super::source::{self, MACHINE, MapTarget, MemorySource, host_identity};
 use super::working_set::{self, WorkingSetOptions};
 use crate::arch::CpuCheck;
 use crate::cancellation::BeginError;
-use crate::config::{self, DeviceBackend, DeviceKind, HostMemory, VmConfig, VmSpec};
+use crate::config::{self, DeviceBackend, DeviceKind, DriveConfig, HostMemory, VmConfig, VmSpec};
 use crate::machine::state::{self, RestoreOptions, StateError};
-use crate::machine::{self, Machine, PreparedVm, open_unlocked_devices};
+use crate::machine::{self, Machine, Mismatch, PassedFiles, PreparedVm, open_unlocked_devices};
 use crate::memory::{DirtyTracker, Prefetch};
 use crate::timeline::{Lane, Timeline};
 use crate::vm::{Console, ConsoleError, ConsoleInput, MemoryBacking, Vm};
@@ -76,6 +78,9 @@ pub enum Error {
     /// The machine cannot be built.
     #[error(transparent)]
     Machine(machine::Error),
+    /// The VM that is prepared for the load has another shape.
+    #[error("cannot load the snapshot into the prepared VM; use one of the same shape")]
+    Prepared(#[source] Mismatch),
     /// The load cannot run on another thread.
     #[error("cannot begin the load")]
     Thread(#[source] BeginError),
@@ -155,75 +160,74 @@ impl LoadSnapshotParams {
         }
     }
 
-    /// Loads the snapshot into a paused VM, for which the VM of `prepare` is used if it fits. The console is opened last: terminal and files stay untouched if the snapshot, its memory
-    /// or a device cannot be opened.
-    pub(crate) fn load(
-        &self,
+    /// Opens the files of the load: those of the snapshot and the disks. Another process can load the snapshot with them as
+    /// [`PassedFiles`].
+    ///
+    /// # Errors
+    /// [`Error`] if a file cannot be opened, or the snapshot cannot be loaded on this host.
+    pub fn open_files(&self) -> Result<Vec<(PathBuf, File)>, Error> {
+        let (path, links) = (&self.state, self.links());
+        if self.untrusted {
+            names::check_files(path, &self.memory, &self.working_set).map_err(Error::Name)?;
+        }
+        let state = file::open(path, links).map_err(Error::State)?;
+        let read = file::read_open(&state, path, Some(&host_identity())).map_err(Error::State)?;
+        let spec = self.check(&read, &HostMemory::this())?;
+        let mut files = vec![(path.clone(), state)];
+        if let MemorySource::File(path) = &self.memory {
+            let opened = source::open_memory_file(path.clone(), links).map_err(Error::Memory)?;
+            files.push((path.clone(), opened.into_file()));
+        }
+        for DriveConfig { disk, .. } in spec.config().drives() {
+            let opened = disk::open_file(&disk.path, disk.read_only);
+            let failed = |source| block::Error::Disk {
+                id: disk.id.clone(),
+                source,
+            };
+            let opened =
+                opened.map_err(|source| Error::Device(machine::DeviceError::Drive(failed(source))))?;
+            files.push((disk.path.clone(), opened));
+        }
+        Ok(files)
+    }
+
+    /// Reads the state file, and checks it and the parameters. Files in `passed` are not opened again.
+    pub(crate) fn open(
+        self,
+        mut passed: PassedFiles,
         host_memory: &HostMemory,
-        prepare: impl FnOnce() -> Option<PreparedVm>,
-        open_console: impl FnOnce() -> Result<Console, ConsoleError>,
-        timeline: &Arc<Timeline>,
-    ) -> Result<Vm, Error> {
+        timeline: &Timeline,
+    ) -> Result<OpenSnapshot, Error> {
         if self.untrusted {
             names::check_files(&self.state, &self.memory, &self.working_set).map_err(Error::Name)?;
         }
-        let read = timeline.measure(Lane::Main, "read state", || {
-            file::read_with(&self.state, Some(&host_identity()), self.links())
+        let (path, host) = (&self.state, host_identity());
+        let read = timeline.measure(Lane::Main, "read state", || match passed.take(path) {
+            Some(file) => file::read_open(&file, path, Some(&host)),
+            None => file::read_with(path, Some(&host), self.links()),
         });
         let state = read.map_err(Error::State)?;
+        let spec = self.check(&state, host_memory)?;
+        Ok(OpenSnapshot {
+            params: self,
+            state,
+            spec,
+            passed,
+        })
+    }
+
+    /// Checks `state` and the overrides. Returns the configuration of the machine.
+    fn check(&self, state: &StateFile, host: &HostMemory) -> Result<VmSpec, Error> {
         if state.header().contents == Contents::Diff {
             return Err(Error::Diff(self.state.clone()));
         }
         let mut sections = state.reader().map_err(Error::Sections)?;
         let config = VmConfig::read_section(&mut sections, MACHINE).map_err(Error::Sections)?;
-        let spec = self.apply_overrides(config, state.header().memory, host_memory)?;
+        let spec = self.apply_overrides(config, state.header().memory, host)?;
         if self.untrusted {
             names::check_named(spec.config(), &self.overrides).map_err(Error::Name)?;
         }
-        names::log(spec.config(), &self.overrides, &self.memory);
-        let opened = self.working_set.open(&state, &self.memory, self.links());
-        let (set, recording) = opened.map_err(Error::WorkingSet)?;
-        let tracker = self
-            .track_dirty_pages
-            .then(|| DirtyTracker::select(self.memory.is_served()));
-        let is_logged = tracker.as_ref().is_some_and(DirtyTracker::needs_log);
-        let mapped = timeline.measure(Lane::Main, "map memory file", || {
-            self.memory.map(spec.config(), self.links(), is_logged)
-        });
-        let (memory, backing) = mapped.map_err(Error::Memory)?;
-        let prefetch = match (set, &backing) {
-            (Some(set), MemoryBacking::File(file)) => Some(Prefetch::new(set, file.file())),
-            _ => None,
-        };
-        let devices = open_unlocked_devices(&spec).map_err(Error::Device)?;
-        let Console {
-            output,
-            input,
-            filter,
-            guard,
-        } = open_console().map_err(Error::Console)?;
-        let mut machine =
-            Machine::build_with_memory(spec, memory, prepare(), devices, output, timeline.clone())
-                .map_err(Error::Machine)?;
-        machine.set_dirty_tracker(tracker);
-        set_memory_source(&mut machine, &backing);
-        let restored = timeline.measure(Lane::Main, "restore state", || {
-            machine.restore(
-                sections,
-                RestoreOptions {
-                    realtime: self.realtime,
-                    check: self.cpu_check(),
-                },
-            )
-        });
-        let machine = restored.map_err(Error::Restore)?;
-        let input = input.map(|file| ConsoleInput { file, filter });
-        let mut vm = Vm::restored(machine, backing, input, guard);
-        vm.set_recording(recording);
-        if let Some(prefetch) = prefetch {
-            timeline.measure(Lane::Main, "make pages ready", || vm.start_prefetch(prefetch));
-        }
-        Ok(vm)
+        Ok(spec)
     }
 
     fn apply_overrides(&self, mut config: VmConfig, memory: u64, host: &HostMemory) -> Result<VmSpec, Error> {
@@ -248,6 +252,96 @@ impl LoadSnapshotParams {
         }
         config.track_dirty_pages = self.track_dirty_pages;
         config.check(host).map_err(Error::Config)
+    }
+}
+
+/// A snapshot whose state file has been read and checked. Its other files and its devices are not open, unless they were passed.
+#[derive(Debug)]
+pub struct OpenSnapshot {
+    params: LoadSnapshotParams,
+    state: StateFile,
+    spec: VmSpec,
+    passed: PassedFiles,
+}
+
+impl OpenSnapshot {
+    /// Returns the parameters of the load.
+    pub fn params(&self) -> &LoadSnapshotParams {
+        &self.params
+    }
+
+    /// Checks that `prepared` can become the VM, memory included.
+    pub(crate) fn check_prepared(&self, prepared: &PreparedVm) -> Result<(), Error> {
+        prepared.check_restore(&self.spec).map_err(Error::Prepared)
+    }
+
+    /// Loads the snapshot into a paused VM, for which the VM of `prepare` is used if it fits. The console is opened last: terminal and
+    /// files stay untouched if the snapshot, its memory or a device cannot be opened.
+    pub(crate) fn load(
+        self,
+        prepare: impl FnOnce() -> Option<PreparedVm>,
+        open_console: impl FnOnce() -> Result<Console, ConsoleError>,
+        timeline: &Arc<Timeline>,
+    ) -> Result<Vm, Error> {
+        let Self {
+            params,
+            state,
+            spec,
+            mut passed,
+        } = self;
+        names::log(spec.config(), &params.overrides, &params.memory);
+        let opened = params.working_set.open(&state, &params.memory, params.links());
+        let (set, recording) = opened.map_err(Error::WorkingSet)?;
+        let tracker = params
+            .track_dirty_pages
+            .then(|| DirtyTracker::select(params.memory.is_served()));
+        let prepared = prepare();
+        let mapped = timeline.measure(Lane::Main, "map memory file", || {
+            let is_logged = tracker.as_ref().is_some_and(DirtyTracker::needs_log);
+            let target = MapTarget {
+                slots: prepared
+                    .as_ref()
+                    .and_then(|prepared| prepared.memory_for_restore(&spec)),
+                is_logged,
+                links: params.links(),
+            };
+            params.memory.map(spec.config(), target, &mut passed)
+        });
+        let (memory, backing) = mapped.map_err(Error::Memory)?;
+        let prefetch = match (set, &backing) {
+            (Some(set), MemoryBacking::File(file)) => Some(Prefetch::new(set, file.file())),
+            _ => None,
+        };
+        let devices = open_unlocked_devices(&spec, &mut passed).map_err(Error::Device)?;
+        let Console {
+            output,
+            input,
+            filter,
+            guard,
+        } = open_console().map_err(Error::Console)?;
+        let mut machine =
+            Machine::build_with_memory(spec, memory, prepared, devices, output, timeline.clone())
+                .map_err(Error::Machine)?;
+        machine.set_dirty_tracker(tracker);
+        set_memory_source(&mut machine, &backing);
+        let restored = timeline.measure(Lane::Main, "restore state", || {
+            let mut sections = state.reader().map_err(Error::Sections)?;
+            // Each section must be consumed.
+            VmConfig::read_section(&mut sections, MACHINE).map_err(Error::Sections)?;
+            let options = RestoreOptions {
+                realtime: params.realtime,
+                check: params.cpu_check(),
+            };
+            machine.restore(sections, options).map_err(Error::Restore)
+        });
+        let machine = restored?;
+        let input = input.map(|file| ConsoleInput { file, filter });
+        let mut vm = Vm::restored(machine, backing, input, guard);
+        vm.set_recording(recording);
+        if let Some(prefetch) = prefetch {
+            timeline.measure(Lane::Main, "make pages ready", || vm.start_prefetch(prefetch));
+        }
+        Ok(vm)
     }
 }
 

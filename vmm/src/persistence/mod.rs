@@ -15,7 +15,7 @@ use crate::config::VmConfig;
 use crate::memory::dump;
 
 pub use create::{CreateSnapshotParams, Error as CreateSnapshotError, SnapshotKind};
-pub use load::{Error as LoadSnapshotError, LoadSnapshotParams};
+pub use load::{Error as LoadSnapshotError, LoadSnapshotParams, OpenSnapshot};
 pub use names::{Error as NameError, UnnamedDevice};
 pub use open_files::{FileRole, OpenFile};
 pub use snapshot::file::{Contents, VERSION as STATE_VERSION};

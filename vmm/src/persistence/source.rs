@@ -11,6 +11,7 @@ use vm_memory::GuestAddress;
 
 use crate::arch::{Native, Platform};
 use crate::config::VmConfig;
+use crate::machine::PassedFiles;
 use crate::memory::{self, MemoryFile, bus_error, page_size, uffd};
 use crate::vm::MemoryBacking;
 
@@ -53,6 +54,16 @@ type Regions = [(GuestAddress, usize)];
 type MapSnapshot = fn(&Regions, &File) -> Result<GuestMemory, memory::Error>;
 type MapUffd = fn(&Regions, &Path) -> Result<(GuestMemory, uffd::FaultHandler), uffd::Error>;
 
+/// Properties of the mapping of guest memory.
+pub(super) struct MapTarget {
+    /// Memory that has its slots already, for a memory file; otherwise new memory is mapped.
+    pub slots: Option<GuestMemory>,
+    /// New memory gets a log of the writes of this process.
+    pub is_logged: bool,
+    /// Treatment of a link at the path of the memory file.
+    pub links: Links,
+}
+
 /// Source of guest memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemorySource {
@@ -68,13 +79,18 @@ impl MemorySource {
         matches!(self, Self::Uffd(_))
     }
 
-    /// Maps the guest memory of `config` without reading it. If `is_logged`, it gets a log of the writes of this process.
+    /// Maps the guest memory of `config` without reading it. A memory file in `passed` is not opened again.
     pub(super) fn map(
         &self,
         config: &VmConfig,
-        links: Links,
-        is_logged: bool,
+        target: MapTarget,
+        passed: &mut PassedFiles,
     ) -> Result<(GuestMemory, MemoryBacking), Error> {
+        let MapTarget {
+            slots,
+            is_logged,
+            links,
+        } = target;
         let (map_snapshot, map_uffd): (MapSnapshot, MapUffd) = match is_logged {
             true => (memory::map_snapshot_logged, memory::map_uffd_logged),
             false => (memory::map_snapshot, memory::map_uffd),
@@ -82,10 +98,16 @@ impl MemorySource {
         let regions = Native::memory_regions(config.memory, config.layout);
         match self.clone() {
             Self::File(path) => {
-                let opened = MemoryFile::open(path, links);
-                let file = opened.map_err(|(path, source)| Error::Open { path, source })?;
+                let file = match passed.take(&path) {
+                    Some(file) => MemoryFile::new(file, path).map_err(open_error),
+                    None => open_memory_file(path, links),
+                }?;
                 bus_error::set_files(format_args!("the memory file {:?}", file.path()));
-                match map_snapshot(&regions, file.file()) {
+                let mapped = match slots {
+                    Some(memory) => memory::remap_snapshot(&memory, file.file()).map(|()| memory),
+                    None => map_snapshot(&regions, file.file()),
+                };
+                match mapped {
                     Ok(memory) => Ok((memory, MemoryBacking::File(file))),
                     Err(source) => Err(Error::File {
                         path: file.path().to_owned(),
@@ -99,6 +121,15 @@ impl MemorySource {
             },
         }
     }
+}
+
+/// Opens the memory file at `path`.
+pub(super) fn open_memory_file(path: PathBuf, links: Links) -> Result<MemoryFile, Error> {
+    MemoryFile::open(path, links).map_err(open_error)
+}
+
+fn open_error((path, source): (PathBuf, io::Error)) -> Error {
+    Error::Open { path, source }
 }
 
 /// Returns the identity of this host for state files.

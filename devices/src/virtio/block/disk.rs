@@ -239,17 +239,14 @@ impl Disk {
     /// # Errors
     /// As of [`Self::open`], except [`Error::InUse`].
     pub fn open_unlocked(path: &Path, options: DiskOptions) -> Result<Self, Error> {
-        let DiskOptions { read_only, .. } = options;
-        // Checked before the open, which would block on a pipe.
-        let metadata = path
-            .metadata()
-            .map_err(|source| open_error(path, read_only, source))?;
-        check_kind(path, &metadata)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(!read_only)
-            .open(path)
-            .map_err(|source| open_error(path, read_only, source))?;
+        Self::with_file(open_file(path, options.read_only)?, path, options)
+    }
+
+    /// Uses `file`, which is open at `path` for the accesses of `options`, otherwise as [`Self::open_unlocked`].
+    ///
+    /// # Errors
+    /// As of [`Self::open_unlocked`].
+    pub fn with_file(file: File, path: &Path, options: DiskOptions) -> Result<Self, Error> {
         let metadata = file.metadata().map_err(|source| Error::System {
             operation: "inspect",
             path: path.to_owned(),
@@ -732,6 +729,19 @@ pub(super) fn open_error(path: &Path, read_only: bool, source: io::Error) -> Err
             source,
         },
     }
+}
+
+/// Opens the file of a disk at `path`.
+///
+/// # Errors
+/// Fails if it is no file or block device, or cannot be opened.
+pub fn open_file(path: &Path, read_only: bool) -> Result<File, Error> {
+    let failed = |source| open_error(path, read_only, source);
+    // Checked before the open, which would block on a pipe.
+    check_kind(path, &path.metadata().map_err(failed)?)?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(!read_only);
+    options.open(path).map_err(failed)
 }
 
 /// Fails if `metadata` is neither of a file nor of a block device.

@@ -37,6 +37,7 @@ mod transfer;
 mod uring;
 mod worker;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
@@ -220,22 +221,30 @@ impl Block {
     /// # Errors
     /// Fails if the disk is not usable, or the kernel does not create the event descriptors.
     pub fn open(config: &DiskConfig, clock: Box<dyn Clock>) -> Result<Self, Error> {
-        let mut block = Self::open_unlocked(config, clock)?;
+        let mut block = Self::open_unlocked(config, None, clock)?;
         block.lock()?;
         Ok(block)
     }
 
-    /// Opens the disk of `config` and creates the device like [`open`](Self::open), but leaves the disk unlocked. The device processes no
-    /// request before it is [locked](Self::lock).
+    /// Opens the disk of `config`, unless `file` is open there, and creates the device like [`open`](Self::open), but leaves the disk
+    /// unlocked. The device processes no request before it is [locked](Self::lock).
     ///
     /// # Errors
     /// As of [`open`](Self::open).
-    pub fn open_unlocked(config: &DiskConfig, clock: Box<dyn Clock>) -> Result<Self, Error> {
-        let disk =
-            Disk::open_unlocked(&config.path, config.disk_options()).map_err(|source| Error::Disk {
-                id: config.id.clone(),
-                source,
-            })?;
+    pub fn open_unlocked(
+        config: &DiskConfig,
+        file: Option<File>,
+        clock: Box<dyn Clock>,
+    ) -> Result<Self, Error> {
+        let (path, options) = (&config.path, config.disk_options());
+        let opened = match file {
+            Some(file) => Disk::with_file(file, path, options),
+            None => Disk::open_unlocked(path, options),
+        };
+        let disk = opened.map_err(|source| Error::Disk {
+            id: config.id.clone(),
+            source,
+        })?;
         Self::new(disk, config, clock).map_err(|source| Error::Descriptors {
             id: config.id.clone(),
             source,

@@ -1,0 +1,331 @@
+//! `mayfly shell`: a process that has made its VM, and waits for a snapshot to load into it.
+//!
+//! ```text
+//! mayfly shell SOCKET                          mayfly restore --shell SOCKET DIR
+//!   create VM, memory slots, vCPUs
+//!   bind the socket
+//!   wait  <------------------------------------ arguments, open files, stdin, stdout, stderr
+//!   read the state file, check its shape
+//!   take over stdin, stdout and stderr
+//!   map the memory file under the live slots
+//!   restore, run the guest
+//!   exit status ------------------------------> exit status
+//! ```
+//! A shell holds no file of a client before its request, and serves one VM. It ends when its client ends.
+//!
+//! | module | contents |
+//! |---|---|
+//! | `message` | messages between shell and client |
+//! | `client` | `mayfly restore --shell` |
+
+mod client;
+mod message;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::http::{self, Socket};
+use vmm::config::VmConfig;
+use vmm::control::{self, Control, LoadSnapshotError, OpenSnapshot, PassedFiles};
+use vmm::event_loop::{ExitReason, SignalFd};
+use vmm::timeline::Timeline;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use crate::cli::args::{self, Command, RestoreArgs, STATE, ShellArgs, ShellSocket};
+use crate::cli::hints::{self, OptionSet};
+use crate::logging::print_message;
+use crate::process;
+use crate::session::{self, SessionSetup, StartError};
+use crate::terminal::console;
+use message::{Reply, Request};
+
+pub use client::{Error as ClientError, restore};
+
+/// Maximum wait for the rest of a request after its client has connected.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Failure of a shell.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The shape cannot be read from a snapshot.
+    #[error("cannot read the shape of the VM from a snapshot")]
+    Shape(#[source] LoadSnapshotError),
+    /// The VM cannot be created.
+    #[error(transparent)]
+    Prepare(control::Error),
+    /// The socket cannot be created.
+    #[error(transparent)]
+    Socket(http::Error),
+    /// The inherited descriptor is no socket.
+    #[error("cannot use descriptor {number} as a socket; name one that the parent has connected")]
+    Descriptor {
+        /// Number of the descriptor.
+        number: RawFd,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A system call failed.
+    #[error("cannot {operation}")]
+    System {
+        /// Failed operation.
+        operation: &'static str,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Signals cannot be blocked.
+    #[error(transparent)]
+    Session(session::Error),
+}
+
+/// Makes a VM, waits for the request of a client, and runs the VM to its end. Returns the exit status.
+///
+/// # Errors
+/// [`Error`] before the request.
+pub fn shell(args: &ShellArgs, started_at: Instant) -> Result<u8, Error> {
+    // Before any thread starts: threads inherit the mask.
+    let signals = session::block_signals().map_err(Error::Session)?;
+    let timeline = Arc::new(Timeline::new(started_at, true));
+    let mut control = Control::new(Box::new(|| Ok(console::open()?)), timeline.clone());
+    control.prepare_load(shape(args)?).map_err(Error::Prepare)?;
+    // Last: a client that finds the socket does not wait for the VM.
+    let mut waiter = Waiter::new(&args.socket, &signals)?;
+    let accepted = loop {
+        match waiter.wait()? {
+            Event::Signal(signal) => {
+                // Removes the file of the socket.
+                drop(waiter);
+                return Ok(process::exit_by_signal(signal));
+            }
+            Event::Request(stream) => match accept(stream, &control) {
+                Ok(accepted) => break accepted,
+                Err(Some(refused)) => waiter.give_back(refused),
+                Err(None) if waiter.is_inherited() => return Ok(process::SUCCESS),
+                Err(None) => {}
+            },
+        }
+    };
+    drop(waiter);
+    timeline.restart(accepted.received_at);
+    Ok(run(accepted, control, timeline))
+}
+
+/// Returns the configuration with the shape of the VM.
+fn shape(args: &ShellArgs) -> Result<VmConfig, Error> {
+    let mut config = match &args.snapshot {
+        Some(directory) => {
+            let described = control::describe_snapshot(&directory.join(STATE));
+            described.map_err(Error::Shape)?.1
+        }
+        None => VmConfig::new(PathBuf::new()),
+    };
+    config.devices.clear();
+    config.memory = args.memory.unwrap_or(config.memory);
+    config.vcpus = args.vcpus.unwrap_or(config.vcpus);
+    Ok(config)
+}
+
+/// A request that the shell executes.
+struct Accepted {
+    stream: UnixStream,
+    received_at: Instant,
+    restore: Box<RestoreArgs>,
+    snapshot: OpenSnapshot,
+    standard: [OwnedFd; 3],
+    directory: OwnedFd,
+}
+
+/// Receives the request of a client. Refuses it if the snapshot does not fit, and returns the connection; the shell is unchanged then.
+/// Returns no connection if the client has ended.
+fn accept(mut stream: UnixStream, control: &Control) -> Result<Accepted, Option<UnixStream>> {
+    let (request, restore, snapshot, received_at) = match receive(&mut stream, control) {
+        Ok(received) => received,
+        Err(None) => return Err(None),
+        Err(Some(reason)) => {
+            let is_sent = Reply::Refused(reason).send(&mut stream).is_ok();
+            return Err(is_sent.then_some(stream));
+        }
+    };
+    Ok(Accepted {
+        stream,
+        received_at,
+        restore,
+        snapshot,
+        standard: request.standard,
+        directory: request.directory,
+    })
+}
+
+type Received = (Request, Box<RestoreArgs>, OpenSnapshot, Instant);
+
+/// Receives and checks a request. Returns the reason to refuse it, or none if the client has ended.
+fn receive(stream: &mut UnixStream, control: &Control) -> Result<Received, Option<String>> {
+    // Fails only for a zero duration.
+    let _ = stream.set_read_timeout(Some(REQUEST_TIMEOUT));
+    let mut request = match Request::receive(stream) {
+        Ok(request) => request,
+        Err(message::Error::Ended) => return Err(None),
+        Err(error) => return Err(Some(hints::describe(&error, OptionSet::None))),
+    };
+    let received_at = Instant::now();
+    let arguments = request.arguments.iter().map(Into::into);
+    let command = args::parse("mayfly".as_ref(), ["restore".into()].into_iter().chain(arguments));
+    let restore = match command {
+        Ok(Command::Restore(restore)) => restore,
+        Ok(_) => return Err(Some("the arguments are not those of mayfly restore".into())),
+        Err(error) => return Err(Some(error.to_string())),
+    };
+    let files = std::mem::take(&mut request.files).into_iter();
+    let files = files.map(|(path, file)| (path, File::from(file))).collect();
+    let passed = PassedFiles::new(files, std::mem::take(&mut request.descriptors));
+    match control.open_snapshot(restore.params.clone(), passed) {
+        Ok(snapshot) => Ok((request, restore, snapshot, received_at)),
+        Err(error) => Err(Some(hints::describe(&error, OptionSet::Restore))),
+    }
+}
+
+/// Runs the VM to its end, and sends the exit status to the client. Returns it.
+fn run(accepted: Accepted, control: Control, timeline: Arc<Timeline>) -> u8 {
+    let mut stream = accepted.stream;
+    let adopted = process::adopt(&accepted.standard, &accepted.directory);
+    // The client keeps its own. A pipe ends when the last one is closed.
+    drop((accepted.standard, accepted.directory));
+    let ended = adopted
+        .map_err(|source| session::Error::System {
+            operation: "take over the descriptors of the client",
+            source,
+        })
+        .and_then(|()| SessionSetup::prepare_with(accepted.restore.session, timeline))
+        .and_then(|setup| {
+            setup.wait(Duration::ZERO, control, Some(stream.as_fd()), |control| {
+                let loaded = control.load_open_snapshot(accepted.snapshot);
+                loaded.map(drop).map_err(StartError::Load)
+            })
+        });
+    let end = match ended {
+        Ok(end) => end,
+        Err(error) => {
+            print_message(&hints::describe(error.inner(), OptionSet::Restore));
+            let _ = Reply::Status(process::FAILURE).send(&mut stream);
+            return process::FAILURE;
+        }
+    };
+    if let ExitReason::Signal(signal) = end {
+        // Before the signal ends this process.
+        let _ = Reply::Signal(signal).send(&mut stream);
+    }
+    let status = session::exit_status(&end, OptionSet::Restore);
+    let _ = Reply::Status(status).send(&mut stream);
+    status
+}
+
+/// Event of a waiting shell.
+enum Event {
+    /// A client has connected or, on an inherited socket, has sent bytes.
+    Request(UnixStream),
+    /// A signal ends the shell.
+    Signal(libc::c_int),
+}
+
+/// Origin of requests.
+enum Source {
+    Listener(Socket),
+    /// `None` while a request on it is received.
+    Inherited(Option<UnixStream>),
+}
+
+/// Waits for requests and signals.
+struct Waiter {
+    source: Source,
+    signals: SignalFd,
+    epoll: Epoll,
+}
+
+impl Waiter {
+    fn new(socket: &ShellSocket, signals: &[libc::c_int]) -> Result<Self, Error> {
+        let failed = |operation| move |source| Error::System { operation, source };
+        let source = match socket {
+            ShellSocket::Path(path) => Source::Listener(Socket::bind_private(path).map_err(Error::Socket)?),
+            ShellSocket::Descriptor(number) => Source::Inherited(Some(inherited(*number)?)),
+        };
+        let signals = SignalFd::new(signals).map_err(failed("create a signalfd"))?;
+        let epoll = Epoll::new().map_err(failed("create an epoll instance"))?;
+        let descriptor = match &source {
+            Source::Listener(socket) => Some(socket.as_raw_fd()),
+            Source::Inherited(stream) => stream.as_ref().map(AsRawFd::as_raw_fd),
+        };
+        for descriptor in descriptor.into_iter().chain([signals.as_raw_fd()]) {
+            let event = EpollEvent::new(EventSet::IN, 0);
+            let added = epoll.ctl(ControlOperation::Add, descriptor, event);
+            added.map_err(failed("wait for clients"))?;
+        }
+        Ok(Self {
+            source,
+            signals,
+            epoll,
+        })
+    }
+
+    /// Waits for an event.
+    fn wait(&mut self) -> Result<Event, Error> {
+        let failed = |source| Error::System {
+            operation: "wait for clients",
+            source,
+        };
+        loop {
+            match self.epoll.wait(-1, &mut [EpollEvent::default()]) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(failed(error)),
+            }
+            if let Some(signal) = self.signals.read() {
+                return Ok(Event::Signal(signal));
+            }
+            match &mut self.source {
+                Source::Inherited(stream) => {
+                    if let Some(stream) = stream.take() {
+                        return Ok(Event::Request(stream));
+                    }
+                }
+                Source::Listener(socket) => match socket.accept() {
+                    Ok(stream) => return Ok(Event::Request(stream)),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    // The client has ended.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                    Err(error) => return Err(failed(error)),
+                },
+            }
+        }
+    }
+
+    fn is_inherited(&self) -> bool {
+        matches!(self.source, Source::Inherited(_))
+    }
+
+    /// Takes back the connection of a refused request. A peer of the inherited socket can repeat it.
+    fn give_back(&mut self, stream: UnixStream) {
+        if let Source::Inherited(inherited) = &mut self.source {
+            *inherited = Some(stream);
+        }
+    }
+}
+
+/// Returns the connected socket that this process has inherited as `number`.
+fn inherited(number: RawFd) -> Result<UnixStream, Error> {
+    // SAFETY: the call takes no pointer and closes no descriptor; the kernel checks the number.
+    let duplicate = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    let failed = |source| Error::Descriptor { number, source };
+    if duplicate < 0 {
+        return Err(failed(io::Error::last_os_error()));
+    }
+    // SAFETY: the kernel has just returned this descriptor; nothing else owns it.
+    let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(duplicate) });
+    stream.peer_addr().map_err(failed)?;
+    Ok(stream)
+}
