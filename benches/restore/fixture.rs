@@ -88,7 +88,8 @@ impl Fixture {
     }
 }
 
-fn socket() -> PathBuf {
+/// Returns the path of the socket of a process.
+pub fn socket() -> PathBuf {
     directory().join("s")
 }
 

@@ -7,6 +7,8 @@
 //                                  after an input byte, and prints another byte
 //     floor wait DIR SOCKET        creates a VM and a vCPU, waits for a request on SOCKET, and then restores and
 //                                  resumes that guest, its vCPU on a thread
+//     floor shell DIR SOCKET       as wait, but has memory slots of the size in DIR, and receives the files: maps the memory under the
+//                                  live slot
 //
 // One vCPU, otherwise one thread, the split interrupt controller, memory mapped privately from its file. The restored
 // state is the minimum that KVM requires: no model-specific registers, and the saved CPUID instead of a new
@@ -78,12 +80,20 @@ static void create_vm(void) {
     vm = checked_ioctl(kvm, KVM_CREATE_VM, NULL, "KVM_CREATE_VM");
 }
 
-static void map_memory(int fd, int shared) {
-    memory = mmap(NULL, state.size, PROT_READ | PROT_WRITE, (shared ? MAP_SHARED : MAP_PRIVATE) | MAP_NORESERVE, fd, 0);
+static void map_file(int fd, int flags) {
+    memory = mmap(memory, state.size, PROT_READ | PROT_WRITE, flags | MAP_NORESERVE, fd, 0);
     if (memory == MAP_FAILED) err(1, "mmap");
+}
+
+static void set_slot(void) {
     struct kvm_userspace_memory_region slot = {.memory_size = state.size, .userspace_addr = (uintptr_t)memory};
     checked_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot, "KVM_SET_USER_MEMORY_REGION");
     if (ioctl(vm, KVM_SET_TSS_ADDR, 0xfffbd000) < 0) err(1, "KVM_SET_TSS_ADDR");
+}
+
+static void map_memory(int fd, int shared) {
+    map_file(fd, shared ? MAP_SHARED : MAP_PRIVATE);
+    set_slot();
 }
 
 static void create_vcpu(void) {
@@ -179,21 +189,63 @@ static void *run_vcpu(void *unused) {
     return unused;
 }
 
-static void wait_for_request(const char *directory, const char *path) {
-    int listener = listen_at(path);
-    create_vm();
+static pthread_t start_vcpu(void) {
     create_vcpu();
     wake = eventfd(0, EFD_CLOEXEC);
     pthread_t thread;
     if (pthread_create(&thread, NULL, run_vcpu, NULL)) errx(1, "pthread_create");
+    return thread;
+}
+
+static void wake_vcpu(pthread_t thread) {
+    uint64_t one = 1;
+    if (write(wake, &one, sizeof one) != sizeof one) err(1, "eventfd");
+    pthread_join(thread, NULL);
+}
+
+static void wait_for_request(const char *directory, const char *path) {
+    int listener = listen_at(path);
+    create_vm();
+    pthread_t thread = start_vcpu();
     int client = accept(listener, NULL, NULL);
     char request[1024];
-    uint64_t one = 1;
     if (client < 0 || read(client, request, sizeof request) < 1) err(1, "request");
     read_state(directory);
     map_memory(open_file(directory, "memory", O_RDONLY), 0);
-    if (write(wake, &one, sizeof one) != sizeof one) err(1, "eventfd");
-    pthread_join(thread, NULL);
+    wake_vcpu(thread);
+}
+
+// Order of the descriptors in a request to a shell.
+enum { STDOUT = 1, STATE = 4, MEMORY = 5, DESCRIPTORS };
+
+static void receive_files(int client, int files[DESCRIPTORS]) {
+    char text[4096];
+    union {
+        char bytes[CMSG_SPACE(DESCRIPTORS * sizeof(int))];
+        struct cmsghdr aligned;
+    } control;
+    struct iovec part = {.iov_base = text, .iov_len = sizeof text};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
+    if (recvmsg(client, &message, MSG_CMSG_CLOEXEC) < 1) err(1, "recvmsg");
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    if (!header || header->cmsg_len != CMSG_LEN(DESCRIPTORS * sizeof(int))) errx(1, "the request has another number of descriptors");
+    memcpy(files, CMSG_DATA(header), DESCRIPTORS * sizeof(int));
+}
+
+static void shell(const char *directory, const char *path) {
+    read_state(directory);
+    create_vm();
+    map_file(-1, MAP_PRIVATE | MAP_ANONYMOUS);
+    set_slot();
+    pthread_t thread = start_vcpu();
+    int client = accept(listen_at(path), NULL, NULL);
+    if (client < 0) err(1, "accept");
+    int files[DESCRIPTORS];
+    receive_files(client, files);
+    if (read(files[STATE], &state, sizeof state) != sizeof state) err(1, "state");
+    if (dup2(files[STDOUT], 1) < 0) err(1, "dup2");
+    map_file(files[MEMORY], MAP_PRIVATE | MAP_FIXED);
+    wake_vcpu(thread);
 }
 
 // State of a guest that resume() does not need.
@@ -262,8 +314,10 @@ int main(int argc, char **argv) {
         diff(argv[3]);
     } else if (argc == 4 && !strcmp(argv[1], "wait")) {
         wait_for_request(argv[2], argv[3]);
+    } else if (argc == 4 && !strcmp(argv[1], "shell")) {
+        shell(argv[2], argv[3]);
     } else {
-        errx(2, "usage: floor make DIR MEMORY_MIB | restore DIR | diff DIR NEW | wait DIR SOCKET");
+        errx(2, "usage: floor make DIR MEMORY_MIB | restore DIR | diff DIR NEW | wait DIR SOCKET | shell DIR SOCKET");
     }
     return 0;
 }

@@ -7,6 +7,7 @@ mod fixture;
 #[path = "../control/process.rs"]
 #[allow(dead_code, reason = "only the benchmark of the API socket uses all of it")]
 mod process;
+mod shell;
 mod table;
 mod touch;
 
@@ -48,6 +49,8 @@ fn main() -> ExitCode {
 fn measure(fixture: &Fixture, rounds: usize) -> io::Result<Vec<Row>> {
     let mut rows = spawn(fixture, rounds)?;
     rows.push(load(fixture, rounds)?);
+    rows.push(shell::load(fixture, SMALL, rounds)?);
+    rows.push(shell::load(fixture, LARGE, rounds)?);
     rows.push(resume(fixture, rounds)?);
     rows.extend(full(fixture, rounds)?);
     for mib in [SMALL, LARGE] {
