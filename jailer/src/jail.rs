@@ -1,0 +1,277 @@
+//! The directory tree of a jail.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use crate::args::Args;
+use crate::contents::{DEVICES, Device, MISC, USERFAULTFD, pid_file, pid_file_draft, program_draft};
+use crate::error::Error;
+use crate::leftover;
+use crate::program::Program;
+use crate::report::warn;
+use crate::sys::{self, Directory};
+use crate::undo::Undo;
+
+/// Mode of directories above the root of the jail, which belong to root.
+const OUTER_MODE: libc::mode_t = 0o755;
+/// Mode of the root of the jail and of directories in it, which belong to the user of the VMM.
+const INNER_MODE: libc::mode_t = 0o700;
+/// Attempts to create the directories: another jailer with the same program that undoes its own steps may remove one meanwhile.
+const ATTEMPTS: u32 = 20;
+
+/// A locked jail.
+#[derive(Debug)]
+pub struct Jail {
+    /// Directory of this ID, which belongs to root and has the lock. `execve` releases it.
+    _id: Rc<Directory>,
+    /// Root of the jail.
+    pub root: Rc<Directory>,
+    uid: u32,
+    gid: u32,
+    /// The copy of the program has a temporary name.
+    has_draft: bool,
+}
+
+impl Jail {
+    /// Creates the missing directories down to the root of the jail, and locks it. Removes the files of an earlier VMM if `--force`
+    /// is given.
+    ///
+    /// # Errors
+    /// Fails if a directory cannot be created, or if the jail is in use.
+    pub fn create(args: &Args, program: &OsStr, undo: &mut Undo) -> Result<Self, Error> {
+        let base = std::fs::canonicalize(&args.base);
+        let base = base.map_err(Error::path("find the directory of all jails", &args.base))?;
+        let base = Directory::open(base);
+        let base = Rc::new(base.map_err(Error::path("open the directory of all jails", &args.base))?);
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            match Self::create_below(&base, args, program, undo) {
+                Err(Error::Path { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS =>
+                {
+                    undo.run();
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn create_below(
+        base: &Rc<Directory>,
+        args: &Args,
+        program: &OsStr,
+        undo: &mut Undo,
+    ) -> Result<Self, Error> {
+        let (above, _) = make_directory(base, program, OUTER_MODE, undo)?;
+        let (id, _) = make_directory(&above, args.id.as_ref(), OUTER_MODE, undo)?;
+        let is_locked = id.try_lock().map_err(Error::path("lock", id.path()))?;
+        if !is_locked {
+            return Err(Error::Check {
+                operation: "use the jail",
+                path: id.path().to_owned(),
+                reason: "another jailer starts a VMM in it; choose another --id".to_owned(),
+            });
+        }
+        let (root, is_new) = make_directory(&id, "root".as_ref(), INNER_MODE, undo)?;
+        if !is_new {
+            leftover::check(&root, program, args.force)?;
+        }
+        Ok(Self {
+            _id: id,
+            root,
+            uid: args.uid,
+            gid: args.gid,
+            has_draft: false,
+        })
+    }
+
+    /// Copies the program to the root of the jail. A file in its place is replaced by [`Jail::finish_program`].
+    ///
+    /// # Errors
+    /// Fails if the copy fails, or if the file in its place may be outside of the jail.
+    pub fn copy_program(&mut self, program: &Program, undo: &mut Undo) -> Result<(), Error> {
+        let (mut name, mode) = (program.name.clone(), program.mode);
+        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
+        let create = |name: &OsStr| self.root.open_file(name, flags, mode);
+        let mut file = create(&name);
+        if let Err(error) = &file
+            && error.kind() == io::ErrorKind::AlreadyExists
+        {
+            self.check_replaced(&name)?;
+            name = program_draft(&name);
+            self.has_draft = true;
+            file = create(&name);
+        }
+        let path = self.root.join(&name);
+        let file = file.map_err(Error::path("create the copy of the program", &path))?;
+        undo.add_file(&self.root, name);
+        sys::copy(&program.file, &file, program.size).map_err(Error::path("copy the program to", &path))?;
+        sys::set_owner(&file, self.uid, self.gid).map_err(Error::path("set the owner of", path))
+    }
+
+    /// Checks the file that the copy of the program replaces.
+    fn check_replaced(&self, name: &OsStr) -> Result<(), Error> {
+        let path = self.root.join(name);
+        let status = self.root.status_of(name);
+        let status = status.map_err(Error::path("query", &path))?;
+        let reason = if status.st_mode & libc::S_IFMT != libc::S_IFREG {
+            "it is not a regular file; remove it"
+        } else if status.st_nlink > 1 {
+            "it has another name, which may be outside of the jail; remove it"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Check {
+            operation: "replace",
+            path,
+            reason: reason.to_owned(),
+        })
+    }
+
+    /// Gives the copy of the program its name, in place of an older file.
+    ///
+    /// # Errors
+    /// Fails if the rename fails.
+    pub fn finish_program(&self, program: &Program) -> Result<(), Error> {
+        if !self.has_draft {
+            return Ok(());
+        }
+        let result = self.root.rename(&program_draft(&program.name), &program.name);
+        result.map_err(Error::path("replace", self.root.join(&program.name)))
+    }
+
+    /// Creates the directories and devices in the jail.
+    ///
+    /// # Errors
+    /// Fails if a directory or device other than `urandom` cannot be created.
+    pub fn create_devices(&self, userfaultfd: Option<u32>, undo: &mut Undo) -> Result<(), Error> {
+        self.take_over(&self.root, undo)?;
+        let dev = self.make_inner_directory(&self.root, "dev", undo)?;
+        let net = self.make_inner_directory(&dev, "net", undo)?;
+        self.make_inner_directory(&self.root, "run", undo)?;
+        for device in &DEVICES {
+            let directory = if device.directory == "dev" { &dev } else { &net };
+            match self.create_device(directory, device, undo) {
+                Err(error) if device.is_optional => warn(&format!("warning: {}", error.describe())),
+                result => result?,
+            }
+        }
+        if let Some(minor) = userfaultfd {
+            let device = Device {
+                directory: "dev",
+                name: USERFAULTFD,
+                major: MISC,
+                minor,
+                is_optional: false,
+            };
+            self.create_device(&dev, &device, undo)?;
+        }
+        Ok(())
+    }
+
+    fn create_device(
+        &self,
+        directory: &Rc<Directory>,
+        device: &Device,
+        undo: &mut Undo,
+    ) -> Result<(), Error> {
+        let (name, path) = (OsStr::new(device.name), directory.join(device.name));
+        let number = libc::makedev(device.major, device.minor);
+        let result = directory.create_device(name, number);
+        result.map_err(Error::path("create the device", &path))?;
+        undo.add_file(directory, name);
+        let result = directory.set_owner_of(name, self.uid, self.gid);
+        result.map_err(Error::path("set the owner of", path))
+    }
+
+    /// Creates or takes over the directory `name` in `directory`.
+    fn make_inner_directory(
+        &self,
+        directory: &Rc<Directory>,
+        name: &str,
+        undo: &mut Undo,
+    ) -> Result<Rc<Directory>, Error> {
+        let (inner, is_new) = make_directory(directory, name.as_ref(), INNER_MODE, undo)?;
+        if is_new {
+            let result = directory.set_owner_of(name.as_ref(), self.uid, self.gid);
+            result.map_err(Error::path("set the owner of", inner.path()))?;
+        } else {
+            self.take_over(&inner, undo)?;
+        }
+        Ok(inner)
+    }
+
+    /// Gives a directory that may have existed to the user of the VMM.
+    fn take_over(&self, directory: &Rc<Directory>, undo: &mut Undo) -> Result<(), Error> {
+        let status = directory
+            .status()
+            .map_err(Error::path("query", directory.path()))?;
+        undo.add_attributes(directory, status);
+        let result = directory.set_attributes(self.uid, self.gid, INNER_MODE);
+        result.map_err(Error::path("set owner and mode of", directory.path()))
+    }
+
+    /// Creates the file for the PID under a temporary name: a reader finds it complete, or not at all.
+    ///
+    /// # Errors
+    /// Fails if the file cannot be created.
+    pub fn create_pid_file(&self, program: &OsStr, undo: &mut Undo) -> Result<PidFile, Error> {
+        let (draft, name) = (pid_file_draft(program), pid_file(program));
+        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
+        let file = self.root.open_file(&draft, flags, 0o644);
+        let file = file.map_err(Error::path("create the PID file", self.root.join(&draft)))?;
+        undo.add_file(&self.root, &draft);
+        // It does not exist: the lock excludes other jailers, and `leftover` has looked for it.
+        undo.add_file(&self.root, &name);
+        Ok(PidFile {
+            root: Rc::clone(&self.root),
+            file,
+            draft,
+            name,
+        })
+    }
+}
+
+/// The file for the PID of the VMM, still without a PID.
+#[derive(Debug)]
+pub struct PidFile {
+    root: Rc<Directory>,
+    file: OwnedFd,
+    draft: OsString,
+    name: OsString,
+}
+
+impl PidFile {
+    /// Writes `pid` and gives the file its name.
+    ///
+    /// # Errors
+    /// Fails if the write or the rename fails.
+    pub fn publish(&self, pid: libc::pid_t) -> Result<(), Error> {
+        let result = sys::write(&self.file, pid.to_string().as_bytes());
+        let result = result.and_then(|()| self.root.rename(&self.draft, &self.name));
+        result.map_err(Error::path("write the PID file", self.root.join(&self.name)))
+    }
+}
+
+/// Opens the directory `name` in `directory`. Creates it if it does not exist, and returns true then.
+pub fn make_directory(
+    directory: &Rc<Directory>,
+    name: &OsStr,
+    mode: libc::mode_t,
+    undo: &mut Undo,
+) -> Result<(Rc<Directory>, bool), Error> {
+    let is_new = match directory.create_directory(name, mode) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+        Err(error) => return Err(Error::path("create the directory", directory.join(name))(error)),
+    };
+    if is_new {
+        undo.add_directory(directory, name);
+    }
+    let inner = directory.open_directory(name);
+    let inner = inner.map_err(Error::path("open the directory", directory.join(name)))?;
+    Ok((Rc::new(inner), is_new))
+}
