@@ -78,20 +78,23 @@ impl Error {
         move |source| Self::Call { operation, source }
     }
 
-    /// Returns the message with its causes and the way out in one line, without control characters of paths.
+    /// Returns the message with its causes and the way out in one line.
     pub fn describe(&self) -> String {
+        match self.way_out() {
+            Some(way_out) => format!("{}; {way_out}", self.chain()),
+            None => self.chain(),
+        }
+    }
+
+    /// Returns the message with its causes in one line, without control characters of paths.
+    pub fn chain(&self) -> String {
         let mut text = self.to_string();
         let mut cause = error::Error::source(self);
         while let Some(error) = cause {
             text = format!("{text}: {error}");
             cause = error.source();
         }
-        if let Some(way_out) = self.way_out() {
-            text = format!("{text}; {way_out}");
-        }
-        text.chars()
-            .map(|c| if c.is_control() { '?' } else { c })
-            .collect()
+        text.replace(|c: char| c.is_control(), "?")
     }
 
     /// Returns the way out where the error of the system call has a usual cause.

@@ -28,6 +28,8 @@ pub struct Jail {
     _id: Rc<Directory>,
     /// Root of the jail.
     pub root: Rc<Directory>,
+    /// The root existed before.
+    is_old: bool,
     uid: u32,
     gid: u32,
     /// The copy of the program has a temporary name.
@@ -82,13 +84,15 @@ impl Jail {
         Ok(Self {
             _id: id,
             root,
+            is_old: !is_new,
             uid: args.uid,
             gid: args.gid,
             has_draft: false,
         })
     }
 
-    /// Copies the program to the root of the jail. A file in its place is replaced by [`Jail::finish_program`].
+    /// Copies the program to the root of the jail. A file in its place stays until
+    /// [`Replacement::finish`].
     ///
     /// # Errors
     /// Fails if the copy fails, or if the file in its place may be outside of the jail.
@@ -131,16 +135,12 @@ impl Jail {
         })
     }
 
-    /// Gives the copy of the program its name, in place of an older file.
-    ///
-    /// # Errors
-    /// Fails if the rename fails.
-    pub fn finish_program(&self, program: &Program) -> Result<(), Error> {
-        if !self.has_draft {
-            return Ok(());
-        }
-        let result = self.root.rename(&program_draft(&program.name), &program.name);
-        result.map_err(Error::path("replace", self.root.join(&program.name)))
+    /// Returns the replacement of an older program, which is the last step before `execve`: it cannot be undone.
+    pub fn replacement(&self, program: &Program) -> Option<Replacement> {
+        self.has_draft.then(|| Replacement {
+            root: Rc::clone(&self.root),
+            name: program.name.clone(),
+        })
     }
 
     /// Creates the directories and devices in the jail.
@@ -148,7 +148,7 @@ impl Jail {
     /// # Errors
     /// Fails if a directory or device other than `urandom` cannot be created.
     pub fn create_devices(&self, userfaultfd: Option<u32>, undo: &mut Undo) -> Result<(), Error> {
-        self.take_over(&self.root, undo)?;
+        self.take_over(&self.root, self.is_old, undo)?;
         let dev = self.make_inner_directory(&self.root, "dev", undo)?;
         let net = self.make_inner_directory(&dev, "net", undo)?;
         self.make_inner_directory(&self.root, "run", undo)?;
@@ -195,22 +195,19 @@ impl Jail {
         undo: &mut Undo,
     ) -> Result<Rc<Directory>, Error> {
         let (inner, is_new) = make_directory(directory, name.as_ref(), INNER_MODE, undo)?;
-        if is_new {
-            let result = directory.set_owner_of(name.as_ref(), self.uid, self.gid);
-            result.map_err(Error::path("set the owner of", inner.path()))?;
-        } else {
-            self.take_over(&inner, undo)?;
-        }
+        self.take_over(&inner, !is_new, undo)?;
         Ok(inner)
     }
 
-    /// Gives a directory that may have existed to the user of the VMM.
-    fn take_over(&self, directory: &Rc<Directory>, undo: &mut Undo) -> Result<(), Error> {
-        let status = directory
-            .status()
-            .map_err(Error::path("query", directory.path()))?;
-        undo.add_attributes(directory, status);
-        let result = directory.set_attributes(self.uid, self.gid, INNER_MODE);
+    /// Gives a directory to the user of the VMM. Its mode is exact already, unless it `is_old`.
+    fn take_over(&self, directory: &Rc<Directory>, is_old: bool, undo: &mut Undo) -> Result<(), Error> {
+        let mut mode = None;
+        if is_old {
+            let status = directory.status();
+            undo.add_attributes(directory, status.map_err(Error::path("query", directory.path()))?);
+            mode = Some(INNER_MODE);
+        }
+        let result = directory.set_attributes(self.uid, self.gid, mode);
         result.map_err(Error::path("set owner and mode of", directory.path()))
     }
 
@@ -232,6 +229,24 @@ impl Jail {
             draft,
             name,
         })
+    }
+}
+
+/// A copy of the program under a temporary name, and the older file that it replaces.
+#[derive(Debug)]
+pub struct Replacement {
+    root: Rc<Directory>,
+    name: OsString,
+}
+
+impl Replacement {
+    /// Gives the copy its name. The user of the VMM has the right to do so: the root of the jail belongs to it.
+    ///
+    /// # Errors
+    /// Fails if the rename fails.
+    pub fn finish(&self) -> Result<(), Error> {
+        let result = self.root.rename(&program_draft(&self.name), &self.name);
+        result.map_err(Error::path("replace", self.root.join(&self.name)))
     }
 }
 

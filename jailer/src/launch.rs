@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::args::Args;
 use crate::error::Error;
-use crate::jail::PidFile;
+use crate::jail::{PidFile, Replacement};
 use crate::program::Program;
 use crate::sys;
 
@@ -46,7 +46,15 @@ pub struct Launch {
     limits: Limits,
     uid: u32,
     gid: u32,
-    pid_file: PidFile,
+    files: Files,
+}
+
+/// Files of the jail that the launch completes.
+pub struct Files {
+    /// The file for the PID.
+    pub pid: PidFile,
+    /// The copy of the program, if it replaces an older file.
+    pub program: Option<Replacement>,
 }
 
 /// Limits of the VMM.
@@ -66,7 +74,7 @@ impl Launch {
         program: &Program,
         clocks: Clocks,
         null: Option<OwnedFd>,
-        pid_file: PidFile,
+        files: Files,
     ) -> Result<Self, Error> {
         let text = |text: &OsString| sys::c_string(text).map_err(Error::path("pass the argument", text));
         let path = text(&sys::affixed("/", &program.name, ""))?;
@@ -86,7 +94,7 @@ impl Launch {
             },
             uid: args.uid,
             gid: args.gid,
-            pid_file,
+            files,
         })
     }
 
@@ -99,7 +107,7 @@ impl Launch {
     /// Fails if a step of this process or of a child fails.
     pub fn start(mut self) -> Result<(), Error> {
         if self.daemonize.is_none() && !self.new_pid_ns {
-            self.pid_file.publish(sys::process_id())?;
+            self.files.pid.publish(sys::process_id())?;
             return Err(self.execute());
         }
         let (reader, writer) = sys::create_pipe().map_err(Error::call("create a pipe"))?;
@@ -113,7 +121,7 @@ impl Launch {
         };
         drop(writer);
         if self.daemonize.is_none()
-            && let Err(error) = self.pid_file.publish(pid)
+            && let Err(error) = self.files.pid.publish(pid)
         {
             sys::kill_child(pid);
             return Err(error);
@@ -155,13 +163,13 @@ impl Launch {
         }
         sys::replace_standard_descriptors(null).map_err(Error::call("redirect stdin, stdout and stderr"))?;
         if !self.new_pid_ns {
-            return self.pid_file.publish(sys::process_id());
+            return self.files.pid.publish(sys::process_id());
         }
         self.add_processor_time();
         let Some(pid) = self.fork(true)? else {
             return Ok(());
         };
-        if let Err(error) = self.pid_file.publish(pid) {
+        if let Err(error) = self.files.pid.publish(pid) {
             sys::kill_child(pid);
             return Err(error);
         }
@@ -185,6 +193,11 @@ impl Launch {
         if let Err(error) = sys::set_user(self.uid, self.gid) {
             let operation = "change to the group and user of --gid and --uid";
             return Error::call(operation)(error);
+        }
+        if let Some(program) = &self.files.program
+            && let Err(error) = program.finish()
+        {
+            return error;
         }
         let path = self.path.to_string_lossy().into_owned();
         let error = sys::execute(&self.path, &arguments);

@@ -4,7 +4,7 @@ use crate::args::Args;
 use crate::contents::userfaultfd_minor;
 use crate::error::Error;
 use crate::jail::Jail;
-use crate::launch::{Clocks, Launch};
+use crate::launch::{Clocks, Files, Launch};
 use crate::program::Program;
 use crate::report::warn;
 use crate::undo::Undo;
@@ -21,7 +21,7 @@ pub fn execute(args: &Args, clocks: Clocks) -> Result<(), Error> {
     let result = run(args, clocks, mask, &mut undo);
     if result.is_err() {
         for error in undo.run() {
-            warn(&format!("undo: {}; remove it", error.describe()));
+            warn(&format!("{}; remove it by hand", error.chain()));
         }
     }
     result
@@ -49,8 +49,10 @@ fn run(args: &Args, clocks: Clocks, mask: libc::mode_t, undo: &mut Undo) -> Resu
     processor::copy(&jail, (args.uid, args.gid), undo)?;
     root::enter(jail.root.path(), undo)?;
     jail.create_devices(userfaultfd, undo)?;
-    let pid_file = jail.create_pid_file(&program.name, undo)?;
-    jail.finish_program(&program)?;
+    let files = Files {
+        pid: jail.create_pid_file(&program.name, undo)?,
+        program: jail.replacement(&program),
+    };
     sys::set_umask(mask);
-    Launch::new(args, &program, clocks, null, pid_file)?.start()
+    Launch::new(args, &program, clocks, null, files)?.start()
 }

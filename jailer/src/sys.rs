@@ -302,12 +302,13 @@ impl Directory {
         Ok(unsafe { status.assume_init() }.f_flag)
     }
 
-    /// Sets owner and mode of the directory itself.
+    /// Sets the owner of the directory itself, and its `mode` if it is given.
     ///
     /// # Errors
     /// Fails if `fchown` or `fchmod` fails.
-    pub fn set_attributes(&self, uid: u32, gid: u32, mode: mode_t) -> io::Result<()> {
+    pub fn set_attributes(&self, uid: u32, gid: u32, mode: Option<mode_t>) -> io::Result<()> {
         set_owner(&self.fd, uid, gid)?;
+        let Some(mode) = mode else { return Ok(()) };
         // SAFETY: the call takes no pointer.
         check(unsafe { libc::fchmod(self.fd.as_raw_fd(), mode) }).map(drop)
     }
@@ -546,11 +547,11 @@ pub fn begin_session() -> io::Result<()> {
 /// Makes `file` the standard input, output and error.
 ///
 /// # Errors
-/// Fails if `dup2` fails.
+/// Fails if `dup3` fails.
 pub fn replace_standard_descriptors(file: &OwnedFd) -> io::Result<()> {
     for standard in 0..3 {
         // SAFETY: no value of this program owns a standard descriptor.
-        check(unsafe { libc::dup2(file.as_raw_fd(), standard) })?;
+        check(unsafe { libc::dup3(file.as_raw_fd(), standard, 0) })?;
     }
     Ok(())
 }

@@ -108,7 +108,7 @@ impl Entry {
             Self::Attributes(directory, status) => (
                 "restore owner and mode of",
                 directory.path().to_owned(),
-                directory.set_attributes(status.st_uid, status.st_gid, status.st_mode & 0o7777),
+                directory.set_attributes(status.st_uid, status.st_gid, Some(status.st_mode & 0o7777)),
             ),
             Self::Mount(path) => {
                 let result = sys::unmount(&path);
@@ -167,7 +167,7 @@ mod tests {
         scratch.write("shared/of another process", "");
         undo.add_attributes(&root, root.status().unwrap());
         fs::set_permissions(scratch.root(), fs::Permissions::from_mode(0o755)).unwrap();
-        root.set_attributes(u32::MAX, u32::MAX, 0o711).unwrap();
+        root.set_attributes(u32::MAX, u32::MAX, Some(0o711)).unwrap();
         assert!(undo.run().is_empty());
         assert_eq!(scratch.names(), ["before", "shared"]);
         // Only once.
@@ -181,7 +181,7 @@ mod tests {
         let root = Rc::new(Directory::open(scratch.root()).unwrap());
         let mut undo = Undo::default();
         undo.add_attributes(&root, root.status().unwrap());
-        root.set_attributes(u32::MAX, u32::MAX, 0o700).unwrap();
+        root.set_attributes(u32::MAX, u32::MAX, Some(0o700)).unwrap();
         assert!(undo.run().is_empty());
         let mode = fs::metadata(scratch.root()).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o751);

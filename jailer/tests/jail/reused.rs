@@ -1,0 +1,107 @@
+//! A second start with the same ID.
+
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+
+use crate::fixture::{in_namespaces, tree};
+
+#[test]
+fn second_start_says_that_jail_is_in_use() {
+    in_namespaces(|host| {
+        let jailed = host.start("vm1", &[]);
+        let before = tree(&host.base);
+        // A hostile VMM removes what it can.
+        for name in ["dev/kvm", "dev/net/tun", "dev/urandom", "mayfly.pid"] {
+            let expected = format!("process {} runs in it; choose another --id", jailed.pid());
+            for options in [&[][..], &["--force"]] {
+                let text = host.fail(&mut host.command("vm1", options));
+                assert!(text.contains(&expected), "{text}");
+            }
+            fs::remove_file(jailed.root.join(name)).unwrap();
+        }
+        assert_eq!(tree(&host.base).len(), before.len() - 4);
+        drop(host.start("vm2", &[]));
+    });
+}
+
+#[test]
+fn jail_of_ended_vmm_needs_force() {
+    in_namespaces(|host| {
+        for options in [&[][..], &["--daemonize"], &["--new-pid-ns"]] {
+            let _ = fs::remove_dir_all(host.base.join("mayfly"));
+            let pid = if options.is_empty() {
+                host.start("vm1", &[]).pid()
+            } else {
+                host.start_in_background("vm1", options).0
+            };
+            let root = format!("/proc/{pid}/root/");
+            scratch::wait_until("the end of the VMM", || fs::metadata(&root).is_err());
+            fs::write(host.root("vm1").join("kernel"), "of the user").unwrap();
+            let before = tree(&host.base);
+            let text = host.fail(&mut host.command("vm1", options));
+            assert!(
+                text.contains(&format!("of an earlier VMM, process {pid}, which has ended")),
+                "{text}"
+            );
+            assert!(text.contains("add --force"), "{text}");
+            assert_eq!(tree(&host.base), before);
+            let jailed = host.start("vm1", &["--force"]);
+            assert_ne!(jailed.pid(), pid);
+            assert_eq!(
+                fs::read_to_string(jailed.root.join("kernel")).unwrap(),
+                "of the user"
+            );
+            assert_eq!(tree(&host.base).len(), before.len());
+        }
+    });
+}
+
+#[test]
+fn jail_that_another_jailer_prepares_is_in_use() {
+    in_namespaces(|host| {
+        let id = host.base.join("mayfly/vm1");
+        fs::create_dir_all(&id).unwrap();
+        let lock = File::open(&id).unwrap();
+        lock.lock().unwrap();
+        let text = host.fail(&mut host.command("vm1", &["--force"]));
+        assert!(text.contains("another jailer starts a VMM in it"), "{text}");
+        assert!(id.exists());
+        drop(lock);
+        drop(host.start("vm1", &[]));
+    });
+}
+
+/// The user of the VMM owns the root of the jail: links in there lead the jailer, which is root, nowhere.
+#[test]
+fn links_in_jail_are_not_followed() {
+    in_namespaces(|host| {
+        let outside = scratch::Directory::new();
+        outside.write("file", "safe");
+        let root = host.root("vm1");
+        for (name, text) in [
+            ("mayfly", "cannot replace"),
+            ("dev", "cannot open the directory"),
+            ("run", "cannot open the directory"),
+        ] {
+            let _ = fs::remove_dir_all(host.base.join("mayfly"));
+            fs::create_dir_all(&root).unwrap();
+            let target = if name == "mayfly" {
+                outside.path("file")
+            } else {
+                outside.root().to_owned()
+            };
+            symlink(target, root.join(name)).unwrap();
+            let message = host.fail(&mut host.command("vm1", &["--force"]));
+            assert!(message.contains(text), "{name}: {message}");
+            assert_eq!(outside.names(), ["file"]);
+        }
+        // A second name of a file outside.
+        fs::remove_dir_all(host.base.join("mayfly")).unwrap();
+        fs::create_dir_all(&root).unwrap();
+        fs::write(host.base.join("outside"), "safe").unwrap();
+        fs::hard_link(host.base.join("outside"), root.join("mayfly")).unwrap();
+        let message = host.fail(&mut host.command("vm1", &[]));
+        assert!(message.contains("another name"), "{message}");
+        assert_eq!(fs::read_to_string(host.base.join("outside")).unwrap(), "safe");
+    });
+}
