@@ -8,7 +8,7 @@ GUESTS := $(CURDIR)/dist/guests/$(ARCH)
 # Compiler with the aarch64 standard library, from setup. It needs a target directory of its own.
 ARM_RUSTC := $(CURDIR)/.cache/hosts/rust/rustc
 
-.PHONY: help guests build demo tools setup format lint docs aarch64 unit test fuzz bench attack control floor queue restore tracking clones order clean
+.PHONY: help guests build demo tools setup format lint docs aarch64 unit test fuzz bench attack control floor jailer queue restore tracking clones order clean
 # Goals run in their order, even with -j: cargo uses all processors already.
 .NOTPARALLEL:
 
@@ -20,11 +20,12 @@ guests:
 	@mkdir -p $(GUESTS)
 	@$(MAKE) --no-print-directory -C resources/guests OUT=$(GUESTS)
 
-build: guests ## build the static release binary dist/mayfly and the test guests in dist/guests
+build: guests ## build the static release binaries dist/mayfly and dist/mayfly-jailer, and the test guests in dist/guests
 	@echo '== build'
-	@cargo build --release --bin mayfly
+	@cargo build --release --package mayfly --package jailer --bin mayfly --bin mayfly-jailer
 	@# By rename: the tests of another make may run the program.
 	@install -m 755 $(RELEASE)/mayfly dist/mayfly.$$$$ && mv -f dist/mayfly.$$$$ dist/mayfly
+	@install -m 755 $(RELEASE)/mayfly-jailer dist/jailer.$$$$ && mv -f dist/jailer.$$$$ dist/mayfly-jailer
 	@install -m 644 $(RELEASE)/mayfly.map dist/map.$$$$ && mv -f dist/map.$$$$ dist/mayfly.map
 
 demo: tools build ## boot a guest and explain its output; needs /dev/kvm
@@ -92,6 +93,9 @@ control: build ## compare the API socket with its floor
 
 floor: build ## compare the start with its floor: the same KVM calls as bare ioctls
 	@benches/floor/run.sh
+
+jailer: build ## compare mayfly-jailer with its floor: the same system calls; needs root
+	@benches/jailer/run.sh
 
 queue: ## compare the virtio devices with bare system calls; needs a network namespace
 	@cargo bench --bench queue
