@@ -45,6 +45,17 @@ pub fn program() -> OsString {
     env::var_os("MAYFLY").unwrap_or_else(|| env!("CARGO_BIN_EXE_mayfly").into())
 }
 
+/// Returns the jailer beside the program under test.
+pub fn jailer() -> PathBuf {
+    let path = Path::new(&program()).with_file_name("mayfly-jailer");
+    assert!(
+        path.exists(),
+        "{} is missing; run `make build`, or `cargo build --workspace` for a test of a debug build",
+        path.display()
+    );
+    path
+}
+
 /// Returns the path on this machine of the emulated host's `path`, which is in /guests or /images.
 pub fn file(path: &str) -> String {
     let name = path.trim_start_matches("/guests/").trim_start_matches("/images/");

@@ -29,6 +29,7 @@
 //! | [`uffd`] | guest memory from a fault handler |
 //! | [`race`] | requests as soon as the socket exists |
 //! | [`chroot`] | a root with only the binary, the image and devices |
+//! | [`jailed`] | VMs in jails of mayfly-jailer |
 //! | [`malformed`] | malformed requests, stalled and excess clients |
 //! | [`clients`] | third-party clients |
 //! | [`snapshot_cli`] | snapshots by the commands of mayfly |
@@ -44,6 +45,7 @@ mod disk;
 mod fuse;
 pub mod http;
 mod identity;
+mod jailed;
 mod kata;
 pub mod killed;
 mod lifecycle;

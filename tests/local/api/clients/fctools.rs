@@ -1,4 +1,4 @@
-//! The tests that fctools ships, with mayfly in the place of Firecracker. The jailer is Firecracker's.
+//! The tests that fctools ships, with mayfly in the place of Firecracker and mayfly-jailer in that of its jailer.
 //!
 //! The kernel of their VMs is a guest that resets at Ctrl-Alt-Del, as the tests expect, and needs no root file system.
 
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::results::{self, Results};
 use super::{SCRIPT_LIMIT, SCRIPTS, set_up};
 use crate::api::served::Directory;
-use crate::guests::{file, program};
+use crate::guests::{file, jailer, program};
 
 const CLIENT: &str = "fctools";
 const CACHE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache");
@@ -70,10 +70,7 @@ fn create_data(boot_wait: Duration) -> Directory {
     // Links, which fctools.sh follows: an open copy could be inherited by a process of another test.
     let link = |target: &Path, name: &str| std::os::unix::fs::symlink(target, directory.path(name)).unwrap();
     link(Path::new(&program()), "toolchain/firecracker");
-    link(
-        Path::new(&format!("{CACHE}/firecracker/1.12.1/jailer")),
-        "toolchain/jailer",
-    );
+    link(&jailer(), "toolchain/jailer");
     fs::copy(file("end-keyboard.elf"), directory.path("assets/kernel")).unwrap();
     let disk = fs::File::create(directory.path("assets/rootfs.ext4")).unwrap();
     disk.set_len(DISK_SIZE).unwrap();
