@@ -6,7 +6,7 @@ use std::{env, fs};
 
 use scratch::Directory;
 
-use crate::guests::{file, program};
+use crate::guests::{file, jailer, program};
 use crate::network::in_own_network;
 use crate::pages::{Block, PAGES, Treatment, blocks};
 
@@ -19,6 +19,7 @@ scenarios! {
     guests => run("docs/guests.md");
     networking => run("docs/networking.md");
     performance => run("docs/performance.md");
+    security => run("docs/security.md");
     snapshots => run("docs/snapshots.md");
 }
 
@@ -33,6 +34,9 @@ fn run(name: &str) {
     }
     let bin = Directory::new();
     symlink(program(), bin.path("mayfly")).unwrap();
+    if page.contains("\nmayfly-jailer ") {
+        symlink(jailer(), bin.path("mayfly-jailer")).unwrap();
+    }
     let mut count = 0;
     for block in blocks(name, page) {
         match block.treatment {

@@ -2,8 +2,9 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
+use std::process::Stdio;
 
-use crate::fixture::{in_namespaces, tree};
+use crate::fixture::{KillDaemon, in_namespaces, tree};
 
 #[test]
 fn second_start_says_that_jail_is_in_use() {
@@ -103,5 +104,42 @@ fn links_in_jail_are_not_followed() {
         let message = host.fail(&mut host.command("vm1", &[]));
         assert!(message.contains("another name"), "{message}");
         assert_eq!(fs::read_to_string(host.base.join("outside")).unwrap(), "safe");
+    });
+}
+
+/// A jailer that fails removes the directories that it has created, unless another one uses them by then.
+#[test]
+fn failing_jailers_do_not_disturb_others() {
+    const PAIRS: usize = 12;
+    in_namespaces(|host| {
+        for round in 0..4 {
+            let ids: Vec<String> = (0..PAIRS).map(|index| format!("vm-{round}-{index}")).collect();
+            let start = |id: &String, options: &[&str]| {
+                let mut command = host.command(id, options);
+                command.stdout(Stdio::null()).stderr(Stdio::null());
+                command.spawn().unwrap()
+            };
+            let children: Vec<_> = ids
+                .iter()
+                .map(|id| {
+                    let failing = start(&format!("{id}-fails"), &["--netns", "/dev/null"]);
+                    (failing, start(id, &["--daemonize"]))
+                })
+                .collect();
+            for (id, (mut failing, mut other)) in ids.iter().zip(children) {
+                assert_eq!(scratch::wait_exit(&mut failing).code(), Some(1));
+                assert!(scratch::wait_exit(&mut other).success(), "{id}");
+                drop(KillDaemon(host.pid(id)));
+            }
+            let mut names: Vec<_> = fs::read_dir(host.base.join("mayfly"))
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            let mut expected = ids;
+            expected.sort();
+            assert_eq!(names, expected);
+            fs::remove_dir_all(host.base.join("mayfly")).unwrap();
+        }
     });
 }
