@@ -1,32 +1,59 @@
 # Goals to build, test and measure mayfly. `make` lists them.
 
-ARCH := $(shell uname -m)
+# This machine, and the architecture of the build: `make build ARCH=aarch64` builds on x86_64, too.
+HOST := $(shell uname -m)
+ARCH := $(HOST)
+TARGET := $(ARCH)-unknown-linux-gnu
 BUILD := $(or $(CARGO_TARGET_DIR),target)
-RELEASE := $(BUILD)/$(ARCH)-unknown-linux-gnu/release
 GUESTS := $(CURDIR)/dist/guests/$(ARCH)
 
-# Compiler with the aarch64 standard library, from setup. It needs a target directory of its own.
-ARM_RUSTC := $(CURDIR)/.cache/hosts/rust/rustc
+ifeq ($(ARCH),$(HOST))
+CARGO := cargo
+else
+ifneq ($(HOST) $(ARCH),x86_64 aarch64)
+$(error cannot build for $(ARCH) on $(HOST): only x86_64 builds for another architecture, aarch64; build on $(ARCH))
+endif
+# Debian's compiler has a standard library for aarch64. Another compiler needs another target directory.
+CARGO := RUSTC=$(CURDIR)/.cache/hosts/rust/rustc CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc cargo
+BUILD := $(BUILD)/cross
+CROSS := --target $(TARGET) --target-dir $(BUILD)
+endif
+RELEASE := $(BUILD)/$(TARGET)/release
 
-.PHONY: help guests build demo tools setup format lint docs aarch64 unit test fuzz bench attack control floor jailer queue restore tracking clones order clean
+.PHONY: help guests build demo tools cross setup format lint docs aarch64 scenarios unit test fuzz bench attack control floor jailer queue restore tracking clones order clean
 # Goals run in their order, even with -j: cargo uses all processors already.
 .NOTPARALLEL:
 
 help: ## list the goals
 	@sed -nE 's/^([a-z0-9]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
+cross:
+	@tests/hosts/setup.sh cross
+
 guests:
 	@echo '== guests'
 	@mkdir -p $(GUESTS)
 	@$(MAKE) --no-print-directory -C resources/guests OUT=$(GUESTS)
 
-build: guests ## build the static release binaries dist/mayfly and dist/mayfly-jailer, and the test guests in dist/guests
-	@echo '== build'
-	@cargo build --release --package mayfly --package jailer --bin mayfly --bin mayfly-jailer
-	@# By rename: the tests of another make may run the program.
-	@install -m 755 $(RELEASE)/mayfly dist/mayfly.$$$$ && mv -f dist/mayfly.$$$$ dist/mayfly
-	@install -m 755 $(RELEASE)/mayfly-jailer dist/jailer.$$$$ && mv -f dist/jailer.$$$$ dist/mayfly-jailer
-	@install -m 644 $(RELEASE)/mayfly.map dist/map.$$$$ && mv -f dist/map.$$$$ dist/mayfly.map
+# publish FILE MODE NAME: installs FILE as dist/ARCH/NAME, and as dist/NAME if it is for this machine. By rename: the tests of
+# another make may run the program.
+publish = @for to in dist/$(ARCH) $(if $(CROSS),,dist); do \
+	mkdir -p $$to && install -m $(2) $(1) $$to/$(3).$$$$ && mv -f $$to/$(3).$$$$ $$to/$(3) || exit 1; done
+
+# A build for another architecture fetches its tools itself.
+build: $(if $(CROSS),cross,guests) ## build dist/mayfly, dist/mayfly-jailer (static) and the test guests, or those of dist/aarch64 for ARCH=aarch64
+	@echo '== build for $(ARCH)'
+	@$(CARGO) build --release --package mayfly --package jailer --bin mayfly --bin mayfly-jailer $(CROSS)
+	$(call publish,$(RELEASE)/mayfly,755,mayfly)
+	$(call publish,$(RELEASE)/mayfly-jailer,755,mayfly-jailer)
+	$(call publish,$(RELEASE)/mayfly.map,644,mayfly.map)
+
+# The emulated host of another architecture runs a test program of that architecture.
+scenarios:
+	@echo '== scenarios for $(ARCH)'
+	@$(CARGO) build --workspace --lib --bins --test hosts $(CROSS) --message-format json-render-diagnostics \
+		>$(BUILD)/scenarios.json
+	$(call publish,"$$(sed -nE 's/.*"executable":"([^"]*\/deps\/hosts-[^"]*)".*/\1/p' $(BUILD)/scenarios.json)",755,scenarios)
 
 demo: tools build ## boot a guest and explain its output; needs /dev/kvm
 	@dist/mayfly demo
@@ -49,9 +76,11 @@ docs:
 	@echo '== documentation'
 	@RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
 
+# On aarch64 the other goals cover it.
 aarch64:
-	@echo '== aarch64'
-	@RUSTC=$(ARM_RUSTC) cargo check --workspace --target aarch64-unknown-linux-gnu --target-dir $(BUILD)/aarch64-check
+ifeq ($(HOST),x86_64)
+	@$(MAKE) --no-print-directory build scenarios ARCH=aarch64
+endif
 
 # tests/local and the target `load` of tests/fuzz require /dev/kvm. The emulated host runs the same guests in any case.
 ifneq ($(wildcard /dev/kvm),)

@@ -1,26 +1,37 @@
 #!/bin/bash
 # Fetches files from Debian's archive, without an installation:
 #
-#   .cache/hosts/x86_64-2/  kernel and modules of the emulated host, busybox, ext4 tools with their libraries, and the
-#                           guest images
-#   .cache/hosts/rust/      compiler with the aarch64 standard library, for `cargo check` only
+#   .cache/hosts/x86_64-2/   kernel and modules of the emulated host, busybox, ext4 tools with their libraries, and the
+#                            guest images
+#   .cache/hosts/aarch64-1/  kernel, modules, busybox and ext4 tools of the emulated aarch64 host
+#   .cache/hosts/rust/       compiler with the aarch64 standard library, on x86_64
 #
-# Each directory appears atomically. Delete .cache to fetch again. Increment the number of x86_64-N, here and in
-# contents.rs, with each change of its content.
+# `fetch.sh rust` fetches only the compiler. Each directory appears atomically. Delete .cache to fetch again. Increment the
+# number of a directory, here and in contents.rs, with each change of its content.
 set -Eeuo pipefail
 trap 'echo "setup: fetch.sh failed at line $LINENO; a mirror may be unreachable; try again" >&2' ERR
 cd "$(dirname "$0")/../.."
 cache=$PWD/.cache/hosts
 x86_64=$cache/x86_64-2
+aarch64=$cache/aarch64-1
+# An aarch64 machine needs no other architecture.
+case ${1:-$(uname -m)} in
+    rust) parts=(rust) ;;
+    aarch64) parts=(aarch64) ;;
+    *) parts=(x86_64 aarch64 rust) ;;
+esac
+rust=$cache/rust
 mkdir -p "$cache"
 
 # One process at a time. The kernel releases the lock at its end.
 exec 9>"$cache/lock"
 flock 9
 
-if [ -d "$x86_64" ] && [ -d "$cache/rust" ]; then
-    exit 0
-fi
+missing=()
+for part in "${parts[@]}"; do
+    [ -d "${!part}" ] || missing+=("$part")
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
 
 work=$(mktemp -d "$cache/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -85,44 +96,60 @@ unpack_vmlinux() {
     lz4 -dcq "$work/payload"
 }
 
-# Modules of the host, then modules of the Linux guest.
+# Modules of the host beside KVM, then modules of the Linux guest.
 modules=(
-    virt/lib/irqbypass arch/x86/kvm/kvm arch/x86/kvm/kvm-amd drivers/net/tun
+    drivers/net/tun
     drivers/virtio/virtio_ring drivers/virtio/virtio drivers/virtio/virtio_mmio drivers/block/virtio_blk
     net/core/failover drivers/net/net_failover drivers/net/virtio_net
 )
 
-# fetch_ext4_tools DIRECTORY: fetches mke2fs, e2fsck and debugfs, and their libraries and dynamic loader into lib/.
+# fetch_ext4_tools DIRECTORY ARCHITECTURE TRIPLET LOADER: fetches mke2fs, e2fsck and debugfs, and their libraries and dynamic
+# loader into lib/.
 fetch_ext4_tools() {
-    local from=$work/ext4 library
-    unpack "$from" e2fsprogs:amd64 libext2fs2:amd64 libcom-err2:amd64 libss2:amd64 libblkid1:amd64 libuuid1:amd64 \
-        libc6:amd64
+    local from=$work/ext4-$2 library
+    unpack "$from" "e2fsprogs:$2" "libext2fs2:$2" "libcom-err2:$2" "libss2:$2" "libblkid1:$2" "libuuid1:$2" "libc6:$2"
     mkdir -p "$1/lib"
     cp "$from"/sbin/mke2fs "$from"/sbin/e2fsck "$from"/sbin/debugfs "$1/"
-    for library in libext2fs.so.2 libe2p.so.2 libcom_err.so.2 libss.so.2 libblkid.so.1 libuuid.so.1 libc.so.6 \
-        ld-linux-x86-64.so.2; do
-        cp -L "$(find "$from/lib/x86_64-linux-gnu" "$from/usr/lib/x86_64-linux-gnu" -name "$library" 2>/dev/null)" \
-            "$1/lib/"
+    for library in libext2fs.so.2 libe2p.so.2 libcom_err.so.2 libss.so.2 libblkid.so.1 libuuid.so.1 libc.so.6 "$4"; do
+        cp -L "$(find "$from/lib/$3" "$from/usr/lib/$3" -name "$library" 2>/dev/null)" "$1/lib/"
+    done
+}
+
+# fetch_host ARCHITECTURE DIRECTORY UNPACKED MODULE...: fetches kernel, busybox and modules of a host into DIRECTORY, with all
+# files of the packages in UNPACKED.
+fetch_host() {
+    local architecture=$1 to=$2 from=$3 kernel module version
+    shift 3
+    kernel=$(dependency_of "linux-image-cloud-$architecture:$architecture" 'linux-image-[0-9][^:]*')
+    version=${kernel#linux-image-}
+    unpack "$from" "$kernel:$architecture" "busybox-static:$architecture"
+    mkdir -p "$to/modules"
+    cp "$from/boot/vmlinuz-$version" "$to/vmlinuz"
+    cp "$from/bin/busybox" "$to/busybox"
+    for module in "$@"; do
+        cp "$from/lib/modules/$version/kernel/$module.ko" "$to/modules/"
     done
 }
 
 fetch_x86_64() {
-    local from=$work/host to=$work/x86_64 kernel module version
-    kernel=$(dependency_of linux-image-cloud-amd64:amd64 'linux-image-[0-9].*')
-    version=${kernel#linux-image-}
-    unpack "$from" "$kernel:amd64" busybox-static:amd64 memtest86+:amd64 xen-hypervisor-4.17-amd64:amd64
-    mkdir -p "$to/modules"
-    cp "$from/boot/vmlinuz-$version" "$to/vmlinuz"
+    local from=$work/host to=$work/x86_64
+    fetch_host amd64 "$to" "$from" virt/lib/irqbypass arch/x86/kvm/kvm arch/x86/kvm/kvm-amd "${modules[@]}"
     unpack_vmlinux "$to/vmlinuz" >"$to/vmlinux"
-    cp "$from/bin/busybox" "$to/busybox"
+    unpack "$from" memtest86+:amd64 xen-hypervisor-4.17-amd64:amd64
     cp "$from/boot/memtest86+x64.bin" "$to/memtest86+"
     gzip -dc "$from"/boot/xen-4.17-amd64.gz >"$to/xen"
-    for module in "${modules[@]}"; do
-        cp "$from/lib/modules/$version/kernel/$module.ko" "$to/modules/"
-    done
-    fetch_ext4_tools "$to/ext4"
+    fetch_ext4_tools "$to/ext4" amd64 x86_64-linux-gnu ld-linux-x86-64.so.2
     rm -rf "$cache"/x86_64 "$cache"/x86_64-*
     mv "$to" "$x86_64"
+}
+
+# The kernel has KVM built in.
+fetch_aarch64() {
+    local to=$work/aarch64
+    fetch_host arm64 "$to" "$work/aarch64-packages" "${modules[@]}"
+    fetch_ext4_tools "$to/ext4" arm64 aarch64-linux-gnu ld-linux-aarch64.so.1
+    rm -rf "$cache"/aarch64-*
+    mv "$to" "$aarch64"
 }
 
 # Debian's rustc-web has an arm64 standard library. An installation would add a second rustc to PATH: unpack it here, with
@@ -143,9 +170,10 @@ here=$(dirname "$(readlink -f "$0")")
 LD_LIBRARY_PATH=$here/usr/lib/$(uname -m)-linux-gnu exec "$here/usr/bin/rustc" "$@"
 SCRIPT
     chmod +x "$to/rustc"
-    mv "$to" "$cache/rust"
+    mv "$to" "$rust"
 }
 
 update_lists
-[ -d "$x86_64" ] || fetch_x86_64
-[ -d "$cache/rust" ] || fetch_rust
+for part in "${missing[@]}"; do
+    "fetch_$part"
+done

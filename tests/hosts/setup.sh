@@ -1,9 +1,11 @@
 #!/bin/bash
 # Prepares a Debian machine with Rust for the build and the tests: installs missing Debian packages as root, or lists them
 # otherwise, and fetches images and tools (fetch.sh) and third-party clients (../clients/setup.sh).
-# `setup.sh build` prepares only the build.
+# `setup.sh build` prepares only the build, `setup.sh cross` the build for aarch64 on x86_64.
 set -euo pipefail
 cd "$(dirname "$0")"
+part=${1:-all}
+machine=$(uname -m)
 
 missing=()
 
@@ -15,8 +17,13 @@ require() {
 require 'command -v cc' gcc
 require 'command -v ld' binutils
 require '[ -e "$(cc -print-file-name=libc.a)" ]' libc6-dev
-if [ "${1:-all}" = all ]; then
-    require 'command -v qemu-system-x86_64' qemu-system-x86
+if [ "$part" = cross ] || { [ "$part" = all ] && [ "$machine" = x86_64 ]; }; then
+    require 'command -v aarch64-linux-gnu-gcc' gcc-aarch64-linux-gnu
+    require '[ -e "$(aarch64-linux-gnu-gcc -print-file-name=libc.a)" ]' libc6-dev-arm64-cross
+fi
+if [ "$part" = all ]; then
+    if [ "$machine" = x86_64 ]; then require 'command -v qemu-system-x86_64' qemu-system-x86; fi
+    require 'command -v qemu-system-aarch64' qemu-system-arm
     require 'command -v flock' util-linux
     require 'command -v lz4' lz4
     require 'command -v ip' iproute2
@@ -45,7 +52,10 @@ if [ ${#missing[@]} -gt 0 ]; then
     install_missing || { apt-get update --quiet && install_missing; }
 fi
 
-[ "${1:-all}" = all ] || exit 0
+case $part in
+    build) exit 0 ;;
+    cross) exec ./fetch.sh rust ;;
+esac
 
 for tool in clippy fmt; do
     if ! command -v "cargo-$tool" >/dev/null || ! "cargo-$tool" --version >/dev/null 2>&1; then
