@@ -1,7 +1,6 @@
 /* Writes a disk of 64 blocks of 8 sectors in endless rounds, with as many requests in flight as the queue holds, and reads
    it back after each round. Sector I of the Nth written block, both from 0, starts and ends with N and I in 64 bits each,
-   little-endian. Uses interrupts by the 8259. */
-#include "trap.h"
+   little-endian. Uses interrupts. */
 #include "virtio.h"
 
 /* Types of requests, section 5.2.6. */
@@ -91,8 +90,7 @@ void guest(void)
     struct device device;
     expect("a device", (u64)device_find(0, &device), 1);
     expect("a drive", device.kind, BLOCK);
-    traps();
-    pic_start(0x20);
+    interrupts_start();
     device_start(&device, 0);
     require("the queue is taken", queue_start(&queue, &device, 0));
     set(&device, STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);

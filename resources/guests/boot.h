@@ -25,6 +25,11 @@ struct boot {
 /* Returns the boot data, which the first call parses. */
 const struct boot *boot_info(void);
 
+/* Parses the boot data of this architecture into `boot`, which is zero. */
+void boot_parse(struct boot *boot);
+void boot_add_region(struct boot *boot, u64 base, u64 size, u32 type);
+void boot_set_cmdline(struct boot *boot, u64 address);
+
 /* Returns the decimal number after `key` (such as "code=") in the command line, or `otherwise` if the key is absent. */
 u64 option(const char *key, u64 otherwise);
 

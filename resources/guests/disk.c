@@ -1,6 +1,5 @@
 /* For every drive: writes a pattern from several buffers, reads it back, and sends requests that the device must reject.
    `irq=1` selects interrupts. A read-only drive must hold the pattern. */
-#include "trap.h"
 #include "virtio.h"
 
 #define READ_ONLY (1ul << 5)
@@ -128,8 +127,7 @@ void guest(void)
 {
     struct device device;
     unsigned disks = 0;
-    traps();
-    pic_start(0x20);
+    interrupts_start();
     by_interrupt = option("irq=", 0) != 0;
     for (unsigned nth = 0; device_find(nth, &device); nth++) {
         if (device.kind != BLOCK)

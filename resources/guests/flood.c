@@ -25,8 +25,6 @@ void guest(void)
             *(u64 *)page[line] = *(u64 *)digits;
             increment(&digits[7]);
         }
-        const char *from = page[0];
-        u64 count = sizeof page;
-        __asm__ volatile("rep outsb" : "+S"(from), "+c"(count) : "d"(COM1) : "memory");
+        put_all(page[0], sizeof page);
     }
 }

@@ -4,8 +4,6 @@
 
 unsigned failures;
 
-void put(char byte) { outb(COM1, (u8)byte); }
-
 static void number(u64 value, unsigned base, unsigned width)
 {
     char digits[20];
@@ -63,28 +61,4 @@ void require(const char *what, int holds)
         return;
     failures++;
     print("FAIL %s\n", what);
-}
-
-static _Noreturn void halt(void)
-{
-    for (;;)
-        __asm__ volatile("cli; hlt");
-}
-
-_Noreturn void finish(u8 status)
-{
-    outb(DEBUG_EXIT, status);
-    halt();
-}
-
-_Noreturn void reset(void)
-{
-    outb(I8042_COMMAND, 0xfe);
-    halt();
-}
-
-_Noreturn void power_off(void)
-{
-    outw(ACPI_CONTROL, 0x2000);
-    halt();
 }

@@ -1,7 +1,6 @@
 /* Responds to ARP, ping and UDP for `ip=` (10.0.0.2) and to `pages=N` (1) HTTP requests on port 80, then powers off. With
    `arp=N` it powers off after N ARP responses instead. `poll=1` selects polling instead of interrupts. */
 #include "net.h"
-#include "trap.h"
 #include "virtio.h"
 
 #define HAS_MAC (1ul << 5)
@@ -119,14 +118,13 @@ void guest(void)
     while (device_find(nth, &device) && device.kind != NET)
         nth++;
     expect("a network interface", device.kind, NET);
-    traps();
-    pic_start(0x20);
+    interrupts_start();
     read_address();
     device_start(&device, HAS_MAC);
     require("the device has an address", (device.features & HAS_MAC) != 0);
     require("the queues are taken", queue_start(&receive, &device, RECEIVE) && queue_start(&transmit, &device, TRANSMIT));
     for (unsigned i = 0; i < 6; i++)
-        mac[i] = AT(u8, device.base + CONFIG + i);
+        mac[i] = read8(device.base + CONFIG + i);
     set(&device, STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
     if (!option("poll=", 0))
         device_enable_interrupts(&device);

@@ -1,21 +1,16 @@
-/* One-shot timer of the local APIC that has expired and was handled. Prints the number of ticks at each byte from the serial
-   port. */
-#include "apic.h"
-#include "uart.h"
+/* One-shot timer that has expired and was handled. Prints the number of ticks at each byte from the serial port. */
+#include "interrupts.h"
 
 void guest(void)
 {
-    traps();
-    apic_timer(ONCE, 1000000);
-    wait_for(&apic_ticks, 1);
+    u8 byte;
+    interrupts_start();
+    timer_start(ONCE, 1000000);
+    wait_for(&timer_ticks, 1);
     print("ready\n");
     for (;;) {
-        __asm__ volatile("sti" ::: "memory");
-        int has_input = inb(UART_LINE) & 1;
-        __asm__ volatile("cli" ::: "memory");
-        if (has_input) {
-            (void)inb(UART_DATA);
-            print("ticks %u\n", apic_ticks);
-        }
+        interrupts_accept();
+        if (serial_take(&byte))
+            print("ticks %u\n", timer_ticks);
     }
 }

@@ -1,24 +1,17 @@
-/* Writes to `mib=` (2) MiB from 16 MiB on, then checks the pages at each serial byte until `q`. A `w` rewrites them before
+/* Writes to `mib=` (2) MiB from 16 MiB of RAM on, then checks the pages at each serial byte until `q`. A `w` rewrites them before
    the check. */
 #include "boot.h"
-#include "trap.h"
-#include "uart.h"
+#include "interrupts.h"
 
-enum { VECTOR = 0x24, FROM = 0x1000000 };
+#define FROM (RAM_BASE + 0x1000000)
 
 static volatile unsigned bytes, rewrite, over;
 
-static INTERRUPT serial(struct frame *frame)
+static void receive(u8 byte)
 {
-    (void)frame;
-    (void)inb(UART_IDENTIFY);
-    while (inb(UART_LINE) & 1) {
-        u8 byte = inb(UART_DATA);
-        rewrite |= byte == 'w';
-        over |= byte == 'q';
-        bytes++;
-    }
-    pic_done(UART_IRQ);
+    rewrite |= byte == 'w';
+    over |= byte == 'q';
+    bytes++;
 }
 
 /* Returns the content of a page: its scrambled address. */
@@ -34,12 +27,9 @@ void guest(void)
 {
     u64 end = FROM + (option("mib=", 2) << 20);
     fill(end);
-    traps();
-    gate(VECTOR, serial);
-    pic_start(0x20);
-    pic_unmask(UART_IRQ);
+    interrupts_start();
     print("touched %lu pages\n", (end - FROM) / PAGE);
-    uart_interrupts(1);
+    serial_start(receive);
     for (unsigned next = 1; !over; next = bytes + 1) {
         wait_for(&bytes, next);
         if (rewrite)

@@ -1,8 +1,9 @@
-/* Driver of virtio-mmio devices with split virtqueues, polled or by the 8259. Sections refer to virtio 1.2. */
+/* Driver of virtio-mmio devices with split virtqueues, polled or with interrupts. Sections refer to virtio 1.2. */
 #ifndef VIRTIO_H
 #define VIRTIO_H
 
 #include "boot.h"
+#include "interrupts.h"
 
 /* Registers, section 4.2.2. */
 enum {
@@ -72,15 +73,15 @@ struct queue {
     u16 number, seen;
 };
 
-static inline u32 get(const struct device *device, u64 offset) { return AT(u32, device->base + offset); }
-static inline void set(const struct device *device, u64 offset, u32 value) { AT(u32, device->base + offset) = value; }
+static inline u32 get(const struct device *device, u64 offset) { return read32(device->base + offset); }
+static inline void set(const struct device *device, u64 offset, u32 value) { write32(device->base + offset, value); }
 
-/* Fills in the `nth` device of the command line, from 0. Returns 0 if there are fewer. */
+/* Fills in the `nth` device, from 0: of the command line on x86_64, of the device tree on aarch64. Returns 0 if there are fewer. */
 int device_find(unsigned nth, struct device *device);
 /* Resets the device and negotiates the offered features of `wanted`, and VERSION_1 unless the command line has unversioned=1. */
 void device_start(struct device *device, u64 wanted);
 void device_reset(const struct device *device);
-/* Enables used buffer notifications through the 8259. Requires traps() and pic_start(0x20). */
+/* Enables used buffer notifications . Requires interrupts_start. */
 void device_enable_interrupts(const struct device *device);
 /* Number of interrupts since then. */
 extern volatile unsigned interrupts;

@@ -29,7 +29,7 @@ const BLOCKS: u64 = 12 << 10;
 /// Bytes of a disk for flushes, which only the page cache holds: a flush of all takes seconds.
 const DIRTY: u64 = 128 << 20;
 
-/// An attack of resources/guests/attack.c.
+/// An attack of resources/guests/x86_64/attack.c.
 #[derive(Clone, Copy)]
 struct Attack {
     name: &'static str,

@@ -1,11 +1,11 @@
 #include "apic.h"
 
-volatile unsigned apic_ticks;
+volatile unsigned timer_ticks;
 
 static INTERRUPT tick(struct frame *frame)
 {
     (void)frame;
-    apic_ticks++;
+    timer_ticks++;
     apic_done();
 }
 

@@ -2,7 +2,7 @@
 #ifndef TRAP_H
 #define TRAP_H
 
-#include "guest.h"
+#include "interrupts.h"
 
 struct frame {
     u64 rip, cs, rflags, rsp, ss;
@@ -14,8 +14,6 @@ struct frame {
 void traps(void);
 /* Sets `handler`, declared with INTERRUPT, for vector `vector`. */
 void gate(u8 vector, void (*handler)(struct frame *));
-/* Halts with interrupts enabled until `*counter` is at least `count`, then disables interrupts. */
-void wait_for(volatile unsigned *counter, unsigned count);
 
 /* Initialises the two 8259s with all lines masked; IRQ 0 has vector `base`. */
 void pic_start(u8 base);

@@ -160,7 +160,7 @@ static _Noreturn void storm_interrupts(void)
     pit_load(PIT_CHANNEL0, 2);
     pic_unmask(0);
     pic_unmask(UART_IRQ);
-    apic_timer(PERIODIC, 1000);
+    apic_timer(APIC_PERIODIC, 1000);
     for (;;) {
         uart_interrupts(0);
         uart_interrupts(2);

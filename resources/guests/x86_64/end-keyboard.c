@@ -44,7 +44,7 @@ void guest(void)
     /* Without an interrupt between the look at the keyboard and the halt: wait_for enables them. */
     for (unsigned next = 1; !is_delete_pressed(); next = interrupts + 1)
         wait_for(&interrupts, next);
-    apic_timer(ONCE, DELAY);
-    wait_for(&apic_ticks, 1);
+    apic_timer(APIC_ONCE, DELAY);
+    wait_for(&timer_ticks, 1);
     reset();
 }

@@ -8,8 +8,8 @@ void guest(void)
     u32 leaf[4];
     traps();
     u64 start = rdtsc();
-    apic_timer(PERIODIC, 1000000);
-    wait_for(&apic_ticks, 10);
+    apic_timer(APIC_PERIODIC, 1000000);
+    wait_for(&timer_ticks, 10);
     print("periodic 10 ticks %lu cycles\n", rdtsc() - start);
     APIC(APIC_INITIAL_COUNT) = 0;
     APIC(APIC_LVT_TIMER) = MASKED | TIMER_VECTOR;
@@ -23,9 +23,9 @@ void guest(void)
         __asm__ volatile("sti; nop; nop; cli" ::: "memory");
         start = rdtsc();
         for (unsigned i = 0; i < 10; i++) {
-            apic_ticks = 0;
+            timer_ticks = 0;
             wrmsr(TSC_DEADLINE, rdtsc() + CYCLES);
-            wait_for(&apic_ticks, 1);
+            wait_for(&timer_ticks, 1);
         }
         /* Single ticks may be early: KVM fires its timer in advance, and does not wait for the deadline on every host. */
         require("ticks at their deadlines", rdtsc() - start >= 5 * CYCLES);

@@ -2,6 +2,7 @@
 #ifndef APIC_H
 #define APIC_H
 
+#include "interrupts.h"
 #include "trap.h"
 
 enum {
@@ -20,14 +21,13 @@ enum {
 #define APIC(reg) AT(u32, 0xfee00000 + (reg))
 
 /* Timer modes in APIC_LVT_TIMER, which also holds the vector. */
-enum { ONCE = 0, PERIODIC = 0x20000, DEADLINE = 0x40000, MASKED = 0x10000, TIMER_VECTOR = 0x40 };
+enum { APIC_ONCE = 0, APIC_PERIODIC = 0x20000, DEADLINE = 0x40000, MASKED = 0x10000, TIMER_VECTOR = 0x40 };
 
 /* Software-enables the local APIC with spurious vector 0xff. */
 void apic_start(void);
-/* Starts the local APIC and its timer in mode ONCE or PERIODIC with `ns` nanoseconds per tick: KVM's timer counts
-   nanoseconds. A tick raises TIMER_VECTOR and increments `apic_ticks`. */
+/* Starts the local APIC and its timer in mode APIC_ONCE or APIC_PERIODIC with `ns` nanoseconds per tick: KVM's timer counts
+   nanoseconds. A tick raises TIMER_VECTOR and increments `timer_ticks`. */
 void apic_timer(u32 mode, u32 ns);
-extern volatile unsigned apic_ticks;
 static inline u32 apic_id(void) { return APIC(APIC_ID) >> 24; }
 static inline void apic_done(void) { APIC(APIC_EOI) = 0; }
 

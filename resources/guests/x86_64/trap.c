@@ -40,13 +40,6 @@ void traps(void)
 
 void gate(u8 vector, void (*handler)(struct frame *)) { set(vector, (u64)handler); }
 
-void wait_for(volatile unsigned *counter, unsigned count)
-{
-    /* sti takes effect after the next instruction, so that no interrupt is missed between the check and the halt. */
-    while (*counter < count)
-        __asm__ volatile("sti; hlt; cli" ::: "memory");
-}
-
 enum { MASTER = 0x20, SLAVE = 0xa0, END_OF_INTERRUPT = 0x20 };
 
 void pic_start(u8 base)

@@ -1,0 +1,4 @@
+/* Resets. */
+#include "guest.h"
+
+void guest(void) { reset(); }
