@@ -30,18 +30,18 @@ help: ## list the goals
 cross:
 	@tests/hosts/setup.sh cross
 
-guests:
-	@echo '== guests'
+# A build for another architecture fetches its tools itself.
+guests: $(if $(CROSS),cross)
+	@echo '== guests for $(ARCH)'
 	@mkdir -p $(GUESTS)
-	@$(MAKE) --no-print-directory -C resources/guests OUT=$(GUESTS)
+	@$(MAKE) --no-print-directory -C resources/guests OUT=$(GUESTS) ARCH=$(ARCH)
 
 # publish FILE MODE NAME: installs FILE as dist/ARCH/NAME, and as dist/NAME if it is for this machine. By rename: the tests of
 # another make may run the program.
 publish = @for to in dist/$(ARCH) $(if $(CROSS),,dist); do \
 	mkdir -p $$to && install -m $(2) $(1) $$to/$(3).$$$$ && mv -f $$to/$(3).$$$$ $$to/$(3) || exit 1; done
 
-# A build for another architecture fetches its tools itself.
-build: $(if $(CROSS),cross,guests) ## build dist/mayfly, dist/mayfly-jailer (static) and the test guests, or those of dist/aarch64 for ARCH=aarch64
+build: guests ## build dist/mayfly, dist/mayfly-jailer (static) and the test guests, or those of dist/aarch64 for ARCH=aarch64
 	@echo '== build for $(ARCH)'
 	@$(CARGO) build --release --package mayfly --package jailer --bin mayfly --bin mayfly-jailer $(CROSS)
 	$(call publish,$(RELEASE)/mayfly,755,mayfly)
