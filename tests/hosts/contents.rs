@@ -1,16 +1,11 @@
-//! Files in the emulated host and in its Linux guest.
+//! Files in an emulated host and in its Linux guest.
 
-use std::env;
 use std::fs::{self, File};
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 
 use crate::archive::Archive;
-
-/// Kernel, modules and images, fetched by `make setup`.
-const FETCHED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache/hosts/x86_64-2");
-/// Test guests, built by `make build`.
-const GUESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/guests/x86_64");
+use crate::kind::{self, HostKind};
 
 /// Released Firecracker, fetched by `make setup`.
 const FIRECRACKER: &str = concat!(
@@ -18,9 +13,6 @@ const FIRECRACKER: &str = concat!(
     "/.cache/firecracker/1.12.1/firecracker"
 );
 
-/// Images that run as guests.
-const IMAGES: [&str; 4] = ["vmlinuz", "vmlinux", "memtest86+", "xen"];
-const MODULES: [&str; 4] = ["irqbypass.ko", "kvm.ko", "kvm-amd.ko", "tun.ko"];
 /// Modules of the Linux guest, in the order of guest-init.sh.
 const GUEST_MODULES: [&str; 7] = [
     "virtio_ring.ko",
@@ -42,9 +34,6 @@ const LIBRARIES: [&str; 7] = [
     "libuuid.so.1",
     "libc.so.6",
 ];
-/// ELF interpreter of the tools.
-const LOADER: &str = "ld-linux-x86-64.so.2";
-
 /// Error of the assembly of the files.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -57,8 +46,10 @@ pub enum Error {
         source: io::Error,
     },
     /// Cannot read a built file.
-    #[error("cannot read {path:?}; run `make build` to build it")]
+    #[error("cannot read {path:?}; run `{goal}` to build it")]
     Built {
+        /// The goal of make.
+        goal: &'static str,
         /// The file or directory.
         path: PathBuf,
         /// Error of the kernel.
@@ -74,14 +65,9 @@ pub enum Error {
     },
 }
 
-/// Returns the path of the host's kernel.
-pub fn kernel() -> PathBuf {
-    Path::new(FETCHED).join("vmlinuz")
-}
-
-/// Writes the host's initramfs, with the list `scenarios`, to `path`.
-pub fn write(path: &Path, scenarios: &[String]) -> Result<(), Error> {
-    let files = collect(scenarios)?;
+/// Writes the initramfs of a host of `kind`, with the list `scenarios`, to `path`.
+pub fn write(kind: &HostKind, path: &Path, scenarios: &[String]) -> Result<(), Error> {
+    let files = collect(kind, scenarios)?;
     pack(path, &files).map_err(|source| Error::Write {
         path: path.to_owned(),
         source,
@@ -90,63 +76,69 @@ pub fn write(path: &Path, scenarios: &[String]) -> Result<(), Error> {
 
 type Files = Vec<(String, Vec<u8>)>;
 
-fn collect(scenarios: &[String]) -> Result<Files, Error> {
-    let mayfly = env::var_os("MAYFLY").unwrap_or_else(|| env!("CARGO_BIN_EXE_mayfly").into());
-    let this_program = env::current_exe().unwrap_or_default();
+fn collect(kind: &HostKind, scenarios: &[String]) -> Result<Files, Error> {
     let list: String = scenarios.iter().map(|name| format!("{name}\n")).collect();
-    let busybox = read_fetched("busybox")?;
+    let busybox = read_fetched(kind, "busybox")?;
     let mut files = vec![
         ("init".to_owned(), include_bytes!("host-init.sh").to_vec()),
         ("scenarios".to_owned(), list.into_bytes()),
-        ("bin/mayfly".to_owned(), read_built(Path::new(&mayfly))?),
-        ("bin/scenarios".to_owned(), read_built(&this_program)?),
-        ("bin/firecracker".to_owned(), read(FIRECRACKER.into())?),
-        ("images/initrd".to_owned(), build_guest_initrd(&busybox)?),
+        ("bin/mayfly".to_owned(), read_built(kind, &kind.mayfly())?),
+        ("bin/scenarios".to_owned(), read_built(kind, &kind.scenarios())?),
+        ("images/initrd".to_owned(), build_guest_initrd(kind, &busybox)?),
         ("bin/busybox".to_owned(), busybox),
     ];
-    for module in MODULES {
-        files.push((
-            format!("modules/{module}"),
-            read_fetched(&format!("modules/{module}"))?,
-        ));
+    // Firecracker's release for x86_64 alone is compared.
+    if *kind == kind::X86_64 {
+        files.push(("bin/firecracker".to_owned(), read(FIRECRACKER.into())?));
     }
-    for image in IMAGES {
-        files.push((format!("images/{image}"), read_fetched(image)?));
+    for module in kind.modules {
+        let name = format!("modules/{module}.ko");
+        files.push((name.clone(), read_fetched(kind, &name)?));
+    }
+    for image in kind.images {
+        files.push((format!("images/{image}"), read_fetched(kind, image)?));
     }
     for tool in EXT4_TOOLS {
-        files.push((format!("bin/{tool}"), read_fetched(&format!("ext4/{tool}"))?));
+        files.push((
+            format!("bin/{tool}"),
+            read_fetched(kind, &format!("ext4/{tool}"))?,
+        ));
     }
     for library in LIBRARIES {
         files.push((
             format!("lib/{library}"),
-            read_fetched(&format!("ext4/lib/{library}"))?,
+            read_fetched(kind, &format!("ext4/lib/{library}"))?,
         ));
     }
+    let (directory, loader) = kind.loader;
     files.push((
-        format!("lib64/{LOADER}"),
-        read_fetched(&format!("ext4/lib/{LOADER}"))?,
+        format!("{directory}/{loader}"),
+        read_fetched(kind, &format!("ext4/lib/{loader}"))?,
     ));
-    files.extend(read_guests()?);
+    read_guests(kind, &kind.guests(), "guests", &mut files)?;
     Ok(files)
 }
 
-fn read_guests() -> Result<Files, Error> {
+/// Adds the test guests in `directory` as `name`. On aarch64 each memory map has a directory.
+fn read_guests(kind: &HostKind, directory: &Path, name: &str, files: &mut Files) -> Result<(), Error> {
     let unreadable = |source| Error::Built {
-        path: GUESTS.into(),
+        goal: kind.goal(),
+        path: directory.to_owned(),
         source,
     };
-    let mut guests = Files::new();
-    for entry in fs::read_dir(GUESTS).map_err(unreadable)? {
+    for entry in fs::read_dir(directory).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
         if path.is_file() {
-            guests.push((format!("guests/{name}"), read_built(&path)?));
+            files.push((format!("{name}/{file}"), read_built(kind, &path)?));
+        } else if !file.starts_with('.') {
+            read_guests(kind, &path, &format!("{name}/{file}"), files)?;
         }
     }
-    Ok(guests)
+    Ok(())
 }
 
-fn build_guest_initrd(busybox: &[u8]) -> Result<Vec<u8>, Error> {
+fn build_guest_initrd(kind: &HostKind, busybox: &[u8]) -> Result<Vec<u8>, Error> {
     let mut archive = Archive::new(Vec::new());
     for directory in ["bin", "dev", "mnt", "modules", "proc", "sys"] {
         archive.add_directory(directory).unwrap();
@@ -158,7 +150,7 @@ fn build_guest_initrd(busybox: &[u8]) -> Result<Vec<u8>, Error> {
         .unwrap();
     for module in GUEST_MODULES {
         let name = format!("modules/{module}");
-        archive.add_file(&name, &read_fetched(&name)?).unwrap();
+        archive.add_file(&name, &read_fetched(kind, &name)?).unwrap();
     }
     Ok(archive.finish().unwrap())
 }
@@ -166,7 +158,18 @@ fn build_guest_initrd(busybox: &[u8]) -> Result<Vec<u8>, Error> {
 fn pack(path: &Path, files: &Files) -> io::Result<()> {
     let mut archive = Archive::new(BufWriter::new(File::create(path)?));
     for directory in [
-        "bin", "dev", "guests", "images", "lib", "lib64", "modules", "proc", "sys", "tmp",
+        "bin",
+        "dev",
+        "guests",
+        "guests/fc",
+        "guests/virt",
+        "images",
+        "lib",
+        "lib64",
+        "modules",
+        "proc",
+        "sys",
+        "tmp",
     ] {
         archive.add_directory(directory)?;
     }
@@ -176,16 +179,17 @@ fn pack(path: &Path, files: &Files) -> io::Result<()> {
     archive.finish().map(drop)
 }
 
-fn read_fetched(name: &str) -> Result<Vec<u8>, Error> {
-    read(Path::new(FETCHED).join(name))
+fn read_fetched(kind: &HostKind, name: &str) -> Result<Vec<u8>, Error> {
+    read(kind.fetched(name))
 }
 
 fn read(path: PathBuf) -> Result<Vec<u8>, Error> {
     fs::read(&path).map_err(|source| Error::Fetched { path, source })
 }
 
-fn read_built(path: &Path) -> Result<Vec<u8>, Error> {
+fn read_built(kind: &HostKind, path: &Path) -> Result<Vec<u8>, Error> {
     fs::read(path).map_err(|source| Error::Built {
+        goal: kind.goal(),
         path: path.to_owned(),
         source,
     })

@@ -1,16 +1,17 @@
 #!/bin/busybox sh
-# Init of the emulated host: loads KVM, runs each scenario of /scenarios in a process of its own, and reports on the second
-# serial port (report.rs parses the report).
+# Init of the emulated host: loads KVM, runs each scenario of /scenarios in a process of its own, and reports on the serial port
+# $report (report.rs parses the report). The kernel makes variables of its unknown parameters, here $report and $modules.
 /bin/busybox --install -s /bin
+# shellcheck disable=SC2154 # parameters of the kernel
 mount -t devtmpfs none /dev
 mount -t proc none /proc
 mount -t sysfs none /sys
-for module in irqbypass kvm kvm-amd tun; do
+for module in $(echo "$modules" | tr , ' '); do
     insmod "/modules/$module.ko"
 done
 
-stty -F /dev/ttyS1 raw
-exec >/dev/ttyS1 2>&1
+stty -F "/dev/$report" raw
+exec >"/dev/$report" 2>&1
 export MAYFLY=/bin/mayfly FIRECRACKER=/bin/firecracker MAYFLY_EMULATED_HOST=1
 
 # Heartbeat of the emulation, which qemu.rs monitors. It goes to the console, because it would interrupt lines of the
@@ -28,5 +29,5 @@ done </scenarios
 printf '\001done\n'
 
 # stty waits until the terminal has transmitted all output (TCSADRAIN).
-stty -F /dev/ttyS1 raw
+stty -F "/dev/$report" raw
 poweroff -f

@@ -1,16 +1,17 @@
-//! Verdicts of the scenarios, from two emulated hosts for all of them.
+//! Verdicts of the scenarios, from a few emulated hosts for all of them.
 
 use std::error::Error as _;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::Command;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Instant;
 use std::{env, fs, panic, thread};
 
 use scratch::Directory;
 
 use crate::contents;
+use crate::kind::{HostKind, KINDS, X86_64};
 use crate::qemu::{self, Qemu};
 use crate::report::Report;
 
@@ -20,7 +21,7 @@ const HOST_VARIABLE: &str = "MAYFLY_EMULATED_HOST";
 /// failed scenarios.
 const MAX_BOOTS: usize = 3;
 
-/// Maximum number of hosts at the first boot. Each emulates one processor, on one processor of this machine.
+/// Maximum number of hosts at the same time. Each emulates one processor, on one processor of this machine.
 const MAX_HOSTS: usize = 2;
 
 /// Maximum number of retries of one run: interrupted boots, and repeated scenarios. One or two are usual on a busy machine. More hide a
@@ -93,14 +94,30 @@ fn run_all() -> Result<Report, Error> {
         };
         run_on_hosts(&left, hosts, boot, &mut report)?;
     }
-    let seconds = start.elapsed().as_secs();
+    print_summary(&scenarios, &report, start.elapsed().as_secs());
+    Ok(report)
+}
+
+/// Prints the number of passed scenarios of each kind of host, and the retries.
+fn print_summary(scenarios: &[String], report: &Report, seconds: u64) {
+    for kind in &KINDS {
+        let names: Vec<&String> = scenarios.iter().filter(|name| kind.has_scenario(name)).collect();
+        let verdicts = names.iter().filter_map(|name| report.verdict(name));
+        let passed = verdicts.filter(|verdict| verdict.passed).count();
+        if !names.is_empty() {
+            print_notice(&format!(
+                "{}: {passed} of {} scenarios passed",
+                kind.name,
+                names.len()
+            ));
+        }
+    }
     let (count, list) = (report.retries.len(), report.retries.join(", "));
     print_notice(&format!(
         "{} scenarios in {seconds} s, {count} retries of at most {MAX_RETRIES}{}{list}",
         scenarios.len(),
         if count == 0 { "" } else { ": " }
     ));
-    Ok(report)
 }
 
 /// Checks the number of `retries`.
@@ -116,21 +133,44 @@ fn check_retries(retries: &[String]) -> Result<(), String> {
     ))
 }
 
-/// Divides the scenarios in `left` among the number of `hosts`, which run at the same time.
+/// Scenarios for one boot of a host.
+struct Share {
+    kind: &'static HostKind,
+    scenarios: Vec<String>,
+}
+
+/// Divides the scenarios in `left` into shares for one boot each. Those of x86_64, which take longest, go to `hosts` hosts.
+fn divide(left: &[String], hosts: usize) -> Vec<Share> {
+    let mut shares = Vec::new();
+    for kind in &KINDS {
+        let all: Vec<&String> = left.iter().filter(|name| kind.has_scenario(name)).collect();
+        let boots = if *kind == X86_64 { hosts } else { 1 };
+        for boot in 0..boots {
+            let share = all.iter().skip(boot).step_by(boots);
+            let scenarios: Vec<String> = share.map(|name| (*name).clone()).collect();
+            if !scenarios.is_empty() {
+                shares.push(Share { kind, scenarios });
+            }
+        }
+    }
+    shares
+}
+
+/// Runs the scenarios in `left`, on `hosts` hosts at the same time.
 fn run_on_hosts(left: &[String], hosts: usize, boot: usize, report: &mut Report) -> Result<(), Error> {
-    let shares: Vec<Vec<String>> = (0..hosts)
-        .map(|host| left.iter().skip(host).step_by(hosts).cloned().collect())
-        .filter(|share: &Vec<String>| !share.is_empty())
-        .collect();
+    let shares = Mutex::new(divide(left, hosts).into_iter());
     thread::scope(|scope| {
-        let run = |share: &[String]| {
+        let run = || {
             let mut report = Report::default();
-            run_on_host(share, boot, &mut report).map(|()| report)
+            loop {
+                let share = shares.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some(share) = share else {
+                    return Ok(report);
+                };
+                report.merge(run_on_host(&share, boot)?);
+            }
         };
-        let threads: Vec<_> = shares
-            .iter()
-            .map(|share| scope.spawn(move || run(share)))
-            .collect();
+        let threads: Vec<_> = (0..hosts).map(|_| scope.spawn(run)).collect();
         for thread in threads {
             #[allow(clippy::disallowed_methods, reason = "a host has limits of its own")]
             let share = thread.join();
@@ -140,31 +180,36 @@ fn run_on_hosts(left: &[String], hosts: usize, boot: usize, report: &mut Report)
     })
 }
 
-/// Boots a host for the scenarios in `left`. Prints a notice if it ends early; the last boot then fails the rest.
-fn run_on_host(left: &[String], boot: usize, report: &mut Report) -> Result<(), Error> {
+/// Boots a host for `share`. Prints a notice if it ends early; the last boot then fails the rest.
+fn run_on_host(share: &Share, boot: usize) -> Result<Report, Error> {
+    let mut report = Report::default();
+    let (kind, left) = (share.kind, &share.scenarios);
     // Not in the temporary directory: the files take about 200 MB.
     let directory = Directory::new_in(Path::new(env!("CARGO_TARGET_TMPDIR")));
     let files = directory.path("initramfs");
     let console = directory.path("console.log");
-    contents::write(&files, left).map_err(Error::Contents)?;
+    contents::write(kind, &files, left).map_err(Error::Contents)?;
 
-    let mut machine = Qemu::boot(&contents::kernel(), &files, &console).map_err(Error::Machine)?;
-    let Err(error) = machine.collect(report) else {
-        return Ok(());
+    let mut machine = Qemu::boot(kind, &files, &console).map_err(Error::Machine)?;
+    let Err(error) = machine.collect(&mut report) else {
+        return Ok(report);
     };
     drop(machine);
     let console = fs::read(&console).unwrap_or_default();
     let console = String::from_utf8_lossy(&console);
     let (current, output) = report.interrupt(&error.to_string()).unwrap_or_default();
-    print_notice(&format!("{error}, in {current:?}, on boot {boot} of {MAX_BOOTS}"));
+    print_notice(&format!(
+        "{}: {error}, in {current:?}, on boot {boot} of {MAX_BOOTS}",
+        kind.name
+    ));
     if boot < MAX_BOOTS {
-        return Ok(());
+        return Ok(report);
     }
-    for name in undecided_scenarios(left, report) {
+    for name in undecided_scenarios(left, &report) {
         let printed = if name == current { &output } else { "" };
         report.fail(&name, format!("{error}\n{printed}\n--- console ---\n{console}"));
     }
-    Ok(())
+    Ok(report)
 }
 
 fn undecided_scenarios(scenarios: &[String], report: &Report) -> Vec<String> {
@@ -200,7 +245,7 @@ fn print_notice(text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::{HOST, MAX_RETRIES, check_retries};
+    use super::{HOST, MAX_RETRIES, check_retries, divide};
 
     /// Waits for the scenarios of this run, if there are any.
     #[test]
@@ -209,6 +254,22 @@ mod tests {
         if let Ok(report) = HOST.as_ref() {
             check_retries(&report.retries).unwrap();
         }
+    }
+
+    #[test]
+    fn scenarios_are_divided_by_kind_and_host() {
+        let left = ["a", "aarch64::b::gic2::c", "d", "e", "aarch64::b::gic3::c", "f"].map(str::to_owned);
+        let shares: Vec<_> = divide(&left, 2)
+            .into_iter()
+            .map(|share| (share.kind.name, share.scenarios.join(" ")))
+            .collect();
+        let expected = [
+            ("x86_64", "a e"),
+            ("x86_64", "d f"),
+            ("aarch64 with GICv3", "aarch64::b::gic3::c"),
+            ("aarch64 with GICv2", "aarch64::b::gic2::c"),
+        ];
+        assert_eq!(shares, expected.map(|(name, list)| (name, list.to_owned())));
     }
 
     #[test]

@@ -9,9 +9,9 @@ use std::thread;
 use std::time::Duration;
 use std::{fs, mem};
 
+use crate::kind::HostKind;
 use crate::report::Report;
 
-const QEMU: &str = "qemu-system-x86_64";
 /// Memory in MiB, more than that of each guest: mayfly rejects guests larger than its host. QEMU allocates it on demand.
 const MEMORY: &str = "6144";
 /// Timeout of the boot, which takes about 5 s on an idle machine.
@@ -25,8 +25,13 @@ const MAX_SILENCE: u32 = 10;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Cannot start QEMU.
-    #[error("cannot start {QEMU}; run `make setup` to install it")]
-    Start(#[source] io::Error),
+    #[error("cannot start {program}; run `make setup` to install it")]
+    Start {
+        /// Program of QEMU.
+        program: &'static str,
+        /// Error of the kernel.
+        source: io::Error,
+    },
     /// Boot timeout.
     #[error("the host did not boot within {BOOT_TIMEOUT:?}")]
     Boot,
@@ -49,26 +54,30 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// Starts QEMU with the kernel and the initramfs of the host. The console goes to the file `console`.
-    pub fn boot(kernel: &Path, initramfs: &Path, console: &Path) -> Result<Self, Error> {
-        let mut command = Command::new(QEMU);
+    /// Starts QEMU with the kernel of a host of `kind` and its `initramfs`. The console goes to the file `console`.
+    pub fn boot(kind: &HostKind, initramfs: &Path, console: &Path) -> Result<Self, Error> {
+        let mut command = Command::new(kind.qemu);
         command
-            .args(["-M", "q35", "-cpu", "max,+svm,+npt"])
+            .args(kind.machine)
             .args(["-accel", "tcg", "-smp", "1", "-m", MEMORY])
             .args(["-nodefaults", "-display", "none", "-no-reboot"])
             .arg("-kernel")
-            .arg(kernel)
+            .arg(kind.fetched("vmlinuz"))
             .arg("-initrd")
             .arg(initramfs)
-            .args(["-append", "console=ttyS0 quiet panic=-1"])
+            .arg("-append")
+            .arg(format!("{} quiet panic=-1", kind.parameters))
             .arg("-serial")
             .arg(format!("file:{}", console.display()))
-            .args(["-serial", "stdio"])
+            .args(kind.report_port)
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
         // SAFETY: the function runs between fork and exec, makes one system call and accesses no memory.
         unsafe { command.pre_exec(end_with_parent) };
-        let mut process = command.spawn().map_err(Error::Start)?;
+        let mut process = command.spawn().map_err(|source| Error::Start {
+            program: kind.qemu,
+            source,
+        })?;
         let (sender, lines) = mpsc::sync_channel(64);
         if let Some(output) = process.stdout.take() {
             thread::spawn(move || read_lines(output, &sender));

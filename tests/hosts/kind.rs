@@ -1,0 +1,147 @@
+//! Kinds of emulated hosts: their machine under QEMU and their files.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// A kind of emulated host.
+#[derive(Debug, PartialEq, Eq)]
+pub struct HostKind {
+    /// Name for notices.
+    pub name: &'static str,
+    /// Architecture, which names directories.
+    pub architecture: &'static str,
+    /// Program of QEMU.
+    pub qemu: &'static str,
+    /// Machine and processor.
+    pub machine: &'static [&'static str],
+    /// Arguments for the serial port of the report, after that of the console.
+    pub report_port: &'static [&'static str],
+    /// Parameters of the kernel: the console, and variables for host-init.sh.
+    pub parameters: &'static str,
+    /// Modules of the host, in the order of their dependencies.
+    pub modules: &'static [&'static str],
+    /// Images that run as guests.
+    pub images: &'static [&'static str],
+    /// Directory and name of the ELF interpreter.
+    pub loader: (&'static str, &'static str),
+    /// Directory of `make setup`, with its version.
+    fetched: &'static str,
+}
+
+/// Debian's kernel with kvm-amd, under QEMU's emulated SVM.
+pub const X86_64: HostKind = HostKind {
+    name: "x86_64",
+    architecture: "x86_64",
+    qemu: "qemu-system-x86_64",
+    machine: &["-M", "q35", "-cpu", "max,+svm,+npt"],
+    report_port: &["-serial", "stdio"],
+    parameters: "console=ttyS0 report=ttyS1 modules=irqbypass,kvm,kvm-amd,tun",
+    modules: &["irqbypass", "kvm", "kvm-amd", "tun"],
+    images: &["vmlinuz", "vmlinux", "memtest86+", "xen"],
+    loader: ("lib64", "ld-linux-x86-64.so.2"),
+    fetched: "x86_64-2",
+};
+
+/// Debian's arm64 kernel, which has KVM built in, under QEMU's emulated EL2, with a GICv3.
+pub const AARCH64_GICV3: HostKind = HostKind {
+    name: "aarch64 with GICv3",
+    architecture: "aarch64",
+    qemu: "qemu-system-aarch64",
+    machine: &["-M", "virt,virtualization=on,gic-version=3", "-cpu", "cortex-a72"],
+    // The machine has one PL011.
+    report_port: &[
+        "-chardev",
+        "stdio,id=report",
+        "-device",
+        "pci-serial,chardev=report",
+    ],
+    parameters: "console=ttyAMA0 report=ttyS0 modules=tun",
+    modules: &["tun"],
+    images: &["vmlinuz"],
+    loader: ("lib", "ld-linux-aarch64.so.1"),
+    fetched: "aarch64-1",
+};
+
+/// The same with a GICv2.
+pub const AARCH64_GICV2: HostKind = HostKind {
+    name: "aarch64 with GICv2",
+    machine: &["-M", "virt,virtualization=on,gic-version=2", "-cpu", "cortex-a72"],
+    ..AARCH64_GICV3
+};
+
+/// All kinds.
+pub const KINDS: [HostKind; 3] = [X86_64, AARCH64_GICV3, AARCH64_GICV2];
+
+impl HostKind {
+    /// Returns whether the scenario `name` belongs to this kind. Module [`crate::aarch64`] has those of aarch64.
+    pub fn has_scenario(&self, name: &str) -> bool {
+        let kind = match name.strip_prefix("aarch64::") {
+            None => X86_64,
+            Some(rest) if rest.contains("::gic2::") => AARCH64_GICV2,
+            Some(_) => AARCH64_GICV3,
+        };
+        *self == kind
+    }
+
+    /// Returns the path of a file that `make setup` fetched.
+    pub fn fetched(&self, name: &str) -> PathBuf {
+        root().join(".cache/hosts").join(self.fetched).join(name)
+    }
+
+    /// Returns the directory of the test guests.
+    pub fn guests(&self) -> PathBuf {
+        root().join("dist/guests").join(self.architecture)
+    }
+
+    /// Returns the path of the mayfly under test.
+    pub fn mayfly(&self) -> PathBuf {
+        if self.is_native() {
+            env::var_os("MAYFLY").map_or_else(|| env!("CARGO_BIN_EXE_mayfly").into(), PathBuf::from)
+        } else {
+            root().join("dist").join(self.architecture).join("mayfly")
+        }
+    }
+
+    /// Returns the path of this test program, built for the architecture of the host.
+    pub fn scenarios(&self) -> PathBuf {
+        if self.is_native() {
+            env::current_exe().unwrap_or_default()
+        } else {
+            root().join("dist").join(self.architecture).join("scenarios")
+        }
+    }
+
+    /// Returns the goal of make that builds the files of the host.
+    pub fn goal(&self) -> &'static str {
+        if self.is_native() {
+            "make build"
+        } else {
+            "make aarch64"
+        }
+    }
+
+    fn is_native(&self) -> bool {
+        self.architecture == env::consts::ARCH
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{AARCH64_GICV2, AARCH64_GICV3, KINDS, X86_64};
+
+    #[test]
+    fn scenario_has_one_kind() {
+        for (name, kind) in [
+            ("programs::hello", X86_64),
+            ("aarch64::programs::gic3::fc::hello", AARCH64_GICV3),
+            ("aarch64::programs::gic2::virt::hello", AARCH64_GICV2),
+        ] {
+            assert!(kind.has_scenario(name), "{name}");
+            assert_eq!(KINDS.iter().filter(|kind| kind.has_scenario(name)).count(), 1);
+        }
+    }
+}
