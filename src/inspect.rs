@@ -62,6 +62,14 @@ fn format(info: &ImageInfo) -> String {
             setup.version & 0xff,
             setup.command_line_size
         ),
+        Format::Arm64(header) => format!(
+            "arm64 Image, offset {:#x} from {}",
+            header.text_offset,
+            match header.is_relocatable {
+                true => "any base aligned to 2 MiB",
+                false => "the start of memory",
+            }
+        ),
         Format::Multiboot => format!("flat multiboot image for {}", info.architecture),
     }
 }

@@ -1,5 +1,6 @@
 //! Images: format, supported protocols, and load into guest memory.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::slice;
 use snapshot::GuestMemory;
 use snapshot::file::{Architecture, FileIdentity};
 
+use super::arm64::{self, Arm64Header};
 use super::bzimage::{self, SetupHeader};
 use super::elf::{self, Elf, Note};
 use super::file::{Error as FileError, RegularFile};
@@ -18,11 +20,14 @@ use super::segment::{self, LayoutError, LoadError, Segment};
 /// Bytes read at the open of an image: the range searched for a multiboot header, which usually contains all other headers.
 const HEAD_SIZE: usize = multiboot::SEARCHED;
 
+/// Reason against the other protocols on aarch64.
+const X86_ONLY: &str = "the protocol is defined for x86 only";
+
 /// Upper limit of an initrd in most protocols, whose fields have 32 bits.
 const LIMIT_32_BITS: u64 = 1 << 32;
 
 /// Offset, magic bytes, and format of a file with the way out.
-const FOREIGN_FORMATS: [(usize, &[u8], &str); 16] = [
+const FOREIGN_FORMATS: [(usize, &[u8], &str); 15] = [
     (
         0,
         b"\x1f\x8b",
@@ -70,11 +75,6 @@ const FOREIGN_FORMATS: [(usize, &[u8], &str); 16] = [
         0,
         b"{",
         "the file is text, possibly a configuration; use the kernel",
-    ),
-    (
-        56,
-        b"ARM\x64",
-        "the file is an arm64 Linux Image; use the vmlinux of the same build, which is ELF",
     ),
     (
         0,
@@ -130,6 +130,15 @@ pub enum Error {
         /// Error of the headers.
         #[source]
         source: bzimage::Error,
+    },
+    /// The arm64 `Image` is invalid or unsupported.
+    #[error("cannot load {path}")]
+    Arm64 {
+        /// Path of the image.
+        path: PathBuf,
+        /// Error of the header.
+        #[source]
+        source: arm64::Error,
     },
     /// The flat multiboot image is invalid or unsupported.
     #[error("cannot load {path}")]
@@ -203,6 +212,8 @@ pub enum Format {
     },
     /// Linux's compressed x86 kernel.
     BzImage(SetupHeader),
+    /// `Image` of arm64. Its addresses count from a base that the loader chooses.
+    Arm64(Arm64Header),
     /// Flat file with addresses in a multiboot header.
     Multiboot,
 }
@@ -327,8 +338,23 @@ impl Image {
         memory: &GuestMemory,
         reserved: &[Range<u64>],
     ) -> Result<LoadedImage, Error> {
-        let entry = self.entry(protocol)?;
-        let segments = self.segments(protocol);
+        self.load_at(0, protocol, memory, reserved)
+    }
+
+    /// As [`load`](Self::load), with all addresses of the image counted from `base`: 0 unless the image [has none of its
+    /// own](Format::Arm64).
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_at(
+        &self,
+        base: u64,
+        protocol: Protocol,
+        memory: &GuestMemory,
+        reserved: &[Range<u64>],
+    ) -> Result<LoadedImage, Error> {
+        let entry = self.entry(protocol)?.saturating_add(base);
+        let segments = &*self.segments_at(base, protocol);
         segment::check_segments(segments, memory, reserved).map_err(|source| Error::Layout {
             path: self.path.clone(),
             source,
@@ -343,7 +369,7 @@ impl Image {
         let end = segments.iter().map(|segment| segment.physical.end).max();
         let setup = match &self.info.format {
             Format::BzImage(setup) => Some(setup),
-            Format::Elf { .. } | Format::Multiboot => None,
+            Format::Elf { .. } | Format::Arm64(_) | Format::Multiboot => None,
         };
         Ok(LoadedImage {
             protocol,
@@ -361,6 +387,15 @@ impl Image {
             Some(segment) if protocol == Protocol::Multiboot => slice::from_ref(segment),
             _ => &self.info.segments,
         }
+    }
+
+    /// Returns the segments to load for an entry by `protocol`, with addresses that count from `base`.
+    pub fn segments_at(&self, base: u64, protocol: Protocol) -> Cow<'_, [Segment]> {
+        let segments = self.segments(protocol);
+        if base == 0 {
+            return Cow::Borrowed(segments);
+        }
+        Cow::Owned(segments.iter().map(|segment| segment.moved(base)).collect())
     }
 
     fn entry(&self, protocol: Protocol) -> Result<u64, Error> {
@@ -395,6 +430,20 @@ fn inspect(path: &Path, file: &RegularFile, architecture: Architecture) -> Resul
         })?;
         return Ok(bzimage_info(setup, segment, file.size()));
     }
+    if arm64::is_image(head) {
+        let parsed = arm64::parse(head, file.size(), architecture);
+        let (header, segment) = parsed.map_err(|source| Error::Arm64 {
+            path: path_of(),
+            source,
+        })?;
+        return Ok(arm64_info(header, segment, file.size()));
+    }
+    if let Some(source) = arm64::zboot_error(head) {
+        return Err(Error::Arm64 {
+            path: path_of(),
+            source,
+        });
+    }
     let header = match multiboot::find(head) {
         Err(MultibootError::Missing) => {
             return Err(Error::NotAnImage {
@@ -425,9 +474,9 @@ fn elf_info(elf: Elf, file: &RegularFile, architecture: Architecture) -> ImageIn
             protocol::multiboot_support(&elf, &multiboot),
         ],
         Architecture::Aarch64 => [
-            protocol::linux_support(&elf),
-            ProtocolSupport::unsupported(Protocol::Pvh, "the protocol is defined for x86 only"),
-            ProtocolSupport::unsupported(Protocol::Multiboot, "the protocol is defined for x86 only"),
+            protocol::arm64_support(&elf),
+            ProtocolSupport::unsupported(Protocol::Pvh, X86_ONLY),
+            ProtocolSupport::unsupported(Protocol::Multiboot, X86_ONLY),
         ],
     };
     ImageInfo {
@@ -467,6 +516,25 @@ fn bzimage_info(setup: SetupHeader, segment: Segment, size: u64) -> ImageInfo {
     }
 }
 
+fn arm64_info(header: Arm64Header, segment: Segment, size: u64) -> ImageInfo {
+    let entry = segment.physical.start;
+    ImageInfo {
+        format: Format::Arm64(header),
+        architecture: Architecture::Aarch64,
+        size,
+        entry,
+        segments: vec![segment],
+        multiboot_segment: None,
+        notes: Vec::new(),
+        protocol_support: [
+            ProtocolSupport::supported(Protocol::Linux, entry, "arm64 Image"),
+            ProtocolSupport::unsupported(Protocol::Pvh, X86_ONLY),
+            ProtocolSupport::unsupported(Protocol::Multiboot, X86_ONLY),
+        ],
+        is_multiboot_2: false,
+    }
+}
+
 fn multiboot_info(
     header: Result<Header, MultibootError>,
     size: u64,
@@ -480,9 +548,7 @@ fn multiboot_info(
         Architecture::X86_64 => {
             protocol::multiboot_support_at(addresses.entry.into(), slice::from_ref(&segment), &header)
         }
-        Architecture::Aarch64 => {
-            ProtocolSupport::unsupported(Protocol::Multiboot, "the protocol is defined for x86 only")
-        }
+        Architecture::Aarch64 => ProtocolSupport::unsupported(Protocol::Multiboot, X86_ONLY),
     };
     Ok(ImageInfo {
         format: Format::Multiboot,
@@ -507,7 +573,7 @@ fn foreign_reason(head: &[u8]) -> &'static str {
         .iter()
         .find(|(offset, magic, _)| head.get(*offset..).is_some_and(|rest| rest.starts_with(magic)))
         .map_or(
-            "the file has no magic of ELF, bzImage or multiboot",
+            "the file has no magic of ELF, bzImage, arm64 Image or multiboot",
             |(_, _, reason)| reason,
         )
 }

@@ -2,6 +2,7 @@
 //!
 //! | module | contents |
 //! |---|---|
+//! | [`arm64`] | flat `Image` of arm64 |
 //! | [`bzimage`] | Linux's compressed x86 kernel |
 //! | [`cmdline`] | command line |
 //! | [`elf`] | ELF, 32 and 64 bits wide, and its notes |
@@ -15,6 +16,7 @@
 //! Threat model: images and initrds are untrusted. Each offset, length and count in them is compared with the size of the file
 //! before its use, and allocations have fixed limits.
 
+pub mod arm64;
 pub mod bzimage;
 pub mod cmdline;
 pub mod elf;

@@ -14,7 +14,7 @@ use super::segment::{Segment, physical_entry};
 /// Boot protocol: state of the boot vCPU at its entry, and its boot parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Protocol {
-    /// 64-bit Linux protocol: long mode, `boot_params` in RSI.
+    /// 64-bit Linux protocol. x86_64: long mode, `boot_params` in RSI. aarch64: MMU off, device tree in x0.
     Linux,
     /// PVH: 32-bit protected mode, `hvm_start_info` in EBX.
     Pvh,
@@ -149,6 +149,23 @@ pub fn linux_support(elf: &Elf) -> ProtocolSupport {
     match reachable_entry(&elf.segments, elf.entry) {
         Some(entry) => ProtocolSupport::supported(Protocol::Linux, entry, "64-bit image"),
         None => ProtocolSupport::unsupported(Protocol::Linux, unreachable_reason("entry", elf.entry)),
+    }
+}
+
+/// Returns the support of the Linux protocol of arm64, which requires nothing but a 64-bit ELF image: the device tree in x0.
+pub fn arm64_support(elf: &Elf) -> ProtocolSupport {
+    if !elf.is_64_bit {
+        return ProtocolSupport::unsupported(
+            Protocol::Linux,
+            "the entry is in 64-bit mode, and the image is 32-bit",
+        );
+    }
+    match physical_entry(&elf.segments, elf.entry) {
+        Some(entry) => ProtocolSupport::supported(Protocol::Linux, entry, "64-bit image"),
+        None => ProtocolSupport::unsupported(
+            Protocol::Linux,
+            format!("entry {:#x} is outside all segments", elf.entry),
+        ),
     }
 }
 

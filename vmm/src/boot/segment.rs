@@ -78,6 +78,18 @@ pub struct Segment {
 }
 
 impl Segment {
+    /// Returns the segment with `distance` added to its addresses. An end beyond the address space saturates, and then lies outside
+    /// memory.
+    #[must_use]
+    pub fn moved(&self, distance: u64) -> Self {
+        let add = |address: u64| address.saturating_add(distance);
+        Self {
+            physical: add(self.physical.start)..add(self.physical.end),
+            virtual_address: add(self.virtual_address),
+            ..self.clone()
+        }
+    }
+
     /// Returns the guest-physical addresses of the pages mapped from the file. The range is empty for a segment that is read: a
     /// small one, or one whose offset and address differ modulo the page size.
     pub fn mapped(&self) -> Range<u64> {

@@ -212,3 +212,13 @@ pub fn bzimage(kernel: &[u8]) -> Vec<u8> {
     file.extend(kernel);
     file
 }
+
+/// Returns an `Image` of arm64 with these fields of its header and `length` bytes.
+pub fn arm64_image(text_offset: u64, image_size: u64, flags: u64, length: usize) -> Vec<u8> {
+    let mut bytes = pattern(length);
+    for (at, value) in [(8, text_offset), (16, image_size), (24, flags)] {
+        bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    bytes[56..60].copy_from_slice(b"ARM\x64");
+    bytes
+}
