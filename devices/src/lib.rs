@@ -20,6 +20,7 @@
 //! | [`pic`] | the pair of 8259As |
 //! | [`pit`] | [`Pit`]: interval timer |
 //! | [`power`] | [`Power`]: request of the guest for power-off, reset or exit; the ports for it |
+//! | [`rtc`] | [`Rtc`]: real-time clock PL031 |
 //! | [`serial`] | [`Serial`]: serial port and its output buffer |
 //! | [`virtio`] | virtio devices and their transport |
 //!
@@ -47,7 +48,7 @@ mod testing;
 mod tests;
 pub mod virtio;
 
-pub use legacy::{cmos, i8042, ioapic, irqchip, pic, pit, power, serial};
+pub use legacy::{cmos, i8042, ioapic, irqchip, pic, pit, power, rtc, serial};
 
 pub use bus::{Bus, BusBuilder, BusDevice, OffsetDevice};
 pub use clock::{Clock, MonotonicClock, WallClock};
@@ -62,5 +63,6 @@ pub use limiter::{Bucket, Limiter};
 pub use medium::Medium;
 pub use pit::Pit;
 pub use power::{ExitPort, Power, PowerEvent, PowerOffPort, SleepPort};
+pub use rtc::Rtc;
 pub use serial::Serial;
 pub use sync::lock;

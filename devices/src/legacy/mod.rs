@@ -1,4 +1,4 @@
-//! Models of the devices that a PC has besides virtio.
+//! Models of the devices that a machine has besides virtio.
 //!
 //! The crate root re-exports the modules.
 //!
@@ -11,6 +11,7 @@
 //! | [`pic`] | [`Pic`](pic::Pic): the pair of 8259As |
 //! | [`pit`] | [`Pit`](pit::Pit): interval timer |
 //! | [`power`] | [`Power`](power::Power) and the ports that request power-off, reset or exit |
+//! | [`rtc`] | [`Rtc`](rtc::Rtc): real-time clock PL031 |
 //! | [`serial`] | [`Serial`](serial::Serial): serial port and its output |
 
 pub mod cmos;
@@ -20,4 +21,5 @@ pub mod irqchip;
 pub mod pic;
 pub mod pit;
 pub mod power;
+pub mod rtc;
 pub mod serial;

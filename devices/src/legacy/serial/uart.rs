@@ -10,7 +10,7 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 use snapshot::persist::Error as PersistError;
@@ -20,9 +20,11 @@ use vm_superio::serial::NoEvents;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::output::{OutputRecorder, SerialOutput};
+use super::pl011::{Pl011, Pl011State};
 use crate::bus::ByteRegisters;
 use crate::counter::Counter;
 use crate::interrupt::Interrupt;
+use crate::sync::lock;
 
 /// Number of ports.
 pub const LENGTH: u64 = 8;
@@ -217,13 +219,34 @@ impl io::Write for Latch {
     }
 }
 
-/// A serial port: eight registers of a 16550.
+/// Register model of a serial port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SerialModel {
+    /// Eight registers of a 16550.
+    #[default]
+    Uart16550,
+    /// Registers of a PL011.
+    Pl011,
+}
+
+/// Registers of a 16550.
+struct Uart16550 {
+    model: vm_superio::Serial<IrqTrigger, NoEvents, Latch>,
+    interrupt: Arc<dyn Interrupt>,
+}
+
+/// Registers of a [`SerialModel`].
+enum Registers {
+    Uart16550(Uart16550),
+    Pl011(Pl011),
+}
+
+/// A serial port with the registers of a [`SerialModel`].
 ///
 /// The port writes bytes that the guest sends to a [`SerialOutput`] within the access. [`enqueue`](Self::enqueue)
 /// adds bytes for the guest.
 pub struct Serial {
-    model: vm_superio::Serial<IrqTrigger, NoEvents, Latch>,
-    interrupt: Arc<dyn Interrupt>,
+    registers: Registers,
     output: SerialOutput,
     /// [`enqueue`](Serial::enqueue) has not accepted all bytes since the last notification.
     rejected: bool,
@@ -274,56 +297,12 @@ impl SerialRecorder {
     }
 }
 
-impl Serial {
-    /// Creates a port with the registers as after power-on.
-    ///
-    /// # Errors
-    /// [`Error::InputReady`] if `eventfd` fails.
-    pub fn new(interrupt: Arc<dyn Interrupt>, output: SerialOutput) -> Result<Self, Error> {
-        Ok(Self {
+impl Uart16550 {
+    fn new(interrupt: Arc<dyn Interrupt>) -> Self {
+        Self {
             model: vm_superio::Serial::new(IrqTrigger::new(interrupt.clone()), Latch::default()),
             interrupt,
-            recorder: Arc::new(SerialRecorder {
-                output: output.recorder(),
-                ..SerialRecorder::default()
-            }),
-            output,
-            rejected: false,
-            input_ready: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-                .map_err(|source| Error::InputReady { source })?,
-        })
-    }
-
-    /// Adds `bytes` to the receive FIFO, which holds 64, and returns the number of accepted bytes.
-    ///
-    /// If the FIFO does not accept all bytes, [`input_ready`](Self::input_ready) becomes readable when the caller can
-    /// add the others. Until then the caller needs no more input for the guest.
-    pub fn enqueue(&mut self, bytes: &[u8]) -> usize {
-        // The only possible error is a full FIFO, which accepts no byte.
-        let accepted = self.model.enqueue_raw_bytes(bytes).unwrap_or(0);
-        self.rejected |= accepted < bytes.len();
-        accepted
-    }
-
-    /// Returns the eventfd that becomes readable when the guest has emptied the FIFO after [`enqueue`](Self::enqueue)
-    /// rejected bytes. The event loop reads it and calls [`enqueue`](Self::enqueue) again.
-    pub fn input_ready(&self) -> &EventFd {
-        &self.input_ready
-    }
-
-    /// Returns the recorder of the metrics, for threads that read them without the lock of the port.
-    pub fn recorder(&self) -> Arc<SerialRecorder> {
-        Arc::clone(&self.recorder)
-    }
-
-    /// Returns the output of the port.
-    pub fn output(&self) -> &SerialOutput {
-        &self.output
-    }
-
-    /// Returns the output of the port, mutable for the event loop, which flushes it.
-    pub fn output_mut(&mut self) -> &mut SerialOutput {
-        &mut self.output
+        }
     }
 
     /// Reads the interrupt identification register by the priorities of the data sheet ("Interrupt Control Functions").
@@ -360,14 +339,28 @@ impl Serial {
         self.model.interrupt_evt().is_high.set(false);
     }
 
-    fn read_data(&mut self) -> u8 {
+    /// Reads the data register. The second value is true after the read of a received byte, and false after a read without one.
+    fn read_data(&mut self) -> (u8, Option<bool>) {
         let before = self.model.fifo_capacity();
         let is_latch = self.model.read(LINE_CONTROL) & DIVISOR_LATCH_ACCESS != 0;
         let value = self.model.read(DATA);
-        let read = self.model.fifo_capacity() > before;
-        self.recorder.reads.add(u64::from(read));
-        self.recorder.empty_reads.add(u64::from(!read && !is_latch));
-        value
+        let is_read = self.model.fifo_capacity() > before;
+        (value, (is_read || !is_latch).then_some(is_read))
+    }
+
+    fn read(&mut self, offset: u64) -> (u8, Option<bool>) {
+        match u8::try_from(offset) {
+            Ok(INTERRUPT_IDENTIFICATION) => (self.read_interrupt_identification(), None),
+            Ok(DATA) => self.read_data(),
+            Ok(register) => (self.model.read(register), None),
+            Err(_) => (0xff, None),
+        }
+    }
+
+    fn write(&mut self, offset: u64, value: u8) -> Option<u8> {
+        // Neither the interrupt line nor the latch can fail.
+        let _ = self.model.write(u8::try_from(offset).ok()?, value);
+        self.model.writer_mut().0.take()
     }
 
     /// Returns true if sent bytes are received.
@@ -375,10 +368,96 @@ impl Serial {
         self.model.read(MODEM_CONTROL) & LOOPBACK != 0
     }
 
+    fn restore(&mut self, state: SerialState) -> Result<(), PersistError> {
+        state.check()?;
+        let line = IrqTrigger::new(self.interrupt.clone());
+        self.model = vm_superio::Serial::from_state(&state.into(), line, NoEvents, Latch::default())
+            .map_err(|error| invalid(error.to_string()))?;
+        Ok(())
+    }
+}
+
+impl Serial {
+    /// Creates a 16550 with the registers as after power-on.
+    ///
+    /// # Errors
+    /// [`Error::InputReady`] if `eventfd` fails.
+    pub fn new(interrupt: Arc<dyn Interrupt>, output: SerialOutput) -> Result<Self, Error> {
+        Self::with_model(SerialModel::Uart16550, interrupt, output)
+    }
+
+    /// Creates a port with the registers of `model` as after power-on.
+    ///
+    /// # Errors
+    /// [`Error::InputReady`] if `eventfd` fails.
+    pub fn with_model(
+        model: SerialModel,
+        interrupt: Arc<dyn Interrupt>,
+        output: SerialOutput,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            registers: match model {
+                SerialModel::Uart16550 => Registers::Uart16550(Uart16550::new(interrupt)),
+                SerialModel::Pl011 => Registers::Pl011(Pl011::new(interrupt)),
+            },
+            recorder: Arc::new(SerialRecorder {
+                output: output.recorder(),
+                ..SerialRecorder::default()
+            }),
+            output,
+            rejected: false,
+            input_ready: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+                .map_err(|source| Error::InputReady { source })?,
+        })
+    }
+
+    /// Adds `bytes` to the receive FIFO, which holds 64, or 32 in a PL011. Returns the number of accepted bytes.
+    ///
+    /// If the FIFO does not accept all bytes, [`input_ready`](Self::input_ready) becomes readable when the caller can
+    /// add the others. Until then the caller needs no more input for the guest.
+    pub fn enqueue(&mut self, bytes: &[u8]) -> usize {
+        let accepted = match &mut self.registers {
+            // The only possible error is a full FIFO, which accepts no byte.
+            Registers::Uart16550(uart) => uart.model.enqueue_raw_bytes(bytes).unwrap_or(0),
+            Registers::Pl011(pl011) => pl011.enqueue(bytes),
+        };
+        self.rejected |= accepted < bytes.len();
+        accepted
+    }
+
+    /// Returns the eventfd that becomes readable when the guest has emptied the FIFO after [`enqueue`](Self::enqueue)
+    /// rejected bytes. The event loop reads it and calls [`enqueue`](Self::enqueue) again.
+    pub fn input_ready(&self) -> &EventFd {
+        &self.input_ready
+    }
+
+    /// Returns the recorder of the metrics, for threads that read them without the lock of the port.
+    pub fn recorder(&self) -> Arc<SerialRecorder> {
+        Arc::clone(&self.recorder)
+    }
+
+    /// Returns the output of the port.
+    pub fn output(&self) -> &SerialOutput {
+        &self.output
+    }
+
+    /// Returns the output of the port, mutable for the event loop, which flushes it.
+    pub fn output_mut(&mut self) -> &mut SerialOutput {
+        &mut self.output
+    }
+
+    /// Returns true if the receive FIFO is empty and receives input.
+    fn has_room(&mut self) -> bool {
+        match &mut self.registers {
+            Registers::Uart16550(uart) => uart.model.fifo_capacity() == FIFO_SIZE && !uart.is_in_loopback(),
+            Registers::Pl011(pl011) => pl011.received().next().is_none() && !pl011.is_in_loopback(),
+        }
+    }
+
     /// Notifies the event loop that the FIFO has room again. Waits for an empty FIFO: a guest that reads byte by byte
     /// would otherwise wake the event loop for each.
     fn notify_room(&mut self) {
-        if self.rejected && self.model.fifo_capacity() == FIFO_SIZE && !self.is_in_loopback() {
+        if self.rejected && self.has_room() {
             self.rejected = false;
             // At most one count per rejection: the counter stays far below its limit, so that the write cannot fail.
             let _ = self.input_ready.write(1);
@@ -388,23 +467,25 @@ impl Serial {
 
 impl ByteRegisters for Serial {
     fn read_register(&mut self, offset: u64) -> u8 {
-        let value = match u8::try_from(offset) {
-            Ok(INTERRUPT_IDENTIFICATION) => self.read_interrupt_identification(),
-            Ok(DATA) => self.read_data(),
-            Ok(register) => self.model.read(register),
-            Err(_) => 0xff,
+        let (value, is_read) = match &mut self.registers {
+            Registers::Uart16550(uart) => uart.read(offset),
+            Registers::Pl011(pl011) => pl011.read(offset),
         };
+        match is_read {
+            Some(true) => self.recorder.reads.add(1),
+            Some(false) => self.recorder.empty_reads.add(1),
+            None => {}
+        }
         self.notify_room();
         value
     }
 
     fn write_register(&mut self, offset: u64, value: u8) {
-        let Ok(register) = u8::try_from(offset) else {
-            return;
+        let sent = match &mut self.registers {
+            Registers::Uart16550(uart) => uart.write(offset, value),
+            Registers::Pl011(pl011) => pl011.write(offset, value),
         };
-        // Neither the interrupt line nor the latch can fail.
-        let _ = self.model.write(register, value);
-        if let Some(byte) = self.model.writer_mut().0.take() {
+        if let Some(byte) = sent {
             self.recorder.writes.add(1);
             self.output.write(&[byte]);
         }
@@ -415,19 +496,60 @@ impl ByteRegisters for Serial {
 impl Persist for Serial {
     type State = SerialState;
 
+    /// Returns the state of a 16550. That of a PL011 consists of the received bytes; [`Pl011Registers`] has the rest.
     fn save(&self) -> Result<SerialState, PersistError> {
-        Ok(self.model.state().into())
+        Ok(match &self.registers {
+            Registers::Uart16550(uart) => uart.model.state().into(),
+            Registers::Pl011(pl011) => SerialState {
+                divisor_low: 0,
+                divisor_high: 0,
+                interrupt_enable: 0,
+                interrupt_identification: NONE,
+                line_control: 0,
+                modem_control: 0,
+                scratch: 0,
+                received: pl011.received().collect(),
+            },
+        })
     }
 
     /// Restores the registers and triggers a pending interrupt at once: the interrupt controller must already exist.
     /// Keeps buffered output.
     fn restore(&mut self, state: SerialState) -> Result<(), PersistError> {
-        state.check()?;
-        let line = IrqTrigger::new(self.interrupt.clone());
-        self.model = vm_superio::Serial::from_state(&state.into(), line, NoEvents, Latch::default())
-            .map_err(|error| invalid(error.to_string()))?;
+        match &mut self.registers {
+            Registers::Uart16550(uart) => uart.restore(state)?,
+            Registers::Pl011(pl011) => pl011.set_received(state.received)?,
+        }
         self.notify_room();
         Ok(())
+    }
+}
+
+/// Registers of the PL011 of a serial port, as a component of a snapshot besides the [`Serial`], which is restored before.
+pub struct Pl011Registers(pub Arc<Mutex<Serial>>);
+
+impl Persist for Pl011Registers {
+    type State = Pl011State;
+
+    fn save(&self) -> Result<Pl011State, PersistError> {
+        match &lock(&self.0).registers {
+            Registers::Pl011(pl011) => Ok(pl011.state()),
+            Registers::Uart16550(_) => Err(not_a_pl011()),
+        }
+    }
+
+    fn restore(&mut self, state: Pl011State) -> Result<(), PersistError> {
+        match &mut lock(&self.0).registers {
+            Registers::Pl011(pl011) => pl011.restore(state),
+            Registers::Uart16550(_) => Err(not_a_pl011()),
+        }
+    }
+}
+
+fn not_a_pl011() -> PersistError {
+    PersistError::Invalid {
+        component: Pl011State::NAME,
+        reason: "the serial port is a 16550".into(),
     }
 }
 
