@@ -3,40 +3,64 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use vmm::arch::{Native, Platform};
+use vmm::arch::{self, Native, Platform};
 use vmm::boot::image::{Error, Format, ImageInfo};
 use vmm::boot::segment::Segment;
 use vmm::boot::{Image, Protocol};
+use vmm::config::{MemorySize, VmConfig};
 use vmm::memory::Bytes;
+
+/// Size of memory for which the places of an image are shown.
+const SHOWN_MEMORY: MemorySize = MemorySize::from_bytes(16 << 30);
+
+/// Error of a file that is no usable image.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// The file is no image, or the image supports no protocol.
+    #[error(transparent)]
+    Image(Error),
+    /// No memory map contains the image.
+    #[error(transparent)]
+    Platform(arch::Error),
+}
 
 /// Describes the image at `path`: format, segments, notes and boot protocols.
 ///
 /// # Errors
-/// [`Error`] if the file is no image, or the image supports no protocol.
-pub fn inspect(path: &Path) -> Result<String, Error> {
-    let image = Image::open(path, Native::ARCHITECTURE)?;
+/// [`InspectError`] if the file is no image, the image supports no protocol, or no memory map contains it.
+pub fn inspect(path: &Path) -> Result<String, InspectError> {
+    let image = Image::open(path, Native::ARCHITECTURE).map_err(InspectError::Image)?;
     let info = image.info();
     let (choice, refusal) = match image.select_protocol(None) {
         Ok(protocol) => (protocol, None),
         // Its headers are described too: a protocol can be forced.
         Err(error @ Error::OnlyMultiboot2 { .. }) => (Protocol::Linux, Some(error)),
-        Err(error) => return Err(error),
+        Err(error) => return Err(InspectError::Image(error)),
     };
+    let config = VmConfig::new(path.to_owned());
+    let (layout, map) = Native::select_layout(&image, &config).map_err(InspectError::Platform)?;
+    let plan = Native::plan_load(&image, choice, layout, SHOWN_MEMORY).map_err(InspectError::Platform)?;
+    let memory = Native::memory_regions(MemorySize::MIN, layout);
+    let memory = memory.first().map_or(0, |(address, _)| address.0);
+    let loaded = image.segments_at(plan.image_base, choice);
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{}: {}, {}", path.display(), format(info), Bytes(info.size));
     let _ = writeln!(text, "\nentry point in the header: {:#x}", info.entry);
-    segments(&mut text, image.segments(choice));
+    if let Some(map) = map {
+        let _ = writeln!(text, "memory map {map}; memory begins at {memory:#x}");
+    }
+    segments(&mut text, &loaded);
     notes(&mut text, info);
     let _ = writeln!(text, "\nprotocols");
     for support in &info.protocol_support {
         let entry = support
             .entry
+            .map(|entry| entry.saturating_add(plan.image_base))
             .map_or("no".into(), |entry| format!("yes, at {entry:#x}"));
         let _ = writeln!(text, "  {:<10} {entry}: {}", support.protocol, support.reason);
     }
-    let end = image
-        .segments(choice)
+    let end = loaded
         .iter()
         .map(|segment| segment.physical.end)
         .max()
@@ -46,7 +70,7 @@ pub fn inspect(path: &Path) -> Result<String, Error> {
         None => writeln!(
             text,
             "\nmayfly run boots the image by protocol {choice}; the image ends at {end:#x} and needs at least --memory {}M",
-            end.div_ceil(1 << 20)
+            end.saturating_sub(memory).div_ceil(1 << 20)
         ),
     };
     Ok(text)

@@ -79,7 +79,7 @@ mayfly run - boot an image
 
 usage: mayfly run KERNEL [OPTION ...] [-- GUEST ARGUMENTS]
 
-KERNEL is an ELF image, a Linux bzImage, or a flat multiboot image. All arguments after the first lone -- form the
+KERNEL is an ELF image, a Linux bzImage, an arm64 Image, or a flat multiboot image. All arguments after the first lone -- form the
 guest's command line, including any further --.
 
 Set up the machine:
@@ -88,12 +88,15 @@ Set up the machine:
       --initrd FILE     load an initial RAM disk, or the first module of a multiboot image (default none)
       --protocol NAME   boot by protocol linux (64-bit, boot_params), pvh or multiboot (version 1). mayfly inspect
                         shows the protocols of an image (default: pvh by a note, multiboot by a header, else linux)
+      --machine MAP     use memory map fc (memory from 0x80000000, 16550) or virt (from 0x40000000, PL011). mayfly
+                        inspect shows the default. aarch64 only (default: by the address of an ELF image, else fc)
+      --gic VERSION     create a GICv2 (2) or GICv3 (3); aarch64 only (default: the newest that the host supports)
       --irqchip MODE    emulate IOAPIC, PIC and PIT in mayfly (split) or in KVM (kernel). split starts and ends
-                        faster (default split)
-      --no-acpi         omit the ACPI tables
-      --no-mptable      omit the MP table
+                        faster; x86_64 only (default split)
+      --no-acpi         omit the ACPI tables; x86_64 only
+      --no-mptable      omit the MP table; x86_64 only
       --no-device-arguments
-                        omit device addresses from the guest's command line (default: add them before its first --)
+                        omit device addresses from the guest's command line; x86_64 only (default: add them before its first --)
 
 Attach devices; repeat these options for more, up to 18 devices:
       --disk PATH[,ro][,shared][,cache=unsafe|writeback][,engine=sync|async][,id=NAME]

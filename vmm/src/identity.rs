@@ -162,7 +162,7 @@ impl PendingRecord {
 }
 
 /// Fills `bytes`, at most 256, with randomness of the kernel. Waits if the kernel has none yet, early in the boot of the host.
-fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
+pub(crate) fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
     loop {
         // SAFETY: `bytes` is valid for writes of its length during the call.
         let filled = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };

@@ -103,6 +103,8 @@ impl VmConfiguration {
             // Not settings of the API.
             irqchip: _,
             layout: _,
+            memory_map: _,
+            gic: _,
             acpi: _,
             mptable: _,
             device_arguments: _,

@@ -2,6 +2,8 @@
 
 use std::ffi::{OsStr, OsString};
 
+use vmm::arch::Architecture;
+
 use super::firecracker;
 use crate::cli::ctl;
 
@@ -41,6 +43,16 @@ pub enum Error {
         value: String,
         /// The error, and a description of valid values.
         reason: String,
+    },
+    /// The machine of another architecture has the option.
+    #[error("{option} is an option of {required} machines, and this machine is {architecture}; remove it")]
+    Architecture {
+        /// The option.
+        option: &'static str,
+        /// Architecture of its machines.
+        required: Architecture,
+        /// Architecture of this machine.
+        architecture: Architecture,
     },
     /// An option is given twice.
     #[error("{0} is given twice; remove one")]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use lexopt::Arg;
+use vmm::arch::{Architecture, Native, Platform};
 use vmm::config::{DeviceConfig, VmConfig};
 
 use super::error::{Error, lossy, syntax};
@@ -61,11 +62,13 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Option<Box<RunArgs>>,
     Ok(Some(Box::new(run)))
 }
 
-const OPTIONS: [&str; 10] = [
+const OPTIONS: [&str; 12] = [
     "--memory",
     "--cpus",
     "--initrd",
     "--protocol",
+    "--machine",
+    "--gic",
     "--irqchip",
     "--no-acpi",
     "--no-mptable",
@@ -90,16 +93,36 @@ fn parse_option(
         }
         _ => given.add(name)?,
     }
+    check_architecture(name, Native::ARCHITECTURE)?;
     match name {
         "--memory" => config.memory = value(parser, "run", name)?,
         "--cpus" => config.vcpus = value::<Count>(parser, "run", name)?.0,
         "--initrd" => config.initrd = Some(path(parser, "run")?),
         "--protocol" => config.protocol = Some(value(parser, "run", name)?),
+        "--machine" => config.memory_map = Some(value(parser, "run", name)?),
+        "--gic" => config.gic = Some(value(parser, "run", name)?),
         "--irqchip" => config.irqchip = value(parser, "run", name)?,
         "--no-acpi" => config.acpi = false,
         "--no-mptable" => config.mptable = false,
         "--no-device-arguments" => config.device_arguments = false,
         other => run.session.parse_option(parser, "run", other)?,
+    }
+    Ok(())
+}
+
+/// Checks that a machine of `architecture` has option `name`.
+fn check_architecture(name: &'static str, architecture: Architecture) -> Result<(), Error> {
+    let required = match name {
+        "--irqchip" | "--no-acpi" | "--no-mptable" | "--no-device-arguments" => Architecture::X86_64,
+        "--machine" | "--gic" => Architecture::Aarch64,
+        _ => return Ok(()),
+    };
+    if architecture != required {
+        return Err(Error::Architecture {
+            option: name,
+            required,
+            architecture,
+        });
     }
     Ok(())
 }
@@ -120,4 +143,31 @@ fn join_guest_arguments(arguments: Vec<OsString>) -> Result<String, Error> {
     let arguments: Result<Vec<_>, _> = arguments.into_iter().map(OsString::into_string).collect();
     let arguments = arguments.map_err(Error::GuestArgument)?;
     Ok(arguments.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_architecture;
+    use vmm::arch::Architecture::{Aarch64, X86_64};
+
+    #[test]
+    fn options_of_other_architecture_are_rejected() {
+        for (name, own, other) in [
+            ("--irqchip", X86_64, Aarch64),
+            ("--no-acpi", X86_64, Aarch64),
+            ("--no-mptable", X86_64, Aarch64),
+            ("--no-device-arguments", X86_64, Aarch64),
+            ("--machine", Aarch64, X86_64),
+            ("--gic", Aarch64, X86_64),
+        ] {
+            assert!(check_architecture(name, own).is_ok(), "{name}");
+            assert!(check_architecture(name, other).is_err(), "{name}");
+        }
+        assert!(check_architecture("--memory", Aarch64).is_ok());
+        let error = check_architecture("--gic", X86_64).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "--gic is an option of aarch64 machines, and this machine is x86_64; remove it"
+        );
+    }
 }

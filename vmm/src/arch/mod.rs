@@ -2,30 +2,51 @@
 //!
 //! Only this file tests the target architecture. The rest of the crate uses [`Native`].
 
+use std::borrow::Cow;
 use std::ffi::CStr;
 use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 
 use devices::i8042::I8042Metrics;
+use devices::serial::SerialModel;
 use devices::{BusBuilder, Interrupt, Power, bus};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use snapshot::file::Architecture;
+pub use snapshot::file::Architecture;
 use snapshot::persist::Error as StateError;
 use snapshot::{ArchiveReader, ArchiveWriter, GuestMemory, Schema};
 use vm_memory::GuestAddress;
 
-use crate::boot::LoadedImage;
-use crate::config::{AddressLayout, CpuTopology, MemorySize, VmSpec};
+use crate::boot::{Image, LoadedImage, Protocol};
+use crate::config::{AddressLayout, CpuTopology, MemorySize, VmConfig, VmSpec};
 use crate::kvm::{self, Kick};
 
-#[cfg(target_arch = "aarch64")]
-mod aarch64;
+/// aarch64: machine with a GIC in the kernel, entered as Linux's arm64 boot protocol defines. The modules without KVM are tested on
+/// all architectures.
+///
+/// | module | contents |
+/// |---|---|
+/// | `device_tree` | the device tree |
+/// | `gic` | interrupt controller |
+/// | `layout` | memory maps, places of image and device tree |
+/// | `platform` | `Aarch64`, the platform |
+/// | `vcpu` | registers of vCPUs |
+#[cfg(any(target_arch = "aarch64", test))]
+pub mod aarch64 {
+    pub mod device_tree;
+    #[cfg(target_arch = "aarch64")]
+    pub mod gic;
+    pub mod layout;
+    #[cfg(target_arch = "aarch64")]
+    pub mod platform;
+    #[cfg(target_arch = "aarch64")]
+    pub mod vcpu;
+}
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
 
 #[cfg(target_arch = "aarch64")]
-pub use aarch64::Aarch64 as Native;
+pub use aarch64::platform::Aarch64 as Native;
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::X86_64 as Native;
 
@@ -50,9 +71,15 @@ pub enum Error {
     /// Boot data was not written.
     #[error("cannot write boot data")]
     BootData(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The architecture is unsupported.
-    #[error("cannot create a machine for {0}: the architecture is not supported yet")]
-    Unsupported(&'static str),
+    /// The configuration has a setting of another architecture.
+    #[error("cannot create the machine on this architecture: {0}")]
+    Foreign(&'static str),
+    /// Image or memory do not fit the memory map.
+    #[error("cannot place the image in guest memory")]
+    Placement(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The interrupt controller was not created.
+    #[error(transparent)]
+    InterruptController(Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// File descriptor of a device that the event loop watches.
@@ -72,9 +99,9 @@ pub trait EventSource: Send {
 pub struct MmioDeviceInfo {
     /// First address, page-aligned.
     pub base: u64,
-    /// Length in bytes, a multiple of the page size.
+    /// Length in bytes.
     pub size: u64,
-    /// Interrupt line, active high and edge-triggered.
+    /// Interrupt line, edge-triggered, in the numbers of the platform.
     pub gsi: u32,
 }
 
@@ -98,6 +125,39 @@ pub struct AttachContext {
     pub serial: bus::SharedDevice,
 }
 
+/// Places of an image and of boot data in guest memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadPlan {
+    /// Base of the addresses of the image: 0, unless the image [has none of its own](crate::boot::image::Format::Arm64).
+    pub image_base: u64,
+    /// First address of the boot data that the platform writes.
+    pub boot_data: u64,
+    /// Addresses of boot data, where neither the image nor the initrd may lie.
+    pub reserved: Cow<'static, [Range<u64>]>,
+}
+
+/// Inputs of boot data.
+pub struct BootInputs<'a> {
+    /// Loaded image.
+    pub loaded: &'a LoadedImage,
+    /// Place of the boot data.
+    pub plan: &'a LoadPlan,
+    /// Command line.
+    pub cmdline: &'a CStr,
+    /// Configuration.
+    pub spec: &'a VmSpec,
+    /// Attached virtio-mmio devices.
+    pub mmio_devices: &'a [MmioDeviceInfo],
+}
+
+/// Creates vCPU `id` of `vm`.
+fn create_vcpu(vm: &VmFd, id: u8) -> Result<VcpuFd, Error> {
+    let created = vm.create_vcpu(id.into());
+    created
+        .map_err(kvm::failed(format!("KVM_CREATE_VCPU {id}")))
+        .map_err(Error::Kvm)
+}
+
 /// Machine without its vCPUs: memory layout, interrupt controllers, clocks.
 pub trait Platform: Send + Sync + Sized + 'static {
     /// Type of the vCPUs.
@@ -109,8 +169,38 @@ pub trait Platform: Send + Sync + Sized + 'static {
     const ARCHITECTURE: Architecture;
     /// Capacity of the command line in bytes, NUL included.
     const COMMAND_LINE_CAPACITY: usize;
-    /// Guest-physical addresses of boot data, where no segment may lie.
-    const RESERVED: &'static [Range<u64>];
+    /// The command line has an argument for each virtio-mmio device, unless the configuration omits them.
+    const HAS_DEVICE_ARGUMENTS: bool;
+
+    /// Checks that the architecture has all settings of `spec`. It may come from a state file.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`]
+    fn check(spec: &VmSpec) -> Result<(), Error>;
+
+    /// Returns the layout of a VM that boots `image` by `config`. If the architecture has several, returns the name of its memory map
+    /// and the reason too.
+    ///
+    /// # Errors
+    /// [`Error::Placement`]
+    fn select_layout(image: &Image, config: &VmConfig) -> Result<(AddressLayout, Option<String>), Error>;
+
+    /// Returns the places of `image`, entered by `protocol`, and of boot data in `memory` of `layout`.
+    ///
+    /// # Errors
+    /// [`Error::Placement`]
+    fn plan_load(
+        image: &Image,
+        protocol: Protocol,
+        layout: AddressLayout,
+        memory: MemorySize,
+    ) -> Result<LoadPlan, Error>;
+
+    /// Returns the type of the VM of `spec` for `KVM_CREATE_VM`.
+    ///
+    /// # Errors
+    /// [`Error::Placement`] if the host cannot address its memory.
+    fn vm_type(kvm: &Kvm, spec: &VmSpec) -> Result<u64, Error>;
 
     /// Returns the regions of memory of `size` in `layout`, lowest first.
     fn memory_regions(size: MemorySize, layout: AddressLayout) -> Vec<(GuestAddress, usize)>;
@@ -132,7 +222,7 @@ pub trait Platform: Send + Sync + Sized + 'static {
     /// several milliseconds for them.
     fn can_precede_memory(spec: &VmSpec) -> bool;
 
-    /// Creates the interrupt controllers before the vCPUs, and after the memory slots unless they [can
+    /// Creates the platform, and the interrupt controllers that must precede the vCPUs: after the memory slots unless they [can
     /// precede](Self::can_precede_memory) them.
     ///
     /// `boot_cpu` kicks the vCPU that receives interrupts of legacy controllers.
@@ -141,11 +231,21 @@ pub trait Platform: Send + Sync + Sized + 'static {
     /// [`Error`]
     fn new(vm: &Arc<VmFd>, spec: &VmSpec, boot_cpu: Kick) -> Result<Self, Error>;
 
+    /// Creates the vCPUs of `spec`, and the interrupt controllers that must follow them. Calls `pass` for each vCPU in their order,
+    /// from which time on its thread uses it.
+    ///
+    /// # Errors
+    /// [`Error`]
+    fn create_vcpus(&mut self, spec: &VmSpec, pass: &mut dyn FnMut(u8, VcpuFd)) -> Result<(), Error>;
+
     /// Makes the clock of the guest start now, if the VM was created long before its boot.
     ///
     /// # Errors
     /// [`Error::Kvm`]
     fn restart_clock(&self) -> Result<(), Error>;
+
+    /// Returns the model of the first serial port.
+    fn serial_model(&self) -> SerialModel;
 
     /// Returns the interrupt line of the first serial port.
     fn serial_interrupt(&self) -> Arc<dyn Interrupt>;
@@ -169,11 +269,9 @@ pub trait Platform: Send + Sync + Sized + 'static {
     /// # Errors
     /// [`Error::BootData`]
     fn write_boot_data(
+        &self,
         memory: &GuestMemory,
-        loaded: &LoadedImage,
-        cmdline: &CStr,
-        spec: &VmSpec,
-        mmio_devices: &[MmioDeviceInfo],
+        inputs: &BootInputs<'_>,
     ) -> Result<<Self::Cpu as Cpu>::Entry, Error>;
 
     /// Injects interrupts that KVM does not inject by itself. The vCPU thread calls it before each `KVM_RUN` of vCPU `id` that

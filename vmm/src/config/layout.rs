@@ -10,13 +10,17 @@ use serde::{Deserialize, Serialize};
 /// variant: append a variant for each change of a value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AddressLayout {
-    /// Layout of state files that hold none.
+    /// x86_64: layout of state files that hold none.
     V1,
-    /// First device at the address of Firecracker's.
+    /// x86_64: first device at the address of Firecracker's.
     V2,
-    /// As V2, with an [identity record](crate::identity).
+    /// x86_64: as V2, with an [identity record](crate::identity).
     #[default]
     V3,
+    /// aarch64, memory map [`Fc`](super::MemoryMap::Fc).
+    ArmFc,
+    /// aarch64, memory map [`Virt`](super::MemoryMap::Virt).
+    ArmVirt,
 }
 
 impl fmt::Display for AddressLayout {
@@ -25,6 +29,8 @@ impl fmt::Display for AddressLayout {
             Self::V1 => "1",
             Self::V2 => "2",
             Self::V3 => "3",
+            Self::ArmFc => "fc",
+            Self::ArmVirt => "virt",
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Configuration of a VM: as the user requests it, and checked.
 
 mod addresses;
+mod arm;
 mod device;
 mod drive;
 mod error;
@@ -14,6 +15,7 @@ mod size;
 mod vm;
 
 pub use addresses::{AddressError, AddressNames, AddressRequest, NetAddresses};
+pub use arm::{GicVersion, MemoryMap};
 pub use device::{BackendDescription, DeviceBackend, DeviceConfig, DeviceKind, DeviceUpdate};
 pub use devices::limiter::Bucket;
 pub use devices::virtio::block::{CacheType, DiskConfig, IoEngine};

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use snapshot::section::Error as SectionError;
 use snapshot::{ArchiveReader, Schema};
 
+use super::arm::{GicVersion, MemoryMap};
 use super::device::{DeviceConfig, DeviceKind};
 use super::drive::DriveConfig;
 use super::error::{Error, MAX_DEVICES, MAX_VCPUS};
@@ -81,8 +82,12 @@ pub struct VmConfig {
     pub track_dirty_pages: bool,
     /// The kernel is advised to back guest memory with huge pages.
     pub huge_pages: bool,
-    /// Guest-physical addresses. A start uses the default.
+    /// Guest-physical addresses. On x86_64 a start uses the default; on aarch64 it selects them by the image.
     pub layout: AddressLayout,
+    /// Memory map of an aarch64 machine; none selects it by the image. Not saved: the layout contains the selected one.
+    pub memory_map: Option<MemoryMap>,
+    /// Interrupt controller of an aarch64 machine; none selects the newest that the host supports. Not saved.
+    pub gic: Option<GicVersion>,
 }
 
 /// [`VmConfig`] as state files hold it.
@@ -198,6 +203,8 @@ impl From<VmConfigV1> for VmConfig {
             huge_pages: matches!(saved.pages_and_threads, Huge | HugeWithSmt),
             smt: matches!(saved.pages_and_threads, SmallWithSmt | HugeWithSmt),
             layout: AddressLayout::V1,
+            memory_map: None,
+            gic: None,
         }
     }
 }
@@ -237,6 +244,8 @@ impl VmConfig {
             track_dirty_pages: false,
             huge_pages: false,
             layout: AddressLayout::default(),
+            memory_map: None,
+            gic: None,
         }
     }
 

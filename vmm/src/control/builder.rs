@@ -14,7 +14,7 @@ use super::preparation::Preparation;
 use crate::arch::{Native, Platform};
 use crate::boot::{Image, Initrd};
 use crate::config::{Bucket, DeviceConfig, DeviceKind, HostMemory, Protocol, VmConfig, VmSpec};
-use crate::machine::{DeviceError, Machine, OpenDevice, open_device};
+use crate::machine::{self, DeviceError, Machine, OpenDevice, open_device};
 use crate::timeline::{Lane, Timeline};
 use crate::vm::{BootFiles, Console, ConsoleError, ConsoleInput, Vm};
 
@@ -124,9 +124,11 @@ impl VmBuilder {
         open_console: &mut OpenConsole,
         timeline: &Arc<Timeline>,
     ) -> Result<Vm, Error> {
-        if self.boot.is_none() {
+        let Some((image, _)) = &self.boot else {
             return Err(Error::NoKernel);
-        }
+        };
+        let selected = Native::select_layout(image, &self.config).map_err(machine::Error::Platform);
+        (self.config.layout, _) = selected.map_err(Error::Machine)?;
         let spec = self.config.clone().check(host).map_err(Error::Config)?;
         let devices = timeline.measure(Lane::Main, "open devices", || self.take_devices(&spec));
         let devices = devices.map_err(Error::Device)?;

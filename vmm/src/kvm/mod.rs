@@ -23,7 +23,7 @@ pub enum Error {
     /// The device file does not exist.
     #[error(
         "cannot open /dev/kvm: it does not exist; load the module kvm_intel or kvm_amd, enable virtualisation in the firmware, or, \
-         in a virtual machine, enable nesting on its host"
+         in a virtual machine, enable nesting on its host; on aarch64, boot the kernel at EL2"
     )]
     Missing,
     /// Access to the device file is denied.
@@ -109,13 +109,13 @@ fn check(version: i32, required: &[Cap], has: impl Fn(Cap) -> bool) -> Result<()
     }
 }
 
-/// Creates a VM.
+/// Creates a VM of `vm_type`, which the platform defines.
 ///
 /// # Errors
 /// [`Error::Call`].
-pub fn create_vm(kvm: &Kvm) -> Result<Arc<VmFd>, Error> {
+pub fn create_vm(kvm: &Kvm, vm_type: u64) -> Result<Arc<VmFd>, Error> {
     loop {
-        match kvm.create_vm() {
+        match kvm.create_vm_with_type(vm_type) {
             Ok(vm) => return Ok(Arc::new(vm)),
             // The kernel takes all locks of the address space (mm_take_all_locks), which a signal interrupts.
             Err(error) if error.errno() == libc::EINTR => {}

@@ -27,7 +27,10 @@ use snapshot::GuestMemory;
 use vm_memory::{Address, Bytes, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::arch::{self, AttachContext, Buses, CpuStatus, MmioDeviceInfo, Native, Platform, SharedSource};
+use crate::arch::{
+    self, AttachContext, BootInputs, Buses, CpuStatus, LoadPlan, MmioDeviceInfo, Native, Platform,
+    SharedSource,
+};
 use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
 use crate::cancellation::Cancellation;
 use crate::channel::Receiver;
@@ -243,7 +246,7 @@ impl Machine {
         let timeline = self.timeline.clone();
         let measure = Measure(&timeline);
         let config = self.spec.config();
-        let loaded = measure.phase("load image", || self.load(image, initrd))?;
+        let (loaded, plan) = measure.phase("load image", || self.load(image, initrd))?;
         let cmdline = boot::cmdline::compose(
             &command_line(config, loaded.protocol),
             &self.device_arguments(),
@@ -252,9 +255,16 @@ impl Machine {
         .map_err(Error::CommandLine)?;
         self.log_boot(loaded.protocol, &cmdline);
         let infos: Vec<MmioDeviceInfo> = self.devices.iter().map(|device| *device.info()).collect();
+        let inputs = BootInputs {
+            loaded: &loaded,
+            plan: &plan,
+            cmdline: &cmdline,
+            spec: &self.spec,
+            mmio_devices: &infos,
+        };
         let entry = measure
             .phase("write boot information", || {
-                Native::write_boot_data(&self.memory, &loaded, &cmdline, &self.spec, &infos)
+                self.platform.write_boot_data(&self.memory, &inputs)
             })
             .map_err(Error::Platform)?;
         if let Some(record) = self
@@ -291,13 +301,14 @@ impl Machine {
     /// Returns the command line arguments for root drive and devices.
     fn device_arguments(&self) -> Vec<String> {
         let config = self.spec.config();
-        let listed = self.devices.iter().filter(|_| config.device_arguments);
+        let is_listed = Native::HAS_DEVICE_ARGUMENTS && config.device_arguments;
+        let listed = self.devices.iter().filter(|_| is_listed);
         let devices = listed.map(|device| attachments::argument(device.info()));
         let root = config.drives().find_map(DriveConfig::root_argument);
         root.into_iter().chain(devices).collect()
     }
 
-    fn load(&self, image: &Image, initrd: Option<&Initrd>) -> Result<LoadedImage, Error> {
+    fn load(&self, image: &Image, initrd: Option<&Initrd>) -> Result<(LoadedImage, LoadPlan), Error> {
         let config = self.spec.config();
         match &config.initrd {
             Some(path) => {
@@ -311,15 +322,17 @@ impl Machine {
         let protocol = image
             .select_protocol(self.spec.config().protocol)
             .map_err(Error::Image)?;
+        let plan =
+            Native::plan_load(image, protocol, config.layout, config.memory).map_err(Error::Platform)?;
         let mut loaded = image
-            .load(protocol, &self.memory, Native::RESERVED)
+            .load_at(plan.image_base, protocol, &self.memory, &plan.reserved)
             .map_err(Error::Image)?;
         if let Some(initrd) = initrd {
             let (limit, placement) = (loaded.initrd_limit, protocol.initrd_placement());
-            let range = initrd.load(&self.memory, loaded.end, limit, Native::RESERVED, placement);
+            let range = initrd.load(&self.memory, loaded.end, limit, &plan.reserved, placement);
             loaded.initrd = Some(range.map_err(Error::Initrd)?);
         }
-        Ok(loaded)
+        Ok((loaded, plan))
     }
 
     /// Creates the identity of the VM. Returns its record, which must be written before the guest runs; `None` for a guest without one.
@@ -636,7 +649,8 @@ fn command_line(config: &VmConfig, protocol: Protocol) -> Cow<'_, str> {
 
 fn create_serial(platform: &Native, output: SerialOutput) -> Result<SerialPort, Error> {
     let first_output = output.first_write();
-    let serial = Serial::new(platform.serial_interrupt(), output).map_err(Error::Serial)?;
+    let serial = Serial::with_model(platform.serial_model(), platform.serial_interrupt(), output)
+        .map_err(Error::Serial)?;
     Ok(SerialPort {
         recorder: serial.recorder(),
         port: Arc::new(Mutex::new(serial)),

@@ -78,6 +78,7 @@ impl VmParts {
         prepared: Option<PreparedVm>,
         timeline: &Arc<Timeline>,
     ) -> Result<(Self, SlotMemory), Error> {
+        Native::check(spec).map_err(Error::Platform)?;
         match prepared {
             Some(prepared) if prepared.fits(spec, memory.as_ref()) => {
                 prepared.complete(spec, memory, &Measure(timeline))
@@ -104,9 +105,7 @@ impl VmParts {
         let boot_kick = Kick::default();
         let (kvm, (vcpus, shared, stop_reasons)) = open_and_start(spec, &boot_kick, timeline, purpose)?;
         let memory = map_memory(spec, memory, &measure)?;
-        let vm = measure
-            .phase("create VM", || kvm::create_vm(&kvm))
-            .map_err(Error::Kvm)?;
+        let vm = create_vm(&kvm, spec, &measure)?;
         set_slots(&vm, &memory.memory, &measure)?;
         let platform = create_platform(&vm, &vcpus, spec, boot_kick, &measure)?;
         let parts = Self {
@@ -167,9 +166,7 @@ impl PreparedVm {
         let measure = Measure(timeline);
         let boot_kick = Kick::default();
         let (kvm, (vcpus, shared, stop_reasons)) = open_and_start(&spec, &boot_kick, timeline, Purpose::Any)?;
-        let vm = measure
-            .phase("create VM", || kvm::create_vm(&kvm))
-            .map_err(Error::Kvm)?;
+        let vm = create_vm(&kvm, &spec, &measure)?;
         let platform = create_platform(&vm, &vcpus, &spec, boot_kick, &measure)?;
         Ok(Some(Self {
             parts: VmParts {
@@ -341,6 +338,13 @@ fn allocate(spec: &VmSpec) -> Result<SlotMemory, Error> {
     })
 }
 
+fn create_vm(kvm: &Kvm, spec: &VmSpec, measure: &Measure<'_>) -> Result<Arc<VmFd>, Error> {
+    let vm_type = Native::vm_type(kvm, spec).map_err(Error::Platform)?;
+    measure
+        .phase("create VM", || kvm::create_vm(kvm, vm_type))
+        .map_err(Error::Kvm)
+}
+
 /// Sets the memory slots. They must precede interrupt controllers in the kernel, and ioeventfds: later each waits for milliseconds.
 fn set_slots(vm: &VmFd, memory: &GuestMemory, measure: &Measure<'_>) -> Result<(), Error> {
     measure
@@ -357,14 +361,15 @@ fn create_platform(
     boot_kick: Kick,
     measure: &Measure<'_>,
 ) -> Result<Native, Error> {
-    let platform = measure
+    let mut platform = measure
         .phase("create interrupt controllers", || {
             Native::new(vm, spec, boot_kick)
         })
         .map_err(Error::Platform)?;
+    let mut pass = |id: u8, vcpu| vcpus[usize::from(id)].prepare(vcpu);
     measure
-        .phase("create vCPUs", || create_vcpus(vm, vcpus))
-        .map_err(Error::Kvm)?;
+        .phase("create vCPUs", || platform.create_vcpus(spec, &mut pass))
+        .map_err(Error::Platform)?;
     Ok(platform)
 }
 
@@ -438,15 +443,4 @@ fn start_threads(
         })
         .collect::<Result<_, _>>()?;
     Ok((vcpus, shared, stop_reasons))
-}
-
-/// Creates the vCPUs and passes each to its thread, which prepares it while the next one is created.
-fn create_vcpus(vm: &VmFd, threads: &[VcpuThread]) -> Result<(), kvm::Error> {
-    for (id, thread) in (0..).zip(threads) {
-        let vcpu = vm
-            .create_vcpu(id)
-            .map_err(kvm::failed(format!("KVM_CREATE_VCPU {id}")))?;
-        thread.prepare(vcpu);
-    }
-    Ok(())
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Instant;
 
 use devices::{Bus, Counter, Latency, LatencyRecorder, Power, PowerEvent};
+use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::VcpuExit;
 
 use super::unclaimed::{Access, UnclaimedAccesses};
@@ -107,11 +108,24 @@ pub(crate) fn handle(exit: VcpuExit<'_>, width: &PortWidth, targets: &Targets<'_
         // These exits require only another KVM_RUN: a halted vCPU waits in the kernel.
         VcpuExit::Hlt | VcpuExit::IrqWindowOpen | VcpuExit::Intr => ExitAction::Handled,
         VcpuExit::IoapicEoi(vector) => ExitAction::EndOfInterrupt(vector),
+        VcpuExit::SystemEvent(event, data) => match power_event(event) {
+            Some(event) => ExitAction::Power(event),
+            None => ExitAction::Unknown(format!("SystemEvent({event}, {data:?})")),
+        },
         VcpuExit::Shutdown => ExitAction::TripleFault,
         VcpuExit::InternalError => ExitAction::InternalError,
         VcpuExit::FailEntry(reason, _) => ExitAction::FailedEntry(reason),
         VcpuExit::MemoryFault { .. } => ExitAction::MemoryFault,
         other => ExitAction::Unknown(format!("{other:?}")),
+    }
+}
+
+/// Returns the request of a guest by firmware, such as PSCI on aarch64. KVM handles the other calls itself.
+fn power_event(event: u32) -> Option<PowerEvent> {
+    match event {
+        KVM_SYSTEM_EVENT_SHUTDOWN => Some(PowerEvent::Off),
+        KVM_SYSTEM_EVENT_RESET => Some(PowerEvent::Reset),
+        _ => None,
     }
 }
 
@@ -412,6 +426,16 @@ mod tests {
             assert_eq!(write(), ExitAction::Handled);
             targets.power.request(PowerEvent::Exit(3));
             assert_eq!(write(), ExitAction::Power(PowerEvent::Exit(3)));
+        });
+    }
+
+    #[test]
+    fn system_events_are_power_events() {
+        logged(|targets| {
+            let event = |kind| handle(VcpuExit::SystemEvent(kind, &[0]), &PortWidth::fixed(1), targets);
+            assert_eq!(event(1), ExitAction::Power(PowerEvent::Off));
+            assert_eq!(event(2), ExitAction::Power(PowerEvent::Reset));
+            assert_eq!(event(3), ExitAction::Unknown("SystemEvent(3, [0])".into()));
         });
     }
 

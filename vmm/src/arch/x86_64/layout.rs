@@ -101,12 +101,13 @@ static V3: Layout = Layout {
 };
 
 impl Layout {
-    /// Returns the values of `layout`.
+    /// Returns the values of `layout`, or those of V3 for a layout of another architecture, which
+    /// [`Platform::check`](crate::arch::Platform::check) rejects.
     pub fn of(layout: AddressLayout) -> &'static Self {
         match layout {
             AddressLayout::V1 => &V1,
             AddressLayout::V2 => &V2,
-            AddressLayout::V3 => &V3,
+            AddressLayout::V3 | AddressLayout::ArmFc | AddressLayout::ArmVirt => &V3,
         }
     }
 

@@ -1,13 +1,13 @@
 //! Platform of x86_64 and its vCPUs.
 
-use std::ffi::CStr;
+use std::borrow::Cow;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
 
 use devices::bus::{BusDevice, SharedDevice};
 use devices::i8042::{I8042Metrics, I8042Recorder};
-use devices::serial::uart;
+use devices::serial::{SerialModel, uart};
 use devices::{
     Cmos, ExitPort, I8042, Interrupt, MonotonicClock, Pit, PowerOffPort, SleepPort, WallClock, bus, cmos,
     i8042, pit, power,
@@ -30,11 +30,11 @@ use super::layout::Layout;
 use super::vcpu_state::VcpuState;
 use super::{cpuid, layout, msr, native_limits};
 use crate::arch::{
-    AttachContext, Buses, Cpu, CpuCheck, CpuStatus, Error, EventSource, MmioDeviceInfo, Platform,
-    SharedSource,
+    AttachContext, BootInputs, Buses, Cpu, CpuCheck, CpuStatus, Error, EventSource, LoadPlan, MmioDeviceInfo,
+    Platform, SharedSource, create_vcpu,
 };
-use crate::boot::LoadedImage;
-use crate::config::{AddressLayout, CpuTopology, IrqchipMode, MemorySize, VmSpec};
+use crate::boot::{Image, Protocol};
+use crate::config::{AddressLayout, CpuTopology, IrqchipMode, MemorySize, VmConfig, VmSpec};
 use crate::kvm::{self, Kick, failed};
 use crate::memory::try_read;
 
@@ -75,7 +75,36 @@ impl Platform for X86_64 {
     ];
     const ARCHITECTURE: Architecture = Architecture::X86_64;
     const COMMAND_LINE_CAPACITY: usize = layout::COMMAND_LINE_CAPACITY;
-    const RESERVED: &'static [Range<u64>] = &layout::RESERVED;
+    const HAS_DEVICE_ARGUMENTS: bool = true;
+
+    fn check(spec: &VmSpec) -> Result<(), Error> {
+        let config = spec.config();
+        if matches!(config.layout, AddressLayout::ArmFc | AddressLayout::ArmVirt) {
+            return Err(Error::Foreign("its address layout is one of aarch64"));
+        }
+        if config.memory_map.is_some() || config.gic.is_some() {
+            return Err(Error::Foreign(
+                "memory maps and GICs are those of aarch64; remove them",
+            ));
+        }
+        Ok(())
+    }
+
+    fn select_layout(_: &Image, config: &VmConfig) -> Result<(AddressLayout, Option<String>), Error> {
+        Ok((config.layout, None))
+    }
+
+    fn plan_load(_: &Image, _: Protocol, _: AddressLayout, _: MemorySize) -> Result<LoadPlan, Error> {
+        Ok(LoadPlan {
+            image_base: 0,
+            boot_data: 0,
+            reserved: Cow::Borrowed(&layout::RESERVED),
+        })
+    }
+
+    fn vm_type(_: &Kvm, _: &VmSpec) -> Result<u64, Error> {
+        Ok(0)
+    }
 
     fn memory_regions(size: MemorySize, layout: AddressLayout) -> Vec<(GuestAddress, usize)> {
         let hole = &Layout::of(layout).hole;
@@ -113,6 +142,14 @@ impl Platform for X86_64 {
         })
     }
 
+    fn create_vcpus(&mut self, spec: &VmSpec, pass: &mut dyn FnMut(u8, VcpuFd)) -> Result<(), Error> {
+        for id in 0..spec.vcpus() {
+            // Its thread prepares it while the next one is created.
+            pass(id, create_vcpu(&self.vm, id)?);
+        }
+        Ok(())
+    }
+
     fn restart_clock(&self) -> Result<(), Error> {
         let set = self.vm.set_clock(&kvm_clock_data::default());
         set.map_err(failed("KVM_SET_CLOCK")).map_err(Error::Kvm)
@@ -127,6 +164,10 @@ impl Platform for X86_64 {
         if self.has_acpi && self.layout.identity.is_some() {
             self.irqchip.trigger_ioapic(layout::IDENTITY_PIN);
         }
+    }
+
+    fn serial_model(&self) -> SerialModel {
+        SerialModel::Uart16550
     }
 
     fn serial_interrupt(&self) -> Arc<dyn Interrupt> {
@@ -169,13 +210,14 @@ impl Platform for X86_64 {
             .collect())
     }
 
-    fn write_boot_data(
-        memory: &GuestMemory,
-        loaded: &LoadedImage,
-        cmdline: &CStr,
-        spec: &VmSpec,
-        mmio_devices: &[MmioDeviceInfo],
-    ) -> Result<EntryState, Error> {
+    fn write_boot_data(&self, memory: &GuestMemory, inputs: &BootInputs<'_>) -> Result<EntryState, Error> {
+        let &BootInputs {
+            loaded,
+            cmdline,
+            spec,
+            mmio_devices,
+            ..
+        } = inputs;
         let config = spec.config();
         let tables = Tables {
             acpi: config.acpi,

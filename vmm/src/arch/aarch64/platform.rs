@@ -1,0 +1,339 @@
+//! Platform of aarch64 and its vCPUs.
+
+use std::sync::{Arc, Mutex};
+
+use devices::i8042::I8042Metrics;
+use devices::serial::{SerialModel, uart};
+use devices::{Interrupt, Rtc, bus};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
+use snapshot::file::Architecture;
+use snapshot::persist::Error as StateError;
+use snapshot::{ArchiveReader, ArchiveWriter, GuestMemory, Schema};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::device_tree::{DeviceTree, SEED_LENGTH};
+use super::gic::{Gic, SharedLine};
+use super::layout::{self, Layout};
+use super::vcpu::{self, EntryState};
+use crate::arch::{
+    AttachContext, BootInputs, Buses, Cpu, CpuCheck, CpuStatus, Error, LoadPlan, MmioDeviceInfo, Platform,
+    SharedSource, create_vcpu,
+};
+use crate::boot::{Image, Protocol};
+use crate::config::{AddressLayout, CpuTopology, GicVersion, MemorySize, VmConfig, VmSpec};
+use crate::identity;
+use crate::kvm::{self, Kick};
+
+/// Size in bits of guest-physical addresses of a KVM without `KVM_CAP_ARM_VM_IPA_SIZE`: KVM API, `KVM_CREATE_VM`.
+const DEFAULT_ADDRESS_BITS: u32 = 40;
+
+/// Platform of aarch64.
+pub struct Aarch64 {
+    vm: Arc<VmFd>,
+    layout: &'static Layout,
+    requested_gic: Option<GicVersion>,
+    /// Created with the vCPUs.
+    gic: Option<Gic>,
+    /// MPIDR_EL1 of each vCPU.
+    affinities: Vec<u64>,
+}
+
+impl Platform for Aarch64 {
+    type Cpu = Self;
+
+    const CAPABILITIES: &'static [Cap] = &[
+        Cap::UserMemory,
+        Cap::ImmediateExit,
+        Cap::ArmPsci02,
+        Cap::OneReg,
+        Cap::DeviceCtrl,
+    ];
+    const ARCHITECTURE: Architecture = Architecture::Aarch64;
+    const COMMAND_LINE_CAPACITY: usize = 4096;
+    // The device tree describes the devices. Linux would find each twice.
+    const HAS_DEVICE_ARGUMENTS: bool = false;
+
+    fn check(spec: &VmSpec) -> Result<(), Error> {
+        let config = spec.config();
+        if !matches!(config.layout, AddressLayout::ArmFc | AddressLayout::ArmVirt) {
+            return Err(Error::Foreign("its address layout is one of x86_64"));
+        }
+        if spec.topology().threads > 1 {
+            return Err(Error::Foreign(
+                "SMT requires x86_64; configure 1 thread for each core",
+            ));
+        }
+        Ok(())
+    }
+
+    fn select_layout(image: &Image, config: &VmConfig) -> Result<(AddressLayout, Option<String>), Error> {
+        let (layout, reason) = layout::select(image, config.memory_map).map_err(placement_error)?;
+        let map = Layout::of(layout).map;
+        Ok((layout, Some(format!("{map}: {reason}"))))
+    }
+
+    fn plan_load(
+        image: &Image,
+        protocol: Protocol,
+        layout: AddressLayout,
+        memory: MemorySize,
+    ) -> Result<LoadPlan, Error> {
+        layout::plan(layout, memory.bytes(), image, protocol).map_err(placement_error)
+    }
+
+    fn vm_type(kvm: &Kvm, spec: &VmSpec) -> Result<u64, Error> {
+        let config = spec.config();
+        let end = Layout::of(config.layout)
+            .memory
+            .saturating_add(config.memory.bytes());
+        let limit = u32::try_from(kvm.get_host_ipa_limit()).unwrap_or(0);
+        if limit == 0 {
+            return layout::address_bits(end, DEFAULT_ADDRESS_BITS)
+                .map(|_| 0)
+                .map_err(placement_error);
+        }
+        layout::address_bits(end, limit)
+            .map(u64::from)
+            .map_err(placement_error)
+    }
+
+    fn memory_regions(size: MemorySize, layout: AddressLayout) -> Vec<(GuestAddress, usize)> {
+        let base = GuestAddress(Layout::of(layout).memory);
+        // A size beyond the address space saturates; the mapping then fails with an error.
+        vec![(base, usize::try_from(size.bytes()).unwrap_or(usize::MAX))]
+    }
+
+    fn reserve_addresses(_: &VmFd) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn can_precede_memory(_: &VmSpec) -> bool {
+        // The GIC registers with KVM's I/O buses.
+        false
+    }
+
+    fn identity_address(_: AddressLayout) -> Option<GuestAddress> {
+        None
+    }
+
+    fn notify_identity(&self) {}
+
+    fn new(vm: &Arc<VmFd>, spec: &VmSpec, _: Kick) -> Result<Self, Error> {
+        Ok(Self {
+            vm: vm.clone(),
+            layout: Layout::of(spec.config().layout),
+            requested_gic: spec.config().gic,
+            gic: None,
+            affinities: Vec::new(),
+        })
+    }
+
+    fn create_vcpus(&mut self, spec: &VmSpec, pass: &mut dyn FnMut(u8, VcpuFd)) -> Result<(), Error> {
+        let target = vcpu::target(&self.vm).map_err(Error::Kvm)?;
+        let mut vcpus = Vec::with_capacity(spec.vcpus().into());
+        for id in 0..spec.vcpus() {
+            let vcpu = create_vcpu(&self.vm, id)?;
+            vcpu::initialise(&vcpu, id, &target).map_err(Error::Kvm)?;
+            self.affinities.push(vcpu::affinity(&vcpu).map_err(Error::Kvm)?);
+            vcpus.push(vcpu);
+        }
+        // Before any thread uses its vCPU, and after all vCPUs exist: a GIC has an interface for each.
+        let gic = Gic::new(&self.vm, self.requested_gic, spec.vcpus());
+        self.gic = Some(gic.map_err(|error| Error::InterruptController(Box::new(error)))?);
+        (0..).zip(vcpus).for_each(|(id, vcpu)| pass(id, vcpu));
+        Ok(())
+    }
+
+    fn restart_clock(&self) -> Result<(), Error> {
+        // No VM is prepared before its configuration is known.
+        Ok(())
+    }
+
+    fn serial_model(&self) -> SerialModel {
+        self.layout.serial_model
+    }
+
+    fn serial_interrupt(&self) -> Arc<dyn Interrupt> {
+        self.line(self.layout.serial_interrupt)
+    }
+
+    fn mmio_devices(&self) -> Box<dyn Iterator<Item = (MmioDeviceInfo, Arc<dyn Interrupt>)> + '_> {
+        let infos = self.layout.mmio_devices();
+        Box::new(infos.map(|info| (info, self.line(info.gsi))))
+    }
+
+    fn attach(
+        &mut self,
+        context: &AttachContext,
+        _: &VmSpec,
+        buses: &mut Buses,
+    ) -> Result<Vec<SharedSource>, Error> {
+        let serial_length = match self.layout.serial_model {
+            SerialModel::Uart16550 => uart::LENGTH,
+            SerialModel::Pl011 => layout::DEVICE_SIZE,
+        };
+        let claims: [(_, _, _, bus::SharedDevice); 2] = [
+            (
+                "serial port",
+                self.layout.serial,
+                serial_length,
+                context.serial.clone(),
+            ),
+            (
+                "clock",
+                self.layout.rtc,
+                layout::DEVICE_SIZE,
+                Arc::new(Mutex::new(Rtc::new())),
+            ),
+        ];
+        for (name, base, length, device) in claims {
+            buses
+                .memory
+                .claim(name, base, length, device)
+                .map_err(Error::Bus)?;
+        }
+        Ok(Vec::new())
+    }
+
+    fn write_boot_data(&self, memory: &GuestMemory, inputs: &BootInputs<'_>) -> Result<EntryState, Error> {
+        let &BootInputs {
+            loaded,
+            plan,
+            cmdline,
+            spec,
+            mmio_devices,
+        } = inputs;
+        let mut seed = [0; SEED_LENGTH];
+        identity::fill_random(&mut seed).map_err(boot_data_error)?;
+        let tree = DeviceTree {
+            layout: self.layout,
+            memory: spec.config().memory.bytes(),
+            affinities: &self.affinities,
+            gic: self.gic.as_ref().map_or(GicVersion::V3, Gic::version),
+            cmdline,
+            initrd: loaded.initrd.clone(),
+            mmio_devices,
+            seed,
+        };
+        let bytes = tree.flatten().map_err(boot_data_error)?;
+        memory
+            .write_slice(&bytes, GuestAddress(plan.boot_data))
+            .map_err(boot_data_error)?;
+        Ok(EntryState {
+            entry: loaded.entry,
+            device_tree: plan.boot_data,
+        })
+    }
+
+    fn inject_interrupts(&self, _: u8, _: &mut VcpuFd) -> Result<(), kvm::Error> {
+        Ok(())
+    }
+
+    fn cpu_identity() -> String {
+        String::new()
+    }
+
+    fn has_hardware_virtualization() -> bool {
+        true
+    }
+
+    fn end_of_interrupt(&self, _: u8) {}
+
+    fn keyboard_metrics(&self) -> Option<I8042Metrics> {
+        None
+    }
+
+    fn press_ctrl_alt_del(&self) -> bool {
+        false
+    }
+
+    fn save_state(&self, _: &mut ArchiveWriter) -> Result<(), StateError> {
+        Err(no_snapshots())
+    }
+
+    fn restore_before_vcpus(&self, _: &mut ArchiveReader<'_>) -> Result<(), StateError> {
+        Err(no_snapshots())
+    }
+
+    fn restore_after_vcpus(&self, _: &mut ArchiveReader<'_>, _: bool) -> Result<(), StateError> {
+        Err(no_snapshots())
+    }
+}
+
+impl Aarch64 {
+    fn line(&self, number: u32) -> Arc<dyn Interrupt> {
+        Arc::new(SharedLine::new(self.vm.clone(), number))
+    }
+}
+
+fn placement_error(error: layout::Error) -> Error {
+    Error::Placement(Box::new(error))
+}
+
+fn boot_data_error(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::BootData(Box::new(error))
+}
+
+fn no_snapshots() -> StateError {
+    StateError::Busy {
+        component: VcpuState::NAME,
+        reason: "snapshots are not supported on aarch64 yet; use an x86_64 host".into(),
+    }
+}
+
+/// State of one vCPU. None is ever created.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum VcpuState {}
+
+impl Schema for VcpuState {
+    const NAME: &'static str = "aarch64-vcpu";
+    const VERSION: u32 = 0;
+}
+
+impl Cpu for Aarch64 {
+    type Profile = ();
+    type Entry = EntryState;
+    type State = VcpuState;
+
+    fn profile(_: &Kvm) -> Result<(), kvm::Error> {
+        Ok(())
+    }
+
+    fn configure(_: &VcpuFd, _: u8, _: CpuTopology, (): &()) -> Result<(), kvm::Error> {
+        // Initialised at its creation, before the GIC.
+        Ok(())
+    }
+
+    fn set_boot_registers(vcpu: &VcpuFd, entry: &EntryState) -> Result<(), kvm::Error> {
+        vcpu::set_boot_registers(vcpu, entry)
+    }
+
+    fn save(_: &mut VcpuFd, _: &Kvm, _: impl FnMut(&mut VcpuFd)) -> Result<VcpuState, StateError> {
+        Err(no_snapshots())
+    }
+
+    fn prefetch_limits() {}
+
+    fn restore<'p>(
+        _: &VcpuFd,
+        _: &Kvm,
+        state: &mut VcpuState,
+        _: impl FnOnce() -> Result<&'p (), StateError>,
+        _: CpuCheck,
+    ) -> Result<(), StateError> {
+        match *state {}
+    }
+
+    fn notify_pause(_: &VcpuFd) -> bool {
+        true
+    }
+
+    fn status(vcpu: &VcpuFd) -> Result<CpuStatus, kvm::Error> {
+        vcpu::status(vcpu)
+    }
+
+    fn instruction(vcpu: &VcpuFd, memory: &GuestMemory) -> (u64, Vec<u8>) {
+        vcpu::instruction(vcpu, memory)
+    }
+}

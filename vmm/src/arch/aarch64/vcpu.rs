@@ -1,0 +1,119 @@
+//! vCPUs: initialisation, boot registers and status.
+
+use kvm_bindings::{
+    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_MP_STATE_STOPPED, KVM_REG_ARM_CORE, KVM_REG_ARM64,
+    KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64, kvm_vcpu_init,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+use snapshot::GuestMemory;
+use vm_memory::GuestAddress;
+
+use crate::arch::CpuStatus;
+use crate::kvm::{Error, failed};
+use crate::memory::try_read;
+
+/// Registers by their index in `struct kvm_regs`, which counts words of 32 bits: KVM API, `KVM_SET_ONE_REG`.
+const X0: u64 = core_register(0);
+const PC: u64 = core_register(64);
+const PSTATE: u64 = core_register(66);
+
+/// System registers by op0, op1, CRn, CRm and op2.
+const MPIDR_EL1: u64 = system_register(3, 0, 0, 0, 5);
+const SCTLR_EL1: u64 = system_register(3, 0, 1, 0, 0);
+
+/// EL1 with its own stack pointer. Debug, SError, IRQ and FIQ are masked: booting.rst.
+const PSTATE_BOOT: u64 = 0x3c5;
+/// IRQs are masked.
+const PSTATE_I: u64 = 1 << 7;
+/// The MMU translates addresses.
+const SCTLR_M: u64 = 1;
+
+const INSTRUCTION: usize = 4;
+
+const fn core_register(index: u64) -> u64 {
+    KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE as u64 | index
+}
+
+const fn system_register(op0: u64, op1: u64, crn: u64, crm: u64, op2: u64) -> u64 {
+    let number = op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2;
+    KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG as u64 | number
+}
+
+/// Registers of the boot vCPU at its first instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryState {
+    /// Address of the first instruction.
+    pub entry: u64,
+    /// Address of the device tree.
+    pub device_tree: u64,
+}
+
+/// Returns the features of the vCPUs of `vm`.
+pub fn target(vm: &VmFd) -> Result<kvm_vcpu_init, Error> {
+    let mut target = kvm_vcpu_init::default();
+    vm.get_preferred_target(&mut target)
+        .map_err(failed("KVM_ARM_PREFERRED_TARGET"))?;
+    target.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
+    Ok(target)
+}
+
+/// Initialises vCPU `id`. All but the first wait until another one starts them.
+pub fn initialise(vcpu: &VcpuFd, id: u8, target: &kvm_vcpu_init) -> Result<(), Error> {
+    let mut target = *target;
+    if id != 0 {
+        target.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
+    }
+    vcpu.vcpu_init(&target)
+        .map_err(failed(format!("KVM_ARM_VCPU_INIT of vCPU {id}")))
+}
+
+/// Returns MPIDR_EL1.
+pub fn affinity(vcpu: &VcpuFd) -> Result<u64, Error> {
+    get(vcpu, MPIDR_EL1)
+}
+
+/// Sets the boot registers. The others are zero after the initialisation, as x1 to x3 must be.
+pub fn set_boot_registers(vcpu: &VcpuFd, state: &EntryState) -> Result<(), Error> {
+    set(vcpu, PSTATE, PSTATE_BOOT)?;
+    set(vcpu, PC, state.entry)?;
+    set(vcpu, X0, state.device_tree)
+}
+
+/// Reads the present execution. KVM does not report a vCPU that waits for an interrupt: it counts as running.
+pub fn status(vcpu: &VcpuFd) -> Result<CpuStatus, Error> {
+    let state = vcpu.get_mp_state().map_err(failed("KVM_GET_MP_STATE"))?.mp_state;
+    Ok(CpuStatus {
+        is_halted: false,
+        is_started: state != KVM_MP_STATE_STOPPED,
+        accepts_interrupts: get(vcpu, PSTATE)? & PSTATE_I == 0,
+        ip: get(vcpu, PC)?,
+    })
+}
+
+/// Returns PC, and the instruction there while the MMU is off: KVM on aarch64 translates no addresses for user space.
+pub fn instruction(vcpu: &VcpuFd, memory: &GuestMemory) -> (u64, Vec<u8>) {
+    let Ok(pc) = get(vcpu, PC) else {
+        return (0, Vec::new());
+    };
+    let mut bytes = vec![0; INSTRUCTION];
+    let is_physical = get(vcpu, SCTLR_EL1).is_ok_and(|control| control & SCTLR_M == 0);
+    let read = match is_physical {
+        true => try_read(memory, GuestAddress(pc), &mut bytes),
+        false => 0,
+    };
+    bytes.truncate(read);
+    (pc, bytes)
+}
+
+fn get(vcpu: &VcpuFd, register: u64) -> Result<u64, Error> {
+    let mut bytes = [0; 8];
+    vcpu.get_one_reg(register, &mut bytes)
+        .map_err(failed(format!("KVM_GET_ONE_REG {register:#x}")))?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn set(vcpu: &VcpuFd, register: u64, value: u64) -> Result<(), Error> {
+    vcpu.set_one_reg(register, &value.to_le_bytes())
+        .map_err(failed(format!("KVM_SET_ONE_REG {register:#x}")))?;
+    Ok(())
+}
