@@ -16,13 +16,13 @@ use devices::serial::SerialOutput;
 use scratch::{AbortTimer, Limited};
 use snapshot::{ArchiveReader, ArchiveWriter};
 use vm_memory::{Bytes, GuestAddress};
-use vmm::arch::{Native, Platform};
+use vmm::arch::{CpuCheck, Native, Platform};
 use vmm::boot::Image;
 use vmm::config::{
     AddressLayout, DriveConfig, HostMemory, IrqchipMode, MemorySize, NetConfig, VmConfig, VmSpec,
 };
-use vmm::machine::state::{Error, RestoreOptions};
-use vmm::machine::{Machine, PassedFiles, open_device, open_unlocked_devices};
+use vmm::machine::state::Error;
+use vmm::machine::{Machine, MachineParts, PassedFiles, open_device, open_unlocked_devices};
 use vmm::memory;
 use vmm::timeline::Timeline;
 
@@ -94,8 +94,8 @@ impl Guest {
         }
     }
 
-    /// Builds a machine with a copy of the memory of `source`.
-    fn build_copy(self, source: &Machine) -> (Machine, PipeReader) {
+    /// Restores `state` in a machine with a copy of the memory of `source`. Returns it and the output of its guest.
+    fn try_restore(self, source: &Machine, state: &[u8]) -> (Result<Machine, Error>, PipeReader) {
         let size = MemorySize::from_bytes(MEMORY << 20);
         let copy = memory::allocate(&Native::memory_regions(size, self.layout)).unwrap();
         let mut bytes = vec![0; usize::try_from(size.bytes()).unwrap()];
@@ -104,8 +104,15 @@ impl Guest {
         let (output, printed) = console();
         let spec = self.spec();
         let devices = open_unlocked_devices(&spec, &mut PassedFiles::default()).unwrap();
-        let built = Machine::build_with_memory(spec, copy, None, devices, output, timeline());
-        (built.unwrap(), printed)
+        let mut archive = ArchiveReader::parse(state).unwrap();
+        let parts = MachineParts::create(&spec, Some(copy), None, &timeline()).unwrap();
+        let restored = parts
+            .begin_restore(&mut archive, CpuCheck::default())
+            .and_then(|vcpus| {
+                let machine = Machine::build_with(parts, spec, devices, output, timeline()).unwrap();
+                machine.restore(vcpus, archive, false)
+            });
+        (restored, printed)
     }
 
     /// Clones the paused `source` into another paused machine.
@@ -115,8 +122,7 @@ impl Guest {
 
     /// Restores `state` of `source` in another paused machine.
     fn restore(self, source: &Machine, state: &[u8]) -> Running {
-        let (machine, printed) = self.build_copy(source);
-        let machine = machine.restore(ArchiveReader::parse(state).unwrap(), RestoreOptions::default());
+        let (machine, printed) = self.try_restore(source, state);
         Running {
             machine: machine.unwrap(),
             printed,
@@ -327,8 +333,8 @@ fn mismatched_state_is_rejected() {
     guest.machine.pause(scratch::TIMEOUT).unwrap();
     let state = save(&guest.machine);
     let restore_error = |other: Guest, state: &[u8]| {
-        let (machine, printed) = other.build_copy(&guest.machine);
-        let error = match machine.restore(ArchiveReader::parse(state).unwrap(), RestoreOptions::default()) {
+        let (restored, printed) = other.try_restore(&guest.machine, state);
+        let error = match restored {
             Err(error) => vmm::ErrorChain(&error).to_string(),
             Ok(_) => panic!("the restore succeeded"),
         };

@@ -1,9 +1,7 @@
 //! Identity record of a VM, as the guest `generation.elf` finds it.
 
-use snapshot::ArchiveReader;
 use vmm::ErrorChain;
 use vmm::config::{AddressLayout, IrqchipMode};
-use vmm::machine::state::RestoreOptions;
 
 use super::saved::parse_sections;
 use super::{Guest, Running, save};
@@ -175,8 +173,7 @@ fn state_of_older_layout_has_no_identity() {
         layout: AddressLayout::V3,
         ..old
     };
-    let (machine, _printed) = new.build_copy(&source.machine);
-    let restored = machine.restore(ArchiveReader::parse(&state).unwrap(), RestoreOptions::default());
+    let (restored, _printed) = new.try_restore(&source.machine, &state);
     let error = restored.err().unwrap();
     let message = ErrorChain(&error).to_string();
     assert!(message.contains("section \"identity\" is missing"), "{message}");

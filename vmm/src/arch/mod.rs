@@ -347,6 +347,8 @@ pub struct CpuStatus {
 pub trait Cpu {
     /// Processor features common to all vCPUs.
     type Profile: Send + Sync;
+    /// Processor features that one vCPU has by [`configure`](Self::configure).
+    type Configured;
     /// Registers of the boot vCPU at its first instruction.
     type Entry: Send;
     /// State of one vCPU.
@@ -368,7 +370,7 @@ pub trait Cpu {
         id: u8,
         topology: CpuTopology,
         profile: &Self::Profile,
-    ) -> Result<(), kvm::Error>;
+    ) -> Result<Self::Configured, kvm::Error>;
 
     /// Sets the registers of the boot vCPU.
     ///
@@ -390,7 +392,7 @@ pub trait Cpu {
     /// Reads from the processor what most calls of [`restore`](Self::restore) need.
     fn prefetch_limits();
 
-    /// Restores the state of `vcpu`, in place of profile and boot registers. `profile` returns the features that KVM supports; `check`
+    /// Restores the state of `vcpu`, in place of boot registers and of the features that it has if it was `configured`. `profile` returns the features that KVM supports; `check`
     /// and the state decide if it is called.
     ///
     /// # Errors
@@ -400,6 +402,7 @@ pub trait Cpu {
         vcpu: &VcpuFd,
         kvm: &Kvm,
         state: &mut Self::State,
+        configured: Option<&Self::Configured>,
         profile: impl FnOnce() -> Result<&'p Self::Profile, StateError>,
         check: CpuCheck,
     ) -> Result<(), StateError>

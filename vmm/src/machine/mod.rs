@@ -28,7 +28,7 @@ use vm_memory::{Address, Bytes, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::{
-    self, AttachContext, BootInputs, Buses, CpuStatus, LoadPlan, MmioDeviceInfo, Native, Platform,
+    self, AttachContext, BootInputs, Buses, Cpu, CpuStatus, LoadPlan, MmioDeviceInfo, Native, Platform,
     SharedSource,
 };
 use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
@@ -40,7 +40,7 @@ use crate::kvm;
 use crate::memory::dirty::{self, DirtyTracker};
 use crate::memory::{bus_error, page_size, uffd::FaultHandler};
 use crate::timeline::{Lane, Timeline};
-use crate::vcpu::{ExitCounters, StartContext, StopReason, ThreadSet, VcpuInit, VcpuShared, VcpuThread};
+use crate::vcpu::{ExitCounters, StartContext, StopReason, ThreadSet, VcpuShared, VcpuThread};
 
 use attachments::AttachTarget;
 pub(crate) use attachments::AttachedDevice;
@@ -50,6 +50,7 @@ pub use attachments::{
 };
 pub use io_thread::ThreadWait;
 use io_thread::{Claim, IoThread, PAGE_TIMEOUT};
+pub use parts::MachineParts;
 pub use parts::{Error as PartsError, Mismatch, PreparedVm};
 use parts::{Measure, SlotMemory, VmParts};
 pub use passed_files::PassedFiles;
@@ -98,6 +99,8 @@ pub enum Error {
     CommandLine(#[source] boot::cmdline::Error),
 }
 
+type BootEntry = <<Native as Platform>::Cpu as Cpu>::Entry;
+
 /// Time of the first output of the guest, read without the lock of the serial port: its holder may wait for a slow disk.
 type FirstOutput = Arc<OnceLock<Instant>>;
 
@@ -144,7 +147,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds the machine of `spec` with its open `devices`, from `prepared` if it fits. The serial port prints to `output`.
+    /// Builds the machine of `spec` with its open `devices`, from `prepared` if it fits, for its boot. The serial port prints to `output`.
     ///
     /// # Errors
     /// [`Error`]; everything that was created is dropped then.
@@ -155,35 +158,24 @@ impl Machine {
         output: SerialOutput,
         timeline: Arc<Timeline>,
     ) -> Result<Self, Error> {
-        Self::assemble(spec, None, prepared, devices, output, timeline)
+        let parts = MachineParts::create(&spec, None, prepared, &timeline)?;
+        Self::build_with(parts, spec, devices, output, timeline)
     }
 
-    /// Builds the machine of `spec` with `memory`, which has the [regions](Platform::memory_regions) of the spec, to be
-    /// [restored](Self::restore). Otherwise as [`build`](Self::build).
+    /// Builds the machine of `spec` with the `parts` of the same, to be [restored](Self::restore) if the restore of the vCPUs has begun.
+    /// Otherwise as [`build`](Self::build).
     ///
     /// # Errors
     /// [`Error`]; everything that was created is dropped then.
-    pub fn build_with_memory(
+    pub fn build_with(
+        parts: MachineParts,
         spec: VmSpec,
-        memory: GuestMemory,
-        prepared: Option<PreparedVm>,
-        devices: Vec<OpenDevice>,
-        output: SerialOutput,
-        timeline: Arc<Timeline>,
-    ) -> Result<Self, Error> {
-        Self::assemble(spec, Some(memory), prepared, devices, output, timeline)
-    }
-
-    fn assemble(
-        spec: VmSpec,
-        memory: Option<GuestMemory>,
-        prepared: Option<PreparedVm>,
         devices: Vec<OpenDevice>,
         output: SerialOutput,
         timeline: Arc<Timeline>,
     ) -> Result<Self, Error> {
         let measure = Measure(&timeline);
-        let (parts, memory) = VmParts::create(&spec, memory, prepared, &timeline).map_err(Error::Parts)?;
+        let MachineParts { vm: parts, memory } = parts;
         let VmParts {
             vcpus,
             stop_reasons,
@@ -278,8 +270,7 @@ impl Machine {
         }
         let mut entry = Some(entry);
         for vcpu in &self.vcpus {
-            let init = entry.take().map_or(VcpuInit::Reset, VcpuInit::Entry);
-            vcpu.start(self.start_context(init, None));
+            vcpu.start(self.start_context(entry.take(), None));
         }
         timeline.mark(Lane::Main, "vCPUs told to run");
         Ok(self)
@@ -346,7 +337,7 @@ impl Machine {
         Ok(Some(record))
     }
 
-    fn start_context(&self, init: VcpuInit, identity: Option<Arc<PendingRecord>>) -> StartContext {
+    fn start_context(&self, entry: Option<BootEntry>, identity: Option<Arc<PendingRecord>>) -> StartContext {
         StartContext {
             platform: self.platform.clone(),
             ports: self.ports.clone(),
@@ -354,7 +345,7 @@ impl Machine {
             power: self.power.clone(),
             memory: self.memory.clone(),
             identity,
-            init,
+            entry,
         }
     }
 

@@ -67,12 +67,33 @@ pub(super) struct SlotMemory {
     pub dirty_tracker: Option<DirtyTracker>,
 }
 
-impl VmParts {
-    /// Creates the parts of `spec`, with `memory` for a restore, from `prepared` if it fits.
+/// Parts of a machine before its devices.
+pub struct MachineParts {
+    // Dropped in this order: KVM uses the memory.
+    pub(super) vm: VmParts,
+    pub(super) memory: SlotMemory,
+}
+
+impl MachineParts {
+    /// Creates the parts of `spec`, from `prepared` if it fits. For a restore with `memory`, which has the
+    /// [regions](Platform::memory_regions) of the spec.
     ///
     /// # Errors
-    /// [`Error`]
+    /// [`machine::Error::Parts`](super::Error::Parts)
     pub fn create(
+        spec: &VmSpec,
+        memory: Option<GuestMemory>,
+        prepared: Option<PreparedVm>,
+        timeline: &Arc<Timeline>,
+    ) -> Result<Self, super::Error> {
+        let created = VmParts::create(spec, memory, prepared, timeline);
+        let (vm, memory) = created.map_err(super::Error::Parts)?;
+        Ok(Self { vm, memory })
+    }
+}
+
+impl VmParts {
+    fn create(
         spec: &VmSpec,
         memory: Option<GuestMemory>,
         prepared: Option<PreparedVm>,

@@ -31,14 +31,14 @@ pub use snapshot::persist::Error as StateError;
 use snapshot::section::Error as SectionError;
 use snapshot::{ArchiveReader, ArchiveWriter, Component};
 
-use super::Machine;
 use super::attachments::AttachedDevice;
 use super::io_thread::{IoThread, ThreadWait, WAIT_INTERVAL};
+use super::{Machine, MachineParts};
 use crate::arch::{CpuCheck, Native, Platform};
 use crate::channel::{ReceiveError, Receiver, channel};
 use crate::identity::{self, IdentityState, PendingRecord};
 use crate::timeline::Lane;
-use crate::vcpu::{NativeVcpuState, PauseGate, StateReply, ThreadSet, VcpuInit, VcpuThread};
+use crate::vcpu::{NativeVcpuState, PauseGate, SavedVcpu, StateReply, ThreadSet, VcpuThread};
 
 const SERIAL: &str = "serial";
 
@@ -112,13 +112,35 @@ fn receive_spinning<T>(
     }
 }
 
-/// Options of a restore.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RestoreOptions {
-    /// The guest's clock advances by the time since the save.
-    pub realtime: bool,
-    /// Check of the vCPUs for values that this host does not support.
-    pub check: CpuCheck,
+/// Restore of the vCPUs of a machine, on their threads.
+pub struct VcpuRestore(Vec<Receiver<Result<(), StateError>>>);
+
+impl MachineParts {
+    /// Begins to restore the vCPUs from `archive`, while the rest of the machine is built. `check` is for values that this host does not
+    /// support.
+    ///
+    /// # Errors
+    /// [`Error::Sections`]
+    pub fn begin_restore(
+        &self,
+        archive: &mut ArchiveReader<'_>,
+        check: CpuCheck,
+    ) -> Result<VcpuRestore, Error> {
+        // No vCPU is in the guest yet, so that the gate closes at once; the threads wait at it after their restore.
+        self.vm.shared.gate.close_at_start();
+        let begin = |(id, vcpu): (u8, &VcpuThread)| {
+            let (restored, reply) = channel();
+            let state = read_vcpu(id, archive)?;
+            vcpu.restore(SavedVcpu {
+                state,
+                check,
+                restored,
+            });
+            Ok(reply)
+        };
+        let replies: Result<_, Error> = (0..).zip(&self.vm.vcpus).map(begin).collect();
+        replies.map(VcpuRestore)
+    }
 }
 
 /// Save in progress. When it is dropped, nothing is saved, and the machine can be resumed.
@@ -239,34 +261,27 @@ impl Machine {
         self.platform.save_state(archive)
     }
 
-    /// Restores the machine, which was [built with the memory](Self::build_with_memory) of the state, from `archive`, whose sections
-    /// must all be consumed. The machine is paused then; [`resume`](Self::resume) runs the guest.
+    /// Restores the machine, whose vCPUs are in restore, from the rest of `archive`, which must be consumed. With `realtime` the guest's
+    /// clock advances by the time since the save. The machine is paused then; [`resume`](Self::resume) runs the guest.
     ///
     /// # Errors
     /// [`Error::Ended`], [`Error::Vcpu`], [`Error::Thread`], [`Error::Devices`], [`Error::Sections`], [`Error::Identity`],
     /// [`Error::Passt`] and [`Error::IoThread`]. No vCPU has entered the guest then.
-    pub fn restore(mut self, mut archive: ArchiveReader<'_>, options: RestoreOptions) -> Result<Self, Error> {
-        let RestoreOptions { realtime, check } = options;
+    pub fn restore(
+        mut self,
+        vcpus: VcpuRestore,
+        mut archive: ArchiveReader<'_>,
+        realtime: bool,
+    ) -> Result<Self, Error> {
         let identity = self.restore_identity(&mut archive)?;
-        // No vCPU is in the guest yet, so that the gate closes at once; the threads wait at it after their restore.
-        self.shared.gate.close_at_start();
-        let (restored, replies) = (0..self.vcpus.len())
-            .map(|_| channel())
-            .collect::<(Vec<_>, Vec<_>)>();
-        for ((id, vcpu), restored) in (0..).zip(&self.vcpus).zip(restored) {
-            let state = read_vcpu(id, &mut archive)?;
-            let init = VcpuInit::State {
-                state,
-                check,
-                restored,
-            };
-            vcpu.start(self.start_context(init, identity.clone()));
+        for vcpu in &self.vcpus {
+            vcpu.start(self.start_context(None, identity.clone()));
         }
         self.restore_devices(&mut archive).map_err(Error::Devices)?;
         for device in &mut self.devices {
             device.check_process().map_err(Error::Passt)?;
         }
-        for (id, reply) in (0..).zip(replies) {
+        for (id, reply) in (0..).zip(vcpus.0) {
             let result = self.receive(id, &reply)?;
             result.map_err(|source| Error::Vcpu { id, source })?;
         }

@@ -14,8 +14,8 @@ use super::working_set::{self, WorkingSetOptions};
 use crate::arch::CpuCheck;
 use crate::cancellation::BeginError;
 use crate::config::{self, DeviceBackend, DeviceKind, DriveConfig, HostMemory, VmConfig, VmSpec};
-use crate::machine::state::{self, RestoreOptions, StateError};
-use crate::machine::{self, Machine, Mismatch, PassedFiles, PreparedVm, open_unlocked_devices};
+use crate::machine::state::{self, StateError};
+use crate::machine::{self, Machine, MachineParts, Mismatch, PassedFiles, PreparedVm, open_unlocked_devices};
 use crate::memory::{DirtyTracker, Prefetch};
 use crate::timeline::{Lane, Timeline};
 use crate::vm::{Console, ConsoleError, ConsoleInput, MemoryBacking, Vm};
@@ -308,6 +308,12 @@ impl OpenSnapshot {
             params.memory.map(spec.config(), target, &mut passed)
         });
         let (memory, backing) = mapped.map_err(Error::Memory)?;
+        let parts = MachineParts::create(&spec, Some(memory), prepared, timeline).map_err(Error::Machine)?;
+        let mut sections = state.reader().map_err(Error::Sections)?;
+        // Each section must be consumed.
+        VmConfig::read_section(&mut sections, MACHINE).map_err(Error::Sections)?;
+        let vcpus = parts.begin_restore(&mut sections, params.cpu_check());
+        let vcpus = vcpus.map_err(Error::Restore)?;
         let prefetch = match (set, &backing) {
             (Some(set), MemoryBacking::File(file)) => Some(Prefetch::new(set, file.file())),
             _ => None,
@@ -320,21 +326,13 @@ impl OpenSnapshot {
             guard,
         } = open_console().map_err(Error::Console)?;
         let mut machine =
-            Machine::build_with_memory(spec, memory, prepared, devices, output, timeline.clone())
-                .map_err(Error::Machine)?;
+            Machine::build_with(parts, spec, devices, output, timeline.clone()).map_err(Error::Machine)?;
         machine.set_dirty_tracker(tracker);
         set_memory_source(&mut machine, &backing);
         let restored = timeline.measure(Lane::Main, "restore state", || {
-            let mut sections = state.reader().map_err(Error::Sections)?;
-            // Each section must be consumed.
-            VmConfig::read_section(&mut sections, MACHINE).map_err(Error::Sections)?;
-            let options = RestoreOptions {
-                realtime: params.realtime,
-                check: params.cpu_check(),
-            };
-            machine.restore(sections, options).map_err(Error::Restore)
+            machine.restore(vcpus, sections, params.realtime)
         });
-        let machine = restored?;
+        let machine = restored.map_err(Error::Restore)?;
         let input = input.map(|file| ConsoleInput { file, filter });
         let mut vm = Vm::restored(machine, backing, input, guard);
         vm.set_recording(recording);

@@ -8,7 +8,9 @@
 //!   │
 //! prepare(VcpuFd) ── KVM_SET_CPUID2, registers at reset
 //!   │
-//! start(init) ── KVM_RUN until the guest ends or the thread is stopped
+//! restore(state), if there is one ── the saved registers, while the main thread builds the rest of the machine
+//!   │
+//! start(context) ── KVM_RUN until the guest ends or the thread is stopped
 //! ```
 //! A thread that gets a saved state queries KVM only if the processor alone does not decide that KVM supports its features; see
 //! [`CpuCheck`](crate::arch::CpuCheck).
@@ -26,6 +28,6 @@ pub use exit::{ExitCounters, KINDS, Location, StopReason, TIMED_KINDS, VcpuError
 pub use gate::{PauseGate, ThreadSet};
 pub use monitor::{VcpuActivity, VcpuObservation};
 pub use park::{NativeVcpuState, StateReply};
-pub use runner::{Purpose, StartContext, VcpuInit, VcpuShared};
+pub use runner::{Purpose, SavedVcpu, StartContext, VcpuShared};
 pub use thread::VcpuThread;
 pub use unclaimed::{Access, UnclaimedAccess};

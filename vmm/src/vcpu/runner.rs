@@ -24,6 +24,7 @@ use crate::timeline::{Lane, Timeline};
 
 type Profile = <NativeCpu as Cpu>::Profile;
 type Entry = <NativeCpu as Cpu>::Entry;
+type Configured = <NativeCpu as Cpu>::Configured;
 
 /// Maximum calls of KVM_RUN to flush the pending work of a vCPU: each of the 256 interrupt vectors can cause one exit.
 const MAX_FLUSH_RUNS: usize = 256;
@@ -107,25 +108,26 @@ pub struct StartContext {
     pub memory: GuestMemory,
     /// Record of a loaded VM, to be written before the guest runs.
     pub identity: Option<Arc<PendingRecord>>,
-    /// Initial state of the vCPU.
-    pub init: VcpuInit,
+    /// Boot registers. Without them the vCPU has its restored state, or that at reset: it waits until another one starts it.
+    pub entry: Option<Entry>,
 }
 
-/// Initial state of a vCPU.
-pub enum VcpuInit {
-    /// State at reset: the vCPU waits until another one starts it.
-    Reset,
-    /// Boot registers.
-    Entry(Entry),
-    /// Saved state.
-    State {
-        /// The state.
-        state: Box<NativeVcpuState>,
-        /// Check for values that this host does not support.
-        check: CpuCheck,
-        /// Channel for the result. After an error the vCPU never enters the guest.
-        restored: Sender<Result<(), StateError>>,
-    },
+/// Saved state for a vCPU.
+pub struct SavedVcpu {
+    /// The state.
+    pub state: Box<NativeVcpuState>,
+    /// Check for values that this host does not support.
+    pub check: CpuCheck,
+    /// Channel for the result. After an error the vCPU never enters the guest.
+    pub restored: Sender<Result<(), StateError>>,
+}
+
+/// Order to a vCPU thread that has its vCPU.
+pub(super) enum VcpuOrder {
+    /// Restore the vCPU. A start follows.
+    Restore(SavedVcpu),
+    /// Enter the guest while the gate is open.
+    Start(StartContext),
 }
 
 /// Body of a vCPU thread.
@@ -141,13 +143,13 @@ pub(super) struct VcpuRunner {
 // for each vCPU.
 impl VcpuRunner {
     /// Runs the thread until the guest ends or the thread is stopped.
-    pub fn run(self, vcpu_receiver: &Receiver<VcpuFd>, start_receiver: &Receiver<StartContext>) {
-        self.run_vcpu(vcpu_receiver, start_receiver);
+    pub fn run(self, vcpu_receiver: &Receiver<VcpuFd>, orders: &Receiver<VcpuOrder>) {
+        self.run_vcpu(vcpu_receiver, orders);
         self.monitor.set_ended();
         self.shared.gate.leave(ThreadSet::vcpu(self.id));
     }
 
-    fn run_vcpu(&self, vcpu_receiver: &Receiver<VcpuFd>, start_receiver: &Receiver<StartContext>) {
+    fn run_vcpu(&self, vcpu_receiver: &Receiver<VcpuFd>, orders: &Receiver<VcpuOrder>) {
         let lane = Lane::Vcpu(self.id);
         self.shared.timeline.mark(lane, "thread runs");
         // While the main thread creates the VM. For a restore, the first thread alone: the others use its leaves.
@@ -161,19 +163,18 @@ impl VcpuRunner {
             return;
         };
         let prepared = match profile {
-            None => Ok(()),
+            None => Ok(None),
             Some(profile) => self.shared.timeline.measure(lane, "prepare vCPU", || {
-                NativeCpu::configure(&vcpu, self.id, self.shared.topology, profile?)
+                NativeCpu::configure(&vcpu, self.id, self.shared.topology, profile?).map(Some)
             }),
         };
-        let Some(mut start) = start_receiver.receive() else {
+        let Some(order) = orders.receive() else {
             return;
         };
-        let init = std::mem::replace(&mut start.init, VcpuInit::Reset);
-        let is_restored = matches!(init, VcpuInit::State { .. });
-        let reason = match prepared.and_then(|()| self.init_vcpu(&vcpu, init)) {
-            Ok(true) => self.run_guest(&mut vcpu, &start, is_restored),
-            Ok(false) => None,
+        let initialized = prepared.and_then(|prepared| self.initialize(&vcpu, prepared, order, orders));
+        let reason = match initialized {
+            Ok(Some((start, is_restored))) => self.run_guest(&mut vcpu, &start, is_restored),
+            Ok(None) => None,
             Err(source) => Some(StopReason::Fault(VcpuError::Prepare { id: self.id, source })),
         };
         if let Some(reason) = reason {
@@ -182,35 +183,59 @@ impl VcpuRunner {
         }
     }
 
-    /// Sets the initial state. Returns false after an error that was sent to the restoring thread.
+    /// Executes `order` and those that follow until the start. Returns its parameters, and true if the vCPU was restored; nothing if
+    /// the thread must end.
     #[inline(never)]
-    fn init_vcpu(&self, vcpu: &VcpuFd, init: VcpuInit) -> Result<bool, kvm::Error> {
-        let lane = Lane::Vcpu(self.id);
-        let timeline = &self.shared.timeline;
-        match init {
-            VcpuInit::Reset => Ok(true),
-            VcpuInit::Entry(entry) => timeline
-                .measure(lane, "set registers", || {
-                    NativeCpu::set_boot_registers(vcpu, &entry)
-                })
-                .map(|()| true),
-            VcpuInit::State {
-                mut state,
-                check,
-                restored,
-            } => {
-                let result = timeline.measure(lane, "restore vCPU", || {
-                    let profile = || self.shared.saved_profile(self.id);
-                    NativeCpu::restore(vcpu, &self.shared.kvm, &mut state, profile, check)
-                });
-                let is_ok = result.is_ok();
-                // Freed before the main thread trims the heap.
-                drop(state);
-                // Fails if the receiver was dropped, because another vCPU has failed.
-                let _ = restored.send(result);
-                Ok(is_ok)
+    fn initialize(
+        &self,
+        vcpu: &VcpuFd,
+        prepared: Option<Configured>,
+        mut order: VcpuOrder,
+        orders: &Receiver<VcpuOrder>,
+    ) -> Result<Option<(StartContext, bool)>, kvm::Error> {
+        let mut is_restored = false;
+        loop {
+            match order {
+                VcpuOrder::Restore(saved) => {
+                    if !self.restore(vcpu, prepared.as_ref(), saved) {
+                        return Ok(None);
+                    }
+                    is_restored = true;
+                }
+                VcpuOrder::Start(mut start) => {
+                    if let Some(entry) = start.entry.take() {
+                        let set = || NativeCpu::set_boot_registers(vcpu, &entry);
+                        let timeline = &self.shared.timeline;
+                        timeline.measure(Lane::Vcpu(self.id), "set registers", set)?;
+                    }
+                    return Ok(Some((start, is_restored)));
+                }
+            }
+            match orders.receive() {
+                Some(next) => order = next,
+                None => return Ok(None),
             }
         }
+    }
+
+    /// Restores the vCPU. Returns false after an error, which was sent to the restoring thread.
+    fn restore(&self, vcpu: &VcpuFd, prepared: Option<&Configured>, saved: SavedVcpu) -> bool {
+        let SavedVcpu {
+            mut state,
+            check,
+            restored,
+        } = saved;
+        let timeline = &self.shared.timeline;
+        let result = timeline.measure(Lane::Vcpu(self.id), "restore vCPU", || {
+            let profile = || self.shared.saved_profile(self.id);
+            NativeCpu::restore(vcpu, &self.shared.kvm, &mut state, prepared, profile, check)
+        });
+        let is_ok = result.is_ok();
+        // Freed before the main thread trims the heap.
+        drop(state);
+        // Fails if the receiver was dropped, because another vCPU has failed.
+        let _ = restored.send(result);
+        is_ok
     }
 
     /// Runs the guest. Returns `None` if the thread was stopped.

@@ -9,7 +9,7 @@ use super::ThreadSet;
 use super::exit::{ExitCounters, VcpuError};
 use super::monitor::{VcpuMonitor, VcpuObservation};
 use super::park::{ParkRequest, StateReply};
-use super::runner::{StartContext, VcpuRunner, VcpuShared};
+use super::runner::{SavedVcpu, StartContext, VcpuOrder, VcpuRunner, VcpuShared};
 use super::unclaimed::UnclaimedAccess;
 use crate::arch::CpuStatus;
 use crate::channel::{Receiver, Sender, channel};
@@ -22,7 +22,7 @@ const STACK_SIZE: usize = 128 << 10;
 pub struct VcpuThread {
     id: u8,
     prepare: Option<Sender<VcpuFd>>,
-    start: Option<Sender<StartContext>>,
+    orders: Option<Sender<VcpuOrder>>,
     requests: Sender<ParkRequest>,
     kick: Kick,
     monitor: Arc<VcpuMonitor>,
@@ -37,7 +37,7 @@ impl VcpuThread {
     /// [`VcpuError::Thread`]
     pub fn spawn(id: u8, kick: Kick, shared: Arc<VcpuShared>) -> Result<Self, VcpuError> {
         let (prepare, vcpu_receiver) = channel();
-        let (start, start_receiver) = channel();
+        let (orders, order_receiver) = channel();
         let (requests, request_receiver) = channel();
         let monitor = Arc::new(VcpuMonitor::default());
         let runner = VcpuRunner {
@@ -51,12 +51,12 @@ impl VcpuThread {
             // Firecracker's name: orchestrators find vCPU threads by it, to move them into control groups.
             .name(ThreadSet::vcpu(id).to_string())
             .stack_size(STACK_SIZE)
-            .spawn(move || runner.run(&vcpu_receiver, &start_receiver))
+            .spawn(move || runner.run(&vcpu_receiver, &order_receiver))
             .map_err(|source| VcpuError::Thread { id, source })?;
         Ok(Self {
             id,
             prepare: Some(prepare),
-            start: Some(start),
+            orders: Some(orders),
             requests,
             kick,
             monitor,
@@ -81,7 +81,7 @@ impl VcpuThread {
     pub fn end(&mut self) {
         self.stop();
         // The thread ends when the senders are dropped.
-        (self.prepare, self.start) = (None, None);
+        (self.prepare, self.orders) = (None, None);
     }
 
     /// Makes the drop of the handle not wait for the thread if it is in `threads`.
@@ -141,9 +141,19 @@ impl VcpuThread {
         let _ = self.requests.send(ParkRequest::Flush);
     }
 
+    /// Restores the vCPU on its thread, before its start.
+    pub fn restore(&self, saved: SavedVcpu) {
+        self.order(VcpuOrder::Restore(saved));
+    }
+
     /// Starts the vCPU, which enters the guest while the gate is open.
     pub fn start(&self, start: StartContext) {
-        let _ = self.start.as_ref().map(|sender| sender.send(start));
+        self.order(VcpuOrder::Start(start));
+    }
+
+    fn order(&self, order: VcpuOrder) {
+        // Fails after an error of the thread, which has reported it.
+        let _ = self.orders.as_ref().map(|orders| orders.send(order));
     }
 }
 

@@ -293,6 +293,7 @@ impl Schema for VcpuState {
 
 impl Cpu for Aarch64 {
     type Profile = ();
+    type Configured = ();
     type Entry = EntryState;
     type State = VcpuState;
 
@@ -319,6 +320,7 @@ impl Cpu for Aarch64 {
         _: &VcpuFd,
         _: &Kvm,
         state: &mut VcpuState,
+        _: Option<&()>,
         _: impl FnOnce() -> Result<&'p (), StateError>,
         _: CpuCheck,
     ) -> Result<(), StateError> {

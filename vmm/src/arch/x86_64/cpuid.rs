@@ -22,6 +22,14 @@ const HYGON: u32 = u32::from_le_bytes(*b"Hygo");
 /// KVM counts the local APIC timer in nanoseconds.
 const APIC_BUS_KHZ: u32 = 1_000_000;
 
+/// Features of KVM itself.
+const FEATURES: u32 = 0x4000_0001;
+
+const FEATURES_EAX_PV_UNHALT: u32 = 1 << 7;
+const LEAF1_ECX_MONITOR: u32 = 1 << 3;
+const LEAF1_ECX_OSXSAVE: u32 = 1 << 27;
+const LEAF1_EDX_APIC: u32 = 1 << 9;
+const LEAF7_ECX_OSPKE: u32 = 1 << 4;
 const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
@@ -109,6 +117,30 @@ impl Profile {
         CpuId::from_entries(&entries)
             .unwrap_or_else(|_| unreachable!("{} CPUID entries exceed the limit", entries.len()))
     }
+}
+
+/// Returns true if `one` and `other` differ only in values that KVM derives from registers of the vCPU, and updates when they change
+/// (`kvm_update_cpuid_runtime` in arch/x86/kvm/cpuid.c).
+pub fn has_same_features(one: &[kvm_cpuid_entry2], other: &[kvm_cpuid_entry2]) -> bool {
+    let is_same = |(one, other): (&kvm_cpuid_entry2, &kvm_cpuid_entry2)| {
+        without_runtime_values(*one) == without_runtime_values(*other)
+    };
+    one.len() == other.len() && one.iter().zip(other).all(is_same)
+}
+
+fn without_runtime_values(mut entry: kvm_cpuid_entry2) -> kvm_cpuid_entry2 {
+    match (entry.function, entry.index) {
+        (1, _) => {
+            entry.ecx &= !(LEAF1_ECX_MONITOR | LEAF1_ECX_OSXSAVE);
+            entry.edx &= !LEAF1_EDX_APIC;
+        }
+        (7, 0) => entry.ecx &= !LEAF7_ECX_OSPKE,
+        // Size of the save area for the enabled components.
+        (0xd, 0 | 1) => entry.ebx = 0,
+        (FEATURES, _) => entry.eax &= !FEATURES_EAX_PV_UNHALT,
+        _ => {}
+    }
+    entry
 }
 
 /// Topology of the guest: one package, and one or two vCPUs per core.
@@ -220,7 +252,10 @@ fn family_and_model(signature: u32) -> (u32, u32) {
 mod tests {
     use kvm_bindings::kvm_cpuid_entry2;
 
-    use super::{AMD, CpuTopology, HYPERVISOR_BASE, Profile, TIMING, cpu_identity, family_and_model};
+    use super::{
+        AMD, CpuTopology, HYPERVISOR_BASE, LEAF1_ECX_OSXSAVE, Profile, TIMING, cpu_identity,
+        family_and_model, has_same_features,
+    };
 
     fn entry(function: u32, index: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
         let [eax, ebx, ecx, edx] = registers;
@@ -327,6 +362,26 @@ mod tests {
         assert_eq!(registers(&profile(), 0, 4, 4, 3)[0], 0x0c00_c163);
         assert_eq!(registers(&profile(), 0, 4, 4, 4)[0], 0);
         assert_eq!(registers(&profile(), 0, 1, 4, 3)[0], 0x0000_0163);
+    }
+
+    #[test]
+    fn features_are_same_whatever_guest_enables() {
+        let two = CpuTopology { vcpus: 2, threads: 1 };
+        let set = profile().for_vcpu(0, two, 2_500_000).as_slice().to_vec();
+        let mut saved = set.clone();
+        for entry in &mut saved {
+            match entry.function {
+                1 => entry.ecx ^= LEAF1_ECX_OSXSAVE,
+                0xd if entry.index == 0 => entry.ebx += 256,
+                _ => {}
+            }
+        }
+        assert!(has_same_features(&set, &saved));
+        let other = profile().for_vcpu(1, two, 2_500_000);
+        assert!(!has_same_features(&set, other.as_slice()));
+        assert!(!has_same_features(&set, &set[1..]));
+        saved[0].eax ^= 1;
+        assert!(!has_same_features(&set, &saved));
     }
 
     #[test]

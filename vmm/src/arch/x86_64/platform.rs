@@ -13,8 +13,8 @@ use devices::{
     i8042, pit, power,
 };
 use kvm_bindings::{
-    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED,
-    kvm_clock_data,
+    CpuId, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED,
+    KVM_MP_STATE_UNINITIALIZED, kvm_clock_data,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use snapshot::file::Architecture;
@@ -384,6 +384,7 @@ impl EventSource for PitTimer {
 
 impl Cpu for X86_64 {
     type Profile = cpuid::Profile;
+    type Configured = CpuId;
     type Entry = EntryState;
     type State = VcpuState;
 
@@ -396,11 +397,12 @@ impl Cpu for X86_64 {
         id: u8,
         topology: CpuTopology,
         profile: &cpuid::Profile,
-    ) -> Result<(), kvm::Error> {
+    ) -> Result<CpuId, kvm::Error> {
         let tsc_khz = vcpu.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?;
-        vcpu.set_cpuid2(&profile.for_vcpu(id, topology, tsc_khz))
-            .map_err(failed("KVM_SET_CPUID2"))?;
-        msr::set(vcpu)
+        let cpuid = profile.for_vcpu(id, topology, tsc_khz);
+        vcpu.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))?;
+        msr::set(vcpu)?;
+        Ok(cpuid)
     }
 
     fn set_boot_registers(vcpu: &VcpuFd, entry: &EntryState) -> Result<(), kvm::Error> {
@@ -426,10 +428,11 @@ impl Cpu for X86_64 {
         vcpu: &VcpuFd,
         kvm: &Kvm,
         state: &mut VcpuState,
+        configured: Option<&CpuId>,
         profile: impl FnOnce() -> Result<&'p cpuid::Profile, StateError>,
         check: CpuCheck,
     ) -> Result<(), StateError> {
-        state.restore(vcpu, kvm, profile, check)
+        state.restore(vcpu, kvm, configured, profile, check)
     }
 
     fn notify_pause(vcpu: &VcpuFd) -> bool {

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use snapshot::Schema;
 use snapshot::persist::Error;
 
-use super::cpuid::Profile;
+use super::cpuid::{self, Profile};
 use super::limits::{self, Excess};
 use super::native_limits::{native_limits, read_cpuid};
 use crate::arch::CpuCheck;
@@ -127,7 +127,7 @@ impl VcpuState {
         })
     }
 
-    /// Restores this state to `vcpu`, whose previous state does not matter. `profile` returns the
+    /// Restores this state to `vcpu`, which has the CPUID `configured` if any; its other state does not matter. `profile` returns the
     /// features that KVM supports.
     ///
     /// # Errors
@@ -136,13 +136,18 @@ impl VcpuState {
         &mut self,
         vcpu: &VcpuFd,
         kvm: &Kvm,
+        configured: Option<&CpuId>,
         profile: impl FnOnce() -> Result<&'p Profile, Error>,
         check: CpuCheck,
     ) -> Result<(), Error> {
         let mask = check == CpuCheck::Mask;
         self.check()?;
         // First: CPUID defines the valid bits of CR4, XCR0, MSRs and local APIC.
-        let mut names = self.restore_cpuid(vcpu, profile, check)?;
+        let mut names = match configured {
+            // Within the limits of this host. The vCPU has not run yet; afterwards KVM accepts no other CPUID.
+            Some(cpuid) if cpuid::has_same_features(cpuid.as_slice(), &self.cpuid) => Vec::new(),
+            _ => self.restore_cpuid(vcpu, profile, check)?,
+        };
         let known = msrs::list(kvm).map_err(kernel_error("KVM_GET_MSR_INDEX_LIST"))?;
         names.extend(limits::limit_msrs(&known, &mut self.msrs, mask));
         handle_excess(&names, mask)?;
