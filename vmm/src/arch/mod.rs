@@ -347,8 +347,8 @@ pub struct CpuStatus {
 pub trait Cpu {
     /// Processor features common to all vCPUs.
     type Profile: Send + Sync;
-    /// Processor features that one vCPU has by [`configure`](Self::configure).
-    type Configured;
+    /// Processor features of one vCPU.
+    type Features;
     /// Registers of the boot vCPU at its first instruction.
     type Entry: Send;
     /// State of one vCPU.
@@ -370,7 +370,13 @@ pub trait Cpu {
         id: u8,
         topology: CpuTopology,
         profile: &Self::Profile,
-    ) -> Result<Self::Configured, kvm::Error>;
+    ) -> Result<(), kvm::Error>;
+
+    /// Reads the features of a [configured](Self::configure) vCPU: KVM may add some.
+    ///
+    /// # Errors
+    /// [`kvm::Error::Call`]
+    fn features(vcpu: &VcpuFd) -> Result<Self::Features, kvm::Error>;
 
     /// Sets the registers of the boot vCPU.
     ///
@@ -392,7 +398,7 @@ pub trait Cpu {
     /// Reads from the processor what most calls of [`restore`](Self::restore) need.
     fn prefetch_limits();
 
-    /// Restores the state of `vcpu`, in place of boot registers and of the features that it has if it was `configured`. `profile` returns the features that KVM supports; `check`
+    /// Restores the state of `vcpu`, in place of boot registers and, if it was configured, of its `features`. `profile` returns the features that KVM supports; `check`
     /// and the state decide if it is called.
     ///
     /// # Errors
@@ -402,7 +408,7 @@ pub trait Cpu {
         vcpu: &VcpuFd,
         kvm: &Kvm,
         state: &mut Self::State,
-        configured: Option<&Self::Configured>,
+        features: Option<&Self::Features>,
         profile: impl FnOnce() -> Result<&'p Self::Profile, StateError>,
         check: CpuCheck,
     ) -> Result<(), StateError>

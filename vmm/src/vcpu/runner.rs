@@ -24,7 +24,7 @@ use crate::timeline::{Lane, Timeline};
 
 type Profile = <NativeCpu as Cpu>::Profile;
 type Entry = <NativeCpu as Cpu>::Entry;
-type Configured = <NativeCpu as Cpu>::Configured;
+type Features = <NativeCpu as Cpu>::Features;
 
 /// Maximum calls of KVM_RUN to flush the pending work of a vCPU: each of the 256 interrupt vectors can cause one exit.
 const MAX_FLUSH_RUNS: usize = 256;
@@ -165,13 +165,17 @@ impl VcpuRunner {
         let prepared = match profile {
             None => Ok(None),
             Some(profile) => self.shared.timeline.measure(lane, "prepare vCPU", || {
-                NativeCpu::configure(&vcpu, self.id, self.shared.topology, profile?).map(Some)
+                NativeCpu::configure(&vcpu, self.id, self.shared.topology, profile?)?;
+                let is_perhaps_restored = purpose == Purpose::Any;
+                is_perhaps_restored
+                    .then(|| NativeCpu::features(&vcpu))
+                    .transpose()
             }),
         };
         let Some(order) = orders.receive() else {
             return;
         };
-        let initialized = prepared.and_then(|prepared| self.initialize(&vcpu, prepared, order, orders));
+        let initialized = prepared.and_then(|features| self.initialize(&vcpu, features, order, orders));
         let reason = match initialized {
             Ok(Some((start, is_restored))) => self.run_guest(&mut vcpu, &start, is_restored),
             Ok(None) => None,
@@ -189,7 +193,7 @@ impl VcpuRunner {
     fn initialize(
         &self,
         vcpu: &VcpuFd,
-        prepared: Option<Configured>,
+        features: Option<Features>,
         mut order: VcpuOrder,
         orders: &Receiver<VcpuOrder>,
     ) -> Result<Option<(StartContext, bool)>, kvm::Error> {
@@ -197,7 +201,7 @@ impl VcpuRunner {
         loop {
             match order {
                 VcpuOrder::Restore(saved) => {
-                    if !self.restore(vcpu, prepared.as_ref(), saved) {
+                    if !self.restore(vcpu, features.as_ref(), saved) {
                         return Ok(None);
                     }
                     is_restored = true;
@@ -219,7 +223,7 @@ impl VcpuRunner {
     }
 
     /// Restores the vCPU. Returns false after an error, which was sent to the restoring thread.
-    fn restore(&self, vcpu: &VcpuFd, prepared: Option<&Configured>, saved: SavedVcpu) -> bool {
+    fn restore(&self, vcpu: &VcpuFd, features: Option<&Features>, saved: SavedVcpu) -> bool {
         let SavedVcpu {
             mut state,
             check,
@@ -228,7 +232,7 @@ impl VcpuRunner {
         let timeline = &self.shared.timeline;
         let result = timeline.measure(Lane::Vcpu(self.id), "restore vCPU", || {
             let profile = || self.shared.saved_profile(self.id);
-            NativeCpu::restore(vcpu, &self.shared.kvm, &mut state, prepared, profile, check)
+            NativeCpu::restore(vcpu, &self.shared.kvm, &mut state, features, profile, check)
         });
         let is_ok = result.is_ok();
         // Freed before the main thread trims the heap.

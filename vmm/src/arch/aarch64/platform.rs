@@ -293,7 +293,7 @@ impl Schema for VcpuState {
 
 impl Cpu for Aarch64 {
     type Profile = ();
-    type Configured = ();
+    type Features = ();
     type Entry = EntryState;
     type State = VcpuState;
 
@@ -303,6 +303,10 @@ impl Cpu for Aarch64 {
 
     fn configure(_: &VcpuFd, _: u8, _: CpuTopology, (): &()) -> Result<(), kvm::Error> {
         // Initialised at its creation, before the GIC.
+        Ok(())
+    }
+
+    fn features(_: &VcpuFd) -> Result<(), kvm::Error> {
         Ok(())
     }
 

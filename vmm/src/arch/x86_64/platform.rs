@@ -13,8 +13,8 @@ use devices::{
     i8042, pit, power,
 };
 use kvm_bindings::{
-    CpuId, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED,
-    KVM_MP_STATE_UNINITIALIZED, kvm_clock_data,
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED,
+    KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, kvm_clock_data,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use snapshot::file::Architecture;
@@ -384,7 +384,7 @@ impl EventSource for PitTimer {
 
 impl Cpu for X86_64 {
     type Profile = cpuid::Profile;
-    type Configured = CpuId;
+    type Features = CpuId;
     type Entry = EntryState;
     type State = VcpuState;
 
@@ -397,12 +397,16 @@ impl Cpu for X86_64 {
         id: u8,
         topology: CpuTopology,
         profile: &cpuid::Profile,
-    ) -> Result<CpuId, kvm::Error> {
+    ) -> Result<(), kvm::Error> {
         let tsc_khz = vcpu.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?;
-        let cpuid = profile.for_vcpu(id, topology, tsc_khz);
-        vcpu.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))?;
-        msr::set(vcpu)?;
-        Ok(cpuid)
+        vcpu.set_cpuid2(&profile.for_vcpu(id, topology, tsc_khz))
+            .map_err(failed("KVM_SET_CPUID2"))?;
+        msr::set(vcpu)
+    }
+
+    fn features(vcpu: &VcpuFd) -> Result<CpuId, kvm::Error> {
+        let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES);
+        cpuid.map_err(failed("KVM_GET_CPUID2"))
     }
 
     fn set_boot_registers(vcpu: &VcpuFd, entry: &EntryState) -> Result<(), kvm::Error> {
@@ -428,11 +432,11 @@ impl Cpu for X86_64 {
         vcpu: &VcpuFd,
         kvm: &Kvm,
         state: &mut VcpuState,
-        configured: Option<&CpuId>,
+        features: Option<&CpuId>,
         profile: impl FnOnce() -> Result<&'p cpuid::Profile, StateError>,
         check: CpuCheck,
     ) -> Result<(), StateError> {
-        state.restore(vcpu, kvm, configured, profile, check)
+        state.restore(vcpu, kvm, features, profile, check)
     }
 
     fn notify_pause(vcpu: &VcpuFd) -> bool {

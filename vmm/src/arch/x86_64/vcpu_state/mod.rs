@@ -127,7 +127,7 @@ impl VcpuState {
         })
     }
 
-    /// Restores this state to `vcpu`, which has the CPUID `configured` if any; its other state does not matter. `profile` returns the
+    /// Restores this state to `vcpu`, whose CPUID is `features` if it was configured; its other state does not matter. `profile` returns the
     /// features that KVM supports.
     ///
     /// # Errors
@@ -136,14 +136,14 @@ impl VcpuState {
         &mut self,
         vcpu: &VcpuFd,
         kvm: &Kvm,
-        configured: Option<&CpuId>,
+        features: Option<&CpuId>,
         profile: impl FnOnce() -> Result<&'p Profile, Error>,
         check: CpuCheck,
     ) -> Result<(), Error> {
         let mask = check == CpuCheck::Mask;
         self.check()?;
         // First: CPUID defines the valid bits of CR4, XCR0, MSRs and local APIC.
-        let mut names = match configured {
+        let mut names = match features {
             // Within the limits of this host. The vCPU has not run yet; afterwards KVM accepts no other CPUID.
             Some(cpuid) if cpuid::has_same_features(cpuid.as_slice(), &self.cpuid) => Vec::new(),
             _ => self.restore_cpuid(vcpu, profile, check)?,
