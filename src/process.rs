@@ -1,7 +1,7 @@
 //! The process: its initialization, processor time, and death by a signal.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -50,8 +50,23 @@ fn limit_malloc_arenas() {
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
-/// Makes `standard` stdin, stdout and stderr of this process, `directory` its working directory, and leaves its controlling terminal:
-/// the terminal of another process may be its stdin from here on.
+/// Maps the machine code of the program, whose pages the kernel otherwise maps at the first execution of each. They stay in the page
+/// cache, and belong to no process.
+pub fn map_code() {
+    unsafe extern "C" {
+        // Symbols of the linker, see end(3): only their addresses have a meaning.
+        static __executable_start: u8;
+        static etext: u8;
+    }
+    let (start, end) = (&raw const __executable_start, &raw const etext);
+    let length = end.addr().saturating_sub(start.addr());
+    // Has no effect before Linux 5.14.
+    // SAFETY: the call changes no content of the mapping, which starts at a page.
+    unsafe { libc::madvise(start.cast_mut().cast(), length, libc::MADV_POPULATE_READ) };
+}
+
+/// Makes `standard` stdin, stdout and stderr of this process, and `directory` its working directory. If stdin is the terminal of another
+/// process then, leaves the controlling terminal.
 ///
 /// # Errors
 /// Fails if a descriptor cannot be duplicated, or `directory` is no directory.
@@ -66,7 +81,9 @@ pub fn adopt(standard: &[OwnedFd; 3], directory: &OwnedFd) -> io::Result<()> {
     if unsafe { libc::fchdir(directory.as_raw_fd()) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    leave_terminal();
+    if io::stdin().is_terminal() {
+        leave_terminal();
+    }
     Ok(())
 }
 

@@ -94,6 +94,7 @@ pub fn shell(args: &ShellArgs, started_at: Instant) -> Result<u8, Error> {
     let timeline = Arc::new(Timeline::new(started_at, true));
     let mut control = Control::new(Box::new(|| Ok(console::open()?)), timeline.clone());
     control.prepare_load(shape(args)?).map_err(Error::Prepare)?;
+    process::map_code();
     // Last: a client that finds the socket does not wait for the VM.
     let mut waiter = Waiter::new(&args.socket, &signals)?;
     let accepted = loop {
@@ -111,9 +112,7 @@ pub fn shell(args: &ShellArgs, started_at: Instant) -> Result<u8, Error> {
             },
         }
     };
-    drop(waiter);
-    timeline.restart(accepted.received_at);
-    Ok(run(accepted, control, timeline))
+    Ok(run(accepted, control, timeline, waiter))
 }
 
 /// Returns the configuration with the shape of the VM.
@@ -134,7 +133,6 @@ fn shape(args: &ShellArgs) -> Result<VmConfig, Error> {
 /// A request that the shell executes.
 struct Accepted {
     stream: UnixStream,
-    received_at: Instant,
     restore: Box<RestoreArgs>,
     snapshot: OpenSnapshot,
     standard: [OwnedFd; 3],
@@ -144,7 +142,7 @@ struct Accepted {
 /// Receives the request of a client. Refuses it if the snapshot does not fit, and returns the connection; the shell is unchanged then.
 /// Returns no connection if the client has ended.
 fn accept(mut stream: UnixStream, control: &Control) -> Result<Accepted, Option<UnixStream>> {
-    let (request, restore, snapshot, received_at) = match receive(&mut stream, control) {
+    let (request, restore, snapshot) = match receive(&mut stream, control) {
         Ok(received) => received,
         Err(None) => return Err(None),
         Err(Some(reason)) => {
@@ -154,7 +152,6 @@ fn accept(mut stream: UnixStream, control: &Control) -> Result<Accepted, Option<
     };
     Ok(Accepted {
         stream,
-        received_at,
         restore,
         snapshot,
         standard: request.standard,
@@ -162,7 +159,7 @@ fn accept(mut stream: UnixStream, control: &Control) -> Result<Accepted, Option<
     })
 }
 
-type Received = (Request, Box<RestoreArgs>, OpenSnapshot, Instant);
+type Received = (Request, Box<RestoreArgs>, OpenSnapshot);
 
 /// Receives and checks a request. Returns the reason to refuse it, or none if the client has ended.
 fn receive(stream: &mut UnixStream, control: &Control) -> Result<Received, Option<String>> {
@@ -173,7 +170,7 @@ fn receive(stream: &mut UnixStream, control: &Control) -> Result<Received, Optio
         Err(message::Error::Ended) => return Err(None),
         Err(error) => return Err(Some(hints::describe(&error, OptionSet::None))),
     };
-    let received_at = Instant::now();
+    control.expect_load();
     let arguments = request.arguments.iter().map(Into::into);
     let command = args::parse("mayfly".as_ref(), ["restore".into()].into_iter().chain(arguments));
     let restore = match command {
@@ -185,17 +182,17 @@ fn receive(stream: &mut UnixStream, control: &Control) -> Result<Received, Optio
     let files = files.map(|(path, file)| (path, File::from(file))).collect();
     let passed = PassedFiles::new(files, std::mem::take(&mut request.descriptors));
     match control.open_snapshot(restore.params.clone(), passed) {
-        Ok(snapshot) => Ok((request, restore, snapshot, received_at)),
+        Ok(snapshot) => Ok((request, restore, snapshot)),
         Err(error) => Err(Some(hints::describe(&error, OptionSet::Restore))),
     }
 }
 
-/// Runs the VM to its end, and sends the exit status to the client. Returns it.
-fn run(accepted: Accepted, control: Control, timeline: Arc<Timeline>) -> u8 {
+/// Runs the VM to its end, and sends the exit status to the client. Returns it. Closes what only the wait needs.
+fn run(accepted: Accepted, control: Control, timeline: Arc<Timeline>, waiter: Waiter) -> u8 {
     let mut stream = accepted.stream;
     let adopted = process::adopt(&accepted.standard, &accepted.directory);
-    // The client keeps its own. A pipe ends when the last one is closed.
-    drop((accepted.standard, accepted.directory));
+    // Closed once the guest runs: the kernel takes longer for them than for some steps of the load.
+    let unneeded = (waiter, accepted.standard, accepted.directory);
     let ended = adopted
         .map_err(|source| session::Error::System {
             operation: "take over the descriptors of the client",
@@ -205,6 +202,7 @@ fn run(accepted: Accepted, control: Control, timeline: Arc<Timeline>) -> u8 {
         .and_then(|setup| {
             setup.wait(Duration::ZERO, control, Some(stream.as_fd()), |control| {
                 let loaded = control.load_open_snapshot(accepted.snapshot);
+                drop(unneeded);
                 loaded.map(drop).map_err(StartError::Load)
             })
         });

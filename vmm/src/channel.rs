@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use devices::lock;
@@ -115,6 +116,21 @@ impl<T> Drop for Sender<T> {
     }
 }
 
+/// Maximum number of calls by [`poll`]: about a millisecond on an idle processor.
+const MAX_POLLS: usize = 1000;
+
+/// Calls `attempt` until it returns a value, and yields the processor after each other call. Returns `None` after a bounded number.
+pub fn poll<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+    for _ in 0..MAX_POLLS {
+        let value = attempt();
+        if value.is_some() {
+            return value;
+        }
+        thread::yield_now();
+    }
+    None
+}
+
 /// Receiving end of a channel, for one thread at a time. Its drop drops the messages.
 pub struct Receiver<T>(Arc<Shared<T>>, PhantomData<Cell<()>>);
 
@@ -125,6 +141,17 @@ impl<T> Receiver<T> {
     /// [`ReceiveError`]
     pub fn try_receive(&self) -> Result<T, ReceiveError> {
         lock(&self.0.state).take()
+    }
+
+    /// As [`receive`](Self::receive), for a message that follows soon: the thread is not asleep then, and needs no wake, which takes some
+    /// 40 us where the host is a virtual machine. It yields the processor meanwhile.
+    pub fn receive_soon(&self) -> Option<T> {
+        poll(|| match self.try_receive() {
+            Ok(message) => Some(Some(message)),
+            Err(ReceiveError::Disconnected) => Some(None),
+            Err(ReceiveError::Empty) => None,
+        })
+        .unwrap_or_else(|| self.receive())
     }
 
     /// Waits for a message, without a limit. Returns `None` if no sender is left.

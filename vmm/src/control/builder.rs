@@ -14,7 +14,7 @@ use super::preparation::Preparation;
 use crate::arch::{Native, Platform};
 use crate::boot::{Image, Initrd};
 use crate::config::{Bucket, DeviceConfig, DeviceKind, HostMemory, Protocol, VmConfig, VmSpec};
-use crate::machine::{self, DeviceError, Machine, OpenDevice, open_device};
+use crate::machine::{self, DeviceError, Machine, OpenDevice, PreparedVm, open_device};
 use crate::timeline::{Lane, Timeline};
 use crate::vm::{BootFiles, Console, ConsoleError, ConsoleInput, Vm};
 
@@ -139,6 +139,7 @@ impl VmBuilder {
             guard,
         } = self.serial.open_console(open_console)?;
         let prepared = preparation.take().and_then(Preparation::wait);
+        prepared.iter().for_each(PreparedVm::expect_order);
         let machine = Machine::build(spec, prepared, devices, output, timeline.clone());
         let machine = machine.map_err(Error::Machine)?;
         let Some((image, initrd)) = &self.boot else {

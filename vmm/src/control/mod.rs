@@ -180,6 +180,14 @@ impl Control {
         Ok(())
     }
 
+    /// Wakes the threads of the VM of [`prepare_load`](Self::prepare_load) for a load that follows soon, and makes the timeline start now.
+    pub fn expect_load(&self) {
+        self.timeline.restart(Instant::now());
+        if let Some(Preparation::Complete(prepared)) = &self.preparation {
+            prepared.expect_order();
+        }
+    }
+
     /// Reads and checks the state file of a snapshot, for the VM of [`prepare_load`](Self::prepare_load). Files in `passed` are not
     /// opened again. Changes nothing.
     ///

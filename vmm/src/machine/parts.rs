@@ -212,6 +212,11 @@ impl PreparedVm {
         Ok(Self { parts, memory, spec })
     }
 
+    /// Wakes the vCPU threads for a start or a restore that follows soon.
+    pub fn expect_order(&self) {
+        self.parts.vcpus.iter().for_each(VcpuThread::expect_order);
+    }
+
     /// Returns true if the VM can become that of `spec`, with `memory` if it is restored.
     pub fn fits(&self, spec: &VmSpec, memory: Option<&GuestMemory>) -> bool {
         let memory_fits = match (&self.memory, memory) {

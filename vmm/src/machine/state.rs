@@ -22,7 +22,6 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use devices::lock;
@@ -35,7 +34,7 @@ use super::attachments::AttachedDevice;
 use super::io_thread::{IoThread, ThreadWait, WAIT_INTERVAL};
 use super::{Machine, MachineParts};
 use crate::arch::{CpuCheck, Native, Platform};
-use crate::channel::{ReceiveError, Receiver, channel};
+use crate::channel::{ReceiveError, Receiver, channel, poll};
 use crate::identity::{self, IdentityState, PendingRecord};
 use crate::timeline::Lane;
 use crate::vcpu::{NativeVcpuState, PauseGate, SavedVcpu, StateReply, ThreadSet, VcpuThread};
@@ -83,9 +82,6 @@ pub enum Error {
     IoThread(#[source] io::Error),
 }
 
-/// Polls of a reply before this thread sleeps. They take somewhat longer than the save or restore of a vCPU.
-const MAX_POLLS: usize = 1000;
-
 /// Receives the reply of the thread of vCPU `id`, within `timeout` and before the stop of `gate`. Polls first: sleeping and waking take as
 /// long as most replies. Returns `None` if the reply is late.
 fn receive_spinning<T>(
@@ -94,12 +90,12 @@ fn receive_spinning<T>(
     gate: &PauseGate,
     timeout: Duration,
 ) -> Result<Option<T>, Error> {
-    for _ in 0..MAX_POLLS {
-        match reply.try_receive() {
-            Err(ReceiveError::Empty) => thread::yield_now(),
-            Ok(reply) => return Ok(Some(reply)),
-            Err(ReceiveError::Disconnected) => return Err(Error::Ended(id)),
-        }
+    let polled = poll(|| match reply.try_receive() {
+        Err(ReceiveError::Empty) => None,
+        received => Some(received),
+    });
+    if let Some(received) = polled {
+        return received.map(Some).map_err(|_| Error::Ended(id));
     }
     let deadline = Instant::now() + timeout;
     loop {

@@ -296,6 +296,7 @@ impl OpenSnapshot {
             .track_dirty_pages
             .then(|| DirtyTracker::select(params.memory.is_served()));
         let prepared = prepare();
+        prepared.iter().for_each(PreparedVm::expect_order);
         let mapped = timeline.measure(Lane::Main, "map memory file", || {
             let is_logged = tracker.as_ref().is_some_and(DirtyTracker::needs_log);
             let target = MapTarget {

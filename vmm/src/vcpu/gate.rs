@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use devices::lock;
 
+use crate::channel::poll;
+
 const OPEN: u8 = 0;
 const CLOSED: u8 = 1;
 const STOPPED: u8 = 2;
@@ -112,6 +114,11 @@ impl PauseGate {
     /// Returns true if threads must wait.
     pub fn is_closed(&self) -> bool {
         self.state.load(Ordering::SeqCst) == CLOSED
+    }
+
+    /// Returns when the closed gate is opened or stopped, or after about a millisecond.
+    pub fn expect_change(&self) {
+        poll(|| (!self.is_closed()).then_some(()));
     }
 
     /// Waits until the gate is open or stopped. Calls `handle` once at the beginning, and after each

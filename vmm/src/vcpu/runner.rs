@@ -124,7 +124,9 @@ pub struct SavedVcpu {
 
 /// Order to a vCPU thread that has its vCPU.
 pub(super) enum VcpuOrder {
-    /// Restore the vCPU. A start follows.
+    /// Another order follows soon.
+    Expect,
+    /// Restore the vCPU. A start follows soon.
     Restore(SavedVcpu),
     /// Enter the guest while the gate is open.
     Start(StartContext),
@@ -200,6 +202,7 @@ impl VcpuRunner {
         let mut is_restored = false;
         loop {
             match order {
+                VcpuOrder::Expect => {}
                 VcpuOrder::Restore(saved) => {
                     if !self.restore(vcpu, features.as_ref(), saved) {
                         return Ok(None);
@@ -215,7 +218,7 @@ impl VcpuRunner {
                     return Ok(Some((start, is_restored)));
                 }
             }
-            match orders.receive() {
+            match orders.receive_soon() {
                 Some(next) => order = next,
                 None => return Ok(None),
             }
@@ -253,8 +256,12 @@ impl VcpuRunner {
         let mut is_first = true;
         // The run page of a restored vCPU has no `ready_for_interrupt_injection` before the first KVM_RUN: a halted vCPU would
         // sleep through a pending interrupt.
-        if is_restored && let Err(reason) = self.complete_exit(vcpu, start, &mut is_first) {
-            return Some(reason);
+        if is_restored {
+            if let Err(reason) = self.complete_exit(vcpu, start, &mut is_first) {
+                return Some(reason);
+            }
+            // Most loads resume the guest at once.
+            self.shared.gate.expect_change();
         }
         let mut identity = start.identity.as_ref();
         let reason = loop {

@@ -141,6 +141,11 @@ impl VcpuThread {
         let _ = self.requests.send(ParkRequest::Flush);
     }
 
+    /// Wakes the thread for an order that follows soon.
+    pub fn expect_order(&self) {
+        self.order(VcpuOrder::Expect);
+    }
+
     /// Restores the vCPU on its thread, before its start.
     pub fn restore(&self, saved: SavedVcpu) {
         self.order(VcpuOrder::Restore(saved));
