@@ -10,9 +10,9 @@
 //     floor shell DIR SOCKET       as wait, but has memory slots of the size in DIR, and receives the files: maps the memory under the
 //                                  live slot
 //
-// One vCPU, otherwise one thread, the split interrupt controller, memory mapped privately from its file. The restored
-// state is the minimum that KVM requires: no model-specific registers, and the saved CPUID instead of a new
-// one from KVM. A diff contains the full vCPU state, which a restore requires.
+// One vCPU, otherwise one thread, the split interrupt controller, memory mapped privately from its file. `restore` and `diff` restore the
+// minimum that KVM requires: no model-specific registers, and the saved CPUID instead of a new one from KVM. `wait` and `shell` restore
+// all state of the vCPU, and the clock. A diff contains the full vCPU state, which a restore requires.
 #define _GNU_SOURCE
 #include <err.h>
 #include <fcntl.h>
@@ -119,6 +119,53 @@ static void save(void) {
     checked_ioctl(vcpu, KVM_GET_VCPU_EVENTS, &state.events, "KVM_GET_VCPU_EVENTS");
 }
 
+// Rest of the state of a guest.
+static struct extra_state {
+    struct kvm_mp_state mp_state;
+    struct kvm_xcrs xcrs;
+    struct kvm_debugregs debug_registers;
+    struct kvm_clock_data clock;
+    struct kvm_msrs msrs;
+    struct kvm_msr_entry entries[512];
+} extra;
+
+static void save_extra(void) {
+    static struct {
+        struct kvm_msr_list list;
+        uint32_t indices[512];
+    } known = {.list.nmsrs = 512};
+    checked_ioctl(vcpu, KVM_GET_MP_STATE, &extra.mp_state, "KVM_GET_MP_STATE");
+    checked_ioctl(vcpu, KVM_GET_XCRS, &extra.xcrs, "KVM_GET_XCRS");
+    checked_ioctl(vcpu, KVM_GET_DEBUGREGS, &extra.debug_registers, "KVM_GET_DEBUGREGS");
+    checked_ioctl(vm, KVM_GET_CLOCK, &extra.clock, "KVM_GET_CLOCK");
+    checked_ioctl(kvm, KVM_GET_MSR_INDEX_LIST, &known, "KVM_GET_MSR_INDEX_LIST");
+    for (uint32_t i = 0; i < known.list.nmsrs; i++) extra.entries[i].index = known.indices[i];
+    extra.msrs.nmsrs = known.list.nmsrs;
+    checked_ioctl(vcpu, KVM_GET_MSRS, &extra.msrs, "KVM_GET_MSRS");
+}
+
+// Drops the registers that KVM does not accept.
+static void drop_unwritable(void) {
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < extra.msrs.nmsrs; i++) {
+        struct {
+            struct kvm_msrs msrs;
+            struct kvm_msr_entry entry;
+        } one = {.msrs.nmsrs = 1, .entry = extra.entries[i]};
+        if (ioctl(vcpu, KVM_SET_MSRS, &one) == 1) extra.entries[kept++] = extra.entries[i];
+    }
+    extra.msrs.nmsrs = kept;
+}
+
+static void restore_extra(void) {
+    checked_ioctl(vcpu, KVM_SET_XCRS, &extra.xcrs, "KVM_SET_XCRS");
+    checked_ioctl(vcpu, KVM_SET_DEBUGREGS, &extra.debug_registers, "KVM_SET_DEBUGREGS");
+    checked_ioctl(vcpu, KVM_SET_MSRS, &extra.msrs, "KVM_SET_MSRS");
+    checked_ioctl(vcpu, KVM_SET_MP_STATE, &extra.mp_state, "KVM_SET_MP_STATE");
+    struct kvm_clock_data clock = {.clock = extra.clock.clock};
+    checked_ioctl(vm, KVM_SET_CLOCK, &clock, "KVM_SET_CLOCK");
+}
+
 static struct kvm_segment flat_segment(uint16_t selector, uint8_t type, uint8_t wide) {
     return (struct kvm_segment){.limit = 0xffffffff, .selector = selector, .type = type, .present = 1, .s = 1, .g = 1, .l = wide, .db = !wide};
 }
@@ -148,12 +195,23 @@ static void make(const char *directory, uint64_t mib) {
     state.sregs.efer = 0x500;
     state.regs = (struct kvm_regs){.rip = CODE, .rsp = STACK, .rflags = 2};
     int to = open_file(directory, "state", O_WRONLY | O_CREAT | O_TRUNC);
-    if (write(to, &state, sizeof state) != sizeof state) err(1, "state");
+    save_extra();
+    drop_unwritable();
+    if (write(to, &state, sizeof state) != sizeof state || write(to, &extra, sizeof extra) != sizeof extra) err(1, "state");
 }
 
-static void read_state(const char *directory) {
+static void read_state_from(int file) {
+    if (read(file, &state, sizeof state) != sizeof state) err(1, "state");
+}
+
+static void read_extra_from(int file) {
+    if (read(file, &extra, sizeof extra) != sizeof extra) err(1, "state");
+}
+
+static int read_state(const char *directory) {
     int from = open_file(directory, "state", O_RDONLY);
-    if (read(from, &state, sizeof state) != sizeof state) err(1, "state");
+    read_state_from(from);
+    return from;
 }
 
 static void restore_vcpu(void) {
@@ -185,6 +243,7 @@ static void *run_vcpu(void *unused) {
     uint64_t count;
     if (read(wake, &count, sizeof count) != sizeof count) err(1, "eventfd");
     restore_vcpu();
+    restore_extra();
     resume();
     return unused;
 }
@@ -210,7 +269,7 @@ static void wait_for_request(const char *directory, const char *path) {
     int client = accept(listener, NULL, NULL);
     char request[1024];
     if (client < 0 || read(client, request, sizeof request) < 1) err(1, "request");
-    read_state(directory);
+    read_extra_from(read_state(directory));
     map_memory(open_file(directory, "memory", O_RDONLY), 0);
     wake_vcpu(thread);
 }
@@ -242,35 +301,11 @@ static void shell(const char *directory, const char *path) {
     if (client < 0) err(1, "accept");
     int files[DESCRIPTORS];
     receive_files(client, files);
-    if (read(files[STATE], &state, sizeof state) != sizeof state) err(1, "state");
+    read_state_from(files[STATE]);
+    read_extra_from(files[STATE]);
     if (dup2(files[STDOUT], 1) < 0) err(1, "dup2");
     map_file(files[MEMORY], MAP_PRIVATE | MAP_FIXED);
     wake_vcpu(thread);
-}
-
-// State of a guest that resume() does not need.
-static struct extra_state {
-    struct kvm_mp_state mp_state;
-    struct kvm_xcrs xcrs;
-    struct kvm_debugregs debug_registers;
-    struct kvm_clock_data clock;
-    struct kvm_msrs msrs;
-    struct kvm_msr_entry entries[512];
-} extra;
-
-static void save_extra(void) {
-    static struct {
-        struct kvm_msr_list list;
-        uint32_t indices[512];
-    } known = {.list.nmsrs = 512};
-    checked_ioctl(vcpu, KVM_GET_MP_STATE, &extra.mp_state, "KVM_GET_MP_STATE");
-    checked_ioctl(vcpu, KVM_GET_XCRS, &extra.xcrs, "KVM_GET_XCRS");
-    checked_ioctl(vcpu, KVM_GET_DEBUGREGS, &extra.debug_registers, "KVM_GET_DEBUGREGS");
-    checked_ioctl(vm, KVM_GET_CLOCK, &extra.clock, "KVM_GET_CLOCK");
-    checked_ioctl(kvm, KVM_GET_MSR_INDEX_LIST, &known, "KVM_GET_MSR_INDEX_LIST");
-    for (uint32_t i = 0; i < known.list.nmsrs; i++) extra.entries[i].index = known.indices[i];
-    extra.msrs.nmsrs = known.list.nmsrs;
-    checked_ioctl(vcpu, KVM_GET_MSRS, &extra.msrs, "KVM_GET_MSRS");
 }
 
 static void print_byte(char byte) {

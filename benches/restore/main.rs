@@ -51,6 +51,7 @@ fn measure(fixture: &Fixture, rounds: usize) -> io::Result<Vec<Row>> {
     rows.push(load(fixture, rounds)?);
     rows.push(shell::load(fixture, SMALL, rounds)?);
     rows.push(shell::load(fixture, LARGE, rounds)?);
+    rows.push(shell::memory(fixture, SMALL)?);
     rows.push(resume(fixture, rounds)?);
     rows.extend(full(fixture, rounds)?);
     for mib in [SMALL, LARGE] {

@@ -33,6 +33,32 @@ pub fn load(fixture: &Fixture, mib: u32, rounds: usize) -> io::Result<Row> {
     Ok(Row::ratio(name, own, floor, 1.3))
 }
 
+/// Compares the private memory of a waiting shell with that of a restored VM.
+pub fn memory(fixture: &Fixture, mib: u32) -> io::Result<Row> {
+    let snapshot = text(&fixture.snapshot("chatter", mib)?);
+    let bytes = u64::from(mib) << 20;
+    let path = text(&socket());
+    let other_path = socket().with_extension("other");
+    let mut restored = Process::start(&mayfly(), &["restore", &snapshot])?;
+    restored.read(1)?;
+    // Two, so that no page of the program is private to one.
+    let start = |path: &str| {
+        let _ = std::fs::remove_file(path);
+        Process::start(&mayfly(), &["shell", path, "--for", &snapshot])
+    };
+    let (shell, _other) = (start(&path)?, start(&text(&other_path))?);
+    drop((connect(&socket()), connect(&other_path)));
+    thread::sleep(crate::PAUSE);
+    let extra = shell.private_kib(bytes)? - restored.private_kib(bytes)?;
+    let extra = f64::from(i32::try_from(extra).unwrap_or(i32::MAX));
+    Ok(Row::limit(
+        "private memory of a shell beyond a restored VM",
+        extra,
+        "KiB",
+        0.0,
+    ))
+}
+
 fn once(program: &Path, arguments: &[&str], snapshot: &Path) -> io::Result<Duration> {
     let _ = std::fs::remove_file(socket());
     let shell = Process::start(program, arguments)?;

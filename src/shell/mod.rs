@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use api::http::{self, Socket};
 use vmm::config::VmConfig;
 use vmm::control::{self, Control, LoadSnapshotError, OpenSnapshot, PassedFiles};
-use vmm::event_loop::{ExitReason, SignalFd};
+use vmm::event_loop::{ExitReason, SignalFd, release_startup_memory};
 use vmm::timeline::Timeline;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -97,6 +97,8 @@ pub fn shell(args: &ShellArgs, started_at: Instant) -> Result<u8, Error> {
     process::map_code();
     // Last: a client that finds the socket does not wait for the VM.
     let mut waiter = Waiter::new(&args.socket, &signals)?;
+    // The wait may be long.
+    release_startup_memory();
     let accepted = loop {
         match waiter.wait()? {
             Event::Signal(signal) => {

@@ -8,7 +8,7 @@ const STARTUP_STACK: usize = 64 << 10;
 /// Releases to the kernel the heap and stack memory that only the start used: a host may run thousands of such processes. Not inlined,
 /// so that the frame of this function is the lowest in use.
 #[inline(never)]
-pub(super) fn release_startup_memory() {
+pub fn release_startup_memory() {
     // SAFETY: the call takes no pointer, and releases only unused memory.
     unsafe { libc::malloc_trim(0) };
     let Ok(page) = usize::try_from(page_size()) else {

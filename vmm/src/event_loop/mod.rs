@@ -32,6 +32,7 @@ use crate::vm::{Recording, Vm};
 use console::{ConsoleIo, ConsoleStatus, INPUT, OUTPUT};
 
 pub use error::Error;
+pub use leftover::release_startup_memory;
 pub use signals::{
     SignalFd, block as block_signals, ignore_output_signals, not_ignored, unblock as unblock_signal,
 };
@@ -322,7 +323,7 @@ impl EventLoop<'_> {
                 Err(error) => return self.set_exit(Some(Err(error))),
             }
             // Both a start and a load have finished here.
-            leftover::release_startup_memory();
+            release_startup_memory();
         }
         let changed = running != std::mem::replace(&mut self.watching, running);
         if changed {
