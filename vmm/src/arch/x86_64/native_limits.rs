@@ -37,11 +37,12 @@ const FEATURES: [(Leaf, Registers, Registers); 13] = [
     ((0x4000_0001, None), [0; 4], [0x0100_fefb, 0, 0, 0]),
     ((0x8000_0001, None), [0, 0, 0x00e1_0bf3, 0xefd3_fbff], [0; 4]),
     ((0x8000_0007, None), [0, 0, 0, 0x100], [0; 4]),
-    ((0x8000_0008, None), [0, 0x1702_d205, 0, 0], [0; 4]),
+    // Also IBRS_SAME_MODE of later kernels: it has neither registers nor instructions.
+    ((0x8000_0008, None), [0, 0x170a_d205, 0, 0], [0; 4]),
     // Hints.
     ((0x8000_001a, None), [0; 4], [7, 0, 0, 0]),
-    // Instructions that serialize, and vulnerabilities that the processor lacks.
-    ((0x8000_0021, None), [0; 4], [0x245, 0, 6, 0]),
+    // Instructions that serialize, vulnerabilities that the processor lacks, and IBPB_BRTYPE, which Linux sets itself before Zen 3.
+    ((0x8000_0021, None), [0; 4], [0x1000_0245, 0, 6, 0]),
 ];
 
 /// Indexed leaves without features.
@@ -245,7 +246,7 @@ mod tests {
             entry(0xb, Some(1), [4, 4, 0x201, 3]),
             entry(0xa, None, [0; 4]),
             entry(0x4000_0001, None, [0x0100_7efb, 0, 0, 0]),
-            entry(0x8000_0021, None, [0x204, 0, 6, 0]),
+            entry(0x8000_0021, None, [0x1000_0204, 0, 6, 0]),
         ];
         assert!(names(&saved, no_read).is_empty());
     }
