@@ -290,3 +290,55 @@ pub fn make_directory(
     let inner = inner.map_err(Error::path("open the directory", directory.join(name)))?;
     Ok((Rc::new(inner), is_new))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+    use std::time::Duration;
+
+    use super::Jail;
+    use crate::args::{self, Args, Command};
+    use crate::undo::Undo;
+
+    fn args(id: &str, base: &str) -> Args {
+        let words = ["--id", id, "--exec-file", "f", "--uid", "1", "--gid", "1"];
+        let words = words.into_iter().chain(["--chroot-base-dir", base]);
+        match args::parse(words.map(Into::into)) {
+            Ok(Command::Jail(args)) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Another jailer with the same program removes the directory that both need.
+    #[test]
+    fn directories_are_created_again_after_removal_by_others() {
+        const ROUNDS: usize = 500;
+        let scratch = scratch::Directory::new();
+        let shared = scratch.path("program");
+        let is_done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_done.load(Ordering::Relaxed) {
+                    let _ = fs::remove_dir(&shared);
+                    // More often than real jailers, but not at each attempt.
+                    thread::sleep(Duration::from_micros(100));
+                }
+            });
+            let create = |round: usize| {
+                let args = args(&format!("vm-{round}"), scratch.root().to_str().unwrap());
+                let mut undo = Undo::default();
+                let jail = Jail::create(&args, "program".as_ref(), &mut undo);
+                let result = jail.map(|jail| assert!(jail.root.path().exists()));
+                assert!(undo.run().is_empty());
+                result.map_err(|error| error.describe())
+            };
+            let results: Vec<_> = (0..ROUNDS).map(create).collect();
+            is_done.store(true, Ordering::Relaxed);
+            let failed = results.iter().find(|result| result.is_err());
+            assert_eq!(failed, None);
+        });
+        assert!(scratch.names().len() <= 1);
+    }
+}

@@ -67,6 +67,9 @@ fn existing_files_of_user_stay() {
     });
 }
 
+/// Supplementary group of the jailer.
+static INHERITED_GROUP: libc::gid_t = 77;
+
 #[test]
 fn process_is_confined() {
     in_namespaces(|host| {
@@ -75,11 +78,13 @@ fn process_is_confined() {
         let inherited = fs::File::open("/etc/passwd").unwrap();
         let fd = std::os::fd::AsRawFd::as_raw_fd(&inherited);
         let inherit = move || {
+            // SAFETY: the group is valid for reads.
+            unsafe { libc::setgroups(1, &raw const INHERITED_GROUP) };
             // SAFETY: the call takes no pointer; the descriptors belong to the process that will be the jailer.
             unsafe { libc::dup2(fd, 77) };
             Ok(())
         };
-        // SAFETY: the closure runs between fork and exec and makes one system call.
+        // SAFETY: the closure runs between fork and exec and makes system calls only.
         unsafe { command.env("SECRET", "value").pre_exec(inherit) };
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = KillOnDrop(command.spawn().unwrap());
