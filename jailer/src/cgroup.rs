@@ -164,6 +164,7 @@ impl Branch {
 
 fn attach(level: &Directory, file: &str, origin: std::os::fd::OwnedFd, undo: &mut Undo) -> Result<(), Error> {
     undo.add_member(origin);
+    // 0 is the calling thread. With a PID the kernel would lock all thread groups, which takes an RCU grace period.
     let result = level.write(file.as_ref(), "0");
     result.map_err(Error::path("join the cgroup by", level.join(file)))
 }

@@ -52,6 +52,51 @@ fn link_into(jail: &Path, source: &Path, name: &str) {
     fs::hard_link(source, jail.join(name)).unwrap();
 }
 
+/// The cpuset of version 1 that the SDK always asks for, if the host has this hierarchy. Drop removes it.
+struct Cpuset {
+    path: PathBuf,
+    options: Vec<String>,
+}
+
+impl Cpuset {
+    fn new() -> Self {
+        let hierarchy = Path::new("/sys/fs/cgroup/cpuset");
+        let parent = format!("mayfly-sdk-{}", std::process::id());
+        let read = |name: &str| fs::read_to_string(hierarchy.join(name));
+        let (Ok(mems), Ok(cpus)) = (read("cpuset.mems"), read("cpuset.cpus")) else {
+            return Self {
+                path: PathBuf::new(),
+                options: Vec::new(),
+            };
+        };
+        let options = [
+            "--cgroup".to_owned(),
+            format!("cpuset.mems={}", mems.trim()),
+            "--cgroup".to_owned(),
+            format!("cpuset.cpus={}", cpus.trim()),
+            "--parent-cgroup".to_owned(),
+            parent.clone(),
+        ];
+        Self {
+            path: hierarchy.join(parent),
+            options: options.to_vec(),
+        }
+    }
+}
+
+impl Drop for Cpuset {
+    fn drop(&mut self) {
+        if self.options.is_empty() {
+            return;
+        }
+        let group = self.path.join("sdk-1");
+        scratch::wait_until("the end of the cgroup", || {
+            fs::remove_dir(&group).is_ok() || !group.exists()
+        });
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
 /// firecracker-go-sdk with a `JailerConfig`: the jailer, a wait for the socket, links in the jail, then names without a directory.
 #[test]
 fn go_sdk_starts_jailed_vm() {
@@ -61,8 +106,11 @@ fn go_sdk_starts_jailed_vm() {
         let disk = jails.0.join("root.img");
         fs::write(&disk, [0; 4096]).unwrap();
         chown(&disk, Some(UNPRIVILEGED), Some(UNPRIVILEGED)).unwrap();
+        let cpuset = Cpuset::new();
+        let mut options = vec!["--id", "sdk-1", "--netns", "/proc/self/ns/net"];
+        options.extend(cpuset.options.iter().map(String::as_str));
         let mut command = jails.command(
-            &["--id", "sdk-1", "--netns", "/proc/self/ns/net"],
+            &options,
             &["--no-seccomp", "--api-sock", "/run/firecracker.socket"],
         );
         let mut process = ApiProcess::spawn(Directory::new(), &mut command);
@@ -94,6 +142,10 @@ fn go_sdk_starts_jailed_vm() {
         }
         process.expect("tick 3\n");
         assert_eq!(client.request("GET", "/", "").json()["id"], "sdk-1");
+        if !cpuset.options.is_empty() {
+            let tasks = fs::read_to_string(cpuset.path.join("sdk-1/cgroup.procs")).unwrap();
+            assert_eq!(tasks.trim(), process.id().to_string());
+        }
         let pid = fs::read_to_string(root.join("mayfly.pid")).unwrap();
         assert_eq!(pid, process.id().to_string());
         process.terminate();
