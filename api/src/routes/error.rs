@@ -14,8 +14,8 @@ pub(super) const BEFORE_START: &str = "The requested operation is not supported 
 const NO_KERNEL: &str = "Cannot start microvm without kernel configuration.";
 /// Firecracker's sentence for a load after other configuration requests.
 const CONFIGURED: &str = "Loading a microVM snapshot not allowed after configuring boot-specific resources.";
-const NO_KEYBOARD: &str =
-    "SendCtrlAltDel is not supported on this architecture: its machine has no keyboard.";
+/// Firecracker's sentence for a machine without a keyboard.
+const NO_KEYBOARD: &str = "SendCtrlAltDel does not supported on aarch64.";
 const NOT_PAUSED: &str =
     "cannot create a snapshot: the VM is not paused; PATCH /vm with the state Paused first";
 

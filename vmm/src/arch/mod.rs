@@ -318,10 +318,10 @@ pub trait Platform: Send + Sync + Sized + 'static {
     fn restore_after_vcpus(&self, archive: &mut ArchiveReader<'_>, realtime: bool) -> Result<(), StateError>;
 }
 
-/// Check of a saved vCPU for CPUID bits and model-specific registers that this host does not support.
+/// Check of a saved vCPU for features and registers that this host does not support.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CpuCheck {
-    /// They are rejected. CPUID bits that the processor has, and that any KVM supports then, are not looked up.
+    /// They are rejected. Features that the processor has, and that any KVM supports then, are not looked up.
     #[default]
     Quick,
     /// They are rejected, by the answer of KVM.
@@ -354,8 +354,8 @@ pub trait Cpu {
     /// State of one vCPU.
     type State: Schema + Send;
 
-    /// Reads the features that KVM supports on this host. The call is slow where the host is a virtual machine, because each
-    /// CPUID leaf that KVM reads costs an exit. A vCPU thread calls it while the machine is built.
+    /// Reads the features that KVM supports on this host. The call may be slow where the host is a virtual machine. A vCPU thread calls
+    /// it while the machine is built.
     ///
     /// # Errors
     /// [`kvm::Error::Call`]
