@@ -8,6 +8,10 @@ use std::process::Command;
 fn main() {
     println!("cargo::rerun-if-changed=resources/order.ld");
     println!("cargo::rustc-link-arg-bins=-Wl,-T,resources/order.ld");
+    println!("cargo::rerun-if-changed=resources/discard.ld");
+    if env::var_os("PROFILE").is_some_and(|profile| profile == "release") {
+        println!("cargo::rustc-link-arg-bins=-Wl,-T,resources/discard.ld");
+    }
     println!("cargo::rerun-if-changed=resources/guests");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("OUT_DIR is unset; build with cargo"));
     // Beside the program, where `make order` and tests/order.rs find it: OUT_DIR is PROFILE/build/mayfly-HASH/out.
