@@ -12,7 +12,8 @@ enum { BUFFERS = 4, BUFFER = 2048 };
 static struct queue receive, transmit;
 static u8 buffers[BUFFERS][BUFFER];
 static u8 mac[6], address[4];
-static unsigned arps, pings;
+static unsigned arps;
+unsigned pings;
 
 static void read_address(void)
 {
@@ -36,6 +37,27 @@ void send(u8 *frame, u32 length)
     expect("length of a sent packet", used, 0);
 }
 
+u8 *reassemble(const u8 *frame, u32 *length)
+{
+    static u8 packet[HEADER + BUFFER];
+    static u32 first;
+    u8 *whole = packet + HEADER;
+    u16 fragment = get16(frame + 20);
+    if (fragment == 0x2000) {
+        first = *length;
+        copy(whole, frame, 34 + first);
+        return 0;
+    }
+    if ((fragment & 0x2000) || fragment * 8u != first || !same(frame + 26, whole + 26, 8) || !same(frame + 18, whole + 18, 2) ||
+        34 + first + *length > BUFFER)
+        return 0;
+    copy(whole + 34 + first, frame + 34, *length);
+    put16(whole + 20, 0);
+    *length += first;
+    first = 0;
+    return whole;
+}
+
 /* Sends an ARP response (RFC 826) in the frame of the request. */
 static void arp(u8 *frame)
 {
@@ -49,6 +71,26 @@ static void arp(u8 *frame)
     copy(frame + 6, mac, 6);
     send(frame, 42);
     arps++;
+}
+
+void announce(void)
+{
+    static u8 packet[HEADER + 42] = {[HEADER + 12] = 8, 6, 0, 1, 8, 0, 6, 4, 0, 1};
+    u8 *frame = packet + HEADER;
+    for (unsigned i = 0; i < 6; i++)
+        frame[i] = 0xff;
+    copy(frame + 6, mac, 6);
+    copy(frame + 22, mac, 6);
+    copy(frame + 28, address, 4);
+    copy(frame + 38, address, 4);
+    send(frame, 42);
+}
+
+void send_ipv6(void)
+{
+    static u8 packet[HEADER + 54] = {[HEADER] = 0x33, 0x33, 0, 0, 0, 1, [HEADER + 12] = 0x86, 0xdd, 0x60, [HEADER + 20] = 59, 255};
+    copy(packet + HEADER + 6, mac, 6);
+    send(packet + HEADER, 54);
 }
 
 /* Sends an echo reply (RFC 792): the request with another type, which keeps data and identifiers. */
@@ -87,6 +129,13 @@ static void ip(u8 *frame, u32 room)
     if (frame[14] != 0x45 || length < 28 || length > room - 14 || !same(frame + 30, address, 4))
         return;
     expect("checksum of an IP header", ones_sum(0, frame + 14, 20), 0xffff);
+    if (get16(frame + 20) & 0x3fff) {
+        length -= 20;
+        frame = reassemble(frame, &length);
+        if (!frame)
+            return;
+        length += 20;
+    }
     if (frame[23] == 1)
         icmp(frame, length - 20);
     else if (frame[23] == 6 && length >= 40)

@@ -40,6 +40,15 @@ void send(u8 *frame, u32 length);
 /* Sends `length` bytes after the Ethernet and IP headers of `frame` to the sender of the frame. */
 void reply_ip(u8 *frame, u32 length);
 
+/* Broadcasts an announcement of the address (RFC 5227). */
+void announce(void);
+/* Sends an IPv6 header without a payload to all nodes. */
+void send_ipv6(void);
+
+/* Adds a fragment, whose headers are in `frame`, to a packet of two in their order. Returns the frame of the complete packet and its
+   length after the IP header, or 0. */
+u8 *reassemble(const u8 *frame, u32 *length);
+
 /* Processes a UDP datagram of `length` bytes after the headers of `frame`. */
 void udp(u8 *frame, u32 length);
 /* Checks an ICMP error of `length` bytes about a datagram from `address`. */
@@ -48,5 +57,10 @@ void udp_error(const u8 *message, u32 length, const u8 *address);
 void tcp(u8 *frame, u32 length);
 /* Number of served and closed connections. */
 extern unsigned tcp_done;
+/* Number of replies to pings, and of responses to datagrams. */
+extern unsigned pings, datagrams;
+
+/* Identity record of the VM: "MAYFLYID", counter of loads, generation ID, randomness. */
+enum { RECORD = 0xff000, RECORD_COUNTER = 8, RECORD_ID = 16, ID_LENGTH = 16, RECORD_END = 96 };
 
 #endif

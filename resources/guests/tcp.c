@@ -1,15 +1,17 @@
-/* TCP (RFC 9293) for one client that requests one page. Each response reuses the received segment, so that no state is kept
-   but the peer. */
+/* TCP (RFC 9293) for one client that requests one page: the generation ID of the VM for `GET /id`, else a greeting. Each response
+   reuses the received segment, so that no state is kept but the peer and the length of the last page. */
 #include "net.h"
 
 enum { FIN = 1, SYN = 2, RST = 4, PSH = 8, ACK = 16 };
 enum { PORT = 80, FIRST = 1000 /* initial sequence number */, HEADER = 20 };
 
 static const char page[] = "HTTP/1.0 200 OK\r\nContent-Length: 18\r\nConnection: close\r\n\r\nhello from mayfly\n";
-enum { PAGE_LENGTH = sizeof page - 1 };
+static char id_page[] = "HTTP/1.0 200 OK\r\nConnection: close\r\n\r\n0123456789abcdef0123456789abcdef\n";
+enum { ID_START = sizeof id_page - 2 - 2 * ID_LENGTH };
 
 unsigned tcp_done;
 static u16 peer;
+static u32 page_length;
 
 /* Returns the sum over a segment and its pseudo-header: addresses, protocol, length. */
 static u16 segment_sum(const u8 *frame, u32 length)
@@ -34,6 +36,20 @@ static void respond(u8 *frame, u8 flags, u32 sequence, u32 acknowledged, const c
     reply_ip(frame, HEADER + length);
 }
 
+/* Responds to a request of `length` bytes. */
+static void serve(u8 *frame, const u8 *request, u32 length, u32 acknowledged)
+{
+    const char *response = page;
+    page_length = sizeof page - 1;
+    if (length >= 7 && same(request, (const u8 *)"GET /id", 7)) {
+        for (unsigned i = 0; i < 2 * ID_LENGTH; i++)
+            id_page[ID_START + i] = "0123456789abcdef"[AT(u8, RECORD + RECORD_ID + i / 2) >> (i % 2 ? 0 : 4) & 0xf];
+        response = id_page;
+        page_length = sizeof id_page - 1;
+    }
+    respond(frame, ACK | PSH | FIN, FIRST + 1, acknowledged, response, page_length);
+}
+
 void tcp(u8 *frame, u32 length)
 {
     u8 *segment = frame + 34, flags = segment[13];
@@ -50,9 +66,9 @@ void tcp(u8 *frame, u32 length)
     if (get16(segment) != peer || (flags & (SYN | RST)))
         return;
     if (end != sequence) /* the request in one segment, or its retransmission after a lost response */
-        respond(frame, ACK | PSH | FIN, FIRST + 1, end, page, PAGE_LENGTH);
+        serve(frame, segment + header, end - sequence, end);
     else if (flags & FIN) {
-        respond(frame, ACK, FIRST + 2 + PAGE_LENGTH, end + 1, "", 0);
-        tcp_done += acknowledged == FIRST + 2 + PAGE_LENGTH;
+        respond(frame, ACK, FIRST + 2 + page_length, end + 1, "", 0);
+        tcp_done += acknowledged == FIRST + 2 + page_length;
     }
 }

@@ -2,9 +2,13 @@
 #include "net.h"
 
 enum {
-    ECHO = 7,      /* echoes a datagram */
-    SPLIT = 9,     /* echoes a datagram in two fragments */
+    ECHO = 7,       /* echoes a datagram */
+    SPLIT = 9,      /* echoes a datagram in two fragments */
+    IDENTITY = 11,  /* echoes a datagram, with the generation ID of the VM at its end */
     ELSEWHERE = 13, /* sends a datagram to the port one above that of the sender */
+    STATUS = 15,    /* echoes a datagram, with counter, ID and randomness of the VM, and numbers of pings, datagrams and pages */
+    ANNOUNCE = 17,  /* announces the address, and echoes a datagram */
+    IPV6 = 19,      /* sends IPv6, and echoes a datagram */
 };
 enum { HEADER = 8, UDP = 17, MORE_FRAGMENTS = 0x2000 };
 
@@ -41,6 +45,47 @@ static void split(u8 *frame, u32 length)
     reply_ip(frame, length - first);
 }
 
+unsigned datagrams;
+
+static u32 append(u8 *frame, u32 length, const void *data, u32 count)
+{
+    copy(frame + 34 + length, data, count);
+    return length + count;
+}
+
+static u32 append_number(u8 *frame, u32 length, u32 number)
+{
+    u8 bytes[4];
+    put32(bytes, number);
+    return append(frame, length, bytes, sizeof bytes);
+}
+
+/* Does what `port` stands for. Returns the length of the response, or 0 at a closed port. */
+static u32 serve(u16 port, u8 *frame, u32 length)
+{
+    switch (port) {
+    case ECHO:
+    case SPLIT:
+    case ELSEWHERE:
+        return length;
+    case IDENTITY:
+        return append(frame, length, (const u8 *)RECORD + RECORD_ID, ID_LENGTH);
+    case STATUS:
+        length = append(frame, length, (const u8 *)RECORD + RECORD_COUNTER, RECORD_END - RECORD_COUNTER);
+        length = append_number(frame, length, pings);
+        length = append_number(frame, length, datagrams);
+        return append_number(frame, length, tcp_done);
+    case ANNOUNCE:
+        announce();
+        return length;
+    case IPV6:
+        send_ipv6();
+        return length;
+    default:
+        return 0;
+    }
+}
+
 void udp(u8 *frame, u32 length)
 {
     u8 *datagram = frame + 34;
@@ -49,10 +94,14 @@ void udp(u8 *frame, u32 length)
         return;
     if (get16(datagram + 6))
         expect("checksum of a datagram", datagram_sum(frame, length), 0xffff);
-    if (port != ECHO && port != SPLIT && port != ELSEWHERE) {
+    u32 response = serve(port, frame, length);
+    if (!response) {
         reject(frame);
         return;
     }
+    datagrams++;
+    length = response;
+    put16(datagram + 4, (u16)length);
     put16(datagram, port);
     put16(datagram + 2, (u16)(peer + (port == ELSEWHERE)));
     put16(datagram + 6, 0);

@@ -17,21 +17,23 @@ const SPLIT: u16 = 9;
 const ELSEWHERE: u16 = 13;
 const CLOSED: u16 = 99;
 
-/// Creates a bridge with the address of the host, and taps on it.
-fn create_bridge(taps: &[&str]) {
-    run_command("ip link add br0 type bridge");
-    run_command("ip addr add 10.0.7.254/24 dev br0");
-    run_command("ip link set br0 up");
-    for tap in taps {
-        create_tap(tap);
-        run_command(&format!("ip link set {tap} master br0"));
+/// Creates a bridge with the address of the host, and `count` taps on it: `tap1` and so on.
+pub fn create_bridge(count: usize) {
+    let mut batch = "link add br0 type bridge\naddr add 10.0.7.254/24 dev br0\nlink set br0 up\n".to_owned();
+    for number in 1..=count {
+        batch += &format!("tuntap add tap{number} mode tap\nlink set tap{number} master br0 up\n");
     }
+    let directory = Directory::new();
+    let batch = directory.write("batch", batch);
+    run_command(&format!("ip -batch {batch}"));
     // On a busy machine the guest may reply late: repeat ARP requests for a minute instead of three seconds.
-    std::fs::write("/proc/sys/net/ipv4/neigh/br0/mcast_solicit", "60").unwrap();
+    for repetitions in ["mcast_solicit", "ucast_solicit"] {
+        std::fs::write(format!("/proc/sys/net/ipv4/neigh/br0/{repetitions}"), "60").unwrap();
+    }
 }
 
 /// Creates a snapshot, in `directory`, of a guest with the address 10.0.0.2 that serves `pages`.
-fn create_net_snapshot(directory: &Directory, pages: usize) {
+pub fn create_net_snapshot(directory: &Directory, pages: u32) {
     create_tap("tap0");
     let mut process = ApiProcess::start();
     let interface = format!(r#"{{"iface_id":"net1","host_dev_name":"tap0","guest_mac":"{MAC}"}}"#);
@@ -45,20 +47,20 @@ fn create_net_snapshot(directory: &Directory, pages: usize) {
     process.kill();
 }
 
-/// Starts a clone on `tap` by the API.
-fn load_clone(directory: &Directory, tap: &str, number: u8) -> ApiProcess {
+/// Starts a clone on `tap` by the API. `number` and `mac` are the last bytes of its addresses.
+pub fn load_clone(directory: &Directory, tap: &str, number: u8, mac: u8) -> ApiProcess {
     let fields = format!(
-        r#","resume_vm":true,"network_overrides":[{{"iface_id":"net1","host_dev_name":"{tap}","guest_ip":"10.0.0.2","ip":"10.0.7.{number}","mac":"02:00:00:00:07:0{number}"}}]"#
+        r#","resume_vm":true,"network_overrides":[{{"iface_id":"net1","host_dev_name":"{tap}","guest_ip":"10.0.0.2","ip":"10.0.7.{number}","mac":"02:00:00:00:07:{mac:02x}"}}]"#
     );
     load_snapshot(directory, "state", "memory", &fields)
 }
 
 /// Starts a clone on `tap` by the command line.
-fn restore_clone(directory: &Directory, tap: &str, number: u8) -> ApiProcess {
+pub fn restore_clone(directory: &Directory, tap: &str, number: u8) -> ApiProcess {
     let own = Directory::new();
     let socket = own.text("api.sock");
     let net = format!(
-        "net1=tap:{tap},guest-ip=10.0.0.2,ip=10.0.7.{number},guest-mac={MAC},mac=02:00:00:00:07:0{number}"
+        "net1=tap:{tap},guest-ip=10.0.0.2,ip=10.0.7.{number},guest-mac={MAC},mac=02:00:00:00:07:{number:02x}"
     );
     ApiProcess::spawn(
         own,
@@ -111,9 +113,9 @@ fn clones_answer_at_their_own_addresses() {
     in_own_network(|| {
         let directory = Directory::new();
         create_net_snapshot(&directory, 3);
-        create_bridge(&["tap1", "tap2"]);
+        create_bridge(2);
         let mut clones = [
-            (1, load_clone(&directory, "tap1", 1)),
+            (1, load_clone(&directory, "tap1", 1, 1)),
             (2, restore_clone(&directory, "tap2", 2)),
         ];
         for (number, clone) in &mut clones {
@@ -152,8 +154,8 @@ fn second_host_with_address_is_reported() {
     in_own_network(|| {
         let directory = Directory::new();
         create_net_snapshot(&directory, 1);
-        create_bridge(&["tap1"]);
-        let clone = load_clone(&directory, "tap1", 1);
+        create_bridge(1);
+        let clone = load_clone(&directory, "tap1", 1, 1);
         run_command("ping -c 1 -W 30 10.0.7.1");
         let conflicts = |clone: &ApiProcess| {
             let metrics = clone.request("GET", "/metrics", "");

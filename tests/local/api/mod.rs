@@ -9,6 +9,7 @@
 //! | [`lifecycle`] | start, pause, resume, exit |
 //! | [`change`] | updates of drives and interfaces of a running guest |
 //! | [`addresses`] | clones with addresses of their own |
+//! | [`crowd`] | two hundred clones with addresses of their own, and clones in each other's way |
 //! | [`attack`] | answers while the guest attacks the VMM |
 //! | [`slow_disk`] | answers while a request of the guest takes long |
 //! | [`fuse`] | a disk whose requests the test releases |
@@ -41,6 +42,7 @@ mod chroot;
 mod clients;
 mod clones;
 mod config_file;
+mod crowd;
 mod disk;
 mod fuse;
 pub mod http;
