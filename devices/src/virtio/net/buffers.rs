@@ -42,7 +42,7 @@ const LIMITS: ChainLimits = ChainLimits {
 /// Offset of the field `flags` in the header.
 const FLAGS: u64 = 0;
 /// Offset of the field `num_buffers` in the header.
-const NUM_BUFFERS: u64 = 10;
+const NUM_BUFFERS: usize = 10;
 
 /// Receive buffers that are popped from their queue and not used yet.
 #[derive(Default)]
@@ -184,12 +184,13 @@ impl<'m> RxBuffers<'m> {
         })
     }
 
-    /// Adds the buffers that hold the packet of `length` bytes to the used ring, and sets `num_buffers` in
-    /// its header.
+    /// Adds the buffers that hold the packet of `length` bytes to the used ring, sets `num_buffers` in its header, and copies `start`
+    /// into them: the header and more bytes, or nothing if the buffers hold the complete packet.
     pub(super) fn add_used(
         &mut self,
         queue: &mut Virtqueue,
         memory: &'m GuestMemory,
+        start: &mut [u8],
         length: usize,
     ) -> Result<(), Error> {
         let mut rest = length as u64;
@@ -204,12 +205,13 @@ impl<'m> RxBuffers<'m> {
                 break;
             }
         }
-        let count = u16::try_from(self.used.len()).unwrap_or(u16::MAX);
-        if let Some(first) = self.chains.front() {
-            first
-                .writable
-                .write_all(NUM_BUFFERS, &count.to_le_bytes())
-                .map_err(Error::Chain)?;
+        let count = u16::try_from(self.used.len()).unwrap_or(u16::MAX).to_le_bytes();
+        if let Some(field) = start.get_mut(NUM_BUFFERS..).and_then(<[u8]>::first_chunk_mut) {
+            *field = count;
+            self.copy_from(start)?;
+        } else if let Some(first) = self.chains.front() {
+            let write = first.writable.write_all(NUM_BUFFERS as u64, &count);
+            write.map_err(Error::Chain)?;
         }
         queue.add_used(memory, &self.used).map_err(Error::Queue)?;
         for chain in self.chains.drain(..self.used.len()) {

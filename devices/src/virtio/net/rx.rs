@@ -101,11 +101,13 @@ impl Receiver {
             .queue
             .disable_notification(batch.memory)
             .map_err(Error::Queue)?;
+        // Once per batch: each packet overwrites what is read of it.
+        let mut start = A::RX_START;
         for _ in 0..MAX_PACKETS {
             buffers.top_up(batch.queue, batch.memory, self.wanted_bytes(batch.features))?;
             let end = match buffers.is_empty() {
                 true => wait_for_buffers(batch)?,
-                false => self.receive_packet(batch, buffers, addresses)?,
+                false => self.receive_packet(batch, buffers, addresses, start.as_mut())?,
             };
             if let Some(end) = end {
                 return Ok(end);
@@ -132,12 +134,11 @@ impl Receiver {
         batch: &mut Batch<'m>,
         buffers: &mut RxBuffers<'m>,
         addresses: &A,
+        start: &mut [u8],
     ) -> Result<Option<BatchEnd>, Error> {
         if self.held != 0 {
             return self.deliver_held(batch, buffers);
         }
-        let mut start = A::RX_START;
-        let start = start.as_mut();
         let length = match batch.backend.receive(start, buffers, &mut self.spare) {
             Ok(Received::Spare(length)) => {
                 self.failures = 0;
@@ -157,21 +158,15 @@ impl Receiver {
         if !rewrite(addresses, start, length, batch.counters, &mut self.claimant) {
             return Ok(None);
         }
-        if !start.is_empty() {
-            buffers.copy_from(start)?;
-            let room = usize::try_from(buffers.len()).unwrap_or(usize::MAX);
-            if let Some(rest) = start.get(room..) {
-                self.spare[room..start_length].copy_from_slice(rest);
-            }
-        }
-        self.deliver_direct(batch, buffers, length)
+        self.deliver_direct(batch, buffers, start, length)
     }
 
-    /// Delivers the packet of `length` bytes in the buffers, or holds it.
+    /// Delivers the packet of `length` bytes in the buffers, except its `start`, or holds it.
     fn deliver_direct<'m>(
         &mut self,
         batch: &mut Batch<'m>,
         buffers: &mut RxBuffers<'m>,
+        start: &mut [u8],
         length: usize,
     ) -> Result<Option<BatchEnd>, Error> {
         self.large = match length as u64 > MTU_PACKET {
@@ -180,20 +175,26 @@ impl Receiver {
         };
         let fits = length >= HEADER && length as u64 <= buffers.len();
         if fits {
-            let start = buffers.flags_and_type()?;
-            let Some(flags) = checked_flags(batch, start, length) else {
+            let first = match start {
+                [flags, kind, ..] => [*flags, *kind],
+                _ => buffers.flags_and_type()?,
+            };
+            let Some(flags) = checked_flags(batch, first, length) else {
                 batch.counters.drops.add(1);
                 return Ok(None);
             };
-            if flags != start[0] {
-                buffers.set_flags(flags)?;
+            match start.first_mut() {
+                Some(first) => *first = flags,
+                None if flags != first[0] => buffers.set_flags(flags)?,
+                None => {}
             }
             if batch.try_consume(length - HEADER) {
-                return Self::add_used(batch, buffers, length);
+                return Self::add_used(batch, buffers, start, length);
             }
         }
         let filled = usize::try_from(buffers.len()).unwrap_or(usize::MAX).min(length);
         buffers.copy_to(&mut self.spare[..filled])?;
+        self.spare[..start.len()].copy_from_slice(start);
         self.held = length;
         match fits {
             true => Ok(Some(BatchEnd::Throttled)),
@@ -248,18 +249,18 @@ impl Receiver {
         if !batch.try_consume(length - HEADER) {
             return Ok(Some(BatchEnd::Throttled));
         }
-        buffers.copy_from(self.held())?;
         self.held = 0;
-        Self::add_used(batch, buffers, length)
+        Self::add_used(batch, buffers, &mut self.spare[..length], length)
     }
 
-    /// Adds the packet in the buffers to the used ring.
+    /// Adds the packet of `length` bytes in the buffers, except its `start`, to the used ring.
     fn add_used<'m>(
         batch: &mut Batch<'m>,
         buffers: &mut RxBuffers<'m>,
+        start: &mut [u8],
         length: usize,
     ) -> Result<Option<BatchEnd>, Error> {
-        buffers.add_used(batch.queue, batch.memory, length)?;
+        buffers.add_used(batch.queue, batch.memory, start, length)?;
         batch.count_packet(length - HEADER);
         Ok(None)
     }

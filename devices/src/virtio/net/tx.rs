@@ -117,6 +117,8 @@ impl Transmitter {
     ) -> Result<BatchEnd, Error> {
         let memory = batch.memory;
         let mut chain = Chain::default();
+        // Once per batch: each packet overwrites what is used of it.
+        let mut start = A::TX_START;
         batch.queue.disable_notification(memory).map_err(Error::Queue)?;
         for packet in 0..MAX_PACKETS {
             let Some(descriptors) = batch.queue.pop_chain(memory).map_err(Error::Queue)? else {
@@ -131,7 +133,7 @@ impl Transmitter {
             if !chain.writable.is_empty() {
                 return Err(Error::Direction(chain.head));
             }
-            let outcome = self.send(batch, &chain.readable, addresses)?;
+            let outcome = self.send(batch, &chain.readable, addresses, start.as_mut())?;
             if let PacketOutcome::Kept(end) = outcome {
                 batch.queue.undo_pop(1);
                 return Ok(end);
@@ -152,14 +154,13 @@ impl Transmitter {
         batch: &mut Batch<'_>,
         packet: &IoVecBuffer<'_>,
         addresses: &A,
+        start: &mut [u8],
     ) -> Result<PacketOutcome, Error> {
         let length = usize::try_from(packet.len()).unwrap_or(usize::MAX);
         if !(HEADER + MIN_FRAME..=MAX_PACKET).contains(&length) {
             batch.counters.drops.add(1);
             return Ok(PacketOutcome::Done);
         }
-        let mut start = A::TX_START;
-        let start = start.as_mut();
         let copied = start.len().min(length);
         let start = &mut start[..copied];
         packet.read_exact(0, start).map_err(Error::Chain)?;
