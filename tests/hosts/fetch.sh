@@ -1,7 +1,7 @@
 #!/bin/bash
 # Fetches files from Debian's archive, without an installation:
 #
-#   .cache/hosts/x86_64-2/   kernel and modules of the emulated host, busybox, ext4 tools with their libraries, and the
+#   .cache/hosts/x86_64-3/   kernel and modules of the emulated host, busybox, ext4 tools with their libraries, and the
 #                            guest images
 #   .cache/hosts/aarch64-1/  kernel, modules, busybox and ext4 tools of the emulated aarch64 host
 #   .cache/hosts/rust/       compiler with the aarch64 standard library, on x86_64
@@ -12,7 +12,7 @@ set -Eeuo pipefail
 trap 'echo "setup: fetch.sh failed at line $LINENO; a mirror may be unreachable; try again" >&2' ERR
 cd "$(dirname "$0")/../.."
 cache=$PWD/.cache/hosts
-x86_64=$cache/x86_64-2
+x86_64=$cache/x86_64-3
 aarch64=$cache/aarch64-1
 # An aarch64 machine needs no other architecture.
 case ${1:-$(uname -m)} in
@@ -131,10 +131,20 @@ fetch_host() {
     done
 }
 
+# fetch_generic_kernel DIRECTORY: fetches the kernel for all machines. The one for clouds has no driver of VMGenID (CONFIG_VMGENID).
+fetch_generic_kernel() {
+    local from=$work/generic kernel
+    kernel=$(dependency_of linux-image-amd64:amd64 'linux-image-[0-9][^:]*')
+    unpack "$from" "$kernel:amd64"
+    cp "$from/boot/vmlinuz-${kernel#linux-image-}" "$1/vmlinuz-generic"
+    rm -rf "$from"
+}
+
 fetch_x86_64() {
     local from=$work/host to=$work/x86_64
     fetch_host amd64 "$to" "$from" virt/lib/irqbypass arch/x86/kvm/kvm arch/x86/kvm/kvm-amd "${modules[@]}"
     unpack_vmlinux "$to/vmlinuz" >"$to/vmlinux"
+    fetch_generic_kernel "$to"
     unpack "$from" memtest86+:amd64 xen-hypervisor-4.17-amd64:amd64
     cp "$from/boot/memtest86+x64.bin" "$to/memtest86+"
     gzip -dc "$from"/boot/xen-4.17-amd64.gz >"$to/xen"

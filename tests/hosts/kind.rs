@@ -37,9 +37,9 @@ pub const X86_64: HostKind = HostKind {
     report_port: &["-serial", "stdio"],
     parameters: "console=ttyS0 report=ttyS1 modules=irqbypass,kvm,kvm-amd,tun",
     modules: &["irqbypass", "kvm", "kvm-amd", "tun"],
-    images: &["vmlinuz", "vmlinux", "memtest86+", "xen"],
+    images: &["vmlinuz", "vmlinux", "vmlinuz-generic", "memtest86+", "xen"],
     loader: ("lib64", "ld-linux-x86-64.so.2"),
-    fetched: "x86_64-2",
+    fetched: "x86_64-3",
 };
 
 /// Debian's arm64 kernel, which has KVM built in, under QEMU's emulated EL2, with a GICv3.

@@ -2,7 +2,9 @@
 //! kernel reads no MP table (CONFIG_X86_MPPARSE is not set): without ACPI it uses the PIC. The guest smp.elf covers the MP
 //! table.
 
-use crate::guest::Guest;
+use std::process::Command;
+
+use crate::guest::{Guest, mayfly_command};
 
 scenarios! {
     bzimage => boot_to_prompt("/images/vmlinuz", "--memory 256M", |info| info.acpi && info.cpus == 1 && info.kvm_clock);
@@ -13,7 +15,38 @@ scenarios! {
     two_cpus => boot_to_prompt("/images/vmlinuz", "--memory 256M --cpus 2", |info| info.cpus == 2);
     memory_of_128_mib => boot_to_prompt("/images/vmlinuz", "--memory 128M", |info| info.has_memory(128));
     memory_up_to_hole => boot_to_prompt("/images/vmlinuz", "--memory 3328M", |info| info.has_memory(3328));
+    random_numbers_follow_generation_id => reseed_after_restore();
     memory_around_hole => boot_to_prompt("/images/vmlinuz", "--memory 5G", |info| info.has_memory(5120));
+}
+
+/// Restores a guest twice: its kernel seeds its random numbers anew each time, by the driver of VMGenID.
+fn reseed_after_restore() {
+    const SOCKET: &str = "/tmp/reseed.sock";
+    const SNAPSHOT: &str = "/tmp/reseed";
+    let count = "echo count-$(dmesg | grep -c 'crng reseeded due to virtual machine fork')";
+    let mut guest = Guest::start(&format!(
+        "/images/vmlinuz-generic --initrd /images/initrd --memory 256M --api-sock {SOCKET} -- console=ttyS0 quiet panic=-1"
+    ));
+    guest.expect("prompt> ");
+    guest.type_line(count);
+    guest.expect("count-0");
+    guest.expect("prompt> ");
+    run(mayfly_command().args(["snapshot", SNAPSHOT, "--api-sock", SOCKET]));
+    for _ in 0..2 {
+        guest = guest.restart(&format!("restore {SNAPSHOT}"));
+        guest.type_line(count);
+        guest.expect("count-1");
+        guest.expect("prompt> ");
+    }
+    guest.type_line("reboot -f");
+    guest.expect_exit(0);
+    std::fs::remove_dir_all(SNAPSHOT).unwrap();
+}
+
+fn run(command: &mut Command) {
+    let output = scratch::run(command);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {stderr}");
 }
 
 /// Machine as the guest reports it.

@@ -30,7 +30,10 @@ fn vcpu_threads(process: &ApiProcess) -> Vec<(u8, String)> {
 fn wait_for_threads(process: &ApiProcess, count: u8) -> Vec<(u8, String)> {
     scratch::wait_for("vCPU threads", || {
         // Beside the main thread. A new thread may not have its name yet.
-        let others = fs::read_dir(format!("/proc/{}/task", process.id())).unwrap().count() - 1;
+        let others = fs::read_dir(format!("/proc/{}/task", process.id()))
+            .unwrap()
+            .count()
+            - 1;
         let threads = vcpu_threads(process);
         let is_complete = threads.iter().map(|(number, _)| *number).eq(0..count);
         (others == usize::from(count) && is_complete).then_some(threads)
