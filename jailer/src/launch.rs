@@ -27,6 +27,10 @@ impl Clocks {
     }
 }
 
+fn create_pipe() -> Result<(OwnedFd, OwnedFd), Error> {
+    sys::create_pipe().map_err(Error::call("create a pipe"))
+}
+
 fn processor_time() -> Duration {
     sys::time(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
@@ -110,22 +114,19 @@ impl Launch {
             self.files.pid.publish(sys::process_id())?;
             return Err(self.execute());
         }
-        let (reader, writer) = sys::create_pipe().map_err(Error::call("create a pipe"))?;
+        let (reader, writer) = create_pipe()?;
         self.earlier = processor_time();
-        let pid = self.fork(self.daemonize.is_none())?;
-        let Some(pid) = pid else {
+        let is_child = match &self.daemonize {
+            Some(_) => self.fork()?.is_none(),
+            None => self.fork_into_namespace()?,
+        };
+        if is_child {
             let message = self.run_child().describe();
-            // The parent has the other end. Without it, nobody is left to report to.
+            // The parent has the other end. If it has ended, the message has no reader.
             let _ = sys::write(&writer, message.as_bytes());
             sys::exit(1);
-        };
-        drop(writer);
-        if self.daemonize.is_none()
-            && let Err(error) = self.files.pid.publish(pid)
-        {
-            sys::kill_child(pid);
-            return Err(error);
         }
+        drop(writer);
         let message = sys::read_all(&reader).map_err(Error::call("wait for the start of the VMM"))?;
         if message.is_empty() {
             return Ok(());
@@ -133,13 +134,30 @@ impl Launch {
         Err(Error::Child(String::from_utf8_lossy(&message).into_owned()))
     }
 
-    fn fork(&self, new_namespace: bool) -> Result<Option<libc::pid_t>, Error> {
-        let operation = if new_namespace {
-            "create a process in a new PID namespace"
-        } else {
-            "create a process for --daemonize"
+    fn fork(&self) -> Result<Option<libc::pid_t>, Error> {
+        sys::fork(false).map_err(Error::call("create a process for --daemonize"))
+    }
+
+    /// Creates process 1 of a PID namespace, which becomes the VMM. It continues once its parent, which alone can tell its PID, has
+    /// published the PID. Returns true in the child.
+    fn fork_into_namespace(&self) -> Result<bool, Error> {
+        let operation = "create a process in a new PID namespace";
+        let (reader, writer) = create_pipe()?;
+        let Some(pid) = sys::fork(true).map_err(Error::call(operation))? else {
+            drop(writer);
+            let published = sys::read_all(&reader).map_err(Error::call("wait for the PID file"))?;
+            if published.is_empty() {
+                // The parent has failed, and reports it.
+                sys::exit(1);
+            }
+            return Ok(true);
         };
-        sys::fork(new_namespace).map_err(Error::call(operation))
+        drop(reader);
+        self.files.pid.publish(pid)?;
+        sys::ignore_broken_pipes();
+        // If the child has been killed, the pipe of messages shows its end.
+        let _ = sys::write(&writer, b"1");
+        Ok(false)
     }
 
     /// Continues in the first child. Returns only a failure.
@@ -158,7 +176,7 @@ impl Launch {
     fn daemonize(&mut self, null: &OwnedFd) -> Result<(), Error> {
         sys::begin_session().map_err(Error::call("begin a session"))?;
         self.add_processor_time();
-        if self.fork(false)?.is_some() {
+        if self.fork()?.is_some() {
             sys::exit(0);
         }
         sys::replace_standard_descriptors(null).map_err(Error::call("redirect stdin, stdout and stderr"))?;
@@ -166,14 +184,10 @@ impl Launch {
             return self.files.pid.publish(sys::process_id());
         }
         self.add_processor_time();
-        let Some(pid) = self.fork(true)? else {
-            return Ok(());
-        };
-        if let Err(error) = self.files.pid.publish(pid) {
-            sys::kill_child(pid);
-            return Err(error);
+        if !self.fork_into_namespace()? {
+            sys::exit(0);
         }
-        sys::exit(0)
+        Ok(())
     }
 
     /// Adds the time of this process, which forks, to that of its ancestors.

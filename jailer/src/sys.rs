@@ -529,10 +529,10 @@ pub fn exit(status: c_int) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Kills the child process `pid`, which this process has not waited for.
-pub fn kill_child(pid: libc::pid_t) {
-    // SAFETY: the call takes no pointer.
-    unsafe { libc::kill(pid, libc::SIGKILL) };
+/// Makes a write to a pipe without a reader fail instead of ending the process. Programs that this process executes inherit it.
+pub fn ignore_broken_pipes() {
+    // SAFETY: SIG_IGN is a valid action.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
 /// Begins a session.

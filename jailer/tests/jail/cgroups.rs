@@ -9,7 +9,7 @@ use crate::fixture::{Host, in_namespaces, proc_file};
 /// A parent cgroup of one test. Drop removes it where it exists.
 pub struct Parent {
     pub name: String,
-    hierarchies: Vec<PathBuf>,
+    pub hierarchies: Vec<PathBuf>,
 }
 
 impl Parent {

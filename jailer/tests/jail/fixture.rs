@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -100,16 +100,25 @@ impl Host {
     pub fn start(&self, id: &str, options: &[&str]) -> Jailed {
         let mut command = self.command(id, options);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = KillOnDrop(command.spawn().unwrap());
+        let mut child = KillOnDrop(command.spawn().unwrap());
         let root = self.root(id);
-        self.await_socket(id);
+        let socket = root.join("run/api.sock");
+        scratch::wait_until("the API socket", || {
+            if child.0.try_wait().unwrap().is_some() {
+                let mut text = String::new();
+                let stderr = child.0.stderr.as_mut().unwrap();
+                stderr.read_to_string(&mut text).unwrap();
+                panic!("the jailer has failed: {text}");
+            }
+            is_served(&socket)
+        });
         Jailed { child, root }
     }
 
     /// Waits until the VMM in the jail `id` accepts a connection.
     pub fn await_socket(&self, id: &str) {
         let socket = self.root(id).join("run/api.sock");
-        scratch::wait_until("the API socket", || UnixStream::connect(&socket).is_ok());
+        scratch::wait_until("the API socket", || is_served(&socket));
     }
 
     /// Runs the jailer, which must fail. Returns its stderr.
@@ -142,6 +151,12 @@ impl Host {
         let text = fs::read_to_string(self.root(id).join(name)).unwrap();
         text.parse().unwrap()
     }
+}
+
+/// Returns true if the VMM accepts connections, and has removed the temporary name of its socket.
+fn is_served(socket: &Path) -> bool {
+    let entries = || fs::read_dir(socket.parent().unwrap());
+    UnixStream::connect(socket).is_ok() && entries().is_ok_and(|entries| entries.count() == 1)
 }
 
 pub fn stderr(output: &Output) -> String {

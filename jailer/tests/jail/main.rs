@@ -7,6 +7,7 @@
 //! | [`confined`] | what a VMM has in its jail |
 //! | [`cgroups`] | cgroups of this host |
 //! | [`undone`] | failing steps and their undo |
+//! | [`oracle`] | jails of Firecracker's jailer |
 //! | [`reused`] | a second start with the same ID |
 //! | [`rejected`] | command lines and programs that cannot work |
 
@@ -16,6 +17,7 @@ mod cgroups;
 mod confined;
 mod fault;
 mod fixture;
+mod oracle;
 mod rejected;
 mod reused;
 mod undone;

@@ -2,10 +2,11 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 
 use crate::cgroups::{self, Parent};
 use crate::fault::{Argument, inject};
-use crate::fixture::{Host, in_namespaces, tree};
+use crate::fixture::{Host, KillDaemon, in_namespaces, stderr, tree};
 
 /// A system call that fails.
 struct Fault {
@@ -202,12 +203,69 @@ fn jail_without_urandom_starts_with_warning() {
         inject(&mut command, libc::SYS_mknodat, device(1, 9), libc::EPERM);
         let output = scratch::run(&mut command);
         assert!(output.status.success());
-        let daemon = crate::fixture::KillDaemon(host.pid("vm1"));
-        let text = crate::fixture::stderr(&output);
+        let daemon = KillDaemon(host.pid("vm1"));
+        let text = stderr(&output);
         assert!(
             text.starts_with("mayfly-jailer: warning: cannot create the device "),
             "{text}"
         );
         drop(daemon);
+    });
+}
+
+/// At each step, the next descriptor may be one too many. The VMM has limits of its own.
+#[test]
+fn missing_descriptors_fail_with_message() {
+    in_namespaces(|host| {
+        for (failures, count) in (3..40).enumerate() {
+            let mut command = host.command("vm1", &["--daemonize"]);
+            // The hard limit stays: the jailer may lack the right to raise it.
+            let limit = libc::rlimit {
+                rlim_cur: count,
+                rlim_max: 4096,
+            };
+            let set = move || {
+                // SAFETY: `limit` is valid for reads.
+                match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            };
+            // SAFETY: the closure runs between fork and exec and makes one system call.
+            unsafe { command.pre_exec(set) };
+            let output = scratch::run(&mut command);
+            let text = stderr(&output);
+            if output.status.success() {
+                drop(KillDaemon(host.pid("vm1")));
+                assert!(failures > 3, "{failures} failures");
+                return;
+            }
+            assert!(
+                text.contains("Too many open files") && text.contains("raise the limit of open files"),
+                "{count}: {text}"
+            );
+            assert_eq!(text.lines().count(), 1, "{text}");
+            assert_eq!(tree(&host.base), [""; 0], "{count}: {text}");
+        }
+        panic!("the jailer needs 40 descriptors");
+    });
+}
+
+#[test]
+fn full_file_system_leaves_nothing() {
+    in_namespaces(|host| {
+        let base = std::ffi::CString::new(host.base.to_str().unwrap()).unwrap();
+        let (none, options) = (std::ptr::null(), c"size=64k".as_ptr());
+        // SAFETY: the strings are C strings for the length of the call, and the other pointers may be null.
+        let result = unsafe { libc::mount(none, base.as_ptr(), none, libc::MS_REMOUNT, options.cast()) };
+        assert_eq!(result, 0);
+        let text = host.fail(&mut host.command("vm1", &[]));
+        assert!(
+            text.contains("cannot copy the program to ")
+                && text.contains("No space left on device")
+                && text.contains("; free space on this file system"),
+            "{text}"
+        );
+        assert_eq!(tree(&host.base), [""; 0]);
     });
 }
