@@ -162,6 +162,8 @@ impl Receiver {
     }
 
     /// Delivers the packet of `length` bytes in the buffers, except its `start`, or holds it.
+    // Inlined for both address policies: one of them has no `start`.
+    #[inline(always)]
     fn deliver_direct<'m>(
         &mut self,
         batch: &mut Batch<'m>,
