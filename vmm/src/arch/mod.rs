@@ -9,11 +9,12 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 
 use devices::i8042::I8042Metrics;
-use devices::serial::SerialModel;
+use devices::serial::{Serial, SerialModel};
 use devices::{BusBuilder, Interrupt, Power, bus};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 pub use snapshot::file::Architecture;
 use snapshot::persist::Error as StateError;
+use snapshot::section::Error as SectionError;
 use snapshot::{ArchiveReader, ArchiveWriter, GuestMemory, Schema};
 use vm_memory::GuestAddress;
 
@@ -26,21 +27,30 @@ use crate::kvm::{self, Kick};
 ///
 /// | module | contents |
 /// |---|---|
+/// | `clock` | counters of the timers in a snapshot |
 /// | `device_tree` | the device tree |
 /// | `gic` | interrupt controller |
+/// | `gic_state` | its state in a snapshot |
 /// | `layout` | memory maps, places of image and device tree |
 /// | `platform` | `Aarch64`, the platform |
 /// | `vcpu` | registers of vCPUs |
+/// | `vcpu_state` | state of vCPUs in a snapshot |
 #[cfg(any(target_arch = "aarch64", test))]
 pub mod aarch64 {
+    #[cfg(target_arch = "aarch64")]
+    pub mod clock;
     pub mod device_tree;
     #[cfg(target_arch = "aarch64")]
     pub mod gic;
+    #[cfg(target_arch = "aarch64")]
+    pub mod gic_state;
     pub mod layout;
     #[cfg(target_arch = "aarch64")]
     pub mod platform;
     #[cfg(target_arch = "aarch64")]
     pub mod vcpu;
+    #[cfg(target_arch = "aarch64")]
+    pub mod vcpu_state;
 }
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
@@ -122,7 +132,7 @@ pub struct AttachContext {
     /// Power state that the guest controls.
     pub power: Arc<Power>,
     /// First serial port.
-    pub serial: bus::SharedDevice,
+    pub serial: Arc<Mutex<Serial>>,
 }
 
 /// Places of an image and of boot data in guest memory.
@@ -296,6 +306,18 @@ pub trait Platform: Send + Sync + Sized + 'static {
 
     /// Presses Ctrl-Alt-Del on the keyboard of the guest. Returns false without a keyboard.
     fn press_ctrl_alt_del(&self) -> bool;
+
+    /// Adds the settings to `archive` that the build of the machine requires besides its configuration.
+    ///
+    /// # Errors
+    /// As [`ArchiveWriter::write`].
+    fn save_settings(&self, archive: &mut ArchiveWriter) -> Result<(), SectionError>;
+
+    /// Adds the settings of [`save_settings`](Self::save_settings) to `config`.
+    ///
+    /// # Errors
+    /// As [`ArchiveReader::read`].
+    fn restore_settings(archive: &mut ArchiveReader<'_>, config: &mut VmConfig) -> Result<(), SectionError>;
 
     /// Adds the state of devices, interrupt controllers and clock to `archive`. No vCPU may run.
     ///

@@ -158,7 +158,7 @@ impl Machine {
         output: SerialOutput,
         timeline: Arc<Timeline>,
     ) -> Result<Self, Error> {
-        let parts = MachineParts::create(&spec, None, prepared, &timeline)?;
+        let parts = MachineParts::create(&spec, None, prepared, &timeline).map_err(Error::Parts)?;
         Self::build_with(parts, spec, devices, output, timeline)
     }
 

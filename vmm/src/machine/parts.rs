@@ -79,15 +79,14 @@ impl MachineParts {
     /// [regions](Platform::memory_regions) of the spec.
     ///
     /// # Errors
-    /// [`machine::Error::Parts`](super::Error::Parts)
+    /// [`Error`]
     pub fn create(
         spec: &VmSpec,
         memory: Option<GuestMemory>,
         prepared: Option<PreparedVm>,
         timeline: &Arc<Timeline>,
-    ) -> Result<Self, super::Error> {
-        let created = VmParts::create(spec, memory, prepared, timeline);
-        let (vm, memory) = created.map_err(super::Error::Parts)?;
+    ) -> Result<Self, Error> {
+        let (vm, memory) = VmParts::create(spec, memory, prepared, timeline)?;
         Ok(Self { vm, memory })
     }
 }
@@ -258,6 +257,10 @@ impl PreparedVm {
         Mismatch::check("vCPUs", &self.spec.topology(), &spec.topology())?;
         Mismatch::check("irqchip", &own.irqchip, &other.irqchip)?;
         Mismatch::check("address layout", &own.layout, &other.layout)?;
+        // Without a version the VM has that of the host. The restore compares it with the state.
+        if let (Some(own), Some(other)) = (own.gic, other.gic) {
+            Mismatch::check("interrupt controller", &own, &other)?;
+        }
         let switch = |is_on| if is_on { "on" } else { "off" };
         Mismatch::check("ACPI", &switch(own.acpi), &switch(other.acpi))
     }

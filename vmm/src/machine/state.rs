@@ -178,6 +178,14 @@ impl StateSave<'_> {
 }
 
 impl Machine {
+    /// Adds the settings to `archive` that the build of this machine requires besides its configuration.
+    ///
+    /// # Errors
+    /// As [`ArchiveWriter::write`].
+    pub(crate) fn save_settings(&self, archive: &mut ArchiveWriter) -> Result<(), SectionError> {
+        self.platform.save_settings(archive)
+    }
+
     /// Adds the state of the paused machine to `archive`.
     ///
     /// Memory must be dumped after this call: it completes requests in flight, and KVM may write guest memory.

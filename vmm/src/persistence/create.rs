@@ -11,7 +11,7 @@ use super::source::{MACHINE, host_identity};
 use crate::cancellation::{BeginError, Cancellation, Cancelled};
 use crate::config::VmConfig;
 use crate::error_chain::ErrorChain;
-use crate::machine::{ThreadWait, state};
+use crate::machine::{Machine, ThreadWait, state};
 use crate::memory::{ChangeError, DirtyTracker, FileStamp, MemoryFile, Pagemap, dump, is_in_memory};
 use crate::vm::{DiffBase, VmCore};
 
@@ -92,9 +92,10 @@ pub struct CreateSnapshotParams {
 }
 
 /// Returns an archive that begins with the configuration.
-fn begin_archive(config: &VmConfig) -> Result<ArchiveWriter, Error> {
+fn begin_archive(machine: &Machine, config: &VmConfig) -> Result<ArchiveWriter, Error> {
     let mut archive = ArchiveWriter::new();
     archive.write(MACHINE, config).map_err(Error::Config)?;
+    machine.save_settings(&mut archive).map_err(Error::Config)?;
     Ok(archive)
 }
 
@@ -316,13 +317,13 @@ impl Creation<'_> {
             self.cancellation.spend(0).map_err(Error::Cancelled)?;
             fetched.map_err(Error::Pages)?;
         }
-        let (host, mut archive) = (host_identity(), begin_archive(config)?);
+        let (host, mut archive) = (host_identity(), begin_archive(machine, config)?);
         save.save_devices(&mut archive).map_err(Error::Machine)?;
         let mut memory = self.dump(&source, target)?;
         if save.finish(&mut archive).map_err(Error::Machine)? {
             // KVM wrote guest memory after it was dumped.
             drop(memory);
-            archive = begin_archive(config)?;
+            archive = begin_archive(machine, config)?;
             machine.save(&mut archive).map_err(Error::Machine)?;
             memory = self.dump(&source, self.target(&source)?)?;
         }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use devices::virtio::block::{self, disk};
 use snapshot::file::{self, Contents, Links, StateFile};
-use snapshot::section;
+use snapshot::{ArchiveReader, section};
 
 use super::names;
 use super::source::{self, MACHINE, MapTarget, MemorySource, host_identity};
 use super::working_set::{self, WorkingSetOptions};
-use crate::arch::CpuCheck;
+use crate::arch::{CpuCheck, Native, Platform};
 use crate::cancellation::BeginError;
 use crate::config::{self, DeviceBackend, DeviceKind, DriveConfig, HostMemory, VmConfig, VmSpec};
 use crate::machine::state::{self, StateError};
@@ -125,6 +125,13 @@ pub struct LoadSnapshotParams {
     pub mask_cpu: bool,
 }
 
+/// Reads the configuration and the settings that the platform adds to it.
+pub(super) fn read_config(sections: &mut ArchiveReader<'_>) -> Result<VmConfig, section::Error> {
+    let mut config = VmConfig::read_section(sections, MACHINE)?;
+    Native::restore_settings(sections, &mut config)?;
+    Ok(config)
+}
+
 impl LoadSnapshotParams {
     /// Returns the parameters to load these files, unchanged and paused.
     pub fn new(state: PathBuf, memory: PathBuf) -> Self {
@@ -222,7 +229,7 @@ impl LoadSnapshotParams {
             return Err(Error::Diff(self.state.clone()));
         }
         let mut sections = state.reader().map_err(Error::Sections)?;
-        let config = VmConfig::read_section(&mut sections, MACHINE).map_err(Error::Sections)?;
+        let config = read_config(&mut sections).map_err(Error::Sections)?;
         let spec = self.apply_overrides(config, state.header().memory, host)?;
         if self.untrusted {
             names::check_named(spec.config(), &self.overrides).map_err(Error::Name)?;
@@ -309,10 +316,11 @@ impl OpenSnapshot {
             params.memory.map(spec.config(), target, &mut passed)
         });
         let (memory, backing) = mapped.map_err(Error::Memory)?;
-        let parts = MachineParts::create(&spec, Some(memory), prepared, timeline).map_err(Error::Machine)?;
+        let parts = MachineParts::create(&spec, Some(memory), prepared, timeline);
+        let parts = parts.map_err(|source| Error::Machine(machine::Error::Parts(source)))?;
         let mut sections = state.reader().map_err(Error::Sections)?;
         // Each section must be consumed.
-        VmConfig::read_section(&mut sections, MACHINE).map_err(Error::Sections)?;
+        read_config(&mut sections).map_err(Error::Sections)?;
         let vcpus = parts.begin_restore(&mut sections, params.cpu_check());
         let vcpus = vcpus.map_err(Error::Restore)?;
         let prefetch = match (set, &backing) {

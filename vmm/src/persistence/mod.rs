@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use snapshot::file::{self, Header};
 
+use crate::arch::{Native, Platform};
 use crate::config::VmConfig;
 use crate::memory::dump;
 
@@ -32,9 +33,14 @@ pub use working_set::{
 pub fn describe_snapshot(path: &Path) -> Result<(Header, VmConfig), LoadSnapshotError> {
     let state = file::read(path, None).map_err(LoadSnapshotError::State)?;
     let mut sections = state.reader().map_err(LoadSnapshotError::Sections)?;
-    let config =
-        VmConfig::read_section(&mut sections, source::MACHINE).map_err(LoadSnapshotError::Sections)?;
-    Ok((state.header().clone(), config))
+    let config = match state.header().host.architecture == Native::ARCHITECTURE {
+        true => load::read_config(&mut sections),
+        false => VmConfig::read_section(&mut sections, source::MACHINE),
+    };
+    Ok((
+        state.header().clone(),
+        config.map_err(LoadSnapshotError::Sections)?,
+    ))
 }
 
 /// Returns the format version of the state file at `path`, even of a version that cannot be loaded. New files have

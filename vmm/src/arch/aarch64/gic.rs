@@ -47,8 +47,7 @@ pub enum Error {
 /// The interrupt controller.
 pub struct Gic {
     version: GicVersion,
-    /// Kept for the state of the controller.
-    _device: DeviceFd,
+    device: DeviceFd,
 }
 
 impl Gic {
@@ -76,15 +75,17 @@ impl Gic {
             },
         };
         initialise(&device, version).map_err(Error::Kvm)?;
-        Ok(Self {
-            version,
-            _device: device,
-        })
+        Ok(Self { version, device })
     }
 
     /// Returns the version.
     pub fn version(&self) -> GicVersion {
         self.version
+    }
+
+    /// Returns the device.
+    pub fn device(&self) -> &DeviceFd {
+        &self.device
     }
 }
 

@@ -1,21 +1,26 @@
 //! Platform of aarch64 and its vCPUs.
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use devices::i8042::I8042Metrics;
-use devices::serial::{SerialModel, uart};
+use devices::serial::{Pl011Registers, SerialModel, uart};
 use devices::{Interrupt, Rtc, bus};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 use snapshot::file::Architecture;
 use snapshot::persist::Error as StateError;
-use snapshot::{ArchiveReader, ArchiveWriter, GuestMemory, Schema};
+use snapshot::section::Error as SectionError;
+use snapshot::{ArchiveReader, ArchiveWriter, Component, GuestMemory, Schema};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::clock::{self, CounterState};
 use super::device_tree::{DeviceTree, SEED_LENGTH};
 use super::gic::{Gic, SharedLine};
+use super::gic_state::GicState;
 use super::layout::{self, Layout};
 use super::vcpu::{self, EntryState};
+use super::vcpu_state::VcpuState;
 use crate::arch::{
     AttachContext, BootInputs, Buses, Cpu, CpuCheck, CpuStatus, Error, LoadPlan, MmioDeviceInfo, Platform,
     SharedSource, create_vcpu,
@@ -28,6 +33,11 @@ use crate::kvm::{self, Kick};
 /// Size in bits of guest-physical addresses of a KVM without `KVM_CAP_ARM_VM_IPA_SIZE`: KVM API, `KVM_CREATE_VM`.
 const DEFAULT_ADDRESS_BITS: u32 = 40;
 
+/// Sections of a snapshot.
+const SETTINGS_SECTION: &str = "settings";
+const IRQCHIP_SECTION: &str = "irqchip";
+const CLOCK_SECTION: &str = "clock";
+
 /// Platform of aarch64.
 pub struct Aarch64 {
     vm: Arc<VmFd>,
@@ -37,7 +47,13 @@ pub struct Aarch64 {
     gic: Option<Gic>,
     /// MPIDR_EL1 of each vCPU.
     affinities: Vec<u64>,
+    /// Boot vCPU, for its counter, which is that of all vCPUs.
+    boot_vcpu: Option<OwnedFd>,
+    /// Devices with state to save, each with the key of its section.
+    components: Vec<(&'static str, SharedComponent)>,
 }
+
+type SharedComponent = Arc<Mutex<dyn Component + Send>>;
 
 impl Platform for Aarch64 {
     type Cpu = Self;
@@ -126,6 +142,8 @@ impl Platform for Aarch64 {
             requested_gic: spec.config().gic,
             gic: None,
             affinities: Vec::new(),
+            boot_vcpu: None,
+            components: Vec::new(),
         })
     }
 
@@ -138,6 +156,11 @@ impl Platform for Aarch64 {
             self.affinities.push(vcpu::affinity(&vcpu).map_err(Error::Kvm)?);
             vcpus.push(vcpu);
         }
+        let boot_vcpu = vcpus.first().map(clock::duplicate).transpose();
+        self.boot_vcpu = boot_vcpu.map_err(|source| Error::Device {
+            device: "counter",
+            source,
+        })?;
         // Before any thread uses its vCPU, and after all vCPUs exist: a GIC has an interface for each.
         let gic = Gic::new(&self.vm, self.requested_gic, spec.vcpus());
         self.gic = Some(gic.map_err(|error| Error::InterruptController(Box::new(error)))?);
@@ -173,6 +196,12 @@ impl Platform for Aarch64 {
             SerialModel::Uart16550 => uart::LENGTH,
             SerialModel::Pl011 => layout::DEVICE_SIZE,
         };
+        let rtc = Arc::new(Mutex::new(Rtc::new()));
+        self.components.push(("rtc", rtc.clone()));
+        if self.layout.serial_model == SerialModel::Pl011 {
+            let registers = Pl011Registers(context.serial.clone());
+            self.components.push(("pl011", Arc::new(Mutex::new(registers))));
+        }
         let claims: [(_, _, _, bus::SharedDevice); 2] = [
             (
                 "serial port",
@@ -231,7 +260,7 @@ impl Platform for Aarch64 {
     }
 
     fn cpu_identity() -> String {
-        String::new()
+        vcpu::cpu_identity()
     }
 
     fn has_hardware_virtualization() -> bool {
@@ -248,20 +277,101 @@ impl Platform for Aarch64 {
         false
     }
 
-    fn save_state(&self, _: &mut ArchiveWriter) -> Result<(), StateError> {
-        Err(no_snapshots())
+    fn save_settings(&self, archive: &mut ArchiveWriter) -> Result<(), SectionError> {
+        let version = self.gic.as_ref().map_or(GicVersion::V3, Gic::version);
+        archive.write(SETTINGS_SECTION, &Settings::from(version))
     }
 
-    fn restore_before_vcpus(&self, _: &mut ArchiveReader<'_>) -> Result<(), StateError> {
-        Err(no_snapshots())
+    fn restore_settings(archive: &mut ArchiveReader<'_>, config: &mut VmConfig) -> Result<(), SectionError> {
+        let settings: Settings = archive.read(SETTINGS_SECTION)?;
+        config.gic = Some(settings.into());
+        Ok(())
     }
 
-    fn restore_after_vcpus(&self, _: &mut ArchiveReader<'_>, _: bool) -> Result<(), StateError> {
-        Err(no_snapshots())
+    fn save_state(&self, archive: &mut ArchiveWriter) -> Result<(), StateError> {
+        for (key, component) in &self.components {
+            devices::lock(component).save_section(key, archive)?;
+        }
+        let (gic, vcpu) = self.created()?;
+        let state = GicState::save(gic.device(), gic.version(), &self.affinities)?;
+        write(archive, IRQCHIP_SECTION, &state)?;
+        write(archive, CLOCK_SECTION, &CounterState::save(vcpu)?)
+    }
+
+    fn restore_before_vcpus(&self, archive: &mut ArchiveReader<'_>) -> Result<(), StateError> {
+        for (key, component) in &self.components {
+            devices::lock(component).restore_section(key, archive)?;
+        }
+        Ok(())
+    }
+
+    fn restore_after_vcpus(&self, archive: &mut ArchiveReader<'_>, realtime: bool) -> Result<(), StateError> {
+        let (gic, vcpu) = self.created()?;
+        let state: GicState = read(archive, IRQCHIP_SECTION)?;
+        state.restore(gic.device(), gic.version(), &self.affinities)?;
+        // Last: the timers run from this call on.
+        let clock: CounterState = read(archive, CLOCK_SECTION)?;
+        clock.restore(&self.vm, vcpu, realtime)
+    }
+}
+
+fn at_section(key: &str) -> impl FnOnce(SectionError) -> StateError {
+    move |source| StateError::Section {
+        key: key.to_owned(),
+        source,
+    }
+}
+
+fn write<S: Schema>(archive: &mut ArchiveWriter, key: &str, state: &S) -> Result<(), StateError> {
+    archive.write(key, state).map_err(at_section(key))
+}
+
+fn read<S: Schema>(archive: &mut ArchiveReader<'_>, key: &str) -> Result<S, StateError> {
+    archive.read(key).map_err(at_section(key))
+}
+
+/// Settings that the build of a machine requires besides the configuration.
+#[derive(Serialize, Deserialize)]
+enum Settings {
+    GicV2,
+    GicV3,
+}
+
+impl Schema for Settings {
+    const NAME: &'static str = "aarch64-settings";
+    const VERSION: u32 = 1;
+}
+
+impl From<GicVersion> for Settings {
+    fn from(version: GicVersion) -> Self {
+        match version {
+            GicVersion::V2 => Self::GicV2,
+            GicVersion::V3 => Self::GicV3,
+        }
+    }
+}
+
+impl From<Settings> for GicVersion {
+    fn from(settings: Settings) -> Self {
+        match settings {
+            Settings::GicV2 => Self::V2,
+            Settings::GicV3 => Self::V3,
+        }
     }
 }
 
 impl Aarch64 {
+    /// Returns what [`Platform::create_vcpus`] has created.
+    fn created(&self) -> Result<(&Gic, &OwnedFd), StateError> {
+        self.gic
+            .as_ref()
+            .zip(self.boot_vcpu.as_ref())
+            .ok_or(StateError::Busy {
+                component: GicState::NAME,
+                reason: "the machine has no vCPU yet".into(),
+            })
+    }
+
     fn line(&self, number: u32) -> Arc<dyn Interrupt> {
         Arc::new(SharedLine::new(self.vm.clone(), number))
     }
@@ -273,22 +383,6 @@ fn placement_error(error: layout::Error) -> Error {
 
 fn boot_data_error(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::BootData(Box::new(error))
-}
-
-fn no_snapshots() -> StateError {
-    StateError::Busy {
-        component: VcpuState::NAME,
-        reason: "snapshots are not supported on aarch64 yet; use an x86_64 host".into(),
-    }
-}
-
-/// State of one vCPU. None is ever created.
-#[derive(Debug, Serialize, Deserialize)]
-pub enum VcpuState {}
-
-impl Schema for VcpuState {
-    const NAME: &'static str = "aarch64-vcpu";
-    const VERSION: u32 = 0;
 }
 
 impl Cpu for Aarch64 {
@@ -314,21 +408,26 @@ impl Cpu for Aarch64 {
         vcpu::set_boot_registers(vcpu, entry)
     }
 
-    fn save(_: &mut VcpuFd, _: &Kvm, _: impl FnMut(&mut VcpuFd)) -> Result<VcpuState, StateError> {
-        Err(no_snapshots())
+    fn save(
+        vcpu: &mut VcpuFd,
+        _: &Kvm,
+        mut flush_pending: impl FnMut(&mut VcpuFd),
+    ) -> Result<VcpuState, StateError> {
+        flush_pending(vcpu);
+        VcpuState::save(vcpu)
     }
 
     fn prefetch_limits() {}
 
     fn restore<'p>(
-        _: &VcpuFd,
+        vcpu: &VcpuFd,
         _: &Kvm,
         state: &mut VcpuState,
         _: Option<&()>,
         _: impl FnOnce() -> Result<&'p (), StateError>,
-        _: CpuCheck,
+        check: CpuCheck,
     ) -> Result<(), StateError> {
-        match *state {}
+        state.restore(vcpu, check)
     }
 
     fn notify_pause(_: &VcpuFd) -> bool {

@@ -2,7 +2,7 @@
 
 use kvm_bindings::{
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_MP_STATE_STOPPED, KVM_REG_ARM_CORE, KVM_REG_ARM64,
-    KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64, kvm_vcpu_init,
+    KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_MASK, KVM_REG_SIZE_SHIFT, KVM_REG_SIZE_U64, kvm_vcpu_init,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use snapshot::GuestMemory;
@@ -21,6 +21,11 @@ const PSTATE: u64 = core_register(66);
 const MPIDR_EL1: u64 = system_register(3, 0, 0, 0, 5);
 const SCTLR_EL1: u64 = system_register(3, 0, 1, 0, 0);
 
+/// Counters. KVM API, `KVM_SET_ONE_REG`: the number of the virtual counter is that of CNTV_CVAL_EL0, and vice versa.
+pub const VIRTUAL_COUNTER: u64 = system_register(3, 3, 14, 3, 2);
+/// Physical counter.
+pub const PHYSICAL_COUNTER: u64 = system_register(3, 3, 14, 0, 1);
+
 /// EL1 with its own stack pointer. Debug, SError, IRQ and FIQ are masked: booting.rst.
 const PSTATE_BOOT: u64 = 0x3c5;
 /// IRQs are masked.
@@ -37,6 +42,11 @@ const fn core_register(index: u64) -> u64 {
 const fn system_register(op0: u64, op1: u64, crn: u64, crm: u64, op2: u64) -> u64 {
     let number = op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2;
     KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG as u64 | number
+}
+
+/// Returns the size of a register in bytes, which its number contains.
+pub fn register_size(register: u64) -> usize {
+    1 << ((register & KVM_REG_SIZE_MASK) >> KVM_REG_SIZE_SHIFT)
 }
 
 /// Registers of the boot vCPU at its first instruction.
@@ -116,4 +126,17 @@ fn set(vcpu: &VcpuFd, register: u64, value: u64) -> Result<(), Error> {
     vcpu.set_one_reg(register, &value.to_le_bytes())
         .map_err(failed(format!("KVM_SET_ONE_REG {register:#x}")))?;
     Ok(())
+}
+
+/// Returns the identification of the host processor.
+pub fn cpu_identity() -> String {
+    // SAFETY: the call has no preconditions.
+    let capabilities = unsafe { libc::getauxval(libc::AT_HWCAP) };
+    if capabilities & libc::HWCAP_CPUID == 0 {
+        return "unknown".into();
+    }
+    let midr: u64;
+    // SAFETY: Linux emulates reads of the register in user mode with HWCAP_CPUID; the instruction has no other effect.
+    unsafe { std::arch::asm!("mrs {}, midr_el1", out(reg) midr, options(nomem, nostack, preserves_flags)) };
+    format!("MIDR_EL1 {midr:#x}")
 }

@@ -19,6 +19,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use snapshot::file::Architecture;
 use snapshot::persist::Error as StateError;
+use snapshot::section::Error as SectionError;
 use snapshot::{ArchiveReader, ArchiveWriter, Component, GuestMemory};
 use vm_memory::GuestAddress;
 
@@ -260,6 +261,14 @@ impl Platform for X86_64 {
         keyboard
             .map(|keyboard| devices::lock(keyboard).press_ctrl_alt_del())
             .is_some()
+    }
+
+    fn save_settings(&self, _: &mut ArchiveWriter) -> Result<(), SectionError> {
+        Ok(())
+    }
+
+    fn restore_settings(_: &mut ArchiveReader<'_>, _: &mut VmConfig) -> Result<(), SectionError> {
+        Ok(())
     }
 
     fn save_state(&self, archive: &mut ArchiveWriter) -> Result<(), StateError> {
