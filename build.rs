@@ -8,10 +8,6 @@ use std::process::Command;
 fn main() {
     println!("cargo::rerun-if-changed=resources/order.ld");
     println!("cargo::rustc-link-arg-bins=-Wl,-T,resources/order.ld");
-    println!("cargo::rerun-if-changed=resources/discard.ld");
-    if env::var_os("PROFILE").is_some_and(|profile| profile == "release") {
-        println!("cargo::rustc-link-arg-bins=-Wl,-T,resources/discard.ld");
-    }
     println!("cargo::rerun-if-changed=resources/guests");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("OUT_DIR is unset; build with cargo"));
     // Beside the program, where `make order` and tests/order.rs find it: OUT_DIR is PROFILE/build/mayfly-HASH/out.
@@ -22,6 +18,11 @@ fn main() {
     );
     let architecture =
         env::var("CARGO_CFG_TARGET_ARCH").expect("CARGO_CFG_TARGET_ARCH is unset; build with cargo");
+    println!("cargo::rerun-if-changed=resources/discard.ld");
+    // The start code of GCC for aarch64 refers to the tables.
+    if architecture == "x86_64" && env::var_os("PROFILE").is_some_and(|profile| profile == "release") {
+        println!("cargo::rustc-link-arg-bins=-Wl,-T,resources/discard.ld");
+    }
     // On aarch64 there is one for each memory map.
     let guest = out.join(match architecture.as_str() {
         "aarch64" => "fc/demo.elf",
