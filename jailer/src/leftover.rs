@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 
 use crate::contents::{DEVICES, USERFAULTFD, pid_file, pid_file_draft, program_draft};
 use crate::error::Error;
@@ -107,12 +108,20 @@ fn find_process(root: &Directory) -> Result<Option<u32>, Error> {
     let status = root.status().map_err(Error::path("query", root.path()))?;
     let processes = fs::read_dir("/proc").map_err(Error::path("list the processes in", "/proc"))?;
     let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let is_inside = |pid: &u32| {
-        // A process that has ended has no root.
-        sys::status_of(format!("/proc/{pid}/root"))
-            .is_ok_and(|other| (other.st_dev, other.st_ino) == (status.st_dev, status.st_ino))
+    let is_root = |other: sys::Status| (other.st_dev, other.st_ino) == (status.st_dev, status.st_ino);
+    let is_inside = |pid: &u32| match sys::status_of(format!("/proc/{pid}/root")) {
+        Ok(other) => is_root(other),
+        // The first thread has ended. A hostile process may go on with others.
+        Err(_) => threads(*pid).any(|root| sys::status_of(root).is_ok_and(is_root)),
     };
     Ok(pids.into_iter().find(is_inside))
+}
+
+/// Returns the paths of the roots of all threads of `pid`.
+fn threads(pid: u32) -> impl Iterator<Item = PathBuf> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+    let tasks = tasks.into_iter().flatten().flatten();
+    tasks.map(|task| task.path().join("root"))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::fixture::{KillDaemon, in_namespaces, tree};
 
@@ -35,8 +35,7 @@ fn jail_of_ended_vmm_needs_force() {
             } else {
                 host.start_in_background("vm1", options).0
             };
-            let root = format!("/proc/{pid}/root/");
-            scratch::wait_until("the end of the VMM", || fs::metadata(&root).is_err());
+            scratch::wait_until("the end of the VMM", || !has_threads(pid));
             fs::write(host.root("vm1").join("kernel"), "of the user").unwrap();
             let before = tree(&host.base);
             let text = host.fail(&mut host.command("vm1", options));
@@ -54,6 +53,50 @@ fn jail_of_ended_vmm_needs_force() {
             );
             assert_eq!(tree(&host.base).len(), before.len());
         }
+    });
+}
+
+/// Returns true if a thread of the process runs. The first thread of a killed process may end before others.
+fn has_threads(pid: u32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+    let mut tasks = tasks.into_iter().flatten().flatten();
+    tasks.any(|task| fs::metadata(task.path().join("root/")).is_ok())
+}
+
+/// A process without its first thread.
+const HEADLESS: &str = "
+#include <pthread.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static void *wait(void *unused) { for (;;) pause(); return unused; }
+int main(void)
+{
+    pthread_t thread;
+    pthread_create(&thread, NULL, wait, NULL);
+    syscall(SYS_exit, 0);
+}
+";
+
+#[test]
+fn process_without_first_thread_is_found() {
+    in_namespaces(|host| {
+        let scratch = scratch::Directory::new();
+        scratch.write("headless.c", HEADLESS);
+        let mut compiler = Command::new("cc");
+        compiler
+            .args(["-static", "-pthread", "-o", "mayfly", "headless.c"])
+            .current_dir(scratch.root());
+        assert!(scratch::run(&mut compiler).status.success(), "cannot compile");
+        let program = scratch.path("mayfly");
+        let child = host.command_for(&program, "vm1", &[]).spawn().unwrap();
+        let child = scratch::KillOnDrop(child);
+        let pid = child.0.id();
+        scratch::wait_until("the end of the first thread", || {
+            fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+        });
+        assert!(has_threads(pid));
+        let text = host.fail(&mut host.command_for(&program, "vm1", &["--force"]));
+        assert!(text.contains(&format!("process {pid} runs in it")), "{text}");
     });
 }
 
