@@ -13,7 +13,7 @@
 //! | create the directories and devices in the jail | `jail` |
 //! | fork for `--daemonize` and `--new-pid-ns`, write the PID file, set limits, group and user, `execve` | `launch` |
 //!
-//! If a step fails, [`undo`] removes what the steps before it created. It uses descriptors of directories that are opened before
+//! If a step fails, `undo` removes what the steps before it created. It uses descriptors of directories that are opened before
 //! the root changes. Files, directories and cgroups that existed before stay, with their owner and mode.
 //!
 //! # Threat model
@@ -86,5 +86,16 @@ fn print(text: &str) -> u8 {
             fail(&format!("cannot write to stdout: {error}"))
         }
         _ => SUCCESS,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// Clients compare the versions of both programs.
+    #[test]
+    fn version_is_that_of_mayfly() {
+        let arguments = include_str!("../../src/cli/args/firecracker.rs");
+        let line = format!("pub const VERSION: &str = \"{}\";", super::VERSION);
+        assert!(arguments.contains(&line), "{line}");
     }
 }
