@@ -60,7 +60,7 @@ fn find_cgroup() -> Option<Cgroup> {
     })
 }
 
-/// What a row measures.
+/// Program of a row.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Floor,
@@ -181,7 +181,7 @@ fn mount_base(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes what a run has left.
+/// Removes the files and cgroups of a run.
 fn clean(base: &Path, id: &str, cgroup: Option<&Cgroup>) {
     for program in ["vmm", "firecracker"] {
         let _ = fs::remove_dir_all(base.join(program));

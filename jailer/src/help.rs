@@ -38,8 +38,8 @@ other:
   --help                  print this text
   --version               print the release of Firecracker's jailer with the same options
 
-NAME OF FILE.pid in the root directory has the process ID of the VMM. If a step fails, the jailer removes what it has created, and
-exits with status 1.
+NAME OF FILE.pid in the root directory has the process ID of the VMM. If a step fails, the jailer undoes the steps before it,
+and exits with status 1.
 
 Try:   mkdir -p /srv/jailer
        mayfly-jailer --id vm1 --exec-file /usr/local/bin/mayfly --uid 1000 --gid 1000 -- --api-sock /run/api.sock &

@@ -1,4 +1,4 @@
-//! Files of an earlier VMM in a jail, and the question whether it still runs.
+//! Files of an earlier VMM in a jail, and its processes.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;

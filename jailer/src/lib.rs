@@ -6,20 +6,20 @@
 //! |---|---|
 //! | open standard descriptors that are closed, close all others | `sys` |
 //! | parse the command line | `args` |
-//! | check the program: what `execve` would reject later | `program` |
+//! | check the program for defects that `execve` would reject later | `program` |
 //! | create the directories of the jail and lock it, copy the program | `jail` |
 //! | join the network namespace, create cgroups and join them | `steps`, `cgroup` |
 //! | create a mount namespace, make the jail its root | `root` |
 //! | create the directories and devices in the jail | `jail` |
 //! | fork for `--daemonize` and `--new-pid-ns`, write the PID file, set limits, group and user, `execve` | `launch` |
 //!
-//! If a step fails, `undo` removes what the steps before it created. It uses descriptors of directories that are opened before
+//! If a step fails, `undo` removes the files, mounts and cgroups of the steps before it. It uses descriptors of directories that are opened before
 //! the root changes. Files, directories and cgroups that existed before stay, with their owner and mode.
 //!
 //! # Threat model
 //!
 //! The command line comes from a trusted user, root. An earlier process in the jail may have been hostile: it owns the directory
-//! `root` of its jail. No step follows a link in there, and no step asks a file in there if the process still runs (`leftover`).
+//! `root` of its jail. No step follows a link in there, and no step trusts a file in there to find a running process (`leftover`).
 //! The directories above `root` belong to root.
 //!
 //! This crate depends on no other crate of mayfly.

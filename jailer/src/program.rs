@@ -1,4 +1,4 @@
-//! The program of the VMM, with checks of what `execve` would reject after the jail exists.
+//! The program of the VMM, with checks for defects that `execve` would reject after the jail exists.
 
 use std::env::consts::ARCH;
 use std::ffi::{OsStr, OsString};

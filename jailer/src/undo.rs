@@ -1,4 +1,4 @@
-//! Removal of what the steps created, after one of them failed.
+//! Undo of the steps, after one of them failed.
 
 use std::ffi::{CString, OsString};
 use std::io;
@@ -32,7 +32,7 @@ enum Entry {
     Member(std::os::fd::OwnedFd),
 }
 
-/// List of what the steps created, in their order.
+/// List of the calls to undo, in their order.
 #[derive(Debug, Default)]
 pub struct Undo(Vec<Entry>);
 

@@ -1,4 +1,4 @@
-//! What a VMM has in its jail.
+//! Contents of a jail, and its process.
 
 use std::fs;
 use std::io::{Read, Write};

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`fixture`] | namespaces, processes, state of a directory tree |
 //! | [`fault`] | system calls that fail |
-//! | [`confined`] | what a VMM has in its jail |
+//! | [`confined`] | contents of a jail, and its process |
 //! | [`cgroups`] | cgroups of this host |
 //! | [`undone`] | failing steps and their undo |
 //! | [`oracle`] | jails of Firecracker's jailer |

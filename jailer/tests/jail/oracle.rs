@@ -21,7 +21,7 @@ fn release() -> Option<PathBuf> {
     path
 }
 
-/// What a VMM has in its jail, in a form that does not depend on PIDs and times.
+/// Contents of a jail and its process, in a form that does not depend on PIDs and times.
 #[derive(Debug, PartialEq, Eq)]
 struct Observed {
     status: Option<i32>,

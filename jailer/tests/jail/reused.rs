@@ -11,7 +11,7 @@ fn second_start_says_that_jail_is_in_use() {
     in_namespaces(|host| {
         let jailed = host.start("vm1", &[]);
         let before = tree(&host.base);
-        // A hostile VMM removes what it can.
+        // A hostile VMM may remove files of its jail.
         for name in ["dev/kvm", "dev/net/tun", "dev/urandom", "mayfly.pid"] {
             let expected = format!("process {} runs in it; choose another --id", jailed.pid());
             for options in [&[][..], &["--force"]] {
