@@ -13,8 +13,8 @@
 //! | create the directories and devices in the jail | `jail` |
 //! | fork for `--daemonize` and `--new-pid-ns`, write the PID file, set limits, group and user, `execve` | `launch` |
 //!
-//! If a step fails, `undo` removes the files, mounts and cgroups of the steps before it. It uses descriptors of directories that are opened before
-//! the root changes. Files, directories and cgroups that existed before stay, with their owner and mode.
+//! If a step fails, `undo` removes the files, mounts and cgroups of the steps before it. It uses descriptors of directories that are
+//! opened before the root changes. Files, directories and cgroups that existed before stay, with their owner and mode.
 //!
 //! # Threat model
 //!
