@@ -181,6 +181,15 @@ fn mount_base(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Removes the file system and its directory.
+fn unmount_base(path: &Path) {
+    if let Ok(name) = CString::new(path.display().to_string()) {
+        // SAFETY: the path is a C string for the length of the call.
+        unsafe { libc::umount2(name.as_ptr(), libc::MNT_DETACH) };
+    }
+    let _ = fs::remove_dir(path);
+}
+
 /// Removes the files and cgroups of a run.
 fn clean(base: &Path, id: &str, cgroup: Option<&Cgroup>) {
     for program in ["vmm", "firecracker"] {
@@ -228,11 +237,17 @@ fn breakdown(row: &Row, base: &Path, cgroup: Option<&Cgroup>) -> Result<Vec<(Str
 }
 
 fn measure() -> Result<bool> {
-    let rounds = env::var("ROUNDS").ok().and_then(|text| text.parse().ok());
-    let rounds: usize = rounds.unwrap_or(200);
     let base = env::temp_dir().join(format!("mayfly-jailer-{}", std::process::id()));
     fs::create_dir(&base).map_err(|error| format!("{}: {error}", base.display()))?;
-    mount_base(&base)?;
+    let result = mount_base(&base).and_then(|()| measure_in(&base));
+    unmount_base(&base);
+    result
+}
+
+/// Measures all rows with jails in `base`.
+fn measure_in(base: &Path) -> Result<bool> {
+    let rounds = env::var("ROUNDS").ok().and_then(|text| text.parse().ok());
+    let rounds: usize = rounds.unwrap_or(200);
     fs::create_dir(base.join(PROGRAMS)).map_err(|error| error.to_string())?;
     for name in ["vmm", "firecracker"] {
         let (from, to) = (dist(&format!("jailer/{name}")), base.join(PROGRAMS).join(name));
@@ -247,10 +262,10 @@ fn measure() -> Result<bool> {
     for round in 0..rounds + 2 {
         for ((row, times), ends) in rows.iter().zip(&mut times).zip(&mut ends) {
             let id = format!("vm-{round}");
-            let words = command(row, &base, &id, cgroup);
+            let words = command(row, base, &id, cgroup);
             let words: Vec<&str> = words.iter().map(String::as_str).collect();
             let run = spawn::run(&words).map_err(|error| format!("{}: {error}", row.name))?;
-            clean(&base, &id, cgroup);
+            clean(base, &id, cgroup);
             if round >= 2 {
                 times.push(run.first_byte);
                 ends.push(run.end);
@@ -269,7 +284,7 @@ fn measure() -> Result<bool> {
     }
     for row in rows.iter().filter(|row| row.kind == Kind::Floor) {
         println!("\n| step of {} | us |\n|---|---|", row.name);
-        for (name, time) in breakdown(row, &base, cgroup)? {
+        for (name, time) in breakdown(row, base, cgroup)? {
             println!("| {name} | {time:.0} |");
         }
     }
