@@ -49,7 +49,54 @@ scenarios! {
     restored_with_kernel_irqchip => run_case(&Case { options: "--irqchip kernel", ..DEFAULT_CASE });
     restored_with_io_uring => run_case(&Case { drive: ",engine=async", rounds: ONE_CYCLE, kinds: MIXED_KINDS, ..DEFAULT_CASE });
     // Only the first snapshot is full: a full snapshot of a guest with a fault handler requests each page separately.
+    tsc_continues_without_pause => check_tsc("", |counted| counted < 1.0);
+    tsc_advances_with_realtime => check_tsc("--realtime", |counted| counted >= PAUSE.as_secs_f64());
     restored_with_fault_handler => run_case(&Case { has_handler: true, rounds: ONE_CYCLE, kinds: MIXED_KINDS, ..DEFAULT_CASE });
+}
+
+/// Time between a snapshot and its restore.
+const PAUSE: Duration = Duration::from_secs(3);
+
+/// Restores a guest after a pause with `options`. The seconds that its TSC counts in between must be `expected`, and as many as those of
+/// kvmclock: a guest may read kvmclock once and count cycles afterwards.
+fn check_tsc(options: &str, expected: fn(f64) -> bool) {
+    let mut guest = Guest::start(&format!("/guests/kvmclock.elf --memory 16M --api-sock {SOCKET}"));
+    guest.expect("ready");
+    let first = GuestTime::read(&mut guest);
+    thread::sleep(Duration::from_secs(1));
+    let before = GuestTime::read(&mut guest);
+    pause_and_create(&mut guest, "Full");
+    thread::sleep(PAUSE);
+    guest = guest.restart(&format!("restore {DIRECTORY} --api-sock {SOCKET} {options}"));
+    let after = GuestTime::read(&mut guest);
+    let frequency = (before.cycles - first.cycles) / (before.seconds - first.seconds);
+    let counted = (after.cycles - before.cycles) / frequency;
+    let passed = after.seconds - before.seconds;
+    println!("the TSC counts {counted} s, kvmclock {passed} s");
+    assert!(
+        expected(counted) && (counted - passed).abs() < 0.5,
+        "{counted} s and {passed} s"
+    );
+    guest.terminate();
+    fs::remove_dir_all(DIRECTORY).unwrap();
+}
+
+/// Clocks of the guest kvmclock.elf at one moment.
+struct GuestTime {
+    seconds: f64,
+    /// Time stamp counter.
+    cycles: f64,
+}
+
+impl GuestTime {
+    fn read(guest: &mut Guest) -> Self {
+        request(guest, "PUT", "/actions", r#"{"action_type":"SendCtrlAltDel"}"#);
+        guest.expect("time ");
+        let seconds = guest.expect("\n").trim().parse::<f64>().unwrap() / 1e9;
+        guest.expect("counter ");
+        let cycles = guest.expect("\n").trim().parse().unwrap();
+        Self { seconds, cycles }
+    }
 }
 
 /// Parameters of a scenario.

@@ -16,7 +16,7 @@ use devices::serial::SerialOutput;
 use scratch::{AbortTimer, Limited};
 use snapshot::{ArchiveReader, ArchiveWriter};
 use vm_memory::{Bytes, GuestAddress};
-use vmm::arch::{CpuCheck, Native, Platform};
+use vmm::arch::{CpuRestore, Native, Platform};
 use vmm::boot::Image;
 use vmm::config::{
     AddressLayout, DriveConfig, HostMemory, IrqchipMode, MemorySize, NetConfig, VmConfig, VmSpec,
@@ -107,7 +107,7 @@ impl Guest {
         let mut archive = ArchiveReader::parse(state).unwrap();
         let parts = MachineParts::create(&spec, Some(copy), None, &timeline()).unwrap();
         let restored = parts
-            .begin_restore(&mut archive, CpuCheck::default())
+            .begin_restore(&mut archive, CpuRestore::default())
             .and_then(|vcpus| {
                 let machine = Machine::build_with(parts, spec, devices, output, timeline()).unwrap();
                 machine.restore(vcpus, archive, false)

@@ -7,6 +7,7 @@ use std::ffi::CStr;
 use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use devices::i8042::I8042Metrics;
 use devices::serial::{Serial, SerialModel};
@@ -319,6 +320,13 @@ pub trait Platform: Send + Sync + Sized + 'static {
     /// As [`ArchiveReader::read`].
     fn restore_settings(archive: &mut ArchiveReader<'_>, config: &mut VmConfig) -> Result<(), SectionError>;
 
+    /// Returns the time since the save of `archive` by which clocks of the vCPUs advance in a restore with `realtime`; zero if only
+    /// [`restore_after_vcpus`](Self::restore_after_vcpus) advances clocks. Consumes the section that it reads.
+    ///
+    /// # Errors
+    /// As [`ArchiveReader::read`].
+    fn time_since_save(archive: &mut ArchiveReader<'_>) -> Result<Duration, SectionError>;
+
     /// Adds the state of devices, interrupt controllers and clock to `archive`. No vCPU may run.
     ///
     /// # Errors
@@ -350,6 +358,15 @@ pub enum CpuCheck {
     Strict,
     /// They are removed.
     Mask,
+}
+
+/// Parameters of the restore of a vCPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuRestore {
+    /// Check for values that this host does not support.
+    pub check: CpuCheck,
+    /// Time by which the clocks of the vCPU advance, beside that of the machine.
+    pub advance: Duration,
 }
 
 /// Present execution of a vCPU.
@@ -420,7 +437,7 @@ pub trait Cpu {
     /// Reads from the processor what most calls of [`restore`](Self::restore) need.
     fn prefetch_limits();
 
-    /// Restores the state of `vcpu`, in place of boot registers and, if it was configured, of its `features`. `profile` returns the features that KVM supports; `check`
+    /// Restores the state of `vcpu`, in place of boot registers and, if it was configured, of its `features`. `profile` returns the features that KVM supports; `params`
     /// and the state decide if it is called.
     ///
     /// # Errors
@@ -432,7 +449,7 @@ pub trait Cpu {
         state: &mut Self::State,
         features: Option<&Self::Features>,
         profile: impl FnOnce() -> Result<&'p Self::Profile, StateError>,
-        check: CpuCheck,
+        params: CpuRestore,
     ) -> Result<(), StateError>
     where
         Self::Profile: 'p;

@@ -33,7 +33,7 @@ use snapshot::{ArchiveReader, ArchiveWriter, Component};
 use super::attachments::AttachedDevice;
 use super::io_thread::{IoThread, ThreadWait, WAIT_INTERVAL};
 use super::{Machine, MachineParts};
-use crate::arch::{CpuCheck, Native, Platform};
+use crate::arch::{CpuRestore, Native, Platform};
 use crate::channel::{ReceiveError, Receiver, channel, poll};
 use crate::identity::{self, IdentityState, PendingRecord};
 use crate::timeline::Lane;
@@ -112,15 +112,14 @@ fn receive_spinning<T>(
 pub struct VcpuRestore(Vec<Receiver<Result<(), StateError>>>);
 
 impl MachineParts {
-    /// Begins to restore the vCPUs from `archive`, while the rest of the machine is built. `check` is for values that this host does not
-    /// support.
+    /// Begins to restore the vCPUs from `archive`, while the rest of the machine is built.
     ///
     /// # Errors
     /// [`Error::Sections`]
     pub fn begin_restore(
         &self,
         archive: &mut ArchiveReader<'_>,
-        check: CpuCheck,
+        params: CpuRestore,
     ) -> Result<VcpuRestore, Error> {
         // No vCPU is in the guest yet, so that the gate closes at once; the threads wait at it after their restore.
         self.vm.shared.gate.close_at_start();
@@ -129,7 +128,7 @@ impl MachineParts {
             let state = read_vcpu(id, archive)?;
             vcpu.restore(SavedVcpu {
                 state,
-                check,
+                params,
                 restored,
             });
             Ok(reply)

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use devices::virtio::block::{self, disk};
 use snapshot::file::{self, Contents, Links, StateFile};
@@ -11,10 +12,10 @@ use snapshot::{ArchiveReader, section};
 use super::names;
 use super::source::{self, MACHINE, MapTarget, MemorySource, host_identity};
 use super::working_set::{self, WorkingSetOptions};
-use crate::arch::{CpuCheck, Native, Platform};
+use crate::arch::{CpuCheck, CpuRestore, Native, Platform};
 use crate::cancellation::BeginError;
 use crate::config::{self, DeviceBackend, DeviceKind, DriveConfig, HostMemory, VmConfig, VmSpec};
-use crate::machine::state::{self, StateError};
+use crate::machine::state::{self, StateError, VcpuRestore};
 use crate::machine::{self, Machine, MachineParts, Mismatch, PassedFiles, PreparedVm, open_unlocked_devices};
 use crate::memory::{DirtyTracker, Prefetch};
 use crate::timeline::{Lane, Timeline};
@@ -155,6 +156,31 @@ impl LoadSnapshotParams {
             (false, true) => CpuCheck::Strict,
             (false, false) => CpuCheck::Quick,
         }
+    }
+
+    /// Returns the time by which the clocks of the vCPUs advance.
+    fn clock_advance(&self, state: &StateFile) -> Result<Duration, section::Error> {
+        match self.realtime {
+            true => Native::time_since_save(&mut state.reader()?),
+            false => Ok(Duration::ZERO),
+        }
+    }
+
+    /// Begins to restore the vCPUs of `parts`. Returns the other sections of `state` too.
+    fn begin_restore<'s>(
+        &self,
+        parts: &MachineParts,
+        state: &'s StateFile,
+    ) -> Result<(VcpuRestore, ArchiveReader<'s>), Error> {
+        let restore = CpuRestore {
+            check: self.cpu_check(),
+            advance: self.clock_advance(state).map_err(Error::Sections)?,
+        };
+        let mut sections = state.reader().map_err(Error::Sections)?;
+        // Each section must be consumed.
+        read_config(&mut sections).map_err(Error::Sections)?;
+        let vcpus = parts.begin_restore(&mut sections, restore);
+        Ok((vcpus.map_err(Error::Restore)?, sections))
     }
 
     /// Returns the treatment of links at the paths of the snapshot. [`names::check_files`] has checked the paths of an untrusted
@@ -318,11 +344,7 @@ impl OpenSnapshot {
         let (memory, backing) = mapped.map_err(Error::Memory)?;
         let parts = MachineParts::create(&spec, Some(memory), prepared, timeline);
         let parts = parts.map_err(|source| Error::Machine(machine::Error::Parts(source)))?;
-        let mut sections = state.reader().map_err(Error::Sections)?;
-        // Each section must be consumed.
-        read_config(&mut sections).map_err(Error::Sections)?;
-        let vcpus = parts.begin_restore(&mut sections, params.cpu_check());
-        let vcpus = vcpus.map_err(Error::Restore)?;
+        let (vcpus, sections) = params.begin_restore(&parts, &state)?;
         let prefetch = match (set, &backing) {
             (Some(set), MemoryBacking::File(file)) => Some(Prefetch::new(set, file.file())),
             _ => None,

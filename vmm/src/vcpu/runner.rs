@@ -15,7 +15,7 @@ use super::gate::{PauseGate, ThreadSet};
 use super::monitor::VcpuMonitor;
 use super::park::{NativeCpu, NativeVcpuState, ParkRequest};
 use super::pre_entry::run_until_entry;
-use crate::arch::{Cpu, CpuCheck, CpuStatus, Native, Platform};
+use crate::arch::{Cpu, CpuRestore, CpuStatus, Native, Platform};
 use crate::channel::{Receiver, Sender};
 use crate::config::CpuTopology;
 use crate::identity::PendingRecord;
@@ -116,8 +116,8 @@ pub struct StartContext {
 pub struct SavedVcpu {
     /// The state.
     pub state: Box<NativeVcpuState>,
-    /// Check for values that this host does not support.
-    pub check: CpuCheck,
+    /// Parameters of the restore.
+    pub params: CpuRestore,
     /// Channel for the result. After an error the vCPU never enters the guest.
     pub restored: Sender<Result<(), StateError>>,
 }
@@ -229,13 +229,13 @@ impl VcpuRunner {
     fn restore(&self, vcpu: &VcpuFd, features: Option<&Features>, saved: SavedVcpu) -> bool {
         let SavedVcpu {
             mut state,
-            check,
+            params,
             restored,
         } = saved;
         let timeline = &self.shared.timeline;
         let result = timeline.measure(Lane::Vcpu(self.id), "restore vCPU", || {
             let profile = || self.shared.saved_profile(self.id);
-            NativeCpu::restore(vcpu, &self.shared.kvm, &mut state, features, profile, check)
+            NativeCpu::restore(vcpu, &self.shared.kvm, &mut state, features, profile, params)
         });
         let is_ok = result.is_ok();
         // Freed before the main thread trims the heap.

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use devices::i8042::I8042Metrics;
 use devices::serial::{Pl011Registers, SerialModel, uart};
@@ -22,7 +23,7 @@ use super::layout::{self, Layout};
 use super::vcpu::{self, EntryState};
 use super::vcpu_state::VcpuState;
 use crate::arch::{
-    AttachContext, BootInputs, Buses, Cpu, CpuCheck, CpuStatus, Error, LoadPlan, MmioDeviceInfo, Platform,
+    AttachContext, BootInputs, Buses, Cpu, CpuRestore, CpuStatus, Error, LoadPlan, MmioDeviceInfo, Platform,
     SharedSource, create_vcpu,
 };
 use crate::boot::{Image, Protocol};
@@ -288,6 +289,11 @@ impl Platform for Aarch64 {
         Ok(())
     }
 
+    fn time_since_save(_: &mut ArchiveReader<'_>) -> Result<Duration, SectionError> {
+        // All vCPUs have the counter of the VM.
+        Ok(Duration::ZERO)
+    }
+
     fn save_state(&self, archive: &mut ArchiveWriter) -> Result<(), StateError> {
         for (key, component) in &self.components {
             devices::lock(component).save_section(key, archive)?;
@@ -425,9 +431,9 @@ impl Cpu for Aarch64 {
         state: &mut VcpuState,
         _: Option<&()>,
         _: impl FnOnce() -> Result<&'p (), StateError>,
-        check: CpuCheck,
+        params: CpuRestore,
     ) -> Result<(), StateError> {
-        state.restore(vcpu, check)
+        state.restore(vcpu, params.check)
     }
 
     fn notify_pause(_: &VcpuFd) -> bool {

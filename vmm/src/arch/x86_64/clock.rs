@@ -1,6 +1,6 @@
 //! kvmclock: time since the boot of the guest, common to all vCPUs.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kvm_bindings::{KVM_CLOCK_REALTIME, kvm_clock_data};
 use kvm_ioctls::VmFd;
@@ -57,6 +57,11 @@ impl ClockState {
             ..Default::default()
         };
         vm.set_clock(&data).map_err(kernel_error("KVM_SET_CLOCK"))
+    }
+
+    /// Returns the time since the save.
+    pub fn passed(&self) -> Duration {
+        Duration::from_nanos(now().saturating_sub(self.realtime))
     }
 
     /// Returns the time of the clock at host time `now`, or the saved time for `None`. A host clock that was set back does not

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use devices::bus::{BusDevice, SharedDevice};
 use devices::i8042::{I8042Metrics, I8042Recorder};
@@ -31,8 +32,8 @@ use super::layout::Layout;
 use super::vcpu_state::VcpuState;
 use super::{cpuid, layout, msr, native_limits};
 use crate::arch::{
-    AttachContext, BootInputs, Buses, Cpu, CpuCheck, CpuStatus, Error, EventSource, LoadPlan, MmioDeviceInfo,
-    Platform, SharedSource, create_vcpu,
+    AttachContext, BootInputs, Buses, Cpu, CpuRestore, CpuStatus, Error, EventSource, LoadPlan,
+    MmioDeviceInfo, Platform, SharedSource, create_vcpu,
 };
 use crate::boot::{Image, Protocol};
 use crate::config::{AddressLayout, CpuTopology, IrqchipMode, MemorySize, VmConfig, VmSpec};
@@ -271,6 +272,12 @@ impl Platform for X86_64 {
         Ok(())
     }
 
+    fn time_since_save(archive: &mut ArchiveReader<'_>) -> Result<Duration, SectionError> {
+        archive
+            .read(CLOCK_SECTION)
+            .map(|clock: ClockState| clock.passed())
+    }
+
     fn save_state(&self, archive: &mut ArchiveWriter) -> Result<(), StateError> {
         for (key, component) in &self.components {
             devices::lock(component).save_section(key, archive)?;
@@ -443,9 +450,9 @@ impl Cpu for X86_64 {
         state: &mut VcpuState,
         features: Option<&CpuId>,
         profile: impl FnOnce() -> Result<&'p cpuid::Profile, StateError>,
-        check: CpuCheck,
+        params: CpuRestore,
     ) -> Result<(), StateError> {
-        state.restore(vcpu, kvm, features, profile, check)
+        state.restore(vcpu, kvm, features, profile, params)
     }
 
     fn notify_pause(vcpu: &VcpuFd) -> bool {

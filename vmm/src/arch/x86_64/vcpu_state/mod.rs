@@ -6,6 +6,7 @@
 //! | `lapic_timer` | timer of the local APIC |
 //! | `msrs` | model-specific registers |
 //! | `sregs` | control, segment and page-directory-pointer registers |
+//! | `tsc` | offset of the time stamp counter |
 //! | `xsave` | FPU and vector registers |
 //!
 //! A state from a snapshot is untrusted. KVM checks values; this module checks lengths before it allocates memory for them.
@@ -18,7 +19,10 @@ pub(super) mod msrs;
 mod sregs;
 #[cfg(test)]
 mod tests;
+mod tsc;
 mod xsave;
+
+use std::time::Duration;
 
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs,
@@ -32,7 +36,7 @@ use snapshot::persist::Error;
 use super::cpuid::{self, Profile};
 use super::limits::{self, Excess};
 use super::native_limits::{native_limits, read_cpuid};
-use crate::arch::CpuCheck;
+use crate::arch::{CpuCheck, CpuRestore};
 use error::{COMPONENT, invalid, kernel_error, unsupported};
 use sregs::SregsState;
 use xsave::XsaveState;
@@ -138,7 +142,7 @@ impl VcpuState {
         kvm: &Kvm,
         features: Option<&CpuId>,
         profile: impl FnOnce() -> Result<&'p Profile, Error>,
-        check: CpuCheck,
+        CpuRestore { check, advance }: CpuRestore,
     ) -> Result<(), Error> {
         let mask = check == CpuCheck::Mask;
         self.check()?;
@@ -168,13 +172,25 @@ impl VcpuState {
         // Before the MSRs: KVM ignores IA32_TSC_DEADLINE unless the timer is in TSC-deadline mode.
         vcpu.set_lapic(&self.lapic)
             .map_err(kernel_error("KVM_SET_LAPIC"))?;
-        msrs::restore(vcpu, &self.msrs, mask)?;
+        self.restore_msrs(vcpu, mask, advance)?;
         // After the special registers, which can change the state to runnable.
         vcpu.set_mp_state(self.mp_state)
             .map_err(kernel_error("KVM_SET_MP_STATE"))?;
         // Last: setting registers and local APIC discards events to be injected.
         vcpu.set_vcpu_events(&self.events)
             .map_err(kernel_error("KVM_SET_VCPU_EVENTS"))
+    }
+
+    /// Sets the model-specific registers, and advances the time stamp counter.
+    fn restore_msrs(&self, vcpu: &VcpuFd, mask: bool, advance: Duration) -> Result<(), Error> {
+        if advance.is_zero() {
+            return msrs::restore(vcpu, &self.msrs, mask);
+        }
+        // KVM compares the deadline with the counter when it is set: a deadline that has passed meanwhile expires once.
+        let (others, deadline) = self.msrs.split_at(msrs::deadline_position(&self.msrs));
+        msrs::restore(vcpu, others, mask)?;
+        tsc::advance(vcpu, self.tsc_khz, advance)?;
+        msrs::restore(vcpu, deadline, mask)
     }
 
     /// Checks lengths and the frequency.

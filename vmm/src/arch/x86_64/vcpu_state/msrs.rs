@@ -88,6 +88,12 @@ fn read(vcpu: &VcpuFd, mut indices: &[u32], values: &mut Vec<(u32, u64)>) -> Res
     Ok(())
 }
 
+/// Returns the position of the deadline of the local APIC timer in `msrs`, or the end.
+pub fn deadline_position(msrs: &[(u32, u64)]) -> usize {
+    let deadline = msrs.iter().rposition(|(index, _)| *index == TSC_DEADLINE);
+    deadline.unwrap_or(msrs.len())
+}
+
 /// Restores `msrs` in their order. With `mask`, an MSR that KVM rejects keeps its value at reset.
 ///
 /// # Errors
