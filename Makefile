@@ -136,7 +136,7 @@ tracking: build ## measure the cost of dirty page tracking while the guest runs;
 	@cargo bench --bench tracking
 
 N ?= 1000
-clones: build ## load N=1000 VMs from one snapshot, all alive at once
+clones: build ## load N=1000 VMs from one snapshot beside a floor; ADDRESSES=1: with addresses of their own, needs root
 	@N=$(N) benches/clones.sh
 
 order: build ## rewrite resources/order.ld by the functions that a start executes; needs /dev/kvm

@@ -1,5 +1,7 @@
 /* Responds to ARP, ping and UDP for `ip=` (10.0.0.2) and to `pages=N` (1) HTTP requests on port 80, then powers off. With
-   `arp=N` it powers off after N ARP responses instead. `poll=1` selects polling instead of interrupts. */
+   `arp=N` it powers off after N ARP responses instead. `poll=1` selects polling instead of interrupts. With `echo=1` it echoes
+   serial input. */
+#include "interrupts.h"
 #include "net.h"
 #include "virtio.h"
 
@@ -144,6 +146,11 @@ static void ip(u8 *frame, u32 room)
         udp(frame, length - 20);
 }
 
+static void echo(u8 byte)
+{
+    put((char)byte);
+}
+
 static void serve(void)
 {
     u32 length;
@@ -177,6 +184,8 @@ void guest(void)
     set(&device, STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
     if (!option("poll=", 0))
         device_enable_interrupts(&device);
+    if (option("echo=", 0))
+        serial_start(echo);
     for (u16 i = 0; i < BUFFERS; i++) {
         descriptor_set(&receive.table[i], buffers[i], BUFFER, WRITE, 0);
         queue_make_available(&receive, i);
