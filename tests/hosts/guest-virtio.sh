@@ -24,11 +24,12 @@ drop_caches() {
     echo 3 >/proc/sys/vm/drop_caches
 }
 
+# fill [MIB [FILES]]: writes a large file and small ones, and deletes some of these.
 fill() {
     mount -t ext4 /dev/vda /mnt
-    dd if=/dev/urandom of=/mnt/large bs=1M count=24 2>/dev/null
+    dd if=/dev/urandom of=/mnt/large bs=1M "count=${1:-24}" 2>/dev/null
     mkdir /mnt/many
-    for number in $(seq 300); do
+    for number in $(seq "${2:-300}"); do
         echo "file $number" >"/mnt/many/$number"
     done
     rm /mnt/many/1*

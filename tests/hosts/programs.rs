@@ -65,7 +65,7 @@ scenarios! {
     exit_by_triple_fault => expect_exit("end-triple.elf", "", TRIPLE_FAULT);
     sigterm_while_halted => expect_running("end-hlt.elf", "halting");
     sigterm_while_looping => expect_running("loop.elf", "looping");
-    flood_output_is_complete => expect_flood(64);
+    flood_output_is_complete => expect_flood("flood.elf", 64);
     drives_by_polling => run_with_drives("disk.elf", "", "ok disk 100 sectors");
     drives_by_pic => run_with_drives("disk.elf", "-- irq=1", "ok disk 100 sectors");
     drives_by_kernel_pic => run_with_drives("disk.elf", "--irqchip kernel -- irq=1", "ok disk 100 sectors");
@@ -76,7 +76,7 @@ scenarios! {
 }
 
 /// Expects `text` and exit with `code`.
-fn expect_exit(arguments: &str, text: &str, code: i32) {
+pub fn expect_exit(arguments: &str, text: &str, code: i32) {
     let mut guest = start(arguments);
     guest.expect(text);
     let printed = guest.expect_exit(code);
@@ -84,7 +84,7 @@ fn expect_exit(arguments: &str, text: &str, code: i32) {
 }
 
 /// Expects `texts` in their order and exit with 0.
-fn expect_lines(arguments: &str, texts: &[&str]) {
+pub fn expect_lines(arguments: &str, texts: &[&str]) {
     let mut guest = start(arguments);
     for text in texts {
         guest.expect(text);
@@ -94,7 +94,7 @@ fn expect_lines(arguments: &str, texts: &[&str]) {
 }
 
 /// Expects an echo of typed lines.
-fn expect_echo(arguments: &str) {
+pub fn expect_echo(arguments: &str) {
     let mut guest = start(arguments);
     guest.expect("ready");
     guest.type_line("to and fro");
@@ -105,15 +105,15 @@ fn expect_echo(arguments: &str) {
 }
 
 /// Expects `text` of a guest without end, then sends SIGTERM.
-fn expect_running(arguments: &str, text: &str) {
+pub fn expect_running(arguments: &str, text: &str) {
     let mut guest = start(arguments);
     guest.expect(text);
     guest.terminate();
 }
 
 /// Expects the numbered lines of 64 bytes each, in their order.
-fn expect_flood(kib: usize) {
-    let printed = start(&format!("flood.elf -- kib={kib}")).expect_exit(0);
+pub fn expect_flood(guest: &str, kib: usize) {
+    let printed = start(&format!("{guest} -- kib={kib}")).expect_exit(0);
     let lines: Vec<&str> = printed.lines().filter(|line| line.contains(":abc")).collect();
     assert_eq!(lines.len(), kib * 1024 / 64);
     for (number, line) in lines.iter().enumerate() {
@@ -126,7 +126,7 @@ fn expect_flood(kib: usize) {
 }
 
 /// Expects `text` of a guest with one drive for each I/O engine, and exit with 0.
-fn run_with_drives(guest: &str, arguments: &str, text: &str) {
+pub fn run_with_drives(guest: &str, arguments: &str, text: &str) {
     let (first, second) = (Temporary::with(&[0; 100 * 512]), Temporary::with(&[0; 100 * 512]));
     let options = format!(
         "--disk {},cache=writeback --disk {},engine=async",
