@@ -79,8 +79,8 @@ mayfly run - boot an image
 
 usage: mayfly run KERNEL [OPTION ...] [-- GUEST ARGUMENTS]
 
-KERNEL is an ELF image, a Linux bzImage, an arm64 Image, or a flat multiboot image. All arguments after the first lone -- form the
-guest's command line, including any further --.
+KERNEL is an ELF image, a Linux bzImage, an arm64 Image, or a flat multiboot image. All arguments after the first lone
+-- form the guest's command line, including any further --.
 
 Set up the machine:
   -m, --memory SIZE     set the guest's memory, such as 64M, 2G or 65536K; default unit M (default 128M, minimum 1M)
@@ -96,7 +96,8 @@ Set up the machine:
       --no-acpi         omit the ACPI tables; x86_64 only
       --no-mptable      omit the MP table; x86_64 only
       --no-device-arguments
-                        omit device addresses from the guest's command line; x86_64 only (default: add them before its first --)
+                        omit device addresses from the guest's command line; x86_64 only (default: add them before its
+                        first --)
 
 Attach devices; repeat these options for more, up to 18 devices:
       --disk PATH[,ro][,shared][,cache=unsafe|writeback][,engine=sync|async][,id=NAME]
