@@ -32,7 +32,7 @@
 //!
 //! # Threads
 //! The main thread builds the machine, owns it, and runs the event loop. Each vCPU has a thread. The vCPU threads start before the VM is
-//! created, so that the first one can query the supported CPUID meanwhile. A drive starts a worker thread at its first slow request. A
+//! created, so that the first one can query the supported features meanwhile. A drive starts a worker thread at its first slow request. A
 //! VM whose memory a fault handler serves has an I/O thread for its devices. An operation that may wait for a disk or a fault handler
 //! has a thread while it runs. There is no other thread; an interface with a user
 //! backend adds a child process, passt.

@@ -12,6 +12,8 @@ use crate::schema::{
 
 const MACHINE: &str = "Machine config";
 const BOOT: &str = "Boot source";
+/// Firecracker's sentence for SMT on aarch64.
+const NO_SMT: &str = "Enabling simultaneous multithreading is not supported on aarch64.";
 /// Firecracker's sentence for an invalid number of vCPUs.
 const INVALID_VCPUS: &str = "The number of vCPUs must be greater than 0, less than 32 and must be 1 or an even number if SMT is enabled.";
 
@@ -40,6 +42,7 @@ fn set_machine(context: &mut RequestContext<'_>, machine: MachineConfig) -> Resu
         .control
         .set_machine(machine)
         .map_err(|error| match error {
+            control::Error::NoSmt => Error::rejected(MACHINE, NO_SMT),
             control::Error::Config(config::Error::OddVcpus(_)) => Error::rejected(MACHINE, INVALID_VCPUS),
             other => Error::of(MACHINE)(other),
         })?;

@@ -1,6 +1,21 @@
 //! Architectures, behind two traits: [`Platform`] for the machine, [`Cpu`] for its vCPUs.
 //!
 //! Only this file tests the target architecture. The rest of the crate uses [`Native`].
+//!
+//! # A further architecture
+//! It supplies a folder here, with a type that implements both traits, and a variant of [`Architecture`].
+//!
+//! | subject | parts of the traits |
+//! |---|---|
+//! | addresses | variants of [`AddressLayout`], which state files hold; `select_layout`, `memory_regions`, `plan_load` |
+//! | settings | `check` rejects those of other architectures; `save_settings` and `restore_settings`, if the build of a machine depends on more than its configuration |
+//! | order of KVM calls | `vm_type`, then memory slots, `reserve_addresses`, `new`, `create_vcpus`: interrupt controllers in the kernel follow the slots. `can_precede_memory`, if a VM can be prepared before its memory is known |
+//! | devices | `serial_model` and `serial_interrupt`, `mmio_devices`, `attach`; on buses of memory or ports |
+//! | boot | `write_boot_data` describes the machine to the guest; `Cpu::Entry` and `set_boot_registers` |
+//! | run | `inject_interrupts` and `end_of_interrupt`, for controllers in this process only |
+//! | snapshots | `save_state`, `restore_before_vcpus` and `restore_after_vcpus`; `Cpu::State`, `save` and `restore`; `cpu_identity` |
+//! | clones | `identity_address` and `notify_identity` |
+//! | reports | `Cpu::status`, `Cpu::instruction`, `has_hardware_virtualization` |
 
 use std::borrow::Cow;
 use std::ffi::CStr;
@@ -180,6 +195,8 @@ pub trait Platform: Send + Sync + Sized + 'static {
     const ARCHITECTURE: Architecture;
     /// Capacity of the command line in bytes, NUL included.
     const COMMAND_LINE_CAPACITY: usize;
+    /// Two vCPUs can be threads of one core.
+    const HAS_SMT: bool;
     /// The command line has an argument for each virtio-mmio device, unless the configuration omits them.
     const HAS_DEVICE_ARGUMENTS: bool;
 

@@ -67,6 +67,9 @@ pub enum Error {
     /// The machine has no keyboard.
     #[error("cannot press Ctrl-Alt-Del: the machine has no keyboard on this architecture")]
     NoKeyboard,
+    /// The architecture has no SMT.
+    #[error("cannot configure SMT: this architecture has none; configure 1 thread for each core")]
+    NoSmt,
     /// The file for the serial output cannot be opened.
     #[error("cannot open {} for the guest's serial output", path.display())]
     Serial {

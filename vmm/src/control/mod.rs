@@ -30,6 +30,7 @@ use operation::Operation;
 use preparation::Preparation;
 use status::StatusHistory;
 
+use crate::arch::{Native, Platform};
 use crate::boot::{Image, Initrd};
 use crate::cancellation::{BeginError, Cancellation};
 use crate::config::{Bucket, DeviceConfig, DeviceUpdate, HostMemory, MemorySize, Protocol, VmConfig};
@@ -249,6 +250,9 @@ impl Control {
         // Checked without the devices, so that the error does not name one.
         let mut without_devices = VmConfig::new(PathBuf::new());
         machine.apply(&mut without_devices);
+        if without_devices.smt && !Native::HAS_SMT {
+            return Err(Error::NoSmt);
+        }
         let spec = without_devices.check(&host).map_err(Error::Config)?;
         self.builder()?.set_machine(|config| machine.apply(config));
         if let Some(previous) = self.preparation.take() {

@@ -1,8 +1,8 @@
 //! A machine: memory, buses, devices and vCPUs of a VM, from its build to its stop.
 //!
 //! The order of KVM calls is part of the design: the VM, its memory slots, the interrupt controllers, the vCPUs, and last the
-//! devices, which register with KVM's I/O buses. A memory slot that is set after an in-kernel interrupt controller or an ioeventfd
-//! waits several milliseconds for an SRCU grace period. Meanwhile the thread of the first vCPU queries the supported CPUID. A process
+//! devices, which register with KVM's I/O buses. On aarch64 the interrupt controller follows the vCPUs. A memory slot that is set after an in-kernel interrupt controller or an ioeventfd
+//! waits several milliseconds for an SRCU grace period. Meanwhile the thread of the first vCPU queries the supported features. A process
 //! that waits for its configuration makes a part of this in advance, see [`PreparedVm`].
 
 mod attachments;

@@ -402,7 +402,7 @@ fn create_platform(
     Ok(platform)
 }
 
-/// Opens KVM and starts the vCPU threads, which query CPUID meanwhile.
+/// Opens KVM and starts the vCPU threads, which query the supported features meanwhile.
 fn open_and_start(
     spec: &VmSpec,
     boot_kick: &Kick,

@@ -1,12 +1,12 @@
 //! vCPUs. Each has a thread, which starts before the vCPU is created.
 //!
-//! The first thread queries the supported CPUID from KVM. This takes as long as the creation of the VM and its memory slots, which
+//! The first thread queries the supported features from KVM. On x86_64 this takes as long as the creation of the VM and its memory slots, which
 //! the main thread performs meanwhile.
 //!
 //! ```text
 //! spawn ── profile (the first thread queries KVM, the others wait for it)
 //!   │
-//! prepare(VcpuFd) ── KVM_SET_CPUID2, registers at reset
+//! prepare(VcpuFd) ── features, registers at reset
 //!   │
 //! restore(state), if there is one ── the saved registers, while the main thread builds the rest of the machine
 //!   │

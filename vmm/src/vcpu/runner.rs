@@ -56,7 +56,7 @@ pub struct VcpuShared {
     pub gate: PauseGate,
     /// State that the vCPUs get.
     pub purpose: Purpose,
-    /// CPUID of the guest, or the limits of a saved state; or the call that failed and its error number. The first thread that needs
+    /// Features of the guest, or the limits of a saved state; or the call that failed and its error number. The first thread that needs
     /// the profile sets it.
     pub profile: OnceLock<Result<Profile, (String, i32)>>,
 }
@@ -82,7 +82,7 @@ impl VcpuShared {
     fn saved_profile(&self, id: u8) -> Result<&Profile, StateError> {
         self.profile(id).map_err(|error| StateError::Kernel {
             component: "vCPU",
-            operation: "query of the supported CPUID",
+            operation: "query of the supported features",
             source: io::Error::other(error),
         })
     }

@@ -68,6 +68,8 @@ impl Platform for Aarch64 {
     ];
     const ARCHITECTURE: Architecture = Architecture::Aarch64;
     const COMMAND_LINE_CAPACITY: usize = 4096;
+    // KVM gives each vCPU an affinity as a core of its own.
+    const HAS_SMT: bool = false;
     // The device tree describes the devices. Linux would find each twice.
     const HAS_DEVICE_ARGUMENTS: bool = false;
 

@@ -77,6 +77,7 @@ impl Platform for X86_64 {
     ];
     const ARCHITECTURE: Architecture = Architecture::X86_64;
     const COMMAND_LINE_CAPACITY: usize = layout::COMMAND_LINE_CAPACITY;
+    const HAS_SMT: bool = true;
     const HAS_DEVICE_ARGUMENTS: bool = true;
 
     fn check(spec: &VmSpec) -> Result<(), Error> {
