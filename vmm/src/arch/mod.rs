@@ -47,6 +47,7 @@ use crate::kvm::{self, Kick};
 /// | `device_tree` | the device tree |
 /// | `gic` | interrupt controller |
 /// | `gic_state` | its state in a snapshot |
+/// | `gic_version` | choice of its version |
 /// | `layout` | memory maps, places of image and device tree |
 /// | `platform` | `Aarch64`, the platform |
 /// | `vcpu` | registers of vCPUs |
@@ -60,6 +61,7 @@ pub mod aarch64 {
     pub mod gic;
     #[cfg(target_arch = "aarch64")]
     pub mod gic_state;
+    pub mod gic_version;
     pub mod layout;
     #[cfg(target_arch = "aarch64")]
     pub mod platform;

@@ -11,38 +11,10 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{DeviceFd, VmFd};
 
+use super::gic_version::{self, Error};
 use super::layout;
 use crate::config::GicVersion;
 use crate::kvm::{Error as KvmError, cause, failed};
-
-/// Maximum number of vCPUs of a GICv2: its CPU masks have 8 bits.
-const MAX_VCPUS_V2: u8 = 8;
-
-/// Reason why the interrupt controller cannot be created.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The host lacks the requested version.
-    #[error(
-        "cannot create a {requested}: this host supports only {supported}; use that, and an image that supports it"
-    )]
-    Unsupported {
-        /// Requested version.
-        requested: GicVersion,
-        /// Version that the host supports.
-        supported: GicVersion,
-    },
-    /// The host has no interrupt controller for guests.
-    #[error(
-        "cannot create an interrupt controller: KVM on this host supports neither GICv3 nor GICv2; use another host"
-    )]
-    None,
-    /// There are too many vCPUs for the version.
-    #[error("cannot create {0} vCPUs with a GICv2, which has at most {MAX_VCPUS_V2}; use fewer, or a GICv3")]
-    Vcpus(u8),
-    /// A call failed.
-    #[error("cannot create the interrupt controller")]
-    Kvm(#[source] KvmError),
-}
 
 /// The interrupt controller.
 pub struct Gic {
@@ -57,23 +29,7 @@ impl Gic {
     /// # Errors
     /// [`Error`]
     pub fn new(vm: &VmFd, requested: Option<GicVersion>, vcpus: u8) -> Result<Self, Error> {
-        if requested == Some(GicVersion::V2) {
-            check_vcpus(vcpus)?;
-        }
-        let (version, device) = match requested {
-            Some(version) => match create(vm, version)? {
-                Some(device) => (version, device),
-                None => return Err(unsupported(vm, version)?),
-            },
-            None => match create(vm, GicVersion::V3)? {
-                Some(device) => (GicVersion::V3, device),
-                None => {
-                    check_vcpus(vcpus)?;
-                    let device = create(vm, GicVersion::V2)?.ok_or(Error::None)?;
-                    (GicVersion::V2, device)
-                }
-            },
-        };
+        let (version, device) = gic_version::choose(requested, vcpus, |version| create(vm, version))?;
         initialise(&device, version).map_err(Error::Kvm)?;
         Ok(Self { version, device })
     }
@@ -89,27 +45,8 @@ impl Gic {
     }
 }
 
-fn check_vcpus(vcpus: u8) -> Result<(), Error> {
-    match vcpus <= MAX_VCPUS_V2 {
-        true => Ok(()),
-        false => Err(Error::Vcpus(vcpus)),
-    }
-}
-
-/// Returns the error for a host that lacks `requested`.
-fn unsupported(vm: &VmFd, requested: GicVersion) -> Result<Error, Error> {
-    let supported = match requested {
-        GicVersion::V2 => GicVersion::V3,
-        GicVersion::V3 => GicVersion::V2,
-    };
-    Ok(match create(vm, supported)? {
-        Some(_) => Error::Unsupported { requested, supported },
-        None => Error::None,
-    })
-}
-
 /// Creates a controller of `version`. Returns `None` if the host does not support it.
-fn create(vm: &VmFd, version: GicVersion) -> Result<Option<DeviceFd>, Error> {
+fn create(vm: &VmFd, version: GicVersion) -> Result<Option<DeviceFd>, KvmError> {
     let type_ = match version {
         GicVersion::V2 => kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2,
         GicVersion::V3 => kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
@@ -121,9 +58,7 @@ fn create(vm: &VmFd, version: GicVersion) -> Result<Option<DeviceFd>, Error> {
     match vm.create_device(&mut device) {
         Ok(device) => Ok(Some(device)),
         Err(error) if error.errno() == libc::ENODEV => Ok(None),
-        Err(error) => Err(Error::Kvm(failed(format!("KVM_CREATE_DEVICE of a {version}"))(
-            error,
-        ))),
+        Err(error) => Err(failed(format!("KVM_CREATE_DEVICE of a {version}"))(error)),
     }
 }
 

@@ -216,9 +216,9 @@ fn get(device: &DeviceFd, group: u32, attribute: u64) -> Result<u64, Error> {
         addr: (&raw mut value) as u64,
         flags: 0,
     };
-    // SAFETY: the kernel writes 4 or 8 bytes of the register to `value`, which outlives the call.
-    retry("KVM_GET_DEVICE_ATTR", || unsafe {
-        device.get_device_attr(&mut request)
+    retry("KVM_GET_DEVICE_ATTR", || {
+        // SAFETY: the kernel writes 4 or 8 bytes of the register to `value`, which outlives the call.
+        unsafe { device.get_device_attr(&mut request) }
     })?;
     Ok(value)
 }
