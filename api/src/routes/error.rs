@@ -66,7 +66,7 @@ pub enum Error {
     /// The feature of Firecracker is unsupported. Contains subject and verb.
     #[error("{0} not part of mayfly.")]
     Unsupported(&'static str),
-    /// The request is invalid in the present state of the VM.
+    /// The request is invalid in the present state of the VM, or on this architecture.
     #[error("{0}")]
     Phase(&'static str),
     /// The request has a deprecated key.
@@ -111,7 +111,7 @@ impl Error {
             control::Error::AfterStart => Self::Phase(AFTER_START),
             control::Error::BeforeStart => Self::Phase(BEFORE_START),
             control::Error::NoKernel => Self::rejected(part, NO_KERNEL),
-            control::Error::NoKeyboard => Self::rejected(part, NO_KEYBOARD),
+            control::Error::NoKeyboard => Self::Phase(NO_KEYBOARD),
             other => Self::failed(part, &other),
         }
     }

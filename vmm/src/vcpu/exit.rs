@@ -4,7 +4,7 @@ use std::io;
 use std::time::Instant;
 
 use devices::{Bus, Counter, Latency, LatencyRecorder, Power, PowerEvent};
-use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, KVM_SYSTEM_EVENT_SUSPEND};
 use kvm_ioctls::VcpuExit;
 
 use super::unclaimed::{Access, UnclaimedAccesses};
@@ -123,7 +123,8 @@ pub(crate) fn handle(exit: VcpuExit<'_>, width: &PortWidth, targets: &Targets<'_
 /// Returns the request of a guest by firmware, such as PSCI on aarch64. KVM handles the other calls itself.
 fn power_event(event: u32) -> Option<PowerEvent> {
     match event {
-        KVM_SYSTEM_EVENT_SHUTDOWN => Some(PowerEvent::Off),
+        // Without a device that wakes the guest, a suspended one would never continue.
+        KVM_SYSTEM_EVENT_SHUTDOWN | KVM_SYSTEM_EVENT_SUSPEND => Some(PowerEvent::Off),
         KVM_SYSTEM_EVENT_RESET => Some(PowerEvent::Reset),
         _ => None,
     }
@@ -435,6 +436,7 @@ mod tests {
             let event = |kind| handle(VcpuExit::SystemEvent(kind, &[0]), &PortWidth::fixed(1), targets);
             assert_eq!(event(1), ExitAction::Power(PowerEvent::Off));
             assert_eq!(event(2), ExitAction::Power(PowerEvent::Reset));
+            assert_eq!(event(5), ExitAction::Power(PowerEvent::Off));
             assert_eq!(event(3), ExitAction::Unknown("SystemEvent(3, [0])".into()));
         });
     }

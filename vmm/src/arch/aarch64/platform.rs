@@ -7,6 +7,7 @@ use std::time::Duration;
 use devices::i8042::I8042Metrics;
 use devices::serial::{Pl011Registers, SerialModel, uart};
 use devices::{Interrupt, Rtc, bus};
+use kvm_bindings::{KVM_CAP_ARM_SYSTEM_SUSPEND, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 use snapshot::file::Architecture;
@@ -29,7 +30,7 @@ use crate::arch::{
 use crate::boot::{Image, Protocol};
 use crate::config::{AddressLayout, CpuTopology, GicVersion, MemorySize, VmConfig, VmSpec};
 use crate::identity;
-use crate::kvm::{self, Kick};
+use crate::kvm::{self, Kick, failed};
 
 /// Size in bits of guest-physical addresses of a KVM without `KVM_CAP_ARM_VM_IPA_SIZE`: KVM API, `KVM_CREATE_VM`.
 const DEFAULT_ADDRESS_BITS: u32 = 40;
@@ -151,6 +152,7 @@ impl Platform for Aarch64 {
     }
 
     fn create_vcpus(&mut self, spec: &VmSpec, pass: &mut dyn FnMut(u8, VcpuFd)) -> Result<(), Error> {
+        self.enable_suspend()?;
         let target = vcpu::target(&self.vm).map_err(Error::Kvm)?;
         let mut vcpus = Vec::with_capacity(spec.vcpus().into());
         for id in 0..spec.vcpus() {
@@ -369,6 +371,21 @@ impl From<Settings> for GicVersion {
 }
 
 impl Aarch64 {
+    /// Makes PSCI offer SYSTEM_SUSPEND, where KVM supports it (Linux 5.19): the call ends the VM.
+    fn enable_suspend(&self) -> Result<(), Error> {
+        let suspend = kvm_enable_cap {
+            cap: KVM_CAP_ARM_SYSTEM_SUSPEND,
+            ..Default::default()
+        };
+        match self.vm.enable_cap(&suspend) {
+            Err(error) if error.errno() != libc::EINVAL => {
+                let call = "KVM_ENABLE_CAP of KVM_CAP_ARM_SYSTEM_SUSPEND";
+                Err(Error::Kvm(failed(call)(error)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Returns what [`Platform::create_vcpus`] has created.
     fn created(&self) -> Result<(&Gic, &OwnedFd), StateError> {
         self.gic
