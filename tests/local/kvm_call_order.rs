@@ -4,6 +4,8 @@
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 
+use vmm::arch::{Architecture, Native, Platform};
+
 use crate::api::served::{ApiProcess, Directory, pause_and_create};
 use crate::calls::{self, Call};
 use crate::guests::{file, program};
@@ -13,6 +15,9 @@ const SET_USER_MEMORY_REGION: u64 = 0x4020_ae46;
 const ENABLE_CAP: u64 = 0x4068_aea3;
 const CREATE_IRQCHIP: u64 = 0xae60;
 const CREATE_VCPU: u64 = 0xae41;
+const ARM_VCPU_INIT: u64 = 0x4020_aeae;
+const CREATE_DEVICE: u64 = 0xc00c_aee0;
+const SET_ONE_REG: u64 = 0x4010_aeac;
 const SET_CPUID2: u64 = 0x4008_ae90;
 const SET_REGS: u64 = 0x4090_ae82;
 const RUN: u64 = 0xae80;
@@ -47,6 +52,28 @@ fn check_order(requests: &[u64], order: &[u64]) {
             pair[1]
         );
     }
+}
+
+#[test]
+fn slots_precede_interrupt_controllers() {
+    let requests = trace_requests(&["--cpus", "2"]);
+    let order: &[u64] = match Native::ARCHITECTURE {
+        Architecture::X86_64 => &[CREATE_VM, SET_USER_MEMORY_REGION, ENABLE_CAP, CREATE_VCPU, RUN],
+        // The GIC has an interface for each vCPU, and KVM creates it only between calls of the vCPUs.
+        Architecture::Aarch64 => &[
+            CREATE_VM,
+            SET_USER_MEMORY_REGION,
+            CREATE_VCPU,
+            CREATE_DEVICE,
+            SET_ONE_REG,
+            RUN,
+        ],
+    };
+    check_order(&requests, order);
+    if Native::ARCHITECTURE == Architecture::Aarch64 {
+        check_order(&requests, &[SET_USER_MEMORY_REGION, ARM_VCPU_INIT, CREATE_DEVICE]);
+    }
+    assert!(!requests.contains(&IOEVENTFD) && !requests.contains(&IRQFD));
 }
 
 #[test]
