@@ -105,12 +105,13 @@ impl<D: AsRawFd> Request<D> {
 }
 
 impl Request {
-    /// Receives a request. The read timeout of `stream` limits each wait.
+    /// Receives a request. The read timeout of `stream` limits each wait. Calls `arrived` before it parses the request.
     ///
     /// # Errors
     /// [`Error`]
-    pub fn receive(stream: &mut UnixStream) -> Result<Self, Error> {
+    pub fn receive(stream: &mut UnixStream, arrived: impl FnOnce()) -> Result<Self, Error> {
         let (text, descriptors) = receive_line(stream)?;
+        arrived();
         Self::parse(&text, descriptors)
     }
 
@@ -273,7 +274,7 @@ mod tests {
         request(&["DIR", &long, "--net", "a=fd:7"])
             .send(&mut client)
             .unwrap();
-        let received = Request::receive(&mut shell).unwrap();
+        let received = Request::receive(&mut shell, || ()).unwrap();
         assert_eq!(received.arguments, ["DIR", long.as_str(), "--net", "a=fd:7"]);
         let paths: Vec<_> = received
             .files
@@ -317,7 +318,7 @@ mod tests {
             let (mut client, mut shell) = UnixStream::pair().unwrap();
             client.write_all(text.as_bytes()).unwrap();
             drop(client);
-            let error = Request::receive(&mut shell).unwrap_err().to_string();
+            let error = Request::receive(&mut shell, || ()).unwrap_err().to_string();
             assert!(error.contains(expected), "{text:?}: {error}");
         }
     }
@@ -329,7 +330,7 @@ mod tests {
         let sent = request(&[&long]).send(&mut client);
         assert!(matches!(sent, Err(Error::Long)));
         let writer = std::thread::spawn(move || client.write_all(long.as_bytes()));
-        let received = Request::receive(&mut shell);
+        let received = Request::receive(&mut shell, || ());
         assert!(matches!(received, Err(Error::Long)), "{received:?}");
         drop(shell);
         let _ = scratch::join(writer);

@@ -167,12 +167,11 @@ type Received = (Request, Box<RestoreArgs>, OpenSnapshot);
 fn receive(stream: &mut UnixStream, control: &Control) -> Result<Received, Option<String>> {
     // Fails only for a zero duration.
     let _ = stream.set_read_timeout(Some(REQUEST_TIMEOUT));
-    let mut request = match Request::receive(stream) {
+    let mut request = match Request::receive(stream, || control.expect_load()) {
         Ok(request) => request,
         Err(message::Error::Ended) => return Err(None),
         Err(error) => return Err(Some(hints::describe(&error, OptionSet::None))),
     };
-    control.expect_load();
     let arguments = request.arguments.iter().map(Into::into);
     let command = args::parse("mayfly".as_ref(), ["restore".into()].into_iter().chain(arguments));
     let restore = match command {

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::lock;
 
@@ -116,19 +116,19 @@ impl<T> Drop for Sender<T> {
     }
 }
 
-/// Maximum number of calls by [`poll`]: about a millisecond on an idle processor.
-const MAX_POLLS: usize = 1000;
+/// Maximum duration of [`poll`].
+const POLL_TIMEOUT: Duration = Duration::from_millis(1);
 
-/// Calls `attempt` until it returns a value, and yields the processor after each other call. Returns `None` after a bounded number.
+/// Calls `attempt` until it returns a value, and yields the processor after each other call. Returns `None` after a millisecond.
 pub fn poll<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
-    for _ in 0..MAX_POLLS {
+    let start = Instant::now();
+    loop {
         let value = attempt();
-        if value.is_some() {
+        if value.is_some() || start.elapsed() >= POLL_TIMEOUT {
             return value;
         }
         thread::yield_now();
     }
-    None
 }
 
 /// Receiving end of a channel, for one thread at a time. Its drop drops the messages.

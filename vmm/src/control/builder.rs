@@ -130,6 +130,8 @@ impl VmBuilder {
         let selected = Native::select_layout(image, &self.config).map_err(machine::Error::Platform);
         (self.config.layout, _) = selected.map_err(Error::Machine)?;
         let spec = self.config.clone().check(host).map_err(Error::Config)?;
+        let prepared = preparation.take().and_then(Preparation::wait);
+        prepared.iter().for_each(PreparedVm::expect_order);
         let devices = timeline.measure(Lane::Main, "open devices", || self.take_devices(&spec));
         let devices = devices.map_err(Error::Device)?;
         let Console {
@@ -138,8 +140,6 @@ impl VmBuilder {
             filter,
             guard,
         } = self.serial.open_console(open_console)?;
-        let prepared = preparation.take().and_then(Preparation::wait);
-        prepared.iter().for_each(PreparedVm::expect_order);
         let machine = Machine::build(spec, prepared, devices, output, timeline.clone());
         let machine = machine.map_err(Error::Machine)?;
         let Some((image, initrd)) = &self.boot else {

@@ -116,7 +116,7 @@ impl PauseGate {
         self.state.load(Ordering::SeqCst) == CLOSED
     }
 
-    /// Returns when the closed gate is opened or stopped, or after about a millisecond.
+    /// Returns when the closed gate is opened or stopped, or after a millisecond.
     pub fn expect_change(&self) {
         poll(|| (!self.is_closed()).then_some(()));
     }
