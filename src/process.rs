@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use vmm::emergency;
@@ -65,21 +65,53 @@ pub fn map_code() {
     unsafe { libc::madvise(start.cast_mut().cast(), length, libc::MADV_POPULATE_READ) };
 }
 
-/// Makes `standard` stdin, stdout and stderr of this process, and `directory` its working directory. If stdin is the terminal of another
-/// process then, leaves the controlling terminal.
+/// Calls `create` with a umask that keeps files for this user alone. No other thread may create files meanwhile.
+pub fn create_private<T>(create: impl FnOnce() -> T) -> T {
+    // SAFETY: the call takes no pointer and cannot fail.
+    let before = unsafe { libc::umask(0o177) };
+    let created = create();
+    // SAFETY: as above.
+    unsafe { libc::umask(before) };
+    created
+}
+
+/// Duplicates the descriptor `number` of this process, which the user has named.
 ///
 /// # Errors
-/// Fails if a descriptor cannot be duplicated, or `directory` is no directory.
-pub fn adopt(standard: &[OwnedFd; 3], directory: &OwnedFd) -> io::Result<()> {
+/// Fails if it is closed.
+pub fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes no pointer and closes no descriptor; the kernel checks the number.
+    let duplicate = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    if duplicate < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just returned this descriptor; nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(duplicate) })
+}
+
+/// Makes `directory` the working directory of this process.
+///
+/// # Errors
+/// Fails if it is no directory.
+pub fn enter_directory(directory: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the call takes no pointer.
+    match unsafe { libc::fchdir(directory.as_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Makes `standard` stdin, stdout and stderr of this process. If stdin is the terminal of another process then, leaves the controlling
+/// terminal.
+///
+/// # Errors
+/// Fails if a descriptor cannot be duplicated.
+pub fn adopt(standard: &[OwnedFd; 3]) -> io::Result<()> {
     for (number, descriptor) in (0..).zip(standard) {
         // SAFETY: the call takes no pointer. It closes only a standard descriptor, which no object owns.
         if unsafe { libc::dup2(descriptor.as_raw_fd(), number) } < 0 {
             return Err(io::Error::last_os_error());
         }
-    }
-    // SAFETY: the call takes no pointer.
-    if unsafe { libc::fchdir(directory.as_raw_fd()) } < 0 {
-        return Err(io::Error::last_os_error());
     }
     if io::stdin().is_terminal() {
         leave_terminal();

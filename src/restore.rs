@@ -8,8 +8,8 @@ use crate::cli::hints::OptionSet;
 use crate::session::{Error, SessionSetup, StartError};
 use crate::shell;
 
-/// Loads a snapshot, here or in a shell, and runs the VM to its end. Returns the exit status. `exec` is the processor time of the process before
-/// `started_at`.
+/// Loads a snapshot, here or in a shell, and runs the VM to its end. Returns the exit status. `exec` is the processor time of the
+/// process before `started_at`.
 ///
 /// # Errors
 /// [`Error`] if the snapshot cannot be loaded, the event loop fails, or the trace cannot be written.

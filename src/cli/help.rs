@@ -360,7 +360,7 @@ Set up the VM:
   -m, --memory SIZE     set the guest's memory (default: as --for, or 128M)
       --cpus N          set the number of vCPUs (default: as --for, or 1)
 
-exit status: that of mayfly run after a request, which its client also gets; before,
+exit status: after a request that of mayfly run, which its client also gets unless the shell is killed; before,
   0     the other side of fd:NUMBER is closed
   1     the VM cannot be made, or the socket cannot be created
   2     usage error

@@ -12,7 +12,7 @@ use vmm::control::{LoadSnapshotError, LoadSnapshotParams};
 
 use super::message::{self, Reply, Request};
 use crate::process;
-use crate::terminal::InputKind;
+use crate::terminal::{InputKind, SavedModes};
 
 /// Failure to load a snapshot into a shell.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,15 @@ pub enum Error {
     Open {
         /// Name of the file.
         file: &'static str,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The descriptor of an interface is closed.
+    #[error("cannot pass descriptor {number} to the shell; open the tap before")]
+    Descriptor {
+        /// Number of the descriptor.
+        number: RawFd,
         /// Cause.
         #[source]
         source: io::Error,
@@ -72,8 +81,15 @@ pub fn restore(
         source,
     })?;
     let arguments = arguments.map(|argument| argument.into_string().map_err(Error::Argument));
+    let stdin = io::stdin();
+    let modes = SavedModes::of(stdin.as_fd());
     send(&mut stream, params, arguments.collect::<Result<_, _>>()?)?;
-    match Reply::receive(&mut stream) {
+    let reply = Reply::receive(&mut stream);
+    if let (Err(_), Some(modes)) = (&reply, modes) {
+        // A killed shell leaves the terminal in raw mode.
+        modes.restore();
+    }
+    match reply {
         Ok(Reply::Status(status)) => Ok(status),
         Ok(Reply::Signal(signal)) => Ok(process::exit_by_signal(signal)),
         Ok(Reply::Refused(reason)) => Err(Error::Refused(reason)),
@@ -84,6 +100,14 @@ pub fn restore(
 
 /// Sends the request with all files. They are closed then: a lock of a disk must end with the VM.
 fn send(stream: &mut UnixStream, params: &LoadSnapshotParams, arguments: Vec<String>) -> Result<(), Error> {
+    // First: a number that is closed must not get another file.
+    let descriptors: Result<Vec<_>, _> = descriptors(params)
+        .map(|number| match process::duplicate(number) {
+            Ok(descriptor) => Ok((number, descriptor)),
+            Err(source) => Err(Error::Descriptor { number, source }),
+        })
+        .collect();
+    let descriptors = descriptors?;
     let open = |file, path| File::open(path).map_err(|source| Error::Open { file, source });
     let files = params.open_files().map_err(Error::Load)?;
     let directory = open("the working directory", ".")?;
@@ -106,7 +130,10 @@ fn send(stream: &mut UnixStream, params: &LoadSnapshotParams, arguments: Vec<Str
             .iter()
             .map(|(path, file)| (path.clone(), file.as_raw_fd()))
             .collect(),
-        descriptors: descriptors(params).map(|number| (number, number)).collect(),
+        descriptors: descriptors
+            .iter()
+            .map(|(number, descriptor)| (*number, descriptor.as_raw_fd()))
+            .collect(),
     };
     request.send(stream).map_err(Error::Send)
 }

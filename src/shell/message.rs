@@ -7,7 +7,8 @@
 //! {"arguments":["DIR","--net","eth0=fd:5"],"files":["DIR/state","DIR/memory"],"descriptors":[5]}
 //! ```
 //! `arguments` are those of `mayfly restore`. `files` are paths as the arguments or the state file have them, `descriptors` numbers in
-//! `--net ID=fd:NUMBER`. The shell replies with one of
+//! `--net ID=fd:NUMBER`; the shell opens other files itself. The client opens each file for this request and closes it afterwards: the lock
+//! of a disk belongs to the open file. The shell replies with one of
 //!
 //! ```text
 //! {"refused":"cannot ..."}    the shell is unchanged, and waits for another request
@@ -19,6 +20,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -105,12 +107,16 @@ impl<D: AsRawFd> Request<D> {
 }
 
 impl Request {
-    /// Receives a request. The read timeout of `stream` limits each wait. Calls `arrived` before it parses the request.
+    /// Receives a request until `deadline`, which also limits the reply to it. Calls `arrived` before it parses the request.
     ///
     /// # Errors
     /// [`Error`]
-    pub fn receive(stream: &mut UnixStream, arrived: impl FnOnce()) -> Result<Self, Error> {
-        let (text, descriptors) = receive_line(stream)?;
+    pub fn receive(
+        stream: &mut UnixStream,
+        deadline: Instant,
+        arrived: impl FnOnce(),
+    ) -> Result<Self, Error> {
+        let (text, descriptors) = receive_line(stream, Some(deadline))?;
         arrived();
         Self::parse(&text, descriptors)
     }
@@ -183,31 +189,39 @@ impl Reply {
     /// # Errors
     /// [`Error`]
     pub fn receive(stream: &mut UnixStream) -> Result<Self, Error> {
-        let (text, _) = receive_line(stream)?;
+        let (text, _) = receive_line(stream, None)?;
         let message: Value = serde_json::from_slice(&text).map_err(|_| Error::Format("it is not JSON"))?;
         let number = |key: &str| message.get(key).and_then(Value::as_u64);
         let reply = match (message.get("refused"), number("status"), number("signal")) {
             (Some(Value::String(reason)), _, _) => Some(Self::Refused(reason.clone())),
             (None, Some(status), _) => u8::try_from(status).ok().map(Self::Status),
-            (None, None, Some(signal)) => libc::c_int::try_from(signal).ok().map(Self::Signal),
+            (None, None, Some(signal)) => libc::c_int::try_from(signal)
+                .ok()
+                .filter(|signal| (1..=64).contains(signal))
+                .map(Self::Signal),
             _ => None,
         };
         reply.ok_or(Error::Format("it has neither reason, status nor signal"))
     }
 }
 
-/// Receives a line, and the descriptors that arrive with its first bytes.
-fn receive_line(stream: &mut UnixStream) -> Result<(Vec<u8>, Vec<OwnedFd>), Error> {
+/// Receives a line until `deadline`, if there is one, and the descriptors that arrive with its first bytes.
+fn receive_line(
+    stream: &mut UnixStream,
+    deadline: Option<Instant>,
+) -> Result<(Vec<u8>, Vec<OwnedFd>), Error> {
     let failed = |source| Error::Socket {
         operation: "receive",
         source,
     };
+    limit(stream, deadline).map_err(failed)?;
     let mut text = vec![0; MAX_LENGTH];
     let (mut length, descriptors) = receive_first(stream, &mut text).map_err(failed)?;
     while !text[..length].ends_with(b"\n") {
         if length == text.len() {
             return Err(Error::Long);
         }
+        limit(stream, deadline).map_err(failed)?;
         match stream.read(&mut text[length..]) {
             Ok(0) => return Err(Error::Ended),
             Ok(read) => length += read,
@@ -217,6 +231,20 @@ fn receive_line(stream: &mut UnixStream) -> Result<(Vec<u8>, Vec<OwnedFd>), Erro
     }
     text.truncate(length);
     Ok((text, descriptors))
+}
+
+/// Limits the next read and write of `stream`.
+///
+/// # Errors
+/// Fails after the deadline.
+fn limit(stream: &UnixStream, deadline: Option<Instant>) -> io::Result<()> {
+    let Some(deadline) = deadline else { return Ok(()) };
+    let rest = deadline.saturating_duration_since(Instant::now());
+    if rest.is_zero() {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    stream.set_read_timeout(Some(rest))?;
+    stream.set_write_timeout(Some(rest))
 }
 
 /// Receives bytes, and the descriptors with them.
@@ -247,8 +275,13 @@ mod tests {
     use std::io::Write as _;
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
+    use std::time::{Duration, Instant};
 
     use super::{Error, MAX_LENGTH, Reply, Request};
+
+    fn later() -> Instant {
+        Instant::now() + scratch::TIMEOUT
+    }
 
     fn descriptor() -> OwnedFd {
         File::open("/dev/null").unwrap().into()
@@ -274,7 +307,7 @@ mod tests {
         request(&["DIR", &long, "--net", "a=fd:7"])
             .send(&mut client)
             .unwrap();
-        let received = Request::receive(&mut shell, || ()).unwrap();
+        let received = Request::receive(&mut shell, later(), || ()).unwrap();
         assert_eq!(received.arguments, ["DIR", long.as_str(), "--net", "a=fd:7"]);
         let paths: Vec<_> = received
             .files
@@ -318,9 +351,20 @@ mod tests {
             let (mut client, mut shell) = UnixStream::pair().unwrap();
             client.write_all(text.as_bytes()).unwrap();
             drop(client);
-            let error = Request::receive(&mut shell, || ()).unwrap_err().to_string();
+            let error = Request::receive(&mut shell, later(), || ())
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(expected), "{text:?}: {error}");
         }
+    }
+
+    #[test]
+    fn late_request_is_not_awaited() {
+        let (mut client, mut shell) = UnixStream::pair().unwrap();
+        client.write_all(b"{").unwrap();
+        let deadline = Instant::now() + Duration::from_millis(1);
+        let received = Request::receive(&mut shell, deadline, || ());
+        assert!(matches!(received, Err(Error::Socket { .. })), "{received:?}");
     }
 
     #[test]
@@ -330,7 +374,7 @@ mod tests {
         let sent = request(&[&long]).send(&mut client);
         assert!(matches!(sent, Err(Error::Long)));
         let writer = std::thread::spawn(move || client.write_all(long.as_bytes()));
-        let received = Request::receive(&mut shell, || ());
+        let received = Request::receive(&mut shell, later(), || ());
         assert!(matches!(received, Err(Error::Long)), "{received:?}");
         drop(shell);
         let _ = scratch::join(writer);

@@ -23,7 +23,7 @@ mod message;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,7 +41,6 @@ use crate::cli::hints::{self, OptionSet};
 use crate::logging::print_message;
 use crate::process;
 use crate::session::{self, SessionSetup, StartError};
-use crate::terminal::console;
 use message::{Reply, Request};
 
 pub use client::{Error as ClientError, restore};
@@ -59,8 +58,14 @@ pub enum Error {
     #[error(transparent)]
     Prepare(control::Error),
     /// The socket cannot be created.
-    #[error(transparent)]
-    Socket(http::Error),
+    #[error("cannot wait for a client at {}", path.display())]
+    Socket {
+        /// Path of the socket.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: http::Error,
+    },
     /// The inherited descriptor is no socket.
     #[error("cannot use descriptor {number} as a socket; name one that the parent has connected")]
     Descriptor {
@@ -92,13 +97,17 @@ pub fn shell(args: &ShellArgs, started_at: Instant) -> Result<u8, Error> {
     // Before any thread starts: threads inherit the mask.
     let signals = session::block_signals().map_err(Error::Session)?;
     let timeline = Arc::new(Timeline::new(started_at, true));
-    let mut control = Control::new(Box::new(|| Ok(console::open()?)), timeline.clone());
+    let mut control = session::new_control(&timeline);
     control.prepare_load(shape(args)?).map_err(Error::Prepare)?;
     process::map_code();
     // Last: a client that finds the socket does not wait for the VM.
     let mut waiter = Waiter::new(&args.socket, &signals)?;
     // The wait may be long.
     release_startup_memory();
+    let home = File::open(".").map_err(|source| Error::System {
+        operation: "open the working directory",
+        source,
+    })?;
     let accepted = loop {
         match waiter.wait()? {
             Event::Signal(signal) => {
@@ -108,7 +117,13 @@ pub fn shell(args: &ShellArgs, started_at: Instant) -> Result<u8, Error> {
             }
             Event::Request(stream) => match accept(stream, &control) {
                 Ok(accepted) => break accepted,
-                Err(Some(refused)) => waiter.give_back(refused),
+                Err(Some(refused)) => {
+                    waiter.give_back(refused);
+                    process::enter_directory(home.as_fd()).map_err(|source| Error::System {
+                        operation: "return to the working directory",
+                        source,
+                    })?;
+                }
                 Err(None) if waiter.is_inherited() => return Ok(process::SUCCESS),
                 Err(None) => {}
             },
@@ -127,6 +142,8 @@ fn shape(args: &ShellArgs) -> Result<VmConfig, Error> {
         None => VmConfig::new(PathBuf::new()),
     };
     config.devices.clear();
+    // A load decides it.
+    config.track_dirty_pages = false;
     config.memory = args.memory.unwrap_or(config.memory);
     config.vcpus = args.vcpus.unwrap_or(config.vcpus);
     Ok(config)
@@ -165,11 +182,13 @@ type Received = (Request, Box<RestoreArgs>, OpenSnapshot);
 
 /// Receives and checks a request. Returns the reason to refuse it, or none if the client has ended.
 fn receive(stream: &mut UnixStream, control: &Control) -> Result<Received, Option<String>> {
-    // Fails only for a zero duration.
-    let _ = stream.set_read_timeout(Some(REQUEST_TIMEOUT));
-    let mut request = match Request::receive(stream, || control.expect_load()) {
+    let deadline = Instant::now() + REQUEST_TIMEOUT;
+    let mut request = match Request::receive(stream, deadline, || control.expect_load()) {
         Ok(request) => request,
-        Err(message::Error::Ended) => return Err(None),
+        // The rest of such a message is no request.
+        Err(message::Error::Ended | message::Error::Long | message::Error::Socket { .. }) => {
+            return Err(None);
+        }
         Err(error) => return Err(Some(hints::describe(&error, OptionSet::None))),
     };
     let arguments = request.arguments.iter().map(Into::into);
@@ -182,16 +201,23 @@ fn receive(stream: &mut UnixStream, control: &Control) -> Result<Received, Optio
     let files = std::mem::take(&mut request.files).into_iter();
     let files = files.map(|(path, file)| (path, File::from(file))).collect();
     let passed = PassedFiles::new(files, std::mem::take(&mut request.descriptors));
-    match control.open_snapshot(restore.params.clone(), passed) {
+    // Relative paths are those of the client.
+    let opened = process::enter_directory(request.directory.as_fd())
+        .map_err(|source| format!("cannot enter the working directory of the client: {source}"))
+        .and_then(|()| {
+            let opened = control.open_snapshot(restore.params.clone(), passed);
+            opened.map_err(|error| hints::describe(&error, OptionSet::Restore))
+        });
+    match opened {
         Ok(snapshot) => Ok((request, restore, snapshot)),
-        Err(error) => Err(Some(hints::describe(&error, OptionSet::Restore))),
+        Err(reason) => Err(Some(reason)),
     }
 }
 
-/// Runs the VM to its end, and sends the exit status to the client. Returns it. Closes what only the wait needs.
+/// Runs the VM to its end, and sends the exit status to the client. Returns it.
 fn run(accepted: Accepted, control: Control, timeline: Arc<Timeline>, waiter: Waiter) -> u8 {
     let mut stream = accepted.stream;
-    let adopted = process::adopt(&accepted.standard, &accepted.directory);
+    let adopted = process::adopt(&accepted.standard);
     // Closed once the guest runs: the kernel takes longer for them than for some steps of the load.
     let unneeded = (waiter, accepted.standard, accepted.directory);
     let ended = adopted
@@ -250,7 +276,14 @@ impl Waiter {
     fn new(socket: &ShellSocket, signals: &[libc::c_int]) -> Result<Self, Error> {
         let failed = |operation| move |source| Error::System { operation, source };
         let source = match socket {
-            ShellSocket::Path(path) => Source::Listener(Socket::bind_private(path).map_err(Error::Socket)?),
+            ShellSocket::Path(path) => {
+                // A client runs a VM with the rights of this user.
+                let bound = process::create_private(|| Socket::bind(path));
+                Source::Listener(bound.map_err(|source| Error::Socket {
+                    path: path.clone(),
+                    source,
+                })?)
+            }
             ShellSocket::Descriptor(number) => Source::Inherited(Some(inherited(*number)?)),
         };
         let signals = SignalFd::new(signals).map_err(failed("create a signalfd"))?;
@@ -317,14 +350,10 @@ impl Waiter {
 
 /// Returns the connected socket that this process has inherited as `number`.
 fn inherited(number: RawFd) -> Result<UnixStream, Error> {
-    // SAFETY: the call takes no pointer and closes no descriptor; the kernel checks the number.
-    let duplicate = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
     let failed = |source| Error::Descriptor { number, source };
-    if duplicate < 0 {
-        return Err(failed(io::Error::last_os_error()));
-    }
-    // SAFETY: the kernel has just returned this descriptor; nothing else owns it.
-    let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(duplicate) });
+    let stream = UnixStream::from(process::duplicate(number).map_err(failed)?);
     stream.peer_addr().map_err(failed)?;
+    // Many parents make both ends non-blocking, a property that they share.
+    stream.set_nonblocking(false).map_err(failed)?;
     Ok(stream)
 }

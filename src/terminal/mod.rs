@@ -109,6 +109,29 @@ impl InputKind {
     }
 }
 
+/// Modes of a terminal that another process may change.
+pub struct SavedModes<'a> {
+    terminal: BorrowedFd<'a>,
+    modes: termios,
+}
+
+impl<'a> SavedModes<'a> {
+    /// Returns the modes of `file`, or nothing if it is no terminal.
+    pub fn of(file: BorrowedFd<'a>) -> Option<Self> {
+        let modes = modes(file.as_raw_fd()).ok()?;
+        Some(Self {
+            terminal: file,
+            modes,
+        })
+    }
+
+    /// Sets the modes again.
+    pub fn restore(&self) {
+        // The process ends: an error cannot be reported any more.
+        let _ = set_modes(self.terminal.as_raw_fd(), &self.modes);
+    }
+}
+
 /// A terminal in raw mode, at most one at a time. Restores the modes when dropped.
 #[derive(Debug)]
 pub struct Terminal(());

@@ -143,8 +143,8 @@ impl<T> Receiver<T> {
         lock(&self.0.state).take()
     }
 
-    /// As [`receive`](Self::receive), for a message that follows soon: the thread is not asleep then, and needs no wake, which takes some
-    /// 40 us where the host is a virtual machine. It yields the processor meanwhile.
+    /// As [`receive`](Self::receive), for a message that follows soon. The thread polls first: its wake would take some 40 us where the
+    /// host is a virtual machine.
     pub fn receive_soon(&self) -> Option<T> {
         poll(|| match self.try_receive() {
             Ok(message) => Some(Some(message)),

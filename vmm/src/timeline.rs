@@ -89,7 +89,7 @@ impl Timeline {
         }
     }
 
-    /// Removes all spans, and makes the timeline start at `instant`.
+    /// Removes all spans, and restarts the timeline at `instant`.
     pub fn restart(&self, instant: Instant) {
         self.clear();
         let origin = instant.saturating_duration_since(self.started_at);

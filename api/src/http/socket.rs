@@ -3,12 +3,12 @@
 //! Some clients send one request as soon as the path exists, without a retry. bind(2) creates the path before listen(2)
 //! accepts connections. Therefore the socket is bound under a temporary name, and link(2) gives it the final name.
 
-use std::fs::{self, File, Metadata, Permissions, TryLockError};
+use std::fs::{self, File, Metadata, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::process;
 use std::thread;
 use std::time::Duration;
@@ -40,18 +40,6 @@ impl Socket {
     /// # Errors
     /// All variants but [`Error::Events`].
     pub fn bind(path: &Path) -> Result<Self, Error> {
-        Self::bind_with(path, None)
-    }
-
-    /// Listens at `path` like [`bind`](Self::bind), for this user alone.
-    ///
-    /// # Errors
-    /// As of [`bind`](Self::bind).
-    pub fn bind_private(path: &Path) -> Result<Self, Error> {
-        Self::bind_with(path, Some(Permissions::from_mode(0o600)))
-    }
-
-    fn bind_with(path: &Path, permissions: Option<Permissions>) -> Result<Self, Error> {
         let length = path.as_os_str().len();
         if length > MAX_SOCKET_PATH {
             return Err(Error::Long {
@@ -60,16 +48,15 @@ impl Socket {
             });
         }
         let (listener, hidden) = listen(path)?;
-        let linked = permissions
-            .map_or(Ok(()), |permissions| fs::set_permissions(&hidden, permissions))
-            .and_then(|()| fs::symlink_metadata(&hidden))
+        let linked = fs::symlink_metadata(&hidden)
             .map_err(|source| Error::at(path, "inspect", source))
             .and_then(|metadata| link_socket(&hidden, path).map(|()| identity(&metadata)));
         // After a rename the name is gone. If the removal fails, later processes skip the name.
         let _ = fs::remove_file(&hidden);
         let socket = Self {
             listener,
-            path: path.to_owned(),
+            // The working directory may change.
+            path: path::absolute(path).unwrap_or_else(|_| path.to_owned()),
             identity: linked?,
         };
         socket

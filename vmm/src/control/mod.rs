@@ -181,7 +181,7 @@ impl Control {
         Ok(())
     }
 
-    /// Wakes the threads of the VM of [`prepare_load`](Self::prepare_load) for a load that follows soon, and makes the timeline start now.
+    /// Wakes the threads of the VM of [`prepare_load`](Self::prepare_load) for a load that follows soon, and restarts the timeline.
     pub fn expect_load(&self) {
         self.timeline.restart(Instant::now());
         if let Some(Preparation::Complete(prepared)) = &self.preparation {

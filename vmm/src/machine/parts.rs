@@ -248,6 +248,8 @@ impl PreparedVm {
     pub fn check_restore(&self, spec: &VmSpec) -> Result<(), Mismatch> {
         let (own, other) = (self.spec.config(), spec.config());
         Mismatch::check("guest memory", &own.memory, &other.memory)?;
+        let tracking = |config: &VmConfig| switch(config.track_dirty_pages);
+        Mismatch::check("dirty page tracking", &tracking(own), &tracking(other))?;
         self.check_parts(spec)
     }
 
@@ -261,7 +263,6 @@ impl PreparedVm {
         if let (Some(own), Some(other)) = (own.gic, other.gic) {
             Mismatch::check("interrupt controller", &own, &other)?;
         }
-        let switch = |is_on| if is_on { "on" } else { "off" };
         Mismatch::check("ACPI", &switch(own.acpi), &switch(other.acpi))
     }
 
@@ -316,6 +317,10 @@ impl PreparedVm {
             }
         }
     }
+}
+
+fn switch(is_on: bool) -> &'static str {
+    if is_on { "on" } else { "off" }
 }
 
 fn has_same_mapping(one: &GuestMemory, other: &GuestMemory) -> bool {

@@ -242,11 +242,14 @@ impl Disk {
         Self::with_file(open_file(path, options.read_only)?, path, options)
     }
 
-    /// Uses `file`, which is open at `path` for the accesses of `options`, otherwise as [`Self::open_unlocked`].
+    /// Uses `file`, which another process may have opened at `path`, otherwise as [`Self::open_unlocked`].
     ///
     /// # Errors
-    /// As of [`Self::open_unlocked`].
+    /// As of [`Self::open_unlocked`]. [`Error::NotWritable`] also if only the file is not open for writing.
     pub fn with_file(file: File, path: &Path, options: DiskOptions) -> Result<Self, Error> {
+        if !options.read_only && !is_writable(&file) {
+            return Err(Error::NotWritable(path.to_owned()));
+        }
         let metadata = file.metadata().map_err(|source| Error::System {
             operation: "inspect",
             path: path.to_owned(),
@@ -729,6 +732,13 @@ pub(super) fn open_error(path: &Path, read_only: bool, source: io::Error) -> Err
             source,
         },
     }
+}
+
+/// Returns true if `file` is open for reading and writing.
+fn is_writable(file: &File) -> bool {
+    // SAFETY: the call takes no pointer and changes nothing.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    flags >= 0 && flags & libc::O_ACCMODE == libc::O_RDWR
 }
 
 /// Opens the file of a disk at `path`.

@@ -100,7 +100,8 @@ fn snapshot_continues_in_shell() {
     let api = Directory::new();
     let mut client = shell.restore(&snapshot, &["--api-sock", &api.text("api.sock")]);
     client.expect_ticks(20);
-    assert!(!shell.socket().exists(), "a shell serves one client");
+    // A shell serves one client.
+    scratch::wait_until("the removal of the socket", || !shell.socket().exists());
     assert_eq!(vcpu_thread(shell.running.id()), thread);
     // The VM is as any other: a snapshot of it can be loaded.
     let second = api.text("second");
@@ -124,7 +125,10 @@ fn input_and_exit_status_pass_through_shell() {
     // Relative paths belong to the directory of the client.
     let mut shell = Shell::start(&["--for", &snapshot]);
     let mut command = Command::new(program());
-    command.current_dir(kept.root()).args(shell.arguments("s"));
+    command
+        .current_dir(kept.root())
+        .args(shell.arguments("s"))
+        .arg("--untrusted");
     let mut client = Running::start(command.stdin(Stdio::piped()));
     let mut input = client.take_input().unwrap();
     input.write_all(b"hello shell\n").unwrap();
@@ -184,6 +188,39 @@ fn shell_refuses_other_shapes_and_waits_on() {
     let mut client = shell.restore(&snapshot, &[]);
     client.expect_ticks(3);
     drop(client);
+    shell.running.expect_exit(1);
+}
+
+#[test]
+fn tracked_snapshot_uses_vm_of_shell() {
+    let mut vm = ApiProcess::start();
+    let body = r#"{"vcpu_count":1,"mem_size_mib":32,"track_dirty_pages":true}"#;
+    vm.expect_no_content("PUT", "/machine-config", body);
+    vm.set_kernel("ticker.elf");
+    vm.run_action("InstanceStart");
+    vm.expect("tick 1\n");
+    let kept = Directory::new();
+    let snapshot = kept.text("s");
+    create_snapshot(&vm, &snapshot, &[]);
+    vm.terminate();
+    let mut shell = Shell::start(&["--for", &snapshot]);
+    let thread = vcpu_thread(shell.running.id());
+    let mut client = shell.restore(&snapshot, &[]);
+    client.expect_ticks(3);
+    assert_eq!(vcpu_thread(shell.running.id()), thread);
+    drop(client);
+    shell.running.expect_exit(1);
+}
+
+#[test]
+fn incomplete_request_does_not_occupy_shell() {
+    let (_kept, snapshot) = create_snapshot_of("ticker.elf", "tick 3\n");
+    let mut shell = Shell::start(&["--for", &snapshot]);
+    let mut incomplete = shell.connect();
+    incomplete.write_all(b"{").unwrap();
+    let mut client = shell.restore(&snapshot, &[]);
+    client.expect_ticks(3);
+    drop((client, incomplete));
     shell.running.expect_exit(1);
 }
 

@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn features_are_same_whatever_guest_enables() {
+    fn runtime_values_are_no_features() {
         let two = CpuTopology { vcpus: 2, threads: 1 };
         let set = profile().for_vcpu(0, two, 2_500_000).as_slice().to_vec();
         let mut saved = set.clone();
