@@ -81,7 +81,8 @@ impl Process {
     }
 
     /// Returns the private memory of the process in KiB, without its guest's memory of `memory` bytes. The
-    /// kernel's placement of pages there depends on the guest, not on the socket.
+    /// kernel's placement of pages there depends on the guest, not on the socket. Clean pages belong to the page cache, and the kernel
+    /// maps more or fewer of them at each page fault.
     ///
     /// # Errors
     /// Fails if /proc is missing.
@@ -94,7 +95,7 @@ impl Process {
             let number = columns.next().and_then(|column| column.parse::<i64>().ok());
             if let Some((start, end)) = range(first) {
                 mappings.push((start, end, 0));
-            } else if first.starts_with("Private_")
+            } else if first == "Private_Dirty:"
                 && let Some(mapping) = mappings.last_mut()
             {
                 mapping.2 += number.unwrap_or(0);

@@ -41,7 +41,7 @@ static struct kvm_segment flat_segment(uint16_t selector, uint8_t type, uint8_t 
 }
 
 static void enter_long_mode(int vcpu) {
-    struct kvm_sregs sregs;
+    struct kvm_sregs sregs = {0};
     checked_ioctl(vcpu, KVM_GET_SREGS, &sregs, "KVM_GET_SREGS");
     sregs.cs = flat_segment(0x10, 11, 1);
     sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = flat_segment(0x18, 3, 0);

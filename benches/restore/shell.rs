@@ -38,16 +38,11 @@ pub fn memory(fixture: &Fixture, mib: u32) -> io::Result<Row> {
     let snapshot = text(&fixture.snapshot("chatter", mib)?);
     let bytes = u64::from(mib) << 20;
     let path = text(&socket());
-    let other_path = socket().with_extension("other");
+    let _ = std::fs::remove_file(socket());
     let mut restored = Process::start(&mayfly(), &["restore", &snapshot])?;
     restored.read(1)?;
-    // Two, so that no page of the program is private to one.
-    let start = |path: &str| {
-        let _ = std::fs::remove_file(path);
-        Process::start(&mayfly(), &["shell", path, "--for", &snapshot])
-    };
-    let (shell, _other) = (start(&path)?, start(&text(&other_path))?);
-    drop((connect(&socket()), connect(&other_path)));
+    let shell = Process::start(&mayfly(), &["shell", &path, "--for", &snapshot])?;
+    drop(connect(&socket()));
     thread::sleep(crate::PAUSE);
     let extra = shell.private_kib(bytes)? - restored.private_kib(bytes)?;
     let extra = f64::from(i32::try_from(extra).unwrap_or(i32::MAX));
