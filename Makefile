@@ -86,7 +86,7 @@ endif
 ifneq ($(wildcard /dev/kvm),)
 UNIT := --workspace
 else
-UNIT := --workspace --lib --bins --test architecture --test order --test cli --test docs --test fuzz --test hosts --test clients --test jail -- --exact --skip load
+UNIT := --workspace --lib --bins --test architecture --test dependencies --test order --test cli --test docs --test fuzz --test hosts --test clients --test jail -- --exact --skip load
 endif
 
 # In CI, a test that lacks a requirement fails (tests/scratch/requirement.rs). Elsewhere it is skipped, reported and counted.
