@@ -200,7 +200,8 @@ impl Guest {
         next
     }
 
-    fn launch(arguments: &str) -> Self {
+    /// Starts mayfly with `arguments`, split at spaces.
+    pub fn launch(arguments: &str) -> Self {
         let mut command = mayfly_command();
         command.args(arguments.split_whitespace()).stdin(Stdio::piped());
         let mut running = Running::start(&mut command);

@@ -63,3 +63,4 @@ macro_rules! scenarios_of_map {
 mod kvm;
 mod linux;
 mod programs;
+mod snapshots;

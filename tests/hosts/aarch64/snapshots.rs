@@ -1,0 +1,120 @@
+//! Snapshots on aarch64, with the test guests.
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use super::Map;
+use crate::guest::{Guest, mayfly_command};
+
+const SOCKET: &str = "/tmp/api";
+const DIRECTORY: &str = "/tmp/snapshot";
+const SHELL: &str = "/tmp/shell";
+
+scenarios_on_each_map! {
+    ticks_continue_after_restores => |map| check_ticks(map, "");
+    ticks_continue_with_realtime => |map| check_ticks(map, "--realtime");
+    memory_is_restored => check_memory;
+    shell_restores_guest => check_shell;
+}
+
+/// On one host alone: the state file decides.
+#[test]
+fn snapshot_of_x86_64_is_refused() {
+    crate::host::run(concat!(module_path!(), "::snapshot_of_x86_64_is_refused"), || {
+        fs::create_dir_all(DIRECTORY).unwrap();
+        let state = include_bytes!("../../../vmm/src/arch/x86_64/testdata/identity.state");
+        fs::write(format!("{DIRECTORY}/state"), state).unwrap();
+        fs::write(format!("{DIRECTORY}/memory"), []).unwrap();
+        let output = scratch::run(mayfly_command().args(["restore", DIRECTORY]));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(
+            stderr.contains("x86_64") && stderr.contains("aarch64"),
+            "{stderr}"
+        );
+        fs::remove_dir_all(DIRECTORY).unwrap();
+    });
+}
+
+/// Starts `guest` with an API socket.
+fn start(map: Map, guest: &str) -> Guest {
+    Guest::start(&format!(
+        "/guests/{}/{guest} --memory 64M --api-sock {SOCKET}",
+        map.name
+    ))
+}
+
+fn restore(options: &str) -> Guest {
+    Guest::launch(&format!("restore {DIRECTORY} --api-sock {SOCKET} {options}"))
+}
+
+/// Creates a snapshot of the running guest.
+fn create_snapshot(options: &[&str]) {
+    let command = ["snapshot", DIRECTORY, "--api-sock", SOCKET];
+    let Output { status, stderr, .. } = scratch::run(mayfly_command().args(command).args(options));
+    assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
+}
+
+/// Expects `count` consecutive ticks after the next one. Returns the number of that first tick.
+fn expect_ticks(guest: &mut Guest, count: u32) -> u32 {
+    guest.expect("tick ");
+    let first: u32 = guest.expect("\n").trim().parse().unwrap();
+    for number in first + 1..=first + count {
+        guest.expect(&format!("tick {number}"));
+    }
+    first
+}
+
+/// Restores a guest with the timer of the architecture several times, from one snapshot and from one of a restored guest.
+fn check_ticks(map: Map, options: &str) {
+    let mut guest = start(map, "ticker.elf");
+    let first = expect_ticks(&mut guest, 5);
+    create_snapshot(&[]);
+    guest.terminate();
+    let mut restored = restore(options);
+    let second = expect_ticks(&mut restored, 5);
+    restored.terminate();
+    let mut restored = restore(options);
+    assert_eq!(expect_ticks(&mut restored, 5), second);
+    assert!(second > first + 5, "tick {second} follows {first}");
+    create_snapshot(&[]);
+    restored.terminate();
+    let mut last = restore(options);
+    let third = expect_ticks(&mut last, 5);
+    assert!(third > second + 5, "tick {third} follows {second}");
+    last.terminate();
+    fs::remove_dir_all(DIRECTORY).unwrap();
+}
+
+/// Restores a guest that checks its pages, from a full snapshot and from a diff that is merged into it.
+fn check_memory(map: Map) {
+    let mut guest = start(map, "touch.elf");
+    guest.expect("touched 512 pages");
+    create_snapshot(&[]);
+    guest.terminate();
+    let mut restored = restore("");
+    restored.type_line("w");
+    restored.expect("ok touch 512 pages");
+    create_snapshot(&["--diff"]);
+    restored.terminate();
+    let mut merged = restore("");
+    merged.type_line("q");
+    merged.expect("ok touch 512 pages");
+    merged.expect_exit(0);
+    fs::remove_dir_all(DIRECTORY).unwrap();
+}
+
+fn check_shell(map: Map) {
+    let mut guest = start(map, "ticker.elf");
+    expect_ticks(&mut guest, 3);
+    create_snapshot(&[]);
+    guest.terminate();
+    let shell = Guest::launch(&format!("shell {SHELL} --for {DIRECTORY}"));
+    scratch::wait_until("the socket of the shell", || Path::new(SHELL).exists());
+    let mut client = Guest::launch(&format!("restore --shell {SHELL} {DIRECTORY}"));
+    expect_ticks(&mut client, 5);
+    client.terminate();
+    shell.expect_exit(1);
+    fs::remove_dir_all(DIRECTORY).unwrap();
+}
