@@ -29,7 +29,7 @@ const FEW_ROUNDS: usize = 10;
 /// Restores for one cycle through [`MIXED_KINDS`].
 const ONE_CYCLE: usize = MIXED_KINDS.len();
 /// Mostly diff snapshots: here they take a tenth of the time of a full snapshot.
-const MIXED_KINDS: &[&str] = &["Full", "Diff", "Diff", "Diff", "Diff"];
+pub const MIXED_KINDS: &[&str] = &["Full", "Diff", "Diff", "Diff", "Diff"];
 /// Maximum apparent lead of the guest's clock in seconds, from the delay of its output.
 const SLACK: f64 = 5.0;
 const SOCKET: &str = "/tmp/api";
@@ -100,19 +100,19 @@ impl GuestTime {
 }
 
 /// Parameters of a scenario.
-struct Case {
-    rounds: usize,
+pub struct Case {
+    pub rounds: usize,
     /// Types of the snapshots, repeated in a cycle.
-    kinds: &'static [&'static str],
+    pub kinds: &'static [&'static str],
     /// Options of the drive.
-    drive: &'static str,
+    pub drive: &'static str,
     /// Other options.
-    options: &'static str,
+    pub options: &'static str,
     /// True for guest memory from a fault handler.
-    has_handler: bool,
+    pub has_handler: bool,
 }
 
-const DEFAULT_CASE: Case = Case {
+pub const DEFAULT_CASE: Case = Case {
     rounds: FEW_ROUNDS,
     kinds: &["Full"],
     drive: "",
@@ -121,7 +121,7 @@ const DEFAULT_CASE: Case = Case {
 };
 
 /// Restores the guest repeatedly and checks that it detects no change.
-fn run_case(case: &Case) {
+pub fn run_case(case: &Case) {
     let &Case {
         rounds,
         kinds,

@@ -6,6 +6,7 @@ use std::process::Output;
 
 use super::Map;
 use crate::guest::{Guest, mayfly_command};
+use crate::snapshots::{Case, DEFAULT_CASE, MIXED_KINDS, run_case};
 
 const SOCKET: &str = "/tmp/api";
 const DIRECTORY: &str = "/tmp/snapshot";
@@ -16,6 +17,24 @@ scenarios_on_each_map! {
     ticks_continue_with_realtime => |map| check_ticks(map, "--realtime");
     memory_is_restored => check_memory;
     shell_restores_guest => check_shell;
+}
+
+/// Linux under load, on the map of Firecracker, as on x86_64.
+mod linux {
+    mod gic2 {
+        #[test]
+        fn restored_under_load() {
+            let name = concat!(module_path!(), "::restored_under_load");
+            crate::host::run(name, || crate::aarch64::snapshots::check_linux(""));
+        }
+    }
+    mod gic3 {
+        #[test]
+        fn restored_under_load_of_two_cpus() {
+            let name = concat!(module_path!(), "::restored_under_load_of_two_cpus");
+            crate::host::run(name, || crate::aarch64::snapshots::check_linux("--cpus 2"));
+        }
+    }
 }
 
 /// On one host alone: the state file decides.
@@ -34,6 +53,14 @@ fn snapshot_of_x86_64_is_refused() {
             "{stderr}"
         );
         fs::remove_dir_all(DIRECTORY).unwrap();
+    });
+}
+
+fn check_linux(options: &'static str) {
+    run_case(&Case {
+        options,
+        kinds: MIXED_KINDS,
+        ..DEFAULT_CASE
     });
 }
 
