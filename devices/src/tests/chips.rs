@@ -1,19 +1,21 @@
 //! Fixtures of the devices of every machine.
 
 use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use snapshot::Component;
+use snapshot::persist::Error;
+use snapshot::{ArchiveReader, ArchiveWriter, Component};
 
 use super::{Fixture, StateSetup};
 use crate::bus::BusDevice;
 use crate::clock::Clock;
 use crate::legacy::cmos::MemorySize;
 use crate::legacy::power::{EXIT_LENGTH, POWER_OFF_LENGTH};
-use crate::legacy::serial::SerialOutput;
+use crate::legacy::serial::{Pl011Registers, SerialModel, SerialOutput};
+use crate::lock;
 use crate::testing::{EdgeCounter, ManualClock};
-use crate::{Cmos, ExitPort, I8042, Pit, Power, PowerOffPort, Serial, SleepPort};
+use crate::{Cmos, ExitPort, I8042, Pit, Power, PowerOffPort, Rtc, Serial, SleepPort};
 
 /// Creates an independent clock with the current time of `clock`.
 pub(super) fn separate(clock: &ManualClock) -> ManualClock {
@@ -363,5 +365,136 @@ impl Fixture for SerialFixture {
 
     fn resume(&mut self) {
         self.edges.take();
+    }
+}
+
+/// A serial port with the registers of a PL011, whose state has two sections.
+struct Pl011Port(Arc<Mutex<Serial>>);
+
+impl Component for Pl011Port {
+    fn save_section(&self, key: &str, archive: &mut ArchiveWriter) -> Result<(), Error> {
+        lock(&self.0).save_section(key, archive)?;
+        Pl011Registers(self.0.clone()).save_section(&format!("{key}/registers"), archive)
+    }
+
+    fn restore_section(&mut self, key: &str, archive: &mut ArchiveReader<'_>) -> Result<(), Error> {
+        lock(&self.0).restore_section(key, archive)?;
+        Pl011Registers(self.0.clone()).restore_section(&format!("{key}/registers"), archive)
+    }
+}
+
+impl BusDevice for Pl011Port {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        lock(&self.0).read(offset, data);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        lock(&self.0).write(offset, data);
+    }
+}
+
+pub(super) struct Pl011Fixture {
+    port: Pl011Port,
+    _reader: File,
+}
+
+impl Fixture for Pl011Fixture {
+    const TYPES: &'static [&'static str] = &["Pl011Registers"];
+    const REGISTERS: u64 = 0x4c;
+    const STATES: &'static [StateSetup<Self>] = &[
+        ("divisor written", |fixture| poke(&mut fixture.port, &[(0x24, 9)])),
+        ("receiver interrupt unmasked", |fixture| {
+            poke(&mut fixture.port, &[(0x38, 0x10)]);
+        }),
+        ("byte received", |fixture| {
+            assert_eq!(lock(&fixture.port.0).enqueue(b"a"), 1);
+        }),
+        ("FIFO full, interrupt pending", |fixture| {
+            poke(&mut fixture.port, &[(0x2c, 0x10), (0x38, 0x50)]);
+            lock(&fixture.port.0).enqueue(&[7; 100]);
+        }),
+        ("loopback", |fixture| {
+            fixture.port.write(0x30, &[0x81, 3]);
+            poke(&mut fixture.port, &[(0, b'x')]);
+        }),
+    ];
+
+    fn new() -> Self {
+        let (reader, writer) = crate::legacy::serial::testing::small_pipe();
+        let output = SerialOutput::new(writer).unwrap();
+        let line = Arc::new(EdgeCounter::default());
+        let serial = Serial::with_model(SerialModel::Pl011, line, output).unwrap();
+        Self {
+            port: Pl011Port(Arc::new(Mutex::new(serial))),
+            _reader: reader,
+        }
+    }
+
+    fn fresh_copy(&self) -> Self {
+        Self::new()
+    }
+
+    fn component(&mut self) -> &mut dyn Component {
+        &mut self.port
+    }
+
+    fn registers(&mut self) -> Option<&mut dyn BusDevice> {
+        Some(&mut self.port)
+    }
+
+    fn apply_event(&mut self, event: u16) -> u64 {
+        let [length, first] = event.to_le_bytes();
+        let bytes: Vec<u8> = (0..length % 40).map(|index| first.wrapping_add(index)).collect();
+        lock(&self.port.0).enqueue(&bytes) as u64
+    }
+}
+
+/// Registers of the PL031 whose values depend on the time of the host: data, load.
+const RTC_TIMES: [u64; 2] = [0, 8];
+
+/// The clock runs on during the comparisons, so that the driver sees no time and sets it in the named states alone.
+#[derive(Default)]
+pub(super) struct RtcFixture(Rtc);
+
+impl BusDevice for RtcFixture {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        match RTC_TIMES.contains(&offset) {
+            true => data.fill(0),
+            false => self.0.read(offset, data),
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if !RTC_TIMES.contains(&offset) {
+            self.0.write(offset, data);
+        }
+    }
+}
+
+impl Fixture for RtcFixture {
+    const TYPES: &'static [&'static str] = &["Rtc"];
+    const REGISTERS: u64 = 0x24;
+    const STATES: &'static [StateSetup<Self>] = &[
+        ("time set", |fixture| fixture.0.write(8, &[0x40, 0, 0, 0])),
+        ("match written", |fixture| fixture.0.write(4, &[1, 2, 3, 4])),
+        ("interrupt unmasked", |fixture| {
+            fixture.0.write(0x10, &[1, 0, 0, 0])
+        }),
+    ];
+
+    fn new() -> Self {
+        Self::default()
+    }
+
+    fn fresh_copy(&self) -> Self {
+        Self::default()
+    }
+
+    fn component(&mut self) -> &mut dyn Component {
+        &mut self.0
+    }
+
+    fn registers(&mut self) -> Option<&mut dyn BusDevice> {
+        Some(self)
     }
 }

@@ -255,6 +255,8 @@ table! {
     pic: controllers::PicFixture,
     pit: chips::PitFixture,
     power_off_port: chips::PowerOffFixture,
+    pl011: chips::Pl011Fixture,
+    rtc: chips::RtcFixture,
     serial: chips::SerialFixture,
     sleep_port: chips::SleepFixture,
     disk_by_io_uring: virtio::DiskFixture<true>,
