@@ -14,37 +14,17 @@
 // minimum that KVM requires: no model-specific registers, and the saved CPUID instead of a new one from KVM. `wait` and `shell` restore
 // all state of the vCPU, and the clock. A diff contains the full vCPU state, which a restore requires.
 #define _GNU_SOURCE
-#include <err.h>
-#include <fcntl.h>
-#include <linux/kvm.h>
 #include <pthread.h>
-#include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "../control/socket.h"
+#include "state.h"
 
-enum { GDT = 0x500, STACK = 0x8ff0, PML4 = 0x9000, PDPT = 0xa000, DIRECTORY = 0xb000, CODE = 0x100000, WRITTEN = 0x1000000 };
-enum { PRESENT_WRITABLE = 3, LARGE = 0x83, PAGE = 4096, PAGES = 256 };
+enum { CODE = 0x100000, WRITTEN = 0x1000000, PAGE = 4096, PAGES = 256 };
 
 // mov dx, 0x3f8; mov al, '.'; again: out dx, al; jmp again
 static const uint8_t code[] = {0x66, 0xba, 0xf8, 0x03, 0xb0, '.', 0xee, 0xeb, 0xfd};
-
-static struct state {
-    uint64_t size;
-    struct kvm_sregs sregs;
-    struct kvm_regs regs;
-    struct kvm_xsave xsave;
-    struct kvm_lapic_state lapic;
-    struct kvm_vcpu_events events;
-    struct kvm_cpuid2 cpuid;
-    struct kvm_cpuid_entry2 entries[256];
-} state;
 
 // From linux/fs.h since Linux 6.7.
 struct pm_scan_arg_ {
@@ -55,69 +35,6 @@ struct page_region_ {
 };
 #define SCAN _IOWR('f', 16, struct pm_scan_arg_)
 enum { IS_FILE = 1 << 2, IS_PRESENT = 1 << 3 };
-
-static int kvm, vm, vcpu;
-static uint8_t *memory;
-static struct kvm_run *run;
-
-static int checked_ioctl(int fd, unsigned long request, const void *argument, const char *name) {
-    int result = ioctl(fd, request, argument);
-    if (result < 0) err(1, "%s", name);
-    return result;
-}
-
-static int open_file(const char *directory, const char *name, int flags) {
-    char path[4096];
-    snprintf(path, sizeof path, "%s/%s", directory, name);
-    int fd = open(path, flags | O_CLOEXEC, 0600);
-    if (fd < 0) err(1, "%s", path);
-    return fd;
-}
-
-static void create_vm(void) {
-    kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-    if (kvm < 0) err(1, "/dev/kvm");
-    vm = checked_ioctl(kvm, KVM_CREATE_VM, NULL, "KVM_CREATE_VM");
-}
-
-static void map_file(int fd, int flags) {
-    memory = mmap(memory, state.size, PROT_READ | PROT_WRITE, flags | MAP_NORESERVE, fd, 0);
-    if (memory == MAP_FAILED) err(1, "mmap");
-}
-
-static void set_slot(void) {
-    struct kvm_userspace_memory_region slot = {.memory_size = state.size, .userspace_addr = (uintptr_t)memory};
-    checked_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot, "KVM_SET_USER_MEMORY_REGION");
-    if (ioctl(vm, KVM_SET_TSS_ADDR, 0xfffbd000) < 0) err(1, "KVM_SET_TSS_ADDR");
-}
-
-static void map_memory(int fd, int shared) {
-    map_file(fd, shared ? MAP_SHARED : MAP_PRIVATE);
-    set_slot();
-}
-
-static void create_vcpu(void) {
-    struct kvm_enable_cap split = {.cap = KVM_CAP_SPLIT_IRQCHIP, .args = {24}};
-    checked_ioctl(vm, KVM_ENABLE_CAP, &split, "KVM_CAP_SPLIT_IRQCHIP");
-    vcpu = checked_ioctl(vm, KVM_CREATE_VCPU, NULL, "KVM_CREATE_VCPU");
-    size_t run_size = (size_t)checked_ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, NULL, "KVM_GET_VCPU_MMAP_SIZE");
-    run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
-    if (run == MAP_FAILED) err(1, "mmap of kvm_run");
-}
-
-static void build(int fd, int shared) {
-    create_vm();
-    map_memory(fd, shared);
-    create_vcpu();
-}
-
-static void save(void) {
-    checked_ioctl(vcpu, KVM_GET_SREGS, &state.sregs, "KVM_GET_SREGS");
-    checked_ioctl(vcpu, KVM_GET_REGS, &state.regs, "KVM_GET_REGS");
-    checked_ioctl(vcpu, KVM_GET_XSAVE, &state.xsave, "KVM_GET_XSAVE");
-    checked_ioctl(vcpu, KVM_GET_LAPIC, &state.lapic, "KVM_GET_LAPIC");
-    checked_ioctl(vcpu, KVM_GET_VCPU_EVENTS, &state.events, "KVM_GET_VCPU_EVENTS");
-}
 
 // Rest of the state of a guest.
 static struct extra_state {
@@ -166,34 +83,11 @@ static void restore_extra(void) {
     checked_ioctl(vm, KVM_SET_CLOCK, &clock, "KVM_SET_CLOCK");
 }
 
-static struct kvm_segment flat_segment(uint16_t selector, uint8_t type, uint8_t wide) {
-    return (struct kvm_segment){.limit = 0xffffffff, .selector = selector, .type = type, .present = 1, .s = 1, .g = 1, .l = wide, .db = !wide};
-}
-
 static void make(const char *directory, uint64_t mib) {
-    state.size = mib << 20;
-    int fd = open_file(directory, "memory", O_RDWR | O_CREAT);
-    if (ftruncate(fd, (off_t)state.size) < 0) err(1, "memory");
-    build(fd, 1);
+    build_new(directory, mib);
     memcpy(memory + CODE, code, sizeof code);
-    const uint64_t gdt[] = {0, 0, 0x00af9b000000ffff, 0x00cf93000000ffff};
-    memcpy(memory + GDT, gdt, sizeof gdt);
-    *(uint64_t *)(memory + PML4) = PDPT | PRESENT_WRITABLE;
-    *(uint64_t *)(memory + PDPT) = DIRECTORY | PRESENT_WRITABLE;
-    uint64_t *page_directory = (uint64_t *)(memory + DIRECTORY);
-    for (uint64_t i = 0; i < 512; i++) page_directory[i] = i << 21 | LARGE;
-    state.cpuid.nent = 256;
-    checked_ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &state.cpuid, "KVM_GET_SUPPORTED_CPUID");
-    checked_ioctl(vcpu, KVM_SET_CPUID2, &state.cpuid, "KVM_SET_CPUID2");
+    enter_long_mode(CODE);
     save();
-    state.sregs.cs = flat_segment(0x10, 11, 1);
-    state.sregs.ds = state.sregs.es = state.sregs.fs = state.sregs.gs = state.sregs.ss = flat_segment(0x18, 3, 0);
-    state.sregs.gdt = (struct kvm_dtable){.base = GDT, .limit = 31};
-    state.sregs.cr0 = 0x80050033;
-    state.sregs.cr3 = PML4;
-    state.sregs.cr4 = 0x20;
-    state.sregs.efer = 0x500;
-    state.regs = (struct kvm_regs){.rip = CODE, .rsp = STACK, .rflags = 2};
     int to = open_file(directory, "state", O_WRONLY | O_CREAT | O_TRUNC);
     save_extra();
     drop_unwritable();
@@ -214,18 +108,9 @@ static int read_state(const char *directory) {
     return from;
 }
 
-static void restore_vcpu(void) {
-    checked_ioctl(vcpu, KVM_SET_CPUID2, &state.cpuid, "KVM_SET_CPUID2");
-    checked_ioctl(vcpu, KVM_SET_SREGS, &state.sregs, "KVM_SET_SREGS");
-    checked_ioctl(vcpu, KVM_SET_REGS, &state.regs, "KVM_SET_REGS");
-    checked_ioctl(vcpu, KVM_SET_XSAVE, &state.xsave, "KVM_SET_XSAVE");
-    checked_ioctl(vcpu, KVM_SET_LAPIC, &state.lapic, "KVM_SET_LAPIC");
-    checked_ioctl(vcpu, KVM_SET_VCPU_EVENTS, &state.events, "KVM_SET_VCPU_EVENTS");
-}
-
 static void restore(const char *directory) {
     read_state(directory);
-    build(open_file(directory, "memory", O_RDONLY), 0);
+    build_saved(directory);
     restore_vcpu();
 }
 
@@ -270,7 +155,8 @@ static void wait_for_request(const char *directory, const char *path) {
     char request[1024];
     if (client < 0 || read(client, request, sizeof request) < 1) err(1, "request");
     read_extra_from(read_state(directory));
-    map_memory(open_file(directory, "memory", O_RDONLY), 0);
+    map_file(open_file(directory, "memory", O_RDONLY), MAP_PRIVATE, state.size);
+    set_slot(state.size);
     wake_vcpu(thread);
 }
 
@@ -294,8 +180,8 @@ static void receive_files(int client, int files[DESCRIPTORS]) {
 static void shell(const char *directory, const char *path) {
     read_state(directory);
     create_vm();
-    map_file(-1, MAP_PRIVATE | MAP_ANONYMOUS);
-    set_slot();
+    map_file(-1, MAP_PRIVATE | MAP_ANONYMOUS, state.size);
+    set_slot(state.size);
     pthread_t thread = start_vcpu();
     int client = accept(listen_at(path), NULL, NULL);
     if (client < 0) err(1, "accept");
@@ -304,7 +190,7 @@ static void shell(const char *directory, const char *path) {
     read_state_from(files[STATE]);
     read_extra_from(files[STATE]);
     if (dup2(files[STDOUT], 1) < 0) err(1, "dup2");
-    map_file(files[MEMORY], MAP_PRIVATE | MAP_FIXED);
+    map_file(files[MEMORY], MAP_PRIVATE | MAP_FIXED, state.size);
     wake_vcpu(thread);
 }
 
