@@ -214,9 +214,10 @@ fn join_v2(mounts: &Mounts, args: &Args, parents: &[&OsStr], undo: &mut Undo) ->
         .ok_or(Error::NoHierarchy { version: 2, other: 1 })?;
     if args.cgroups.is_empty() {
         // As in Firecracker, an existing parent alone means the cgroup itself.
-        let parent: PathBuf = parents.iter().collect();
-        let Ok(parent) = Directory::open(mount.join(parent)) else {
-            return Ok(());
+        let path = mount.join(parents.iter().collect::<PathBuf>());
+        let parent = match Directory::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            opened => opened.map_err(Error::path("open the cgroup", path))?,
         };
         return attach(&parent, PROCESSES, origin_v2(&mount, PROCESSES)?, undo);
     }

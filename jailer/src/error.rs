@@ -97,24 +97,27 @@ impl Error {
         text.replace(|c: char| c.is_control(), "?")
     }
 
-    /// Returns true if a resource limit is the cause.
-    fn is_limit(&self) -> bool {
-        matches!(self, Self::Call { operation, .. } if operation.starts_with("set the limit"))
-    }
-
     /// Returns the way out where the error of the system call has a usual cause.
     fn way_out(&self) -> Option<&'static str> {
-        let (Self::Path { source, .. } | Self::Call { source, .. }) = self else {
+        let (Self::Path {
+            operation, source, ..
+        }
+        | Self::Call { operation, source }) = self
+        else {
             return None;
         };
         match source.raw_os_error()? {
             libc::EPERM | libc::EACCES if !sys::is_root() => Some("run mayfly-jailer as root"),
-            libc::EPERM if self.is_limit() => {
+            libc::ENOENT if operation.contains("directory of all jails") => {
+                Some("create it, or choose another --chroot-base-dir")
+            }
+            libc::EPERM if operation.starts_with("set the limit") => {
                 Some("give the jailer CAP_SYS_RESOURCE, or a hard limit that is at least as high (ulimit -H)")
             }
             libc::EPERM => Some("the container or security module of the jailer forbids it; permit it there"),
             libc::EMFILE => Some("raise the limit of open files of the jailer (ulimit -n)"),
             libc::ENOSPC => Some("free space on this file system"),
+            libc::EROFS if operation.contains("cgroup") => Some("mount the cgroups of this host writable"),
             libc::EROFS => Some("choose another --chroot-base-dir"),
             _ => None,
         }

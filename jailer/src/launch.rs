@@ -154,7 +154,6 @@ impl Launch {
         };
         drop(reader);
         self.files.pid.publish(pid)?;
-        sys::ignore_broken_pipes();
         // If the child has been killed, the pipe of messages shows its end.
         let _ = sys::write(&writer, b"1");
         Ok(false)

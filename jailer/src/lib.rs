@@ -58,6 +58,7 @@ const FAILURE: u8 = 1;
 /// VMM.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
     let clocks = launch::Clocks::now();
+    sys::ignore_broken_pipes();
     if let Err(error) = sys::close_descriptors() {
         return fail(&error.to_string());
     }

@@ -529,7 +529,7 @@ pub fn exit(status: c_int) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Makes a write to a pipe without a reader fail instead of ending the process. Programs that this process executes inherit it.
+/// Makes a write to a pipe without a reader fail instead of ending the process.
 pub fn ignore_broken_pipes() {
     // SAFETY: SIG_IGN is a valid action.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
@@ -561,6 +561,9 @@ pub fn execute(path: &CStr, arguments: &[CString]) -> io::Error {
     let mut pointers: Vec<_> = arguments.iter().map(|argument| argument.as_ptr()).collect();
     pointers.push(null());
     let environment = [null()];
+    // Programs inherit ignored signals.
+    // SAFETY: SIG_DFL is a valid action.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     // SAFETY: `path` is a C string, and both arrays end in null and hold C strings for the length of the call.
     unsafe { libc::execve(path.as_ptr(), pointers.as_ptr(), environment.as_ptr()) };
     io::Error::last_os_error()

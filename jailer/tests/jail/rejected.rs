@@ -1,6 +1,7 @@
 //! Command lines and programs that cannot work.
 
 use std::fs::{self, Permissions};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -22,6 +23,17 @@ fn usage_error_has_status_1() {
         stderr(&output),
         "mayfly-jailer: --id \"a_b\": expected 1 to 64 letters, digits and hyphens\n"
     );
+}
+
+#[test]
+fn closed_pipe_is_no_signal() {
+    for (arguments, status) in [(&["--help"][..], 0), (&["--id", "a_b"], 1)] {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let mut command = jailer(arguments);
+        command.stdout(writer.try_clone().unwrap()).stderr(writer);
+        assert_eq!(command.status().unwrap().code(), Some(status), "{arguments:?}");
+    }
 }
 
 #[test]
@@ -95,6 +107,10 @@ fn missing_paths_are_named() {
         ]);
         let text = host.fail(command.args(["--chroot-base-dir", shown]));
         assert!(text.contains("cannot find the directory of all jails"), "{text}");
+        assert!(
+            text.contains("create it, or choose another --chroot-base-dir"),
+            "{text}"
+        );
         assert_eq!(fs::read_dir(&host.base).unwrap().count(), 0);
     });
 }
