@@ -152,6 +152,17 @@ impl Drop for KillOnDrop {
     }
 }
 
+/// Kills a VMM that is no child of the test. Its PID cannot be reused meanwhile: nothing waits for it but its parent, which does not
+/// know it.
+pub struct KillDaemon(pub u32);
+
+impl Drop for KillDaemon {
+    fn drop(&mut self) {
+        // SAFETY: the call takes no pointer.
+        unsafe { libc::kill(i32::try_from(self.0).unwrap(), libc::SIGKILL) };
+    }
+}
+
 /// Runs `test`, whose own waits have no limit, on a thread with the limit of [`join`].
 ///
 /// # Panics

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::{env, thread};
 
-use scratch::{Directory, KillOnDrop, Requirement};
+use scratch::{Directory, KillDaemon, KillOnDrop, Requirement};
 
 /// User and group of the VMM.
 pub const UID: u32 = 1234;
@@ -172,17 +172,6 @@ pub struct Jailed {
 impl Jailed {
     pub fn pid(&self) -> u32 {
         self.child.0.id()
-    }
-}
-
-/// Kills a VMM that is no child of the test. Its PID cannot be reused meanwhile: nothing waits for it but its parent, which does not
-/// know it.
-pub struct KillDaemon(pub u32);
-
-impl Drop for KillDaemon {
-    fn drop(&mut self) {
-        // SAFETY: the call takes no pointer.
-        unsafe { libc::kill(i32::try_from(self.0).unwrap(), libc::SIGKILL) };
     }
 }
 

@@ -5,10 +5,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use scratch::KillOnDrop;
+use scratch::{KillDaemon, KillOnDrop};
 
 use crate::cgroups::{self, Parent};
-use crate::fixture::{GID, Host, KillDaemon, UID, in_namespaces, namespace, proc_file, proc_status, tree};
+use crate::fixture::{GID, Host, UID, in_namespaces, namespace, proc_file, proc_status, tree};
 
 const RELEASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../.cache/firecracker/1.12.1");
 

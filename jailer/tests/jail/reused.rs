@@ -4,7 +4,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
-use crate::fixture::{KillDaemon, in_namespaces, tree};
+use scratch::KillDaemon;
+
+use crate::fixture::{in_namespaces, tree};
 
 #[test]
 fn second_start_says_that_jail_is_in_use() {

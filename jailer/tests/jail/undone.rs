@@ -4,9 +4,11 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 
+use scratch::KillDaemon;
+
 use crate::cgroups::{self, Parent};
 use crate::fault::{Argument, inject};
-use crate::fixture::{Host, KillDaemon, in_namespaces, stderr, tree};
+use crate::fixture::{Host, in_namespaces, stderr, tree};
 
 /// A system call that fails.
 struct Fault {

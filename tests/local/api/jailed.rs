@@ -195,16 +195,6 @@ fn snapshot_moves_between_jails() {
     });
 }
 
-/// Kills a daemon, which is no child of this process.
-struct KillDaemon(i32);
-
-impl Drop for KillDaemon {
-    fn drop(&mut self) {
-        // SAFETY: the call takes no pointer. The PID is that of the VMM of this test, which runs until now.
-        unsafe { libc::kill(self.0, libc::SIGKILL) };
-    }
-}
-
 /// kata in Go, jailed: a daemon with a configuration file that is in the jail before.
 #[test]
 fn kata_starts_jailed_daemon() {
@@ -224,7 +214,7 @@ fn kata_starts_jailed_daemon() {
             "{stderr}"
         );
         let pid = fs::read_to_string(root.join("mayfly.pid")).unwrap();
-        let _daemon = KillDaemon(pid.parse().unwrap());
+        let _daemon = scratch::KillDaemon(pid.parse().unwrap());
         let mut client = connect(&root.join("run/firecracker.socket"));
         scratch::wait_until("the start of the guest", || {
             client.request("GET", "/", "").json()["state"] == "Running"
