@@ -16,6 +16,7 @@ scenarios_on_each_map! {
     ticks_continue_after_restores => |map| check_ticks(map, "");
     ticks_continue_with_realtime => |map| check_ticks(map, "--realtime");
     memory_is_restored => check_memory;
+    clock_is_restored => check_clock;
     shell_restores_guest => check_shell;
 }
 
@@ -129,6 +130,22 @@ fn check_memory(map: Map) {
     merged.type_line("q");
     merged.expect("ok touch 512 pages");
     merged.expect_exit(0);
+    fs::remove_dir_all(DIRECTORY).unwrap();
+}
+
+/// Restores a guest that has set its real-time clock.
+fn check_clock(map: Map) {
+    let mut guest = Guest::start(&format!(
+        "/guests/{}/rtc.elf --memory 64M --api-sock {SOCKET} -- ahead=1000000",
+        map.name
+    ));
+    guest.expect("set rtc");
+    create_snapshot(&[]);
+    guest.terminate();
+    let mut restored = restore("");
+    restored.type_line("");
+    restored.expect("ok rtc");
+    restored.expect_exit(0);
     fs::remove_dir_all(DIRECTORY).unwrap();
 }
 

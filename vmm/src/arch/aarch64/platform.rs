@@ -214,12 +214,7 @@ impl Platform for Aarch64 {
                 serial_length,
                 context.serial.clone(),
             ),
-            (
-                "clock",
-                self.layout.rtc,
-                layout::DEVICE_SIZE,
-                Arc::new(Mutex::new(Rtc::new())),
-            ),
+            ("clock", self.layout.rtc, layout::DEVICE_SIZE, rtc),
         ];
         for (name, base, length, device) in claims {
             buses
