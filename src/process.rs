@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use vmm::emergency;
@@ -87,6 +88,14 @@ pub fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just returned this descriptor; nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(duplicate) })
+}
+
+/// Opens the working directory, which need not be readable.
+///
+/// # Errors
+/// Fails if too many files are open.
+pub fn working_directory() -> io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_PATH).open(".")
 }
 
 /// Makes `directory` the working directory of this process.

@@ -110,7 +110,10 @@ fn send(stream: &mut UnixStream, params: &LoadSnapshotParams, arguments: Vec<Str
     let descriptors = descriptors?;
     let open = |file, path| File::open(path).map_err(|source| Error::Open { file, source });
     let files = params.open_files().map_err(Error::Load)?;
-    let directory = open("the working directory", ".")?;
+    let directory = process::working_directory().map_err(|source| Error::Open {
+        file: "the working directory",
+        source,
+    })?;
     let null = open("/dev/null", "/dev/null")?;
     let stdin = io::stdin();
     let stdin = match InputKind::of(stdin.as_fd()) {

@@ -58,14 +58,8 @@ pub enum Error {
     #[error(transparent)]
     Prepare(control::Error),
     /// The socket cannot be created.
-    #[error("cannot wait for a client at {}", path.display())]
-    Socket {
-        /// Path of the socket.
-        path: PathBuf,
-        /// Cause.
-        #[source]
-        source: http::Error,
-    },
+    #[error("cannot wait for a client")]
+    Socket(#[source] http::Error),
     /// The inherited descriptor is no socket.
     #[error("cannot use descriptor {number} as a socket; name one that the parent has connected")]
     Descriptor {
@@ -104,7 +98,7 @@ pub fn shell(args: &ShellArgs, started_at: Instant) -> Result<u8, Error> {
     let mut waiter = Waiter::new(&args.socket, &signals)?;
     // The wait may be long.
     release_startup_memory();
-    let home = File::open(".").map_err(|source| Error::System {
+    let home = process::working_directory().map_err(|source| Error::System {
         operation: "open the working directory",
         source,
     })?;
@@ -185,8 +179,10 @@ fn receive(stream: &mut UnixStream, control: &Control) -> Result<Received, Optio
     let deadline = Instant::now() + REQUEST_TIMEOUT;
     let mut request = match Request::receive(stream, deadline, || control.expect_load()) {
         Ok(request) => request,
-        // The rest of such a message is no request.
-        Err(message::Error::Ended | message::Error::Long | message::Error::Socket { .. }) => {
+        Err(message::Error::Ended) => return Err(None),
+        // The rest of such a message is no request: the connection ends.
+        Err(error @ (message::Error::Long | message::Error::Socket { .. })) => {
+            let _ = Reply::Refused(hints::describe(&error, OptionSet::None)).send(stream);
             return Err(None);
         }
         Err(error) => return Err(Some(hints::describe(&error, OptionSet::None))),
@@ -279,10 +275,7 @@ impl Waiter {
             ShellSocket::Path(path) => {
                 // A client runs a VM with the rights of this user.
                 let bound = process::create_private(|| Socket::bind(path));
-                Source::Listener(bound.map_err(|source| Error::Socket {
-                    path: path.clone(),
-                    source,
-                })?)
+                Source::Listener(bound.map_err(Error::Socket)?)
             }
             ShellSocket::Descriptor(number) => Source::Inherited(Some(inherited(*number)?)),
         };

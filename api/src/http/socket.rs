@@ -228,11 +228,11 @@ pub enum Error {
         holder: Option<Holder>,
     },
     /// The file at the path is no socket.
-    #[error("cannot create the API socket {0:?}: another file exists; remove it or choose another path")]
+    #[error("cannot create the socket {0:?}: another file exists; remove it or choose another path")]
     NotSocket(PathBuf),
     /// The path does not fit into a socket address.
     #[error(
-        "cannot create the API socket {path:?}: the path has {length} bytes; choose one of at most {MAX_SOCKET_PATH}"
+        "cannot create the socket {path:?}: the path has {length} bytes; choose one of at most {MAX_SOCKET_PATH}"
     )]
     Long {
         /// Path.
@@ -241,13 +241,11 @@ pub enum Error {
         length: usize,
     },
     /// The directory does not exist.
-    #[error(
-        "cannot create the API socket {0:?}: the directory does not exist; create it or choose another path"
-    )]
+    #[error("cannot create the socket {0:?}: the directory does not exist; create it or choose another path")]
     NoDirectory(PathBuf),
     /// This user lacks a permission.
     #[error(
-        "cannot {operation} the API socket {path:?}: no permission; make the directory writable for this user, or \
+        "cannot {operation} the socket {path:?}: no permission; make the directory writable for this user, or \
          choose another path"
     )]
     Denied {
@@ -260,7 +258,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The kernel rejected an operation.
-    #[error("cannot {operation} the API socket {path:?}; choose another path")]
+    #[error("cannot {operation} the socket {path:?}; choose another path")]
     System {
         /// Path of the socket.
         path: PathBuf,

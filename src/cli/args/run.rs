@@ -128,7 +128,7 @@ fn check_architecture(name: &'static str, architecture: Architecture) -> Result<
 }
 
 /// A number with an error text of its own: that of `u32` does not name the expected value.
-struct Count(u32);
+pub(super) struct Count(pub(super) u32);
 
 impl FromStr for Count {
     type Err = &'static str;

@@ -7,6 +7,7 @@ use lexopt::Arg;
 use vmm::config::MemorySize;
 
 use super::error::{Error, lossy, syntax};
+use super::run::Count;
 use super::session::{GivenOptions, path, value};
 
 /// Socket on which a shell waits.
@@ -49,7 +50,7 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Option<ShellArgs>, Er
             }
             Arg::Long("cpus") => {
                 given.add("--cpus")?;
-                vcpus = Some(value(parser, "shell", "--cpus")?);
+                vcpus = Some(value::<Count>(parser, "shell", "--cpus")?.0);
             }
             other => return Err(syntax("shell")(other.unexpected())),
         }
@@ -113,7 +114,7 @@ mod tests {
             ("shell fd:2", "descriptor above 2"),
             ("shell fd:x", "descriptor above 2"),
             ("shell a b", "unexpected argument"),
-            ("shell a --cpus x", "--cpus \"x\""),
+            ("shell a --cpus x", "--cpus \"x\": expected a number"),
             ("shell a --memory 1 --memory 2", "--memory is given twice"),
             ("shell a --disk x", "invalid option"),
         ] {

@@ -86,22 +86,10 @@ impl MachineParts {
         prepared: Option<PreparedVm>,
         timeline: &Arc<Timeline>,
     ) -> Result<Self, Error> {
-        let (vm, memory) = VmParts::create(spec, memory, prepared, timeline)?;
-        Ok(Self { vm, memory })
-    }
-}
-
-impl VmParts {
-    fn create(
-        spec: &VmSpec,
-        memory: Option<GuestMemory>,
-        prepared: Option<PreparedVm>,
-        timeline: &Arc<Timeline>,
-    ) -> Result<(Self, SlotMemory), Error> {
         Native::check(spec).map_err(Error::Platform)?;
-        match prepared {
+        let (vm, memory) = match prepared {
             Some(prepared) if prepared.fits(spec, memory.as_ref()) => {
-                prepared.complete(spec, memory, &Measure(timeline))
+                prepared.complete(spec, memory, &Measure(timeline))?
             }
             other => {
                 other.into_iter().for_each(PreparedVm::discard);
@@ -109,11 +97,14 @@ impl VmParts {
                     Some(_) => Purpose::Restore,
                     None => Purpose::Boot,
                 };
-                Self::create_in_order(spec, memory, purpose, timeline)
+                VmParts::create_in_order(spec, memory, purpose, timeline)?
             }
-        }
+        };
+        Ok(Self { vm, memory })
     }
+}
 
+impl VmParts {
     /// Creates the parts, memory slots first.
     fn create_in_order(
         spec: &VmSpec,
@@ -206,6 +197,7 @@ impl PreparedVm {
     /// # Errors
     /// [`Error`]
     pub fn with_memory(spec: VmSpec, timeline: &Arc<Timeline>) -> Result<Self, Error> {
+        Native::check(&spec).map_err(Error::Platform)?;
         let (parts, memory) = VmParts::create_in_order(&spec, None, Purpose::Any, timeline)?;
         let memory = Some(memory);
         Ok(Self { parts, memory, spec })

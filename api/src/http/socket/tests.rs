@@ -200,7 +200,7 @@ fn errors_name_path_and_remedy() {
     let denied = Error::at(&path, "create", io::Error::from_raw_os_error(libc::EACCES));
     assert!(denied.source().is_some());
     let text = denied.to_string();
-    assert!(text.contains("cannot create the API socket"), "{text}");
+    assert!(text.contains("cannot create the socket"), "{text}");
     let full = Error::at(&path, "create", io::Error::from_raw_os_error(libc::ENOSPC));
     assert!(matches!(full, Error::System { .. }));
 
