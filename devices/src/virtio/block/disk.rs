@@ -239,7 +239,7 @@ impl Disk {
     /// # Errors
     /// As of [`Self::open`], except [`Error::InUse`].
     pub fn open_unlocked(path: &Path, options: DiskOptions) -> Result<Self, Error> {
-        Self::with_file(open_file(path, options.read_only)?, path, options)
+        Self::inspect(open_file(path, options.read_only)?, path, options)
     }
 
     /// Uses `file`, which another process may have opened at `path`, otherwise as [`Self::open_unlocked`].
@@ -250,6 +250,10 @@ impl Disk {
         if !options.read_only && !is_writable(&file) {
             return Err(Error::NotWritable(path.to_owned()));
         }
+        Self::inspect(file, path, options)
+    }
+
+    fn inspect(file: File, path: &Path, options: DiskOptions) -> Result<Self, Error> {
         let metadata = file.metadata().map_err(|source| Error::System {
             operation: "inspect",
             path: path.to_owned(),
