@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use devices::i8042::I8042Metrics;
 use devices::serial::{Serial, SerialModel};
-use devices::{BusBuilder, Interrupt, Power, bus};
+use devices::{BusBuilder, Clock, Interrupt, Power, WallClock, bus};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 pub use snapshot::file::Architecture;
 use snapshot::persist::Error as StateError;
@@ -176,6 +176,11 @@ pub struct BootInputs<'a> {
     pub spec: &'a VmSpec,
     /// Attached virtio-mmio devices.
     pub mmio_devices: &'a [MmioDeviceInfo],
+}
+
+/// Returns the nanoseconds since 1970.
+fn realtime_ns() -> u64 {
+    u64::try_from(WallClock.now().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Creates vCPU `id` of `vm`.
@@ -456,8 +461,8 @@ pub trait Cpu {
     /// Reads from the processor what most calls of [`restore`](Self::restore) need.
     fn prefetch_limits();
 
-    /// Restores the state of `vcpu`, in place of boot registers and, if it was configured, of its `features`. `profile` returns the features that KVM supports; `params`
-    /// and the state decide if it is called.
+    /// Restores the state of `vcpu`, in place of boot registers. It has `features` if it was configured. `profile` returns the
+    /// features that KVM supports; `params` and the state decide if it is called.
     ///
     /// # Errors
     /// [`StateError::Unsupported`], [`StateError::Invalid`], [`StateError::Kernel`], and those of `profile`; the vCPU must not run

@@ -139,33 +139,29 @@ pub fn unsupported_reasons(support: &[ProtocolSupport]) -> String {
 
 /// Returns the support of the 64-bit Linux protocol, which requires nothing but a 64-bit ELF image.
 pub fn linux_support(elf: &Elf) -> ProtocolSupport {
-    if !elf.is_64_bit {
-        return ProtocolSupport::unsupported(
-            Protocol::Linux,
-            "the entry is in 64-bit mode, and the image is 32-bit",
-        );
-    }
     // The page tables at the entry map at most the first 4 GiB.
-    match reachable_entry(&elf.segments, elf.entry) {
-        Some(entry) => ProtocolSupport::supported(Protocol::Linux, entry, "64-bit image"),
-        None => ProtocolSupport::unsupported(Protocol::Linux, unreachable_reason("entry", elf.entry)),
-    }
+    linux_support_at(elf, reachable_entry(&elf.segments, elf.entry), || {
+        unreachable_reason("entry", elf.entry)
+    })
 }
 
 /// Returns the support of the Linux protocol of arm64, which requires nothing but a 64-bit ELF image: the device tree in x0.
 pub fn arm64_support(elf: &Elf) -> ProtocolSupport {
+    linux_support_at(elf, physical_entry(&elf.segments, elf.entry), || {
+        format!("entry {:#x} is outside all segments", elf.entry)
+    })
+}
+
+fn linux_support_at(elf: &Elf, entry: Option<u64>, unreachable: impl FnOnce() -> String) -> ProtocolSupport {
     if !elf.is_64_bit {
         return ProtocolSupport::unsupported(
             Protocol::Linux,
             "the entry is in 64-bit mode, and the image is 32-bit",
         );
     }
-    match physical_entry(&elf.segments, elf.entry) {
+    match entry {
         Some(entry) => ProtocolSupport::supported(Protocol::Linux, entry, "64-bit image"),
-        None => ProtocolSupport::unsupported(
-            Protocol::Linux,
-            format!("entry {:#x} is outside all segments", elf.entry),
-        ),
+        None => ProtocolSupport::unsupported(Protocol::Linux, unreachable()),
     }
 }
 

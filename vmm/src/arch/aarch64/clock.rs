@@ -2,7 +2,6 @@
 
 use std::arch::asm;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvm_bindings::{KVM_CAP_COUNTER_OFFSET, kvm_one_reg};
 use kvm_ioctls::VmFd;
@@ -12,6 +11,7 @@ use snapshot::persist::Error;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
 use super::vcpu::VIRTUAL_COUNTER;
+use crate::arch::realtime_ns;
 
 const NANOSECONDS: u128 = 1_000_000_000;
 
@@ -64,7 +64,7 @@ impl CounterState {
         Ok(Self {
             counter,
             frequency: frequency(),
-            realtime: now(),
+            realtime: realtime_ns(),
         })
     }
 
@@ -83,7 +83,7 @@ impl CounterState {
                 ),
             });
         }
-        let counter = self.value_at(realtime.then(now));
+        let counter = self.value_at(realtime.then(realtime_ns));
         if vm.check_extension_raw(KVM_CAP_COUNTER_OFFSET.into()) > 0 {
             let offset = request::CounterOffset {
                 counter_offset: host_counter().wrapping_sub(counter),
@@ -143,10 +143,4 @@ fn host_counter() -> u64 {
     // SAFETY: Linux permits reads of the register in user mode; the instructions have no other effect.
     unsafe { asm!("isb", "mrs {}, cntvct_el0", out(reg) value, options(nomem, nostack, preserves_flags)) };
     value
-}
-
-/// Returns nanoseconds since 1970.
-fn now() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,6 +1,6 @@
 //! kvmclock: time since the boot of the guest, common to all vCPUs.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use kvm_bindings::{KVM_CLOCK_REALTIME, kvm_clock_data};
 use kvm_ioctls::VmFd;
@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use snapshot::Schema;
 use snapshot::persist::Error;
 
+use crate::arch::realtime_ns;
 use crate::kvm::cause;
 
 /// State of the clock.
@@ -43,7 +44,11 @@ impl ClockState {
         let has_realtime = data.flags & KVM_CLOCK_REALTIME != 0;
         Ok(Self {
             nanoseconds: data.clock,
-            realtime: if has_realtime { data.realtime } else { now() },
+            realtime: if has_realtime {
+                data.realtime
+            } else {
+                realtime_ns()
+            },
         })
     }
 
@@ -53,7 +58,7 @@ impl ClockState {
     /// [`Error::Kernel`], and [`Error::Invalid`] for a time beyond the range of the clock.
     pub fn restore(&self, vm: &VmFd, realtime: bool) -> Result<(), Error> {
         let data = kvm_clock_data {
-            clock: self.time_at(realtime.then(now))?,
+            clock: self.time_at(realtime.then(realtime_ns))?,
             ..Default::default()
         };
         vm.set_clock(&data).map_err(kernel_error("KVM_SET_CLOCK"))
@@ -61,7 +66,7 @@ impl ClockState {
 
     /// Returns the time since the save.
     pub fn passed(&self) -> Duration {
-        Duration::from_nanos(now().saturating_sub(self.realtime))
+        Duration::from_nanos(realtime_ns().saturating_sub(self.realtime))
     }
 
     /// Returns the time of the clock at host time `now`, or the saved time for `None`. A host clock that was set back does not
@@ -78,12 +83,6 @@ impl ClockState {
             }),
         }
     }
-}
-
-/// Returns the nanoseconds since 1970.
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

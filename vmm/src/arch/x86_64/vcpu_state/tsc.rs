@@ -10,7 +10,7 @@ use vmm_sys_util::ioctl::ioctl_with_ref;
 
 use super::error::COMPONENT;
 
-/// Requests that kvm-ioctls wraps only for devices.
+/// Requests that kvm-ioctls does not wrap for vCPUs of x86_64.
 mod request {
     use kvm_bindings::{KVMIO, kvm_device_attr};
 
@@ -42,7 +42,14 @@ pub fn advance(vcpu: &VcpuFd, tsc_khz: u32, time: Duration) -> Result<(), Error>
     let request = attribute(&raw const advanced);
     // SAFETY: the kernel reads the 8 bytes of `advanced`, which outlives the call.
     let written = unsafe { ioctl_with_ref(vcpu, request::KVM_SET_DEVICE_ATTR(), &request) };
-    check(written, "KVM_SET_DEVICE_ATTR of KVM_VCPU_TSC_OFFSET")
+    if written != 0 {
+        return Err(Error::Kernel {
+            component: COMPONENT,
+            operation: "KVM_SET_DEVICE_ATTR of KVM_VCPU_TSC_OFFSET",
+            source: io::Error::last_os_error(),
+        });
+    }
+    Ok(())
 }
 
 /// Returns the request for the offset at `value`.
@@ -59,17 +66,6 @@ fn attribute(value: *const u64) -> kvm_device_attr {
 fn cycles(tsc_khz: u32, time: Duration) -> u64 {
     let cycles = time.as_nanos() * u128::from(tsc_khz) / 1_000_000;
     u64::try_from(cycles).unwrap_or(u64::MAX)
-}
-
-fn check(result: libc::c_int, operation: &'static str) -> Result<(), Error> {
-    if result == 0 {
-        return Ok(());
-    }
-    Err(Error::Kernel {
-        component: COMPONENT,
-        operation,
-        source: io::Error::last_os_error(),
-    })
 }
 
 #[cfg(test)]
