@@ -66,7 +66,7 @@ static void wait_for_distributor(void)
         cpu_pause();
 }
 
-void gic_start_cpu(void)
+static void start_cpu(void)
 {
     if (gic_version == 2) {
         write32(interface + INTERFACE_MASK, 0xff);
@@ -93,7 +93,7 @@ void gic_start(void)
         write32(distributor + CONTROL, AFFINITY_ROUTING | GROUP_1);
         wait_for_distributor();
     }
-    gic_start_cpu();
+    start_cpu();
 }
 
 void gic_enable(unsigned id, int is_edge)

@@ -12,8 +12,6 @@ extern unsigned gic_version;
 
 /* Enables the distributor, and what belongs to the CPU that calls it, with all interrupts masked. */
 void gic_start(void);
-/* Enables the interface of a CPU other than the first, after gic_start of that. */
-void gic_start_cpu(void);
 /* Unmasks an interrupt, for shared ones on this CPU. */
 void gic_enable(unsigned id, int is_edge);
 /* Returns the ID of the pending interrupt, at least SPURIOUS if there is none. Ends with gic_done of the same value. */
