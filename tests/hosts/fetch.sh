@@ -7,7 +7,7 @@
 #   .cache/hosts/rust/       compiler with the aarch64 standard library, on x86_64
 #
 # `fetch.sh rust` fetches only the compiler. Each directory appears atomically. Delete .cache to fetch again. Increment the
-# number of a directory, here and in contents.rs, with each change of its content.
+# number of a directory, here and in kind.rs, with each change of its content.
 set -Eeuo pipefail
 trap 'echo "setup: fetch.sh failed at line $LINENO; a mirror may be unreachable; try again" >&2' ERR
 cd "$(dirname "$0")/../.."
