@@ -32,7 +32,8 @@ fn closed_pipe_is_no_signal() {
         drop(reader);
         let mut command = jailer(arguments);
         command.stdout(writer.try_clone().unwrap()).stderr(writer);
-        assert_eq!(command.status().unwrap().code(), Some(status), "{arguments:?}");
+        let ended = scratch::wait_exit(&mut command.spawn().unwrap());
+        assert_eq!(ended.code(), Some(status), "{arguments:?}");
     }
 }
 
