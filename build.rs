@@ -1,7 +1,15 @@
-//! Builds the guest of `mayfly demo`, passes resources/order.ld to the linker, and requests a map of the program.
+//! Builds the guest of `mayfly demo`, compiles the seccomp filters, passes resources/order.ld to the linker, and requests a map of
+//! the program.
+
+#[path = "src/filters/source.rs"]
+mod source;
+#[path = "src/filters/tree.rs"]
+mod tree;
 
 use std::env;
-use std::path::PathBuf;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 #[allow(clippy::disallowed_methods, reason = "make is the only work of this script")]
@@ -18,6 +26,7 @@ fn main() {
     );
     let architecture =
         env::var("CARGO_CFG_TARGET_ARCH").expect("CARGO_CFG_TARGET_ARCH is unset; build with cargo");
+    compile_filters(&architecture, &out);
     println!("cargo::rerun-if-changed=resources/discard.ld");
     // The start code of GCC for aarch64 refers to the tables.
     if architecture == "x86_64" && env::var_os("PROFILE").is_some_and(|profile| profile == "release") {
@@ -42,4 +51,23 @@ fn main() {
         status.success(),
         "cannot build the guest of mayfly demo; install a C compiler"
     );
+}
+
+/// Writes the filters of `architecture` as statics to `filters.rs` in `out`.
+fn compile_filters(architecture: &str, out: &Path) {
+    let path = format!("resources/seccomp/{architecture}.json");
+    println!("cargo::rerun-if-changed={path}");
+    println!("cargo::rerun-if-changed=src/filters");
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {path}: {error}"));
+    let mut code = format!("static PROGRAMS: [&[libc::sock_filter]; {}] = [\n", source::ROLES.len());
+    for role in source::ROLES {
+        code.push_str("&[\n");
+        for tree::Instruction { code: operation, jt, jf, k } in source::tree(&text, role, architecture) {
+            writeln!(code, "libc::sock_filter {{ code: {operation}, jt: {jt}, jf: {jf}, k: {k} }},")
+                .expect("a string takes all text");
+        }
+        code.push_str("],\n");
+    }
+    code.push_str("];\n");
+    fs::write(out.join("filters.rs"), code).expect("cannot write filters.rs to OUT_DIR");
 }

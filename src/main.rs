@@ -9,6 +9,7 @@
 //! | `shell` | a VM that is made before its snapshot is known |
 //! | `session` | their VM from its start to its end |
 //! | `snapshot`, `inspect` | the commands without a VM |
+//! | `filters` | isolation of the process: seccomp filters, capabilities |
 //! | `terminal` | the terminal as the guest's serial console |
 //! | `logging` | messages and the log |
 //! | `printable` | text without control characters |
@@ -19,6 +20,7 @@
 mod allocator;
 mod cli;
 mod demo;
+mod filters;
 mod inspect;
 mod logging;
 mod printable;

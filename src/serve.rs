@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use api::request_log;
+use devices::ThreadRole;
 use vmm::control;
 use vmm::event_loop::{self, ExitReason};
 use vmm::memory::bus_error;
@@ -15,6 +16,7 @@ use vmm::vcpu::StopReason;
 
 use crate::cli::args::firecracker::{FirecrackerArgs, VERSION};
 use crate::cli::hints::OptionSet;
+use crate::filters;
 use crate::logging::print_message;
 use crate::process;
 use crate::session::{self, ApiError, ApiOptions};
@@ -25,6 +27,12 @@ const BUS_ERROR: u8 = 149;
 /// Failure of a server.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The seccomp filters cannot be used.
+    #[error(transparent)]
+    Filters(filters::Error),
+    /// The waiting process cannot be restricted.
+    #[error("cannot restrict the system calls of the process")]
+    Restrict(#[source] io::Error),
     /// The API socket or the log cannot be opened.
     #[error(transparent)]
     Api(ApiError),
@@ -68,6 +76,7 @@ pub fn serve(options: FirecrackerArgs, started_at: Instant) -> Result<u8, Error>
         id: &options.id,
         log: &options.log,
     };
+    filters::set_up(&options.isolation).map_err(Error::Filters)?;
     // Before signals are blocked: opening a FIFO may block. A failure is returned later, when the log that must show it is open.
     let config = options.config_file.map(read_config);
     // Before any thread starts: threads inherit the mask. Before writes to a FIFO: SIGPIPE must not end the process. Before the
@@ -92,6 +101,8 @@ pub fn serve(options: FirecrackerArgs, started_at: Instant) -> Result<u8, Error>
         control.start().map_err(Error::Start)?;
         api.note_start(&control);
     } else {
+        // Before the thread of the preparation, which inherits the role.
+        ThreadRole::Start.enter().map_err(Error::Restrict)?;
         control.prepare();
     }
     let end = event_loop::run(&mut control, Some(&mut api), &signals, None);

@@ -22,6 +22,7 @@ use vmm::vcpu::StopReason;
 use crate::cli::args::SessionArgs;
 use crate::cli::args::firecracker::VERSION;
 use crate::cli::hints::{self, OptionSet};
+use crate::filters;
 use crate::logging::{ProcessLog, print_message};
 use crate::process;
 use crate::shell::ClientError as ShellError;
@@ -45,6 +46,9 @@ pub enum Error {
     /// The image cannot be used.
     #[error(transparent)]
     Image(boot::image::Error),
+    /// The seccomp filters cannot be used.
+    #[error(transparent)]
+    Filters(filters::Error),
     /// The initrd cannot be used.
     #[error(transparent)]
     Initrd(boot::initrd::Error),
@@ -181,6 +185,7 @@ impl SessionSetup {
     /// # Errors
     /// [`Error`] if one of them cannot be opened.
     pub fn prepare(session: SessionArgs, started_at: Instant) -> Result<Self, Error> {
+        filters::set_up(&session.isolation).map_err(Error::Filters)?;
         let recorded = session.timings || session.trace.is_some() || api_options(&session).is_some();
         Self::prepare_with(session, Arc::new(Timeline::new(started_at, recorded)))
     }

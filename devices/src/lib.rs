@@ -22,6 +22,7 @@
 //! | [`power`] | [`Power`]: request of the guest for power-off, reset or exit; the ports for it |
 //! | [`rtc`] | [`Rtc`]: real-time clock PL031 |
 //! | [`serial`] | [`Serial`]: serial port and its output buffer |
+//! | [`thread_role`] | [`ThreadRole`]: role of a thread, which restricts its rights |
 //! | [`virtio`] | virtio devices and their transport |
 //!
 //! Locks: one mutex guards each device. [`Bus`] holds it for one access. A device may take the lock of the interrupt
@@ -46,6 +47,7 @@ mod sync;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod thread_role;
 pub mod virtio;
 
 pub use legacy::{cmos, i8042, ioapic, irqchip, pic, pit, power, rtc, serial};
@@ -66,3 +68,4 @@ pub use power::{ExitPort, Power, PowerEvent, PowerOffPort, SleepPort};
 pub use rtc::Rtc;
 pub use serial::Serial;
 pub use sync::lock;
+pub use thread_role::ThreadRole;

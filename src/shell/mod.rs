@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::http::{self, Socket};
+use devices::ThreadRole;
 use vmm::config::VmConfig;
 use vmm::control::{self, Control, LoadSnapshotError, OpenSnapshot, PassedFiles};
 use vmm::event_loop::{ExitReason, SignalFd, release_startup_memory};
@@ -38,6 +39,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::cli::args::{self, Command, RestoreArgs, STATE, ShellArgs, ShellSocket};
 use crate::cli::hints::{self, OptionSet};
+use crate::filters::{self, Isolation};
 use crate::logging::print_message;
 use crate::process;
 use crate::session::{self, SessionSetup, StartError};
@@ -54,6 +56,9 @@ pub enum Error {
     /// The shape cannot be read from a snapshot.
     #[error("cannot read the shape of the VM from a snapshot")]
     Shape(#[source] LoadSnapshotError),
+    /// The seccomp filters cannot be used.
+    #[error(transparent)]
+    Filters(filters::Error),
     /// The VM cannot be created.
     #[error(transparent)]
     Prepare(control::Error),
@@ -88,6 +93,7 @@ pub enum Error {
 /// # Errors
 /// [`Error`] before the request.
 pub fn shell(args: &ShellArgs, started_at: Instant) -> Result<u8, Error> {
+    filters::set_up(&args.isolation).map_err(Error::Filters)?;
     // Before any thread starts: threads inherit the mask.
     let signals = session::block_signals().map_err(Error::Session)?;
     let timeline = Arc::new(Timeline::new(started_at, true));
@@ -98,6 +104,10 @@ pub fn shell(args: &ShellArgs, started_at: Instant) -> Result<u8, Error> {
     let mut waiter = Waiter::new(&args.socket, &signals)?;
     // The wait may be long.
     release_startup_memory();
+    ThreadRole::Start.enter().map_err(|source| Error::System {
+        operation: "restrict the system calls of the process",
+        source,
+    })?;
     let home = process::working_directory().map_err(|source| Error::System {
         operation: "open the working directory",
         source,
@@ -190,6 +200,9 @@ fn receive(stream: &mut UnixStream, control: &Control) -> Result<Received, Optio
     let arguments = request.arguments.iter().map(Into::into);
     let command = args::parse("mayfly".as_ref(), ["restore".into()].into_iter().chain(arguments));
     let restore = match command {
+        Ok(Command::Restore(restore)) if restore.session.isolation != Isolation::default() => {
+            return Err(Some("the isolation is that of the shell; pass its options to mayfly shell".into()));
+        }
         Ok(Command::Restore(restore)) => restore,
         Ok(_) => return Err(Some("the arguments are not those of mayfly restore".into())),
         Err(error) => return Err(Some(error.to_string())),

@@ -31,6 +31,9 @@ pub enum Error {
     /// No socket is given.
     #[error("missing the path of a socket; run mayfly shell SOCKET")]
     NoSocket,
+    /// Filters are chosen and turned off.
+    #[error("--seccomp-filter excludes --no-seccomp; remove one")]
+    Filters,
     /// An argument is unexpected, possibly one of the guest.
     #[error("{0:?} is an unexpected argument; guest arguments follow a lone --")]
     Unexpected(String),

@@ -8,6 +8,8 @@ use api::http::HttpLimits;
 use api::process::LoggerSettings;
 use log::LevelFilter;
 
+use crate::filters::{Filters, Isolation};
+
 /// Default path of the API socket.
 pub const SOCKET: &str = "/run/firecracker.socket";
 
@@ -34,6 +36,8 @@ pub struct FirecrackerArgs {
     pub log: LoggerSettings,
     /// File or FIFO of the metrics.
     pub metrics: Option<PathBuf>,
+    /// Isolation of the process.
+    pub isolation: Isolation,
     /// Accepted flags without an effect; the log warns of them.
     pub without_effect: Vec<&'static str>,
 }
@@ -47,6 +51,7 @@ impl Default for FirecrackerArgs {
             config_file: None,
             log: LoggerSettings::default(),
             metrics: None,
+            isolation: Isolation::default(),
             without_effect: Vec::new(),
         }
     }
@@ -100,6 +105,9 @@ pub enum Error {
         /// The missing flag.
         required: &'static str,
     },
+    /// Two flags exclude each other.
+    #[error("{0} excludes {1}; remove one")]
+    Exclusive(&'static str, &'static str),
     /// mayfly does not support the flag.
     #[error("{flag} is unsupported: {reason}")]
     Unsupported {
@@ -139,9 +147,10 @@ const VALUED: [&str; 15] = [
     "--describe-snapshot",
 ];
 /// Flags without a value.
-const PLAIN: [&str; 7] = [
+const PLAIN: [&str; 8] = [
     "--no-api",
     "--no-seccomp",
+    "--keep-capabilities",
     "--show-level",
     "--show-log-origin",
     "--boot-timer",
@@ -201,6 +210,9 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Firecracke
     if let Some(path) = described {
         return Ok(FirecrackerCommand::DescribeSnapshot(path));
     }
+    if has("--no-seccomp") && has("--seccomp-filter") {
+        return Err(Error::Exclusive("--no-seccomp", "--seccomp-filter"));
+    }
     if has("--no-api") && !has("--config-file") {
         return Err(Error::Requires {
             flag: "--no-api",
@@ -223,8 +235,8 @@ fn set_flag(options: &mut FirecrackerArgs, flag: &'static str) -> Result<(), Err
         "--no-api" | "--snapshot-version" => {}
         "--show-level" => options.log.show_level = Some(true),
         "--show-log-origin" => options.log.show_origin = Some(true),
-        // mayfly installs no seccomp filters.
-        "--no-seccomp" => {}
+        "--no-seccomp" => options.isolation.filters = Filters::Off,
+        "--keep-capabilities" => options.isolation.keep_capabilities = true,
         "--boot-timer" => options.without_effect.push(flag),
         _ => {
             return Err(Error::Unsupported {
@@ -270,12 +282,7 @@ fn set_value(options: &mut FirecrackerArgs, flag: &'static str, value: OsString)
                 reason: "mayfly has no metadata service (MMDS); remove the flag",
             });
         }
-        _ => {
-            return Err(Error::Unsupported {
-                flag,
-                reason: "mayfly loads no filters; remove the flag or use --no-seccomp",
-            });
-        }
+        _ => options.isolation.filters = Filters::File(value.into()),
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use api::process::LoggerSettings;
 
 use super::error::{Error, lossy, syntax};
 use super::firecracker;
+use crate::filters::{Filters, Isolation};
 
 /// Options for measurements, the API socket and the log.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub struct SessionArgs {
     pub id: String,
     /// Settings of the log.
     pub log: LoggerSettings,
+    /// Isolation of the process.
+    pub isolation: Isolation,
 }
 
 impl Default for SessionArgs {
@@ -32,18 +35,22 @@ impl Default for SessionArgs {
             socket: None,
             id: "anonymous-instance".into(),
             log: LoggerSettings::default(),
+            isolation: Isolation::default(),
         }
     }
 }
 
 /// Names of the options.
-pub const OPTIONS: [&str; 6] = [
+pub const OPTIONS: [&str; 9] = [
     "--timings",
     "--trace",
     "--api-sock",
     "--id",
     "--log-level",
     "--log-file",
+    "--no-seccomp",
+    "--seccomp-filter",
+    "--keep-capabilities",
 ];
 
 impl SessionArgs {
@@ -63,10 +70,33 @@ impl SessionArgs {
             "--trace" => self.trace = Some(path(parser, command)?),
             "--api-sock" => self.socket = Some(path(parser, command)?),
             "--log-file" => self.log.path = Some(path(parser, command)?),
-            other => unreachable!("{other} is not in OPTIONS"),
+            name => parse_isolation(&mut self.isolation, parser, command, name)?,
         }
         Ok(())
     }
+}
+
+/// Parses the value of the option `name` of the isolation, which is in [`OPTIONS`].
+pub fn parse_isolation(
+    isolation: &mut Isolation,
+    parser: &mut lexopt::Parser,
+    command: &'static str,
+    name: &'static str,
+) -> Result<(), Error> {
+    let filters = match name {
+        "--keep-capabilities" => {
+            isolation.keep_capabilities = true;
+            return Ok(());
+        }
+        "--no-seccomp" => Filters::Off,
+        "--seccomp-filter" => Filters::File(path(parser, command)?),
+        other => unreachable!("{other} is not in OPTIONS"),
+    };
+    if isolation.filters != Filters::Own {
+        return Err(Error::Filters);
+    }
+    isolation.filters = filters;
+    Ok(())
 }
 
 /// Options that are given already.

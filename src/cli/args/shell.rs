@@ -8,7 +8,8 @@ use vmm::config::MemorySize;
 
 use super::error::{Error, lossy, syntax};
 use super::run::Count;
-use super::session::{GivenOptions, path, value};
+use super::session::{parse_isolation, GivenOptions, path, value};
+use crate::filters::Isolation;
 
 /// Socket on which a shell waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,12 +31,18 @@ pub struct ShellArgs {
     pub memory: Option<MemorySize>,
     /// Number of vCPUs.
     pub vcpus: Option<u32>,
+    /// Isolation of the process.
+    pub isolation: Isolation,
 }
+
+/// Options of the isolation.
+const ISOLATION: [&str; 3] = ["--no-seccomp", "--seccomp-filter", "--keep-capabilities"];
 
 /// Parses the arguments after `shell`. Returns nothing if they request help.
 pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Option<ShellArgs>, Error> {
     let mut given = GivenOptions::default();
     let (mut socket, mut snapshot, mut memory, mut vcpus) = (None, None, None, None);
+    let mut isolation = Isolation::default();
     while let Some(argument) = parser.next().map_err(syntax("shell"))? {
         match argument {
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
@@ -52,6 +59,10 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Option<ShellArgs>, Er
                 given.add("--cpus")?;
                 vcpus = Some(value::<Count>(parser, "shell", "--cpus")?.0);
             }
+            Arg::Long(name) if let Some(option) = ISOLATION.iter().find(|option| option[2..] == *name) => {
+                given.add(option)?;
+                parse_isolation(&mut isolation, parser, "shell", option)?;
+            }
             other => return Err(syntax("shell")(other.unexpected())),
         }
     }
@@ -60,6 +71,7 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Option<ShellArgs>, Er
         snapshot,
         memory,
         vcpus,
+        isolation,
     }))
 }
 

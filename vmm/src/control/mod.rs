@@ -377,6 +377,9 @@ impl Control {
     ) -> Result<(), LoadSnapshotError> {
         self.failed |= loaded.is_err();
         let mut vm = loaded?;
+        let restricted = vm.machine().restrict();
+        self.failed |= restricted.is_err();
+        restricted.map_err(LoadSnapshotError::Machine)?;
         let resumed = if resume {
             vm.resume()
         } else {

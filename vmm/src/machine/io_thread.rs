@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use devices::lock;
+use devices::{ThreadRole, lock};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -147,7 +147,10 @@ impl IoThread {
         let thread = Builder::new()
             .name(ThreadSet::IO_NAME.to_owned())
             .stack_size(STACK_SIZE)
-            .spawn(move || runner.run(start))?;
+            .spawn(move || {
+                ThreadRole::Vmm.enter_or_log();
+                runner.run(start);
+            })?;
         Ok(Self {
             jobs,
             wake,

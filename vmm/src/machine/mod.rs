@@ -14,6 +14,7 @@ pub mod state;
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 use devices::i8042::I8042Metrics;
 use devices::serial::{Serial, SerialMetrics, SerialOutput, SerialRecorder, uart};
 use devices::virtio::net::passt;
-use devices::{Bus, Power, lock};
+use devices::{Bus, Power, ThreadRole, lock};
 use kvm_ioctls::VmFd;
 use snapshot::GuestMemory;
 use vm_memory::{Address, Bytes, GuestMemoryBackend, GuestMemoryRegion};
@@ -94,6 +95,9 @@ pub enum Error {
     /// The identity cannot be created or written.
     #[error(transparent)]
     Identity(identity::Error),
+    /// The main thread cannot be restricted.
+    #[error("cannot restrict the system calls and rights of the process")]
+    Restrict(#[source] io::Error),
     /// The command line does not fit.
     #[error("cannot compose the command line")]
     CommandLine(#[source] boot::cmdline::Error),
@@ -268,12 +272,27 @@ impl Machine {
         for device in &mut self.devices {
             device.check_process().map_err(Error::Passt)?;
         }
+        // The vCPU threads set their registers meanwhile.
+        self.shared.gate.close_at_start();
         let mut entry = Some(entry);
         for vcpu in &self.vcpus {
             vcpu.start(self.start_context(entry.take(), None));
         }
+        self.restrict()?;
+        self.shared.gate.open();
         timeline.mark(Lane::Main, "vCPUs told to run");
         Ok(self)
+    }
+
+    /// Enters the role of the main thread, before the guest runs.
+    ///
+    /// # Errors
+    /// [`Error::Restrict`]
+    pub(crate) fn restrict(&self) -> Result<(), Error> {
+        let measure = Measure(&self.timeline);
+        measure
+            .phase("restrict thread", || ThreadRole::Vmm.enter())
+            .map_err(Error::Restrict)
     }
 
     /// Logs what the guest gets, for the search of a fault of a silent guest.

@@ -264,6 +264,15 @@ pub enum VcpuError {
         #[source]
         source: kvm::Error,
     },
+    /// The thread cannot be restricted.
+    #[error("cannot restrict the system calls and rights of the thread of vCPU {id}")]
+    Restrict {
+        /// Number of the vCPU.
+        id: u8,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
     /// The thread cannot be started.
     #[error("cannot start the thread of vCPU {id}")]
     Thread {

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use devices::{Bus, Power};
+use devices::{Bus, Power, ThreadRole};
 use kvm_ioctls::{Kvm, VcpuFd};
 use snapshot::GuestMemory;
 use snapshot::persist::Error as StateError;
@@ -174,14 +174,14 @@ impl VcpuRunner {
                     .transpose()
             }),
         };
-        let Some(order) = orders.receive() else {
-            return;
-        };
-        let initialized = prepared.and_then(|features| self.initialize(&vcpu, features, order, orders));
+        let failed = |source| VcpuError::Prepare { id: self.id, source };
+        let initialized = prepared
+            .map_err(failed)
+            .and_then(|features| self.initialize(&vcpu, features, orders));
         let reason = match initialized {
             Ok(Some((start, is_restored))) => self.run_guest(&mut vcpu, &start, is_restored),
             Ok(None) => None,
-            Err(source) => Some(StopReason::Fault(VcpuError::Prepare { id: self.id, source })),
+            Err(error) => Some(StopReason::Fault(error)),
         };
         if let Some(reason) = reason {
             self.monitor.exits.count_stop(&reason);
@@ -189,18 +189,22 @@ impl VcpuRunner {
         }
     }
 
-    /// Executes `order` and those that follow until the start. Returns its parameters, and true if the vCPU was restored; nothing if
-    /// the thread must end.
+    /// Executes the orders until the start. Returns its parameters, and true if the vCPU was restored; nothing if the thread must end.
+    ///
+    /// The thread enters its role while the main thread prepares the start: after the last call that the role lacks.
     #[inline(never)]
     fn initialize(
         &self,
         vcpu: &VcpuFd,
         features: Option<Features>,
-        mut order: VcpuOrder,
         orders: &Receiver<VcpuOrder>,
-    ) -> Result<Option<(StartContext, bool)>, kvm::Error> {
-        let mut is_restored = false;
-        loop {
+    ) -> Result<Option<(StartContext, bool)>, VcpuError> {
+        let (mut is_restored, mut is_restricted) = (false, false);
+        if self.shared.purpose == Purpose::Boot {
+            self.restrict(&mut is_restricted)?;
+        }
+        let mut next = orders.receive();
+        while let Some(order) = next {
             match order {
                 VcpuOrder::Expect => {}
                 VcpuOrder::Restore(saved) => {
@@ -208,21 +212,35 @@ impl VcpuRunner {
                         return Ok(None);
                     }
                     is_restored = true;
+                    self.restrict(&mut is_restricted)?;
                 }
                 VcpuOrder::Start(mut start) => {
                     if let Some(entry) = start.entry.take() {
                         let set = || NativeCpu::set_boot_registers(vcpu, &entry);
                         let timeline = &self.shared.timeline;
-                        timeline.measure(Lane::Vcpu(self.id), "set registers", set)?;
+                        let set = timeline.measure(Lane::Vcpu(self.id), "set registers", set);
+                        set.map_err(|source| VcpuError::Prepare { id: self.id, source })?;
                     }
+                    self.restrict(&mut is_restricted)?;
                     return Ok(Some((start, is_restored)));
                 }
             }
-            match orders.receive_soon() {
-                Some(next) => order = next,
-                None => return Ok(None),
-            }
+            next = orders.receive_soon();
         }
+        Ok(None)
+    }
+
+    /// Enters the role of a vCPU thread, unless the thread has it.
+    fn restrict(&self, is_restricted: &mut bool) -> Result<(), VcpuError> {
+        if std::mem::replace(is_restricted, true) {
+            return Ok(());
+        }
+        let enter = || ThreadRole::Vcpu.enter();
+        let entered = self
+            .shared
+            .timeline
+            .measure(Lane::Vcpu(self.id), "restrict thread", enter);
+        entered.map_err(|source| VcpuError::Restrict { id: self.id, source })
     }
 
     /// Restores the vCPU. Returns false after an error, which was sent to the restoring thread.
@@ -260,9 +278,9 @@ impl VcpuRunner {
             if let Err(reason) = self.complete_exit(vcpu, start, &mut is_first) {
                 return Some(reason);
             }
-            // Most loads resume the guest at once.
-            self.shared.gate.expect_change();
         }
+        // The main thread opens the gate soon: at a start, and in most loads.
+        self.shared.gate.expect_change();
         let mut identity = start.identity.as_ref();
         let reason = loop {
             let gate = &self.shared.gate;

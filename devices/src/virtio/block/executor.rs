@@ -53,7 +53,7 @@ pub(super) struct Executor {
     /// Makes the event loop process the queue without a notification of the driver.
     pub(super) wake: Arc<EventFd>,
     pub(super) meter: Meter,
-    /// Created at the first request of the async engine.
+    /// Of the async engine, created with the device: the restricted process cannot create it later.
     pub(super) uring: Option<UringEngine>,
     /// Started at the first request that may take long.
     pub(super) worker: Option<Worker>,
@@ -61,6 +61,17 @@ pub(super) struct Executor {
     pub(super) dirty: DirtyRange,
     /// Number of bytes written since the begin of the oldest flush in flight.
     pub(super) written_in_flush: u64,
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        // The kernel frees an io_uring later, and its file with it: the lock would outlive the device.
+        if let Some(uring) = &mut self.uring
+            && uring.stop()
+        {
+            self.disk.unlock();
+        }
+    }
 }
 
 impl Executor {
@@ -142,17 +153,15 @@ impl Executor {
         !is_async && !request.is_work()
     }
 
-    /// Creates the io_uring engine, or keeps that of the last activation.
-    pub(super) fn open_uring(&mut self) {
-        if self.uring.is_some() || self.engine == IoEngine::Sync {
+    /// Passes the replaced file of the disk to io_uring, which has no request. Selects synchronous I/O if that fails.
+    pub(super) fn replace_uring_file(&mut self) {
+        let Some(uring) = &mut self.uring else {
             return;
-        }
-        match UringEngine::new(self.wake.as_raw_fd()) {
-            Ok(uring) => self.uring = Some(uring),
-            Err(error) => {
-                log::warn!("block device uses synchronous I/O: cannot create an io_uring: {error}");
-                self.engine = IoEngine::Sync;
-            }
+        };
+        if let Err(error) = uring.replace_file(self.disk.as_raw_fd()) {
+            log::warn!("block device uses synchronous I/O: cannot replace the file of its io_uring: {error}");
+            self.uring = None;
+            self.engine = IoEngine::Sync;
         }
     }
 

@@ -62,6 +62,7 @@ use metrics::Meter;
 pub use metrics::{BlockMetrics, BlockRecorder};
 use queue::ActiveQueue;
 pub use replacement::{DiskHandle, DiskUpdate};
+use uring::UringEngine;
 use transfer::Unfinished;
 use worker::DirtyRange;
 
@@ -269,9 +270,10 @@ impl Block {
     }
 
     fn new(disk: Disk, config: &DiskConfig, clock: Box<dyn Clock>) -> io::Result<Self> {
-        let engine = match config.engine {
-            IoEngine::Sync => IoEngine::Sync,
-            IoEngine::Async => select_engine(&config.id, uring::probe()),
+        let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let uring = match config.engine {
+            IoEngine::Sync => None,
+            IoEngine::Async => open_uring(&config.id, UringEngine::new(wake.as_raw_fd(), disk.as_raw_fd())),
         };
         let mut id = [0; 20];
         let name = config.id.as_bytes();
@@ -283,12 +285,12 @@ impl Block {
             executor: Executor {
                 disk,
                 id,
-                engine,
+                engine: if uring.is_some() { IoEngine::Async } else { IoEngine::Sync },
                 limiter: Limiter::new(config.bandwidth, config.operations)?,
                 clock,
-                wake: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
+                wake,
                 meter: Meter::default(),
-                uring: None,
+                uring,
                 worker: None,
                 dirty: DirtyRange::UNKNOWN,
                 written_in_flush: 0,
@@ -337,10 +339,11 @@ impl Block {
         self.complete_all()?;
         self.executor.meter.recorder.updates.add(1);
         self.executor.dirty = DirtyRange::UNKNOWN;
-        if self.executor.disk.apply(update)
-            && let Some(active) = &mut self.active
-        {
-            active.restart_unfinished();
+        if self.executor.disk.apply(update) {
+            self.executor.replace_uring_file();
+            if let Some(active) = &mut self.active {
+                active.restart_unfinished();
+            }
         }
         self.report_capacity();
         Ok(())
@@ -447,15 +450,11 @@ impl Block {
     }
 }
 
-/// Returns the engine for drive `id`, configured for io_uring, given the result of [`uring::probe`].
-fn select_engine(id: &str, probed: io::Result<()>) -> IoEngine {
-    match probed {
-        Ok(()) => IoEngine::Async,
-        Err(error) => {
-            log::warn!("drive {id:?} uses synchronous I/O: cannot create an io_uring: {error}");
-            IoEngine::Sync
-        }
-    }
+/// Returns the io_uring of drive `id`, or `None` with a warning if it cannot be created.
+fn open_uring(id: &str, created: io::Result<UringEngine>) -> Option<UringEngine> {
+    created
+        .inspect_err(|error| log::warn!("drive {id:?} uses synchronous I/O: cannot create an io_uring: {error}"))
+        .ok()
 }
 
 impl VirtioDevice for Block {

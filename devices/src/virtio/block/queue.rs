@@ -169,7 +169,6 @@ impl ActiveQueue {
 
     /// Pops and starts requests, until the queue is empty, the batch is full, or a request must wait.
     fn start_requests(&mut self, executor: &mut Executor) -> Result<(), QueueError> {
-        executor.open_uring();
         let Self {
             queue,
             memory,

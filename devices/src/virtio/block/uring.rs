@@ -14,6 +14,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
+use io_uring::register::Restriction;
 use io_uring::squeue::{Entry, Flags};
 use io_uring::{IoUring, opcode, types};
 use libc::iovec;
@@ -23,26 +24,14 @@ use super::disk::{Disk, coarse_time};
 use super::request::{QUEUE_SIZE, RequestKind, Status};
 use super::transfer::{MAX_BUFFERED, PendingRequest, Unfinished};
 
+/// Flag of an entry for a registered file.
+const FIXED_FILE: Flags = Flags::FIXED_FILE;
+/// `IORING_REGISTER_FILES_UPDATE` of linux/io_uring.h.
+const REGISTER_FILES_UPDATE: u8 = 6;
 /// User data of a cancellation, no index of a slot.
 const CANCEL: u64 = u64::MAX;
 /// Maximum time for the requests in flight at a drop.
 const STOP_TIMEOUT: Duration = Duration::from_millis(50);
-
-/// Checks that this process may create an io_uring, without creating one.
-///
-/// # Errors
-/// Fails with the error of `io_uring_setup`, for example ENOSYS or EPERM.
-pub(super) fn probe() -> io::Result<()> {
-    // SAFETY: the kernel fails to read its parameters from address 0, and creates nothing.
-    unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, 0) };
-    let error = io::Error::last_os_error();
-    // The permission check precedes the read: a permitted call fails with EFAULT.
-    if error.raw_os_error() == Some(libc::EFAULT) {
-        Ok(())
-    } else {
-        Err(error)
-    }
-}
 
 /// An io_uring of one device. It survives resets of the device.
 pub(super) struct UringEngine {
@@ -66,13 +55,27 @@ pub(super) struct UringEngine {
 }
 
 impl UringEngine {
-    /// Creates an io_uring that makes `eventfd` readable at each completion.
+    /// Creates an io_uring for the file `disk`, which makes `eventfd` readable at each completion.
+    ///
+    /// Seccomp filters do not see what the kernel does for an io_uring. It is therefore created before the guest runs, disabled, and
+    /// enabled with the restriction to reads and writes of the registered file, and their cancellation.
     ///
     /// # Errors
-    /// Fails if the kernel does not create the io_uring or does not register the eventfd.
-    pub(super) fn new(eventfd: RawFd) -> io::Result<Self> {
-        let ring = IoUring::new(QUEUE_SIZE.into())?;
-        ring.submitter().register_eventfd(eventfd)?;
+    /// Fails if the kernel does not create the io_uring or does not restrict it (before Linux 5.10).
+    pub(super) fn new(eventfd: RawFd, disk: RawFd) -> io::Result<Self> {
+        let ring = IoUring::builder().setup_r_disabled().build(QUEUE_SIZE.into())?;
+        let submitter = ring.submitter();
+        submitter.register_eventfd(eventfd)?;
+        submitter.register_files(&[disk])?;
+        submitter.register_restrictions(&mut [
+            Restriction::sqe_op(opcode::Readv::CODE),
+            Restriction::sqe_op(opcode::Writev::CODE),
+            Restriction::sqe_op(opcode::AsyncCancel2::CODE),
+            Restriction::sqe_flags_allowed((FIXED_FILE | Flags::ASYNC).bits()),
+            Restriction::sqe_flags_required(FIXED_FILE.bits()),
+            Restriction::register_op(REGISTER_FILES_UPDATE),
+        ])?;
+        submitter.register_enable_rings()?;
         Ok(Self {
             ring,
             slots: Vec::new(),
@@ -85,6 +88,14 @@ impl UringEngine {
             retries: 0,
             has_failed: false,
         })
+    }
+
+    /// Replaces the file of the disk, while the kernel has no request.
+    ///
+    /// # Errors
+    /// Fails if the kernel lacks memory; the io_uring has the old file then.
+    pub(super) fn replace_file(&mut self, disk: RawFd) -> io::Result<()> {
+        self.ring.submitter().register_files_update(0, &[disk]).map(drop)
     }
 
     /// Returns the number of requests in flight, without abandoned ones.
@@ -286,7 +297,10 @@ impl UringEngine {
         if self.has_failed || !self.ring.submission().is_empty() {
             return;
         }
-        let entry = opcode::AsyncCancel2::new(types::CancelBuilder::any()).build();
+        // All entries have the flag that the restriction requires.
+        let entry = opcode::AsyncCancel2::new(types::CancelBuilder::any())
+            .build()
+            .flags(FIXED_FILE);
         // SAFETY: the entry refers to no memory.
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(CANCEL)) };
         if pushed.is_ok() {
@@ -294,6 +308,12 @@ impl UringEngine {
             let _ = self.ring.submit();
             self.has_cancellation = !self.ring.submission().is_empty();
         }
+    }
+
+    /// Abandons all requests, and waits a short time for the kernel. Returns true if it has none.
+    pub(super) fn stop(&mut self) -> bool {
+        self.abandon();
+        self.settle(STOP_TIMEOUT)
     }
 
     fn enqueue(&mut self, index: usize, disk: &Disk) {
@@ -359,8 +379,7 @@ impl AsRawFd for UringEngine {
 
 impl Drop for UringEngine {
     fn drop(&mut self) {
-        self.abandon();
-        if !self.settle(STOP_TIMEOUT) {
+        if !self.stop() {
             // The kernel may still access the buffers: leak them.
             mem::forget(mem::take(&mut self.slots));
         }
@@ -412,7 +431,7 @@ impl Slot {
     /// Returns the entry for the current transfer.
     fn entry(&self, disk: &Disk) -> Option<Entry> {
         let (request, iovec) = (self.request.as_ref()?, self.iovec.as_ref()?);
-        let file = types::Fd(disk.as_raw_fd());
+        let file = types::Fixed(0);
         let offset = request.next_piece()?.offset;
         let entry = match request.kind {
             RequestKind::Read(_) => opcode::Readv::new(file, &raw const **iovec, 1)
@@ -427,9 +446,9 @@ impl Slot {
         // flush of a write-through write.
         let is_write = !matches!(request.kind, RequestKind::Read(_));
         let flags = if disk.is_remote() || is_write && request.write_through {
-            Flags::ASYNC
+            FIXED_FILE | Flags::ASYNC
         } else {
-            Flags::empty()
+            FIXED_FILE
         };
         Some(entry.flags(flags))
     }
@@ -475,4 +494,55 @@ fn is_transient(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+
+    use io_uring::squeue::Entry;
+    use io_uring::{opcode, types};
+    use scratch::{Requirement, require};
+    use vmm_sys_util::eventfd::EventFd;
+
+    use super::{FIXED_FILE, UringEngine};
+
+    /// Returns the result of `entry`.
+    fn execute(engine: &mut UringEngine, entry: &Entry) -> i32 {
+        // SAFETY: the kernel executes no entry that refers to memory.
+        unsafe { engine.ring.submission().push(entry) }.unwrap();
+        engine.ring.submit_and_wait(1).unwrap();
+        engine.ring.completion().next().unwrap().result()
+    }
+
+    #[test]
+    fn other_operations_are_refused() {
+        if !require(Requirement::IoUring) {
+            return;
+        }
+        let (file, eventfd) = (File::open("/dev/null").unwrap(), EventFd::new(0).unwrap());
+        let mut engine = UringEngine::new(eventfd.as_raw_fd(), file.as_raw_fd()).unwrap();
+        let directory = types::Fd(libc::AT_FDCWD);
+        let entries = [
+            opcode::Nop::new().build(),
+            opcode::OpenAt::new(directory, c"/etc/passwd".as_ptr()).build(),
+            opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
+            opcode::UnlinkAt::new(directory, c"/nonexistent".as_ptr()).build(),
+            opcode::Fsync::new(types::Fixed(0)).build(),
+            opcode::Close::new(types::Fd(file.as_raw_fd())).build(),
+        ];
+        for entry in entries.map(|entry| entry.flags(FIXED_FILE)) {
+            assert_eq!(execute(&mut engine, &entry), -libc::EACCES, "{entry:?}");
+        }
+        // Of any other file.
+        let read = opcode::Readv::new(types::Fd(file.as_raw_fd()), std::ptr::null(), 0).build();
+        assert_eq!(execute(&mut engine, &read), -libc::EACCES);
+        let read = opcode::Readv::new(types::Fixed(0), std::ptr::null(), 0).build().flags(FIXED_FILE);
+        assert_eq!(execute(&mut engine, &read), 0);
+        let submitter = engine.ring.submitter();
+        assert_eq!(submitter.unregister_files().unwrap_err().raw_os_error(), Some(libc::EACCES));
+        assert_eq!(submitter.unregister_eventfd().unwrap_err().raw_os_error(), Some(libc::EACCES));
+        engine.replace_file(file.as_raw_fd()).unwrap();
+    }
 }

@@ -25,6 +25,7 @@ use super::extent::{Extent, Pieces};
 use super::request::Status;
 use super::transfer::{PendingRequest, Unfinished};
 use crate::sync::{lock, wait_while};
+use crate::thread_role::ThreadRole;
 
 /// Alignment and maximum length of one write-back before a flush, in bytes.
 pub(super) const FLUSH_SIZE: u64 = 4 << 20;
@@ -190,7 +191,10 @@ impl Worker {
             .stack_size(STACK_SIZE)
             .spawn({
                 let shared = shared.clone();
-                move || shared.run()
+                move || {
+                    ThreadRole::Worker.enter_or_log();
+                    shared.run();
+                }
             })?;
         Ok(Self {
             shared,

@@ -12,6 +12,7 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::sync::{lock, wait_while};
+use crate::thread_role::ThreadRole;
 
 /// Maximum number of bytes that the thread takes at once.
 const BUFFER_SIZE: usize = 64 << 10;
@@ -81,7 +82,10 @@ impl DiskThread {
         let thread = Builder::new().name("serial".to_owned()).stack_size(STACK_SIZE);
         thread.spawn({
             let shared = shared.clone();
-            move || shared.run()
+            move || {
+                ThreadRole::Worker.enter_or_log();
+                shared.run();
+            }
         })?;
         Ok(Self { shared })
     }

@@ -3,7 +3,6 @@ use std::os::unix::fs::FileExt;
 
 use super::{Buffer, ENGINES, Fixture, IN, NONE, OK, Scratch, options, pattern};
 use crate::virtio::block::IoEngine;
-use crate::virtio::block::select_engine;
 use crate::virtio::device::VirtioDevice;
 
 #[test]
@@ -109,11 +108,4 @@ fn drop_waits_for_requests_in_flight() {
             .iter()
             .all(|byte| *byte == 0x55)
     );
-}
-
-#[test]
-fn missing_io_uring_selects_sync() {
-    assert_eq!(select_engine("a", Ok(())), IoEngine::Async);
-    let denied = std::io::Error::from_raw_os_error(libc::EPERM);
-    assert_eq!(select_engine("a", Err(denied)), IoEngine::Sync);
 }

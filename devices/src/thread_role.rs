@@ -1,0 +1,48 @@
+//! Roles of threads, by which the program restricts their system calls and rights.
+//!
+//! The restrictions are those of the program, which sets them by [`set_restriction`]. Without it, a role has no effect, for example in
+//! tests of this crate.
+
+use std::io;
+use std::sync::OnceLock;
+
+/// Role of a thread. A thread that starts another one passes its own role on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThreadRole {
+    /// Waits for the configuration of a VM or a snapshot, opens files and devices, and starts the VM.
+    Start,
+    /// Event loop, operations and I/O thread of a VM.
+    Vmm,
+    /// Runs a vCPU, and the devices that the guest notifies.
+    Vcpu,
+    /// Executes slow calls on open files.
+    Worker,
+}
+
+/// Function that restricts the calling thread to a role for good.
+pub type Restrict = fn(ThreadRole) -> io::Result<()>;
+
+static RESTRICT: OnceLock<Restrict> = OnceLock::new();
+
+/// Sets the function that restricts threads. Call it once, before a thread enters its role; only the function of the first call is
+/// used.
+pub fn set_restriction(restrict: Restrict) {
+    let _ = RESTRICT.set(restrict);
+}
+
+impl ThreadRole {
+    /// Restricts the calling thread to this role for good.
+    ///
+    /// # Errors
+    /// Those of the function of [`set_restriction`].
+    pub fn enter(self) -> io::Result<()> {
+        RESTRICT.get().map_or(Ok(()), |restrict| restrict(self))
+    }
+
+    /// As [`enter`](Self::enter) for a thread that has the restrictions of its creator already, and therefore goes on after an error.
+    pub fn enter_or_log(self) {
+        if let Err(error) = self.enter() {
+            log::warn!("cannot restrict a thread to its role {self:?}: {error}");
+        }
+    }
+}
