@@ -11,7 +11,7 @@ use vmm::memory;
 use vmm::timeline::{Lane, Timeline};
 
 use crate::cli::hints::OptionSet;
-use crate::filters::{self, Isolation};
+use crate::filters::{self, FileRules, Isolation};
 use crate::logging::{print, print_message};
 use crate::session::{self, Error};
 
@@ -28,7 +28,7 @@ The guest prints on its serial port, and mayfly writes that output to stdout. Me
 pub fn demo(started_at: Instant, exec: Duration) -> Result<u8, Error> {
     let before = started_at.elapsed() + exec;
     print_message(INTRODUCTION);
-    filters::set_up(&Isolation::default()).map_err(Error::Filters)?;
+    filters::set_up(&Isolation::default(), FileRules::default()).map_err(Error::Filters)?;
     let timeline = Arc::new(Timeline::new(Instant::now(), true));
     let file = memory::memfd(c"mayfly demo guest", GUEST).map_err(|source| Error::System {
         operation: "create a memory file for the guest",

@@ -16,7 +16,7 @@ use crate::session::{Error, SessionSetup};
 /// # Errors
 /// [`Error`] if the VM cannot start, the event loop fails, or the trace cannot be written.
 pub fn run(run: RunArgs, started_at: Instant, exec: Duration) -> Result<u8, Error> {
-    let setup = SessionSetup::prepare(run.session, started_at)?;
+    let setup = SessionSetup::prepare(run.session, None, started_at)?;
     let image = setup
         .timeline()
         .measure(Lane::Main, "open image", || {

@@ -16,7 +16,7 @@ use vmm::vcpu::StopReason;
 
 use crate::cli::args::firecracker::{FirecrackerArgs, VERSION};
 use crate::cli::hints::OptionSet;
-use crate::filters;
+use crate::filters::{self, FileRules};
 use crate::logging::print_message;
 use crate::process;
 use crate::session::{self, ApiError, ApiOptions};
@@ -76,7 +76,13 @@ pub fn serve(options: FirecrackerArgs, started_at: Instant) -> Result<u8, Error>
         id: &options.id,
         log: &options.log,
     };
-    filters::set_up(&options.isolation).map_err(Error::Filters)?;
+    let files = FileRules {
+        has_clients: options.socket.is_some(),
+        socket: options.socket.clone(),
+        outputs: [&options.log.path, &options.metrics].into_iter().flatten().cloned().collect(),
+        ..FileRules::default()
+    };
+    filters::set_up(&options.isolation, files).map_err(Error::Filters)?;
     // Before signals are blocked: opening a FIFO may block. A failure is returned later, when the log that must show it is open.
     let config = options.config_file.map(read_config);
     // Before any thread starts: threads inherit the mask. Before writes to a FIFO: SIGPIPE must not end the process. Before the

@@ -22,7 +22,7 @@ use vmm::vcpu::StopReason;
 use crate::cli::args::SessionArgs;
 use crate::cli::args::firecracker::VERSION;
 use crate::cli::hints::{self, OptionSet};
-use crate::filters;
+use crate::filters::{self, FileRules};
 use crate::logging::{ProcessLog, print_message};
 use crate::process;
 use crate::shell::ClientError as ShellError;
@@ -180,12 +180,19 @@ pub struct SessionSetup {
 }
 
 impl SessionSetup {
-    /// Opens the files and the socket of `session`. Times count from `started_at`.
+    /// Opens the files and the socket of `session`, and prepares the isolation. Times count from `started_at`. `recorded` is a file that
+    /// the VM writes later.
     ///
     /// # Errors
     /// [`Error`] if one of them cannot be opened.
-    pub fn prepare(session: SessionArgs, started_at: Instant) -> Result<Self, Error> {
-        filters::set_up(&session.isolation).map_err(Error::Filters)?;
+    pub fn prepare(session: SessionArgs, recorded: Option<&PathBuf>, started_at: Instant) -> Result<Self, Error> {
+        let files = FileRules {
+            has_clients: session.socket.is_some(),
+            socket: session.socket.clone(),
+            outputs: session.log.path.iter().chain(recorded).cloned().collect(),
+            ..FileRules::default()
+        };
+        filters::set_up(&session.isolation, files).map_err(Error::Filters)?;
         let recorded = session.timings || session.trace.is_some() || api_options(&session).is_some();
         Self::prepare_with(session, Arc::new(Timeline::new(started_at, recorded)))
     }

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Role of a thread. A thread that starts another one passes its own role on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,32 @@ static RESTRICT: OnceLock<Restrict> = OnceLock::new();
 /// used.
 pub fn set_restriction(restrict: Restrict) {
     let _ = RESTRICT.set(restrict);
+}
+
+/// Programs that this process starts would have its restrictions, and fail.
+static FORBIDS_PROGRAMS: AtomicBool = AtomicBool::new(false);
+
+/// Declares that programs of this process would fail from now on.
+pub fn forbid_programs() {
+    FORBIDS_PROGRAMS.store(true, Ordering::Relaxed);
+}
+
+/// Returns true if this process can start programs.
+pub fn can_start_programs() -> bool {
+    !FORBIDS_PROGRAMS.load(Ordering::Relaxed)
+}
+
+/// Way out of a denied access.
+static DENIAL_HINT: OnceLock<&str> = OnceLock::new();
+
+/// Sets the way out of an access that the kernel denies because this process has given up rights.
+pub fn set_denial_hint(hint: &'static str) {
+    let _ = DENIAL_HINT.set(hint);
+}
+
+/// Returns the hint of [`set_denial_hint`], if this process has given up rights.
+pub fn denial_hint() -> Option<&'static str> {
+    DENIAL_HINT.get().copied()
 }
 
 impl ThreadRole {

@@ -128,6 +128,15 @@ Log:
                         warning)
       --log-file PATH   write the log to this file or FIFO; SIGHUP reopens it (default stderr)
 
+Isolation (docs/security.md):
+      --allow DIR       open files in DIR while the guest runs, for snapshots, drives and images that a client names;
+                        repeat it for more (default: with an API socket all files, otherwise none)
+      --no-seccomp      install no seccomp filters (default: each thread may make the system calls of its role)
+      --seccomp-filter FILE
+                        install the filters of FILE, made by Firecracker's seccompiler-bin for the roles vmm and vcpu
+      --keep-capabilities
+                        keep capabilities while the guest runs (default: drop all, even for root)
+
 Control the VM from other processes:
       --api-sock PATH   serve Firecracker's REST API on this unix socket, for mayfly ctl and other clients (default
                         none)
@@ -143,6 +152,7 @@ exit status:
   120   triple fault of the guest
   121   KVM cannot run the guest any further, or the mapped image or memory file was truncated
   122   mayfly has no memory left
+  148   a seccomp filter refused a system call, or mayfly received SIGSYS
 SIGTERM, SIGINT and SIGQUIT end mayfly at once, by that signal. So does SIGHUP without a log file.
 
 Try:   mayfly run unikernel.elf --memory 64M -- hello
@@ -205,6 +215,15 @@ Log:
                         write a line of JSON to this file or FIFO each minute and at each FlushMetrics action
                         (default none)
 
+Isolation (docs/security.md):
+      --allow DIR       open files in DIR while the guest runs, for snapshots, drives and images that a client names;
+                        repeat it for more (default: with an API socket all files, otherwise none)
+      --no-seccomp      install no seccomp filters (default: each thread may make the system calls of its role)
+      --seccomp-filter FILE
+                        install the filters of FILE, made by Firecracker's seccompiler-bin for the roles vmm and vcpu
+      --keep-capabilities
+                        keep capabilities while the guest runs (default: drop all, even for root)
+
 Print a version and exit:
       --version         print mayfly's version, or Firecracker's if called by that name
       --snapshot-version
@@ -212,7 +231,7 @@ Print a version and exit:
       --describe-snapshot PATH
                         print the format version of a state file, which mayfly need not be able to load
 
-Accepted without effect: --no-seccomp, --boot-timer, --mmds-size-limit N, --start-time-us N, --start-time-cpu-us N,
+Accepted without effect: --boot-timer, --mmds-size-limit N, --start-time-us N, --start-time-cpu-us N,
 --parent-cpu-time-us N.
 
 exit status:
@@ -220,6 +239,7 @@ exit status:
   N     the guest wrote N to the debug-exit port 0x501
   1     failure, or triple fault of the guest; the message states the cause
   122   mayfly has no memory left
+  148   a seccomp filter refused a system call, or mayfly received SIGSYS
   149   the mapped image or memory file was truncated
   152   unknown log level
   153   usage error
@@ -328,7 +348,8 @@ Prefetch a working set, the pages that a guest touches first:
                         memory file is not in the page cache, read it in large chunks instead. Prefetched pages count
                         as changed: a diff snapshot contains them. FILE must be recorded with the same snapshot
 
-      --timings, --trace FILE, --api-sock PATH, --id NAME, --log-level LEVEL, --log-file PATH
+      --timings, --trace FILE, --api-sock PATH, --id NAME, --log-level LEVEL, --log-file PATH, --allow DIR, --no-seccomp,
+      --seccomp-filter FILE, --keep-capabilities
                         as in mayfly run
 
 A snapshot loads on hosts with the same architecture and processor; mayfly snapshot-info DIR shows both. Its disks and
@@ -359,6 +380,15 @@ Set up the VM:
       --for DIR         take the shape of the snapshot in DIR (default: 1 vCPU, 128M, irqchip split)
   -m, --memory SIZE     set the guest's memory (default: as --for, or 128M)
       --cpus N          set the number of vCPUs (default: as --for, or 1)
+
+Isolation (docs/security.md):
+      --allow DIR       open files in DIR while the guest runs, for snapshots, drives and images that a client names;
+                        repeat it for more (default: with an API socket all files, otherwise none)
+      --no-seccomp      install no seccomp filters (default: each thread may make the system calls of its role)
+      --seccomp-filter FILE
+                        install the filters of FILE, made by Firecracker's seccompiler-bin for the roles vmm and vcpu
+      --keep-capabilities
+                        keep capabilities while the guest runs (default: drop all, even for root)
 
 exit status: after a request that of mayfly run, which its client also gets unless the shell is killed; before,
   0     the other side of fd:NUMBER is closed

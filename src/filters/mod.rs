@@ -8,8 +8,10 @@
 //! | `source` | resources/seccomp, compiled by seccompiler in the build script |
 //! | `tree` | search tree over the numbers of system calls |
 //! | `custom` | filters of `--seccomp-filter` |
+//! | `files` | Landlock |
 
 mod custom;
+mod files;
 #[cfg(test)]
 mod source;
 #[cfg(test)]
@@ -18,18 +20,20 @@ mod tests;
 mod tree;
 
 use std::cell::Cell;
+use std::fs;
 use std::io;
 use std::mem::zeroed;
 use std::path::PathBuf;
 use std::ptr::null_mut;
 use std::sync::OnceLock;
 
-use devices::thread_role::{ThreadRole, set_restriction};
+use devices::thread_role::{self, ThreadRole, set_restriction};
 use libc::{c_int, c_void, siginfo_t, sock_filter, sock_fprog};
 use syscalls::Sysno;
 use vmm::emergency;
+use vmm::memory::Pagemap;
 
-pub use custom::Error;
+pub use files::FileRules;
 
 // `PROGRAMS`, in the order of `ThreadRole`.
 include!(concat!(env!("OUT_DIR"), "/filters.rs"));
@@ -45,6 +49,23 @@ const THIS_PROCESS: u32 = 0x4d61_7966;
 
 /// Version of [`CapabilityHeader`], `_LINUX_CAPABILITY_VERSION_3`: 64 capabilities.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
+
+/// Reason why the isolation cannot be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The seccomp filters cannot be used.
+    #[error(transparent)]
+    Filters(custom::Error),
+    /// An allowed directory cannot be used.
+    #[error("cannot allow the files in {}; name a directory that exists", path.display())]
+    Directory {
+        /// Path of the directory.
+        path: PathBuf,
+        /// Error of the system call.
+        #[source]
+        source: io::Error,
+    },
+}
 
 /// Source of the seccomp filters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,6 +86,8 @@ pub struct Isolation {
     pub filters: Filters,
     /// The process keeps its capabilities.
     pub keep_capabilities: bool,
+    /// Directories whose files the process may open while the guest runs.
+    pub allowed: Vec<PathBuf>,
 }
 
 /// Settings of the process, from [`Isolation`].
@@ -72,6 +95,7 @@ struct Settings {
     /// Program of each role, or `None` without filters. A role with an empty program has that of its creator.
     programs: Option<[&'static [sock_filter]; 4]>,
     keep_capabilities: bool,
+    files: FileRules,
 }
 
 static SETTINGS: OnceLock<Settings> = OnceLock::new();
@@ -81,19 +105,26 @@ thread_local! {
     static ROLE: Cell<Option<ThreadRole>> = const { Cell::new(None) };
 }
 
-/// Prepares the isolation, before any other thread starts. Restricts no thread yet.
+/// Prepares the isolation, before any other thread starts. Restricts no thread yet. `files` are those that the process needs while
+/// the guest runs, beside those of `isolation`.
 ///
 /// # Errors
-/// [`Error`] if the file of the filters cannot be used.
-pub fn set_up(isolation: &Isolation) -> Result<(), Error> {
+/// [`Error`] if the filters or an allowed directory cannot be used.
+pub fn set_up(isolation: &Isolation, mut files: FileRules) -> Result<(), Error> {
     let programs = match &isolation.filters {
         Filters::Own => Some(PROGRAMS),
-        Filters::File(path) => Some(custom::read(path)?),
+        Filters::File(path) => Some(custom::read(path).map_err(Error::Filters)?),
         Filters::Off => None,
     };
+    files.allowed.clone_from(&isolation.allowed);
+    for path in &files.allowed {
+        let read = fs::read_dir(path).map(drop);
+        read.map_err(|source| Error::Directory { path: path.clone(), source })?;
+    }
     let _ = SETTINGS.set(Settings {
         programs,
         keep_capabilities: isolation.keep_capabilities,
+        files,
     });
     install_handler();
     set_restriction(restrict);
@@ -111,15 +142,45 @@ fn restrict(role: ThreadRole) -> io::Result<()> {
             drop_capabilities()?;
         }
         if role == ThreadRole::Vmm {
+            // SAFETY: the call has no preconditions.
+            if unsafe { libc::geteuid() } != 0 {
+                Pagemap::keep_open();
+            }
             // Other processes of this user get no access to guest memory, and a core dump holds none.
             control(libc::PR_SET_DUMPABLE, 0)?;
+            if let Some(hint) = denial_hint(settings) {
+                thread_role::set_denial_hint(hint);
+            }
         }
     }
     // Also keeps an execve from gaining capabilities.
     control(libc::PR_SET_NO_NEW_PRIVS, 1)?;
+    if matches!(role, ThreadRole::Vmm | ThreadRole::Vcpu) {
+        files::restrict(&settings.files)?;
+    }
     match settings.programs {
-        Some(programs) if !programs[role as usize].is_empty() => install(programs[role as usize]),
+        Some(programs) if !programs[role as usize].is_empty() => {
+            // Filters outlive an execve.
+            thread_role::forbid_programs();
+            install(programs[role as usize])
+        }
         _ => Ok(()),
+    }
+}
+
+/// Returns the way out of an access that the kernel denies while the guest runs.
+fn denial_hint(settings: &Settings) -> Option<&'static str> {
+    match (settings.keep_capabilities, settings.files.is_restricted()) {
+        (true, false) => None,
+        (true, true) => Some("while the guest runs, mayfly opens files in the directories of --allow only"),
+        (false, false) => Some(
+            "while the guest runs, mayfly has no capabilities, and the rights of its user decide; give this user access, or start \
+             mayfly with --keep-capabilities",
+        ),
+        (false, true) => Some(
+            "while the guest runs, mayfly opens files in the directories of --allow only, with the rights of its user and without \
+             capabilities (--keep-capabilities)",
+        ),
     }
 }
 

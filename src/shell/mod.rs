@@ -39,7 +39,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::cli::args::{self, Command, RestoreArgs, STATE, ShellArgs, ShellSocket};
 use crate::cli::hints::{self, OptionSet};
-use crate::filters::{self, Isolation};
+use crate::filters::{self, FileRules, Isolation};
 use crate::logging::print_message;
 use crate::process;
 use crate::session::{self, SessionSetup, StartError};
@@ -93,7 +93,15 @@ pub enum Error {
 /// # Errors
 /// [`Error`] before the request.
 pub fn shell(args: &ShellArgs, started_at: Instant) -> Result<u8, Error> {
-    filters::set_up(&args.isolation).map_err(Error::Filters)?;
+    let files = FileRules {
+        has_clients: true,
+        socket: match &args.socket {
+            ShellSocket::Path(path) => Some(path.clone()),
+            ShellSocket::Descriptor(_) => None,
+        },
+        ..FileRules::default()
+    };
+    filters::set_up(&args.isolation, files).map_err(Error::Filters)?;
     // Before any thread starts: threads inherit the mask.
     let signals = session::block_signals().map_err(Error::Session)?;
     let timeline = Arc::new(Timeline::new(started_at, true));

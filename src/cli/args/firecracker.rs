@@ -128,8 +128,11 @@ impl Error {
     }
 }
 
+/// Flag of mayfly that may be given several times.
+const ALLOW: &str = "--allow";
 /// Flags with a value.
-const VALUED: [&str; 15] = [
+const VALUED: [&str; 16] = [
+    ALLOW,
     "--api-sock",
     "--id",
     "--config-file",
@@ -193,7 +196,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Firecracke
         } else {
             return Err(Error::Unknown(argument.to_string_lossy().into_owned()));
         };
-        if given.contains(&flag) {
+        if flag != ALLOW && given.contains(&flag) {
             return Err(Error::Twice(flag));
         }
         given.push(flag);
@@ -282,6 +285,7 @@ fn set_value(options: &mut FirecrackerArgs, flag: &'static str, value: OsString)
                 reason: "mayfly has no metadata service (MMDS); remove the flag",
             });
         }
+        ALLOW => options.isolation.allowed.push(value.into()),
         _ => options.isolation.filters = Filters::File(value.into()),
     }
     Ok(())

@@ -41,7 +41,7 @@ impl Default for SessionArgs {
 }
 
 /// Names of the options.
-pub const OPTIONS: [&str; 9] = [
+pub const OPTIONS: [&str; 10] = [
     "--timings",
     "--trace",
     "--api-sock",
@@ -51,7 +51,11 @@ pub const OPTIONS: [&str; 9] = [
     "--no-seccomp",
     "--seccomp-filter",
     "--keep-capabilities",
+    ALLOW,
 ];
+
+/// Option that may be given several times.
+const ALLOW: &str = "--allow";
 
 impl SessionArgs {
     /// Parses the value of the option `name` of `command`. `name` is in [`OPTIONS`].
@@ -88,6 +92,10 @@ pub fn parse_isolation(
             isolation.keep_capabilities = true;
             return Ok(());
         }
+        ALLOW => {
+            isolation.allowed.push(path(parser, command)?);
+            return Ok(());
+        }
         "--no-seccomp" => Filters::Off,
         "--seccomp-filter" => Filters::File(path(parser, command)?),
         other => unreachable!("{other} is not in OPTIONS"),
@@ -106,7 +114,7 @@ pub struct GivenOptions(Vec<&'static str>);
 impl GivenOptions {
     /// Adds `option`; fails if it is given twice.
     pub fn add(&mut self, option: &'static str) -> Result<(), Error> {
-        if self.0.contains(&option) {
+        if option != ALLOW && self.0.contains(&option) {
             return Err(Error::Twice(option));
         }
         self.0.push(option);

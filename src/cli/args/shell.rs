@@ -36,7 +36,7 @@ pub struct ShellArgs {
 }
 
 /// Options of the isolation.
-const ISOLATION: [&str; 3] = ["--no-seccomp", "--seccomp-filter", "--keep-capabilities"];
+const ISOLATION: [&str; 4] = ["--no-seccomp", "--seccomp-filter", "--keep-capabilities", "--allow"];
 
 /// Parses the arguments after `shell`. Returns nothing if they request help.
 pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Option<ShellArgs>, Error> {

@@ -1,12 +1,13 @@
 //! User-mode network without privileges: passt translates frames to connections of the host.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use super::stream::{self, StderrExcerpt, Stream};
+use crate::thread_role;
 
 /// First descriptor after the standard ones.
 const FIRST_DESCRIPTOR: RawFd = 3;
@@ -21,6 +22,12 @@ pub enum Error {
         "cannot start passt: it is not installed; install it with `apt install passt`, or use a tap interface"
     )]
     Missing(#[source] io::Error),
+    /// The filters of this process would restrict passt too.
+    #[error(
+        "cannot start passt: this process has restricted its system calls already; use `mayfly restore`, or replace the interface by \
+         a tap in `network_overrides`"
+    )]
+    Restricted,
     /// passt does not start.
     #[error("cannot start passt")]
     Start(#[source] io::Error),
@@ -44,6 +51,8 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Passt {
     process: Child,
+    /// The process, for a signal that cannot reach another one: filters refuse kill(2).
+    descriptor: OwnedFd,
     stderr: StderrExcerpt,
 }
 
@@ -79,6 +88,9 @@ impl Passt {
     }
 
     pub(super) fn start_program(program: &str, arguments: &[String]) -> Result<(Self, Stream), Error> {
+        if !thread_role::can_start_programs() {
+            return Err(Error::Restricted);
+        }
         let (ours, theirs) = UnixStream::pair().map_err(Error::Pair)?;
         // Some releases of passt require a descriptor above standard error, which `try_clone` guarantees. The
         // duplicate is close-on-exec; `keep_only` clears that flag in the child alone.
@@ -89,6 +101,8 @@ impl Passt {
         command
             .args(["--foreground", "--quiet", "--fd", &descriptor.to_string()])
             .args(arguments)
+            // A signal of the terminal is for the VM, which ends passt.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr_end);
@@ -99,9 +113,12 @@ impl Passt {
             io::ErrorKind::NotFound => Error::Missing(error),
             _ => Error::Start(error),
         })?;
+        // Without a descriptor, passt ends with the socket.
+        let opened = open_process(&process).map_err(Error::Start)?;
         // From here on, an error drops `passt`, which ends the process.
         let passt = Self {
             process,
+            descriptor: opened,
             stderr: stderr.clone(),
         };
         let stream = Stream::with_name(ours, "passt".to_owned(), Some(stderr)).map_err(Error::Stream)?;
@@ -112,9 +129,30 @@ impl Passt {
 impl Drop for Passt {
     #[allow(clippy::disallowed_methods, reason = "the process has received SIGKILL")]
     fn drop(&mut self) {
+        let descriptor = self.descriptor.as_raw_fd();
         // Fails if the process has already exited. The wait is short in either case, and leaves no zombie.
-        let _ = self.process.kill();
+        // SAFETY: the call takes a null pointer: no further information.
+        unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                descriptor,
+                libc::SIGKILL,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
         let _ = self.process.wait();
+    }
+}
+
+/// Opens a descriptor of `process`, which has not been waited for.
+fn open_process(process: &Child) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes numbers alone.
+    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, process.id(), 0) };
+    match RawFd::try_from(descriptor) {
+        // SAFETY: the kernel has just returned this descriptor; nothing else owns it.
+        Ok(descriptor @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

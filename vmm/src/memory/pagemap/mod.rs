@@ -9,6 +9,7 @@ use std::io::{self, BufRead, BufReader, Seek};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 use super::map::page_size;
 
@@ -105,6 +106,12 @@ impl PageFilter {
     }
 }
 
+/// State of the pages of this process.
+const PAGEMAP: &str = "/proc/self/pagemap";
+
+/// File of [`Pagemap::keep_open`].
+static KEPT: OnceLock<File> = OnceLock::new();
+
 /// Reader of the page state. Belongs to the process that opened it: a forked child must open its own.
 #[derive(Debug)]
 pub struct Pagemap {
@@ -119,10 +126,22 @@ impl Pagemap {
     /// [`Error::Open`].
     pub fn open() -> Result<Self, Error> {
         let open = |path| File::open(path).map_err(|source| Error::Open { path, source });
+        let pages = match KEPT.get() {
+            Some(file) => file.try_clone().map_err(|source| Error::Open { path: PAGEMAP, source })?,
+            None => open(PAGEMAP)?,
+        };
         Ok(Self {
-            pages: open("/proc/self/pagemap")?,
+            pages,
             mappings: open("/proc/self/maps")?,
         })
+    }
+
+    /// Opens the page state of this process for all later calls of [`open`](Self::open): the file belongs to root once other processes
+    /// must not access this one. Has no effect without /proc.
+    pub fn keep_open() {
+        if let Ok(file) = File::open(PAGEMAP) {
+            let _ = KEPT.set(file);
+        }
     }
 
     /// Returns the page ranges of `range` that match `filter`, as sorted, page-aligned host addresses. Two ranges may be

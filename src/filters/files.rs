@@ -1,0 +1,104 @@
+//! Landlock: the files that the process can open while the guest runs.
+//!
+//! Files that are open already stay usable. The kernel may lack Landlock, or some of its rights: the log tells.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use landlock::{
+    ABI, Access, AccessFs, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
+    RulesetCreatedAttr, RulesetError, RulesetStatus,
+};
+
+/// Newest rights that this program knows. Those of later kernels concern no call of it.
+const VERSION: ABI = ABI::V5;
+
+/// Files that the process needs while the guest runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileRules {
+    /// Directories of the user, for snapshots and drives.
+    pub allowed: Vec<PathBuf>,
+    /// Clients may name any file: without an allowed directory, nothing is restricted.
+    pub has_clients: bool,
+    /// Socket that the process removes at its end.
+    pub socket: Option<PathBuf>,
+    /// Files that the process writes under their names: log and metrics, which SIGHUP opens again, and a recorded working set.
+    pub outputs: Vec<PathBuf>,
+}
+
+impl FileRules {
+    /// Returns true if the process cannot open all files.
+    pub fn is_restricted(&self) -> bool {
+        !self.has_clients || !self.allowed.is_empty()
+    }
+}
+
+/// Rules of the process. `None` if there are none.
+static RULESET: OnceLock<Option<Mutex<RulesetCreated>>> = OnceLock::new();
+
+/// Restricts the calling thread. The first thread creates the rules.
+pub fn restrict(rules: &FileRules) -> io::Result<()> {
+    let ruleset = RULESET.get_or_init(|| match create(rules) {
+        Ok(ruleset) => ruleset.map(Mutex::new),
+        Err(error) => {
+            log::warn!("Landlock does not restrict the files that mayfly can open: {error}");
+            None
+        }
+    });
+    let Some(ruleset) = ruleset else {
+        return Ok(());
+    };
+    let own = ruleset.lock().unwrap_or_else(PoisonError::into_inner).try_clone()?;
+    let status = own.restrict_self().map_err(io::Error::other)?;
+    match status.ruleset {
+        RulesetStatus::FullyEnforced => log::debug!("Landlock restricts the files that a thread can open"),
+        RulesetStatus::PartiallyEnforced => log::info!("Landlock of this kernel lacks some rights: it restricts files in part"),
+        RulesetStatus::NotEnforced => log::info!("this kernel has no Landlock: it does not restrict the files that mayfly can open"),
+    }
+    Ok(())
+}
+
+fn create(rules: &FileRules) -> Result<Option<RulesetCreated>, RulesetError> {
+    if !rules.is_restricted() {
+        log::info!("clients can name any file; --allow DIR restricts mayfly to the files in DIR");
+        return Ok(None);
+    }
+    let all = AccessFs::from_all(VERSION);
+    let mut ruleset = Ruleset::default()
+        .handle_access(all)?
+        .create()?;
+    let never = AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::MakeSock;
+    let write = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::MakeReg | AccessFs::RemoveFile;
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let allowed = rules.allowed.iter().map(|path| (path.as_path(), all & !never));
+    let outputs = rules.outputs.iter().map(|path| (directory(path), write));
+    let socket = rules.socket.iter().map(|path| (directory(path), AccessFs::RemoveFile.into()));
+    // The process itself, and properties of block devices.
+    let system = ["/proc/self", "/sys/dev/block", "/sys/devices"];
+    let system = system.iter().filter(|_| rules.has_clients);
+    let system = system.map(|path| (Path::new(path), read));
+    for (path, rights) in allowed.chain(outputs).chain(socket).chain(system) {
+        ruleset = add(ruleset, path, rights)?;
+    }
+    Ok(Some(ruleset))
+}
+
+/// Adds a rule for `path`, unless it cannot be opened: it stays forbidden then.
+fn add(ruleset: RulesetCreated, path: &Path, rights: BitFlags<AccessFs>) -> Result<RulesetCreated, RulesetError> {
+    match PathFd::new(path) {
+        Ok(opened) => ruleset.add_rule(PathBeneath::new(opened, rights)),
+        Err(error) => {
+            log::debug!("Landlock forbids {}: {error}", path.display());
+            Ok(ruleset)
+        }
+    }
+}
+
+/// Returns the directory of the file at `path`.
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
