@@ -311,7 +311,7 @@ fn logger(process: &ProcessMetrics, file: FileMetrics) -> Values {
 }
 
 fn i8042(metrics: &VmMetrics) -> Values {
-    let keyboard = &metrics.keyboard;
+    let keyboard = &metrics.input;
     vec![
         // A request for a reset cannot fail, and an access of any width reaches a register.
         ("error_count", Value::Count(0)),

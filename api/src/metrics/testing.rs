@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use vmm::control::{
-    BlockMetrics, DeviceCounters, DeviceMetrics, I8042Metrics, Latency, NetMetrics, OperationTimes,
+    BlockMetrics, DeviceCounters, DeviceMetrics, InputMetrics, Latency, NetMetrics, OperationTimes,
     SerialMetrics, StartPhase, TransportMetrics, VcpuMetrics, VmMetrics,
 };
 
@@ -165,7 +165,7 @@ pub(super) fn full() -> VmMetrics {
         errors: number(),
         flushes: number(),
     };
-    metrics.keyboard = I8042Metrics {
+    metrics.input = InputMetrics {
         reads: number(),
         writes: number(),
         resets: number(),

@@ -23,7 +23,7 @@ pub(super) fn put_action(context: &mut RequestContext<'_>) -> Result<Response, E
             result.map_err(|reason| Error::rejected(INTERNAL, reason))?;
         }
         ActionType::SendCtrlAltDel => {
-            let result = context.control.send_ctrl_alt_del();
+            let result = context.control.request_shutdown();
             result.map_err(Error::of(INTERNAL))?;
         }
     }

@@ -111,7 +111,7 @@ impl Error {
             control::Error::AfterStart => Self::Phase(AFTER_START),
             control::Error::BeforeStart => Self::Phase(BEFORE_START),
             control::Error::NoKernel => Self::rejected(part, NO_KERNEL),
-            control::Error::NoKeyboard => Self::Phase(NO_KEYBOARD),
+            control::Error::NoShutdownRequest => Self::Phase(NO_KEYBOARD),
             other => Self::failed(part, &other),
         }
     }

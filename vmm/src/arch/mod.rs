@@ -24,10 +24,10 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use devices::i8042::I8042Metrics;
 use devices::serial::{Serial, SerialModel};
 use devices::{BusBuilder, Clock, Interrupt, Power, WallClock, bus};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use serde::Serialize;
 pub use snapshot::file::Architecture;
 use snapshot::persist::Error as StateError;
 use snapshot::section::Error as SectionError;
@@ -153,6 +153,17 @@ pub struct AttachContext {
     pub serial: Arc<Mutex<Serial>>,
 }
 
+/// Counters of the device through which a user requests a shutdown from the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct InputMetrics {
+    /// Reads of a register.
+    pub reads: u64,
+    /// Writes of a register.
+    pub writes: u64,
+    /// Requests of the guest for a reset.
+    pub resets: u64,
+}
+
 /// Places of an image and of boot data in guest memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadPlan {
@@ -202,8 +213,8 @@ pub trait Platform: Send + Sync + Sized + 'static {
     const ARCHITECTURE: Architecture;
     /// Capacity of the command line in bytes, NUL included.
     const COMMAND_LINE_CAPACITY: usize;
-    /// Two vCPUs can be threads of one core.
-    const HAS_SMT: bool;
+    /// Maximum number of vCPUs that are threads of one core.
+    const MAX_CORE_THREADS: u8;
     /// The command line has an argument for each virtio-mmio device, unless the configuration omits them.
     const HAS_DEVICE_ARGUMENTS: bool;
 
@@ -326,11 +337,12 @@ pub trait Platform: Send + Sync + Sized + 'static {
     /// Handles an end of interrupt for `vector` at a local interrupt controller.
     fn end_of_interrupt(&self, vector: u8);
 
-    /// Returns the metrics of the keyboard controller, or `None` without one. Takes no lock of a device.
-    fn keyboard_metrics(&self) -> Option<I8042Metrics>;
+    /// Returns the metrics of the device through which a user requests a shutdown; zeros without one. Takes no lock of a device.
+    fn input_metrics(&self) -> InputMetrics;
 
-    /// Presses Ctrl-Alt-Del on the keyboard of the guest. Returns false without a keyboard.
-    fn press_ctrl_alt_del(&self) -> bool;
+    /// Requests a shutdown from the guest, as a user at its console does. The guest may ignore the request. Returns false if the
+    /// machine has no device for it.
+    fn request_shutdown(&self) -> bool;
 
     /// Adds the settings to `archive` that the build of the machine requires besides its configuration.
     ///

@@ -64,9 +64,9 @@ pub enum Error {
     /// The operation cannot run on another thread.
     #[error("cannot begin the operation")]
     Thread(#[source] BeginError),
-    /// The machine has no keyboard.
+    /// The machine has no device through which a user requests a shutdown.
     #[error("cannot press Ctrl-Alt-Del: the machine has no keyboard on this architecture")]
-    NoKeyboard,
+    NoShutdownRequest,
     /// The architecture has no SMT.
     #[error("cannot configure SMT: this architecture has none; configure 1 thread for each core")]
     NoSmt,

@@ -4,13 +4,13 @@ use std::fs;
 use std::time::Instant;
 
 use devices::Latency;
-use devices::i8042::I8042Metrics;
 use devices::serial::SerialMetrics;
 use devices::virtio::TransportMetrics;
 use devices::virtio::block::BlockMetrics;
 use devices::virtio::net::NetMetrics;
 use serde::Serialize;
 
+use crate::arch::InputMetrics;
 use crate::machine::DeviceCounters;
 use crate::memory::{self, ResidencyCounter};
 use crate::persistence::SnapshotKind;
@@ -117,8 +117,8 @@ pub struct VmMetrics {
     pub devices: Vec<DeviceMetrics>,
     /// Serial port.
     pub serial: SerialMetrics,
-    /// Keyboard controller.
-    pub keyboard: I8042Metrics,
+    /// Device through which a user requests a shutdown.
+    pub input: InputMetrics,
     /// Durations of the last operations.
     pub operations: OperationTimes,
     /// Accesses to ports that no device claimed.
@@ -191,7 +191,7 @@ impl VmMetrics {
             })
             .collect();
         metrics.serial = machine.serial_metrics();
-        metrics.keyboard = machine.keyboard_metrics().unwrap_or_default();
+        metrics.input = machine.input_metrics();
         (metrics.unclaimed_ports, metrics.unclaimed_addresses) = machine.unclaimed();
         metrics.memory = machine.spec().config().memory.bytes();
         metrics.memory_touched = residency.of(machine.memory());

@@ -39,6 +39,7 @@ use crate::memory::ResidencyCounter;
 use crate::vm::Vm;
 
 pub use crate::ErrorChain;
+pub use crate::arch::InputMetrics;
 pub use crate::machine::{DeviceCounters, DeviceError, PassedFiles, UpdateError};
 pub use crate::memory::dump::DumpStats;
 pub use crate::persistence::{
@@ -51,7 +52,6 @@ pub use crate::timeline::Timeline;
 pub use crate::vcpu::{Access, UnclaimedAccess, VcpuActivity};
 pub use builder::OpenConsole;
 pub use devices::Latency;
-pub use devices::i8042::I8042Metrics;
 pub use devices::serial::SerialMetrics;
 pub use devices::virtio::TransportMetrics;
 pub use devices::virtio::block::BlockMetrics;
@@ -250,7 +250,7 @@ impl Control {
         // Checked without the devices, so that the error does not name one.
         let mut without_devices = VmConfig::new(PathBuf::new());
         machine.apply(&mut without_devices);
-        if without_devices.smt && !Native::HAS_SMT {
+        if without_devices.smt && Native::MAX_CORE_THREADS < 2 {
             return Err(Error::NoSmt);
         }
         let spec = without_devices.check(&host).map_err(Error::Config)?;
@@ -476,16 +476,16 @@ impl Control {
         Ok(())
     }
 
-    /// Presses Ctrl-Alt-Del on the guest's keyboard. The keys are lost if the keyboard is disabled or its buffer is full.
+    /// Requests a shutdown from the guest, as a user at its console does. The guest may ignore the request.
     ///
     /// # Errors
-    /// [`Error::BeforeStart`] and [`Error::NoKeyboard`].
-    pub fn send_ctrl_alt_del(&mut self) -> Result<(), Error> {
+    /// [`Error::BeforeStart`] and [`Error::NoShutdownRequest`].
+    pub fn request_shutdown(&mut self) -> Result<(), Error> {
         let vm = self.vm().ok_or(Error::BeforeStart)?;
-        if vm.machine().press_ctrl_alt_del() {
+        if vm.machine().request_shutdown() {
             return Ok(());
         }
-        Err(Error::NoKeyboard)
+        Err(Error::NoShutdownRequest)
     }
 
     /// Changes the attached device `id`; `update` determines its kind. The change runs on another thread if there is an I/O

@@ -19,7 +19,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use devices::i8042::I8042Metrics;
 use devices::serial::{Serial, SerialMetrics, SerialOutput, SerialRecorder, uart};
 use devices::virtio::net::passt;
 use devices::{Bus, Power, ThreadRole, lock};
@@ -29,8 +28,8 @@ use vm_memory::{Address, Bytes, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::{
-    self, AttachContext, BootInputs, Buses, Cpu, CpuStatus, LoadPlan, MmioDeviceInfo, Native, Platform,
-    SharedSource,
+    self, AttachContext, BootInputs, Buses, Cpu, CpuStatus, InputMetrics, LoadPlan, MmioDeviceInfo, Native,
+    Platform, SharedSource,
 };
 use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
 use crate::cancellation::Cancellation;
@@ -554,9 +553,9 @@ impl Machine {
         Ok(())
     }
 
-    /// Presses Ctrl-Alt-Del on the guest's keyboard. Returns false if the machine has no keyboard.
-    pub(crate) fn press_ctrl_alt_del(&self) -> bool {
-        self.platform.press_ctrl_alt_del()
+    /// Requests a shutdown from the guest. Returns false if the machine has no device for it.
+    pub(crate) fn request_shutdown(&self) -> bool {
+        self.platform.request_shutdown()
     }
 
     /// Returns the configuration at the build.
@@ -604,9 +603,9 @@ impl Machine {
         self.serial.recorder.metrics()
     }
 
-    /// Returns the metrics of the keyboard controller, or `None` without one.
-    pub(crate) fn keyboard_metrics(&self) -> Option<I8042Metrics> {
-        self.platform.keyboard_metrics()
+    /// Returns the metrics of the device through which a user requests a shutdown.
+    pub(crate) fn input_metrics(&self) -> InputMetrics {
+        self.platform.input_metrics()
     }
 
     /// Returns the virtio devices, in the order in which the guest counts them.

@@ -143,7 +143,7 @@ fn events_count_from_last_line() {
     let (mut metrics, mut process) = (full(), full_process());
     let (_, written) = line(&metrics, &process, &Written::default());
     metrics.serial.writes += 5;
-    metrics.keyboard.resets -= 1;
+    metrics.input.resets -= 1;
     process.requests.add(&Method::Put, "/drives/rootfs", true);
     process.requests.add(&Method::Patch, "/balloon", true);
     process.requests.add(&Method::Get, "/", false);

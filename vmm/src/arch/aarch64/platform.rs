@@ -4,7 +4,6 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use devices::i8042::I8042Metrics;
 use devices::serial::{Pl011Registers, SerialModel, uart};
 use devices::{Interrupt, Rtc, bus};
 use kvm_bindings::{KVM_CAP_ARM_SYSTEM_SUSPEND, kvm_enable_cap};
@@ -24,8 +23,8 @@ use super::layout::{self, Layout};
 use super::vcpu::{self, EntryState};
 use super::vcpu_state::VcpuState;
 use crate::arch::{
-    AttachContext, BootInputs, Buses, Cpu, CpuRestore, CpuStatus, Error, LoadPlan, MmioDeviceInfo, Platform,
-    SharedSource, create_vcpu,
+    AttachContext, BootInputs, Buses, Cpu, CpuRestore, CpuStatus, Error, InputMetrics, LoadPlan,
+    MmioDeviceInfo, Platform, SharedSource, create_vcpu,
 };
 use crate::boot::{Image, Protocol};
 use crate::config::{AddressLayout, CpuTopology, GicVersion, MemorySize, VmConfig, VmSpec};
@@ -70,7 +69,7 @@ impl Platform for Aarch64 {
     const ARCHITECTURE: Architecture = Architecture::Aarch64;
     const COMMAND_LINE_CAPACITY: usize = 4096;
     // KVM gives each vCPU an affinity as a core of its own.
-    const HAS_SMT: bool = false;
+    const MAX_CORE_THREADS: u8 = 1;
     // The device tree describes the devices. Linux would find each twice.
     const HAS_DEVICE_ARGUMENTS: bool = false;
 
@@ -269,11 +268,11 @@ impl Platform for Aarch64 {
 
     fn end_of_interrupt(&self, _: u8) {}
 
-    fn keyboard_metrics(&self) -> Option<I8042Metrics> {
-        None
+    fn input_metrics(&self) -> InputMetrics {
+        InputMetrics::default()
     }
 
-    fn press_ctrl_alt_del(&self) -> bool {
+    fn request_shutdown(&self) -> bool {
         false
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use devices::bus::{BusDevice, SharedDevice};
-use devices::i8042::{I8042Metrics, I8042Recorder};
+use devices::i8042::I8042Recorder;
 use devices::serial::{SerialModel, uart};
 use devices::{
     Cmos, ExitPort, I8042, Interrupt, MonotonicClock, Pit, PowerOffPort, SleepPort, WallClock, bus, cmos,
@@ -32,7 +32,7 @@ use super::layout::Layout;
 use super::vcpu_state::VcpuState;
 use super::{cpuid, layout, msr, native_limits};
 use crate::arch::{
-    AttachContext, BootInputs, Buses, Cpu, CpuRestore, CpuStatus, Error, EventSource, LoadPlan,
+    AttachContext, BootInputs, Buses, Cpu, CpuRestore, CpuStatus, Error, EventSource, InputMetrics, LoadPlan,
     MmioDeviceInfo, Platform, SharedSource, create_vcpu,
 };
 use crate::boot::{Image, Protocol};
@@ -77,7 +77,7 @@ impl Platform for X86_64 {
     ];
     const ARCHITECTURE: Architecture = Architecture::X86_64;
     const COMMAND_LINE_CAPACITY: usize = layout::COMMAND_LINE_CAPACITY;
-    const HAS_SMT: bool = true;
+    const MAX_CORE_THREADS: u8 = 2;
     const HAS_DEVICE_ARGUMENTS: bool = true;
 
     fn check(spec: &VmSpec) -> Result<(), Error> {
@@ -253,12 +253,18 @@ impl Platform for X86_64 {
         self.irqchip.end_of_interrupt(vector);
     }
 
-    fn keyboard_metrics(&self) -> Option<I8042Metrics> {
-        let recorder = self.keyboard_recorder.as_ref()?;
-        Some(recorder.metrics())
+    fn input_metrics(&self) -> InputMetrics {
+        let recorder = self.keyboard_recorder.as_ref();
+        let metrics = recorder.map(|recorder| recorder.metrics()).unwrap_or_default();
+        InputMetrics {
+            reads: metrics.reads,
+            writes: metrics.writes,
+            resets: metrics.resets,
+        }
     }
 
-    fn press_ctrl_alt_del(&self) -> bool {
+    fn request_shutdown(&self) -> bool {
+        // Linux's init shuts down on these keys.
         let keyboard = self.keyboard.as_ref();
         keyboard
             .map(|keyboard| devices::lock(keyboard).press_ctrl_alt_del())
