@@ -132,7 +132,7 @@ fn read_config(path: PathBuf) -> Result<(PathBuf, String), Error> {
 fn exit_status(end: &ExitReason) -> u8 {
     let status = session::exit_status(end, OptionSet::None);
     match end {
-        ExitReason::Guest(StopReason::TripleFault { .. } | StopReason::Fault(_)) => {
+        ExitReason::Guest(StopReason::CpuShutdown { .. } | StopReason::Fault(_)) => {
             print_message("exit status 1, as Firecracker's");
             process::FAILURE
         }

@@ -364,7 +364,7 @@ pub fn exit_status(end: &ExitReason, options: OptionSet) -> u8 {
             process::SUCCESS
         }
         ExitReason::Guest(StopReason::Power(PowerEvent::Exit(code))) => guest_status(*code),
-        ExitReason::Guest(StopReason::TripleFault { ip }) => {
+        ExitReason::Guest(StopReason::CpuShutdown { ip }) => {
             // On AMD, KVM resets the vCPU, whose state is undefined after a shutdown (APM volume 2, section 15.14.3).
             let place = if *ip == RESET_IP {
                 String::new()

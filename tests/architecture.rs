@@ -87,6 +87,7 @@ const UNSAFE: &[&str] = &[
     "vmm/src/arch/aarch64/gic_state.rs",
     "vmm/src/arch/aarch64/vcpu.rs",
     "vmm/src/arch/x86_64/irqchip.rs",
+    "vmm/src/arch/x86_64/ports.rs",
     "vmm/src/arch/x86_64/vcpu_state/sregs.rs",
     "vmm/src/arch/x86_64/vcpu_state/tsc.rs",
     "vmm/src/arch/x86_64/vcpu_state/xsave.rs",

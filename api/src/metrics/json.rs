@@ -203,8 +203,8 @@ impl Serialize for Own<'_> {
         };
         map.serialize_entry("memory", &memory)?;
         let vmm = Vmm {
-            unclaimed_ports: metrics.unclaimed_ports,
-            unclaimed_addresses: metrics.unclaimed_addresses,
+            unclaimed_ports: metrics.unclaimed_io,
+            unclaimed_addresses: metrics.unclaimed_memory,
         };
         map.serialize_entry("vmm", &vmm)?;
         map.end()

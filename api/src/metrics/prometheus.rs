@@ -271,8 +271,8 @@ fn memory(text: &mut Text, metrics: &VmMetrics) {
         Kind::Counter,
         "Accesses of the guest to addresses of no device.",
     );
-    family.sample(&[("space", "port")], metrics.unclaimed_ports);
-    family.sample(&[("space", "memory")], metrics.unclaimed_addresses);
+    family.sample(&[("space", "port")], metrics.unclaimed_io);
+    family.sample(&[("space", "memory")], metrics.unclaimed_memory);
 }
 
 /// Type of a metric family.

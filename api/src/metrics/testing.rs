@@ -171,7 +171,7 @@ pub(super) fn full() -> VmMetrics {
         resets: number(),
     };
     metrics.operations = operations(&mut number);
-    (metrics.unclaimed_ports, metrics.unclaimed_addresses) = (number(), number());
+    (metrics.unclaimed_io, metrics.unclaimed_memory) = (number(), number());
     (metrics.memory, metrics.memory_touched) = (number(), number());
     metrics.resident = Some(number());
     metrics

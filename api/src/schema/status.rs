@@ -267,9 +267,9 @@ impl UnclaimedAccess {
         let access = entry.access;
         Self {
             vcpu_id,
-            space: match access.is_port {
-                true => AddressSpace::Port,
-                false => AddressSpace::Memory,
+            space: match access.space {
+                control::AddressSpace::Io => AddressSpace::Port,
+                control::AddressSpace::Memory => AddressSpace::Memory,
             },
             address: hexadecimal(access.address),
             width: access.width,
@@ -330,7 +330,7 @@ mod tests {
     fn status_lists_vcpus_and_their_accesses() {
         let access = |address| control::UnclaimedAccess {
             access: control::Access {
-                is_port: true,
+                space: control::AddressSpace::Io,
                 is_write: false,
                 width: 4,
                 address,

@@ -3,19 +3,29 @@
 //! Only this file tests the target architecture. The rest of the crate uses [`Native`].
 //!
 //! # A further architecture
-//! It supplies a folder here, with a type that implements both traits, and a variant of [`Architecture`].
+//! It supplies a folder here, with a type that implements both traits, and the lines of this file that select the folder. The first
+//! column is the order of the calls: a start makes those of the rows up to "run", a load those of "snapshots" in place of "boot".
 //!
-//! | subject | parts of the traits |
-//! |---|---|
-//! | addresses | variants of [`AddressLayout`], which state files hold; `select_layout`, `memory_regions`, `plan_load` |
-//! | settings | `check` rejects those of other architectures; `save_settings` and `restore_settings`, if the build of a machine depends on more than its configuration |
-//! | order of KVM calls | `vm_type`, then memory slots, `reserve_addresses`, `new`, `create_vcpus`: interrupt controllers in the kernel follow the slots. `can_precede_memory`, if a VM can be prepared before its memory is known |
-//! | devices | `serial_model` and `serial_interrupt`, `mmio_devices`, `attach`; on buses of memory or ports |
-//! | boot | `write_boot_data` describes the machine to the guest; `Cpu::Entry` and `set_boot_registers` |
-//! | run | `inject_interrupts` and `end_of_interrupt`, for controllers in this process only |
-//! | snapshots | `save_state`, `restore_before_vcpus` and `restore_after_vcpus`; `Cpu::State`, `save` and `restore`; `cpu_identity` |
-//! | clones | `identity_address` and `notify_identity` |
-//! | reports | `Cpu::status`, `Cpu::instruction`, `has_hardware_virtualization` |
+//! | subject | items of [`Platform`] and [`Cpu`] | contract |
+//! |---|---|---|
+//! | limits | `ARCHITECTURE`, `CAPABILITIES`, `COMMAND_LINE_CAPACITY`, `MAX_CORE_THREADS`, `HAS_DEVICE_ARGUMENTS` | KVM must have all capabilities |
+//! | settings | `check`, `save_settings`, `restore_settings` | `check` rejects settings of other architectures, which a state file may hold. The others transfer what the build depends on besides the configuration |
+//! | addresses | `select_layout`, `memory_regions`, `plan_load` | an [`AddressLayout`] never changes: state files hold it |
+//! | VM | `vm_type`, then the memory slots, `reserve_addresses`, `new`, `create_vcpus` | interrupt controllers in the kernel follow the slots. Those that must follow the vCPUs are part of `create_vcpus`, before it passes a vCPU to its thread |
+//! | prepared VM | `can_precede_memory`, `restart_clock` | false is always right |
+//! | vCPUs | `Cpu`, `Profile`, `Features`, `profile`, `PROFILE_PHASE`, `configure`, `features` | on the thread of each vCPU; `profile` on one of them, while the main thread creates the VM |
+//! | devices | `serial_model`, `serial_interrupt`, `mmio_devices`, `attach` | an [`Interrupt`] raises a line from any thread; the lines of `mmio_devices` are edge-triggered |
+//! | boot | `write_boot_data`, `Entry`, `set_boot_registers` | boot data describes the machine to the guest. Other vCPUs wait until the guest starts them |
+//! | run | `inject_interrupts`, `ExitContext`, `exit_context`, `exit_kind`, `handle_exit`, `cancel_early_exits` | the loop of a vCPU thread handles accesses to memory, power events and errors itself. Without an I/O space, with all interrupt controllers in the kernel, these do nothing |
+//! | pause | `notify_pause` | |
+//! | snapshots | `save_state`, `time_since_save`, `restore_before_vcpus`, `restore_after_vcpus`, `State`, `save`, `prefetch_limits`, `restore`, `cpu_identity` | a save runs while no vCPU does. `restore` rejects what the host does not support, by name |
+//! | clones | `identity_address`, `notify_identity` | none is right, but the clones of a guest then draw the same random numbers |
+//! | requests | `request_shutdown` | false without a device for it |
+//! | reports | `status`, `instruction`, `unclaimed_io`, `input_metrics`, `has_hardware_virtualization`, `emulation_hint` | zeros for what the architecture lacks |
+//!
+//! Other places name each architecture: [`Architecture`] with its number in the header of state files (`snapshot`), [`AddressLayout`] and
+//! settings of the user (`config`), image formats and their machine numbers (`boot`), options of the command line (`src/cli/args`), and
+//! models of its chips (`devices`).
 
 use std::borrow::Cow;
 use std::ffi::CStr;
@@ -26,7 +36,7 @@ use std::time::Duration;
 
 use devices::serial::{Serial, SerialModel};
 use devices::{BusBuilder, Clock, Interrupt, Power, WallClock, bus};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use serde::Serialize;
 pub use snapshot::file::Architecture;
 use snapshot::persist::Error as StateError;
@@ -36,7 +46,7 @@ use vm_memory::GuestAddress;
 
 use crate::boot::{Image, LoadedImage, Protocol};
 use crate::config::{AddressLayout, CpuTopology, MemorySize, VmConfig, VmSpec};
-use crate::kvm::{self, Kick};
+use crate::kvm::{self, Kick, RunPage};
 
 /// aarch64: machine with a GIC in the kernel, entered as Linux's arm64 boot protocol defines. The modules without KVM are tested on
 /// all architectures.
@@ -72,6 +82,10 @@ pub mod aarch64 {
 }
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
+
+mod exit;
+
+pub use exit::{AddressSpace, ExitKind, IoAccess, NativeExit};
 
 #[cfg(target_arch = "aarch64")]
 pub use aarch64::platform::Aarch64 as Native;
@@ -136,15 +150,6 @@ pub struct MmioDeviceInfo {
 /// Event source that the machine and the event loop share.
 pub type SharedSource = Arc<Mutex<dyn EventSource>>;
 
-/// Address spaces of a machine under construction.
-#[derive(Default)]
-pub struct Buses {
-    /// I/O ports. Empty on architectures without ports.
-    pub ports: BusBuilder,
-    /// Memory-mapped registers.
-    pub memory: BusBuilder,
-}
-
 /// Objects that platform devices connect to.
 pub struct AttachContext {
     /// Power state that the guest controls.
@@ -188,6 +193,9 @@ pub struct BootInputs<'a> {
     /// Attached virtio-mmio devices.
     pub mmio_devices: &'a [MmioDeviceInfo],
 }
+
+/// Way out after an instruction that a KVM with hardware virtualization cannot emulate.
+const UNBACKED_HINT: &str = "KVM cannot emulate the instruction, which may access an address without memory or device; check the image and the memory size";
 
 /// Returns the nanoseconds since 1970.
 fn realtime_ns() -> u64 {
@@ -299,7 +307,8 @@ pub trait Platform: Send + Sync + Sized + 'static {
     /// Returns [`MAX_DEVICES`](crate::config::MAX_DEVICES) virtio-mmio devices, each with its interrupt line.
     fn mmio_devices(&self) -> Box<dyn Iterator<Item = (MmioDeviceInfo, Arc<dyn Interrupt>)> + '_>;
 
-    /// Attaches the platform devices to the buses. Returns their event sources.
+    /// Attaches the platform devices to `bus`, which has memory-mapped registers, and to buses of the platform. Returns their event
+    /// sources.
     ///
     /// # Errors
     /// [`Error::Bus`] or [`Error::Device`].
@@ -307,7 +316,7 @@ pub trait Platform: Send + Sync + Sized + 'static {
         &mut self,
         context: &AttachContext,
         spec: &VmSpec,
-        buses: &mut Buses,
+        bus: &mut BusBuilder,
     ) -> Result<Vec<SharedSource>, Error>;
 
     /// Writes boot data to guest memory. Returns the entry of the boot vCPU.
@@ -334,8 +343,19 @@ pub trait Platform: Send + Sync + Sized + 'static {
     /// is a virtual machine: no step of a start calls it before the guest runs.
     fn has_hardware_virtualization() -> bool;
 
-    /// Handles an end of interrupt for `vector` at a local interrupt controller.
-    fn end_of_interrupt(&self, vector: u8);
+    /// Returns the way out after an instruction that KVM cannot emulate.
+    fn emulation_hint() -> &'static str;
+
+    /// Handles an exit that only this architecture has: an access to [`AddressSpace::Io`], an interrupt controller in this process, a
+    /// halt. `context` belongs to the exit. Inlined into the loop of the vCPU thread.
+    fn handle_exit<'a>(
+        &self,
+        exit: VcpuExit<'a>,
+        context: &<Self::Cpu as Cpu>::ExitContext,
+    ) -> NativeExit<'a>;
+
+    /// Returns the number of accesses to [`AddressSpace::Io`] that no device claims; 0 without this space.
+    fn unclaimed_io(&self) -> u64;
 
     /// Returns the metrics of the device through which a user requests a shutdown; zeros without one. Takes no lock of a device.
     fn input_metrics(&self) -> InputMetrics;
@@ -428,6 +448,11 @@ pub trait Cpu {
     type Entry: Send;
     /// State of one vCPU.
     type State: Schema + Send;
+    /// Data of an exit that [`VcpuExit`] does not contain.
+    type ExitContext;
+
+    /// Name of the phase of the start in which [`profile`](Self::profile) runs.
+    const PROFILE_PHASE: &'static str;
 
     /// Reads the features that KVM supports on this host. The call may be slow where the host is a virtual machine. A vCPU thread calls
     /// it while the machine is built.
@@ -489,6 +514,15 @@ pub trait Cpu {
     ) -> Result<(), StateError>
     where
         Self::Profile: 'p;
+
+    /// Returns access to the data of the next exit, before it happens: the exit borrows the vCPU.
+    fn exit_context(page: &mut RunPage<'_>) -> Self::ExitContext;
+
+    /// Returns the kind of `exit`, which is no access to memory and no kick.
+    fn exit_kind(exit: &VcpuExit<'_>) -> ExitKind;
+
+    /// Cancels exits that KVM makes before guest entry, and thus before it flushes its pending work.
+    fn cancel_early_exits(page: &mut RunPage<'_>);
 
     /// Notifies the guest of a pause of `vcpu`, so that its watchdog does not report a hang. Returns false if KVM rejects it.
     fn notify_pause(vcpu: &VcpuFd) -> bool;

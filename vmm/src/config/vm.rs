@@ -249,6 +249,20 @@ impl VmConfig {
         }
     }
 
+    /// Returns names and values of the settings that a platform has from its creation on; no value if the host chooses it.
+    pub(crate) fn platform_settings(&self) -> [(&'static str, Option<String>); 4] {
+        let acpi = if self.acpi { "on" } else { "off" };
+        [
+            ("irqchip", Some(self.irqchip.to_string())),
+            ("address layout", Some(self.layout.to_string())),
+            (
+                "interrupt controller",
+                self.gic.map(|version| version.to_string()),
+            ),
+            ("ACPI", Some(acpi.to_owned())),
+        ]
+    }
+
     /// Returns the drives, in the order in which the guest counts them.
     pub fn drives(&self) -> impl Iterator<Item = &DriveConfig> {
         self.devices.iter().filter_map(|device| match device {

@@ -121,10 +121,10 @@ pub struct VmMetrics {
     pub input: InputMetrics,
     /// Durations of the last operations.
     pub operations: OperationTimes,
-    /// Accesses to ports that no device claimed.
-    pub unclaimed_ports: u64,
-    /// Accesses to addresses that no device claimed.
-    pub unclaimed_addresses: u64,
+    /// Accesses to the I/O space that no device claimed.
+    pub unclaimed_io: u64,
+    /// Accesses to memory that no device claimed.
+    pub unclaimed_memory: u64,
     /// Guest memory in bytes.
     pub memory: u64,
     /// Resident guest memory in bytes, at most one second old; older where counting takes long.
@@ -192,7 +192,7 @@ impl VmMetrics {
             .collect();
         metrics.serial = machine.serial_metrics();
         metrics.input = machine.input_metrics();
-        (metrics.unclaimed_ports, metrics.unclaimed_addresses) = machine.unclaimed();
+        (metrics.unclaimed_io, metrics.unclaimed_memory) = machine.unclaimed();
         metrics.memory = machine.spec().config().memory.bytes();
         metrics.memory_touched = residency.of(machine.memory());
         metrics

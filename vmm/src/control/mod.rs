@@ -39,7 +39,7 @@ use crate::memory::ResidencyCounter;
 use crate::vm::Vm;
 
 pub use crate::ErrorChain;
-pub use crate::arch::InputMetrics;
+pub use crate::arch::{AddressSpace, InputMetrics};
 pub use crate::machine::{DeviceCounters, DeviceError, PassedFiles, UpdateError};
 pub use crate::memory::dump::DumpStats;
 pub use crate::persistence::{

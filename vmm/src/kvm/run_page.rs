@@ -18,43 +18,10 @@ pub struct InternalError {
     pub instruction: Option<([u8; 15], usize)>,
 }
 
-/// Width of the last port access in bytes. A string instruction transfers several units of this width in one exit.
-pub(crate) struct PortWidth(*const u8);
-
-impl PortWidth {
-    /// Returns the width, at least 1. The value has a meaning only after an exit for a port access.
-    pub fn get(&self) -> usize {
-        // SAFETY: the pointer is to a mapped byte: the vCPU, and so the page, outlives the handling of its exit. Every value of the
-        // byte is valid, and no write races: the kernel writes only during KVM_RUN, on this same thread.
-        usize::from(unsafe { self.0.read_volatile() }).max(1)
-    }
-
-    #[cfg(test)]
-    pub fn fixed(width: u8) -> Self {
-        Self(Box::leak(Box::new(width)))
-    }
-}
-
 impl<'a> RunPage<'a> {
     /// Returns the page of `vcpu`.
     pub fn of(vcpu: &'a mut VcpuFd) -> Self {
         Self(vcpu.get_kvm_run())
-    }
-
-    /// Returns a pointer to the width of a port access, which stays usable while the exit is borrowed.
-    pub(crate) fn port_width(&mut self) -> PortWidth {
-        // SAFETY: the field is within a live kvm_run; the expression creates no reference.
-        PortWidth(unsafe { &raw const self.0.__bindgen_anon_1.io.size })
-    }
-
-    /// Returns true if an interrupt of an external controller can be injected.
-    pub fn is_interrupt_ready(&self) -> bool {
-        self.0.ready_for_interrupt_injection != 0 && self.0.if_flag != 0
-    }
-
-    /// Requests or cancels an exit at the next interrupt window.
-    pub fn request_interrupt_window(&mut self, requested: bool) {
-        self.0.request_interrupt_window = requested.into();
     }
 
     /// Clears `immediate_exit`: the next `KVM_RUN` enters the guest. Must precede the check for work, so that a later

@@ -25,7 +25,7 @@ use devices::virtio::net::{
     AddressMap, Backend, Net, NetMetrics, NetRecorder, NetSetup, Passt, Stream, Tap, passt, stream, tap,
 };
 use devices::virtio::{DriverState, TransportMetrics, TransportRecorder, VirtioDevice, WatchedFd};
-use devices::{Interrupt, MonotonicClock, lock};
+use devices::{BusBuilder, Interrupt, MonotonicClock, lock};
 use serde::Serialize;
 use snapshot::file::FileIdentity;
 use snapshot::persist::Error as StateError;
@@ -34,7 +34,7 @@ use snapshot::{ArchiveReader, ArchiveWriter, Component, GuestMemory};
 use super::bounded;
 use super::io_thread::{Claim, IoThread, ThreadWait};
 use super::passed_files::PassedFiles;
-use crate::arch::{self, Buses, EventSource, MmioDeviceInfo, Native, Platform, SharedSource};
+use crate::arch::{self, EventSource, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::config::{
     DeviceConfig, DeviceKind, DeviceUpdate, DriveConfig, DriveUpdate, InterfaceUpdate, MacAddress,
     NetAddresses, NetBackend, NetConfig, RateLimits, VmSpec,
@@ -314,7 +314,7 @@ impl<D: Attachable + 'static> Attach for D {
     ) -> Result<Arc<Mutex<dyn AttachedTransport>>, arch::Error> {
         let transport = Transport::new(self, target.memory.clone(), line);
         let transport = Arc::new(Mutex::new(transport));
-        let bus = &mut target.buses.memory;
+        let bus = &mut *target.bus;
         bus.claim("virtio device", info.base, info.size, transport.clone())
             .map_err(arch::Error::Bus)?;
         let watched = lock(&transport).watched_fds();
@@ -572,7 +572,7 @@ impl AttachedDevice {
 /// Parts of the machine to which devices are attached.
 pub(super) struct AttachTarget<'a> {
     pub memory: &'a GuestMemory,
-    pub buses: &'a mut Buses,
+    pub bus: &'a mut BusBuilder,
     pub event_sources: &'a mut Vec<SharedSource>,
 }
 
@@ -720,7 +720,9 @@ mod tests {
     use scratch::Temporary;
     use vm_memory::GuestAddress;
 
-    use super::{AttachTarget, AttachedDevice, Buses, DeviceConfig, DeviceCounters, MmioDeviceInfo, open};
+    use super::{
+        AttachTarget, AttachedDevice, BusBuilder, DeviceConfig, DeviceCounters, MmioDeviceInfo, open,
+    };
     use crate::memory::allocate;
 
     struct NoLine;
@@ -737,7 +739,7 @@ mod tests {
         };
         let mut target = AttachTarget {
             memory: &allocate(&[(GuestAddress(0), 1 << 20)]).unwrap(),
-            buses: &mut Buses::default(),
+            bus: &mut BusBuilder::new(),
             event_sources: &mut Vec::new(),
         };
         let device = open(config).unwrap();

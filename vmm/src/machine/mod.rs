@@ -21,14 +21,14 @@ use std::time::{Duration, Instant};
 
 use devices::serial::{Serial, SerialMetrics, SerialOutput, SerialRecorder, uart};
 use devices::virtio::net::passt;
-use devices::{Bus, Power, ThreadRole, lock};
+use devices::{Bus, BusBuilder, Power, ThreadRole, lock};
 use kvm_ioctls::VmFd;
 use snapshot::GuestMemory;
 use vm_memory::{Address, Bytes, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::{
-    self, AttachContext, BootInputs, Buses, Cpu, CpuStatus, InputMetrics, LoadPlan, MmioDeviceInfo, Native,
+    self, AttachContext, BootInputs, Cpu, CpuStatus, InputMetrics, LoadPlan, MmioDeviceInfo, Native,
     Platform, SharedSource,
 };
 use crate::boot::{self, Image, Initrd, LoadedImage, Protocol};
@@ -131,7 +131,6 @@ pub struct Machine {
     devices: Vec<AttachedDevice>,
     serial: SerialPort,
     platform: Arc<Native>,
-    ports: Arc<Bus>,
     memory_bus: Arc<Bus>,
     power: Arc<Power>,
     vm: Arc<VmFd>,
@@ -190,19 +189,19 @@ impl Machine {
             memory,
             dirty_tracker,
         } = memory;
-        let (power, mut buses) = (Arc::new(Power::new()), Buses::default());
+        let (power, mut bus) = (Arc::new(Power::new()), BusBuilder::new());
         let serial = create_serial(&platform, output)?;
         let context = AttachContext {
             power: power.clone(),
             serial: serial.port.clone(),
         };
         let mut event_sources = measure
-            .phase("attach devices", || platform.attach(&context, &spec, &mut buses))
+            .phase("attach devices", || platform.attach(&context, &spec, &mut bus))
             .map_err(Error::Platform)?;
         let platform_sources = event_sources.len();
         let target = AttachTarget {
             memory: &memory,
-            buses: &mut buses,
+            bus: &mut bus,
             event_sources: &mut event_sources,
         };
         let devices = attachments::attach(devices, &spec, &platform, target).map_err(Error::Platform)?;
@@ -217,8 +216,7 @@ impl Machine {
             devices,
             serial,
             platform: Arc::new(platform),
-            ports: Arc::new(buses.ports.build()),
-            memory_bus: Arc::new(buses.memory.build()),
+            memory_bus: Arc::new(bus.build()),
             power,
             vm,
             memory,
@@ -358,7 +356,6 @@ impl Machine {
     fn start_context(&self, entry: Option<BootEntry>, identity: Option<Arc<PendingRecord>>) -> StartContext {
         StartContext {
             platform: self.platform.clone(),
-            ports: self.ports.clone(),
             memory_bus: self.memory_bus.clone(),
             power: self.power.clone(),
             memory: self.memory.clone(),
@@ -618,9 +615,9 @@ impl Machine {
         lock(&self.serial.port).output_mut().discard();
     }
 
-    /// Returns the number of accesses that no device claims: ports and memory-mapped registers.
+    /// Returns the numbers of accesses that no device claims: to the I/O space and to memory.
     pub fn unclaimed(&self) -> (u64, u64) {
-        (self.ports.unclaimed(), self.memory_bus.unclaimed())
+        (self.platform.unclaimed_io(), self.memory_bus.unclaimed())
     }
 }
 

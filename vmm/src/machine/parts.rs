@@ -247,15 +247,16 @@ impl PreparedVm {
 
     /// Checks the properties that the interrupt controllers and vCPUs have.
     fn check_parts(&self, spec: &VmSpec) -> Result<(), Mismatch> {
-        let (own, other) = (self.spec.config(), spec.config());
         Mismatch::check("vCPUs", &self.spec.topology(), &spec.topology())?;
-        Mismatch::check("irqchip", &own.irqchip, &other.irqchip)?;
-        Mismatch::check("address layout", &own.layout, &other.layout)?;
-        // Without a version the VM has that of the host. The restore compares it with the state.
-        if let (Some(own), Some(other)) = (own.gic, other.gic) {
-            Mismatch::check("interrupt controller", &own, &other)?;
+        let (own, other) = (self.spec.config(), spec.config());
+        let settings = own.platform_settings().into_iter().zip(other.platform_settings());
+        for ((property, own), (_, other)) in settings {
+            // The restore compares a setting that the host has chosen with the state.
+            if let (Some(own), Some(other)) = (own, other) {
+                Mismatch::check(property, &own, &other)?;
+            }
         }
-        Mismatch::check("ACPI", &switch(own.acpi), &switch(other.acpi))
+        Ok(())
     }
 
     /// Allocates the memory of `spec`, which [fits](Self::fits), unless the VM has it.

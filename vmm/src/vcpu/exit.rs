@@ -7,60 +7,59 @@ use devices::{Bus, Counter, Latency, LatencyRecorder, Power, PowerEvent};
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, KVM_SYSTEM_EVENT_SUSPEND};
 use kvm_ioctls::VcpuExit;
 
+use super::park::NativeCpu;
 use super::unclaimed::{Access, UnclaimedAccesses};
-use crate::kvm::{self, run_page::PortWidth};
+use crate::arch::{AddressSpace, Cpu, ExitKind, IoAccess, NativeExit};
+use crate::kvm;
 
 /// Targets of the guest's accesses.
 pub(crate) struct Targets<'a> {
-    /// Ports.
-    pub ports: &'a Bus,
     /// Memory-mapped registers.
     pub memory: &'a Bus,
     /// Power-off and reset.
     pub power: &'a Power,
-    /// Record of accesses that none of them claims.
+    /// Record of accesses that no device claims.
     pub unclaimed: &'a UnclaimedAccesses,
 }
 
 impl Targets<'_> {
-    /// Writes the units of `data` to `port`.
-    fn write_port(&self, port: u16, data: &[u8], width: usize) {
-        let mut unclaimed = 0;
-        for unit in data.chunks(width) {
-            unclaimed += u64::from(!self.ports.write(port.into(), unit));
-        }
-        self.record(unclaimed, true, true, width, port.into());
-    }
-
-    /// Reads the units of `data` from `port`.
-    fn read_port(&self, port: u16, data: &mut [u8], width: usize) {
-        let mut unclaimed = 0;
-        for unit in data.chunks_mut(width) {
-            unclaimed += u64::from(!self.ports.read(port.into(), unit));
-        }
-        self.record(unclaimed, true, false, width, port.into());
-    }
-
     fn read_memory(&self, address: u64, data: &mut [u8]) {
-        let unclaimed = !self.memory.read(address, data);
-        self.record(unclaimed.into(), false, false, data.len(), address);
+        if !self.memory.read(address, data) {
+            self.record_memory(false, data.len(), address);
+        }
     }
 
     fn write_memory(&self, address: u64, data: &[u8]) {
-        let unclaimed = !self.memory.write(address, data);
-        self.record(unclaimed.into(), false, true, data.len(), address);
+        if !self.memory.write(address, data) {
+            self.record_memory(true, data.len(), address);
+        }
     }
 
-    /// Records `number` unclaimed accesses, if there are any.
-    fn record(&self, number: u64, is_port: bool, is_write: bool, width: usize, address: u64) {
-        if number > 0 {
+    fn record_memory(&self, is_write: bool, width: usize, address: u64) {
+        let access = Access {
+            space: AddressSpace::Memory,
+            is_write,
+            width: u8::try_from(width).unwrap_or(u8::MAX),
+            address,
+        };
+        self.unclaimed.record(access, 1);
+    }
+
+    /// Handles an access to the I/O space, which devices have handled.
+    fn finish_io(&self, io: IoAccess) -> ExitAction {
+        if io.unclaimed > 0 {
             let access = Access {
-                is_port,
-                is_write,
-                width: u8::try_from(width).unwrap_or(u8::MAX),
-                address,
+                space: AddressSpace::Io,
+                is_write: io.is_write,
+                width: u8::try_from(io.width).unwrap_or(u8::MAX),
+                address: io.address,
             };
-            self.unclaimed.record(access, number);
+            self.unclaimed.record(access, io.unclaimed);
+        }
+        if io.is_write {
+            power_action(self.power)
+        } else {
+            ExitAction::Handled
         }
     }
 }
@@ -70,12 +69,10 @@ impl Targets<'_> {
 pub(crate) enum ExitAction {
     /// The guest is entered again.
     Handled,
-    /// A local APIC broadcasts the end of a level-triggered interrupt.
-    EndOfInterrupt(u8),
     /// The guest requests its end.
     Power(PowerEvent),
-    /// Triple fault.
-    TripleFault,
+    /// The processor has shut down.
+    CpuShutdown,
     /// KVM_EXIT_INTERNAL_ERROR.
     InternalError,
     /// KVM_EXIT_FAIL_ENTRY, with the reason.
@@ -86,17 +83,14 @@ pub(crate) enum ExitAction {
     Unknown(String),
 }
 
-/// Handles `exit`. `width` is the width of a port access: a string instruction transfers several units in one exit.
-pub(crate) fn handle(exit: VcpuExit<'_>, width: &PortWidth, targets: &Targets<'_>) -> ExitAction {
+/// Handles `exit`; `native` handles those that only this architecture has.
+#[inline]
+pub(crate) fn handle<'a>(
+    exit: VcpuExit<'a>,
+    targets: &Targets<'_>,
+    native: impl FnOnce(VcpuExit<'a>) -> NativeExit<'a>,
+) -> ExitAction {
     match exit {
-        VcpuExit::IoOut(port, data) => {
-            targets.write_port(port, data, width.get());
-            power_action(targets.power)
-        }
-        VcpuExit::IoIn(port, data) => {
-            targets.read_port(port, data, width.get());
-            ExitAction::Handled
-        }
         VcpuExit::MmioRead(address, data) => {
             targets.read_memory(address, data);
             ExitAction::Handled
@@ -105,18 +99,20 @@ pub(crate) fn handle(exit: VcpuExit<'_>, width: &PortWidth, targets: &Targets<'_
             targets.write_memory(address, data);
             power_action(targets.power)
         }
-        // These exits require only another KVM_RUN: a halted vCPU waits in the kernel.
-        VcpuExit::Hlt | VcpuExit::IrqWindowOpen | VcpuExit::Intr => ExitAction::Handled,
-        VcpuExit::IoapicEoi(vector) => ExitAction::EndOfInterrupt(vector),
+        VcpuExit::Intr => ExitAction::Handled,
         VcpuExit::SystemEvent(event, data) => match power_event(event) {
             Some(event) => ExitAction::Power(event),
             None => ExitAction::Unknown(format!("SystemEvent({event}, {data:?})")),
         },
-        VcpuExit::Shutdown => ExitAction::TripleFault,
         VcpuExit::InternalError => ExitAction::InternalError,
         VcpuExit::FailEntry(reason, _) => ExitAction::FailedEntry(reason),
         VcpuExit::MemoryFault { .. } => ExitAction::MemoryFault,
-        other => ExitAction::Unknown(format!("{other:?}")),
+        other => match native(other) {
+            NativeExit::Io(io) => targets.finish_io(io),
+            NativeExit::Handled => ExitAction::Handled,
+            NativeExit::CpuShutdown => ExitAction::CpuShutdown,
+            NativeExit::Unknown(exit) => ExitAction::Unknown(format!("{exit:?}")),
+        },
     }
 }
 
@@ -134,20 +130,7 @@ fn power_action(power: &Power) -> ExitAction {
     power.requested().map_or(ExitAction::Handled, ExitAction::Power)
 }
 
-/// Kind of an exit, for the counters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-enum Kind {
-    IoIn,
-    IoOut,
-    MmioRead,
-    MmioWrite,
-    Halt,
-    Interrupt,
-    Other,
-}
-
-/// Names of the kinds of exits, in the order of the counters.
+/// Names of the kinds of exits, in the order of [`ExitKind`].
 pub const KINDS: [&str; 7] = [
     "io_in",
     "io_out",
@@ -219,13 +202,10 @@ impl ExitCounters {
     /// Counts `exit`. Returns a timer if its handling is timed.
     pub(super) fn count(&self, exit: &Result<VcpuExit<'_>, kvm_ioctls::Error>) -> Option<ExitTimer> {
         let kind = match exit {
-            Ok(VcpuExit::IoIn(..)) => Kind::IoIn,
-            Ok(VcpuExit::IoOut(..)) => Kind::IoOut,
-            Ok(VcpuExit::MmioRead(..)) => Kind::MmioRead,
-            Ok(VcpuExit::MmioWrite(..)) => Kind::MmioWrite,
-            Ok(VcpuExit::Hlt) => Kind::Halt,
-            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) | Err(_) => Kind::Interrupt,
-            Ok(_) => Kind::Other,
+            Ok(VcpuExit::MmioRead(..)) => ExitKind::MemoryRead,
+            Ok(VcpuExit::MmioWrite(..)) => ExitKind::MemoryWrite,
+            Ok(VcpuExit::Intr) | Err(_) => ExitKind::Interrupt,
+            Ok(exit) => NativeCpu::exit_kind(exit),
         };
         let kind = kind as usize;
         let before = self.counts[kind].get();
@@ -243,8 +223,8 @@ impl ExitCounters {
 pub enum StopReason {
     /// The guest requested the end, by reset or power-off.
     Power(PowerEvent),
-    /// Triple fault: the guest faulted during the delivery of a double fault.
-    TripleFault {
+    /// The processor has shut down, because the guest cannot handle an exception: on x86 a triple fault.
+    CpuShutdown {
         /// Instruction pointer.
         ip: u64,
     },
@@ -352,67 +332,44 @@ impl std::fmt::Display for Location {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-
-    use devices::{Bus, BusBuilder, BusDevice, Power, PowerEvent};
+    use devices::{Bus, Power, PowerEvent};
     use kvm_ioctls::VcpuExit;
 
-    use super::{
-        Access, ExitAction, ExitCounters, KINDS, PortWidth, StopReason, Targets, UnclaimedAccesses, handle,
-    };
+    use super::{Access, ExitAction, ExitCounters, KINDS, StopReason, Targets, UnclaimedAccesses, handle};
+    use crate::arch::{AddressSpace, IoAccess, NativeExit};
 
-    #[derive(Default)]
-    struct Log(Vec<Vec<u8>>);
-
-    impl BusDevice for Log {
-        fn read(&mut self, _: u64, data: &mut [u8]) {
-            data.fill(u8::try_from(self.0.len()).unwrap());
-            self.0.push(data.to_vec());
-        }
-
-        fn write(&mut self, _: u64, data: &[u8]) {
-            self.0.push(data.to_vec());
-        }
-    }
-
-    /// Runs `test` with a logging device at port 0x10. Returns the accesses.
-    fn logged(test: impl FnOnce(&Targets<'_>)) -> Vec<Vec<u8>> {
-        let log = Arc::new(Mutex::new(Log::default()));
-        let mut ports = BusBuilder::new();
-        ports.claim("log", 0x10, 8, log.clone()).unwrap();
-        let power = Power::new();
+    /// Runs `test` with a memory bus without devices.
+    fn with_targets(test: impl FnOnce(&Targets<'_>)) {
         test(&Targets {
-            ports: &ports.build(),
             memory: &Bus::default(),
-            power: &power,
+            power: &Power::new(),
             unclaimed: &UnclaimedAccesses::default(),
         });
-        devices::lock(&log).0.clone()
     }
 
-    #[test]
-    fn string_instruction_is_split_by_width() {
-        let log = logged(|targets| {
-            let width = PortWidth::fixed(2);
-            handle(VcpuExit::IoOut(0x10, &[1, 2, 3, 4]), &width, targets);
-            let mut data = [0; 4];
-            handle(VcpuExit::IoIn(0x10, &mut data), &width, targets);
-            assert_eq!(data, [2, 2, 3, 3]);
-        });
-        assert_eq!(log[..2], [vec![1, 2], vec![3, 4]]);
+    fn io(is_write: bool, unclaimed: u64) -> NativeExit<'static> {
+        NativeExit::Io(IoAccess {
+            address: 0x18,
+            width: 2,
+            is_write,
+            unclaimed,
+        })
     }
 
     #[test]
     fn unclaimed_accesses_are_recorded() {
-        logged(|targets| {
-            let width = PortWidth::fixed(2);
-            handle(VcpuExit::IoOut(0x10, &[0; 4]), &width, targets);
-            handle(VcpuExit::IoOut(0x18, &[0; 4]), &width, targets);
-            handle(VcpuExit::IoIn(0x18, &mut [0; 2]), &width, targets);
-            handle(VcpuExit::MmioRead(0x10, &mut [0; 8]), &width, targets);
-            handle(VcpuExit::MmioWrite(0x10, &[0]), &width, targets);
-            let of = |is_port, is_write, width, address| Access {
-                is_port,
+        with_targets(|targets| {
+            for (is_write, unclaimed) in [(true, 0), (true, 2), (false, 1), (false, 0)] {
+                handle(VcpuExit::Nmi, targets, |_| io(is_write, unclaimed));
+            }
+            handle(
+                VcpuExit::MmioRead(0x10, &mut [0; 8]),
+                targets,
+                NativeExit::Unknown,
+            );
+            handle(VcpuExit::MmioWrite(0x10, &[0]), targets, NativeExit::Unknown);
+            let of = |space, is_write, width, address| Access {
+                space,
                 is_write,
                 width,
                 address,
@@ -420,10 +377,10 @@ mod tests {
             let list = targets.unclaimed.list();
             let list: Vec<_> = list.iter().map(|entry| (entry.access, entry.count)).collect();
             let expected = [
-                (of(false, true, 1, 0x10), 1),
-                (of(false, false, 8, 0x10), 1),
-                (of(true, false, 2, 0x18), 1),
-                (of(true, true, 2, 0x18), 2),
+                (of(AddressSpace::Memory, true, 1, 0x10), 1),
+                (of(AddressSpace::Memory, false, 8, 0x10), 1),
+                (of(AddressSpace::Io, false, 2, 0x18), 1),
+                (of(AddressSpace::Io, true, 2, 0x18), 2),
             ];
             assert_eq!(list, expected);
         });
@@ -431,18 +388,21 @@ mod tests {
 
     #[test]
     fn power_event_follows_write() {
-        logged(|targets| {
-            let write = || handle(VcpuExit::IoOut(0x10, &[1]), &PortWidth::fixed(1), targets);
-            assert_eq!(write(), ExitAction::Handled);
+        with_targets(|targets| {
+            let access = |is_write| handle(VcpuExit::Nmi, targets, |_| io(is_write, 0));
+            assert_eq!(access(true), ExitAction::Handled);
             targets.power.request(PowerEvent::Exit(3));
-            assert_eq!(write(), ExitAction::Power(PowerEvent::Exit(3)));
+            assert_eq!(access(false), ExitAction::Handled);
+            assert_eq!(access(true), ExitAction::Power(PowerEvent::Exit(3)));
+            let write = handle(VcpuExit::MmioWrite(0x10, &[0]), targets, NativeExit::Unknown);
+            assert_eq!(write, ExitAction::Power(PowerEvent::Exit(3)));
         });
     }
 
     #[test]
     fn system_events_are_power_events() {
-        logged(|targets| {
-            let event = |kind| handle(VcpuExit::SystemEvent(kind, &[0]), &PortWidth::fixed(1), targets);
+        with_targets(|targets| {
+            let event = |kind| handle(VcpuExit::SystemEvent(kind, &[0]), targets, NativeExit::Unknown);
             assert_eq!(event(1), ExitAction::Power(PowerEvent::Off));
             assert_eq!(event(2), ExitAction::Power(PowerEvent::Reset));
             assert_eq!(event(5), ExitAction::Power(PowerEvent::Off));
@@ -452,8 +412,8 @@ mod tests {
 
     #[test]
     fn unknown_exit_is_named() {
-        logged(|targets| {
-            let action = handle(VcpuExit::Nmi, &PortWidth::fixed(1), targets);
+        with_targets(|targets| {
+            let action = handle(VcpuExit::Nmi, targets, NativeExit::Unknown);
             assert_eq!(action, ExitAction::Unknown("Nmi".into()));
         });
     }
@@ -464,7 +424,7 @@ mod tests {
         for _ in 0..65 {
             let timer = exits.count(&Ok(VcpuExit::MmioWrite(1, &[0])));
             timer.iter().for_each(|timer| exits.stop_timer(timer));
-            assert!(exits.count(&Ok(VcpuExit::Hlt)).is_none());
+            assert!(exits.count(&Ok(VcpuExit::Intr)).is_none());
         }
         let timed = exits.durations().map(|duration| duration.timed);
         assert_eq!(timed, [0, 0, 0, 2]);
@@ -475,7 +435,7 @@ mod tests {
         let exits = ExitCounters::default();
         exits.count_stop(&StopReason::Power(PowerEvent::Reset));
         assert_eq!(exits.failures(), 0);
-        exits.count_stop(&StopReason::TripleFault { ip: 0 });
+        exits.count_stop(&StopReason::CpuShutdown { ip: 0 });
         assert_eq!(exits.failures(), 1);
     }
 
@@ -483,10 +443,9 @@ mod tests {
     fn exits_are_counted_by_kind() {
         let exits = ExitCounters::default();
         for exit in [
-            VcpuExit::IoOut(1, &[0]),
-            VcpuExit::Hlt,
-            VcpuExit::Hlt,
-            VcpuExit::Shutdown,
+            VcpuExit::MmioWrite(1, &[0]),
+            VcpuExit::Intr,
+            VcpuExit::InternalError,
         ] {
             exits.count(&Ok(exit));
         }
@@ -496,9 +455,6 @@ mod tests {
             .zip(exits.counts())
             .filter(|(_, count)| *count > 0)
             .collect();
-        assert_eq!(
-            named,
-            [("io_out", 1), ("halt", 2), ("interrupt", 1), ("other", 1)]
-        );
+        assert_eq!(named, [("mmio_write", 1), ("interrupt", 2), ("other", 1)]);
     }
 }

@@ -65,7 +65,9 @@ impl VcpuShared {
     fn profile(&self, id: u8) -> Result<&Profile, kvm::Error> {
         let profile = self.profile.get_or_init(|| {
             self.timeline
-                .measure(Lane::Vcpu(id), "ask for CPUID", || NativeCpu::profile(&self.kvm))
+                .measure(Lane::Vcpu(id), NativeCpu::PROFILE_PHASE, || {
+                    NativeCpu::profile(&self.kvm)
+                })
                 .map_err(|error| match error {
                     kvm::Error::Call { call, source, .. } => (call, source.raw_os_error().unwrap_or(0)),
                     other => (other.to_string(), 0),
@@ -98,8 +100,6 @@ impl VcpuShared {
 pub struct StartContext {
     /// Platform of the machine.
     pub platform: Arc<Native>,
-    /// Ports.
-    pub ports: Arc<Bus>,
     /// Memory-mapped registers.
     pub memory_bus: Arc<Bus>,
     /// Power-off and reset.
@@ -318,7 +318,7 @@ impl VcpuRunner {
         is_first: &mut bool,
     ) -> Result<(), StopReason> {
         let at = |vcpu: &VcpuFd| self.location(vcpu, start);
-        let width = RunPage::of(vcpu).port_width();
+        let context = NativeCpu::exit_context(&mut RunPage::of(vcpu));
         self.monitor.set_inside(true);
         let exit = vcpu.run();
         self.monitor.set_inside(false);
@@ -327,13 +327,12 @@ impl VcpuRunner {
             self.shared.timeline.mark(Lane::Vcpu(self.id), "first exit");
         }
         let targets = Targets {
-            ports: &start.ports,
             memory: &start.memory_bus,
             power: &start.power,
             unclaimed: &self.monitor.unclaimed,
         };
         let action = match exit {
-            Ok(exit) => handle(exit, &width, &targets),
+            Ok(exit) => handle(exit, &targets, |exit| start.platform.handle_exit(exit, &context)),
             Err(error) => return self.handle_run_error(vcpu, error.errno(), start),
         };
         if let Some(timer) = timer {
@@ -341,12 +340,8 @@ impl VcpuRunner {
         }
         Err(match action {
             ExitAction::Handled => return Ok(()),
-            ExitAction::EndOfInterrupt(vector) => {
-                start.platform.end_of_interrupt(vector);
-                return Ok(());
-            }
             ExitAction::Power(event) => StopReason::Power(event),
-            ExitAction::TripleFault => StopReason::TripleFault { ip: at(vcpu).ip },
+            ExitAction::CpuShutdown => StopReason::CpuShutdown { ip: at(vcpu).ip },
             ExitAction::InternalError => StopReason::Fault(self.internal_error(vcpu, start)),
             ExitAction::FailedEntry(reason) => StopReason::Fault(VcpuError::Entry { at: at(vcpu), reason }),
             ExitAction::MemoryFault => StopReason::Fault(VcpuError::Memory { at: at(vcpu) }),
@@ -394,9 +389,7 @@ impl VcpuRunner {
             at.bytes = bytes[..length].to_vec();
         }
         let hint = match error.suberror {
-            kvm_bindings::KVM_INTERNAL_ERROR_EMULATION => {
-                emulation_hint(Native::has_hardware_virtualization())
-            }
+            kvm_bindings::KVM_INTERNAL_ERROR_EMULATION => Native::emulation_hint(),
             _ => "the image may need another boot protocol, or a host with hardware virtualisation",
         };
         VcpuError::Internal {
@@ -525,34 +518,12 @@ impl VcpuRunner {
             let mut page = RunPage::of(vcpu);
             // Set by a kick that arrived at the gate; KVM_RUN would return before the pending work.
             page.clear_immediate_exit();
-            // The exit for an interrupt window would precede the signal in every run.
-            page.request_interrupt_window(false);
+            NativeCpu::cancel_early_exits(&mut page);
             self.enter_once(vcpu, start, &mut false)?;
             if RunPage::of(vcpu).was_interrupted() {
                 break;
             }
         }
         Ok(())
-    }
-}
-
-/// Returns the way out after an instruction that KVM cannot emulate.
-fn emulation_hint(has_hardware_virtualization: bool) -> &'static str {
-    if has_hardware_virtualization {
-        "KVM cannot emulate the instruction, which may access an address without memory or device; check the image and the memory size"
-    } else {
-        "this host has no hardware virtualization, so that KVM interprets the guest's kernel and has no SSE; use a host with VMX, SVM or \
-         EL2, or an image built for general registers only"
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::emulation_hint;
-
-    #[test]
-    fn hint_names_host_only_without_hardware_virtualization() {
-        assert!(emulation_hint(false).contains("use a host with VMX"));
-        assert!(!emulation_hint(true).contains("use a host"));
     }
 }

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use devices::Counter;
 
+use crate::arch::AddressSpace;
+
 /// Number of different accesses that are kept.
 pub const KEPT_ACCESSES: usize = 8;
 
@@ -13,13 +15,13 @@ const READ_ATTEMPTS: usize = 8;
 /// Kind of an access, without its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// A port, not a memory address.
-    pub is_port: bool,
+    /// Address space.
+    pub space: AddressSpace,
     /// A write, not a read.
     pub is_write: bool,
     /// Width in bytes, up to 8.
     pub width: u8,
-    /// Port or guest-physical address.
+    /// Address.
     pub address: u64,
 }
 
@@ -118,12 +120,15 @@ impl Entry {
 impl Access {
     /// Returns everything but the address as a number.
     fn kind(self) -> u64 {
-        u64::from(self.width) << 2 | u64::from(self.is_write) << 1 | u64::from(self.is_port)
+        u64::from(self.width) << 2 | u64::from(self.is_write) << 1 | u64::from(self.space == AddressSpace::Io)
     }
 
     fn new(kind: u64, address: u64) -> Self {
         Self {
-            is_port: kind & 1 != 0,
+            space: match kind & 1 {
+                0 => AddressSpace::Memory,
+                _ => AddressSpace::Io,
+            },
             is_write: kind & 2 != 0,
             width: u8::try_from(kind >> 2).unwrap_or(u8::MAX),
             address,
@@ -137,11 +142,11 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
-    use super::{Access, KEPT_ACCESSES, UnclaimedAccesses};
+    use super::{Access, AddressSpace, KEPT_ACCESSES, UnclaimedAccesses};
 
-    fn port(address: u64, width: u8) -> Access {
+    fn io(address: u64, width: u8) -> Access {
         Access {
-            is_port: true,
+            space: AddressSpace::Io,
             is_write: address.is_multiple_of(2),
             width,
             address,
@@ -160,12 +165,12 @@ mod tests {
         let accesses = UnclaimedAccesses::default();
         assert!(accesses.list().is_empty());
         for (address, width, number) in [(1, 1, 1), (2, 1, 4), (1, 2, 1), (1, 1, 1)] {
-            accesses.record(port(address, width), number);
+            accesses.record(io(address, width), number);
         }
         assert_eq!(listed(&accesses), [(1, 1, 2), (1, 2, 1), (2, 1, 4)]);
         let memory = Access {
-            is_port: false,
-            ..port(1, 1)
+            space: AddressSpace::Memory,
+            ..io(1, 1)
         };
         accesses.record(memory, 1);
         let write = Access {
@@ -175,15 +180,15 @@ mod tests {
         accesses.record(write, 1);
         let kinds = accesses.list();
         assert_eq!((kinds[0].access, kinds[1].access), (write, memory));
-        assert_eq!(kinds[2].access, port(1, 1));
+        assert_eq!(kinds[2].access, io(1, 1));
     }
 
     #[test]
     fn oldest_access_is_replaced() {
         let accesses = UnclaimedAccesses::default();
         for address in 0..20 {
-            accesses.record(port(address, 1), 1);
-            accesses.record(port(100, 4), 1);
+            accesses.record(io(address, 1), 1);
+            accesses.record(io(100, 4), 1);
         }
         let list = listed(&accesses);
         assert_eq!(list.len(), KEPT_ACCESSES);
@@ -199,7 +204,7 @@ mod tests {
             let (accesses, ended) = (accesses.clone(), ended.clone());
             thread::spawn(move || {
                 for address in 0..20_000_u64 {
-                    accesses.record(port(address, u8::try_from(address % 8).unwrap()), address + 1);
+                    accesses.record(io(address, u8::try_from(address % 8).unwrap()), address + 1);
                 }
                 ended.store(true, Ordering::SeqCst);
             })

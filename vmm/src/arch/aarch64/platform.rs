@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use devices::serial::{Pl011Registers, SerialModel, uart};
-use devices::{Interrupt, Rtc, bus};
+use devices::{BusBuilder, Interrupt, Rtc, bus};
 use kvm_bindings::{KVM_CAP_ARM_SYSTEM_SUSPEND, kvm_enable_cap};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 use snapshot::file::Architecture;
 use snapshot::persist::Error as StateError;
@@ -23,13 +23,13 @@ use super::layout::{self, Layout};
 use super::vcpu::{self, EntryState};
 use super::vcpu_state::VcpuState;
 use crate::arch::{
-    AttachContext, BootInputs, Buses, Cpu, CpuRestore, CpuStatus, Error, InputMetrics, LoadPlan,
-    MmioDeviceInfo, Platform, SharedSource, create_vcpu,
+    AttachContext, BootInputs, Cpu, CpuRestore, CpuStatus, Error, ExitKind, InputMetrics, LoadPlan,
+    MmioDeviceInfo, NativeExit, Platform, SharedSource, UNBACKED_HINT, create_vcpu,
 };
 use crate::boot::{Image, Protocol};
 use crate::config::{AddressLayout, CpuTopology, GicVersion, MemorySize, VmConfig, VmSpec};
 use crate::identity;
-use crate::kvm::{self, Kick, failed};
+use crate::kvm::{self, Kick, RunPage, failed};
 
 /// Size in bits of guest-physical addresses of a KVM without `KVM_CAP_ARM_VM_IPA_SIZE`: KVM API, `KVM_CREATE_VM`.
 const DEFAULT_ADDRESS_BITS: u32 = 40;
@@ -194,7 +194,7 @@ impl Platform for Aarch64 {
         &mut self,
         context: &AttachContext,
         _: &VmSpec,
-        buses: &mut Buses,
+        bus: &mut BusBuilder,
     ) -> Result<Vec<SharedSource>, Error> {
         let serial_length = match self.layout.serial_model {
             SerialModel::Uart16550 => uart::LENGTH,
@@ -216,10 +216,7 @@ impl Platform for Aarch64 {
             ("clock", self.layout.rtc, layout::DEVICE_SIZE, rtc),
         ];
         for (name, base, length, device) in claims {
-            buses
-                .memory
-                .claim(name, base, length, device)
-                .map_err(Error::Bus)?;
+            bus.claim(name, base, length, device).map_err(Error::Bus)?;
         }
         Ok(Vec::new())
     }
@@ -266,7 +263,18 @@ impl Platform for Aarch64 {
         true
     }
 
-    fn end_of_interrupt(&self, _: u8) {}
+    fn emulation_hint() -> &'static str {
+        UNBACKED_HINT
+    }
+
+    #[inline]
+    fn handle_exit<'a>(&self, exit: VcpuExit<'a>, (): &()) -> NativeExit<'a> {
+        NativeExit::Unknown(exit)
+    }
+
+    fn unclaimed_io(&self) -> u64 {
+        0
+    }
 
     fn input_metrics(&self) -> InputMetrics {
         InputMetrics::default()
@@ -409,6 +417,9 @@ impl Cpu for Aarch64 {
     type Features = ();
     type Entry = EntryState;
     type State = VcpuState;
+    type ExitContext = ();
+
+    const PROFILE_PHASE: &'static str = "ask for features";
 
     fn profile(_: &Kvm) -> Result<(), kvm::Error> {
         Ok(())
@@ -448,6 +459,15 @@ impl Cpu for Aarch64 {
     ) -> Result<(), StateError> {
         state.restore(vcpu, params.check)
     }
+
+    fn exit_context(_: &mut RunPage<'_>) {}
+
+    #[inline]
+    fn exit_kind(_: &VcpuExit<'_>) -> ExitKind {
+        ExitKind::Other
+    }
+
+    fn cancel_early_exits(_: &mut RunPage<'_>) {}
 
     fn notify_pause(_: &VcpuFd) -> bool {
         true

@@ -32,6 +32,19 @@ const SECTION: &str = "irqchip";
 /// Trigger mode in the data of a message: Intel SDM volume 3A, section 11.11.2.
 const LEVEL_TRIGGERED: u32 = 1 << 15;
 
+/// Fields for the injection of interrupts: KVM API, `struct kvm_run`.
+impl RunPage<'_> {
+    /// Returns true if an interrupt of an external controller can be injected.
+    fn is_interrupt_ready(&self) -> bool {
+        self.0.ready_for_interrupt_injection != 0 && self.0.if_flag != 0
+    }
+
+    /// Requests or cancels an exit at the next interrupt window.
+    pub(super) fn request_interrupt_window(&mut self, requested: bool) {
+        self.0.request_interrupt_window = requested.into();
+    }
+}
+
 /// Controllers that receive the interrupts of devices.
 pub enum Irqchip {
     /// Split irqchip: PIC and IOAPIC in this process, local APICs in the kernel.

@@ -10,6 +10,7 @@
 //! | [`layout`] | physical addresses and interrupt lines |
 //! | `limits` | CPUID entries and MSRs in a snapshot that this host does not support |
 //! | `native_limits` | limits by the processor, which need no query of KVM |
+//! | `ports` | exits for accesses to I/O ports |
 //! | [`platform`] | [`X86_64`], the platform |
 //! | [`vcpu_state`] | state of vCPUs in a snapshot |
 
@@ -23,6 +24,7 @@ mod limits;
 pub mod msr;
 mod native_limits;
 pub mod platform;
+mod ports;
 #[cfg(test)]
 mod saved_format;
 pub mod vcpu_state;

@@ -10,14 +10,14 @@ use devices::bus::{BusDevice, SharedDevice};
 use devices::i8042::I8042Recorder;
 use devices::serial::{SerialModel, uart};
 use devices::{
-    Cmos, ExitPort, I8042, Interrupt, MonotonicClock, Pit, PowerOffPort, SleepPort, WallClock, bus, cmos,
-    i8042, pit, power,
+    Bus, BusBuilder, Cmos, ExitPort, I8042, Interrupt, MonotonicClock, Pit, PowerOffPort, SleepPort,
+    WallClock, bus, cmos, i8042, pit, power,
 };
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED,
     KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, kvm_clock_data,
 };
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use snapshot::file::Architecture;
 use snapshot::persist::Error as StateError;
 use snapshot::section::Error as SectionError;
@@ -29,15 +29,16 @@ use super::clock::ClockState;
 use super::entry::EntryState;
 use super::irqchip::Irqchip;
 use super::layout::Layout;
+use super::ports::{self, PortWidth};
 use super::vcpu_state::VcpuState;
 use super::{cpuid, layout, msr, native_limits};
 use crate::arch::{
-    AttachContext, BootInputs, Buses, Cpu, CpuRestore, CpuStatus, Error, EventSource, InputMetrics, LoadPlan,
-    MmioDeviceInfo, Platform, SharedSource, create_vcpu,
+    AttachContext, BootInputs, Cpu, CpuRestore, CpuStatus, Error, EventSource, ExitKind, InputMetrics,
+    LoadPlan, MmioDeviceInfo, NativeExit, Platform, SharedSource, UNBACKED_HINT, create_vcpu,
 };
 use crate::boot::{Image, Protocol};
 use crate::config::{AddressLayout, CpuTopology, IrqchipMode, MemorySize, VmConfig, VmSpec};
-use crate::kvm::{self, Kick, failed};
+use crate::kvm::{self, Kick, RunPage, failed};
 use crate::memory::try_read;
 
 /// Three pages below the BIOS for Intel processors without unrestricted guest mode: KVM API, `KVM_SET_TSS_ADDR`.
@@ -55,6 +56,8 @@ pub struct X86_64 {
     layout: &'static Layout,
     has_acpi: bool,
     irqchip: Irqchip,
+    /// Set by [`Platform::attach`].
+    ports: Bus,
     /// Set by [`Platform::attach`].
     keyboard: Option<Arc<Mutex<I8042>>>,
     keyboard_recorder: Option<Arc<I8042Recorder>>,
@@ -139,6 +142,7 @@ impl Platform for X86_64 {
             layout: Layout::of(spec.config().layout),
             has_acpi: spec.config().acpi,
             irqchip,
+            ports: Bus::default(),
             keyboard: None,
             keyboard_recorder: None,
             components: Vec::new(),
@@ -186,13 +190,14 @@ impl Platform for X86_64 {
         &mut self,
         context: &AttachContext,
         spec: &VmSpec,
-        buses: &mut Buses,
+        bus: &mut BusBuilder,
     ) -> Result<Vec<SharedSource>, Error> {
+        let mut ports = BusBuilder::new();
         let timer = match &self.irqchip {
             Irqchip::Kernel(_) => None,
             Irqchip::Split(split) => {
                 split
-                    .attach(&mut buses.ports, &mut buses.memory, layout::IOAPIC)
+                    .attach(&mut ports, bus, layout::IOAPIC)
                     .map_err(Error::Bus)?;
                 let pit = Pit::new(
                     self.irqchip.line(layout::PIT_IRQ),
@@ -205,8 +210,9 @@ impl Platform for X86_64 {
             }
         };
         let timer = self
-            .attach_ports(&mut buses.ports, context, timer, spec)
+            .attach_ports(&mut ports, context, timer, spec)
             .map_err(Error::Bus)?;
+        self.ports = ports.build();
         Ok(timer
             .into_iter()
             .map(|pit| shared(PitTimer(pit)) as SharedSource)
@@ -249,8 +255,28 @@ impl Platform for X86_64 {
         cpuid::has_hardware_virtualization()
     }
 
-    fn end_of_interrupt(&self, vector: u8) {
-        self.irqchip.end_of_interrupt(vector);
+    fn emulation_hint() -> &'static str {
+        emulation_hint(Self::has_hardware_virtualization())
+    }
+
+    #[inline]
+    fn handle_exit<'a>(&self, exit: VcpuExit<'a>, width: &PortWidth) -> NativeExit<'a> {
+        match exit {
+            // These exits require only another KVM_RUN: a halted vCPU waits in the kernel.
+            VcpuExit::Hlt | VcpuExit::IrqWindowOpen => NativeExit::Handled,
+            // A local APIC broadcasts the end of a level-triggered interrupt.
+            VcpuExit::IoapicEoi(vector) => {
+                self.irqchip.end_of_interrupt(vector);
+                NativeExit::Handled
+            }
+            // Triple fault.
+            VcpuExit::Shutdown => NativeExit::CpuShutdown,
+            exit => ports::handle(&self.ports, exit, width),
+        }
+    }
+
+    fn unclaimed_io(&self) -> u64 {
+        self.ports.unclaimed()
     }
 
     fn input_metrics(&self) -> InputMetrics {
@@ -325,7 +351,7 @@ impl X86_64 {
     /// Attaches `device` to the bus, and adds its state to snapshots as section `name`.
     fn attach_component<D: BusDevice + Component + 'static>(
         &mut self,
-        ports: &mut bus::BusBuilder,
+        ports: &mut BusBuilder,
         name: &'static str,
         range: Range<u64>,
         device: D,
@@ -338,7 +364,7 @@ impl X86_64 {
 
     fn attach_ports(
         &mut self,
-        ports: &mut bus::BusBuilder,
+        ports: &mut BusBuilder,
         context: &AttachContext,
         pit: Option<Pit>,
         spec: &VmSpec,
@@ -410,6 +436,9 @@ impl Cpu for X86_64 {
     type Features = CpuId;
     type Entry = EntryState;
     type State = VcpuState;
+    type ExitContext = PortWidth;
+
+    const PROFILE_PHASE: &'static str = "ask for CPUID";
 
     fn profile(kvm: &Kvm) -> Result<cpuid::Profile, kvm::Error> {
         cpuid::Profile::from_kvm(kvm)
@@ -462,6 +491,26 @@ impl Cpu for X86_64 {
         state.restore(vcpu, kvm, features, profile, params)
     }
 
+    fn exit_context(page: &mut RunPage<'_>) -> PortWidth {
+        PortWidth::of(page)
+    }
+
+    #[inline]
+    fn exit_kind(exit: &VcpuExit<'_>) -> ExitKind {
+        match exit {
+            VcpuExit::IoIn(..) => ExitKind::IoRead,
+            VcpuExit::IoOut(..) => ExitKind::IoWrite,
+            VcpuExit::Hlt => ExitKind::Halt,
+            VcpuExit::IrqWindowOpen => ExitKind::Interrupt,
+            _ => ExitKind::Other,
+        }
+    }
+
+    fn cancel_early_exits(page: &mut RunPage<'_>) {
+        // The exit for an interrupt window would precede the signal in every run.
+        page.request_interrupt_window(false);
+    }
+
     fn notify_pause(vcpu: &VcpuFd) -> bool {
         // KVM API, KVM_KVMCLOCK_CTRL: fails for a guest without kvmclock, whose watchdog does not use it.
         vcpu.kvmclock_ctrl().is_ok()
@@ -502,13 +551,29 @@ impl Cpu for X86_64 {
     }
 }
 
+/// Returns the way out after an instruction that KVM cannot emulate.
+fn emulation_hint(has_hardware_virtualization: bool) -> &'static str {
+    if has_hardware_virtualization {
+        UNBACKED_HINT
+    } else {
+        "this host has no hardware virtualization, so that KVM interprets the guest's kernel and has no SSE; use a host with VMX, SVM or \
+         EL2, or an image built for general registers only"
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use vm_memory::Address;
 
-    use super::X86_64;
+    use super::{X86_64, emulation_hint};
     use crate::arch::Platform;
     use crate::config::{AddressLayout, MemorySize};
+
+    #[test]
+    fn hint_names_host_only_without_hardware_virtualization() {
+        assert!(emulation_hint(false).contains("use a host with VMX"));
+        assert!(!emulation_hint(true).contains("use a host"));
+    }
 
     #[test]
     fn memory_regions_omit_hole() {
