@@ -64,6 +64,63 @@ const CRATES: [&str; 6] = [
     "jailer/src",
 ];
 
+/// Places in vmm that name architectures: their own code, settings of the user, and formats of images.
+const NAMING: [&str; 4] = [
+    "vmm/src/arch/aarch64/",
+    "vmm/src/arch/x86_64/",
+    "vmm/src/boot/",
+    "vmm/src/config/",
+];
+
+/// Words of one architecture, which no identifier elsewhere in vmm contains.
+const NATIVE_WORDS: [&str; 37] = [
+    // Chips and I/O ports of a PC.
+    "apic",
+    "cmos",
+    "i8042",
+    "ioapic",
+    "irqchip",
+    "keyboard",
+    "lapic",
+    "pic",
+    "pit",
+    "port_io",
+    "ports",
+    // Descriptions of a machine.
+    "acpi",
+    "e820",
+    "fdt",
+    "mptable",
+    "vmgenid",
+    // Processors.
+    "cpuid",
+    "el1",
+    "hlt",
+    "mpidr",
+    "msr",
+    "msrs",
+    "rflags",
+    "sregs",
+    "sve",
+    "tsc",
+    "xsave",
+    // Chips and firmware of aarch64.
+    "gic",
+    "pl011",
+    "pl031",
+    "psci",
+    "redistributor",
+    "vgic",
+    // Names.
+    "aarch64",
+    "arm",
+    "arm64",
+    "x86",
+];
+
+/// Exits that KVM makes on one architecture.
+const NATIVE_EXITS: [&str; 6] = ["Hlt", "IoIn", "IoOut", "IoapicEoi", "IrqWindowOpen", "Shutdown"];
+
 /// Files that may contain `unsafe`: each calls the kernel, or accesses memory that it shares with the guest.
 const UNSAFE: &[&str] = &[
     "api/src/http/holder.rs",
@@ -218,6 +275,106 @@ fn architecture_is_queried_in_one_file() {
             "{name} depends on the architecture"
         );
     }
+}
+
+/// Returns the identifiers of `code`, without those in string literals.
+fn identifiers(code: &str) -> BTreeSet<String> {
+    let mut identifiers = BTreeSet::new();
+    // No literal of vmm contains a quotation mark or spans a line that begins with one.
+    for (index, part) in code
+        .replace("\\\"", "")
+        .replace("'\"'", "")
+        .split('"')
+        .enumerate()
+    {
+        if index % 2 == 0 {
+            let words = part.split(|c: char| !c.is_alphanumeric() && c != '_');
+            identifiers.extend(words.map(str::to_owned));
+        }
+    }
+    identifiers
+}
+
+/// Returns the words of `identifier` in lower case, separated and surrounded by `_`.
+fn words(identifier: &str) -> String {
+    let mut words = String::from("_");
+    let mut was_lower = false;
+    for c in identifier.chars() {
+        if c.is_uppercase() && was_lower {
+            words.push('_');
+        }
+        was_lower = c.is_lowercase() || c.is_numeric();
+        words.extend(c.to_lowercase());
+    }
+    words + "_"
+}
+
+/// Returns `code` without the lines that select the modules of an architecture.
+fn without_selection(code: &str) -> String {
+    let is_selection = |line: &&str| {
+        let starts = ["#[cfg(", "mod ", "pub mod ", "pub use "];
+        starts.iter().any(|start| line.trim_start().starts_with(start))
+    };
+    let lines = code.lines().filter(|line| !is_selection(line));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn neutral_code_has_no_words_of_one_architecture() {
+    let sources = sources_below(&["vmm/src"]);
+    let tests: BTreeSet<String> = sources
+        .iter()
+        .flat_map(|(name, text)| test_modules(name, text))
+        .collect();
+    let mut checked = 0;
+    for (name, text) in &sources {
+        let names_architectures = NAMING.iter().any(|place| name.starts_with(place));
+        if names_architectures || is_test_file(name) || tests.contains(name) {
+            continue;
+        }
+        checked += 1;
+        let mut code = code(text);
+        if name == "vmm/src/arch/mod.rs" {
+            code = without_selection(&code);
+        }
+        for identifier in identifiers(&code) {
+            let words = words(&identifier);
+            let is_native = NATIVE_EXITS.contains(&identifier.as_str())
+                || NATIVE_WORDS
+                    .iter()
+                    .any(|word| words.contains(&format!("_{word}_")));
+            assert!(
+                !is_native,
+                "{name} contains {identifier}, a word of one architecture; move its code behind Platform or Cpu"
+            );
+        }
+    }
+    assert!(checked > 50, "only {checked} files were found");
+}
+
+#[test]
+fn traits_of_architectures_are_described() {
+    let name = "vmm/src/arch/mod.rs";
+    let text = fs::read_to_string(root().join(name)).unwrap();
+    let table: String = text.lines().filter(|line| line.starts_with("//! |")).collect();
+    let mut count = 0;
+    for traits in ["pub trait Platform", "pub trait Cpu"] {
+        let body = text.split(traits).nth(1).unwrap();
+        let body = body.split("\n}\n").next().unwrap();
+        for line in body.lines() {
+            let words: Vec<&str> = line.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+            // Items are indented by one level.
+            let ["", "", "", "", "fn" | "const" | "type", item, ..] = words[..] else {
+                continue;
+            };
+            count += 1;
+            assert!(
+                table.contains(&format!("`{item}`")),
+                "{name} does not describe {item} in its table for a further architecture"
+            );
+        }
+    }
+    assert!(count > 40, "only {count} items were found");
 }
 
 #[test]
