@@ -24,6 +24,9 @@ use crate::boot::image::Format;
 use crate::boot::{Image, Protocol};
 use crate::config::{AddressLayout, MAX_DEVICES, MemoryMap};
 
+/// Size in bits of guest-physical addresses of a KVM without `KVM_CAP_ARM_VM_IPA_SIZE`: KVM API, `KVM_CREATE_VM`.
+const DEFAULT_ADDRESS_BITS: u32 = 40;
+
 /// Distributor of the GIC.
 pub const DISTRIBUTOR: u64 = 0x0800_0000;
 /// Bytes of the distributor of a GICv2.
@@ -287,12 +290,24 @@ fn extent(image: &Image, base: u64, protocol: Protocol) -> Range<u64> {
     start.unwrap_or(0)..end.unwrap_or(0)
 }
 
+/// Returns the type of a VM for `KVM_CREATE_VM` whose memory ends at `end`. `limit` is the size in bits of guest-physical addresses that
+/// KVM supports, or 0 if it has no choice of the size.
+///
+/// # Errors
+/// [`Error::AddressSize`]
+pub fn vm_type(end: u64, limit: u32) -> Result<u64, Error> {
+    if limit == 0 {
+        return address_bits(end, DEFAULT_ADDRESS_BITS).map(|_| 0);
+    }
+    address_bits(end, limit).map(u64::from)
+}
+
 /// Returns the size in bits of guest-physical addresses up to `end`: the smallest that KVM accepts, which takes the fewest levels of
 /// page tables. `limit` is that of the host.
 ///
 /// # Errors
 /// [`Error::AddressSize`]
-pub fn address_bits(end: u64, limit: u32) -> Result<u32, Error> {
+fn address_bits(end: u64, limit: u32) -> Result<u32, Error> {
     let bits = (u64::BITS - end.saturating_sub(1).leading_zeros()).max(MIN_ADDRESS_BITS);
     if bits > limit {
         return Err(Error::AddressSize { end, bits: limit });

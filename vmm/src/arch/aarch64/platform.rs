@@ -31,9 +31,6 @@ use crate::config::{AddressLayout, CpuTopology, GicVersion, MemorySize, VmConfig
 use crate::identity;
 use crate::kvm::{self, Kick, RunPage, failed};
 
-/// Size in bits of guest-physical addresses of a KVM without `KVM_CAP_ARM_VM_IPA_SIZE`: KVM API, `KVM_CREATE_VM`.
-const DEFAULT_ADDRESS_BITS: u32 = 40;
-
 /// Sections of a snapshot.
 const SETTINGS_SECTION: &str = "settings";
 const IRQCHIP_SECTION: &str = "irqchip";
@@ -107,14 +104,7 @@ impl Platform for Aarch64 {
             .memory
             .saturating_add(config.memory.bytes());
         let limit = u32::try_from(kvm.get_host_ipa_limit()).unwrap_or(0);
-        if limit == 0 {
-            return layout::address_bits(end, DEFAULT_ADDRESS_BITS)
-                .map(|_| 0)
-                .map_err(placement_error);
-        }
-        layout::address_bits(end, limit)
-            .map(u64::from)
-            .map_err(placement_error)
+        layout::vm_type(end, limit).map_err(placement_error)
     }
 
     fn memory_regions(size: MemorySize, layout: AddressLayout) -> Vec<(GuestAddress, usize)> {

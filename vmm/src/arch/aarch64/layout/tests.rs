@@ -1,7 +1,8 @@
 use std::ops::Range;
 
 use super::{
-    DEVICE_TREE_SIZE, Error, FC, Layout, REDISTRIBUTOR_SIZE, REDISTRIBUTORS, VIRT, address_bits, plan, select,
+    DEVICE_TREE_SIZE, Error, FC, Layout, REDISTRIBUTOR_SIZE, REDISTRIBUTORS, VIRT, address_bits, plan,
+    select, vm_type,
 };
 use crate::boot::testing::{ElfFile, ElfSegment, Temporary, arm64_image};
 use crate::boot::{Image, Protocol};
@@ -167,6 +168,25 @@ fn addresses_use_fewest_bits() {
         error.to_string(),
         "guest memory ends at 0x2000000000, and KVM on this host has guest-physical addresses of 36 bits; use less memory, or a \
          host with larger ones"
+    );
+}
+
+#[test]
+fn host_without_choice_of_address_size_has_40_bits() {
+    assert_eq!(vm_type(1 << 40, 0), Ok(0));
+    assert_eq!(vm_type(1 << 40, 44), Ok(40));
+    let error = vm_type((1 << 40) + 1, 0).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("guest-physical addresses of 40 bits; use less memory"),
+        "{error}"
+    );
+    // Memory of 64 GiB ends above addresses of 36 bits.
+    let error = vm_type(FC.memory + (64 << 30), 36).unwrap_err();
+    assert!(
+        error.to_string().contains("of 36 bits; use less memory"),
+        "{error}"
     );
 }
 
