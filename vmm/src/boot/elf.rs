@@ -30,7 +30,9 @@ pub enum Error {
     #[error("ELF class {0} is neither 1 (32 bits) nor 2 (64 bits): the file is damaged")]
     Class(u8),
     /// The file is not little-endian.
-    #[error("ELF byte order {0} is unsupported; 1 (little-endian) is required")]
+    #[error(
+        "ELF byte order {0} is unsupported; 1 (little-endian) is required; build the image little-endian"
+    )]
     ByteOrder(u8),
     /// The file is not linked.
     #[error("ELF type {kind} ({}) is no image; 2 (executable) or 3 (shared object) is required", kind_name(*.kind))]
