@@ -60,7 +60,4 @@ extern unsigned tcp_done;
 /* Number of replies to pings, and of responses to datagrams. */
 extern unsigned pings, datagrams;
 
-/* Identity record of the VM: "MAYFLYID", counter of loads, generation ID, randomness. */
-enum { RECORD = 0xff000, RECORD_COUNTER = 8, RECORD_ID = 16, ID_LENGTH = 16, RECORD_END = 96 };
-
 #endif

@@ -1,6 +1,7 @@
 /* TCP (RFC 9293) for one client that requests one page: the generation ID of the VM for `GET /id`, else a greeting. Each response
    reuses the received segment, so that no state is kept but the peer and the length of the last page. */
 #include "net.h"
+#include "record.h"
 
 enum { FIN = 1, SYN = 2, RST = 4, PSH = 8, ACK = 16 };
 enum { PORT = 80, FIRST = 1000 /* initial sequence number */, HEADER = 20 };
@@ -43,7 +44,7 @@ static void serve(u8 *frame, const u8 *request, u32 length, u32 acknowledged)
     page_length = sizeof page - 1;
     if (length >= 7 && same(request, (const u8 *)"GET /id", 7)) {
         for (unsigned i = 0; i < 2 * ID_LENGTH; i++)
-            id_page[ID_START + i] = "0123456789abcdef"[AT(u8, RECORD + RECORD_ID + i / 2) >> (i % 2 ? 0 : 4) & 0xf];
+            id_page[ID_START + i] = "0123456789abcdef"[AT(u8, record_address() + RECORD_ID + i / 2) >> (i % 2 ? 0 : 4) & 0xf];
         response = id_page;
         page_length = sizeof id_page - 1;
     }

@@ -1,5 +1,6 @@
 /* UDP (RFC 768), and ICMP errors in both directions (RFC 792). Each response reuses the received datagram. */
 #include "net.h"
+#include "record.h"
 
 enum {
     ECHO = 7,       /* echoes a datagram */
@@ -69,9 +70,9 @@ static u32 serve(u16 port, u8 *frame, u32 length)
     case ELSEWHERE:
         return length;
     case IDENTITY:
-        return append(frame, length, (const u8 *)RECORD + RECORD_ID, ID_LENGTH);
+        return append(frame, length, (const u8 *)record_address() + RECORD_ID, ID_LENGTH);
     case STATUS:
-        length = append(frame, length, (const u8 *)RECORD + RECORD_COUNTER, RECORD_END - RECORD_COUNTER);
+        length = append(frame, length, (const u8 *)record_address() + RECORD_COUNTER, RECORD_END - RECORD_COUNTER);
         length = append_number(frame, length, pings);
         length = append_number(frame, length, datagrams);
         return append_number(frame, length, tcp_done);

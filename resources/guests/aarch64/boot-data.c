@@ -1,5 +1,6 @@
 /* Boot data of the device tree (Linux Documentation/devicetree/bindings/chosen.txt). */
 #include "boot.h"
+#include "record.h"
 #include "tree.h"
 
 /* Linux takes addresses of the ramdisk with one or two cells. */
@@ -31,4 +32,12 @@ void boot_parse(struct boot *boot)
         for (unsigned i = 0; i < length / 16; i++)
             boot_add_region(boot, tree_pair(&node, "reg", i * 2), tree_pair(&node, "reg", i * 2 + 1), RAM);
     }
+}
+
+u64 record_address(void)
+{
+    struct node node;
+    if (!tree_find("compatible", "microsoft,vmgenid", 0, &node))
+        return 0;
+    return tree_pair(&node, "reg", 0) - RECORD_ID;
 }

@@ -2,12 +2,11 @@
    with `ioapic=1`. Otherwise the 8259 passes its line, at which no interrupt must arrive. */
 #include "apic.h"
 #include "boot.h"
+#include "record.h"
 #include "trap.h"
 #include "uart.h"
 
-enum { RECORD = 0xff000, IDENTITY_IRQ = 13, BASE = 0x20, WORDS = 12 };
-/* "MAYFLYID". */
-#define SIGNATURE 0x4449594c4659414dul
+enum { IDENTITY_IRQ = 13, BASE = 0x20 };
 
 static volatile unsigned events, interrupts;
 static int has_ioapic;
@@ -47,25 +46,6 @@ static void enable(unsigned irq, void (*handler)(struct frame *))
         pic_unmask(irq);
 }
 
-static void report(void)
-{
-    u64 words[WORDS], counter;
-    /* A snapshot may be taken between two reads: its clone finds another record after the first. */
-    do {
-        counter = AT(u64, RECORD + 8);
-        for (unsigned i = 0; i < WORDS; i++)
-            words[i] = AT(u64, RECORD + i * 8);
-    } while (AT(u64, RECORD + 8) != counter);
-    if (words[0] != SIGNATURE) {
-        print("no identity\n");
-        return;
-    }
-    print("identity %lu ", counter);
-    for (unsigned i = 2; i < WORDS; i++)
-        print(i == 4 ? " %016lx" : "%016lx", words[i]);
-    print(" interrupts %u\n", interrupts);
-}
-
 void guest(void)
 {
     traps();
@@ -77,7 +57,7 @@ void guest(void)
     enable(IDENTITY_IRQ, changed);
     uart_interrupts(1);
     for (unsigned next = 1;; next++) {
-        report();
+        record_print(interrupts);
         wait_for(&events, next);
         next = events;
     }
