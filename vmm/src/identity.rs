@@ -10,8 +10,8 @@
 //! | 16 | 16 | generation ID |
 //! | 32 | 64 | randomness |
 //!
-//! The architecture supplies three parts in its `Platform`: the address of the record, which is part of the
-//! [`AddressLayout`](crate::config::AddressLayout) and lies in memory of every size; the description of the generation ID for drivers
+//! The architecture supplies three parts in its `Platform`: the address of the record, by the
+//! [`AddressLayout`](crate::config::AddressLayout) and the size of memory; the description of the generation ID for drivers
 //! (VMGenID in ACPI, `microsoft,vmgenid` in a device tree); and the interrupt of that device. The record must not share a page with
 //! memory that the guest may use.
 
@@ -32,6 +32,9 @@ pub const SIGNATURE: [u8; 8] = *b"MAYFLYID";
 
 /// Offset of the generation ID in the record. Drivers require a multiple of 8: "Virtual Machine Generation ID", Microsoft.
 pub const ID_OFFSET: u64 = 16;
+
+/// Length of the generation ID in bytes.
+pub const ID_LENGTH: u64 = 16;
 
 /// Length of a record in bytes.
 pub const LENGTH: usize = 96;

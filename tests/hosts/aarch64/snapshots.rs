@@ -18,6 +18,7 @@ scenarios_on_each_map! {
     memory_is_restored => check_memory;
     clock_is_restored => check_clock;
     shell_restores_guest => check_shell;
+    clones_have_identities_of_their_own => check_identities;
 }
 
 /// Linux under load, on the map of Firecracker, as on x86_64.
@@ -147,6 +148,34 @@ fn check_clock(map: Map) {
     restored.expect("ok rtc");
     restored.expect_exit(0);
     fs::remove_dir_all(DIRECTORY).unwrap();
+}
+
+/// Restores a guest that prints its identity record, twice from one snapshot and once from a snapshot of a clone. The interrupt of the new
+/// record alone wakes the guest.
+fn check_identities(map: Map) {
+    let mut guest = start(map, "generation.elf");
+    let mut seen = vec![expect_identity(&mut guest, 0)];
+    create_snapshot(&[]);
+    guest.terminate();
+    for counter in [1, 1, 2] {
+        let mut clone = restore("");
+        let random = expect_identity(&mut clone, counter);
+        assert!(!seen.contains(&random), "{random} repeats");
+        seen.push(random);
+        if seen.len() == 3 {
+            create_snapshot(&[]);
+        }
+        clone.terminate();
+    }
+    fs::remove_dir_all(DIRECTORY).unwrap();
+}
+
+/// Expects a record after `counter` loads, each with its interrupt. Returns generation ID and randomness.
+fn expect_identity(guest: &mut Guest, counter: u32) -> String {
+    guest.expect(&format!("identity {counter} "));
+    let random = guest.expect(&format!(" interrupts {counter}\n"));
+    assert_eq!(random.len(), 32 + 1 + 128, "{random}");
+    random
 }
 
 fn check_shell(map: Map) {

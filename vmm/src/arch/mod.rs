@@ -259,9 +259,9 @@ pub trait Platform: Send + Sync + Sized + 'static {
     /// Returns the regions of memory of `size` in `layout`, lowest first.
     fn memory_regions(size: MemorySize, layout: AddressLayout) -> Vec<(GuestAddress, usize)>;
 
-    /// Returns the guest-physical address of the [identity record](crate::identity) in `layout`, which lies in memory of every size;
-    /// `None` if the guest has none.
-    fn identity_address(layout: AddressLayout) -> Option<GuestAddress>;
+    /// Returns the guest-physical address of the [identity record](crate::identity) in memory of `size` and `layout`; `None` if the guest
+    /// has none.
+    fn identity_address(layout: AddressLayout, size: MemorySize) -> Option<GuestAddress>;
 
     /// Raises the interrupt of a new identity record, if the guest can find a description of it.
     fn notify_identity(&self);

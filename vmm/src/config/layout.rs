@@ -17,10 +17,24 @@ pub enum AddressLayout {
     /// x86_64: as V2, with an [identity record](crate::identity).
     #[default]
     V3,
-    /// aarch64, memory map [`Fc`](super::MemoryMap::Fc).
+    /// aarch64, memory map [`Fc`](super::MemoryMap::Fc), without an identity record.
     ArmFc,
-    /// aarch64, memory map [`Virt`](super::MemoryMap::Virt).
+    /// aarch64, memory map [`Virt`](super::MemoryMap::Virt), without an identity record.
     ArmVirt,
+    /// aarch64: as `ArmFc`, with an identity record.
+    ArmFc2,
+    /// aarch64: as `ArmVirt`, with an identity record.
+    ArmVirt2,
+}
+
+impl AddressLayout {
+    /// Returns true for a layout of aarch64.
+    pub fn is_arm(self) -> bool {
+        match self {
+            Self::V1 | Self::V2 | Self::V3 => false,
+            Self::ArmFc | Self::ArmVirt | Self::ArmFc2 | Self::ArmVirt2 => true,
+        }
+    }
 }
 
 impl fmt::Display for AddressLayout {
@@ -31,6 +45,8 @@ impl fmt::Display for AddressLayout {
             Self::V3 => "3",
             Self::ArmFc => "fc",
             Self::ArmVirt => "virt",
+            Self::ArmFc2 => "fc 2",
+            Self::ArmVirt2 => "virt 2",
         })
     }
 }

@@ -344,7 +344,8 @@ impl Machine {
 
     /// Creates the identity of the VM. Returns its record, which must be written before the guest runs; `None` for a guest without one.
     fn create_identity(&mut self, state: IdentityState) -> Result<Option<Record>, identity::Error> {
-        let Some(address) = Native::identity_address(self.spec.config().layout) else {
+        let config = self.spec.config();
+        let Some(address) = Native::identity_address(config.layout, config.memory) else {
             return Ok(None);
         };
         let record = Record::new(address, state)?;

@@ -307,7 +307,8 @@ impl Machine {
         &mut self,
         archive: &mut ArchiveReader<'_>,
     ) -> Result<Option<Arc<PendingRecord>>, Error> {
-        if Native::identity_address(self.spec.config().layout).is_none() {
+        let config = self.spec.config();
+        if Native::identity_address(config.layout, config.memory).is_none() {
             return Ok(None);
         }
         let saved: IdentityState = archive.read(identity::SECTION).map_err(Error::Sections)?;

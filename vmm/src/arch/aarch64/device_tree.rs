@@ -7,6 +7,8 @@
 //! - The early console of Unikraft requires `stdout-path`. It accepts one region of redistributors.
 //! - Processors without FWB require `dma-coherent` (firecracker issue 5538).
 //! - There are no nodes of caches: KVM makes up CLIDR_EL1 since Linux 6.3, which would contradict them.
+//! - The node of the memory omits the identity record instead of a reservation, which some guests ignore. Linux maps no generation ID
+//!   inside of its memory (`ioremap` of arm64).
 
 use std::ffi::CStr;
 use std::ops::Range;
@@ -16,6 +18,7 @@ use vm_fdt::FdtWriter;
 use super::layout::{self, Layout};
 use crate::arch::MmioDeviceInfo;
 use crate::config::{GicVersion, MemoryMap};
+use crate::identity;
 
 /// Bytes of randomness for the guest.
 pub const SEED_LENGTH: usize = 64;
@@ -60,7 +63,7 @@ pub enum Error {
 pub struct DeviceTree<'a> {
     /// Memory map.
     pub layout: &'static Layout,
-    /// Size of memory in bytes.
+    /// Size of memory in bytes, with the identity record.
     pub memory: u64,
     /// MPIDR_EL1 of each vCPU.
     pub affinities: &'a [u64],
@@ -97,6 +100,7 @@ impl DeviceTree<'_> {
         clock(&mut tree)?;
         self.serial(&mut tree)?;
         self.rtc(&mut tree)?;
+        self.generation_id(&mut tree)?;
         for device in self.mmio_devices {
             virtio(&mut tree, device)?;
         }
@@ -130,7 +134,11 @@ impl DeviceTree<'_> {
     fn memory(&self, tree: &mut FdtWriter) -> Result<(), Error> {
         let node = tree.begin_node(&format!("memory@{:x}", self.layout.memory))?;
         tree.property_string("device_type", "memory")?;
-        tree.property_array_u64("reg", &[self.layout.memory, self.memory])?;
+        let size = self
+            .layout
+            .usable_end(self.memory)
+            .saturating_sub(self.layout.memory);
+        tree.property_array_u64("reg", &[self.layout.memory, size])?;
         Ok(tree.end_node(node)?)
     }
 
@@ -237,6 +245,19 @@ impl DeviceTree<'_> {
         tree.property_array_u64("reg", &[self.layout.rtc, layout::DEVICE_SIZE])?;
         tree.property_u32("clocks", CLOCK_HANDLE)?;
         tree.property_string("clock-names", "apb_pclk")?;
+        Ok(tree.end_node(node)?)
+    }
+
+    /// Linux, Documentation/devicetree/bindings/rng/microsoft,vmgenid.yaml.
+    fn generation_id(&self, tree: &mut FdtWriter) -> Result<(), Error> {
+        let Some(record) = self.layout.identity(self.memory) else {
+            return Ok(());
+        };
+        let id = record + identity::ID_OFFSET;
+        let node = tree.begin_node(&format!("rng@{id:x}"))?;
+        tree.property_string("compatible", "microsoft,vmgenid")?;
+        tree.property_array_u64("reg", &[id, identity::ID_LENGTH])?;
+        tree.property_array_u32("interrupts", &[SHARED, layout::IDENTITY_INTERRUPT, EDGE])?;
         Ok(tree.end_node(node)?)
     }
 }

@@ -10,6 +10,9 @@
 //! | 0x4000_3000 | 0x0a00_0000 | virtio-mmio devices, one in each page |
 //! | 0x8000_0000 | 0x4000_0000 | memory |
 //!
+//! The last 64 KiB of memory contain the identity record. The memory map of the guest does not list them: a guest may ignore
+//! reservations inside of its memory, and Linux maps the record only outside.
+//!
 //! fc has the addresses of Firecracker, virt those of QEMU's machine of this name. The GIC of Firecracker lies elsewhere, but its
 //! guests find it by the device tree.
 
@@ -49,6 +52,11 @@ pub const FIRST_SHARED_INTERRUPT: u32 = 32;
 
 /// Maximum length of the device tree in bytes, the limit of OSv.
 pub const DEVICE_TREE_SIZE: u64 = 64 << 10;
+
+/// Bytes at the end of memory for the [identity record](crate::identity): the largest page of a kernel, which contains nothing else.
+pub const IDENTITY_SIZE: u64 = 64 << 10;
+/// Shared interrupt of a new generation ID.
+pub const IDENTITY_INTERRUPT: u32 = 2;
 
 /// Bytes of the registers of serial port and clock, as the device tree describes them.
 pub const DEVICE_SIZE: u64 = 0x1000;
@@ -95,17 +103,17 @@ pub enum Error {
         /// Addresses of the device tree.
         device_tree: Range<u64>,
     },
-    /// Memory is too small for image and device tree.
+    /// Memory is too small for image, device tree and identity record.
     #[error(
-        "the image ends at {image_end:#x}, and memory at {memory_end:#x}: guest memory is too small for both it and the device tree; \
-         {sufficient_mib} MiB suffice"
+        "the image ends at {image_end:#x}, and memory at {memory_end:#x}: guest memory is too small for the image and the device tree \
+         or identity record behind it; {sufficient_mib} MiB suffice"
     )]
     MemoryTooSmall {
         /// End of the image.
         image_end: u64,
         /// End of memory.
         memory_end: u64,
-        /// Size of memory in MiB that contains both.
+        /// Size of memory in MiB that contains all.
         sufficient_mib: u64,
     },
     /// Memory exceeds the guest-physical addresses of the host.
@@ -138,9 +146,11 @@ pub struct Layout {
     pub rtc: u64,
     /// Registers of the first virtio-mmio device.
     virtio: u64,
+    /// Memory ends with an identity record.
+    pub has_identity: bool,
 }
 
-static FC: Layout = Layout {
+const FC_1: Layout = Layout {
     map: MemoryMap::Fc,
     memory: 0x8000_0000,
     serial_model: SerialModel::Uart16550,
@@ -148,9 +158,10 @@ static FC: Layout = Layout {
     serial_interrupt: 1,
     rtc: 0x4000_1000,
     virtio: 0x4000_3000,
+    has_identity: false,
 };
 
-static VIRT: Layout = Layout {
+const VIRT_1: Layout = Layout {
     map: MemoryMap::Virt,
     memory: 0x4000_0000,
     serial_model: SerialModel::Pl011,
@@ -158,6 +169,20 @@ static VIRT: Layout = Layout {
     serial_interrupt: 1,
     rtc: 0x0901_0000,
     virtio: 0x0a00_0000,
+    has_identity: false,
+};
+
+static FC_WITHOUT_IDENTITY: Layout = FC_1;
+static VIRT_WITHOUT_IDENTITY: Layout = VIRT_1;
+
+static FC: Layout = Layout {
+    has_identity: true,
+    ..FC_1
+};
+
+static VIRT: Layout = Layout {
+    has_identity: true,
+    ..VIRT_1
 };
 
 impl Layout {
@@ -165,9 +190,24 @@ impl Layout {
     /// [`Platform::check`](crate::arch::Platform::check) rejects.
     pub fn of(layout: AddressLayout) -> &'static Self {
         match layout {
-            AddressLayout::ArmVirt => &VIRT,
-            AddressLayout::ArmFc | AddressLayout::V1 | AddressLayout::V2 | AddressLayout::V3 => &FC,
+            AddressLayout::ArmFc => &FC_WITHOUT_IDENTITY,
+            AddressLayout::ArmVirt => &VIRT_WITHOUT_IDENTITY,
+            AddressLayout::ArmVirt2 => &VIRT,
+            AddressLayout::ArmFc2 | AddressLayout::V1 | AddressLayout::V2 | AddressLayout::V3 => &FC,
         }
+    }
+
+    /// Returns the address of the identity record in `size` bytes of memory, a multiple of [`IDENTITY_SIZE`]; `None` if the guest has
+    /// none.
+    pub fn identity(&self, size: u64) -> Option<u64> {
+        let end = self.memory.saturating_add(size) & !(IDENTITY_SIZE - 1);
+        self.has_identity.then_some(end.saturating_sub(IDENTITY_SIZE))
+    }
+
+    /// Returns the end of the memory that the guest may use.
+    pub fn usable_end(&self, size: u64) -> u64 {
+        let end = self.memory.saturating_add(size);
+        self.identity(size).unwrap_or(end)
     }
 
     /// Returns the virtio-mmio devices in their order.
@@ -186,8 +226,8 @@ impl Layout {
 
 fn address_layout(map: MemoryMap) -> AddressLayout {
     match map {
-        MemoryMap::Fc => AddressLayout::ArmFc,
-        MemoryMap::Virt => AddressLayout::ArmVirt,
+        MemoryMap::Fc => AddressLayout::ArmFc2,
+        MemoryMap::Virt => AddressLayout::ArmVirt2,
     }
 }
 
@@ -201,7 +241,7 @@ pub fn select(image: &Image, forced: Option<MemoryMap>) -> Result<(AddressLayout
     }
     if matches!(image.info().format, Format::Arm64(_)) {
         return Ok((
-            AddressLayout::ArmFc,
+            AddressLayout::ArmFc2,
             "an arm64 Image has no address of its own".into(),
         ));
     }
@@ -256,30 +296,51 @@ pub fn plan(layout: AddressLayout, size: u64, image: &Image, protocol: Protocol)
         let start = image.start;
         return Err(Error::BelowMemory { start, map, memory });
     }
-    let memory_end = memory.saturating_add(size);
     let device_tree = match is_low {
         true => low,
-        false => high_device_tree(&image, memory, memory_end)?,
+        false => high_device_tree(Layout::of(layout).usable_end(size)),
     };
+    let memory_end = memory.saturating_add(size);
+    let identity = Layout::of(layout).identity(size).map(|start| start..memory_end);
+    let reserved: Vec<Range<u64>> = [device_tree.clone()].into_iter().chain(identity).collect();
+    let behind = reserved.iter().filter(|range| is_high(range, memory));
+    if behind
+        .map(|range| range.start)
+        .min()
+        .is_some_and(|start| image.end > start)
+    {
+        return Err(too_small(image.end, memory..memory_end, &reserved));
+    }
     Ok(LoadPlan {
         image_base: base,
         boot_data: device_tree.start,
-        reserved: Cow::Owned(vec![device_tree]),
+        reserved: Cow::Owned(reserved),
     })
 }
 
-/// Returns the addresses of the device tree at the end of memory, behind `image`.
-fn high_device_tree(image: &Range<u64>, memory: u64, memory_end: u64) -> Result<Range<u64>, Error> {
-    let start = memory_end.saturating_sub(DEVICE_TREE_SIZE) & !(DEVICE_TREE_SIZE - 1);
-    if image.end > start {
-        let image_end = image.end.saturating_add(2 * DEVICE_TREE_SIZE - 1) & !(DEVICE_TREE_SIZE - 1);
-        return Err(Error::MemoryTooSmall {
-            image_end: image.end,
-            memory_end,
-            sufficient_mib: (image_end - memory).div_ceil(1 << 20),
-        });
+/// Returns true for reserved addresses at the end of `memory`.
+fn is_high(range: &Range<u64>, memory: u64) -> bool {
+    range.start != memory
+}
+
+/// Returns the addresses of the device tree at the end of memory.
+fn high_device_tree(end: u64) -> Range<u64> {
+    let start = end.saturating_sub(DEVICE_TREE_SIZE) & !(DEVICE_TREE_SIZE - 1);
+    start..start + DEVICE_TREE_SIZE
+}
+
+/// Returns the error of an image that ends at `image_end`, with the size of memory in which it precedes all `reserved` addresses.
+fn too_small(image_end: u64, memory: Range<u64>, reserved: &[Range<u64>]) -> Error {
+    let count = reserved
+        .iter()
+        .filter(|range| is_high(range, memory.start))
+        .count() as u64;
+    let sufficient = (image_end.saturating_add((1 + count) * DEVICE_TREE_SIZE - 1)) & !(DEVICE_TREE_SIZE - 1);
+    Error::MemoryTooSmall {
+        image_end,
+        memory_end: memory.end,
+        sufficient_mib: (sufficient - memory.start).div_ceil(1 << 20),
     }
-    Ok(start..start + DEVICE_TREE_SIZE)
 }
 
 /// Returns the addresses from the first to the last segment of `image`.

@@ -72,7 +72,7 @@ impl Platform for Aarch64 {
 
     fn check(spec: &VmSpec) -> Result<(), Error> {
         let config = spec.config();
-        if !matches!(config.layout, AddressLayout::ArmFc | AddressLayout::ArmVirt) {
+        if !config.layout.is_arm() {
             return Err(Error::Foreign("its address layout is one of x86_64"));
         }
         if spec.topology().threads > 1 {
@@ -122,11 +122,15 @@ impl Platform for Aarch64 {
         false
     }
 
-    fn identity_address(_: AddressLayout) -> Option<GuestAddress> {
-        None
+    fn identity_address(layout: AddressLayout, size: MemorySize) -> Option<GuestAddress> {
+        Layout::of(layout).identity(size.bytes()).map(GuestAddress)
     }
 
-    fn notify_identity(&self) {}
+    fn notify_identity(&self) {
+        if self.layout.has_identity {
+            self.line(layout::IDENTITY_INTERRUPT).trigger();
+        }
+    }
 
     fn new(vm: &Arc<VmFd>, spec: &VmSpec, _: Kick) -> Result<Self, Error> {
         Ok(Self {

@@ -107,7 +107,7 @@ impl Layout {
         match layout {
             AddressLayout::V1 => &V1,
             AddressLayout::V2 => &V2,
-            AddressLayout::V3 | AddressLayout::ArmFc | AddressLayout::ArmVirt => &V3,
+            _ => &V3,
         }
     }
 

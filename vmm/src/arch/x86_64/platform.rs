@@ -85,7 +85,7 @@ impl Platform for X86_64 {
 
     fn check(spec: &VmSpec) -> Result<(), Error> {
         let config = spec.config();
-        if matches!(config.layout, AddressLayout::ArmFc | AddressLayout::ArmVirt) {
+        if config.layout.is_arm() {
             return Err(Error::Foreign("its address layout is one of aarch64"));
         }
         if config.memory_map.is_some() || config.gic.is_some() {
@@ -162,7 +162,7 @@ impl Platform for X86_64 {
         set.map_err(failed("KVM_SET_CLOCK")).map_err(Error::Kvm)
     }
 
-    fn identity_address(layout: AddressLayout) -> Option<GuestAddress> {
+    fn identity_address(layout: AddressLayout, _: MemorySize) -> Option<GuestAddress> {
         Layout::of(layout).identity.map(GuestAddress)
     }
 

@@ -104,8 +104,8 @@ fn strings(properties: &Properties, path: &str) -> Vec<String> {
 #[test]
 fn chosen_has_command_line_console_initrd_and_seed() {
     for (layout, console) in [
-        (AddressLayout::ArmFc, "/uart@40002000"),
-        (AddressLayout::ArmVirt, "/pl011@9000000"),
+        (AddressLayout::ArmFc2, "/uart@40002000"),
+        (AddressLayout::ArmVirt2, "/pl011@9000000"),
     ] {
         let tree = properties(layout, 1, GicVersion::V3, 0);
         assert_eq!(strings(&tree, "/chosen/bootargs"), ["console=ttyS0 -- a"]);
@@ -119,10 +119,16 @@ fn chosen_has_command_line_console_initrd_and_seed() {
 
 #[test]
 fn memory_is_that_of_the_map() {
-    let fc = properties(AddressLayout::ArmFc, 1, GicVersion::V3, 0);
-    assert_eq!(doubles(&fc, "/memory@80000000/reg"), [0x8000_0000, 128 << 20]);
-    let virt = properties(AddressLayout::ArmVirt, 1, GicVersion::V3, 0);
-    assert_eq!(doubles(&virt, "/memory@40000000/reg"), [0x4000_0000, 128 << 20]);
+    let fc = properties(AddressLayout::ArmFc2, 1, GicVersion::V3, 0);
+    assert_eq!(
+        doubles(&fc, "/memory@80000000/reg"),
+        [0x8000_0000, (128 << 20) - 0x1_0000]
+    );
+    let virt = properties(AddressLayout::ArmVirt2, 1, GicVersion::V3, 0);
+    assert_eq!(
+        doubles(&virt, "/memory@40000000/reg"),
+        [0x4000_0000, (128 << 20) - 0x1_0000]
+    );
     assert_eq!(
         (words(&virt, "/#address-cells"), words(&virt, "/#size-cells")),
         (vec![2], vec![2])
@@ -130,8 +136,33 @@ fn memory_is_that_of_the_map() {
 }
 
 #[test]
+fn generation_id_lies_behind_listed_memory() {
+    for (layout, old, id) in [
+        (AddressLayout::ArmFc2, AddressLayout::ArmFc, 0x87ff_0010),
+        (AddressLayout::ArmVirt2, AddressLayout::ArmVirt, 0x47ff_0010),
+    ] {
+        let tree = properties(layout, 1, GicVersion::V3, 0);
+        let node = format!("/rng@{id:x}");
+        assert_eq!(
+            strings(&tree, &format!("{node}/compatible")),
+            ["microsoft,vmgenid"]
+        );
+        assert_eq!(doubles(&tree, &format!("{node}/reg")), [id, 16]);
+        // Shared, edge-triggered.
+        assert_eq!(words(&tree, &format!("{node}/interrupts")), [0, 2, 1]);
+        let tree = properties(old, 1, GicVersion::V3, 0);
+        assert!(!tree.keys().any(|path| path.starts_with("/rng@")));
+        let memory = Layout::of(old).memory;
+        assert_eq!(
+            doubles(&tree, &format!("/memory@{memory:x}/reg")),
+            [memory, 128 << 20]
+        );
+    }
+}
+
+#[test]
 fn gic_v3_has_one_region_of_redistributors() {
-    let tree = properties(AddressLayout::ArmFc, 3, GicVersion::V3, 0);
+    let tree = properties(AddressLayout::ArmFc2, 3, GicVersion::V3, 0);
     assert_eq!(strings(&tree, "/intc/compatible"), ["arm,gic-v3"]);
     assert_eq!(
         doubles(&tree, "/intc/reg"),
@@ -147,7 +178,7 @@ fn gic_v3_has_one_region_of_redistributors() {
 
 #[test]
 fn gic_v2_names_vcpus_in_private_interrupts() {
-    let tree = properties(AddressLayout::ArmVirt, 3, GicVersion::V2, 0);
+    let tree = properties(AddressLayout::ArmVirt2, 3, GicVersion::V2, 0);
     assert_eq!(
         strings(&tree, "/intc/compatible"),
         ["arm,cortex-a15-gic", "arm,gic-400"]
@@ -161,7 +192,7 @@ fn gic_v2_names_vcpus_in_private_interrupts() {
 
 #[test]
 fn vcpus_have_their_affinity_and_psci() {
-    let tree = properties(AddressLayout::ArmFc, 18, GicVersion::V3, 0);
+    let tree = properties(AddressLayout::ArmFc2, 18, GicVersion::V3, 0);
     assert_eq!(doubles(&tree, "/cpus/cpu@0/reg"), [0]);
     assert_eq!(doubles(&tree, "/cpus/cpu@11/reg"), [0x101]);
     assert!(!tree.contains_key("/cpus/cpu@12/"));
@@ -177,12 +208,12 @@ fn vcpus_have_their_affinity_and_psci() {
 
 #[test]
 fn serial_port_and_clock_are_those_of_the_map() {
-    let fc = properties(AddressLayout::ArmFc, 1, GicVersion::V3, 0);
+    let fc = properties(AddressLayout::ArmFc2, 1, GicVersion::V3, 0);
     assert_eq!(strings(&fc, "/uart@40002000/compatible"), ["ns16550a"]);
     assert_eq!(doubles(&fc, "/uart@40002000/reg"), [0x4000_2000, 0x1000]);
     assert_eq!(words(&fc, "/uart@40002000/interrupts"), [0, 1, 1]);
     assert_eq!(doubles(&fc, "/rtc@40001000/reg"), [0x4000_1000, 0x1000]);
-    let virt = properties(AddressLayout::ArmVirt, 1, GicVersion::V3, 0);
+    let virt = properties(AddressLayout::ArmVirt2, 1, GicVersion::V3, 0);
     assert_eq!(
         strings(&virt, "/pl011@9000000/compatible"),
         ["arm,pl011", "arm,primecell"]
@@ -202,7 +233,7 @@ fn serial_port_and_clock_are_those_of_the_map() {
 
 #[test]
 fn virtio_devices_are_coherent_and_below_a_page() {
-    let tree = properties(AddressLayout::ArmFc, 1, GicVersion::V3, 2);
+    let tree = properties(AddressLayout::ArmFc2, 1, GicVersion::V3, 2);
     for (node, base, interrupt) in [
         ("/virtio_mmio@40003000", 0x4000_3000, 16),
         ("/virtio_mmio@40004000", 0x4000_4000, 17),
@@ -220,12 +251,12 @@ fn virtio_devices_are_coherent_and_below_a_page() {
 
 #[test]
 fn largest_tree_has_no_cache_nodes_and_fits() {
-    let bytes = tree(AddressLayout::ArmVirt, MAX_VCPUS, GicVersion::V3, MAX_DEVICES).unwrap();
+    let bytes = tree(AddressLayout::ArmVirt2, MAX_VCPUS, GicVersion::V3, MAX_DEVICES).unwrap();
     assert!(bytes.len() < 32 << 10, "{}", bytes.len());
     assert!(!parse(&bytes).keys().any(|path| path.contains("cache")));
     let cmdline = [vec![b'x'; 65 << 10], vec![0]].concat();
     let large = DeviceTree {
-        layout: Layout::of(AddressLayout::ArmFc),
+        layout: Layout::of(AddressLayout::ArmFc2),
         memory: 1 << 20,
         affinities: &[0],
         gic: GicVersion::V3,

@@ -1,8 +1,8 @@
 use std::ops::Range;
 
 use super::{
-    DEVICE_TREE_SIZE, Error, FC, Layout, REDISTRIBUTOR_SIZE, REDISTRIBUTORS, VIRT, address_bits, plan,
-    select, vm_type,
+    DEVICE_TREE_SIZE, Error, FC, IDENTITY_INTERRUPT, IDENTITY_SIZE, Layout, REDISTRIBUTOR_SIZE,
+    REDISTRIBUTORS, VIRT, address_bits, plan, select, vm_type,
 };
 use crate::boot::testing::{ElfFile, ElfSegment, Temporary, arm64_image};
 use crate::boot::{Image, Protocol};
@@ -35,7 +35,10 @@ fn image(text_offset: u64, size: u64, is_relocatable: bool) -> Image {
 fn places(layout: AddressLayout, size: u64, image: &Image) -> Result<(u64, u64), Error> {
     let plan = plan(layout, size, image, Protocol::Linux)?;
     let tree = plan.boot_data..plan.boot_data + DEVICE_TREE_SIZE;
-    assert_eq!(plan.reserved[..], [tree]);
+    let end = Layout::of(layout).memory + size;
+    let identity = Layout::of(layout).identity(size).map(|start| start..end);
+    let expected: Vec<Range<u64>> = [tree].into_iter().chain(identity).collect();
+    assert_eq!(plan.reserved[..], expected);
     Ok((plan.image_base, plan.boot_data))
 }
 
@@ -43,14 +46,14 @@ fn places(layout: AddressLayout, size: u64, image: &Image) -> Result<(u64, u64),
 fn address_selects_map() {
     let selected = |image: &Image| select(image, None).map(|(layout, _)| layout);
     for (start, layout) in [
-        (0x4000_0000, AddressLayout::ArmVirt),
-        (0x7fff_f000, AddressLayout::ArmVirt),
-        (0x8000_0000, AddressLayout::ArmFc),
-        (0x1_0000_0000, AddressLayout::ArmFc),
+        (0x4000_0000, AddressLayout::ArmVirt2),
+        (0x7fff_f000, AddressLayout::ArmVirt2),
+        (0x8000_0000, AddressLayout::ArmFc2),
+        (0x1_0000_0000, AddressLayout::ArmFc2),
     ] {
         assert_eq!(selected(&elf(start, 0x1000)), Ok(layout), "{start:#x}");
     }
-    assert_eq!(selected(&image(0, 0x1000, false)), Ok(AddressLayout::ArmFc));
+    assert_eq!(selected(&image(0, 0x1000, false)), Ok(AddressLayout::ArmFc2));
     let error = selected(&elf(0x3fff_f000, 0x1000)).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -65,12 +68,12 @@ fn address_selects_map() {
 fn request_overrides_address() {
     let image = elf(0x8000_0000, 0x1000);
     let forced = select(&image, Some(MemoryMap::Virt)).unwrap();
-    assert_eq!(forced, (AddressLayout::ArmVirt, "as requested".into()));
+    assert_eq!(forced, (AddressLayout::ArmVirt2, "as requested".into()));
     assert_eq!(
-        places(AddressLayout::ArmVirt, 2048 * MIB, &image),
+        places(AddressLayout::ArmVirt2, 2048 * MIB, &image),
         Ok((0, VIRT.memory))
     );
-    let error = places(AddressLayout::ArmFc, 128 * MIB, &elf(0x4000_0000, 0x1000)).unwrap_err();
+    let error = places(AddressLayout::ArmFc2, 128 * MIB, &elf(0x4000_0000, 0x1000)).unwrap_err();
     assert!(
         error
             .to_string()
@@ -81,8 +84,8 @@ fn request_overrides_address() {
 
 #[test]
 fn fc_reserves_end_of_memory_only() {
-    let layout = AddressLayout::ArmFc;
-    let end = FC.memory + 128 * MIB - DEVICE_TREE_SIZE;
+    let layout = AddressLayout::ArmFc2;
+    let end = FC.memory + 128 * MIB - IDENTITY_SIZE - DEVICE_TREE_SIZE;
     assert_eq!(places(layout, 128 * MIB, &elf(FC.memory, MIB)), Ok((0, end)));
     assert_eq!(
         places(layout, 128 * MIB, &image(0, MIB, true)),
@@ -94,13 +97,13 @@ fn fc_reserves_end_of_memory_only() {
     );
     assert_eq!(
         places(layout, MIB + 0x3000, &elf(FC.memory, 0x1000)),
-        Ok((0, FC.memory + MIB - DEVICE_TREE_SIZE))
+        Ok((0, FC.memory + MIB - IDENTITY_SIZE - DEVICE_TREE_SIZE))
     );
 }
 
 #[test]
 fn virt_reserves_start_of_memory() {
-    let layout = AddressLayout::ArmVirt;
+    let layout = AddressLayout::ArmVirt2;
     for (start, size) in [
         (VIRT.memory + DEVICE_TREE_SIZE, MIB),
         (VIRT.memory + MIB, 100 * MIB),
@@ -114,7 +117,7 @@ fn virt_reserves_start_of_memory() {
     );
     let offset = image(0x8_0000, MIB, false);
     assert_eq!(places(layout, 128 * MIB, &offset), Ok((VIRT.memory, VIRT.memory)));
-    let end = VIRT.memory + 128 * MIB - DEVICE_TREE_SIZE;
+    let end = VIRT.memory + 128 * MIB - IDENTITY_SIZE - DEVICE_TREE_SIZE;
     let fixed = image(0, MIB, false);
     assert_eq!(places(layout, 128 * MIB, &fixed), Ok((VIRT.memory, end)));
 }
@@ -122,7 +125,7 @@ fn virt_reserves_start_of_memory() {
 #[test]
 fn elf_image_over_device_tree_is_rejected() {
     for start in [VIRT.memory, VIRT.memory + DEVICE_TREE_SIZE - 0x1000] {
-        let error = places(AddressLayout::ArmVirt, 128 * MIB, &elf(start, 0x2000)).unwrap_err();
+        let error = places(AddressLayout::ArmVirt2, 128 * MIB, &elf(start, 0x2000)).unwrap_err();
         assert!(matches!(error, Error::DeviceTree { .. }), "{error}");
         assert!(
             error.to_string().ends_with("link it at 0x40010000 or above"),
@@ -132,10 +135,11 @@ fn elf_image_over_device_tree_is_rejected() {
 }
 
 #[test]
-fn small_memory_error_states_size_for_both() {
-    let layout = AddressLayout::ArmFc;
+fn small_memory_error_states_sufficient_size() {
+    let layout = AddressLayout::ArmFc2;
     let image = elf(FC.memory, 4 * MIB);
-    for size in [2 * MIB, 4 * MIB, 4 * MIB + DEVICE_TREE_SIZE - 0x1000] {
+    let behind = DEVICE_TREE_SIZE + IDENTITY_SIZE;
+    for size in [2 * MIB, 4 * MIB, 4 * MIB + behind - 0x1000] {
         let error = places(layout, size, &image).unwrap_err();
         assert!(
             matches!(
@@ -148,8 +152,83 @@ fn small_memory_error_states_size_for_both() {
             "{error}"
         );
     }
-    assert!(places(layout, 4 * MIB + DEVICE_TREE_SIZE, &image).is_ok());
+    assert!(places(layout, 4 * MIB + behind, &image).is_ok());
     assert!(places(layout, 5 * MIB, &image).is_ok());
+    // The least size that contains image, device tree and record, rounded up.
+    for (size, sufficient) in [(5 * MIB - behind, 5), (5 * MIB - behind + 0x1000, 6)] {
+        let image = elf(FC.memory, size);
+        let error = places(layout, 4 * MIB, &image).unwrap_err();
+        assert!(
+            matches!(error, Error::MemoryTooSmall { sufficient_mib, .. } if sufficient_mib == sufficient),
+            "{error}"
+        );
+        assert!(places(layout, sufficient * MIB, &image).is_ok());
+    }
+}
+
+#[test]
+fn image_covers_no_identity_record() {
+    let layout = AddressLayout::ArmVirt2;
+    let start = VIRT.memory + MIB;
+    let image = elf(start, 7 * MIB - IDENTITY_SIZE);
+    assert!(places(layout, 8 * MIB, &image).is_ok());
+    let image = elf(start, 7 * MIB - IDENTITY_SIZE + 0x1000);
+    let error = places(layout, 8 * MIB, &image).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::MemoryTooSmall {
+                sufficient_mib: 9,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn identity_record_ends_memory_of_each_size() {
+    for (layout, memory) in [
+        (AddressLayout::ArmFc2, 0x8000_0000),
+        (AddressLayout::ArmVirt2, 0x4000_0000),
+    ] {
+        let layout = Layout::of(layout);
+        for (size, offset) in [
+            (MIB, 0xf_0000),
+            (128 * MIB, 0x7ff_0000),
+            (MIB + 0x3000, 0xf_0000),
+            (5 << 30, 0x1_3fff_0000),
+        ] {
+            assert_eq!(layout.identity(size), Some(memory + offset));
+            assert_eq!(layout.usable_end(size), memory + offset);
+        }
+        let mut interrupts = layout.mmio_devices().map(|device| device.gsi);
+        assert!(!interrupts.any(|number| number == IDENTITY_INTERRUPT));
+        assert_ne!(layout.serial_interrupt, IDENTITY_INTERRUPT);
+    }
+}
+
+#[test]
+fn layout_of_older_snapshots_never_changes() {
+    for (old, new) in [
+        (AddressLayout::ArmFc, AddressLayout::ArmFc2),
+        (AddressLayout::ArmVirt, AddressLayout::ArmVirt2),
+    ] {
+        let (old, new) = (Layout::of(old), Layout::of(new));
+        assert_eq!(old.identity(128 * MIB), None);
+        assert_eq!(old.usable_end(128 * MIB), old.memory + 128 * MIB);
+        assert!(old.mmio_devices().eq(new.mmio_devices()));
+        let addresses = |layout: &Layout| {
+            (
+                layout.map,
+                layout.memory,
+                layout.serial,
+                layout.serial_interrupt,
+                layout.rtc,
+            )
+        };
+        assert_eq!(addresses(old), addresses(new));
+    }
 }
 
 #[test]
@@ -192,7 +271,7 @@ fn host_without_choice_of_address_size_has_40_bits() {
 
 #[test]
 fn devices_do_not_overlap() {
-    for layout in [AddressLayout::ArmFc, AddressLayout::ArmVirt] {
+    for layout in [AddressLayout::ArmFc2, AddressLayout::ArmVirt2] {
         let layout = Layout::of(layout);
         let mut ranges: Vec<Range<u64>> = layout
             .mmio_devices()
