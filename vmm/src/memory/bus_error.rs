@@ -7,7 +7,8 @@
 use std::fmt::{self, Write};
 use std::mem::zeroed;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::Once;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use libc::{c_int, c_void, siginfo_t};
 
@@ -21,9 +22,10 @@ const BUS_ADRERR: c_int = 2;
 
 /// Exit status after a truncation of a mapped file; 0 if none is set.
 static STATUS: AtomicU8 = AtomicU8::new(0);
-/// The handler is installed.
-static INSTALLED: AtomicBool = AtomicBool::new(false);
-/// Range of addresses that contains all mapped files.
+/// Installation of the handler. A second thread waits for it: the handler must be there before any mapping is used.
+static INSTALLATION: Once = Once::new();
+/// Range of addresses that contains all mapped files. Relaxed: a thread gets a mapping after it is watched, and the handler runs on the
+/// thread that accesses it.
 static START: AtomicUsize = AtomicUsize::new(usize::MAX);
 static END: AtomicUsize = AtomicUsize::new(0);
 /// Message, formatted ahead because the handler must not allocate.
@@ -80,9 +82,10 @@ pub(super) fn watch(start: usize, length: usize) {
 
 /// Installs the handler for SIGBUS, unless it is installed.
 fn install() {
-    if INSTALLED.swap(true, Ordering::Relaxed) {
-        return;
-    }
+    INSTALLATION.call_once(set_action);
+}
+
+fn set_action() {
     // SAFETY: all zeroes is a valid sigaction: no flags, an empty mask, the default action.
     let mut action: libc::sigaction = unsafe { zeroed() };
     action.sa_sigaction = handle as *const () as usize;
