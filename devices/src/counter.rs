@@ -1,6 +1,6 @@
 //! Counters that any thread reads without the lock of the device.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Number of events.
 ///

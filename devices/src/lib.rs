@@ -22,6 +22,7 @@
 //! | [`power`] | [`Power`]: request of the guest for power-off, reset or exit; the ports for it |
 //! | [`rtc`] | [`Rtc`]: real-time clock PL031 |
 //! | [`serial`] | [`Serial`]: serial port and its output buffer |
+//! | [`sync`] | types that threads share, of std or loom |
 //! | [`thread_role`] | [`ThreadRole`]: role of a thread, which restricts its rights |
 //! | [`virtio`] | virtio devices and their transport |
 //!
@@ -42,7 +43,7 @@ pub mod latency;
 mod legacy;
 pub mod limiter;
 pub mod medium;
-mod sync;
+pub mod sync;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Cancellation of an operation by another thread, between two pieces of its work.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use devices::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
 
 const OPEN: u8 = 0;
 const CANCELLED: u8 = 1;
@@ -24,6 +25,8 @@ pub enum BeginError {
 pub struct Cancelled;
 
 /// State of an operation that can be cancelled until it commits.
+///
+/// The state itself is relaxed: its exchange is atomic, so that one side decides, and the result passes through a channel.
 #[derive(Debug)]
 pub struct Cancellation {
     state: AtomicU8,
@@ -41,7 +44,7 @@ impl Default for Cancellation {
 
 impl Cancellation {
     /// Returns the state of an operation that is cancelled once it has processed more than `bytes`.
-    pub const fn with_budget(bytes: u64) -> Self {
+    pub fn with_budget(bytes: u64) -> Self {
         Self {
             state: AtomicU8::new(OPEN),
             budget: AtomicU64::new(bytes),
@@ -54,17 +57,22 @@ impl Cancellation {
     /// [`spend`](Self::spend) before it creates the first of them: the end of the process may have ceased to wait. From here on it
     /// must not wait for long without a call of `spend`.
     pub fn set_must_clean_up(&self) {
-        self.must_clean_up.store(true, Ordering::SeqCst);
+        self.must_clean_up.store(true, Ordering::Relaxed);
+        // Full barrier: this side stores the flag, then loads the state; the other stores the state, then loads the flag. At least one
+        // side sees the store of the other.
+        fence(Ordering::SeqCst);
     }
 
-    /// Returns true if the operation has something to remove after a cancellation.
+    /// Returns true if the operation has something to remove after a cancellation, or ends at its next call of [`spend`](Self::spend).
+    /// To be called after [`cancel`](Self::cancel).
     pub fn must_clean_up(&self) -> bool {
-        self.must_clean_up.load(Ordering::SeqCst)
+        fence(Ordering::SeqCst);
+        self.must_clean_up.load(Ordering::Relaxed)
     }
 
     /// Returns true if the operation is in the part that must not be interrupted.
     pub fn is_committed(&self) -> bool {
-        self.state.load(Ordering::SeqCst) == COMMITTED
+        self.state.load(Ordering::Relaxed) == COMMITTED
     }
 
     /// Cancels the operation. Returns false, without effect, if it has committed.
@@ -74,7 +82,7 @@ impl Cancellation {
 
     /// Returns true if the operation was cancelled.
     pub fn is_cancelled(&self) -> bool {
-        self.state.load(Ordering::SeqCst) == CANCELLED
+        self.state.load(Ordering::Relaxed) == CANCELLED
     }
 
     /// Allows the next piece of the operation, which processes `bytes`.
@@ -118,7 +126,7 @@ impl Cancellation {
     fn decide(&self, state: u8) -> bool {
         let decided = self
             .state
-            .compare_exchange(OPEN, state, Ordering::SeqCst, Ordering::SeqCst);
+            .compare_exchange(OPEN, state, Ordering::Relaxed, Ordering::Relaxed);
         decided.is_ok() || decided == Err(state)
     }
 }

@@ -6,11 +6,10 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use devices::lock;
+use devices::sync::{Arc, Condvar, Mutex, MutexGuard, lock, wait, wait_within};
 
 /// Reason why no message was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,8 +115,8 @@ impl<T> Drop for Sender<T> {
     }
 }
 
-/// Maximum duration of [`poll`].
-const POLL_TIMEOUT: Duration = Duration::from_millis(1);
+/// Maximum duration of [`poll`]. None for loom, which measures no time: a poll is one attempt there.
+const POLL_TIMEOUT: Duration = Duration::from_millis(if cfg!(loom) { 0 } else { 1 });
 
 /// Calls `attempt` until it returns a value, and yields the processor after each other call. Returns `None` after a millisecond.
 pub fn poll<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
@@ -164,7 +163,7 @@ impl<T> Receiver<T> {
                 Err(ReceiveError::Empty) => {}
             }
             state.is_waiting = true;
-            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = wait(&self.0.changed, state);
             state.is_waiting = false;
         }
     }
@@ -177,8 +176,7 @@ impl<T> Receiver<T> {
         let mut state = lock(&self.0.state);
         state.is_waiting = true;
         let is_empty = |state: &mut State<T>| state.messages.is_empty() && state.has_sender;
-        let waited = self.0.changed.wait_timeout_while(state, timeout, is_empty);
-        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let (mut state, _) = wait_within(&self.0.changed, state, timeout, is_empty);
         state.is_waiting = false;
         state.take()
     }

@@ -2,17 +2,19 @@
 //!
 //! The signal handler sets `immediate_exit` in the `kvm_run` page of the vCPU (KVM API §5), so that a signal just
 //! before `KVM_RUN` is not lost: the call returns at once. The vCPU thread clears the flag before it checks for work,
-//! so that a kick after the check ends the next `KVM_RUN`.
+//! so that a kick after the check ends the next `KVM_RUN`. What the kicking thread stored before the signal is visible to the check: the
+//! kernel holds a lock of the thread when it sends and when it delivers a signal.
 
 use std::cell::Cell;
 use std::io;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use kvm_bindings::kvm_run;
 use vmm_sys_util::signal::{register_signal_handler, unblock_signal};
+
+use super::kick_target::KickTarget;
 
 thread_local! {
     // Constants without a destructor: the signal handler must not run a lazy initialisation.
@@ -48,7 +50,7 @@ pub fn install() -> io::Result<()> {
 /// Handle to kick one vCPU thread.
 #[derive(Clone, Debug, Default)]
 pub struct Kick {
-    thread: Arc<AtomicI32>,
+    target: Arc<KickTarget>,
 }
 
 impl Kick {
@@ -64,13 +66,13 @@ impl Kick {
         let thread = unsafe { libc::syscall(libc::SYS_gettid) };
         let thread = i32::try_from(thread).unwrap_or(0);
         THREAD.set(thread);
-        self.thread.store(thread, Ordering::SeqCst);
+        self.target.bind(thread);
         Bound(self)
     }
 
     /// Returns the ID of the bound thread, or `None` while the kick is not bound.
     pub(crate) fn thread(&self) -> Option<i32> {
-        Some(self.thread.load(Ordering::SeqCst)).filter(|thread| *thread != 0)
+        self.target.thread()
     }
 
     /// Returns the time for which a processor has executed the bound thread, in user mode, kernel mode and guest. Does not interrupt the
@@ -94,11 +96,10 @@ impl Kick {
     /// Forces an exit if the vCPU is in the guest or about to enter it. Has no effect on the vCPU thread itself, which
     /// is not in the guest, nor while the kick is not bound.
     pub fn kick(&self) {
-        let thread = self.thread.load(Ordering::SeqCst);
-        if thread == 0 || thread == THREAD.get() {
-            return;
+        let target = self.target.to_kick();
+        if let Some(thread) = target.filter(|thread| *thread != THREAD.get()) {
+            send(thread);
         }
-        send(thread);
     }
 }
 
@@ -121,7 +122,7 @@ pub(crate) struct Bound<'a>(&'a Kick);
 
 impl Drop for Bound<'_> {
     fn drop(&mut self) {
-        self.0.thread.store(0, Ordering::SeqCst);
+        self.0.target.unbind();
         RUN_PAGE.set(ptr::null_mut());
         THREAD.set(0);
     }

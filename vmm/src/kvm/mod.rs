@@ -1,6 +1,7 @@
 //! Access to KVM: the device, its required capabilities, and errors with their remedies.
 
 pub mod kick;
+mod kick_target;
 pub mod run_page;
 pub mod slots;
 pub(crate) mod statistics;

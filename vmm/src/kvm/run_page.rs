@@ -30,6 +30,7 @@ impl<'a> RunPage<'a> {
         let flag = &raw mut self.0.immediate_exit;
         // SAFETY: the pointer comes from a live reference; the signal handler writes the flag on this same thread.
         unsafe { flag.write_volatile(0) };
+        // Suffices: the signal handler, which sets the flag, and the kernel, which reads it, run on this thread.
         std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
     }
 

@@ -32,7 +32,8 @@ use snapshot::persist::Error as StateError;
 use snapshot::{ArchiveReader, ArchiveWriter, Component, GuestMemory};
 
 use super::bounded;
-use super::io_thread::{Claim, IoThread, ThreadWait};
+use super::claim::Claim;
+use super::io_thread::{IoThread, ThreadWait};
 use super::passed_files::PassedFiles;
 use crate::arch::{self, EventSource, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::config::{

@@ -10,7 +10,6 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -18,6 +17,7 @@ use devices::{ThreadRole, lock};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::claim::Claim;
 use crate::arch::SharedSource;
 use crate::channel::{ReceiveError, Receiver, SendError, Sender, channel};
 use crate::vcpu::{ThreadSet, VcpuShared};
@@ -66,41 +66,6 @@ pub enum ThreadWait {
         name = ThreadSet::IO_NAME
     )]
     Full,
-}
-
-/// Decision between the end of a job and its timeout.
-#[derive(Debug, Default)]
-pub(super) struct Claim {
-    state: AtomicU8,
-    progress: AtomicU64,
-}
-
-const PENDING: u8 = 0;
-const CLAIMED: u8 = 1;
-const CANCELLED: u8 = 2;
-
-impl Claim {
-    /// Returns true if the caller still waits, and will wait for the rest of the job. The rest must not access guest memory.
-    pub fn take(&self) -> bool {
-        self.decide(CLAIMED)
-    }
-
-    /// Returns true if the caller no longer waits.
-    pub fn is_cancelled(&self) -> bool {
-        self.state.load(Ordering::SeqCst) == CANCELLED
-    }
-
-    /// Reports progress, which restarts the timeout.
-    pub fn report_progress(&self) {
-        self.progress.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn decide(&self, state: u8) -> bool {
-        let decided = self
-            .state
-            .compare_exchange(PENDING, state, Ordering::SeqCst, Ordering::SeqCst);
-        decided.is_ok()
-    }
 }
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -214,13 +179,13 @@ impl IoThread {
                 Err(ReceiveError::Disconnected) => return Err(self.ended()),
                 Err(ReceiveError::Empty) => {}
             }
-            let count = claim.progress.load(Ordering::Relaxed);
+            let count = claim.progress();
             if count != progress.0 {
                 progress = (count, Instant::now());
             }
             let is_over =
                 progress.1.elapsed() >= PAGE_TIMEOUT || is_cancelled() || self.shared.gate.is_stopped();
-            if is_over && claim.decide(CANCELLED) {
+            if is_over && claim.cancel() {
                 return Err(self.late());
             }
         }
@@ -308,26 +273,5 @@ impl Runner {
             }
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Claim;
-
-    #[test]
-    fn cancelled_job_gets_no_claim() {
-        let claim = Claim::default();
-        assert!(!claim.is_cancelled());
-        assert!(claim.decide(super::CANCELLED));
-        assert!(claim.is_cancelled() && !claim.take());
-    }
-
-    #[test]
-    fn claimed_job_is_not_cancelled() {
-        let claim = Claim::default();
-        assert!(claim.take());
-        assert!(!claim.decide(super::CANCELLED));
-        assert!(!claim.is_cancelled());
     }
 }

@@ -7,6 +7,7 @@
 
 mod attachments;
 mod bounded;
+mod claim;
 mod io_thread;
 mod parts;
 mod passed_files;
@@ -48,8 +49,9 @@ pub use attachments::{
     DeviceCounters, Error as DeviceError, OpenDevice, UpdateError, open as open_device,
     open_all_unlocked as open_unlocked_devices,
 };
+use claim::Claim;
 pub use io_thread::ThreadWait;
-use io_thread::{Claim, IoThread, PAGE_TIMEOUT};
+use io_thread::{IoThread, PAGE_TIMEOUT};
 pub use parts::MachineParts;
 pub use parts::{Error as PartsError, Mismatch, PreparedVm};
 use parts::{Measure, SlotMemory, VmParts};
@@ -140,6 +142,7 @@ pub struct Machine {
     fault_handler: Option<Arc<FaultHandler>>,
     /// `None` before the start, and for a guest without an identity record.
     identity: Option<IdentityState>,
+    // Relaxed: one thread at a time operates on the machine, and gets it by a new thread or by a channel.
     /// The identity has changed by a restore, and the guest has not been notified since.
     needs_identity_notice: AtomicBool,
     /// The state has been restored, and the devices have not processed their available buffers since.

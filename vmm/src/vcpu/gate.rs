@@ -1,11 +1,10 @@
 //! Gate at which the vCPU threads of a paused VM wait.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use devices::lock;
+use devices::sync::atomic::{AtomicU8, Ordering};
+use devices::sync::{Condvar, Mutex, lock, wait, wait_within};
 
 use crate::channel::poll;
 
@@ -103,17 +102,17 @@ impl Default for PauseGate {
 impl PauseGate {
     /// Returns true if a thread may enter the guest.
     pub fn is_open(&self) -> bool {
-        self.state.load(Ordering::SeqCst) == OPEN
+        self.state() == OPEN
     }
 
     /// Returns true if the threads must end.
     pub fn is_stopped(&self) -> bool {
-        self.state.load(Ordering::SeqCst) == STOPPED
+        self.state() == STOPPED
     }
 
     /// Returns true if threads must wait.
     pub fn is_closed(&self) -> bool {
-        self.state.load(Ordering::SeqCst) == CLOSED
+        self.state() == CLOSED
     }
 
     /// Returns when the closed gate is opened or stopped, or after a millisecond.
@@ -138,7 +137,7 @@ impl PauseGate {
                 outside = lock(&self.outside);
                 continue;
             }
-            outside = self.changed.wait(outside).unwrap_or_else(PoisonError::into_inner);
+            outside = wait(&self.changed, outside);
         }
         outside.threads = outside.threads.without(thread);
     }
@@ -161,10 +160,7 @@ impl PauseGate {
     /// Waits at most `timeout` until all `threads` of the stopped gate have ended. Returns those that have not.
     pub fn wait_end(&self, threads: ThreadSet, timeout: Duration) -> ThreadSet {
         let runs = |outside: &mut Outside| !threads.without(outside.ended).is_empty();
-        let ended = self
-            .changed
-            .wait_timeout_while(lock(&self.outside), timeout, runs);
-        let (outside, _) = ended.unwrap_or_else(PoisonError::into_inner);
+        let (outside, _) = wait_within(&self.changed, lock(&self.outside), timeout, runs);
         threads.without(outside.ended)
     }
 
@@ -185,10 +181,7 @@ impl PauseGate {
             kick();
             let inside =
                 |outside: &mut Outside| !threads.without(outside.threads).is_empty() && !self.is_stopped();
-            let closed = self
-                .changed
-                .wait_timeout_while(lock(&self.outside), timeout, inside);
-            let (outside, _) = closed.unwrap_or_else(PoisonError::into_inner);
+            let (outside, _) = wait_within(&self.changed, lock(&self.outside), timeout, inside);
             let waiting = threads.without(outside.threads);
             drop(outside);
             if !waiting.is_empty() {
@@ -209,6 +202,10 @@ impl PauseGate {
         self.set_state(STOPPED);
     }
 
+    fn state(&self) -> u8 {
+        self.state.load(Ordering::Acquire)
+    }
+
     /// Sets the state and wakes all waiting threads. Returns false, without effect, if the gate is stopped.
     fn set_state(&self, state: u8) -> bool {
         // Under the lock, so that no thread checks the state just before the change and waits just after it.
@@ -216,7 +213,9 @@ impl PauseGate {
         if self.is_stopped() {
             return false;
         }
-        self.state.store(state, Ordering::SeqCst);
+        // Release: a thread that reads the state without the lock sees what precedes the change, for example a restored device. A kick
+        // follows for a thread inside the guest; its full barrier is in `KickTarget`.
+        self.state.store(state, Ordering::Release);
         self.changed.notify_all();
         true
     }

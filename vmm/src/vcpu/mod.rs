@@ -20,6 +20,7 @@ mod gate;
 mod monitor;
 mod park;
 mod pre_entry;
+mod requests;
 mod runner;
 mod thread;
 mod unclaimed;

@@ -2,22 +2,19 @@
 
 use std::fs;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 
 use super::exit::ExitCounters;
+use super::requests::ObserverRequests;
 use super::unclaimed::UnclaimedAccesses;
 use crate::kvm::statistics::HaltStatistics;
 use crate::kvm::{Kick, Statistics};
 
-/// Request to the vCPU thread: open the statistics.
-const STATISTICS: u8 = 1;
-/// Request to the vCPU thread: handle its channel.
-const INSPECTION: u8 = 2;
-
-/// Data that the vCPU thread shares with its observers.
+/// Data that the vCPU thread shares with its observers. Its flags are relaxed: each is an observation by itself, and passes no other
+/// data.
 #[derive(Debug, Default)]
 pub struct VcpuMonitor {
     /// Counters of exits.
@@ -30,10 +27,8 @@ pub struct VcpuMonitor {
     is_inside: AtomicBool,
     /// The thread has ended.
     has_ended: AtomicBool,
-    /// Requests to the thread, which it handles after its next exit.
-    requests: AtomicU8,
-    /// An inspection has no reply yet.
-    is_inspected: AtomicBool,
+    /// Requests to the thread.
+    pub requests: ObserverRequests,
     /// Set by the thread on request; `None` without statistics.
     statistics: OnceLock<Option<Statistics>>,
 }
@@ -96,7 +91,7 @@ impl VcpuMonitor {
     /// Observes the vCPU that `kick` kicks. Does not wait, and does not interrupt the vCPU. Takes no lock.
     pub(super) fn observe(&self, kick: &Kick, is_paused: bool, is_served: bool) -> VcpuObservation {
         if self.statistics.get().is_none() {
-            self.requests.fetch_or(STATISTICS, Ordering::Relaxed);
+            self.requests.request_statistics();
         }
         let earlier = kick.cpu_time();
         let statistics = self.statistics.get().and_then(Option::as_ref);
@@ -137,34 +132,9 @@ impl VcpuMonitor {
         self.has_ended.store(true, Ordering::Relaxed);
     }
 
-    /// Begins an inspection. Returns false if an earlier one has no reply yet.
-    pub(super) fn begin_inspection(&self) -> bool {
-        !self.is_inspected.swap(true, Ordering::SeqCst)
-    }
-
-    /// Requests that the thread handles its channel, which holds the inspection already.
-    pub(super) fn request_inspection(&self) {
-        self.requests.fetch_or(INSPECTION, Ordering::SeqCst);
-    }
-
-    /// Takes the request. Only for the vCPU thread.
-    pub(super) fn take_inspection(&self) {
-        self.requests.fetch_and(!INSPECTION, Ordering::SeqCst);
-    }
-
-    /// Ends an inspection. Only for the vCPU thread.
-    pub(super) fn end_inspection(&self) {
-        self.is_inspected.store(false, Ordering::SeqCst);
-    }
-
-    /// Returns true if there is a request to the vCPU thread.
-    pub(super) fn has_requests(&self) -> bool {
-        self.requests.load(Ordering::Relaxed) != 0
-    }
-
     /// Opens the statistics of `vcpu` if an observer has requested them. Only for the vCPU thread.
     pub(super) fn open_statistics(&self, vcpu: &VcpuFd) {
-        if self.requests.fetch_and(!STATISTICS, Ordering::Relaxed) & STATISTICS != 0 {
+        if self.requests.take_statistics() {
             self.statistics.get_or_init(|| Statistics::open(vcpu));
         }
     }
@@ -202,7 +172,7 @@ fn parse_state(stat: &str) -> Option<ThreadState> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Facts, ThreadState, VcpuActivity, VcpuMonitor, parse_state};
+    use super::{Facts, ThreadState, VcpuActivity, parse_state};
 
     /// A thread that sleeps inside KVM_RUN, on a host with /proc and without statistics.
     const ASLEEP: Facts = Facts {
@@ -261,17 +231,5 @@ mod tests {
             Some(ThreadState::Uninterruptible)
         );
         assert_eq!(parse_state(""), None);
-    }
-
-    #[test]
-    fn inspection_begins_after_end_of_earlier_one() {
-        let monitor = VcpuMonitor::default();
-        assert!(monitor.begin_inspection() && !monitor.begin_inspection());
-        monitor.request_inspection();
-        assert!(monitor.has_requests());
-        monitor.take_inspection();
-        assert!(!monitor.has_requests() && !monitor.begin_inspection());
-        monitor.end_inspection();
-        assert!(monitor.begin_inspection());
     }
 }

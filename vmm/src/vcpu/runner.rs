@@ -285,7 +285,7 @@ impl VcpuRunner {
         let reason = loop {
             let gate = &self.shared.gate;
             let result = match gate.is_open() {
-                true if self.monitor.has_requests() => self.handle_observers(vcpu, start, &mut is_first),
+                true if self.monitor.requests.has_any() => self.handle_observers(vcpu, start, &mut is_first),
                 true => {
                     if let Some(record) = identity.take() {
                         record.write(&start.memory);
@@ -455,12 +455,12 @@ impl VcpuRunner {
         is_first: &mut bool,
     ) -> Result<(), StopReason> {
         self.monitor.open_statistics(vcpu);
-        if !self.monitor.has_requests() {
+        if !self.monitor.requests.has_any() {
             return Ok(());
         }
         self.complete_exit(vcpu, start, is_first)?;
         // Before the channel is read: a later request sets it again.
-        self.monitor.take_inspection();
+        self.monitor.requests.take_inspection();
         self.handle_requests(vcpu, start)
     }
 
@@ -473,7 +473,7 @@ impl VcpuRunner {
             }
             Err(error) => log::warn!("vCPU {}: cannot read the registers: {error}", self.id),
         }
-        self.monitor.end_inspection();
+        self.monitor.requests.end_inspection();
     }
 
     #[inline(never)]

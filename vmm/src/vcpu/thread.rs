@@ -115,13 +115,13 @@ impl VcpuThread {
     /// Requests an inspection of the vCPU, and kicks it if it may be in the guest. At a closed gate the thread replies after
     /// [`notify_waiters`](super::PauseGate::notify_waiters). `None` while the thread has not replied to an earlier request.
     pub fn request_inspection(&self) -> Option<Receiver<CpuStatus>> {
-        if !self.monitor.begin_inspection() {
+        if !self.monitor.requests.begin_inspection() {
             return None;
         }
         let (reply, receiver) = channel();
         // Fails if the thread has ended; the reply is disconnected then.
         let _ = self.requests.send(ParkRequest::Inspect(reply));
-        self.monitor.request_inspection();
+        self.monitor.requests.request_inspection();
         if self.shared.gate.is_open() {
             self.kick.kick();
         }

@@ -1,16 +1,15 @@
 //! Last unclaimed accesses of a vCPU.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
-
 use devices::Counter;
+use devices::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::arch::AddressSpace;
 
-/// Number of different accesses that are kept.
-pub const KEPT_ACCESSES: usize = 8;
+/// Number of different accesses that are kept. One for loom, whose time grows exponentially.
+pub const KEPT_ACCESSES: usize = if cfg!(loom) { 1 } else { 8 };
 
 /// Attempts of a reader to read an entry that the vCPU thread changes.
-const READ_ATTEMPTS: usize = 8;
+const READ_ATTEMPTS: usize = if cfg!(loom) { 2 } else { 8 };
 
 /// Kind of an access, without its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +58,7 @@ struct Entry {
 
 impl UnclaimedAccesses {
     /// Records `number` accesses of one kind, which follow each other. Only for the thread of the vCPU.
-    pub(super) fn record(&self, access: Access, number: u64) {
+    pub fn record(&self, access: Access, number: u64) {
         self.total.add(number);
         let (kind, position) = (access.kind(), self.total.get());
         let mut oldest = &self.entries[0];

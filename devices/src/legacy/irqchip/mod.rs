@@ -16,7 +16,6 @@
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +26,7 @@ use crate::bus::{self, BusBuilder, BusDevice, ByteRegisters, SharedDevice};
 use crate::interrupt::Interrupt;
 use crate::legacy::ioapic::{self, Ioapic, IoapicState, MessageSink};
 use crate::legacy::pic::{self, Chip, Pic, PicState};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::lock;
 
 /// Receiver of INTR of the 8259As.
@@ -52,8 +52,9 @@ impl SharedChips {
         let mut chips = lock(&self.chips);
         let result = action(&mut chips);
         let intr = chips.pic.is_pending();
-        // Stored under the lock, so that the flag changes in the order of INTR.
-        let before = self.intr.swap(intr, Ordering::SeqCst);
+        // Stored under the lock, so that the flag changes in the order of INTR. Relaxed: the flag passes no data, because the vCPU takes
+        // the lock to acknowledge, and the full barrier of the kick orders the flag before it.
+        let before = self.intr.swap(intr, Ordering::Relaxed);
         drop(chips);
         if intr && !before {
             self.external.raise();
@@ -113,7 +114,7 @@ impl SplitIrqchip {
     /// The first vCPU checks it before each guest entry. While it is true and the guest accepts interrupts, the vCPU
     /// injects the vector of [`Self::acknowledge`].
     pub fn intr(&self) -> bool {
-        self.shared.intr.load(Ordering::SeqCst)
+        self.shared.intr.load(Ordering::Relaxed)
     }
 
     /// Performs the processor's acknowledge cycle. Returns the vector to inject, or `None` if INTR is low.

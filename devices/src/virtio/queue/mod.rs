@@ -9,18 +9,20 @@
 //! 4 KiB.
 
 pub mod chain;
+mod ordering;
 #[cfg(test)]
 mod tests;
 
 use std::num::Wrapping;
-use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use snapshot::{GuestMemory, GuestSlice};
-use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, VolatileMemory};
+
+use ordering::{SharedWords, Word};
 
 /// Malformed virtqueue. The device stops until the driver resets it.
 #[derive(Debug, thiserror::Error)]
@@ -56,8 +58,6 @@ const ENTRIES_OFFSET: u64 = 4;
 const USED_ENTRY_SIZE: u64 = 8;
 /// Bytes of an entry of the available ring.
 const AVAILABLE_ENTRY_SIZE: u64 = 2;
-/// VIRTQ_USED_F_NO_NOTIFY, virtio 1.2 §2.7.8.
-const NO_NOTIFY: u16 = 1;
 /// Bytes of a descriptor.
 const DESCRIPTOR_SIZE: usize = size_of::<Descriptor>();
 
@@ -95,15 +95,15 @@ impl Virtqueue {
     pub fn pop_chain<'m>(&mut self, memory: &'m GuestMemory) -> Result<Option<DescriptorIter<'m>>, Error> {
         let next = self.queue.next_avail();
         let size = self.queue.size();
-        let index = load(memory, self.queue.avail_ring() + INDEX_OFFSET, Ordering::Acquire)?;
+        let words = self.words(memory);
+        let index = ordering::available_index(&words)?;
         if index == next {
             return Ok(None);
         }
         if index.wrapping_sub(next) > size {
             return Err(Error::AvailableIndex { index, next, size });
         }
-        let entry = self.queue.avail_ring() + ENTRIES_OFFSET + AVAILABLE_ENTRY_SIZE * u64::from(next % size);
-        let head = load(memory, entry, Ordering::Relaxed)?;
+        let head = ordering::available_entry(&words, next % size)?;
         let chain = self.chain(memory, head)?;
         self.queue.set_next_avail(next.wrapping_add(1));
         Ok(Some(chain))
@@ -151,14 +151,12 @@ impl Virtqueue {
             slice_at(memory, address, entry.len())?.copy_from(&entry);
             self.queue.set_next_used(next.wrapping_add(1));
         }
-        // Release: the driver must see the entries before the index, virtio 1.2 §2.7.8.
-        let index = self.queue.used_ring() + INDEX_OFFSET;
-        store(memory, index, self.queue.next_used(), Ordering::Release)
+        ordering::publish_used(&self.words(memory), self.queue.next_used())
     }
 
     /// Returns the number of available chains that are not popped, for metrics: at most the queue size, 0 for a malformed queue.
     pub fn available(&self, memory: &GuestMemory) -> u16 {
-        let index = load(memory, self.queue.avail_ring() + INDEX_OFFSET, Ordering::Relaxed);
+        let index = self.words(memory).load(Word::AvailableIndex, Ordering::Relaxed);
         let index = index.unwrap_or(self.queue.next_avail());
         index.wrapping_sub(self.queue.next_avail()).min(self.queue.size())
     }
@@ -172,7 +170,7 @@ impl Virtqueue {
         if self.queue.event_idx_enabled() {
             return Ok(());
         }
-        store(memory, self.queue.used_ring(), NO_NOTIFY, Ordering::Relaxed)
+        ordering::disable_notification(&self.words(memory))
     }
 
     /// Enables available buffer notifications. Returns true if chains became available before that: the driver may
@@ -181,19 +179,8 @@ impl Virtqueue {
     /// # Errors
     /// Fails with [`Error::Access`] if a ring is not in one region of guest memory.
     pub fn enable_notification(&mut self, memory: &GuestMemory) -> Result<bool, Error> {
-        let next = self.queue.next_avail();
-        let used = self.queue.used_ring();
-        if self.queue.event_idx_enabled() {
-            let end = ENTRIES_OFFSET + USED_ENTRY_SIZE * u64::from(self.queue.size());
-            store(memory, used + end, next, Ordering::Relaxed)?;
-        } else {
-            store(memory, used, 0, Ordering::Relaxed)?;
-        }
-        // Full barrier: the driver stores the index, then loads the event or flags. At least one side sees the store of
-        // the other.
-        fence(Ordering::SeqCst);
-        let index = load(memory, self.queue.avail_ring() + INDEX_OFFSET, Ordering::Acquire)?;
-        Ok(index != next)
+        let event_idx = self.queue.event_idx_enabled();
+        ordering::enable_notification(&self.words(memory), event_idx, self.queue.next_avail())
     }
 
     /// Returns true if the driver expects a used buffer notification for the chains added since the last call, virtio
@@ -207,17 +194,52 @@ impl Virtqueue {
         if old == next {
             return Ok(false);
         }
-        // Full barrier: the driver stores its event or flags, then loads the used index. At least one side sees the
-        // store of the other.
-        fence(Ordering::SeqCst);
-        let available = self.queue.avail_ring();
-        if self.queue.event_idx_enabled() {
-            let end = ENTRIES_OFFSET + AVAILABLE_ENTRY_SIZE * u64::from(self.queue.size());
-            let event = Wrapping(load(memory, available + end, Ordering::Relaxed)?);
-            return Ok(next - event - Wrapping(1) < next - old);
+        let event_idx = self.queue.event_idx_enabled();
+        ordering::needs_notification(&self.words(memory), event_idx, old.0, next.0)
+    }
+
+    fn words<'a>(&'a self, memory: &'a GuestMemory) -> RingWords<'a> {
+        RingWords {
+            queue: &self.queue,
+            memory,
         }
-        let flags = load(memory, available, Ordering::Relaxed)?;
-        Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+}
+
+/// The words of the rings in guest memory.
+struct RingWords<'a> {
+    queue: &'a Queue,
+    memory: &'a GuestMemory,
+}
+
+impl RingWords<'_> {
+    #[inline]
+    fn address(&self, word: Word) -> u64 {
+        let size = u64::from(self.queue.size());
+        let (available, used) = (self.queue.avail_ring(), self.queue.used_ring());
+        match word {
+            Word::AvailableFlags => available,
+            Word::AvailableIndex => available + INDEX_OFFSET,
+            Word::AvailableEntry(slot) => available + ENTRIES_OFFSET + AVAILABLE_ENTRY_SIZE * u64::from(slot),
+            Word::UsedEvent => available + ENTRIES_OFFSET + AVAILABLE_ENTRY_SIZE * size,
+            Word::UsedFlags => used,
+            Word::UsedIndex => used + INDEX_OFFSET,
+            Word::AvailableEvent => used + ENTRIES_OFFSET + USED_ENTRY_SIZE * size,
+        }
+    }
+}
+
+impl SharedWords for RingWords<'_> {
+    type Error = Error;
+
+    #[inline]
+    fn load(&self, word: Word, order: Ordering) -> Result<u16, Error> {
+        load(self.memory, self.address(word), order)
+    }
+
+    #[inline]
+    fn store(&self, word: Word, value: u16, order: Ordering) -> Result<(), Error> {
+        store(self.memory, self.address(word), value, order)
     }
 }
 

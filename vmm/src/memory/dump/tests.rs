@@ -2,6 +2,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 use scratch::Directory;
@@ -20,7 +21,7 @@ use crate::memory::{
 };
 
 /// State of an operation without a limit.
-static UNLIMITED: Cancellation = Cancellation::with_budget(u64::MAX);
+static UNLIMITED: LazyLock<Cancellation> = LazyLock::new(Cancellation::default);
 
 /// Number of pages in both regions, and in the first.
 const PAGES: u64 = 96;
