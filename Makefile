@@ -51,7 +51,7 @@ build: guests ## build dist/mayfly, dist/mayfly-jailer (static) and the test gue
 # The emulated host of another architecture runs a test program of that architecture.
 scenarios:
 	@echo '== scenarios for $(ARCH)'
-	@$(CARGO) build --workspace --lib --bins --test hosts $(CROSS) --message-format json-render-diagnostics \
+	@$(CARGO) build --workspace --exclude interleavings --lib --bins --test hosts $(CROSS) --message-format json-render-diagnostics \
 		>$(BUILD)/scenarios.json
 	$(call publish,"$$(sed -nE 's/.*"executable":"([^"]*\/deps\/hosts-[^"]*)".*/\1/p' $(BUILD)/scenarios.json)",755,scenarios)
 
@@ -86,7 +86,7 @@ endif
 ifneq ($(wildcard /dev/kvm),)
 UNIT := --workspace
 else
-UNIT := --workspace --lib --bins --test architecture --test dependencies --test order --test cli --test docs --test fuzz --test hosts --test clients --test jail -- --exact --skip load
+UNIT := --workspace --lib --bins --test architecture --test dependencies --test order --test cli --test docs --test fuzz --test hosts --test clients --test jail --test models -- --exact --skip load
 endif
 
 # In CI, a test that lacks a requirement fails (tests/scratch/requirement.rs). Elsewhere it is skipped, reported and counted.
