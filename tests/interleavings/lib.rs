@@ -9,6 +9,12 @@
 // The modules of vmm find those of devices by this name.
 extern crate self as devices;
 
+#[path = "../../vmm/src/arch/address_space.rs"]
+mod address_space;
+/// As in vmm.
+pub mod arch {
+    pub use crate::address_space::AddressSpace;
+}
 #[path = "../../vmm/src/cancellation.rs"]
 pub mod cancellation;
 #[path = "../../vmm/src/channel.rs"]

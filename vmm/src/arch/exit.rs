@@ -2,14 +2,8 @@
 
 use kvm_ioctls::VcpuExit;
 
-/// Address space of a guest's access.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AddressSpace {
-    /// Guest-physical addresses.
-    Memory,
-    /// Addresses of devices alone, which only some architectures have.
-    Io,
-}
+#[cfg(doc)]
+use super::AddressSpace;
 
 /// Kind of an exit, for the counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

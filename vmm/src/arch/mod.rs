@@ -83,9 +83,11 @@ pub mod aarch64 {
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
 
+mod address_space;
 mod exit;
 
-pub use exit::{AddressSpace, ExitKind, IoAccess, NativeExit};
+pub use address_space::AddressSpace;
+pub use exit::{ExitKind, IoAccess, NativeExit};
 
 #[cfg(target_arch = "aarch64")]
 pub use aarch64::platform::Aarch64 as Native;
