@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::fmt::Debug;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -124,6 +124,9 @@ pub struct DiskOptions {
     pub allow_empty: bool,
     /// Permits other shared drives to write the disk.
     pub shared: bool,
+    /// Opens the file a second time, for an io_uring. The kernel frees an io_uring some time after the end of its process, and its
+    /// files with it: a lock of the same open file would last as long.
+    pub for_uring: bool,
 }
 
 impl DiskOptions {
@@ -195,6 +198,8 @@ pub struct Disk {
     pub(super) options: DiskOptions,
     /// The disk may be accessed: it is locked, or its file system has no locks.
     pub(super) is_locked: bool,
+    /// The second open file of an io_uring, until it has it.
+    pub(super) uring_file: Option<File>,
     pub(super) pace: Pace,
 }
 
@@ -261,6 +266,8 @@ impl Disk {
         })?;
         check_kind(path, &metadata)?;
         let length = measure(path, &file, options)?;
+        // Without it, the io_uring uses the locked file.
+        let uring_file = options.for_uring.then(|| open_again(path, &metadata, options)).flatten();
         let is_block_device = metadata.file_type().is_block_device();
         let file = DiskFile {
             medium: if is_block_device {
@@ -282,7 +289,9 @@ impl Disk {
             is_block_device,
             inode: metadata,
         };
-        Ok(Self::new(file, path.to_owned(), length, options))
+        let mut disk = Self::new(file, path.to_owned(), length, options);
+        disk.uring_file = uring_file;
+        Ok(disk)
     }
 
     /// Returns a disk in the complete sectors of `length` bytes.
@@ -296,6 +305,7 @@ impl Disk {
             has_rest: false,
             options,
             is_locked: false,
+            uring_file: None,
             pace: Pace::default(),
         };
         disk.set_length(length);
@@ -344,6 +354,17 @@ impl Disk {
         if std::mem::take(&mut self.is_locked) {
             lock::unlock(&self.file.file);
         }
+    }
+
+    /// Calls `pass` with the file for an io_uring, which keeps it.
+    pub(super) fn pass_to_uring<T>(&mut self, pass: impl FnOnce(RawFd) -> T) -> T {
+        let own = self.uring_file.take();
+        pass(own.as_ref().map_or(self.file.file.as_raw_fd(), AsRawFd::as_raw_fd))
+    }
+
+    /// Keeps the disk locked until the end of this process.
+    pub(super) fn keep_locked(&self) {
+        mem::forget(self.file.clone());
     }
 
     /// Returns the path at the last opening.
@@ -756,6 +777,13 @@ pub fn open_file(path: &Path, read_only: bool) -> Result<File, Error> {
     let mut options = OpenOptions::new();
     options.read(true).write(!read_only);
     options.open(path).map_err(failed)
+}
+
+/// Opens the file with `metadata` at `path` again. Returns `None` if another file is there.
+fn open_again(path: &Path, metadata: &Metadata, options: DiskOptions) -> Option<File> {
+    let file = open_file(path, options.read_only).ok()?;
+    let other = file.metadata().ok()?;
+    ((other.dev(), other.ino()) == (metadata.dev(), metadata.ino())).then_some(file)
 }
 
 /// Fails if `metadata` is neither of a file nor of a block device.

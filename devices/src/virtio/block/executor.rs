@@ -65,11 +65,9 @@ pub(super) struct Executor {
 
 impl Drop for Executor {
     fn drop(&mut self) {
-        // The kernel frees an io_uring later, and its file with it: the lock would outlive the device.
-        if let Some(uring) = &mut self.uring
-            && uring.stop()
-        {
-            self.disk.unlock();
+        // The kernel may still write: no other VM may lock the disk.
+        if self.uring.as_mut().is_some_and(|uring| !uring.stop()) {
+            self.disk.keep_locked();
         }
     }
 }
@@ -158,7 +156,7 @@ impl Executor {
         let Some(uring) = &mut self.uring else {
             return;
         };
-        if let Err(error) = uring.replace_file(self.disk.as_raw_fd()) {
+        if let Err(error) = self.disk.pass_to_uring(|file| uring.replace_file(file)) {
             log::warn!("block device uses synchronous I/O: cannot replace the file of its io_uring: {error}");
             self.uring = None;
             self.engine = IoEngine::Sync;

@@ -116,6 +116,7 @@ impl DiskConfig {
             read_only: self.read_only,
             allow_empty: self.allow_empty,
             shared: self.shared,
+            for_uring: self.engine == IoEngine::Async,
         }
     }
 }
@@ -269,11 +270,11 @@ impl Block {
         self.executor.disk.unlock();
     }
 
-    fn new(disk: Disk, config: &DiskConfig, clock: Box<dyn Clock>) -> io::Result<Self> {
+    fn new(mut disk: Disk, config: &DiskConfig, clock: Box<dyn Clock>) -> io::Result<Self> {
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let uring = match config.engine {
             IoEngine::Sync => None,
-            IoEngine::Async => open_uring(&config.id, UringEngine::new(wake.as_raw_fd(), disk.as_raw_fd())),
+            IoEngine::Async => open_uring(&config.id, disk.pass_to_uring(|file| UringEngine::new(wake.as_raw_fd(), file))),
         };
         let mut id = [0; 20];
         let name = config.id.as_bytes();

@@ -25,15 +25,6 @@ enum Change {
     File(Disk),
 }
 
-impl Drop for DiskUpdate {
-    /// Unlocks the file, which the kernel may close later if an io_uring had it.
-    fn drop(&mut self) {
-        if let Change::File(disk) = &mut self.0 {
-            disk.unlock();
-        }
-    }
-}
-
 impl DiskHandle {
     /// Returns the path at the last opening.
     pub fn path(&self) -> &Path {
