@@ -53,25 +53,41 @@ fn numbers() -> impl Iterator<Item = u32> {
     (0..1024).chain(X32..X32 + 1024).chain([u32::MAX - 1, u32::MAX])
 }
 
-/// Calls `check` with `number` and each argument that `programs` distinguish, and some that they do not.
+/// Calls `check` with `number`, and with each argument that a linear program of `programs` may distinguish for it.
 fn for_each_call(programs: &[&[Instruction]], number: u32, architecture: u32, mut check: impl FnMut(&Call)) {
-    let constants = programs.iter().flat_map(|program| program.iter());
-    let constants = constants.filter(|instruction| [EQUAL, AND].contains(&instruction.code));
-    let mut words: BTreeSet<u32> = BTreeSet::from([0, u32::MAX]);
-    for k in constants.map(|instruction| instruction.k) {
-        words.extend([k, k.wrapping_add(1), k.wrapping_sub(1), !k]);
-    }
     check(&call(number, architecture));
-    for argument in 0..6 {
-        for word in &words {
+    let mut other = [u32::MAX; 16];
+    (other[0], other[1]) = (number, architecture);
+    check(&other);
+    let conditions = programs.iter().map(|program| conditions(program, number));
+    for (word, values) in conditions.flatten() {
+        for value in values {
             let mut call = call(number, architecture);
-            call[4 + 2 * argument] = *word;
+            call[word] = value;
             check(&call);
             // The kernel ignores the upper half of these arguments.
-            call[5 + 2 * argument] = 1;
+            call[word + 1] = 1;
             check(&call);
         }
     }
+}
+
+/// Returns the words that a linear program of seccompiler loads for `number`, each with its constants and their neighbours.
+fn conditions(program: &[Instruction], number: u32) -> Vec<(usize, BTreeSet<u32>)> {
+    let is_call = |instruction: &Instruction| instruction.code == EQUAL && instruction.k == number;
+    let Some(first) = program.iter().skip(4).position(is_call) else {
+        return Vec::new();
+    };
+    let mut found: Vec<(usize, BTreeSet<u32>)> = Vec::new();
+    // Up to the result of a mismatch, which ends the block.
+    for Instruction { code, k, .. } in program[first + 5..].iter().take_while(|other| other.k != TRAP) {
+        match (*code, found.last_mut()) {
+            (LOAD, _) => found.push((*k as usize / 4, BTreeSet::from([0, u32::MAX]))),
+            (EQUAL | AND, Some((_, values))) => values.extend([*k, k.wrapping_add(1), k.wrapping_sub(1), !k]),
+            _ => {}
+        }
+    }
+    found
 }
 
 #[test]
@@ -107,8 +123,9 @@ fn role_allows_calls_of_roles_that_it_starts() {
             ("vcpu", "worker"),
         ] {
             let (outer_filter, inner_filter) = (filter(outer), filter(inner));
+            let linear = [linear(&text, outer, name), linear(&text, inner, name)];
             for number in numbers() {
-                for_each_call(&[&outer_filter, &inner_filter], number, architecture, |call| {
+                for_each_call(&[&linear[0], &linear[1]], number, architecture, |call| {
                     if execute(&inner_filter, call) == ALLOW {
                         assert_eq!(execute(&outer_filter, call), ALLOW, "{name} {outer} {inner} {call:x?}");
                     }

@@ -13,6 +13,7 @@
 //! | [`memory_limit`] | falling limits of the address space |
 //! | [`forged`] | state files of an attacker |
 //! | [`docs`] | commands in the documentation |
+//! | [`isolation`] | system calls that a hostile thread of a VM is refused |
 //! | [`access`] | a missing or inaccessible `/dev/kvm` |
 //! | [`virtio`] | drives and hostile guests |
 //! | [`network`] | network interfaces |
@@ -45,6 +46,7 @@ mod forged;
 #[path = "../hosts/guest.rs"]
 mod guest;
 mod guests;
+mod isolation;
 mod kvm_call_order;
 mod loader;
 mod memory_limit;
