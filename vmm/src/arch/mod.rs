@@ -121,6 +121,9 @@ pub enum Error {
     /// Image or memory do not fit the memory map.
     #[error("cannot place the image in guest memory")]
     Placement(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The counters were not started.
+    #[error("cannot start the counters of the VM")]
+    Counter(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The interrupt controller was not created.
     #[error(transparent)]
     InterruptController(Box<dyn std::error::Error + Send + Sync>),

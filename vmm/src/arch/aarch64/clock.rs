@@ -84,14 +84,8 @@ impl CounterState {
             });
         }
         let counter = self.value_at(realtime.then(realtime_ns));
-        if vm.check_extension_raw(KVM_CAP_COUNTER_OFFSET.into()) > 0 {
-            let offset = request::CounterOffset {
-                counter_offset: host_counter().wrapping_sub(counter),
-                reserved: 0,
-            };
-            // SAFETY: the kernel reads the structure, which has the size that the request number encodes.
-            let result = unsafe { ioctl_with_ref(vm, request::KVM_ARM_SET_COUNTER_OFFSET(), &offset) };
-            return check(result, "KVM_ARM_SET_COUNTER_OFFSET");
+        if has_offset(vm) {
+            return set_offset(vm, counter);
         }
         // Sets the offset of all vCPUs. The physical counter has none before Linux 6.4.
         let request = kvm_one_reg {
@@ -110,6 +104,33 @@ impl CounterState {
         let increments = u64::try_from(increments).unwrap_or(u64::MAX);
         self.counter.saturating_add(increments)
     }
+}
+
+/// Starts the counters of `vm`, whose vCPUs do not run, at 0. KVM without an offset for both starts the virtual counter alone.
+///
+/// # Errors
+/// [`Error::Kernel`]
+pub fn start(vm: &VmFd) -> Result<(), Error> {
+    match has_offset(vm) {
+        true => set_offset(vm, 0),
+        false => Ok(()),
+    }
+}
+
+/// Returns true if KVM has one offset for the virtual and the physical counter: from Linux 6.4 on.
+fn has_offset(vm: &VmFd) -> bool {
+    vm.check_extension_raw(KVM_CAP_COUNTER_OFFSET.into()) > 0
+}
+
+/// Sets both counters to `counter`.
+fn set_offset(vm: &VmFd, counter: u64) -> Result<(), Error> {
+    let offset = request::CounterOffset {
+        counter_offset: host_counter().wrapping_sub(counter),
+        reserved: 0,
+    };
+    // SAFETY: the kernel reads the structure, which has the size that the request number encodes.
+    let result = unsafe { ioctl_with_ref(vm, request::KVM_ARM_SET_COUNTER_OFFSET(), &offset) };
+    check(result, "KVM_ARM_SET_COUNTER_OFFSET")
 }
 
 fn check(result: i32, operation: &'static str) -> Result<(), Error> {

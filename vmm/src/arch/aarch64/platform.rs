@@ -146,6 +146,8 @@ impl Platform for Aarch64 {
 
     fn create_vcpus(&mut self, spec: &VmSpec, pass: &mut dyn FnMut(u8, VcpuFd)) -> Result<(), Error> {
         self.enable_suspend()?;
+        // Otherwise the first restore would set back the physical counter, which KVM would start with that of the host.
+        clock::start(&self.vm).map_err(|error| Error::Counter(Box::new(error)))?;
         let target = vcpu::target(&self.vm).map_err(Error::Kvm)?;
         let mut vcpus = Vec::with_capacity(spec.vcpus().into());
         for id in 0..spec.vcpus() {
