@@ -13,16 +13,6 @@ const FIRECRACKER: &str = concat!(
     "/.cache/firecracker/1.12.1/firecracker"
 );
 
-/// Modules of the Linux guest, in the order of guest-init.sh.
-const GUEST_MODULES: [&str; 7] = [
-    "virtio_ring.ko",
-    "virtio.ko",
-    "virtio_mmio.ko",
-    "virtio_blk.ko",
-    "failover.ko",
-    "net_failover.ko",
-    "virtio_net.ko",
-];
 /// Tools that create, check and read ext4 images.
 const EXT4_TOOLS: [&str; 3] = ["mke2fs", "e2fsck", "debugfs"];
 const LIBRARIES: [&str; 7] = [
@@ -148,8 +138,14 @@ fn build_guest_initrd(kind: &HostKind, busybox: &[u8]) -> Result<Vec<u8>, Error>
     archive
         .add_file("bin/virtio", include_bytes!("guest-virtio.sh"))
         .unwrap();
-    for module in GUEST_MODULES {
-        let name = format!("modules/{module}");
+    let modules: String = kind
+        .guest_modules
+        .iter()
+        .map(|name| format!("{name}\n"))
+        .collect();
+    archive.add_file("modules/list", modules.as_bytes()).unwrap();
+    for module in kind.guest_modules {
+        let name = format!("modules/{module}.ko");
         archive.add_file(&name, &read_fetched(kind, &name)?).unwrap();
     }
     Ok(archive.finish().unwrap())

@@ -4,6 +4,7 @@
 #   .cache/hosts/x86_64-3/   kernel and modules of the emulated host, busybox, ext4 tools with their libraries, and the
 #                            guest images
 #   .cache/hosts/aarch64-1/  kernel, modules, busybox and ext4 tools of the emulated aarch64 host
+#   .cache/hosts/backports-1/  kernel and modules of a newer emulated aarch64 host, and its QEMU, from bookworm-backports
 #   .cache/hosts/rust/       compiler with the aarch64 standard library, on x86_64
 #
 # `fetch.sh rust` fetches only the compiler. Each directory appears atomically. Delete .cache to fetch again. Increment the
@@ -14,11 +15,12 @@ cd "$(dirname "$0")/../.."
 cache=$PWD/.cache/hosts
 x86_64=$cache/x86_64-3
 aarch64=$cache/aarch64-1
+backports=$cache/backports-1
 # An aarch64 machine needs no other architecture.
 case ${1:-$(uname -m)} in
     rust) parts=(rust) ;;
-    aarch64) parts=(aarch64) ;;
-    *) parts=(x86_64 aarch64 rust) ;;
+    aarch64) parts=(aarch64 backports) ;;
+    *) parts=(x86_64 aarch64 backports rust) ;;
 esac
 rust=$cache/rust
 mkdir -p "$cache"
@@ -161,6 +163,48 @@ fetch_aarch64() {
     rm -rf "$cache"/aarch64-*
     mv "$to" "$aarch64"
 }
+
+# The release and its backports, whatever releases the machine has. `--target-release` selects a backport.
+use_backports() {
+    local signed='[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]'
+    printf "deb $signed http://deb.debian.org/debian %s main\n" bookworm bookworm-backports >"$work/backports.list"
+    options+=(
+        -o "Dir::Etc::SourceList=$work/backports.list"
+        -o "Dir::Etc::SourceParts=/dev/null"
+        -o "Dir::State::Lists=$work/backports-lists"
+        -o "APT::Default-Release=bookworm-backports"
+    )
+    mkdir -p "$work/apt" "$work/backports-lists/partial"
+    apt-get "${options[@]}" update
+}
+
+# The guest loads the modules too, whose files are compressed. An installation would replace the QEMU of the other hosts: unpack it here,
+# with `qemu-system-aarch64` in the directory as a wrapper. Only the machine `virt` runs, which needs no file of firmware.
+fetch_backports() (
+    to=$work/backports from=$work/backports-packages
+    use_backports
+    kernel=$(dependency_of linux-image-cloud-arm64:arm64 'linux-image-[0-9][^:]*')
+    version=${kernel#linux-image-}
+    # Missing libraries, without the packages that the machine has in another version.
+    libraries=$(apt-get "${options[@]}" --simulate --no-install-recommends install qemu-system-arm |
+        sed -nE 's/^Inst ([^ ]+) \(.*/\1/p' | grep -vE '^(qemu-system-.*|seabios)$' || true)
+    # shellcheck disable=SC2086 # one argument for each package
+    unpack "$from" "$kernel:arm64" qemu-system-arm $libraries
+    mkdir -p "$to/modules" "$to/usr/bin" "$to/usr/lib"
+    cp "$from/boot/vmlinuz-$version" "$to/vmlinuz"
+    for module in drivers/virtio/virtio_mmio drivers/block/virtio_blk net/core/failover drivers/net/net_failover drivers/net/virtio_net; do
+        xz -dc "$from/lib/modules/$version/kernel/$module.ko.xz" >"$to/modules/${module##*/}.ko"
+    done
+    cp "$from/usr/bin/qemu-system-aarch64" "$to/usr/bin/"
+    find "$from/usr/lib" -maxdepth 1 -name '*-linux-gnu' -exec cp -r {} "$to/usr/lib/" ';'
+    cat >"$to/qemu-system-aarch64" <<'SCRIPT'
+#!/bin/sh
+here=$(dirname "$(readlink -f "$0")")
+LD_LIBRARY_PATH=$here/usr/lib/$(uname -m)-linux-gnu exec "$here/usr/bin/qemu-system-aarch64" "$@"
+SCRIPT
+    chmod +x "$to/qemu-system-aarch64"
+    mv "$to" "$backports"
+)
 
 # Debian's rustc-web has an arm64 standard library. An installation would add a second rustc to PATH: unpack it here, with
 # `rustc` in the directory as a wrapper.

@@ -5,9 +5,9 @@ mount -t devtmpfs none /dev
 mount -t proc none /proc
 mount -t sysfs none /sys
 # In the order of their dependencies.
-for module in virtio_ring virtio virtio_mmio virtio_blk failover net_failover virtio_net; do
+while read -r module; do
     insmod "/modules/$module.ko"
-done
+done </modules/list
 if [ -d /sys/firmware/acpi ]; then acpi=yes; else acpi=no; fi
 clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
 memory=$(awk '/^MemTotal:/ { print $2 }' /proc/meminfo)

@@ -10,8 +10,8 @@ pub struct HostKind {
     pub name: &'static str,
     /// Architecture, which names directories.
     pub architecture: &'static str,
-    /// Program of QEMU.
-    pub qemu: &'static str,
+    /// Program of QEMU: a command, or a file of `make setup`.
+    qemu: Qemu,
     /// Machine and processor.
     pub machine: &'static [&'static str],
     /// Arguments for the serial port of the report, after that of the console.
@@ -20,33 +20,54 @@ pub struct HostKind {
     pub parameters: &'static str,
     /// Modules of the host, in the order of their dependencies.
     pub modules: &'static [&'static str],
+    /// Modules of its Linux guest, in the order of their dependencies.
+    pub guest_modules: &'static [&'static str],
     /// Images that run as guests.
     pub images: &'static [&'static str],
     /// Directory and name of the ELF interpreter.
     pub loader: (&'static str, &'static str),
-    /// Directory of `make setup`, with its version.
-    fetched: &'static str,
+    /// Directories of `make setup`, with their versions. The first that has a file counts.
+    fetched: &'static [&'static str],
 }
+
+/// Place of a QEMU.
+#[derive(Debug, PartialEq, Eq)]
+enum Qemu {
+    Installed(&'static str),
+    Fetched(&'static str),
+}
+
+/// Modules of the Linux guest, where the kernel has the core of virtio as a module.
+const GUEST_MODULES: &[&str] = &[
+    "virtio_ring",
+    "virtio",
+    "virtio_mmio",
+    "virtio_blk",
+    "failover",
+    "net_failover",
+    "virtio_net",
+];
 
 /// Debian's kernel with kvm-amd, under QEMU's emulated SVM.
 pub const X86_64: HostKind = HostKind {
     name: "x86_64",
     architecture: "x86_64",
-    qemu: "qemu-system-x86_64",
+    qemu: Qemu::Installed("qemu-system-x86_64"),
     machine: &["-M", "q35", "-cpu", "max,+svm,+npt"],
     report_port: &["-serial", "stdio"],
     parameters: "console=ttyS0 report=ttyS1 modules=irqbypass,kvm,kvm-amd,tun",
     modules: &["irqbypass", "kvm", "kvm-amd", "tun"],
+    guest_modules: GUEST_MODULES,
     images: &["vmlinuz", "vmlinux", "vmlinuz-generic", "memtest86+", "xen"],
     loader: ("lib64", "ld-linux-x86-64.so.2"),
-    fetched: "x86_64-3",
+    fetched: &["x86_64-3"],
 };
 
 /// Debian's arm64 kernel, which has KVM built in, under QEMU's emulated EL2, with a GICv3.
 pub const AARCH64_GICV3: HostKind = HostKind {
     name: "aarch64 with GICv3",
     architecture: "aarch64",
-    qemu: "qemu-system-aarch64",
+    qemu: Qemu::Installed("qemu-system-aarch64"),
     machine: &["-M", "virt,virtualization=on,gic-version=3", "-cpu", "cortex-a72"],
     // The machine has one PL011.
     report_port: &[
@@ -57,9 +78,10 @@ pub const AARCH64_GICV3: HostKind = HostKind {
     ],
     parameters: "console=ttyAMA0 report=ttyS0 modules=tun",
     modules: &["tun"],
+    guest_modules: GUEST_MODULES,
     images: &["vmlinuz"],
     loader: ("lib", "ld-linux-aarch64.so.1"),
-    fetched: "aarch64-1",
+    fetched: &["aarch64-1"],
 };
 
 /// The same with a GICv2.
@@ -69,8 +91,32 @@ pub const AARCH64_GICV2: HostKind = HostKind {
     ..AARCH64_GICV3
 };
 
+/// A newer kernel and QEMU, of Debian's backports, with all features of a processor that QEMU emulates: SVE, pointer authentication. The
+/// architected algorithm of the latter takes most of the time of a boot.
+pub const AARCH64_BACKPORTS: HostKind = HostKind {
+    name: "aarch64 with backports",
+    qemu: Qemu::Fetched("qemu-system-aarch64"),
+    machine: &[
+        "-M",
+        "virt,virtualization=on,gic-version=3",
+        "-cpu",
+        "max,pauth-impdef=on",
+    ],
+    parameters: "console=ttyAMA0 report=ttyS0",
+    modules: &[],
+    guest_modules: &[
+        "virtio_mmio",
+        "virtio_blk",
+        "failover",
+        "net_failover",
+        "virtio_net",
+    ],
+    fetched: &["backports-1", "aarch64-1"],
+    ..AARCH64_GICV3
+};
+
 /// All kinds.
-pub const KINDS: [HostKind; 3] = [X86_64, AARCH64_GICV3, AARCH64_GICV2];
+pub const KINDS: [HostKind; 4] = [X86_64, AARCH64_GICV3, AARCH64_GICV2, AARCH64_BACKPORTS];
 
 impl HostKind {
     /// Returns whether the scenario `name` belongs to this kind. Module [`crate::aarch64`] has those of aarch64.
@@ -78,6 +124,7 @@ impl HostKind {
         let kind = match name.strip_prefix("aarch64::") {
             None => X86_64,
             Some(rest) if rest.contains("::gic2::") => AARCH64_GICV2,
+            Some(rest) if rest.starts_with("backports::") => AARCH64_BACKPORTS,
             Some(_) => AARCH64_GICV3,
         };
         *self == kind
@@ -85,7 +132,21 @@ impl HostKind {
 
     /// Returns the path of a file that `make setup` fetched.
     pub fn fetched(&self, name: &str) -> PathBuf {
-        root().join(".cache/hosts").join(self.fetched).join(name)
+        let paths = self
+            .fetched
+            .iter()
+            .map(|directory| cache().join(directory).join(name));
+        let mut present = paths.filter(|path| path.exists());
+        let first = || cache().join(self.fetched[0]).join(name);
+        present.next().unwrap_or_else(first)
+    }
+
+    /// Returns the program of QEMU.
+    pub fn qemu(&self) -> PathBuf {
+        match self.qemu {
+            Qemu::Installed(name) => name.into(),
+            Qemu::Fetched(name) => self.fetched(name),
+        }
     }
 
     /// Returns the directory of the test guests.
@@ -125,13 +186,17 @@ impl HostKind {
     }
 }
 
+fn cache() -> PathBuf {
+    root().join(".cache/hosts")
+}
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{AARCH64_GICV2, AARCH64_GICV3, KINDS, X86_64};
+    use super::{AARCH64_BACKPORTS, AARCH64_GICV2, AARCH64_GICV3, KINDS, X86_64};
 
     #[test]
     fn scenario_has_one_kind() {
@@ -139,6 +204,7 @@ mod tests {
             ("programs::hello", X86_64),
             ("aarch64::programs::gic3::fc::hello", AARCH64_GICV3),
             ("aarch64::programs::gic2::virt::hello", AARCH64_GICV2),
+            ("aarch64::backports::fc::hello", AARCH64_BACKPORTS),
         ] {
             assert!(kind.has_scenario(name), "{name}");
             assert_eq!(KINDS.iter().filter(|kind| kind.has_scenario(name)).count(), 1);

@@ -15,17 +15,17 @@ scenarios! {
     two_cpus => boot_to_prompt("/images/vmlinuz", "--memory 256M --cpus 2", |info| info.cpus == 2);
     memory_of_128_mib => boot_to_prompt("/images/vmlinuz", "--memory 128M", |info| info.has_memory(128));
     memory_up_to_hole => boot_to_prompt("/images/vmlinuz", "--memory 3328M", |info| info.has_memory(3328));
-    random_numbers_follow_generation_id => reseed_after_restore();
+    random_numbers_follow_generation_id => reseed_after_restore("/images/vmlinuz-generic", "ttyS0");
     memory_around_hole => boot_to_prompt("/images/vmlinuz", "--memory 5G", |info| info.has_memory(5120));
 }
 
-/// Restores a guest twice: its kernel seeds its random numbers anew each time, by the driver of VMGenID.
-fn reseed_after_restore() {
+/// Restores a guest with this `kernel` twice: it seeds its random numbers anew each time, by the driver of VMGenID.
+pub fn reseed_after_restore(kernel: &str, console: &str) {
     const SOCKET: &str = "/tmp/reseed.sock";
     const SNAPSHOT: &str = "/tmp/reseed";
     let count = "echo count-$(dmesg | grep -c 'crng reseeded due to virtual machine fork')";
     let mut guest = Guest::start(&format!(
-        "/images/vmlinuz-generic --initrd /images/initrd --memory 256M --api-sock {SOCKET} -- console=ttyS0 quiet panic=-1"
+        "{kernel} --initrd /images/initrd --memory 256M --api-sock {SOCKET} -- console={console} quiet panic=-1"
     ));
     guest.expect("prompt> ");
     guest.type_line(count);

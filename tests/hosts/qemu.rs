@@ -25,10 +25,10 @@ const MAX_SILENCE: u32 = 10;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Cannot start QEMU.
-    #[error("cannot start {program}; run `make setup` to install it")]
+    #[error("cannot start {program:?}; run `make setup` to install it")]
     Start {
         /// Program of QEMU.
-        program: &'static str,
+        program: PathBuf,
         /// Error of the kernel.
         source: io::Error,
     },
@@ -56,7 +56,7 @@ pub struct Qemu {
 impl Qemu {
     /// Starts QEMU with the kernel of a host of `kind` and its `initramfs`. The console goes to the file `console`.
     pub fn boot(kind: &HostKind, initramfs: &Path, console: &Path) -> Result<Self, Error> {
-        let mut command = Command::new(kind.qemu);
+        let mut command = Command::new(kind.qemu());
         command
             .args(kind.machine)
             .args(["-accel", "tcg", "-smp", "1", "-m", MEMORY])
@@ -75,7 +75,7 @@ impl Qemu {
         // SAFETY: the function runs between fork and exec, makes one system call and accesses no memory.
         unsafe { command.pre_exec(end_with_parent) };
         let mut process = command.spawn().map_err(|source| Error::Start {
-            program: kind.qemu,
+            program: kind.qemu(),
             source,
         })?;
         let (sender, lines) = mpsc::sync_channel(64);

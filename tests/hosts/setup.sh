@@ -26,6 +26,7 @@ if [ "$part" = all ]; then
     require 'command -v qemu-system-aarch64' qemu-system-arm
     require 'command -v flock' util-linux
     require 'command -v lz4' lz4
+    require 'command -v xz' xz-utils
     require 'command -v ip' iproute2
     require 'command -v ping' iputils-ping
     require 'command -v curl' curl

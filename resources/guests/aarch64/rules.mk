@@ -1,6 +1,6 @@
 # Guests of aarch64: fc/NAME.elf for the memory map of Firecracker, virt/NAME.elf for that of QEMU's virt. On virt, the device tree is
 # below the image.
-C_GUESTS := $(COMMON) generation rtc sgi timer
+C_GUESTS := $(COMMON) counters generation rtc sgi timer
 NAMES := $(C_GUESTS) hello
 SHARED := $(LIBRARY_COMMON) gic tree
 

@@ -6,6 +6,8 @@ use std::os::fd::AsRawFd;
 
 /// Requests of the KVM API, Documentation/virt/kvm/api.rst.
 const KVM_CREATE_VM: libc::Ioctl = 0xae01;
+const KVM_CHECK_EXTENSION: libc::Ioctl = 0xae03;
+const KVM_CAP_COUNTER_OFFSET: libc::c_int = 227;
 const KVM_CREATE_DEVICE: libc::Ioctl = 0xc00c_aee0_u32 as libc::Ioctl;
 /// Only checks that KVM has the device.
 const KVM_CREATE_DEVICE_TEST: u32 = 1;
@@ -26,6 +28,14 @@ mod gic3 {
         let path = concat!(module_path!(), "::guests_have_gicv3_alone");
         crate::host::run(path, || super::check_versions(false, true));
     }
+}
+
+/// Checks that KVM of this host has an offset for the counters of a VM, which a restore then sets.
+pub fn check_counter_offset() {
+    let kvm = File::open("/dev/kvm").unwrap();
+    // SAFETY: the descriptor is open, and the argument is a number.
+    let answer = unsafe { libc::ioctl(kvm.as_raw_fd(), KVM_CHECK_EXTENSION, KVM_CAP_COUNTER_OFFSET) };
+    assert!(answer > 0, "{}", io::Error::last_os_error());
 }
 
 /// Checks the versions of the GIC that KVM of this host offers to guests.

@@ -1,4 +1,5 @@
-//! Scenarios of the emulated aarch64 hosts. Each runs on both hosts, of which one has a GICv3 and one a GICv2, and on both memory maps.
+//! Scenarios of the emulated aarch64 hosts. Each runs on two hosts, of which one has a GICv3 and one a GICv2, and on both memory maps.
+//! Those of [`backports`] run on a host with a newer kernel and processor.
 
 /// Memory map of a guest.
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +61,7 @@ macro_rules! scenarios_of_map {
     };
 }
 
+mod backports;
 mod kvm;
 mod linux;
 mod programs;

@@ -47,6 +47,6 @@ fn maximum_cpus() {
 }
 
 /// Returns the arguments for a guest of this map.
-fn on(map: Map, guest: &str) -> String {
+pub fn on(map: Map, guest: &str) -> String {
     format!("{}/{guest}", map.name)
 }

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 use std::process::Output;
+use std::thread;
+use std::time::Duration;
 
 use super::Map;
 use crate::guest::{Guest, mayfly_command};
@@ -37,6 +39,13 @@ mod linux {
             crate::host::run(name, || crate::aarch64::snapshots::check_linux("--cpus 2"));
         }
     }
+}
+
+/// On one host alone. That of the backports has an offset of the counters.
+#[test]
+fn virtual_counter_stops_and_advances() {
+    let name = concat!(module_path!(), "::virtual_counter_stops_and_advances");
+    crate::host::run(name, || check_counter(super::FC));
 }
 
 /// On one host alone: the state file decides.
@@ -96,7 +105,7 @@ fn expect_ticks(guest: &mut Guest, count: u32) -> u32 {
 }
 
 /// Restores a guest with the timer of the architecture several times, from one snapshot and from one of a restored guest.
-fn check_ticks(map: Map, options: &str) {
+pub fn check_ticks(map: Map, options: &str) {
     let mut guest = start(map, "ticker.elf");
     let first = expect_ticks(&mut guest, 5);
     create_snapshot(&[]);
@@ -113,6 +122,42 @@ fn check_ticks(map: Map, options: &str) {
     let third = expect_ticks(&mut last, 5);
     assert!(third > second + 5, "tick {third} follows {second}");
     last.terminate();
+    fs::remove_dir_all(DIRECTORY).unwrap();
+}
+
+/// Returns the virtual counter of a guest in seconds.
+fn read_counter(guest: &mut Guest) -> f64 {
+    guest.type_line("");
+    guest.expect("counters ");
+    let line = guest.expect(" end");
+    println!("counters {line}");
+    let numbers: Vec<f64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
+    numbers[0] / numbers[2]
+}
+
+/// Time between a snapshot and its restore.
+const PAUSE: Duration = Duration::from_secs(6);
+
+/// Restores a guest after a pause, without and with `--realtime`: its virtual counter stops and advances during the pause. The physical
+/// counter has no offset on these hosts: QEMU ignores CNTPOFF_EL2 without EL3.
+pub fn check_counter(map: Map) {
+    let mut guest = start(map, "counters.elf");
+    guest.expect("ready");
+    let before = read_counter(&mut guest);
+    create_snapshot(&[]);
+    guest.terminate();
+    thread::sleep(PAUSE);
+    for options in ["", "--realtime"] {
+        let mut restored = restore(options);
+        let passed = read_counter(&mut restored) - before;
+        println!("{options:?}: the counter counts {passed} s");
+        let is_expected = match options {
+            "" => (0.0..PAUSE.as_secs_f64()).contains(&passed),
+            _ => passed >= PAUSE.as_secs_f64(),
+        };
+        assert!(is_expected, "{options:?}: {passed} s");
+        restored.terminate();
+    }
     fs::remove_dir_all(DIRECTORY).unwrap();
 }
 
@@ -152,7 +197,7 @@ fn check_clock(map: Map) {
 
 /// Restores a guest that prints its identity record, twice from one snapshot and once from a snapshot of a clone. The interrupt of the new
 /// record alone wakes the guest.
-fn check_identities(map: Map) {
+pub fn check_identities(map: Map) {
     let mut guest = start(map, "generation.elf");
     let mut seen = vec![expect_identity(&mut guest, 0)];
     create_snapshot(&[]);

@@ -1,0 +1,27 @@
+//! Scenarios of the host with the kernel of Debian's backports and all features of a processor that QEMU emulates.
+
+use super::kvm::check_counter_offset;
+use super::programs::on;
+use super::snapshots::{check_counter, check_identities, check_ticks};
+use crate::linux::reseed_after_restore;
+use crate::programs::expect_exit;
+
+mod gic3 {
+    mod fc {
+        scenarios_of_map! { FC
+            hello => |map| expect_exit(&on(map, "hello.elf"), "hello from mayfly", 0);
+            timer => |map| expect_exit(&on(map, "timer.elf"), "ok timer", 0);
+            counters_have_offset => |_| check_counter_offset();
+            ticks_continue_after_restores => |map| check_ticks(map, "");
+            random_numbers_follow_generation_id => |map| reseed_after_restore("/images/vmlinuz", map.console);
+        }
+    }
+    mod virt {
+        scenarios_of_map! { VIRT
+            four_cpus => |map| expect_exit(&on(map, "smp.elf --cpus 4"), "ok smp 4 cpus", 0);
+            ticks_continue_with_realtime => |map| check_ticks(map, "--realtime");
+            counter_stops_and_advances => |map| check_counter(map);
+            clones_have_identities_of_their_own => |map| check_identities(map);
+        }
+    }
+}
