@@ -20,6 +20,10 @@ CROSS := --target $(TARGET) --target-dir $(BUILD)
 endif
 RELEASE := $(BUILD)/$(TARGET)/release
 
+ifeq ($(filter x86_64 aarch64,$(ARCH)),)
+$(error cannot build for $(ARCH): mayfly has no code for it; use x86_64 or aarch64)
+endif
+
 .PHONY: help guests build demo tools cross setup format lint docs aarch64 scenarios unit test fuzz bench attack control floor jailer queue restore tracking clones order clean
 # Goals run in their order, even with -j: cargo uses all processors already.
 .NOTPARALLEL:
@@ -49,8 +53,9 @@ build: guests ## build dist/mayfly, dist/mayfly-jailer (static) and the test gue
 	$(call publish,$(RELEASE)/mayfly.map,644,mayfly.map)
 
 # The emulated host of another architecture runs a test program of that architecture.
-scenarios:
+scenarios: $(if $(CROSS),cross)
 	@echo '== scenarios for $(ARCH)'
+	@mkdir -p $(BUILD)
 	@$(CARGO) build --workspace --exclude interleavings --lib --bins --test hosts $(CROSS) --message-format json-render-diagnostics \
 		>$(BUILD)/scenarios.json
 	$(call publish,"$$(sed -nE 's/.*"executable":"([^"]*\/deps\/hosts-[^"]*)".*/\1/p' $(BUILD)/scenarios.json)",755,scenarios)
@@ -86,7 +91,7 @@ endif
 ifneq ($(wildcard /dev/kvm),)
 UNIT := --workspace
 else
-UNIT := --workspace --lib --bins --test architecture --test dependencies --test order --test cli --test docs --test fuzz --test hosts --test clients --test jail --test models -- --exact --skip load
+UNIT := --workspace --lib --bins --test architecture --test dependencies --test order --test cli --test docs --test scripts --test fuzz --test hosts --test clients --test jail --test models -- --exact --skip load
 endif
 
 # In CI, a test that lacks a requirement fails (tests/scratch/requirement.rs). Elsewhere it is skipped, reported and counted.

@@ -8,10 +8,19 @@
 # with the script.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+case $(uname -m) in
+    x86_64 | aarch64) ;;
+    *)
+        echo "clones: mayfly does not run on $(uname -m); use x86_64 or aarch64" >&2
+        exit 1
+        ;;
+esac
 if [[ -n ${ADDRESSES:-} && -z ${IN_NAMESPACE:-} ]]; then
     IN_NAMESPACE=1 exec unshare --net "$0"
 fi
 count=${N:-1000} memory=${MEMORY:-128M} guests=dist/guests/$(uname -m)
+# On aarch64, there is a guest for each memory map.
+if [ -d "$guests/fc" ]; then guests=$guests/fc; fi
 directory=$(mktemp -d /dev/shm/mayfly-clones-XXXXXX)
 trap 'rm -rf "$directory"' EXIT
 cc -O2 -Wall -Wextra -Werror -o "$directory/clones" benches/clones/clones.c

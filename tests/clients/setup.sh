@@ -7,6 +7,13 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 home=../../.cache/clients
+case $(uname -m) in
+    x86_64 | aarch64) ;;
+    *)
+        echo "setup: mayfly does not run on $(uname -m); use x86_64 or aarch64" >&2
+        exit 1
+        ;;
+esac
 
 # One process at a time. The kernel releases the lock at its end.
 mkdir -p ../../.cache

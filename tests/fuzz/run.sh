@@ -10,6 +10,13 @@ shift
 targets=${*:-$(ls tests/fuzz/corpus)}
 build=${CARGO_TARGET_DIR:-$PWD/target}/fuzz
 triple=$(uname -m)-unknown-linux-gnu
+case $(uname -m) in
+    x86_64 | aarch64) ;;
+    *)
+        echo "fuzz: mayfly does not run on $(uname -m); use x86_64 or aarch64" >&2
+        exit 1
+        ;;
+esac
 
 if ! rustc +nightly --version >/dev/null 2>&1 || ! c++ --version >/dev/null 2>&1; then
     echo "== seeded mutator, without coverage: no nightly compiler (rustup toolchain install nightly) or no C++ compiler"

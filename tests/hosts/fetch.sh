@@ -17,10 +17,15 @@ x86_64=$cache/x86_64-3
 aarch64=$cache/aarch64-1
 backports=$cache/backports-1
 # An aarch64 machine needs no other architecture.
+architectures=amd64,arm64
 case ${1:-$(uname -m)} in
     rust) parts=(rust) ;;
-    aarch64) parts=(aarch64 backports) ;;
-    *) parts=(x86_64 aarch64 backports rust) ;;
+    aarch64) parts=(aarch64 backports) architectures=arm64 ;;
+    x86_64) parts=(x86_64 aarch64 backports rust) ;;
+    *)
+        echo "setup: mayfly does not run on $(uname -m); use x86_64 or aarch64" >&2
+        exit 1
+        ;;
 esac
 rust=$cache/rust
 mkdir -p "$cache"
@@ -41,7 +46,7 @@ trap 'rm -rf "$work"' EXIT
 # Separate package lists: they include arm64 independent of dpkg's configuration, and their update requires no root.
 options=(
     --quiet --quiet
-    -o "APT::Architectures=amd64,arm64"
+    -o "APT::Architectures=$architectures"
     -o "APT::Sandbox::User=$(id -un)"
     -o "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false"
     -o "Acquire::Languages=none"

@@ -6,6 +6,13 @@ set -euo pipefail
 cd "$(dirname "$0")"
 part=${1:-all}
 machine=$(uname -m)
+case $machine in
+    x86_64 | aarch64) ;;
+    *)
+        echo "setup: mayfly does not run on $(uname -m); use x86_64 or aarch64" >&2
+        exit 1
+        ;;
+esac
 
 missing=()
 

@@ -1,0 +1,372 @@
+//! The goals of make and the scripts on a simulated machine: `uname -m` answers with an architecture, and recording programs stand for
+//! compilers, package managers and everything else beside the base tools. They run in a copy of the files, without a network.
+
+#![allow(clippy::unwrap_used, reason = "a test reports failure by panicking")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Files and directories that the goals and scripts need.
+const COPIED: [&str; 9] = [
+    "Makefile",
+    "benches",
+    "resources",
+    "tests/clients",
+    "tests/fuzz/corpus",
+    "tests/fuzz/run.sh",
+    "tests/hosts",
+    "tests/interleavings",
+    ".cargo",
+];
+
+/// Tools of the machine that run as they are.
+const BASE_TOOLS: [&str; 42] = [
+    "bash",
+    "basename",
+    "cat",
+    "chmod",
+    "cmp",
+    "cp",
+    "cut",
+    "date",
+    "dirname",
+    "echo",
+    "env",
+    "expand",
+    "find",
+    "flock",
+    "grep",
+    "head",
+    "install",
+    "ln",
+    "ls",
+    "make",
+    "mkdir",
+    "mkfifo",
+    "mktemp",
+    "mv",
+    "od",
+    "readlink",
+    "realpath",
+    "rm",
+    "sed",
+    "seq",
+    "sh",
+    "sha256sum",
+    "sleep",
+    "sort",
+    "stat",
+    "tail",
+    "test",
+    "touch",
+    "tr",
+    "true",
+    "truncate",
+    "wc",
+];
+
+/// Programs that record their arguments.
+const RECORDED: [&str; 15] = [
+    "apt-cache",
+    "apt-get",
+    "ar",
+    "c++",
+    "cargo",
+    "cargo-clippy",
+    "cargo-fmt",
+    "cc",
+    "curl",
+    "dpkg",
+    "id",
+    "objcopy",
+    "python3",
+    "rustc",
+    "uname",
+];
+
+/// Tools that setup.sh requires, beside [`RECORDED`].
+const REQUIRED: [&str; 10] = [
+    "ip",
+    "ld",
+    "lz4",
+    "nft",
+    "passt",
+    "ping",
+    "qemu-system-aarch64",
+    "qemu-system-x86_64",
+    "aarch64-linux-gnu-gcc",
+    "aarch64-linux-gnu-objcopy",
+];
+
+/// Scripts that depend on the architecture, with arguments.
+const SCRIPTS: [(&str, &[&str]); 7] = [
+    ("benches/clones.sh", &[]),
+    ("benches/floor/run.sh", &[]),
+    ("tests/clients/setup.sh", &[]),
+    ("tests/fuzz/run.sh", &["1", "http"]),
+    ("tests/hosts/fetch.sh", &[]),
+    ("tests/hosts/setup.sh", &["build"]),
+    ("tests/hosts/setup.sh", &[]),
+];
+
+/// Words that belong to x86_64 alone.
+const X86_WORDS: [&str; 9] = [
+    "x86", "amd64", "i386", "i686", "kvm-amd", "kvm_amd", "-m64", "memtest", "xen",
+];
+
+/// A machine of an architecture, with a copy of the files.
+struct Machine {
+    directory: scratch::Directory,
+    architecture: &'static str,
+}
+
+impl Machine {
+    fn new(architecture: &'static str) -> Self {
+        let directory = scratch::Directory::new();
+        for name in COPIED {
+            copy(&root().join(name), &directory.path("tree").join(name));
+        }
+        let machine = Self {
+            directory,
+            architecture,
+        };
+        fs::create_dir(machine.tools()).unwrap();
+        for tool in BASE_TOOLS {
+            symlink(find_tool(tool), machine.tools().join(tool)).unwrap();
+        }
+        machine.record(&RECORDED);
+        machine
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.directory.path("tree")
+    }
+
+    fn tools(&self) -> PathBuf {
+        self.directory.path("tools")
+    }
+
+    /// Adds recording programs to PATH.
+    fn record(&self, tools: &[&str]) {
+        for tool in tools {
+            let path = self.tools().join(tool);
+            let _ = fs::remove_file(&path);
+            symlink(root().join("tests/scripts/fake.sh"), path).unwrap();
+        }
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> Output {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .current_dir(self.tree())
+            .env_clear()
+            .env("PATH", self.tools())
+            .env("FAKE_LOG", self.directory.path("log"))
+            .env("FAKE_MACHINE", self.architecture)
+            .env("FAKE_PROGRAM", root().join("tests/scripts/fake.sh"));
+        scratch::run(&mut command)
+    }
+
+    /// Runs a goal of make, or a script, which must succeed. Returns the calls of recording programs.
+    fn expect_success(&self, program: &str, arguments: &[&str]) -> Vec<String> {
+        let log = self.directory.path("log");
+        fs::write(&log, "").unwrap();
+        let output = self.run(program, arguments);
+        let calls = fs::read_to_string(log).unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            output.status.success(),
+            "{program} {arguments:?}: {text}"
+        );
+        calls.lines().map(str::to_owned).collect()
+    }
+
+    fn expect_make(&self, arguments: &[&str]) -> Vec<String> {
+        self.expect_success("make", &[&["--silent"], arguments].concat())
+    }
+
+    fn has(&self, path: &str) -> bool {
+        self.tree().join(path).exists()
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn find_tool(name: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap();
+    let found = std::env::split_paths(&path).map(|directory| directory.join(name));
+    found
+        .into_iter()
+        .find(|path| path.exists())
+        .unwrap_or_else(|| panic!("{name} is missing"))
+}
+
+fn copy(from: &Path, to: &Path) {
+    if from.is_dir() {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            copy(&entry.path(), &to.join(entry.file_name()));
+        }
+    } else {
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(from, to).unwrap();
+    }
+}
+
+/// Returns the goals that `make` lists.
+fn goals(machine: &Machine) -> Vec<String> {
+    let output = machine.run("make", &["--silent", "help"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let goals = text.lines().filter_map(|line| line.split_whitespace().nth(1));
+    goals.map(str::to_owned).collect()
+}
+
+fn check_no_x86(what: &str, calls: &[String]) {
+    for call in calls {
+        let found = X86_WORDS.iter().find(|word| call.contains(**word));
+        assert_eq!(found, None, "{what}: {call}");
+    }
+}
+
+#[test]
+fn goals_on_aarch64_request_nothing_of_x86() {
+    let machine = Machine::new("aarch64");
+    machine.record(&REQUIRED);
+    // Its download is tested alone.
+    fs::write(machine.tree().join("tests/hosts/fetch.sh"), "#!/bin/bash\n").unwrap();
+    let goals = goals(&machine);
+    assert!(goals.len() > 15, "{goals:?}");
+    let internal = [
+        "guests",
+        "tools",
+        "format",
+        "lint",
+        "docs",
+        "aarch64",
+        "scenarios",
+        "unit",
+        "control",
+    ];
+    for goal in goals.iter().map(String::as_str).chain(internal) {
+        let calls = machine.expect_make(&[goal]);
+        check_no_x86(goal, &calls);
+        if goal == "build" {
+            for file in [
+                "mayfly",
+                "mayfly-jailer",
+                "aarch64/mayfly",
+                "aarch64/mayfly-jailer",
+            ] {
+                assert!(machine.has(&format!("dist/{file}")), "{file}");
+            }
+            assert!(machine.has("dist/guests/aarch64/fc/hello.elf"));
+            assert!(machine.has("dist/guests/aarch64/virt/image.bin"));
+            let is_cross = |call: &&String| call.contains("--target ") || call.contains("aarch64-linux-gnu");
+            assert_eq!(calls.iter().find(is_cross), None, "a native build");
+        }
+    }
+}
+
+#[test]
+fn scripts_on_aarch64_request_nothing_of_x86() {
+    let machine = Machine::new("aarch64");
+    machine.record(&REQUIRED);
+    machine.expect_make(&["build"]);
+    // Their files come from packages that are not downloaded.
+    machine.record(&["cp", "dd", "gzip", "mv", "od"]);
+    for (script, arguments) in SCRIPTS {
+        let calls = machine.expect_success(&format!("./{script}"), arguments);
+        check_no_x86(script, &calls);
+        if script == "tests/hosts/fetch.sh" {
+            let kernel = |call: &String| call.contains("download linux-image-0-cloud:arm64");
+            assert!(calls.iter().any(kernel), "{calls:?}");
+        }
+    }
+}
+
+#[test]
+fn setup_on_aarch64_installs_no_package_of_x86() {
+    let machine = Machine::new("aarch64");
+    let calls = machine.run("tests/hosts/setup.sh", &[]);
+    drop(calls);
+    let log = fs::read_to_string(machine.directory.path("log")).unwrap();
+    let calls: Vec<String> = log.lines().map(str::to_owned).collect();
+    let installs = calls.iter().find(|call| call.contains(" install ")).unwrap();
+    for package in ["binutils", "qemu-system-arm", "iproute2", "passt"] {
+        assert!(installs.contains(package), "{package}: {installs}");
+    }
+    assert!(
+        !installs.contains("cross") && !installs.contains("gcc-aarch64"),
+        "{installs}"
+    );
+    check_no_x86("setup", &calls);
+}
+
+#[test]
+fn scenarios_for_aarch64_build_in_a_fresh_tree() {
+    let machine = Machine::new("x86_64");
+    machine.record(&REQUIRED);
+    // Its download is tested alone.
+    fs::write(machine.tree().join("tests/hosts/fetch.sh"), "#!/bin/bash\n").unwrap();
+    let calls = machine.expect_make(&["scenarios", "ARCH=aarch64"]);
+    assert!(machine.has("dist/aarch64/scenarios") && !machine.has("dist/scenarios"));
+    let build = calls.iter().find(|call| call.starts_with("cargo build")).unwrap();
+    assert!(
+        build.contains("--target aarch64-unknown-linux-gnu --target-dir target/cross"),
+        "{build}"
+    );
+    machine.expect_make(&["build", "ARCH=aarch64"]);
+    assert!(machine.has("dist/aarch64/mayfly") && !machine.has("dist/mayfly"));
+}
+
+#[test]
+fn other_architecture_is_an_error() {
+    let machine = Machine::new("riscv64");
+    machine.record(&REQUIRED);
+    let make: (&str, &[&str]) = ("make", &["build"]);
+    let guests: (&str, &[&str]) = ("make", &["-C", "resources/guests"]);
+    for (script, arguments) in SCRIPTS.into_iter().chain([make, guests]) {
+        let program = if script == "make" {
+            script.to_owned()
+        } else {
+            format!("./{script}")
+        };
+        let output = machine.run(&program, arguments);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success(), "{script} {arguments:?}");
+        assert!(
+            message.contains("riscv64") && message.contains("use x86_64 or aarch64"),
+            "{script} {arguments:?}: {message}"
+        );
+    }
+}
+
+#[test]
+fn every_script_that_reads_the_architecture_is_tested() {
+    let mut found = BTreeSet::new();
+    for directory in ["benches", "resources", "tests"] {
+        add_scripts(&root().join(directory), &mut found);
+    }
+    let tested: BTreeSet<String> = SCRIPTS.iter().map(|(script, _)| (*script).to_owned()).collect();
+    assert_eq!(found, tested);
+}
+
+/// Adds the shell scripts below `directory` that call uname.
+fn add_scripts(directory: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+        if path.is_dir() {
+            add_scripts(&path, found);
+        } else if name.ends_with(".sh") && fs::read_to_string(&path).unwrap().contains("uname -m") {
+            found.insert(name);
+        }
+    }
+}
