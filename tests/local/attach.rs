@@ -11,7 +11,7 @@ use scratch::Requirement;
 use crate::access::{KVM, bare_root, make_node};
 use crate::guest::Guest;
 use crate::guests::{file, program};
-use crate::network::{in_own_network, run_command};
+use crate::network::{create_tap, in_own_network};
 
 /// `CAP_NET_ADMIN` of linux/capability.h.
 const NET_ADMIN: libc::c_ulong = 12;
@@ -139,7 +139,7 @@ fn disk_lock_covers_hard_links() {
 #[test]
 fn invalid_tap_is_rejected() {
     in_own_network(|| {
-        run_command("ip tuntap add several mode tap multi_queue");
+        create_tap("several", libc::IFF_MULTI_QUEUE, None);
         for (net, text) in [
             (
                 "tap:none",
@@ -182,7 +182,7 @@ fn foreign_descriptor_is_rejected() {
 #[test]
 fn busy_tap_is_rejected() {
     in_own_network(|| {
-        run_command("ip tuntap add tap0 mode tap");
+        create_tap("tap0", 0, None);
         let text = "cannot open tap interface tap0: another process uses it; stop that process, or create another interface";
         expect_error(
             run("--net tap:tap0 --net tap:tap0"),
@@ -201,7 +201,7 @@ fn busy_tap_is_rejected() {
 #[test]
 fn unprivileged_tap_is_rejected() {
     in_own_network(|| {
-        run_command("ip tuntap add theirs mode tap user 12345");
+        create_tap("theirs", 0, Some(12345));
         for (net, text) in [
             (
                 "tap:theirs",

@@ -88,7 +88,7 @@ impl Requirement {
             Self::NetworkNamespace => {
                 unshare(libc::CLONE_NEWNET)?;
                 open_device(Path::new("/dev/net/tun"))?;
-                run(Command::new("ip").arg("-Version")).map(drop)
+                run(Command::new("ip").arg("link")).map(drop)
             }
             Self::Nftables => {
                 run(Command::new("unshare").args(["--net", "nft", "list", "ruleset"])).map(drop)

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::served::{ApiProcess, Directory, create_tap, load_body, load_snapshot, pause_and_create};
 use crate::guest::TIMEOUT;
 use crate::guests::{file, program};
-use crate::network::{in_own_network, run_command};
+use crate::network::{fetch, in_own_network, ping, run_command};
 
 const MAC: &str = "02:00:00:00:00:01";
 /// Ports of the guest, see `resources/guests/udp.c`.
@@ -76,9 +76,8 @@ pub fn restore_clone(directory: &Directory, tap: &str, number: u8) -> ApiProcess
 }
 
 fn fetch_page(number: u8) {
-    let curl = "curl --silent --show-error --noproxy * --max-time 60";
-    let page = run_command(&format!("{curl} http://10.0.7.{number}/"));
-    assert_eq!(page, "hello from mayfly\n");
+    let page = fetch(&format!("10.0.7.{number}"));
+    assert!(page.ends_with("\r\n\r\nhello from mayfly\n"), "{page}");
 }
 
 /// Exchanges datagrams with the clone `number`. The stacks of host and guest check all checksums.
@@ -119,8 +118,7 @@ fn clones_answer_at_their_own_addresses() {
             (2, restore_clone(&directory, "tap2", 2)),
         ];
         for (number, clone) in &mut clones {
-            let pings = run_command(&format!("ping -c 2 -i 0.1 -W 30 10.0.7.{number}"));
-            assert!(pings.contains("2 received"), "{pings}");
+            ping(&format!("10.0.7.{number}"), 2);
             let neighbors = run_command(&format!("ip neigh show 10.0.7.{number}"));
             assert!(
                 neighbors.contains(&format!("02:00:00:00:07:0{number}")),

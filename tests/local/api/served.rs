@@ -11,7 +11,7 @@ pub use scratch::Directory;
 use super::http::{Client, NO_CONTENT, Response};
 use crate::guest::{Running, TIMEOUT};
 use crate::guests::{file, program};
-use crate::network::run_command;
+use crate::network::{self, run_command};
 
 pub const PAUSED: &str = r#"{"state":"Paused"}"#;
 pub const RESUMED: &str = r#"{"state":"Resumed"}"#;
@@ -215,7 +215,7 @@ pub fn expect_progress(mut process: ApiProcess, printed: String) -> String {
 
 /// Creates the tap `name` and sets it up.
 pub fn create_tap(name: &str) {
-    run_command(&format!("ip tuntap add {name} mode tap"));
+    network::create_tap(name, 0, None);
     run_command(&format!("ip link set {name} up"));
 }
 
