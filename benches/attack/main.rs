@@ -28,7 +28,7 @@ const BLOCK: usize = 4096;
 const BLOCKS: u64 = 4 << 10;
 /// Bytes of a disk for flushes and resets, which only the page cache holds.
 const DIRTY: usize = 64 << 20;
-/// Attacks of resources/guests/x86_64/attack.c, and the I/O engines to attack.
+/// Attacks of resources/guests/attack.c, and the I/O engines to attack.
 const ATTACKS: [(&str, &[&str]); 7] = [
     ("none", &["Sync"]),
     ("discard", &["Sync", "Async"]),

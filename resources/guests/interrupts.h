@@ -19,10 +19,11 @@ static inline void wait_for(volatile unsigned *counter, unsigned count)
         interrupts_wait();
 }
 
-/* Starts the timer of this CPU with `ns` nanoseconds per tick: the local APIC timer, or the virtual timer of aarch64. Each tick is an
-   interrupt that increments `timer_ticks`. Requires interrupts_start. */
-enum timer_mode { ONCE, PERIODIC };
-void timer_start(enum timer_mode mode, u32 ns);
+/* Starts the timer of this CPU with `ns` nanoseconds per tick, less than 2^32 unless the mode is DEADLINE: the local APIC timer, or the virtual timer of aarch64. Each tick is an
+   interrupt that increments `timer_ticks`. DEADLINE is once, at a time of the counter, as each tick is on aarch64: by TSC deadline. Requires
+   interrupts_start. */
+enum timer_mode { ONCE, PERIODIC, DEADLINE };
+void timer_start(enum timer_mode mode, u64 ns);
 extern volatile unsigned timer_ticks;
 
 /* Enables interrupts of the serial port, which call `handler` for each received byte. Requires interrupts_start. */

@@ -38,12 +38,17 @@ ACCESS(64, "", "x")
 static inline void barrier(void) { __asm__ volatile("dsb sy" ::: "memory"); }
 static inline void cpu_pause(void) { __asm__ volatile("yield"); }
 
+/* Affinity of this CPU, from MPIDR_EL1. */
+static inline u64 cpu_affinity(void) { return READ_SYSTEM("mpidr_el1") & 0xff00fffffful; }
+
 /* Virtual counter. */
 static inline u64 cycles(void)
 {
     __asm__ volatile("isb");
     return READ_SYSTEM("cntvct_el0");
 }
+
+static inline u64 cycles_per_second(void) { return READ_SYSTEM("cntfrq_el0"); }
 
 /* Set by start.S: registers x0 (the device tree) to x3 at the entry, and SCTLR_EL1, CurrentEL and DAIF. */
 extern u64 boot_registers[4], boot_sctlr, boot_level, boot_daif;

@@ -2,7 +2,6 @@
 #include "tree.h"
 
 enum { STACK = 4096, STACKS = 32 };
-#define AFFINITY 0xff00fffffful
 
 void cpu_entry(void);
 
@@ -18,7 +17,7 @@ int await(const volatile u32 *value, u32 want)
     return *value == want;
 }
 
-u64 cpu_id(void) { return READ_SYSTEM("mpidr_el1") & AFFINITY; }
+u64 cpu_id(void) { return cpu_affinity(); }
 
 unsigned cpus_find(const char **source, u64 *ids, unsigned most)
 {

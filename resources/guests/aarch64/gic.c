@@ -3,7 +3,7 @@
 #include "tree.h"
 
 /* Distributor. */
-enum { CONTROL = 0, GROUP = 0x80, ENABLE = 0x100, TARGET = 0x800, CONFIGURATION = 0xc00, GENERATE = 0xf00, ROUTER = 0x6000 };
+enum { CONTROL = 0, GROUP = 0x80, ENABLE = 0x100, PRIORITY = 0x400, TARGET = 0x800, CONFIGURATION = 0xc00, GENERATE = 0xf00, ROUTER = 0x6000 };
 /* Bits of its control register in version 3: group 1, routing by affinity, write pending. */
 #define GROUP_1 2u
 #define AFFINITY_ROUTING 0x10u
@@ -12,7 +12,6 @@ enum { CONTROL = 0, GROUP = 0x80, ENABLE = 0x100, TARGET = 0x800, CONFIGURATION 
 enum { INTERFACE_CONTROL = 0, INTERFACE_MASK = 4, ACKNOWLEDGE = 0xc, END = 0x10 };
 /* Redistributor of version 3: registers, size of its two frames, the last one of a region. */
 enum { TYPE = 8, WAKER = 0x14, PRIVATE_FRAME = 0x10000, STRIDE = 0x20000, LAST = 0x10, SLEEP = 2, ASLEEP = 4 };
-#define AFFINITY 0xff00fffffful
 
 #define ICC_PMR "s3_0_c4_c6_0"
 #define ICC_SRE "s3_0_c12_c12_5"
@@ -47,7 +46,7 @@ static void find(void)
 /* Redistributor of this CPU. */
 static u64 redistributor(void)
 {
-    u64 mpidr = READ_SYSTEM("mpidr_el1") & AFFINITY;
+    u64 mpidr = cpu_affinity();
     u64 wanted = (mpidr & 0xffffff) | mpidr >> 32 << 24;
     for (u64 at = redistributors; at < redistributors + redistributors_size; at += STRIDE) {
         u64 type = read64(at + TYPE);
@@ -107,7 +106,7 @@ void gic_enable(unsigned id, int is_edge)
         write32(at, is_edge ? read32(at) | edge : read32(at) & ~edge);
         if (gic_version == 3) {
             write32(base + GROUP + word, read32(base + GROUP + word) | bit);
-            write64(base + ROUTER + id * 8, READ_SYSTEM("mpidr_el1") & AFFINITY);
+            write64(base + ROUTER + id * 8, cpu_affinity());
         } else {
             write8(base + TARGET + id, 1);
         }
@@ -116,6 +115,8 @@ void gic_enable(unsigned id, int is_edge)
     if (gic_version == 3)
         wait_for_distributor();
 }
+
+void gic_set_priority(unsigned id, u8 priority) { write8(distributor + PRIORITY + id, priority); }
 
 u32 gic_acknowledge(void)
 {

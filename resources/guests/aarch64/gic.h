@@ -5,7 +5,7 @@
 #include "interrupts.h"
 #include "tree.h"
 
-enum { SPURIOUS = 1020, SHARED_BASE = 32 };
+enum { SPURIOUS = 1020 };
 
 /* Version of the controller, 2 or 3, after interrupts_start. */
 extern unsigned gic_version;
@@ -14,6 +14,8 @@ extern unsigned gic_version;
 void gic_start(void);
 /* Unmasks an interrupt, for shared ones on this CPU. */
 void gic_enable(unsigned id, int is_edge);
+/* Sets the priority of a shared interrupt. */
+void gic_set_priority(unsigned id, u8 priority);
 /* Returns the ID of the pending interrupt, at least SPURIOUS if there is none. Ends with gic_done of the same value. */
 u32 gic_acknowledge(void);
 void gic_done(u32 id);

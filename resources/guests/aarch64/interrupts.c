@@ -62,13 +62,17 @@ static void tick(void)
         WRITE_SYSTEM("cntv_ctl_el0", 0);
 }
 
-void timer_start(enum timer_mode mode, u32 ns)
+void timer_start(enum timer_mode mode, u64 ns)
 {
+    static int is_enabled;
     struct node node;
-    u64 counts = ns * READ_SYSTEM("cntfrq_el0") / 1000000000;
-    require("the device tree has a timer", tree_find("compatible", "arm,armv8-timer", 0, &node));
+    u64 counts = ns / 1000 * cycles_per_second() / 1000000;
     period = mode == PERIODIC ? counts : 0;
-    interrupts_handle(interrupt_of(&node, VIRTUAL), tick);
+    if (!is_enabled) {
+        require("the device tree has a timer", tree_find("compatible", "arm,armv8-timer", 0, &node));
+        interrupts_handle(interrupt_of(&node, VIRTUAL), tick);
+        is_enabled = 1;
+    }
     WRITE_SYSTEM("cntv_cval_el0", cycles() + counts);
     WRITE_SYSTEM("cntv_ctl_el0", ENABLED);
 }

@@ -1,7 +1,7 @@
 # Guests of aarch64: fc/NAME.elf for the memory map of Firecracker, virt/NAME.elf for that of QEMU's virt. On virt, the device tree is
 # below the image.
 C_GUESTS := $(COMMON) counters generation rtc sgi timer
-NAMES := $(C_GUESTS) hello
+NAMES := $(C_GUESTS) hello segments
 SHARED := $(LIBRARY_COMMON) gic tree
 
 CFLAGS += -mstrict-align -mno-outline-atomics
@@ -21,6 +21,13 @@ $(OUT)/$(1)/hello.elf: $(OBJ)/hello.o link.ld | $(OUT)/$(1)
 $(C_GUESTS:%=$(OUT)/$(1)/%.elf): $(OUT)/$(1)/%.elf: $(OBJ)/start.o $(OBJ)/%.o $(LIBRARY) link.ld | $(OUT)/$(1)
 	$$(link)
 $(OUT)/$(1)/net.elf: $(OBJ)/tcp.o $(OBJ)/udp.o
+$(OUT)/$(1)/attack.elf: $(OBJ)/storms.o
+$(OBJ)/$(1)/segments.linked: SCRIPT = segments.ld
+$(OBJ)/$(1)/segments.linked: PLACE = $(SEGMENTS_FLAGS) $($(1):%=-Wl,--defsym=%)
+$(OBJ)/$(1)/segments.linked: $(SEGMENTS) | $(OBJ)/$(1)
+	$$(link)
+$(OUT)/$(1)/segments.elf: $(OBJ)/$(1)/segments.linked | $(OUT)/$(1)
+	@$$(OBJCOPY) -O binary $$< $$(NEW) $$(PUT)
 # The ramdisk guest as an `Image`.
 $(OBJ)/$(1)/image.elf: $(OBJ)/image.o $(OBJ)/start.o $(OBJ)/initrd.o $(LIBRARY) link.ld | $(OBJ)/$(1)
 	$$(link)

@@ -13,7 +13,7 @@ void guest(void)
     print("version %u\n", gic_version);
     interrupts_handle(SOFTWARE, receive_software);
     for (unsigned i = 1; i <= ROUNDS; i++) {
-        gic_send(SOFTWARE, READ_SYSTEM("mpidr_el1") & 0xff00fffffful);
+        gic_send(SOFTWARE, cpu_affinity());
         wait_for(&software, i);
     }
     interrupts_accept();

@@ -150,7 +150,7 @@ u64 tree_pair(const struct node *node, const char *key, unsigned nth)
 
 unsigned tree_interrupt(const struct node *node, unsigned nth, int *is_edge)
 {
-    enum { SHARED_BASE = 32, PRIVATE_BASE = 16, EDGES = 3 };
+    enum { PRIVATE_BASE = 16, EDGES = 3 };
     u32 kind = tree_cell(node, "interrupts", nth * 3), number = tree_cell(node, "interrupts", nth * 3 + 1);
     *is_edge = (tree_cell(node, "interrupts", nth * 3 + 2) & EDGES) != 0;
     return kind ? PRIVATE_BASE + number : SHARED_BASE + number;

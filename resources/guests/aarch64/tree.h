@@ -4,6 +4,9 @@
 
 #include "guest.h"
 
+/* First ID of an interrupt that CPUs share. */
+enum { SHARED_BASE = 32 };
+
 /* A node: its name with the unit address, and the first token after it. */
 struct node {
     const char *name;

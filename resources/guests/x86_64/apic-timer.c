@@ -1,7 +1,7 @@
 /* Ticks of the local APIC's timer: periodic, then by TSC deadline if supported. */
 #include "apic.h"
 
-enum { TSC_DEADLINE = 0x6e0, CYCLES = 1000000 };
+enum { CYCLES = 1000000 };
 
 void guest(void)
 {
@@ -17,7 +17,7 @@ void guest(void)
 
     cpuid(1, 0, leaf);
     if (leaf[2] >> 24 & 1) {
-        APIC(APIC_LVT_TIMER) = DEADLINE | TIMER_VECTOR;
+        APIC(APIC_LVT_TIMER) = APIC_DEADLINE | TIMER_VECTOR;
         __asm__ volatile("mfence" ::: "memory"); /* between the mode and the first deadline: SDM vol. 3, 11.5.4.1 */
         /* A periodic tick may be pending from just before the mode change. */
         __asm__ volatile("sti; nop; nop; cli" ::: "memory");

@@ -20,6 +20,20 @@ void apic_timer(u32 mode, u32 ns)
     APIC(APIC_INITIAL_COUNT) = ns;
 }
 
+void apic_deadline(u64 ns)
+{
+    static u64 rate;
+    if (!rate) {
+        rate = cycles_per_second();
+        require("the rate of the TSC is known", rate != 0);
+        gate(TIMER_VECTOR, tick);
+        apic_start();
+        APIC(APIC_LVT_TIMER) = APIC_DEADLINE | TIMER_VECTOR;
+        __asm__ volatile("mfence" ::: "memory"); /* between the mode and the first deadline: SDM vol. 3, 11.5.4.1 */
+    }
+    wrmsr(TSC_DEADLINE, rdtsc() + ns / 1000 * (rate / 1000) / 1000);
+}
+
 u32 ioapic_read(u32 reg)
 {
     AT(u32, 0xfec00000) = reg;

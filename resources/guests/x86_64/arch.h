@@ -62,6 +62,14 @@ static inline void cpuid(u32 leaf, u32 sub, u32 out[4])
     __asm__ volatile("cpuid" : "=a"(out[0]), "=b"(out[1]), "=c"(out[2]), "=d"(out[3]) : "a"(leaf), "c"(sub));
 }
 
+/* Rate of the TSC, 0 if it is unknown: the leaf of the hypervisor has kHz. */
+static inline u64 cycles_per_second(void)
+{
+    u32 leaf[4];
+    cpuid(0x40000010, 0, leaf);
+    return leaf[0] * 1000ul;
+}
+
 static inline u8 read8(u64 address) { return *(volatile u8 *)address; }
 static inline u16 read16(u64 address) { return *(volatile u16 *)address; }
 static inline u32 read32(u64 address) { return *(volatile u32 *)address; }

@@ -58,7 +58,13 @@ void interrupts_wait(void) { __asm__ volatile("sti; hlt; cli" ::: "memory"); }
 
 void interrupts_accept(void) { __asm__ volatile("sti; nop; nop; cli" ::: "memory"); }
 
-void timer_start(enum timer_mode mode, u32 ns) { apic_timer(mode == PERIODIC ? APIC_PERIODIC : APIC_ONCE, ns); }
+void timer_start(enum timer_mode mode, u64 ns)
+{
+    if (mode == DEADLINE)
+        apic_deadline(ns);
+    else
+        apic_timer(mode == PERIODIC ? APIC_PERIODIC : APIC_ONCE, (u32)ns);
+}
 
 int serial_take(u8 *byte)
 {

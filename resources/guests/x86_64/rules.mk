@@ -1,6 +1,6 @@
 # Guests of x86_64: NAME.elf of a C guest has the Linux entry, NAME-pvh.elf the PVH entry too.
-C_GUESTS := $(COMMON) apic-timer attack cmos cpuid echo-ioapic end-acpi end-code end-keyboard generation ioapic keyboard \
-	kvmclock paging pit-calibrate pit-pic sequence slow sse tables
+C_GUESTS := $(COMMON) apic-timer cmos cpuid echo-ioapic end-acpi end-code end-keyboard generation ioapic keyboard \
+	kvmclock paging pit-calibrate pit-pic sse tables
 # Guests of one assembly file.
 ALONE := end-sleep end-triple end-vector hello
 AS_PVH := cmdline demo initrd memory tables
@@ -40,6 +40,7 @@ $(OUT)/pvh.elf: $(PVH_START) $(OBJ)/pvh.o $(LIBRARY) link.ld
 $(OUT)/smp.elf $(OUT)/smp-pvh.elf: $(OBJ)/trampoline.o
 $(OUT)/echo-ioapic.elf $(OUT)/echo-ioapic-pvh.elf: $(OBJ)/interrupts-ioapic.o
 $(OUT)/net.elf $(OUT)/net-pvh.elf: $(OBJ)/tcp.o $(OBJ)/udp.o
+$(OUT)/attack.elf $(OUT)/attack-pvh.elf: $(OBJ)/storms.o
 
 # Linked below 640 KiB, for VMs of 1 MiB.
 $(OUT)/memory-low.elf: PLACE = -Wl,--defsym=BASE=0x30000
@@ -51,11 +52,13 @@ $(OUT)/cmdline-high.elf: PLACE = -Wl,--defsym=BASE=0x40200000
 $(OUT)/cmdline-high.elf: $(OBJ)/start.o $(OBJ)/cmdline.o $(LIBRARY) link.ld
 	$(link)
 
-# Flat files with ELF headers as data, for headers that no linker creates.
-$(OUT)/segments.elf: SCRIPT = x86_64/segments.ld
-$(OUT)/segments.elf: PLACE = -Wl,--oformat=binary,--no-warn-rwx-segments,--no-gc-sections
-$(OUT)/segments.elf: $(OBJ)/segments-layout.o $(OBJ)/start.o $(OBJ)/segments.o $(OBJ)/guest.o $(OBJ)/machine.o x86_64/segments.ld
+$(OBJ)/segments.linked: SCRIPT = segments.ld
+$(OBJ)/segments.linked: PLACE = $(SEGMENTS_FLAGS)
+$(OBJ)/segments.linked: $(SEGMENTS)
 	$(link)
+$(OUT)/segments.elf: $(OBJ)/segments.linked
+	@$(OBJCOPY) -O binary $< $(NEW) $(PUT)
+# Flat files with ELF headers as data too.
 $(OBJ)/big.o: DEFINES = -DSIZE=$(BIG_SIZE)
 $(OBJ)/big-100k.o: DEFINES = -DSIZE=$(SMALL_SIZE)
 BIG_SIZE := 268435456

@@ -14,6 +14,7 @@ scenarios_on_each_map! {
     // Without the 64 KiB of the identity record.
     memory_of_128_mib => |map| expect_exit(&on(map, "memory.elf"), "ok memory 131008 KiB", 0);
     memory_above_4_gib => |map| expect_exit(&on(map, "memory.elf --memory 5G"), "ok memory 5242816 KiB", 0);
+    segments => |map| expect_exit(&on(map, "segments.elf"), "ok segments", 0);
     bss => |map| expect_exit(&on(map, "bss.elf"), "ok bss", 0);
     initrd => |map| expect_exit(&on(map, "initrd.elf --initrd /images/initrd"), "ok initrd", 0);
     entry_of_image => |map| {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::thread;
 use std::time::Instant;
 
@@ -46,6 +46,16 @@ impl ApiProcess {
     /// Starts mayfly with an API socket and no other option.
     pub fn start() -> Self {
         Self::start_with(Directory::new(), &[])
+    }
+
+    /// Starts mayfly with an API socket and no other option, and a pipe as its input.
+    pub fn start_with_input() -> (Self, ChildStdin) {
+        let directory = Directory::new();
+        let mut command = Command::new(program());
+        command.args(["--api-sock", &directory.text("api.sock")]);
+        let mut running = Running::start(command.stdin(Stdio::piped()));
+        let input = running.take_input().unwrap();
+        (Self { directory, running }, input)
     }
 
     /// Starts mayfly with an API socket in `directory` and with more `flags`.

@@ -1,63 +1,27 @@
 /* Sends numbered ticks and responses, so that the test can detect lost and duplicate ones.
 
    Starts at the first UDP datagram. Datagrams to the guest must be numbered from 0 in big-endian 32 bits; the guest
-   responds to each. Each tick of the one-shot local APIC timer, `us=` (1000) microseconds apart, by TSC deadline with
+   responds to each. Each tick of the one-shot timer, `us=` (1000) microseconds apart, by a time of the counter with
    `deadline=1`, sends a datagram too. A sent datagram starts with two such numbers: 1 and the tick number from 0, or 2 and
-   the number of the received datagram. Uses interrupts by the 8259. */
-#include "apic.h"
+   the number of the received datagram. Uses interrupts. */
 #include "net.h"
-#include "trap.h"
 #include "virtio.h"
 
 /* Queues of the device, section 5.1.2, and bytes of the header before each frame, section 5.1.6. */
 enum { RECEIVE = 0, TRANSMIT = 1, HEADER = 12 };
 enum { BUFFER = 256, LENGTH = 42 + 8, PAYLOAD = HEADER + 42 };
 enum { TICK = 1, ANSWER = 2 };
-enum { VECTOR = 0x40, TSC_DEADLINE = 0x6e0 };
 
 static struct queue receive, transmit;
 static u8 inbound[QUEUE_SIZE][BUFFER], outbound[QUEUE_SIZE][BUFFER];
 /* Header of sent datagrams: that of the first datagram with the addresses swapped. */
 static u8 header_template[PAYLOAD];
-static unsigned sent, answered, expected, started;
-static unsigned armed;
-static volatile unsigned fired;
-static u64 period;
-
-static INTERRUPT tick(struct frame *frame)
-{
-    (void)frame;
-    fired++;
-    apic_done();
-}
+static unsigned sent, answered, expected, started, armed;
 
 static void arm(void)
 {
     armed++;
-    if (option("deadline=", 0))
-        wrmsr(TSC_DEADLINE, rdtsc() + period);
-    else
-        APIC(APIC_INITIAL_COUNT) = (u32)period;
-}
-
-/* KVM's local APIC timer counts nanoseconds; CPUID leaf 0x40000010 has the TSC frequency in kHz. */
-static void start_timer(void)
-{
-    u64 us = option("us=", 1000);
-    gate(VECTOR, tick);
-    apic_start();
-    APIC(APIC_DIVIDE) = 0xb; /* by 1 */
-    period = us * 1000;
-    APIC(APIC_LVT_TIMER) = VECTOR;
-    if (option("deadline=", 0)) {
-        u32 leaf[4];
-        cpuid(0x40000010, 0, leaf);
-        require("the rate of the TSC is known", leaf[0] != 0);
-        period = us * leaf[0] / 1000;
-        APIC(APIC_LVT_TIMER) = 0x40000 | VECTOR;
-        __asm__ volatile("mfence" ::: "memory"); /* between the mode and the first deadline: SDM vol. 3, 11.5.4.1 */
-    }
-    arm();
+    timer_start(option("deadline=", 0) ? DEADLINE : ONCE, (u32)option("us=", 1000) * 1000);
 }
 
 static void send_number(u32 kind, u32 number)
@@ -104,7 +68,7 @@ static void take(void)
         expected++;
         if (!started++) {
             reverse_header(frame);
-            start_timer();
+            arm();
         }
         send_number(ANSWER, get32(frame + 42));
     }
@@ -116,8 +80,7 @@ void guest(void)
     struct device device;
     expect("a device", (u64)device_find(0, &device), 1);
     expect("a network interface", device.kind, NET);
-    traps();
-    pic_start(0x20);
+    interrupts_start();
     device_start(&device, 0);
     require("the queues are taken", queue_start(&receive, &device, RECEIVE) && queue_start(&transmit, &device, TRANSMIT));
     set(&device, STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
@@ -130,12 +93,12 @@ void guest(void)
     while (!failures) {
         if (queue_has_used(&receive)) {
             take();
-        } else if (started && fired == armed) {
-            send_number(TICK, fired - 1);
+        } else if (started && timer_ticks == armed) {
+            send_number(TICK, timer_ticks - 1);
             arm();
         } else {
-            require("ticks are those that were asked for", fired <= armed);
-            __asm__ volatile("sti; hlt; cli" ::: "memory");
+            require("ticks are those that were asked for", timer_ticks <= armed);
+            interrupts_wait();
         }
     }
 }

@@ -1,6 +1,6 @@
 /* Sends one request to the first drive that may take the host long: a discard of the complete drive in 16 segments, or with
    `flush=1`, `read=1` or `write=1` a flush, or a transfer of the first 4 KiB. Prints `begin` before the request and `end STATUS`
-   after it. With `reset=1`, resets the drive at Ctrl-Alt-Del instead of the end, and prints `reset`. Never exits with `stay=1`. */
+   after it. With `reset=1`, resets the drive at a serial byte instead of the end, and prints `reset`. Never exits with `stay=1`. */
 #include "virtio.h"
 
 #define FLUSHES (1ul << 9)
@@ -48,15 +48,16 @@ void guest(void)
     print("begin\n");
     queue_make_available(&queue, 0);
     if (option("reset=", 0)) {
-        while (!(inb(0x64) & 1))
-            __asm__ volatile("pause");
+        u8 byte;
+        while (!serial_take(&byte))
+            cpu_pause();
         device_reset(&device);
         print("reset\n");
         for (;;)
-            __asm__ volatile("pause");
+            cpu_pause();
     }
     expect("head of the used chain", queue_pop_used(&queue, &used), 0);
     print("end %u\n", status);
     while (option("stay=", 0))
-        __asm__ volatile("pause");
+        cpu_pause();
 }

@@ -2,13 +2,11 @@
    discard     writes to the first drive, and discards of the complete drive in 16 segments
    flush       writes to the first drive, and flushes
    reset       the requests of both, and a reset of the drive while they are in flight
-   ports       accesses to the ports of the PC's devices and to unclaimed ones
-   mmio        accesses to registers of the first drive, of the IOAPIC and of no device
-   interrupts  the fastest timers of the PIT and the local APIC, with interrupts by the serial port and by the guest itself
+   ports       accesses to the ports of the PC's devices and to unclaimed ones, on x86_64
+   mmio        accesses to registers of the first drive, of the interrupt controller and of no device
+   interrupts  the fastest timers, with interrupts by the serial port and by the guest itself
    Prints `begin` first. */
-#include "apic.h"
-#include "pit.h"
-#include "uart.h"
+#include "attack.h"
 #include "virtio.h"
 
 #define FLUSHES (1ul << 9)
@@ -19,8 +17,6 @@ enum { OUT = 1, FLUSH = 4, DISCARD = 11 };
 enum { SECTOR = 512, SEGMENTS = 16, LENGTH = 64 * 1024 };
 /* Descriptors of a request: header, data and status. */
 enum { DESCRIPTORS = 3, SLOTS = QUEUE_SIZE / DESCRIPTORS };
-/* Delivery mode fixed, destination this CPU. */
-enum { SELF = 0x40000 };
 
 static struct queue queue;
 static struct slot {
@@ -109,18 +105,6 @@ static _Noreturn void storm_resets(void)
     }
 }
 
-static _Noreturn void storm_ports(void)
-{
-    /* 8259s, 8254, port B, CMOS, serial port, i8042 status, PCI, and ports of no device. No write here prints or ends the VM. */
-    static const u16 ports[] = {0x20, 0x21, 0x40, 0x42, 0x43, 0x61, 0x70, 0x71, 0xa1, 0x3f9, 0x3fd, 0x64, 0xcf8, 0x1234, 0xffff};
-    for (;;)
-        for (unsigned i = 0; i < COUNT(ports); i++) {
-            u8 value = inb(ports[i]);
-            if (ports[i] != 0x64)
-                outb(ports[i], value);
-        }
-}
-
 static _Noreturn void storm_mmio(void)
 {
     struct device device;
@@ -130,42 +114,9 @@ static _Noreturn void storm_mmio(void)
         set(&device, QUEUE_NOTIFY, 0);
         get(&device, CONFIG + count % 64);
         set(&device, INTERRUPT_ACK, 3);
-        ioapic_write(0x10 + count % 48, 0x10000 | (count & 0xff));
-        AT(u32, 0xd8000000 + count % PAGE * 4) = count;
-        (void)AT(u32, 0xd8000000 + count % PAGE * 4);
-    }
-}
-
-static INTERRUPT edge(struct frame *frame)
-{
-    (void)frame;
-    (void)inb(UART_IDENTIFY);
-    pic_done(0);
-}
-
-static INTERRUPT own(struct frame *frame)
-{
-    (void)frame;
-    apic_done();
-}
-
-static _Noreturn void storm_interrupts(void)
-{
-    traps();
-    gate(0x20, edge);
-    gate(0x20 + UART_IRQ, edge);
-    gate(TIMER_VECTOR + 1, own);
-    pic_start(0x20);
-    outb(PIT_MODE, 0x34); /* channel 0, low then high, mode 2 */
-    pit_load(PIT_CHANNEL0, 2);
-    pic_unmask(0);
-    pic_unmask(UART_IRQ);
-    apic_timer(APIC_PERIODIC, 1000);
-    for (;;) {
-        uart_interrupts(0);
-        uart_interrupts(2);
-        APIC(APIC_ICR_LOW) = SELF | (TIMER_VECTOR + 1);
-        __asm__ volatile("sti; nop; nop; cli" ::: "memory");
+        touch_controller(count);
+        write32(unclaimed_address + count % PAGE * 4, count);
+        read32(unclaimed_address + count % PAGE * 4);
     }
 }
 
