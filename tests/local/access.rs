@@ -16,7 +16,10 @@ pub const KVM: (u32, u32) = (10, 232);
 /// Creates a directory with mayfly alone, which is static and needs no other file.
 pub fn bare_root() -> Directory {
     // In the file system of the program, for the link.
-    let directory = Directory::new_in(Path::new(env!("CARGO_TARGET_TMPDIR")));
+    let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    // The emulated host does not have it.
+    fs::create_dir_all(parent).unwrap();
+    let directory = Directory::new_in(parent);
     let root = directory.root();
     fs::set_permissions(root, fs::Permissions::from_mode(0o755)).unwrap();
     // A link: exec of a copy fails with ETXTBSY while a child of another test holds the descriptor.

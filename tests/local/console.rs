@@ -10,11 +10,11 @@ use std::process::{Child, Command, Stdio};
 use std::{io, mem, ptr};
 
 use scratch::Limited;
+use vmm::arch::{Architecture, Native, Platform};
 
 use crate::api::http::{NO_CONTENT, go_request};
 use crate::api::served::{Directory, RESUMED, connect, load_body};
 use crate::api::snapshot::devices::create_disk_snapshot;
-use crate::api::uffd::{self, create_drive_snapshot, listen, uffd_body};
 use crate::guests::{file, program};
 use crate::memory_limit::{limit_address_space, limits, run_limited, smallest_limit};
 
@@ -182,13 +182,19 @@ fn inherit_signal_state(command: &mut Command, ignored: libc::c_int) {
     unsafe { command.pre_exec(prepare) };
 }
 
+/// A guest with interrupts of a timer, and its last line.
+const TIMER: (&str, &str) = match Native::ARCHITECTURE {
+    Architecture::X86_64 => ("pit-pic.elf", "ok pit-pic"),
+    Architecture::Aarch64 => ("timer.elf", "ok timer"),
+};
+
 #[test]
 fn blocked_signal_does_not_stop_interrupts() {
-    let mut command = mayfly("pit-pic.elf", &[]);
+    let mut command = mayfly(TIMER.0, &[]);
     command.stdout(Stdio::piped());
     inherit_signal_state(&mut command, libc::SIGHUP);
     let output = scratch::finish(spawn(command));
-    assert!(String::from_utf8(output.stdout).unwrap().contains("ok pit-pic"));
+    assert!(String::from_utf8(output.stdout).unwrap().contains(TIMER.1));
 }
 
 #[test]
@@ -388,7 +394,9 @@ fn every_exit_restores_terminal() {
     }
     for (guest, status) in [
         ("end-reset.elf", 0),
+        #[cfg(target_arch = "x86_64")]
         ("end-triple.elf", 120),
+        #[cfg(target_arch = "x86_64")]
         ("end-code.elf", 42),
     ] {
         assert_eq!(Terminal::start(guest).wait().0.code(), Some(status));
@@ -416,8 +424,12 @@ fn truncated_memory_file_restores_terminal() {
     assert!(stderr.contains("memory\" was truncated"), "{stderr}");
 }
 
+/// kvmclock is of x86_64.
+#[cfg(target_arch = "x86_64")]
 #[test]
 fn signal_during_stuck_load_restores_terminal() {
+    use crate::api::uffd::{self, create_drive_snapshot, listen, uffd_body};
+
     // KVM may access the pages of the clock when the vCPU is restored, after mayfly has opened the console.
     let directory = create_drive_snapshot("kvmclock.elf", "Sync", "ready\n");
     let _listener = listen(&directory);

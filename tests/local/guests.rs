@@ -7,10 +7,22 @@ use std::sync::LazyLock;
 use std::time::Duration;
 use std::{env, fs, process};
 
+use vmm::arch::{Architecture, Native, Platform};
+
 /// Limit of the build of all guests.
 const BUILD_LIMIT: Duration = Duration::from_secs(900);
 
+/// Environment variable with the directory of built guests: the emulated host has no compiler.
+const GUESTS: &str = "MAYFLY_GUESTS";
+
 static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
+    let directory = env::var_os(GUESTS).map_or_else(build, PathBuf::from);
+    write_initrd(&directory);
+    directory
+});
+
+/// Builds the guests. Returns their directory, on aarch64 that of the memory map of Firecracker.
+fn build() -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests");
     let made = scratch::run_within(
         BUILD_LIMIT,
@@ -29,9 +41,11 @@ static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
         "cannot build the guests: make failed; run `make setup` to install the tools\n{}",
         String::from_utf8_lossy(&made.stderr)
     );
-    write_initrd(&directory);
-    directory
-});
+    match Native::ARCHITECTURE {
+        Architecture::X86_64 => directory,
+        Architecture::Aarch64 => directory.join("fc"),
+    }
+}
 
 /// Writes the initrd of the emulated host's Linux; here the content does not matter. Another run may use the file: it is replaced.
 fn write_initrd(directory: &Path) {

@@ -1,6 +1,10 @@
 //! Order of the KVM calls. A memory slot that is set after an in-kernel irqchip or an ioeventfd waits milliseconds for
 //! an SRCU grace period of KVM.
 
+/// Calls of x86_64.
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 
@@ -13,24 +17,13 @@ use crate::guests::{file, program};
 const CREATE_VM: u64 = 0xae01;
 const SET_USER_MEMORY_REGION: u64 = 0x4020_ae46;
 const ENABLE_CAP: u64 = 0x4068_aea3;
-const CREATE_IRQCHIP: u64 = 0xae60;
 const CREATE_VCPU: u64 = 0xae41;
 const ARM_VCPU_INIT: u64 = 0x4020_aeae;
 const CREATE_DEVICE: u64 = 0xc00c_aee0;
 const SET_ONE_REG: u64 = 0x4010_aeac;
-const SET_CPUID2: u64 = 0x4008_ae90;
-const SET_REGS: u64 = 0x4090_ae82;
 const RUN: u64 = 0xae80;
 const IOEVENTFD: u64 = 0x4040_ae79;
 const IRQFD: u64 = 0x4020_ae76;
-const SET_SREGS: u64 = 0x4138_ae84;
-const SET_LAPIC: u64 = 0x4400_ae8f;
-const SET_MSRS: u64 = 0x4008_ae89;
-const SET_MP_STATE: u64 = 0x4004_ae99;
-const SET_VCPU_EVENTS: u64 = 0x4040_aea0;
-const SET_CLOCK: u64 = 0x4030_ae7b;
-const GET_SUPPORTED_CPUID: u64 = 0xc008_ae05;
-const GET_MSR_INDEX_LIST: u64 = 0xc004_ae02;
 
 fn trace_requests(options: &[&str]) -> Vec<u64> {
     let mut command = Command::new(program());
@@ -76,72 +69,6 @@ fn slots_precede_interrupt_controllers() {
     assert!(!requests.contains(&IOEVENTFD) && !requests.contains(&IRQFD));
 }
 
-#[test]
-fn slots_precede_split_irqchip_and_vcpus() {
-    let requests = trace_requests(&["--memory", "4G", "--cpus", "2"]);
-    let count = |request| requests.iter().filter(|other| **other == request).count();
-    assert_eq!(
-        (
-            count(SET_USER_MEMORY_REGION),
-            count(CREATE_VCPU),
-            count(SET_CPUID2)
-        ),
-        (2, 2, 2)
-    );
-    check_order(
-        &requests,
-        &[CREATE_VM, SET_USER_MEMORY_REGION, ENABLE_CAP, CREATE_VCPU],
-    );
-}
-
-#[test]
-fn vcpu_setup_precedes_run() {
-    let requests = trace_requests(&[]);
-    check_order(
-        &requests,
-        &[
-            CREATE_VM,
-            SET_USER_MEMORY_REGION,
-            ENABLE_CAP,
-            CREATE_VCPU,
-            SET_CPUID2,
-            SET_REGS,
-            RUN,
-        ],
-    );
-}
-
-#[test]
-fn slots_precede_kernel_irqchip() {
-    let requests = trace_requests(&["--irqchip", "kernel"]);
-    check_order(
-        &requests,
-        &[
-            CREATE_VM,
-            SET_USER_MEMORY_REGION,
-            CREATE_IRQCHIP,
-            CREATE_VCPU,
-            SET_CPUID2,
-            RUN,
-        ],
-    );
-}
-
-#[test]
-fn boot_registers_no_eventfds() {
-    let requests = trace_requests(&[]);
-    assert!(
-        !requests.contains(&IOEVENTFD) && !requests.contains(&IRQFD) && !requests.contains(&CREATE_IRQCHIP)
-    );
-    assert_eq!(
-        requests
-            .iter()
-            .filter(|request| **request == GET_SUPPORTED_CPUID)
-            .count(),
-        1
-    );
-}
-
 /// Creates a snapshot of a guest with `memory` MiB. The guest exits when it reads `q`.
 fn create_snapshot(directory: &Directory, memory: u32) {
     let mut process = ApiProcess::start();
@@ -167,43 +94,6 @@ fn trace_restore(directory: &Directory) -> Vec<Call> {
     let entry = calls.iter().position(|call| call.request() == Some(RUN)).unwrap();
     calls.truncate(entry + 1);
     calls
-}
-
-#[test]
-fn restored_vcpu_state_precedes_run() {
-    let directory = Directory::new();
-    create_snapshot(&directory, 64);
-    let calls = trace_restore(&directory);
-    let requests: Vec<_> = calls.iter().filter_map(Call::request).collect();
-    check_order(
-        &requests,
-        &[
-            CREATE_VM,
-            SET_USER_MEMORY_REGION,
-            ENABLE_CAP,
-            CREATE_VCPU,
-            SET_CPUID2,
-            SET_SREGS,
-            // SREGS hold the mode of the local APIC, and its registers the timer mode, which the TSC deadline MSR requires.
-            SET_LAPIC,
-            SET_MSRS,
-            SET_MP_STATE,
-            // Pending events come last: the other calls would overwrite them.
-            SET_VCPU_EVENTS,
-            SET_CLOCK,
-            RUN,
-        ],
-    );
-    for slow in [IOEVENTFD, IRQFD, CREATE_IRQCHIP] {
-        assert!(!requests.contains(&slow), "{slow:#x} in {requests:#x?}");
-    }
-    // The query of all CPUID leaves takes long where the host is a virtual machine. A snapshot of this host needs none.
-    assert!(!requests.contains(&GET_SUPPORTED_CPUID), "{requests:#x?}");
-    let mut queries = calls
-        .iter()
-        .filter(|call| call.request() == Some(GET_MSR_INDEX_LIST));
-    let first = queries.next().unwrap();
-    assert!(!first.is_main_thread && queries.next().is_none(), "{calls:#x?}");
 }
 
 #[test]
@@ -243,30 +133,4 @@ fn restore_does_not_read_memory() {
     ];
     let populates = populates.map(|advice| u64::try_from(advice).unwrap());
     assert!(!calls_of(libc::SYS_madvise).any(|call| populates.contains(&call.arguments[2])));
-}
-
-/// System calls that create a machine and map its memory.
-const SETUP_CALLS: [libc::c_long; 5] = [
-    libc::SYS_read,
-    libc::SYS_pread64,
-    libc::SYS_mmap,
-    libc::SYS_madvise,
-    libc::SYS_ioctl,
-];
-
-#[test]
-fn restore_calls_do_not_depend_on_memory_size() {
-    let [little, much] = [32, 1024].map(|memory| {
-        let directory = Directory::new();
-        create_snapshot(&directory, memory);
-        let calls = trace_restore(&directory);
-        // After KVM_SET_CLOCK, threads run in parallel and the order varies.
-        let end = calls.iter().position(|call| call.request() == Some(SET_CLOCK));
-        let calls = calls[..end.unwrap()].iter();
-        let requests = calls.filter(|call| call.is_main_thread && SETUP_CALLS.contains(&call.number));
-        requests
-            .map(|call| (call.number, call.request()))
-            .collect::<Vec<_>>()
-    });
-    assert_eq!(little, much);
 }

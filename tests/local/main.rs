@@ -54,8 +54,12 @@ mod network;
 #[allow(dead_code, reason = "tests/docs.rs splits the commands")]
 #[path = "../docs/pages.rs"]
 mod pages;
+/// The list is that of x86_64; module `aarch64` of tests/hosts has the other.
+#[cfg(target_arch = "x86_64")]
 #[path = "../hosts/programs.rs"]
 mod programs;
+/// Modes of the irqchip, and records and interrupts of x86_64. Module `aarch64` of tests/hosts restores guests of aarch64.
+#[cfg(target_arch = "x86_64")]
 mod state;
 mod virtio;
 

@@ -3,6 +3,8 @@
 use std::fs;
 use std::process::{Command, Output};
 
+use vmm::arch::{Architecture, Native, Platform};
+
 use super::output::limiter_without_refill;
 use super::served::{ApiProcess, Directory};
 use crate::guests::{file, program};
@@ -137,7 +139,10 @@ fn invalid_file_is_rejected() {
         ),
         (
             r#"{"boot-source":{"kernel_image_path":"KERNEL"},"machine-config":{"vcpu_count":3,"mem_size_mib":128,"smt":true}}"#,
-            "must be 1 or an even number if SMT is enabled",
+            match Native::ARCHITECTURE {
+                Architecture::X86_64 => "must be 1 or an even number if SMT is enabled",
+                Architecture::Aarch64 => "Enabling simultaneous multithreading is not supported on aarch64",
+            },
         ),
         (
             r#"{"boot-source":{"kernel_image_path":"KERNEL"},"balloon":{"amount_mib":1,"deflate_on_oom":true}}"#,

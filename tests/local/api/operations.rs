@@ -12,7 +12,7 @@ use super::served::{
 };
 use super::uffd::{
     THROTTLED, await_fault, await_stuck_io, create_drive_snapshot, create_ticker_snapshot, expect_wait,
-    listen, load_with_handler, serve_pages, start_with_drive, trickle, uffd_body,
+    listen, load_with_handler, serve_pages, start_with_drive, trickle,
 };
 
 /// Limit of each answer and of SIGTERM: 100 ms, with a margin for a busy host. An operation without a page lasts 2 s.
@@ -117,13 +117,15 @@ fn stuck_handler_does_not_delay_end() {
     expect_no_snapshot(&directory);
 }
 
+/// kvmclock is of x86_64.
+#[cfg(target_arch = "x86_64")]
 #[test]
 fn stuck_handler_does_not_delay_answers_during_load() {
     // KVM may access the pages of the clock when the vCPU is restored.
     let directory = create_drive_snapshot("kvmclock.elf", "Sync", "ready\n");
     let _listener = listen(&directory);
     let process = ApiProcess::start();
-    let body = uffd_body(&directory, "state", super::uffd::SOCKET, "");
+    let body = super::uffd::uffd_body(&directory, "state", super::uffd::SOCKET, "");
     let _client = begin(&process, "PUT", "/snapshot/load", &body);
     let start = Instant::now();
     let state = process.state();

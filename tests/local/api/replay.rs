@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
+use vmm::arch::{Architecture, Native, Platform};
+
 use super::config_file::{URUNC_1, URUNC_2, URUNC_3};
 use super::http::{Client, NO_CONTENT, fault_response, go_request, json_response};
 use super::served::{ApiProcess, Directory, create_fifo, create_tap};
@@ -115,7 +117,15 @@ fn sdk_operations(directory: &Directory) -> Vec<Exchange> {
             "/drives/root",
             &format!(r#"{{"drive_id":"root","path_on_host":"{disk}"}}"#),
         ),
-        no_content_exchange("PUT", "/actions", r#"{"action_type":"SendCtrlAltDel"}"#),
+        (
+            "PUT",
+            "/actions",
+            r#"{"action_type":"SendCtrlAltDel"}"#.to_owned(),
+            match Native::ARCHITECTURE {
+                Architecture::X86_64 => NO_CONTENT.to_owned(),
+                Architecture::Aarch64 => fault_response("SendCtrlAltDel does not supported on aarch64."),
+            },
+        ),
     ]
 }
 

@@ -1,5 +1,7 @@
 //! Snapshots by the commands of mayfly.
 
+/// CPUID and MSRs are of x86_64 alone.
+#[cfg(target_arch = "x86_64")]
 mod limits;
 mod shell;
 mod untrusted;

@@ -131,6 +131,8 @@ fn spinning_guest_runs() {
     assert!(ip.starts_with("0x100"), "{ip} is not in the image");
 }
 
+/// The keyboard is of x86_64.
+#[cfg(target_arch = "x86_64")]
 #[test]
 fn guest_that_waits_for_interrupts_is_not_reported() {
     let process = start("keyboard.elf", "irq=1", "ready\n");

@@ -519,6 +519,8 @@ fn stuck_handler_stalls_no_full_snapshot() {
     terminate_in_time(process);
 }
 
+/// kvmclock is of x86_64.
+#[cfg(target_arch = "x86_64")]
 #[test]
 fn stuck_handler_stalls_no_load() {
     // KVM may access the pages of the clock when the vCPU is restored.

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use super::super::served::{ApiProcess, Directory};
+use super::super::served::{ApiProcess, Directory, PAUSED};
 use super::{Snapshot, start};
 use crate::guests::program;
 
@@ -33,7 +33,8 @@ fn measure(restore: impl FnOnce(&Snapshot) -> ApiProcess) -> [Duration; 3] {
     process.expect("ready\n");
     let begin = host_time();
     let before = guest_time(&mut process);
-    snapshot.pause_and_create(&process, "Full");
+    process.expect_no_content("PATCH", "/vm", PAUSED);
+    snapshot.create(&process, "Full");
     process.kill();
     let created = host_time();
     while host_time() < created + SUSPENSION {
@@ -75,7 +76,7 @@ fn run_restore(snapshot: &Snapshot, options: &[&str]) -> ApiProcess {
     let socket = directory.text("api.sock");
     let mut command = Command::new(program());
     command
-        .args(["restore", &snapshot.directory(), "--api-sock", &socket])
+        .args(["restore", &snapshot.text(""), "--api-sock", &socket])
         .args(options);
     ApiProcess::spawn(directory, &mut command)
 }

@@ -1,5 +1,7 @@
 //! Round trips: guests that detect lost, repeated or changed state after a restore.
 
+/// Guest time by kvmclock. Module `aarch64` of tests/hosts has the tests of the counter of aarch64.
+#[cfg(target_arch = "x86_64")]
 mod clock;
 mod disk;
 mod packets;
@@ -7,7 +9,7 @@ mod packets;
 use std::path::Path;
 use std::process::Command;
 
-use super::served::{ApiProcess, Directory, PAUSED};
+use super::served::{ApiProcess, Directory};
 use crate::guests::{file, program};
 
 /// A snapshot in a directory in shared memory. Drop removes it.
@@ -18,18 +20,8 @@ impl Snapshot {
         Self(Directory::new_in(Path::new("/dev/shm")))
     }
 
-    fn directory(&self) -> String {
-        self.text("")
-    }
-
     fn text(&self, name: &str) -> String {
         self.0.text(name)
-    }
-
-    /// Pauses the guest and creates a snapshot.
-    fn pause_and_create(&self, process: &ApiProcess, kind: &str) {
-        process.expect_no_content("PATCH", "/vm", PAUSED);
-        self.create(process, kind);
     }
 
     /// Creates a snapshot of a paused guest.
