@@ -5,6 +5,8 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use vmm::arch::{Architecture, Native, Platform};
+
 use super::served::{ApiProcess, Directory, create_fifo};
 
 fn open_reader(path: &str) -> File {
@@ -241,6 +243,12 @@ fn last_metrics(path: &str) -> serde_json::Value {
     serde_json::from_str(text.lines().last().unwrap()).unwrap()
 }
 
+/// Exit of a vCPU whose guest prints.
+const OUTPUT_EXIT: &str = match Native::ARCHITECTURE {
+    Architecture::X86_64 => "exit_io_out",
+    Architecture::Aarch64 => "exit_mmio_write",
+};
+
 #[test]
 fn events_of_a_guest_are_in_metrics_file() {
     let mut process = ApiProcess::start();
@@ -268,7 +276,7 @@ fn events_of_a_guest_are_in_metrics_file() {
     let number = |group: &str, name: &str| metrics[group][name].as_u64().unwrap();
     for (group, name) in [
         ("uart", "write_count"),
-        ("vcpu", "exit_io_out"),
+        ("vcpu", OUTPUT_EXIT),
         ("latencies_us", "pause_vm"),
         ("latencies_us", "resume_vm"),
         ("latencies_us", "vmm_pause_vm"),
@@ -285,7 +293,7 @@ fn events_of_a_guest_are_in_metrics_file() {
     ] {
         assert_eq!(number(group, name), expected, "{group}/{name} in {metrics}");
     }
-    let sum = &metrics["vcpu"]["exit_io_out_agg"]["sum_us"];
+    let sum = &metrics["vcpu"][format!("{OUTPUT_EXIT}_agg")]["sum_us"];
     assert!(sum.as_u64().unwrap() > 0, "{metrics}");
     process.terminate();
 }
