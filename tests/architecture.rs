@@ -138,6 +138,7 @@ const UNSAFE: &[&str] = &[
     "devices/src/virtio/net/tap.rs",
     "jailer/src/sys.rs",
     "src/allocator.rs",
+    "src/filters/mod.rs",
     "src/process.rs",
     "src/shell/message.rs",
     "src/shell/mod.rs",

@@ -152,7 +152,7 @@ exit status:
   120   triple fault of the guest
   121   KVM cannot run the guest any further, or the mapped image or memory file was truncated
   122   mayfly has no memory left
-  148   a seccomp filter refused a system call, or mayfly received SIGSYS
+  148   a seccomp filter refused a system call
 SIGTERM, SIGINT and SIGQUIT end mayfly at once, by that signal. So does SIGHUP without a log file.
 
 Try:   mayfly run unikernel.elf --memory 64M -- hello
@@ -239,7 +239,7 @@ exit status:
   N     the guest wrote N to the debug-exit port 0x501
   1     failure, or triple fault of the guest; the message states the cause
   122   mayfly has no memory left
-  148   a seccomp filter refused a system call, or mayfly received SIGSYS
+  148   a seccomp filter refused a system call
   149   the mapped image or memory file was truncated
   152   unknown log level
   153   usage error

@@ -38,7 +38,7 @@ pub use files::FileRules;
 // `PROGRAMS`, in the order of `ThreadRole`.
 include!(concat!(env!("OUT_DIR"), "/filters.rs"));
 
-/// Firecracker's exit status after a system call that a filter refuses, and after SIGSYS.
+/// Firecracker's exit status after a system call that a filter refuses.
 const REFUSED: u8 = 148;
 
 /// `SYS_SECCOMP` of asm-generic/siginfo.h: a filter has caused the signal.
@@ -255,11 +255,16 @@ struct RefusedCall {
     number: c_int,
 }
 
-extern "C" fn handle(_: c_int, info: *mut siginfo_t, _: *mut c_void) {
+extern "C" fn handle(signal: c_int, info: *mut siginfo_t, _: *mut c_void) {
     // SAFETY: the kernel passes a valid structure to a handler with SA_SIGINFO, which begins with the fields of `RefusedCall`.
     let call = unsafe { &*info.cast::<RefusedCall>() };
     if call.code != SYS_SECCOMP {
-        emergency::end(REFUSED, b"mayfly: received SIGSYS\n");
+        // Ends the process by the signal when the handler returns, so that its parent sees the cause.
+        // SAFETY: SIG_DFL is a valid action.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the call takes no pointer and is safe in a signal handler.
+        unsafe { libc::raise(signal) };
+        return;
     }
     let mut message = Message::default();
     message.push(b"mayfly: a seccomp filter has refused the system call ");
