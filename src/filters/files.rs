@@ -4,8 +4,9 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::Mutex;
 
+use devices::lock;
 use landlock::{
     ABI, Access, AccessFs, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, RulesetError, RulesetStatus,
@@ -34,22 +35,23 @@ impl FileRules {
     }
 }
 
-/// Rules of the process. `None` if there are none.
-static RULESET: OnceLock<Option<Mutex<RulesetCreated>>> = OnceLock::new();
+/// Rules of the process, created by the first thread.
+static RULESET: Mutex<Option<RulesetCreated>> = Mutex::new(None);
 
-/// Restricts the calling thread. The first thread creates the rules.
+/// Restricts the calling thread.
+///
+/// # Errors
+/// Fails if the kernel lacks memory or descriptors. A kernel without Landlock is no error.
 pub fn restrict(rules: &FileRules) -> io::Result<()> {
-    let ruleset = RULESET.get_or_init(|| match create(rules) {
-        Ok(ruleset) => ruleset.map(Mutex::new),
-        Err(error) => {
-            log::warn!("Landlock does not restrict the files that mayfly can open: {error}");
-            None
-        }
-    });
-    let Some(ruleset) = ruleset else {
+    if !rules.is_restricted() {
         return Ok(());
+    }
+    let mut ruleset = lock(&RULESET);
+    let ruleset = match &mut *ruleset {
+        Some(ruleset) => ruleset,
+        none => none.insert(create(rules).map_err(io::Error::other)?),
     };
-    let own = ruleset.lock().unwrap_or_else(PoisonError::into_inner).try_clone()?;
+    let own = ruleset.try_clone()?;
     let status = own.restrict_self().map_err(io::Error::other)?;
     match status.ruleset {
         RulesetStatus::FullyEnforced => log::debug!("Landlock restricts the files that a thread can open"),
@@ -59,11 +61,7 @@ pub fn restrict(rules: &FileRules) -> io::Result<()> {
     Ok(())
 }
 
-fn create(rules: &FileRules) -> Result<Option<RulesetCreated>, RulesetError> {
-    if !rules.is_restricted() {
-        log::info!("clients can name any file; --allow DIR restricts mayfly to the files in DIR");
-        return Ok(None);
-    }
+fn create(rules: &FileRules) -> Result<RulesetCreated, RulesetError> {
     let all = AccessFs::from_all(VERSION);
     let mut ruleset = Ruleset::default()
         .handle_access(all)?
@@ -81,7 +79,7 @@ fn create(rules: &FileRules) -> Result<Option<RulesetCreated>, RulesetError> {
     for (path, rights) in allowed.chain(outputs).chain(socket).chain(system) {
         ruleset = add(ruleset, path, rights)?;
     }
-    Ok(Some(ruleset))
+    Ok(ruleset)
 }
 
 /// Adds a rule for `path`, unless it cannot be opened: it stays forbidden then.

@@ -148,6 +148,9 @@ fn restrict(role: ThreadRole) -> io::Result<()> {
             }
             // Other processes of this user get no access to guest memory, and a core dump holds none.
             control(libc::PR_SET_DUMPABLE, 0)?;
+            if !settings.files.is_restricted() {
+                log::info!("clients can name any file; --allow DIR restricts mayfly to the files in DIR");
+            }
             if let Some(hint) = denial_hint(settings) {
                 thread_role::set_denial_hint(hint);
             }

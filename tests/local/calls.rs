@@ -92,12 +92,12 @@ fn follow(leader: libc::pid_t) -> Vec<Call> {
 }
 
 /// Kills a process after [`scratch::TIMEOUT`], which ends a wait for its next stop. Drop stops the timer.
-struct KillTimer {
+pub struct KillTimer {
     _running: Sender<()>,
 }
 
 impl KillTimer {
-    fn start(process: libc::pid_t) -> Self {
+    pub fn start(process: libc::pid_t) -> Self {
         let (running, stop) = mpsc::channel();
         thread::spawn(move || {
             if stop.recv_timeout(scratch::TIMEOUT) == Err(RecvTimeoutError::Timeout) {
@@ -270,7 +270,7 @@ fn request(operation: libc::c_uint, thread: libc::pid_t, data: libc::c_long) -> 
 }
 
 /// Waits for `thread`, or with -1 for any tracee of this thread, without children of other tests.
-fn wait(thread: libc::pid_t) -> (libc::pid_t, libc::c_int) {
+pub fn wait(thread: libc::pid_t) -> (libc::pid_t, libc::c_int) {
     let mut status = 0;
     // SAFETY: `status` is valid for writes.
     let thread = unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL | libc::__WNOTHREAD) };

@@ -70,7 +70,7 @@ fn slots_precede_interrupt_controllers() {
 }
 
 /// Creates a snapshot of a guest with `memory` MiB. The guest exits when it reads `q`.
-fn create_snapshot(directory: &Directory, memory: u32) {
+pub fn create_snapshot(directory: &Directory, memory: u32) {
     let mut process = ApiProcess::start();
     let machine = format!(r#"{{"vcpu_count":1,"mem_size_mib":{memory}}}"#);
     process.expect_no_content("PUT", "/machine-config", &machine);

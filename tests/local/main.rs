@@ -13,6 +13,7 @@
 //! | [`memory_limit`] | falling limits of the address space |
 //! | [`forged`] | state files of an attacker |
 //! | [`docs`] | commands in the documentation |
+//! | [`faults`] | a start in which one system call fails |
 //! | [`isolation`] | system calls that a hostile thread of a VM is refused |
 //! | [`access`] | a missing or inaccessible `/dev/kvm` |
 //! | [`virtio`] | drives and hostile guests |
@@ -41,11 +42,15 @@ mod calls;
 mod command;
 mod console;
 mod docs;
+// Registers of the processor.
+#[cfg(target_arch = "x86_64")]
+mod faults;
 mod forged;
 #[allow(dead_code, reason = "only the emulated host kills and restores guests")]
 #[path = "../hosts/guest.rs"]
 mod guest;
 mod guests;
+#[cfg(target_arch = "x86_64")]
 mod isolation;
 mod kvm_call_order;
 mod loader;
