@@ -59,6 +59,10 @@ scenarios: $(if $(CROSS),cross)
 	@$(CARGO) build --workspace --exclude interleavings --lib --bins --test hosts $(CROSS) --message-format json-render-diagnostics \
 		>$(BUILD)/scenarios.json
 	$(call publish,"$$(sed -nE 's/.*"executable":"([^"]*\/deps\/hosts-[^"]*)".*/\1/p' $(BUILD)/scenarios.json)",755,scenarios)
+ifeq ($(ARCH),aarch64)
+	@$(if $(CROSS),aarch64-linux-gnu-gcc,cc) -O2 -Wall -Wextra -Werror -static -o $(BUILD)/floor benches/floor/aarch64.c
+	$(call publish,$(BUILD)/floor,755,floor)
+endif
 
 demo: tools build ## boot a guest and explain its output; needs /dev/kvm
 	@dist/mayfly demo

@@ -77,9 +77,11 @@ fn collect(kind: &HostKind, scenarios: &[String]) -> Result<Files, Error> {
         ("images/initrd".to_owned(), build_guest_initrd(kind, &busybox)?),
         ("bin/busybox".to_owned(), busybox),
     ];
-    // Firecracker's release for x86_64 alone is compared.
+    // Firecracker's release for x86_64 alone is compared. The floor of x86_64 is measured on real hosts.
     if *kind == kind::X86_64 {
         files.push(("bin/firecracker".to_owned(), read(FIRECRACKER.into())?));
+    } else {
+        files.push(("bin/floor".to_owned(), read_built(kind, &kind.floor())?));
     }
     for module in kind.modules {
         let name = format!("modules/{module}.ko");

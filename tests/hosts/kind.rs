@@ -172,6 +172,11 @@ impl HostKind {
         }
     }
 
+    /// Returns the path of the program with the fewest KVM calls of a start.
+    pub fn floor(&self) -> PathBuf {
+        root().join("dist").join(self.architecture).join("floor")
+    }
+
     /// Returns the goal of make that builds the files of the host.
     pub fn goal(&self) -> &'static str {
         if self.is_native() {

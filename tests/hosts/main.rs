@@ -14,6 +14,7 @@
 //! | [`archive`] | cpio format |
 //! | [`guest`] | mayfly processes: output, input, exit |
 //! | [`firecracker`], [`oracle`] | comparison with Firecracker |
+//! | [`calls`] | system calls of a process |
 //! | [`aarch64`] | scenarios of aarch64, which share functions with those of x86_64 |
 //! | [`linux`], [`virtio`], [`snapshots`], [`images`], [`programs`], [`processor`], [`docs`] | scenarios |
 
@@ -38,6 +39,9 @@ macro_rules! scenarios {
 
 mod aarch64;
 mod archive;
+#[allow(dead_code, reason = "tests/local uses the rest")]
+#[path = "../local/calls.rs"]
+mod calls;
 mod contents;
 mod docs;
 #[cfg(target_arch = "x86_64")]

@@ -66,3 +66,4 @@ mod kvm;
 mod linux;
 mod programs;
 mod snapshots;
+mod start;
