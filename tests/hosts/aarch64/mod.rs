@@ -62,6 +62,7 @@ macro_rules! scenarios_of_map {
 }
 
 mod backports;
+mod bad_input;
 mod kvm;
 mod linux;
 mod programs;
