@@ -221,7 +221,7 @@ fn expected_value(path: &str, number: f64) -> Option<f64> {
 
 /// Returns true for a metric that only the metrics file has, under a name of Firecracker.
 fn is_only_in_file(path: &str) -> bool {
-    let groups = ["/serial/", "/keyboard/", "/operations/"];
+    let groups = ["/serial/", "/input/", "/operations/"];
     let fields = [
         "/transport/",
         "/durations/",
