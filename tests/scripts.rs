@@ -178,10 +178,7 @@ impl Machine {
         let output = self.run(program, arguments);
         let calls = fs::read_to_string(log).unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(
-            output.status.success(),
-            "{program} {arguments:?}: {text}"
-        );
+        assert!(output.status.success(), "{program} {arguments:?}: {text}");
         calls.lines().map(str::to_owned).collect()
     }
 

@@ -68,7 +68,15 @@ pub const AARCH64_GICV3: HostKind = HostKind {
     name: "aarch64 with GICv3",
     architecture: "aarch64",
     qemu: Qemu::Installed("qemu-system-aarch64"),
-    machine: &["-M", "virt,virtualization=on,gic-version=3", "-cpu", "cortex-a72"],
+    // Two processors, for the order of memory accesses by two threads.
+    machine: &[
+        "-M",
+        "virt,virtualization=on,gic-version=3",
+        "-cpu",
+        "cortex-a72",
+        "-smp",
+        "2",
+    ],
     // The machine has one PL011.
     report_port: &[
         "-chardev",

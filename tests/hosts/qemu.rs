@@ -58,8 +58,9 @@ impl Qemu {
     pub fn boot(kind: &HostKind, initramfs: &Path, console: &Path) -> Result<Self, Error> {
         let mut command = Command::new(kind.qemu());
         command
-            .args(kind.machine)
             .args(["-accel", "tcg", "-smp", "1", "-m", MEMORY])
+            // A kind may have more processors.
+            .args(kind.machine)
             .args(["-nodefaults", "-display", "none", "-no-reboot"])
             .arg("-kernel")
             .arg(kind.fetched("vmlinuz"))

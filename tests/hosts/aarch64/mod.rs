@@ -68,3 +68,4 @@ mod linux;
 mod programs;
 mod snapshots;
 mod start;
+mod virtqueue;

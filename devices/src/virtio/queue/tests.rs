@@ -1,9 +1,11 @@
+use std::time::Duration;
+
 use snapshot::GuestMemory;
 use vm_memory::GuestAddress;
 
 use super::Virtqueue;
 use super::chain::{Chain, ChainLimits, Error};
-use crate::virtio::testing::{Buffer, FakeDriver, FakeQueue, INDIRECT, NEXT, RawDescriptor, WRITE};
+use crate::virtio::testing::{Buffer, FakeDriver, FakeQueue, INDIRECT, NEXT, RawDescriptor, Stress, WRITE};
 
 const SIZE: u16 = 8;
 
@@ -338,4 +340,23 @@ fn refill_replaces_contents() {
         (chain.head, chain.readable.len(), chain.writable.len()),
         (second, 1, 0)
     );
+}
+
+/// Runs driver and device on two threads.
+fn stress(event_idx: bool) {
+    let duration = Duration::from_secs(2);
+    let counts = scratch::limited(move || Stress { event_idx, duration }.run());
+    println!("{counts:?}");
+    // Both sides wait now and then, on one processor, too.
+    assert!(counts.available > 0 && counts.used > 0, "{counts:?}");
+}
+
+#[test]
+fn driver_on_another_thread_loses_nothing() {
+    stress(false);
+}
+
+#[test]
+fn driver_on_another_thread_loses_nothing_with_event_idx() {
+    stress(true);
 }

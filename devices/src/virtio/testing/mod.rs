@@ -7,6 +7,8 @@
 //!
 //! [`Race`] is a hostile driver on several CPUs: it changes rings, descriptors and data while the device works. Its
 //! [`GuardedMemory`] shows a write outside guest memory.
+//!
+//! [`Stress`] is a correct driver on a CPU of its own, for the order of the accesses to the rings.
 
 mod driver;
 mod guarded;
@@ -14,6 +16,7 @@ mod interrupt;
 mod queue;
 mod race;
 mod registers;
+mod stress;
 
 pub use driver::FakeDriver;
 pub use guarded::GuardedMemory;
@@ -21,3 +24,4 @@ pub use interrupt::CountingInterrupt;
 pub use queue::{Buffer, FakeQueue, INDIRECT, NEXT, RawDescriptor, Used, WRITE};
 pub use race::Race;
 pub use registers::{get, set};
+pub use stress::{Stress, StressCounts};
