@@ -8,13 +8,13 @@ use std::rc::Rc;
 
 use crate::args::{Args, Setting};
 use crate::error::Error;
+use crate::report::warn;
+use crate::retry;
 use crate::sys::Directory;
 use crate::undo::Undo;
 
 /// Mode of a new cgroup.
 const MODE: libc::mode_t = 0o755;
-/// Attempts to create a cgroup: another jailer with the same parent that undoes its own steps may remove one meanwhile.
-const ATTEMPTS: u32 = 20;
 /// Files of a cpuset (version 1) that are empty in a new cgroup. No process can join it then.
 const INHERITED: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
 /// Prefix of files that each cgroup of version 2 has.
@@ -57,6 +57,9 @@ fn unescape(path: &str) -> PathBuf {
 /// Fails if a hierarchy is missing, or if one of the steps fails.
 pub fn join(args: &Args, program: &OsStr, undo: &mut Undo) -> Result<(), Error> {
     if args.cgroups.is_empty() && args.cgroup_version == 1 {
+        if args.parent_cgroup.is_some() {
+            warn(&ignored_parent("cgroup version 1 needs --cgroup"));
+        }
         return Ok(());
     }
     let mounts = Mounts::read()?;
@@ -81,15 +84,8 @@ impl Branch {
     fn create(mount: &Path, parents: &[&OsStr], id: &str, undo: &mut Undo) -> Result<Self, Error> {
         let top = Directory::open(mount).map_err(Error::path("open the cgroups in", mount))?;
         let top = Rc::new(top);
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            match Self::create_below(&top, parents, id, undo) {
-                Err(Error::Path { source, .. })
-                    if source.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS => {}
-                result => return result,
-            }
-        }
+        // The steps before the cgroup stay.
+        retry::create(undo, |_| (), |undo| Self::create_below(&top, parents, id, undo))
     }
 
     fn create_below(
@@ -216,7 +212,12 @@ fn join_v2(mounts: &Mounts, args: &Args, parents: &[&OsStr], undo: &mut Undo) ->
         // As in Firecracker, an existing parent alone means the cgroup itself.
         let path = mount.join(parents.iter().collect::<PathBuf>());
         let parent = match Directory::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if args.parent_cgroup.is_some() {
+                    warn(&ignored_parent(&format!("{} does not exist", path.display())));
+                }
+                return Ok(());
+            }
             opened => opened.map_err(Error::path("open the cgroup", path))?,
         };
         return attach(&parent, PROCESSES, origin_v2(&mount, PROCESSES)?, undo);
@@ -277,6 +278,14 @@ fn origin_v2(mount: &Path, file: &str) -> Result<std::os::fd::OwnedFd, Error> {
         None => Directory::open(mount).map_err(Error::path("open the cgroups in", mount))?,
     };
     open_members(&level, file)
+}
+
+/// Returns the notice for an option that Firecracker's jailer ignores, too.
+fn ignored_parent(reason: &str) -> String {
+    format!(
+        "--parent-cgroup has no effect: {reason}, so that the VMM stays in the cgroup of the jailer; create the cgroup and use \
+         --cgroup-version 2, or set a --cgroup"
+    )
 }
 
 fn unavailable(setting: &Setting, version: u8) -> Error {

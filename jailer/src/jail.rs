@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::leftover;
 use crate::program::Program;
 use crate::report::warn;
+use crate::retry;
 use crate::sys::{self, Directory};
 use crate::undo::Undo;
 
@@ -18,8 +19,6 @@ use crate::undo::Undo;
 const OUTER_MODE: libc::mode_t = 0o755;
 /// Mode of the root of the jail and of directories in it, which belong to the user of the VMM.
 const INNER_MODE: libc::mode_t = 0o700;
-/// Attempts to create the directories: another jailer with the same program that undoes its own steps may remove one meanwhile.
-const ATTEMPTS: u32 = 20;
 
 /// A locked jail.
 #[derive(Debug)]
@@ -47,18 +46,11 @@ impl Jail {
         let base = base.map_err(Error::path("find the directory of all jails", &args.base))?;
         let base = Directory::open(base);
         let base = Rc::new(base.map_err(Error::path("open the directory of all jails", &args.base))?);
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            match Self::create_below(&base, args, program, undo) {
-                Err(Error::Path { source, .. })
-                    if source.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS =>
-                {
-                    undo.run();
-                }
-                result => return result,
-            }
-        }
+        retry::create(
+            undo,
+            |undo| drop(undo.run()),
+            |undo| Self::create_below(&base, args, program, undo),
+        )
     }
 
     fn create_below(

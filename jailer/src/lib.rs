@@ -35,6 +35,7 @@ mod leftover;
 mod processor;
 mod program;
 mod report;
+mod retry;
 mod root;
 mod steps;
 mod sys;

@@ -174,6 +174,19 @@ fn existing_parent_of_version_2_is_joined() {
     });
 }
 
+#[test]
+fn missing_parent_of_version_2_is_reported() {
+    let Some(_) = unified() else { return };
+    in_namespaces(|host| {
+        // More than the kernel allows: a failure after the cgroups.
+        let failing = ["--resource-limit", "no-file=99999999999"];
+        let options = ["--cgroup-version", "2", "--parent-cgroup", "mayfly-missing"];
+        let text = host.fail(&mut host.command("vm1", &[options.as_slice(), &failing].concat()));
+        assert!(text.contains("--parent-cgroup has no effect: "), "{text}");
+        assert!(text.contains("mayfly-missing does not exist"), "{text}");
+    });
+}
+
 /// Returns options for a cgroup of this host in `parent`, and its hierarchy.
 pub fn options(parent: &str) -> Option<(PathBuf, Vec<String>)> {
     let v1 = find_mount("cgroup", "pids").map(|mount| (mount, "1", "pids.max=77"));
