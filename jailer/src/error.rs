@@ -57,6 +57,11 @@ pub enum Error {
         /// The other version.
         other: u8,
     },
+    /// The process that becomes the VMM ended without a message.
+    #[error(
+        "cannot start the VMM: its process was killed; look for the OOM killer in the kernel log, and at the limits of its cgroup"
+    )]
+    Killed,
     /// A child process failed. The text is its complete message.
     #[error("{0}")]
     Child(String),

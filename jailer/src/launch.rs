@@ -10,6 +10,9 @@ use crate::jail::{PidFile, Replacement};
 use crate::program::Program;
 use crate::sys;
 
+/// Message of a child just before `execve`, which closes the pipe. A text follows if `execve` fails. No text begins with it.
+const START: u8 = 0;
+
 /// Clocks at the start of the jailer, for the VMM's arguments.
 #[derive(Clone, Copy, Debug)]
 pub struct Clocks {
@@ -105,14 +108,14 @@ impl Launch {
     /// Becomes the VMM. Returns only in the process that stays behind, after the start of the VMM by a child, or with an error.
     ///
     /// A child reports its failure by a pipe, which the `execve` of the VMM closes: its stderr may be `/dev/null`, and this process
-    /// alone undoes the steps.
+    /// alone undoes the steps. The end of the pipe without a message is the end of a killed child.
     ///
     /// # Errors
     /// Fails if a step of this process or of a child fails.
     pub fn start(mut self) -> Result<(), Error> {
         if self.daemonize.is_none() && !self.new_pid_ns {
             self.files.pid.publish(sys::process_id())?;
-            return Err(self.execute());
+            return Err(self.execute(None));
         }
         let (reader, writer) = create_pipe()?;
         self.earlier = processor_time();
@@ -121,17 +124,14 @@ impl Launch {
             None => self.fork_into_namespace()?,
         };
         if is_child {
-            let message = self.run_child().describe();
+            let message = self.run_child(&writer).describe();
             // The parent has the other end. If it has ended, the message has no reader.
             let _ = sys::write(&writer, message.as_bytes());
             sys::exit(1);
         }
         drop(writer);
         let message = sys::read_all(&reader).map_err(Error::call("wait for the start of the VMM"))?;
-        if message.is_empty() {
-            return Ok(());
-        }
-        Err(Error::Child(String::from_utf8_lossy(&message).into_owned()))
+        evaluate(&message)
     }
 
     fn fork(&self) -> Result<Option<libc::pid_t>, Error> {
@@ -160,11 +160,11 @@ impl Launch {
     }
 
     /// Continues in the first child. Returns only a failure.
-    fn run_child(&mut self) -> Error {
+    fn run_child(&mut self, messages: &OwnedFd) -> Error {
         match self.daemonize.take() {
-            None => self.execute(),
+            None => self.execute(Some(messages)),
             Some(null) => match self.daemonize(&null) {
-                Ok(()) => self.execute(),
+                Ok(()) => self.execute(Some(messages)),
                 Err(error) => error,
             },
         }
@@ -194,8 +194,8 @@ impl Launch {
         self.earlier += processor_time();
     }
 
-    /// Sets limits, group and user, and executes the VMM. Returns only a failure.
-    fn execute(&self) -> Error {
+    /// Sets limits, group and user, and executes the VMM. A child announces that in `messages`. Returns only a failure.
+    fn execute(&self, messages: Option<&OwnedFd>) -> Error {
         if let Err(error) = self.limits.apply() {
             return error;
         }
@@ -211,6 +211,10 @@ impl Launch {
             && let Err(error) = program.finish()
         {
             return error;
+        }
+        if let Some(messages) = messages {
+            // Fails if the parent has ended.
+            let _ = sys::write(messages, &[START]);
         }
         let path = self.path.to_string_lossy().into_owned();
         let error = sys::execute(&self.path, &arguments);
@@ -245,6 +249,15 @@ impl Launch {
     }
 }
 
+/// Evaluates all that a child has sent until its `execve` or end.
+fn evaluate(message: &[u8]) -> Result<(), Error> {
+    match message {
+        [START] => Ok(()),
+        [] => Err(Error::Killed),
+        [START, text @ ..] | text => Err(Error::Child(String::from_utf8_lossy(text).into_owned())),
+    }
+}
+
 impl Limits {
     fn apply(&self) -> Result<(), Error> {
         if let Some(size) = self.file_size {
@@ -253,5 +266,23 @@ impl Limits {
         }
         let result = sys::set_limit(libc::RLIMIT_NOFILE, self.open_files);
         result.map_err(Error::call("set the limit of --resource-limit no-file"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Error, evaluate};
+
+    #[test]
+    fn only_an_announced_execution_is_a_start() {
+        assert!(evaluate(&[0]).is_ok());
+        assert!(matches!(evaluate(&[]), Err(Error::Killed)));
+        for message in [&b"a reason"[..], b"\0a reason"] {
+            let result = evaluate(message);
+            assert!(
+                matches!(&result, Err(Error::Child(text)) if text == "a reason"),
+                "{result:?}"
+            );
+        }
     }
 }
