@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 
 use api::http::{self, Socket};
 use devices::ThreadRole;
+use vmm::arch::{Native, Platform};
 use vmm::config::VmConfig;
 use vmm::control::{self, Control, LoadSnapshotError, OpenSnapshot, PassedFiles};
 use vmm::event_loop::{ExitReason, SignalFd, release_startup_memory};
@@ -151,7 +152,10 @@ fn shape(args: &ShellArgs) -> Result<VmConfig, Error> {
             let described = control::describe_snapshot(&directory.join(STATE));
             described.map_err(Error::Shape)?.1
         }
-        None => VmConfig::new(PathBuf::new()),
+        None => VmConfig {
+            layout: Native::DEFAULT_LAYOUT,
+            ..VmConfig::new(PathBuf::new())
+        },
     };
     config.devices.clear();
     // A load decides it.

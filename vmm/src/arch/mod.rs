@@ -230,6 +230,8 @@ pub trait Platform: Send + Sync + Sized + 'static {
     const MAX_CORE_THREADS: u8;
     /// The command line has an argument for each virtio-mmio device, unless the configuration omits them.
     const HAS_DEVICE_ARGUMENTS: bool;
+    /// Layout of a VM whose image is not known yet.
+    const DEFAULT_LAYOUT: AddressLayout;
 
     /// Checks that the architecture has all settings of `spec`. It may come from a state file.
     ///

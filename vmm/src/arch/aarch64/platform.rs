@@ -69,6 +69,7 @@ impl Platform for Aarch64 {
     const MAX_CORE_THREADS: u8 = 1;
     // The device tree describes the devices. Linux would find each twice.
     const HAS_DEVICE_ARGUMENTS: bool = false;
+    const DEFAULT_LAYOUT: AddressLayout = AddressLayout::ArmFc;
 
     fn check(spec: &VmSpec) -> Result<(), Error> {
         let config = spec.config();

@@ -82,6 +82,7 @@ impl Platform for X86_64 {
     const COMMAND_LINE_CAPACITY: usize = layout::COMMAND_LINE_CAPACITY;
     const MAX_CORE_THREADS: u8 = 2;
     const HAS_DEVICE_ARGUMENTS: bool = true;
+    const DEFAULT_LAYOUT: AddressLayout = AddressLayout::V3;
 
     fn check(spec: &VmSpec) -> Result<(), Error> {
         let config = spec.config();
