@@ -1,7 +1,7 @@
 //! Network interfaces on taps and on Unix sockets. Each test with a tap has its own network namespace, which requires root.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
@@ -64,6 +64,37 @@ pub fn create_host_tap() {
     run_command("ip link set tap0 up");
     // On a busy machine the guest may reply late: repeat ARP requests for a minute instead of three seconds.
     fs::write("/proc/sys/net/ipv4/neigh/tap0/mcast_solicit", "60").unwrap();
+}
+
+/// Gives the address 10.0.0.2 on `tap0` the MAC address of the guest, for a guest without ARP. The `ip` of busybox cannot.
+pub fn add_guest_neighbor() {
+    /// `ATF_COM` and `ATF_PERM` of linux/if_arp.h.
+    const COMPLETE_PERMANENT: libc::c_int = 6;
+    let family = |family: libc::c_int| libc::sa_family_t::try_from(family).unwrap();
+    let fill = |to: &mut [libc::c_char], bytes: &[u8]| {
+        for (to, from) in to.iter_mut().zip(bytes) {
+            *to = libc::c_char::from_ne_bytes([*from]);
+        }
+    };
+    // SAFETY: `arpreq` consists of integers, for which zero bytes are valid.
+    let mut request: libc::arpreq = unsafe { mem::zeroed() };
+    request.arp_pa.sa_family = family(libc::AF_INET);
+    // After the port.
+    fill(&mut request.arp_pa.sa_data[2..], &[10, 0, 0, 2]);
+    request.arp_ha.sa_family = libc::ARPHRD_ETHER;
+    fill(&mut request.arp_ha.sa_data, &[2, 0, 0, 0, 0, 7]);
+    request.arp_flags = COMPLETE_PERMANENT;
+    fill(&mut request.arp_dev, b"tap0");
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    // SAFETY: SIOCSARP takes an `arpreq`, which is valid for the call.
+    let result = unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSARP as libc::Ioctl,
+            &raw const request,
+        )
+    };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
 
 /// Expects replies to `count` pings of `address`.

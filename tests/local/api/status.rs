@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 
 use serde_json::{Value, json};
+use vmm::arch::{Architecture, Native, Platform};
 
 use super::served::{ApiProcess, Directory, PAUSED, RESUMED, pause_and_create, start_ticker};
 use crate::file;
@@ -99,8 +100,12 @@ fn halt_with_interrupts_off_is_reported_once() {
 #[test]
 fn drive_without_driver_is_in_reset() {
     let process = start("loop.elf", "", "looping\n");
+    let (address, irq) = match Native::ARCHITECTURE {
+        Architecture::X86_64 => ("0xc0001000", 5),
+        Architecture::Aarch64 => ("0x40003000", 16),
+    };
     let drive = json!([{
-        "kind": "Drive", "id": "d", "address": "0xc0001000", "irq": 5,
+        "kind": "Drive", "id": "d", "address": address, "irq": irq,
         "has_driver": false, "status": [], "features": [],
     }]);
     assert_eq!(status(&process)["devices"], drive);
@@ -128,7 +133,11 @@ fn spinning_guest_runs() {
     let registers = await_registers(&process, "Running", false);
     assert_eq!(registers["halted_with_interrupts_off"], false);
     let ip = registers["vcpus"][0]["instruction_pointer"].as_str().unwrap();
-    assert!(ip.starts_with("0x100"), "{ip} is not in the image");
+    let image = match Native::ARCHITECTURE {
+        Architecture::X86_64 => "0x100",
+        Architecture::Aarch64 => "0x80000",
+    };
+    assert!(ip.starts_with(image), "{ip} is not in the image");
 }
 
 /// The keyboard is of x86_64.
@@ -146,12 +155,18 @@ fn guest_that_waits_for_interrupts_is_not_reported() {
     process.expect("ok keyboard");
 }
 
+/// Address of the last access of the guest poke.elf.
+const LAST_UNCLAIMED: &str = match Native::ARCHITECTURE {
+    Architecture::X86_64 => "0xfe100000",
+    Architecture::Aarch64 => "0x7f100000",
+};
+
 #[test]
 fn last_unclaimed_accesses_are_listed() {
     let process = start("poke.elf", "stay=1", "ok poke");
     let access = |width, is_write| {
         json!({
-            "vcpu_id": 0, "space": "Memory", "address": "0xfe100000", "width": width, "is_write": is_write, "count": 1,
+            "vcpu_id": 0, "space": "Memory", "address": LAST_UNCLAIMED, "width": width, "is_write": is_write, "count": 1,
         })
     };
     let writes = [8, 4, 2, 1].map(|width| access(width, true));

@@ -15,7 +15,7 @@ use super::snapshot_cli::hide_proc;
 use super::uffd::{FaultHandler, load_with_handler};
 use crate::guest::TIMEOUT;
 use crate::guests::{file, program};
-use crate::network::{create_host_tap, in_own_network, run_command};
+use crate::network::{add_guest_neighbor, create_host_tap, in_own_network};
 
 const PAGE: usize = 4096;
 const ROUNDS: usize = 4;
@@ -190,7 +190,7 @@ fn diffs_of_served_vm_are_exact() {
 fn diffs_with_packets_are_exact() {
     in_own_network(|| {
         create_host_tap();
-        run_command("ip neigh add 10.0.0.2 lladdr 02:00:00:00:00:07 dev tap0 nud permanent");
+        add_guest_neighbor();
         let socket = UdpSocket::bind("10.0.0.1:0").unwrap();
         socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         for without_proc in [false, true] {
