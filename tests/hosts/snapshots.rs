@@ -11,7 +11,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::guest::{self, Guest, TIMEOUT};
 use crate::virtio::{
@@ -51,6 +51,7 @@ scenarios! {
     // Only the first snapshot is full: a full snapshot of a guest with a fault handler requests each page separately.
     tsc_continues_without_pause => check_tsc("", |counted| counted < 1.0);
     tsc_advances_with_realtime => check_tsc("--realtime", |counted| counted >= PAUSE.as_secs_f64());
+    late_tsc_deadline_fires_once => check_late_deadline("/guests/counter.elf", true);
     restored_with_fault_handler => run_case(&Case { has_handler: true, rounds: ONE_CYCLE, kinds: MIXED_KINDS, ..DEFAULT_CASE });
 }
 
@@ -79,6 +80,49 @@ fn check_tsc(options: &str, expected: fn(f64) -> bool) {
     );
     guest.terminate();
     fs::remove_dir_all(DIRECTORY).unwrap();
+}
+
+/// Restores a guest 1000 s later by the clock of the host, with `--realtime` or without. Only with it the counter of the guest advances, and
+/// the deadline of its timer in 500 s has passed: it fires once.
+pub fn check_late_deadline(kernel: &str, is_realtime: bool) {
+    const LATER: i64 = 1000;
+    let mut guest = Guest::start(&format!("{kernel} --memory 16M --api-sock {SOCKET}"));
+    guest.expect("ready");
+    let before = read_counter(&mut guest, 0);
+    pause_and_create(&mut guest, "Full");
+    advance_host_clock(LATER);
+    let option = if is_realtime { "--realtime" } else { "" };
+    guest = guest.restart(&format!("restore {DIRECTORY} --api-sock {SOCKET} {option}"));
+    let ticks = u32::from(is_realtime);
+    let after = read_counter(&mut guest, ticks);
+    read_counter(&mut guest, ticks);
+    guest.terminate();
+    advance_host_clock(-LATER);
+    fs::remove_dir_all(DIRECTORY).unwrap();
+    let passed = after - before;
+    println!("the counter advances by {passed:?}");
+    assert_eq!(passed >= Duration::from_secs(1000), is_realtime, "{passed:?}");
+    assert!(passed < Duration::from_secs(1000) + TIMEOUT, "{passed:?}");
+}
+
+/// Returns the time of the guest counter.elf, whose timer has fired `ticks` times.
+fn read_counter(guest: &mut Guest, ticks: u32) -> Duration {
+    guest.type_line("");
+    guest.expect("counter ");
+    let milliseconds = guest.expect(" ms ").parse().unwrap();
+    guest.expect(&format!("ticks {ticks}\n"));
+    Duration::from_millis(milliseconds)
+}
+
+fn advance_host_clock(seconds: i64) {
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap();
+    let time = libc::timespec {
+        tv_sec: i64::try_from(now.as_secs()).unwrap() + seconds,
+        tv_nsec: i64::from(now.subsec_nanos()),
+    };
+    // SAFETY: `time` is valid for reads.
+    let result = unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &raw const time) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
 
 /// Clocks of the guest kvmclock.elf at one moment.

@@ -1,14 +1,17 @@
 //! Snapshots on aarch64, with the test guests.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
-use std::process::Output;
 use std::thread;
 use std::time::Duration;
+use std::process::{Command, Output};
 
 use super::Map;
-use crate::guest::{Guest, mayfly_command};
-use crate::snapshots::{Case, DEFAULT_CASE, MIXED_KINDS, run_case};
+use crate::guest::{Guest, TIMEOUT, mayfly_command};
+use crate::snapshots::{Case, DEFAULT_CASE, MIXED_KINDS, check_late_deadline, run_case};
+use crate::virtio::{create_tap, remove_tap, run_program};
 
 const SOCKET: &str = "/tmp/api";
 const DIRECTORY: &str = "/tmp/snapshot";
@@ -21,6 +24,9 @@ scenarios_on_each_map! {
     clock_is_restored => check_clock;
     shell_restores_guest => check_shell;
     clones_have_identities_of_their_own => check_identities;
+    clone_has_address_of_its_own => check_address;
+    counter_advances_with_realtime => |map| check_late_deadline(&counter(map), true);
+    counter_continues_without_realtime => |map| check_late_deadline(&counter(map), false);
 }
 
 /// Linux under load, on the map of Firecracker, as on x86_64.
@@ -221,6 +227,47 @@ fn expect_identity(guest: &mut Guest, counter: u32) -> String {
     let random = guest.expect(&format!(" interrupts {counter}\n"));
     assert_eq!(random.len(), 32 + 1 + 128, "{random}");
     random
+}
+
+/// Returns the path of the guest that reads the counter.
+fn counter(map: Map) -> String {
+    format!("/guests/{}/counter.elf", map.name)
+}
+
+/// Restores a guest with another address on the host's side, which answers ping and a request there.
+fn check_address(map: Map) {
+    const MAC: &str = "02:00:00:00:00:07";
+    const ADDRESS: &str = "10.0.7.1";
+    create_tap();
+    let mut guest = Guest::start(&format!(
+        "/guests/{}/net.elf --memory 64M --api-sock {SOCKET} --net tap:tap0,mac={MAC} -- ip=10.0.0.2",
+        map.name
+    ));
+    guest.expect(&format!("net {MAC} at 10.0.0.2\n"));
+    create_snapshot(&[]);
+    guest.terminate();
+    run_program("ip", &["address", "add", "10.0.7.254/24", "dev", "tap0"]);
+    run_program("ip", &["link", "set", "tap0", "up"]);
+    let mut clone = restore(&format!(
+        "--net net0=tap:tap0,guest-ip=10.0.0.2,ip={ADDRESS},guest-mac={MAC},mac=02:00:00:00:07:01"
+    ));
+    run_program("ping", &["-c", "2", "-W", "30", ADDRESS]);
+    let mut page = String::new();
+    let mut connection = TcpStream::connect((ADDRESS, 80)).unwrap();
+    connection.set_read_timeout(Some(TIMEOUT)).unwrap();
+    connection.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    connection.read_to_string(&mut page).unwrap();
+    // The guest ends once the connection is closed.
+    drop(connection);
+    assert!(page.ends_with("\r\n\r\nhello from mayfly\n"), "{page}");
+    let neighbors = scratch::run(Command::new("ip").args(["neigh", "show", ADDRESS])).stdout;
+    let neighbors = String::from_utf8_lossy(&neighbors).into_owned();
+    assert!(neighbors.contains("02:00:00:00:07:01"), "{neighbors}");
+    // The first ping may precede the address of the host's tap.
+    clone.expect(" pings 1 pages");
+    clone.expect_exit(0);
+    remove_tap();
+    fs::remove_dir_all(DIRECTORY).unwrap();
 }
 
 fn check_shell(map: Map) {
