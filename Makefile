@@ -52,13 +52,17 @@ build: guests ## build dist/mayfly, dist/mayfly-jailer (static) and the test gue
 	$(call publish,$(RELEASE)/mayfly-jailer,755,mayfly-jailer)
 	$(call publish,$(RELEASE)/mayfly.map,644,mayfly.map)
 
-# The emulated host of another architecture runs a test program of that architecture.
+# built TEST: the program of a test in the list of the build.
+built = "$$(sed -nE 's/.*"executable":"([^"]*\/deps\/$(1)-[^"]*)".*/\1/p' $(BUILD)/scenarios.json)"
+
+# The emulated host of another architecture runs test programs of that architecture.
 scenarios: $(if $(CROSS),cross)
 	@echo '== scenarios for $(ARCH)'
 	@mkdir -p $(BUILD)
-	@$(CARGO) build --workspace --exclude interleavings --lib --bins --test hosts $(CROSS) --message-format json-render-diagnostics \
-		>$(BUILD)/scenarios.json
-	$(call publish,"$$(sed -nE 's/.*"executable":"([^"]*\/deps\/hosts-[^"]*)".*/\1/p' $(BUILD)/scenarios.json)",755,scenarios)
+	@$(CARGO) build --workspace --exclude interleavings --lib --bins --test hosts --test local $(CROSS) \
+		--message-format json-render-diagnostics >$(BUILD)/scenarios.json
+	$(call publish,$(call built,hosts),755,scenarios)
+	$(call publish,$(call built,local),755,local)
 ifeq ($(ARCH),aarch64)
 	@$(if $(CROSS),aarch64-linux-gnu-gcc,cc) -O2 -Wall -Wextra -Werror -static -o $(BUILD)/floor benches/floor/aarch64.c
 	$(call publish,$(BUILD)/floor,755,floor)
@@ -85,10 +89,12 @@ docs:
 	@echo '== documentation'
 	@RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
 
-# On aarch64 the other goals cover it.
+# On aarch64 the other goals build the rest.
 aarch64:
 ifeq ($(HOST),x86_64)
 	@$(MAKE) --no-print-directory build scenarios ARCH=aarch64
+else
+	@$(MAKE) --no-print-directory build scenarios
 endif
 
 # tests/local and the target `load` of tests/fuzz require /dev/kvm. The emulated host runs the same guests in any case.

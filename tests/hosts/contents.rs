@@ -72,6 +72,10 @@ fn collect(kind: &HostKind, scenarios: &[String]) -> Result<Files, Error> {
     let mut files = vec![
         ("init".to_owned(), include_bytes!("host-init.sh").to_vec()),
         ("scenarios".to_owned(), list.into_bytes()),
+        (
+            "bin/local-root".to_owned(),
+            include_bytes!("local-root.sh").to_vec(),
+        ),
         ("bin/mayfly".to_owned(), read_built(kind, &kind.mayfly())?),
         ("bin/scenarios".to_owned(), read_built(kind, &kind.scenarios())?),
         ("images/initrd".to_owned(), build_guest_initrd(kind, &busybox)?),
@@ -82,6 +86,9 @@ fn collect(kind: &HostKind, scenarios: &[String]) -> Result<Files, Error> {
         files.push(("bin/firecracker".to_owned(), read(FIRECRACKER.into())?));
     } else {
         files.push(("bin/floor".to_owned(), read_built(kind, &kind.floor())?));
+    }
+    for (name, path) in kind.local_programs() {
+        files.push((name.to_owned(), read_built(kind, &path)?));
     }
     for module in kind.modules {
         let name = format!("modules/{module}.ko");

@@ -1,5 +1,6 @@
 //! Verdicts of the scenarios, from a few emulated hosts for all of them.
 
+use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::io::{self, Write};
 use std::path::Path;
@@ -10,8 +11,9 @@ use std::{env, fs, panic, thread};
 
 use scratch::Directory;
 
+use crate::aarch64::local;
 use crate::contents;
-use crate::kind::{HostKind, KINDS, X86_64};
+use crate::kind::{AARCH64_GICV3, HostKind, KINDS, X86_64};
 use crate::qemu::{self, Qemu};
 use crate::report::Report;
 
@@ -112,12 +114,36 @@ fn print_summary(scenarios: &[String], report: &Report, seconds: u64) {
             ));
         }
     }
+    print_local_tests(scenarios, report);
     let (count, list) = (report.retries.len(), report.retries.join(", "));
     print_notice(&format!(
         "{} scenarios in {seconds} s, {count} retries of at most {MAX_RETRIES}{}{list}",
         scenarios.len(),
         if count == 0 { "" } else { ": " }
     ));
+}
+
+/// Prints the number of tests of tests/local that passed on a host, and those that are left out with their reasons.
+fn print_local_tests(scenarios: &[String], report: &Report) {
+    let verdicts = scenarios.iter().filter_map(|name| report.verdict(name));
+    let outputs: Vec<&str> = verdicts.map(|verdict| verdict.output.as_str()).collect();
+    let (count, omissions) = count_local_tests(&outputs);
+    if count == 0 {
+        return;
+    }
+    let tests = local::COUNT;
+    print_notice(&format!("{}: {tests}{count} passed", AARCH64_GICV3.name));
+    for omission in omissions {
+        print_notice(omission);
+    }
+}
+
+/// Returns the number of passed tests of tests/local in the outputs of scenarios, and each line about a test that is left out.
+fn count_local_tests<'a>(outputs: &[&'a str]) -> (usize, BTreeSet<&'a str>) {
+    let lines = || outputs.iter().flat_map(|output| output.lines());
+    let counts = lines().filter_map(|line| line.strip_prefix(local::COUNT)?.parse::<usize>().ok());
+    let omissions = lines().filter(|line| line.starts_with(local::OMISSION));
+    (counts.sum(), omissions.collect())
 }
 
 /// Checks the number of `retries`.
@@ -245,7 +271,7 @@ fn print_notice(text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::{HOST, MAX_RETRIES, check_retries, divide};
+    use super::{HOST, MAX_RETRIES, check_retries, count_local_tests, divide};
 
     /// Waits for the scenarios of this run, if there are any.
     #[test]
@@ -270,6 +296,15 @@ mod tests {
             ("aarch64 with GICv2", "aarch64::b::gic2::c"),
         ];
         assert_eq!(shares, expected.map(|(name, list)| (name, list.to_owned())));
+    }
+
+    #[test]
+    fn local_tests_are_counted_and_omissions_listed_once() {
+        let output = "test result: ok. 7 passed\ntests of tests/local: 7\nleft out: b: no disk\n";
+        let (count, omissions) = count_local_tests(&[output, "left out: a: slow\n", output]);
+        assert_eq!(count, 14);
+        let expected = ["left out: a: slow", "left out: b: no disk"];
+        assert_eq!(omissions.into_iter().collect::<Vec<_>>(), expected);
     }
 
     #[test]

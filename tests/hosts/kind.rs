@@ -185,6 +185,18 @@ impl HostKind {
         root().join("dist").join(self.architecture).join("floor")
     }
 
+    /// Returns the programs that run tests/local on a host of this kind, with their names there. x86_64 runs it without a host.
+    pub fn local_programs(&self) -> Vec<(&'static str, PathBuf)> {
+        if *self == X86_64 {
+            return Vec::new();
+        }
+        let directory = root().join("dist").join(self.architecture);
+        vec![
+            ("bin/local", directory.join("local")),
+            ("bin/mayfly-jailer", directory.join("mayfly-jailer")),
+        ]
+    }
+
     /// Returns the goal of make that builds the files of the host.
     pub fn goal(&self) -> &'static str {
         if self.is_native() {

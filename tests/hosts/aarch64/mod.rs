@@ -65,6 +65,7 @@ mod backports;
 mod bad_input;
 mod kvm;
 mod linux;
+pub mod local;
 mod programs;
 mod snapshots;
 mod start;

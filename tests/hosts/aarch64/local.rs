@@ -1,0 +1,184 @@
+//! The tests of tests/local, with a process of that program for each module. A test that cannot run here is left out by name, with its
+//! reason: [`LEFT_OUT`]. The output of the run lists them.
+
+use std::process::Command;
+use std::time::Duration;
+
+use super::{FC, Map, VIRT};
+
+/// First words of the line with the number of passed tests.
+pub const COUNT: &str = "tests of tests/local: ";
+/// First words of a line with a test that is left out, and the reason.
+pub const OMISSION: &str = "left out: ";
+
+/// Limit of a group.
+const LIMIT: Duration = Duration::from_secs(500);
+
+/// Reasons of [`LEFT_OUT`].
+const CLIENTS: &str =
+    "its client is a program of this machine's architecture, or an interpreter with packages";
+const BRIDGE: &str = "the kernel has no bridge without more modules";
+const FUSE: &str = "the kernel has no FUSE without more modules";
+const STOPS: &str = "it stops at each of some hundred system calls, which takes minutes here";
+const LOAD: &str =
+    "it loads the processor for a minute here, and tests code without a part for the architecture";
+const OUTPUT: &str = "a byte of output takes a millisecond here: KVM leaves the emulated EL1 for each";
+const AWAKE: &str = "the thread of a halted vCPU is awake here whenever its registers are read";
+const NO_RECORD: &str = "VMs of aarch64 have no identity record";
+
+/// Tests that do not run here: their names or parts of them, and the reasons. The program skips what contains one.
+const LEFT_OUT: &[(&str, &str)] = &[
+    (
+        "docs::",
+        "it runs the commands of the documentation in bash, with the tools that they name",
+    ),
+    ("api::clients::", CLIENTS),
+    ("api::crowd::", BRIDGE),
+    ("api::addresses::clones_answer_at_their_own_addresses", BRIDGE),
+    ("api::addresses::second_host_with_address_is_reported", BRIDGE),
+    ("api::slow_disk::", FUSE),
+    (
+        "api::race::",
+        "a race between two processors, of which the host has one",
+    ),
+    ("api::killed::", STOPS),
+    ("api::disk::kill_on_full_disk_keeps_snapshot", STOPS),
+    ("api::disk::vanished_directory_is_reported", STOPS),
+    ("api::disk::full_disk_keeps_old_snapshot", LOAD),
+    ("api::clones::clone", LOAD),
+    ("api::lifecycle::paused_guest_prints_nothing", LOAD),
+    ("api::snapshot::diff_of_booted_guest_is_complete", LOAD),
+    ("api::snapshot_cli::input_before_restore_reaches_guest", LOAD),
+    ("api::uffd::late_handler_continues_guest_and_device", LOAD),
+    ("api::uffd::resident_guest_continues_without_handler", LOAD),
+    ("api::malformed::", LOAD),
+    ("api::operations::", LOAD),
+    ("api::output::fifos_without_reader_stall_nothing", LOAD),
+    ("api::status::halt_with_interrupts_off_is_reported_once", AWAKE),
+    ("api::status::paused_guest_has_registers", AWAKE),
+    ("console::stalled_reader_does_not_stall_guest", OUTPUT),
+    ("console::slow_reader_receives_all_output", OUTPUT),
+    ("console::closed_reader_does_not_end_guest", OUTPUT),
+    ("console::signal_ends_output_drain", OUTPUT),
+    ("loader::", LOAD),
+    ("memory_limit::", LOAD),
+    ("api::identity::", NO_RECORD),
+];
+
+/// Defines a test for each module of tests, with guests of the map fc, and the list of the modules.
+macro_rules! groups {
+    ($($name:ident => $module:literal;)*) => {
+        /// Modules that run here.
+        const MODULES: &[&str] = &[$($module),*];
+
+        $(
+            #[test]
+            fn $name() {
+                let name = concat!(module_path!(), "::", stringify!($name));
+                crate::host::run(name, || run_group(concat!($module, "::"), FC));
+            }
+        )*
+    };
+}
+
+groups! {
+    access => "access";
+    attach => "attach";
+    command => "command";
+    console => "console";
+    kvm_call_order => "kvm_call_order";
+    network => "network";
+    virtio => "virtio";
+    api_addresses => "api::addresses";
+    api_attack => "api::attack";
+    api_change => "api::change";
+    api_chroot => "api::chroot";
+    api_clones => "api::clones";
+    api_config_file => "api::config_file";
+    api_disk => "api::disk";
+    api_jailed => "api::jailed";
+    api_kata => "api::kata";
+    api_lifecycle => "api::lifecycle";
+    api_output => "api::output";
+    api_phases => "api::phases";
+    api_preparation => "api::preparation";
+    api_process => "api::process";
+    api_replay => "api::replay";
+    api_roundtrip => "api::roundtrip";
+    api_snapshot => "api::snapshot";
+    api_snapshot_cli => "api::snapshot_cli";
+    api_status => "api::status";
+    api_tracking => "api::tracking";
+    api_uffd => "api::uffd";
+}
+
+/// Returns a command for the program with `arguments`.
+fn program(map: Map, arguments: &[&str]) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["-m", "/bin/local-root"]).args(arguments);
+    command.env("MAYFLY_GUESTS", format!("/guests/{}", map.name));
+    command
+}
+
+/// Runs the tests of the module `prefix`, with guests of `map`.
+fn run_group(prefix: &str, map: Map) {
+    let mut arguments = vec![prefix];
+    for (name, reason) in LEFT_OUT {
+        if name.starts_with(prefix) {
+            println!("{OMISSION}{name}: {reason}");
+        }
+        arguments.extend(["--skip", *name]);
+    }
+    let output = scratch::run_within(LIMIT, &mut program(map, &arguments));
+    let printed = String::from_utf8_lossy(&output.stdout);
+    println!("{printed}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}", output.status);
+    let passed = printed
+        .lines()
+        .find_map(|line| line.strip_prefix("test result: ok. "));
+    let count = passed.and_then(|rest| rest.split_once(' ')).unwrap().0;
+    assert_ne!(count, "0");
+    println!("{COUNT}{count}");
+}
+
+/// The sequences of orchestrators and clients, with images of the map virt, whose path in their requests selects the map.
+mod gic2 {
+    use super::{VIRT, run_group};
+
+    #[test]
+    fn replay_with_images_of_virt() {
+        let name = concat!(module_path!(), "::replay_with_images_of_virt");
+        crate::host::run(name, || run_group("api::replay::", VIRT));
+    }
+
+    #[test]
+    fn config_file_with_images_of_virt() {
+        let name = concat!(module_path!(), "::config_file_with_images_of_virt");
+        crate::host::run(name, || run_group("api::config_file::", VIRT));
+    }
+}
+
+/// On the host with a GICv3 alone: the list of the program decides.
+#[test]
+fn each_test_has_a_group_or_a_reason() {
+    let name = concat!(module_path!(), "::each_test_has_a_group_or_a_reason");
+    crate::host::run(name, || {
+        let output = scratch::run(&mut program(FC, &["--list", "--format", "terse"]));
+        let printed = String::from_utf8(output.stdout).unwrap();
+        let tests: Vec<&str> = printed
+            .lines()
+            .filter_map(|line| line.strip_suffix(": test"))
+            .collect();
+        for test in &tests {
+            let has_group = MODULES
+                .iter()
+                .any(|module| test.starts_with(&format!("{module}::")));
+            let is_left_out = LEFT_OUT.iter().any(|(name, _)| test.contains(name));
+            assert!(has_group || is_left_out, "{test}: add its module, or the reason");
+        }
+        for (name, _) in LEFT_OUT {
+            let is_test = tests.iter().any(|test| test.contains(name));
+            assert!(is_test, "{name} is left out, and no test has this name");
+        }
+    });
+}
