@@ -91,6 +91,9 @@ Set up the machine:
       --machine MAP     use memory map fc (memory from 0x80000000, 16550) or virt (from 0x40000000, PL011). mayfly
                         inspect shows the default. aarch64 only (default: by the address of an ELF image, else fc)
       --gic VERSION     create a GICv2 (2) or GICv3 (3); aarch64 only (default: the newest that the host supports)
+      --cpu-features LIST
+                        give the guest sve (vectors), pauth (pointer authentication) or both, such as sve,pauth;
+                        aarch64 only (default: neither)
       --irqchip MODE    emulate IOAPIC, PIC and PIT in mayfly (split) or in KVM (kernel). split starts and ends
                         faster; x86_64 only (default split)
       --no-acpi         omit the ACPI tables; x86_64 only

@@ -105,6 +105,7 @@ impl VmConfiguration {
             layout: _,
             memory_map: _,
             gic: _,
+            cpu_features: _,
             acpi: _,
             mptable: _,
             device_arguments: _,

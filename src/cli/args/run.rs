@@ -62,13 +62,14 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Option<Box<RunArgs>>,
     Ok(Some(Box::new(run)))
 }
 
-const OPTIONS: [&str; 12] = [
+const OPTIONS: [&str; 13] = [
     "--memory",
     "--cpus",
     "--initrd",
     "--protocol",
     "--machine",
     "--gic",
+    "--cpu-features",
     "--irqchip",
     "--no-acpi",
     "--no-mptable",
@@ -101,6 +102,7 @@ fn parse_option(
         "--protocol" => config.protocol = Some(value(parser, "run", name)?),
         "--machine" => config.memory_map = Some(value(parser, "run", name)?),
         "--gic" => config.gic = Some(value(parser, "run", name)?),
+        "--cpu-features" => config.cpu_features = value(parser, "run", name)?,
         "--irqchip" => config.irqchip = value(parser, "run", name)?,
         "--no-acpi" => config.acpi = false,
         "--no-mptable" => config.mptable = false,
@@ -114,7 +116,7 @@ fn parse_option(
 fn check_architecture(name: &'static str, architecture: Architecture) -> Result<(), Error> {
     let required = match name {
         "--irqchip" | "--no-acpi" | "--no-mptable" | "--no-device-arguments" => Architecture::X86_64,
-        "--machine" | "--gic" => Architecture::Aarch64,
+        "--machine" | "--gic" | "--cpu-features" => Architecture::Aarch64,
         _ => return Ok(()),
     };
     if architecture != required {
@@ -159,6 +161,7 @@ mod tests {
             ("--no-device-arguments", X86_64, Aarch64),
             ("--machine", Aarch64, X86_64),
             ("--gic", Aarch64, X86_64),
+            ("--cpu-features", Aarch64, X86_64),
         ] {
             assert!(check_architecture(name, own).is_ok(), "{name}");
             assert!(check_architecture(name, other).is_err(), "{name}");

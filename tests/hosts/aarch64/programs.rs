@@ -1,6 +1,7 @@
 //! The test guests of resources/guests, on aarch64.
 
 use super::Map;
+use crate::guest::mayfly_command;
 use crate::programs::{
     expect_echo, expect_exit, expect_flood, expect_lines, expect_running, run_with_drives,
 };
@@ -44,6 +45,22 @@ scenarios_on_each_map! {
 fn maximum_cpus() {
     crate::host::run(concat!(module_path!(), "::maximum_cpus"), || {
         expect_exit("fc/smp.elf --cpus 32", "ok smp 32 cpus", 0);
+    });
+}
+
+/// On a host whose processor has neither.
+#[test]
+fn missing_processor_features_are_refused_by_name() {
+    let path = concat!(module_path!(), "::missing_processor_features_are_refused_by_name");
+    crate::host::run(path, || {
+        for (features, name) in [("sve", "SVE"), ("pauth", "pointer authentication")] {
+            let guest = ["run", "/guests/fc/hello.elf", "--cpu-features", features];
+            let output = scratch::run(mayfly_command().args(guest));
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{stderr}");
+            let message = format!("cannot give the vCPUs {name}: KVM on this host does not support it");
+            assert!(stderr.contains(&message), "{stderr}");
+        }
     });
 }
 

@@ -270,6 +270,22 @@ fn check_address(map: Map) {
     fs::remove_dir_all(DIRECTORY).unwrap();
 }
 
+/// Restores a guest whose registers are those of optional `features` of the processor, from its snapshot and from one of a restored guest. It
+/// prints `line` while they are right.
+pub fn check_extension(map: Map, guest: &str, features: &str, line: &str) {
+    let mut guest = start(map, &format!("{guest} --cpu-features {features}"));
+    guest.expect(line);
+    for _ in 0..2 {
+        create_snapshot(&[]);
+        guest.terminate();
+        guest = restore("");
+        guest.type_line("");
+        guest.expect(line);
+    }
+    guest.terminate();
+    fs::remove_dir_all(DIRECTORY).unwrap();
+}
+
 fn check_shell(map: Map) {
     let mut guest = start(map, "ticker.elf");
     expect_ticks(&mut guest, 3);

@@ -60,7 +60,9 @@ use crate::kvm::{self, Kick, RunPage};
 /// | `gic_version` | choice of its version |
 /// | `layout` | memory maps, places of image and device tree |
 /// | `platform` | `Aarch64`, the platform |
-/// | `vcpu` | registers of vCPUs |
+/// | `registers` | sizes, names and restore of registers |
+/// | `settings` | settings of a snapshot that precede the vCPUs |
+/// | `vcpu` | initialisation, boot registers and status of vCPUs |
 /// | `vcpu_state` | state of vCPUs in a snapshot |
 #[cfg(any(target_arch = "aarch64", test))]
 pub mod aarch64 {
@@ -75,6 +77,8 @@ pub mod aarch64 {
     pub mod layout;
     #[cfg(target_arch = "aarch64")]
     pub mod platform;
+    pub mod registers;
+    pub mod settings;
     #[cfg(target_arch = "aarch64")]
     pub mod vcpu;
     #[cfg(target_arch = "aarch64")]
@@ -124,6 +128,16 @@ pub enum Error {
     /// The counters were not started.
     #[error("cannot start the counters of the VM")]
     Counter(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The host lacks a processor feature of the configuration.
+    #[error("cannot give the vCPUs {feature}: KVM on this host does not support {missing}; {way_out}")]
+    CpuFeature {
+        /// Requested feature.
+        feature: &'static str,
+        /// Unsupported part of it.
+        missing: &'static str,
+        /// Remedy.
+        way_out: &'static str,
+    },
     /// The interrupt controller was not created.
     #[error(transparent)]
     InterruptController(Box<dyn std::error::Error + Send + Sync>),

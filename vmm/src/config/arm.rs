@@ -63,9 +63,69 @@ impl FromStr for GicVersion {
     }
 }
 
+/// Vector lengths of SVE: bit N stands for N + 1 times 128 bits. KVM API, `KVM_REG_ARM64_SVE_VLS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VectorLengths(pub [u64; 8]);
+
+/// Features of aarch64 processors that a guest gets by request alone: their state takes time and space in each snapshot, and fewer hosts
+/// can load it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuFeatures {
+    /// Scalable Vector Extension.
+    pub sve: bool,
+    /// Pointer authentication.
+    pub pauth: bool,
+    /// Vector lengths of SVE; none selects all that the host supports.
+    pub vector_lengths: Option<VectorLengths>,
+}
+
+impl fmt::Display for CpuFeatures {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(match (self.sve, self.pauth) {
+            (false, false) => "none",
+            (true, false) => "sve",
+            (false, true) => "pauth",
+            (true, true) => "sve,pauth",
+        })
+    }
+}
+
+impl FromStr for CpuFeatures {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut features = Self::default();
+        for name in text.split(',') {
+            let feature = match name {
+                "sve" => &mut features.sve,
+                "pauth" => &mut features.pauth,
+                other => return Err(format!("{other:?} is not a processor feature: use sve or pauth")),
+            };
+            *feature = true;
+        }
+        Ok(features)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{GicVersion, MemoryMap};
+    use super::{CpuFeatures, GicVersion, MemoryMap};
+
+    #[test]
+    fn processor_features_parse() {
+        for text in ["sve", "pauth", "sve,pauth"] {
+            assert_eq!(text.parse::<CpuFeatures>().unwrap().to_string(), text);
+        }
+        assert_eq!("pauth,sve".parse::<CpuFeatures>(), "sve,pauth".parse());
+        assert_eq!(CpuFeatures::default().to_string(), "none");
+        for (text, name) in [("", ""), ("sve,", ""), ("sve, pauth", " pauth"), ("pmu", "pmu")] {
+            let error = text.parse::<CpuFeatures>().unwrap_err();
+            assert_eq!(
+                error,
+                format!("{name:?} is not a processor feature: use sve or pauth")
+            );
+        }
+    }
 
     #[test]
     fn names_parse() {

@@ -15,7 +15,7 @@ mod size;
 mod vm;
 
 pub use addresses::{AddressError, AddressNames, AddressRequest, NetAddresses};
-pub use arm::{GicVersion, MemoryMap};
+pub use arm::{CpuFeatures, GicVersion, MemoryMap, VectorLengths};
 pub use device::{BackendDescription, DeviceBackend, DeviceConfig, DeviceKind, DeviceUpdate};
 pub use devices::limiter::Bucket;
 pub use devices::virtio::block::{CacheType, DiskConfig, IoEngine};

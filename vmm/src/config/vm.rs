@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use snapshot::section::Error as SectionError;
 use snapshot::{ArchiveReader, Schema};
 
-use super::arm::{GicVersion, MemoryMap};
+use super::arm::{CpuFeatures, GicVersion, MemoryMap};
 use super::device::{DeviceConfig, DeviceKind};
 use super::drive::DriveConfig;
 use super::error::{Error, MAX_DEVICES, MAX_VCPUS};
@@ -88,6 +88,8 @@ pub struct VmConfig {
     pub memory_map: Option<MemoryMap>,
     /// Interrupt controller of an aarch64 machine; none selects the newest that the host supports. Not saved.
     pub gic: Option<GicVersion>,
+    /// Optional processor features of an aarch64 machine. Not saved here: the settings of the platform contain them.
+    pub cpu_features: CpuFeatures,
 }
 
 /// [`VmConfig`] as state files hold it.
@@ -205,6 +207,7 @@ impl From<VmConfigV1> for VmConfig {
             layout: AddressLayout::V1,
             memory_map: None,
             gic: None,
+            cpu_features: CpuFeatures::default(),
         }
     }
 }
@@ -246,6 +249,7 @@ impl VmConfig {
             layout: AddressLayout::default(),
             memory_map: None,
             gic: None,
+            cpu_features: CpuFeatures::default(),
         }
     }
 

@@ -256,7 +256,7 @@ impl PreparedVm {
                 Mismatch::check(property, &own, &other)?;
             }
         }
-        Ok(())
+        Mismatch::check("processor features", &own.cpu_features, &other.cpu_features)
     }
 
     /// Allocates the memory of `spec`, which [fits](Self::fits), unless the VM has it.

@@ -10,7 +10,7 @@ use snapshot::Schema;
 use snapshot::persist::Error;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
-use super::vcpu::VIRTUAL_COUNTER;
+use super::registers::VIRTUAL_COUNTER;
 use crate::arch::realtime_ns;
 
 const NANOSECONDS: u128 = 1_000_000_000;

@@ -8,7 +8,6 @@ use devices::serial::{Pl011Registers, SerialModel, uart};
 use devices::{BusBuilder, Interrupt, Rtc, bus};
 use kvm_bindings::{KVM_CAP_ARM_SYSTEM_SUSPEND, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
-use serde::{Deserialize, Serialize};
 use snapshot::file::Architecture;
 use snapshot::persist::Error as StateError;
 use snapshot::section::Error as SectionError;
@@ -20,6 +19,7 @@ use super::device_tree::{DeviceTree, SEED_LENGTH};
 use super::gic::{Gic, SharedLine};
 use super::gic_state::GicState;
 use super::layout::{self, Layout};
+use super::settings::{self, Settings};
 use super::vcpu::{self, EntryState};
 use super::vcpu_state::VcpuState;
 use crate::arch::{
@@ -27,12 +27,11 @@ use crate::arch::{
     MmioDeviceInfo, NativeExit, Platform, SharedSource, UNBACKED_HINT, create_vcpu,
 };
 use crate::boot::{Image, Protocol};
-use crate::config::{AddressLayout, CpuTopology, GicVersion, MemorySize, VmConfig, VmSpec};
+use crate::config::{AddressLayout, CpuFeatures, CpuTopology, GicVersion, MemorySize, VmConfig, VmSpec};
 use crate::identity;
 use crate::kvm::{self, Kick, RunPage, failed};
 
 /// Sections of a snapshot.
-const SETTINGS_SECTION: &str = "settings";
 const IRQCHIP_SECTION: &str = "irqchip";
 const CLOCK_SECTION: &str = "clock";
 
@@ -41,6 +40,8 @@ pub struct Aarch64 {
     vm: Arc<VmFd>,
     layout: &'static Layout,
     requested_gic: Option<GicVersion>,
+    /// Optional features. With SVE, the vector lengths are those of the vCPUs once they exist.
+    cpu_features: CpuFeatures,
     /// Created with the vCPUs.
     gic: Option<Gic>,
     /// MPIDR_EL1 of each vCPU.
@@ -138,6 +139,7 @@ impl Platform for Aarch64 {
             vm: vm.clone(),
             layout: Layout::of(spec.config().layout),
             requested_gic: spec.config().gic,
+            cpu_features: spec.config().cpu_features,
             gic: None,
             affinities: Vec::new(),
             boot_vcpu: None,
@@ -146,16 +148,22 @@ impl Platform for Aarch64 {
     }
 
     fn create_vcpus(&mut self, spec: &VmSpec, pass: &mut dyn FnMut(u8, VcpuFd)) -> Result<(), Error> {
-        self.enable_suspend()?;
+        // PSCI offers SYSTEM_SUSPEND, which ends the VM: from Linux 5.19 on.
+        self.enable(KVM_CAP_ARM_SYSTEM_SUSPEND, "KVM_CAP_ARM_SYSTEM_SUSPEND")?;
         // Otherwise the first restore would set back the physical counter, which KVM would start with that of the host.
         clock::start(&self.vm).map_err(|error| Error::Counter(Box::new(error)))?;
-        let target = vcpu::target(&self.vm).map_err(Error::Kvm)?;
+        let features = spec.config().cpu_features;
+        let target = vcpu::target(&self.vm, features)?;
         let mut vcpus = Vec::with_capacity(spec.vcpus().into());
         for id in 0..spec.vcpus() {
             let vcpu = create_vcpu(&self.vm, id)?;
-            vcpu::initialise(&vcpu, id, &target).map_err(Error::Kvm)?;
+            vcpu::initialise(&vcpu, id, &target, features)?;
             self.affinities.push(vcpu::affinity(&vcpu).map_err(Error::Kvm)?);
             vcpus.push(vcpu);
+        }
+        if let Some(vcpu) = vcpus.first().filter(|_| features.sve) {
+            let lengths = vcpu::vector_lengths(vcpu).map_err(Error::Kvm)?;
+            self.cpu_features.vector_lengths = Some(lengths);
         }
         let boot_vcpu = vcpus.first().map(clock::duplicate).transpose();
         self.boot_vcpu = boot_vcpu.map_err(|source| Error::Device {
@@ -283,12 +291,11 @@ impl Platform for Aarch64 {
 
     fn save_settings(&self, archive: &mut ArchiveWriter) -> Result<(), SectionError> {
         let version = self.gic.as_ref().map_or(GicVersion::V3, Gic::version);
-        archive.write(SETTINGS_SECTION, &Settings::from(version))
+        archive.write(settings::SECTION, &Settings::new(version, self.cpu_features))
     }
 
     fn restore_settings(archive: &mut ArchiveReader<'_>, config: &mut VmConfig) -> Result<(), SectionError> {
-        let settings: Settings = archive.read(SETTINGS_SECTION)?;
-        config.gic = Some(settings.into());
+        Settings::read(archive)?.apply(config);
         Ok(())
     }
 
@@ -339,47 +346,16 @@ fn read<S: Schema>(archive: &mut ArchiveReader<'_>, key: &str) -> Result<S, Stat
     archive.read(key).map_err(at_section(key))
 }
 
-/// Settings that the build of a machine requires besides the configuration.
-#[derive(Serialize, Deserialize)]
-enum Settings {
-    GicV2,
-    GicV3,
-}
-
-impl Schema for Settings {
-    const NAME: &'static str = "aarch64-settings";
-    const VERSION: u32 = 1;
-}
-
-impl From<GicVersion> for Settings {
-    fn from(version: GicVersion) -> Self {
-        match version {
-            GicVersion::V2 => Self::GicV2,
-            GicVersion::V3 => Self::GicV3,
-        }
-    }
-}
-
-impl From<Settings> for GicVersion {
-    fn from(settings: Settings) -> Self {
-        match settings {
-            Settings::GicV2 => Self::V2,
-            Settings::GicV3 => Self::V3,
-        }
-    }
-}
-
 impl Aarch64 {
-    /// Makes PSCI offer SYSTEM_SUSPEND, where KVM supports it (Linux 5.19): the call ends the VM.
-    fn enable_suspend(&self) -> Result<(), Error> {
-        let suspend = kvm_enable_cap {
-            cap: KVM_CAP_ARM_SYSTEM_SUSPEND,
+    /// Enables `capability` of the VM, where KVM supports it.
+    fn enable(&self, capability: u32, name: &str) -> Result<(), Error> {
+        let request = kvm_enable_cap {
+            cap: capability,
             ..Default::default()
         };
-        match self.vm.enable_cap(&suspend) {
+        match self.vm.enable_cap(&request) {
             Err(error) if error.errno() != libc::EINVAL => {
-                let call = "KVM_ENABLE_CAP of KVM_CAP_ARM_SYSTEM_SUSPEND";
-                Err(Error::Kvm(failed(call)(error)))
+                Err(Error::Kvm(failed(format!("KVM_ENABLE_CAP of {name}"))(error)))
             }
             _ => Ok(()),
         }

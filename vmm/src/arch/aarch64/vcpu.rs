@@ -1,14 +1,17 @@
 //! vCPUs: initialisation, boot registers and status.
 
 use kvm_bindings::{
-    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_MP_STATE_STOPPED, KVM_REG_ARM_CORE, KVM_REG_ARM64,
-    KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_MASK, KVM_REG_SIZE_SHIFT, KVM_REG_SIZE_U64, kvm_vcpu_init,
+    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
+    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_CAP_ARM_PTRAUTH_ADDRESS, KVM_CAP_ARM_PTRAUTH_GENERIC,
+    KVM_CAP_ARM_SVE, KVM_MP_STATE_STOPPED, kvm_vcpu_init,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use snapshot::GuestMemory;
 use vm_memory::GuestAddress;
 
-use crate::arch::CpuStatus;
+use super::registers::{VECTOR_LENGTHS, core_register, system_register};
+use crate::arch::{self, CpuStatus};
+use crate::config::{CpuFeatures, VectorLengths};
 use crate::kvm::{Error, failed};
 use crate::memory::try_read;
 
@@ -21,11 +24,6 @@ const PSTATE: u64 = core_register(66);
 const MPIDR_EL1: u64 = system_register(3, 0, 0, 0, 5);
 const SCTLR_EL1: u64 = system_register(3, 0, 1, 0, 0);
 
-/// Counters. KVM API, `KVM_SET_ONE_REG`: the number of the virtual counter is that of CNTV_CVAL_EL0, and vice versa.
-pub const VIRTUAL_COUNTER: u64 = system_register(3, 3, 14, 3, 2);
-/// Physical counter.
-pub const PHYSICAL_COUNTER: u64 = system_register(3, 3, 14, 0, 1);
-
 /// EL1 with its own stack pointer. Debug, SError, IRQ and FIQ are masked: booting.rst.
 const PSTATE_BOOT: u64 = 0x3c5;
 /// IRQs are masked.
@@ -34,20 +32,6 @@ const PSTATE_I: u64 = 1 << 7;
 const SCTLR_M: u64 = 1;
 
 const INSTRUCTION: usize = 4;
-
-const fn core_register(index: u64) -> u64 {
-    KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE as u64 | index
-}
-
-const fn system_register(op0: u64, op1: u64, crn: u64, crm: u64, op2: u64) -> u64 {
-    let number = op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2;
-    KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG as u64 | number
-}
-
-/// Returns the size of a register in bytes, which its number contains.
-pub fn register_size(register: u64) -> usize {
-    1 << ((register & KVM_REG_SIZE_MASK) >> KVM_REG_SIZE_SHIFT)
-}
 
 /// Registers of the boot vCPU at its first instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,23 +42,93 @@ pub struct EntryState {
     pub device_tree: u64,
 }
 
-/// Returns the features of the vCPUs of `vm`.
-pub fn target(vm: &VmFd) -> Result<kvm_vcpu_init, Error> {
+/// Returns the initialisation of the vCPUs of `vm` with `features`.
+///
+/// # Errors
+/// [`arch::Error::CpuFeature`] with a feature that the host lacks, and [`arch::Error::Kvm`].
+pub fn target(vm: &VmFd, features: CpuFeatures) -> Result<kvm_vcpu_init, arch::Error> {
     let mut target = kvm_vcpu_init::default();
     vm.get_preferred_target(&mut target)
-        .map_err(failed("KVM_ARM_PREFERRED_TARGET"))?;
+        .map_err(failed("KVM_ARM_PREFERRED_TARGET"))
+        .map_err(arch::Error::Kvm)?;
     target.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
+    // KVM requires both kinds of pointer authentication or none.
+    for (is_requested, feature, capability, bit) in [
+        (features.sve, "SVE", KVM_CAP_ARM_SVE, KVM_ARM_VCPU_SVE),
+        (
+            features.pauth,
+            "pointer authentication",
+            KVM_CAP_ARM_PTRAUTH_ADDRESS,
+            KVM_ARM_VCPU_PTRAUTH_ADDRESS,
+        ),
+        (
+            features.pauth,
+            "pointer authentication",
+            KVM_CAP_ARM_PTRAUTH_GENERIC,
+            KVM_ARM_VCPU_PTRAUTH_GENERIC,
+        ),
+    ] {
+        if !is_requested {
+            continue;
+        }
+        if vm.check_extension_raw(capability.into()) <= 0 {
+            return Err(arch::Error::CpuFeature {
+                feature,
+                missing: "it",
+                way_out: "use another host, or a VM without it",
+            });
+        }
+        target.features[0] |= 1 << bit;
+    }
     Ok(target)
 }
 
-/// Initialises vCPU `id`. All but the first wait until another one starts them.
-pub fn initialise(vcpu: &VcpuFd, id: u8, target: &kvm_vcpu_init) -> Result<(), Error> {
+/// Initialises vCPU `id` with the `features` of `target`. All but the first wait until another one starts them.
+///
+/// # Errors
+/// [`arch::Error::CpuFeature`] if the host lacks the vector lengths, and [`arch::Error::Kvm`].
+pub fn initialise(
+    vcpu: &VcpuFd,
+    id: u8,
+    target: &kvm_vcpu_init,
+    features: CpuFeatures,
+) -> Result<(), arch::Error> {
     let mut target = *target;
     if id != 0 {
         target.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
     }
     vcpu.vcpu_init(&target)
         .map_err(failed(format!("KVM_ARM_VCPU_INIT of vCPU {id}")))
+        .map_err(arch::Error::Kvm)?;
+    if !features.sve {
+        return Ok(());
+    }
+    if let Some(lengths) = features.vector_lengths {
+        let bytes: Vec<u8> = lengths.0.iter().flat_map(|word| word.to_le_bytes()).collect();
+        // KVM rejects a length that the host lacks, and the lack of one that the host requires.
+        vcpu.set_one_reg(VECTOR_LENGTHS, &bytes)
+            .map_err(|_| arch::Error::CpuFeature {
+                feature: "SVE",
+                missing: "the vector lengths of the snapshot",
+                way_out: "load it on a host with the same ones",
+            })?;
+    }
+    let feature = KVM_ARM_VCPU_SVE.cast_signed();
+    vcpu.vcpu_finalize(&feature)
+        .map_err(failed(format!("KVM_ARM_VCPU_FINALIZE of vCPU {id}")))
+        .map_err(arch::Error::Kvm)
+}
+
+/// Returns the vector lengths of a vCPU with SVE.
+pub fn vector_lengths(vcpu: &VcpuFd) -> Result<VectorLengths, Error> {
+    let mut bytes = [0; 64];
+    vcpu.get_one_reg(VECTOR_LENGTHS, &mut bytes)
+        .map_err(failed("KVM_GET_ONE_REG of the vector lengths"))?;
+    let mut lengths = VectorLengths([0; 8]);
+    for (word, bytes) in lengths.0.iter_mut().zip(bytes.as_chunks().0) {
+        *word = u64::from_le_bytes(*bytes);
+    }
+    Ok(lengths)
 }
 
 /// Returns MPIDR_EL1.

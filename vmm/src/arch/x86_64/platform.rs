@@ -37,7 +37,7 @@ use crate::arch::{
     LoadPlan, MmioDeviceInfo, NativeExit, Platform, SharedSource, UNBACKED_HINT, create_vcpu,
 };
 use crate::boot::{Image, Protocol};
-use crate::config::{AddressLayout, CpuTopology, IrqchipMode, MemorySize, VmConfig, VmSpec};
+use crate::config::{AddressLayout, CpuFeatures, CpuTopology, IrqchipMode, MemorySize, VmConfig, VmSpec};
 use crate::kvm::{self, Kick, RunPage, failed};
 use crate::memory::try_read;
 
@@ -92,6 +92,11 @@ impl Platform for X86_64 {
         if config.memory_map.is_some() || config.gic.is_some() {
             return Err(Error::Foreign(
                 "memory maps and GICs are those of aarch64; remove them",
+            ));
+        }
+        if config.cpu_features != CpuFeatures::default() {
+            return Err(Error::Foreign(
+                "the processor features sve and pauth are those of aarch64; remove them",
             ));
         }
         Ok(())
@@ -568,7 +573,50 @@ mod tests {
 
     use super::{X86_64, emulation_hint};
     use crate::arch::Platform;
-    use crate::config::{AddressLayout, MemorySize};
+    use crate::config::{
+        AddressLayout, CpuFeatures, GicVersion, HostMemory, MemoryMap, MemorySize, VmConfig,
+    };
+
+    #[test]
+    fn settings_of_aarch64_are_rejected_by_name() {
+        let error = |change: fn(&mut VmConfig)| {
+            let mut config = VmConfig::new("kernel".into());
+            change(&mut config);
+            let host = HostMemory { memory: u64::MAX };
+            let checked = X86_64::check(&config.check(&host).unwrap());
+            checked.err().map(|error| error.to_string())
+        };
+        assert_eq!(error(|_| {}), None);
+        for (change, name) in [
+            (
+                (|config| config.layout = AddressLayout::ArmFc2) as fn(&mut VmConfig),
+                "address layout",
+            ),
+            (|config| config.memory_map = Some(MemoryMap::Fc), "memory maps"),
+            (|config| config.gic = Some(GicVersion::V3), "GICs"),
+            (
+                |config| {
+                    config.cpu_features = CpuFeatures {
+                        sve: true,
+                        ..CpuFeatures::default()
+                    }
+                },
+                "sve and pauth",
+            ),
+            (
+                |config| {
+                    config.cpu_features = CpuFeatures {
+                        pauth: true,
+                        ..CpuFeatures::default()
+                    }
+                },
+                "sve and pauth",
+            ),
+        ] {
+            let error = error(change).unwrap();
+            assert!(error.contains(name), "{error}");
+        }
+    }
 
     #[test]
     fn hint_names_host_only_without_hardware_virtualization() {
