@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use devices::serial::{Pl011Registers, SerialModel, uart};
 use devices::{BusBuilder, Interrupt, Rtc, bus};
-use kvm_bindings::{KVM_CAP_ARM_SYSTEM_SUSPEND, kvm_enable_cap};
+use kvm_bindings::{KVM_CAP_ARM_SYSTEM_SUSPEND, KVM_CAP_ARM_WRITABLE_IMP_ID_REGS, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use snapshot::file::Architecture;
 use snapshot::persist::Error as StateError;
@@ -150,6 +150,11 @@ impl Platform for Aarch64 {
     fn create_vcpus(&mut self, spec: &VmSpec, pass: &mut dyn FnMut(u8, VcpuFd)) -> Result<(), Error> {
         // PSCI offers SYSTEM_SUSPEND, which ends the VM: from Linux 5.19 on.
         self.enable(KVM_CAP_ARM_SYSTEM_SUSPEND, "KVM_CAP_ARM_SYSTEM_SUSPEND")?;
+        // A restore can set MIDR_EL1, REVIDR_EL1 and AIDR_EL1: from Linux 6.15 on.
+        self.enable(
+            KVM_CAP_ARM_WRITABLE_IMP_ID_REGS,
+            "KVM_CAP_ARM_WRITABLE_IMP_ID_REGS",
+        )?;
         // Otherwise the first restore would set back the physical counter, which KVM would start with that of the host.
         clock::start(&self.vm).map_err(|error| Error::Counter(Box::new(error)))?;
         let features = spec.config().cpu_features;
