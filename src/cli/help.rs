@@ -92,8 +92,9 @@ Set up the machine:
                         inspect shows the default. aarch64 only (default: by the address of an ELF image, else fc)
       --gic VERSION     create a GICv2 (2) or GICv3 (3); aarch64 only (default: the newest that the host supports)
       --cpu-features LIST
-                        give the guest sve (vectors), pauth (pointer authentication) or both, such as sve,pauth;
-                        aarch64 only (default: neither)
+                        give the guest processor features, such as sve,pauth. aarch64: sve (vectors), pauth (pointer
+                        authentication). x86_64, as far as KVM supports them: virtualization, pmu (performance
+                        counters), trace, sgx, resource-control, tsx (default: none)
       --irqchip MODE    emulate IOAPIC, PIC and PIT in mayfly (split) or in KVM (kernel). split starts and ends
                         faster; x86_64 only (default split)
       --no-acpi         omit the ACPI tables; x86_64 only

@@ -1,11 +1,13 @@
 //! CPUID of a guest. Unlike hosts that emulate kernel mode, the emulated host returns the values of the VMM's table.
 
 use std::collections::HashMap;
+use std::fs;
 
-use crate::guest::Guest;
+use crate::guest::{Guest, mayfly_command};
+use crate::snapshots::{DIRECTORY, SOCKET, pause_and_create};
 
 scenarios! {
-    cpuid_reports_kvm => check_cpuid(|leaves| {
+    cpuid_reports_kvm => check_cpuid("", |leaves| {
         let [features, signature, timing] = [1, 0x4000_0000, 0x4000_0010].map(|leaf| leaves[&(leaf, 0)]);
         assert_eq!(features[2] & HYPERVISOR, HYPERVISOR);
         assert_eq!(features[2] & TSC_DEADLINE, TSC_DEADLINE);
@@ -15,6 +17,8 @@ scenarios! {
         assert!(timing[0] > 100_000, "the TSC runs at {} kHz", timing[0]);
         assert_eq!(timing[1], 1_000_000, "the bus of the local APICs runs at 1 GHz");
     });
+    cpuid_hides_virtualization => svm_is_hidden_unless_requested();
+    untrusted_state_hides_virtualization => untrusted_state_requests_no_feature();
 }
 
 const RDRAND: u32 = 1 << 30;
@@ -25,10 +29,51 @@ const KVM: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x0000_004d];
 /// `KVM_FEATURE_CLOCKSOURCE2`.
 const KVM_CLOCK: u32 = 1 << 3;
 
+/// Leaf and subleaf of extended features.
+const EXTENDED: (u32, u32) = (0x8000_0001, 0);
+const SVM: u32 = 1 << 2;
+const SVM_FEATURES: (u32, u32) = (0x8000_000a, 0);
+
 type Leaves = HashMap<(u32, u32), [u32; 4]>;
 
-fn check_cpuid(is_expected: fn(&Leaves)) {
-    let printed = Guest::start(&crate::file("/guests/cpuid.elf")).expect_exit(0);
+/// KVM on the emulated host offers SVM to its guests.
+fn svm_is_hidden_unless_requested() {
+    check_cpuid("", |leaves| {
+        assert_eq!(leaves[&EXTENDED][2] & SVM, 0);
+        assert_eq!(leaves[&SVM_FEATURES], [0; 4]);
+    });
+    check_cpuid("--cpu-features virtualization", |leaves| {
+        assert_eq!(leaves[&EXTENDED][2] & SVM, SVM);
+        assert_ne!(leaves[&SVM_FEATURES], [0; 4]);
+    });
+}
+
+/// A state with the setting `virtualization`, and with SVM in CPUID, is loaded by its user; an attacker gets nothing by them.
+fn untrusted_state_requests_no_feature() {
+    let api = format!("--api-sock {SOCKET}");
+    let guest = "/guests/ticker.elf --memory 16M --cpu-features virtualization";
+    let mut guest = Guest::start(&format!("{guest} {api}"));
+    guest.expect("tick 1\n");
+    pause_and_create(&mut guest, "Full");
+    guest = guest.restart(&format!("restore {DIRECTORY} {api}"));
+    guest.expect("tick 3\n");
+    guest.terminate();
+    let restore = ["restore", DIRECTORY, "--untrusted"];
+    let rejected = mayfly_command().args(restore).output().unwrap();
+    let message = String::from_utf8_lossy(&rejected.stderr);
+    assert!(
+        !rejected.status.success() && message.contains("CPUID leaf 0x80000001 ECX bit 2 (svm)"),
+        "{message}"
+    );
+    let mut guest = Guest::launch(&format!("restore {DIRECTORY} --untrusted --mask-cpu {api}"));
+    guest.expect("tick 3\n");
+    guest.terminate();
+    fs::remove_dir_all(DIRECTORY).unwrap();
+}
+
+fn check_cpuid(options: &str, is_expected: fn(&Leaves)) {
+    let guest = crate::file("/guests/cpuid.elf");
+    let printed = Guest::start(&format!("{guest} {options}")).expect_exit(0);
     println!("{printed}");
     is_expected(&printed.lines().filter_map(parse).collect());
 }

@@ -32,8 +32,8 @@ const ONE_CYCLE: usize = MIXED_KINDS.len();
 pub const MIXED_KINDS: &[&str] = &["Full", "Diff", "Diff", "Diff", "Diff"];
 /// Maximum apparent lead of the guest's clock in seconds, from the delay of its output.
 const SLACK: f64 = 5.0;
-const SOCKET: &str = "/tmp/api";
-const DIRECTORY: &str = "/tmp/snapshot";
+pub const SOCKET: &str = "/tmp/api";
+pub const DIRECTORY: &str = "/tmp/snapshot";
 /// Socket of the fault handler.
 const HANDLER_SOCKET: &str = "/tmp/pages";
 /// Bytes of one echo; its transfer takes longer than the pause of the guest.
@@ -326,7 +326,7 @@ fn exchange(mut stream: &TcpStream, requests: &Receiver<()>, echoes: &Sender<()>
 }
 
 /// Pauses the guest and creates a snapshot of type `kind`.
-fn pause_and_create(guest: &mut Guest, kind: &str) {
+pub fn pause_and_create(guest: &mut Guest, kind: &str) {
     fs::create_dir_all(DIRECTORY).unwrap();
     request(guest, "PATCH", "/vm", r#"{"state":"Paused"}"#);
     let body = format!(

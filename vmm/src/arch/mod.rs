@@ -45,7 +45,7 @@ use snapshot::{ArchiveReader, ArchiveWriter, GuestMemory, Schema};
 use vm_memory::GuestAddress;
 
 use crate::boot::{Image, LoadedImage, Protocol};
-use crate::config::{AddressLayout, CpuTopology, MemorySize, VmConfig, VmSpec};
+use crate::config::{AddressLayout, CpuFeatures, CpuTopology, MemorySize, VmConfig, VmSpec};
 use crate::kvm::{self, Kick, RunPage};
 
 /// aarch64: machine with a GIC in the kernel, entered as Linux's arm64 boot protocol defines. The modules without KVM are tested on
@@ -475,12 +475,13 @@ pub trait Cpu {
     /// Name of the phase of the start in which [`profile`](Self::profile) runs.
     const PROFILE_PHASE: &'static str;
 
-    /// Reads the features that KVM supports on this host. The call may be slow where the host is a virtual machine. A vCPU thread calls
+    /// Reads the features that KVM supports on this host, without those that a guest gets by request alone and that are not in
+    /// `requested`. The call may be slow where the host is a virtual machine. A vCPU thread calls
     /// it while the machine is built.
     ///
     /// # Errors
     /// [`kvm::Error::Call`]
-    fn profile(kvm: &Kvm) -> Result<Self::Profile, kvm::Error>;
+    fn profile(kvm: &Kvm, requested: CpuFeatures) -> Result<Self::Profile, kvm::Error>;
 
     /// Sets profile and reset state of vCPU `id` of `topology`.
     ///

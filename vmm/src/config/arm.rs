@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::cpuid::{CpuidGroup, CpuidGroups};
+
 /// Guest-physical address space of an aarch64 machine: images are linked for one or the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryMap {
@@ -67,8 +69,8 @@ impl FromStr for GicVersion {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VectorLengths(pub [u64; 8]);
 
-/// Features of aarch64 processors that a guest gets by request alone: their state takes time and space in each snapshot, and fewer hosts
-/// can load it.
+/// Processor features that a guest gets by request alone. On aarch64 their state takes time and space in each snapshot, and fewer hosts
+/// can load it. On x86_64 most guests have no use for them, and an attacker has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuFeatures {
     /// Scalable Vector Extension.
@@ -77,16 +79,29 @@ pub struct CpuFeatures {
     pub pauth: bool,
     /// Vector lengths of SVE; none selects all that the host supports.
     pub vector_lengths: Option<VectorLengths>,
+    /// Groups of features of x86_64.
+    pub cpuid_groups: CpuidGroups,
+}
+
+impl CpuFeatures {
+    /// Removes the features that a guest gets by the request of a trusted user alone.
+    pub fn distrust(&mut self) {
+        self.cpuid_groups = CpuidGroups::default();
+    }
 }
 
 impl fmt::Display for CpuFeatures {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.pad(match (self.sve, self.pauth) {
-            (false, false) => "none",
-            (true, false) => "sve",
-            (false, true) => "pauth",
-            (true, true) => "sve,pauth",
-        })
+        let arm = [(self.sve, "sve"), (self.pauth, "pauth")];
+        let arm = arm.into_iter().filter(|(is_requested, _)| *is_requested);
+        let names = arm.map(|(_, name)| name);
+        let names: Vec<_> = names
+            .chain(self.cpuid_groups.iter().map(CpuidGroup::name))
+            .collect();
+        match names.is_empty() {
+            true => formatter.pad("none"),
+            false => formatter.pad(&names.join(",")),
+        }
     }
 }
 
@@ -99,12 +114,24 @@ impl FromStr for CpuFeatures {
             let feature = match name {
                 "sve" => &mut features.sve,
                 "pauth" => &mut features.pauth,
-                other => return Err(format!("{other:?} is not a processor feature: use sve or pauth")),
+                other => {
+                    let mut groups = CpuidGroup::ALL.into_iter();
+                    let Some(group) = groups.find(|group| group.name() == other) else {
+                        return Err(unknown_feature(other));
+                    };
+                    features.cpuid_groups.insert(group);
+                    continue;
+                }
             };
             *feature = true;
         }
         Ok(features)
     }
+}
+
+fn unknown_feature(name: &str) -> String {
+    let x86_64 = CpuidGroup::ALL.map(CpuidGroup::name).join(", ");
+    format!("{name:?} is not a processor feature: use sve or pauth on aarch64; {x86_64} on x86_64")
 }
 
 #[cfg(test)]
@@ -113,16 +140,33 @@ mod tests {
 
     #[test]
     fn processor_features_parse() {
-        for text in ["sve", "pauth", "sve,pauth"] {
+        for text in [
+            "sve",
+            "pauth",
+            "sve,pauth",
+            "virtualization",
+            "pmu",
+            "trace",
+            "sgx",
+            "resource-control",
+            "tsx",
+            "virtualization,tsx",
+        ] {
             assert_eq!(text.parse::<CpuFeatures>().unwrap().to_string(), text);
         }
         assert_eq!("pauth,sve".parse::<CpuFeatures>(), "sve,pauth".parse());
         assert_eq!(CpuFeatures::default().to_string(), "none");
-        for (text, name) in [("", ""), ("sve,", ""), ("sve, pauth", " pauth"), ("pmu", "pmu")] {
+        let mut distrusted: CpuFeatures = "sve,pmu,tsx".parse().unwrap();
+        distrusted.distrust();
+        assert_eq!(distrusted.to_string(), "sve");
+        for (text, name) in [("", ""), ("sve,", ""), ("sve, pauth", " pauth"), ("vmx", "vmx")] {
             let error = text.parse::<CpuFeatures>().unwrap_err();
             assert_eq!(
                 error,
-                format!("{name:?} is not a processor feature: use sve or pauth")
+                format!(
+                    "{name:?} is not a processor feature: use sve or pauth on aarch64; virtualization, pmu, trace, sgx, \
+                     resource-control, tsx on x86_64"
+                )
             );
         }
     }

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod arm;
+mod cpuid;
 mod device;
 mod drive;
 mod error;
@@ -16,6 +17,7 @@ mod vm;
 
 pub use addresses::{AddressError, AddressNames, AddressRequest, NetAddresses};
 pub use arm::{CpuFeatures, GicVersion, MemoryMap, VectorLengths};
+pub use cpuid::{CpuidGroup, CpuidGroups};
 pub use device::{BackendDescription, DeviceBackend, DeviceConfig, DeviceKind, DeviceUpdate};
 pub use devices::limiter::Bucket;
 pub use devices::virtio::block::{CacheType, DiskConfig, IoEngine};

@@ -452,6 +452,7 @@ fn start_threads(
     let shared = Arc::new(VcpuShared {
         kvm: kvm.clone(),
         topology: spec.topology(),
+        features: spec.config().cpu_features,
         timeline: timeline.clone(),
         stop_reasons: sender,
         stop_event,

@@ -255,7 +255,10 @@ impl LoadSnapshotParams {
             return Err(Error::Diff(self.state.clone()));
         }
         let mut sections = state.reader().map_err(Error::Sections)?;
-        let config = read_config(&mut sections).map_err(Error::Sections)?;
+        let mut config = read_config(&mut sections).map_err(Error::Sections)?;
+        if self.untrusted {
+            config.cpu_features.distrust();
+        }
         let spec = self.apply_overrides(config, state.header().memory, host)?;
         if self.untrusted {
             names::check_named(spec.config(), &self.overrides).map_err(Error::Name)?;

@@ -17,7 +17,7 @@ use super::park::{NativeCpu, NativeVcpuState, ParkRequest};
 use super::pre_entry::run_until_entry;
 use crate::arch::{Cpu, CpuRestore, CpuStatus, Native, Platform};
 use crate::channel::{Receiver, Sender};
-use crate::config::CpuTopology;
+use crate::config::{CpuFeatures, CpuTopology};
 use crate::identity::PendingRecord;
 use crate::kvm::{self, Kick, RunPage};
 use crate::timeline::{Lane, Timeline};
@@ -46,6 +46,8 @@ pub struct VcpuShared {
     pub kvm: Arc<Kvm>,
     /// Topology of the vCPUs.
     pub topology: CpuTopology,
+    /// Processor features that the configuration requests.
+    pub features: CpuFeatures,
     /// Record of the phases of the start.
     pub timeline: Arc<Timeline>,
     /// Channel for the stop reasons.
@@ -66,7 +68,7 @@ impl VcpuShared {
         let profile = self.profile.get_or_init(|| {
             self.timeline
                 .measure(Lane::Vcpu(id), NativeCpu::PROFILE_PHASE, || {
-                    NativeCpu::profile(&self.kvm)
+                    NativeCpu::profile(&self.kvm, self.features)
                 })
                 .map_err(|error| match error {
                     kvm::Error::Call { call, source, .. } => (call, source.raw_os_error().unwrap_or(0)),

@@ -6,6 +6,8 @@ use std::process::Command;
 
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
+use vmm::arch::{Native, Platform};
+
 use super::super::served::{ApiProcess, Directory, load_body};
 use super::{create_snapshot, expect_ticks, restore, run_err};
 use crate::forged::{VcpuState, change_vcpu, read_vcpu};
@@ -127,6 +129,60 @@ fn cpuid_bits_beyond_host_are_rejected_or_masked() {
     });
     expect_rejected(&forged, "CPUID leaf 0x7 EBX bit ");
 }
+
+/// A guest has no feature that it gets by request alone, and a state with one is rejected, even if KVM supports it.
+#[test]
+fn features_by_request_are_rejected_or_masked() {
+    let directory = create();
+    let mut own = read_vcpu(&state(&directory, "s"), 0);
+    let mut is_tested = false;
+    for (function, register, bit, name) in [
+        (0x1, ECX, 5, "CPUID leaf 0x1 ECX bit 5 (vmx)"),
+        (0x1, ECX, 15, "CPUID leaf 0x1 ECX bit 15 (pdcm)"),
+        (0x7, EBX, 2, "CPUID leaf 0x7 index 0x0 EBX bit 2 (sgx)"),
+        (0x7, EBX, 11, "CPUID leaf 0x7 index 0x0 EBX bit 11 (rtm)"),
+        (0x7, EBX, 12, "CPUID leaf 0x7 index 0x0 EBX bit 12 (cqm)"),
+        (0x7, EBX, 25, "CPUID leaf 0x7 index 0x0 EBX bit 25 (intel_pt)"),
+        (0x8000_0001, ECX, 2, "CPUID leaf 0x80000001 ECX bit 2 (svm)"),
+        (
+            0x8000_0001,
+            ECX,
+            23,
+            "CPUID leaf 0x80000001 ECX bit 23 (perfctr_core)",
+        ),
+    ] {
+        if *register(leaf(&mut own, function)) & 1 << bit != 0 {
+            // KVM without hardware virtualization shows each guest the features of the processor.
+            assert!(!Native::has_hardware_virtualization(), "the guest has {name}");
+            continue;
+        }
+        let forged = forge(&directory, 0, |vcpu| *register(leaf(vcpu, function)) |= 1 << bit);
+        expect_rejected(&forged, name);
+        if !is_tested {
+            let mut masked = run_masked(&directory, &forged, 0, name);
+            assert_eq!(*register(leaf(&mut masked, function)) & 1 << bit, 0);
+        }
+        is_tested = true;
+    }
+    assert!(is_tested);
+    // Registers of counters and of VMX: KVM reads 0 where the vCPU lacks them, and earlier states have such values.
+    assert!(
+        [0xc1, 0x186, 0x480, 0xc001_0200]
+            .iter()
+            .all(|index| msr(&own, *index).is_none())
+    );
+    let forged = forge(&directory, 0, |vcpu| vcpu.msrs.insert(0, (0x186, 0)));
+    let mut clone = restore(&forged, &[]);
+    expect_ticks(&mut clone, 1);
+    clone.terminate();
+    let forged = forge(&directory, 0, |vcpu| vcpu.msrs.insert(0, (0x480, 1)));
+    expect_rejected(&forged, "KVM does not support MSR 0x480 (IA32_VMX_BASIC);");
+}
+
+/// Register of a leaf.
+type Register = fn(&mut kvm_cpuid_entry2) -> &mut u32;
+const EBX: Register = |entry| &mut entry.ebx;
+const ECX: Register = |entry| &mut entry.ecx;
 
 /// A bit of a feature that this host lacks has its name in the message.
 #[test]

@@ -77,6 +77,11 @@ impl Platform for Aarch64 {
         if !config.layout.is_arm() {
             return Err(Error::Foreign("its address layout is one of x86_64"));
         }
+        if !config.cpu_features.cpuid_groups.is_empty() {
+            return Err(Error::Foreign(
+                "the processor features other than sve and pauth are those of x86_64; remove them",
+            ));
+        }
         if spec.topology().threads > 1 {
             return Err(Error::Foreign(
                 "SMT requires x86_64; configure 1 thread for each core",
@@ -399,7 +404,7 @@ impl Cpu for Aarch64 {
 
     const PROFILE_PHASE: &'static str = "ask for features";
 
-    fn profile(_: &Kvm) -> Result<(), kvm::Error> {
+    fn profile(_: &Kvm, _: CpuFeatures) -> Result<(), kvm::Error> {
         Ok(())
     }
 

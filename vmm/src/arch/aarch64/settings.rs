@@ -75,6 +75,7 @@ impl Settings {
             sve: self.sve,
             pauth: self.pauth,
             vector_lengths: self.vector_lengths.map(VectorLengths),
+            ..CpuFeatures::default()
         };
     }
 }
@@ -109,6 +110,7 @@ mod tests {
                     sve,
                     pauth,
                     vector_lengths,
+                    ..CpuFeatures::default()
                 };
                 let mut archive = ArchiveWriter::new();
                 archive.write(SECTION, &Settings::new(gic, features)).unwrap();

@@ -8,7 +8,8 @@ use std::arch::x86_64::__cpuid;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
-use crate::config::CpuTopology;
+use super::feature_groups;
+use crate::config::{CpuTopology, CpuidGroups};
 use crate::kvm::{Error, failed};
 
 const HYPERVISOR_BASE: u32 = 0x4000_0000;
@@ -41,22 +42,27 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Reads the CPUID entries that KVM supports on this host.
+    /// Reads the CPUID entries that KVM supports on this host, without the features that have not been `requested`.
     ///
     /// # Errors
     /// [`Error::Call`]
-    pub fn from_kvm(kvm: &Kvm) -> Result<Self, Error> {
+    pub fn from_kvm(kvm: &Kvm, requested: CpuidGroups) -> Result<Self, Error> {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
         // KVM API, KVM_GET_SUPPORTED_CPUID: the TSC-deadline bit is always clear, since it needs an in-kernel local APIC.
         // KVM reports the timer by a capability.
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        Ok(Self::from_supported(supported.as_slice(), tsc_deadline))
+        Ok(Self::from_supported(
+            supported.as_slice(),
+            tsc_deadline,
+            requested,
+        ))
     }
 
-    fn from_supported(supported: &[kvm_cpuid_entry2], tsc_deadline: bool) -> Self {
+    fn from_supported(supported: &[kvm_cpuid_entry2], tsc_deadline: bool, requested: CpuidGroups) -> Self {
         let mut entries = supported.to_vec();
+        feature_groups::mask(&mut entries, requested);
         for entry in &mut entries {
             match entry.function {
                 1 => {
@@ -253,9 +259,11 @@ mod tests {
     use kvm_bindings::kvm_cpuid_entry2;
 
     use super::{
-        AMD, CpuTopology, HYPERVISOR_BASE, LEAF1_ECX_OSXSAVE, Profile, TIMING, cpu_identity,
-        family_and_model, has_same_features,
+        AMD, CpuTopology, CpuidGroups, HYPERVISOR_BASE, LEAF1_ECX_OSXSAVE, Profile, TIMING, cpu_identity,
+        family_and_model, feature_groups, has_same_features,
     };
+    use crate::arch::x86_64::feature_groups::tests::all_features;
+    use crate::config::CpuidGroup;
 
     fn entry(function: u32, index: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
         let [eax, ebx, ecx, edx] = registers;
@@ -303,7 +311,20 @@ mod tests {
                 entry(0x8000_001e, 0, [9, 9, 9, 0]),
             ],
             true,
+            CpuidGroups::default(),
         )
+    }
+
+    #[test]
+    fn guest_has_no_feature_unless_requested() {
+        let supported = all_features();
+        for requested in CpuidGroup::ALL.map(|group| [group].into_iter().collect()) {
+            let profile = Profile::from_supported(&supported, false, requested);
+            assert_eq!(feature_groups::present(profile.entries()), requested);
+        }
+        let profile = Profile::from_supported(&supported, false, CpuidGroups::default());
+        let cpuid = profile.for_vcpu(0, CpuTopology { vcpus: 2, threads: 1 }, 1);
+        assert!(feature_groups::present(cpuid.as_slice()).is_empty());
     }
 
     #[test]

@@ -17,10 +17,10 @@ const ALL: u32 = u32::MAX;
 /// Maximum number of names in a message.
 const MAX_NAMES: usize = 16;
 
-const EAX: usize = 0;
-const EBX: usize = 1;
-const ECX: usize = 2;
-const EDX: usize = 3;
+pub const EAX: usize = 0;
+pub const EBX: usize = 1;
+pub const ECX: usize = 2;
+pub const EDX: usize = 3;
 const REGISTERS: [&str; 4] = ["EAX", "EBX", "ECX", "EDX"];
 
 /// Registers EAX to EDX of a CPUID entry.
@@ -177,15 +177,14 @@ fn compare(host: &[kvm_cpuid_entry2], position: usize, entry: &kvm_cpuid_entry2,
     // An entry without index stands for all indexes of its leaf.
     let has_leaf =
         |other: &kvm_cpuid_entry2| other.function == entry.function && is_indexed(other) == is_indexed(entry);
-    let checked = match known.is_some() || host.iter().any(has_leaf) {
-        true => feature_bits(entry),
-        false => [ALL; 4],
-    };
+    // The bits of an unknown leaf are named, and no numbers.
+    let is_known = known.is_some() || host.iter().any(has_leaf);
+    let checked = if is_known { feature_bits(entry) } else { [ALL; 4] };
     let limits = known.map_or([0; 4], registers);
     for (register, (saved, limit)) in registers(entry).into_iter().zip(limits).enumerate() {
         let bits = saved & !limit & checked[register];
         let fields = number_fields(entry.function, register).iter();
-        let exceeding = fields.filter(|field| saved & **field > limit & **field);
+        let exceeding = fields.filter(|field| is_known && saved & **field > limit & **field);
         let numbers = exceeding.fold(0, |fields, field| fields | field);
         if bits | numbers != 0 {
             found.push(Excess {

@@ -5,7 +5,8 @@
 //! are narrower than those of KVM: a state beyond them is compared with the answer of KVM ([`limits`](super::limits)).
 //!
 //! A feature is within the limits if the processor has it and Linux 5.10 gives it to each guest then, or if KVM provides it without the
-//! processor. A feature that this kernel disables by a parameter is not detected. An untrusted state always requires the query.
+//! processor. A feature that this kernel disables by a parameter is not detected. An untrusted state always requires the query, and so does
+//! the state of a guest that has requested features ([`feature_groups`](super::feature_groups)).
 
 use std::arch::x86_64::__cpuid_count;
 use std::sync::OnceLock;
@@ -23,19 +24,18 @@ pub type ReadCpuid = fn(u32, u32) -> Registers;
 /// Leaves with features: those that a guest has if the processor has them, and those that KVM provides itself.
 /// arch/x86/kvm/cpuid.c, `kvm_set_cpu_caps` and `__do_cpuid_func`.
 #[rustfmt::skip]
-const FEATURES: [(Leaf, Registers, Registers); 13] = [
+const FEATURES: [(Leaf, Registers, Registers); 12] = [
     // KVM provides x2APIC, the TSC deadline and the hypervisor bit.
     ((0x1, None), [0, 0, 0x76da_3203, 0x0f8b_fbff], [0, 0, 0x8120_0000, 0]),
     // ARAT.
     ((0x6, None), [0; 4], [4, 0, 0, 0]),
     // TSC_ADJUST, ARCH_CAPABILITIES.
-    ((0x7, Some(0)), [0, 0xf1bf_07a9, 0x1a40_5f4e, 0x8c01_451c], [0, 2, 0, 0x2000_0000]),
+    ((0x7, Some(0)), [0, 0xf1bf_07a9, 0x1a40_5f4e, 0x8c00_451c], [0, 2, 0, 0x2000_0000]),
     ((0x7, Some(1)), [0x20, 0, 0, 0], [0; 4]),
-    ((0xa, None), [0; 4], [0; 4]),
     ((0xd, Some(0)), [0x2e7, 0, 0, 0], [0; 4]),
     ((0xd, Some(1)), [0xf, 0, 0, 0], [0; 4]),
     ((0x4000_0001, None), [0; 4], [0x0100_fefb, 0, 0, 0]),
-    ((0x8000_0001, None), [0, 0, 0x00e1_0bf3, 0xefd3_fbff], [0; 4]),
+    ((0x8000_0001, None), [0, 0, 0x0061_0bf3, 0xefd3_fbff], [0; 4]),
     ((0x8000_0007, None), [0, 0, 0, 0x100], [0; 4]),
     // Also IBRS_SAME_MODE of later kernels: it has neither registers nor instructions.
     ((0x8000_0008, None), [0, 0x170a_d205, 0, 0], [0; 4]),
@@ -67,8 +67,6 @@ const PLAIN: [u32; 16] = [
     0x8000_001c,
 ];
 
-/// Maximum version of the PMU that all kernels provide.
-const PMU_VERSION: u32 = 2;
 const LEAF7_ECX_PKU: u32 = 1 << 3;
 const LEAF7_ECX_OSPKE: u32 = 1 << 4;
 
@@ -182,7 +180,6 @@ fn native_features((function, index): Leaf, read: ReadCpuid) -> Registers {
                 found[1] |= translate(read(7, 0)[3], SPECULATION);
             }
         }
-        0xa => found[0] = found[0] & !0xff | (found[0] & 0xff).min(PMU_VERSION),
         _ => {}
     }
     found
@@ -205,6 +202,7 @@ fn translate(found: u32, pairs: [(u32, u32); 3]) -> u32 {
 mod tests {
     use kvm_bindings::kvm_cpuid_entry2;
 
+    use super::super::feature_groups::tests::all_features;
     use super::super::limits::tests::entry;
     use super::super::limits::{Registers, find_excess};
     use super::native_limits;
@@ -213,7 +211,6 @@ mod tests {
     fn all(function: u32, index: u32) -> Registers {
         match (function, index) {
             (0x7, 0) => [2, u32::MAX, !(1 << 4), u32::MAX],
-            (0xa, _) => [0x0830_0805, 0, 0, 0x8604],
             (0x8000_0008, _) => [0x3030, 0, 0, 0],
             _ => [u32::MAX; 4],
         }
@@ -256,7 +253,6 @@ mod tests {
         let saved = [
             entry(1, None, [0, 0, 0x0600_0201, 0x0780_0000]),
             entry(7, Some(0), [1, 1 << 5, 1 << 22, 1 << 26 | 1 << 31]),
-            entry(0xa, None, [0x0730_0402, 0, 0, 0x603]),
             // AMD's names for the registers of Intel.
             entry(0x8000_0008, None, [0x2f_3030, 0x0100_d000, 0, 0]),
         ];
@@ -281,6 +277,14 @@ mod tests {
         );
     }
 
+    /// The processor has all of these, and KVM too.
+    #[test]
+    fn features_by_request_exceed_limits() {
+        for feature in all_features() {
+            assert_eq!(names(&[feature], all).len(), 1, "{feature:x?}");
+        }
+    }
+
     /// The processor has all of these.
     #[test]
     fn features_that_kvm_may_lack_exceed_limits() {
@@ -293,9 +297,12 @@ mod tests {
             entry(7, Some(1), [1 << 4, 0, 0, 0]),
             // AMX.
             entry(0xd, Some(0), [1 << 18, 0, 0, 0]),
-            // SVM, version 3 of the PMU, a width of 52 bits.
+            // SVM, TSXLDTRK, counters, a width of 52 bits.
             entry(0x8000_0001, None, [0, 0, 1 << 2, 0]),
-            entry(0xa, None, [3, 0, 0, 0]),
+            entry(0x7, Some(0), [1, 0, 0, 1 << 16]),
+            entry(0x8000_0001, None, [0, 0, 1 << 23, 0]),
+            entry(0xa, None, [2, 0, 0, 0]),
+            entry(0x8000_000a, None, [1, 0, 0, 0]),
             entry(0x8000_0008, None, [0x3034, 0, 0, 0]),
             // Leaves of other features; an index where there is none, and none where there is one.
             entry(0x14, Some(0), [0, 1, 0, 0]),

@@ -14,8 +14,9 @@ use devices::{
     WallClock, bus, cmos, i8042, pit, power,
 };
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED,
-    KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, kvm_clock_data,
+    CpuId, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED,
+    KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_PMU_CAP_DISABLE, kvm_clock_data,
+    kvm_enable_cap,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use snapshot::file::Architecture;
@@ -31,13 +32,15 @@ use super::irqchip::Irqchip;
 use super::layout::Layout;
 use super::ports::{self, PortWidth};
 use super::vcpu_state::VcpuState;
-use super::{cpuid, layout, msr, native_limits};
+use super::{cpuid, layout, msr, native_limits, settings};
 use crate::arch::{
     AttachContext, BootInputs, Cpu, CpuRestore, CpuStatus, Error, EventSource, ExitKind, InputMetrics,
     LoadPlan, MmioDeviceInfo, NativeExit, Platform, SharedSource, UNBACKED_HINT, create_vcpu,
 };
 use crate::boot::{Image, Protocol};
-use crate::config::{AddressLayout, CpuFeatures, CpuTopology, IrqchipMode, MemorySize, VmConfig, VmSpec};
+use crate::config::{
+    AddressLayout, CpuFeatures, CpuTopology, CpuidGroup, IrqchipMode, MemorySize, VmConfig, VmSpec,
+};
 use crate::kvm::{self, Kick, RunPage, failed};
 use crate::memory::try_read;
 
@@ -55,6 +58,7 @@ pub struct X86_64 {
     vm: Arc<VmFd>,
     layout: &'static Layout,
     has_acpi: bool,
+    cpu_features: CpuFeatures,
     irqchip: Irqchip,
     /// Set by [`Platform::attach`].
     ports: Bus,
@@ -94,7 +98,7 @@ impl Platform for X86_64 {
                 "memory maps and GICs are those of aarch64; remove them",
             ));
         }
-        if config.cpu_features != CpuFeatures::default() {
+        if config.cpu_features.sve || config.cpu_features.pauth {
             return Err(Error::Foreign(
                 "the processor features sve and pauth are those of aarch64; remove them",
             ));
@@ -142,11 +146,15 @@ impl Platform for X86_64 {
     }
 
     fn new(vm: &Arc<VmFd>, spec: &VmSpec, boot_cpu: Kick) -> Result<Self, Error> {
+        if !spec.config().cpu_features.cpuid_groups.contains(CpuidGroup::Pmu) {
+            disable_counters(vm).map_err(Error::Kvm)?;
+        }
         let irqchip = Irqchip::new(vm, spec.config().irqchip, boot_cpu).map_err(Error::Kvm)?;
         Ok(Self {
             vm: vm.clone(),
             layout: Layout::of(spec.config().layout),
             has_acpi: spec.config().acpi,
+            cpu_features: spec.config().cpu_features,
             irqchip,
             ports: Bus::default(),
             keyboard: None,
@@ -303,11 +311,12 @@ impl Platform for X86_64 {
             .is_some()
     }
 
-    fn save_settings(&self, _: &mut ArchiveWriter) -> Result<(), SectionError> {
-        Ok(())
+    fn save_settings(&self, archive: &mut ArchiveWriter) -> Result<(), SectionError> {
+        settings::save(self.cpu_features, archive)
     }
 
-    fn restore_settings(_: &mut ArchiveReader<'_>, _: &mut VmConfig) -> Result<(), SectionError> {
+    fn restore_settings(archive: &mut ArchiveReader<'_>, config: &mut VmConfig) -> Result<(), SectionError> {
+        config.cpu_features = settings::restore(archive)?;
         Ok(())
     }
 
@@ -339,6 +348,22 @@ impl Platform for X86_64 {
         // Last: the clock runs from this call on.
         let clock: ClockState = archive.read(CLOCK_SECTION).map_err(clock_error)?;
         clock.restore(&self.vm, realtime)
+    }
+}
+
+/// Turns off the performance counters of vCPUs, which must not exist yet: a guest of AMD could use four of them without CPUID. KVM
+/// supports this from Linux 5.18 on.
+fn disable_counters(vm: &VmFd) -> Result<(), kvm::Error> {
+    let request = kvm_enable_cap {
+        cap: KVM_CAP_PMU_CAPABILITY,
+        args: [KVM_PMU_CAP_DISABLE.into(), 0, 0, 0],
+        ..Default::default()
+    };
+    match vm.enable_cap(&request) {
+        Err(error) if error.errno() != libc::EINVAL => {
+            Err(failed("KVM_ENABLE_CAP of KVM_CAP_PMU_CAPABILITY")(error))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -446,8 +471,8 @@ impl Cpu for X86_64 {
 
     const PROFILE_PHASE: &'static str = "ask for CPUID";
 
-    fn profile(kvm: &Kvm) -> Result<cpuid::Profile, kvm::Error> {
-        cpuid::Profile::from_kvm(kvm)
+    fn profile(kvm: &Kvm, features: CpuFeatures) -> Result<cpuid::Profile, kvm::Error> {
+        cpuid::Profile::from_kvm(kvm, features.cpuid_groups)
     }
 
     fn configure(

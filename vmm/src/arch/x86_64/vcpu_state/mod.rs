@@ -34,9 +34,11 @@ use snapshot::Schema;
 use snapshot::persist::Error;
 
 use super::cpuid::{self, Profile};
+use super::feature_groups;
 use super::limits::{self, Excess};
 use super::native_limits::{native_limits, read_cpuid};
 use crate::arch::{CpuCheck, CpuRestore};
+use crate::config::CpuidGroups;
 use error::{COMPONENT, invalid, kernel_error, unsupported};
 use sregs::SregsState;
 use xsave::XsaveState;
@@ -111,7 +113,7 @@ impl VcpuState {
         let debug_registers = vcpu.get_debug_regs().map_err(kernel_error("KVM_GET_DEBUGREGS"))?;
         // Before the local APIC: where the host posts timer interrupts to the APIC directly, an expiration between the two
         // calls is then saved as deadline and as pending interrupt. In the other order it is lost.
-        let msrs = msrs::save(vcpu, kvm)?;
+        let msrs = msrs::save(vcpu, kvm, feature_groups::present(&cpuid))?;
         let lapic = vcpu.get_lapic().map_err(kernel_error("KVM_GET_LAPIC"))?;
         Ok(Self {
             tsc_khz: vcpu.get_tsc_khz().map_err(kernel_error("KVM_GET_TSC_KHZ"))?,
@@ -147,12 +149,15 @@ impl VcpuState {
         let mask = check == CpuCheck::Mask;
         self.check()?;
         // First: CPUID defines the valid bits of CR4, XCR0, MSRs and local APIC.
-        let mut names = match features {
+        let (mut names, groups) = match features {
             // Within the limits of this host. The vCPU has not run yet; afterwards KVM accepts no other CPUID.
-            Some(cpuid) if cpuid::has_same_features(cpuid.as_slice(), &self.cpuid) => Vec::new(),
+            Some(cpuid) if cpuid::has_same_features(cpuid.as_slice(), &self.cpuid) => {
+                (Vec::new(), feature_groups::present(&self.cpuid))
+            }
             _ => self.restore_cpuid(vcpu, profile, check)?,
         };
-        let known = msrs::list(kvm).map_err(kernel_error("KVM_GET_MSR_INDEX_LIST"))?;
+        msrs::drop_unused(&mut self.msrs, groups);
+        let known = msrs::list(kvm, groups).map_err(kernel_error("KVM_GET_MSR_INDEX_LIST"))?;
         names.extend(limits::limit_msrs(&known, &mut self.msrs, mask));
         handle_excess(&names, mask)?;
         // Before the TSC and the deadline, which KVM converts with the frequency.
@@ -207,26 +212,29 @@ impl VcpuState {
         msrs::check(&self.msrs)
     }
 
-    /// Sets the CPUID of `vcpu`, without features beyond the limits of this host. Returns their names.
+    /// Sets the CPUID of `vcpu`, without features beyond the limits of this host. Returns their names, and the groups of the vCPU.
     fn restore_cpuid<'p>(
         &self,
         vcpu: &VcpuFd,
         profile: impl FnOnce() -> Result<&'p Profile, Error>,
         check: CpuCheck,
-    ) -> Result<Vec<String>, Error> {
-        if check == CpuCheck::Quick
-            && self
-                .set_cpuid(vcpu, &native_limits(&self.cpuid, read_cpuid))?
-                .is_empty()
-        {
-            return Ok(Vec::new());
+    ) -> Result<(Vec<String>, CpuidGroups), Error> {
+        if check == CpuCheck::Quick {
+            let (names, groups) = self.set_cpuid(vcpu, &native_limits(&self.cpuid, read_cpuid))?;
+            if names.is_empty() {
+                return Ok((names, groups));
+            }
         }
         self.set_cpuid(vcpu, profile()?.entries())
     }
 
     /// Sets the CPUID of `vcpu`, without features beyond those of `host`. Returns their names, except for features that KVM sets
-    /// itself.
-    fn set_cpuid(&self, vcpu: &VcpuFd, host: &[kvm_cpuid_entry2]) -> Result<Vec<String>, Error> {
+    /// itself, and the groups of the vCPU.
+    fn set_cpuid(
+        &self,
+        vcpu: &VcpuFd,
+        host: &[kvm_cpuid_entry2],
+    ) -> Result<(Vec<String>, CpuidGroups), Error> {
         let mut found = limits::find_excess(host, &self.cpuid);
         let mut cpuid = CpuId::from_entries(&self.cpuid).map_err(|_| {
             invalid(format!(
@@ -242,8 +250,10 @@ impl VcpuState {
             let set = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES);
             let set = set.map_err(kernel_error("KVM_GET_CPUID2"))?;
             found.retain_mut(|excess| excess.drop_imposed(set.as_slice()));
+            cpuid = set;
         }
-        Ok(found.iter().flat_map(Excess::names).collect())
+        let names = found.iter().flat_map(Excess::names).collect();
+        Ok((names, feature_groups::present(cpuid.as_slice())))
     }
 
     /// Sets the frequency of the time stamp counter, unless the host has the same.

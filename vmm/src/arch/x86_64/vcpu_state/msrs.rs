@@ -4,8 +4,10 @@ use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
 use snapshot::persist::Error;
 
+use super::super::feature_groups::is_masked_msr;
 use super::super::limits;
 use super::error::{invalid, kernel_error, unsupported};
+use crate::config::CpuidGroups;
 
 const TSC: u32 = 0x10;
 const TSC_ADJUST: u32 = 0x3b;
@@ -42,34 +44,42 @@ pub fn check(msrs: &[(u32, u64)]) -> Result<(), Error> {
     }
 }
 
-/// Reads all MSRs of `vcpu`, in the order of the restore.
+/// Reads all MSRs of `vcpu`, which has the features of `groups`, in the order of the restore.
 ///
 /// # Errors
 /// [`Error::Kernel`]
-pub fn save(vcpu: &VcpuFd, kvm: &Kvm) -> Result<Vec<(u32, u64)>, Error> {
+pub fn save(vcpu: &VcpuFd, kvm: &Kvm, groups: CpuidGroups) -> Result<Vec<(u32, u64)>, Error> {
     let mut values = Vec::new();
-    let listed = list(kvm).map_err(kernel_error("KVM_GET_MSR_INDEX_LIST"))?;
+    let listed = list(kvm, groups).map_err(kernel_error("KVM_GET_MSR_INDEX_LIST"))?;
     for indices in listed.chunks(KVM_MAX_MSR_ENTRIES) {
         read(vcpu, indices, &mut values)?;
     }
     Ok(values)
 }
 
-/// Returns the MSRs to save on this host, in the order of the restore.
+/// Returns the MSRs to save on this host for a vCPU with the features of `groups`, in the order of the restore.
 ///
 /// # Errors
 /// Fails if `KVM_GET_MSR_INDEX_LIST` fails.
-pub fn list(kvm: &Kvm) -> Result<Vec<u32>, kvm_ioctls::Error> {
-    Ok(restore_order(kvm.get_msr_index_list()?.as_slice()))
+pub fn list(kvm: &Kvm, groups: CpuidGroups) -> Result<Vec<u32>, kvm_ioctls::Error> {
+    Ok(restore_order(kvm.get_msr_index_list()?.as_slice(), groups))
 }
 
-/// Returns the MSRs to save: those of `listed` that are safe to restore, and those that kernels do not list, each once.
-fn restore_order(listed: &[u32]) -> Vec<u32> {
+/// Removes MSRs of features that a vCPU with `groups` lacks, if they have the value of the reset: KVM reads as 0 those that it lists and
+/// that a vCPU lacks.
+pub fn drop_unused(msrs: &mut Vec<(u32, u64)>, groups: CpuidGroups) {
+    msrs.retain(|(index, value)| *value != 0 || !is_masked_msr(*index, groups));
+}
+
+/// Returns the MSRs to save: those of `listed` that are safe to restore and that a vCPU with `groups` needs, and those that kernels do not
+/// list, each once.
+fn restore_order(listed: &[u32], groups: CpuidGroups) -> Vec<u32> {
     let kept = |index: &u32| {
         !LAST.contains(index)
             && !MTRRS.contains(index)
             && !WALL_CLOCKS.contains(index)
             && !HYPER_V.contains(index)
+            && !is_masked_msr(*index, groups)
     };
     let middle = listed.iter().copied().filter(kept);
     middle.chain(MTRRS).chain(LAST).collect()
@@ -145,11 +155,34 @@ fn entries(msrs: impl Iterator<Item = (u32, u64)>) -> Result<Msrs, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_MSRS, TSC, TSC_ADJUST, TSC_DEADLINE, check, restore_order};
+    use super::{MAX_MSRS, TSC, TSC_ADJUST, TSC_DEADLINE, check, drop_unused, restore_order};
+    use crate::config::{CpuidGroup, CpuidGroups};
+
+    fn order(listed: &[u32]) -> Vec<u32> {
+        restore_order(listed, CpuidGroups::default())
+    }
+
+    #[test]
+    fn msrs_of_missing_features_are_omitted() {
+        let listed = [0x174, 0x186, 0x480, 0xc001_0200];
+        let counted = order(&listed);
+        assert_eq!(counted[0], 0x174);
+        for index in &listed[1..] {
+            assert!(!counted.contains(index), "{index:#x}");
+        }
+        let pmu = [CpuidGroup::Pmu].into_iter().collect();
+        assert_eq!(restore_order(&listed, pmu)[..3], [0x174, 0x186, 0xc001_0200]);
+        // Only their reset value has no meaning.
+        let mut saved = vec![(0x174, 0), (0x186, 0), (0x187, 1), (0x480, 0)];
+        drop_unused(&mut saved, pmu);
+        assert_eq!(saved, [(0x174, 0), (0x186, 0), (0x187, 1)]);
+        drop_unused(&mut saved, CpuidGroups::default());
+        assert_eq!(saved, [(0x174, 0), (0x187, 1)]);
+    }
 
     #[test]
     fn order_ends_with_tsc_without_duplicates() {
-        let order = restore_order(&[TSC_DEADLINE, TSC, 0x174, 0x2ff, 0x4b56_4d01, TSC_ADJUST]);
+        let order = order(&[TSC_DEADLINE, TSC, 0x174, 0x2ff, 0x4b56_4d01, TSC_ADJUST]);
         assert_eq!(order[..2], [0x174, 0x4b56_4d01]);
         assert_eq!(order[order.len() - 3..], [TSC_ADJUST, TSC, TSC_DEADLINE]);
         let mut once = order.clone();
@@ -161,7 +194,7 @@ mod tests {
 
     #[test]
     fn msrs_with_memory_side_effects_are_omitted() {
-        let order = restore_order(&[0x11, 0x12, 0x4000_0000, 0x4000_0105, 0x4b56_4d00]);
+        let order = order(&[0x11, 0x12, 0x4000_0000, 0x4000_0105, 0x4b56_4d00]);
         assert_eq!(order[0], 0x12);
         for index in [0x11, 0x4000_0000, 0x4000_0105, 0x4b56_4d00] {
             assert!(!order.contains(&index), "{index:#x}");
