@@ -59,12 +59,24 @@ fn compile_filters(architecture: &str, out: &Path) {
     println!("cargo::rerun-if-changed={path}");
     println!("cargo::rerun-if-changed=src/filters");
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {path}: {error}"));
-    let mut code = format!("static PROGRAMS: [&[libc::sock_filter]; {}] = [\n", source::ROLES.len());
+    let mut code = format!(
+        "static PROGRAMS: [&[libc::sock_filter]; {}] = [\n",
+        source::ROLES.len()
+    );
     for role in source::ROLES {
         code.push_str("&[\n");
-        for tree::Instruction { code: operation, jt, jf, k } in source::tree(&text, role, architecture) {
-            writeln!(code, "libc::sock_filter {{ code: {operation}, jt: {jt}, jf: {jf}, k: {k} }},")
-                .expect("a string takes all text");
+        for tree::Instruction {
+            code: operation,
+            jt,
+            jf,
+            k,
+        } in source::tree(&text, role, architecture)
+        {
+            writeln!(
+                code,
+                "libc::sock_filter {{ code: {operation}, jt: {jt}, jf: {jf}, k: {k} }},"
+            )
+            .expect("a string takes all text");
         }
         code.push_str("],\n");
     }

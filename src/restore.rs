@@ -19,7 +19,12 @@ pub fn restore(restore: RestoreArgs, started_at: Instant, exec: Duration) -> Res
         let arguments = env::args_os().skip(2);
         return shell::restore(socket, &restore.params, arguments).map_err(Error::Shell);
     }
-    let recorded = restore.params.working_set.record.as_ref().map(|record| &record.path);
+    let recorded = restore
+        .params
+        .working_set
+        .record
+        .as_ref()
+        .map(|record| &record.path);
     let setup = SessionSetup::prepare(restore.session, recorded, started_at)?;
     setup.run(exec, OptionSet::Restore, |control| {
         // From a memory file, and therefore loaded at its return.

@@ -79,7 +79,11 @@ pub fn serve(options: FirecrackerArgs, started_at: Instant) -> Result<u8, Error>
     let files = FileRules {
         has_clients: options.socket.is_some(),
         socket: options.socket.clone(),
-        outputs: [&options.log.path, &options.metrics].into_iter().flatten().cloned().collect(),
+        outputs: [&options.log.path, &options.metrics]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect(),
         ..FileRules::default()
     };
     filters::set_up(&options.isolation, files).map_err(Error::Filters)?;

@@ -185,7 +185,11 @@ impl SessionSetup {
     ///
     /// # Errors
     /// [`Error`] if one of them cannot be opened.
-    pub fn prepare(session: SessionArgs, recorded: Option<&PathBuf>, started_at: Instant) -> Result<Self, Error> {
+    pub fn prepare(
+        session: SessionArgs,
+        recorded: Option<&PathBuf>,
+        started_at: Instant,
+    ) -> Result<Self, Error> {
         let files = FileRules {
             has_clients: session.socket.is_some(),
             socket: session.socket.clone(),

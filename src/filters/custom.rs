@@ -47,7 +47,9 @@ pub fn read(path: &Path) -> Result<[&'static [sock_filter]; 4], Error> {
         path: path.to_owned(),
         problem,
     };
-    let size = fs::metadata(path).map_err(|error| failed(Problem::Read(error)))?.len();
+    let size = fs::metadata(path)
+        .map_err(|error| failed(Problem::Read(error)))?
+        .len();
     if size > MAX_SIZE {
         return Err(failed(Problem::Large));
     }
@@ -140,7 +142,10 @@ mod tests {
     fn incomplete_or_longer_file_is_rejected() {
         let complete = file(&["vcpu", "vmm"]);
         for length in 0..complete.len() {
-            assert!(matches!(parse(&complete[..length]), Err(Problem::Format)), "{length}");
+            assert!(
+                matches!(parse(&complete[..length]), Err(Problem::Format)),
+                "{length}"
+            );
         }
         let longer = [&*complete, &[0]].concat();
         assert!(matches!(parse(&longer), Err(Problem::Format)));

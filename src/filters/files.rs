@@ -55,23 +55,32 @@ pub fn restrict(rules: &FileRules) -> io::Result<()> {
     let status = own.restrict_self().map_err(io::Error::other)?;
     match status.ruleset {
         RulesetStatus::FullyEnforced => log::debug!("Landlock restricts the files that a thread can open"),
-        RulesetStatus::PartiallyEnforced => log::info!("Landlock of this kernel lacks some rights: it restricts files in part"),
-        RulesetStatus::NotEnforced => log::info!("this kernel has no Landlock: it does not restrict the files that mayfly can open"),
+        RulesetStatus::PartiallyEnforced => {
+            log::info!("Landlock of this kernel lacks some rights: it restricts files in part")
+        }
+        RulesetStatus::NotEnforced => {
+            log::info!("this kernel has no Landlock: it does not restrict the files that mayfly can open")
+        }
     }
     Ok(())
 }
 
 fn create(rules: &FileRules) -> Result<RulesetCreated, RulesetError> {
     let all = AccessFs::from_all(VERSION);
-    let mut ruleset = Ruleset::default()
-        .handle_access(all)?
-        .create()?;
+    let mut ruleset = Ruleset::default().handle_access(all)?.create()?;
     let never = AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::MakeSock;
-    let write = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::MakeReg | AccessFs::RemoveFile;
+    let write = AccessFs::ReadFile
+        | AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::MakeReg
+        | AccessFs::RemoveFile;
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let allowed = rules.allowed.iter().map(|path| (path.as_path(), all & !never));
     let outputs = rules.outputs.iter().map(|path| (directory(path), write));
-    let socket = rules.socket.iter().map(|path| (directory(path), AccessFs::RemoveFile.into()));
+    let socket = rules
+        .socket
+        .iter()
+        .map(|path| (directory(path), AccessFs::RemoveFile.into()));
     // The process itself, and properties of block devices.
     let system = ["/proc/self", "/sys/dev/block", "/sys/devices"];
     let system = system.iter().filter(|_| rules.has_clients);
@@ -83,7 +92,11 @@ fn create(rules: &FileRules) -> Result<RulesetCreated, RulesetError> {
 }
 
 /// Adds a rule for `path`, unless it cannot be opened: it stays forbidden then.
-fn add(ruleset: RulesetCreated, path: &Path, rights: BitFlags<AccessFs>) -> Result<RulesetCreated, RulesetError> {
+fn add(
+    ruleset: RulesetCreated,
+    path: &Path,
+    rights: BitFlags<AccessFs>,
+) -> Result<RulesetCreated, RulesetError> {
     match PathFd::new(path) {
         Ok(opened) => ruleset.add_rule(PathBeneath::new(opened, rights)),
         Err(error) => {

@@ -119,7 +119,10 @@ pub fn set_up(isolation: &Isolation, mut files: FileRules) -> Result<(), Error> 
     files.allowed.clone_from(&isolation.allowed);
     for path in &files.allowed {
         let read = fs::read_dir(path).map(drop);
-        read.map_err(|source| Error::Directory { path: path.clone(), source })?;
+        read.map_err(|source| Error::Directory {
+            path: path.clone(),
+            source,
+        })?;
     }
     let _ = SETTINGS.set(Settings {
         programs,
@@ -234,7 +237,14 @@ fn install(program: &[sock_filter]) -> io::Result<()> {
         filter: instructions.as_mut_ptr(),
     };
     // SAFETY: the kernel copies the instructions, which stay valid during the call, and checks them.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) })
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &raw const program,
+        )
+    })
 }
 
 /// Installs the handler of SIGSYS, which a filter sends to the thread of a refused call.

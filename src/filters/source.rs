@@ -18,7 +18,9 @@ const UNSUPPORTED_CALLS: [&str; 1] = ["clone3"];
 /// Compiles the filter of one role. Returns its linear program.
 fn compile_linear(filter: &Value, architecture: &str) -> Vec<Instruction> {
     let text = json!({ "role": filter }).to_string();
-    let target: TargetArch = architecture.try_into().expect("seccompiler knows the architecture");
+    let target: TargetArch = architecture
+        .try_into()
+        .expect("seccompiler knows the architecture");
     let programs = seccompiler::compile_from_json(text.as_bytes(), target);
     let mut programs = programs.unwrap_or_else(|error| panic!("cannot compile {text}: {error}"));
     let program: BpfProgram = programs.remove("role").expect("the map has one filter");
@@ -37,7 +39,10 @@ fn compile_linear(filter: &Value, architecture: &str) -> Vec<Instruction> {
 /// Panics if the file is invalid.
 fn filter(text: &str, role: &str) -> Value {
     let filters: Value = serde_json::from_str(text).expect("the file is JSON");
-    filters.get(role).cloned().unwrap_or_else(|| panic!("the file has no filter {role}"))
+    filters
+        .get(role)
+        .cloned()
+        .unwrap_or_else(|| panic!("the file has no filter {role}"))
 }
 
 /// Compiles the filter `role` of the file `text` to a linear program.
@@ -75,8 +80,12 @@ pub fn tree(text: &str, role: &str, architecture: &str) -> Vec<Instruction> {
 /// Returns number and result of each unsupported call.
 pub fn unsupported(architecture: &str) -> BTreeMap<u32, u32> {
     let number = |call| {
-        let filter = json!({ "mismatch_action": "trap", "match_action": "allow", "filter": [{ "syscall": call }] });
+        let filter =
+            json!({ "mismatch_action": "trap", "match_action": "allow", "filter": [{ "syscall": call }] });
         tree::first_number(&compile_linear(&filter, architecture))
     };
-    UNSUPPORTED_CALLS.iter().map(|call| (number(call), UNSUPPORTED)).collect()
+    UNSUPPORTED_CALLS
+        .iter()
+        .map(|call| (number(call), UNSUPPORTED))
+        .collect()
 }

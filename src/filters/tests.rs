@@ -127,7 +127,11 @@ fn role_allows_calls_of_roles_that_it_starts() {
             for number in numbers() {
                 for_each_call(&[&linear[0], &linear[1]], number, architecture, |call| {
                     if execute(&inner_filter, call) == ALLOW {
-                        assert_eq!(execute(&outer_filter, call), ALLOW, "{name} {outer} {inner} {call:x?}");
+                        assert_eq!(
+                            execute(&outer_filter, call),
+                            ALLOW,
+                            "{name} {outer} {inner} {call:x?}"
+                        );
                     }
                 });
             }

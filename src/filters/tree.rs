@@ -98,7 +98,12 @@ impl Graph {
     }
 
     /// Returns `id` without loads of the word that is loaded already. `known` has the results of earlier calls.
-    fn without_loads(&mut self, id: Id, loaded: Option<u32>, known: &mut HashMap<(Id, Option<u32>), Id>) -> Id {
+    fn without_loads(
+        &mut self,
+        id: Id,
+        loaded: Option<u32>,
+        known: &mut HashMap<(Id, Option<u32>), Id>,
+    ) -> Id {
         if let Some(known) = known.get(&(id, loaded)) {
             return *known;
         }
@@ -246,7 +251,10 @@ pub fn compile(
     for (number, filter) in filters {
         // The comparison with the number precedes the conditions.
         let conditions = graph.add_program(filter, PROLOGUE + 1);
-        calls.insert(*number, graph.without_loads(conditions, Some(NUMBER), &mut HashMap::new()));
+        calls.insert(
+            *number,
+            graph.without_loads(conditions, Some(NUMBER), &mut HashMap::new()),
+        );
     }
     for (number, result) in results {
         calls.insert(*number, graph.add(Node::Return(*result)));
@@ -273,7 +281,10 @@ pub fn compile(
     };
     // All filters begin with the same check of the architecture, which returns unless it skips the return.
     let [load, check, fail] = [filter[0], filter[1], filter[2]];
-    assert_eq!((load.code, check.code, check.jt, fail.code), (LOAD, EQUAL, 1, RETURN));
+    assert_eq!(
+        (load.code, check.code, check.jt, fail.code),
+        (LOAD, EQUAL, 1, RETURN)
+    );
     let fail = graph.add(Node::Return(fail.k));
     let check = graph.add(Node::Branch(EQUAL, check.k, search, fail));
     let first = graph.add(Node::Load(load.k, check));

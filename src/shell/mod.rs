@@ -213,7 +213,9 @@ fn receive(stream: &mut UnixStream, control: &Control) -> Result<Received, Optio
     let command = args::parse("mayfly".as_ref(), ["restore".into()].into_iter().chain(arguments));
     let restore = match command {
         Ok(Command::Restore(restore)) if restore.session.isolation != Isolation::default() => {
-            return Err(Some("the isolation is that of the shell; pass its options to mayfly shell".into()));
+            return Err(Some(
+                "the isolation is that of the shell; pass its options to mayfly shell".into(),
+            ));
         }
         Ok(Command::Restore(restore)) => restore,
         Ok(_) => return Err(Some("the arguments are not those of mayfly restore".into())),

@@ -59,7 +59,7 @@ fn untrusted_state_requests_no_feature() {
     guest.expect("tick 3\n");
     guest.terminate();
     let restore = ["restore", DIRECTORY, "--untrusted"];
-    let rejected = mayfly_command().args(restore).output().unwrap();
+    let rejected = scratch::run(mayfly_command().args(restore));
     let message = String::from_utf8_lossy(&rejected.stderr);
     assert!(
         !rejected.status.success() && message.contains("CPUID leaf 0x80000001 ECX bit 2 (svm)"),

@@ -90,7 +90,10 @@ fn number(value: impl Into<i64>) -> *mut libc::c_void {
 }
 
 /// Runs `command`. Its `count`th call of `kind` fails with `error`.
-#[allow(clippy::zombie_processes, reason = "the loop waits for all threads, the process included")]
+#[allow(
+    clippy::zombie_processes,
+    reason = "the loop waits for all threads, the process included"
+)]
 fn run_with_failure(command: &mut Command, kind: Kind, count: usize, error: i32) -> End {
     let output = Directory::new();
     let stderr = fs::File::create(output.path("stderr")).unwrap();
@@ -165,7 +168,9 @@ fn record(command: &mut Command) -> BTreeMap<Kind, usize> {
     let count = calls.iter().position(is_entry).unwrap();
     for call in &calls[..count] {
         if !INFALLIBLE.contains(&call.number) {
-            *kinds.entry((call.number, call.request().unwrap_or(0))).or_default() += 1;
+            *kinds
+                .entry((call.number, call.request().unwrap_or(0)))
+                .or_default() += 1;
         }
     }
     kinds
@@ -226,7 +231,10 @@ fn expect_handled(command: impl Fn(&Directory) -> Command) {
                 let end = run_with_failure(&mut command(&directory), kind, nth, error);
                 failures += usize::from(end.has_failed);
                 if let Err(problem) = check(&end, kind, &directory) {
-                    problems.push(format!("{kind:x?} {nth} with error {error}: {problem}: {}", end.stderr));
+                    problems.push(format!(
+                        "{kind:x?} {nth} with error {error}: {problem}: {}",
+                        end.stderr
+                    ));
                 }
             }
         }

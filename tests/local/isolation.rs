@@ -33,11 +33,23 @@ const ATTEMPTS: [Attempt; 34] = [
     (libc::SYS_execve, "execve", [0; 4]),
     (libc::SYS_execveat, "execveat", [0; 4]),
     (libc::SYS_ptrace, "ptrace", [libc::PTRACE_ATTACH as u64, 1, 0, 0]),
-    (libc::SYS_unshare, "unshare", [libc::CLONE_NEWUSER as u64, 0, 0, 0]),
+    (
+        libc::SYS_unshare,
+        "unshare",
+        [libc::CLONE_NEWUSER as u64, 0, 0, 0],
+    ),
     (libc::SYS_setns, "setns", [0; 4]),
     (libc::SYS_clone, "clone", [libc::SIGCHLD as u64, 0, 0, 0]),
-    (libc::SYS_socket, "socket", [libc::AF_INET as u64, libc::SOCK_STREAM as u64, 0, 0]),
-    (libc::SYS_socket, "socket", [libc::AF_NETLINK as u64, libc::SOCK_RAW as u64, 0, 0]),
+    (
+        libc::SYS_socket,
+        "socket",
+        [libc::AF_INET as u64, libc::SOCK_STREAM as u64, 0, 0],
+    ),
+    (
+        libc::SYS_socket,
+        "socket",
+        [libc::AF_NETLINK as u64, libc::SOCK_RAW as u64, 0, 0],
+    ),
     (libc::SYS_connect, "connect", [0; 4]),
     (libc::SYS_bind, "bind", [0; 4]),
     (libc::SYS_mount, "mount", [0; 4]),
@@ -120,7 +132,9 @@ fn inject(thread: libc::pid_t, number: libc::c_long, arguments: [u64; 4]) {
 fn wait_for_call(process: u32, thread: libc::pid_t) {
     wait_until("a system call", || {
         let call = fs::read_to_string(format!("/proc/{process}/task/{thread}/syscall")).unwrap();
-        call.split_whitespace().next().is_some_and(|number| number.parse::<u32>().is_ok())
+        call.split_whitespace()
+            .next()
+            .is_some_and(|number| number.parse::<u32>().is_ok())
     });
 }
 
@@ -174,7 +188,11 @@ fn running_vm_has_no_capability_and_no_core() {
             text = fs::read_to_string(format!("/proc/{process}/task/{thread}/status")).unwrap();
             text.contains("\nSeccomp:\t2\n")
         });
-        for line in ["CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1"] {
+        for line in [
+            "CapEff:\t0000000000000000",
+            "CapPrm:\t0000000000000000",
+            "NoNewPrivs:\t1",
+        ] {
             assert!(text.contains(line), "{name}: {text}");
         }
     }
@@ -182,7 +200,8 @@ fn running_vm_has_no_capability_and_no_core() {
 
 #[test]
 fn options_turn_off_their_part_only() {
-    for (option, seccomp, has_capabilities) in [("--no-seccomp", 0, false), ("--keep-capabilities", 2, true)] {
+    for (option, seccomp, has_capabilities) in [("--no-seccomp", 0, false), ("--keep-capabilities", 2, true)]
+    {
         let mut command = Command::new(program());
         let running = Running::start(command.args(["run", &file("end-hlt.elf"), option]));
         let process = running.id();
@@ -230,7 +249,10 @@ fn api_opens_files_in_allowed_directories_alone() {
     assert_eq!(refused.status(), 400, "{}", refused.text);
     assert!(refused.text.contains("--allow"), "{}", refused.text);
     assert!(!elsewhere.path("state").exists());
-    let created = create(&process.directory.text("state"), &process.directory.text("memory"));
+    let created = create(
+        &process.directory.text("state"),
+        &process.directory.text("memory"),
+    );
     assert_eq!(created.status(), 204, "{}", created.text);
     process.terminate();
 }

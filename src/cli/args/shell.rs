@@ -8,7 +8,7 @@ use vmm::config::MemorySize;
 
 use super::error::{Error, lossy, syntax};
 use super::run::Count;
-use super::session::{parse_isolation, GivenOptions, path, value};
+use super::session::{GivenOptions, parse_isolation, path, value};
 use crate::filters::Isolation;
 
 /// Socket on which a shell waits.
@@ -36,7 +36,12 @@ pub struct ShellArgs {
 }
 
 /// Options of the isolation.
-const ISOLATION: [&str; 4] = ["--no-seccomp", "--seccomp-filter", "--keep-capabilities", "--allow"];
+const ISOLATION: [&str; 4] = [
+    "--no-seccomp",
+    "--seccomp-filter",
+    "--keep-capabilities",
+    "--allow",
+];
 
 /// Parses the arguments after `shell`. Returns nothing if they request help.
 pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Option<ShellArgs>, Error> {

@@ -1,5 +1,6 @@
 //! Data that observers read without a lock.
 
+use interleavings::arch::AddressSpace;
 use interleavings::sync::Arc;
 use interleavings::unclaimed::{Access, KEPT_ACCESSES, UnclaimedAccesses};
 use loom::thread;
@@ -24,7 +25,7 @@ fn reader_sees_no_mixed_access() {
 
 fn record(accesses: &UnclaimedAccesses, address: u64) {
     let access = Access {
-        is_port: false,
+        space: AddressSpace::Memory,
         is_write: false,
         width: 1,
         address,

@@ -58,7 +58,11 @@ fn vcpu_setup_precedes_run() {
 /// KVM turns off the counters of vCPUs that do not exist yet.
 #[test]
 fn counters_are_turned_off_unless_requested() {
-    for (options, count) in [(&["--irqchip", "kernel"][..], 1), (&["--cpu-features", "pmu"], 1), (&[], 2)] {
+    for (options, count) in [
+        (&["--irqchip", "kernel"][..], 1),
+        (&["--cpu-features", "pmu"], 1),
+        (&[], 2),
+    ] {
         let requests = trace_requests(options);
         let enabled = requests.iter().filter(|request| **request == ENABLE_CAP).count();
         assert_eq!(enabled, count, "{options:?}");

@@ -276,10 +276,8 @@ impl VcpuRunner {
         let mut is_first = true;
         // The run page of a restored vCPU has no `ready_for_interrupt_injection` before the first KVM_RUN: a halted vCPU would
         // sleep through a pending interrupt.
-        if is_restored {
-            if let Err(reason) = self.complete_exit(vcpu, start, &mut is_first) {
-                return Some(reason);
-            }
+        if is_restored && let Err(reason) = self.complete_exit(vcpu, start, &mut is_first) {
+            return Some(reason);
         }
         // The main thread opens the gate soon: at a start, and in most loads.
         self.shared.gate.expect_change();

@@ -267,7 +267,10 @@ impl Disk {
         check_kind(path, &metadata)?;
         let length = measure(path, &file, options)?;
         // Without it, the io_uring uses the locked file.
-        let uring_file = options.for_uring.then(|| open_again(path, &metadata, options)).flatten();
+        let uring_file = options
+            .for_uring
+            .then(|| open_again(path, &metadata, options))
+            .flatten();
         let is_block_device = metadata.file_type().is_block_device();
         let file = DiskFile {
             medium: if is_block_device {
@@ -359,7 +362,10 @@ impl Disk {
     /// Calls `pass` with the file for an io_uring, which keeps it.
     pub(super) fn pass_to_uring<T>(&mut self, pass: impl FnOnce(RawFd) -> T) -> T {
         let own = self.uring_file.take();
-        pass(own.as_ref().map_or(self.file.file.as_raw_fd(), AsRawFd::as_raw_fd))
+        pass(
+            own.as_ref()
+                .map_or(self.file.file.as_raw_fd(), AsRawFd::as_raw_fd),
+        )
     }
 
     /// Keeps the disk locked until the end of this process.

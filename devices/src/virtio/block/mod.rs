@@ -62,8 +62,8 @@ use metrics::Meter;
 pub use metrics::{BlockMetrics, BlockRecorder};
 use queue::ActiveQueue;
 pub use replacement::{DiskHandle, DiskUpdate};
-use uring::UringEngine;
 use transfer::Unfinished;
+use uring::UringEngine;
 use worker::DirtyRange;
 
 /// Token of the timerfd of the rate limiter.
@@ -274,7 +274,10 @@ impl Block {
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let uring = match config.engine {
             IoEngine::Sync => None,
-            IoEngine::Async => open_uring(&config.id, disk.pass_to_uring(|file| UringEngine::new(wake.as_raw_fd(), file))),
+            IoEngine::Async => open_uring(
+                &config.id,
+                disk.pass_to_uring(|file| UringEngine::new(wake.as_raw_fd(), file)),
+            ),
         };
         let mut id = [0; 20];
         let name = config.id.as_bytes();
@@ -286,7 +289,11 @@ impl Block {
             executor: Executor {
                 disk,
                 id,
-                engine: if uring.is_some() { IoEngine::Async } else { IoEngine::Sync },
+                engine: if uring.is_some() {
+                    IoEngine::Async
+                } else {
+                    IoEngine::Sync
+                },
                 limiter: Limiter::new(config.bandwidth, config.operations)?,
                 clock,
                 wake,
@@ -454,7 +461,9 @@ impl Block {
 /// Returns the io_uring of drive `id`, or `None` with a warning if it cannot be created.
 fn open_uring(id: &str, created: io::Result<UringEngine>) -> Option<UringEngine> {
     created
-        .inspect_err(|error| log::warn!("drive {id:?} uses synchronous I/O: cannot create an io_uring: {error}"))
+        .inspect_err(|error| {
+            log::warn!("drive {id:?} uses synchronous I/O: cannot create an io_uring: {error}")
+        })
         .ok()
 }
 

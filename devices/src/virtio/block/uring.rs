@@ -538,11 +538,19 @@ mod tests {
         // Of any other file.
         let read = opcode::Readv::new(types::Fd(file.as_raw_fd()), std::ptr::null(), 0).build();
         assert_eq!(execute(&mut engine, &read), -libc::EACCES);
-        let read = opcode::Readv::new(types::Fixed(0), std::ptr::null(), 0).build().flags(FIXED_FILE);
+        let read = opcode::Readv::new(types::Fixed(0), std::ptr::null(), 0)
+            .build()
+            .flags(FIXED_FILE);
         assert_eq!(execute(&mut engine, &read), 0);
         let submitter = engine.ring.submitter();
-        assert_eq!(submitter.unregister_files().unwrap_err().raw_os_error(), Some(libc::EACCES));
-        assert_eq!(submitter.unregister_eventfd().unwrap_err().raw_os_error(), Some(libc::EACCES));
+        assert_eq!(
+            submitter.unregister_files().unwrap_err().raw_os_error(),
+            Some(libc::EACCES)
+        );
+        assert_eq!(
+            submitter.unregister_eventfd().unwrap_err().raw_os_error(),
+            Some(libc::EACCES)
+        );
         engine.replace_file(file.as_raw_fd()).unwrap();
     }
 }

@@ -127,7 +127,10 @@ impl Pagemap {
     pub fn open() -> Result<Self, Error> {
         let open = |path| File::open(path).map_err(|source| Error::Open { path, source });
         let pages = match KEPT.get() {
-            Some(file) => file.try_clone().map_err(|source| Error::Open { path: PAGEMAP, source })?,
+            Some(file) => file.try_clone().map_err(|source| Error::Open {
+                path: PAGEMAP,
+                source,
+            })?,
             None => open(PAGEMAP)?,
         };
         Ok(Self {
