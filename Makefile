@@ -24,7 +24,7 @@ ifeq ($(filter x86_64 aarch64,$(ARCH)),)
 $(error cannot build for $(ARCH): mayfly has no code for it; use x86_64 or aarch64)
 endif
 
-.PHONY: help guests build demo tools cross setup format lint docs aarch64 scenarios unit test fuzz bench attack control floor jailer queue restore tracking clones order clean
+.PHONY: help guests build demo tools cross setup format lint docs aarch64 scenarios unit test fuzz bench attack control filters floor jailer queue restore tracking clones order clean
 # Goals run in their order, even with -j: cargo uses all processors already.
 .NOTPARALLEL:
 
@@ -134,6 +134,9 @@ attack: build ## measure the delay of answers while a guest attacks the VMM
 
 control: build ## compare the API socket with its floor
 	@cargo bench --bench control
+
+filters: build ## measure the cost of the seccomp filters
+	@cargo bench --bench filters
 
 floor: build ## compare the start with its floor: the same KVM calls as bare ioctls
 	@benches/floor/run.sh

@@ -227,10 +227,18 @@ fn tests_of_security_promises_exist() {
     let sources: String = files(".rs").iter().map(|file| read(file)).collect();
     let page = read("docs/security.md");
     let mut missing = Vec::new();
+    let mut has_tests = false;
     for row in page.lines().filter(|line| line.starts_with("| ")) {
         let tests = row.split('|').nth(2).unwrap();
+        // The first row of each table names its columns.
+        if row.starts_with("| attack") {
+            has_tests = true;
+            assert_eq!(tests, " tests ", "{row}");
+        } else if page.contains(&format!("{row}\n|---")) {
+            has_tests = false;
+        }
         for (_, test) in spans(tests) {
-            if !test.contains(' ') && !sources.contains(&format!("fn {test}(")) {
+            if has_tests && !test.contains(' ') && !sources.contains(&format!("fn {test}(")) {
                 missing.push(test);
             }
         }

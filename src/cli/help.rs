@@ -352,8 +352,8 @@ Prefetch a working set, the pages that a guest touches first:
                         memory file is not in the page cache, read it in large chunks instead. Prefetched pages count
                         as changed: a diff snapshot contains them. FILE must be recorded with the same snapshot
 
-      --timings, --trace FILE, --api-sock PATH, --id NAME, --log-level LEVEL, --log-file PATH, --allow DIR, --no-seccomp,
-      --seccomp-filter FILE, --keep-capabilities
+      --timings, --trace FILE, --api-sock PATH, --id NAME, --log-level LEVEL, --log-file PATH, --allow DIR,
+      --no-seccomp, --seccomp-filter FILE, --keep-capabilities
                         as in mayfly run
 
 A snapshot loads on hosts with the same architecture and processor; mayfly snapshot-info DIR shows both. Its disks and

@@ -10,7 +10,7 @@
 //! |---|---|---|
 //! | limits | `ARCHITECTURE`, `CAPABILITIES`, `COMMAND_LINE_CAPACITY`, `MAX_CORE_THREADS`, `HAS_DEVICE_ARGUMENTS` | KVM must have all capabilities |
 //! | settings | `check`, `save_settings`, `restore_settings` | `check` rejects settings of other architectures, which a state file may hold. The others transfer what the build depends on besides the configuration |
-//! | addresses | `select_layout`, `memory_regions`, `plan_load` | an [`AddressLayout`] never changes: state files hold it |
+//! | addresses | `DEFAULT_LAYOUT`, `select_layout`, `memory_regions`, `plan_load` | an [`AddressLayout`] never changes: state files hold it |
 //! | VM | `vm_type`, then the memory slots, `reserve_addresses`, `new`, `create_vcpus` | interrupt controllers in the kernel follow the slots. Those that must follow the vCPUs are part of `create_vcpus`, before it passes a vCPU to its thread |
 //! | prepared VM | `can_precede_memory`, `restart_clock` | false is always right |
 //! | vCPUs | `Cpu`, `Profile`, `Features`, `profile`, `PROFILE_PHASE`, `configure`, `features` | on the thread of each vCPU; `profile` on one of them, while the main thread creates the VM |

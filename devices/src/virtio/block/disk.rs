@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::fmt::Debug;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::mem::{self, MaybeUninit};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -25,6 +25,7 @@ use snapshot::file::FileIdentity;
 
 use super::extent::{Extent, Pieces, shrink_to_blocks};
 use super::lock::{self, Holder, LockKind};
+use super::uring::open_again;
 use crate::medium::Medium;
 
 /// Bytes of a sector, the unit of all offsets and lengths of the driver.
@@ -357,20 +358,6 @@ impl Disk {
         if std::mem::take(&mut self.is_locked) {
             lock::unlock(&self.file.file);
         }
-    }
-
-    /// Calls `pass` with the file for an io_uring, which keeps it.
-    pub(super) fn pass_to_uring<T>(&mut self, pass: impl FnOnce(RawFd) -> T) -> T {
-        let own = self.uring_file.take();
-        pass(
-            own.as_ref()
-                .map_or(self.file.file.as_raw_fd(), AsRawFd::as_raw_fd),
-        )
-    }
-
-    /// Keeps the disk locked until the end of this process.
-    pub(super) fn keep_locked(&self) {
-        mem::forget(self.file.clone());
     }
 
     /// Returns the path at the last opening.
@@ -783,13 +770,6 @@ pub fn open_file(path: &Path, read_only: bool) -> Result<File, Error> {
     let mut options = OpenOptions::new();
     options.read(true).write(!read_only);
     options.open(path).map_err(failed)
-}
-
-/// Opens the file with `metadata` at `path` again. Returns `None` if another file is there.
-fn open_again(path: &Path, metadata: &Metadata, options: DiskOptions) -> Option<File> {
-    let file = open_file(path, options.read_only).ok()?;
-    let other = file.metadata().ok()?;
-    ((other.dev(), other.ino()) == (metadata.dev(), metadata.ino())).then_some(file)
 }
 
 /// Fails if `metadata` is neither of a file nor of a block device.

@@ -9,9 +9,12 @@
 //! continues with synchronous I/O.
 
 use std::collections::VecDeque;
+use std::fs::{File, Metadata};
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use io_uring::register::Restriction;
@@ -20,7 +23,7 @@ use io_uring::{IoUring, opcode, types};
 use libc::iovec;
 use snapshot::GuestMemory;
 
-use super::disk::{Disk, coarse_time};
+use super::disk::{Disk, DiskOptions, coarse_time, open_file};
 use super::request::{QUEUE_SIZE, RequestKind, Status};
 use super::transfer::{MAX_BUFFERED, PendingRequest, Unfinished};
 
@@ -384,6 +387,29 @@ impl Drop for UringEngine {
             mem::forget(mem::take(&mut self.slots));
         }
     }
+}
+
+impl Disk {
+    /// Calls `pass` with the file for an io_uring, which keeps it.
+    pub(super) fn pass_to_uring<T>(&mut self, pass: impl FnOnce(RawFd) -> T) -> T {
+        let own = self.uring_file.take();
+        pass(
+            own.as_ref()
+                .map_or(self.file.file.as_raw_fd(), AsRawFd::as_raw_fd),
+        )
+    }
+
+    /// Keeps the disk locked until the end of this process.
+    pub(super) fn keep_locked(&self) {
+        mem::forget(self.file.clone());
+    }
+}
+
+/// Opens the file with `metadata` at `path` again. Returns `None` if another file is there.
+pub(super) fn open_again(path: &Path, metadata: &Metadata, options: DiskOptions) -> Option<File> {
+    let file = open_file(path, options.read_only).ok()?;
+    let other = file.metadata().ok()?;
+    ((other.dev(), other.ino()) == (metadata.dev(), metadata.ino())).then_some(file)
 }
 
 /// Maximum number of temporary errors in a row: of submissions while the kernel has no request, and of one request.
