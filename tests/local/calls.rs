@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::{fs, mem, ptr, thread};
 
@@ -97,10 +98,15 @@ pub struct KillTimer {
 }
 
 impl KillTimer {
-    pub fn start(process: libc::pid_t) -> Self {
+    fn start(process: libc::pid_t) -> Self {
+        Self::start_within(scratch::TIMEOUT, process)
+    }
+
+    /// Kills the process after `limit`.
+    pub fn start_within(limit: Duration, process: libc::pid_t) -> Self {
         let (running, stop) = mpsc::channel();
         thread::spawn(move || {
-            if stop.recv_timeout(scratch::TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+            if stop.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
                 // SAFETY: the call takes no pointer. The test has not waited for the process.
                 unsafe { libc::kill(process, libc::SIGKILL) };
             }

@@ -9,6 +9,7 @@ use std::mem;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::ptr;
+use std::time::Duration;
 
 use scratch::Directory;
 
@@ -60,6 +61,9 @@ struct End {
 
 const KVM_RUN: u64 = 0xae80;
 
+/// Time for the end of the process after the failure. It is killed then: if the guest runs, it may run for ever.
+const RUN_LIMIT: Duration = Duration::from_secs(3);
+
 /// A call by its number, and for an ioctl its request.
 type Kind = (libc::c_long, u64);
 
@@ -101,7 +105,7 @@ fn run_with_failure(command: &mut Command, kind: Kind, count: usize, error: i32)
     unsafe { command.pre_exec(|| request(libc::PTRACE_TRACEME, 0, ptr::null_mut())) };
     let child = command.stdin(input()).stdout(Stdio::null()).stderr(stderr);
     let leader = libc::pid_t::try_from(child.spawn().unwrap().id()).unwrap();
-    let _limit = calls::KillTimer::start(leader);
+    let mut _end = Some(calls::KillTimer::start_within(scratch::TIMEOUT, leader));
     calls::wait(leader);
     let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_EXITKILL;
     request(libc::PTRACE_SETOPTIONS, leader, number(options)).unwrap();
@@ -127,12 +131,7 @@ fn run_with_failure(command: &mut Command, kind: Kind, count: usize, error: i32)
             if let Some(mut registers) = registers(thread) {
                 let call = libc::c_long::try_from(registers.orig_rax).unwrap_or(-1);
                 let request_number = if call == libc::SYS_ioctl { registers.rsi } else { 0 };
-                if is_entry && request_number == KVM_RUN && seen >= count && failing.is_none() {
-                    // The guest runs, and may run for ever.
-                    // SAFETY: the call takes no pointer. The loop has not waited for the process.
-                    unsafe { libc::kill(leader, libc::SIGKILL) };
-                    has_run = true;
-                }
+                has_run |= is_entry && request_number == KVM_RUN;
                 if is_entry && (call, request_number) == kind {
                     seen += 1;
                     if seen == count {
@@ -145,6 +144,7 @@ fn run_with_failure(command: &mut Command, kind: Kind, count: usize, error: i32)
                     failing = None;
                     registers.rax = i64::from(-error).cast_unsigned();
                     let _ = request(libc::PTRACE_SETREGS, thread, (&raw mut registers).cast());
+                    _end = Some(calls::KillTimer::start_within(RUN_LIMIT, leader));
                 }
             }
         } else if signal != libc::SIGTRAP && (started.insert(thread, ()).is_some() || thread == leader) {
@@ -152,6 +152,9 @@ fn run_with_failure(command: &mut Command, kind: Kind, count: usize, error: i32)
         }
         let _ = request(libc::PTRACE_SYSCALL, thread, number(delivered));
     };
+    let is_killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL;
+    // A guest that runs may run for ever.
+    let has_run = has_run && is_killed;
     End {
         status: if has_run { 0 } else { status },
         has_run,
