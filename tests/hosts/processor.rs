@@ -52,13 +52,14 @@ fn svm_is_hidden_unless_requested() {
 /// A state with the setting `virtualization`, and with SVM in CPUID, is loaded by its user; an attacker gets nothing by them.
 fn untrusted_state_requests_no_feature() {
     let api = format!("--api-sock {SOCKET}");
-    let guest = "/guests/ticker.elf --memory 16M --cpu-features virtualization";
+    let guest = "/guests/echo.elf --memory 16M --cpu-features virtualization";
     let mut guest = Guest::start(&format!("{guest} {api}"));
-    guest.expect("tick 1\n");
+    guest.expect("ready\n");
     pause_and_create(&mut guest, "Full");
     drop(guest);
     let mut guest = Guest::launch(&format!("restore {DIRECTORY} {api}"));
-    guest.expect("tick ");
+    guest.type_line("more");
+    guest.expect("more");
     guest.terminate();
     let restore = ["restore", DIRECTORY, "--untrusted"];
     let rejected = scratch::run(mayfly_command().args(restore));
@@ -68,7 +69,8 @@ fn untrusted_state_requests_no_feature() {
         "{message}"
     );
     let mut guest = Guest::launch(&format!("restore {DIRECTORY} --untrusted --mask-cpu {api}"));
-    guest.expect("tick ");
+    guest.type_line("more");
+    guest.expect("more");
     guest.terminate();
     fs::remove_dir_all(DIRECTORY).unwrap();
 }
