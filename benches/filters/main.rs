@@ -29,6 +29,7 @@ fn median(mut times: Vec<Duration>) -> f64 {
 }
 
 /// Installs `program` on a new thread. Returns the time of the call.
+#[allow(clippy::disallowed_methods, reason = "the thread makes one call")]
 fn install(program: &[Instruction]) -> Duration {
     let mut instructions: Vec<sock_filter> = program
         .iter()
@@ -85,7 +86,6 @@ fn start(options: &[&str]) -> Duration {
     elapsed
 }
 
-#[allow(clippy::disallowed_methods, reason = "the thread makes one call")]
 fn main() {
     // SAFETY: the call takes numbers alone.
     assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);

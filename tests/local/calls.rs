@@ -5,8 +5,8 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::time::Duration;
 use std::{fs, mem, ptr, thread};
 
 /// A system call.
