@@ -2,9 +2,8 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::process::{Command, Stdio};
 
-use crate::guest::{Guest, Running, mayfly_command};
+use crate::guest::{Guest, mayfly_command};
 use crate::snapshots::{DIRECTORY, SOCKET, pause_and_create};
 
 scenarios! {
