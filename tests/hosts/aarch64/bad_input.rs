@@ -268,7 +268,7 @@ fn check_maps() {
     scratch::wait_until("the socket of the shell", || Path::new(SHELL).exists());
     fs::remove_dir_all(DIRECTORY).unwrap();
     create_snapshot("fc");
-    let texts = ["its address layout: virt, that of the snapshot: fc"];
+    let texts = ["its address layout: virt 2, that of the snapshot: fc 2"];
     expect_error(&format!("restore --shell {SHELL} {DIRECTORY}"), FAILURE, &texts);
     shell.terminate();
     fs::remove_dir_all(DIRECTORY).unwrap();

@@ -45,10 +45,14 @@ const EXTRA: [(&str, usize, &str); 6] = [
     ("KVM_GET_API_VERSION", 1, "check of the version"),
     (
         "KVM_CHECK_EXTENSION",
-        6,
-        "5 required capabilities, and the size of guest-physical addresses",
+        7,
+        "5 required capabilities, the size of guest-physical addresses, and the offset of the counters",
     ),
-    ("KVM_ENABLE_CAP", 1, "SYSTEM_SUSPEND of PSCI"),
+    (
+        "KVM_ENABLE_CAP",
+        2,
+        "SYSTEM_SUSPEND of PSCI, and writable identification registers",
+    ),
     ("KVM_GET_ONE_REG", 1, "MPIDR_EL1, for the device tree"),
     ("KVM_SET_DEVICE_ATTR", 1, "number of interrupts of the GIC"),
     (
@@ -63,16 +67,20 @@ const EXTRA_OF_LOAD: [(&str, usize, &str); 9] = [
     ("KVM_GET_API_VERSION", 1, "check of the version"),
     (
         "KVM_CHECK_EXTENSION",
-        7,
-        "as in a start, and the offset of the counters",
+        8,
+        "as in a start, and once more the offset of the counters",
     ),
-    ("KVM_ENABLE_CAP", 1, "SYSTEM_SUSPEND of PSCI"),
+    ("KVM_ENABLE_CAP", 2, "as in a start"),
     ("KVM_GET_ONE_REG", 1, "MPIDR_EL1, for the GIC"),
     ("KVM_GET_REG_LIST", 1, "registers of this host"),
     ("KVM_GET_DEVICE_ATTR", 1, "priority bits of the GIC"),
     ("KVM_SET_MP_STATE", 1, "PSCI state"),
     ("KVM_SET_VCPU_EVENTS", 1, "pending SError"),
-    ("KVM_IRQ_LINE", 2, "input that arrives after the load"),
+    (
+        "KVM_IRQ_LINE",
+        4,
+        "new identity, and input that arrives after the load",
+    ),
 ];
 /// Registers of a vCPU and of a GIC. The numbers vary with the kernel of the host.
 const MAX_VCPU_REGISTERS: usize = 260;
@@ -80,7 +88,7 @@ const MAX_GIC_REGISTERS: usize = 280;
 
 /// Maximum system calls from the first instruction of the process to the first guest entry, without waits for other threads.
 /// The number varies: the main thread continues while the vCPU thread enters the guest.
-const MAX_START_CALLS: usize = 100;
+const MAX_START_CALLS: usize = 120;
 
 mod gic2 {
     #[test]
