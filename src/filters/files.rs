@@ -1,6 +1,6 @@
 //! Landlock: the files that the process can open while the guest runs.
 //!
-//! Files that are open already stay usable. The kernel may lack Landlock, or some of its rights: the log tells.
+//! Files that are open already stay usable. The kernel may lack Landlock, or some of its rights: the log reports it.
 
 use std::io;
 use std::path::{Path, PathBuf};
