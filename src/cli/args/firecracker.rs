@@ -392,7 +392,7 @@ mod tests {
             ("--no-api", "--no-api requires --config-file", 153),
             ("--metadata f", "no metadata service", 153),
             ("--enable-pci", "memory-mapped", 153),
-            ("--seccomp-filter f", "--no-seccomp", 153),
+            ("--no-seccomp --seccomp-filter f", "excludes", 153),
             ("--start-time-us x", "expected a number", 153),
             (
                 "--describe-snapshot",

@@ -25,7 +25,6 @@ use snapshot::file::FileIdentity;
 
 use super::extent::{Extent, Pieces, shrink_to_blocks};
 use super::lock::{self, Holder, LockKind};
-use super::uring::open_again;
 use crate::medium::Medium;
 
 /// Bytes of a sector, the unit of all offsets and lengths of the driver.
@@ -267,11 +266,6 @@ impl Disk {
         })?;
         check_kind(path, &metadata)?;
         let length = measure(path, &file, options)?;
-        // Without it, the io_uring uses the locked file.
-        let uring_file = options
-            .for_uring
-            .then(|| open_again(path, &metadata, options))
-            .flatten();
         let is_block_device = metadata.file_type().is_block_device();
         let file = DiskFile {
             medium: if is_block_device {
@@ -293,9 +287,7 @@ impl Disk {
             is_block_device,
             inode: metadata,
         };
-        let mut disk = Self::new(file, path.to_owned(), length, options);
-        disk.uring_file = uring_file;
-        Ok(disk)
+        Ok(Self::new(file, path.to_owned(), length, options))
     }
 
     /// Returns a disk in the complete sectors of `length` bytes.

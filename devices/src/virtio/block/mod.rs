@@ -243,10 +243,11 @@ impl Block {
             Some(file) => Disk::with_file(file, path, options),
             None => Disk::open_unlocked(path, options),
         };
-        let disk = opened.map_err(|source| Error::Disk {
+        let mut disk = opened.map_err(|source| Error::Disk {
             id: config.id.clone(),
             source,
         })?;
+        disk.open_for_uring();
         Self::new(disk, config, clock).map_err(|source| Error::Descriptors {
             id: config.id.clone(),
             source,

@@ -39,7 +39,11 @@ impl DiskHandle {
     /// As [`Disk::open`]. Without a path, [`Error::Empty`], [`Error::Size`] or [`Error::System`].
     pub fn update(&self, path: Option<&Path>) -> Result<DiskUpdate, Error> {
         let change = match path {
-            Some(path) if !self.is_at(path) => Change::File(self.open(path)?),
+            Some(path) if !self.is_at(path) => {
+                let mut disk = self.open(path)?;
+                disk.open_for_uring();
+                Change::File(disk)
+            }
             _ => Change::Length {
                 path: path.unwrap_or(&self.path).to_owned(),
                 length: measure(&self.path, &self.file.file, self.options)?,

@@ -9,12 +9,10 @@
 //! continues with synchronous I/O.
 
 use std::collections::VecDeque;
-use std::fs::{File, Metadata};
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use io_uring::register::Restriction;
@@ -23,7 +21,7 @@ use io_uring::{IoUring, opcode, types};
 use libc::iovec;
 use snapshot::GuestMemory;
 
-use super::disk::{Disk, DiskOptions, coarse_time, open_file};
+use super::disk::{Disk, coarse_time, open_file};
 use super::request::{QUEUE_SIZE, RequestKind, Status};
 use super::transfer::{MAX_BUFFERED, PendingRequest, Unfinished};
 
@@ -390,6 +388,20 @@ impl Drop for UringEngine {
 }
 
 impl Disk {
+    /// Opens the file a second time if an io_uring is to use it. Without the second one, for example because another file is at the path,
+    /// the io_uring uses the locked one.
+    pub(super) fn open_for_uring(&mut self) {
+        let inode = &self.file.inode;
+        let opened = self
+            .options
+            .for_uring
+            .then(|| open_file(&self.path, self.options.read_only));
+        self.uring_file = opened.and_then(Result::ok).filter(|file| {
+            let other = file.metadata();
+            other.is_ok_and(|other| (other.dev(), other.ino()) == (inode.dev(), inode.ino()))
+        });
+    }
+
     /// Calls `pass` with the file for an io_uring, which keeps it.
     pub(super) fn pass_to_uring<T>(&mut self, pass: impl FnOnce(RawFd) -> T) -> T {
         let own = self.uring_file.take();
@@ -403,13 +415,6 @@ impl Disk {
     pub(super) fn keep_locked(&self) {
         mem::forget(self.file.clone());
     }
-}
-
-/// Opens the file with `metadata` at `path` again. Returns `None` if another file is there.
-pub(super) fn open_again(path: &Path, metadata: &Metadata, options: DiskOptions) -> Option<File> {
-    let file = open_file(path, options.read_only).ok()?;
-    let other = file.metadata().ok()?;
-    ((other.dev(), other.ino()) == (metadata.dev(), metadata.ino())).then_some(file)
 }
 
 /// Maximum number of temporary errors in a row: of submissions while the kernel has no request, and of one request.
