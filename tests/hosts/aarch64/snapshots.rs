@@ -252,6 +252,10 @@ fn check_address(map: Map) {
         "--net net0=tap:tap0,guest-ip=10.0.0.2,ip={ADDRESS},guest-mac={MAC},mac=02:00:00:00:07:01"
     ));
     run_program("ping", &["-c", "2", "-W", "30", ADDRESS]);
+    // While the VM runs: its end clears them.
+    let neighbors = scratch::run(Command::new("ip").args(["neigh", "show", ADDRESS])).stdout;
+    let neighbors = String::from_utf8_lossy(&neighbors).into_owned();
+    assert!(neighbors.contains("02:00:00:00:07:01"), "{neighbors}");
     let mut page = String::new();
     let mut connection = TcpStream::connect((ADDRESS, 80)).unwrap();
     connection.set_read_timeout(Some(TIMEOUT)).unwrap();
@@ -260,9 +264,6 @@ fn check_address(map: Map) {
     // The guest ends once the connection is closed.
     drop(connection);
     assert!(page.ends_with("\r\n\r\nhello from mayfly\n"), "{page}");
-    let neighbors = scratch::run(Command::new("ip").args(["neigh", "show", ADDRESS])).stdout;
-    let neighbors = String::from_utf8_lossy(&neighbors).into_owned();
-    assert!(neighbors.contains("02:00:00:00:07:01"), "{neighbors}");
     // The first ping may precede the address of the host's tap.
     clone.expect(" pings 1 pages");
     clone.expect_exit(0);
