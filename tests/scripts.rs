@@ -88,10 +88,11 @@ const RECORDED: [&str; 15] = [
 ];
 
 /// Tools that setup.sh requires, beside [`RECORDED`].
-const REQUIRED: [&str; 10] = [
+const REQUIRED: [&str; 11] = [
     "ip",
     "ld",
     "lz4",
+    "xz",
     "nft",
     "passt",
     "ping",

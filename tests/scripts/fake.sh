@@ -52,8 +52,10 @@ case $name in
         output=${directory:-target}/${triple:-$FAKE_MACHINE-unknown-linux-gnu}
         case "$*" in
             *--message-format*)
-                create "$output/debug/deps/hosts-0"
-                echo "{\"executable\":\"$PWD/$output/debug/deps/hosts-0\"}"
+                for test in hosts local; do
+                    create "$output/debug/deps/$test-0"
+                    echo "{\"executable\":\"$PWD/$output/debug/deps/$test-0\"}"
+                done
                 ;;
             *libfuzzer*) create "${directory:-target}/$triple/release/fuzz" ;;
             *--release*) for program in mayfly mayfly-jailer mayfly.map; do create "$output/release/$program"; done ;;
@@ -62,6 +64,11 @@ case $name in
     apt-get)
         case "$*" in
             *\ download\ *) : >package.deb ;;
+        esac
+        ;;
+    dpkg)
+        case "$*" in
+            "-x "*) mkdir -p "$last/usr/lib" ;;
         esac
         ;;
     # A dependency of each kind that fetch.sh looks for.
