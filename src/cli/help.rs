@@ -40,6 +40,23 @@ impl Topic {
     }
 }
 
+/// Options of the isolation, which several commands have.
+macro_rules! isolation_options {
+    () => {
+        "\
+Isolation (docs/security.md):
+      --allow DIR       open files in DIR while the guest runs, for snapshots, drives and images that a client names;
+                        repeat it for more (default: with an API socket all files, otherwise none)
+      --no-seccomp      install no seccomp filters (default: each thread may make the system calls of its role)
+      --seccomp-filter FILE
+                        install the filters of FILE, made by Firecracker's seccompiler-bin for the roles vmm and vcpu
+      --keep-capabilities
+                        keep capabilities while the guest runs (default: drop all, even for root)
+
+"
+    };
+}
+
 const MAYFLY: &str = "\
 mayfly - a minimal virtual machine monitor for unikernels on KVM
 
@@ -74,7 +91,8 @@ Try:   mayfly demo
        mayfly run unikernel.elf --memory 64M -- hello
 ";
 
-const RUN: &str = "\
+const RUN: &str = concat!(
+    "\
 mayfly run - boot an image
 
 usage: mayfly run KERNEL [OPTION ...] [-- GUEST ARGUMENTS]
@@ -132,15 +150,9 @@ Log:
                         warning)
       --log-file PATH   write the log to this file or FIFO; SIGHUP reopens it (default stderr)
 
-Isolation (docs/security.md):
-      --allow DIR       open files in DIR while the guest runs, for snapshots, drives and images that a client names;
-                        repeat it for more (default: with an API socket all files, otherwise none)
-      --no-seccomp      install no seccomp filters (default: each thread may make the system calls of its role)
-      --seccomp-filter FILE
-                        install the filters of FILE, made by Firecracker's seccompiler-bin for the roles vmm and vcpu
-      --keep-capabilities
-                        keep capabilities while the guest runs (default: drop all, even for root)
-
+",
+    isolation_options!(),
+    "\
 Control the VM from other processes:
       --api-sock PATH   serve Firecracker's REST API on this unix socket, for mayfly ctl and other clients (default
                         none)
@@ -162,7 +174,8 @@ SIGTERM, SIGINT and SIGQUIT end mayfly at once, by that signal. So does SIGHUP w
 Try:   mayfly run unikernel.elf --memory 64M -- hello
        mayfly run unikernel.elf --disk data.img,ro --net user
        mayfly run unikernel.elf --timings
-";
+"
+);
 
 const INSPECT: &str = "\
 mayfly inspect - show format, segments and boot protocols of an image
@@ -190,7 +203,8 @@ Needs nothing but /dev/kvm. Boots the guest, then prints the times measured in t
 unavailable, the message states the remedy. The exit status is that of mayfly run.
 ";
 
-const FIRECRACKER: &str = "\
+const FIRECRACKER: &str = concat!(
+    "\
 mayfly --api-sock - serve Firecracker's REST API
 
 usage: mayfly FLAG ...
@@ -219,15 +233,9 @@ Log:
                         write a line of JSON to this file or FIFO each minute and at each FlushMetrics action
                         (default none)
 
-Isolation (docs/security.md):
-      --allow DIR       open files in DIR while the guest runs, for snapshots, drives and images that a client names;
-                        repeat it for more (default: with an API socket all files, otherwise none)
-      --no-seccomp      install no seccomp filters (default: each thread may make the system calls of its role)
-      --seccomp-filter FILE
-                        install the filters of FILE, made by Firecracker's seccompiler-bin for the roles vmm and vcpu
-      --keep-capabilities
-                        keep capabilities while the guest runs (default: drop all, even for root)
-
+",
+    isolation_options!(),
+    "\
 Print a version and exit:
       --version         print mayfly's version, or Firecracker's if called by that name
       --snapshot-version
@@ -252,7 +260,8 @@ SIGTERM, SIGINT and SIGQUIT end mayfly at once, by that signal. So does SIGHUP w
 Try:   mayfly --api-sock /tmp/vm.sock &
        curl --unix-socket /tmp/vm.sock http://localhost/machine-config
        mayfly ctl --api-sock /tmp/vm.sock status
-";
+"
+);
 
 const CTL: &str = "\
 mayfly ctl - control a running mayfly or Firecracker over its API socket
@@ -367,7 +376,8 @@ Try:   mayfly restore /var/snapshots/web --net eth0=tap:tap1
        mayfly restore /var/snapshots/web --working-set web.set
 ";
 
-const SHELL: &str = "\
+const SHELL: &str = concat!(
+    "\
 mayfly shell - make a VM in advance, and wait for a snapshot to load into it
 
 usage: mayfly shell SOCKET|fd:NUMBER [OPTION ...]
@@ -385,15 +395,9 @@ Set up the VM:
   -m, --memory SIZE     set the guest's memory (default: as --for, or 128M)
       --cpus N          set the number of vCPUs (default: as --for, or 1)
 
-Isolation (docs/security.md):
-      --allow DIR       open files in DIR while the guest runs, for snapshots, drives and images that a client names;
-                        repeat it for more (default: with an API socket all files, otherwise none)
-      --no-seccomp      install no seccomp filters (default: each thread may make the system calls of its role)
-      --seccomp-filter FILE
-                        install the filters of FILE, made by Firecracker's seccompiler-bin for the roles vmm and vcpu
-      --keep-capabilities
-                        keep capabilities while the guest runs (default: drop all, even for root)
-
+",
+    isolation_options!(),
+    "\
 exit status: after a request that of mayfly run, which its client also gets unless the shell is killed; before,
   0     the other side of fd:NUMBER is closed
   1     the VM cannot be made, or the socket cannot be created
@@ -401,7 +405,8 @@ exit status: after a request that of mayfly run, which its client also gets unle
 
 Try:   mayfly shell /run/shell.sock --for /var/snapshots/web &
        mayfly restore --shell /run/shell.sock /var/snapshots/web --net eth0=tap:tap1
-";
+"
+);
 
 const SNAPSHOT: &str = "\
 mayfly snapshot - create a snapshot of a running VM in a directory

@@ -10,7 +10,7 @@ use std::{fs, str};
 use libc::sock_filter;
 
 /// Names in the file, in the order of `ThreadRole`, and true for those that the file must have. `vmm` and `vcpu` are Firecracker's.
-const NAMES: [(&str, bool); 4] = [("start", false), ("vmm", true), ("vcpu", true), ("worker", false)];
+pub const NAMES: [(&str, bool); 4] = [("start", false), ("vmm", true), ("vcpu", true), ("worker", false)];
 
 /// Maximum number of instructions of a program, `BPF_MAXINSNS`.
 const MAX_INSTRUCTIONS: u64 = 4096;

@@ -284,18 +284,13 @@ extern "C" fn handle(signal: c_int, info: *mut siginfo_t, _: *mut c_void) {
     let name = usize::try_from(call.number).ok().and_then(Sysno::new);
     message.push(name.map_or("of unknown name", |call| call.name()).as_bytes());
     message.push(b" of a thread of role ");
-    message.push(ROLE.get().map_or("unknown", name_of).as_bytes());
+    message.push(
+        ROLE.get()
+            .map_or("unknown", |role| custom::NAMES[role as usize].0)
+            .as_bytes(),
+    );
     message.push(b"; report it as a defect; --no-seccomp turns the filters off\n");
     emergency::end(REFUSED, message.bytes())
-}
-
-fn name_of(role: ThreadRole) -> &'static str {
-    match role {
-        ThreadRole::Start => "start",
-        ThreadRole::Vmm => "vmm",
-        ThreadRole::Vcpu => "vcpu",
-        ThreadRole::Worker => "worker",
-    }
 }
 
 /// Text without allocation. Text beyond the capacity is cut off.

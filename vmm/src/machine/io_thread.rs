@@ -112,10 +112,7 @@ impl IoThread {
         let thread = Builder::new()
             .name(ThreadSet::IO_NAME.to_owned())
             .stack_size(STACK_SIZE)
-            .spawn(move || {
-                ThreadRole::Vmm.enter_or_log();
-                runner.run(start);
-            })?;
+            .spawn(move || runner.run(start))?;
         Ok(Self {
             jobs,
             wake,
@@ -236,6 +233,11 @@ struct Runner {
 impl Runner {
     fn run(self, start: impl FnOnce()) {
         let gate = &self.shared.gate;
+        // Its creator is not restricted yet: a load has more rights than a running VM.
+        if let Err(error) = ThreadRole::Vmm.enter() {
+            log::error!("the I/O thread ends: cannot restrict its system calls and rights: {error}");
+            return gate.leave(ThreadSet::IO);
+        }
         let mut start = Some(start);
         while !gate.is_stopped() {
             if gate.is_closed() {
