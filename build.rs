@@ -15,13 +15,14 @@ use std::process::Command;
 #[allow(clippy::disallowed_methods, reason = "make is the only work of this script")]
 fn main() {
     println!("cargo::rerun-if-changed=resources/order.ld");
-    println!("cargo::rustc-link-arg-bins=-Wl,-T,resources/order.ld");
+    // The other program, mayfly-standby, has other functions at its start.
+    println!("cargo::rustc-link-arg-bin=mayfly=-Wl,-T,resources/order.ld");
     println!("cargo::rerun-if-changed=resources/guests");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("OUT_DIR is unset; build with cargo"));
     // Beside the program, where `make order` and tests/order.rs find it: OUT_DIR is PROFILE/build/mayfly-HASH/out.
     let profile = out.ancestors().nth(3).expect("OUT_DIR has no profile directory");
     println!(
-        "cargo::rustc-link-arg-bins=-Wl,-Map={}",
+        "cargo::rustc-link-arg-bin=mayfly=-Wl,-Map={}",
         profile.join("mayfly.map").display()
     );
     let architecture =

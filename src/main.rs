@@ -9,6 +9,7 @@
 //! | `shell` | a VM that is made before its snapshot is known |
 //! | `session` | their VM from its start to its end |
 //! | `snapshot`, `inspect` | the commands without a VM |
+//! | `sibling` | the command of the program mayfly-standby |
 //! | `filters` | isolation of the process: seccomp filters, capabilities |
 //! | `terminal` | the terminal as the guest's serial console |
 //! | `logging` | messages and the log |
@@ -30,6 +31,7 @@ mod run;
 mod serve;
 mod session;
 mod shell;
+mod sibling;
 mod snapshot;
 mod terminal;
 mod timings;
@@ -105,6 +107,7 @@ fn command() -> u8 {
         Command::Serve(options) => {
             apart(|| serve::serve(*options, started_at)).map_err(|error| chain(&error))
         }
+        Command::Standby(arguments) => Err(chain(&apart(|| sibling::execute(arguments)))),
         Command::Ctl(ctl) => print_result(apart(|| ctl::run(&ctl, &mut io::stdin()))),
         Command::Help(topic) => print(topic.text()),
         Command::Version => print(concat!("mayfly ", env!("CARGO_PKG_VERSION"), "\n")),

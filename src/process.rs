@@ -1,9 +1,12 @@
 //! The process: its initialization, processor time, and death by a signal.
 
+use std::ffi::{CStr, OsStr};
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use vmm::emergency;
@@ -140,6 +143,20 @@ fn leave_terminal() {
         // SAFETY: the call takes no pointer.
         unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCNOTTY) };
     }
+}
+
+/// Returns the paths of the program of this process: as it was executed, and as the kernel resolves it. The second needs /proc.
+pub fn executed_paths() -> impl Iterator<Item = PathBuf> {
+    // SAFETY: the call takes no pointer.
+    let address = unsafe { libc::getauxval(libc::AT_EXECFN) };
+    let pointer = std::ptr::with_exposed_provenance::<libc::c_char>(usize::try_from(address).unwrap_or(0));
+    let executed = (!pointer.is_null()).then(|| {
+        // SAFETY: the kernel has placed a C string at this address, which stays for the life of the process.
+        let name = unsafe { CStr::from_ptr(pointer) };
+        PathBuf::from(OsStr::from_bytes(name.to_bytes()))
+    });
+    let executed = executed.filter(|path| path.parent().is_some_and(|parent| parent != Path::new("")));
+    executed.into_iter().chain(std::env::current_exe())
 }
 
 /// Returns the processor time of this process.

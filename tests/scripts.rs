@@ -259,6 +259,7 @@ fn goals_on_aarch64_request_nothing_of_x86() {
             for file in [
                 "mayfly",
                 "mayfly-jailer",
+                "mayfly-standby",
                 "aarch64/mayfly",
                 "aarch64/mayfly-jailer",
             ] {

@@ -75,6 +75,10 @@ Control a running VM over its API socket:
   ctl COMMAND           show its state, configuration or metrics; start, pause, resume or stop it; change devices
   snapshot DIR          create a snapshot of a running VM in DIR
 
+Keep many VMs suspended until a frame wakes them:
+  standby --api-sock SOCKET --state-dir DIR [OPTION ...]
+                        supervise the instances of this host; see mayfly help standby
+
 Read files; no KVM required:
   inspect KERNEL        show format, segments and boot protocols of an image
   snapshot-info DIR     describe a snapshot

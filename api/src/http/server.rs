@@ -62,6 +62,8 @@ pub struct Server {
     /// Reserves a descriptor: at the descriptor limit, it is closed to accept and close a client. Otherwise the pending
     /// client would make the event loop spin.
     spare: Option<UnixListener>,
+    /// Returns true for clients that are served.
+    admits: fn(&UnixStream) -> bool,
     /// Returns the time. Tests replace it.
     clock: Box<dyn Fn() -> Instant>,
 }
@@ -93,8 +95,16 @@ impl Server {
             connections: Vec::new(),
             limits,
             scratch: vec![0; SCRATCH].into_boxed_slice(),
+            admits: |_| true,
             clock: Box::new(Instant::now),
         })
+    }
+
+    /// Closes the connections of clients for which `admits` returns false. By default all are served.
+    #[must_use]
+    pub fn only_for(mut self, admits: fn(&UnixStream) -> bool) -> Self {
+        self.admits = admits;
+        self
     }
 
     /// Performs a batch of the pending work without blocking. The descriptor stays readable while work remains.
@@ -161,6 +171,7 @@ impl Server {
     fn accept(&mut self, handler: &mut dyn Handler) {
         for _ in 0..BATCH {
             match self.socket.accept() {
+                Ok(stream) if !(self.admits)(&stream) => {}
                 Ok(stream) if self.count_open() < self.limits.connections => self.admit(stream),
                 Ok(stream) => {
                     self.evict(handler);

@@ -31,6 +31,9 @@ pub use session::SessionArgs;
 pub use shell::{ShellArgs, ShellSocket};
 pub use snapshot::{MEMORY, RestoreArgs, STATE, SnapshotArgs};
 
+/// Command of another program.
+const STANDBY: &str = "standby";
+
 /// A command with its arguments.
 #[derive(Debug)]
 pub enum Command {
@@ -58,6 +61,8 @@ pub enum Command {
     SnapshotMerge(Vec<PathBuf>),
     /// Send a request to a running mayfly.
     Ctl(Box<Ctl>),
+    /// Become mayfly-standby, with these arguments.
+    Standby(Vec<OsString>),
     /// Print a help text.
     Help(Topic),
     /// Print the version.
@@ -91,6 +96,10 @@ pub fn parse(program: &OsStr, arguments: impl IntoIterator<Item = OsString>) -> 
 }
 
 fn parse_command(arguments: Vec<OsString>) -> Result<Command, Error> {
+    if arguments.first().is_some_and(|command| command == STANDBY) {
+        // The other program parses them.
+        return Ok(Command::Standby(arguments.into_iter().skip(1).collect()));
+    }
     let mut parser = lexopt::Parser::from_args(arguments);
     match parser.next().map_err(Error::TopLevel)? {
         None => Err(Error::NoCommand),
@@ -177,6 +186,7 @@ fn help(parser: &mut lexopt::Parser) -> Result<Command, Error> {
             Some("restore") => Topic::Restore,
             Some("shell") => Topic::Shell,
             Some("snapshot" | "snapshot-info" | "snapshot-merge") => Topic::Snapshot,
+            Some(STANDBY) => return Ok(Command::Standby(vec!["--help".into()])),
             _ => return Err(Error::Command(lossy(&command))),
         },
         Some(other) => return Err(Error::TopLevel(other.unexpected())),
