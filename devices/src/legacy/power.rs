@@ -1,6 +1,7 @@
 //! Ports by which a guest requests the end of its virtual machine: ACPI power-off at 0x600 and 0x604, debug exit at
-//! 0x501.
+//! 0x501; and the port at 0x502 by which it announces that it is ready.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,8 @@ pub const POWER_OFF_LENGTH: u64 = 2;
 pub const EXIT_PORT: u64 = 0x501;
 /// Number of ports of [`ExitPort`].
 pub const EXIT_LENGTH: u64 = 4;
+/// Offset of the ready port behind [`EXIT_PORT`].
+const READY_OFFSET: u64 = 1;
 
 /// SLP_EN of the PM1a control register: enter the sleep state. Power-off is the only state.
 const SLEEP_ENABLE: u16 = 1 << 13;
@@ -42,6 +45,8 @@ pub enum PowerEvent {
 #[derive(Debug, Default)]
 pub struct Power {
     event: OnceLock<PowerEvent>,
+    /// Relaxed: the flag passes no data.
+    is_ready: AtomicBool,
 }
 
 impl Power {
@@ -59,6 +64,16 @@ impl Power {
     /// Returns the guest's request, if there is one.
     pub fn requested(&self) -> Option<PowerEvent> {
         self.event.get().copied()
+    }
+
+    /// Records that the guest serves its clients.
+    pub fn set_ready(&self) {
+        self.is_ready.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns true if the guest has announced that it serves its clients.
+    pub fn is_ready(&self) -> bool {
+        self.is_ready.load(Ordering::Relaxed)
     }
 }
 
@@ -98,8 +113,8 @@ impl BusDevice for PowerOffPort {
     }
 }
 
-/// Debug exit port. A write of 1, 2 or 4 bytes to its first port is a request to exit with that code. Reads return all
-/// ones.
+/// Debug exit port. A write of 1, 2 or 4 bytes to its first port is a request to exit with that code. A byte at its second
+/// port announces that the guest is ready. Reads return all ones.
 #[derive(Debug)]
 pub struct ExitPort(Arc<Power>);
 
@@ -116,6 +131,9 @@ impl BusDevice for ExitPort {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
+        if offset == READY_OFFSET && data.len() == 1 {
+            return self.0.set_ready();
+        }
         let code = match *data {
             [a] => u32::from(a),
             [a, b] => u32::from_le_bytes([a, b, 0, 0]),
@@ -228,6 +246,21 @@ mod tests {
         }
         assert_eq!(after_exit_write(1, &[1]), None);
         assert_eq!(after_exit_write(0, &[1, 2, 3]), None);
+    }
+
+    #[test]
+    fn byte_at_second_exit_port_announces_ready_guest() {
+        for (offset, data, is_ready) in [
+            (1, &[0][..], true),
+            (1, &[7], true),
+            (1, &[1, 2], false),
+            (0, &[1], false),
+            (2, &[1], false),
+        ] {
+            let power = power();
+            ExitPort::new(power.clone()).write(offset, data);
+            assert_eq!(power.is_ready(), is_ready, "{offset} {data:?}");
+        }
     }
 
     #[test]

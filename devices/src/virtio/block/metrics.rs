@@ -95,6 +95,20 @@ pub struct BlockRecorder {
 }
 
 impl BlockRecorder {
+    /// Returns the number of ended requests of any type.
+    pub fn requests(&self) -> u64 {
+        let counters = [
+            &self.reads,
+            &self.writes,
+            &self.flushes,
+            &self.discards,
+            &self.errors,
+        ];
+        counters
+            .iter()
+            .fold(0, |sum, counter| sum.wrapping_add(counter.get()))
+    }
+
     /// Returns the metrics. Those of a request that ends meanwhile may be counted in part.
     pub fn metrics(&self) -> BlockMetrics {
         BlockMetrics {

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::activity::Activity;
 use super::rewriter::DropReason;
 use crate::counter::Counter;
 use crate::latency::{Latency, LatencyRecorder};
@@ -76,6 +77,25 @@ pub struct NetRecorder {
 }
 
 impl NetRecorder {
+    /// Starts or ends the count of the frames that keep the VM awake.
+    pub fn count_activity(&self, enabled: bool) {
+        self.receive.activity.enable(enabled);
+        self.transmit.activity.enable(enabled);
+    }
+
+    /// Returns the number of frames in both directions that keep the VM awake, since [`count_activity`](Self::count_activity).
+    pub fn active_frames(&self) -> u64 {
+        self.receive
+            .activity
+            .frames()
+            .wrapping_add(self.transmit.activity.frames())
+    }
+
+    /// Returns true once the guest has sent a frame.
+    pub fn has_sent(&self) -> bool {
+        self.transmit.packets.get() > 0
+    }
+
     /// Returns the metrics. Those of a packet that is processed meanwhile may be counted in part.
     pub fn metrics(&self) -> NetMetrics {
         NetMetrics {
@@ -103,6 +123,7 @@ pub(super) struct Recorder {
     pub(super) duration: LatencyRecorder,
     pub(super) address_conflicts: Counter,
     pub(super) address_drops: AddressDropRecorder,
+    pub(super) activity: Activity,
 }
 
 /// Recorder of [`AddressDrops`].

@@ -2,6 +2,7 @@
 //!
 //! | module | contents |
 //! |---|---|
+//! | `activity` | frames that keep the VM awake |
 //! | [`backend`] | [`Backend`]: host side; [`Received`], [`Sent`], [`Link`] |
 //! | [`features`] | feature bits, check of packet headers, sizes |
 //! | [`metrics`] | [`NetMetrics`]: counters of both directions; [`NetRecorder`] |
@@ -20,6 +21,7 @@
 //! A full socket, or a full tap with a small `TUNSETSNDBUF`, stops the transmit queue until it is writable.
 //! The packets stay in the guest, and the guest's queue discipline handles them.
 
+mod activity;
 mod addresses;
 pub mod backend;
 mod buffers;
@@ -35,7 +37,7 @@ mod tests;
 mod tx;
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use log::warn;
@@ -170,6 +172,17 @@ impl Net {
     /// Returns the link status; true while the network is reachable.
     pub fn link(&self) -> bool {
         self.link
+    }
+
+    /// Returns the descriptor that becomes readable with the next frame to the guest. `None` while the network is not reachable: the
+    /// descriptor of a lost connection stays readable.
+    pub fn wake_descriptor(&self) -> Option<RawFd> {
+        (self.setup.backend.link() == Link::Up).then(|| self.setup.backend.descriptor())
+    }
+
+    /// Returns true while a received frame waits for buffers of the guest, or for the rate limiter.
+    pub fn has_waiting_frame(&self) -> bool {
+        !self.receiver.held().is_empty()
     }
 
     /// Returns a short description of the backend: `tap tap0`, `stream /run/net.socket`, `passt`.

@@ -262,6 +262,12 @@ impl Receiver {
         start: &mut [u8],
         length: usize,
     ) -> Result<Option<BatchEnd>, Error> {
+        batch.counters.activity.count(length, |head| {
+            let copied = start.len().min(head.len());
+            let is_read = buffers.copy_to(head).is_ok();
+            head[..copied].copy_from_slice(&start[..copied]);
+            is_read
+        });
         buffers.add_used(batch.queue, batch.memory, start, length)?;
         batch.count_packet(length - HEADER);
         Ok(None)

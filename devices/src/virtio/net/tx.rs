@@ -187,6 +187,12 @@ impl Transmitter {
             Ok(sent) => {
                 batch.stop_timer(started_at);
                 batch.count_packet(length - HEADER);
+                batch.counters.activity.count(length, |head| {
+                    let copied = start.len().min(head.len());
+                    let is_read = packet.read_exact(0, head).is_ok();
+                    head[..copied].copy_from_slice(&start[..copied]);
+                    is_read
+                });
                 Ok(match sent {
                     Sent::Complete => PacketOutcome::Done,
                     Sent::Partial => PacketOutcome::DoneFull,
